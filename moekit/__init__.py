@@ -1,0 +1,97 @@
+"""moekit: Mixture-of-Experts as plugins.
+
+Names are imported on first use, so that ``import moekit`` and the command line stay fast and torch-free until torch
+is needed. ``moekit.MoELayer`` is the layer; ``moekit.load`` turns a recipe into a spec; ``moekit.build`` builds it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from moekit.component import API_VERSION as API_VERSION
+    from moekit.component import Component as Component
+    from moekit.component import recipes_in as recipes_in
+    from moekit.contracts import BalanceContext as BalanceContext
+    from moekit.contracts import Balancer as Balancer
+    from moekit.contracts import Batch as Batch
+    from moekit.contracts import Data as Data
+    from moekit.contracts import Dispatched as Dispatched
+    from moekit.contracts import Dispatcher as Dispatcher
+    from moekit.contracts import ExpertBank as ExpertBank
+    from moekit.contracts import LayerDims as LayerDims
+    from moekit.contracts import LossSum as LossSum
+    from moekit.contracts import LossTerm as LossTerm
+    from moekit.contracts import Model as Model
+    from moekit.contracts import ModelOutput as ModelOutput
+    from moekit.contracts import Objective as Objective
+    from moekit.contracts import Router as Router
+    from moekit.errors import CheckpointError as CheckpointError
+    from moekit.errors import DataError as DataError
+    from moekit.errors import MoekitError as MoekitError
+    from moekit.errors import PluginError as PluginError
+    from moekit.errors import SpecError as SpecError
+    from moekit.groups import Groups as Groups
+    from moekit.groups import UniformGroups as UniformGroups
+    from moekit.hookspecs import hookimpl as hookimpl
+    from moekit.layer import LayerReport as LayerReport
+    from moekit.layer import MoELayer as MoELayer
+    from moekit.registry import build as build
+    from moekit.registry import temporary as temporary
+    from moekit.routing import ExpertChoice as ExpertChoice
+    from moekit.routing import Pairs as Pairs
+    from moekit.routing import Routing as Routing
+    from moekit.routing import Soft as Soft
+    from moekit.routing import TokenChoice as TokenChoice
+    from moekit.spec import load as load
+    from moekit.spec import to_plain as to_plain
+    from moekit.spec.fields import Spec as Spec
+    from moekit.spec.fields import group as group
+    from moekit.spec.fields import option as option
+    from moekit.spec.fields import slot as slot
+    from moekit.spec.fields import slots as slots
+
+_HOME = {
+    "moekit.component": ("API_VERSION", "Component", "recipes_in"),
+    "moekit.contracts": (
+        "BalanceContext",
+        "Balancer",
+        "Batch",
+        "Data",
+        "Dispatched",
+        "Dispatcher",
+        "ExpertBank",
+        "LayerDims",
+        "LossSum",
+        "LossTerm",
+        "Model",
+        "ModelOutput",
+        "Objective",
+        "Router",
+    ),
+    "moekit.errors": ("CheckpointError", "DataError", "MoekitError", "PluginError", "SpecError"),
+    "moekit.groups": ("Groups", "UniformGroups"),
+    "moekit.hookspecs": ("hookimpl",),
+    "moekit.layer": ("LayerReport", "MoELayer"),
+    "moekit.registry": ("build", "temporary"),
+    "moekit.routing": ("ExpertChoice", "Pairs", "Routing", "Soft", "TokenChoice"),
+    "moekit.spec": ("load", "to_plain"),
+    "moekit.spec.fields": ("Spec", "group", "option", "slot", "slots"),
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+
+__version__ = "0.1.0"
+__all__ = sorted(_MODULE_OF)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'moekit' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_MODULE_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,297 @@
+"""The contracts. Four make a layer (router, expert bank, dispatcher, balancer); three more make a run
+(model, objective, data). Everything moekit does is written against these; papers live in plugins.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from moekit.groups import Groups
+from moekit.routing import Routing
+from moekit.spec.kinds import ALL_FORMS, PAIR_FORMS, Form
+
+if TYPE_CHECKING:
+    from moekit.layer import LayerReport
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerDims:
+    """Sizes that the parts of one layer share.
+
+    Attributes:
+        dim: D, width of the tokens that come in.
+        num_experts: E, routed experts.
+        out_dim: O, width that comes out; D when left out.
+    """
+
+    dim: int
+    num_experts: int
+    out_dim: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.out_dim:
+            object.__setattr__(self, "out_dim", self.dim)
+
+
+class Router(nn.Module, ABC):
+    """Turns tokens into a routing. Built as ``Target(spec, dims)``.
+
+    Its arithmetic is at least fp32 whatever autocast says; it never changes its input; a selection bias decides
+    which experts are chosen and never enters a gate.
+    """
+
+    @abstractmethod
+    def forward(
+        self, x_TD: Tensor, *, valid_T: Tensor | None = None, selection_bias_E: Tensor | None = None
+    ) -> Routing:
+        """Routes T tokens.
+
+        Args:
+            x_TD: tokens, any float dtype.
+            valid_T: bool, False for padding; None when all are valid.
+            selection_bias_E: fp32, added to the affinities for choosing only.
+        """
+
+    def init_weights(self, std: float) -> None:
+        """Draws the weights from N(0, std²), as the model that holds the layer asks."""
+        init_matrices(self, std)
+
+
+class ExpertBank(nn.Module, ABC):
+    """E experts of one shape. Built as ``Target(spec, dims)``.
+
+    Attributes:
+        num_experts: E.
+        out_dim: O.
+    """
+
+    num_experts: int
+    out_dim: int
+
+    @abstractmethod
+    def forward(self, x_ND: Tensor, groups: Groups) -> Tensor:
+        """``y_NO``: each row through its own expert. Rows are sorted by expert; ``groups`` does the products."""
+
+    def init_weights(self, std: float) -> None:
+        """Draws the weights from N(0, std²), as the model that holds the layer asks."""
+        init_matrices(self, std)
+
+    @staticmethod
+    def from_modules(modules: Iterable[nn.Module], out_dim: int) -> ExpertBank:
+        """A bank of any modules that map ``[n, D] -> [n, O]``, run one after the other."""
+        return ModuleExperts(modules, out_dim)
+
+
+class ModuleExperts(ExpertBank):
+    """A bank of independent modules, for whoever does not mind the loop."""
+
+    def __init__(self, modules: Iterable[nn.Module], out_dim: int) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(modules)
+        self.num_experts = len(self.experts)
+        self.out_dim = out_dim
+
+    def forward(self, x_ND: Tensor, groups: Groups) -> Tensor:
+        """``y_NO``: each expert on its own rows."""
+        parts = [expert(x) for expert, x in zip(self.experts, groups.split(x_ND), strict=True)]
+        y_NO = torch.cat(parts)
+        missing = x_ND.shape[0] - y_NO.shape[0]
+        return torch.cat([y_NO, y_NO.new_zeros(missing, self.out_dim)]) if missing else y_NO
+
+    def init_weights(self, std: float) -> None:
+        """Keeps the modules' own initialisation: they are the caller's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dispatched:
+    """What a dispatcher brings back.
+
+    Attributes:
+        y_TO: combined outputs; 0 for a token whose pairs were all dropped, and for padding.
+        dropped: 0-d int64, the number of pairs beyond capacity.
+        expert_TEO: every expert's own output for every token, where the dispatcher computes it (soft routing
+            without slots), for objectives over experts; else None.
+    """
+
+    y_TO: Tensor
+    dropped: Tensor
+    expert_TEO: Tensor | None = None
+
+
+class Dispatcher(nn.Module, ABC):
+    """Carries tokens to the experts and back along a routing. Built as ``Target(spec, dims)``; has no weights.
+
+    Attributes:
+        forms: the forms of routing it takes; the spec's claim.
+    """
+
+    forms: ClassVar[frozenset[Form]] = PAIR_FORMS
+
+    @abstractmethod
+    def forward(self, x_TD: Tensor, routing: Routing, experts: ExpertBank) -> Dispatched:
+        """Sends, computes, combines: ``y_t = sum of gate · expert(x_t)`` over the pairs of t."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossTerm:
+    """One loss of one layer. What is added to the objective is ``weight · value``.
+
+    Attributes:
+        value: 0-d tensor, a mean over tokens, as the paper states it before its coefficient.
+        weight: the coefficient.
+    """
+
+    value: Tensor
+    weight: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class BalanceContext:
+    """What a balancer may know beside the routing.
+
+    Attributes:
+        num_sequences: B. Tokens lie sequence after sequence: token t belongs to sequence ``t // (T // B)``.
+        training: whether the layer is in training mode.
+    """
+
+    num_sequences: int
+    training: bool
+
+
+class Balancer(nn.Module, ABC):
+    """Keeps the load even, by a loss, by a selection bias, or both. Built as ``Target(spec, dims)``.
+
+    State is kept in persistent fp32 buffers and changes in ``step`` alone: never in forward, so recompute,
+    compile and accumulation cannot count twice.
+    """
+
+    forms: ClassVar[frozenset[Form]] = ALL_FORMS
+
+    def loss(self, routing: Routing, context: BalanceContext) -> LossTerm | None:
+        """The loss of one forward pass, or None."""
+        return None
+
+    def selection_bias(self) -> Tensor | None:
+        """fp32 ``[E]`` to be added to affinities for choosing, or None."""
+        return None
+
+    def step(self, load_E: Tensor) -> None:
+        """Called once per optimizer step with the load of the whole global batch (int64 ``[E]``)."""
+        return None
+
+
+class Batch(NamedTuple):
+    """What data yields and an objective reads. A named tuple, so Lightning moves it between devices.
+
+    Attributes:
+        inputs: ``tokens_BS`` int64, or ``x_TD`` float cases.
+        targets: ``tokens_BS`` int64 (the next tokens), or ``d_TO`` float.
+        valid: bool, shape of the tokens or cases; None when all count.
+        num_bytes: 0-d, bytes of text that the valid targets spell; None where there is no text.
+        domain: int64 ``[B]``, which kind of text a sequence is; None where unknown.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    valid: Tensor | None = None
+    num_bytes: Tensor | None = None
+    domain: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOutput:
+    """What a model returns.
+
+    Attributes:
+        y: ``logits_BSV`` of the next token, or ``y_TO``.
+        reports: each MoE layer's report, by the layer's module name inside the model.
+        future: logits of later tokens (multi-token prediction): entry k - 1 has shape ``[B, S - k, V]`` and
+            predicts, at position i, the token k places past the next; empty outside training.
+    """
+
+    y: Tensor
+    reports: Mapping[str, LayerReport] = field(default_factory=dict)
+    future: tuple[Tensor, ...] = ()
+
+
+class Model(nn.Module, ABC):
+    """Built as ``Target(spec)``."""
+
+    @abstractmethod
+    def forward(self, inputs: Tensor, *, valid: Tensor | None = None) -> ModelOutput:
+        """Runs on a batch's inputs; ``valid`` is False for padding."""
+
+    def embeddings(self) -> tuple[nn.Parameter | None, nn.Parameter | None]:
+        """The input embedding and the output head (the same one twice when tied), for counting parameters."""
+        return None, None
+
+    def extra_parts(self) -> Mapping[str, nn.Module]:
+        """Parts used in training alone (multi-token prediction), which published counts leave out."""
+        return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossSum:
+    """A loss as a sum, so that accumulation and sharding weigh every token alike.
+
+    Attributes:
+        total: 0-d, differentiable: the sum over what counts.
+        count: 0-d: the number of tokens or cases summed over.
+        metrics: 0-d sums to be logged, each with the denominator it is divided by.
+    """
+
+    total: Tensor
+    count: Tensor
+    metrics: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+
+class Objective(nn.Module, ABC):
+    """What a model is trained for. Built as ``Target(spec)``."""
+
+    @abstractmethod
+    def forward(self, output: ModelOutput, batch: Batch) -> LossSum:
+        """The loss of one batch, without the balancers' terms (they are in ``output.reports``)."""
+
+
+class Data(ABC):
+    """What a model is trained on. Built as ``Target(spec)``; nothing is read before ``prepare``."""
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Reads and checks what it needs; called once, before the first loader.
+
+        Raises:
+            DataError: a file is missing, unreadable or empty; the message names it.
+        """
+
+    @abstractmethod
+    def train_batch(self, generator: torch.Generator) -> Batch:
+        """Draws one batch; all randomness comes from ``generator``, so that it can be drawn again."""
+
+    @abstractmethod
+    def validation_batches(self) -> Iterator[Batch]:
+        """The validation set, always in the same order."""
+
+    def describe(self) -> Mapping[str, str]:
+        """What a person wants to know of it at the start of a run: sizes, files, what was left out."""
+        return {}
+
+    def picture(self, model: Model, folder: Path) -> list[Path]:
+        """Draws what the trained model does with this data, where there is something to see."""
+        return []
+
+
+def init_matrices(module: nn.Module, std: float) -> None:
+    """Draws every parameter of two or more dimensions from N(0, std²); sets biases (1-D, named ``b*``) to 0."""
+    for name, parameter in module.named_parameters():
+        if parameter.ndim >= 2:
+            nn.init.normal_(parameter, std=std)
+        elif name.rpartition(".")[2].startswith("b"):
+            nn.init.zeros_(parameter)

@@ -1,0 +1,90 @@
+"""Errors a user can act on: what, where, what was expected, the nearest valid name, how to list the choices.
+
+Everything here is a ``ValueError``; the command line prints it without a traceback and exits with code 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+
+class MoekitError(ValueError):
+    """A mistake in what the user gave: a name, a value, a file. Never a bug in moekit."""
+
+
+class DataError(MoekitError):
+    """Data that cannot be used: an unreadable, empty or malformed file. The message names it."""
+
+
+class CheckpointError(MoekitError):
+    """A checkpoint or run folder that cannot be used: missing, truncated, or of another spec."""
+
+
+class PluginError(MoekitError):
+    """A plugin that cannot be used: it failed to import, breaks a hook's rules, or speaks another API version."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """One mistake, told in up to five lines.
+
+    Args:
+        what: the mistake itself, with what was found.
+        at: where it stands: a spec path such as ``model.moe.router.use``.
+        source: the file and line, or ``command line``.
+        expected: what would have been right.
+        nearest: the nearest valid name.
+        list_with: the command that lists the choices.
+    """
+
+    what: str
+    at: str = ""
+    source: str = ""
+    expected: str = ""
+    nearest: str = ""
+    list_with: str = ""
+
+    def __str__(self) -> str:
+        lines = [self.what]
+        if self.at or self.source:
+            where = f"at {self.at}" if self.at else ""
+            lines.append(
+                f"  {where}{'  ' if where and self.source else ''}{f'in {self.source}' if self.source else ''}"
+            )
+        if self.expected:
+            lines.append(f"  expected {self.expected}")
+        if self.nearest:
+            lines.append(f"  did you mean '{self.nearest}'?")
+        if self.list_with:
+            lines.append(f"  list them: {self.list_with}")
+        return "\n".join(lines)
+
+
+class SpecError(MoekitError):
+    """Every mistake of a spec, in one report.
+
+    Attributes:
+        problems: the mistakes, in the order of the file.
+    """
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems: tuple[Problem, ...] = tuple(problems)
+        head = f"{len(self.problems)} problems\n\n" if len(self.problems) > 1 else ""
+        super().__init__(head + "\n\n".join(str(p) for p in self.problems))
+
+
+class UnknownName(MoekitError):
+    """A component name that no loaded plugin offers. ``problem`` carries the parts of the message."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        super().__init__(str(problem))
+
+
+def nearest(name: str, choices: Sequence[str]) -> str:
+    """The valid name most like ``name``, or ``""`` when nothing is near."""
+    from difflib import get_close_matches  # only on the way to an error: keeps start-up fast
+
+    found = get_close_matches(name, list(choices), n=1, cutoff=0.6)
+    return found[0] if found else ""

@@ -1,0 +1,138 @@
+"""MoELayer: a router turns tokens into a routing; a dispatcher carries them to the experts and back along it;
+balancers look at it and answer with losses and a selection bias. Nothing else happens here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from moekit.contracts import (
+    BalanceContext,
+    Balancer,
+    Dispatcher,
+    ExpertBank,
+    LayerDims,
+    LossTerm,
+    Router,
+)
+from moekit.groups import UniformGroups
+from moekit.registry import build
+from moekit.routing import Routing
+from moekit.spec.kinds import MoE
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerReport:
+    """What one forward pass of a layer saw. Returned, never stored.
+
+    Attributes:
+        routing: what the router decided.
+        load_E: int64, valid tokens sent to each expert, before drops.
+        dropped: 0-d int64, pairs beyond capacity.
+        losses: the balancers' terms by their names.
+        expert_TEO: every expert's own output, under soft routing without slots; else None.
+    """
+
+    routing: Routing
+    load_E: Tensor
+    dropped: Tensor
+    losses: Mapping[str, LossTerm] = field(default_factory=dict)
+    expert_TEO: Tensor | None = None
+
+    def loss(self) -> Tensor:
+        """0-d: the weighted sum of the layer's losses (0 when it has none)."""
+        zero = torch.zeros((), dtype=self.routing.scores_TE.dtype, device=self.load_E.device)
+        return sum((term.weight * term.value for term in self.losses.values()), zero)
+
+
+class MoELayer(nn.Module):
+    """A Mixture-of-Experts layer of any design. Works in any model, with or without a spec.
+
+    Args:
+        router: turns tokens into a routing.
+        experts: the routed experts.
+        dispatcher: carries tokens there and back.
+        balancers: by name; the order is the order of their losses.
+        shared: experts that every token passes, ungated, added to the output.
+
+    Raises:
+        ValueError: two parts that do not fit, when built from a spec (see ``moekit.spec.kinds.MoE``).
+    """
+
+    def __init__(
+        self,
+        *,
+        router: Router,
+        experts: ExpertBank,
+        dispatcher: Dispatcher,
+        balancers: Mapping[str, Balancer] | None = None,
+        shared: ExpertBank | None = None,
+    ) -> None:
+        super().__init__()
+        self.router = router
+        self.experts = experts
+        self.dispatcher = dispatcher
+        self.balancers: Mapping[str, Balancer] = cast("Mapping[str, Balancer]", nn.ModuleDict(dict(balancers or {})))
+        self.shared = shared
+
+    @classmethod
+    def from_spec(cls, spec: MoE, dim: int, out_dim: int = 0) -> MoELayer:
+        """Builds the layer that a spec describes, for tokens of width ``dim``."""
+        dims = LayerDims(dim=dim, num_experts=spec.experts.count, out_dim=out_dim)
+        return cls(
+            router=build(spec.router, dims),
+            experts=build(spec.experts, dims),
+            dispatcher=build(spec.dispatcher, dims),
+            balancers={name: build(balancer, dims) for name, balancer in spec.balancers.items()},
+            shared=None if spec.shared is None else build(spec.shared, dims),
+        )
+
+    def forward(self, x: Tensor, *, valid: Tensor | None = None) -> tuple[Tensor, LayerReport]:
+        """Runs the layer.
+
+        Args:
+            x: ``[..., D]``; with three dimensions, ``[B, S, D]``, the first counts sequences.
+            valid: bool ``[...]``, False for padding.
+
+        Returns:
+            ``y`` of shape ``[..., O]``, and what the layer saw.
+        """
+        x_TD = x.reshape(-1, x.shape[-1])
+        valid_T = None if valid is None else valid.reshape(-1)
+        routing = self.router(x_TD, valid_T=valid_T, selection_bias_E=self.selection_bias())
+        out = self.dispatcher(x_TD, routing, self.experts)
+        y_TO = out.y_TO if self.shared is None else out.y_TO + run_on_all(self.shared, x_TD)
+        context = BalanceContext(num_sequences=x.shape[0] if x.ndim == 3 else 1, training=self.training)
+        terms = {name: balancer.loss(routing, context) for name, balancer in self.balancers.items()}
+        report = LayerReport(
+            routing=routing,
+            load_E=routing.load_E(),
+            dropped=out.dropped,
+            losses={name: term for name, term in terms.items() if term is not None},
+            expert_TEO=out.expert_TEO,
+        )
+        return y_TO.reshape(*x.shape[:-1], y_TO.shape[-1]), report
+
+    def selection_bias(self) -> Tensor | None:
+        """The sum of the balancers' biases, or None when no balancer gives one."""
+        biases = [b for b in (balancer.selection_bias() for balancer in self.balancers.values()) if b is not None]
+        return torch.stack(biases).sum(0) if len(biases) > 1 else (biases[0] if biases else None)
+
+    def step(self, load_E: Tensor) -> None:
+        """Moves the balancers' state: once per optimizer step, with the load of the whole global batch."""
+        for balancer in self.balancers.values():
+            balancer.step(load_E)
+
+
+def run_on_all(experts: ExpertBank, x_TD: Tensor) -> Tensor:
+    """``y_TO``: the sum of every expert of a bank on every token (dense layers, shared experts)."""
+    E, T = experts.num_experts, x_TD.shape[0]
+    if E == 1:
+        return cast(Tensor, experts(x_TD, UniformGroups(1, T)))
+    y_NO: Tensor = experts(x_TD.repeat(E, 1), UniformGroups(E, E * T))
+    return y_NO.unflatten(0, (E, T)).sum(0)

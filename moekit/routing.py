@@ -1,0 +1,140 @@
+"""Routing: the value everything turns on. What a router decided, in one of three forms.
+
+Shapes: T tokens, E experts, K experts per token, C tokens per expert, P slots per expert, N token-expert pairs.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from moekit.spec.kinds import Form
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """A routing as a flat list of (token, expert, gate): what a sparse dispatcher works on.
+
+    Attributes:
+        token_N: int64, the token of each pair.
+        expert_N: int64, its expert; ``E`` for a pair that goes nowhere (padding, dropped).
+        gate_N: the weight on the expert's output; carries the gradient to the router.
+    """
+
+    token_N: Tensor
+    expert_N: Tensor
+    gate_N: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Routing(ABC):
+    """What every form of routing carries. Arithmetic is at least fp32, whatever autocast says.
+
+    Attributes:
+        logits_TE: router outputs.
+        scores_TE: affinities, after the score function (softmax, sigmoid, ...) and without any selection bias.
+        valid_T: bool, False for padding; None when every token is valid. Padding reaches no expert and no statistic.
+    """
+
+    form: ClassVar[Form]
+    logits_TE: Tensor
+    scores_TE: Tensor
+    valid_T: Tensor | None = None
+
+    @property
+    def num_experts(self) -> int:
+        """E."""
+        return self.scores_TE.shape[1]
+
+    @abstractmethod
+    def load_E(self) -> Tensor:
+        """int64: valid tokens sent to each expert, before anything is dropped."""
+
+    def num_valid(self) -> Tensor:
+        """0-d int64: the number of tokens that are not padding."""
+        if self.valid_T is None:
+            return torch.full((), self.scores_TE.shape[0], dtype=torch.int64, device=self.scores_TE.device)
+        return self.valid_T.sum()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenChoice(Routing):
+    """Each token chose K experts.
+
+    Attributes:
+        expert_TK: int64, distinct along K.
+        gate_TK: weights on the experts' outputs.
+    """
+
+    form: ClassVar[Form] = "token_choice"
+    expert_TK: Tensor
+    gate_TK: Tensor
+
+    def load_E(self) -> Tensor:
+        """int64: valid tokens that chose each expert."""
+        chosen_TK = torch.ones_like(self.expert_TK)
+        if self.valid_T is not None:
+            chosen_TK = chosen_TK * self.valid_T[:, None]
+        zero_E = torch.zeros(self.num_experts, dtype=torch.int64, device=self.expert_TK.device)
+        return zero_E.scatter_add(0, self.expert_TK.flatten(), chosen_TK.flatten())
+
+    def pairs(self) -> Pairs:
+        """N = T·K pairs, token by token; a padding token's pairs go nowhere."""
+        T, K = self.expert_TK.shape
+        token_N = torch.arange(T, device=self.expert_TK.device).repeat_interleave(K)
+        expert_TK = self.expert_TK
+        if self.valid_T is not None:
+            expert_TK = expert_TK.where(self.valid_T[:, None], self.num_experts)
+        return Pairs(token_N, expert_TK.reshape(-1), self.gate_TK.reshape(-1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertChoice(Routing):
+    """Each expert chose C tokens.
+
+    Attributes:
+        token_EC: int64, distinct along C.
+        gate_EC: weights on the expert's outputs.
+    """
+
+    form: ClassVar[Form] = "expert_choice"
+    token_EC: Tensor
+    gate_EC: Tensor
+
+    def load_E(self) -> Tensor:
+        """int64: valid tokens that each expert chose."""
+        if self.valid_T is None:
+            E, C = self.token_EC.shape
+            return torch.full((E,), C, dtype=torch.int64, device=self.token_EC.device)
+        return self.valid_T[self.token_EC].sum(1)
+
+    def pairs(self) -> Pairs:
+        """N = E·C pairs, expert by expert; a padding token's pairs go nowhere."""
+        E, C = self.token_EC.shape
+        expert_EC = torch.arange(E, device=self.token_EC.device)[:, None].expand(E, C)
+        if self.valid_T is not None:
+            expert_EC = expert_EC.where(self.valid_T[self.token_EC], E)
+        return Pairs(self.token_EC.reshape(-1), expert_EC.reshape(-1), self.gate_EC.reshape(-1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Soft(Routing):
+    """Every expert works for every token, in proportion.
+
+    Attributes:
+        combine_TEP: weight of slot P of expert E in token T's output.
+        dispatch_TEP: weight of token T in slot P of expert E; None when each expert sees each token itself
+            (1991's mixture; then P = 1).
+    """
+
+    form: ClassVar[Form] = "soft"
+    combine_TEP: Tensor
+    dispatch_TEP: Tensor | None = None
+
+    def load_E(self) -> Tensor:
+        """int64: every valid token, for each expert."""
+        return self.num_valid().expand(self.num_experts).clone()

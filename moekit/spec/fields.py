@@ -1,0 +1,153 @@
+"""How a component declares its options: one frozen dataclass, and four kinds of field.
+
+``option`` is a plain value, ``slot`` holds one component, ``slots`` a named map of components, ``group`` a fixed
+bundle of options without a name of its own. A spec instance is valid by construction, from YAML and from Python
+alike: ranges and choices are checked in ``__post_init__``, rules between fields in ``check``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Iterable
+from dataclasses import MISSING, dataclass
+from functools import cache
+from typing import Any, ClassVar, Literal
+
+FieldKind = Literal["option", "slot", "slots", "group"]
+
+
+@dataclass(frozen=True)
+class FieldInfo:
+    """What a spec field may hold: its kind, the component kind of a slot, its meaning and its range."""
+
+    kind: FieldKind
+    help: str
+    component: str = ""  # the component kind that a slot takes
+    ge: float | None = None
+    gt: float | None = None
+    le: float | None = None
+    lt: float | None = None
+    choices: tuple[Any, ...] = ()
+
+    def range_text(self) -> str:
+        """The range in words: ``>= 1``, ``one of softmax, sigmoid``; empty when anything goes."""
+        if self.choices:
+            return "one of " + ", ".join(str(c) for c in self.choices)
+        signs = ((">=", self.ge), (">", self.gt), ("<=", self.le), ("<", self.lt))
+        return " and ".join(f"{sign} {bound:g}" for sign, bound in signs if bound is not None)
+
+    def allows(self, value: Any) -> bool:
+        """Whether ``value`` (of the right type already) lies in the range."""
+        if value is None:
+            return True
+        if self.choices:
+            return value in self.choices
+        return (
+            (self.ge is None or value >= self.ge)
+            and (self.gt is None or value > self.gt)
+            and (self.le is None or value <= self.le)
+            and (self.lt is None or value < self.lt)
+        )
+
+
+def _field(info: FieldInfo, default: Any) -> Any:
+    if isinstance(default, dict | list):
+        return dataclasses.field(default_factory=default.copy, metadata={"moekit": info})
+    return dataclasses.field(default=default, metadata={"moekit": info})
+
+
+def option(
+    default: Any = MISSING,
+    help: str = "",
+    *,
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
+    lt: float | None = None,
+) -> Any:
+    """A plain value: int, float, bool, str, a ``Literal`` of choices, ``list[...]``, ``dict[str, ...]``, or None.
+
+    Args:
+        default: leave it out for an option that must be given.
+        help: one line: the meaning, and the unit where there is one.
+        ge, gt, le, lt: bounds of a number.
+    """
+    return _field(FieldInfo("option", help, ge=ge, gt=gt, le=le, lt=lt), default)
+
+
+def slot(component: str, help: str = "", *, optional: bool = False) -> Any:
+    """A place for one component of kind ``component``: ``{use: name, ...}`` in YAML, its spec in Python."""
+    return _field(FieldInfo("slot", help, component), None if optional else MISSING)
+
+
+def slots(component: str, help: str = "") -> Any:
+    """A named map of components, so that one entry can be overridden or deleted; empty by default."""
+    return _field(FieldInfo("slots", help, component), {})
+
+
+def group(help: str = "", *, default: Any = MISSING) -> Any:
+    """A fixed bundle of options (another spec class, no ``use``); ``default=None`` makes it optional."""
+    return _field(FieldInfo("group", help), default)
+
+
+class Spec:
+    """Base of every spec dataclass (write ``@dataclass(frozen=True, kw_only=True)``).
+
+    Raises:
+        ValueError: on construction, when an option is out of range or ``check`` finds a conflict.
+    """
+
+    kind: ClassVar[str] = ""
+
+    def check(self) -> Iterable[str]:
+        """Conflicts between options, each a sentence. Override; called with every field set and in range."""
+        return ()
+
+    def __post_init__(self) -> None:
+        out = [
+            f"{name}={getattr(self, name)!r} is out of range ({info.range_text()})"
+            for name, info in fields_of(type(self)).items()
+            if info.kind == "option" and not info.allows(getattr(self, name))
+        ]
+        problems = out or list(self.check())
+        if problems:
+            raise ValueError("; ".join(problems))
+
+
+@cache
+def types_of(spec: type[Spec]) -> dict[str, Any]:
+    """The resolved type of each field, in order of declaration."""
+    hints = typing.get_type_hints(spec)
+    return {f.name: hints[f.name] for f in dataclasses.fields(spec)}  # type: ignore[arg-type]
+
+
+@cache
+def fields_of(spec: type[Spec]) -> dict[str, FieldInfo]:
+    """What each field of a spec class may hold, in order of declaration."""
+    out: dict[str, FieldInfo] = {}
+    for f in dataclasses.fields(spec):  # type: ignore[arg-type]
+        info = f.metadata.get("moekit")
+        if info is None:
+            raise TypeError(f"{spec.__qualname__}.{f.name}: declare it with option(), slot(), slots() or group()")
+        choices = literal_choices(types_of(spec)[f.name])
+        out[f.name] = dataclasses.replace(info, choices=choices) if choices else info
+    return out
+
+
+def literal_choices(hint: Any) -> tuple[Any, ...]:
+    """The values of a ``Literal`` (also inside ``... | None``), else an empty tuple."""
+    args = typing.get_args(hint)
+    if typing.get_origin(hint) is Literal:
+        return args
+    inner = [a for a in args if a is not type(None)]
+    return literal_choices(inner[0]) if len(inner) == 1 and len(args) == 2 else ()
+
+
+def required(spec: type[Spec]) -> list[str]:
+    """Names of the fields that have no default."""
+    return [
+        f.name
+        for f in dataclasses.fields(spec)  # type: ignore[arg-type]
+        if f.default is MISSING and f.default_factory is MISSING
+    ]

@@ -1,0 +1,14 @@
+"""First-party routers."""
+
+from __future__ import annotations
+
+from moekit.component import Component
+from moekit.hookspecs import hookimpl
+
+MOEKIT_API = 1
+
+
+@hookimpl
+def moekit_routers() -> list[Component]:
+    """The routers of this plugin."""
+    return []
