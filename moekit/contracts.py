@@ -289,9 +289,12 @@ class Data(ABC):
 
 
 def init_matrices(module: nn.Module, std: float) -> None:
-    """Draws every parameter of two or more dimensions from N(0, std²); sets biases (1-D, named ``b*``) to 0."""
+    """Draws every weight of two or more dimensions from N(0, std²) and sets biases (named ``b_...``, ``bias``) to 0.
+
+    One-dimensional parameters that are no biases (norms' gains, learned scales) keep what they have.
+    """
     for name, parameter in module.named_parameters():
-        if parameter.ndim >= 2:
-            nn.init.normal_(parameter, std=std)
-        elif name.rpartition(".")[2].startswith("b"):
+        if name.rpartition(".")[2].startswith(("b_", "bias")):
             nn.init.zeros_(parameter)
+        elif parameter.ndim >= 2:
+            nn.init.normal_(parameter, std=std)

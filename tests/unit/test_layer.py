@@ -1,0 +1,157 @@
+"""MoELayer: its parts are wired as the one sentence says. Parts are tiny fakes, so that only the wiring is tested."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from moekit import (
+    BalanceContext,
+    Balancer,
+    Dispatched,
+    Dispatcher,
+    ExpertBank,
+    Groups,
+    LayerDims,
+    LossTerm,
+    MoELayer,
+    Router,
+    Routing,
+    TokenChoice,
+)
+from moekit.contracts import init_matrices
+from moekit.layer import run_on_all
+
+D, E = 3, 2
+
+
+class FirstExpert(Router):
+    """Sends every token to expert 0, or to the expert with the largest selection bias."""
+
+    def forward(
+        self, x_TD: Tensor, *, valid_T: Tensor | None = None, selection_bias_E: Tensor | None = None
+    ) -> TokenChoice:
+        scores_TE = torch.zeros(x_TD.shape[0], E)
+        best = 0 if selection_bias_E is None else int(selection_bias_E.argmax())
+        expert_TK = torch.full((x_TD.shape[0], 1), best)
+        return TokenChoice(
+            logits_TE=scores_TE,
+            scores_TE=scores_TE,
+            valid_T=valid_T,
+            expert_TK=expert_TK,
+            gate_TK=torch.ones(x_TD.shape[0], 1),
+        )
+
+
+class Scale(ExpertBank):
+    """Expert e multiplies by ``scale[e]``."""
+
+    def __init__(self, scales: list[float]) -> None:
+        super().__init__()
+        self.num_experts, self.out_dim = len(scales), D
+        self.register_buffer("scale_EX", torch.tensor(scales)[:, None])
+
+    def forward(self, x_ND: Tensor, groups: Groups) -> Tensor:
+        return x_ND * groups.per_row(self.scale_EX)
+
+
+class PerToken(Dispatcher):
+    """One token after the other, by the bank's buffers."""
+
+    def forward(self, x_TD: Tensor, routing: Routing, experts: ExpertBank) -> Dispatched:
+        assert isinstance(routing, TokenChoice) and isinstance(experts, Scale)
+        y = [x * experts.scale_EX[e] for x, e in zip(x_TD, routing.expert_TK[:, 0], strict=True)]
+        return Dispatched(y_TO=torch.stack(y), dropped=torch.tensor(0))
+
+
+class Bias(Balancer):
+    def __init__(self, bias: list[float]) -> None:
+        super().__init__()
+        self.register_buffer("bias_E", torch.tensor(bias))
+        self.stepped: list[list[int]] = []
+
+    def selection_bias(self) -> Tensor:
+        return self.bias_E
+
+    def step(self, load_E: Tensor) -> None:
+        self.stepped.append(load_E.tolist())
+
+
+class CountSequences(Balancer):
+    def loss(self, routing: Routing, context: BalanceContext) -> LossTerm:
+        return LossTerm(value=torch.tensor(float(context.num_sequences)), weight=0.5)
+
+
+def layer(**parts: object) -> MoELayer:
+    return MoELayer(router=FirstExpert(), experts=Scale([2.0, 3.0]), dispatcher=PerToken(), **parts)  # type: ignore[arg-type]
+
+
+def test_router_dispatcher_experts() -> None:
+    x = torch.randn(2, 5, D)
+    y, report = layer()(x)
+    assert torch.equal(y, 2 * x)
+    assert report.load_E.tolist() == [10, 0]
+    assert report.loss() == 0 and not report.losses
+
+
+def test_shared_experts_are_added_ungated_and_summed() -> None:
+    x = torch.randn(4, D)
+    y, _ = layer(shared=Scale([10.0, 100.0]))(x)
+    torch.testing.assert_close(y, 112 * x)
+
+
+def test_run_on_all_of_one_expert_is_the_expert() -> None:
+    x = torch.randn(4, D)
+    assert torch.equal(run_on_all(Scale([5.0]), x), 5 * x)
+
+
+def test_biases_are_summed_and_reach_the_router() -> None:
+    x = torch.randn(4, D)
+    y, report = layer(balancers={"a": Bias([0.3, 0.0]), "b": Bias([0.0, 0.4])})(x)
+    assert torch.equal(y, 3 * x)
+    assert report.load_E.tolist() == [0, 4]
+
+
+def test_losses_are_weighted_and_know_the_sequences() -> None:
+    _, report = layer(balancers={"n": CountSequences(), "none": Bias([0.0, 0.0])})(torch.randn(3, 4, D))
+    assert set(report.losses) == {"n"}
+    assert report.losses["n"].value == 3
+    assert report.loss() == 1.5
+
+
+def test_valid_reaches_the_router_flat() -> None:
+    valid = torch.tensor([[True, False], [True, True]])
+    _, report = layer()(torch.randn(2, 2, D), valid=valid)
+    assert report.load_E.tolist() == [3, 0]
+
+
+def test_step_reaches_every_balancer() -> None:
+    first, second = Bias([0.0, 0.0]), Bias([0.0, 0.0])
+    layer(balancers={"a": first, "b": second}).step(torch.tensor([7, 1]))
+    assert first.stepped == second.stepped == [[7, 1]]
+
+
+def test_dims_default_to_the_same_width_out() -> None:
+    assert LayerDims(dim=4, num_experts=2).out_dim == 4
+    assert LayerDims(dim=4, num_experts=2, out_dim=1).out_dim == 1
+
+
+def test_init_matrices_draws_weights_and_zeroes_biases() -> None:
+    module = nn.Module()
+    module.w_EHD = nn.Parameter(torch.zeros(4, 50, 50))
+    module.b_EH = nn.Parameter(torch.ones(4, 50))
+    module.gain_D = nn.Parameter(torch.ones(50))
+    init_matrices(module, 0.1)
+    assert abs(float(module.w_EHD.detach().std()) - 0.1) < 0.01
+    assert not module.b_EH.any()
+    assert bool((module.gain_D == 1).all())
+
+
+def test_modules_become_a_bank() -> None:
+    from moekit import UniformGroups
+
+    bank = ExpertBank.from_modules([nn.Linear(D, 1), nn.Linear(D, 1)], out_dim=1)
+    x = torch.randn(6, D)
+    y = bank(x, UniformGroups(2, 6))
+    experts = list(bank.experts)  # type: ignore[arg-type]
+    torch.testing.assert_close(y, torch.cat([experts[0](x[:3]), experts[1](x[3:])]))

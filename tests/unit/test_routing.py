@@ -1,0 +1,86 @@
+"""Routing: load counts and pairs, in each form, with and without padding."""
+
+from __future__ import annotations
+
+import torch
+
+from moekit import ExpertChoice, Soft, TokenChoice
+
+
+def token_choice(valid_T: torch.Tensor | None = None) -> TokenChoice:
+    scores_TE = torch.rand(3, 4)
+    return TokenChoice(
+        logits_TE=scores_TE,
+        scores_TE=scores_TE,
+        valid_T=valid_T,
+        expert_TK=torch.tensor([[0, 2], [2, 3], [2, 0]]),
+        gate_TK=torch.tensor([[0.1, 0.2], [0.3, 0.4], [0.5, 0.6]]),
+    )
+
+
+def test_token_choice_counts_every_choice() -> None:
+    load_E = token_choice().load_E()
+    assert load_E.dtype == torch.int64
+    assert load_E.tolist() == [2, 0, 3, 1]
+
+
+def test_token_choice_leaves_padding_out() -> None:
+    routing = token_choice(torch.tensor([True, False, True]))
+    assert routing.load_E().tolist() == [2, 0, 2, 0]
+    assert routing.num_valid() == 2
+    pairs = routing.pairs()
+    assert pairs.expert_N.tolist() == [0, 2, 4, 4, 2, 0], "4 = E: nowhere"
+    assert pairs.token_N.tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_pairs_carry_the_gates() -> None:
+    assert torch.equal(token_choice().pairs().gate_N, torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5, 0.6]))
+
+
+def expert_choice(valid_T: torch.Tensor | None = None) -> ExpertChoice:
+    scores_TE = torch.rand(3, 2)
+    return ExpertChoice(
+        logits_TE=scores_TE,
+        scores_TE=scores_TE,
+        valid_T=valid_T,
+        token_EC=torch.tensor([[2, 0], [1, 2]]),
+        gate_EC=torch.tensor([[0.1, 0.2], [0.3, 0.4]]),
+    )
+
+
+def test_expert_choice_load_and_pairs() -> None:
+    routing = expert_choice()
+    assert routing.load_E().tolist() == [2, 2]
+    pairs = routing.pairs()
+    assert pairs.token_N.tolist() == [2, 0, 1, 2]
+    assert pairs.expert_N.tolist() == [0, 0, 1, 1]
+
+
+def test_expert_choice_leaves_padding_out() -> None:
+    routing = expert_choice(torch.tensor([True, True, False]))
+    assert routing.load_E().tolist() == [1, 1]
+    assert routing.pairs().expert_N.tolist() == [2, 0, 1, 2]
+
+
+def test_soft_load_is_every_valid_token() -> None:
+    combine_TEP = torch.rand(3, 2, 1)
+    routing = Soft(
+        logits_TE=combine_TEP[..., 0],
+        scores_TE=combine_TEP[..., 0],
+        valid_T=torch.tensor([True, False, True]),
+        combine_TEP=combine_TEP,
+    )
+    assert routing.load_E().tolist() == [2, 2]
+    assert routing.num_experts == 2
+
+
+def test_no_tokens() -> None:
+    empty = TokenChoice(
+        logits_TE=torch.zeros(0, 4),
+        scores_TE=torch.zeros(0, 4),
+        expert_TK=torch.zeros(0, 2, dtype=torch.int64),
+        gate_TK=torch.zeros(0, 2),
+    )
+    assert empty.load_E().tolist() == [0, 0, 0, 0]
+    assert empty.pairs().token_N.shape == (0,)
+    assert empty.num_valid() == 0
