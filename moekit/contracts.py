@@ -5,14 +5,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from moekit.errors import MoekitError
 from moekit.groups import Groups
 from moekit.routing import Routing
 from moekit.spec.kinds import ALL_FORMS, PAIR_FORMS, Form
@@ -282,6 +283,33 @@ class Data(ABC):
     def describe(self) -> Mapping[str, str]:
         """What a person wants to know of it at the start of a run: sizes, files, what was left out."""
         return {}
+
+    def domain_names(self) -> Sequence[str]:
+        """What the numbers in ``Batch.domain`` stand for, in order; empty where nothing is labelled."""
+        return ()
+
+    def encode(self, text: str) -> Tensor:
+        """Text as tokens, int64 ``[S]``; needs ``prepare`` or ``load_state`` where the vocabulary is learnt.
+
+        Raises:
+            MoekitError: this data is not text.
+        """
+        raise MoekitError(f"{type(self).__name__} holds no text: it cannot turn a prompt into tokens")
+
+    def decode(self, ids: Tensor) -> str:
+        """Tokens, int64 ``[S]``, as text; what is not UTF-8 comes out as U+FFFD.
+
+        Raises:
+            MoekitError: this data is not text.
+        """
+        raise MoekitError(f"{type(self).__name__} holds no text: it cannot turn tokens into words")
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must keep for ``encode`` and ``decode`` to work without the data: plain values only."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Takes back what ``state`` gave; before ``prepare`` or instead of it."""
 
     def picture(self, model: Model, folder: Path) -> list[Path]:
         """Draws what the trained model does with this data, where there is something to see."""
