@@ -310,6 +310,7 @@ class Data(ABC):
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Takes back what ``state`` gave; before ``prepare`` or instead of it."""
+        return None
 
     def picture(self, model: Model, folder: Path) -> list[Path]:
         """Draws what the trained model does with this data, where there is something to see."""
