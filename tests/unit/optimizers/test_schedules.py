@@ -1,0 +1,107 @@
+import importlib
+import itertools
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moekit.registry import build
+from moekit_optimizers.constant import Constant
+from moekit_optimizers.cosine import Cosine
+from moekit_optimizers.phases import progress
+from moekit_optimizers.wsd import WSD
+
+warmups = st.integers(0, 50)
+lengths = st.integers(1, 300)
+shares = st.floats(0, 1)
+examples = settings(max_examples=100, deadline=None)
+
+
+def rates(spec, total):
+    factor = build(spec, total)
+    return [factor(step) for step in range(total)]
+
+
+def test_progress_counts_the_kth_of_n_steps():
+    assert [progress(step, 2, 4) for step in range(8)] == [0, 0, 0.25, 0.5, 0.75, 1, 1, 1]
+    assert [progress(step, 2, 0) for step in range(4)] == [0, 0, 1, 1]
+
+
+def test_constant_exact():
+    assert rates(Constant(warmup=4), 6) == [0.25, 0.5, 0.75, 1, 1, 1]
+    assert rates(Constant(), 3) == [1, 1, 1]
+
+
+def test_cosine_exact():
+    assert rates(Cosine(warmup=2, final=0.0), 6) == pytest.approx(
+        [0.5, 1, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2, 0], abs=1e-15
+    )
+    assert rates(Cosine(final=0.5), 2) == [0.75, 0.5]
+
+
+def test_wsd_exact():
+    assert rates(WSD(warmup=2, decay=0.4, final=0.2), 10) == pytest.approx([0.5, 1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2])
+    assert rates(WSD(decay=0.0, final=0.2), 3) == [1, 1, 1]
+    assert rates(WSD(decay=1.0, final=0.0), 4) == [0.75, 0.5, 0.25, 0]
+
+
+def test_wsd_decay_never_eats_the_warmup():
+    assert rates(WSD(warmup=3, decay=0.9, final=0.0), 5) == pytest.approx([1 / 3, 2 / 3, 1, 0.5, 0])
+
+
+def test_a_short_decay_still_ends_on_the_final_rate():
+    assert rates(WSD(decay=0.01, final=0.1), 10) == [1] * 9 + [0.1]
+
+
+@pytest.mark.parametrize("spec", [Constant(warmup=20), Cosine(warmup=20), WSD(warmup=20)])
+def test_a_run_that_ends_within_the_warmup_only_rises(spec):
+    assert rates(spec, 3) == [1 / 20, 2 / 20, 3 / 20]
+
+
+@examples
+@given(warmups, lengths, shares, shares)
+def test_first_step_moves_and_all_lie_between_nothing_and_full(warmup, total, decay, final):
+    for spec in (Constant(warmup=warmup), Cosine(warmup=warmup, final=final), WSD(warmup=warmup, decay=decay)):
+        found = rates(spec, total)
+        assert found[0] > 0 or total == 1 or spec == Cosine(final=0.0)
+        assert all(0 <= rate <= 1 for rate in found)
+
+
+@examples
+@given(warmups, lengths, shares, shares)
+def test_rise_then_fall_to_exactly_final(warmup, after, decay, final):
+    total = warmup + after
+    for spec in (Cosine(warmup=warmup, final=final), WSD(warmup=warmup, decay=decay, final=final)):
+        found = rates(spec, total)
+        rise, fall = found[:warmup], found[warmup:]
+        assert rise == [(k + 1) / warmup for k in range(warmup)]
+        assert all(a >= b for a, b in itertools.pairwise(fall))
+        last = 1.0 if isinstance(spec, WSD) and decay == 0 else final
+        assert found[-1] == last
+        assert build(spec, total)(total + 7) == last
+
+
+def test_schedules_are_pure():
+    factor = build(WSD(warmup=5), 50)
+    assert [factor(s) for s in (30, 2, 49, 2)] == [factor(30), factor(2), factor(49), factor(2)]
+
+
+@pytest.mark.parametrize("name", ["constant", "cosine", "wsd"])
+def test_docstring_says_its_source(name):
+    function = getattr(importlib.import_module(f"moekit_optimizers.{name}.module"), name)
+    assert "*Source*" in function.__doc__
+    assert "arXiv:" in function.__doc__
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Constant(warmup=-1), r"warmup=-1 is out of range \(>= 0\)"),
+        (lambda: Cosine(final=1.5), r"final=1.5 is out of range \(>= 0 and <= 1\)"),
+        (lambda: WSD(decay=-0.1), r"decay=-0.1 is out of range \(>= 0 and <= 1\)"),
+    ],
+)
+def test_options_out_of_range(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
