@@ -51,8 +51,10 @@ class Component:
         """The class to build, imported now.
 
         Raises:
-            PluginError: the target cannot be imported.
+            PluginError: the target cannot be imported, or is the file of a recipe.
         """
+        if self.spec is Recipe:
+            raise PluginError(f"recipe '{self.full_name}' is a file; read it with moekit.load({self.name!r})")
         if not isinstance(self.target, str):
             return self.target
         module, _, attribute = self.target.partition(":")

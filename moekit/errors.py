@@ -27,7 +27,7 @@ class PluginError(MoekitError):
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """One mistake, told in up to five lines.
+    """One mistake, told in a few lines.
 
     Args:
         what: the mistake itself, with what was found.
@@ -36,6 +36,7 @@ class Problem:
         expected: what would have been right.
         nearest: the nearest valid name.
         list_with: the command that lists the choices.
+        notes: what else may explain it, a line each.
     """
 
     what: str
@@ -44,6 +45,7 @@ class Problem:
     expected: str = ""
     nearest: str = ""
     list_with: str = ""
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [self.what]
@@ -58,6 +60,7 @@ class Problem:
             lines.append(f"  did you mean '{self.nearest}'?")
         if self.list_with:
             lines.append(f"  list them: {self.list_with}")
+        lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)
 
 

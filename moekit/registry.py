@@ -1,57 +1,36 @@
-"""The registry: finds plugins, keeps what failed and why, resolves names. A snapshot that nothing mutates.
+"""The registry: what the installed plugins offer, by name. A snapshot that nothing mutates.
 
 ``MOEKIT_DISABLE_PLUGINS=a,b`` leaves plugins out; ``MOEKIT_STRICT_PLUGINS=1`` raises on the first that fails.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
-import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
-import pluggy
-
-from moekit import hookspecs
-from moekit.component import API_VERSION, Component
+from moekit.component import Component
 from moekit.errors import PluginError, Problem, UnknownName, nearest
+from moekit.plugin import Plugin, check_beside, installed, load_plugin
 from moekit.spec.fields import Spec
 from moekit.spec.kinds import KINDS, Recipe, plural
 
-ENTRY_POINT_GROUP = "moekit"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plugin:
-    """What is known of one plugin, loaded or failed.
-
-    Attributes:
-        name: its entry-point name (its id).
-        module: the module that the entry point names.
-        distribution, version: the installed package that brought it.
-        components: what it offers.
-        error: None, or why it is not used, in a line.
-        trace: the traceback of the failure.
-    """
-
-    name: str
-    module: str
-    distribution: str = ""
-    version: str = ""
-    components: tuple[Component, ...] = ()
-    error: str | None = None
-    trace: str = ""
+__all__ = ["Plugin", "Registry", "build", "current", "discover", "kind_named", "load_plugin", "temporary"]
 
 
 class Registry:
-    """An immutable view of the components of a list of plugins."""
+    """An immutable view of the components of a list of plugins.
 
-    def __init__(self, plugins: Iterable[Plugin]) -> None:
+    Attributes:
+        plugins: the plugins, loaded and failed.
+        disabled: names of plugins that were left out on request.
+    """
+
+    def __init__(self, plugins: Iterable[Plugin], *, disabled: Iterable[str] = ()) -> None:
         self.plugins: tuple[Plugin, ...] = tuple(plugins)
+        self.disabled: tuple[str, ...] = tuple(sorted(disabled))
         self._by_name: dict[str, dict[str, list[Component]]] = {kind: {} for kind in KINDS}
         self._by_spec: dict[type[Spec], Component] = {}
         for plugin in self.plugins:
@@ -66,48 +45,41 @@ class Registry:
         return tuple(p for p in self.plugins if p.error is not None)
 
     def components(self, kind: str | None = None) -> list[Component]:
-        """All components of one kind, or of every kind, by name."""
-        kinds = [kind] if kind else list(KINDS)
+        """All components of one kind, or of every kind, by name.
+
+        Raises:
+            UnknownName: there is no such kind.
+        """
+        kinds = [kind_named(kind)] if kind else list(KINDS)
         return [c for k in kinds for name in sorted(self._by_name[k]) for c in self._by_name[k][name]]
 
     def names(self, kind: str) -> list[str]:
-        """Names that ``use:`` takes for this kind, sorted."""
-        return sorted(self._by_name[kind])
+        """Names that ``use:`` takes for this kind, sorted.
+
+        Raises:
+            UnknownName: there is no such kind.
+        """
+        return sorted(self._by_name[kind_named(kind)])
 
     def get(self, kind: str, name: str) -> Component:
         """The component that ``use: name`` means; ``plugin/name`` chooses among namesakes.
 
         Raises:
-            UnknownName: nothing of this kind has the name, or two plugins offer it.
+            UnknownName: nothing of this kind has the name, or two plugins offer it; or there is no such kind.
             PluginError: ``plugin/name`` names a plugin that failed to load.
         """
+        kind = kind_named(kind)
         found = self._by_name[kind].get(name, [])
-        if not found and "/" in name:
-            plugin, _, rest = name.partition("/")
-            self._refuse_failed(plugin, kind, rest)
+        plugin, _, rest = name.partition("/")
+        if not found and rest:
             found = [c for c in self._by_name[kind].get(rest, []) if c.plugin == plugin]
         if len(found) == 1:
             return found[0]
         if found:
-            offers = ", ".join(self._origin(c) for c in found)
-            raise UnknownName(
-                Problem(
-                    what=f"{kind} '{name}' is offered by {len(found)} plugins: {offers}",
-                    expected=" or ".join(f"'{c.full_name}'" for c in found),
-                    list_with="moekit plugins",
-                )
-            )
-        names = self.names(kind)
-        failed = "".join(
-            f"\n  note: plugin '{p.name}' failed to load ({p.error}); see: moekit plugins" for p in self.failed
-        )
-        raise UnknownName(
-            Problem(
-                what=f"unknown {kind} '{name}' (installed: {', '.join(names) or 'none'}){failed}",
-                nearest=nearest(name, names),
-                list_with=f"moekit ls {plural(kind)}",
-            )
-        )
+            raise UnknownName(self._ambiguous(kind, name, found))
+        if rest:
+            self._refuse_failed(plugin, kind, name)
+        raise UnknownName(self._unknown(kind, name))
 
     def component_of(self, spec: Spec) -> Component:
         """The component whose options ``spec`` holds.
@@ -123,98 +95,86 @@ class Registry:
             ) from None
 
     def use_name(self, spec: Spec) -> str:
-        """The shortest name that ``use:`` needs for this spec's component."""
-        component = self.component_of(spec)
+        """The shortest name that ``use:`` needs for this spec's component.
+
+        Raises:
+            PluginError: no plugin registered this spec class.
+        """
+        return self.short_name(self.component_of(spec))
+
+    def short_name(self, component: Component) -> str:
+        """The shortest name that ``use:`` needs for a component: its own, or ``plugin/name`` among namesakes."""
         return component.name if len(self._by_name[component.kind][component.name]) == 1 else component.full_name
 
     def build(self, spec: Spec, *context: Any) -> Any:
-        """Builds the component that ``spec`` configures: ``Target(spec, *context)``."""
+        """Builds the component that ``spec`` configures: ``Target(spec, *context)``.
+
+        Raises:
+            PluginError: no plugin registered this spec class, or its target cannot be imported.
+        """
         return self.component_of(spec).load()(spec, *context)
 
-    def _origin(self, component: Component) -> str:
-        plugin = next(p for p in self.plugins if p.name == component.plugin)
-        return f"{component.full_name} ({plugin.distribution or plugin.module} {plugin.version})".replace(" )", ")")
+    def _ambiguous(self, kind: str, name: str, found: list[Component]) -> Problem:
+        origins = {p.name: p.origin for p in self.plugins if p.error is None}
+        offers = ", ".join(f"{c.full_name} ({origins[c.plugin]})" for c in found)
+        return Problem(
+            what=f"{kind} '{name}' is offered by {len(found)} plugins: {offers}",
+            expected=" or ".join(f"'{c.full_name}'" for c in found),
+            list_with="moekit plugins",
+        )
 
-    def _refuse_failed(self, name: str, kind: str, rest: str) -> None:
-        for plugin in self.failed:
-            if plugin.name == name:
+    def _unknown(self, kind: str, name: str) -> Problem:
+        names = self.names(kind)
+        choices = [c.full_name for c in self.components(kind)] if "/" in name else []
+        notes = [f"plugin '{p.name}' failed to load ({p.error}); see: moekit plugins" for p in self.failed]
+        if self.disabled:
+            notes.append(f"MOEKIT_DISABLE_PLUGINS leaves out {', '.join(self.disabled)}")
+        return Problem(
+            what=f"unknown {kind} '{name}' (installed: {', '.join(names) or 'none'})",
+            nearest=nearest(name, [*names, *choices]),
+            list_with=f"moekit ls {plural(kind)}",
+            notes=tuple(notes),
+        )
+
+    def _refuse_failed(self, plugin: str, kind: str, name: str) -> None:
+        for failed in self.failed:
+            if failed.name == plugin:
                 raise PluginError(
-                    f"{kind} '{name}/{rest}' cannot be used: plugin '{name}' failed to load\n  {plugin.error}\n"
+                    f"{kind} '{name}' cannot be used: plugin '{plugin}' ({failed.origin}) failed to load\n"
+                    f"  {failed.error}\n"
                     "  see: moekit plugins"
                 )
 
 
-def load_plugin(name: str, module: Any, *, distribution: str = "", version: str = "") -> Plugin:
-    """Checks a plugin module against the hook specs and collects its components.
-
-    Args:
-        name: the plugin's id.
-        module: an imported module (or any object with the same attributes).
+def kind_named(word: str) -> str:
+    """The kind that a word means, singular or plural: ``router`` for ``routers``.
 
     Raises:
-        PluginError: another API version, a hook with wrong arguments or an unknown name, a bad component.
+        UnknownName: there is no such kind.
     """
-    api = getattr(module, "MOEKIT_API", None)
-    if api != API_VERSION:
-        said = "states no MOEKIT_API" if api is None else f"was written for plugin API {api}"
-        raise PluginError(f"plugin '{name}' {said}; this moekit speaks API {API_VERSION} (MOEKIT_API = {API_VERSION})")
-    manager = pluggy.PluginManager("moekit")
-    manager.add_hookspecs(hookspecs)
-    try:
-        manager.register(module, name)
-        manager.check_pending()
-    except pluggy.PluginValidationError as error:
-        raise PluginError(f"plugin '{name}': {error}") from error
-    components: list[Component] = []
-    for kind, base in KINDS.items():
-        hook = getattr(manager.hook, f"moekit_{plural(kind)}")
-        for offered in hook():
-            components += [_checked(name, kind, base, c) for c in offered]
-    return Plugin(
-        name=name,
-        module=getattr(module, "__name__", type(module).__name__),
-        distribution=distribution,
-        version=version,
-        components=tuple(components),
+    for kind in KINDS:
+        if word in (kind, plural(kind)):
+            return kind
+    words = [plural(kind) for kind in KINDS]
+    raise UnknownName(
+        Problem(
+            what=f"unknown kind '{word}' (kinds: {', '.join(words)})",
+            nearest=nearest(word, [*words, *KINDS]),
+            list_with="moekit ls",
+        )
     )
 
 
-def _checked(plugin: str, kind: str, base: type[Spec], component: object) -> Component:
-    hook = f"plugin '{plugin}', hook moekit_{plural(kind)}"
-    if not isinstance(component, Component):
-        raise PluginError(f"{hook}: expected Component, got {type(component).__name__}")
-    if not (isinstance(component.spec, type) and issubclass(component.spec, base)):
-        raise PluginError(f"{hook}, component '{component.name}': its spec must be a subclass of {base.__name__}")
-    return replace(component, plugin=plugin)
-
-
 def discover() -> Registry:
-    """Loads every plugin of the entry-point group; failures are kept, unless MOEKIT_STRICT_PLUGINS is set."""
-    disabled = {n.strip() for n in os.environ.get("MOEKIT_DISABLE_PLUGINS", "").split(",")}
+    """Loads every installed plugin; failures are kept, unless ``MOEKIT_STRICT_PLUGINS`` is set.
+
+    Raises:
+        PluginError: a plugin failed and ``MOEKIT_STRICT_PLUGINS`` is set.
+    """
+    listed = {n.strip() for n in os.environ.get("MOEKIT_DISABLE_PLUGINS", "").split(",")}
+    disabled = listed - {""}
     strict = os.environ.get("MOEKIT_STRICT_PLUGINS", "") not in ("", "0")
-    plugins: list[Plugin] = []
-    for entry in sorted(importlib.metadata.entry_points(group=ENTRY_POINT_GROUP), key=lambda e: e.name):
-        if entry.name in disabled:
-            continue
-        distribution = entry.dist.name if entry.dist else ""
-        version = entry.dist.version if entry.dist else ""
-        try:
-            plugins.append(load_plugin(entry.name, entry.load(), distribution=distribution, version=version))
-        except Exception as error:
-            if strict:
-                raise
-            why = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
-            plugins.append(
-                Plugin(
-                    name=entry.name,
-                    module=entry.value,
-                    distribution=distribution,
-                    version=version,
-                    error=why,
-                    trace=traceback.format_exc(),
-                )
-            )
-    return Registry(plugins)
+    return Registry(installed(disabled=disabled, strict=strict), disabled=disabled)
 
 
 _current: Registry | None = None
@@ -229,7 +189,11 @@ def current() -> Registry:
 
 
 def build(spec: Spec, *context: Any) -> Any:
-    """Builds the component that ``spec`` configures, from the current registry: ``Target(spec, *context)``."""
+    """Builds the component that ``spec`` configures, from the current registry: ``Target(spec, *context)``.
+
+    Raises:
+        PluginError: no plugin registered this spec class, or its target cannot be imported.
+    """
     return current().build(spec, *context)
 
 
@@ -239,11 +203,18 @@ def temporary(*modules: ModuleType | type) -> Iterator[Registry]:
 
     Example:
         ``with temporary(my_plugin): load("my_recipe.yaml")``
+
+    Raises:
+        PluginError: a plugin breaks a rule, or clashes with one that is loaded.
     """
     global _current
     before = current()
-    added = [load_plugin(m.__name__.rpartition(".")[2], m) for m in modules]
-    _current = Registry([*before.plugins, *added])
+    plugins = list(before.plugins)
+    for module in modules:
+        plugin = load_plugin(module.__name__.rpartition(".")[2], module)
+        check_beside(plugin, plugins)
+        plugins.append(plugin)
+    _current = Registry(plugins, disabled=before.disabled)
     try:
         yield _current
     finally:

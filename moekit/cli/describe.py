@@ -1,0 +1,126 @@
+"""A component in words, from its spec class alone: options, slots, claims. Imports no target and no torch."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib.util
+import inspect
+import types
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+from moekit.component import Component
+from moekit.spec.fields import FieldInfo, Spec, fields_of, literal_choices, types_of
+from moekit.spec.kinds import plural
+
+
+def option_rows(spec: type[Spec], prefix: str = "") -> Iterator[tuple[str, str, str, str, str]]:
+    """Name, type, default, range and meaning of each option; those of a group under ``group.option``."""
+    for name, (info, hint, default) in _fields(spec).items():
+        if info.kind == "option":
+            choices = literal_choices(hint)
+            yield f"{prefix}{name}", type_text(hint), default, "" if choices else info.range_text(), info.help
+        elif info.kind == "group":
+            bundle = _bundle(hint)
+            yield f"{prefix}{name}", "group", default, "", info.help
+            yield from option_rows(bundle, f"{prefix}{name}.")
+
+
+def slot_rows(spec: type[Spec], prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
+    """Name, what it takes, meaning, and the command that lists the choices, of each slot."""
+    for name, (info, hint, default) in _fields(spec).items():
+        if info.kind == "group":
+            yield from slot_rows(_bundle(hint), f"{prefix}{name}.")
+        elif info.kind != "option":
+            takes = f"{info.component}s by name" if info.kind == "slots" else info.component
+            takes += ", optional" if info.kind == "slot" and default else ""
+            yield f"{prefix}{name}", takes, info.help, f"moekit ls {plural(info.component)}"
+
+
+def claims(spec: type[Spec]) -> dict[str, str]:
+    """What a spec class claims of its component (its class variables), such as the form of its routing."""
+    names: dict[str, None] = {}
+    for base in reversed(spec.__mro__):
+        for name, annotation in vars(base).get("__annotations__", {}).items():
+            if "ClassVar" in str(annotation) and name != "kind":
+                names[name] = None
+    return {name: _claim(getattr(spec, name)) for name in names if not name.startswith("_")}
+
+
+def docstring(component: Component) -> str:
+    """The docstring of the class that a component builds, read from its source without importing it.
+
+    Raises:
+        PluginError: the source does not hold the class, and it cannot be imported either.
+    """
+    if isinstance(component.target, str):
+        module, _, name = component.target.partition(":")
+        found = importlib.util.find_spec(module)
+        if found is not None and found.origin is not None and found.origin.endswith(".py"):
+            for node in ast.parse(Path(found.origin).read_text(encoding="utf-8")).body:
+                if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name:
+                    return ast.get_docstring(node) or ""
+    return inspect.getdoc(component.load()) or ""
+
+
+def type_text(hint: Any) -> str:
+    """A type as a person writes it: ``int``, ``softmax | sigmoid``, ``list of float``, ``... or null``."""
+    args = typing.get_args(hint)
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        inner = [type_text(a) for a in args if a is not type(None)]
+        return " | ".join(inner) + (" | null" if type(None) in args else "")
+    if origin is typing.Literal:
+        return " | ".join(value_text(a) for a in args)
+    if origin is list or origin is tuple:
+        return f"list of {type_text(args[0])}" if args else "list"
+    if origin is dict:
+        return f"map of {type_text(args[1])}"
+    return "any" if hint is Any else str(getattr(hint, "__name__", hint))
+
+
+def value_text(value: Any) -> str:
+    """A value as YAML has it: ``null``, ``true``, ``0.001``."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(value_text, value)) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{k}: {value_text(v)}" for k, v in value.items()) + "}"
+    return "''" if value == "" else str(value)
+
+
+def _fields(spec: type[Spec]) -> dict[str, tuple[FieldInfo, Any, str]]:
+    """Each field's info, resolved type, and default as text (``required`` where there is none)."""
+    infos, hints = fields_of(spec), types_of(spec)
+    out = {}
+    for field in dataclasses.fields(spec):  # type: ignore[arg-type]
+        info = infos[field.name]
+        if field.default_factory is not dataclasses.MISSING:
+            default = value_text(field.default_factory())
+        elif field.default is dataclasses.MISSING:
+            default = "" if info.kind == "slot" else "required"
+        else:
+            default = (
+                "optional" if info.kind in ("slot", "group") and field.default is None else value_text(field.default)
+            )
+        out[field.name] = info, hints[field.name], default
+    return out
+
+
+def _bundle(hint: Any) -> type[Spec]:
+    """The spec class of a group, also inside ``... | None``."""
+    inner = [a for a in typing.get_args(hint) if a is not type(None)]
+    bundle: type[Spec] = inner[0] if inner else hint
+    return bundle
+
+
+def _claim(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ", ".join(sorted(map(str, value))) if isinstance(value, frozenset | set | tuple) else str(value)

@@ -1,0 +1,49 @@
+"""``moekit plugins``: which plugins are installed, what they offer, and why some could not be used."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+
+from moekit.cli import text
+from moekit.plugin import Plugin
+from moekit.registry import current
+from moekit.spec.kinds import KINDS, plural
+
+SUMMARY = "list plugins, and what is wrong with those that failed"
+EXAMPLES = """\
+  moekit plugins                                      ends with code 1 when one failed
+  moekit plugins --trace                              with the tracebacks of those that failed
+  MOEKIT_DISABLE_PLUGINS=acme moekit plugins          leave one out
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments."""
+    parser.add_argument("--trace", action="store_true", help="print the traceback of each plugin that failed")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints a table of plugins, then the failures. Returns 1 when there are any."""
+    registry = current()
+    header = ("plugin", "package", "API", "offers")
+    rows = [header, *((p.name, p.origin, "-" if p.api is None else str(p.api), _offers(p)) for p in registry.plugins)]
+    head, *lines = text.table(rows, indent=0)
+    print("\n".join([text.bold(head), *lines]))
+    for plugin in registry.failed:
+        print(f"\n{text.bold(f'{plugin.name} failed')}: {plugin.error}")
+        if args.trace:
+            print("\n".join(f"  {line}" for line in plugin.trace.rstrip().splitlines()))
+    if registry.failed and not args.trace:
+        print("\ntracebacks: moekit plugins --trace")
+    if registry.disabled:
+        print(f"\nleft out by MOEKIT_DISABLE_PLUGINS: {', '.join(registry.disabled)}")
+    return 1 if registry.failed else 0
+
+
+def _offers(plugin: Plugin) -> str:
+    if plugin.error is not None:
+        return "failed"
+    counts = Counter(component.kind for component in plugin.components)
+    words = [f"{counts[kind]} {kind if counts[kind] == 1 else plural(kind)}" for kind in KINDS if counts[kind]]
+    return ", ".join(words) or "nothing"

@@ -1,0 +1,85 @@
+"""Plain text for the terminal: aligned columns that fit its width, without a library that takes longer to import."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterable, Sequence
+from itertools import zip_longest
+
+GAP = 2
+NARROWEST = 20  # a column is never folded to less
+
+
+def width() -> int | None:
+    """Columns of the terminal; None when the output goes to a file or pipe and ``COLUMNS`` does not say."""
+    if not os.environ.get("COLUMNS", "").isdigit() and not sys.stdout.isatty():
+        return None
+    return shutil.get_terminal_size().columns
+
+
+def bold(text: str) -> str:
+    """The text in bold on a terminal that shows it (``NO_COLOR`` unset), else as it is."""
+    return f"\x1b[1m{text}\x1b[0m" if sys.stdout.isatty() and not os.environ.get("NO_COLOR") else text
+
+
+def columns(rows: Iterable[Sequence[str]]) -> list[int]:
+    """The width of each column: that of its longest cell."""
+    return [max(map(len, column)) for column in zip(*rows, strict=True)]
+
+
+def table(
+    rows: Iterable[Sequence[str]],
+    *,
+    indent: int = 2,
+    fold: Sequence[int] = (),
+    sizes: Sequence[int] = (),
+    limit: int | None = None,
+) -> list[str]:
+    """Rows as lines with aligned columns; empty columns take no room.
+
+    Args:
+        rows: cells, as many in each row.
+        indent: spaces before each line.
+        fold: columns that may be folded so that lines fit, by index.
+        sizes: width of each column, to align several tables; from the rows themselves when left out.
+        limit: width to fit; the terminal's when left out.
+    """
+    cells = [list(row) for row in rows]
+    if not cells:
+        return []
+    fitted = _fitted(list(sizes) or columns(cells), indent, fold, width() if limit is None else limit)
+    lines: list[str] = []
+    for row in cells:
+        folded = [
+            textwrap.wrap(cell, fitted[i], break_long_words=False, break_on_hyphens=False) if i in fold else [cell]
+            for i, cell in enumerate(row)
+            if fitted[i]
+        ]
+        room = [size for size in fitted if size]
+        for parts in zip_longest(*folded, fillvalue=""):
+            padded = [part.ljust(size) for part, size in zip(parts, room, strict=True)]
+            lines.append((" " * indent + (" " * GAP).join(padded)).rstrip())
+    return lines
+
+
+def paragraph(text: str, *, indent: int = 2) -> list[str]:
+    """Text folded to the terminal's width (100 where there is no terminal)."""
+    pad = " " * indent
+    return textwrap.wrap(text, width() or 100, initial_indent=pad, subsequent_indent=pad)
+
+
+def _fitted(sizes: list[int], indent: int, fold: Sequence[int], limit: int | None) -> list[int]:
+    """Takes what is too wide from the widest column that may be folded, again and again."""
+    if limit is None:
+        return sizes
+    excess = indent + sum(size + GAP for size in sizes if size) - GAP - limit
+    while excess > 0:
+        foldable = [i for i in fold if sizes[i] > NARROWEST]
+        if not foldable:
+            break
+        sizes[max(foldable, key=lambda i: sizes[i])] -= 1
+        excess -= 1
+    return sizes

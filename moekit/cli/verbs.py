@@ -1,0 +1,83 @@
+"""Runs one verb: imports its file, reads its arguments, calls it."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from typing import NoReturn, Protocol, cast
+
+from moekit.cli import VERBS
+from moekit.errors import MoekitError, nearest
+
+
+class Verb(Protocol):
+    """What the file of a verb holds."""
+
+    SUMMARY: str
+    EXAMPLES: str
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declares the verb's arguments."""
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Does the work and returns the exit code."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose mistakes are ``MoekitError``s, with the nearest option."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises instead of exiting.
+
+        Raises:
+            MoekitError: always: the mistake, the nearest option, the usage.
+        """
+        lines = [f"{self.prog}: {message}"]
+        wrong = [word for word in message.split() if word.startswith("--")]
+        near = nearest(wrong[-1], list(self._option_string_actions)) if "unrecognized" in message and wrong else ""
+        if near:
+            lines.append(f"  did you mean '{near}'?")
+        lines.append("  " + " ".join(self.format_usage().split()))
+        lines.append(f"  more: {self.prog} --help")
+        raise MoekitError("\n".join(lines))
+
+
+def load(name: str) -> Verb:
+    """The file of a verb, imported.
+
+    Raises:
+        MoekitError: there is no such verb.
+    """
+    if name not in VERBS:
+        what = f"unknown {'option' if name.startswith('-') else 'verb'} '{name}' (verbs: {', '.join(VERBS)})"
+        near = nearest(name, [*VERBS, "--help", "--version"])
+        raise MoekitError("\n".join([what, *([f"  did you mean '{near}'?"] if near else []), "  more: moekit --help"]))
+    return cast(Verb, importlib.import_module(f"moekit.cli.{name}"))
+
+
+def parser_of(name: str) -> Parser:
+    """The argument parser of a verb, with its summary above and its examples below."""
+    verb = load(name)
+    parser = Parser(
+        prog=f"moekit {name}",
+        description=f"{verb.SUMMARY[:1].upper()}{verb.SUMMARY[1:]}.",
+        epilog=f"examples:\n{verb.EXAMPLES.rstrip()}\n",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    verb.add_arguments(parser)
+    return parser
+
+
+def run(name: str, argv: list[str]) -> int:
+    """Runs a verb and returns its exit code.
+
+    Raises:
+        MoekitError: the user's mistake.
+    """
+    parser = parser_of(name)
+    try:
+        args = parser.parse_intermixed_args(argv)  # options may stand between overrides
+    except SystemExit as asked:  # --help has printed its page
+        return int(asked.code or 0)
+    return load(name).run(args)

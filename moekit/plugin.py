@@ -1,0 +1,250 @@
+"""One plugin: how it is found, loaded and checked. What is wrong with it is kept, so that it stops nothing else.
+
+A plugin is checked when it is loaded: the version of the API it was written for, its hooks against ``hookspecs``, and
+each component it offers. Nothing of torch is imported, for targets are names until they are built.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import re
+import traceback
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from importlib.metadata import Distribution, EntryPoint
+from typing import Any
+
+import pluggy
+
+from moekit import hookspecs
+from moekit.component import API_VERSION, Component
+from moekit.errors import PluginError, nearest
+from moekit.spec.fields import Spec
+from moekit.spec.kinds import KINDS, Recipe, plural
+
+ENTRY_POINT_GROUP = "moekit"
+
+_KIND_OF_HOOK = {f"moekit_{plural(kind)}": kind for kind in KINDS}
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
+_TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plugin:
+    """What is known of one plugin, loaded or failed.
+
+    Attributes:
+        name: its entry-point name (its id).
+        module: the module that the entry point names.
+        distribution, version: the installed package that brought it; empty when it was added by hand.
+        api: the version of the plugin API that it states; None when it states none or could not be imported.
+        components: what it offers.
+        error: None, or why it is not used, in a line.
+        trace: the traceback of the failure.
+    """
+
+    name: str
+    module: str
+    distribution: str = ""
+    version: str = ""
+    api: int | None = None
+    components: tuple[Component, ...] = ()
+    error: str | None = None
+    trace: str = ""
+
+    @property
+    def origin(self) -> str:
+        """Where it comes from: ``acme-moe 1.2``; its module's name when no installed package brought it."""
+        return f"{self.distribution} {self.version}".strip() or self.module
+
+
+def installed(*, disabled: Collection[str] = (), strict: bool = False) -> list[Plugin]:
+    """Every plugin of the entry-point group ``moekit``, by name, with those that failed.
+
+    Args:
+        disabled: names of plugins to leave out; they are not even imported.
+        strict: raise on the first that fails.
+
+    Raises:
+        PluginError: a plugin failed, and ``strict`` was asked for.
+    """
+    plugins: list[Plugin] = []
+    for entry, distribution, version in _entries():
+        if entry.name in disabled:
+            continue
+        plugin = Plugin(name=entry.name, module=entry.value, distribution=distribution, version=version)
+        module: Any = None
+        try:
+            check_beside(plugin, plugins)
+            module = entry.load()
+            plugin = load_plugin(entry.name, module, distribution=distribution, version=version)
+        except (Exception, SystemExit) as error:
+            plugin = _failed(plugin, error, api=getattr(module, "MOEKIT_API", None), strict=strict)
+        plugins.append(plugin)
+    return _settled(plugins, strict=strict)
+
+
+def load_plugin(name: str, module: Any, *, distribution: str = "", version: str = "") -> Plugin:
+    """Checks a plugin module against the hook specs and collects its components.
+
+    Args:
+        name: the plugin's id.
+        module: an imported module (or any object with the same attributes).
+        distribution, version: the installed package that brought it, for messages.
+
+    Raises:
+        PluginError: another API version, a hook with arguments or an unknown name, a hook that raises, a component
+            that is none or breaks a rule.
+    """
+    api = getattr(module, "MOEKIT_API", None)
+    if api != API_VERSION:
+        said = "states no MOEKIT_API" if api is None else f"was written for plugin API {api!r}"
+        raise PluginError(f"plugin '{name}': {said}; this moekit speaks API {API_VERSION}: MOEKIT_API = {API_VERSION}")
+    components: list[Component] = []
+    for hook, function in _hooks(name, module):
+        where = f"plugin '{name}': hook {hook}"
+        try:
+            offered = function()
+            found = None if offered is None else list(offered)
+        except Exception as error:
+            raise PluginError(f"{where} raised {type(error).__name__}: {error}") from error
+        if found is None:
+            raise PluginError(f"{where} returned None; expected a list of Component")
+        components += [dataclasses.replace(_checked(c, _KIND_OF_HOOK[hook], where), plugin=name) for c in found]
+    _check_distinct(name, components)
+    return Plugin(
+        name=name,
+        module=getattr(module, "__name__", type(module).__name__),
+        distribution=distribution,
+        version=version,
+        api=api,
+        components=tuple(components),
+    )
+
+
+def check_beside(plugin: Plugin, others: Iterable[Plugin]) -> None:
+    """Refuses a plugin that cannot stand beside others: the same id, or a spec class that one of them offers.
+
+    Raises:
+        PluginError: it clashes; two components that share a spec class could not be told apart when built.
+    """
+    mine = {c.spec: c for c in plugin.components if c.spec is not Recipe}
+    for other in others:
+        if other.name == plugin.name:
+            raise PluginError(f"plugin '{plugin.name}': the name is taken by {other.origin}; choose another")
+        for theirs in other.components:
+            if theirs.spec in mine:
+                raise PluginError(f"plugin '{plugin.name}': {_shared(mine[theirs.spec], theirs)} ({other.origin})")
+
+
+def _entries() -> list[tuple[EntryPoint, str, str]]:
+    """Entry points with their distribution's name and version, by name; among namesakes moekit's own comes first."""
+    known: dict[int, tuple[str, str]] = {}  # metadata is parsed at every access, so read it once a distribution
+
+    def origin(distribution: Distribution | None) -> tuple[str, str]:
+        if distribution is None:
+            return "", ""
+        if id(distribution) not in known:
+            known[id(distribution)] = distribution.name or "", distribution.version or ""
+        return known[id(distribution)]
+
+    found = [(entry, *origin(entry.dist)) for entry in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)]
+    return sorted(found, key=lambda e: (e[0].name, e[1] != "moekit", e[1], e[0].value))
+
+
+def _failed(plugin: Plugin, error: BaseException, *, api: Any = None, strict: bool) -> Plugin:
+    why = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
+    why = " ".join(why.removeprefix(f"plugin '{plugin.name}': ").split())
+    if strict:
+        raise PluginError(f"plugin '{plugin.name}' ({plugin.origin}) cannot be used: {why}") from error
+    trace = "".join(traceback.format_exception(error))
+    return dataclasses.replace(plugin, api=api, components=(), error=why, trace=trace)
+
+
+def _settled(plugins: list[Plugin], *, strict: bool) -> list[Plugin]:
+    """The same plugins, with those refused that offer a spec class of another; its home package keeps it."""
+    out = list(plugins)
+    homes_first = sorted(range(len(out)), key=lambda i: _borrows(out[i]))
+    accepted: list[Plugin] = []
+    for i in homes_first:
+        if out[i].error is None:
+            try:
+                check_beside(out[i], accepted)
+                accepted.append(out[i])
+            except PluginError as error:
+                out[i] = _failed(out[i], error, api=out[i].api, strict=strict)
+    return out
+
+
+def _borrows(plugin: Plugin) -> bool:
+    home = plugin.module.partition(".")[0]
+    return any(c.spec is not Recipe and c.spec.__module__.partition(".")[0] != home for c in plugin.components)
+
+
+def _hooks(name: str, module: Any) -> list[tuple[str, Any]]:
+    """The hooks that a module implements, checked by pluggy and for the mistakes that it lets pass."""
+    manager = pluggy.PluginManager("moekit")
+    manager.add_hookspecs(hookspecs)
+    try:
+        manager.register(module, name)
+    except pluggy.PluginValidationError as error:
+        said = " ".join(str(error).splitlines()[1:])
+        raise PluginError(f"plugin '{name}': {said or error}") from error
+    found: list[tuple[str, Any]] = []
+    for hook in sorted(vars(manager.hook)):
+        caller = getattr(manager.hook, hook)
+        if not isinstance(caller, pluggy.HookCaller):
+            continue
+        for implementation in caller.get_hookimpls():
+            if caller.has_spec():
+                found.append((hook, implementation.function))
+            elif not implementation.optionalhook:
+                near = nearest(hook, list(_KIND_OF_HOOK))
+                hint = f"did you mean '{near}'?" if near else f"hooks are {', '.join(_KIND_OF_HOOK)}"
+                raise PluginError(f"plugin '{name}': unknown hook '{hook}'; {hint}")
+    marked = {hook for hook, _ in found}
+    for hook in _KIND_OF_HOOK:
+        if hook not in marked and callable(getattr(module, hook, None)):
+            raise PluginError(f"plugin '{name}': '{hook}' is not marked; write @moekit.hookimpl above it")
+    return found
+
+
+def _checked(offered: object, kind: str, where: str) -> Component:
+    base: type[Spec] = KINDS[kind]
+    if not isinstance(offered, Component):
+        raise PluginError(f"{where}: expected Component, got {type(offered).__name__}")
+    here = f"{where}, component '{offered.name}'"
+    parts = offered.name.split("/") if kind == "recipe" else [offered.name]
+    if not all(_NAME.fullmatch(part) for part in parts):
+        raise PluginError(f"{here}: a name is made of letters, digits, '_', '-' and '.'")
+    spec: object = offered.spec
+    if not (isinstance(spec, type) and issubclass(spec, base)):
+        got = getattr(spec, "__name__", repr(spec))
+        raise PluginError(f"{here}: its spec must be a subclass of {base.__name__}, got {got}")
+    parameters = vars(spec).get("__dataclass_params__")
+    if parameters is None or not parameters.frozen:
+        raise PluginError(f"{here}: write @dataclass(frozen=True, kw_only=True) above its spec {spec.__name__}")
+    if kind != "recipe" and not callable(offered.target) and not _TARGET.fullmatch(str(offered.target)):
+        raise PluginError(f"{here}: its target must be 'package.module:Class' or a class, got {offered.target!r}")
+    return offered
+
+
+def _check_distinct(name: str, components: list[Component]) -> None:
+    names: set[tuple[str, str]] = set()
+    specs: dict[type[Spec], Component] = {}
+    for component in components:
+        if (component.kind, component.name) in names:
+            raise PluginError(f"plugin '{name}': offers {component.kind} '{component.name}' twice")
+        names.add((component.kind, component.name))
+        if component.spec is not Recipe:
+            first = specs.setdefault(component.spec, component)
+            if first is not component:
+                raise PluginError(f"plugin '{name}': {_shared(component, first)}")
+
+
+def _shared(mine: Component, theirs: Component) -> str:
+    return (
+        f"{mine.kind} '{mine.name}' has the spec class {mine.spec.__name__} of {theirs.kind} '{theirs.full_name}'; "
+        "each component needs a class of its own"
+    )
