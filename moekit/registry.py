@@ -114,9 +114,19 @@ class Registry:
         """
         return self.component_of(spec).load()(spec, *context)
 
+    def notes(self) -> tuple[str, ...]:
+        """Why something may be missing: plugins that failed, and plugins left out on request."""
+        notes = [f"plugin '{p.name}' failed to load ({p.error}); see: moekit plugins" for p in self.failed]
+        if self.disabled:
+            notes.append(f"MOEKIT_DISABLE_PLUGINS leaves out {', '.join(self.disabled)}")
+        return tuple(notes)
+
+    def origin(self, component: Component) -> str:
+        """Where a component comes from: ``acme-moe 1.2``."""
+        return next(p.origin for p in self.plugins if p.name == component.plugin and p.error is None)
+
     def _ambiguous(self, kind: str, name: str, found: list[Component]) -> Problem:
-        origins = {p.name: p.origin for p in self.plugins if p.error is None}
-        offers = ", ".join(f"{c.full_name} ({origins[c.plugin]})" for c in found)
+        offers = ", ".join(f"{c.full_name} ({self.origin(c)})" for c in found)
         return Problem(
             what=f"{kind} '{name}' is offered by {len(found)} plugins: {offers}",
             expected=" or ".join(f"'{c.full_name}'" for c in found),
@@ -126,14 +136,11 @@ class Registry:
     def _unknown(self, kind: str, name: str) -> Problem:
         names = self.names(kind)
         choices = [c.full_name for c in self.components(kind)] if "/" in name else []
-        notes = [f"plugin '{p.name}' failed to load ({p.error}); see: moekit plugins" for p in self.failed]
-        if self.disabled:
-            notes.append(f"MOEKIT_DISABLE_PLUGINS leaves out {', '.join(self.disabled)}")
         return Problem(
             what=f"unknown {kind} '{name}' (installed: {', '.join(names) or 'none'})",
             nearest=nearest(name, [*names, *choices]),
             list_with=f"moekit ls {plural(kind)}",
-            notes=tuple(notes),
+            notes=self.notes(),
         )
 
     def _refuse_failed(self, plugin: str, kind: str, name: str) -> None:

@@ -10,7 +10,7 @@ import types
 import typing
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from moekit.component import Component
 from moekit.spec.fields import FieldInfo, Spec, fields_of, literal_choices, types_of
@@ -97,18 +97,18 @@ def value_text(value: Any) -> str:
 
 def _fields(spec: type[Spec]) -> dict[str, tuple[FieldInfo, Any, str]]:
     """Each field's info, resolved type, and default as text (``required`` where there is none)."""
-    infos, hints = fields_of(spec), types_of(spec)
     out = {}
+    infos, hints = fields_of(spec), types_of(spec)
     for field in dataclasses.fields(spec):  # type: ignore[arg-type]
         info = infos[field.name]
         if field.default_factory is not dataclasses.MISSING:
             default = value_text(field.default_factory())
         elif field.default is dataclasses.MISSING:
             default = "" if info.kind == "slot" else "required"
+        elif field.default is None and info.kind != "option":
+            default = "optional"
         else:
-            default = (
-                "optional" if info.kind in ("slot", "group") and field.default is None else value_text(field.default)
-            )
+            default = value_text(field.default)
         out[field.name] = info, hints[field.name], default
     return out
 

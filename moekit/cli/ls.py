@@ -10,6 +10,7 @@ from moekit.component import Component
 from moekit.registry import Registry, current, kind_named
 from moekit.spec.kinds import KINDS, plural
 
+WIDE = 110  # below it there is no room for the column of papers; ``moekit show`` tells them
 SUMMARY = "list recipes and components"
 EXAMPLES = """\
   moekit ls                   everything, kind by kind
@@ -49,7 +50,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _row(registry: Registry, component: Component) -> tuple[str, str, str, str]:
-    return registry.short_name(component), component.summary, component.plugin, component.paper
+    paper = component.paper if (text.width() or WIDE) >= WIDE else ""
+    return registry.short_name(component), component.summary, component.plugin, paper
 
 
 def _plain(registry: Registry, component: Component) -> dict[str, str]:

@@ -9,12 +9,18 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import MISSING, dataclass
 from functools import cache
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar, cast
 
 FieldKind = Literal["option", "slot", "slots", "group"]
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def _cached(function: _F) -> _F:
+    """``functools.cache`` that keeps the signature: to mypy a class is not hashable."""
+    return cast(_F, cache(function))
 
 
 @dataclass(frozen=True)
@@ -115,14 +121,14 @@ class Spec:
             raise ValueError("; ".join(problems))
 
 
-@cache
+@_cached
 def types_of(spec: type[Spec]) -> dict[str, Any]:
     """The resolved type of each field, in order of declaration."""
     hints = typing.get_type_hints(spec)
     return {f.name: hints[f.name] for f in dataclasses.fields(spec)}  # type: ignore[arg-type]
 
 
-@cache
+@_cached
 def fields_of(spec: type[Spec]) -> dict[str, FieldInfo]:
     """What each field of a spec class may hold, in order of declaration."""
     out: dict[str, FieldInfo] = {}

@@ -1,0 +1,89 @@
+"""``moekit show``: one component or recipe, explained from its spec alone."""
+
+from __future__ import annotations
+
+import argparse
+
+from moekit.cli import text
+from moekit.cli.describe import claims, docstring, option_rows, slot_rows
+from moekit.component import Component
+from moekit.errors import Problem, UnknownName, nearest
+from moekit.registry import Registry, current, kind_named
+from moekit.spec.fields import required
+from moekit.spec.kinds import Recipe, plural
+
+SUMMARY = "explain a component or a recipe"
+EXAMPLES = """\
+  moekit show topk                    every component of that name
+  moekit show router/topk --doc       by kind, with the docstring of its class
+  moekit show acme/topk               by plugin, where two offer the name
+  moekit show deepseek_v3             a recipe: its parts, its YAML, what to try next
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments."""
+    parser.add_argument("name", help="name, kind/name or plugin/name")
+    parser.add_argument("--kind", help="only components of this kind")
+    parser.add_argument("--doc", action="store_true", help="also print the docstring of the class that is built")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints a page for each component that the name means."""
+    registry = current()
+    pages = []
+    for component in named(registry, args.name, kind_named(args.kind) if args.kind else None):
+        if component.spec is Recipe:
+            from moekit.cli.recipe import page  # reads YAML
+
+            pages.append(page(registry, component))
+        else:
+            pages.append(_page(registry, component, doc=args.doc))
+    print("\n\n\n".join("\n".join(page) for page in pages))
+    return 0
+
+
+def named(registry: Registry, name: str, kind: str | None = None) -> list[Component]:
+    """Every component that ``name`` may mean: a name, ``kind/name`` or ``plugin/name``.
+
+    Raises:
+        UnknownName: no component has the name.
+        PluginError: a kind was given, and the name is of a plugin that failed to load.
+    """
+    components = registry.components(kind)
+    found = [c for c in components if name in (c.name, c.full_name, f"{c.kind}/{c.name}", f"{plural(c.kind)}/{c.name}")]
+    if found:
+        return found
+    if kind is not None:
+        return [registry.get(kind, name)]  # raises, and says what is wrong
+    choices = [c.name for c in components]
+    if "/" in name:
+        choices += [c.full_name for c in components] + [f"{c.kind}/{c.name}" for c in components]
+    raise UnknownName(
+        Problem(
+            what=f"nothing is named '{name}'",
+            nearest=nearest(name, choices),
+            list_with="moekit ls",
+            notes=registry.notes(),
+        )
+    )
+
+
+def _page(registry: Registry, component: Component, *, doc: bool) -> list[str]:
+    target = component.target if isinstance(component.target, str) else f"{component.target!r}"
+    lines = [text.bold(f"{component.kind} {component.name}"), *text.paragraph(component.summary)]
+    about = [("paper", component.paper), ("plugin", f"{component.plugin} ({registry.origin(component)})")]
+    lines += ["", *text.table([row for row in [*about, ("class", target)] if row[1]], fold=(1,))]
+    lines += section("options", list(option_rows(component.spec)), fold=(1, 4))
+    lines += section("slots", list(slot_rows(component.spec)), fold=(2,))
+    lines += section("claims", list(claims(component.spec).items()), fold=(1,))
+    must = "".join(f", {name}: ..." for name in required(component.spec))
+    lines += ["", text.bold("in YAML"), f"  {{use: {registry.short_name(component)}{must}}}"]
+    if doc:
+        lines += ["", text.bold("docstring"), *(f"  {line}".rstrip() for line in docstring(component).splitlines())]
+    return lines
+
+
+def section(title: str, rows: list[tuple[str, ...]], *, fold: tuple[int, ...]) -> list[str]:
+    """A titled table after an empty line; nothing at all when there are no rows."""
+    return ["", text.bold(title), *text.table(rows, fold=fold)] if rows else []
