@@ -5,10 +5,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -170,10 +170,21 @@ class Balancer(nn.Module, ABC):
     """Keeps the load even, by a loss, by a selection bias, or both. Built as ``Target(spec, dims)``.
 
     State is kept in persistent fp32 buffers and changes in ``step`` alone: never in forward, so recompute,
-    compile and accumulation cannot count twice.
+    compile and accumulation cannot count twice. It stays fp32 when the model is cast to another dtype: a bias in
+    bf16 would lose steps of 1e-3 once it has grown to 1.
     """
 
     forms: ClassVar[frozenset[Form]] = ALL_FORMS
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """What ``.to``, ``.bfloat16`` and their like call on every tensor: the state follows devices, not dtypes."""
+
+        def device_only(state: Tensor) -> Tensor:
+            moved = fn(state)
+            return moved if moved.dtype == state.dtype else state.to(moved.device)
+
+        super()._apply(device_only, recurse)
+        return self
 
     def loss(self, routing: Routing, context: BalanceContext) -> LossTerm | None:
         """The loss of one forward pass, or None."""

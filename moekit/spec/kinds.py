@@ -29,6 +29,10 @@ class RouterSpec(Spec):
         """How many experts one token runs through, on average."""
         raise NotImplementedError(f"{type(self).__name__} must say how many experts a token runs through")
 
+    def check_experts(self, num_experts: int) -> Iterable[str]:
+        """Conflicts with the number of routed experts, each a sentence. Asked by the layer's spec; override."""
+        return ()
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertSpec(Spec):
@@ -105,7 +109,8 @@ class MoE(Spec):
     balancers: Mapping[str, BalancerSpec] = slots("balancer", "what keeps the load even")
 
     def check(self) -> Iterable[str]:
-        """The parts must fit: a dispatcher and balancers that take the router's form, a bias that has a taker."""
+        """The parts must fit: enough experts, a dispatcher and balancers for the router's form, a taker for a bias."""
+        yield from self.router.check_experts(self.experts.count)
         form = self.router.form
         if form not in self.dispatcher.forms:
             yield (

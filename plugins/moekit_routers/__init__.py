@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from moekit.component import Component
 from moekit.hookspecs import hookimpl
+from moekit_routers import dense, topk
 
 MOEKIT_API = 1
 
@@ -11,4 +12,4 @@ MOEKIT_API = 1
 @hookimpl
 def moekit_routers() -> list[Component]:
     """The routers of this plugin."""
-    return []
+    return [dense.COMPONENT, topk.COMPONENT]

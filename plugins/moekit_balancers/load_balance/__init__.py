@@ -1,0 +1,34 @@
+"""The load-balance loss of Switch and GShard: share of tokens times mean affinity. Torch-free."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from moekit.component import Component
+from moekit.spec.fields import option
+from moekit.spec.kinds import BalancerSpec, Form
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadBalance(BalancerSpec):
+    """Options of the load-balance loss."""
+
+    forms: ClassVar[frozenset[Form]] = frozenset({"token_choice"})
+    weight: float = option(1e-2, "coefficient of the loss, per layer", ge=0)
+    scope: Literal["sequence", "micro_batch", "global_batch", "step"] = option(
+        "micro_batch",
+        "whose loads must be even: each sequence's, this pass's, all ranks' in this pass, or the last optimizer step's",
+    )
+    normalize: bool = option(
+        True, "divide a token's affinities by their sum (no effect on a softmax); false: raw sigmoids, as Wang et al."
+    )
+
+
+COMPONENT = Component(
+    name="load_balance",
+    spec=LoadBalance,
+    target="moekit_balancers.load_balance.module:LoadBalanceLoss",
+    summary="loss E/K sum f·P: share of tokens times mean affinity; 1 at balance",
+    paper="GShard 2020, Switch Transformer 2021",
+)

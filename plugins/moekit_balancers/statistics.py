@@ -1,0 +1,48 @@
+"""What losses of the form ``f·P`` are made of: counts and mean affinities, per unit of balance, without padding.
+
+A unit is what must be balanced: one sequence, or a whole micro-batch. B counts units here; tokens lie unit after
+unit, T // B of them in each.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+GUARD = 1e-20  # added to a token's sum of affinities, so that sigmoids that are all 0 give shares 0, not NaN
+
+
+def count_BE(expert_TK: Tensor, num_experts: int, valid_T: Tensor | None, num_units: int) -> Tensor:
+    """int64: how many valid tokens of each unit chose each expert, before anything is dropped."""
+    T, K = expert_TK.shape
+    unit_T = torch.arange(num_units, device=expert_TK.device).repeat_interleave(T // max(num_units, 1))
+    slot_TK = expert_TK + num_experts * unit_T[:, None]
+    one_TK = torch.ones_like(expert_TK) if valid_T is None else valid_T[:, None].expand(T, K).to(expert_TK.dtype)
+    zero_N = torch.zeros(num_units * num_experts, dtype=torch.int64, device=expert_TK.device)
+    return zero_N.scatter_add(0, slot_TK.flatten(), one_TK.flatten()).view(num_units, num_experts)
+
+
+def share_of(count_BE: Tensor, dtype: torch.dtype) -> Tensor:
+    """``fbar``: each expert's share of a unit's choices; sums to 1, or to 0 for a unit without tokens."""
+    return count_BE.to(dtype) / count_BE.sum(-1, keepdim=True).clamp(min=1)
+
+
+def mean_score_BE(scores_TE: Tensor, valid_T: Tensor | None, num_units: int, *, normalize: bool) -> Tensor:
+    """``P``, differentiable: mean affinity of every expert over **all valid tokens of all units**, by unit.
+
+    So the sum over units is the mean over tokens, and a unit weighs by its tokens.
+
+    Args:
+        scores_TE: affinities of all experts, not of the chosen alone.
+        valid_T: bool, False for padding, whose affinities may be anything.
+        num_units: B.
+        normalize: whether a token's affinities are first divided by their sum (as sigmoids need; a softmax sums to 1).
+    """
+    if valid_T is not None:
+        scores_TE = scores_TE.masked_fill(~valid_T[:, None], 0)
+    if normalize:
+        scores_TE = scores_TE / (scores_TE.sum(-1, keepdim=True) + GUARD)
+    T, E = scores_TE.shape
+    num_valid = T if valid_T is None else valid_T.sum()
+    sum_BE = scores_TE.reshape(num_units, T // max(num_units, 1), E).sum(1)
+    return sum_BE / (max(num_valid, 1) if isinstance(num_valid, int) else num_valid.clamp(min=1))

@@ -1,0 +1,82 @@
+"""Top-k routing: each token takes the k experts that suit it best. Torch-free: options and component.
+
+One router, because the papers differ in switches, not in kind: which score, whether it is taken before or after
+choosing, whether groups limit the choice, whether gates are renormalised and scaled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from moekit.component import Component
+from moekit.spec.fields import option
+from moekit.spec.kinds import RouterSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopK(RouterSpec):
+    """Options of the top-k router. Gates are renormalised first, then scaled: two independent switches."""
+
+    top_k: int = option(help="experts a token runs through", ge=1)
+    score: Literal["softmax", "sigmoid"] = option("softmax", "turns logits into affinities")
+    score_over: Literal["all", "chosen"] = option(
+        "all", "all: score every expert, then choose; chosen: choose by logits, then score those chosen"
+    )
+    groups: int = option(1, "equal groups that the experts are cut into, in order", ge=1)
+    top_groups: int | None = option(None, "groups a token may choose from; to be given when groups > 1", ge=1)
+    group_score: Literal["max", "top2_sum"] = option(
+        "max", "ranks groups by their best expert, or by the sum of their two best; counts the selection bias"
+    )
+    renormalize: bool = option(False, "divide a token's gates by their sum")
+    scale: float = option(1.0, "multiplies the gates, after renormalising", gt=0)
+    bias: bool = option(False, "whether the logits have a trained bias, one number an expert")
+    input_jitter: float = option(
+        0.0, "in training, the router (not the experts) reads its input times U(1 - this, 1 + this)", ge=0, lt=1
+    )
+
+    def active(self, num_experts: int) -> float:
+        """``top_k``."""
+        return self.top_k
+
+    def check(self) -> Iterable[str]:
+        """Groups that make sense, and a gate that the router can learn by."""
+        if self.groups > 1 and self.top_groups is None:
+            yield f"groups={self.groups} without top_groups: say how many of them a token may choose from"
+        if self.top_groups is not None and self.top_groups > self.groups:
+            yield f"top_groups={self.top_groups} is more than groups={self.groups}"
+        if self.top_k == 1 and self.renormalize:
+            yield (
+                "top_k=1 with renormalize=true makes every gate the constant 1, so no gradient reaches the router: "
+                "set renormalize=false, or top_k >= 2"
+            )
+        elif self.top_k == 1 and self.score == "softmax" and self.score_over == "chosen":
+            yield (
+                "top_k=1 with a softmax over the one chosen makes every gate the constant 1, so no gradient reaches "
+                "the router: set score_over=all or score=sigmoid, or top_k >= 2"
+            )
+
+    def check_experts(self, num_experts: int) -> Iterable[str]:
+        """The choice must fit the number of experts."""
+        size, rest = divmod(num_experts, self.groups)
+        top_groups = self.top_groups or self.groups
+        if rest:
+            yield f"groups={self.groups} does not divide the {num_experts} experts evenly"
+        elif self.top_k > top_groups * size:
+            held = f"that top_groups={top_groups} of groups={self.groups} hold" if self.groups > 1 else "there are"
+            yield f"top_k={self.top_k} is more than the {top_groups * size} experts {held}"
+        if not rest and self.groups > 1 and self.group_score == "top2_sum" and size < 2:
+            yield (
+                f"group_score=top2_sum needs two experts or more in a group; groups={self.groups} of "
+                f"{num_experts} experts hold {size}: use group_score=max"
+            )
+
+
+COMPONENT = Component(
+    name="topk",
+    spec=TopK,
+    target="moekit_routers.topk.module:TopKRouter",
+    summary="each token takes its k best experts: softmax or sigmoid, groups, selection bias, renormalise, scale",
+    paper="Shazeer et al. 2017 to DeepSeek-V3 2024",
+)

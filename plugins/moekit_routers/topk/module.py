@@ -1,0 +1,114 @@
+"""Top-k routing in all the orders that papers use: score and choose, choose and score, choose within groups.
+
+What is unusual here: ties are defined (the lowest expert index wins), masked groups are -inf (0 would beat a negative
+``score + bias``), and the selection bias never enters a gate. Oracle: ``naive.py`` beside this file.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from moekit.contracts import LayerDims, Router
+from moekit.errors import MoekitError
+from moekit.router_math import first_top_k, router_logits
+from moekit.routing import TokenChoice
+from moekit_routers.topk import TopK
+
+GUARD = 1e-20  # added to the sum that gates are divided by, so that sigmoids that are all 0 give gates 0, not NaN
+
+
+class TopKRouter(Router):
+    """Each token takes k experts: ``S_t`` = the k largest of ``s_t + b``; gates are ``s_te`` of those, without b.
+
+    Source: the options are the columns of one table. Softmax, then top-k: GShard 2020, Switch 2021, DeepSeekMoE 2024.
+    ``score_over=chosen``: Shazeer 2017 (without noise), Mixtral, gpt-oss (softmax), Llama 4 (sigmoid).
+    Groups: DeepSeek-V2 2024 (``max``); DeepSeek-V3 2024, eq. 12 to 16 (``sigmoid``, ``top2_sum``, renormalised,
+    scaled). ``input_jitter``: Switch 2021.
+
+    Shapes and dtypes: ``x_TD``, any float; logits, scores and gates are fp32, or fp64 for fp64 tokens or weights,
+    under any autocast. ``expert_TK`` is int64, best expert first. ``scores_TE`` is the score over all experts without
+    bias, under ``score_over=chosen`` too, so that balancers see every expert.
+
+    Ties: the lowest expert index wins, on every device. A token with NaN gets k distinct experts and NaN gates; other
+    tokens are untouched. Padding is read as zeros.
+
+    Selection bias: added to what is compared, the affinities under ``score_over=all`` and the logits under
+    ``chosen``. It is not differentiated.
+
+    Gradient: reaches the weight and ``x_TD`` through the gates of the chosen and through ``scores_TE``; choosing
+    itself has none.
+
+    Args:
+        spec: its options.
+        dims: D and E.
+
+    Raises:
+        MoekitError: top_k or groups do not fit the number of experts.
+    """
+
+    def __init__(self, spec: TopK, dims: LayerDims) -> None:
+        super().__init__()
+        if problems := list(spec.check_experts(dims.num_experts)):
+            raise MoekitError("router topk: " + "; ".join(problems))
+        self.spec = spec
+        self.weight_ED = nn.Parameter(torch.empty(dims.num_experts, dims.dim))
+        self.bias_E = nn.Parameter(torch.zeros(dims.num_experts)) if spec.bias else None
+        bound = dims.dim**-0.5
+        nn.init.uniform_(self.weight_ED, -bound, bound)
+
+    def forward(
+        self, x_TD: Tensor, *, valid_T: Tensor | None = None, selection_bias_E: Tensor | None = None
+    ) -> TokenChoice:
+        """Routes T tokens: score, choose, gate."""
+        spec = self.spec
+        logits_TE = router_logits(self._jittered(x_TD), self.weight_ED, self.bias_E, valid_T)
+        scores_TE = self._score(logits_TE)
+        if spec.score_over == "all":
+            expert_TK = self._choose(scores_TE, selection_bias_E)
+            gate_TK = scores_TE.gather(1, expert_TK)
+        else:
+            expert_TK = self._choose(logits_TE, selection_bias_E)
+            gate_TK = self._score(logits_TE.gather(1, expert_TK))
+        if spec.renormalize:
+            gate_TK = gate_TK / (gate_TK.sum(-1, keepdim=True) + GUARD)
+        if spec.scale != 1:
+            gate_TK = gate_TK * spec.scale
+        return TokenChoice(
+            logits_TE=logits_TE, scores_TE=scores_TE, valid_T=valid_T, expert_TK=expert_TK, gate_TK=gate_TK
+        )
+
+    def _score(self, logits_TX: Tensor) -> Tensor:
+        return logits_TX.softmax(-1) if self.spec.score == "softmax" else logits_TX.sigmoid()
+
+    def _choose(self, key_TE: Tensor, selection_bias_E: Tensor | None) -> Tensor:
+        """``expert_TK``: the k best by ``key + bias``, within the best groups."""
+        key_TE = key_TE.detach()
+        if selection_bias_E is not None:
+            key_TE = key_TE + selection_bias_E.to(key_TE.dtype)
+        if selection_bias_E is not None or self.spec.score_over == "chosen":
+            key_TE = above_inf(key_TE)
+        if self.spec.groups > 1:
+            key_TE = self._within_best_groups(key_TE)
+        return first_top_k(key_TE, self.spec.top_k)
+
+    def _within_best_groups(self, key_TE: Tensor) -> Tensor:
+        """The keys, -inf outside each token's best groups."""
+        T, E = key_TE.shape
+        key_TGX = key_TE.view(T, self.spec.groups, E // self.spec.groups)
+        best_TG = key_TGX.amax(-1) if self.spec.group_score == "max" else key_TGX.topk(2, -1).values.sum(-1)
+        group_TM = first_top_k(above_inf(best_TG), self.spec.top_groups or self.spec.groups)
+        out_TG = torch.ones_like(best_TG, dtype=torch.bool).scatter(1, group_TM, False)
+        return key_TGX.masked_fill(out_TG[:, :, None], -torch.inf).flatten(1)
+
+    def _jittered(self, x_TD: Tensor) -> Tensor:
+        eps = self.spec.input_jitter
+        if not (eps and self.training):
+            return x_TD
+        x_TD = x_TD.to(torch.promote_types(x_TD.dtype, torch.float32))
+        return x_TD * torch.empty_like(x_TD).uniform_(1 - eps, 1 + eps)
+
+
+def above_inf(key_TE: Tensor) -> Tensor:
+    """The keys with -inf raised to the lowest number, so that -inf means out of bounds alone and k distinct remain."""
+    return key_TE.clamp(min=torch.finfo(key_TE.dtype).min)
