@@ -135,7 +135,7 @@ def check_beside(plugin: Plugin, others: Iterable[Plugin]) -> None:
             raise PluginError(f"plugin '{plugin.name}': the name is taken by {other.origin}; choose another")
         for theirs in other.components:
             if theirs.spec in mine:
-                raise PluginError(f"plugin '{plugin.name}': {_shared(mine[theirs.spec], theirs)} ({other.origin})")
+                raise PluginError(f"plugin '{plugin.name}': {_shared(mine[theirs.spec], theirs, other.origin)}")
 
 
 def _entries() -> list[tuple[EntryPoint, str, str]]:
@@ -243,8 +243,6 @@ def _check_distinct(name: str, components: list[Component]) -> None:
                 raise PluginError(f"plugin '{name}': {_shared(component, first)}")
 
 
-def _shared(mine: Component, theirs: Component) -> str:
-    return (
-        f"{mine.kind} '{mine.name}' has the spec class {mine.spec.__name__} of {theirs.kind} '{theirs.full_name}'; "
-        "each component needs a class of its own"
-    )
+def _shared(mine: Component, theirs: Component, origin: str = "") -> str:
+    whose = f"{theirs.kind} '{theirs.full_name}'" + (f" ({origin})" if origin else "")
+    return f"{mine.kind} '{mine.name}' has the spec class {mine.spec.__name__} of {whose}; each needs its own"

@@ -1,0 +1,88 @@
+"""Component: what it says of itself, and what it says when its target cannot be had."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import FrozenInstanceError, dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from moekit.component import Component, recipes_in
+from moekit.errors import PluginError
+from moekit.spec.kinds import Recipe, RouterSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lottery(RouterSpec):
+    pass
+
+
+def lottery(target: object) -> Component:
+    return Component(name="lottery", spec=Lottery, target=target, summary="draws lots", plugin="acme")  # type: ignore[arg-type]
+
+
+def test_kind_and_names() -> None:
+    component = lottery(Path)
+    assert component.kind == "router"
+    assert component.full_name == "acme/lottery"
+    assert replace(component, plugin="").full_name == "lottery"
+
+
+def test_a_component_is_frozen() -> None:
+    with pytest.raises(FrozenInstanceError, match="cannot assign to field 'name'"):
+        lottery(Path).name = "other"  # type: ignore[misc]
+
+
+def test_a_class_is_its_own_target() -> None:
+    assert lottery(Path).load() is Path
+
+
+def test_a_named_target_is_imported_when_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "lazy_lottery.py").write_text("class Drawn: pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    component = lottery("lazy_lottery:Drawn")
+    assert "lazy_lottery" not in sys.modules
+    assert component.load().__name__ == "Drawn"
+    monkeypatch.delitem(sys.modules, "lazy_lottery")
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "cause"),
+    [
+        ("import no_such_kernel\n", "t1_lottery:Drawn", "ModuleNotFoundError: No module named 'no_such_kernel'"),
+        ("class Drawn: pass\n", "t2_lottery:Drwan", "AttributeError: module 't2_lottery' has no attribute 'Drwan'"),
+        ("1 / 0\n", "t3_lottery:Drawn", "ZeroDivisionError: division by zero"),
+        ("", "no_such_lottery:Drawn", "ModuleNotFoundError: No module named 'no_such_lottery'"),
+    ],
+)
+def test_a_target_that_cannot_be_imported(
+    source: str, target: str, cause: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / f"{target.split('_')[0]}_lottery.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(PluginError, match="cannot import its target") as error:
+        lottery(target).load()
+    assert str(error.value) == f"router 'acme/lottery': cannot import its target '{target}'\n  {cause}"
+    assert error.value.__cause__ is not None
+    sys.modules.pop(target.partition(":")[0], None)
+
+
+def test_a_recipe_has_no_class() -> None:
+    recipe = Component(name="base/small", spec=Recipe, target="/x/base/small.yaml", summary="", plugin="papers")
+    with pytest.raises(PluginError, match="is a file") as error:
+        recipe.load()
+    assert str(error.value) == "recipe 'papers/base/small' is a file; read it with moekit.load('base/small')"
+
+
+def test_recipes_in_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "small.yaml").write_text("# A small one: for tests\nschema: 1\n")
+    (tmp_path / "big.yaml").write_text("schema: 1\n# not the first line\n")
+    (tmp_path / "notes.txt").write_text("# no recipe\n")
+    found = list(recipes_in(tmp_path))
+    assert [(c.name, c.summary, c.kind) for c in found] == [
+        ("base/small", "A small one: for tests", "recipe"),
+        ("big", "", "recipe"),
+    ]
+    assert [c.target for c in found] == [str(tmp_path / "base" / "small.yaml"), str(tmp_path / "big.yaml")]
