@@ -1,9 +1,10 @@
-"""First-party data."""
+"""First-party data: vowels of 1952, and text."""
 
 from __future__ import annotations
 
 from moekit.component import Component
 from moekit.hookspecs import hookimpl
+from moekit_data import local_text, vowels
 
 MOEKIT_API = 1
 
@@ -11,4 +12,4 @@ MOEKIT_API = 1
 @hookimpl
 def moekit_data() -> list[Component]:
     """The data of this plugin."""
-    return []
+    return [local_text.COMPONENT, vowels.COMPONENT]

@@ -1,0 +1,39 @@
+"""Text by domain, from files that every installation has: nothing is downloaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from moekit.component import Component
+from moekit.spec.fields import option
+from moekit_data.text_spec import TextSpec
+
+DOMAINS = ("python", "torch_python", "cpp", "prose")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalText(TextSpec):
+    """Options of local text. Domains: Python's library, torch's Python, torch's C++ headers, English prose."""
+
+    domains: list[str] = option(
+        ["python", "cpp", "prose"], "kinds of text, of: python, torch_python, cpp, prose; equally likely in a batch"
+    )
+    megabytes: float = option(4.0, "text per domain, MB (10^6 bytes), both splits together", gt=0, le=50)
+
+    def check(self) -> Iterable[str]:
+        """Known domains, each once."""
+        yield from super().check()
+        unknown = [d for d in self.domains if d not in DOMAINS]
+        if unknown:
+            yield f"domains={self.domains!r} has {', '.join(unknown)}; the choices are {', '.join(DOMAINS)}"
+        elif not self.domains or len(set(self.domains)) < len(self.domains):
+            yield f"domains={self.domains!r} must name at least one domain, and each once"
+
+
+COMPONENT = Component(
+    name="local_text",
+    spec=LocalText,
+    target="moekit_data.local_text.module:LocalTextData",
+    summary="code and prose by domain, from files every installation has",
+)

@@ -1,0 +1,171 @@
+"""Where the text of each domain lies on this machine: every source is found, never assumed.
+
+Each function yields documents in a fixed order and reads a file only when its turn comes, so a reader that has
+enough stops the reading. A missing source yields nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import inspect
+import os
+import re
+import sysconfig
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from moekit_data.corpus import MAX_FILE, Document, clean, cut, shuffled
+
+_NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "pydoc_data", "__pycache__"}
+_CPP_SUFFIXES = (".h", ".hpp", ".hh", ".cuh", ".inl")
+_LICENCE_NAMES = ("LICENSE", "LICENCE", "COPYING", "NOTICE")
+
+
+def python() -> Iterator[Document]:
+    """Python's standard library, its tests left out; keys start with ``stdlib/``."""
+    yield from _read(_files("stdlib", _stdlib(), (".py",)))
+
+
+def torch_python() -> Iterator[Document]:
+    """torch's own Python sources, tests left out; keys start with ``torch/``."""
+    yield from _read(_files("torch", _package("torch"), (".py",)))
+
+
+def cpp() -> Iterator[Document]:
+    """The C++ headers that torch brings; keys start with ``include/``."""
+    torch = _package("torch")
+    yield from _read(_files("include", torch / "include" if torch else None, _CPP_SUFFIXES))
+
+
+def prose() -> Iterator[Document]:
+    """English: package descriptions, licences and help topics, then docstrings of the library and of torch.
+
+    Paragraphs seen before are left out: licences and descriptions repeat each other, and a copy in the other split
+    would be a leak. A docstring's key is that of the file it stands in, so that both fall into the same split; files
+    come in the opposite order to ``python``'s, so that little text is in both domains.
+    """
+    seen: set[bytes] = set()
+    for document in _sorted([*_descriptions(), *_licences(), *_topics()]):
+        yield Document(document.key, _new_paragraphs(document.text, seen))
+    sources = _files("stdlib", _stdlib(), (".py",)) | _files("torch", _package("torch"), (".py",))
+    for document in _read(sources, backwards=True):
+        yield Document(document.key, _new_paragraphs(_docstrings(document.text), seen))
+
+
+SOURCES: dict[str, Callable[[], Iterator[Document]]] = {
+    "python": python,
+    "torch_python": torch_python,
+    "cpp": cpp,
+    "prose": prose,
+}
+"""How each domain is found, by its name in the spec."""
+
+
+def _stdlib() -> Path | None:
+    path = sysconfig.get_path("stdlib")
+    return Path(path) if path else None
+
+
+def _package(name: str) -> Path | None:
+    spec = importlib.util.find_spec(name)
+    return Path(spec.origin).parent if spec and spec.origin else None
+
+
+def _files(label: str, root: Path | None, suffixes: tuple[str, ...]) -> dict[str, Path]:
+    """Files below ``root`` by key: ``label`` and the relative name."""
+    found: dict[str, Path] = {}
+    for folder, subfolders, names in os.walk(root) if root else ():
+        subfolders[:] = [s for s in subfolders if s not in _NOT_LIBRARY]
+        inside = folder[len(str(root)) :].replace(os.sep, "/")
+        found |= {f"{label}{inside}/{name}": Path(folder, name) for name in names if name.endswith(suffixes)}
+    return found
+
+
+def _read(paths: dict[str, Path], *, backwards: bool = False) -> Iterator[Document]:
+    keys = shuffled(paths)
+    for key in reversed(keys) if backwards else keys:
+        document = _document(key, paths[key])
+        if document is not None:
+            yield document
+
+
+def _document(key: str, path: Path) -> Document | None:
+    """The file's text; None when it cannot be read or is binary."""
+    try:
+        with path.open("rb") as file:
+            text = clean(file.read(MAX_FILE))
+    except OSError:
+        return None
+    return None if text is None else Document(key, text)
+
+
+def _sorted(documents: list[Document]) -> list[Document]:
+    by_key = {document.key: document for document in documents}
+    return [by_key[key] for key in shuffled(by_key)]
+
+
+def _distributions() -> Iterator[importlib.metadata.Distribution]:
+    """Installed packages, each once: an earlier place on the path hides a later one."""
+    seen: set[str] = set()
+    for distribution in importlib.metadata.distributions():
+        name = str(distribution.metadata["Name"] or "").lower()
+        if name and name not in seen:
+            seen.add(name)
+            yield distribution
+
+
+def _descriptions() -> Iterator[Document]:
+    for distribution in _distributions():
+        body = (distribution.read_text("METADATA") or "").partition("\n\n")[2]
+        text = clean(body.encode("utf-8", errors="replace"))
+        if text:
+            yield Document(f"description/{distribution.metadata['Name'].lower()}", cut(text, MAX_FILE))
+
+
+def _licences() -> Iterator[Document]:
+    for distribution in _distributions():
+        for line in (distribution.read_text("RECORD") or "").splitlines():
+            name = line.partition(",")[0]
+            folder, _, inside = name.partition("/")
+            if folder.endswith(".dist-info") and inside.rpartition("/")[2].upper().startswith(_LICENCE_NAMES):
+                key = f"licence/{distribution.metadata['Name'].lower()}/{inside}"
+                document = _document(key, Path(str(distribution.locate_file(name))))
+                if document is not None:
+                    yield document
+
+
+def _topics() -> Iterator[Document]:
+    try:
+        from pydoc_data.topics import topics  # type: ignore[import-untyped, unused-ignore]
+    except ImportError:
+        return
+    for name, text in topics.items():
+        yield Document(f"topic/{name}", str(text).encode("utf-8", errors="replace").replace(b"\0", b""))
+
+
+def _docstrings(source: bytes) -> bytes:
+    """Every docstring of a Python file, blank lines between: triple-quoted text that opens a block or the file.
+
+    Told by the quotes, not by a parser, which would take seconds for all files: quotes inside comments or strings may
+    lose a docstring or add a few lines of code, which no statistic here feels.
+    """
+    parts = source.split(b'"""')
+    found: list[str] = []
+    for index in range(1, len(parts) - 1, 2):
+        before = parts[index - 1].removesuffix(b"r").rstrip()
+        if before.endswith(b":") or (index == 1 and all(line.startswith(b"#") for line in before.splitlines() if line)):
+            found.append(inspect.cleandoc(parts[index].decode("utf-8")))
+    return "\n\n".join(found).encode()
+
+
+def _new_paragraphs(text: bytes, seen: set[bytes]) -> bytes:
+    """The paragraphs that were not seen before, spaces and line breaks not counted; marks them as seen."""
+    kept: list[bytes] = []
+    for paragraph in re.split(rb"\n\s*\n", text):
+        digest = hashlib.sha256(b" ".join(paragraph.split())).digest()
+        if digest not in seen:
+            seen.add(digest)
+            kept.append(paragraph)
+    return b"\n\n".join(kept)

@@ -1,0 +1,143 @@
+"""What every text data does once its documents are there: tokens, windows, batches, a description."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moekit.contracts import Batch, Data
+from moekit.errors import DataError, MoekitError
+from moekit_data.corpus import Domain
+from moekit_data.text_spec import TextSpec
+from moekit_data.tokens import PairTokens, Tokens, from_state
+from moekit_data.windows import Windows
+
+
+class TextData(Data):
+    """Base of text by domain. A subclass says where documents come from; the rest is here.
+
+    *Shapes*: ``inputs`` and ``targets`` are ``tokens_BS`` int64, targets one token ahead; ``domain`` ``[B]`` int64,
+    an index into ``domain_names``; ``num_bytes`` the exact number of bytes of text that the targets spell (a
+    separator between documents spells none).
+    """
+
+    def __init__(self, spec: TextSpec) -> None:
+        self.spec = spec
+        self._tokens: Tokens | None = from_state({}, spec.tokens)
+        self._train: Windows | None = None
+        self._validation: Windows | None = None
+        self._names: list[str] = []
+        self._described: dict[str, str] = {}
+
+    @abstractmethod
+    def read(self) -> tuple[list[Domain], dict[str, str]]:
+        """The documents of every domain that is there, and what a person should know of the reading.
+
+        Raises:
+            DataError: nothing can be read; the message names the files.
+        """
+
+    def prepare(self) -> None:
+        """Reads the text, learns byte pairs where asked (unless a checkpoint brought them), lays out windows.
+
+        Raises:
+            DataError: nothing to read, or too little for one window in either split.
+        """
+        if self._train is not None:
+            return
+        domains, notes = self.read()
+        if self._tokens is None:
+            self._tokens = PairTokens.learn((d for domain in domains for d in domain.train), self.spec.vocab)
+        tokens = self._tokens
+        num_bytes_V = tokens.num_bytes_V()
+        train, validation = [], []
+        for domain in domains:
+            stream = tokens.encode(domain.train)
+            if len(stream) <= self.spec.seq:
+                notes[domain.name] = (
+                    f"left out: {len(stream)} tokens of training text, a window needs {self.spec.seq + 1}"
+                )
+                continue
+            held_out = tokens.encode(domain.validation)
+            if len(held_out) <= self.spec.seq:
+                domain.notes.append(f"no validation: {len(held_out)} tokens, a window needs {self.spec.seq + 1}")
+                held_out = held_out[:0]
+            train.append(stream)
+            validation.append(held_out)
+            self._names.append(domain.name)
+            notes[domain.name] = domain.describe()
+        if not train or not any(map(len, validation)):
+            raise DataError(
+                f"too little text for one window of {self.spec.seq + 1} tokens to "
+                f"{'validate with' if train else 'train on'}\n"
+                + "".join(f"  {name}: {note}\n" for name, note in notes.items())
+                + "  give more text, or a smaller data.seq"
+            )
+        self._train = Windows(train, seq=self.spec.seq, num_bytes_V=num_bytes_V)
+        self._validation = Windows(validation, seq=self.spec.seq, num_bytes_V=num_bytes_V)
+        self._described = notes | {"tokens": self._describe_tokens(domains, train)}
+
+    def train_batch(self, generator: torch.Generator) -> Batch:
+        """``batch`` windows, domains and then places equally likely."""
+        return self._ready(self._train).draw(self.spec.batch, generator)
+
+    def validation_batches(self) -> Iterator[Batch]:
+        """Windows evenly spread over the validation split, as many of each domain, always the same."""
+        return self._ready(self._validation).spread(self.spec.validation_windows, self.spec.batch)
+
+    def domain_names(self) -> Sequence[str]:
+        """The domains that were found, in the spec's order."""
+        return tuple(self._names)
+
+    def describe(self) -> Mapping[str, str]:
+        """Per domain: files, megabytes of both splits, what was left out; then the tokens."""
+        return dict(self._described)
+
+    def encode(self, text: str) -> Tensor:
+        """Text as tokens, int64 ``[S]``. ``"\\0"`` starts a document.
+
+        Raises:
+            MoekitError: byte pairs are neither learnt nor loaded yet.
+        """
+        return self._known_tokens().encode_text(text)
+
+    def decode(self, ids: Tensor) -> str:
+        """Tokens as text; what is not UTF-8 comes out as U+FFFD, separators as nothing.
+
+        Raises:
+            MoekitError: byte pairs are neither learnt nor loaded yet.
+        """
+        return self._known_tokens().decode(ids)
+
+    def state(self) -> dict[str, Any]:
+        """The learnt byte pairs as JSON text under ``bpe``; empty for bytes."""
+        return {} if self._tokens is None else self._tokens.state()
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Takes back the tokens; ``prepare`` then learns no others.
+
+        Raises:
+            DataError: the state is of another kind of token, or damaged.
+        """
+        self._tokens = from_state(state, self.spec.tokens)
+
+    def _known_tokens(self) -> Tokens:
+        if self._tokens is None:
+            raise MoekitError(f"{type(self).__name__} knows no byte pairs yet: call prepare() or load_state() first")
+        return self._tokens
+
+    def _ready(self, windows: Windows | None) -> Windows:
+        if windows is None:
+            raise MoekitError(f"{type(self).__name__} has read nothing yet: call prepare() first")
+        return windows
+
+    def _describe_tokens(self, domains: list[Domain], train: list[Tensor]) -> str:
+        if self.spec.tokens == "bytes":
+            return "bytes"
+        size = sum(len(text) for d in domains if d.name in self._names for text in d.train)
+        known = len(self._known_tokens().spelling)
+        return f"{known:,} byte pairs, {size / sum(map(len, train)):.2f} bytes a token"
