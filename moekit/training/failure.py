@@ -1,0 +1,49 @@
+"""Errors that only training can find: a loss that is no number, a metric that nothing logs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from moekit.errors import MoekitError, Problem, SpecError, nearest
+from moekit.layer import LayerReport
+
+
+def refuse_non_finite(total: Tensor, reports: Mapping[str, LayerReport], *, step: int) -> None:
+    """Raises when a loss is NaN or infinite, before it reaches a weight.
+
+    Args:
+        total: 0-d, the loss.
+        reports: the layers' reports, in the order of the model.
+        step: the optimizer step, from 1.
+
+    Raises:
+        MoekitError: naming the step, and the first layer whose router logits are not finite.
+    """
+    if torch.isfinite(total):
+        return
+    broken = [name for name, report in reports.items() if not torch.isfinite(report.routing.logits_TE).all()]
+    lines = [f"the loss is {total.item()} at step {step}: training stopped, no weight was touched in this step"]
+    if broken:
+        more = f" (and {len(broken) - 1} later layers)" if len(broken) > 1 else ""
+        lines.append(f"  router logits are not finite in layer '{broken[0]}'{more}")
+    elif reports:
+        lines.append("  every layer's router logits are finite: look at the head and the objective")
+    lines.append("  what helps most often: a lower optimizer.lr, more schedule.warmup, trainer.gradient_clip_val=1.0")
+    raise MoekitError("\n".join(lines))
+
+
+def unknown_metric(name: str, known: Sequence[str]) -> SpecError:
+    """The error for a ``stop.metric`` that training does not log."""
+    return SpecError(
+        [
+            Problem(
+                what=f"training logs no metric '{name}'",
+                at="stop.metric",
+                expected="one of " + ", ".join(known),
+                nearest=nearest(name, list(known)),
+            )
+        ]
+    )

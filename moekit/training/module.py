@@ -1,0 +1,286 @@
+"""LitMoE: what a recipe says, as an ordinary LightningModule.
+
+What is unusual, and why (scaling.md B and C):
+
+- The objective gives token *sums*. Gradients are divided by the tokens of the whole optimizer step just before it, so
+  k micro-batches of any sizes equal one big batch, also in a short last window, and clipping sees the right gradients.
+- Loads are counted from what the layers return and acted on once per optimizer step (``BalanceStep``).
+- A training batch is a function of (seed, step, micro-batch, rank), and generators' states are in the checkpoint: a
+  resumed run repeats an uninterrupted one bit for bit.
+- The checkpoint holds plain data alone (the resolved spec as a dict), so it loads with ``weights_only=True``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+import moekit
+from moekit.contracts import Batch, Data, LossSum, Model, ModelOutput, Objective
+from moekit.errors import DataError, Problem, SpecError
+from moekit.layer import LayerReport
+from moekit.observe.load import max_violation
+from moekit.registry import build
+from moekit.spec import load, to_plain
+from moekit.spec.kinds import Recipe
+from moekit.training.balance import BalanceStep, StepLoad
+from moekit.training.failure import refuse_non_finite, unknown_metric
+from moekit.training.meter import Meter, ratios
+from moekit.training.pace import Pace
+from moekit.training.rng import rng_state, seed_all, set_rng_state
+from moekit.training.sampling import StepLoader, ValidationShare, batch_at, seed_of
+
+DEFAULT_STEPS = 1000
+
+
+class LitMoE(L.LightningModule):
+    """Trains what a recipe says. ``Trainer(max_steps=...).fit(LitMoE("deepseek_v3"))`` is a whole training run.
+
+    Args:
+        spec: a recipe, its name, the path of its file, or the plain mapping that a checkpoint holds.
+
+    Attributes:
+        recipe: the resolved recipe.
+        model, objective, data: what it builds; ``data`` is None when the recipe names none.
+        balance: the balancers' step.
+        pace: training time (without validation) and tokens so far.
+        logged: the training metrics last logged, by name.
+        logged_step: the optimizer step they belong to.
+        step_load: what the layers saw in the last optimizer step.
+        sparse_layers: names of the layers whose load can be uneven (not those under soft routing).
+        stopped_after: optimizer steps that it took to fall to ``stop.below``; None before.
+
+    Raises:
+        SpecError: a mistake in the spec, or no objective in it.
+    """
+
+    model: Model
+    objective: Objective
+
+    def __init__(self, spec: Recipe | Mapping[str, Any] | str | Path) -> None:
+        super().__init__()
+        self.recipe = spec if isinstance(spec, Recipe) else load(spec)
+        self.save_hyperparameters({"spec": to_plain(self.recipe)}, logger=False)
+        missing = [slot for slot in ("objective", "optimizer") if getattr(self.recipe, slot) is None]
+        if missing:
+            raise SpecError(
+                Problem(what=f"a recipe without {slot} cannot be trained", at=slot, list_with=f"moekit ls {slot}s")
+                for slot in missing
+            )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.recipe.seed)
+            self.model = build(self.recipe.model)
+            self.objective = build(self.recipe.objective)  # type: ignore[arg-type]
+        self.data: Data | None = None if self.recipe.data is None else build(self.recipe.data)
+        self.balance = BalanceStep(self.model)
+        self.pace = Pace()
+        self.logged: dict[str, float] = {}
+        self.logged_step = 0
+        self.step_load: StepLoad | None = None
+        self.sparse_layers: list[str] = []
+        self.stopped_after: int | None = None
+        self._train = Meter()
+        self._validation = Meter()
+        self._data_ready = False
+        self._restored: Mapping[str, Any] | None = None
+        self._tokens: Tensor | None = None  # since the last log, on the device
+
+    # ---- data ------------------------------------------------------------------------------------------------------
+
+    def prepare(self) -> Data:
+        """Reads the recipe's data, once; ``Trainer.fit`` does it when needed.
+
+        Raises:
+            DataError: the recipe names no data, or a file is missing, unreadable or empty.
+        """
+        if self.data is None:
+            raise DataError("the recipe names no data: add a 'data:' node, or give Trainer.fit a datamodule")
+        if not self._data_ready:
+            self.data.prepare()
+            self._data_ready = True
+        return self.data
+
+    def train_dataloader(self) -> StepLoader:
+        """Batches by (seed, step, micro-batch, rank). One endless epoch where the trainer counts steps."""
+        return StepLoader(
+            self.prepare(),
+            seed=self.recipe.seed,
+            accumulate=self.trainer.accumulate_grad_batches,
+            rank=self.global_rank,
+            steps=None if self.trainer.max_steps > 0 else int(self.recipe.trainer.get("max_steps", DEFAULT_STEPS)),
+        )
+
+    def val_dataloader(self) -> Iterable[Batch]:
+        """The validation set, shared out among ranks."""
+        return ValidationShare(self.prepare(), self.global_rank, self.trainer.world_size)
+
+    def metric_names(self) -> list[str]:
+        """Names that training logs of its objective, found by one forward pass that leaves no trace."""
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            batch = batch_at(self.prepare(), seed=self.recipe.seed, step=0)
+            loss = self.objective(self.model(batch.inputs, valid=batch.valid), batch)
+        return [f"train/{name}" for name in ("loss", *loss.metrics)]
+
+    # ---- a step ----------------------------------------------------------------------------------------------------
+
+    def forward(self, inputs: Tensor, valid: Tensor | None = None) -> ModelOutput:
+        """The model's output."""
+        output: ModelOutput = self.model(inputs, valid=valid)
+        return output
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The summed loss of a micro-batch, times the accumulation count that Lightning will divide by."""
+        output = self(batch.inputs, batch.valid)
+        loss: LossSum = self.objective(output, batch)
+        if self.device.type == "cpu" or self._logs_now():  # elsewhere every look waits for the device
+            refuse_non_finite(loss.total, output.reports, step=self.trainer.global_step + 1)
+        self.balance.observe(output.reports)
+        if not self.sparse_layers:
+            self.sparse_layers = [name for name, r in output.reports.items() if r.routing.form != "soft"]
+        sums = {"loss": (loss.total, loss.count), **loss.metrics}
+        total = loss.total
+        if any(report.losses for report in output.reports.values()):
+            balance = layer_losses(output.reports) * loss.count
+            sums["balance_loss"] = (balance, loss.count)
+            total = total + balance
+        self._train.add(sums)
+        return total * self.trainer.accumulate_grad_batches
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Divides gradients by the step's tokens, moves the balancers, logs, and decides whether to stop."""
+        pairs = self._train.take()
+        tokens = pairs["loss"][1]
+        world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        per_rank = (tokens / world).clamp(min=1)  # DDP has averaged the gradients' sums over ranks
+        for parameter in self.parameters():
+            if parameter.grad is not None:
+                parameter.grad.div_(per_rank)
+        self.step_load = self.balance.step()
+        self._tokens = tokens if self._tokens is None else self._tokens + tokens
+        step = self.trainer.global_step + 1
+        last = step == self.trainer.max_steps
+        if self._reached_bound(pairs):
+            self.stopped_after = step - 1
+            last = True
+        if last:
+            self.trainer.should_stop = True  # which also has the last step validated
+        if last or self._logs_now():
+            self._log(step, pairs, optimizer)
+
+    def _logs_now(self) -> bool:
+        return (self.trainer.global_step + 1) % max(1, getattr(self.trainer, "log_every_n_steps", 1)) == 0
+
+    def _reached_bound(self, pairs: Mapping[str, Tensor]) -> bool:
+        stop = self.recipe.stop
+        if stop is None:
+            return False
+        name = stop.metric.removeprefix("train/")
+        if name not in pairs:
+            raise unknown_metric(stop.metric, [f"train/{known}" for known in pairs])
+        return bool((pairs[name][0] / pairs[name][1]).item() <= stop.below)
+
+    def _log(self, step: int, pairs: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
+        values = ratios(pairs, "train/")
+        load = self.step_load
+        if load is not None and self.sparse_layers:
+            uneven = torch.stack([max_violation(load.load_E[name]) for name in self.sparse_layers])
+            values["train/max_violation"] = float(uneven.mean())
+            values["train/dropped"] = float(load.dropped_fraction())
+        values["lr"] = float(optimizer.param_groups[0]["lr"])
+        values["grad_norm"] = self._grad_norm()
+        values["tokens_per_second"] = self.pace.lap(0.0 if self._tokens is None else float(self._tokens))
+        values["seconds"], values["tokens"] = self.pace.seconds, self.pace.tokens
+        self._tokens = None
+        self.logged, self.logged_step = values, step
+        self._publish(values, step)
+
+    def _grad_norm(self) -> float:
+        grads = [p.grad for p in self.parameters() if p.grad is not None]
+        return float(torch.nn.utils.get_total_norm(grads)) if grads else 0.0
+
+    def _publish(self, values: Mapping[str, float], step: int) -> None:
+        # Loggers get the exact step here; Lightning's own path would count from 0 in training and lag in validation.
+        self.log_dict(dict(values), logger=False, sync_dist=self.trainer.world_size > 1)
+        for logger in self.loggers:
+            logger.log_metrics(dict(values), step)
+
+    # ---- validation ------------------------------------------------------------------------------------------------
+
+    def on_validation_epoch_start(self) -> None:
+        """Starts the sums at zero."""
+        self._validation = Meter()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Adds one batch's sums; nothing here is counted as load."""
+        loss: LossSum = self.objective(self(batch.inputs, batch.valid), batch)
+        self._validation.add({"loss": (loss.total, loss.count), **loss.metrics})
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the validation set's means: ``val/loss`` and the objective's metrics."""
+        values = ratios(self._validation.take(), "val/")
+        if values and not self.trainer.sanity_checking:
+            self._publish({**values, "seconds": self.pace.seconds, "tokens": self.pace.tokens}, self.trainer.global_step)
+
+    def on_validation_start(self) -> None:
+        """Stops the training clock."""
+        self.pace.pause()
+
+    def on_validation_end(self) -> None:
+        """Starts the training clock again."""
+        self.pace.resume()
+
+    # ---- optimizer, checkpoint -------------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> Any:
+        """The recipe's optimizer, with its schedule stepped once per optimizer step."""
+        optimizer = build(self.recipe.optimizer, self.model)  # type: ignore[arg-type]
+        if self.recipe.schedule is None:
+            return optimizer
+        steps = self.trainer.max_steps if self.trainer.max_steps > 0 else self.trainer.estimated_stepping_batches
+        factor = build(self.recipe.schedule, int(steps))
+        # A plain function: torch keeps none of it in the scheduler's state.
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: float(factor(step)))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the generators' states of every rank, the data's state, and the clock."""
+        states: list[Any] = [rng_state()]
+        if dist.is_available() and dist.is_initialized():
+            states = [None] * dist.get_world_size()
+            dist.all_gather_object(states, rng_state())
+        checkpoint["moekit"] = {
+            "version": moekit.__version__,
+            "rng": states,
+            "data": {} if self.data is None else self.data.state(),
+            "seconds": self.pace.seconds,
+            "tokens": self.pace.tokens,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes the data's state back now; the generators' states when training starts."""
+        self._restored = checkpoint.get("moekit")
+        if self._restored is not None and self.data is not None:
+            self.data.load_state(self._restored["data"])
+
+    def on_train_start(self) -> None:
+        """Seeds the noise of this rank, or puts it back to where the checkpoint had it."""
+        if self._restored is None:
+            self.pace.start()
+        else:
+            self.pace.start(float(self._restored["seconds"]), float(self._restored["tokens"]))
+        states = [] if self._restored is None else self._restored["rng"]
+        if self.global_rank < len(states):
+            set_rng_state(states[self.global_rank])
+        else:
+            seed_all(seed_of(self.recipe.seed, self.trainer.global_step, self.global_rank))
+
+
+def layer_losses(reports: Mapping[str, LayerReport]) -> Tensor:
+    """0-d: the weighted balance losses of all layers, a mean over tokens."""
+    return torch.stack([report.loss() for report in reports.values()]).sum()
