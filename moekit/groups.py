@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -55,11 +56,11 @@ class UniformGroups(Groups):
     def linear(self, x_ND: Tensor, w_EHD: Tensor, b_EH: Tensor | None = None) -> Tensor:
         """``y_NH``, as one batched product."""
         if self.num_experts == 1:
-            return F.linear(x_ND, w_EHD[0], None if b_EH is None else b_EH[0])
-        y_ERH = self._by_expert(x_ND) @ w_EHD.mT
-        if b_EH is not None:
-            y_ERH = y_ERH + b_EH[:, None]
-        return y_ERH.flatten(0, 1)
+            return F.linear(x_ND, w_EHD.squeeze(0), None if b_EH is None else b_EH.squeeze(0))
+        x_ERD = self._by_expert(x_ND)
+        # baddbmm, not a product and a sum: autocast must reach the bias too
+        y_ERH = x_ERD @ w_EHD.mT if b_EH is None else torch.baddbmm(b_EH[:, None], x_ERD, w_EHD.mT)
+        return y_ERH.reshape(self.num_rows, w_EHD.shape[1])
 
     def per_row(self, p_EX: Tensor) -> Tensor:
         """``p_NX``, each expert's slice repeated for its rows."""
@@ -70,4 +71,4 @@ class UniformGroups(Groups):
         return list(self._by_expert(x_ND).unbind(0))
 
     def _by_expert(self, x_ND: Tensor) -> Tensor:
-        return x_ND.unflatten(0, (self.num_experts, self.num_rows // self.num_experts))
+        return x_ND.reshape(self.num_experts, self.num_rows // self.num_experts, x_ND.shape[1])

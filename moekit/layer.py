@@ -135,4 +135,4 @@ def run_on_all(experts: ExpertBank, x_TD: Tensor) -> Tensor:
     if E == 1:
         return cast(Tensor, experts(x_TD, UniformGroups(1, T)))
     y_NO: Tensor = experts(x_TD.repeat(E, 1), UniformGroups(E, E * T))
-    return y_NO.unflatten(0, (E, T)).sum(0)
+    return y_NO.reshape(E, T, experts.out_dim).sum(0)

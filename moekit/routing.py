@@ -138,3 +138,17 @@ class Soft(Routing):
     def load_E(self) -> Tensor:
         """int64: every valid token, for each expert."""
         return self.num_valid().expand(self.num_experts).clone()
+
+
+def pairs_of(routing: Routing) -> Pairs:
+    """The token-expert pairs of a sparse routing.
+
+    Raises:
+        ValueError: the routing is not of a sparse form.
+    """
+    if not isinstance(routing, TokenChoice | ExpertChoice):
+        raise ValueError(
+            f"this dispatcher carries token-expert pairs (forms token_choice, expert_choice), but the router gave "
+            f"'{routing.form}'; the dispatcher 'soft' takes that"
+        )
+    return routing.pairs()

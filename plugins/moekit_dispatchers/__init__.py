@@ -1,9 +1,10 @@
-"""First-party dispatchers."""
+"""First-party dispatchers: how tokens get to their experts and back."""
 
 from __future__ import annotations
 
 from moekit.component import Component
 from moekit.hookspecs import hookimpl
+from moekit_dispatchers import grouped, loop, soft
 
 MOEKIT_API = 1
 
@@ -11,4 +12,4 @@ MOEKIT_API = 1
 @hookimpl
 def moekit_dispatchers() -> list[Component]:
     """The dispatchers of this plugin."""
-    return []
+    return [grouped.COMPONENT, loop.COMPONENT, soft.COMPONENT]

@@ -1,9 +1,10 @@
-"""First-party experts."""
+"""First-party experts: banks of one shape over stacked weights."""
 
 from __future__ import annotations
 
 from moekit.component import Component
 from moekit.hookspecs import hookimpl
+from moekit_experts import ffn, glu, linear
 
 MOEKIT_API = 1
 
@@ -11,4 +12,4 @@ MOEKIT_API = 1
 @hookimpl
 def moekit_experts() -> list[Component]:
     """The experts of this plugin."""
-    return []
+    return [ffn.COMPONENT, glu.COMPONENT, *linear.COMPONENTS]

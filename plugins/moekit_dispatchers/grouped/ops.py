@@ -1,0 +1,189 @@
+"""Operators of the grouped dispatcher, each with its derivatives: rows taken from tokens, rows summed back into
+tokens, and the grouped product.
+
+They are ``torch.library`` operators, so that ``torch.compile`` carries them whole and reads no sizes from a device.
+Rows past the last group come out 0 and receive no gradient, whatever stands in them. Every backward is made of the
+same operators, so derivatives of any order are right.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_GROUPED_MM_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+# ---- rows from tokens, and back -----------------------------------------------------------------------------------
+
+
+@torch.library.custom_op("moekit::take_rows", mutates_args=())
+def take_rows(x_TD: Tensor, token_N: Tensor, by_token_N: Tensor, start_T: Tensor) -> Tensor:
+    """``x_ND``: row n is token ``token_N[n]``; rows past ``start_T[-1]`` are 0.
+
+    Args:
+        x_TD: tokens.
+        token_N: int64, the token of each row.
+        by_token_N: int64, the rows listed token by token, those of no token last.
+        start_T: int64 ``[T + 1]``, where each token's rows start in ``by_token_N``; last, how many there are.
+    """
+    x_ND = x_TD.index_select(0, token_N)
+    return _clear_tail(x_ND, start_T[-1])
+
+
+@take_rows.register_fake
+def _(x_TD: Tensor, token_N: Tensor, by_token_N: Tensor, start_T: Tensor) -> Tensor:
+    return x_TD.new_empty(token_N.shape[0], x_TD.shape[1])
+
+
+@torch.library.custom_op("moekit::sum_rows", mutates_args=())
+def sum_rows(y_NO: Tensor, gate_N: Tensor | None, token_N: Tensor, by_token_N: Tensor, start_T: Tensor) -> Tensor:
+    """``y_TO``: each token's rows, times their gates, summed; 0 for a token without rows. Other arguments as above.
+
+    Args:
+        y_NO: rows, of the gates' dtype.
+        gate_N: the weight of each row; None for 1.
+    """
+    if not y_NO.shape[0]:
+        return y_NO.new_zeros(start_T.shape[0] - 1, y_NO.shape[1])
+    weight_N = None if gate_N is None else gate_N.index_select(0, by_token_N)
+    return F.embedding_bag(
+        by_token_N, y_NO.contiguous(), start_T, mode="sum", per_sample_weights=weight_N, include_last_offset=True
+    )
+
+
+@sum_rows.register_fake
+def _(y_NO: Tensor, gate_N: Tensor | None, token_N: Tensor, by_token_N: Tensor, start_T: Tensor) -> Tensor:
+    return y_NO.new_empty(start_T.shape[0] - 1, y_NO.shape[1])
+
+
+def _save_take(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[1:])
+
+
+def _take_backward(ctx: Any, g_ND: Tensor) -> tuple[Tensor, None, None, None]:
+    return sum_rows(g_ND, None, *ctx.saved_tensors), None, None, None
+
+
+def _save_sum(ctx: Any, inputs: tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor], output: Tensor) -> None:
+    y_NO, gate_N, *route = inputs
+    ctx.save_for_backward(None if gate_N is None else y_NO, gate_N, *route)
+
+
+def _sum_backward(ctx: Any, g_TO: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    y_NO, gate_N, *route = ctx.saved_tensors
+    g_NO = take_rows(g_TO, *route)
+    if gate_N is None:
+        return g_NO, None, None, None, None
+    d_gate_N = None
+    if ctx.needs_input_grad[1]:
+        past_N = torch.arange(y_NO.shape[0], device=y_NO.device) >= route[-1][-1]
+        d_gate_N = torch.linalg.vecdot(g_NO, y_NO).masked_fill(past_N, 0)  # y may be anything past the last group
+    if not ctx.needs_input_grad[0]:
+        return None, d_gate_N, None, None, None
+    # In place unless a second derivative will want g_NO: a fresh array of rows costs more than the product.
+    scale = torch.mul if torch.is_grad_enabled() else torch.Tensor.mul_
+    return scale(g_NO, gate_N[:, None]), d_gate_N, None, None, None
+
+
+take_rows.register_autograd(_take_backward, setup_context=_save_take)
+sum_rows.register_autograd(_sum_backward, setup_context=_save_sum)
+
+
+# ---- the grouped product --------------------------------------------------------------------------------------------
+
+
+@torch.library.custom_op("moekit::grouped_linear", mutates_args=())
+def grouped_linear(x_ND: Tensor, w_EHD: Tensor, end_E: Tensor) -> Tensor:
+    """``y_NH``: each row through its own expert's weight; rows past the last group are 0.
+
+    Args:
+        x_ND: rows, sorted by expert.
+        w_EHD: weights, laid out like ``nn.Linear``; any view of them.
+        end_E: int32, where each expert's rows end.
+    """
+    N, H = x_ND.shape[0], w_EHD.shape[1]
+    if not _fits_grouped_mm(x_ND, w_EHD):
+        y_NH = x_ND.new_zeros(N, H)
+        for e, rows in _slices(end_E):
+            torch.mm(x_ND[rows], w_EHD[e].t(), out=y_NH[rows])
+        return y_NH
+    return _clear_tail(F.grouped_mm(_aligned(x_ND), _aligned(w_EHD).mT, offs=end_E), end_E[-1])
+
+
+@grouped_linear.register_fake
+def _(x_ND: Tensor, w_EHD: Tensor, end_E: Tensor) -> Tensor:
+    return x_ND.new_empty(x_ND.shape[0], w_EHD.shape[1])
+
+
+@torch.library.custom_op("moekit::grouped_outer", mutates_args=())
+def grouped_outer(g_NH: Tensor, x_ND: Tensor, end_E: Tensor) -> Tensor:
+    """``w_EHD``: for each expert the sum over its rows of ``g_NH`` outer ``x_ND``: the weight gradient of the above."""
+    E, H, D = end_E.shape[0], g_NH.shape[1], x_ND.shape[1]
+    if not _fits_grouped_mm(g_NH, x_ND):
+        w_EHD = x_ND.new_zeros(E, H, D)
+        for e, rows in _slices(end_E):
+            torch.mm(g_NH[rows].t(), x_ND[rows], out=w_EHD[e])
+        return w_EHD
+    return F.grouped_mm(_aligned(g_NH).t(), _aligned(x_ND), offs=end_E)
+
+
+@grouped_outer.register_fake
+def _(g_NH: Tensor, x_ND: Tensor, end_E: Tensor) -> Tensor:
+    return x_ND.new_empty(end_E.shape[0], g_NH.shape[1], x_ND.shape[1])
+
+
+def _save_all(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _linear_backward(ctx: Any, g_NH: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    x_ND, w_EHD, end_E = ctx.saved_tensors
+    dx_ND = grouped_linear(g_NH, w_EHD.mT, end_E) if ctx.needs_input_grad[0] else None
+    dw_EHD = grouped_outer(g_NH, x_ND, end_E) if ctx.needs_input_grad[1] else None
+    return dx_ND, dw_EHD, None
+
+
+def _outer_backward(ctx: Any, g_EHD: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    g_NH, x_ND, end_E = ctx.saved_tensors
+    d_left_NH = grouped_linear(x_ND, g_EHD, end_E) if ctx.needs_input_grad[0] else None
+    d_right_ND = grouped_linear(g_NH, g_EHD.mT, end_E) if ctx.needs_input_grad[1] else None
+    return d_left_NH, d_right_ND, None
+
+
+grouped_linear.register_autograd(_linear_backward, setup_context=_save_all)
+grouped_outer.register_autograd(_outer_backward, setup_context=_save_all)
+
+
+# ---- helpers --------------------------------------------------------------------------------------------------------
+
+
+def _fits_grouped_mm(a: Tensor, b: Tensor) -> bool:
+    """Whether ``F.grouped_mm`` takes these: its dtypes, and (it wants rows of whole 16 bytes) even widths."""
+    if a.dtype not in _GROUPED_MM_DTYPES or a.device.type not in ("cpu", "cuda") or not a.shape[0]:
+        return False
+    return all(size * a.element_size() % 16 == 0 for size in (a.shape[1], *b.shape[1:]))
+
+
+def _aligned(t: Tensor) -> Tensor:
+    """The same tensor, copied where its strides (an expanded gradient, an odd slice) do not suit ``F.grouped_mm``."""
+    last_two = t.stride()[-2:]
+    unit = 1 in last_two and all(s == 1 or (s > 0 and s * t.element_size() % 16 == 0) for s in t.stride())
+    return t if unit else t.contiguous()
+
+
+def _slices(end_E: Tensor) -> list[tuple[int, slice]]:
+    """Each expert that has rows, with its rows. Reads the device: only the fallback, which fp64 takes, comes here."""
+    ends = end_E.tolist()
+    return [(e, slice(s, t)) for e, (s, t) in enumerate(zip([0, *ends], ends, strict=False)) if t > s]
+
+
+def _clear_tail(y_ND: Tensor, num_rows: Tensor) -> Tensor:
+    """Sets the rows from ``num_rows`` (0-d) on to 0, in place. On the CPU reading the number is free."""
+    if y_ND.device.type == "cpu":
+        y_ND[int(num_rows) :] = 0
+        return y_ND
+    return y_ND.masked_fill_((torch.arange(y_ND.shape[0], device=y_ND.device) >= num_rows)[:, None], 0)

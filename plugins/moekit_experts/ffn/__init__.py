@@ -1,0 +1,32 @@
+"""FFN experts: a feed-forward net of two matrices.
+
+Source: Vaswani et al. 2017, "Attention Is All You Need" (arXiv 1706.03762), equation 2;
+``down(act(up(x)))``. The expert of Shazeer 2017, GShard and Switch. Oracle: ``naive.py``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from moekit.component import Component
+from moekit.spec.fields import option
+from moekit.spec.kinds import ExpertSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ffn(ExpertSpec):
+    """Options of FFN experts. Each has 2·D·H parameters, and H + D more with biases."""
+
+    hidden: int = option(help="H, width of the hidden layer", ge=1)
+    activation: Literal["relu", "gelu", "silu"] = option("relu", "of the hidden layer")
+    bias: bool = option(False, "whether both layers have biases")
+
+
+COMPONENT = Component(
+    name="ffn",
+    spec=Ffn,
+    target="moekit_experts.ffn.module:FfnExperts",
+    summary="feed-forward net of two layers, with or without biases; 2·D·H parameters each",
+    paper="Vaswani et al. 2017, Attention Is All You Need (arXiv 1706.03762)",
+)

@@ -1,0 +1,49 @@
+"""FFN experts over stacked weights."""
+
+from __future__ import annotations
+
+from typing import final
+
+from torch import Tensor
+
+from moekit.contracts import ExpertBank, LayerDims
+from moekit.groups import Groups
+from moekit_experts.ffn import Ffn
+from moekit_experts.stacked import ACTIVATIONS, draw_uniform, stacked
+
+
+@final
+class FfnExperts(ExpertBank):
+    """``y = down(act(up(x)))``.
+
+    Source: Vaswani et al. 2017 (arXiv 1706.03762), equation 2.
+
+    Shapes: ``w_up_EHD``, ``w_down_EOH``; ``b_up_EH``, ``b_down_EO`` or None.
+    """
+
+    def __init__(self, spec: Ffn, dims: LayerDims) -> None:
+        super().__init__()
+        E, H = spec.count, spec.hidden
+        self.num_experts, self.out_dim = E, dims.out_dim
+        self.activation = spec.activation
+        self.w_up_EHD = stacked(E, H, dims.dim)
+        self.w_down_EOH = stacked(E, dims.out_dim, H)
+        self.b_up_EH = stacked(E, H) if spec.bias else None
+        self.b_down_EO = stacked(E, dims.out_dim) if spec.bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws every matrix and bias as ``nn.Linear`` does."""
+        draw_uniform(self.w_up_EHD.shape[2], self.w_up_EHD, self.b_up_EH)
+        draw_uniform(self.w_down_EOH.shape[2], self.w_down_EOH, self.b_down_EO)
+
+    def forward(self, x_ND: Tensor, groups: Groups) -> Tensor:
+        """``y_NO``: each row through its own expert."""
+        up_NH = groups.linear(x_ND, self.w_up_EHD, self.b_up_EH)
+        return groups.linear(ACTIVATIONS[self.activation](up_NH), self.w_down_EOH, self.b_down_EO)
+
+    def extra_repr(self) -> str:
+        """Sizes, for ``print(model)``."""
+        E, H, D = self.w_up_EHD.shape
+        bias = self.b_up_EH is not None
+        return f"experts={E}, dim={D}, hidden={H}, out={self.out_dim}, activation={self.activation}, bias={bias}"

@@ -1,0 +1,33 @@
+"""GLU experts: a gated feed-forward net, three matrices and no bias.
+
+Source: Shazeer 2020, "GLU Variants Improve Transformer" (arXiv 2002.05202), equations 5 and 6;
+``down(act(gate(x)) * up(x))``. Oracle: ``naive.py``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from moekit.component import Component
+from moekit.spec.fields import option
+from moekit.spec.kinds import ExpertSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Glu(ExpertSpec):
+    """Options of GLU experts. Each has 3·D·H parameters."""
+
+    hidden: int = option(help="H, width of the hidden layer", ge=1)
+    activation: Literal["silu", "gelu", "relu", "sigmoid"] = option(
+        "silu", "of the gate: silu (SwiGLU), gelu (GEGLU), relu (ReGLU), sigmoid (GLU)"
+    )
+
+
+COMPONENT = Component(
+    name="glu",
+    spec=Glu,
+    target="moekit_experts.glu.module:GluExperts",
+    summary="gated feed-forward net: SwiGLU, GEGLU, ReGLU or GLU; 3·D·H parameters each",
+    paper="Shazeer 2020, GLU Variants Improve Transformer (arXiv 2002.05202)",
+)
