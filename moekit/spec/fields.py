@@ -44,9 +44,11 @@ class FieldInfo:
         return " and ".join(f"{sign} {bound:g}" for sign, bound in signs if bound is not None)
 
     def allows(self, value: Any) -> bool:
-        """Whether ``value`` (of the right type already) lies in the range."""
+        """Whether ``value`` (of the right type already), or every item of it, lies in the range."""
         if value is None:
             return True
+        if isinstance(value, list | tuple):
+            return all(self.allows(item) for item in value)
         if self.choices:
             return value in self.choices
         return (
@@ -157,3 +159,16 @@ def required(spec: type[Spec]) -> list[str]:
         for f in dataclasses.fields(spec)  # type: ignore[arg-type]
         if f.default is MISSING and f.default_factory is MISSING
     ]
+
+
+@_cached
+def _defaults(spec: type[Spec]) -> dict[str, Any]:
+    return {
+        f.name: f.default_factory() if f.default_factory is not MISSING else f.default
+        for f in dataclasses.fields(spec)  # type: ignore[arg-type]
+    }
+
+
+def default_of(spec: type[Spec], name: str) -> Any:
+    """What a field is when nothing is given: not to be changed; ``dataclasses.MISSING`` if it must be given."""
+    return _defaults(spec)[name]

@@ -1,0 +1,103 @@
+"""From a merged tree to a spec: values are resolved and converted, and specs constructed from the leaves up."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING
+from typing import Any
+
+from moekit.spec.dumping import to_plain
+from moekit.spec.fields import FieldInfo, Spec, default_of, fields_of, types_of
+from moekit.spec.interpolation import Resolver, interpolated
+from moekit.spec.kinds import Recipe
+from moekit.spec.places import Keys, Report, Tree
+from moekit.spec.planning import LEFT_OPEN, Node, Planner
+from moekit.spec.values import BROKEN, Values
+
+
+def compose(tree: Tree, kind: str) -> Spec:
+    """The spec of one component of ``kind`` (a whole recipe, for ``recipe``) that ``tree`` describes.
+
+    Raises:
+        SpecError: with everything that is wrong with it.
+    """
+    report = Report(tree.places)
+    planner = Planner(report)
+    root = planner.plan(Recipe, tree.data, ()) if kind == "recipe" else planner.component(kind, tree.data, ())
+    out: Any = BROKEN
+    if isinstance(root, Node):
+        out = _Builder(root, report, planner.unread).build(root)
+    report.raise_if_any()
+    assert isinstance(out, Spec)
+    return out
+
+
+class _Builder:
+    """Second pass: resolves and converts the values, and constructs the specs from the leaves up."""
+
+    def __init__(self, root: Node, report: Report, unread: list[Keys]) -> None:
+        self.report = report
+        self.resolver = Resolver(_plain(root), report, unread)
+        self.origin: dict[Keys, str] = {}
+        self.values = Values(report, lambda path: self.origin.get(path, ""))
+
+    def build(self, node: Any) -> Any:
+        """The spec of ``node``, or ``BROKEN``; a node whose children failed is not constructed."""
+        if not isinstance(node, Node):
+            return node
+        given: dict[str, Any] = {}
+        for name, info in fields_of(node.spec).items():
+            if info.kind == "option":
+                if name in node.given and node.given[name] != LEFT_OPEN:
+                    given[name] = self._option(node, name, info)
+            elif name in node.children:
+                child = node.children[name]
+                if info.kind == "slots" and child is not BROKEN:
+                    entries = {key: self.build(item) for key, item in child.items()}
+                    given[name] = BROKEN if any(item is BROKEN for item in entries.values()) else entries
+                else:
+                    given[name] = self.build(child)
+        if node.spec is Recipe:
+            self._trainer(given)
+        if not node.sound or any(value is BROKEN for value in given.values()):
+            return BROKEN
+        try:
+            return node.spec(**given)
+        except ValueError as error:
+            self.report.add(node.path, str(error))
+            return BROKEN
+
+    def _option(self, node: Node, name: str, info: FieldInfo) -> Any:
+        path = (*node.path, name)
+        raw = node.given[name]
+        value = self.resolver.resolve(raw, path)
+        if value is BROKEN:
+            return BROKEN
+        if isinstance(raw, str) and interpolated(raw):
+            self.origin[path] = f"{raw} gives "
+        return self.values.read(value, types_of(node.spec)[name], info, path)
+
+    def _trainer(self, given: dict[str, Any]) -> None:
+        options = given.get("trainer", BROKEN)
+        if options is not BROKEN:
+            from moekit.spec.trainer_options import check_trainer
+
+            check_trainer(options, self.report)
+
+
+def _plain(node: Node) -> dict[str, Any]:
+    """The node as plain data with its defaults, for interpolations to refer to."""
+    out: dict[str, Any] = {"use": node.use} if node.use else {}
+    for name, info in fields_of(node.spec).items():
+        if info.kind == "option":
+            value = node.given.get(name, default_of(node.spec, name))
+            if value is not MISSING:
+                out[name] = value
+            continue
+        child = node.children.get(name)
+        if isinstance(child, Node):
+            out[name] = _plain(child)
+        elif isinstance(child, Spec):
+            out[name] = to_plain(child)
+        elif isinstance(child, dict):
+            out[name] = {key: _plain(item) for key, item in child.items() if isinstance(item, Node)}
+    return out

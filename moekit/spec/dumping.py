@@ -1,0 +1,56 @@
+"""Specs back to plain data and to YAML text: fully resolved, every option written, in the order of the schema."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from moekit.spec.fields import Spec, fields_of
+from moekit.spec.interpolation import escape
+from moekit.spec.kinds import Recipe
+
+
+def to_plain(spec: Spec) -> dict[str, Any]:
+    """The spec as mappings, lists and scalars; ``load`` (or ``component_spec``) makes an equal spec of it.
+
+    Args:
+        spec: a recipe, the spec of a component, or a group.
+
+    Raises:
+        PluginError: no loaded plugin offers the component of one of the specs in it.
+    """
+    out: dict[str, Any] = {}
+    if spec.kind and not isinstance(spec, Recipe):
+        from moekit.registry import current
+
+        out["use"] = current().use_name(spec)
+    for name, info in fields_of(type(spec)).items():
+        value = getattr(spec, name)
+        if info.kind == "option":
+            out[name] = _value(value)
+        elif info.kind == "slots":
+            out[name] = {key: to_plain(item) for key, item in value.items()}
+        else:
+            out[name] = None if value is None else to_plain(value)
+    return out
+
+
+def _value(value: Any) -> Any:
+    if isinstance(value, str):
+        return escape(value)
+    if isinstance(value, Mapping):
+        return {key: _value(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_value(item) for item in value]
+    return value
+
+
+def dump(spec: Spec) -> str:
+    """The spec as YAML text that ``load`` reads back to an equal spec.
+
+    Raises:
+        PluginError: no loaded plugin offers the component of one of the specs in it.
+    """
+    from moekit.spec.yaml_text import write
+
+    return write(to_plain(spec))

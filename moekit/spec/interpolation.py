@@ -1,0 +1,109 @@
+"""``${data.vocab}``: a value that stands elsewhere in the spec. OmegaConf resolves it; here each leaf by itself."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from moekit.errors import nearest
+from moekit.spec.places import Keys, Report, show
+from moekit.spec.values import BROKEN
+
+_MISSING_KEY = re.compile(r"Interpolation key '([^']*)' not found")
+
+
+def interpolated(value: Any) -> bool:
+    """Whether any text in ``value`` refers to another place."""
+    if isinstance(value, str):
+        return "${" in value
+    if isinstance(value, dict):
+        return any(interpolated(item) for item in value.values())
+    return isinstance(value, list) and any(interpolated(item) for item in value)
+
+
+def escape(text: str) -> str:
+    """Text that resolves to ``text``: every ``${`` in it is meant literally."""
+    return re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", text)
+
+
+class Resolver:
+    """Resolves the interpolations of one tree.
+
+    Args:
+        tree: the whole spec as plain data, with every default filled in.
+        report: where broken interpolations are told.
+        unread: paths whose content is already reported; an interpolation into one of them is broken silently.
+    """
+
+    def __init__(self, tree: dict[str, Any], report: Report, unread: list[Keys]) -> None:
+        self._report = report
+        self._unread = [show(path) for path in unread]
+        self._faults: dict[Keys, str] = {}
+        self._tree = self._readable(tree, ())
+        self._config: Any = None
+
+    def _readable(self, value: Any, path: Keys) -> Any:
+        """``value`` without the leaves that OmegaConf cannot parse: one of those would spoil the whole tree."""
+        if isinstance(value, dict):
+            return {key: self._readable(item, (*path, key)) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [self._readable(item, (*path, i)) for i, item in enumerate(value)]
+        if isinstance(value, str) and "${" in value:
+            from omegaconf import OmegaConf
+            from omegaconf.errors import GrammarParseError
+
+            try:
+                OmegaConf.create({"text": value})
+            except GrammarParseError as error:
+                self._faults[path] = _first_line(error)
+                return None
+        return value
+
+    def resolve(self, value: Any, path: Keys) -> Any:
+        """``value``, which stands at ``path``, with its interpolations resolved; ``BROKEN`` if one cannot be."""
+        if not interpolated(value):
+            return value
+        if isinstance(value, dict):
+            items = {key: self.resolve(item, (*path, key)) for key, item in value.items()}
+            return BROKEN if any(item is BROKEN for item in items.values()) else items
+        if isinstance(value, list):
+            parts = [self.resolve(item, (*path, i)) for i, item in enumerate(value)]
+            return BROKEN if any(part is BROKEN for part in parts) else parts
+        if path in self._faults:
+            self._report.add(path, f"cannot read the interpolation '{value}': {self._faults[path]}")
+            return BROKEN
+        return self._leaf(value, path)
+
+    def _leaf(self, value: str, path: Keys) -> Any:
+        from omegaconf import OmegaConf
+        from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
+
+        if self._config is None:
+            self._config = OmegaConf.create(self._tree)
+        try:
+            node = self._config
+            for key in path:
+                node = node[key]
+            return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+        except InterpolationKeyError as error:
+            match = _MISSING_KEY.search(str(error))
+            missing = match[1] if match else ""
+            if not any(missing == top or missing.startswith(f"{top}.") for top in self._unread):
+                near = nearest(missing, sorted(_paths(self._tree)))
+                self._report.add(path, f"cannot resolve '{value}': there is no '{missing}'", nearest=near)
+        except OmegaConfBaseException as error:
+            self._report.add(path, f"cannot resolve '{value}': {_first_line(error)}")
+        return BROKEN
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).split("\n", 1)[0]
+
+
+def _paths(tree: dict[str, Any], prefix: str = "") -> set[str]:
+    out: set[str] = set()
+    for key, value in tree.items():
+        out.add(f"{prefix}{key}")
+        if isinstance(value, dict):
+            out |= _paths(value, f"{prefix}{key}.")
+    return out

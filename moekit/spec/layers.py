@@ -1,0 +1,191 @@
+"""From what a user names to one tree: recipe or file, what it extends, and overrides laid over all of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from moekit.errors import SpecError, UnknownName
+from moekit.spec.merging import merge
+from moekit.spec.places import COMMAND_LINE, Keys, Place, Report, Tree, found, refuse, show
+from moekit.spec.yaml_text import read
+
+SCHEMA = 1
+"""The version of the spec format that this moekit reads."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One file (or mapping) of a spec, before merging; ``path`` is None for a mapping."""
+
+    tree: Tree
+    label: str
+    path: Path | None
+
+    @property
+    def key(self) -> str:
+        """What tells it from other layers."""
+        return str(self.path.resolve()) if self.path else self.label
+
+
+def open_source(source: str | os.PathLike[str] | Mapping[str, Any]) -> Layer:
+    """The layer that a user names: a recipe, a YAML file, or a mapping.
+
+    Raises:
+        SpecError: no recipe has the name; the file cannot be read, or is not a mapping.
+    """
+    if isinstance(source, Mapping):
+        places: dict[Keys, Place] = {}
+        return Layer(Tree(plain_tree(source, (), places), places), "the given mapping", None)
+    if isinstance(source, os.PathLike) or _is_file_name(source):
+        return _open_file(Path(source), os.fspath(source))
+    return _open_recipe(source)
+
+
+def plain_tree(value: Any, path: Keys, places: dict[Keys, Place]) -> Any:
+    """Mappings, lists and specs given in Python, as plain data of their own; ``places`` learns every path.
+
+    Raises:
+        SpecError: a key is not text.
+    """
+    from moekit.spec.dumping import to_plain
+    from moekit.spec.fields import Spec
+
+    places[path] = Place("")
+    if isinstance(value, Spec):
+        value = to_plain(value)
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                refuse(f"key {key!r}: a key must be text", at=path)
+        return {key: plain_tree(item, (*path, key), places) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_tree(item, (*path, i), places) for i, item in enumerate(value)]
+    return value
+
+
+def compose_layers(top: Layer, overrides: Iterable[str]) -> Tree:
+    """``top``, over what it extends, under ``overrides``.
+
+    Raises:
+        SpecError: a file cannot be read or is of another format, ``extends`` goes in a circle, or an override
+            is malformed.
+    """
+    layers: dict[str, Layer] = {}
+    _gather(top, (), layers)
+    tree = Tree({})
+    for layer in layers.values():
+        data = {key: value for key, value in layer.tree.data.items() if key != "extends"}
+        tree = merge(tree, Tree(data, layer.tree.places))
+    return merge(tree, parse_overrides(overrides))
+
+
+def _gather(layer: Layer, chain: tuple[Layer, ...], done: dict[str, Layer]) -> None:
+    """Puts ``layer`` after everything that it extends; a file reached twice counts once, where it came first."""
+    if layer.key in done:
+        return
+    _check_schema(layer)
+    chain = (*chain, layer)
+    names = layer.tree.data.get("extends")
+    for i, name in enumerate(names if isinstance(names, list) else [] if names is None else [names]):
+        at: Keys = ("extends", i) if isinstance(names, list) else ("extends",)
+        place = layer.tree.places.get(at, Place(""))
+        parent = _open_parent(layer, name, at, place)
+        for i_seen, seen in enumerate(chain):
+            if seen.key == parent.key:
+                circle = " -> ".join(link.label for link in (*chain[i_seen:], parent))
+                refuse(f"extends goes in a circle: {circle}", at=at, place=place)
+        _gather(parent, chain, done)
+    done[layer.key] = layer
+
+
+def _open_parent(layer: Layer, name: object, at: Keys, place: Place) -> Layer:
+    if not isinstance(name, str) or not name:
+        refuse(
+            f"extends: {found(name)} names nothing", at=at, place=place, expected="a recipe, a file, or a list of them"
+        )
+    if _is_file_name(name):
+        folder = layer.path.parent if layer.path else Path()
+        label = os.path.normpath(os.path.join(os.path.dirname(layer.label) if layer.path else "", name))
+        return _open_file(folder / name, label, at, place)
+    return _open_recipe(name, at, place)
+
+
+def _is_file_name(name: str) -> bool:
+    return name.endswith((".yaml", ".yml"))
+
+
+def _open_recipe(name: str, at: Keys = (), place: Place | None = None) -> Layer:
+    from moekit.registry import current
+
+    try:
+        component = current().get("recipe", name)
+    except UnknownName as error:
+        near = f"{name}.yaml" if Path(f"{name}.yaml").is_file() else error.problem.nearest
+        raise SpecError([replace(error.problem, at=show(at), source=str(place or ""), nearest=near)]) from None
+    return _open_file(Path(str(component.target)), f"{component.name}.yaml")
+
+
+def _open_file(path: Path, label: str, at: Keys = (), place: Place | None = None) -> Layer:
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        refuse(f"cannot read {label}: {error.strerror}", at=at, place=place, expected="a YAML file")
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        refuse("not UTF-8 text", place=Place(label, raw.count(b"\n", 0, error.start) + 1))
+    tree = read(text, label)
+    if tree.data is None:
+        refuse("an empty file", place=Place(label), expected="a mapping of options: 'model:', 'data:', ...")
+    if not isinstance(tree.data, dict):
+        refuse(
+            f"the file holds {found(tree.data)}",
+            place=Place(label),
+            expected="a mapping of options: 'model:', 'data:', ...",
+        )
+    return Layer(tree, label, path)
+
+
+def _check_schema(layer: Layer) -> None:
+    schema = layer.tree.data.get("schema")
+    if isinstance(schema, int) and schema != SCHEMA:
+        place = layer.tree.places.get(("schema",))
+        refuse(f"written in spec format {schema}; this moekit reads format {SCHEMA}", at=("schema",), place=place)
+
+
+def parse_overrides(overrides: Iterable[str]) -> Tree:
+    """``a.b.c=value`` strings as one tree; of two for the same path the later counts.
+
+    Raises:
+        SpecError: with every override that is malformed.
+    """
+    report = Report()
+    out = Tree({})
+    for text in overrides:
+        name, equals, value = text.partition("=")
+        keys = tuple(name.strip().split("."))
+        if not equals or not all(keys):
+            report.add(
+                (), f"override '{text}' is malformed", expected="path.to.option=value", place=Place(COMMAND_LINE)
+            )
+            continue
+        if keys[0] == "extends":
+            report.add(
+                ("extends",),
+                "extends cannot be set by an override",
+                expected="a file that extends the recipe",
+                place=Place(COMMAND_LINE),
+            )
+            continue
+        tree = read(value, COMMAND_LINE, lines=False, prefix=keys) if value.strip() else Tree("")
+        data = tree.data
+        for key in reversed(keys):
+            data = {key: data}
+        around: dict[Keys, Place] = {keys[:end]: Place(COMMAND_LINE) for end in range(1, len(keys) + 1)}
+        out = merge(out, Tree(data, {**around, **tree.places}))
+    report.raise_if_any()
+    return out

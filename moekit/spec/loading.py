@@ -1,0 +1,111 @@
+"""``load``: from a recipe's name, a file, or a mapping, to a spec that is valid."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import PurePath
+from typing import Any
+
+from moekit.spec.composing import compose
+from moekit.spec.dumping import to_plain
+from moekit.spec.fields import Spec
+from moekit.spec.kinds import KINDS, Recipe
+from moekit.spec.layers import compose_layers, open_source, plain_tree
+from moekit.spec.places import Keys, Place, Report, Tree
+
+Source = str | os.PathLike[str] | Mapping[str, Any] | Recipe
+"""What a spec can be loaded from."""
+
+
+def load(source: Source, overrides: Iterable[str] = ()) -> Recipe:
+    """A recipe with everything it extends, its interpolations resolved, every option checked.
+
+    Args:
+        source: the name of a recipe (``deepseek_v3``), a file (``my.yaml``), a mapping, or a recipe already loaded.
+        overrides: ``path.to.option=value`` strings, by the rules that files follow.
+
+    Raises:
+        SpecError: with every mistake found.
+    """
+    overrides = [overrides] if isinstance(overrides, str) else list(overrides)
+    if isinstance(source, Recipe) and not overrides:
+        return source
+    top = open_source(to_plain(source) if isinstance(source, Recipe) else source)
+    tree = compose_layers(top, overrides)
+    if "requires" in tree.data:
+        _check_requires(tree)
+    recipe = compose(tree, "recipe")
+    assert isinstance(recipe, Recipe)
+    if not recipe.name and top.path is not None:
+        recipe = replace(recipe, name=PurePath(top.label).stem)
+    return recipe
+
+
+def validate(source: Source, overrides: Iterable[str] = ()) -> None:
+    """Loads and forgets.
+
+    Raises:
+        SpecError: with every mistake found.
+    """
+    load(source, overrides)
+
+
+def component_spec(kind: str, node: str | Mapping[str, Any]) -> Spec:
+    """The spec of one component: ``component_spec("router", {"use": "topk", "top_k": 2})``.
+
+    Args:
+        kind: ``router``, ``expert``, ``balancer``, ...
+        node: what a spec file would have in such a slot.
+
+    Raises:
+        SpecError: with every mistake found.
+        ValueError: there is no such kind.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"unknown kind '{kind}': one of {', '.join(KINDS)}")
+    places: dict[Keys, Place] = {}
+    return compose(Tree(plain_tree(node, (), places), places), kind)
+
+
+def _check_requires(tree: Tree) -> None:
+    """Refuses a spec whose plugins are missing or of another version, before anything that depends on them is read.
+
+    Raises:
+        SpecError: with every requirement that is not met.
+    """
+    from packaging.specifiers import InvalidSpecifier, SpecifierSet
+
+    from moekit.registry import current
+
+    wanted = tree.data["requires"]
+    plugins = {plugin.name: plugin for plugin in current().plugins}
+    report = Report(tree.places)
+    for name, versions in wanted.items() if isinstance(wanted, dict) else ():
+        at: Keys = ("requires", name)
+        if not isinstance(versions, str):
+            continue  # composing says what is wrong with it
+        try:
+            specifier = SpecifierSet(versions)
+        except InvalidSpecifier:
+            report.add(at, f"'{versions}' is no version requirement", expected="such as '>=1.2' or '>=1.2,<2'")
+            continue
+        plugin = plugins.get(name)
+        if plugin is None:
+            report.add(at, f"this spec requires plugin '{name}', which is not installed", list_with="moekit plugins")
+        elif plugin.error is not None:
+            report.add(
+                at,
+                f"this spec requires plugin '{name}', which failed to load: {plugin.error}",
+                list_with="moekit plugins",
+            )
+        elif not plugin.version:
+            report.add(at, f"this spec requires plugin '{name}' {versions}, which states no version")
+        elif not specifier.contains(plugin.version, prereleases=True):
+            report.add(
+                at,
+                f"this spec requires plugin '{name}' {versions}; version {plugin.version} is installed",
+                list_with="moekit plugins",
+            )
+    report.raise_if_any()

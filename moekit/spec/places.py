@@ -1,0 +1,122 @@
+"""A tree of plain data that knows where each of its parts was written, and the report of what is wrong with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple, NoReturn
+
+from moekit.errors import Problem, SpecError
+
+Keys = tuple[str | int, ...]
+"""The way to one part of a tree: names of mappings and positions in lists."""
+
+COMMAND_LINE: Final = "command line"
+
+
+class Place(NamedTuple):
+    """A file (as a message should name it) and a line in it; line 0 where there are no lines."""
+
+    source: str
+    line: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.source}, line {self.line}" if self.line else self.source
+
+
+@dataclass
+class Tree:
+    """Plain data, and the place of every key in it."""
+
+    data: Any
+    places: dict[Keys, Place] = field(default_factory=dict)
+
+
+def show(path: Keys) -> str:
+    """The path as a message writes it: ``model.moe.at.layers[2]``."""
+    out = ""
+    for key in path:
+        out += f"[{key}]" if isinstance(key, int) else f".{key}" if out else key
+    return out
+
+
+def found(value: Any) -> str:
+    """The value as YAML would have it, cut short: what a message says was found."""
+    if isinstance(value, Mapping):
+        return "a mapping"
+    if isinstance(value, list | tuple):
+        return "a list"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+class Report:
+    """Gathers the problems of one spec, so that all are told at once.
+
+    Args:
+        places: where the parts of the tree were written.
+    """
+
+    def __init__(self, places: Mapping[Keys, Place] | None = None) -> None:
+        self.places: Mapping[Keys, Place] = places or {}
+        self._found: list[tuple[Place, Problem]] = []
+
+    def place(self, path: Keys) -> Place:
+        """The place of ``path``, or of the nearest part around it that was written anywhere."""
+        for end in range(len(path), -1, -1):
+            if path[:end] in self.places:
+                return self.places[path[:end]]
+        return Place("")
+
+    def add(
+        self,
+        path: Keys,
+        what: str,
+        *,
+        expected: str = "",
+        nearest: str = "",
+        list_with: str = "",
+        place: Place | None = None,
+    ) -> None:
+        """Notes one problem at ``path``; its place is looked up unless given."""
+        place = self.place(path) if place is None else place
+        at = show(path)
+        problem = Problem(what=what, at=at, source=str(place), expected=expected, nearest=nearest, list_with=list_with)
+        self._found.append((place, problem))
+
+    def __bool__(self) -> bool:
+        return bool(self._found)
+
+    def problems(self) -> list[Problem]:
+        """What was noted, file by file and line by line."""
+        sources = list(dict.fromkeys(place.source for place, _ in self._found))
+        ordered = sorted(self._found, key=lambda item: (sources.index(item[0].source), item[0].line))
+        return [problem for _, problem in ordered]
+
+    def raise_if_any(self) -> None:
+        """Ends here if anything was noted.
+
+        Raises:
+            SpecError: with every problem.
+        """
+        if self._found:
+            raise SpecError(self.problems())
+
+
+def refuse(
+    what: str, *, at: Keys = (), place: Place | None = None, expected: str = "", list_with: str = ""
+) -> NoReturn:
+    """Raises ``SpecError`` with this one problem: for what must be right before anything else can be read.
+
+    Raises:
+        SpecError: always.
+    """
+    source = str(place) if place else ""
+    raise SpecError([Problem(what=what, at=show(at), source=source, expected=expected, list_with=list_with)])
+
+
+def one_of(names: Iterable[str]) -> str:
+    """``one of a, b, c``, as messages list a few choices."""
+    return "one of " + ", ".join(names)

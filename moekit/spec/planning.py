@@ -1,0 +1,198 @@
+"""First pass over a merged tree: which class every node is, and what does not belong where it stands."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field
+from typing import Any, Final
+
+from moekit.errors import MoekitError, UnknownName, nearest
+from moekit.spec.fields import FieldInfo, Spec, default_of, fields_of, types_of
+from moekit.spec.interpolation import interpolated
+from moekit.spec.kinds import plural
+from moekit.spec.places import Keys, Report, found, one_of, show
+from moekit.spec.values import BROKEN, describe
+
+LEFT_OPEN: Final = "???"
+"""OmegaConf's mark for a value that whoever extends the file must give."""
+
+
+@dataclass
+class Node:
+    """A component or a group, once its class is known and before its values are read.
+
+    Attributes:
+        use: the component's name as written; empty for a group.
+        given: the plain options that were written.
+        children: what stands in each slot, map and group; ``BROKEN`` for what could not be read.
+    """
+
+    spec: type[Spec]
+    path: Keys
+    use: str = ""
+    given: dict[str, Any] = field(default_factory=dict)
+    children: dict[str, Any] = field(default_factory=dict)
+    sound: bool = True
+
+    def __str__(self) -> str:
+        if self.use:
+            return f"{self.spec.kind} '{self.use}'"
+        return f"'{show(self.path)}'" if self.path else "a recipe"
+
+
+class Planner:
+    """First pass: finds the class of every node, and every name that does not belong where it stands."""
+
+    def __init__(self, report: Report) -> None:
+        self.report = report
+        self.unread: list[Keys] = []
+
+    def plan(self, spec: type[Spec], given: Mapping[str, Any], path: Keys, use: str = "") -> Node:
+        """The node of class ``spec`` that the options ``given`` describe."""
+        node = Node(spec, path, use)
+        known = fields_of(spec)
+        for name, value in given.items():
+            if name == "use" and use:
+                continue
+            if name not in known:
+                self._unknown_option(node, name)
+            elif value is not None or _takes_null(spec, name):
+                node.given[name] = value
+        for name, info in known.items():
+            here = (*path, name)
+            value = node.given.get(name)
+            if info.kind == "option":
+                if name not in node.given and default_of(spec, name) is MISSING:
+                    self._missing(node, name, info)
+                elif value == LEFT_OPEN:
+                    self._left_open(node, name)
+                continue
+            if value is None:
+                default = default_of(spec, name)
+                if default is MISSING:
+                    self._missing(node, name, info)
+                    node.children[name] = BROKEN
+                else:
+                    node.children[name] = default
+            elif info.kind == "slot":
+                node.children[name] = self.component(info.component, value, here)
+            elif info.kind == "slots":
+                node.children[name] = self._map(info.component, value, here)
+            else:
+                node.children[name] = self._group(_group_class(spec, name), value, here)
+        return node
+
+    def component(self, kind: str, value: Any, path: Keys) -> Any:
+        """The node that ``value`` describes, for a slot of ``kind``; else ``BROKEN``."""
+        from moekit.registry import current
+
+        listing = f"moekit ls {plural(kind)}"
+        if isinstance(value, str) and value != LEFT_OPEN:
+            value = {"use": value}
+        if not isinstance(value, dict):
+            what = f"the recipe leaves this {kind} open" if value == LEFT_OPEN else f"{found(value)} is no {kind}"
+            return self._broken(path, what, expected=f"{{use: <{kind}>, ...}}", list_with=listing)
+        use = value.get("use")
+        at = (*path, "use") if "use" in value else path
+        if use is None:
+            return self._broken(path, f"no 'use' says which {kind} this is", expected="use: <name>", list_with=listing)
+        if not isinstance(use, str):
+            return self._broken(
+                at, f"use: {found(use)} is no name", expected=f"the name of a {kind}", list_with=listing
+            )
+        if interpolated(use):
+            return self._broken(
+                at, f"use: '{use}' is an interpolation", expected=f"the name of a {kind}", list_with=listing
+            )
+        try:
+            component = current().get(kind, use)
+        except UnknownName as error:
+            p = error.problem
+            return self._broken(at, p.what, expected=p.expected, nearest=p.nearest, list_with=p.list_with)
+        except MoekitError as error:  # its plugin failed to load
+            return self._broken(at, str(error))
+        return self.plan(component.spec, value, path, use)
+
+    def _map(self, kind: str, value: Any, path: Keys) -> Any:
+        if not isinstance(value, dict):
+            shown = _as_map(value) if isinstance(value, list) else f"name: {{use: <{kind}>, ...}}"
+            return self._broken(
+                path, f"{found(value)} where a named map of {plural(kind)} belongs", expected=f"{{{shown}}}"
+            )
+        entries: dict[str, Any] = {}
+        for name, item in value.items():
+            here = (*path, name)
+            if not name.replace("-", "_").isidentifier():
+                entries[name] = self._broken(here, f"'{name}' is no name", expected="letters, digits, '_' and '-'")
+            elif item is not None:
+                entries[name] = self.component(kind, item, here)
+        return entries
+
+    def _group(self, spec: type[Spec], value: Any, path: Keys) -> Any:
+        if not isinstance(value, dict):
+            return self._broken(
+                path, f"{found(value)} where a mapping belongs", expected=f"options: {', '.join(fields_of(spec))}"
+            )
+        return self.plan(spec, value, path)
+
+    def _broken(self, path: Keys, what: str, **more: Any) -> Any:
+        self.unread.append(path[:-1] if path and path[-1] == "use" else path)
+        self.report.add(path, what, **more)
+        return BROKEN
+
+    def _unknown_option(self, node: Node, name: str) -> None:
+        node.sound = False
+        names = list(fields_of(node.spec))
+        self.report.add(
+            (*node.path, name),
+            f"{node} has no option '{name}'",
+            expected="" if node.use and names else one_of(names) if names else "no option at all",
+            nearest=nearest(name, names),
+            list_with=f"moekit show {node.use}" if node.use else "",
+        )
+
+    def _missing(self, node: Node, name: str, info: FieldInfo) -> None:
+        node.sound = False
+        here = (*node.path, name)
+        self.unread.append(here)
+        if info.kind == "slot":
+            expected = f"{name}: {{use: <{info.component}>, ...}}"
+            listing = f"moekit ls {plural(info.component)}"
+        else:
+            kind = describe(types_of(node.spec)[name]) if info.kind == "option" else "a mapping"
+            limits = "" if info.choices else info.range_text()
+            expected = f"{name}: {kind} {limits}".rstrip() + (f" ({info.help})" if info.help else "")
+            listing = f"moekit show {node.use}" if node.use else ""
+        place = self.report.place((*node.path, "use") if node.use else node.path)
+        self.report.add(here, f"{node} needs '{name}'", expected=expected, list_with=listing, place=place)
+
+    def _left_open(self, node: Node, name: str) -> None:
+        node.sound = False
+        info = fields_of(node.spec)[name]
+        kind = describe(types_of(node.spec)[name])
+        expected = f"{kind} {'' if info.choices else info.range_text()}".rstrip()
+        self.report.add((*node.path, name), f"{name}: the recipe leaves this open ('{LEFT_OPEN}')", expected=expected)
+
+
+def _as_map(items: list[Any]) -> str:
+    """How the entries of a list would be written as a named map."""
+    shown = []
+    for item in items:
+        use = item.get("use") if isinstance(item, dict) else item
+        name, use = (use.rpartition("/")[2], use) if isinstance(use, str) else ("name", "...")
+        shown.append(f"{name}: {{use: {use}, ...}}")
+    return ", ".join(shown)
+
+
+def _takes_null(spec: type[Spec], name: str) -> bool:
+    """Whether null is a value of this option, rather than *not there*."""
+    return fields_of(spec)[name].kind == "option" and type(None) in typing.get_args(types_of(spec)[name])
+
+
+def _group_class(spec: type[Spec], name: str) -> type[Spec]:
+    hint = types_of(spec)[name]
+    classes = [arg for arg in typing.get_args(hint) or (hint,) if isinstance(arg, type) and issubclass(arg, Spec)]
+    if len(classes) != 1:
+        raise TypeError(f"{spec.__qualname__}.{name}: a group's type is one spec class (or that class | None)")
+    return classes[0]

@@ -1,0 +1,80 @@
+"""The options of ``lightning.Trainer``, known without importing it (five seconds). A test compares the two."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from moekit.errors import nearest
+from moekit.spec.places import Report
+
+TRAINER_OPTIONS: tuple[str, ...] = (
+    "accelerator",
+    "strategy",
+    "devices",
+    "num_nodes",
+    "precision",
+    "logger",
+    "callbacks",
+    "fast_dev_run",
+    "max_epochs",
+    "min_epochs",
+    "max_steps",
+    "min_steps",
+    "max_time",
+    "limit_train_batches",
+    "limit_val_batches",
+    "limit_test_batches",
+    "limit_predict_batches",
+    "overfit_batches",
+    "val_check_interval",
+    "check_val_every_n_epoch",
+    "num_sanity_val_steps",
+    "log_every_n_steps",
+    "enable_checkpointing",
+    "enable_progress_bar",
+    "enable_model_summary",
+    "accumulate_grad_batches",
+    "gradient_clip_val",
+    "gradient_clip_algorithm",
+    "deterministic",
+    "benchmark",
+    "inference_mode",
+    "use_distributed_sampler",
+    "profiler",
+    "detect_anomaly",
+    "barebones",
+    "plugins",
+    "sync_batchnorm",
+    "reload_dataloaders_every_n_epochs",
+    "default_root_dir",
+    "enable_autolog_hparams",
+    "model_registry",
+)
+"""Every keyword of ``lightning.Trainer``."""
+
+SET_BY_MOEKIT: Mapping[str, str] = {
+    "logger": "moekit writes metrics.csv and TensorBoard files to the run's folder",
+    "callbacks": "moekit adds its own; in Python, give yours to a Trainer around LitMoE",
+    "default_root_dir": "every file of a run goes to the run's folder",
+    "plugins": "it takes Python objects; in Python, give them to a Trainer around LitMoE",
+    "use_distributed_sampler": "moekit samples by seed, step and rank itself, so that a run resumes exactly",
+    "barebones": "it turns off the logs and checkpoints that a run is made of",
+    "model_registry": "moekit uploads nothing",
+}
+"""Options that a spec may not set, and why."""
+
+
+def check_trainer(options: Mapping[str, Any], report: Report) -> None:
+    """Reports every key of a recipe's ``trainer`` that the Trainer does not know or that moekit sets itself."""
+    allowed = [name for name in TRAINER_OPTIONS if name not in SET_BY_MOEKIT]
+    for name in options:
+        if name in SET_BY_MOEKIT:
+            report.add(("trainer", name), f"trainer option '{name}' is not for a spec: {SET_BY_MOEKIT[name]}")
+        elif name not in TRAINER_OPTIONS:
+            report.add(
+                ("trainer", name),
+                f"the Trainer has no option '{name}'",
+                expected="an option of lightning.Trainer",
+                nearest=nearest(name, allowed),
+            )

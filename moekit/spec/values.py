@@ -1,0 +1,198 @@
+"""Plain values against their declared types: conversion by OmegaConf's nodes, and what to say when it fails."""
+
+from __future__ import annotations
+
+import math
+import types
+import typing
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any, Final, Literal
+
+from moekit.errors import PluginError, nearest
+from moekit.spec.fields import FieldInfo
+from moekit.spec.places import Keys, Report, found, one_of
+
+BROKEN: Final = object()
+"""Stands for a value that could not be made; the reason is in the report."""
+
+_WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "text", Any: "a plain value"}
+_MANY = {int: "integers", float: "numbers", bool: "true or false", str: "text", Any: "plain values"}
+
+
+class Values:
+    """Converts values and reports those that do not fit.
+
+    Args:
+        report: where problems go.
+        says: what stands at a path that is not what it became (an interpolation), for messages.
+    """
+
+    def __init__(self, report: Report, says: Callable[[Keys], str] = lambda path: "") -> None:
+        self.report = report
+        self.says = says
+
+    def read(self, value: Any, hint: Any, info: FieldInfo, path: Keys) -> Any:
+        """``value`` as the type ``hint``, inside the range of ``info``; else ``BROKEN``."""
+        out = self.convert(value, hint, path, info.range_text() if not info.choices else "")
+        if out is BROKEN or info.allows(out):
+            return out
+        self._wrong(path, f"{found(value)} is out of range", expected=f"{describe(hint)} {info.range_text()}")
+        return BROKEN
+
+    def convert(self, value: Any, hint: Any, path: Keys, limits: str = "") -> Any:
+        """``value`` as the type ``hint``; else ``BROKEN``. ``limits`` is added to what a message expects."""
+        expected = f"{describe(hint)} {limits}".rstrip()
+        if hint is Any:
+            return self._plain(value, path)
+        if value is None and _optional(hint):
+            return None
+        members = _members(hint)
+        if len(members) > 1:
+            for fits in (_is_exactly, _converts):
+                for member in members:
+                    if fits(value, member):
+                        return self.convert(value, member, path, limits)
+            self._wrong(path, f"{found(value)} is not {describe(hint)}", expected=expected)
+            return BROKEN
+        (hint,) = members
+        origin = typing.get_origin(hint)
+        if origin is Literal:
+            return self._choice(value, typing.get_args(hint), path)
+        if hint in (list, tuple) or origin in (list, tuple):
+            return self._list(value, hint, path, expected, limits)
+        if hint is dict or origin in (dict, Mapping):
+            return self._dict(value, hint, path, expected, limits)
+        out = scalar(value, hint)
+        if out is BROKEN:
+            quoted = isinstance(value, int | float) and not isinstance(value, bool) and hint is str
+            hint_text = f"{expected}, in quotes" if quoted else expected
+            self._wrong(path, f"{found(value)} is not {describe(hint)}", expected=hint_text)
+        return out
+
+    def _choice(self, value: Any, choices: tuple[Any, ...], path: Keys) -> Any:
+        for choice in choices:
+            if scalar(value, type(choice)) == choice:
+                return choice
+        texts = [found(c).strip("'") for c in choices]
+        near = nearest(value, texts) if isinstance(value, str) else ""
+        self._wrong(path, f"{found(value)} is none of its choices", expected=one_of(texts), nearest=near)
+        return BROKEN
+
+    def _list(self, value: Any, hint: Any, path: Keys, expected: str, limits: str) -> Any:
+        if not isinstance(value, list | tuple):
+            self._wrong(path, f"{found(value)} is not a list", expected=expected)
+            return BROKEN
+        args = typing.get_args(hint) or (Any,)
+        many = tuple if typing.get_origin(hint) is tuple or hint is tuple else list
+        fixed = many is tuple and len(args) > 1 and args[-1] is not ...
+        if fixed and len(value) != len(args):
+            self._wrong(path, f"a list of {len(value)}", expected=f"a list of {len(args)}")
+            return BROKEN
+        hints = args if fixed else (args[0],) * len(value)
+        items = [self.convert(v, h, (*path, i), limits) for i, (v, h) in enumerate(zip(value, hints, strict=True))]
+        return BROKEN if any(item is BROKEN for item in items) else many(items)
+
+    def _dict(self, value: Any, hint: Any, path: Keys, expected: str, limits: str) -> Any:
+        if not isinstance(value, Mapping):
+            self._wrong(path, f"{found(value)} is not a mapping", expected=expected)
+            return BROKEN
+        args = typing.get_args(hint)
+        inner = args[1] if args else Any
+        items = {k: self.convert(v, inner, (*path, k), limits) for k, v in value.items() if v is not None}
+        return BROKEN if any(item is BROKEN for item in items.values()) else items
+
+    def _plain(self, value: Any, path: Keys) -> Any:
+        if isinstance(value, Mapping):
+            return self._dict(value, dict[str, Any], path, "", "")
+        if isinstance(value, list | tuple):
+            return self._list(value, list[Any], path, "", "")
+        if value is None or isinstance(value, bool | int | float | str):
+            return value
+        self._wrong(
+            path, f"{type(value).__name__} is not a plain value", expected="text, a number, a list or a mapping"
+        )
+        return BROKEN
+
+    def _wrong(self, path: Keys, what: str, *, expected: str, nearest: str = "") -> None:
+        name = path[-1] if path and isinstance(path[-1], str) else "value"
+        said = self.says(path)
+        self.report.add(path, f"{name}: {said}{what}", expected=expected, nearest=nearest)
+
+
+@cache
+def _node(kind: type) -> Any:
+    """OmegaConf's node for a scalar type: the one judge of what converts to what."""
+    import omegaconf
+
+    nodes = {
+        int: omegaconf.IntegerNode,
+        float: omegaconf.FloatNode,
+        bool: omegaconf.BooleanNode,
+        str: omegaconf.StringNode,
+    }
+    if kind not in nodes:
+        raise PluginError(
+            f"an option cannot be of type {kind!r}: int, float, bool, str, Literal, list and dict are read"
+        )
+    make: Any = nodes[kind]
+    return make()
+
+
+def scalar(value: Any, kind: type) -> Any:
+    """``value`` as int, float, bool or str, where nothing is lost by it; else ``BROKEN``."""
+    import omegaconf
+
+    node = _node(kind)
+    if value is None or (isinstance(value, bool) != (kind is bool) and not isinstance(value, str)):
+        return BROKEN
+    if kind is int and isinstance(value, float):
+        return int(value) if math.isfinite(value) and value.is_integer() else BROKEN
+    if kind is str and isinstance(value, float):
+        return BROKEN  # '2412.10' would come out as '2412.1'
+    try:
+        out = node.validate_and_convert(value)
+    except (omegaconf.errors.ValidationError, ValueError, OverflowError):
+        return BROKEN
+    return BROKEN if isinstance(out, float) and math.isnan(out) else out
+
+
+def _is_exactly(value: Any, hint: Any) -> bool:
+    if typing.get_origin(hint) is Literal:
+        return any(type(value) is type(c) and value == c for c in typing.get_args(hint))
+    return type(value) is (typing.get_origin(hint) or hint)
+
+
+def _converts(value: Any, hint: Any) -> bool:
+    return Values(trial := Report()).convert(value, hint, ()) is not BROKEN and not trial
+
+
+def _optional(hint: Any) -> bool:
+    return hint is None or hint is type(None) or type(None) in typing.get_args(hint)
+
+
+def _members(hint: Any) -> tuple[Any, ...]:
+    """The types of a union, without None; a type alone for anything else."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return tuple(arg for arg in typing.get_args(hint) if arg is not type(None))
+    return (hint,)
+
+
+def describe(hint: Any) -> str:
+    """A type in words: ``an integer``, ``a list of numbers``, ``text or null``."""
+    if hint is Any:
+        return _WORDS[Any]
+    words = []
+    for member in _members(hint):
+        origin, args = typing.get_origin(member) or member, typing.get_args(member)
+        if origin is Literal:
+            words.append(one_of(str(a) for a in args))
+        elif origin in (list, tuple):
+            words.append(f"a list of {_MANY.get(args[0], 'values')}" if args else "a list")
+        elif origin in (dict, Mapping):
+            words.append(f"a mapping to {_MANY.get(args[1], 'values')}" if args else "a mapping")
+        else:
+            words.append(_WORDS.get(member, str(member)))
+    if _optional(hint):
+        words.append("null")
+    return " or ".join(words)
