@@ -56,6 +56,7 @@ class BalancerSpec(Spec):
     kind: ClassVar[str] = "balancer"
     forms: ClassVar[frozenset[Form]] = ALL_FORMS
     gives_bias: ClassVar[bool] = False
+    at_balance: ClassVar[float | None] = 1.0  # the loss under uniform affinities and even load; None: no fixed value
 
 
 class AttentionSpec(Spec):
