@@ -1,0 +1,65 @@
+"""What the models of this plugin share: RMSNorm, rotary positions, drawing of weights.
+
+- Norms and rotations are computed at least in fp32, whatever autocast or the dtype of the weights says.
+- Rotary pairs are (i, i + R/2), the halves of a head: no strided access, and the layout of Llama's checkpoints.
+  The paper pairs neighbours (2i, 2i + 1): the same function after a fixed permutation of each head's weights.
+
+Source: Zhang & Sennrich 2019 (RMSNorm, eq. 4); Su et al. 2021, RoFormer (section 3.2.2, eq. 15).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from moekit.contracts import ExpertBank, Router
+
+
+class RMSNorm(nn.RMSNorm):
+    """``x / sqrt(mean(x²) + eps) · weight`` over the last dimension, in the wider of the two dtypes.
+
+    ``nn.RMSNorm`` itself leaves its fused path, with a warning, when autocast hands it bf16 beside an fp32 weight.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., D] -> [..., D]``, in the dtype of ``x``."""
+        assert self.weight is not None
+        wide = torch.promote_types(x.dtype, self.weight.dtype)
+        return F.rms_norm(x.to(wide), self.normalized_shape, self.weight.to(wide), self.eps).to(x.dtype)
+
+
+def rotate(x: Tensor, theta: float) -> Tensor:
+    """Rotary positions: turns pair i of position s by the angle ``s · theta^(-2i/R)``.
+
+    Args:
+        x: ``[..., S, R]``, positions in the second last dimension, R even.
+        theta: base of the angles.
+
+    Returns:
+        The same shape and dtype. Scores of two rotated vectors depend on the difference of their positions alone.
+    """
+    S, R = x.shape[-2:]
+    wide = torch.promote_types(x.dtype, torch.float32)
+    turn = theta ** (-torch.arange(0, R, 2, device=x.device, dtype=wide) / R)
+    angle = torch.arange(S, device=x.device, dtype=wide)[:, None] * turn
+    cos, sin = angle.cos(), angle.sin()
+    a, b = x.to(wide).chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
+
+
+def init_weights(module: nn.Module, std: float) -> None:
+    """Draws every matrix below ``module`` from N(0, std²) and sets biases to 0; norms stay 1.
+
+    Routers and expert banks draw their own (``Router.init_weights``): they may know better.
+    """
+    if isinstance(module, Router | ExpertBank):
+        module.init_weights(std)
+        return
+    for name, parameter in module.named_parameters(recurse=False):
+        if parameter.ndim >= 2:
+            nn.init.normal_(parameter, std=std)
+        elif name.startswith("b"):
+            nn.init.zeros_(parameter)
+    for child in module.children():
+        init_weights(child, std)

@@ -1,0 +1,145 @@
+"""The decoder: embed, blocks, norm, head; and the multi-token prediction modules behind them.
+
+Each module of multi-token prediction has its own norm before the shared head, as in the released weights.
+Oracle of the wiring: ``naive.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from moekit.contracts import ExpertBank, LayerDims, Model, ModelOutput
+from moekit.layer import LayerReport, MoELayer, run_on_all
+from moekit.registry import build
+from moekit_models.blocks import RMSNorm, init_weights
+from moekit_models.decoder import Decoder
+
+
+class Block(nn.Module):
+    """``x + attention(norm(x))``, then ``x + ffn(norm(x))``.
+
+    Args:
+        spec: the decoder's options.
+        is_moe: whether the feed-forward part is a mixture of experts.
+    """
+
+    def __init__(self, spec: Decoder, is_moe: bool) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(spec.dim, eps=spec.norm_eps)
+        self.attention: nn.Module = build(spec.attention, spec.dim)
+        self.ffn_norm = RMSNorm(spec.dim, eps=spec.norm_eps)
+        self.ffn: MoELayer | ExpertBank
+        if is_moe:
+            assert spec.moe is not None
+            self.ffn = MoELayer.from_spec(spec.moe, spec.dim)
+        else:
+            self.ffn = build(spec.ffn, LayerDims(dim=spec.dim, num_experts=1))
+
+    def forward(self, x_BSD: Tensor, valid_BS: Tensor | None) -> tuple[Tensor, LayerReport | None]:
+        """``x_BSD -> x_BSD``, and the report of the mixture, if it is one."""
+        x_BSD = x_BSD + self.attention(self.attention_norm(x_BSD))
+        u_BSD = self.ffn_norm(x_BSD)
+        if isinstance(self.ffn, MoELayer):
+            y_BSD, report = self.ffn(u_BSD, valid=valid_BS)
+            return x_BSD + y_BSD, report
+        return x_BSD + run_on_all(self.ffn, u_BSD.flatten(0, 1)).view_as(x_BSD), None
+
+
+class Ahead(nn.Module):
+    """One module of multi-token prediction: ``TRM(M [norm(h); norm(Emb(t))])``, in the paper's order.
+
+    Released weights concatenate the other way round: a checkpoint reader swaps the halves of M.
+
+    Args:
+        spec: the decoder's options.
+        is_moe: whether the block's feed-forward part is a mixture, as in the last layer of the main stack.
+    """
+
+    def __init__(self, spec: Decoder, is_moe: bool) -> None:
+        super().__init__()
+        self.hidden_norm = RMSNorm(spec.dim, eps=spec.norm_eps)
+        self.token_norm = RMSNorm(spec.dim, eps=spec.norm_eps)
+        self.merge = nn.Linear(2 * spec.dim, spec.dim, bias=False)
+        self.block = Block(spec, is_moe)
+        self.norm = RMSNorm(spec.dim, eps=spec.norm_eps)
+
+    def merged(self, h_BSD: Tensor, token_BSD: Tensor) -> Tensor:
+        """Eq. 21: what the module knows of the past, with the embedding of a later token."""
+        return cast(Tensor, self.merge(torch.cat([self.hidden_norm(h_BSD), self.token_norm(token_BSD)], dim=-1)))
+
+
+class DecoderModel(Model):
+    """The decoder that a spec describes. Weights are drawn from N(0, init_std²), norms are 1.
+
+    Args:
+        spec: its options.
+    """
+
+    def __init__(self, spec: Decoder) -> None:
+        super().__init__()
+        self.spec = spec
+        mixtures = set(spec.moe_layers)
+        self.embedding = nn.Embedding(spec.vocab, spec.dim)
+        self.blocks = nn.ModuleList(Block(spec, i in mixtures) for i in range(spec.depth))
+        self.norm = RMSNorm(spec.dim, eps=spec.norm_eps)
+        self.head = None if spec.tied else nn.Linear(spec.dim, spec.vocab, bias=False)
+        ahead = 0 if spec.mtp is None else spec.mtp.depth
+        self.mtp = nn.ModuleList(Ahead(spec, spec.depth - 1 in mixtures) for _ in range(ahead))
+        init_weights(self, spec.init_std)
+
+    def forward(self, inputs: Tensor, *, valid: Tensor | None = None) -> ModelOutput:
+        """Logits of the next token at every position; in training also of later ones.
+
+        Args:
+            inputs: ``tokens_BS``, int64.
+            valid: bool ``[B, S]``, False for padding, which must come last in a sequence.
+        """
+        reports: dict[str, LayerReport] = {}
+        h_BSD = self.embedding(inputs)
+        for i, block in enumerate(self.blocks):
+            h_BSD, report = self._run(block, h_BSD, valid)
+            if report is not None:
+                reports[f"blocks.{i}.ffn"] = report
+        logits_BSV = self._logits(self.norm(h_BSD))
+        future = tuple(self._look_ahead(h_BSD, inputs, valid, reports)) if self.training else ()
+        return ModelOutput(y=logits_BSV, reports=reports, future=future)
+
+    def embeddings(self) -> tuple[nn.Parameter | None, nn.Parameter | None]:
+        """The input embedding and the head's matrix."""
+        embedding = cast(nn.Parameter, self.embedding.weight)
+        return embedding, embedding if self.head is None else cast(nn.Parameter, self.head.weight)
+
+    def extra_parts(self) -> Mapping[str, nn.Module]:
+        """Multi-token prediction, where there is any."""
+        return {"mtp": self.mtp} if len(self.mtp) else {}
+
+    def _look_ahead(
+        self, h_BSD: Tensor, inputs: Tensor, valid: Tensor | None, reports: dict[str, LayerReport]
+    ) -> list[Tensor]:
+        """Eqs 21 to 23: depth k reads depth k - 1 at position i, and token i + k; one position fewer a depth."""
+        future: list[Tensor] = []
+        for k, ahead in enumerate(self.mtp, start=1):
+            S = inputs.shape[1] - k
+            if S < 1:
+                break
+            assert isinstance(ahead, Ahead)
+            merged_BSD = ahead.merged(h_BSD[:, :S], self.embedding(inputs[:, k:]))
+            h_BSD, report = self._run(ahead.block, merged_BSD, None if valid is None else valid[:, k:])
+            if report is not None:
+                reports[f"mtp.{k - 1}.block.ffn"] = report
+            future.append(self._logits(ahead.norm(h_BSD)))
+        return future
+
+    def _run(self, block: nn.Module, x_BSD: Tensor, valid_BS: Tensor | None) -> tuple[Tensor, LayerReport | None]:
+        if self.spec.recompute and torch.is_grad_enabled():
+            return cast("tuple[Tensor, LayerReport | None]", checkpoint(block, x_BSD, valid_BS, use_reentrant=False))
+        return cast("tuple[Tensor, LayerReport | None]", block(x_BSD, valid_BS))
+
+    def _logits(self, h_BSD: Tensor) -> Tensor:
+        return F.linear(h_BSD, self.embedding.weight) if self.head is None else cast(Tensor, self.head(h_BSD))

@@ -1,0 +1,43 @@
+"""Grouped-query attention: heads in groups that share one key and value head.
+
+With one group a head it is ordinary multi-head attention; with one group in all, multi-query attention.
+
+Source: Ainslie et al. 2023, "GQA" (section 2.2), over Vaswani et al. 2017 (eq. 1); positions: RoFormer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from moekit.component import Component
+from moekit.spec.fields import option
+from moekit.spec.kinds import AttentionSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class GQA(AttentionSpec):
+    """Options of grouped-query attention."""
+
+    heads: int = option(help="query heads", ge=1)
+    kv_heads: int | None = option(None, "key and value heads; as many as heads when left out", ge=1)
+    head_dim: int = option(help="width of a head, even", ge=2)
+    rope_theta: float = option(10000.0, "base of the rotary angles", gt=0)
+    qk_norm: bool = option(False, "RMSNorm on each query and key head, before the rotation")
+    norm_eps: float = option(1e-6, "added inside the norms' square root", gt=0)
+
+    def check(self) -> Iterable[str]:
+        """Heads come in equal groups; rotary positions turn pairs."""
+        if self.heads % (self.kv_heads or self.heads):
+            yield f"heads={self.heads} is no multiple of kv_heads={self.kv_heads}"
+        if self.head_dim % 2:
+            yield f"head_dim={self.head_dim} must be even: rotary positions turn pairs"
+
+
+COMPONENT = Component(
+    name="gqa",
+    spec=GQA,
+    target="moekit_models.gqa.module:GroupedQueryAttention",
+    summary="causal attention with rotary positions; heads may share keys and values",
+    paper="Ainslie et al. 2023",
+)

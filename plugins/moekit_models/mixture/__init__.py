@@ -1,0 +1,41 @@
+"""The mixture of 1991: experts and a gate that see the same case; the gate blends the experts' outputs.
+
+Source: Jacobs, Jordan, Nowlan, Hinton 1991, "Adaptive Mixtures of Local Experts" (Neural Computation 3(1)).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from moekit.component import Component
+from moekit.spec.fields import group, option
+from moekit.spec.kinds import ModelSpec, MoE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixture(ModelSpec):
+    """Options of the mixture."""
+
+    gives: ClassVar[str] = "mixture"
+    takes: ClassVar[str] = "cases"
+
+    inputs: int = option(help="numbers in a case", ge=1)
+    outputs: int = option(1, "numbers to be predicted", ge=1)
+    moe: MoE = group("experts and gate")
+    init_range: float = option(0.5, "weights and biases start uniform within plus or minus this", gt=0)
+
+    def check(self) -> Iterable[str]:
+        """Every expert must answer every case: the errors of 1991 are over the experts' own outputs."""
+        if self.moe.router.form != "soft":
+            yield f"router {type(self.moe.router).__name__} routes by '{self.moe.router.form}'; a mixture needs 'soft'"
+
+
+COMPONENT = Component(
+    name="mixture",
+    spec=Mixture,
+    target="moekit_models.mixture.module:MixtureModel",
+    summary="one layer of experts on plain cases, blended by a gate",
+    paper="Jacobs et al. 1991",
+)

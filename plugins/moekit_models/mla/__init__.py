@@ -1,0 +1,44 @@
+"""Multi-head latent attention: keys and values of all heads come out of one small latent vector a token.
+
+Positions are carried by a second, rotary part of each head; its key is one vector shared by all heads. What a
+decoder must remember of a token is ``kv_rank + rope_dim`` numbers, whatever the number of heads.
+
+Source: DeepSeek-V2 2024 (section 2.1, eqs 9 to 19; arXiv 2405.04434); DeepSeek-V3 2024 (section 2.1.1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from moekit.component import Component
+from moekit.spec.fields import option
+from moekit.spec.kinds import AttentionSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class MLA(AttentionSpec):
+    """Options of multi-head latent attention."""
+
+    heads: int = option(help="heads", ge=1)
+    query_rank: int | None = option(None, "width of the queries' latent; null: queries straight from the token", ge=1)
+    kv_rank: int = option(help="width of the latent that keys and values come from", ge=1)
+    nope_dim: int = option(help="width of a head's part without positions", ge=1)
+    rope_dim: int = option(help="width of a head's rotary part, even", ge=2)
+    value_dim: int = option(help="width of a head's value", ge=1)
+    rope_theta: float = option(10000.0, "base of the rotary angles", gt=0)
+    norm_eps: float = option(1e-6, "added inside the norms' square root", gt=0)
+
+    def check(self) -> Iterable[str]:
+        """Rotary positions turn pairs."""
+        if self.rope_dim % 2:
+            yield f"rope_dim={self.rope_dim} must be even: rotary positions turn pairs"
+
+
+COMPONENT = Component(
+    name="mla",
+    spec=MLA,
+    target="moekit_models.mla.module:MultiHeadLatentAttention",
+    summary="causal attention with keys and values from one small latent a token, and a shared rotary key",
+    paper="DeepSeek-V2 2024",
+)

@@ -1,0 +1,116 @@
+"""Oracle of multi-head latent attention: one position and head at a time, in both of the paper's forms.
+
+``attend`` unfolds keys and values from the latent, as the equations stand. ``attend_absorbed`` never does: W_UK goes
+over into the query and W_UV into the output, so that attention runs over the latents themselves (what a cache of
+latents makes possible). Both compute the same function.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes and constants of the layer."""
+
+    heads: int
+    kv_rank: int
+    nope: int
+    rope: int
+    value: int
+    theta: float
+    eps: float
+
+
+def attend(x_SD: Tensor, w: Mapping[str, Tensor], n: Sizes) -> Tensor:
+    """``y_SD`` of one sequence, eqs 9 to 19 as they stand. ``w``: the module's ``state_dict`` names."""
+    out = []
+    for s in range(x_SD.shape[0]):
+        heads = []
+        for h in range(n.heads):
+            q_nope, q_rope = query(x_SD[s], w, n, h, s)
+            w_uk, w_uv = unfold(w, n, h)
+            score, value = [], []
+            for t in range(s + 1):
+                c = latent(x_SD[t], w, n)
+                score.append((q_nope @ (w_uk @ c) + q_rope @ shared_key(x_SD[t], w, n, t)) / scale(n))
+                value.append(w_uv @ c)
+            share = softmax(score)
+            heads.append(sum((share[t] * value[t] for t in range(s + 1)), torch.zeros_like(value[0])))
+        out.append(w["out.weight"] @ torch.cat(heads))
+    return torch.stack(out)
+
+
+def attend_absorbed(x_SD: Tensor, w: Mapping[str, Tensor], n: Sizes) -> Tensor:
+    """The same with ``q' = W_UK^T q`` scored against the latents, and ``W_UV`` applied to their average."""
+    cache = [(latent(x, w, n), shared_key(x, w, n, t)) for t, x in enumerate(x_SD)]
+    out = []
+    for s in range(x_SD.shape[0]):
+        heads = []
+        for h in range(n.heads):
+            q_nope, q_rope = query(x_SD[s], w, n, h, s)
+            w_uk, w_uv = unfold(w, n, h)
+            q_latent = w_uk.T @ q_nope
+            share = softmax([(q_latent @ c + q_rope @ k) / scale(n) for c, k in cache[: s + 1]])
+            mixed = sum((share[t] * cache[t][0] for t in range(s + 1)), torch.zeros_like(cache[0][0]))
+            heads.append(w_uv @ mixed)
+        out.append(w["out.weight"] @ torch.cat(heads))
+    return torch.stack(out)
+
+
+def query(x_D: Tensor, w: Mapping[str, Tensor], n: Sizes, h: int, s: int) -> tuple[Tensor, Tensor]:
+    """Both parts of head ``h``'s query at position ``s``, the second one turned."""
+    c = norm(w["q_down.weight"] @ x_D, w["q_norm.weight"], n.eps) if "q_down.weight" in w else x_D
+    width = n.nope + n.rope
+    q = w["q_up.weight"][h * width : (h + 1) * width] @ c
+    return q[: n.nope], turn(q[n.nope :], s, n.theta)
+
+
+def latent(x_D: Tensor, w: Mapping[str, Tensor], n: Sizes) -> Tensor:
+    """The normed latent that keys and values come from."""
+    return norm(w["kv_down.weight"][: n.kv_rank] @ x_D, w["kv_norm.weight"], n.eps)
+
+
+def shared_key(x_D: Tensor, w: Mapping[str, Tensor], n: Sizes, t: int) -> Tensor:
+    """The rotary key at position ``t``, from the token itself, one for all heads."""
+    return turn(w["kv_down.weight"][n.kv_rank :] @ x_D, t, n.theta)
+
+
+def unfold(w: Mapping[str, Tensor], n: Sizes, h: int) -> tuple[Tensor, Tensor]:
+    """``W_UK`` and ``W_UV`` of head ``h``."""
+    both = w["kv_up.weight"][h * (n.nope + n.value) : (h + 1) * (n.nope + n.value)]
+    return both[: n.nope], both[n.nope :]
+
+
+def scale(n: Sizes) -> float:
+    """What scores are divided by."""
+    return math.sqrt(n.nope + n.rope)
+
+
+def softmax(score: list[Tensor]) -> Tensor:
+    """Shares that sum to 1."""
+    e = torch.stack(score).exp()
+    return e / e.sum()
+
+
+def norm(u: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """RMSNorm."""
+    return u / torch.sqrt((u * u).mean() + eps) * weight
+
+
+def turn(u_R: Tensor, s: int, theta: float) -> Tensor:
+    """Turns the pair (i, i + R/2) by the angle ``s · theta^(-2i/R)``, one pair at a time."""
+    R = u_R.shape[0]
+    out = [u_R[0]] * R
+    for i in range(R // 2):
+        angle = s * theta ** (-2 * i / R)
+        a, b = u_R[i], u_R[i + R // 2]
+        out[i] = a * math.cos(angle) - b * math.sin(angle)
+        out[i + R // 2] = a * math.sin(angle) + b * math.cos(angle)
+    return torch.stack(out)

@@ -1,0 +1,35 @@
+"""The backprop net that 1991's mixture was measured against: one hidden layer of logistic units, logistic outputs.
+
+Source: Rumelhart, Hinton, Williams 1986; as the baseline of Jacobs et al. 1991 (Table 1).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from moekit.component import Component
+from moekit.spec.fields import option
+from moekit.spec.kinds import ModelSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class MLP(ModelSpec):
+    """Options of the net."""
+
+    gives: ClassVar[str] = "prediction"
+    takes: ClassVar[str] = "cases"
+
+    inputs: int = option(help="numbers in a case", ge=1)
+    hidden: int = option(help="hidden units", ge=1)
+    outputs: int = option(1, "numbers to be predicted", ge=1)
+    init_range: float = option(0.5, "weights and biases start uniform within plus or minus this", gt=0)
+
+
+COMPONENT = Component(
+    name="mlp",
+    spec=MLP,
+    target="moekit_models.mlp.module:MLPModel",
+    summary="a net with one hidden layer of logistic units and logistic outputs",
+    paper="Rumelhart et al. 1986",
+)

@@ -1,0 +1,55 @@
+"""Cross entropy summed over tokens, in fp32 whatever autocast says. Oracle: ``naive.py``."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from moekit.contracts import Batch, LossSum, ModelOutput, Objective
+from moekit_objectives.causal_lm import CausalLM
+
+IGNORED = -100  # a target that cross entropy skips
+
+
+class CausalLMObjective(Objective):
+    """``sum_i -log p(t_{i+1}) + weight/depth · sum_k sum_i -log p_k(t_{i+1+k})``, over valid targets.
+
+    Divided by the count of valid targets it is the paper's ``L + weight/depth · sum_k L_k``.
+
+    Args:
+        spec: its options.
+    """
+
+    def __init__(self, spec: CausalLM) -> None:
+        super().__init__()
+        self.spec = spec
+
+    def forward(self, output: ModelOutput, batch: Batch) -> LossSum:
+        """The loss of one batch of ``tokens_BS``.
+
+        Returns:
+            Metrics, of the next token alone: ``loss`` in nats a token; ``bits_per_byte`` where the batch says how
+            many bytes its targets spell.
+        """
+        target_BS = batch.targets if batch.valid is None else batch.targets.where(batch.valid, IGNORED)
+        count = (target_BS != IGNORED).sum()
+        nats = _nats(output.y, target_BS)
+        total = nats
+        if self.spec.mtp_weight and output.future:
+            ahead = [_nats(logits, target_BS[:, k:]) for k, logits in enumerate(output.future, start=1)]
+            total = nats + self.spec.mtp_weight * torch.stack(ahead).mean()
+        metrics = {"loss": (nats.detach(), count)}
+        if batch.num_bytes is not None:
+            metrics["bits_per_byte"] = (nats.detach() / math.log(2), batch.num_bytes)
+        return LossSum(total=total, count=count, metrics=metrics)
+
+
+def _nats(logits_BSV: Tensor, target_BS: Tensor) -> Tensor:
+    """0-d: the sum of ``-log p(target)``, at least in fp32."""
+    wide = torch.promote_types(logits_BSV.dtype, torch.float32)
+    return F.cross_entropy(
+        logits_BSV.flatten(0, 1).to(wide), target_BS.flatten(), ignore_index=IGNORED, reduction="sum"
+    )

@@ -1,0 +1,29 @@
+"""Oracle of next- and multi-token prediction: one position at a time, by the tokens' places in the text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def mean_loss(tokens_BT: Tensor, probs: Sequence[Tensor], weight: float) -> Tensor:
+    """``L + weight/depth · sum_k L_k``, with ``L_k = -(1/T) sum_i log P_k(t_{i+k+1})`` over tokens that exist.
+
+    Args:
+        tokens_BT: each text: its inputs are all but the last, its targets all but the first (T of them).
+        probs: entry k ``[B, T - k, V]``: at position i the probabilities of the token ``i + k + 1``.
+        weight: lambda.
+    """
+    B, T = tokens_BT.shape[0], tokens_BT.shape[1] - 1
+    losses = []
+    for k, probs_BSV in enumerate(probs):
+        terms = []
+        for b in range(B):
+            for i in range(T):
+                if i + k + 1 <= T:
+                    terms.append(-torch.log(probs_BSV[b, i, tokens_BT[b, i + k + 1]]))
+        losses.append(torch.stack(terms).sum() / (B * T))
+    depth = len(probs) - 1
+    return losses[0] + (weight / depth * torch.stack(losses[1:]).sum() if depth else 0)
