@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,9 @@ class Change:
     after: Any
 
     def __str__(self) -> str:
-        return f"{self.path}: {tell(self.before)} -> {tell(self.after)}"
+        before, after = self.before, self.after
+        apart = _shared(before, after) if isinstance(before, Spec) and isinstance(after, Spec) else []
+        return f"{self.path}: {tell(before, without=apart)} -> {tell(after, without=apart)}"
 
 
 def diff(a: Spec, b: Spec) -> list[Change]:
@@ -46,42 +48,33 @@ def _node(a: Any, b: Any, path: Keys) -> Iterator[Change]:
         return
     if isinstance(a, Paper) or isinstance(b, Paper):
         yield Change(show(path), a, b)
-    elif isinstance(a, Spec) and type(a) is type(b):
-        yield from _fields(a, b, path, list(fields_of(type(a))))
     elif isinstance(a, Spec) and isinstance(b, Spec):
-        yield Change(show(path), a, b)
-        yield from _fields(a, b, path, _shared(a, b))
-    elif _is_group(a) or _is_group(b):
-        yield from _half(a, b, path)
-    elif isinstance(a, Mapping) and isinstance(b, Mapping):
-        for key in [*a, *(key for key in b if key not in a)]:
-            yield from _node(a.get(key), b.get(key), (*path, key))
+        names = [*fields_of(type(a)), *fields_of(type(b))]
+        if a.kind and type(a) is not type(b):
+            yield Change(show(path), a, b)
+            names = _shared(a, b)
+        yield from _fields(a, b, path, names)
+    elif _has_parts(a) or _has_parts(b):
+        yield from _fields(a, b, path, _told(b if a is None else a))
+    elif isinstance(a, Mapping | None) and isinstance(b, Mapping | None):
+        before, after = a or {}, b or {}
+        for key in dict.fromkeys([*before, *after]):
+            yield from _node(before.get(key), after.get(key), (*path, key))
     else:
         yield Change(show(path), a, b)
 
 
-def _fields(a: Spec, b: Spec, path: Keys, names: list[str]) -> Iterator[Change]:
-    for name in names:
+def _fields(a: Spec | None, b: Spec | None, path: Keys, names: list[str]) -> Iterator[Change]:
+    for name in dict.fromkeys(names):
         if not (isinstance(a, Recipe) and name in LABELS):
-            yield from _node(getattr(a, name), getattr(b, name), (*path, name))
+            yield from _node(getattr(a, name, None), getattr(b, name, None), (*path, name))
 
 
-def _half(a: Any, b: Any, path: Keys) -> Iterator[Change]:
-    """A group that only one side has: told part by part."""
-    group = b if a is None else a
-    told = _told(group)
-    for name in told:
-        value = getattr(group, name)
-        for before, after in [(None, value) if a is None else (value, None)]:
-            if isinstance(value, Mapping):
-                before, after = before or {}, after or {}
-            yield from _node(before, after, (*path, name))
-    if not told:
-        yield Change(show(path), a, b)
-
-
-def _is_group(value: Any) -> bool:
-    return isinstance(value, Spec) and not value.kind
+def _has_parts(value: Any) -> bool:
+    """Whether this is a group that holds components: told part by part where only one side has it."""
+    return (
+        isinstance(value, Spec) and not value.kind and any(i.kind != "option" for i in fields_of(type(value)).values())
+    )
 
 
 def _shared(a: Spec, b: Spec) -> list[str]:
@@ -101,22 +94,29 @@ def _told(spec: Spec) -> list[str]:
     return [name for name in fields_of(type(spec)) if getattr(spec, name) != default_of(type(spec), name)]
 
 
-def tell(value: Any, depth: int = 0) -> str:
-    """A value as a change tells it: ``none``, ``[1, 2]``, ``topk(top_k=8)`` with the options that are not default."""
+def tell(value: Any, *, depth: int = 0, without: Sequence[str] = ()) -> str:
+    """A value as a change tells it: ``none``, ``[1, 2]``, ``topk(top_k=8)`` with the options that are not default.
+
+    Args:
+        value: an option's value, a spec, or a map of them.
+        depth: how deep inside another spec it stands; there its own options are only hinted at.
+        without: names of fields to leave out.
+    """
     if value is None:
         return "none"
     if isinstance(value, Paper):
         return " ".join(filter(None, [value.title or "untitled", f"({value.year})" if value.year else ""]))
     if isinstance(value, Spec):
-        name = _name(value)
-        told = _told(value)
+        told = [name for name in _told(value) if name not in without]
         if depth and told:
-            return f"{name}(...)"
-        return f"{name}({', '.join(f'{n}={tell(getattr(value, n), depth + 1)}' for n in told)})"
+            return f"{_name(value)}(...)"
+        if not told and not value.kind:
+            told = list(fields_of(type(value)))
+        return f"{_name(value)}({', '.join(f'{n}={tell(getattr(value, n), depth=depth + 1)}' for n in told)})"
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {tell(item, depth + 1)}" for key, item in value.items()) + "}"
+        return "{" + ", ".join(f"{key}: {tell(item, depth=depth + 1)}" for key, item in value.items()) + "}"
     if isinstance(value, list | tuple):
-        return "[" + ", ".join(tell(item, depth + 1) for item in value) + "]"
+        return "[" + ", ".join(tell(item, depth=depth + 1) for item in value) + "]"
     return {True: "true", False: "false"}[value] if isinstance(value, bool) else str(value)
 
 
