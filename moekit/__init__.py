@@ -6,10 +6,10 @@ is needed. ``moekit.MoELayer`` is the layer; ``moekit.load`` turns a recipe into
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # what typing.TYPE_CHECKING is; importing typing would cost `moekit --help` a third of its time
 if TYPE_CHECKING:
+    from typing import Any
+
     from moekit.component import API_VERSION as API_VERSION
     from moekit.component import Component as Component
     from moekit.component import recipes_in as recipes_in
@@ -88,6 +88,8 @@ __all__ = sorted(_MODULE_OF)
 def __getattr__(name: str) -> Any:
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'moekit' has no attribute {name!r}")
+    import importlib
+
     value = getattr(importlib.import_module(_MODULE_OF[name]), name)
     globals()[name] = value
     return value

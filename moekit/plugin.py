@@ -1,4 +1,4 @@
-"""One plugin: how it is found, loaded and checked. What is wrong with it is kept, so that it stops nothing else.
+"""One plugin: what is known of it, and how it is checked.
 
 A plugin is checked when it is loaded: the version of the API it was written for, its hooks against ``hookspecs``, and
 each component it offers. Nothing of torch is imported, for targets are names until they are built.
@@ -7,12 +7,9 @@ each component it offers. Nothing of torch is imported, for targets are names un
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import re
-import traceback
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib.metadata import Distribution, EntryPoint
 from typing import Any
 
 import pluggy
@@ -22,8 +19,6 @@ from moekit.component import API_VERSION, Component
 from moekit.errors import PluginError, nearest
 from moekit.spec.fields import Spec
 from moekit.spec.kinds import KINDS, Recipe, plural
-
-ENTRY_POINT_GROUP = "moekit"
 
 _KIND_OF_HOOK = {f"moekit_{plural(kind)}": kind for kind in KINDS}
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
@@ -57,32 +52,6 @@ class Plugin:
     def origin(self) -> str:
         """Where it comes from: ``acme-moe 1.2``; its module's name when no installed package brought it."""
         return f"{self.distribution} {self.version}".strip() or self.module
-
-
-def installed(*, disabled: Collection[str] = (), strict: bool = False) -> list[Plugin]:
-    """Every plugin of the entry-point group ``moekit``, by name, with those that failed.
-
-    Args:
-        disabled: names of plugins to leave out; they are not even imported.
-        strict: raise on the first that fails.
-
-    Raises:
-        PluginError: a plugin failed, and ``strict`` was asked for.
-    """
-    plugins: list[Plugin] = []
-    for entry, distribution, version in _entries():
-        if entry.name in disabled:
-            continue
-        plugin = Plugin(name=entry.name, module=entry.value, distribution=distribution, version=version)
-        module: Any = None
-        try:
-            check_beside(plugin, plugins)
-            module = entry.load()
-            plugin = load_plugin(entry.name, module, distribution=distribution, version=version)
-        except (Exception, SystemExit) as error:
-            plugin = _failed(plugin, error, api=getattr(module, "MOEKIT_API", None), strict=strict)
-        plugins.append(plugin)
-    return _settled(plugins, strict=strict)
 
 
 def load_plugin(name: str, module: Any, *, distribution: str = "", version: str = "") -> Plugin:
@@ -138,53 +107,20 @@ def check_beside(plugin: Plugin, others: Iterable[Plugin]) -> None:
                 raise PluginError(f"plugin '{plugin.name}': {_shared(mine[theirs.spec], theirs, other.origin)}")
 
 
-def _entries() -> list[tuple[EntryPoint, str, str]]:
-    """Entry points with their distribution's name and version, by name; among namesakes moekit's own comes first."""
-    known: dict[int, tuple[str, str]] = {}  # metadata is parsed at every access, so read it once a distribution
+class _Manager(pluggy.PluginManager):
+    """pluggy's manager, which looks closely at marked functions alone: a module has many other attributes."""
 
-    def origin(distribution: Distribution | None) -> tuple[str, str]:
-        if distribution is None:
-            return "", ""
-        if id(distribution) not in known:
-            known[id(distribution)] = distribution.name or "", distribution.version or ""
-        return known[id(distribution)]
+    def parse_hookspec_opts(self, module_or_class: Any, name: str) -> Any:
+        return super().parse_hookspec_opts(module_or_class, name) if name in _KIND_OF_HOOK else None
 
-    found = [(entry, *origin(entry.dist)) for entry in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)]
-    return sorted(found, key=lambda e: (e[0].name, e[1] != "moekit", e[1], e[0].value))
-
-
-def _failed(plugin: Plugin, error: BaseException, *, api: Any = None, strict: bool) -> Plugin:
-    why = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
-    why = " ".join(why.removeprefix(f"plugin '{plugin.name}': ").split())
-    if strict:
-        raise PluginError(f"plugin '{plugin.name}' ({plugin.origin}) cannot be used: {why}") from error
-    trace = "".join(traceback.format_exception(error))
-    return dataclasses.replace(plugin, api=api, components=(), error=why, trace=trace)
-
-
-def _settled(plugins: list[Plugin], *, strict: bool) -> list[Plugin]:
-    """The same plugins, with those refused that offer a spec class of another; its home package keeps it."""
-    out = list(plugins)
-    homes_first = sorted(range(len(out)), key=lambda i: _borrows(out[i]))
-    accepted: list[Plugin] = []
-    for i in homes_first:
-        if out[i].error is None:
-            try:
-                check_beside(out[i], accepted)
-                accepted.append(out[i])
-            except PluginError as error:
-                out[i] = _failed(out[i], error, api=out[i].api, strict=strict)
-    return out
-
-
-def _borrows(plugin: Plugin) -> bool:
-    home = plugin.module.partition(".")[0]
-    return any(c.spec is not Recipe and c.spec.__module__.partition(".")[0] != home for c in plugin.components)
+    def parse_hookimpl_opts(self, plugin: Any, name: str) -> Any:
+        marked = getattr(getattr(plugin, name, None), "moekit_impl", None)
+        return super().parse_hookimpl_opts(plugin, name) if marked else None
 
 
 def _hooks(name: str, module: Any) -> list[tuple[str, Any]]:
     """The hooks that a module implements, checked by pluggy and for the mistakes that it lets pass."""
-    manager = pluggy.PluginManager("moekit")
+    manager = _Manager("moekit")
     manager.add_hookspecs(hookspecs)
     try:
         manager.register(module, name)

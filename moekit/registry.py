@@ -12,8 +12,9 @@ from types import ModuleType
 from typing import Any
 
 from moekit.component import Component
+from moekit.discovery import installed
 from moekit.errors import PluginError, Problem, UnknownName, nearest
-from moekit.plugin import Plugin, check_beside, installed, load_plugin
+from moekit.plugin import Plugin, check_beside, load_plugin
 from moekit.spec.fields import Spec
 from moekit.spec.kinds import KINDS, Recipe, plural
 

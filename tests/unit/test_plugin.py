@@ -9,8 +9,9 @@ from textwrap import dedent
 
 import pytest
 
+from moekit.discovery import installed
 from moekit.errors import PluginError
-from moekit.plugin import Plugin, installed, load_plugin
+from moekit.plugin import Plugin, load_plugin
 from moekit.registry import Registry, discover
 
 GOOD = """
