@@ -14,15 +14,15 @@ def decays(name: str, parameter: nn.Parameter) -> bool:
 
     A parameter decays when it has two or more dimensions: linear weights, routers, embeddings, and experts' weights
     stacked over experts. Norm scales and biases do not, and neither does a bias stacked over experts (``[E, H]``),
-    told by the last part of its name: ``bias``, ``b``, or ``b_...``. Balancers' state is buffers, not parameters: no
-    optimizer sees it.
+    told by the first word of its own name: ``bias``, ``bias_EH``, ``b_up_EH``. Balancers' state is buffers, not
+    parameters: no optimizer sees it.
 
     Args:
         name: qualified name of the parameter in its model.
         parameter: the parameter itself.
     """
-    leaf = name.rpartition(".")[2]
-    return parameter.ndim >= 2 and leaf not in ("bias", "b") and not leaf.startswith("b_")
+    own_name = name.rpartition(".")[2]
+    return parameter.ndim >= 2 and own_name.partition("_")[0] not in ("bias", "b")
 
 
 def adamw(spec: AdamW, model: nn.Module) -> Optimizer:

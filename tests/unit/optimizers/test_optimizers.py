@@ -58,6 +58,7 @@ def test_adamw_moves_each_trainable_parameter_once():
     [
         ("block.experts.w_EHD", (2, 3, 4), True),
         ("block.experts.b_EH", (2, 3), False),
+        ("block.experts.bias_EH", (2, 3), False),
         ("block.linear.bias", (3,), False),
         ("block.b", (3, 3), False),
         ("base.weight", (3, 3), True),
