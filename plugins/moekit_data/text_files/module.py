@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from moekit.errors import DataError
@@ -16,9 +17,9 @@ from moekit_data.text_files.reading import read
 class TextFilesData(TextData):
     """A user's own text, split by file or record: the same one falls into the same split every time.
 
-    With a ``validation_path`` everything in ``path`` trains. Without it, each domain gives whole files (or records)
-    to validation, in an order that a hash of their names decides, until they make up the share asked for; a domain
-    of a single file gives the end of it.
+    With a ``validation_path`` everything in ``path`` trains, except what is also there. Without it, each domain gives
+    whole files (or records) to validation, in an order that a hash of their names decides, until they make up the
+    share asked for; a domain of a single file gives the end of it.
     """
 
     def __init__(self, spec: TextFiles) -> None:
@@ -33,54 +34,75 @@ class TextFilesData(TextData):
                 domain that ``path`` has not.
         """
         seen: set[bytes] = set()
-        domains: dict[str, Domain] = {}
-        held_out = self._documents(self.spec.validation_path, domains, seen) if self.spec.validation_path else None
-        given = set(domains)
-        for name, documents in self._documents(self.spec.path, domains, seen).items():
+        held_out = self._collect(self.spec.validation_path, seen) if self.spec.validation_path else None
+        given = self._collect(self.spec.path, seen)
+        if held_out is not None:
+            self._refuse_strangers(given, held_out)
+        domains: list[Domain] = []
+        for name in sorted(given):
+            train = given[name].documents
             if held_out is None:
-                train, validation = _split(documents, self.spec.validation)
+                train, validation = _split(train, self.spec.validation)
             else:
-                train, validation = documents, held_out.get(name, [])
-            domains[name].train = _texts(train)
-            domains[name].validation = _texts(validation)
-        strangers = sorted(name for name in given if not domains[name].train)
+                validation = held_out[name].documents if name in held_out else []
+            domains.append(Domain(name, _texts(train), _texts(validation), given[name].notes()))
+        return domains, {}
+
+    def _collect(self, path: str, seen: set[bytes]) -> dict[str, _Part]:
+        """The texts of each domain, up to the size allowed, without those in ``seen``."""
+        limit = round(self.spec.megabytes * 1e6)
+        parts: dict[str, _Part] = {}
+        for name, document in read(Path(path), self.spec.suffixes, limit):
+            if document.text.strip():
+                parts.setdefault(name, _Part(limit)).add(document, seen)
+        found = {name: part for name, part in parts.items() if part.documents}
+        if parts and not found:
+            raise DataError(f"{path} holds nothing that is not also in {self.spec.validation_path}")
+        if not found:
+            raise DataError(f"no text in {path}: all of it is empty\n  expected UTF-8 text")
+        return found
+
+    def _refuse_strangers(self, given: dict[str, _Part], held_out: dict[str, _Part]) -> None:
+        strangers = sorted(set(held_out) - set(given))
         if strangers:
             raise DataError(
                 f"{self.spec.validation_path} has text of {', '.join(strangers)}, but {self.spec.path} has none\n"
-                "  expected the same domains (subfolders, or 'domain' of a record) in both"
+                f"  expected its domains: {', '.join(sorted(given))} (subfolders, or 'domain' of a record)"
             )
-        return [domains[name] for name in sorted(domains)], {}
 
-    def _documents(self, path: str, domains: dict[str, Domain], seen: set[bytes]) -> dict[str, list[Document]]:
-        """The texts of each domain, up to the size allowed, without exact duplicates; makes and notes in ``domains``."""
-        limit = round(self.spec.megabytes * 1e6)
-        found: dict[str, list[Document]] = {}
-        room: dict[str, int] = {}
-        duplicates: dict[str, int] = {}
-        for name, document in read(Path(path), self.spec.suffixes):
-            if not document.text.strip():
-                continue
-            digest = hashlib.sha256(document.text).digest()
-            if digest in seen:
-                duplicates[name] = duplicates.get(name, 0) + 1
-                continue
-            seen.add(digest)
-            domain = domains.setdefault(name, Domain(name))
-            if name not in room:
-                room[name] = limit
-                found[name] = []
-            kept = cut(document.text, room[name])
-            if kept:
-                found[name].append(Document(document.key, kept))
-            if len(kept) < len(document.text) and room[name]:
-                domain.notes.append(f"cut at {self.spec.megabytes:g} MB (option data.megabytes)")
-            room[name] = room[name] - len(kept) if len(kept) == len(document.text) else 0
-        if not found:
-            raise DataError(f"no text in {path}: every file is empty\n  expected at least {self.spec.seq + 1} tokens")
-        for name, count in duplicates.items():
-            if name in domains:
-                domains[name].notes.append(f"{count:,} exact duplicates left out")
-        return found
+
+@dataclass
+class _Part:
+    """The texts of one domain, as they are read.
+
+    Attributes:
+        room: bytes that may still be added.
+        documents: what was added.
+        duplicates: how many texts had been seen before.
+        is_cut: whether some text found no room.
+    """
+
+    room: int
+    documents: list[Document] = field(default_factory=list)
+    duplicates: int = 0
+    is_cut: bool = False
+
+    def add(self, document: Document, seen: set[bytes]) -> None:
+        digest = hashlib.sha256(document.text).digest()
+        if digest in seen:
+            self.duplicates += 1
+            return
+        seen.add(digest)
+        kept = cut(document.text, self.room)
+        self.room -= len(kept)
+        if len(kept) < len(document.text):
+            self.is_cut, self.room = True, 0
+        if kept:
+            self.documents.append(Document(document.key, kept))
+
+    def notes(self) -> list[str]:
+        notes = [f"{self.duplicates:,} exact duplicates left out"] if self.duplicates else []
+        return [*notes, "more text than data.megabytes allows: the rest left out"] if self.is_cut else notes
 
 
 def _split(documents: list[Document], share: float) -> tuple[list[Document], list[Document]]:
@@ -91,7 +113,9 @@ def _split(documents: list[Document], share: float) -> tuple[list[Document], lis
         head = cut(only.text, round(total * (1 - share)))
         return [Document(only.key, head)], [Document(only.key, only.text[len(head) :])]
     by_key = {document.key: document for document in documents}
-    train, validation, size = [], [], 0
+    train: list[Document] = []
+    validation: list[Document] = []
+    size = 0
     for key in shuffled(by_key):
         if size < total * share and len(validation) < len(documents) - 1:
             validation.append(by_key[key])
