@@ -23,7 +23,7 @@ EXAMPLES = """\
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
-    parser.add_argument("name", help="name, kind/name or plugin/name")
+    parser.add_argument("name", help="name, kind/name or plugin/name; or a YAML file")
     parser.add_argument("--kind", help="only components of this kind")
     parser.add_argument("--doc", action="store_true", help="also print the docstring of the class that is built")
 
@@ -44,12 +44,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def named(registry: Registry, name: str, kind: str | None = None) -> list[Component]:
-    """Every component that ``name`` may mean: a name, ``kind/name`` or ``plugin/name``.
+    """Every component that ``name`` may mean: a name, ``kind/name``, ``plugin/name``, or the file of a recipe.
 
     Raises:
         UnknownName: no component has the name.
         PluginError: a kind was given, and the name is of a plugin that failed to load.
     """
+    if name.endswith((".yaml", ".yml")):
+        return [Component(name=name, spec=Recipe, target=name, summary="")]
     components = registry.components(kind)
     found = [c for c in components if name in (c.name, c.full_name, f"{c.kind}/{c.name}", f"{plural(c.kind)}/{c.name}")]
     if found:

@@ -28,10 +28,14 @@ class Change:
     before: Any
     after: Any
 
-    def __str__(self) -> str:
+    def sides(self) -> tuple[str, str]:
+        """Both sides in words; of two components, without the parts that are compared by themselves."""
         before, after = self.before, self.after
         apart = _shared(before, after) if isinstance(before, Spec) and isinstance(after, Spec) else []
-        return f"{self.path}: {tell(before, without=apart)} -> {tell(after, without=apart)}"
+        return tell(before, without=apart), tell(after, without=apart)
+
+    def __str__(self) -> str:
+        return f"{self.path}: {' -> '.join(self.sides())}"
 
 
 def diff(a: Spec, b: Spec) -> list[Change]:

@@ -1,0 +1,132 @@
+"""``moekit config``: print, validate or compare specs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from moekit.cli import text
+from moekit.errors import MoekitError, Problem, UnknownName, nearest
+
+SUMMARY = "print, validate or compare specs"
+EXAMPLES = """\
+  moekit config print deepseek_v3                                  every option, resolved
+  moekit config print deepseek_v3 model.depth=8 --only model.moe   a part of it, with one option changed
+  moekit config validate mine.yaml                                 all its mistakes in one report
+  moekit config diff jacobs1991 deepseek_v3                        how two papers differ
+  moekit config diff deepseek_v3 model.moe.router.top_k=4          what an override changes
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments."""
+    parser.add_argument("action", metavar="print|validate|diff", help="what to do")
+    parser.add_argument("words", nargs="+", metavar="NAME|key=value", help="recipes or YAML files, and overrides")
+    parser.add_argument("--only", metavar="PATH", help="print: only what stands at this path, such as model.moe")
+    parser.add_argument("--json", action="store_true", help="print: JSON instead of YAML")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs one action.
+
+    Raises:
+        MoekitError: an unknown action, too few or too many names, or a spec with mistakes.
+    """
+    names, overrides = split(args.words)
+    if args.action == "print":
+        _expect(args.action, names, "one name", len(names) == 1)
+        return _print(names[0], overrides, only=args.only, as_json=args.json)
+    if args.action == "validate":
+        _expect(args.action, names, "one name or more", bool(names))
+        return _validate(names, overrides)
+    if args.action == "diff":
+        _expect(
+            args.action,
+            names,
+            "two names, or one name and overrides",
+            len(names) == 2 or (len(names) == 1 and bool(overrides)),
+        )
+        return _diff(names[0], names[-1], overrides)
+    actions = ("print", "validate", "diff")
+    raise UnknownName(
+        Problem(
+            what=f"unknown action '{args.action}' (actions: {', '.join(actions)})",
+            nearest=nearest(args.action, actions),
+            list_with="moekit config --help",
+        )
+    )
+
+
+def split(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Names and overrides, told apart by the ``=`` of an override."""
+    return [w for w in words if "=" not in w], [w for w in words if "=" in w]
+
+
+def _expect(action: str, names: list[str], what: str, holds: bool) -> None:
+    if not holds:
+        raise MoekitError(
+            f"moekit config {action}: expected {what}, got {', '.join(names) or 'none'}\n  more: moekit config --help"
+        )
+
+
+def _print(name: str, overrides: list[str], *, only: str | None, as_json: bool) -> int:
+    from moekit.spec import dump, load, to_plain
+
+    spec = load(name, overrides)
+    if only is None and not as_json:
+        sys.stdout.write(dump(spec))
+        return 0
+    plain: Any = to_plain(spec)
+    for depth, key in enumerate(only.split(".") if only else ()):
+        if not isinstance(plain, dict) or key not in plain:
+            keys = list(plain) if isinstance(plain, dict) else []
+            here = ".".join((only or "").split(".")[:depth]) or "the spec"
+            raise UnknownName(
+                Problem(
+                    what=f"nothing stands at '{only}': {here} has no '{key}' (it has: {', '.join(keys) or 'nothing'})",
+                    nearest=nearest(key, keys),
+                )
+            )
+        plain = plain[key]
+    if as_json:
+        import json
+
+        print(json.dumps(plain, indent=2))
+    else:
+        from moekit.spec.yaml_text import write
+
+        sys.stdout.write(write(plain))
+    return 0
+
+
+def _validate(names: list[str], overrides: list[str]) -> int:
+    from moekit.spec import validate
+
+    wrong = 0
+    for name in names:
+        try:
+            validate(name, overrides)
+        except MoekitError as error:
+            if len(names) == 1:
+                raise
+            wrong += 1
+            print(f"error: {name}: {error}\n", file=sys.stderr)
+        else:
+            print(f"{name}: valid")
+    return 2 if wrong else 0
+
+
+def _diff(first: str, second: str, overrides: list[str]) -> int:
+    from moekit.spec import diff, load
+
+    changes = diff(load(first), load(second, overrides))
+    if not changes:
+        print("no difference")
+        return 0
+    title = " ".join([second, *overrides]) if first == second else second
+    rows = [("", first, title), *((c.path, *(side.replace("()", "") for side in c.sides())) for c in changes)]
+    head, *lines = text.table(rows, indent=0, fold=(1, 2))
+    print("\n".join([text.bold(head), *lines]))
+    return 0

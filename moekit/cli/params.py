@@ -1,0 +1,110 @@
+"""``moekit params``: how many parameters a recipe's model has, in total and for one token."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from moekit.cli import text
+from moekit.cli.config import split
+from moekit.errors import MoekitError
+
+if TYPE_CHECKING:
+    from moekit.params import ParameterCount, Reading
+    from moekit.spec.kinds import Paper
+
+SUMMARY = "count parameters, total and active, part by part"
+EXAMPLES = """\
+  moekit params deepseek_v3
+  moekit params deepseek_v3-671b                       takes no memory: tensors have shapes and no storage
+  moekit params deepseek_v3 model.moe.experts.count=32
+"""
+
+READINGS: dict[Reading, str] = {
+    "both": "with both embeddings",
+    "without_input": "without the input embedding",
+    "without_either": "without either embedding",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments."""
+    parser.add_argument("name", help="a recipe or a YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="options to change")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the counts.
+
+    Raises:
+        MoekitError: the recipe has mistakes, or more than one was named.
+    """
+    names, overrides = split([args.name, *args.overrides])
+    if len(names) != 1:
+        raise MoekitError(
+            f"moekit params: expected one name, got {', '.join(names) or 'none'}\n  more: moekit params --help"
+        )
+    from moekit.spec import load
+
+    recipe = load(names[0], overrides)
+    from moekit.params import count_parameters  # imports torch: after the spec is known to be right
+
+    count = count_parameters(recipe)
+    if args.json:
+        print(json.dumps(_plain(count), indent=2))
+    else:
+        print("\n".join(_page(" ".join([names[0], *overrides]), count, recipe.paper)))
+    return 0
+
+
+def rounded(number: int) -> str:
+    """A count as papers write it: ``671.0B``, ``37.6M``, ``812``."""
+    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if number >= size:
+            return f"{number / size:.1f}{unit}"
+    return str(number)
+
+
+def _page(title: str, count: ParameterCount, paper: Paper | None) -> list[str]:
+    parts = [(part, number, count.active_parts[part]) for part, number in count.parts.items() if number]
+    rows = [(part, f"{number:,}", f"{active:,}") for part, number, active in parts]
+    rows.append(("total", f"{count.total:,}", f"{count.active():,}"))
+    lines = [text.bold(title), "", *_numbers([("", "parameters", "active per token"), *rows])]
+    lines += ["", text.bold("active per token, by what is counted")]
+    reading = paper.reading if paper else ""
+    lines += _numbers(
+        [(words, f"{count.active(r):,}", rounded(count.active(r))) for r, words in READINGS.items()],
+        notes=["the reading that the paper means" if r == reading else "" for r in READINGS],
+    )
+    if count.tied:
+        lines.append("  the input embedding is the head too: one matrix, counted once")
+    if count.extra:
+        lines += ["", text.bold("used in training alone, not counted above")]
+        lines += _numbers([(name, f"{number:,}", rounded(number)) for name, number in count.extra.items()])
+    if paper and (paper.total or paper.active):
+        active = rounded(count.active(paper.reading or "both"))
+        published = [("", "published", "here"), ("total", paper.total or "-", rounded(count.total))]
+        published.append(("active", paper.active or "-", active))
+        lines += ["", text.bold(paper.title or "published"), *_numbers(published)]
+    return lines
+
+
+def _numbers(rows: Sequence[tuple[str, ...]], notes: Sequence[str] = ()) -> list[str]:
+    """A table whose columns after the first are aligned to the right."""
+    sizes = text.columns(rows)
+    right = [(row[0], *(cell.rjust(size) for cell, size in zip(row[1:], sizes[1:], strict=True))) for row in rows]
+    return text.table([(*row, note) for row, note in zip(right, notes or [""] * len(rows), strict=True)])
+
+
+def _plain(count: ParameterCount) -> dict[str, object]:
+    return {
+        "parts": dict(count.parts),
+        "active_parts": dict(count.active_parts),
+        "total": count.total,
+        "active": {reading: count.active(reading) for reading in READINGS},
+        "tied": count.tied,
+        "training_alone": dict(count.extra),
+    }

@@ -1,0 +1,75 @@
+"""The page that ``moekit show`` prints of a recipe: its paper, its parts, its YAML, what to try next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from moekit.cli import text
+from moekit.component import Component
+from moekit.registry import Registry
+from moekit.spec import load
+from moekit.spec.fields import Spec, fields_of
+from moekit.spec.kinds import Paper, Recipe
+
+
+def page(registry: Registry, component: Component) -> list[str]:
+    """The page, line by line.
+
+    Raises:
+        SpecError: the recipe has mistakes; all of them are told.
+    """
+    name = registry.short_name(component) if component.plugin else component.name
+    recipe = load(name)
+    about = list(_paper_rows(recipe.paper)) if recipe.paper else []
+    if component.plugin:
+        about.append(("plugin", f"{component.plugin} ({registry.origin(component)})"))
+    about.append(("file", str(component.target)))
+    return [
+        text.bold(f"recipe {component.name}"),
+        *text.paragraph(recipe.summary or component.summary),
+        "",
+        *text.table(about, fold=(1,)),
+        "",
+        text.bold("parts"),
+        *text.table(list(part_rows(registry, recipe)), fold=(2,)),
+        "",
+        text.bold("YAML"),
+        *(f"  {line}".rstrip() for line in Path(str(component.target)).read_text(encoding="utf-8").splitlines()),
+        "",
+        text.bold("next"),
+        *text.table(_next(name, recipe)),
+    ]
+
+
+def part_rows(registry: Registry, spec: Spec, prefix: str = "") -> Iterator[tuple[str, str, str]]:
+    """Path, name and summary of each component that a spec is made of."""
+    for name, info in fields_of(type(spec)).items():
+        value = getattr(spec, name)
+        if info.kind == "option" or value is None:
+            continue
+        parts = {f"{name}.{key}": part for key, part in value.items()} if info.kind == "slots" else {name: value}
+        for path, part in parts.items():
+            if info.kind != "group":
+                yield f"{prefix}{path}", registry.use_name(part), registry.component_of(part).summary
+            yield from part_rows(registry, part, f"{prefix}{path}.")
+
+
+def _paper_rows(paper: Paper) -> Iterator[tuple[str, str]]:
+    arxiv = f"arXiv {paper.arxiv}" if paper.arxiv else ""
+    year = str(paper.year) if paper.year else ""
+    yield "paper", ", ".join(filter(None, [paper.title, paper.authors, year, paper.where, arxiv]))
+    if paper.claim:
+        yield "claim", paper.claim
+    if paper.total or paper.active:
+        counts = [f"{paper.total} in total" if paper.total else "", f"{paper.active} active" if paper.active else ""]
+        yield "parameters", ", ".join(filter(None, counts)) + ", as published"
+
+
+def _next(name: str, recipe: Recipe) -> list[tuple[str, str]]:
+    trains = recipe.objective is not None and recipe.data is not None
+    return [
+        *([(f"moekit train {name}", "train it")] if trains else []),
+        (f"moekit params {name}", "count its parameters"),
+        (f"moekit config print {name}", "every option, resolved"),
+    ]

@@ -1,0 +1,52 @@
+"""Train a recipe."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+SUMMARY = "train a recipe"
+EXAMPLES = """\
+  moekit train deepseek_v3
+  moekit train deepseek_v3 model.moe.router.top_k=4 trainer.max_steps=200
+  moekit train my_recipe.yaml --name trial --out /data/runs --no-compare
+  moekit train --resume runs/deepseek_v3/2026-01-31_12-00-00 trainer.max_steps=800
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the verb's arguments."""
+    parser.add_argument("recipe", nargs="?", default="", metavar="RECIPE", help="a recipe's name, or a YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="options to change, by their path")
+    parser.add_argument("--out", default="runs", metavar="DIR", help="folder of all runs (default: runs)")
+    parser.add_argument("--name", default="", help="name of the run's folder (default: the recipe's)")
+    parser.add_argument("--resume", default="", metavar="RUN", help="go on with a run: its folder, or its name")
+    parser.add_argument("--no-compare", action="store_true", help="skip the dense model that the recipe compares with")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trains; every mistake raises a MoekitError before anything is written."""
+    from moekit.errors import MoekitError
+    from moekit.spec import load
+
+    root = Path(args.out)
+    overrides = list(args.overrides)
+    resume = None
+    if args.resume:
+        # With --resume the first positional argument can only be an override.
+        overrides = ([args.recipe] if args.recipe else []) + overrides
+        if strays := [text for text in overrides if "=" not in text]:
+            raise MoekitError(f"--resume takes the recipe from the run: '{strays[0]}' is no option=value")
+        from moekit.training.folder import RunFolder
+
+        resume = RunFolder.find(args.resume, root)
+        recipe = load(resume.spec, overrides)
+    elif not args.recipe:
+        raise MoekitError("train what? name a recipe or a file\n  list them: moekit ls recipes")
+    else:
+        recipe = load(args.recipe, overrides)  # mistakes are told before torch and Lightning are imported
+
+    from moekit.training.run import train
+
+    train(recipe, root=root, name=args.name, resume=resume, with_dense=not args.no_compare)
+    return 0
