@@ -1,0 +1,49 @@
+"""Checks of attention: modules ``x_BSD -> y_BSD``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from moekit.testing.case import ATTENTION_DIM, Case, Check, normal, require, require_equal
+
+
+def checks(case: Case) -> Iterator[Check]:
+    """The checks of attention."""
+    yield from (check_attention_shapes, check_attention_causal, check_sequences_apart)
+
+
+def check_attention_shapes(case: Case) -> None:
+    """Maps ``[B, S, D]`` to ``[B, S, D]`` for any length, one position included, in fp32 and bf16."""
+    for S in (1, 2, 7):
+        for dtype in (torch.float32, torch.bfloat16):
+            x_BSD = normal(2, S, ATTENTION_DIM).to(dtype)
+            y_BSD = case.build().to(dtype)(x_BSD)
+            require(
+                y_BSD.shape == x_BSD.shape and y_BSD.dtype == dtype,
+                found=f"{y_BSD.dtype} {tuple(y_BSD.shape)} for {S} positions",
+                expected=f"{dtype} {tuple(x_BSD.shape)}",
+            )
+
+
+def check_attention_causal(case: Case) -> None:
+    """Lets a position see itself and earlier ones only: a language model would else read what it is to predict."""
+    attention, x_BSD = case.build().double().eval(), normal(1, 8, ATTENTION_DIM, dtype=torch.float64)
+    changed = x_BSD.clone()
+    changed[:, 5:] = normal(1, 3, ATTENTION_DIM, seed=4)
+    before, after = attention(x_BSD), attention(changed)
+    require_equal(after[:, :5], before[:, :5], "y of positions before the changed ones", tolerance=1e-9)
+    require(
+        not torch.allclose(attention(torch.cat([changed[:, 5:], x_BSD[:, 5:]], 1))[:, 3:], before[:, 5:]),
+        found="the same y whatever the earlier positions hold",
+        expected="attention to them",
+    )
+
+
+def check_sequences_apart(case: Case) -> None:
+    """Treats every sequence of a batch alone."""
+    attention, x_BSD = case.build().double().eval(), normal(3, 5, ATTENTION_DIM, dtype=torch.float64)
+    together = attention(x_BSD)
+    for b in range(3):
+        require_equal(together[b : b + 1], attention(x_BSD[b : b + 1]), f"y of sequence {b} alone", tolerance=1e-9)

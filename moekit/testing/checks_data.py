@@ -1,0 +1,87 @@
+"""Checks of data: batches drawn from a generator, and a validation set in a fixed order."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+import torch
+
+from moekit.contracts import Batch, Data
+from moekit.spec.kinds import DataSpec
+from moekit.testing.case import Case, Check, require, seeded
+
+
+def checks(case: Case) -> Iterator[Check]:
+    """The checks of data."""
+    yield from (check_batches, check_drawn_from_generator, check_validation_order)
+
+
+def check_batches(case: Case) -> None:
+    """Yields what it claims: int64 ``tokens_BS`` with the next tokens as targets, or float cases with targets."""
+    data = _prepared(case)
+    for batch in (data.train_batch(_generator(0)), next(iter(data.validation_batches()))):
+        inputs, targets = batch.inputs, batch.targets
+        if _spec(case).yields == "tokens":
+            require(
+                inputs.dtype == targets.dtype == torch.int64 and inputs.ndim == 2 and inputs.shape == targets.shape,
+                found=f"inputs {inputs.dtype} {tuple(inputs.shape)}, targets {targets.dtype} {tuple(targets.shape)}",
+                expected="int64 [B, S], both",
+            )
+            both = torch.ones_like(inputs[:, 1:], dtype=torch.bool)
+            if batch.valid is not None:
+                both = batch.valid[:, 1:] & batch.valid[:, :-1]
+            shifted = bool((inputs[:, 1:] == targets[:, :-1])[both].all())
+            require(shifted, found="targets that are not the next inputs", expected="targets[:, i] = inputs[:, i + 1]")
+        else:
+            require(
+                inputs.is_floating_point() and inputs.ndim == 2 and targets.shape[:1] == inputs.shape[:1],
+                found=f"inputs {inputs.dtype} {tuple(inputs.shape)}, targets {tuple(targets.shape)}",
+                expected="float [T, D] and targets [T, O]",
+            )
+
+
+def check_drawn_from_generator(case: Case) -> None:
+    """Draws from the generator it is given and from nothing else: that is what makes resuming exact."""
+    data = _prepared(case)
+    with seeded(0):
+        random.seed(0)
+        before = torch.get_rng_state(), random.getstate()
+        first = data.train_batch(_generator(3))
+        data.train_batch(_generator(4))
+        touched = not torch.equal(before[0], torch.get_rng_state()) or before[1] != random.getstate()
+        again = data.train_batch(_generator(3))
+    require(_same(first, again), found="two batches from equal generators that differ", expected="the same batch")
+    require(not touched, found="a draw from a global generator", expected="from the one given alone")
+
+
+def check_validation_order(case: Case) -> None:
+    """Yields the same validation batches each time it is asked, at least one."""
+    data = _prepared(case)
+    once, twice = (list(data.validation_batches()) for _ in range(2))
+    same = len(once) == len(twice) > 0 and all(_same(a, b) for a, b in zip(once, twice, strict=True))
+    require(same, found=f"{len(once)}, then {len(twice)} batches, not the same", expected="the same, one or more")
+
+
+def _same(one: Batch, other: Batch) -> bool:
+    return all(
+        (a is None and b is None) or (a is not None and b is not None and torch.equal(a, b))
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _prepared(case: Case) -> Data:
+    data = case.build_raw()
+    require(isinstance(data, Data), found=type(data).__name__, expected="a subclass of moekit.Data")
+    assert isinstance(data, Data)
+    data.prepare()
+    return data
+
+
+def _spec(case: Case) -> DataSpec:
+    assert isinstance(case.spec, DataSpec)
+    return case.spec

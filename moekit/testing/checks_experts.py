@@ -1,0 +1,144 @@
+"""Checks of expert banks. N rows sorted by expert, E experts, D in, O out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from moekit.contracts import ExpertBank
+from moekit.groups import UniformGroups
+from moekit.testing.case import Case, Check, normal, require, require_equal, require_finite
+from moekit.testing.reference import LoopGroups
+
+
+def checks(case: Case) -> Iterator[Check]:
+    """The checks of an expert bank."""
+    yield from (check_sizes, check_dtypes, check_rows_independent, check_own_weights)
+    yield from (check_empty_groups, check_groups_agree, check_expert_device)
+
+
+def check_sizes(case: Case) -> None:
+    """Holds as many experts as its spec says (``num_experts``), and answers in the width asked for (``out_dim``)."""
+    bank = _build(case)
+    E, out_dim = case.dims.num_experts, case.dims.out_dim
+    require(
+        (bank.num_experts, bank.out_dim) == (E, out_dim),
+        found=f"num_experts = {bank.num_experts}, out_dim = {bank.out_dim}",
+        expected=f"{E} (spec.count) and {out_dim} (dims.out_dim; dims.dim is {case.dims.dim})",
+    )
+    shape = tuple(bank(normal(2 * E, case.dims.dim), UniformGroups(E, 2 * E)).shape)
+    require(shape == (2 * E, out_dim), found=f"y of shape {shape}", expected=f"{(2 * E, out_dim)}")
+
+
+def check_dtypes(case: Case) -> None:
+    """Answers in the dtype of its weights and input: bf16, fp32 or fp64; near enough to fp64 in each."""
+    E = case.dims.num_experts
+    x_ND = normal(2 * E, case.dims.dim).bfloat16()
+    bank = _build(case).bfloat16()
+    exact = bank.double()(x_ND.double(), UniformGroups(E, 2 * E))
+    for dtype, tolerance in ((torch.bfloat16, 0.1), (torch.float32, 1e-5), (torch.float64, 0.0)):
+        y_NO = bank.to(dtype)(x_ND.to(dtype), UniformGroups(E, 2 * E))
+        require(y_NO.dtype == dtype, found=f"{y_NO.dtype} for {dtype}", expected=str(dtype))
+        require_equal(y_NO, exact, f"y in {dtype}", tolerance=tolerance)
+
+
+def check_rows_independent(case: Case) -> None:
+    """Works on each row alone: changing one (to NaN, even) changes no other, in eval mode.
+
+    Which rows share a batch is chance; a bank that mixes them leaks between tokens.
+    """
+    E = case.dims.num_experts
+    bank, x_ND = _build(case).eval(), normal(3 * E, case.dims.dim)
+    before = bank(x_ND, UniformGroups(E, 3 * E))
+    for bad in (7.0, float("nan")):
+        changed_ND = x_ND.clone()
+        changed_ND[1] = bad
+        after = bank(changed_ND, UniformGroups(E, 3 * E))
+        others = torch.arange(3 * E) != 1
+        require_equal(after[others], before[others], f"y of other rows when row 1 becomes {bad}", tolerance=1e-6)
+
+
+def check_own_weights(case: Case) -> None:
+    """Runs each row through its own expert's weights: the same row differs between experts, and each alone agrees."""
+    E = case.dims.num_experts
+    bank = _build(case).double().eval()
+    x_1D = normal(1, case.dims.dim, dtype=torch.float64)
+    together = bank(x_1D.expand(E, -1).contiguous(), UniformGroups(E, E))
+    for e in range(E):
+        alone = bank(x_1D, LoopGroups([int(i == e) for i in range(E)]))
+        require_equal(together[e], alone[0], f"y of expert {e} among others", tolerance=1e-12)
+        same = [i for i in range(E) if i != e and torch.allclose(together[i], together[e])]
+        require(
+            not same or not any(p.shape[:1] == (E,) for p in bank.parameters()),
+            found=f"experts {e} and {same[:1]} give the same output though their weights differ",
+            expected="each row through its own expert",
+        )
+        bank.zero_grad()
+        if alone.requires_grad:
+            torch.autograd.backward(alone.sum())
+        for name, parameter in bank.named_parameters():
+            if parameter.ndim >= 2 and parameter.shape[0] == E and parameter.grad is not None:
+                reached = parameter.grad.flatten(1).any(1).nonzero().flatten().tolist()
+                require(
+                    set(reached) <= {e},
+                    found=f"a row of expert {e} sends gradient to slices {reached} of '{name}'",
+                    expected=f"to slice {e} alone",
+                )
+
+
+def check_empty_groups(case: Case) -> None:
+    """Runs when an expert has no rows, when none has any, and when rows at the end belong to nobody."""
+    E, D = case.dims.num_experts, case.dims.dim
+    bank, x_ND = _build(case).eval(), normal(5, D)
+    none = bank(normal(0, D), LoopGroups([0] * E))
+    require(tuple(none.shape) == (0, bank.out_dim), found=f"y {tuple(none.shape)}", expected=f"(0, {bank.out_dim})")
+    for e in range(E):
+        sizes = [5 if i == e else 0 for i in range(E)]
+        y_NO = bank(x_ND, LoopGroups(sizes))
+        require_finite(y_NO, f"y when expert {e} has every row")
+        spare_ND = torch.cat([x_ND, torch.full((2, D), float("nan"))])
+        with_spare = bank(spare_ND, LoopGroups(sizes, num_rows=7))
+        require_equal(with_spare[:5], y_NO, "y with two rows of no expert behind", tolerance=1e-6)
+    bank.zero_grad()
+    y_NO = bank(x_ND, LoopGroups([5] + [0] * (E - 1)))
+    if y_NO.requires_grad:
+        torch.autograd.backward(y_NO.sum())
+    for name, parameter in bank.named_parameters():
+        if parameter.grad is not None:
+            require_finite(parameter.grad, f"gradient of '{name}' with idle experts")
+
+
+def check_groups_agree(case: Case) -> None:
+    """Gives the same outputs and gradients under any groups: it leaves products and slices to ``groups``."""
+    E = case.dims.num_experts
+    bank = _build(case).double().eval()
+    results = []
+    for groups in (UniformGroups(E, 2 * E), LoopGroups([2] * E)):
+        bank.zero_grad()
+        x_ND = normal(2 * E, case.dims.dim, dtype=torch.float64).requires_grad_()
+        y_NO = bank(x_ND, groups)
+        torch.autograd.backward((y_NO * normal(*y_NO.shape, seed=2, dtype=torch.float64)).sum())
+        grads = {n: p.grad.clone() for n, p in bank.named_parameters() if p.grad is not None}
+        results.append({"y": y_NO, "gradient of x": x_ND.grad, **grads})
+    uniform, loop = results
+    for name, value in uniform.items():
+        other = loop.get(name)
+        assert value is not None
+        require(other is not None, found=f"no gradient of '{name}' under a loop", expected="one, as under equal groups")
+        assert other is not None
+        require_equal(other, value, f"'{name}' under a loop", tolerance=1e-12)
+
+
+def check_expert_device(case: Case) -> None:
+    """Answers on its input's device, making no tensor elsewhere (tried on the meta device, and on CUDA if there)."""
+    E = case.dims.num_experts
+    for device in ["meta", *(["cuda"] if torch.cuda.is_available() else [])]:
+        y_NO = _build(case).to(device)(torch.zeros(E, case.dims.dim, device=device), UniformGroups(E, E))
+        require(y_NO.device.type == device, found=f"y on {y_NO.device}", expected=device)
+
+
+def _build(case: Case) -> ExpertBank:
+    bank = case.build()
+    assert isinstance(bank, ExpertBank)
+    return bank

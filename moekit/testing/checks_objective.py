@@ -1,0 +1,75 @@
+"""Checks of objectives: a model's output and a batch in, a sum over what counts out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from moekit.contracts import LossSum, Objective
+from moekit.testing.case import Case, Check, require, require_equal, require_finite
+from moekit.testing.probes import objective_inputs, probe_for
+
+
+def checks(case: Case) -> Iterator[Check]:
+    """The checks of an objective."""
+    yield from (check_loss_sum, check_loss_padding, check_metrics, check_objective_gradient)
+
+
+def check_loss_sum(case: Case) -> None:
+    """Gives a sum, 0-d, with the number of tokens or cases it runs over, so that accumulation weighs all alike."""
+    y = _y(case)
+    valid = _valid(y)
+    valid[..., -1] = False
+    loss = _loss(case, y, valid)
+    require(loss.total.ndim == 0, found=f"total of shape {tuple(loss.total.shape)}", expected="a 0-d tensor")
+    count = int(loss.count)
+    require(count == int(valid.sum()), found=f"count = {count}", expected=f"{int(valid.sum())}, the valid ones")
+
+
+def check_loss_padding(case: Case) -> None:
+    """Adds nothing for padding: the sum over all is the sum over one half plus that over the other."""
+    y = _y(case)
+    first, second = _valid(y), _valid(y)
+    first[..., ::2] = False
+    second[..., 1::2] = False
+    whole, one, two = (_loss(case, y, valid).total for valid in (_valid(y), first, second))
+    require_equal(one + two, whole, "the sum of the halves' totals", tolerance=1e-6)
+
+
+def check_metrics(case: Case) -> None:
+    """Logs figures as 0-d sums with what they are divided by, finite and without a gradient."""
+    y = _y(case).requires_grad_()
+    for name, (value, count) in _loss(case, y, _valid(y)).metrics.items():
+        for part, what in ((value, "sum"), (count, "denominator")):
+            require(part.ndim == 0, found=f"'{name}': a {what} of shape {tuple(part.shape)}", expected="a 0-d tensor")
+            require_finite(part, f"the {what} of '{name}'")
+            require(not part.requires_grad, found=f"'{name}': a {what} with a gradient", expected="a detached one")
+
+
+def check_objective_gradient(case: Case) -> None:
+    """Sends a finite gradient to the model's output, not all 0, and none to padding."""
+    y = _y(case).requires_grad_()
+    valid = _valid(y)
+    valid[..., -1] = False
+    torch.autograd.backward(_loss(case, y, valid).total)
+    require_finite(y.grad, "the gradient of y")
+    assert y.grad is not None
+    require(bool(y.grad[valid].any()), found="a gradient of 0", expected="one that trains")
+    require(not bool(y.grad[~valid].any()), found="a gradient for padding", expected="0")
+
+
+def _y(case: Case) -> Tensor:
+    return probe_for(case).cast(torch.float64)["y"]
+
+
+def _valid(y: Tensor) -> Tensor:
+    return torch.ones(y.shape[:-1], dtype=torch.bool)
+
+
+def _loss(case: Case, y: Tensor, valid: Tensor) -> LossSum:
+    objective = case.build()
+    assert isinstance(objective, Objective)
+    loss: LossSum = objective(*objective_inputs(case, y, valid=valid))
+    return loss

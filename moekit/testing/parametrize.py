@@ -1,0 +1,169 @@
+"""From components to pytest tests: which checks a case gets, under which name, and how a failure reads."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import pytest
+
+from moekit.component import Component
+from moekit.contracts import LayerDims
+from moekit.errors import MoekitError, nearest
+from moekit.spec.fields import Spec, required
+from moekit.spec.kinds import ExpertSpec, Recipe
+from moekit.testing import (
+    checks_attention,
+    checks_balancer,
+    checks_common,
+    checks_data,
+    checks_dispatcher,
+    checks_experts,
+    checks_model,
+    checks_objective,
+    checks_optimizer,
+    checks_router,
+)
+from moekit.testing.case import DIMS, Case, Check, CheckFailure
+
+BY_KIND = {
+    "router": checks_router,
+    "expert": checks_experts,
+    "dispatcher": checks_dispatcher,
+    "balancer": checks_balancer,
+    "attention": checks_attention,
+    "model": checks_model,
+    "objective": checks_objective,
+    "data": checks_data,
+    "optimizer": checks_optimizer,
+    "schedule": checks_optimizer,
+}
+
+
+@dataclass(frozen=True)
+class BoundCheck:
+    """One check on one case, to be called.
+
+    Attributes:
+        check: what is demanded.
+        case: of whom.
+    """
+
+    check: Check
+    case: Case
+
+    @property
+    def name(self) -> str:
+        """The name of the check's function: ``check_padding``."""
+        return self.check.__name__
+
+    def __call__(self) -> None:
+        """Runs it.
+
+        Raises:
+            CheckFailure: the component breaks the promise; the message says which, what was found and expected.
+        """
+        __tracebackhide__ = True
+        try:
+            self.check(self.case)
+        except CheckFailure as failure:
+            raise CheckFailure(self._told(str(failure))) from None
+        except Exception as error:
+            found = f"  found     {type(error).__name__}: {error}\n  expected  no error (its traceback stands above)"
+            raise CheckFailure(self._told(found)) from error
+
+    def _told(self, finding: str) -> str:
+        demand = inspect.cleandoc(self.check.__doc__ or "").replace("\n", "\n            ")
+        return (
+            f"{self.case.label} fails {self.name}\n"
+            f"  demanded  {demand}\n{finding}\n  options   {self.case.spec}\n  checked by {self.check.__module__}"
+        )
+
+
+def checks_for(case: Case) -> list[BoundCheck]:
+    """Every check that the case's kind and claims call for, in order."""
+    return [BoundCheck(check, case) for check in [*checks_common.checks(case), *BY_KIND[case.kind].checks(case)]]
+
+
+def cases_of(
+    components: Iterable[Component],
+    examples: Mapping[str, Sequence[Spec]],
+    dims: LayerDims | None = None,
+) -> Iterator[Case]:
+    """One case for each example of each component; the options' defaults are the example where none is given.
+
+    Raises:
+        MoekitError: a component without an example has options without a default; an example belongs to nobody.
+    """
+    components = [c for c in components if c.spec is not Recipe]
+    names = [c.name for c in components] + [f"{c.kind}/{c.name}" for c in components]
+    _refuse_unknown(examples, names, "examples for")
+    for component in components:
+        specs = list(examples.get(f"{component.kind}/{component.name}", examples.get(component.name, ())))
+        if not specs:
+            missing = required(component.spec)
+            if missing:
+                name = component.spec.__name__
+                raise MoekitError(
+                    f"{component.kind} '{component.name}' has no default for {', '.join(missing)}: give an example, "
+                    f"examples={{'{component.name}': [{name}({missing[0]}=...)]}}"
+                )
+            specs = [component.spec()]
+        for number, spec in enumerate(specs, 1):
+            label = f"{component.kind}/{component.name}" + (f".{number}" if len(specs) > 1 else "")
+            yield _case(component, spec, dims, label)
+
+
+def parametrize_checks(
+    components: Iterable[Component],
+    *,
+    examples: Mapping[str, Sequence[Spec]] | None = None,
+    expected_failures: Mapping[str, Mapping[str, str]] | None = None,
+    dims: LayerDims | None = None,
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A decorator that gives a test one case for each check of each component, as its argument ``check``.
+
+    Args:
+        components: what is tested; recipes among them are left out.
+        examples: specs to build a component with, by its name (or ``kind/name``): for options without a default, or
+            to test several settings. They are numbered: ``router/mine.1``, ``router/mine.2``.
+        expected_failures: ``{"router/mine": {"check_compile": "why"}}``: checks that are known to fail, with the
+            reason. Strict: one that passes after all fails the test. ``router/mine.2`` means one example.
+        dims: sizes of the layer, where the kit's own do not suit a component.
+
+    Raises:
+        MoekitError: an example is missing; examples or expected failures for something that is not tested.
+    """
+    known = {name: dict(checks) for name, checks in (expected_failures or {}).items()}
+    bound = [check for case in cases_of(components, examples or {}, dims) for check in checks_for(case)]
+    whole = {b.case.label: f"{b.case.kind}/{b.case.component.name}" for b in bound}
+    _refuse_unknown(known, [*whole.keys(), *whole.values()], "expected failures of")
+    for name, reasons in known.items():
+        run = [b.name for b in bound if name in (b.case.label, whole[b.case.label])]
+        _refuse_unknown(reasons, run, f"an expected failure of '{name}' in")
+    params = []
+    for b in bound:
+        reasons = known.get(whole[b.case.label], {}) | known.get(b.case.label, {})
+        marks = (
+            [pytest.mark.xfail(reason=reasons[b.name], strict=True, raises=CheckFailure)] if b.name in reasons else []
+        )
+        params.append(pytest.param(b, id=f"{b.case.label}-{b.name}", marks=marks))
+    return pytest.mark.parametrize("check", params)
+
+
+def _case(component: Component, spec: Spec, dims: LayerDims | None, label: str) -> Case:
+    dims = dims or DIMS.get(component.kind, DIMS["router"])
+    if isinstance(spec, ExpertSpec):
+        spec = replace(spec, count=dims.num_experts)
+    return Case(component=component, spec=spec, dims=dims, label=label)
+
+
+def _refuse_unknown(given: Iterable[str], known: Sequence[str], what: str) -> None:
+    for name in given:
+        if name not in known:
+            near = nearest(name, known)
+            hint = f"\n  did you mean '{near}'?" if near else ""
+            raise MoekitError(
+                f"{what} '{name}', which is not tested here{hint}\n  tested: {', '.join(sorted(set(known)))}"
+            )

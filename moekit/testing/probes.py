@@ -1,0 +1,217 @@
+"""Probes: for each kind one standard input, and how to run a built module on it. What the common checks work with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from moekit.contracts import BalanceContext, Batch, ModelOutput
+from moekit.groups import UniformGroups
+from moekit.layer import LayerReport
+from moekit.routing import ExpertChoice, Routing, Soft, TokenChoice
+from moekit.spec.kinds import Form
+from moekit.testing.case import ATTENTION_DIM, Case, normal, tensors_in
+from moekit.testing.reference import TanhExperts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """A standard input and how to run a module on it.
+
+    Args:
+        inputs: tensors by name; those of a float dtype get gradients where a check asks.
+        run: ``run(module, inputs)``: everything that comes out, by name.
+        fullgraph: whether the module must compile as one graph.
+    """
+
+    inputs: Mapping[str, Tensor]
+    run: Callable[[nn.Module, Mapping[str, Tensor]], dict[str, Tensor]]
+    fullgraph: bool = True
+
+    def cast(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        """The inputs, those of a float dtype in ``dtype``."""
+        return {n: x.to(dtype) if x.is_floating_point() else x.clone() for n, x in self.inputs.items()}
+
+
+def probe_for(case: Case) -> Probe:
+    """The probe of a case's kind."""
+    return _PROBES[case.kind](case)
+
+
+def route(module: nn.Module, x_TD: Tensor, valid_T: Tensor | None = None, bias_E: Tensor | None = None) -> Routing:
+    """Calls a router."""
+    routing: Routing = module(x_TD, valid_T=valid_T, selection_bias_E=bias_E)
+    return routing
+
+
+def some_routing(
+    form: Form,
+    T: int,
+    E: int,
+    *,
+    K: int = 2,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+    valid_T: Tensor | None = None,
+    slots: int = 0,
+) -> Routing:
+    """A routing drawn at random: K experts a token, T·K/E tokens an expert, or soft (with ``slots`` > 0: in slots)."""
+    logits_TE = normal(T, E, seed=seed, dtype=dtype)
+    scores_TE = logits_TE.softmax(1)
+    shared: dict[str, Any] = {"logits_TE": logits_TE, "scores_TE": scores_TE, "valid_T": valid_T}
+    if form == "token_choice":
+        expert_TK = logits_TE.topk(K, dim=1).indices
+        return TokenChoice(**shared, expert_TK=expert_TK, gate_TK=scores_TE.gather(1, expert_TK))
+    if form == "expert_choice":
+        C = -(-T * K // E)
+        gate_EC, token_EC = scores_TE.T.topk(C, dim=1)
+        return ExpertChoice(**shared, token_EC=token_EC, gate_EC=gate_EC.contiguous())
+    if not slots:
+        return Soft(**shared, combine_TEP=scores_TE[:, :, None])
+    both_TEP = normal(T, E, slots, seed=seed + 1, dtype=dtype)
+    combine_TEP = both_TEP.flatten(1).softmax(1).view(T, E, slots)
+    return Soft(**shared, combine_TEP=combine_TEP, dispatch_TEP=both_TEP.softmax(0))
+
+
+def with_gates(routing: Routing, gates: Tensor) -> Routing:
+    """The same routing with other weights on the experts' outputs (so that a gradient can be asked of them)."""
+    shared: dict[str, Any] = {
+        "logits_TE": routing.logits_TE,
+        "scores_TE": routing.scores_TE,
+        "valid_T": routing.valid_T,
+    }
+    if isinstance(routing, TokenChoice):
+        return TokenChoice(**shared, expert_TK=routing.expert_TK, gate_TK=gates)
+    if isinstance(routing, ExpertChoice):
+        return ExpertChoice(**shared, token_EC=routing.token_EC, gate_EC=gates)
+    assert isinstance(routing, Soft)
+    return Soft(**shared, combine_TEP=gates, dispatch_TEP=routing.dispatch_TEP)
+
+
+def claimed_forms(case: Case) -> list[Form]:
+    """The forms of routing that a dispatcher or balancer claims to take, sorted."""
+    return sorted(case.spec.forms)  # type: ignore[attr-defined]
+
+
+def _router(case: Case) -> Probe:
+    def run(module: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return tensors_in(route(module, inputs["x_TD"]))
+
+    return Probe(inputs={"x_TD": normal(5, case.dims.dim)}, run=run)
+
+
+def _expert(case: Case) -> Probe:
+    E = case.dims.num_experts
+
+    def run(module: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {"y_NO": module(inputs["x_ND"], UniformGroups(E, inputs["x_ND"].shape[0]))}
+
+    return Probe(inputs={"x_ND": normal(3 * E, case.dims.dim)}, run=run)
+
+
+def _dispatcher(case: Case) -> Probe:
+    form, dims = claimed_forms(case)[-1], case.dims
+    template = some_routing(form, 7, dims.num_experts)
+    gates = weights = {"token_choice": "gate_TK", "expert_choice": "gate_EC", "soft": "combine_TEP"}[form]
+    gates_value: Tensor = getattr(template, weights)
+
+    def run(module: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        x_TD, gate = inputs["x_TD"], inputs[gates]
+        experts = TanhExperts(dims.num_experts, dims.dim, dims.out_dim, dtype=x_TD.dtype).to(x_TD.device)
+        return tensors_in(module(x_TD, with_gates(template, gate), experts))
+
+    return Probe(inputs={"x_TD": normal(7, dims.dim), gates: gates_value.float()}, run=run, fullgraph=False)
+
+
+def _balancer(case: Case) -> Probe:
+    E, form = case.dims.num_experts, claimed_forms(case)[-1]
+    context = BalanceContext(num_sequences=2, training=True)
+
+    def run(module: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        scores_TE = inputs["logits_TE"].softmax(1)
+        template = some_routing(form, 6, E)
+        gates = {"token_choice": "gate_TK", "expert_choice": "gate_EC", "soft": "combine_TEP"}[form]
+        replaced = with_gates(template, getattr(template, gates).to(scores_TE.dtype))
+        object.__setattr__(replaced, "logits_TE", inputs["logits_TE"])
+        object.__setattr__(replaced, "scores_TE", scores_TE)
+        term = module.loss(replaced, context)  # type: ignore[operator]
+        bias_E = module.selection_bias()  # type: ignore[operator]
+        out = {} if term is None else {"loss": term.value}
+        return out if bias_E is None else {**out, "selection_bias_E": bias_E}
+
+    return Probe(inputs={"logits_TE": normal(6, E)}, run=run)
+
+
+def _attention(case: Case) -> Probe:
+    def run(module: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {"y_BSD": module(inputs["x_BSD"])}
+
+    return Probe(inputs={"x_BSD": normal(2, 5, ATTENTION_DIM)}, run=run)
+
+
+def _model(case: Case) -> Probe:
+    def run(module: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        output: ModelOutput = module(inputs["inputs"])
+        return {"y": output.y} | {f"future[{k}]": y for k, y in enumerate(output.future)}
+
+    return Probe(inputs={"inputs": model_inputs(case)}, run=run, fullgraph=False)
+
+
+def model_inputs(case: Case, *, seed: int = 0) -> Tensor:
+    """Tokens ``[2, 9]`` below the model's vocabulary, or 9 cases of its width."""
+    if case.spec.takes == "tokens":  # type: ignore[attr-defined]
+        draw = torch.Generator().manual_seed(seed)
+        return torch.randint(case.spec.vocab, (2, 9), generator=draw)  # type: ignore[attr-defined]
+    return normal(9, case.spec.inputs, seed=seed)  # type: ignore[attr-defined]
+
+
+def _objective(case: Case) -> Probe:
+    def run(module: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        output, batch = objective_inputs(case, inputs["y"])
+        loss = module(output, batch)
+        return {"total": loss.total, "count": loss.count}
+
+    soft = "mixture" in case.spec.takes or "prediction" in case.spec.takes  # type: ignore[attr-defined]
+    y = normal(6, 1) if soft else normal(2, 4, 11)
+    return Probe(inputs={"y": y}, run=run, fullgraph=False)
+
+
+def objective_inputs(case: Case, y: Tensor, *, valid: Tensor | None = None) -> tuple[ModelOutput, Batch]:
+    """A model's output around ``y``, of a form that the objective takes, and the batch that belongs to it.
+
+    Under ``mixture`` ``y`` is the output of the first of three experts, and what is blended with the others' comes out.
+    """
+    takes = case.spec.takes  # type: ignore[attr-defined]
+    if "next_token" in takes:
+        tokens_BS = torch.arange(y.shape[0] * y.shape[1]).reshape(y.shape[:2]) * 7 % y.shape[2]
+        num_bytes = torch.tensor(tokens_BS.numel() if valid is None else int(valid.sum()))
+        return ModelOutput(y=y), Batch(tokens_BS, tokens_BS.roll(-1, 1), valid, num_bytes)
+    T = y.shape[0]
+    targets_TO = (torch.arange(T, device=y.device) % 2).to(y.dtype)[:, None]
+    inputs = normal(T, 2, seed=3, dtype=y.dtype)
+    if "mixture" not in takes:
+        return ModelOutput(y=y), Batch(inputs, targets_TO, valid)
+    logits_TE = normal(T, 3, seed=4, dtype=y.dtype)
+    scores_TE = logits_TE.softmax(1)
+    expert_TEO = torch.stack([y, y * 0 + 0.2, y * 0 + 0.7], dim=1)
+    routing = Soft(logits_TE=logits_TE, scores_TE=scores_TE, valid_T=valid, combine_TEP=scores_TE[:, :, None])
+    zero = torch.zeros((), dtype=torch.int64)
+    report = LayerReport(routing=routing, load_E=routing.load_E(), dropped=zero, expert_TEO=expert_TEO)
+    return ModelOutput(y=(scores_TE[:, :, None] * expert_TEO).sum(1), reports={"moe": report}), Batch(
+        inputs, targets_TO, valid
+    )
+
+
+_PROBES: dict[str, Callable[[Case], Probe]] = {
+    "router": _router,
+    "expert": _expert,
+    "dispatcher": _dispatcher,
+    "balancer": _balancer,
+    "attention": _attention,
+    "model": _model,
+    "objective": _objective,
+}

@@ -1,0 +1,129 @@
+"""Every component that moekit's own plugins offer keeps the promises of its kind. New ones need no listing here.
+
+A component is tested with its defaults, or, where an option has none, as the smallest recipe that uses it has it.
+``EXAMPLES`` holds further settings that are worth testing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from moekit_balancers.load_balance import LoadBalance
+from moekit_balancers.sequence_balance import SequenceBalance
+from moekit_balancers.sign_bias import SignBias
+from moekit_data.local_text import LocalText
+from moekit_data.text_files import TextFiles
+from moekit_dispatchers.grouped import Grouped
+from moekit_dispatchers.soft import Soft
+from moekit_experts.ffn import Ffn
+from moekit_experts.glu import Glu
+from moekit_experts.linear import Linear, Logistic
+from moekit_models.decoder import MTP, At, Decoder, DecoderMoE
+from moekit_models.gqa import GQA
+from moekit_models.mixture import Mixture
+from moekit_models.mla import MLA
+from moekit_models.mlp import MLP
+from moekit_objectives.competitive import Competitive
+from moekit_routers.dense import Dense
+from moekit_routers.topk import TopK
+
+from moekit import load
+from moekit.registry import current
+from moekit.spec.fields import Spec, required
+from moekit.spec.kinds import MoE, Recipe
+from moekit.testing import parametrize_checks
+
+DEEPSEEK_V3 = TopK(
+    top_k=4, score="sigmoid", groups=4, top_groups=2, group_score="top2_sum", renormalize=True, scale=2.5
+)
+MLA_EXAMPLE = MLA(heads=2, query_rank=8, kv_rank=8, nope_dim=4, rope_dim=2, value_dim=4)
+MODEL = Decoder(
+    vocab=19,
+    dim=12,
+    depth=2,
+    attention=MLA_EXAMPLE,
+    ffn=Glu(hidden=8),
+    moe=DecoderMoE(
+        at=At(first=1),
+        router=TopK(top_k=2, score="sigmoid", renormalize=True),
+        experts=Glu(count=6, hidden=5),
+        shared=Glu(hidden=5),
+        dispatcher=Grouped(),
+        balancers={"bias": SignBias(), "sequence": SequenceBalance()},
+    ),
+    mtp=MTP(depth=1),
+)
+
+EXAMPLES: dict[str, list[Spec]] = {
+    "router/topk": [
+        TopK(top_k=2),
+        TopK(top_k=1, input_jitter=0.1),
+        TopK(top_k=2, score_over="chosen", bias=True),
+        TopK(top_k=3, score="sigmoid", score_over="chosen"),
+        TopK(top_k=4, groups=4, top_groups=2, scale=16.0),
+        DEEPSEEK_V3,
+    ],
+    "router/dense": [Dense(), Dense(bias=False)],
+    "expert/glu": [Glu(hidden=7)],
+    "expert/ffn": [Ffn(hidden=7), Ffn(hidden=7, activation="gelu", bias=True)],
+    "expert/linear": [Linear(), Linear(bias=False)],
+    "expert/logistic": [Logistic()],
+    "balancer/load_balance": [
+        LoadBalance(scope=scope) for scope in ("sequence", "micro_batch", "global_batch", "step")
+    ],
+    "balancer/sequence_balance": [SequenceBalance(count="routed"), SequenceBalance(count="affinity")],
+    "attention/gqa": [GQA(heads=4, head_dim=6), GQA(heads=4, kv_heads=2, head_dim=6, qk_norm=True)],
+    "attention/mla": [MLA_EXAMPLE, dataclasses.replace(MLA_EXAMPLE, query_rank=None)],
+    "model/decoder": [
+        MODEL,
+        dataclasses.replace(MODEL, moe=None, mtp=None, tied=True, attention=GQA(heads=2, head_dim=4)),
+    ],
+    "model/mixture": [
+        Mixture(inputs=2, moe=MoE(router=Dense(), experts=Logistic(count=3), dispatcher=Soft())),
+    ],
+    "model/mlp": [MLP(inputs=2, hidden=5)],
+    "objective/competitive": [Competitive(error=error) for error in ("cooperative", "competitive", "likelihood")],
+    "data/local_text": [LocalText(domains=["python"], megabytes=0.2, seq=16, batch=2)],
+    "data/text_files": [TextFiles(path=str(Path(__file__).parent), seq=16, batch=2)],
+}
+
+
+def specs_in(value: Any) -> Iterator[Spec]:
+    """Every spec inside a recipe."""
+    if isinstance(value, Mapping):
+        for inner in value.values():
+            yield from specs_in(inner)
+    elif isinstance(value, Spec):
+        yield value
+        for field in dataclasses.fields(value):  # type: ignore[arg-type]
+            yield from specs_in(getattr(value, field.name))
+
+
+def examples() -> dict[str, list[Spec]]:
+    """``EXAMPLES``, and from the recipes one for each component that has options without a default."""
+    found = {name: list(specs) for name, specs in EXAMPLES.items()}
+    missing = {
+        c.spec: f"{c.kind}/{c.name}"
+        for c in current().components()
+        if c.spec is not Recipe and required(c.spec) and f"{c.kind}/{c.name}" not in found
+    }
+    if missing:
+        for recipe in current().components("recipe"):
+            for spec in specs_in(load(recipe.name)):
+                if type(spec) in missing:
+                    found.setdefault(missing[type(spec)], [spec])
+    return found
+
+
+@parametrize_checks(current().components(), examples=examples())
+def test_conformance(check: Callable[[], None]) -> None:
+    check()
+
+
+def test_the_walk_meets_every_kind() -> None:
+    kinds = {c.kind for c in current().components()}
+    assert kinds >= {"router", "expert", "dispatcher", "balancer", "attention", "model", "objective", "data"}
+    assert not current().failed
