@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import MISSING
 from typing import Any
 
-from moekit.spec.dumping import to_plain
-from moekit.spec.fields import FieldInfo, Spec, default_of, fields_of, types_of
+from moekit.spec.dumping import plain_value, to_plain
+from moekit.spec.fields import ConflictError, FieldInfo, Spec, default_of, fields_of, types_of
 from moekit.spec.interpolation import Resolver, interpolated
 from moekit.spec.kinds import Recipe
 from moekit.spec.places import Keys, Report, Tree
@@ -63,7 +63,8 @@ class _Builder:
         try:
             return node.spec(**given)
         except ValueError as error:
-            self.report.add(node.path, str(error))
+            for sentence in error.sentences if isinstance(error, ConflictError) else (str(error),):
+                self.report.add(node.path, sentence)
             return BROKEN
 
     def _option(self, node: Node, name: str, info: FieldInfo) -> Any:
@@ -89,9 +90,10 @@ def _plain(node: Node) -> dict[str, Any]:
     out: dict[str, Any] = {"use": node.use} if node.use else {}
     for name, info in fields_of(node.spec).items():
         if info.kind == "option":
-            value = node.given.get(name, default_of(node.spec, name))
-            if value is not MISSING:
-                out[name] = value
+            if name in node.given:
+                out[name] = node.given[name]
+            elif (value := default_of(node.spec, name)) is not MISSING:
+                out[name] = plain_value(value)
             continue
         child = node.children.get(name)
         if isinstance(child, Node):

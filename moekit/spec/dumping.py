@@ -27,7 +27,7 @@ def to_plain(spec: Spec) -> dict[str, Any]:
     for name, info in fields_of(type(spec)).items():
         value = getattr(spec, name)
         if info.kind == "option":
-            out[name] = _value(value)
+            out[name] = plain_value(value)
         elif info.kind == "slots":
             out[name] = {key: to_plain(item) for key, item in value.items()}
         else:
@@ -35,13 +35,14 @@ def to_plain(spec: Spec) -> dict[str, Any]:
     return out
 
 
-def _value(value: Any) -> Any:
+def plain_value(value: Any) -> Any:
+    """An option's value as YAML holds it: tuples as lists, ``${`` escaped."""
     if isinstance(value, str):
         return escape(value)
     if isinstance(value, Mapping):
-        return {key: _value(item) for key, item in value.items()}
+        return {key: plain_value(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_value(item) for item in value]
+        return [plain_value(item) for item in value]
     return value
 
 

@@ -99,11 +99,19 @@ def group(help: str = "", *, default: Any = MISSING) -> Any:
     return _field(FieldInfo("group", help), default)
 
 
+class ConflictError(ValueError):
+    """Options that cannot be, alone or together; ``sentences`` says each conflict by itself."""
+
+    def __init__(self, *sentences: str) -> None:
+        self.sentences = sentences
+        super().__init__("; ".join(sentences))
+
+
 class Spec:
     """Base of every spec dataclass (write ``@dataclass(frozen=True, kw_only=True)``).
 
     Raises:
-        ValueError: on construction, when an option is out of range or ``check`` finds a conflict.
+        ConflictError: (a ``ValueError``) on construction, when an option is out of range or ``check`` finds a conflict.
     """
 
     kind: ClassVar[str] = ""
@@ -120,7 +128,7 @@ class Spec:
         ]
         problems = out or list(self.check())
         if problems:
-            raise ValueError("; ".join(problems))
+            raise ConflictError(*problems)
 
 
 @_cached

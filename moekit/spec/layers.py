@@ -80,14 +80,16 @@ def compose_layers(top: Layer, overrides: Iterable[str]) -> Tree:
     for layer in layers.values():
         data = {key: value for key, value in layer.tree.data.items() if key != "extends"}
         tree = merge(tree, Tree(data, layer.tree.places))
-    return merge(tree, parse_overrides(overrides))
+    tree = merge(tree, parse_overrides(overrides))
+    _check_schema(tree)
+    return tree
 
 
 def _gather(layer: Layer, chain: tuple[Layer, ...], done: dict[str, Layer]) -> None:
     """Puts ``layer`` after everything that it extends; a file reached twice counts once, where it came first."""
     if layer.key in done:
         return
-    _check_schema(layer)
+    _check_schema(layer.tree)
     chain = (*chain, layer)
     names = layer.tree.data.get("extends")
     for i, name in enumerate(names if isinstance(names, list) else [] if names is None else [names]):
@@ -150,10 +152,10 @@ def _open_file(path: Path, label: str, at: Keys = (), place: Place | None = None
     return Layer(tree, label, path)
 
 
-def _check_schema(layer: Layer) -> None:
-    schema = layer.tree.data.get("schema")
+def _check_schema(tree: Tree) -> None:
+    schema = tree.data.get("schema")
     if isinstance(schema, int) and schema != SCHEMA:
-        place = layer.tree.places.get(("schema",))
+        place = tree.places.get(("schema",))
         refuse(f"written in spec format {schema}; this moekit reads format {SCHEMA}", at=("schema",), place=place)
 
 

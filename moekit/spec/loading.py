@@ -89,7 +89,7 @@ def _check_requires(tree: Tree) -> None:
         try:
             specifier = SpecifierSet(versions)
         except InvalidSpecifier:
-            report.add(at, f"'{versions}' is no version requirement", expected="such as '>=1.2' or '>=1.2,<2'")
+            report.add(at, f"'{versions}' is no version requirement", expected="versions, such as '>=1.2,<2'")
             continue
         plugin = plugins.get(name)
         if plugin is None:

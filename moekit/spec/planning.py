@@ -164,7 +164,8 @@ class Planner:
             limits = "" if info.choices else info.range_text()
             expected = f"{name}: {kind} {limits}".rstrip() + (f" ({info.help})" if info.help else "")
             listing = f"moekit show {node.use}" if node.use else ""
-        place = self.report.place((*node.path, "use") if node.use else node.path)
+        written = here if here in self.report.places else (*node.path, "use") if node.use else node.path
+        place = self.report.place(written)
         self.report.add(here, f"{node} needs '{name}'", expected=expected, list_with=listing, place=place)
 
     def _left_open(self, node: Node, name: str) -> None:

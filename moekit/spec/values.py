@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 
 from moekit.errors import PluginError, nearest
 from moekit.spec.fields import FieldInfo
-from moekit.spec.places import Keys, Report, found, one_of
+from moekit.spec.places import Keys, Report, found, one_of, show
 
 BROKEN: Final = object()
 """Stands for a value that could not be made; the reason is in the report."""
@@ -115,7 +115,8 @@ class Values:
         return BROKEN
 
     def _wrong(self, path: Keys, what: str, *, expected: str, nearest: str = "") -> None:
-        name = path[-1] if path and isinstance(path[-1], str) else "value"
+        start = next((i for i in range(len(path) - 1, -1, -1) if isinstance(path[i], str)), 0)
+        name = show(path[start:]) or "value"
         said = self.says(path)
         self.report.add(path, f"{name}: {said}{what}", expected=expected, nearest=nearest)
 
