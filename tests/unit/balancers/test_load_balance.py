@@ -1,0 +1,239 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from moekit.contracts import BalanceContext, LayerDims
+from moekit.routing import TokenChoice
+from moekit_balancers.load_balance import LoadBalance
+from moekit_balancers.load_balance.module import LoadBalanceLoss
+from moekit_routers.topk import TopK
+from moekit_routers.topk.module import TopKRouter
+
+SCOPES = ["sequence", "micro_batch", "global_batch", "step"]
+
+
+def routing_of(scores: list[list[float]], chosen: list[list[int]], valid: list[bool] | None = None) -> TokenChoice:
+    scores_TE, expert_TK = torch.tensor(scores, dtype=torch.float64), torch.tensor(chosen)
+    return TokenChoice(
+        logits_TE=scores_TE.log(),
+        scores_TE=scores_TE,
+        valid_T=None if valid is None else torch.tensor(valid),
+        expert_TK=expert_TK,
+        gate_TK=scores_TE.gather(1, expert_TK),
+    )
+
+
+def loss_of(
+    routing: TokenChoice, *, num_sequences: int = 1, scope: str = "micro_batch", normalize: bool = True
+) -> Tensor:
+    balancer = LoadBalanceLoss(
+        LoadBalance(scope=scope, normalize=normalize), LayerDims(dim=1, num_experts=routing.num_experts)
+    )
+    return balancer.loss(routing, BalanceContext(num_sequences=num_sequences, training=True)).value
+
+
+def test_the_number_of_switch_transformer() -> None:
+    routing = routing_of([[0.6, 0.4]] * 4, [[0], [0], [0], [1]])
+    term = LoadBalanceLoss(LoadBalance(weight=0.01), LayerDims(dim=1, num_experts=2)).loss(
+        routing, BalanceContext(num_sequences=1, training=True)
+    )
+    assert term.weight * term.value.item() == pytest.approx(0.011)  # f = (.75, .25), P = (.6, .4)
+
+
+def test_the_balanced_value_is_no_lower_bound() -> None:
+    routing = routing_of([[0.51, 0.49]] * 3 + [[0.0, 1.0]], [[0], [0], [0], [1]])
+    assert loss_of(routing).item() == pytest.approx(0.8825)
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize(("E", "K"), [(4, 1), (4, 2), (6, 3), (5, 5)])
+def test_it_is_one_at_balance_for_any_k(scope: str, E: int, K: int) -> None:
+    round_robin = [[(t + k) % E for k in range(K)] for t in range(2 * E)]
+    routing = routing_of([[1 / E] * E] * (2 * E), round_robin)
+    assert loss_of(routing, num_sequences=2, scope=scope).item() == pytest.approx(1)
+
+
+def test_raw_sigmoids_balance_at_e_times_their_mean() -> None:
+    routing = routing_of([[0.7] * 4] * 4, [[t] for t in range(4)])
+    assert loss_of(routing).item() == pytest.approx(1)
+    assert loss_of(routing, normalize=False).item() == pytest.approx(4 * 0.7)
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("normalize", [True, False])
+def test_its_gradient_is_that_of_a_softmax_times_a_constant(scope: str, normalize: bool) -> None:
+    """dL/dz_tj = (c/T) s_tj (f_j - sum_e f_e s_te), with c = E/K."""
+    T, E, K = 12, 5, 2
+    logits_TE = torch.randn(T, E, dtype=torch.float64, requires_grad=True)
+    s_TE = logits_TE.softmax(-1)
+    expert_TK = s_TE.topk(K).indices
+    routing = TokenChoice(logits_TE=logits_TE, scores_TE=s_TE, expert_TK=expert_TK, gate_TK=s_TE.gather(1, expert_TK))
+    balancer = LoadBalanceLoss(LoadBalance(scope=scope, normalize=normalize), LayerDims(dim=1, num_experts=E))
+    balancer.step(torch.tensor([8, 1, 4, 2, 1]))
+    value = balancer.loss(routing, BalanceContext(num_sequences=1, training=True)).value
+    (gradient_TE,) = torch.autograd.grad(value, logits_TE)
+    f_E = K * torch.tensor([8.0, 1, 4, 2, 1]) / 16 if scope == "step" else routing.load_E().double() / T
+    s_TE, f_E = s_TE.detach(), f_E.double()
+    expected_TE = E / K / T * s_TE * (f_E - (s_TE * f_E).sum(-1, keepdim=True))
+    torch.testing.assert_close(gradient_TE, expected_TE, rtol=1e-10, atol=1e-12)
+
+
+def test_even_loads_have_no_gradient_whatever_the_affinities() -> None:
+    logits_TE = torch.randn(4, 4, dtype=torch.float64, requires_grad=True)
+    s_TE = logits_TE.softmax(-1)
+    routing = TokenChoice(
+        logits_TE=logits_TE, scores_TE=s_TE, expert_TK=torch.arange(4)[:, None], gate_TK=s_TE.diagonal()[:, None]
+    )
+    (gradient_TE,) = torch.autograd.grad(loss_of(routing), logits_TE)
+    torch.testing.assert_close(gradient_TE, torch.zeros(4, 4, dtype=torch.float64), rtol=0, atol=1e-16)
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_padding_counts_in_neither_part(scope: str) -> None:
+    scores, chosen = torch.rand(6, 3).tolist(), [[0], [1], [0], [2], [0], [1]]
+    nan = float("nan")
+    padded = routing_of(
+        [*scores[:3], [nan] * 3, *scores[3:], [nan] * 3],
+        [*chosen[:3], [0], *chosen[3:], [0]],
+        [True, True, True, False] * 2,
+    )
+    clean = routing_of(scores, chosen)
+    assert loss_of(padded, num_sequences=2, scope=scope).item() == pytest.approx(
+        loss_of(clean, num_sequences=2, scope=scope).item(), rel=1e-12
+    )
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize(("T", "B"), [(0, 0), (0, 2), (4, 2)])
+def test_without_a_valid_token_it_is_zero(scope: str, T: int, B: int) -> None:
+    routing = TokenChoice(
+        logits_TE=torch.zeros(T, 3),
+        scores_TE=torch.full((T, 3), float("nan")),
+        valid_T=torch.zeros(T, dtype=torch.bool),
+        expert_TK=torch.zeros(T, 1, dtype=torch.int64),
+        gate_TK=torch.zeros(T, 1),
+    )
+    assert loss_of(routing, num_sequences=B, scope=scope).item() == 0
+
+
+def parts_of(router: TopKRouter, balancer: LoadBalanceLoss, xs: list[Tensor], num_sequences: list[int]) -> Tensor:
+    """The router's gradient of the loss of a step in parts, each weighted by its tokens."""
+    total = sum(x.shape[0] for x in xs)
+    router.zero_grad()
+    for x_TD, B in zip(xs, num_sequences, strict=True):
+        value = balancer.loss(router(x_TD), BalanceContext(num_sequences=B, training=True)).value
+        (value * x_TD.shape[0] / total).backward()
+    assert router.weight_ED.grad is not None
+    return router.weight_ED.grad.clone()
+
+
+@pytest.mark.parametrize(("scope", "same"), [("step", True), ("sequence", True), ("micro_batch", False)])
+def test_which_scopes_accumulate(scope: str, same: bool) -> None:
+    dims = LayerDims(dim=4, num_experts=5)
+    router = TopKRouter(TopK(top_k=2), dims).double()
+    balancer = LoadBalanceLoss(LoadBalance(scope=scope), dims)
+    balancer.step(torch.tensor([9, 1, 3, 0, 2]))
+    x_TD = torch.randn(24, 4, dtype=torch.float64)
+    whole = parts_of(router, balancer, [x_TD], [6])
+    parts = parts_of(router, balancer, list(x_TD.split([8, 4, 12])), [2, 1, 3])
+    assert torch.allclose(whole, parts, rtol=1e-12, atol=1e-15) is same
+
+
+def test_the_last_steps_load_is_uniform_at_first_kept_fp32_and_saved() -> None:
+    balancer = LoadBalanceLoss(LoadBalance(scope="step"), LayerDims(dim=1, num_experts=4))
+    assert balancer.share_E.tolist() == [0.25] * 4
+    balancer.step(torch.tensor([4, 2, 2, 0]))
+    assert balancer.bfloat16().share_E.tolist() == [0.5, 0.25, 0.25, 0.0]
+    balancer.step(torch.zeros(4, dtype=torch.int64))
+    assert balancer.share_E.tolist() == [0.5, 0.25, 0.25, 0.0]
+    assert balancer.share_E.dtype == torch.float32
+    assert list(balancer.state_dict()) == ["share_E"]
+    assert list(LoadBalanceLoss(LoadBalance(), LayerDims(dim=1, num_experts=4)).state_dict()) == []
+
+
+def test_a_step_between_forward_and_backward_does_no_harm() -> None:
+    dims = LayerDims(dim=4, num_experts=3)
+    router, balancer = TopKRouter(TopK(top_k=1), dims), LoadBalanceLoss(LoadBalance(scope="step"), dims)
+    routing = router(torch.randn(6, 4))
+    value = balancer.loss(routing, BalanceContext(num_sequences=1, training=True)).value
+    balancer.step(routing.load_E())
+    value.backward()
+    assert router.weight_ED.grad is not None
+
+
+def test_autocast_changes_nothing() -> None:
+    dims = LayerDims(dim=4, num_experts=3)
+    routing = TopKRouter(TopK(top_k=1), dims)(torch.randn(6, 4))
+    alone = loss_of(routing)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = loss_of(routing)
+    assert value.dtype == torch.float32
+    assert torch.equal(value, alone)
+
+
+@pytest.mark.parametrize("scope", ["micro_batch", "step"])
+def test_it_compiles_whole_with_its_router(scope: str) -> None:
+    dims, context = LayerDims(dim=4, num_experts=4), BalanceContext(num_sequences=1, training=True)
+    router, balancer = TopKRouter(TopK(top_k=2), dims), LoadBalanceLoss(LoadBalance(scope=scope), dims)
+    x_TD = torch.randn(6, 4)
+
+    def run(x_TD: Tensor) -> Tensor:
+        return balancer.loss(router(x_TD), context).value
+
+    torch.testing.assert_close(torch.compile(run, fullgraph=True, backend="eager")(x_TD), run(x_TD))
+
+
+RANK = """
+import sys
+import torch
+import torch.distributed as dist
+from moekit.contracts import BalanceContext, LayerDims
+from moekit_balancers.load_balance import LoadBalance
+from moekit_balancers.load_balance.module import LoadBalanceLoss
+from moekit_routers.topk import TopK
+from moekit_routers.topk.module import TopKRouter
+
+rank, store, out = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+torch.set_num_threads(1)
+torch.manual_seed(0)
+dims = LayerDims(dim=4, num_experts=5)
+router = TopKRouter(TopK(top_k=2), dims).double()
+balancer = LoadBalanceLoss(LoadBalance(scope="global_batch"), dims)
+x_TD = torch.randn(18, 4, dtype=torch.float64)
+
+def run(x_TD, training):
+    value = balancer.loss(router(x_TD), BalanceContext(num_sequences=1, training=training)).value
+    (gradient_ED,) = torch.autograd.grad(value * x_TD.shape[0] / 18, router.weight_ED)
+    return gradient_ED
+
+alone = run(x_TD, True)
+dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
+mine = x_TD[:7] if rank == 0 else x_TD[7:]
+together = run(mine, True)
+dist.all_reduce(together)
+if rank == 0:
+    run(mine, False)  # in evaluation nobody waits for another rank
+dist.barrier()
+dist.destroy_process_group()
+torch.save((alone, together), f"{out}{rank}")
+"""
+
+
+def test_two_ranks_equal_one_with_all_tokens(tmp_path: Path) -> None:
+    store, out = (tmp_path / "store").as_uri(), str(tmp_path / "rank")
+    ranks = [
+        subprocess.Popen([sys.executable, "-c", RANK, str(rank), store, out], stderr=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    for process in ranks:
+        _, errors = process.communicate(timeout=100)
+        assert process.returncode == 0, errors
+    for rank in range(2):
+        alone, together = torch.load(f"{out}{rank}")
+        torch.testing.assert_close(together, alone, rtol=1e-12, atol=1e-15)

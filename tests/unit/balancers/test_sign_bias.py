@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from moekit.contracts import LayerDims
+from moekit.observe.load import max_violation
+from moekit_balancers.sign_bias import SignBias
+from moekit_balancers.sign_bias.module import SignBiasBalancer
+from moekit_routers.topk import TopK
+from moekit_routers.topk.module import TopKRouter
+
+
+def balancer_of(num_experts: int = 3, rate: float = 1e-3) -> SignBiasBalancer:
+    return SignBiasBalancer(SignBias(rate=rate), LayerDims(dim=4, num_experts=num_experts))
+
+
+def test_an_overloaded_expert_loses_and_an_idle_one_gains() -> None:
+    balancer, load_E = balancer_of(rate=0.125), torch.tensor([6, 2, 4])
+    balancer.step(load_E)
+    assert balancer.selection_bias().tolist() == [-0.125, 0.125, 0.0]
+    assert max_violation(load_E).item() == 0.5
+    balancer.step(load_E)
+    assert balancer.selection_bias().tolist() == [-0.25, 0.25, 0.0]
+
+
+@pytest.mark.parametrize("load", [[0, 0, 0], [5, 5, 5]])
+def test_no_tokens_and_perfect_balance_move_nothing(load: list[int]) -> None:
+    balancer = balancer_of()
+    balancer.step(torch.tensor(load))
+    assert balancer.selection_bias().tolist() == [0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.float64])
+def test_counts_are_compared_exactly(dtype: torch.dtype) -> None:
+    balancer = balancer_of(rate=1.0)
+    load_E = torch.tensor([2**24 + 1, 2**24, 2**24], dtype=dtype)  # equal in fp32, and in bf16
+    balancer.step(load_E)
+    assert balancer.selection_bias().tolist() == [-1.0, 1.0, 1.0]
+
+
+def test_two_micro_batches_then_one_step_move_once() -> None:
+    router, x_TD = TopKRouter(TopK(top_k=2, score="sigmoid"), LayerDims(dim=4, num_experts=3)), torch.randn(20, 4)
+    small, big = balancer_of(), balancer_of()
+    halves = [router(half, selection_bias_E=small.selection_bias()) for half in x_TD.split([7, 13])]
+    before = small.selection_bias().clone()
+    small.step(halves[0].load_E() + halves[1].load_E())
+    big.step(router(x_TD, selection_bias_E=big.selection_bias()).load_E())
+    assert torch.equal(small.selection_bias(), big.selection_bias())
+    moved_E = (small.selection_bias() - before).abs()
+    assert moved_E.max().item() == pytest.approx(1e-3)
+
+
+def test_repeated_steps_bring_the_load_into_balance() -> None:
+    torch.manual_seed(3)
+    router = TopKRouter(TopK(top_k=2, score="sigmoid"), LayerDims(dim=4, num_experts=8))
+    router.init_weights(0.5)
+    balancer, x_TD = balancer_of(8, rate=1e-2), torch.randn(1000, 4) + 0.5
+    before = max_violation(router(x_TD).load_E())
+    for _ in range(100):
+        balancer.step(router(x_TD, selection_bias_E=balancer.selection_bias()).load_E())
+    after = max_violation(router(x_TD, selection_bias_E=balancer.selection_bias()).load_E())
+    assert after < 0.2 < 0.7 < before
+
+
+def test_nothing_trains_the_bias() -> None:
+    balancer = balancer_of()
+    assert list(balancer.parameters()) == []
+    assert list(balancer.state_dict()) == ["bias_E"]
+    assert not balancer.selection_bias().requires_grad
+    assert balancer.spec.gives_bias
+
+
+@pytest.mark.parametrize("cast", ["bfloat16", "half", "double", "float"])
+def test_the_bias_stays_fp32_and_keeps_its_bits_when_the_model_is_cast(cast: str) -> None:
+    model = torch.nn.ModuleDict({"balancer": balancer_of(), "linear": torch.nn.Linear(2, 2)})
+    balancer = model["balancer"]
+    assert isinstance(balancer, SignBiasBalancer)
+    for _ in range(1001):
+        balancer.step(torch.tensor([3, 0, 0]))
+    before = balancer.selection_bias().clone()  # -1.001 is no bf16 number
+    getattr(model, cast)()
+    assert balancer.selection_bias().dtype == torch.float32
+    assert torch.equal(balancer.selection_bias(), before)
+    model.to(torch.bfloat16)
+    assert torch.equal(balancer.selection_bias(), before)
+    assert model["linear"].weight.dtype == torch.bfloat16
+    balancer.step(torch.tensor([3, 0, 0]))
+    assert not torch.equal(balancer.selection_bias(), before)
+
+
+def test_the_bias_follows_devices_and_is_saved() -> None:
+    balancer = balancer_of()
+    balancer.step(torch.tensor([6, 2, 4]))
+    other = balancer_of()
+    other.load_state_dict(balancer.state_dict())
+    assert torch.equal(other.selection_bias(), balancer.selection_bias())
+    assert balancer.to("meta").selection_bias().is_meta
