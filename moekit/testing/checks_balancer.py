@@ -22,7 +22,7 @@ from moekit.testing.case import (
     require_same_state,
     state_of,
 )
-from moekit.testing.probes import claimed_forms, some_routing
+from moekit.testing.probes import claimed_forms, rescored, some_routing
 
 
 def checks(case: Case) -> Iterator[Check]:
@@ -109,10 +109,8 @@ def check_loss_gradient(case: Case) -> None:
     """Has a loss that trains: a finite gradient, not all 0, to scores or logits. Or no loss at all (None)."""
     for form in claimed_forms(case):
         base = some_routing(form, 12, case.dims.num_experts)
-        logits_TE = (base.logits_TE + 0.3).requires_grad_()
-        scores_TE = logits_TE.sigmoid()
-        gates = _regated(base, scores_TE)
-        loss = _loss(_build(case), gates, 2)
+        logits_TE = base.logits_TE.clone().requires_grad_()
+        loss = _loss(_build(case), rescored(base, logits_TE), 2)
         if loss is None:
             continue
         require(loss.ndim == 0, found=f"a loss of shape {tuple(loss.shape)}", expected="a 0-d tensor")
@@ -284,16 +282,6 @@ def _spread(routing: Routing, valid_T: Tensor) -> Routing:
         return TokenChoice(**shared, expert_TK=expert_TK, gate_TK=among(routing.gate_TK, nan))
     assert isinstance(routing, Soft)
     return Soft(**shared, combine_TEP=among(routing.combine_TEP, nan))
-
-
-def _regated(base: Routing, scores_TE: Tensor) -> Routing:
-    """The same choice with all values made of ``scores_TE``, so that a loss may use any of them."""
-    shared: dict[str, Any] = {"logits_TE": scores_TE.logit(), "scores_TE": scores_TE}
-    if isinstance(base, TokenChoice):
-        return TokenChoice(**shared, expert_TK=base.expert_TK, gate_TK=scores_TE.gather(1, base.expert_TK))
-    if isinstance(base, ExpertChoice):
-        return ExpertChoice(**shared, token_EC=base.token_EC, gate_EC=scores_TE.T.gather(1, base.token_EC))
-    return Soft(**shared, combine_TEP=scores_TE[:, :, None])
 
 
 def _loss(balancer: Balancer, routing: Routing, B: int) -> Tensor | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import pickle
+import warnings
 from collections.abc import Iterator
 
 import torch
@@ -102,7 +103,7 @@ def check_constructor(case: Case) -> None:
 
 
 def check_contract(case: Case) -> None:
-    """Builds an instance of its kind's contract, whose class-level claims are those of its spec."""
+    """Builds an instance of its kind's contract: a subclass of ``moekit.Router``, ``moekit.ExpertBank``, ..."""
     module = case.build_raw()
     contract = CONTRACTS[case.kind]
     require(
@@ -110,12 +111,6 @@ def check_contract(case: Case) -> None:
         found=f"{type(module).__name__}, bases {', '.join(b.__name__ for b in type(module).__bases__)}",
         expected=f"a subclass of moekit.{contract.__name__}",
     )
-    if case.kind in ("dispatcher", "balancer"):
-        require(
-            module.forms == case.spec.forms,  # type: ignore[attr-defined]
-            found=f"{type(module).__name__}.forms = {sorted(module.forms)}",
-            expected=f"the spec's claim, {sorted(case.spec.forms)}",  # type: ignore[attr-defined]
-        )
 
 
 def check_ready_when_built(case: Case) -> None:
@@ -238,7 +233,9 @@ def check_compile(case: Case) -> None:
     torch.compiler.reset()
     compiled = torch.compile(lambda inputs: probe.run(module, inputs), backend="aot_eager", fullgraph=probe.fullgraph)
     expected, expected_grads = _with_gradients(module, probe, lambda inputs: probe.run(module, inputs))
-    found, found_grads = _with_gradients(module, probe, compiled)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the compiler's own, about itself
+        found, found_grads = _with_gradients(module, probe, compiled)
     torch.compiler.reset()
     for name, value in expected.items():
         require_equal(found[name], value, f"compiled {name}", tolerance=1e-5)

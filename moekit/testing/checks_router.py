@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from moekit.errors import MoekitError
 from moekit.routing import ExpertChoice, Routing, TokenChoice
 from moekit.spec.kinds import RouterSpec
 from moekit.testing.case import (
@@ -126,7 +127,7 @@ def check_device(case: Case) -> None:
     for device in ["meta", *(["cuda"] if torch.cuda.is_available() else [])]:
         router = case.build().to(device)
         valid_T = torch.ones(5, dtype=torch.bool, device=device)
-        bias_E = torch.zeros(case.dims.num_experts, device=device)
+        bias_E = torch.zeros(case.dims.num_experts, device=device) if _spec(case).takes_bias else None
         routing = route(router, torch.zeros(5, case.dims.dim, device=device), valid_T, bias_E)
         for name, value in tensors_in(routing).items():
             require(value.device.type == device, found=f"{name} on {value.device}", expected=f"{device}")
@@ -252,7 +253,7 @@ def check_bias_chooses_only(case: Case) -> None:
         expected="more tokens (or the claim takes_bias = False)",
     )
     weights = weights_TX(biased)
-    top = float(weights.abs().max())
+    top = float(weights.detach().abs().max())
     require(top < 100, found=f"a gate of {top:.4g} under a bias of 1000", expected="gates from unbiased scores")
     if weights.requires_grad:
         torch.autograd.backward((weights * normal(*weights.shape, seed=5)).sum())
@@ -261,10 +262,13 @@ def check_bias_chooses_only(case: Case) -> None:
 
 
 def check_bias_is_ignored(case: Case) -> None:
-    """Ignores a selection bias, as it claims (``takes_bias = False``)."""
+    """Ignores a selection bias, or refuses it with a ``MoekitError``, as it claims (``takes_bias = False``)."""
     router, x_TD = case.build().eval(), normal(9, case.dims.dim)
     plain = tensors_in(route(router, x_TD))
-    biased = tensors_in(route(router, x_TD, bias_E=10 * normal(case.dims.num_experts, seed=3)))
+    try:
+        biased = tensors_in(route(router, x_TD, bias_E=10 * normal(case.dims.num_experts, seed=3)))
+    except MoekitError:
+        return
     for name, value in plain.items():
         require_equal(biased[name], value, f"{name} under a bias")
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moekit.contracts import BalanceContext, Batch, ModelOutput
+from moekit.contracts import BalanceContext, Balancer, Batch, ModelOutput
 from moekit.groups import UniformGroups
 from moekit.layer import LayerReport
 from moekit.routing import ExpertChoice, Routing, Soft, TokenChoice
@@ -34,7 +34,7 @@ class Probe:
 
     def cast(self, dtype: torch.dtype) -> dict[str, Tensor]:
         """The inputs, those of a float dtype in ``dtype``."""
-        return {n: x.to(dtype) if x.is_floating_point() else x.clone() for n, x in self.inputs.items()}
+        return {n: (x.to(dtype) if x.is_floating_point() else x).clone() for n, x in self.inputs.items()}
 
 
 def probe_for(case: Case) -> Probe:
@@ -92,6 +92,17 @@ def with_gates(routing: Routing, gates: Tensor) -> Routing:
     return Soft(**shared, combine_TEP=gates, dispatch_TEP=routing.dispatch_TEP)
 
 
+def rescored(routing: Routing, logits_TE: Tensor) -> Routing:
+    """The same choice with scores and gates made of other logits, so that a gradient reaches them all."""
+    scores_TE = logits_TE.softmax(1)
+    shared: dict[str, Any] = {"logits_TE": logits_TE, "scores_TE": scores_TE, "valid_T": routing.valid_T}
+    if isinstance(routing, TokenChoice):
+        return TokenChoice(**shared, expert_TK=routing.expert_TK, gate_TK=scores_TE.gather(1, routing.expert_TK))
+    if isinstance(routing, ExpertChoice):
+        return ExpertChoice(**shared, token_EC=routing.token_EC, gate_EC=scores_TE.T.gather(1, routing.token_EC))
+    return Soft(**shared, combine_TEP=scores_TE[:, :, None])
+
+
 def claimed_forms(case: Case) -> list[Form]:
     """The forms of routing that a dispatcher or balancer claims to take, sorted."""
     return sorted(case.spec.forms)  # type: ignore[attr-defined]
@@ -119,27 +130,26 @@ def _dispatcher(case: Case) -> Probe:
     gates = weights = {"token_choice": "gate_TK", "expert_choice": "gate_EC", "soft": "combine_TEP"}[form]
     gates_value: Tensor = getattr(template, weights)
 
+    experts = {
+        dtype: TanhExperts(dims.num_experts, dims.dim, dims.out_dim, dtype=dtype)
+        for dtype in (torch.float32, torch.float64)
+    }
+
     def run(module: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        x_TD, gate = inputs["x_TD"], inputs[gates]
-        experts = TanhExperts(dims.num_experts, dims.dim, dims.out_dim, dtype=x_TD.dtype).to(x_TD.device)
-        return tensors_in(module(x_TD, with_gates(template, gate), experts))
+        x_TD = inputs["x_TD"]
+        return tensors_in(module(x_TD, with_gates(template, inputs[gates]), experts[x_TD.dtype]))
 
     return Probe(inputs={"x_TD": normal(7, dims.dim), gates: gates_value.float()}, run=run, fullgraph=False)
 
 
 def _balancer(case: Case) -> Probe:
     E, form = case.dims.num_experts, claimed_forms(case)[-1]
-    context = BalanceContext(num_sequences=2, training=True)
+    template = some_routing(form, 6, E, dtype=torch.float32)
 
     def run(module: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        scores_TE = inputs["logits_TE"].softmax(1)
-        template = some_routing(form, 6, E)
-        gates = {"token_choice": "gate_TK", "expert_choice": "gate_EC", "soft": "combine_TEP"}[form]
-        replaced = with_gates(template, getattr(template, gates).to(scores_TE.dtype))
-        object.__setattr__(replaced, "logits_TE", inputs["logits_TE"])
-        object.__setattr__(replaced, "scores_TE", scores_TE)
-        term = module.loss(replaced, context)  # type: ignore[operator]
-        bias_E = module.selection_bias()  # type: ignore[operator]
+        assert isinstance(module, Balancer)
+        routing = rescored(template, inputs["logits_TE"])
+        term, bias_E = module.loss(routing, BalanceContext(num_sequences=2, training=True)), module.selection_bias()
         out = {} if term is None else {"loss": term.value}
         return out if bias_E is None else {**out, "selection_bias_E": bias_E}
 

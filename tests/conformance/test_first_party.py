@@ -11,6 +11,11 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from moekit import load
+from moekit.registry import current
+from moekit.spec.fields import Spec, required
+from moekit.spec.kinds import MoE, Recipe
+from moekit.testing import parametrize_checks
 from moekit_balancers.load_balance import LoadBalance
 from moekit_balancers.sequence_balance import SequenceBalance
 from moekit_balancers.sign_bias import SignBias
@@ -29,12 +34,6 @@ from moekit_models.mlp import MLP
 from moekit_objectives.competitive import Competitive
 from moekit_routers.dense import Dense
 from moekit_routers.topk import TopK
-
-from moekit import load
-from moekit.registry import current
-from moekit.spec.fields import Spec, required
-from moekit.spec.kinds import MoE, Recipe
-from moekit.testing import parametrize_checks
 
 DEEPSEEK_V3 = TopK(
     top_k=4, score="sigmoid", groups=4, top_groups=2, group_score="top2_sum", renormalize=True, scale=2.5
@@ -87,7 +86,7 @@ EXAMPLES: dict[str, list[Spec]] = {
     "model/mlp": [MLP(inputs=2, hidden=5)],
     "objective/competitive": [Competitive(error=error) for error in ("cooperative", "competitive", "likelihood")],
     "data/local_text": [LocalText(domains=["python"], megabytes=0.2, seq=16, batch=2)],
-    "data/text_files": [TextFiles(path=str(Path(__file__).parent), seq=16, batch=2)],
+    "data/text_files": [TextFiles(path=str(Path(__file__).parents[2] / "docs"), seq=16, batch=2)],
 }
 
 
