@@ -79,18 +79,21 @@ class MoELayer(nn.Module):
         self.dispatcher = dispatcher
         self.balancers: Mapping[str, Balancer] = cast("Mapping[str, Balancer]", nn.ModuleDict(dict(balancers or {})))
         self.shared = shared
+        self.spec: MoE | None = None  # what it was built from, where that was a spec
 
     @classmethod
     def from_spec(cls, spec: MoE, dim: int, out_dim: int = 0) -> MoELayer:
         """Builds the layer that a spec describes, for tokens of width ``dim``."""
         dims = LayerDims(dim=dim, num_experts=spec.experts.count, out_dim=out_dim)
-        return cls(
+        layer = cls(
             router=build(spec.router, dims),
             experts=build(spec.experts, dims),
             dispatcher=build(spec.dispatcher, dims),
             balancers={name: build(balancer, dims) for name, balancer in spec.balancers.items()},
             shared=None if spec.shared is None else build(spec.shared, dims),
         )
+        layer.spec = spec
+        return layer
 
     def forward(self, x: Tensor, *, valid: Tensor | None = None) -> tuple[Tensor, LayerReport]:
         """Runs the layer.

@@ -176,7 +176,7 @@ def _part_of(name: str, module: nn.Module, outer: str) -> str:
 
 
 def _active(layer: MoELayer) -> float:
-    spec: Any = getattr(layer.router, "spec", None)
+    spec: Any = getattr(layer.router, "spec", None) if layer.spec is None else layer.spec.router
     if not isinstance(spec, RouterSpec):
         raise MoekitError(
             f"router {type(layer.router).__name__} does not say how many experts a token runs through\n"

@@ -72,6 +72,10 @@ class ModelSpec(Spec):
     takes: ClassVar[str] = "tokens"  # what data must yield: 'tokens' or 'cases'
     gives: ClassVar[str] = "next_token"  # what an objective may ask for: 'next_token', 'mixture', 'prediction'
 
+    def dense_twin(self) -> ModelSpec | None:
+        """The dense model to compare with, of as many multiply-adds a token; None when there is none."""
+        return None
+
 
 class ObjectiveSpec(Spec):
     """Base of objective specs. An objective turns a model's output and a batch into a loss."""

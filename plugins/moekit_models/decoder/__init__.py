@@ -27,8 +27,9 @@ class At(Spec):
 
     def check(self) -> Iterable[str]:
         """Exactly one way, and no layer before the first."""
-        if sum(way is not None for way in (self.first, self.every, self.layers)) != 1:
-            yield "give exactly one of first, every, layers"
+        given = [name for name in ("first", "every", "layers") if getattr(self, name) is not None]
+        if len(given) != 1:
+            yield f"give exactly one of first, every, layers (given: {', '.join(given) or 'none'})"
         elif self.layers is not None and (len(set(self.layers)) < len(self.layers) or min(self.layers, default=0) < 0):
             yield f"layers={list(self.layers)} must be different numbers from 0"
 

@@ -42,7 +42,7 @@ class CompetitiveObjective(Objective):
             if self.spec.error == "competitive":
                 error_T = (p_TE * distance_TE).sum(-1)
             else:
-                # A gate that has underflowed to 0 keeps a finite logarithm and passes no gradient, as its share is 0.
+                # A gate that underflowed to 0 counts as the smallest number there is: its expert learns, it does not.
                 log_p_TE = p_TE.clamp(min=torch.finfo(p_TE.dtype).tiny).log()
                 error_T = -torch.logsumexp(log_p_TE - distance_TE / 2, dim=-1)
         return sum_over_cases(error_T, output.y, batch)

@@ -1,0 +1,124 @@
+"""The errors of 1991 against the paper's gradients worked out by hand, and against its numbers, in fp64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from moekit.contracts import Batch, LossSum, ModelOutput
+from moekit.layer import LayerReport
+from moekit.routing import Soft
+from moekit_objectives.competitive import Competitive, naive
+from moekit_objectives.competitive.module import CompetitiveObjective
+
+Error = Literal["cooperative", "competitive", "likelihood"]
+ERRORS: tuple[Error, ...] = ("cooperative", "competitive", "likelihood")
+BY_HAND: dict[Error, Callable[[Tensor, Tensor, Tensor], naive.Answer]] = {
+    "cooperative": naive.cooperative,
+    "competitive": naive.competitive,
+    "likelihood": naive.likelihood,
+}
+
+
+def loss(error: Error, d_TO: Tensor, o_TEO: Tensor, a_TE: Tensor, valid_T: Tensor | None = None) -> LossSum:
+    """The objective on given expert outputs and gate logits."""
+    p_TE = a_TE.softmax(-1)
+    routing = Soft(logits_TE=a_TE, scores_TE=p_TE, combine_TEP=p_TE[:, :, None], valid_T=valid_T)
+    y_TO = (p_TE[:, :, None] * o_TEO).sum(1)
+    report = LayerReport(
+        routing=routing, load_E=routing.load_E(), dropped=torch.zeros((), dtype=torch.int64), expert_TEO=o_TEO
+    )
+    output = ModelOutput(y=y_TO, reports={"moe": report})
+    return CompetitiveObjective(Competitive(error=error))(output, Batch(d_TO, d_TO, valid_T))
+
+
+def gradients(error: Error, d_TO: Tensor, o_TEO: Tensor, a_TE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Error, and its gradients by autograd for outputs and gate logits."""
+    o_TEO, a_TE = o_TEO.detach().requires_grad_(), a_TE.detach().requires_grad_()
+    total = loss(error, d_TO, o_TEO, a_TE).total
+    do, da = torch.autograd.grad(total, [o_TEO, a_TE])
+    return total.detach(), do, da
+
+
+def draw(T: int, E: int, outputs: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    shapes = (T, outputs), (T, E, outputs), (T, E)
+    d, o, a = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes)
+    return d, o, a
+
+
+CASES = (st.integers(1, 5), st.integers(1, 5), st.integers(1, 3), st.integers(0, 2**16))
+
+
+@pytest.mark.parametrize("error", ERRORS)
+@given(*CASES)
+@settings(max_examples=25, deadline=None)
+def test_autograd_equals_the_hand_gradients(error: Error, T: int, E: int, outputs: int, seed: int) -> None:
+    d, o, a = draw(T, E, outputs, seed)
+    total, do, da = gradients(error, d, o, a)
+    by_hand = [BY_HAND[error](d[t], o[t], a[t]) for t in range(T)]
+    torch.testing.assert_close(total, sum(e for e, _, _ in by_hand), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(do, torch.stack([g for _, g, _ in by_hand]), rtol=1e-11, atol=1e-12)
+    torch.testing.assert_close(da, torch.stack([g for _, _, g in by_hand]), rtol=1e-11, atol=1e-12)
+
+
+# papers.md section 1, check (a): d = 1, o = (.5, 0), p = (.6, .4); six decimals
+@pytest.mark.parametrize(
+    ("error", "value", "do_1"),
+    [("cooperative", 0.49, -0.84), ("competitive", 0.55, -0.6), ("likelihood", 0.258628, -0.342890)],
+)
+def test_a_scalar_case_by_its_numbers(error: Error, value: float, do_1: float) -> None:
+    d, o = torch.tensor([[1.0]]).double(), torch.tensor([[[0.5], [0.0]]]).double()
+    a = torch.tensor([[0.6, 0.4]]).double().log()
+    total, do, da = gradients(error, d, o, a)
+    assert total.item() == pytest.approx(value, abs=5e-7)
+    assert do[0, 0, 0].item() == pytest.approx(do_1, abs=5e-7)
+    if error == "likelihood":
+        assert do[0, 1, 0].item() == pytest.approx(-0.314220, abs=5e-7)  # = -h_2 (1 - 0)
+        assert da[0, 0].item() == pytest.approx(-0.085780, abs=5e-7)  # = p_1 - h_1, h_1 = .685780
+
+
+@given(*CASES)
+@settings(max_examples=20, deadline=None)
+def test_identities(T: int, E: int, outputs: int, seed: int) -> None:
+    d, o, a = draw(T, E, outputs, seed)
+    value = {error: gradients(error, d, o, a)[0] for error in ERRORS}
+    _, _, da = gradients("likelihood", d, o, a)
+    torch.testing.assert_close(da.sum(-1), torch.zeros(T).double(), rtol=0, atol=1e-13)  # (b)
+    assert value["cooperative"] <= value["competitive"] + 1e-12  # (e), Jensen
+    if E == 1:  # (c)
+        torch.testing.assert_close(value["cooperative"], value["competitive"], rtol=1e-12, atol=0)
+        torch.testing.assert_close(value["cooperative"], 2 * value["likelihood"], rtol=1e-12, atol=1e-14)
+    same = o[:, :1].expand(T, E, outputs)  # (d): equal experts share a case as the gate says
+    torch.testing.assert_close(
+        gradients("cooperative", d, same, a)[0], gradients("competitive", d, same, a)[0], rtol=1e-12, atol=0
+    )
+    torch.testing.assert_close(gradients("likelihood", d, same, a)[2], torch.zeros(T, E).double(), rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_likelihood_is_finite_far_from_the_target_and_under_vanished_gates(dtype: torch.dtype) -> None:
+    d, o = torch.zeros(1, 1, dtype=dtype), torch.tensor([[[100.0], [101.0], [0.0]]], dtype=dtype)
+    far = torch.tensor([[0.0, 0.0, -5000.0]], dtype=dtype)  # the good expert's gate is exactly 0
+    total, do, da = gradients("likelihood", d, o, far)
+    assert all(t.isfinite().all() for t in (total, do, da))
+    near = torch.tensor([[0.0, -1.0]], dtype=dtype)
+    total, do, da = gradients("likelihood", d, o[:, :2], near)
+    assert total.item() == pytest.approx(5000 - near.softmax(-1)[0, 0].log().item(), rel=1e-6)
+    torch.testing.assert_close(do[0, 0], torch.tensor([100.0], dtype=dtype))  # h = (1, 0)
+
+
+def test_the_best_expert_moves_most_under_likelihood_and_least_under_competition() -> None:
+    d = torch.zeros(1, 1).double()
+    o = torch.tensor([[[1.0], [2.0], [3.0]]]).double()  # the first is nearest
+    equal = torch.zeros(1, 3).double()
+    pull = {error: gradients(error, d, o, equal)[1].abs().flatten() for error in ERRORS}
+    assert pull["competitive"].argmin() == 0
+    assert pull["likelihood"].argmax() == 0
+    assert pull["cooperative"].max() == pull["cooperative"].min()

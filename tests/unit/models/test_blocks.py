@@ -1,0 +1,86 @@
+"""Norm, rotary positions, and how weights are drawn."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from moekit.contracts import ExpertBank, LayerDims
+from moekit_experts.glu import Glu
+from moekit_experts.glu.module import GluExperts
+from moekit_models.blocks import RMSNorm, init_weights, rotate
+
+
+def test_norm_by_hand() -> None:
+    norm = RMSNorm(2, eps=0.0)
+    torch.testing.assert_close(norm(torch.tensor([3.0, 4.0])), torch.tensor([3.0, 4.0]) / math.sqrt(12.5))
+
+
+def test_norm_takes_bf16_beside_fp32_weights_as_autocast_gives_them() -> None:
+    norm = RMSNorm(64, eps=1e-6)
+    x = torch.randn(3, 64).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = norm(x)
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(y, norm(x.float()).bfloat16(), rtol=0, atol=0)
+
+
+def test_a_pair_turns_by_its_angle() -> None:
+    x = torch.tensor([1.0, 1.0, 0.0, 0.0]).double().expand(3, 4)  # pairs (0, 2) and (1, 3)
+    y = rotate(x, theta=100.0)
+    for s in range(3):
+        expected = [math.cos(s), math.cos(s / 10), math.sin(s), math.sin(s / 10)]
+        assert y[s].tolist() == pytest.approx(expected, abs=1e-15)
+
+
+def test_scores_depend_on_the_difference_of_positions_alone() -> None:
+    q, k = torch.randn(2, 8, dtype=torch.float64)
+    score = rotate(q.expand(20, 8), 10.0) @ rotate(k.expand(20, 8), 10.0).T
+    for shift in (-7, 0, 3):
+        diagonal = score.diagonal(shift)
+        torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal), rtol=1e-12, atol=1e-12)
+
+
+def test_bf16_positions_are_turned_in_fp32() -> None:
+    x = torch.randn(2000, 8).bfloat16()
+    torch.testing.assert_close(rotate(x, 1e4), rotate(x.float(), 1e4).bfloat16(), rtol=0, atol=0)
+
+
+class Stubborn(ExpertBank):
+    """A bank that draws its weights in its own way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_experts, self.out_dim = 1, 2
+        self.inner = nn.Linear(2, 2)
+
+    def init_weights(self, std: float) -> None:
+        nn.init.constant_(self.inner.weight, 7.0)
+
+    def forward(self, x_ND, groups):  # type: ignore[no-untyped-def]
+        return self.inner(x_ND)
+
+
+class Holder(nn.Module):
+    """A parameter of its own beside children."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.zeros(200, 200))
+        self.linear = nn.Linear(200, 200)
+        self.norm = RMSNorm(200)
+        self.bank = GluExperts(Glu(count=2, hidden=100), LayerDims(dim=200, num_experts=2))
+        self.stubborn = Stubborn()
+
+
+def test_weights_are_drawn_and_norms_and_biases_are_not() -> None:
+    model = Holder()
+    init_weights(model, 0.01)
+    for weight in (model.table, model.linear.weight, model.bank.w_gate_up_EHD, model.bank.w_down_EOH):
+        assert weight.std().item() == pytest.approx(0.01, rel=0.05)
+    assert not model.linear.bias.any()
+    assert (model.norm.weight == 1).all()
+    assert (model.stubborn.inner.weight == 7).all()

@@ -1,0 +1,262 @@
+"""The decoder: where mixtures stand, what it returns, causality, padding, tying, recompute, drawing of weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+
+from moekit.contracts import ModelOutput
+from moekit.layer import MoELayer
+from moekit.spec.kinds import MoE, RouterSpec
+from moekit_balancers.load_balance import LoadBalance
+from moekit_balancers.sign_bias import SignBias
+from moekit_dispatchers.grouped import Grouped
+from moekit_experts.glu import Glu
+from moekit_models.decoder import MTP, At, Decoder, DecoderMoE
+from moekit_models.decoder.module import DecoderModel
+from moekit_models.gqa import GQA
+from moekit_routers.topk import TopK
+
+VOCAB = 11
+
+
+def moe_of(at: At, **changes: Any) -> DecoderMoE:
+    parts: dict[str, Any] = {
+        "router": TopK(top_k=2, score="sigmoid", renormalize=True),
+        "experts": Glu(count=6, hidden=4),
+        "shared": Glu(count=1, hidden=4),
+        "dispatcher": Grouped(),
+        "balancers": {"bias": SignBias(rate=0.1), "load": LoadBalance(weight=0.1)},
+    }
+    return DecoderMoE(at=at, **{**parts, **changes})
+
+
+def spec_of(**changes: Any) -> Decoder:
+    base: dict[str, Any] = {
+        "vocab": VOCAB,
+        "dim": 16,
+        "depth": 3,
+        "attention": GQA(heads=2, head_dim=8),
+        "ffn": Glu(hidden=12),
+        "moe": moe_of(At(first=1)),
+        "mtp": MTP(depth=2),
+        "init_std": 0.3,
+    }
+    return Decoder(**{**base, **changes})
+
+
+def tokens(B: int = 2, S: int = 8) -> Tensor:
+    return torch.randint(VOCAB, (B, S))
+
+
+@pytest.mark.parametrize(
+    ("at", "depth", "expected"),
+    [
+        (At(first=1), 4, (1, 2, 3)),
+        (At(first=0), 2, (0, 1)),
+        (At(every=2), 6, (1, 3, 5)),
+        (At(every=1), 3, (0, 1, 2)),
+        (At(every=3), 5, (2,)),
+        (At(layers=[3, 1]), 4, (1, 3)),
+    ],
+)
+def test_where_mixtures_stand(at: At, depth: int, expected: tuple[int, ...]) -> None:
+    spec = spec_of(depth=depth, moe=moe_of(at), mtp=None)
+    assert spec.moe_layers == expected
+    model = DecoderModel(spec)
+    assert tuple(i for i, block in enumerate(model.blocks) if isinstance(block.ffn, MoELayer)) == expected
+    assert list(model(tokens()).reports) == [f"blocks.{i}.ffn" for i in expected]
+
+
+@pytest.mark.parametrize(
+    ("ways", "message"),
+    [
+        ({}, r"give exactly one of first, every, layers \(given: none\)"),
+        ({"first": 1, "every": 2}, r"give exactly one of first, every, layers \(given: first, every\)"),
+        ({"layers": [1, 1]}, r"layers=\[1, 1\] must be different numbers from 0"),
+        ({"layers": [-1]}, r"layers=\[-1\] must be different numbers from 0"),
+        ({"every": 0}, r"every=0 is out of range \(>= 1\)"),
+    ],
+)
+def test_ways_to_place_mixtures_are_checked(ways: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        At(**ways)
+
+
+@pytest.mark.parametrize(
+    ("at", "message"),
+    [
+        (At(first=3), r"moe.at names no layer, but the decoder has layers 0 to 2"),
+        (At(every=4), r"moe.at names no layer, but the decoder has layers 0 to 2"),
+        (At(layers=[1, 3]), r"moe.at names \[1, 3\], but the decoder has layers 0 to 2"),
+        (At(layers=[]), r"moe.at names no layer, but the decoder has layers 0 to 2"),
+    ],
+)
+def test_layers_that_do_not_exist_are_refused(at: At, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        spec_of(moe=moe_of(at))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batchwise(RouterSpec):
+    """A router that sees the whole sequence before it decides."""
+
+    causal: ClassVar[bool] = False
+
+
+def test_a_router_that_sees_later_tokens_is_refused() -> None:
+    with pytest.raises(ValueError, match="router Batchwise would leak later tokens"):
+        spec_of(moe=moe_of(At(first=1), router=Batchwise(), balancers={}))
+
+
+def test_a_dense_layer_is_one_expert() -> None:
+    with pytest.raises(ValueError, match=r"ffn\.count=2 must be 1"):
+        spec_of(ffn=Glu(count=2, hidden=4))
+
+
+def test_output_names_its_layers_by_their_paths() -> None:
+    model = DecoderModel(spec_of())
+    out = model(tokens())
+    assert out.y.shape == (2, 8, VOCAB)
+    assert list(out.reports) == ["blocks.1.ffn", "blocks.2.ffn", "mtp.0.block.ffn", "mtp.1.block.ffn"]
+    for name, report in out.reports.items():
+        assert isinstance(model.get_submodule(name), MoELayer)
+        assert set(report.losses) == {"load"}
+    loads = [int(report.load_E.sum()) for report in out.reports.values()]
+    assert loads == [2 * 2 * 8, 2 * 2 * 8, 2 * 2 * 7, 2 * 2 * 6]  # top_k · B · positions
+
+
+def test_later_tokens_are_predicted_in_training_alone() -> None:
+    model = DecoderModel(spec_of()).eval()
+    out = model(tokens())
+    assert out.future == ()
+    assert list(out.reports) == ["blocks.1.ffn", "blocks.2.ffn"]
+
+
+def test_a_text_shorter_than_the_depth_of_prediction() -> None:
+    model = DecoderModel(spec_of())
+    assert [tuple(f.shape) for f in model(tokens(S=2)).future] == [(2, 1, VOCAB)]
+    assert model(tokens(S=1)).future == ()
+
+
+def test_multi_token_blocks_are_of_the_last_layers_kind() -> None:
+    dense_last = DecoderModel(spec_of(moe=moe_of(At(layers=[0]))))
+    assert list(dense_last(tokens()).reports) == ["blocks.0.ffn"]
+    assert len(dense_last(tokens()).future) == 2
+
+
+def test_a_dense_decoder_reports_nothing() -> None:
+    assert DecoderModel(spec_of(moe=None))(tokens()).reports == {}
+
+
+def test_a_later_token_changes_no_earlier_logit() -> None:
+    model = DecoderModel(spec_of()).double()
+    inputs = tokens()
+    changed = inputs.clone()
+    changed[:, 5] = (changed[:, 5] + 1) % VOCAB
+    before, after = model(inputs), model(changed)
+    torch.testing.assert_close(after.y[:, :5], before.y[:, :5], rtol=0, atol=1e-12)
+    assert (after.y[:, 5:] != before.y[:, 5:]).any(-1).all()
+    for k, (a, b) in enumerate(zip(after.future, before.future, strict=True), start=1):  # position i has read i + k
+        torch.testing.assert_close(a[:, : 5 - k], b[:, : 5 - k], rtol=0, atol=1e-12)
+        assert (a[:, 5 - k :] != b[:, 5 - k :]).any(-1).all()
+
+
+def test_padding_changes_nothing_that_counts() -> None:
+    model = DecoderModel(spec_of()).double()
+    inputs = tokens(B=1)
+    valid = (torch.arange(8) < 5)[None]
+    padded, alone = model(inputs, valid=valid), model(inputs[:, :5])
+    torch.testing.assert_close(padded.y[:, :5], alone.y, rtol=0, atol=1e-12)
+    for name, report in alone.reports.items():
+        assert torch.equal(padded.reports[name].load_E, report.load_E)
+        torch.testing.assert_close(padded.reports[name].loss(), report.loss(), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_tying_input_and_head(tied: bool) -> None:
+    model = DecoderModel(spec_of(tied=tied))
+    embedding, head = model.embeddings()
+    assert (embedding is head) == tied
+    names = [name for name, _ in model.named_parameters()]
+    assert ("head.weight" in names) != tied
+    model(tokens()).y.sum().backward()
+    assert head is not None and head.grad is not None and (head.grad != 0).any(-1).all()
+
+
+def test_extra_parts_share_no_parameter_with_the_model() -> None:
+    model = DecoderModel(spec_of())
+    (extra,) = model.extra_parts().values()
+    inside = {id(p) for p in extra.parameters()}
+    assert inside and not inside & {id(p) for name, p in model.named_parameters() if not name.startswith("mtp.")}
+    assert DecoderModel(spec_of(mtp=None)).extra_parts() == {}
+
+
+def test_weights_are_drawn_with_the_given_deviation() -> None:
+    model = DecoderModel(spec_of(dim=64, attention=GQA(heads=8, head_dim=8), ffn=Glu(hidden=96), init_std=0.006))
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 1:
+            assert (parameter == 1).all(), name
+        else:
+            assert parameter.std().item() == pytest.approx(0.006, rel=0.12), name
+
+
+def losses(model: DecoderModel, inputs: Tensor) -> tuple[ModelOutput, Tensor]:
+    out = model(inputs)
+    total = out.y.square().sum() + sum(f.square().sum() for f in out.future)
+    return out, total + sum(report.loss() for report in out.reports.values())
+
+
+@pytest.mark.parametrize("jitter", [0.0, 0.1])
+def test_recompute_changes_nothing(jitter: float) -> None:
+    router = TopK(top_k=2, score="sigmoid", input_jitter=jitter)
+    spec = spec_of(moe=moe_of(At(first=1), router=router))
+    kept, again = DecoderModel(spec), DecoderModel(replace(spec, recompute=True))
+    again.load_state_dict(kept.state_dict())
+    inputs = tokens()
+    calls = {"kept": 0, "again": 0}
+    for name, model in (("kept", kept), ("again", again)):
+        model.blocks[1].attention.register_forward_hook(lambda *_, name=name: calls.__setitem__(name, calls[name] + 1))
+    results = []
+    for model in (kept, again):
+        torch.manual_seed(1)
+        out, loss = losses(model, inputs)
+        loss.backward()
+        results.append((out, loss))
+    assert calls == {"kept": 1, "again": 2}  # the second pass is real
+    (a, loss_a), (b, loss_b) = results
+    assert torch.equal(loss_a, loss_b)
+    assert list(a.reports) == list(b.reports)
+    for name in a.reports:
+        assert torch.equal(a.reports[name].load_E, b.reports[name].load_E)
+        assert torch.equal(a.reports[name].loss(), b.reports[name].loss())
+    for (name, p), q in zip(kept.named_parameters(), again.parameters(), strict=True):
+        assert p.grad is not None and q.grad is not None, name
+        assert torch.equal(p.grad, q.grad), name
+    for p, q in zip(kept.buffers(), again.buffers(), strict=True):
+        assert torch.equal(p, q)  # no state moved in forward
+
+
+def test_every_parameter_gets_a_gradient() -> None:
+    model = DecoderModel(spec_of())
+    _, loss = losses(model, tokens(B=8))
+    loss.backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.any(), name
+
+
+def test_a_decoders_mixture_is_a_mixture() -> None:
+    assert issubclass(DecoderMoE, MoE)
+    with pytest.raises(ValueError, match="gives a selection bias"):
+        moe_of(At(first=1), router=NoBias())
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoBias(RouterSpec):
+    """A router that a selection bias has no effect on."""
+
+    takes_bias: ClassVar[bool] = False

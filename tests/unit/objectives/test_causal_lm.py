@@ -1,0 +1,90 @@
+"""Next-token prediction: sums, padding, multi-token terms, bits per byte, precision."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from moekit.contracts import Batch, LossSum, ModelOutput
+from moekit_objectives.causal_lm import CausalLM
+from moekit_objectives.causal_lm.module import CausalLMObjective
+
+
+def loss(logits: Tensor, batch: Batch, *future: Tensor, weight: float = 0.3) -> LossSum:
+    return CausalLMObjective(CausalLM(mtp_weight=weight))(ModelOutput(y=logits, future=future), batch)
+
+
+def batch_of(B: int = 2, S: int = 5, V: int = 4, valid: Tensor | None = None, num_bytes: int | None = None) -> Batch:
+    tokens = torch.randint(V, (B, S + 1))
+    return Batch(tokens[:, :-1], tokens[:, 1:], valid, None if num_bytes is None else torch.tensor(num_bytes))
+
+
+def test_total_is_a_sum_over_tokens() -> None:
+    batch, logits = batch_of(), torch.randn(2, 5, 4)
+    out = loss(logits, batch)
+    assert out.count == 10
+    torch.testing.assert_close(out.total / out.count, F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten()))
+
+
+def test_uniform_logits_cost_log_v_nats_and_two_bits_a_byte() -> None:
+    out = loss(torch.zeros(2, 5, 4), batch_of(num_bytes=10))
+    nats, count = out.metrics["loss"]
+    bits, num_bytes = out.metrics["bits_per_byte"]
+    assert (nats / count).item() == pytest.approx(math.log(4))
+    assert (bits / num_bytes).item() == pytest.approx(2.0)
+
+
+def test_without_bytes_no_bits_per_byte() -> None:
+    assert set(loss(torch.zeros(2, 5, 4), batch_of()).metrics) == {"loss"}
+
+
+def test_padding_counts_nowhere_and_gets_no_gradient() -> None:
+    valid = torch.tensor([[True] * 5, [True, True, False, False, False]])
+    batch, logits = batch_of(valid=valid), torch.randn(2, 5, 4, requires_grad=True)
+    future = torch.randn(2, 4, 4, requires_grad=True)
+    out = loss(logits, batch, future)
+    out.total.backward()
+    assert out.count == 7
+    expected = F.cross_entropy(logits[valid], batch.targets[valid], reduction="sum")
+    # the token two places on of position i exists where the target at i + 1 is valid
+    expected = expected + 0.3 * F.cross_entropy(
+        future[valid[:, 1:]], batch.targets[:, 1:][valid[:, 1:]], reduction="sum"
+    )
+    torch.testing.assert_close(out.total, expected)
+    assert logits.grad is not None and (logits.grad[~valid] == 0).all() and (logits.grad[valid] != 0).all()
+    assert future.grad is not None and (future.grad[~valid[:, 1:]] == 0).all()
+
+
+def test_multi_token_terms_are_averaged_over_depths_and_divided_by_all_tokens() -> None:
+    batch, zero = batch_of(), torch.zeros(2, 5, 4)
+    out = loss(zero, batch, zero[:, :4], zero[:, :3], weight=0.5)
+    # T = 5: L_k = log 4 (T - k)/T
+    expected = math.log(4) * (1 + 0.5 / 2 * (4 / 5 + 3 / 5))
+    assert (out.total / out.count).item() == pytest.approx(expected)
+    nats, count = out.metrics["loss"]
+    assert (nats / count).item() == pytest.approx(math.log(4))  # metrics tell of the next token alone
+
+
+def test_zero_weight_leaves_later_tokens_out() -> None:
+    batch, future = batch_of(), torch.randn(2, 4, 4, requires_grad=True)
+    loss(torch.randn(2, 5, 4, requires_grad=True), batch, future, weight=0.0).total.backward()
+    assert future.grad is None
+
+
+def test_bf16_logits_are_scored_in_fp32() -> None:
+    batch, logits = batch_of(V=300), torch.randn(2, 5, 300).bfloat16()
+    out = loss(logits, batch)
+    assert out.total.dtype == torch.float32
+    torch.testing.assert_close(out.total, loss(logits.float(), batch).total, rtol=0, atol=0)
+
+
+def test_nothing_valid_costs_nothing() -> None:
+    logits = torch.randn(2, 5, 4, requires_grad=True)
+    out = loss(logits, batch_of(valid=torch.zeros(2, 5, dtype=torch.bool)))
+    out.total.backward()
+    assert out.total == 0 and out.count == 0
+    assert logits.grad is not None and not logits.grad.any()
