@@ -74,7 +74,7 @@ class _Builder:
         if value is BROKEN:
             return BROKEN
         if isinstance(raw, str) and interpolated(raw):
-            self.origin[path] = f"{raw} gives "
+            self.origin[path] = f" (from {raw})"
         return self.values.read(value, types_of(node.spec)[name], info, path)
 
     def _trainer(self, given: dict[str, Any]) -> None:

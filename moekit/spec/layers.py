@@ -60,7 +60,7 @@ def plain_tree(value: Any, path: Keys, places: dict[Keys, Place]) -> Any:
     if isinstance(value, Mapping):
         for key in value:
             if not isinstance(key, str):
-                refuse(f"key {key!r}: a key must be text", at=path)
+                refuse(f"key {key!r} is not text", at=path)
         return {key: plain_tree(item, (*path, key), places) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain_tree(item, (*path, i), places) for i, item in enumerate(value)]

@@ -48,6 +48,8 @@ def found(value: Any) -> str:
         return "a list"
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
+    if not isinstance(value, str | int | float):
+        return f"an object of type {type(value).__name__}"
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
@@ -78,12 +80,20 @@ class Report:
         expected: str = "",
         nearest: str = "",
         list_with: str = "",
+        notes: tuple[str, ...] = (),
         place: Place | None = None,
     ) -> None:
         """Notes one problem at ``path``; its place is looked up unless given."""
         place = self.place(path) if place is None else place
-        at = show(path)
-        problem = Problem(what=what, at=at, source=str(place), expected=expected, nearest=nearest, list_with=list_with)
+        problem = Problem(
+            what=what,
+            at=show(path),
+            source=str(place),
+            expected=expected,
+            nearest=nearest,
+            list_with=list_with,
+            notes=notes,
+        )
         self._found.append((place, problem))
 
     def __bool__(self) -> bool:

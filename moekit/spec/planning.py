@@ -88,12 +88,15 @@ class Planner:
         from moekit.registry import current
 
         listing = f"moekit ls {plural(kind)}"
-        if isinstance(value, str) and value != LEFT_OPEN:
+        if isinstance(value, str):
             value = {"use": value}
         if not isinstance(value, dict):
-            what = f"the recipe leaves this {kind} open" if value == LEFT_OPEN else f"{found(value)} is no {kind}"
-            return self._broken(path, what, expected=f"{{use: <{kind}>, ...}}", list_with=listing)
+            expected = f"{{use: <{kind}>, ...}}"
+            return self._broken(path, f"{found(value)} is no {kind}", expected=expected, list_with=listing)
         use = value.get("use")
+        if use == LEFT_OPEN:
+            what = f"the recipe leaves this {kind} open ('{LEFT_OPEN}')"
+            return self._broken(path, what, expected="use: <name>", list_with=listing)
         at = (*path, "use") if "use" in value else path
         if use is None:
             return self._broken(path, f"no 'use' says which {kind} this is", expected="use: <name>", list_with=listing)
@@ -109,7 +112,13 @@ class Planner:
             component = current().get(kind, use)
         except UnknownName as error:
             p = error.problem
-            return self._broken(at, p.what, expected=p.expected, nearest=p.nearest, list_with=p.list_with)
+            more: dict[str, Any] = {
+                "expected": p.expected,
+                "nearest": p.nearest,
+                "list_with": p.list_with,
+                "notes": p.notes,
+            }
+            return self._broken(at, p.what, **more)
         except MoekitError as error:  # its plugin failed to load
             return self._broken(at, str(error))
         return self.plan(component.spec, value, path, use)
@@ -149,7 +158,7 @@ class Planner:
             f"{node} has no option '{name}'",
             expected="" if node.use and names else one_of(names) if names else "no option at all",
             nearest=nearest(name, names),
-            list_with=f"moekit show {node.use}" if node.use else "",
+            list_with=f"moekit show {node.use}" if node.use and names else "",
         )
 
     def _missing(self, node: Node, name: str, info: FieldInfo) -> None:

@@ -25,19 +25,23 @@ class Values:
 
     Args:
         report: where problems go.
-        says: what stands at a path that is not what it became (an interpolation), for messages.
+        origin: says where the value at a path comes from, for messages: `` (from ${data.vocab})``.
     """
 
-    def __init__(self, report: Report, says: Callable[[Keys], str] = lambda path: "") -> None:
+    def __init__(self, report: Report, origin: Callable[[Keys], str] = lambda path: "") -> None:
         self.report = report
-        self.says = says
+        self.origin = origin
 
     def read(self, value: Any, hint: Any, info: FieldInfo, path: Keys) -> Any:
         """``value`` as the type ``hint``, inside the range of ``info``; else ``BROKEN``."""
         out = self.convert(value, hint, path, info.range_text() if not info.choices else "")
         if out is BROKEN or info.allows(out):
             return out
-        self._wrong(path, f"{found(value)} is out of range", expected=f"{describe(hint)} {info.range_text()}")
+        many = isinstance(out, list | tuple)
+        for i, item in enumerate(out) if many else [(0, out)]:
+            if not info.allows(item):
+                here = (*path, i) if many else path
+                self._wrong(here, item, "is out of range", expected=f"{describe(hint)} {info.range_text()}")
         return BROKEN
 
     def convert(self, value: Any, hint: Any, path: Keys, limits: str = "") -> Any:
@@ -53,8 +57,7 @@ class Values:
                 for member in members:
                     if fits(value, member):
                         return self.convert(value, member, path, limits)
-            self._wrong(path, f"{found(value)} is not {describe(hint)}", expected=expected)
-            return BROKEN
+            return self._wrong(path, value, f"is not {describe(hint)}", expected=expected)
         (hint,) = members
         origin = typing.get_origin(hint)
         if origin is Literal:
@@ -67,7 +70,7 @@ class Values:
         if out is BROKEN:
             quoted = isinstance(value, int | float) and not isinstance(value, bool) and hint is str
             hint_text = f"{expected}, in quotes" if quoted else expected
-            self._wrong(path, f"{found(value)} is not {describe(hint)}", expected=hint_text)
+            self._wrong(path, value, f"is not {describe(hint)}", expected=hint_text)
         return out
 
     def _choice(self, value: Any, choices: tuple[Any, ...], path: Keys) -> Any:
@@ -76,27 +79,23 @@ class Values:
                 return choice
         texts = [found(c).strip("'") for c in choices]
         near = nearest(value, texts) if isinstance(value, str) else ""
-        self._wrong(path, f"{found(value)} is none of its choices", expected=one_of(texts), nearest=near)
-        return BROKEN
+        return self._wrong(path, value, "is none of its choices", expected=one_of(texts), nearest=near)
 
     def _list(self, value: Any, hint: Any, path: Keys, expected: str, limits: str) -> Any:
         if not isinstance(value, list | tuple):
-            self._wrong(path, f"{found(value)} is not a list", expected=expected)
-            return BROKEN
+            return self._wrong(path, value, "is not a list", expected=expected)
         args = typing.get_args(hint) or (Any,)
         many = tuple if typing.get_origin(hint) is tuple or hint is tuple else list
         fixed = many is tuple and len(args) > 1 and args[-1] is not ...
         if fixed and len(value) != len(args):
-            self._wrong(path, f"a list of {len(value)}", expected=f"a list of {len(args)}")
-            return BROKEN
+            return self._wrong(path, value, f"of {len(value)}", expected=f"a list of {len(args)}")
         hints = args if fixed else (args[0],) * len(value)
         items = [self.convert(v, h, (*path, i), limits) for i, (v, h) in enumerate(zip(value, hints, strict=True))]
         return BROKEN if any(item is BROKEN for item in items) else many(items)
 
     def _dict(self, value: Any, hint: Any, path: Keys, expected: str, limits: str) -> Any:
         if not isinstance(value, Mapping):
-            self._wrong(path, f"{found(value)} is not a mapping", expected=expected)
-            return BROKEN
+            return self._wrong(path, value, "is not a mapping", expected=expected)
         args = typing.get_args(hint)
         inner = args[1] if args else Any
         items = {k: self.convert(v, inner, (*path, k), limits) for k, v in value.items() if v is not None}
@@ -109,16 +108,15 @@ class Values:
             return self._list(value, list[Any], path, "", "")
         if value is None or isinstance(value, bool | int | float | str):
             return value
-        self._wrong(
-            path, f"{type(value).__name__} is not a plain value", expected="text, a number, a list or a mapping"
-        )
-        return BROKEN
+        expected = "text, a number, a list or a mapping"
+        return self._wrong(path, value, "is not a plain value", expected=expected)
 
-    def _wrong(self, path: Keys, what: str, *, expected: str, nearest: str = "") -> None:
+    def _wrong(self, path: Keys, value: Any, said: str, *, expected: str, nearest: str = "") -> Any:
         start = next((i for i in range(len(path) - 1, -1, -1) if isinstance(path[i], str)), 0)
         name = show(path[start:]) or "value"
-        said = self.says(path)
-        self.report.add(path, f"{name}: {said}{what}", expected=expected, nearest=nearest)
+        what = f"{name}: {found(value)}{self.origin(path)} {said}"
+        self.report.add(path, what, expected=expected, nearest=nearest)
+        return BROKEN
 
 
 @cache

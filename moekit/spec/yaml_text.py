@@ -71,7 +71,7 @@ def read(text: str, source: str, *, lines: bool = True, prefix: Keys = ()) -> Tr
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark is not None and lines else 0
-        said = " ".join(part for part in (error.problem, error.context) if part)
+        said = ", ".join(part for part in (error.context, error.problem) if part)
         refuse(f"not valid YAML: {said}", at=prefix, place=Place(source, line))
     except yaml.YAMLError as error:
         refuse(f"not valid YAML: {' '.join(str(error).split())}", at=prefix, place=Place(source))
@@ -93,7 +93,7 @@ class _Reader:
 
     def value(self, node: yaml.Node, path: Keys) -> Any:
         if not self.places:
-            self.places[path] = self.place(node)
+            self.places[path] = Place(self.source)
         if isinstance(node, yaml.MappingNode) and node.tag == f"{_PREFIX}map":
             return self.mapping(node, path)
         if isinstance(node, yaml.SequenceNode) and node.tag == f"{_PREFIX}seq":
@@ -112,10 +112,8 @@ class _Reader:
             key = key_node.value
             place = self.place(key_node)
             if not isinstance(key_node, yaml.ScalarNode) or (key_node.tag != f"{_PREFIX}str" and key != "<<"):
-                said = f"key {key}" if isinstance(key_node, yaml.ScalarNode) else "a key that is no text"
-                self.report.add(
-                    path, f"{said}: a key must be text", expected="a name, in quotes if need be", place=place
-                )
+                said = f"key {key}" if isinstance(key_node, yaml.ScalarNode) else "a key"
+                self.report.add(path, f"{said} is not text", expected="a name, in quotes if need be", place=place)
                 continue
             here = (*path, key)
             if key == "<<" and not key_node.style:
