@@ -16,6 +16,8 @@ from torch import Tensor
 from moekit import ModelOutput, build, load
 from moekit.contracts import Batch
 
+pytestmark = pytest.mark.xdist_group("jacobs1991")  # systems are trained once and shared by the tests
+
 SEEDS = 25
 LIMIT = 6000
 CRITERION = 0.08
@@ -112,6 +114,6 @@ def test_two_or_three_experts_stay_active(experts: int) -> None:
 
 def test_with_eight_experts_competition_ends_with_fewer_active_than_cooperation() -> None:
     competing = mixture(8, "likelihood", 30.0)
-    cooperating = mixture(8, "cooperative", 40.0)
+    cooperating = mixture(8, "cooperative", 20.0)  # eq. 1.1 as printed, without a factor of one half
     assert cooperating.epochs.isfinite().all()
     assert float(competing.active.mean()) < float(cooperating.active.mean()) - 2
