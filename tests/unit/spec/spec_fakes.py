@@ -1,0 +1,208 @@
+"""A small world of components for the tests of specs: two routers, two experts, ... none of them ever built."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, ClassVar, Literal
+
+from moekit.component import Component
+from moekit.hookspecs import hookimpl
+from moekit.plugin import Plugin, load_plugin
+from moekit.spec.fields import Spec, group, option, slot
+from moekit.spec.kinds import (
+    BalancerSpec,
+    DataSpec,
+    DispatcherSpec,
+    ExpertSpec,
+    Form,
+    ModelSpec,
+    MoE,
+    ObjectiveSpec,
+    OptimizerSpec,
+    RouterSpec,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pick(RouterSpec):
+    top_k: int = option(help="experts a token runs through", ge=1, le=8)
+    score: Literal["softmax", "sigmoid"] = option("softmax", "score function")
+    scale: float = option(1.0, "factor on the gates", gt=0)
+    renormalize: bool = option(False, "whether gates sum to one")
+
+    def check(self) -> Iterable[str]:
+        if self.top_k == 1 and self.renormalize:
+            yield "top_k=1 with renormalize=true has no gradient"
+        if self.top_k == 1 and self.score == "sigmoid":
+            yield "top_k=1 with score=sigmoid is not wanted here"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blend(RouterSpec):
+    form: ClassVar[Form] = "soft"
+    takes_bias: ClassVar[bool] = False
+    bias: bool = option(True, "whether the gate has a bias")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wide(ExpertSpec):
+    hidden: int = option(help="width of the hidden layer", ge=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flat(ExpertSpec):
+    pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Walk(DispatcherSpec):
+    pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pour(DispatcherSpec):
+    forms: ClassVar[frozenset[Form]] = frozenset({"soft"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nudge(BalancerSpec):
+    gives_bias: ClassVar[bool] = True
+    rate: float = option(1e-3, "step of the bias", gt=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fair(BalancerSpec):
+    weight: float = option(0.01, "coefficient", ge=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head(Spec):
+    depth: int = option(1, "extra tokens", ge=1)
+    tied: bool = option(True, "whether weights are shared")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tower(ModelSpec):
+    width: int = option(help="D", ge=1)
+    vocab: int = option(256, "V", ge=1)
+    note: str | None = option("plain", "a remark")
+    ffn: ExpertSpec | None = slot("expert", "the dense layers", optional=True)
+    moe: MoE | None = group("the sparse layers", default=None)
+    head: Head | None = group("further heads", default=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stack(ModelSpec):
+    takes: ClassVar[str] = "cases"
+    gives: ClassVar[str] = "mixture"
+    inputs: int = option(2, "inputs", ge=1)
+    moe: MoE | None = group("the mixture", default=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Porch(ModelSpec):
+    head: Head = group("the head")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bag(ModelSpec):
+    """Options of every type."""
+
+    count: int = option(0, "an integer")
+    maybe: int | None = option(7, "an integer or null")
+    rate: float = option(0.5, "a number", ge=-1e300, lt=1e300)
+    flag: bool = option(False, "true or false")
+    text: str = option("", "text")
+    choice: Literal["a", "b"] | None = option("a", "a choice")
+    mixed: Literal["auto"] | int | list[int] = option("auto", "several types")
+    pair: tuple[int, float] = option((1, 2.0), "a pair")
+    numbers: list[float] = option([0.9, 0.95], "numbers", ge=0)
+    texts: list[str] = option([], "texts")
+    shares: Mapping[str, float] = option({}, "numbers by name")
+    anything: dict[str, Any] = option({}, "plain values by name")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Next(ObjectiveSpec):
+    pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lines(DataSpec):
+    seq: int = option(64, "S", ge=1)
+    vocab: int = option(256, "V", ge=1)
+    path: str | None = option(None, "a folder")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cases(DataSpec):
+    yields: ClassVar[str] = "cases"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step(OptimizerSpec):
+    lr: float = option(help="learning rate", gt=0)
+    betas: list[float] = option([0.9, 0.95], "decay of the moments", ge=0, lt=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OtherPick(RouterSpec):
+    top_k: int = option(1, "experts a token runs through", ge=1)
+
+
+def component(name: str, spec: type[Spec]) -> Component:
+    return Component(name=name, spec=spec, target="nowhere:Nothing", summary=f"the fake {name}")
+
+
+def plugin(name: str, version: str = "", recipes: list[Component] | None = None, **hooks: list[Component]) -> Plugin:
+    module = ModuleType(f"moekit_{name}_fake")
+    module.MOEKIT_API = 1  # type: ignore[attr-defined]
+    for hook, offered in {**hooks, "recipes": recipes or []}.items():
+        setattr(module, f"moekit_{hook}", hookimpl(lambda offered=offered: offered))
+    return load_plugin(name, module, distribution=f"moekit-{name}", version=version)
+
+
+def base_plugin(recipes: list[Component]) -> Plugin:
+    return plugin(
+        "base",
+        "1.4.0",
+        recipes,
+        routers=[component("pick", Pick), component("blend", Blend)],
+        experts=[component("wide", Wide), component("flat", Flat)],
+        dispatchers=[component("walk", Walk), component("pour", Pour)],
+        balancers=[component("nudge", Nudge), component("fair", Fair)],
+        models=[component("tower", Tower), component("stack", Stack), component("bag", Bag), component("porch", Porch)],
+        objectives=[component("next", Next)],
+        data=[component("lines", Lines), component("cases", Cases)],
+        optimizers=[component("step", Step)],
+    )
+
+
+ACME = plugin("acme", "2.0", routers=[component("pick", OtherPick)])
+"""A second plugin with a router of the same name."""
+
+BROKEN = Plugin(name="broken", module="moekit_broken", distribution="moekit-broken", error="ImportError: no such luck")
+
+SMALL = """\
+# A small tower
+schema: 1
+summary: a small tower
+model:
+  use: tower
+  width: 8
+  vocab: ${data.vocab}
+  moe:
+    router: {use: pick, top_k: 2}
+    experts: {use: wide, count: 4, hidden: 16}
+    dispatcher: walk
+    balancers:
+      bias: {use: nudge, rate: 1e-2}
+objective: next
+data: {use: lines, seq: 32}
+optimizer: {use: step, lr: 3e-3}
+trainer:
+  max_steps: 10
+"""
+"""A recipe that has a bit of everything; the registry of these tests calls it ``small``."""
