@@ -39,11 +39,17 @@ class Domain:
     notes: list[str] = field(default_factory=list)
 
     def describe(self) -> str:
-        """Files and megabytes of both splits, in a line."""
-        train, validation = (sum(map(len, part)) / 1e6 for part in (self.train, self.validation))
-        files = len(self.train) + len(self.validation)
-        sizes = f"{files:,} files, {train + validation:.2f} MB: {train:.2f} train, {validation:.2f} validation"
-        return "; ".join([sizes, *self.notes])
+        """Megabytes and number of texts (files, records) of both splits, and the notes, in a line."""
+        train, validation = (
+            f"{sum(map(len, part)) / 1e6:.2f} MB in {count(len(part), 'text')}"
+            for part in (self.train, self.validation)
+        )
+        return "; ".join([f"train {train}, validation {validation}", *self.notes])
+
+
+def count(number: int, noun: str) -> str:
+    """``1 text``, ``1,200 texts``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def clean(raw: bytes) -> bytes | None:
@@ -107,5 +113,5 @@ class Filler:
             if not any(room.values()):
                 break
         if duplicates:
-            domain.notes.append(f"{duplicates:,} exact duplicates left out")
+            domain.notes.append(f"{count(duplicates, 'exact duplicate')} left out")
         return domain

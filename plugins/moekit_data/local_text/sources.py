@@ -95,10 +95,10 @@ def _document(key: str, path: Path) -> Document | None:
     """The file's text; None when it cannot be read or is binary."""
     try:
         with path.open("rb") as file:
-            text = clean(file.read(MAX_FILE))
+            text = clean(file.read(MAX_FILE + 1))
     except OSError:
         return None
-    return None if text is None else Document(key, text)
+    return None if text is None else Document(key, cut(text, MAX_FILE))
 
 
 def _sorted(documents: list[Document]) -> list[Document]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from moekit.errors import DataError
-from moekit_data.corpus import Document, Domain, cut, shuffled
+from moekit_data.corpus import Document, Domain, count, cut, shuffled
 from moekit_data.text import TextData
 from moekit_data.text_files import TextFiles
 from moekit_data.text_files.reading import read
@@ -101,7 +101,7 @@ class _Part:
             self.documents.append(Document(document.key, kept))
 
     def notes(self) -> list[str]:
-        notes = [f"{self.duplicates:,} exact duplicates left out"] if self.duplicates else []
+        notes = [f"{count(self.duplicates, 'exact duplicate')} left out"] if self.duplicates else []
         return [*notes, "more text than data.megabytes allows: the rest left out"] if self.is_cut else notes
 
 

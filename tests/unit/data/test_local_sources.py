@@ -1,0 +1,120 @@
+import importlib.metadata
+import sysconfig
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+from moekit_data.local_text import DOMAINS, sources
+
+
+def fake_package(root: Path, name: str, files: dict[str, str]) -> Path:
+    for inside, text in files.items():
+        path = root / name / inside
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root / name
+
+
+@pytest.fixture
+def library(tmp_path, monkeypatch):
+    """A library of a few files in place of Python's own."""
+    root = fake_package(
+        tmp_path,
+        "lib",
+        {
+            "os.py": '"""Files.\n\nAnd folders.\n"""\nimport sys\n',
+            "json/tool.py": 'def run(\n    x,\n):\n    r"""Runs the tool."""\n    y = """not a docstring"""\n',
+            "test/test_os.py": "raise SystemExit",
+            "site-packages/other.py": "x = 1",
+            "notes.txt": "not Python",
+        },
+    )
+    (root / "binary.py").write_bytes(b"x\0y")
+    (root / "gone.py").symlink_to(root / "nowhere.py")
+    monkeypatch.setattr(sources, "_stdlib", lambda: root)
+    monkeypatch.setattr(sources, "_package", lambda name: None)
+    return root
+
+
+def test_every_domain_of_the_spec_has_a_source():
+    assert tuple(sources.SOURCES) == DOMAINS
+
+
+def test_library_without_tests_packages_and_unreadable_files(library):
+    assert sorted(d.key for d in sources.python()) == ["stdlib/json/tool.py", "stdlib/os.py"]
+
+
+def test_docstrings_carry_the_key_of_their_file(library):
+    found = {d.key: d.text for d in sources.prose() if d.key.startswith("stdlib/")}
+    assert found == {"stdlib/os.py": b"Files.\n\nAnd folders.", "stdlib/json/tool.py": b"Runs the tool."}
+
+
+def test_docstrings_come_in_the_opposite_order_of_files(library):
+    files = [d.key for d in sources.python()]
+    docstrings = [d.key for d in sources.prose() if d.key.startswith("stdlib/")]
+    assert docstrings == files[::-1]
+
+
+def test_docstrings_open_a_block_or_the_file():
+    source = b'# a comment\n\n"""The file."""\nclass A:\n    """A class.\n\n    More.\n    """\n    x = """no"""\n'
+    assert sources._docstrings(source) == b"The file.\n\nA class.\n\nMore."
+    assert sources._docstrings(b'x = 1\n"""no"""\n') == b""
+    assert sources._docstrings(b"") == sources._docstrings(b'"""never closed') == b""
+
+
+def test_paragraphs_seen_before_are_left_out():
+    seen: set[bytes] = set()
+    assert sources._new_paragraphs(b"One  two.\n\nThree.", seen) == b"One  two.\n\nThree."
+    assert sources._new_paragraphs(b"Four.\n \nOne\ntwo.", seen) == b"Four."
+
+
+def test_headers_of_torch(tmp_path, monkeypatch):
+    torch = fake_package(tmp_path, "torch", {"include/a/x.h": "int x;", "include/y.txt": "no", "z.py": "z = 1"})
+    monkeypatch.setattr(sources, "_package", lambda name: torch)
+    assert [d.key for d in sources.cpp()] == ["include/a/x.h"]
+    assert [d.key for d in sources.torch_python()] == ["torch/z.py"]
+
+
+def test_descriptions_and_licences_of_installed_packages(tmp_path, monkeypatch):
+    fake_package(
+        tmp_path,
+        "thing-1.0.dist-info",
+        {
+            "METADATA": "Metadata-Version: 2.1\nName: Thing\nVersion: 1.0\n\nThis thing does much.\n",
+            "licenses/LICENSE.txt": "Do what you like.",
+            "RECORD": "thing-1.0.dist-info/METADATA,,\nthing-1.0.dist-info/licenses/LICENSE.txt,,\nthing/LICENSE,,\n",
+        },
+    )
+    thing = importlib.metadata.PathDistribution(tmp_path / "thing-1.0.dist-info")
+    monkeypatch.setattr(importlib.metadata, "distributions", lambda: iter([thing, thing]))
+    assert [(d.key, d.text) for d in sources._descriptions()] == [("description/thing", b"This thing does much.\n")]
+    assert [(d.key, d.text) for d in sources._licences()] == [
+        ("licence/thing/licenses/LICENSE.txt", b"Do what you like.")
+    ]
+
+
+def test_a_package_without_name_or_description_is_passed_over(tmp_path, monkeypatch):
+    fake_package(tmp_path, "a.dist-info", {"METADATA": "Version: 1\n\ntext"})
+    fake_package(tmp_path, "b.dist-info", {"METADATA": "Name: b\n"})
+    found = [importlib.metadata.PathDistribution(tmp_path / name) for name in ("a.dist-info", "b.dist-info")]
+    monkeypatch.setattr(importlib.metadata, "distributions", lambda: iter(found))
+    assert list(sources._descriptions()) == []
+
+
+def test_missing_sources_yield_nothing(monkeypatch):
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: None)
+    assert sources._package("no_such_package_here") is None
+    assert list(sources.python()) == []
+    monkeypatch.setattr(sources, "_package", lambda name: None)
+    assert list(sources.cpp()) == list(sources.torch_python()) == []
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_this_machine_has_text_of_every_domain(domain):
+    documents = list(islice(sources.SOURCES[domain](), 20))
+    assert len(documents) == 20
+    assert all(b"\0" not in d.text for d in documents)
+    assert [d.key for d in documents] == [d.key for d in islice(sources.SOURCES[domain](), 20)]
+    for document in documents:
+        document.text.decode("utf-8")

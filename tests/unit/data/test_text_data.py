@@ -1,0 +1,129 @@
+"""What every text data does: tokens by state, windows by generator, nothing before ``prepare``."""
+
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moekit.errors import DataError, MoekitError
+from moekit.registry import build
+from moekit_data.text_files import TextFiles
+
+WORDS = "the quick brown fox jumps over the lazy dog again and again\n"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for domain in ("one", "two"):
+        (tmp_path / domain).mkdir()
+        for n in range(6):
+            (tmp_path / domain / f"{n}.txt").write_text(f"{domain} {n}: " + WORDS * 5)
+    return str(tmp_path)
+
+
+def make(folder, **options):
+    return build(TextFiles(path=folder, **{"seq": 8, "batch": 4, "validation_windows": 3, **options}))
+
+
+PAIRS = {"tokens": "bpe", "vocab": 300}
+
+
+@pytest.mark.parametrize("options", [{}, PAIRS], ids=["bytes", "bpe"])
+def test_state_is_plain_and_enough_to_talk(folder, options):
+    data = make(folder, **options)
+    data.prepare()
+    stored = json.loads(json.dumps(data.state()))
+    alone = make("/nowhere/at/all", **options)
+    alone.load_state(stored)
+    prompt = "the quick naïve fox"
+    assert alone.encode(prompt).tolist() == data.encode(prompt).tolist()
+    assert alone.decode(data.encode(prompt)) == prompt
+    assert (stored == {}) is (options == {})
+
+
+def test_a_loaded_vocabulary_is_kept_by_prepare(folder):
+    first = make(folder, **PAIRS)
+    first.prepare()
+    second = make(folder, tokens="bpe", vocab=280)
+    second.load_state(first.state())
+    second.prepare()
+    assert second.state() == first.state()
+    assert second.train_batch(torch.Generator()).inputs.shape == (4, 8)
+
+
+def test_only_the_training_split_is_learnt_from(tmp_path):
+    (tmp_path / "t.txt").write_text("plain words only " * 30)
+    (tmp_path / "v.txt").write_text("zzyzx " * 200)
+    data = make(str(tmp_path / "t.txt"), validation_path=str(tmp_path / "v.txt"), **PAIRS)
+    data.prepare()
+    assert "zz" not in data.state()["bpe"]
+
+
+def test_prepare_twice_reads_once(folder, monkeypatch):
+    data = make(folder)
+    data.prepare()
+    monkeypatch.setattr(data, "read", lambda: pytest.fail("read again"))
+    data.prepare()
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**40))
+def test_windows_come_from_the_training_files_alone(tmp_path_factory, seed):
+    root = tmp_path_factory.mktemp("text")
+    (root / "t.txt").write_text("abcdefgh" * 20)
+    (root / "v.txt").write_text("01234567" * 20)
+    data = make(str(root / "t.txt"), validation_path=str(root / "v.txt"))
+    data.prepare()
+    train = data.train_batch(torch.Generator().manual_seed(seed))
+    assert set(data.decode(train.inputs.flatten())) <= set("abcdefgh")
+    for batch in data.validation_batches():
+        assert set(data.decode(batch.inputs.flatten())) <= set("01234567")
+        assert batch.num_bytes == (batch.targets != 0).sum()
+
+
+def test_a_batch_repeats_with_its_generator(folder):
+    data = make(folder)
+    data.prepare()
+    torch.manual_seed(1)
+    first = data.train_batch(torch.Generator().manual_seed(5))
+    torch.manual_seed(2)
+    second = data.train_batch(torch.Generator().manual_seed(5))
+    assert torch.equal(first.inputs, second.inputs)
+    assert torch.equal(first.domain, second.domain)
+    assert first.valid is None
+
+
+def test_validation_is_fixed_and_equal_per_domain(folder):
+    data = make(folder)
+    data.prepare()
+    batches = list(data.validation_batches())
+    assert [len(b.domain) for b in batches] == [4, 2]
+    assert torch.cat([b.domain for b in batches]).tolist() == [0, 1] * 3
+
+
+@pytest.mark.parametrize("options", [{}, PAIRS])
+def test_nothing_before_prepare(folder, options):
+    data = make(folder, **options)
+    with pytest.raises(MoekitError, match=r"TextFilesData has read nothing yet: call prepare\(\) first"):
+        data.train_batch(torch.Generator())
+    with pytest.raises(MoekitError, match=r"TextFilesData has read nothing yet: call prepare\(\) first"):
+        list(data.validation_batches())
+    assert data.describe() == {}
+    assert data.domain_names() == ()
+
+
+def test_byte_pairs_need_learning_or_loading(folder):
+    data = make(folder, **PAIRS)
+    for ask in (lambda: data.encode("x"), lambda: data.decode(torch.tensor([1]))):
+        with pytest.raises(MoekitError, match=r"knows no byte pairs yet: call prepare\(\) or load_state\(\) first"):
+            ask()
+    assert data.state() == {}
+
+
+def test_state_of_the_other_kind_is_refused(folder):
+    learnt = make(folder, **PAIRS)
+    learnt.prepare()
+    with pytest.raises(DataError, match="the stored state holds byte pairs, but the spec says tokens=bytes"):
+        make(folder).load_state(learnt.state())

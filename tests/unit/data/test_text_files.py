@@ -1,0 +1,245 @@
+import json
+import os
+
+import pytest
+import torch
+
+from moekit.errors import DataError
+from moekit.registry import build
+from moekit_data.text_files import TextFiles
+
+SMALL = {"seq": 4, "batch": 3, "validation_windows": 5}
+
+
+def write(root, files):
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return str(root)
+
+
+def prepared(path, **options):
+    data = build(TextFiles(path=str(path), **{**SMALL, **options}))
+    data.prepare()
+    return data
+
+
+def splits(path, **options):
+    """Per domain: the training texts and the validation texts."""
+    domains, _ = build(TextFiles(path=str(path), **{**SMALL, **options})).read()
+    return {d.name: (d.train, d.validation) for d in domains}
+
+
+def records(path, *rows):
+    path.write_text("\n".join(json.dumps(row) for row in rows) + "\n")
+    return path
+
+
+def test_a_single_file_gives_its_end_to_validation(tmp_path):
+    text = "".join(f"line {n:03}\n" for n in range(100))
+    (tmp_path / "book.txt").write_text(text)
+    ((train, validation),) = splits(tmp_path / "book.txt", validation=0.2).values()
+    assert train[0] + validation[0] == text.encode()
+    assert len(validation[0]) == round(0.2 * len(text))
+    data = prepared(tmp_path / "book.txt")
+    assert data.domain_names() == ("text",)
+    assert data.describe()["text"] == "train 0.00 MB in 1 text, validation 0.00 MB in 1 text"
+
+
+def test_subfolders_are_domains_and_files_are_split_whole(tmp_path):
+    files = {f"{kind}/{sub}{n}.txt": f"{kind} {sub} {n} " * 5 for kind in "ab" for sub in ("", "x/") for n in range(5)}
+    write(tmp_path, files | {"top.md": "top " * 9, "skipped.log": "no", ".hidden/x.txt": "no", "a/.x.txt": "no"})
+    found = splits(tmp_path, validation=0.3)
+    assert list(found) == ["a", "b", "text"]
+    for kind in "ab":
+        train, validation = found[kind]
+        assert sorted(train + validation) == sorted(t.encode() for n, t in files.items() if n.startswith(kind))
+        size, wanted = sum(map(len, validation)), 0.3 * sum(map(len, train + validation))
+        assert wanted <= size < wanted + max(map(len, validation))
+    assert found == splits(tmp_path, validation=0.3)
+
+
+def test_suffixes_choose_the_files(tmp_path):
+    write(tmp_path, {"a.rst": "one two three", "b.RST": "four five six", "c.txt": "seven"})
+    train, validation = splits(tmp_path, suffixes=[".rst"])["text"]
+    assert sorted(train + validation) == [b"four five six", b"one two three"]
+
+
+def test_json_lines_with_and_without_domains(tmp_path):
+    path = records(
+        tmp_path / "all.jsonl",
+        *({"text": f"first {n} words", "domain": "first", "other": 1} for n in range(8)),
+        *({"text": f"second {n} words", "domain": "second"} for n in range(8)),
+        {"text": "none", "domain": None},
+    )
+    found = splits(path, validation=0.25)
+    assert list(found) == ["first", "second", "text"]
+    assert [(len(t), len(v)) for t, v in found.values()][:2] == [(6, 2), (6, 2)]
+
+
+def test_json_lines_in_a_folder_take_its_domain(tmp_path):
+    (tmp_path / "talk").mkdir()
+    records(tmp_path / "talk" / "a.jsonl", {"text": "hello there"}, {"text": "bye now", "domain": "end"})
+    assert list(splits(tmp_path)) == ["end", "talk"]
+
+
+def test_a_validation_path_leaves_all_of_path_to_training_except_copies(tmp_path):
+    write(tmp_path / "t", {"a.txt": "train one", "b.txt": "copied text", "c.txt": "train two"})
+    write(tmp_path / "v", {"z.txt": "copied text"})
+    (train, validation) = splits(tmp_path / "t", validation_path=str(tmp_path / "v"))["text"]
+    assert (train, validation) == ([b"train one", b"train two"], [b"copied text"])
+    data = prepared(tmp_path / "t", validation_path=str(tmp_path / "v"))
+    assert data.describe()["text"].endswith("1 exact duplicate left out")
+
+
+def test_what_is_not_utf8_is_replaced(tmp_path):
+    write(tmp_path, {"a.txt": b"\xef\xbb\xbfcaf\xe9 au lait"})
+    train, validation = splits(tmp_path / "a.txt")["text"]
+    assert (train[0] + validation[0]).decode() == "caf\ufffd au lait"
+
+
+def test_reading_is_bounded(tmp_path):
+    write(tmp_path, {"a.txt": "é" * 1000, "b.txt": "more"})
+    train, validation = splits(tmp_path, megabytes=0.0005)["text"]
+    assert sum(map(len, train + validation)) == 500
+    data = prepared(tmp_path, megabytes=0.0005)
+    assert data.describe()["text"].endswith("more text than data.megabytes allows: the rest left out")
+
+
+def test_domains_too_short_for_a_window_are_said(tmp_path):
+    write(tmp_path, {"a/1.txt": "long enough text", "a/2.txt": "here as well", "b/1.txt": "x", "b/2.txt": "y"})
+    data = prepared(tmp_path)
+    assert data.domain_names() == ("a",)
+    assert data.describe()["b"] == "left out: 2 tokens of training text, a window needs 5"
+
+
+def test_a_domain_without_validation_still_trains(tmp_path):
+    write(tmp_path / "t", {"a/1.txt": "long enough text", "b/1.txt": "as long as that"})
+    write(tmp_path / "v", {"a/2.txt": "something else"})
+    data = prepared(tmp_path / "t", validation_path=str(tmp_path / "v"))
+    assert data.describe()["b"].endswith("no validation: 0 tokens, a window needs 5")
+    assert {d for b in data.validation_batches() for d in b.domain.tolist()} == {0}
+    assert set(data.train_batch(torch.Generator().manual_seed(0))[4].tolist()) <= {0, 1}
+
+
+def test_home_is_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path, {"a.txt": "some text here"})
+    assert splits("~/a.txt")["text"]
+
+
+def refused(path, **options):
+    with pytest.raises(DataError) as caught:
+        prepared(path, **options)
+    return str(caught.value)
+
+
+def test_missing_path(tmp_path):
+    path = tmp_path / "nowhere.txt"
+    assert refused(path) == (
+        f"no such file or folder: {path}\n  expected a text file, a .jsonl file, or a folder of them"
+    )
+
+
+def test_folder_without_text(tmp_path):
+    write(tmp_path, {"a.log": "x"})
+    assert refused(tmp_path) == (
+        f"no text in folder {tmp_path}\n  expected files that end with .txt, .md, .jsonl (option data.suffixes)"
+    )
+
+
+@pytest.mark.parametrize("text", ["", " \n\n"])
+def test_empty_file(tmp_path, text):
+    write(tmp_path, {"a.txt": text})
+    assert refused(tmp_path / "a.txt") == f"no text in {tmp_path / 'a.txt'}: all of it is empty\n  expected UTF-8 text"
+
+
+def test_binary_file(tmp_path):
+    write(tmp_path, {"good.txt": "fine", "bad.txt": b"\x7fELF\0\0"})
+    assert refused(tmp_path) == (
+        f"not a text file: {tmp_path / 'bad.txt'} (it contains the byte 0)\n  expected UTF-8 text"
+    )
+
+
+def test_unreadable_file(tmp_path, monkeypatch):
+    write(tmp_path, {"a.txt": "some text"})
+    path = tmp_path / "a.txt"
+    if os.geteuid() == 0:  # root reads everything: let the system call refuse instead
+
+        def refuse(self, *args, **kwargs):
+            raise PermissionError(13, "Permission denied", str(self))
+
+        monkeypatch.setattr(type(path), "open", refuse)
+    else:
+        path.chmod(0)
+    assert refused(path) == f"cannot read {path}: Permission denied\n  expected a readable text file"
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        (b"{not json}", "not JSON (Expecting property name enclosed in double quotes"),
+        (b"[1, 2]", "a JSON list, not an object"),
+        (b'{"txt": "x"}', "no 'text'"),
+        (b'{"text": 3}', "'text' is a int"),
+        (b'{"text": "x", "domain": 4}', "'domain' is 4"),
+        (b'{"text": "x", "domain": ""}', "'domain' is ''"),
+        (b'{"text": "a\\u0000b"}', "'text' contains the character U+0000"),
+        (b"[" * 100_000, "not JSON ("),
+    ],
+)
+def test_malformed_json_line_is_named(tmp_path, line, found):
+    write(tmp_path, {"x.jsonl": b'{"text": "good"}\n\n' + line + b"\n"})
+    message = refused(tmp_path / "x.jsonl")
+    assert message.startswith(f"{tmp_path / 'x.jsonl'}, line 3: {found}")
+    assert message.endswith('\n  expected {"text": "...", "domain": "..."}, domain optional')
+
+
+def test_a_json_line_beyond_the_limit_is_named(tmp_path):
+    write(tmp_path, {"x.jsonl": json.dumps({"text": "x" * 500})})
+    message = refused(tmp_path / "x.jsonl", megabytes=0.0001)
+    assert "line 1: longer than the 100 bytes that data.megabytes allows" in message
+
+
+def test_validation_of_other_domains_is_refused(tmp_path):
+    write(tmp_path / "t", {"a/1.txt": "training text"})
+    write(tmp_path / "v", {"b/1.txt": "validation text"})
+    message = refused(tmp_path / "t", validation_path=str(tmp_path / "v"))
+    assert message == (
+        f"{tmp_path / 'v'} has text of b, but {tmp_path / 't'} has none\n"
+        "  expected its domains: a (subfolders, or 'domain' of a record)"
+    )
+
+
+def test_training_on_the_validation_text_is_refused(tmp_path):
+    write(tmp_path, {"a.txt": "the same text"})
+    message = refused(tmp_path / "a.txt", validation_path=str(tmp_path / "a.txt"))
+    assert message == f"{tmp_path / 'a.txt'} holds nothing that is not also in {tmp_path / 'a.txt'}"
+
+
+def test_too_little_text_for_a_window(tmp_path):
+    write(tmp_path, {"a.txt": "abcdefgh"})
+    message = refused(tmp_path / "a.txt", seq=64)
+    assert message == (
+        "too little text for one window of 65 tokens to train on\n"
+        "  text: left out: 8 tokens of training text, a window needs 65\n"
+        "  give more text, or a smaller data.seq"
+    )
+    assert refused(tmp_path / "a.txt").startswith(
+        "too little text for one window of 5 tokens to validate with\n  text: "
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"path": " "}, "path is empty"),
+        ({"path": "x", "validation_path": ""}, "validation_path is empty"),
+        ({"path": "x", "suffixes": ["txt"]}, "must be file endings such as .txt"),
+        ({"path": "x", "suffixes": []}, "must be file endings such as .txt"),
+    ],
+)
+def test_spec_is_checked(options, message):
+    with pytest.raises(ValueError, match=message):
+        TextFiles(**options)

@@ -1,0 +1,94 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moekit_data.windows import Windows
+
+examples = settings(max_examples=60, deadline=None)
+
+
+def make(lengths, seq):
+    """Streams whose tokens tell where they stand: the n-th of domain d is 1000·d + n, and spells n mod 7 bytes."""
+    streams = [1000 * d + torch.arange(n, dtype=torch.int32) for d, n in enumerate(lengths)]
+    return Windows(streams, seq=seq, num_bytes_V=torch.arange(1000 * max(len(lengths), 1)) % 7)
+
+
+layouts = st.integers(1, 12).flatmap(
+    lambda seq: st.tuples(
+        st.lists(st.one_of(st.just(0), st.integers(seq + 1, 90)), min_size=1, max_size=4).filter(any), st.just(seq)
+    )
+)
+
+
+def check(batch, lengths, seq):
+    """Each window is a stretch of its own domain's stream, targets one ahead, bytes exact."""
+    assert batch.inputs.dtype == batch.targets.dtype == torch.int64
+    assert batch.inputs.shape == batch.targets.shape == (len(batch.domain), seq)
+    assert batch.inputs.is_contiguous() or batch.inputs.stride(-1) == 1
+    for inputs, targets, domain in zip(
+        batch.inputs.tolist(), batch.targets.tolist(), batch.domain.tolist(), strict=True
+    ):
+        start = inputs[0] - 1000 * domain
+        assert 0 <= start
+        assert start + seq < lengths[domain]
+        assert [*inputs, targets[-1]] == list(range(inputs[0], inputs[0] + seq + 1))
+        assert targets == [t + 1 for t in inputs]
+    assert batch.num_bytes.item() == sum(t % 7 for t in batch.targets.flatten().tolist())
+
+
+@examples
+@given(layouts, st.integers(0, 2**32))
+def test_a_drawn_window_never_leaves_its_split(layout, seed):
+    lengths, seq = layout
+    check(make(lengths, seq).draw(9, torch.Generator().manual_seed(seed)), lengths, seq)
+
+
+@examples
+@given(layouts, st.integers(1, 20), st.integers(1, 7))
+def test_spread_windows_are_equal_per_domain_and_do_not_overlap(layout, per_domain, size):
+    lengths, seq = layout
+    windows = make(lengths, seq)
+    batches = list(windows.spread(per_domain, size))
+    for batch in batches:
+        check(batch, lengths, seq)
+        assert len(batch.domain) <= size
+    domain = torch.cat([b.domain for b in batches])
+    present = [d for d, n in enumerate(lengths) if n]
+    count = windows.num_spread(per_domain)
+    assert torch.bincount(domain, minlength=len(lengths)).tolist() == [
+        count * (d in present) for d in range(len(lengths))
+    ]
+    targets = torch.cat([b.targets for b in batches]).flatten().tolist()
+    assert len(set(targets)) == len(targets)
+    again = list(windows.spread(per_domain, size))
+    assert all(torch.equal(a.inputs, b.inputs) for a, b in zip(batches, again, strict=True))
+
+
+def test_spread_goes_from_the_first_token_to_the_last():
+    (batch,) = make([101], 10).spread(3, 8)
+    assert batch.inputs[:, 0].tolist() == [0, 45, 90]
+    assert batch.targets[-1, -1] == 100
+
+
+def test_draw_repeats_with_the_generator_and_only_with_it():
+    windows = make([50, 60], 5)
+    draw = lambda seed: windows.draw(8, torch.Generator().manual_seed(seed)).inputs  # noqa: E731
+    torch.rand(3)
+    assert torch.equal(draw(1), draw(1))
+    assert not torch.equal(draw(1), draw(2))
+
+
+def test_domains_and_places_are_equally_likely():
+    batch = make([8, 0, 800], 3).draw(6000, torch.Generator().manual_seed(0))
+    counts = torch.bincount(batch.domain, minlength=3)
+    assert counts[1] == 0
+    assert abs(counts[0].item() - 3000) < 200  # 5 standard deviations of a fair coin
+    starts = batch.inputs[batch.domain == 0, 0]
+    assert torch.bincount(starts).tolist() == pytest.approx([600] * 5, abs=125)  # the five places in 8 tokens
+
+
+@pytest.mark.parametrize("lengths", [[], [0, 0], [5], [40, 5]])
+def test_streams_too_short_are_refused(lengths):
+    with pytest.raises(ValueError, match="hold no window of 5 tokens and the one after"):
+        make(lengths, 5)
