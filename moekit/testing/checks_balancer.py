@@ -4,37 +4,29 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from moekit.contracts import BalanceContext, Balancer
-from moekit.routing import ExpertChoice, Routing, Soft, TokenChoice
-from moekit.spec.kinds import BalancerSpec, Form
+from moekit.routing import Routing
+from moekit.spec.kinds import BalancerSpec
 from moekit.testing.case import (
     Case,
     Check,
-    normal,
     require,
     require_equal,
     require_finite,
-    require_same_state,
-    state_of,
 )
-from moekit.testing.probes import claimed_forms, rescored, some_routing
+from moekit.testing.probes import claimed_forms
+from moekit.testing.routings import balanced, padded, rescored, skewed, some_routing
 
 
 def checks(case: Case) -> Iterator[Check]:
     """The balancer checks that a case's claims call for."""
     yield from (check_perfect_balance, check_padding_counts_nothing, check_loss_gradient, check_loss_dtype)
-    yield from (check_persistent_state, check_empty_step)
     if _spec(case).at_balance is not None:
         yield check_loss_sees_skew
-    if _spec(case).gives_bias:
-        yield from (check_bias_shape, check_bias_moves_towards_balance, check_large_loads_exact)
-    else:
-        yield check_gives_no_bias
 
 
 def check_perfect_balance(case: Case) -> None:
@@ -47,10 +39,10 @@ def check_perfect_balance(case: Case) -> None:
     for form in claimed_forms(case):
         for E, K, B in ((8, 2, 1), (8, 4, 3), (16, 2, 2)):
             sized = case.with_experts(E)
-            balancer = _build(sized)
-            routing = _balanced(form, E, K, B)
+            balancer = build(sized)
+            routing = balanced(form, E, K, B)
             balancer.step(routing.load_E())
-            value = _loss(balancer, routing, B)
+            value = loss_of(balancer, routing, B)
             if value is None:
                 continue
             require_finite(value, "the loss at perfect balance")
@@ -65,11 +57,11 @@ def check_loss_sees_skew(case: Case) -> None:
     """Has a higher loss when one expert takes all the load with all the affinity than at perfect balance."""
     E = case.dims.num_experts
     for form in claimed_forms(case):
-        balancer = _build(case)
-        even = _balanced(form, E, 2, 1)
-        skewed = _skewed(form, E, 16)
+        balancer = build(case)
+        even = balanced(form, E, 2, 1)
+        uneven = skewed(form, E, 16)
         at_balance = _loss_after(balancer, even)
-        at_skew = _loss_after(balancer, skewed)
+        at_skew = _loss_after(balancer, uneven)
         if at_balance is not None and at_skew is not None and form != "expert_choice":
             require(
                 at_skew.item() > at_balance.item(),
@@ -87,13 +79,13 @@ def check_padding_counts_nothing(case: Case) -> None:
             continue  # who is chosen depends on the padding: the router's matter
         plain = some_routing(form, B * S, E)
         valid_T = (torch.arange(2 * S) < S).repeat(B)
-        padded = _spread(plain, valid_T)
+        with_padding = padded(plain, valid_T)
         outcomes = []
-        for routing in (plain, padded):
-            balancer = _build(case)
+        for routing in (plain, with_padding):
+            balancer = build(case)
             scores_TE = routing.scores_TE.clone().requires_grad_()
             object.__setattr__(routing, "scores_TE", scores_TE)
-            loss = _loss(balancer, routing, B)
+            loss = loss_of(balancer, routing, B)
             if loss is None:
                 return
             if loss.requires_grad:
@@ -110,7 +102,7 @@ def check_loss_gradient(case: Case) -> None:
     for form in claimed_forms(case):
         base = some_routing(form, 12, case.dims.num_experts)
         logits_TE = base.logits_TE.clone().requires_grad_()
-        loss = _loss(_build(case), rescored(base, logits_TE), 2)
+        loss = loss_of(build(case), rescored(base, logits_TE), 2)
         if loss is None:
             continue
         require(loss.ndim == 0, found=f"a loss of shape {tuple(loss.shape)}", expected="a 0-d tensor")
@@ -125,11 +117,11 @@ def check_loss_dtype(case: Case) -> None:
     """Computes its loss in fp32 at least, under autocast and after the model was cast to bf16."""
     for form in claimed_forms(case):
         routing = some_routing(form, 12, case.dims.num_experts, dtype=torch.float32)
-        balancer = _build(case)
-        exact = _loss(balancer, routing, 2)
+        balancer = build(case)
+        exact = loss_of(balancer, routing, 2)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            under_autocast = _loss(balancer, routing, 2)
-        cast = _loss(balancer.bfloat16(), routing, 2)
+            under_autocast = loss_of(balancer, routing, 2)
+        cast = loss_of(balancer.bfloat16(), routing, 2)
         for found, how in ((under_autocast, "under autocast"), (cast, "after .bfloat16()")):
             if exact is None or found is None:
                 continue
@@ -137,154 +129,8 @@ def check_loss_dtype(case: Case) -> None:
             require_equal(found, exact, f"the loss {how}", tolerance=1e-5)
 
 
-def check_persistent_state(case: Case) -> None:
-    """Keeps all that ``step`` changes in its state dict, so that a resumed run goes on as if never stopped."""
-    form, E = claimed_forms(case)[-1], case.dims.num_experts
-    balancer, resumed = _build(case), _build(case)
-    for seed in range(3):
-        balancer.step(_load(E, seed))
-    resumed.load_state_dict(balancer.state_dict(), strict=True)
-    require_same_state(state_of(balancer), state_of(resumed), "saving and loading after three steps")
-    for one in (balancer, resumed):
-        one.step(_load(E, 3))
-    routing = some_routing(form, 12, E)
-    pairs = [(_loss(balancer, routing, 2), _loss(resumed, routing, 2), "the loss")]
-    pairs.append((balancer.selection_bias(), resumed.selection_bias(), "the bias"))
-    for kept, found, what in pairs:
-        if kept is not None and found is not None:
-            require_equal(found, kept, f"{what} of a resumed run")
-
-
-def check_empty_step(case: Case) -> None:
-    """Bears a step without any tokens: its state stays finite, and so do loss and bias."""
-    E = case.dims.num_experts
-    for before in (0, 2):
-        balancer = _build(case)
-        for seed in range(before):
-            balancer.step(_load(E, seed))
-        balancer.step(torch.zeros(E, dtype=torch.int64))
-        for name, tensor in balancer.state_dict().items():
-            if tensor.is_floating_point():
-                require_finite(tensor, f"'{name}' after a step without tokens")
-        loss = _loss(balancer, some_routing(claimed_forms(case)[-1], 12, E), 2)
-        if loss is not None:
-            require_finite(loss, "the loss after a step without tokens")
-
-
-def check_gives_no_bias(case: Case) -> None:
-    """Gives no selection bias, before and after a step, as it claims (``gives_bias = False``)."""
-    balancer = _build(case)
-    for when in ("at first", "after a step"):
-        bias_E = balancer.selection_bias()
-        require(bias_E is None, found=f"a selection bias {when}", expected="None (or the claim gives_bias = True)")
-        balancer.step(_load(case.dims.num_experts, 0))
-
-
-def check_bias_shape(case: Case) -> None:
-    """Gives an fp32 bias ``[E]``, finite and without gradient, also in a model cast to bf16 (``gives_bias``).
-
-    In bf16 a bias of 1 could not move by 1e-3.
-    """
-    E = case.dims.num_experts
-    for balancer, how in ((_build(case), "as built"), (_build(case).bfloat16(), "after .bfloat16()")):
-        for _ in range(2):
-            bias_E = balancer.selection_bias()
-            require(
-                bias_E is not None and bias_E.shape == (E,) and bias_E.dtype == torch.float32,
-                found="None" if bias_E is None else f"{bias_E.dtype} {tuple(bias_E.shape)} {how}",
-                expected=f"float32 ({E},)",
-            )
-            require_finite(bias_E, f"the bias {how}")
-            assert bias_E is not None
-            require(not bias_E.requires_grad, found="a bias that requires grad", expected="one moved by step alone")
-            balancer.step(_load(E, 0))
-
-
-def check_bias_moves_towards_balance(case: Case) -> None:
-    """Moves the bias of an overloaded expert down, and that of an idle one up, relative to each other."""
-    E = case.dims.num_experts
-    balancer = _build(case)
-    before = _bias(balancer)
-    load_E = torch.full((E,), 100)
-    load_E[1], load_E[2] = 160, 40
-    balancer.step(load_E)
-    moved_E = _bias(balancer) - before
-    busy, idle = moved_E[1].item(), moved_E[2].item()
-    require(
-        idle > busy,
-        found=f"the bias of a busy expert moves by {busy:+.4g}, that of an idle one by {idle:+.4g}",
-        expected="more for the idle one",
-    )
-
-
-def check_large_loads_exact(case: Case) -> None:
-    """Counts exactly beyond 2**24, where fp32 skips whole numbers: loads are int64 and must be compared so."""
-    E = case.dims.num_experts
-    balancer = _build(case)
-    before = _bias(balancer)
-    load_E = torch.full((E,), 2**25)
-    load_E[1], load_E[2] = 2**25 + 1, 2**25 - 1
-    balancer.step(load_E)
-    moved_E = _bias(balancer) - before
-    busy, idle = moved_E[1].item(), moved_E[2].item()
-    require(
-        idle > busy,
-        found=f"loads 2**25 + 1 and 2**25 - 1 move their biases by {busy:+.4g} and {idle:+.4g}",
-        expected="more for the second",
-    )
-
-
-def _balanced(form: Form, E: int, K: int, B: int) -> Routing:
-    """Uniform affinities and even loads, in every sequence of E tokens."""
-    T = B * E
-    uniform_TE = torch.full((T, E), 1 / E, dtype=torch.float64)
-    shared: dict[str, Any] = {"logits_TE": torch.zeros(T, E, dtype=torch.float64), "scores_TE": uniform_TE}
-    if form == "token_choice":
-        expert_TK = (torch.arange(T)[:, None] + torch.arange(K)) % E
-        return TokenChoice(**shared, expert_TK=expert_TK, gate_TK=uniform_TE[:, :K])
-    if form == "expert_choice":
-        token_EC = (torch.arange(E)[:, None] + torch.arange(B * K)) % T
-        return ExpertChoice(**shared, token_EC=token_EC, gate_EC=torch.full((E, B * K), 1 / E, dtype=torch.float64))
-    return Soft(**shared, combine_TEP=uniform_TE[:, :, None])
-
-
-def _skewed(form: Form, E: int, T: int) -> Routing:
-    """Nearly all affinity and every token's first choice on expert 0."""
-    logits_TE = torch.zeros(T, E, dtype=torch.float64)
-    logits_TE[:, 0] = 5
-    shared: dict[str, Any] = {"logits_TE": logits_TE, "scores_TE": logits_TE.softmax(1)}
-    if form == "token_choice":
-        zero = torch.zeros(T, 1, dtype=torch.int64)
-        return TokenChoice(**shared, expert_TK=zero, gate_TK=torch.ones(T, 1, dtype=torch.float64))
-    routing = some_routing(form, T, E)
-    if isinstance(routing, ExpertChoice):
-        return ExpertChoice(**shared, token_EC=routing.token_EC, gate_EC=routing.gate_EC)
-    return Soft(**shared, combine_TEP=logits_TE.softmax(1)[:, :, None])
-
-
-def _spread(routing: Routing, valid_T: Tensor) -> Routing:
-    """The routing's tokens at the places that are valid; NaN affinities and expert 0 in between."""
-
-    def among(x: Tensor, fill: float) -> Tensor:
-        out = x.new_full((valid_T.shape[0], *x.shape[1:]), fill)
-        out[valid_T] = x
-        return out
-
-    nan = float("nan")
-    shared: dict[str, Any] = {
-        "logits_TE": among(routing.logits_TE, nan),
-        "scores_TE": among(routing.scores_TE, nan),
-        "valid_T": valid_T,
-    }
-    if isinstance(routing, TokenChoice):
-        expert_TK = among(routing.expert_TK, 0)
-        expert_TK[~valid_T] = torch.arange(expert_TK.shape[1])
-        return TokenChoice(**shared, expert_TK=expert_TK, gate_TK=among(routing.gate_TK, nan))
-    assert isinstance(routing, Soft)
-    return Soft(**shared, combine_TEP=among(routing.combine_TEP, nan))
-
-
-def _loss(balancer: Balancer, routing: Routing, B: int) -> Tensor | None:
+def loss_of(balancer: Balancer, routing: Routing, B: int) -> Tensor | None:
+    """The loss of one forward pass over B sequences."""
     term = balancer.loss(routing, BalanceContext(num_sequences=B, training=True))
     return None if term is None else term.value
 
@@ -293,20 +139,11 @@ def _loss_after(balancer: Balancer, routing: Routing) -> Tensor | None:
     """The loss of a routing when the previous step's load was the same."""
     fresh = copy.deepcopy(balancer)
     fresh.step(routing.load_E())
-    return _loss(fresh, routing, 1)
+    return loss_of(fresh, routing, 1)
 
 
-def _load(E: int, seed: int) -> Tensor:
-    return (normal(E, seed=seed).abs() * 100).long()
-
-
-def _bias(balancer: Balancer) -> Tensor:
-    bias_E = balancer.selection_bias()
-    assert bias_E is not None
-    return bias_E.clone()
-
-
-def _build(case: Case) -> Balancer:
+def build(case: Case) -> Balancer:
+    """The balancer of a case."""
     balancer = case.build()
     assert isinstance(balancer, Balancer)
     return balancer

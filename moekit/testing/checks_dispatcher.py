@@ -12,8 +12,9 @@ from moekit.contracts import Dispatched, ExpertBank
 from moekit.routing import ExpertChoice, Routing, TokenChoice
 from moekit.spec.kinds import DispatcherSpec, Form
 from moekit.testing.case import Case, Check, normal, require, require_equal, require_finite
-from moekit.testing.probes import claimed_forms, some_routing, with_gates
+from moekit.testing.probes import claimed_forms
 from moekit.testing.reference import NameExperts, TanhExperts, chosen_TE, gates_of, naive_sum, one_expert
+from moekit.testing.routings import some_routing, with_gates
 
 
 def checks(case: Case) -> Iterator[Check]:

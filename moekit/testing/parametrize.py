@@ -16,28 +16,31 @@ from moekit.spec.kinds import ExpertSpec, Recipe
 from moekit.testing import (
     checks_attention,
     checks_balancer,
-    checks_common,
+    checks_balancer_state,
     checks_data,
     checks_dispatcher,
     checks_experts,
+    checks_made,
     checks_model,
     checks_objective,
     checks_optimizer,
     checks_router,
+    checks_router_claims,
+    checks_run,
 )
 from moekit.testing.case import DIMS, Case, Check, CheckFailure
 
 BY_KIND = {
-    "router": checks_router,
-    "expert": checks_experts,
-    "dispatcher": checks_dispatcher,
-    "balancer": checks_balancer,
-    "attention": checks_attention,
-    "model": checks_model,
-    "objective": checks_objective,
-    "data": checks_data,
-    "optimizer": checks_optimizer,
-    "schedule": checks_optimizer,
+    "router": (checks_router, checks_router_claims),
+    "expert": (checks_experts,),
+    "dispatcher": (checks_dispatcher,),
+    "balancer": (checks_balancer, checks_balancer_state),
+    "attention": (checks_attention,),
+    "model": (checks_model,),
+    "objective": (checks_objective,),
+    "data": (checks_data,),
+    "optimizer": (checks_optimizer,),
+    "schedule": (checks_optimizer,),
 }
 
 
@@ -83,7 +86,8 @@ class BoundCheck:
 
 def checks_for(case: Case) -> list[BoundCheck]:
     """Every check that the case's kind and claims call for, in order."""
-    return [BoundCheck(check, case) for check in [*checks_common.checks(case), *BY_KIND[case.kind].checks(case)]]
+    rooms = (checks_made, checks_run, *BY_KIND[case.kind])
+    return [BoundCheck(check, case) for room in rooms for check in room.checks(case)]
 
 
 def cases_of(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +11,11 @@ from torch import Tensor, nn
 from moekit.contracts import BalanceContext, Balancer, Batch, ModelOutput
 from moekit.groups import UniformGroups
 from moekit.layer import LayerReport
-from moekit.routing import ExpertChoice, Routing, Soft, TokenChoice
+from moekit.routing import Routing, Soft
 from moekit.spec.kinds import Form
 from moekit.testing.case import ATTENTION_DIM, Case, normal, tensors_in
 from moekit.testing.reference import TanhExperts
+from moekit.testing.routings import rescored, some_routing, with_gates
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,61 +46,6 @@ def route(module: nn.Module, x_TD: Tensor, valid_T: Tensor | None = None, bias_E
     """Calls a router."""
     routing: Routing = module(x_TD, valid_T=valid_T, selection_bias_E=bias_E)
     return routing
-
-
-def some_routing(
-    form: Form,
-    T: int,
-    E: int,
-    *,
-    K: int = 2,
-    seed: int = 0,
-    dtype: torch.dtype = torch.float64,
-    valid_T: Tensor | None = None,
-    slots: int = 0,
-) -> Routing:
-    """A routing drawn at random: K experts a token, T·K/E tokens an expert, or soft (with ``slots`` > 0: in slots)."""
-    logits_TE = normal(T, E, seed=seed, dtype=dtype)
-    scores_TE = logits_TE.softmax(1)
-    shared: dict[str, Any] = {"logits_TE": logits_TE, "scores_TE": scores_TE, "valid_T": valid_T}
-    if form == "token_choice":
-        expert_TK = logits_TE.topk(K, dim=1).indices
-        return TokenChoice(**shared, expert_TK=expert_TK, gate_TK=scores_TE.gather(1, expert_TK))
-    if form == "expert_choice":
-        C = -(-T * K // E)
-        gate_EC, token_EC = scores_TE.T.topk(C, dim=1)
-        return ExpertChoice(**shared, token_EC=token_EC, gate_EC=gate_EC.contiguous())
-    if not slots:
-        return Soft(**shared, combine_TEP=scores_TE[:, :, None])
-    both_TEP = normal(T, E, slots, seed=seed + 1, dtype=dtype)
-    combine_TEP = both_TEP.flatten(1).softmax(1).view(T, E, slots)
-    return Soft(**shared, combine_TEP=combine_TEP, dispatch_TEP=both_TEP.softmax(0))
-
-
-def with_gates(routing: Routing, gates: Tensor) -> Routing:
-    """The same routing with other weights on the experts' outputs (so that a gradient can be asked of them)."""
-    shared: dict[str, Any] = {
-        "logits_TE": routing.logits_TE,
-        "scores_TE": routing.scores_TE,
-        "valid_T": routing.valid_T,
-    }
-    if isinstance(routing, TokenChoice):
-        return TokenChoice(**shared, expert_TK=routing.expert_TK, gate_TK=gates)
-    if isinstance(routing, ExpertChoice):
-        return ExpertChoice(**shared, token_EC=routing.token_EC, gate_EC=gates)
-    assert isinstance(routing, Soft)
-    return Soft(**shared, combine_TEP=gates, dispatch_TEP=routing.dispatch_TEP)
-
-
-def rescored(routing: Routing, logits_TE: Tensor) -> Routing:
-    """The same choice with scores and gates made of other logits, so that a gradient reaches them all."""
-    scores_TE = logits_TE.softmax(1)
-    shared: dict[str, Any] = {"logits_TE": logits_TE, "scores_TE": scores_TE, "valid_T": routing.valid_T}
-    if isinstance(routing, TokenChoice):
-        return TokenChoice(**shared, expert_TK=routing.expert_TK, gate_TK=scores_TE.gather(1, routing.expert_TK))
-    if isinstance(routing, ExpertChoice):
-        return ExpertChoice(**shared, token_EC=routing.token_EC, gate_EC=scores_TE.T.gather(1, routing.token_EC))
-    return Soft(**shared, combine_TEP=scores_TE[:, :, None])
 
 
 def claimed_forms(case: Case) -> list[Form]:
