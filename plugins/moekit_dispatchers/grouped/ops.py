@@ -1,7 +1,7 @@
 """Operators of the grouped dispatcher, each with its derivatives: rows taken from tokens, rows summed back into
 tokens, and the grouped product.
 
-They are ``torch.library`` operators, so that ``torch.compile`` carries them whole and reads no sizes from a device.
+They are ``torch.library`` operators, so that ``torch.compile`` takes each as one call, with shapes that are static.
 Rows past the last group come out 0 and receive no gradient, whatever stands in them. Every backward is made of the
 same operators, so derivatives of any order are right.
 """
@@ -13,9 +13,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-_GROUPED_MM_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
 
 # ---- rows from tokens, and back -----------------------------------------------------------------------------------
 
@@ -47,12 +44,18 @@ def sum_rows(y_NO: Tensor, gate_N: Tensor | None, token_N: Tensor, by_token_N: T
         y_NO: rows, of the gates' dtype.
         gate_N: the weight of each row; None for 1.
     """
-    if not y_NO.shape[0]:
-        return y_NO.new_zeros(start_T.shape[0] - 1, y_NO.shape[1])
-    weight_N = None if gate_N is None else gate_N.index_select(0, by_token_N)
+    T = start_T.shape[0] - 1
+    if _on_host(y_NO):
+        by_token_N, bag_T = by_token_N[: int(start_T[-1])], start_T
+    else:
+        # embedding_bag's last bag runs to the end of the rows, so those of no token get bags of their own: as many as
+        # there are tokens, for one long bag would be summed by one thread.
+        rest = by_token_N.shape[0] - start_T[-1]
+        bag_T = torch.cat([start_T, start_T[-1] + rest * torch.arange(1, T + 1, device=y_NO.device) // max(T, 1)])
+    gate_N = None if gate_N is None else gate_N.index_select(0, by_token_N)
     return F.embedding_bag(
-        by_token_N, y_NO.contiguous(), start_T, mode="sum", per_sample_weights=weight_N, include_last_offset=True
-    )
+        by_token_N, y_NO.contiguous(), bag_T, mode="sum", per_sample_weights=gate_N, include_last_offset=True
+    )[:T]
 
 
 @sum_rows.register_fake
@@ -106,12 +109,13 @@ def grouped_linear(x_ND: Tensor, w_EHD: Tensor, end_E: Tensor) -> Tensor:
         end_E: int32, where each expert's rows end.
     """
     N, H = x_ND.shape[0], w_EHD.shape[1]
-    if not _fits_grouped_mm(x_ND, w_EHD):
-        y_NH = x_ND.new_zeros(N, H)
-        for e, rows in _slices(end_E):
-            torch.mm(x_ND[rows], w_EHD[e].t(), out=y_NH[rows])
-        return y_NH
-    return _clear_tail(F.grouped_mm(_aligned(x_ND), _aligned(w_EHD).mT, offs=end_E), end_E[-1])
+    if N and _takes(x_ND):
+        y_NH = F.grouped_mm(_aligned(x_ND), _aligned(w_EHD).mT, offs=end_E)[:, :H].contiguous()
+        return _clear_tail(y_NH, end_E[-1])
+    y_NH = x_ND.new_zeros(N, H)
+    for e, rows in _slices(end_E) if N else ():
+        torch.mm(x_ND[rows], w_EHD[e].t(), out=y_NH[rows])
+    return y_NH
 
 
 @grouped_linear.register_fake
@@ -122,13 +126,13 @@ def _(x_ND: Tensor, w_EHD: Tensor, end_E: Tensor) -> Tensor:
 @torch.library.custom_op("moekit::grouped_outer", mutates_args=())
 def grouped_outer(g_NH: Tensor, x_ND: Tensor, end_E: Tensor) -> Tensor:
     """``w_EHD``: for each expert the sum over its rows of ``g_NH`` outer ``x_ND``: the weight gradient of the above."""
-    E, H, D = end_E.shape[0], g_NH.shape[1], x_ND.shape[1]
-    if not _fits_grouped_mm(g_NH, x_ND):
-        w_EHD = x_ND.new_zeros(E, H, D)
-        for e, rows in _slices(end_E):
-            torch.mm(g_NH[rows].t(), x_ND[rows], out=w_EHD[e])
-        return w_EHD
-    return F.grouped_mm(_aligned(g_NH).t(), _aligned(x_ND), offs=end_E)
+    E, N, H, D = end_E.shape[0], *g_NH.shape, x_ND.shape[1]
+    if N and _takes(x_ND):
+        return F.grouped_mm(_aligned(g_NH).t(), _aligned(x_ND), offs=end_E)[:, :H, :D].contiguous()
+    w_EHD = x_ND.new_zeros(E, H, D)
+    for e, rows in _slices(end_E) if N else ():
+        torch.mm(g_NH[rows].t(), x_ND[rows], out=w_EHD[e])
+    return w_EHD
 
 
 @grouped_outer.register_fake
@@ -161,29 +165,40 @@ grouped_outer.register_autograd(_outer_backward, setup_context=_save_all)
 # ---- helpers --------------------------------------------------------------------------------------------------------
 
 
-def _fits_grouped_mm(a: Tensor, b: Tensor) -> bool:
-    """Whether ``F.grouped_mm`` takes these: its dtypes, and (it wants rows of whole 16 bytes) even widths."""
-    if a.dtype not in _GROUPED_MM_DTYPES or a.device.type not in ("cpu", "cuda") or not a.shape[0]:
-        return False
-    return all(size * a.element_size() % 16 == 0 for size in (a.shape[1], *b.shape[1:]))
+def _takes(t: Tensor) -> bool:
+    """Whether ``F.grouped_mm`` takes such a tensor; if not (float64 above all), experts are looped over."""
+    return t.dtype in (torch.float32, torch.bfloat16, torch.float16) and t.device.type in ("cpu", "cuda")
 
 
 def _aligned(t: Tensor) -> Tensor:
-    """The same tensor, copied where its strides (an expanded gradient, an odd slice) do not suit ``F.grouped_mm``."""
-    last_two = t.stride()[-2:]
-    unit = 1 in last_two and all(s == 1 or (s > 0 and s * t.element_size() % 16 == 0) for s in t.stride())
-    return t if unit else t.contiguous()
+    """The tensor as ``F.grouped_mm`` wants it: widths padded with zeros to whole 16 bytes, strides likewise.
+
+    Nothing is copied when it is so already, or is the transposed view of such a tensor. What needs a copy: odd
+    widths, expanded gradients, slices of odd arrays.
+    """
+    unit = 16 // t.element_size()
+    widths = t.shape[1:]  # of rows ``[N, D]`` only D, of weights ``[E, H, D]`` both
+    if any(width % unit for width in widths):
+        return F.pad(t, [p for width in reversed(widths) for p in (0, -width % unit)])
+    if 1 in t.stride()[-2:] and all(stride == 1 or (stride and stride % unit == 0) for stride in t.stride()):
+        return t
+    return t.clone(memory_format=torch.contiguous_format)
 
 
 def _slices(end_E: Tensor) -> list[tuple[int, slice]]:
-    """Each expert that has rows, with its rows. Reads the device: only the fallback, which fp64 takes, comes here."""
+    """Each expert that has rows, with its rows. Reads the ends on the host, which on a GPU waits for it."""
     ends = end_E.tolist()
     return [(e, slice(s, t)) for e, (s, t) in enumerate(zip([0, *ends], ends, strict=False)) if t > s]
 
 
+def _on_host(t: Tensor) -> bool:
+    """Whether reading a number out of such a tensor is free; elsewhere it would wait for the device."""
+    return t.device.type == "cpu"
+
+
 def _clear_tail(y_ND: Tensor, num_rows: Tensor) -> Tensor:
-    """Sets the rows from ``num_rows`` (0-d) on to 0, in place. On the CPU reading the number is free."""
-    if y_ND.device.type == "cpu":
+    """Sets the rows from ``num_rows`` (0-d) on to 0, in place."""
+    if _on_host(y_ND):
         y_ND[int(num_rows) :] = 0
         return y_ND
     return y_ND.masked_fill_((torch.arange(y_ND.shape[0], device=y_ND.device) >= num_rows)[:, None], 0)

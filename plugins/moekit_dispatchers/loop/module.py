@@ -29,8 +29,9 @@ class LoopGroups(Groups):
 
     def linear(self, x_ND: Tensor, w_EHD: Tensor, b_EH: Tensor | None = None) -> Tensor:
         """``y_NH``, expert by expert."""
-        rows = self.split(x_ND)
-        return torch.cat([F.linear(x, w_EHD[e], None if b_EH is None else b_EH[e]) for e, x in enumerate(rows)])
+        biases = [None] * self.num_experts if b_EH is None else b_EH.unbind()
+        parts = zip(self.split(x_ND), w_EHD.unbind(), biases, strict=True)
+        return torch.cat([F.linear(x_nD, w_HD, b_H) for x_nD, w_HD, b_H in parts])
 
     def per_row(self, p_EX: Tensor) -> Tensor:
         """``p_NX``, each expert's slice repeated for its rows."""

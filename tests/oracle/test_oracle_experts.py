@@ -1,0 +1,120 @@
+"""Every expert bank equals its naive oracle in fp64, forward and every gradient, under every kind of groups."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from moekit.contracts import ExpertBank, LayerDims
+from moekit.groups import Groups, UniformGroups
+from moekit_dispatchers.grouped.module import GroupedGroups
+from moekit_dispatchers.loop.module import LoopGroups
+from moekit_experts.ffn import Ffn
+from moekit_experts.ffn.module import FfnExperts
+from moekit_experts.ffn.naive import naive_ffn
+from moekit_experts.glu import Glu
+from moekit_experts.glu.module import GluExperts
+from moekit_experts.glu.naive import naive_glu
+from moekit_experts.linear import Linear, Logistic
+from moekit_experts.linear.module import LinearExperts
+from moekit_experts.linear.naive import naive_linear
+
+Oracle = Callable[[Tensor, Tensor], Tensor]
+
+
+def glu(count: int, dims: LayerDims, activation: str) -> tuple[ExpertBank, Oracle]:
+    bank = GluExperts(Glu(count=count, hidden=5, activation=activation), dims).double()
+    gate_EHD, up_EHD = bank.w_gate_up_EHD[:, :5], bank.w_gate_up_EHD[:, 5:]
+    return bank, lambda x_ND, e_N: naive_glu(x_ND, e_N, gate_EHD, up_EHD, bank.w_down_EOH, activation)
+
+
+def ffn(count: int, dims: LayerDims, activation: str, bias: bool) -> tuple[ExpertBank, Oracle]:
+    bank = FfnExperts(Ffn(count=count, hidden=5, activation=activation, bias=bias), dims).double()
+    w_up, w_down, b_up, b_down = bank.w_up_EHD, bank.w_down_EOH, bank.b_up_EH, bank.b_down_EO
+    return bank, lambda x_ND, e_N: naive_ffn(x_ND, e_N, w_up, w_down, activation, b_up, b_down)
+
+
+def one_layer(spec: Linear | Logistic, dims: LayerDims) -> tuple[ExpertBank, Oracle]:
+    bank = LinearExperts(spec, dims).double()
+    logistic = isinstance(spec, Logistic)
+    return bank, lambda x_ND, e_N: naive_linear(x_ND, e_N, bank.w_EOD, bank.b_EO, logistic=logistic)
+
+
+BANKS: dict[str, Callable[[int, LayerDims], tuple[ExpertBank, Oracle]]] = {
+    "glu-silu": lambda count, dims: glu(count, dims, "silu"),
+    "glu-gelu": lambda count, dims: glu(count, dims, "gelu"),
+    "glu-relu": lambda count, dims: glu(count, dims, "relu"),
+    "glu-sigmoid": lambda count, dims: glu(count, dims, "sigmoid"),
+    "ffn-relu": lambda count, dims: ffn(count, dims, "relu", bias=False),
+    "ffn-gelu-bias": lambda count, dims: ffn(count, dims, "gelu", bias=True),
+    "ffn-silu-bias": lambda count, dims: ffn(count, dims, "silu", bias=True),
+    "linear": lambda count, dims: one_layer(Linear(count=count), dims),
+    "linear-no-bias": lambda count, dims: one_layer(Linear(count=count, bias=False), dims),
+    "logistic": lambda count, dims: one_layer(Logistic(count=count), dims),
+}
+
+
+def expert_of_rows(sizes: list[int], nowhere: int = 0) -> Tensor:
+    return torch.repeat_interleave(torch.arange(len(sizes) + 1), torch.tensor([*sizes, nowhere]))
+
+
+def grouped(sizes: list[int], nowhere: int = 0) -> GroupedGroups:
+    return GroupedGroups(expert_of_rows(sizes, nowhere), torch.tensor(sizes).cumsum(0).int())
+
+
+def check(bank: ExpertBank, oracle: Oracle, groups: Groups, expert_N: Tensor, width: int) -> None:
+    """Output and gradients agree on the rows of some expert; the others reach no gradient."""
+    x_ND = torch.randn(len(expert_N), width, dtype=torch.float64, requires_grad=True)
+    real_N1 = (expert_N < bank.num_experts)[:, None]
+    y_NO, want_NO = bank(x_ND, groups).where(real_N1, 0), oracle(x_ND, expert_N)
+    assert y_NO.shape == (len(expert_N), bank.out_dim)
+    torch.testing.assert_close(y_NO, want_NO, rtol=1e-12, atol=1e-13)
+    if not want_NO.requires_grad:
+        assert not any(g.any() for g in torch.autograd.grad(y_NO.sum(), [x_ND, *bank.parameters()]))
+        return
+    g_NO = torch.randn_like(y_NO)
+    leaves = [x_ND, *bank.parameters()]
+    want = torch.autograd.grad(want_NO, leaves, g_NO, allow_unused=True, materialize_grads=True)
+    for ours, theirs in zip(torch.autograd.grad(y_NO, leaves, g_NO), want, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("name", BANKS)
+@pytest.mark.parametrize("sizes", [[3, 0, 4], [0, 0, 5], [2, 2, 2], [0, 0, 0]], ids=str)
+def test_bank_equals_naive_under_loop_groups(name: str, sizes: list[int]) -> None:
+    bank, oracle = BANKS[name](3, LayerDims(dim=4, num_experts=3, out_dim=6))
+    check(bank, oracle, LoopGroups(sizes), expert_of_rows(sizes), 4)
+
+
+@pytest.mark.parametrize("name", BANKS)
+@pytest.mark.parametrize("sizes", [[3, 0, 4], [0, 0, 5], [2, 2, 2], [0, 0, 0]], ids=str)
+@pytest.mark.parametrize("nowhere", [0, 3])
+def test_bank_equals_naive_under_grouped_groups(name: str, sizes: list[int], nowhere: int) -> None:
+    bank, oracle = BANKS[name](3, LayerDims(dim=4, num_experts=3, out_dim=6))
+    check(bank, oracle, grouped(sizes, nowhere), expert_of_rows(sizes, nowhere), 4)
+
+
+@pytest.mark.parametrize("name", BANKS)
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("rows", [0, 1, 4])
+def test_bank_equals_naive_under_uniform_groups(name: str, count: int, rows: int) -> None:
+    bank, oracle = BANKS[name](count, LayerDims(dim=4, num_experts=count))
+    check(bank, oracle, UniformGroups(count, count * rows), expert_of_rows([rows] * count), 4)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    name=st.sampled_from(sorted(BANKS)),
+    sizes=st.lists(st.integers(0, 4), min_size=1, max_size=5),
+    nowhere=st.integers(0, 3),
+    width=st.integers(1, 9),
+    out=st.integers(1, 9),
+)
+def test_bank_equals_naive_for_any_shape(name: str, sizes: list[int], nowhere: int, width: int, out: int) -> None:
+    bank, oracle = BANKS[name](len(sizes), LayerDims(dim=width, num_experts=len(sizes), out_dim=out))
+    check(bank, oracle, grouped(sizes, nowhere), expert_of_rows(sizes, nowhere), width)

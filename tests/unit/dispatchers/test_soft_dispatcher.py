@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from moekit.contracts import LayerDims
+from moekit.routing import Soft as SoftRouting
+from moekit.routing import TokenChoice
+from moekit_dispatchers.soft import Soft
+from moekit_dispatchers.soft.module import SoftDispatcher
+from moekit_experts.linear import Linear
+from moekit_experts.linear.module import LinearExperts
+
+T, D, E = 5, 8, 3
+DIMS = LayerDims(dim=D, num_experts=E)
+SOFT = SoftDispatcher(Soft(), DIMS)
+
+
+def routing(slots: int | None) -> SoftRouting:
+    zeros_TE = torch.zeros(T, E)
+    combine_TEP = torch.rand(T, E, slots or 1)
+    dispatch_TEP = None if slots is None else torch.rand(T, E, slots)
+    return SoftRouting(logits_TE=zeros_TE, scores_TE=zeros_TE, combine_TEP=combine_TEP, dispatch_TEP=dispatch_TEP)
+
+
+@pytest.mark.parametrize("slots", [None, 2])
+def test_output_has_the_experts_dtype_also_under_autocast(slots: int | None) -> None:
+    bank, x_TD = LinearExperts(Linear(count=E), DIMS), torch.randn(T, D)
+    assert SOFT(x_TD, routing(slots), bank).y_TO.dtype == torch.float32
+    assert SOFT(x_TD.bfloat16(), routing(slots), bank.bfloat16()).y_TO.dtype == torch.bfloat16
+    with torch.autocast("cpu", torch.bfloat16):
+        assert SOFT(x_TD, routing(slots), bank.float()).y_TO.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("slots", [None, 2])
+def test_sums_run_in_the_routings_dtype_under_autocast(slots: int | None) -> None:
+    """Proportions that bf16 would round away (1 + 2^-12) still count."""
+    bank = LinearExperts(Linear(count=E, bias=False), DIMS)
+    with torch.no_grad():
+        bank.w_EOD.copy_(torch.eye(D).expand(E, D, D))
+    way = routing(slots)
+    for weights in (way.combine_TEP, way.dispatch_TEP):
+        if weights is not None:
+            weights.zero_()
+            weights[:, 0, 0] = 1 + 2**-12
+            weights[:, 1, 0] = -1
+    with torch.autocast("cpu", torch.bfloat16):
+        assert bool(SOFT(torch.ones(T, D), way, bank).y_TO.any())
+
+
+@pytest.mark.parametrize("slots", [None, 2])
+def test_input_is_left_alone(slots: int | None) -> None:
+    x_TD, way = torch.randn(T, D, requires_grad=True), routing(slots)
+    before = x_TD.detach().clone()
+    SOFT(x_TD, way, LinearExperts(Linear(count=E), DIMS)).y_TO.sum().backward()
+    torch.testing.assert_close(x_TD.detach(), before, rtol=0, atol=0)
+
+
+def test_a_sparse_routing_is_refused() -> None:
+    zeros_TE, ones_TK = torch.zeros(T, E), torch.ones(T, 1)
+    sparse = TokenChoice(logits_TE=zeros_TE, scores_TE=zeros_TE, expert_TK=ones_TK.long(), gate_TK=ones_TK)
+    message = r"'soft' takes soft routings, but the router gave 'token_choice'; the dispatchers 'grouped' and 'loop'"
+    with pytest.raises(ValueError, match=message):
+        SOFT(torch.zeros(T, D), sparse, LinearExperts(Linear(count=E), DIMS))

@@ -1,0 +1,149 @@
+"""What holds for every bank of this plugin: sizes, where it takes its options from, how it is drawn."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from moekit.contracts import ExpertBank, LayerDims
+from moekit.groups import UniformGroups
+from moekit.registry import build, current
+from moekit.spec.kinds import ExpertSpec
+from moekit_experts.ffn import Ffn
+from moekit_experts.glu import Glu
+from moekit_experts.linear import Linear, Logistic
+
+D, H, O, E = 8, 12, 10, 3  # noqa: E741
+DIMS = LayerDims(dim=D, num_experts=E, out_dim=O)
+SPECS: dict[str, ExpertSpec] = {
+    "glu": Glu(count=E, hidden=H),
+    "ffn": Ffn(count=E, hidden=H),
+    "ffn, biases": Ffn(count=E, hidden=H, bias=True),
+    "linear": Linear(count=E),
+    "linear, no bias": Linear(count=E, bias=False),
+    "logistic": Logistic(count=E),
+}
+PARAMETERS = {
+    "glu": 2 * D * H + H * O,  # 3·D·H when O = D
+    "ffn": D * H + H * O,
+    "ffn, biases": D * H + H * O + H + O,
+    "linear": D * O + O,
+    "linear, no bias": D * O,
+    "logistic": D * O + O,
+}
+
+
+def bank_of(name: str, dims: LayerDims = DIMS) -> ExpertBank:
+    bank: ExpertBank = build(SPECS[name], dims)
+    return bank
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_number_of_parameters(name: str) -> None:
+    assert sum(p.numel() for p in bank_of(name).parameters()) == E * PARAMETERS[name]
+
+
+def test_glu_has_three_matrices_and_ffn_two_of_dim_by_hidden() -> None:
+    dims = LayerDims(dim=D, num_experts=E)
+    assert sum(p.numel() for p in bank_of("glu", dims).parameters()) == 3 * E * D * H
+    assert sum(p.numel() for p in bank_of("ffn", dims).parameters()) == 2 * E * D * H
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_count_is_the_specs_own_not_the_layers(name: str) -> None:
+    """A shared expert is built with the dims of the layer, whose E counts the routed experts."""
+    bank = bank_of(name, LayerDims(dim=D, num_experts=64, out_dim=O))
+    assert bank.num_experts == E and bank.out_dim == O
+    assert bank(torch.randn(2 * E, D), UniformGroups(E, 2 * E)).shape == (2 * E, O)
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_built_on_meta_and_filled_later(name: str) -> None:
+    with torch.device("meta"):
+        bank = bank_of(name)
+    assert all(p.is_meta for p in bank.parameters())
+    bank.to_empty(device="cpu")
+    torch.manual_seed(0)
+    bank.reset_parameters()
+    torch.manual_seed(0)
+    fresh = bank_of(name)
+    for ours, theirs in zip(bank.parameters(), fresh.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_drawn_as_nn_linear_draws(name: str) -> None:
+    """Uniform between ±1/sqrt(fan-in), weights and biases alike; no two experts the same."""
+    wide = LayerDims(dim=64, num_experts=E, out_dim=48)
+    for key, p in bank_of(name, wide).named_parameters():
+        bound = (H if "down" in key else 64) ** -0.5
+        assert 0.9 * bound < float(p.detach().abs().max()) <= bound
+        assert abs(float(p.detach().mean())) < 0.2 * bound
+        assert not torch.equal(p[0], p[1])
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_init_weights_draws_matrices_and_clears_biases(name: str) -> None:
+    torch.manual_seed(1)
+    bank = bank_of(name, LayerDims(dim=64, num_experts=E, out_dim=48))
+    bank.init_weights(0.02)
+    for key, p in bank.named_parameters():
+        if key.startswith("b_"):
+            assert not p.any()
+        else:
+            assert float(p.detach().std()) == pytest.approx(0.02, rel=0.1)
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_its_print_tells_sizes(name: str) -> None:
+    assert f"experts={E}, dim={D}, " in repr(bank_of(name))
+    assert f"out={O}" in repr(bank_of(name))
+
+
+def test_logistic_answers_between_0_and_1() -> None:
+    y_NO = bank_of("logistic")(100 * torch.randn(E * 50, D), UniformGroups(E, E * 50))
+    assert float(y_NO.detach().min()) >= 0 and float(y_NO.detach().max()) <= 1
+    assert float(y_NO.detach().std()) > 0.3
+
+
+def test_glu_stacks_gate_above_up() -> None:
+    bank = bank_of("glu")
+    with torch.no_grad():
+        bank.w_gate_up_EHD[:, H:] = 0  # up = 0: whatever the gate, nothing comes out
+        assert not bank(torch.randn(E, D), UniformGroups(E, E)).any()
+        bank.reset_parameters()
+        bank.w_gate_up_EHD[:, :H] = 0  # silu(0) = 0
+        assert not bank(torch.randn(E, D), UniformGroups(E, E)).any()
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: Glu(hidden=0), r"hidden=0 is out of range \(>= 1\)"),
+        (lambda: Glu(hidden=4, count=0), r"count=0 is out of range \(>= 1\)"),
+        (lambda: Glu(hidden=4, activation="tanh"), r"'tanh' is out of range \(one of silu, gelu, relu, sigmoid\)"),
+        (lambda: Ffn(hidden=4, activation="tanh"), r"'tanh' is out of range \(one of relu, gelu, silu\)"),
+        (lambda: Ffn(hidden=-1), r"hidden=-1 is out of range \(>= 1\)"),
+        (lambda: Linear(count=0), r"count=0 is out of range \(>= 1\)"),
+    ],
+)
+def test_impossible_options_are_refused(make: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()  # type: ignore[operator]
+
+
+def test_listed_without_importing_torch() -> None:
+    names = "from moekit.registry import current as c; print(c().names('expert'), c().names('dispatcher'))"
+    code = f"import sys; {names}; sys.exit('torch' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    for name in ("ffn", "glu", "linear", "logistic", "grouped", "loop", "soft"):
+        assert f"'{name}'" in out
+
+
+def test_every_expert_and_dispatcher_can_be_loaded() -> None:
+    for kind in ("expert", "dispatcher"):
+        for component in current().components(kind):
+            assert isinstance(component.load(), type)
