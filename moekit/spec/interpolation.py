@@ -63,6 +63,9 @@ class Resolver:
         return self._leaf(value, path)
 
     def _leaf(self, value: str, path: Keys) -> Any:
+        number = self._number(value)
+        if number is not None:
+            return number
         from omegaconf import OmegaConf
         from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
@@ -87,6 +90,14 @@ class Resolver:
             why = str(error).split("\n", 1)[0]
             self._report.add(path, f"cannot resolve '{value}': {why}")
         return BROKEN
+
+    def _number(self, value: str) -> bool | int | float | None:
+        """The number that ``value`` refers to. None: it is left to OmegaConf, whose import takes longer than all else."""
+        whole = _REFERENCE.fullmatch(value)
+        target: Any = self._tree if whole else None
+        for key in whole[1].split(".") if whole else ():
+            target = target.get(key) if isinstance(target, dict) else None
+        return target if isinstance(target, bool | int | float) else None
 
     def _readable(self) -> Any:
         """The tree without leaves that OmegaConf cannot parse, and without what no interpolation refers to.

@@ -140,6 +140,8 @@ def _node(kind: type) -> Any:
 
 def scalar(value: Any, kind: type) -> Any:
     """``value`` as int, float, bool or str, where nothing is lost by it; else ``BROKEN``."""
+    if type(value) is kind and value == value and kind in (int, float, bool, str):
+        return value  # what is right already needs no judge, whose import takes long
     import omegaconf
 
     node = _node(kind)
