@@ -7,7 +7,6 @@ each component it offers. Nothing of torch is imported, for targets are names un
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -20,9 +19,8 @@ from moekit.errors import PluginError, nearest
 from moekit.spec.fields import Spec
 from moekit.spec.kinds import KINDS, Recipe, plural
 
+_SIGNS = str.maketrans("", "", "_-.")  # what a component's name may hold beside letters and digits
 _KIND_OF_HOOK = {f"moekit_{plural(kind)}": kind for kind in KINDS}
-_NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
-_TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +150,7 @@ def _checked(offered: object, kind: str, where: str) -> Component:
         raise PluginError(f"{where}: expected Component, got {type(offered).__name__}")
     here = f"{where}, component '{offered.name}'"
     parts = offered.name.split("/") if kind == "recipe" else [offered.name]
-    if not all(_NAME.fullmatch(part) for part in parts):
+    if not all(part[:1].isalnum() and part.translate(_SIGNS).isalnum() for part in parts):
         raise PluginError(f"{here}: a name is made of letters, digits, '_', '-' and '.'")
     spec: object = offered.spec
     if not (isinstance(spec, type) and issubclass(spec, base)):
@@ -161,9 +159,14 @@ def _checked(offered: object, kind: str, where: str) -> Component:
     parameters = vars(spec).get("__dataclass_params__")
     if parameters is None or not parameters.frozen:
         raise PluginError(f"{here}: write @dataclass(frozen=True, kw_only=True) above its spec {spec.__name__}")
-    if kind != "recipe" and not callable(offered.target) and not _TARGET.fullmatch(str(offered.target)):
+    if kind != "recipe" and not callable(offered.target) and not _is_import_name(offered.target):
         raise PluginError(f"{here}: its target must be 'package.module:Class' or a class, got {offered.target!r}")
     return offered
+
+
+def _is_import_name(target: object) -> bool:
+    module, colon, name = target.partition(":") if isinstance(target, str) else ("", "", "")
+    return bool(colon) and name.isidentifier() and all(part.isidentifier() for part in module.split("."))
 
 
 def _check_distinct(name: str, components: list[Component]) -> None:

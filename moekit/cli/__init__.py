@@ -76,6 +76,14 @@ def _dispatch(args: "list[str]") -> int:
 
         sys.stdout.write(f"moekit {__version__}\n")
         return 0
-    from moekit.cli import verbs
+    import gc
 
-    return verbs.run(verb, args[1:])
+    collects = gc.isenabled()
+    gc.disable()  # what start-up imports is no garbage, and looking for it takes a tenth of the time
+    try:
+        from moekit.cli import verbs
+
+        return verbs.run(verb, args[1:])
+    finally:
+        if collects:
+            gc.enable()

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 from typing import NoReturn, Protocol, cast
 
 from moekit.cli import VERBS
 from moekit.errors import MoekitError, nearest
+
+QUICK = ("ls", "show", "plugins", "config")
+"""Verbs that end so soon that collecting garbage is not worth its time. They import no torch."""
 
 
 class Verb(Protocol):
@@ -80,4 +84,6 @@ def run(name: str, argv: list[str]) -> int:
         args = parser.parse_intermixed_args(argv)  # options may stand between overrides
     except SystemExit as asked:  # --help has printed its page
         return int(asked.code or 0)
+    if name not in QUICK:
+        gc.enable()  # the first page's module has switched it off
     return load(name).run(args)
