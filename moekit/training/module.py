@@ -225,7 +225,9 @@ class LitMoE(L.LightningModule):
         """Logs the validation set's means: ``val/loss`` and the objective's metrics."""
         values = ratios(self._validation.take(), "val/")
         if values and not self.trainer.sanity_checking:
-            self._publish({**values, "seconds": self.pace.seconds, "tokens": self.pace.tokens}, self.trainer.global_step)
+            self._publish(
+                {**values, "seconds": self.pace.seconds, "tokens": self.pace.tokens}, self.trainer.global_step
+            )
 
     def on_validation_start(self) -> None:
         """Stops the training clock."""

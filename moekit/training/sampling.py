@@ -37,9 +37,7 @@ class StepLoader:
         steps: optimizer steps in an epoch; None for one epoch without an end.
     """
 
-    def __init__(
-        self, data: Data, *, seed: int, accumulate: int = 1, rank: int = 0, steps: int | None = None
-    ) -> None:
+    def __init__(self, data: Data, *, seed: int, accumulate: int = 1, rank: int = 0, steps: int | None = None) -> None:
         self.data = data
         self.seed = seed
         self.accumulate = accumulate

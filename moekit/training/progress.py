@@ -1,0 +1,118 @@
+"""What a person sees while training: a bar on a terminal, a few plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import ProgressBar
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+LINES = 20  # at most so many lines where there is no terminal
+SHOWN = ("bits_per_byte", "blend_mse", "accuracy")  # of the objective's metrics, beside the loss
+
+
+class TrainingProgress(ProgressBar):
+    """Step, loss, tokens a second, learning rate, MaxVio, dropped pairs, time left; a line for each validation.
+
+    Args:
+        console: where to write.
+        label: what is being trained.
+    """
+
+    def __init__(self, console: Console, label: str) -> None:
+        super().__init__()
+        self.console = console
+        self.label = label
+        self._enabled = True
+        self._bar: Progress | None = None
+        self._task: Any = None
+        self._next_line = 0
+        self._drawn = 0.0
+
+    def enable(self) -> None:
+        """Shows it (Lightning asks on rank 0)."""
+        self._enabled = True
+
+    def disable(self) -> None:
+        """Hides it (Lightning asks on other ranks)."""
+        self._enabled = False
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Puts up the bar."""
+        self._next_line = trainer.global_step + 1
+        if self._enabled and self.console.is_terminal:
+            columns = (
+                TextColumn("{task.description}"), BarColumn(bar_width=18), TextColumn("{task.fields[text]}"),
+                TimeRemainingColumn(),
+            )  # fmt: skip
+            self._bar = Progress(*columns, console=self.console, transient=True, refresh_per_second=4)
+            self._task = self._bar.add_task(self.label, total=trainer.max_steps, completed=trainer.global_step, text="")
+            self._bar.start()
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *args: Any) -> None:
+        """Moves the bar, or writes a line now and then."""
+        step = trainer.global_step
+        if not self._enabled:
+            return
+        if self._bar is not None:
+            now = time.monotonic()
+            if now - self._drawn > 0.1 or step >= trainer.max_steps:
+                self._drawn = now
+                self._bar.update(
+                    self._task, completed=step, text=f"{step}/{trainer.max_steps}  {tell(pl_module.logged)}"
+                )
+        elif pl_module.logged_step == step and step >= self._next_line:
+            self.console.print(f"step {step}/{trainer.max_steps}  {tell(pl_module.logged)}", highlight=False)
+            self._next_line = step + max(1, 2 * trainer.max_steps // LINES)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Writes the validation's line."""
+        values = {key: float(v) for key, v in trainer.callback_metrics.items() if key.startswith("val/")}
+        if self._enabled and values and not trainer.sanity_checking:
+            words = (
+                f"{self.label}  step {trainer.global_step}/{trainer.max_steps}  validation: {tell_validation(values)}"
+            )
+            console = self._bar.console if self._bar is not None else self.console
+            console.print(words, highlight=False)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Takes the bar down."""
+        self._stop()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Takes it down when training breaks off."""
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def tell(values: Mapping[str, float]) -> str:
+    """Training metrics in a line: those that are there."""
+    parts = []
+    if "train/loss" in values:
+        parts.append(f"loss {values['train/loss']:.3f}")
+    parts += [
+        f"{name.replace('_', ' ')} {values[f'train/{name}']:.3f}" for name in SHOWN[1:] if f"train/{name}" in values
+    ]
+    if "tokens_per_second" in values:
+        parts.append(f"{values['tokens_per_second']:,.0f} tok/s")
+    if "lr" in values:
+        parts.append(f"lr {values['lr']:.2g}")
+    if "train/max_violation" in values:
+        parts.append(f"MaxVio {values['train/max_violation']:.2f}")
+        parts.append(f"dropped {values['train/dropped']:.1%}")
+    return "  ".join(parts)
+
+
+def tell_validation(values: Mapping[str, float]) -> str:
+    """Validation metrics in a line: bits per byte first, where there is text."""
+    words = {"bits_per_byte": "bits per byte", "blend_mse": "blend mse"}
+    names = [name for name in (*SHOWN, "loss") if f"val/{name}" in values]
+    return ", ".join(f"{words.get(name, name)} {values[f'val/{name}']:.3f}" for name in names)

@@ -1,0 +1,132 @@
+"""The Lightning Trainer of a run: a recipe's ``trainer`` options over defaults that suit a run counted in steps."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import Logger
+
+from moekit.errors import Problem, SpecError
+from moekit.spec.kinds import Recipe
+from moekit.training.checkpoint import AtomicCheckpointIO
+from moekit.training.folder import RunFolder
+from moekit.training.module import DEFAULT_STEPS
+
+VALIDATIONS = 10
+ROWS = 100
+
+
+def trainer_options(recipe: Recipe) -> dict[str, Any]:
+    """The options for ``lightning.Trainer``: the recipe's own, and defaults for what it leaves out.
+
+    About 10 validations and 100 logged steps in a run; bf16 where a GPU has it; one device.
+
+    Raises:
+        SpecError: a run counted in epochs.
+    """
+    given = dict(recipe.trainer)
+    for name in ("max_epochs", "min_epochs"):
+        if given.get(name) is not None:
+            raise SpecError(
+                [
+                    Problem(
+                        what=f"trainer option '{name}' has no meaning here: training data is drawn, not passed through",
+                        at=f"trainer.{name}",
+                        expected="trainer.max_steps",
+                    )
+                ]
+            )
+    steps = given.setdefault("max_steps", DEFAULT_STEPS)
+    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
+        raise SpecError([Problem(what=f"{steps!r} is no number of steps", at="trainer.max_steps", expected=">= 1")])
+    accumulate = int(given.get("accumulate_grad_batches") or 1)
+    defaults = {
+        "accelerator": "auto",
+        "devices": 1,
+        "precision": default_precision(str(given.get("accelerator", "auto"))),
+        "log_every_n_steps": max(1, min(25, steps // ROWS)),
+        "num_sanity_val_steps": 0,
+        "enable_model_summary": False,
+    }
+    if "check_val_every_n_epoch" not in given:
+        # Lightning counts micro-batches here. With no epochs, an interval counts over the whole run.
+        defaults["val_check_interval"] = max(1, steps // VALIDATIONS) * accumulate
+        defaults["check_val_every_n_epoch"] = None
+    return {**defaults, **given}
+
+
+def default_precision(accelerator: str) -> str:
+    """``bf16-mixed`` where training will run on a GPU that has bf16, else ``32-true``."""
+    on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
+
+
+def make_trainer(
+    recipe: Recipe, folder: RunFolder, *, loggers: Sequence[Logger] = (), callbacks: Sequence[Callback] = ()
+) -> L.Trainer:
+    """A Trainer that keeps everything in the run folder. Creates no file.
+
+    Raises:
+        SpecError: options that the Trainer refuses.
+    """
+    options = trainer_options(recipe)
+    more = checkpoint_callbacks(folder) if options.get("enable_checkpointing", True) else []
+    try:
+        return L.Trainer(
+            **options,
+            logger=list(loggers) or False,
+            callbacks=[*callbacks, *more],
+            plugins=[AtomicCheckpointIO()],
+            default_root_dir=folder.path,
+        )
+    except (TypeError, ValueError, RuntimeError, ImportError) as error:
+        # Lightning's own refusals (MisconfigurationException is a plain Exception) are ValueErrors at heart.
+        raise SpecError([_refusal(error)]) from error
+    except Exception as error:
+        if type(error).__module__.startswith("lightning"):
+            raise SpecError([_refusal(error)]) from error
+        raise
+
+
+def _refusal(error: Exception) -> Problem:
+    return Problem(what=f"the Trainer refuses its options: {' '.join(str(error).split())}", at="trainer")
+
+
+def checkpoint_callbacks(folder: RunFolder) -> list[Callback]:
+    """``last.ckpt`` after every validation, ``best.ckpt`` by the lowest validation loss."""
+    common: Mapping[str, Any] = {
+        "dirpath": folder.checkpoints,
+        "save_top_k": 1,
+        "enable_version_counter": False,
+        "save_on_train_epoch_end": False,
+        "auto_insert_metric_name": False,
+    }
+    return [
+        ModelCheckpoint(filename="best", monitor="val/loss", mode="min", **common),
+        ModelCheckpoint(filename="last", monitor=None, **common),
+    ]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps Lightning's tips and its advice on workers and logging off the screen; errors still come through."""
+    names = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero", "lightning")
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"lightning\..*")
+            warnings.filterwarnings("ignore", module=r"torch\.utils\.tensorboard.*")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
