@@ -92,7 +92,7 @@ class Resolver:
         return BROKEN
 
     def _number(self, value: str) -> bool | int | float | None:
-        """The number that ``value`` refers to. None: it is left to OmegaConf, whose import takes longer than all else."""
+        """The number that ``value`` refers to; None leaves it to OmegaConf, whose import takes longer than all else."""
         whole = _REFERENCE.fullmatch(value)
         target: Any = self._tree if whole else None
         for key in whole[1].split(".") if whole else ():
