@@ -118,12 +118,18 @@ class TextData(Data):
         return {} if self._tokens is None else self._tokens.state()
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Takes back the tokens; ``prepare`` then learns no others.
+        """Takes back the tokens; ``prepare`` then learns no others. After ``prepare`` the text is laid out anew.
 
         Raises:
             DataError: the state is of another kind of token, or damaged.
         """
+        if dict(state) == self.state():
+            return
         self._tokens = from_state(state, self.spec.tokens)
+        if self._train is not None:  # its windows hold tokens of another vocabulary
+            self._train = self._validation = None
+            self._names = []
+            self.prepare()
 
     def _known_tokens(self) -> Tokens:
         if self._tokens is None:

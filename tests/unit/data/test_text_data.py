@@ -53,6 +53,20 @@ def test_a_loaded_vocabulary_is_kept_by_prepare(folder):
     assert second.train_batch(torch.Generator()).inputs.shape == (4, 8)
 
 
+def test_a_vocabulary_loaded_after_prepare_replaces_the_windows(folder, tmp_path_factory):
+    """As on resuming where the text has changed since: the model's tokens count, not the text's."""
+    other = tmp_path_factory.mktemp("other") / "other.txt"
+    other.write_text("wholly different words here " * 40)
+    stored, data = make(str(other), **PAIRS), make(folder, **PAIRS)
+    stored.prepare()
+    data.prepare()
+    data.load_state(stored.state())
+    assert data.state() == stored.state()
+    assert data.domain_names() == ("one", "two")
+    text = data.decode(data.train_batch(torch.Generator().manual_seed(0)).inputs.flatten())
+    assert set(text.split()) & set(WORDS.split())
+
+
 def test_only_the_training_split_is_learnt_from(tmp_path):
     (tmp_path / "t.txt").write_text("plain words only " * 30)
     (tmp_path / "v.txt").write_text("zzyzx " * 200)
