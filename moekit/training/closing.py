@@ -16,6 +16,7 @@ from rich.table import Table
 from moekit.contracts import Data
 from moekit.errors import MoekitError
 from moekit.params import count_parameters
+from moekit.spec.kinds import Recipe
 from moekit.training.checkpoint import replace_file
 from moekit.training.folder import RunFolder
 from moekit.training.logs import Row, curve
@@ -61,7 +62,7 @@ class Outcome:
         folder: where it lies.
         steps, tokens, seconds: how much training; seconds without validation.
         train, validation: the last values by metric; training's are means of the last tenth.
-        max_violation: MaxVio, mean of the first tenth and of the last tenth of logged steps; None without sparse layers.
+        max_violation: MaxVio, means of the first and the last tenth of logged steps; None without sparse layers.
         dropped: fraction of pairs dropped, mean of the last tenth; None as above.
         stopped_after: steps to fall to the recipe's ``stop.below``; None when it did not.
         total, active: parameters.
@@ -90,6 +91,11 @@ class Outcome:
     def metric(self) -> str:
         """The metric that stands for the run: bits per byte where there is text, else the loss."""
         return "bits_per_byte" if "bits_per_byte" in self.validation else "loss"
+
+
+def unit_of(recipe: Recipe) -> str:
+    """What a run's data is counted in."""
+    return "tokens" if recipe.model.takes == "tokens" else "cases"
 
 
 def outcome_of(label: str, folder: RunFolder, module: LitMoE, rows: Mapping[int, Row]) -> Outcome:
@@ -163,7 +169,7 @@ def write_summary(path: Path, outcome: Outcome) -> None:
 
 def tell(outcome: Outcome, module: LitMoE, console: Console) -> None:
     """Prints what a person wants to know at the end of a run."""
-    unit = "tokens" if module.recipe.model.takes == "tokens" else "cases"
+    unit = unit_of(module.recipe)
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim")
     grid.add_column()
@@ -210,7 +216,7 @@ def comparison_lines(c: Comparison, outcome: Outcome) -> list[str]:
         lines.append("  per second         one run ended before the other's first validation: nothing to compare")
         return lines
     lines.append(
-        f"  per second         {c.moe_then:.3f}, dense {c.dense_then:.3f}, after the same {c.seconds:.0f} s of training: "
+        f"  per second         {c.moe_then:.3f}, dense {c.dense_then:.3f}, after the same {c.seconds:.0f} s: "
         + _verdict(c.moe_then, c.dense_then)
     )
     slower, faster = ("mixture", c.moe_seconds) if c.moe_seconds > c.dense_seconds else ("dense model", c.dense_seconds)
@@ -229,24 +235,25 @@ def _verdict(moe: float, dense: float) -> str:
 
 
 def _tell_files(outcome: Outcome, module: LitMoE, console: Console) -> None:
-    inside = [p.relative_to(outcome.folder).as_posix() for p in outcome.files]
     run = outcome.folder.as_posix()
-    speaks = module.data is not None and type(module.data).encode is not Data.encode
-    rows = [
-        ("files", run),
-        (
-            "",
-            "  " + "  ".join(["spec.yaml", "metrics.csv", "load.npz" if outcome.max_violation else "", "summary.json"]),
-        ),
-        ("", "  checkpoints/last.ckpt  checkpoints/best.ckpt  tensorboard/"),
-        ("pictures", "  " + "  ".join(inside)),
-        ("try next", f'moekit generate {run} "The "' if speaks else f"look at {run}/{inside[-1] if inside else ''}"),
-        ("", f"moekit train --resume {run} trainer.max_steps={2 * outcome.steps}"),
-    ]
-    console.print()
+    pictures = [p.relative_to(outcome.folder).as_posix() for p in outcome.files]
+    written = ["spec.yaml", "metrics.csv", *(["load.npz"] if outcome.max_violation else []), "summary.json"]
+    if module.data is not None and type(module.data).encode is not Data.encode:
+        following = f'moekit generate {run} "The "'
+    else:
+        following = f"look at {run}/{pictures[-1]}"
+    if outcome.stopped_after is None:
+        further = f"moekit train --resume {run} trainer.max_steps={2 * outcome.steps}"
+    else:
+        further = f"moekit train {run}/spec.yaml seed={module.recipe.seed + 1}"
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim")
     grid.add_column(overflow="fold")
-    for key, value in rows:
-        grid.add_row(key, value)
+    grid.add_row("folder", run)
+    grid.add_row("files", "  ".join(written))
+    grid.add_row("", "checkpoints/last.ckpt  checkpoints/best.ckpt  tensorboard/")
+    grid.add_row("pictures", "  ".join(pictures))
+    grid.add_row("try next", following)
+    grid.add_row("", further)
+    console.print()
     console.print(grid, highlight=False)

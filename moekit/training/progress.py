@@ -21,12 +21,14 @@ class TrainingProgress(ProgressBar):
     Args:
         console: where to write.
         label: what is being trained.
+        unit: what is counted each second.
     """
 
-    def __init__(self, console: Console, label: str) -> None:
+    def __init__(self, console: Console, label: str, unit: str = "tokens") -> None:
         super().__init__()
         self.console = console
         self.label = label
+        self.unit = unit
         self._enabled = True
         self._bar: Progress | None = None
         self._task: Any = None
@@ -63,10 +65,10 @@ class TrainingProgress(ProgressBar):
             if now - self._drawn > 0.1 or step >= trainer.max_steps:
                 self._drawn = now
                 self._bar.update(
-                    self._task, completed=step, text=f"{step}/{trainer.max_steps}  {tell(pl_module.logged)}"
+                    self._task, completed=step, text=f"{step}/{trainer.max_steps}  {tell(pl_module.logged, self.unit)}"
                 )
         elif pl_module.logged_step == step and step >= self._next_line:
-            self.console.print(f"step {step}/{trainer.max_steps}  {tell(pl_module.logged)}", highlight=False)
+            self.console.print(f"step {step}/{trainer.max_steps}  {tell(pl_module.logged, self.unit)}", highlight=False)
             self._next_line = step + max(1, 2 * trainer.max_steps // LINES)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -93,7 +95,7 @@ class TrainingProgress(ProgressBar):
             self._bar = None
 
 
-def tell(values: Mapping[str, float]) -> str:
+def tell(values: Mapping[str, float], unit: str = "tokens") -> str:
     """Training metrics in a line: those that are there."""
     parts = []
     if "train/loss" in values:
@@ -102,7 +104,7 @@ def tell(values: Mapping[str, float]) -> str:
         f"{name.replace('_', ' ')} {values[f'train/{name}']:.3f}" for name in SHOWN[1:] if f"train/{name}" in values
     ]
     if "tokens_per_second" in values:
-        parts.append(f"{values['tokens_per_second']:,.0f} tok/s")
+        parts.append(f"{values['tokens_per_second']:,.0f} {unit}/s")
     if "lr" in values:
         parts.append(f"lr {values['lr']:.2g}")
     if "train/max_violation" in values:

@@ -6,6 +6,7 @@ Nothing is written before the spec is valid, the Trainer accepts its options, an
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from moekit.params import count_parameters
 from moekit.spec import dump, to_plain
 from moekit.spec.kinds import Recipe
 from moekit.training.checkpoint import read_checkpoint, refuse_other_model, replace_file
-from moekit.training.closing import Outcome, compare, outcome_of, tell, write_summary
+from moekit.training.closing import Outcome, compare, outcome_of, tell, unit_of, write_summary
 from moekit.training.failure import unknown_metric
 from moekit.training.folder import RUNS, RunFolder
 from moekit.training.logs import LoadHistory, RunLog, curve
@@ -65,7 +66,7 @@ def train(
         SpecError, DataError, CheckpointError: before anything is written.
         MoekitError: the loss became NaN or infinite.
     """
-    console = console or Console()
+    console = console or (Console() if sys.stdout.isatty() else Console(width=120))
     label = name or recipe.name or "run"
     dense = dense_recipe(recipe) if with_dense and recipe.compare is not None else None
     with quiet():
@@ -105,7 +106,7 @@ def prepare(recipe: Recipe, folder: RunFolder, console: Console, *, label: str, 
     loads = LoadHistory(folder.loads, upto=upto)
     callbacks: list[Any] = [loads]
     if trainer_options(recipe).get("enable_progress_bar", True):
-        callbacks.append(TrainingProgress(console, label))
+        callbacks.append(TrainingProgress(console, label, unit_of(recipe)))
     trainer = make_trainer(recipe, folder, loggers=[log], callbacks=callbacks)
     module.prepare()
     if recipe.stop is not None and recipe.stop.metric not in (known := module.metric_names()):

@@ -1,0 +1,60 @@
+"""Let a trained language model speak."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+SUMMARY = "let a trained language model speak"
+EXAMPLES = """\
+  moekit generate deepseek_v3 "def forward("
+  moekit generate runs/deepseek_v3/2026-01-31_12-00-00 "The " --tokens 400 --temperature 1.0
+  moekit generate some/checkpoint.ckpt "#include <" --seed 7
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the verb's arguments."""
+    parser.add_argument("run", metavar="RUN", help="a run folder, a checkpoint, or a name (its latest run)")
+    parser.add_argument("prompt", metavar="PROMPT", help="the text to go on from")
+    parser.add_argument("--tokens", type=int, default=200, metavar="N", help="tokens to draw (default: 200)")
+    parser.add_argument("--temperature", type=float, default=0.8, metavar="T", help="0: the likeliest (default: 0.8)")
+    parser.add_argument("--top-p", type=float, default=0.95, metavar="P", help="nucleus, 0 < P <= 1 (default: 0.95)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the draws (default: 0)")
+    parser.add_argument("--out", default="runs", metavar="DIR", help="folder of all runs (default: runs)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the prompt and what the model makes of it, as it comes."""
+    from moekit.errors import MoekitError
+
+    if args.tokens < 0 or args.temperature < 0 or not 0 < args.top_p <= 1:
+        raise MoekitError("expected --tokens >= 0, --temperature >= 0 and 0 < --top-p <= 1")
+    if not args.prompt:
+        raise MoekitError("the prompt is empty: give at least one character")
+
+    import torch
+
+    from moekit.training.generate import DEFAULT_CONTEXT, load_run, sample, stream
+    from moekit.training.trainer import quiet
+
+    with quiet():
+        module = load_run(args.run, Path(args.out))
+    if module.recipe.model.gives != "next_token" or module.data is None:
+        raise MoekitError(f"'{args.run}' is no language model: there is nothing to generate")
+    ids = sample(
+        module.model,
+        module.data.encode(args.prompt),
+        tokens=args.tokens,
+        temperature=args.temperature,
+        top_p=args.top_p,
+        context=int(getattr(module.recipe.data, "seq", DEFAULT_CONTEXT)),
+        generator=torch.Generator().manual_seed(args.seed),
+    )
+    sys.stdout.write(args.prompt)
+    for text in stream(module.data, ids):
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+    return 0
