@@ -164,6 +164,39 @@ def test_a_model_made_by_hand() -> None:
     assert count.active() == 8 + 20 + 8
 
 
+class Ahead(nn.Module):
+    """A part for training alone that carries the model's own norm beside a matrix of its own, as checkpoints do."""
+
+    def __init__(self, shared: nn.Module) -> None:
+        super().__init__()
+        self.shared, self.own = shared, nn.Linear(4, 4, bias=False)
+
+
+class WithAhead(HandMade):
+    """Its extra part shares a module with the model."""
+
+    def __init__(self) -> None:
+        super().__init__(TopKRouter(TopK(top_k=1), DIMS))
+        self.ahead = Ahead(self.final)
+
+    def extra_parts(self) -> dict[str, nn.Module]:
+        return {"ahead": self.ahead}
+
+
+def test_extra_parts_count_without_what_they_share() -> None:
+    count = count_parameters(WithAhead())
+    assert count.extra == {"ahead": 16}
+    assert count.total == count_parameters(HandMade(TopKRouter(TopK(top_k=1), DIMS))).total
+
+
+def test_a_spec_tells_of_its_router_even_if_the_router_does_not() -> None:
+    model = HandMade(Nameless())
+    model.moe.spec = DecoderMoE(
+        at=At(first=0), router=TopK(top_k=1), experts=Glu(count=2, hidden=1), dispatcher=Grouped()
+    )
+    assert count_parameters(model).active_parts["routed experts"] == 20
+
+
 def test_a_router_that_keeps_no_spec_is_refused() -> None:
     with pytest.raises(MoekitError, match="router Nameless does not say how many experts a token runs through"):
         count_parameters(HandMade(Nameless()))

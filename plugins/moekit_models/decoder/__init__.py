@@ -110,9 +110,9 @@ class Decoder(ModelSpec):
         mixture = routed * multiply_adds(self.moe.experts, self.dim)
         mixture += 0 if shared is None else shared.count * multiply_adds(shared, self.dim)
         num_moe = len(self.moe_layers)
-        mean = (num_moe * mixture + (self.depth - num_moe) * multiply_adds(self.ffn, self.dim)) / self.depth
-        one, two = (multiply_adds(replace(self.ffn, hidden=hidden), self.dim) for hidden in (1, 2))  # type: ignore[call-arg]
-        hidden = max(1, round((mean - (2 * one - two)) / (two - one)))
+        dense = multiply_adds(self.ffn, self.dim)
+        mean = (num_moe * mixture + (self.depth - num_moe) * dense) / self.depth
+        hidden = max(1, round(self.ffn.hidden * mean / dense))  # type: ignore[attr-defined]
         return replace(self, moe=None, ffn=replace(self.ffn, hidden=hidden))  # type: ignore[call-arg]
 
 

@@ -7,7 +7,7 @@ Oracle of the wiring: ``naive.py``.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import cast
+from typing import cast, final
 
 import torch
 import torch.nn.functional as F
@@ -74,6 +74,7 @@ class Ahead(nn.Module):
         return cast(Tensor, self.merge(torch.cat([self.hidden_norm(h_BSD), self.token_norm(token_BSD)], dim=-1)))
 
 
+@final
 class DecoderModel(Model):
     """The decoder that a spec describes. Weights are drawn from N(0, init_std²), norms are 1.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import cast, final
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from moekit_models.blocks import RMSNorm, rotate
 from moekit_models.gqa import GQA
 
 
+@final
 class GroupedQueryAttention(nn.Module):
     """Causal softmax attention, scale ``1/sqrt(head_dim)``, no biases.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import final
+
 from torch import Tensor, nn
 
 from moekit.contracts import Model, ModelOutput
@@ -9,6 +11,7 @@ from moekit.layer import MoELayer
 from moekit_models.mixture import Mixture
 
 
+@final
 class MixtureModel(Model):
     """One MoE layer; every weight and bias starts uniform within ±``init_range``.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import cast, final
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from moekit_models.blocks import RMSNorm, rotate
 from moekit_models.mla import MLA
 
 
+@final
 class MultiHeadLatentAttention(nn.Module):
     """Causal softmax attention over latents, scale ``1/sqrt(nope_dim + rope_dim)``, no biases.
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import final
+
 from torch import Tensor, nn
 
 from moekit.contracts import Model, ModelOutput
 from moekit_models.mlp import MLP
 
 
+@final
 class MLPModel(Model):
     """``sigmoid(W2 sigmoid(W1 x + b1) + b2)``; every weight and bias starts uniform within ±``init_range``.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import final
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from moekit_objectives.causal_lm import CausalLM
 IGNORED = -100  # a target that cross entropy skips
 
 
+@final
 class CausalLMObjective(Objective):
     """``sum_i -log p(t_{i+1}) + weight/depth · sum_k sum_i -log p_k(t_{i+1+k})``, over valid targets.
 

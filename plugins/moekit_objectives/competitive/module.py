@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import final
+
 import torch
 from torch import Tensor
 
@@ -12,6 +14,7 @@ from moekit_objectives.cases import at_least_fp32, sum_over_cases
 from moekit_objectives.competitive import Competitive
 
 
+@final
 class CompetitiveObjective(Objective):
     """For each case, with target d, expert outputs o_i and gates p_i:
 

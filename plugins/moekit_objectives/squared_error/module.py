@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import final
+
 from moekit.contracts import Batch, LossSum, ModelOutput, Objective
 from moekit_objectives.cases import at_least_fp32, sum_over_cases
 from moekit_objectives.squared_error import SquaredError
 
 
+@final
 class SquaredErrorObjective(Objective):
     """Half the squared error, summed over outputs and cases.
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +11,6 @@ from torch import Tensor
 
 from moekit.contracts import ModelOutput
 from moekit.layer import MoELayer
-from moekit.spec.kinds import MoE, RouterSpec
 from moekit_balancers.load_balance import LoadBalance
 from moekit_balancers.sign_bias import SignBias
 from moekit_dispatchers.grouped import Grouped
@@ -70,52 +69,6 @@ def test_where_mixtures_stand(at: At, depth: int, expected: tuple[int, ...]) -> 
     model = DecoderModel(spec)
     assert tuple(i for i, block in enumerate(model.blocks) if isinstance(block.ffn, MoELayer)) == expected
     assert list(model(tokens()).reports) == [f"blocks.{i}.ffn" for i in expected]
-
-
-@pytest.mark.parametrize(
-    ("ways", "message"),
-    [
-        ({}, r"give exactly one of first, every, layers \(given: none\)"),
-        ({"first": 1, "every": 2}, r"give exactly one of first, every, layers \(given: first, every\)"),
-        ({"layers": [1, 1]}, r"layers=\[1, 1\] must be different numbers from 0"),
-        ({"layers": [-1]}, r"layers=\[-1\] must be different numbers from 0"),
-        ({"every": 0}, r"every=0 is out of range \(>= 1\)"),
-    ],
-)
-def test_ways_to_place_mixtures_are_checked(ways: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        At(**ways)
-
-
-@pytest.mark.parametrize(
-    ("at", "message"),
-    [
-        (At(first=3), r"moe.at names no layer, but the decoder has layers 0 to 2"),
-        (At(every=4), r"moe.at names no layer, but the decoder has layers 0 to 2"),
-        (At(layers=[1, 3]), r"moe.at names \[1, 3\], but the decoder has layers 0 to 2"),
-        (At(layers=[]), r"moe.at names no layer, but the decoder has layers 0 to 2"),
-    ],
-)
-def test_layers_that_do_not_exist_are_refused(at: At, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        spec_of(moe=moe_of(at))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Batchwise(RouterSpec):
-    """A router that sees the whole sequence before it decides."""
-
-    causal: ClassVar[bool] = False
-
-
-def test_a_router_that_sees_later_tokens_is_refused() -> None:
-    with pytest.raises(ValueError, match="router Batchwise would leak later tokens"):
-        spec_of(moe=moe_of(At(first=1), router=Batchwise(), balancers={}))
-
-
-def test_a_dense_layer_is_one_expert() -> None:
-    with pytest.raises(ValueError, match=r"ffn\.count=2 must be 1"):
-        spec_of(ffn=Glu(count=2, hidden=4))
 
 
 def test_output_names_its_layers_by_their_paths() -> None:
@@ -247,16 +200,3 @@ def test_every_parameter_gets_a_gradient() -> None:
     loss.backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.any(), name
-
-
-def test_a_decoders_mixture_is_a_mixture() -> None:
-    assert issubclass(DecoderMoE, MoE)
-    with pytest.raises(ValueError, match="gives a selection bias"):
-        moe_of(At(first=1), router=NoBias())
-
-
-@dataclass(frozen=True, kw_only=True)
-class NoBias(RouterSpec):
-    """A router that a selection bias has no effect on."""
-
-    takes_bias: ClassVar[bool] = False
