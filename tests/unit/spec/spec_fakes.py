@@ -148,6 +148,11 @@ class Step(OptimizerSpec):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Unregistered(RouterSpec):
+    pass
+
+
+@dataclass(frozen=True, kw_only=True)
 class OtherPick(RouterSpec):
     top_k: int = option(1, "experts a token runs through", ge=1)
 

@@ -188,7 +188,7 @@ extends goes in a circle: me.yaml -> me.yaml
 """,
     ),
     "line_numbers": (
-        "extends: small\nmodel:\n  moe:\n    router:\n      use: pick\n      top_k: 99\n    shared: {use: wide}\n  width: x\n",
+        "extends: small\nmodel:\n  moe:\n    router:\n      use: pick\n      top_k: 99\n    shared: wide\n  width: x\n",
         r"""
 3 problems
 

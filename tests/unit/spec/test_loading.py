@@ -1,0 +1,208 @@
+"""Loading: sources, what files extend, names, interpolation, and the rules of overriding on a whole recipe."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import MappingProxyType
+
+import pytest
+from spec_fakes import Blend, Fair, Head, Lines, Nudge, Pick, Step, Tower, Walk, Wide
+
+import moekit
+from moekit import registry
+from moekit.component import recipes_in
+from moekit.errors import SpecError
+from moekit.registry import Registry
+from moekit.spec import component_spec, load, to_plain, validate
+from moekit.spec.kinds import MoE, Recipe, Stop
+
+Write = Callable[[str, str], str]
+
+
+def test_a_recipe_by_name() -> None:
+    recipe = load("small")
+    assert recipe.name == "small"
+    assert recipe.model == Tower(
+        width=8,
+        vocab=256,
+        moe=MoE(
+            router=Pick(top_k=2),
+            experts=Wide(count=4, hidden=16),
+            dispatcher=Walk(),
+            balancers={"bias": Nudge(rate=1e-2)},
+        ),
+    )
+    assert (recipe.data, recipe.optimizer) == (Lines(seq=32), Step(lr=3e-3))
+    assert recipe.trainer == {"max_steps": 10}
+    assert moekit.load is load
+
+
+def test_sources(write: Write) -> None:
+    write("mine.yaml", "extends: small\nseed: 3\n")
+    by_name = load("mine.yaml")
+    assert (by_name.name, by_name.seed) == ("mine", 3)
+    assert load(Path("mine.yaml")) == by_name
+    assert load(str(Path("mine.yaml").resolve())) == by_name
+    assert load(by_name) is by_name
+    assert load(to_plain(by_name)) == by_name
+    mapping = MappingProxyType({"model": {"use": "bag", "pair": (3, 4)}, "optimizer": Step(lr=1.0)})
+    from_mapping = load(mapping)
+    assert from_mapping.name == ""
+    assert (from_mapping.model.pair, from_mapping.optimizer) == ((3, 4.0), Step(lr=1.0))
+
+
+def test_names() -> None:
+    assert load("more/tiny").name == "tiny"
+    assert load("base/small").name == "small"
+    assert load("small", ["name=other"]).name == "other"
+
+
+def test_a_recipe_can_be_overridden() -> None:
+    recipe = load("small", ["model.moe.router.top_k=3"])
+    changed = load(recipe, ["model.moe.router.use=blend", "model.moe.dispatcher=pour", "model.moe.balancers.bias=null"])
+    assert changed.model.moe.router == Blend()
+    assert changed.model.moe.balancers == {}
+    assert (changed.name, changed.data) == ("small", recipe.data)
+
+
+def test_validate_says_nothing_of_what_is_right() -> None:
+    assert validate("small", ["seed=3"]) is None
+
+
+def test_one_override_as_text() -> None:
+    assert load("small", "seed=3").seed == 3
+
+
+@pytest.mark.parametrize(
+    ("overrides", "path", "value"),
+    [
+        (["model.moe.router.top_k=4"], "model.moe.router", Pick(top_k=4)),
+        (["model.moe.router={use: pick, top_k: 4}"], "model.moe.router", Pick(top_k=4)),
+        (["model.moe.router.use=pick"], "model.moe.router", Pick(top_k=2)),
+        (["model.moe.experts=flat"], "model.moe.experts.count", 1),
+        (["model.moe.balancers.bias=null"], "model.moe.balancers", {}),
+        (["model.moe.balancers.load=fair"], "model.moe.balancers", {"bias": Nudge(rate=1e-2), "load": Fair()}),
+        (["model.moe.balancers=null"], "model.moe.balancers", {}),
+        (["model.moe=null"], "model.moe", None),
+        (["model.head={}"], "model.head", Head()),
+        (["model.head.depth=2"], "model.head", Head(depth=2)),
+        (["model.note=null"], "model.note", None),
+        (["optimizer.betas=null"], "optimizer.betas", [0.9, 0.95]),
+        (["optimizer.betas=[0, 0.5]"], "optimizer.betas", [0.0, 0.5]),
+        (["optimizer=null"], "optimizer", None),
+        (["optimizer.lr=1e-4"], "optimizer.lr", 1e-4),
+        (["seed=1e3"], "seed", 1000),
+        (["seed='7'"], "seed", 7),
+        (["trainer.max_steps=null", "trainer.precision=bf16-mixed"], "trainer", {"precision": "bf16-mixed"}),
+        (["trainer.max_time=00:00:10:00"], "trainer.max_time", "00:00:10:00"),
+        (["stop={metric: loss, below: 1}"], "stop", Stop(metric="loss", below=1.0)),
+        (["data.vocab=512"], "model.vocab", 512),
+        (["data.path=${.seq}-${seed}"], "data.path", "32-0"),
+        (["data.path=\\${x}"], "data.path", "${x}"),
+        (["optimizer.betas=['${optimizer.lr}', 0.5]"], "optimizer.betas", [3e-3, 0.5]),
+        (["trainer.gradient_clip_val=${optimizer.lr}"], "trainer", {"max_steps": 10, "gradient_clip_val": 3e-3}),
+        (["data.path=${name}"], "data.path", ""),
+        (["summary=${model.moe.router.score}"], "summary", "softmax"),
+        (["summary=${seed}"], "summary", "0"),
+    ],
+)
+def test_overrides(overrides: list[str], path: str, value: object) -> None:
+    found: object = load("small", overrides)
+    for key in path.split("."):
+        found = found[key] if isinstance(found, dict) else getattr(found, key)
+    assert found == value
+
+
+def test_a_file_with_the_name_is_offered(write: Write) -> None:
+    write("mine.yaml", "extends: small\n")
+    with pytest.raises(SpecError) as caught:
+        load("mine")
+    assert caught.value.problems[0].nearest == "mine.yaml"
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ({"model": {"use": "bag"}, 3: 4}, "key 3 is not text"),
+        ({"model": {"use": "bag", 3: 4}}, "key 3 is not text\n  at model"),
+        (
+            {"model": {"use": "bag"}, "trainer": {"devices": object()}},
+            "devices: an object of type object is not a plain value\n"
+            "  at trainer.devices\n"
+            "  expected text, a number, a list or a mapping",
+        ),
+        (
+            {},
+            "a recipe needs 'model'\n  at model\n  expected model: {use: <model>, ...}\n  list them: moekit ls models",
+        ),
+    ],
+)
+def test_mistakes_in_a_mapping(source: dict[str, object], message: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        load(source)
+    assert str(caught.value) == message
+
+
+def test_requirements_that_are_met() -> None:
+    load("small", ["requires={base: '>=1.2,<2'}"])
+
+
+def test_a_plugin_without_a_version(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from spec_fakes import base_plugin, plugin
+
+    plugins = [base_plugin(list(recipes_in(tmp_path / "recipes"))), plugin("bare")]
+    monkeypatch.setattr(registry, "_current", Registry(plugins))
+    with pytest.raises(SpecError) as caught:
+        load("small", ["requires={bare: '>=1'}"])
+    assert str(caught.value) == (
+        "this spec requires plugin 'bare' >=1, which states no version\n  at requires.bare  in command line"
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "node", "spec"),
+    [
+        ("router", {"use": "pick", "top_k": 2}, Pick(top_k=2)),
+        ("router", {"use": "base/pick", "top_k": "${.scale}", "scale": 3}, Pick(top_k=3, scale=3.0)),
+        ("dispatcher", "walk", Walk()),
+        ("recipe", {"model": {"use": "tower", "width": 1}}, Recipe(model=Tower(width=1))),
+    ],
+)
+def test_single_components(kind: str, node: object, spec: object) -> None:
+    assert component_spec(kind, node) == spec
+
+
+def test_mistakes_in_a_single_component() -> None:
+    with pytest.raises(SpecError) as caught:
+        component_spec("router", {"use": "pick", "top_k": "x", "scale": 0})
+    assert [problem.at for problem in caught.value.problems] == ["top_k", "scale"]
+    with pytest.raises(ValueError, match=r"^unknown kind 'routers': one of router, expert, "):
+        component_spec("routers", "pick")
+
+
+def test_namesakes_need_a_plugin(with_acme: None) -> None:
+    with pytest.raises(SpecError) as caught:
+        load("small")
+    assert str(caught.value) == (
+        "router 'pick' is offered by 2 plugins: base/pick (moekit-base 1.4.0), acme/pick (moekit-acme 2.0)\n"
+        "  at model.moe.router.use  in small.yaml, line 9\n"
+        "  expected 'base/pick' or 'acme/pick'\n"
+        "  list them: moekit plugins"
+    )
+    assert load("small", ["model.moe.router.use=acme/pick"]).model.moe.router.top_k == 1
+
+
+def test_loading_imports_no_torch_and_no_rich() -> None:
+    code = (
+        "import sys\n"
+        "from moekit.spec import validate\n"
+        "validate('jacobs1991')\n"
+        "try: validate('deepseek_v3', ['seed=x'])\n"
+        "except ValueError as error: assert 'seed' in str(error), error\n"
+        "print([m for m in ('torch', 'lightning', 'rich', 'packaging') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,92 @@
+"""How trees are laid over each other, and where a value that came out was written."""
+
+from __future__ import annotations
+
+import pytest
+
+from moekit.spec.layers import parse_overrides
+from moekit.spec.merging import merge
+from moekit.spec.places import Place, Tree
+from moekit.spec.yaml_text import read
+
+
+def merged(base: str, over: str) -> object:
+    return merge(read(base, "base"), read(over, "over")).data
+
+
+@pytest.mark.parametrize(
+    ("base", "over", "result"),
+    [
+        ("{a: 1, b: {c: 2}}", "{b: {d: 3}}", {"a": 1, "b": {"c": 2, "d": 3}}),
+        ("{a: [1, 2, 3]}", "{a: [4]}", {"a": [4]}),
+        ("{a: {b: 1}}", "{a: null}", {"a": None}),
+        ("{a: null}", "{a: {b: 1}}", {"a": {"b": 1}}),
+        ("{a: 1}", "{a: {b: 1}}", {"a": {"b": 1}}),
+        ("{r: {use: pick, top_k: 2}}", "{r: {use: blend}}", {"r": {"use": "blend"}}),
+        ("{r: {use: pick, top_k: 2}}", "{r: {use: pick, scale: 3}}", {"r": {"use": "pick", "top_k": 2, "scale": 3}}),
+        ("{r: {use: pick, top_k: 2}}", "{r: {top_k: 4}}", {"r": {"use": "pick", "top_k": 4}}),
+        ("{r: {use: pick, top_k: 2}}", "{r: blend}", {"r": {"use": "blend"}}),
+        ("{r: {use: pick, top_k: 2}}", "{r: pick}", {"r": {"use": "pick", "top_k": 2}}),
+        ("{r: pick}", "{r: {top_k: 4}}", {"r": {"use": "pick", "top_k": 4}}),
+        ("{r: pick}", "{r: {use: blend, bias: false}}", {"r": {"use": "blend", "bias": False}}),
+        ("{r: {use: pick, top_k: 2}}", "{r: {use: null}}", {"r": {"use": None}}),
+        ("{m: {use: tower, moe: {r: pick}}}", "{m: {use: stack}}", {"m": {"use": "stack"}}),
+        ("{r: {use: pick, top_k: 2}}", "{r: {use: base/pick}}", {"r": {"use": "base/pick", "top_k": 2}}),
+        ("{r: {use: base/pick, top_k: 2}}", "{r: {use: pick}}", {"r": {"use": "pick", "top_k": 2}}),
+        ("{r: {use: pick, top_k: 2}}", "{r: {use: acme/pick}}", {"r": {"use": "acme/pick"}}),
+    ],
+)
+def test_rules(base: str, over: str, result: object) -> None:
+    assert merged(base, over) == result
+
+
+def test_namesakes_are_not_one_component(with_acme: None) -> None:
+    assert merged("{r: {use: base/pick, top_k: 2}}", "{r: {use: acme/pick}}") == {"r": {"use": "acme/pick"}}
+    assert merged("{r: {use: pick, top_k: 2}}", "{r: {use: acme/pick}}") == {"r": {"use": "acme/pick"}}
+
+
+def test_neither_tree_is_changed() -> None:
+    base, over = read("{a: {b: 1}, r: {use: pick}}", "base"), read("{a: {c: 2}, r: blend}", "over")
+    merge(base, over)
+    assert base.data == {"a": {"b": 1}, "r": {"use": "pick"}}
+    assert over.data == {"a": {"c": 2}, "r": "blend"}
+    assert base.places[("r", "use")] == Place("base", 1)
+
+
+def test_places_follow_the_values() -> None:
+    base = read("r:\n  use: pick\n  top_k: 2\na:\n  b: 1\n", "base")
+    over = read("a:\n  c: 1\nr: {use: blend}\n", "over")
+    places = merge(base, over).places
+    assert places[("a",)] == Place("over", 1)
+    assert places[("a", "b")] == Place("base", 5)
+    assert places[("r", "use")] == Place("over", 3)
+    assert ("r", "top_k") not in places
+
+
+def test_overrides_become_one_tree_whatever_their_order() -> None:
+    texts = ["m.r.bias=false", "m.r.use=blend", "a.b={use: x}", "c=", "d=null", "e=[1, two]", "f=a=b"]
+    expected = {
+        "m": {"r": {"use": "blend", "bias": False}},
+        "a": {"b": {"use": "x"}},
+        "c": "",
+        "d": None,
+        "e": [1, "two"],
+        "f": "a=b",
+    }
+    assert parse_overrides(texts).data == expected
+    assert parse_overrides(reversed(texts)).data == expected
+
+
+def test_the_later_of_two_overrides_counts() -> None:
+    assert parse_overrides(["a.b=1", "a.b=2"]).data == {"a": {"b": 2}}
+    assert parse_overrides(["r.use=pick", "r.top_k=2", "r.use=blend"]).data == {"r": {"use": "blend"}}
+
+
+def test_places_of_an_override() -> None:
+    tree = parse_overrides(["a.b={c: 1}"])
+    assert {str(place) for place in tree.places.values()} == {"command line"}
+    assert set(tree.places) == {("a",), ("a", "b"), ("a", "b", "c")}
+
+
+def test_a_base_that_is_empty() -> None:
+    assert merge(Tree({}), read("{a: 1}", "over")).data == {"a": 1}

@@ -1,0 +1,139 @@
+"""Values against types: what converts, what does not, and types in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import pytest
+
+from moekit.errors import PluginError
+from moekit.spec.fields import FieldInfo
+from moekit.spec.places import Report
+from moekit.spec.values import BROKEN, Values, describe, scalar
+
+INFO = FieldInfo("option", "an option")
+
+
+def read(value: object, hint: object, info: FieldInfo = INFO) -> tuple[object, list[str]]:
+    report = Report()
+    out = Values(report).read(value, hint, info, ("x",))
+    return out, [p.what for p in report.problems()]
+
+
+@pytest.mark.parametrize(
+    ("value", "hint", "out"),
+    [
+        (3, int, 3),
+        ("3", int, 3),
+        (3.0, int, 3),
+        (-1e3, int, -1000),
+        (3, float, 3.0),
+        ("1e-4", float, 1e-4),
+        (math.inf, float, math.inf),
+        (True, bool, True),
+        ("yes", bool, True),
+        ("false", bool, False),
+        ("a", str, "a"),
+        (3, str, "3"),
+        (None, int | None, None),
+        (3, int | None, 3),
+        ("b", Literal["a", "b"], "b"),
+        ("2", Literal[1, 2], 2),
+        (2, Literal["auto"] | int, 2),
+        ("auto", Literal["auto"] | int, "auto"),
+        ("7", Literal["auto"] | int, 7),
+        (2, float | int, 2),
+        ("2", float | int, 2.0),
+        ([1, "2"], list[int], [1, 2]),
+        ((1, 2), list[float], [1.0, 2.0]),
+        ([1, 2], tuple[int, ...], (1, 2)),
+        ([1, 2], tuple[int, float], (1, 2.0)),
+        ([[1], []], list[list[int]], [[1], []]),
+        ([1, "a"], list, [1, "a"]),
+        ([1, 2], list[int] | int, [1, 2]),
+        ({"a": "1"}, dict[str, int], {"a": 1}),
+        ({"a": None, "b": 1}, Mapping[str, int], {"b": 1}),
+        ({"a": [1, {"b": "c"}]}, dict[str, Any], {"a": [1, {"b": "c"}]}),
+        ([1, None], Any, [1, None]),
+        ({"a": 1}, dict, {"a": 1}),
+    ],
+)
+def test_what_converts(value: object, hint: object, out: object) -> None:
+    got, problems = read(value, hint)
+    assert (got, type(got), problems) == (out, type(out), [])
+
+
+@pytest.mark.parametrize(
+    ("value", "hint", "problem"),
+    [
+        (2.5, int, "x: 2.5 is not an integer"),
+        (math.inf, int, "x: inf is not an integer"),
+        (True, int, "x: true is not an integer"),
+        (False, float, "x: false is not a number"),
+        (10**400, float, f"x: {'1' + '0' * 56}... is not a number"),
+        (math.nan, float, "x: nan is not a number"),
+        ("nan", float, "x: 'nan' is not a number"),
+        (0, bool, "x: 0 is not true or false"),
+        (None, int, "x: null is not an integer"),
+        ([1], int, "x: a list is not an integer"),
+        ("x", int | None, "x: 'x' is not an integer"),
+        (1.5, str, "x: 1.5 is not text"),
+        (True, str, "x: true is not text"),
+        (3, Literal[1, 2], "x: 3 is none of its choices"),
+        (True, Literal[1, 2], "x: true is none of its choices"),
+        ("x", Literal["auto"] | int, "x: 'x' is not one of auto or an integer"),
+        (1, list[int], "x: 1 is not a list"),
+        ("ab", list[str], "x: 'ab' is not a list"),
+        ([1, "a", 2.5], list[int], "x[1]: 'a' is not an integer; x[2]: 2.5 is not an integer"),
+        ([1, 2, 3], tuple[int, int], "x: a list of 3"),
+        ({"a": "b"}, dict[str, int], "a: 'b' is not an integer"),
+        ([1], dict[str, int], "x: a list is not a mapping"),
+        ({"a": {1, 2}}, dict[str, Any], "a: an object of type set is not a plain value"),
+    ],
+)
+def test_what_does_not(value: object, hint: object, problem: str) -> None:
+    got, problems = read(value, hint)
+    assert got is BROKEN
+    assert "; ".join(problems) == problem
+
+
+def test_ranges_hold_for_every_item() -> None:
+    info = FieldInfo("option", "shares", ge=0, lt=1)
+    assert read([0, 0.5], list[float], info) == ([0.0, 0.5], [])
+    out, problems = read([0.5, 1, -1], list[float], info)
+    assert out is BROKEN
+    assert problems == ["x[1]: 1.0 is out of range", "x[2]: -1.0 is out of range"]
+
+
+def test_a_number_in_text_is_asked_for_in_quotes() -> None:
+    report = Report()
+    Values(report).read(2412.1, str, INFO, ("arxiv",))
+    assert report.problems()[0].expected == "text, in quotes"
+
+
+@pytest.mark.parametrize(
+    ("hint", "words"),
+    [
+        (int, "an integer"),
+        (float | None, "a number or null"),
+        (bool, "true or false"),
+        (list[str], "a list of text"),
+        (list, "a list"),
+        (tuple[float, ...], "a list of numbers"),
+        (list[list[int]], "a list of values"),
+        (dict[str, float], "a mapping to numbers"),
+        (dict, "a mapping"),
+        (Any, "a plain value"),
+        (Literal["a", "b"] | None, "one of a, b or null"),
+        (Literal["auto"] | int, "one of auto or an integer"),
+    ],
+)
+def test_types_in_words(hint: object, words: str) -> None:
+    assert describe(hint) == words
+
+
+def test_a_type_that_no_option_can_have() -> None:
+    with pytest.raises(PluginError, match=r"^an option cannot be of type <class 'complex'>: int, float, bool, str"):
+        scalar(1, complex)

@@ -1,0 +1,129 @@
+"""YAML in and out: what is a number, what is text, and where each key stands."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moekit.spec import yaml_text
+from moekit.spec.places import Place
+from moekit.spec.yaml_text import read, write
+
+SCALARS = [
+    ("1e-4", 1e-4),
+    ("1.0e-4", 1e-4),
+    ("1E+3", 1000.0),
+    ("-.5", -0.5),
+    ("1.", 1.0),
+    ("1_000.5", 1000.5),
+    (".inf", math.inf),
+    ("-.inf", -math.inf),
+    ("10", 10),
+    ("-3", -3),
+    ("1_000", 1000),
+    ("0x1F", 31),
+    ("0o17", 15),
+    ("0b101", 5),
+    ("true", True),
+    ("False", False),
+    ("null", None),
+    ("~", None),
+    ("", None),
+    ("yes", "yes"),
+    ("off", "off"),
+    ("010", "010"),
+    ("12:30", "12:30"),
+    ("00:12:00:00", "00:12:00:00"),
+    ("2024-01-31", "2024-01-31"),
+    ("1e", "1e"),
+    ("e5", "e5"),
+    (".", "."),
+    ("1.2.3", "1.2.3"),
+    ("0x", "0x"),
+    ("'1'", "1"),
+    ('"null"', "null"),
+    ("!!str 5", "5"),
+    ("!!float 5", 5.0),
+    ("a b # c", "a b"),
+]
+
+
+@pytest.mark.parametrize("loader", ["C", "Python"])
+@pytest.mark.parametrize(("text", "value"), SCALARS, ids=[text for text, _ in SCALARS])
+def test_scalars(text: str, value: object, loader: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if loader == "Python":
+        pure = type("Pure", (yaml.SafeLoader,), {"yaml_implicit_resolvers": yaml_text._Loader.yaml_implicit_resolvers})
+        monkeypatch.setattr(yaml_text, "_Loader", pure)
+    data = read(f"a: {text}", "f").data
+    assert data == {"a": value}
+    assert type(data["a"]) is type(value)
+
+
+def test_the_c_loader_is_used_where_there_is_one() -> None:
+    assert issubclass(yaml_text._Loader, yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader)
+
+
+def test_nan_is_read_as_such() -> None:
+    assert math.isnan(read("a: .nan", "f").data["a"])
+
+
+def test_lines_and_paths() -> None:
+    tree = read("# head\na:\n  b: [1, {c: 2}]\n  d:\n    - x\n    - y\n'<<': 1\n", "f.yaml")
+    assert tree.data == {"a": {"b": [1, {"c": 2}], "d": ["x", "y"]}, "<<": 1}
+    assert tree.places == {
+        (): Place("f.yaml"),
+        ("a",): Place("f.yaml", 2),
+        ("a", "b"): Place("f.yaml", 3),
+        ("a", "b", 0): Place("f.yaml", 3),
+        ("a", "b", 1): Place("f.yaml", 3),
+        ("a", "b", 1, "c"): Place("f.yaml", 3),
+        ("a", "d"): Place("f.yaml", 4),
+        ("a", "d", 0): Place("f.yaml", 5),
+        ("a", "d", 1): Place("f.yaml", 6),
+        ("<<",): Place("f.yaml", 7),
+    }
+
+
+def test_an_alias_is_a_copy() -> None:
+    data = read("a: &x {k: [1]}\nb: *x\n", "f").data
+    assert data == {"a": {"k": [1]}, "b": {"k": [1]}}
+    assert data["a"]["k"] is not data["b"]["k"]
+
+
+def test_nothing_is_none() -> None:
+    assert read("# only a remark\n", "f").data is None
+
+
+def test_writing_keeps_the_order_and_puts_lists_in_a_line() -> None:
+    assert write({"b": {"use": "x", "rate": 1e-4}, "a": [1, "1e-4", None], "c": "yes", "d": {}}) == (
+        "b:\n  use: x\n  rate: 0.0001\na: [1, '1e-4', null]\nc: 'yes'\nd: {}\n"
+    )
+
+
+def test_what_stands_twice_is_written_twice() -> None:
+    shared = [1, 2]
+    assert write({"a": shared, "b": shared}) == "a: [1, 2]\nb: [1, 2]\n"
+
+
+PLAIN: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=12),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=10,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(PLAIN)
+def test_what_is_written_reads_back(plain: Any) -> None:
+    assert read(write({"a": plain}), "f").data == {"a": plain}
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.from_regex(r"[-+.0-9eE_xob:]{1,8}", fullmatch=True))
+def test_text_that_looks_like_a_number_stays_text(text: str) -> None:
+    assert read(write({"a": text}), "f").data == {"a": text}
