@@ -101,10 +101,10 @@ def require_equal(found: Tensor, expected: Tensor, what: str, *, tolerance: floa
     size = b.nan_to_num(0.0, 0.0, 0.0).abs().max().item()
     worst = apart.max().item()
     at = tuple(torch.unravel_index(apart.argmax(), apart.shape)) if apart.ndim else ()
-    index = "[" + ", ".join(str(int(i)) for i in at) + "]" if at else ""
+    where = " at [" + ", ".join(str(int(i)) for i in at) + "]" if at else ""
     require(
         worst <= tolerance * max(size, 1.0),
-        found=f"{what}{index} = {a[at].item():.9g}, apart by {worst:.3g}",
+        found=f"{what}: {a[at].item():.9g}{where}, apart by {worst:.3g}",
         expected=f"{b[at].item():.9g}" + (f", to {tolerance:.0e} relative" if tolerance else ", exactly"),
     )
 

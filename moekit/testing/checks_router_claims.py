@@ -122,7 +122,7 @@ def check_causal(case: Case) -> None:
         require_equal(
             weights_TX(after)[:6],
             weights_TX(before)[:6],
-            f"gates of tokens before the changed ones, in {'training' if training else 'eval'} mode,",
+            f"gates of tokens before the changed ones, in {'training' if training else 'eval'} mode",
             tolerance=1e-6,
         )
     cut = _routed(router.eval(), x_TD[:6])

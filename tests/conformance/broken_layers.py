@@ -1,0 +1,164 @@
+"""Experts, dispatchers and attention with one fault each, by the check that must catch it."""
+
+from __future__ import annotations
+
+import torch
+from healthy_layers import Look, LookAttention, Tanh, TanhBank, Walk, WalkDispatcher, component
+from torch import Tensor, nn
+
+from moekit import Component, Dispatched, ExpertBank, Groups, LayerDims, Routing, UniformGroups
+from moekit.testing.routings import with_gates
+
+
+class SameWidth(TanhBank):
+    def __init__(self, spec: Tanh, dims: LayerDims) -> None:
+        super().__init__(spec, LayerDims(dim=dims.dim, num_experts=dims.num_experts))
+
+
+class FloatOut(TanhBank):
+    def forward(self, x_ND: Tensor, groups: Groups) -> Tensor:
+        return super().forward(x_ND, groups).float()
+
+
+class MixesRows(TanhBank):
+    def forward(self, x_ND: Tensor, groups: Groups) -> Tensor:
+        return super().forward(x_ND - x_ND.mean(0), groups)
+
+
+class NextExpert(TanhBank):
+    def forward(self, x_ND: Tensor, groups: Groups) -> Tensor:
+        return torch.tanh(groups.linear(x_ND, self.w_EOD.roll(1, 0)))
+
+
+class FirstExpert(TanhBank):
+    def forward(self, x_ND: Tensor, groups: Groups) -> Tensor:
+        return torch.tanh(groups.linear(x_ND, self.w_EOD[:1].expand_as(self.w_EOD)))
+
+
+class NeedsRows(TanhBank):
+    def forward(self, x_ND: Tensor, groups: Groups) -> Tensor:
+        largest = torch.stack([x.detach().amax() for x in groups.split(x_ND)])
+        return super().forward(x_ND, groups) + 0 * largest.sum()
+
+
+class EqualGroups(TanhBank):
+    def forward(self, x_ND: Tensor, groups: Groups) -> Tensor:
+        return super().forward(x_ND, groups) * (2.0 if isinstance(groups, UniformGroups) else 1.0)
+
+
+class OnCpu(TanhBank):
+    def forward(self, x_ND: Tensor, groups: Groups) -> Tensor:
+        return super().forward(x_ND, groups) * torch.ones(self.out_dim)
+
+
+class Weighty(WalkDispatcher):
+    def __init__(self, spec: Walk, dims: LayerDims) -> None:
+        super().__init__(spec, dims)
+        self.scale = nn.Parameter(torch.ones(()))
+
+
+class SquaresGates(WalkDispatcher):
+    def weigh(self, gate_N: Tensor) -> Tensor:
+        return gate_N.square()
+
+
+class DetachesGates(WalkDispatcher):
+    def weigh(self, gate_N: Tensor) -> Tensor:
+        return gate_N.detach() + 0 * gate_N
+
+
+class Caps(WalkDispatcher):
+    """Keeps at most two pairs an expert, and says nothing of the rest."""
+
+    def keep(self, expert_N: Tensor, E: int) -> tuple[Tensor, list[int]]:
+        kept = [(expert_N == e).nonzero().flatten()[:2] for e in range(E)]
+        return torch.cat(kept), [len(rows) for rows in kept]
+
+
+class CapsAndSays(Caps):
+    def dropped(self, expert_N: Tensor, E: int, sizes: list[int]) -> int:
+        return int((expert_N < E).sum()) - sum(sizes)
+
+
+class CountsPaddingAsDropped(WalkDispatcher):
+    def dropped(self, expert_N: Tensor, E: int, sizes: list[int]) -> int:
+        return len(expert_N) - sum(sizes)
+
+
+class TokensBack(WalkDispatcher):
+    def forward(self, x_TD: Tensor, routing: Routing, experts: ExpertBank) -> Dispatched:
+        out = super().forward(x_TD, routing, experts)
+        return out if len(x_TD) else Dispatched(y_TO=x_TD, dropped=out.dropped)
+
+
+class FloatSum(WalkDispatcher):
+    def forward(self, x_TD: Tensor, routing: Routing, experts: ExpertBank) -> Dispatched:
+        out = super().forward(x_TD, routing, experts)
+        return Dispatched(y_TO=out.y_TO.float(), dropped=out.dropped)
+
+
+class ForgetsPadding(WalkDispatcher):
+    def forward(self, x_TD: Tensor, routing: Routing, experts: ExpertBank) -> Dispatched:
+        unmasked = with_gates(routing, getattr(routing, _GATES[routing.form]))
+        object.__setattr__(unmasked, "valid_T", None)
+        return super().forward(x_TD, unmasked, experts)
+
+
+class MasksOutput(ForgetsPadding):
+    def forward(self, x_TD: Tensor, routing: Routing, experts: ExpertBank) -> Dispatched:
+        out = super().forward(x_TD, routing, experts)
+        if routing.valid_T is None:
+            return out
+        return Dispatched(y_TO=out.y_TO * routing.valid_T[:, None], dropped=out.dropped)
+
+
+class WeighsOutputs(WalkDispatcher):
+    def own(self, y_TEO: Tensor, combine_TEP: Tensor) -> Tensor:
+        return y_TEO * combine_TEP
+
+
+_GATES = {"token_choice": "gate_TK", "expert_choice": "gate_EC", "soft": "combine_TEP"}
+
+
+class ShortAnswer(LookAttention):
+    def forward(self, x_BSD: Tensor) -> Tensor:
+        return super().forward(x_BSD)[:, :-1]
+
+
+class SeesAll(LookAttention):
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return (q @ k.mT).softmax(-1) @ v
+
+
+class SeesItself(LookAttention):
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return v
+
+
+class MixesSequences(LookAttention):
+    def forward(self, x_BSD: Tensor) -> Tensor:
+        return super().forward(x_BSD - x_BSD.mean(0))
+
+
+BROKEN: dict[str, list[Component]] = {
+    "check_sizes": [component(Tanh, SameWidth)],
+    "check_dtypes": [component(Tanh, FloatOut)],
+    "check_rows_independent": [component(Tanh, MixesRows)],
+    "check_own_weights": [component(Tanh, NextExpert), component(Tanh, FirstExpert)],
+    "check_empty_groups": [component(Tanh, NeedsRows)],
+    "check_groups_agree": [component(Tanh, EqualGroups)],
+    "check_expert_device": [component(Tanh, OnCpu)],
+    "check_no_parameters": [component(Walk, Weighty)],
+    "check_agrees_with_sum": [component(Walk, SquaresGates), component(Walk, DetachesGates)],
+    "check_skewed_load": [component(Walk, Caps)],
+    "check_dropped_is_counted": [component(Walk, Caps), component(Walk, CountsPaddingAsDropped)],
+    "check_dropless": [component(Walk, CapsAndSays)],
+    "check_no_tokens": [component(Walk, TokensBack)],
+    "check_dispatched_dtype": [component(Walk, FloatSum)],
+    "check_padding_comes_out_zero": [component(Walk, ForgetsPadding)],
+    "check_padding_nan_stays_out": [component(Walk, MasksOutput)],
+    "check_expert_outputs": [component(Walk, WeighsOutputs)],
+    "check_attention_shapes": [component(Look, ShortAnswer)],
+    "check_attention_causal": [component(Look, SeesAll), component(Look, SeesItself)],
+    "check_sequences_apart": [component(Look, MixesSequences)],
+}

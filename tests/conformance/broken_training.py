@@ -1,0 +1,241 @@
+"""Balancers, models, objectives, data, optimizers, schedules with one fault each, by the check that must catch it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from healthy_layers import component
+from healthy_training import (
+    Descent,
+    Dice,
+    DiceData,
+    Even,
+    EvenLoss,
+    Guess,
+    GuessObjective,
+    Level,
+    Nudge,
+    NudgeBias,
+    Tiny,
+    TinyModel,
+)
+from torch import Tensor, nn
+
+from moekit import BalanceContext, Batch, Component, LossSum, LossTerm, ModelOutput, Routing
+
+
+class GrowsWithExperts(EvenLoss):
+    def value(self, load_E: Tensor, P_E: Tensor) -> Tensor:
+        return super().value(load_E, P_E) * len(load_E)
+
+
+class UpsideDown(EvenLoss):
+    def value(self, load_E: Tensor, P_E: Tensor) -> Tensor:
+        return 2 - super().value(load_E, P_E)
+
+
+class MeanOverPadding(EvenLoss):
+    def mean(self, routing: Routing) -> Tensor:
+        return super().mean(routing) * routing.num_valid() / len(routing.scores_TE)
+
+
+class SumsNaN(EvenLoss):
+    def mean(self, routing: Routing) -> Tensor:
+        weight_T = 1.0 if routing.valid_T is None else routing.valid_T[:, None]
+        return (routing.scores_TE * weight_T).sum(0) / routing.num_valid()
+
+
+class NoTraining(EvenLoss):
+    def value(self, load_E: Tensor, P_E: Tensor) -> Tensor:
+        return super().value(load_E, P_E.detach())
+
+
+class Halves(EvenLoss):
+    def loss(self, routing: Routing, context: BalanceContext) -> LossTerm | None:
+        term = super().loss(routing, context)
+        assert term is not None
+        return LossTerm(value=term.value.bfloat16(), weight=term.weight)
+
+
+class Forgets(NudgeBias):
+    persistent: ClassVar[bool] = False
+
+
+class CountsSteps(NudgeBias):
+    steps = 0
+
+    def step(self, load_E: Tensor) -> None:
+        super().step(load_E)
+        self.steps += 1
+
+
+class DividesByLoad(NudgeBias):
+    def direction(self, load_E: Tensor) -> Tensor:
+        return 1 / len(load_E) - load_E / load_E.sum()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClaimsNoBias(Nudge):
+    gives_bias: ClassVar[bool] = False
+
+
+class DoubleBias(NudgeBias):
+    def selection_bias(self) -> Tensor | None:
+        return self.bias_E.double()
+
+
+class FollowsTheModel(NudgeBias):
+    """A bias in the weights' dtype, as when the model is cast to bf16."""
+
+    def __init__(self, spec: Nudge, dims: object) -> None:
+        super().__init__(spec, dims)  # type: ignore[arg-type]
+        self.anchor = nn.Parameter(torch.zeros(()))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FollowsTheModel:
+        nn.Module._apply(self, fn, recurse)
+        return self
+
+
+class WrongWay(NudgeBias):
+    def direction(self, load_E: Tensor) -> Tensor:
+        return -super().direction(load_E)
+
+
+class FloatLoads(NudgeBias):
+    def direction(self, load_E: Tensor) -> Tensor:
+        load_E = load_E.float()
+        return (load_E.mean() - load_E).sign()
+
+
+class FutureInEval(TinyModel):
+    def forward(self, inputs: Tensor, *, valid: Tensor | None = None) -> ModelOutput:
+        out = super().forward(inputs, valid=valid)
+        return ModelOutput(y=out.y, reports=out.reports, future=(out.y[:, 1:],))
+
+
+class OtherName(TinyModel):
+    def forward(self, inputs: Tensor, *, valid: Tensor | None = None) -> ModelOutput:
+        out = super().forward(inputs, valid=valid)
+        return ModelOutput(y=out.y, reports={"layer": out.reports["moe"]})
+
+
+class IgnoresMask(TinyModel):
+    def forward(self, inputs: Tensor, *, valid: Tensor | None = None) -> ModelOutput:
+        return super().forward(inputs)
+
+
+class IdlePart(TinyModel):
+    def __init__(self, spec: Tiny) -> None:
+        super().__init__(spec)
+        self.idle = nn.Linear(3, 3)
+
+
+class StrangeEmbedding(TinyModel):
+    def embeddings(self) -> tuple[nn.Parameter | None, nn.Parameter | None]:
+        return nn.Parameter(torch.zeros(3)), self.head.weight
+
+
+class InMemory(TinyModel):
+    def __init__(self, spec: Tiny) -> None:
+        super().__init__(spec)
+        self.scale = nn.Parameter(torch.ones(8, device="cpu"))
+
+
+class SeesTheFuture(TinyModel):
+    def mix(self, x_BSD: Tensor) -> Tensor:
+        return x_BSD + x_BSD.mean(1, keepdim=True)
+
+
+class CountsAll(GuessObjective):
+    def sum_up(self, loss_BS: Tensor, valid_BS: Tensor) -> LossSum:
+        out = super().sum_up(loss_BS, valid_BS)
+        return LossSum(total=out.total, count=torch.tensor(valid_BS.numel()))
+
+
+class Averages(GuessObjective):
+    def sum_up(self, loss_BS: Tensor, valid_BS: Tensor) -> LossSum:
+        out = super().sum_up(loss_BS, valid_BS)
+        return LossSum(total=out.total / out.count, count=out.count)
+
+
+class LiveMetric(GuessObjective):
+    def sum_up(self, loss_BS: Tensor, valid_BS: Tensor) -> LossSum:
+        out = super().sum_up(loss_BS, valid_BS)
+        return LossSum(total=out.total, count=out.count, metrics={"loss": (out.total, out.count)})
+
+
+class TrainsOnPadding(GuessObjective):
+    def sum_up(self, loss_BS: Tensor, valid_BS: Tensor) -> LossSum:
+        return super().sum_up(loss_BS, torch.ones_like(valid_BS))
+
+
+class Copies(DiceData):
+    def batch(self, tokens_BS: Tensor) -> Batch:
+        return Batch(tokens_BS, tokens_BS)
+
+
+class GlobalDraw(DiceData):
+    def train_batch(self, generator: torch.Generator) -> Batch:
+        return self.batch(torch.randint(6, (2, 5)))
+
+
+class DrawsBeside(DiceData):
+    def train_batch(self, generator: torch.Generator) -> Batch:
+        torch.rand(1)
+        return super().train_batch(generator)
+
+
+class OtherEachTime(DiceData):
+    def validation_batches(self) -> Iterator[Batch]:
+        yield self.train_batch(torch.default_generator)
+
+
+def frozen_too(spec: Descent, model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), lr=0.1)
+
+
+def ascent(spec: Descent, model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1, maximize=True)
+
+
+def falls_below_zero(spec: Level, total_steps: int) -> Callable[[int], float]:
+    return lambda step: 1 - step / total_steps
+
+
+def never_starts(spec: Level, total_steps: int) -> Callable[[int], float]:
+    return lambda step: 0.0
+
+
+BROKEN: dict[str, list[Component]] = {
+    "check_perfect_balance": [component(Even, GrowsWithExperts)],
+    "check_loss_sees_skew": [component(Even, UpsideDown)],
+    "check_padding_counts_nothing": [component(Even, MeanOverPadding), component(Even, SumsNaN)],
+    "check_loss_gradient": [component(Even, NoTraining)],
+    "check_loss_dtype": [component(Even, Halves)],
+    "check_persistent_state": [component(Nudge, Forgets), component(Nudge, CountsSteps)],
+    "check_empty_step": [component(Nudge, DividesByLoad)],
+    "check_gives_no_bias": [component(ClaimsNoBias, NudgeBias)],
+    "check_bias_shape": [component(Nudge, DoubleBias), component(Nudge, FollowsTheModel)],
+    "check_bias_moves_towards_balance": [component(Nudge, WrongWay)],
+    "check_large_loads_exact": [component(Nudge, FloatLoads)],
+    "check_output": [component(Tiny, FutureInEval)],
+    "check_reports": [component(Tiny, OtherName)],
+    "check_model_padding": [component(Tiny, IgnoresMask)],
+    "check_model_trains": [component(Tiny, IdlePart)],
+    "check_parts": [component(Tiny, StrangeEmbedding)],
+    "check_counted_without_memory": [component(Tiny, InMemory)],
+    "check_model_causal": [component(Tiny, SeesTheFuture)],
+    "check_loss_sum": [component(Guess, CountsAll)],
+    "check_loss_padding": [component(Guess, Averages)],
+    "check_metrics": [component(Guess, LiveMetric)],
+    "check_objective_gradient": [component(Guess, TrainsOnPadding)],
+    "check_batches": [component(Dice, Copies)],
+    "check_drawn_from_generator": [component(Dice, GlobalDraw), component(Dice, DrawsBeside)],
+    "check_validation_order": [component(Dice, OtherEachTime)],
+    "check_every_parameter_once": [component(Descent, frozen_too)],
+    "check_optimizer_moves": [component(Descent, ascent)],
+    "check_schedule_factors": [component(Level, falls_below_zero), component(Level, never_starts)],
+}

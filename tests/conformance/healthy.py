@@ -1,0 +1,48 @@
+"""A healthy component of each kind: what the kit must pass."""
+
+from __future__ import annotations
+
+from healthy_layers import (
+    Look,
+    LookAttention,
+    Pick,
+    PickRouter,
+    PickUnbiased,
+    PickUnbiasedRouter,
+    Tanh,
+    TanhBank,
+    Walk,
+    WalkDispatcher,
+    component,
+)
+from healthy_training import (
+    Descent,
+    Dice,
+    DiceData,
+    Even,
+    EvenLoss,
+    Guess,
+    GuessObjective,
+    Level,
+    Nudge,
+    NudgeBias,
+    Tiny,
+    TinyModel,
+    descent,
+    level,
+)
+
+HEALTHY = [
+    component(Pick, PickRouter),
+    component(PickUnbiased, PickUnbiasedRouter),
+    component(Tanh, TanhBank),
+    component(Walk, WalkDispatcher),
+    component(Even, EvenLoss),
+    component(Nudge, NudgeBias),
+    component(Look, LookAttention),
+    component(Tiny, TinyModel),
+    component(Guess, GuessObjective),
+    component(Dice, DiceData),
+    component(Descent, descent),
+    component(Level, level),
+]

@@ -1,0 +1,75 @@
+"""The kit is held to its word: every check catches a component that is broken in its way, and passes healthy ones."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+
+import broken_layers
+import broken_making
+import broken_routers
+import broken_training
+import pytest
+from healthy import HEALTHY
+
+import moekit.testing
+from moekit import Component
+from moekit.testing import BoundCheck, CheckFailure, checks_for, parametrize_checks
+from moekit.testing.case import Check
+from moekit.testing.parametrize import cases_of
+
+BROKEN = broken_making.BROKEN | broken_routers.BROKEN | broken_layers.BROKEN | broken_training.BROKEN
+
+
+def all_checks() -> dict[str, Check]:
+    """Every check in the kit's files, whether or not anything is tested by it."""
+    found: dict[str, Check] = {}
+    for file in pkgutil.iter_modules(moekit.testing.__path__):
+        module = importlib.import_module(f"moekit.testing.{file.name}")
+        for name, value in vars(module).items():
+            if name.startswith("check_") and getattr(value, "__module__", "") == module.__name__:
+                assert name not in found, f"two checks are called {name}"
+                found[name] = value
+    return found
+
+
+CHECKS = all_checks()
+
+
+@parametrize_checks(HEALTHY)
+def test_healthy_components_pass(check: Callable[[], None]) -> None:
+    check()
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_some_healthy_component_meets_every_check(name: str) -> None:
+    met = {bound.name for case in cases_of(HEALTHY, {}) for bound in checks_for(case)}
+    assert name in met
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_every_check_has_a_component_to_catch(name: str) -> None:
+    assert BROKEN.get(name), f"{name} has never been seen to fail: add a component to a broken_*.py"
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_every_check_says_what_it_demands(name: str) -> None:
+    first = (CHECKS[name].__doc__ or "").partition("\n")[0]
+    assert first and (first.endswith((".", ":", ","))), f"the first line of {name} is: {first}"
+
+
+def _name(value: object) -> str:
+    return getattr(value.target, "__name__", "") if isinstance(value, Component) else str(value)
+
+
+@pytest.mark.parametrize(
+    ("name", "broken"), [(name, broken) for name, many in BROKEN.items() for broken in many], ids=_name
+)
+def test_broken_component_is_caught(name: str, broken: Component) -> None:
+    (case,) = cases_of([broken], {})
+    with pytest.raises(CheckFailure) as caught:
+        BoundCheck(CHECKS[name], case)()
+    message = str(caught.value)
+    assert message.startswith(f"{broken.kind}/{broken.name} fails {name}\n  demanded  ")
+    assert "\n  found     " in message and "\n  expected  " in message and f"\n  options   {case.spec}" in message

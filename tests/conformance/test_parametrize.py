@@ -1,0 +1,98 @@
+"""``parametrize_checks`` as an author meets it: names of tests, expected failures, and mistakes in what is passed."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from healthy_layers import Pick, PickRouter, component
+
+from moekit import MoekitError
+from moekit.spec.kinds import Recipe
+from moekit.testing import parametrize_checks
+from moekit.testing.parametrize import cases_of
+
+pytest_plugins = ["pytester"]
+
+MINE = component(Pick, PickRouter)
+
+AUTHORS_FILE = """
+    from broken_routers import BiasInGate
+    from healthy_layers import Pick, PickRouter, component
+    from moekit.testing import parametrize_checks
+
+    @parametrize_checks(
+        [component(Pick, BiasInGate)],
+        examples={"pick": [Pick(top_k=1), Pick(top_k=2)]},
+        expected_failures={
+            "router/pick": {"check_bias_chooses_only": "gates carry the bias, on purpose"},
+            "router/pick.2": {"check_shapes": "thought to fail"},
+        },
+    )
+    def test_conformance(check):
+        check()
+
+    @parametrize_checks([component(Pick, BiasInGate)])
+    def test_caught(check):
+        check()
+"""
+
+
+def test_an_authors_run(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(AUTHORS_FILE)
+    result = pytester.runpytest_inprocess("-rxf", "-p", "no:cacheprovider", "-k", "check_bias or check_shapes")
+    result.assert_outcomes(passed=2, failed=2, xfailed=2)
+    result.stdout.fnmatch_lines_random(
+        [
+            "XFAIL *[[]router/pick.1-check_bias_chooses_only] - gates carry the bias, on purpose",
+            "XFAIL *[[]router/pick.2-check_bias_chooses_only] - gates carry the bias, on purpose",
+            "FAILED *[[]router/pick.2-check_shapes] - [[]XPASS(strict)] thought to fail",
+            "FAILED *[[]router/pick-check_bias_chooses_only]*",
+            "E*router/pick fails check_bias_chooses_only",
+            "E*demanded  Lets a selection bias choose experts and nothing else: it never enters a gate or a score*",
+            "E*found     gates under a bias of 0.01: *",
+            "E*expected *, to 1e-12 relative",
+            "E*options   Pick(top_k=2)",
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"examples": {"pik": [Pick()]}},
+            "examples for 'pik', which is not tested here\n  did you mean 'pick'?\n  tested: pick, router/pick",
+        ),
+        (
+            {"expected_failures": {"router/pik": {"check_compile": "why"}}},
+            "expected failures of 'router/pik', which is not tested here\n  did you mean 'router/pick'?\n"
+            "  tested: router/pick",
+        ),
+        (
+            {"expected_failures": {"router/pick": {"check_compiles": "why"}}},
+            "an expected failure of 'router/pick' in 'check_compiles', which is not tested here\n"
+            "  did you mean 'check_compile'?\n  tested: check_",
+        ),
+    ],
+)
+def test_names_that_are_not_tested_are_refused(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(MoekitError, match=re.escape(message)):
+        parametrize_checks([MINE], **arguments)  # type: ignore[arg-type]
+
+
+def test_options_without_a_default_need_an_example() -> None:
+    from moekit_routers.topk import COMPONENT, TopK
+
+    with pytest.raises(MoekitError) as refused:
+        parametrize_checks([COMPONENT])
+    assert str(refused.value) == (
+        "router 'topk' has no default for top_k: give an example, examples={'topk': [TopK(top_k=...)]}"
+    )
+    (case,) = cases_of([COMPONENT], {"topk": [TopK(top_k=2)]})
+    assert case.label == "router/topk"
+
+
+def test_recipes_are_left_out() -> None:
+    recipe = component(Recipe, lambda spec: spec)
+    assert [case.label for case in cases_of([recipe, MINE], {})] == ["router/pick"]
