@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import MISSING
 from typing import Any
 
+from moekit.errors import PluginError
 from moekit.spec.dumping import plain_value, to_plain
 from moekit.spec.fields import ConflictError, FieldInfo, Spec, default_of, fields_of, types_of
 from moekit.spec.interpolation import Resolver, interpolated
@@ -75,7 +76,10 @@ class _Builder:
             return BROKEN
         if isinstance(raw, str) and interpolated(raw):
             self.origin[path] = f" (from {raw})"
-        return self.values.read(value, types_of(node.spec)[name], info, path)
+        try:
+            return self.values.read(value, types_of(node.spec)[name], info, path)
+        except PluginError as error:
+            raise PluginError(f"{node}, option '{name}': {error}") from error
 
     def _trainer(self, given: dict[str, Any]) -> None:
         options = given.get("trainer", BROKEN)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from typing import Any
 
 from moekit.errors import nearest
@@ -16,17 +15,11 @@ _REFERENCE = re.compile(r"\$\{\s*(\w+(?:\.\w+)*)\s*\}")
 
 def interpolated(value: Any) -> bool:
     """Whether any text in ``value`` refers to another place."""
-    return any(True for _ in _leaves(value, ()))
-
-
-def _leaves(value: Any, path: Keys) -> Iterator[tuple[Keys, str]]:
-    """Every text in ``value`` that refers to another place, with its path."""
     if isinstance(value, str):
-        if "${" in value:
-            yield path, value
-    elif isinstance(value, dict | list):
-        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from _leaves(item, (*path, key))
+        return "${" in value
+    if isinstance(value, dict):
+        return any(interpolated(item) for item in value.values())
+    return isinstance(value, list) and any(interpolated(item) for item in value)
 
 
 def escape(text: str) -> str:
@@ -70,7 +63,7 @@ class Resolver:
         from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
         if self._config is None:
-            self._config = OmegaConf.create(self._readable())
+            self._config = OmegaConf.create(self._readable(self._tree, ()))
         if path in self._unreadable:
             expected = "'${path.to.option}', or '\\${' for these characters themselves"
             self._report.add(path, f"cannot read the interpolation '{value}'", expected=expected)
@@ -99,41 +92,22 @@ class Resolver:
             target = target.get(key) if isinstance(target, dict) else None
         return target if isinstance(target, bool | int | float) else None
 
-    def _readable(self) -> Any:
-        """The tree without leaves that OmegaConf cannot parse, and without what no interpolation refers to.
-
-        One unreadable leaf would spoil the whole tree; the rest is for speed: OmegaConf takes 30 microseconds a leaf.
-        """
+    def _readable(self, value: Any, path: Keys) -> Any:
+        """``value`` without the leaves that OmegaConf cannot parse: one of them would spoil the whole tree."""
         from omegaconf import OmegaConf
         from omegaconf.errors import GrammarParseError
 
-        wanted: set[str] | None = set()
-        for path, text in _leaves(self._tree, ()):
+        if isinstance(value, dict):
+            return {key: self._readable(item, (*path, key)) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [self._readable(item, (*path, i)) for i, item in enumerate(value)]
+        if isinstance(value, str) and "${" in value:
             try:
-                OmegaConf.create({"text": text})
+                OmegaConf.create({"text": value})
             except GrammarParseError:
                 self._unreadable.add(path)
-                continue
-            if "${" in _REFERENCE.sub("", text):
-                wanted = None  # relative, nested or computed: it may refer to anything
-            if wanted is not None:
-                wanted.update(_REFERENCE.findall(text))
-                wanted.add(".".join(str(key) for key in path))
-        return self._cut(self._tree, (), wanted)
-
-    def _cut(self, value: Any, path: Keys, wanted: set[str] | None) -> Any:
-        if path in self._unreadable:
-            return None
-        if isinstance(value, list | tuple):
-            return [self._cut(item, (*path, i), None) for i, item in enumerate(value)]
-        if not isinstance(value, dict):
-            return value
-        out: dict[str, Any] = {}
-        for key, item in value.items():
-            here = f"{'.'.join(str(k) for k in (*path, key))}."
-            if wanted is None or any(f"{name}.".startswith(here) or here.startswith(f"{name}.") for name in wanted):
-                out[key] = self._cut(item, (*path, key), wanted)
-        return out
+                return None
+        return value
 
 
 def _paths(tree: dict[str, Any], prefix: str = "") -> set[str]:

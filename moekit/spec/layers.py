@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from moekit.errors import SpecError, UnknownName
+from moekit.errors import PluginError, SpecError, UnknownName
 from moekit.spec.merging import merge
 from moekit.spec.places import COMMAND_LINE, Keys, Place, Report, Tree, found, refuse, show
 from moekit.spec.yaml_text import read
@@ -128,6 +128,8 @@ def _open_recipe(name: str, at: Keys = (), place: Place | None = None) -> Layer:
     except UnknownName as error:
         near = f"{name}.yaml" if Path(f"{name}.yaml").is_file() else error.problem.nearest
         raise SpecError([replace(error.problem, at=show(at), source=str(place or ""), nearest=near)]) from None
+    except PluginError as error:
+        refuse(str(error), at=at, place=place)
     return _open_file(Path(str(component.target)), f"{component.name}.yaml")
 
 

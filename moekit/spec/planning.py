@@ -133,7 +133,9 @@ class Planner:
         for name, item in value.items():
             here = (*path, name)
             if not name.replace("-", "_").isidentifier():
-                entries[name] = self._broken(here, f"'{name}' is no name", expected="letters, digits, '_' and '-'")
+                entries[name] = self._broken(
+                    here, f"'{name}' is no name", expected="a letter, then letters, digits, '_' or '-'"
+                )
             elif item is not None:
                 entries[name] = self.component(kind, item, here)
         return entries

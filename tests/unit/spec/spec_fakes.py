@@ -107,6 +107,11 @@ class Porch(ModelSpec):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Odd(ModelSpec):
+    number: complex = option(1j, "a type that no spec can hold")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Bag(ModelSpec):
     """Options of every type."""
 
@@ -178,7 +183,13 @@ def base_plugin(recipes: list[Component]) -> Plugin:
         experts=[component("wide", Wide), component("flat", Flat)],
         dispatchers=[component("walk", Walk), component("pour", Pour)],
         balancers=[component("nudge", Nudge), component("fair", Fair)],
-        models=[component("tower", Tower), component("stack", Stack), component("bag", Bag), component("porch", Porch)],
+        models=[
+            component("tower", Tower),
+            component("stack", Stack),
+            component("bag", Bag),
+            component("porch", Porch),
+            component("odd", Odd),
+        ],
         objectives=[component("next", Next)],
         data=[component("lines", Lines), component("cases", Cases)],
         optimizers=[component("step", Step)],

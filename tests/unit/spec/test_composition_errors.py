@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import pytest
 
-from moekit.errors import SpecError
+from moekit.errors import PluginError, SpecError
 from moekit.spec import validate
 
 CASES: dict[str, tuple[list[str], str]] = {
@@ -185,6 +185,15 @@ requires: 'base' is not a mapping
 """,
     ),
 }
+
+
+def test_an_option_of_a_type_that_no_spec_can_hold() -> None:
+    with pytest.raises(PluginError) as caught:
+        validate({"model": {"use": "odd", "number": 3}})
+    assert str(caught.value) == (
+        "model 'odd', option 'number': an option cannot be of type <class 'complex'>: "
+        "int, float, bool, str, Literal, list and dict are read"
+    )
 
 
 @pytest.mark.parametrize("name", CASES)

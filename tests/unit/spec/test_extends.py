@@ -54,6 +54,18 @@ def test_a_circle_shows_its_chain(write: Write) -> None:
     )
 
 
+def test_a_recipe_of_a_broken_plugin(write: Write) -> None:
+    write("mine.yaml", "extends: broken/thing\n")
+    with pytest.raises(SpecError) as caught:
+        load("mine.yaml")
+    assert str(caught.value) == (
+        "recipe 'broken/thing' cannot be used: plugin 'broken' (moekit-broken) failed to load\n"
+        "  ImportError: no such luck\n"
+        "  see: moekit plugins\n"
+        "  at extends  in mine.yaml, line 1"
+    )
+
+
 def test_not_utf8(tmp_path: Path) -> None:
     (tmp_path / "latin.yaml").write_bytes("seed: 1\nsummary: caf\u00e9\n".encode("latin-1"))
     with pytest.raises(SpecError) as caught:

@@ -149,7 +149,7 @@ a list where a named map of balancers belongs
         r"""
 'a b' is no name
   at model.moe.balancers.a b  in command line
-  expected letters, digits, '_' and '-'
+  expected a letter, then letters, digits, '_' or '-'
 """,
     ),
     "a_name_where_a_group_belongs": (
