@@ -72,6 +72,10 @@ class ModelSpec(Spec):
     takes: ClassVar[str] = "tokens"  # what data must yield: 'tokens' or 'cases'
     gives: ClassVar[str] = "next_token"  # what an objective may ask for: 'next_token', 'mixture', 'prediction'
 
+    def offers(self) -> str:
+        """What a model with these options gives: ``gives``, unless the options decide it."""
+        return self.gives
+
     def dense_twin(self) -> ModelSpec | None:
         """The dense model to compare with, of as many multiply-adds a token; None when there is none."""
         return None
@@ -194,10 +198,10 @@ class Recipe(Spec):
                 f"data {type(self.data).__name__} yields '{self.data.yields}', "
                 f"but model {type(self.model).__name__} takes '{self.model.takes}'"
             )
-        if self.objective is not None and self.model.gives not in self.objective.takes:
+        if self.objective is not None and self.model.offers() not in self.objective.takes:
             yield (
                 f"objective {type(self.objective).__name__} takes {', '.join(sorted(self.objective.takes))}, "
-                f"but model {type(self.model).__name__} gives '{self.model.gives}'"
+                f"but model {type(self.model).__name__} gives '{self.model.offers()}'"
             )
 
 

@@ -5,7 +5,6 @@ Source: Jacobs, Jordan, Nowlan, Hinton 1991, "Adaptive Mixtures of Local Experts
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -26,10 +25,9 @@ class Mixture(ModelSpec):
     moe: MoE = group("experts and gate")
     init_range: float = option(0.5, "weights and biases start uniform within plus or minus this", gt=0)
 
-    def check(self) -> Iterable[str]:
-        """Every expert must answer every case: the errors of 1991 are over the experts' own outputs."""
-        if self.moe.router.form != "soft":
-            yield f"router {type(self.moe.router).__name__} routes by '{self.moe.router.form}'; a mixture needs 'soft'"
+    def offers(self) -> str:
+        """Every expert's own output, which 1991's errors are made of, under a soft gate; else their sum alone."""
+        return "mixture" if self.moe.router.form == "soft" else "prediction"
 
 
 COMPONENT = Component(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from moekit.registry import build
 from moekit.routing import Soft as SoftRouting
-from moekit.spec.kinds import MoE
+from moekit.spec.kinds import MoE, Recipe
 from moekit_dispatchers.grouped import Grouped
 from moekit_dispatchers.soft import Soft
 from moekit_experts.linear import Logistic
@@ -14,6 +15,8 @@ from moekit_models.mixture import Mixture
 from moekit_models.mixture.module import MixtureModel
 from moekit_models.mlp import MLP
 from moekit_models.mlp.module import MLPModel
+from moekit_objectives.competitive import Competitive
+from moekit_objectives.squared_error import SquaredError
 from moekit_routers.dense import Dense
 from moekit_routers.topk import TopK
 
@@ -61,7 +64,10 @@ def test_every_weight_and_bias_starts_uniform_in_its_range() -> None:
         assert all(p.any() for p in model.parameters())  # biases too
 
 
-def test_a_router_that_is_not_soft_is_refused() -> None:
+def test_without_a_soft_gate_only_the_blend_is_there_to_learn_by() -> None:
     moe = MoE(router=TopK(top_k=2), experts=Logistic(count=4), dispatcher=Grouped())
-    with pytest.raises(ValueError, match="router TopK routes by 'token_choice'; a mixture needs 'soft'"):
-        Mixture(inputs=2, moe=moe)
+    model = Mixture(inputs=2, moe=moe)
+    assert Recipe(model=model, objective=SquaredError()).model.offers() == "prediction"
+    with pytest.raises(ValueError, match="objective Competitive takes mixture, but model Mixture gives 'prediction'"):
+        Recipe(model=model, objective=Competitive())
+    assert build(model)(torch.randn(5, 2)).y.shape == (5, 1)
