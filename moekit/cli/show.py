@@ -72,7 +72,8 @@ def named(registry: Registry, name: str, kind: str | None = None) -> list[Compon
 
 
 def _page(registry: Registry, component: Component, *, doc: bool) -> list[str]:
-    target = component.target if isinstance(component.target, str) else f"{component.target!r}"
+    made = component.target
+    target = made if isinstance(made, str) else f"{made.__module__}:{made.__qualname__}"
     lines = [text.bold(f"{component.kind} {component.name}"), *text.paragraph(component.summary)]
     about = [("paper", component.paper), ("plugin", f"{component.plugin} ({registry.origin(component)})")]
     lines += ["", *text.table([row for row in [*about, ("class", target)] if row[1]], fold=(1,))]

@@ -1,0 +1,124 @@
+"""How long a command takes to start, as a ratio to the least that it could take, measured side by side.
+
+Processor time of the whole process is compared, interleaved and the best of several runs, so that a busy machine slows
+both sides alike; a ratio that is too high is measured again before it counts.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+RUNS = 10
+TRIES = 4
+PASS = [sys.executable, "-c", "pass"]
+FLOOR = [
+    sys.executable,
+    "-c",
+    'import pluggy, omegaconf, importlib.metadata as m; m.entry_points(group="moekit")',
+]
+SCRIPT = shutil.which("moekit", path=sysconfig.get_path("scripts")) or "moekit"
+WAYS = {"script": [SCRIPT], "module": [sys.executable, "-m", "moekit"]}
+
+
+def seconds(command: list[str], env: dict[str, str]) -> float:
+    """Processor seconds of one process."""
+    with open(os.devnull, "w") as nowhere:
+        process = subprocess.Popen(command, stdout=nowhere, stderr=subprocess.PIPE, env=env)
+        assert process.stderr is not None
+        said = process.stderr.read()
+        process.stderr.close()
+        _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0, said.decode()
+    return usage.ru_utime + usage.ru_stime
+
+
+def ratio(command: list[str], least: list[str], env: dict[str, str], limit: float) -> float:
+    """Best time of ``command`` over best time of ``least``; runs go on until it is within the limit, up to a point."""
+    ours: list[float] = []
+    floor: list[float] = []
+    for _ in range(TRIES):
+        for _ in range(RUNS):
+            floor.append(seconds(least, env))
+            ours.append(seconds(command, env))
+        if min(ours) <= limit * min(floor):
+            break
+    return min(ours) / min(floor)
+
+
+@pytest.fixture(scope="module")
+def env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """An environment in which both sides have their compiled modules, as an installed package has."""
+    out = {key: value for key, value in os.environ.items() if key not in ("PYTHONDONTWRITEBYTECODE", "COLUMNS")}
+    out["PYTHONPYCACHEPREFIX"] = str(tmp_path_factory.mktemp("compiled"))
+    for command in (PASS, FLOOR, [*WAYS["script"], "config", "validate", "deepseek_v3"], [*WAYS["module"], "ls"]):
+        seconds(command, out)
+    return out
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_first_page_costs_at_most_three_bare_pythons(way: str, env: dict[str, str]) -> None:
+    assert ratio([*WAYS[way], "--help"], PASS, env, limit=3.0) <= 3.0
+
+
+@pytest.mark.parametrize("words", ["ls", "config validate deepseek_v3", "config validate jacobs1991"])
+def test_listing_and_validating_cost_at_most_half_more_than_their_floor(words: str, env: dict[str, str]) -> None:
+    assert ratio([*WAYS["script"], *words.split()], FLOOR, env, limit=1.5) <= 1.5
+
+
+HEAVY = ("torch", "lightning", "numpy", "rich", "matplotlib", "tokenizers")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--help",
+        "--version",
+        "ls",
+        "ls routers --json",
+        "show topk",
+        "show topk --doc",
+        "show decoder",
+        "show deepseek_v3",
+        "plugins",
+        "config print deepseek_v3",
+        "config validate deepseek_v3 jacobs1991",
+        "config diff jacobs1991 deepseek_v3",
+        "params --help",
+        "train --help",
+        "generate --help",
+    ],
+)
+def test_what_needs_no_torch_imports_none(words: str) -> None:
+    code = (
+        "import sys; from moekit.cli import main; code = main(sys.argv[1:]);"
+        f"print(code, sorted(set({HEAVY!r}) & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *words.split()], capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines()[-1] == "0 []"
+    assert done.stdout
+
+
+def test_the_first_page_imports_next_to_nothing() -> None:
+    code = (
+        "import sys; before = set(sys.modules); from moekit.cli import main; main(['--help']);"
+        "print(sorted(set(sys.modules) - before), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "['__future__', 'moekit', 'moekit.cli']"
+
+
+def test_python_m_moekit_is_the_same_command() -> None:
+    assert Path(SCRIPT).is_file()
+    for words in (["--help"], ["ls", "routers"]):
+        outputs = [
+            subprocess.run([*way, *words], capture_output=True, text=True, check=True).stdout for way in WAYS.values()
+        ]
+        assert outputs[0] == outputs[1]

@@ -1,0 +1,92 @@
+"""Fake plugins, so that what the verbs print can be asserted whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from moekit.component import Component
+from moekit.hookspecs import hookimpl
+from moekit.plugin import Plugin, load_plugin
+from moekit.spec.fields import Spec, group, option, slot, slots
+from moekit.spec.kinds import BalancerSpec, Form, ModelSpec, RouterSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lottery(RouterSpec):
+    causal: ClassVar[bool] = False
+    draws: int = option(help="experts drawn for a token", ge=1)
+    style: Literal["fair", "loaded"] = option("fair", "how lots are drawn")
+    seed: int | None = option(None, "seed; null for none", ge=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lottery2(RouterSpec):
+    pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Where(Spec):
+    first: int = option(0, "from this layer on", ge=0)
+    router: RouterSpec = slot("router", "who decides")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tower(ModelSpec):
+    depth: int = option(2, "layers", ge=1, le=9)
+    widths: list[int] = option([8, 16], "widths of the layers")
+    where: Where = group("which layers")
+    extra: RouterSpec | None = slot("router", "a second opinion", optional=True)
+    keepers: dict[str, BalancerSpec] = slots("balancer", "what keeps the load even")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keeper(BalancerSpec):
+    forms: ClassVar[frozenset[Form]] = frozenset({"soft", "token_choice"})
+
+
+class LotteryRouter:
+    """Draws lots.
+
+    Source: none.
+    """
+
+
+class Acme:
+    MOEKIT_API = 1
+
+    @staticmethod
+    @hookimpl
+    def moekit_routers() -> list[Component]:
+        return [Component(name="lottery", spec=Lottery, target=LotteryRouter, summary="draws lots", paper="Fate 1900")]
+
+    @staticmethod
+    @hookimpl
+    def moekit_models() -> list[Component]:
+        return [Component(name="tower", spec=Tower, target="acme.tower:Tower", summary="a tower of layers")]
+
+    @staticmethod
+    @hookimpl
+    def moekit_balancers() -> list[Component]:
+        return [Component(name="keeper", spec=Keeper, target="acme.keeper:Keeper", summary="keeps the load even")]
+
+
+class Beta:
+    MOEKIT_API = 1
+
+    @staticmethod
+    @hookimpl
+    def moekit_routers() -> list[Component]:
+        return [Component(name="lottery", spec=Lottery2, target=LotteryRouter, summary="draws other lots")]
+
+
+ACME = load_plugin("acme", Acme, distribution="acme-moe", version="1.2")
+BETA = load_plugin("beta", Beta, distribution="beta", version="0.3")
+BROKEN = Plugin(
+    name="broken",
+    module="broken_moe",
+    distribution="broken-moe",
+    version="2.0",
+    error="ModuleNotFoundError: No module named 'triton'",
+    trace="Traceback (most recent call last):\n  ...\nModuleNotFoundError: No module named 'triton'\n",
+)

@@ -1,0 +1,87 @@
+"""``moekit params``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from moekit.cli import main
+from moekit.cli.params import READINGS, rounded
+from moekit.params import count_parameters
+from moekit.spec import load
+
+Captured = pytest.CaptureFixture[str]
+
+
+def test_the_counts_of_a_small_recipe(recipe: Path, capsys: Captured) -> None:
+    """A gate of 2·4 + 4 and four experts of 2 + 1, all of them active."""
+    assert main(["params", str(recipe)]) == 0
+    assert capsys.readouterr().out == (
+        f"{recipe}\n"
+        "\n"
+        "                  parameters  active per token\n"
+        "  routers                 12                12\n"
+        "  routed experts          12                12\n"
+        "  total                   24                24\n"
+        "\n"
+        "active per token, by what is counted\n"
+        "  with both embeddings         24  24  the reading that the paper means\n"
+        "  without the input embedding  24  24\n"
+        "  without either embedding     24  24\n"
+        "\n"
+        "On Tests\n"
+        "          published  here\n"
+        "  total          24    24\n"
+        "  active         14    24\n"
+    )
+
+
+def test_deepseek_v3_at_its_published_size(capsys: Captured) -> None:
+    """The published total (671B), without multi-token prediction; 37B is the reading without the input embedding."""
+    assert main(["params", "deepseek_v3-671b", "--json"]) == 0
+    plain = json.loads(capsys.readouterr().out)
+    assert plain["total"] == 671_026_419_200
+    assert sum(plain["parts"].values()) == plain["total"]
+    assert plain["active"]["both"] - plain["active"]["without_input"] == plain["parts"]["embedding"]
+    assert plain["active"]["without_input"] - plain["active"]["without_either"] == plain["parts"]["head"]
+    assert plain["training_alone"]["mtp"] > 11e9
+
+
+def test_the_page_tells_the_papers_reading(capsys: Captured) -> None:
+    assert main(["params", "deepseek_v3-671b"]) == 0
+    out = capsys.readouterr().out
+    marked = [line for line in out.splitlines() if line.endswith("the reading that the paper means")]
+    assert len(marked) == 1
+    assert marked[0].split("  ")[1] == READINGS["without_input"]
+    assert "used in training alone, not counted above\n  mtp " in out
+    assert "671,026,419,200" in out
+
+
+def test_overrides(recipe: Path, capsys: Captured) -> None:
+    assert main(["params", str(recipe), "--json", "model.moe.experts.count=8"]) == 0
+    count = count_parameters(load(recipe, ["model.moe.experts.count=8"]))
+    assert json.loads(capsys.readouterr().out)["total"] == count.total == 48
+
+
+def test_more_than_one_name(recipe: Path, capsys: Captured) -> None:
+    assert main(["params", str(recipe), "jacobs1991"]) == 2
+    assert capsys.readouterr().err == (
+        f"error: moekit params: expected one name, got {recipe}, jacobs1991\n  more: moekit params --help\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (0, "0"),
+        (999, "999"),
+        (1_000, "1.0K"),
+        (37_552_297_472, "37.6B"),
+        (671_026_419_200, "671.0B"),
+        (2 * 10**12, "2.0T"),
+    ],
+)
+def test_rounded(number: int, text: str) -> None:
+    assert rounded(number) == text

@@ -1,0 +1,61 @@
+"""``moekit plugins``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from cli_fakes import ACME, BETA, BROKEN
+
+from moekit.cli import main
+
+Captured = pytest.CaptureFixture[str]
+Use = Callable[..., None]
+
+
+def test_what_each_plugin_offers(use: Use, capsys: Captured) -> None:
+    use(ACME, BETA)
+    assert main(["plugins"]) == 0
+    assert capsys.readouterr().out == (
+        "plugin  package       API  offers\n"
+        "acme    acme-moe 1.2  1    1 router, 1 balancer, 1 model\n"
+        "beta    beta 0.3      1    1 router\n"
+    )
+
+
+def test_a_failure_is_told_with_its_reason_and_ends_with_one(use: Use, capsys: Captured) -> None:
+    use(ACME, BROKEN)
+    assert main(["plugins"]) == 1
+    assert capsys.readouterr().out == (
+        "plugin  package         API  offers\n"
+        "acme    acme-moe 1.2    1    1 router, 1 balancer, 1 model\n"
+        "broken  broken-moe 2.0  -    failed\n"
+        "\n"
+        "broken failed: ModuleNotFoundError: No module named 'triton'\n"
+        "\n"
+        "tracebacks: moekit plugins --trace\n"
+    )
+
+
+def test_the_traceback_is_printed_when_asked(use: Use, capsys: Captured) -> None:
+    use(BROKEN)
+    assert main(["plugins", "--trace"]) == 1
+    assert capsys.readouterr().out.endswith(
+        "broken failed: ModuleNotFoundError: No module named 'triton'\n"
+        "  Traceback (most recent call last):\n"
+        "    ...\n"
+        "  ModuleNotFoundError: No module named 'triton'\n"
+    )
+
+
+def test_plugins_left_out_are_named(use: Use, capsys: Captured) -> None:
+    use(BETA, disabled=("acme",))
+    assert main(["plugins"]) == 0
+    assert capsys.readouterr().out.endswith("\n\nleft out by MOEKIT_DISABLE_PLUGINS: acme\n")
+
+
+def test_first_party_plugins(capsys: Captured) -> None:
+    assert main(["plugins"]) == 0
+    out = capsys.readouterr().out
+    assert "papers" in out
+    assert "recipes" in out
