@@ -45,6 +45,8 @@ def router_logits(
 def first_top_k(key_TE: Tensor, k: int) -> Tensor:
     """``index_TK``: the k largest keys of each row, largest first; the lowest index wins a tie, on every device.
 
+    Rows are the last dimension; there may be more than one before it.
+
     A NaN counts as larger than any number, so a row of NaN yields indices 0 to k - 1. The indices of a row are
     distinct as long as it holds k keys above -inf. Nothing is differentiated through.
 

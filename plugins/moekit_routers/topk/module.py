@@ -96,7 +96,10 @@ class TopKRouter(Router):
         """The keys, -inf outside each token's best groups."""
         T, E = key_TE.shape
         key_TGX = key_TE.view(T, self.spec.groups, E // self.spec.groups)
-        best_TG = key_TGX.amax(-1) if self.spec.group_score == "max" else key_TGX.topk(2, -1).values.sum(-1)
+        if self.spec.group_score == "max":
+            best_TG = key_TGX.amax(-1)
+        else:
+            best_TG = key_TGX.gather(-1, first_top_k(key_TGX, 2)).sum(-1)
         group_TM = first_top_k(above_inf(best_TG), self.spec.top_groups or self.spec.groups)
         out_TG = torch.ones_like(best_TG, dtype=torch.bool).scatter(1, group_TM, False)
         return key_TGX.masked_fill(out_TG[:, :, None], -torch.inf).flatten(1)

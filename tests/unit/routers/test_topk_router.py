@@ -160,8 +160,10 @@ def test_a_bias_of_minus_infinity_bans_experts_until_none_is_left() -> None:
     bias = [-INF, 0.0, -INF, -INF]
     assert route([0, 0, 0, 0], top_k=2, selection=bias).expert_TK.tolist() == [[1, 0]]
     assert sorted(route([0, 0, 0, 0], top_k=4, selection=bias).expert_TK[0].tolist()) == [0, 1, 2, 3]
-    banned = route([0, 0, 0, 0], top_k=4, selection=[-INF] * 4, **V2 | {"top_groups": 2})
-    assert banned.expert_TK.tolist() == [[0, 1, 2, 3]]
+    by_max = route([0, 0, 0, 0], top_k=4, selection=[-INF] * 4, **V2 | {"top_groups": 2})
+    assert by_max.expert_TK.tolist() == [[0, 1, 2, 3]]
+    by_sum = route([0, 0, 0, 0], top_k=4, selection=[-INF] * 4, **V3 | {"top_groups": 2})
+    assert by_sum.expert_TK.tolist() == [[0, 1, 2, 3]]
 
 
 # --- gradients --------------------------------------------------------------------------------------------------------
