@@ -57,10 +57,10 @@ class UniformGroups(Groups):
         """``y_NH``, as one batched product."""
         if self.num_experts == 1:
             return F.linear(x_ND, w_EHD.squeeze(0), None if b_EH is None else b_EH.squeeze(0))
-        x_ERD = self._by_expert(x_ND)
+        x_ECD = self._by_expert(x_ND)
         # baddbmm, not a product and a sum: autocast must reach the bias too
-        y_ERH = x_ERD @ w_EHD.mT if b_EH is None else torch.baddbmm(b_EH[:, None], x_ERD, w_EHD.mT)
-        return y_ERH.reshape(self.num_rows, w_EHD.shape[1])
+        y_ECH = x_ECD @ w_EHD.mT if b_EH is None else torch.baddbmm(b_EH[:, None], x_ECD, w_EHD.mT)
+        return y_ECH.reshape(self.num_rows, w_EHD.shape[1])
 
     def per_row(self, p_EX: Tensor) -> Tensor:
         """``p_NX``, each expert's slice repeated for its rows."""

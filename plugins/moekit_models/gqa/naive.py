@@ -51,13 +51,13 @@ def head(
     return turn(u, s, theta)
 
 
-def turn(u_R: Tensor, s: int, theta: float) -> Tensor:
+def turn(u_X: Tensor, s: int, theta: float) -> Tensor:
     """Turns the pair (i, i + R/2) by the angle ``s · theta^(-2i/R)``, one pair at a time."""
-    R = u_R.shape[0]
-    out = [u_R[0]] * R
+    R = u_X.shape[0]
+    out = [u_X[0]] * R
     for i in range(R // 2):
         angle = s * theta ** (-2 * i / R)
-        a, b = u_R[i], u_R[i + R // 2]
+        a, b = u_X[i], u_X[i + R // 2]
         out[i] = a * math.cos(angle) - b * math.sin(angle)
         out[i + R // 2] = a * math.sin(angle) + b * math.cos(angle)
     return torch.stack(out)
