@@ -11,7 +11,7 @@ from moekit.spec.fields import ConflictError, FieldInfo, Spec, default_of, field
 from moekit.spec.interpolation import Resolver, interpolated
 from moekit.spec.kinds import Recipe
 from moekit.spec.places import Keys, Report, Tree
-from moekit.spec.planning import LEFT_OPEN, Node, Planner
+from moekit.spec.planning import Node, Planner
 from moekit.spec.values import BROKEN, Values
 
 
@@ -48,7 +48,7 @@ class _Builder:
         given: dict[str, Any] = {}
         for name, info in fields_of(node.spec).items():
             if info.kind == "option":
-                if name in node.given and node.given[name] != LEFT_OPEN:
+                if name in node.given:
                     given[name] = self._option(node, name, info)
             elif name in node.children:
                 child = node.children[name]

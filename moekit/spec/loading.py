@@ -65,6 +65,8 @@ def component_spec(kind: str, node: str | Mapping[str, Any]) -> Spec:
     """
     if kind not in KINDS:
         raise ValueError(f"unknown kind '{kind}': one of {', '.join(KINDS)}")
+    if kind == "recipe":
+        return load(node)
     places: dict[Keys, Place] = {}
     return compose(Tree(plain_tree(node, (), places), places), kind)
 

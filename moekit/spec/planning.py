@@ -46,7 +46,7 @@ class Planner:
 
     def __init__(self, report: Report) -> None:
         self.report = report
-        self.unread: list[Keys] = []
+        self.unread: list[Keys] = []  # paths of what was reported, and therefore is not there
 
     def plan(self, spec: type[Spec], given: Mapping[str, Any], path: Keys, use: str = "") -> Node:
         """The node of class ``spec`` that the options ``given`` describe."""
@@ -155,8 +155,10 @@ class Planner:
     def _unknown_option(self, node: Node, name: str) -> None:
         node.sound = False
         names = list(fields_of(node.spec))
+        here = (*node.path, name)
+        self.unread.append(here)
         self.report.add(
-            (*node.path, name),
+            here,
             f"{node} has no option '{name}'",
             expected="" if node.use and names else one_of(names) if names else "no option at all",
             nearest=nearest(name, names),
@@ -181,10 +183,13 @@ class Planner:
 
     def _left_open(self, node: Node, name: str) -> None:
         node.sound = False
+        here = (*node.path, name)
+        self.unread.append(here)
+        del node.given[name]
         info = fields_of(node.spec)[name]
         kind = describe(types_of(node.spec)[name])
         expected = f"{kind} {'' if info.choices else info.range_text()}".rstrip()
-        self.report.add((*node.path, name), f"{name}: the recipe leaves this open ('{LEFT_OPEN}')", expected=expected)
+        self.report.add(here, f"{name}: the recipe leaves this open ('{LEFT_OPEN}')", expected=expected)
 
 
 def _as_map(items: list[Any]) -> str:

@@ -66,10 +66,19 @@ def test_every_broken_one_is_told() -> None:
     assert [p.at for p in caught.value.problems] == ["model.vocab", "data.path", "optimizer.betas[0]"]
 
 
-def test_what_refers_to_a_broken_part_is_not_told_again() -> None:
+@pytest.mark.parametrize(
+    ("overrides", "at"),
+    [
+        (["data.use=nothing"], "data.use"),  # model.vocab is ${data.vocab}
+        (["data.vocab=???"], "data.vocab"),
+        (["data.vocabb=3", "model.vocab=${data.vocabb}"], "data.vocabb"),
+        (["model.moe.shared={use: wide}", "seed=${model.moe.shared.hidden}"], "model.moe.shared.hidden"),
+    ],
+)
+def test_what_refers_to_a_broken_part_is_not_told_again(overrides: list[str], at: str) -> None:
     with pytest.raises(SpecError) as caught:
-        load("small", ["data.use=nothing"])  # model.vocab is ${data.vocab}
-    assert [p.at for p in caught.value.problems] == ["data.use"]
+        load("small", overrides)
+    assert [p.at for p in caught.value.problems] == [at]
 
 
 def test_an_environment_variable(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -175,6 +175,10 @@ def test_single_components(kind: str, node: object, spec: object) -> None:
     assert component_spec(kind, node) == spec
 
 
+def test_a_recipe_is_a_component_too() -> None:
+    assert component_spec("recipe", "small") == load("small")
+
+
 def test_mistakes_in_a_single_component() -> None:
     with pytest.raises(SpecError) as caught:
         component_spec("router", {"use": "pick", "top_k": "x", "scale": 0})
