@@ -21,4 +21,4 @@ def max_violation(load_E: Tensor) -> Tensor:
     load_E = load_E if load_E.is_floating_point() else load_E.long()
     total = load_E.sum(-1)
     excess = load_E.amax(-1) * load_E.shape[-1] - total  # E times (max - mean): exact for counts
-    return (excess / total.where(total > 0, 1)).where(total > 0, 0)
+    return (excess / total).where(total > 0, 0)
