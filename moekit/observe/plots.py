@@ -94,10 +94,10 @@ def draw_load(path: Path, steps: Sequence[int], loads: Mapping[str, np.ndarray],
     edges = _edges(steps)
     image: Any = None
     for axis, name in zip(axes, layers, strict=False):
-        load_RE = loads[name].astype(float)
-        share_RE = load_RE / np.maximum(load_RE.mean(1, keepdims=True), 1e-9)
-        E = load_RE.shape[1]
-        image = axis.pcolormesh(edges, np.arange(E + 1), share_RE.T, cmap="RdBu_r", norm=norm, rasterized=True)
+        load_XE = loads[name].astype(float)
+        share_XE = load_XE / np.maximum(load_XE.mean(1, keepdims=True), 1e-9)
+        E = load_XE.shape[1]
+        image = axis.pcolormesh(edges, np.arange(E + 1), share_XE.T, cmap="RdBu_r", norm=norm, rasterized=True)
         axis.set_ylim(E, 0)
         axis.set_yticks([0.5, E - 0.5], ["0", str(E - 1)])
         axis.set_xlim(edges[0], edges[-1])
@@ -110,17 +110,19 @@ def draw_load(path: Path, steps: Sequence[int], loads: Mapping[str, np.ndarray],
     ends = []
     values: list[float] = []
     for i, name in enumerate(layers):
-        vio_R = max_violation(torch.from_numpy(np.ascontiguousarray(loads[name]))).numpy()
+        vio_X = max_violation(torch.from_numpy(np.ascontiguousarray(loads[name]))).numpy()
         colour = COLOURS[i % len(COLOURS)]
-        below.plot(steps, vio_R, color=colour, linewidth=1.5)
-        ends.append((float(steps[-1]), float(vio_R[-1]), name, colour))
-        values += vio_R.tolist()
+        below.plot(steps, vio_X, color=colour, linewidth=1.5)
+        ends.append((float(steps[-1]), float(vio_X[-1]), name, colour))
+        values += vio_X.tolist()
     below.set_xlim(edges[0], edges[-1])
     below.set_ylim(0, max([*values, 0.1]) * 1.08)
     _label_ends(below, ends)
     _dress(below, title="MaxVio: how far the busiest expert lies above an even share", x_label="step", y_label="")
     if image is not None:
-        bar = figure.colorbar(image, ax=list(axes[:-1]), location="right", fraction=0.025, pad=0.015, ticks=[0, 1, 2, 3])
+        bar = figure.colorbar(
+            image, ax=list(axes[:-1]), location="right", fraction=0.025, pad=0.015, ticks=[0, 1, 2, 3]
+        )
         bar.set_ticklabels(["0", "even share", "2x", "3x or more"])
         bar.ax.tick_params(labelsize=8, colors=FAINT, length=0)
         bar.outline.set_visible(False)  # type: ignore[operator]

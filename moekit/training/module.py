@@ -117,7 +117,9 @@ class LitMoE(L.LightningModule):
         )
 
     def val_dataloader(self) -> Iterable[Batch]:
-        """The validation set, shared out among ranks."""
+        """The validation set, shared out among ranks; nothing for a recipe without data."""
+        if self.data is None:
+            return []
         return ValidationShare(self.prepare(), self.global_rank, self.trainer.world_size)
 
     def metric_names(self) -> list[str]:
@@ -125,7 +127,7 @@ class LitMoE(L.LightningModule):
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             batch = batch_at(self.prepare(), seed=self.recipe.seed, step=0)
             loss = self.objective(self.model(batch.inputs, valid=batch.valid), batch)
-        return [f"train/{name}" for name in ("loss", *loss.metrics)]
+        return [f"train/{name}" for name in sums_of(loss)]
 
     # ---- a step ----------------------------------------------------------------------------------------------------
 
@@ -143,7 +145,7 @@ class LitMoE(L.LightningModule):
         self.balance.observe(output.reports)
         if not self.sparse_layers:
             self.sparse_layers = [name for name, r in output.reports.items() if r.routing.form != "soft"]
-        sums = {"loss": (loss.total, loss.count), **loss.metrics}
+        sums = sums_of(loss)
         total = loss.total
         if any(report.losses for report in output.reports.values()):
             balance = layer_losses(output.reports) * loss.count
@@ -155,7 +157,7 @@ class LitMoE(L.LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Divides gradients by the step's tokens, moves the balancers, logs, and decides whether to stop."""
         pairs = self._train.take()
-        tokens = pairs["loss"][1]
+        tokens = pairs["objective"][1]
         world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
         per_rank = (tokens / world).clamp(min=1)  # DDP has averaged the gradients' sums over ranks
         for parameter in self.parameters():
@@ -219,7 +221,7 @@ class LitMoE(L.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Adds one batch's sums; nothing here is counted as load."""
         loss: LossSum = self.objective(self(batch.inputs, batch.valid), batch)
-        self._validation.add({"loss": (loss.total, loss.count), **loss.metrics})
+        self._validation.add(sums_of(loss))
 
     def on_validation_epoch_end(self) -> None:
         """Logs the validation set's means: ``val/loss`` and the objective's metrics."""
@@ -281,6 +283,13 @@ class LitMoE(L.LightningModule):
             set_rng_state(states[self.global_rank])
         else:
             seed_all(seed_of(self.recipe.seed, self.trainer.global_step, self.global_rank))
+
+
+def sums_of(loss: LossSum) -> dict[str, tuple[Tensor, Tensor]]:
+    """What is logged of a loss: ``objective`` (what is trained for), ``loss`` (the same, unless the objective says
+    otherwise: without the terms of multi-token prediction), and its metrics."""
+    whole = (loss.total, loss.count)
+    return {"objective": whole, "loss": whole, **loss.metrics}
 
 
 def layer_losses(reports: Mapping[str, LayerReport]) -> Tensor:

@@ -1,0 +1,176 @@
+"""The commands, as a person types them: train, go on, generate; and what bad input comes to."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from moekit.cli import main
+from moekit.spec import load
+from moekit.training.logs import read_metrics
+
+TINY = [
+    "model.dim=16", "model.depth=2", "model.ffn.hidden=16", "model.mtp=null", "model.moe.experts.count=8",
+    "model.moe.experts.hidden=8", "model.moe.shared.hidden=8", "model.moe.router.top_k=2", "model.moe.router.groups=2",
+    "model.moe.router.top_groups=1", "model.attention={use: gqa, heads: 2, kv_heads: 1, head_dim: 8}",
+    "data.seq=16", "data.batch=2", "data.validation_windows=2", "trainer.accelerator=cpu",
+    "trainer.log_every_n_steps=1",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where runs go; with a folder of text beside it."""
+    root = tmp_path_factory.mktemp("e2e")
+    for i in range(4):
+        (root / f"{i}.txt").write_text(f"the quick brown fox {i} jumps over the lazy dog. " * 20)
+    return root
+
+
+@pytest.fixture(scope="module")
+def run(root: Path) -> Path:
+    """A finished run of deepseek_v3, very small, with its comparison."""
+    code = main(["train", "deepseek_v3", *TINY, *text(root), "trainer.max_steps=4", "--out", str(root / "runs")])
+    assert code == 0
+    (folder,) = (root / "runs" / "deepseek_v3").iterdir()
+    return folder
+
+
+def text(root: Path) -> list[str]:
+    return ["data.use=text_files", f"data.path={root}", "data.domains=null", "data.validation=0.3"]
+
+
+def last_step(run: Path) -> int:
+    return int(torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"])
+
+
+def test_a_run_folder_holds_everything(run: Path) -> None:
+    names = {p.relative_to(run).as_posix() for p in run.rglob("*")}
+    assert {
+        "spec.yaml", "metrics.csv", "load.npz", "summary.json", "loss.png", "load.png", "tensorboard",
+        "checkpoints/last.ckpt", "checkpoints/best.ckpt", "dense/metrics.csv", "dense/spec.yaml",
+    } <= names  # fmt: skip
+    assert not [name for name in names if name.endswith(".tmp")]
+    rows = read_metrics(run / "metrics.csv")
+    assert list(rows) == [1, 2, 3, 4]
+    assert {"train/loss", "train/max_violation", "train/dropped", "lr", "val/bits_per_byte"} <= set(rows[4])
+    saved = load(run / "spec.yaml")
+    assert saved.model.dim == 16  # type: ignore[attr-defined]
+    assert (
+        torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["hyper_parameters"]["spec"]["name"]
+        == saved.name
+    )
+
+
+def test_the_summary_compares_on_the_same_tokens(run: Path) -> None:
+    summary = json.loads((run / "summary.json").read_text())
+    comparison = summary["comparison"]
+    dense = read_metrics(run / "dense" / "metrics.csv")
+    assert comparison["metric"] == "bits_per_byte"
+    assert comparison["moe"] == summary["validation"]["bits_per_byte"]
+    assert comparison["dense"] == dense[4]["val/bits_per_byte"]
+    assert dense[4]["tokens"] == summary["tokens"] == 4 * 2 * 16
+    assert load(run / "dense" / "spec.yaml").model.moe is None  # type: ignore[attr-defined]
+    assert load(run / "dense" / "spec.yaml").optimizer.lr == load(run / "spec.yaml").compare.lr  # type: ignore[union-attr]
+
+
+def test_resume_goes_on_in_the_same_folder(run: Path, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = read_metrics(run / "metrics.csv")
+    code = main(["train", "--resume", str(run), "trainer.max_steps=6", "--no-compare", "--out", str(root / "runs")])
+    assert code == 0
+    assert last_step(run) == 6
+    after = read_metrics(run / "metrics.csv")
+    assert list(after) == [1, 2, 3, 4, 5, 6]
+    assert all(after[step]["train/loss"] == before[step]["train/loss"] for step in before)
+    assert "going on" in capsys.readouterr().out
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(root: Path) -> None:
+    """Bit for bit, through the command line: 2 steps and 2 more against 4."""
+    common = [
+        *TINY,
+        *text(root),
+        "schedule=null",
+        "model.moe.router.input_jitter=0.1",
+        "model.init_std=0.3",
+        "--no-compare",
+    ]
+    whole, parts = root / "whole", root / "parts"
+    assert main(["train", "deepseek_v3", *common, "trainer.max_steps=4", "--out", str(whole)]) == 0
+    assert main(["train", "deepseek_v3", *common, "trainer.max_steps=2", "--out", str(parts)]) == 0
+    argv = ["train", "--resume", "deepseek_v3", "trainer.max_steps=4", "--no-compare", "--out", str(parts)]
+    assert main(argv) == 0
+    a, b = (torch.load(next(folder.glob("*/*/checkpoints/last.ckpt")), weights_only=True) for folder in (whole, parts))
+    assert a["global_step"] == b["global_step"] == 4
+    assert all(torch.equal(a["state_dict"][key], b["state_dict"][key]) for key in a["state_dict"])
+
+
+def test_generate_speaks_and_repeats_itself(run: Path, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = []
+    for target in (str(run), "deepseek_v3", str(run / "checkpoints" / "last.ckpt")):
+        assert main(["generate", target, "the ", "--tokens", "12", "--out", str(root / "runs")]) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0].startswith("the ") and len(said[0]) > 6
+    assert said[0] == said[1] == said[2]
+    assert main(["generate", str(run), "the ", "--tokens", "12", "--seed", "1"]) == 0
+    assert capsys.readouterr().out != said[0]
+
+
+def test_1991_draws_its_regions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "jacobs1991", "trainer.accelerator=cpu", "stop.below=0.24", "--out", str(tmp_path)]) == 0
+    (folder,) = (tmp_path / "jacobs1991").iterdir()
+    assert (folder / "vowels.png").is_file() and (folder / "loss.png").is_file()
+    assert not (folder / "load.npz").exists()  # under soft routing every expert sees every case
+    summary = json.loads((folder / "summary.json").read_text())
+    assert 0 < summary["stopped_after"] < 6000
+    out = capsys.readouterr().out
+    assert "reached" in out and "blend mse <= 0.24" in out and "vowels.png" in out
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["train", "deepseek_v4"], "unknown recipe 'deepseek_v4'"),
+        (["train"], "name a recipe or a file"),
+        (["train", "deepseek_v3", "trainer.max_step=3"], "the Trainer has no option 'max_step'"),
+        (["train", "deepseek_v3", "trainer.precision=12"], "the Trainer refuses its options"),
+        (["train", "deepseek_v3", "data.use=text_files", "data.domains=null", "data.path=/nowhere"], "/nowhere"),
+        (["train", "jacobs1991", "stop.metric=train/blend"], "did you mean 'train/blend_mse'?"),
+        (["train", "--resume", "nothing"], "no run at 'nothing'"),
+        (["train", "--resume", "nothing", "deepseek_v3"], "is no option=value"),
+        (["generate", "nothing", "x"], "no run at 'nothing'"),
+        (["generate", "nothing", ""], "the prompt is empty"),
+        (["generate", "nothing", "x", "--top-p", "0"], "0 < --top-p <= 1"),
+    ],
+)
+def test_bad_input_is_a_message_and_writes_nothing(
+    argv: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*argv, "--out", str(tmp_path / "runs")]) == 2
+    error = capsys.readouterr().err
+    assert words in error and "Traceback" not in error
+    assert not list(tmp_path.rglob("*"))
+
+
+def test_a_truncated_checkpoint_is_named(run: Path, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    last = run / "checkpoints" / "last.ckpt"
+    whole = last.read_bytes()
+    try:
+        last.write_bytes(whole[:1000])
+        for argv in (["train", "--resume", str(run)], ["generate", str(run), "x"]):
+            assert main(argv) == 2
+            assert f"cannot read the checkpoint {last}: it is truncated" in capsys.readouterr().err
+    finally:
+        last.write_bytes(whole)
+    assert main(["train", "--resume", str(run), "model.dim=32", "--out", str(root / "runs")]) == 2
+    assert "model.dim: 16 in the checkpoint, 32 now" in capsys.readouterr().err
+
+
+def test_a_model_of_cases_has_nothing_to_say(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["train", "jacobs1991", "trainer.max_steps=2", "trainer.accelerator=cpu", "--out", str(tmp_path)]
+    assert main(argv) == 0
+    assert main(["generate", "jacobs1991", "x", "--out", str(tmp_path)]) == 2
+    assert "is no language model" in capsys.readouterr().err

@@ -1,0 +1,214 @@
+"""Micro-batches of any sizes equal one big batch: loads, bias, gradients; with and without activation recompute."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from torch import Tensor
+
+from moekit import Batch, LayerReport, MoELayer, TokenChoice, load
+from moekit.spec.kinds import MoE
+from moekit.training import BalanceStep, LitMoE
+
+Tree = dict[str, Any]
+BIAS: Tree = {"bias": {"use": "sign_bias", "rate": 0.01}}
+LAGGED: Tree = {**BIAS, "load": {"use": "load_balance", "weight": 0.5, "scope": "step"}}
+MICRO: Tree = {**BIAS, "load": {"use": "load_balance", "weight": 0.5, "scope": "micro_batch"}}
+
+
+@dataclass
+class Step:
+    load_E: Tensor
+    bias_E: Tensor
+    grads: dict[str, Tensor]
+    norm: float
+
+
+@dataclass
+class Recorded:
+    steps: list[Step] = field(default_factory=list)
+
+
+class Recording(LitMoE):
+    """Keeps what every optimizer step saw, after clipping."""
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        self.recorded = Recorded()
+
+    def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
+        super().configure_gradient_clipping(optimizer, *args, **kwargs)
+        assert self.step_load is not None
+        (load_E,) = self.step_load.load_E.values()
+        layer = next(m for m in self.modules() if isinstance(m, MoELayer))
+        bias_E = layer.selection_bias()
+        assert bias_E is not None
+        grads = {n: p.grad.clone() for n, p in self.named_parameters() if p.grad is not None}
+        norm = float(torch.nn.utils.get_total_norm(list(grads.values())))
+        self.recorded.steps.append(Step(load_E, bias_E.clone(), grads, norm))
+
+
+def micro_batches(sizes: list[int], padded: bool) -> list[Batch]:
+    g = torch.Generator().manual_seed(3)
+    out = []
+    for size in sizes:
+        tokens = torch.randint(0, 256, (size, 7), generator=g)
+        length = torch.randint(2, 7, (size, 1), generator=g) if padded else torch.full((size, 1), 6)
+        out.append(Batch(tokens[:, :-1], tokens[:, 1:], torch.arange(6) < length))
+    return out
+
+
+def together(batches: list[Batch]) -> Batch:
+    return Batch(*(torch.cat([b[i] for b in batches]) for i in range(3)))  # type: ignore[arg-type]
+
+
+def run(tree: Tree, batches: list[Batch], accumulate: int, clip: float | None = None) -> list[Step]:
+    module = Recording(load(tree))
+    trainer = L.Trainer(
+        accelerator="cpu",
+        precision="64-true",
+        max_epochs=1,
+        accumulate_grad_batches=accumulate,
+        gradient_clip_val=clip,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, torch.utils.data.DataLoader(batches, batch_size=None))  # type: ignore[arg-type]
+    return module.recorded.steps
+
+
+def worst(a: list[Step], b: list[Step]) -> float:
+    return max(
+        float((x.grads[n] - y.grads[n]).norm() / y.grads[n].norm().clamp(min=1e-30))
+        for x, y in zip(a, b, strict=True)
+        for n in y.grads
+        if y.grads[n].norm() > 0
+    )
+
+
+@pytest.fixture
+def tree(recipe: Callable[..., Tree]) -> Callable[..., Tree]:
+    def make(balancers: Tree, recompute: bool = False) -> Tree:
+        plain = recipe(data=None)
+        plain["model"]["moe"]["balancers"] = balancers
+        plain["model"]["moe"]["dispatcher"] = {"use": "loop"}
+        plain["model"]["recompute"] = recompute
+        return plain
+
+    return make
+
+
+@pytest.mark.usefixtures("calm")
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("balancers", [BIAS, LAGGED], ids=["bias", "lagged"])
+@pytest.mark.parametrize(
+    ("sizes", "padded"),
+    [([2] * 8, False), ([1, 3, 2, 4, 2, 1, 5, 1], True), ([1, 3, 2, 4, 2, 1], True)],
+    ids=["equal", "unequal", "short_last_window"],
+)
+def test_four_micro_batches_equal_one_big_batch(
+    tree: Callable[..., Tree], sizes: list[int], padded: bool, balancers: Tree, recompute: bool
+) -> None:
+    batches = micro_batches(sizes, padded)
+    big = [together(batches[i : i + 4]) for i in range(0, len(batches), 4)]
+    few = run(tree(balancers, recompute), batches, accumulate=4)
+    one = run(tree(balancers), big, accumulate=1)
+    assert len(few) == len(one) == len(big)
+    for a, b, batch in zip(few, one, big, strict=True):
+        assert batch.valid is not None
+        assert int(a.load_E.sum()) == 2 * int(batch.valid.sum())  # counted once each, padding not at all
+        assert torch.equal(a.load_E, b.load_E)
+        assert torch.equal(a.bias_E, b.bias_E)
+    assert any(step.bias_E.any() for step in few)
+    # The first step's gradients differ by rounding alone; a later one also by what AdamW makes of that rounding.
+    assert worst(few[:1], one[:1]) < 1e-12
+    assert worst(few, one) < 1e-9
+
+
+@pytest.mark.usefixtures("calm")
+def test_a_loss_over_the_micro_batch_is_another_loss(tree: Callable[..., Tree]) -> None:
+    """The comparison above can fail: it does, for the scope that says so."""
+    batches = micro_batches([1, 3, 2, 4], True)
+    few = run(tree(MICRO), batches, accumulate=4)
+    one = run(tree(MICRO), [together(batches)], accumulate=1)
+    assert worst(few, one) > 1e-5
+
+
+@pytest.mark.usefixtures("calm")
+def test_clipping_sees_the_gradients_of_the_whole_step(tree: Callable[..., Tree]) -> None:
+    batches = micro_batches([1, 3, 2, 4], True)
+    free = run(tree(LAGGED), batches, accumulate=4)[0]
+    clip = free.norm / 3
+    few = run(tree(LAGGED), batches, accumulate=4, clip=clip)
+    one = run(tree(LAGGED), [together(batches)], accumulate=1, clip=clip)
+    assert few[0].norm == pytest.approx(clip, rel=1e-5)
+    assert worst(few, one) < 1e-12
+    untouched = run(tree(LAGGED), batches, accumulate=4, clip=free.norm * 1.01)[0]
+    assert all(torch.equal(untouched.grads[n], g) for n, g in free.grads.items())
+
+
+class Holder(torch.nn.Module):
+    """A model of the user's own, with two layers of four experts."""
+
+    def __init__(self, spec: MoE) -> None:
+        super().__init__()
+        self.one = MoELayer.from_spec(spec, 16)
+        self.two = MoELayer.from_spec(spec, 16)
+
+
+def report(experts: list[int], dropped: int = 0) -> LayerReport:
+    """What a layer of four experts says when each token chose one."""
+    expert_TK = torch.tensor(experts)[:, None]
+    scores = torch.rand(len(experts), 4)
+    routing = TokenChoice(logits_TE=scores, scores_TE=scores, expert_TK=expert_TK, gate_TK=torch.ones(expert_TK.shape))
+    return LayerReport(routing=routing, load_E=routing.load_E(), dropped=torch.tensor(dropped))
+
+
+@pytest.fixture
+def holder(recipe: Callable[..., Tree]) -> Holder:
+    return Holder(load(recipe()).model.moe)  # type: ignore[attr-defined]
+
+
+def bias_of(layer: MoELayer) -> list[float]:
+    bias_E = layer.selection_bias()
+    assert bias_E is not None
+    return [round(b, 6) for b in bias_E.tolist()]
+
+
+def test_step_adds_up_acts_once_and_starts_again(holder: Holder) -> None:
+    balance = BalanceStep(holder)
+    assert set(balance.layers) == {"one", "two"}
+    balance.observe({"one": report([0] * 5, dropped=2)})
+    balance.observe({"one": report([3] * 3), "two": report([1] * 4)})
+    assert bias_of(holder.one) == [0, 0, 0, 0]
+    seen = balance.step()
+    assert seen is not None
+    assert seen.load_E["one"].tolist() == [5, 0, 0, 3]
+    assert seen.load_E["two"].tolist() == [0, 4, 0, 0]
+    assert (int(seen.dropped["one"]), int(seen.tokens["one"]), int(seen.tokens["two"])) == (2, 8, 4)
+    assert float(seen.dropped_fraction()) == pytest.approx(2 / 12)
+    assert bias_of(holder.one) == [-0.01, 0.01, 0.01, -0.01]
+    assert bias_of(holder.two) == [0.01, -0.01, 0.01, 0.01]
+    assert balance.step() is None
+    assert bias_of(holder.one) == [-0.01, 0.01, 0.01, -0.01]
+
+
+def test_counts_are_in_no_state_dict(holder: Holder) -> None:
+    balance = BalanceStep(holder)
+    keys = set(holder.state_dict())
+    balance.observe({"one": report([0])})
+    assert set(holder.state_dict()) == keys
+
+
+def test_a_report_of_no_layer_is_refused(holder: Holder) -> None:
+    with pytest.raises(
+        ValueError, match="a report of 'three', which is no MoELayer of the model; its layers: one, two"
+    ):
+        BalanceStep(holder).observe({"three": report([0])})

@@ -1,0 +1,97 @@
+"""A batch depends on (seed, step, micro-batch, rank) alone, and a loader goes on exactly where it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moekit import Batch, Data
+from moekit.training.sampling import ENDLESS, StepLoader, ValidationShare, batch_at, seed_of
+
+
+class Noise(Data):
+    def prepare(self) -> None: ...
+
+    def train_batch(self, generator: torch.Generator) -> Batch:
+        x = torch.randint(0, 2**40, (3,), generator=generator)
+        return Batch(x, x)
+
+    def validation_batches(self) -> Iterator[Batch]:
+        for i in range(5):
+            yield Batch(torch.tensor([i]), torch.tensor([i]))
+
+
+def take(loader: StepLoader, n: int) -> list[list[int]]:
+    it = iter(loader)
+    return [next(it).inputs.tolist() for _ in range(n)]
+
+
+def test_batches_are_a_function_of_their_place() -> None:
+    torch.manual_seed(1)
+    first = take(StepLoader(Noise(), seed=5, accumulate=2), 6)
+    torch.manual_seed(2)
+    assert take(StepLoader(Noise(), seed=5, accumulate=2), 6) == first
+    assert batch_at(Noise(), seed=5, step=2, micro=1).inputs.tolist() == first[5]
+    others = [
+        take(StepLoader(Noise(), seed=6, accumulate=2), 6),
+        take(StepLoader(Noise(), seed=5, accumulate=2, rank=1), 6),
+    ]
+    flat = [tuple(b) for batches in (first, *others) for b in batches]
+    assert len(set(flat)) == len(flat)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 20), st.integers(1, 4), st.integers(1, 5), st.booleans())
+def test_a_loader_resumes_exactly(done: int, accumulate: int, steps: int, endless: bool) -> None:
+    def make() -> StepLoader:
+        return StepLoader(Noise(), seed=3, accumulate=accumulate, steps=None if endless else steps)
+
+    def run(loader: StepLoader, n: int) -> list[list[int]]:
+        out: list[list[int]] = []
+        while len(out) < n:  # epoch after epoch
+            for batch in loader:
+                out.append(batch.inputs.tolist())
+                if len(out) == n:
+                    break
+        return out
+
+    whole = run(make(), done + 7)
+    before = make()
+    run(before, done)
+    after = make()
+    after.load_state_dict(before.state_dict())
+    assert run(after, 7) == whole[done:]
+
+
+def test_length_is_an_epoch() -> None:
+    assert len(StepLoader(Noise(), seed=0, accumulate=3, steps=4)) == 12
+    assert len(list(StepLoader(Noise(), seed=0, accumulate=3, steps=4))) == 12
+    assert len(StepLoader(Noise(), seed=0)) == ENDLESS
+
+
+def test_a_position_survives_another_accumulation_count() -> None:
+    loader = StepLoader(Noise(), seed=0, accumulate=4)
+    take(loader, 8)
+    other = StepLoader(Noise(), seed=0, accumulate=1)
+    other.load_state_dict(loader.state_dict())
+    assert take(other, 1) == [batch_at(Noise(), seed=0, step=2).inputs.tolist()]
+
+
+@given(st.lists(st.integers(-(2**70), 2**70), min_size=1, max_size=4))
+@settings(max_examples=30, deadline=None)
+def test_seeds_fit_a_generator(parts: list[int]) -> None:
+    assert 0 <= seed_of(*parts) < 2**63
+    torch.Generator().manual_seed(seed_of(*parts))
+
+
+def test_seeds_do_not_run_together() -> None:
+    assert seed_of(1, 23) != seed_of(12, 3)
+    assert seed_of(0) == 3456079177858693020  # the same on every machine
+
+
+def test_ranks_share_the_validation_set() -> None:
+    shares = [[int(b.inputs) for b in ValidationShare(Noise(), rank, 2)] for rank in (0, 1)]
+    assert shares == [[0, 2, 4], [1, 3]]
