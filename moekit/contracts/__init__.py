@@ -1,0 +1,20 @@
+"""The contracts. Four make a layer (``parts``), three more make a run (``run``). Everything moekit does is written
+against these; papers live in plugins.
+"""
+
+from moekit.contracts.parts import BalanceContext as BalanceContext
+from moekit.contracts.parts import Balancer as Balancer
+from moekit.contracts.parts import Dispatched as Dispatched
+from moekit.contracts.parts import Dispatcher as Dispatcher
+from moekit.contracts.parts import ExpertBank as ExpertBank
+from moekit.contracts.parts import LayerDims as LayerDims
+from moekit.contracts.parts import LossTerm as LossTerm
+from moekit.contracts.parts import ModuleExperts as ModuleExperts
+from moekit.contracts.parts import Router as Router
+from moekit.contracts.parts import init_matrices as init_matrices
+from moekit.contracts.run import Batch as Batch
+from moekit.contracts.run import Data as Data
+from moekit.contracts.run import LossSum as LossSum
+from moekit.contracts.run import Model as Model
+from moekit.contracts.run import ModelOutput as ModelOutput
+from moekit.contracts.run import Objective as Objective

@@ -1,0 +1,146 @@
+"""The three contracts that make a run: model, objective, data; and the values that pass between them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from moekit.errors import MoekitError
+
+if TYPE_CHECKING:
+    from moekit.layer import LayerReport
+
+
+class Batch(NamedTuple):
+    """What data yields and an objective reads. A named tuple, so Lightning moves it between devices.
+
+    Attributes:
+        inputs: ``tokens_BS`` int64, or ``x_TD`` float cases.
+        targets: ``tokens_BS`` int64 (the next tokens), or ``d_TO`` float.
+        valid: bool, shape of the tokens or cases; None when all count.
+        num_bytes: 0-d, bytes of text that the valid targets spell; None where there is no text.
+        domain: int64 ``[B]``, which kind of text a sequence is; None where unknown.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    valid: Tensor | None = None
+    num_bytes: Tensor | None = None
+    domain: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOutput:
+    """What a model returns.
+
+    Attributes:
+        y: ``logits_BSV`` of the next token, or ``y_TO``.
+        reports: each MoE layer's report, by the layer's module name inside the model.
+        future: logits of later tokens (multi-token prediction): entry k - 1 has shape ``[B, S - k, V]`` and
+            predicts, at position i, the token k places past the next; empty outside training.
+    """
+
+    y: Tensor
+    reports: Mapping[str, LayerReport] = field(default_factory=dict)
+    future: tuple[Tensor, ...] = ()
+
+
+class Model(nn.Module, ABC):
+    """Built as ``Target(spec)``."""
+
+    @abstractmethod
+    def forward(self, inputs: Tensor, *, valid: Tensor | None = None) -> ModelOutput:
+        """Runs on a batch's inputs; ``valid`` is False for padding."""
+
+    def embeddings(self) -> tuple[nn.Parameter | None, nn.Parameter | None]:
+        """The input embedding and the output head (the same one twice when tied), for counting parameters."""
+        return None, None
+
+    def extra_parts(self) -> Mapping[str, nn.Module]:
+        """Parts used in training alone (multi-token prediction), which published counts leave out."""
+        return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossSum:
+    """A loss as a sum, so that accumulation and sharding weigh every token alike.
+
+    Attributes:
+        total: 0-d, differentiable: the sum over what counts.
+        count: 0-d: the number of tokens or cases summed over.
+        metrics: 0-d sums to be logged, each with the denominator it is divided by.
+    """
+
+    total: Tensor
+    count: Tensor
+    metrics: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+
+class Objective(nn.Module, ABC):
+    """What a model is trained for. Built as ``Target(spec)``."""
+
+    @abstractmethod
+    def forward(self, output: ModelOutput, batch: Batch) -> LossSum:
+        """The loss of one batch, without the balancers' terms (they are in ``output.reports``)."""
+
+
+class Data(ABC):
+    """What a model is trained on. Built as ``Target(spec)``; nothing is read before ``prepare``."""
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Reads and checks what it needs; called once, before the first loader.
+
+        Raises:
+            DataError: a file is missing, unreadable or empty; the message names it.
+        """
+
+    @abstractmethod
+    def train_batch(self, generator: torch.Generator) -> Batch:
+        """Draws one batch; all randomness comes from ``generator``, so that it can be drawn again."""
+
+    @abstractmethod
+    def validation_batches(self) -> Iterator[Batch]:
+        """The validation set, always in the same order."""
+
+    def describe(self) -> Mapping[str, str]:
+        """What a person wants to know of it at the start of a run: sizes, files, what was left out."""
+        return {}
+
+    def domain_names(self) -> Sequence[str]:
+        """What the numbers in ``Batch.domain`` stand for, in order; empty where nothing is labelled."""
+        return ()
+
+    def encode(self, text: str) -> Tensor:
+        """Text as tokens, int64 ``[S]``; needs ``prepare`` or ``load_state`` where the vocabulary is learnt.
+
+        Raises:
+            MoekitError: this data is not text.
+        """
+        raise MoekitError(f"{type(self).__name__} holds no text: it cannot turn a prompt into tokens")
+
+    def decode(self, ids: Tensor) -> str:
+        """Tokens, int64 ``[S]``, as text; what is not UTF-8 comes out as U+FFFD.
+
+        Raises:
+            MoekitError: this data is not text.
+        """
+        raise MoekitError(f"{type(self).__name__} holds no text: it cannot turn tokens into words")
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must keep for ``encode`` and ``decode`` to work without the data: plain values only."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Takes back what ``state`` gave; before ``prepare`` or instead of it."""
+        return None
+
+    def picture(self, model: Model, folder: Path) -> list[Path]:
+        """Draws what the trained model does with this data, where there is something to see."""
+        return []
