@@ -100,8 +100,9 @@ class GroupedDispatcher(Dispatcher):
     Source: dropless dispatch by sorting is Gale et al. 2022 (arXiv 2211.15841), section 3; what is sorted, and the
     sums by token in place of a scatter, are ours.
 
-    Shapes are static and nothing is read from the device, so a layer compiles into one graph (the exceptions:
-    float64, which ``F.grouped_mm`` does not take, and banks that ``split`` their rows). Gates multiply in the wider
+    Shapes are static, so a layer compiles into one graph, and nothing is read from the device. (The exceptions: banks
+    that ``split`` their rows; float64, which ``F.grouped_mm`` does not take; and whatever ``F.grouped_mm`` itself does
+    on a device that has no grouped kernel.) Gates multiply in the wider
     of their own and the experts' output dtype; y has the experts' output dtype. Pairs that go nowhere are no row of
     any product: what stands in a padding token, NaN included, reaches nothing.
 

@@ -32,20 +32,27 @@ def test_output_has_the_experts_dtype_also_under_autocast(slots: int | None) -> 
         assert SOFT(x_TD, routing(slots), bank.float()).y_TO.dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("slots", [None, 2])
-def test_sums_run_in_the_routings_dtype_under_autocast(slots: int | None) -> None:
-    """Proportions that bf16 would round away (1 + 2^-12) still count."""
+@pytest.mark.parametrize("slots, which", [(None, "combine"), (2, "combine"), (2, "dispatch")])
+def test_sums_run_in_the_routings_dtype_under_autocast(slots: int | None, which: str) -> None:
+    """Weights 1 + 2^-12 and -1 on equal things leave 2^-12; in bf16 they would leave nothing."""
     bank = LinearExperts(Linear(count=E, bias=False), DIMS)
     with torch.no_grad():
         bank.w_EOD.copy_(torch.eye(D).expand(E, D, D))
     way = routing(slots)
-    for weights in (way.combine_TEP, way.dispatch_TEP):
-        if weights is not None:
-            weights.zero_()
-            weights[:, 0, 0] = 1 + 2**-12
-            weights[:, 1, 0] = -1
+    way.combine_TEP.zero_()
+    way.combine_TEP[:, 0, 0] = 1
+    if which == "combine":
+        way.combine_TEP[:, 0, 0] += 2**-12
+        way.combine_TEP[:, 1, 0] = -1
+    if way.dispatch_TEP is not None:
+        way.dispatch_TEP.zero_()
+        way.dispatch_TEP[0] = 1
+    if way.dispatch_TEP is not None and which == "dispatch":
+        way.dispatch_TEP[0] += 2**-12
+        way.dispatch_TEP[1] = -1
     with torch.autocast("cpu", torch.bfloat16):
-        assert bool(SOFT(torch.ones(T, D), way, bank).y_TO.any())
+        y_TO = SOFT(torch.ones(T, D), way, bank).y_TO
+    torch.testing.assert_close(y_TO, torch.full((T, D), 2.0**-12).bfloat16(), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("slots", [None, 2])
