@@ -33,14 +33,14 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def run(root: Path) -> Path:
     """A finished run of deepseek_v3, very small, with its comparison."""
-    code = main(["train", "deepseek_v3", *TINY, *text(root), "trainer.max_steps=4", "--out", str(root / "runs")])
+    code = main(["train", "deepseek_v3", *text(root), *TINY, "trainer.max_steps=4", "--out", str(root / "runs")])
     assert code == 0
     (folder,) = (root / "runs" / "deepseek_v3").iterdir()
     return folder
 
 
 def text(root: Path) -> list[str]:
-    return ["data.use=text_files", f"data.path={root}", "data.domains=null", "data.validation=0.3"]
+    return ["data.use=text_files", f"data.path={root}", "data.validation=0.3"]
 
 
 def last_step(run: Path) -> int:
@@ -137,7 +137,7 @@ def test_1991_draws_its_regions(tmp_path: Path, capsys: pytest.CaptureFixture[st
         (["train"], "name a recipe or a file"),
         (["train", "deepseek_v3", "trainer.max_step=3"], "the Trainer has no option 'max_step'"),
         (["train", "deepseek_v3", "trainer.precision=12"], "the Trainer refuses its options"),
-        (["train", "deepseek_v3", "data.use=text_files", "data.domains=null", "data.path=/nowhere"], "/nowhere"),
+        (["train", "deepseek_v3", "data.use=text_files", "data.path=/nowhere"], "/nowhere"),
         (["train", "jacobs1991", "stop.metric=train/blend"], "did you mean 'train/blend_mse'?"),
         (["train", "--resume", "nothing"], "no run at 'nothing'"),
         (["train", "--resume", "nothing", "deepseek_v3"], "is no option=value"),
