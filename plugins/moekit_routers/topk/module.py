@@ -100,8 +100,8 @@ class TopKRouter(Router):
             best_TG = key_TGX.amax(-1)
         else:
             best_TG = key_TGX.gather(-1, first_top_k(key_TGX, 2)).sum(-1)
-        group_TM = first_top_k(above_inf(best_TG), self.spec.top_groups or self.spec.groups)
-        out_TG = torch.ones_like(best_TG, dtype=torch.bool).scatter(1, group_TM, False)
+        group_TX = first_top_k(above_inf(best_TG), self.spec.top_groups or self.spec.groups)
+        out_TG = torch.ones_like(best_TG, dtype=torch.bool).scatter(1, group_TX, False)
         return key_TGX.masked_fill(out_TG[:, :, None], -torch.inf).flatten(1)
 
     def _jittered(self, x_TD: Tensor) -> Tensor:
