@@ -51,6 +51,16 @@ if TYPE_CHECKING:
     from moekit.spec.fields import option as option
     from moekit.spec.fields import slot as slot
     from moekit.spec.fields import slots as slots
+    from moekit.spec.kinds import AttentionSpec as AttentionSpec
+    from moekit.spec.kinds import BalancerSpec as BalancerSpec
+    from moekit.spec.kinds import DataSpec as DataSpec
+    from moekit.spec.kinds import DispatcherSpec as DispatcherSpec
+    from moekit.spec.kinds import ExpertSpec as ExpertSpec
+    from moekit.spec.kinds import ModelSpec as ModelSpec
+    from moekit.spec.kinds import ObjectiveSpec as ObjectiveSpec
+    from moekit.spec.kinds import OptimizerSpec as OptimizerSpec
+    from moekit.spec.kinds import RouterSpec as RouterSpec
+    from moekit.spec.kinds import ScheduleSpec as ScheduleSpec
 
 _HOME = {
     "moekit.component": ("API_VERSION", "Component", "recipes_in"),
@@ -78,6 +88,18 @@ _HOME = {
     "moekit.routing": ("ExpertChoice", "Pairs", "Routing", "Soft", "TokenChoice"),
     "moekit.spec": ("load", "to_plain"),
     "moekit.spec.fields": ("Spec", "group", "option", "slot", "slots"),
+    "moekit.spec.kinds": (
+        "AttentionSpec",
+        "BalancerSpec",
+        "DataSpec",
+        "DispatcherSpec",
+        "ExpertSpec",
+        "ModelSpec",
+        "ObjectiveSpec",
+        "OptimizerSpec",
+        "RouterSpec",
+        "ScheduleSpec",
+    ),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
