@@ -9,8 +9,6 @@ from moekit_expert_choice import ExpertChoiceSpec, moekit_routers
 from moekit.testing import parametrize_checks
 
 
-@parametrize_checks(
-    moekit_routers(), examples={"expert_choice": [ExpertChoiceSpec(per_token=c) for c in (1, 2, 16)]}
-)
+@parametrize_checks(moekit_routers(), examples={"expert_choice": [ExpertChoiceSpec(per_token=c) for c in (1, 2, 16)]})
 def test_conformance(check: Callable[[], None]) -> None:
     check()

@@ -13,7 +13,7 @@ from moekit import LayerDims, MoekitError, load
 
 
 def naive(x_TD: Tensor, weight_ED: Tensor, c: int) -> tuple[list[list[int]], list[list[Tensor]]]:
-    """Each expert's chosen tokens and gates, best first: ``S = softmax(X W)``, then the top ``c·T/E`` of each column."""
+    """Each expert's chosen tokens and gates, best first: ``S = softmax(X W)``, top ``c·T/E`` of each column."""
     T, E = x_TD.shape[0], weight_ED.shape[0]
     scores = []
     for t in range(T):

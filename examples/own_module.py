@@ -1,0 +1,122 @@
+"""MoELayer in your own model and LightningModule: no YAML, no registry, nothing of moekit's trainer but the step.
+
+Eight experts learn a function that is another one in each of eight uneven regions. The selection bias evens the load
+while the loss falls. Run it: ``python examples/own_module.py`` (seconds on a laptop).
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from moekit import LayerDims, LayerReport, MoELayer
+from moekit.observe.load import max_violation
+from moekit.training import BalanceStep
+from moekit_balancers.sign_bias import SignBias
+from moekit_balancers.sign_bias.module import SignBiasBalancer
+from moekit_dispatchers.grouped import Grouped
+from moekit_dispatchers.grouped.module import GroupedDispatcher
+from moekit_experts.glu import Glu
+from moekit_experts.glu.module import GluExperts
+from moekit_routers.topk import TopK
+from moekit_routers.topk.module import TopKRouter
+
+DIM, EXPERTS, STEPS, ACCUMULATE = 32, 8, 100, 4
+
+
+class Net(nn.Module):
+    """Yours: any module. The layer returns its output, and a report of what it saw."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        dims = LayerDims(dim=DIM, num_experts=EXPERTS)
+        self.inp = nn.Linear(2, DIM)
+        self.moe = MoELayer(
+            router=TopKRouter(TopK(top_k=2, score="sigmoid", renormalize=True), dims),
+            experts=GluExperts(Glu(count=EXPERTS, hidden=16), dims),
+            dispatcher=GroupedDispatcher(Grouped(), dims),
+            balancers={"bias": SignBiasBalancer(SignBias(rate=1e-2), dims)},
+        )
+        self.out = nn.Linear(DIM, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, LayerReport]:
+        h = self.inp(x)
+        y, report = self.moe(h)
+        return self.out(h + y), report
+
+
+class Module(L.LightningModule):
+    """Yours too. Two lines are moekit's: ``observe`` after every forward, ``step`` once per optimizer step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = Net()
+        self.balance = BalanceStep(self.net)
+        self.history: list[tuple[float, float]] = []  # loss and MaxVio of each optimizer step
+        self.losses: list[float] = []
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        x, target = batch
+        y, report = self.net(x)
+        self.balance.observe({"moe": report})
+        loss = F.mse_loss(y, target)
+        self.losses.append(loss.item())
+        return loss + report.loss()
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        seen = self.balance.step()  # the load of all micro-batches (and ranks) of this step, acted on once
+        assert seen is not None
+        self.history.append((sum(self.losses) / len(self.losses), float(max_violation(seen.load_E["moe"]))))
+        self.losses.clear()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.parameters(), lr=1e-2)
+
+
+def cases(num: int) -> TensorDataset:
+    """Points of the plane, crowded to one side, and a value that follows another rule in each of eight regions."""
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(num, 2, generator=draw) * torch.tensor([2.0, 1.0]) + torch.tensor([1.0, 0.0])
+    region = (torch.atan2(x[:, 1], x[:, 0]) / torch.pi * 4).floor().long() + 4
+    slope = torch.randn(9, 2, generator=draw)
+    return TensorDataset(x, (x * slope[region]).sum(1, keepdim=True).sin())
+
+
+def mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def main() -> None:
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+    L.seed_everything(0, verbose=False)
+    torch.set_num_threads(1)  # tiny matrices: threads would only wait for each other
+    module = Module()
+    loader = DataLoader(cases(STEPS * ACCUMULATE * 64), batch_size=64, shuffle=True)
+    trainer = L.Trainer(
+        max_steps=STEPS,
+        accumulate_grad_batches=ACCUMULATE,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, loader)
+    print("steps        loss   MaxVio (0 is an even load)")
+    for first in range(0, STEPS, STEPS // 5):
+        loss, vio = zip(*module.history[first : first + STEPS // 5], strict=True)
+        print(f"{first:>4} to {first + STEPS // 5:>4}  {mean(loss):.3f}  {mean(vio):.2f}")
+    (loss_0, vio_0), (loss_1, vio_1) = module.history[0], tuple(map(mean, zip(*module.history[-20:], strict=True)))
+    assert len(module.history) == STEPS, "the balancers move once per optimizer step"
+    assert loss_1 < 0.5 * loss_0 and vio_1 < 0.5 * vio_0, "the loss and the unevenness should both halve at least"
+
+
+if __name__ == "__main__":
+    main()
