@@ -125,7 +125,7 @@ def draw_load(path: Path, steps: Sequence[int], loads: Mapping[str, np.ndarray],
         )
         bar.set_ticklabels(["0", "even share", "2x", "3x or more"])
         bar.ax.tick_params(labelsize=8, colors=FAINT, length=0)
-        bar.outline.set_visible(False)  # type: ignore[operator]
+        bar.outline.set_visible(False)
     return _save(figure, path)
 
 
@@ -150,7 +150,8 @@ def _label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> No
     if len(ends) > 8:
         return
     low, high = axes.get_ylim()
-    apart = (high - low) * 0.13 / (axes.get_position().height * axes.figure.get_figheight())
+    inches = axes.get_window_extent().height / axes.figure.dpi
+    apart = (high - low) * 0.13 / inches
     below = -np.inf
     for x, y, label, colour in sorted(ends, key=lambda end: end[1]):
         below = max(y, below + apart)

@@ -97,7 +97,7 @@ class BalanceStep:
         flat = torch.cat([self._counts[name] for name in names])
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(flat, group=self.group)
-        counts = dict(zip(names, flat.split(sizes), strict=True))
+        counts = dict(zip(names, torch.split(flat, sizes), strict=True))
         self._counts = {}
         for name, count in counts.items():
             self.layers[name].step(count[:-2])

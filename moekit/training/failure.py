@@ -1,4 +1,4 @@
-"""Errors that only training can find: a loss that is no number, a metric that nothing logs."""
+"""What training refuses: a recipe without an aim, a loss that is no number, a metric that nothing logs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,21 @@ from torch import Tensor
 
 from moekit.errors import MoekitError, Problem, SpecError, nearest
 from moekit.layer import LayerReport
+from moekit.spec.kinds import Recipe
+
+
+def refuse_untrainable(recipe: Recipe) -> None:
+    """Refuses a recipe that only describes a model.
+
+    Raises:
+        SpecError: no objective, or no optimizer.
+    """
+    missing = [slot for slot in ("objective", "optimizer") if getattr(recipe, slot) is None]
+    if missing:
+        raise SpecError(
+            Problem(what=f"a recipe without {slot} cannot be trained", at=slot, list_with=f"moekit ls {slot}s")
+            for slot in missing
+        )
 
 
 def refuse_non_finite(total: Tensor, reports: Mapping[str, LayerReport], *, step: int) -> None:

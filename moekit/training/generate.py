@@ -84,17 +84,16 @@ def draw(logits_V: Tensor, *, temperature: float, top_p: float, generator: torch
 
 
 def stream(data: Data, ids: Iterable[int]) -> Iterator[str]:
-    """Text as tokens arrive. Bytes of an unfinished character wait until it is whole."""
+    """Text as tokens arrive. The bytes of an unfinished character wait until it is whole."""
     seen: list[int] = []
-    told = ""
+    text, told = "", 0
     for token in ids:
         seen.append(token)
         text = data.decode(torch.tensor(seen))
-        whole = text.rstrip("\ufffd")  # may be the start of a character
-        if len(text) - len(whole) > 3:  # no character is longer: these bytes are not UTF-8
-            whole = text
-        if len(whole) > len(told):
-            yield whole[len(told) :]
-            told = whole
-    if seen and len(text) > len(told):
-        yield text[len(told) :]
+        # An unfinished character comes out as one U+FFFD at the end; all that stands before it is final.
+        final = len(text) - text.endswith("\ufffd")
+        if final > told:
+            yield text[told:final]
+            told = final
+    if len(text) > told:
+        yield text[told:]

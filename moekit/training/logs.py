@@ -63,7 +63,7 @@ class RunLog(Logger):
             if self._writer is None:
                 from torch.utils.tensorboard import SummaryWriter  # slow to import, and only some runs need it
 
-                self._writer = SummaryWriter(str(self.tensorboard), purge_step=self._upto + 1)  # type: ignore[no-untyped-call]
+                self._writer = SummaryWriter(str(self.tensorboard), purge_step=self._upto + 1)
             for key, value in metrics.items():
                 self._writer.add_scalar(key, value, step)
 

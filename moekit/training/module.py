@@ -18,22 +18,20 @@ from typing import Any
 
 import lightning as L
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 import moekit
 from moekit.contracts import Batch, Data, LossSum, Model, ModelOutput, Objective
-from moekit.errors import DataError, Problem, SpecError
-from moekit.layer import LayerReport
-from moekit.observe.load import max_violation
+from moekit.errors import DataError
 from moekit.registry import build
 from moekit.spec import load, to_plain
 from moekit.spec.kinds import Recipe
 from moekit.training.balance import BalanceStep, StepLoad
-from moekit.training.failure import refuse_non_finite, unknown_metric
+from moekit.training.failure import refuse_non_finite, refuse_untrainable, unknown_metric
 from moekit.training.meter import Meter, ratios
 from moekit.training.pace import Pace
-from moekit.training.rng import rng_state, seed_all, set_rng_state
+from moekit.training.readings import grad_norm, layer_losses, load_readings, sums_of
+from moekit.training.rng import rng_states, seed_all, set_rng_state
 from moekit.training.sampling import StepLoader, ValidationShare, batch_at, seed_of
 
 DEFAULT_STEPS = 1000
@@ -67,12 +65,7 @@ class LitMoE(L.LightningModule):
         super().__init__()
         self.recipe = spec if isinstance(spec, Recipe) else load(spec)
         self.save_hyperparameters({"spec": to_plain(self.recipe)}, logger=False)
-        missing = [slot for slot in ("objective", "optimizer") if getattr(self.recipe, slot) is None]
-        if missing:
-            raise SpecError(
-                Problem(what=f"a recipe without {slot} cannot be trained", at=slot, list_with=f"moekit ls {slot}s")
-                for slot in missing
-            )
+        refuse_untrainable(self.recipe)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.recipe.seed)
             self.model = build(self.recipe.model)
@@ -90,8 +83,6 @@ class LitMoE(L.LightningModule):
         self._data_ready = False
         self._restored: Mapping[str, Any] | None = None
         self._tokens: Tensor | None = None  # since the last log, on the device
-
-    # ---- data ------------------------------------------------------------------------------------------------------
 
     def prepare(self) -> Data:
         """Reads the recipe's data, once; ``Trainer.fit`` does it when needed.
@@ -129,8 +120,6 @@ class LitMoE(L.LightningModule):
             loss = self.objective(self.model(batch.inputs, valid=batch.valid), batch)
         return [f"train/{name}" for name in sums_of(loss)]
 
-    # ---- a step ----------------------------------------------------------------------------------------------------
-
     def forward(self, inputs: Tensor, valid: Tensor | None = None) -> ModelOutput:
         """The model's output."""
         output: ModelOutput = self.model(inputs, valid=valid)
@@ -147,10 +136,10 @@ class LitMoE(L.LightningModule):
             self.sparse_layers = [name for name, r in output.reports.items() if r.routing.form != "soft"]
         sums = sums_of(loss)
         total = loss.total
-        if any(report.losses for report in output.reports.values()):
-            balance = layer_losses(output.reports) * loss.count
-            sums["balance_loss"] = (balance, loss.count)
-            total = total + balance
+        balance = layer_losses(output.reports)
+        if balance is not None:
+            sums["balance_loss"] = (balance * loss.count, loss.count)
+            total = total + balance * loss.count
         self._train.add(sums)
         return total * self.trainer.accumulate_grad_batches
 
@@ -158,8 +147,7 @@ class LitMoE(L.LightningModule):
         """Divides gradients by the step's tokens, moves the balancers, logs, and decides whether to stop."""
         pairs = self._train.take()
         tokens = pairs["objective"][1]
-        world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-        per_rank = (tokens / world).clamp(min=1)  # DDP has averaged the gradients' sums over ranks
+        per_rank = (tokens / self.trainer.world_size).clamp(min=1)  # DDP has averaged the sums over ranks
         for parameter in self.parameters():
             if parameter.grad is not None:
                 parameter.grad.div_(per_rank)
@@ -176,7 +164,8 @@ class LitMoE(L.LightningModule):
             self._log(step, pairs, optimizer)
 
     def _logs_now(self) -> bool:
-        return (self.trainer.global_step + 1) % max(1, getattr(self.trainer, "log_every_n_steps", 1)) == 0
+        every = int(self.trainer.log_every_n_steps)  # type: ignore[attr-defined]
+        return every > 0 and (self.trainer.global_step + 1) % every == 0
 
     def _reached_bound(self, pairs: Mapping[str, Tensor]) -> bool:
         stop = self.recipe.stop
@@ -188,31 +177,24 @@ class LitMoE(L.LightningModule):
         return bool((pairs[name][0] / pairs[name][1]).item() <= stop.below)
 
     def _log(self, step: int, pairs: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
-        values = ratios(pairs, "train/")
-        load = self.step_load
-        if load is not None and self.sparse_layers:
-            uneven = torch.stack([max_violation(load.load_E[name]) for name in self.sparse_layers])
-            values["train/max_violation"] = float(uneven.mean())
-            values["train/dropped"] = float(load.dropped_fraction())
+        values = ratios(pairs, "train/") | load_readings(self.step_load, self.sparse_layers)
         values["lr"] = float(optimizer.param_groups[0]["lr"])
-        values["grad_norm"] = self._grad_norm()
-        values["tokens_per_second"] = self.pace.lap(0.0 if self._tokens is None else float(self._tokens))
+        values["grad_norm"] = grad_norm(self.parameters())
+        values["tokens_per_second"] = self.pace.lap(self._new_tokens())
         values["seconds"], values["tokens"] = self.pace.seconds, self.pace.tokens
-        self._tokens = None
         self.logged, self.logged_step = values, step
         self._publish(values, step)
 
-    def _grad_norm(self) -> float:
-        grads = [p.grad for p in self.parameters() if p.grad is not None]
-        return float(torch.nn.utils.get_total_norm(grads)) if grads else 0.0
+    def _new_tokens(self) -> float:
+        tokens, self._tokens = self._tokens, None
+        return 0.0 if tokens is None else float(tokens)
 
     def _publish(self, values: Mapping[str, float], step: int) -> None:
         # Loggers get the exact step here; Lightning's own path would count from 0 in training and lag in validation.
-        self.log_dict(dict(values), logger=False, sync_dist=self.trainer.world_size > 1)
+        # Every rank has the same values; Lightning asks to be told to average those of a validation all the same.
+        self.log_dict(dict(values), logger=False, sync_dist=self.trainer.validating and self.trainer.world_size > 1)
         for logger in self.loggers:
             logger.log_metrics(dict(values), step)
-
-    # ---- validation ------------------------------------------------------------------------------------------------
 
     def on_validation_epoch_start(self) -> None:
         """Starts the sums at zero."""
@@ -227,9 +209,8 @@ class LitMoE(L.LightningModule):
         """Logs the validation set's means: ``val/loss`` and the objective's metrics."""
         values = ratios(self._validation.take(), "val/")
         if values and not self.trainer.sanity_checking:
-            self._publish(
-                {**values, "seconds": self.pace.seconds, "tokens": self.pace.tokens}, self.trainer.global_step
-            )
+            values |= {"seconds": self.pace.seconds, "tokens": self.pace.tokens}
+            self._publish(values, self.trainer.global_step)
 
     def on_validation_start(self) -> None:
         """Stops the training clock."""
@@ -238,8 +219,6 @@ class LitMoE(L.LightningModule):
     def on_validation_end(self) -> None:
         """Starts the training clock again."""
         self.pace.resume()
-
-    # ---- optimizer, checkpoint -------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> Any:
         """The recipe's optimizer, with its schedule stepped once per optimizer step."""
@@ -254,13 +233,10 @@ class LitMoE(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the generators' states of every rank, the data's state, and the clock."""
-        states: list[Any] = [rng_state()]
-        if dist.is_available() and dist.is_initialized():
-            states = [None] * dist.get_world_size()
-            dist.all_gather_object(states, rng_state())
+        self.pace.tokens += self._new_tokens()
         checkpoint["moekit"] = {
             "version": moekit.__version__,
-            "rng": states,
+            "rng": rng_states(),
             "data": {} if self.data is None else self.data.state(),
             "seconds": self.pace.seconds,
             "tokens": self.pace.tokens,
@@ -283,15 +259,3 @@ class LitMoE(L.LightningModule):
             set_rng_state(states[self.global_rank])
         else:
             seed_all(seed_of(self.recipe.seed, self.trainer.global_step, self.global_rank))
-
-
-def sums_of(loss: LossSum) -> dict[str, tuple[Tensor, Tensor]]:
-    """What is logged of a loss: ``objective`` (what is trained for), ``loss`` (the same, unless the objective says
-    otherwise: without the terms of multi-token prediction), and its metrics."""
-    whole = (loss.total, loss.count)
-    return {"objective": whole, "loss": whole, **loss.metrics}
-
-
-def layer_losses(reports: Mapping[str, LayerReport]) -> Tensor:
-    """0-d: the weighted balance losses of all layers, a mean over tokens."""
-    return torch.stack([report.loss() for report in reports.values()]).sum()

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 
 def rng_state() -> dict[str, Any]:
@@ -26,6 +27,15 @@ def rng_state() -> dict[str, Any]:
         },
         "python": {"version": version, "words": list(words), "gauss": gauss},
     }
+
+
+def rng_states() -> list[dict[str, Any]]:
+    """``rng_state`` of every rank; call it on all of them."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return [rng_state()]
+    states: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(states, rng_state())
+    return states
 
 
 def set_rng_state(state: Mapping[str, Any]) -> None:

@@ -21,11 +21,12 @@ from moekit.params import count_parameters
 from moekit.spec import dump, to_plain
 from moekit.spec.kinds import Recipe
 from moekit.training.checkpoint import read_checkpoint, refuse_other_model, replace_file
-from moekit.training.closing import Outcome, compare, outcome_of, tell, unit_of, write_summary
+from moekit.training.closing import tell, unit_of
 from moekit.training.failure import unknown_metric
 from moekit.training.folder import RUNS, RunFolder
 from moekit.training.logs import LoadHistory, RunLog, curve
 from moekit.training.module import LitMoE
+from moekit.training.outcome import Outcome, compare, outcome_of, write_summary
 from moekit.training.progress import TrainingProgress
 from moekit.training.trainer import make_trainer, quiet, trainer_options
 
@@ -154,7 +155,7 @@ def dense_recipe(recipe: Recipe) -> Recipe | None:
     if recipe.compare.lr is not None and optimizer is not None:
         if "lr" not in {f.name for f in fields(optimizer)}:  # type: ignore[arg-type]
             raise SpecError([Problem(what="the optimizer has no option 'lr' to set", at="compare.lr")])
-        optimizer = replace(optimizer, lr=recipe.compare.lr)  # type: ignore[type-var, call-arg]
+        optimizer = replace(optimizer, lr=recipe.compare.lr)  # type: ignore[type-var]
     return replace(recipe, model=twin, optimizer=optimizer, compare=None, stop=None)
 
 

@@ -20,11 +20,12 @@ from rich.console import Console
 
 from moekit import CheckpointError, SpecError, load
 from moekit.training.checkpoint import differences, read_checkpoint, refuse_other_model, replace_file
-from moekit.training.closing import Comparison, Outcome, comparison_lines, value_at
+from moekit.training.closing import comparison_lines
 from moekit.training.folder import RunFolder
 from moekit.training.generate import draw, sample, stream
 from moekit.training.logs import LoadHistory, RunLog, curve, read_metrics
 from moekit.training.meter import Meter, ratios
+from moekit.training.outcome import Outcome, compare, value_at
 from moekit.training.pace import Pace
 from moekit.training.progress import tell, tell_validation
 from moekit.training.trainer import make_trainer, trainer_options
@@ -256,8 +257,6 @@ def outcome(seconds: float, values: list[float]) -> Outcome:
 
 
 def test_the_comparison_says_who_wins_per_token_and_per_second() -> None:
-    from moekit.training.closing import compare
-
     found = compare(outcome(20.0, [4.0, 3.0, 2.5, 2.0]), outcome(10.0, [3.5, 2.8, 2.4, 2.2]))
     assert (found.seconds, found.moe_then, found.dense_then) == (10.0, 3.0, 2.2)
     lines = comparison_lines(found, outcome(20.0, [2.0]))
@@ -273,7 +272,6 @@ def test_a_curve_is_read_between_its_points() -> None:
     points = ([1.0, 3.0], [10.0, 20.0])
     assert [value_at(points, x) for x in (1.0, 2.0, 3.0, 9.0)] == [10.0, 15.0, 20.0, 20.0]
     assert math.isnan(value_at(points, 0.5)) and math.isnan(value_at(([], []), 1.0))
-    assert Comparison.__doc__
 
 
 def test_drawing_takes_the_fewest_tokens_that_hold_top_p() -> None:

@@ -1,0 +1,49 @@
+"""What is read off a training step: the sums that are logged, the layers' losses, load, gradient norm."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from moekit.contracts import LossSum
+from moekit.layer import LayerReport
+from moekit.observe.load import max_violation
+from moekit.training.balance import StepLoad
+
+
+def sums_of(loss: LossSum) -> dict[str, tuple[Tensor, Tensor]]:
+    """Sums and denominators by name.
+
+    ``objective`` is what is trained for. ``loss`` is the same, unless the objective's own metrics say otherwise
+    (without the terms of multi-token prediction). Then come its other metrics.
+    """
+    whole = (loss.total, loss.count)
+    return {"objective": whole, "loss": whole, **loss.metrics}
+
+
+def layer_losses(reports: Mapping[str, LayerReport]) -> Tensor | None:
+    """0-d: the weighted balance losses of all layers, a mean over tokens; None when no layer has one."""
+    if not any(report.losses for report in reports.values()):
+        return None
+    return torch.stack([report.loss() for report in reports.values()]).sum()
+
+
+def load_readings(load: StepLoad | None, layers: Sequence[str]) -> dict[str, float]:
+    """MaxVio (mean over layers) and the fraction of dropped pairs; nothing without sparse layers.
+
+    Args:
+        load: what the layers saw in a step.
+        layers: those whose load can be uneven.
+    """
+    if load is None or not layers:
+        return {}
+    uneven = torch.stack([max_violation(load.load_E[name]) for name in layers])
+    return {"train/max_violation": float(uneven.mean()), "train/dropped": float(load.dropped_fraction())}
+
+
+def grad_norm(parameters: Iterable[nn.Parameter]) -> float:
+    """The norm of all gradients together, before clipping."""
+    grads = [p.grad for p in parameters if p.grad is not None]
+    return float(torch.nn.utils.get_total_norm(grads)) if grads else 0.0
