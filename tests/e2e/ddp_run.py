@@ -1,0 +1,67 @@
+"""What ``test_training_ddp`` runs in every process: the same six batches, dealt to ranks or accumulated by one."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import lightning as L
+import torch
+
+from moekit import Batch, MoELayer
+from moekit.training import LitMoE
+from moekit.training.trainer import quiet
+
+SIZES = (1, 3, 2, 4, 2, 1)  # of micro-batches, two a step
+
+
+class Fixed:
+    """Batch ``2 i + r`` is rank r's i-th; one process takes them all in turn."""
+
+    def __init__(self, rank: int, world: int) -> None:
+        self.rank, self.world = rank, world
+
+    def __len__(self) -> int:
+        return len(SIZES) // self.world
+
+    def __iter__(self) -> Iterator[Batch]:
+        g = torch.Generator().manual_seed(3)
+        for i, size in enumerate(SIZES):
+            tokens = torch.randint(0, 256, (size, 7), generator=g)
+            valid = torch.arange(6) < torch.randint(2, 7, (size, 1), generator=g)
+            if i % self.world == self.rank:
+                yield Batch(tokens[:, :-1], tokens[:, 1:], valid)
+
+
+def main(spec: str, out: str) -> None:
+    world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    with quiet():
+        module = LitMoE(json.loads(spec))
+        trainer = L.Trainer(
+            accelerator="cpu",
+            devices=world,
+            strategy="ddp" if world > 1 else "auto",
+            precision="64-true",
+            max_epochs=1,
+            accumulate_grad_batches=2 // world,
+            gradient_clip_val=0.5,
+            log_every_n_steps=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(module, Fixed(rank, world))
+        trainer.save_checkpoint(Path(out) / "whole.ckpt")  # every rank takes part
+    layer = next(m for m in module.modules() if isinstance(m, MoELayer))
+    assert module.step_load is not None
+    (load_E,) = module.step_load.load_E.values()
+    saved = {"weights": module.state_dict(), "bias": layer.selection_bias(), "load": load_E, "logged": module.logged}
+    torch.save(saved, Path(out) / f"rank{rank}.pt")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
