@@ -1,0 +1,163 @@
+"""Every code block of README.md and docs/*.md is run, or held to what it says.
+
+A page is a folder of its own, which its blocks share, in order:
+
+- ``python`` runs; names live on in the page's later blocks.
+- ``console``: every line that begins with ``$ moekit`` runs, in this process, and must exit with 0.
+- ``yaml`` must be a valid recipe; ``yaml fragment`` must be YAML.
+- ``toml`` must be TOML.
+- A block whose first line is ``# some.file`` is that file: it is written. A ``test_*.py`` is run as tests; a
+  ``pyproject.toml`` is installed, as far as its entry points go; other Python waits to be imported.
+- ``text`` shows something and ``bash`` is the reader's to run: left alone here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import re
+import shlex
+import sys
+import tomllib
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from moekit import registry
+from moekit.cli import main
+from moekit.spec import validate
+
+TOP = Path(__file__).parents[2]
+PAGES = [TOP / "README.md", TOP / "CONTRIBUTING.md", *sorted((TOP / "docs").glob("*.md"))]
+LANGUAGES = {"python", "console", "yaml", "yaml fragment", "toml", "text", "bash"}
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block: where it begins, what it is, what it holds."""
+
+    line: int
+    language: str
+    text: str
+
+    @property
+    def file(self) -> str:
+        """The file that it shows, or ``""``."""
+        named = re.match(r"# ([\w-]+\.(?:py|toml|yaml))\n", self.text)
+        return named[1] if named else ""
+
+
+def blocks(page: Path) -> list[Block]:
+    text = page.read_text(encoding="utf-8")
+    found = re.finditer(r"^```([^\n]*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [Block(text[: m.start()].count("\n") + 2, m[1].strip(), m[2]) for m in found]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty folder to work in, on the path; what its page imports and installs is forgotten afterwards."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(registry, "_current", None)
+    modules = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - modules:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
+            del sys.modules[name]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_block_of_a_page(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names: dict[str, Any] = {"__name__": page.stem}
+    for block in blocks(page):
+        where = f"{page.name}, line {block.line}"
+        assert block.language in LANGUAGES, f"{where}: say what the block is: {', '.join(sorted(LANGUAGES))}"
+        if block.file:
+            (folder / block.file).write_text(block.text, encoding="utf-8")
+            importlib.invalidate_caches()
+        if block.file == "pyproject.toml":
+            install(tomllib.loads(block.text), folder)
+            monkeypatch.setattr(registry, "_current", None)
+        elif block.file.startswith("test_"):
+            run_checks(block.file.removesuffix(".py"))
+        elif block.language == "python" and not block.file:
+            source = "\n" * (block.line - 1) + block.text
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                exec(compile(source, str(page), "exec"), names)
+        elif block.language == "console":
+            for line in block.text.splitlines():
+                if line.startswith("$ "):
+                    assert line.startswith("$ moekit "), f"{where}: only moekit is run here"
+                    assert main(shlex.split(line)[2:]) == 0, f"{where}: {line}"
+        elif block.language == "yaml":
+            path = folder / (block.file or "block.yaml")
+            path.write_text(block.text, encoding="utf-8")
+            validate(path)
+        elif block.language == "yaml fragment":
+            yaml.safe_load(block.text)
+        elif block.language == "toml":
+            tomllib.loads(block.text)
+
+
+def install(project: dict[str, Any], folder: Path) -> None:
+    """What ``pip install -e .`` leaves behind that importlib.metadata reads."""
+    name, version = project["project"]["name"], project["project"]["version"]
+    info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    lines = [
+        line
+        for group, entries in project["project"]["entry-points"].items()
+        for line in (f"[{group}]", *(f"{key} = {value}" for key, value in entries.items()))
+    ]
+    (info / "entry_points.txt").write_text("\n".join(lines) + "\n")
+    importlib.invalidate_caches()
+    assert importlib.metadata.version(name) == version
+
+
+def run_checks(module: str) -> None:
+    """Runs a file of conformance tests, as pytest would."""
+    tests = [value for name, value in vars(importlib.import_module(module)).items() if name.startswith("test_")]
+    assert tests
+    for test in tests:
+        (mark,) = test.pytestmark
+        for case in mark.args[1]:
+            test(case.values[0])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
+    prose = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    targets = [t for t in re.findall(r"\]\(([^)\s]+)\)", prose) if not t.startswith(("http://", "https://", "#"))]
+    missing = [t for t in targets if not (page.parent / t.partition("#")[0]).exists()]
+    assert not missing, f"{page.name} links to {missing}"
+
+
+def test_the_readmes_two_commands_are_there() -> None:
+    shell = "\n".join(b.text for b in blocks(TOP / "README.md") if b.language == "bash")
+    commands = [re.sub(r"\s+#.*$", "", line).strip() for line in shell.splitlines()]
+    assert "pip install -e . && moekit train deepseek_v3" in commands
+    assert "pip install -e '.[test]' && pytest" in commands
+
+
+def test_docs_name_every_hook_and_claim() -> None:
+    """The plugin page's tables keep up with the code."""
+    import dataclasses
+
+    from moekit.spec.kinds import KINDS, Recipe, plural
+
+    page = (TOP / "docs" / "writing_a_plugin.md").read_text(encoding="utf-8")
+    for kind, base in KINDS.items():
+        assert f"`moekit_{plural(kind)}`" in page, f"no row for the hook of {kind}"
+        assert base is Recipe or f"`{base.__name__}`" in page
+        if kind in ("router", "dispatcher", "balancer"):
+            options = {field.name for field in dataclasses.fields(base)} if dataclasses.is_dataclass(base) else set()
+            claims = {c for c in vars(base).get("__annotations__", {}) if c != "kind"} - options
+            for claim in claims:
+                assert f"`{base.__name__}.{claim}`" in page, f"no row for the claim {base.__name__}.{claim}"
