@@ -70,11 +70,16 @@ class Component:
 def recipes_in(folder: Path) -> Iterator[Component]:
     """Every ``*.yaml`` below ``folder`` as a recipe named by its relative path without the suffix.
 
-    The summary is the text of the file's first comment line, so that listing parses no YAML.
+    The summary is what the file says after ``summary:`` at its top level, found line by line: listing parses no YAML.
     """
     for path in sorted(folder.rglob("*.yaml")):
-        with path.open(encoding="utf-8") as file:
-            first = file.readline()
-        summary = first.lstrip("# ").strip() if first.startswith("#") else ""
         name = path.relative_to(folder).with_suffix("").as_posix()
-        yield Component(name=name, spec=Recipe, target=str(path), summary=summary)
+        yield Component(name=name, spec=Recipe, target=str(path), summary=_summary_of(path))
+
+
+def _summary_of(path: Path) -> str:
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            if line.startswith("summary:"):
+                return line.removeprefix("summary:").strip().strip("\"'")
+    return ""

@@ -77,8 +77,8 @@ def test_a_recipe_has_no_class() -> None:
 
 def test_recipes_in_a_folder(tmp_path: Path) -> None:
     (tmp_path / "base").mkdir()
-    (tmp_path / "base" / "small.yaml").write_text("# A small one: for tests\nschema: 1\n")
-    (tmp_path / "big.yaml").write_text("schema: 1\n# not the first line\n")
+    (tmp_path / "base" / "small.yaml").write_text("schema: 1\nsummary: \"A small one: for tests\"\n")
+    (tmp_path / "big.yaml").write_text("schema: 1\nmodel:\n  summary: not at the top level\n")
     (tmp_path / "notes.txt").write_text("# no recipe\n")
     found = list(recipes_in(tmp_path))
     assert [(c.name, c.summary, c.kind) for c in found] == [
