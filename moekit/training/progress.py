@@ -32,7 +32,7 @@ class TrainingProgress(ProgressBar):
         self._enabled = True
         self._bar: Progress | None = None
         self._task: Any = None
-        self._next_line = 0
+        self._next_line = self._next_validation = 0
         self._drawn = 0.0
 
     def enable(self) -> None:
@@ -45,7 +45,7 @@ class TrainingProgress(ProgressBar):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Puts up the bar."""
-        self._next_line = trainer.global_step + 1
+        self._next_line = self._next_validation = trainer.global_step + 1
         if self._enabled and self.console.is_terminal:
             columns = (
                 TextColumn("{task.description}"), BarColumn(bar_width=18), TextColumn("{task.fields[text]}"),
@@ -72,7 +72,11 @@ class TrainingProgress(ProgressBar):
             self._next_line = step + max(1, 2 * trainer.max_steps // LINES)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Writes the validation's line."""
+        """Writes the validation's line, unless validations come thick and fast."""
+        step = trainer.global_step
+        if step < self._next_validation and not trainer.should_stop:
+            return
+        self._next_validation = step + 2 * trainer.max_steps // (LINES + 1)
         values = {key: float(v) for key, v in trainer.callback_metrics.items() if key.startswith("val/")}
         if self._enabled and values and not trainer.sanity_checking:
             words = (

@@ -20,6 +20,7 @@ from moekit.training.folder import RunFolder
 from moekit.training.module import DEFAULT_STEPS
 
 VALIDATIONS = 10
+VALIDATIONS_TO_STOP = 50  # of a run that a metric ends: its steps are an upper limit, seldom reached
 ROWS = 100
 
 
@@ -56,8 +57,9 @@ def trainer_options(recipe: Recipe) -> dict[str, Any]:
         "enable_model_summary": False,
     }
     if "check_val_every_n_epoch" not in given:
+        validations = VALIDATIONS if recipe.stop is None else VALIDATIONS_TO_STOP
         # Lightning counts micro-batches here. With no epochs, an interval counts over the whole run.
-        defaults["val_check_interval"] = max(1, steps // VALIDATIONS) * accumulate
+        defaults["val_check_interval"] = max(1, steps // validations) * accumulate
         defaults["check_val_every_n_epoch"] = None
     return {**defaults, **given}
 

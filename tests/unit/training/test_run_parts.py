@@ -214,7 +214,8 @@ def test_load_history_drops_steps_to_be_trained_again(tmp_path: Path) -> None:
 
 def test_trainer_options_fill_in_what_a_recipe_leaves_out() -> None:
     recipe = load(
-        "jacobs1991", ["trainer.max_steps=400", "trainer.accumulate_grad_batches=4", "trainer.precision=16-mixed"]
+        "jacobs1991",
+        ["trainer.max_steps=400", "trainer.accumulate_grad_batches=4", "trainer.precision=16-mixed", "stop=null"],
     )
     options = trainer_options(recipe)
     assert options["val_check_interval"] == 160 and options["check_val_every_n_epoch"] is None
