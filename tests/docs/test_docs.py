@@ -13,8 +13,10 @@ A page is a folder of its own, which its blocks share, in order:
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import importlib.metadata
+import inspect
 import re
 import shlex
 import sys
@@ -23,6 +25,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -31,6 +34,8 @@ import yaml
 from moekit import registry
 from moekit.cli import main
 from moekit.spec import validate
+from moekit.spec.kinds import KINDS, Recipe, plural
+from moekit.testing.checks_router import check_padding_nan
 
 TOP = Path(__file__).parents[2]
 PAGES = [TOP / "README.md", TOP / "CONTRIBUTING.md", *sorted((TOP / "docs").glob("*.md"))]
@@ -73,7 +78,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_block_of_a_page(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    names: dict[str, Any] = {"__name__": page.stem}
+    module = ModuleType(f"page_{page.stem}")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
     for block in blocks(page):
         where = f"{page.name}, line {block.line}"
         assert block.language in LANGUAGES, f"{where}: say what the block is: {', '.join(sorted(LANGUAGES))}"
@@ -89,7 +95,7 @@ def test_every_block_of_a_page(page: Path, folder: Path, monkeypatch: pytest.Mon
             source = "\n" * (block.line - 1) + block.text
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                exec(compile(source, str(page), "exec"), names)
+                exec(compile(source, str(page), "exec", dont_inherit=True), vars(module))
         elif block.language == "console":
             for line in block.text.splitlines():
                 if line.startswith("$ "):
@@ -146,12 +152,15 @@ def test_the_readmes_two_commands_are_there() -> None:
     assert "pip install -e '.[test]' && pytest" in commands
 
 
+def test_the_failure_shown_is_the_kits_own() -> None:
+    page = (TOP / "docs" / "writing_a_plugin.md").read_text(encoding="utf-8")
+    assert "fails check_padding_nan" in page
+    for line in inspect.cleandoc(check_padding_nan.__doc__ or "").splitlines():
+        assert line in page
+
+
 def test_docs_name_every_hook_and_claim() -> None:
     """The plugin page's tables keep up with the code."""
-    import dataclasses
-
-    from moekit.spec.kinds import KINDS, Recipe, plural
-
     page = (TOP / "docs" / "writing_a_plugin.md").read_text(encoding="utf-8")
     for kind, base in KINDS.items():
         assert f"`moekit_{plural(kind)}`" in page, f"no row for the hook of {kind}"
