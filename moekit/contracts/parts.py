@@ -5,14 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from moekit.groups import Groups
 from moekit.routing import Routing
-from moekit.spec.kinds import ALL_FORMS, PAIR_FORMS, Form
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,11 +121,8 @@ class Dispatched:
 class Dispatcher(nn.Module, ABC):
     """Carries tokens to the experts and back along a routing. Built as ``Target(spec, dims)``; has no weights.
 
-    Attributes:
-        forms: the forms of routing it takes; the spec's claim.
+    Which forms of routing it takes is the claim of its spec.
     """
-
-    forms: ClassVar[frozenset[Form]] = PAIR_FORMS
 
     @abstractmethod
     def forward(self, x_TD: Tensor, routing: Routing, experts: ExpertBank) -> Dispatched:
@@ -166,8 +162,6 @@ class Balancer(nn.Module, ABC):
     compile and accumulation cannot count twice. It stays fp32 when the model is cast to another dtype: a bias in
     bf16 would lose steps of 1e-3 once it has grown to 1.
     """
-
-    forms: ClassVar[frozenset[Form]] = ALL_FORMS
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """What ``.to``, ``.bfloat16`` and their like call on every tensor: the state follows devices, not dtypes."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -11,7 +11,6 @@ from moekit.contracts import Dispatched, Dispatcher, ExpertBank, LayerDims
 from moekit.groups import UniformGroups
 from moekit.routing import Routing
 from moekit.routing import Soft as SoftRouting
-from moekit.spec.kinds import Form
 from moekit_dispatchers.soft import Soft
 
 
@@ -29,8 +28,6 @@ class SoftDispatcher(Dispatcher):
     Raises:
         ValueError: a routing that is not soft.
     """
-
-    forms: ClassVar[frozenset[Form]] = frozenset({"soft"})
 
     def __init__(self, spec: Soft, dims: LayerDims) -> None:
         super().__init__()
