@@ -1,6 +1,6 @@
 """LitMoE: what a recipe says, as an ordinary LightningModule.
 
-What is unusual, and why (scaling.md B and C):
+What is unusual, and why:
 
 - The objective gives token *sums*. Gradients are divided by the tokens of the whole optimizer step just before it, so
   k micro-batches of any sizes equal one big batch, also in a short last window, and clipping sees the right gradients.
@@ -27,10 +27,10 @@ from moekit.registry import build
 from moekit.spec import load, to_plain
 from moekit.spec.kinds import Recipe
 from moekit.training.balance import BalanceStep, StepLoad
-from moekit.training.failure import refuse_non_finite, refuse_untrainable, unknown_metric
+from moekit.training.failure import refuse_non_finite, refuse_untrainable
 from moekit.training.meter import Meter, ratios
 from moekit.training.pace import Pace
-from moekit.training.readings import grad_norm, layer_losses, load_readings, sums_of
+from moekit.training.readings import grad_norm, layer_losses, load_readings, reached, sums_of
 from moekit.training.rng import rng_states, seed_all, set_rng_state
 from moekit.training.sampling import StepLoader, ValidationShare, batch_at, seed_of
 
@@ -109,9 +109,8 @@ class LitMoE(L.LightningModule):
 
     def val_dataloader(self) -> Iterable[Batch]:
         """The validation set, shared out among ranks; nothing for a recipe without data."""
-        if self.data is None:
-            return []
-        return ValidationShare(self.prepare(), self.global_rank, self.trainer.world_size)
+        world = self.trainer.world_size
+        return [] if self.data is None else ValidationShare(self.prepare(), self.global_rank, world)
 
     def metric_names(self) -> list[str]:
         """Names that training logs of its objective, found by one forward pass that leaves no trace."""
@@ -154,10 +153,9 @@ class LitMoE(L.LightningModule):
         self.step_load = self.balance.step()
         self._tokens = tokens if self._tokens is None else self._tokens + tokens
         step = self.trainer.global_step + 1
-        last = step == self.trainer.max_steps
-        if self._reached_bound(pairs):
+        if self.recipe.stop is not None and reached(self.recipe.stop, pairs):
             self.stopped_after = step - 1
-            last = True
+        last = step == self.trainer.max_steps or self.stopped_after is not None
         if last:
             self.trainer.should_stop = True  # which also has the last step validated
         if last or self._logs_now():
@@ -166,15 +164,6 @@ class LitMoE(L.LightningModule):
     def _logs_now(self) -> bool:
         every = int(self.trainer.log_every_n_steps)  # type: ignore[attr-defined]
         return every > 0 and (self.trainer.global_step + 1) % every == 0
-
-    def _reached_bound(self, pairs: Mapping[str, Tensor]) -> bool:
-        stop = self.recipe.stop
-        if stop is None:
-            return False
-        name = stop.metric.removeprefix("train/")
-        if name not in pairs:
-            raise unknown_metric(stop.metric, [f"train/{known}" for known in pairs])
-        return bool((pairs[name][0] / pairs[name][1]).item() <= stop.below)
 
     def _log(self, step: int, pairs: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
         values = ratios(pairs, "train/") | load_readings(self.step_load, self.sparse_layers)

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from moekit.contracts import LossSum
 from moekit.layer import LayerReport
 from moekit.observe.load import max_violation
+from moekit.spec.kinds import Stop
 from moekit.training.balance import StepLoad
+from moekit.training.failure import unknown_metric
 
 
 def sums_of(loss: LossSum) -> dict[str, tuple[Tensor, Tensor]]:
@@ -41,6 +43,18 @@ def load_readings(load: StepLoad | None, layers: Sequence[str]) -> dict[str, flo
         return {}
     uneven = torch.stack([max_violation(load.load_E[name]) for name in layers])
     return {"train/max_violation": float(uneven.mean()), "train/dropped": float(load.dropped_fraction())}
+
+
+def reached(stop: Stop, pairs: Mapping[str, Tensor]) -> bool:
+    """Whether the metric of ``stop`` has fallen to its bound. Waits for the device.
+
+    Raises:
+        SpecError: training logs no such metric.
+    """
+    name = stop.metric.removeprefix("train/")
+    if name not in pairs:
+        raise unknown_metric(stop.metric, [f"train/{known}" for known in pairs])
+    return bool((pairs[name][0] / pairs[name][1]).item() <= stop.below)
 
 
 def grad_norm(parameters: Iterable[nn.Parameter]) -> float:

@@ -12,7 +12,7 @@ from moekit.contracts import Batch, Data
 
 ENDLESS = 2**40
 """Length of a loader without an end. Lightning must be told some length: without one it fetches a batch ahead, and
-the position it saves is then one too far (scaling.md C)."""
+the position it saves is then one too far."""
 
 
 def seed_of(*parts: int) -> int:
