@@ -26,7 +26,8 @@ def tell(outcome: Outcome, module: LitMoE, console: Console) -> None:
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim")
     grid.add_column()
-    for name in [outcome.metric, *(n for n in outcome.validation if n not in (outcome.metric, "objective"))]:
+    first = [outcome.metric] if outcome.metric in outcome.validation else []
+    for name in [*first, *(n for n in outcome.validation if n not in (outcome.metric, "objective"))]:
         trained = f"   (training {outcome.train[name]:.3f})" if name in outcome.train else ""
         words = "validation " + WORDS.get(name, name.replace("_", " "))
         grid.add_row(words, f"[bold]{outcome.validation[name]:.3f}[/bold]{trained}")

@@ -81,7 +81,8 @@ def train(
                 "\nnow the dense model of as many multiply-adds a token, on the same batches", highlight=False
             )
             twin = fit(second, console)
-            outcome = replace(outcome, comparison=compare(outcome, twin))
+            if outcome.validation and twin.validation:
+                outcome = replace(outcome, comparison=compare(outcome, twin))
         pictures = draw(run, second)
         outcome = replace(outcome, files=[*pictures, *run.module.data.picture(run.module.model, folder.path)])  # type: ignore[union-attr]
     write_summary(folder.summary, outcome)
@@ -138,6 +139,8 @@ def fit(run: Prepared, console: Console) -> Outcome:
         if run.checkpoint is not None and run.trainer.global_step == 0:
             raise CheckpointError(f"cannot go on from {run.checkpoint}\n  {error}") from error
         raise
+    if run.trainer.checkpoint_callback is not None and not run.folder.last.is_file():
+        run.trainer.save_checkpoint(run.folder.last)  # checkpoints follow validations, and there was none
     return outcome_of(run.label, run.folder, run.module, run.log.rows)
 
 

@@ -130,6 +130,16 @@ def test_1991_draws_its_regions(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "reached" in out and "blend mse <= 0.24" in out and "vowels.png" in out
 
 
+@pytest.mark.parametrize("options", [["trainer.limit_val_batches=0"], ["trainer.fast_dev_run=true"]])
+def test_a_run_without_validation_ends_well(root: Path, tmp_path: Path, options: list[str]) -> None:
+    argv = ["train", "deepseek_v3", *text(root), *TINY, "trainer.max_steps=2", *options, "--out", str(tmp_path)]
+    assert main(argv) == 0
+    (folder,) = (tmp_path / "deepseek_v3").iterdir()
+    assert json.loads((folder / "summary.json").read_text())["comparison"] is None
+    if "limit" in options[0]:
+        assert last_step(folder) == 2
+
+
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
