@@ -61,6 +61,8 @@ SET_BY_MOEKIT: Mapping[str, str] = {
     "use_distributed_sampler": "moekit samples by seed, step and rank itself, so that a run resumes exactly",
     "barebones": "it turns off the logs and checkpoints that a run is made of",
     "model_registry": "moekit uploads nothing",
+    "max_epochs": "training data is drawn, not passed through; say trainer.max_steps",
+    "min_epochs": "training data is drawn, not passed through; say trainer.min_steps",
 }
 """Options that a spec may not set, and why."""
 

@@ -30,20 +30,9 @@ def trainer_options(recipe: Recipe) -> dict[str, Any]:
     About 10 validations and 100 logged steps in a run; bf16 where a GPU has it; one device.
 
     Raises:
-        SpecError: a run counted in epochs.
+        SpecError: no positive number of steps.
     """
     given = dict(recipe.trainer)
-    for name in ("max_epochs", "min_epochs"):
-        if given.get(name) is not None:
-            raise SpecError(
-                [
-                    Problem(
-                        what=f"trainer option '{name}' has no meaning here: training data is drawn, not passed through",
-                        at=f"trainer.{name}",
-                        expected="trainer.max_steps",
-                    )
-                ]
-            )
     steps = given.setdefault("max_steps", DEFAULT_STEPS)
     if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
         raise SpecError([Problem(what=f"{steps!r} is no number of steps", at="trainer.max_steps", expected=">= 1")])
