@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from moekit.contracts import Dispatcher as Dispatcher
     from moekit.contracts import ExpertBank as ExpertBank
     from moekit.contracts import LayerDims as LayerDims
+    from moekit.contracts import LayerReport as LayerReport
     from moekit.contracts import LossSum as LossSum
     from moekit.contracts import LossTerm as LossTerm
     from moekit.contracts import Model as Model
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from moekit.groups import Groups as Groups
     from moekit.groups import UniformGroups as UniformGroups
     from moekit.hookspecs import hookimpl as hookimpl
-    from moekit.layer import LayerReport as LayerReport
     from moekit.layer import MoELayer as MoELayer
     from moekit.registry import build as build
     from moekit.registry import temporary as temporary
@@ -73,6 +73,7 @@ _HOME = {
         "Dispatcher",
         "ExpertBank",
         "LayerDims",
+        "LayerReport",
         "LossSum",
         "LossTerm",
         "Model",
@@ -83,7 +84,7 @@ _HOME = {
     "moekit.errors": ("CheckpointError", "DataError", "MoekitError", "PluginError", "SpecError"),
     "moekit.groups": ("Groups", "UniformGroups"),
     "moekit.hookspecs": ("hookimpl",),
-    "moekit.layer": ("LayerReport", "MoELayer"),
+    "moekit.layer": ("MoELayer",),
     "moekit.registry": ("build", "temporary"),
     "moekit.routing": ("ExpertChoice", "Pairs", "Routing", "Soft", "TokenChoice"),
     "moekit.spec": ("load", "to_plain"),

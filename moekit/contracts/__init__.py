@@ -8,6 +8,7 @@ from moekit.contracts.parts import Dispatched as Dispatched
 from moekit.contracts.parts import Dispatcher as Dispatcher
 from moekit.contracts.parts import ExpertBank as ExpertBank
 from moekit.contracts.parts import LayerDims as LayerDims
+from moekit.contracts.parts import LayerReport as LayerReport
 from moekit.contracts.parts import LossTerm as LossTerm
 from moekit.contracts.parts import ModuleExperts as ModuleExperts
 from moekit.contracts.parts import Router as Router

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Self
 
 import torch
@@ -140,6 +140,30 @@ class LossTerm:
 
     value: Tensor
     weight: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerReport:
+    """What one forward pass of a layer saw. Returned, never stored.
+
+    Attributes:
+        routing: what the router decided.
+        load_E: int64, valid tokens sent to each expert, before drops.
+        dropped: 0-d int64, pairs beyond capacity.
+        losses: the balancers' terms by their names.
+        expert_TEO: every expert's own output, under soft routing without slots; else None.
+    """
+
+    routing: Routing
+    load_E: Tensor
+    dropped: Tensor
+    losses: Mapping[str, LossTerm] = field(default_factory=dict)
+    expert_TEO: Tensor | None = None
+
+    def loss(self) -> Tensor:
+        """0-d: the weighted sum of the layer's losses (0 when it has none)."""
+        zero = torch.zeros((), dtype=self.routing.scores_TE.dtype, device=self.load_E.device)
+        return sum((term.weight * term.value for term in self.losses.values()), zero)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,15 +6,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from moekit.contracts.parts import LayerReport
 from moekit.errors import MoekitError
-
-if TYPE_CHECKING:
-    from moekit.layer import LayerReport
 
 
 class Batch(NamedTuple):

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from moekit.contracts import BalanceContext, Balancer, Batch, ModelOutput
+from moekit.contracts import BalanceContext, Balancer, Batch, LayerReport, ModelOutput
 from moekit.groups import UniformGroups
-from moekit.layer import LayerReport
 from moekit.routing import Routing, Soft
 from moekit.spec.kinds import Form
 from moekit.testing.case import ATTENTION_DIM, Case, normal, tensors_in

@@ -25,7 +25,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from moekit.layer import LayerReport, MoELayer
+from moekit.contracts import LayerReport
+from moekit.layer import MoELayer
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from moekit.contracts import LayerReport
 from moekit.errors import MoekitError, Problem, SpecError, nearest
-from moekit.layer import LayerReport
 from moekit.spec.kinds import Recipe
 
 

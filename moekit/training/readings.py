@@ -7,8 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from moekit.contracts import LossSum
-from moekit.layer import LayerReport
+from moekit.contracts import LayerReport, LossSum
 from moekit.observe.load import max_violation
 from moekit.spec.kinds import Stop
 from moekit.training.balance import StepLoad

@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from moekit.contracts import Batch, LossSum, ModelOutput
-from moekit.layer import LayerReport
+from moekit.contracts import Batch, LayerReport, LossSum, ModelOutput
 from moekit.routing import Soft
 from moekit_objectives.competitive import Competitive, naive
 from moekit_objectives.competitive.module import CompetitiveObjective

@@ -77,7 +77,7 @@ def test_a_recipe_has_no_class() -> None:
 
 def test_recipes_in_a_folder(tmp_path: Path) -> None:
     (tmp_path / "base").mkdir()
-    (tmp_path / "base" / "small.yaml").write_text("schema: 1\nsummary: \"A small one: for tests\"\n")
+    (tmp_path / "base" / "small.yaml").write_text('schema: 1\nsummary: "A small one: for tests"\n')
     (tmp_path / "big.yaml").write_text("schema: 1\nmodel:\n  summary: not at the top level\n")
     (tmp_path / "notes.txt").write_text("# no recipe\n")
     found = list(recipes_in(tmp_path))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from matplotlib.axes import Axes
@@ -13,12 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from torch import Tensor
 
-from moekit.contracts import Model, ModelOutput
-from moekit.layer import LayerReport
+from moekit.contracts import LayerReport, Model, ModelOutput
 from moekit.routing import ExpertChoice, Routing, Soft, TokenChoice
-
-if TYPE_CHECKING:
-    from moekit_data.vowels.module import Cases, VowelData
+from moekit_data.vowels.table import Cases, Speakers
 
 SIDE = 300  # points along each axis of the plane
 WORDS = {
@@ -30,7 +27,7 @@ EXPERT_COLOURS = ("#88CCEE", "#EECC66", "#99DDAA", "#EE99AA", "#BBAADD", "#CCBBA
 INK = "#222222"
 
 
-def draw(model: Model, data: VowelData, path: Path) -> Path:
+def draw(model: Model, data: Speakers, path: Path) -> Path:
     """Draws the cases with the model's decision boundary and, for a model with an MoE layer, its gate regions.
 
     Args:
@@ -72,7 +69,7 @@ class _Plane:
         correct: share of cases on the right side of 0.5: training, test.
     """
 
-    def __init__(self, model: Model, data: VowelData) -> None:
+    def __init__(self, model: Model, data: Speakers) -> None:
         hertz = 1000 * torch.cat([data.train.x_TD, data.test.x_TD])
         low, high = hertz.amin(0), hertz.amax(0)
         margin = 0.06 * (high - low)
@@ -122,13 +119,13 @@ def largest_gate_T(routing: Routing) -> Tensor:
     return gate_TE[:, :E].argmax(1)
 
 
-def _draw_decision(ax: Axes, plane: _Plane, data: VowelData) -> None:
+def _draw_decision(ax: Axes, plane: _Plane, data: Speakers) -> None:
     shades = LinearSegmentedColormap.from_list("answer", ["#E3EAF4", "#FFFFFF", "#FBE8D8"])
     ax.pcolormesh(plane.f1, plane.f2, plane.output, cmap=shades, vmin=0, vmax=1, shading="nearest", rasterized=True)
     _boundary(ax, plane)
     target = dict(zip(data.train.vowels, data.train.d_TO[:, 0].tolist(), strict=True))
     handles: list[Line2D] = []
-    for number, vowel in enumerate(data.spec.vowels):
+    for number, vowel in enumerate(data.vowels):
         colour = VOWEL_COLOURS[number % len(VOWEL_COLOURS)]
         marker = "o" if target[vowel] else "^"
         for cases, fill in ((data.train, colour), (data.test, "white")):
@@ -148,7 +145,7 @@ def _draw_decision(ax: Axes, plane: _Plane, data: VowelData) -> None:
     ax.set_title(f"Decision: {train:.1%} of training cases right, {test:.1%} of test cases", color=INK, fontsize=12)
 
 
-def _draw_gate(ax: Axes, plane: _Plane, data: VowelData) -> None:
+def _draw_gate(ax: Axes, plane: _Plane, data: Speakers) -> None:
     assert plane.expert is not None
     present = sorted(set(plane.expert.flatten().tolist()))
     colours = {e: EXPERT_COLOURS[e % len(EXPERT_COLOURS)] for e in range(max(present) + 1)}
@@ -164,7 +161,7 @@ def _draw_gate(ax: Axes, plane: _Plane, data: VowelData) -> None:
         rasterized=True,
     )
     for cases in (data.train, data.test):
-        for vowel in data.spec.vowels:
+        for vowel in data.vowels:
             f1, f2 = _hertz(cases, vowel)
             ax.scatter(f1, f2, s=7, color="#555555", alpha=0.35, linewidth=0, zorder=3)
     _boundary(ax, plane)
@@ -191,7 +188,7 @@ def _boundary(ax: Axes, plane: _Plane) -> None:
         ax.contour(plane.f1, plane.f2, plane.output, levels=[0.5], colors=[INK], linewidths=2, zorder=4)
 
 
-def _clear_place(plane: _Plane, data: VowelData, expert: int) -> tuple[float, float]:
+def _clear_place(plane: _Plane, data: Speakers, expert: int) -> tuple[float, float]:
     """F1 and F2 in Hz of the place in an expert's region that is farthest from cases, lines, edges and the legend."""
     region = torch.from_numpy(plane.expert == expert)
     above = torch.from_numpy(plane.output > 0.5)

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from moekit.contracts import ExpertBank, LayerDims, Model, ModelOutput
-from moekit.layer import LayerReport, MoELayer, run_on_all
+from moekit.contracts import ExpertBank, LayerDims, LayerReport, Model, ModelOutput
+from moekit.layer import MoELayer, run_on_all
 from moekit.registry import build
 from moekit_models.blocks import RMSNorm, init_weights
 from moekit_models.decoder import Decoder
