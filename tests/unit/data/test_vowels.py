@@ -6,8 +6,7 @@ import torch
 
 from moekit.errors import DataError, MoekitError
 from moekit.registry import build
-from moekit_data.vowels import Vowels
-from moekit_data.vowels import table
+from moekit_data.vowels import Vowels, table
 
 
 def prepared(**options):
