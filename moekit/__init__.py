@@ -6,10 +6,10 @@ is needed. ``moekit.MoELayer`` is the layer; ``moekit.load`` turns a recipe into
 
 from __future__ import annotations
 
+from moekit.lazy import lazy_exports
+
 TYPE_CHECKING = False  # what typing.TYPE_CHECKING is; importing typing would cost `moekit --help` a third of its time
 if TYPE_CHECKING:
-    from typing import Any
-
     from moekit.component import API_VERSION as API_VERSION
     from moekit.component import Component as Component
     from moekit.component import recipes_in as recipes_in
@@ -102,21 +102,5 @@ _HOME = {
         "ScheduleSpec",
     ),
 }
-_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
-
 __version__ = "0.1.0"
-__all__ = sorted(_MODULE_OF)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module 'moekit' has no attribute {name!r}")
-    import importlib
-
-    value = getattr(importlib.import_module(_MODULE_OF[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return [*__all__, "__version__"]
+__getattr__, __dir__, __all__ = lazy_exports(__name__, {name: home for home, names in _HOME.items() for name in names})

@@ -5,8 +5,9 @@ Names are imported on first use: plugins need only ``moekit.spec.fields``, and l
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from moekit.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from moekit.spec.diffing import Change as Change
@@ -18,25 +19,13 @@ if TYPE_CHECKING:
     from moekit.spec.loading import validate as validate
 
 _MODULE_OF = {
-    "Change": "diffing",
-    "component_spec": "loading",
-    "diff": "diffing",
-    "dump": "dumping",
-    "load": "loading",
-    "to_plain": "dumping",
-    "validate": "loading",
+    "Change": "moekit.spec.diffing",
+    "component_spec": "moekit.spec.loading",
+    "diff": "moekit.spec.diffing",
+    "dump": "moekit.spec.dumping",
+    "load": "moekit.spec.loading",
+    "to_plain": "moekit.spec.dumping",
+    "validate": "moekit.spec.loading",
 }
 
-__all__ = sorted(_MODULE_OF)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module 'moekit.spec' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"moekit.spec.{_MODULE_OF[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return list(__all__)
+__getattr__, __dir__, __all__ = lazy_exports(__name__, _MODULE_OF)

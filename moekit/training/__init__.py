@@ -5,8 +5,9 @@ Names are imported on first use: Lightning takes seconds to import, and ``Balanc
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from moekit.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from moekit.training.balance import BalanceStep as BalanceStep
@@ -23,16 +24,4 @@ _MODULE_OF = {
     "StepLoader": "moekit.training.sampling",
 }
 
-__all__ = sorted(_MODULE_OF)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module 'moekit.training' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_MODULE_OF[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return list(__all__)
+__getattr__, __dir__, __all__ = lazy_exports(__name__, _MODULE_OF)

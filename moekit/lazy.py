@@ -1,0 +1,31 @@
+"""Names of a package that are imported on first use (PEP 562): for packages whose parts are costly to import."""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False  # importing typing would cost `moekit --help` a third of its time
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+
+def lazy_exports(
+    package: str, module_of: Mapping[str, str]
+) -> tuple[Callable[[str], object], Callable[[], list[str]], list[str]]:
+    """``__getattr__``, ``__dir__`` and ``__all__`` of a package.
+
+    Args:
+        package: its ``__name__``.
+        module_of: the module that each name is imported from.
+    """
+
+    def get(name: str) -> object:
+        if name not in module_of:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        import importlib
+        import sys
+
+        value = getattr(importlib.import_module(module_of[name]), name)
+        setattr(sys.modules[package], name, value)
+        return value
+
+    names = sorted(module_of)
+    return get, lambda: names, names
