@@ -30,7 +30,7 @@ from moekit.training.balance import BalanceStep, StepLoad
 from moekit.training.failure import refuse_non_finite, refuse_untrainable
 from moekit.training.meter import Meter, ratios
 from moekit.training.pace import Pace
-from moekit.training.readings import grad_norm, layer_losses, load_readings, reached, sums_of
+from moekit.training.readings import balance_sum, grad_norm, load_readings, reached, sums_of
 from moekit.training.rng import rng_states, seed_all, set_rng_state
 from moekit.training.sampling import StepLoader, ValidationShare, batch_at, seed_of
 
@@ -135,10 +135,10 @@ class LitMoE(L.LightningModule):
             self.sparse_layers = [name for name, r in output.reports.items() if r.routing.form != "soft"]
         sums = sums_of(loss)
         total = loss.total
-        balance = layer_losses(output.reports)
+        balance = balance_sum(output.reports)
         if balance is not None:
-            sums["balance_loss"] = (balance * loss.count, loss.count)
-            total = total + balance * loss.count
+            sums["balance_loss"] = (balance, loss.count)
+            total = total + balance
         self._train.add(sums)
         return total * self.trainer.accumulate_grad_batches
 

@@ -24,11 +24,14 @@ def sums_of(loss: LossSum) -> dict[str, tuple[Tensor, Tensor]]:
     return {"objective": whole, "loss": whole, **loss.metrics}
 
 
-def layer_losses(reports: Mapping[str, LayerReport]) -> Tensor | None:
-    """0-d: the weighted balance losses of all layers, a mean over tokens; None when no layer has one."""
-    if not any(report.losses for report in reports.values()):
-        return None
-    return torch.stack([report.loss() for report in reports.values()]).sum()
+def balance_sum(reports: Mapping[str, LayerReport]) -> Tensor | None:
+    """0-d: the weighted balance losses of all layers, summed over tokens; None when no layer has one.
+
+    Each layer's loss is a mean over the tokens that this layer saw, and is weighted by them: the layers of multi-token
+    prediction see fewer than the objective counts, and how many fewer depends on the padding.
+    """
+    terms = [report.loss() * report.routing.num_valid() for report in reports.values() if report.losses]
+    return torch.stack(terms).sum() if terms else None
 
 
 def load_readings(load: StepLoad | None, layers: Sequence[str]) -> dict[str, float]:

@@ -18,6 +18,7 @@ from moekit.training import BalanceStep, LitMoE
 Tree = dict[str, Any]
 BIAS: Tree = {"bias": {"use": "sign_bias", "rate": 0.01}}
 LAGGED: Tree = {**BIAS, "load": {"use": "load_balance", "weight": 0.5, "scope": "step"}}
+SEQUENCE: Tree = {**BIAS, "sequence": {"use": "sequence_balance", "weight": 0.5}}
 MICRO: Tree = {**BIAS, "load": {"use": "load_balance", "weight": 0.5, "scope": "micro_batch"}}
 
 
@@ -35,7 +36,7 @@ class Recorded:
 
 
 class Recording(LitMoE):
-    """Keeps what every optimizer step saw, after clipping."""
+    """Keeps what every optimizer step saw, after clipping; loads and biases of all layers one after the other."""
 
     def on_train_start(self) -> None:
         super().on_train_start()
@@ -44,10 +45,9 @@ class Recording(LitMoE):
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
         super().configure_gradient_clipping(optimizer, *args, **kwargs)
         assert self.step_load is not None
-        (load_E,) = self.step_load.load_E.values()
-        layer = next(m for m in self.modules() if isinstance(m, MoELayer))
-        bias_E = layer.selection_bias()
-        assert bias_E is not None
+        load_E = torch.cat(list(self.step_load.load_E.values()))
+        biases = [m.selection_bias() for m in self.modules() if isinstance(m, MoELayer)]
+        bias_E = torch.cat([b for b in biases if b is not None])
         grads = {n: p.grad.clone() for n, p in self.named_parameters() if p.grad is not None}
         norm = float(torch.nn.utils.get_total_norm(list(grads.values())))
         self.recorded.steps.append(Step(load_E, bias_E.clone(), grads, norm))
@@ -95,11 +95,12 @@ def worst(a: list[Step], b: list[Step]) -> float:
 
 @pytest.fixture
 def tree(recipe: Callable[..., Tree]) -> Callable[..., Tree]:
-    def make(balancers: Tree, recompute: bool = False) -> Tree:
+    def make(balancers: Tree, recompute: bool = False, mtp: int = 0) -> Tree:
         plain = recipe(data=None)
         plain["model"]["moe"]["balancers"] = balancers
         plain["model"]["moe"]["dispatcher"] = {"use": "loop"}
         plain["model"]["recompute"] = recompute
+        plain["model"]["mtp"] = {"depth": mtp} if mtp else None
         return plain
 
     return make
@@ -107,7 +108,7 @@ def tree(recipe: Callable[..., Tree]) -> Callable[..., Tree]:
 
 @pytest.mark.usefixtures("calm")
 @pytest.mark.parametrize("recompute", [False, True])
-@pytest.mark.parametrize("balancers", [BIAS, LAGGED], ids=["bias", "lagged"])
+@pytest.mark.parametrize("balancers", [BIAS, LAGGED, SEQUENCE], ids=["bias", "lagged", "sequence"])
 @pytest.mark.parametrize(
     ("sizes", "padded"),
     [([2] * 8, False), ([1, 3, 2, 4, 2, 1, 5, 1], True), ([1, 3, 2, 4, 2, 1], True)],
@@ -130,6 +131,22 @@ def test_four_micro_batches_equal_one_big_batch(
     # The first step's gradients differ by rounding alone; a later one also by what AdamW makes of that rounding.
     assert worst(few[:1], one[:1]) < 1e-12
     assert worst(few, one) < 1e-9
+
+
+@pytest.mark.usefixtures("calm")
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("padded", [False, True])
+def test_so_do_the_layers_of_multi_token_prediction(tree: Callable[..., Tree], padded: bool, recompute: bool) -> None:
+    """They see fewer tokens than the objective counts; how many fewer depends on the padding of a micro-batch."""
+    batches = micro_batches([1, 3, 2, 4], padded)
+    (few,) = run(tree(SEQUENCE, recompute, mtp=2), batches, accumulate=4)
+    (one,) = run(tree(SEQUENCE, mtp=2), [together(batches)], accumulate=1)
+    assert few.load_E.numel() == 3 * 4
+    assert torch.equal(few.load_E, one.load_E)
+    assert torch.equal(few.bias_E, one.bias_E)
+    routers = [name for name in one.grads if name.startswith("model.mtp") and "router" in name]
+    assert len(routers) == 2 and all(one.grads[name].any() for name in routers)
+    assert worst([few], [one]) < 1e-12
 
 
 @pytest.mark.usefixtures("calm")
