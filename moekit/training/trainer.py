@@ -30,13 +30,16 @@ def trainer_options(recipe: Recipe) -> dict[str, Any]:
     About 10 validations and 100 logged steps in a run; bf16 where a GPU has it; one device.
 
     Raises:
-        SpecError: no positive number of steps.
+        SpecError: no positive number of steps, or validations (and with them checkpoints) within a step.
     """
     given = dict(recipe.trainer)
     steps = given.setdefault("max_steps", DEFAULT_STEPS)
     if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
         raise SpecError([Problem(what=f"{steps!r} is no number of steps", at="trainer.max_steps", expected=">= 1")])
     accumulate = int(given.get("accumulate_grad_batches") or 1)
+    interval = given.get("val_check_interval")
+    if isinstance(interval, int) and interval % accumulate:
+        raise SpecError([_within_a_step(interval, accumulate)])
     defaults = {
         "accelerator": "auto",
         "devices": 1,
@@ -84,6 +87,15 @@ def make_trainer(
         if type(error).__module__.startswith("lightning"):
             raise SpecError([_refusal(error)]) from error
         raise
+
+
+def _within_a_step(interval: int, accumulate: int) -> Problem:
+    return Problem(
+        what=f"val_check_interval={interval} counts micro-batches, and is not a whole number of steps of {accumulate}",
+        at="trainer.val_check_interval",
+        expected=f"a multiple of accumulate_grad_batches={accumulate}",
+        notes=("a checkpoint is taken at every validation; within a step it would lose the gradients so far",),
+    )
 
 
 def _refusal(error: Exception) -> Problem:

@@ -226,6 +226,14 @@ def test_trainer_options_fill_in_what_a_recipe_leaves_out() -> None:
         trainer_options(load("jacobs1991", ["trainer.max_steps=0"]))
 
 
+def test_validations_and_so_checkpoints_fall_between_steps() -> None:
+    """Lightning counts micro-batches; a checkpoint within a step would resume without its first gradients."""
+    options = ["trainer.accumulate_grad_batches=4", "trainer.check_val_every_n_epoch=null"]
+    assert trainer_options(load("jacobs1991", [*options, "trainer.val_check_interval=8"]))["val_check_interval"] == 8
+    with pytest.raises(SpecError, match="a multiple of accumulate_grad_batches=4"):
+        trainer_options(load("jacobs1991", [*options, "trainer.val_check_interval=6"]))
+
+
 @pytest.mark.usefixtures("calm")
 @pytest.mark.parametrize(
     "bad",
