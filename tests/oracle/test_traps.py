@@ -1,0 +1,58 @@
+"""Mistakes of other libraries that no other test noticed: each was made in moekit, and the suite stayed green.
+
+Traps that other tests catch have no second test here. The docstrings say where a mistake was found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+from moekit.contracts import BalanceContext, LayerDims, LayerReport
+from moekit.registry import current
+from moekit.routing import TokenChoice
+from moekit.spec.fields import default_of, fields_of
+from moekit.training.readings import balance_sum
+from moekit_balancers.load_balance import LoadBalance
+from moekit_balancers.load_balance.module import LoadBalanceLoss
+
+
+def report_of(chosen: Sequence[int], weight: float) -> LayerReport:
+    """What a layer of two experts says whose tokens chose these, with affinity 1."""
+    expert_TK = torch.tensor(chosen)[:, None]
+    scores_TE = F.one_hot(expert_TK[:, 0], 2).double()
+    routing = TokenChoice(
+        logits_TE=scores_TE, scores_TE=scores_TE, expert_TK=expert_TK, gate_TK=scores_TE.gather(1, expert_TK)
+    )
+    balancer = LoadBalanceLoss(LoadBalance(weight=weight), LayerDims(dim=1, num_experts=2))
+    term = balancer.loss(routing, BalanceContext(num_sequences=1, training=True))
+    dropped = torch.zeros((), dtype=torch.int64)
+    return LayerReport(routing=routing, load_E=routing.load_E(), dropped=dropped, losses={"load": term})
+
+
+def test_layers_uneven_in_opposite_ways_do_not_cancel() -> None:
+    """transformers #28255, #31464: f and P were taken over the tokens of all layers put together."""
+    one, other = report_of([0, 0, 0], weight=0.5), report_of([1, 1, 1], weight=0.5)
+    even = report_of([0, 1, 0, 1], weight=0.5)
+    total = balance_sum({"one": one, "other": other, "even": even})
+    assert total is not None
+    # 3 tokens of a layer at its worst (E = 2), 3 of another, 4 of one in balance (1); not 10 tokens of one layer
+    assert total.item() == 0.5 * (3 * 2 + 3 * 2 + 4 * 1)
+
+
+def test_the_losses_of_layers_are_summed_not_averaged() -> None:
+    """OLMo-core divides the weight by the number of layers; here a weight is that of one layer, whatever the depth."""
+    report = report_of([0, 0, 1], weight=0.1)
+    once, thrice = balance_sum({"a": report}), balance_sum({"a": report, "b": report, "c": report})
+    assert once is not None and thrice is not None
+    torch.testing.assert_close(thrice, 3 * once)
+
+
+def test_a_balance_loss_that_is_named_weighs_something() -> None:
+    """Megatron-Bridge PR #5165: the coefficient fell to 0 where a configuration left it out."""
+    specs = [component.spec for component in current().components("balancer")]
+    weights = {spec.__name__: default_of(spec, "weight") for spec in specs if "weight" in fields_of(spec)}
+    assert {"LoadBalance", "SequenceBalance"} <= set(weights)
+    assert all(weight > 0 for weight in weights.values()), weights
