@@ -60,13 +60,15 @@ def test_padding_counts_nowhere_and_gets_no_gradient() -> None:
 
 
 def test_multi_token_terms_are_averaged_over_depths_and_divided_by_all_tokens() -> None:
-    batch, zero = batch_of(), torch.zeros(2, 5, 4)
+    batch, zero = batch_of(num_bytes=10), torch.zeros(2, 5, 4)
     out = loss(zero, batch, zero[:, :4], zero[:, :3], weight=0.5)
     # T = 5: L_k = log 4 (T - k)/T
     expected = math.log(4) * (1 + 0.5 / 2 * (4 / 5 + 3 / 5))
     assert (out.total / out.count).item() == pytest.approx(expected)
     nats, count = out.metrics["loss"]
     assert (nats / count).item() == pytest.approx(math.log(4))  # metrics tell of the next token alone
+    bits, num_bytes = out.metrics["bits_per_byte"]
+    assert (bits / num_bytes).item() == pytest.approx(2.0)
 
 
 def test_zero_weight_leaves_later_tokens_out() -> None:
