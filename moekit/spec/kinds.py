@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from moekit.errors import PluginError
 from moekit.spec.fields import Spec, group, option, slot, slots
 
 Form = Literal["token_choice", "expert_choice", "soft"]
@@ -26,8 +27,15 @@ class RouterSpec(Spec):
     causal: ClassVar[bool] = True  # whether a token's route is independent of later tokens
 
     def active(self, num_experts: int) -> float:
-        """How many experts one token runs through, on average."""
-        raise NotImplementedError(f"{type(self).__name__} must say how many experts a token runs through")
+        """How many experts one token runs through, on average. Override.
+
+        Raises:
+            PluginError: the router's spec does not say.
+        """
+        raise PluginError(
+            f"{type(self).__name__} does not say how many experts a token runs through\n"
+            "  expected a method active(self, num_experts) in that spec"
+        )
 
     def check_experts(self, num_experts: int) -> Iterable[str]:
         """Conflicts with the number of routed experts, each a sentence. Asked by the layer's spec; override."""

@@ -47,13 +47,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         CheckpointError: the file is missing, truncated, or no checkpoint of moekit.
     """
     if not path.is_file():
-        raise CheckpointError(f"no checkpoint at {path}")
+        raise CheckpointError(f"no checkpoint at {path}\n  a run writes its first after its first validation")
     try:
         contents = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise CheckpointError(
             f"cannot read the checkpoint {path}: it is truncated, damaged or no checkpoint\n"
-            f"  {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            f"  {': '.join([type(error).__name__, *str(error).splitlines()[:1]])}"
         ) from error
     if not isinstance(contents, dict) or "moekit" not in contents or "spec" not in contents.get("hyper_parameters", {}):
         raise CheckpointError(f"{path} is no checkpoint of a moekit run (no 'moekit' part, or no spec in it)")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import shlex
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from moekit.contracts import Data
@@ -43,7 +45,7 @@ def tell(outcome: Outcome, module: LitMoE, console: Console) -> None:
         grid.add_row("dropped", f"{outcome.dropped:.1%} of token-expert pairs")
     rate = outcome.tokens / outcome.seconds if outcome.seconds else 0.0
     grid.add_row(
-        "training", f"{outcome.steps:,} steps, {outcome.tokens:,.0f} {unit} in {outcome.seconds:.0f} s "
+        "training", f"{outcome.steps:,} steps, {outcome.tokens:,.0f} {unit} in {_seconds(outcome.seconds)} "
         f"({rate:,.0f} {unit}/s)"
     )  # fmt: skip
     console.print()
@@ -70,7 +72,7 @@ def comparison_lines(c: Comparison, outcome: Outcome) -> list[str]:
         lines.append("  per second         one run ended before the other's first validation: nothing to compare")
         return lines
     lines.append(
-        f"  per second         {c.moe_then:.3f}, dense {c.dense_then:.3f}, after the same {c.seconds:.0f} s: "
+        f"  per second         {c.moe_then:.3f}, dense {c.dense_then:.3f}, after the same {_seconds(c.seconds)}: "
         + _verdict(c.moe_then, c.dense_then)
     )
     slower, faster = ("mixture", c.moe_seconds) if c.moe_seconds > c.dense_seconds else ("dense model", c.dense_seconds)
@@ -81,6 +83,10 @@ def comparison_lines(c: Comparison, outcome: Outcome) -> list[str]:
     return lines
 
 
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+
+
 def _verdict(moe: float, dense: float) -> str:
     if f"{moe:.3f}" == f"{dense:.3f}":
         return "a tie"
@@ -89,25 +95,25 @@ def _verdict(moe: float, dense: float) -> str:
 
 
 def _tell_files(outcome: Outcome, module: LitMoE, console: Console) -> None:
-    run = outcome.folder.as_posix()
+    run, word = outcome.folder.as_posix(), shlex.quote(outcome.folder.as_posix())
     pictures = [p.relative_to(outcome.folder).as_posix() for p in outcome.files]
     written = ["spec.yaml", "metrics.csv", *(["load.npz"] if outcome.max_violation else []), "summary.json"]
     if module.data is not None and type(module.data).encode is not Data.encode:
-        following = f'moekit generate {run} "The "'
+        following = f'moekit generate {word} "The "'
     else:
         following = f"look at {run}/{pictures[-1]}"
     if outcome.stopped_after is None:
-        further = f"moekit train --resume {run} trainer.max_steps={2 * outcome.steps}"
+        further = f"moekit train --resume {word} trainer.max_steps={2 * outcome.steps}"
     else:
-        further = f"moekit train {run}/spec.yaml seed={module.recipe.seed + 1}"
+        further = f"moekit train {shlex.quote(f'{run}/spec.yaml')} seed={module.recipe.seed + 1}"
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim")
     grid.add_column(overflow="fold")
-    grid.add_row("folder", run)
+    grid.add_row("folder", escape(run))
     grid.add_row("files", "  ".join(written))
     grid.add_row("", "checkpoints/last.ckpt  checkpoints/best.ckpt  tensorboard/")
     grid.add_row("pictures", "  ".join(pictures))
-    grid.add_row("try next", following)
-    grid.add_row("", further)
+    grid.add_row("try next", escape(following))
+    grid.add_row("", escape(further))
     console.print()
     console.print(grid, highlight=False)

@@ -33,7 +33,7 @@ class RunFolder:
 
     @classmethod
     def find(cls, run: str, root: Path = RUNS) -> RunFolder:
-        """The folder that ``run`` means: a run folder, a file in one, or a name, meaning its latest run.
+        """The folder that ``run`` means: a run folder, a file in one, or a name, meaning its latest with a checkpoint.
 
         Raises:
             CheckpointError: nothing of that name.
@@ -48,7 +48,8 @@ class RunFolder:
         for folder in (root / run, path):
             runs = [spec.parent for spec in folder.glob("*/spec.yaml") if (spec.parent / "checkpoints").is_dir()]
             if runs:
-                return cls(max(runs, key=lambda p: ((p / "spec.yaml").stat().st_mtime_ns, p.name)))
+                begun = [run for run in runs if cls(run).last.is_file()] or runs  # one stopped too early is passed over
+                return cls(max(begun, key=lambda p: ((p / "spec.yaml").stat().st_mtime_ns, p.name)))
         known = sorted(p.parent.parent.relative_to(root).as_posix() for p in root.glob("**/*/spec.yaml"))
         raise CheckpointError(
             f"no run at '{run}': neither a run folder, nor a checkpoint in one, nor the name of a run below {root}/\n"
@@ -108,3 +109,9 @@ class RunFolder:
     def dense(self) -> RunFolder:
         """The run of the dense model that this one is compared with."""
         return RunFolder(self.path / "dense")
+
+    @property
+    def whole(self) -> RunFolder:
+        """The run that a dense model's run belongs to; any other is whole itself."""
+        outer = RunFolder(self.path.parent)
+        return outer if outer.dense.path == self.path and outer.spec.is_file() else self

@@ -5,6 +5,7 @@ Nothing is written before the spec is valid, the Trainer accepts its options, an
 
 from __future__ import annotations
 
+import shlex
 import signal
 import sys
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from typing import Any
 
 import lightning as L
 from rich.console import Console
+from rich.markup import escape
 
 from moekit.errors import CheckpointError, MoekitError, Problem, SpecError
 from moekit.observe.plots import Curve, draw_curves, draw_load
@@ -42,6 +44,7 @@ class Prepared:
     log: RunLog
     loads: LoadHistory
     checkpoint: Path | None  # to go on from
+    done: int  # optimizer steps that the checkpoint has behind it
 
 
 def train(
@@ -114,7 +117,14 @@ def prepare(recipe: Recipe, folder: RunFolder, console: Console, *, label: str, 
     if recipe.stop is not None and recipe.stop.metric not in (known := module.metric_names()):
         raise unknown_metric(recipe.stop.metric, known)
     return Prepared(
-        label=label, folder=folder, module=module, trainer=trainer, log=log, loads=loads, checkpoint=checkpoint
+        label=label,
+        folder=folder,
+        module=module,
+        trainer=trainer,
+        log=log,
+        loads=loads,
+        checkpoint=checkpoint,
+        done=upto,
     )
 
 
@@ -131,9 +141,11 @@ def fit(run: Prepared, console: Console) -> Outcome:
         run.trainer.fit(run.module, ckpt_path=run.checkpoint, weights_only=True)
     except (SystemExit, KeyboardInterrupt):  # Lightning makes a SystemExit of Ctrl-C, and deafens the process to more
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        saved = run.folder.last.is_file()
-        how = f"go on: moekit train --resume {run.folder.name}" if saved else "no checkpoint was written yet"
-        console.print(f"\nstopped at step {run.trainer.global_step}; {how}", highlight=False)
+        whole = run.folder.whole  # a dense model's run goes on with the run it belongs to
+        how = "no checkpoint was written yet"
+        if whole.last.is_file():
+            how = f"go on: moekit train --resume {shlex.quote(whole.name)}"
+        console.print(f"\nstopped at step {run.trainer.global_step}; {how}", highlight=False, markup=False)
         raise KeyboardInterrupt from None
     except (RuntimeError, KeyError) as error:
         if run.checkpoint is not None and run.trainer.global_step == 0:
@@ -201,9 +213,10 @@ def _introduce(run: Prepared, console: Console) -> None:
     device = trainer.strategy.root_device.type
     lines["training"] = f"{trainer.max_steps} steps on {device}, {trainer.precision}"
     if run.checkpoint is not None:
-        lines["going on"] = f"from {run.checkpoint}"
+        left = "" if run.done < trainer.max_steps else ": nothing is left to do, unless trainer.max_steps grows"
+        lines["going on"] = f"from {run.checkpoint}, after step {run.done}{left}"
     lines["folder"] = run.folder.name
     width = max(map(len, lines))
-    console.print(f"[bold]{run.label}[/bold]  {recipe.summary}", highlight=False)
+    console.print(f"[bold]{escape(run.label)}[/bold]  {escape(recipe.summary)}", highlight=False)
     for key, value in lines.items():
         console.print(f"  {key:<{width}}  {value}", highlight=False, markup=False)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
+from typing import Any
 
+import lightning as L
 import pytest
 import torch
 
@@ -106,6 +109,41 @@ def test_a_resumed_run_equals_an_uninterrupted_one(root: Path) -> None:
     a, b = (torch.load(next(folder.glob("*/*/checkpoints/last.ckpt")), weights_only=True) for folder in (whole, parts))
     assert a["global_step"] == b["global_step"] == 4
     assert all(torch.equal(a["state_dict"][key], b["state_dict"][key]) for key in a["state_dict"])
+
+
+def test_what_to_try_next_can_be_pasted(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A path with a space is quoted, one with brackets is printed as it is, and the commands are the right ones."""
+    out = root / "my runs"
+    options = [*text(root), *TINY, "trainer.max_steps=2", "--no-compare"]
+    assert main(["train", "deepseek_v3", *options, "--name", "a [bold] run", "--out", str(out)]) == 0
+    (folder,) = (out / "a [bold] run").iterdir()
+    said = "".join(capsys.readouterr().out.split())
+    generate = f"moekit generate '{folder}' \"The \""
+    assert "".join(generate.split()) in said
+    further = f"moekit train --resume '{folder}' trainer.max_steps=4"
+    assert "".join(further.split()) in said
+    assert main(["train", *shlex.split(further)[2:-1], "--no-compare"]) == 0
+    assert "after step 2: nothing is left to do" in " ".join(capsys.readouterr().out.split())
+
+
+def test_stopped_in_the_dense_run_the_whole_run_goes_on(
+    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit = L.Trainer.fit
+
+    def stopped_in_dense(trainer: L.Trainer, *args: Any, **options: Any) -> None:
+        if Path(trainer.default_root_dir).name == "dense":
+            raise KeyboardInterrupt
+        fit(trainer, *args, **options)
+
+    monkeypatch.setattr(L.Trainer, "fit", stopped_in_dense)
+    options = [*text(root), *TINY, "trainer.max_steps=2", "--out", str(root / "stopped")]
+    assert main(["train", "deepseek_v3", *options]) == 130
+    (folder,) = (root / "stopped" / "deepseek_v3").iterdir()
+    assert f"go on: moekit train --resume {folder}\n".replace("\n", "") in capsys.readouterr().out.replace("\n", "")
+    monkeypatch.undo()
+    assert main(["train", "--resume", str(folder)]) == 0
+    assert last_step(folder / "dense") == 2 and json.loads((folder / "summary.json").read_text())["comparison"]
 
 
 def test_generate_speaks_and_repeats_itself(run: Path, root: Path, capsys: pytest.CaptureFixture[str]) -> None:

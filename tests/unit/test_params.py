@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -14,6 +14,7 @@ from moekit.contracts import ExpertBank, LayerDims, Model, ModelOutput, Router
 from moekit.errors import MoekitError
 from moekit.layer import MoELayer
 from moekit.params import PARTS, ParameterCount, build_on_meta, count_parameters
+from moekit.spec.kinds import RouterSpec
 from moekit_balancers.load_balance import LoadBalance
 from moekit_balancers.sign_bias import SignBias
 from moekit_dispatchers.grouped import Grouped
@@ -200,3 +201,13 @@ def test_a_spec_tells_of_its_router_even_if_the_router_does_not() -> None:
 def test_a_router_that_keeps_no_spec_is_refused() -> None:
     with pytest.raises(MoekitError, match="router Nameless does not say how many experts a token runs through"):
         count_parameters(HandMade(Nameless()))
+
+
+def test_a_router_that_does_not_say_how_many_experts_a_token_runs_through() -> None:
+    with pytest.raises(MoekitError, match=r"Silent does not say .*\n  expected a method active\(self, num_experts\)"):
+        Silent().active(4)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Silent(RouterSpec):
+    """Options of a router that forgot."""

@@ -149,6 +149,12 @@ BROKEN = {
         GOOD + "class Bare(RouterSpec): pass\n" + HOOK.replace("mine()]", "mine(spec=Bare)]"),
         "hook moekit_routers, component 'mine': write @dataclass(frozen=True, kw_only=True) above its spec Bare",
     ),
+    "undeclared option": (
+        GOOD
+        + "@dataclass(frozen=True, kw_only=True)\nclass Bare(Mine):\n    draws: int = 1\n"
+        + HOOK.replace("mine()]", "mine(spec=Bare)]"),
+        "hook moekit_routers, component 'mine': Bare.draws: declare it with option(), slot(), slots() or group()",
+    ),
     "target": (
         GOOD + HOOK.replace("mine()]", "mine(target='my_package.router.MyRouter')]"),
         "hook moekit_routers, component 'mine': its target must be 'package.module:Class' or a class, "

@@ -33,8 +33,9 @@ def read(path: Path, suffixes: Sequence[str], limit: int) -> Iterator[tuple[str,
         elif path.is_file():
             yield from _file(path, path.name, DEFAULT_DOMAIN, limit)
         else:
+            seen_from = "" if path.is_absolute() else f"\n  looked in {Path.cwd()}, where the command runs"
             raise DataError(
-                f"no such file or folder: {path}\n  expected a text file, a .jsonl file, or a folder of them"
+                f"no such file or folder: {path}{seen_from}\n  expected a text file, a .jsonl file, or a folder of them"
             )
     except OSError as error:
         where = error.filename or path

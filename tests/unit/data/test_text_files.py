@@ -142,6 +142,14 @@ def test_missing_path(tmp_path):
     )
 
 
+def test_missing_relative_path_says_where_it_was_looked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert refused("nowhere") == (
+        f"no such file or folder: nowhere\n  looked in {tmp_path}, where the command runs\n"
+        "  expected a text file, a .jsonl file, or a folder of them"
+    )
+
+
 def test_folder_without_text(tmp_path):
     write(tmp_path, {"a.log": "x"})
     assert refused(tmp_path) == (

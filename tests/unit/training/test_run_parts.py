@@ -155,15 +155,32 @@ def run_at(path: Path) -> Path:
 def test_a_run_is_found_by_folder_file_and_name(tmp_path: Path) -> None:
     older, newer = run_at(tmp_path / "tiny" / "2026-01-01_00-00-00"), run_at(tmp_path / "tiny" / "2026-01-02_00-00-00")
     os.utime(older / "spec.yaml", (1, 1))
-    (older / "checkpoints" / "last.ckpt").write_text("")
+    stopped_early = run_at(tmp_path / "tiny" / "2026-01-03_00-00-00")
+    for run in (older, newer):
+        (run / "checkpoints" / "last.ckpt").write_text("")
     run_at(newer / "dense")
     assert RunFolder.find(str(older), tmp_path).path == older
     assert RunFolder.find(str(older / "checkpoints" / "last.ckpt"), tmp_path).path == older.resolve()
     assert RunFolder.find("tiny", tmp_path).path == newer
     assert RunFolder.find(str(tmp_path / "tiny")).path == newer
+    assert RunFolder.find(str(stopped_early)).path == stopped_early
     with pytest.raises(CheckpointError, match=r"no run at 'tony'") as caught:
         RunFolder.find("tony", tmp_path)
     assert "runs there: tiny" in str(caught.value)
+
+
+def test_a_name_without_any_checkpoint_means_its_latest_run(tmp_path: Path) -> None:
+    run_at(tmp_path / "tiny" / "2026-01-01_00-00-00")
+    later = run_at(tmp_path / "tiny" / "2026-01-02_00-00-00")
+    os.utime(later / "spec.yaml", (4e9, 4e9))
+    assert RunFolder.find("tiny", tmp_path).path == later
+
+
+def test_a_dense_run_belongs_to_the_run_it_lies_in(tmp_path: Path) -> None:
+    run = RunFolder(run_at(tmp_path / "tiny" / "2026-01-01_00-00-00"))
+    assert run.dense.whole == run and run.whole == run
+    alone = RunFolder(run_at(tmp_path / "dense"))
+    assert alone.whole == alone
 
 
 def test_two_runs_in_a_second_get_two_folders(tmp_path: Path) -> None:
