@@ -21,6 +21,7 @@ from moekit.contracts import (
 )
 from moekit.groups import UniformGroups
 from moekit.registry import build
+from moekit.routing import Routing
 from moekit.spec.kinds import MoE
 
 
@@ -35,7 +36,7 @@ class MoELayer(nn.Module):
         shared: experts that every token passes, ungated, added to the output.
 
     Raises:
-        ValueError: two parts that do not fit, when built from a spec (see ``moekit.spec.kinds.MoE``).
+        TypeError: a part that is no module, such as its spec.
     """
 
     def __init__(
@@ -48,6 +49,11 @@ class MoELayer(nn.Module):
         shared: ExpertBank | None = None,
     ) -> None:
         super().__init__()
+        parts: dict[str, object] = {"router": router, "experts": experts, "dispatcher": dispatcher}
+        for name, part in parts.items():
+            if not isinstance(part, nn.Module):
+                kind = type(part).__name__
+                raise TypeError(f"{name}: {kind} is no module; a spec is built by moekit.build(spec, dims)")
         self.router = router
         self.experts = experts
         self.dispatcher = dispatcher
@@ -78,10 +84,24 @@ class MoELayer(nn.Module):
 
         Returns:
             ``y`` of shape ``[..., O]``, and what the layer saw.
+
+        Raises:
+            ValueError: ``valid`` is not bool or not of ``x``'s shape; router and bank differ in their experts' number.
+            TypeError: the router returned no ``Routing``.
         """
+        if valid is not None and (valid.dtype != torch.bool or valid.shape != x.shape[:-1]):
+            found, expected = f"{valid.dtype} {list(valid.shape)}", f"torch.bool {list(x.shape[:-1])}"
+            raise ValueError(f"valid is {found}; expected {expected}, True where x holds a token")
         x_TD = x.reshape(-1, x.shape[-1])
         valid_T = None if valid is None else valid.reshape(-1)
         routing = self.router(x_TD, valid_T=valid_T, selection_bias_E=self.selection_bias())
+        if not isinstance(routing, Routing):
+            raise TypeError(f"{type(self.router).__name__} returned {type(routing).__name__}; expected a Routing")
+        if routing.num_experts != self.experts.num_experts:
+            raise ValueError(
+                f"the router routes to {routing.num_experts} experts, but the bank has {self.experts.num_experts}; "
+                "give both the same number (LayerDims.num_experts, and count of the experts' spec)"
+            )
         out = self.dispatcher(x_TD, routing, self.experts)
         y_TO = out.y_TO if self.shared is None else out.y_TO + run_on_all(self.shared, x_TD)
         context = BalanceContext(num_sequences=x.shape[0] if x.ndim == 3 else 1, training=self.training)

@@ -159,8 +159,9 @@ def _checked(offered: object, kind: str, where: str) -> Component:
     parameters = vars(spec).get("__dataclass_params__")
     if parameters is None or not parameters.frozen:
         raise PluginError(f"{here}: write @dataclass(frozen=True, kw_only=True) above its spec {spec.__name__}")
-    for bare in (f.name for f in dataclasses.fields(spec) if "moekit" not in f.metadata):
-        raise PluginError(f"{here}: {spec.__name__}.{bare}: declare it with option(), slot(), slots() or group()")
+    bare = [f.name for f in dataclasses.fields(spec) if "moekit" not in f.metadata]  # type: ignore[arg-type]
+    if bare:
+        raise PluginError(f"{here}: {spec.__name__}.{bare[0]}: declare it with option(), slot(), slots() or group()")
     if kind != "recipe" and not callable(offered.target) and not _is_import_name(offered.target):
         raise PluginError(f"{here}: its target must be 'package.module:Class' or a class, got {offered.target!r}")
     return offered

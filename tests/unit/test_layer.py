@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -123,6 +124,32 @@ def test_valid_reaches_the_router_flat() -> None:
     valid = torch.tensor([[True, False], [True, True]])
     _, report = layer()(torch.randn(2, 2, D), valid=valid)
     assert report.load_E.tolist() == [3, 0]
+
+
+@pytest.mark.parametrize("valid", [torch.ones(3, 2, dtype=torch.bool), torch.ones(2, 3), torch.ones(6).bool()])
+def test_a_valid_of_another_shape_or_type_is_refused(valid: Tensor) -> None:
+    with pytest.raises(ValueError, match=r"valid is torch\..*; expected torch\.bool \[2, 3\]"):
+        layer()(torch.randn(2, 3, D), valid=valid)
+
+
+def test_a_bank_of_another_size_than_the_router_is_refused() -> None:
+    mismatched = MoELayer(router=FirstExpert(), experts=Scale([2.0, 3.0, 4.0]), dispatcher=PerToken())
+    with pytest.raises(ValueError, match="routes to 2 experts, but the bank has 3"):
+        mismatched(torch.randn(4, D))
+
+
+def test_a_spec_in_place_of_a_part_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"dispatcher: LayerDims is no module"):
+        MoELayer(router=FirstExpert(), experts=Scale([2.0]), dispatcher=LayerDims(dim=D, num_experts=E))  # type: ignore[arg-type]
+
+
+def test_a_router_that_returns_no_routing_is_refused() -> None:
+    class Says(FirstExpert):
+        def forward(self, *args: object, **options: object) -> TokenChoice:
+            return {}  # type: ignore[return-value]
+
+    with pytest.raises(TypeError, match="Says returned dict; expected a Routing"):
+        MoELayer(router=Says(), experts=Scale([2.0]), dispatcher=PerToken())(torch.randn(4, D))
 
 
 def test_step_reaches_every_balancer() -> None:
