@@ -97,7 +97,7 @@ class ObjectiveSpec(Spec):
 
 
 class DataSpec(Spec):
-    """Base of data specs."""
+    """Base of data specs. ``vocab``, where a spec has it, is the number of tokens; a model's must not be smaller."""
 
     kind: ClassVar[str] = "data"
     yields: ClassVar[str] = "tokens"  # values of ModelSpec.takes
@@ -200,11 +200,17 @@ class Recipe(Spec):
     trainer: dict[str, Any] = option({}, "options of lightning.Trainer, passed through")
 
     def check(self) -> Iterable[str]:
-        """Data must yield what the model takes; the objective must take what the model gives."""
+        """Data must yield what the model takes, within its vocabulary; the objective must take what the model gives."""
         if self.data is not None and self.data.yields != self.model.takes:
             yield (
                 f"data {type(self.data).__name__} yields '{self.data.yields}', "
                 f"but model {type(self.model).__name__} takes '{self.model.takes}'"
+            )
+        given, known = getattr(self.data, "vocab", None), getattr(self.model, "vocab", None)
+        if isinstance(given, int) and isinstance(known, int) and given > known:
+            yield (
+                f"data {type(self.data).__name__} yields tokens of a vocab of {given}, "
+                f"but model {type(self.model).__name__} has one of {known}; vocab: ${{data.vocab}} keeps them equal"
             )
         if self.objective is not None and self.model.offers() not in self.objective.takes:
             yield (
