@@ -113,7 +113,7 @@ def _tell_files(outcome: Outcome, module: LitMoE, console: Console) -> None:
     grid.add_row("files", "  ".join(written))
     grid.add_row("", "checkpoints/last.ckpt  checkpoints/best.ckpt  tensorboard/")
     grid.add_row("pictures", "  ".join(pictures))
-    grid.add_row("try next", escape(following))
-    grid.add_row("", escape(further))
     console.print()
     console.print(grid, highlight=False)
+    for head, command in (("try next", following), ("        ", further)):  # not broken, so that they can be pasted
+        console.print(f"[dim]{head}[/dim]  {escape(command)}", highlight=False, soft_wrap=True)

@@ -145,7 +145,9 @@ def fit(run: Prepared, console: Console) -> Outcome:
         how = "no checkpoint was written yet"
         if whole.last.is_file():
             how = f"go on: moekit train --resume {shlex.quote(whole.name)}"
-        console.print(f"\nstopped at step {run.trainer.global_step}; {how}", highlight=False, markup=False)
+        console.print(
+            f"\nstopped at step {run.trainer.global_step}; {how}", highlight=False, markup=False, soft_wrap=True
+        )
         raise KeyboardInterrupt from None
     except (RuntimeError, KeyError) as error:
         if run.checkpoint is not None and run.trainer.global_step == 0:

@@ -10,6 +10,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from rich.console import Console
 
 from moekit.cli import main
 from moekit.spec import load
@@ -111,17 +112,18 @@ def test_a_resumed_run_equals_an_uninterrupted_one(root: Path) -> None:
     assert all(torch.equal(a["state_dict"][key], b["state_dict"][key]) for key in a["state_dict"])
 
 
-def test_what_to_try_next_can_be_pasted(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_to_try_next_can_be_pasted(
+    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A path with a space is quoted, one with brackets is printed as it is, and the commands are the right ones."""
+    monkeypatch.setattr("moekit.training.run.Console", lambda **_: Console(width=40))
     out = root / "my runs"
     options = [*text(root), *TINY, "trainer.max_steps=2", "--no-compare"]
     assert main(["train", "deepseek_v3", *options, "--name", "a [bold] run", "--out", str(out)]) == 0
     (folder,) = (out / "a [bold] run").iterdir()
-    said = "".join(capsys.readouterr().out.split())
-    generate = f"moekit generate '{folder}' \"The \""
-    assert "".join(generate.split()) in said
     further = f"moekit train --resume '{folder}' trainer.max_steps=4"
-    assert "".join(further.split()) in said
+    *_, first, second = capsys.readouterr().out.splitlines()  # each in one line, however narrow the terminal
+    assert (first, second) == (f"try next  moekit generate '{folder}' \"The \"", f"          {further}")
     assert main(["train", *shlex.split(further)[2:-1], "--no-compare"]) == 0
     assert "after step 2: nothing is left to do" in " ".join(capsys.readouterr().out.split())
 
@@ -140,7 +142,7 @@ def test_stopped_in_the_dense_run_the_whole_run_goes_on(
     options = [*text(root), *TINY, "trainer.max_steps=2", "--out", str(root / "stopped")]
     assert main(["train", "deepseek_v3", *options]) == 130
     (folder,) = (root / "stopped" / "deepseek_v3").iterdir()
-    assert f"go on: moekit train --resume {folder}\n".replace("\n", "") in capsys.readouterr().out.replace("\n", "")
+    assert f"stopped at step 0; go on: moekit train --resume {folder}\n" in capsys.readouterr().out
     monkeypatch.undo()
     assert main(["train", "--resume", str(folder)]) == 0
     assert last_step(folder / "dense") == 2 and json.loads((folder / "summary.json").read_text())["comparison"]
