@@ -14,7 +14,7 @@ export PYTHONPATH="$work/site${PYTHONPATH:+:$PYTHONPATH}" MOEKIT_STRICT_PLUGINS=
 
 cd "$work/plugin"
 "$python" -m pytest -q -p no:cacheprovider
-"$python" -m moekit plugins | grep acme
+"$python" -m moekit plugins | grep expert_choice
 "$python" -m moekit show expert_choice
 "$python" -m moekit config validate recipe.yaml
 "$python" -m moekit train recipe.yaml trainer.max_steps=20 --out "$work/runs"

@@ -99,7 +99,9 @@ def check_beside(plugin: Plugin, others: Iterable[Plugin]) -> None:
     mine = {c.spec: c for c in plugin.components if c.spec is not Recipe}
     for other in others:
         if other.name == plugin.name:
-            raise PluginError(f"plugin '{plugin.name}': the name is taken by {other.origin}; choose another")
+            raise PluginError(
+                f"plugin '{plugin.name}': the name is taken by {other.origin}; uninstall it, or rename one"
+            )
         for theirs in other.components:
             if theirs.spec in mine:
                 raise PluginError(f"plugin '{plugin.name}': {_shared(mine[theirs.spec], theirs, other.origin)}")

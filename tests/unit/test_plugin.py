@@ -243,7 +243,7 @@ def test_two_distributions_cannot_share_a_plugin_name(install: Install) -> None:
     install(GOOD + HOOK, dist="beta", version="0.3.1")
     first, second = (p for p in installed() if p.name == "acme")
     assert (first.origin, first.error) == ("beta 0.3.1", None)
-    assert (second.origin, second.error) == ("zeta 1.2", "the name is taken by beta 0.3.1; choose another")
+    assert (second.origin, second.error) == ("zeta 1.2", "the name is taken by beta 0.3.1; uninstall it, or rename one")
 
 
 def test_nobody_takes_the_name_of_a_first_party_plugin(install: Install) -> None:

@@ -218,7 +218,7 @@ def test_temporary_refuses_a_name_that_is_taken() -> None:
     with temporary(module("acme", router("hash", Hash))):
         with pytest.raises(PluginError, match="is taken") as error, temporary(module("acme")):
             pass
-    assert message(error) == "plugin 'acme': the name is taken by acme; choose another"
+    assert message(error) == "plugin 'acme': the name is taken by acme; uninstall it, or rename one"
 
 
 def test_temporary_refuses_a_spec_class_that_is_taken() -> None:
