@@ -30,6 +30,8 @@ def main(argv: "Sequence[str] | None" = None) -> int:
         of the output has gone. Set ``MOEKIT_DEBUG=1`` to see tracebacks.
     """
     args = sys.argv[1:] if argv is None else list(argv)
+    if argv is None and hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # a terminal without a letter shows '?', and the command goes on
     try:
         code = _dispatch(args)
         sys.stdout.flush()

@@ -12,6 +12,7 @@ from moekit.spec.fields import FieldInfo, Spec, default_of, fields_of, types_of
 from moekit.spec.interpolation import interpolated
 from moekit.spec.kinds import plural
 from moekit.spec.places import Keys, Report, found, one_of, show
+from moekit.spec.trainer_options import TRAINER_OPTIONS
 from moekit.spec.values import BROKEN, describe
 
 LEFT_OPEN: Final = "???"
@@ -161,7 +162,7 @@ class Planner:
             here,
             f"{node} has no option '{name}'",
             expected="" if node.use and names else one_of(names) if names else "no option at all",
-            nearest=nearest(name, names),
+            nearest=f"trainer.{name}" if not node.path and name in TRAINER_OPTIONS else nearest(name, names),
             list_with=f"moekit show {node.use}" if node.use and names else "",
         )
 

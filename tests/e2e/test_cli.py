@@ -213,6 +213,12 @@ def test_a_reader_that_leaves_early_hears_nothing() -> None:
     assert (done.stdout, done.stderr) == ("141\n", "")
 
 
+def test_a_terminal_without_a_letter_shows_a_question_mark(run: Run) -> None:
+    done = run("show", "glu", PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "3?D?H parameters each" in done.stdout
+
+
 def test_interrupting_ends_with_130(tmp_path: Path) -> None:
     """The interrupt is sent when the plugin that is being imported says that it has been reached."""
     site = tmp_path / "site"

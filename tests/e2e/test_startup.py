@@ -115,7 +115,7 @@ def test_the_first_page_imports_next_to_nothing() -> None:
         "print(sorted(set(sys.modules) - before), file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stderr.strip() == "['__future__', 'moekit', 'moekit.cli']"
+    assert done.stderr.strip() == "['__future__', 'moekit', 'moekit.cli', 'moekit.lazy']"
 
 
 def test_python_m_moekit_is_the_same_command() -> None:

@@ -75,6 +75,15 @@ a recipe has no option 'modle'
   did you mean 'model'?
 """,
     ),
+    "trainer_option_outside_trainer": (
+        ["max_steps=3"],
+        r"""
+a recipe has no option 'max_steps'
+  at max_steps  in command line
+  expected one of schema, requires, name, summary, paper, seed, model, objective, data, optimizer, schedule, stop, compare, trainer
+  did you mean 'trainer.max_steps'?
+""",
+    ),
     "option_of_a_component_without_options": (
         ["model.moe.dispatcher.speed=3"],
         r"""
