@@ -112,8 +112,15 @@ class Registry:
 
         Raises:
             PluginError: no plugin registered this spec class, or its target cannot be imported.
+            Exception: whatever the target raises, with a note that names the component and its plugin.
         """
-        return self.component_of(spec).load()(spec, *context)
+        component = self.component_of(spec)
+        target = component.load()
+        try:
+            return target(spec, *context)
+        except Exception as error:
+            error.add_note(f"while building {component.kind} '{component.full_name}'")
+            raise
 
     def notes(self) -> tuple[str, ...]:
         """Why something may be missing: plugins that failed, and plugins left out on request."""

@@ -68,12 +68,12 @@ def make_trainer(
     """A Trainer that keeps everything in the run folder. Creates no file.
 
     Raises:
-        SpecError: options that the Trainer refuses.
+        SpecError: options that the Trainer refuses, or several processes.
     """
     options = trainer_options(recipe)
     more = checkpoint_callbacks(folder) if options.get("enable_checkpointing", True) else []
     try:
-        return L.Trainer(
+        trainer = L.Trainer(
             **options,
             logger=list(loggers) or False,
             callbacks=[*callbacks, *more],
@@ -87,6 +87,17 @@ def make_trainer(
         if type(error).__module__.startswith("lightning"):
             raise SpecError([_refusal(error)]) from error
         raise
+    if trainer.world_size > 1:
+        raise SpecError([_several_processes(trainer.world_size)])
+    return trainer
+
+
+def _several_processes(world: int) -> Problem:
+    return Problem(
+        what=f"the Trainer would start {world} processes, and a run folder is written by one",
+        at="trainer.devices",
+        expected="1; in Python, L.Trainer(devices=...).fit(LitMoE(spec)) trains on several",
+    )
 
 
 def _within_a_step(interval: int, accumulate: int) -> Problem:

@@ -166,6 +166,17 @@ def test_build_refuses_a_spec_that_no_plugin_registered() -> None:
     assert message(error) == ("no plugin registered a component with the spec class Unregistered; see: moekit plugins")
 
 
+def test_what_a_target_raises_tells_which_component_it_was() -> None:
+    class Broken:
+        def __init__(self, spec: RouterSpec) -> None:
+            raise ZeroDivisionError("nothing to divide by")
+
+    plugin = load_plugin("acme", module("acme_moe", Component(name="hash", spec=Hash, target=Broken, summary="breaks")))
+    with pytest.raises(ZeroDivisionError, match="nothing to divide by") as caught:
+        Registry([plugin]).build(Hash())
+    assert caught.value.__notes__ == ["while building router 'acme/hash'"]
+
+
 def test_temporary_adds_a_plugin_for_a_block() -> None:
     before = current()
     with temporary(module("acme_moe", router("hash", Hash))) as during:

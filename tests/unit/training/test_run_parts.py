@@ -263,6 +263,12 @@ def test_what_the_trainer_refuses_is_a_spec_error(bad: str, tmp_path: Path) -> N
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.usefixtures("calm")
+def test_several_processes_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="would start 2 processes, and a run folder is written by one"):
+        make_trainer(load("jacobs1991", ["trainer.devices=2"]), RunFolder(tmp_path / "run"))
+
+
 def test_lines_of_progress() -> None:
     values = {
         "train/loss": 2.5, "tokens_per_second": 12345.6, "lr": 0.003, "train/max_violation": 0.5, "train/dropped": 0.01
