@@ -14,7 +14,9 @@ from moekit_data.text_spec import TextSpec
 class TextFiles(TextSpec):
     """Options of a user's own text. JSON lines hold ``text`` and, where there are several kinds, ``domain``."""
 
-    path: str = option(help="a text file, a .jsonl file, or a folder (each subfolder is a domain); seen from where moekit runs")
+    path: str = option(
+        help="a text file, a .jsonl file, or a folder (each subfolder is a domain); seen from where moekit runs"
+    )
     validation_path: str | None = option(None, "text to validate with, laid out like path; a share of path if left out")
     suffixes: list[str] = option([".txt", ".md", ".jsonl"], "which files of a folder are read")
     megabytes: float = option(200.0, "the most that is read per domain and split, MB (10^6 bytes)", gt=0)
