@@ -8,6 +8,7 @@ alike: ranges and choices are checked in ``__post_init__``, rules between fields
 from __future__ import annotations
 
 import dataclasses
+import types
 import typing
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING, dataclass
@@ -111,7 +112,8 @@ class Spec:
     """Base of every spec dataclass (write ``@dataclass(frozen=True, kw_only=True)``).
 
     Raises:
-        ConflictError: (a ``ValueError``) on construction, when an option is out of range or ``check`` finds a conflict.
+        ConflictError: (a ``ValueError``) on construction, when an option is of another type or out of range, or
+            ``check`` finds a conflict.
     """
 
     kind: ClassVar[str] = ""
@@ -121,14 +123,35 @@ class Spec:
         return ()
 
     def __post_init__(self) -> None:
-        out = [
-            f"{name}={getattr(self, name)!r} is out of range ({info.range_text()})"
-            for name, info in fields_of(type(self)).items()
-            if info.kind == "option" and not info.allows(getattr(self, name))
-        ]
-        problems = out or list(self.check())
+        problems = [p for name in fields_of(type(self)) if (p := self._problem_of(name))] or list(self.check())
         if problems:
             raise ConflictError(*problems)
+
+    def _problem_of(self, name: str) -> str:
+        """What is wrong with one field's value by itself; empty when nothing is."""
+        info, hint, value = fields_of(type(self))[name], types_of(type(self))[name], getattr(self, name)
+        if info.kind != "option":
+            return ""
+        if not info.choices and not is_a(value, hint):
+            from moekit.spec.values import describe  # values stands above this file, and is needed only for words
+
+            return f"{name}: {value!r} is not {describe(hint)}"
+        return "" if info.allows(value) else f"{name}={value!r} is out of range ({info.range_text()})"
+
+
+def is_a(value: Any, hint: Any) -> bool:
+    """Whether a value is of a plain declared type: an int is a float too, and a bool is no number."""
+    args, origin = typing.get_args(hint), typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(is_a(value, arg) for arg in args)
+    if origin in (list, tuple):
+        if not isinstance(value, list | tuple):
+            return False
+        each = args if origin is tuple and ... not in args else (args[0],) * len(value)
+        return len(value) == len(each) and all(map(is_a, value, each))
+    if hint in (int, float):
+        return isinstance(value, int | hint) and not isinstance(value, bool)
+    return hint is Any or origin is not None or not isinstance(hint, type) or isinstance(value, hint)
 
 
 @_cached

@@ -1,0 +1,65 @@
+"""Specs made in Python: valid by construction, refused in the words that YAML's mistakes are told in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pytest
+
+from moekit.spec.fields import ConflictError, Spec, is_a, option
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tower(Spec):
+    floors: int = option(3, "storeys", ge=1)
+    height: float | None = option(None, "metres", gt=0)
+    roof: Literal["flat", "steep"] = option("flat", "its form")
+    lit: bool = option(False, "whether there is light")
+    doors: list[int] = option([], "where the doors are")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"floors": "2"}, "floors: '2' is not an integer"),
+        ({"floors": 2.0}, "floors: 2.0 is not an integer"),
+        ({"floors": True}, "floors: True is not an integer"),
+        ({"floors": 0}, "floors=0 is out of range (>= 1)"),
+        ({"height": "tall"}, "height: 'tall' is not a number or null"),
+        ({"roof": "round"}, "roof='round' is out of range (one of flat, steep)"),
+        ({"lit": 1}, "lit: 1 is not true or false"),
+        ({"doors": [1, "two"]}, "doors: [1, 'two'] is not a list of integers"),
+        ({"floors": "2", "lit": "no"}, "floors: '2' is not an integer; lit: 'no' is not true or false"),
+    ],
+)
+def test_what_is_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConflictError) as caught:
+        Tower(**given)
+    assert str(caught.value) == message
+
+
+def test_what_is_taken() -> None:
+    tower = Tower(floors=2, height=30, roof="steep", lit=True, doors=[1, 2])
+    assert tower.height == 30
+
+
+@pytest.mark.parametrize(
+    ("value", "hint", "expected"),
+    [
+        (1, float, True),
+        (1.0, int, False),
+        (None, int | None, True),
+        (None, int, False),
+        ("x", str | int, True),
+        ({"a": 1}, dict[str, Any], True),
+        (object(), Any, True),
+        ((1, 2), list[int], True),
+        ((1, 2.5), tuple[int, float], True),
+        ((1, 2.5, 3), tuple[int, float], False),
+        ((1, 2, 3), tuple[int, ...], True),
+        (7, list[int], False),
+    ],
+)
+def test_is_a(value: Any, hint: Any, expected: bool) -> None:
+    assert is_a(value, hint) is expected
