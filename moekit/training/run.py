@@ -26,6 +26,7 @@ from moekit.training.checkpoint import read_checkpoint, refuse_other_model, repl
 from moekit.training.closing import tell, unit_of
 from moekit.training.failure import unknown_metric
 from moekit.training.folder import RUNS, RunFolder
+from moekit.training.interrupt import StopOnInterrupt
 from moekit.training.logs import LoadHistory, RunLog, curve
 from moekit.training.module import LitMoE
 from moekit.training.outcome import Outcome, compare, outcome_of, write_summary
@@ -43,6 +44,7 @@ class Prepared:
     trainer: L.Trainer
     log: RunLog
     loads: LoadHistory
+    interrupt: StopOnInterrupt
     checkpoint: Path | None  # to go on from
     done: int  # optimizer steps that the checkpoint has behind it
 
@@ -109,7 +111,8 @@ def prepare(recipe: Recipe, folder: RunFolder, console: Console, *, label: str, 
         module.on_load_checkpoint(contents)  # a learnt vocabulary must be there before the data is read
     log = RunLog(folder.metrics, folder.tensorboard, upto=upto)
     loads = LoadHistory(folder.loads, upto=upto)
-    callbacks: list[Any] = [loads]
+    interrupt = StopOnInterrupt(lambda line: console.print(line, highlight=False))
+    callbacks: list[Any] = [loads, interrupt]
     if trainer_options(recipe).get("enable_progress_bar", True):
         callbacks.append(TrainingProgress(console, label, unit_of(recipe)))
     trainer = make_trainer(recipe, folder, loggers=[log], callbacks=callbacks)
@@ -123,6 +126,7 @@ def prepare(recipe: Recipe, folder: RunFolder, console: Console, *, label: str, 
         trainer=trainer,
         log=log,
         loads=loads,
+        interrupt=interrupt,
         checkpoint=checkpoint,
         done=upto,
     )
@@ -139,6 +143,8 @@ def fit(run: Prepared, console: Console) -> Outcome:
     replace_file(run.folder.spec, lambda path: path.write_text(dump(run.module.recipe), encoding="utf-8"))
     try:
         run.trainer.fit(run.module, ckpt_path=run.checkpoint, weights_only=True)
+        if run.interrupt.asked:
+            raise KeyboardInterrupt
     except (SystemExit, KeyboardInterrupt):  # Lightning makes a SystemExit of Ctrl-C, and deafens the process to more
         signal.signal(signal.SIGINT, signal.default_int_handler)
         whole = run.folder.whole  # a dense model's run goes on with the run it belongs to

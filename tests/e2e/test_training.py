@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,10 @@ import torch
 from rich.console import Console
 
 from moekit.cli import main
+from moekit.contracts import Batch
 from moekit.spec import load
 from moekit.training.logs import read_metrics
+from moekit.training.module import LitMoE
 
 TINY = [
     "model.dim=16", "model.depth=2", "model.ffn.hidden=16", "model.mtp=null", "model.moe.experts.count=8",
@@ -126,6 +130,30 @@ def test_what_to_try_next_can_be_pasted(
     assert (first, second) == (f"try next  moekit generate '{folder}' \"The \"", f"          {further}")
     assert main(["train", *shlex.split(further)[2:-1], "--no-compare"]) == 0
     assert "after step 2: nothing is left to do" in " ".join(capsys.readouterr().out.split())
+
+
+def test_interrupted_a_run_ends_its_step_and_goes_on_from_there(
+    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training_step = LitMoE.training_step
+
+    def interrupted(module: LitMoE, batch: Batch, batch_idx: int) -> torch.Tensor:
+        if batch_idx == 4:  # the first micro-batch of the third step
+            os.kill(os.getpid(), signal.SIGINT)
+        return training_step(module, batch, batch_idx)
+
+    monkeypatch.setattr(LitMoE, "training_step", interrupted)
+    options = [*text(root), *TINY, "trainer.max_steps=40", "trainer.accumulate_grad_batches=2", "--no-compare"]
+    assert main(["train", "deepseek_v3", *options, "--out", str(root / "interrupted")]) == 130
+    (folder,) = (root / "interrupted" / "deepseek_v3").iterdir()
+    out = capsys.readouterr().out
+    assert "stopping after this step (Ctrl-C again: at once)" in out
+    assert f"stopped at step 3; go on: moekit train --resume {folder}\n" in out
+    assert last_step(folder) == 3
+    monkeypatch.undo()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert main(["train", "--resume", str(folder), "trainer.max_steps=4", "--no-compare"]) == 0
+    assert last_step(folder) == 4
 
 
 def test_stopped_in_the_dense_run_the_whole_run_goes_on(
