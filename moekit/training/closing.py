@@ -75,9 +75,9 @@ def comparison_lines(c: Comparison, outcome: Outcome) -> list[str]:
         f"  per second         {c.moe_then:.3f}, dense {c.dense_then:.3f}, after the same {_seconds(c.seconds)}: "
         + _verdict(c.moe_then, c.dense_then)
     )
-    slower, faster = ("mixture", c.moe_seconds) if c.moe_seconds > c.dense_seconds else ("dense model", c.dense_seconds)
+    slower, longer = ("mixture", c.moe_seconds) if c.moe_seconds > c.dense_seconds else ("dense model", c.dense_seconds)
     lines.append(
-        f"                     (the {slower} takes {faster / c.seconds:.1f} times as long a step here; "
+        f"                     (the {slower} takes {longer / c.seconds:.1f} times as long a step here; "
         "its value is read in mid-schedule)"
     )
     return lines

@@ -67,7 +67,7 @@ def test_autograd_equals_the_hand_gradients(error: Error, T: int, E: int, output
     torch.testing.assert_close(da, torch.stack([g for _, _, g in by_hand]), rtol=1e-11, atol=1e-12)
 
 
-# papers.md section 1, check (a): d = 1, o = (.5, 0), p = (.6, .4); six decimals
+# worked by hand: d = 1, o = (.5, 0), p = (.6, .4); six decimals
 @pytest.mark.parametrize(
     ("error", "value", "do_1"),
     [("cooperative", 0.49, -0.84), ("competitive", 0.55, -0.6), ("likelihood", 0.258628, -0.342890)],
