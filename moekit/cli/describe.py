@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from moekit.component import Component
-from moekit.spec.fields import FieldInfo, Spec, fields_of, literal_choices, types_of
+from moekit.spec.fields import FieldInfo, Spec, default_of, fields_of, group_class, types_of
 from moekit.spec.kinds import plural
 
 
@@ -21,19 +21,17 @@ def option_rows(spec: type[Spec], prefix: str = "") -> Iterator[tuple[str, str, 
     """Name, type, default, range and meaning of each option; those of a group under ``group.option``."""
     for name, (info, hint, default) in _fields(spec).items():
         if info.kind == "option":
-            choices = literal_choices(hint)
-            yield f"{prefix}{name}", type_text(hint), default, "" if choices else info.range_text(), info.help
+            yield f"{prefix}{name}", type_text(hint), default, "" if info.choices else info.range_text(), info.help
         elif info.kind == "group":
-            bundle = _bundle(hint)
             yield f"{prefix}{name}", "group", default, "", info.help
-            yield from option_rows(bundle, f"{prefix}{name}.")
+            yield from option_rows(group_class(spec, name), f"{prefix}{name}.")
 
 
 def slot_rows(spec: type[Spec], prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
     """Name, what it takes, meaning, and the command that lists the choices, of each slot."""
-    for name, (info, hint, default) in _fields(spec).items():
+    for name, (info, _, default) in _fields(spec).items():
         if info.kind == "group":
-            yield from slot_rows(_bundle(hint), f"{prefix}{name}.")
+            yield from slot_rows(group_class(spec, name), f"{prefix}{name}.")
         elif info.kind != "option":
             takes = f"{info.component}s by name" if info.kind == "slots" else info.component
             takes += ", optional" if info.kind == "slot" and default else ""
@@ -97,27 +95,15 @@ def value_text(value: Any) -> str:
 
 def _fields(spec: type[Spec]) -> dict[str, tuple[FieldInfo, Any, str]]:
     """Each field's info, resolved type, and default as text (``required`` where there is none)."""
-    out = {}
-    infos, hints = fields_of(spec), types_of(spec)
-    for field in dataclasses.fields(spec):  # type: ignore[arg-type]
-        info = infos[field.name]
-        if field.default_factory is not dataclasses.MISSING:
-            default = value_text(field.default_factory())
-        elif field.default is dataclasses.MISSING:
-            default = "" if info.kind == "slot" else "required"
-        elif field.default is None and info.kind != "option":
-            default = "optional"
-        else:
-            default = value_text(field.default)
-        out[field.name] = info, hints[field.name], default
-    return out
+    hints = types_of(spec)
+    return {name: (info, hints[name], _default_text(spec, name, info)) for name, info in fields_of(spec).items()}
 
 
-def _bundle(hint: Any) -> type[Spec]:
-    """The spec class of a group, also inside ``... | None``."""
-    inner = [a for a in typing.get_args(hint) if a is not type(None)]
-    bundle: type[Spec] = inner[0] if inner else hint
-    return bundle
+def _default_text(spec: type[Spec], name: str, info: FieldInfo) -> str:
+    default = default_of(spec, name)
+    if default is dataclasses.MISSING:
+        return "" if info.kind == "slot" else "required"
+    return "optional" if default is None and info.kind != "option" else value_text(default)
 
 
 def _claim(value: Any) -> str:

@@ -12,6 +12,7 @@ from moekit.spec.interpolation import Resolver, interpolated
 from moekit.spec.kinds import Recipe
 from moekit.spec.places import Keys, Report, Tree
 from moekit.spec.planning import Node, Planner
+from moekit.spec.trainer_options import check_trainer
 from moekit.spec.values import BROKEN, Values
 
 
@@ -84,8 +85,6 @@ class _Builder:
     def _trainer(self, given: dict[str, Any]) -> None:
         options = given.get("trainer", BROKEN)
         if options is not BROKEN:
-            from moekit.spec.trainer_options import check_trainer
-
             check_trainer(options, self.report)
 
 

@@ -183,13 +183,22 @@ def literal_choices(hint: Any) -> tuple[Any, ...]:
     return literal_choices(inner[0]) if len(inner) == 1 and len(args) == 2 else ()
 
 
+def group_class(spec: type[Spec], name: str) -> type[Spec]:
+    """The spec class of a group, also inside ``... | None``.
+
+    Raises:
+        TypeError: the field's type is anything else.
+    """
+    hint = types_of(spec)[name]
+    classes = [arg for arg in typing.get_args(hint) or (hint,) if isinstance(arg, type) and issubclass(arg, Spec)]
+    if len(classes) != 1:
+        raise TypeError(f"{spec.__qualname__}.{name}: a group's type is one spec class (or that class | None)")
+    return classes[0]
+
+
 def required(spec: type[Spec]) -> list[str]:
     """Names of the fields that have no default."""
-    return [
-        f.name
-        for f in dataclasses.fields(spec)  # type: ignore[arg-type]
-        if f.default is MISSING and f.default_factory is MISSING
-    ]
+    return [name for name, default in _defaults(spec).items() if default is MISSING]
 
 
 @_cached

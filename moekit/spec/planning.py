@@ -8,7 +8,7 @@ from dataclasses import MISSING, dataclass, field
 from typing import Any, Final
 
 from moekit.errors import MoekitError, UnknownName, nearest
-from moekit.spec.fields import FieldInfo, Spec, default_of, fields_of, types_of
+from moekit.spec.fields import FieldInfo, Spec, default_of, fields_of, group_class, types_of
 from moekit.spec.interpolation import interpolated
 from moekit.spec.kinds import plural
 from moekit.spec.places import Keys, Report, found, one_of, show
@@ -81,7 +81,7 @@ class Planner:
             elif info.kind == "slots":
                 node.children[name] = self._map(info.component, value, here)
             else:
-                node.children[name] = self._group(_group_class(spec, name), value, here)
+                node.children[name] = self._group(group_class(spec, name), value, here)
         return node
 
     def component(self, kind: str, value: Any, path: Keys) -> Any:
@@ -206,11 +206,3 @@ def _as_map(items: list[Any]) -> str:
 def _takes_null(spec: type[Spec], name: str) -> bool:
     """Whether null is a value of this option, rather than *not there*."""
     return fields_of(spec)[name].kind == "option" and type(None) in typing.get_args(types_of(spec)[name])
-
-
-def _group_class(spec: type[Spec], name: str) -> type[Spec]:
-    hint = types_of(spec)[name]
-    classes = [arg for arg in typing.get_args(hint) or (hint,) if isinstance(arg, type) and issubclass(arg, Spec)]
-    if len(classes) != 1:
-        raise TypeError(f"{spec.__qualname__}.{name}: a group's type is one spec class (or that class | None)")
-    return classes[0]

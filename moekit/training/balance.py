@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from moekit.contracts import LayerReport
 from moekit.layer import MoELayer
+from moekit.ranks import several_ranks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +97,7 @@ class BalanceStep:
         names = list(self._counts)
         sizes = [self._counts[name].numel() for name in names]
         flat = torch.cat([self._counts[name] for name in names])
-        if dist.is_available() and dist.is_initialized():
+        if several_ranks():
             dist.all_reduce(flat, group=self.group)
         counts = dict(zip(names, torch.split(flat, sizes), strict=True))
         self._counts = {}

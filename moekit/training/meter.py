@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from moekit.ranks import several_ranks
+
 
 class Meter:
     """Adds up (sum, denominator) pairs by name."""
@@ -26,7 +28,7 @@ class Meter:
     def take(self) -> dict[str, Tensor]:
         """``[sum, denominator]`` by name, over all ranks (one all-reduce), and starts again at zero."""
         pairs, self._pairs = self._pairs, {}
-        if pairs and dist.is_available() and dist.is_initialized():
+        if pairs and several_ranks():
             flat = torch.stack(list(pairs.values()))
             dist.all_reduce(flat)
             pairs = dict(zip(pairs, flat.unbind(), strict=True))

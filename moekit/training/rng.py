@@ -10,6 +10,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from moekit.ranks import several_ranks
+
 
 def rng_state() -> dict[str, Any]:
     """States of torch (CPU and the current CUDA device), NumPy and Python: tensors, numbers and lists alone."""
@@ -31,7 +33,7 @@ def rng_state() -> dict[str, Any]:
 
 def rng_states() -> list[dict[str, Any]]:
     """``rng_state`` of every rank; call it on all of them."""
-    if not (dist.is_available() and dist.is_initialized()):
+    if not several_ranks():
         return [rng_state()]
     states: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(states, rng_state())

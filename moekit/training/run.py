@@ -31,7 +31,7 @@ from moekit.training.logs import LoadHistory, RunLog, curve
 from moekit.training.module import LitMoE
 from moekit.training.outcome import Outcome, compare, outcome_of, write_summary
 from moekit.training.progress import TrainingProgress
-from moekit.training.trainer import make_trainer, quiet, trainer_options
+from moekit.training.trainer import make_trainer, quiet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +113,7 @@ def prepare(recipe: Recipe, folder: RunFolder, console: Console, *, label: str, 
     loads = LoadHistory(folder.loads, upto=upto)
     interrupt = StopOnInterrupt(lambda line: console.print(line, highlight=False))
     callbacks: list[Any] = [loads, interrupt]
-    if trainer_options(recipe).get("enable_progress_bar", True):
+    if recipe.trainer.get("enable_progress_bar", True):
         callbacks.append(TrainingProgress(console, label, unit_of(recipe)))
     trainer = make_trainer(recipe, folder, loggers=[log], callbacks=callbacks)
     module.prepare()

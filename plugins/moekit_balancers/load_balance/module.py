@@ -7,6 +7,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from moekit.contracts import BalanceContext, Balancer, LayerDims, LossTerm
+from moekit.ranks import several_ranks
 from moekit.routing import Routing, TokenChoice
 from moekit_balancers.load_balance import LoadBalance
 from moekit_balancers.statistics import count_BE, mean_score_BE, share_of
@@ -64,7 +65,7 @@ class LoadBalanceLoss(Balancer):
         if self.spec.scope == "step":
             return self.share_E.clone()  # the buffer moves in step(); what backward reads must not
         counts = count_BE(routing.expert_TK, routing.num_experts, routing.valid_T, num_units)
-        if self.spec.scope == "global_batch" and context.training and dist.is_available() and dist.is_initialized():
+        if self.spec.scope == "global_batch" and context.training and several_ranks():
             dist.all_reduce(counts)
         return share_of(counts, routing.scores_TE.dtype)
 

@@ -1,0 +1,10 @@
+"""Whether this process is one of several that train together."""
+
+from __future__ import annotations
+
+import torch.distributed as dist
+
+
+def several_ranks() -> bool:
+    """True where ``torch.distributed`` is there and initialised, so that sums must be taken over ranks."""
+    return dist.is_available() and dist.is_initialized()
