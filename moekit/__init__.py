@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from moekit.contracts import Dispatched as Dispatched
     from moekit.contracts import Dispatcher as Dispatcher
     from moekit.contracts import ExpertBank as ExpertBank
+    from moekit.contracts import Init as Init
     from moekit.contracts import LayerDims as LayerDims
     from moekit.contracts import LayerReport as LayerReport
     from moekit.contracts import LossSum as LossSum
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from moekit.contracts import ModelOutput as ModelOutput
     from moekit.contracts import Objective as Objective
     from moekit.contracts import Router as Router
+    from moekit.contracts import Source as Source
     from moekit.errors import CheckpointError as CheckpointError
     from moekit.errors import DataError as DataError
     from moekit.errors import MoekitError as MoekitError
@@ -72,6 +74,7 @@ _HOME = {
         "Dispatched",
         "Dispatcher",
         "ExpertBank",
+        "Init",
         "LayerDims",
         "LayerReport",
         "LossSum",
@@ -80,6 +83,7 @@ _HOME = {
         "ModelOutput",
         "Objective",
         "Router",
+        "Source",
     ),
     "moekit.errors": ("CheckpointError", "DataError", "MoekitError", "PluginError", "SpecError"),
     "moekit.groups": ("Groups", "UniformGroups"),

@@ -10,7 +10,7 @@ from typing import Any
 
 from moekit.errors import PluginError
 from moekit.spec.fields import Spec
-from moekit.spec.kinds import Recipe
+from moekit.spec.recipe import Recipe
 
 API_VERSION = 1
 """Version of the plugin API. A plugin module states the one it was written for: ``MOEKIT_API = 1``."""

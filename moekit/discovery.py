@@ -14,7 +14,7 @@ from typing import Any
 
 from moekit.errors import PluginError
 from moekit.plugin import Plugin, check_beside, load_plugin
-from moekit.spec.kinds import Recipe
+from moekit.spec.recipe import Recipe
 
 ENTRY_POINT_GROUP = "moekit"
 

@@ -102,10 +102,12 @@ class MoELayer(nn.Module):
                 f"the router routes to {routing.num_experts} experts, but the bank has {self.experts.num_experts}; "
                 "give both the same number (LayerDims.num_experts, and count of the experts' spec)"
             )
-        out = self.dispatcher(x_TD, routing, self.experts)
+        num_sequences = x.shape[0] if x.ndim == 3 else 1
+        out = self.dispatcher(x_TD, routing, self.experts, num_sequences=num_sequences)
         y_TO = out.y_TO if self.shared is None else out.y_TO + run_on_all(self.shared, x_TD)
-        context = BalanceContext(num_sequences=x.shape[0] if x.ndim == 3 else 1, training=self.training)
+        context = BalanceContext(num_sequences=num_sequences, training=self.training)
         terms = {name: balancer.loss(routing, context) for name, balancer in self.balancers.items()}
+        terms["router"] = routing.own_loss
         report = LayerReport(
             routing=routing,
             load_E=routing.load_E(),
@@ -120,10 +122,15 @@ class MoELayer(nn.Module):
         biases = [b for b in (balancer.selection_bias() for balancer in self.balancers.values()) if b is not None]
         return torch.stack(biases).sum(0) if len(biases) > 1 else (biases[0] if biases else None)
 
-    def step(self, load_E: Tensor) -> None:
-        """Moves the balancers' state: once per optimizer step, with the load of the whole global batch."""
+    def step(self, load_E: Tensor, *, progress: float = 0.0) -> None:
+        """Moves the balancers' state: once per optimizer step, with the load of the whole global batch.
+
+        Args:
+            load_E: int64, tokens sent to each expert.
+            progress: the share of the training run that lies behind, for rates that change on the way.
+        """
         for balancer in self.balancers.values():
-            balancer.step(load_E)
+            balancer.step(load_E, progress=progress)
 
 
 def run_on_all(experts: ExpertBank, x_TD: Tensor) -> Tensor:

@@ -20,7 +20,8 @@ from moekit.contracts import ExpertBank, LayerDims, Model
 from moekit.errors import MoekitError
 from moekit.layer import MoELayer, run_on_all
 from moekit.registry import build
-from moekit.spec.kinds import ExpertSpec, ModelSpec, Recipe, RouterSpec
+from moekit.spec.kinds import ExpertSpec, ModelSpec, RouterSpec
+from moekit.spec.recipe import Recipe
 
 Reading = Literal["both", "without_input", "without_either"]
 

@@ -17,7 +17,7 @@ from moekit import hookspecs
 from moekit.component import API_VERSION, Component
 from moekit.errors import PluginError, nearest
 from moekit.spec.fields import Spec
-from moekit.spec.kinds import KINDS, Recipe, plural
+from moekit.spec.recipe import KINDS, Recipe, plural
 
 _SIGNS = str.maketrans("", "", "_-.")  # what a component's name may hold beside letters and digits
 _KIND_OF_HOOK = {f"moekit_{plural(kind)}": kind for kind in KINDS}

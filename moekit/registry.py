@@ -16,7 +16,7 @@ from moekit.discovery import installed
 from moekit.errors import PluginError, Problem, UnknownName, nearest
 from moekit.plugin import Plugin, check_beside, load_plugin
 from moekit.spec.fields import Spec
-from moekit.spec.kinds import KINDS, Recipe, plural
+from moekit.spec.recipe import KINDS, Recipe, plural
 
 __all__ = ["Plugin", "Registry", "build", "current", "discover", "kind_named", "load_plugin", "temporary"]
 

@@ -15,6 +15,19 @@ from torch import Tensor
 from moekit.spec.kinds import Form
 
 
+@dataclass(frozen=True, kw_only=True)
+class LossTerm:
+    """One loss of one layer. What is added to the objective is ``weight · value``.
+
+    Attributes:
+        value: 0-d tensor, a mean over tokens, as the paper states it before its coefficient.
+        weight: the coefficient.
+    """
+
+    value: Tensor
+    weight: float
+
+
 @dataclass(frozen=True)
 class Pairs:
     """A routing as a flat list of (token, expert, gate): what a sparse dispatcher works on.
@@ -38,12 +51,17 @@ class Routing(ABC):
         logits_TE: router outputs.
         scores_TE: affinities, after the score function (softmax, sigmoid, ...) and without any selection bias.
         valid_T: bool, False for padding; None when every token is valid. Padding reaches no expert and no statistic.
+        smooth_load_E: a differentiable estimate of the load, from a router that chooses at random (noise): the
+            expected number of valid tokens that each expert gets; None from other routers, and without noise.
+        own_loss: a loss that only the router can state, since it holds what the loss trains; None from most.
     """
 
     form: ClassVar[Form]
     logits_TE: Tensor
     scores_TE: Tensor
     valid_T: Tensor | None = None
+    smooth_load_E: Tensor | None = None
+    own_loss: LossTerm | None = None
 
     @property
     def num_experts(self) -> int:
@@ -68,27 +86,36 @@ class TokenChoice(Routing):
     Attributes:
         expert_TK: int64, distinct along K.
         gate_TK: weights on the experts' outputs.
+        sent_TK: bool, False for a choice that the router itself does not send (a second expert left out at random; an
+            expert below a threshold). It reaches no expert and is no load. None when every choice is sent.
     """
 
     form: ClassVar[Form] = "token_choice"
     expert_TK: Tensor
     gate_TK: Tensor
+    sent_TK: Tensor | None = None
+
+    def counts_TK(self) -> Tensor | None:
+        """bool: which choices count, of valid tokens and sent; None when all do."""
+        if self.valid_T is None:
+            return self.sent_TK
+        valid_TK = self.valid_T[:, None].expand(self.expert_TK.shape)
+        return valid_TK if self.sent_TK is None else valid_TK & self.sent_TK
 
     def load_E(self) -> Tensor:
-        """int64: valid tokens that chose each expert."""
-        chosen_TK = torch.ones_like(self.expert_TK)
-        if self.valid_T is not None:
-            chosen_TK = chosen_TK * self.valid_T[:, None]
+        """int64: valid tokens that are sent to each expert."""
+        counts_TK = self.counts_TK()
+        chosen_TK = torch.ones_like(self.expert_TK) if counts_TK is None else counts_TK.long()
         zero_E = torch.zeros(self.num_experts, dtype=torch.int64, device=self.expert_TK.device)
         return zero_E.scatter_add(0, self.expert_TK.flatten(), chosen_TK.flatten())
 
     def pairs(self) -> Pairs:
-        """N = T·K pairs, token by token; a padding token's pairs go nowhere."""
+        """N = T·K pairs, token by token; those of padding, and those that are not sent, go nowhere."""
         T, K = self.expert_TK.shape
         token_N = torch.arange(T, device=self.expert_TK.device).repeat_interleave(K)
-        expert_TK = self.expert_TK
-        if self.valid_T is not None:
-            expert_TK = expert_TK.where(self.valid_T[:, None], self.num_experts)
+        expert_TK, counts_TK = self.expert_TK, self.counts_TK()
+        if counts_TK is not None:
+            expert_TK = expert_TK.where(counts_TK, self.num_experts)
         return Pairs(token_N, expert_TK.reshape(-1), self.gate_TK.reshape(-1))
 
 

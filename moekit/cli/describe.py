@@ -14,7 +14,7 @@ from typing import Any
 
 from moekit.component import Component
 from moekit.spec.fields import FieldInfo, Spec, default_of, fields_of, group_class, types_of
-from moekit.spec.kinds import plural
+from moekit.spec.recipe import plural
 
 
 def option_rows(spec: type[Spec], prefix: str = "") -> Iterator[tuple[str, str, str, str, str]]:

@@ -8,7 +8,7 @@ import sys
 from moekit.cli import text
 from moekit.component import Component
 from moekit.registry import Registry, current, kind_named
-from moekit.spec.kinds import KINDS, plural
+from moekit.spec.recipe import KINDS, plural
 
 WIDE = 110  # below it there is no room for the column of papers; ``moekit show`` tells them
 SUMMARY = "list recipes and components"

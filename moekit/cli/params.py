@@ -13,7 +13,7 @@ from moekit.errors import MoekitError
 
 if TYPE_CHECKING:
     from moekit.params import ParameterCount, Reading
-    from moekit.spec.kinds import Paper
+    from moekit.spec.recipe import Paper
 
 SUMMARY = "count parameters, total and active, part by part"
 EXAMPLES = """\

@@ -8,7 +8,7 @@ from collections import Counter
 from moekit.cli import text
 from moekit.plugin import Plugin
 from moekit.registry import current
-from moekit.spec.kinds import KINDS, plural
+from moekit.spec.recipe import KINDS, plural
 
 SUMMARY = "list plugins, and what is wrong with those that failed"
 EXAMPLES = """\

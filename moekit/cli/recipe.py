@@ -10,7 +10,7 @@ from moekit.component import Component
 from moekit.registry import Registry
 from moekit.spec import load
 from moekit.spec.fields import Spec, fields_of
-from moekit.spec.kinds import Paper, Recipe
+from moekit.spec.recipe import Paper, Recipe
 
 
 def page(registry: Registry, component: Component) -> list[str]:

@@ -10,7 +10,7 @@ from moekit.component import Component
 from moekit.errors import Problem, UnknownName, nearest
 from moekit.registry import Registry, current, kind_named
 from moekit.spec.fields import required
-from moekit.spec.kinds import Recipe, plural
+from moekit.spec.recipe import Recipe, plural
 
 SUMMARY = "explain a component or a recipe"
 EXAMPLES = """\

@@ -9,13 +9,15 @@ from moekit.contracts.parts import Dispatcher as Dispatcher
 from moekit.contracts.parts import ExpertBank as ExpertBank
 from moekit.contracts.parts import LayerDims as LayerDims
 from moekit.contracts.parts import LayerReport as LayerReport
-from moekit.contracts.parts import LossTerm as LossTerm
 from moekit.contracts.parts import ModuleExperts as ModuleExperts
 from moekit.contracts.parts import Router as Router
-from moekit.contracts.parts import init_matrices as init_matrices
 from moekit.contracts.run import Batch as Batch
 from moekit.contracts.run import Data as Data
 from moekit.contracts.run import LossSum as LossSum
 from moekit.contracts.run import Model as Model
 from moekit.contracts.run import ModelOutput as ModelOutput
 from moekit.contracts.run import Objective as Objective
+from moekit.contracts.run import Source as Source
+from moekit.init import Init as Init
+from moekit.init import init_matrices as init_matrices
+from moekit.routing import LossTerm as LossTerm

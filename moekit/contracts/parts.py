@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from moekit.groups import Groups
-from moekit.routing import Routing
+from moekit.init import Init, init_matrices
+from moekit.routing import LossTerm, Routing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,9 +53,9 @@ class Router(nn.Module, ABC):
             selection_bias_E: fp32, added to the affinities for choosing only.
         """
 
-    def init_weights(self, std: float) -> None:
-        """Draws the weights from N(0, std²), as the model that holds the layer asks."""
-        init_matrices(self, std)
+    def init_weights(self, init: Init) -> None:
+        """Draws the weights as the model that holds the layer asks."""
+        init_matrices(self, init)
 
 
 class ExpertBank(nn.Module, ABC):
@@ -72,9 +73,9 @@ class ExpertBank(nn.Module, ABC):
     def forward(self, x_ND: Tensor, groups: Groups) -> Tensor:
         """``y_NO``: each row through its own expert. Rows are sorted by expert; ``groups`` does the products."""
 
-    def init_weights(self, std: float) -> None:
-        """Draws the weights from N(0, std²), as the model that holds the layer asks."""
-        init_matrices(self, std)
+    def init_weights(self, init: Init) -> None:
+        """Draws the weights as the model that holds the layer asks."""
+        init_matrices(self, init)
 
     @staticmethod
     def from_modules(modules: Iterable[nn.Module], out_dim: int) -> ExpertBank:
@@ -98,7 +99,7 @@ class ModuleExperts(ExpertBank):
         missing = x_ND.shape[0] - y_NO.shape[0]
         return torch.cat([y_NO, y_NO.new_zeros(missing, self.out_dim)]) if missing else y_NO
 
-    def init_weights(self, std: float) -> None:
+    def init_weights(self, init: Init) -> None:
         """Keeps the modules' own initialisation: they are the caller's."""
 
 
@@ -125,21 +126,15 @@ class Dispatcher(nn.Module, ABC):
     """
 
     @abstractmethod
-    def forward(self, x_TD: Tensor, routing: Routing, experts: ExpertBank) -> Dispatched:
-        """Sends, computes, combines: ``y_t = sum of gate · expert(x_t)`` over the pairs of t."""
+    def forward(self, x_TD: Tensor, routing: Routing, experts: ExpertBank, *, num_sequences: int = 1) -> Dispatched:
+        """Sends, computes, combines: ``y_t = sum of gate · expert(x_t)`` over the pairs of t.
 
-
-@dataclass(frozen=True, kw_only=True)
-class LossTerm:
-    """One loss of one layer. What is added to the objective is ``weight · value``.
-
-    Attributes:
-        value: 0-d tensor, a mean over tokens, as the paper states it before its coefficient.
-        weight: the coefficient.
-    """
-
-    value: Tensor
-    weight: float
+        Args:
+            x_TD: tokens.
+            routing: where they go.
+            experts: the bank.
+            num_sequences: B, for those that treat sequences apart; tokens lie sequence after sequence.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +145,7 @@ class LayerReport:
         routing: what the router decided.
         load_E: int64, valid tokens sent to each expert, before drops.
         dropped: 0-d int64, pairs beyond capacity.
-        losses: the balancers' terms by their names.
+        losses: the balancers' terms by their names; the router's own, where it has one, under ``router``.
         expert_TEO: every expert's own output, under soft routing without slots; else None.
     """
 
@@ -205,18 +200,11 @@ class Balancer(nn.Module, ABC):
         """fp32 ``[E]`` to be added to affinities for choosing, or None."""
         return None
 
-    def step(self, load_E: Tensor) -> None:
-        """Called once per optimizer step with the load of the whole global batch (int64 ``[E]``)."""
+    def step(self, load_E: Tensor, *, progress: float = 0.0) -> None:
+        """Called once per optimizer step.
+
+        Args:
+            load_E: int64, the load of the whole global batch.
+            progress: the share of the training run that lies behind, 0 to 1.
+        """
         return None
-
-
-def init_matrices(module: nn.Module, std: float) -> None:
-    """Draws every weight of two or more dimensions from N(0, std²) and sets biases (named ``b_...``, ``bias``) to 0.
-
-    One-dimensional parameters that are no biases (norms' gains, learned scales) keep what they have.
-    """
-    for name, parameter in module.named_parameters():
-        if name.rpartition(".")[2].startswith(("b_", "bias")):
-            nn.init.zeros_(parameter)
-        elif parameter.ndim >= 2:
-            nn.init.normal_(parameter, std=std)

@@ -15,6 +15,18 @@ from moekit.contracts.parts import LayerReport
 from moekit.errors import MoekitError
 
 
+class Source(NamedTuple):
+    """What a target is made from: the sequence that an encoder reads.
+
+    Attributes:
+        tokens: ``[B, S]`` int64; its S is its own.
+        valid: bool ``[B, S]``, False for padding, which comes last; None when all count.
+    """
+
+    tokens: Tensor
+    valid: Tensor | None = None
+
+
 class Batch(NamedTuple):
     """What data yields and an objective reads. A named tuple, so Lightning moves it between devices.
 
@@ -24,6 +36,7 @@ class Batch(NamedTuple):
         valid: bool, shape of the tokens or cases; None when all count.
         num_bytes: 0-d, bytes of text that the valid targets spell; None where there is no text.
         domain: int64 ``[B]``, which kind of text a sequence is; None where unknown.
+        source: what the targets are made from (``DataSpec.yields = "pairs"``); None where inputs alone do.
     """
 
     inputs: Tensor
@@ -31,6 +44,7 @@ class Batch(NamedTuple):
     valid: Tensor | None = None
     num_bytes: Tensor | None = None
     domain: Tensor | None = None
+    source: Source | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +69,11 @@ class Model(nn.Module, ABC):
     @abstractmethod
     def forward(self, inputs: Tensor, *, valid: Tensor | None = None) -> ModelOutput:
         """Runs on a batch's inputs; ``valid`` is False for padding."""
+
+    def on(self, batch: Batch) -> ModelOutput:
+        """Runs on a batch. To be overridden by models that read more of it than inputs and ``valid``."""
+        output: ModelOutput = self(batch.inputs, valid=batch.valid)
+        return output
 
     def embeddings(self) -> tuple[nn.Parameter | None, nn.Parameter | None]:
         """The input embedding and the output head (the same one twice when tied), for counting parameters."""
@@ -84,8 +103,14 @@ class Objective(nn.Module, ABC):
     """What a model is trained for. Built as ``Target(spec)``."""
 
     @abstractmethod
-    def forward(self, output: ModelOutput, batch: Batch) -> LossSum:
-        """The loss of one batch, without the balancers' terms (they are in ``output.reports``)."""
+    def forward(self, output: ModelOutput, batch: Batch, *, progress: float = 0.0) -> LossSum:
+        """The loss of one batch, without the balancers' terms (they are in ``output.reports``).
+
+        Args:
+            output: what the model made of the batch.
+            batch: targets, and which of them count.
+            progress: the share of the training run that lies behind, 0 to 1; for weights that change on the way.
+        """
 
 
 class Data(ABC):
@@ -138,6 +163,10 @@ class Data(ABC):
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Takes back what ``state`` gave; before ``prepare`` or instead of it."""
         return None
+
+    def scores(self, model: Model) -> Mapping[str, float]:
+        """Figures of the trained model that are no mean over tokens (BLEU), measured once, at the end of a run."""
+        return {}
 
     def picture(self, model: Model, folder: Path) -> list[Path]:
         """Draws what the trained model does with this data, where there is something to see."""

@@ -9,9 +9,9 @@ from moekit.errors import PluginError
 from moekit.spec.dumping import plain_value, to_plain
 from moekit.spec.fields import ConflictError, FieldInfo, Spec, default_of, fields_of, types_of
 from moekit.spec.interpolation import Resolver, interpolated
-from moekit.spec.kinds import Recipe
 from moekit.spec.places import Keys, Report, Tree
 from moekit.spec.planning import Node, Planner
+from moekit.spec.recipe import Recipe
 from moekit.spec.trainer_options import check_trainer
 from moekit.spec.values import BROKEN, Values
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from moekit.spec.fields import Spec, default_of, fields_of
-from moekit.spec.kinds import Paper, Recipe
 from moekit.spec.places import Keys, show
+from moekit.spec.recipe import Paper, Recipe
 
 LABELS = ("schema", "requires", "name", "summary")
 """Fields of a recipe that say what it is called, not what it does; no difference is told of them."""

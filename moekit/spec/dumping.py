@@ -7,7 +7,7 @@ from typing import Any
 
 from moekit.spec.fields import Spec, fields_of
 from moekit.spec.interpolation import escape
-from moekit.spec.kinds import Recipe
+from moekit.spec.recipe import Recipe
 
 
 def to_plain(spec: Spec) -> dict[str, Any]:

@@ -11,9 +11,9 @@ from typing import Any
 from moekit.spec.composing import compose
 from moekit.spec.dumping import to_plain
 from moekit.spec.fields import Spec
-from moekit.spec.kinds import KINDS, Recipe
 from moekit.spec.layers import compose_layers, open_source, plain_tree
 from moekit.spec.places import Keys, Place, Report, Tree
+from moekit.spec.recipe import KINDS, Recipe
 
 Source = str | os.PathLike[str] | Mapping[str, Any] | Recipe
 """What a spec can be loaded from."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from moekit.spec.kinds import KINDS
 from moekit.spec.places import Keys, Tree
+from moekit.spec.recipe import KINDS
 
 
 def merge(base: Tree, over: Tree) -> Tree:

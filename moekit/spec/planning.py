@@ -10,8 +10,8 @@ from typing import Any, Final
 from moekit.errors import MoekitError, UnknownName, nearest
 from moekit.spec.fields import FieldInfo, Spec, default_of, fields_of, group_class, types_of
 from moekit.spec.interpolation import interpolated
-from moekit.spec.kinds import plural
 from moekit.spec.places import Keys, Report, found, one_of, show
+from moekit.spec.recipe import plural
 from moekit.spec.trainer_options import TRAINER_OPTIONS
 from moekit.spec.values import BROKEN, describe
 

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 
 import torch
 
-from moekit.testing.case import ATTENTION_DIM, Case, Check, normal, require, require_equal
+from moekit.testing.case import ATTENTION_DIM, Case, Check, normal, require, require_equal, seeded
 
 
 def checks(case: Case) -> Iterator[Check]:
     """The checks of attention."""
-    yield from (check_attention_shapes, check_attention_causal, check_sequences_apart)
+    yield from (check_attention_shapes, check_attention_causal, check_attention_both_ways, check_sequences_apart)
 
 
 def check_attention_shapes(case: Case) -> None:
@@ -39,6 +39,21 @@ def check_attention_causal(case: Case) -> None:
         found="the same y whatever the earlier positions hold",
         expected="attention to them",
     )
+
+
+def check_attention_both_ways(case: Case) -> None:
+    """Built with ``causal=False`` it sees later positions but no padding, whatever stands there: encoders need that."""
+    with seeded(0):
+        attention = case.component.load()(case.spec, ATTENTION_DIM, causal=False).double().eval()
+    x_BSD = normal(1, 8, ATTENTION_DIM, dtype=torch.float64)
+    changed = x_BSD.clone()
+    changed[:, 6:] = normal(1, 2, ATTENTION_DIM, seed=4)
+    seen = not torch.allclose(attention(x_BSD)[:, :6], attention(changed)[:, :6])
+    require(seen, found="no change at earlier positions when later ones change", expected="attention to both sides")
+    valid_BS = torch.arange(8)[None] < 6
+    before, after = (attention(x, valid_BS=valid_BS)[:, :6] for x in (x_BSD, changed))
+    require_equal(after, before, "y of valid positions beside other padding", tolerance=1e-9)
+    require_equal(before, attention(x_BSD[:, :6]), "y of valid positions beside padding", tolerance=1e-9)
 
 
 def check_sequences_apart(case: Case) -> None:

@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 
 from moekit.contracts import Batch, Data
 from moekit.spec.kinds import DataSpec
@@ -64,10 +65,12 @@ def check_validation_order(case: Case) -> None:
 
 
 def _same(one: Batch, other: Batch) -> bool:
-    return all(
-        (a is None and b is None) or (a is not None and b is not None and torch.equal(a, b))
-        for a, b in zip(one, other, strict=True)
-    )
+    def same(a: object, b: object) -> bool:
+        if isinstance(a, tuple) and isinstance(b, tuple):
+            return all(map(same, a, b))
+        return (a is None and b is None) or (isinstance(a, Tensor) and isinstance(b, Tensor) and torch.equal(a, b))
+
+    return same(one, other)
 
 
 def _generator(seed: int) -> torch.Generator:

@@ -12,7 +12,8 @@ from moekit.component import Component
 from moekit.contracts import LayerDims
 from moekit.errors import MoekitError, nearest
 from moekit.spec.fields import Spec, required
-from moekit.spec.kinds import ExpertSpec, Recipe
+from moekit.spec.kinds import ExpertSpec
+from moekit.spec.recipe import Recipe
 from moekit.testing import (
     checks_attention,
     checks_balancer,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ def some_routing(
     shared: dict[str, Any] = {"logits_TE": logits_TE, "scores_TE": scores_TE, "valid_T": valid_T}
     if form == "token_choice":
         expert_TK = logits_TE.topk(K, dim=1).indices
+        shared["smooth_load_E"] = _smooth_load(scores_TE, valid_T, K)
         return TokenChoice(**shared, expert_TK=expert_TK, gate_TK=scores_TE.gather(1, expert_TK))
     if form == "expert_choice":
         C = -(-T * K // E)
@@ -41,6 +43,11 @@ def some_routing(
     return Soft(**shared, combine_TEP=combine_TEP, dispatch_TEP=both_TEP.softmax(0))
 
 
+def _smooth_load(scores_TE: Tensor, valid_T: Tensor | None, K: int) -> Tensor:
+    """A load that a gradient can be asked of, as a router with noise gives one: affinities, K for every token."""
+    return (scores_TE if valid_T is None else scores_TE.where(valid_T[:, None], 0)).sum(0) * K
+
+
 def with_gates(routing: Routing, gates: Tensor) -> Routing:
     """The same routing with other weights on the experts' outputs (so that a gradient can be asked of them)."""
     shared: dict[str, Any] = {
@@ -49,7 +56,7 @@ def with_gates(routing: Routing, gates: Tensor) -> Routing:
         "valid_T": routing.valid_T,
     }
     if isinstance(routing, TokenChoice):
-        return TokenChoice(**shared, expert_TK=routing.expert_TK, gate_TK=gates)
+        return replace(routing, gate_TK=gates)
     if isinstance(routing, ExpertChoice):
         return ExpertChoice(**shared, token_EC=routing.token_EC, gate_EC=gates)
     assert isinstance(routing, Soft)
@@ -61,7 +68,9 @@ def rescored(routing: Routing, logits_TE: Tensor) -> Routing:
     scores_TE = logits_TE.softmax(1)
     shared: dict[str, Any] = {"logits_TE": logits_TE, "scores_TE": scores_TE, "valid_T": routing.valid_T}
     if isinstance(routing, TokenChoice):
-        return TokenChoice(**shared, expert_TK=routing.expert_TK, gate_TK=scores_TE.gather(1, routing.expert_TK))
+        expert_TK = routing.expert_TK
+        shared["smooth_load_E"] = _smooth_load(scores_TE, routing.valid_T, expert_TK.shape[1])
+        return TokenChoice(**shared, expert_TK=expert_TK, gate_TK=scores_TE.gather(1, expert_TK))
     if isinstance(routing, ExpertChoice):
         return ExpertChoice(**shared, token_EC=routing.token_EC, gate_EC=scores_TE.T.gather(1, routing.token_EC))
     return Soft(**shared, combine_TEP=scores_TE[:, :, None])
@@ -74,6 +83,7 @@ def balanced(form: Form, E: int, K: int, B: int) -> Routing:
     shared: dict[str, Any] = {"logits_TE": torch.zeros(T, E, dtype=torch.float64), "scores_TE": uniform_TE}
     if form == "token_choice":
         expert_TK = (torch.arange(T)[:, None] + torch.arange(K)) % E
+        shared["smooth_load_E"] = _smooth_load(uniform_TE, None, K)
         return TokenChoice(**shared, expert_TK=expert_TK, gate_TK=uniform_TE[:, :K])
     if form == "expert_choice":
         token_EC = (torch.arange(E)[:, None] + torch.arange(B * K)) % T
@@ -88,6 +98,7 @@ def skewed(form: Form, E: int, T: int) -> Routing:
     shared: dict[str, Any] = {"logits_TE": logits_TE, "scores_TE": logits_TE.softmax(1)}
     if form == "token_choice":
         zero = torch.zeros(T, 1, dtype=torch.int64)
+        shared["smooth_load_E"] = _smooth_load(shared["scores_TE"], None, 1)
         return TokenChoice(**shared, expert_TK=zero, gate_TK=torch.ones(T, 1, dtype=torch.float64))
     routing = some_routing(form, T, E)
     if isinstance(routing, ExpertChoice):
@@ -108,6 +119,7 @@ def padded(routing: Routing, valid_T: Tensor) -> Routing:
         "logits_TE": among(routing.logits_TE, nan),
         "scores_TE": among(routing.scores_TE, nan),
         "valid_T": valid_T,
+        "smooth_load_E": routing.smooth_load_E,
     }
     if isinstance(routing, TokenChoice):
         expert_TK = among(routing.expert_TK, 0)

@@ -84,10 +84,13 @@ class BalanceStep:
             self._counts[name] = self._counts[name] + seen if name in self._counts else seen
 
     @torch.no_grad()
-    def step(self) -> StepLoad | None:
+    def step(self, *, progress: float = 0.0) -> StepLoad | None:
         """Adds the counts up over ranks, calls ``step`` of every layer that was observed, and starts again at zero.
 
         Call it once per optimizer step, on every rank, after the last backward.
+
+        Args:
+            progress: the share of the run that lies behind, for balancers whose rate changes on the way.
 
         Returns:
             What was seen; None when nothing was observed since the last step.
@@ -102,7 +105,7 @@ class BalanceStep:
         counts = dict(zip(names, torch.split(flat, sizes), strict=True))
         self._counts = {}
         for name, count in counts.items():
-            self.layers[name].step(count[:-2])
+            self.layers[name].step(count[:-2], progress=progress)
         return StepLoad(
             load_E={name: count[:-2] for name, count in counts.items()},
             dropped={name: count[-2] for name, count in counts.items()},

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from moekit.contracts import Data
-from moekit.spec.kinds import Recipe
+from moekit.spec.recipe import Recipe
 from moekit.training.module import LitMoE
 from moekit.training.outcome import Comparison, Outcome
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from moekit.contracts import LayerReport
 from moekit.errors import MoekitError, Problem, SpecError, nearest
-from moekit.spec.kinds import Recipe
+from moekit.spec.recipe import Recipe
 
 
 def refuse_untrainable(recipe: Recipe) -> None:

@@ -25,12 +25,12 @@ from moekit.contracts import Batch, Data, LossSum, Model, ModelOutput, Objective
 from moekit.errors import DataError
 from moekit.registry import build
 from moekit.spec import load, to_plain
-from moekit.spec.kinds import Recipe
+from moekit.spec.recipe import Recipe
 from moekit.training.balance import BalanceStep, StepLoad
 from moekit.training.failure import refuse_non_finite, refuse_untrainable
 from moekit.training.meter import Meter, ratios
 from moekit.training.pace import Pace
-from moekit.training.readings import balance_sum, grad_norm, load_readings, reached, sums_of
+from moekit.training.readings import balance_sum, grad_norm, load_readings, progress, reached, sums_of
 from moekit.training.rng import rng_states, seed_all, set_rng_state
 from moekit.training.sampling import StepLoader, ValidationShare, batch_at, seed_of
 
@@ -116,7 +116,7 @@ class LitMoE(L.LightningModule):
         """Names that training logs of its objective, found by one forward pass that leaves no trace."""
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             batch = batch_at(self.prepare(), seed=self.recipe.seed, step=0)
-            loss = self.objective(self.model(batch.inputs, valid=batch.valid), batch)
+            loss = self.objective(self.model.on(batch), batch)
         return [f"train/{name}" for name in sums_of(loss)]
 
     def forward(self, inputs: Tensor, valid: Tensor | None = None) -> ModelOutput:
@@ -126,8 +126,8 @@ class LitMoE(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The summed loss of a micro-batch, times the accumulation count that Lightning will divide by."""
-        output = self(batch.inputs, batch.valid)
-        loss: LossSum = self.objective(output, batch)
+        output = self.model.on(batch)
+        loss: LossSum = self.objective(output, batch, progress=progress(self.trainer))
         if self.device.type == "cpu" or self._logs_now():  # elsewhere every look waits for the device
             refuse_non_finite(loss.total, output.reports, step=self.trainer.global_step + 1)
         self.balance.observe(output.reports)
@@ -150,7 +150,7 @@ class LitMoE(L.LightningModule):
         for parameter in self.parameters():
             if parameter.grad is not None:
                 parameter.grad.div_(per_rank)
-        self.step_load = self.balance.step()
+        self.step_load = self.balance.step(progress=progress(self.trainer))
         self._tokens = tokens if self._tokens is None else self._tokens + tokens
         step = self.trainer.global_step + 1
         if self.recipe.stop is not None and reached(self.recipe.stop, pairs):
@@ -191,7 +191,7 @@ class LitMoE(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Adds one batch's sums; nothing here is counted as load."""
-        loss: LossSum = self.objective(self(batch.inputs, batch.valid), batch)
+        loss: LossSum = self.objective(self.model.on(batch), batch)
         self._validation.add(sums_of(loss))
 
     def on_validation_epoch_end(self) -> None:

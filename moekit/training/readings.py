@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+import lightning as L
 import torch
 from torch import Tensor, nn
 
 from moekit.contracts import LayerReport, LossSum
 from moekit.observe.load import max_violation
-from moekit.spec.kinds import Stop
+from moekit.spec.recipe import Stop
 from moekit.training.balance import StepLoad
 from moekit.training.failure import unknown_metric
 
@@ -45,6 +46,11 @@ def load_readings(load: StepLoad | None, layers: Sequence[str]) -> dict[str, flo
         return {}
     uneven = torch.stack([max_violation(load.load_E[name]) for name in layers])
     return {"train/max_violation": float(uneven.mean()), "train/dropped": float(load.dropped_fraction())}
+
+
+def progress(trainer: L.Trainer) -> float:
+    """The share of the run that lies behind; 0 where its length is unknown."""
+    return max(trainer.global_step / trainer.max_steps, 0.0) if trainer.max_steps > 0 else 0.0
 
 
 def reached(stop: Stop, pairs: Mapping[str, Tensor]) -> bool:

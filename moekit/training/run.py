@@ -21,7 +21,7 @@ from moekit.errors import CheckpointError, MoekitError, Problem, SpecError
 from moekit.observe.plots import Curve, draw_curves, draw_load
 from moekit.params import count_parameters
 from moekit.spec import dump, to_plain
-from moekit.spec.kinds import Recipe
+from moekit.spec.recipe import Recipe
 from moekit.training.checkpoint import read_checkpoint, refuse_other_model, replace_file
 from moekit.training.closing import tell, unit_of
 from moekit.training.failure import unknown_metric

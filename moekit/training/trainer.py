@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 
 from moekit.errors import Problem, SpecError
-from moekit.spec.kinds import Recipe
+from moekit.spec.recipe import Recipe
 from moekit.training.checkpoint import AtomicCheckpointIO
 from moekit.training.folder import RunFolder
 from moekit.training.module import DEFAULT_STEPS

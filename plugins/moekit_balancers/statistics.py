@@ -12,12 +12,19 @@ from torch import Tensor
 GUARD = 1e-20  # added to a token's sum of affinities, so that sigmoids that are all 0 give shares 0, not NaN
 
 
-def count_BE(expert_TK: Tensor, num_experts: int, valid_T: Tensor | None, num_units: int) -> Tensor:
-    """int64: how many valid tokens of each unit chose each expert, before anything is dropped."""
-    T, K = expert_TK.shape
+def count_BE(expert_TK: Tensor, num_experts: int, counts_TK: Tensor | None, num_units: int) -> Tensor:
+    """int64: how many tokens of each unit were sent to each expert, before anything is dropped.
+
+    Args:
+        expert_TK: int64, the choices.
+        num_experts: E.
+        counts_TK: bool, which of them count (``TokenChoice.counts_TK``); None for all.
+        num_units: B.
+    """
+    T = expert_TK.shape[0]
     unit_T = torch.arange(num_units, device=expert_TK.device).repeat_interleave(T // max(num_units, 1))
     slot_TK = expert_TK + num_experts * unit_T[:, None]
-    one_TK = torch.ones_like(expert_TK) if valid_T is None else valid_T[:, None].expand(T, K).to(expert_TK.dtype)
+    one_TK = torch.ones_like(expert_TK) if counts_TK is None else counts_TK.to(expert_TK.dtype)
     zero_N = torch.zeros(num_units * num_experts, dtype=torch.int64, device=expert_TK.device)
     return zero_N.scatter_add(0, slot_TK.flatten(), one_TK.flatten()).view(num_units, num_experts)
 

@@ -9,11 +9,13 @@ Source: Zhang & Sennrich 2019 (RMSNorm, eq. 4); Su et al. 2021, RoFormer (sectio
 
 from __future__ import annotations
 
+from typing import TypedDict
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moekit.contracts import ExpertBank, Router
+from moekit.contracts import ExpertBank, Init, Router
 
 
 class RMSNorm(nn.RMSNorm):
@@ -48,18 +50,38 @@ def rotate(x: Tensor, theta: float) -> Tensor:
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
 
 
-def init_weights(module: nn.Module, std: float) -> None:
-    """Draws every matrix below ``module`` from N(0, std²) and sets biases to 0; norms stay 1.
+class Sight(TypedDict, total=False):
+    """What ``F.scaled_dot_product_attention`` is told about who sees whom."""
+
+    is_causal: bool
+    attn_mask: Tensor
+
+
+def sight(causal: bool, valid_BS: Tensor | None) -> Sight:
+    """Who sees whom: under ``causal`` no position sees a later one, and without it none sees padding.
+
+    Padding comes last in a sequence, so under ``causal`` no valid position would see it anyway. A position that sees
+    nothing (an empty sequence) is let see everything, so that it stays finite; nothing reads it.
+    """
+    if causal:
+        return {"is_causal": True}
+    if valid_BS is None:
+        return {}
+    return {"attn_mask": (valid_BS | ~valid_BS.any(1, keepdim=True))[:, None, None, :]}
+
+
+def init_weights(module: nn.Module, init: Init) -> None:
+    """Draws every matrix below ``module`` by ``init`` and sets biases to 0; norms stay 1.
 
     Routers and expert banks draw their own (``Router.init_weights``): they may know better.
     """
     if isinstance(module, Router | ExpertBank):
-        module.init_weights(std)
+        module.init_weights(init)
         return
     for name, parameter in module.named_parameters(recurse=False):
         if parameter.ndim >= 2:
-            nn.init.normal_(parameter, std=std)
+            init.draw(parameter, inputs=1 if isinstance(module, nn.Embedding) else None)
         elif name.startswith("b"):
             nn.init.zeros_(parameter)
     for child in module.children():
-        init_weights(child, std)
+        init_weights(child, init)

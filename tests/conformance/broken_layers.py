@@ -86,26 +86,26 @@ class CountsPaddingAsDropped(WalkDispatcher):
 
 
 class TokensBack(WalkDispatcher):
-    def forward(self, x_TD: Tensor, routing: Routing, experts: ExpertBank) -> Dispatched:
+    def forward(self, x_TD: Tensor, routing: Routing, experts: ExpertBank, *, num_sequences: int = 1) -> Dispatched:
         out = super().forward(x_TD, routing, experts)
         return out if len(x_TD) else Dispatched(y_TO=x_TD, dropped=out.dropped)
 
 
 class FloatSum(WalkDispatcher):
-    def forward(self, x_TD: Tensor, routing: Routing, experts: ExpertBank) -> Dispatched:
+    def forward(self, x_TD: Tensor, routing: Routing, experts: ExpertBank, *, num_sequences: int = 1) -> Dispatched:
         out = super().forward(x_TD, routing, experts)
         return Dispatched(y_TO=out.y_TO.float(), dropped=out.dropped)
 
 
 class ForgetsPadding(WalkDispatcher):
-    def forward(self, x_TD: Tensor, routing: Routing, experts: ExpertBank) -> Dispatched:
+    def forward(self, x_TD: Tensor, routing: Routing, experts: ExpertBank, *, num_sequences: int = 1) -> Dispatched:
         unmasked = with_gates(routing, getattr(routing, _GATES[routing.form]))
         object.__setattr__(unmasked, "valid_T", None)
         return super().forward(x_TD, unmasked, experts)
 
 
 class MasksOutput(ForgetsPadding):
-    def forward(self, x_TD: Tensor, routing: Routing, experts: ExpertBank) -> Dispatched:
+    def forward(self, x_TD: Tensor, routing: Routing, experts: ExpertBank, *, num_sequences: int = 1) -> Dispatched:
         out = super().forward(x_TD, routing, experts)
         if routing.valid_T is None:
             return out
@@ -121,23 +121,33 @@ _GATES = {"token_choice": "gate_TK", "expert_choice": "gate_EC", "soft": "combin
 
 
 class ShortAnswer(LookAttention):
-    def forward(self, x_BSD: Tensor) -> Tensor:
-        return super().forward(x_BSD)[:, :-1]
+    def forward(self, x_BSD: Tensor, *, valid_BS: Tensor | None = None) -> Tensor:
+        return super().forward(x_BSD, valid_BS=valid_BS)[:, :-1]
 
 
 class SeesAll(LookAttention):
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return (q @ k.mT).softmax(-1) @ v
+    def hidden(self, score_BSS: Tensor, valid_BS: Tensor | None) -> Tensor:
+        return torch.zeros(()).bool()
 
 
 class SeesItself(LookAttention):
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(self, score_BSS: Tensor, v: Tensor) -> Tensor:
         return v
 
 
 class MixesSequences(LookAttention):
-    def forward(self, x_BSD: Tensor) -> Tensor:
-        return super().forward(x_BSD - x_BSD.mean(0))
+    def forward(self, x_BSD: Tensor, *, valid_BS: Tensor | None = None) -> Tensor:
+        return super().forward(x_BSD - x_BSD.mean(0), valid_BS=valid_BS)
+
+
+class AlwaysCausal(LookAttention):
+    def hidden(self, score_BSS: Tensor, valid_BS: Tensor | None) -> Tensor:
+        return torch.ones_like(score_BSS, dtype=torch.bool).triu(1)
+
+
+class SeesPadding(LookAttention):
+    def hidden(self, score_BSS: Tensor, valid_BS: Tensor | None) -> Tensor:
+        return super().hidden(score_BSS, None)
 
 
 BROKEN: dict[str, list[Component]] = {
@@ -161,4 +171,5 @@ BROKEN: dict[str, list[Component]] = {
     "check_attention_shapes": [component(Look, ShortAnswer)],
     "check_attention_causal": [component(Look, SeesAll), component(Look, SeesItself)],
     "check_sequences_apart": [component(Look, MixesSequences)],
+    "check_attention_both_ways": [component(Look, AlwaysCausal), component(Look, SeesPadding)],
 }

@@ -10,6 +10,7 @@ from healthy_layers import Pick, PickRouter, component
 from torch import Tensor, nn
 
 from moekit import Component, LayerDims, Routing, option
+from moekit.contracts import Init
 from moekit.spec.kinds import RouterSpec
 
 
@@ -45,12 +46,12 @@ class Uninitialised(PickRouter):
 
 
 class KeepsItsWeights(PickRouter):
-    def init_weights(self, std: float) -> None:
+    def init_weights(self, init: Init) -> None:
         pass
 
 
 class IgnoresStd(PickRouter):
-    def init_weights(self, std: float) -> None:
+    def init_weights(self, init: Init) -> None:
         nn.init.normal_(self.w_ED, std=1.0)
 
 

@@ -67,7 +67,7 @@ class Forgets(NudgeBias):
 class CountsSteps(NudgeBias):
     steps = 0
 
-    def step(self, load_E: Tensor) -> None:
+    def step(self, load_E: Tensor, *, progress: float = 0.0) -> None:
         super().step(load_E)
         self.steps += 1
 

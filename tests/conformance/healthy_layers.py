@@ -24,14 +24,7 @@ from moekit import (
     TokenChoice,
     option,
 )
-from moekit.spec.kinds import (
-    ALL_FORMS,
-    AttentionSpec,
-    DispatcherSpec,
-    ExpertSpec,
-    Form,
-    RouterSpec,
-)
+from moekit.spec.kinds import ALL_FORMS, AttentionSpec, DispatcherSpec, ExpertSpec, Form, RouterSpec
 from moekit.testing.reference import LoopGroups
 
 
@@ -122,7 +115,7 @@ class WalkDispatcher(Dispatcher):
     def __init__(self, spec: Walk, dims: LayerDims) -> None:
         super().__init__()
 
-    def forward(self, x_TD: Tensor, routing: Routing, experts: ExpertBank) -> Dispatched:
+    def forward(self, x_TD: Tensor, routing: Routing, experts: ExpertBank, *, num_sequences: int = 1) -> Dispatched:
         return self.soft(x_TD, routing, experts) if isinstance(routing, Soft) else self.pairs(x_TD, routing, experts)
 
     def soft(self, x_TD: Tensor, routing: Soft, experts: ExpertBank) -> Dispatched:
@@ -175,15 +168,20 @@ class Look(AttentionSpec):
 
 
 class LookAttention(nn.Module):
-    def __init__(self, spec: Look, dim: int) -> None:
+    def __init__(self, spec: Look, dim: int, causal: bool = True) -> None:
         super().__init__()
+        self.causal = causal
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
 
-    def forward(self, x_BSD: Tensor) -> Tensor:
+    def forward(self, x_BSD: Tensor, *, valid_BS: Tensor | None = None) -> Tensor:
         q, k, v = self.qkv(x_BSD).chunk(3, dim=-1)
-        return self.attend(q / 8, k, v)
+        score_BSS = q / 8 @ k.mT
+        return self.attend(score_BSS.masked_fill(self.hidden(score_BSS, valid_BS), -torch.inf), v)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        score_BSS = q @ k.mT
-        later = torch.ones_like(score_BSS, dtype=torch.bool).triu(1)
-        return score_BSS.masked_fill(later, -torch.inf).softmax(-1) @ v
+    def hidden(self, score_BSS: Tensor, valid_BS: Tensor | None) -> Tensor:
+        if self.causal:
+            return torch.ones_like(score_BSS, dtype=torch.bool).triu(1)
+        return torch.zeros(()).bool() if valid_BS is None else ~valid_BS[:, None]
+
+    def attend(self, score_BSS: Tensor, v: Tensor) -> Tensor:
+        return score_BSS.softmax(-1) @ v

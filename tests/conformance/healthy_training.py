@@ -26,15 +26,7 @@ from moekit import (
     Routing,
     option,
 )
-from moekit.spec.kinds import (
-    BalancerSpec,
-    DataSpec,
-    Form,
-    ModelSpec,
-    ObjectiveSpec,
-    OptimizerSpec,
-    ScheduleSpec,
-)
+from moekit.spec.kinds import BalancerSpec, DataSpec, Form, ModelSpec, ObjectiveSpec, OptimizerSpec, ScheduleSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +72,7 @@ class NudgeBias(Balancer):
     def selection_bias(self) -> Tensor | None:
         return self.bias_E
 
-    def step(self, load_E: Tensor) -> None:
+    def step(self, load_E: Tensor, *, progress: float = 0.0) -> None:
         self.bias_E += 0.01 * self.direction(load_E)
 
     def direction(self, load_E: Tensor) -> Tensor:
@@ -127,7 +119,7 @@ class GuessObjective(Objective):
     def __init__(self, spec: Guess) -> None:
         super().__init__()
 
-    def forward(self, output: ModelOutput, batch: Batch) -> LossSum:
+    def forward(self, output: ModelOutput, batch: Batch, *, progress: float = 0.0) -> LossSum:
         loss_BS = F.cross_entropy(output.y.mT, batch.targets, reduction="none")
         valid_BS = torch.ones_like(loss_BS, dtype=torch.bool) if batch.valid is None else batch.valid
         return self.sum_up(loss_BS, valid_BS)

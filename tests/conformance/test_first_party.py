@@ -14,7 +14,8 @@ from typing import Any
 from moekit import load
 from moekit.registry import current
 from moekit.spec.fields import Spec, required
-from moekit.spec.kinds import MoE, Recipe
+from moekit.spec.kinds import MoE
+from moekit.spec.recipe import Recipe
 from moekit.testing import parametrize_checks
 from moekit_balancers.load_balance import LoadBalance
 from moekit_balancers.sequence_balance import SequenceBalance

@@ -8,7 +8,7 @@ import pytest
 from healthy_layers import Pick, PickRouter, component
 
 from moekit import MoekitError
-from moekit.spec.kinds import Recipe
+from moekit.spec.recipe import Recipe
 from moekit.testing import parametrize_checks
 from moekit.testing.parametrize import cases_of
 

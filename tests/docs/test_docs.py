@@ -34,7 +34,7 @@ import yaml
 from moekit import registry
 from moekit.cli import main
 from moekit.spec import validate
-from moekit.spec.kinds import KINDS, Recipe, plural
+from moekit.spec.recipe import KINDS, Recipe, plural
 from moekit.testing.checks_router import check_padding_nan
 
 TOP = Path(__file__).parents[2]

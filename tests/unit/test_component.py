@@ -10,7 +10,8 @@ import pytest
 
 from moekit.component import Component, recipes_in
 from moekit.errors import PluginError
-from moekit.spec.kinds import Recipe, RouterSpec
+from moekit.spec.kinds import RouterSpec
+from moekit.spec.recipe import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)

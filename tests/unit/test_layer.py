@@ -20,7 +20,7 @@ from moekit import (
     Routing,
     TokenChoice,
 )
-from moekit.contracts import init_matrices
+from moekit.contracts import Init, init_matrices
 from moekit.layer import run_on_all
 
 D, E = 3, 2
@@ -59,7 +59,7 @@ class Scale(ExpertBank):
 class PerToken(Dispatcher):
     """One token after the other, by the bank's buffers."""
 
-    def forward(self, x_TD: Tensor, routing: Routing, experts: ExpertBank) -> Dispatched:
+    def forward(self, x_TD: Tensor, routing: Routing, experts: ExpertBank, *, num_sequences: int = 1) -> Dispatched:
         assert isinstance(routing, TokenChoice) and isinstance(experts, Scale)
         y = [x * experts.scale_EX[e] for x, e in zip(x_TD, routing.expert_TK[:, 0], strict=True)]
         return Dispatched(y_TO=torch.stack(y), dropped=torch.tensor(0))
@@ -74,7 +74,7 @@ class Bias(Balancer):
     def selection_bias(self) -> Tensor:
         return self.bias_E
 
-    def step(self, load_E: Tensor) -> None:
+    def step(self, load_E: Tensor, *, progress: float = 0.0) -> None:
         self.stepped.append(load_E.tolist())
 
 
@@ -168,7 +168,7 @@ def test_init_matrices_draws_weights_and_zeroes_biases() -> None:
     module.w_EHD = nn.Parameter(torch.zeros(4, 50, 50))
     module.b_EH = nn.Parameter(torch.ones(4, 50))
     module.gain_D = nn.Parameter(torch.ones(50))
-    init_matrices(module, 0.1)
+    init_matrices(module, Init(std=0.1))
     assert abs(float(module.w_EHD.detach().std()) - 0.1) < 0.01
     assert not module.b_EH.any()
     assert bool((module.gain_D == 1).all())

@@ -23,7 +23,7 @@ from moekit.component import Component
 from moekit.registry import current
 from moekit.spec import kinds
 from moekit.spec.fields import Spec, fields_of, types_of
-from moekit.spec.kinds import Recipe
+from moekit.spec.recipe import Recipe
 
 ROOT = Path(__file__).parents[2]
 CORE = ROOT / "moekit"

@@ -15,7 +15,8 @@ from moekit.hookspecs import hookimpl
 from moekit.plugin import Plugin, load_plugin
 from moekit.registry import Registry, current, kind_named, temporary
 from moekit.spec.fields import option
-from moekit.spec.kinds import KINDS, BalancerSpec, Recipe, RouterSpec, plural
+from moekit.spec.kinds import BalancerSpec, RouterSpec
+from moekit.spec.recipe import KINDS, Recipe, plural
 
 
 @dataclass(frozen=True, kw_only=True)

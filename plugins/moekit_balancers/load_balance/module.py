@@ -64,13 +64,13 @@ class LoadBalanceLoss(Balancer):
         """f / K of each unit, ``[B, E]`` or ``[E]``."""
         if self.spec.scope == "step":
             return self.share_E.clone()  # the buffer moves in step(); what backward reads must not
-        counts = count_BE(routing.expert_TK, routing.num_experts, routing.valid_T, num_units)
+        counts = count_BE(routing.expert_TK, routing.num_experts, routing.counts_TK(), num_units)
         if self.spec.scope == "global_batch" and context.training and several_ranks():
             dist.all_reduce(counts)
         return share_of(counts, routing.scores_TE.dtype)
 
     @torch.no_grad()
-    def step(self, load_E: Tensor) -> None:
+    def step(self, load_E: Tensor, *, progress: float = 0.0) -> None:
         """Remembers the load's shares, for the scope ``step``; a load of no tokens leaves them."""
         if self.spec.scope == "step":
             load_E = load_E.to(self.share_E.device)

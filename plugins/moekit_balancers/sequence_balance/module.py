@@ -36,9 +36,10 @@ class SequenceBalanceLoss(Balancer):
         """The loss of one pass."""
         assert isinstance(routing, TokenChoice)
         B, E, scores_TE = context.num_sequences, routing.num_experts, routing.scores_TE
-        expert_TK = routing.expert_TK
+        expert_TK, counts_TK = routing.expert_TK, routing.counts_TK()
         if self.spec.count == "affinity":
             expert_TK = first_top_k(scores_TE, expert_TK.shape[1])
-        share_BE = share_of(count_BE(expert_TK, E, routing.valid_T, B), scores_TE.dtype)
+            counts_TK = None if routing.valid_T is None else routing.valid_T[:, None].expand_as(expert_TK)
+        share_BE = share_of(count_BE(expert_TK, E, counts_TK, B), scores_TE.dtype)
         P_BE = mean_score_BE(scores_TE, routing.valid_T, B, normalize=True)
         return LossTerm(value=E * (share_BE * P_BE).sum(), weight=self.spec.weight)

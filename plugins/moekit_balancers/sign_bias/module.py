@@ -35,7 +35,7 @@ class SignBiasBalancer(Balancer):
         return self.bias_E
 
     @torch.no_grad()
-    def step(self, load_E: Tensor) -> None:
+    def step(self, load_E: Tensor, *, progress: float = 0.0) -> None:
         """Moves each bias by ``rate`` against its load; a load of no tokens moves nothing.
 
         Args:

@@ -113,7 +113,7 @@ class GroupedDispatcher(Dispatcher):
     def __init__(self, spec: Grouped, dims: LayerDims) -> None:
         super().__init__()
 
-    def forward(self, x_TD: Tensor, routing: Routing, experts: ExpertBank) -> Dispatched:
+    def forward(self, x_TD: Tensor, routing: Routing, experts: ExpertBank, *, num_sequences: int = 1) -> Dispatched:
         """Sorts, gathers, computes, sums by token."""
         pairs = pairs_of(routing)
         way = plan(pairs, x_TD.shape[0], routing.num_experts)

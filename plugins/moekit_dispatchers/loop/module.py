@@ -55,7 +55,7 @@ class LoopDispatcher(Dispatcher):
     def __init__(self, spec: Loop, dims: LayerDims) -> None:
         super().__init__()
 
-    def forward(self, x_TD: Tensor, routing: Routing, experts: ExpertBank) -> Dispatched:
+    def forward(self, x_TD: Tensor, routing: Routing, experts: ExpertBank, *, num_sequences: int = 1) -> Dispatched:
         """Collects each expert's tokens, runs the experts, adds each output to its token."""
         pairs = pairs_of(routing)
         # Pairs whose expert is E go nowhere: no range below reaches them.

@@ -32,7 +32,7 @@ class SoftDispatcher(Dispatcher):
     def __init__(self, spec: Soft, dims: LayerDims) -> None:
         super().__init__()
 
-    def forward(self, x_TD: Tensor, routing: Routing, experts: ExpertBank) -> Dispatched:
+    def forward(self, x_TD: Tensor, routing: Routing, experts: ExpertBank, *, num_sequences: int = 1) -> Dispatched:
         """Mixes, computes, combines."""
         if not isinstance(routing, SoftRouting):
             raise ValueError(

@@ -72,6 +72,7 @@ class Decoder(ModelSpec):
     mtp: MTP | None = group("multi-token prediction; null for none", default=None)
     tied: bool = option(False, "one matrix for the input embedding and the output head")
     init_std: float = option(0.02, "standard deviation that weights are drawn with", gt=0)
+    init_scale: float | None = option(None, "draw with std sqrt(this / inputs) instead, cut at two (Switch: .1)", gt=0)
     norm_eps: float = option(1e-6, "added inside the norms' square root", gt=0)
     recompute: bool = option(False, "keep no activations inside blocks; compute them again for the gradient")
 
@@ -81,11 +82,8 @@ class Decoder(ModelSpec):
             yield f"ffn.count={self.ffn.count} must be 1: a dense layer is one expert that every token passes"
         if self.moe is None:
             return
-        if not self.moe.router.causal:
-            yield (
-                f"router {type(self.moe.router).__name__} would leak later tokens: it is not causal, "
-                "and a decoder predicts the next token"
-            )
+        if leak := self.moe.leak():
+            yield f"{leak} would leak later tokens: it is not causal, and a decoder predicts the next token"
         indices = self.moe.at.indices(self.depth)
         if not indices or indices[-1] >= self.depth:
             yield f"moe.at names {list(indices) or 'no layer'}, but the decoder has layers 0 to {self.depth - 1}"

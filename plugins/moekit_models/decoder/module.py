@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from moekit.contracts import ExpertBank, LayerDims, LayerReport, Model, ModelOutput
+from moekit.contracts import ExpertBank, Init, LayerDims, LayerReport, Model, ModelOutput
 from moekit.layer import MoELayer, run_on_all
 from moekit.registry import build
 from moekit_models.blocks import RMSNorm, init_weights
@@ -76,7 +76,7 @@ class Ahead(nn.Module):
 
 @final
 class DecoderModel(Model):
-    """The decoder that a spec describes. Weights are drawn from N(0, init_std²), norms are 1.
+    """The decoder that a spec describes. Weights are drawn as ``init_std`` or ``init_scale`` says, norms are 1.
 
     Args:
         spec: its options.
@@ -92,7 +92,7 @@ class DecoderModel(Model):
         self.head = None if spec.tied else nn.Linear(spec.dim, spec.vocab, bias=False)
         ahead = 0 if spec.mtp is None else spec.mtp.depth
         self.mtp = nn.ModuleList(Ahead(spec, spec.depth - 1 in mixtures) for _ in range(ahead))
-        init_weights(self, spec.init_std)
+        init_weights(self, Init(std=spec.init_std, scale=spec.init_scale))
 
     def forward(self, inputs: Tensor, *, valid: Tensor | None = None) -> ModelOutput:
         """Logits of the next token at every position; in training also of later ones.

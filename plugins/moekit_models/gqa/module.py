@@ -7,22 +7,24 @@ from typing import cast, final
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moekit_models.blocks import RMSNorm, rotate
+from moekit_models.blocks import RMSNorm, rotate, sight
 from moekit_models.gqa import GQA
 
 
 @final
 class GroupedQueryAttention(nn.Module):
-    """Causal softmax attention, scale ``1/sqrt(head_dim)``, no biases.
+    """Softmax attention, scale ``1/sqrt(head_dim)``, no biases.
 
     Args:
         spec: its options.
         dim: D, width of the tokens.
+        causal: whether a position sees none after it.
     """
 
-    def __init__(self, spec: GQA, dim: int) -> None:
+    def __init__(self, spec: GQA, dim: int, causal: bool = True) -> None:
         super().__init__()
         self.spec = spec
+        self.causal = causal
         self.kv_heads = spec.kv_heads or spec.heads
         self.q = nn.Linear(dim, spec.heads * spec.head_dim, bias=False)
         self.k = nn.Linear(dim, self.kv_heads * spec.head_dim, bias=False)
@@ -31,13 +33,14 @@ class GroupedQueryAttention(nn.Module):
         self.q_norm = RMSNorm(spec.head_dim, eps=spec.norm_eps) if spec.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(spec.head_dim, eps=spec.norm_eps) if spec.qk_norm else nn.Identity()
 
-    def forward(self, x_BSD: Tensor) -> Tensor:
-        """``x_BSD -> y_BSD``; position s sees positions up to s."""
+    def forward(self, x_BSD: Tensor, *, valid_BS: Tensor | None = None) -> Tensor:
+        """``x_BSD -> y_BSD``; padding is seen by no other position."""
         # Heads stand before positions from here on: [B, heads, S, head_dim].
         q = self.q(x_BSD).unflatten(-1, (self.spec.heads, -1)).transpose(1, 2)
         k = self.k(x_BSD).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2)
         v = self.v(x_BSD).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2)
         q = rotate(self.q_norm(q), self.spec.rope_theta)
         k = rotate(self.k_norm(k), self.spec.rope_theta)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self.kv_heads != self.spec.heads)
+        shared = self.kv_heads != self.spec.heads
+        y = F.scaled_dot_product_attention(q, k, v, **sight(self.causal, valid_BS), enable_gqa=shared)
         return cast(Tensor, self.out(y.transpose(1, 2).flatten(-2)))

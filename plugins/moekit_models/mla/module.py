@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moekit_models.blocks import RMSNorm, rotate
+from moekit_models.blocks import RMSNorm, rotate, sight
 from moekit_models.mla import MLA
 
 
 @final
 class MultiHeadLatentAttention(nn.Module):
-    """Causal softmax attention over latents, scale ``1/sqrt(nope_dim + rope_dim)``, no biases.
+    """Softmax attention over latents, scale ``1/sqrt(nope_dim + rope_dim)``, no biases.
 
     Projections of one input are stacked in one matrix: ``q_up`` holds each head's ``[W_UQ; W_QR]``, ``kv_down``
     holds ``[W_DKV; W_KR]``, ``kv_up`` each head's ``[W_UK; W_UV]``.
@@ -22,11 +22,13 @@ class MultiHeadLatentAttention(nn.Module):
     Args:
         spec: its options.
         dim: D, width of the tokens.
+        causal: whether a position sees none after it.
     """
 
-    def __init__(self, spec: MLA, dim: int) -> None:
+    def __init__(self, spec: MLA, dim: int, causal: bool = True) -> None:
         super().__init__()
         self.spec = spec
+        self.causal = causal
         head_dim = spec.nope_dim + spec.rope_dim
         self.q_down = None if spec.query_rank is None else nn.Linear(dim, spec.query_rank, bias=False)
         self.q_norm = None if spec.query_rank is None else RMSNorm(spec.query_rank, eps=spec.norm_eps)
@@ -36,8 +38,8 @@ class MultiHeadLatentAttention(nn.Module):
         self.kv_up = nn.Linear(spec.kv_rank, spec.heads * (spec.nope_dim + spec.value_dim), bias=False)
         self.out = nn.Linear(spec.heads * spec.value_dim, dim, bias=False)
 
-    def forward(self, x_BSD: Tensor) -> Tensor:
-        """``x_BSD -> y_BSD``; position s sees positions up to s."""
+    def forward(self, x_BSD: Tensor, *, valid_BS: Tensor | None = None) -> Tensor:
+        """``x_BSD -> y_BSD``; padding is seen by no other position."""
         s = self.spec
         latent_q = x_BSD if self.q_down is None or self.q_norm is None else self.q_norm(self.q_down(x_BSD))
         latent_kv, k_rope = self.kv_down(x_BSD).split([s.kv_rank, s.rope_dim], dim=-1)
@@ -48,15 +50,16 @@ class MultiHeadLatentAttention(nn.Module):
         k_nope, v = kv.split([s.nope_dim, s.value_dim], dim=-1)
         k_rope = rotate(k_rope[:, None], s.rope_theta).expand(-1, s.heads, -1, -1)
         q = torch.cat([q_nope, rotate(q_rope, s.rope_theta)], dim=-1)
-        y = _attend(q, torch.cat([k_nope, k_rope], dim=-1), v)
+        y = _attend(q, torch.cat([k_nope, k_rope], dim=-1), v, self.causal, valid_BS)
         return cast(Tensor, self.out(y.transpose(1, 2).flatten(-2)))
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal attention where values may be narrower or wider than keys."""
+def _attend(q: Tensor, k: Tensor, v: Tensor, causal: bool, valid_BS: Tensor | None) -> Tensor:
+    """Attention where values may be narrower or wider than keys."""
     width, value_dim, scale = q.shape[-1], v.shape[-1], q.shape[-1] ** -0.5
     # Fused kernels want one width: zeros added to it change no score and are cut off again.
     # (1 thread, fp32, 16 x 4 heads x 256 positions, 48 and 32 wide: 34 ms forward and backward against 62.)
     q, k = (F.pad(t, (0, max(value_dim - width, 0))) for t in (q, k))
-    y = F.scaled_dot_product_attention(q, k, F.pad(v, (0, max(width - value_dim, 0))), is_causal=True, scale=scale)
+    v = F.pad(v, (0, max(width - value_dim, 0)))
+    y = F.scaled_dot_product_attention(q, k, v, **sight(causal, valid_BS), scale=scale)
     return y[..., :value_dim]

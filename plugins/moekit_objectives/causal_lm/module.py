@@ -29,7 +29,7 @@ class CausalLMObjective(Objective):
         super().__init__()
         self.spec = spec
 
-    def forward(self, output: ModelOutput, batch: Batch) -> LossSum:
+    def forward(self, output: ModelOutput, batch: Batch, *, progress: float = 0.0) -> LossSum:
         """The loss of one batch of ``tokens_BS``.
 
         Returns:

@@ -30,7 +30,7 @@ class CompetitiveObjective(Objective):
         super().__init__()
         self.spec = spec
 
-    def forward(self, output: ModelOutput, batch: Batch) -> LossSum:
+    def forward(self, output: ModelOutput, batch: Batch, *, progress: float = 0.0) -> LossSum:
         """The error summed over cases; metrics as in ``moekit_objectives.cases.sum_over_cases``.
 
         Raises:

@@ -21,7 +21,7 @@ class SquaredErrorObjective(Objective):
         super().__init__()
         self.spec = spec
 
-    def forward(self, output: ModelOutput, batch: Batch) -> LossSum:
+    def forward(self, output: ModelOutput, batch: Batch, *, progress: float = 0.0) -> LossSum:
         """The loss of one batch; metrics as in ``moekit_objectives.cases.sum_over_cases``."""
         error_T = (batch.targets - at_least_fp32(output.y)).square().sum(-1) / 2
         return sum_over_cases(error_T, output.y, batch)

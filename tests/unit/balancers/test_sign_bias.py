@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from moekit.contracts import LayerDims
+from moekit.contracts import Init, LayerDims
 from moekit.observe.load import max_violation
 from moekit_balancers.sign_bias import SignBias
 from moekit_balancers.sign_bias.module import SignBiasBalancer
@@ -54,7 +54,7 @@ def test_two_micro_batches_then_one_step_move_once() -> None:
 def test_repeated_steps_bring_the_load_into_balance() -> None:
     torch.manual_seed(3)
     router = TopKRouter(TopK(top_k=2, score="sigmoid"), LayerDims(dim=4, num_experts=8))
-    router.init_weights(0.5)
+    router.init_weights(Init(std=0.5))
     balancer, x_TD = balancer_of(8, rate=1e-2), torch.randn(1000, 4) + 0.5
     before = max_violation(router(x_TD).load_E())
     for _ in range(100):

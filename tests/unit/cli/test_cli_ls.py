@@ -10,7 +10,7 @@ from cli_fakes import ACME, BETA, BROKEN
 
 from moekit.cli import main
 from moekit.registry import current
-from moekit.spec.kinds import KINDS, plural
+from moekit.spec.recipe import KINDS, plural
 
 Captured = pytest.CaptureFixture[str]
 Use = Callable[..., None]

@@ -13,7 +13,7 @@ from moekit.cli import main
 from moekit.cli.describe import docstring
 from moekit.component import Component
 from moekit.registry import current
-from moekit.spec.kinds import Recipe
+from moekit.spec.recipe import Recipe
 
 Captured = pytest.CaptureFixture[str]
 Use = Callable[..., None]
@@ -32,9 +32,10 @@ options
   seed   int | null     null      >= 0  seed; null for none
 
 claims
-  form        token_choice
-  takes_bias  yes
-  causal      no
+  form               token_choice
+  takes_bias         yes
+  causal             no
+  gives_smooth_load  no
 
 in YAML
   {use: lottery, draws: ...}

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from moekit.contracts import ExpertBank, LayerDims
+from moekit.contracts import ExpertBank, Init, LayerDims
 from moekit.groups import UniformGroups
 from moekit.registry import build, current
 from moekit.spec.kinds import ExpertSpec
@@ -89,7 +89,7 @@ def test_drawn_as_nn_linear_draws(name: str) -> None:
 def test_init_weights_draws_matrices_and_clears_biases(name: str) -> None:
     torch.manual_seed(1)
     bank = bank_of(name, LayerDims(dim=64, num_experts=E, out_dim=48))
-    bank.init_weights(0.02)
+    bank.init_weights(Init(std=0.02))
     for key, p in bank.named_parameters():
         if key.startswith("b_"):
             assert not p.any()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from moekit.contracts import ExpertBank, LayerDims
+from moekit.contracts import ExpertBank, Init, LayerDims
 from moekit_experts.glu import Glu
 from moekit_experts.glu.module import GluExperts
 from moekit_models.blocks import RMSNorm, init_weights, rotate
@@ -57,7 +57,7 @@ class Stubborn(ExpertBank):
         self.num_experts, self.out_dim = 1, 2
         self.inner = nn.Linear(2, 2)
 
-    def init_weights(self, std: float) -> None:
+    def init_weights(self, init: Init) -> None:
         nn.init.constant_(self.inner.weight, 7.0)
 
     def forward(self, x_ND, groups):  # type: ignore[no-untyped-def]
@@ -78,7 +78,7 @@ class Holder(nn.Module):
 
 def test_weights_are_drawn_and_norms_and_biases_are_not() -> None:
     model = Holder()
-    init_weights(model, 0.01)
+    init_weights(model, Init(std=0.01))
     for weight in (model.table, model.linear.weight, model.bank.w_gate_up_EHD, model.bank.w_down_EOH):
         assert weight.std().item() == pytest.approx(0.01, rel=0.05)
     assert not model.linear.bias.any()

@@ -7,7 +7,8 @@ import torch
 
 from moekit.registry import build
 from moekit.routing import Soft as SoftRouting
-from moekit.spec.kinds import MoE, Recipe
+from moekit.spec.kinds import MoE
+from moekit.spec.recipe import Recipe
 from moekit_dispatchers.grouped import Grouped
 from moekit_dispatchers.soft import Soft
 from moekit_experts.linear import Logistic

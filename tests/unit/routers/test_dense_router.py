@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from moekit.contracts import LayerDims
+from moekit.contracts import Init, LayerDims
 from moekit.errors import MoekitError
 from moekit.spec.kinds import DispatcherSpec, ExpertSpec, MoE
 from moekit_routers.dense import Dense
@@ -39,7 +39,7 @@ def test_the_bias_is_an_option() -> None:
 
 def test_weights_are_drawn_as_the_model_asks() -> None:
     router = DenseRouter(Dense(), LayerDims(dim=200, num_experts=50))
-    router.init_weights(0.006)
+    router.init_weights(Init(std=0.006))
     assert router.weight_ED.std().item() == pytest.approx(0.006, rel=0.05)
     assert router.bias_E is not None
     assert not router.bias_E.any()

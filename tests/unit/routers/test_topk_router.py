@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from moekit.contracts import LayerDims
+from moekit.contracts import Init, LayerDims
 from moekit.errors import MoekitError
 from moekit.routing import TokenChoice
 from moekit.spec.kinds import DispatcherSpec, ExpertSpec, MoE
@@ -44,7 +44,7 @@ def by_expert(routing: TokenChoice) -> dict[int, float]:
 
 def random_router(**options: Any) -> TopKRouter:
     router = TopKRouter(TopK(**options), LayerDims(dim=16, num_experts=8))
-    router.init_weights(1.0)
+    router.init_weights(Init(std=1.0))
     return router
 
 
@@ -322,7 +322,7 @@ def test_it_compiles_whole() -> None:
 
 def test_weights_are_drawn_as_the_model_asks() -> None:
     router = TopKRouter(TopK(top_k=1, bias=True), LayerDims(dim=200, num_experts=50))
-    router.init_weights(0.006)
+    router.init_weights(Init(std=0.006))
     assert router.weight_ED.std().item() == pytest.approx(0.006, rel=0.05)
     assert router.bias_E is not None
     assert not router.bias_E.any()

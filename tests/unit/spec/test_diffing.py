@@ -7,7 +7,7 @@ from spec_fakes import Blend, Fair, Head, Pick
 
 from moekit.spec import Change, diff, load
 from moekit.spec.diffing import tell
-from moekit.spec.kinds import Paper
+from moekit.spec.recipe import Paper
 
 
 def told(*overrides: str) -> list[str]:

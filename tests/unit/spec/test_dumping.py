@@ -11,7 +11,7 @@ from spec_fakes import Bag, Head, Pick, Tower, Unregistered
 
 from moekit.errors import PluginError
 from moekit.spec import component_spec, dump, load, to_plain
-from moekit.spec.kinds import Recipe
+from moekit.spec.recipe import Recipe
 from moekit.spec.yaml_text import read
 
 

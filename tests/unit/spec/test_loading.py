@@ -17,7 +17,8 @@ from moekit.component import recipes_in
 from moekit.errors import SpecError
 from moekit.registry import Registry
 from moekit.spec import component_spec, load, to_plain, validate
-from moekit.spec.kinds import MoE, Recipe, Stop
+from moekit.spec.kinds import MoE
+from moekit.spec.recipe import Recipe, Stop
 
 Write = Callable[[str, str], str]
 

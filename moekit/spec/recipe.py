@@ -1,0 +1,117 @@
+"""Recipe: the root of every YAML file; and the table of all kinds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from moekit.spec.fields import Spec, group, option, slot
+from moekit.spec.kinds import (
+    AttentionSpec,
+    BalancerSpec,
+    DataSpec,
+    DispatcherSpec,
+    ExpertSpec,
+    ModelSpec,
+    ObjectiveSpec,
+    OptimizerSpec,
+    RouterSpec,
+    ScheduleSpec,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paper(Spec):
+    """Where a recipe comes from."""
+
+    title: str = option("", "title of the paper")
+    authors: str = option("", "first authors")
+    year: int = option(0, "year of first publication")
+    arxiv: str = option("", "arXiv number")
+    where: str = option("", "venue, or DOI")
+    claim: str = option("", "what the paper reports, in a sentence")
+    total: str = option("", "published number of parameters")
+    active: str = option("", "published number of active parameters per token")
+    reading: Literal["", "both", "without_input", "without_either"] = option(
+        "", "which embeddings the published active count includes"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stop(Spec):
+    """Ends training early, when a logged metric falls to a bound."""
+
+    metric: str = option(help="name of a logged metric")
+    below: float = option(help="stop when the metric is at most this")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compare(Spec):
+    """Trains, after the model, a dense model of the same active parameters on the same tokens."""
+
+    lr: float | None = option(None, "learning rate of the dense model; the recipe's own when left out", gt=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(Spec):
+    """A whole training run, or a whole model: the root of every YAML file."""
+
+    kind: ClassVar[str] = "recipe"
+    schema: int = option(1, "version of the spec format", ge=1, le=1)
+    requires: dict[str, str] = option({}, "plugins this recipe needs, by entry-point name: {acme: '>=1.2'}")
+    name: str = option("", "name of the run's folder; the recipe's own name when left out")
+    summary: str = option("", "one line")
+    paper: Paper | None = group("where it comes from", default=None)
+    seed: int = option(0, "seed of weights, sampling and noise", ge=0)
+    model: ModelSpec = slot("model", "what is trained")
+    objective: ObjectiveSpec | None = slot("objective", "what it is trained for", optional=True)
+    data: DataSpec | None = slot("data", "what it is trained on", optional=True)
+    optimizer: OptimizerSpec | None = slot("optimizer", "how weights move", optional=True)
+    schedule: ScheduleSpec | None = slot("schedule", "how the learning rate moves", optional=True)
+    stop: Stop | None = group("early stopping", default=None)
+    compare: Compare | None = group("the dense model to compare with", default=None)
+    trainer: dict[str, Any] = option({}, "options of lightning.Trainer, passed through")
+
+    def check(self) -> Iterable[str]:
+        """Data must yield what the model takes, within its vocabulary; the objective must take what the model gives."""
+        if self.data is not None and self.data.yields != self.model.takes:
+            yield (
+                f"data {type(self.data).__name__} yields '{self.data.yields}', "
+                f"but model {type(self.model).__name__} takes '{self.model.takes}'"
+            )
+        given, known = getattr(self.data, "vocab", None), getattr(self.model, "vocab", None)
+        if isinstance(given, int) and isinstance(known, int) and given > known:
+            yield (
+                f"data {type(self.data).__name__} yields tokens of a vocab of {given}, "
+                f"but model {type(self.model).__name__} has one of {known}; vocab: ${{data.vocab}} keeps them equal"
+            )
+        if self.objective is not None and self.model.offers() not in self.objective.takes:
+            yield (
+                f"objective {type(self.objective).__name__} takes {', '.join(sorted(self.objective.takes))}, "
+                f"but model {type(self.model).__name__} gives '{self.model.offers()}'"
+            )
+
+
+KINDS: dict[str, type[Spec]] = {
+    base.kind: base
+    for base in (
+        RouterSpec,
+        ExpertSpec,
+        DispatcherSpec,
+        BalancerSpec,
+        AttentionSpec,
+        ModelSpec,
+        ObjectiveSpec,
+        DataSpec,
+        OptimizerSpec,
+        ScheduleSpec,
+        Recipe,
+    )
+}
+"""Base class of each kind's specs, by the kind's name (singular; hooks and ``moekit ls`` use ``plural``)."""
+
+
+def plural(kind: str) -> str:
+    """The word for many of a kind, as in hook names and ``moekit ls``: ``routers``, ``data``, ``attention``."""
+    return kind if kind in ("data", "attention") else f"{kind}s"
