@@ -156,6 +156,10 @@ class Data(ABC):
         """
         raise MoekitError(f"{type(self).__name__} holds no text: it cannot turn tokens into words")
 
+    def end_token(self) -> int | None:
+        """The token that ends a target made from a source; what a decoder is given first, too. None where none does."""
+        return None
+
     def state(self) -> dict[str, Any]:
         """What a checkpoint must keep for ``encode`` and ``decode`` to work without the data: plain values only."""
         return {}
