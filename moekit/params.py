@@ -63,6 +63,11 @@ class ParameterCount:
         """All parameters, without the extra parts."""
         return sum(self.parts.values())
 
+    @property
+    def without_embeddings(self) -> int:
+        """All parameters but the input embedding and the head, as papers before 2021 count."""
+        return self.total - self.parts["embedding"] - self.parts["head"]
+
     def active(self, reading: Reading = "both") -> int:
         """Parameters that one token runs through.
 

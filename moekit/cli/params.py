@@ -29,6 +29,9 @@ READINGS: dict[Reading, str] = {
 }
 
 
+SIZES = {"T": 1e12, "B": 1e9, "M": 1e6, "K": 1e3}
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
     parser.add_argument("name", help="a recipe or a YAML file")
@@ -62,10 +65,18 @@ def run(args: argparse.Namespace) -> int:
 
 def rounded(number: int) -> str:
     """A count as papers write it: ``671.0B``, ``37.6M``, ``812``."""
-    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
+    for unit, size in SIZES.items():
         if number >= size:
             return f"{number / size:.1f}{unit}"
     return str(number)
+
+
+def rounded_like(number: int, published: str) -> str:
+    """A count in the unit and to the digits of a published one: ``96.60B`` beside ``96.6B`` is ``96.6B``."""
+    figure, unit = published[:-1], published[-1:]
+    if unit not in SIZES or not figure.replace(".", "", 1).isdigit():
+        return rounded(number)
+    return f"{number / SIZES[unit]:.{len(figure.partition('.')[2])}f}{unit}"
 
 
 def _page(title: str, count: ParameterCount, paper: Paper | None) -> list[str]:
@@ -85,10 +96,13 @@ def _page(title: str, count: ParameterCount, paper: Paper | None) -> list[str]:
         lines += ["", text.bold("used in training alone, not counted above")]
         lines += _numbers([(name, f"{number:,}", rounded(number)) for name, number in count.extra.items()])
     if paper and (paper.total or paper.active):
-        active = rounded(count.active(paper.reading or "both"))
-        published = [("", "published", "here"), ("total", paper.total or "-", rounded(count.total))]
-        published.append(("active", paper.active or "-", active))
-        lines += ["", text.bold(paper.title or "published"), *_numbers(published)]
+        bare = paper.total_reading == "without_either"
+        total = count.without_embeddings if bare else count.total
+        published = [("", "published", "here"), ("total", paper.total or "-", rounded_like(total, paper.total))]
+        active = count.active(paper.reading or "both")
+        published.append(("active", paper.active or "-", rounded_like(active, paper.active)))
+        notes = ["", READINGS["without_either"] if bare else "", READINGS[paper.reading] if paper.reading else ""]
+        lines += ["", text.bold(paper.title or "published"), *_numbers(published, notes)]
     return lines
 
 

@@ -36,6 +36,9 @@ class Paper(Spec):
     reading: Literal["", "both", "without_input", "without_either"] = option(
         "", "which embeddings the published active count includes"
     )
+    total_reading: Literal["both", "without_either"] = option(
+        "both", "which embeddings the published total includes; without_either: neither these nor the head"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

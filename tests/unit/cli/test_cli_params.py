@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from moekit.cli import main
-from moekit.cli.params import READINGS, rounded
+from moekit.cli.params import READINGS, rounded, rounded_like
 from moekit.params import count_parameters
 from moekit.spec import load
 
@@ -34,8 +34,34 @@ def test_the_counts_of_a_small_recipe(recipe: Path, capsys: Captured) -> None:
         "On Tests\n"
         "          published  here\n"
         "  total          24    24\n"
-        "  active         14    24\n"
+        "  active         14    24  with both embeddings\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("number", "published", "words"),
+    [
+        (96_603_000_000, "96.6B", "96.6B"),
+        (316_541_440, "0.3B", "0.3B"),
+        (1_571_300_000_000, "1571B", "1571B"),
+        (272_896_000, "272.9M", "272.9M"),
+        (24, "14", "24"),
+        (37_600_000, "about 40M", "37.6M"),
+        (37_600_000, "", "37.6M"),
+    ],
+)
+def test_a_count_is_told_as_the_paper_tells_it(number: int, published: str, words: str) -> None:
+    assert rounded_like(number, published) == words
+
+
+def test_a_total_without_embeddings_is_compared_as_such(tmp_path: Path, capsys: Captured) -> None:
+    file = tmp_path / "bare.yaml"
+    file.write_text("extends: deepseek_v3\npaper: {total: 3.0M, total_reading: without_either}\n")
+    assert main(["params", str(file)]) == 0
+    count = count_parameters(load(file))
+    last = capsys.readouterr().out.splitlines()[-2]
+    bare = count.total - 2 * 256 * 128
+    assert last.split()[1:] == ["3.0M", f"{bare / 1e6:.1f}M", *"without either embedding".split()]
 
 
 def test_deepseek_v3_at_its_published_size(capsys: Captured) -> None:
