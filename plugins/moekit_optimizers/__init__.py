@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from moekit.component import Component
 from moekit.hookspecs import hookimpl
-from moekit_optimizers import adamw, constant, cosine, sgd, wsd
+from moekit_optimizers import adafactor, adamw, constant, cosine, inverse_sqrt, sgd, steps, wsd
 
 MOEKIT_API = 1
 
@@ -12,10 +12,10 @@ MOEKIT_API = 1
 @hookimpl
 def moekit_optimizers() -> list[Component]:
     """The optimizers of this plugin."""
-    return [adamw.COMPONENT, sgd.COMPONENT]
+    return [adafactor.COMPONENT, adamw.COMPONENT, sgd.COMPONENT]
 
 
 @hookimpl
 def moekit_schedules() -> list[Component]:
     """The schedules of this plugin."""
-    return [constant.COMPONENT, cosine.COMPONENT, wsd.COMPONENT]
+    return [constant.COMPONENT, cosine.COMPONENT, inverse_sqrt.COMPONENT, steps.COMPONENT, wsd.COMPONENT]

@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from moekit.registry import build
+from moekit_optimizers.adafactor import Adafactor
 from moekit_optimizers.adamw import AdamW
-from moekit_optimizers.adamw.module import decays
+from moekit_optimizers.decay import decays
 from moekit_optimizers.sgd import SGD
 
 
@@ -117,7 +118,7 @@ def test_sgd_leaves_frozen_parameters_out():
     assert len(moved) == 7
 
 
-@pytest.mark.parametrize("spec", [AdamW(), SGD()])
+@pytest.mark.parametrize("spec", [Adafactor(), AdamW(), SGD()])
 def test_nothing_to_move(spec):
     with pytest.raises(ValueError, match="ReLU has no trainable parameter"):
         build(spec, nn.ReLU())

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from moekit.registry import build
 from moekit_optimizers.constant import Constant
 from moekit_optimizers.cosine import Cosine
+from moekit_optimizers.inverse_sqrt import InverseSqrt
 from moekit_optimizers.phases import progress
+from moekit_optimizers.steps import Steps
 from moekit_optimizers.wsd import WSD
 
 warmups = st.integers(0, 50)
@@ -54,7 +56,41 @@ def test_a_short_decay_still_ends_on_the_final_rate():
     assert rates(WSD(decay=0.01, final=0.1), 10) == [1] * 9 + [0.1]
 
 
-@pytest.mark.parametrize("spec", [Constant(warmup=20), Cosine(warmup=20), WSD(warmup=20)])
+def test_inverse_sqrt_exact():
+    assert rates(InverseSqrt(warmup=4), 9) == pytest.approx(
+        [0.25, 0.5, 0.75, 1, math.sqrt(4 / 5), math.sqrt(4 / 6), math.sqrt(4 / 7), math.sqrt(4 / 8), 2 / 3]
+    )
+    assert rates(InverseSqrt(), 4) == pytest.approx([1, 1 / math.sqrt(2), 1 / math.sqrt(3), 0.5])
+    assert build(InverseSqrt(warmup=100), 1)(399) == pytest.approx(0.5)  # half the rate after four warm-ups
+
+
+def test_inverse_sqrt_is_the_papers_min_of_two_lines_over_its_peak():
+    dim, warmup = 512, 40
+    paper = [dim**-0.5 * min(k**-0.5, k * warmup**-1.5) for k in range(1, 200)]
+    assert rates(InverseSqrt(warmup=warmup), 199) == pytest.approx([r / (dim * warmup) ** -0.5 for r in paper])
+
+
+def test_steps_exact():
+    assert rates(Steps(), 10) == pytest.approx([1] * 8 + [0.316, 0.316**2])
+    assert rates(Steps(warmup=2, at=[0.6, 0.9], gamma=0.5), 10) == pytest.approx(
+        [0.5, 1, 1, 1, 1, 1, 0.5, 0.5, 0.5, 0.25]
+    )
+    assert rates(Steps(at=[]), 3) == [1, 1, 1]
+    assert build(Steps(), 10)(1000) == pytest.approx(0.1, rel=0.002)  # the paper's "10% of the maximum"
+
+
+def test_steps_of_a_run_too_short_for_them():
+    assert rates(Steps(), 1) == [1]
+    assert rates(Steps(warmup=4, at=[0.5], gamma=0.5), 4) == [0.25, 0.5, 0.375, 0.5]  # a fall within the warm-up
+
+
+@pytest.mark.parametrize("at", [[0.9, 0.8], [0.5, 0.5]])
+def test_shares_that_do_not_rise_are_refused(at):
+    with pytest.raises(ValueError, match=r"must be shares of the run that rise, such as \[0.8, 0.9\]"):
+        Steps(at=at)
+
+
+@pytest.mark.parametrize("spec", [Constant(warmup=20), Cosine(warmup=20), WSD(warmup=20), InverseSqrt(warmup=20)])
 def test_a_run_that_ends_within_the_warmup_only_rises(spec):
     assert rates(spec, 3) == [1 / 20, 2 / 20, 3 / 20]
 
@@ -62,7 +98,13 @@ def test_a_run_that_ends_within_the_warmup_only_rises(spec):
 @examples
 @given(warmups, lengths, shares, shares)
 def test_first_step_moves_and_all_lie_between_nothing_and_full(warmup, total, decay, final):
-    for spec in (Constant(warmup=warmup), Cosine(warmup=warmup, final=final), WSD(warmup=warmup, decay=decay)):
+    for spec in (
+        Constant(warmup=warmup),
+        Cosine(warmup=warmup, final=final),
+        InverseSqrt(warmup=warmup),
+        Steps(warmup=warmup),
+        WSD(warmup=warmup, decay=decay),
+    ):
         found = rates(spec, total)
         assert found[0] > 0 or total == 1
         assert all(0 <= rate <= 1 for rate in found)
@@ -87,7 +129,7 @@ def test_schedules_are_pure():
     assert [factor(s) for s in (30, 2, 49, 2)] == [factor(30), factor(2), factor(49), factor(2)]
 
 
-@pytest.mark.parametrize("name", ["constant", "cosine", "wsd"])
+@pytest.mark.parametrize("name", ["constant", "cosine", "inverse_sqrt", "steps", "wsd"])
 def test_docstring_says_its_source(name):
     function = getattr(importlib.import_module(f"moekit_optimizers.{name}.module"), name)
     assert "*Source*" in function.__doc__
@@ -99,6 +141,7 @@ def test_docstring_says_its_source(name):
     [
         (lambda: Constant(warmup=-1), r"warmup=-1 is out of range \(>= 0\)"),
         (lambda: Cosine(final=1.5), r"final=1.5 is out of range \(>= 0 and <= 1\)"),
+        (lambda: Steps(at=[0.8, 1.0]), r"at=\[0.8, 1.0\] is out of range \(> 0 and < 1\)"),
         (lambda: WSD(decay=-0.1), r"decay=-0.1 is out of range \(>= 0 and <= 1\)"),
     ],
 )
