@@ -29,9 +29,11 @@ from moekit_experts.glu import Glu
 from moekit_experts.linear import Linear, Logistic
 from moekit_models.decoder import MTP, At, Decoder, DecoderMoE
 from moekit_models.gqa import GQA
+from moekit_models.lstm import LSTM
 from moekit_models.mixture import Mixture
 from moekit_models.mla import MLA
 from moekit_models.mlp import MLP
+from moekit_objectives.causal_lm import CausalLM
 from moekit_objectives.competitive import Competitive
 from moekit_routers.dense import Dense
 from moekit_routers.topk import TopK
@@ -81,10 +83,24 @@ EXAMPLES: dict[str, list[Spec]] = {
         MODEL,
         dataclasses.replace(MODEL, moe=None, mtp=None, tied=True, attention=GQA(heads=2, head_dim=4)),
     ],
+    "model/lstm": [
+        LSTM(
+            vocab=19,
+            dim=12,
+            moe=MoE(
+                router=TopK(top_k=2, score_over="chosen"),
+                experts=Ffn(count=6, hidden=5),
+                dispatcher=Grouped(),
+                balancers={"load": LoadBalance()},
+            ),
+        ),
+        LSTM(vocab=19, dim=12, ffn=Ffn(hidden=5)),
+    ],
     "model/mixture": [
         Mixture(inputs=2, moe=MoE(router=Dense(), experts=Logistic(count=3), dispatcher=Soft())),
     ],
     "model/mlp": [MLP(inputs=2, hidden=5)],
+    "objective/causal_lm": [CausalLM(mtp_late_weight=0.1, exact=True)],
     "objective/competitive": [Competitive(error=error) for error in ("cooperative", "competitive", "likelihood")],
     "data/local_text": [LocalText(domains=["python"], megabytes=0.2, seq=16, batch=2)],
     "data/text_files": [TextFiles(path=str(Path(__file__).parents[2] / "docs"), seq=16, batch=2)],

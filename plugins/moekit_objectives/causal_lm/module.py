@@ -34,18 +34,21 @@ class CausalLMObjective(Objective):
 
         Returns:
             Metrics, of the next token alone: ``loss`` in nats a token; ``bits_per_byte`` where the batch says how
-            many bytes its targets spell.
+            many bytes its targets spell; ``exact`` where asked for, over sequences that have a valid target.
         """
         target_BS = batch.targets if batch.valid is None else batch.targets.where(batch.valid, IGNORED)
         count = (target_BS != IGNORED).sum()
         nats = _nats(output.y, target_BS)
         total = nats
-        if self.spec.mtp_weight and output.future:
+        weight = self.spec.weight_at(progress)
+        if weight and output.future:
             ahead = [_nats(logits, target_BS[:, k:]) for k, logits in enumerate(output.future, start=1)]
-            total = nats + self.spec.mtp_weight * torch.stack(ahead).mean()
+            total = nats + weight * torch.stack(ahead).mean()
         metrics = {"loss": (nats.detach(), count)}
         if batch.num_bytes is not None:
             metrics["bits_per_byte"] = (nats.detach() / math.log(2), batch.num_bytes)
+        if self.spec.exact:
+            metrics["exact"] = _exact(output.y.detach(), target_BS)
         return LossSum(total=total, count=count, metrics=metrics)
 
 
@@ -55,3 +58,11 @@ def _nats(logits_BSV: Tensor, target_BS: Tensor) -> Tensor:
     return F.cross_entropy(
         logits_BSV.flatten(0, 1).to(wide), target_BS.flatten(), ignore_index=IGNORED, reduction="sum"
     )
+
+
+def _exact(logits_BSV: Tensor, target_BS: Tensor) -> tuple[Tensor, Tensor]:
+    """0-d, both: sequences whose valid targets are all the likeliest token there, and sequences that have any."""
+    ignored_BS = target_BS == IGNORED
+    asked_B = ~ignored_BS.all(-1)
+    right_B = ((logits_BSV.argmax(-1) == target_BS) | ignored_BS).all(-1)
+    return (right_B & asked_B).sum(), asked_B.sum()

@@ -27,3 +27,18 @@ def mean_loss(tokens_BT: Tensor, probs: Sequence[Tensor], weight: float) -> Tens
         losses.append(torch.stack(terms).sum() / (B * T))
     depth = len(probs) - 1
     return losses[0] + (weight / depth * torch.stack(losses[1:]).sum() if depth else 0)
+
+
+def weight_at(tokens_done: float, *, early: float, late: float, turn: float) -> float:
+    """Lambda after so many tokens: ``early`` for the first ``turn`` tokens, ``late`` for the rest (section 4.2)."""
+    return early if tokens_done < turn else late
+
+
+def exact(probs_BSV: Tensor, targets_BS: Tensor, valid_BS: Tensor) -> tuple[int, int]:
+    """Sequences whose every valid target has the largest probability (the lowest number wins a tie); those with any."""
+    right = asked = 0
+    for probs_SV, targets_S, valid_S in zip(probs_BSV.tolist(), targets_BS.tolist(), valid_BS.tolist(), strict=True):
+        hits = [p.index(max(p)) == t for p, t, v in zip(probs_SV, targets_S, valid_S, strict=True) if v]
+        asked += bool(hits)
+        right += bool(hits) and all(hits)
+    return right, asked
