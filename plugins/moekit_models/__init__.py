@@ -1,10 +1,10 @@
-"""First-party models: the decoder and its attention, the mixture of 1991 and the net it was measured against."""
+"""First-party models: the decoder and its attention, the LSTM model of 2017, the mixture of 1991 and its rival."""
 
 from __future__ import annotations
 
 from moekit.component import Component
 from moekit.hookspecs import hookimpl
-from moekit_models import decoder, gqa, mixture, mla, mlp
+from moekit_models import decoder, gqa, lstm, mixture, mla, mlp
 
 MOEKIT_API = 1
 
@@ -12,7 +12,7 @@ MOEKIT_API = 1
 @hookimpl
 def moekit_models() -> list[Component]:
     """The models of this plugin."""
-    return [decoder.COMPONENT, mixture.COMPONENT, mlp.COMPONENT]
+    return [decoder.COMPONENT, lstm.COMPONENT, mixture.COMPONENT, mlp.COMPONENT]
 
 
 @hookimpl

@@ -1,0 +1,88 @@
+"""Embed, LSTM, mixture, LSTM, head; dropout and a residual around each layer. Oracle: ``naive.py``."""
+
+from __future__ import annotations
+
+from typing import cast, final
+
+from torch import Tensor, nn
+
+from moekit.contracts import ExpertBank, Init, LayerDims, LayerReport, Model, ModelOutput
+from moekit.layer import MoELayer, run_on_all
+from moekit.registry import build
+from moekit_models.blocks import init_weights
+from moekit_models.lstm import LSTM
+
+
+def one_bias_lstm(dim: int, hidden: int) -> nn.LSTM:
+    """An LSTM with one bias a gate, as papers have it, that runs in torch's fused kernels.
+
+    ``nn.LSTM`` adds two biases where one is enough. The second stays what it is, 0, and is not trained, so that no
+    count of parameters and no optimizer sees it.
+
+    Args:
+        dim: width of what goes in and comes out.
+        hidden: cells; where they are more than ``dim``, the output is ``W_hr h`` (Sak et al. 2014), and that is also
+            what the next time step reads.
+
+    Returns:
+        A module ``x_BSD -> (h_BSD, state)``.
+    """
+    lstm = nn.LSTM(dim, hidden, proj_size=dim if hidden > dim else 0, batch_first=True)
+    second = cast(nn.Parameter, lstm.bias_hh_l0)
+    nn.init.zeros_(second)
+    second.requires_grad_(False)
+    return lstm
+
+
+@final
+class LSTMModel(Model):
+    """``x + dropout(layer(x))`` for LSTM, mixture and LSTM, over dropped-out embeddings; the mixture ends in a sigmoid.
+
+    Source: Shazeer et al. 2017, Appendix C.1. The mixture is one layer for all time steps, and it sees all positions of
+    a batch at once (section 3.1: "convolutionality"). Each text starts from a state of zeros.
+
+    Weights are drawn from N(0, ``init_std``²), biases are 0; routers may know better (gates that start at 0).
+
+    Args:
+        spec: its options.
+    """
+
+    def __init__(self, spec: LSTM) -> None:
+        super().__init__()
+        self.spec = spec
+        hidden = spec.hidden or spec.dim
+        self.embedding = nn.Embedding(spec.vocab, spec.dim)
+        self.lower = one_bias_lstm(spec.dim, hidden)
+        self.moe = None if spec.moe is None else MoELayer.from_spec(spec.moe, spec.dim)
+        self.ffn: ExpertBank | None
+        self.ffn = None if spec.ffn is None else build(spec.ffn, LayerDims(dim=spec.dim, num_experts=1))
+        self.upper = one_bias_lstm(spec.dim, hidden)
+        self.dropout = nn.Dropout(spec.dropout)
+        self.head = nn.Linear(spec.dim, spec.vocab, bias=False)
+        init_weights(self, Init(std=spec.init_std))
+
+    def forward(self, inputs: Tensor, *, valid: Tensor | None = None) -> ModelOutput:
+        """Logits of the next token at every position; the mixture's report is under ``moe``.
+
+        Args:
+            inputs: ``tokens_BS``, int64.
+            valid: bool ``[B, S]``, False for padding, which must come last in a sequence.
+        """
+        x_BSD = self.dropout(self.embedding(inputs))
+        x_BSD = x_BSD + self.dropout(self.lower(x_BSD)[0])
+        y_BSD, reports = self._between(x_BSD, valid)
+        x_BSD = x_BSD + self.dropout(y_BSD.sigmoid())
+        x_BSD = x_BSD + self.dropout(self.upper(x_BSD)[0])
+        return ModelOutput(y=self.head(x_BSD), reports=reports)
+
+    def embeddings(self) -> tuple[nn.Parameter | None, nn.Parameter | None]:
+        """The input embedding and the head's matrix."""
+        return cast(nn.Parameter, self.embedding.weight), cast(nn.Parameter, self.head.weight)
+
+    def _between(self, x_BSD: Tensor, valid_BS: Tensor | None) -> tuple[Tensor, dict[str, LayerReport]]:
+        """What stands between the LSTMs, on every position by itself."""
+        if self.moe is not None:
+            y_BSD, report = self.moe(x_BSD, valid=valid_BS)
+            return y_BSD, {"moe": report}
+        assert self.ffn is not None
+        return run_on_all(self.ffn, x_BSD.flatten(0, 1)).view_as(x_BSD), {}

@@ -1,0 +1,217 @@
+"""The LSTM model: what it returns, causality, padding, dropout, refusals, the dense twin, parameters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from moekit.layer import MoELayer
+from moekit.params import count_parameters
+from moekit.spec.kinds import DispatcherSpec, MoE, RouterSpec
+from moekit_balancers.load_balance import LoadBalance
+from moekit_dispatchers.grouped import Grouped
+from moekit_experts.ffn import Ffn
+from moekit_experts.linear import Linear
+from moekit_models.lstm import LSTM
+from moekit_models.lstm.module import LSTMModel, one_bias_lstm
+from moekit_routers.topk import TopK
+
+pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+
+VOCAB = 11
+
+
+def moe_of(**changes: Any) -> MoE:
+    parts: dict[str, Any] = {
+        "router": TopK(top_k=2, score_over="chosen"),
+        "experts": Ffn(count=6, hidden=5),
+        "dispatcher": Grouped(),
+        "balancers": {"load": LoadBalance(weight=0.1)},
+    }
+    return MoE(**{**parts, **changes})
+
+
+def spec_of(**changes: Any) -> LSTM:
+    base: dict[str, Any] = {"vocab": VOCAB, "dim": 8, "moe": moe_of(), "init_std": 0.4}
+    return LSTM(**{**base, **changes})
+
+
+def dense_of(**changes: Any) -> LSTM:
+    return spec_of(**{"moe": None, "ffn": Ffn(hidden=10), **changes})
+
+
+SPECS = {"mixture": spec_of(), "projected": spec_of(hidden=12), "dense": dense_of()}
+
+
+def tokens(B: int = 2, S: int = 9) -> Tensor:
+    return torch.randint(VOCAB, (B, S))
+
+
+def test_output_names_its_layer_by_its_path() -> None:
+    model = LSTMModel(spec_of())
+    out = model(tokens())
+    assert out.y.shape == (2, 9, VOCAB)
+    assert out.future == ()
+    assert list(out.reports) == ["moe"]
+    assert isinstance(model.get_submodule("moe"), MoELayer)
+    assert int(out.reports["moe"].load_E.sum()) == 2 * 2 * 9  # one layer, every position of every text
+    assert set(out.reports["moe"].losses) == {"load"}
+    assert LSTMModel(dense_of())(tokens()).reports == {}
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_a_later_token_changes_no_earlier_logit(name: str) -> None:
+    model = LSTMModel(SPECS[name]).double().eval()
+    inputs = tokens()
+    changed = inputs.clone()
+    changed[:, 5] = (changed[:, 5] + 1) % VOCAB
+    before, after = model(inputs).y, model(changed).y
+    torch.testing.assert_close(after[:, :5], before[:, :5], rtol=0, atol=1e-12)
+    assert (after[:, 5:] != before[:, 5:]).any(-1).all()  # and all later ones: the state carries it on
+
+
+def test_texts_do_not_meet() -> None:
+    model = LSTMModel(spec_of()).double().eval()
+    inputs = tokens(B=3)
+    for b in range(3):
+        torch.testing.assert_close(model(inputs).y[b], model(inputs[b : b + 1]).y[0], rtol=0, atol=1e-12)
+
+
+def test_padding_changes_nothing_that_counts() -> None:
+    model = LSTMModel(spec_of()).double()
+    inputs = tokens(B=1)
+    valid = (torch.arange(9) < 5)[None]
+    padded, alone = model(inputs, valid=valid), model(inputs[:, :5])
+    torch.testing.assert_close(padded.y[:, :5], alone.y, rtol=0, atol=1e-12)
+    assert torch.equal(padded.reports["moe"].load_E, alone.reports["moe"].load_E)
+    torch.testing.assert_close(padded.reports["moe"].loss(), alone.reports["moe"].loss(), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_dropout_acts_in_training_alone(name: str) -> None:
+    model = LSTMModel(replace(SPECS[name], dropout=0.3))
+    inputs = tokens()
+    assert not torch.equal(model(inputs).y, model(inputs).y)
+    model.eval()
+    assert torch.equal(model(inputs).y, model(inputs).y)
+    plain = LSTMModel(SPECS[name])
+    plain.load_state_dict(model.state_dict())
+    assert torch.equal(plain(inputs).y, model(inputs).y)
+
+
+def test_dropout_takes_what_each_layer_gives_and_leaves_the_residual() -> None:
+    """Embedding and three layers, each once; what is added to is never dropped a second time."""
+    model = LSTMModel(spec_of(dropout=0.5))
+    seen: list[Tensor] = []
+    model.dropout.register_forward_hook(lambda _, args, out: seen.append(args[0]))
+    model(tokens())
+    embedded, lower, between, upper = seen
+    assert torch.isin(embedded, model.embedding.weight).all()
+    assert all(bool((x.abs() < 1).all()) for x in (lower, upper))  # an LSTM's output, without the residual
+    assert ((between > 0) & (between < 1)).all()  # a sigmoid's
+
+
+def test_every_trained_parameter_gets_a_gradient() -> None:
+    for spec in SPECS.values():
+        model = LSTMModel(spec)
+        model(tokens(B=8)).y.square().sum().backward()
+        frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
+        assert frozen == ["lower.bias_hh_l0", "upper.bias_hh_l0"]
+        for name, parameter in model.named_parameters():
+            if name not in frozen:
+                assert parameter.grad is not None and parameter.grad.any(), name
+
+
+def test_weights_are_drawn_with_the_given_deviation() -> None:
+    model = LSTMModel(spec_of(vocab=200, dim=64, hidden=80, init_std=0.03, moe=moe_of(experts=Ffn(count=6, hidden=32))))
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 1:
+            assert not parameter.any(), name
+        else:
+            assert parameter.std().item() == pytest.approx(0.03, rel=0.12), name
+
+
+@pytest.mark.parametrize("hidden", [6, 9])
+def test_the_second_bias_is_zero_and_counts_for_nothing(hidden: int) -> None:
+    lstm, whole = one_bias_lstm(6, hidden), nn.LSTM(6, hidden, proj_size=6 if hidden > 6 else 0, batch_first=True)
+    assert not lstm.bias_hh_l0.any()
+    whole.load_state_dict(lstm.state_dict())
+    x = torch.randn(2, 4, 6)
+    assert torch.equal(lstm(x)[0], whole(x)[0])
+    trained = sum(p.numel() for p in lstm.parameters() if p.requires_grad)
+    assert trained == 4 * (6 + 6) * hidden + 4 * hidden + (hidden * 6 if hidden > 6 else 0)
+
+
+def test_parts_are_counted_where_they_belong() -> None:
+    count = count_parameters(spec_of(hidden=12))
+    assert count.parts["embedding"] == count.parts["head"] == VOCAB * 8
+    assert count.parts["routers"] == 6 * 8
+    assert count.parts["routed experts"] == 6 * 2 * 8 * 5
+    assert count.parts["other"] == 2 * (4 * 16 * 12 + 4 * 12 + 12 * 8)  # the LSTMs
+    assert count.active_parts["routed experts"] == 2 * 2 * 8 * 5
+    dense = count_parameters(dense_of())
+    assert dense.parts["dense ffn"] == 2 * 8 * 10
+    assert dense.total == dense.active()
+
+
+@pytest.mark.parametrize("shared", [None, Ffn(count=1, hidden=7)], ids=["routed", "shared"])
+def test_the_dense_twin_is_one_wide_expert(shared: Ffn | None) -> None:
+    spec = spec_of(moe=moe_of(shared=shared), dropout=0.1, hidden=9)
+    twin = spec.dense_twin()
+    wide = 2 * 5 + (0 if shared is None else 7)
+    assert twin == replace(spec, moe=None, ffn=Ffn(count=1, hidden=wide))
+    mixture, dense = count_parameters(spec), count_parameters(twin)
+    assert dense.active() == mixture.active() - mixture.active_parts["routers"]
+    assert twin.dense_twin() is None
+
+
+def test_experts_without_a_hidden_width_have_no_twin() -> None:
+    assert spec_of(moe=moe_of(experts=Linear(count=6))).dense_twin() is None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batchwise(RouterSpec):
+    """A router that sees the whole batch before it decides."""
+
+    causal: ClassVar[bool] = False
+
+    def active(self, num_experts: int) -> float:
+        return 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crowding(DispatcherSpec):
+    """A dispatcher by which later tokens drive out earlier ones."""
+
+    def causal(self) -> bool:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden": 7}, r"hidden=7 is less than dim=8: .* set hidden to 8 or more, or leave it out"),
+        ({"moe": None}, r"give moe or ffn \(neither given\)"),
+        ({"ffn": Ffn(hidden=4)}, r"give moe or ffn \(both given\)"),
+        ({"moe": None, "ffn": Ffn(count=2, hidden=4)}, r"ffn\.count=2 must be 1"),
+        ({"moe": moe_of(router=Batchwise(), balancers={})}, "router Batchwise would leak later tokens"),
+        ({"moe": moe_of(dispatcher=Crowding())}, "dispatcher Crowding would leak later tokens"),
+        ({"dropout": 1.0}, r"dropout=1.0 is out of range \(>= 0 and < 1\)"),
+    ],
+)
+def test_what_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        spec_of(**changes)
+
+
+def test_runs_under_autocast() -> None:
+    model = LSTMModel(spec_of())
+    with torch.autocast("cpu", torch.bfloat16):
+        out = model(tokens())
+    assert out.reports["moe"].routing.scores_TE.dtype == torch.float32
+    out.y.float().square().mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
