@@ -1,4 +1,4 @@
-"""What the models of this plugin share: RMSNorm, rotary positions, drawing of weights.
+"""What the models of this plugin share: RMSNorm, rotary positions, feed-forward parts, drawing of weights.
 
 - Norms and rotations are computed at least in fp32, whatever autocast or the dtype of the weights says.
 - Rotary pairs are (i, i + R/2), the halves of a head: no strided access, and the layout of Llama's checkpoints.
@@ -9,13 +9,17 @@ Source: Zhang & Sennrich 2019 (RMSNorm, eq. 4); Su et al. 2021, RoFormer (sectio
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import TypedDict, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from moekit.contracts import ExpertBank, Init, Router
+from moekit.contracts import ExpertBank, Init, LayerDims, LayerReport, Router
+from moekit.layer import MoELayer, run_on_all
+from moekit.registry import build
+from moekit.spec.kinds import ExpertSpec, MoE
 
 
 class RMSNorm(nn.RMSNorm):
@@ -68,6 +72,27 @@ def sight(causal: bool, valid_BS: Tensor | None) -> Sight:
     if valid_BS is None:
         return {}
     return {"attn_mask": (valid_BS | ~valid_BS.any(1, keepdim=True))[:, None, None, :]}
+
+
+def feed_forward(dense: ExpertSpec, moe: MoE | None, dim: int) -> MoELayer | ExpertBank:
+    """The feed-forward part of a block: the mixture where there is one, else the one dense expert."""
+    return build(dense, LayerDims(dim=dim, num_experts=1)) if moe is None else MoELayer.from_spec(moe, dim)
+
+
+def feed(ffn: MoELayer | ExpertBank, x_BSD: Tensor, valid_BS: Tensor | None) -> tuple[Tensor, LayerReport | None]:
+    """``y_BSD`` of a block's feed-forward part, and its report if it is a mixture."""
+    if isinstance(ffn, MoELayer):
+        return cast("tuple[Tensor, LayerReport | None]", ffn(x_BSD, valid=valid_BS))
+    return run_on_all(ffn, x_BSD.flatten(0, 1)).view_as(x_BSD), None
+
+
+def run_block(
+    block: nn.Module, recompute: bool, x_BSD: Tensor, *others: Tensor | None
+) -> tuple[Tensor, LayerReport | None]:
+    """Runs a block; with ``recompute`` it keeps no activations and is run again for the gradient."""
+    if recompute and torch.is_grad_enabled():
+        return cast("tuple[Tensor, LayerReport | None]", checkpoint(block, x_BSD, *others, use_reentrant=False))
+    return cast("tuple[Tensor, LayerReport | None]", block(x_BSD, *others))
 
 
 def init_weights(module: nn.Module, init: Init) -> None:

@@ -13,33 +13,10 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from moekit.component import Component
-from moekit.spec.fields import Spec, fields_of, group, option, slot
+from moekit.spec.fields import Spec, group, option, slot
 from moekit.spec.kinds import AttentionSpec, ExpertSpec, ModelSpec, MoE
-
-
-@dataclass(frozen=True, kw_only=True)
-class At(Spec):
-    """Which layers are mixtures: exactly one of three ways to say it. Layers are counted from 0."""
-
-    first: int | None = option(None, "layers from this one on", ge=0)
-    every: int | None = option(None, "every n-th layer: n - 1, 2n - 1, ...", ge=1)
-    layers: list[int] | None = option(None, "these layers")
-
-    def check(self) -> Iterable[str]:
-        """Exactly one way, and no layer before the first."""
-        given = [name for name in ("first", "every", "layers") if getattr(self, name) is not None]
-        if len(given) != 1:
-            yield f"give exactly one of first, every, layers (given: {', '.join(given) or 'none'})"
-        elif self.layers is not None and (len(set(self.layers)) < len(self.layers) or min(self.layers, default=0) < 0):
-            yield f"layers={list(self.layers)} must be different numbers from 0"
-
-    def indices(self, depth: int) -> tuple[int, ...]:
-        """The mixture layers of a stack of ``depth`` layers, in order."""
-        if self.first is not None:
-            return tuple(range(self.first, depth))
-        if self.every is not None:
-            return tuple(range(self.every - 1, depth, self.every))
-        return tuple(sorted(self.layers or ()))
+from moekit_models.at import At as At
+from moekit_models.at import dense_equivalent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,9 +61,7 @@ class Decoder(ModelSpec):
             return
         if leak := self.moe.leak():
             yield f"{leak} would leak later tokens: it is not causal, and a decoder predicts the next token"
-        indices = self.moe.at.indices(self.depth)
-        if not indices or indices[-1] >= self.depth:
-            yield f"moe.at names {list(indices) or 'no layer'}, but the decoder has layers 0 to {self.depth - 1}"
+        yield from self.moe.at.check_depth(self.depth, "decoder")
 
     @property
     def moe_layers(self) -> tuple[int, ...]:
@@ -99,19 +74,10 @@ class Decoder(ModelSpec):
         Routers and multi-token prediction are left out of the sum; the latter stays, with a dense block. None when
         this decoder is dense itself, or when its ``ffn`` has no ``hidden`` width to set.
         """
-        if self.moe is None or "hidden" not in fields_of(type(self.ffn)):
+        if self.moe is None:
             return None
-        from moekit.params import multiply_adds  # torch: only when a twin is asked for
-
-        routed = self.moe.router.active(self.moe.experts.count)
-        shared = self.moe.shared
-        mixture = routed * multiply_adds(self.moe.experts, self.dim)
-        mixture += 0 if shared is None else shared.count * multiply_adds(shared, self.dim)
-        num_moe = len(self.moe_layers)
-        dense = multiply_adds(self.ffn, self.dim)
-        mean = (num_moe * mixture + (self.depth - num_moe) * dense) / self.depth
-        hidden = max(1, round(self.ffn.hidden * mean / dense))  # type: ignore[attr-defined]
-        return replace(self, moe=None, ffn=replace(self.ffn, hidden=hidden))  # type: ignore[call-arg]
+        ffn = dense_equivalent(self.ffn, self.moe, self.dim, layers=self.depth, mixtures=len(self.moe_layers))
+        return None if ffn is None else replace(self, moe=None, ffn=ffn)
 
 
 COMPONENT = Component(

@@ -12,12 +12,10 @@ from typing import cast, final
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from moekit.contracts import ExpertBank, Init, LayerDims, LayerReport, Model, ModelOutput
-from moekit.layer import MoELayer, run_on_all
+from moekit.contracts import Init, LayerReport, Model, ModelOutput
 from moekit.registry import build
-from moekit_models.blocks import RMSNorm, init_weights
+from moekit_models.blocks import RMSNorm, feed, feed_forward, init_weights, run_block
 from moekit_models.decoder import Decoder
 
 
@@ -34,21 +32,13 @@ class Block(nn.Module):
         self.attention_norm = RMSNorm(spec.dim, eps=spec.norm_eps)
         self.attention: nn.Module = build(spec.attention, spec.dim)
         self.ffn_norm = RMSNorm(spec.dim, eps=spec.norm_eps)
-        self.ffn: MoELayer | ExpertBank
-        if is_moe:
-            assert spec.moe is not None
-            self.ffn = MoELayer.from_spec(spec.moe, spec.dim)
-        else:
-            self.ffn = build(spec.ffn, LayerDims(dim=spec.dim, num_experts=1))
+        self.ffn = feed_forward(spec.ffn, spec.moe if is_moe else None, spec.dim)
 
     def forward(self, x_BSD: Tensor, valid_BS: Tensor | None) -> tuple[Tensor, LayerReport | None]:
         """``x_BSD -> x_BSD``, and the report of the mixture, if it is one."""
         x_BSD = x_BSD + self.attention(self.attention_norm(x_BSD))
-        u_BSD = self.ffn_norm(x_BSD)
-        if isinstance(self.ffn, MoELayer):
-            y_BSD, report = self.ffn(u_BSD, valid=valid_BS)
-            return x_BSD + y_BSD, report
-        return x_BSD + run_on_all(self.ffn, u_BSD.flatten(0, 1)).view_as(x_BSD), None
+        y_BSD, report = feed(self.ffn, self.ffn_norm(x_BSD), valid_BS)
+        return x_BSD + y_BSD, report
 
 
 class Ahead(nn.Module):
@@ -104,7 +94,7 @@ class DecoderModel(Model):
         reports: dict[str, LayerReport] = {}
         h_BSD = self.embedding(inputs)
         for i, block in enumerate(self.blocks):
-            h_BSD, report = self._run(block, h_BSD, valid)
+            h_BSD, report = run_block(block, self.spec.recompute, h_BSD, valid)
             if report is not None:
                 reports[f"blocks.{i}.ffn"] = report
         logits_BSV = self._logits(self.norm(h_BSD))
@@ -131,16 +121,12 @@ class DecoderModel(Model):
                 break
             assert isinstance(ahead, Ahead)
             merged_BSD = ahead.merged(h_BSD[:, :S], self.embedding(inputs[:, k:]))
-            h_BSD, report = self._run(ahead.block, merged_BSD, None if valid is None else valid[:, k:])
+            seen_BS = None if valid is None else valid[:, k:]
+            h_BSD, report = run_block(ahead.block, self.spec.recompute, merged_BSD, seen_BS)
             if report is not None:
                 reports[f"mtp.{k - 1}.block.ffn"] = report
             future.append(self._logits(ahead.norm(h_BSD)))
         return future
-
-    def _run(self, block: nn.Module, x_BSD: Tensor, valid_BS: Tensor | None) -> tuple[Tensor, LayerReport | None]:
-        if self.spec.recompute and torch.is_grad_enabled():
-            return cast("tuple[Tensor, LayerReport | None]", checkpoint(block, x_BSD, valid_BS, use_reentrant=False))
-        return cast("tuple[Tensor, LayerReport | None]", block(x_BSD, valid_BS))
 
     def _logits(self, h_BSD: Tensor) -> Tensor:
         return F.linear(h_BSD, self.embedding.weight) if self.head is None else cast(Tensor, self.head(h_BSD))
