@@ -85,7 +85,8 @@ class ParameterCount:
 def count_parameters(what: Recipe | ModelSpec | Model) -> ParameterCount:
     """Counts the parameters of a recipe's model, of a model's spec, or of a model.
 
-    What is under a module named ``attention`` counts as attention; what fits no other part, as ``other``.
+    What is under a module named ``attention`` or ``cross_attention`` counts as attention; what fits no other part, as
+    ``other``.
 
     Raises:
         MoekitError: a router that does not say how many experts it activates.
@@ -178,7 +179,7 @@ def _part_of(name: str, module: nn.Module, outer: str) -> str:
         return "dense ffn"
     if "Norm" in type(module).__name__:
         return "norms"
-    return "attention" if name == "attention" else outer
+    return "attention" if name in ("attention", "cross_attention") else outer
 
 
 def _active(layer: MoELayer) -> float:

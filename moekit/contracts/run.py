@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -56,11 +56,14 @@ class ModelOutput:
         reports: each MoE layer's report, by the layer's module name inside the model.
         future: logits of later tokens (multi-token prediction): entry k - 1 has shape ``[B, S - k, V]`` and
             predicts, at position i, the token k places past the next; empty outside training.
+        of_source: names of those reports whose layers read the source, not the target. Their losses are means over the
+            source's tokens, and are weighted by the target's all the same.
     """
 
     y: Tensor
     reports: Mapping[str, LayerReport] = field(default_factory=dict)
     future: tuple[Tensor, ...] = ()
+    of_source: frozenset[str] = frozenset()
 
 
 class Model(nn.Module, ABC):
@@ -74,6 +77,10 @@ class Model(nn.Module, ABC):
         """Runs on a batch. To be overridden by models that read more of it than inputs and ``valid``."""
         output: ModelOutput = self(batch.inputs, valid=batch.valid)
         return output
+
+    def given(self, source: Source) -> Callable[[Tensor, Tensor | None], ModelOutput]:
+        """``(inputs, valid) -> output`` for targets of one source. To be overridden where the source is read once."""
+        return lambda inputs, valid: self.on(Batch(inputs, inputs, valid, source=source))
 
     def embeddings(self) -> tuple[nn.Parameter | None, nn.Parameter | None]:
         """The input embedding and the output head (the same one twice when tied), for counting parameters."""

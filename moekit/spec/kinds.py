@@ -86,7 +86,7 @@ class ModelSpec(Spec):
     """Base of model specs."""
 
     kind: ClassVar[str] = "model"
-    takes: ClassVar[str] = "tokens"  # what data must yield: 'tokens' or 'cases'
+    takes: ClassVar[str] = "tokens"  # what data must yield: 'tokens', 'pairs' (source and target) or 'cases'
     gives: ClassVar[str] = "next_token"  # what an objective may ask for: 'next_token', 'mixture', 'prediction'
 
     def offers(self) -> str:

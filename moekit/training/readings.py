@@ -25,13 +25,19 @@ def sums_of(loss: LossSum) -> dict[str, tuple[Tensor, Tensor]]:
     return {"objective": whole, "loss": whole, **loss.metrics}
 
 
-def balance_sum(reports: Mapping[str, LayerReport]) -> Tensor | None:
+def balance_sum(reports: Mapping[str, LayerReport], tokens: Mapping[str, Tensor] | None = None) -> Tensor | None:
     """0-d: the weighted balance losses of all layers, summed over tokens; None when no layer has one.
 
+    Args:
+        reports: by layer name.
+        tokens: 0-d, by layer name, what weighs a layer's losses where that is not the number of its own tokens.
+
     Each layer's loss is a mean over the tokens that this layer saw, and is weighted by them: the layers of multi-token
-    prediction see fewer than the objective counts, and how many fewer depends on the padding.
+    prediction see fewer than the objective counts, and how many fewer depends on the padding. An encoder's layers see
+    a source, longer or shorter than the target that the objective counts: they are weighted by the target's tokens.
     """
-    terms = [report.loss() * report.routing.num_valid() for report in reports.values() if report.losses]
+    tokens = tokens or {}
+    terms = [r.loss() * tokens.get(name, r.routing.num_valid()) for name, r in reports.items() if r.losses]
     return torch.stack(terms).sum() if terms else None
 
 

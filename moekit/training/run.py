@@ -190,7 +190,7 @@ def prepare_dense(recipe: Recipe, folder: RunFolder, console: Console) -> Prepar
 
 def draw(run: Prepared, dense: Prepared | None) -> list[Path]:
     """``loss.png``, and ``load.png`` where load can be uneven."""
-    metric, words = "loss", "loss (nats a token)" if run.module.recipe.model.takes == "tokens" else "loss"
+    metric, words = "loss", "loss" if run.module.recipe.model.takes == "cases" else "loss (nats a token)"
     if any("val/bits_per_byte" in row for row in run.log.rows.values()):
         metric = words = "bits_per_byte"
     curves = []

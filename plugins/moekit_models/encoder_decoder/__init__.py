@@ -1,0 +1,127 @@
+"""An encoder-decoder transformer: one stack reads a source, the other writes a target and looks at what was read.
+
+Pre-norm RMSNorm blocks; in both stacks each layer is dense or a mixture of experts, with weights of its own. Every
+token is embedded by one matrix, that of the source and the target alike.
+
+Source: Vaswani et al. 2017 in T5's arrangement (Raffel et al. 2020, section 2.1). The mixtures in both stacks: GShard
+2020 (section 2.1), Switch Transformer 2021 (section 2); the dense part beside a mixture, and a dispatch of its own in
+the encoder: ST-MoE 2022 (arXiv 2202.08906, appendix C; batch prioritised routing).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+from typing import ClassVar
+
+from moekit.component import Component
+from moekit.spec.fields import Spec, group, option, slot
+from moekit.spec.kinds import AttentionSpec, DispatcherSpec, ExpertSpec, ModelSpec, MoE
+from moekit_models.at import At, dense_equivalent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cross(Spec):
+    """The decoder's attention to what the encoder read. It knows no positions."""
+
+    heads: int = option(help="heads", ge=1)
+    head_dim: int = option(help="width of a head; heads times this need not be the tokens' width", ge=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StackMoE(MoE):
+    """The mixture layers of both stacks: what they are, and where."""
+
+    at: At = group("which layers are mixtures, in each stack")
+    dense_too: bool = option(False, "after each mixture a dense feed-forward part with its own norm (ST-MoE)")
+    encoder_dispatcher: DispatcherSpec | None = slot(
+        "dispatcher", "the encoder's own dispatcher, where it differs; it may read the whole batch", optional=True
+    )
+
+    def check(self) -> Iterable[str]:
+        """The parts fit, those of the encoder too."""
+        yield from super().check()
+        if self.encoder_dispatcher is not None and self.router.form not in self.encoder_dispatcher.forms:
+            yield (
+                f"{type(self.router).__name__} routes by '{self.router.form}', but encoder_dispatcher "
+                f"{type(self.encoder_dispatcher).__name__} takes {', '.join(sorted(self.encoder_dispatcher.forms))}"
+            )
+
+    def layer(self, *, encoder: bool) -> MoE:
+        """One mixture layer of the encoder, or of the decoder."""
+        parts = {f.name: getattr(self, f.name) for f in fields(MoE)}
+        if encoder and self.encoder_dispatcher is not None:
+            parts["dispatcher"] = self.encoder_dispatcher
+        return MoE(**parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderDecoder(ModelSpec):
+    """Options of the encoder-decoder."""
+
+    gives: ClassVar[str] = "next_token"
+    takes: ClassVar[str] = "pairs"
+
+    vocab: int = option(help="tokens in the vocabulary, of source and target alike", ge=1)
+    dim: int = option(help="width of the tokens", ge=1)
+    depth: int = option(help="layers of the encoder", ge=1)
+    decoder_depth: int | None = option(None, "layers of the decoder; as many as the encoder's when left out", ge=1)
+    attention: AttentionSpec = slot("attention", "how positions read each other: both ways in the encoder")
+    cross: Cross = group("how the decoder reads the source")
+    ffn: ExpertSpec = slot("expert", "the feed-forward part of dense layers")
+    moe: StackMoE | None = group("the mixture layers; null for a dense model", default=None)
+    tied: bool = option(False, "one matrix for the input embedding and the output head")
+    scaled_head: bool = option(False, "divide the logits by sqrt(dim), as T5 does where the head is tied")
+    dropout: float = option(0.0, "in training, of embeddings, of each part's output and of the stacks'", ge=0, lt=1)
+    init_std: float = option(0.02, "standard deviation that weights are drawn with", gt=0)
+    init_scale: float | None = option(None, "draw with std sqrt(this / inputs) instead, cut at two (Switch: .1)", gt=0)
+    norm_eps: float = option(1e-6, "added inside the norms' square root", gt=0)
+    recompute: bool = option(False, "keep no activations inside blocks; compute them again for the gradient")
+
+    def check(self) -> Iterable[str]:
+        """The layers named exist, dense layers hold one expert, and nothing in the decoder sees later tokens."""
+        if self.ffn.count != 1:
+            yield f"ffn.count={self.ffn.count} must be 1: a dense layer is one expert that every token passes"
+        if self.moe is None:
+            return
+        if leak := self.moe.leak():
+            yield (
+                f"{leak} would leak later tokens in the decoder: it is not causal, and a decoder predicts the next "
+                "token (a dispatcher for the encoder alone: moe.encoder_dispatcher)"
+            )
+        yield from self.moe.at.check_depth(self.depth, "encoder")
+        if self.decoder_layers != self.depth:
+            yield from self.moe.at.check_depth(self.decoder_layers, "decoder")
+
+    @property
+    def decoder_layers(self) -> int:
+        """Layers of the decoder."""
+        return self.decoder_depth or self.depth
+
+    def moe_layers(self, *, encoder: bool) -> tuple[int, ...]:
+        """Indices of the layers of one stack that are mixtures."""
+        return () if self.moe is None else self.moe.at.indices(self.depth if encoder else self.decoder_layers)
+
+    def dense_twin(self) -> EncoderDecoder | None:
+        """The dense model that does as many feed-forward multiply-adds a token, averaged over all layers and rounded.
+
+        Routers are left out of the sum. None when this model is dense itself, or when its ``ffn`` has no ``hidden``
+        width to set.
+        """
+        if self.moe is None:
+            return None
+        layers = self.depth + self.decoder_layers
+        mixtures = len(self.moe_layers(encoder=True)) + len(self.moe_layers(encoder=False))
+        ffn = dense_equivalent(
+            self.ffn, self.moe, self.dim, layers=layers, mixtures=mixtures, dense_too=self.moe.dense_too
+        )
+        return None if ffn is None else replace(self, moe=None, ffn=ffn)
+
+
+COMPONENT = Component(
+    name="encoder_decoder",
+    spec=EncoderDecoder,
+    target="moekit_models.encoder_decoder.module:EncoderDecoderModel",
+    summary="an encoder-decoder transformer, each layer of both stacks dense or a mixture of experts",
+    paper="Vaswani et al. 2017; T5 2020; GShard 2020, Switch Transformer 2021, ST-MoE 2022 (mixtures)",
+)

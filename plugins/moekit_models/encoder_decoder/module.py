@@ -1,0 +1,193 @@
+"""The encoder-decoder: embed, encode, and decode with an eye on what was encoded. Oracle of the wiring: ``naive.py``.
+
+Attention probabilities have no dropout of their own, unlike in T5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, cast, final
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from moekit.contracts import Batch, Init, LayerReport, Model, ModelOutput, Source
+from moekit.errors import MoekitError
+from moekit.registry import build
+from moekit_models.blocks import RMSNorm, feed, feed_forward, init_weights, run_block, sight
+from moekit_models.encoder_decoder import Cross, EncoderDecoder
+
+
+class CrossAttention(nn.Module):
+    """Softmax attention of a target's positions to a source's, scale ``1/sqrt(head_dim)``, no biases, no positions.
+
+    Args:
+        spec: its options.
+        dim: D, width of the tokens.
+    """
+
+    def __init__(self, spec: Cross, dim: int) -> None:
+        super().__init__()
+        self.heads = spec.heads
+        width = spec.heads * spec.head_dim
+        self.q = nn.Linear(dim, width, bias=False)
+        self.k = nn.Linear(dim, width, bias=False)
+        self.v = nn.Linear(dim, width, bias=False)
+        self.out = nn.Linear(width, dim, bias=False)
+
+    def forward(self, x_BSD: Tensor, memory_BSD: Tensor, memory_valid_BS: Tensor | None) -> Tensor:
+        """``y_BSD`` for the target's positions; the source's padding is not seen."""
+        read = ((self.q, x_BSD), (self.k, memory_BSD), (self.v, memory_BSD))
+        q, k, v = (w(u_BSD).unflatten(-1, (self.heads, -1)).transpose(1, 2) for w, u_BSD in read)
+        y = F.scaled_dot_product_attention(q, k, v, **sight(False, memory_valid_BS))
+        return cast(Tensor, self.out(y.transpose(1, 2).flatten(-2)))
+
+
+class Block(nn.Module):
+    """``x + part(norm(x))`` for each part in turn: attention, in a decoder cross-attention, the feed-forward part.
+
+    Args:
+        spec: the model's options.
+        is_moe: whether the feed-forward part is a mixture of experts.
+        encoder: which stack the block stands in.
+    """
+
+    def __init__(self, spec: EncoderDecoder, is_moe: bool, *, encoder: bool) -> None:
+        super().__init__()
+        moe = spec.moe if is_moe else None
+        dense_too = moe is not None and moe.dense_too
+        self.attention_norm = RMSNorm(spec.dim, eps=spec.norm_eps)
+        self.attention: nn.Module = build(spec.attention, spec.dim, not encoder)
+        self.cross_norm = None if encoder else RMSNorm(spec.dim, eps=spec.norm_eps)
+        self.cross_attention = None if encoder else CrossAttention(spec.cross, spec.dim)
+        self.ffn_norm = RMSNorm(spec.dim, eps=spec.norm_eps)
+        self.ffn = feed_forward(spec.ffn, None if moe is None else moe.layer(encoder=encoder), spec.dim)
+        self.dense_norm = RMSNorm(spec.dim, eps=spec.norm_eps) if dense_too else None
+        self.dense = feed_forward(spec.ffn, None, spec.dim) if dense_too else None
+        self.dropout = nn.Dropout(spec.dropout)
+
+    def forward(
+        self,
+        x_BSD: Tensor,
+        valid_BS: Tensor | None,
+        memory_BSD: Tensor | None = None,
+        memory_valid_BS: Tensor | None = None,
+    ) -> tuple[Tensor, LayerReport | None]:
+        """``x_BSD -> x_BSD``, and the report of the mixture, if it is one."""
+        x_BSD = x_BSD + self.dropout(self.attention(self.attention_norm(x_BSD), valid_BS=valid_BS))
+        if self.cross_attention is not None and self.cross_norm is not None:
+            x_BSD = x_BSD + self.dropout(self.cross_attention(self.cross_norm(x_BSD), memory_BSD, memory_valid_BS))
+        y_BSD, report = feed(self.ffn, self.ffn_norm(x_BSD), valid_BS)
+        x_BSD = x_BSD + self.dropout(y_BSD)
+        if self.dense is not None and self.dense_norm is not None:
+            x_BSD = x_BSD + self.dropout(feed(self.dense, self.dense_norm(x_BSD), valid_BS)[0])
+        return x_BSD, report
+
+
+class Stack(nn.Module):
+    """The blocks of an encoder or of a decoder, and the norm behind them.
+
+    Args:
+        spec: the model's options.
+        encoder: which of the two.
+    """
+
+    def __init__(self, spec: EncoderDecoder, *, encoder: bool) -> None:
+        super().__init__()
+        self.recompute = spec.recompute
+        mixtures = set(spec.moe_layers(encoder=encoder))
+        depth = spec.depth if encoder else spec.decoder_layers
+        self.blocks = nn.ModuleList(Block(spec, i in mixtures, encoder=encoder) for i in range(depth))
+        self.norm = RMSNorm(spec.dim, eps=spec.norm_eps)
+        self.dropout = nn.Dropout(spec.dropout)
+
+    def forward(
+        self, x_BSD: Tensor, valid_BS: Tensor | None, *memory: Tensor | None
+    ) -> tuple[Tensor, dict[str, LayerReport]]:
+        """``x_BSD -> x_BSD``, and the mixtures' reports by their names in the stack."""
+        reports: dict[str, LayerReport] = {}
+        x_BSD = self.dropout(x_BSD)
+        for i, block in enumerate(self.blocks):
+            x_BSD, report = run_block(block, self.recompute, x_BSD, valid_BS, *memory)
+            if report is not None:
+                reports[f"blocks.{i}.ffn"] = report
+        return self.dropout(self.norm(x_BSD)), reports
+
+
+class Memory(NamedTuple):
+    """What the encoder made of a source.
+
+    Attributes:
+        h_BSD: one vector a token of the source.
+        valid_BS: bool, False for its padding; None when all count.
+        reports: the encoder's mixtures, by their names in the model.
+    """
+
+    h_BSD: Tensor
+    valid_BS: Tensor | None
+    reports: Mapping[str, LayerReport]
+
+
+@final
+class EncoderDecoderModel(Model):
+    """The encoder-decoder that a spec describes. Weights are drawn as ``init_std`` or ``init_scale`` says, norms are 1.
+
+    Args:
+        spec: its options.
+    """
+
+    def __init__(self, spec: EncoderDecoder) -> None:
+        super().__init__()
+        self.spec = spec
+        self.embedding = nn.Embedding(spec.vocab, spec.dim)
+        self.encoder = Stack(spec, encoder=True)
+        self.decoder = Stack(spec, encoder=False)
+        self.head = None if spec.tied else nn.Linear(spec.dim, spec.vocab, bias=False)
+        init_weights(self, Init(std=spec.init_std, scale=spec.init_scale))
+
+    def forward(self, inputs: Tensor, *, valid: Tensor | None = None, source: Source | None = None) -> ModelOutput:
+        """Logits of the next token of the target, at every position of it.
+
+        Args:
+            inputs: ``tokens_BS`` of the target so far, int64; the first is the start token.
+            valid: bool ``[B, S]``, False for padding, which must come last in a sequence.
+            source: what the target is made from.
+
+        Raises:
+            MoekitError: no source.
+        """
+        if source is None:
+            raise MoekitError(
+                "an encoder-decoder needs a source: call model(inputs, source=Source(tokens)), "
+                "or model.on(batch) with a batch that has one"
+            )
+        return self.decode(self.encode(source), inputs, valid)
+
+    def on(self, batch: Batch) -> ModelOutput:
+        """Runs on a batch of pairs."""
+        output: ModelOutput = self(batch.inputs, valid=batch.valid, source=batch.source)
+        return output
+
+    def given(self, source: Source) -> Callable[[Tensor, Tensor | None], ModelOutput]:
+        """``(inputs, valid) -> output`` for targets of one source, which is read once."""
+        memory = self.encode(source)
+        return lambda inputs, valid: self.decode(memory, inputs, valid)
+
+    def encode(self, source: Source) -> Memory:
+        """Reads a source."""
+        h_BSD, reports = self.encoder(self.embedding(source.tokens), source.valid)
+        return Memory(h_BSD, source.valid, {f"encoder.{name}": report for name, report in reports.items()})
+
+    def decode(self, memory: Memory, inputs: Tensor, valid: Tensor | None = None) -> ModelOutput:
+        """Logits for a target, given a source that was read before."""
+        x_BSD, reports = self.decoder(self.embedding(inputs), valid, memory.h_BSD, memory.valid_BS)
+        if self.spec.scaled_head:
+            x_BSD = x_BSD * self.spec.dim**-0.5
+        y_BSV = F.linear(x_BSD, self.embedding.weight) if self.head is None else self.head(x_BSD)
+        named = {f"decoder.{name}": report for name, report in reports.items()}
+        return ModelOutput(y=y_BSV, reports={**memory.reports, **named}, of_source=frozenset(memory.reports))
+
+    def embeddings(self) -> tuple[nn.Parameter | None, nn.Parameter | None]:
+        """The input embedding and the head's matrix."""
+        embedding = cast(nn.Parameter, self.embedding.weight)
+        return embedding, embedding if self.head is None else cast(nn.Parameter, self.head.weight)

@@ -1,0 +1,89 @@
+"""Attention with relative position biases, on ``F.scaled_dot_product_attention``. Oracle: ``naive.py``."""
+
+from __future__ import annotations
+
+from typing import cast, final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from moekit_models.blocks import sight
+from moekit_models.relative import Relative
+
+
+@final
+class RelativeAttention(nn.Module):
+    """Softmax attention over ``scale · q·k + bias[bucket(distance)]``, no other biases.
+
+    Args:
+        spec: its options.
+        dim: D, width of the tokens.
+        causal: whether a position sees none after it.
+    """
+
+    def __init__(self, spec: Relative, dim: int, causal: bool = True) -> None:
+        super().__init__()
+        self.spec = spec
+        self.causal = causal
+        width = spec.heads * spec.head_dim
+        self.q = nn.Linear(dim, width, bias=False)
+        self.k = nn.Linear(dim, width, bias=False)
+        self.v = nn.Linear(dim, width, bias=False)
+        self.out = nn.Linear(width, dim, bias=False)
+        self.bias = nn.Embedding(spec.buckets, spec.heads)
+
+    def forward(self, x_BSD: Tensor, *, valid_BS: Tensor | None = None) -> Tensor:
+        """``x_BSD -> y_BSD``; padding is seen by no other position."""
+        # Heads stand before positions from here on: [B, heads, S, head_dim].
+        q, k, v = (w(x_BSD).unflatten(-1, (self.spec.heads, -1)).transpose(1, 2) for w in (self.q, self.k, self.v))
+        bias = self.position_bias(x_BSD.shape[1]).to(q.dtype)
+        if self.causal:
+            later_SS = torch.ones(bias.shape[-2:], dtype=torch.bool, device=bias.device).triu(1)
+            bias = bias.masked_fill(later_SS, -torch.inf)
+        elif (seen := sight(False, valid_BS).get("attn_mask")) is not None:
+            bias = bias.masked_fill(~seen, -torch.inf)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=self.spec.scale)
+        return cast(Tensor, self.out(y.transpose(1, 2).flatten(-2)))
+
+    def position_bias(self, S: int) -> Tensor:
+        """``[1, heads, S, S]``: what is added to the score of a query (third) for a key (fourth dimension)."""
+        place_S = torch.arange(S, device=self.bias.weight.device)
+        distance_X = torch.arange(1 - S, S, device=place_S.device)  # of a key from its query
+        table_X = self.bias(bucket_of(distance_X, self.spec.buckets, self.spec.max_distance, both=not self.causal))
+        bias_SSX = table_X[place_S - place_S[:, None] + S - 1]
+        return cast(Tensor, bias_SSX.permute(2, 0, 1)[None])
+
+
+def bucket_of(distance_X: Tensor, buckets: int, max_distance: int, *, both: bool) -> Tensor:
+    """int64: the bucket of each signed distance of a key from its query.
+
+    Of n buckets for one side the first n/2 hold one distance each, 0 to n/2 - 1; the rest widen evenly in the
+    logarithm up to ``max_distance``. With ``both`` sides, later keys have the upper half of the buckets.
+
+    Args:
+        distance_X: position of the key minus that of its query; later keys are at distance 0 unless ``both``.
+        buckets: of both sides together.
+        max_distance: from here on all is the last bucket.
+        both: whether later keys are seen.
+    """
+    side = buckets // 2 if both else buckets
+    n_X = distance_X.abs() if both else (-distance_X).clamp(min=0)
+    exact = side // 2
+    bucket_X = n_X.clamp(max=exact)
+    for start in starts(side, max_distance)[exact + 1 :]:
+        bucket_X = bucket_X + (n_X >= start)
+    return bucket_X + side * (distance_X > 0) if both else bucket_X
+
+
+def starts(side: int, max_distance: int) -> list[int]:
+    """The least distance of each of one side's buckets, in whole numbers: rounding cannot move a boundary."""
+    exact = side // 2
+    rest = side - exact
+    found = list(range(exact))
+    for k in range(rest):  # the least n with exact · (max_distance / exact)^(k / rest) <= n
+        n = found[-1] if k else exact
+        while n**rest < exact ** (rest - k) * max_distance**k:
+            n += 1
+        found.append(n)
+    return found
