@@ -19,7 +19,7 @@ WORDS = {"bits_per_byte": "bits per byte", "blend_mse": "squared error of the bl
 
 def unit_of(recipe: Recipe) -> str:
     """What a run's data is counted in."""
-    return "tokens" if recipe.model.takes == "tokens" else "cases"
+    return "cases" if recipe.model.takes == "cases" else "tokens"
 
 
 def tell(outcome: Outcome, module: LitMoE, console: Console) -> None:

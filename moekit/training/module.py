@@ -135,7 +135,7 @@ class LitMoE(L.LightningModule):
             self.sparse_layers = [name for name, r in output.reports.items() if r.routing.form != "soft"]
         sums = sums_of(loss)
         total = loss.total
-        balance = balance_sum(output.reports)
+        balance = balance_sum(output.reports, dict.fromkeys(output.of_source, loss.count))
         if balance is not None:
             sums["balance_loss"] = (balance, loss.count)
             total = total + balance
