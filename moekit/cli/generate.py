@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 SUMMARY = "let a trained language model speak"
 EXAMPLES = """\
   moekit generate deepseek_v3 "def forward("
   moekit generate runs/deepseek_v3/2026-01-31_12-00-00 "The " --tokens 400 --temperature 1.0
+  moekit generate switch "a source, whose target is written" --temperature 0
   moekit generate some/checkpoint.ckpt "#include <" --seed 7
 """
 
@@ -17,7 +19,7 @@ EXAMPLES = """\
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the verb's arguments."""
     parser.add_argument("run", metavar="RUN", help="a run folder, a checkpoint, or a name (its latest run)")
-    parser.add_argument("prompt", metavar="PROMPT", help="the text to go on from")
+    parser.add_argument("prompt", metavar="PROMPT", help="the text to go on from, or to make a target of")
     parser.add_argument("--tokens", type=int, default=200, metavar="N", help="tokens to draw (default: 200)")
     parser.add_argument("--temperature", type=float, default=0.8, metavar="T", help="0: the likeliest (default: 0.8)")
     parser.add_argument("--top-p", type=float, default=0.95, metavar="P", help="nucleus, 0 < P <= 1 (default: 0.95)")
@@ -26,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the prompt and what the model makes of it, as it comes."""
+    """Prints what the model makes of the prompt, as it comes; behind the prompt, where the model goes on from it."""
     from moekit.errors import MoekitError
 
     if args.tokens < 0 or args.temperature < 0 or not 0 < args.top_p <= 1:
@@ -36,23 +38,22 @@ def run(args: argparse.Namespace) -> int:
 
     import torch
 
-    from moekit.training.generate import DEFAULT_CONTEXT, load_run, sample, stream
+    from moekit.training.generate import DEFAULT_CONTEXT, answer, load_run, sample, stream
     from moekit.training.trainer import quiet
 
     with quiet():
         module = load_run(args.run, Path(args.out))
     if module.recipe.model.gives != "next_token" or module.data is None:
         raise MoekitError(f"'{args.run}' is no language model: there is nothing to generate")
-    ids = sample(
-        module.model,
-        module.data.encode(args.prompt),
-        tokens=args.tokens,
-        temperature=args.temperature,
-        top_p=args.top_p,
-        context=int(getattr(module.recipe.data, "seq", DEFAULT_CONTEXT)),
-        generator=torch.Generator().manual_seed(args.seed),
-    )
-    sys.stdout.write(args.prompt)
+    prompt, generator = module.data.encode(args.prompt), torch.Generator().manual_seed(args.seed)
+    options = {"tokens": args.tokens, "temperature": args.temperature, "top_p": args.top_p, "generator": generator}
+    ids: Iterator[int]
+    if module.recipe.model.takes == "pairs":
+        ids = answer(module.model, module.data, prompt, **options)
+    else:
+        context = int(getattr(module.recipe.data, "seq", DEFAULT_CONTEXT))
+        ids = sample(module.model, prompt, context=context, **options)
+        sys.stdout.write(args.prompt)
     for text in stream(module.data, ids):
         sys.stdout.write(text)
         sys.stdout.flush()

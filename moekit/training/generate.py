@@ -1,14 +1,14 @@
-"""Sampling from a trained language model, token by token."""
+"""Sampling from a trained model, token by token: going on from a prompt, or writing the target of a source."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from moekit.contracts import Data, Model
+from moekit.contracts import Data, Model, ModelOutput, Source
 from moekit.errors import CheckpointError, MoekitError
 from moekit.training.checkpoint import read_checkpoint
 from moekit.training.folder import RUNS, RunFolder
@@ -73,14 +73,123 @@ def sample(
         yield int(choice)
 
 
-def draw(logits_V: Tensor, *, temperature: float, top_p: float, generator: torch.Generator | None = None) -> Tensor:
-    """int64 ``[1]``: one token, by temperature and nucleus (Holtzman et al. 2020, section 3.1)."""
+@torch.inference_mode()
+def targets(
+    model: Model,
+    source: Source,
+    *,
+    start: int,
+    end: int,
+    tokens: int,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> Iterator[Tensor]:
+    """Writes the targets of sources, one token of each at a time; ends early when all are ended.
+
+    The sources are read once (``Model.given``). A target that has ended is padding to the others' model: it takes no
+    expert's capacity.
+
+    Args:
+        model: one that takes pairs, in evaluation mode.
+        source: B sequences.
+        start: the token that a target starts with.
+        end: the token that ends it.
+        tokens: how many to draw at most.
+        temperature: divides the logits; 0 takes the likeliest token.
+        top_p: draws from the fewest tokens whose probabilities add up to at least this.
+        generator: all randomness comes from it; it lies on the model's device.
+
+    Yields:
+        int64 ``[B]``: the next token of each; ``end`` for those that have ended before.
+    """
+    device = next(model.parameters()).device
+    source = Source(source.tokens.to(device), None if source.valid is None else source.valid.to(device))
+    write: Callable[[Tensor, Tensor | None], ModelOutput] = model.given(source)
+    written_BS = torch.full((len(source.tokens), 1), start, device=device)
+    valid_BS = torch.ones_like(written_BS, dtype=torch.bool)
+    for _ in range(tokens):
+        logits_BV = write(written_BS, valid_BS).y[:, -1].float()
+        choice_B = draw(logits_BV, temperature=temperature, top_p=top_p, generator=generator)
+        choice_B = choice_B.where(valid_BS[:, -1], end)
+        yield choice_B
+        going_B = choice_B != end
+        if not going_B.any():
+            return
+        written_BS = torch.cat([written_BS, choice_B[:, None]], dim=1)
+        valid_BS = torch.cat([valid_BS, going_B[:, None]], dim=1)
+
+
+def answer(
+    model: Model,
+    data: Data,
+    source: Tensor,
+    *,
+    tokens: int,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> Iterator[int]:
+    """The target of one source, token by token, until it ends.
+
+    Args:
+        model: one that takes pairs, in evaluation mode.
+        data: says which token ends a target, and starts it.
+        source: int64 ``[S]``.
+        tokens, temperature, top_p, generator: as in ``targets``.
+
+    Raises:
+        MoekitError: the data names no such token.
+    """
+    end = data.end_token()
+    if end is None:
+        raise MoekitError(f"{type(data).__name__} names no token that ends a target: end_token() is to return it")
+    written = targets(
+        model,
+        Source(source[None]),
+        start=end,
+        end=end,
+        tokens=tokens,
+        temperature=temperature,
+        top_p=top_p,
+        generator=generator,
+    )
+    return (token for token in (int(choice_B) for choice_B in written) if token != end)
+
+
+def translate(model: Model, source: Source, *, start: int, end: int, max_tokens: int) -> list[Tensor]:
+    """The targets of sources, the likeliest token each time: int64 on the CPU, without ``start`` and ``end``.
+
+    Args:
+        model: one that takes pairs, in evaluation mode.
+        source: B sequences.
+        start: the token that a target starts with.
+        end: the token that ends it.
+        max_tokens: where a target is broken off.
+    """
+    steps = list(targets(model, source, start=start, end=end, tokens=max_tokens))
+    if not steps:
+        return [torch.empty(0, dtype=torch.int64) for _ in source.tokens]
+    written_BS = torch.stack(steps, dim=1).cpu()
+    return [row_S[: int((row_S != end).sum())] for row_S in written_BS]  # after its end a row holds nothing else
+
+
+def draw(logits_X: Tensor, *, temperature: float, top_p: float, generator: torch.Generator | None = None) -> Tensor:
+    """int64 ``[B]``: one token for each row, by temperature and nucleus (Holtzman et al. 2020, section 3.1).
+
+    Args:
+        logits_X: ``[V]``, or a row for each of B.
+        temperature: divides the logits; 0 takes the likeliest token.
+        top_p: draws from the fewest tokens whose probabilities add up to at least this.
+        generator: all randomness comes from it.
+    """
+    logits_BV = logits_X.reshape(-1, logits_X.shape[-1])
     if temperature == 0:
-        return logits_V.argmax().reshape(1)
-    probs_V, order_V = (logits_V / temperature).softmax(-1).sort(descending=True)
+        return logits_BV.argmax(-1)
+    probs_BV, order_BV = (logits_BV / temperature).softmax(-1).sort(descending=True)
     # A token stays while those before it add up to less than top_p, so the likeliest always does.
-    probs_V = probs_V.where(probs_V.cumsum(-1) - probs_V < top_p, 0)
-    return order_V[torch.multinomial(probs_V, 1, generator=generator)]
+    probs_BV = probs_BV.where(probs_BV.cumsum(-1) - probs_BV < top_p, 0)
+    return order_BV.gather(1, torch.multinomial(probs_BV, 1, generator=generator))[:, 0]
 
 
 def stream(data: Data, ids: Iterable[int]) -> Iterator[str]:
