@@ -19,11 +19,14 @@ def checks(case: Case) -> Iterator[Check]:
 
 
 def check_batches(case: Case) -> None:
-    """Yields what it claims: int64 ``tokens_BS`` with the next tokens as targets, or float cases with targets."""
+    """Yields what it claims: int64 ``tokens_BS`` with the next tokens as targets, or float cases with targets.
+
+    Pairs have a source beside them: int64 ``[B, S]`` of a length of its own.
+    """
     data = _prepared(case)
     for batch in (data.train_batch(_generator(0)), next(iter(data.validation_batches()))):
         inputs, targets = batch.inputs, batch.targets
-        if _spec(case).yields == "tokens":
+        if _spec(case).yields in ("tokens", "pairs"):
             require(
                 inputs.dtype == targets.dtype == torch.int64 and inputs.ndim == 2 and inputs.shape == targets.shape,
                 found=f"inputs {inputs.dtype} {tuple(inputs.shape)}, targets {targets.dtype} {tuple(targets.shape)}",
@@ -34,12 +37,32 @@ def check_batches(case: Case) -> None:
                 both = batch.valid[:, 1:] & batch.valid[:, :-1]
             shifted = bool((inputs[:, 1:] == targets[:, :-1])[both].all())
             require(shifted, found="targets that are not the next inputs", expected="targets[:, i] = inputs[:, i + 1]")
+            if _spec(case).yields == "pairs":
+                _require_source(batch)
         else:
             require(
                 inputs.is_floating_point() and inputs.ndim == 2 and targets.shape[:1] == inputs.shape[:1],
                 found=f"inputs {inputs.dtype} {tuple(inputs.shape)}, targets {tuple(targets.shape)}",
                 expected="float [T, D] and targets [T, O]",
             )
+
+
+def _require_source(batch: Batch) -> None:
+    source = batch.source
+    require(source is not None, found="no source", expected="Batch.source, what the targets are made from")
+    assert source is not None
+    tokens, valid = source
+    require(
+        tokens.dtype == torch.int64 and tokens.ndim == 2 and len(tokens) == len(batch.inputs),
+        found=f"source.tokens {tokens.dtype} {tuple(tokens.shape)} for {len(batch.inputs)} targets",
+        expected="int64 [B, S], a row for each target",
+    )
+    if valid is not None:
+        require(
+            valid.dtype == torch.bool and valid.shape == tokens.shape and bool((valid[:, 1:] <= valid[:, :-1]).all()),
+            found=f"source.valid {valid.dtype} {tuple(valid.shape)}, or padding before what counts",
+            expected="bool [B, S], padding last",
+        )
 
 
 def check_drawn_from_generator(case: Case) -> None:

@@ -1,0 +1,214 @@
+"""Translation pairs as data: drawn by language, batched, translated back and scored."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moekit.contracts import Batch, Data, Model
+from moekit.errors import DataError, MoekitError
+from moekit_data.corpus import count
+from moekit_data.tokens import ByteTokens, PairTokens, Tokens
+from moekit_data.translations import Translations
+from moekit_data.translations.batches import Bucket, TokenPair, collate, encode, slices, width
+from moekit_data.translations.catalogs import read_django, require
+from moekit_data.translations.files import read_files
+from moekit_data.translations.pairs import Pair, choose_languages, keep, placeholders, sample, split
+from moekit_data.translations.scoring import Translation, figures, translate_pairs
+from moekit_data.translations.vocabulary import Vocabulary, restore
+
+SHOWN = 12  # languages that are named at the start of a run
+
+
+class TranslationData(Data):
+    """English into many languages. The source begins with a tag that names the language; all share one vocabulary.
+
+    *Shapes*: ``inputs`` and ``targets`` ``tokens_BS`` int64, the target shifted by one, from the end token and to it;
+    ``source.tokens`` int64 ``[B, S]`` with an S of its own; ``valid`` and ``source.valid`` False for padding;
+    ``domain`` ``[B]`` int64, the language; ``num_bytes`` the bytes of text that the targets spell.
+
+    Each source string lies, with all its translations, in one split: many languages translate the same strings.
+
+    *Source*: languages are drawn with temperature as in Arivazhagan et al., "Massively multilingual neural machine
+    translation in the wild" (2019, arXiv:1907.05019, section 4.2), which GShard's data follows.
+    """
+
+    def __init__(self, spec: Translations) -> None:
+        self.spec = spec
+        self._vocabulary: Vocabulary | None = None
+        self._bucket: Bucket | None = None
+        self._validation: list[Pair] = []
+        self._num_bytes_V: Tensor = torch.zeros(0)
+        self._longest = 0
+        self._described: dict[str, str] = {}
+
+    def prepare(self) -> None:
+        """Reads the pairs, learns byte pairs where asked (unless a checkpoint brought them), draws the split.
+
+        Raises:
+            DataError: a package is not installed, a file is malformed, a language is missing, or ``vocab`` too small.
+        """
+        if self._bucket is not None:
+            return
+        require("sacrebleu", "it scores translations")
+        if self.spec.path is None:
+            origin, read = "Django's catalogs", read_django()
+        else:
+            origin, read = self.spec.path, read_files(Path(self.spec.path))
+        pairs, notes = keep(read, self.spec.max_chars)
+        known = self._vocabulary
+        languages = choose_languages(self.spec, pairs, origin) if known is None else known.languages
+        pairs = [pair for pair in pairs if pair.language in set(languages)]
+        train, validation = split(pairs, self.spec.validation)
+        self._validation = sample(validation, languages, self.spec.validation_pairs)
+        if not train or not self._validation:
+            raise DataError(
+                f"too few pairs in {origin}: {len(train)} to train on, {len(validation)} to validate with\n"
+                "  give more pairs, or another data.validation"
+            )
+        if self._vocabulary is None:
+            self._vocabulary = self._new_vocabulary(train, languages)
+        numbers = encode(train, self._vocabulary)
+        self._num_bytes_V = self._vocabulary.num_bytes_V()
+        self._longest = max(len(pair.target) for pair in numbers)
+        self._bucket = Bucket(
+            numbers, len(languages), batch_tokens=self.spec.batch_tokens, temperature=self.spec.temperature
+        )
+        self._described = {
+            "pairs": f"{origin}: train {len(train):,}, validation {len(self._validation):,} of {len(validation):,}, "
+            f"split by {count(len({pair.source for pair in (*train, *validation)}), 'source string')}",
+            **({"left out": ", ".join(notes)} if notes else {}),
+            **describe_training(train, numbers, self._vocabulary, self.spec.tokens),
+        }
+
+    def _new_vocabulary(self, train: Sequence[Pair], languages: Sequence[str]) -> Vocabulary:
+        need = self.spec.smallest_vocab(len(languages))
+        if self.spec.vocab < need:
+            raise DataError(
+                f"data.vocab={self.spec.vocab} has no room for {count(len(languages), 'language')}\n"
+                f"  set data.vocab={need} or more, or name fewer in data.languages"
+            )
+        tokens: Tokens = ByteTokens()
+        if self.spec.tokens == "bpe":
+            sources = dict.fromkeys(pair.source for pair in train)
+            texts = [*sources, *(pair.target for pair in train)]
+            tokens = PairTokens.learn((text.encode() for text in texts), self.spec.vocab - 1 - len(languages))
+        return Vocabulary(tokens, languages)
+
+    def train_batch(self, generator: torch.Generator) -> Batch:
+        """About ``batch_tokens`` tokens of pairs of like length; languages by temperature, their pairs evenly."""
+        return collate(self._ready().draw(generator), self._known(), self._num_bytes_V)
+
+    def validation_batches(self) -> Iterator[Batch]:
+        """At most ``validation_pairs`` of each language, short ones first, always the same."""
+        self._ready()
+        pairs = sorted(encode(self._validation, self._known()), key=width)
+        for chosen in slices([width(pair) for pair in pairs], self.spec.batch_tokens):
+            yield collate(pairs[chosen.start : chosen.stop], self._known(), self._num_bytes_V)
+
+    def domain_names(self) -> Sequence[str]:
+        """The languages, in the order of their tags."""
+        return () if self._vocabulary is None else self._vocabulary.languages
+
+    def describe(self) -> Mapping[str, str]:
+        """Where the pairs come from, how many there are on either side of the split, the languages, the tokens."""
+        return dict(self._described)
+
+    def encode(self, text: str) -> Tensor:
+        """``<de> Save changes`` as a source, int64 ``[S]``.
+
+        Raises:
+            MoekitError: no tag, or an unknown one; or nothing is learnt or loaded yet.
+        """
+        return self._known().prompt(text)
+
+    def decode(self, ids: Tensor) -> str:
+        """Tokens up to the end as text; a tag as ``<de> ``.
+
+        Raises:
+            MoekitError: nothing is learnt or loaded yet.
+        """
+        return self._known().decode(ids)
+
+    def end_token(self) -> int | None:
+        """The token after those of text; None before anything is learnt or loaded."""
+        return None if self._vocabulary is None else self._vocabulary.end
+
+    def state(self) -> dict[str, Any]:
+        """The languages, and the learnt byte pairs."""
+        return {} if self._vocabulary is None else self._vocabulary.state()
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Takes back languages and byte pairs; ``prepare`` then learns no others, after ``prepare`` it reads anew.
+
+        Raises:
+            DataError: the state is of another kind of token, or damaged.
+        """
+        if dict(state) == self.state():
+            return
+        self._vocabulary = restore(state, self.spec.tokens)
+        if self._bucket is not None:
+            self._bucket = None
+            self.prepare()
+
+    def scores(self, model: Model) -> Mapping[str, float]:
+        """BLEU, chrF and placeholders kept, of greedy translations of the validation pairs."""
+        return figures(self.translate(model))
+
+    def picture(self, model: Model, folder: Path) -> list[Path]:
+        """``translations.tsv``: every validation pair beside the model's; ``translations.png``: chrF by language."""
+        from moekit_data.translations.picture import draw, write  # matplotlib: only when there is something to draw
+
+        made = self.translate(model)
+        return [write(made, folder / "translations.tsv"), draw(made, folder / "translations.png")]
+
+    def translate(self, model: Model) -> list[Translation]:
+        """The validation pairs with the model's greedy translations, language after language."""
+        self._ready()
+        return translate_pairs(
+            model,
+            self._validation,
+            self._known(),
+            batch_tokens=self.spec.batch_tokens,
+            max_tokens=self._longest + 1,
+        )
+
+    def _known(self) -> Vocabulary:
+        if self._vocabulary is None:
+            raise MoekitError(f"{type(self).__name__} knows no languages yet: call prepare() or load_state() first")
+        return self._vocabulary
+
+    def _ready(self) -> Bucket:
+        if self._bucket is None:
+            raise MoekitError(f"{type(self).__name__} has read nothing yet: call prepare() first")
+        return self._bucket
+
+
+def describe_training(
+    train: Sequence[Pair], numbers: Sequence[TokenPair], vocabulary: Vocabulary, kind: str
+) -> dict[str, str]:
+    """Languages, placeholders and tokens of the training pairs, in words.
+
+    Args:
+        train: the pairs.
+        numbers: the same as tokens.
+        vocabulary: whose tokens.
+        kind: ``bytes`` or ``bpe``.
+    """
+    sizes = Counter(pair.language for pair in train)
+    counts = [sizes[name] for name in vocabulary.languages]
+    names = ", ".join(vocabulary.languages[:SHOWN]) + ", ..." * (len(counts) > SHOWN)
+    places = sum(bool(placeholders(pair.source)) for pair in train)
+    size = sum(len(pair.target.encode()) for pair in train) / len(train)
+    length = sum(len(pair.target) for pair in numbers) / len(train)
+    return {
+        "languages": f"{len(counts)}: {names} (each {min(counts):,} to {max(counts):,} training pairs)",
+        "placeholders": f"in {places:,} training pairs ({places / len(train):.0%}), such as %(name)s",
+        "tokens": f"{kind if kind == 'bytes' else f'{vocabulary.end:,} byte pairs'}, the end, "
+        f"{count(len(counts), 'language tag')}; a target has {size:.1f} bytes in {length:.1f} tokens",
+    }

@@ -1,0 +1,103 @@
+"""What a model makes of pairs, and how good it is: BLEU, chrF, and placeholders that came through unchanged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from statistics import fmean
+from typing import NamedTuple
+
+from moekit.contracts import Model, Source
+from moekit_data.translations.batches import pad, slices
+from moekit_data.translations.pairs import Pair, placeholders
+from moekit_data.translations.vocabulary import Vocabulary
+
+NO_SPACES = ("ja", "th", "km", "lo", "my")
+"""Languages that put no space between words: BLEU counts their characters. Chinese has a rule of its own."""
+
+
+class Translation(NamedTuple):
+    """A pair, and what a model made of its source."""
+
+    language: str
+    source: str
+    reference: str
+    output: str
+
+
+def translate_pairs(
+    model: Model, pairs: Sequence[Pair], vocabulary: Vocabulary, *, batch_tokens: int, max_tokens: int
+) -> list[Translation]:
+    """Greedy translations, in the order of the pairs. The model's mode is restored.
+
+    Args:
+        model: source to target.
+        pairs: what to translate, and the references.
+        vocabulary: of the model.
+        batch_tokens: source tokens at a time, padding included; sources of like length go together.
+        max_tokens: a translation that has no end by then is cut off.
+    """
+    from moekit.training.generate import translate  # its module brings the whole of training
+
+    sources = [vocabulary.source(pair.source, pair.language) for pair in pairs]
+    order = sorted(range(len(pairs)), key=lambda i: len(sources[i]))
+    device = next(model.parameters()).device
+    outputs = [""] * len(pairs)
+    was_training = model.training
+    model.eval()
+    try:
+        for part in slices([len(sources[i]) for i in order], batch_tokens):
+            chosen = order[part.start : part.stop]
+            tokens, valid = pad([sources[i] for i in chosen], vocabulary.end)
+            source = Source(tokens.to(device), valid.to(device))
+            made = translate(model, source, start=vocabulary.end, end=vocabulary.end, max_tokens=max_tokens)
+            for i, ids in zip(chosen, made, strict=True):
+                outputs[i] = vocabulary.decode(ids.cpu())
+    finally:
+        model.train(was_training)
+    return [Translation(p.language, p.source, p.target, text) for p, text in zip(pairs, outputs, strict=True)]
+
+
+def figures(made: Sequence[Translation]) -> dict[str, float]:
+    """The scores of a run.
+
+    Returns:
+        ``bleu`` and ``chrf``, 0 to 100: the mean over languages of each language's corpus score, as GShard averages;
+        ``pairs``, how many were translated; and where there are placeholders ``placeholders_kept``, the share of the
+        sources with placeholders whose placeholders, each as often as it stood, are in the output, and
+        ``placeholder_pairs``, how many these are.
+    """
+    parts = by_language(made).values()
+    values = {
+        "bleu": fmean(bleu(part) for part in parts),
+        "chrf": fmean(chrf(part) for part in parts),
+        "pairs": float(len(made)),
+    }
+    kept = [placeholders(each.source) == placeholders(each.output) for each in made if placeholders(each.source)]
+    if kept:
+        values |= {"placeholders_kept": fmean(kept), "placeholder_pairs": float(len(kept))}
+    return values
+
+
+def by_language(made: Iterable[Translation]) -> dict[str, list[Translation]]:
+    """Translations of each language, in order of appearance."""
+    parts: dict[str, list[Translation]] = {}
+    for each in made:
+        parts.setdefault(each.language, []).append(each)
+    return parts
+
+
+def bleu(made: Sequence[Translation]) -> float:
+    """Corpus BLEU of one language, 0 to 100 (Papineni et al. 2002), as sacrebleu counts it."""
+    from sacrebleu.metrics.bleu import BLEU  # only who scores translations loads it
+
+    name = made[0].language
+    base = name.replace("-", "_").partition("_")[0].lower()
+    words = "zh" if base == "zh" else "char" if base in NO_SPACES else "13a"
+    return float(BLEU(tokenize=words).corpus_score([m.output for m in made], [[m.reference for m in made]]).score)
+
+
+def chrf(made: Sequence[Translation]) -> float:
+    """Corpus chrF of one language, 0 to 100 (Popović 2015): n-grams of characters, without a tokenizer."""
+    from sacrebleu.metrics.chrf import CHRF
+
+    return float(CHRF().corpus_score([m.output for m in made], [[m.reference for m in made]]).score)

@@ -1,0 +1,101 @@
+"""The vocabulary: tokens of text first, then the end of a target, then one tag for each language.
+
+The end also starts a target: it is what the decoder is given first.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moekit.errors import DataError, MoekitError
+from moekit_data.tokens import Tokens, from_state
+from moekit_data.translations import LANGUAGE
+from moekit_data.translations.pairs import known
+
+TAG = re.compile(rf"\s*<({LANGUAGE})>\s*")
+
+
+class Vocabulary:
+    """Numbers for texts with a tag, and back.
+
+    Args:
+        tokens: of the text.
+        languages: in the order of their tags.
+
+    Attributes:
+        end: the token that ends a target, and starts it.
+        size: how many tokens there are.
+    """
+
+    def __init__(self, tokens: Tokens, languages: Sequence[str]) -> None:
+        self.tokens = tokens
+        self.languages = tuple(languages)
+        self.end = len(tokens.spelling)
+        self.size = self.end + 1 + len(languages)
+
+    def tag(self, language: str) -> int:
+        """The token of a language."""
+        return self.end + 1 + self.languages.index(language)
+
+    def source(self, text: str, language: str) -> Tensor:
+        """What the encoder reads, int64 ``[S]``: the tag, then the text."""
+        return torch.cat([torch.tensor([self.tag(language)]), self.tokens.encode_text(text)])
+
+    def prompt(self, text: str) -> Tensor:
+        """``<de> Save changes`` as a source.
+
+        Raises:
+            MoekitError: no tag in front, or one of an unknown language; the message lists them.
+        """
+        match = TAG.match(text)
+        if match is None:
+            raise MoekitError(
+                f"the text names no language to translate into\n  expected a tag in front, such as "
+                f"'<{self.languages[0]}> Save changes'\n  languages: {', '.join(self.languages)}"
+            )
+        if match[1] not in self.languages:
+            raise MoekitError(f"no tag <{match[1]}>: nothing was learnt of it\n{known(match[1], self.languages)}")
+        return self.source(text[match.end() :], match[1])
+
+    def decode(self, ids: Tensor) -> str:
+        """Tokens up to the first end as text; a tag comes out as ``<de> ``, so that a source reads as its prompt."""
+        numbers = ids.tolist()
+        numbers = numbers[: numbers.index(self.end)] if self.end in numbers else numbers
+        text, start = "", 0
+        for place, number in enumerate([*numbers, self.end]):
+            if number >= self.end:
+                text += self.tokens.decode(torch.tensor(numbers[start:place], dtype=torch.int64))
+                start = place + 1
+                if self.end < number < self.size:
+                    text += f"<{self.languages[number - self.end - 1]}> "
+        return text
+
+    def num_bytes_V(self) -> Tensor:
+        """int64: bytes of text that each token spells; 0 for the end and the tags."""
+        return torch.cat([self.tokens.num_bytes_V(), torch.zeros(1 + len(self.languages), dtype=torch.int64)])
+
+    def state(self) -> dict[str, Any]:
+        """What ``restore`` needs, as plain values."""
+        return {"languages": list(self.languages), **self.tokens.state()}
+
+
+def restore(state: Mapping[str, Any], kind: str) -> Vocabulary:
+    """The vocabulary that ``Vocabulary.state`` gave.
+
+    Args:
+        state: what it gave.
+        kind: ``bytes`` or ``bpe``, as the spec says.
+
+    Raises:
+        DataError: the state is damaged, or of the other kind of token.
+    """
+    languages = state.get("languages")
+    tokens = from_state(state, kind)
+    if tokens is None or not isinstance(languages, list):
+        raise DataError("the stored state holds no languages, or no byte pairs: it is none of data translations")
+    return Vocabulary(tokens, languages)
