@@ -14,6 +14,7 @@ from moekit.spec.recipe import Recipe
 from moekit.training.module import LitMoE
 from moekit.training.outcome import Comparison, Outcome
 
+ELSEWHERE = ("objective", "max_violation")  # validation figures without a row of their own
 WORDS = {"bits_per_byte": "bits per byte", "blend_mse": "squared error of the blend"}
 
 
@@ -29,7 +30,7 @@ def tell(outcome: Outcome, module: LitMoE, console: Console) -> None:
     grid.add_column(style="dim")
     grid.add_column()
     first = [outcome.metric] if outcome.metric in outcome.validation else []
-    for name in [*first, *(n for n in outcome.validation if n not in (outcome.metric, "objective"))]:
+    for name in [*first, *(n for n in outcome.validation if n not in (outcome.metric, *ELSEWHERE))]:
         trained = f"   (training {outcome.train[name]:.3f})" if name in outcome.train else ""
         words = "validation " + WORDS.get(name, name.replace("_", " "))
         grid.add_row(words, f"[bold]{outcome.validation[name]:.3f}[/bold]{trained}")
@@ -40,8 +41,7 @@ def tell(outcome: Outcome, module: LitMoE, console: Console) -> None:
     elif module.recipe.stop is not None:
         grid.add_row("not reached", f"{module.recipe.stop.metric} <= {module.recipe.stop.below:g}")
     if outcome.max_violation is not None:
-        start, end = outcome.max_violation
-        grid.add_row("MaxVio", f"{start:.2f} at the start, {end:.2f} at the end (0 is an even load)")
+        grid.add_row("MaxVio", _max_violation_words(*outcome.max_violation, outcome.validation.get("max_violation")))
         grid.add_row("dropped", f"{outcome.dropped:.1%} of token-expert pairs")
     rate = outcome.tokens / outcome.seconds if outcome.seconds else 0.0
     grid.add_row(
@@ -81,6 +81,11 @@ def comparison_lines(c: Comparison, outcome: Outcome) -> list[str]:
         "its value is read in mid-schedule)"
     )
     return lines
+
+
+def _max_violation_words(start: float, end: float, validation: float | None) -> str:
+    whole = "" if validation is None else f", {validation:.2f} over the validation set"
+    return f"{start:.2f} at the start, {end:.2f} at the end{whole} (0 is an even load)"
 
 
 def _seconds(seconds: float) -> str:

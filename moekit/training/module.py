@@ -30,9 +30,10 @@ from moekit.training.balance import BalanceStep, StepLoad
 from moekit.training.failure import refuse_non_finite, refuse_untrainable
 from moekit.training.meter import Meter, ratios
 from moekit.training.pace import Pace
-from moekit.training.readings import balance_sum, grad_norm, load_readings, progress, reached, sums_of
+from moekit.training.readings import balance_sum, grad_norm, load_readings, logs_now, progress, reached, sums_of
 from moekit.training.rng import rng_states, seed_all, set_rng_state
 from moekit.training.sampling import StepLoader, ValidationShare, batch_at, seed_of
+from moekit.training.validation import Validation
 
 DEFAULT_STEPS = 1000
 
@@ -79,7 +80,7 @@ class LitMoE(L.LightningModule):
         self.sparse_layers: list[str] = []
         self.stopped_after: int | None = None
         self._train = Meter()
-        self._validation = Meter()
+        self._validation = Validation()
         self._data_ready = False
         self._restored: Mapping[str, Any] | None = None
         self._tokens: Tensor | None = None  # since the last log, on the device
@@ -128,7 +129,7 @@ class LitMoE(L.LightningModule):
         """The summed loss of a micro-batch, times the accumulation count that Lightning will divide by."""
         output = self.model.on(batch)
         loss: LossSum = self.objective(output, batch, progress=progress(self.trainer))
-        if self.device.type == "cpu" or self._logs_now():  # elsewhere every look waits for the device
+        if self.device.type == "cpu" or logs_now(self.trainer):  # elsewhere every look waits for the device
             refuse_non_finite(loss.total, output.reports, step=self.trainer.global_step + 1)
         self.balance.observe(output.reports)
         if not self.sparse_layers:
@@ -158,12 +159,8 @@ class LitMoE(L.LightningModule):
         last = step == self.trainer.max_steps or self.stopped_after is not None
         if last:
             self.trainer.should_stop = True  # which also has the last step validated
-        if last or self._logs_now():
+        if last or logs_now(self.trainer):
             self._log(step, pairs, optimizer)
-
-    def _logs_now(self) -> bool:
-        every = int(self.trainer.log_every_n_steps)  # type: ignore[attr-defined]
-        return every > 0 and (self.trainer.global_step + 1) % every == 0
 
     def _log(self, step: int, pairs: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
         values = ratios(pairs, "train/") | load_readings(self.step_load, self.sparse_layers)
@@ -187,16 +184,16 @@ class LitMoE(L.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Starts the sums at zero."""
-        self._validation = Meter()
+        self._validation = Validation()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Adds one batch's sums; nothing here is counted as load."""
-        loss: LossSum = self.objective(self.model.on(batch), batch)
-        self._validation.add(sums_of(loss))
+        """Adds one batch's sums and load; no balancer hears of either."""
+        output = self.model.on(batch)
+        self._validation.add(self.objective(output, batch), output.reports)
 
     def on_validation_epoch_end(self) -> None:
-        """Logs the validation set's means: ``val/loss`` and the objective's metrics."""
-        values = ratios(self._validation.take(), "val/")
+        """Logs what the validation set came to: ``val/loss``, the objective's metrics, ``val/max_violation``."""
+        values = self._validation.take(self.device)
         if values and not self.trainer.sanity_checking:
             values |= {"seconds": self.pace.seconds, "tokens": self.pace.tokens}
             self._publish(values, self.trainer.global_step)

@@ -59,6 +59,12 @@ def progress(trainer: L.Trainer) -> float:
     return max(trainer.global_step / trainer.max_steps, 0.0) if trainer.max_steps > 0 else 0.0
 
 
+def logs_now(trainer: L.Trainer) -> bool:
+    """Whether the optimizer step under way is one whose values are logged."""
+    every = int(trainer.log_every_n_steps)  # type: ignore[attr-defined]
+    return every > 0 and (trainer.global_step + 1) % every == 0
+
+
 def reached(stop: Stop, pairs: Mapping[str, Tensor]) -> bool:
     """Whether the metric of ``stop`` has fallen to its bound. Waits for the device.
 

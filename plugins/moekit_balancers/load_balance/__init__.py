@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -20,15 +21,26 @@ class LoadBalance(BalancerSpec):
         "micro_batch",
         "whose loads must be even: each sequence's, this pass's, all ranks' in this pass, or the last optimizer step's",
     )
+    count: Literal["all", "first"] = option(
+        "all", "the choices that f counts: all K of a token, or the first alone (GShard, GLaM, ST-MoE)"
+    )
     normalize: bool = option(
         True, "divide a token's affinities by their sum (no effect on a softmax); false: raw sigmoids, as Wang et al."
     )
+
+    def check(self) -> Iterable[str]:
+        """What the last step counted, it counted over all choices."""
+        if self.count == "first" and self.scope == "step":
+            yield (
+                "count=first with scope=step: the load of a step counts all choices; set count=all, or "
+                "scope=global_batch"
+            )
 
 
 COMPONENT = Component(
     name="load_balance",
     spec=LoadBalance,
     target="moekit_balancers.load_balance.module:LoadBalanceLoss",
-    summary="loss E/K sum f·P: share of tokens times mean affinity; 1 at balance",
+    summary="loss E sum f·P: share of choices (all, or the first) times mean affinity; 1 at balance",
     paper="GShard 2020, Switch Transformer 2021",
 )

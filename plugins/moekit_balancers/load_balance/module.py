@@ -14,15 +14,31 @@ from moekit_balancers.statistics import count_BE, mean_score_BE, share_of
 
 
 class LoadBalanceLoss(Balancer):
-    """``E/K · sum_e f_e P_e``: f_e is the fraction of tokens that chose e, P_e the mean affinity of e.
+    """``E · sum_e f_e P_e``: f_e is the share of all choices that fell on e, P_e the mean affinity of e.
 
-    Source: GShard 2020, algorithm 1 (its f counts first choices, and it has another constant); Switch Transformer
-    2021, eq. 4 to 6; with every choice counted and divided by K, as DeepSeekMoE 2024, eq. 12 to 14.
+    Source, and which setting is whose:
+
+    ============================  ========================================================================
+    Switch 2021, eq. 4 to 6       the defaults (K = 1: every choice is a first one)
+    GShard 2020, algorithm 1      ``count=first``; a group is one pass, or a sequence (``scope=sequence``)
+    GLaM 2021                     as GShard
+    ST-MoE 2022                   ``count=first``
+    DeepSeekMoE 2024, eq. 12-14   the defaults; weight 1e-3 to 1e-2
+    DeepSeek-V2 2024, eq. 23-25   ``scope=sequence``; weight 3e-3
+    Wang et al. 2024, baseline    ``normalize=false`` on sigmoids; weight 1e-3
+    OLMoE 2024                    the defaults (its library also divides the weight by the number of layers)
+    Qwen 2025 (global batch)      ``scope=global_batch``; weight 1e-3
+    ============================  ========================================================================
+
+    Constants differ, and a weight means nothing without them. GShard prints ``(1/E) sum_e (c_e/S) m_e``, 1/E² at
+    balance; its code multiplies by E², and so does this loss: for the printed loss, divide the weight by E².
+    Mixtral's implementation in transformers does not divide by K, and gives K at balance: multiply the weight by K.
 
     Value: 1 at perfect balance, for any K and E (with ``normalize=false``: E times the mean affinity). It is no lower
     bound: a loss below 1 is possible. E when one expert takes all, with all affinity.
 
-    f is a constant: the gradient flows through P alone, and P is over all experts. f counts choices before capacity.
+    f is a constant: the gradient flows through P alone, and P is over all experts. f counts choices before capacity,
+    and only those that the router sends (``TokenChoice.sent_TK``). The first choice is the routing's first column.
     Padding counts in neither. ``normalize`` divides a token's affinities by their sum before P is taken.
 
     Scopes, and what accumulation does to them. Each value is a mean over tokens, to be weighted by them:
@@ -61,10 +77,13 @@ class LoadBalanceLoss(Balancer):
         return LossTerm(value=routing.num_experts * (share_BE * P_BE).sum(), weight=self.spec.weight)
 
     def _share(self, routing: TokenChoice, num_units: int, context: BalanceContext) -> Tensor:
-        """f / K of each unit, ``[B, E]`` or ``[E]``."""
+        """f of each unit, ``[B, E]`` or ``[E]``."""
         if self.spec.scope == "step":
             return self.share_E.clone()  # the buffer moves in step(); what backward reads must not
-        counts = count_BE(routing.expert_TK, routing.num_experts, routing.counts_TK(), num_units)
+        expert_TK, counts_TK = routing.expert_TK, routing.counts_TK()
+        if self.spec.count == "first":
+            expert_TK, counts_TK = expert_TK[:, :1], None if counts_TK is None else counts_TK[:, :1]
+        counts = count_BE(expert_TK, routing.num_experts, counts_TK, num_units)
         if self.spec.scope == "global_batch" and context.training and several_ranks():
             dist.all_reduce(counts)
         return share_of(counts, routing.scores_TE.dtype)

@@ -21,7 +21,7 @@ def loss(
 
     Args:
         scores_TE: affinities.
-        chosen: the experts each token chose.
+        chosen: the experts each token was sent to, of those that f counts; K is their mean number.
         valid: False for padding.
         num_sequences: how many sequences the tokens make, one after the other.
         normalize: whether a token's affinities are divided by their sum.
@@ -34,7 +34,10 @@ def loss(
         tokens = [t for t in range(b * length, (b + 1) * length) if valid is None or valid[t]]
         if not tokens:
             continue
-        K = len(chosen[tokens[0]])
+        K = sum(len(chosen[t]) for t in tokens) / len(tokens)
+        num_tokens += len(tokens)
+        if not K:
+            continue
         value = scores_TE.new_zeros(())
         for e in range(E):
             f = fraction[e] if fraction is not None else sum(e in chosen[t] for t in tokens) / len(tokens)
@@ -43,5 +46,4 @@ def loss(
                 P = P + (scores_TE[t, e] / scores_TE[t].sum() if normalize else scores_TE[t, e]) / len(tokens)
             value = value + E / K * f * P
         total = total + len(tokens) * value
-        num_tokens += len(tokens)
     return total / num_tokens if num_tokens else torch.zeros_like(total)

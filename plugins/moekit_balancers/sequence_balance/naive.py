@@ -19,7 +19,7 @@ def loss(
 
     Args:
         scores_TE: affinities.
-        chosen: the experts each token chose.
+        chosen: the experts each token was sent to; K is their mean number.
         valid: False for padding.
         num_sequences: how many sequences the tokens make, one after the other.
         count: ``"routed"``: f counts the chosen; ``"affinity"``: f counts the K of highest affinity.
@@ -31,13 +31,14 @@ def loss(
         tokens = [t for t in range(b * length, (b + 1) * length) if valid is None or valid[t]]
         if not tokens:
             continue
-        counted, K = {}, len(chosen[tokens[0]])
+        counted = {}
         for t in tokens:
             by_affinity = sorted(range(E), key=lambda e: (-scores_TE[t, e].item(), e))
-            counted[t] = list(chosen[t]) if count == "routed" else by_affinity[:K]
+            counted[t] = list(chosen[t]) if count == "routed" else by_affinity[: len(chosen[t])]
+        K = sum(len(experts) for experts in counted.values()) / len(tokens)
         value = scores_TE.new_zeros(())
         for e in range(E):
-            f = E / (K * len(tokens)) * sum(e in counted[t] for t in tokens)
+            f = E / (K * len(tokens)) * sum(e in counted[t] for t in tokens) if K else 0.0
             P = scores_TE.new_zeros(())
             for t in tokens:
                 P = P + scores_TE[t, e] / scores_TE[t].sum()

@@ -1,4 +1,4 @@
-"""The sign rule as a loop over experts, straight from the equation. What ``module.py`` is held to."""
+"""Both rules as loops over experts, straight from the equations. What ``module.py`` is held to."""
 
 from __future__ import annotations
 
@@ -18,3 +18,9 @@ def step(bias: Sequence[float], load: Sequence[int], rate: float) -> list[float]
         else:
             moved.append(b)
     return moved
+
+
+def step_proportional(bias: Sequence[float], load: Sequence[int], rate: float) -> list[float]:
+    """``b_e + rate * (mean(c) - c_e) / mean(c)`` for every expert e; no load moves nothing."""
+    mean = Fraction(sum(load), len(load))
+    return [b + rate * float((mean - c) / mean) if mean else b for b, c in zip(bias, load, strict=True)]

@@ -1,0 +1,41 @@
+"""DeepSeek-V2's communication loss: every device must receive as many tokens as any other. Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from moekit.component import Component
+from moekit.spec.fields import option
+from moekit.spec.kinds import BalancerSpec, Form, RouterSpec
+from moekit_balancers.devices import uneven_devices
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommunicationBalance(BalancerSpec):
+    """Options of the communication balance loss."""
+
+    forms: ClassVar[frozenset[Form]] = frozenset({"token_choice"})
+    at_balance: ClassVar[float | None] = None  # 1 where each token uses exactly top_groups devices, less where fewer
+    groups: int = option(help="devices that the experts are cut into, in order, the same number on each", ge=1)
+    top_groups: int = option(help="devices a token may be sent to (the router's top_groups)", ge=1)
+    weight: float = option(0.02, "coefficient of the loss, per layer", ge=0)
+
+    def check(self) -> Iterable[str]:
+        """A token uses no more devices than there are."""
+        if self.top_groups > self.groups:
+            yield f"top_groups={self.top_groups} is more than groups={self.groups}"
+
+    def check_router(self, router: RouterSpec, num_experts: int) -> Iterable[str]:
+        """The devices must hold the same number of experts each."""
+        yield from uneven_devices(self.groups, num_experts)
+
+
+COMPONENT = Component(
+    name="communication_balance",
+    spec=CommunicationBalance,
+    target="moekit_balancers.communication_balance.module:CommunicationBalanceLoss",
+    summary="loss sum f·P over devices, f the tokens a device receives; 1 at balance when all M devices are used",
+    paper="DeepSeek-V2 2024",
+)

@@ -1,0 +1,47 @@
+"""The communication loss as loops over sequences, devices, experts and tokens, straight from the equations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+
+def loss(
+    scores_TE: Tensor,
+    chosen: Sequence[Sequence[int]],
+    groups: int,
+    top_groups: int,
+    *,
+    valid: Sequence[bool] | None = None,
+    num_sequences: int = 1,
+) -> Tensor:
+    """``sum_i G/(M T) sum_t 1[t is sent to device i] · P_i`` of each sequence, averaged by their valid tokens.
+
+    Args:
+        scores_TE: affinities.
+        chosen: the experts each token was sent to.
+        groups: G, devices.
+        top_groups: M.
+        valid: False for padding.
+        num_sequences: how many sequences the tokens make, one after the other.
+    """
+    T, E = scores_TE.shape
+    length = T // num_sequences if num_sequences else 0
+    total, num_tokens = scores_TE.new_zeros(()), 0
+    for b in range(num_sequences):
+        tokens = [t for t in range(b * length, (b + 1) * length) if valid is None or valid[t]]
+        if not tokens:
+            continue
+        value = scores_TE.new_zeros(())
+        for i in range(groups):
+            on_device = range(i * E // groups, (i + 1) * E // groups)
+            sent = sum(any(e in on_device for e in chosen[t]) for t in tokens)
+            P = scores_TE.new_zeros(())
+            for e in on_device:
+                for t in tokens:
+                    P = P + scores_TE[t, e] / scores_TE[t].sum() / len(tokens)
+            value = value + groups / (top_groups * len(tokens)) * sent * P
+        total = total + len(tokens) * value
+        num_tokens += len(tokens)
+    return total / max(num_tokens, 1)

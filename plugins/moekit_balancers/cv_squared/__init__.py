@@ -1,0 +1,43 @@
+"""Shazeer's two losses: the squared coefficient of variation of importance, and of load. Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from moekit.component import Component
+from moekit.spec.fields import option
+from moekit.spec.kinds import BalancerSpec, RouterSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class CVSquared(BalancerSpec):
+    """Options of the CV² loss."""
+
+    at_balance: ClassVar[float | None] = 0.0
+    of: Literal["importance", "load"] = option(
+        "importance",
+        "what must be even: importance (gates summed per expert), or load (the expected number of tokens per expert, "
+        "which a noisy router gives in training)",
+    )
+    weight: float = option(
+        0.1, "coefficient of the loss, per layer (the paper: 0.1 in language models, 0.01 in MT)", ge=0
+    )
+
+    def check_router(self, router: RouterSpec, num_experts: int) -> Iterable[str]:
+        """A load to differentiate comes from a noisy router alone."""
+        if self.of == "load" and not router.gives_smooth_load:
+            yield (
+                f"of=load needs a load to differentiate, and {type(router).__name__} gives none: counts have no "
+                "gradient; set of=importance, or route by noisy_topk or hierarchical"
+            )
+
+
+COMPONENT = Component(
+    name="cv_squared",
+    spec=CVSquared,
+    target="moekit_balancers.cv_squared.module:CVSquaredLoss",
+    summary="loss CV² (variance over squared mean) of the experts' importance or load; 0 at balance",
+    paper="Shazeer et al. 2017",
+)

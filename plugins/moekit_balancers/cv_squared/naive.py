@@ -1,0 +1,29 @@
+"""CV² as loops over tokens and experts, straight from the equations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from torch import Tensor
+
+
+def importance(gates: Iterable[tuple[int, Tensor]], num_experts: int, zero: Tensor) -> list[Tensor]:
+    """``Importance_e = sum_t g_te``.
+
+    Args:
+        gates: the expert and the gate of each pair that is sent and whose token is no padding.
+        num_experts: E.
+        zero: 0-d, the sum of nothing.
+    """
+    sums = [zero] * num_experts
+    for e, gate in gates:
+        sums[e] = sums[e] + gate
+    return sums
+
+
+def cv_squared(values: Sequence[Tensor]) -> Tensor:
+    """The population variance over the squared mean, with the code's guard of 1e-10."""
+    mean = sum(values[1:], values[0]) / len(values)
+    squares = [(v - mean) ** 2 for v in values]
+    variance = sum(squares[1:], squares[0]) / len(values)
+    return variance / (mean**2 + 1e-10)

@@ -1,0 +1,37 @@
+"""DeepSeekMoE's device-level loss: devices must get even loads, experts on one device need not. Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from moekit.component import Component
+from moekit.spec.fields import option
+from moekit.spec.kinds import BalancerSpec, Form, RouterSpec
+from moekit_balancers.devices import uneven_devices
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceBalance(BalancerSpec):
+    """Options of the device-level balance loss."""
+
+    forms: ClassVar[frozenset[Form]] = frozenset({"token_choice"})
+    groups: int = option(help="devices that the experts are cut into, in order, the same number on each", ge=1)
+    weight: float = option(0.05, "coefficient of the loss, per layer", ge=0)
+    scope: Literal["sequence", "micro_batch"] = option(
+        "micro_batch", "whose loads must be even: each sequence's (DeepSeek-V2), or this pass's (DeepSeekMoE)"
+    )
+
+    def check_router(self, router: RouterSpec, num_experts: int) -> Iterable[str]:
+        """The devices must hold the same number of experts each."""
+        yield from uneven_devices(self.groups, num_experts)
+
+
+COMPONENT = Component(
+    name="device_balance",
+    spec=DeviceBalance,
+    target="moekit_balancers.device_balance.module:DeviceBalanceLoss",
+    summary="loss sum f·P over devices, groups of experts; 1 at balance",
+    paper="DeepSeekMoE 2024, DeepSeek-V2 2024",
+)
