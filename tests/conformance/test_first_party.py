@@ -17,6 +17,9 @@ from moekit.spec.fields import Spec, required
 from moekit.spec.kinds import MoE
 from moekit.spec.recipe import Recipe
 from moekit.testing import parametrize_checks
+from moekit_balancers.communication_balance import CommunicationBalance
+from moekit_balancers.cv_squared import CVSquared
+from moekit_balancers.device_balance import DeviceBalance
 from moekit_balancers.load_balance import LoadBalance
 from moekit_balancers.sequence_balance import SequenceBalance
 from moekit_balancers.sign_bias import SignBias
@@ -73,10 +76,20 @@ EXAMPLES: dict[str, list[Spec]] = {
     "expert/ffn": [Ffn(hidden=7), Ffn(hidden=7, activation="gelu", bias=True)],
     "expert/linear": [Linear(), Linear(bias=False)],
     "expert/logistic": [Logistic()],
+    "balancer/communication_balance": [CommunicationBalance(groups=4, top_groups=2)],
+    "balancer/cv_squared": [CVSquared(of="importance"), CVSquared(of="load")],
+    "balancer/device_balance": [
+        DeviceBalance(groups=4, scope="sequence"),
+        DeviceBalance(groups=2, scope="micro_batch"),
+        DeviceBalance(groups=8),
+    ],
     "balancer/load_balance": [
-        LoadBalance(scope=scope) for scope in ("sequence", "micro_batch", "global_batch", "step")
+        *(LoadBalance(scope=scope) for scope in ("sequence", "micro_batch", "global_batch", "step")),
+        LoadBalance(count="first"),
+        LoadBalance(count="first", scope="sequence", normalize=False),
     ],
     "balancer/sequence_balance": [SequenceBalance(count="routed"), SequenceBalance(count="affinity")],
+    "balancer/sign_bias": [SignBias(), SignBias(rule="proportional", until=0.9)],
     "attention/gqa": [GQA(heads=4, head_dim=6), GQA(heads=4, kv_heads=2, head_dim=6, qk_norm=True)],
     "attention/mla": [MLA_EXAMPLE, dataclasses.replace(MLA_EXAMPLE, query_rank=None)],
     "model/decoder": [
