@@ -62,6 +62,10 @@ class DispatcherSpec(Spec):
         """Whether what becomes of a token is independent of later tokens."""
         return True
 
+    def check_experts(self, num_experts: int) -> Iterable[str]:
+        """Conflicts with the number of routed experts, each a sentence. Asked by the layer's spec; override."""
+        return ()
+
 
 class BalancerSpec(Spec):
     """Base of balancer specs. A balancer answers a routing with a loss, a selection bias, or both."""
@@ -137,6 +141,7 @@ class MoE(Spec):
     def check(self) -> Iterable[str]:
         """The parts must fit: enough experts, a dispatcher and balancers for the router's form, a taker for a bias."""
         yield from self.router.check_experts(self.experts.count)
+        yield from self.dispatcher.check_experts(self.experts.count)
         form = self.router.form
         if form not in self.dispatcher.forms:
             yield (

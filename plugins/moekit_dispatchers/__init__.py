@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from moekit.component import Component
 from moekit.hookspecs import hookimpl
-from moekit_dispatchers import grouped, loop, soft
+from moekit_dispatchers import capacity, device_capacity, grouped, loop, soft
 
 MOEKIT_API = 1
 
@@ -12,4 +12,10 @@ MOEKIT_API = 1
 @hookimpl
 def moekit_dispatchers() -> list[Component]:
     """The dispatchers of this plugin."""
-    return [grouped.COMPONENT, loop.COMPONENT, soft.COMPONENT]
+    return [
+        capacity.COMPONENT,
+        device_capacity.COMPONENT,
+        grouped.COMPONENT,
+        loop.COMPONENT,
+        soft.COMPONENT,
+    ]

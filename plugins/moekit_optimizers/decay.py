@@ -11,16 +11,16 @@ def decays(name: str, parameter: nn.Parameter) -> bool:
     """Whether weight decay applies: to matrices, not to vectors and biases.
 
     A parameter decays when it has two or more dimensions: linear weights, routers, embeddings, and experts' weights
-    stacked over experts. Norm scales and biases do not, and neither does a bias stacked over experts (``[E, H]``),
-    told by the first word of its own name: ``bias``, ``bias_EH``, ``b_up_EH``. Balancers' state is buffers, not
-    parameters: no optimizer sees it.
+    stacked over experts. Norm scales and biases do not, and neither does a bias or a scale stacked over experts
+    (``[E, H]``), told by the first word of its own name: ``bias``, ``bias_EH``, ``b_up_EH``, ``scale_EH``. Balancers'
+    state is buffers, not parameters: no optimizer sees it.
 
     Args:
         name: qualified name of the parameter in its model.
         parameter: the parameter itself.
     """
     own_name = name.rpartition(".")[2]
-    return parameter.ndim >= 2 and own_name.partition("_")[0] not in ("bias", "b")
+    return parameter.ndim >= 2 and own_name.partition("_")[0] not in ("bias", "b", "scale")
 
 
 def groups(model: nn.Module, weight_decay: float, optimizer: str) -> list[dict[str, Any]]:

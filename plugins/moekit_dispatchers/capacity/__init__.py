@@ -1,0 +1,62 @@
+"""The capacity dispatcher: every expert has C slots, and what does not fit is dropped. Torch-free: options, component.
+
+Source: Lepikhin et al. 2020, "GShard" (arXiv 2006.16668), algorithm 1; Fedus et al. 2021, "Switch Transformer" (arXiv
+2101.03961), section 2.2; batch prioritised routing: Riquelme et al. 2021, "V-MoE" (arXiv 2106.05974), section 4.
+Oracle: ``naive.py``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from moekit.component import Component
+from moekit.spec.fields import option
+from moekit.spec.kinds import DispatcherSpec, Form
+
+
+@dataclass(frozen=True, kw_only=True)
+class Capacity(DispatcherSpec):
+    """Options of the capacity dispatcher.
+
+    A group of S tokens with K choices each gets C slots at each of E experts: ``factor · K · S / E`` counting pairs,
+    ``factor · S / E`` counting tokens; rounded, raised to ``at_least``, raised to a multiple, and never more than S.
+    (Papers state the factor either way: 1.0 by pairs is 2.0 by tokens when K = 2.) S counts padding too, so that
+    shapes stay the same; padding itself takes no slot.
+    """
+
+    forms: ClassVar[frozenset[Form]] = frozenset({"token_choice"})
+    dropless: ClassVar[bool] = False
+
+    factor: float = option(1.25, "slots over what an even load needs", gt=0)
+    eval_factor: float | None = option(None, "the factor in evaluation; none: the same", gt=0)
+    count: Literal["pairs", "tokens"] = option(
+        "pairs", "what an even load is: K·S/E (pairs), or S/E whatever K is (tokens)"
+    )
+    rounding: Literal["ceil", "floor", "round"] = option("ceil", "of C to a whole number; round: half to even")
+    at_least: int = option(1, "C is raised to this", ge=1)
+    multiple: int = option(1, "C is raised to a multiple of this", ge=1)
+    order: Literal["position", "choice", "priority", "affinity"] = option(
+        "position",
+        "who gets a slot first. position: token by token; choice: every first choice before any second; priority: as "
+        "choice, tokens by their best affinity; affinity: each expert's pairs of highest affinity",
+    )
+    per: Literal["batch", "sequence"] = option("batch", "a group is the whole batch of one forward pass, or a sequence")
+    group_size: int | None = option(None, "cuts that further, into groups of so many tokens", ge=1)
+
+    def causal(self) -> bool:
+        """False where affinities of later tokens rank with a token's own: a decoder must not drop by them.
+
+        ``choice`` leaks a little and counts as causal, as GShard's decoder does: a later token's first choice can take
+        the slot of an earlier token's second. ``position`` leaks nothing. (C itself depends on the number of tokens.)
+        """
+        return self.order in ("position", "choice")
+
+
+COMPONENT = Component(
+    name="capacity",
+    spec=Capacity,
+    target="moekit_dispatchers.capacity.module:CapacityDispatcher",
+    summary="C slots an expert, all experts in one batched product; drops what does not fit; compiles whole",
+    paper="Lepikhin et al. 2020, GShard (arXiv 2006.16668); Fedus et al. 2021, Switch Transformer (arXiv 2101.03961)",
+)

@@ -1,0 +1,115 @@
+"""The capacity dispatcher."""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch
+from torch import Tensor
+
+from moekit.contracts import Dispatched, Dispatcher, ExpertBank, LayerDims
+from moekit.groups import UniformGroups
+from moekit.routing import Routing, TokenChoice
+from moekit_dispatchers.capacity import Capacity
+from moekit_dispatchers.queues import affinities, as_written, length, places, token_choice
+
+
+@final
+class CapacityDispatcher(Dispatcher):
+    """``y_t = sum of gate · expert(x_t)`` over the pairs of token t that found a slot; the others give 0.
+
+    Source: GShard (arXiv 2006.16668), algorithm 1, without its random second expert, which is the router's; Switch
+    Transformer (arXiv 2101.03961), section 2.2. Gates are not rescaled when a pair is dropped, and a token that loses
+    all of its pairs comes out exactly 0.
+
+    All experts run in one batched product over E · G · C rows, G the groups of tokens, empty slots filled with zeros.
+    Shapes are static and nothing is read on the host, so a layer compiles into one graph, in any float dtype. Gates
+    multiply in the wider of their own and the experts' output dtype; y has the experts' output dtype.
+
+    Raises:
+        ValueError: the routing is not by token choice; the tokens cannot be cut into the groups asked for.
+    """
+
+    def __init__(self, spec: Capacity, dims: LayerDims) -> None:
+        super().__init__()
+        self.spec = spec
+        self.factor = as_written(spec.factor)
+        self.eval_factor = self.factor if spec.eval_factor is None else as_written(spec.eval_factor)
+
+    def forward(self, x_TD: Tensor, routing: Routing, experts: ExpertBank, *, num_sequences: int = 1) -> Dispatched:
+        """Queues, fills the slots, computes, sums by token."""
+        routing = token_choice(routing, "capacity")
+        (T, K), E = routing.expert_TK.shape, routing.num_experts
+        G, S = self.groups(T, num_sequences)
+        C = self.slots(S, K, E)
+        N = E * G * C
+
+        counts_TK = routing.counts_TK()
+        expert_TK = routing.expert_TK if counts_TK is None else routing.expert_TK.where(counts_TK, E)
+        place_TK = places(expert_TK.reshape(G, S * K), self.queue(routing, G, S), E).reshape(T, K)
+        kept_TK = (place_TK < C) & (expert_TK < E)
+        group_T = torch.arange(G, device=x_TD.device).repeat_interleave(S, output_size=T)
+        slot_TK = ((expert_TK * G + group_T[:, None]) * C + place_TK).where(kept_TK, N)
+
+        tokens_TK = torch.arange(T, device=x_TD.device)[:, None].expand(T, K)
+        token_N = slot_TK.new_full((N + 1,), T).scatter(0, slot_TK.flatten(), tokens_TK.flatten())[:N]
+        empty_N = token_N == T
+        x_ND = x_TD.index_select(0, token_N.where(~empty_N, 0)).masked_fill(empty_N[:, None], 0)
+        out_NO = experts(x_ND, UniformGroups(E, N))
+
+        # Select, never multiply: padding may hold NaN, and a bank may answer an empty slot with anything.
+        out_TKO = out_NO.index_select(0, slot_TK.where(kept_TK, 0).flatten()).reshape(T, K, experts.out_dim)
+        gate_TK = routing.gate_TK.where(kept_TK, 0)
+        y_TO = (gate_TK[:, :, None] * out_TKO.where(kept_TK[:, :, None], 0)).sum(1)
+        dropped = ((expert_TK < E) & ~kept_TK).sum()
+        return Dispatched(y_TO=y_TO.to(out_NO.dtype), dropped=dropped)
+
+    def groups(self, num_tokens: int, num_sequences: int) -> tuple[int, int]:
+        """G and S: how many groups of how many tokens share slots.
+
+        Raises:
+            ValueError: they do not come out even.
+        """
+        if not num_tokens:
+            return 1, 0
+        whole = length(num_tokens, num_sequences) if self.spec.per == "sequence" else num_tokens
+        size = self.spec.group_size or whole
+        if whole % size:
+            what = "a sequence" if self.spec.per == "sequence" else "a batch"
+            raise ValueError(
+                f"group_size={size} does not divide {what} of {whole} tokens; choose a divisor of {whole}, "
+                "or leave group_size out"
+            )
+        return num_tokens // size, size
+
+    def slots(self, tokens: int, choices: int, num_experts: int) -> int:
+        """C: slots an expert has for each group of so many tokens, which choose so many experts each."""
+        above, below = self.factor if self.training else self.eval_factor
+        above *= tokens * (choices if self.spec.count == "pairs" else 1)
+        whole, rest = divmod(above, below * num_experts)
+        half = 2 * rest - below * num_experts
+        if self.spec.rounding == "ceil":
+            whole += rest > 0
+        elif self.spec.rounding == "round":
+            whole += half > 0 or (half == 0 and whole % 2 == 1)
+        multiple = self.spec.multiple
+        return min(-(-max(whole, self.spec.at_least) // multiple) * multiple, tokens)
+
+    def queue(self, routing: TokenChoice, num_groups: int, group_size: int) -> Tensor:
+        """``queue_GN``: each group's pairs, N = S · K numbered token by token, in the order in which they get slots."""
+        G, S, K = num_groups, group_size, routing.expert_TK.shape[1]
+        pair_SK = torch.arange(S * K, device=routing.expert_TK.device).reshape(S, K)
+        if self.spec.order == "position":
+            return pair_SK.flatten().expand(G, -1)
+        if self.spec.order == "choice":
+            return pair_SK.T.flatten().expand(G, -1)
+        affinity_GSK = affinities(routing).reshape(G, S, K)
+        if self.spec.order == "affinity":
+            return affinity_GSK.flatten(1).argsort(dim=1, descending=True, stable=True)
+        token_GS = affinity_GSK.amax(2).argsort(dim=1, descending=True, stable=True)
+        return pair_SK[token_GS].mT.flatten(1)
+
+    def extra_repr(self) -> str:
+        """Options, for ``print(model)``."""
+        spec = self.spec
+        return f"factor={spec.factor}, count={spec.count}, order={spec.order}, per={spec.per}"

@@ -1,0 +1,57 @@
+"""Dropping by device: in training, each device of experts has a budget. Torch-free: options and component.
+
+Source: DeepSeek-AI 2024, "DeepSeek-V2" (arXiv 2405.04434), section 2.2.4. Oracle: ``naive.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from moekit.component import Component
+from moekit.spec.fields import option, slot
+from moekit.spec.kinds import DispatcherSpec, Form
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceCapacity(DispatcherSpec):
+    """Options of dropping by device. A device is a group of neighbouring experts; no real one is needed."""
+
+    forms: ClassVar[frozenset[Form]] = frozenset({"token_choice"})
+    dropless: ClassVar[bool] = False
+
+    groups: int = option(help="G, devices that the experts are dealt to in equal parts, in order", ge=1)
+    factor: float = option(1.0, "budget of a device, over its even share of the pairs", gt=0)
+    exempt: float = option(0.1, "share of the sequences, drawn anew each pass, that lose nothing", ge=0, le=1)
+    inner: DispatcherSpec = slot("dispatcher", "carries what is left")
+
+    def causal(self) -> bool:
+        """What the inner dispatcher says: evaluation drops nothing.
+
+        In training a later token of high affinity can push out an earlier one's pair, as in DeepSeek-V2's decoder.
+        """
+        return self.inner.causal()
+
+    def check(self) -> Iterable[str]:
+        """The inner dispatcher must carry what tokens chose."""
+        if not self.forms <= self.inner.forms:
+            yield (
+                f"inner: dispatcher {type(self.inner).__name__} takes {', '.join(sorted(self.inner.forms))}, "
+                "but is handed token_choice: use grouped, loop or capacity"
+            )
+
+    def check_experts(self, num_experts: int) -> Iterable[str]:
+        """Devices must hold equal numbers of experts."""
+        if num_experts % self.groups:
+            yield f"groups={self.groups} of the dispatcher does not divide the {num_experts} experts evenly"
+        yield from self.inner.check_experts(num_experts)
+
+
+COMPONENT = Component(
+    name="device_capacity",
+    spec=DeviceCapacity,
+    target="moekit_dispatchers.device_capacity.module:DeviceCapacityDispatcher",
+    summary="in training, drops each device's pairs of lowest affinity beyond its budget; another dispatcher goes on",
+    paper="DeepSeek-AI 2024, DeepSeek-V2 (arXiv 2405.04434)",
+)

@@ -1,0 +1,79 @@
+"""Dropping by device, before another dispatcher."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import cast, final
+
+import torch
+from torch import Tensor
+
+from moekit.contracts import Dispatched, Dispatcher, ExpertBank, LayerDims
+from moekit.registry import build
+from moekit.routing import Routing, TokenChoice
+from moekit_dispatchers.device_capacity import DeviceCapacity
+from moekit_dispatchers.queues import affinities, as_written, length, places, token_choice
+
+
+@final
+class DeviceCapacityDispatcher(Dispatcher):
+    """In training, each of G devices keeps its ``factor · n / G`` pairs of highest affinity, n being all that are sent.
+
+    Source: DeepSeek-V2 (arXiv 2405.04434), section 2.2.4. Tokens of exempt sequences keep every pair and come first
+    in the count, so what they take is not left for others. Sequences are exempt independently of each other, and
+    each layer draws its own. Dropped pairs are no longer sent (``sent_TK``): no gate is rescaled. In evaluation the
+    routing is handed on as it is.
+
+    Shapes are static and nothing is read on the host.
+
+    Raises:
+        ValueError: the routing is not by token choice; E is no multiple of G; tokens that are no equal sequences.
+    """
+
+    def __init__(self, spec: DeviceCapacity, dims: LayerDims) -> None:
+        super().__init__()
+        for conflict in spec.check_experts(dims.num_experts):
+            raise ValueError(conflict)
+        self.num_groups, self.exempt = spec.groups, spec.exempt
+        self.factor = as_written(spec.factor)
+        self.inner = cast(Dispatcher, build(spec.inner, dims))
+
+    def forward(self, x_TD: Tensor, routing: Routing, experts: ExpertBank, *, num_sequences: int = 1) -> Dispatched:
+        """Drops, in training; hands the rest on, and adds up what was dropped."""
+        routing = token_choice(routing, "device_capacity")
+        if not self.training:
+            return cast(Dispatched, self.inner(x_TD, routing, experts, num_sequences=num_sequences))
+        counts_TK = routing.counts_TK()
+        if counts_TK is None:
+            counts_TK = torch.ones_like(routing.expert_TK, dtype=torch.bool)
+        kept_TK = counts_TK & self.keep(routing, counts_TK, num_sequences)
+        out = self.inner(x_TD, replace(routing, sent_TK=kept_TK), experts, num_sequences=num_sequences)
+        return cast(Dispatched, replace(out, dropped=out.dropped + (counts_TK & ~kept_TK).sum()))
+
+    def keep(self, routing: TokenChoice, counts_TK: Tensor, num_sequences: int) -> Tensor:
+        """bool ``keep_TK``: the pairs within their device's budget, and those of exempt sequences."""
+        G = self.num_groups
+        device_TK = (routing.expert_TK // (routing.num_experts // G)).where(counts_TK, G)
+        affinity_TK = affinities(routing)
+        exempt_T1 = self.draw(counts_TK, num_sequences)
+        if exempt_T1 is not None:
+            affinity_TK = affinity_TK.masked_fill(exempt_T1 & counts_TK, torch.inf)
+        queue_1N = affinity_TK.reshape(1, -1).argsort(dim=1, descending=True, stable=True)
+        place_TK = places(device_TK.reshape(1, -1), queue_1N, G).reshape(device_TK.shape)
+        above, below = self.factor
+        keep_TK = place_TK < counts_TK.sum() * above // (below * G)
+        return keep_TK if exempt_T1 is None else keep_TK | exempt_T1
+
+    def draw(self, counts_TK: Tensor, num_sequences: int) -> Tensor | None:
+        """bool ``[T, 1]``: tokens of exempt sequences; None when there are none. Drawn on the tokens' device."""
+        T = counts_TK.shape[0]
+        if not self.exempt or not T:
+            return None
+        S = length(T, num_sequences)
+        exempt_B = torch.rand(num_sequences, device=counts_TK.device) < self.exempt
+        return exempt_B.repeat_interleave(S, output_size=T)[:, None]
+
+    def extra_repr(self) -> str:
+        """Options, for ``print(model)``."""
+        above, below = self.factor
+        return f"groups={self.num_groups}, factor={above / below:g}, exempt={self.exempt}"
