@@ -1,10 +1,8 @@
-"""What the models of this plugin share: RMSNorm, rotary positions, feed-forward parts, drawing of weights.
+"""What the models of this plugin share: RMSNorm, feed-forward parts, drawing of weights. Rotations: ``rotary.py``.
 
-- Norms and rotations are computed at least in fp32, whatever autocast or the dtype of the weights says.
-- Rotary pairs are (i, i + R/2), the halves of a head: no strided access, and the layout of Llama's checkpoints.
-  The paper pairs neighbours (2i, 2i + 1): the same function after a fixed permutation of each head's weights.
+Norms are computed at least in fp32, whatever autocast or the dtype of the weights says.
 
-Source: Zhang & Sennrich 2019 (RMSNorm, eq. 4); Su et al. 2021, RoFormer (section 3.2.2, eq. 15).
+Source: Zhang & Sennrich 2019 (RMSNorm, eq. 4).
 """
 
 from __future__ import annotations
@@ -33,25 +31,6 @@ class RMSNorm(nn.RMSNorm):
         assert self.weight is not None
         wide = torch.promote_types(x.dtype, self.weight.dtype)
         return F.rms_norm(x.to(wide), self.normalized_shape, self.weight.to(wide), self.eps).to(x.dtype)
-
-
-def rotate(x: Tensor, theta: float) -> Tensor:
-    """Rotary positions: turns pair i of position s by the angle ``s · theta^(-2i/R)``.
-
-    Args:
-        x: ``[..., S, R]``, positions in the second last dimension, R even.
-        theta: base of the angles.
-
-    Returns:
-        The same shape and dtype. Scores of two rotated vectors depend on the difference of their positions alone.
-    """
-    S, R = x.shape[-2:]
-    wide = torch.promote_types(x.dtype, torch.float32)
-    turn = theta ** (-torch.arange(0, R, 2, device=x.device, dtype=wide) / R)
-    angle = torch.arange(S, device=x.device, dtype=wide)[:, None] * turn
-    cos, sin = angle.cos(), angle.sin()
-    a, b = x.to(wide).chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
 
 
 class Sight(TypedDict, total=False):

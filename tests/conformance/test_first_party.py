@@ -25,6 +25,9 @@ from moekit_balancers.sequence_balance import SequenceBalance
 from moekit_balancers.sign_bias import SignBias
 from moekit_data.local_text import LocalText
 from moekit_data.text_files import TextFiles
+from moekit_data.translations import Translations
+from moekit_dispatchers.capacity import Capacity
+from moekit_dispatchers.device_capacity import DeviceCapacity
 from moekit_dispatchers.grouped import Grouped
 from moekit_dispatchers.soft import Soft
 from moekit_experts.ffn import Ffn
@@ -36,6 +39,7 @@ from moekit_models.lstm import LSTM
 from moekit_models.mixture import Mixture
 from moekit_models.mla import MLA
 from moekit_models.mlp import MLP
+from moekit_models.yarn import Yarn
 from moekit_objectives.causal_lm import CausalLM
 from moekit_objectives.competitive import Competitive
 from moekit_routers.dense import Dense
@@ -72,6 +76,16 @@ EXAMPLES: dict[str, list[Spec]] = {
         DEEPSEEK_V3,
     ],
     "router/dense": [Dense(), Dense(bias=False)],
+    "dispatcher/capacity": [
+        Capacity(),
+        Capacity(factor=1.0, eval_factor=2.0, count="tokens", order="choice", per="sequence", rounding="floor"),
+        Capacity(factor=0.5, order="priority"),
+        Capacity(factor=0.5, order="affinity", at_least=2, multiple=2),
+    ],
+    "dispatcher/device_capacity": [
+        DeviceCapacity(groups=2, inner=Grouped()),
+        DeviceCapacity(groups=4, factor=0.5, exempt=0.0, inner=Capacity(factor=2.0)),
+    ],
     "expert/glu": [Glu(hidden=7)],
     "expert/ffn": [Ffn(hidden=7), Ffn(hidden=7, activation="gelu", bias=True)],
     "expert/linear": [Linear(), Linear(bias=False)],
@@ -90,8 +104,12 @@ EXAMPLES: dict[str, list[Spec]] = {
     ],
     "balancer/sequence_balance": [SequenceBalance(count="routed"), SequenceBalance(count="affinity")],
     "balancer/sign_bias": [SignBias(), SignBias(rule="proportional", until=0.9)],
-    "attention/gqa": [GQA(heads=4, head_dim=6), GQA(heads=4, kv_heads=2, head_dim=6, qk_norm=True)],
-    "attention/mla": [MLA_EXAMPLE, dataclasses.replace(MLA_EXAMPLE, query_rank=None)],
+    "attention/gqa": [
+        GQA(heads=4, head_dim=6),
+        GQA(heads=4, kv_heads=2, head_dim=6, qk_norm=True),
+        GQA(heads=2, head_dim=6, yarn=Yarn(factor=40.0)),
+    ],
+    "attention/mla": [MLA_EXAMPLE, dataclasses.replace(MLA_EXAMPLE, query_rank=None, yarn=Yarn(factor=4.0))],
     "model/decoder": [
         MODEL,
         dataclasses.replace(MODEL, moe=None, mtp=None, tied=True, attention=GQA(heads=2, head_dim=4)),
@@ -116,6 +134,10 @@ EXAMPLES: dict[str, list[Spec]] = {
     "objective/causal_lm": [CausalLM(mtp_late_weight=0.1, exact=True)],
     "objective/competitive": [Competitive(error=error) for error in ("cooperative", "competitive", "likelihood")],
     "data/local_text": [LocalText(domains=["python"], megabytes=0.2, seq=16, batch=2)],
+    "data/translations": [
+        Translations(languages=["de", "th"], vocab=300, batch_tokens=64, validation_pairs=3),
+        Translations(languages=["el"], tokens="bytes", vocab=258, batch_tokens=64, max_chars=20),
+    ],
     "data/text_files": [TextFiles(path=str(Path(__file__).parents[2] / "docs"), seq=16, batch=2)],
 }
 

@@ -11,8 +11,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from moekit.component import Component
-from moekit.spec.fields import option
+from moekit.spec.fields import group, option
 from moekit.spec.kinds import AttentionSpec
+from moekit_models.yarn import Yarn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,15 +24,18 @@ class GQA(AttentionSpec):
     kv_heads: int | None = option(None, "key and value heads; as many as heads when left out", ge=1)
     head_dim: int = option(help="width of a head, even", ge=2)
     rope_theta: float = option(10000.0, "base of the rotary angles", gt=0)
+    yarn: Yarn | None = group("positions beyond the context trained on; null for none", default=None)
     qk_norm: bool = option(False, "RMSNorm on each query and key head, before the rotation")
     norm_eps: float = option(1e-6, "added inside the norms' square root", gt=0)
 
     def check(self) -> Iterable[str]:
-        """Heads come in equal groups; rotary positions turn pairs."""
+        """Heads come in equal groups; rotary positions turn pairs; YaRN wants later pairs slower."""
         if self.heads % (self.kv_heads or self.heads):
             yield f"heads={self.heads} is no multiple of kv_heads={self.kv_heads}"
         if self.head_dim % 2:
             yield f"head_dim={self.head_dim} must be even: rotary positions turn pairs"
+        if self.yarn is not None:
+            yield from self.yarn.check_base(self.rope_theta)
 
 
 COMPONENT = Component(

@@ -7,13 +7,14 @@ from typing import cast, final
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moekit_models.blocks import RMSNorm, rotate, sight
+from moekit_models.blocks import RMSNorm, sight
 from moekit_models.gqa import GQA
+from moekit_models.rotary import rotate, score_scale
 
 
 @final
 class GroupedQueryAttention(nn.Module):
-    """Softmax attention, scale ``1/sqrt(head_dim)``, no biases.
+    """Softmax attention, scale ``1/sqrt(head_dim)`` (times YaRN's factor, where it is on), no biases.
 
     Args:
         spec: its options.
@@ -39,8 +40,8 @@ class GroupedQueryAttention(nn.Module):
         q = self.q(x_BSD).unflatten(-1, (self.spec.heads, -1)).transpose(1, 2)
         k = self.k(x_BSD).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2)
         v = self.v(x_BSD).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2)
-        q = rotate(self.q_norm(q), self.spec.rope_theta)
-        k = rotate(self.k_norm(k), self.spec.rope_theta)
-        shared = self.kv_heads != self.spec.heads
-        y = F.scaled_dot_product_attention(q, k, v, **sight(self.causal, valid_BS), enable_gqa=shared)
+        q = rotate(self.q_norm(q), self.spec.rope_theta, self.spec.yarn)
+        k = rotate(self.k_norm(k), self.spec.rope_theta, self.spec.yarn)
+        shared, scale = self.kv_heads != self.spec.heads, score_scale(self.spec.head_dim, self.spec.yarn)
+        y = F.scaled_dot_product_attention(q, k, v, **sight(self.causal, valid_BS), scale=scale, enable_gqa=shared)
         return cast(Tensor, self.out(y.transpose(1, 2).flatten(-2)))

@@ -12,8 +12,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from moekit.component import Component
-from moekit.spec.fields import option
+from moekit.spec.fields import group, option
 from moekit.spec.kinds import AttentionSpec
+from moekit_models.yarn import Yarn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,12 +28,15 @@ class MLA(AttentionSpec):
     rope_dim: int = option(help="width of a head's rotary part, even", ge=2)
     value_dim: int = option(help="width of a head's value", ge=1)
     rope_theta: float = option(10000.0, "base of the rotary angles", gt=0)
+    yarn: Yarn | None = group("positions beyond the context trained on; null for none", default=None)
     norm_eps: float = option(1e-6, "added inside the norms' square root", gt=0)
 
     def check(self) -> Iterable[str]:
-        """Rotary positions turn pairs."""
+        """Rotary positions turn pairs; YaRN wants later pairs slower."""
         if self.rope_dim % 2:
             yield f"rope_dim={self.rope_dim} must be even: rotary positions turn pairs"
+        if self.yarn is not None:
+            yield from self.yarn.check_base(self.rope_theta)
 
 
 COMPONENT = Component(

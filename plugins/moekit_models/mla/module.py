@@ -8,13 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moekit_models.blocks import RMSNorm, rotate, sight
+from moekit_models.blocks import RMSNorm, sight
 from moekit_models.mla import MLA
+from moekit_models.rotary import rotate, score_scale
 
 
 @final
 class MultiHeadLatentAttention(nn.Module):
-    """Softmax attention over latents, scale ``1/sqrt(nope_dim + rope_dim)``, no biases.
+    """Softmax attention over latents, scale ``1/sqrt(nope_dim + rope_dim)`` (times YaRN's factor, if on), no biases.
 
     Projections of one input are stacked in one matrix: ``q_up`` holds each head's ``[W_UQ; W_QR]``, ``kv_down``
     holds ``[W_DKV; W_KR]``, ``kv_up`` each head's ``[W_UK; W_UV]``.
@@ -48,15 +49,16 @@ class MultiHeadLatentAttention(nn.Module):
         kv = self.kv_up(self.kv_norm(latent_kv)).unflatten(-1, (s.heads, -1)).transpose(1, 2)
         q_nope, q_rope = q.split([s.nope_dim, s.rope_dim], dim=-1)
         k_nope, v = kv.split([s.nope_dim, s.value_dim], dim=-1)
-        k_rope = rotate(k_rope[:, None], s.rope_theta).expand(-1, s.heads, -1, -1)
-        q = torch.cat([q_nope, rotate(q_rope, s.rope_theta)], dim=-1)
-        y = _attend(q, torch.cat([k_nope, k_rope], dim=-1), v, self.causal, valid_BS)
+        k_rope = rotate(k_rope[:, None], s.rope_theta, s.yarn).expand(-1, s.heads, -1, -1)
+        q = torch.cat([q_nope, rotate(q_rope, s.rope_theta, s.yarn)], dim=-1)
+        y = _attend(q, torch.cat([k_nope, k_rope], dim=-1), v, self.causal, valid_BS, score_scale(q.shape[-1], s.yarn))
         return cast(Tensor, self.out(y.transpose(1, 2).flatten(-2)))
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, causal: bool, valid_BS: Tensor | None) -> Tensor:
+def _attend(q: Tensor, k: Tensor, v: Tensor, causal: bool, valid_BS: Tensor | None, scale: float | None) -> Tensor:
     """Attention where values may be narrower or wider than keys."""
-    width, value_dim, scale = q.shape[-1], v.shape[-1], q.shape[-1] ** -0.5
+    width, value_dim = q.shape[-1], v.shape[-1]
+    scale = width**-0.5 if scale is None else scale  # of the width before zeros are added to it
     # Fused kernels want one width: zeros added to it change no score and are cut off again.
     # (1 thread, fp32, 16 x 4 heads x 256 positions, 48 and 32 wide: 34 ms forward and backward against 62.)
     q, k = (F.pad(t, (0, max(value_dim - width, 0))) for t in (q, k))

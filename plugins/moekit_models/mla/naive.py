@@ -17,7 +17,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes and constants of the layer."""
+    """Sizes and constants of the layer; YaRN's by the names that ``frequency`` has."""
 
     heads: int
     kv_rank: int
@@ -26,6 +26,7 @@ class Sizes:
     value: int
     theta: float
     eps: float
+    yarn: Mapping[str, float] | None = None
 
 
 def attend(x_SD: Tensor, w: Mapping[str, Tensor], n: Sizes) -> Tensor:
@@ -69,7 +70,7 @@ def query(x_D: Tensor, w: Mapping[str, Tensor], n: Sizes, h: int, s: int) -> tup
     c = norm(w["q_down.weight"] @ x_D, w["q_norm.weight"], n.eps) if "q_down.weight" in w else x_D
     width = n.nope + n.rope
     q = w["q_up.weight"][h * width : (h + 1) * width] @ c
-    return q[: n.nope], turn(q[n.nope :], s, n.theta)
+    return q[: n.nope], turn(q[n.nope :], s, n.theta, n.yarn)
 
 
 def latent(x_D: Tensor, w: Mapping[str, Tensor], n: Sizes) -> Tensor:
@@ -79,7 +80,7 @@ def latent(x_D: Tensor, w: Mapping[str, Tensor], n: Sizes) -> Tensor:
 
 def shared_key(x_D: Tensor, w: Mapping[str, Tensor], n: Sizes, t: int) -> Tensor:
     """The rotary key at position ``t``, from the token itself, one for all heads."""
-    return turn(w["kv_down.weight"][n.kv_rank :] @ x_D, t, n.theta)
+    return turn(w["kv_down.weight"][n.kv_rank :] @ x_D, t, n.theta, n.yarn)
 
 
 def unfold(w: Mapping[str, Tensor], n: Sizes, h: int) -> tuple[Tensor, Tensor]:
@@ -90,7 +91,7 @@ def unfold(w: Mapping[str, Tensor], n: Sizes, h: int) -> tuple[Tensor, Tensor]:
 
 def scale(n: Sizes) -> float:
     """What scores are divided by."""
-    return math.sqrt(n.nope + n.rope)
+    return math.sqrt(n.nope + n.rope) * temperature(n.yarn)
 
 
 def softmax(score: list[Tensor]) -> Tensor:
@@ -104,13 +105,53 @@ def norm(u: Tensor, weight: Tensor, eps: float) -> Tensor:
     return u / torch.sqrt((u * u).mean() + eps) * weight
 
 
-def turn(u_X: Tensor, s: int, theta: float) -> Tensor:
-    """Turns the pair (i, i + R/2) by the angle ``s · theta^(-2i/R)``, one pair at a time."""
+def turn(u_X: Tensor, s: int, theta: float, yarn: Mapping[str, float] | None) -> Tensor:
+    """Turns the pair (i, i + R/2) by the angle ``s · frequency``, one pair at a time."""
     R = u_X.shape[0]
     out = [u_X[0]] * R
     for i in range(R // 2):
-        angle = s * theta ** (-2 * i / R)
+        angle = s * frequency(i, R, theta, yarn)
         a, b = u_X[i], u_X[i + R // 2]
         out[i] = a * math.cos(angle) - b * math.sin(angle)
         out[i + R // 2] = a * math.sin(angle) + b * math.cos(angle)
     return torch.stack(out)
+
+
+def frequency(i: int, R: int, theta: float, yarn: Mapping[str, float] | None) -> float:
+    """Radians that pair i turns a position: ``theta^(-2i/R)``; under YaRN that, that over s, or a mean of the two.
+
+    Args:
+        i: the pair, of R/2.
+        R: width of the rotary part.
+        theta: base of the angles.
+        yarn: ``s``, ``L``, ``alpha``, ``beta``, ``m``, and ``by_index`` (1: a ramp over whole indices, as in released
+            code; 0: over turns, as the paper has it).
+    """
+    plain = math.pow(theta, -2 * i / R)
+    if yarn is None:
+        return plain
+    if yarn["by_index"]:
+        first = math.floor(R * math.log(yarn["L"] / (yarn["beta"] * 2 * math.pi)) / (2 * math.log(theta)))
+        last = math.ceil(R * math.log(yarn["L"] / (yarn["alpha"] * 2 * math.pi)) / (2 * math.log(theta)))
+        first, last = max(first, 0), min(last, R - 1)
+        if i <= first:
+            gamma = 1.0
+        elif i >= last:
+            gamma = 0.0
+        else:
+            gamma = 1 - (i - first) / (last - first)
+    else:
+        wavelength = 2 * math.pi / plain
+        turns = yarn["L"] / wavelength
+        if turns < yarn["alpha"]:
+            gamma = 0.0
+        elif turns > yarn["beta"]:
+            gamma = 1.0
+        else:
+            gamma = (turns - yarn["alpha"]) / (yarn["beta"] - yarn["alpha"])
+    return (1 - gamma) * plain / yarn["s"] + gamma * plain
+
+
+def temperature(yarn: Mapping[str, float] | None) -> float:
+    """t, which scores are divided by: ``sqrt(1/t) = m ln s + 1``; 1 without YaRN."""
+    return 1.0 if yarn is None else 1 / math.pow(yarn["m"] * math.log(yarn["s"]) + 1, 2)

@@ -11,7 +11,8 @@ from torch import nn
 from moekit.contracts import ExpertBank, Init, LayerDims
 from moekit_experts.glu import Glu
 from moekit_experts.glu.module import GluExperts
-from moekit_models.blocks import RMSNorm, init_weights, rotate
+from moekit_models.blocks import RMSNorm, init_weights
+from moekit_models.rotary import rotate
 
 
 def test_norm_by_hand() -> None:
