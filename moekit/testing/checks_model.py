@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import torch
 
-from moekit.contracts import Model, ModelOutput
+from moekit.contracts import Batch, Model, ModelOutput, Source
 from moekit.layer import MoELayer
 from moekit.spec.kinds import ModelSpec
 from moekit.testing.case import Case, Check, require, require_equal, require_finite
-from moekit.testing.probes import model_inputs
+from moekit.testing.probes import model_inputs, model_source
 
 
 def checks(case: Case) -> Iterator[Check]:
@@ -19,12 +19,14 @@ def checks(case: Case) -> Iterator[Check]:
     yield from (check_parts, check_counted_without_memory)
     if _spec(case).gives == "next_token":
         yield check_model_causal
+    if _spec(case).takes == "pairs":
+        yield from (check_source_read, check_source_padding, check_given_source)
 
 
 def check_output(case: Case) -> None:
     """Answers every token with logits ``[B, S, V]`` (``gives = "next_token"``), or every case with ``[T, O]``."""
     inputs = model_inputs(case)
-    output = _run(_build(case).eval(), inputs)
+    output = _run(case, _build(case).eval(), inputs)
     next_token = _spec(case).gives == "next_token"
     wanted = (*inputs.shape, case.spec.vocab) if next_token else inputs.shape[:1]  # type: ignore[attr-defined]
     shape = tuple(output.y.shape)
@@ -38,7 +40,7 @@ def check_reports(case: Case) -> None:
     """Reports every MoE layer under its module name, so that the training step finds whose load it counts."""
     model = _build(case)
     layers = {name for name, module in model.named_modules() if isinstance(module, MoELayer)}
-    reported = set(_run(model, model_inputs(case)).reports)
+    reported = set(_run(case, model, model_inputs(case)).reports)
     require(reported == layers, found=f"reports of {sorted(reported)}", expected=f"{sorted(layers)}, the MoE layers")
 
 
@@ -51,17 +53,15 @@ def check_model_padding(case: Case) -> None:
     other[..., -3:] = other[..., :3] if inputs.dtype == torch.int64 else other[..., -3:]
     if inputs.dtype != torch.int64:
         other[-3:] = 3.0
-    one, two = (_run(model, x, valid) for x in (inputs, other))
+    one, two = (_run(case, model, x, valid) for x in (inputs, other))
     require_equal(two.y[valid], one.y[valid], "y of valid places when padding changes", tolerance=1e-5)
-    for name, report in one.reports.items():
-        seen = int(report.routing.num_valid())
-        require(seen == int(valid.sum()), found=f"'{name}' saw {seen} tokens", expected=f"{int(valid.sum())} valid")
+    _require_seen(one, valid, of_source=False)
 
 
 def check_model_trains(case: Case) -> None:
     """Sends a finite gradient to every parameter (an expert that nothing chose may have 0, but not None)."""
     model = _build(case)
-    output = _run(model, model_inputs(case))
+    output = _run(case, model, model_inputs(case))
     total = output.y.float().square().mean()
     for extra in (*output.future, *(report.loss() for report in output.reports.values())):
         total = total + extra.float().square().mean()
@@ -102,13 +102,61 @@ def check_model_causal(case: Case) -> None:
     model, tokens_BS = _build(case).eval(), model_inputs(case)
     changed = tokens_BS.clone()
     changed[:, 6:] = (changed[:, 6:] + 1) % case.spec.vocab  # type: ignore[attr-defined]
-    before, after = (_run(model, x).y for x in (tokens_BS, changed))
+    before, after = (_run(case, model, x).y for x in (tokens_BS, changed))
     require_equal(after[:, :6], before[:, :6], "logits before the changed tokens", tolerance=1e-5)
 
 
-def _run(model: Model, inputs: torch.Tensor, valid: torch.Tensor | None = None) -> ModelOutput:
-    output: ModelOutput = model(inputs, valid=valid)
-    return output
+def check_source_read(case: Case) -> None:
+    """Makes the target from the source: another source changes the logits, at the first position already."""
+    model, inputs = _build(case).eval(), model_inputs(case)
+    one, two = (_run(case, model, inputs, source=model_source(case, seed=seed)).y for seed in (1, 2))
+    same = torch.allclose(one[:, :1], two[:, :1])
+    require(not same, found="the same logits for another source", expected="logits that the source decides")
+
+
+def check_source_padding(case: Case) -> None:
+    """Reads no padding of the source: what stands there changes no logit, and layers under ``of_source`` count none."""
+    model, inputs, source = _build(case).eval(), model_inputs(case), _source(case)
+    valid = torch.arange(source.tokens.shape[1]).expand(source.tokens.shape) < torch.tensor([[4], [6]])
+    other = source.tokens.where(valid, (source.tokens + 1) % case.spec.vocab)  # type: ignore[attr-defined]
+    one, two = (_run(case, model, inputs, source=Source(tokens, valid)) for tokens in (source.tokens, other))
+    require_equal(two.y, one.y, "y when padding of the source changes", tolerance=1e-5)
+    unknown = one.of_source - set(one.reports)
+    require(not unknown, found=f"of_source names {sorted(unknown)}", expected="names of reports")
+    _require_seen(one, valid, of_source=True)
+
+
+def check_given_source(case: Case) -> None:
+    """Answers through ``given(source)``, which reads a source once for many targets, as it does on a batch."""
+    model, inputs, source = _build(case).eval(), model_inputs(case), _source(case)
+    write = model.given(source)
+    for length in (1, inputs.shape[1]):
+        target = inputs[:, :length]
+        require_equal(write(target, None).y, _run(case, model, target).y, f"y of {length} positions", tolerance=1e-5)
+
+
+def _require_seen(output: ModelOutput, valid: torch.Tensor, *, of_source: bool) -> None:
+    __tracebackhide__ = True
+    for name, report in output.reports.items():
+        if (name in output.of_source) == of_source:
+            seen = int(report.routing.num_valid())
+            require(seen == int(valid.sum()), found=f"'{name}' saw {seen} tokens", expected=f"{int(valid.sum())} valid")
+
+
+def _run(
+    case: Case,
+    model: Model,
+    inputs: torch.Tensor,
+    valid: torch.Tensor | None = None,
+    source: Source | None = None,
+) -> ModelOutput:
+    return model.on(Batch(inputs, inputs, valid, source=source or model_source(case)))
+
+
+def _source(case: Case) -> Source:
+    source = model_source(case)
+    assert source is not None
+    return source
 
 
 def _build(case: Case) -> Model:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from moekit.contracts import BalanceContext, Balancer, Batch, LayerReport, ModelOutput
+from moekit.contracts import BalanceContext, Balancer, Batch, LayerReport, Model, ModelOutput, Source
 from moekit.groups import UniformGroups
 from moekit.routing import Routing, Soft
 from moekit.spec.kinds import Form
@@ -54,7 +54,9 @@ def claimed_forms(case: Case) -> list[Form]:
 
 def _router(case: Case) -> Probe:
     def run(module: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return tensors_in(route(module, inputs["x_TD"]))
+        routing = route(module, inputs["x_TD"])
+        own = {} if routing.own_loss is None else {"own_loss": routing.own_loss.value}
+        return tensors_in(routing) | own
 
     return Probe(inputs={"x_TD": normal(5, case.dims.dim)}, run=run)
 
@@ -109,18 +111,32 @@ def _attention(case: Case) -> Probe:
 
 def _model(case: Case) -> Probe:
     def run(module: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        output: ModelOutput = module(inputs["inputs"])
+        assert isinstance(module, Model)
+        tokens = inputs["inputs"]
+        source = Source(inputs["source"]) if "source" in inputs else None
+        output = module.on(Batch(tokens, tokens, source=source))
         return {"y": output.y} | {f"future[{k}]": y for k, y in enumerate(output.future)}
 
-    return Probe(inputs={"inputs": model_inputs(case)}, run=run, fullgraph=False)
+    inputs, source = model_inputs(case), model_source(case)
+    named = {"inputs": inputs} if source is None else {"inputs": inputs, "source": source.tokens}
+    return Probe(inputs=named, run=run, fullgraph=False)
 
 
 def model_inputs(case: Case, *, seed: int = 0) -> Tensor:
-    """Tokens ``[2, 9]`` below the model's vocabulary, or 9 cases of its width."""
-    if case.spec.takes == "tokens":  # type: ignore[attr-defined]
+    """Tokens ``[2, 9]`` below the model's vocabulary (of a target, where it takes pairs), or 9 cases of its width."""
+    if case.spec.takes in ("tokens", "pairs"):  # type: ignore[attr-defined]
         draw = torch.Generator().manual_seed(seed)
         return torch.randint(case.spec.vocab, (2, 9), generator=draw)  # type: ignore[attr-defined]
     return normal(9, case.spec.inputs, seed=seed)  # type: ignore[attr-defined]
+
+
+def model_source(case: Case, *, seed: int = 1) -> Source | None:
+    """What the targets are made from, ``[2, 7]`` tokens of which all count, for models that take pairs; else None."""
+    if case.spec.takes != "pairs":  # type: ignore[attr-defined]
+        return None
+    draw = torch.Generator().manual_seed(seed)
+    tokens_BS = torch.randint(case.spec.vocab, (2, 7), generator=draw)  # type: ignore[attr-defined]
+    return Source(tokens_BS, torch.ones_like(tokens_BS, dtype=torch.bool))
 
 
 def _objective(case: Case) -> Probe:

@@ -15,6 +15,7 @@ from healthy_layers import (
     WalkDispatcher,
     component,
 )
+from healthy_pairs import Echo, EchoModel
 from healthy_training import (
     Descent,
     Dice,
@@ -41,6 +42,7 @@ HEALTHY = [
     component(Nudge, NudgeBias),
     component(Look, LookAttention),
     component(Tiny, TinyModel),
+    component(Echo, EchoModel),
     component(Guess, GuessObjective),
     component(Dice, DiceData),
     component(Descent, descent),

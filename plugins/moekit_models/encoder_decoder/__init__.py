@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields, replace
 from typing import ClassVar
 
 from moekit.component import Component
-from moekit.spec.fields import Spec, group, option, slot
+from moekit.spec.fields import ConflictError, Spec, group, option, slot
 from moekit.spec.kinds import AttentionSpec, DispatcherSpec, ExpertSpec, ModelSpec, MoE
 from moekit_models.at import At, dense_equivalent
 
@@ -40,12 +40,13 @@ class StackMoE(MoE):
 
     def check(self) -> Iterable[str]:
         """The parts fit, those of the encoder too."""
-        yield from super().check()
-        if self.encoder_dispatcher is not None and self.router.form not in self.encoder_dispatcher.forms:
-            yield (
-                f"{type(self.router).__name__} routes by '{self.router.form}', but encoder_dispatcher "
-                f"{type(self.encoder_dispatcher).__name__} takes {', '.join(sorted(self.encoder_dispatcher.forms))}"
-            )
+        problems = list(super().check())
+        yield from problems
+        if not problems and self.encoder_dispatcher is not None:
+            try:
+                self.layer(encoder=True)
+            except ConflictError as conflict:
+                yield from (f"encoder_dispatcher: {sentence}" for sentence in conflict.sentences)
 
     def layer(self, *, encoder: bool) -> MoE:
         """One mixture layer of the encoder, or of the decoder."""
