@@ -34,12 +34,14 @@ from moekit_experts.ffn import Ffn
 from moekit_experts.glu import Glu
 from moekit_experts.linear import Linear, Logistic
 from moekit_models.decoder import MTP, At, Decoder, DecoderMoE
+from moekit_models.encoder_decoder import Cross, EncoderDecoder, StackMoE
 from moekit_models.gqa import GQA
 from moekit_models.lstm import LSTM
 from moekit_models.mixture import Mixture
 from moekit_models.mla import MLA
 from moekit_models.mlp import MLP
 from moekit_models.yarn import Yarn
+from moekit_models.relative import Relative
 from moekit_objectives.causal_lm import CausalLM
 from moekit_objectives.competitive import Competitive
 from moekit_routers.dense import Dense
@@ -64,6 +66,26 @@ MODEL = Decoder(
         balancers={"bias": SignBias(), "sequence": SequenceBalance()},
     ),
     mtp=MTP(depth=1),
+)
+
+PAIRS = EncoderDecoder(
+    vocab=19,
+    dim=12,
+    depth=2,
+    attention=Relative(heads=2, head_dim=5, buckets=8, max_distance=6),
+    cross=Cross(heads=2, head_dim=5),
+    ffn=Glu(hidden=8),
+    moe=StackMoE(
+        at=At(every=2),
+        router=TopK(top_k=1),
+        experts=Glu(count=4, hidden=5),
+        dispatcher=Grouped(),
+        balancers={"load": LoadBalance()},
+        dense_too=True,
+    ),
+    tied=True,
+    scaled_head=True,
+    dropout=0.1,
 )
 
 EXAMPLES: dict[str, list[Spec]] = {
@@ -110,6 +132,7 @@ EXAMPLES: dict[str, list[Spec]] = {
         GQA(heads=2, head_dim=6, yarn=Yarn(factor=40.0)),
     ],
     "attention/mla": [MLA_EXAMPLE, dataclasses.replace(MLA_EXAMPLE, query_rank=None, yarn=Yarn(factor=4.0))],
+    "attention/relative": [Relative(heads=4, head_dim=6, max_distance=40), Relative(heads=2, head_dim=9, scale=1.0)],
     "model/decoder": [
         MODEL,
         dataclasses.replace(MODEL, moe=None, mtp=None, tied=True, attention=GQA(heads=2, head_dim=4)),
@@ -126,6 +149,10 @@ EXAMPLES: dict[str, list[Spec]] = {
             ),
         ),
         LSTM(vocab=19, dim=12, ffn=Ffn(hidden=5)),
+    ],
+    "model/encoder_decoder": [
+        PAIRS,
+        dataclasses.replace(PAIRS, moe=None, decoder_depth=1, tied=False, attention=MLA_EXAMPLE, recompute=True),
     ],
     "model/mixture": [
         Mixture(inputs=2, moe=MoE(router=Dense(), experts=Logistic(count=3), dispatcher=Soft())),
