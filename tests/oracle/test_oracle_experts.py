@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -27,10 +28,13 @@ from moekit_experts.linear.naive import naive_linear
 Oracle = Callable[[Tensor, Tensor], Tensor]
 
 
-def glu(count: int, dims: LayerDims, activation: str) -> tuple[ExpertBank, Oracle]:
-    bank = GluExperts(Glu(count=count, hidden=5, activation=activation), dims).double()
+def glu(count: int, dims: LayerDims, activation: str, scaled: bool = False) -> tuple[ExpertBank, Oracle]:
+    bank = GluExperts(Glu(count=count, hidden=5, activation=activation, scale_bias=scaled), dims).double()
     gate_EHD, up_EHD = bank.w_gate_up_EHD[:, :5], bank.w_gate_up_EHD[:, 5:]
-    return bank, lambda x_ND, e_N: naive_glu(x_ND, e_N, gate_EHD, up_EHD, bank.w_down_EOH, activation)
+    if bank.scale_EH is not None:
+        torch.nn.init.normal_(bank.scale_EH)
+    scale_EH = bank.scale_EH
+    return bank, lambda x_ND, e_N: naive_glu(x_ND, e_N, gate_EHD, up_EHD, bank.w_down_EOH, activation, scale_EH)
 
 
 def ffn(count: int, dims: LayerDims, activation: str, bias: bool) -> tuple[ExpertBank, Oracle]:
@@ -50,6 +54,7 @@ BANKS: dict[str, Callable[[int, LayerDims], tuple[ExpertBank, Oracle]]] = {
     "glu-gelu": lambda count, dims: glu(count, dims, "gelu"),
     "glu-relu": lambda count, dims: glu(count, dims, "relu"),
     "glu-sigmoid": lambda count, dims: glu(count, dims, "sigmoid"),
+    "glu-gelu-scaled": lambda count, dims: glu(count, dims, "gelu", scaled=True),
     "ffn-relu": lambda count, dims: ffn(count, dims, "relu", bias=False),
     "ffn-gelu-bias": lambda count, dims: ffn(count, dims, "gelu", bias=True),
     "ffn-silu-bias": lambda count, dims: ffn(count, dims, "silu", bias=True),
@@ -118,3 +123,35 @@ def test_bank_equals_naive_under_uniform_groups(name: str, count: int, rows: int
 def test_bank_equals_naive_for_any_shape(name: str, sizes: list[int], nowhere: int, width: int, out: int) -> None:
     bank, oracle = BANKS[name](len(sizes), LayerDims(dim=width, num_experts=len(sizes), out_dim=out))
     check(bank, oracle, grouped(sizes, nowhere), expert_of_rows(sizes, nowhere), width)
+
+
+@pytest.mark.parametrize("name", ["ffn", "glu"])
+@pytest.mark.parametrize("dropout", [0.4, 0.0])
+def test_dropout_in_training_falls_on_the_hidden_layer(name: str, dropout: float) -> None:
+    sizes, dims = [3, 0, 4], LayerDims(dim=4, num_experts=3, out_dim=6)
+    expert_N = expert_of_rows(sizes)
+    bank: ExpertBank
+    if name == "ffn":
+        bank = FfnExperts(Ffn(count=3, hidden=5, bias=True, dropout=dropout), dims).double()
+    else:
+        bank = GluExperts(Glu(count=3, hidden=5, scale_bias=True, dropout=dropout), dims).double()
+    torch.manual_seed(3)
+    keep_NH = F.dropout(torch.ones(7, 5, dtype=torch.float64), dropout) > 0  # what the bank will draw
+    assert bool(keep_NH.any()) and (dropout == 0) == bool(keep_NH.all())
+
+    def oracle(x_ND: Tensor, e_N: Tensor) -> Tensor:
+        drop = (keep_NH, dropout) if bank.training else (None, 0.0)
+        if isinstance(bank, FfnExperts):
+            return naive_ffn(x_ND, e_N, bank.w_up_EHD, bank.w_down_EOH, "relu", bank.b_up_EH, bank.b_down_EO, *drop)
+        assert isinstance(bank, GluExperts)
+        gate_EHD, up_EHD = bank.w_gate_up_EHD.chunk(2, 1)
+        return naive_glu(x_ND, e_N, gate_EHD, up_EHD, bank.w_down_EOH, "silu", bank.scale_EH, *drop)
+
+    for training in (True, False):
+        x_ND = torch.linspace(-1, 1, 28, dtype=torch.float64).reshape(7, 4).requires_grad_()
+        torch.manual_seed(3)
+        y_NO, want_NO = bank.train(training)(x_ND, LoopGroups(sizes)), oracle(x_ND, expert_N)
+        torch.testing.assert_close(y_NO, want_NO, rtol=1e-12, atol=1e-13)
+        leaves, g_NO = [x_ND, *bank.parameters()], torch.randn(7, 6, dtype=torch.float64)
+        for ours, theirs in zip(*(torch.autograd.grad(y, leaves, g_NO) for y in (y_NO, want_NO)), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-13)

@@ -1,7 +1,8 @@
 """FFN experts: a feed-forward net of two matrices.
 
 Source: Vaswani et al. 2017, "Attention Is All You Need" (arXiv 1706.03762), equation 2;
-``down(act(up(x)))``. The expert of Shazeer 2017, GShard and Switch. Oracle: ``naive.py``.
+``down(act(up(x)))``. The expert of Shazeer 2017, GShard and Switch; dropout inside experts: Fedus et al. 2021, "Switch
+Transformer" (arXiv 2101.03961), section 2.4. Oracle: ``naive.py``.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ class Ffn(ExpertSpec):
     hidden: int = option(help="H, width of the hidden layer", ge=1)
     activation: Literal["relu", "gelu", "silu"] = option("relu", "of the hidden layer")
     bias: bool = option(False, "whether both layers have biases")
+    dropout: float = option(0.0, "share of the hidden layer's outputs set to 0, in training", ge=0, lt=1)
 
 
 COMPONENT = Component(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import final
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from moekit.contracts import ExpertBank, LayerDims
@@ -14,9 +15,10 @@ from moekit_experts.stacked import ACTIVATIONS, draw_uniform, stacked
 
 @final
 class FfnExperts(ExpertBank):
-    """``y = down(act(up(x)))``.
+    """``y = down(drop(act(up(x))))``.
 
-    Source: Vaswani et al. 2017 (arXiv 1706.03762), equation 2.
+    Source: Vaswani et al. 2017 (arXiv 1706.03762), equation 2; ``drop`` is dropout, in training only (Switch
+    Transformer, arXiv 2101.03961, section 2.4).
 
     Shapes: ``w_up_EHD``, ``w_down_EOH``; ``b_up_EH``, ``b_down_EO`` or None.
     """
@@ -25,7 +27,7 @@ class FfnExperts(ExpertBank):
         super().__init__()
         E, H = spec.count, spec.hidden
         self.num_experts, self.out_dim = E, dims.out_dim
-        self.activation = spec.activation
+        self.activation, self.dropout = spec.activation, spec.dropout
         self.w_up_EHD = stacked(E, H, dims.dim)
         self.w_down_EOH = stacked(E, dims.out_dim, H)
         self.b_up_EH = stacked(E, H) if spec.bias else None
@@ -40,10 +42,12 @@ class FfnExperts(ExpertBank):
     def forward(self, x_ND: Tensor, groups: Groups) -> Tensor:
         """``y_NO``: each row through its own expert."""
         up_NH = groups.linear(x_ND, self.w_up_EHD, self.b_up_EH)
-        return groups.linear(ACTIVATIONS[self.activation](up_NH), self.w_down_EOH, self.b_down_EO)
+        hidden_NH = F.dropout(ACTIVATIONS[self.activation](up_NH), self.dropout, self.training)
+        return groups.linear(hidden_NH, self.w_down_EOH, self.b_down_EO)
 
     def extra_repr(self) -> str:
         """Sizes, for ``print(model)``."""
         E, H, D = self.w_up_EHD.shape
         bias = self.b_up_EH is not None
-        return f"experts={E}, dim={D}, hidden={H}, out={self.out_dim}, activation={self.activation}, bias={bias}"
+        sizes = f"experts={E}, dim={D}, hidden={H}, out={self.out_dim}"
+        return f"{sizes}, activation={self.activation}, bias={bias}, dropout={self.dropout}"

@@ -16,11 +16,16 @@ def naive_ffn(
     activation: str,
     b_up_EH: Tensor | None = None,
     b_down_EO: Tensor | None = None,
+    keep_NH: Tensor | None = None,
+    dropout: float = 0.0,
 ) -> Tensor:
-    """``y_NO``: row n through expert ``expert_N[n]``; 0 where that is E (the row belongs to no expert)."""
+    """``y_NO``: row n through expert ``expert_N[n]``; 0 where that is E (the row belongs to no expert).
+
+    ``keep_NH`` is False for hidden values that dropout sets to 0; the others grow by 1 / (1 - dropout).
+    """
     E, out_dim = w_down_EOH.shape[:2]
     rows = []
-    for x, e in zip(x_ND, expert_N.tolist(), strict=True):
+    for n, (x, e) in enumerate(zip(x_ND, expert_N.tolist(), strict=True)):
         if e == E:
             rows.append(x.new_zeros(out_dim))
             continue
@@ -32,6 +37,8 @@ def naive_ffn(
             "gelu": hidden * (1 + torch.erf(hidden / math.sqrt(2))) / 2,
             "silu": hidden / (1 + torch.exp(-hidden)),
         }[activation]
+        if keep_NH is not None:
+            acted = acted * keep_NH[n] / (1 - dropout)
         y = w_down_EOH[e] @ acted
         rows.append(y if b_down_EO is None else y + b_down_EO[e])
     return torch.stack(rows) if rows else x_ND.new_zeros(0, out_dim)

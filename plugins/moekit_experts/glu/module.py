@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import final
 
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from moekit.contracts import ExpertBank, LayerDims
+from moekit.contracts import ExpertBank, Init, LayerDims
 from moekit.groups import Groups
 from moekit_experts.glu import Glu
 from moekit_experts.stacked import ACTIVATIONS, draw_uniform, stacked
@@ -14,37 +15,54 @@ from moekit_experts.stacked import ACTIVATIONS, draw_uniform, stacked
 
 @final
 class GluExperts(ExpertBank):
-    """``y = down(act(gate(x)) * up(x))``, without biases.
+    """``y = down(drop(act(gate(x)) * up(x) * scale))``, without additive biases.
 
-    Source: Shazeer 2020 (arXiv 2002.05202), equations 5 and 6.
+    Source: Shazeer 2020 (arXiv 2002.05202), equations 5 and 6. ``drop`` is dropout, in training only (Switch
+    Transformer, arXiv 2101.03961, section 2.4); ``scale`` is ST-MoE's multiplicative bias (arXiv 2202.08906), if any.
 
     Gate and up are one product over the same rows, so their weights are kept as one: ``w_gate_up_EHD`` has shape
     ``[E, 2H, D]``, the gate in rows 0 to H - 1 and up in rows H to 2H - 1 of each expert. (Halves, not interleaved
     rows: reading them apart again costs nothing.)
 
-    Shapes: ``w_gate_up_EHD`` ``[E, 2H, D]``, ``w_down_EOH`` ``[E, O, H]``.
+    Shapes: ``w_gate_up_EHD`` ``[E, 2H, D]``, ``w_down_EOH`` ``[E, O, H]``, ``scale_EH`` or None.
     """
 
     def __init__(self, spec: Glu, dims: LayerDims) -> None:
         super().__init__()
         self.num_experts, self.hidden, self.out_dim = spec.count, spec.hidden, dims.out_dim
-        self.activation = spec.activation
+        self.activation, self.dropout = spec.activation, spec.dropout
         self.w_gate_up_EHD = stacked(spec.count, 2 * spec.hidden, dims.dim)
         self.w_down_EOH = stacked(spec.count, dims.out_dim, spec.hidden)
+        self.scale_EH = stacked(spec.count, spec.hidden) if spec.scale_bias else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draws every matrix as ``nn.Linear`` does."""
+        """Draws every matrix as ``nn.Linear`` does; scales are 1."""
         draw_uniform(self.w_gate_up_EHD.shape[2], self.w_gate_up_EHD)
         draw_uniform(self.hidden, self.w_down_EOH)
+        self._scale_by_one()
+
+    def init_weights(self, init: Init) -> None:
+        """Draws every matrix by ``init``; scales are 1."""
+        init.draw(self.w_gate_up_EHD)
+        init.draw(self.w_down_EOH)
+        self._scale_by_one()
+
+    def _scale_by_one(self) -> None:
+        if self.scale_EH is not None:
+            nn.init.ones_(self.scale_EH)
 
     def forward(self, x_ND: Tensor, groups: Groups) -> Tensor:
         """``y_NO``: each row through its own expert."""
         gate_NH, up_NH = groups.linear(x_ND, self.w_gate_up_EHD).chunk(2, dim=-1)
-        return groups.linear(ACTIVATIONS[self.activation](gate_NH) * up_NH, self.w_down_EOH)
+        hidden_NH = ACTIVATIONS[self.activation](gate_NH) * up_NH
+        if self.scale_EH is not None:  # in the hidden layer's dtype, which under autocast is not the parameter's
+            hidden_NH = hidden_NH * groups.per_row(self.scale_EH.to(hidden_NH.dtype))
+        return groups.linear(F.dropout(hidden_NH, self.dropout, self.training), self.w_down_EOH)
 
     def extra_repr(self) -> str:
         """Sizes, for ``print(model)``."""
         dim = self.w_gate_up_EHD.shape[2]
         sizes = f"experts={self.num_experts}, dim={dim}, hidden={self.hidden}, out={self.out_dim}"
-        return f"{sizes}, activation={self.activation}"
+        scaled = self.scale_EH is not None
+        return f"{sizes}, activation={self.activation}, scale_bias={scaled}, dropout={self.dropout}"

@@ -9,12 +9,23 @@ from torch import Tensor
 
 
 def naive_glu(
-    x_ND: Tensor, expert_N: Tensor, w_gate_EHD: Tensor, w_up_EHD: Tensor, w_down_EOH: Tensor, activation: str
+    x_ND: Tensor,
+    expert_N: Tensor,
+    w_gate_EHD: Tensor,
+    w_up_EHD: Tensor,
+    w_down_EOH: Tensor,
+    activation: str,
+    scale_EH: Tensor | None = None,
+    keep_NH: Tensor | None = None,
+    dropout: float = 0.0,
 ) -> Tensor:
-    """``y_NO``: row n through expert ``expert_N[n]``; 0 where that is E (the row belongs to no expert)."""
+    """``y_NO``: row n through expert ``expert_N[n]``; 0 where that is E (the row belongs to no expert).
+
+    ``keep_NH`` is False for hidden values that dropout sets to 0; the others grow by 1 / (1 - dropout).
+    """
     E, out_dim = w_down_EOH.shape[:2]
     rows = []
-    for x, e in zip(x_ND, expert_N.tolist(), strict=True):
+    for n, (x, e) in enumerate(zip(x_ND, expert_N.tolist(), strict=True)):
         if e == E:
             rows.append(x.new_zeros(out_dim))
             continue
@@ -26,5 +37,10 @@ def naive_glu(
             "gelu": gate * (1 + torch.erf(gate / math.sqrt(2))) / 2,
             "relu": torch.where(gate > 0, gate, 0),
         }[activation]
-        rows.append(w_down_EOH[e] @ (acted * up))
+        hidden = acted * up
+        if scale_EH is not None:
+            hidden = hidden * scale_EH[e]
+        if keep_NH is not None:
+            hidden = hidden * keep_NH[n] / (1 - dropout)
+        rows.append(w_down_EOH[e] @ hidden)
     return torch.stack(rows) if rows else x_ND.new_zeros(0, out_dim)

@@ -15,11 +15,13 @@ from moekit.spec.kinds import ExpertSpec
 from moekit_experts.ffn import Ffn
 from moekit_experts.glu import Glu
 from moekit_experts.linear import Linear, Logistic
+from moekit_optimizers.decay import decays
 
 D, H, O, E = 8, 12, 10, 3  # noqa: E741
 DIMS = LayerDims(dim=D, num_experts=E, out_dim=O)
 SPECS: dict[str, ExpertSpec] = {
     "glu": Glu(count=E, hidden=H),
+    "glu, scaled": Glu(count=E, hidden=H, scale_bias=True),
     "ffn": Ffn(count=E, hidden=H),
     "ffn, biases": Ffn(count=E, hidden=H, bias=True),
     "linear": Linear(count=E),
@@ -28,6 +30,7 @@ SPECS: dict[str, ExpertSpec] = {
 }
 PARAMETERS = {
     "glu": 2 * D * H + H * O,  # 3·D·H when O = D
+    "glu, scaled": 2 * D * H + H * O + H,
     "ffn": D * H + H * O,
     "ffn, biases": D * H + H * O + H + O,
     "linear": D * O + O,
@@ -76,9 +79,12 @@ def test_built_on_meta_and_filled_later(name: str) -> None:
 
 @pytest.mark.parametrize("name", SPECS)
 def test_drawn_as_nn_linear_draws(name: str) -> None:
-    """Uniform between ±1/sqrt(fan-in), weights and biases alike; no two experts the same."""
+    """Uniform between ±1/sqrt(fan-in), weights and biases alike; no two experts the same. Scales are 1."""
     wide = LayerDims(dim=64, num_experts=E, out_dim=48)
     for key, p in bank_of(name, wide).named_parameters():
+        if key.startswith("scale_"):
+            assert bool((p == 1).all())
+            continue
         bound = (H if "down" in key else 64) ** -0.5
         assert 0.9 * bound < float(p.detach().abs().max()) <= bound
         assert abs(float(p.detach().mean())) < 0.2 * bound
@@ -89,10 +95,14 @@ def test_drawn_as_nn_linear_draws(name: str) -> None:
 def test_init_weights_draws_matrices_and_clears_biases(name: str) -> None:
     torch.manual_seed(1)
     bank = bank_of(name, LayerDims(dim=64, num_experts=E, out_dim=48))
+    for p in bank.parameters():
+        torch.nn.init.constant_(p, 7.0)
     bank.init_weights(Init(std=0.02))
     for key, p in bank.named_parameters():
         if key.startswith("b_"):
             assert not p.any()
+        elif key.startswith("scale_"):
+            assert bool((p == 1).all())
         else:
             assert float(p.detach().std()) == pytest.approx(0.02, rel=0.1)
 
@@ -119,6 +129,32 @@ def test_glu_stacks_gate_above_up() -> None:
         assert not bank(torch.randn(E, D), UniformGroups(E, E)).any()
 
 
+def test_a_scale_of_one_changes_nothing_and_multiplies_the_hidden_layer() -> None:
+    """ST-MoE's multiplicative bias: (act(x W_gate) * x W_up * B) W_down, B = 1 at first."""
+    scaled, plain = bank_of("glu, scaled"), bank_of("glu")
+    assert not scaled.load_state_dict(plain.state_dict(), strict=False).unexpected_keys
+    x_ND, groups = torch.randn(E * 2, D), UniformGroups(E, E * 2)
+    assert torch.equal(scaled(x_ND, groups), plain(x_ND, groups))
+    with torch.no_grad():
+        scaled.scale_EH[1] = 3.0
+    y_EO, plain_EO = (bank(x_ND, groups).reshape(E, 2, O) for bank in (scaled, plain))
+    torch.testing.assert_close(y_EO, plain_EO * torch.tensor([1.0, 3.0, 1.0])[:, None, None])
+
+
+def test_under_autocast_a_scale_keeps_the_hidden_layers_dtype() -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        assert bank_of("glu, scaled")(torch.randn(E, D), UniformGroups(E, E)).dtype == torch.bfloat16
+
+
+def test_weight_decay_leaves_scales_and_biases_alone() -> None:
+    layer = {
+        f"experts.{key}": p for name in ("glu, scaled", "ffn, biases") for key, p in bank_of(name).named_parameters()
+    }
+    assert {key for key, p in layer.items() if decays(key, p)} == {
+        *("experts.w_gate_up_EHD", "experts.w_up_EHD", "experts.w_down_EOH")
+    }
+
+
 @pytest.mark.parametrize(
     "make, message",
     [
@@ -127,6 +163,8 @@ def test_glu_stacks_gate_above_up() -> None:
         (lambda: Glu(hidden=4, activation="tanh"), r"'tanh' is out of range \(one of silu, gelu, relu, sigmoid\)"),
         (lambda: Ffn(hidden=4, activation="tanh"), r"'tanh' is out of range \(one of relu, gelu, silu\)"),
         (lambda: Ffn(hidden=-1), r"hidden=-1 is out of range \(>= 1\)"),
+        (lambda: Ffn(hidden=4, dropout=1.0), r"dropout=1.0 is out of range \(>= 0 and < 1\)"),
+        (lambda: Glu(hidden=4, dropout=-0.1), r"dropout=-0.1 is out of range \(>= 0 and < 1\)"),
         (lambda: Linear(count=0), r"count=0 is out of range \(>= 1\)"),
     ],
 )
@@ -139,7 +177,7 @@ def test_listed_without_importing_torch() -> None:
     names = "from moekit.registry import current as c; print(c().names('expert'), c().names('dispatcher'))"
     code = f"import sys; {names}; sys.exit('torch' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    for name in ("ffn", "glu", "linear", "logistic", "grouped", "loop", "soft"):
+    for name in ("ffn", "glu", "linear", "logistic", "capacity", "device_capacity", "grouped", "loop", "soft"):
         assert f"'{name}'" in out
 
 
