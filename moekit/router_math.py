@@ -64,3 +64,8 @@ def first_top_k(key_TE: Tensor, k: int) -> Tensor:
         left_TE.scatter_(-1, pick_T1, -torch.inf)
         picks.append(pick_T1)
     return torch.cat(picks, -1)
+
+
+def above_inf(key_TE: Tensor) -> Tensor:
+    """The keys with -inf raised to the lowest number, so that -inf means out of bounds alone and k distinct remain."""
+    return key_TE.clamp(min=torch.finfo(key_TE.dtype).min)

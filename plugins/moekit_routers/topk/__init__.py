@@ -35,6 +35,13 @@ class TopK(RouterSpec):
     input_jitter: float = option(
         0.0, "in training, the router (not the experts) reads its input times U(1 - this, 1 + this)", ge=0, lt=1
     )
+    send_threshold: float | None = option(
+        None,
+        "in training, a choice after the first whose gate (before scale) is below this is sent with probability "
+        "gate / this; in evaluation every choice is sent",
+        gt=0,
+        le=1,
+    )
 
     def active(self, num_experts: int) -> float:
         """``top_k``."""
@@ -55,6 +62,11 @@ class TopK(RouterSpec):
             yield (
                 "top_k=1 with a softmax over the one chosen makes every gate the constant 1, so no gradient reaches "
                 "the router: set score_over=all or score=sigmoid, or top_k >= 2"
+            )
+        if self.top_k == 1 and self.send_threshold is not None:
+            yield (
+                f"send_threshold={self.send_threshold} is for choices after the first, and top_k=1 makes no others: "
+                "remove it, or set top_k >= 2"
             )
 
     def check_experts(self, num_experts: int) -> Iterable[str]:

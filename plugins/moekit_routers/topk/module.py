@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from moekit.contracts import LayerDims, Router
 from moekit.errors import MoekitError
-from moekit.router_math import first_top_k, router_logits
+from moekit.router_math import above_inf, first_top_k, router_logits
 from moekit.routing import TokenChoice
 from moekit_routers.topk import TopK
 
@@ -24,7 +24,8 @@ class TopKRouter(Router):
     Source: the options are the columns of one table. Softmax, then top-k: GShard 2020, Switch 2021, DeepSeekMoE 2024.
     ``score_over=chosen``: Shazeer 2017 (without noise), Mixtral, gpt-oss (softmax), Llama 4 (sigmoid).
     Groups: DeepSeek-V2 2024 (``max``); DeepSeek-V3 2024, eq. 12 to 16 (``sigmoid``, ``top2_sum``, renormalised,
-    scaled). ``input_jitter``: Switch 2021.
+    scaled). ``input_jitter``: Switch 2021. ``send_threshold``: GShard 2020, algorithm 1 (.5: the second expert is sent
+    if 2·g2 > u, u uniform); ST-MoE 2022, appendix G (.2, and every choice after the first).
 
     Shapes and dtypes: ``x_TD``, any float; logits, scores and gates are fp32, or fp64 for fp64 tokens or weights,
     under any autocast. ``expert_TK`` is int64, best expert first. ``scores_TE`` is the score over all experts without
@@ -32,6 +33,10 @@ class TopKRouter(Router):
 
     Ties: the lowest expert index wins, on every device. A token with NaN gets k distinct experts and NaN gates; other
     tokens are untouched. Padding is read as zeros.
+
+    Sending: under ``send_threshold`` and in training ``sent_TK`` says which choices are sent: the first always, another
+    with probability min(1, g / threshold), g its gate after renormalising and before scaling. Gates of those sent are
+    not rescaled. In evaluation all are sent, as nothing random may happen there; mesh's code draws there too.
 
     Selection bias: added to what is compared, the affinities under ``score_over=all`` and the logits under
     ``chosen``. It is not differentiated.
@@ -72,10 +77,16 @@ class TopKRouter(Router):
             gate_TK = self._score(logits_TE.gather(1, expert_TK))
         if spec.renormalize:
             gate_TK = gate_TK / (gate_TK.sum(-1, keepdim=True) + GUARD)
+        sent_TK = self._sent(gate_TK)
         if spec.scale != 1:
             gate_TK = gate_TK * spec.scale
         return TokenChoice(
-            logits_TE=logits_TE, scores_TE=scores_TE, valid_T=valid_T, expert_TK=expert_TK, gate_TK=gate_TK
+            logits_TE=logits_TE,
+            scores_TE=scores_TE,
+            valid_T=valid_T,
+            expert_TK=expert_TK,
+            gate_TK=gate_TK,
+            sent_TK=sent_TK,
         )
 
     def _score(self, logits_TX: Tensor) -> Tensor:
@@ -104,14 +115,18 @@ class TopKRouter(Router):
         out_TG = torch.ones_like(best_TG, dtype=torch.bool).scatter(1, group_TX, False)
         return key_TGX.masked_fill(out_TG[:, :, None], -torch.inf).flatten(1)
 
+    def _sent(self, gate_TK: Tensor) -> Tensor | None:
+        """bool: which choices are sent; None for all of them. A NaN is sent: its token's output is NaN."""
+        threshold = self.spec.send_threshold
+        if threshold is None or not self.training:
+            return None
+        left_out_TK = gate_TK.detach() <= threshold * torch.rand_like(gate_TK)
+        first_K = torch.arange(self.spec.top_k, device=gate_TK.device) == 0
+        return first_K | ~left_out_TK
+
     def _jittered(self, x_TD: Tensor) -> Tensor:
         eps = self.spec.input_jitter
         if not (eps and self.training):
             return x_TD
         x_TD = x_TD.to(torch.promote_types(x_TD.dtype, torch.float32))
         return x_TD * torch.empty_like(x_TD).uniform_(1 - eps, 1 + eps)
-
-
-def above_inf(key_TE: Tensor) -> Tensor:
-    """The keys with -inf raised to the lowest number, so that -inf means out of bounds alone and k distinct remain."""
-    return key_TE.clamp(min=torch.finfo(key_TE.dtype).min)

@@ -12,9 +12,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Routed:
-    """``chosen[t]``: the experts of token t, best first; ``gate_TK`` in that order; ``scores_TE`` of all experts."""
+    """``chosen[t]``: the experts of token t, best first; ``gate_TK`` and ``sent`` in that order; scores of all experts.
+
+    ``sent[t]`` is all True without a threshold.
+    """
 
     chosen: list[list[int]]
+    sent: list[list[bool]]
     gate_TK: Tensor
     scores_TE: Tensor
     logits_TE: Tensor
@@ -59,12 +63,17 @@ def route(
     scale: float = 1.0,
     logit_bias: Sequence[Tensor] | None = None,
     selection_bias: Sequence[float] | None = None,
+    send_threshold: float | None = None,
+    u_TK: Tensor | None = None,
 ) -> Routed:
-    """Routes each token on its own."""
+    """Routes each token on its own.
+
+    ``u_TK`` holds uniform draws: the k-th choice, but for the first, is sent if ``g_k / send_threshold > u_k``.
+    """
     E = weight_ED.shape[0]
     b = selection_bias or [0.0] * E
-    chosen, gates, scores, logits = [], [], [], []
-    for x in x_TD:
+    chosen, sent, gates, scores, logits = [], [], [], [], []
+    for t, x in enumerate(x_TD):
         z = [(weight_ED[e] * x).sum() for e in range(E)]
         if logit_bias is not None:
             z = [z[e] + logit_bias[e] for e in range(E)]
@@ -75,10 +84,14 @@ def route(
         if renormalize:
             total = sum(g[1:], g[0]) + 1e-20
             g = [g_e / total for g_e in g]
+        go = [True] * top_k
+        if send_threshold is not None and u_TK is not None:
+            go = [k == 0 or g[k].item() / send_threshold > u_TK[t, k].item() for k in range(top_k)]
+        sent.append(go)
         chosen.append(picks)
         gates.append(torch.stack([scale * g_e for g_e in g]))
         scores.append(torch.stack(s))
         logits.append(torch.stack(z))
     if not chosen:
-        return Routed([], x_TD.new_zeros(0, top_k), x_TD.new_zeros(0, E), x_TD.new_zeros(0, E))
-    return Routed(chosen, torch.stack(gates), torch.stack(scores), torch.stack(logits))
+        return Routed([], [], x_TD.new_zeros(0, top_k), x_TD.new_zeros(0, E), x_TD.new_zeros(0, E))
+    return Routed(chosen, sent, torch.stack(gates), torch.stack(scores), torch.stack(logits))

@@ -1,0 +1,64 @@
+"""Hierarchical noisy top-k: a token takes the best groups, then the best experts of each. Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from moekit.component import Component
+from moekit.spec.fields import option
+from moekit.spec.kinds import RouterSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hierarchical(RouterSpec):
+    """Options of the hierarchical router. A token runs through ``top_groups · top_k`` experts."""
+
+    takes_bias: ClassVar[bool] = False  # an expert's bias could move load within its group, never between groups
+    gives_smooth_load: ClassVar[bool] = True
+    branches: int = option(help="equal groups that the experts are cut into, in order: the first level's choices", ge=1)
+    top_groups: int = option(2, "groups that a token takes", ge=1)
+    top_k: int = option(2, "experts that it takes in each of them", ge=1)
+    noise_epsilon: float = option(
+        1e-2, "added to the noise's standard deviation: 1e-2 in the authors' code, 0 in the paper", ge=0
+    )
+    zero_init: bool = option(True, "start with all matrices 0, so that noise alone chooses and the load is even")
+
+    def active(self, num_experts: int) -> float:
+        """``top_groups · top_k``."""
+        return self.top_groups * self.top_k
+
+    def check(self) -> Iterable[str]:
+        """Groups that exist, and gates that both levels can learn by."""
+        if self.top_groups > self.branches:
+            yield f"top_groups={self.top_groups} is more than branches={self.branches}: lower it, or raise branches"
+        for name, value in (("top_groups", self.top_groups), ("top_k", self.top_k)):
+            if value == 1:
+                yield (
+                    f"{name}=1 makes every gate of that level the constant 1, so no gradient reaches it: set {name} "
+                    ">= 2, or use noisy_topk, which has one level"
+                )
+
+    def check_experts(self, num_experts: int) -> Iterable[str]:
+        """The groups must be equal, and hold as many experts as are chosen."""
+        size, rest = divmod(num_experts, self.branches)
+        if rest:
+            yield (
+                f"branches={self.branches} does not divide the {num_experts} experts evenly: "
+                "choose a divisor for branches, or a multiple of it for count"
+            )
+        elif self.top_k > size:
+            yield (
+                f"top_k={self.top_k} is more than the {size} experts of a group "
+                f"({num_experts} experts in branches={self.branches}): lower top_k or branches"
+            )
+
+
+COMPONENT = Component(
+    name="hierarchical",
+    spec=Hierarchical,
+    target="moekit_routers.hierarchical.module:HierarchicalRouter",
+    summary="two levels of noisy top-k: the best groups, then the best experts of each",
+    paper="Shazeer et al. 2017",
+)

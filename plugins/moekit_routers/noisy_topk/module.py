@@ -1,0 +1,96 @@
+"""Noisy top-k routing. Oracle: ``naive.py`` beside this file."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from moekit.contracts import Init, LayerDims, Router
+from moekit.errors import MoekitError
+from moekit.router_math import first_top_k, router_logits
+from moekit.routing import TokenChoice
+from moekit_routers.noise import chance_in_top_k, noise_std, with_noise
+from moekit_routers.noisy_topk import NoisyTopK
+
+
+class NoisyTopKRouter(Router):
+    """Each token takes k experts by noisy logits ``H = W_g x + n·(softplus(W_noise x) + epsilon)``.
+
+    Gates are the softmax over the k kept values of H, so they sum to 1. n is a standard normal draw, fresh for every
+    token and expert, in training alone; in evaluation H = W_g x and nothing is drawn.
+
+    Source: Shazeer et al. 2017, Outrageously Large Neural Networks, eq. 3 to 5; appendix A for the smooth load. The
+    epsilon is that of the authors' code.
+
+    Shapes and dtypes: ``x_TD``, any float; logits, noise, scores and gates are fp32, or fp64 for fp64 tokens or
+    weights, under any autocast. ``logits_TE`` is ``W_g x``, and ``scores_TE`` its softmax over all experts: both
+    without noise. ``expert_TK`` is int64, the largest H first. ``smooth_load_E``: in training the sum over valid tokens
+    of the chance that the expert would be chosen if its noise were drawn again; None in evaluation. With k = E it is
+    the count of valid tokens, a constant.
+
+    Ties: the lowest expert index wins. With ``zero_init`` all tie in evaluation before the first step.
+
+    Selection bias: added to H, and to W_g x in the smooth load, for choosing alone. It is not differentiated.
+
+    Gradient: reaches both matrices and ``x_TD`` through the gates and through ``smooth_load_E`` (its threshold too).
+    Padding is read as zeros. A token with NaN gets k distinct experts and NaN gates; a NaN in a valid token reaches
+    ``smooth_load_E``, as it reaches every statistic.
+
+    Args:
+        spec: its options.
+        dims: D and E.
+
+    Raises:
+        MoekitError: top_k does not fit the number of experts.
+    """
+
+    def __init__(self, spec: NoisyTopK, dims: LayerDims) -> None:
+        super().__init__()
+        if problems := list(spec.check_experts(dims.num_experts)):
+            raise MoekitError("router noisy_topk: " + "; ".join(problems))
+        self.spec = spec
+        self.weight_ED = nn.Parameter(torch.zeros(dims.num_experts, dims.dim))
+        self.noise_weight_ED = nn.Parameter(torch.zeros(dims.num_experts, dims.dim))
+        if not spec.zero_init:
+            bound = dims.dim**-0.5
+            for weight_ED in (self.weight_ED, self.noise_weight_ED):
+                nn.init.uniform_(weight_ED, -bound, bound)
+
+    def forward(
+        self, x_TD: Tensor, *, valid_T: Tensor | None = None, selection_bias_E: Tensor | None = None
+    ) -> TokenChoice:
+        """Routes T tokens: noise, choose, gate."""
+        k = self.spec.top_k
+        logits_TE = noisy_TE = router_logits(x_TD, self.weight_ED, None, valid_T)
+        std_TE: Tensor | None = None
+        bias_E = logits_TE.new_zeros(()) if selection_bias_E is None else _bias(selection_bias_E, logits_TE.dtype)
+        if self.training:
+            std_TE = noise_std(router_logits(x_TD, self.noise_weight_ED, None, valid_T), self.spec.noise_epsilon)
+            noisy_TE = with_noise(logits_TE, std_TE)
+        best_TK = first_top_k(noisy_TE.detach() + bias_E, min(k + 1, logits_TE.shape[1]))  # one more: the runner-up
+        smooth_load_E = None
+        if std_TE is not None:
+            chance_TE = chance_in_top_k(logits_TE + bias_E, noisy_TE + bias_E, std_TE, best_TK, k)
+            smooth_load_E = (chance_TE if valid_T is None else chance_TE * valid_T[:, None]).sum(0)
+        expert_TK = best_TK[:, :k]
+        return TokenChoice(
+            logits_TE=logits_TE,
+            scores_TE=logits_TE.softmax(-1),
+            valid_T=valid_T,
+            smooth_load_E=smooth_load_E,
+            expert_TK=expert_TK,
+            gate_TK=noisy_TE.gather(1, expert_TK).softmax(-1),
+        )
+
+    def init_weights(self, init: Init) -> None:
+        """Draws both matrices as the model asks, or sets them to 0 under ``zero_init``."""
+        for weight_ED in (self.weight_ED, self.noise_weight_ED):
+            if self.spec.zero_init:
+                nn.init.zeros_(weight_ED)
+            else:
+                init.draw(weight_ED)
+
+
+def _bias(selection_bias_E: Tensor, dtype: torch.dtype) -> Tensor:
+    """The bias, -inf as a number so low that it bans, yet high enough to be added to and subtracted."""
+    return selection_bias_E.detach().to(dtype).clamp(min=torch.finfo(dtype).min / 8)

@@ -1,0 +1,43 @@
+"""Strictly balanced gating: in training each expert keeps its best tokens of the batch. Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from moekit.component import Component
+from moekit.spec.fields import option
+from moekit.spec.kinds import RouterSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strict(RouterSpec):
+    """Options of the strictly balanced router."""
+
+    takes_bias: ClassVar[bool] = False  # the load is even by construction
+    causal: ClassVar[bool] = False  # in training experts choose among all tokens of the batch, later ones too
+    top_k: int = option(
+        help="experts a token runs through, on average: each expert keeps this · tokens / experts", ge=1
+    )
+    threshold_weight: float = option(
+        1.0, "coefficient of the loss that trains the thresholds which evaluation sends by", ge=0
+    )
+
+    def active(self, num_experts: int) -> float:
+        """``top_k``, on average; a single token may get none, or all."""
+        return self.top_k
+
+    def check_experts(self, num_experts: int) -> Iterable[str]:
+        """No expert can keep more tokens than there are."""
+        if self.top_k > num_experts:
+            yield f"top_k={self.top_k} is more than the {num_experts} experts there are: lower top_k, or raise count"
+
+
+COMPONENT = Component(
+    name="strict",
+    spec=Strict,
+    target="moekit_routers.strict.module:StrictRouter",
+    summary="each expert keeps its k·T/E best tokens in training, and in evaluation those above a learned threshold",
+    paper="Shazeer et al. 2017",
+)
