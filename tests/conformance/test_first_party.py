@@ -45,6 +45,9 @@ from moekit_models.relative import Relative
 from moekit_objectives.causal_lm import CausalLM
 from moekit_objectives.competitive import Competitive
 from moekit_routers.dense import Dense
+from moekit_routers.hierarchical import Hierarchical
+from moekit_routers.noisy_topk import NoisyTopK
+from moekit_routers.strict import Strict
 from moekit_routers.topk import TopK
 
 DEEPSEEK_V3 = TopK(
@@ -96,7 +99,11 @@ EXAMPLES: dict[str, list[Spec]] = {
         TopK(top_k=3, score="sigmoid", score_over="chosen"),
         TopK(top_k=4, groups=4, top_groups=2, scale=16.0),
         DEEPSEEK_V3,
+        TopK(top_k=2, renormalize=True, send_threshold=0.5),
     ],
+    "router/noisy_topk": [NoisyTopK(top_k=2), NoisyTopK(top_k=4, noise_epsilon=0.0, zero_init=False)],
+    "router/hierarchical": [Hierarchical(branches=4), Hierarchical(branches=2, top_k=3, zero_init=False)],
+    "router/strict": [Strict(top_k=2), Strict(top_k=1, threshold_weight=0.1)],
     "router/dense": [Dense(), Dense(bias=False)],
     "dispatcher/capacity": [
         Capacity(),
