@@ -121,10 +121,14 @@ def check_gradients(case: Case) -> None:
 
 
 def check_gradient_reaches_weights(case: Case) -> None:
-    """Trains every weight it has: the outputs (a router's gates) send each parameter a finite gradient, not all 0."""
+    """Trains every weight it has: the outputs send each parameter a finite gradient, not all 0.
+
+    Of a router's outputs the gates, and a loss of its own where it has one.
+    """
     probe, module = probe_for(case), case.build()
     out = probe.run(module, probe.cast(torch.float32))
-    useful = {n: v for n, v in out.items() if n.startswith(("gate", "combine", "dispatch", "y")) and v.requires_grad}
+    trains = ("gate", "combine", "dispatch", "y", "own_loss")
+    useful = {n: v for n, v in out.items() if n.startswith(trains) and v.requires_grad}
     parameters = {n: p for n, p in module.named_parameters() if p.requires_grad}
     if not parameters:
         return

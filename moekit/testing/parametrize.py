@@ -27,14 +27,16 @@ from moekit.testing import (
     checks_optimizer,
     checks_router,
     checks_router_claims,
+    checks_router_training,
     checks_run,
+    checks_sent,
 )
 from moekit.testing.case import DIMS, Case, Check, CheckFailure
 
 BY_KIND = {
-    "router": (checks_router, checks_router_claims),
+    "router": (checks_router, checks_router_claims, checks_router_training),
     "expert": (checks_experts,),
-    "dispatcher": (checks_dispatcher,),
+    "dispatcher": (checks_dispatcher, checks_sent),
     "balancer": (checks_balancer, checks_balancer_state),
     "attention": (checks_attention,),
     "model": (checks_model,),

@@ -79,21 +79,26 @@ def one_expert(experts: ExpertBank, e: int, x_D: Tensor) -> Tensor:
     return y_NO[0]
 
 
-def naive_sum(x_TD: Tensor, routing: Routing, experts: ExpertBank) -> Tensor:
-    """``y_TO``: the sum over pairs that every dispatcher computes, token by token and expert by expert."""
+def naive_sum(x_TD: Tensor, routing: Routing, experts: ExpertBank, *, kept_TE: Tensor | None = None) -> Tensor:
+    """``y_TO``: the sum over pairs that every dispatcher computes, token by token and expert by expert.
+
+    With ``kept_TE`` only over the pairs where it is True: what a dispatcher that drops has left of a sparse routing.
+    """
     T, E = routing.scores_TE.shape
+    kept = torch.ones(T, E, dtype=torch.bool) if kept_TE is None else kept_TE
     valid = [True] * T if routing.valid_T is None else [bool(v) for v in routing.valid_T]
     y = [x_TD.new_zeros(experts.out_dim) for _ in range(T)]
     if isinstance(routing, TokenChoice):
         for t in range(T):
             for k in range(routing.expert_TK.shape[1]):
-                if valid[t]:
-                    y[t] = y[t] + routing.gate_TK[t, k] * one_expert(experts, int(routing.expert_TK[t, k]), x_TD[t])
+                e = int(routing.expert_TK[t, k])
+                if valid[t] and kept[t, e] and (routing.sent_TK is None or routing.sent_TK[t, k]):
+                    y[t] = y[t] + routing.gate_TK[t, k] * one_expert(experts, e, x_TD[t])
     elif isinstance(routing, ExpertChoice):
         for e in range(E):
             for c in range(routing.token_EC.shape[1]):
                 t = int(routing.token_EC[e, c])
-                if valid[t]:
+                if valid[t] and kept[t, e]:
                     y[t] = y[t] + routing.gate_EC[e, c] * one_expert(experts, e, x_TD[t])
     elif isinstance(routing, Soft):
         for e in range(E):

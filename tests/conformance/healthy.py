@@ -15,6 +15,7 @@ from healthy_layers import (
     WalkDispatcher,
     component,
 )
+from healthy_noise import NoisyPick, NoisyPickRouter
 from healthy_pairs import Echo, EchoModel
 from healthy_training import (
     Descent,
@@ -36,6 +37,7 @@ from healthy_training import (
 HEALTHY = [
     component(Pick, PickRouter),
     component(PickUnbiased, PickUnbiasedRouter),
+    component(NoisyPick, NoisyPickRouter),
     component(Tanh, TanhBank),
     component(Walk, WalkDispatcher),
     component(Even, EvenLoss),

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import broken_layers
 import broken_making
+import broken_noise
 import broken_pairs
 import broken_routers
 import broken_training
@@ -21,7 +22,7 @@ from moekit.testing.case import Check
 from moekit.testing.parametrize import cases_of
 
 BROKEN: dict[str, list[Component]] = {}
-for part in (broken_making, broken_routers, broken_layers, broken_training, broken_pairs):
+for part in (broken_making, broken_routers, broken_layers, broken_training, broken_pairs, broken_noise):
     BROKEN |= part.BROKEN
 
 
