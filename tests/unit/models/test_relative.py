@@ -1,0 +1,90 @@
+"""Relative position biases: which distances share a bucket, and what the bias does."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moekit_models.relative import Relative, naive
+from moekit_models.relative.module import RelativeAttention, bucket_of, starts
+
+
+def test_buckets_of_the_paper_in_a_decoder() -> None:
+    distance = -torch.tensor([0, 1, 15, 16, 18, 19, 112, 113, 127, 128, 5000])
+    expected = [0, 1, 15, 16, 16, 17, 30, 31, 31, 31, 31]
+    assert bucket_of(distance, 32, 128, both=False).tolist() == expected
+    assert bucket_of(torch.tensor([1, 40]), 32, 128, both=False).tolist() == [0, 0]  # later keys, which nobody sees
+
+
+def test_buckets_of_the_paper_in_an_encoder() -> None:
+    # 8 · 16^(k / 8): 8, 11.3, 16, 22.6, 32, 45.3, 64, 90.5
+    assert starts(16, 128) == [0, 1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 23, 32, 46, 64, 91]
+    distance = torch.tensor([0, 1, 7, 8, 11, 12, 15, 16, 90, 91, 1000])
+    one_side = torch.tensor([0, 1, 7, 8, 8, 9, 9, 10, 14, 15, 15])
+    assert bucket_of(-distance, 32, 128, both=True).tolist() == one_side.tolist()
+    assert bucket_of(distance[1:], 32, 128, both=True).tolist() == (16 + one_side[1:]).tolist()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    buckets=st.integers(1, 12).map(lambda n: 4 * n),
+    beyond=st.integers(1, 300),
+    both=st.booleans(),
+)
+def test_buckets_follow_the_equation(buckets: int, beyond: int, both: bool) -> None:
+    max_distance = buckets // 2 + beyond
+    distance = torch.arange(-2 * max_distance, 2 * max_distance)
+    expected = [naive.bucket(d, both, buckets, max_distance) for d in distance.tolist()]
+    assert bucket_of(distance, buckets, max_distance, both=both).tolist() == expected
+
+
+def test_two_positions_are_told_apart_by_their_distance_alone() -> None:
+    attention = RelativeAttention(Relative(heads=3, head_dim=4), 6, causal=False)
+    bias = attention.position_bias(9)[0]
+    for shift in range(-8, 9):
+        along = bias.diagonal(shift, 1, 2)
+        assert (along == along[:, :1]).all()
+    assert not torch.equal(bias, bias.mT)  # before and after have numbers of their own
+
+
+def test_a_bias_draws_a_head_to_its_distance() -> None:
+    attention = RelativeAttention(Relative(heads=1, head_dim=6), 6).double()
+    with torch.no_grad():
+        attention.bias.weight.zero_()
+        attention.bias.weight[2] = 1e4  # the position two back, and no other
+        for w in (attention.v.weight, attention.out.weight):
+            w.copy_(torch.eye(6))
+    x = torch.randn(1, 8, 6, dtype=torch.float64)
+    torch.testing.assert_close(attention(x)[:, 2:], x[:, :-2], rtol=1e-12, atol=1e-12)
+
+
+def test_the_order_of_earlier_tokens_matters() -> None:
+    attention = RelativeAttention(Relative(heads=2, head_dim=4), 8).double()
+    x = torch.randn(1, 5, 8, dtype=torch.float64)
+    turned = x[:, [1, 0, 2, 3, 4]]
+    assert not torch.allclose(attention(x)[:, 4], attention(turned)[:, 4])
+
+
+def test_the_unscaled_form_is_the_scaled_one_with_larger_queries() -> None:
+    scaled, plain = (RelativeAttention(Relative(heads=2, head_dim=4, scale=s), 8).double() for s in (None, 1.0))
+    plain.load_state_dict(scaled.state_dict())
+    with torch.no_grad():
+        plain.q.weight.mul_(4**-0.5)
+    x = torch.randn(2, 6, 8, dtype=torch.float64)
+    torch.testing.assert_close(plain(x), scaled(x), rtol=1e-12, atol=1e-12)
+
+
+def test_width_of_heads_is_free() -> None:
+    attention = RelativeAttention(Relative(heads=3, head_dim=5), 8)
+    assert attention.out.weight.shape == (8, 15)
+    assert attention.bias.weight.shape == (32, 3)
+    assert attention(torch.randn(1, 4, 8)).shape == (1, 4, 8)
+
+
+def test_what_the_spec_refuses() -> None:
+    with pytest.raises(ValueError, match="buckets=6 must be a multiple of 4"):
+        Relative(heads=1, head_dim=4, buckets=6)
+    with pytest.raises(ValueError, match="max_distance=16 must be more than 16"):
+        Relative(heads=1, head_dim=4, max_distance=16)
