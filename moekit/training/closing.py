@@ -13,6 +13,7 @@ from moekit.contracts import Data
 from moekit.spec.recipe import Recipe
 from moekit.training.module import LitMoE
 from moekit.training.outcome import Comparison, Outcome
+from moekit.training.scores import score_rows
 
 ELSEWHERE = ("objective", "max_violation")  # validation figures without a row of their own
 WORDS = {"bits_per_byte": "bits per byte", "blend_mse": "squared error of the blend"}
@@ -34,6 +35,9 @@ def tell(outcome: Outcome, module: LitMoE, console: Console) -> None:
         trained = f"   (training {outcome.train[name]:.3f})" if name in outcome.train else ""
         words = "validation " + WORDS.get(name, name.replace("_", " "))
         grid.add_row(words, f"[bold]{outcome.validation[name]:.3f}[/bold]{trained}")
+    dense = outcome.comparison.dense_scores if outcome.comparison is not None else None
+    for words, value in score_rows(outcome.scores, dense):
+        grid.add_row(words, value)
     if outcome.stopped_after is not None and module.recipe.stop is not None:
         stop = module.recipe.stop
         name = stop.metric.removeprefix("train/").replace("_", " ")

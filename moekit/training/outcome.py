@@ -32,6 +32,7 @@ class Comparison:
         moe_seconds, dense_seconds: training time of each whole run.
         moe_active, dense_active: active parameters a token, both embeddings counted.
         moe_total: all parameters of the mixture.
+        dense_scores: what the data measured of the dense model; empty where it measures nothing.
     """
 
     metric: str
@@ -45,6 +46,7 @@ class Comparison:
     moe_active: int
     dense_active: int
     moe_total: int
+    dense_scores: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +63,7 @@ class Outcome:
         stopped_after: steps to fall to the recipe's ``stop.below``; None when it did not.
         total, active: parameters.
         curve: the validation curve of the main metric: seconds and values.
+        scores: what the data measured of the trained model (BLEU); empty where it measures nothing.
         comparison: with the dense model, if asked for.
         files: pictures.
     """
@@ -78,6 +81,7 @@ class Outcome:
     total: int
     active: int
     curve: tuple[Sequence[float], Sequence[float]]
+    scores: Mapping[str, float] = field(default_factory=dict)
     comparison: Comparison | None = None
     files: Sequence[Path] = field(default_factory=list)
 
@@ -138,6 +142,7 @@ def compare(moe: Outcome, dense: Outcome) -> Comparison:
         moe_active=moe.active,
         dense_active=dense.active,
         moe_total=moe.total,
+        dense_scores=dense.scores,
     )
 
 

@@ -31,6 +31,7 @@ from moekit.training.logs import LoadHistory, RunLog, curve
 from moekit.training.module import LitMoE
 from moekit.training.outcome import Outcome, compare, outcome_of, write_summary
 from moekit.training.progress import TrainingProgress
+from moekit.training.scores import measure
 from moekit.training.trainer import make_trainer, quiet
 
 
@@ -133,7 +134,7 @@ def prepare(recipe: Recipe, folder: RunFolder, console: Console, *, label: str, 
 
 
 def fit(run: Prepared, console: Console) -> Outcome:
-    """Trains, from the start or from a checkpoint.
+    """Trains, from the start or from a checkpoint; then measures the data's scores.
 
     Raises:
         KeyboardInterrupt: after telling how to go on.
@@ -161,7 +162,8 @@ def fit(run: Prepared, console: Console) -> Outcome:
         raise
     if run.trainer.checkpoint_callback is not None and not run.folder.last.is_file():
         run.trainer.save_checkpoint(run.folder.last)  # checkpoints follow validations, and there was none
-    return outcome_of(run.label, run.folder, run.module, run.log.rows)
+    scores = measure(run.module, run.label, console)
+    return replace(outcome_of(run.label, run.folder, run.module, run.log.rows), scores=scores)
 
 
 def dense_recipe(recipe: Recipe) -> Recipe | None:

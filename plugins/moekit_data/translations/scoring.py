@@ -40,7 +40,6 @@ def translate_pairs(
 
     sources = [vocabulary.source(pair.source, pair.language) for pair in pairs]
     order = sorted(range(len(pairs)), key=lambda i: len(sources[i]))
-    device = next(model.parameters()).device
     outputs = [""] * len(pairs)
     was_training = model.training
     model.eval()
@@ -48,10 +47,11 @@ def translate_pairs(
         for part in slices([len(sources[i]) for i in order], batch_tokens):
             chosen = order[part.start : part.stop]
             tokens, valid = pad([sources[i] for i in chosen], vocabulary.end)
-            source = Source(tokens.to(device), valid.to(device))
-            made = translate(model, source, start=vocabulary.end, end=vocabulary.end, max_tokens=max_tokens)
+            made = translate(
+                model, Source(tokens, valid), start=vocabulary.end, end=vocabulary.end, max_tokens=max_tokens
+            )
             for i, ids in zip(chosen, made, strict=True):
-                outputs[i] = vocabulary.decode(ids.cpu())
+                outputs[i] = vocabulary.decode(ids)
     finally:
         model.train(was_training)
     return [Translation(p.language, p.source, p.target, text) for p, text in zip(pairs, outputs, strict=True)]
@@ -62,19 +62,19 @@ def figures(made: Sequence[Translation]) -> dict[str, float]:
 
     Returns:
         ``bleu`` and ``chrf``, 0 to 100: the mean over languages of each language's corpus score, as GShard averages;
-        ``pairs``, how many were translated; and where there are placeholders ``placeholders_kept``, the share of the
-        sources with placeholders whose placeholders, each as often as it stood, are in the output, and
-        ``placeholder_pairs``, how many these are.
+        ``scored_pairs``, how many were translated. Where there are placeholders, ``placeholders_kept``, the share of
+        the sources with placeholders whose placeholders, each as often as it stood, are in the output, and
+        ``pairs_with_placeholders``, how many these are.
     """
     parts = by_language(made).values()
     values = {
         "bleu": fmean(bleu(part) for part in parts),
         "chrf": fmean(chrf(part) for part in parts),
-        "pairs": float(len(made)),
+        "scored_pairs": float(len(made)),
     }
     kept = [placeholders(each.source) == placeholders(each.output) for each in made if placeholders(each.source)]
     if kept:
-        values |= {"placeholders_kept": fmean(kept), "placeholder_pairs": float(len(kept))}
+        values |= {"placeholders_kept": fmean(kept), "pairs_with_placeholders": float(len(kept))}
     return values
 
 

@@ -1,0 +1,38 @@
+"""Figures of a trained model that are no mean over tokens: what its data measures at the end of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rich.console import Console
+
+from moekit.contracts import Data
+from moekit.training.module import LitMoE
+
+WORDS = {"bleu": "BLEU", "chrf": "chrF"}
+
+
+def measure(module: LitMoE, label: str, console: Console) -> dict[str, float]:
+    """The data's scores of the module's model; empty where the data has none. Says that it is at work."""
+    data = module.data
+    if data is None or type(data).scores is Data.scores:
+        return {}
+    doing = f"{label}: scoring the trained model"
+    if not console.is_terminal:
+        console.print(doing, highlight=False, markup=False)
+    with console.status(doing):
+        return dict(data.scores(module.model))
+
+
+def score_rows(scores: Mapping[str, float], dense: Mapping[str, float] | None = None) -> list[tuple[str, str]]:
+    """Each score's name and value in words, the dense model's beside it where that differs."""
+    rows = []
+    for name, value in scores.items():
+        words = WORDS.get(name, name.replace("_", " "))
+        told, other = _number(value), _number(dense[name]) if dense and name in dense else ""
+        rows.append((words, f"{told}   (dense {other})" if other not in ("", told) else told))
+    return rows
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value == round(value) else f"{value:.4g}"

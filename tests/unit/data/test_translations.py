@@ -1,0 +1,295 @@
+"""Pairs as data: split, languages, vocabulary, batches, prompts, state."""
+
+import json
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moekit.errors import DataError, MoekitError
+from moekit.registry import build
+from moekit_data.tokens import ByteTokens
+from moekit_data.translations import Translations, catalogs
+from moekit_data.translations.batches import Bucket, TokenPair, slices, width
+from moekit_data.translations.pairs import Pair, sample, split
+from moekit_data.translations.vocabulary import Vocabulary
+
+WORDS = ["one %(n)s", "two words", "three little words", "the fourth of them is longer than the others", "five", "six"]
+LANGUAGES = ("de", "th", "el")
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    """40 sources in three languages, one of which has only half of them."""
+    rows = []
+    for n in range(40):
+        source = f"{WORDS[n % len(WORDS)]} {n}"
+        rows += [(source, f"{source} auf Deutsch", "de"), (source, f"{source} ภาษาไทย", "th")]
+        if n % 2:
+            rows.append((source, f"{source} ελληνικά", "el"))
+    file = tmp_path_factory.mktemp("pairs") / "pairs.tsv"
+    file.write_text("\n".join("\t".join(row) for row in rows), encoding="utf-8")
+    return str(file)
+
+
+def make(path, **options):
+    defaults = {"languages": list(LANGUAGES), "batch_tokens": 96, "vocab": 300, "validation": 0.3}
+    return build(Translations(path=path, **{**defaults, **options}))
+
+
+def prepared(path, **options):
+    data = make(path, **options)
+    data.prepare()
+    return data
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+BYTES = {"tokens": "bytes", "vocab": 260}
+KINDS = pytest.mark.parametrize("kind", [{}, BYTES], ids=["bpe", "bytes"])
+
+
+def test_a_source_lies_with_all_its_translations_on_one_side(path):
+    data = prepared(path, validation_pairs=99)
+    drawn = [data.train_batch(generator(seed)) for seed in range(60)]
+    train, validation = (
+        {data.decode(row).partition("> ")[2] for batch in batches for row in batch.source.tokens}
+        for batches in (drawn, data.validation_batches())
+    )
+    assert train and validation and not train & validation
+    assert len(train | validation) == 40
+
+
+@given(st.lists(st.tuples(st.text(max_size=4), st.sampled_from(LANGUAGES)), max_size=30), st.floats(0.05, 0.95))
+@settings(max_examples=30, deadline=None)
+def test_the_split_depends_on_the_source_alone(rows, share):
+    pairs = [Pair(source, "x", language) for source, language in rows]
+    train, validation = split(pairs, share)
+    assert sorted(train + validation) == sorted(pairs)
+    assert not {p.source for p in train} & {p.source for p in validation}
+    for pair in pairs:  # whatever else is there
+        assert split([pair], share)[0] == ([pair] if pair in train else [])
+
+
+def test_validation_has_the_same_sources_in_each_language(path):
+    data = prepared(path, validation_pairs=4)
+    by_language = {name: set() for name in data.domain_names()}
+    for batch in data.validation_batches():
+        for row, domain in zip(batch.source.tokens, batch.domain.tolist(), strict=True):
+            by_language[data.domain_names()[domain]].add(data.decode(row).partition("> ")[2])
+    assert {len(sources) for sources in by_language.values()} == {4}
+    assert by_language["de"] == by_language["th"]
+    pairs = [Pair(str(n), "x", name) for n in range(9) for name in LANGUAGES]
+    assert sample(reversed(pairs), LANGUAGES, 2) == sample(pairs, LANGUAGES, 2)
+
+
+@KINDS
+def test_a_batch_is_laid_out_as_decoders_and_encoders_need_it(path, kind):
+    data = prepared(path, **kind)
+    end = data.end_token()
+    for batch in (data.train_batch(generator()), *data.validation_batches()):
+        inputs, targets, valid, num_bytes, domain, source = batch
+        assert inputs.dtype == targets.dtype == source.tokens.dtype == torch.int64
+        assert inputs.shape == targets.shape == valid.shape and inputs.shape[1] % 8 == 0
+        assert source.tokens.shape == source.valid.shape and source.tokens.shape[1] % 8 == 0
+        assert (inputs[:, 0] == end).all()
+        total = 0
+        for row in range(len(inputs)):
+            target = targets[row][valid[row]].tolist()
+            assert target[-1] == end and end not in target[:-1] and max(target) <= end
+            assert inputs[row][valid[row]].tolist() == [end, *target[:-1]]
+            tag, *text = source.tokens[row][source.valid[row]].tolist()
+            assert tag == end + 1 + int(domain[row]) and max(text) < end
+            language = data.domain_names()[int(domain[row])]
+            words = data.decode(torch.tensor(target))
+            assert data.decode(torch.tensor([tag, *text])) == f"<{language}> {words.rpartition(' ')[0]}".replace(
+                " auf", "" if language == "de" else " auf"
+            )
+            total += len(words.encode())
+        assert int(num_bytes) == total
+        for mask in (valid, source.valid):
+            assert bool((mask[:, 1:] <= mask[:, :-1]).all()) and bool(mask[:, 0].all())
+
+
+def test_the_longest_of_a_batch_decides_its_width(path):
+    data = prepared(path, batch_tokens=64)
+    for seed in range(20):
+        batch = data.train_batch(generator(seed))
+        longest = max(int(batch.valid.sum(1).max()), int(batch.source.valid.sum(1).max()))
+        assert len(batch.inputs) == 1 or len(batch.inputs) * (longest + -longest % 8) <= 64
+        assert batch.inputs.shape[1] - int(batch.valid.sum(1).max()) < 8
+
+
+def test_batches_are_functions_of_the_generator(path):
+    one, other = prepared(path), prepared(path)
+    for seed in range(3):
+        a, b = one.train_batch(generator(seed)), other.train_batch(generator(seed))
+        assert torch.equal(a.targets, b.targets) and torch.equal(a.source.tokens, b.source.tokens)
+    assert not torch.equal(one.train_batch(generator(7)).source.tokens, one.train_batch(generator(8)).source.tokens)
+    assert one.state() == other.state()
+
+
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=30), st.integers(1, 60))
+@settings(max_examples=40, deadline=None)
+def test_slices_hold_every_row_once_and_no_more_tokens_than_asked(widths, budget):
+    widths.sort()
+    parts = slices(widths, budget)
+    assert [i for part in parts for i in part] == list(range(len(widths)))
+    assert all(len(part) == 1 or len(part) * widths[part[-1]] <= budget for part in parts)
+    assert all((len(part) + 1) * widths[after[0]] > budget for part, after in pairwise(parts))
+
+
+def pairs_of(sizes, lengths=(3, 40)):
+    """So many pairs of each language, of lengths that take turns."""
+    return [
+        TokenPair(torch.zeros(lengths[n % len(lengths)], dtype=torch.int64), torch.zeros(2, dtype=torch.int64), domain)
+        for domain, size in enumerate(sizes)
+        for n in range(size)
+    ]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 5.0])
+def test_languages_are_drawn_by_temperature_and_lengths_as_they_are(temperature):
+    """However batches are cut, each draw falls on a language with p ~ n^(1/T), and evenly on its pairs."""
+    sizes = (640, 20, 0)
+    bucket = Bucket(pairs_of(sizes), 3, batch_tokens=48, temperature=temperature)
+    g = generator()
+    drawn = [pair for _ in range(600) for pair in bucket.draw(g)]
+    weights = [n ** (1 / temperature) for n in sizes]
+    tokens = sum(map(width, drawn))
+    for domain, weight in enumerate(weights):
+        p = weight / sum(weights)
+        share = sum(width(pair) for pair in drawn if pair.domain == domain) / tokens
+        assert share == pytest.approx(p, abs=6 * math.sqrt(p / len(drawn)) + 0.01)
+    short = sum(width(pair) for pair in drawn if len(pair.source) == 3) / tokens
+    assert short == pytest.approx(8 / 48, abs=0.04)  # as many short pairs as long ones
+
+
+def test_languages_are_those_asked_for_or_all_that_have_enough(path):
+    assert list(prepared(path, languages=["th", "de"]).domain_names()) == ["th", "de"]
+    assert list(prepared(path, languages=None, min_pairs=30).domain_names()) == ["de", "th"]
+    with pytest.raises(DataError, match=r"no language has data\.min_pairs=50 (.|\n)*found de 40, th 40, el 20"):
+        prepared(path, languages=None, min_pairs=50)
+    with pytest.raises(DataError, match=r"no pairs into 'ell' in .*\n  did you mean 'el'\?\n  languages: de, el, th"):
+        prepared(path, languages=["ell"])
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"vocab": 260}, "256 bytes and a merge, the end and 3 languages need vocab=261 at least"),
+        ({"vocab": 259, "tokens": "bytes"}, "256 bytes, the end and 3 languages need vocab=260 at least"),
+        ({"vocab": 258, "languages": None}, "the end and 1 language need vocab=259"),
+        ({"languages": ["de", "de"]}, "one or more different languages"),
+        ({"languages": []}, "one or more different languages"),
+        ({"languages": ["d e"]}, "'d e' is no name of a language"),
+        ({"path": " "}, "path is empty"),
+    ],
+)
+def test_what_cannot_be_is_said_before_anything_is_read(path, options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        make(**{"path": path, **options})
+
+
+def test_a_vocabulary_without_room_for_all_languages_is_told(path):
+    with pytest.raises(DataError, match=r"no room for 3 languages\n  set data\.vocab=261 or more"):
+        prepared(path, languages=None, min_pairs=1, vocab=259)
+
+
+def test_the_vocabulary_fits_the_option(path):
+    for vocab in (261, 270, 300):
+        data = prepared(path, vocab=vocab)
+        assert data.end_token() + len(LANGUAGES) < vocab
+        assert max(int(data.train_batch(generator(n)).source.tokens.max()) for n in range(9)) < vocab
+
+
+def test_byte_pairs_are_learnt_from_both_sides_of_the_training_pairs_alone(path):
+    data = prepared(path, vocab=600)
+    assert len(data.encode("<de> three little words")) < 8
+    assert len(data.encode("<de> auf Deutsch")) < 6
+
+
+def test_the_validation_side_is_not_learnt_from(tmp_path):
+    """Its words are as frequent as any, but stay bytes."""
+    held_out = [n for n in range(200) if split([Pair(f"source {n}", "", "de")], 0.3)[1]]
+    rows = (f"source {n}\t{'zzyzx' if n in held_out else 'qwert'}\tde" for n in range(200))
+    (tmp_path / "pairs.tsv").write_text("\n".join(rows))
+    data = prepared(str(tmp_path / "pairs.tsv"), languages=["de"])
+    assert 30 < len(held_out) < 90
+    assert len(data.encode("<de> qwert")) == 2 and len(data.encode("<de> zzyzx")) == 6
+
+
+def test_too_few_pairs_are_told(tmp_path):
+    (tmp_path / "one.tsv").write_text("Save\tSichern\tde\n")
+    with pytest.raises(DataError, match=r"too few pairs in .*one\.tsv: (1|0) to train on, (0|1) to validate with"):
+        prepared(str(tmp_path / "one.tsv"), languages=["de"])
+
+
+def test_sacrebleu_is_asked_for_before_training(path, monkeypatch):
+    monkeypatch.setattr(catalogs, "find_spec", lambda name: None)
+    with pytest.raises(DataError, match=r"needs sacrebleu \(it scores translations\)(.|\n)*pip install -e"):
+        prepared(path)
+
+
+@KINDS
+def test_a_prompt_begins_with_its_language(path, kind):
+    data = prepared(path, **kind)
+    ids = data.encode(" <th> two words")
+    assert ids[0] == data.end_token() + 1 + LANGUAGES.index("th")
+    assert data.decode(ids) == "<th> two words"
+    with pytest.raises(MoekitError, match=r"names no language(.|\n)*'<de> Save changes'\n  languages: de, th, el"):
+        data.encode("two words")
+    with pytest.raises(MoekitError, match=r"no tag <tj>(.|\n)*languages: de, th, el"):
+        data.encode("<tj> two words")
+
+
+@given(st.text(max_size=8), st.text(max_size=8))
+@settings(max_examples=40, deadline=None)
+def test_decoding_stops_at_the_end(before, after):
+    vocabulary = Vocabulary(ByteTokens(), ["de", "pt_BR"])
+    encode = vocabulary.tokens.encode_text
+    ids = torch.cat([encode(before), torch.tensor([vocabulary.end]), encode(after)])
+    assert vocabulary.decode(ids) == before.encode(errors="replace").decode().replace("\0", "")
+    assert vocabulary.decode(torch.tensor([], dtype=torch.int64)) == ""
+    assert vocabulary.decode(torch.tensor([vocabulary.tag("pt_BR")])) == "<pt_BR> "
+    assert vocabulary.size == 259 and len(vocabulary.num_bytes_V()) == 259
+
+
+@KINDS
+def test_state_is_plain_and_enough_to_talk(path, kind):
+    data = prepared(path, **kind)
+    stored = json.loads(json.dumps(data.state()))
+    alone = make("/nowhere/at/all", languages=None, **kind)
+    assert alone.end_token() is None and alone.domain_names() == () and alone.state() == {}
+    with pytest.raises(MoekitError, match=r"prepare\(\) or load_state\(\)"):
+        alone.encode("<de> two")
+    alone.load_state(stored)
+    assert alone.encode("<el> two words").tolist() == data.encode("<el> two words").tolist()
+    assert alone.end_token() == data.end_token() and alone.domain_names() == data.domain_names()
+    with pytest.raises(MoekitError, match=r"call prepare\(\) first"):
+        alone.train_batch(generator())
+
+
+def test_a_loaded_vocabulary_is_kept_by_prepare(path):
+    first = prepared(path, languages=["el", "de"], vocab=280)
+    second = prepared(path)
+    second.load_state(first.state())
+    assert second.state() == first.state()
+    assert second.domain_names() == ("el", "de")
+    assert int(second.train_batch(generator()).source.tokens.max()) < 280
+    with pytest.raises(DataError, match="none of data translations"):
+        second.load_state({"languages": ["de"]})
+
+
+def test_it_says_what_it_has_read(path):
+    told = prepared(path, max_chars=48).describe()
+    assert told["pairs"].startswith(f"{path}: train ") and "split by" in told["pairs"]
+    assert "longer than data.max_chars=48" in told["left out"]
+    assert told["languages"].startswith("3: de, th, el (each ")
+    assert "%(name)s" in told["placeholders"]
+    assert "3 language tags; a target has" in told["tokens"]

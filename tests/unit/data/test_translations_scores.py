@@ -1,0 +1,155 @@
+"""Scores of models whose translations are known: one that copies its source, one that says nothing."""
+
+import pytest
+import torch
+
+from moekit import Batch, Model, ModelOutput
+from moekit.registry import build
+from moekit_data.translations import Translations
+from moekit_data.translations.scoring import Translation, bleu, chrf, figures
+
+
+class Copies(Model):
+    """Writes the source behind its tag, up to ``upto`` tokens; then the end."""
+
+    def __init__(self, end: int, upto: int = 1000) -> None:
+        super().__init__()
+        self.end, self.upto = end, upto
+        self.scale = torch.nn.Parameter(torch.ones(()))
+        self.modes: list[bool] = []
+
+    def forward(self, inputs, *, valid=None):
+        raise NotImplementedError
+
+    def on(self, batch: Batch) -> ModelOutput:
+        self.modes.append(self.training)
+        assert batch.source is not None and batch.source.valid is not None
+        B, S = batch.inputs.shape
+        said = torch.full((B, S + 1), self.end)
+        source = batch.source.tokens[:, 1:].where(batch.source.valid[:, 1:], self.end)[:, : min(S, self.upto)]
+        said[:, : source.shape[1]] = source
+        return ModelOutput(y=self.scale * torch.nn.functional.one_hot(said[:, :S], self.end + 9).float())
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    """Translations into a language that is English, and into one that is not."""
+    rows = [(f"%(n)s of {n} little words and {'more ' * (n % 4)}of them", n) for n in range(40)]
+    file = tmp_path_factory.mktemp("pairs") / "pairs.tsv"
+    lines = [f"{text}\t{text}\tcopy\n{text}\t{'ש' * 9} {n} %(n)s\the" for text, n in rows]
+    file.write_text("\n".join(lines), encoding="utf-8")
+    return str(file)
+
+
+def prepared(path, **options):
+    data = build(
+        Translations(
+            path=path, **{"languages": ["copy", "he"], "vocab": 300, "batch_tokens": 200, "validation": 0.4, **options}
+        )
+    )
+    data.prepare()
+    return data
+
+
+def test_a_copy_scores_100_where_it_is_right(path):
+    data = prepared(path, languages=["copy"])
+    model = Copies(data.end_token()).train()
+    values = data.scores(model)
+    count = sum(len(batch.inputs) for batch in data.validation_batches())
+    assert values == {
+        "bleu": pytest.approx(100),
+        "chrf": pytest.approx(100),
+        "scored_pairs": count,
+        "placeholders_kept": 1.0,
+        "pairs_with_placeholders": count,
+    }
+    assert model.training and set(model.modes) == {False}  # decoded in evaluation mode, and left as it was
+    assert data.scores(model) == values
+
+
+def test_scores_are_means_over_languages(path):
+    data = prepared(path)
+    values = data.scores(Copies(data.end_token()))
+    made = data.translate(Copies(data.end_token()))
+    parts = [[each for each in made if each.language == name] for name in ("copy", "he")]
+    assert values["bleu"] == pytest.approx((100 + bleu(parts[1])) / 2) and bleu(parts[1]) < 50
+    assert values["chrf"] == pytest.approx((100 + chrf(parts[1])) / 2) and chrf(parts[1]) < 50
+
+
+def test_translations_stand_beside_their_own_sources(path):
+    """Although they are decoded in order of length."""
+    data = prepared(path, batch_tokens=64)
+    made = data.translate(Copies(data.end_token()))
+    assert [each.output for each in made] == [each.source for each in made]
+    assert len({each.source for each in made}) > 4
+
+
+def test_silence_scores_nothing(path):
+    data = prepared(path)
+    values = data.scores(Copies(data.end_token(), upto=0))
+    assert values["bleu"] == values["chrf"] == values["placeholders_kept"] == 0
+    assert {each.output for each in data.translate(Copies(data.end_token(), upto=0))} == {""}
+
+
+@pytest.mark.parametrize(
+    ("output", "kept"),
+    [
+        ("Neuer %(name)s, %s und %s", 1),
+        ("%s %(name)s %s", 1),
+        ("%(name)s und %s", 0),
+        ("%(name)s, %s, %s, %s", 0),
+        ("%(Name)s, %s, %s", 0),
+    ],
+)
+def test_placeholders_are_kept_as_often_as_they_stood_in_any_order(output, kept):
+    made = [
+        Translation("de", "New %(name)s, %s and %s", "Neu: %(name)s", output),
+        Translation("de", "no placeholder", "kein Platzhalter", "{x} is not counted"),
+    ]
+    values = figures(made)
+    assert values["placeholders_kept"] == kept and values["pairs_with_placeholders"] == 1
+    assert "placeholders_kept" not in figures(made[1:])
+
+
+def test_languages_without_spaces_are_scored_by_characters():
+    """As one word a changed character would leave nothing."""
+    for name, word in (("ja", "変更を保存しました"), ("zh_Hant", "您的變更已經儲存完成"), ("th", "บันทึกการเปลี่ยนแปลง")):
+        near = [Translation(name, "Saved", word, word[:-1] + "x")]
+        assert 50 < bleu(near) < 100, name
+        assert bleu([near[0]._replace(language="de")]) == 0
+
+
+def test_bleu_and_chrf_by_hand():
+    """BLEU: precisions 5/6, 4/5, 3/4, 2/3, no brevity penalty."""
+    made = [Translation("de", "", "the cat sat on the mat", "the cat sat on the rug")]
+    assert bleu(made) == pytest.approx(100 * (5 / 6 * 4 / 5 * 3 / 4 * 2 / 3) ** 0.25)
+    assert chrf(made) == pytest.approx(100 * chrf_by_hand("thecatsatontherug", "thecatsatonthemat"))
+
+
+def chrf_by_hand(output, reference, beta=2.0):
+    """Popović 2015: mean precision and recall of character n-grams of orders 1 to 6, F with recall twice as heavy."""
+    precisions, recalls = [], []
+    for n in range(1, 7):
+        made, wanted = ([text[i : i + n] for i in range(len(text) - n + 1)] for text in (output, reference))
+        matches = sum(min(made.count(gram), wanted.count(gram)) for gram in set(made))
+        precisions.append(matches / len(made))
+        recalls.append(matches / len(wanted))
+    p, r = sum(precisions) / 6, sum(recalls) / 6
+    return (1 + beta**2) * p * r / (beta**2 * p + r)
+
+
+def test_pictures_are_a_table_and_bars(path, tmp_path):
+    data = prepared(path)
+    table, bars = data.picture(Copies(data.end_token()), tmp_path / "run")
+    assert (table.name, bars.name) == ("translations.tsv", "translations.png")
+    head, *rows = [line.split("\t") for line in table.read_text(encoding="utf-8").splitlines()]
+    assert head == ["language", "source", "reference", "output"]
+    assert [tuple(row) for row in rows] == data.translate(Copies(data.end_token()))
+    assert bars.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_table_stays_a_table(tmp_path):
+    from moekit_data.translations.picture import write
+
+    path = write([Translation("de", "two\nlines", "a\tb", "plain \\n")], tmp_path / "t.tsv")
+    assert path.read_text().splitlines()[1] == "de\ttwo\\nlines\ta\\tb\tplain \\n"
