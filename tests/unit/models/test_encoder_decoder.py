@@ -1,0 +1,303 @@
+"""The encoder-decoder: what it refuses, what reaches what, how it is counted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+
+from moekit import Batch, MoekitError, Source, build, load
+from moekit.params import count_parameters
+from moekit.spec.kinds import AttentionSpec, DispatcherSpec, Form, RouterSpec
+from moekit_balancers.load_balance import LoadBalance
+from moekit_dispatchers.grouped import Grouped
+from moekit_dispatchers.loop import Loop
+from moekit_dispatchers.soft import Soft
+from moekit_experts.ffn import Ffn
+from moekit_experts.glu import Glu
+from moekit_models.encoder_decoder import At, Cross, EncoderDecoder, StackMoE
+from moekit_models.encoder_decoder.module import EncoderDecoderModel
+from moekit_models.gqa import GQA
+from moekit_models.mla import MLA
+from moekit_models.relative import Relative
+from moekit_routers.topk import TopK
+
+VOCAB = 11
+
+
+def moe_of(**changes: Any) -> StackMoE:
+    parts: dict[str, Any] = {
+        "at": At(every=2),
+        "router": TopK(top_k=1),
+        "experts": Glu(count=4, hidden=6),
+        "dispatcher": Grouped(),
+        "balancers": {"load": LoadBalance()},
+    }
+    return StackMoE(**{**parts, **changes})
+
+
+def spec_of(**changes: Any) -> EncoderDecoder:
+    parts: dict[str, Any] = {
+        "attention": Relative(heads=2, head_dim=5),
+        "cross": Cross(heads=2, head_dim=4),
+        "ffn": Glu(hidden=12),
+        "moe": moe_of(),
+    }
+    return EncoderDecoder(vocab=VOCAB, dim=8, depth=2, **{**parts, **changes})
+
+
+def model_of(**changes: Any) -> EncoderDecoderModel:
+    return EncoderDecoderModel(spec_of(init_std=0.5, **changes)).double()
+
+
+def pair(B: int = 2) -> tuple[Tensor, Source]:
+    source = torch.randint(VOCAB, (B, 7))
+    return torch.randint(VOCAB, (B, 6)), Source(source, torch.ones_like(source, dtype=torch.bool))
+
+
+@dataclass(frozen=True, kw_only=True)
+class WholeBatch(DispatcherSpec):
+    """A dispatcher in which later tokens may take an earlier one's place."""
+
+    def causal(self) -> bool:
+        return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batchwise(RouterSpec):
+    """A router that sees the whole sequence before it decides."""
+
+    causal: ClassVar[bool] = False
+    form: ClassVar[Form] = "token_choice"
+
+
+def test_what_looks_ahead_is_refused_in_the_decoder() -> None:
+    with pytest.raises(ValueError, match=r"dispatcher WholeBatch would leak .* in the decoder.*moe.encoder_dispatcher"):
+        spec_of(moe=moe_of(dispatcher=WholeBatch()))
+    with pytest.raises(ValueError, match="router Batchwise would leak later tokens in the decoder"):
+        spec_of(moe=moe_of(router=Batchwise()))
+
+
+def test_the_encoder_may_read_the_whole_batch() -> None:
+    spec = spec_of(moe=moe_of(encoder_dispatcher=WholeBatch()))
+    assert spec.moe is not None
+    assert spec.moe.layer(encoder=True).dispatcher == WholeBatch()
+    assert spec.moe.layer(encoder=False).dispatcher == Grouped()
+    model = model_of(moe=moe_of(encoder_dispatcher=Loop()))
+    kinds = [type(model.get_submodule(f"{stack}.blocks.1.ffn.dispatcher")).__name__ for stack in ("encoder", "decoder")]
+    assert kinds == ["LoopDispatcher", "GroupedDispatcher"]
+
+
+def test_the_encoders_dispatcher_must_fit_too() -> None:
+    with pytest.raises(ValueError, match="encoder_dispatcher: TopK routes by 'token_choice', but dispatcher Soft"):
+        moe_of(encoder_dispatcher=Soft())
+    with pytest.raises(ValueError, match="top_k=9 is more than the 4 experts") as found:
+        moe_of(encoder_dispatcher=Loop(), router=TopK(top_k=9))
+    assert "encoder_dispatcher" not in str(found.value)  # told once
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"moe": moe_of(at=At(layers=[2]))}, r"moe.at names \[2\], but the encoder has layers 0 to 1"),
+        ({"decoder_depth": 1}, "moe.at names no layer, but the decoder has layers 0 to 0"),
+        ({"ffn": Glu(count=2, hidden=4)}, r"ffn\.count=2 must be 1"),
+    ],
+)
+def test_what_the_spec_refuses(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        spec_of(**changes)
+
+
+def test_no_source_is_told() -> None:
+    model = model_of()
+    tokens, _ = pair()
+    for call in (lambda: model(tokens), lambda: model.on(Batch(tokens, tokens))):
+        with pytest.raises(MoekitError, match="an encoder-decoder needs a source"):
+            call()
+
+
+ATTENTION: dict[str, AttentionSpec] = {
+    "relative": Relative(heads=2, head_dim=5),
+    "gqa": GQA(heads=2, kv_heads=1, head_dim=4),
+    "mla": MLA(heads=2, kv_rank=4, nope_dim=4, rope_dim=2, value_dim=4),
+}
+
+
+@pytest.mark.parametrize("attention", ATTENTION.values(), ids=ATTENTION)
+def test_what_reaches_what(attention: AttentionSpec) -> None:
+    model = model_of(attention=attention, moe=moe_of(dense_too=True))
+    tokens, source = pair()
+    before = model(tokens, source=source).y
+    later = tokens.clone()
+    later[:, 3] = (later[:, 3] + 1) % VOCAB
+    after = model(later, source=source).y
+    torch.testing.assert_close(after[:, :3], before[:, :3], rtol=0, atol=1e-12)
+    assert (after[:, 3:] != before[:, 3:]).any(-1).all()
+    for place in range(7):  # every token of the source reaches every logit
+        other = source.tokens.clone()
+        other[:, place] = (other[:, place] + 1) % VOCAB
+        assert (model(tokens, source=Source(other)).y != before).any(-1).all()
+
+
+@pytest.mark.parametrize("attention", ATTENTION.values(), ids=ATTENTION)
+def test_padding_on_either_side_changes_nothing_that_counts(attention: AttentionSpec) -> None:
+    model = model_of(attention=attention)
+    tokens, source = pair(B=1)
+    valid, seen = (torch.arange(6) < 4)[None], (torch.arange(7) < 5)[None]
+    padded = model(tokens, valid=valid, source=Source(source.tokens, seen))
+    alone = model(tokens[:, :4], source=Source(source.tokens[:, :5]))
+    torch.testing.assert_close(padded.y[:, :4], alone.y, rtol=0, atol=1e-12)
+    for name, report in alone.reports.items():
+        assert torch.equal(padded.reports[name].load_E, report.load_E)
+        torch.testing.assert_close(padded.reports[name].loss(), report.loss(), rtol=1e-12, atol=1e-12)
+
+
+def test_an_empty_source_stays_finite() -> None:
+    model = model_of()
+    tokens, source = pair()
+    nothing = Source(source.tokens, torch.tensor([[False], [True]]).expand(2, 7))
+    out = model(tokens, source=nothing)
+    out.y.sum().backward()
+    assert out.y.isfinite().all()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_reports_by_name() -> None:
+    tokens, source = pair()
+    out = model_of(decoder_depth=4)(tokens, source=source)
+    assert list(out.reports) == ["encoder.blocks.1.ffn", "decoder.blocks.1.ffn", "decoder.blocks.3.ffn"]
+    assert out.of_source == {"encoder.blocks.1.ffn"}
+    assert [int(r.load_E.sum()) for r in out.reports.values()] == [14, 12, 12]
+
+
+def test_a_source_is_read_once_for_many_targets() -> None:
+    model = model_of()
+    calls = []
+    model.encoder.register_forward_hook(lambda *_: calls.append(1))
+    tokens, source = pair()
+    write = model.given(source)
+    for length in (1, 3, 6):
+        y = write(tokens[:, :length], None).y
+        torch.testing.assert_close(y, model.decode(model.encode(source), tokens[:, :length]).y)
+    assert len(calls) == 1 + 3
+    torch.testing.assert_close(write(tokens, None).y, model.on(Batch(tokens, tokens, source=source)).y)
+
+
+def test_both_stacks_have_weights_of_their_own() -> None:
+    model = model_of()
+    mine, other = (model.get_submodule(f"{stack}.blocks.1.ffn") for stack in ("encoder", "decoder"))
+    assert not {id(p) for p in mine.parameters()} & {id(p) for p in other.parameters()}
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_tying_input_and_head(tied: bool) -> None:
+    model = model_of(tied=tied)
+    embedding, head = model.embeddings()
+    assert (embedding is head) == tied
+    assert ("head.weight" in dict(model.named_parameters())) != tied
+
+
+def test_a_scaled_head_divides_the_logits() -> None:
+    plain, scaled = model_of(tied=True), model_of(tied=True, scaled_head=True)
+    scaled.load_state_dict(plain.state_dict())
+    tokens, source = pair()
+    torch.testing.assert_close(scaled(tokens, source=source).y * 8**0.5, plain(tokens, source=source).y)
+
+
+def test_dropout_is_for_training_alone() -> None:
+    model = model_of(dropout=0.4)
+    tokens, source = pair()
+    still = model_of()
+    still.load_state_dict(model.state_dict())
+    torch.testing.assert_close(model.eval()(tokens, source=source).y, still(tokens, source=source).y)
+    model.train()
+    assert not torch.allclose(model(tokens, source=source).y, model(tokens, source=source).y)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_recompute_changes_nothing(dropout: float) -> None:
+    kept = model_of(dropout=dropout)
+    again = model_of(dropout=dropout, recompute=True)
+    again.load_state_dict(kept.state_dict())
+    tokens, source = pair()
+    calls = {"kept": 0, "again": 0}
+    for name, model in (("kept", kept), ("again", again)):
+        for stack in ("encoder", "decoder"):
+            attention = model.get_submodule(f"{stack}.blocks.1.attention")
+            attention.register_forward_hook(lambda *_, name=name: calls.__setitem__(name, calls[name] + 1))
+    for model in (kept, again):
+        torch.manual_seed(1)
+        out = model(tokens, source=source)
+        (out.y.square().sum() + sum(r.loss() for r in out.reports.values())).backward()
+    assert calls == {"kept": 2, "again": 4}
+    for (name, p), q in zip(kept.named_parameters(), again.parameters(), strict=True):
+        assert p.grad is not None and q.grad is not None, name
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("scale", [None, 0.1])
+def test_weights_are_drawn_as_asked(scale: float | None) -> None:
+    spec = spec_of(cross=Cross(heads=4, head_dim=16), ffn=Ffn(hidden=96), init_std=0.006, init_scale=scale)
+    model = EncoderDecoderModel(replace(spec, dim=64, moe=None))
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 1:
+            assert (parameter == 1).all(), name
+        elif parameter.numel() > 500:
+            inputs = 1 if name == "embedding.weight" else parameter.shape[-1]
+            # a normal distribution cut at two standard deviations has .88 of the spread
+            expected = 0.006 if scale is None else 0.88 * (scale / inputs) ** 0.5
+            assert parameter.std().item() == pytest.approx(expected, rel=0.15), name
+
+
+def test_parameters_by_hand() -> None:
+    count = count_parameters(spec_of(moe=moe_of(dense_too=True), tied=True))
+    D = 8
+    attention = 4 * D * 10 + 32 * 2  # q, k, v, out; a table of 32 buckets for 2 heads
+    assert count.parts["attention"] == 4 * attention + 2 * 4 * D * 8
+    assert count.parts["dense ffn"] == (2 + 2) * 3 * D * 12
+    assert count.parts["routed experts"] == 2 * 4 * 3 * D * 6
+    assert count.parts["routers"] == 2 * 4 * D
+    assert count.parts["norms"] == (2 * 2 + 2 * 3 + 2 + 2) * D
+    assert count.parts["embedding"] == VOCAB * D
+    assert count.total == sum(count.parts.values()) and count.parts["other"] == count.parts["head"] == 0
+    assert count.total - count.active() == 2 * 3 * 3 * D * 6  # three of four experts rest
+
+
+@pytest.mark.parametrize("dense_too", [False, True])
+def test_the_dense_twin_does_as_much(dense_too: bool) -> None:
+    moe = moe_of(router=TopK(top_k=2), experts=Glu(count=4, hidden=40), shared=Glu(hidden=20), dense_too=dense_too)
+    twin = spec_of(moe=moe, ffn=Glu(hidden=50), decoder_depth=6).dense_twin()
+    # 8 layers, 4 of them mixtures of 2 · 40 + 20
+    assert twin is not None and twin.moe is None and twin.decoder_depth == 6
+    assert twin.ffn == Glu(hidden=(4 * (100 + (50 if dense_too else 0)) + 4 * 50) // 8)
+    assert twin.dense_twin() is None
+
+
+def test_yaml_finds_the_encoders_dispatcher() -> None:
+    tree = {
+        "schema": 1,
+        "model": {
+            "use": "encoder_decoder",
+            "vocab": 11,
+            "dim": 8,
+            "depth": 2,
+            "attention": {"use": "relative", "heads": 2, "head_dim": 4},
+            "cross": {"heads": 2, "head_dim": 4},
+            "ffn": {"use": "ffn", "hidden": 8},
+            "moe": {
+                "at": {"every": 2},
+                "router": {"use": "topk", "top_k": 1},
+                "experts": {"use": "ffn", "count": 2, "hidden": 8},
+                "dispatcher": {"use": "grouped"},
+                "encoder_dispatcher": {"use": "loop"},
+            },
+        },
+    }
+    model = load(tree).model
+    assert isinstance(model, EncoderDecoder) and model.moe is not None
+    assert model.moe.encoder_dispatcher == Loop()
+    assert build(model)(pair()[0], source=pair()[1]).y.shape == (2, 6, VOCAB)
