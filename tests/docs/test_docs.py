@@ -8,7 +8,7 @@ A page is a folder of its own, which its blocks share, in order:
 - ``toml`` must be TOML.
 - A block whose first line is ``# some.file`` is that file: it is written. A ``test_*.py`` is run as tests; a
   ``pyproject.toml`` is installed, as far as its entry points go; other Python waits to be imported.
-- ``text`` shows something and ``bash`` is the reader's to run: left alone here.
+- ``text`` and ``math`` show something and ``bash`` is the reader's to run: left alone here.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from moekit.testing.checks_router import check_padding_nan
 
 TOP = Path(__file__).parents[2]
 PAGES = [TOP / "README.md", TOP / "CONTRIBUTING.md", *sorted((TOP / "docs").glob("*.md"))]
-LANGUAGES = {"python", "console", "yaml", "yaml fragment", "toml", "text", "bash"}
+LANGUAGES = {"python", "console", "yaml", "yaml fragment", "toml", "text", "math", "bash"}
 
 
 @dataclass(frozen=True)

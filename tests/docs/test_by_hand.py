@@ -1,0 +1,124 @@
+"""The chapter "Mixture of Experts by hand" in its two languages: one code, and parts that exist as it names them.
+
+That its blocks run, in both languages, is ``test_docs.py``'s to test.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from moekit.spec import component_spec
+from moekit.spec.fields import Spec
+from moekit.spec.kinds import MoE
+
+TOP = Path(__file__).parents[2]
+ENGLISH, CHINESE = TOP / "docs" / "by_hand.md", TOP / "docs" / "by_hand.zh.md"
+PAGES = pytest.mark.parametrize("page", [ENGLISH, CHINESE], ids=lambda page: page.name)
+FENCED = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+SLOTS = {"router": "router", "experts": "expert", "shared": "expert", "dispatcher": "dispatcher"}
+
+
+class Mute(ast.NodeTransformer):
+    """Empties the text that code prints."""
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        if isinstance(node.func, ast.Name) and node.func.id == "print":
+            for child in ast.walk(node):
+                if isinstance(child, ast.Constant) and isinstance(child.value, str):
+                    child.value = ""
+        return self.generic_visit(node)
+
+
+def meaning(language: str, text: str) -> str:
+    """A block without what a translation may change: comments, printed text, words within formulas."""
+    if language == "python":
+        return ast.dump(Mute().visit(ast.parse(text)))
+    return re.sub(r"\\text\{[^}]*\}", "", text)
+
+
+def blocks(page: Path) -> list[tuple[str, str]]:
+    found = FENCED.findall(page.read_text(encoding="utf-8"))
+    return [(language, meaning(language, text)) for language, text in found]
+
+
+def prose(page: Path) -> str:
+    return FENCED.sub("", page.read_text(encoding="utf-8"))
+
+
+def fragments(page: Path) -> Iterator[dict[str, Any]]:
+    for language, text in FENCED.findall(page.read_text(encoding="utf-8")):
+        if language == "yaml fragment":
+            yield yaml.safe_load(text)
+
+
+def test_both_languages_have_the_same_code() -> None:
+    english, chinese = blocks(ENGLISH), blocks(CHINESE)
+    assert len(english) > 40
+    for one, other in zip(english, chinese, strict=True):
+        assert one == other
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("x = 1  # one", "x = 1  # 一", True),
+        ("print('loss', x)", "print('损失', x)", True),
+        ("x = 'one'", "x = '一'", False),
+        ("x = 1", "x = 2", False),
+    ],
+)
+def test_what_counts_as_the_same_code(one: str, other: str, same: bool) -> None:
+    assert (meaning("python", one) == meaning("python", other)) is same
+
+
+def test_both_languages_have_the_same_build() -> None:
+    """Headings, table rows, inline code and emphasis of numbers: a sentence may differ, what it is about may not."""
+    english, chinese = prose(ENGLISH), prose(CHINESE)
+    assert re.findall(r"^#+", english, re.MULTILINE) == re.findall(r"^#+", chinese, re.MULTILINE)
+    assert len(re.findall(r"^\|", english, re.MULTILINE)) == len(re.findall(r"^\|", chinese, re.MULTILINE))
+    assert re.findall(r"#\d{3,}", english) == re.findall(r"#\d{3,}", chinese)  # issues
+    assert sorted(re.findall(r"`[^`\n]+`", english)) == sorted(re.findall(r"`[^`\n]+`", chinese))
+    assert sorted(re.findall(r"\d+\.\d+", english)) == sorted(re.findall(r"\d+\.\d+", chinese))
+
+
+@PAGES
+def test_every_part_in_a_fragment_exists_with_its_options(page: Path) -> None:
+    """Parts are composed as one layer, so that conflicts between them count as well."""
+    count = 0
+    for fragment in fragments(page):
+        parts: dict[str, Any] = {
+            "router": component_spec("router", {"use": "topk", "top_k": 2}),
+            "experts": component_spec("expert", {"use": "glu", "count": 64, "hidden": 8}),
+            "dispatcher": component_spec("dispatcher", "loop"),
+        }
+        for key, node in fragment.items():
+            if key == "balancers":
+                parts[key] = {name: component_spec("balancer", one) for name, one in node.items()}
+                count += len(node)
+                continue
+            spec: Spec = component_spec(SLOTS.get(key, key), node)
+            parts |= {key: spec} if key in SLOTS else {}
+            count += 1
+        MoE(**parts)
+    assert count >= 20
+
+
+@PAGES
+def test_every_room_and_anchor_that_the_page_names_is_there(page: Path) -> None:
+    text = prose(page)
+    rooms = re.findall(r"`((?:plugins|moekit)/[\w/.]+)`", text)
+    assert rooms and not [room for room in rooms if not (TOP / room).exists()]
+    # An anchor is made of its heading as GitHub does it.
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    anchors = {
+        re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings
+    }  # as GitHub makes them
+    wanted = re.findall(r"\]\(#([^)\s]+)\)", text)
+    assert len(wanted) == 9 and not [anchor for anchor in wanted if anchor not in anchors]
