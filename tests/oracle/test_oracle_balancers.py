@@ -120,3 +120,14 @@ def test_sign_bias_is_its_rule(loads: list[list[int]]) -> None:
         balancer.step(torch.tensor(load))
         bias = sign_naive.step(bias, load, 0.25)
     assert balancer.selection_bias().tolist() == bias
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.lists(st.lists(st.integers(0, 2**40), min_size=4, max_size=4), max_size=6))
+def test_the_proportional_bias_is_its_rule(loads: list[list[int]]) -> None:
+    balancer = SignBiasBalancer(SignBias(rate=0.25, rule="proportional"), LayerDims(dim=1, num_experts=4))
+    bias = [0.0] * 4
+    for load in loads:
+        balancer.step(torch.tensor(load))
+        bias = sign_naive.step_proportional(bias, load, 0.25)
+    assert balancer.selection_bias().tolist() == pytest.approx(bias, rel=1e-5, abs=1e-6)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from moekit.contracts import BalanceContext, LayerDims
 from moekit.routing import TokenChoice
+from moekit.spec.fields import ConflictError
 from moekit_balancers.load_balance import LoadBalance
 from moekit_balancers.load_balance.module import LoadBalanceLoss
 from moekit_routers.topk import TopK
@@ -63,6 +65,49 @@ def test_raw_sigmoids_balance_at_e_times_their_mean() -> None:
     routing = routing_of([[0.7] * 4] * 4, [[t] for t in range(4)])
     assert loss_of(routing).item() == pytest.approx(1)
     assert loss_of(routing, normalize=False).item() == pytest.approx(4 * 0.7)
+
+
+def first_of(routing: TokenChoice, num_sequences: int = 1, scope: str = "micro_batch") -> Tensor:
+    balancer = LoadBalanceLoss(
+        LoadBalance(count="first", scope=scope), LayerDims(dim=1, num_experts=routing.num_experts)
+    )
+    return balancer.loss(routing, BalanceContext(num_sequences=num_sequences, training=True)).value
+
+
+def test_first_choices_alone_can_be_counted() -> None:
+    """GShard, ST-MoE: the second choices are uneven in one routing and even in the other; only the first count."""
+    even = routing_of([[0.6, 0.3, 0.1]] * 3, [[0, 1], [1, 2], [2, 0]])
+    uneven = routing_of([[0.6, 0.3, 0.1]] * 3, [[0, 1], [1, 0], [2, 0]])
+    assert first_of(even).item() == first_of(uneven).item() == pytest.approx(1)
+    assert loss_of(uneven).item() == pytest.approx(3 * (0.6 * 3 + 0.3 * 2 + 0.1) / 6)
+    one = routing_of([[0.6, 0.3, 0.1]] * 3, [[0], [1], [0]])
+    assert first_of(one).item() == loss_of(one).item()
+
+
+@pytest.mark.parametrize("scope", ["sequence", "micro_batch", "global_batch"])
+@pytest.mark.parametrize(("E", "K"), [(4, 2), (6, 3)])
+def test_counting_first_choices_is_one_at_balance_and_e_at_collapse(scope: str, E: int, K: int) -> None:
+    round_robin = [[(t + k) % E for k in range(K)] for t in range(2 * E)]
+    routing = routing_of([[1 / E] * E] * (2 * E), round_robin)
+    value = first_of(routing, 2, scope)
+    assert value.item() == pytest.approx(1)
+    assert value.item() / E**2 == pytest.approx(1 / E**2)  # as GShard prints it: (1/E) sum_e (c_e/S) m_e
+    collapsed = routing_of([[1.0] + [0.0] * (E - 1)] * 4, [list(range(K))] * 4)
+    assert first_of(collapsed, 2, scope).item() == pytest.approx(E)
+    assert loss_of(collapsed).item() == pytest.approx(E / K)
+
+
+def test_what_the_router_does_not_send_is_not_counted() -> None:
+    """Of the second choices only the first token's is sent."""
+    sent_TK = torch.tensor([[True, True], [True, False], [True, False]])
+    routing = dataclasses.replace(routing_of([[0.5, 0.3, 0.2]] * 3, [[0, 1], [0, 2], [1, 2]]), sent_TK=sent_TK)
+    assert loss_of(routing).item() == pytest.approx(3 * (0.5 * 2 + 0.3 * 2 + 0.2 * 0) / 4)
+    assert first_of(routing).item() == pytest.approx(3 * (0.5 * 2 + 0.3) / 3)
+
+
+def test_the_load_of_a_step_knows_no_first_choices() -> None:
+    with pytest.raises(ConflictError, match="the load of a step counts all choices; set count=all, or scope=global_ba"):
+        LoadBalance(count="first", scope="step")
 
 
 @pytest.mark.parametrize("scope", SCOPES)

@@ -24,6 +24,71 @@ def test_an_overloaded_expert_loses_and_an_idle_one_gains() -> None:
     assert balancer.selection_bias().tolist() == [-0.25, 0.25, 0.0]
 
 
+def proportional(num_experts: int = 3, rate: float = 0.125) -> SignBiasBalancer:
+    return SignBiasBalancer(SignBias(rate=rate, rule="proportional"), LayerDims(dim=4, num_experts=num_experts))
+
+
+def test_in_proportion_the_step_is_what_the_load_lacks_of_the_mean() -> None:
+    balancer = proportional()
+    balancer.step(torch.tensor([6, 2, 4]))
+    assert balancer.selection_bias().tolist() == [-0.0625, 0.0625, 0.0]
+    one_batch, thousandfold = proportional(), proportional()
+    one_batch.step(torch.tensor([5, 4, 0]))
+    thousandfold.step(torch.tensor([5000, 4000, 0]))
+    assert torch.equal(one_batch.selection_bias(), thousandfold.selection_bias())
+
+
+def test_in_proportion_an_idle_expert_gains_the_rate_and_a_lone_one_loses_e_minus_one_times_it() -> None:
+    balancer = proportional(4)
+    balancer.step(torch.tensor([0, 8, 0, 0]))
+    assert balancer.selection_bias().tolist() == [0.125, -0.375, 0.125, 0.125]
+
+
+@pytest.mark.parametrize("load", [[0, 0, 0], [5, 5, 5]])
+def test_in_proportion_no_tokens_and_perfect_balance_move_nothing(load: list[int]) -> None:
+    balancer = proportional()
+    balancer.step(torch.tensor(load))
+    assert balancer.selection_bias().tolist() == [0.0, 0.0, 0.0]
+
+
+def test_in_proportion_counts_are_subtracted_exactly() -> None:
+    balancer = proportional(rate=1.0)
+    balancer.step(torch.tensor([2**40 + 1, 2**40, 2**40]))
+    busy, *idle = balancer.selection_bias().tolist()
+    assert busy == pytest.approx(-2 / 3 / 2**40, rel=1e-6)
+    assert idle == pytest.approx([1 / 3 / 2**40] * 2, rel=1e-6)
+
+
+def test_in_proportion_repeated_steps_bring_the_load_into_balance_without_swinging() -> None:
+    torch.manual_seed(3)
+    router = TopKRouter(TopK(top_k=2, score="sigmoid"), LayerDims(dim=4, num_experts=8))
+    router.init_weights(Init(std=0.5))
+    balancer, x_TD = proportional(8, rate=1e-2), torch.randn(1000, 4) + 0.5
+    for _ in range(300):
+        balancer.step(router(x_TD, selection_bias_E=balancer.selection_bias()).load_E())
+    assert max_violation(router(x_TD, selection_bias_E=balancer.selection_bias()).load_E()) < 0.1
+
+
+@pytest.mark.parametrize("rule", ["sign", "proportional"])
+def test_the_bias_rests_from_a_share_of_the_run_on(rule: str) -> None:
+    """DeepSeek-V3: the bias moves for 14.3 of 14.8 trillion tokens."""
+    spec = SignBias(rate=0.5, rule=rule, until=14.3 / 14.8)
+    balancer = SignBiasBalancer(spec, LayerDims(dim=1, num_experts=2))
+    for step in range(1000):
+        before = balancer.selection_bias().clone()
+        balancer.step(torch.tensor([2, 0]), progress=step / 1000)
+        assert torch.equal(balancer.selection_bias(), before) is (step >= 967)
+
+
+def test_by_default_the_bias_never_rests_and_at_zero_it_never_moves() -> None:
+    moving, resting = balancer_of(2), SignBiasBalancer(SignBias(until=0.0), LayerDims(dim=1, num_experts=2))
+    for balancer in (moving, resting):
+        balancer.step(torch.tensor([2, 0]), progress=1.0)
+        balancer.step(torch.tensor([2, 0]))
+    assert moving.selection_bias().tolist() == pytest.approx([-0.002, 0.002])
+    assert resting.selection_bias().tolist() == [0.0, 0.0]
+
+
 @pytest.mark.parametrize("load", [[0, 0, 0], [5, 5, 5]])
 def test_no_tokens_and_perfect_balance_move_nothing(load: list[int]) -> None:
     balancer = balancer_of()

@@ -1,0 +1,158 @@
+"""CV² of importance and load: worked numbers, balance, collapse, padding, what is not sent, who can give a load."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+
+from moekit.contracts import BalanceContext, LayerDims
+from moekit.routing import ExpertChoice, Routing, Soft, TokenChoice
+from moekit.spec.fields import ConflictError
+from moekit.spec.kinds import MoE, RouterSpec
+from moekit_balancers.cv_squared import CVSquared
+from moekit_balancers.cv_squared.module import CVSquaredLoss
+from moekit_dispatchers.grouped import Grouped
+from moekit_experts.glu import Glu
+from moekit_routers.topk import TopK
+
+CONTEXT = BalanceContext(num_sequences=1, training=True)
+
+
+def routing_of(chosen: list[list[int]], gates: list[list[float]], E: int) -> TokenChoice:
+    logits_TE = torch.zeros(len(chosen), E, dtype=torch.float64)
+    return TokenChoice(
+        logits_TE=logits_TE,
+        scores_TE=logits_TE.softmax(-1),
+        expert_TK=torch.tensor(chosen),
+        gate_TK=torch.tensor(gates, dtype=torch.float64),
+    )
+
+
+def loss_of(routing: Routing, of: str = "importance") -> Tensor:
+    term = CVSquaredLoss(CVSquared(of=of), LayerDims(dim=1, num_experts=routing.num_experts)).loss(routing, CONTEXT)
+    assert term is not None
+    assert term.weight == 0.1
+    return term.value
+
+
+def test_the_variance_is_that_of_the_population() -> None:
+    """(3, 1): 1 over 4, where the unbiased variance would give 0.5."""
+    assert loss_of(routing_of([[0]] * 3 + [[1]], [[1.0]] * 4, 2)).item() == pytest.approx(0.25, rel=1e-9)
+
+
+def test_importance_sums_gates_not_tokens() -> None:
+    """One gate of 3 weighs as three tokens of 1; both experts get two tokens here, and load is even."""
+    routing = routing_of([[0, 1], [0, 1]], [[2.0, 0.5], [1.0, 0.5]], 2)
+    assert loss_of(routing).item() == pytest.approx(0.25, rel=1e-9)
+    even = replace(routing, smooth_load_E=routing.load_E().double())
+    assert loss_of(even, "load").item() == 0
+
+
+@pytest.mark.parametrize("E", [1, 2, 5])
+def test_zero_at_balance_and_e_minus_one_at_collapse(E: int) -> None:
+    balanced = routing_of([[t % E] for t in range(3 * E)], [[0.7]] * (3 * E), E)
+    assert loss_of(balanced).item() == pytest.approx(0, abs=1e-12)
+    collapsed = routing_of([[0]] * 4, [[0.7]] * 4, E)
+    assert loss_of(collapsed).item() == pytest.approx(E - 1, rel=1e-9)
+    one_E = torch.zeros(E, dtype=torch.float64)
+    one_E[0] = 9.0
+    assert loss_of(replace(collapsed, smooth_load_E=one_E), "load").item() == pytest.approx(E - 1, rel=1e-9)
+
+
+def test_a_load_is_there_in_training_alone() -> None:
+    balancer = CVSquaredLoss(CVSquared(of="load"), LayerDims(dim=1, num_experts=2))
+    assert balancer.loss(routing_of([[0]], [[1.0]], 2), CONTEXT) is None
+
+
+def test_padding_and_what_is_not_sent_count_nothing() -> None:
+    nan = float("nan")
+    gate_TK = torch.tensor([[0.6, 0.4], [nan, nan], [0.5, nan]], dtype=torch.float64, requires_grad=True)
+    routing = replace(
+        routing_of([[0, 1], [0, 2], [2, 1]], [[0.0, 0.0]] * 3, 3),
+        gate_TK=gate_TK,
+        valid_T=torch.tensor([True, False, True]),
+        sent_TK=torch.tensor([[True, True], [True, True], [True, False]]),
+    )
+    value = loss_of(routing)
+    importance = torch.tensor([0.6, 0.4, 0.5])
+    assert value.item() == pytest.approx((importance.var(correction=0) / importance.mean() ** 2).item(), rel=1e-5)
+    (grad_TK,) = torch.autograd.grad(value, gate_TK)
+    assert grad_TK.isfinite().all()
+    assert grad_TK[1].tolist() == [0, 0] and grad_TK[2, 1] == 0 and grad_TK[0, 0] != 0
+
+
+@pytest.mark.parametrize("T", [0, 3])
+def test_without_a_token_it_is_zero_with_a_finite_gradient(T: int) -> None:
+    gate_TK = torch.rand(T, 1, requires_grad=True)
+    routing = TokenChoice(
+        logits_TE=torch.zeros(T, 4),
+        scores_TE=torch.full((T, 4), 0.25),
+        valid_T=torch.zeros(T, dtype=torch.bool),
+        expert_TK=torch.zeros(T, 1, dtype=torch.int64),
+        gate_TK=gate_TK,
+    )
+    value = loss_of(routing)
+    (grad_TK,) = torch.autograd.grad(value, gate_TK)
+    assert value.item() == 0
+    assert not grad_TK.any() and grad_TK.isfinite().all()
+
+
+def test_importance_is_defined_for_every_form() -> None:
+    """Two experts, importance 3 and 1, by expert choice and softly; the third token is padding."""
+    shared = {
+        "logits_TE": torch.zeros(3, 2, dtype=torch.float64),
+        "scores_TE": torch.full((3, 2), 0.5, dtype=torch.float64),
+        "valid_T": torch.tensor([True, True, False]),
+    }
+    gate_EC = torch.tensor([[1.0, 2.0], [1.0, 5.0]], dtype=torch.float64)
+    by_expert = ExpertChoice(**shared, token_EC=torch.tensor([[0, 1], [0, 2]]), gate_EC=gate_EC)
+    assert loss_of(by_expert).item() == pytest.approx(0.25, rel=1e-9)
+    combine_TEP = torch.tensor([[[1.0, 0.5], [0.25, 0.0]], [[1.0, 0.5], [0.5, 0.25]], [[9.0, 9.0], [0.0, 0.0]]])
+    assert loss_of(Soft(**shared, combine_TEP=combine_TEP.double())).item() == pytest.approx(0.25, rel=1e-9)
+
+
+def test_micro_batches_are_more_uneven_than_the_batch() -> None:
+    """As the docstring says: each half has all its gates on one expert; together they are even."""
+    halves = [routing_of([[e]] * 3, [[1.0]] * 3, 2) for e in (0, 1)]
+    whole = routing_of([[0]] * 3 + [[1]] * 3, [[1.0]] * 6, 2)
+    assert [loss_of(half).item() for half in halves] == pytest.approx([1, 1])
+    assert loss_of(whole).item() == 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noisy(RouterSpec):
+    """A router that gives a smooth load."""
+
+    gives_smooth_load: ClassVar[bool] = True
+
+
+def test_a_load_asks_for_a_router_that_gives_one() -> None:
+    with pytest.raises(ConflictError) as caught:
+        MoE(
+            router=TopK(top_k=2),
+            experts=Glu(count=4, hidden=2),
+            dispatcher=Grouped(),
+            balancers={"load": CVSquared(of="load"), "importance": CVSquared()},
+        )
+    assert str(caught.value) == (
+        "balancer 'load': of=load needs a load to differentiate, and TopK gives none: counts have no gradient; "
+        "set of=importance, or route by noisy_topk or hierarchical"
+    )
+    assert list(CVSquared(of="load").check_router(Noisy(), 4)) == []
+
+
+def test_it_compiles_whole() -> None:
+    balancer = CVSquaredLoss(CVSquared(), LayerDims(dim=1, num_experts=3))
+    routing = replace(routing_of([[0, 1], [1, 2]], [[0.7, 0.3]] * 2, 3), valid_T=torch.tensor([True, False]))
+
+    def run(gate_TK: Tensor) -> Tensor:
+        term = balancer.loss(replace(routing, gate_TK=gate_TK), CONTEXT)
+        assert term is not None
+        return term.value
+
+    gate_TK = torch.rand(2, 2)
+    torch.testing.assert_close(torch.compile(run, fullgraph=True, backend="eager")(gate_TK), run(gate_TK))

@@ -1,0 +1,193 @@
+"""The losses over devices of DeepSeekMoE and DeepSeek-V2: balance, collapse, limits, padding, what is not sent."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from moekit import MoekitError
+from moekit.contracts import BalanceContext, LayerDims
+from moekit.routing import TokenChoice
+from moekit.spec.fields import ConflictError
+from moekit.spec.kinds import BalancerSpec, MoE
+from moekit_balancers.communication_balance import CommunicationBalance
+from moekit_balancers.communication_balance.module import CommunicationBalanceLoss
+from moekit_balancers.device_balance import DeviceBalance
+from moekit_balancers.device_balance.module import DeviceBalanceLoss
+from moekit_balancers.load_balance import LoadBalance
+from moekit_balancers.load_balance.module import LoadBalanceLoss
+from moekit_dispatchers.grouped import Grouped
+from moekit_experts.glu import Glu
+from moekit_routers.topk import TopK
+
+
+def routing_of(scores_TE: Tensor, chosen: list[list[int]], valid: list[bool] | None = None) -> TokenChoice:
+    expert_TK = torch.tensor(chosen)
+    return TokenChoice(
+        logits_TE=scores_TE,
+        scores_TE=scores_TE,
+        valid_T=None if valid is None else torch.tensor(valid),
+        expert_TK=expert_TK,
+        gate_TK=scores_TE.gather(1, expert_TK),
+    )
+
+
+def uniform(chosen: list[list[int]], E: int) -> TokenChoice:
+    return routing_of(torch.full((len(chosen), E), 1 / E, dtype=torch.float64), chosen)
+
+
+def device(routing: TokenChoice, groups: int, scope: str = "micro_batch", num_sequences: int = 1) -> Tensor:
+    spec, dims = DeviceBalance(groups=groups, scope=scope), LayerDims(dim=1, num_experts=routing.num_experts)
+    context = BalanceContext(num_sequences=num_sequences, training=True)
+    return DeviceBalanceLoss(spec, dims).loss(routing, context).value
+
+
+def communication(routing: TokenChoice, groups: int, top_groups: int, num_sequences: int = 1) -> Tensor:
+    spec = CommunicationBalance(groups=groups, top_groups=top_groups)
+    context = BalanceContext(num_sequences=num_sequences, training=True)
+    return (
+        CommunicationBalanceLoss(spec, LayerDims(dim=1, num_experts=routing.num_experts)).loss(routing, context).value
+    )
+
+
+@pytest.mark.parametrize("scope", ["sequence", "micro_batch"])
+@pytest.mark.parametrize("groups", [1, 2, 3, 6])
+@pytest.mark.parametrize("K", [1, 2, 5])
+def test_one_at_balance_for_any_k_and_any_number_of_devices(groups: int, K: int, scope: str) -> None:
+    routing = uniform([[(t + k) % 6 for k in range(K)] for t in range(12)], 6)
+    assert device(routing, groups, scope, 2).item() == pytest.approx(1, rel=1e-12)
+
+
+def test_even_devices_satisfy_it_whatever_their_experts_do() -> None:
+    """Experts 0 and 2 take everything, one on each device: 2 as an expert-level loss, 1 as a device-level one."""
+    scores_TE = torch.tensor([[0.5, 0.0, 0.5, 0.0]] * 4, dtype=torch.float64)
+    routing = routing_of(scores_TE, [[0], [2], [0], [2]])
+    assert device(routing, 2).item() == pytest.approx(1)
+    assert device(routing, 4).item() == pytest.approx(2)
+
+
+def test_collapse_to_one_device_costs_their_number() -> None:
+    scores_TE = torch.tensor([[0.0, 0.0, 0.3, 0.7, 0.0, 0.0]] * 5, dtype=torch.float64)
+    assert device(routing_of(scores_TE, [[3, 2]] * 5), 3).item() == pytest.approx(3)
+
+
+def test_as_many_devices_as_experts_make_the_expert_level_loss_and_one_a_constant() -> None:
+    logits_TE = torch.randn(10, 4, dtype=torch.float64, requires_grad=True)
+    routing = routing_of(logits_TE.softmax(-1), logits_TE.topk(2).indices.tolist())
+    expert = LoadBalanceLoss(LoadBalance(), LayerDims(dim=1, num_experts=4)).loss(
+        routing, BalanceContext(num_sequences=1, training=True)
+    )
+    grads = [torch.autograd.grad(v, logits_TE, retain_graph=True)[0] for v in (device(routing, 4), expert.value)]
+    torch.testing.assert_close(device(routing, 4), expert.value, rtol=1e-13, atol=0)
+    torch.testing.assert_close(*grads, rtol=1e-11, atol=1e-15)
+    constant = device(routing, 1)
+    (grad_TE,) = torch.autograd.grad(constant, logits_TE)
+    assert constant.item() == pytest.approx(1, rel=1e-12)
+    torch.testing.assert_close(grad_TE, torch.zeros_like(grad_TE), rtol=0, atol=1e-16)
+
+
+def test_the_scope_says_whose_devices_must_be_even() -> None:
+    scores_TE = torch.tensor([[0.9, 0.1]] * 3 + [[0.1, 0.9]] * 3)
+    routing = routing_of(scores_TE, [[0]] * 3 + [[1]] * 3)
+    assert device(routing, 2, "micro_batch", 2).item() == pytest.approx(1)
+    assert device(routing, 2, "sequence", 2).item() == pytest.approx(2 * 0.9)
+
+
+def test_communication_is_one_when_every_token_uses_exactly_m_devices() -> None:
+    """Eight experts on four devices; M = 2."""
+    exact = uniform([[0, 2], [4, 6], [1, 5], [3, 7]], 8)
+    assert communication(exact, 4, 2).item() == pytest.approx(1, rel=1e-12)
+    half = uniform([[0, 1], [2, 3], [4, 5], [6, 7]], 8)  # both experts on one device
+    assert communication(half, 4, 2).item() == pytest.approx(0.5, rel=1e-12)
+    assert communication(half, 4, 1).item() == pytest.approx(1, rel=1e-12)
+    assert device(half, 4).item() == pytest.approx(1, rel=1e-12)
+
+
+def test_a_token_counts_once_for_a_device_and_collapse_costs_g_over_m() -> None:
+    scores_TE = torch.tensor([[0.5, 0.5, 0.0, 0.0, 0.0, 0.0]] * 3, dtype=torch.float64)
+    routing = routing_of(scores_TE, [[0, 1]] * 3)
+    assert communication(routing, 3, 2).item() == pytest.approx(3 / 2, rel=1e-12)
+    assert communication(routing, 3, 1).item() == pytest.approx(3, rel=1e-12)
+
+
+def test_its_f_of_a_hand_made_sequence() -> None:
+    """G = 2, M = 1; three of four tokens go to device 0: f = (1.5, .5), P = (.6, .4)."""
+    routing = routing_of(torch.tensor([[0.4, 0.2, 0.3, 0.1]] * 4, dtype=torch.float64), [[0], [1], [0], [2]])
+    assert communication(routing, 2, 1).item() == pytest.approx(1.5 * 0.6 + 0.5 * 0.4, rel=1e-12)
+
+
+@pytest.mark.parametrize("loss", ["device", "communication"])
+def test_padding_counts_nothing(loss: str) -> None:
+    scores_TE, chosen = torch.rand(6, 4, dtype=torch.float64), [[0, 1], [1, 2], [3, 0], [2, 3], [0, 2], [1, 0]]
+    valid_T = torch.tensor([True, True, True, False] * 2 + [False] * 4)
+    padded_TE = torch.full((12, 4), float("nan"), dtype=torch.float64)
+    padded_TE[valid_T] = scores_TE
+    padded_TE.requires_grad_()
+    padded = [[0, 1]] * 12
+    for t, experts in zip(valid_T.nonzero().flatten().tolist(), chosen, strict=True):
+        padded[t] = experts
+
+    def value(routing: TokenChoice, B: int) -> Tensor:
+        return device(routing, 2, "sequence", B) if loss == "device" else communication(routing, 2, 2, B)
+
+    got = value(routing_of(padded_TE, padded, valid_T.tolist()), 3)
+    assert got.item() == pytest.approx(value(routing_of(scores_TE, chosen), 2).item(), rel=1e-12)
+    (grad_TE,) = torch.autograd.grad(got, padded_TE)
+    assert grad_TE.isfinite().all() and not grad_TE[~valid_T].any()
+    for T, B in ((0, 0), (0, 2), (4, 2)):
+        expert_TK = torch.zeros(T, 1, dtype=torch.int64)
+        empty = TokenChoice(
+            logits_TE=torch.zeros(T, 4),
+            scores_TE=torch.full((T, 4), 0.5),
+            valid_T=torch.zeros(T, dtype=torch.bool),
+            expert_TK=expert_TK,
+            gate_TK=expert_TK.float(),
+        )
+        assert value(empty, B).item() == 0
+
+
+def test_what_is_not_sent_is_received_by_nobody() -> None:
+    """The second choice of both tokens is left out: what is left is the routing of one choice."""
+    scores_TE = torch.rand(2, 4, dtype=torch.float64)
+    routing = routing_of(scores_TE, [[0, 2], [3, 1]])
+    sent = replace(routing, sent_TK=torch.tensor([[True, False], [True, False]]))
+    alone = routing_of(scores_TE, [[0], [3]])
+    assert device(sent, 2).item() == pytest.approx(device(alone, 2).item(), rel=1e-12)
+    assert communication(sent, 2, 1).item() == pytest.approx(communication(alone, 2, 1).item(), rel=1e-12)
+    assert communication(routing, 2, 1).item() != pytest.approx(communication(alone, 2, 1).item())
+
+
+@pytest.mark.parametrize("spec", [DeviceBalance(groups=4), CommunicationBalance(groups=4, top_groups=2)])
+def test_devices_that_cannot_be_even_are_refused(spec: BalancerSpec) -> None:
+    sentence = "groups=4 does not divide the 6 experts evenly; expected one of 1, 2, 3, 6"
+    with pytest.raises(ConflictError) as caught:
+        MoE(router=TopK(top_k=2), experts=Glu(count=6, hidden=2), dispatcher=Grouped(), balancers={"far": spec})
+    assert str(caught.value) == f"balancer 'far': {sentence}"
+    build = DeviceBalanceLoss if isinstance(spec, DeviceBalance) else CommunicationBalanceLoss
+    with pytest.raises(MoekitError) as from_python:
+        build(spec, LayerDims(dim=1, num_experts=6))  # type: ignore[arg-type]
+    assert str(from_python.value).endswith(sentence)
+
+
+def test_no_token_can_use_more_devices_than_there_are() -> None:
+    with pytest.raises(ConflictError, match="top_groups=3 is more than groups=2"):
+        CommunicationBalance(groups=2, top_groups=3)
+
+
+def test_both_compile_whole() -> None:
+    context = BalanceContext(num_sequences=2, training=True)
+    dims, valid_T = LayerDims(dim=1, num_experts=4), torch.arange(6) < 5
+    losses = [
+        DeviceBalanceLoss(DeviceBalance(groups=2, scope="sequence"), dims),
+        CommunicationBalanceLoss(CommunicationBalance(groups=2, top_groups=1), dims),
+    ]
+    routing = replace(routing_of(torch.rand(6, 4), [[0, 1], [2, 3], [1, 3]] * 2), valid_T=valid_T)
+
+    def run(scores_TE: Tensor) -> Tensor:
+        return torch.stack([loss.loss(replace(routing, scores_TE=scores_TE), context).value for loss in losses])
+
+    scores_TE = torch.rand(6, 4)
+    torch.testing.assert_close(torch.compile(run, fullgraph=True, backend="eager")(scores_TE), run(scores_TE))
