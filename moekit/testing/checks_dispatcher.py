@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
 
-from moekit.contracts import Dispatched, ExpertBank
-from moekit.routing import ExpertChoice, Routing, TokenChoice
-from moekit.spec.kinds import DispatcherSpec, Form
-from moekit.testing.case import Case, Check, normal, require, require_equal, require_finite
+from moekit.routing import TokenChoice
+from moekit.testing.case import Case, Check, normal, require, require_equal
+from moekit.testing.dispatching import (
+    TOKENS,
+    dispatch,
+    even,
+    experts_of,
+    forms_of,
+    kept_TE,
+    name,
+    padding,
+    run,
+    spec_of,
+    with_nan_gates,
+)
 from moekit.testing.probes import claimed_forms
-from moekit.testing.reference import NameExperts, TanhExperts, chosen_TE, gates_of, naive_sum, one_expert
+from moekit.testing.reference import chosen_TE, gates_of, naive_sum, one_expert
 from moekit.testing.routings import some_routing, with_gates
 
 
@@ -23,7 +32,7 @@ def checks(case: Case) -> Iterator[Check]:
     yield from (check_padding_comes_out_zero, check_padding_nan_stays_out)
     if set(claimed_forms(case)) - {"soft"}:
         yield from (check_dropped_is_counted, check_skewed_load)
-        if _spec(case).dropless:
+        if spec_of(case).dropless:
             yield check_dropless
     if "soft" in claimed_forms(case):
         yield check_expert_outputs
@@ -31,24 +40,25 @@ def checks(case: Case) -> Iterator[Check]:
 
 def check_no_parameters(case: Case) -> None:
     """Has no weights of its own: it only carries."""
-    names = [name for name, _ in case.build().named_parameters()]
+    names = [key for key, _ in case.build().named_parameters()]
     require(not names, found=f"parameters {', '.join(names)}", expected="none")
 
 
 def check_agrees_with_sum(case: Case) -> None:
     """Computes ``y_t = sum of gate · expert(x_t)`` over the pairs of t, with every gradient, in fp64.
 
-    Compared with plain loops over tokens and experts, for every form it claims; with even load, which fits any
-    capacity, and for a dropless dispatcher with random load as well. Gradients: tokens, gates, experts' weights.
+    Compared with plain loops over tokens and experts, for every form it claims, with even load and with random load.
+    Of one that drops, the pairs that it keeps are summed, and no gate is changed on account of the others. Gradients:
+    tokens, gates, experts' weights.
     """
-    for form, slots in _forms(case):
-        routings = [_even(form, case, slots)]
-        if _spec(case).dropless or form == "soft":
-            routings.append(some_routing(form, 7, case.dims.num_experts, K=3, seed=1, slots=slots))
-        for routing in routings:
-            found, expected = (_run(case, routing, naive=naive) for naive in (False, True))
-            for name, value in expected.items():
-                require_equal(found[name], value, f"{name} ({form}{', slots' if slots else ''})", tolerance=1e-12)
+    for form, slots in forms_of(case):
+        for routing in (
+            even(form, case, slots),
+            some_routing(form, 7, case.dims.num_experts, K=3, seed=1, slots=slots),
+        ):
+            found, expected = (run(case, routing, naive=naive) for naive in (False, True))
+            for what, value in expected.items():
+                require_equal(found[what], value, f"{what} ({form}{', slots' if slots else ''})", tolerance=1e-12)
 
 
 def check_skewed_load(case: Case) -> None:
@@ -60,8 +70,8 @@ def check_skewed_load(case: Case) -> None:
         base = some_routing("token_choice", 6, E, K=1)
         assert isinstance(base, TokenChoice)
         object.__setattr__(base, "expert_TK", torch.full((6, 1), e))
-        x_TD, experts = normal(6, case.dims.dim, dtype=torch.float64), _experts(case)
-        out = _dispatch(case.build(), x_TD, base, experts)
+        x_TD, experts = normal(6, case.dims.dim, dtype=torch.float64), experts_of(case)
+        out = dispatch(case.build(), x_TD, base, experts)
         expected = naive_sum(x_TD, base, experts)
         kept = out.y_TO.detach().abs().sum(1) > 0
         require_equal(out.y_TO[kept], expected[kept], f"y with every token on expert {e}", tolerance=1e-12)
@@ -72,14 +82,14 @@ def check_skewed_load(case: Case) -> None:
 def check_dropped_is_counted(case: Case) -> None:
     """Reports in ``dropped`` (0-d int64) exactly the pairs of valid tokens that no expert computed."""
     E = case.dims.num_experts
-    for form, _ in _forms(case):
+    for form, _ in forms_of(case):
         if form == "soft":
             continue
         for seed in (0, 1):
             valid_T = torch.arange(11) % 4 != 0
             routing = some_routing(form, 11, E, K=3, seed=seed, valid_T=valid_T)
             routing = with_gates(routing, torch.ones_like(gates_of(routing)))
-            out = _name(case, normal(11, case.dims.dim, dtype=torch.float64), routing)
+            out = name(case, normal(11, case.dims.dim, dtype=torch.float64), routing)
             require(
                 out.dropped.ndim == 0 and out.dropped.dtype == torch.int64,
                 found=f"dropped: {out.dropped.dtype} with {out.dropped.ndim} dimensions",
@@ -100,7 +110,7 @@ def check_dropped_is_counted(case: Case) -> None:
 def check_dropless(case: Case) -> None:
     """Drops nothing, whatever the load, as it claims (``dropless``)."""
     E = case.dims.num_experts
-    for form, _ in _forms(case):
+    for form, _ in forms_of(case):
         if form == "token_choice":
             routing = some_routing(form, 24, E, K=1)
             assert isinstance(routing, TokenChoice)
@@ -109,7 +119,7 @@ def check_dropless(case: Case) -> None:
             routing = some_routing(form, 24, E, K=E)
         else:
             continue
-        out = _name(case, normal(24, case.dims.dim, dtype=torch.float64), routing)
+        out = name(case, normal(24, case.dims.dim, dtype=torch.float64), routing)
         missing = int((chosen_TE(routing) & (out.y_TO.detach() == 0)).sum())
         require(
             int(out.dropped) == 0 and missing == 0,
@@ -120,9 +130,9 @@ def check_dropless(case: Case) -> None:
 
 def check_no_tokens(case: Case) -> None:
     """Takes no tokens at all and answers ``[0, O]``: in expert parallel training a rank may have none."""
-    for form, slots in _forms(case):
+    for form, slots in forms_of(case):
         routing = some_routing(form, 0, case.dims.num_experts, slots=slots, K=0 if form == "expert_choice" else 2)
-        out = _dispatch(case.build(), normal(0, case.dims.dim, dtype=torch.float64), routing, _experts(case))
+        out = dispatch(case.build(), normal(0, case.dims.dim, dtype=torch.float64), routing, experts_of(case))
         shape = tuple(out.y_TO.shape)
         require(shape == (0, case.dims.out_dim), found=f"y_TO {shape} ({form})", expected=f"(0, {case.dims.out_dim})")
         require(int(out.dropped) == 0, found=f"dropped = {int(out.dropped)} without tokens", expected="0")
@@ -130,45 +140,44 @@ def check_no_tokens(case: Case) -> None:
 
 def check_dispatched_dtype(case: Case) -> None:
     """Answers in the dtype of the tokens though gates come in fp32, in bf16 as in fp64, near enough to the sum."""
-    for form, slots in _forms(case):
+    for form, slots in forms_of(case):
         for dtype, tolerance in ((torch.bfloat16, 0.1), (torch.float32, 1e-5), (torch.float64, 1e-6)):
-            routing = _even(form, case, slots, dtype=torch.float32 if dtype != torch.float64 else dtype)
-            x_TD = normal(_TOKENS, case.dims.dim).to(dtype)
-            y_TO = _dispatch(case.build(), x_TD, routing, _experts(case).to(dtype)).y_TO
+            routing = even(form, case, slots, dtype=torch.float32 if dtype != torch.float64 else dtype)
+            x_TD = normal(TOKENS, case.dims.dim).to(dtype)
+            y_TO = dispatch(case.build(), x_TD, routing, experts_of(case).to(dtype)).y_TO
             require(y_TO.dtype == dtype, found=f"y_TO is {y_TO.dtype} for {dtype} tokens ({form})", expected=str(dtype))
-            exact = naive_sum(x_TD.double(), _even(form, case, slots), _experts(case).to(dtype).double())
+            wide, experts = even(form, case, slots), experts_of(case).to(dtype).double()
+            exact = naive_sum(x_TD.double(), wide, experts, kept_TE=kept_TE(case, x_TD, wide))
             require_equal(y_TO, exact, f"y_TO in {dtype} ({form})", tolerance=tolerance)
 
 
 def check_padding_comes_out_zero(case: Case) -> None:
     """Gives exactly 0 for padding rows, and for the valid ones what the sum over their pairs gives."""
-    valid_T = torch.arange(_TOKENS) % 3 != 1
-    for form, slots in _forms(case):
-        routing = _even(form, case, slots, valid_T=valid_T)
-        x_TD, experts = normal(_TOKENS, case.dims.dim, dtype=torch.float64), _experts(case)
-        y_TO = _dispatch(case.build(), x_TD, routing, experts).y_TO
+    valid_T = padding()
+    for form, slots in forms_of(case):
+        routing = even(form, case, slots, valid_T=valid_T)
+        x_TD, experts = normal(len(valid_T), case.dims.dim, dtype=torch.float64), experts_of(case)
+        y_TO = dispatch(case.build(), x_TD, routing, experts).y_TO
         require_equal(y_TO[~valid_T], torch.zeros_like(y_TO[~valid_T]), f"y of padding rows ({form})")
-        expected = naive_sum(x_TD, routing, experts)
+        expected = naive_sum(x_TD, routing, experts, kept_TE=kept_TE(case, x_TD, routing))
         require_equal(y_TO[valid_T], expected[valid_T], f"y of valid rows ({form})", tolerance=1e-12)
 
 
 def check_padding_nan_stays_out(case: Case) -> None:
     """Keeps NaN in padding rows (tokens and gates) out of the output and of every gradient."""
-    valid_T = torch.arange(_TOKENS) % 3 != 1
-    for form, slots in _forms(case):
-        routing = _even(form, case, slots, valid_T=valid_T)
-        x_TD = normal(_TOKENS, case.dims.dim, dtype=torch.float64)
-        clean = _run(case, routing, x_TD=x_TD)
-        gates = gates_of(routing).clone()
-        if not isinstance(routing, ExpertChoice):
-            gates[~valid_T] = float("nan")
-        found = _run(case, with_gates(routing, gates), x_TD=x_TD.masked_fill(~valid_T[:, None], float("nan")))
-        for name, value in clean.items():
+    valid_T = padding()
+    for form, slots in forms_of(case):
+        routing = even(form, case, slots, valid_T=valid_T)
+        x_TD = normal(len(valid_T), case.dims.dim, dtype=torch.float64)
+        clean = run(case, routing, x_TD=x_TD)
+        nan_TD = x_TD.masked_fill(~valid_T[:, None], float("nan"))
+        found = run(case, with_nan_gates(routing, ~valid_T), x_TD=nan_TD)
+        for what, value in clean.items():
             per_token = value.shape[:1] == valid_T.shape
-            if name == "gradient of gates" and not per_token:
+            if what == "gradient of gates" and not per_token:
                 continue
-            a, b = (found[name][valid_T], value[valid_T]) if per_token else (found[name], value)
-            require_equal(a, b, f"{name} with NaN in padding ({form})", tolerance=1e-12)
+            a, b = (found[what][valid_T], value[valid_T]) if per_token else (found[what], value)
+            require_equal(a, b, f"{what} with NaN in padding ({form})", tolerance=1e-12)
 
 
 def check_expert_outputs(case: Case) -> None:
@@ -177,73 +186,11 @@ def check_expert_outputs(case: Case) -> None:
     The competitive losses of 1991 are made of these.
     """
     routing = some_routing("soft", 5, case.dims.num_experts)
-    x_TD, experts = normal(5, case.dims.dim, dtype=torch.float64), _experts(case)
-    expert_TEO = _dispatch(case.build(), x_TD, routing, experts).expert_TEO
+    x_TD, experts = normal(5, case.dims.dim, dtype=torch.float64), experts_of(case)
+    expert_TEO = dispatch(case.build(), x_TD, routing, experts).expert_TEO
     if expert_TEO is None:
         return
     expected = torch.stack(
         [torch.stack([one_expert(experts, e, x_D) for e in range(experts.num_experts)]) for x_D in x_TD]
     )
     require_equal(expert_TEO, expected, "expert_TEO", tolerance=1e-12)
-
-
-_TOKENS = 8  # the kit's dispatchers have 8 experts: K tokens each
-
-
-def _even(
-    form: Form, case: Case, slots: int, *, dtype: torch.dtype = torch.float64, valid_T: Tensor | None = None
-) -> Routing:
-    """A routing that loads every expert alike (in token choice: two of eight tokens each)."""
-    E = case.dims.num_experts
-    routing = some_routing(form, _TOKENS, E, dtype=dtype, valid_T=valid_T, slots=slots)
-    if isinstance(routing, TokenChoice):
-        expert_TK = (torch.arange(_TOKENS)[:, None] + torch.tensor([0, 3])) % E
-        object.__setattr__(routing, "expert_TK", expert_TK)
-    return routing
-
-
-def _run(case: Case, routing: Routing, *, naive: bool = False, x_TD: Tensor | None = None) -> dict[str, Tensor]:
-    """Outputs and gradients (tokens, gates, experts' weights) of the dispatcher, or of the naive sum."""
-    T = routing.scores_TE.shape[0]
-    x_TD = normal(T, case.dims.dim, dtype=torch.float64) if x_TD is None else x_TD
-    x_TD = x_TD.clone().requires_grad_()
-    gates = gates_of(routing).detach().clone().requires_grad_()
-    experts, routed = _experts(case), with_gates(routing, gates)
-    y_TO = naive_sum(x_TD, routed, experts) if naive else _dispatch(case.build(), x_TD, routed, experts).y_TO
-    out = {"y": y_TO}
-    torch.autograd.backward((y_TO * normal(*y_TO.shape, seed=6, dtype=y_TO.dtype)).sum())
-    named = [("tokens", x_TD), ("gates", gates), *experts.named_parameters()]
-    for name, leaf in named:
-        require(leaf.grad is not None, found=f"no gradient of {name}", expected="a gradient")
-        assert leaf.grad is not None
-        out[f"gradient of {name}"] = leaf.grad
-    return out
-
-
-def _dispatch(dispatcher: nn.Module, x_TD: Tensor, routing: Routing, experts: ExpertBank) -> Dispatched:
-    __tracebackhide__ = True
-    out: Dispatched = dispatcher(x_TD, routing, experts)
-    if routing.valid_T is None:
-        require_finite(out.y_TO, "y_TO")
-    return out
-
-
-def _name(case: Case, x_TD: Tensor, routing: Routing) -> Dispatched:
-    """Runs it with experts that answer with their own name."""
-    dims = replace(case.dims, out_dim=case.dims.num_experts)
-    return _dispatch(case.build(dims=dims), x_TD, routing, NameExperts(dims.num_experts))
-
-
-def _experts(case: Case) -> TanhExperts:
-    return TanhExperts(case.dims.num_experts, case.dims.dim, case.dims.out_dim)
-
-
-def _forms(case: Case) -> list[tuple[Form, int]]:
-    """The claimed forms; soft both without slots and with two an expert."""
-    forms: list[tuple[Form, int]] = [(form, 0) for form in claimed_forms(case)]
-    return [*forms, ("soft", 2)] if ("soft", 0) in forms else forms
-
-
-def _spec(case: Case) -> DispatcherSpec:
-    assert isinstance(case.spec, DispatcherSpec)
-    return case.spec

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from healthy_layers import (
+    Limit,
+    LimitDispatcher,
     Look,
     LookAttention,
     Pick,
@@ -40,6 +42,7 @@ HEALTHY = [
     component(NoisyPick, NoisyPickRouter),
     component(Tanh, TanhBank),
     component(Walk, WalkDispatcher),
+    component(Limit, LimitDispatcher),
     component(Even, EvenLoss),
     component(Nudge, NudgeBias),
     component(Look, LookAttention),

@@ -158,6 +158,22 @@ class WalkDispatcher(Dispatcher):
         return 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Limit(DispatcherSpec):
+    dropless: ClassVar[bool] = False
+
+
+class LimitDispatcher(WalkDispatcher):
+    """Keeps at most two pairs an expert, and says how many it dropped."""
+
+    def keep(self, expert_N: Tensor, E: int) -> tuple[Tensor, list[int]]:
+        kept = [(expert_N == e).nonzero().flatten()[:2] for e in range(E)]
+        return torch.cat(kept), [len(rows) for rows in kept]
+
+    def dropped(self, expert_N: Tensor, E: int, sizes: list[int]) -> int:
+        return int((expert_N < E).sum()) - sum(sizes)
+
+
 def _none(x_TD: Tensor) -> Tensor:
     return torch.zeros((), dtype=torch.int64, device=x_TD.device)
 
