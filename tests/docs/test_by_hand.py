@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
+from moekit.registry import current
 from moekit.spec import component_spec
 from moekit.spec.fields import Spec
 from moekit.spec.kinds import MoE
@@ -108,6 +109,12 @@ def test_every_part_in_a_fragment_exists_with_its_options(page: Path) -> None:
             count += 1
         MoE(**parts)
     assert count >= 20
+
+
+@PAGES
+def test_every_part_and_recipe_in_the_prose_exists(page: Path) -> None:
+    words = set(re.findall(r"`([a-z0-9_]+)`", prose(page))) - {"assert", "shared", "x"}  # Python, a slot, a variable
+    assert len(words) > 15 and not words - {component.name for component in current().components(None)}
 
 
 @PAGES
