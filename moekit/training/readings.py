@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
-import lightning as L
 import torch
 from torch import Tensor, nn
 
@@ -13,6 +13,9 @@ from moekit.observe.load import max_violation
 from moekit.spec.recipe import Stop
 from moekit.training.balance import StepLoad
 from moekit.training.failure import unknown_metric
+
+if TYPE_CHECKING:
+    import lightning as L
 
 
 def sums_of(loss: LossSum) -> dict[str, tuple[Tensor, Tensor]]:

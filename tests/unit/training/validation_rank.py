@@ -1,0 +1,49 @@
+"""What ``test_validation`` runs in two processes: the same four batches, dealt to ranks in several ways."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+
+from moekit import LayerReport, LossSum, TokenChoice
+from moekit.training.validation import Validation
+
+EXPERTS = ([0, 1], [1, 0], [0, 2, 3], [0])  # loads (4, 2, 1, 1): the busiest of four has twice the mean
+
+
+def batch(experts: Sequence[int]) -> tuple[LossSum, dict[str, LayerReport]]:
+    """A loss of 1 a token, and one layer of four experts."""
+    expert_TK, scores = torch.tensor(experts)[:, None], torch.rand(len(experts), 4)
+    routing = TokenChoice(logits_TE=scores, scores_TE=scores, expert_TK=expert_TK, gate_TK=torch.ones(expert_TK.shape))
+    size = torch.tensor(float(len(experts)))
+    return LossSum(total=size, count=size), {
+        "layer": LayerReport(routing=routing, load_E=routing.load_E(), dropped=torch.tensor(0))
+    }
+
+
+def values(batches: Sequence[Sequence[int]]) -> dict[str, float]:
+    """What a validation of these batches comes to."""
+    validation = Validation()
+    for experts in batches:
+        validation.add(*batch(experts))
+    return validation.take(torch.device("cpu"))
+
+
+def main(rank: int, store: str, out: str) -> None:
+    """Alone; dealt alternately; all to rank 1; none to either."""
+    torch.set_num_threads(1)
+    alone = values(EXPERTS)
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
+    dealt = values(EXPERTS[rank::2])
+    one_sided = values(EXPERTS if rank == 1 else ())
+    nothing = values(())
+    dist.barrier()
+    dist.destroy_process_group()
+    torch.save((alone, dealt, one_sided, nothing), f"{out}{rank}")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), *sys.argv[2:])
