@@ -1,10 +1,10 @@
-"""First-party data: vowels of 1952, text, and translations."""
+"""First-party data: vowels of 1952, text, what pairs are made of it, and translations."""
 
 from __future__ import annotations
 
 from moekit.component import Component
 from moekit.hookspecs import hookimpl
-from moekit_data import local_text, text_files, translations, vowels
+from moekit_data import labelled_text, local_text, span_corruption, text_files, translations, vowels
 
 MOEKIT_API = 1
 
@@ -12,4 +12,11 @@ MOEKIT_API = 1
 @hookimpl
 def moekit_data() -> list[Component]:
     """The data of this plugin."""
-    return [local_text.COMPONENT, text_files.COMPONENT, translations.COMPONENT, vowels.COMPONENT]
+    return [
+        labelled_text.COMPONENT,
+        local_text.COMPONENT,
+        span_corruption.COMPONENT,
+        text_files.COMPONENT,
+        translations.COMPONENT,
+        vowels.COMPONENT,
+    ]

@@ -113,6 +113,14 @@ class TextData(Data):
         """
         return self._known_tokens().decode(ids)
 
+    def num_bytes_V(self) -> Tensor:
+        """int64 ``[V]``: bytes of text that each token spells; 0 for the separator.
+
+        Raises:
+            MoekitError: byte pairs are neither learnt nor loaded yet.
+        """
+        return self._known_tokens().num_bytes_V()
+
     def state(self) -> dict[str, Any]:
         """The learnt byte pairs as JSON text under ``bpe``; empty for bytes."""
         return {} if self._tokens is None else self._tokens.state()

@@ -23,7 +23,9 @@ from moekit_balancers.device_balance import DeviceBalance
 from moekit_balancers.load_balance import LoadBalance
 from moekit_balancers.sequence_balance import SequenceBalance
 from moekit_balancers.sign_bias import SignBias
+from moekit_data.labelled_text import LabelledText
 from moekit_data.local_text import LocalText
+from moekit_data.span_corruption import SpanCorruption
 from moekit_data.text_files import TextFiles
 from moekit_data.translations import Translations
 from moekit_dispatchers.capacity import Capacity
@@ -115,8 +117,8 @@ EXAMPLES: dict[str, list[Spec]] = {
         DeviceCapacity(groups=2, inner=Grouped()),
         DeviceCapacity(groups=4, factor=0.5, exempt=0.0, inner=Capacity(factor=2.0)),
     ],
-    "expert/glu": [Glu(hidden=7)],
-    "expert/ffn": [Ffn(hidden=7), Ffn(hidden=7, activation="gelu", bias=True)],
+    "expert/glu": [Glu(hidden=7), Glu(hidden=11, activation="gelu", dropout=0.4, scale_bias=True)],
+    "expert/ffn": [Ffn(hidden=7), Ffn(hidden=7, activation="gelu", bias=True), Ffn(hidden=7, dropout=0.4)],
     "expert/linear": [Linear(), Linear(bias=False)],
     "expert/logistic": [Logistic()],
     "balancer/communication_balance": [CommunicationBalance(groups=4, top_groups=2)],
@@ -171,6 +173,13 @@ EXAMPLES: dict[str, list[Spec]] = {
     "data/translations": [
         Translations(languages=["de", "th"], vocab=300, batch_tokens=64, validation_pairs=3),
         Translations(languages=["el"], tokens="bytes", vocab=258, batch_tokens=64, max_chars=20),
+    ],
+    "data/labelled_text": [
+        LabelledText(text=LocalText(domains=["python", "prose"], megabytes=0.2, seq=16, batch=2)),
+    ],
+    "data/span_corruption": [
+        SpanCorruption(text=LocalText(domains=["python"], megabytes=0.2, seq=16, batch=2)),
+        SpanCorruption(text=LocalText(domains=["python"], megabytes=0.2, seq=16, batch=2), density=0.5, mean_span=1.0),
     ],
     "data/text_files": [TextFiles(path=str(Path(__file__).parents[2] / "docs"), seq=16, batch=2)],
 }

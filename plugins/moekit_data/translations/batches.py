@@ -6,17 +6,12 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
-from moekit.contracts import Batch, Source
+from moekit.contracts import Batch
+from moekit_data.padding import MULTIPLE, side_by_side
 from moekit_data.translations.pairs import Pair
 from moekit_data.translations.vocabulary import Vocabulary
-
-MULTIPLE = 8
-"""Lengths are rounded up to a multiple of this, so that a run meets few different shapes."""
-
 
 BATCHES = 8
 """Batches' worth of pairs that are drawn for one."""
@@ -47,18 +42,6 @@ def encode(pairs: Iterable[Pair], vocabulary: Vocabulary) -> list[TokenPair]:
         target = vocabulary.tokens.encode_text(pair.target)
         out.append(TokenPair(source, target, vocabulary.languages.index(pair.language)))
     return out
-
-
-def pad(rows: Sequence[Tensor], value: int) -> tuple[Tensor, Tensor]:
-    """Rows side by side, and which of it is theirs.
-
-    Returns:
-        int64 ``[B, S]``, S the longest rounded up to a multiple of 8; bool ``[B, S]``, False for padding.
-    """
-    lengths = torch.tensor([len(row) for row in rows])
-    tokens = pad_sequence(list(rows), batch_first=True, padding_value=value)
-    tokens = F.pad(tokens, (0, -tokens.shape[1] % MULTIPLE), value=value)
-    return tokens, torch.arange(tokens.shape[1]) < lengths[:, None]
 
 
 def width(pair: TokenPair) -> int:
@@ -124,14 +107,10 @@ def collate(pairs: Sequence[TokenPair], vocabulary: Vocabulary, num_bytes_V: Ten
         vocabulary: gives the end.
         num_bytes_V: bytes of text that each token spells.
     """
-    end = torch.tensor([vocabulary.end])
-    inputs, valid = pad([torch.cat([end, pair.target]) for pair in pairs], vocabulary.end)
-    targets, _ = pad([torch.cat([pair.target, end]) for pair in pairs], vocabulary.end)
-    return Batch(
-        inputs=inputs,
-        targets=targets,
-        valid=valid,
-        num_bytes=num_bytes_V[targets].sum(),  # padding is the end, which spells nothing
+    return side_by_side(
+        [pair.source for pair in pairs],
+        [pair.target for pair in pairs],
+        end=vocabulary.end,
         domain=torch.tensor([pair.domain for pair in pairs]),
-        source=Source(*pad([pair.source for pair in pairs], vocabulary.end)),
+        num_bytes_V=num_bytes_V,
     )

@@ -7,7 +7,8 @@ from statistics import fmean
 from typing import NamedTuple
 
 from moekit.contracts import Model, Source
-from moekit_data.translations.batches import pad, slices
+from moekit_data.padding import pad
+from moekit_data.translations.batches import slices
 from moekit_data.translations.pairs import Pair, placeholders
 from moekit_data.translations.vocabulary import Vocabulary
 

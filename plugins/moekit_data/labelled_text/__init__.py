@@ -1,0 +1,26 @@
+"""Telling what kind of text a window is: a task to fine-tune on, cast as text to text.
+
+Source: Raffel et al. 2020, T5 (arXiv 1910.10683, section 2.4) for the form; ST-MoE 2022 (section 4) fine-tunes on
+tasks of this form.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from moekit.component import Component
+from moekit_data.derived_spec import DerivedSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledText(DerivedSpec):
+    """Options of labelled text. A model pre-trained by span corruption fits: keep its ``text`` and ``vocab``."""
+
+
+COMPONENT = Component(
+    name="labelled_text",
+    spec=LabelledText,
+    target="moekit_data.labelled_text.module:LabelledTextData",
+    summary="a window of text, and the name of its domain: a task to fine-tune on",
+    paper="Raffel et al. 2020, arXiv:1910.10683",
+)

@@ -1,0 +1,54 @@
+"""Span corruption: a text with holes, and what stood in them.
+
+Source: Raffel et al. 2020, T5 (arXiv 1910.10683, sections 3.1.4 and 3.3.4), which Switch and ST-MoE pre-train with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from moekit.component import Component
+from moekit.spec.fields import option
+from moekit_data.derived_spec import DerivedSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpanCorruption(DerivedSpec):
+    """Options of span corruption. In the source each span is one sentinel; the target says what each stands for."""
+
+    density: float = option(0.15, "share of a window's tokens that is cut out", gt=0, lt=1)
+    mean_span: float = option(3.0, "mean length of a span, tokens", ge=1)
+    sentinels: int = option(63, "how many different sentinels there are: the most spans in a window", ge=1)
+
+    def smallest_vocab(self) -> int:
+        """The least ``vocab`` that has room for the text's tokens, the end and the sentinels."""
+        return self.text_vocab() + 1 + self.sentinels
+
+    def check(self) -> Iterable[str]:
+        """There is room in the vocabulary, and a sentinel for each span."""
+        yield from super().check()
+        if (num_spans := self.cuts(int(getattr(self.text, "seq", 0)))[1]) > self.sentinels:
+            yield (
+                f"sentinels={self.sentinels} are too few: a window of {getattr(self.text, 'seq', 0)} tokens has "
+                f"{num_spans} spans; give as many, or a larger mean_span"
+            )
+
+    def cuts(self, length: int) -> tuple[int, int]:
+        """How many tokens are cut out of a window of ``length``, and in how many spans. A token stays, if there are 2.
+
+        As in T5's code, both are rounded and at least 1; no two spans touch.
+        """
+        if length < 1:
+            return 0, 0
+        num_cut = min(max(round(length * self.density), 1), max(length - 1, 1))
+        return num_cut, min(max(round(num_cut / self.mean_span), 1), num_cut, length - num_cut + 1)
+
+
+COMPONENT = Component(
+    name="span_corruption",
+    spec=SpanCorruption,
+    target="moekit_data.span_corruption.module:SpanCorruptionData",
+    summary="text with spans cut out, each a sentinel, and what stood there: T5's pre-training",
+    paper="Raffel et al. 2020, arXiv:1910.10683",
+)

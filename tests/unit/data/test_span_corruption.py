@@ -1,0 +1,195 @@
+"""Spans cut out of text: what is cut comes back, as often and as long as asked, evenly placed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import cast
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from moekit.contracts import Batch
+from moekit.errors import DataError
+from moekit.registry import build
+from moekit_data.span_corruption import SpanCorruption
+from moekit_data.span_corruption.module import SpanCorruptionData, parts
+from moekit_data.text_files import TextFiles
+from moekit_data.vowels import Vowels
+
+END = 256
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> str:
+    for domain in ("one", "two"):
+        (tmp_path / domain).mkdir()
+        for n in range(6):
+            (tmp_path / domain / f"{n}.txt").write_text(f"{domain} {n}: " + "naïve words, some of them longer\n" * 9)
+    return str(tmp_path)
+
+
+def text(path: str = "nowhere", seq: int = 32, **options: object) -> TextFiles:
+    return TextFiles(path=path, seq=seq, batch=4, validation_windows=3, **options)  # type: ignore[arg-type]
+
+
+def made(spec: SpanCorruption) -> SpanCorruptionData:
+    data = cast(SpanCorruptionData, build(spec))
+    if spec.text.path != "nowhere":  # type: ignore[attr-defined]
+        data.prepare()
+    return data
+
+
+def draws(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def restored(source: list[int], target: list[int], end: int = END) -> list[int]:
+    """The window: each sentinel of the source replaced by what follows it in the target."""
+    spans: dict[int, list[int]] = {}
+    for token in target:
+        if token > end:
+            assert token not in spans, "a sentinel stands twice"
+            spans[token] = []
+            last = token
+        elif token == end:
+            break
+        else:
+            spans[last].append(token)
+    out: list[int] = []
+    for token in source:
+        out += spans.pop(token) if token > end else [token]
+    assert not spans, "a span that the source does not name"
+    return out
+
+
+@given(st.integers(1, 90), st.floats(0.01, 0.99), st.floats(1, 8), st.integers(0, 2**16))
+@settings(max_examples=50, deadline=None)
+def test_source_and_target_are_the_window(length: int, density: float, mean_span: float, seed: int) -> None:
+    spec = SpanCorruption(text=text(), density=density, mean_span=mean_span, vocab=END + 1 + 90, sentinels=90)
+    window = torch.randint(END, (length,), generator=draws(seed))
+    source, target = made(spec).corrupt(window, draws(seed))
+    assert source.dtype == target.dtype == torch.int64
+    assert restored(source.tolist(), target.tolist()) == window.tolist()
+    num_cut, num_spans = spec.cuts(length)
+    assert (len(source), len(target)) == (length - num_cut + num_spans, num_cut + num_spans)
+    marks = [token for token in source.tolist() if token > END]
+    assert marks == [token for token in target.tolist() if token > END] == list(range(END + 1, END + 1 + num_spans))
+    assert all(not (a > END and b > END) for a, b in zip(source.tolist(), source.tolist()[1:], strict=False))
+
+
+def test_t5s_numbers() -> None:
+    """512 tokens, 15% in spans of 3: 77 tokens in 26 spans."""
+    spec = SpanCorruption(text=text(seq=512))
+    assert spec.cuts(512) == (77, 26)
+    assert [spec.cuts(n) for n in (0, 1, 2, 3)] == [(0, 0), (1, 1), (1, 1), (1, 1)]
+    assert SpanCorruption(text=text(), density=0.99, mean_span=1.0).cuts(4) == (3, 2)  # a token between two spans
+
+
+def test_a_batch_by_hand(folder: str) -> None:
+    data = made(SpanCorruption(text=text(folder)))
+    batch = data.train_batch(draws())
+    windows = data.text.train_batch(draws()).targets
+    assert batch.source is not None and batch.source.valid is not None and batch.valid is not None
+    num_cut, num_spans = data.spec.cuts(32)
+    assert (num_cut, num_spans) == (5, 2)
+    assert (batch.source.valid.sum(1) == 32 - 5 + 2).all() and (batch.valid.sum(1) == 5 + 2 + 1).all()
+    for b in range(4):
+        source, target = batch.source.tokens[b][batch.source.valid[b]], batch.targets[b][batch.valid[b]]
+        assert restored(source.tolist(), target.tolist()) == windows[b].tolist()
+        assert target[-1] == END and (target[:-1] != END).all()
+        assert batch.inputs[b][batch.valid[b]].tolist() == [END, *target[:-1].tolist()]
+    spelt = [token for token in batch.targets[batch.valid].tolist() if 0 < token < END]
+    assert batch.num_bytes == len(spelt)  # a byte a token; the end, sentinels and separators spell none
+    assert int(batch.targets.max()) < data.spec.vocab
+
+
+def test_validation_is_the_same_every_time_and_training_as_its_generator(folder: str) -> None:
+    data = made(SpanCorruption(text=text(folder)))
+    once, again = ([b.targets for b in data.validation_batches()] for _ in range(2))
+    assert len(once) > 1 and all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
+    a, b, c = (data.train_batch(draws(seed)).targets for seed in (1, 1, 2))
+    assert torch.equal(a, b) and not torch.equal(a, c)
+    # two windows alike are not cut alike
+    window = torch.arange(32)
+    cut = {tuple(data.corrupt(window, generator)[0].tolist()) for generator in [draws(5)] for _ in range(5)}
+    assert len(cut) == 5
+
+
+def test_padding_of_the_text_is_no_part_of_a_window() -> None:
+    data = made(SpanCorruption(text=text()))
+    tokens = torch.arange(40).reshape(2, 20)
+    valid = torch.arange(20) < torch.tensor([[20], [7]])
+    batch = data.pairs(Batch(tokens, tokens, valid), draws())
+    assert batch.source is not None and batch.source.valid is not None and batch.valid is not None
+    for b, length in enumerate((20, 7)):
+        source, target = batch.source.tokens[b][batch.source.valid[b]], batch.targets[b][batch.valid[b]]
+        assert restored(source.tolist(), target.tolist()) == tokens[b, :length].tolist()
+
+
+def test_places_are_even() -> None:
+    """Every token is cut out as often as any other, but for the ends, which have a neighbour less in the way."""
+    data = made(SpanCorruption(text=text(), density=0.2, mean_span=2.0))
+    counts = torch.zeros(10)
+    generator = draws()
+    for _ in range(3000):
+        source, _ = data.corrupt(torch.arange(10), generator)  # one span of 2 of 10
+        counts += 1 - torch.isin(torch.arange(10), source).float()
+    # nine places, each as likely: the ends lie in one of them, every other token in two
+    expected = torch.tensor([1.0] + [2.0] * 8 + [1.0]) / 9
+    torch.testing.assert_close(counts / 3000, expected, rtol=0, atol=0.04)
+
+
+@given(st.integers(1, 30), st.integers(1, 30), st.integers(0, 2**16))
+@settings(max_examples=50, deadline=None)
+def test_parts_add_up(total: int, count: int, seed: int) -> None:
+    count = min(count, total)
+    found = parts(total, count, draws(seed))
+    assert len(found) == count and sum(found) == total and min(found) >= 1
+
+
+def test_all_ways_to_part_are_equally_likely() -> None:
+    generator = draws()
+    counts = Counter(tuple(parts(5, 3, generator)) for _ in range(3000))
+    assert set(counts) == {(1, 1, 3), (1, 3, 1), (3, 1, 1), (1, 2, 2), (2, 1, 2), (2, 2, 1)}
+    assert max(counts.values()) < 600 and min(counts.values()) > 400
+
+
+def test_encode_and_decode(folder: str) -> None:
+    data = made(SpanCorruption(text=text(folder)))
+    ids = data.encode("The <0> naïve<1>")
+    assert ids[4] == END + 1 and ids[-1] == END + 2 and ids.dtype == torch.int64
+    assert data.decode(ids) == "The <0> naïve<1>"
+    assert data.decode(torch.cat([ids[:4], torch.tensor([END]), ids])) == "The "  # up to the end
+    assert data.encode("array<63> <x>").max() < END  # there are sentinels 0 to 62
+    assert data.encode("").shape == (0,) and data.decode(ids[:0]) == ""
+    assert data.end_token() == END
+    assert data.domain_names() == ("one", "two")
+    assert data.describe()["corruption"] == "5 of 32 tokens cut out, in 2 spans"
+
+
+def test_byte_pairs_are_the_texts_state(folder: str) -> None:
+    spec = SpanCorruption(text=text(folder, tokens="bpe", vocab=300), vocab=320, sentinels=19)
+    data = made(spec)
+    batch = data.train_batch(draws())
+    assert batch.num_bytes is not None
+    texts = [data.text.decode(t[t < 300]) for t in batch.targets]
+    assert int(batch.num_bytes) >= sum(len(s.encode()) for s in texts if "\ufffd" not in s) > 0
+    alone = build(SpanCorruption(text=text(tokens="bpe", vocab=300), vocab=320, sentinels=19))
+    alone.load_state(data.state())
+    assert data.state() and alone.encode("naïve <0>").tolist() == data.encode("naïve <0>").tolist()
+
+
+def test_what_is_refused() -> None:
+    with pytest.raises(ValueError, match="vocab=319 is too small for the 256 tokens of TextFiles and its own: 320"):
+        SpanCorruption(text=text(), vocab=319)
+    with pytest.raises(ValueError, match="sentinels=2 are too few: a window of 128 tokens has 6 spans"):
+        SpanCorruption(text=text(seq=128), sentinels=2)
+    with pytest.raises(ValueError, match="text: Vowels yields 'cases' and no text tokens; take local_text or text_f"):
+        SpanCorruption(text=Vowels())
+    data = made(SpanCorruption(text=text(), sentinels=2))
+    with pytest.raises(DataError, match="a window of 128 tokens has 6 spans, and there are 2"):
+        data.corrupt(Tensor(128).long(), draws())
