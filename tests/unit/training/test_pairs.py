@@ -1,0 +1,270 @@
+"""Models of pairs in training and afterwards: made pairs are trained on, targets are written, losses weigh alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+
+from moekit import (
+    Batch,
+    Component,
+    Data,
+    LayerReport,
+    LossTerm,
+    Model,
+    ModelOutput,
+    MoekitError,
+    Source,
+    TokenChoice,
+    hookimpl,
+    load,
+    option,
+    temporary,
+)
+from moekit.cli import main
+from moekit.spec.kinds import DataSpec
+from moekit.training.closing import unit_of
+from moekit.training.generate import answer, draw, targets, translate
+from moekit.training.module import LitMoE
+from moekit.training.readings import balance_sum
+from moekit.training.run import train
+
+END = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mirror(DataSpec):
+    """Digits as source, the same backwards as target."""
+
+    yields: ClassVar[str] = "pairs"
+    vocab: int = option(11, "ten digits and the end", ge=11)
+    batch: int = option(4, "pairs a batch", ge=1)
+
+
+class MirrorData(Data):
+    def __init__(self, spec: Mirror) -> None:
+        self.spec = spec
+
+    def prepare(self) -> None:
+        return None
+
+    def train_batch(self, generator: torch.Generator) -> Batch:
+        B = self.spec.batch
+        digits = torch.randint(10, (B, 6), generator=generator)
+        length = torch.randint(2, 7, (B, 1), generator=generator)
+        place = torch.arange(7)
+        backwards = digits.gather(1, (length - 1 - place[:6]).clamp(min=0))
+        target = torch.cat([backwards, torch.full((B, 1), END)], dim=1).where(place < length, END)
+        start = torch.full((B, 1), END)
+        valid = place <= length
+        return Batch(
+            torch.cat([start, target[:, :-1]], dim=1),
+            target,
+            valid,
+            num_bytes=valid.sum(),
+            source=Source(digits, place[:6] < length),
+        )
+
+    def validation_batches(self) -> Iterator[Batch]:
+        yield self.train_batch(torch.Generator().manual_seed(5))
+
+    def encode(self, text: str) -> Tensor:
+        return torch.tensor([int(letter) for letter in text])
+
+    def decode(self, ids: Tensor) -> str:
+        return "".join(str(int(token)) for token in ids)
+
+    def end_token(self) -> int | None:
+        return END
+
+
+class EndlessData(MirrorData):
+    def end_token(self) -> int | None:
+        return None
+
+
+class Acme:
+    MOEKIT_API = 1
+
+    @staticmethod
+    @hookimpl
+    def moekit_data() -> list[Component]:
+        return [Component(name="mirror", spec=Mirror, target=MirrorData, summary="digits backwards")]
+
+
+@pytest.fixture(autouse=True)
+def mirror() -> Iterator[None]:
+    with temporary(Acme):
+        yield
+
+
+def tree(**changes: Any) -> dict[str, Any]:
+    moe = {
+        "at": {"every": 2},
+        "router": {"use": "topk", "top_k": 1},
+        "experts": {"use": "ffn", "count": 4, "hidden": 16},
+        "dispatcher": {"use": "grouped"},
+        "balancers": {"load": {"use": "load_balance", "weight": 0.01}},
+    }
+    return {
+        "schema": 1,
+        "name": "mirror",
+        "model": {
+            "use": "encoder_decoder",
+            "vocab": "${data.vocab}",
+            "dim": 16,
+            "depth": 2,
+            "attention": {"use": "relative", "heads": 2, "head_dim": 8},
+            "cross": {"heads": 2, "head_dim": 8},
+            "ffn": {"use": "ffn", "hidden": 32},
+            "moe": moe,
+            "dropout": 0.1,
+        },
+        "objective": {"use": "causal_lm"},
+        "data": {"use": "mirror"},
+        "optimizer": {"use": "adamw", "lr": 1e-2},
+        "trainer": {"max_steps": 3, "accelerator": "cpu", "enable_progress_bar": False},
+        **changes,
+    }
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("runs")
+    with temporary(Acme):
+        recipe = load(tree(compare={}))
+        assert unit_of(recipe) == "tokens"
+        outcome = train(recipe, root=root)
+        assert outcome.comparison is not None and outcome.steps == 3
+        assert {"bits_per_byte", "loss"} <= set(outcome.validation)
+        assert (outcome.folder / "load.png").is_file()
+    return root
+
+
+def test_a_run_of_three_steps_speaks(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = []
+    for _ in range(2):
+        assert main(["generate", "mirror", "1234", "--tokens", "5", "--out", str(trained)]) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1]
+    assert said[0].endswith("\n") and set(said[0].strip()) <= set("0123456789") and len(said[0]) <= 6
+    assert not said[0].startswith("1234")  # a target, not the prompt and what follows it
+
+
+def test_it_learns_what_the_source_says() -> None:
+    torch.manual_seed(0)
+    module = LitMoE(tree())
+    module.model.eval()  # without dropout
+    data = module.prepare()
+    adam = torch.optim.AdamW(module.model.parameters(), lr=1e-2)
+    losses = []
+    for step in range(80):
+        batch = data.train_batch(torch.Generator().manual_seed(step % 2))  # two batches, by heart
+        loss = module.objective(module.model.on(batch), batch)
+        mean = loss.total / loss.count
+        losses.append(mean.item())
+        adam.zero_grad()
+        mean.backward()
+        adam.step()
+    assert losses[-1] < 0.5 < 2 < losses[0]
+    batch = data.train_batch(torch.Generator().manual_seed(0))
+    assert batch.source is not None and batch.valid is not None
+    written = translate(module.model, batch.source, start=END, end=END, max_tokens=9)
+    expected = [t[v][:-1].tolist() for t, v in zip(batch.targets, batch.valid, strict=True)]
+    right = sum(w.tolist() == e for w, e in zip(written, expected, strict=True))
+    assert right >= 3
+
+
+class Script(Model):
+    """Writes, for the k-th source, the tokens that this source holds, whatever was written before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.seen: list[Tensor] = []
+
+    def forward(self, inputs: Tensor, *, valid: Tensor | None = None, source: Source | None = None) -> ModelOutput:
+        assert source is not None and valid is not None
+        self.seen.append(valid)
+        logits = torch.zeros(*inputs.shape, 12)
+        return ModelOutput(y=logits.scatter(2, source.tokens[:, : inputs.shape[1], None], 9.0))
+
+    def on(self, batch: Batch) -> ModelOutput:
+        output: ModelOutput = self(batch.inputs, valid=batch.valid, source=batch.source)
+        return output
+
+
+def test_translate_stops_each_target_at_its_end() -> None:
+    model, source = Script(), Source(torch.tensor([[3, 4, END, 7, 7], [5, END, 1, 1, 1], [1, 2, 3, END, 4]]))
+    found = translate(model, source, start=0, end=END, max_tokens=5)
+    assert [row.tolist() for row in found] == [[3, 4], [5], [1, 2, 3]]
+    assert len(model.seen) == 4  # none is left after that
+    assert model.seen[-1].tolist() == [[True, True, True, False], [True, True, False, False], [True, True, True, True]]
+    assert [row.tolist() for row in translate(model, source, start=0, end=END, max_tokens=2)] == [[3, 4], [5], [1, 2]]
+    assert [row.tolist() for row in translate(model, source, start=0, end=END, max_tokens=0)] == [[], [], []]
+
+
+def test_targets_tell_the_end_for_those_that_ended() -> None:
+    source = Source(torch.tensor([[3, END, 7], [5, 6, 7]]))
+    steps = list(targets(Script(), source, start=0, end=END, tokens=3))
+    assert torch.stack(steps, 1).tolist() == [[3, END, END], [5, 6, 7]]
+
+
+def test_answer_goes_to_the_end() -> None:
+    source = torch.tensor([3, 4, END, 5])
+    assert list(answer(Script(), MirrorData(Mirror()), source, tokens=9)) == [3, 4]
+    with pytest.raises(MoekitError, match="EndlessData names no token that ends a target"):
+        answer(Script(), EndlessData(Mirror()), source, tokens=9)
+
+
+def test_rows_are_drawn_apart() -> None:
+    logits = torch.tensor([[9.0, 0.0, 0.0], [0.0, 0.0, 9.0]])
+    assert draw(logits, temperature=0.0, top_p=1.0).tolist() == [0, 2]
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.stack([draw(logits, temperature=1.0, top_p=0.5, generator=generator) for _ in range(20)])
+    assert drawn.unique(dim=0).tolist() == [[0, 2]]  # a nucleus of one token each
+
+
+def report(tokens: int, value: float) -> LayerReport:
+    scores = torch.full((tokens, 2), 0.5)
+    routing = TokenChoice(
+        logits_TE=scores,
+        scores_TE=scores,
+        expert_TK=torch.zeros(tokens, 1, dtype=torch.int64),
+        gate_TK=torch.ones(tokens, 1),
+    )
+    zero = torch.zeros((), dtype=torch.int64)
+    losses = {"load": LossTerm(value=torch.tensor(value), weight=0.1)}
+    return LayerReport(routing=routing, load_E=routing.load_E(), dropped=zero, losses=losses)
+
+
+def test_an_encoders_losses_weigh_as_much_as_a_decoders() -> None:
+    reports = {"encoder": report(40, 1.0), "decoder": report(10, 2.0)}
+    total = balance_sum(reports, {"encoder": torch.tensor(10)})
+    assert total is not None
+    torch.testing.assert_close(total / 10, torch.tensor(0.1 * (1.0 + 2.0)))
+
+
+def test_training_adds_every_layers_loss_once() -> None:
+    """With one micro-batch the objective is the loss a token, plus each layer's term as the papers add it."""
+    module = LitMoE(tree())
+    data = module.prepare()
+    batch = data.train_batch(torch.Generator().manual_seed(0))
+    module.model.eval()  # without dropout
+    output = module.model.on(batch)
+    loss = module.objective(output, batch)
+    total = balance_sum(output.reports, dict.fromkeys(output.of_source, loss.count))
+    terms = [r.loss() for r in output.reports.values()]
+    assert total is not None and len(terms) == 2
+    torch.testing.assert_close(total / loss.count, torch.stack(terms).sum())
+
+
+def test_data_of_tokens_is_refused() -> None:
+    with pytest.raises(MoekitError, match="data LocalText yields 'tokens', but model EncoderDecoder takes 'pairs'"):
+        load(tree(data={"use": "local_text"}))
