@@ -11,11 +11,13 @@ from pathlib import Path
 import lightning as L
 import torch
 
-from moekit import Batch, MoELayer
+from moekit import Batch, Data, MoELayer
 from moekit.training import LitMoE
+from moekit.training.sampling import ValidationShare
 from moekit.training.trainer import quiet
 
 SIZES = (1, 3, 2, 4, 2, 1)  # of micro-batches, two a step
+HELD_OUT = 3  # batches to validate on: two ranks get two and one
 
 
 class Fixed:
@@ -36,6 +38,21 @@ class Fixed:
                 yield Batch(tokens[:, :-1], tokens[:, 1:], valid)
 
 
+class HeldOut(Data):
+    """A few more batches, for validation."""
+
+    def prepare(self) -> None: ...
+
+    def train_batch(self, generator: torch.Generator) -> Batch:
+        raise NotImplementedError
+
+    def validation_batches(self) -> Iterator[Batch]:
+        g = torch.Generator().manual_seed(4)
+        for _ in range(HELD_OUT):
+            tokens = torch.randint(0, 256, (2, 7), generator=g)
+            yield Batch(tokens[:, :-1], tokens[:, 1:])
+
+
 def main(spec: str, out: str) -> None:
     world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     with quiet():
@@ -54,12 +71,14 @@ def main(spec: str, out: str) -> None:
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        trainer.fit(module, Fixed(rank, world))
+        trainer.fit(module, Fixed(rank, world), ValidationShare(HeldOut(), rank, world))
         trainer.save_checkpoint(Path(out) / "whole.ckpt")  # every rank takes part
     layer = next(m for m in module.modules() if isinstance(m, MoELayer))
     assert module.step_load is not None
     (load_E,) = module.step_load.load_E.values()
-    saved = {"weights": module.state_dict(), "bias": layer.selection_bias(), "load": load_E, "logged": module.logged}
+    validation = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+    saved = {"weights": module.state_dict(), "bias": layer.selection_bias(), "load": load_E}
+    saved |= {"logged": module.logged, "validation": validation}
     torch.save(saved, Path(out) / f"rank{rank}.pt")
 
 
