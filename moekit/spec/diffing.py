@@ -22,15 +22,19 @@ class Change:
         path: where, as ``model.moe.router``.
         before: the value, component or group in the first spec; None where there is none.
         after: the same in the second.
+        options: of one component with other options, those that differ; empty otherwise.
     """
 
     path: str
     before: Any
     after: Any
+    options: tuple[str, ...] = ()
 
     def sides(self) -> tuple[str, str]:
         """Both sides in words; of two components, without the parts that are compared by themselves."""
         before, after = self.before, self.after
+        if self.options:
+            return tell(before, only=self.options), tell(after, only=self.options)
         apart = _shared(before, after) if isinstance(before, Spec) and isinstance(after, Spec) else []
         return tell(before, without=apart), tell(after, without=apart)
 
@@ -42,7 +46,7 @@ def diff(a: Spec, b: Spec) -> list[Change]:
     """The differences from ``a`` to ``b``, in the order of the schema; what is equal is left out.
 
     A component exchanged for another is one change, and so is a paper; parts that two exchanged components both
-    have (a decoder and a mixture both have ``moe``) are compared further.
+    have (a decoder and a mixture both have ``moe``) are compared further. Several options of a part are told together.
     """
     return list(_node(a, b, ()))
 
@@ -57,6 +61,9 @@ def _node(a: Any, b: Any, path: Keys) -> Iterator[Change]:
         if a.kind and type(a) is not type(b):
             yield Change(show(path), a, b)
             names = _shared(a, b)
+        elif len(differ := _differing(a, b)) > 1:
+            yield Change(show(path), a, b, differ)
+            return
         yield from _fields(a, b, path, names)
     elif _has_parts(a) or _has_parts(b):
         yield from _fields(a, b, path, _told(b if a is None else a))
@@ -66,6 +73,13 @@ def _node(a: Any, b: Any, path: Keys) -> Iterator[Change]:
             yield from _node(before.get(key), after.get(key), (*path, key))
     else:
         yield Change(show(path), a, b)
+
+
+def _differing(a: Spec, b: Spec) -> tuple[str, ...]:
+    """Names of the options that differ between two specs of one class; none of a class that holds parts."""
+    if any(info.kind != "option" for info in fields_of(type(a)).values()):
+        return ()
+    return tuple(name for name in fields_of(type(a)) if getattr(a, name) != getattr(b, name))
 
 
 def _fields(a: Spec | None, b: Spec | None, path: Keys, names: list[str]) -> Iterator[Change]:
@@ -98,20 +112,23 @@ def _told(spec: Spec) -> list[str]:
     return [name for name in fields_of(type(spec)) if getattr(spec, name) != default_of(type(spec), name)]
 
 
-def tell(value: Any, *, depth: int = 0, without: Sequence[str] = ()) -> str:
+def tell(value: Any, *, depth: int = 0, without: Sequence[str] = (), only: Sequence[str] = ()) -> str:
     """A value as a change tells it: ``none``, ``[1, 2]``, ``topk(top_k=8)`` with the options that are not default.
 
     Args:
         value: an option's value, a spec, or a map of them.
         depth: how deep inside another spec it stands; there its own options are only hinted at.
         without: names of fields to leave out.
+        only: names of the fields to tell, defaults too; all that are not default when left out.
     """
     if value is None:
         return "none"
     if isinstance(value, Paper):
         return " ".join(filter(None, [value.title or "untitled", f"({value.year})" if value.year else ""]))
     if isinstance(value, Spec):
-        told = [name for name in _told(value) if name not in without]
+        told = list(only) or [name for name in _told(value) if name not in without]
+        if only and not value.kind:  # ways to say one thing, of which one is given
+            told = [name for name in only if getattr(value, name) is not None] or told
         if depth and told:
             return f"{_name(value)}(...)"
         if not told and not value.kind:

@@ -45,6 +45,17 @@ def test_one_change(override: str, line: str) -> None:
     assert told(override) == [line]
 
 
+def test_several_options_of_one_part_are_told_together() -> None:
+    assert told("model.moe.router.top_k=3", "model.moe.router.renormalize=true", "optimizer.betas=[0.5, 0.9]") == [
+        "model.moe.router: pick(top_k=2, renormalize=false) -> pick(top_k=3, renormalize=true)",
+        "optimizer.betas: [0.9, 0.95] -> [0.5, 0.9]",
+    ]
+    a, b = (
+        load("small", [f"model.head={{depth: {depth}, tied: {tied}}}"]) for depth, tied in ((1, "true"), (2, "false"))
+    )
+    assert [str(change) for change in diff(a, b)] == ["model.head: (depth=1, tied=true) -> (depth=2, tied=false)"]
+
+
 def test_an_exchanged_component_is_one_change() -> None:
     overrides = ["model.moe.router.use=blend", "model.moe.dispatcher=pour", "model.moe.balancers=null"]
     changes = diff(load("small"), load("small", overrides))

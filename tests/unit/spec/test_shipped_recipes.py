@@ -24,6 +24,13 @@ def test_it_survives(name: str, real_plugins: None) -> None:
     assert recipe.name == name.rpartition("/")[2]
 
 
+def test_what_one_paper_changed_over_another_is_ten_lines(real_plugins: None) -> None:
+    lines = [str(change) for change in diff(load("glam"), load("deepseek_moe"))]
+    assert len(lines) == 10
+    assert "model.moe.experts: ffn(count=16, hidden=432) -> glu(count=64, hidden=54)" in lines
+    assert "model.moe.at: (every=2) -> (first=1)" in lines
+
+
 def test_the_history_between_two_papers(real_plugins: None) -> None:
     lines = [str(change) for change in diff(load("jacobs1991"), load("deepseek_v3"))]
     assert lines[0].startswith(
