@@ -80,7 +80,7 @@ class CarriesUnsent(WalkDispatcher):
 
 
 class MasksUnsentGates(WalkDispatcher):
-    """Sends what is not sent with gate 0: the experts' outputs and 0 times NaN spoil the gradient."""
+    """Carries what is not sent with its gate times 0, which is NaN for a NaN."""
 
     def pairs(self, x_TD: Tensor, routing: Routing, experts: ExpertBank) -> Dispatched:
         if isinstance(routing, TokenChoice) and routing.sent_TK is not None:

@@ -63,6 +63,7 @@ def topk_cases(draw: st.DrawFn) -> tuple[TopK, Tokens, list[float] | None]:
         renormalize=top_k > 1 and draw(st.booleans()),
         scale=draw(st.sampled_from([1.0, 2.5, 16.0])),
         bias=draw(st.booleans()),
+        send_threshold=draw(st.sampled_from([None, 0.2, 0.5])) if top_k > 1 else None,
     )
     biases = draw(st.sampled_from(["none", "mixed", "negative"]))
     choices = {"none": None, "mixed": BIASES, "negative": (-2.0, -1.5, -1.25)}[biases]
@@ -95,7 +96,10 @@ def test_topk_is_its_equations(case: tuple[TopK, Tokens, list[float] | None]) ->
             router.bias_E.copy_(given_.bias_E)
     x_TD = leaf(given_.x_TD)
     bias_E = None if selection is None else torch.tensor(selection, dtype=torch.float32)
+    torch.manual_seed(7)
     out = router(x_TD, valid_T=given_.valid_T, selection_bias_E=bias_E)
+    torch.manual_seed(7)
+    u_TK = torch.rand(T, spec.top_k, dtype=torch.float64)  # what the router has just drawn
 
     x0_TD, w0_ED, b0_E = leaf(given_.x_TD), leaf(given_.weight_ED), leaf(given_.bias_E)
     expected = topk_naive.route(
@@ -111,6 +115,8 @@ def test_topk_is_its_equations(case: tuple[TopK, Tokens, list[float] | None]) ->
         scale=spec.scale,
         logit_bias=list(b0_E) if spec.bias else None,
         selection_bias=selection,
+        send_threshold=spec.send_threshold,
+        u_TK=u_TK,
     )
     valid_T = torch.ones(T, dtype=torch.bool) if given_.valid_T is None else given_.valid_T
     assert out.gate_TK.dtype == out.scores_TE.dtype == out.logits_TE.dtype == torch.float64
@@ -118,6 +124,9 @@ def test_topk_is_its_equations(case: tuple[TopK, Tokens, list[float] | None]) ->
     assert [out.expert_TK[t].tolist() for t in range(T) if valid_T[t]] == [
         expected.chosen[t] for t in range(T) if valid_T[t]
     ]
+    assert (out.sent_TK is None) == (spec.send_threshold is None)
+    if out.sent_TK is not None:
+        assert out.sent_TK[valid_T].tolist() == [expected.sent[t] for t in range(T) if valid_T[t]]
     close(out.gate_TK[valid_T], expected.gate_TK[valid_T])
     close(out.scores_TE[valid_T], expected.scores_TE[valid_T])
     close(out.logits_TE[valid_T], expected.logits_TE[valid_T])
