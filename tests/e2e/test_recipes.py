@@ -1,0 +1,52 @@
+"""Every recipe that can be trained is trained: a few steps here, to its end under ``-m slow``."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moekit import load
+from moekit.cli import main
+from moekit.registry import current
+
+TRAINABLE = [c.name for c in current().components("recipe") if c.plugin == "papers" and load(c.name).data is not None]
+
+
+def arguments(name: str, out: Path, *overrides: str) -> list[str]:
+    return ["train", name, *overrides, "--no-compare", "--out", str(out)]
+
+
+def less_text(path: str, data: Any) -> list[str]:
+    """Overrides by which text data reads little; the text may lie inside other data."""
+    given = {"megabytes": 0.2, "batch": 4, "domains": "[python]"}
+    found = [f"{path}.{name}={value}" for name, value in given.items() if hasattr(data, name)]
+    return found + (less_text(f"{path}.text", data.text) if hasattr(data, "text") else [])
+
+
+@pytest.mark.parametrize("name", TRAINABLE)
+def test_a_recipe_starts_well(name: str, tmp_path: Path) -> None:
+    """Three steps on its own data, a validation, the closing figures and pictures."""
+    few = ["trainer.max_steps=3", "trainer.limit_val_batches=2", "trainer.log_every_n_steps=1"]
+    assert main(arguments(name, tmp_path, *few, *less_text("data", load(name).data))) == 0
+    (summary,) = tmp_path.rglob("summary.json")
+    numbers = json.loads(summary.read_text())
+    assert numbers["steps"] == 3
+    assert all(math.isfinite(value) for value in numbers["validation"].values())
+    assert (summary.parent / "loss.png").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TRAINABLE)
+def test_a_recipe_learns(name: str, tmp_path: Path) -> None:
+    """To its end: what it is trained for falls by a tenth at least, from the first tenth of the steps to the last."""
+    assert main(arguments(name, tmp_path)) == 0
+    (metrics,) = tmp_path.rglob("metrics.csv")
+    with metrics.open(encoding="utf-8") as lines:
+        losses = [float(row["train/loss"]) for row in csv.DictReader(lines) if row.get("train/loss")]
+    tenth = max(1, len(losses) // 10)
+    assert sum(losses[-tenth:]) < 0.9 * sum(losses[:tenth])
