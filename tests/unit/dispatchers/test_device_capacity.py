@@ -1,0 +1,204 @@
+"""Dropping by device: who goes, who stays, when, and how it composes with another dispatcher."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from moekit import load
+from moekit.contracts import ExpertBank, LayerDims
+from moekit.errors import MoekitError
+from moekit.layer import MoELayer
+from moekit.routing import ExpertChoice, TokenChoice
+from moekit.spec.kinds import DispatcherSpec, MoE
+from moekit_dispatchers.capacity import Capacity
+from moekit_dispatchers.device_capacity import DeviceCapacity
+from moekit_dispatchers.device_capacity.module import DeviceCapacityDispatcher
+from moekit_dispatchers.grouped import Grouped
+from moekit_dispatchers.grouped.module import GroupedDispatcher
+from moekit_dispatchers.loop import Loop
+from moekit_dispatchers.soft import Soft
+from moekit_experts.glu import Glu
+from moekit_routers.topk import TopK
+
+D, E = 4, 4
+
+
+class Names(ExpertBank):
+    """Expert e answers with the e-th unit vector."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_experts = self.out_dim = E
+        self.w_EO = nn.Parameter(torch.eye(E))
+
+    def forward(self, x_ND: Tensor, groups: object) -> Tensor:
+        return groups.per_row(self.w_EO)  # type: ignore[attr-defined, no-any-return]
+
+
+def routing(expert_TK: list[list[int]], gates: list[list[float]]) -> TokenChoice:
+    """Affinities are the gates."""
+    index_TK, gate_TK = torch.tensor(expert_TK), torch.tensor(gates)
+    scores_TE = torch.zeros(index_TK.shape[0], E).scatter(1, index_TK, gate_TK)
+    return TokenChoice(logits_TE=scores_TE, scores_TE=scores_TE, expert_TK=index_TK, gate_TK=gate_TK)
+
+
+def dispatcher(
+    factor: float = 1.0, exempt: float = 0.0, groups: int = 2, inner: DispatcherSpec | None = None
+) -> DeviceCapacityDispatcher:
+    spec = DeviceCapacity(groups=groups, factor=factor, exempt=exempt, inner=inner or Grouped())
+    return DeviceCapacityDispatcher(spec, LayerDims(dim=D, num_experts=E))
+
+
+ALL_ON_DEVICE_0 = routing([[0, 1], [1, 0], [0, 1], [1, 2]], [[0.6, 0.1], [0.5, 0.3], [0.4, 0.2], [0.7, 0.15]])
+
+
+def test_lowest_affinities_of_a_full_device_go_and_gates_stay() -> None:
+    """Eight pairs on two devices: four each. Device 0 is wanted by seven and keeps .7, .6, .5 and .4."""
+    out = dispatcher()(torch.randn(4, D), ALL_ON_DEVICE_0, Names())
+    assert int(out.dropped) == 3
+    want = [[0.6, 0, 0, 0], [0, 0.5, 0, 0], [0.4, 0, 0, 0], [0, 0.7, 0.15, 0]]
+    torch.testing.assert_close(out.y_TO.detach(), torch.tensor(want))
+
+
+def test_evaluation_drops_nothing() -> None:
+    out = dispatcher(factor=0.1).eval()(torch.randn(4, D), ALL_ON_DEVICE_0, Names())
+    assert int(out.dropped) == 0 and int((out.y_TO != 0).sum()) == 8
+
+
+def test_a_token_that_loses_everything_comes_out_zero() -> None:
+    out = dispatcher(factor=0.25)(torch.randn(4, D), ALL_ON_DEVICE_0, Names())
+    assert not out.y_TO[:3].any() and bool(out.y_TO[3].any())
+
+
+def test_even_load_fits_the_average() -> None:
+    way = routing([[0, 2], [1, 3], [0, 3], [1, 2]], [[0.5, 0.1]] * 4)
+    assert int(dispatcher()(torch.randn(4, D), way, Names()).dropped) == 0
+
+
+def test_of_equal_affinities_the_earlier_stay() -> None:
+    way = routing([[0], [1], [0], [1]], [[0.5]] * 4)
+    out = dispatcher()(torch.randn(4, D), way, Names())
+    assert out.y_TO.any(1).tolist() == [True, True, False, False]
+
+
+def test_exempt_sequences_lose_nothing_and_use_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second sequence is exempt: its two pairs of lowest affinity stay, and the first has no budget left."""
+    way = routing([[0], [1], [0], [1]], [[0.9], [0.8], [0.2], [0.1]])
+    draws = torch.tensor([0.5, 0.05])
+    monkeypatch.setattr(torch, "rand", lambda *size, device: draws)
+    out = dispatcher(exempt=0.1)(torch.randn(4, D), way, Names(), num_sequences=2)
+    assert out.y_TO.any(1).tolist() == [False, False, True, True] and int(out.dropped) == 2
+
+
+def test_about_a_tenth_of_the_sequences_is_exempt_another_each_pass() -> None:
+    B = 4000
+    way = routing([[0]] * B, [[0.5]] * B)
+    part = dispatcher(factor=2e-5, exempt=0.1)  # a budget of 0: who is kept is exempt
+    torch.manual_seed(0)
+    first, second = (part(torch.randn(B, D), way, Names(), num_sequences=B).y_TO.any(1) for _ in range(2))
+    for kept in (first, second):
+        assert 0.08 < float(kept.float().mean()) < 0.12
+    assert not torch.equal(first, second)
+
+
+def test_without_exemption_no_number_is_drawn() -> None:
+    before = torch.get_rng_state()
+    dispatcher()(torch.ones(4, D), ALL_ON_DEVICE_0, Names())
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_inner_drops_are_added_and_the_routers_unsent_choices_are_none() -> None:
+    sent_TK = torch.tensor([[True, False], [True, True], [True, False], [True, True]])
+    way = TokenChoice(**(vars(ALL_ON_DEVICE_0) | {"sent_TK": sent_TK}))
+    # Six pairs sent, three a device: .7, .6, .5 stay, .4 and .3 go; inside, one slot an expert: .7 finds none.
+    out = dispatcher(inner=Capacity(factor=0.5))(torch.randn(4, D), way, Names())
+    assert int(out.dropped) == 2 + 1
+    assert out.y_TO.any(1).tolist() == [True, True, False, True]
+
+
+def test_the_inner_dispatcher_is_built_from_its_spec_and_has_the_layers_sizes() -> None:
+    layer = MoELayer.from_spec(
+        MoE(
+            router=TopK(top_k=2),
+            experts=Glu(count=E, hidden=5),
+            dispatcher=DeviceCapacity(groups=2, inner=DeviceCapacity(groups=4, inner=Grouped())),
+        ),
+        D,
+    )
+    assert isinstance(layer.dispatcher, DeviceCapacityDispatcher)
+    assert isinstance(layer.dispatcher.inner, DeviceCapacityDispatcher)
+    assert isinstance(layer.dispatcher.inner.inner, GroupedDispatcher)
+    assert not layer.dispatcher.inner.eval().training and "groups=4, factor=1, exempt=0.1" in repr(layer)
+
+
+def test_the_report_counts_load_before_drops() -> None:
+    moe = MoE(
+        router=TopK(top_k=2),
+        experts=Glu(count=E, hidden=5),
+        dispatcher=DeviceCapacity(groups=2, factor=0.5, exempt=0.0, inner=Grouped()),
+    )
+    _, report = MoELayer.from_spec(moe, D)(torch.randn(2, 6, D))
+    assert int(report.load_E.sum()) == 24 and int(report.dropped) >= 12
+
+
+def test_conflicts_are_told_when_composed() -> None:
+    with pytest.raises(ValueError, match=r"inner: dispatcher Soft takes soft, but is handed token_choice"):
+        DeviceCapacity(groups=2, inner=Soft())
+    uneven = DeviceCapacity(groups=3, inner=Grouped())
+    message = r"groups=3 of the dispatcher does not divide the 4 experts evenly"
+    for outer in (uneven, DeviceCapacity(groups=2, inner=uneven)):
+        with pytest.raises(ValueError, match=message):
+            MoE(router=TopK(top_k=2), experts=Glu(count=E, hidden=5), dispatcher=outer)
+    with pytest.raises(ValueError, match=message):
+        DeviceCapacityDispatcher(uneven, LayerDims(dim=D, num_experts=E))
+
+
+def test_it_is_as_causal_as_what_is_inside() -> None:
+    assert DeviceCapacity(groups=2, inner=Loop()).causal()
+    assert not DeviceCapacity(groups=2, inner=Capacity(order="priority")).causal()
+
+
+def test_it_is_composed_and_checked_from_yaml() -> None:
+    nested = (
+        "model.moe.dispatcher={use: device_capacity, groups: 8, exempt: 0.2, inner: {use: capacity, order: choice}}"
+    )
+    spec = load("deepseek_v3", [nested]).model.moe.dispatcher  # type: ignore[attr-defined]
+    assert spec == DeviceCapacity(groups=8, exempt=0.2, inner=Capacity(order="choice"))
+    with pytest.raises(MoekitError, match=r"groups=7 of the dispatcher does not divide the 64 experts"):
+        load("deepseek_v3", [nested.replace("groups: 8", "groups: 7")])
+
+
+def test_other_forms_are_refused_and_uneven_sequences() -> None:
+    zeros_TE = torch.zeros(3, E)
+    way = ExpertChoice(
+        logits_TE=zeros_TE, scores_TE=zeros_TE, token_EC=torch.zeros(E, 1).long(), gate_EC=torch.zeros(E, 1)
+    )
+    with pytest.raises(ValueError, match=r"'device_capacity' limits what tokens chose .* gave 'expert_choice'"):
+        dispatcher()(torch.randn(3, D), way, Names())
+    with pytest.raises(ValueError, match=r"4 tokens are not 3 sequences of one length"):
+        dispatcher(exempt=0.1)(torch.randn(4, D), ALL_ON_DEVICE_0, Names(), num_sequences=3)
+
+
+def test_a_layer_compiles_into_one_graph_and_reads_nothing_on_the_host() -> None:
+    moe = MoE(
+        router=TopK(top_k=2),
+        experts=Glu(count=E, hidden=6),
+        dispatcher=DeviceCapacity(groups=2, factor=0.7, exempt=0.3, inner=Grouped()),
+    )
+    layer, x_BSD = MoELayer.from_spec(moe, D), torch.randn(5, 4, D, requires_grad=True)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    results = []
+    for run in (layer, compiled):
+        torch.manual_seed(3)
+        y_BSD, report = run(x_BSD, valid=torch.arange(20).reshape(5, 4) % 5 != 1)
+        assert int(report.dropped) > 0
+        results.append((y_BSD, report.dropped, *torch.autograd.grad(y_BSD.sum(), [x_BSD, *layer.parameters()])))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+    way = {k: v.to("meta") if isinstance(v, Tensor) else v for k, v in vars(ALL_ON_DEVICE_0).items()}
+    meta = dispatcher(exempt=0.1, inner=Capacity())
+    out = meta(torch.empty(4, D, device="meta"), TokenChoice(**way), Names().to("meta"), num_sequences=2)
+    assert out.y_TO.device.type == out.dropped.device.type == "meta"
