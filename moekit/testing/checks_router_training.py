@@ -14,7 +14,7 @@ from moekit.testing.case import Case, Check, normal, require, require_equal, req
 from moekit.testing.probes import route
 from moekit.testing.reference import chosen_TE
 
-_DRAWS = 24
+_DRAWS = 64
 
 
 def checks(case: Case) -> Iterator[Check]:
