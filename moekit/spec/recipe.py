@@ -57,6 +57,21 @@ class Compare(Spec):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Start(Spec):
+    """Starts from trained weights, with a fresh optimizer at step 0: fine-tuning. The weights must fit exactly."""
+
+    run: str = option(help="whose: a run folder, a checkpoint file, or a run's name, meaning its latest below runs/")
+    update: Literal["all", "experts", "others"] = option(
+        "all", "which parameters move: all; routed experts and their routers; or all others (ST-MoE)"
+    )
+
+    def check(self) -> Iterable[str]:
+        """Some run is named."""
+        if not self.run.strip():
+            yield "run is empty; give a run folder, a checkpoint file or a run's name"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe(Spec):
     """A whole training run, or a whole model: the root of every YAML file."""
 
@@ -72,12 +87,18 @@ class Recipe(Spec):
     data: DataSpec | None = slot("data", "what it is trained on", optional=True)
     optimizer: OptimizerSpec | None = slot("optimizer", "how weights move", optional=True)
     schedule: ScheduleSpec | None = slot("schedule", "how the learning rate moves", optional=True)
+    start: Start | None = group("trained weights to start from; null for fresh ones", default=None)
     stop: Stop | None = group("early stopping", default=None)
     compare: Compare | None = group("the dense model to compare with", default=None)
     trainer: dict[str, Any] = option({}, "options of lightning.Trainer, passed through")
 
     def check(self) -> Iterable[str]:
-        """Data must yield what the model takes, within its vocabulary; the objective must take what the model gives."""
+        """Data yields what the model takes, within its vocabulary; the objective takes what the model gives.
+
+        A dense model to compare with has no trained weights to start from.
+        """
+        if self.start is not None and self.compare is not None:
+            yield "start and compare are both given, but the dense model has no weights to start from; compare: null"
         if self.data is not None and self.data.yields != self.model.takes:
             yield (
                 f"data {type(self.data).__name__} yields '{self.data.yields}', "

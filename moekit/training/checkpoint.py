@@ -76,9 +76,10 @@ def refuse_other_model(path: Path, saved: Mapping[str, Any], spec: Mapping[str, 
         for part in ("model", "objective")
         for key, was, now in differences(saved.get(part), spec.get(part))
     ]
-    use = ((saved.get("optimizer") or {}).get("use"), (spec.get("optimizer") or {}).get("use"))
-    if use[0] != use[1]:
-        found.append(("optimizer.use", *use))
+    for part, key in (("optimizer", "use"), ("start", "update")):  # what the optimizer's state is of
+        was, now = ((tree.get(part) or {}).get(key) for tree in (saved, spec))
+        if was != now:
+            found.append((f"{part}.{key}", was, now))
     if found:
         lines = [f"  {key}: {was!r} in the checkpoint, {now!r} now" for key, was, now in found[:5]]
         raise CheckpointError(f"{path} cannot go on: it holds another model\n" + "\n".join(lines))

@@ -115,3 +115,12 @@ class RunFolder:
         """The run that a dense model's run belongs to; any other is whole itself."""
         outer = RunFolder(self.path.parent)
         return outer if outer.dense.path == self.path and outer.spec.is_file() else self
+
+
+def checkpoint_of(run: str, root: Path = RUNS) -> Path:
+    """The checkpoint that ``run`` means: itself a file, or the last one of a run folder or of a name's latest run.
+
+    Raises:
+        CheckpointError: nothing of that name.
+    """
+    return Path(run) if Path(run).is_file() else RunFolder.find(run, root).last

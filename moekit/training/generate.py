@@ -11,7 +11,7 @@ from torch import Tensor
 from moekit.contracts import Data, Model, ModelOutput, Source
 from moekit.errors import CheckpointError, MoekitError
 from moekit.training.checkpoint import read_checkpoint
-from moekit.training.folder import RUNS, RunFolder
+from moekit.training.folder import RUNS, checkpoint_of
 from moekit.training.module import LitMoE
 
 DEFAULT_CONTEXT = 1024
@@ -27,7 +27,7 @@ def load_run(run: str, root: Path = RUNS) -> LitMoE:
     Raises:
         CheckpointError: there is no such run, or its checkpoint is truncated or no checkpoint of moekit.
     """
-    path = Path(run) if Path(run).is_file() else RunFolder.find(run, root).last
+    path = checkpoint_of(run, root)
     contents = read_checkpoint(path)
     module = LitMoE(contents["hyper_parameters"]["spec"])
     try:

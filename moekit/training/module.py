@@ -33,6 +33,7 @@ from moekit.training.pace import Pace
 from moekit.training.readings import balance_sum, grad_norm, load_readings, logs_now, progress, reached, sums_of
 from moekit.training.rng import rng_states, seed_all, set_rng_state
 from moekit.training.sampling import StepLoader, ValidationShare, batch_at, seed_of
+from moekit.training.start import StartingPoint
 from moekit.training.validation import Validation
 
 DEFAULT_STEPS = 1000
@@ -48,6 +49,7 @@ class LitMoE(L.LightningModule):
         recipe: the resolved recipe.
         model, objective, data: what it builds; ``data`` is None when the recipe names none.
         balance: the balancers' step.
+        starting: the weights that the recipe starts from, and which of them move.
         pace: training time (without validation) and tokens so far.
         logged: the training metrics last logged, by name.
         logged_step: the optimizer step they belong to.
@@ -73,6 +75,7 @@ class LitMoE(L.LightningModule):
             self.objective = build(self.recipe.objective)  # type: ignore[arg-type]
         self.data: Data | None = None if self.recipe.data is None else build(self.recipe.data)
         self.balance = BalanceStep(self.model)
+        self.starting = StartingPoint(self.recipe.start, self.model)
         self.pace = Pace()
         self.logged: dict[str, float] = {}
         self.logged_step = 0
@@ -94,6 +97,7 @@ class LitMoE(L.LightningModule):
         if self.data is None:
             raise DataError("the recipe names no data: add a 'data:' node, or give Trainer.fit a datamodule")
         if not self._data_ready:
+            self.starting.take(self.data, self._restored)  # with its vocabulary, which the data then does not learn
             self.data.prepare()
             self._data_ready = True
         return self.data
@@ -193,7 +197,7 @@ class LitMoE(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Logs what the validation set came to: ``val/loss``, the objective's metrics, ``val/max_violation``."""
-        values = self._validation.take(self.device)
+        values = self._validation.take()
         if values and not self.trainer.sanity_checking:
             values |= {"seconds": self.pace.seconds, "tokens": self.pace.tokens}
             self._publish(values, self.trainer.global_step)
@@ -236,11 +240,10 @@ class LitMoE(L.LightningModule):
 
     def on_train_start(self) -> None:
         """Seeds the noise of this rank, or puts it back to where the checkpoint had it."""
-        if self._restored is None:
-            self.pace.start()
-        else:
-            self.pace.start(float(self._restored["seconds"]), float(self._restored["tokens"]))
-        states = [] if self._restored is None else self._restored["rng"]
+        self.starting.take(self.data, self._restored)
+        restored = self._restored or {"seconds": 0.0, "tokens": 0.0, "rng": []}
+        self.pace.start(float(restored["seconds"]), float(restored["tokens"]))
+        states = restored["rng"]
         if self.global_rank < len(states):
             set_rng_state(states[self.global_rank])
         else:

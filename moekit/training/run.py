@@ -32,6 +32,7 @@ from moekit.training.module import LitMoE
 from moekit.training.outcome import Outcome, compare, outcome_of, write_summary
 from moekit.training.progress import TrainingProgress
 from moekit.training.scores import measure
+from moekit.training.start import pinned
 from moekit.training.trainer import make_trainer, quiet
 
 
@@ -75,6 +76,7 @@ def train(
     """
     console = console or (Console() if sys.stdout.isatty() else Console(width=120))
     label = name or recipe.name or "run"
+    recipe = recipe if resume is not None else pinned(recipe, root)
     dense = dense_recipe(recipe) if with_dense and recipe.compare is not None else None
     with quiet():
         folder = resume or RunFolder.new(root, label)
@@ -222,6 +224,8 @@ def _introduce(run: Prepared, console: Console) -> None:
     lines |= {f"data: {key}": value for key, value in described.items()}
     device = trainer.strategy.root_device.type
     lines["training"] = f"{trainer.max_steps} steps on {device}, {trainer.precision}"
+    if run.checkpoint is None and (starting := run.module.starting.describe()):
+        lines["start"] = starting
     if run.checkpoint is not None:
         left = "" if run.done < trainer.max_steps else ": nothing is left to do, unless trainer.max_steps grows"
         lines["going on"] = f"from {run.checkpoint}, after step {run.done}{left}"

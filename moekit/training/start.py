@@ -1,0 +1,132 @@
+"""Starting from another run's weights: fine-tuning.
+
+Source: Zoph et al. 2022, ST-MoE (arXiv 2202.08906, section 4): moving all but the mixtures' own parameters is about as
+good as moving all; moving the mixtures' alone fails.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from moekit.contracts import Data
+from moekit.errors import CheckpointError, Problem, SpecError
+from moekit.layer import MoELayer
+from moekit.spec.recipe import Recipe, Start
+from moekit.training.checkpoint import read_checkpoint
+from moekit.training.folder import RUNS, checkpoint_of
+
+SHOWN = 5  # names in a message
+PREFIX = "model."  # of the model's tensors in a checkpoint of ``LitMoE``
+KEEP = {"all": "", "experts": "all but routed experts and routers", "others": "routed experts and routers"}
+
+
+class StartingPoint:
+    """What a recipe's ``start`` asks for: which parameters move, and whose weights they begin with.
+
+    Parameters that do not move lose ``requires_grad`` here and now, also where a checkpoint is gone on from: an
+    optimizer made of the model leaves them out. Balancers go on balancing: their state is no parameter.
+
+    Args:
+        start: the recipe's; None changes nothing.
+        model: built, with weights of its own.
+
+    Raises:
+        SpecError: the experts are to move, or to stay, and there are none.
+    """
+
+    def __init__(self, start: Start | None, model: nn.Module) -> None:
+        self.start = start
+        self.model = model
+        self._taken = start is None
+        if start is None or start.update == "all":
+            return
+        experts = {id(p) for p in expert_parameters(model)}
+        if not experts:
+            what = f"start.update={start.update}: the model has no layer of routed experts to tell from the others"
+            raise SpecError([Problem(what=what, at="start.update", expected="all")])
+        for parameter in model.parameters():
+            parameter.requires_grad_((id(parameter) in experts) == (start.update == "experts"))
+
+    def take(self, data: Data | None, restored: Mapping[str, Any] | None) -> None:
+        """Loads the weights, once, and gives the data the vocabulary that they were trained with.
+
+        Args:
+            data: of the new run, not prepared yet if it learns a vocabulary.
+            restored: not None where a checkpoint of the new run itself is gone on from: nothing is loaded then.
+
+        Raises:
+            CheckpointError: no such run; or its weights are not all of the model's, by name and shape.
+            DataError: its vocabulary is of another kind of token.
+        """
+        if self._taken or restored is not None or self.start is None:
+            return
+        path = checkpoint_of(self.start.run, RUNS)
+        contents = read_checkpoint(path)
+        saved = {k.removeprefix(PREFIX): v for k, v in contents["state_dict"].items() if k.startswith(PREFIX)}
+        refuse_misfit(path, saved, self.model.state_dict())
+        self.model.load_state_dict(saved)
+        if data is not None and (state := contents["moekit"].get("data")):
+            data.load_state(state)
+        self._taken = True
+
+    def describe(self) -> str:
+        """Whose weights, and how many parameters move, in a line; empty without a ``start``."""
+        if self.start is None:
+            return ""
+        moving = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        kept = KEEP[self.start.update]
+        told = f"; {kept} stay as they are, {moving:,} parameters move" if kept else ""
+        return f"the weights of {self.start.run}{told}"
+
+
+def expert_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters of every mixture layer's routed experts and router; shared experts are no part of them."""
+    layers = [layer for layer in model.modules() if isinstance(layer, MoELayer)]
+    return [p for layer in layers for part in (layer.experts, layer.router) for p in part.parameters()]
+
+
+def pinned(recipe: Recipe, root: Path) -> Recipe:
+    """The recipe with the checkpoint's path for ``start.run``: what is 'the latest run' today is another tomorrow.
+
+    Raises:
+        CheckpointError: no such run below ``root``.
+    """
+    if recipe.start is None:
+        return recipe
+    path = checkpoint_of(recipe.start.run, root)
+    return replace(recipe, start=replace(recipe.start, run=path.as_posix()))
+
+
+def refuse_misfit(path: Path, saved: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> None:
+    """Refuses weights that are not all of a model's: nothing is loaded in part.
+
+    Args:
+        path: the checkpoint, for the message.
+        saved: its tensors by name.
+        model: the model's.
+
+    Raises:
+        CheckpointError: naming the first tensors that are missing, left over, or of another shape.
+    """
+    other = [name for name in model if name in saved and saved[name].shape != model[name].shape]
+    parts = {
+        "not in the checkpoint": [name for name in model if name not in saved],
+        "not in the model": [name for name in saved if name not in model],
+        "of another shape": [f"{n} {list(saved[n].shape)} there, {list(model[n].shape)} here" for n in other],
+    }
+    lines = [f"  {what}: {_first(names)}\n" for what, names in parts.items() if names]
+    if lines:
+        raise CheckpointError(
+            f"cannot start from {path}: its weights are not those of this model\n{''.join(lines)}"
+            "  give both recipes the same model (options without weights, such as dropout, may differ)"
+        )
+
+
+def _first(names: list[str]) -> str:
+    more = f", and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more

@@ -1,0 +1,191 @@
+"""Starting from trained weights: what moves, what fits, what is not done twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from torch import Tensor
+
+from moekit.errors import CheckpointError, SpecError
+from moekit.spec import load, to_plain
+from moekit.training.checkpoint import AtomicCheckpointIO, refuse_other_model
+from moekit.training.folder import checkpoint_of
+from moekit.training.generate import load_run
+from moekit.training.module import LitMoE
+from moekit.training.start import expert_parameters, pinned
+
+Make = Callable[..., dict[str, Any]]
+pytestmark = pytest.mark.usefixtures("calm")
+
+
+def fit(spec: dict[str, Any], path: Path, steps: int = 3, resume: Path | None = None) -> LitMoE:
+    module = LitMoE(spec)
+    trainer = L.Trainer(
+        max_steps=steps, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, plugins=[AtomicCheckpointIO()], default_root_dir=path.parent,
+    )  # fmt: skip
+    trainer.fit(module, ckpt_path=resume, weights_only=True)
+    trainer.save_checkpoint(path)
+    return module
+
+
+@pytest.fixture
+def trained(recipe: Make, tmp_path: Path) -> Path:
+    """The checkpoint of a short run."""
+    fit(recipe(), tmp_path / "first.ckpt")
+    return tmp_path / "first.ckpt"
+
+
+def weights(path: Path) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = torch.load(path, weights_only=True)["state_dict"]
+    return state
+
+
+def embedding(module: LitMoE) -> Tensor:
+    found: Tensor = module.model.state_dict()["embedding.weight"]
+    return found
+
+
+def started(recipe: Make, run: Path, update: str = "all", **changes: Any) -> dict[str, Any]:
+    return recipe(**{"seed": 5, "start": {"run": str(run), "update": update}, **changes})
+
+
+@pytest.mark.parametrize("update", ["all", "experts", "others"])
+def test_what_is_frozen_stays_bit_for_bit_and_the_rest_moves(
+    recipe: Make, trained: Path, tmp_path: Path, update: str
+) -> None:
+    model = {"shared": {"use": "glu", "hidden": 4}}
+    plain = recipe()
+    plain["model"]["moe"] |= model
+    fit(plain, trained)
+    spec = started(recipe, trained, update)
+    spec["model"]["moe"] |= model
+    module = fit(spec, tmp_path / "second.ckpt")
+    before, after = weights(trained), weights(tmp_path / "second.ckpt")
+    assert before.keys() == after.keys()
+    names = {f"model.{name}" for name, _ in module.model.named_parameters()}
+    experts = {n for n in names if ".ffn.experts." in n or ".ffn.router." in n}
+    assert 3 <= len(experts) < len(names) and any(".shared." in n for n in names - experts)
+    move = {"all": names, "experts": experts, "others": names - experts}[update]
+    assert {n for n in names if not torch.equal(before[n], after[n])} == move
+
+
+def test_weights_and_selection_bias_are_there_before_the_first_step(recipe: Make, trained: Path) -> None:
+    module = LitMoE(started(recipe, trained, seed=9))
+    saved = weights(trained)
+    assert not torch.equal(embedding(module), saved["model.embedding.weight"])
+    module.prepare()
+    for name, tensor in module.model.state_dict().items():
+        assert torch.equal(tensor, saved[f"model.{name}"]), name
+    assert any(name.endswith("bias_E") for name in module.model.state_dict())
+    with torch.no_grad():  # and they are loaded once: what has moved since stays
+        embedding(module).zero_()
+    module.prepare()
+    module.starting.take(module.data, None)
+    assert not embedding(module).any()
+
+
+def test_the_optimizer_is_fresh_and_the_steps_count_from_0(recipe: Make, trained: Path, tmp_path: Path) -> None:
+    fit(started(recipe, trained, "others"), tmp_path / "second.ckpt", steps=2)
+    contents = torch.load(tmp_path / "second.ckpt", weights_only=True)
+    assert contents["global_step"] == 2
+    (state,) = contents["optimizer_states"]
+    assert {float(s["step"]) for s in state["state"].values()} == {2.0}
+    held = sum(len(group["params"]) for group in state["param_groups"])
+    assert held == sum(p.requires_grad for p in LitMoE(started(recipe, trained, "others")).model.parameters())
+
+
+def test_going_on_does_not_start_again(recipe: Make, trained: Path, tmp_path: Path) -> None:
+    """The first run's file is gone, and the fine-tuning goes on as if it had not stopped."""
+    spec = started(recipe, trained, "others", schedule=None)
+    whole = fit(spec, tmp_path / "whole.ckpt", steps=4)
+    fit(spec, tmp_path / "half.ckpt", steps=2)
+    trained.unlink()
+    module = fit(spec, tmp_path / "on.ckpt", steps=4, resume=tmp_path / "half.ckpt")
+    assert all(
+        torch.equal(a, b) for a, b in zip(module.state_dict().values(), whole.state_dict().values(), strict=True)
+    )
+    frozen = {id(p) for p in expert_parameters(module.model)}
+    assert all(p.requires_grad != (id(p) in frozen) for p in module.model.parameters())
+    speaker = load_run(str(tmp_path / "on.ckpt"))  # nor is it asked for to generate
+    assert torch.equal(embedding(speaker), embedding(whole))
+
+
+def test_other_weights_are_refused_by_name_and_nothing_is_loaded(recipe: Make, trained: Path) -> None:
+    spec = started(recipe, trained)
+    spec["model"] |= {"depth": 3, "vocab": 300}
+    spec["model"]["moe"] = {**spec["model"]["moe"], "at": {"layers": [1]}, "balancers": {}}
+    module = LitMoE(spec)
+    before = {name: tensor.clone() for name, tensor in module.model.state_dict().items()}
+    with pytest.raises(CheckpointError) as error:
+        module.prepare()
+    text = str(error.value)
+    assert text.startswith(f"cannot start from {trained}: its weights are not those of this model\n")
+    assert "not in the checkpoint: blocks.2.attention_norm.weight, " in text and ", and " in text
+    assert "not in the model: blocks.1.ffn.balancers.bias.bias_E\n" in text
+    assert "of another shape: embedding.weight [256, 16] there, [300, 16] here, head.weight" in text
+    assert all(torch.equal(tensor, before[name]) for name, tensor in module.model.state_dict().items())
+
+
+def test_a_learnt_vocabulary_comes_with_the_weights(recipe: Make, trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "other.txt").write_text("wholly different words here " * 40)
+    pairs = {"tokens": "bpe", "vocab": 270}
+    spec = recipe()
+    spec["data"] |= pairs
+    spec["model"]["vocab"] = 270
+    first = fit(spec, trained)
+    spec = started(recipe, trained, data=spec["data"] | {"path": str(tmp_path / "other.txt")}, model=spec["model"])
+    module = LitMoE(spec)
+    data = module.prepare()
+    assert first.data is not None and data.state() == first.data.state() != {}
+
+
+def test_no_experts_to_tell_from_others(recipe: Make) -> None:
+    spec = started(recipe, Path("nowhere"), "experts")
+    spec["model"]["moe"] = None
+    with pytest.raises(SpecError, match=r"start\.update=experts: the model has no layer of routed experts"):
+        LitMoE(spec)
+
+
+def test_the_latest_run_is_pinned(recipe: Make, trained: Path, tmp_path: Path) -> None:
+    for stamp in ("2026-01-01_00-00-00", "2026-01-02_00-00-00"):
+        folder = tmp_path / "runs" / "tiny" / stamp
+        (folder / "checkpoints").mkdir(parents=True)
+        (folder / "spec.yaml").write_text("schema: 1\n")
+        (folder / "checkpoints" / "last.ckpt").write_bytes(trained.read_bytes())
+    spec = load(recipe(start={"run": "tiny"}))
+    found = pinned(spec, tmp_path / "runs").start
+    assert found is not None
+    assert Path(found.run) == tmp_path / "runs/tiny/2026-01-02_00-00-00/checkpoints/last.ckpt"
+    assert checkpoint_of(found.run, Path("elsewhere")) == Path(found.run)
+    assert pinned(load(recipe()), tmp_path) == load(recipe())
+    with pytest.raises(CheckpointError, match="no run at 'none'"):
+        pinned(load(recipe(start={"run": "none"})), tmp_path / "runs")
+
+
+def test_what_moves_is_told(recipe: Make, trained: Path) -> None:
+    assert LitMoE(recipe()).starting.describe() == ""
+    assert LitMoE(started(recipe, trained)).starting.describe() == f"the weights of {trained}"
+    module = LitMoE(started(recipe, trained, "others"))
+    moving = sum(p.numel() for p in module.model.parameters() if p.requires_grad)
+    expected = f"the weights of {trained}; routed experts and routers stay as they are, {moving:,} parameters move"
+    assert module.starting.describe() == expected
+
+
+def test_going_on_with_other_parameters_to_move_is_refused(recipe: Make, trained: Path) -> None:
+    saved = to_plain(load(started(recipe, trained, "others")))
+    with pytest.raises(CheckpointError, match=r"start\.update: 'others' in the checkpoint, 'experts' now"):
+        refuse_other_model(trained, saved, to_plain(load(started(recipe, trained, "experts"))))
+    refuse_other_model(trained, saved, to_plain(load(started(recipe, Path("another"), "others"))))
+
+
+def test_a_comparison_from_nothing_is_refused(recipe: Make) -> None:
+    with pytest.raises(SpecError, match=r"the dense model has no weights to start from; compare: null"):
+        load(recipe(start={"run": "tiny"}, compare={}))
+    with pytest.raises(SpecError, match="run is empty"):
+        load(recipe(start={"run": " "}))
