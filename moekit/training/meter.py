@@ -17,10 +17,6 @@ class Meter:
     def __init__(self) -> None:
         self._pairs: dict[str, Tensor] = {}
 
-    def names(self) -> list[str]:
-        """What was added since the last ``take``, in order."""
-        return list(self._pairs)
-
     def add(self, sums: Mapping[str, tuple[Tensor, Tensor]]) -> None:
         """Adds 0-d sums and their denominators. Nothing is copied to the host."""
         for name, (total, count) in sums.items():

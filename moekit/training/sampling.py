@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from itertools import chain, islice
 from typing import Any
 
 import torch
 
 from moekit.contracts import Batch, Data
+from moekit.errors import DataError
 
 ENDLESS = 2**40
 """Length of a loader without an end. Lightning must be told some length: without one it fetches a batch ahead, and
@@ -81,5 +83,17 @@ class ValidationShare:
         self.world = world
 
     def __iter__(self) -> Iterator[Batch]:
-        """This rank's batches, always in the same order."""
-        return (batch for i, batch in enumerate(self.data.validation_batches()) if i % self.world == self.rank)
+        """This rank's batches, always in the same order.
+
+        Raises:
+            DataError: there are fewer batches than ranks. A rank without one would wait for the others for ever:
+                both DDP and the sums over ranks ask for as much from each.
+        """
+        batches = self.data.validation_batches()
+        first = list(islice(batches, self.world))
+        if 0 < len(first) < self.world:
+            raise DataError(
+                f"the validation set has {len(first)} batches, too few for {self.world} ranks: give each of them one, "
+                "by a larger set, smaller batches or fewer ranks"
+            )
+        return (batch for i, batch in enumerate(chain(first, batches)) if i % self.world == self.rank)

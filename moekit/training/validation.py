@@ -37,38 +37,22 @@ class Validation:
             if report.routing.form != "soft":
                 self._load[name] = self._load[name] + report.load_E if name in self._load else report.load_E
 
-    def take(self, device: torch.device) -> dict[str, float]:
+    def take(self) -> dict[str, float]:
         """``val/loss``, the objective's other metrics, and ``val/max_violation`` where layers are sparse.
 
         The last is Wang et al.'s (2024) global MaxVio: each layer's load summed over the whole validation set, MaxVio
         of it, mean over layers.
 
-        Args:
-            device: this rank's, for its part in the sums over ranks when it had no batch.
-
         Returns:
-            Numbers by name, the same on every rank (each must call this); empty when nothing was added on any.
+            Numbers by name, the same on every rank; empty when nothing was added. Each rank must call it, and have
+            added a batch, or none of them any.
         """
-        several = several_ranks()
-        if several:
-            self._agree(device)
         values = ratios(self._sums.take(), "val/")
         loads, self._load = list(self._load.values()), {}
         if loads:
             flat = torch.cat(loads)
-            if several:
+            if several_ranks():
                 dist.all_reduce(flat)
             uneven = [max_violation(load_E) for load_E in torch.split(flat, [load_E.numel() for load_E in loads])]
             values["val/max_violation"] = float(torch.stack(uneven).mean())
         return values
-
-    def _agree(self, device: torch.device) -> None:
-        """Gives a rank without a batch (there are fewer batches than ranks) zeros under the names of the others."""
-        mine = (self._sums.names(), {name: load_E.numel() for name, load_E in self._load.items()})
-        every = [mine] * dist.get_world_size()
-        dist.all_gather_object(every, mine)
-        names, sizes = max(every, key=lambda one: len(one[0]))
-        if not mine[0]:
-            zero = torch.zeros((), device=device)
-            self._sums.add(dict.fromkeys(names, (zero, zero)))
-            self._load = {name: torch.zeros(E, dtype=torch.int64, device=device) for name, E in sizes.items()}

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moekit import Batch, Data
+from moekit import Batch, Data, DataError
 from moekit.training.sampling import ENDLESS, StepLoader, ValidationShare, batch_at, seed_of
 
 
@@ -95,3 +96,23 @@ def test_seeds_do_not_run_together() -> None:
 def test_ranks_share_the_validation_set() -> None:
     shares = [[int(b.inputs) for b in ValidationShare(Noise(), rank, 2)] for rank in (0, 1)]
     assert shares == [[0, 2, 4], [1, 3]]
+
+
+def test_a_rank_without_a_validation_batch_is_refused_on_every_rank() -> None:
+    """Otherwise the others would wait for it for ever."""
+    for rank in range(6):
+        with pytest.raises(DataError) as caught:
+            iter(ValidationShare(Noise(), rank, 6))
+        assert str(caught.value) == (
+            "the validation set has 5 batches, too few for 6 ranks: give each of them one, by a larger set, smaller "
+            "batches or fewer ranks"
+        )
+    assert [len(list(ValidationShare(Noise(), rank, 5))) for rank in range(5)] == [1] * 5
+
+
+def test_an_empty_validation_set_is_empty_on_every_rank() -> None:
+    class Untested(Noise):
+        def validation_batches(self) -> Iterator[Batch]:
+            return iter(())
+
+    assert [list(ValidationShare(Untested(), rank, 2)) for rank in (0, 1)] == [[], []]

@@ -29,20 +29,20 @@ def values(batches: Sequence[Sequence[int]]) -> dict[str, float]:
     validation = Validation()
     for experts in batches:
         validation.add(*batch(experts))
-    return validation.take(torch.device("cpu"))
+    return validation.take()
 
 
 def main(rank: int, store: str, out: str) -> None:
-    """Alone; dealt alternately; all to rank 1; none to either."""
+    """Alone; dealt alternately; one to rank 0 and three to rank 1; none to either."""
     torch.set_num_threads(1)
     alone = values(EXPERTS)
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
     dealt = values(EXPERTS[rank::2])
-    one_sided = values(EXPERTS if rank == 1 else ())
+    uneven = values(EXPERTS[1:] if rank == 1 else EXPERTS[:1])
     nothing = values(())
     dist.barrier()
     dist.destroy_process_group()
-    torch.save((alone, dealt, one_sided, nothing), f"{out}{rank}")
+    torch.save((alone, dealt, uneven, nothing), f"{out}{rank}")
 
 
 if __name__ == "__main__":
