@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast, final
 
 import torch
@@ -32,6 +33,7 @@ class RelativeAttention(nn.Module):
         self.v = nn.Linear(dim, width, bias=False)
         self.out = nn.Linear(width, dim, bias=False)
         self.bias = nn.Embedding(spec.buckets, spec.heads)
+        self.starts = starts(spec.buckets if causal else spec.buckets // 2, spec.max_distance)
 
     def forward(self, x_BSD: Tensor, *, valid_BS: Tensor | None = None) -> Tensor:
         """``x_BSD -> y_BSD``; padding is seen by no other position."""
@@ -50,34 +52,39 @@ class RelativeAttention(nn.Module):
         """``[1, heads, S, S]``: what is added to the score of a query (third) for a key (fourth dimension)."""
         place_S = torch.arange(S, device=self.bias.weight.device)
         distance_X = torch.arange(1 - S, S, device=place_S.device)  # of a key from its query
-        table_X = self.bias(bucket_of(distance_X, self.spec.buckets, self.spec.max_distance, both=not self.causal))
+        table_X = self.bias(bucket_of(distance_X, self.starts, both=not self.causal))
         bias_SSX = table_X[place_S - place_S[:, None] + S - 1]
         return cast(Tensor, bias_SSX.permute(2, 0, 1)[None])
 
 
-def bucket_of(distance_X: Tensor, buckets: int, max_distance: int, *, both: bool) -> Tensor:
+def bucket_of(distance_X: Tensor, starts: Sequence[int], *, both: bool) -> Tensor:
     """int64: the bucket of each signed distance of a key from its query.
 
-    Of n buckets for one side the first n/2 hold one distance each, 0 to n/2 - 1; the rest widen evenly in the
-    logarithm up to ``max_distance``. With ``both`` sides, later keys have the upper half of the buckets.
+    With ``both`` sides, later keys have the upper half of the buckets.
 
     Args:
         distance_X: position of the key minus that of its query; later keys are at distance 0 unless ``both``.
-        buckets: of both sides together.
-        max_distance: from here on all is the last bucket.
+        starts: the least distance of each of one side's buckets; the first half of them are 0, 1, 2, ...
         both: whether later keys are seen.
     """
-    side = buckets // 2 if both else buckets
     n_X = distance_X.abs() if both else (-distance_X).clamp(min=0)
-    exact = side // 2
+    exact = len(starts) // 2
     bucket_X = n_X.clamp(max=exact)
-    for start in starts(side, max_distance)[exact + 1 :]:
+    for start in starts[exact + 1 :]:
         bucket_X = bucket_X + (n_X >= start)
-    return bucket_X + side * (distance_X > 0) if both else bucket_X
+    return bucket_X + len(starts) * (distance_X > 0) if both else bucket_X
 
 
 def starts(side: int, max_distance: int) -> list[int]:
-    """The least distance of each of one side's buckets, in whole numbers: rounding cannot move a boundary."""
+    """The least distance of each of one side's buckets, in whole numbers: rounding cannot move a boundary.
+
+    Of n buckets the first n/2 hold one distance each, 0 to n/2 - 1; the rest widen evenly in the logarithm, the last
+    one beginning below ``max_distance`` and holding all beyond it.
+
+    Args:
+        side: n.
+        max_distance: where a bucket after the last would begin.
+    """
     exact = side // 2
     rest = side - exact
     found = list(range(exact))

@@ -13,6 +13,7 @@ from moekit import Batch, MoekitError, Source, build, load
 from moekit.params import count_parameters
 from moekit.spec.kinds import AttentionSpec, DispatcherSpec, Form, RouterSpec
 from moekit_balancers.load_balance import LoadBalance
+from moekit_dispatchers.capacity import Capacity
 from moekit_dispatchers.grouped import Grouped
 from moekit_dispatchers.loop import Loop
 from moekit_dispatchers.soft import Soft
@@ -89,6 +90,21 @@ def test_the_encoder_may_read_the_whole_batch() -> None:
     model = model_of(moe=moe_of(encoder_dispatcher=Loop()))
     kinds = [type(model.get_submodule(f"{stack}.blocks.1.ffn.dispatcher")).__name__ for stack in ("encoder", "decoder")]
     assert kinds == ["LoopDispatcher", "GroupedDispatcher"]
+
+
+def test_batch_prioritised_routing_is_for_the_encoder_alone() -> None:
+    by_affinity = Capacity(factor=0.5, order="affinity")
+    with pytest.raises(ValueError, match="dispatcher Capacity would leak later tokens in the decoder"):
+        spec_of(moe=moe_of(dispatcher=by_affinity))
+    model = model_of(moe=moe_of(dispatcher=Capacity(factor=0.5), encoder_dispatcher=by_affinity))
+    x_BSD = torch.randn(1, 8, 8, dtype=torch.float64)
+    turned = torch.randperm(8)
+    encoder, decoder = (model.get_submodule(f"{stack}.blocks.1.ffn") for stack in ("encoder", "decoder"))
+    # by affinity the same tokens find a place in any order; by position those that come first
+    torch.testing.assert_close(encoder(x_BSD[:, turned])[0], encoder(x_BSD)[0][:, turned])
+    first = decoder(x_BSD)[0][:, :2]
+    torch.testing.assert_close(decoder(x_BSD[:, [0, 1, 7, 6, 5, 4, 3, 2]])[0][:, :2], first)
+    assert int(encoder(x_BSD)[1].dropped) > 0 and int(decoder(x_BSD)[1].dropped) > 0
 
 
 def test_the_encoders_dispatcher_must_fit_too() -> None:

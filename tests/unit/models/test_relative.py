@@ -14,8 +14,11 @@ from moekit_models.relative.module import RelativeAttention, bucket_of, starts
 def test_buckets_of_the_paper_in_a_decoder() -> None:
     distance = -torch.tensor([0, 1, 15, 16, 18, 19, 112, 113, 127, 128, 5000])
     expected = [0, 1, 15, 16, 16, 17, 30, 31, 31, 31, 31]
-    assert bucket_of(distance, 32, 128, both=False).tolist() == expected
-    assert bucket_of(torch.tensor([1, 40]), 32, 128, both=False).tolist() == [0, 0]  # later keys, which nobody sees
+    assert bucket_of(distance, starts(32, 128), both=False).tolist() == expected
+    assert bucket_of(torch.tensor([1, 40]), starts(32, 128), both=False).tolist() == [
+        0,
+        0,
+    ]  # later keys, which nobody sees
 
 
 def test_buckets_of_the_paper_in_an_encoder() -> None:
@@ -23,8 +26,8 @@ def test_buckets_of_the_paper_in_an_encoder() -> None:
     assert starts(16, 128) == [0, 1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 23, 32, 46, 64, 91]
     distance = torch.tensor([0, 1, 7, 8, 11, 12, 15, 16, 90, 91, 1000])
     one_side = torch.tensor([0, 1, 7, 8, 8, 9, 9, 10, 14, 15, 15])
-    assert bucket_of(-distance, 32, 128, both=True).tolist() == one_side.tolist()
-    assert bucket_of(distance[1:], 32, 128, both=True).tolist() == (16 + one_side[1:]).tolist()
+    assert bucket_of(-distance, starts(16, 128), both=True).tolist() == one_side.tolist()
+    assert bucket_of(distance[1:], starts(16, 128), both=True).tolist() == (16 + one_side[1:]).tolist()
 
 
 @settings(max_examples=40, deadline=None)
@@ -35,9 +38,10 @@ def test_buckets_of_the_paper_in_an_encoder() -> None:
 )
 def test_buckets_follow_the_equation(buckets: int, beyond: int, both: bool) -> None:
     max_distance = buckets // 2 + beyond
+    side = buckets // 2 if both else buckets
     distance = torch.arange(-2 * max_distance, 2 * max_distance)
     expected = [naive.bucket(d, both, buckets, max_distance) for d in distance.tolist()]
-    assert bucket_of(distance, buckets, max_distance, both=both).tolist() == expected
+    assert bucket_of(distance, starts(side, max_distance), both=both).tolist() == expected
 
 
 def test_two_positions_are_told_apart_by_their_distance_alone() -> None:
