@@ -155,6 +155,10 @@ class Data(ABC):
         """
         raise MoekitError(f"{type(self).__name__} holds no text: it cannot turn a prompt into tokens")
 
+    def example(self) -> str:
+        """A text that ``encode`` takes, to be shown to a person who asks what to try."""
+        return "The "
+
     def decode(self, ids: Tensor) -> str:
         """Tokens, int64 ``[S]``, as text; what is not UTF-8 comes out as U+FFFD.
 

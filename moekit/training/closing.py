@@ -108,7 +108,7 @@ def _tell_files(outcome: Outcome, module: LitMoE, console: Console) -> None:
     pictures = [p.relative_to(outcome.folder).as_posix() for p in outcome.files]
     written = ["spec.yaml", "metrics.csv", *(["load.npz"] if outcome.max_violation else []), "summary.json"]
     if module.data is not None and type(module.data).encode is not Data.encode:
-        following = f'moekit generate {word} "The "'
+        following = f'moekit generate {word} "{module.data.example()}"'
     else:
         following = f"look at {run}/{pictures[-1]}"
     if outcome.stopped_after is None:

@@ -44,7 +44,7 @@ class TranslationData(Data):
         self._bucket: Bucket | None = None
         self._validation: list[Pair] = []
         self._num_bytes_V: Tensor = torch.zeros(0)
-        self._longest = 0
+        self._ratio = 1.0
         self._described: dict[str, str] = {}
 
     def prepare(self) -> None:
@@ -75,7 +75,7 @@ class TranslationData(Data):
             self._vocabulary = self._new_vocabulary(train, languages)
         numbers = encode(train, self._vocabulary)
         self._num_bytes_V = self._vocabulary.num_bytes_V()
-        self._longest = max(len(pair.target) for pair in numbers)
+        self._ratio = sum(len(pair.target) for pair in numbers) / sum(len(pair.source) for pair in numbers)
         self._bucket = Bucket(
             numbers, len(languages), batch_tokens=self.spec.batch_tokens, temperature=self.spec.temperature
         )
@@ -127,6 +127,10 @@ class TranslationData(Data):
         """
         return self._known().prompt(text)
 
+    def example(self) -> str:
+        """``<de> Save changes``, with the first language there is."""
+        return f"<{self._known().languages[0]}> Save changes"
+
     def decode(self, ids: Tensor) -> str:
         """Tokens up to the end as text; a tag as ``<de> ``.
 
@@ -175,7 +179,7 @@ class TranslationData(Data):
             self._validation,
             self._known(),
             batch_tokens=self.spec.batch_tokens,
-            max_tokens=self._longest + 1,
+            ratio=self._ratio,
         )
 
     def _known(self) -> Vocabulary:

@@ -14,6 +14,8 @@ from moekit_data.translations.vocabulary import Vocabulary
 
 NO_SPACES = ("ja", "th", "km", "lo", "my")
 """Languages that put no space between words: BLEU counts their characters. Chinese has a rule of its own."""
+FEW = 8
+"""Tokens that any translation may have beyond what is usual for its source."""
 
 
 class Translation(NamedTuple):
@@ -26,7 +28,7 @@ class Translation(NamedTuple):
 
 
 def translate_pairs(
-    model: Model, pairs: Sequence[Pair], vocabulary: Vocabulary, *, batch_tokens: int, max_tokens: int
+    model: Model, pairs: Sequence[Pair], vocabulary: Vocabulary, *, batch_tokens: int, ratio: float
 ) -> list[Translation]:
     """Greedy translations, in the order of the pairs. The model's mode is restored.
 
@@ -35,7 +37,8 @@ def translate_pairs(
         pairs: what to translate, and the references.
         vocabulary: of the model.
         batch_tokens: source tokens at a time, padding included; sources of like length go together.
-        max_tokens: a translation that has no end by then is cut off.
+        ratio: tokens of a target to one of its source, on average. Translations are cut off at twice what that makes
+            of the longest source beside them, and a few tokens.
     """
     from moekit.training.generate import translate  # its module brings the whole of training
 
@@ -49,7 +52,11 @@ def translate_pairs(
             chosen = order[part.start : part.stop]
             tokens, valid = pad([sources[i] for i in chosen], vocabulary.end)
             made = translate(
-                model, Source(tokens, valid), start=vocabulary.end, end=vocabulary.end, max_tokens=max_tokens
+                model,
+                Source(tokens, valid),
+                start=vocabulary.end,
+                end=vocabulary.end,
+                max_tokens=round(2 * ratio * tokens.shape[1]) + FEW,
             )
             for i, ids in zip(chosen, made, strict=True):
                 outputs[i] = vocabulary.decode(ids)

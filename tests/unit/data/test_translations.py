@@ -242,6 +242,7 @@ def test_a_prompt_begins_with_its_language(path, kind):
     ids = data.encode(" <th> two words")
     assert ids[0] == data.end_token() + 1 + LANGUAGES.index("th")
     assert data.decode(ids) == "<th> two words"
+    assert data.decode(data.encode(data.example())) == data.example() == "<de> Save changes"
     with pytest.raises(MoekitError, match=r"names no language(.|\n)*'<de> Save changes'\n  languages: de, th, el"):
         data.encode("two words")
     with pytest.raises(MoekitError, match=r"no tag <tj>(.|\n)*languages: de, th, el"):

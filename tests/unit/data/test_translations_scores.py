@@ -28,7 +28,7 @@ class Copies(Model):
         said = torch.full((B, S + 1), self.end)
         source = batch.source.tokens[:, 1:].where(batch.source.valid[:, 1:], self.end)[:, : min(S, self.upto)]
         said[:, : source.shape[1]] = source
-        return ModelOutput(y=self.scale * torch.nn.functional.one_hot(said[:, :S], self.end + 9).float())
+        return ModelOutput(y=self.scale * torch.nn.functional.one_hot(said[:, :S], 300).float())
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +89,18 @@ def test_silence_scores_nothing(path):
     values = data.scores(Copies(data.end_token(), upto=0))
     assert values["bleu"] == values["chrf"] == values["placeholders_kept"] == 0
     assert {each.output for each in data.translate(Copies(data.end_token(), upto=0))} == {""}
+
+
+def test_what_never_ends_is_cut_off(path):
+    """At twice the length that is usual for the longest source beside it, and a few tokens."""
+    data = prepared(path, languages=["copy"], tokens="bytes", vocab=258)
+    model = Copies(data.end_token())
+    model.end = ord("x")  # goes on with this for ever
+    made = data.translate(model)
+    longest = max(len(each.source) for each in made) + 1
+    for each in made:
+        assert each.output.startswith(each.source) and set(each.output[len(each.source) :]) == {"x"}
+        assert len(each.output) <= 2 * (longest + 7) + 8
 
 
 @pytest.mark.parametrize(
