@@ -209,6 +209,18 @@ def test_both_stacks_have_weights_of_their_own() -> None:
     assert not {id(p) for p in mine.parameters()} & {id(p) for p in other.parameters()}
 
 
+def test_it_compiles_as_one_graph() -> None:
+    model = model_of(moe=moe_of(dispatcher=Capacity())).eval()
+    tokens, source = pair()
+    assert source.valid is not None
+    torch.compiler.reset()
+    compiled = torch.compile(
+        lambda tokens, source, valid: model(tokens, source=Source(source, valid)).y, backend="aot_eager", fullgraph=True
+    )
+    torch.testing.assert_close(compiled(tokens, source.tokens, source.valid), model(tokens, source=source).y)
+    torch.compiler.reset()
+
+
 @pytest.mark.parametrize("tied", [False, True])
 def test_tying_input_and_head(tied: bool) -> None:
     model = model_of(tied=tied)
