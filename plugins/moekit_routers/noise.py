@@ -16,7 +16,7 @@ MIN_STD = 1e-10  # what a standard deviation is at least, so that a softplus tha
 
 
 def noise_std(raw_TX: Tensor, epsilon: float) -> Tensor:
-    """``softplus(W_noise x) + epsilon``, never 0."""
+    """``softplus(W_noise x) + epsilon``, at least ``MIN_STD``."""
     # By default torch's softplus is the identity above 20, which is off by 2e-9; above 40 no digit of fp64 is lost.
     return (F.softplus(raw_TX, threshold=40) + epsilon).clamp(min=MIN_STD)
 

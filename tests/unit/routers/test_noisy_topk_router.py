@@ -53,6 +53,13 @@ def test_the_chances_of_one_token() -> None:
     assert by_loop == pytest.approx(expected, abs=5e-7)
 
 
+def test_the_noise_is_a_softplus_to_the_last_digit() -> None:
+    raw = torch.tensor([-15.0, 0.0, 25.0, 700.0], dtype=torch.float64)
+    expected = [math.log1p(math.exp(-15)), math.log(2), 25 + math.log1p(math.exp(-25)), 700.0]
+    assert noise_std(raw, 0.0).tolist() == pytest.approx(expected, rel=1e-14)
+    assert noise_std(torch.tensor([1e4, -1e4]), 0.01).tolist() == pytest.approx([1e4 + 0.01, 0.01])
+
+
 def test_with_every_expert_chosen_noise_chooses_nothing_and_the_load_is_a_count() -> None:
     router, valid_T = drawn(E=3, top_k=3), torch.tensor([True, True, False, True])
     routing = router(torch.randn(4, 6), valid_T=valid_T)
