@@ -33,6 +33,7 @@ def any_routing(T: int, E: int, K: int, padded: bool, unsent: bool, ties: bool, 
     if ties:
         scores_TE = (scores_TE * 3).round() / 3
     expert_TK = (scores_TE + 1e-6 * torch.rand(T, E, dtype=F64)).topk(K, dim=1).indices
+    expert_TK = expert_TK.gather(1, torch.rand(T, K).argsort(1))  # a selection bias may rank otherwise than affinity
     valid_T = torch.rand(T) < 0.7 if padded else None
     sent_TK = torch.rand(T, K) < 0.7 if unsent else None
     gate_TK = torch.rand(T, K, dtype=F64)

@@ -140,6 +140,12 @@ def test_priority_ranks_tokens_and_affinity_ranks_pairs() -> None:
     assert [row[0] > 0 for row in by_affinity] == [False, True, False]  # .4 is the highest
 
 
+def test_priority_goes_by_the_best_choice_though_a_selection_bias_named_another_first() -> None:
+    way = routing([[0, 1], [0, 1]], 2, [[0.2, 0.3], [0.1, 0.9]])
+    weights = kept(Capacity(factor=0.5, order="priority"), way)
+    torch.testing.assert_close(torch.tensor(weights), torch.tensor([[0, 0], [0.1, 0.9]]))
+
+
 @pytest.mark.parametrize(
     "spec, tokens, slots",
     [
@@ -270,13 +276,13 @@ class Inverse(ExpertBank):
 
 
 def test_what_a_bank_makes_of_empty_slots_reaches_nothing() -> None:
-    way = routing([[0], [0], [0], [1]], 2)
+    way = routing([[1]] * 4, 2)  # expert 0 has none but empty ones
     way.gate_TK.requires_grad_()
     x_TD = (torch.rand(4, D) + 0.5).requires_grad_()
     y_TD = dispatcher(Capacity(factor=1.0), 2)(x_TD, way, Inverse()).y_TO
-    torch.testing.assert_close(y_TD, (1 / x_TD) * torch.tensor([1.0, 1, 0, 1])[:, None])
+    torch.testing.assert_close(y_TD, (1 / x_TD) * torch.tensor([1.0, 1, 0, 0])[:, None])
     for grad in torch.autograd.grad(y_TD.sum(), (x_TD, way.gate_TK)):
-        assert bool(grad.isfinite().all()) and grad.any(1).tolist() == [True, True, False, True]
+        assert bool(grad.isfinite().all()) and grad.any(1).tolist() == [True, True, False, False]
 
 
 # ---- dtypes, compilation --------------------------------------------------------------------------------------------

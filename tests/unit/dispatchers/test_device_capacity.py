@@ -83,6 +83,16 @@ def test_of_equal_affinities_the_earlier_stay() -> None:
     assert out.y_TO.any(1).tolist() == [True, True, False, False]
 
 
+def test_padding_takes_no_place_before_a_token_of_nan_and_that_one_goes_first() -> None:
+    scores_TE = torch.zeros(3, E).index_fill(1, torch.tensor([0]), 0.5)
+    scores_TE[1, 0] = torch.nan
+    way = routing([[0]] * 3, [[0.5]] * 3)
+    for valid, kept in (([False, True, True], [False, True, True]), ([True, True, True], [True, False, True])):
+        nan = TokenChoice(**(vars(way) | {"scores_TE": scores_TE, "valid_T": torch.tensor(valid)}))
+        part = dispatcher(groups=1, factor=1.0 if sum(valid) == 2 else 0.7)  # two fit either time
+        assert part(torch.randn(3, D), nan, Names()).y_TO.any(1).tolist() == kept
+
+
 def test_exempt_sequences_lose_nothing_and_use_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     """The second sequence is exempt: its two pairs of lowest affinity stay, and the first has no budget left."""
     way = routing([[0], [1], [0], [1]], [[0.9], [0.8], [0.2], [0.1]])
