@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from moekit.spec.kinds import MoE
+from moekit.spec.kinds import MoE, RouterSpec
 from moekit_dispatchers.loop import Loop
 from moekit_experts.ffn import Ffn
 from moekit_models.lstm import LSTM, naive
 from moekit_models.lstm.module import LSTMModel
+from moekit_routers.noisy_topk import NoisyTopK
 from moekit_routers.topk import TopK
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
@@ -20,13 +23,18 @@ pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not sup
 VOCAB = 5
 
 
-def model_of(*, dim: int, hidden: int, top_k: int, num_experts: int = 3) -> LSTMModel:
-    moe = MoE(
-        router=TopK(top_k=max(top_k, 1), score_over="chosen" if top_k > 1 else "all"),
-        experts=Ffn(count=num_experts, hidden=2),
-        dispatcher=Loop(),
-    )
-    between = {"moe": moe} if top_k else {"ffn": Ffn(hidden=4)}
+ROUTERS: dict[str, RouterSpec] = {
+    "noisy": NoisyTopK(top_k=2, zero_init=False),
+    "two": TopK(top_k=2, score_over="chosen"),
+    "all": TopK(top_k=3, score_over="chosen"),
+}
+
+
+def model_of(*, dim: int, hidden: int, router: str) -> LSTMModel:
+    """In evaluation, so without noise; ``dense`` for one feed-forward net in the mixture's place."""
+    between: dict[str, Any] = {"ffn": Ffn(hidden=4)}
+    if router != "dense":
+        between = {"moe": MoE(router=ROUTERS[router], experts=Ffn(count=3, hidden=2), dispatcher=Loop())}
     model = LSTMModel(LSTM(vocab=VOCAB, dim=dim, hidden=hidden, dropout=0.5, init_std=0.7, **between)).double().eval()
     for layer in (model.lower, model.upper):
         nn.init.normal_(layer.bias_ih_l0)  # away from 0, so that it counts
@@ -37,16 +45,17 @@ def model_of(*, dim: int, hidden: int, top_k: int, num_experts: int = 3) -> LSTM
 @given(
     dim=st.integers(1, 3),
     more=st.integers(0, 2),
-    top_k=st.sampled_from([0, 2, 3]),
+    router=st.sampled_from(["dense", *ROUTERS]),
     S=st.integers(1, 4),
     seed=st.integers(0, 2**16),
 )
-def test_logits_and_gradients(dim: int, more: int, top_k: int, S: int, seed: int) -> None:
+def test_logits_and_gradients(dim: int, more: int, router: str, S: int, seed: int) -> None:
     torch.manual_seed(seed)
-    model = model_of(dim=dim, hidden=dim + more, top_k=top_k)
+    model = model_of(dim=dim, hidden=dim + more, router=router)
     tokens_BS = torch.randint(VOCAB, (2, S))
     leaves = {name: p for name, p in model.named_parameters() if p.requires_grad}
     fast = model(tokens_BS).y
+    top_k = {"dense": 0, "all": 3}.get(router, 2)
     slow = torch.stack([naive.predict(text.tolist(), leaves, top_k=top_k) for text in tokens_BS])
     torch.testing.assert_close(fast, slow, rtol=1e-10, atol=1e-12)
     weigh = torch.randn_like(fast)
