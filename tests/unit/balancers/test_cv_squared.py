@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from moekit import MoELayer
 from moekit.contracts import BalanceContext, LayerDims
 from moekit.routing import ExpertChoice, Routing, Soft, TokenChoice
 from moekit.spec.fields import ConflictError
@@ -17,6 +18,7 @@ from moekit_balancers.cv_squared import CVSquared
 from moekit_balancers.cv_squared.module import CVSquaredLoss
 from moekit_dispatchers.grouped import Grouped
 from moekit_experts.glu import Glu
+from moekit_routers.noisy_topk import NoisyTopK
 from moekit_routers.topk import TopK
 
 CONTEXT = BalanceContext(num_sequences=1, training=True)
@@ -143,6 +145,27 @@ def test_a_load_asks_for_a_router_that_gives_one() -> None:
         "set of=importance, or route by noisy_topk or hierarchical"
     )
     assert list(CVSquared(of="load").check_router(Noisy(), 4)) == []
+
+
+def test_in_a_layer_with_noise_both_losses_train_the_gate_and_in_evaluation_the_load_has_none() -> None:
+    """Shazeer et al.'s layer: importance and load, each with its weight."""
+    balancers = {"importance": CVSquared(), "load": CVSquared(of="load", weight=0.2)}
+    spec = MoE(
+        router=NoisyTopK(top_k=2, zero_init=False),
+        experts=Glu(count=5, hidden=2),
+        dispatcher=Grouped(),
+        balancers=balancers,
+    )
+    layer = MoELayer.from_spec(spec, 4)
+    x = torch.randn(3, 6, 4)
+    _, report = layer(x)
+    assert {name: term.weight for name, term in report.losses.items()} == {"importance": 0.1, "load": 0.2}
+    weights = list(layer.router.parameters())
+    for name, term in report.losses.items():
+        grads = torch.autograd.grad(term.value, weights, retain_graph=True, allow_unused=True)
+        assert grads[0] is not None and grads[0].isfinite().all() and grads[0].any(), name
+    _, report = layer.eval()(x)
+    assert list(report.losses) == ["importance"]
 
 
 def test_it_compiles_whole() -> None:

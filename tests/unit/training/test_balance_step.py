@@ -217,6 +217,25 @@ def test_step_adds_up_acts_once_and_starts_again(holder: Holder) -> None:
     assert bias_of(holder.one) == [-0.01, 0.01, 0.01, -0.01]
 
 
+@pytest.mark.usefixtures("calm")
+def test_balancers_are_told_how_far_the_run_is(recipe: Callable[..., Tree], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The share that lies behind: 0 at the first of three steps, two thirds at the last."""
+    module, told = LitMoE(recipe()), []
+    (layer,) = (m for m in module.modules() if isinstance(m, MoELayer))
+    monkeypatch.setattr(layer.balancers["bias"], "step", lambda load_E, *, progress: told.append(progress))
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_steps=3,
+        limit_val_batches=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module)
+    assert told == pytest.approx([0, 1 / 3, 2 / 3])
+
+
 def test_counts_are_in_no_state_dict(holder: Holder) -> None:
     balance = BalanceStep(holder)
     keys = set(holder.state_dict())
