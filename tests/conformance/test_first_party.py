@@ -42,8 +42,8 @@ from moekit_models.lstm import LSTM
 from moekit_models.mixture import Mixture
 from moekit_models.mla import MLA
 from moekit_models.mlp import MLP
-from moekit_models.yarn import Yarn
 from moekit_models.relative import Relative
+from moekit_models.yarn import Yarn
 from moekit_objectives.causal_lm import CausalLM
 from moekit_objectives.competitive import Competitive
 from moekit_routers.dense import Dense
