@@ -99,7 +99,7 @@ def outcome_of(label: str, folder: RunFolder, module: LitMoE, rows: Mapping[int,
     metric = "val/bits_per_byte" if "bits_per_byte" in validation else "val/loss"
     sparse = "max_violation" in train
     try:
-        count = count_parameters(module.model)
+        count = count_parameters(module.recipe)  # not the model: fine-tuning may have frozen parts
         total, active = count.total, count.active()
     except MoekitError:  # a router that does not say how many experts it activates
         total = active = sum(p.numel() for p in module.model.parameters())

@@ -216,7 +216,7 @@ def _introduce(run: Prepared, console: Console) -> None:
     recipe, trainer = run.module.recipe, run.trainer
     lines: dict[str, str] = {}
     try:
-        count = count_parameters(run.module.model)
+        count = count_parameters(recipe)
         lines["model"] = f"{count.total:,} parameters, {count.active():,} active a token"
     except MoekitError:
         lines["model"] = f"{sum(p.numel() for p in run.module.model.parameters()):,} parameters"

@@ -50,7 +50,8 @@ class StartingPoint:
             what = f"start.update={start.update}: the model has no layer of routed experts to tell from the others"
             raise SpecError([Problem(what=what, at="start.update", expected="all")])
         for parameter in model.parameters():
-            parameter.requires_grad_((id(parameter) in experts) == (start.update == "experts"))
+            if (id(parameter) in experts) != (start.update == "experts"):
+                parameter.requires_grad_(False)  # and what a model keeps fixed for good is not set free
 
     def take(self, data: Data | None, restored: Mapping[str, Any] | None) -> None:
         """Loads the weights, once, and gives the data the vocabulary that they were trained with.

@@ -80,7 +80,9 @@ def test_the_run_says_from_where_and_how_good_it_became(root: Path) -> None:
         f"run: {folder(root, 'pre').as_posix()}/checkpoints/last.ckpt"
         in (folder(root, "tune") / "spec.yaml").read_text()
     )
-    scores = json.loads((folder(root, "tune") / "summary.json").read_text())["scores"]
+    pre, tune = (json.loads((folder(root, name) / "summary.json").read_text()) for name in ("pre", "tune"))
+    assert (tune["total"], tune["active"]) == (pre["total"], pre["active"])  # frozen parameters are parameters
+    scores = tune["scores"]
     assert scores["guessing"] == 0.5 and scores["scored_windows"] >= 8 and 0 <= scores["accuracy"] <= 1
 
 

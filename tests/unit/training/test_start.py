@@ -13,11 +13,12 @@ from torch import Tensor
 
 from moekit.errors import CheckpointError, SpecError
 from moekit.spec import load, to_plain
+from moekit.spec.recipe import Start
 from moekit.training.checkpoint import AtomicCheckpointIO, refuse_other_model
 from moekit.training.folder import checkpoint_of
 from moekit.training.generate import load_run
 from moekit.training.module import LitMoE
-from moekit.training.start import expert_parameters, pinned
+from moekit.training.start import StartingPoint, expert_parameters, pinned
 
 Make = Callable[..., dict[str, Any]]
 pytestmark = pytest.mark.usefixtures("calm")
@@ -143,6 +144,15 @@ def test_a_learnt_vocabulary_comes_with_the_weights(recipe: Make, trained: Path,
     module = LitMoE(spec)
     data = module.prepare()
     assert first.data is not None and data.state() == first.data.state() != {}
+
+
+def test_what_a_model_keeps_fixed_is_not_set_free(recipe: Make) -> None:
+    model = LitMoE(recipe()).model
+    fixed = dict(model.named_parameters())["norm.weight"]
+    fixed.requires_grad_(False)
+    StartingPoint(Start(run="any", update="others"), model)
+    assert not any(p.requires_grad for p in (*expert_parameters(model), fixed))
+    assert any(p.requires_grad for p in model.parameters())
 
 
 def test_no_experts_to_tell_from_others(recipe: Make) -> None:
