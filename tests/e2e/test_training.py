@@ -64,7 +64,10 @@ def test_a_run_folder_holds_everything(run: Path) -> None:
     assert not [name for name in names if name.endswith(".tmp")]
     rows = read_metrics(run / "metrics.csv")
     assert list(rows) == [1, 2, 3, 4]
-    assert {"train/loss", "train/max_violation", "train/dropped", "lr", "val/bits_per_byte"} <= set(rows[4])
+    names = {"train/loss", "train/max_violation", "train/dropped", "lr", "val/bits_per_byte", "val/max_violation"}
+    assert names <= set(rows[4])
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["validation"]["max_violation"] == rows[4]["val/max_violation"] > 0
     saved = load(run / "spec.yaml")
     assert saved.model.dim == 16  # type: ignore[attr-defined]
     assert (
