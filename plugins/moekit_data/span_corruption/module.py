@@ -83,6 +83,10 @@ class SpanCorruptionData(DerivedData):
                 at = match.end()
         return torch.cat([*out, self.text.encode(text[at:])])
 
+    def example(self) -> str:
+        """Two holes."""
+        return "The <0> of the <1>."
+
     def describe(self) -> Mapping[str, str]:
         """What the text says of itself, and how much is cut out."""
         length = int(getattr(self.spec.text, "seq", 0))

@@ -167,6 +167,7 @@ def test_encode_and_decode(folder: str) -> None:
     assert data.encode("array<63> <x>").max() < END  # there are sentinels 0 to 62
     assert data.encode("").shape == (0,) and data.decode(ids[:0]) == ""
     assert data.end_token() == END
+    assert [token for token in data.encode(data.example()).tolist() if token > END] == [END + 1, END + 2]
     assert data.domain_names() == ("one", "two")
     assert data.describe()["corruption"] == "5 of 32 tokens cut out, in 2 spans"
 
