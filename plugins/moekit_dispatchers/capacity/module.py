@@ -86,14 +86,18 @@ class CapacityDispatcher(Dispatcher):
         """C: slots an expert has for each group of so many tokens, which choose so many experts each."""
         above, below = self.factor if self.training else self.eval_factor
         above *= tokens * (choices if self.spec.count == "pairs" else 1)
-        whole, rest = divmod(above, below * num_experts)
-        half = 2 * rest - below * num_experts
+        below *= num_experts
         if self.spec.rounding == "ceil":
-            whole += rest > 0
-        elif self.spec.rounding == "round":
-            whole += half > 0 or (half == 0 and whole % 2 == 1)
+            slots = -(-above // below)
+        elif self.spec.rounding == "floor":
+            slots = above // below
+        else:
+            slots = (2 * above + below) // (2 * below)
+            if (2 * above + below) % (2 * below) == 0 and slots % 2 == 1:
+                slots -= 1  # half to even
+        slots = max(slots, self.spec.at_least)
         multiple = self.spec.multiple
-        return min(-(-max(whole, self.spec.at_least) // multiple) * multiple, tokens)
+        return min(-(-slots // multiple) * multiple, tokens)
 
     def queue(self, routing: TokenChoice, num_groups: int, group_size: int) -> Tensor:
         """``queue_GN``: each group's pairs, N = S · K numbered token by token, in the order in which they get slots."""

@@ -305,9 +305,9 @@ def test_autocast_answers_in_bf16_with_gates_gradient_in_fp32() -> None:
     assert torch.autograd.grad(y_TD.sum(), way.gate_TK)[0].dtype == torch.float32
 
 
-@pytest.mark.parametrize("order, dtype", [("choice", torch.float64), ("priority", torch.float32)])
-def test_a_layer_compiles_into_one_graph(order: str, dtype: torch.dtype) -> None:
-    spec = Capacity(factor=0.75, order=order, per="sequence")
+def test_a_layer_compiles_into_one_graph_of_any_length_in_fp64() -> None:
+    dtype = torch.float64
+    spec = Capacity(factor=0.75, order="priority", per="sequence", rounding="round")
     moe = MoE(router=TopK(top_k=2), experts=Glu(count=4, hidden=6), dispatcher=spec)
     layer, x_BSD = MoELayer.from_spec(moe, D).to(dtype), torch.randn(2, 9, D, dtype=dtype, requires_grad=True)
     valid_BS = torch.rand(2, 9) > 0.2
@@ -319,6 +319,8 @@ def test_a_layer_compiles_into_one_graph(order: str, dtype: torch.dtype) -> None
         results.append((y_BSD, report.dropped, *torch.autograd.grad(y_BSD.sum(), [x_BSD, *layer.parameters()])))
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs)
+    longer_BSD = torch.randn(2, 13, D, dtype=dtype)  # traced anew, with lengths as symbols
+    torch.testing.assert_close(compiled(longer_BSD)[0], layer(longer_BSD)[0])
 
 
 @pytest.mark.parametrize("order", ["position", "choice", "priority", "affinity"])

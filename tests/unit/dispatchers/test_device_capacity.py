@@ -207,6 +207,12 @@ def test_a_layer_compiles_into_one_graph_and_reads_nothing_on_the_host() -> None
         results.append((y_BSD, report.dropped, *torch.autograd.grad(y_BSD.sum(), [x_BSD, *layer.parameters()])))
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs)
+    longer_BSD = torch.randn(5, 7, D)  # traced anew, with lengths as symbols
+    results = []
+    for run in (layer, compiled):
+        torch.manual_seed(3)
+        results.append(run(longer_BSD)[0])
+    torch.testing.assert_close(*results)
 
     way = {k: v.to("meta") if isinstance(v, Tensor) else v for k, v in vars(ALL_ON_DEVICE_0).items()}
     meta = dispatcher(exempt=0.1, inner=Capacity())
