@@ -37,22 +37,22 @@ def trainable() -> list[str]:
     for component in current().components("recipe"):
         recipe = load(component.name)
         if component.plugin == "papers" and recipe.data is not None and recipe.paper is not None:
-            found.append((recipe.paper.year, recipe.paper.arxiv, component.name))
-    return [name for *_, name in sorted(found)]
+            found.append((recipe.paper.year, recipe.paper.arxiv, recipe.start is not None, component.name))
+    return [name for *_, name in sorted(found)]  # a fine-tuning run after the run that it starts from
 
 
 def train(name: str, out: Path, extra: list[str]) -> dict[str, Any]:
     """Runs one recipe; its numbers, with the curves of both models."""
     start = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, "-m", "moekit", "train", name, "--out", str(out / name), *extra],
+        [sys.executable, "-m", "moekit", "train", name, "--out", str(out), *extra],
         capture_output=True,
         text=True,
         check=False,
     )
     if done.returncode:
         raise SystemExit(f"{name} failed:\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
-    (summary,) = (path for path in out.joinpath(name).rglob("summary.json") if path.parent.name != "dense")
+    summary = max(path for path in out.joinpath(name).rglob("summary.json") if path.parent.name != "dense")
     numbers = json.loads(summary.read_text())
     metric, curve = curve_of(summary.parent / "metrics.csv")
     dense = summary.parent / "dense" / "metrics.csv"

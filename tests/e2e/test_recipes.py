@@ -31,7 +31,7 @@ def less_text(path: str, data: Any) -> list[str]:
 @pytest.mark.parametrize("name", TRAINABLE)
 def test_a_recipe_starts_well(name: str, tmp_path: Path) -> None:
     """Three steps on its own data, a validation, the closing figures and pictures."""
-    few = ["trainer.max_steps=3", "trainer.limit_val_batches=2", "trainer.log_every_n_steps=1"]
+    few = ["start=null", "trainer.max_steps=3", "trainer.limit_val_batches=2", "trainer.log_every_n_steps=1"]
     assert main(arguments(name, tmp_path, *few, *less_text("data", load(name).data))) == 0
     (summary,) = tmp_path.rglob("summary.json")
     numbers = json.loads(summary.read_text())
@@ -44,8 +44,10 @@ def test_a_recipe_starts_well(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", TRAINABLE)
 def test_a_recipe_learns(name: str, tmp_path: Path) -> None:
     """To its end: what it is trained for falls by a tenth at least, from the first tenth of the steps to the last."""
+    if (start := load(name).start) is not None:
+        assert main(arguments(start.run, tmp_path, "trainer.max_steps=150")) == 0
     assert main(arguments(name, tmp_path)) == 0
-    (metrics,) = tmp_path.rglob("metrics.csv")
+    (metrics,) = (tmp_path / name).rglob("metrics.csv")
     with metrics.open(encoding="utf-8") as lines:
         losses = [float(row["train/loss"]) for row in csv.DictReader(lines) if row.get("train/loss")]
     tenth = max(1, len(losses) // 10)
