@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from unicodedata import category
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -14,17 +15,19 @@ INK, FAINT, BLUE = "#222222", "#777777", "#1f5fa8"
 
 
 def write(made: Sequence[Translation], path: Path) -> Path:
-    """Writes language, source, reference and output, with tabs between; tabs and line breaks inside as \\t and \\n."""
+    """Writes language, source, reference and output, with tabs between.
+
+    Tabs, line breaks and other control characters inside a text stand as ``\\t``, ``\\n``, ``\\x85``.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = [Translation._fields, *made]
-    lines = ("\t".join(map(_cell, row)) + "\n" for row in rows)
+    lines = ("\t".join(map(_cell, row)) + "\n" for row in (Translation._fields, *made))
     path.write_text("".join(lines), encoding="utf-8")
     return path
 
 
 def _cell(text: str) -> str:
-    plain = text.replace("\\", "\\\\") if any(c in text for c in "\t\n\r") else text
-    return plain.replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")
+    breaks = ("Cc", "Zl", "Zp")  # control characters, separators of lines and paragraphs
+    return "".join(ascii(c)[1:-1] if category(c) in breaks else c for c in text)
 
 
 def draw(made: Sequence[Translation], path: Path) -> Path:

@@ -163,5 +163,6 @@ def test_pictures_are_a_table_and_bars(path, tmp_path):
 def test_a_table_stays_a_table(tmp_path):
     from moekit_data.translations.picture import write
 
-    path = write([Translation("de", "two\nlines", "a\tb", "plain \\n")], tmp_path / "t.tsv")
-    assert path.read_text().splitlines()[1] == "de\ttwo\\nlines\ta\\tb\tplain \\n"
+    path = write([Translation("de", "two\nlines", "a\tb", "é\x85\u2028\0 \\n\xa0\ufffd")], tmp_path / "t.tsv")
+    _, row = path.read_text(encoding="utf-8").splitlines()
+    assert row.split("\t") == ["de", "two\\nlines", "a\\tb", "é\\x85\\u2028\\x00 \\n\xa0\ufffd"]
