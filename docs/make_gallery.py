@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from moekit import load
 from moekit.cli.params import READINGS, rounded, rounded_like
-from moekit.params import count_parameters
+from moekit.params import ParameterCount, count_parameters
 from moekit.registry import current
 from moekit.spec.diffing import tell
 from moekit.spec.recipe import Paper, Recipe
@@ -40,107 +40,114 @@ SIZES = """
 ## At the sizes of their papers
 
 To read and to count; nothing of this size is allocated. *Active* is what one token runs through, by the reading that
-the paper means. Where the print cannot be right, the recipe says so.
+the paper means.
 
 | recipe | published | counted | active, published | active, counted | reading |
 |---|---|---|---|---|---|
 """
 
 
-def papers() -> dict[str, list[tuple[str, Recipe]]]:
-    """The recipes of each paper, by its title, oldest first; in a paper those that can be trained come first."""
-    found: dict[str, list[tuple[str, Recipe]]] = {}
+PRINTS = """
+Where a print cannot be right, or is met only nearly:
+
+- **Switch-XXL**: the paper's table says 64 experts; only 128 make its 395B (64 make 201B).
+- **GShard**: 36684 and 12228 experts in all are misprints of 36,864 = 18 · 2048 and 12,288 = 6 · 2048. Its totals are
+  rounded down, by 3 to 6 %, and count no embeddings.
+- **Switch-Large**: 26B is the count with plain feed-forward nets of width 4096 (26.3B); the gated ones that its table
+  prints make 27.1B.
+- **GLaM**: the small models come out with a vocabulary of 32,000, not 256,000. 20B for 1.7B/32E does not fit its
+  neighbours (14.0B); 105B and 1.886B for 1.7B/256E come out as 104.2B and 1.884B; 0.145B active for 0.1B/64E as 0.152B.
+- **ST-MoE**: the totals are met without the extra dense layers (`dense_too`) that the paper tried.
+- **DeepSeek-V2-Lite**: 2.4B active is 2.451B without the input embedding, cut off.
+"""
+
+
+class Entry(NamedTuple):
+    """A recipe of a paper, with its parameters counted."""
+
+    name: str
+    recipe: Recipe
+    paper: Paper
+    count: ParameterCount
+
+
+def papers() -> list[list[Entry]]:
+    """The recipes of each paper, oldest first; in a paper those that can be trained come first, then by size."""
+    found: dict[str, list[Entry]] = {}
     for component in current().components("recipe"):
         recipe = load(component.name)
         if component.plugin == "papers" and recipe.paper is not None and recipe.paper.title:
-            found.setdefault(recipe.paper.title, []).append((component.name, recipe))
-    for recipes in found.values():
-        recipes.sort(key=lambda named: (named[1].data is None, -_size(named[1])))
-    return dict(sorted(found.items(), key=lambda named: (paper_of(named[1]).year, paper_of(named[1]).arxiv)))
-
-
-def paper_of(recipes: list[tuple[str, Recipe]]) -> Paper:
-    """The paper that recipes share, with the claim of the first one that states it."""
-    stated = [recipe.paper for _, recipe in recipes if recipe.paper is not None]
-    return next((paper for paper in stated if paper.claim), stated[0])
+            entry = Entry(component.name, recipe, recipe.paper, count_parameters(recipe))
+            found.setdefault(recipe.paper.title, []).append(entry)
+    for entries in found.values():
+        entries.sort(key=lambda e: (e.recipe.data is None, e.recipe.start is not None, e.count.total))
+    return sorted(found.values(), key=lambda entries: (entries[0].paper.year, entries[0].paper.arxiv))
 
 
 def page() -> str:
     """The whole page."""
-    rows = papers()
-    told = "".join("\n".join(section(recipes)) + "\n" for recipes in rows.values())
-    sizes = "".join(f"{size_row(name, r)}\n" for recipes in rows.values() for name, r in recipes if r.data is None)
-    overview = "".join(
-        f"{overview_row(recipes, name, r)}\n" for recipes in rows.values() for name, r in recipes if r.data
-    )
-    return HEAD + overview + PARTS + told.rstrip("\n") + "\n" + SIZES + sizes
+    every = papers()
+    overview = "".join(f"{overview_row(e)}\n" for entries in every for e in entries if e.recipe.data)
+    told = "\n".join("\n".join(section(entries)) for entries in every)
+    sizes = "".join(f"{size_row(e)}\n" for entries in every for e in entries if e.recipe.data is None)
+    return f"{HEAD}{overview}{PARTS}{told}\n{SIZES}{sizes}{PRINTS}"
 
 
-def overview_row(recipes: list[tuple[str, Recipe]], name: str, recipe: Recipe) -> str:
+def overview_row(e: Entry) -> str:
     """One recipe that can be trained, in a line."""
-    paper, count, moe = paper_of(recipes), count_parameters(recipe), getattr(recipe.model, "moe", None)
-    used = [] if moe is None else [moe.router, moe.experts, moe.dispatcher]
-    words = [current().use_name(spec) for spec in used]
-    if getattr(moe, "shared", None) is not None:
+    moe: Any = getattr(e.recipe.model, "moe", None)
+    words = [current().use_name(spec) for spec in (moe.router, moe.experts, moe.dispatcher)]
+    if moe.shared is not None:
         words[1] += " + shared"
-    words.append(", ".join(current().use_name(b) for b in moe.balancers.values()) or "none" if moe else "")
-    size = f"{rounded(count.total)}, {rounded(count.active())}"
-    return f"| {paper.year} | {paper.title} | `{name}` | {' · '.join(filter(None, words))} | {size} | {paper.claim} |"
+    words.append(", ".join(current().use_name(b) for b in moe.balancers.values()) or "none")
+    size = f"{rounded(e.count.total)}, {rounded(e.count.active())}"
+    return f"| {e.paper.year} | {e.paper.title} | `{e.name}` | {' · '.join(words)} | {size} | {e.paper.claim} |"
 
 
-def section(recipes: list[tuple[str, Recipe]]) -> Iterator[str]:
-    """One paper: where it appeared, what it claims, its recipes and their parts."""
-    paper = paper_of(recipes)
+def section(entries: list[Entry]) -> Iterator[str]:
+    """One paper: where it appeared, its recipes and their parts."""
+    paper = entries[0].paper
     where = f"arXiv [{paper.arxiv}](https://arxiv.org/abs/{paper.arxiv})" if paper.arxiv else paper.where
     yield f"### {paper.year}: {paper.title}\n"
     yield f"{paper.authors.rstrip('.')}. {where}.\n"
-    if paper.claim:
-        yield f"Reported: {paper.claim}.\n"
-    at_size = [f"`{name}`" for name, recipe in recipes if recipe.data is None]
-    for name, recipe in recipes:
-        if recipe.data is not None:
-            count = count_parameters(recipe)
-            yield f"**`moekit train {name}`**: {recipe.summary}."
-            yield f"{rounded(count.total)} parameters, {rounded(count.active())} active a token.\n"
+    for e in entries:
+        if e.recipe.data is not None:
+            yield f"**`moekit train {e.name}`**: {e.recipe.summary}."
+            yield f"{rounded(e.count.total)} parameters, {rounded(e.count.active())} active a token.\n"
             yield "| part | |\n|---|---|"
-            yield from (f"| {part} | `{value}` |" for part, value in parts(recipe))
+            yield from (f"| {part} | `{value}` |" for part, value in parts(e.recipe))
             yield ""
-    if at_size:
+    if at_size := [f"`{e.name}`" for e in entries if e.recipe.data is None]:
         yield f"At its size: {', '.join(at_size)}.\n"
 
 
 def parts(recipe: Recipe) -> Iterator[tuple[str, str]]:
     """The parts that make a paper, in words."""
     model: Any = recipe.model
-    moe = getattr(model, "moe", None)
-    yield "model", tell(model, without=["moe", "attention", "ffn", "vocab", "init_std", "objective"])
+    yield "model", tell(model, without=["moe", "attention", "ffn", "vocab", "init_std"])
     for name in ("attention", "ffn"):
         if getattr(model, name, None) is not None:
             yield name, tell(getattr(model, name))
-    for name in ("at", "router", "experts", "shared", "dispatcher"):
-        if getattr(moe, name, None) is not None:
-            yield {"at": "mixture layers"}.get(name, name), tell(getattr(moe, name))
-    for name, balancer in ({} if moe is None else moe.balancers).items():
+    for name in ("at", "router", "experts", "shared", "dispatcher", "encoder_dispatcher"):
+        if getattr(model.moe, name, None) is not None:
+            yield {"at": "mixture layers"}.get(name, name.replace("_", "'s ")), tell(getattr(model.moe, name))
+    for name, balancer in model.moe.balancers.items():
         yield f"balancer `{name}`", tell(balancer)
     yield "objective", tell(recipe.objective)
     yield "data", tell(recipe.data)
+    if recipe.start is not None:
+        yield "starts from", tell(recipe.start)
 
 
-def size_row(name: str, recipe: Recipe) -> str:
+def size_row(e: Entry) -> str:
     """Published and counted parameters of one recipe."""
-    paper, count = recipe.paper, count_parameters(recipe)
-    assert paper is not None
-    total = count.without_embeddings if paper.total_reading == "without_either" else count.total
-    active = count.active(paper.reading or "both")
-    note = READINGS[paper.reading] if paper.reading else "with both embeddings"
-    if paper.total_reading == "without_either":
-        note += "; total without either"
-    cells = (paper.total or "-", rounded_like(total, paper.total), paper.active or "-")
-    return f"| `{name}` | {' | '.join(cells)} | {rounded_like(active, paper.active)} | {note} |"
-
-
-def _size(recipe: Recipe) -> int:
-    return count_parameters(recipe).total
+    bare = e.paper.total_reading == "without_either"
+    total = e.count.without_embeddings if bare else e.count.total
+    active = e.count.active(e.paper.reading or "both")
+    note = READINGS[e.paper.reading or "both"] + ("; total without either" if bare else "")
+    cells = [e.paper.total or "-", rounded_like(total, e.paper.total)]
+    cells += [e.paper.active or "-", rounded_like(active, e.paper.active)]
+    return f"| `{e.name}` | {' | '.join(cells)} | {note} |"
 
 
 if __name__ == "__main__":

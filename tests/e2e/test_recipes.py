@@ -23,7 +23,7 @@ def arguments(name: str, out: Path, *overrides: str) -> list[str]:
 
 def less_text(path: str, data: Any) -> list[str]:
     """Overrides by which text data reads little; the text may lie inside other data."""
-    given = {"megabytes": 0.2, "batch": 4, "domains": "[python]", "validation_pairs": 2}
+    given = {"megabytes": 0.2, "batch": 4, "domains": "[python, cpp]", "validation_pairs": 2}
     found = [f"{path}.{name}={value}" for name, value in given.items() if hasattr(data, name)]
     return found + (less_text(f"{path}.text", data.text) if hasattr(data, "text") else [])
 

@@ -1,0 +1,44 @@
+"""The gallery is what its generator makes of today's recipes, and leaves none out."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from moekit import load
+from moekit.registry import current
+
+DOCS = Path(__file__).parents[2] / "docs"
+sys.path.append(str(DOCS))
+
+import make_gallery  # noqa: E402
+
+
+def test_the_page_is_up_to_date() -> None:
+    stored = (DOCS / "gallery.md").read_text(encoding="utf-8")
+    assert make_gallery.page() == stored, "run: python docs/make_gallery.py"
+
+
+def test_every_recipe_of_a_paper_is_in_it() -> None:
+    page = (DOCS / "gallery.md").read_text(encoding="utf-8")
+    names = [c.name for c in current().components("recipe") if c.plugin == "papers" and not c.name.startswith("base/")]
+    assert len(names) > 30
+    assert [name for name in names if f"`{name}`" not in page] == []
+
+
+def test_every_paper_says_who_when_and_what() -> None:
+    for component in current().components("recipe"):
+        paper = load(component.name).paper
+        if component.plugin == "papers" and paper is not None:
+            assert paper.title
+            assert paper.authors
+            assert 1990 < paper.year < 2100
+            assert paper.arxiv or paper.where
+            assert paper.claim, component.name
+
+
+def test_every_paper_has_a_recipe_to_train() -> None:
+    recipes = [load(c.name) for c in current().components("recipe") if c.plugin == "papers"]
+    titles = {recipe.paper.title for recipe in recipes if recipe.paper is not None}
+    assert titles == {r.paper.title for r in recipes if r.paper is not None and r.data is not None}
+    assert len(titles) == 10
