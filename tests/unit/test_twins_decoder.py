@@ -1,4 +1,4 @@
-"""Decoders at the sizes of their papers: every published count comes out, to its rounding, by the reading that is meant.
+"""Decoders at the sizes of their papers: every published count comes out, to its rounding, by the reading meant.
 
 Where a paper's print cannot be right, the row says what comes out instead.
 """
