@@ -124,7 +124,7 @@ def section(entries: list[Entry]) -> Iterator[str]:
 def parts(recipe: Recipe) -> Iterator[tuple[str, str]]:
     """The parts that make a paper, in words."""
     model: Any = recipe.model
-    yield "model", tell(model, without=["moe", "attention", "ffn", "vocab", "init_std"])
+    yield "model", tell(model, without=["moe", "attention", "ffn", "vocab", "init_std", "init_scale"])
     for name in ("attention", "ffn"):
         if getattr(model, name, None) is not None:
             yield name, tell(getattr(model, name))

@@ -22,6 +22,11 @@ class Init:
     std: float = 0.02
     scale: float | None = None
 
+    @classmethod
+    def of(cls, std: float | None, scale: float | None) -> Init:
+        """What a model's spec says, of which at most one is given."""
+        return cls(scale=scale) if std is None else cls(std=std)
+
     def draw(self, weight: Tensor, inputs: int | None = None) -> None:
         """Draws one weight anew, in place.
 

@@ -1,4 +1,4 @@
-"""Which layers of a stack are mixtures, and the width that makes a dense stack as dear as one with mixtures.
+"""Which layers of a stack are mixtures, how weights are drawn, and the width that makes a dense stack as dear.
 
 Torch-free: what the specs of the decoder and of the encoder-decoder share.
 """
@@ -41,6 +41,12 @@ class At(Spec):
         indices = self.indices(depth)
         if not indices or indices[-1] >= depth:
             yield f"moe.at names {list(indices) or 'no layer'}, but the {stack} has layers 0 to {depth - 1}"
+
+
+def check_init(std: float | None, scale: float | None) -> Iterable[str]:
+    """The sentence that refuses two ways of drawing weights at once."""
+    if std is not None and scale is not None:
+        yield f"init_std={std} and init_scale={scale} are two ways to draw weights: set one of them to null"
 
 
 def dense_equivalent(

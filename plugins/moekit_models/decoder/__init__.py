@@ -16,7 +16,7 @@ from moekit.component import Component
 from moekit.spec.fields import Spec, group, option, slot
 from moekit.spec.kinds import AttentionSpec, ExpertSpec, ModelSpec, MoE
 from moekit_models.at import At as At
-from moekit_models.at import dense_equivalent
+from moekit_models.at import check_init, dense_equivalent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class Decoder(ModelSpec):
     moe: DecoderMoE | None = group("the mixture layers; null for a dense model", default=None)
     mtp: MTP | None = group("multi-token prediction; null for none", default=None)
     tied: bool = option(False, "one matrix for the input embedding and the output head")
-    init_std: float = option(0.02, "standard deviation that weights are drawn with", gt=0)
+    init_std: float | None = option(None, "standard deviation that weights are drawn with; .02 when left out", gt=0)
     init_scale: float | None = option(None, "draw with std sqrt(this / inputs) instead, cut at two (Switch: .1)", gt=0)
     norm_eps: float = option(1e-6, "added inside the norms' square root", gt=0)
     recompute: bool = option(False, "keep no activations inside blocks; compute them again for the gradient")
@@ -57,6 +57,7 @@ class Decoder(ModelSpec):
         """The layers named exist, dense layers hold one expert, and no router sees later tokens."""
         if self.ffn.count != 1:
             yield f"ffn.count={self.ffn.count} must be 1: a dense layer is one expert that every token passes"
+        yield from check_init(self.init_std, self.init_scale)
         if self.moe is None:
             return
         if leak := self.moe.leak():

@@ -82,7 +82,7 @@ class DecoderModel(Model):
         self.head = None if spec.tied else nn.Linear(spec.dim, spec.vocab, bias=False)
         ahead = 0 if spec.mtp is None else spec.mtp.depth
         self.mtp = nn.ModuleList(Ahead(spec, spec.depth - 1 in mixtures) for _ in range(ahead))
-        init_weights(self, Init(std=spec.init_std, scale=spec.init_scale))
+        init_weights(self, Init.of(spec.init_std, spec.init_scale))
 
     def forward(self, inputs: Tensor, *, valid: Tensor | None = None) -> ModelOutput:
         """Logits of the next token at every position; in training also of later ones.

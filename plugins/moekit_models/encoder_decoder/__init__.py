@@ -17,7 +17,7 @@ from typing import ClassVar
 from moekit.component import Component
 from moekit.spec.fields import ConflictError, Spec, group, option, slot
 from moekit.spec.kinds import AttentionSpec, DispatcherSpec, ExpertSpec, ModelSpec, MoE
-from moekit_models.at import At, dense_equivalent
+from moekit_models.at import At, check_init, dense_equivalent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ class EncoderDecoder(ModelSpec):
     tied: bool = option(False, "one matrix for the input embedding and the output head")
     scaled_head: bool = option(False, "divide the logits by sqrt(dim), as T5 does where the head is tied")
     dropout: float = option(0.0, "in training, of embeddings, of each part's output and of the stacks'", ge=0, lt=1)
-    init_std: float = option(0.02, "standard deviation that weights are drawn with", gt=0)
+    init_std: float | None = option(None, "standard deviation that weights are drawn with; .02 when left out", gt=0)
     init_scale: float | None = option(None, "draw with std sqrt(this / inputs) instead, cut at two (Switch: .1)", gt=0)
     norm_eps: float = option(1e-6, "added inside the norms' square root", gt=0)
     recompute: bool = option(False, "keep no activations inside blocks; compute them again for the gradient")
@@ -83,6 +83,7 @@ class EncoderDecoder(ModelSpec):
         """The layers named exist, dense layers hold one expert, and nothing in the decoder sees later tokens."""
         if self.ffn.count != 1:
             yield f"ffn.count={self.ffn.count} must be 1: a dense layer is one expert that every token passes"
+        yield from check_init(self.init_std, self.init_scale)
         if self.moe is None:
             return
         if leak := self.moe.leak():

@@ -143,7 +143,7 @@ class EncoderDecoderModel(Model):
         self.encoder = Stack(spec, encoder=True)
         self.decoder = Stack(spec, encoder=False)
         self.head = None if spec.tied else nn.Linear(spec.dim, spec.vocab, bias=False)
-        init_weights(self, Init(std=spec.init_std, scale=spec.init_scale))
+        init_weights(self, Init.of(spec.init_std, spec.init_scale))
 
     def forward(self, inputs: Tensor, *, valid: Tensor | None = None, source: Source | None = None) -> ModelOutput:
         """Logits of the next token of the target, at every position of it.

@@ -68,7 +68,7 @@ def tensors(tree: Any) -> list[Tensor]:
 def jittered(tree: Tree) -> Tree:
     """Noise at the router, and weights large enough for it to show in a loss of 32 bits."""
     tree["model"]["moe"]["router"]["input_jitter"] = 0.1
-    tree["model"]["init_std"] = 0.3
+    tree["model"] |= {"init_std": 0.3, "init_scale": None}
     return tree
 
 
