@@ -11,6 +11,7 @@ from moekit.contracts.parts import LayerDims as LayerDims
 from moekit.contracts.parts import LayerReport as LayerReport
 from moekit.contracts.parts import ModuleExperts as ModuleExperts
 from moekit.contracts.parts import Router as Router
+from moekit.contracts.parts import StandardForm as StandardForm
 from moekit.contracts.run import Batch as Batch
 from moekit.contracts.run import Data as Data
 from moekit.contracts.run import LossSum as LossSum

@@ -58,6 +58,27 @@ class Router(nn.Module, ABC):
         init_matrices(self, init)
 
 
+@dataclass(frozen=True, kw_only=True)
+class StandardForm:
+    """The weights of a bank that computes ``down(act(gate(x)) * up(x))`` or ``down(act(up(x)))``, and nothing else.
+
+    A dispatcher with a kernel for that may use them in place of the bank's ``forward``, which stays the truth that the
+    kernel is tested against.
+
+    Attributes:
+        activation: ``silu``, ``gelu`` (exact), ``relu`` or ``sigmoid``.
+        gated: whether there is a gate.
+        w_in_EHD: ``[E, 2H, D]``, the gate in the first H rows of each expert and up in the rest; ``[E, H, D]`` without
+            a gate.
+        w_out_EOH: ``[E, O, H]``.
+    """
+
+    activation: str
+    gated: bool
+    w_in_EHD: Tensor
+    w_out_EOH: Tensor
+
+
 class ExpertBank(nn.Module, ABC):
     """E experts of one shape. Built as ``Target(spec, dims)``.
 
@@ -76,6 +97,10 @@ class ExpertBank(nn.Module, ABC):
     def init_weights(self, init: Init) -> None:
         """Draws the weights as the model that holds the layer asks."""
         init_matrices(self, init)
+
+    def standard_form(self) -> StandardForm | None:
+        """The weights, where this bank is of a form that fused kernels know; None where it is not (or not now)."""
+        return None
 
     @staticmethod
     def from_modules(modules: Iterable[nn.Module], out_dim: int) -> ExpertBank:

@@ -7,7 +7,7 @@ from typing import final
 import torch.nn.functional as F
 from torch import Tensor
 
-from moekit.contracts import ExpertBank, LayerDims
+from moekit.contracts import ExpertBank, LayerDims, StandardForm
 from moekit.groups import Groups
 from moekit_experts.ffn import Ffn
 from moekit_experts.stacked import ACTIVATIONS, draw_uniform, stacked
@@ -44,6 +44,12 @@ class FfnExperts(ExpertBank):
         up_NH = groups.linear(x_ND, self.w_up_EHD, self.b_up_EH)
         hidden_NH = F.dropout(ACTIVATIONS[self.activation](up_NH), self.dropout, self.training)
         return groups.linear(hidden_NH, self.w_down_EOH, self.b_down_EO)
+
+    def standard_form(self) -> StandardForm | None:
+        """Both weights, unless there are biases, or dropout at work."""
+        if self.b_up_EH is not None or (self.dropout and self.training):
+            return None
+        return StandardForm(activation=self.activation, gated=False, w_in_EHD=self.w_up_EHD, w_out_EOH=self.w_down_EOH)
 
     def extra_repr(self) -> str:
         """Sizes, for ``print(model)``."""

@@ -7,7 +7,7 @@ from typing import final
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moekit.contracts import ExpertBank, Init, LayerDims
+from moekit.contracts import ExpertBank, Init, LayerDims, StandardForm
 from moekit.groups import Groups
 from moekit_experts.glu import Glu
 from moekit_experts.stacked import ACTIVATIONS, draw_uniform, stacked
@@ -59,6 +59,14 @@ class GluExperts(ExpertBank):
         if self.scale_EH is not None:  # in the hidden layer's dtype, which under autocast is not the parameter's
             hidden_NH = hidden_NH * groups.per_row(self.scale_EH.to(hidden_NH.dtype))
         return groups.linear(F.dropout(hidden_NH, self.dropout, self.training), self.w_down_EOH)
+
+    def standard_form(self) -> StandardForm | None:
+        """Both weights, unless there is a multiplicative bias, or dropout at work."""
+        if self.scale_EH is not None or (self.dropout and self.training):
+            return None
+        return StandardForm(
+            activation=self.activation, gated=True, w_in_EHD=self.w_gate_up_EHD, w_out_EOH=self.w_down_EOH
+        )
 
     def extra_repr(self) -> str:
         """Sizes, for ``print(model)``."""

@@ -13,7 +13,9 @@ from moekit.groups import UniformGroups
 from moekit.registry import build, current
 from moekit.spec.kinds import ExpertSpec
 from moekit_experts.ffn import Ffn
+from moekit_experts.ffn.module import FfnExperts
 from moekit_experts.glu import Glu
+from moekit_experts.glu.module import GluExperts
 from moekit_experts.linear import Linear, Logistic
 from moekit_optimizers.decay import decays
 
@@ -185,3 +187,34 @@ def test_every_expert_and_dispatcher_can_be_loaded() -> None:
     for kind in ("expert", "dispatcher"):
         for component in current().components(kind):
             assert isinstance(component.load(), type)
+
+
+@pytest.mark.parametrize(
+    ("bank", "form"),
+    [
+        (GluExperts(Glu(count=2, hidden=3, activation="gelu"), DIMS), ("gelu", True)),
+        (FfnExperts(Ffn(count=2, hidden=3), DIMS), ("relu", False)),
+    ],
+    ids=["glu", "ffn"],
+)
+def test_a_bank_of_standard_form_says_so(bank: ExpertBank, form: tuple[str, bool]) -> None:
+    standard = bank.standard_form()
+    assert standard is not None
+    assert (standard.activation, standard.gated) == form
+    assert {id(standard.w_in_EHD), id(standard.w_out_EOH)} == {id(p) for p in bank.parameters()}
+
+
+@pytest.mark.parametrize(
+    ("bank", "in_evaluation"),
+    [
+        (GluExperts(Glu(count=2, hidden=3, dropout=0.1), DIMS), True),
+        (FfnExperts(Ffn(count=2, hidden=3, dropout=0.1), DIMS), True),
+        (GluExperts(Glu(count=2, hidden=3, scale_bias=True), DIMS), False),
+        (FfnExperts(Ffn(count=2, hidden=3, bias=True), DIMS), False),
+        (ExpertBank.from_modules([torch.nn.Linear(4, 4)], 4), False),
+    ],
+    ids=["glu with dropout", "ffn with dropout", "scaled", "biased", "modules"],
+)
+def test_a_bank_that_does_more_does_not(bank: ExpertBank, in_evaluation: bool) -> None:
+    assert bank.train().standard_form() is None
+    assert (bank.eval().standard_form() is not None) == in_evaluation

@@ -55,6 +55,12 @@ def test_layers_that_do_not_exist_are_refused(at: At, message: str) -> None:
         spec_of(moe=moe_of(at))
 
 
+def test_two_ways_to_draw_weights_are_refused() -> None:
+    assert spec_of(init_std=0.1).init_scale is None
+    with pytest.raises(ValueError, match=r"init_std=0.1 and init_scale=0.5 are two ways .* set one of them to null"):
+        spec_of(init_std=0.1, init_scale=0.5)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Batchwise(RouterSpec):
     """A router that sees the whole sequence before it decides."""

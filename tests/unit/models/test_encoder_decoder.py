@@ -271,12 +271,8 @@ def test_recompute_changes_nothing(dropout: float) -> None:
 
 @pytest.mark.parametrize("scale", [None, 0.1])
 def test_weights_are_drawn_as_asked(scale: float | None) -> None:
-    spec = spec_of(
-        cross=Cross(heads=4, head_dim=16),
-        ffn=Ffn(hidden=96),
-        init_std=0.006 if scale is None else None,
-        init_scale=scale,
-    )
+    how = {"init_std": 0.006} if scale is None else {"init_scale": scale}
+    spec = spec_of(cross=Cross(heads=4, head_dim=16), ffn=Ffn(hidden=96), **how)
     model = EncoderDecoderModel(replace(spec, dim=64, moe=None))
     for name, parameter in model.named_parameters():
         if parameter.ndim == 1:
