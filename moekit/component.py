@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ class Component:
             For a recipe: the path of its YAML file.
         summary: one line for ``moekit ls``.
         paper: where the idea comes from.
+        year: of a recipe: the year of its paper; 0 where it says none.
+        trains: of a recipe: whether it names data to train on. Others are there to be read and counted.
         plugin: id of the plugin that offers it; set by the registry.
     """
 
@@ -35,6 +37,8 @@ class Component:
     target: str | Callable[..., Any]
     summary: str
     paper: str = ""
+    year: int = 0
+    trains: bool = True
     plugin: str = ""
 
     @property
@@ -70,16 +74,50 @@ class Component:
 def recipes_in(folder: Path) -> Iterator[Component]:
     """Every ``*.yaml`` below ``folder`` as a recipe named by its relative path without the suffix.
 
-    The summary is what the file says after ``summary:`` at its top level, found line by line: listing parses no YAML.
+    Summary, paper, and whether it has data are found line by line, also in the files of the folder that it extends:
+    listing parses no YAML.
     """
-    for path in sorted(folder.rglob("*.yaml")):
-        name = path.relative_to(folder).with_suffix("").as_posix()
-        yield Component(name=name, spec=Recipe, target=str(path), summary=_summary_of(path))
+    paths = {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))}
+    heads = {name: _head_of(path) for name, path in paths.items()}
+    for name, path in paths.items():
+        own, whole = heads[name], _with_bases(name, heads)
+        year = whole.get("year", "")
+        yield Component(
+            name=name,
+            spec=Recipe,
+            target=str(path),
+            summary=own.get("summary", ""),
+            paper=" ".join(filter(None, [whole.get("title", "").partition(":")[0], year])),
+            year=int(year) if year.isdecimal() else 0,
+            trains=whole.get("data", "null").partition("#")[0].strip() not in ("null", "~"),
+        )
 
 
-def _summary_of(path: Path) -> str:
+def _head_of(path: Path) -> dict[str, str]:
+    """What a recipe's file says of itself: its summary, what it extends, its paper's title and year, its data."""
+    head: dict[str, str] = {}
+    outer = ""
     with path.open(encoding="utf-8") as file:
         for line in file:
-            if line.startswith("summary:"):
-                return line.removeprefix("summary:").strip().strip("\"'")
-    return ""
+            key, colon, value = line.partition(":")
+            if not colon:
+                continue
+            inner = key.startswith((" ", "#"))
+            outer = outer if inner else key
+            if key in ("summary", "extends", "data") or (outer == "paper" and key.strip() in ("title", "year")):
+                head.setdefault(key.strip(), value.strip().strip("\"'"))
+    return head
+
+
+def _with_bases(name: str, heads: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """A head with what the recipes that it extends say beneath it."""
+    whole: dict[str, str] = {}
+    waiting, seen = [name], set[str]()
+    while waiting:
+        here = waiting.pop(0)
+        if here in seen or here not in heads:
+            continue
+        seen.add(here)
+        whole = {**heads[here], **whole}
+        waiting += [base.strip(" '\"") for base in heads[here].get("extends", "").strip("[]").split(",")]
+    return whole

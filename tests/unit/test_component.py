@@ -87,3 +87,28 @@ def test_recipes_in_a_folder(tmp_path: Path) -> None:
         ("big", "", "recipe"),
     ]
     assert [c.target for c in found] == [str(tmp_path / "base" / "small.yaml"), str(tmp_path / "big.yaml")]
+
+
+def test_a_recipe_tells_its_paper_and_whether_it_trains_with_what_it_extends(tmp_path: Path) -> None:
+    files = {
+        "paper": 'paper:\n  title: "Tall: a model"\n  year: 2021\ndata:\n  use: vowels\n  title: none of its own\n',
+        "base/plain": "data: vowels\n",
+        "small": "extends: paper\npaper: {claim: small}\n",
+        "both": "extends: [base/plain, paper]\n",
+        "counted": "extends: small\ndata: null  # to count\n",
+        "round": "extends: trip\n",
+        "trip": "extends: round\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).with_suffix(".yaml").write_text(text)
+    found = {c.name: (c.paper, c.year, c.trains) for c in recipes_in(tmp_path)}
+    assert found == {
+        "paper": ("Tall 2021", 2021, True),
+        "base/plain": ("", 0, True),
+        "small": ("Tall 2021", 2021, True),
+        "both": ("Tall 2021", 2021, True),
+        "counted": ("Tall 2021", 2021, False),
+        "round": ("", 0, False),
+        "trip": ("", 0, False),
+    }
