@@ -102,7 +102,8 @@ class Recipe(Spec):
         if self.data is not None and self.data.yields != self.model.takes:
             yield (
                 f"data {type(self.data).__name__} yields '{self.data.yields}', "
-                f"but model {type(self.model).__name__} takes '{self.model.takes}'"
+                f"but model {type(self.model).__name__} takes '{self.model.takes}'; "
+                "others: moekit ls data, moekit ls models"
             )
         given, known = getattr(self.data, "vocab", None), getattr(self.model, "vocab", None)
         if isinstance(given, int) and isinstance(known, int) and given > known:

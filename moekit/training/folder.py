@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moekit.errors import CheckpointError
+from moekit.registry import current
 
 RUNS = Path("runs")
 
@@ -51,9 +52,11 @@ class RunFolder:
                 begun = [run for run in runs if cls(run).last.is_file()] or runs  # one stopped too early is passed over
                 return cls(max(begun, key=lambda p: ((p / "spec.yaml").stat().st_mtime_ns, p.name)))
         known = sorted(p.parent.parent.relative_to(root).as_posix() for p in root.glob("**/*/spec.yaml"))
+        recipes = {component.name: component.trains for component in current().components("recipe")}
+        make = f"\n  train one first: moekit train {run}" if recipes.get(run) else ""
         raise CheckpointError(
             f"no run at '{run}': neither a run folder, nor a checkpoint in one, nor the name of a run below {root}/\n"
-            f"  runs there: {', '.join(dict.fromkeys(known)) or 'none'}"
+            f"  runs there: {', '.join(dict.fromkeys(known)) or 'none'}{make}"
         )
 
     def create(self) -> None:

@@ -36,4 +36,7 @@ class DerivedSpec(DataSpec):
         if self.text.yields != "tokens" or not self.text_vocab():
             yield f"text: {name} yields '{self.text.yields}' and no text tokens; take local_text or text_files"
         elif self.vocab < (need := self.smallest_vocab()):
-            yield f"vocab={self.vocab} is too small for the {self.text_vocab()} tokens of {name} and its own: {need}"
+            yield (
+                f"vocab={self.vocab} is too small for the {self.text_vocab()} tokens of {name} and its own: "
+                f"{need} or more are needed"
+            )

@@ -43,6 +43,15 @@ class At(Spec):
             yield f"moe.at names {list(indices) or 'no layer'}, but the {stack} has layers 0 to {depth - 1}"
 
 
+def no_leak(moe: MoE, reader: str, where: str = "") -> Iterable[str]:
+    """The sentence that refuses a mixture by which later tokens would reach earlier ones, with the way out."""
+    if leak := moe.leak():
+        use = "topk or noisy_topk" if leak.startswith("router") else "grouped, or capacity with order=position"
+        yield (
+            f"{leak} would leak later tokens{where}: it is not causal, and {reader} predicts the next token; use {use}"
+        )
+
+
 def check_init(std: float | None, scale: float | None) -> Iterable[str]:
     """The sentence that refuses two ways of drawing weights at once."""
     if std is not None and scale is not None:

@@ -51,8 +51,10 @@ def read_catalog(path: Path, language: str) -> Iterator[Pair]:
     Raises:
         DataError: the file is damaged.
     """
-    import polib  # only who asks for translations loads it
-
+    try:
+        import polib  # only who asks for translations loads it
+    except ImportError as error:  # it is there, as read_django saw, and does not load
+        raise DataError(f"data translations cannot load polib: {error}\n  {INSTALL}") from error
     try:
         entries = list(polib.pofile(str(path), encoding="utf-8"))
     except (OSError, ValueError) as error:

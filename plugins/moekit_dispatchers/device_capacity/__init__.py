@@ -44,7 +44,10 @@ class DeviceCapacity(DispatcherSpec):
     def check_experts(self, num_experts: int) -> Iterable[str]:
         """Devices must hold equal numbers of experts."""
         if num_experts % self.groups:
-            yield f"groups={self.groups} of the dispatcher does not divide the {num_experts} experts evenly"
+            yield (
+                f"groups={self.groups} of the dispatcher does not divide the {num_experts} experts evenly: "
+                "choose a divisor for groups, or a multiple of it for count"
+            )
         yield from self.inner.check_experts(num_experts)
 
 

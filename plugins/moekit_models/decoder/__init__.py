@@ -16,7 +16,7 @@ from moekit.component import Component
 from moekit.spec.fields import Spec, group, option, slot
 from moekit.spec.kinds import AttentionSpec, ExpertSpec, ModelSpec, MoE
 from moekit_models.at import At as At
-from moekit_models.at import check_init, dense_equivalent
+from moekit_models.at import check_init, dense_equivalent, no_leak
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +60,7 @@ class Decoder(ModelSpec):
         yield from check_init(self.init_std, self.init_scale)
         if self.moe is None:
             return
-        if leak := self.moe.leak():
-            yield f"{leak} would leak later tokens: it is not causal, and a decoder predicts the next token"
+        yield from no_leak(self.moe, "a decoder")
         yield from self.moe.at.check_depth(self.depth, "decoder")
 
     @property

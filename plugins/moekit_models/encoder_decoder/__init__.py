@@ -17,7 +17,7 @@ from typing import ClassVar
 from moekit.component import Component
 from moekit.spec.fields import ConflictError, Spec, group, option, slot
 from moekit.spec.kinds import AttentionSpec, DispatcherSpec, ExpertSpec, ModelSpec, MoE
-from moekit_models.at import At, check_init, dense_equivalent
+from moekit_models.at import At, check_init, dense_equivalent, no_leak
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,11 +86,9 @@ class EncoderDecoder(ModelSpec):
         yield from check_init(self.init_std, self.init_scale)
         if self.moe is None:
             return
-        if leak := self.moe.leak():
-            yield (
-                f"{leak} would leak later tokens in the decoder: it is not causal, and a decoder predicts the next "
-                "token (a dispatcher for the encoder alone: moe.encoder_dispatcher)"
-            )
+        for leak in no_leak(self.moe, "a decoder", " in the decoder"):
+            own = "" if leak.startswith("router") else " (for the encoder alone: moe.encoder_dispatcher)"
+            yield leak + own
         yield from self.moe.at.check_depth(self.depth, "encoder")
         if self.decoder_layers != self.depth:
             yield from self.moe.at.check_depth(self.decoder_layers, "decoder")

@@ -13,6 +13,7 @@ from typing import ClassVar
 from moekit.component import Component
 from moekit.spec.fields import fields_of, group, option, slot
 from moekit.spec.kinds import ExpertSpec, ModelSpec, MoE
+from moekit_models.at import no_leak
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +45,8 @@ class LSTM(ModelSpec):
             yield f"give moe or ffn ({given} given): one of them stands between the two LSTMs"
         if self.ffn is not None and self.ffn.count != 1:
             yield f"ffn.count={self.ffn.count} must be 1: a dense layer is one expert that every token passes"
-        if self.moe is not None and (leak := self.moe.leak()):
-            yield f"{leak} would leak later tokens: it is not causal, and an LSTM predicts the next token"
+        if self.moe is not None:
+            yield from no_leak(self.moe, "an LSTM")
 
     def dense_twin(self) -> LSTM | None:
         """The model with one expert of as many multiply-adds a token: the paper's MoE-1-Wide, of width K·H.

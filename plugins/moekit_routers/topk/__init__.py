@@ -74,10 +74,16 @@ class TopK(RouterSpec):
         size, rest = divmod(num_experts, self.groups)
         top_groups = self.top_groups or self.groups
         if rest:
-            yield f"groups={self.groups} does not divide the {num_experts} experts evenly"
+            yield (
+                f"groups={self.groups} does not divide the {num_experts} experts evenly: "
+                "choose a divisor for groups, or a multiple of it for count"
+            )
         elif self.top_k > top_groups * size:
             held = f"that top_groups={top_groups} of groups={self.groups} hold" if self.groups > 1 else "there are"
-            yield f"top_k={self.top_k} is more than the {top_groups * size} experts {held}"
+            more = "top_groups or count" if self.groups > 1 else "count"
+            yield (
+                f"top_k={self.top_k} is more than the {top_groups * size} experts {held}: lower top_k, or raise {more}"
+            )
         if not rest and self.groups > 1 and self.group_score == "top2_sum" and size < 2:
             yield (
                 f"group_score=top2_sum needs two experts or more in a group; groups={self.groups} of "

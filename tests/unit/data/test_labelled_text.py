@@ -89,5 +89,7 @@ def test_one_domain_is_nothing_to_tell(tmp_path: Path) -> None:
 
 
 def test_a_vocab_without_an_end_is_refused() -> None:
-    with pytest.raises(ValueError, match="vocab=256 is too small for the 256 tokens of TextFiles and its own: 257"):
+    with pytest.raises(
+        ValueError, match="vocab=256 is too small for the 256 tokens of TextFiles and its own: 257 or more are needed"
+    ):
         LabelledText(text=TextFiles(path="nowhere"), vocab=256)

@@ -185,7 +185,9 @@ def test_byte_pairs_are_the_texts_state(folder: str) -> None:
 
 
 def test_what_is_refused() -> None:
-    with pytest.raises(ValueError, match="vocab=319 is too small for the 256 tokens of TextFiles and its own: 320"):
+    with pytest.raises(
+        ValueError, match="vocab=319 is too small for the 256 tokens of TextFiles and its own: 320 or more are needed"
+    ):
         SpanCorruption(text=text(), vocab=319)
     with pytest.raises(ValueError, match="sentinels=2 are too few: a window of 128 tokens has 6 spans"):
         SpanCorruption(text=text(seq=128), sentinels=2)

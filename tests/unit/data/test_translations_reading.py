@@ -1,6 +1,7 @@
 """Reading pairs: gettext catalogs, JSON lines, tab-separated files, and what is said of those that are wrong."""
 
 import json
+import sys
 from collections import Counter
 from importlib.machinery import ModuleSpec
 
@@ -89,6 +90,13 @@ def test_a_missing_package_is_named_with_the_command(tmp_path, monkeypatch, miss
         list(read_django())
     assert missing in str(caught.value)
     assert str(caught.value).endswith("\n  pip install -e '.[translation]'")
+
+
+def test_a_package_that_does_not_load_is_named_with_the_command(tmp_path, monkeypatch):
+    django_at(tmp_path, monkeypatch, de=CATALOG)
+    monkeypatch.setitem(sys.modules, "polib", None)  # what importing it then raises is an ImportError
+    with pytest.raises(DataError, match=r"cannot load polib: (.|\n)*\n  pip install -e '\.\[translation\]'"):
+        list(read_django())
 
 
 def test_a_django_without_catalogs_is_told(tmp_path, monkeypatch):

@@ -199,7 +199,10 @@ class Crowding(DispatcherSpec):
         ({"ffn": Ffn(hidden=4)}, r"give moe or ffn \(both given\)"),
         ({"moe": None, "ffn": Ffn(count=2, hidden=4)}, r"ffn\.count=2 must be 1"),
         ({"moe": moe_of(router=Batchwise(), balancers={})}, "router Batchwise would leak later tokens"),
-        ({"moe": moe_of(dispatcher=Crowding())}, "dispatcher Crowding would leak later tokens"),
+        (
+            {"moe": moe_of(dispatcher=Crowding())},
+            "dispatcher Crowding would leak later tokens: .* use grouped, or capacity with order=position",
+        ),
         ({"dropout": 1.0}, r"dropout=1.0 is out of range \(>= 0 and < 1\)"),
     ],
 )

@@ -350,11 +350,14 @@ def test_options_that_make_no_sense_are_refused(options: dict[str, Any], message
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"top_k": 8}, "top_k=8 is more than the 6 experts there are"),
-        ({"top_k": 2, "groups": 4, "top_groups": 2}, "groups=4 does not divide the 6 experts evenly"),
+        ({"top_k": 8}, "top_k=8 is more than the 6 experts there are: lower top_k, or raise count"),
+        (
+            {"top_k": 2, "groups": 4, "top_groups": 2},
+            "groups=4 does not divide the 6 experts evenly: choose a divisor for groups",
+        ),
         (
             {"top_k": 4, "groups": 2, "top_groups": 1},
-            "top_k=4 is more than the 3 experts that top_groups=1 of",
+            "top_k=4 is more than the 3 experts that top_groups=1 of groups=2 hold: lower top_k, or raise top_",
         ),
         ({"top_k": 2, "groups": 6, "top_groups": 2, "group_score": "top2_sum"}, "groups=6 of 6 experts hold 1"),
     ],

@@ -44,7 +44,7 @@ Pick routes by 'token_choice', but dispatcher Pour takes soft
     "conflict_of_model_and_data": (
         ["data=cases", "model.vocab=9"],
         r"""
-data Cases yields 'cases', but model Tower takes 'tokens'
+data Cases yields 'cases', but model Tower takes 'tokens'; others: moekit ls data, moekit ls models
   in small.yaml
 """,
     ),
