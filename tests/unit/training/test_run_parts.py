@@ -166,7 +166,16 @@ def test_a_run_is_found_by_folder_file_and_name(tmp_path: Path) -> None:
     assert RunFolder.find(str(stopped_early)).path == stopped_early
     with pytest.raises(CheckpointError, match=r"no run at 'tony'") as caught:
         RunFolder.find("tony", tmp_path)
-    assert "runs there: tiny" in str(caught.value)
+    assert "runs there: tiny" in str(caught.value) and "train" not in str(caught.value)
+
+
+def test_a_recipe_that_was_not_trained_yet_says_how_to(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"no run at 'gshard'") as caught:
+        RunFolder.find("gshard", tmp_path)
+    assert str(caught.value).endswith("\n  runs there: none\n  train one first: moekit train gshard")
+    with pytest.raises(CheckpointError) as caught:  # there to be counted, not trained
+        RunFolder.find("gshard-600b", tmp_path)
+    assert str(caught.value).endswith("\n  runs there: none")
 
 
 def test_a_name_without_any_checkpoint_means_its_latest_run(tmp_path: Path) -> None:
