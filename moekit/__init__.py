@@ -10,6 +10,7 @@ from moekit.lazy import lazy_exports
 
 TYPE_CHECKING = False  # what typing.TYPE_CHECKING is; importing typing would cost `moekit --help` a third of its time
 if TYPE_CHECKING:
+    from moekit.cache import Cache as Cache
     from moekit.component import API_VERSION as API_VERSION
     from moekit.component import Component as Component
     from moekit.component import recipes_in as recipes_in
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
     from moekit.spec.kinds import ScheduleSpec as ScheduleSpec
 
 _HOME = {
+    "moekit.cache": ("Cache",),
     "moekit.component": ("API_VERSION", "Component", "recipes_in"),
     "moekit.contracts": (
         "BalanceContext",

@@ -23,6 +23,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens", type=int, default=200, metavar="N", help="tokens to draw (default: 200)")
     parser.add_argument("--temperature", type=float, default=0.8, metavar="T", help="0: the likeliest (default: 0.8)")
     parser.add_argument("--top-p", type=float, default=0.95, metavar="P", help="nucleus, 0 < P <= 1 (default: 0.95)")
+    parser.add_argument(
+        "--cache",
+        action=argparse.BooleanOptionalAction,
+        help="keep what was read (default: unless experts have a capacity, which would then drop other tokens)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the draws (default: 0)")
     parser.add_argument("--out", default="runs", metavar="DIR", help="folder of all runs (default: runs)")
 
@@ -46,7 +51,13 @@ def run(args: argparse.Namespace) -> int:
     if module.recipe.model.gives != "next_token" or module.data is None:
         raise MoekitError(f"'{args.run}' is no language model: there is nothing to generate")
     prompt, generator = module.data.encode(args.prompt), torch.Generator().manual_seed(args.seed)
-    options = {"tokens": args.tokens, "temperature": args.temperature, "top_p": args.top_p, "generator": generator}
+    options = {
+        "tokens": args.tokens,
+        "temperature": args.temperature,
+        "top_p": args.top_p,
+        "cached": args.cache,
+        "generator": generator,
+    }
     ids: Iterator[int]
     if module.recipe.model.takes == "pairs":
         ids = answer(module.model, module.data, prompt, **options)

@@ -2,6 +2,7 @@
 against these; papers live in plugins.
 """
 
+from moekit.cache import Cache as Cache
 from moekit.contracts.parts import BalanceContext as BalanceContext
 from moekit.contracts.parts import Balancer as Balancer
 from moekit.contracts.parts import Dispatched as Dispatched

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from moekit.cache import Cache
 from moekit.contracts.parts import LayerReport
 from moekit.errors import MoekitError
 
@@ -81,6 +82,32 @@ class Model(nn.Module, ABC):
     def given(self, source: Source) -> Callable[[Tensor, Tensor | None], ModelOutput]:
         """``(inputs, valid) -> output`` for targets of one source. To be overridden where the source is read once."""
         return lambda inputs, valid: self.on(Batch(inputs, inputs, valid, source=source))
+
+    def start_cache(self, source: Source | None = None) -> Cache | None:
+        """What ``decode`` is to be called with: nothing read yet but the source, if there is one.
+
+        None where there is no ``decode``, as here; whoever generates then has all tokens read again for each new one.
+        """
+        return None
+
+    def decode(self, inputs: Tensor, cache: Cache, *, valid: Tensor | None = None) -> ModelOutput:
+        """Reads the tokens that follow those in the cache, and adds them to it.
+
+        Answers as ``forward`` does on all of them at once, to rounding, where each token is computed on its own. A
+        dispatcher that drops pairs beyond a capacity sees only what is read together, and may drop others.
+
+        Args:
+            inputs: ``tokens_BS`` int64, S new positions of B sequences, the same in every call.
+            cache: from ``start_cache``.
+            valid: bool ``[B, S]``, False for padding, behind which a sequence has no more tokens.
+
+        Returns:
+            ``y`` and the reports of these positions.
+
+        Raises:
+            MoekitError: this model keeps nothing.
+        """
+        raise MoekitError(f"{type(self).__name__} has no cache to decode with: start_cache() returns None")
 
     def embeddings(self) -> tuple[nn.Parameter | None, nn.Parameter | None]:
         """The input embedding and the output head (the same one twice when tied), for counting parameters."""

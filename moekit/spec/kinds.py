@@ -84,6 +84,7 @@ class AttentionSpec(Spec):
     """Base of attention specs."""
 
     kind: ClassVar[str] = "attention"
+    caches: ClassVar[bool] = False  # whether ``forward``, where it is causal, takes a ``cache`` of earlier positions
 
 
 class ModelSpec(Spec):

@@ -6,12 +6,16 @@ from collections.abc import Iterator
 
 import torch
 
+from moekit.contracts import Cache
+from moekit.spec.kinds import AttentionSpec
 from moekit.testing.case import ATTENTION_DIM, Case, Check, normal, require, require_equal, seeded
 
 
 def checks(case: Case) -> Iterator[Check]:
     """The checks of attention."""
     yield from (check_attention_shapes, check_attention_causal, check_attention_both_ways, check_sequences_apart)
+    if isinstance(case.spec, AttentionSpec) and case.spec.caches:
+        yield check_attention_cache
 
 
 def check_attention_shapes(case: Case) -> None:
@@ -62,3 +66,21 @@ def check_sequences_apart(case: Case) -> None:
     together = attention(x_BSD)
     for b in range(3):
         require_equal(together[b : b + 1], attention(x_BSD[b : b + 1]), f"y of sequence {b} alone", tolerance=1e-9)
+
+
+def check_attention_cache(case: Case) -> None:
+    """With a cache (``caches``) it answers new positions as when it reads all of them at once.
+
+    However many are new; and for each cache by itself: what is kept is kept in there, not in the module.
+    """
+    attention = case.build().double().eval()
+    texts = [normal(2, 9, ATTENTION_DIM, seed=seed, dtype=torch.float64) for seed in (0, 4)]
+    caches = [Cache() for _ in texts]
+    found: list[list[torch.Tensor]] = [[] for _ in texts]
+    with torch.no_grad():
+        for parts in zip(*(torch.split(x_BSD, [4, 1, 3, 1], dim=1) for x_BSD in texts), strict=True):
+            for cache, part, y_BSD in zip(caches, parts, found, strict=True):  # in turns
+                y_BSD.append(attention(part, cache=cache))
+        for x_BSD, y_BSD in zip(texts, found, strict=True):
+            expected = attention(x_BSD)
+            require_equal(torch.cat(y_BSD, dim=1), expected, "y of 4, 1, 3, 1 new positions", tolerance=1e-9)

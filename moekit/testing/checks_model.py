@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import torch
 
-from moekit.contracts import Batch, Model, ModelOutput, Source
+from moekit.contracts import Batch, Cache, Model, ModelOutput, Source
+from moekit.errors import MoekitError
 from moekit.layer import MoELayer
 from moekit.spec.kinds import ModelSpec
 from moekit.testing.case import Case, Check, require, require_equal, require_finite
@@ -18,7 +19,7 @@ def checks(case: Case) -> Iterator[Check]:
     yield from (check_output, check_reports, check_model_padding, check_model_trains)
     yield from (check_parts, check_counted_without_memory)
     if _spec(case).gives == "next_token":
-        yield check_model_causal
+        yield from (check_model_causal, check_model_cache)
     if _spec(case).takes == "pairs":
         yield from (check_source_read, check_source_padding, check_given_source)
 
@@ -106,6 +107,28 @@ def check_model_causal(case: Case) -> None:
     require_equal(after[:, :6], before[:, :6], "logits before the changed tokens", tolerance=1e-5)
 
 
+def check_model_cache(case: Case) -> None:
+    """Decodes with a cache, where ``start_cache`` gives one, to the logits of reading all tokens at once.
+
+    However many are new; and for each cache by itself: what is kept is kept in there, not in the model. Without one,
+    ``decode`` refuses. (Examples in which experts drop pairs beyond a capacity cannot pass.)
+    """
+    model = _build(case).double().eval()
+    texts, sources = [model_inputs(case, seed=s) for s in (0, 4)], [model_source(case, seed=s) for s in (1, 2)]
+    caches = [cache for cache in map(model.start_cache, sources) if cache is not None]
+    if not caches:
+        _require_refused(model, texts[0])
+        return
+    found: list[list[torch.Tensor]] = [[] for _ in caches]
+    with torch.no_grad():
+        for parts in zip(*(torch.split(tokens_BS, [4, 1, 3, 1], dim=1) for tokens_BS in texts), strict=True):
+            for cache, part, y_BSV in zip(caches, parts, found, strict=True):  # in turns
+                y_BSV.append(model.decode(part, cache).y)
+        for tokens_BS, source, y_BSV in zip(texts, sources, found, strict=True):
+            expected = _run(case, model, tokens_BS, source=source).y
+            require_equal(torch.cat(y_BSV, dim=1), expected, "y of 4, 1, 3, 1 new positions", tolerance=1e-9)
+
+
 def check_source_read(case: Case) -> None:
     """Makes the target from the source: another source changes the logits, at the first position already."""
     model, inputs = _build(case).eval(), model_inputs(case)
@@ -133,6 +156,15 @@ def check_given_source(case: Case) -> None:
     for length in (1, inputs.shape[1]):
         target = inputs[:, :length]
         require_equal(write(target, None).y, _run(case, model, target).y, f"y of {length} positions", tolerance=1e-5)
+
+
+def _require_refused(model: Model, tokens_BS: torch.Tensor) -> None:
+    __tracebackhide__ = True
+    try:
+        model.decode(tokens_BS, Cache())
+    except MoekitError:
+        return
+    require(False, found="an answer of decode(), though start_cache() gives None", expected="MoekitError")
 
 
 def _require_seen(output: ModelOutput, valid: torch.Tensor, *, of_source: bool) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from moekit.contracts import Data, Model, ModelOutput, Source
+from moekit.contracts import Data, Model, Source
 from moekit.errors import CheckpointError, MoekitError
 from moekit.training.checkpoint import read_checkpoint
+from moekit.training.decoding import reading_on
 from moekit.training.folder import RUNS, checkpoint_of
 from moekit.training.module import LitMoE
 
@@ -47,9 +48,14 @@ def sample(
     temperature: float = 0.8,
     top_p: float = 0.95,
     context: int = DEFAULT_CONTEXT,
+    cached: bool | None = None,
     generator: torch.Generator | None = None,
 ) -> Iterator[int]:
     """Draws tokens one after the other.
+
+    With a cache each token is read once, until the text is longer than ``context``. From then on the window moves with
+    every token, and all of it is read again: nothing that was kept is right any more, since it was made from tokens
+    that have left the window.
 
     Args:
         model: a language model, in evaluation mode.
@@ -58,6 +64,7 @@ def sample(
         temperature: divides the logits; 0 takes the likeliest token.
         top_p: draws from the fewest tokens whose probabilities add up to at least this.
         context: the model sees at most so many tokens back.
+        cached: whether the model keeps what it has read; None: where that changes no answer (``reading_on``).
         generator: all randomness comes from it.
 
     Raises:
@@ -65,11 +72,13 @@ def sample(
     """
     if not len(prompt):
         raise MoekitError("the prompt is empty: give at least one character")
-    ids_S = prompt
+    read_on = reading_on(model, cached=cached)
+    ids_S = new_S = prompt
     for _ in range(tokens):
-        logits_V = model(ids_S[None, -context:]).y[0, -1].float()
-        choice = draw(logits_V, temperature=temperature, top_p=top_p, generator=generator)
-        ids_S = torch.cat([ids_S, choice])
+        within = len(ids_S) <= context
+        logits_BV = read_on(new_S[None], None) if within else model(ids_S[None, -context:]).y[:, -1]
+        choice = draw(logits_BV.float(), temperature=temperature, top_p=top_p, generator=generator)
+        ids_S, new_S = torch.cat([ids_S, choice]), choice
         yield int(choice)
 
 
@@ -83,12 +92,12 @@ def targets(
     tokens: int,
     temperature: float = 0.0,
     top_p: float = 1.0,
+    cached: bool | None = None,
     generator: torch.Generator | None = None,
 ) -> Iterator[Tensor]:
     """Writes the targets of sources, one token of each at a time; ends early when all are ended.
 
-    The sources are read once (``Model.given``). A target that has ended is padding to the others' model: it takes no
-    expert's capacity.
+    The sources are read once. A target that has ended is padding to the others' model: it takes no expert's capacity.
 
     Args:
         model: one that takes pairs, in evaluation mode.
@@ -98,6 +107,7 @@ def targets(
         tokens: how many to draw at most.
         temperature: divides the logits; 0 takes the likeliest token.
         top_p: draws from the fewest tokens whose probabilities add up to at least this.
+        cached: whether the model keeps what it has read; None: where that changes no answer (``reading_on``).
         generator: all randomness comes from it; it lies on the model's device.
 
     Yields:
@@ -105,19 +115,16 @@ def targets(
     """
     device = next(model.parameters()).device
     source = Source(source.tokens.to(device), None if source.valid is None else source.valid.to(device))
-    write: Callable[[Tensor, Tensor | None], ModelOutput] = model.given(source)
-    written_BS = torch.full((len(source.tokens), 1), start, device=device)
-    valid_BS = torch.ones_like(written_BS, dtype=torch.bool)
+    read_on = reading_on(model, source, cached=cached)
+    choice_B = torch.full((len(source.tokens),), start, device=device)
+    going_B = torch.ones_like(choice_B, dtype=torch.bool)
     for _ in range(tokens):
-        logits_BV = write(written_BS, valid_BS).y[:, -1].float()
-        choice_B = draw(logits_BV, temperature=temperature, top_p=top_p, generator=generator)
-        choice_B = choice_B.where(valid_BS[:, -1], end)
+        logits_BV = read_on(choice_B[:, None], going_B[:, None]).float()
+        choice_B = draw(logits_BV, temperature=temperature, top_p=top_p, generator=generator).where(going_B, end)
         yield choice_B
         going_B = choice_B != end
         if not going_B.any():
             return
-        written_BS = torch.cat([written_BS, choice_B[:, None]], dim=1)
-        valid_BS = torch.cat([valid_BS, going_B[:, None]], dim=1)
 
 
 def answer(
@@ -128,6 +135,7 @@ def answer(
     tokens: int,
     temperature: float = 0.0,
     top_p: float = 1.0,
+    cached: bool | None = None,
     generator: torch.Generator | None = None,
 ) -> Iterator[int]:
     """The target of one source, token by token, until it ends.
@@ -136,7 +144,7 @@ def answer(
         model: one that takes pairs, in evaluation mode.
         data: says which token ends a target, and starts it.
         source: int64 ``[S]``.
-        tokens, temperature, top_p, generator: as in ``targets``.
+        tokens, temperature, top_p, cached, generator: as in ``targets``.
 
     Raises:
         MoekitError: the data names no such token.
@@ -152,6 +160,7 @@ def answer(
         tokens=tokens,
         temperature=temperature,
         top_p=top_p,
+        cached=cached,
         generator=generator,
     )
     return (token for token in (int(choice_B) for choice_B in written) if token != end)

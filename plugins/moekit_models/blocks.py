@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from moekit.contracts import ExpertBank, Init, LayerDims, LayerReport, Router
+from moekit.contracts import Cache, ExpertBank, Init, LayerDims, LayerReport, Router
 from moekit.layer import MoELayer, run_on_all
 from moekit.registry import build
 from moekit.spec.kinds import ExpertSpec, MoE
@@ -51,6 +51,31 @@ def sight(causal: bool, valid_BS: Tensor | None) -> Sight:
     if valid_BS is None:
         return {}
     return {"attn_mask": (valid_BS | ~valid_BS.any(1, keepdim=True))[:, None, None, :]}
+
+
+def sight_of_new(S: int, start: int, device: torch.device) -> Sight:
+    """Who sees whom when S positions are new: all see the ``start`` others before them, and none a later one."""
+    return {} if S == 1 else {"attn_mask": torch.ones(S, start + S, dtype=torch.bool, device=device).tril(start)}
+
+
+def positions_before(cache: Cache | None, causal: bool) -> int:
+    """How many positions stand before the new ones: those in the cache.
+
+    Raises:
+        ValueError: a cache, but not causal.
+    """
+    if cache is None:
+        return 0
+    if not causal:
+        raise ValueError("a cache is for causal attention: without causal, earlier positions would see the new ones")
+    return cache.length
+
+
+def attend(attention: nn.Module, x_BSD: Tensor, valid_BS: Tensor | None, cache: Cache | None = None) -> Tensor:
+    """``y_BSD`` of a block's attention; one that keeps nothing is never told of a cache."""
+    if cache is None:
+        return cast(Tensor, attention(x_BSD, valid_BS=valid_BS))
+    return cast(Tensor, attention(x_BSD, valid_BS=valid_BS, cache=cache.at("attention")))
 
 
 def feed_forward(dense: ExpertSpec, moe: MoE | None, dim: int) -> MoELayer | ExpertBank:

@@ -17,13 +17,14 @@ from torch import Tensor
 from moekit_models.yarn import Yarn
 
 
-def rotate(x: Tensor, theta: float, yarn: Yarn | None = None) -> Tensor:
+def rotate(x: Tensor, theta: float, yarn: Yarn | None = None, start: int = 0) -> Tensor:
     """Turns pair i of position s by the angle ``s · theta^(-2i/R)``, which ``yarn`` makes smaller for slow pairs.
 
     Args:
         x: ``[..., S, R]``, positions in the second last dimension, R even.
         theta: base of the angles.
         yarn: how they are stretched; None: not at all.
+        start: the place of the first position, where others stand before it.
 
     Returns:
         The same shape and dtype. Scores of two rotated vectors depend on the difference of their positions alone.
@@ -33,7 +34,7 @@ def rotate(x: Tensor, theta: float, yarn: Yarn | None = None) -> Tensor:
     turn = theta ** (-torch.arange(0, R, 2, device=x.device, dtype=wide) / R)
     if yarn is not None:
         turn = _stretched(turn, theta, yarn)
-    angle = torch.arange(S, device=x.device, dtype=wide)[:, None] * turn
+    angle = torch.arange(start, start + S, device=x.device, dtype=wide)[:, None] * turn
     cos, sin = angle.cos(), angle.sin()
     a, b = x.to(wide).chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)

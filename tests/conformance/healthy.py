@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from healthy_caches import Recall, RecallAttention, Sums, SumsModel
 from healthy_layers import (
     Limit,
     LimitDispatcher,
@@ -46,7 +47,9 @@ HEALTHY = [
     component(Even, EvenLoss),
     component(Nudge, NudgeBias),
     component(Look, LookAttention),
+    component(Recall, RecallAttention),
     component(Tiny, TinyModel),
+    component(Sums, SumsModel),
     component(Echo, EchoModel),
     component(Guess, GuessObjective),
     component(Dice, DiceData),

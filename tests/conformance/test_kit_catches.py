@@ -6,6 +6,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable
 
+import broken_caches
 import broken_layers
 import broken_making
 import broken_noise
@@ -22,7 +23,7 @@ from moekit.testing.case import Check
 from moekit.testing.parametrize import cases_of
 
 BROKEN: dict[str, list[Component]] = {}
-for part in (broken_making, broken_routers, broken_layers, broken_training, broken_pairs, broken_noise):
+for part in (broken_making, broken_routers, broken_layers, broken_training, broken_pairs, broken_noise, broken_caches):
     BROKEN |= part.BROKEN
 
 

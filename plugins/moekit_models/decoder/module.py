@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moekit.contracts import Init, LayerReport, Model, ModelOutput
+from moekit.contracts import Cache, Init, LayerReport, Model, ModelOutput, Source
 from moekit.registry import build
-from moekit_models.blocks import RMSNorm, feed, feed_forward, init_weights, run_block
+from moekit_models.blocks import RMSNorm, attend, feed, feed_forward, init_weights, run_block
 from moekit_models.decoder import Decoder
 
 
@@ -34,9 +34,11 @@ class Block(nn.Module):
         self.ffn_norm = RMSNorm(spec.dim, eps=spec.norm_eps)
         self.ffn = feed_forward(spec.ffn, spec.moe if is_moe else None, spec.dim)
 
-    def forward(self, x_BSD: Tensor, valid_BS: Tensor | None) -> tuple[Tensor, LayerReport | None]:
+    def forward(
+        self, x_BSD: Tensor, valid_BS: Tensor | None, cache: Cache | None = None
+    ) -> tuple[Tensor, LayerReport | None]:
         """``x_BSD -> x_BSD``, and the report of the mixture, if it is one."""
-        x_BSD = x_BSD + self.attention(self.attention_norm(x_BSD))
+        x_BSD = x_BSD + attend(self.attention, self.attention_norm(x_BSD), None, cache)
         y_BSD, report = feed(self.ffn, self.ffn_norm(x_BSD), valid_BS)
         return x_BSD + y_BSD, report
 
@@ -91,15 +93,21 @@ class DecoderModel(Model):
             inputs: ``tokens_BS``, int64.
             valid: bool ``[B, S]``, False for padding, which must come last in a sequence.
         """
-        reports: dict[str, LayerReport] = {}
-        h_BSD = self.embedding(inputs)
-        for i, block in enumerate(self.blocks):
-            h_BSD, report = run_block(block, self.spec.recompute, h_BSD, valid)
-            if report is not None:
-                reports[f"blocks.{i}.ffn"] = report
+        h_BSD, reports = self._run(inputs, valid)
         logits_BSV = self._logits(self.norm(h_BSD))
         future = tuple(self._look_ahead(h_BSD, inputs, valid, reports)) if self.training else ()
         return ModelOutput(y=logits_BSV, reports=reports, future=future)
+
+    def start_cache(self, source: Source | None = None) -> Cache | None:
+        """An empty cache, where the attention keeps one."""
+        return Cache() if self.spec.attention.caches else None
+
+    def decode(self, inputs: Tensor, cache: Cache, *, valid: Tensor | None = None) -> ModelOutput:
+        """Logits at the positions that follow those in the cache; arguments as of ``forward``."""
+        if not self.spec.attention.caches:
+            return super().decode(inputs, cache)
+        h_BSD, reports = self._run(inputs, valid, cache)
+        return ModelOutput(y=self._logits(self.norm(h_BSD)), reports=reports)
 
     def embeddings(self) -> tuple[nn.Parameter | None, nn.Parameter | None]:
         """The input embedding and the head's matrix."""
@@ -109,6 +117,21 @@ class DecoderModel(Model):
     def extra_parts(self) -> Mapping[str, nn.Module]:
         """Multi-token prediction, where there is any."""
         return {"mtp": self.mtp} if len(self.mtp) else {}
+
+    def _run(
+        self, inputs: Tensor, valid: Tensor | None, cache: Cache | None = None
+    ) -> tuple[Tensor, dict[str, LayerReport]]:
+        """What the blocks make of tokens, and the mixtures' reports by their names."""
+        reports: dict[str, LayerReport] = {}
+        h_BSD = self.embedding(inputs)
+        for i, block in enumerate(self.blocks):
+            if cache is None:
+                h_BSD, report = run_block(block, self.spec.recompute, h_BSD, valid)
+            else:
+                h_BSD, report = block(h_BSD, valid, cache.at(f"blocks.{i}"))
+            if report is not None:
+                reports[f"blocks.{i}.ffn"] = report
+        return h_BSD, reports
 
     def _look_ahead(
         self, h_BSD: Tensor, inputs: Tensor, valid: Tensor | None, reports: dict[str, LayerReport]

@@ -11,10 +11,10 @@ from typing import NamedTuple, cast, final
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moekit.contracts import Batch, Init, LayerReport, Model, ModelOutput, Source
+from moekit.contracts import Batch, Cache, Init, LayerReport, Model, ModelOutput, Source
 from moekit.errors import MoekitError
 from moekit.registry import build
-from moekit_models.blocks import RMSNorm, feed, feed_forward, init_weights, run_block, sight
+from moekit_models.blocks import RMSNorm, attend, feed, feed_forward, init_weights, run_block, sight
 from moekit_models.encoder_decoder import Cross, EncoderDecoder
 
 
@@ -35,12 +35,17 @@ class CrossAttention(nn.Module):
         self.v = nn.Linear(dim, width, bias=False)
         self.out = nn.Linear(width, dim, bias=False)
 
-    def forward(self, x_BSD: Tensor, memory_BSD: Tensor, memory_valid_BS: Tensor | None) -> Tensor:
-        """``y_BSD`` for the target's positions; the source's padding is not seen."""
-        read = ((self.q, x_BSD), (self.k, memory_BSD), (self.v, memory_BSD))
-        q, k, v = (w(u_BSD).unflatten(-1, (self.heads, -1)).transpose(1, 2) for w, u_BSD in read)
-        y = F.scaled_dot_product_attention(q, k, v, **sight(False, memory_valid_BS))
+    def forward(self, x_BSD: Tensor, k: Tensor, v: Tensor, memory_valid_BS: Tensor | None) -> Tensor:
+        """``y_BSD`` for the target's positions, from keys and values of the source; its padding is not seen."""
+        y = F.scaled_dot_product_attention(self._heads(self.q, x_BSD), k, v, **sight(False, memory_valid_BS))
         return cast(Tensor, self.out(y.transpose(1, 2).flatten(-2)))
+
+    def read(self, memory_BSD: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of a source, ``[B, heads, S, head_dim]``: the same for every position of its target."""
+        return self._heads(self.k, memory_BSD), self._heads(self.v, memory_BSD)
+
+    def _heads(self, weight: nn.Module, x_BSD: Tensor) -> Tensor:
+        return cast(Tensor, weight(x_BSD).unflatten(-1, (self.heads, -1)).transpose(1, 2))
 
 
 class Block(nn.Module):
@@ -72,11 +77,14 @@ class Block(nn.Module):
         valid_BS: Tensor | None,
         memory_BSD: Tensor | None = None,
         memory_valid_BS: Tensor | None = None,
+        cache: Cache | None = None,
     ) -> tuple[Tensor, LayerReport | None]:
-        """``x_BSD -> x_BSD``, and the report of the mixture, if it is one."""
-        x_BSD = x_BSD + self.dropout(self.attention(self.attention_norm(x_BSD), valid_BS=valid_BS))
+        """``x_BSD -> x_BSD``, and the report of the mixture, if it is one; with a cache, ``memory_BSD`` is not read."""
+        x_BSD = x_BSD + self.dropout(attend(self.attention, self.attention_norm(x_BSD), valid_BS, cache))
         if self.cross_attention is not None and self.cross_norm is not None:
-            x_BSD = x_BSD + self.dropout(self.cross_attention(self.cross_norm(x_BSD), memory_BSD, memory_valid_BS))
+            read = self.cross_attention.read
+            known = read(cast(Tensor, memory_BSD)) if cache is None else cache.at("cross_attention").kept
+            x_BSD = x_BSD + self.dropout(self.cross_attention(self.cross_norm(x_BSD), *known, memory_valid_BS))
         y_BSD, report = feed(self.ffn, self.ffn_norm(x_BSD), valid_BS)
         x_BSD = x_BSD + self.dropout(y_BSD)
         if self.dense is not None and self.dense_norm is not None:
@@ -102,13 +110,16 @@ class Stack(nn.Module):
         self.dropout = nn.Dropout(spec.dropout)
 
     def forward(
-        self, x_BSD: Tensor, valid_BS: Tensor | None, *memory: Tensor | None
+        self, x_BSD: Tensor, valid_BS: Tensor | None, *memory: Tensor | None, cache: Cache | None = None
     ) -> tuple[Tensor, dict[str, LayerReport]]:
         """``x_BSD -> x_BSD``, and the mixtures' reports by their names in the stack."""
         reports: dict[str, LayerReport] = {}
         x_BSD = self.dropout(x_BSD)
         for i, block in enumerate(self.blocks):
-            x_BSD, report = run_block(block, self.recompute, x_BSD, valid_BS, *memory)
+            if cache is None:
+                x_BSD, report = run_block(block, self.recompute, x_BSD, valid_BS, *memory)
+            else:
+                x_BSD, report = block(x_BSD, valid_BS, *memory, cache=cache.at(f"blocks.{i}"))
             if report is not None:
                 reports[f"blocks.{i}.ffn"] = report
         return self.dropout(self.norm(x_BSD)), reports
@@ -126,6 +137,9 @@ class Memory(NamedTuple):
     h_BSD: Tensor
     valid_BS: Tensor | None
     reports: Mapping[str, LayerReport]
+
+
+NO_SOURCE = "an encoder-decoder needs a source, Source(tokens)"
 
 
 @final
@@ -158,10 +172,9 @@ class EncoderDecoderModel(Model):
         """
         if source is None:
             raise MoekitError(
-                "an encoder-decoder needs a source: call model(inputs, source=Source(tokens)), "
-                "or model.on(batch) with a batch that has one"
+                f"{NO_SOURCE}: call model(inputs, source=..), or model.on(batch) with a batch that has one"
             )
-        return self.decode(self.encode(source), inputs, valid)
+        return self.write(self.encode(source), inputs, valid)
 
     def on(self, batch: Batch) -> ModelOutput:
         """Runs on a batch of pairs."""
@@ -171,21 +184,49 @@ class EncoderDecoderModel(Model):
     def given(self, source: Source) -> Callable[[Tensor, Tensor | None], ModelOutput]:
         """``(inputs, valid) -> output`` for targets of one source, which is read once."""
         memory = self.encode(source)
-        return lambda inputs, valid: self.decode(memory, inputs, valid)
+        return lambda inputs, valid: self.write(memory, inputs, valid)
 
     def encode(self, source: Source) -> Memory:
         """Reads a source."""
         h_BSD, reports = self.encoder(self.embedding(source.tokens), source.valid)
         return Memory(h_BSD, source.valid, {f"encoder.{name}": report for name, report in reports.items()})
 
-    def decode(self, memory: Memory, inputs: Tensor, valid: Tensor | None = None) -> ModelOutput:
+    def write(self, memory: Memory, inputs: Tensor, valid: Tensor | None = None) -> ModelOutput:
         """Logits for a target, given a source that was read before."""
-        x_BSD, reports = self.decoder(self.embedding(inputs), valid, memory.h_BSD, memory.valid_BS)
+        y_BSV, reports = self._written(*self.decoder(self.embedding(inputs), valid, memory.h_BSD, memory.valid_BS))
+        return ModelOutput(y=y_BSV, reports={**memory.reports, **reports}, of_source=frozenset(memory.reports))
+
+    def start_cache(self, source: Source | None = None) -> Cache | None:
+        """The source, read: every layer's keys and values of it. None where the attention keeps nothing.
+
+        Raises:
+            MoekitError: no source.
+        """
+        if not self.spec.attention.caches:
+            return None
+        if source is None:
+            raise MoekitError(f"{NO_SOURCE}: call model.start_cache(source)")
+        memory, cache = self.encode(source), Cache()
+        for i, block in enumerate(self.decoder.blocks):
+            assert isinstance(block, Block) and block.cross_attention is not None
+            cache.at(f"blocks.{i}").at("cross_attention").kept = block.cross_attention.read(memory.h_BSD)
+        cache.kept = () if memory.valid_BS is None else (memory.valid_BS,)
+        return cache
+
+    def decode(self, inputs: Tensor, cache: Cache, *, valid: Tensor | None = None) -> ModelOutput:
+        """Logits at the target's positions that follow those in the cache; arguments as of ``forward``."""
+        if not self.spec.attention.caches:
+            return super().decode(inputs, cache)
+        (memory_valid_BS,) = cache.kept or (None,)
+        y_BSV, reports = self._written(*self.decoder(self.embedding(inputs), valid, None, memory_valid_BS, cache=cache))
+        return ModelOutput(y=y_BSV, reports=reports)
+
+    def _written(self, x_BSD: Tensor, reports: Mapping[str, LayerReport]) -> tuple[Tensor, dict[str, LayerReport]]:
+        """Logits of what comes out of the decoder, and its reports by their names in the model."""
         if self.spec.scaled_head:
             x_BSD = x_BSD * self.spec.dim**-0.5
         y_BSV = F.linear(x_BSD, self.embedding.weight) if self.head is None else self.head(x_BSD)
-        named = {f"decoder.{name}": report for name, report in reports.items()}
-        return ModelOutput(y=y_BSV, reports={**memory.reports, **named}, of_source=frozenset(memory.reports))
+        return y_BSV, {f"decoder.{name}": report for name, report in reports.items()}
 
     def embeddings(self) -> tuple[nn.Parameter | None, nn.Parameter | None]:
         """The input embedding and the head's matrix."""

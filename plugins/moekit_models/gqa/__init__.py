@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import ClassVar
 
 from moekit.component import Component
 from moekit.spec.fields import group, option
@@ -19,6 +20,8 @@ from moekit_models.yarn import Yarn
 @dataclass(frozen=True, kw_only=True)
 class GQA(AttentionSpec):
     """Options of grouped-query attention."""
+
+    caches: ClassVar[bool] = True
 
     heads: int = option(help="query heads", ge=1)
     kv_heads: int | None = option(None, "key and value heads; as many as heads when left out", ge=1)

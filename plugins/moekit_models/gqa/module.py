@@ -7,7 +7,8 @@ from typing import cast, final
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moekit_models.blocks import RMSNorm, sight
+from moekit.contracts import Cache
+from moekit_models.blocks import RMSNorm, positions_before, sight, sight_of_new
 from moekit_models.gqa import GQA
 from moekit_models.rotary import rotate, score_scale
 
@@ -34,14 +35,21 @@ class GroupedQueryAttention(nn.Module):
         self.q_norm = RMSNorm(spec.head_dim, eps=spec.norm_eps) if spec.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(spec.head_dim, eps=spec.norm_eps) if spec.qk_norm else nn.Identity()
 
-    def forward(self, x_BSD: Tensor, *, valid_BS: Tensor | None = None) -> Tensor:
-        """``x_BSD -> y_BSD``; padding is seen by no other position."""
+    def forward(self, x_BSD: Tensor, *, valid_BS: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+        """``x_BSD -> y_BSD``; padding is seen by no other position.
+
+        A cache keeps each position's keys, turned, and values: two vectors a key head.
+        """
+        start = positions_before(cache, self.causal)
         # Heads stand before positions from here on: [B, heads, S, head_dim].
         q = self.q(x_BSD).unflatten(-1, (self.spec.heads, -1)).transpose(1, 2)
         k = self.k(x_BSD).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2)
         v = self.v(x_BSD).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2)
-        q = rotate(self.q_norm(q), self.spec.rope_theta, self.spec.yarn)
-        k = rotate(self.k_norm(k), self.spec.rope_theta, self.spec.yarn)
+        q = rotate(self.q_norm(q), self.spec.rope_theta, self.spec.yarn, start)
+        k = rotate(self.k_norm(k), self.spec.rope_theta, self.spec.yarn, start)
+        if cache is not None:
+            k, v = cache.extend(k, v)
+        seen = sight_of_new(q.shape[-2], start, q.device) if start else sight(self.causal, valid_BS)
         shared, scale = self.kv_heads != self.spec.heads, score_scale(self.spec.head_dim, self.spec.yarn)
-        y = F.scaled_dot_product_attention(q, k, v, **sight(self.causal, valid_BS), scale=scale, enable_gqa=shared)
+        y = F.scaled_dot_product_attention(q, k, v, **seen, scale=scale, enable_gqa=shared)
         return cast(Tensor, self.out(y.transpose(1, 2).flatten(-2)))

@@ -6,7 +6,7 @@ from typing import cast, final
 
 from torch import Tensor, nn
 
-from moekit.contracts import ExpertBank, Init, LayerDims, LayerReport, Model, ModelOutput
+from moekit.contracts import Cache, ExpertBank, Init, LayerDims, LayerReport, Model, ModelOutput, Source
 from moekit.layer import MoELayer, run_on_all
 from moekit.registry import build
 from moekit_models.blocks import init_weights
@@ -32,6 +32,12 @@ def one_bias_lstm(dim: int, hidden: int) -> nn.LSTM:
     nn.init.zeros_(second)
     second.requires_grad_(False)
     return lstm
+
+
+def run_on(lstm: nn.LSTM, x_BSD: Tensor, cache: Cache) -> Tensor:
+    """``h_BSD``, from the state that the cache keeps (from zeros if it keeps none); it keeps the last one instead."""
+    h_BSD, cache.kept = lstm(x_BSD, cache.kept or None)
+    return cast(Tensor, h_BSD)
 
 
 @final
@@ -68,11 +74,19 @@ class LSTMModel(Model):
             inputs: ``tokens_BS``, int64.
             valid: bool ``[B, S]``, False for padding, which must come last in a sequence.
         """
+        return self.decode(inputs, Cache(), valid=valid)
+
+    def start_cache(self, source: Source | None = None) -> Cache | None:
+        """Both LSTMs' states: of zeros, which is no state."""
+        return Cache()
+
+    def decode(self, inputs: Tensor, cache: Cache, *, valid: Tensor | None = None) -> ModelOutput:
+        """Logits at the positions that follow those that the cache is the state after; arguments as of ``forward``."""
         x_BSD = self.dropout(self.embedding(inputs))
-        x_BSD = x_BSD + self.dropout(self.lower(x_BSD)[0])
+        x_BSD = x_BSD + self.dropout(run_on(self.lower, x_BSD, cache.at("lower")))
         y_BSD, reports = self._between(x_BSD, valid)
         x_BSD = x_BSD + self.dropout(y_BSD.sigmoid())
-        x_BSD = x_BSD + self.dropout(self.upper(x_BSD)[0])
+        x_BSD = x_BSD + self.dropout(run_on(self.upper, x_BSD, cache.at("upper")))
         return ModelOutput(y=self.head(x_BSD), reports=reports)
 
     def embeddings(self) -> tuple[nn.Parameter | None, nn.Parameter | None]:

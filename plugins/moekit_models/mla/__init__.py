@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import ClassVar
 
 from moekit.component import Component
 from moekit.spec.fields import group, option
@@ -20,6 +21,8 @@ from moekit_models.yarn import Yarn
 @dataclass(frozen=True, kw_only=True)
 class MLA(AttentionSpec):
     """Options of multi-head latent attention."""
+
+    caches: ClassVar[bool] = True
 
     heads: int = option(help="heads", ge=1)
     query_rank: int | None = option(None, "width of the queries' latent; null: queries straight from the token", ge=1)

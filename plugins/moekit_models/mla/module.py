@@ -1,4 +1,4 @@
-"""Multi-head latent attention, written out (keys and values are unfolded for training). Oracle: ``naive.py``."""
+"""Multi-head latent attention: keys and values unfolded for training, absorbed in decoding. Oracle: ``naive.py``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moekit_models.blocks import RMSNorm, sight
+from moekit.contracts import Cache
+from moekit_models.blocks import RMSNorm, Sight, positions_before, sight, sight_of_new
 from moekit_models.mla import MLA
 from moekit_models.rotary import rotate, score_scale
 
@@ -39,29 +40,56 @@ class MultiHeadLatentAttention(nn.Module):
         self.kv_up = nn.Linear(spec.kv_rank, spec.heads * (spec.nope_dim + spec.value_dim), bias=False)
         self.out = nn.Linear(spec.heads * spec.value_dim, dim, bias=False)
 
-    def forward(self, x_BSD: Tensor, *, valid_BS: Tensor | None = None) -> Tensor:
-        """``x_BSD -> y_BSD``; padding is seen by no other position."""
-        s = self.spec
+    def forward(self, x_BSD: Tensor, *, valid_BS: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+        """``x_BSD -> y_BSD``; padding is seen by no other position.
+
+        A cache keeps of each position the normed latent and the rotary key, turned: ``kv_rank + rope_dim`` numbers.
+        From then on keys and values are unfolded no more: W_UK goes over into the queries, W_UV into the output
+        (DeepSeek-V2, section 2.1.2).
+        """
+        s, start = self.spec, positions_before(cache, self.causal)
         latent_q = x_BSD if self.q_down is None or self.q_norm is None else self.q_norm(self.q_down(x_BSD))
         latent_kv, k_rope = self.kv_down(x_BSD).split([s.kv_rank, s.rope_dim], dim=-1)
+        latent_kv, k_rope = self.kv_norm(latent_kv), rotate(k_rope, s.rope_theta, s.yarn, start)
         # Heads stand before positions from here on: [B, heads, S, ...].
         q = self.q_up(latent_q).unflatten(-1, (s.heads, -1)).transpose(1, 2)
-        kv = self.kv_up(self.kv_norm(latent_kv)).unflatten(-1, (s.heads, -1)).transpose(1, 2)
         q_nope, q_rope = q.split([s.nope_dim, s.rope_dim], dim=-1)
-        k_nope, v = kv.split([s.nope_dim, s.value_dim], dim=-1)
-        k_rope = rotate(k_rope[:, None], s.rope_theta, s.yarn).expand(-1, s.heads, -1, -1)
-        q = torch.cat([q_nope, rotate(q_rope, s.rope_theta, s.yarn)], dim=-1)
-        y = _attend(q, torch.cat([k_nope, k_rope], dim=-1), v, self.causal, valid_BS, score_scale(q.shape[-1], s.yarn))
+        q_rope = rotate(q_rope, s.rope_theta, s.yarn, start)
+        scale = score_scale(q.shape[-1], s.yarn) or q.shape[-1] ** -0.5
+        if cache is not None:
+            (known,) = cache.extend(torch.cat([latent_kv, k_rope], dim=-1))
+        if cache is not None and start:
+            y = self._absorbed(q_nope, q_rope, known, scale)
+        else:
+            kv = self.kv_up(latent_kv).unflatten(-1, (s.heads, -1)).transpose(1, 2)
+            k_nope, v = kv.split([s.nope_dim, s.value_dim], dim=-1)
+            k = torch.cat([k_nope, k_rope[:, None].expand(-1, s.heads, -1, -1)], dim=-1)
+            y = _attend(torch.cat([q_nope, q_rope], dim=-1), k, v, sight(self.causal, valid_BS), scale)
         return cast(Tensor, self.out(y.transpose(1, 2).flatten(-2)))
 
+    def _absorbed(self, q_nope: Tensor, q_rope: Tensor, known: Tensor, scale: float) -> Tensor:
+        """Values of each head for S new positions, from what is known of all: latents beside rotary keys.
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, causal: bool, valid_BS: Tensor | None, scale: float | None) -> Tensor:
+        All heads read the same rows, so they are queries of one head: ``[B, 1, heads · S, kv_rank + rope_dim]``.
+        """
+        s, (B, _, S, _) = self.spec, q_nope.shape
+        w_kv = self.kv_up.weight.reshape(s.heads, s.nope_dim + s.value_dim, s.kv_rank)
+        w_uk, w_uv = w_kv[:, : s.nope_dim], w_kv[:, s.nope_dim :]
+        q = torch.cat([q_nope @ w_uk, q_rope], dim=-1).flatten(1, 2)[:, None]
+        seen = sight_of_new(S, known.shape[-2] - S, q.device)
+        if "attn_mask" in seen:
+            seen["attn_mask"] = seen["attn_mask"].repeat(s.heads, 1)
+        # The average is taken of whole rows, rotary keys too: cutting them off first would copy all latents.
+        mean = F.scaled_dot_product_attention(q, known[:, None], known[:, None], **seen, scale=scale)
+        return mean[..., : s.kv_rank].reshape(B, s.heads, S, s.kv_rank) @ w_uv.mT
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, seen: Sight, scale: float) -> Tensor:
     """Attention where values may be narrower or wider than keys."""
     width, value_dim = q.shape[-1], v.shape[-1]
-    scale = width**-0.5 if scale is None else scale  # of the width before zeros are added to it
     # Fused kernels want one width: zeros added to it change no score and are cut off again.
     # (1 thread, fp32, 16 x 4 heads x 256 positions, 48 and 32 wide: 34 ms forward and backward against 62.)
     q, k = (F.pad(t, (0, max(value_dim - width, 0))) for t in (q, k))
     v = F.pad(v, (0, max(width - value_dim, 0)))
-    y = F.scaled_dot_product_attention(q, k, v, **sight(causal, valid_BS), scale=scale)
+    y = F.scaled_dot_product_attention(q, k, v, **seen, scale=scale)
     return y[..., :value_dim]

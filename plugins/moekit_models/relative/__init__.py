@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import ClassVar
 
 from moekit.component import Component
 from moekit.spec.fields import option
@@ -23,6 +24,8 @@ from moekit.spec.kinds import AttentionSpec
 @dataclass(frozen=True, kw_only=True)
 class Relative(AttentionSpec):
     """Options of attention with relative position biases."""
+
+    caches: ClassVar[bool] = True
 
     heads: int = option(help="heads", ge=1)
     head_dim: int = option(help="width of a head; heads times this need not be the tokens' width", ge=1)

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moekit_models.blocks import sight
+from moekit.contracts import Cache
+from moekit_models.blocks import positions_before, sight
 from moekit_models.relative import Relative
 
 
@@ -35,25 +36,34 @@ class RelativeAttention(nn.Module):
         self.bias = nn.Embedding(spec.buckets, spec.heads)
         self.starts = starts(spec.buckets if causal else spec.buckets // 2, spec.max_distance)
 
-    def forward(self, x_BSD: Tensor, *, valid_BS: Tensor | None = None) -> Tensor:
-        """``x_BSD -> y_BSD``; padding is seen by no other position."""
+    def forward(self, x_BSD: Tensor, *, valid_BS: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+        """``x_BSD -> y_BSD``; padding is seen by no other position.
+
+        A cache keeps each position's keys and values: two vectors a head.
+        """
+        start = positions_before(cache, self.causal)
         # Heads stand before positions from here on: [B, heads, S, head_dim].
         q, k, v = (w(x_BSD).unflatten(-1, (self.spec.heads, -1)).transpose(1, 2) for w in (self.q, self.k, self.v))
-        bias = self.position_bias(x_BSD.shape[1]).to(q.dtype)
+        if cache is not None:
+            k, v = cache.extend(k, v)
+        bias = self.position_bias(x_BSD.shape[1], start).to(q.dtype)
         if self.causal:
-            later_SS = torch.ones(bias.shape[-2:], dtype=torch.bool, device=bias.device).triu(1)
+            later_SS = torch.ones(bias.shape[-2:], dtype=torch.bool, device=bias.device).triu(start + 1)
             bias = bias.masked_fill(later_SS, -torch.inf)
         elif (seen := sight(False, valid_BS).get("attn_mask")) is not None:
             bias = bias.masked_fill(~seen, -torch.inf)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=self.spec.scale)
         return cast(Tensor, self.out(y.transpose(1, 2).flatten(-2)))
 
-    def position_bias(self, S: int) -> Tensor:
-        """``[1, heads, S, S]``: what is added to the score of a query (third) for a key (fourth dimension)."""
-        place_S = torch.arange(S, device=self.bias.weight.device)
-        distance_X = torch.arange(1 - S, S, device=place_S.device)  # of a key from its query
+    def position_bias(self, S: int, start: int = 0) -> Tensor:
+        """``[1, heads, S, start + S]``: what is added to the score of a query (third) for a key (fourth dimension).
+
+        The queries are the last S positions; ``start`` others stand before them.
+        """
+        key_S = torch.arange(start + S, device=self.bias.weight.device)
+        distance_X = torch.arange(1 - start - S, S, device=key_S.device)  # of a key from its query
         table_X = self.bias(bucket_of(distance_X, self.starts, both=not self.causal))
-        bias_SSX = table_X[place_S - place_S[:, None] + S - 1]
+        bias_SSX = table_X[key_S - key_S[start:, None] + start + S - 1]
         return cast(Tensor, bias_SSX.permute(2, 0, 1)[None])
 
 

@@ -198,7 +198,7 @@ def test_a_source_is_read_once_for_many_targets() -> None:
     write = model.given(source)
     for length in (1, 3, 6):
         y = write(tokens[:, :length], None).y
-        torch.testing.assert_close(y, model.decode(model.encode(source), tokens[:, :length]).y)
+        torch.testing.assert_close(y, model.write(model.encode(source), tokens[:, :length]).y)
     assert len(calls) == 1 + 3
     torch.testing.assert_close(write(tokens, None).y, model.on(Batch(tokens, tokens, source=source)).y)
 

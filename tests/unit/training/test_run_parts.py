@@ -22,7 +22,7 @@ from moekit import CheckpointError, SpecError, load
 from moekit.training.checkpoint import differences, read_checkpoint, refuse_other_model, replace_file
 from moekit.training.closing import comparison_lines
 from moekit.training.folder import RunFolder
-from moekit.training.generate import draw, sample, stream
+from moekit.training.generate import draw, stream
 from moekit.training.logs import LoadHistory, RunLog, curve, read_metrics
 from moekit.training.meter import Meter, ratios
 from moekit.training.outcome import Outcome, compare, value_at
@@ -325,20 +325,6 @@ def test_drawing_takes_the_fewest_tokens_that_hold_top_p() -> None:
     assert seen(0.9) == {0, 1, 2}
     assert seen(1.0) == {0, 1, 2, 3}
     assert int(draw(logits, temperature=0.0, top_p=1.0)) == 0
-
-
-def test_sampling_sees_no_more_than_its_context() -> None:
-    lengths: list[int] = []
-
-    def model(ids: torch.Tensor) -> Any:
-        from moekit import ModelOutput
-
-        lengths.append(ids.shape[1])
-        return ModelOutput(y=torch.nn.functional.one_hot((ids + 1) % 8, 8).float())
-
-    ids = list(sample(model, torch.tensor([3]), tokens=6, temperature=0.0, context=4))  # type: ignore[arg-type]
-    assert ids == [4, 5, 6, 7, 0, 1]
-    assert lengths == [1, 2, 3, 4, 4, 4]
 
 
 class Bytes:

@@ -1,0 +1,360 @@
+"""The cache: what it holds, how it grows, and that every attention and model decodes with it as it reads at once."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from moekit import Cache, Component, MoekitError, Source, build, hookimpl, temporary
+from moekit.contracts import Model, ModelOutput
+from moekit.spec.kinds import AttentionSpec, DispatcherSpec, MoE
+from moekit_dispatchers.capacity import Capacity
+from moekit_dispatchers.grouped import Grouped
+from moekit_dispatchers.loop import Loop
+from moekit_experts.ffn import Ffn
+from moekit_experts.glu import Glu
+from moekit_models.decoder import MTP, At, Decoder, DecoderMoE
+from moekit_models.encoder_decoder import Cross, EncoderDecoder, StackMoE
+from moekit_models.gqa import GQA
+from moekit_models.lstm import LSTM
+from moekit_models.mla import MLA
+from moekit_models.relative import Relative
+from moekit_models.yarn import Yarn
+from moekit_routers.topk import TopK
+
+DIM, VOCAB, GROUPED = 12, 17, Grouped()
+ATTENTION: dict[str, AttentionSpec] = {
+    "mha": GQA(heads=3, head_dim=4),
+    "gqa": GQA(heads=4, kv_heads=2, head_dim=6, qk_norm=True, yarn=Yarn(factor=4.0, original=8)),
+    "mla": MLA(heads=3, query_rank=7, kv_rank=5, nope_dim=4, rope_dim=2, value_dim=9),
+    "mla with yarn": MLA(heads=2, kv_rank=9, nope_dim=3, rope_dim=4, value_dim=2, yarn=Yarn(factor=4.0, original=8)),
+    "relative": Relative(heads=2, head_dim=5, buckets=8, max_distance=6),
+    "unscaled": Relative(heads=3, head_dim=4, scale=1.0),
+}
+
+
+def attention(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    module: nn.Module = build(ATTENTION[name], DIM)
+    for parameter in module.parameters():
+        nn.init.uniform_(parameter, 0.5, 1.5) if parameter.ndim == 1 else nn.init.normal_(parameter, std=0.5)
+    return module.double()
+
+
+def pieces_of(draw: st.DrawFn) -> list[int]:
+    return draw(st.lists(st.integers(1, 7), min_size=1, max_size=6))
+
+
+pieces = st.composite(pieces_of)
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+@given(sizes=pieces(), B=st.integers(1, 3))
+@settings(max_examples=15, deadline=None)
+def test_attention_read_on_in_pieces_is_attention_read_at_once(name: str, sizes: list[int], B: int) -> None:
+    module, cache = attention(name), Cache()
+    x_BSD = torch.randn(B, sum(sizes), DIM, dtype=torch.float64)
+    with torch.no_grad():
+        found = torch.cat([module(part, cache=cache) for part in x_BSD.split(sizes, dim=1)], dim=1)
+        torch.testing.assert_close(found, module(x_BSD), rtol=1e-11, atol=1e-12)
+    assert cache.length == sum(sizes)
+
+
+@pytest.mark.parametrize(
+    ("name", "numbers"),
+    [("mha", 2 * 3 * 4), ("gqa", 2 * 2 * 6), ("mla", 5 + 2), ("mla with yarn", 9 + 4), ("relative", 2 * 2 * 5)],
+)
+def test_numbers_kept_of_a_token(name: str, numbers: int) -> None:
+    """DeepSeek-V2, table 1: heads share keys and values in GQA; MLA keeps a latent and a rotary key, whatever heads."""
+    module, cache = attention(name), Cache()
+    with torch.no_grad():
+        for S in (5, 1, 1):
+            module(torch.randn(2, S, DIM, dtype=torch.float64), cache=cache)
+            assert cache.numel() == 2 * cache.length * numbers
+    assert cache.length == 7
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_gradients_pass_through_a_cache(name: str) -> None:
+    module, cache = attention(name), Cache()
+    x_BSD = torch.randn(2, 6, DIM, dtype=torch.float64, requires_grad=True)
+    leaves, upstream = [x_BSD, *module.parameters()], torch.randn(2, 6, DIM, dtype=torch.float64)
+    found = torch.cat([module(part, cache=cache) for part in x_BSD.split([3, 1, 2], dim=1)], dim=1)
+    for a, b in zip(
+        torch.autograd.grad((found * upstream).sum(), leaves),
+        torch.autograd.grad((module(x_BSD) * upstream).sum(), leaves),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_a_cache_in_bf16_and_under_autocast(name: str) -> None:
+    x_BSD = torch.randn(2, 6, DIM)
+    exact = attention(name).float()(x_BSD)
+    for dtype, autocast in ((torch.bfloat16, False), (torch.float32, True)):
+        module, cache = attention(name).to(dtype), Cache()
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            y = torch.cat([module(part, cache=cache) for part in x_BSD.to(dtype).split([4, 1, 1], dim=1)], dim=1)
+        torch.testing.assert_close(y.float(), exact, rtol=0.1, atol=0.1)
+
+
+@pytest.mark.parametrize("name", ["mha", "mla", "relative"])
+def test_both_ways_there_is_nothing_to_cache(name: str) -> None:
+    module = build(ATTENTION[name], DIM, False)
+    with pytest.raises(ValueError, match="a cache is for causal attention"):
+        module(torch.randn(1, 3, DIM), cache=Cache())
+
+
+# ---- the cache itself ----
+
+
+@given(sizes=st.lists(st.integers(0, 90), min_size=1, max_size=9))
+@settings(max_examples=40, deadline=None)
+def test_rows_come_back_as_they_were_added(sizes: list[int]) -> None:
+    cache = Cache()
+    a, b = torch.randn(2, sum(sizes), 3), torch.randn(2, 4, sum(sizes), 5)
+    end = 0
+    for new_a, new_b in zip(a.split(sizes, dim=-2), b.split(sizes, dim=-2), strict=True):
+        all_a, all_b = cache.extend(new_a, new_b)
+        end += new_a.shape[-2]
+        assert torch.equal(all_a, a[:, :end]) and torch.equal(all_b, b[..., :end, :])
+        assert cache.length == end and cache.numel() == end * (2 * 3 + 2 * 4 * 5)
+
+
+def test_one_token_more_copies_no_other() -> None:
+    cache = Cache()
+    (first,) = cache.extend(torch.randn(1, 5, 3))
+    kept = [cache.extend(torch.randn(1, 1, 3))[0] for _ in range(200)]
+    places = [rows.data_ptr() for rows in (first, *kept)]
+    assert len(set(places)) < 8  # room is made in growing blocks
+    assert torch.equal(kept[-1][:, :5], first)
+
+
+def test_other_rows_are_refused() -> None:
+    cache = Cache()
+    cache.extend(torch.zeros(2, 4, 3), torch.zeros(2, 4, 6))
+    for rows in (
+        (torch.zeros(2, 1, 3),),
+        (torch.zeros(1, 1, 3), torch.zeros(1, 1, 6)),
+        (torch.zeros(2, 1, 3), torch.zeros(2, 2, 6)),
+        (),
+    ):
+        with pytest.raises(ValueError, match=r"cannot be added; expected \[2, S, 3\], \[2, S, 6\]"):
+            cache.extend(*rows)
+    assert cache.length == 4
+    with pytest.raises(ValueError, match=r"rows of \[2, 1, 3\], \[2, 2, 6\] cannot be added; expected rows"):
+        Cache().extend(torch.zeros(2, 1, 3), torch.zeros(2, 2, 6))
+
+
+def test_a_cache_is_a_value() -> None:
+    """Two texts that share a beginning: a copy goes on by itself."""
+    module, cache = attention("mla"), Cache()
+    x_BSD = torch.randn(1, 6, DIM, dtype=torch.float64)
+    with torch.no_grad():
+        module(x_BSD[:, :4], cache=cache)
+        other = copy.deepcopy(cache)
+        module(torch.randn(1, 2, DIM, dtype=torch.float64), cache=other)
+        found = module(x_BSD[:, 4:], cache=cache)
+        torch.testing.assert_close(found, module(x_BSD)[:, 4:], rtol=1e-11, atol=1e-12)
+
+
+# ---- models ----
+
+
+def moe_of(kind: type[MoE], dispatcher: DispatcherSpec, **more: Any) -> Any:
+    return kind(
+        router=TopK(top_k=2, score="sigmoid", renormalize=True),
+        experts=Glu(count=6, hidden=5),
+        shared=Glu(hidden=5),
+        dispatcher=dispatcher,
+        **more,
+    )
+
+
+def decoder(attention: AttentionSpec = ATTENTION["mla"], dispatcher: DispatcherSpec = GROUPED) -> Decoder:
+    return Decoder(
+        vocab=VOCAB,
+        dim=DIM,
+        depth=3,
+        attention=attention,
+        ffn=Glu(hidden=8),
+        moe=moe_of(DecoderMoE, dispatcher, at=At(first=1)),
+        mtp=MTP(depth=1),
+        init_std=0.4,
+    )
+
+
+def pairs(attention: AttentionSpec = ATTENTION["relative"], dispatcher: DispatcherSpec = GROUPED) -> EncoderDecoder:
+    return EncoderDecoder(
+        vocab=VOCAB,
+        dim=DIM,
+        depth=2,
+        decoder_depth=3,
+        attention=attention,
+        cross=Cross(heads=2, head_dim=5),
+        ffn=Glu(hidden=8),
+        moe=moe_of(StackMoE, dispatcher, at=At(layers=[1]), dense_too=True),
+        dropout=0.1,
+        scaled_head=True,
+        init_std=0.4,
+    )
+
+
+LSTM_MOE = LSTM(vocab=VOCAB, dim=DIM, moe=moe_of(MoE, Loop()), init_std=0.4)
+MODELS = {
+    **{f"decoder, {name}": decoder(spec) for name, spec in ATTENTION.items()},
+    "decoder, loop": decoder(dispatcher=Loop()),
+    "decoder, slots for all": decoder(dispatcher=Capacity(factor=100.0)),
+    "decoder, recompute": replace(decoder(), recompute=True),
+    **{f"pairs, {name}": pairs(ATTENTION[name]) for name in ("gqa", "mla", "relative")},
+    "pairs, tied": replace(pairs(), tied=True, moe=None),
+    "lstm": LSTM_MOE,
+    "lstm, projected": replace(LSTM_MOE, hidden=DIM + 3),
+    "lstm, dense": LSTM(vocab=VOCAB, dim=DIM, ffn=Ffn(hidden=5)),
+}
+pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+
+
+def model_of(spec: Any) -> Model:
+    torch.manual_seed(1)
+    model: Model = build(spec)
+    return model.double().eval()
+
+
+def source_of(spec: Any, B: int) -> Source | None:
+    if not isinstance(spec, EncoderDecoder):
+        return None
+    lengths = torch.tensor([[6], [3], [5]])[:B]
+    return Source(torch.randint(VOCAB, (B, 6)), torch.arange(6) < lengths)
+
+
+def at_once(model: Model, tokens: Tensor, source: Source | None) -> Tensor:
+    return model(tokens).y if source is None else model.given(source)(tokens, None).y
+
+
+def read(model: Model, parts: tuple[Tensor, ...], source: Source | None) -> list[ModelOutput]:
+    cache = model.start_cache(source)
+    assert cache is not None
+    return [model.decode(part, cache) for part in parts]
+
+
+@pytest.mark.parametrize("name", MODELS)
+@given(sizes=pieces(), B=st.integers(1, 3))
+@settings(max_examples=6, deadline=None)
+def test_logits_read_on_are_those_read_at_once(name: str, sizes: list[int], B: int) -> None:
+    spec = MODELS[name]
+    model, source = model_of(spec), source_of(spec, B)
+    tokens = torch.randint(VOCAB, (B, sum(sizes)))
+    with torch.no_grad():
+        found = torch.cat([out.y for out in read(model, tokens.split(sizes, dim=1), source)], dim=1)
+        torch.testing.assert_close(found, at_once(model, tokens, source), rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["decoder, mla", "pairs, relative", "lstm"])
+def test_nothing_is_kept_in_the_model(name: str) -> None:
+    """Texts that are read in turns, each with its own cache, do not meet."""
+    spec = MODELS[name]
+    model = model_of(spec)
+    texts = [torch.randint(VOCAB, (2, 5)) for _ in range(2)]
+    sources = [source_of(spec, 2) for _ in texts]
+    with torch.no_grad():
+        caches = [model.start_cache(source) for source in sources]
+        found: list[list[Tensor]] = [[], []]
+        for s in range(5):
+            for i, cache in enumerate(caches):
+                assert cache is not None
+                found[i].append(model.decode(texts[i][:, s : s + 1], cache).y)
+        for i, text in enumerate(texts):
+            expected = at_once(model, text, sources[i])
+            torch.testing.assert_close(torch.cat(found[i], dim=1), expected, rtol=1e-9, atol=1e-10)
+
+
+def test_reports_are_of_the_new_positions() -> None:
+    model, tokens = model_of(decoder()), torch.randint(VOCAB, (2, 5))
+    with torch.no_grad():
+        outputs = read(model, (tokens[:, :4], tokens[:, 4:]), None)
+        whole = model(tokens).reports
+    for out, S in zip(outputs, (4, 1), strict=True):
+        assert list(out.reports) == ["blocks.1.ffn", "blocks.2.ffn"]
+        assert all(int(report.load_E.sum()) == 2 * S * 2 for report in out.reports.values())
+    for name, report in whole.items():
+        assert torch.equal(sum(out.reports[name].load_E for out in outputs), report.load_E)
+    written = read(model_of(pairs()), (tokens,), source_of(pairs(), 2))[0]
+    assert list(written.reports) == ["decoder.blocks.1.ffn"]  # the source was read before
+
+
+def test_a_target_that_has_ended_takes_no_slot() -> None:
+    model, spec = model_of(pairs(dispatcher=Capacity(factor=0.5))), pairs()
+    cache = model.start_cache(source_of(spec, 3))
+    assert cache is not None
+    with torch.no_grad():
+        model.decode(torch.randint(VOCAB, (3, 1)), cache)
+        out = model.decode(torch.randint(VOCAB, (3, 1)), cache, valid=torch.tensor([[True], [False], [True]]))
+    (report,) = out.reports.values()
+    assert int(report.routing.num_valid()) == 2 and int(report.load_E.sum()) == 4
+
+
+def test_a_source_is_read_once() -> None:
+    model, spec = model_of(pairs()), pairs()
+    calls: list[int] = []
+    model.get_submodule("encoder").register_forward_hook(lambda *_: calls.append(1))
+    cross = model.get_submodule("decoder.blocks.0.cross_attention.k")
+    cross.register_forward_hook(lambda *_: calls.append(2))
+    with torch.no_grad():
+        read(model, torch.randint(VOCAB, (2, 4)).split(1, dim=1), source_of(spec, 2))
+    assert calls == [1, 2]
+
+
+def test_a_model_that_keeps_nothing_says_so() -> None:
+    class Plain(Model):
+        def forward(self, inputs: Tensor, *, valid: Tensor | None = None) -> ModelOutput:
+            return ModelOutput(y=inputs)
+
+    assert Plain().start_cache() is None
+    with pytest.raises(MoekitError, match=r"Plain has no cache to decode with: start_cache\(\) returns None"):
+        Plain().decode(torch.zeros(1, 1), Cache())
+    with pytest.raises(MoekitError, match=r"needs a source.*start_cache\(source\)"):
+        model_of(pairs()).start_cache()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sums(AttentionSpec):
+    """An attention of somebody who knows no cache."""
+
+
+class SumsAttention(nn.Module):
+    def __init__(self, spec: Sums, dim: int, causal: bool = True) -> None:
+        super().__init__()
+        self.weight = nn.Linear(dim, dim)
+
+    def forward(self, x_BSD: Tensor, *, valid_BS: Tensor | None = None) -> Tensor:
+        y: Tensor = self.weight(x_BSD.cumsum(1))
+        return y
+
+
+class SumsPlugin:
+    MOEKIT_API = 1
+
+    @staticmethod
+    @hookimpl
+    def moekit_attention() -> list[Component]:
+        return [Component(name="sums", spec=Sums, target=SumsAttention, summary="sums")]
+
+
+def test_an_attention_without_a_cache_works_as_before() -> None:
+    with temporary(SumsPlugin):
+        for spec in (decoder(Sums()), pairs(Sums())):
+            model = model_of(spec)
+            assert model.start_cache(source_of(spec, 2)) is None
+            with pytest.raises(MoekitError, match="has no cache to decode with"):
+                model.decode(torch.zeros(1, 1, dtype=torch.int64), Cache())
+            out = at_once(model, torch.randint(VOCAB, (2, 5)), source_of(spec, 2))
+            assert out.shape == (2, 5, VOCAB)

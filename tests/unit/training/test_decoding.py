@@ -1,0 +1,203 @@
+"""Decoding: with a cache the same tokens come out, fewer are read, and the window is kept to."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from moekit import Cache, Model, ModelOutput, MoekitError, MoELayer, Source, build
+from moekit.spec.kinds import DispatcherSpec
+from moekit.training.decoding import drops, reading_on
+from moekit.training.generate import sample, targets
+from moekit_dispatchers.capacity import Capacity
+from moekit_dispatchers.device_capacity import DeviceCapacity
+from moekit_dispatchers.grouped import Grouped
+from moekit_experts.glu import Glu
+from moekit_models.decoder import At, Decoder, DecoderMoE
+from moekit_models.encoder_decoder import Cross, EncoderDecoder, StackMoE
+from moekit_models.lstm import LSTM
+from moekit_models.mla import MLA
+from moekit_models.relative import Relative
+from moekit_routers.topk import TopK
+
+VOCAB, DIM = 23, 12
+GROUPED, TIGHT = Grouped(), Capacity(factor=0.5)
+
+
+def moe(kind: Any, dispatcher: DispatcherSpec, **more: Any) -> Any:
+    return kind(router=TopK(top_k=2), experts=Glu(count=4, hidden=6), dispatcher=dispatcher, **more)
+
+
+def decoder(dispatcher: DispatcherSpec = GROUPED) -> Decoder:
+    return Decoder(
+        vocab=VOCAB,
+        dim=DIM,
+        depth=2,
+        attention=MLA(heads=2, kv_rank=8, nope_dim=4, rope_dim=4, value_dim=4),
+        ffn=Glu(hidden=8),
+        moe=moe(DecoderMoE, dispatcher, at=At(first=1)),
+        init_std=0.5,
+    )
+
+
+def pairs(dispatcher: DispatcherSpec = GROUPED) -> EncoderDecoder:
+    return EncoderDecoder(
+        vocab=VOCAB,
+        dim=DIM,
+        depth=2,
+        attention=Relative(heads=2, head_dim=6),
+        cross=Cross(heads=2, head_dim=6),
+        ffn=Glu(hidden=8),
+        moe=moe(StackMoE, dispatcher, at=At(every=2)),
+        init_std=0.7,
+    )
+
+
+def model_of(spec: Any) -> Model:
+    torch.manual_seed(3)
+    model: Model = build(spec)
+    return model.double().eval()
+
+
+def lengths_read(model: Model) -> list[int]:
+    """Filled, as the model runs, with the number of positions that its embedding is handed."""
+    lengths: list[int] = []
+    model.get_submodule("embedding").register_forward_hook(lambda _, args, __: lengths.append(args[0].shape[1]))
+    return lengths
+
+
+class Counts(Model):
+    """Says that the next token is one more than the last; keeps nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lengths: list[int] = []
+
+    def forward(self, inputs: Tensor, *, valid: Tensor | None = None) -> ModelOutput:
+        self.lengths.append(inputs.shape[1])
+        return ModelOutput(y=torch.nn.functional.one_hot((inputs + 1) % 8, 8).float())
+
+
+@pytest.mark.parametrize("cached", [None, True, False])
+def test_sampling_sees_no_more_than_its_context(cached: bool | None) -> None:
+    model = Counts()
+    ids = list(sample(model, torch.tensor([3]), tokens=6, temperature=0.0, context=4, cached=cached))
+    assert ids == [4, 5, 6, 7, 0, 1]
+    assert model.lengths == [1, 2, 3, 4, 4, 4]
+
+
+@pytest.mark.parametrize("spec", [decoder(), LSTM(vocab=VOCAB, dim=DIM, ffn=Glu(hidden=8), init_std=1.0)], ids=str)
+@pytest.mark.parametrize("prompt", [1, 3, 9])
+def test_a_cache_changes_no_token_inside_the_window_or_past_it(spec: Any, prompt: int) -> None:
+    model = model_of(spec)
+    start = torch.arange(prompt) % VOCAB
+    drawn = {}
+    for cached in (False, True, None):
+        generator = torch.Generator().manual_seed(5)
+        ids = sample(model, start, tokens=12, top_p=1.0, temperature=1.0, context=7, cached=cached, generator=generator)
+        drawn[cached] = list(ids)
+    assert drawn[True] == drawn[False] == drawn[None]
+    assert len(set(drawn[True])) > 3  # a text that says something
+
+
+def test_each_token_is_read_once_until_the_window_moves() -> None:
+    model = model_of(decoder())
+    lengths = lengths_read(model)
+    list(sample(model, torch.arange(4), tokens=6, context=7))
+    assert lengths == [4, 1, 1, 1, 7, 7]
+    lengths.clear()
+    list(sample(model, torch.arange(4), tokens=6, context=7, cached=False))
+    assert lengths == [4, 5, 6, 7, 7, 7]
+
+
+def test_a_prompt_longer_than_the_window_is_never_cached() -> None:
+    model = model_of(decoder())
+    lengths = lengths_read(model)
+    list(sample(model, torch.arange(9), tokens=3, context=7))
+    assert lengths == [7, 7, 7]
+
+
+def test_targets_of_several_sources_are_the_same_with_a_cache() -> None:
+    model = model_of(pairs())
+    tokens = torch.randint(VOCAB, (5, 6), generator=torch.Generator().manual_seed(2))
+    source = Source(tokens, torch.arange(6) < torch.tensor([[6], [2], [4], [1], [5]]))
+    written = {}
+    for cached in (False, True, None):
+        steps = targets(model, source, start=0, end=1, tokens=12, temperature=1.0, cached=cached,
+                        generator=torch.Generator().manual_seed(4))  # fmt: skip
+        written[cached] = torch.stack(list(steps), dim=1)
+    assert torch.equal(written[True], written[False]) and torch.equal(written[True], written[None])
+    assert written[True].unique().numel() > 5 and (written[True] == 1).any()  # some end, others go on
+
+
+def test_where_nothing_is_dropped_it_is_cached_unasked() -> None:
+    for spec, dropping in (
+        (decoder(), False),
+        (replace(decoder(), moe=None), False),
+        (decoder(TIGHT), True),
+        (decoder(DeviceCapacity(groups=2, inner=Grouped())), True),
+        (pairs(TIGHT), True),
+        (pairs(), False),
+    ):
+        model = model_of(spec)
+        assert drops(model) is dropping
+        source = Source(torch.zeros(1, 3, dtype=torch.int64)) if isinstance(spec, EncoderDecoder) else None
+        for cached, once in ((None, not dropping), (True, True), (False, False)):
+            read_on = reading_on(model, source, cached=cached)
+            lengths = lengths_read(model)
+            with torch.no_grad():
+                for _ in range(3):
+                    read_on(torch.zeros(1, 1, dtype=torch.int64), None)
+            assert lengths == ([1, 1, 1] if once else [1, 2, 3])
+
+
+def test_a_layer_without_a_spec_may_drop() -> None:
+    class Bare(Counts):
+        def __init__(self) -> None:
+            super().__init__()
+            layer = MoELayer.from_spec(moe(DecoderMoE, GROUPED, at=At(first=0)), DIM)
+            layer.spec = None
+            self.layer = layer
+
+    assert drops(Bare())
+
+
+def test_a_tight_capacity_drops_other_pairs_when_tokens_are_read_one_by_one() -> None:
+    """Why that is not done unasked: one token alone always finds its slots."""
+    model, tokens = model_of(decoder(TIGHT)), torch.arange(8)[None] % VOCAB
+    cache = model.start_cache()
+    assert cache is not None
+    with torch.no_grad():
+        whole = model(tokens)
+        singly = [model.decode(token, cache) for token in tokens.split(1, dim=1)]
+    assert int(whole.reports["blocks.1.ffn"].dropped) > 0
+    assert sum(int(out.reports["blocks.1.ffn"].dropped) for out in singly) == 0
+    apart = (torch.cat([out.y for out in singly], dim=1) - whole.y).abs().amax(-1)[0]
+    assert apart.max() > 1e-3
+
+
+def test_masks_of_some_steps_are_filled_up() -> None:
+    seen: list[Tensor | None] = []
+
+    class Masks(Counts):
+        def forward(self, inputs: Tensor, *, valid: Tensor | None = None) -> ModelOutput:
+            seen.append(valid)
+            return super().forward(inputs)
+
+    read_on = reading_on(Masks())
+    ids = torch.zeros(2, 1, dtype=torch.int64)
+    for mask in (None, torch.tensor([[True], [False]]), None):
+        read_on(ids, mask)
+    assert seen[0] is None
+    assert seen[1] is not None and seen[1].tolist() == [[True, True], [True, False]]
+    assert seen[2] is not None and seen[2].tolist() == [[True, True, True], [True, False, True]]
+
+
+def test_a_cache_is_of_no_use_to_a_model_without_one() -> None:
+    assert Counts().start_cache() is None
+    with pytest.raises(MoekitError, match="Counts has no cache to decode with"):
+        Counts().decode(torch.zeros(1, 1, dtype=torch.int64), Cache())
