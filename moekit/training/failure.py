@@ -9,19 +9,30 @@ from torch import Tensor
 
 from moekit.contracts import LayerReport
 from moekit.errors import MoekitError, Problem, SpecError, nearest
-from moekit.spec.recipe import Recipe
+from moekit.spec.recipe import Recipe, plural
+
+COUNTED = "without data it is there to be read and counted: moekit params {}"
 
 
-def refuse_untrainable(recipe: Recipe) -> None:
+def refuse_untrainable(recipe: Recipe, needs: Sequence[str] = ("objective", "optimizer")) -> None:
     """Refuses a recipe that only describes a model.
 
+    Args:
+        recipe: what is to be trained.
+        needs: slots of it that must be filled.
+
     Raises:
-        SpecError: no objective, or no optimizer.
+        SpecError: one of them is empty.
     """
-    missing = [slot for slot in ("objective", "optimizer") if getattr(recipe, slot) is None]
+    missing = [slot for slot in needs if getattr(recipe, slot) is None]
     if missing:
         raise SpecError(
-            Problem(what=f"a recipe without {slot} cannot be trained", at=slot, list_with=f"moekit ls {slot}s")
+            Problem(
+                what=f"a recipe without {slot} cannot be trained",
+                at=slot,
+                list_with=f"moekit ls {plural(slot)}",
+                notes=(COUNTED.format(recipe.name or "RECIPE"),) if slot == "data" else (),
+            )
             for slot in missing
         )
 

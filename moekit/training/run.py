@@ -24,7 +24,7 @@ from moekit.spec import dump, to_plain
 from moekit.spec.recipe import Recipe
 from moekit.training.checkpoint import read_checkpoint, refuse_other_model, replace_file
 from moekit.training.closing import tell, unit_of
-from moekit.training.failure import unknown_metric
+from moekit.training.failure import refuse_untrainable, unknown_metric
 from moekit.training.folder import RUNS, RunFolder
 from moekit.training.interrupt import StopOnInterrupt
 from moekit.training.logs import LoadHistory, RunLog, curve
@@ -74,6 +74,7 @@ def train(
         SpecError, DataError, CheckpointError: before anything is written.
         MoekitError: the loss became NaN or infinite.
     """
+    refuse_untrainable(recipe, ("objective", "data", "optimizer"))  # first of all: it may be too large to be built
     console = console or (Console() if sys.stdout.isatty() else Console(width=120))
     label = name or recipe.name or "run"
     recipe = recipe if resume is not None else pinned(recipe, root)
