@@ -187,6 +187,9 @@ def test_generate_speaks_and_repeats_itself(run: Path, root: Path, capsys: pytes
         said.append(capsys.readouterr().out)
     assert said[0].startswith("the ") and len(said[0]) > 6
     assert said[0] == said[1] == said[2]
+    for flag in ("--cache", "--no-cache"):
+        assert main(["generate", str(run), "the ", "--tokens", "12", flag]) == 0
+        assert capsys.readouterr().out == said[0]
     assert main(["generate", str(run), "the ", "--tokens", "12", "--seed", "1"]) == 0
     assert capsys.readouterr().out != said[0]
 

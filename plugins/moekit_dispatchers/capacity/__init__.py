@@ -23,6 +23,9 @@ class Capacity(DispatcherSpec):
     ``factor · S / E`` counting tokens; rounded, raised to ``at_least``, raised to a multiple, and never more than S.
     (Papers state the factor either way: 1.0 by pairs is 2.0 by tokens when K = 2.) S counts padding too, so that
     shapes stay the same; padding itself takes no slot.
+
+    S is what is read together: whoever decodes token by token (a cache) has groups of a few tokens, and drops other
+    pairs than a pass over whole sequences would; of one sequence alone, none.
     """
 
     forms: ClassVar[frozenset[Form]] = frozenset({"token_choice"})
