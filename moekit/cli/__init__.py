@@ -16,6 +16,7 @@ VERBS = {
     "plugins": "list plugins, and what is wrong with those that failed",
     "config": "print, validate or compare specs",
     "params": "count parameters, total and active, part by part",
+    "bench": "measure layers, routers and training steps, side by side",
     "train": "train a recipe",
     "generate": "let a trained language model speak",
 }

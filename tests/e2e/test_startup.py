@@ -95,6 +95,7 @@ HEAVY = ("torch", "lightning", "numpy", "rich", "matplotlib", "tokenizers")
         "config validate deepseek_v3 jacobs1991",
         "config diff jacobs1991 deepseek_v3",
         "params --help",
+        "bench --help",
         "train --help",
         "generate --help",
     ],

@@ -1,0 +1,99 @@
+"""Tables of what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from moekit.bench.memory import Saved
+from moekit.bench.result import Comparison, Row
+from moekit.bench.timing import Ratio
+
+ERROR_TOLD = 0.03
+"""A difference between variants of one function that is told; bf16 rounds by less."""
+
+
+def show(console: Console, result: Comparison, told: set[str]) -> None:
+    """A table of variants, and what must be known to read it.
+
+    Args:
+        console: where to.
+        result: of one shape.
+        told: why variants were left out, as far as it stands above already; grows.
+    """
+    table = Table(title=result.title, title_justify="left", caption_justify="left")
+    table.add_column("variant")
+    for head in ("ms", f"÷ {result.baseline}", "median (quartiles)", "forward ms, ÷", "backward ms, ÷"):
+        table.add_column(head, justify="right")
+    memory = any(row.saved is not None for row in result.rows)
+    peak = any(row.peak is not None for row in result.rows)
+    for head in (*(("saved MB, ÷ tokens",) if memory else ()), *(("peak MB",) if peak else ())):
+        table.add_column(head, justify="right")
+    for row in result.rows:
+        table.add_row(*_cells(row, result.input_bytes, memory=memory, peak=peak))
+    console.print(table)
+    left_out = [f"left out: {name}: {why}" for name, why in result.left_out.items()]
+    for line in (*_notes(result), *(line for line in left_out if line not in told)):
+        console.print(f"  {escape(line)}", highlight=False)
+    told |= set(left_out)
+
+
+def show_summary(console: Console, results: Sequence[Comparison]) -> None:
+    """The ratios of several shapes, a line each."""
+    names = list(dict.fromkeys(row.name for result in results for row in result.rows if row.name != result.baseline))
+    table = Table(title=f"÷ {results[0].baseline}: best rounds (median of the rounds)", title_justify="left")
+    table.add_column("shape: T D H E K")
+    for name in names:
+        table.add_column(escape(name), justify="right")
+    for result in results:
+        cells = {row.name: f"{row.ratio.best:.2f} ({row.ratio.median:.2f})" for row in result.rows}
+        table.add_row(result.title, *(cells.get(name, "") for name in names))
+    console.print(table)
+
+
+def _cells(row: Row, input_bytes: int, *, memory: bool, peak: bool) -> list[str]:
+    cells = [
+        escape(row.name),
+        f"{row.ms:.2f}",
+        f"{row.ratio.best:.2f}",
+        spread(row.ratio),
+        f"{row.forward_ms:.2f}  {row.forward_ratio.best:.2f}",
+        f"{row.backward_ms:.2f}  {row.backward_ratio.best:.2f}",
+    ]
+    if memory:
+        cells.append(_saved(row.saved, input_bytes))
+    if peak:
+        cells.append("" if row.peak is None else f"{row.peak / 1e6:.1f}")
+    return cells
+
+
+def spread(ratio: Ratio) -> str:
+    """Median and quartiles."""
+    return f"{ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f})"
+
+
+def _saved(saved: Saved | None, input_bytes: int) -> str:
+    return "" if saved is None else f"{saved.bytes / 1e6:.1f}  {saved.bytes / input_bytes:.2f}"
+
+
+def _notes(result: Comparison) -> Iterator[str]:
+    for what, work in result.multiply_adds.items():
+        yield f"multiply-adds of one forward pass, {what}: {work:,}"
+    if result.least_bytes and any(row.saved is not None for row in result.rows):
+        over = result.least_bytes / result.input_bytes
+        yield (
+            f"saved for backward, weights left out; tokens T·D: {result.input_bytes / 1e6:.1f} MB; "
+            f"T·D + T·K·2H: {result.least_bytes / 1e6:.1f} MB, {over:.2f} times the tokens"
+        )
+    for row in result.rows:
+        if row.dropped:
+            yield f"{row.name}: drops {row.dropped:.1%} of the pairs, so it does other work than the others"
+        if row.error is not None and not row.error < ERROR_TOLD:
+            yield f"{row.name}: DIFFERS from the others by {row.error:.1e} of the largest output"
+        if row.note:
+            yield f"{row.name}: {row.note}"
+    for name, why in result.explained.items():
+        yield f"{name} explains: {why}"

@@ -1,0 +1,100 @@
+"""A callback that takes a training step apart: model, objective, backward, optimizer, balance, logging, the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from moekit.bench.timing import Clock
+from moekit.training.module import LitMoE
+
+TIMED: Final = ("forward", "objective", "backward", "optimizer", "balance", "logging")
+"""Parts of a step that are timed; what is left of it is ``rest``: data, hooks, meters and Lightning itself."""
+
+OUTSIDE: Final = ("balance", "logging", "rest")
+"""Parts that are neither the model's, the objective's nor the optimizer's."""
+
+Span = tuple[str, Any, Any]
+
+
+class Stopwatch(Callback):
+    """Marks where the parts of each optimizer step begin and end, from the end of one step to the end of the next.
+
+    Args:
+        module: what is trained; its parts are wrapped once, here.
+        clock: of the device.
+
+    Attributes:
+        steps: for each step but the first of a fit, seconds by part; filled at the end of the fit.
+    """
+
+    def __init__(self, module: LitMoE, clock: Clock) -> None:
+        self.clock = clock
+        self.steps: list[dict[str, float]] = []
+        self._spans: list[Span] = []
+        self._marks: list[tuple[Any, list[Span]]] = []
+        self._open: Any = None
+        self._step = 0
+        for owner, name, part in (
+            (module.model, "on", "forward"),
+            (module.objective, "forward", "objective"),
+            (module.balance, "observe", "balance"),
+            (module.balance, "step", "balance"),
+            (module, "_log", "logging"),
+        ):
+            setattr(owner, name, self._timed(part, getattr(owner, name)))
+        setattr(module, "on_before_optimizer_step", self._then_open(module.on_before_optimizer_step))  # noqa: B010
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Forgets the fit before, and asks the optimizers to say when they are done."""
+        self.steps, self._marks, self._spans, self._step = [], [], [], 0
+        for optimizer in trainer.optimizers:
+            optimizer.register_step_post_hook(self._close_optimizer)
+
+    def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: torch.Tensor) -> None:
+        """Backward begins."""
+        self._open = self.clock.mark()
+
+    def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Backward ends."""
+        self._spans.append(("backward", self._open, self.clock.mark()))
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        """An optimizer step ends, unless more micro-batches belong to it."""
+        if trainer.global_step > self._step:
+            self._step = trainer.global_step
+            self._marks.append((self.clock.mark(), self._spans))
+            self._spans = []
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Turns marks into seconds."""
+        self.clock.settle()
+        for (start, _), (end, spans) in zip(self._marks, self._marks[1:], strict=False):
+            parts = dict.fromkeys(TIMED, 0.0)
+            for part, begin, stop in spans:
+                parts[part] += self.clock.seconds(begin, stop)
+            whole = self.clock.seconds(start, end)
+            self.steps.append({"step": whole, **parts, "rest": whole - sum(parts.values())})
+
+    def _timed(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def _call(*args: Any, **kwargs: Any) -> Any:
+            start = self.clock.mark()
+            result = function(*args, **kwargs)
+            self._spans.append((part, start, self.clock.mark()))
+            return result
+
+        return _call
+
+    def _then_open(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def _call(*args: Any, **kwargs: Any) -> Any:
+            function(*args, **kwargs)
+            self._open = self.clock.mark()  # clipping and the update follow
+
+        return _call
+
+    def _close_optimizer(self, *args: Any) -> None:
+        self._spans.append(("optimizer", self._open, self.clock.mark()))

@@ -1,0 +1,153 @@
+"""What the variants of one shape share: tokens, a routing, weights; and what anyone would write first, by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from moekit.bench.shapes import Shape
+from moekit.contracts import ExpertBank, LayerDims
+from moekit.groups import Groups
+from moekit.params import multiply_adds
+from moekit.registry import build
+from moekit.routing import TokenChoice
+from moekit.spec.kinds import ExpertSpec
+from moekit.spec.loading import component_spec
+
+EXPERTS = "glu"
+"""The experts that are measured, by their name in the registry."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """Tokens and a uniform routing of them, given: a router's own time is no part of this.
+
+    Attributes:
+        shape: sizes.
+        dims: the same, as parts are built with them.
+        x_TD: tokens; a gradient is taken of them.
+        routing: K experts for each token; a gradient is taken of its gates.
+    """
+
+    shape: Shape
+    dims: LayerDims
+    x_TD: Tensor
+    routing: TokenChoice
+
+    @property
+    def gate_TK(self) -> Tensor:
+        """The routing's gates, a leaf."""
+        return self.routing.gate_TK
+
+    @property
+    def input_bytes(self) -> int:
+        """Of the tokens."""
+        return self.x_TD.numel() * self.x_TD.element_size()
+
+    def least_bytes(self) -> int:
+        """What backward needs of a GLU layer when all else is computed again: T·D + T·K·2H numbers."""
+        T, D, H, _, K = self.shape
+        return (T * D + T * K * 2 * H) * self.x_TD.element_size()
+
+
+def make_work(shape: Shape, device: str, dtype: torch.dtype) -> Work:
+    """Draws tokens and a routing, the same in every process."""
+    T, D, _, E, K = shape
+    torch.manual_seed(0)
+    x_TD = torch.randn(T, D, device=device, dtype=dtype, requires_grad=True)
+    logits_TE = torch.randn(T, E, device=device)
+    scores_TE = logits_TE.softmax(-1)
+    gate_TK, expert_TK = scores_TE.topk(K)
+    routing = TokenChoice(
+        logits_TE=logits_TE, scores_TE=scores_TE, expert_TK=expert_TK, gate_TK=gate_TK.contiguous().requires_grad_()
+    )
+    return Work(shape=shape, dims=LayerDims(dim=D, num_experts=E), x_TD=x_TD, routing=routing)
+
+
+def sparse_spec(shape: Shape) -> ExpertSpec:
+    """The experts of a shape."""
+    return _glu(count=shape.E, hidden=shape.H)
+
+
+def dense_spec(shape: Shape) -> ExpertSpec:
+    """One expert of hidden K·H: as many multiply-adds a token as K experts of hidden H."""
+    return _glu(count=1, hidden=shape.K * shape.H)
+
+
+def counted_work(shape: Shape) -> tuple[int, int]:
+    """Multiply-adds of one forward pass, sparse and dense, each counted by running one token on the meta device."""
+    T, D, _, _, K = shape
+    return T * K * multiply_adds(sparse_spec(shape), D), T * multiply_adds(dense_spec(shape), D)
+
+
+def build_in(spec: Any, dims: LayerDims, device: str, dtype: torch.dtype) -> Any:
+    """A part built on a device in a dtype, without a copy in another."""
+    with torch.device(device), default_dtype(dtype):
+        return build(spec, dims)
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """New float tensors have this dtype within the block."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+class IdentityExperts(ExpertBank):
+    """Experts that do nothing: what remains of a layer is the way there and back.
+
+    Args:
+        dims: sizes of the layer.
+    """
+
+    def __init__(self, dims: LayerDims) -> None:
+        super().__init__()
+        self.num_experts, self.out_dim = dims.num_experts, dims.dim
+
+    def forward(self, x_ND: Tensor, groups: Groups) -> Tensor:
+        """The rows as they came."""
+        return x_ND
+
+
+def plain(x_TD: Tensor, expert_TK: Tensor, gate_TK: Tensor, w_gate_up_EHD: Tensor, w_down_EOH: Tensor) -> Tensor:
+    """The layer as anyone would write it first: sort, index, ``F.grouped_mm``, un-sort, weighted sum."""
+    order_N, token_N, end_E = _sorted(expert_TK, w_down_EOH.shape[0])
+    gate_NH, up_NH = F.grouped_mm(x_TD[token_N], w_gate_up_EHD.mT, offs=end_E).chunk(2, -1)
+    y_NO = F.grouped_mm(F.silu(gate_NH) * up_NH, w_down_EOH.mT, offs=end_E)
+    return _combined(y_NO, order_N, gate_TK)
+
+
+def plain_dispatch(x_TD: Tensor, expert_TK: Tensor, gate_TK: Tensor, num_experts: int) -> Tensor:
+    """The same way there and back without experts."""
+    order_N, token_N, _ = _sorted(expert_TK, num_experts)
+    return _combined(x_TD[token_N], order_N, gate_TK)
+
+
+def _sorted(expert_TK: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor]:
+    expert_N = expert_TK.flatten()
+    order_N = expert_N.argsort(stable=True)
+    end_E = torch.bincount(expert_N, minlength=num_experts).cumsum(0).int()
+    return order_N, order_N // expert_TK.shape[1], end_E
+
+
+def _combined(y_NO: Tensor, order_N: Tensor, gate_TK: Tensor) -> Tensor:
+    T, K = gate_TK.shape
+    back_N = torch.empty_like(order_N)
+    back_N[order_N] = torch.arange(T * K, device=order_N.device)
+    return (y_NO[back_N].view(T, K, -1) * gate_TK.to(y_NO.dtype).unsqueeze(-1)).sum(1)
+
+
+def _glu(count: int, hidden: int) -> ExpertSpec:
+    spec = component_spec("expert", {"use": EXPERTS, "count": count, "hidden": hidden})
+    assert isinstance(spec, ExpertSpec)
+    return spec
