@@ -37,7 +37,7 @@ class Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """What one untimed forward pass shows of a variant."""
+    """What one untimed pass shows of a variant."""
 
     variant: Variant
     dropped: float
@@ -76,15 +76,16 @@ def measure(
 def try_all(
     variants: Sequence[Variant], baseline: str, pairs: int, tell: Callable[[str], None]
 ) -> tuple[list[Trial], dict[str, str]]:
-    """Runs every variant once, holds those of one function to each other, and leaves out those that refuse."""
+    """Runs every variant once, there and back; holds those of one function to each other; leaves out who cannot."""
     trials: list[Trial] = []
     left_out: dict[str, str] = {}
     truth: Tensor | None = None
     for variant in variants:
         tell(f"trial of {variant.name}")
         try:
-            y = variant.forward().detach()
-            dropped = variant.dropped() if variant.dropped else 0
+            y = variant.forward()
+            torch.autograd.grad(y, list(variant.leaves), torch.ones_like(y), allow_unused=True)
+            y, dropped = y.detach(), variant.dropped() if variant.dropped else 0
         except (RuntimeError, ValueError, NotImplementedError) as error:
             if variant.name == baseline:
                 raise

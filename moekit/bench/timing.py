@@ -64,7 +64,7 @@ class CpuClock:
 
 
 class CudaClock:
-    """Events on the GPU's stream: launching runs ahead of the work, and is not what is timed."""
+    """Events on the GPU's stream. Where a pass is launched more slowly than it runs, launching is what they time."""
 
     def mark(self) -> torch.cuda.Event:
         """An event behind everything that was launched so far."""
