@@ -120,7 +120,7 @@ def refuse_on_cpu(name: str, shape: Shape, element_size: int, memory: int | None
     Raises:
         MoekitError: with the way out.
     """
-    held = memory or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    held = memory or _memory()
     needed = 2 * 3 * shape.E * shape.D * shape.H * element_size  # weights and their gradients
     if needed > held // 2:
         raise MoekitError(
@@ -130,8 +130,31 @@ def refuse_on_cpu(name: str, shape: Shape, element_size: int, memory: int | None
         )
     work = 3 * shape.T * shape.K * shape.D * shape.H
     if work > WORK_OF_A_CPU:
-        fits = max(1, shape.T * WORK_OF_A_CPU // work)
         raise MoekitError(
             f"shape {name} ({shape}) is too much work for a CPU: {work:.1e} multiply-adds in each forward pass\n"
-            f"  use --device cuda, or fewer tokens: --tokens {1 << (fits.bit_length() - 1)}"
+            f"  use --device cuda, or fewer tokens: --tokens {_fewer(shape.T, WORK_OF_A_CPU / work)}"
         )
+
+
+def refuse_to_move(name: str, shape: Shape, element_size: int, memory: int | None = None) -> None:
+    """Refuses a shape whose token-expert pairs do not fit a machine's memory a few times over. Arguments as above.
+
+    Raises:
+        MoekitError: with the way out.
+    """
+    held = memory or _memory()
+    needed = 4 * shape.T * shape.K * shape.D * element_size
+    if needed > held // 2:
+        raise MoekitError(
+            f"shape {name} ({shape}) is too large for a CPU here: moving its tokens takes {needed / 1e9:.1f} GB of "
+            f"{held / 1e9:.1f} GB\n  use --device cuda, or fewer tokens: --tokens {_fewer(shape.T, held / 2 / needed)}"
+        )
+
+
+def _fewer(tokens: int, share: float) -> int:
+    """The largest power of two that is at most this share of the tokens."""
+    return 1 << (max(1, int(tokens * share)).bit_length() - 1)
+
+
+def _memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 import pytest
 
-from moekit.bench.shapes import FOR_CPU, FOR_GPU, SHAPES, Shape, chosen, grown, named, parsed, refuse_on_cpu, titled
+from moekit.bench.shapes import (
+    FOR_CPU,
+    FOR_GPU,
+    SHAPES,
+    Shape,
+    chosen,
+    grown,
+    named,
+    parsed,
+    refuse_on_cpu,
+    refuse_to_move,
+    titled,
+)
 from moekit.errors import MoekitError
 
 GB = 10**9
@@ -69,6 +81,13 @@ def test_tokens_grow_to_all() -> None:
 @pytest.mark.parametrize("name", FOR_CPU)
 def test_a_cpu_takes_its_own_shapes(name: str) -> None:
     refuse_on_cpu(name, SHAPES[name], 4, memory=16 * GB)
+    refuse_to_move(name, SHAPES[name], 4, memory=16 * GB)
+
+
+def test_what_cannot_be_moved_is_refused_with_a_number_of_tokens_that_can() -> None:
+    with pytest.raises(MoekitError, match=r"moving its tokens takes 15\.0 GB of 16\.0 GB\n.*--tokens 8192"):
+        refuse_to_move("deepseek_v3", SHAPES["deepseek_v3"], 4, memory=16 * GB)
+    refuse_to_move("deepseek_v3", SHAPES["deepseek_v3"]._replace(T=8192), 4, memory=16 * GB)
 
 
 def test_what_is_too_large_is_refused_by_its_weights() -> None:
