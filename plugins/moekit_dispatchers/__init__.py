@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from moekit.component import Component
 from moekit.hookspecs import hookimpl
-from moekit_dispatchers import capacity, device_capacity, grouped, loop, soft
+from moekit_dispatchers import auto, capacity, device_capacity, fused, grouped, loop, soft
 
 MOEKIT_API = 1
 
@@ -13,8 +13,10 @@ MOEKIT_API = 1
 def moekit_dispatchers() -> list[Component]:
     """The dispatchers of this plugin."""
     return [
+        auto.COMPONENT,
         capacity.COMPONENT,
         device_capacity.COMPONENT,
+        fused.COMPONENT,
         grouped.COMPONENT,
         loop.COMPONENT,
         soft.COMPONENT,

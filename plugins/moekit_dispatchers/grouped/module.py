@@ -11,6 +11,7 @@ from moekit.contracts import Dispatched, Dispatcher, ExpertBank, LayerDims
 from moekit.groups import Groups
 from moekit.routing import Pairs, Routing, pairs_of
 from moekit_dispatchers.grouped import Grouped
+from moekit_dispatchers.grouped.few import are_few, few
 from moekit_dispatchers.grouped.ops import grouped_linear, sum_rows, take_rows
 
 
@@ -116,6 +117,8 @@ class GroupedDispatcher(Dispatcher):
     def forward(self, x_TD: Tensor, routing: Routing, experts: ExpertBank, *, num_sequences: int = 1) -> Dispatched:
         """Sorts, gathers, computes, sums by token."""
         pairs = pairs_of(routing)
+        if are_few(pairs):
+            return few(x_TD, pairs, experts)
         way = plan(pairs, x_TD.shape[0], routing.num_experts)
         route = (way.token_N, way.by_token_N, way.start_T)
         out_NO = experts(take_rows(x_TD, *route), GroupedGroups(way.expert_N, way.end_E))

@@ -1,0 +1,70 @@
+"""The fused dispatcher."""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch
+from torch import Tensor
+
+from moekit.contracts import Dispatched, Dispatcher, ExpertBank, LayerDims, StandardForm
+from moekit.routing import Pairs, Routing, pairs_of
+from moekit_dispatchers.fused import Fused
+from moekit_dispatchers.fused.walk import Plan, Walk
+from moekit_dispatchers.grouped import Grouped
+from moekit_dispatchers.grouped.module import GroupedDispatcher
+
+
+@final
+class FusedDispatcher(Dispatcher):
+    """``y_t = sum of gate · expert(x_t)`` over the pairs of token t, one expert after the other.
+
+    Takes banks of standard form (``ExpertBank.standard_form``: glu and ffn without extras) on a CPU, and uses their
+    weights itself. What it cannot take goes the way of ``grouped``: other banks, other devices, autocast, tokens and
+    weights of different or half precision, ``torch.compile`` (``why_not`` says which).
+
+    Kept for backward under ``save: minimum``, for a GLU: the tokens (T·D), the first product's output (N·2H), the
+    gates and the order of the pairs; nothing of width D for each pair. Differentiable once: ``create_graph=True``
+    is refused.
+
+    Raises:
+        ValueError: a soft routing.
+    """
+
+    def __init__(self, spec: Fused, dims: LayerDims) -> None:
+        super().__init__()
+        self.spec = spec
+        self.otherwise = GroupedDispatcher(Grouped(), dims)
+
+    def forward(self, x_TD: Tensor, routing: Routing, experts: ExpertBank, *, num_sequences: int = 1) -> Dispatched:
+        """Sorts pairs, walks."""
+        pairs = pairs_of(routing)
+        form = experts.standard_form()
+        if form is None or why_not(x_TD, form):
+            return self.otherwise(x_TD, routing, experts, num_sequences=num_sequences)  # type: ignore[no-any-return]
+        y_TO = walk(x_TD, pairs, form, routing.num_experts, self.spec.save)
+        return Dispatched(y_TO=y_TO, dropped=pairs.token_N.new_zeros(()))
+
+
+def walk(x_TD: Tensor, pairs: Pairs, form: StandardForm, num_experts: int, save: str) -> Tensor:
+    """``y_TO``: sorts the pairs and walks. What is kept for backward: see ``Fused.save``."""
+    narrow = torch.int16 if num_experts < 2**15 else torch.int32  # sorting 16 bits takes a quarter of the time of 64
+    expert_N, order_N = pairs.expert_N.to(narrow).sort(stable=True)
+    sizes = torch.bincount(expert_N, minlength=num_experts + 1)[:num_experts].tolist()
+    order_N = order_N[: sum(sizes)]  # pairs that go nowhere come last
+    plan = Plan(sizes=sizes, activation=form.activation, gated=form.gated, save=save)
+    gate_N = pairs.gate_N.index_select(0, order_N).to(x_TD.dtype)
+    token_N = pairs.token_N.index_select(0, order_N)
+    y_TO: Tensor = Walk.apply(x_TD.contiguous(), gate_N, form.w_in_EHD, form.w_out_EOH, token_N, plan)  # type: ignore[no-untyped-call]
+    return y_TO
+
+
+def why_not(x_TD: Tensor, form: StandardForm) -> str:
+    """Why the walk cannot take such tokens and weights, in words; empty when it can."""
+    if x_TD.device.type != "cpu":
+        return f"it is for CPUs; the tokens are on {x_TD.device.type}"
+    if x_TD.dtype != form.w_in_EHD.dtype or x_TD.dtype not in (torch.float32, torch.float64):
+        return f"it takes fp32 or fp64 throughout; tokens are {x_TD.dtype}, weights {form.w_in_EHD.dtype}"
+    if torch.is_autocast_enabled("cpu"):
+        return "autocast is on"
+    return "it is being compiled, and reads loads on the host" if torch.compiler.is_compiling() else ""

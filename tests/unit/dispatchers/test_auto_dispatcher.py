@@ -1,0 +1,79 @@
+"""The automatic dispatcher: what it chooses, what it says of it, and that the choice changes no result."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from moekit.contracts import ExpertBank, LayerDims
+from moekit.routing import Routing, Soft, TokenChoice
+from moekit_dispatchers.auto import Auto, module
+from moekit_dispatchers.auto.module import AutoDispatcher
+from moekit_dispatchers.loop import Loop
+from moekit_dispatchers.loop.module import LoopDispatcher
+from moekit_experts.glu import Glu
+from moekit_experts.glu.module import GluExperts
+
+T, D, H, E, K = 12, 8, 6, 4, 2
+DIMS = LayerDims(dim=D, num_experts=E)
+
+
+def routing() -> TokenChoice:
+    torch.manual_seed(0)
+    logits_TE = torch.randn(T, E)
+    gate_TK, expert_TK = logits_TE.softmax(1).topk(K)
+    return TokenChoice(logits_TE=logits_TE, scores_TE=logits_TE, expert_TK=expert_TK, gate_TK=gate_TK)
+
+
+def soft() -> Soft:
+    logits_TE = routing().logits_TE
+    scores_TE = logits_TE.softmax(1)
+    return Soft(logits_TE=logits_TE, scores_TE=scores_TE, combine_TEP=scores_TE[:, :, None])
+
+
+def glu(**changes: Any) -> GluExperts:
+    torch.manual_seed(1)
+    return GluExperts(Glu(count=E, hidden=H, **changes), DIMS)
+
+
+ROWS = T * K // E
+WORK = ROWS * 2 * H * D
+
+
+@pytest.mark.parametrize(
+    ("routed", "bank", "x_TD", "limit", "words"),
+    [
+        (soft(), glu(), torch.randn(T, D), 0, "soft: the routing is soft"),
+        (routing(), glu(scale_bias=True), torch.randn(T, D), 0, "grouped: GluExperts is of no standard form"),
+        (
+            routing(),
+            glu(),
+            torch.randn(T, D).bfloat16(),
+            0,
+            "grouped: 'fused' cannot: it takes fp32 or fp64 throughout",
+        ),
+        (routing(), glu(), torch.randn(T, D), WORK, f"fused: {ROWS} rows an expert"),
+        (routing(), glu(), torch.randn(T, D), WORK + 1, f"grouped: {ROWS} rows an expert"),
+    ],
+    ids=["soft", "no form", "dtype", "work enough", "too little work"],
+)
+def test_the_choice_and_its_reason(
+    routed: Routing, bank: ExpertBank, x_TD: Tensor, limit: int, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "WORTH_A_WALK", limit)
+    assert AutoDispatcher(Auto(), DIMS).explain(x_TD, routed, bank).startswith(words)
+
+
+@pytest.mark.parametrize("limit", [0, 1 << 60], ids=["fused", "grouped"])
+def test_the_choice_changes_no_result(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "WORTH_A_WALK", limit)
+    x_TD, routed, bank = torch.randn(T, D, dtype=torch.float64), routing(), glu().double()
+    found, expected = (d(x_TD, routed, bank).y_TO for d in (AutoDispatcher(Auto(), DIMS), LoopDispatcher(Loop(), DIMS)))
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_what_is_kept_for_backward_is_passed_on() -> None:
+    assert AutoDispatcher(Auto(save="nothing"), DIMS).fused.spec.save == "nothing"

@@ -1,0 +1,112 @@
+"""The fused dispatcher: what it keeps, what it leaves alone, what it hands on to ``grouped``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from moekit.contracts import ExpertBank, LayerDims
+from moekit.errors import MoekitError
+from moekit.routing import TokenChoice
+from moekit_dispatchers.fused import Fused
+from moekit_dispatchers.fused.module import FusedDispatcher, why_not
+from moekit_experts.glu import Glu
+from moekit_experts.glu.module import GluExperts
+
+T, D, H, E, K = 10, 8, 6, 4, 2
+DIMS = LayerDims(dim=D, num_experts=E)
+
+
+def routing(dtype: torch.dtype = torch.float32) -> TokenChoice:
+    torch.manual_seed(0)
+    logits_TE = torch.randn(T, E, dtype=dtype)
+    gate_TK, expert_TK = logits_TE.softmax(1).topk(K)
+    gate_TK = gate_TK.detach().requires_grad_()
+    return TokenChoice(logits_TE=logits_TE, scores_TE=logits_TE, expert_TK=expert_TK, gate_TK=gate_TK)
+
+
+def glu(**changes: Any) -> GluExperts:
+    torch.manual_seed(1)
+    return GluExperts(Glu(count=E, hidden=H, **changes), DIMS)
+
+
+def kept(save: Any, x_TD: Tensor, experts: ExpertBank) -> int:
+    """Floating numbers that are kept for backward beside the weights and the tokens; a storage counts once."""
+    known = {x_TD.data_ptr(), *(p.data_ptr() for p in experts.parameters())}
+    seen: dict[int, int] = {}
+
+    def pack(t: Tensor) -> Tensor:
+        if t.is_floating_point() and t.data_ptr() not in known:
+            seen[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes() // t.element_size()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        FusedDispatcher(Fused(save=save), DIMS)(x_TD, routing(), experts)
+    return sum(seen.values())
+
+
+@pytest.mark.parametrize(("save", "width"), [("all", 3 * H), ("minimum", 2 * H), ("nothing", 0)])
+def test_what_is_kept_is_exactly_what_was_asked(save: str, width: int) -> None:
+    """For each pair its gate and ``width`` numbers; nothing of the tokens' width but the tokens themselves."""
+    x_TD = torch.randn(T, D, requires_grad=True)
+    assert kept(save, x_TD, glu()) == T * K * (width + 1)
+
+
+@pytest.mark.parametrize("wanted", ["x", "gate", "w_gate_up_EHD", "w_down_EOH"])
+def test_one_gradient_alone_is_the_same_as_among_all(wanted: str) -> None:
+    def gradient(alone: bool) -> Tensor:
+        x_TD, experts, routed = torch.randn(T, D, generator=torch.Generator().manual_seed(2)), glu(), routing()
+        leaves = {"x": x_TD, "gate": routed.gate_TK, **dict(experts.named_parameters())}
+        for name, leaf in leaves.items():
+            leaf.requires_grad_(not alone or name == wanted)
+        FusedDispatcher(Fused(), DIMS)(x_TD, routed, experts).y_TO.square().sum().backward()
+        assert all((leaf.grad is not None) == leaf.requires_grad for leaf in leaves.values())
+        grad = leaves[wanted].grad
+        assert grad is not None
+        return grad
+
+    torch.testing.assert_close(gradient(True), gradient(False), rtol=0, atol=0)
+
+
+def test_a_second_derivative_is_refused_in_words() -> None:
+    x_TD = torch.randn(T, D, requires_grad=True)
+    y_TO = FusedDispatcher(Fused(), DIMS)(x_TD, routing(), glu()).y_TO
+    with pytest.raises(MoekitError, match="'grouped' has derivatives of any order"):
+        torch.autograd.grad(y_TO.sum(), x_TD, create_graph=True)
+
+
+def test_weights_that_nobody_used_get_zeros() -> None:
+    experts, routed = glu(), routing()
+    object.__setattr__(routed, "expert_TK", torch.tensor([[0, 3]]).expand(T, K))
+    FusedDispatcher(Fused(), DIMS)(torch.randn(T, D), routed, experts).y_TO.sum().backward()
+    for parameter in experts.parameters():
+        assert parameter.grad is not None
+        assert not parameter.grad[1:3].any()
+        assert parameter.grad[[0, 3]].any()
+
+
+def test_what_the_walk_cannot_take_is_said() -> None:
+    form = glu().standard_form()
+    assert form is not None
+    x_TD = torch.randn(T, D)
+    assert why_not(x_TD, form) == ""
+    assert "tokens are torch.float64, weights torch.float32" in why_not(x_TD.double(), form)
+    assert "fp32 or fp64" in why_not(x_TD.bfloat16(), form)
+    assert "meta" in why_not(x_TD.to("meta"), form)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert why_not(x_TD, form) == "autocast is on"
+
+
+@pytest.mark.parametrize("changes", [{"scale_bias": True}, {"dropout": 0.5}], ids=str)
+def test_other_banks_go_the_general_way(changes: dict[str, Any]) -> None:
+    from moekit_dispatchers.grouped import Grouped
+    from moekit_dispatchers.grouped.module import GroupedDispatcher
+
+    x_TD, experts, outs = torch.randn(T, D), glu(**changes), []
+    for dispatcher in (FusedDispatcher(Fused(), DIMS), GroupedDispatcher(Grouped(), DIMS)):
+        torch.manual_seed(3)
+        outs.append(dispatcher(x_TD, routing(), experts).y_TO)
+    torch.testing.assert_close(*outs, rtol=0, atol=0)
