@@ -20,6 +20,8 @@ from moekit.spec.recipe import KINDS, Recipe, plural
 
 __all__ = ["Plugin", "Registry", "build", "current", "discover", "kind_named", "load_plugin", "temporary"]
 
+NAMED = 20  # names that an error lists; beyond that it tells how many there are
+
 
 class Registry:
     """An immutable view of the components of a list of plugins.
@@ -144,8 +146,9 @@ class Registry:
     def _unknown(self, kind: str, name: str) -> Problem:
         names = self.names(kind)
         choices = [c.full_name for c in self.components(kind)] if "/" in name else []
+        named = f"{len(names)} {plural(kind)}" if len(names) > NAMED else ", ".join(names) or "none"
         return Problem(
-            what=f"unknown {kind} '{name}' (installed: {', '.join(names) or 'none'})",
+            what=f"unknown {kind} '{name}' (installed: {named})",
             nearest=nearest(name, [*names, *choices]),
             list_with=f"moekit ls {plural(kind)}",
             notes=self.notes(),

@@ -158,7 +158,7 @@ class MoE(Spec):
             if balancer.gives_bias and not self.router.takes_bias:
                 yield (
                     f"balancer '{name}' ({type(balancer).__name__}) gives a selection bias, "
-                    f"but router {type(self.router).__name__} takes none"
+                    f"but router {type(self.router).__name__} takes none: balance by a loss, or choose another router"
                 )
             for conflict in balancer.check_router(self.router, self.experts.count):
                 yield f"balancer '{name}': {conflict}"

@@ -99,6 +99,15 @@ def test_an_unknown_name_lists_choices_and_the_nearest() -> None:
     )
 
 
+def test_too_many_names_are_counted() -> None:
+    many = tuple(Component(name=f"r{n}", spec=Recipe, target="r.yaml", summary="", plugin="big") for n in range(21))
+    with pytest.raises(UnknownName, match="unknown recipe") as error:
+        Registry([Plugin(name="big", module="big", components=many)]).get("recipe", "r_3")
+    assert message(error) == (
+        "unknown recipe 'r_3' (installed: 21 recipes)\n  did you mean 'r3'?\n  list them: moekit ls recipes"
+    )
+
+
 def test_an_unknown_name_in_a_known_plugin_is_answered_by_full_name() -> None:
     with pytest.raises(UnknownName, match="unknown router") as error:
         Registry([ACME]).get("router", "acme/hahs")

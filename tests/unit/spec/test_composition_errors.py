@@ -30,7 +30,7 @@ top_k=1 with score=sigmoid is not wanted here
 Blend routes by 'soft', but dispatcher Walk takes expert_choice, token_choice
   at model.moe  in command line
 
-balancer 'bias' (Nudge) gives a selection bias, but router Blend takes none
+balancer 'bias' (Nudge) gives a selection bias, but router Blend takes none: balance by a loss, or choose another router
   at model.moe  in command line
 """,
     ),
