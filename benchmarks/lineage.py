@@ -54,6 +54,7 @@ def train(name: str, out: Path, extra: list[str]) -> dict[str, Any]:
         raise SystemExit(f"{name} failed:\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
     summary = max(path for path in out.joinpath(name).rglob("summary.json") if path.parent.name != "dense")
     numbers = json.loads(summary.read_text())
+    del numbers["folder"], numbers["files"]  # where it lies says nothing
     metric, curve = curve_of(summary.parent / "metrics.csv")
     dense = summary.parent / "dense" / "metrics.csv"
     numbers |= {"wall": time.perf_counter() - start, "metric": metric, "curve": curve}

@@ -44,7 +44,7 @@ in the last steps. One seed; where a figure favours either side by a hundredth, 
 
 ![Validation curves of every recipe, beside its dense model](images/lineage.png)
 
-| recipe | metric | first | last | dense, last | MaxVio, start to end | over validation | dropped | other figures (dense) |
+| recipe | metric | first | last | dense, last | MaxVio, start to end | over validation | dropped | scores (dense) |
 |---|---|---|---|---|---|---|---|---|
 """
 
