@@ -5,9 +5,16 @@ Traps that other tests catch have no second test here.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import pytest
 import torch
 
-from moekit.contracts import LayerDims
+from moekit.contracts import Init, LayerDims, Source
+from moekit.registry import build
+from moekit.spec import component_spec
+from moekit_experts.ffn import Ffn
+from moekit_experts.glu import Glu
 from moekit_routers.strict import Strict
 from moekit_routers.strict.module import StrictRouter
 from moekit_routers.topk import TopK
@@ -54,3 +61,67 @@ def test_a_threshold_that_is_just_met_is_not_passed() -> None:
     with torch.no_grad():
         router.threshold_E[1] -= 1e-6
     assert router(torch.randn(5, 3)).load_E().tolist() == [0, 5, 0, 0]
+
+
+def test_dropout_takes_what_every_part_adds_and_never_the_residual() -> None:
+    """T5's places: embeddings, the output of each part, and that of each stack; ST-MoE's dense part is one of them."""
+    model = build(
+        component_spec(
+            "model",
+            {
+                "use": "encoder_decoder",
+                "vocab": 13,
+                "dim": 8,
+                "depth": 1,
+                "attention": {"use": "relative", "heads": 2, "head_dim": 4},
+                "cross": {"heads": 2, "head_dim": 4},
+                "ffn": {"use": "glu", "hidden": 8},
+                "moe": {
+                    "at": {"every": 1},
+                    "dense_too": True,
+                    "router": {"use": "topk", "top_k": 2},
+                    "experts": {"use": "glu", "count": 4, "hidden": 8},
+                    "dispatcher": {"use": "grouped"},
+                },
+                "dropout": 0.5,
+            },
+        )
+    )
+    places: dict[str, list[torch.Tensor]] = {"encoder": [], "decoder": []}
+
+    def all_of_it(name: str) -> Callable[[torch.nn.Module, tuple[torch.Tensor], torch.Tensor], torch.Tensor]:
+        def hook(_: torch.nn.Module, given: tuple[torch.Tensor], out: torch.Tensor) -> torch.Tensor:
+            if "blocks" in name:
+                return torch.zeros_like(out)  # of a block nothing but the residual is left
+            places[name.partition(".")[0]].append(given[0])
+            return given[0]
+
+        return hook
+
+    in_blocks: dict[str, int] = {"encoder": 0, "decoder": 0}
+    for name, module in model.named_modules():
+        if name.endswith("dropout"):
+            module.register_forward_hook(all_of_it(name))
+            if "blocks" in name:
+                stack = name.partition(".")[0]
+                module.register_forward_pre_hook(lambda *_, s=stack: in_blocks.update({s: in_blocks[s] + 1}))
+    source, target = torch.randint(13, (2, 5)), torch.randint(13, (2, 3))
+    model.train()(target, source=Source(source))
+    assert in_blocks == {"encoder": 3, "decoder": 4}  # attention, mixture, dense part; the decoder's look at the source
+    for name, tokens in (("encoder", source), ("decoder", target)):
+        embedded, out = places[name]
+        torch.testing.assert_close(embedded, model.embedding(tokens))
+        torch.testing.assert_close(out, getattr(model, name).norm(embedded))
+
+
+@pytest.mark.parametrize("bank", [Glu(count=3, hidden=320), Ffn(count=3, hidden=320)])
+def test_every_expert_matrix_is_drawn_by_its_own_inputs(bank: Glu | Ffn) -> None:
+    """Switch, section 2.4: std sqrt(s / n) with n the inputs of this very matrix, cut at two of them."""
+    torch.manual_seed(0)
+    experts = build(bank, LayerDims(dim=80, num_experts=3))
+    experts.init_weights(Init(scale=0.1))
+    cut_normal = 0.8796  # the standard deviation of a standard normal that is cut at 2
+    for weight in experts.parameters():
+        sigma = (0.1 / weight.shape[-1]) ** 0.5
+        assert weight.shape[-1] in (80, 320) and weight.abs().max() <= 2 * sigma
+        assert abs(weight.std() / sigma - cut_normal) < 0.02
