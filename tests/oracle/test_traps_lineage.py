@@ -10,11 +10,15 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from moekit.contracts import Init, LayerDims, Source
+from moekit.contracts import Init, LayerDims, Model, ModelOutput, Source
 from moekit.registry import build
 from moekit.spec import component_spec
+from moekit_data.labelled_text import LabelledText
+from moekit_data.padding import side_by_side
+from moekit_data.text_files import TextFiles
 from moekit_experts.ffn import Ffn
 from moekit_experts.glu import Glu
+from moekit_optimizers.decay import groups
 from moekit_routers.strict import Strict
 from moekit_routers.strict.module import StrictRouter
 from moekit_routers.topk import TopK
@@ -125,3 +129,32 @@ def test_every_expert_matrix_is_drawn_by_its_own_inputs(bank: Glu | Ffn) -> None
         sigma = (0.1 / weight.shape[-1]) ** 0.5
         assert weight.shape[-1] in (80, 320) and weight.abs().max() <= 2 * sigma
         assert abs(weight.std() / sigma - cut_normal) < 0.02
+
+
+def test_a_multiplicative_bias_does_not_decay() -> None:
+    """ST-MoE's factors start at 1: decay would pull them, and the expert with them, to 0. They are ``[E, H]``."""
+    experts = build(Glu(count=2, hidden=3, scale_bias=True), LayerDims(dim=4, num_experts=2))
+    decaying, other = groups(experts, 0.1, "AdamW")
+    assert [tuple(p.shape) for p in other["params"]] == [(2, 3)] and other["weight_decay"] == 0.0
+    assert len(decaying["params"]) == 2
+
+
+def test_guessing_is_the_share_of_the_commonest_label(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not one over the number of labels: a model that always says the commonest must not look as if it had learnt."""
+    text = TextFiles(path="nowhere", seq=4, batch=2)
+    data = build(LabelledText(text=text, vocab=257))
+    batch = side_by_side(
+        [torch.tensor([1, 2])] * 4, [torch.tensor([7])] * 4, end=data.end, domain=torch.tensor([1, 1, 0, 1])
+    )
+    monkeypatch.setattr(data, "validation_batches", lambda: iter([batch]))
+    monkeypatch.setattr(data, "domain_names", lambda: ["a", "b", "c"])
+
+    class Silent(Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, inputs: torch.Tensor, *, valid: torch.Tensor | None = None) -> ModelOutput:
+            return ModelOutput(y=torch.zeros(*inputs.shape, 257))
+
+    assert data.scores(Silent()) == {"accuracy": 0.0, "guessing": 0.75, "scored_windows": 4.0}
