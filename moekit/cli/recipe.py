@@ -38,7 +38,7 @@ def page(registry: Registry, component: Component) -> list[str]:
         *(f"  {line}".rstrip() for line in Path(str(component.target)).read_text(encoding="utf-8").splitlines()),
         "",
         text.bold("next"),
-        *text.table(_next(name, recipe)),
+        *text.table(_next(registry, name, recipe)),
     ]
 
 
@@ -66,9 +66,11 @@ def _paper_rows(paper: Paper) -> Iterator[tuple[str, str]]:
         yield "parameters", ", ".join(filter(None, counts)) + ", as published"
 
 
-def _next(name: str, recipe: Recipe) -> list[tuple[str, str]]:
+def _next(registry: Registry, name: str, recipe: Recipe) -> list[tuple[str, str]]:
     trains = recipe.objective is not None and recipe.data is not None
+    first = recipe.start.run if recipe.start is not None and recipe.start.run in registry.names("recipe") else ""
     return [
+        *([(f"moekit train {first}", "first: it starts from these weights")] if first else []),
         *([(f"moekit train {name}", "train it")] if trains else []),
         (f"moekit params {name}", "count its parameters"),
         (f"moekit config print {name}", "every option, resolved"),

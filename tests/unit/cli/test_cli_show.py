@@ -163,6 +163,15 @@ def test_an_installed_recipe_tells_how_to_train_it(capsys: Captured) -> None:
     assert "  moekit train jacobs1991         train it\n" in out
 
 
+def test_a_recipe_that_goes_on_from_another_names_it(capsys: Captured) -> None:
+    assert main(["show", "st_moe_finetune"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[lines.index("next") + 1 :][:2] == [
+        "  moekit train st_moe                  first: it starts from these weights",
+        "  moekit train st_moe_finetune         train it",
+    ]
+
+
 def test_a_file_that_is_not_there(tmp_path: Path, capsys: Captured) -> None:
     assert main(["show", str(tmp_path / "gone.yaml")]) == 2
     assert str(tmp_path / "gone.yaml") in capsys.readouterr().err
