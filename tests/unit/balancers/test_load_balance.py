@@ -276,9 +276,13 @@ def test_two_ranks_equal_one_with_all_tokens(tmp_path: Path) -> None:
         subprocess.Popen([sys.executable, "-c", RANK, str(rank), store, out], stderr=subprocess.PIPE, text=True)
         for rank in range(2)
     ]
-    for process in ranks:
-        _, errors = process.communicate(timeout=100)
-        assert process.returncode == 0, errors
+    try:
+        for process in ranks:
+            _, errors = process.communicate(timeout=100)
+            assert process.returncode == 0, errors
+    finally:
+        for process in ranks:
+            process.kill()  # one that waits for a rank that failed would wait for ever
     for rank in range(2):
         alone, together = torch.load(f"{out}{rank}")
         torch.testing.assert_close(together, alone, rtol=1e-12, atol=1e-15)
