@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from moekit.component import Component
 from moekit.hookspecs import hookimpl
-from moekit_dispatchers import auto, capacity, device_capacity, fused, grouped, loop, soft
+from moekit_dispatchers import auto, capacity, device_capacity, fused, grouped, loop, soft, triton
 
 MOEKIT_API = 1
 
@@ -20,4 +20,5 @@ def moekit_dispatchers() -> list[Component]:
         grouped.COMPONENT,
         loop.COMPONENT,
         soft.COMPONENT,
+        triton.COMPONENT,
     ]

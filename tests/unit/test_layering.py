@@ -40,6 +40,7 @@ NO_ORACLE = {
     "moekit_dispatchers/auto": "chooses among the others",
     "moekit_dispatchers/fused": "its oracle is the loop dispatcher beside it",
     "moekit_dispatchers/grouped": "its oracle is the loop dispatcher beside it",
+    "moekit_dispatchers/triton": "its oracle is the loop dispatcher beside it",
     "moekit_models/mixture": "one MoELayer, whose parts have oracles",
     "moekit_models/mlp": "two linear layers of torch",
     "moekit_objectives/squared_error": "one line of torch",

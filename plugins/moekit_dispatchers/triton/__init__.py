@@ -1,0 +1,25 @@
+"""The triton dispatcher: gather, products, activation and combine in kernels of our own, for GPUs.
+
+Oracle: the dispatcher ``loop``. Needs the package ``triton`` (``pip install 'moekit[triton]'``), which is imported when
+there is something to compute.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from moekit.component import Component
+from moekit.spec.kinds import DispatcherSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Triton(DispatcherSpec):
+    """The triton dispatcher has no options."""
+
+
+COMPONENT = Component(
+    name="triton",
+    spec=Triton,
+    target="moekit_dispatchers.triton.module:TritonDispatcher",
+    summary="gathers, multiplies, activates and combines in Triton kernels; dropless; GLU and FFN banks, on GPUs",
+)

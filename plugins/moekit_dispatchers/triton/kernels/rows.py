@@ -1,0 +1,75 @@
+"""What is done to rows beside products: their sums by token, and the activation's backward."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from moekit_dispatchers.triton.kernels.activations import activate, slope
+
+
+@triton.jit
+def combine(rows, gate, by_token, start_of, y, width, GATED: tl.constexpr, BLOCK: tl.constexpr):
+    """``y[t]``: the sum of token t's rows, with ``GATED`` times their gates; 0 for a token without rows.
+
+    One program for BLOCK columns of one token; it adds the rows in the order of ``by_token``, without atomics, so the
+    sum is always the same.
+    """
+    token = tl.program_id(0).to(tl.int64)
+    cols = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    is_col = cols < width
+    total = tl.zeros((BLOCK,), dtype=tl.float32)
+    for at in range(tl.load(start_of + token), tl.load(start_of + token + 1)):
+        row = tl.load(by_token + at)
+        part = tl.load(rows + row * width + cols, mask=is_col, other=0.0).to(tl.float32)
+        if GATED:
+            part *= tl.load(gate + row)
+        total += part
+    tl.store(y + token * width + cols, total.to(y.dtype.element_ty), mask=is_col)
+
+
+@triton.jit
+def activation_backward(
+    d_acted,
+    h,
+    gate,
+    last,
+    d_h,
+    d_gate,
+    hidden,
+    GATED: tl.constexpr,
+    ACT: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """The activation's backward, from the first product's output: the activation itself is computed again.
+
+    ``d_acted[n]``: in, the gradient of the activation's output before the gate (the output's gradient through the
+    second weight); out, the activation's output times the gate, for the second weight's gradient.
+    ``d_h[n]``: the gradient of the first product's output. ``d_gate[n]``: ``d_acted · acted``.
+    ``last``: where the number of rows that count stands. One program for BLOCK_M rows.
+    """
+    rows = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    is_row = rows < tl.load(last)
+    weight = tl.load(gate + rows, mask=is_row, other=0.0)
+    width = 2 * hidden if GATED else hidden
+    d_weight = tl.zeros((BLOCK_M,), dtype=tl.float32)
+    for start in range(0, hidden, BLOCK_N):
+        cols = start + tl.arange(0, BLOCK_N)
+        is_here = is_row[:, None] & (cols < hidden)[None, :]
+        small = rows[:, None] * hidden + cols[None, :]
+        large = rows[:, None] * width + cols[None, :]
+        d = tl.load(d_acted + small, mask=is_here, other=0.0).to(tl.float32)
+        first = tl.load(h + large, mask=is_here, other=0.0).to(tl.float32)
+        acted = activate(first, ACT)
+        d_first = slope(first, ACT) * d * weight[:, None]
+        if GATED:
+            second = tl.load(h + large + hidden, mask=is_here, other=0.0).to(tl.float32)
+            d_second = acted * d * weight[:, None]
+            tl.store(d_h + large + hidden, d_second.to(d_h.dtype.element_ty), mask=is_here)
+            d_first *= second
+            acted *= second
+        tl.store(d_h + large, d_first.to(d_h.dtype.element_ty), mask=is_here)
+        d_weight += tl.sum(tl.where(is_here, d * acted, 0.0), axis=1)
+        tl.store(d_acted + small, (acted * weight[:, None]).to(d_acted.dtype.element_ty), mask=is_here)
+    tl.store(d_gate + rows, d_weight, mask=is_row)

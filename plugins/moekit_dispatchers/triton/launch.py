@@ -1,0 +1,223 @@
+"""Launches: which kernels run on what, in which blocks. Nothing is read from the device.
+
+Shapes: T tokens, N rows sorted by expert, D in, H hidden, O out; X is 2H with a gate and H without.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from triton import knobs
+
+from moekit_dispatchers.triton.kernels import products, rows
+
+HALVES = (torch.float16, torch.bfloat16)
+
+
+class Route(NamedTuple):
+    """Where rows come from and go to: see ``moekit_dispatchers.grouped.module.Plan``.
+
+    Attributes:
+        end_E: int32, where each expert's rows end.
+        token_N: int64, the token of each row.
+        by_token_N: int64, the rows token by token.
+        start_T: int64 ``[T + 1]``, where each token's rows start in ``by_token_N``.
+    """
+
+    end_E: Tensor
+    token_N: Tensor
+    by_token_N: Tensor
+    start_T: Tensor
+
+
+class Tiles(NamedTuple):
+    """Rows cut into tiles of ``height``; no tile has rows of two experts.
+
+    Attributes:
+        expert_X: int64, the expert of each tile; E for a tile too many.
+        row_X: int64, its first row.
+        height: rows in a tile.
+    """
+
+    expert_X: Tensor
+    row_X: Tensor
+    height: int
+
+
+def tiles(end_E: Tensor, num_rows: int, height: int) -> Tiles:
+    """As many tiles as there can be at most, ``ceil(N / height) + E``: how many are needed, only the device knows."""
+    start_E = torch.cat([end_E.new_zeros(1), end_E[:-1]])
+    last_E = ((end_E - start_E + height - 1) // height).cumsum(0)
+    index_X = torch.arange(-(-num_rows // height) + end_E.shape[0], device=end_E.device)
+    expert_X = torch.searchsorted(last_E, index_X, right=True)
+    own_X = expert_X.clamp(max=end_E.shape[0] - 1)
+    before_X = torch.where(own_X > 0, last_E[own_X - 1], 0)
+    return Tiles(expert_X, start_E[own_X] + (index_X - before_X) * height, height)
+
+
+def tile_height(num_rows: int, num_experts: int, dtype: torch.dtype) -> int:
+    """Rows in a tile: what an expert has on average, between 16 (the least of a product) and 128; fp32 stops at 64.
+
+    Not measured: no GPU was at hand.
+    """
+    most = 128 if dtype in HALVES else 64
+    height = 16
+    while height < most and height * num_experts < num_rows:
+        height *= 2
+    return height
+
+
+def forward(
+    x_TD: Tensor, gate_N: Tensor, w_in_EXD: Tensor, w_out_EOH: Tensor, route: Route, activation: str
+) -> tuple[Tensor, Tensor]:
+    """``y_TO``, and ``h_NX``, the first product's output, for backward. (Rows of no expert are not written.)
+
+    Args:
+        x_TD: tokens, contiguous.
+        gate_N: fp32.
+        w_in_EXD: any view.
+        w_out_EOH: any view; whether there is a gate follows from the widths.
+        route: the way.
+        activation: its name.
+    """
+    N, X, H = route.token_N.shape[0], w_in_EXD.shape[1], w_out_EOH.shape[2]
+    h_NX, acted_NH = x_TD.new_empty(N, X), x_TD.new_empty(N, H)
+    cut = tiles(route.end_E, N, tile_height(N, len(route.end_E), x_TD.dtype))
+    how = _how(x_TD, cut.height)
+    columns = how["BLOCK_N"] // 2 if X != H else how["BLOCK_N"]  # a program with a gate makes two blocks
+    with _on(x_TD):
+        products.linear_activated[(len(cut.expert_X) * -(-H // columns),)](
+            *(x_TD, route.token_N, w_in_EXD, h_NX, acted_NH, cut.expert_X, cut.row_X, route.end_E),
+            *(len(route.end_E), x_TD.shape[1], H, *w_in_EXD.stride()),
+            GATED=X != H,
+            ACT=activation,
+            **how | {"BLOCK_N": columns},
+        )
+        out_NO = _linear(acted_NH, w_out_EOH, cut, route)
+        return _combine(out_NO, gate_N, route), h_NX
+
+
+def backward(
+    g_TO: Tensor,
+    x_TD: Tensor,
+    gate_N: Tensor,
+    w_in_EXD: Tensor,
+    w_out_EOH: Tensor,
+    h_NX: Tensor,
+    route: Route,
+    activation: str,
+    needs: tuple[bool, bool, bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of tokens, gates, and both weights. All but the gates' are empty (no elements) where not needed.
+
+    Args:
+        g_TO: the output's gradient.
+        x_TD: as in ``forward``; likewise the next three.
+        gate_N: see above.
+        w_in_EXD: see above.
+        w_out_EOH: see above.
+        h_NX: what ``forward`` gave.
+        route: the way.
+        activation: its name.
+        needs: whether the gradients of tokens, first weight and second weight are wanted.
+    """
+    N, X, H = route.token_N.shape[0], w_in_EXD.shape[1], w_out_EOH.shape[2]
+    cut = tiles(route.end_E, N, tile_height(N, len(route.end_E), x_TD.dtype))
+    g_TO = g_TO.contiguous()
+    d_gate_N, d_h_NX = torch.zeros_like(gate_N), torch.empty_like(h_NX)
+    dx_TD, dw_in_EXD, dw_out_EOH = (x_TD.new_empty(0) for _ in range(3))
+    with _on(x_TD):
+        acted_NH = _linear(g_TO, w_out_EOH.mT, cut, route, gather=True)
+        rows.activation_backward[(-(-N // 16),)](
+            *(acted_NH, h_NX, gate_N, route.end_E[-1:], d_h_NX, d_gate_N, H),
+            GATED=X != H,
+            ACT=activation,
+            BLOCK_M=16,
+            BLOCK_N=min(128, _power(H)),
+            **FUSION,
+        )
+        if needs[2]:
+            dw_out_EOH = _outer(g_TO, acted_NH, route, gather="a")
+        del acted_NH
+        if needs[1]:
+            dw_in_EXD = _outer(d_h_NX, x_TD, route, gather="b")
+        if needs[0]:
+            dx_TD = _combine(_linear(d_h_NX, w_in_EXD.mT, cut, route), None, route)
+    return dx_TD, d_gate_N, dw_in_EXD, dw_out_EOH
+
+
+def _linear(x_XX: Tensor, w_EXX: Tensor, cut: Tiles, route: Route, *, gather: bool = False) -> Tensor:
+    """Each row through its expert's weight; with ``gather``, ``x_XX`` is by token."""
+    width_out, width_in = w_EXX.shape[1:]
+    y_NX = x_XX.new_empty(route.token_N.shape[0], width_out)
+    how = _how(x_XX, cut.height)
+    products.linear[(len(cut.expert_X) * -(-width_out // how["BLOCK_N"]),)](
+        *(x_XX, route.token_N, w_EXX, y_NX, cut.expert_X, cut.row_X, route.end_E),
+        *(len(route.end_E), width_in, width_out, width_in, *w_EXX.stride()),
+        GATHER=gather,
+        **how,
+    )
+    return y_NX
+
+
+def _outer(a_XX: Tensor, b_XX: Tensor, route: Route, *, gather: str) -> Tensor:
+    """For each expert the sum over its rows of a outer b; the one named is by token."""
+    E, width_a, width_b = len(route.end_E), a_XX.shape[1], b_XX.shape[1]
+    dw_EXX = a_XX.new_empty(E, width_a, width_b)
+    how = _how(a_XX, min(32 if knobs.runtime.interpret else 128, max(16, _power(width_a))))
+    products.outer[(E * -(-width_a // how["BLOCK_M"]) * -(-width_b // how["BLOCK_N"]),)](
+        *(a_XX, b_XX, route.token_N, dw_EXX, route.end_E, width_a, width_b),
+        GATHER_A=gather == "a",
+        GATHER_B=gather == "b",
+        **how,
+    )
+    return dw_EXX
+
+
+def _combine(rows_NX: Tensor, gate_N: Tensor | None, route: Route) -> Tensor:
+    """Each token's rows, times their gates, summed."""
+    T, width = route.start_T.shape[0] - 1, rows_NX.shape[1]
+    y_TX, block = rows_NX.new_empty(T, width), min(1024, _power(width))
+    rows.combine[(T, -(-width // block))](
+        *(rows_NX, rows_NX if gate_N is None else gate_N, route.by_token_N, route.start_T, y_TX, width),
+        GATED=gate_N is not None,
+        BLOCK=block,
+        **FUSION,
+    )
+    return y_TX
+
+
+FUSION: Mapping[str, Any] = {"enable_fp_fusion": True}
+"""Said at every launch: newer compilers warn where it is left to them."""
+
+
+def _how(x_XX: Tensor, height: int) -> dict[str, Any]:
+    """Blocks and arithmetic of a product with ``height`` rows in a tile. fp32 is exact unless torch's own products
+    are not (``torch.set_float32_matmul_precision``)."""
+    exact = torch.get_float32_matmul_precision() == "highest"
+    interpreted = bool(knobs.runtime.interpret)
+    deep = 64 if x_XX.dtype in HALVES else 32
+    return {
+        **FUSION,
+        "BLOCK_M": height,
+        "BLOCK_N": 32 if interpreted else 128,  # interpreted for tests, whose widths should need more than one block
+        "BLOCK_K": 32 if interpreted else deep,
+        "PRECISION": "ieee" if exact else "tf32",
+        "UPCAST": interpreted and x_XX.dtype == torch.bfloat16,
+        "num_warps": 8 if height >= 128 else 4,
+        "num_stages": 3,
+    }
+
+
+def _power(width: int) -> int:
+    """The least power of two that is not smaller."""
+    return 1 << max(width - 1, 0).bit_length()
+
+
+def _on(t: Tensor) -> AbstractContextManager[Any]:
+    """Launches go to the current device: make it the tensor's."""
+    return torch.cuda.device(t.device) if t.device.type == "cuda" else nullcontext()

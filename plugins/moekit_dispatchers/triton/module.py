@@ -1,0 +1,83 @@
+"""The triton dispatcher."""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from typing import final
+
+import torch
+from torch import Tensor
+
+from moekit.contracts import Dispatched, Dispatcher, ExpertBank, LayerDims, StandardForm
+from moekit.errors import MoekitError
+from moekit.routing import Routing, pairs_of
+from moekit_dispatchers.grouped import Grouped
+from moekit_dispatchers.grouped.module import GroupedDispatcher, plan
+from moekit_dispatchers.triton import Triton
+from moekit_dispatchers.triton.ops import triton_experts
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+ACTIVATIONS = ("silu", "gelu", "relu", "sigmoid")
+
+
+@final
+class TritonDispatcher(Dispatcher):
+    """``y_t = sum of gate · expert(x_t)`` over the pairs of token t, in five kernels.
+
+    Takes banks of standard form (``ExpertBank.standard_form``: glu and ffn without extras) on a CUDA device (or, for
+    tests, on a CPU under ``TRITON_INTERPRET=1``), and uses their weights itself, in autocast's dtype where autocast is
+    on. What it cannot take goes the way of ``grouped``: other banks, other devices, fp64, tokens and weights of
+    different dtypes (``why_not`` says which).
+
+    Tokens are gathered inside the first product, and the activation is computed as its tiles are written. Kept for
+    backward, with a gate: the tokens (T·D), the first product's output (N·2H), gates and order. Sums are in fp32 and
+    in an order that is always the same. Nothing is read from the device and shapes are static, so a layer compiles
+    into one graph. Differentiable once: a second derivative is refused.
+
+    Raises:
+        ValueError: a soft routing.
+        MoekitError: the package ``triton`` is not installed, and the kernels are needed.
+    """
+
+    def __init__(self, spec: Triton, dims: LayerDims) -> None:
+        super().__init__()
+        self.otherwise = GroupedDispatcher(Grouped(), dims)
+        self.installed = find_spec("triton") is not None
+        self.interpreted = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
+
+    def forward(self, x_TD: Tensor, routing: Routing, experts: ExpertBank, *, num_sequences: int = 1) -> Dispatched:
+        """Sorts pairs, and leaves the rest to the kernels."""
+        pairs = pairs_of(routing)
+        form = experts.standard_form()
+        if form is None or self.why_not(x_TD, form):
+            return self.otherwise(x_TD, routing, experts, num_sequences=num_sequences)  # type: ignore[no-any-return]
+        if not self.installed:
+            raise MoekitError(
+                "the dispatcher 'triton' needs the package triton, which is not installed\n"
+                "  pip install 'moekit[triton]', or use the dispatcher 'grouped' or 'auto'"
+            )
+        dtype = _dtype(x_TD)
+        way = plan(pairs, x_TD.shape[0], routing.num_experts)
+        gate_N = pairs.gate_N.index_select(0, way.pair_N).float()
+        weights = (form.w_in_EHD.to(dtype), form.w_out_EOH.to(dtype))
+        route = (way.end_E, way.token_N, way.by_token_N, way.start_T)
+        y_TO, _ = triton_experts(x_TD.to(dtype), gate_N, *weights, *route, form.activation)
+        return Dispatched(y_TO=y_TO, dropped=way.pair_N.new_zeros(()))
+
+    def why_not(self, x_TD: Tensor, form: StandardForm) -> str:
+        """Why the kernels cannot take such tokens and weights, in words; empty when they can."""
+        if x_TD.device.type != "cuda" and not (x_TD.device.type == "cpu" and self.interpreted):
+            return f"it is for CUDA devices; the tokens are on {x_TD.device.type}"
+        if form.activation not in ACTIVATIONS:
+            return f"it knows no activation '{form.activation}'"
+        found = {x_TD.dtype, form.w_in_EHD.dtype, form.w_out_EOH.dtype}
+        if not found <= set(DTYPES) or (len(found) > 1 and not torch.is_autocast_enabled(x_TD.device.type)):
+            return f"it takes fp32, fp16 or bf16 throughout; tokens are {x_TD.dtype}, weights {form.w_in_EHD.dtype}"
+        return ""
+
+
+def _dtype(x_TD: Tensor) -> torch.dtype:
+    """What the products are computed in: autocast's dtype where it is on, as with ``F.linear``."""
+    kind = x_TD.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x_TD.dtype

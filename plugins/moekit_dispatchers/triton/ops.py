@@ -1,0 +1,140 @@
+"""The whole of a layer's experts as one ``torch.library`` operator, with its derivative, which is another.
+
+``torch.compile`` takes each as one call, and each has static shapes. Triton is imported when one of them runs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moekit.errors import MoekitError
+
+# Names of arguments are those of ``moekit_dispatchers.triton.launch``, which says what they are.
+
+
+@torch.library.custom_op("moekit::triton_experts", mutates_args=())
+def triton_experts(
+    x_TD: Tensor,
+    gate_N: Tensor,
+    w_in_EXD: Tensor,
+    w_out_EOH: Tensor,
+    end_E: Tensor,
+    token_N: Tensor,
+    by_token_N: Tensor,
+    start_T: Tensor,
+    activation: str,
+) -> tuple[Tensor, Tensor]:
+    """``y_TO``, and the first product's output, which backward needs and nothing else may read."""
+    from moekit_dispatchers.triton import launch
+
+    route = launch.Route(end_E, token_N, by_token_N, start_T)
+    return launch.forward(x_TD.contiguous(), gate_N.contiguous(), w_in_EXD, w_out_EOH, route, activation)
+
+
+@triton_experts.register_fake
+def _(
+    x_TD: Tensor,
+    gate_N: Tensor,
+    w_in_EXD: Tensor,
+    w_out_EOH: Tensor,
+    end_E: Tensor,
+    token_N: Tensor,
+    by_token_N: Tensor,
+    start_T: Tensor,
+    activation: str,
+) -> tuple[Tensor, Tensor]:
+    y_TO = x_TD.new_empty(x_TD.shape[0], w_out_EOH.shape[1])
+    return y_TO, x_TD.new_empty(token_N.shape[0], w_in_EXD.shape[1])
+
+
+@torch.library.custom_op("moekit::triton_experts_backward", mutates_args=())
+def triton_experts_backward(
+    g_TO: Tensor,
+    x_TD: Tensor,
+    gate_N: Tensor,
+    w_in_EXD: Tensor,
+    w_out_EOH: Tensor,
+    h_NX: Tensor,
+    end_E: Tensor,
+    token_N: Tensor,
+    by_token_N: Tensor,
+    start_T: Tensor,
+    activation: str,
+    needs_x: bool,
+    needs_in: bool,
+    needs_out: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of tokens, gates, and both weights; without elements where not needed. The gates' is always made."""
+    from moekit_dispatchers.triton import launch
+
+    return launch.backward(
+        g_TO,
+        x_TD.contiguous(),
+        gate_N.contiguous(),
+        w_in_EXD,
+        w_out_EOH,
+        h_NX,
+        launch.Route(end_E, token_N, by_token_N, start_T),
+        activation,
+        (needs_x, needs_in, needs_out),
+    )
+
+
+@triton_experts_backward.register_fake
+def _(
+    g_TO: Tensor,
+    x_TD: Tensor,
+    gate_N: Tensor,
+    w_in_EXD: Tensor,
+    w_out_EOH: Tensor,
+    h_NX: Tensor,
+    end_E: Tensor,
+    token_N: Tensor,
+    by_token_N: Tensor,
+    start_T: Tensor,
+    activation: str,
+    needs_x: bool,
+    needs_in: bool,
+    needs_out: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    wanted = ((x_TD, needs_x), (gate_N, True), (w_in_EXD, needs_in), (w_out_EOH, needs_out))
+    dx_TD, d_gate_N, dw_in_EXD, dw_out_EOH = (x.new_empty(x.shape if needed else (0,)) for x, needed in wanted)
+    return dx_TD, d_gate_N, dw_in_EXD, dw_out_EOH
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, activation = inputs
+    ctx.save_for_backward(*tensors[:4], output[1], *tensors[4:])
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # no zeros of N·X for it either
+    ctx.activation = activation
+
+
+def _backward(ctx: Any, g_TO: Tensor, _g_NX: Tensor | None) -> tuple[Tensor | None, ...]:
+    needs_x, needs_gate, needs_in, needs_out = ctx.needs_input_grad[:4]
+    dx_TD, d_gate_N, dw_in_EXD, dw_out_EOH = triton_experts_backward(
+        g_TO, *ctx.saved_tensors, ctx.activation, needs_x, needs_in, needs_out
+    )
+    found = (
+        (dx_TD, needs_x),
+        (d_gate_N, needs_gate),
+        (dw_in_EXD, needs_in),
+        (dw_out_EOH, needs_out),
+    )
+    return *(gradient if needed else None for gradient, needed in found), *(None,) * 5
+
+
+def _refuse(ctx: Any, *gradients: Tensor) -> None:
+    """A second derivative would be left out in silence.
+
+    Raises:
+        MoekitError: always.
+    """
+    raise MoekitError("the dispatcher 'triton' is differentiable once; 'grouped' has derivatives of any order")
+
+
+triton_experts.register_autograd(_backward, setup_context=_save)
+triton_experts_backward.register_autograd(_refuse)

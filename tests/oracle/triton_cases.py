@@ -1,0 +1,233 @@
+"""The triton dispatcher against the loop, kernel by kernel in Triton's interpreter. ``test_oracle_triton.py`` runs this
+file in a process of its own: the interpreter has to be asked for before ``triton`` is first imported.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from moekit.contracts import Dispatcher, ExpertBank, LayerDims
+from moekit.errors import MoekitError
+from moekit.routing import ExpertChoice, Routing, TokenChoice
+from moekit_dispatchers.loop import Loop
+from moekit_dispatchers.loop.module import LoopDispatcher
+from moekit_dispatchers.triton import Triton, launch
+from moekit_dispatchers.triton.module import TritonDispatcher
+from moekit_experts.ffn import Ffn
+from moekit_experts.ffn.module import FfnExperts
+from moekit_experts.glu import Glu
+from moekit_experts.glu.module import GluExperts
+
+DEVICE = os.environ.get("MOEKIT_TRITON_DEVICE", "cpu")
+D, OUT, H = 37, 35, 33  # one more than a block of the interpreter, and no multiple of one
+
+
+def test_the_kernels_run_where_they_should() -> None:
+    form = bank("glu", "silu", 2).standard_form()
+    assert form is not None
+    assert TritonDispatcher(Triton(), LayerDims(dim=D, num_experts=2)).why_not(tokens(1), form) == ""
+    assert bool(launch.knobs.runtime.interpret) == (DEVICE == "cpu")
+
+
+def bank(kind: str, activation: Any, E: int) -> ExpertBank:
+    dims = LayerDims(dim=D, num_experts=E, out_dim=OUT)
+    if kind == "glu":
+        return GluExperts(Glu(count=E, hidden=H, activation=activation), dims).to(DEVICE)
+    return FfnExperts(Ffn(count=E, hidden=H, activation=activation), dims).to(DEVICE)
+
+
+def tokens(T: int) -> Tensor:
+    return torch.randn(T, D, device=DEVICE, requires_grad=True)
+
+
+def routing(expert_TK: Tensor, E: int, valid_T: Tensor | None = None, sent_TK: Tensor | None = None) -> TokenChoice:
+    T, K = expert_TK.shape
+    zeros_TE = torch.zeros(T, E, device=DEVICE)
+    gate_TK = torch.rand(T, K, device=DEVICE)
+    if valid_T is not None:
+        gate_TK[~valid_T] = torch.nan
+    return TokenChoice(
+        logits_TE=zeros_TE,
+        scores_TE=zeros_TE,
+        expert_TK=expert_TK.to(DEVICE),
+        gate_TK=gate_TK.requires_grad_(),
+        valid_T=valid_T,
+        sent_TK=sent_TK,
+    )
+
+
+def results(dispatcher: Dispatcher, x_TD: Tensor, way: Routing, gate: Tensor, experts: ExpertBank) -> list[Tensor]:
+    """The output, and gradients of tokens, gates and weights under a gradient that is not even; in fp64."""
+    y_TO = dispatcher(x_TD, way, experts).y_TO
+    weigh_TO = torch.linspace(-1, 2, y_TO.numel(), device=y_TO.device, dtype=y_TO.dtype).reshape(y_TO.shape)
+    leaves = [x_TD, gate, *experts.parameters()]
+    grads = torch.autograd.grad(y_TO, leaves, weigh_TO, allow_unused=True, materialize_grads=True)
+    return [t.detach().double() for t in (y_TO, *grads)]
+
+
+def assert_equal(
+    x_TD: Tensor, way: TokenChoice | ExpertChoice, experts: ExpertBank, dtype: torch.dtype, bound: float
+) -> None:
+    """Against the loop in fp64 on the same (rounded) numbers; ``bound`` is of each result's largest number."""
+    dims = LayerDims(dim=D, num_experts=experts.num_experts, out_dim=OUT)
+    gate = way.gate_TK if isinstance(way, TokenChoice) else way.gate_EC
+    experts, x_TD = experts.to(dtype), x_TD.detach().to(dtype).requires_grad_()
+    found = results(TritonDispatcher(Triton(), dims), x_TD, way, gate, experts)
+    x64_TD, gate64 = (t.detach().double().requires_grad_() for t in (x_TD, gate))
+    way64 = replace(way, gate_TK=gate64) if isinstance(way, TokenChoice) else replace(way, gate_EC=gate64)
+    expected = results(LoopDispatcher(Loop(), dims), x64_TD, way64, gate64, experts.double())
+    for name, a, b in zip(("y", "tokens", "gates", "w_in", "w_out"), found, expected, strict=True):
+        assert a.shape == b.shape
+        assert torch.equal(a.isnan(), b.isnan()), name
+        worst = (a - b).abs().max().item() / max(b.abs().max().item(), 1e-3) if a.numel() else 0.0
+        assert worst <= bound, f"{name}: {worst:.2e}"
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def any_experts(T: int, E: int, K: int) -> Tensor:
+    return torch.rand(T, E).argsort(1)[:, :K]
+
+
+BOUNDS = {torch.float16: 2e-3, torch.bfloat16: 3e-2}  # the interpreter cuts bf16 off, not rounds
+
+
+@pytest.mark.parametrize(
+    ("kind", "activation"),
+    [("glu", a) for a in ("silu", "gelu", "relu", "sigmoid")] + [("ffn", a) for a in ("relu", "gelu", "silu")],
+)
+def test_every_bank(kind: str, activation: str) -> None:
+    assert_equal(tokens(11), routing(any_experts(11, 3, 2), 3), bank(kind, activation, 3), torch.float32, 1e-5)
+
+
+@pytest.mark.parametrize("dtype", BOUNDS, ids=["fp16", "bf16"])
+@pytest.mark.parametrize(("kind", "activation"), [("glu", "silu"), ("ffn", "gelu")])
+def test_half_precision(kind: str, activation: str, dtype: torch.dtype) -> None:
+    assert_equal(tokens(11), routing(any_experts(11, 3, 2), 3), bank(kind, activation, 3), dtype, BOUNDS[dtype])
+
+
+@pytest.mark.parametrize("T, E, K", [(0, 3, 2), (1, 1, 1), (1, 5, 5), (19, 4, 1), (9, 3, 3), (50, 3, 2)])
+def test_any_number_of_tokens_experts_and_choices(T: int, E: int, K: int) -> None:
+    assert_equal(tokens(T), routing(any_experts(T, E, K), E), bank("glu", "silu", E), torch.float32, 1e-5)
+
+
+def test_all_tokens_on_the_same_experts_and_none_on_the_rest() -> None:
+    """Tiles: several for one expert, the last of them in part, and more than are needed."""
+    expert_TK = torch.tensor([1, 3]).expand(41, 2)
+    assert_equal(tokens(41), routing(expert_TK, 6), bank("glu", "silu", 6), torch.float32, 1e-5)
+
+
+@pytest.mark.parametrize("kind", ["glu", "ffn"])
+def test_what_stands_in_padding_and_in_pairs_that_are_not_sent_reaches_nothing(kind: str) -> None:
+    valid_T = (torch.rand(21) > 0.4).to(DEVICE)
+    sent_TK = (torch.rand(21, 2) > 0.3).to(DEVICE)
+    x_TD = torch.where(valid_T[:, None], tokens(21), torch.nan)
+    way = routing(any_experts(21, 4, 2), 4, valid_T, sent_TK)
+    assert_equal(x_TD, way, bank(kind, "relu", 4), torch.float32, 1e-5)
+
+
+def test_nothing_is_sent_at_all() -> None:
+    way = routing(any_experts(5, 3, 2), 3, torch.zeros(5, dtype=torch.bool, device=DEVICE))
+    assert_equal(tokens(5), way, bank("glu", "silu", 3), torch.float32, 1e-5)
+
+
+def test_a_nan_stays_with_its_token() -> None:
+    x_TD = tokens(6).detach()
+    x_TD[2] = torch.nan
+    dims = LayerDims(dim=D, num_experts=2, out_dim=OUT)
+    y_TO = TritonDispatcher(Triton(), dims)(x_TD, routing(any_experts(6, 2, 2), 2), bank("glu", "relu", 2)).y_TO
+    assert y_TO.isnan().any(1).tolist() == [False, False, True, False, False, False]
+
+
+def test_experts_choose() -> None:
+    zeros_TE = torch.zeros(9, 4, device=DEVICE)
+    token_EC = torch.stack([torch.randperm(9)[:5] for _ in range(4)]).to(DEVICE)
+    gate_EC = torch.rand(4, 5, device=DEVICE, requires_grad=True)
+    way = ExpertChoice(logits_TE=zeros_TE, scores_TE=zeros_TE, token_EC=token_EC, gate_EC=gate_EC)
+    assert_equal(tokens(9), way, bank("glu", "silu", 4), torch.float32, 1e-5)
+
+
+def test_tokens_and_weights_that_do_not_lie_row_by_row() -> None:
+    experts, x_TD = bank("glu", "silu", 3), torch.randn(2 * D, 8, device=DEVICE)[::2].T
+    for p in experts.parameters():
+        p.data = p.data.mT.contiguous().mT
+    assert not x_TD.is_contiguous()
+    assert not any(p.is_contiguous() for p in experts.parameters())
+    dims = LayerDims(dim=D, num_experts=3, out_dim=OUT)
+    way = routing(any_experts(8, 3, 2), 3)
+    leaf_TD = x_TD.detach().requires_grad_()
+    found, expected = (
+        results(d, leaf_TD, way, way.gate_TK, experts)
+        for d in (TritonDispatcher(Triton(), dims), LoopDispatcher(Loop(), dims))
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("trained", ["tokens", "gates", "w_in", "w_out"])
+def test_only_what_is_trained_gets_a_gradient(trained: str) -> None:
+    x_TD, experts = tokens(7), bank("ffn", "gelu", 3)
+    way = routing(any_experts(7, 3, 2), 3)
+    leaves = dict(zip(("tokens", "gates", "w_in", "w_out"), (x_TD, way.gate_TK, *experts.parameters()), strict=True))
+    for name, leaf in leaves.items():
+        leaf.requires_grad_(name == trained)
+    dims = LayerDims(dim=D, num_experts=3, out_dim=OUT)
+    found, expected = (
+        torch.autograd.grad(d(x_TD, way, experts).y_TO.sum(), leaves[trained])
+        for d in (TritonDispatcher(Triton(), dims), LoopDispatcher(Loop(), dims))
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_results_are_the_same_each_time() -> None:
+    dims = LayerDims(dim=D, num_experts=3, out_dim=OUT)
+    x_TD, way, experts = tokens(13), routing(any_experts(13, 3, 3), 3), bank("glu", "silu", 3)
+    first, second = (results(TritonDispatcher(Triton(), dims), x_TD, way, way.gate_TK, experts) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_autocast_computes_in_its_dtype() -> None:
+    dims = LayerDims(dim=D, num_experts=3, out_dim=OUT)
+    x_TD, way, experts = tokens(9), routing(any_experts(9, 3, 2), 3), bank("glu", "silu", 3)
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
+        y_TO = TritonDispatcher(Triton(), dims)(x_TD, way, experts).y_TO
+    expected_TO = LoopDispatcher(Loop(), dims)(x_TD, way, experts).y_TO
+    assert y_TO.dtype == torch.bfloat16
+    torch.testing.assert_close(y_TO.float(), expected_TO, rtol=2e-2, atol=1e-2)
+    assert torch.autograd.grad(y_TO.float().sum(), x_TD)[0].dtype == torch.float32
+
+
+def test_a_second_derivative_is_refused() -> None:
+    dims = LayerDims(dim=D, num_experts=2, out_dim=OUT)
+    x_TD = tokens(4)
+    y_TO = TritonDispatcher(Triton(), dims)(x_TD, routing(any_experts(4, 2, 1), 2), bank("glu", "silu", 2)).y_TO
+    (dx_TD,) = torch.autograd.grad(y_TO.square().sum(), x_TD, create_graph=True)
+    with pytest.raises(MoekitError, match="differentiable once; 'grouped' has"):
+        dx_TD.sum().backward()
+
+
+def test_it_compiles_into_one_graph() -> None:
+    dims = LayerDims(dim=D, num_experts=3, out_dim=OUT)
+    dispatcher, experts, way = (
+        TritonDispatcher(Triton(), dims),
+        bank("glu", "silu", 3),
+        routing(any_experts(9, 3, 2), 3),
+    )
+
+    def run(x_TD: Tensor, gate_TK: Tensor) -> Tensor:
+        y_TO: Tensor = dispatcher(x_TD, replace(way, gate_TK=gate_TK), experts).y_TO
+        return y_TO
+
+    x_TD = tokens(9)
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+    leaves = [x_TD, way.gate_TK, *experts.parameters()]
+    pairs = [(y := f(x_TD, way.gate_TK), *torch.autograd.grad(y.square().sum(), leaves)) for f in (compiled, run)]
+    torch.testing.assert_close(pairs[0], pairs[1])
