@@ -16,6 +16,8 @@ from triton import knobs
 from moekit_dispatchers.triton.kernels import products, rows
 
 HALVES = (torch.float16, torch.bfloat16)
+SMALL = 32
+"""Blocks in the interpreter, which is for tests: their widths are small, and should need more than one block."""
 
 
 class Route(NamedTuple):
@@ -137,7 +139,7 @@ def backward(
             GATED=X != H,
             ACT=activation,
             BLOCK_M=16,
-            BLOCK_N=min(128, _power(H)),
+            BLOCK_N=_block(H, 128),
             **FUSION,
         )
         if needs[2]:
@@ -168,7 +170,7 @@ def _outer(a_XX: Tensor, b_XX: Tensor, route: Route, *, gather: str) -> Tensor:
     """For each expert the sum over its rows of a outer b; the one named is by token."""
     E, width_a, width_b = len(route.end_E), a_XX.shape[1], b_XX.shape[1]
     dw_EXX = a_XX.new_empty(E, width_a, width_b)
-    how = _how(a_XX, min(32 if knobs.runtime.interpret else 128, max(16, _power(width_a))))
+    how = _how(a_XX, _block(width_a, 128))
     products.outer[(E * -(-width_a // how["BLOCK_M"]) * -(-width_b // how["BLOCK_N"]),)](
         *(a_XX, b_XX, route.token_N, dw_EXX, route.end_E, width_a, width_b),
         GATHER_A=gather == "a",
@@ -181,7 +183,7 @@ def _outer(a_XX: Tensor, b_XX: Tensor, route: Route, *, gather: str) -> Tensor:
 def _combine(rows_NX: Tensor, gate_N: Tensor | None, route: Route) -> Tensor:
     """Each token's rows, times their gates, summed."""
     T, width = route.start_T.shape[0] - 1, rows_NX.shape[1]
-    y_TX, block = rows_NX.new_empty(T, width), min(1024, _power(width))
+    y_TX, block = rows_NX.new_empty(T, width), _block(width, 1024)
     rows.combine[(T, -(-width // block))](
         *(rows_NX, rows_NX if gate_N is None else gate_N, route.by_token_N, route.start_T, y_TX, width),
         GATED=gate_N is not None,
@@ -204,8 +206,8 @@ def _how(x_XX: Tensor, height: int) -> dict[str, Any]:
     return {
         **FUSION,
         "BLOCK_M": height,
-        "BLOCK_N": 32 if interpreted else 128,  # interpreted for tests, whose widths should need more than one block
-        "BLOCK_K": 32 if interpreted else deep,
+        "BLOCK_N": SMALL if interpreted else 128,
+        "BLOCK_K": SMALL if interpreted else deep,
         "PRECISION": "ieee" if exact else "tf32",
         "UPCAST": interpreted and x_XX.dtype == torch.bfloat16,
         "num_warps": 8 if height >= 128 else 4,
@@ -213,9 +215,9 @@ def _how(x_XX: Tensor, height: int) -> dict[str, Any]:
     }
 
 
-def _power(width: int) -> int:
-    """The least power of two that is not smaller."""
-    return 1 << max(width - 1, 0).bit_length()
+def _block(width: int, most: int) -> int:
+    """A power of two that holds the width, from 16, the least of a product, to ``most``."""
+    return min(SMALL if knobs.runtime.interpret else most, max(16, 1 << (width - 1).bit_length()))
 
 
 def _on(t: Tensor) -> AbstractContextManager[Any]:

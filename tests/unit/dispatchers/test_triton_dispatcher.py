@@ -1,0 +1,170 @@
+"""The triton dispatcher without a GPU: what it hands on, what it says, and that its kernels compile for GPUs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from moekit.contracts import LayerDims, StandardForm
+from moekit.errors import MoekitError
+from moekit.routing import TokenChoice
+from moekit_dispatchers.grouped import Grouped
+from moekit_dispatchers.grouped.module import GroupedDispatcher
+from moekit_dispatchers.triton import Triton
+from moekit_dispatchers.triton.module import ACTIVATIONS, TritonDispatcher
+from moekit_experts.glu import Glu
+from moekit_experts.glu.module import GluExperts
+
+T, D, H, E, K = 6, 8, 5, 4, 2
+DIMS = LayerDims(dim=D, num_experts=E)
+
+
+def routing() -> TokenChoice:
+    logits_TE = torch.randn(T, E)
+    gate_TK, expert_TK = logits_TE.softmax(1).topk(K)
+    return TokenChoice(logits_TE=logits_TE, scores_TE=logits_TE, expert_TK=expert_TK, gate_TK=gate_TK)
+
+
+def form(dtype: torch.dtype = torch.float32, **changes: Any) -> StandardForm:
+    weights = {"w_in_EHD": torch.empty(E, 2 * H, D, dtype=dtype), "w_out_EOH": torch.empty(E, D, H, dtype=dtype)}
+    return StandardForm(**{"activation": "silu", "gated": True, **weights, **changes})
+
+
+def on_gpu(dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Tokens that are on a GPU as far as their description goes."""
+    with FakeTensorMode():
+        return torch.empty(T, D, dtype=dtype, device="cuda")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_on_a_cpu_it_is_the_grouped_dispatcher(dtype: torch.dtype) -> None:
+    x_TD, way, bank = torch.randn(T, D, dtype=dtype), routing(), GluExperts(Glu(count=E, hidden=H), DIMS).to(dtype)
+    found, expected = (
+        d(x_TD, way, bank).y_TO for d in (TritonDispatcher(Triton(), DIMS), GroupedDispatcher(Grouped(), DIMS))
+    )
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("x_TD", "weights", "words"),
+    [
+        (torch.empty(T, D), form(), "it is for CUDA devices; the tokens are on cpu"),
+        (
+            on_gpu(torch.float64),
+            form(torch.float64),
+            "it takes fp32, fp16 or bf16 throughout; tokens are torch.float64",
+        ),
+        (on_gpu(torch.bfloat16), form(), "it takes fp32, fp16 or bf16 throughout; tokens are torch.bfloat16, weights "),
+        (on_gpu(), form(activation="tanh"), "it knows no activation 'tanh'"),
+        (on_gpu(), form(), ""),
+        (on_gpu(torch.float16), form(torch.float16), ""),
+    ],
+    ids=["cpu", "fp64", "two dtypes", "activation", "fp32", "fp16"],
+)
+def test_it_says_why_it_cannot(x_TD: torch.Tensor, weights: StandardForm, words: str) -> None:
+    found = TritonDispatcher(Triton(), DIMS).why_not(x_TD, weights)
+    assert found.startswith(words)
+    assert bool(found) == bool(words)
+
+
+def test_under_autocast_tokens_and_weights_may_differ() -> None:
+    with torch.autocast("cuda", dtype=torch.bfloat16) if torch.cuda.is_available() else torch.autocast("cpu"):
+        x_TD = torch.empty(T, D, dtype=torch.bfloat16)
+        dispatcher = TritonDispatcher(Triton(), DIMS)
+        dispatcher.interpreted = True
+        assert dispatcher.why_not(x_TD, form()) == ""
+
+
+def test_a_missing_package_is_named_with_the_way_out() -> None:
+    dispatcher = TritonDispatcher(Triton(), DIMS)
+    dispatcher.installed, dispatcher.interpreted = False, True
+    bank = GluExperts(Glu(count=E, hidden=H), DIMS)
+    with pytest.raises(MoekitError, match=r"(?s)not installed.*pip install 'moekit\[triton\]'.*'grouped' or 'auto'"):
+        dispatcher(torch.randn(T, D), routing(), bank)
+
+
+def test_building_it_imports_no_triton() -> None:
+    script = (
+        "import sys\n"
+        "from moekit.contracts import LayerDims\n"
+        "from moekit_dispatchers.triton import Triton\n"
+        "from moekit_dispatchers.triton.module import TritonDispatcher\n"
+        "TritonDispatcher(Triton(), LayerDims(dim=4, num_experts=2))\n"
+        "assert 'triton' not in sys.modules and 'moekit_dispatchers.triton.launch' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+# ---- the kernels, compiled for GPUs that are not there --------------------------------------------------------------
+
+ROUTE = {"token_of": "*i64", "by_token": "*i64", "start_of": "*i64", "tile_expert": "*i64", "tile_row": "*i64"}
+FIXED = {**ROUTE, "end_of": "*i32", "last": "*i32", "gate": "*fp32", "d_gate": "*fp32"}
+NUMBERS = ("num_experts", "width", "width_in", "width_out", "width_a", "width_b", "hidden")
+STRIDES = ("x_row", "w_expert", "w_out", "w_in")
+PRODUCT = {"PRECISION": "ieee", "UPCAST": False, "BLOCK_M": 32, "BLOCK_N": 32, "BLOCK_K": 32}
+
+
+KERNELS: list[tuple[str, str, dict[str, Any]]] = [
+    ("products", "linear", {**PRODUCT, "GATHER": True}),
+    ("products", "linear_activated", {**PRODUCT, "GATED": True, "ACT": "silu"}),
+    ("products", "outer", {**PRODUCT, "GATHER_A": True, "GATHER_B": False}),
+    ("rows", "combine", {"GATED": True, "BLOCK": 64}),
+    *(
+        ("rows", "activation_backward", {"GATED": True, "ACT": act, "BLOCK_M": 16, "BLOCK_N": 32})
+        for act in ACTIVATIONS
+    ),
+]
+HELPERS = {"multiply", "activate", "slope"}
+"""What kernels call."""
+
+
+@pytest.mark.parametrize(("dtype", "capability"), [("bf16", 90), ("fp32", 80)])
+@pytest.mark.parametrize(
+    ("file", "kernel", "constants"),
+    KERNELS,
+    ids=lambda value: value.get("ACT", "") if isinstance(value, dict) else value,
+)
+def test_kernels_compile_for_gpus(
+    file: str,
+    kernel: str,
+    constants: dict[str, Any],
+    dtype: str,
+    capability: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """To machine code, by the compiler in the package; what the interpreter lets pass, this does not."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from moekit_dispatchers.triton.kernels import products, rows
+
+    function = getattr({"products": products, "rows": rows}[file], kernel)
+    kinds = {
+        name: FIXED.get(name, "i32" if name in (*NUMBERS, *STRIDES) else f"*{dtype}") for name in function.arg_names
+    }
+    source = ASTSource(fn=function, signature=kinds | dict.fromkeys(constants, "constexpr"), constexprs=constants)
+    target = GPUTarget("cuda", capability, 32)
+    compiled = triton.compile(source, target=target, options={"enable_fp_fusion": True, "num_warps": 4})
+    assert len(compiled.asm["cubin"]) > 1000
+
+
+def test_every_kernel_is_compiled_above() -> None:
+    from moekit_dispatchers.triton.kernels import products, rows
+
+    written = {
+        (file, name)
+        for file, module in (("products", products), ("rows", rows))
+        for name, value in vars(module).items()
+        if hasattr(value, "arg_names") and name not in HELPERS
+    }
+    assert written == {(file, name) for file, name, _ in KERNELS}
