@@ -18,8 +18,9 @@ from moekit.contracts import Dispatched, ExpertBank
 from moekit.groups import Groups
 from moekit.routing import Pairs
 
-MOST_PAIRS = 64
-"""Pairs from which on the grouped product is as fast. Measured: docs/measurements.md, Decoding."""
+MOST_PAIRS = 32
+"""Never more than this, nor than half a pair an expert: from there on the grouped product is as fast. (Gathering the
+chosen experts' weights for one batched product is slower than both.) Measured: docs/measurements.md, Decoding."""
 
 
 @final
@@ -58,11 +59,11 @@ class ListedGroups(Groups):
         return zip((e for e, _ in self.sizes), torch.split(x_ND, sizes) if sizes else (), strict=True)
 
 
-def are_few(pairs: Pairs) -> bool:
+def are_few(pairs: Pairs, num_experts: int) -> bool:
     """Whether ``few`` may and should run these: decided by static facts, never by what is in a tensor."""
-    expert_N = pairs.expert_N
+    N = pairs.expert_N.shape[0]
     plain = not torch.is_grad_enabled() and not torch.compiler.is_compiling()
-    return plain and expert_N.shape[0] <= MOST_PAIRS and expert_N.device.type == "cpu"
+    return plain and N <= min(MOST_PAIRS, num_experts // 2) and pairs.expert_N.device.type == "cpu"
 
 
 def few(x_TD: Tensor, pairs: Pairs, experts: ExpertBank) -> Dispatched:

@@ -117,7 +117,7 @@ class GroupedDispatcher(Dispatcher):
     def forward(self, x_TD: Tensor, routing: Routing, experts: ExpertBank, *, num_sequences: int = 1) -> Dispatched:
         """Sorts, gathers, computes, sums by token."""
         pairs = pairs_of(routing)
-        if are_few(pairs):
+        if are_few(pairs, routing.num_experts):
             return few(x_TD, pairs, experts)
         way = plan(pairs, x_TD.shape[0], routing.num_experts)
         route = (way.token_N, way.by_token_N, way.start_T)

@@ -16,7 +16,7 @@ from moekit.layer import MoELayer
 from moekit.routing import ExpertChoice, Routing, TokenChoice
 from moekit.spec.kinds import MoE
 from moekit_dispatchers.grouped import Grouped, module
-from moekit_dispatchers.grouped.few import MOST_PAIRS, ListedGroups
+from moekit_dispatchers.grouped.few import MOST_PAIRS, ListedGroups, few
 from moekit_dispatchers.grouped.module import GroupedDispatcher
 from moekit_dispatchers.loop import Loop
 from moekit_dispatchers.loop.module import LoopDispatcher
@@ -77,7 +77,7 @@ def ways() -> Iterator[list[int]]:
 @settings(max_examples=25, deadline=None)
 @given(T=st.integers(0, 9), E=st.integers(1, 7), data=st.data(), padded=st.booleans(), unsent=st.booleans())
 def test_few_equal_the_loop(kind: str, T: int, E: int, data: st.DataObject, padded: bool, unsent: bool) -> None:
-    routing: Routing = chosen(T, E, data.draw(st.integers(1, E)), padded=padded, unsent=unsent)
+    routing: TokenChoice | ExpertChoice = chosen(T, E, data.draw(st.integers(1, E)), padded=padded, unsent=unsent)
     if data.draw(st.booleans(), "experts choose") and T:
         C = data.draw(st.integers(0, T))
         routing = ExpertChoice(
@@ -89,7 +89,7 @@ def test_few_equal_the_loop(kind: str, T: int, E: int, data: st.DataObject, padd
         )
     x_TD, bank = tokens(routing), bank_of(kind, E)
     with torch.no_grad():
-        found, expected = (dispatcher(x_TD, routing, bank) for dispatcher in (GROUPED, LOOP))
+        found, expected = few(x_TD, routing.pairs(), bank), LOOP(x_TD, routing, bank)
     torch.testing.assert_close(found.y_TO, expected.y_TO, rtol=1e-12, atol=1e-13)
     assert int(found.dropped) == 0 and found.dropped.dtype == torch.int64
     if routing.valid_T is not None:
@@ -97,39 +97,43 @@ def test_few_equal_the_loop(kind: str, T: int, E: int, data: st.DataObject, padd
 
 
 def test_the_way_is_for_few_pairs_without_a_gradient(ways: list[int]) -> None:
-    bank = bank_of("glu", 4)
-    few, many = (chosen(T, 4, 2, padded=False, unsent=False) for T in (MOST_PAIRS // 2, MOST_PAIRS // 2 + 1))
-    GROUPED(tokens(few), few, bank)
-    with torch.no_grad():
-        GROUPED(tokens(many), many, bank)
-        assert ways == []
-        GROUPED(tokens(few), few, bank)
-        assert ways == [MOST_PAIRS]
-        torch.compile(GROUPED, backend="eager", fullgraph=False)(tokens(few), few, bank)
-    assert ways == [MOST_PAIRS]
+    for E, most in ((4, 1), (8, 2), (2 * MOST_PAIRS, MOST_PAIRS // 2), (3 * MOST_PAIRS, MOST_PAIRS // 2)):
+        bank = bank_of("glu", E)
+        enough, many = (chosen(T, E, 2, padded=False, unsent=False) for T in (most, most + 1))
+        GROUPED(tokens(enough), enough, bank)
+        with torch.no_grad():
+            GROUPED(tokens(many), many, bank)
+            assert ways == []
+            GROUPED(tokens(enough), enough, bank)
+            assert ways == [2 * most]
+            torch.compile(GROUPED, backend="eager", fullgraph=False)(tokens(enough), enough, bank)
+        assert ways == [2 * most]
+        ways.clear()
 
 
-def test_both_ways_are_the_same_to_rounding() -> None:
+def test_both_ways_are_the_same_to_rounding(ways: list[int]) -> None:
     layer = MoELayer.from_spec(
-        MoE(router=TopK(top_k=3), experts=Glu(count=8, hidden=6), shared=Glu(hidden=6), dispatcher=Grouped()), D
+        MoE(router=TopK(top_k=3), experts=Glu(count=32, hidden=6), shared=Glu(hidden=6), dispatcher=Grouped()), D
     )
-    x = torch.randn(2, 4, D)
+    x = torch.randn(1, 5, D)
     many = layer(x)[0]
     with torch.inference_mode():
         torch.testing.assert_close(layer(x)[0], many, rtol=1e-5, atol=1e-6)
+    assert ways == [15]
 
 
 @pytest.mark.parametrize("gate", [torch.float32, torch.bfloat16])
-def test_dtypes_are_those_of_the_other_way(gate: torch.dtype) -> None:
-    bank = bank_of("ffn", 4).bfloat16()
-    routing = chosen(3, 4, 2, padded=False, unsent=False)
+def test_dtypes_are_those_of_the_other_way(gate: torch.dtype, ways: list[int]) -> None:
+    bank = bank_of("ffn", 12).bfloat16()
+    routing = chosen(3, 12, 2, padded=False, unsent=False)
     routing = TokenChoice(**{**vars(routing), "gate_TK": routing.gate_TK.to(gate)})
     x_TD = tokens(routing).bfloat16()
     many = GROUPED(x_TD, routing, bank).y_TO
     with torch.no_grad():
         found = GROUPED(x_TD, routing, bank).y_TO
         with torch.autocast("cpu", torch.bfloat16):
-            cast = GROUPED(x_TD.float(), routing, bank_of("ffn", 4).float()).y_TO
+            cast = GROUPED(x_TD.float(), routing, bank_of("ffn", 12).float()).y_TO
+    assert ways == [6, 6]
     assert found.dtype == many.dtype == cast.dtype == torch.bfloat16
     torch.testing.assert_close(found, many, rtol=0.02, atol=0.02)
 
