@@ -107,8 +107,17 @@ def page() -> str:
     overview = "".join(f"{overview_row(e)}\n" for entries in every for e in entries if e.recipe.data)
     told = "\n".join("\n".join(section(entries)) for entries in every)
     sizes = "".join(f"{size_row(e)}\n" for entries in every for e in entries if e.recipe.data is None)
-    trained = "".join(f"{trained_row(name, numbers)}\n" for name, numbers in json.loads(RESULTS.read_text()).items())
+    results = json.loads(RESULTS.read_text(encoding="utf-8"))
+    trained = "".join(f"{trained_row(name, numbers)}\n" for name, numbers in results.items()) + verdict(results)
     return f"{HEAD}{overview}{TRAINED}{trained}{PARTS}{told}\n{SIZES}{sizes}{PRINTS}"
+
+
+def verdict(results: dict[str, dict[str, Any]]) -> str:
+    """Which mixtures end ahead of their dense models, and which behind."""
+    ends = {name: (r["curve"][-1][1], r["dense_curve"][-1][1]) for name, r in results.items() if r["dense_curve"]}
+    ahead = [f"`{name}` ({(dense - moe) / dense:.1%})" for name, (moe, dense) in ends.items() if moe < dense]
+    behind = [f"`{name}` ({(moe - dense) / dense:.1%})" for name, (moe, dense) in ends.items() if moe >= dense]
+    return f"\nAhead of their dense models at equal tokens: {', '.join(ahead)}. Behind: {', '.join(behind)}.\n"
 
 
 def trained_row(name: str, numbers: dict[str, Any]) -> str:
