@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from moekit.router_math import first_top_k, router_logits
+from moekit.router_math import FEW_KEYS, first_top_k, router_logits
 
 NAN, INF = float("nan"), float("inf")
 
@@ -25,13 +25,15 @@ class NoSync(TorchDispatchMode):
 def test_first_top_k_sorts_and_the_lowest_index_wins(keys: list[float], data: st.DataObject) -> None:
     above = sum(key > -INF for key in keys)
     k = data.draw(st.integers(1, max(above, 1)))
-    got = first_top_k(torch.tensor([keys, keys]), k).tolist()
-    assert got == [sorted(range(len(keys)), key=lambda i: (-keys[i], i))[:k]] * 2
+    for rows in (2, FEW_KEYS // len(keys) + 1):  # few are sorted, many are searched
+        got = first_top_k(torch.tensor([keys] * rows), k).tolist()
+        assert got == [sorted(range(len(keys)), key=lambda i: (-keys[i], i))[:k]] * rows
 
 
-def test_first_top_k_counts_nan_as_the_largest() -> None:
+@pytest.mark.parametrize("times", [1, FEW_KEYS])
+def test_first_top_k_counts_nan_as_the_largest(times: int) -> None:
     keys = torch.tensor([[NAN] * 4, [1.0, NAN, 3.0, NAN], [0.0, 3.0, 2.0, 3.0]])
-    assert first_top_k(keys, 3).tolist() == [[0, 1, 2], [1, 3, 2], [1, 3, 2]]
+    assert first_top_k(keys.repeat(times, 1), 3).tolist() == [[0, 1, 2], [1, 3, 2], [1, 3, 2]] * times
 
 
 def test_first_top_k_keeps_its_argument_and_its_shape_without_rows() -> None:
@@ -42,8 +44,9 @@ def test_first_top_k_keeps_its_argument_and_its_shape_without_rows() -> None:
     assert first_top_k(torch.empty(0, 5), 2).shape == (0, 2)
 
 
-def test_first_top_k_compiles_whole_and_waits_for_no_device() -> None:
-    keys = torch.randint(0, 3, (6, 7)).float()
+@pytest.mark.parametrize("rows", [6, FEW_KEYS])
+def test_first_top_k_compiles_whole_and_waits_for_no_device(rows: int) -> None:
+    keys = torch.randint(0, 3, (rows, 7)).float()
     want = first_top_k(keys, 4)
     assert torch.equal(torch.compile(first_top_k, fullgraph=True, backend="eager")(keys, 4), want)
     with NoSync():
