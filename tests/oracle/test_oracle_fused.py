@@ -12,7 +12,7 @@ from torch import Tensor
 
 from moekit.contracts import Dispatcher, ExpertBank, LayerDims
 from moekit.routing import ExpertChoice, Routing, TokenChoice
-from moekit_dispatchers.fused import Fused, walk
+from moekit_dispatchers.fused import Fused, crew, walk
 from moekit_dispatchers.fused.module import FusedDispatcher
 from moekit_dispatchers.loop import Loop
 from moekit_dispatchers.loop.module import LoopDispatcher
@@ -81,10 +81,14 @@ def test_fused_equals_the_loop(save: str, data: st.DataObject) -> None:
     )
     kind, activation = data.draw(st.sampled_from(BANKS))
     block, walk.BLOCK = walk.BLOCK, data.draw(st.sampled_from([1, 2, 512]), label="rows of a block")
+    worth, crew.WORTH_A_CREW = crew.WORTH_A_CREW, data.draw(st.sampled_from([0, 1 << 60]), label="a crew from")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
     try:
         assert_equal(x_TD, routing, gate_TK, bank(kind, activation, E), save)
     finally:
-        walk.BLOCK = block
+        walk.BLOCK, crew.WORTH_A_CREW = block, worth
+        torch.set_num_threads(threads)
 
 
 def test_fused_carries_expert_choice_and_tokens_that_are_no_rows_of_memory() -> None:

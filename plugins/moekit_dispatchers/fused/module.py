@@ -9,7 +9,8 @@ from torch import Tensor
 
 from moekit.contracts import Dispatched, Dispatcher, ExpertBank, LayerDims, StandardForm
 from moekit.routing import Pairs, Routing, pairs_of
-from moekit_dispatchers.fused import Fused
+from moekit_dispatchers.fused import Fused, crew
+from moekit_dispatchers.fused.crew import shares
 from moekit_dispatchers.fused.walk import Plan, Walk
 from moekit_dispatchers.grouped import Grouped
 from moekit_dispatchers.grouped.module import GroupedDispatcher
@@ -52,7 +53,9 @@ def walk(x_TD: Tensor, pairs: Pairs, form: StandardForm, num_experts: int, save:
     expert_N, order_N = pairs.expert_N.to(narrow).sort(stable=True)
     sizes = torch.bincount(expert_N, minlength=num_experts + 1)[:num_experts].tolist()
     order_N = order_N[: sum(sizes)]  # pairs that go nowhere come last
-    plan = Plan(sizes=sizes, activation=form.activation, gated=form.gated, save=save)
+    work = len(order_N) * form.w_in_EHD[0].numel()
+    among = shares(sizes, torch.get_num_threads() if work >= crew.WORTH_A_CREW else 1)
+    plan = Plan(sizes=sizes, among=among, activation=form.activation, save=save)
     gate_N = pairs.gate_N.index_select(0, order_N).to(x_TD.dtype)
     token_N = pairs.token_N.index_select(0, order_N)
     y_TO: Tensor = Walk.apply(x_TD.contiguous(), gate_N, form.w_in_EHD, form.w_out_EOH, token_N, plan)  # type: ignore[no-untyped-call]

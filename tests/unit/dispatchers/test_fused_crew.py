@@ -1,0 +1,74 @@
+"""Threads that walk side by side: who gets which experts, and what stays as it was."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moekit.contracts import LayerDims
+from moekit.routing import TokenChoice
+from moekit_dispatchers.fused import Fused, crew
+from moekit_dispatchers.fused.crew import Share, shares, side_by_side
+from moekit_dispatchers.fused.module import FusedDispatcher
+from moekit_experts.glu import Glu
+from moekit_experts.glu.module import GluExperts
+
+
+@settings(max_examples=100, deadline=None)
+@given(sizes=st.lists(st.integers(0, 9), max_size=12), threads=st.integers(1, 4))
+def test_every_expert_has_one_thread_and_none_has_too_much(sizes: list[int], threads: int) -> None:
+    found = shares(sizes, threads)
+    assert 1 <= len(found) <= threads
+    assert [e for share in found for e in range(share.first, share.last)] == list(range(len(sizes)))
+    assert [share.row for share in found] == [sum(sizes[: share.first]) for share in found]
+    if len(found) > 1:
+        assert max(sum(sizes[s.first : s.last]) for s in found) * threads <= crew.UNEVEN * sum(sizes)
+
+
+def test_an_uneven_load_is_walked_alone() -> None:
+    assert shares([1, 97, 1, 1], 2) == [Share(0, 4, 0)]
+    assert shares([25, 25, 25, 25], 2) == [Share(0, 2, 0), Share(2, 4, 50)]
+    assert shares([0, 0], 2) == [Share(0, 2, 0)]
+
+
+def test_the_callers_threads_and_gradients_are_left_alone() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        seen = side_by_side(lambda s: (torch.get_num_threads(), torch.is_grad_enabled()), shares([1, 1], 2))
+        assert seen == [(1, False), (1, False)]
+        assert torch.get_num_threads() == 2
+        assert torch.is_grad_enabled()
+        later: list[int] = []
+        thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
+        thread.start()
+        thread.join()
+        assert later == [2]
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_what_goes_wrong_in_a_thread_is_raised_in_the_callers() -> None:
+    def fail(share: Share) -> None:
+        raise ValueError(f"experts {share.first} to {share.last}")
+
+    with pytest.raises(ValueError, match="experts 0 to 1"):
+        side_by_side(fail, shares([1, 1], 2))
+
+
+def test_a_crew_works_in_inference_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crew, "WORTH_A_CREW", 0)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
+    dims = LayerDims(dim=4, num_experts=4)
+    experts, x_TD = GluExperts(Glu(count=4, hidden=3), dims), torch.randn(8, 4)
+    expert_TK = torch.arange(8)[:, None] % 4
+    zeros_TE = torch.zeros(8, 4)
+    routing = TokenChoice(logits_TE=zeros_TE, scores_TE=zeros_TE, expert_TK=expert_TK, gate_TK=torch.rand(8, 1))
+    usual = FusedDispatcher(Fused(), dims)(x_TD, routing, experts).y_TO
+    with torch.inference_mode():
+        torch.testing.assert_close(FusedDispatcher(Fused(), dims)(x_TD, routing, experts).y_TO, usual)
