@@ -229,10 +229,19 @@ def test_interrupting_ends_with_130(tmp_path: Path) -> None:
     (site / "slow_moe.py").write_text("import time\nprint('reached', flush=True)\ntime.sleep(60)\n")
     env = {**os.environ, "PYTHONPATH": str(site)}
     command = [sys.executable, "-m", "moekit", "ls"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "reached\n"
-    time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
+    # A shell starts background jobs deaf to SIGINT, and a suite that runs in one would hand that on.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "reached\n"
+            time.sleep(0.05)
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=30)
+        finally:
+            process.kill()
     assert (process.returncode, err) == (130, "\ninterrupted\n")
