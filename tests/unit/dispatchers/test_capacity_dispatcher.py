@@ -149,7 +149,7 @@ def test_priority_goes_by_the_best_choice_though_a_selection_bias_named_another_
 @pytest.mark.parametrize(
     "spec, tokens, slots",
     [
-        # papers.md part C, trap 12: how five codes round. E = 8, K = 2.
+        # How five codes round: E = 8, K = 2.
         (Capacity(factor=1.25, count="tokens", rounding="floor", at_least=4), 20, 4),  # mesh: int(3.125), then 4
         (Capacity(factor=1.25, count="tokens", rounding="floor", multiple=4), 40, 8),  # lingvo: 6, up to 8
         (Capacity(factor=1.25, count="tokens", rounding="floor", multiple=4), 4, 4),  # lingvo: 0 falls back to 4
