@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from moekit.routing import Routing, TokenChoice
+from moekit_dispatchers.sorting import narrow
 
 
 def places(home_GN: Tensor, queue_GN: Tensor, num_homes: int) -> Tensor:
@@ -21,7 +22,7 @@ def places(home_GN: Tensor, queue_GN: Tensor, num_homes: int) -> Tensor:
         num_homes: the number of homes.
     """
     G, N = home_GN.shape
-    key_GN = home_GN.gather(1, queue_GN).to(torch.int16 if num_homes < 2**15 else torch.int32)  # narrow sorts faster
+    key_GN = narrow(home_GN.gather(1, queue_GN), num_homes)
     key_GN, order_GN = key_GN.sort(dim=1, stable=True)
     homes_X = torch.arange(num_homes + 1, dtype=key_GN.dtype, device=key_GN.device)
     first_GX = torch.searchsorted(key_GN, homes_X.expand(G, -1).contiguous())
