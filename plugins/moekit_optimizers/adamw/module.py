@@ -9,12 +9,15 @@ from torch.optim import Optimizer
 from moekit_optimizers.adamw import AdamW
 from moekit_optimizers.decay import groups
 
+FUSED = ("cpu", "cuda")
+"""Devices whose one kernel is used: it reads each weight once, where the foreach form passes over it ten times."""
+
 
 def adamw(spec: AdamW, model: nn.Module) -> Optimizer:
     """AdamW over the model's trainable parameters; a tied parameter is there once.
 
-    One kernel for all parameters (``fused``) when all are on CUDA, else the ``foreach`` form; the two differ in
-    rounding alone.
+    One kernel (``fused``) when all parameters are real and on a CPU or on CUDA, else the ``foreach`` form; the two
+    differ in rounding alone. Measured on two CPU cores in fp32, 2.6 million weights: 3.4 ms a step against 13.4.
 
     Args:
         spec: rate, betas, decay and epsilon.
@@ -27,12 +30,16 @@ def adamw(spec: AdamW, model: nn.Module) -> Optimizer:
         ValueError: the model has no trainable parameter.
     """
     parts = groups(model, spec.weight_decay, "AdamW")
-    on_cuda = all(p.is_cuda for part in parts for p in part["params"])
-    return TorchAdamW(
+    fused = all(p.device.type in FUSED and p.is_floating_point() for part in parts for p in part["params"])
+    optimizer = TorchAdamW(
         parts,
         lr=spec.lr,
         betas=(spec.betas[0], spec.betas[1]),
         eps=spec.eps,
-        fused=True if on_cuda else None,
-        foreach=None if on_cuda else True,
+        fused=True if fused else None,
+        foreach=None if fused else True,
     )
+    # torch's fused form offers to unscale fp16 gradients inside its step; trainers then refuse to clip them before it,
+    # in bf16 too. Without the offer a scaler unscales them first, as for every other optimizer.
+    optimizer._step_supports_amp_scaling = False
+    return optimizer

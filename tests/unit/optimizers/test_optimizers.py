@@ -89,17 +89,6 @@ def test_adamw_without_vectors_has_one_group():
     assert len(build(AdamW(), nn.Linear(2, 2, bias=False)).param_groups) == 1
 
 
-def test_adamw_is_fused_where_the_parameters_are_on_cuda_else_foreach():
-    on_cuda = torch.cuda.is_available()
-    model = Net().to("cuda" if on_cuda else "cpu")
-    optimizer = build(AdamW(), model)
-    assert (optimizer.defaults["fused"], optimizer.defaults["foreach"]) == ((True, None) if on_cuda else (None, True))
-    before = model.linear.weight.clone()
-    set_gradients(model)
-    optimizer.step()
-    assert not torch.equal(model.linear.weight, before)
-
-
 def test_sgd_with_momentum():
     model = nn.Linear(3, 2).double()
     optimizer = build(SGD(lr=0.1, momentum=0.5), model)
