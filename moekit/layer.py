@@ -5,6 +5,7 @@ balancers look at it and answer with losses and a selection bias. Nothing else h
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -65,10 +66,12 @@ class MoELayer(nn.Module):
     def from_spec(cls, spec: MoE, dim: int, out_dim: int = 0) -> MoELayer:
         """Builds the layer that a spec describes, for tokens of width ``dim``."""
         dims = LayerDims(dim=dim, num_experts=spec.experts.count, out_dim=out_dim)
+        dispatcher = build(spec.dispatcher, dims)
+        held = dims.num_experts if dispatcher.here is None else len(dispatcher.here)
         layer = cls(
             router=build(spec.router, dims),
-            experts=build(spec.experts, dims),
-            dispatcher=build(spec.dispatcher, dims),
+            experts=build(replace(spec.experts, count=held), replace(dims, num_experts=held)),
+            dispatcher=dispatcher,
             balancers={name: build(balancer, dims) for name, balancer in spec.balancers.items()},
             shared=None if spec.shared is None else build(spec.shared, dims),
         )
@@ -97,10 +100,13 @@ class MoELayer(nn.Module):
         routing = self.router(x_TD, valid_T=valid_T, selection_bias_E=self.selection_bias())
         if not isinstance(routing, Routing):
             raise TypeError(f"{type(self.router).__name__} returned {type(routing).__name__}; expected a Routing")
-        if routing.num_experts != self.experts.num_experts:
+        here = self.dispatcher.here
+        if self.experts.num_experts != (routing.num_experts if here is None else len(here)):
+            local = "" if here is None else f", {len(here)} of them here"
             raise ValueError(
-                f"the router routes to {routing.num_experts} experts, but the bank has {self.experts.num_experts}; "
-                "give both the same number (LayerDims.num_experts, and count of the experts' spec)"
+                f"the router routes to {routing.num_experts} experts{local}, but the bank has "
+                f"{self.experts.num_experts}; give both the same number (LayerDims.num_experts, and count of the "
+                "experts' spec)"
             )
         num_sequences = x.shape[0] if x.ndim == 3 else 1
         out = self.dispatcher(x_TD, routing, self.experts, num_sequences=num_sequences)

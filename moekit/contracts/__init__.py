@@ -1,18 +1,18 @@
-"""The contracts. Four make a layer (``parts``), three more make a run (``run``). Everything moekit does is written
-against these; papers live in plugins.
+"""The contracts. Four make a layer (``parts``, ``experts``), three more make a run (``run``). Everything moekit does is
+written against these; papers live in plugins.
 """
 
 from moekit.cache import Cache as Cache
+from moekit.contracts.experts import ExpertBank as ExpertBank
+from moekit.contracts.experts import ModuleExperts as ModuleExperts
+from moekit.contracts.experts import StandardForm as StandardForm
 from moekit.contracts.parts import BalanceContext as BalanceContext
 from moekit.contracts.parts import Balancer as Balancer
 from moekit.contracts.parts import Dispatched as Dispatched
 from moekit.contracts.parts import Dispatcher as Dispatcher
-from moekit.contracts.parts import ExpertBank as ExpertBank
 from moekit.contracts.parts import LayerDims as LayerDims
 from moekit.contracts.parts import LayerReport as LayerReport
-from moekit.contracts.parts import ModuleExperts as ModuleExperts
 from moekit.contracts.parts import Router as Router
-from moekit.contracts.parts import StandardForm as StandardForm
 from moekit.contracts.run import Batch as Batch
 from moekit.contracts.run import Data as Data
 from moekit.contracts.run import LossSum as LossSum

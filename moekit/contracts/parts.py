@@ -1,16 +1,16 @@
-"""The four contracts that make a layer: router, expert bank, dispatcher, balancer."""
+"""The contracts that make a layer of an expert bank (``experts.py``): router, dispatcher, balancer."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-from moekit.groups import Groups
+from moekit.contracts.experts import ExpertBank
 from moekit.init import Init, init_matrices
 from moekit.routing import LossTerm, Routing
 
@@ -59,76 +59,6 @@ class Router(nn.Module, ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class StandardForm:
-    """The weights of a bank that computes ``down(act(gate(x)) * up(x))`` or ``down(act(up(x)))``, and nothing else.
-
-    A dispatcher with a kernel for that may use them in place of the bank's ``forward``, which stays the truth that the
-    kernel is tested against.
-
-    Attributes:
-        activation: ``silu``, ``gelu`` (exact), ``relu`` or ``sigmoid``.
-        gated: whether there is a gate.
-        w_in_EHD: ``[E, 2H, D]``, the gate in the first H rows of each expert and up in the rest; ``[E, H, D]`` without
-            a gate.
-        w_out_EOH: ``[E, O, H]``.
-    """
-
-    activation: str
-    gated: bool
-    w_in_EHD: Tensor
-    w_out_EOH: Tensor
-
-
-class ExpertBank(nn.Module, ABC):
-    """E experts of one shape. Built as ``Target(spec, dims)``.
-
-    Attributes:
-        num_experts: E.
-        out_dim: O.
-    """
-
-    num_experts: int
-    out_dim: int
-
-    @abstractmethod
-    def forward(self, x_ND: Tensor, groups: Groups) -> Tensor:
-        """``y_NO``: each row through its own expert. Rows are sorted by expert; ``groups`` does the products."""
-
-    def init_weights(self, init: Init) -> None:
-        """Draws the weights as the model that holds the layer asks."""
-        init_matrices(self, init)
-
-    def standard_form(self) -> StandardForm | None:
-        """The weights, where this bank is of a form that fused kernels know; None where it is not (or not now)."""
-        return None
-
-    @staticmethod
-    def from_modules(modules: Iterable[nn.Module], out_dim: int) -> ExpertBank:
-        """A bank of any modules that map ``[n, D] -> [n, O]``, run one after the other."""
-        return ModuleExperts(modules, out_dim)
-
-
-class ModuleExperts(ExpertBank):
-    """A bank of independent modules, for whoever does not mind the loop."""
-
-    def __init__(self, modules: Iterable[nn.Module], out_dim: int) -> None:
-        super().__init__()
-        self.experts = nn.ModuleList(modules)
-        self.num_experts = len(self.experts)
-        self.out_dim = out_dim
-
-    def forward(self, x_ND: Tensor, groups: Groups) -> Tensor:
-        """``y_NO``: each expert on its own rows."""
-        parts = [expert(x) for expert, x in zip(self.experts, groups.split(x_ND), strict=True)]
-        y_NO = torch.cat(parts)
-        missing = x_ND.shape[0] - y_NO.shape[0]
-        return torch.cat([y_NO, y_NO.new_zeros(missing, self.out_dim)]) if missing else y_NO
-
-    def init_weights(self, init: Init) -> None:
-        """Keeps the modules' own initialisation: they are the caller's."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Dispatched:
     """What a dispatcher brings back.
 
@@ -148,7 +78,13 @@ class Dispatcher(nn.Module, ABC):
     """Carries tokens to the experts and back along a routing. Built as ``Target(spec, dims)``; has no weights.
 
     Which forms of routing it takes is the claim of its spec.
+
+    Attributes:
+        here: the experts whose weights this process holds, by number; None when it holds all. The layer's bank is
+            built with as many.
     """
+
+    here: range | None = None
 
     @abstractmethod
     def forward(self, x_TD: Tensor, routing: Routing, experts: ExpertBank, *, num_sequences: int = 1) -> Dispatched:
@@ -160,6 +96,21 @@ class Dispatcher(nn.Module, ABC):
             experts: the bank.
             num_sequences: B, for those that treat sequences apart; tokens lie sequence after sequence.
         """
+
+    def limit(self, routing: Routing, num_sequences: int) -> tuple[Routing, Tensor]:
+        """What of a routing this dispatcher would carry, and the number of pairs (0-d int64) that it would drop.
+
+        To be overridden by dispatchers that drop: another process may do the carrying (``expert_parallel``), and who is
+        dropped is decided where the tokens are.
+
+        Args:
+            routing: what the router decided.
+            num_sequences: B.
+
+        Returns:
+            The routing with ``sent_TK`` false for what is dropped; as it came where nothing is.
+        """
+        return routing, torch.zeros((), dtype=torch.int64, device=routing.scores_TE.device)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -113,6 +113,13 @@ class Model(nn.Module, ABC):
         """The input embedding and the output head (the same one twice when tied), for counting parameters."""
         return None, None
 
+    def stack(self) -> Sequence[nn.Module]:
+        """The parts that repeat, each called as a module, in order: what is sharded and compiled one by one.
+
+        What belongs to none of them is sharded as a whole. To be overridden by models of blocks.
+        """
+        return ()
+
     def extra_parts(self) -> Mapping[str, nn.Module]:
         """Parts used in training alone (multi-token prediction), which published counts leave out."""
         return {}

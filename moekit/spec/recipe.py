@@ -90,6 +90,10 @@ class Recipe(Spec):
     start: Start | None = group("trained weights to start from; null for fresh ones", default=None)
     stop: Stop | None = group("early stopping", default=None)
     compare: Compare | None = group("the dense model to compare with", default=None)
+    non_finite: Literal["stop", "skip"] = option(
+        "stop", "when a loss or gradient is NaN or infinite: end the run, or leave that optimizer step out"
+    )
+    compile: bool = option(False, "compile the model's blocks with torch.compile: pays on GPUs, and in long runs")
     trainer: dict[str, Any] = option({}, "options of lightning.Trainer, passed through")
 
     def check(self) -> Iterable[str]:

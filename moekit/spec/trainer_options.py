@@ -7,6 +7,7 @@ from typing import Any
 
 from moekit.errors import nearest
 from moekit.spec.places import Report
+from moekit.spec.sharding import check_sharded
 
 TRAINER_OPTIONS: tuple[str, ...] = (
     "accelerator",
@@ -69,6 +70,7 @@ SET_BY_MOEKIT: Mapping[str, str] = {
 
 def check_trainer(options: Mapping[str, Any], report: Report) -> None:
     """Reports every key of a recipe's ``trainer`` that the Trainer does not know or that moekit sets itself."""
+    check_sharded(options.get("strategy"), report)
     allowed = [name for name in TRAINER_OPTIONS if name not in SET_BY_MOEKIT]
     for name in options:
         if name in SET_BY_MOEKIT:

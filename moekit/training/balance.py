@@ -83,6 +83,10 @@ class BalanceStep:
             seen = torch.cat([report.load_E, torch.stack([report.dropped, report.routing.num_valid()])]).detach()
             self._counts[name] = self._counts[name] + seen if name in self._counts else seen
 
+    def forget(self) -> None:
+        """Starts again at zero: the optimizer step is left out."""
+        self._counts = {}
+
     @torch.no_grad()
     def step(self, *, progress: float = 0.0) -> StepLoad | None:
         """Adds the counts up over ranks, calls ``step`` of every layer that was observed, and starts again at zero.

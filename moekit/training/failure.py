@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from moekit.contracts import LayerReport
-from moekit.errors import MoekitError, Problem, SpecError, nearest
+from moekit.errors import Problem, SpecError, nearest
 from moekit.spec.recipe import Recipe, plural
 
+HELPS = "what helps most often: a lower optimizer.lr, more schedule.warmup, trainer.gradient_clip_val=1.0"
 COUNTED = "without data it is there to be read and counted: moekit params {}"
 
 
@@ -37,28 +38,47 @@ def refuse_untrainable(recipe: Recipe, needs: Sequence[str] = ("objective", "opt
         )
 
 
-def refuse_non_finite(total: Tensor, reports: Mapping[str, LayerReport], *, step: int) -> None:
-    """Raises when a loss is NaN or infinite, before it reaches a weight.
+class Health:
+    """Whether everything in an optimizer step was finite; if not, where it began. Nothing is read before ``take``."""
 
-    Args:
-        total: 0-d, the loss.
-        reports: the layers' reports, in the order of the model.
-        step: the optimizer step, from 1.
+    def __init__(self) -> None:
+        self._sound: dict[str, Tensor] = {}
 
-    Raises:
-        MoekitError: naming the step, and the first layer whose router logits are not finite.
-    """
-    if torch.isfinite(total):
-        return
-    broken = [name for name, report in reports.items() if not torch.isfinite(report.routing.logits_TE).all()]
-    lines = [f"the loss is {total.item()} at step {step}: training stopped, no weight was touched in this step"]
-    if broken:
-        more = f" (and {len(broken) - 1} later layers)" if len(broken) > 1 else ""
-        lines.append(f"  router logits are not finite in layer '{broken[0]}'{more}")
-    elif reports:
-        lines.append("  every layer's router logits are finite: look at the head and the objective")
-    lines.append("  what helps most often: a lower optimizer.lr, more schedule.warmup, trainer.gradient_clip_val=1.0")
-    raise MoekitError("\n".join(lines))
+    def observe(self, reports: Mapping[str, LayerReport]) -> None:
+        """Adds what a forward pass saw.
+
+        Args:
+            reports: the layers' reports, in the order of the model.
+        """
+        for name, report in reports.items():
+            sound = torch.isfinite(report.routing.logits_TE.detach()).all()
+            self._sound[name] = self._sound[name] & sound if name in self._sound else sound
+
+    def take(self, total: Tensor, norm: Tensor, parameters: Iterable[tuple[str, nn.Parameter]]) -> str:
+        """What is not finite, and where; empty when all is. Waits for the device once, and forgets the step.
+
+        Args:
+            total: 0-d, the loss, over all ranks.
+            norm: 0-d, of all gradients.
+            parameters: with their names and gradients.
+        """
+        sound, self._sound = self._sound, {}
+        if bool(torch.isfinite(total) & torch.isfinite(norm)):
+            return ""
+        broken = [name for name, each in sound.items() if not each]
+        if torch.isfinite(total):
+            names = [name for name, p in parameters if p.grad is not None and not torch.isfinite(p.grad).all()]
+            where = f"gradients that are not finite: {_few(names)}"
+        elif broken:
+            where = f"router logits that are not finite, in the order of the model: {_few(broken)}"
+        else:
+            where = "every layer's router logits are finite: look at the head and the objective"
+        return f"the loss is {float(total)}, the norm of its gradients {float(norm)}\n  {where}\n  {HELPS}"
+
+
+def _few(names: Sequence[str]) -> str:
+    more = f" (and {len(names) - 3} more)" if len(names) > 3 else ""
+    return ", ".join(f"'{name}'" for name in names[:3]) + more
 
 
 def unknown_metric(name: str, known: Sequence[str]) -> SpecError:

@@ -5,8 +5,9 @@ What is unusual, and why:
 - The objective gives token *sums*. Gradients are divided by the tokens of the whole optimizer step just before it, so
   k micro-batches of any sizes equal one big batch, also in a short last window, and clipping sees the right gradients.
 - Loads are counted from what the layers return and acted on once per optimizer step (``BalanceStep``).
-- A training batch is a function of (seed, step, micro-batch, rank), and generators' states are in the checkpoint: a
-  resumed run repeats an uninterrupted one bit for bit.
+- A training batch, and what the model draws itself, is a function of (seed, step, micro-batch), the micro-batches of
+  all ranks numbered together: a resumed run repeats an uninterrupted one bit for bit, and ranks repeat accumulation.
+- A step whose loss or gradients are not finite touches nothing: neither weights nor optimizer nor balancers.
 - The checkpoint holds plain data alone (the resolved spec as a dict), so it loads with ``weights_only=True``.
 """
 
@@ -22,17 +23,20 @@ from torch import Tensor
 
 import moekit
 from moekit.contracts import Batch, Data, LossSum, Model, ModelOutput, Objective
-from moekit.errors import DataError
+from moekit.errors import DataError, MoekitError
 from moekit.registry import build
+from moekit.seeds import seed_all
 from moekit.spec import load, to_plain
 from moekit.spec.recipe import Recipe
 from moekit.training.balance import BalanceStep, StepLoad
-from moekit.training.failure import refuse_non_finite, refuse_untrainable
-from moekit.training.meter import Meter, ratios
+from moekit.training.failure import refuse_untrainable
+from moekit.training.gradients import clip
+from moekit.training.meter import ratios
+from moekit.training.optimizer_step import Finished, OptimizerStep
+from moekit.training.optimizing import optimizer_of
 from moekit.training.pace import Pace
-from moekit.training.readings import balance_sum, grad_norm, load_readings, logs_now, progress, reached, sums_of
-from moekit.training.rng import rng_states, seed_all, set_rng_state
-from moekit.training.sampling import StepLoader, ValidationShare, batch_at, seed_of
+from moekit.training.readings import load_readings, logs_now, progress, reached
+from moekit.training.sampling import StepLoader, ValidationShare, noise_seed
 from moekit.training.start import StartingPoint
 from moekit.training.validation import Validation
 
@@ -56,6 +60,7 @@ class LitMoE(L.LightningModule):
         step_load: what the layers saw in the last optimizer step.
         sparse_layers: names of the layers whose load can be uneven (not those under soft routing).
         stopped_after: optimizer steps that it took to fall to ``stop.below``; None before.
+        skipped: optimizer steps that were left out, because something in them was not finite.
 
     Raises:
         SpecError: a mistake in the spec, or no objective in it.
@@ -82,7 +87,9 @@ class LitMoE(L.LightningModule):
         self.step_load: StepLoad | None = None
         self.sparse_layers: list[str] = []
         self.stopped_after: int | None = None
-        self._train = Meter()
+        self.skipped = 0
+        self._step = OptimizerStep(self, self.balance)
+        self._finished: Finished | None = None
         self._validation = Validation()
         self._data_ready = False
         self._restored: Mapping[str, Any] | None = None
@@ -109,6 +116,7 @@ class LitMoE(L.LightningModule):
             seed=self.recipe.seed,
             accumulate=self.trainer.accumulate_grad_batches,
             rank=self.global_rank,
+            world=self.trainer.world_size,
             steps=None if self.trainer.max_steps > 0 else int(self.recipe.trainer.get("max_steps", DEFAULT_STEPS)),
         )
 
@@ -117,13 +125,6 @@ class LitMoE(L.LightningModule):
         world = self.trainer.world_size
         return [] if self.data is None else ValidationShare(self.prepare(), self.global_rank, world)
 
-    def metric_names(self) -> list[str]:
-        """Names that training logs of its objective, found by one forward pass that leaves no trace."""
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            batch = batch_at(self.prepare(), seed=self.recipe.seed, step=0)
-            loss = self.objective(self.model.on(batch), batch)
-        return [f"train/{name}" for name in sums_of(loss)]
-
     def forward(self, inputs: Tensor, valid: Tensor | None = None) -> ModelOutput:
         """The model's output."""
         output: ModelOutput = self.model(inputs, valid=valid)
@@ -131,45 +132,54 @@ class LitMoE(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The summed loss of a micro-batch, times the accumulation count that Lightning will divide by."""
+        micro = batch_idx % self.trainer.accumulate_grad_batches * self.trainer.world_size + self.global_rank
+        seed_all(noise_seed(seed=self.recipe.seed, step=self.trainer.global_step, micro=micro))
         output = self.model.on(batch)
         loss: LossSum = self.objective(output, batch, progress=progress(self.trainer))
-        if self.device.type == "cpu" or logs_now(self.trainer):  # elsewhere every look waits for the device
-            refuse_non_finite(loss.total, output.reports, step=self.trainer.global_step + 1)
-        self.balance.observe(output.reports)
         if not self.sparse_layers:
             self.sparse_layers = [name for name, r in output.reports.items() if r.routing.form != "soft"]
-        sums = sums_of(loss)
-        total = loss.total
-        balance = balance_sum(output.reports, dict.fromkeys(output.of_source, loss.count))
-        if balance is not None:
-            sums["balance_loss"] = (balance, loss.count)
-            total = total + balance
-        self._train.add(sums)
-        return total * self.trainer.accumulate_grad_batches
+        return self._step.add(output, loss) * self.trainer.accumulate_grad_batches
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Divides gradients by the step's tokens, moves the balancers, logs, and decides whether to stop."""
-        pairs = self._train.take()
-        tokens = pairs["objective"][1]
-        per_rank = (tokens / self.trainer.world_size).clamp(min=1)  # DDP has averaged the sums over ranks
-        for parameter in self.parameters():
-            if parameter.grad is not None:
-                parameter.grad.div_(per_rank)
-        self.step_load = self.balance.step(progress=progress(self.trainer))
-        self._tokens = tokens if self._tokens is None else self._tokens + tokens
+        """Divides gradients by the step's tokens, moves the balancers, logs, and decides whether to stop.
+
+        Raises:
+            MoekitError: the loss or a gradient is not finite, and the recipe says to stop then.
+        """
+        averaged = self.trainer.world_size  # DDP has averaged the sums over ranks
+        done = self._finished = self._step.finish(averaged=averaged, progress=progress(self.trainer))
         step = self.trainer.global_step + 1
-        if self.recipe.stop is not None and reached(self.recipe.stop, pairs):
+        self._tokens = done.tokens if self._tokens is None else self._tokens + done.tokens
+        if done.sick:
+            if self.recipe.non_finite == "stop":
+                raise MoekitError(f"step {step}: {done.sick}\n  training stopped; no weight was touched in this step")
+            self.skipped += 1
+        elif self.recipe.stop is not None and reached(self.recipe.stop, done.sums):
             self.stopped_after = step - 1
         last = step == self.trainer.max_steps or self.stopped_after is not None
         if last:
             self.trainer.should_stop = True  # which also has the last step validated
-        if last or logs_now(self.trainer):
-            self._log(step, pairs, optimizer)
+        if not done.sick:
+            self.step_load = done.load
+            if last or logs_now(self.trainer):
+                self._log(step, done, optimizer)
 
-    def _log(self, step: int, pairs: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
-        values = ratios(pairs, "train/") | load_readings(self.step_load, self.sparse_layers)
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips by the norm that was taken for the step, which is right however the weights are laid out."""
+        if not gradient_clip_val or gradient_clip_algorithm == "value":
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif self._finished is not None:
+            clip(self.parameters(), self._finished.norm, gradient_clip_val)
+
+    def _log(self, step: int, done: Finished, optimizer: torch.optim.Optimizer) -> None:
+        values = ratios(done.sums, "train/") | load_readings(done.load, self.sparse_layers)
         values["lr"] = float(optimizer.param_groups[0]["lr"])
-        values["grad_norm"] = grad_norm(self.parameters())
+        values["grad_norm"] = float(done.norm)
         values["tokens_per_second"] = self.pace.lap(self._new_tokens())
         values["seconds"], values["tokens"] = self.pace.seconds, self.pace.tokens
         self.logged, self.logged_step = values, step
@@ -212,39 +222,27 @@ class LitMoE(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The recipe's optimizer, with its schedule stepped once per optimizer step."""
-        optimizer = build(self.recipe.optimizer, self.model)  # type: ignore[arg-type]
-        if self.recipe.schedule is None:
-            return optimizer
         steps = self.trainer.max_steps if self.trainer.max_steps > 0 else self.trainer.estimated_stepping_batches
-        factor = build(self.recipe.schedule, int(steps))
-        # A plain function: torch keeps none of it in the scheduler's state.
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: float(factor(step)))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return optimizer_of(self.recipe, self.model, int(steps))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the generators' states of every rank, the data's state, and the clock."""
+        """Adds the data's state, and the clock."""
         self.pace.tokens += self._new_tokens()
         checkpoint["moekit"] = {
             "version": moekit.__version__,
-            "rng": rng_states(),
             "data": {} if self.data is None else self.data.state(),
             "seconds": self.pace.seconds,
             "tokens": self.pace.tokens,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes the data's state back now; the generators' states when training starts."""
+        """Takes the data's state back now, the clock when training starts."""
         self._restored = checkpoint.get("moekit")
         if self._restored is not None and self.data is not None:
             self.data.load_state(self._restored["data"])
 
     def on_train_start(self) -> None:
-        """Seeds the noise of this rank, or puts it back to where the checkpoint had it."""
+        """Takes the weights to start from, if any, and starts the clock."""
         self.starting.take(self.data, self._restored)
-        restored = self._restored or {"seconds": 0.0, "tokens": 0.0, "rng": []}
+        restored = self._restored or {"seconds": 0.0, "tokens": 0.0}
         self.pace.start(float(restored["seconds"]), float(restored["tokens"]))
-        states = restored["rng"]
-        if self.global_rank < len(states):
-            set_rng_state(states[self.global_rank])
-        else:
-            seed_all(seed_of(self.recipe.seed, self.trainer.global_step, self.global_rank))

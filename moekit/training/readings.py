@@ -1,21 +1,24 @@
-"""What is read off a training step: the sums that are logged, the layers' losses, load, gradient norm."""
+"""What is read off a training step: the sums that are logged, the layers' losses, load."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from moekit.contracts import LayerReport, LossSum
 from moekit.observe.load import max_violation
 from moekit.spec.recipe import Stop
 from moekit.training.balance import StepLoad
 from moekit.training.failure import unknown_metric
+from moekit.training.sampling import batch_at
 
 if TYPE_CHECKING:
     import lightning as L
+
+    from moekit.training.module import LitMoE
 
 
 def sums_of(loss: LossSum) -> dict[str, tuple[Tensor, Tensor]]:
@@ -80,7 +83,9 @@ def reached(stop: Stop, pairs: Mapping[str, Tensor]) -> bool:
     return bool((pairs[name][0] / pairs[name][1]).item() <= stop.below)
 
 
-def grad_norm(parameters: Iterable[nn.Parameter]) -> float:
-    """The norm of all gradients together, before clipping."""
-    grads = [p.grad for p in parameters if p.grad is not None]
-    return float(torch.nn.utils.get_total_norm(grads)) if grads else 0.0
+def metric_names(module: LitMoE) -> list[str]:
+    """Names that training logs of its objective, found by one forward pass that leaves no trace."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        batch = batch_at(module.prepare(), seed=module.recipe.seed, step=0)
+        loss = module.objective(module.model.on(batch), batch)
+    return [f"train/{name}" for name in sums_of(loss)]

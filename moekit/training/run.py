@@ -31,6 +31,7 @@ from moekit.training.logs import LoadHistory, RunLog, curve
 from moekit.training.module import LitMoE
 from moekit.training.outcome import Outcome, compare, outcome_of, write_summary
 from moekit.training.progress import TrainingProgress
+from moekit.training.readings import metric_names
 from moekit.training.scores import measure
 from moekit.training.start import pinned
 from moekit.training.trainer import make_trainer, quiet
@@ -121,7 +122,7 @@ def prepare(recipe: Recipe, folder: RunFolder, console: Console, *, label: str, 
         callbacks.append(TrainingProgress(console, label, unit_of(recipe)))
     trainer = make_trainer(recipe, folder, loggers=[log], callbacks=callbacks)
     module.prepare()
-    if recipe.stop is not None and recipe.stop.metric not in (known := module.metric_names()):
+    if recipe.stop is not None and recipe.stop.metric not in (known := metric_names(module)):
         raise unknown_metric(recipe.stop.metric, known)
     return Prepared(
         label=label,

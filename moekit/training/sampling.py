@@ -1,8 +1,11 @@
-"""Sampling that resumes exactly: a training batch is a function of (seed, step, micro-batch, rank) and nothing else."""
+"""Sampling that resumes exactly: a training batch is a function of (seed, step, micro-batch) and nothing else.
+
+The micro-batches of a step are numbered over all ranks: 4 ranks with one each, 2 with two and one with four see the
+same 4.
+"""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from itertools import chain, islice
 from typing import Any
@@ -11,21 +14,21 @@ import torch
 
 from moekit.contracts import Batch, Data
 from moekit.errors import DataError
+from moekit.seeds import seed_of
 
 ENDLESS = 2**40
 """Length of a loader without an end. Lightning must be told some length: without one it fetches a batch ahead, and
 the position it saves is then one too far."""
 
 
-def seed_of(*parts: int) -> int:
-    """A 63-bit seed from whole numbers, the same on every machine and in every process."""
-    digest = hashlib.sha256(",".join(str(p) for p in parts).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
+def batch_at(data: Data, *, seed: int, step: int, micro: int = 0) -> Batch:
+    """The training batch of one micro-batch of one step; micro-batches are numbered over all ranks."""
+    return data.train_batch(torch.Generator().manual_seed(seed_of(seed, "batch", step, micro)))
 
 
-def batch_at(data: Data, *, seed: int, step: int, micro: int = 0, rank: int = 0) -> Batch:
-    """The training batch of one micro-batch of one step on one rank."""
-    return data.train_batch(torch.Generator().manual_seed(seed_of(seed, step, micro, rank)))
+def noise_seed(*, seed: int, step: int, micro: int) -> int:
+    """The seed of what a model draws itself (dropout, noise) in a micro-batch, numbered as for ``batch_at``."""
+    return seed_of(seed, "noise", step, micro)
 
 
 class StepLoader:
@@ -34,16 +37,18 @@ class StepLoader:
     Args:
         data: draws the batches; already prepared.
         seed: the run's seed.
-        accumulate: micro-batches in an optimizer step.
-        rank: this process's place among those that see different data.
+        accumulate: micro-batches in an optimizer step, of one rank.
+        rank, world: this process's place among those that see different data.
         steps: optimizer steps in an epoch; None for one epoch without an end.
     """
 
-    def __init__(self, data: Data, *, seed: int, accumulate: int = 1, rank: int = 0, steps: int | None = None) -> None:
+    def __init__(
+        self, data: Data, *, seed: int, accumulate: int = 1, rank: int = 0, world: int = 1, steps: int | None = None
+    ) -> None:
         self.data = data
         self.seed = seed
         self.accumulate = accumulate
-        self.rank = rank
+        self.rank, self.world = rank, world
         self.steps = steps
         self.position = 0  # batches given out since the start of the run
 
@@ -57,7 +62,7 @@ class StepLoader:
         while self.position < end:
             step, micro = divmod(self.position, self.accumulate)
             self.position += 1
-            yield batch_at(self.data, seed=self.seed, step=step, micro=micro, rank=self.rank)
+            yield batch_at(self.data, seed=self.seed, step=step, micro=micro * self.world + self.rank)
 
     def state_dict(self) -> dict[str, Any]:
         """The position, in optimizer steps and micro-batches beyond them."""

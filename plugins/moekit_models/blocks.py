@@ -1,4 +1,4 @@
-"""What the models of this plugin share: RMSNorm, feed-forward parts, drawing of weights. Rotations: ``rotary.py``.
+"""What the models of this plugin share: RMSNorm, attention's view, feed-forward parts. Rotations: ``rotary.py``.
 
 Norms are computed at least in fp32, whatever autocast or the dtype of the weights says.
 
@@ -7,17 +7,20 @@ Source: Zhang & Sennrich 2019 (RMSNorm, eq. 4).
 
 from __future__ import annotations
 
-from typing import TypedDict, cast
+from typing import Literal, TypedDict, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from moekit.contracts import Cache, ExpertBank, Init, LayerDims, LayerReport, Router
+from moekit.contracts import Cache, ExpertBank, LayerDims, LayerReport
 from moekit.layer import MoELayer, run_on_all
 from moekit.registry import build
 from moekit.spec.kinds import ExpertSpec, MoE
+
+Recompute = Literal["none", "experts", "blocks"]
+"""Whose activations are computed again for the gradient instead of being kept: nobody's, mixtures', whole blocks'."""
 
 
 class RMSNorm(nn.RMSNorm):
@@ -83,34 +86,22 @@ def feed_forward(dense: ExpertSpec, moe: MoE | None, dim: int) -> MoELayer | Exp
     return build(dense, LayerDims(dim=dim, num_experts=1)) if moe is None else MoELayer.from_spec(moe, dim)
 
 
-def feed(ffn: MoELayer | ExpertBank, x_BSD: Tensor, valid_BS: Tensor | None) -> tuple[Tensor, LayerReport | None]:
-    """``y_BSD`` of a block's feed-forward part, and its report if it is a mixture."""
+def feed(
+    ffn: MoELayer | ExpertBank, x_BSD: Tensor, valid_BS: Tensor | None, recompute: Recompute = "none"
+) -> tuple[Tensor, LayerReport | None]:
+    """``y_BSD`` of a block's feed-forward part, and its report if it is a mixture; ``experts`` recomputes that."""
     if isinstance(ffn, MoELayer):
+        if recompute == "experts" and torch.is_grad_enabled():
+            again = checkpoint(ffn, x_BSD, valid=valid_BS, use_reentrant=False)
+            return cast("tuple[Tensor, LayerReport | None]", again)
         return cast("tuple[Tensor, LayerReport | None]", ffn(x_BSD, valid=valid_BS))
     return run_on_all(ffn, x_BSD.flatten(0, 1)).view_as(x_BSD), None
 
 
 def run_block(
-    block: nn.Module, recompute: bool, x_BSD: Tensor, *others: Tensor | None
+    block: nn.Module, recompute: Recompute, x_BSD: Tensor, *others: Tensor | None
 ) -> tuple[Tensor, LayerReport | None]:
-    """Runs a block; with ``recompute`` it keeps no activations and is run again for the gradient."""
-    if recompute and torch.is_grad_enabled():
+    """Runs a block; ``blocks`` has it keep no activations and run again for the gradient."""
+    if recompute == "blocks" and torch.is_grad_enabled():
         return cast("tuple[Tensor, LayerReport | None]", checkpoint(block, x_BSD, *others, use_reentrant=False))
     return cast("tuple[Tensor, LayerReport | None]", block(x_BSD, *others))
-
-
-def init_weights(module: nn.Module, init: Init) -> None:
-    """Draws every matrix below ``module`` by ``init`` and sets biases to 0; norms stay 1.
-
-    Routers and expert banks draw their own (``Router.init_weights``): they may know better.
-    """
-    if isinstance(module, Router | ExpertBank):
-        module.init_weights(init)
-        return
-    for name, parameter in module.named_parameters(recurse=False):
-        if parameter.ndim >= 2:
-            init.draw(parameter, inputs=1 if isinstance(module, nn.Embedding) else None)
-        elif name.startswith("b"):
-            nn.init.zeros_(parameter)
-    for child in module.children():
-        init_weights(child, init)

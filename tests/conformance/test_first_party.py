@@ -161,7 +161,7 @@ EXAMPLES: dict[str, list[Spec]] = {
     ],
     "model/encoder_decoder": [
         PAIRS,
-        dataclasses.replace(PAIRS, moe=None, decoder_depth=1, tied=False, attention=MLA_EXAMPLE, recompute=True),
+        dataclasses.replace(PAIRS, moe=None, decoder_depth=1, tied=False, attention=MLA_EXAMPLE, recompute="blocks"),
     ],
     "model/mixture": [
         Mixture(inputs=2, moe=MoE(router=Dense(), experts=Logistic(count=3), dispatcher=Soft())),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import final
+from dataclasses import replace
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -12,6 +13,26 @@ from moekit.groups import UniformGroups
 from moekit.routing import Routing, TokenChoice
 from moekit_dispatchers.capacity import Capacity
 from moekit_dispatchers.queues import affinities, as_written, length, places, token_choice
+
+
+class Queued(NamedTuple):
+    """Pairs in their experts' queues.
+
+    Attributes:
+        sizes: groups of tokens, tokens of each, slots of an expert in each.
+        expert_TK: int64, the expert of each pair; E for one that goes nowhere.
+        place_TK: int64, how many stand before it.
+        kept_TK: bool, whether it has a slot.
+    """
+
+    sizes: tuple[int, int, int]
+    expert_TK: Tensor
+    place_TK: Tensor
+    kept_TK: Tensor
+
+    def dropped(self, num_experts: int) -> Tensor:
+        """0-d int64: pairs that wanted a slot and have none."""
+        return ((self.expert_TK < num_experts) & ~self.kept_TK).sum()
 
 
 @final
@@ -40,14 +61,10 @@ class CapacityDispatcher(Dispatcher):
         """Queues, fills the slots, computes, sums by token."""
         routing = token_choice(routing, "capacity")
         (T, K), E = routing.expert_TK.shape, routing.num_experts
-        G, S = self.groups(T, num_sequences)
-        C = self.slots(S, K, E)
+        queued = self.enqueue(routing, num_sequences)
+        (G, S, C), expert_TK, place_TK, kept_TK = queued
         N = E * G * C
 
-        counts_TK = routing.counts_TK()
-        expert_TK = routing.expert_TK if counts_TK is None else routing.expert_TK.where(counts_TK, E)
-        place_TK = places(expert_TK.reshape(G, S * K), self.queue(routing, G, S), E).reshape(T, K)
-        kept_TK = (place_TK < C) & (expert_TK < E)
         group_T = torch.arange(G, device=x_TD.device).repeat_interleave(S, output_size=T)
         slot_TK = ((expert_TK * G + group_T[:, None]) * C + place_TK).where(kept_TK, N)
 
@@ -61,8 +78,23 @@ class CapacityDispatcher(Dispatcher):
         out_TKO = out_NO.index_select(0, slot_TK.where(kept_TK, 0).flatten()).reshape(T, K, experts.out_dim)
         gate_TK = routing.gate_TK.where(kept_TK, 0)
         y_TO = (gate_TK[:, :, None] * out_TKO.where(kept_TK[:, :, None], 0)).sum(1)
-        dropped = ((expert_TK < E) & ~kept_TK).sum()
-        return Dispatched(y_TO=y_TO.to(out_NO.dtype), dropped=dropped)
+        return Dispatched(y_TO=y_TO.to(out_NO.dtype), dropped=queued.dropped(E))
+
+    def limit(self, routing: Routing, num_sequences: int) -> tuple[Routing, Tensor]:
+        """The choices that find a slot."""
+        routing = token_choice(routing, "capacity")
+        queued = self.enqueue(routing, num_sequences)
+        return replace(routing, sent_TK=queued.kept_TK), queued.dropped(routing.num_experts)
+
+    def enqueue(self, routing: TokenChoice, num_sequences: int) -> Queued:
+        """Each pair's place in its expert's queue, and whether a slot is left there."""
+        (T, K), E = routing.expert_TK.shape, routing.num_experts
+        G, S = self.groups(T, num_sequences)
+        C = self.slots(S, K, E)
+        counts_TK = routing.counts_TK()
+        expert_TK = routing.expert_TK if counts_TK is None else routing.expert_TK.where(counts_TK, E)
+        place_TK = places(expert_TK.reshape(G, S * K), self.queue(routing, G, S), E).reshape(T, K)
+        return Queued((G, S, C), expert_TK, place_TK, (place_TK < C) & (expert_TK < E))
 
     def groups(self, num_tokens: int, num_sequences: int) -> tuple[int, int]:
         """G and S: how many groups of how many tokens share slots.

@@ -40,15 +40,26 @@ class DeviceCapacityDispatcher(Dispatcher):
 
     def forward(self, x_TD: Tensor, routing: Routing, experts: ExpertBank, *, num_sequences: int = 1) -> Dispatched:
         """Drops, in training; hands the rest on, and adds up what was dropped."""
+        left, dropped = self.drop(routing, num_sequences)
+        out = self.inner(x_TD, left, experts, num_sequences=num_sequences)
+        return cast(Dispatched, replace(out, dropped=out.dropped + dropped))
+
+    def limit(self, routing: Routing, num_sequences: int) -> tuple[Routing, Tensor]:
+        """What is within the devices' budgets, and then within the inner dispatcher's limits."""
+        left, dropped = self.drop(routing, num_sequences)
+        left, more = self.inner.limit(left, num_sequences)
+        return left, dropped + more
+
+    def drop(self, routing: Routing, num_sequences: int) -> tuple[Routing, Tensor]:
+        """The routing within the devices' budgets, and how many pairs are not; in evaluation all are."""
         routing = token_choice(routing, "device_capacity")
         if not self.training:
-            return cast(Dispatched, self.inner(x_TD, routing, experts, num_sequences=num_sequences))
+            return super().limit(routing, num_sequences)
         counts_TK = routing.counts_TK()
         if counts_TK is None:
             counts_TK = torch.ones_like(routing.expert_TK, dtype=torch.bool)
         kept_TK = counts_TK & self.keep(routing, counts_TK, num_sequences)
-        out = self.inner(x_TD, replace(routing, sent_TK=kept_TK), experts, num_sequences=num_sequences)
-        return cast(Dispatched, replace(out, dropped=out.dropped + (counts_TK & ~kept_TK).sum()))
+        return replace(routing, sent_TK=kept_TK), (counts_TK & ~kept_TK).sum()
 
     def keep(self, routing: TokenChoice, counts_TK: Tensor, num_sequences: int) -> Tensor:
         """bool ``keep_TK``: the pairs within their device's budget, and those of exempt sequences."""

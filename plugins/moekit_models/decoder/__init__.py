@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from moekit.component import Component
 from moekit.spec.fields import Spec, group, option, slot
@@ -51,7 +51,9 @@ class Decoder(ModelSpec):
     init_std: float | None = option(None, "standard deviation that weights are drawn with; .02 when left out", gt=0)
     init_scale: float | None = option(None, "draw with std sqrt(this / inputs) instead, cut at two (Switch: .1)", gt=0)
     norm_eps: float = option(1e-6, "added inside the norms' square root", gt=0)
-    recompute: bool = option(False, "keep no activations inside blocks; compute them again for the gradient")
+    recompute: Literal["none", "experts", "blocks"] = option(
+        "none", "whose activations are not kept, but computed again for the gradient: the mixtures', or whole blocks'"
+    )
 
     def check(self) -> Iterable[str]:
         """The layers named exist, dense layers hold one expert, and no router sees later tokens."""

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from moekit.contracts import Cache, Init, LayerReport, Model, ModelOutput, Source
 from moekit.registry import build
-from moekit_models.blocks import RMSNorm, attend, feed, feed_forward, init_weights, run_block
+from moekit.seeds import draw_seed
+from moekit.weights import init_weights
+from moekit_models.blocks import RMSNorm, attend, feed, feed_forward, run_block
 from moekit_models.decoder import Decoder
 
 
@@ -29,6 +31,7 @@ class Block(nn.Module):
 
     def __init__(self, spec: Decoder, is_moe: bool) -> None:
         super().__init__()
+        self.recompute = spec.recompute
         self.attention_norm = RMSNorm(spec.dim, eps=spec.norm_eps)
         self.attention: nn.Module = build(spec.attention, spec.dim)
         self.ffn_norm = RMSNorm(spec.dim, eps=spec.norm_eps)
@@ -39,7 +42,7 @@ class Block(nn.Module):
     ) -> tuple[Tensor, LayerReport | None]:
         """``x_BSD -> x_BSD``, and the report of the mixture, if it is one."""
         x_BSD = x_BSD + attend(self.attention, self.attention_norm(x_BSD), None, cache)
-        y_BSD, report = feed(self.ffn, self.ffn_norm(x_BSD), valid_BS)
+        y_BSD, report = feed(self.ffn, self.ffn_norm(x_BSD), valid_BS, self.recompute)
         return x_BSD + y_BSD, report
 
 
@@ -76,7 +79,7 @@ class DecoderModel(Model):
 
     def __init__(self, spec: Decoder) -> None:
         super().__init__()
-        self.spec = spec
+        self.spec, seed = spec, draw_seed()
         mixtures = set(spec.moe_layers)
         self.embedding = nn.Embedding(spec.vocab, spec.dim)
         self.blocks = nn.ModuleList(Block(spec, i in mixtures) for i in range(spec.depth))
@@ -84,7 +87,7 @@ class DecoderModel(Model):
         self.head = None if spec.tied else nn.Linear(spec.dim, spec.vocab, bias=False)
         ahead = 0 if spec.mtp is None else spec.mtp.depth
         self.mtp = nn.ModuleList(Ahead(spec, spec.depth - 1 in mixtures) for _ in range(ahead))
-        init_weights(self, Init.of(spec.init_std, spec.init_scale))
+        init_weights(self, Init.of(spec.init_std, spec.init_scale), seed)
 
     def forward(self, inputs: Tensor, *, valid: Tensor | None = None) -> ModelOutput:
         """Logits of the next token at every position; in training also of later ones.
@@ -113,6 +116,10 @@ class DecoderModel(Model):
         """The input embedding and the head's matrix."""
         embedding = cast(nn.Parameter, self.embedding.weight)
         return embedding, embedding if self.head is None else cast(nn.Parameter, self.head.weight)
+
+    def stack(self) -> list[nn.Module]:
+        """The blocks, those of multi-token prediction last."""
+        return [*self.blocks, *(cast(Ahead, ahead).block for ahead in self.mtp)]
 
     def extra_parts(self) -> Mapping[str, nn.Module]:
         """Multi-token prediction, where there is any."""

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from moekit.contracts import Batch, Cache, Init, LayerReport, Model, ModelOutput, Source
 from moekit.errors import MoekitError
 from moekit.registry import build
-from moekit_models.blocks import RMSNorm, attend, feed, feed_forward, init_weights, run_block, sight
+from moekit.seeds import draw_seed
+from moekit.weights import init_weights
+from moekit_models.blocks import RMSNorm, attend, feed, feed_forward, run_block, sight
 from moekit_models.encoder_decoder import Cross, EncoderDecoder
 
 
@@ -61,6 +63,7 @@ class Block(nn.Module):
         super().__init__()
         moe = spec.moe if is_moe else None
         dense_too = moe is not None and moe.dense_too
+        self.recompute = spec.recompute
         self.attention_norm = RMSNorm(spec.dim, eps=spec.norm_eps)
         self.attention: nn.Module = build(spec.attention, spec.dim, not encoder)
         self.cross_norm = None if encoder else RMSNorm(spec.dim, eps=spec.norm_eps)
@@ -85,7 +88,7 @@ class Block(nn.Module):
             read = self.cross_attention.read
             known = read(cast(Tensor, memory_BSD)) if cache is None else cache.at("cross_attention").kept
             x_BSD = x_BSD + self.dropout(self.cross_attention(self.cross_norm(x_BSD), *known, memory_valid_BS))
-        y_BSD, report = feed(self.ffn, self.ffn_norm(x_BSD), valid_BS)
+        y_BSD, report = feed(self.ffn, self.ffn_norm(x_BSD), valid_BS, self.recompute)
         x_BSD = x_BSD + self.dropout(y_BSD)
         if self.dense is not None and self.dense_norm is not None:
             x_BSD = x_BSD + self.dropout(feed(self.dense, self.dense_norm(x_BSD), valid_BS)[0])
@@ -152,12 +155,12 @@ class EncoderDecoderModel(Model):
 
     def __init__(self, spec: EncoderDecoder) -> None:
         super().__init__()
-        self.spec = spec
+        self.spec, seed = spec, draw_seed()
         self.embedding = nn.Embedding(spec.vocab, spec.dim)
         self.encoder = Stack(spec, encoder=True)
         self.decoder = Stack(spec, encoder=False)
         self.head = None if spec.tied else nn.Linear(spec.dim, spec.vocab, bias=False)
-        init_weights(self, Init.of(spec.init_std, spec.init_scale))
+        init_weights(self, Init.of(spec.init_std, spec.init_scale), seed)
 
     def forward(self, inputs: Tensor, *, valid: Tensor | None = None, source: Source | None = None) -> ModelOutput:
         """Logits of the next token of the target, at every position of it.
@@ -227,6 +230,10 @@ class EncoderDecoderModel(Model):
             x_BSD = x_BSD * self.spec.dim**-0.5
         y_BSV = F.linear(x_BSD, self.embedding.weight) if self.head is None else self.head(x_BSD)
         return y_BSV, {f"decoder.{name}": report for name, report in reports.items()}
+
+    def stack(self) -> list[nn.Module]:
+        """The encoder's blocks and the decoder's."""
+        return [*self.encoder.blocks, *self.decoder.blocks]
 
     def embeddings(self) -> tuple[nn.Parameter | None, nn.Parameter | None]:
         """The input embedding and the head's matrix."""

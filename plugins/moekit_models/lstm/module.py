@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from moekit.contracts import Cache, ExpertBank, Init, LayerDims, LayerReport, Model, ModelOutput, Source
 from moekit.layer import MoELayer, run_on_all
 from moekit.registry import build
-from moekit_models.blocks import init_weights
+from moekit.seeds import draw_seed
+from moekit.weights import init_weights
 from moekit_models.lstm import LSTM
 
 
@@ -55,7 +56,7 @@ class LSTMModel(Model):
 
     def __init__(self, spec: LSTM) -> None:
         super().__init__()
-        self.spec = spec
+        self.spec, seed = spec, draw_seed()
         hidden = spec.hidden or spec.dim
         self.embedding = nn.Embedding(spec.vocab, spec.dim)
         self.lower = one_bias_lstm(spec.dim, hidden)
@@ -65,7 +66,7 @@ class LSTMModel(Model):
         self.upper = one_bias_lstm(spec.dim, hidden)
         self.dropout = nn.Dropout(spec.dropout)
         self.head = nn.Linear(spec.dim, spec.vocab, bias=False)
-        init_weights(self, Init(std=spec.init_std))
+        init_weights(self, Init(std=spec.init_std), seed)
 
     def forward(self, inputs: Tensor, *, valid: Tensor | None = None) -> ModelOutput:
         """Logits of the next token at every position; the mixture's report is under ``moe``.

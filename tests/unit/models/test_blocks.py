@@ -1,4 +1,4 @@
-"""Norm, rotary positions, and how weights are drawn."""
+"""Norm and rotary positions."""
 
 from __future__ import annotations
 
@@ -6,12 +6,8 @@ import math
 
 import pytest
 import torch
-from torch import nn
 
-from moekit.contracts import ExpertBank, Init, LayerDims
-from moekit_experts.glu import Glu
-from moekit_experts.glu.module import GluExperts
-from moekit_models.blocks import RMSNorm, init_weights
+from moekit_models.blocks import RMSNorm
 from moekit_models.rotary import rotate
 
 
@@ -48,40 +44,3 @@ def test_scores_depend_on_the_difference_of_positions_alone() -> None:
 def test_bf16_positions_are_turned_in_fp32() -> None:
     x = torch.randn(2000, 8).bfloat16()
     torch.testing.assert_close(rotate(x, 1e4), rotate(x.float(), 1e4).bfloat16(), rtol=0, atol=0)
-
-
-class Stubborn(ExpertBank):
-    """A bank that draws its weights in its own way."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.num_experts, self.out_dim = 1, 2
-        self.inner = nn.Linear(2, 2)
-
-    def init_weights(self, init: Init) -> None:
-        nn.init.constant_(self.inner.weight, 7.0)
-
-    def forward(self, x_ND, groups):  # type: ignore[no-untyped-def]
-        return self.inner(x_ND)
-
-
-class Holder(nn.Module):
-    """A parameter of its own beside children."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.table = nn.Parameter(torch.zeros(200, 200))
-        self.linear = nn.Linear(200, 200)
-        self.norm = RMSNorm(200)
-        self.bank = GluExperts(Glu(count=2, hidden=100), LayerDims(dim=200, num_experts=2))
-        self.stubborn = Stubborn()
-
-
-def test_weights_are_drawn_and_norms_and_biases_are_not() -> None:
-    model = Holder()
-    init_weights(model, Init(std=0.01))
-    for weight in (model.table, model.linear.weight, model.bank.w_gate_up_EHD, model.bank.w_down_EOH):
-        assert weight.std().item() == pytest.approx(0.01, rel=0.05)
-    assert not model.linear.bias.any()
-    assert (model.norm.weight == 1).all()
-    assert (model.stubborn.inner.weight == 7).all()

@@ -213,7 +213,7 @@ MODELS = {
     **{f"decoder, {name}": decoder(spec) for name, spec in ATTENTION.items()},
     "decoder, loop": decoder(dispatcher=Loop()),
     "decoder, slots for all": decoder(dispatcher=Capacity(factor=100.0)),
-    "decoder, recompute": replace(decoder(), recompute=True),
+    "decoder, recompute": replace(decoder(), recompute="blocks"),
     **{f"pairs, {name}": pairs(ATTENTION[name]) for name in ("gqa", "mla", "relative")},
     "pairs, tied": replace(pairs(), tied=True, moe=None),
     "lstm": LSTM_MOE,

@@ -249,16 +249,17 @@ def test_dropout_is_for_training_alone() -> None:
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_recompute_changes_nothing(dropout: float) -> None:
+@pytest.mark.parametrize("recompute", ["experts", "blocks"])
+def test_recompute_changes_nothing(recompute: str, dropout: float) -> None:
     kept = model_of(dropout=dropout)
-    again = model_of(dropout=dropout, recompute=True)
+    again = model_of(dropout=dropout, recompute=recompute)
     again.load_state_dict(kept.state_dict())
     tokens, source = pair()
     calls = {"kept": 0, "again": 0}
     for name, model in (("kept", kept), ("again", again)):
         for stack in ("encoder", "decoder"):
-            attention = model.get_submodule(f"{stack}.blocks.1.attention")
-            attention.register_forward_hook(lambda *_, name=name: calls.__setitem__(name, calls[name] + 1))
+            part = model.get_submodule(f"{stack}.blocks.1.{'attention' if recompute == 'blocks' else 'ffn.router'}")
+            part.register_forward_hook(lambda *_, name=name: calls.__setitem__(name, calls[name] + 1))
     for model in (kept, again):
         torch.manual_seed(1)
         out = model(tokens, source=source)

@@ -95,7 +95,7 @@ def worst(a: list[Step], b: list[Step]) -> float:
 
 @pytest.fixture
 def tree(recipe: Callable[..., Tree]) -> Callable[..., Tree]:
-    def make(balancers: Tree, recompute: bool = False, mtp: int = 0) -> Tree:
+    def make(balancers: Tree, recompute: str = "none", mtp: int = 0) -> Tree:
         plain = recipe(data=None)
         plain["model"]["moe"]["balancers"] = balancers
         plain["model"]["moe"]["dispatcher"] = {"use": "loop"}
@@ -107,7 +107,7 @@ def tree(recipe: Callable[..., Tree]) -> Callable[..., Tree]:
 
 
 @pytest.mark.usefixtures("calm")
-@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("recompute", ["none", "experts", "blocks"])
 @pytest.mark.parametrize("balancers", [BIAS, LAGGED, SEQUENCE], ids=["bias", "lagged", "sequence"])
 @pytest.mark.parametrize(
     ("sizes", "padded"),
@@ -115,7 +115,7 @@ def tree(recipe: Callable[..., Tree]) -> Callable[..., Tree]:
     ids=["equal", "unequal", "short_last_window"],
 )
 def test_four_micro_batches_equal_one_big_batch(
-    tree: Callable[..., Tree], sizes: list[int], padded: bool, balancers: Tree, recompute: bool
+    tree: Callable[..., Tree], sizes: list[int], padded: bool, balancers: Tree, recompute: str
 ) -> None:
     batches = micro_batches(sizes, padded)
     big = [together(batches[i : i + 4]) for i in range(0, len(batches), 4)]
@@ -134,9 +134,9 @@ def test_four_micro_batches_equal_one_big_batch(
 
 
 @pytest.mark.usefixtures("calm")
-@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("recompute", ["none", "experts", "blocks"])
 @pytest.mark.parametrize("padded", [False, True])
-def test_so_do_the_layers_of_multi_token_prediction(tree: Callable[..., Tree], padded: bool, recompute: bool) -> None:
+def test_so_do_the_layers_of_multi_token_prediction(tree: Callable[..., Tree], padded: bool, recompute: str) -> None:
     """They see fewer tokens than the objective counts; how many fewer depends on the padding of a micro-batch."""
     batches = micro_batches([1, 3, 2, 4], padded)
     (few,) = run(tree(SEQUENCE, recompute, mtp=2), batches, accumulate=4)

@@ -16,7 +16,9 @@ Make = Callable[..., dict[str, Any]]
 
 def at_step(monkeypatch: pytest.MonkeyPatch, step: int, of: int = 10) -> None:
     """Training steps find a trainer that has so many steps behind it."""
-    trainer = SimpleNamespace(accumulate_grad_batches=1, global_step=step, max_steps=of, log_every_n_steps=1)
+    trainer = SimpleNamespace(
+        accumulate_grad_batches=1, world_size=1, global_step=step, max_steps=of, log_every_n_steps=1
+    )
     monkeypatch.setattr(LitMoE, "trainer", trainer)
 
 

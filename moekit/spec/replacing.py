@@ -1,0 +1,34 @@
+"""Putting another component in the place of every one of a kind, anywhere below a spec."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
+from typing import Any, TypeVar
+
+from moekit.spec.fields import Spec
+
+S = TypeVar("S", bound=Spec)
+T = TypeVar("T", bound=Spec)
+
+
+def replace_all(spec: T, kind: type[S], change: Callable[[S], S]) -> T:
+    """A copy of ``spec``: every outermost component of class ``kind`` below it is what ``change`` makes of it."""
+    changes = {}
+    for field in fields(spec):  # type: ignore[arg-type]
+        before = getattr(spec, field.name)
+        after = _changed(before, kind, change)
+        if after is not before:
+            changes[field.name] = after
+    return replace(spec, **changes) if changes else spec  # type: ignore[type-var]
+
+
+def _changed(value: Any, kind: type[S], change: Callable[[S], S]) -> Any:
+    if isinstance(value, kind):
+        return change(value)
+    if isinstance(value, Spec):
+        return replace_all(value, kind, change)
+    if isinstance(value, Mapping):
+        after = {key: _changed(item, kind, change) for key, item in value.items()}
+        return value if all(after[key] is value[key] for key in after) else after
+    return value

@@ -1,0 +1,61 @@
+"""``trainer.strategy: {use: sharded, ...}``: training that is spread over several processes. Torch-free."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+from moekit.errors import nearest
+from moekit.spec.fields import ConflictError, Spec, option
+from moekit.spec.places import Report
+
+NAME = "sharded"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sharded(Spec):
+    """Parameters, gradients and optimizer state in shards: experts over ``ep`` ranks, all else over every rank."""
+
+    ep: int = option(
+        1, "ranks that share the routed experts of a layer; a divisor of all ranks and of the experts", ge=1
+    )
+    timeout: float = option(600.0, "seconds after which a rank that waits for the others gives up", gt=0)
+
+
+def sharded_of(trainer: Mapping[str, Any]) -> Sharded | None:
+    """The layout that a recipe's ``trainer`` asks for; None where it names another strategy, or none.
+
+    Raises:
+        ConflictError, TypeError: options that ``check_sharded`` reports.
+    """
+    strategy = trainer.get("strategy")
+    if not isinstance(strategy, Mapping):
+        return Sharded() if strategy == NAME else None
+    return Sharded(**{name: value for name, value in strategy.items() if name != "use"})
+
+
+def check_sharded(strategy: Any, report: Report) -> None:
+    """Reports what is wrong with a ``trainer.strategy`` that is a mapping."""
+    if not isinstance(strategy, Mapping):
+        return
+    here = ("trainer", "strategy")
+    if strategy.get("use") != NAME:
+        report.add((*here, "use"), f"a strategy with options is '{NAME}', not {strategy.get('use')!r}", expected=NAME)
+        return
+    known = [f.name for f in dataclasses.fields(Sharded)]
+    strays = [name for name in strategy if name not in (*known, "use")]
+    for name in strays:
+        report.add(
+            (*here, name),
+            f"the strategy '{NAME}' has no option '{name}'",
+            expected="one of " + ", ".join(known),
+            nearest=nearest(str(name), known),
+        )
+    if not strays:
+        try:
+            sharded_of({"strategy": cast(Any, strategy)})
+        except ConflictError as error:
+            for sentence in error.sentences:
+                report.add(here, sentence)

@@ -1,0 +1,46 @@
+"""Seeds made of what they are for."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moekit.seeds import draw_seed, seed_all, seed_of
+
+
+@given(st.lists(st.integers(-(2**70), 2**70) | st.text(max_size=9), min_size=1, max_size=4))
+@settings(max_examples=30, deadline=None)
+def test_seeds_fit_a_generator(parts: list[int | str]) -> None:
+    assert 0 <= seed_of(*parts) < 2**63
+    torch.Generator().manual_seed(seed_of(*parts))
+
+
+def test_seeds_do_not_run_together() -> None:
+    assert seed_of(1, 23) != seed_of(12, 3)
+    assert seed_of(0) == 3456079177858693020  # the same on every machine
+    assert seed_of(0, "batch", 1) != seed_of(0, "noise", 1)
+
+
+def test_a_drawn_seed_follows_torchs_own_also_on_the_meta_device() -> None:
+    torch.manual_seed(3)
+    first = draw_seed()
+    with torch.device("meta"):
+        second = draw_seed()
+    torch.manual_seed(3)
+    assert [draw_seed(), draw_seed()] == [first, second]
+    assert first != second
+
+
+def test_one_seed_sets_every_generator() -> None:
+    def draw() -> tuple[float, float, float]:
+        return float(torch.rand(())), float(np.random.rand()), random.gauss(0, 1)
+
+    seed_all(2**40 + 5)
+    drawn = draw()
+    assert draw() != drawn
+    seed_all(2**40 + 5)
+    assert draw() == drawn
