@@ -12,7 +12,7 @@ WHAT: Final = {
     "layer": "sparse layers, each dispatcher and by hand, against a dense layer of as many multiply-adds",
     "router": "routers: scores, and the choice of K among E",
     "dispatch": "the way to the experts and back alone, with experts that do nothing",
-    "step": "a whole training step of a recipe against its dense twin's, and where its time goes",
+    "step": "a whole training step of a recipe against its dense twin's or another library's, and where its time goes",
 }
 """What can be measured, with what it means."""
 
@@ -25,7 +25,7 @@ _ONLY: Final = {
     "dispatchers": ("layer", "dispatch"),
     "explain": ("layer", "dispatch"),
     "routers": ("router",),
-    "against": ("layer",),
+    "against": ("layer", "step"),
 }
 """Options that only some take."""
 

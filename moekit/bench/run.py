@@ -69,7 +69,7 @@ def run(request: Request, recipe: Recipe | None = None) -> None:
 def _steps(request: Request, recipe: Recipe, settings: Settings, out: Console | None) -> object:
     from moekit.bench.step import compare_steps  # imports Lightning, which layers do not need
 
-    found = compare_steps(" ".join(request.names), recipe, settings)
+    found = compare_steps(" ".join(request.names), recipe, settings, against=request.against)
     if out is not None:
         from moekit.bench.report_step import show_steps
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import lightning as L
 import torch
@@ -12,20 +12,27 @@ from lightning.pytorch.callbacks import Callback
 from moekit.bench.timing import Clock
 from moekit.training.module import LitMoE
 
-TIMED: Final = ("forward", "objective", "backward", "optimizer", "balance", "logging")
-"""Parts of a step that are timed; what is left of it is ``rest``: data, hooks, meters and Lightning itself."""
+TIMED: Final = ("data", "forward", "objective", "backward", "optimizer", "balance", "bookkeeping", "logging")
+"""Parts of a step that are timed, each without those inside it; what is left of it is ``lightning``: its loop."""
 
-OUTSIDE: Final = ("balance", "logging", "rest")
+OUTSIDE: Final = ("data", "balance", "bookkeeping", "logging", "lightning")
 """Parts that are neither the model's, the objective's nor the optimizer's."""
 
-Span = tuple[str, Any, Any]
+
+class Span(NamedTuple):
+    """From one mark to another, in a part, which may lie inside another part."""
+
+    part: str
+    begin: Any
+    end: Any
+    inside: str | None = None
 
 
 class Stopwatch(Callback):
     """Marks where the parts of each optimizer step begin and end, from the end of one step to the end of the next.
 
     Args:
-        module: what is trained; its parts are wrapped once, here.
+        module: what is trained, with its data read; its parts are wrapped once, here.
         clock: of the device.
 
     Attributes:
@@ -37,14 +44,19 @@ class Stopwatch(Callback):
         self.steps: list[dict[str, float]] = []
         self._spans: list[Span] = []
         self._marks: list[tuple[Any, list[Span]]] = []
+        self._inside: list[str] = []
         self._open: Any = None
         self._step = 0
         for owner, name, part in (
+            (module.prepare(), "train_batch", "data"),
             (module.model, "on", "forward"),
             (module.objective, "forward", "objective"),
             (module.balance, "observe", "balance"),
             (module.balance, "step", "balance"),
             (module, "_log", "logging"),
+            (module, "optimizer_zero_grad", "optimizer"),
+            (module, "training_step", "bookkeeping"),
+            (module, "on_before_optimizer_step", "bookkeeping"),
         ):
             setattr(owner, name, self._timed(part, getattr(owner, name)))
         setattr(module, "on_before_optimizer_step", self._then_open(module.on_before_optimizer_step))  # noqa: B010
@@ -61,7 +73,7 @@ class Stopwatch(Callback):
 
     def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Backward ends."""
-        self._spans.append(("backward", self._open, self.clock.mark()))
+        self._spans.append(Span("backward", self._open, self.clock.mark()))
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         """An optimizer step ends, unless more micro-batches belong to it."""
@@ -75,17 +87,24 @@ class Stopwatch(Callback):
         self.clock.settle()
         for (start, _), (end, spans) in zip(self._marks, self._marks[1:], strict=False):
             parts = dict.fromkeys(TIMED, 0.0)
-            for part, begin, stop in spans:
-                parts[part] += self.clock.seconds(begin, stop)
+            for span in spans:
+                seconds = self.clock.seconds(span.begin, span.end)
+                parts[span.part] += seconds
+                if span.inside is not None:
+                    parts[span.inside] -= seconds
             whole = self.clock.seconds(start, end)
-            self.steps.append({"step": whole, **parts, "rest": whole - sum(parts.values())})
+            self.steps.append({"step": whole, **parts, "lightning": whole - sum(parts.values())})
 
     def _timed(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def _call(*args: Any, **kwargs: Any) -> Any:
+            inside = self._inside[-1] if self._inside else None
+            self._inside.append(part)
             start = self.clock.mark()
-            result = function(*args, **kwargs)
-            self._spans.append((part, start, self.clock.mark()))
-            return result
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self._inside.pop()
+                self._spans.append(Span(part, start, self.clock.mark(), inside))
 
         return _call
 
@@ -97,4 +116,4 @@ class Stopwatch(Callback):
         return _call
 
     def _close_optimizer(self, *args: Any) -> None:
-        self._spans.append(("optimizer", self._open, self.clock.mark()))
+        self._spans.append(Span("optimizer", self._open, self.clock.mark()))

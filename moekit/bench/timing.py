@@ -6,10 +6,12 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +161,7 @@ def take_turns(
     return samples
 
 
-def rotated(variants: Sequence[Variant], turn: int) -> Iterator[Variant]:
+def rotated(variants: Sequence[Item], turn: int) -> Iterator[Item]:
     """All of them, each round from another one on."""
     first = turn % len(variants)
     yield from variants[first:]

@@ -18,6 +18,7 @@ EXAMPLES = """\
   moekit bench router many                                  choosing alone
   moekit bench dispatch fine                                moving alone
   moekit bench step deepseek_v3 data.batch=4                a training step against its dense twin's
+  moekit bench step deepseek_v3 model.mtp=null --against transformers
 """
 
 

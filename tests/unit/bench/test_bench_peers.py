@@ -46,6 +46,14 @@ def test_one_whose_import_fails(library: Path) -> None:
         peers.load("scattermoe")
 
 
+def test_models_are_asked_for_in_the_same_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(MoekitError, match=r"--against megablocks: no such peer \(peers: transformers\)"):
+        peers.load_models("megablocks")
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(MoekitError, match="--against transformers: it is not installed\n  pip install transformers"):
+        peers.load_models("transformers")
+
+
 def test_an_unknown_one() -> None:
     with pytest.raises(MoekitError, match=r"no such peer.*\n  did you mean 'transformers'"):
         peers.load("tranformers")
@@ -60,9 +68,12 @@ def test_those_for_gpus_say_so(name: str, library: Path) -> None:
         peers.load(name).variants(work, experts)
 
 
-@pytest.mark.parametrize("file", [file for file, _ in peers.PEERS.values()])
-def test_an_adapter_imports_its_library_only_when_it_is_run(file: str) -> None:
+@pytest.mark.parametrize(
+    ("file", "offers"),
+    [(file, "variants") for file, _ in peers.PEERS.values()] + [(file, "models") for file, _ in peers.MODELS.values()],
+)
+def test_an_adapter_imports_its_library_only_when_it_is_run(file: str, offers: str) -> None:
     before = set(sys.modules)
     module = importlib.import_module(f"moekit.bench.peers.{file}")
-    assert callable(module.variants)
+    assert callable(getattr(module, offers))
     assert not {name.partition(".")[0] for name in set(sys.modules) - before} & set(peers.PEERS)

@@ -18,7 +18,7 @@ from moekit.errors import MoekitError
         ("step", {"names": ("x",), "shapes": ("8,4,4,2,1",)}, "--shape is an option of"),
         ("step", {"names": ("x",), "dtype": "float64"}, "float32, or in bfloat16"),
         ("router", {"dispatchers": ("loop",)}, "--dispatchers is an option of layer and dispatch, not of router"),
-        ("dispatch", {"against": ("transformers",)}, "--against is an option of layer, not of dispatch"),
+        ("dispatch", {"against": ("transformers",)}, "--against is an option of layer and step, not of dispatch"),
         ("layer", {"routers": ("topk",)}, "--routers is an option of router, not of layer"),
         ("layer", {"rounds": 0}, "expected --rounds >= 1"),
         ("layer", {"warmup": 0}, "expected --rounds >= 1 and --warmup >= 1"),

@@ -1,0 +1,78 @@
+"""Registry, spec engine and pluggy build a model, and are no part of running it: no line of theirs is in a step."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pluggy
+import pytest
+import torch
+
+from moekit import registry, spec
+from moekit.training.balance import BalanceStep
+from moekit.training.module import LitMoE
+from moekit.training.sampling import batch_at
+
+OURS = (registry.__file__, f"{Path(spec.__file__).parent}/")
+PLUGGY = f"{Path(pluggy.__file__).parent}/"
+LAYER = str(Path(registry.__file__).parent / "layer.py")
+
+Tree = dict[str, Any]
+
+
+@contextmanager
+def entered(where: tuple[str, ...]) -> Iterator[list[str]]:
+    """Functions that are entered meanwhile and stand in some file or folder: file, name."""
+    found: list[str] = []
+
+    def look(frame: FrameType, event: str, argument: object) -> None:
+        if event == "call" and frame.f_code.co_filename.startswith(where):
+            found.append(f"{frame.f_code.co_filename}: {frame.f_code.co_qualname}")
+
+    before = sys.getprofile()
+    sys.setprofile(look)
+    try:
+        yield found
+    finally:
+        sys.setprofile(before)
+
+
+@pytest.mark.parametrize("dispatcher", ["grouped", "auto", "loop", "capacity"])
+def test_a_training_step_enters_no_machinery(dispatcher: str, recipe: Callable[..., Tree]) -> None:
+    tree = recipe()
+    options = {"factor": 1.0} if dispatcher == "capacity" else {}
+    tree["model"]["moe"]["dispatcher"] = {"use": dispatcher, **options}
+    tree["model"]["mtp"] = {"depth": 1}
+    tree["model"]["moe"]["balancers"]["sequence"] = {"use": "sequence_balance", "weight": 1.0e-4}
+    module = LitMoE(tree)
+    data = module.prepare()
+    optimizer = torch.optim.AdamW(module.parameters())
+    balance = BalanceStep(module.model)
+
+    def step(number: int) -> None:
+        batch = batch_at(data, seed=0, step=number)
+        output = module.model.on(batch)
+        module.objective(output, batch).total.backward()
+        balance.observe(output.reports)
+        balance.step()
+        optimizer.step()
+
+    with entered((*OURS, LAYER)) as first:
+        step(0)
+    with entered((*OURS, PLUGGY, LAYER)) as second:  # torch imports lazily, under an import hook of pytest's, once
+        step(1)
+    for found in (first, second):
+        layer = [line for line in found if line.startswith(LAYER)]
+        assert any("MoELayer.forward" in line for line in layer), "the look-out saw no layer, so it sees nothing"
+        assert set(found) == set(layer)
+
+
+def test_the_look_out_sees_building(recipe: Callable[..., Tree]) -> None:
+    with entered(OURS) as found:
+        LitMoE(recipe())
+    assert any("build" in line for line in found)
