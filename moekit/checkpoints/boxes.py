@@ -1,0 +1,101 @@
+"""Boxes: rectangular pieces of tensors that no process need hold whole.
+
+A checkpoint knows a tensor as boxes that tile it. Which process wrote which box is of no account when it is read: any
+other box of the same tensor is put together from those that meet it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+Place = tuple[int, ...]
+"""A point of a tensor, or the sizes of a box: a number for each dimension."""
+
+
+@dataclass(frozen=True)
+class Box:
+    """A piece of a tensor, held by this process.
+
+    Args:
+        name: of the whole tensor.
+        global_shape: of the whole tensor.
+        offset: where the piece begins in it.
+        tensor: the piece; it may be empty.
+
+    Raises:
+        ValueError: the piece does not lie inside the whole.
+    """
+
+    name: str
+    global_shape: Place
+    offset: Place
+    tensor: Tensor
+
+    def __post_init__(self) -> None:
+        sizes = tuple(self.tensor.shape)
+        same = len(sizes) == len(self.offset) == len(self.global_shape)
+        if not same or any(o < 0 or o + n > g for o, n, g in zip(self.offset, sizes, self.global_shape, strict=True)):
+            raise ValueError(f"{self.name}: a box of {sizes} at {self.offset} is not inside {self.global_shape}")
+
+    @property
+    def sizes(self) -> Place:
+        """The shape of the piece."""
+        return tuple(self.tensor.shape)
+
+
+def whole_box(name: str, tensor: Tensor) -> Box:
+    """A tensor that this process holds whole."""
+    return Box(name, tuple(tensor.shape), (0,) * tensor.dim(), tensor)
+
+
+def box_of(name: str, tensor: DTensor) -> Box:
+    """This process's piece of a ``DTensor``. Pieces that several processes hold are told apart by nothing.
+
+    The mesh must be all there is to know: a plain tensor of *different* values on each rank, such as the experts that a
+    rank keeps, is no ``DTensor`` over them, and needs a ``Box`` of its own.
+    """
+    sizes, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+    local = tensor.to_local()
+    if tuple(local.shape) != tuple(sizes):
+        raise ValueError(f"{name}: the local part is {tuple(local.shape)}, its placement says {tuple(sizes)}")
+    return Box(name, tuple(tensor.shape), tuple(offset) if local.numel() else (0,) * local.dim(), local)
+
+
+def meet(offset: Place, sizes: Place, other_offset: Place, other_sizes: Place) -> tuple[Place, Place] | None:
+    """The offset and sizes of what two boxes have in common; None where that is nothing."""
+    starts = tuple(map(max, offset, other_offset))
+    ends = tuple(min(a + n, b + m) for a, n, b, m in zip(offset, sizes, other_offset, other_sizes, strict=True))
+    if any(end <= start for start, end in zip(starts, ends, strict=True)):
+        return None
+    return starts, tuple(end - start for start, end in zip(starts, ends, strict=True))
+
+
+def region(offset: Place, sizes: Place, within: Place = ()) -> tuple[slice, ...]:
+    """The slices of a box; seen from a box that begins at ``within``."""
+    within = within or (0,) * len(offset)
+    return tuple(slice(o - w, o - w + n) for o, n, w in zip(offset, sizes, within, strict=True))
+
+
+def fault(global_shape: Place, boxes: Sequence[tuple[Place, Place]]) -> str:
+    """What keeps boxes (offset, sizes) from tiling a tensor: each element in one of them; empty where they do."""
+    for i, (offset, sizes) in enumerate(boxes):
+        for other_offset, other_sizes in boxes[:i]:
+            if common := meet(offset, sizes, other_offset, other_sizes):
+                return f"two pieces hold {list(common[1])} elements at {list(common[0])}"
+    held, all_ = sum(math.prod(sizes) for _, sizes in boxes), math.prod(global_shape)
+    return "" if held == all_ else f"the pieces hold {held} of {all_} elements"
+
+
+def copy_into(boxes: Sequence[Box], read: Callable[[str, Place, Place], Tensor]) -> None:
+    """Fills the boxes' tensors, in place, with what ``read(name, offset, sizes)`` gives."""
+    with torch.no_grad():
+        for box in boxes:
+            if box.tensor.numel():
+                box.tensor.copy_(read(box.name, box.offset, box.sizes))
