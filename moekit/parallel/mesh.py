@@ -50,13 +50,24 @@ def mesh_of(ep: int, device_type: str) -> DeviceMesh:
         RuntimeError: there is no process group.
         ValueError: ``ep`` does not divide the number of ranks.
     """
-    world = dist.get_world_size() if dist.is_initialized() else 1
+    place_of(ep)
+    return _mesh(ep, device_type)
+
+
+def place_of(ep: int) -> tuple[int, int]:
+    """This rank's ``(replica, expert)`` in that table. Communicates with nobody, and makes no group.
+
+    Raises:
+        RuntimeError, ValueError: as above.
+    """
+    _everyone()
+    world = dist.get_world_size()
     if ep < 1 or world % ep:
         fits = ", ".join(str(n) for n in range(1, world + 1) if world % n == 0)
         raise ValueError(
             f"{ep} ranks cannot share the experts where {world} train together: choose a divisor of {world} ({fits})"
         )
-    return _mesh(ep, device_type)
+    return divmod(dist.get_rank(), ep)
 
 
 def world_device() -> str:
@@ -64,15 +75,19 @@ def world_device() -> str:
     return "cuda" if "nccl" in dist.get_backend() else "cpu"
 
 
-def _mesh(ep: int, device_type: str) -> DeviceMesh:
-    """The table of ``ep`` columns, or for 0 the line of all; made when first asked for."""
-    if not dist.is_initialized():
+def _everyone() -> dist.ProcessGroup:
+    """The group of all ranks."""
+    if not dist.is_initialized() or dist.group.WORLD is None:
         raise RuntimeError(
             "no process group: several processes train together once torch.distributed.init_process_group was called; "
             "Lightning does so before it builds the model"
         )
-    everyone = dist.group.WORLD
-    assert everyone is not None
+    return dist.group.WORLD
+
+
+def _mesh(ep: int, device_type: str) -> DeviceMesh:
+    """The table of ``ep`` columns, or for 0 the line of all; made when first asked for."""
+    everyone = _everyone()
     made = _made.setdefault(everyone, {})
     if (ep, device_type) not in made:
         made[ep, device_type] = _make(everyone, ep, device_type)
