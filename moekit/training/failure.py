@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
+from lightning.pytorch.utilities import rank_zero_only
 
-from moekit.contracts import LayerReport
-from moekit.errors import Problem, SpecError, nearest
+from moekit.errors import MoekitError, Problem, SpecError, nearest
 from moekit.spec.recipe import Recipe, plural
 
 HELPS = "what helps most often: a lower optimizer.lr, more schedule.warmup, trainer.gradient_clip_val=1.0"
+LEAVE = "non_finite=skip leaves such steps out"
+IN_A_ROW = 10  # steps left out one after the other that end a run: data does that seldom, a broken model always
+LOG = logging.getLogger("moekit.training")
 COUNTED = "without data it is there to be read and counted: moekit params {}"
 
 
@@ -38,47 +41,74 @@ def refuse_untrainable(recipe: Recipe, needs: Sequence[str] = ("objective", "opt
         )
 
 
-class Health:
-    """Whether everything in an optimizer step was finite; if not, where it began. Nothing is read before ``take``."""
+@dataclass(frozen=True, kw_only=True)
+class Sickness:
+    """Why an optimizer step is not finite.
 
-    def __init__(self) -> None:
-        self._sound: dict[str, Tensor] = {}
+    Attributes:
+        what: the loss and the norm of its gradients, in words.
+        where: the part of the model that it came from, in words.
+        lasting: the weights themselves are not finite, so no later step can be.
+        scale: the loss scale, where its overflow is to blame: the loss is finite, its scaled gradients are not, and a
+            smaller scale follows. Else None.
+    """
 
-    def observe(self, reports: Mapping[str, LayerReport]) -> None:
-        """Adds what a forward pass saw.
+    what: str
+    where: str = ""
+    lasting: bool = False
+    scale: float | None = None
+
+
+class LeftOut:
+    """What becomes of a step that is not finite: the end of the run, or a step left out, told and counted.
+
+    Infinite gradients are ordinary while the loss scale of fp16 is found: such steps are left out under either policy.
+
+    Args:
+        policy: the recipe's ``non_finite``.
+
+    Attributes:
+        count: optimizer steps left out since the run began, its resumptions included.
+        in_a_row: those since the last step that was taken, without overflows of a loss scale.
+    """
+
+    def __init__(self, policy: str) -> None:
+        self.policy = policy
+        self.count = 0
+        self.in_a_row = 0
+
+    def take(self, step: int, sick: Sickness | None) -> None:
+        """Hears of every optimizer step.
 
         Args:
-            reports: the layers' reports, in the order of the model.
+            step: its number, counted from 1.
+            sick: what was not finite; None when all was.
+
+        Raises:
+            MoekitError: the policy is to stop; or no weight is finite any more; or too many in a row were left out.
         """
-        for name, report in reports.items():
-            sound = torch.isfinite(report.routing.logits_TE.detach()).all()
-            self._sound[name] = self._sound[name] & sound if name in self._sound else sound
-
-    def take(self, total: Tensor, norm: Tensor, parameters: Iterable[tuple[str, nn.Parameter]]) -> str:
-        """What is not finite, and where; empty when all is. Waits for the device once, and forgets the step.
-
-        Args:
-            total: 0-d, the loss, over all ranks.
-            norm: 0-d, of all gradients.
-            parameters: with their names and gradients.
-        """
-        sound, self._sound = self._sound, {}
-        if bool(torch.isfinite(total) & torch.isfinite(norm)):
-            return ""
-        broken = [name for name, each in sound.items() if not each]
-        if torch.isfinite(total):
-            names = [name for name, p in parameters if p.grad is not None and not torch.isfinite(p.grad).all()]
-            where = f"gradients that are not finite: {_few(names)}"
-        elif broken:
-            where = f"router logits that are not finite, in the order of the model: {_few(broken)}"
-        else:
-            where = "every layer's router logits are finite: look at the head and the objective"
-        return f"the loss is {float(total)}, the norm of its gradients {float(norm)}\n  {where}\n  {HELPS}"
+        if sick is None:
+            self.in_a_row = 0
+            return
+        if sick.scale is not None:
+            self.count += 1
+            rank_zero(f"step {step} left out: gradients overflow at a loss scale of {sick.scale:g}; it is made smaller")
+            return
+        words = f"step {step}: {sick.what}\n  {sick.where}\n  {HELPS}\n"
+        if self.policy == "stop":
+            raise MoekitError(f"{words}  training stopped; no weight was touched in this step; {LEAVE}")
+        self.count, self.in_a_row = self.count + 1, self.in_a_row + 1
+        if sick.lasting:
+            raise MoekitError(f"{words}  training stopped: leaving steps out does not mend weights")
+        if self.in_a_row >= IN_A_ROW:
+            raise MoekitError(f"{words}  training stopped: {IN_A_ROW} steps in a row were left out, and moved nothing")
+        rank_zero(f"step {step} left out ({self.count} so far): {sick.what}; {sick.where}")
 
 
-def _few(names: Sequence[str]) -> str:
-    more = f" (and {len(names) - 3} more)" if len(names) > 3 else ""
-    return ", ".join(f"'{name}'" for name in names[:3]) + more
+@rank_zero_only
+def rank_zero(line: str) -> None:
+    """Says a line on stderr, once for all ranks; a progress bar is left whole."""
+    LOG.warning(line)
 
 
 def unknown_metric(name: str, known: Sequence[str]) -> SpecError:

@@ -23,16 +23,17 @@ from torch import Tensor
 
 import moekit
 from moekit.contracts import Batch, Data, LossSum, Model, ModelOutput, Objective
-from moekit.errors import DataError, MoekitError
+from moekit.errors import DataError
 from moekit.registry import build
 from moekit.seeds import seed_all
 from moekit.spec import load, to_plain
 from moekit.spec.recipe import Recipe
 from moekit.training.balance import BalanceStep, StepLoad
-from moekit.training.failure import refuse_untrainable
+from moekit.training.diagnosis import Micro
+from moekit.training.failure import LeftOut, refuse_untrainable
 from moekit.training.gradients import clip
 from moekit.training.meter import ratios
-from moekit.training.optimizer_step import Finished, OptimizerStep
+from moekit.training.optimizer_step import Finished, OptimizerStep, Precision
 from moekit.training.optimizing import optimizer_of
 from moekit.training.pace import Pace
 from moekit.training.readings import load_readings, logs_now, progress, reached
@@ -60,7 +61,7 @@ class LitMoE(L.LightningModule):
         step_load: what the layers saw in the last optimizer step.
         sparse_layers: names of the layers whose load can be uneven (not those under soft routing).
         stopped_after: optimizer steps that it took to fall to ``stop.below``; None before.
-        skipped: optimizer steps that were left out, because something in them was not finite.
+        left_out: what becomes of steps that are not finite, and how many were left out.
 
     Raises:
         SpecError: a mistake in the spec, or no objective in it.
@@ -87,8 +88,8 @@ class LitMoE(L.LightningModule):
         self.step_load: StepLoad | None = None
         self.sparse_layers: list[str] = []
         self.stopped_after: int | None = None
-        self.skipped = 0
-        self._step = OptimizerStep(self, self.balance)
+        self.left_out = LeftOut(self.recipe.non_finite)
+        self._step = OptimizerStep(self.model, self.objective, self.balance)
         self._finished: Finished | None = None
         self._validation = Validation()
         self._data_ready = False
@@ -133,27 +134,28 @@ class LitMoE(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The summed loss of a micro-batch, times the accumulation count that Lightning will divide by."""
         micro = batch_idx % self.trainer.accumulate_grad_batches * self.trainer.world_size + self.global_rank
-        seed_all(noise_seed(seed=self.recipe.seed, step=self.trainer.global_step, micro=micro))
+        seed = noise_seed(seed=self.recipe.seed, step=self.trainer.global_step, micro=micro)
+        again = Micro(batch, seed, progress(self.trainer))
+        seed_all(seed)
         output = self.model.on(batch)
-        loss: LossSum = self.objective(output, batch, progress=progress(self.trainer))
+        loss: LossSum = self.objective(output, batch, progress=again.progress)
         if not self.sparse_layers:
             self.sparse_layers = [name for name, r in output.reports.items() if r.routing.form != "soft"]
-        return self._step.add(output, loss) * self.trainer.accumulate_grad_batches
+        return self._step.add(output, loss, again) * self.trainer.accumulate_grad_batches
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Divides gradients by the step's tokens, moves the balancers, logs, and decides whether to stop.
 
         Raises:
-            MoekitError: the loss or a gradient is not finite, and the recipe says to stop then.
+            MoekitError: the loss or a gradient is not finite, and the recipe says to stop then; or in too many steps.
         """
         averaged = self.trainer.world_size  # DDP has averaged the sums over ranks
-        done = self._finished = self._step.finish(averaged=averaged, progress=progress(self.trainer))
-        step = self.trainer.global_step + 1
+        done = self._step.finish(averaged, progress(self.trainer), Precision(self.trainer.precision_plugin))
+        self._finished, step = done, self.trainer.global_step + 1
         self._tokens = done.tokens if self._tokens is None else self._tokens + done.tokens
+        self.left_out.take(step, done.sick)
         if done.sick:
-            if self.recipe.non_finite == "stop":
-                raise MoekitError(f"step {step}: {done.sick}\n  training stopped; no weight was touched in this step")
-            self.skipped += 1
+            self._publish({"train/skipped": float(self.left_out.count)}, step)
         elif self.recipe.stop is not None and reached(self.recipe.stop, done.sums):
             self.stopped_after = step - 1
         last = step == self.trainer.max_steps or self.stopped_after is not None
@@ -165,10 +167,7 @@ class LitMoE(L.LightningModule):
                 self._log(step, done, optimizer)
 
     def configure_gradient_clipping(
-        self,
-        optimizer: torch.optim.Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         """Clips by the norm that was taken for the step, which is right however the weights are laid out."""
         if not gradient_clip_val or gradient_clip_algorithm == "value":
@@ -233,6 +232,7 @@ class LitMoE(L.LightningModule):
             "data": {} if self.data is None else self.data.state(),
             "seconds": self.pace.seconds,
             "tokens": self.pace.tokens,
+            "skipped": self.left_out.count,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -244,5 +244,6 @@ class LitMoE(L.LightningModule):
     def on_train_start(self) -> None:
         """Takes the weights to start from, if any, and starts the clock."""
         self.starting.take(self.data, self._restored)
-        restored = self._restored or {"seconds": 0.0, "tokens": 0.0}
+        restored = self._restored or {"seconds": 0.0, "tokens": 0.0, "skipped": 0}
         self.pace.start(float(restored["seconds"]), float(restored["tokens"]))
+        self.left_out.count = int(restored["skipped"])

@@ -5,14 +5,18 @@ Sums, not means, are added up, so that every token weighs alike; they are divide
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 
-from moekit.contracts import LossSum, ModelOutput
+from moekit.contracts import LossSum, Model, ModelOutput, Objective
 from moekit.training.balance import BalanceStep, StepLoad
-from moekit.training.failure import Health
+from moekit.training.diagnosis import Micro, diagnose
+from moekit.training.failure import Sickness
 from moekit.training.gradients import divide, drop, total_norm
 from moekit.training.meter import Meter
 from moekit.training.readings import balance_sum, sums_of
@@ -27,33 +31,55 @@ class Finished:
         tokens: 0-d, what the objective counted.
         norm: 0-d, of all gradients, before clipping.
         load: what the layers saw; None without any, and where the step is left out.
-        sick: what was not finite, in words; then all gradients are gone, and no balancer has moved. Else empty.
+        sick: what was not finite; then all gradients are gone, and no balancer has moved. Else None.
     """
 
     sums: Mapping[str, Tensor]
     tokens: Tensor
     norm: Tensor
     load: StepLoad | None
-    sick: str
+    sick: Sickness | None
+
+
+class Precision:
+    """What a trainer's forward passes run in.
+
+    Args:
+        plugin: the trainer's precision plugin.
+    """
+
+    def __init__(self, plugin: Any) -> None:
+        self._plugin = plugin
+
+    def around(self) -> AbstractContextManager[object]:
+        """The context of a forward pass (autocast)."""
+        return self._plugin.train_step_context()  # type: ignore[no-any-return]
+
+    def scale(self) -> float | None:
+        """The factor on the loss that keeps fp16 gradients from vanishing; None without one. Waits for the device."""
+        scaler = getattr(self._plugin, "scaler", None)
+        return None if scaler is None else float(scaler.get_scale())
 
 
 class OptimizerStep:
     """Adds up micro-batches, and ends the step.
 
     Args:
-        module: whose parameters have the gradients.
+        model: whose step it is.
+        objective: what it is trained for.
         balance: the balancers' step.
     """
 
-    def __init__(self, module: nn.Module, balance: BalanceStep) -> None:
-        self.module = module
+    def __init__(self, model: Model, objective: Objective, balance: BalanceStep) -> None:
+        self.model = model
+        self.objective = objective
         self.balance = balance
         self._meter = Meter()
-        self._health = Health()
+        self._micros: list[Micro] = []
 
-    def add(self, output: ModelOutput, loss: LossSum) -> Tensor:
+    def add(self, output: ModelOutput, loss: LossSum, micro: Micro) -> Tensor:
         """Adds one micro-batch; 0-d, what to take the gradient of: the objective's sum and the layers' losses."""
-        self._health.observe(output.reports)
+        self._micros.append(micro)
         self.balance.observe(output.reports)
         sums, total = sums_of(loss), loss.total
         balance = balance_sum(output.reports, dict.fromkeys(output.of_source, loss.count))
@@ -63,20 +89,31 @@ class OptimizerStep:
         self._meter.add(sums)
         return total
 
-    def finish(self, *, averaged: int, progress: float) -> Finished:
+    def finish(self, averaged: int, progress: float, precision: Precision) -> Finished:
         """Makes gradients of sums those of means, moves the balancers, and starts again at zero; on every rank.
 
         Args:
             averaged: over how many ranks the gradients, sums of each rank, have been averaged (not added up).
             progress: the share of the run that lies behind.
+            precision: what the micro-batches ran in.
         """
         sums = self._meter.take()
         total, tokens = sums["objective"].unbind()
-        divide(self.module.parameters(), (tokens / averaged).clamp(min=1))
-        norm = total_norm(self.module.parameters())
-        sick = self._health.take(total, norm, self.module.named_parameters())
-        if sick:
-            drop(self.module.parameters())
+        divide(self.model.parameters(), (tokens / averaged).clamp(min=1))
+        norm = total_norm(self.model.parameters())
+        micros, self._micros = self._micros, []
+        sick = None
+        if not torch.isfinite(total) & torch.isfinite(norm):  # the one wait for the device
+            sick = self._sickness(total, norm, micros, precision)
+            drop(self.model.parameters())
             self.balance.forget()
         load = None if sick else self.balance.step(progress=progress)
         return Finished(sums=sums, tokens=tokens, norm=norm, load=load, sick=sick)
+
+    def _sickness(self, total: Tensor, norm: Tensor, micros: Sequence[Micro], precision: Precision) -> Sickness:
+        what = f"the loss is {float(total)}, the norm of its gradients {float(norm)}"
+        scale = precision.scale()
+        if scale is not None and scale > 1 and torch.isfinite(total):
+            return Sickness(what=what, scale=scale)
+        where, lasting = diagnose(self.model, self.objective, micros, precision.around)
+        return Sickness(what=what, where=where, lasting=lasting)
