@@ -80,14 +80,15 @@ def test_fused_equals_the_loop(save: str, data: st.DataObject) -> None:
         sent_TK=sent_TK,
     )
     kind, activation = data.draw(st.sampled_from(BANKS))
-    block, walk.BLOCK = walk.BLOCK, data.draw(st.sampled_from([1, 2, 512]), label="rows of a block")
+    block, narrow = walk.BLOCK, walk.NARROW
+    walk.BLOCK, walk.NARROW = data.draw(st.sampled_from([1, 2, 5, 512]), label="rows of a block"), 1
     worth, crew.WORTH_A_CREW = crew.WORTH_A_CREW, data.draw(st.sampled_from([0, 1 << 60]), label="a crew from")
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
         assert_equal(x_TD, routing, gate_TK, bank(kind, activation, E), save)
     finally:
-        walk.BLOCK, crew.WORTH_A_CREW = block, worth
+        walk.BLOCK, walk.NARROW, crew.WORTH_A_CREW = block, narrow, worth
         torch.set_num_threads(threads)
 
 

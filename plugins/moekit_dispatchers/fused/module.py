@@ -11,7 +11,7 @@ from moekit.contracts import Dispatched, Dispatcher, ExpertBank, LayerDims, Stan
 from moekit.routing import Pairs, Routing, pairs_of
 from moekit_dispatchers.fused import Fused, crew
 from moekit_dispatchers.fused.crew import shares
-from moekit_dispatchers.fused.walk import Plan, Walk
+from moekit_dispatchers.fused.walk import Plan, Walk, most_rows
 from moekit_dispatchers.grouped import Grouped
 from moekit_dispatchers.grouped.module import GroupedDispatcher
 from moekit_dispatchers.sorting import narrow
@@ -55,7 +55,8 @@ def walk(x_TD: Tensor, pairs: Pairs, form: StandardForm, num_experts: int, save:
     order_N = order_N[: sum(sizes)]  # pairs that go nowhere come last
     work = len(order_N) * form.w_in_EHD[0].numel()
     among = shares(sizes, torch.get_num_threads() if work >= crew.WORTH_A_CREW else 1)
-    plan = Plan(sizes=sizes, among=among, activation=form.activation, save=save)
+    most = most_rows(x_TD, form.w_in_EHD)
+    plan = Plan(sizes=sizes, among=among, most=most, activation=form.activation, save=save)
     gate_N = pairs.gate_N.index_select(0, order_N).to(x_TD.dtype)
     token_N = pairs.token_N.index_select(0, order_N)
     y_TO: Tensor = Walk.apply(x_TD.contiguous(), gate_N, form.w_in_EHD, form.w_out_EOH, token_N, plan)  # type: ignore[no-untyped-call]

@@ -6,7 +6,7 @@ caller's choice; the rest is computed again, which costs less than writing it ou
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,8 +15,29 @@ from torch import Tensor
 from moekit.errors import MoekitError
 from moekit_dispatchers.fused.activations import activate, activate_backward
 from moekit_dispatchers.fused.crew import Share, side_by_side
+from moekit_dispatchers.fused.workspace import buffers
 
-BLOCK = 512  # rows at a time: a block's buffers fit a core's cache, and more rows gain nothing
+BLOCK = 1024
+"""Rows at a time: a block's buffers stay in the cache, and more rows gain nothing. Measured: docs/benchmarks.md."""
+
+NARROW = 1 << 20
+"""Numbers of tokens and first products that a block may hold where that is more rows: for narrow experts."""
+
+
+class Block(NamedTuple):
+    """Rows that are worked at once: those of one expert or a part of them, or those of several experts.
+
+    Attributes:
+        experts: whose, in order.
+        sizes: how many of each.
+        rows: how many in all.
+        first: whether no block before it has rows of the same expert.
+    """
+
+    experts: list[int]
+    sizes: list[int]
+    rows: int
+    first: bool
 
 
 class Plan(NamedTuple):
@@ -25,27 +46,34 @@ class Plan(NamedTuple):
     Attributes:
         sizes: rows of each expert, in order.
         among: who walks over which experts.
+        most: the most rows that a block may have.
         activation: its name.
         save: ``all``, ``minimum`` or ``nothing``.
     """
 
     sizes: list[int]
     among: list[Share]
+    most: int
     activation: str
     save: str
 
-    def blocks(self, share: Share) -> Iterator[tuple[int, slice, bool]]:
-        """Expert, rows, and whether it is the expert's first block; idle experts have none."""
-        start = share.row
+    def blocks(self, share: Share) -> list[Block]:
+        """What a share is worked in, in the order of its rows; idle experts have none."""
+        blocks: list[Block] = []
         for e in range(share.first, share.last):
-            end = start + self.sizes[e]
-            for at in range(start, end, BLOCK):
-                yield e, slice(at, min(at + BLOCK, end)), at == start
-            start = end
+            size = self.sizes[e]
+            if size and blocks and blocks[-1].first and blocks[-1].rows + size <= self.most:
+                experts, sizes, rows, first = blocks.pop()
+                blocks.append(Block([*experts, e], [*sizes, size], rows + size, first))
+            else:
+                parts = (min(self.most, size - at) for at in range(0, size, self.most))
+                blocks += [Block([e], [rows], rows, at == 0) for at, rows in enumerate(parts)]
+        return blocks
 
-    def rows(self) -> int:
-        """The most rows that a block has."""
-        return min(BLOCK, max(self.sizes, default=0))
+
+def most_rows(x_TD: Tensor, w_in_EHD: Tensor) -> int:
+    """How many rows a block may have, for such tokens and weights."""
+    return max(BLOCK, NARROW // max(1, x_TD.shape[1] + w_in_EHD.shape[1]))
 
 
 class Walk(torch.autograd.Function):
@@ -60,20 +88,24 @@ class Walk(torch.autograd.Function):
     ) -> Tensor:
         """Walks forward."""
         N, (T, D), (out_dim, H) = token_N.shape[0], x_TD.shape, w_out_EOH.shape[1:]
-        most, width, gate_N1 = plan.rows(), w_in_EHD.shape[1], gate_N[:, None]
+        width, gate_N1 = w_in_EHD.shape[1], gate_N[:, None]
         h_NH = None if plan.save == "nothing" else x_TD.new_empty(N, width)
         act_NH = x_TD.new_empty(N, H) if plan.save == "all" else None
+        w_in_eDH, w_out_eHO = w_in_EHD.mT.unbind(), w_out_EOH.mT.unbind()
 
         def walk(share: Share) -> Tensor:
-            y_TO = x_TD.new_zeros(T, out_dim)
-            x_rD, h_rX, act_rX, scaled_rX, y_rO = (x_TD.new_empty(most, n) for n in (D, width, H, H, out_dim))
-            for e, rows, _ in plan.blocks(share):
-                n, token_r = rows.stop - rows.start, token_N[rows]
+            blocks = plan.blocks(share)
+            most, y_TO = max((block.rows for block in blocks), default=0), x_TD.new_zeros(T, out_dim)
+            x_rD, act_rX, scaled_rX, y_rO, h_rX = buffers(most, (D, H, H, out_dim, width), x_TD.dtype)
+            tokens, gates = (cut(t, share.row, blocks) for t in (token_N, gate_N1))
+            kept = (cut_or_none(t, share.row, blocks) for t in (h_NH, act_NH))
+            for block, token_r, gate_r1, h_r, act_r in zip(blocks, tokens, gates, *kept, strict=True):
+                n = block.rows
                 x_r = torch.index_select(x_TD, 0, token_r, out=x_rD[:n])
-                h_r = torch.mm(x_r, w_in_EHD[e].t(), out=h_rX[:n] if h_NH is None else h_NH[rows])
-                act_r = activate(h_r, act_rX[:n] if act_NH is None else act_NH[rows], plan.activation)
-                scaled_r = torch.mul(act_r, gate_N1[rows], out=scaled_rX[:n])
-                y_TO.index_add_(0, token_r, torch.mm(scaled_r, w_out_EOH[e].t(), out=y_rO[:n]))
+                h_r = products(x_r, w_in_eDH, block, h_rX[:n] if h_r is None else h_r)
+                act_r = activate(h_r, act_rX[:n] if act_r is None else act_r, plan.activation)
+                scaled_r = torch.mul(act_r, gate_r1, out=scaled_rX[:n])
+                y_TO.index_add_(0, token_r, products(scaled_r, w_out_eHO, block, y_rO[:n]))
             return y_TO
 
         y_TO = _sum(side_by_side(walk, plan.among))
@@ -96,41 +128,80 @@ class Walk(torch.autograd.Function):
         x_TD, gate_N, w_in_EHD, w_out_EOH, token_N, h_NH, act_NH = ctx.saved_tensors
         plan: Plan = ctx.plan
         needs_x, needs_gate, needs_in, needs_out = ctx.needs_input_grad[:4]
-        most, (out_dim, H), (width, D) = plan.rows(), w_out_EOH.shape[1:], w_in_EHD.shape[1:]
+        (out_dim, H), (width, D) = w_out_EOH.shape[1:], w_in_EHD.shape[1:]
         g_TO, gate_N1 = g_TO.contiguous(), gate_N[:, None]
         dgate_N = torch.zeros_like(gate_N)
         dw_in_EHD = torch.empty_like(w_in_EHD) if needs_in else None
         dw_out_EOH = torch.empty_like(w_out_EOH) if needs_out else None
 
+        w_in_eHD, w_out_eOH = w_in_EHD.unbind(), w_out_EOH.unbind()
+        w_in_eDH = w_in_EHD.mT.unbind()
+
         def walk(share: Share) -> Tensor | None:
-            dx_TD = torch.zeros_like(x_TD) if needs_x else None
-            x_rD, g_rO, dx_rD = (x_TD.new_empty(most, n) for n in (D, out_dim, D))
-            h_rX, dh_rX = (x_TD.new_empty(most, width) for _ in range(2))
-            act_rX, gate_act_rX, dact_rX = (x_TD.new_empty(most, H) for _ in range(3))
+            blocks = plan.blocks(share)
+            most, dx_TD = max((block.rows for block in blocks), default=0), torch.zeros_like(x_TD) if needs_x else None
+            x_rD, g_rO, dx_rD, h_rX, dh_rX, act_rX, gate_act_rX, dact_rX, product_rX = buffers(
+                most, (D, out_dim, D, width, width, H, H, H, H), x_TD.dtype
+            )
             _clear_idle(plan, share, dw_in_EHD, dw_out_EOH)
-            for e, rows, first in plan.blocks(share):
-                n, token_r, gate_r1 = rows.stop - rows.start, token_N[rows], gate_N1[rows]
+            tokens, gates, dgates = (cut(t, share.row, blocks) for t in (token_N, gate_N1, dgate_N))
+            hs, acts = (cut_or_none(t, share.row, blocks) for t in (h_NH, act_NH))
+            for block, token_r, gate_r1, dgate_r, h_r, act_r in zip(
+                blocks, tokens, gates, dgates, hs, acts, strict=True
+            ):
+                n = block.rows
                 x_r = torch.index_select(x_TD, 0, token_r, out=x_rD[:n])
                 g_r = torch.index_select(g_TO, 0, token_r, out=g_rO[:n])
-                h_r = torch.mm(x_r, w_in_EHD[e].t(), out=h_rX[:n]) if h_NH is None else h_NH[rows]
-                gate_act_r, kept = gate_act_rX[:n], act_NH is None
-                act_r = activate(h_r, act_rX[:n], plan.activation, gate_act_r) if act_NH is None else act_NH[rows]
-                dact_r = torch.mm(g_r, w_out_EOH[e], out=dact_rX[:n])
-                torch.linalg.vecdot(dact_r, act_r, out=dgate_N[rows])
+                h_r = products(x_r, w_in_eDH, block, h_rX[:n]) if h_r is None else h_r
+                spare_r, kept = act_rX[:n], act_r is None
+                if act_r is None:
+                    act_r = activate(h_r, spare_r, plan.activation, gate_act_rX[:n])
+                dact_r = products(g_r, w_out_eOH, block, dact_rX[:n])
+                torch.sum(torch.mul(dact_r, act_r, out=product_rX[:n]), 1, out=dgate_r)
                 if dw_out_EOH is not None:
-                    _add_product(g_r.t(), torch.mul(act_r, gate_r1, out=act_rX[:n]), dw_out_EOH[e], first)
+                    outer_products(g_r, torch.mul(act_r, gate_r1, out=spare_r), block, dw_out_EOH)
                 if needs_x or needs_in:
                     dact_r.mul_(gate_r1)
-                    dh_r = activate_backward(dact_r, h_r, gate_act_r, dh_rX[:n], plan.activation, kept)
+                    dh_r = activate_backward(dact_r, h_r, gate_act_rX[:n], dh_rX[:n], plan.activation, kept)
                     if dw_in_EHD is not None:
-                        _add_product(dh_r.t(), x_r, dw_in_EHD[e], first)
+                        outer_products(dh_r, x_r, block, dw_in_EHD)
                     if dx_TD is not None:
-                        dx_TD.index_add_(0, token_r, torch.mm(dh_r, w_in_EHD[e], out=dx_rD[:n]))
+                        dx_TD.index_add_(0, token_r, products(dh_r, w_in_eHD, block, dx_rD[:n]))
             return dx_TD
 
         parts = side_by_side(walk, plan.among)
         dx_TD = _sum([part for part in parts if part is not None]) if needs_x else None
         return dx_TD, dgate_N if needs_gate else None, dw_in_EHD, dw_out_EOH, None, None
+
+
+def products(a_rX: Tensor, w_e: Sequence[Tensor], block: Block, out_rY: Tensor) -> Tensor:
+    """``out_rY``: each row times its own expert's weight."""
+    parts = zip(block.experts, torch.split(a_rX, block.sizes), torch.split(out_rY, block.sizes), strict=True)
+    for e, a_nX, out_nY in parts:
+        torch.mm(a_nX, w_e[e], out=out_nY)
+    return out_rY
+
+
+def outer_products(a_rX: Tensor, b_rY: Tensor, block: Block, out_EXY: Tensor) -> None:
+    """For each expert of the block the sum over its rows of ``a_rX`` outer ``b_rY``, into (or added to) its place."""
+    for e, a_nX, b_nY in zip(
+        block.experts, torch.split(a_rX, block.sizes), torch.split(b_rY, block.sizes), strict=True
+    ):
+        if block.first:
+            torch.mm(a_nX.t(), b_nY, out=out_EXY[e])
+        else:
+            out_EXY[e].addmm_(a_nX.t(), b_nY)
+
+
+def cut(t_N: Tensor, start: int, blocks: list[Block]) -> Sequence[Tensor]:
+    """The blocks of an array of rows, from the row ``start`` on."""
+    sizes = [block.rows for block in blocks]
+    return torch.split(t_N[start : start + sum(sizes)], sizes)
+
+
+def cut_or_none(t_N: Tensor | None, start: int, blocks: list[Block]) -> Sequence[Tensor | None]:
+    """The same; as many None where there is no array."""
+    return [None] * len(blocks) if t_N is None else cut(t_N, start, blocks)
 
 
 def _sum(parts: list[Tensor]) -> Tensor:
@@ -147,11 +218,3 @@ def _clear_idle(plan: Plan, share: Share, *weights: Tensor | None) -> None:
             for dw in weights:
                 if dw is not None:
                     dw[e].zero_()
-
-
-def _add_product(a: Tensor, b: Tensor, out: Tensor, first: bool) -> None:
-    """``out = a b``, or ``out += a b``."""
-    if first:
-        torch.mm(a, b, out=out)
-    else:
-        out.addmm_(a, b)

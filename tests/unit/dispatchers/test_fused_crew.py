@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import threading
 
 import pytest
@@ -58,6 +59,31 @@ def test_what_goes_wrong_in_a_thread_is_raised_in_the_callers() -> None:
 
     with pytest.raises(ValueError, match="experts 0 to 1"):
         side_by_side(fail, shares([1, 1], 2))
+
+
+def test_the_same_threads_serve_every_call() -> None:
+    def who(share: Share) -> str:
+        return threading.current_thread().name
+
+    names = {name for _ in range(5) for name in side_by_side(who, shares([1, 1], 2))}
+    assert len(names) <= 2
+    assert all(name.startswith("moekit-crew") for name in names)
+
+
+def test_a_forked_process_has_a_crew_of_its_own() -> None:
+    side_by_side(lambda share: share.first, shares([1, 1], 2))
+    fork = multiprocessing.get_context("fork")
+    answers = fork.SimpleQueue()
+    child = fork.Process(target=lambda: answers.put(side_by_side(lambda share: share.first, shares([1, 1], 2))))
+    child.start()
+    child.join(timeout=60)
+    assert child.exitcode == 0
+    assert answers.get() == [0, 1]
+
+
+def test_an_even_cut_is_the_nearest_one() -> None:
+    assert shares([3, 2, 2, 2], 2) == [Share(0, 2, 0), Share(2, 4, 5)]
+    assert shares([9, 10, 10, 10, 1], 2) == [Share(0, 2, 0), Share(2, 5, 19)]
 
 
 def test_a_crew_works_in_inference_mode(monkeypatch: pytest.MonkeyPatch) -> None:
