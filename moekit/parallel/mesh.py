@@ -96,13 +96,13 @@ def _mesh(ep: int, device_type: str) -> DeviceMesh:
 
 def _make(everyone: dist.ProcessGroup, ep: int, device_type: str) -> DeviceMesh:
     """Groups made here and not by DeviceMesh, which would give them torch's own timeout in place of the run's."""
-    rank_W = torch.arange(dist.get_world_size())
+    line = torch.arange(dist.get_world_size())
     if not ep:
-        return DeviceMesh.from_group(everyone, device_type, mesh=rank_W, mesh_dim_names=(WORLD,))
-    rank_RE = rank_W.reshape(-1, ep)
+        return DeviceMesh.from_group(everyone, device_type, mesh=line, mesh_dim_names=(WORLD,))
+    table = line.reshape(-1, ep)
     timeout: timedelta = everyone._get_backend(torch.device(device_type)).options._timeout
-    groups = [_own_group(lines.tolist(), timeout) for lines in (rank_RE.T, rank_RE)]
-    return DeviceMesh.from_group(groups, device_type, mesh=rank_RE, mesh_dim_names=(REPLICA, EXPERT))
+    groups = [_own_group(lines.tolist(), timeout) for lines in (table.T, table)]
+    return DeviceMesh.from_group(groups, device_type, mesh=table, mesh_dim_names=(REPLICA, EXPERT))
 
 
 def _own_group(lines: list[list[int]], timeout: timedelta) -> dist.ProcessGroup:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from moekit.component import Component
 from moekit.hookspecs import hookimpl
-from moekit_dispatchers import auto, capacity, device_capacity, fused, grouped, loop, soft, triton
+from moekit_dispatchers import auto, capacity, device_capacity, expert_parallel, fused, grouped, loop, soft, triton
 
 MOEKIT_API = 1
 
@@ -16,6 +16,7 @@ def moekit_dispatchers() -> list[Component]:
         auto.COMPONENT,
         capacity.COMPONENT,
         device_capacity.COMPONENT,
+        expert_parallel.COMPONENT,
         fused.COMPONENT,
         grouped.COMPONENT,
         loop.COMPONENT,

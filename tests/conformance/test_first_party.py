@@ -30,6 +30,7 @@ from moekit_data.text_files import TextFiles
 from moekit_data.translations import Translations
 from moekit_dispatchers.capacity import Capacity
 from moekit_dispatchers.device_capacity import DeviceCapacity
+from moekit_dispatchers.expert_parallel import ExpertParallel
 from moekit_dispatchers.grouped import Grouped
 from moekit_dispatchers.soft import Soft
 from moekit_experts.ffn import Ffn
@@ -116,6 +117,10 @@ EXAMPLES: dict[str, list[Spec]] = {
     "dispatcher/device_capacity": [
         DeviceCapacity(groups=2, inner=Grouped()),
         DeviceCapacity(groups=4, factor=0.5, exempt=0.0, inner=Capacity(factor=2.0)),
+    ],
+    "dispatcher/expert_parallel": [
+        ExpertParallel(local=Grouped()),
+        ExpertParallel(size=4, local=DeviceCapacity(groups=4, factor=0.5, exempt=0.0, inner=Capacity(factor=2.0))),
     ],
     "expert/glu": [Glu(hidden=7), Glu(hidden=11, activation="gelu", dropout=0.4, scale_bias=True)],
     "expert/ffn": [Ffn(hidden=7), Ffn(hidden=7, activation="gelu", bias=True), Ffn(hidden=7, dropout=0.4)],

@@ -1,0 +1,101 @@
+"""The expert parallel dispatcher."""
+
+from __future__ import annotations
+
+from typing import cast, final
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from moekit.contracts import Dispatched, Dispatcher, ExpertBank, LayerDims
+from moekit.parallel.mesh import EXPERT, mesh_of, place_of, world_device
+from moekit.ranks import several_ranks
+from moekit.registry import build
+from moekit.routing import Routing
+from moekit_dispatchers.auto import Auto
+from moekit_dispatchers.expert_parallel import ExpertParallel
+from moekit_dispatchers.expert_parallel.exchange import exchange, plan, received
+
+
+@final
+class ExpertParallelDispatcher(Dispatcher):
+    """``y_t = sum of gate · expert(x_t)`` over the pairs of token t, each computed by the rank that holds the expert.
+
+    Rank r of an expert group of G ranks holds experts ``r · E/G`` to ``(r + 1) · E/G - 1`` (``here``); the groups are
+    the rows of ``moekit.parallel.mesh.mesh_of``. A token goes once to each rank that it needs, with its gates there;
+    that rank weighs and sums, and one row comes back, to be added to those of other ranks. Where a router limits a
+    token to M of G groups (DeepSeek-V2, section 2.2.2; V3's nodes, section 2.1.2), it is sent to at most M ranks.
+
+    Source: GShard (arXiv 2006.16668), section 3; DeepSeek-V3 (arXiv 2412.19437), section 3.2.2.
+
+    What is dropped is decided here, where the tokens are, by ``local`` over all E experts: a capacity means the same
+    on any number of ranks. A local dispatcher that drops nothing also computes on the rows that arrive; for one that
+    drops, ``auto`` does.
+
+    All ranks of a group call it together, in forward, in recomputation and in backward, a rank without tokens too.
+    One thing is read on the host, how many rows and pairs come and go: uneven exchanges need it there. So the exchange
+    is no part of a compiled graph. Sums are taken in one fixed order, in the wider of the gates' and the outputs'
+    dtype; the outputs of one rank for a token travel in the outputs' own.
+
+    In one process, or with ``size`` 1, it is ``local``, and ``here`` is None.
+
+    Raises:
+        ValueError: ranks cannot be cut into groups of ``size``, or experts into as many parts; a soft routing; a bank
+            that holds other experts than ``here``.
+    """
+
+    def __init__(self, spec: ExpertParallel, dims: LayerDims) -> None:
+        super().__init__()
+        for conflict in spec.check_experts(dims.num_experts):
+            raise ValueError(conflict)
+        self.local = cast(Dispatcher, build(spec.local, dims))
+        self.size = (dist.get_world_size() if spec.size is None else spec.size) if several_ranks() else 1
+        self.carrier: Dispatcher | None = None
+        if self.size == 1:
+            return
+        _, rank = place_of(self.size)
+        held, rest = divmod(dims.num_experts, self.size)
+        if rest:
+            raise ValueError(
+                f"{self.size} ranks cannot share {dims.num_experts} experts evenly: give expert_parallel a size that "
+                "divides both, or start another number of processes"
+            )
+        self.here = range(rank * held, (rank + 1) * held)
+        own = LayerDims(dim=dims.dim, num_experts=held, out_dim=dims.out_dim)
+        self.carrier = cast(Dispatcher, build(spec.local if spec.dropless else Auto(), own))
+
+    def forward(self, x_TD: Tensor, routing: Routing, experts: ExpertBank, *, num_sequences: int = 1) -> Dispatched:
+        """Drops, sends, computes what arrives, sends back, sums."""
+        if self.here is None:
+            return cast(Dispatched, self.local(x_TD, routing, experts, num_sequences=num_sequences))
+        if experts.num_experts != len(self.here):
+            raise ValueError(
+                f"this rank computes experts {self.here.start} to {self.here.stop - 1}, but the bank holds "
+                f"{experts.num_experts}; MoELayer.from_spec builds {len(self.here)} where expert_parallel is the "
+                "layer's own dispatcher, and not held by another"
+            )
+        left, dropped = self.local.limit(routing, num_sequences)
+        return Dispatched(y_TO=self.across(x_TD, left, experts), dropped=dropped)
+
+    @torch.compiler.disable(reason="uneven exchanges: sizes are read on the host")  # type: ignore[untyped-decorator, no-untyped-call]
+    def across(self, x_TD: Tensor, routing: Routing, experts: ExpertBank) -> Tensor:
+        """``y_TO``: there and back."""
+        assert self.carrier is not None
+        group = mesh_of(self.size, world_device()).get_group(EXPERT)
+        way = plan(routing, group)
+        there = exchange(group, way.sends, way.gets, way.rows(x_TD), way.gate_NC, way.number_NC)
+        x_ND, gate_NK, number_NK = there
+        chosen = received(number_NK, gate_NK, experts.num_experts, way.num_pairs)
+        out = cast(Dispatched, self.carrier(x_ND, chosen, experts))
+        (y_NO,) = exchange(group, way.gets, way.sends, out.y_TO)
+        dtype = torch.promote_types(gate_NK.dtype, y_NO.dtype)
+        return way.sum(y_NO.to(dtype)).to(y_NO.dtype)
+
+    def limit(self, routing: Routing, num_sequences: int) -> tuple[Routing, Tensor]:
+        """What the local dispatcher says."""
+        return self.local.limit(routing, num_sequences)
+
+    def extra_repr(self) -> str:
+        """Options, for ``print(model)``."""
+        return f"size={self.size}, here={'all' if self.here is None else f'{self.here.start}..{self.here.stop - 1}'}"

@@ -1,0 +1,359 @@
+"""What ``test_expert_parallel`` runs in every process: experts dealt out against one process that holds them all."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from moekit.contracts import Dispatched, ExpertBank, Init, LayerDims
+from moekit.layer import MoELayer
+from moekit.parallel.mesh import EXPERT, REPLICA, mesh_of, world_mesh
+from moekit.parallel.traffic import choices_of, rows_of, traffic
+from moekit.registry import build
+from moekit.routing import Routing, TokenChoice
+from moekit.spec.kinds import DispatcherSpec, Form, MoE
+from moekit.testing.reference import gates_of
+from moekit.testing.routings import some_routing, with_gates
+from moekit.weights import init_weights
+from moekit_balancers.load_balance import LoadBalance
+from moekit_balancers.sign_bias import SignBias
+from moekit_dispatchers.auto import Auto
+from moekit_dispatchers.capacity import Capacity
+from moekit_dispatchers.device_capacity import DeviceCapacity
+from moekit_dispatchers.expert_parallel import ExpertParallel
+from moekit_dispatchers.expert_parallel.naive import naive_exchange
+from moekit_dispatchers.fused import Fused
+from moekit_dispatchers.grouped import Grouped
+from moekit_dispatchers.loop import Loop
+from moekit_experts.ffn import Ffn
+from moekit_experts.glu import Glu
+from moekit_routers.topk import TopK
+
+E, D, O = 8, 6, 5  # noqa: E741
+DIMS = LayerDims(dim=D, num_experts=E, out_dim=O)
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 4e-2}
+TOKENS = (9, 4, 0, 6)  # of each rank
+
+DROPLESS: list[DispatcherSpec] = [Loop(), Grouped(), Auto(), Fused()]
+DROPPING: list[DispatcherSpec] = [
+    Capacity(factor=0.8),
+    Capacity(factor=0.6, order="choice"),
+    Capacity(factor=0.6, order="priority"),
+    Capacity(factor=0.6, order="affinity"),
+    DeviceCapacity(groups=4, factor=0.7, exempt=0.0, inner=Grouped()),
+    DeviceCapacity(groups=2, factor=0.7, exempt=0.5, inner=Capacity(factor=0.9)),
+]
+
+
+def rank() -> int:
+    return dist.get_rank()
+
+
+def world() -> int:
+    return dist.get_world_size()
+
+
+def close(found: Tensor, expected: Tensor, what: str) -> None:
+    tolerance = TOLERANCE[expected.dtype]
+    assert found.dtype == expected.dtype
+    torch.testing.assert_close(
+        found, expected, rtol=tolerance, atol=tolerance, msg=lambda said: f"rank {rank()}, {what}: {said}"
+    )
+
+
+def bank_of(held: range | None, dtype: torch.dtype) -> ExpertBank:
+    """The experts of one rank, or all."""
+    torch.manual_seed(1)
+    whole: ExpertBank = build(Ffn(count=E, hidden=7, activation="gelu", bias=True), DIMS).to(dtype)
+    with torch.no_grad():
+        for p in whole.parameters():
+            p.copy_(torch.randn_like(p) / 2)
+    if held is None:
+        return whole
+    dims = replace(DIMS, num_experts=len(held))
+    part: ExpertBank = build(Ffn(count=len(held), hidden=7, activation="gelu", bias=True), dims).to(dtype)
+    part.load_state_dict({name: p[held.start : held.stop] for name, p in whole.state_dict().items()})
+    return part
+
+
+def case_of(
+    r: int, form: Form, K: int, dtype: torch.dtype, *, tokens: Sequence[int], skewed: bool, padded: bool
+) -> tuple[Tensor, Routing]:
+    """Tokens and their routing on rank r: the same wherever they are made."""
+    torch.manual_seed(50 + r)
+    T = tokens[r]
+    valid_T = torch.rand(T) < 0.7 if padded else None
+    wide = torch.promote_types(dtype, torch.float32)
+    routing = some_routing(form, T, E, K=K, seed=r, dtype=wide, valid_T=valid_T)
+    if skewed and isinstance(routing, TokenChoice):
+        routing = replace(routing, expert_TK=torch.arange(K).expand(T, K).contiguous())
+    if isinstance(routing, TokenChoice):
+        gate_TK = routing.gate_TK.clone()
+        sent_TK = torch.rand(T, K) < 0.8 if padded else None
+        if padded:
+            gate_TK[~sent_TK] = torch.nan
+            gate_TK[~valid_T] = torch.nan
+        routing = replace(routing, gate_TK=gate_TK, sent_TK=sent_TK)
+    x_TD = torch.randn(T, D, dtype=torch.float64).to(dtype)
+    if valid_T is not None:
+        x_TD[~valid_T] = torch.nan
+    return x_TD.requires_grad_(), with_gates(routing, gates_of(routing).detach().clone().requires_grad_())
+
+
+def loss_of(out: Dispatched, r: int) -> Tensor:
+    torch.manual_seed(80 + r)
+    return (out.y_TO * torch.randn(out.y_TO.shape, dtype=torch.float64).to(out.y_TO.dtype)).sum() + out.y_TO.sum()
+
+
+def run(dispatcher: torch.nn.Module, x_TD: Tensor, routing: Routing, bank: ExpertBank, r: int) -> Dispatched:
+    torch.manual_seed(100 + r)  # whatever is drawn in training
+    out: Dispatched = dispatcher(x_TD, routing, bank, num_sequences=1)
+    loss_of(out, r).backward()
+    return out
+
+
+def parity(
+    local: DispatcherSpec,
+    size: int,
+    *,
+    form: Form = "token_choice",
+    K: int = 2,
+    dtype: torch.dtype = torch.float64,
+    tokens: Sequence[int] = TOKENS,
+    skewed: bool = False,
+    padded: bool = False,
+) -> None:
+    """Outputs, drops, gradients of tokens, gates and experts."""
+
+    def make(r: int) -> tuple[Tensor, Routing]:
+        return case_of(r, form, K, dtype, tokens=tokens, skewed=skewed, padded=padded)
+
+    what = f"{local}, size {size}, {form}, K={K}, {dtype}, tokens {tokens}"
+    whole, everywhere = bank_of(None, dtype), build(local, DIMS)
+    expected = [(*(made := make(r)), run(everywhere, *made, whole, r)) for r in range(world())]
+
+    dispatcher = build(ExpertParallel(size=size, local=local), DIMS)
+    part = bank_of(dispatcher.here, dtype)
+    x_TD, routing = make(rank())
+    out = run(dispatcher, x_TD, routing, part, rank())
+
+    x_expected_TD, routing_expected, out_expected = expected[rank()]
+    close(out.y_TO.detach(), out_expected.y_TO.detach(), f"y of {what}")
+    assert int(out.dropped) == int(out_expected.dropped), what
+    assert x_TD.grad is not None and x_expected_TD.grad is not None
+    close(x_TD.grad, x_expected_TD.grad, f"gradient of tokens of {what}")
+    gate_grad, expected_grad = gates_of(routing).grad, gates_of(routing_expected).grad
+    assert gate_grad is not None and expected_grad is not None
+    close(gate_grad, expected_grad, f"gradient of gates of {what}")
+    replicas = mesh_of(size, "cpu").get_group(REPLICA)
+    here = dispatcher.here
+    for (name, p), whole_p in zip(part.named_parameters(), whole.parameters(), strict=True):
+        assert p.grad is not None and whole_p.grad is not None, f"{name} of {what}"
+        grad = p.grad.clone()
+        dist.all_reduce(grad, group=replicas)
+        close(grad, whole_p.grad[here.start : here.stop], f"gradient of {name} of {what}")
+
+
+def oracle(size: int) -> None:
+    """The dispatcher against loops over ranks, tokens and choices; and what it sends, row by row."""
+    made = [
+        case_of(r, "token_choice", 3, torch.float64, tokens=TOKENS, skewed=False, padded=True) for r in range(world())
+    ]
+    whole = bank_of(None, torch.float64)
+
+    def expert(e: int) -> Callable[[Tensor], Tensor]:
+        up, down, b_up, b_down = (getattr(whole, n)[e] for n in ("w_up_EHD", "w_down_EOH", "b_up_EH", "b_down_EO"))
+        return lambda x_D: down @ torch.nn.functional.gelu(up @ x_D + b_up) + b_down
+
+    first = rank() // size * size
+    group, choices = range(first, first + size), []
+    for r in group:
+        routing = made[r][1]
+        assert isinstance(routing, TokenChoice)
+        counts_TK = routing.counts_TK()
+        assert counts_TK is not None
+        choices.append(
+            [
+                [(int(e), g) for e, g, counts in zip(*row, strict=True) if counts]
+                for row in zip(routing.expert_TK, routing.gate_TK, counts_TK, strict=True)
+            ]
+        )
+    held = E // size
+    experts = [[expert(e) for e in range(g * held, (g + 1) * held)] for g in range(size)]
+    y, sent = naive_exchange([made[r][0] for r in group], choices, experts, O)
+
+    dispatcher = build(ExpertParallel(size=size, local=Loop()), DIMS)
+    x_TD, routing = made[rank()]
+    out = dispatcher(x_TD, routing, bank_of(dispatcher.here, torch.float64))
+    mine = rank() - first
+    close(out.y_TO.detach(), y[mine].detach(), "y of the oracle")
+    assert rows_of(routing, size, mine) == sum(sent[mine]) - sent[mine][mine]
+
+
+def bytes_sent(size: int, dtype: torch.dtype, form: Form = "token_choice") -> None:
+    """What really passes the collective equals what is computed without it, over the group: forward and backward."""
+    x_TD, routing = case_of(rank(), form, 3, dtype, tokens=TOKENS, skewed=False, padded=False)
+    dispatcher = build(ExpertParallel(size=size, local=Loop()), DIMS)
+    bank, mine = bank_of(dispatcher.here, dtype), rank() % size
+    real, passed = dist.all_to_all_single, [0, 0]
+
+    def counted(
+        out: Tensor, x: Tensor, gets: list[int] | None = None, sends: list[int] | None = None, **more: object
+    ) -> object:
+        sends = [x.shape[0] // size] * size if sends is None else sends
+        passed[0] += (x.shape[0] - sends[mine]) * x.shape[1] * x.element_size()
+        passed[1] += size - 1
+        return real(out, x, gets, sends, **more)
+
+    computed = traffic(
+        rows_of(routing, size, mine),
+        size=size,
+        choices=choices_of(routing, size),
+        dim=D,
+        out_dim=O,
+        element=x_TD.element_size(),
+        gate_element=gates_of(routing).element_size(),
+    )
+    dist.all_to_all_single = counted
+    try:
+        out = dispatcher(x_TD, routing, bank)
+        forward, passed[:] = list(passed), [0, 0]
+        out.y_TO.sum().backward()
+        backward = list(passed)
+    finally:
+        dist.all_to_all_single = real
+    assert forward[1] == computed.forward_messages
+    assert backward[1] == computed.backward_messages
+    totals = torch.tensor([forward[0], backward[0], computed.forward, computed.backward], dtype=torch.float64)
+    dist.all_reduce(totals)
+    assert totals[0] == totals[2] > 0
+    assert totals[1] == totals[3] > 0
+
+
+def layers(size: int, local: DispatcherSpec, *, recompute: bool) -> None:
+    """A whole layer, built and drawn in either way: two passes a step, maybe recomputed; done again, the same bits."""
+    spec = MoE(
+        router=TopK(top_k=3, score="sigmoid", renormalize=True),
+        experts=Glu(count=E, hidden=4),
+        dispatcher=local,
+        shared=Glu(hidden=3),
+        balancers={"load": LoadBalance(weight=0.1), "bias": SignBias()},
+    )
+
+    def build_layer(spec: MoE) -> MoELayer:
+        layer = MoELayer.from_spec(spec, dim=D).double()
+        init_weights(layer, Init(std=0.5), seed=3)
+        return layer
+
+    def passes(layer: MoELayer, r: int) -> list[Tensor]:
+        outs = []
+        for i in range(2):
+            torch.manual_seed(10 * r + i)
+            x = torch.randn(TOKENS[r] // 3, 3, D, dtype=torch.float64, requires_grad=True)
+            y, report = checkpoint(layer, x, use_reentrant=False) if recompute else layer(x)
+            assert int(report.load_E.sum()) == x[..., 0].numel() * 3
+            outs += [y, x]
+            (y.square().sum() + report.loss() * y.shape[0]).backward()
+        return [outs[0].detach(), outs[2].detach(), *(x.grad for x in outs[1::2])]
+
+    def grads() -> dict[str, Tensor]:
+        layer.zero_grad()
+        found = passes(layer, rank())
+        for value, expect in zip(found, expected, strict=True):
+            close(value, expect, "y or gradient of x")
+        return {name: p.grad for name, p in layer.named_parameters() if p.grad is not None}
+
+    whole = build_layer(spec)
+    expected = [passes(whole, r) for r in range(world())][rank()]
+    layer = build_layer(replace(spec, dispatcher=ExpertParallel(size=size, local=local)))
+    first, again = grads(), grads()
+    everyone, replicas = world_mesh("cpu").get_group(), mesh_of(size, "cpu").get_group(REPLICA)
+    here = layer.dispatcher.here
+    assert here is not None and layer.experts.num_experts == len(here)
+    for name, p in whole.named_parameters():
+        assert p.grad is not None
+        assert torch.equal(first[name], again[name]), f"{name}: two passes differ"
+        routed = name.startswith("experts.")
+        dist.all_reduce(first[name], group=replicas if routed else everyone)
+        close(first[name], p.grad[here.start : here.stop] if routed else p.grad, f"gradient of {name}")
+    with torch.no_grad():
+        x = torch.randn(1, 1, D, dtype=torch.float64)
+        close(layer.eval()(x)[0], whole.eval()(x)[0], "y without gradients")
+
+
+def refusals() -> None:
+    with pytest.raises(ValueError, match=r"5 ranks cannot share the experts where \d train together: choose a divisor"):
+        build(ExpertParallel(size=5, local=Loop()), LayerDims(dim=D, num_experts=10))
+    with pytest.raises(ValueError, match="ranks cannot share 7 experts evenly: give expert_parallel a size"):
+        build(ExpertParallel(local=Loop()), LayerDims(dim=D, num_experts=7))
+    dispatcher = build(ExpertParallel(local=Loop()), DIMS)
+    x_TD, routing = case_of(0, "token_choice", 2, torch.float64, tokens=TOKENS, skewed=False, padded=False)
+    with pytest.raises(ValueError, match=f"this rank computes experts .* but the bank holds {E}"):
+        dispatcher(x_TD, routing, bank_of(None, torch.float64))
+    one = build(ExpertParallel(size=1, local=Loop()), DIMS)
+    assert one.here is None
+
+
+def meshes(size: int) -> None:
+    mesh = mesh_of(size, "cpu")
+    assert mesh is mesh_of(size, "cpu")
+    assert mesh.get_coordinate() == divmod(rank(), size)
+    mine = rank() // size * size
+    assert dist.get_process_group_ranks(mesh.get_group(EXPERT)) == list(range(mine, mine + size))
+    assert dist.get_process_group_ranks(mesh.get_group(REPLICA)) == list(range(rank() % size, world(), size))
+    assert dist.get_process_group_ranks(world_mesh("cpu").get_group()) == list(range(world()))
+
+
+def quick() -> None:
+    """Some of it, in two processes."""
+    meshes(2)
+    refusals()
+    parity(Grouped(), 2)
+    parity(Capacity(factor=0.6, order="affinity"), 2, padded=True)
+    parity(Loop(), 2, tokens=(3, 0), skewed=True)
+    oracle(2)
+    bytes_sent(2, torch.float64)
+    layers(2, Auto(), recompute=True)
+
+
+def whole() -> None:
+    """All of it, in four: one group of four, and two of two."""
+    refusals()
+    for size in (2, 4):
+        meshes(size)
+        oracle(size)
+        for dtype in TOLERANCE:
+            bytes_sent(size, dtype)
+        bytes_sent(size, torch.float64, "expert_choice")
+        for local in DROPLESS:
+            for dtype in TOLERANCE:
+                parity(local, size, dtype=dtype)
+                parity(local, size, dtype=dtype, form="expert_choice", K=3)
+            for K in (1, 3, E):
+                parity(local, size, K=K)
+                parity(local, size, K=K, padded=True)
+            parity(local, size, skewed=True)
+            parity(local, size, tokens=(0, 0, 0, 7))
+            parity(local, size, tokens=(0, 0, 0, 0))
+        for local in DROPPING:
+            parity(local, size)
+            parity(local, size, padded=True, K=3)
+            parity(local, size, skewed=True)
+            layers(size, local, recompute=False)
+        for recompute in (False, True):
+            layers(size, Grouped(), recompute=recompute)
+            layers(size, Fused(), recompute=recompute)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    {"quick": quick, "whole": whole}[sys.argv[1]]()
+    dist.destroy_process_group()

@@ -1,0 +1,97 @@
+"""Experts dealt out to several processes give what one process gives; in one process, the local dispatcher does."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from ranks import run_ranks
+
+from moekit.contracts import LayerDims
+from moekit.layer import MoELayer
+from moekit.registry import build
+from moekit.routing import TokenChoice
+from moekit.spec.fields import ConflictError
+from moekit.spec.kinds import DispatcherSpec, MoE
+from moekit.testing.routings import some_routing
+from moekit_dispatchers.auto import Auto
+from moekit_dispatchers.capacity import Capacity
+from moekit_dispatchers.device_capacity import DeviceCapacity
+from moekit_dispatchers.expert_parallel import ExpertParallel
+from moekit_dispatchers.expert_parallel.exchange import received
+from moekit_dispatchers.grouped import Grouped
+from moekit_dispatchers.loop import Loop
+from moekit_dispatchers.soft import Soft
+from moekit_experts.glu import Glu
+from moekit_routers.dense import Dense
+from moekit_routers.topk import TopK
+
+SCRIPT = Path(__file__).with_name("expert_parallel_run.py")
+DIMS = LayerDims(dim=5, num_experts=4)
+
+
+def test_two_ranks_equal_one_process() -> None:
+    run_ranks(SCRIPT, 2, "quick")
+
+
+@pytest.mark.slow
+def test_four_ranks_equal_one_process() -> None:
+    """One group of four and two of two; every local dispatcher, dtype, padding, skewed loads, ranks without tokens."""
+    run_ranks(SCRIPT, 4, "whole")
+
+
+@pytest.mark.parametrize("local", [Loop(), Capacity(factor=0.6)], ids=str)
+def test_one_process_is_the_local_dispatcher(local: DispatcherSpec) -> None:
+    spec = MoE(router=TopK(top_k=2), experts=Glu(count=4, hidden=3), dispatcher=ExpertParallel(size=2, local=local))
+    layer = MoELayer.from_spec(spec, dim=5)
+    assert layer.dispatcher.here is None
+    assert layer.experts.num_experts == 4
+    x_TD, routing = torch.randn(9, 5), some_routing("token_choice", 9, 4, dtype=torch.float32)
+    out, plain = layer.dispatcher(x_TD, routing, layer.experts), build(local, DIMS)(x_TD, routing, layer.experts)
+    assert torch.equal(out.y_TO, plain.y_TO)
+    assert int(out.dropped) == int(plain.dropped) == int(layer.dispatcher.limit(routing, 1)[1])
+
+
+def test_claims_are_those_of_the_local_dispatcher() -> None:
+    assert ExpertParallel(local=Grouped()).forms == {"token_choice", "expert_choice"}
+    assert ExpertParallel(local=Auto()).forms == {"token_choice", "expert_choice"}, "soft routings are no pairs"
+    assert ExpertParallel(local=Capacity()).forms == {"token_choice"}
+    assert ExpertParallel(local=Grouped()).dropless
+    assert not ExpertParallel(local=Capacity()).dropless
+    assert ExpertParallel(local=Grouped()).causal()
+    assert not ExpertParallel(local=Capacity(order="affinity")).causal()
+
+
+def test_conflicts() -> None:
+    with pytest.raises(ConflictError, match=re.escape("expert_parallel within expert_parallel; one of them deals")):
+        ExpertParallel(local=ExpertParallel(local=Loop()))
+    with pytest.raises(ConflictError, match="dispatcher Soft takes soft, but ranks exchange token-expert pairs: use"):
+        ExpertParallel(local=Soft())
+    router, experts = TopK(top_k=2), Glu(count=4, hidden=3)
+    with pytest.raises(ConflictError, match="size=3 of the dispatcher does not divide the 4 experts evenly: choose a"):
+        MoE(router=router, experts=experts, dispatcher=ExpertParallel(size=3, local=Loop()))
+    with pytest.raises(ConflictError, match="groups=3 of the dispatcher does not divide the 4 experts evenly"):
+        local = DeviceCapacity(groups=3, inner=Loop())
+        MoE(router=router, experts=experts, dispatcher=ExpertParallel(size=2, local=local))
+    with pytest.raises(
+        ConflictError, match="Dense routes by 'soft', but dispatcher ExpertParallel takes expert_choice"
+    ):
+        MoE(router=Dense(), experts=experts, dispatcher=ExpertParallel(local=Auto()))
+    with pytest.raises(ValueError, match="size=3 of the dispatcher does not divide the 4 experts evenly"):
+        build(ExpertParallel(size=3, local=Loop()), DIMS)
+
+
+def test_what_arrives_is_a_routing_whose_pairs_are_those_sent() -> None:
+    """Three rows name two of four experts here; 4 is added to the number of a place that is left over."""
+    number_TK = torch.tensor([[2, 4 + 0], [1, 3], [0, 4 + 1]], dtype=torch.int32)
+    gate_TK = torch.tensor([[0.5, 0.0], [0.2, 0.3], [0.7, 0.0]])
+    routing = received(number_TK, gate_TK, num_experts=4, num_pairs=4)
+    assert isinstance(routing, TokenChoice)
+    pairs = routing.pairs()
+    assert pairs.token_N.tolist() == [0, 1, 1, 2]
+    assert pairs.expert_N.tolist() == [2, 1, 3, 0]
+    assert pairs.gate_N.tolist() == pytest.approx([0.5, 0.2, 0.3, 0.7])
+    assert routing.load_E().tolist() == [1, 1, 1, 1]
+    assert routing.expert_TK.tolist() == [[2, 0], [1, 3], [0, 1]], "distinct along K, sent or not"

@@ -1,0 +1,82 @@
+"""What expert parallelism sends, without sending it. That it is what really passes the network is tested where the
+dispatcher runs in several processes (``expert_parallel_run``).
+"""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import pytest
+import torch
+
+from moekit.contracts import LayerDims
+from moekit.parallel.traffic import choices_of, expected_rows, reached, rows_of, sent, traffic
+from moekit.registry import build
+from moekit.routing import TokenChoice
+from moekit.testing.routings import some_routing
+from moekit_routers.topk import TopK
+
+
+def chosen(expert_TK: list[list[int]], E: int, **more: torch.Tensor) -> TokenChoice:
+    expert = torch.tensor(expert_TK)
+    scores_TE = torch.full((len(expert_TK), E), 1 / E)
+    gate_TK = torch.ones(expert.shape)
+    return TokenChoice(logits_TE=scores_TE.log(), scores_TE=scores_TE, expert_TK=expert, gate_TK=gate_TK, **more)
+
+
+def test_a_token_is_one_row_for_each_other_rank_that_it_needs() -> None:
+    """Ranks hold experts 0 1, 2 3, 4 5, 6 7; seen from rank 1."""
+    routing = chosen([[0, 1, 4], [2, 3, 7], [2, 4, 6], [5, 4, 2]], 8)
+    assert rows_of(routing, 4, 1) == 2 + 1 + 2 + 1
+    valid_T = torch.tensor([True, True, False, True])
+    assert rows_of(chosen([[0, 1, 4], [2, 3, 7], [2, 4, 6], [5, 4, 2]], 8, valid_T=valid_T), 4, 1) == 2 + 1 + 1
+    sent_TK = torch.tensor([[True, False, False]] * 4)
+    assert rows_of(chosen([[0, 1, 4], [2, 3, 7], [2, 4, 6], [5, 4, 2]], 8, sent_TK=sent_TK), 4, 1) == 1 + 1
+    assert rows_of(routing, 1, 0) == 0
+
+
+def test_bytes_of_one_row() -> None:
+    """Eight numbers of two bytes there and six back, three gates, three numbers; 16 bytes to each of three others."""
+    found = traffic(10, size=4, choices=3, dim=8, out_dim=6, element=2)
+    assert found.forward == 10 * (8 * 2 + 3 * 4 + 3 * 4 + 6 * 2) + 3 * 16
+    assert found.backward == 10 * (8 * 2 + 3 * 4 + 6 * 2)
+    assert (found.forward_messages, found.backward_messages) == (15, 9)
+    twice = found + found
+    assert (twice.rows, twice.forward, twice.backward) == (20, 2 * found.forward, 2 * found.backward)
+    assert (twice.forward_messages, twice.backward_messages) == (30, 18)
+
+
+def test_a_row_names_no_more_experts_than_a_rank_holds() -> None:
+    routing = some_routing("token_choice", 5, 8, K=3)
+    assert [choices_of(routing, size) for size in (1, 2, 4, 8)] == [3, 3, 2, 1]
+    assert choices_of(some_routing("expert_choice", 5, 8), 2) == 4
+
+
+@pytest.mark.parametrize(("E", "K", "size"), [(8, 1, 4), (8, 2, 4), (8, 3, 2), (6, 4, 3), (8, 8, 4)])
+def test_expected_rows_are_the_mean_over_every_choice(E: int, K: int, size: int) -> None:
+    choices = [list(c) for c in combinations(range(E), K)]
+    mean = sum(rows_of(chosen(choices, E), size, r) for r in range(size)) / size / len(choices)
+    assert expected_rows(E, K, size) == pytest.approx(mean)
+
+
+def test_expected_rows_of_a_limited_router_are_those_of_its_groups() -> None:
+    choices = [
+        list(c)
+        for pair in combinations(range(4), 2)
+        for c in combinations([2 * g + i for g in pair for i in (0, 1)], 3)
+    ]
+    mean = sum(rows_of(chosen(choices, 8), 4, r) for r in range(4)) / 4 / len(choices)
+    assert expected_rows(8, 3, 4, top_groups=2) == pytest.approx(mean)
+
+
+@pytest.mark.parametrize("groups", [4, 8])
+@pytest.mark.parametrize("score", ["max", "top2_sum"])
+def test_device_limited_routing_reaches_no_more_ranks(groups: int, score: str) -> None:
+    """DeepSeek-V2's devices and V3's nodes are ranks, where there are as many groups as ranks, or a multiple."""
+    x_TD = torch.randn(300, 16)
+    dims = LayerDims(dim=16, num_experts=32)
+    limited = build(TopK(top_k=6, groups=groups, top_groups=2, group_score=score), dims)(x_TD)
+    free = build(TopK(top_k=6), dims)(x_TD)
+    assert int(reached(sent(limited), 4).sum(1).max()) == 2
+    assert int(reached(sent(free), 4).sum(1).max()) == 4
+    assert rows_of(limited, 4, 0) < rows_of(free, 4, 0)
