@@ -50,7 +50,12 @@ class Found(NamedTuple):
 
 
 def diagnose(
-    model: Model, objective: Objective, micros: Sequence[Micro], around: Callable[[], AbstractContextManager[object]]
+    model: Model,
+    objective: Objective,
+    micros: Sequence[Micro],
+    around: Callable[[], AbstractContextManager[object]],
+    *,
+    finite_loss: bool,
 ) -> tuple[str, bool]:
     """Which part is to blame, in words, and whether its weights are. On every rank, with gradients still there.
 
@@ -59,6 +64,7 @@ def diagnose(
         objective: what it is trained for.
         micros: this rank's micro-batches of the step; as many on every rank.
         around: makes the context that training runs in (autocast).
+        finite_loss: whether the step's loss, over all ranks, is finite: then its gradients are not.
     """
     if found := _agree(_weights(model)):
         return f"weights that are not finite: {found.words}", True
@@ -68,11 +74,13 @@ def diagnose(
         if found := _agree(found):
             of = f", in micro-batch {number} of {len(micros)}" if len(micros) > 1 else ""
             return f"first not finite: {found.words}{of}", False
+    if not finite_loss:
+        return "run again, every part of the step is finite: it does not repeat (a fault of the machine?)", False
     if found := _agree(_gradients(model, order), last=True):
         return f"the forward pass is finite, the gradients are not, backwards from: {found.words}", False
-    if found := _agree(_largest(model), last=True):
-        return f"the norm of the gradients overflows; the largest is that of: {found.words}", False
-    return "run again, every part of the step is finite: it does not repeat (a fault of the machine?)", False
+    found = _agree(_largest(model), last=True)
+    of = "" if found is None else f"; the largest is that of: {found.words}"
+    return f"every gradient is finite, and their norm overflows{of}", False
 
 
 def _agree(found: Found | None, *, last: bool = False) -> Found | None:
@@ -86,9 +94,9 @@ def _agree(found: Found | None, *, last: bool = False) -> Found | None:
 
 
 def _weights(model: Model) -> Found | None:
-    """The first weight or buffer that is not finite."""
+    """The first weight that is not finite."""
     first: Found | None = None
-    for place, (name, tensor) in enumerate([*model.named_parameters(), *model.named_buffers()]):
+    for place, (name, tensor) in enumerate(model.named_parameters()):
         words = unsound(model, name, tensor)  # of every one: a sharded weight is asked by all ranks
         if words and first is None:
             first = Found(place, words)
@@ -120,7 +128,7 @@ def _losses(output: ModelOutput) -> str:
     """The first loss of a layer that is not finite."""
     for layer, report in output.reports.items():
         for name, term in report.losses.items():
-            if not finite(term.value):
+            if not finite(term.weight * term.value):
                 return f"the loss '{name}' of {layer}"
     return ""
 
@@ -147,7 +155,7 @@ def _place(name: str, places: dict[str, int]) -> float:
 
 
 def _largest(model: Model) -> Found | None:
-    """The weight with the largest finite gradient, where some gradient is large enough for a norm to overflow."""
+    """The weight with the largest gradient."""
     sizes = [(float(p.grad.abs().max()), name) for name, p in model.named_parameters() if p.grad is not None]
     size, name = max(sizes, default=(0.0, ""))
     return Found(size, f"{name}, up to {size:.1e}") if name else None

@@ -100,20 +100,21 @@ class OptimizerStep:
         sums = self._meter.take()
         total, tokens = sums["objective"].unbind()
         divide(self.model.parameters(), (tokens / averaged).clamp(min=1))
-        norm = total_norm(self.model.parameters())
+        norm = total_norm(self.model)
         micros, self._micros = self._micros, []
         sick = None
         if not torch.isfinite(total) & torch.isfinite(norm):  # the one wait for the device
-            sick = self._sickness(total, norm, micros, precision)
+            sick = self._sickness(total / tokens, norm, micros, precision)
             drop(self.model.parameters())
             self.balance.forget()
         load = None if sick else self.balance.step(progress=progress)
         return Finished(sums=sums, tokens=tokens, norm=norm, load=load, sick=sick)
 
-    def _sickness(self, total: Tensor, norm: Tensor, micros: Sequence[Micro], precision: Precision) -> Sickness:
-        what = f"the loss is {float(total)}, the norm of its gradients {float(norm)}"
+    def _sickness(self, loss: Tensor, norm: Tensor, micros: Sequence[Micro], precision: Precision) -> Sickness:
+        what = f"the loss is {float(loss)}, the norm of its gradients {float(norm)}"
         scale = precision.scale()
-        if scale is not None and scale > 1 and torch.isfinite(total):
+        if scale is not None and scale > 1 and torch.isfinite(loss):
             return Sickness(what=what, scale=scale)
-        where, lasting = diagnose(self.model, self.objective, micros, precision.around)
+        sound = bool(torch.isfinite(loss))
+        where, lasting = diagnose(self.model, self.objective, micros, precision.around, finite_loss=sound)
         return Sickness(what=what, where=where, lasting=lasting)

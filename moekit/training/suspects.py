@@ -93,11 +93,9 @@ def unsound(model: nn.Module, name: str, tensor: Tensor) -> str:
 
     Args:
         model: that has it.
-        name: of the parameter or buffer.
+        name: of the parameter.
         tensor: its values or gradient, or such of its shape.
     """
-    if not tensor.is_floating_point():
-        return ""
     owner, _, last = name.rpartition(".")
     bank = model.get_submodule(owner) if owner else model
     stacked = isinstance(bank, ExpertBank) and tensor.ndim > 0 and tensor.shape[0] == bank.num_experts > 1
@@ -108,7 +106,8 @@ def unsound(model: nn.Module, name: str, tensor: Tensor) -> str:
     bad = torch.isnan(sound)
     if not bad.any():
         return ""
-    return f"{named_experts(model, owner, bad.nonzero().flatten().tolist())} ({last})" if stacked else f"{owner} ({last})"
+    whose = named_experts(model, owner, bad.nonzero().flatten().tolist()) if stacked else owner
+    return f"{whose} ({last})"
 
 
 def named_experts(model: nn.Module, bank: str, experts: list[int]) -> str:

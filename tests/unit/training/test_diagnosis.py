@@ -1,0 +1,221 @@
+"""A step that is not finite names the part that it came from: something is planted in every part of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.plugins import MixedPrecision
+from torch import Tensor
+
+from moekit import Batch, MoekitError, MoELayer
+from moekit.training import LitMoE
+from tests.unit.training.test_lit_module import trainer
+
+pytestmark = pytest.mark.usefixtures("calm")
+Tree = dict[str, Any]
+Make = Callable[..., Tree]
+NAN = float("nan")
+EXPERTS, ROUTER = "blocks.1.ffn.experts", "blocks.1.ffn.router"
+
+
+def words(module: LitMoE, *batches: Batch, **options: Any) -> str:
+    """What one optimizer step says when it stops."""
+    options = {"limit_val_batches": 0, **options}
+    with pytest.raises(MoekitError, match="step 1: the loss is") as caught:
+        trainer(1, **options).fit(module, *([Given(*batches)] if batches else []))
+    where = str(caught.value).splitlines()[1]
+    return where.strip()
+
+
+class Given:
+    """A loader of some batches."""
+
+    def __init__(self, *batches: Batch) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self.batches)
+
+
+def layer_of(module: LitMoE) -> MoELayer:
+    return next(m for m in module.modules() if isinstance(m, MoELayer))
+
+
+def with_dispatcher(recipe: Make, use: str, **top: Any) -> LitMoE:
+    tree = recipe(**top)
+    tree["model"]["moe"]["dispatcher"] = {"use": use}
+    return LitMoE(tree)
+
+
+def put(module: LitMoE, name: str, value: float, expert: int | None = None) -> None:
+    weight = module.model.get_parameter(name).data
+    (weight if expert is None else weight[expert]).fill_(value)
+
+
+@pytest.mark.parametrize(
+    ("name", "expert", "said"),
+    [
+        (f"{EXPERTS}.w_down_EOH", 2, f"expert 2 of {EXPERTS} (w_down_EOH)"),
+        (f"{ROUTER}.weight_ED", None, f"{ROUTER} (weight_ED)"),
+        ("head.weight", None, "head (weight)"),
+        ("embedding.weight", None, "embedding (weight)"),
+    ],
+)
+@pytest.mark.parametrize("value", [NAN, float("inf")])
+def test_a_weight_that_is_not_finite(recipe: Make, name: str, expert: int | None, said: str, value: float) -> None:
+    module = LitMoE(recipe())
+    put(module, name, value, expert)
+    assert words(module) == f"weights that are not finite: {said}"
+
+
+@pytest.mark.parametrize("dispatcher", ["loop", "grouped", "fused", "capacity", "auto"])
+def test_an_expert_that_overflows(recipe: Make, dispatcher: str) -> None:
+    """Its weights are finite. The fused dispatcher does not call the bank; it is asked about one token."""
+    module = with_dispatcher(recipe, dispatcher)
+    for name in ("w_gate_up_EHD", "w_down_EOH"):
+        put(module, f"{EXPERTS}.{name}", 1e30, 1)
+    assert words(module) == f"first not finite: expert 1 of {EXPERTS} (inputs and weights are finite)"
+
+
+def test_several_experts_and_a_dense_layer_that_overflow(recipe: Make) -> None:
+    module = LitMoE(recipe())
+    for expert in (0, 3):
+        put(module, f"{EXPERTS}.w_gate_up_EHD", 1e38, expert)
+    assert words(module) == f"first not finite: experts 0, 3 of {EXPERTS} (inputs and weights are finite)"
+    module = LitMoE(recipe())
+    put(module, "blocks.0.ffn.w_gate_up_EHD", 1e38)
+    assert words(module) == "first not finite: blocks.0.ffn (GluExperts; inputs and weights are finite)"
+
+
+def test_a_router_and_a_head_that_overflow(recipe: Make) -> None:
+    for name, said in ((f"{ROUTER}.weight_ED", f"{ROUTER} (TopKRouter"), ("head.weight", "head (Linear")):
+        tree = recipe()
+        tree["model"]["moe"]["router"]["score"] = "softmax"  # of infinity; a sigmoid of it is 1
+        module = LitMoE(tree)
+        put(module, name, 3e38)
+        assert words(module) == f"first not finite: {said}; inputs and weights are finite)"
+
+
+def test_an_expert_that_overflows_in_fp16_alone(recipe: Make) -> None:
+    """65,504 is the largest number of fp16; the same weights train in fp32."""
+    for plugins in ([half()], []):
+        module = LitMoE(recipe())
+        for name in ("w_gate_up_EHD", "w_down_EOH"):
+            put(module, f"{EXPERTS}.{name}", 300.0, 2)
+        if plugins:
+            said = words(module, plugins=plugins)
+            assert said == f"first not finite: expert 2 of {EXPERTS} (inputs and weights are finite)"
+        else:
+            trainer(1, limit_val_batches=0).fit(module)
+
+
+def half(scale: float = 1024.0) -> MixedPrecision:
+    return MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu", init_scale=scale))
+
+
+def test_the_data_and_the_micro_batch_that_it_is_in(recipe: Make) -> None:
+    batches = [Batch(torch.randn(5, 2), torch.randn(5, 1)) for _ in range(3)]
+    batches[1].inputs[2, 0] = NAN
+    said = words(LitMoE("jacobs1991"), *batches, accumulate_grad_batches=3)
+    assert said == "first not finite: the data: its inputs or targets are not finite, in micro-batch 2 of 3"
+
+
+def test_the_objective(recipe: Make) -> None:
+    module = LitMoE(recipe())
+    module.objective.register_forward_hook(lambda _, args, loss: replace(loss, total=loss.total / 0))
+    assert words(module) == "first not finite: the objective (CausalLMObjective)"
+
+
+def test_a_loss_of_a_layer(recipe: Make) -> None:
+    """It is no part of the objective's sum: the loss that is told is finite, its gradients are not."""
+    tree = recipe()
+    tree["model"]["moe"]["balancers"] = {"load": {"use": "load_balance", "weight": 1e39}}
+    assert words(LitMoE(tree)) == "first not finite: the loss 'load' of blocks.1.ffn"
+
+
+def test_what_a_block_adds_up_itself(recipe: Make) -> None:
+    """Both of its parts are finite; their sum is not: the block is to blame, not the norm that reads it."""
+    module = LitMoE(recipe())
+    for part in ("attention", "ffn"):
+        module.model.get_submodule(f"blocks.0.{part}").register_forward_hook(lambda _, args, y: y * 0 + 3e38)
+    assert words(module) == "first not finite: blocks.0 (Block; inputs and weights are finite)"
+
+
+def test_a_gradient_of_an_expert(recipe: Make) -> None:
+    module = LitMoE(recipe())
+    weight = layer_of(module).experts.get_parameter("w_down_EOH")
+    weight.register_hook(lambda grad: grad.index_fill(0, torch.tensor([3]), NAN))
+    begin = "the forward pass is finite, the gradients are not, backwards from:"
+    assert words(module) == f"{begin} expert 3 of {EXPERTS} (w_down_EOH)"
+
+
+def test_a_gradient_inside_the_model(recipe: Make) -> None:
+    """What lies before it in the model has gradients that are not finite; the last of that is named."""
+    module = LitMoE(recipe())
+
+    def plant(_: Any, args: Any, output: tuple[Tensor, Any]) -> None:
+        if output[0].requires_grad:
+            output[0].register_hook(lambda grad: grad * NAN)
+
+    module.model.get_submodule("blocks.0").register_forward_hook(plant)
+    said = words(module)
+    assert said.startswith("the forward pass is finite, the gradients are not, backwards from: blocks.0.ffn (w_")
+
+
+def test_a_norm_that_overflows(recipe: Make) -> None:
+    module = LitMoE(recipe())
+    module.model.get_parameter("head.weight").register_hook(lambda grad: grad.sign() * 3e38)
+    assert (
+        words(module)
+        == "every gradient is finite, and their norm overflows; the largest is that of: head.weight, up to 1.9e+37"
+    )
+
+
+def test_what_does_not_repeat_is_said_not_to(recipe: Make) -> None:
+    module, times = LitMoE(recipe()), []
+
+    def once(_: Any, args: Any, output: Tensor) -> Tensor:
+        times.append(1)
+        return output * NAN if len(times) == 1 else output
+
+    module.model.get_submodule("head").register_forward_hook(once)
+    batch = Batch(torch.zeros(1, 4, dtype=torch.int64), torch.zeros(1, 4, dtype=torch.int64))
+    assert words(module, batch) == (
+        "run again, every part of the step is finite: it does not repeat (a fault of the machine?)"
+    )
+
+
+def test_the_noise_of_the_step_is_drawn_again(recipe: Make) -> None:
+    """An overflow that only this step's noise brings about is found."""
+    module = LitMoE(recipe())
+    drawn: list[float] = []
+
+    def noisy(_: Any, args: Any, output: Tensor) -> Tensor:
+        drawn.append(float(torch.rand(())))
+        return output / 0 if drawn[-1] == drawn[0] else output
+
+    module.model.get_submodule("head").register_forward_hook(noisy)
+    assert words(module) == "first not finite: head (Linear; inputs and weights are finite)"
+    assert drawn[1:] == drawn[:1]
+
+
+def test_looking_leaves_no_hook_and_no_gradient(recipe: Make) -> None:
+    module = LitMoE(recipe(non_finite="skip"))
+    counts: list[int] = []
+    weight = layer_of(module).experts.get_parameter("w_down_EOH")
+    weight.register_hook(lambda grad: grad * (NAN if module.trainer.global_step == 1 else 1))
+
+    class Counts(L.Callback):
+        def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+            counts.append(sum(len(m._forward_hooks) for m in module.modules()))
+
+    trainer(3, limit_val_batches=0, callbacks=[Counts()]).fit(module)
+    assert counts == [0, 0, 0] and module.left_out.count == 1
