@@ -21,6 +21,10 @@ class CheckpointError(MoekitError):
     """A checkpoint or run folder that cannot be used: missing, truncated, or of another spec."""
 
 
+class SaveError(CheckpointError):
+    """A checkpoint that could not be written: the disk is full, or the like. Those before it are untouched."""
+
+
 class PluginError(MoekitError):
     """A plugin that cannot be used: it failed to import, breaks a hook's rules, or speaks another API version."""
 
