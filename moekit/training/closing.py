@@ -47,6 +47,10 @@ def tell(outcome: Outcome, module: LitMoE, console: Console) -> None:
     if outcome.max_violation is not None:
         grid.add_row("MaxVio", _max_violation_words(*outcome.max_violation, outcome.validation.get("max_violation")))
         grid.add_row("dropped", f"{outcome.dropped:.1%} of token-expert pairs")
+    if outcome.skipped:
+        grid.add_row(
+            "left out", f"{outcome.skipped:,} of {outcome.steps:,} steps, whose loss or gradients were not finite"
+        )
     rate = outcome.tokens / outcome.seconds if outcome.seconds else 0.0
     grid.add_row(
         "training", f"{outcome.steps:,} steps, {outcome.tokens:,.0f} {unit} in {_seconds(outcome.seconds)} "

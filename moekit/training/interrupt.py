@@ -1,4 +1,6 @@
-"""Ctrl-C, twice: the first ends training after the optimizer step at hand, with a checkpoint; the second at once."""
+"""Being told to stop, twice: the first ends training after the optimizer step at hand, with a checkpoint; the second
+at once. Ctrl-C (SIGINT) is a person's, SIGTERM that of a cluster, ``docker stop`` or ``kill``.
+"""
 
 from __future__ import annotations
 
@@ -11,44 +13,53 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
+WORDS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+
 
 class StopOnInterrupt(Callback):
-    """Turns the first Ctrl-C into a whole last step: validated, saved, and to go on from.
+    """Turns the first Ctrl-C or SIGTERM into a whole last step: validated, saved, and to go on from.
 
     A checkpoint within an optimizer step would lose its gradients, so the trainer is asked to stop just before the
-    step is taken, which also has it validate and save.
+    step is taken, which also has it validate and save. Several ranks agree on the step, whichever of them was told.
+
+    SIGUSR1, by which Lightning saves and requeues under SLURM, is left as it is.
 
     Args:
         tell: says a line to the user.
 
     Attributes:
-        asked: whether there was a Ctrl-C.
+        asked: the signal that this run was told to stop by, on whichever rank; None when it was not.
     """
 
     def __init__(self, tell: Callable[[str], object]) -> None:
         self.tell = tell
-        self.asked = False
-        self._before: Any = None
+        self.asked: signal.Signals | None = None
+        self._before: dict[signal.Signals, Any] = {}
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Listens. Python takes signals in the main thread alone; elsewhere Ctrl-C stays as it is."""
+        """Listens. Python takes signals in the main thread alone; elsewhere they stay as they are."""
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGINT, self._hear)
+            self._before = {number: signal.signal(number, self._hear) for number in WORDS}
 
     def _hear(self, number: int, frame: object) -> None:
-        self.asked = True
+        self.asked = signal.Signals(number)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        self.tell("\nstopping after this step (Ctrl-C again: at once)")
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        self.tell(f"\nstopping after this step ({WORDS[self.asked]} again: at once)")
 
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Makes this step the last, when asked to."""
+        """Makes this step the last, when any rank is asked to."""
+        if trainer.world_size > 1:
+            told = torch.tensor(self.asked or 0, device=trainer.strategy.root_device)
+            told = trainer.strategy.reduce(told, reduce_op="max")
+            self.asked = signal.Signals(int(told)) if told else None
         if self.asked:
             trainer.should_stop = True
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Gives the signal back, however training ended."""
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
-            self._before = None
+        """Gives the signals back, however training ended."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}

@@ -63,6 +63,7 @@ class Outcome:
         stopped_after: steps to fall to the recipe's ``stop.below``; None when it did not.
         total, active: parameters.
         curve: the validation curve of the main metric: seconds and values.
+        skipped: optimizer steps left out, because they were not finite.
         scores: what the data measured of the trained model (BLEU); empty where it measures nothing.
         comparison: with the dense model, if asked for.
         files: pictures.
@@ -81,6 +82,7 @@ class Outcome:
     total: int
     active: int
     curve: tuple[Sequence[float], Sequence[float]]
+    skipped: int = 0
     scores: Mapping[str, float] = field(default_factory=dict)
     comparison: Comparison | None = None
     files: Sequence[Path] = field(default_factory=list)
@@ -93,7 +95,7 @@ class Outcome:
 
 def outcome_of(label: str, folder: RunFolder, module: LitMoE, rows: Mapping[int, Row]) -> Outcome:
     """Reads the numbers off a run's rows."""
-    names = dict.fromkeys(key for row in rows.values() for key in row)
+    names = dict.fromkeys(key for row in rows.values() for key in row if key != "train/skipped")
     train = {n.removeprefix("train/"): _tenths(rows, n)[1] for n in names if n.startswith("train/")}
     validation = {n.removeprefix("val/"): curve(rows, n)[1][-1] for n in names if n.startswith("val/")}
     metric = "val/bits_per_byte" if "bits_per_byte" in validation else "val/loss"
@@ -117,6 +119,7 @@ def outcome_of(label: str, folder: RunFolder, module: LitMoE, rows: Mapping[int,
         total=total,
         active=active,
         curve=curve(rows, metric, x="seconds"),
+        skipped=module.left_out.count,
     )
 
 

@@ -141,7 +141,7 @@ def fit(run: Prepared, console: Console) -> Outcome:
     """Trains, from the start or from a checkpoint; then measures the data's scores.
 
     Raises:
-        KeyboardInterrupt: after telling how to go on.
+        KeyboardInterrupt, SystemExit: stopped by Ctrl-C, by SIGTERM; after telling how to go on.
         MoekitError: the loss became NaN or infinite; or the checkpoint does not fit.
     """
     run.folder.create()
@@ -159,6 +159,8 @@ def fit(run: Prepared, console: Console) -> Outcome:
         console.print(
             f"\nstopped at step {run.trainer.global_step}; {how}", highlight=False, markup=False, soft_wrap=True
         )
+        if run.interrupt.asked == signal.SIGTERM:
+            raise SystemExit(0) from None  # as whoever sent it expects of a process that obeys
         raise KeyboardInterrupt from None
     except (RuntimeError, KeyError) as error:
         if run.checkpoint is not None and run.trainer.global_step == 0:

@@ -10,11 +10,11 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.plugins import MixedPrecision
+from test_lit_module import trainer
 from torch import Tensor
 
 from moekit import Batch, MoekitError, MoELayer
 from moekit.training import LitMoE
-from tests.unit.training.test_lit_module import trainer
 
 pytestmark = pytest.mark.usefixtures("calm")
 Tree = dict[str, Any]

@@ -12,13 +12,13 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.plugins import MixedPrecision
+from test_lit_module import tensors, trainer
 from torch import Tensor
 
 from moekit import MoekitError, MoELayer
 from moekit.training import LitMoE
 from moekit.training.failure import IN_A_ROW, LeftOut, Sickness
 from moekit.training.logs import RunLog, read_metrics
-from tests.unit.training.test_lit_module import tensors, trainer
 
 pytestmark = pytest.mark.usefixtures("calm")
 Make = Callable[..., dict[str, Any]]
