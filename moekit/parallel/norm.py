@@ -42,7 +42,7 @@ def _squares(some: list[nn.Parameter], among: list[nn.Parameter]) -> Tensor:
             by_kind[held.device, held.dtype].append(held)
     device = among[0].device if among else torch.device("cpu")
     total = torch.zeros((), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
-    for (_, dtype), held in by_kind.items():
-        norms = torch._foreach_norm(held, 2.0, dtype=torch.promote_types(dtype, torch.float32))
+    for (_, dtype), grads in by_kind.items():
+        norms = torch._foreach_norm(grads, 2.0, dtype=torch.promote_types(dtype, torch.float32))
         total += torch.stack(norms).to(total.device, total.dtype).square().sum()
     return total

@@ -86,6 +86,16 @@ def shards_of(module: nn.Module) -> dict[str, Box]:
     return {name: _box(name, p.detach(), first.get(p)) for name, p in module.named_parameters()}
 
 
+def tensors_of(module: nn.Module) -> dict[str, Box]:
+    """As ``shards_of``, of everything in the module's state dict: buffers too (each rank holds them whole, and alike).
+
+    A tied parameter is there under each of its names.
+    """
+    first = _first_experts(module)
+    held: Mapping[str, Tensor] = module.state_dict(keep_vars=True)
+    return {name: _box(name, t.detach(), first.get(t)) for name, t in held.items()}  # type: ignore[call-overload]
+
+
 def state_shards_of(module: nn.Module, optimizer: Any) -> dict[str, dict[str, Box | Any]]:
     """What this process holds of an optimizer's state, by parameter name and by the optimizer's own keys.
 

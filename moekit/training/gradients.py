@@ -1,24 +1,22 @@
-"""Gradients at the end of an optimizer step: from sums to means, their norm, clipping."""
+"""Gradients at the end of an optimizer step, in any layout: from sums to means, clipping, leaving them out."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-import torch
 from torch import Tensor, nn
+
+from moekit.parallel.norm import total_norm
+from moekit.parallel.sharding import local
+
+__all__ = ["clip", "clip_values", "divide", "drop", "total_norm"]
 
 
 def divide(parameters: Iterable[nn.Parameter], by: Tensor) -> None:
     """Divides every gradient by a 0-d tensor, in place."""
     for parameter in parameters:
         if parameter.grad is not None:
-            parameter.grad.div_(by)
-
-
-def total_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
-    """0-d: the norm of all gradients together; 0 where there are none. Stays on the device."""
-    grads = [p.grad for p in parameters if p.grad is not None]
-    return torch.nn.utils.get_total_norm(grads) if grads else torch.zeros(())
+            local(parameter.grad).div_(by)
 
 
 def clip(parameters: Iterable[nn.Parameter], norm: Tensor, most: float) -> None:
@@ -32,7 +30,15 @@ def clip(parameters: Iterable[nn.Parameter], norm: Tensor, most: float) -> None:
     factor = (most / (norm + 1e-6)).clamp(max=1.0)
     for parameter in parameters:
         if parameter.grad is not None:
-            parameter.grad.mul_(factor.to(parameter.grad.device, parameter.grad.dtype))
+            held = local(parameter.grad)
+            held.mul_(factor.to(held.device, held.dtype))
+
+
+def clip_values(parameters: Iterable[nn.Parameter], most: float) -> None:
+    """Brings every number of every gradient into ``[-most, most]``, in place."""
+    for parameter in parameters:
+        if parameter.grad is not None:
+            local(parameter.grad).clamp_(-most, most)
 
 
 def drop(parameters: Iterable[nn.Parameter]) -> None:

@@ -13,48 +13,38 @@ What is unusual, and why:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
 from torch import Tensor
 
 import moekit
-from moekit.contracts import Batch, Data, LossSum, Model, ModelOutput, Objective
-from moekit.errors import DataError
-from moekit.registry import build
+from moekit.contracts import Batch, LossSum
+from moekit.parallel.strategy import ShardedStrategy
 from moekit.seeds import seed_all
-from moekit.spec import load, to_plain
 from moekit.spec.recipe import Recipe
-from moekit.training.balance import BalanceStep, StepLoad
+from moekit.training.balance import StepLoad
+from moekit.training.built import Built
 from moekit.training.diagnosis import Micro
-from moekit.training.failure import LeftOut, refuse_untrainable
-from moekit.training.gradients import clip
+from moekit.training.failure import LeftOut
+from moekit.training.gradients import clip, clip_values
 from moekit.training.meter import ratios
-from moekit.training.optimizer_step import Finished, OptimizerStep, Precision
-from moekit.training.optimizing import optimizer_of
+from moekit.training.optimizer_step import Finished, Precision
 from moekit.training.pace import Pace
 from moekit.training.readings import load_readings, logs_now, progress, reached
-from moekit.training.sampling import StepLoader, ValidationShare, noise_seed
-from moekit.training.start import StartingPoint
+from moekit.training.sampling import noise_seed
 from moekit.training.validation import Validation
 
-DEFAULT_STEPS = 1000
 
-
-class LitMoE(L.LightningModule):
+class LitMoE(Built):
     """Trains what a recipe says. ``Trainer(max_steps=...).fit(LitMoE("deepseek_v3"))`` is a whole training run.
 
     Args:
         spec: a recipe, its name, the path of its file, or the plain mapping that a checkpoint holds.
 
     Attributes:
-        recipe: the resolved recipe.
-        model, objective, data: what it builds; ``data`` is None when the recipe names none.
-        balance: the balancers' step.
-        starting: the weights that the recipe starts from, and which of them move.
         pace: training time (without validation) and tokens so far.
         logged: the training metrics last logged, by name.
         logged_step: the optimizer step they belong to.
@@ -67,21 +57,8 @@ class LitMoE(L.LightningModule):
         SpecError: a mistake in the spec, or no objective in it.
     """
 
-    model: Model
-    objective: Objective
-
     def __init__(self, spec: Recipe | Mapping[str, Any] | str | Path) -> None:
-        super().__init__()
-        self.recipe = spec if isinstance(spec, Recipe) else load(spec)
-        self.save_hyperparameters({"spec": to_plain(self.recipe)}, logger=False)
-        refuse_untrainable(self.recipe)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.recipe.seed)
-            self.model = build(self.recipe.model)
-            self.objective = build(self.recipe.objective)  # type: ignore[arg-type]
-        self.data: Data | None = None if self.recipe.data is None else build(self.recipe.data)
-        self.balance = BalanceStep(self.model)
-        self.starting = StartingPoint(self.recipe.start, self.model)
+        super().__init__(spec)
         self.pace = Pace()
         self.logged: dict[str, float] = {}
         self.logged_step = 0
@@ -89,47 +66,9 @@ class LitMoE(L.LightningModule):
         self.sparse_layers: list[str] = []
         self.stopped_after: int | None = None
         self.left_out = LeftOut(self.recipe.non_finite)
-        self._step = OptimizerStep(self.model, self.objective, self.balance)
         self._finished: Finished | None = None
         self._validation = Validation()
-        self._data_ready = False
-        self._restored: Mapping[str, Any] | None = None
         self._tokens: Tensor | None = None  # since the last log, on the device
-
-    def prepare(self) -> Data:
-        """Reads the recipe's data, once; ``Trainer.fit`` does it when needed.
-
-        Raises:
-            DataError: the recipe names no data, or a file is missing, unreadable or empty.
-        """
-        if self.data is None:
-            raise DataError("the recipe names no data: add a 'data:' node, or give Trainer.fit a datamodule")
-        if not self._data_ready:
-            self.starting.take(self.data, self._restored)  # with its vocabulary, which the data then does not learn
-            self.data.prepare()
-            self._data_ready = True
-        return self.data
-
-    def train_dataloader(self) -> StepLoader:
-        """Batches by (seed, step, micro-batch, rank). One endless epoch where the trainer counts steps."""
-        return StepLoader(
-            self.prepare(),
-            seed=self.recipe.seed,
-            accumulate=self.trainer.accumulate_grad_batches,
-            rank=self.global_rank,
-            world=self.trainer.world_size,
-            steps=None if self.trainer.max_steps > 0 else int(self.recipe.trainer.get("max_steps", DEFAULT_STEPS)),
-        )
-
-    def val_dataloader(self) -> Iterable[Batch]:
-        """The validation set, shared out among ranks; nothing for a recipe without data."""
-        world = self.trainer.world_size
-        return [] if self.data is None else ValidationShare(self.prepare(), self.global_rank, world)
-
-    def forward(self, inputs: Tensor, valid: Tensor | None = None) -> ModelOutput:
-        """The model's output."""
-        output: ModelOutput = self.model(inputs, valid=valid)
-        return output
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The summed loss of a micro-batch, times the accumulation count that Lightning will divide by."""
@@ -149,7 +88,8 @@ class LitMoE(L.LightningModule):
         Raises:
             MoekitError: the loss or a gradient is not finite, and the recipe says to stop then; or in too many steps.
         """
-        averaged = self.trainer.world_size  # DDP has averaged the sums over ranks
+        # DDP has averaged the sums over ranks; the sharded strategy has added them up.
+        averaged = 1 if isinstance(self.trainer.strategy, ShardedStrategy) else self.trainer.world_size
         done = self._step.finish(averaged, progress(self.trainer), Precision(self.trainer.precision_plugin))
         self._finished, step = done, self.trainer.global_step + 1
         self._tokens = done.tokens if self._tokens is None else self._tokens + done.tokens
@@ -170,8 +110,10 @@ class LitMoE(L.LightningModule):
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         """Clips by the norm that was taken for the step, which is right however the weights are laid out."""
-        if not gradient_clip_val or gradient_clip_algorithm == "value":
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        if not gradient_clip_val:
+            return
+        if gradient_clip_algorithm == "value":
+            clip_values(self.parameters(), gradient_clip_val)
         elif self._finished is not None:
             clip(self.parameters(), self._finished.norm, gradient_clip_val)
 
@@ -219,11 +161,6 @@ class LitMoE(L.LightningModule):
         """Starts the training clock again."""
         self.pace.resume()
 
-    def configure_optimizers(self) -> Any:
-        """The recipe's optimizer, with its schedule stepped once per optimizer step."""
-        steps = self.trainer.max_steps if self.trainer.max_steps > 0 else self.trainer.estimated_stepping_batches
-        return optimizer_of(self.recipe, self.model, int(steps))
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the data's state, and the clock."""
         self.pace.tokens += self._new_tokens()
@@ -243,7 +180,7 @@ class LitMoE(L.LightningModule):
 
     def on_train_start(self) -> None:
         """Takes the weights to start from, if any, and starts the clock."""
-        self.starting.take(self.data, self._restored)
+        self.starting.load(self.model, self._restored)
         restored = self._restored or {"seconds": 0.0, "tokens": 0.0, "skipped": 0}
         self.pace.start(float(restored["seconds"]), float(restored["tokens"]))
         self.left_out.count = int(restored["skipped"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from moekit.contracts import Model
 from moekit.registry import build
@@ -20,9 +21,24 @@ def optimizer_of(recipe: Recipe, model: Model, steps: int) -> Any:
         steps: length of the run.
     """
     optimizer = build(recipe.optimizer, model)  # type: ignore[arg-type]
+    split_by_layout(optimizer)
     if recipe.schedule is None:
         return optimizer
     factor = build(recipe.schedule, steps)
     # A plain function: torch keeps none of it in the scheduler's state.
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: float(factor(step)))
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def split_by_layout(optimizer: torch.optim.Optimizer) -> None:
+    """Cuts param groups until all parameters of one lie alike: kernels over many tensors take no mixture of layouts.
+
+    Parts keep the options of their group, and their order. A plain model's groups stay as they are.
+    """
+    groups = []
+    for group in optimizer.param_groups:
+        parts: dict[Any, list[torch.nn.Parameter]] = {}
+        for p in group["params"]:
+            parts.setdefault(p.device_mesh if isinstance(p, DTensor) else None, []).append(p)
+        groups += [{**group, "params": part} for part in parts.values()]
+    optimizer.param_groups[:] = groups

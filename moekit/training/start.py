@@ -13,9 +13,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from moekit.checkpoints.boxes import copy_into, region
 from moekit.contracts import Data
 from moekit.errors import CheckpointError, Problem, SpecError
 from moekit.layer import MoELayer
+from moekit.parallel.sharding import tensors_of
 from moekit.spec.recipe import Recipe, Start
 from moekit.training.checkpoint import read_checkpoint
 from moekit.training.folder import RUNS, checkpoint_of
@@ -28,60 +30,77 @@ KEEP = {"all": "", "experts": "all but routed experts and routers", "others": "r
 class StartingPoint:
     """What a recipe's ``start`` asks for: which parameters move, and whose weights they begin with.
 
-    Parameters that do not move lose ``requires_grad`` here and now, also where a checkpoint is gone on from: an
-    optimizer made of the model leaves them out. Balancers go on balancing: their state is no parameter.
-
     Args:
         start: the recipe's; None changes nothing.
-        model: built, with weights of its own.
-
-    Raises:
-        SpecError: the experts are to move, or to stay, and there are none.
     """
 
-    def __init__(self, start: Start | None, model: nn.Module) -> None:
+    def __init__(self, start: Start | None) -> None:
         self.start = start
-        self.model = model
-        self._taken = start is None
-        if start is None or start.update == "all":
-            return
-        experts = {id(p) for p in expert_parameters(model)}
-        if not experts:
-            what = f"start.update={start.update}: the model has no layer of routed experts to tell from the others"
-            raise SpecError([Problem(what=what, at="start.update", expected="all")])
-        for parameter in model.parameters():
-            if (id(parameter) in experts) != (start.update == "experts"):
-                parameter.requires_grad_(False)  # and what a model keeps fixed for good is not set free
+        self._moving: int | None = None
+        self._loaded = self._taught = start is None
 
-    def take(self, data: Data | None, restored: Mapping[str, Any] | None) -> None:
-        """Loads the weights, once, and gives the data the vocabulary that they were trained with.
+    def freeze(self, model: nn.Module) -> None:
+        """Takes ``requires_grad`` from parameters that do not move, also where a checkpoint is gone on from.
+
+        An optimizer made of the model leaves them out. Balancers go on balancing: their state is no parameter.
+
+        Raises:
+            SpecError: the experts are to move, or to stay, and there are none.
+        """
+        if self.start is not None and self.start.update != "all":
+            experts = {id(p) for p in expert_parameters(model)}
+            if not experts:
+                what = f"start.update={self.start.update}: the model has no layer of routed experts"
+                raise SpecError([Problem(what=f"{what} to tell from the others", at="start.update", expected="all")])
+            for parameter in model.parameters():
+                if (id(parameter) in experts) != (self.start.update == "experts"):
+                    parameter.requires_grad_(False)  # and what a model keeps fixed for good is not set free
+        self._moving = sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+    def teach(self, data: Data, restored: Mapping[str, Any] | None) -> None:
+        """Gives the data the vocabulary that the weights were trained with, once.
 
         Args:
             data: of the new run, not prepared yet if it learns a vocabulary.
+            restored: not None where a checkpoint of the new run itself is gone on from: it knows its vocabulary.
+
+        Raises:
+            CheckpointError: no such run.
+            DataError: its vocabulary is of another kind of token.
+        """
+        if self._taught or restored is not None or self.start is None:
+            return
+        if state := read_checkpoint(checkpoint_of(self.start.run, RUNS))["moekit"].get("data"):
+            data.load_state(state)
+        self._taught = True
+
+    def load(self, model: nn.Module, restored: Mapping[str, Any] | None) -> None:
+        """Loads the weights, once; of a model in shards each rank takes its own.
+
+        Args:
+            model: the new run's.
             restored: not None where a checkpoint of the new run itself is gone on from: nothing is loaded then.
 
         Raises:
             CheckpointError: no such run; or its weights are not all of the model's, by name and shape.
-            DataError: its vocabulary is of another kind of token.
         """
-        if self._taken or restored is not None or self.start is None:
+        if self._loaded or restored is not None or self.start is None:
             return
         path = checkpoint_of(self.start.run, RUNS)
         contents = read_checkpoint(path)
         saved = {k.removeprefix(PREFIX): v for k, v in contents["state_dict"].items() if k.startswith(PREFIX)}
-        refuse_misfit(path, saved, self.model.state_dict())
-        self.model.load_state_dict(saved)
-        if data is not None and (state := contents["moekit"].get("data")):
-            data.load_state(state)
-        self._taken = True
+        boxes = tensors_of(model)
+        refuse_misfit(path, saved, {name: box.global_shape for name, box in boxes.items()})
+        copy_into(list(boxes.values()), lambda name, offset, sizes: saved[name][region(offset, sizes)])
+        self._loaded = True
 
     def describe(self) -> str:
         """Whose weights, and how many parameters move, in a line; empty without a ``start``."""
         if self.start is None:
             return ""
-        moving = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         kept = KEEP[self.start.update]
-        told = f"; {kept} stay as they are, {moving:,} parameters move" if kept else ""
+        moving = "" if self._moving is None else f", {self._moving:,} parameters move"
+        told = f"; {kept} stay as they are{moving}" if kept else ""
         return f"the weights of {self.start.run}{told}"
 
 
@@ -103,22 +122,22 @@ def pinned(recipe: Recipe, root: Path) -> Recipe:
     return replace(recipe, start=replace(recipe.start, run=path.as_posix()))
 
 
-def refuse_misfit(path: Path, saved: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> None:
+def refuse_misfit(path: Path, saved: Mapping[str, Tensor], model: Mapping[str, tuple[int, ...]]) -> None:
     """Refuses weights that are not all of a model's: nothing is loaded in part.
 
     Args:
         path: the checkpoint, for the message.
         saved: its tensors by name.
-        model: the model's.
+        model: the shapes of the model's.
 
     Raises:
         CheckpointError: naming the first tensors that are missing, left over, or of another shape.
     """
-    other = [name for name in model if name in saved and saved[name].shape != model[name].shape]
+    other = [name for name in model if name in saved and saved[name].shape != model[name]]
     parts = {
         "not in the checkpoint": [name for name in model if name not in saved],
         "not in the model": [name for name in saved if name not in model],
-        "of another shape": [f"{n} {list(saved[n].shape)} there, {list(model[n].shape)} here" for n in other],
+        "of another shape": [f"{n} {list(saved[n].shape)} there, {list(model[n])} here" for n in other],
     }
     lines = [f"  {what}: {_first(names)}\n" for what, names in parts.items() if names]
     if lines:

@@ -12,12 +12,15 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.precision import DoublePrecision
 
 from moekit.errors import Problem, SpecError
+from moekit.parallel.strategy import ShardedStrategy, refuse_uneven
 from moekit.spec.recipe import Recipe
+from moekit.spec.sharding import sharded_of
+from moekit.training.built import DEFAULT_STEPS
 from moekit.training.checkpoint import AtomicCheckpointIO
 from moekit.training.folder import RunFolder
-from moekit.training.module import DEFAULT_STEPS
 
 VALIDATIONS = 10
 VALIDATIONS_TO_STOP = 50  # of a run that a metric ends: its steps are an upper limit, seldom reached
@@ -68,16 +71,23 @@ def make_trainer(
     """A Trainer that keeps everything in the run folder. Creates no file.
 
     Raises:
-        SpecError: options that the Trainer refuses, or several processes.
+        SpecError: options that the Trainer refuses, or ranks that cannot share the experts.
     """
     options = trainer_options(recipe)
+    plugins: list[Any] = [AtomicCheckpointIO()]
+    if (layout := sharded_of(options)) is not None:
+        options["strategy"] = ShardedStrategy(layout)
+        options.setdefault("inference_mode", False)  # FSDP2 gathers weights that backward must know of
+        if str(options["precision"]) in ("64", "64-true"):  # Lightning takes it as a plugin alone beside this strategy
+            del options["precision"]
+            plugins.append(DoublePrecision())
     more = checkpoint_callbacks(folder) if options.get("enable_checkpointing", True) else []
     try:
         trainer = L.Trainer(
             **options,
             logger=list(loggers) or False,
             callbacks=[*callbacks, *more],
-            plugins=[AtomicCheckpointIO()],
+            plugins=plugins,
             default_root_dir=folder.path,
         )
     except (TypeError, ValueError, RuntimeError, ImportError) as error:
@@ -87,17 +97,9 @@ def make_trainer(
         if type(error).__module__.startswith("lightning"):
             raise SpecError([_refusal(error)]) from error
         raise
-    if trainer.world_size > 1:
-        raise SpecError([_several_processes(trainer.world_size)])
+    if layout is not None:
+        refuse_uneven(recipe, layout, trainer.world_size)
     return trainer
-
-
-def _several_processes(world: int) -> Problem:
-    return Problem(
-        what=f"the Trainer would start {world} processes, and a run folder is written by one",
-        at="trainer.devices",
-        expected="1; in Python, L.Trainer(devices=...).fit(LitMoE(spec)) trains on several",
-    )
 
 
 def _within_a_step(interval: int, accumulate: int) -> Problem:
@@ -140,6 +142,8 @@ def quiet() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"lightning\..*")
             warnings.filterwarnings("ignore", module=r"torch\.utils\.tensorboard.*")
+            # A mixture's output is a view; the blocks add to it out of place.
+            warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):

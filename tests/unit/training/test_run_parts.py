@@ -273,9 +273,20 @@ def test_what_the_trainer_refuses_is_a_spec_error(bad: str, tmp_path: Path) -> N
 
 
 @pytest.mark.usefixtures("calm")
-def test_several_processes_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match="would start 2 processes, and a run folder is written by one"):
-        make_trainer(load("jacobs1991", ["trainer.devices=2"]), RunFolder(tmp_path / "run"))
+@pytest.mark.parametrize(
+    ("name", "devices", "ep", "said"),
+    [
+        ("deepseek_v3", 4, 3, "ep=3 does not divide the 4 ranks"),
+        ("deepseek_v3", 3, 3, "ep=3 does not divide the 64 experts of a layer"),
+        ("jacobs1991", 2, 2, "ranks exchange token-expert pairs"),
+    ],
+)
+def test_ranks_that_cannot_share_the_experts_are_refused(
+    tmp_path: Path, name: str, devices: int, ep: int, said: str
+) -> None:
+    options = [f"trainer.devices={devices}", "trainer.accelerator=cpu", f"trainer.strategy={{use: sharded, ep: {ep}}}"]
+    with pytest.raises(SpecError, match=said):
+        make_trainer(load(name, options), RunFolder(tmp_path / "run"))
 
 
 def test_lines_of_progress() -> None:

@@ -87,7 +87,7 @@ def test_weights_and_selection_bias_are_there_before_the_first_step(recipe: Make
     with torch.no_grad():  # and they are loaded once: what has moved since stays
         embedding(module).zero_()
     module.prepare()
-    module.starting.take(module.data, None)
+    module.starting.load(module.model, None)
     assert not embedding(module).any()
 
 
@@ -150,7 +150,7 @@ def test_what_a_model_keeps_fixed_is_not_set_free(recipe: Make) -> None:
     model = LitMoE(recipe()).model
     fixed = dict(model.named_parameters())["norm.weight"]
     fixed.requires_grad_(False)
-    StartingPoint(Start(run="any", update="others"), model)
+    StartingPoint(Start(run="any", update="others")).freeze(model)
     assert not any(p.requires_grad for p in (*expert_parameters(model), fixed))
     assert any(p.requires_grad for p in model.parameters())
 
