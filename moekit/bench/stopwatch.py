@@ -56,7 +56,7 @@ class Stopwatch(Callback):
             (module, "_log", "logging"),
             (module, "optimizer_zero_grad", "optimizer"),
             (module, "training_step", "bookkeeping"),
-            (module, "on_before_optimizer_step", "bookkeeping"),
+            (module, "on_before_optimizer_step", "optimizer"),
         ):
             setattr(owner, name, self._timed(part, getattr(owner, name)))
         setattr(module, "on_before_optimizer_step", self._then_open(module.on_before_optimizer_step))  # noqa: B010

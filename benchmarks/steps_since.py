@@ -1,0 +1,230 @@
+"""A training step today against an older commit's: as many optimizer steps of one recipe in each, in turns.
+
+python benchmarks/steps_since.py --rounds 9
+python benchmarks/steps_since.py --since v0.1.0 --recipe switch
+
+The older tree is taken out of git into a temporary folder. Each tree trains in a process of its own, through Lightning,
+on the older tree's recipe, and is told when to go on, so that the two take turns within each round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent.parent
+FOUNDATION = "36134ca"
+"""The commit at which the contracts had been proven on 1991 and DeepSeek-V3, and nothing had been made faster."""
+
+DONE = "steps done:"
+"""Begins the lines by which a worker answers; what else it prints is not for here."""
+
+WARM_UP = 2
+
+
+@dataclass
+class Worker:
+    """A process that trains one tree's model, a few steps at a time.
+
+    Args:
+        name: how it is called.
+        tree: holds ``moekit/``, ``plugins/`` and ``pyproject.toml``.
+        words: the recipe and overrides.
+    """
+
+    name: str
+    tree: Path
+    words: list[str]
+
+    def __post_init__(self) -> None:
+        self.rounds: list[float] = []
+        self.about = ""
+
+    def start(self, folder: Path, threads: int) -> None:
+        """Starts it, and waits until it has built its model and read its data."""
+        path = [describe(self.tree, folder / self.name.replace(" ", "_")), self.tree, self.tree / "plugins"]
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", str(Path(__file__).resolve()), "--work", str(threads), *self.words],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path))},
+        )
+        self.about = self.answer()
+
+    def steps(self, count: int) -> list[float]:
+        """Seconds of each of so many steps."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{count}\n")
+        self.process.stdin.flush()
+        return [float(seconds) for seconds in self.answer().split()]
+
+    def answer(self) -> str:
+        """The next line that is meant for here."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.startswith(DONE):
+                return line.removeprefix(DONE).strip()
+        raise SystemExit(f"{self.name}: it ended with {self.process.wait()}; what it said stands above")
+
+    def stop(self) -> None:
+        """Ends it, if it was started."""
+        if hasattr(self, "process"):
+            self.process.kill()
+            self.process.communicate()
+
+
+def describe(tree: Path, folder: Path) -> Path:
+    """A folder with the metadata of a tree as if it were installed, so that its plugins are found before any others."""
+    project = tomllib.loads((tree / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    info = folder / "moekit-0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: moekit\nVersion: 0\n", encoding="utf-8")
+    groups = project["entry-points"].items()
+    lines = [line for group, entries in groups for line in (f"[{group}]", *(f"{k} = {v}" for k, v in entries.items()))]
+    (info / "entry_points.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+def taken_out(commit: str, folder: Path) -> Path:
+    """A commit's tree, in a folder."""
+    folder.mkdir()
+    archive = subprocess.run(["git", "-C", str(HERE), "archive", commit], check=True, capture_output=True).stdout
+    subprocess.run(["tar", "x", "-C", str(folder)], input=archive, check=True)
+    return folder
+
+
+def say(text: str) -> None:
+    """Answers to the process that started this one."""
+    print(DONE, text, flush=True)
+
+
+def work(threads: int, words: list[str]) -> None:
+    """A worker's life: it trains until it is told no more. What it imports of moekit is its own tree's."""
+    import lightning as L
+    import torch
+    from lightning.pytorch.callbacks import Callback
+
+    from moekit.spec import load
+    from moekit.training.module import LitMoE
+
+    class Turns(Callback):
+        """Holds training until the next steps are asked for, and answers with their seconds."""
+
+        def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            self._wait()
+
+        def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+            self.seconds.append(time.perf_counter() - self.start)
+            if len(self.seconds) == self.count:
+                say(" ".join(f"{seconds:.6f}" for seconds in self.seconds))
+                self._wait()
+            self.start = time.perf_counter()
+
+        def _wait(self) -> None:
+            asked = sys.stdin.readline()
+            if not asked:
+                raise SystemExit
+            self.count, self.seconds = int(asked), list[float]()
+            self.start = time.perf_counter()
+
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"lightning\..*")
+    torch.set_num_threads(threads)
+    module = LitMoE(load(words[0], words[1:]))
+    module.prepare()
+    trainer = L.Trainer(
+        accelerator="cpu",
+        devices=1,
+        precision="32-true",
+        max_steps=10**6,
+        log_every_n_steps=10**6,
+        limit_val_batches=0,
+        gradient_clip_val=module.recipe.trainer.get("gradient_clip_val"),
+        callbacks=[Turns()],
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+    )
+    say(f"{sum(p.numel() for p in module.parameters()):,} parameters")
+    trainer.fit(module)
+
+
+def measure(workers: list[Worker], rounds: int, steps: int) -> None:
+    """Rounds to warm up, then those that count; each begins with another worker."""
+    for turn in range(WARM_UP + rounds):
+        first = turn % len(workers)
+        for worker in workers[first:] + workers[:first]:
+            seconds = worker.steps(steps)
+            if turn >= WARM_UP:
+                worker.rounds.append(statistics.median(seconds[1:]))  # the first after a pause finds a cold cache
+
+
+def report(workers: list[Worker]) -> None:
+    """A table; the first is what the others are compared with."""
+    old, *others = workers
+    for worker in workers:
+        print(f"{worker.name}: {worker.about}")
+    print("\n| tree | ms, best | ms, median | times as fast, best | median (quartiles) |\n|---|---|---|---|---|")
+    print(f"| {old.name} | {1e3 * min(old.rounds):.1f} | {1e3 * statistics.median(old.rounds):.1f} | | |")
+    for worker in others:
+        each = [a / b for a, b in zip(old.rounds, worker.rounds, strict=True)]
+        low, median, high = statistics.quantiles(each, n=4, method="inclusive")
+        best = min(old.rounds) / min(worker.rounds)
+        mine = f"{1e3 * min(worker.rounds):.1f} | {1e3 * statistics.median(worker.rounds):.1f}"
+        print(f"| {worker.name} | {mine} | {best:.2f} | {median:.2f} ({low:.2f} to {high:.2f}) |")
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--work"]:
+        work(int(sys.argv[2]), sys.argv[3:])
+        return
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--since", default=FOUNDATION, metavar="COMMIT", help="the older tree")
+    parser.add_argument("--now", metavar="COMMIT", help="the newer tree (default: the files as they lie here)")
+    parser.add_argument("--recipe", default="deepseek_v3", help="a recipe of the older tree's moekit_papers")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides, in both trees")
+    parser.add_argument(
+        "--also",
+        action="append",
+        nargs="*",
+        default=[],
+        metavar="KEY=VALUE",
+        help="the newer tree once more, with these",
+    )
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--steps", type=int, default=5, help="of a round; the first does not count")
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        old = taken_out(args.since, folder / "old")
+        now = taken_out(args.now, folder / "now") if args.now else HERE
+        recipe = str(old / "plugins" / "moekit_papers" / f"{args.recipe}.yaml")
+        workers = [Worker(args.since, old, [recipe, *args.set]), Worker(args.now or "now", now, [recipe, *args.set])]
+        workers += [Worker(f"now {' '.join(more)}", now, [recipe, *args.set, *more]) for more in args.also]
+        try:
+            for worker in workers:
+                worker.start(folder, args.threads)
+            measure(workers, args.rounds, args.steps)
+        finally:
+            for worker in workers:
+                worker.stop()
+    report(workers)
+
+
+if __name__ == "__main__":
+    main()
