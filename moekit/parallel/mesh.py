@@ -70,11 +70,6 @@ def place_of(ep: int) -> tuple[int, int]:
     return divmod(dist.get_rank(), ep)
 
 
-def world_device() -> str:
-    """The kind of device that the ranks' tensors travel from: ``"cuda"`` under NCCL, ``"cpu"`` under gloo."""
-    return "cuda" if "nccl" in dist.get_backend() else "cpu"
-
-
 def _everyone() -> dist.ProcessGroup:
     """The group of all ranks."""
     if not dist.is_initialized() or dist.group.WORLD is None:

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from moekit.contracts import Dispatched, Dispatcher, ExpertBank, LayerDims
-from moekit.parallel.mesh import EXPERT, mesh_of, place_of, world_device
+from moekit.parallel.mesh import EXPERT, mesh_of, place_of
 from moekit.ranks import several_ranks
 from moekit.registry import build
 from moekit.routing import Routing
@@ -82,7 +82,7 @@ class ExpertParallelDispatcher(Dispatcher):
     def across(self, x_TD: Tensor, routing: Routing, experts: ExpertBank) -> Tensor:
         """``y_TO``: there and back."""
         assert self.carrier is not None
-        group = mesh_of(self.size, world_device()).get_group(EXPERT)
+        group = mesh_of(self.size, x_TD.device.type).get_group(EXPERT)
         way = plan(routing, group)
         there = exchange(group, way.sends, way.gets, way.rows(x_TD), way.gate_NC, way.number_NC)
         x_ND, gate_NK, number_NK = there

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from moekit.contracts import Dispatched, ExpertBank, Init, LayerDims
+from moekit.groups import Groups
 from moekit.layer import MoELayer
 from moekit.parallel.mesh import EXPERT, REPLICA, mesh_of, world_mesh
 from moekit.parallel.traffic import choices_of, rows_of, traffic
@@ -288,6 +289,42 @@ def layers(size: int, local: DispatcherSpec, *, recompute: bool) -> None:
         close(layer.eval()(x)[0], whole.eval()(x)[0], "y without gradients")
 
 
+class Careless(ExpertBank):
+    """Experts that answer no rows with a tensor of no history."""
+
+    def __init__(self, inner: ExpertBank) -> None:
+        super().__init__()
+        self.inner, self.num_experts, self.out_dim = inner, inner.num_experts, inner.out_dim
+
+    def forward(self, x_ND: Tensor, groups: Groups) -> Tensor:
+        y_NO: Tensor = self.inner(x_ND, groups) if x_ND.shape[0] else x_ND.new_zeros(0, self.out_dim)
+        return y_NO
+
+
+def no_rank_is_waited_for() -> None:
+    """All tokens on the first rank's experts; the others, to whom nothing comes, take part in backward all the same."""
+    dispatcher = build(ExpertParallel(local=Loop()), DIMS)
+    x_TD, routing = case_of(0, "token_choice", 2, torch.float64, tokens=TOKENS, skewed=True, padded=False)
+    run(dispatcher, x_TD, routing, Careless(bank_of(dispatcher.here, torch.float64)), 0)
+    assert x_TD.grad is not None and bool((x_TD.grad != 0).any(1).all())
+
+
+def compiled_and_autocast() -> None:
+    """Under ``torch.compile`` the exchange stays outside; under autocast experts run in bf16, rows come back in it."""
+    spec = MoE(router=TopK(top_k=2), experts=Glu(count=E, hidden=4), dispatcher=ExpertParallel(local=Grouped()))
+    layer = MoELayer.from_spec(spec, dim=D)
+    init_weights(layer, Init(std=0.5), seed=3)
+    torch.manual_seed(rank())
+    x = torch.randn(2, 5, D)
+    y, _ = layer(x)
+    again, _ = torch.compile(layer, backend="aot_eager")(x)
+    close(again.detach(), y.detach(), "y of a compiled layer")
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded, _ = layer(x)
+    assert rounded.dtype == torch.bfloat16
+    close(rounded.detach(), y.detach().bfloat16(), "y under autocast")
+
+
 def refusals() -> None:
     with pytest.raises(ValueError, match=r"5 ranks cannot share the experts where \d train together: choose a divisor"):
         build(ExpertParallel(size=5, local=Loop()), LayerDims(dim=D, num_experts=10))
@@ -320,12 +357,15 @@ def quick() -> None:
     parity(Loop(), 2, tokens=(3, 0), skewed=True)
     oracle(2)
     bytes_sent(2, torch.float64)
+    no_rank_is_waited_for()
     layers(2, Auto(), recompute=True)
 
 
 def whole() -> None:
     """All of it, in four: one group of four, and two of two."""
     refusals()
+    no_rank_is_waited_for()
+    compiled_and_autocast()
     for size in (2, 4):
         meshes(size)
         oracle(size)
