@@ -18,7 +18,7 @@ from moekit_dispatchers.soft.module import SoftDispatcher
 from moekit_dispatchers.triton import Triton
 from moekit_dispatchers.triton.module import TritonDispatcher
 
-WORTH_A_WALK = 1 << 25
+WORTH_A_WALK = 1 << 19
 """Multiply-adds of the first product, for an expert's even share of rows, from which the walk is faster on a CPU.
 Measured: docs/benchmarks.md. Below it, calling each expert by itself costs more than the grouped product's copies."""
 

@@ -1,0 +1,73 @@
+"""What a stranger's experts cost: a GLU written with ``groups.linear`` alone, of no standard form, beside the bank of
+the first party, both through ``grouped``; and through ``auto``, which has no other way for the stranger's.
+
+python benchmarks/stranger.py fine small --threads 2
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from moekit import build
+from moekit.bench.layer import dispatched
+from moekit.bench.shapes import SHAPES
+from moekit.bench.timing import CpuClock, ratio, take_turns
+from moekit.bench.work import make_work, sparse_spec
+from moekit.contracts import ExpertBank
+from moekit.groups import Groups
+from moekit.spec.kinds import DispatcherSpec
+from moekit.spec.loading import component_spec
+
+BASE = "first party's, grouped"
+
+
+class StrangersGlu(ExpertBank):
+    """``y = down(silu(gate(x)) * up(x))``, with a weight for each of the three, as anyone would write it."""
+
+    def __init__(self, num_experts: int, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.num_experts, self.out_dim = num_experts, dim
+        self.gate_EHD = nn.Parameter(torch.randn(num_experts, hidden, dim) * dim**-0.5)
+        self.up_EHD = nn.Parameter(torch.randn(num_experts, hidden, dim) * dim**-0.5)
+        self.down_EDH = nn.Parameter(torch.randn(num_experts, dim, hidden) * hidden**-0.5)
+
+    def forward(self, x_ND: Tensor, groups: Groups) -> Tensor:
+        """``y_ND``: each row through its own expert."""
+        hidden_NH = F.silu(groups.linear(x_ND, self.gate_EHD)) * groups.linear(x_ND, self.up_EHD)
+        return groups.linear(hidden_NH, self.down_EDH)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("shapes", nargs="*", default=["fine"])
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    print("| shape | experts, dispatcher | ms | over the first party's: best (median) |\n|---|---|---|---|")
+    for shape in args.shapes:
+        work = make_work(SHAPES[shape], "cpu", torch.float32)
+        banks = {
+            "first party's": build(sparse_spec(work.shape), work.dims),
+            "stranger's": StrangersGlu(work.shape.E, work.shape.D, work.shape.H),
+        }
+        variants = []
+        for whose, name in (("first party's", "grouped"), ("stranger's", "grouped"), ("stranger's", "auto")):
+            spec = component_spec("dispatcher", {"use": name})
+            assert isinstance(spec, DispatcherSpec)
+            variants.append(dispatched(f"{whose}, {name}", build(spec, work.dims), work, banks[whose], spec))
+        samples = take_turns(variants, rounds=args.rounds, warmup=2, clock=CpuClock(), tell=lambda text: None)
+        for name, found in samples.items():
+            over = ratio(found.total, samples[BASE].total)
+            print(
+                f"| `{shape}` | {name} | {min(found.total) * 1e3:.1f} | {over.best:.2f} ({over.median:.2f}) |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
