@@ -16,8 +16,8 @@ from moekit.bench.step_result import StepComparison
 from moekit.bench.timing import rotated
 from moekit.bench.trained import RecipeRunner, Runner
 from moekit.spec.recipe import Compare, Recipe
-from moekit.training.run import dense_recipe
 from moekit.training.trainer import quiet
+from moekit.training.twin import dense_recipe
 
 
 def compare_steps(title: str, recipe: Recipe, settings: Settings, *, against: Sequence[str] = ()) -> StepComparison:

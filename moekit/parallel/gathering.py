@@ -26,9 +26,7 @@ def gather(boxes: Mapping[str, Box]) -> dict[str, Tensor] | None:
     first = dist.get_rank() == 0
     whole: dict[str, Tensor] = {}
     for name, box in boxes.items():
-        pieces: list[tuple[tuple[int, ...], Tensor]] | None = (
-            [((), box.tensor)] * dist.get_world_size() if first else None
-        )
+        pieces: list[Any] | None = [None] * dist.get_world_size() if first else None
         mine = box.tensor.numel() and (first or box.sizes != box.global_shape)  # what is whole, rank 0 has itself
         dist.gather_object((box.offset, box.tensor.detach().cpu().clone()) if mine else None, pieces)
         if pieces is not None:

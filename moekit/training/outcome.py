@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from moekit.checkpoints.keeping import replace_file
 from moekit.errors import MoekitError
+from moekit.parallel.sharding import shards_of
 from moekit.params import count_parameters
-from moekit.training.checkpoint import replace_file
 from moekit.training.folder import RunFolder
 from moekit.training.logs import Row, curve
 from moekit.training.module import LitMoE
@@ -104,7 +105,7 @@ def outcome_of(label: str, folder: RunFolder, module: LitMoE, rows: Mapping[int,
         count = count_parameters(module.recipe)  # not the model: fine-tuning may have frozen parts
         total, active = count.total, count.active()
     except MoekitError:  # a router that does not say how many experts it activates
-        total = active = sum(p.numel() for p in module.model.parameters())
+        total = active = sum(math.prod(box.global_shape) for box in shards_of(module.model).values())
     return Outcome(
         label=label,
         folder=folder.path,

@@ -7,13 +7,12 @@ same 4.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import chain, islice
+from itertools import islice
 from typing import Any
 
 import torch
 
-from moekit.contracts import Batch, Data
-from moekit.errors import DataError
+from moekit.contracts import Batch, Data, Source
 from moekit.seeds import seed_of
 
 ENDLESS = 2**40
@@ -77,6 +76,9 @@ class StepLoader:
 class ValidationShare:
     """The validation set, dealt out batch by batch to ranks.
 
+    Where the last round does not go round, the ranks without a batch get one of padding alone, which counts nothing:
+    a model in shards is run by all ranks together, and sums are taken over all of them.
+
     Args:
         data: yields the batches; already prepared.
         rank, world: this process's place.
@@ -88,17 +90,18 @@ class ValidationShare:
         self.world = world
 
     def __iter__(self) -> Iterator[Batch]:
-        """This rank's batches, always in the same order.
-
-        Raises:
-            DataError: there are fewer batches than ranks. A rank without one would wait for the others for ever:
-                both DDP and the sums over ranks ask for as much from each.
-        """
+        """This rank's batches, always in the same order."""
         batches = self.data.validation_batches()
-        first = list(islice(batches, self.world))
-        if 0 < len(first) < self.world:
-            raise DataError(
-                f"the validation set has {len(first)} batches, too few for {self.world} ranks: give each of them one, "
-                "by a larger set, smaller batches or fewer ranks"
-            )
-        return (batch for i, batch in enumerate(chain(first, batches)) if i % self.world == self.rank)
+        while round_ := list(islice(batches, self.world)):
+            yield round_[self.rank] if self.rank < len(round_) else blank(round_[0])
+
+
+def blank(batch: Batch) -> Batch:
+    """A batch like another, of padding alone."""
+    source = batch.source and Source(batch.source.tokens, torch.zeros_like(batch.source.tokens, dtype=torch.bool))
+    shape = batch.inputs.shape[:-1] if batch.inputs.is_floating_point() else batch.inputs.shape
+    return batch._replace(
+        valid=torch.zeros(shape, dtype=torch.bool, device=batch.inputs.device),
+        num_bytes=None if batch.num_bytes is None else torch.zeros_like(batch.num_bytes),
+        source=source,
+    )

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moekit import Batch, Data, DataError
-from moekit.training.sampling import ENDLESS, StepLoader, ValidationShare, batch_at
+from moekit import Batch, Data, Source
+from moekit.training.sampling import ENDLESS, StepLoader, ValidationShare, batch_at, blank
 
 
 class Noise(Data):
@@ -89,21 +89,25 @@ def test_ranks_share_out_what_one_rank_accumulates() -> None:
         assert [batch for together in zip(*shares, strict=True) for batch in together] == whole
 
 
-def test_ranks_share_the_validation_set() -> None:
-    shares = [[int(b.inputs) for b in ValidationShare(Noise(), rank, 2)] for rank in (0, 1)]
-    assert shares == [[0, 2, 4], [1, 3]]
+@pytest.mark.parametrize("world", [1, 2, 5, 6])
+def test_ranks_share_the_validation_set(world: int) -> None:
+    """All get as many batches: those beyond the last are padding alone."""
+    shares = [list(ValidationShare(Noise(), rank, world)) for rank in range(world)]
+    assert {len(share) for share in shares} == {-(-5 // world)}
+    dealt = [batch for together in zip(*shares, strict=True) for batch in together]
+    assert [int(batch.inputs) for batch in dealt[:5]] == [0, 1, 2, 3, 4]
+    assert all(batch.valid is None for batch in dealt[:5])
+    assert all(batch.valid is not None and not batch.valid.any() for batch in dealt[5:])
 
 
-def test_a_rank_without_a_validation_batch_is_refused_on_every_rank() -> None:
-    """Otherwise the others would wait for it for ever."""
-    for rank in range(6):
-        with pytest.raises(DataError) as caught:
-            iter(ValidationShare(Noise(), rank, 6))
-        assert str(caught.value) == (
-            "the validation set has 5 batches, too few for 6 ranks: give each of them one, by a larger set, smaller "
-            "batches or fewer ranks"
-        )
-    assert [len(list(ValidationShare(Noise(), rank, 5))) for rank in range(5)] == [1] * 5
+def test_a_blank_batch_counts_nothing() -> None:
+    tokens = torch.ones(2, 3, dtype=torch.int64)
+    pair = blank(Batch(tokens, tokens, num_bytes=torch.tensor(9), source=Source(torch.ones(2, 5, dtype=torch.int64))))
+    assert pair.valid is not None and pair.valid.shape == (2, 3) and not pair.valid.any()
+    assert pair.num_bytes == 0 and pair.source is not None and pair.source.valid is not None
+    assert pair.source.valid.shape == (2, 5) and not pair.source.valid.any()
+    cases = blank(Batch(torch.ones(4, 2), torch.ones(4, 1)))
+    assert cases.valid is not None and cases.valid.shape == (4,) and cases.source is None
 
 
 def test_an_empty_validation_set_is_empty_on_every_rank() -> None:

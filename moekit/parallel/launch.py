@@ -1,0 +1,79 @@
+"""Which process of a run this is, and words of the first one that all must know before there is a process group.
+
+Processes come from Lightning, which starts the command again for every further device and hands its environment on;
+from ``torchrun``; or from SLURM. The latter two start all of them alike.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from datetime import timedelta
+
+import torch.distributed as dist
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning.pytorch.utilities import rank_zero_only
+
+from moekit.errors import MoekitError
+from moekit.ranks import several_ranks
+
+PATIENCE = timedelta(minutes=10)
+"""How long the others wait for the first process to say its word."""
+
+
+def is_first() -> bool:
+    """Whether this is rank 0 of its run: the one that speaks and writes."""
+    return dist.get_rank() == 0 if several_ranks() else int(getattr(rank_zero_only, "rank", 0)) == 0
+
+
+def same_for_all(what: str, choose: Callable[[], str]) -> str:
+    """What the first process chooses, in every process of the run.
+
+    Args:
+        what: names the choice; letters and underscores. The same choice is made once in a run, unless there is a
+            process group, which is then asked.
+        choose: called in the first process alone.
+
+    Raises:
+        MoekitError: a process that was started in a way not known here; it can be told by the environment.
+    """
+    if several_ranks():
+        told = [choose() if is_first() else ""]
+        dist.broadcast_object_list(told)
+        return told[0]
+    variable = f"MOEKIT_{what.upper()}"
+    cluster = _cluster()
+    if cluster is not None and cluster.world_size() > 1:
+        return _from_store(cluster, variable, choose)
+    if is_first():
+        os.environ[variable] = choose()  # Lightning hands it on to the processes that it starts
+    if variable not in os.environ:
+        raise MoekitError(
+            f"this is a further process of a run, and it does not know the run's {what}\n"
+            f"  start all with torchrun, or set {variable} alike for each of them"
+        )
+    return os.environ[variable]
+
+
+def _cluster() -> ClusterEnvironment | None:
+    """What started all processes alike, in Lightning's own order."""
+    for kind in (TorchElasticEnvironment, SLURMEnvironment):
+        if kind.detect():
+            return kind()
+    return None
+
+
+def _from_store(cluster: ClusterEnvironment, key: str, choose: Callable[[], str]) -> str:
+    rank, world = cluster.global_rank(), cluster.world_size()
+    agents = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # torchrun has a store of its own at that port
+    serves = rank == 0 and not agents
+    store = dist.TCPStore(cluster.main_address, cluster.main_port, world, serves, PATIENCE, multi_tenant=True)  # type: ignore[attr-defined]
+    key = f"{key}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    if rank == 0:
+        store.set(key, choose())
+        store.wait([f"{key}/{other}" for other in range(1, world)], PATIENCE)  # the store may end with this process's
+    chosen: str = store.get(key).decode()
+    store.set(f"{key}/{rank}", "heard")
+    return chosen
