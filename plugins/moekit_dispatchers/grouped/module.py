@@ -34,7 +34,7 @@ class GroupedGroups(Groups):
     def linear(self, x_ND: Tensor, w_EHD: Tensor, b_EH: Tensor | None = None) -> Tensor:
         """``y_NH``, in autocast's dtype where autocast is on (``F.grouped_mm`` itself knows nothing of it)."""
         device = x_ND.device.type
-        if torch.is_autocast_enabled(device):
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
             x_ND, w_EHD = x_ND.to(dtype), w_EHD.to(dtype)
             b_EH = None if b_EH is None else b_EH.to(dtype)

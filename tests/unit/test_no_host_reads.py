@@ -1,0 +1,143 @@
+"""What runs on a device never asks it for a number, and compiles whole.
+
+No device is needed to see that: a tensor on ``meta`` has a shape and no values, so whatever reads one raises; and what
+is not on a CPU takes the path of devices.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from moekit import build, load
+from moekit.layer import MoELayer
+from moekit.spec.kinds import BalancerSpec, DispatcherSpec, MoE, RouterSpec
+from moekit_balancers.communication_balance import CommunicationBalance
+from moekit_balancers.cv_squared import CVSquared
+from moekit_balancers.device_balance import DeviceBalance
+from moekit_balancers.load_balance import LoadBalance
+from moekit_balancers.sequence_balance import SequenceBalance
+from moekit_balancers.sign_bias import SignBias
+from moekit_balancers.z_loss import ZLoss
+from moekit_dispatchers.capacity import Capacity
+from moekit_dispatchers.grouped import Grouped
+from moekit_dispatchers.grouped import ops
+from moekit_dispatchers.soft import Soft
+from moekit_experts.glu import Glu
+from moekit_routers.dense import Dense
+from moekit_routers.hierarchical import Hierarchical
+from moekit_routers.noisy_topk import NoisyTopK
+from moekit_routers.strict import Strict
+from moekit_routers.topk import TopK
+
+E, D = 8, 16
+ROUTERS: dict[str, RouterSpec] = {
+    "switch": TopK(top_k=1, input_jitter=0.1),
+    "gshard": TopK(top_k=2, send_threshold=0.5, renormalize=True),
+    "deepseek": TopK(
+        top_k=2, score="sigmoid", groups=4, top_groups=2, group_score="top2_sum", renormalize=True, scale=2.5
+    ),
+    "chosen": TopK(top_k=3, score_over="chosen", bias=True),
+    "noisy": NoisyTopK(top_k=2),
+    "hierarchical": Hierarchical(branches=4),
+    "strict": Strict(top_k=2),
+}
+DISPATCHERS: dict[str, DispatcherSpec] = {
+    "grouped": Grouped(),
+    "capacity": Capacity(factor=1.0),
+    "priority": Capacity(factor=1.0, order="priority", per="sequence"),
+}
+LOSSES: dict[str, BalancerSpec] = {
+    "z": ZLoss(),
+    "importance": CVSquared(of="importance"),
+    "batch": LoadBalance(),
+    "first": LoadBalance(scope="sequence", count="first"),
+    "step": LoadBalance(scope="step"),
+    "affinity": SequenceBalance(),
+    "device": DeviceBalance(groups=4),
+    "communication": CommunicationBalance(groups=4, top_groups=2),
+}
+BIAS: dict[str, BalancerSpec] = {"bias": SignBias()}
+
+
+def layer_of(router: RouterSpec, dispatcher: DispatcherSpec) -> MoELayer:
+    balancers = {} if isinstance(router, Dense) else LOSSES | (BIAS if type(router).takes_bias else {})
+    spec = MoE(router=router, experts=Glu(count=E, hidden=8), dispatcher=dispatcher, balancers=balancers)
+    return MoELayer.from_spec(spec, dim=D)
+
+
+def trained(layer: MoELayer, x_BSD: torch.Tensor, valid_BS: torch.Tensor | None) -> torch.Tensor:
+    y_BSD, report = layer(x_BSD, valid=valid_BS)
+    return y_BSD.float().square().mean() + report.loss() + 0 * report.load_E.sum()
+
+
+@pytest.mark.parametrize("dispatcher", DISPATCHERS)
+@pytest.mark.parametrize("router", ROUTERS)
+def test_a_layer_reads_nothing_from_its_device(router: str, dispatcher: str) -> None:
+    reads_nothing(layer_of(ROUTERS[router], DISPATCHERS[dispatcher]).to("meta").train())
+
+
+def test_nor_does_a_dense_mixture() -> None:
+    reads_nothing(layer_of(Dense(), Soft()).to("meta").train())
+
+
+def reads_nothing(layer: MoELayer) -> None:
+    for valid_BS in (None, torch.ones(3, 40, dtype=torch.bool, device="meta")):
+        x_BSD = torch.randn(3, 40, D, device="meta", requires_grad=True)
+        trained(layer, x_BSD, valid_BS).backward()  # type: ignore[no-untyped-call]
+        assert x_BSD.grad is not None
+    layer.step(torch.ones(E, dtype=torch.int64, device="meta"))
+
+
+def test_nor_do_the_operators_behind_it() -> None:
+    """Elsewhere only an operator's shapes are asked for; here its body is run as it stands."""
+    with torch.device("meta"):
+        row_N = torch.zeros(10, dtype=torch.int64)
+        route = (row_N, row_N, torch.zeros(6, dtype=torch.int64))
+        rows_ND = ops.take_rows._init_fn(torch.randn(5, D), *route)
+        y_TO = ops.sum_rows._init_fn(rows_ND, torch.randn(10), *route)
+    assert (rows_ND.shape, y_TO.shape) == ((10, D), (5, D))
+
+
+def test_a_read_is_seen() -> None:
+    with pytest.raises(RuntimeError, match="meta"):
+        int(torch.zeros((), device="meta"))
+
+
+def breaks(run: object, *args: object) -> int:
+    torch._dynamo.reset()
+    return int(torch._dynamo.explain(run)(*args).graph_break_count)
+
+
+COMPILED = [("switch", "capacity"), ("deepseek", "grouped"), ("gshard", "priority"), ("noisy", "grouped")]
+EVERY = [(router, dispatcher) for router in ROUTERS for dispatcher in DISPATCHERS]
+
+
+@pytest.mark.parametrize(
+    ("router", "dispatcher"),
+    [pytest.param(*pair, marks=[] if pair in COMPILED else pytest.mark.slow) for pair in EVERY],
+)
+def test_a_layer_compiles_whole(router: str, dispatcher: str) -> None:
+    layer = layer_of(ROUTERS[router], DISPATCHERS[dispatcher]).train()
+    x_BSD, valid_BS = torch.randn(3, 40, D), torch.ones(3, 40, dtype=torch.bool)
+    assert breaks(lambda x: trained(layer, x, valid_BS), x_BSD) == 0
+
+
+QUICK = ("deepseek_v3", "switch")
+DECODERS = ("base/language_model", "deepseek_v3", "deepseek_v2", "deepseek_moe", "aux_free", "glam", "gshard", "switch")
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize(
+    "recipe", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in DECODERS]
+)
+def test_a_recipes_block_compiles_whole(recipe: str, autocast: bool) -> None:
+    model = build(load(recipe).model).train()
+    blocks = model.blocks if hasattr(model, "blocks") else model.encoder.blocks
+    x_BSD = torch.randn(2, 24, model.spec.dim)
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            return blocks[-1](x, None)[0]
+
+    assert breaks(run, x_BSD) == 0
