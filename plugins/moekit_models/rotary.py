@@ -10,6 +10,7 @@ Source: Su et al. 2021, RoFormer (section 3.2.2, eq. 15); Peng et al. 2023, YaRN
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,27 +18,54 @@ from torch import Tensor
 from moekit_models.yarn import Yarn
 
 
-def rotate(x: Tensor, theta: float, yarn: Yarn | None = None, start: int = 0) -> Tensor:
-    """Turns pair i of position s by the angle ``s · theta^(-2i/R)``, which ``yarn`` makes smaller for slow pairs.
+class Turns(NamedTuple):
+    """How pairs are turned, position by position: made once in a forward pass for all that is turned alike.
+
+    Attributes:
+        cos: ``[S, R]``, at least fp32: the cosines of R/2 pairs, twice.
+        sin: ``[S, R]``: their sines, negative for the first half.
+    """
+
+    cos: Tensor
+    sin: Tensor
+
+    def of_heads(self, heads: int) -> Turns:
+        """For ``[..., S, heads, R]``. Repeated in memory: a product with long even rows is three times as fast."""
+        return Turns(*(t[:, None].repeat(1, heads, 1) for t in self))
+
+
+def turns(x: Tensor, width: int, theta: float, yarn: Yarn | None = None, start: int = 0) -> Turns:
+    """Pair i of position s is to be turned by ``s · theta^(-2i/R)``, which ``yarn`` makes smaller for slow pairs.
 
     Args:
-        x: ``[..., S, R]``, positions in the second last dimension, R even.
+        x: ``[..., S, D]``, tokens: their number, dtype and device count.
+        width: R, of the vectors that will be turned, even.
         theta: base of the angles.
         yarn: how they are stretched; None: not at all.
         start: the place of the first position, where others stand before it.
-
-    Returns:
-        The same shape and dtype. Scores of two rotated vectors depend on the difference of their positions alone.
     """
-    S, R = x.shape[-2:]
+    S, R = x.shape[-2], width
     wide = torch.promote_types(x.dtype, torch.float32)
     turn = theta ** (-torch.arange(0, R, 2, device=x.device, dtype=wide) / R)
     if yarn is not None:
         turn = _stretched(turn, theta, yarn)
     angle = torch.arange(start, start + S, device=x.device, dtype=wide)[:, None] * turn
     cos, sin = angle.cos(), angle.sin()
-    a, b = x.to(wide).chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
+    return Turns(torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1))
+
+
+def rotate(x: Tensor, by: Turns) -> Tensor:
+    """Turns every pair: ``a cos - b sin`` and ``b cos + a sin``.
+
+    Args:
+        x: ``[..., S, R]``, R even; ``[..., S, heads, R]`` with ``by.of_heads(heads)``.
+        by: the angles.
+
+    Returns:
+        The same shape and dtype. Scores of two rotated vectors depend on the difference of their positions alone.
+    """
+    wide = x.to(torch.promote_types(x.dtype, by.cos.dtype))
+    return torch.addcmul(wide * by.cos, wide.roll(x.shape[-1] // 2, -1), by.sin).to(x.dtype)
 
 
 def score_scale(width: int, yarn: Yarn | None) -> float | None:

@@ -17,7 +17,7 @@ from moekit_models.gqa.module import GroupedQueryAttention
 from moekit_models.mla import MLA
 from moekit_models.mla import naive as mla_naive
 from moekit_models.mla.module import MultiHeadLatentAttention
-from moekit_models.rotary import rotate, score_scale
+from moekit_models.rotary import rotate, score_scale, turns
 from moekit_models.yarn import Yarn
 
 V3 = Yarn(factor=40.0)
@@ -40,7 +40,7 @@ def turns_of(width: int, theta: float, yarn: Yarn | None) -> Tensor:
     """Radians a position of each pair, read off position 1."""
     x = torch.zeros(2, width, dtype=torch.float64)
     x[:, : width // 2] = 1
-    y = rotate(x, theta, yarn)[1]
+    y = rotate(x, turns(x, width, theta, yarn))[1]
     return torch.atan2(y[width // 2 :], y[: width // 2])
 
 
@@ -138,7 +138,8 @@ def test_attention_and_its_gradients(kind: str, ramp: Literal["index", "turns"])
 def test_scores_still_depend_on_the_difference_of_positions_alone() -> None:
     q, k = torch.randn(2, 8, dtype=torch.float64)
     yarn = Yarn(factor=4.0, original=16, beta_fast=2.0, beta_slow=0.1)
-    score = rotate(q.expand(20, 8), 10.0, yarn) @ rotate(k.expand(20, 8), 10.0, yarn).T
+    by = turns(q.expand(20, 8), 8, 10.0, yarn)
+    score = rotate(q.expand(20, 8), by) @ rotate(k.expand(20, 8), by).T
     for shift in (-7, 0, 3):
         diagonal = score.diagonal(shift)
         torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal), rtol=1e-12, atol=1e-12)

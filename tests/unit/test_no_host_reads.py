@@ -20,8 +20,7 @@ from moekit_balancers.sequence_balance import SequenceBalance
 from moekit_balancers.sign_bias import SignBias
 from moekit_balancers.z_loss import ZLoss
 from moekit_dispatchers.capacity import Capacity
-from moekit_dispatchers.grouped import Grouped
-from moekit_dispatchers.grouped import ops
+from moekit_dispatchers.grouped import Grouped, ops
 from moekit_dispatchers.soft import Soft
 from moekit_experts.glu import Glu
 from moekit_routers.dense import Dense

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from moekit.router_math import FEW_KEYS, first_top_k, router_logits
+from moekit.router_math import FEW_KEYS, first_top_k, router_logits, top_two_sum
 
 NAN, INF = float("nan"), float("inf")
 
@@ -42,6 +42,14 @@ def test_first_top_k_keeps_its_argument_and_its_shape_without_rows() -> None:
     first_top_k(keys, 4)
     assert torch.equal(keys, before)
     assert first_top_k(torch.empty(0, 5), 2).shape == (0, 2)
+
+
+def test_top_two_sum_counts_a_tie_twice_and_a_nan_as_the_largest() -> None:
+    keys = torch.tensor([[1.0, 3.0, 3.0], [-2.0, -1.0, -4.0], [-INF, 1.0, -INF], [0.0, NAN, 5.0]])
+    assert top_two_sum(keys).tolist() == pytest.approx([6.0, -3.0, -INF, NAN], nan_ok=True)
+    many = torch.randn(4, 5, 6)
+    assert torch.equal(top_two_sum(many), many.topk(2).values.sum(-1))
+    assert top_two_sum(torch.empty(0, 3)).shape == (0,)
 
 
 @pytest.mark.parametrize("rows", [6, FEW_KEYS])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from moekit.contracts import Cache
 from moekit_models.blocks import RMSNorm, positions_before, sight, sight_of_new
 from moekit_models.gqa import GQA
-from moekit_models.rotary import rotate, score_scale
+from moekit_models.rotary import rotate, score_scale, turns
 
 
 @final
@@ -40,16 +40,16 @@ class GroupedQueryAttention(nn.Module):
 
         A cache keeps each position's keys, turned, and values: two vectors a key head.
         """
-        start = positions_before(cache, self.causal)
-        # Heads stand before positions from here on: [B, heads, S, head_dim].
-        q = self.q(x_BSD).unflatten(-1, (self.spec.heads, -1)).transpose(1, 2)
-        k = self.k(x_BSD).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2)
-        v = self.v(x_BSD).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2)
-        q = rotate(self.q_norm(q), self.spec.rope_theta, self.spec.yarn, start)
-        k = rotate(self.k_norm(k), self.spec.rope_theta, self.spec.yarn, start)
+        spec, start = self.spec, positions_before(cache, self.causal)
+        by = turns(x_BSD, spec.head_dim, spec.rope_theta, spec.yarn, start)
+        # [B, S, heads, head_dim]: turned where they lie, and only then do heads go before positions.
+        q, k, v = (project(x_BSD).unflatten(-1, (-1, spec.head_dim)) for project in (self.q, self.k, self.v))
+        q = rotate(self.q_norm(q), by.of_heads(spec.heads)).transpose(1, 2)
+        k = rotate(self.k_norm(k), by.of_heads(self.kv_heads)).transpose(1, 2)
+        v = v.transpose(1, 2)
         if cache is not None:
             k, v = cache.extend(k, v)
         seen = sight_of_new(q.shape[-2], start, q.device) if start else sight(self.causal, valid_BS)
-        shared, scale = self.kv_heads != self.spec.heads, score_scale(self.spec.head_dim, self.spec.yarn)
+        shared, scale = self.kv_heads != spec.heads, score_scale(spec.head_dim, spec.yarn)
         y = F.scaled_dot_product_attention(q, k, v, **seen, scale=scale, enable_gqa=shared)
         return cast(Tensor, self.out(y.transpose(1, 2).flatten(-2)))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from moekit.contracts import Cache
 from moekit_models.blocks import RMSNorm, Sight, positions_before, sight, sight_of_new
 from moekit_models.mla import MLA
-from moekit_models.rotary import rotate, score_scale
+from moekit_models.rotary import rotate, score_scale, turns
 
 
 @final
@@ -48,23 +48,24 @@ class MultiHeadLatentAttention(nn.Module):
         (DeepSeek-V2, section 2.1.2).
         """
         s, start = self.spec, positions_before(cache, self.causal)
+        by = turns(x_BSD, s.rope_dim, s.rope_theta, s.yarn, start)
         latent_q = x_BSD if self.q_down is None or self.q_norm is None else self.q_norm(self.q_down(x_BSD))
         latent_kv, k_rope = self.kv_down(x_BSD).split([s.kv_rank, s.rope_dim], dim=-1)
-        latent_kv, k_rope = self.kv_norm(latent_kv), rotate(k_rope, s.rope_theta, s.yarn, start)
-        # Heads stand before positions from here on: [B, heads, S, ...].
-        q = self.q_up(latent_q).unflatten(-1, (s.heads, -1)).transpose(1, 2)
+        latent_kv, k_rope = self.kv_norm(latent_kv), rotate(k_rope, by)
+        # [B, S, heads, ...]: parts are put together where they lie, and only then do heads go before positions.
+        q = self.q_up(latent_q).unflatten(-1, (s.heads, -1))
         q_nope, q_rope = q.split([s.nope_dim, s.rope_dim], dim=-1)
-        q_rope = rotate(q_rope, s.rope_theta, s.yarn, start)
         scale = score_scale(q.shape[-1], s.yarn) or q.shape[-1] ** -0.5
         if cache is not None:
             (known,) = cache.extend(torch.cat([latent_kv, k_rope], dim=-1))
+        q_rope = rotate(q_rope, by.of_heads(s.heads))
         if cache is not None and start:
-            y = self._absorbed(q_nope, q_rope, known, scale)
+            y = self._absorbed(q_nope.transpose(1, 2), q_rope.transpose(1, 2), known, scale)
         else:
-            kv = self.kv_up(latent_kv).unflatten(-1, (s.heads, -1)).transpose(1, 2)
-            k_nope, v = kv.split([s.nope_dim, s.value_dim], dim=-1)
-            k = torch.cat([k_nope, k_rope[:, None].expand(-1, s.heads, -1, -1)], dim=-1)
-            y = _attend(torch.cat([q_nope, q_rope], dim=-1), k, v, sight(self.causal, valid_BS), scale)
+            q = torch.cat([q_nope, q_rope], dim=-1)
+            k_nope, v = self.kv_up(latent_kv).unflatten(-1, (s.heads, -1)).split([s.nope_dim, s.value_dim], dim=-1)
+            k = torch.cat([k_nope, k_rope[:, :, None].expand(-1, -1, s.heads, -1)], dim=-1)
+            y = _attend(q, k, v, sight(self.causal, valid_BS), scale)
         return cast(Tensor, self.out(y.transpose(1, 2).flatten(-2)))
 
     def _absorbed(self, q_nope: Tensor, q_rope: Tensor, known: Tensor, scale: float) -> Tensor:
@@ -85,11 +86,14 @@ class MultiHeadLatentAttention(nn.Module):
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, seen: Sight, scale: float) -> Tensor:
-    """Attention where values may be narrower or wider than keys."""
+    """Attention where values may be narrower or wider than keys: ``[B, S, heads, ...] -> [B, heads, S, ...]``."""
     width, value_dim = q.shape[-1], v.shape[-1]
     # Fused kernels want one width: zeros added to it change no score and are cut off again.
     # (1 thread, fp32, 16 x 4 heads x 256 positions, 48 and 32 wide: 34 ms forward and backward against 62.)
-    q, k = (F.pad(t, (0, max(value_dim - width, 0))) for t in (q, k))
-    v = F.pad(v, (0, max(width - value_dim, 0)))
+    if width < value_dim:
+        q, k = F.pad(q, (0, value_dim - width)), F.pad(k, (0, value_dim - width))
+    elif value_dim < width:
+        v = F.pad(v, (0, width - value_dim))
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
     y = F.scaled_dot_product_attention(q, k, v, **seen, scale=scale)
     return y[..., :value_dim]

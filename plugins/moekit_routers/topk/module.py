@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from moekit.contracts import LayerDims, Router
 from moekit.errors import MoekitError
-from moekit.router_math import above_inf, first_top_k, router_logits
+from moekit.router_math import above_inf, first_top_k, router_logits, top_two_sum
 from moekit.routing import TokenChoice
 from moekit_routers.topk import TopK
 
@@ -110,7 +110,7 @@ class TopKRouter(Router):
         if self.spec.group_score == "max":
             best_TG = key_TGX.amax(-1)
         else:
-            best_TG = key_TGX.gather(-1, first_top_k(key_TGX, 2)).sum(-1)
+            best_TG = top_two_sum(key_TGX)
         group_TX = first_top_k(above_inf(best_TG), self.spec.top_groups or self.spec.groups)
         out_TG = torch.ones_like(best_TG, dtype=torch.bool).scatter(1, group_TX, False)
         return key_TGX.masked_fill(out_TG[:, :, None], -torch.inf).flatten(1)
