@@ -16,8 +16,10 @@ from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
+from torch.distributed.fsdp import FSDPModule
 
 from moekit.contracts import Batch, Model, ModelOutput, Objective
+from moekit.parallel.sharding import local
 from moekit.ranks import several_ranks
 from moekit.seeds import seed_all
 from moekit.training.suspects import Watch, finite, unsound
@@ -112,6 +114,9 @@ def _forward(
         seed_all(micro.seed)
         output = model.on(batch)
         total = objective(output, batch, progress=micro.progress).total
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()  # whoever looks at parameters next means those with the gradients
     found: Found | None = None
     if not finite([batch.inputs, batch.targets]):
         found = Found(-1, "the data: its inputs or targets are not finite")
@@ -156,6 +161,7 @@ def _place(name: str, places: dict[str, int]) -> float:
 
 def _largest(model: Model) -> Found | None:
     """The weight with the largest gradient."""
-    sizes = [(float(p.grad.abs().max()), name) for name, p in model.named_parameters() if p.grad is not None]
+    grads = [(name, local(p.grad)) for name, p in model.named_parameters() if p.grad is not None]
+    sizes = [(float(grad.abs().max()), name) for name, grad in grads if grad.numel()]
     size, name = max(sizes, default=(0.0, ""))
     return Found(size, f"{name}, up to {size:.1e}") if name else None

@@ -1,0 +1,119 @@
+"""What ``test_faults_ranks`` runs in every process: something that is not finite, on one rank alone or on one expert."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from moekit import MoekitError, MoELayer
+from moekit.parallel.sharding import local
+from moekit.spec import load
+from moekit.training import LitMoE
+from moekit.training.folder import RunFolder
+from moekit.training.trainer import make_trainer, quiet
+
+EXPERT = 5  # of 8; of two ranks that share them, the second holds it
+NAN = float("nan")
+Plant = Callable[[LitMoE], None]
+
+
+def rank() -> int:
+    return int(os.environ["RANK"])
+
+
+def held(module: LitMoE, name: str) -> Tensor | None:
+    """This rank's piece of a parameter of the expert, in whatever layout; None when it holds none."""
+    layer = next(m for m in module.modules() if isinstance(m, MoELayer))
+    here = layer.dispatcher.here or range(8)
+    mine = local(layer.experts.get_parameter(name)).detach()
+    if len(mine) < len(here):  # cut along the experts
+        here = here[len(mine) * rank() : len(mine) * (rank() + 1)]
+    return mine[EXPERT - here[0]] if EXPERT in here else None
+
+
+def weight(module: LitMoE) -> None:
+    if (mine := held(module, "w_down_EOH")) is not None:
+        mine[0] = NAN
+
+
+def overflow(module: LitMoE) -> None:
+    for name in ("w_gate_up_EHD", "w_down_EOH"):
+        if (mine := held(module, name)) is not None:
+            mine.fill_(1e30)
+
+
+def activation(module: LitMoE) -> None:
+    """In the tokens of the second rank, in the second step."""
+
+    def plant(_: Any, args: Any, output: Tensor) -> Tensor:
+        return output * NAN if rank() == 1 and module.trainer.global_step == 1 else output
+
+    module.model.get_submodule("blocks.0.attention").register_forward_hook(plant)
+
+
+def gradient(module: LitMoE) -> None:
+    """Of what comes out of the first block, on the second rank, in the second step."""
+
+    def plant(_: Any, args: Any, output: tuple[Tensor, Any]) -> None:
+        if rank() == 1 and module.trainer.global_step == 1 and output[0].requires_grad:
+            output[0].register_hook(lambda grad: grad * NAN)
+
+    module.model.get_submodule("blocks.0").register_forward_hook(plant)
+
+
+PLANTS: dict[str, Plant] = {p.__name__: p for p in (weight, overflow, activation, gradient)}
+
+
+class Planting(L.Callback):
+    """Plants when the model is there; keeps the weights after each step."""
+
+    def __init__(self, plant: Plant) -> None:
+        self.plant = plant
+        self.after: list[list[Tensor]] = []
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, LitMoE)
+        self.plant(pl_module)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        tensors = [*pl_module.parameters(), *pl_module.buffers()]
+        self.after.append([local(t).detach().clone() for t in tensors])
+
+
+def main(spec: str, options: str, out: str) -> None:
+    results: dict[str, Any] = {}
+    for name, plant in PLANTS.items():
+        for policy in ("stop", "skip"):
+            if policy == "skip" and name in ("weight", "overflow"):
+                continue
+            recipe = load(spec, [*json.loads(options), f"non_finite={policy}"])
+            planting = Planting(plant)
+            module = LitMoE(recipe)
+            trainer = make_trainer(recipe, RunFolder(Path("nowhere")), callbacks=[planting])
+            said = ""
+            try:
+                trainer.fit(module)
+            except MoekitError as error:
+                said = str(error)
+            results[f"{name} {policy}"] = {"said": said, "count": module.left_out.count, **moved(planting.after)}
+    (Path(out) / f"rank{rank()}.json").write_text(json.dumps(results))
+
+
+def moved(after: list[list[Tensor]]) -> Mapping[str, Any]:
+    """In which steps after the first anything moved; whether all is finite at the end."""
+    pairs = zip(after[:-1], after[1:], strict=True)
+    steps = [not all(map(torch.equal, a, b)) for a, b in pairs]
+    return {"moved": steps, "finite": all(bool(torch.isfinite(t).all()) for t in (after[-1] if after else []))}
+
+
+if __name__ == "__main__":
+    with quiet():
+        main(*sys.argv[1:])

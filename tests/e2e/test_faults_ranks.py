@@ -1,0 +1,61 @@
+"""What is not finite on one rank: all ranks decide alike, and say the same of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from faults import prepare
+from ranks import run_ranks
+
+SCRIPT = Path(__file__).with_name("sick_rank.py")
+BANK = "blocks.1.ffn.experts"
+BACK = "the forward pass is finite, the gradients are not, backwards from:"
+LAYOUTS = {
+    "ddp": ["trainer.strategy=ddp"],
+    "sharded": ["trainer.strategy={use: sharded}"],
+    "experts apart": ["trainer.strategy={use: sharded, ep: 2}"],
+    "experts apart, fused": ["trainer.strategy={use: sharded, ep: 2}", "model.moe.dispatcher={use: fused}"],
+}
+
+
+def said_on_ranks(folder: Path, layout: str) -> dict[str, dict[str, Any]]:
+    """What each run came to, alike on both ranks."""
+    prepare(folder)
+    options = [
+        *LAYOUTS[layout], f"data.path={folder / 'text'}", "trainer.devices=2", "trainer.max_steps=4",
+        "trainer.limit_val_batches=0", "trainer.enable_checkpointing=false", "trainer.enable_progress_bar=false",
+        "trainer.deterministic=false",
+    ]  # fmt: skip
+    run_ranks(SCRIPT, 2, str(folder / "tiny.yaml"), json.dumps(options), str(folder))
+    one, two = (json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1))
+    for name, result in one.items():  # which tensors move is a rank's own, in shards
+        assert two[name]["said"] == result["said"] and two[name]["count"] == result["count"]
+        assert two[name]["finite"] == result["finite"] or "skip" not in name
+    found: dict[str, dict[str, Any]] = one
+    return found
+
+
+def check(found: dict[str, dict[str, Any]]) -> None:
+    where = {name: result["said"].splitlines()[1].strip() for name, result in found.items() if "stop" in name}
+    assert where["weight stop"] == f"weights that are not finite: expert 5 of {BANK} (w_down_EOH)"
+    assert where["overflow stop"] == f"first not finite: expert 5 of {BANK} (inputs and weights are finite)"
+    attention = "blocks.0.attention (GroupedQueryAttention; inputs and weights are finite)"
+    assert where["activation stop"] == f"first not finite: {attention}"
+    assert where["gradient stop"].startswith(f"{BACK} blocks.0.ffn (w_")
+    for name in ("activation", "gradient"):
+        assert found[f"{name} stop"]["said"].startswith("step 2: the loss is")
+        skipped = found[f"{name} skip"]
+        assert skipped == {"said": "", "count": 1, "moved": [False, True, True], "finite": True}, name
+
+
+def test_two_ranks_that_share_experts_say_the_same(tmp_path: Path) -> None:
+    check(said_on_ranks(tmp_path, "experts apart"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["ddp", "sharded", "experts apart, fused"])
+def test_ranks_say_the_same_in_every_layout(tmp_path: Path, layout: str) -> None:
+    check(said_on_ranks(tmp_path, layout))
