@@ -1,0 +1,85 @@
+"""Every CPU dispatcher in bf16, and under autocast, within a stated bound of the exact result, gradients too.
+
+The bound is counted, not fitted. u = 2^-8 is the largest relative error of one rounding to bf16. On its way from x to
+y a number is rounded at most ``R = 9 + K`` times: x, the two matrices and the gate (4), what the first product gives,
+the activation, the product of the halves, what the second product gives (4), K partial sums, the output (1). A value
+in a backward pass has seen as many again. Errors grow with the terms that are summed, not with their sum, so they are
+measured in a majorant: the same expression with every weight, token and gate replaced by its size and silu by the
+identity, which bounds it. silu's curvature (at most 1/2) and slope (at most 1.1) turn an error of its argument a into
+at most 1 + |a| times as much.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from moekit.contracts import Dispatcher, LayerDims
+from moekit.routing import TokenChoice
+from moekit_dispatchers.capacity import Capacity
+from moekit_dispatchers.capacity.module import CapacityDispatcher
+from moekit_dispatchers.fused import Fused
+from moekit_dispatchers.fused.module import FusedDispatcher
+from moekit_dispatchers.grouped import Grouped
+from moekit_dispatchers.grouped.module import GroupedDispatcher
+from moekit_dispatchers.loop import Loop
+from moekit_dispatchers.loop.module import LoopDispatcher
+from moekit_experts.glu import Glu
+from moekit_experts.glu.module import GluExperts
+
+T, D, H, E, U = 61, 24, 16, 6, 2.0**-8
+DIMS = LayerDims(dim=D, num_experts=E)
+LOOP = LoopDispatcher(Loop(), DIMS)
+DISPATCHERS: dict[str, Dispatcher] = {
+    "loop": LOOP,
+    "grouped": GroupedDispatcher(Grouped(), DIMS),
+    "capacity": CapacityDispatcher(Capacity(factor=float(E)), DIMS),
+    "fused": FusedDispatcher(Fused(), DIMS),
+}
+
+
+def values(x_TD: Tensor, gate_TK: Tensor, expert_TK: Tensor, bank: GluExperts, way: Dispatcher) -> list[Tensor]:
+    """The output and every gradient, for an upstream gradient of ones and minus ones."""
+    zero_TE = torch.zeros(T, E)
+    routing = TokenChoice(logits_TE=zero_TE, scores_TE=zero_TE, expert_TK=expert_TK, gate_TK=gate_TK)
+    y_TO = way(x_TD, routing, bank).y_TO
+    return [y_TO.detach(), *torch.autograd.grad(y_TO, [x_TD, gate_TK, *bank.parameters()], signs(y_TO))]
+
+
+def signs(y_TO: Tensor) -> Tensor:
+    return (torch.arange(y_TO.numel(), device=y_TO.device).reshape(y_TO.shape) % 3 - 1).to(y_TO.dtype)
+
+
+def majorant(x_TD: Tensor, gate_TK: Tensor, expert_TK: Tensor, bank: GluExperts) -> tuple[list[Tensor], float]:
+    """The output and gradients that nothing cancels in, and the largest argument that silu can have."""
+    sizes = [t.detach().double().abs().requires_grad_() for t in (x_TD, gate_TK, *bank.parameters())]
+    x, gate, w_in_EHD, w_out_EOH = sizes
+    in_TKH = torch.einsum("td,tkhd->tkh", x, w_in_EHD[expert_TK])
+    a_TKH, up_TKH = in_TKH.chunk(2, -1)
+    y_TO = torch.einsum("tk,tkh,tkoh->to", gate, a_TKH * up_TKH, w_out_EOH[expert_TK])
+    return [y_TO.detach(), *torch.autograd.grad(y_TO, sizes, signs(y_TO).abs())], float(a_TKH.detach().max())
+
+
+@pytest.mark.parametrize("K", [1, 2, E])
+@pytest.mark.parametrize("autocast", [False, True], ids=["bf16", "autocast"])
+@pytest.mark.parametrize("name", DISPATCHERS)
+def test_bf16_is_within_its_bound(name: str, autocast: bool, K: int) -> None:
+    dtype = torch.float32 if autocast else torch.bfloat16
+    bank = GluExperts(Glu(count=E, hidden=H), DIMS).to(dtype)
+    x_TD = torch.randn(T, D).to(dtype).requires_grad_()
+    gate_TK = torch.rand(T, K).requires_grad_()
+    expert_TK = torch.rand(T, E).topk(K).indices
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        found = values(x_TD, gate_TK, expert_TK, bank, DISPATCHERS[name])
+    exact_bank = GluExperts(Glu(count=E, hidden=H), DIMS).double()
+    exact_bank.load_state_dict(bank.state_dict())
+    x64_TD, gate64_TK = (t.detach().double().requires_grad_() for t in (x_TD, gate_TK))
+    exact = values(x64_TD, gate64_TK, expert_TK, exact_bank, LOOP)
+    bounds, largest = majorant(x_TD, gate_TK, expert_TK, bank)
+    for i, (ours, right, size) in enumerate(zip(found, exact, bounds, strict=True)):
+        roundings = (9 + K) * (1 if i == 0 else 2)
+        error = (ours.double() - right).abs()
+        assert bool((error <= roundings * U * (1 + largest) * size).all()), f"tensor {i}: {(error / size).max()}"
+    assert found[0].dtype == torch.bfloat16
+    assert bool((found[0].double() - exact[0]).abs().max() > 0), "nothing was rounded: this was no bf16"
