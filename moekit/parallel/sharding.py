@@ -11,13 +11,15 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Shard
 
 from moekit.checkpoints.boxes import Box, box_of, whole_box
 from moekit.contracts import Model
 from moekit.errors import MoekitError
 from moekit.layer import MoELayer
+from moekit.parallel.cut import cut_of
 from moekit.parallel.mesh import REPLICA, mesh_of, world_mesh
 
 
@@ -48,14 +50,25 @@ def shard(model: Model, ep: int, device_type: str, policy: MixedPrecisionPolicy 
         beside: list[nn.Module] = [layer.router] if layer.shared is None else [layer.router, layer.shared]
         for part in beside:
             if any(True for _ in part.parameters()):
-                fully_shard(part, mesh=world, mp_policy=policy)
-        fully_shard(layer, mesh=mesh, mp_policy=policy)
+                _cut(part, world, policy)
+        _cut(layer, mesh, policy)
     for unit in (*model.stack(), model):
-        fully_shard(unit, mesh=world, mp_policy=policy, ignored_params=alone)
+        _cut(unit, world, policy, alone)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
+
+
+def _cut(
+    module: nn.Module, mesh: DeviceMesh, policy: MixedPrecisionPolicy, but: set[nn.Parameter] | None = None
+) -> None:
+    """Cuts up what no part of a module has been cut for, evenly where that is possible (``cut_of``)."""
+
+    def along(parameter: nn.Parameter) -> Shard:
+        return Shard(cut_of(parameter.shape, mesh.size()))
+
+    fully_shard(module, mesh=mesh, mp_policy=policy, ignored_params=but, shard_placement_fn=along)
 
 
 def spread_layers(module: nn.Module) -> Iterator[MoELayer]:
