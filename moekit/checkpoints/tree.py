@@ -104,10 +104,12 @@ class _Encoder:
 
 
 def _identity(value: Tensor | Box) -> tuple[Any, ...]:
-    """Equal for tensors that are one: tied weights."""
-    if isinstance(value, Box) or isinstance(value, DTensor) or not value.numel():
+    """Equal for tensors that are one, and for the same piece of one: tied weights."""
+    tensor, place = (value.tensor, (value.global_shape, value.offset)) if isinstance(value, Box) else (value, ())
+    if isinstance(tensor, DTensor) or not tensor.numel():
         return (id(value),)
-    return value.untyped_storage().data_ptr(), value.storage_offset(), tuple(value.shape), value.stride(), value.dtype
+    memory = tensor.untyped_storage().data_ptr(), tensor.storage_offset()
+    return *memory, tuple(tensor.shape), tensor.stride(), tensor.dtype, place
 
 
 def decode(plain: Any, tensor: Callable[[str], Any]) -> Any:

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, cast
 
 import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.optim import Optimizer
 
+from moekit.checkpoints.boxes import copy_into
+from moekit.checkpoints.reading import Handle, open_checkpoint
+from moekit.checkpoints.tree import fill
 from moekit.contracts import Model
-from moekit.errors import Problem, SpecError
+from moekit.errors import CheckpointError, Problem, SpecError
 from moekit.parallel.mesh import world_mesh
-from moekit.parallel.sharding import shard
+from moekit.parallel.sharding import shard, tensors_of
 from moekit.registry import current
 from moekit.spec.fields import ConflictError, Spec
 from moekit.spec.kinds import DispatcherSpec, MoE
@@ -58,6 +65,60 @@ class ShardedStrategy(ModelParallelStrategy):
         half = any(p.dtype in HALF for p in model.parameters())
         policy = MixedPrecisionPolicy(reduce_dtype=torch.float32 if half else None)
         shard(model, self.layout.ep, self.root_device.type, policy)
+
+    # Checkpoints: every rank saves, and reads, the pieces that it holds.
+
+    @property
+    def lightning_restore_optimizer(self) -> bool:
+        """Lightning is to hand over an optimizer's state, as it does elsewhere."""
+        return True
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """What this rank holds of the module's tensors, as boxes."""
+        return dict(tensors_of(self._module))
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """What this rank holds of an optimizer's state, as boxes."""
+        inner = optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
+        return inner.state_dict()
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        """Saves, with all ranks."""
+        self.checkpoint_io.save_checkpoint(checkpoint, filepath, storage_options=storage_options)
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """The tree of a checkpoint. Of the model and of optimizers it holds handles, from which a rank reads slices."""
+        plain: dict[str, Any] = open_checkpoint(Path(checkpoint_path)).plain
+        sliced = ("state_dict", "optimizer_states")
+        return {key: value if key in sliced else fill(value, Handle.whole, Handle) for key, value in plain.items()}
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        """Fills this rank's pieces.
+
+        Raises:
+            CheckpointError: names or shapes are not the module's.
+        """
+        saved, boxes = checkpoint["state_dict"], tensors_of(self._module)
+        strays = [name for name in {**saved, **boxes} if name not in saved or name not in boxes]
+        strays += [n for n, b in boxes.items() if n in saved and tuple(saved[n].shape) != b.global_shape]
+        if strays:
+            raise CheckpointError(f"the checkpoint does not fit the model: {', '.join(strays[:5])}")
+        copy_into(list(boxes.values()), lambda name, offset, sizes: saved[name].read(offset, sizes))
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """Hands each optimizer its state."""
+        for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            optimizer.load_state_dict(state)
+
+    def teardown(self) -> None:
+        """Waits for what is being written, too."""
+        super().teardown()
+        self.checkpoint_io.teardown()
+
+    @property
+    def _module(self) -> nn.Module:
+        assert self.lightning_module is not None
+        return self.lightning_module
 
 
 def laid_out(recipe: Recipe, layout: Sharded) -> Recipe:

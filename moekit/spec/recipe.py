@@ -60,7 +60,7 @@ class Compare(Spec):
 class Start(Spec):
     """Starts from trained weights, with a fresh optimizer at step 0: fine-tuning. The weights must fit exactly."""
 
-    run: str = option(help="whose: a run folder, a checkpoint file, or a run's name, meaning its latest below runs/")
+    run: str = option(help="whose: a run folder, a checkpoint, or a run's name, meaning its latest below runs/")
     update: Literal["all", "experts", "others"] = option(
         "all", "which parameters move: all; routed experts and their routers; or all others (ST-MoE)"
     )
@@ -68,7 +68,15 @@ class Start(Spec):
     def check(self) -> Iterable[str]:
         """Some run is named."""
         if not self.run.strip():
-            yield "run is empty; give a run folder, a checkpoint file or a run's name"
+            yield "run is empty; give a run folder, a checkpoint or a run's name"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoints(Spec):
+    """What is kept of a run while it trains. One is saved at every validation (``trainer.val_check_interval``)."""
+
+    keep: int = option(2, "how many of the newest stay, besides the best", ge=1)
+    asynchronous: bool = option(False, "write while training goes on; takes a copy of what is saved in host memory")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +102,7 @@ class Recipe(Spec):
         "stop", "when a loss or gradient is NaN or infinite: end the run, or leave that optimizer step out"
     )
     compile: bool = option(False, "compile the model's blocks with torch.compile: pays on GPUs, and in long runs")
+    checkpoints: Checkpoints = group("what is kept of a run while it trains", default=Checkpoints())
     trainer: dict[str, Any] = option({}, "options of lightning.Trainer, passed through")
 
     def check(self) -> Iterable[str]:

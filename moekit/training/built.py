@@ -66,6 +66,11 @@ class Built(L.LightningModule):
         """Whether there is a model yet."""
         return "model" in self._modules
 
+    def build(self) -> None:
+        """Builds the whole model, unless there is one."""
+        if not self.is_built:
+            self._hold(build_model(self.recipe))
+
     def configure_model(self) -> None:
         """Builds the model as the trainer's strategy lays it out, unless it is there; compiles it where asked. Once."""
         if self._configured:
@@ -75,8 +80,7 @@ class Built(L.LightningModule):
         if isinstance(strategy, ShardedStrategy):
             self._hold(build_model(self.recipe, strategy))
             strategy.shard(self.model)
-        elif not self.is_built:
-            self._hold(build_model(self.recipe))
+        self.build()
         if self.recipe.compile:
             compile_parts(self.model)
 

@@ -1,63 +1,89 @@
-"""Checkpoint files: written whole or not at all, and read as plain data.
-
-A file is written beside its place under another name, flushed to the disk, and moved into place in one step, so a
-process killed at any moment leaves the old file or the new one, never half of one.
-"""
+"""Checkpoints of training runs: what Lightning saves, in the format of ``moekit.checkpoints``."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.plugins.io import CheckpointIO
 
+from moekit.checkpoints.background import Background
+from moekit.checkpoints.keeping import Keeping, remove
+from moekit.checkpoints.reading import Checkpoint, open_checkpoint
+from moekit.checkpoints.writing import save_tree
 from moekit.errors import CheckpointError
 
 
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """A Lightning checkpoint plugin: ``Trainer(plugins=[AtomicCheckpointIO()])``. Local files only."""
+class AtomicCheckpointIO(CheckpointIO):
+    """A Lightning checkpoint plugin: ``Trainer(plugins=[AtomicCheckpointIO()])``. Local directories only.
+
+    Args:
+        asynchronous: write while training goes on. What goes wrong is raised by the next save, or at the end.
+    """
+
+    def __init__(self, *, asynchronous: bool = False) -> None:
+        self._behind = Background() if asynchronous else None
 
     def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Keeping | None = None
     ) -> None:
-        """Writes to a temporary file in the same folder, then replaces ``path``."""
-        replace_file(Path(path), lambda temporary: torch.save(checkpoint, temporary))
+        """Saves a directory, which appears when it is whole.
+
+        Args:
+            checkpoint: plain values and tensors.
+            path: of the directory.
+            storage_options: which pointers are to name it, and how many others stay.
+
+        Raises:
+            SaveError: it could not be written; asynchronously: the one before.
+        """
+        step = checkpoint.get("global_step")
+        save_tree(checkpoint, Path(path), step=step, keeping=storage_options, behind=self._behind)
+
+    def load_checkpoint(
+        self, path: str | os.PathLike[str], map_location: Any | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """All of a checkpoint, on the CPU: it holds plain values and tensors, whatever ``weights_only`` asks for.
+
+        Raises:
+            CheckpointError: it is missing, damaged or no checkpoint.
+        """
+        contents: dict[str, Any] = open_checkpoint(Path(path)).whole()
+        return contents
+
+    def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
+        """Removes a directory."""
+        remove(Path(path))
+
+    def wait(self) -> None:
+        """Returns when nothing is being written.
+
+        Raises:
+            SaveError: what was, could not be.
+        """
+        if self._behind is not None:
+            self._behind.wait()
+
+    def teardown(self) -> None:
+        """The same, at the end."""
+        self.wait()
 
 
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Has ``write`` fill a temporary file beside ``path``, then moves it to ``path`` in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The contents of a checkpoint that ``LitMoE`` wrote: plain data and tensors, on the CPU.
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Opens a checkpoint that ``LitMoE`` wrote.
 
     Raises:
-        CheckpointError: the file is missing, truncated, or no checkpoint of moekit.
+        CheckpointError: it is missing, damaged, or no checkpoint of a training run.
     """
-    if not path.is_file():
-        raise CheckpointError(f"no checkpoint at {path}\n  a run writes its first after its first validation")
-    try:
-        contents = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
+    checkpoint = open_checkpoint(path)
+    plain = checkpoint.plain
+    if not isinstance(plain, dict) or "moekit" not in plain or "spec" not in plain.get("hyper_parameters", {}):
         raise CheckpointError(
-            f"cannot read the checkpoint {path}: it is truncated, damaged or no checkpoint\n"
-            f"  {': '.join([type(error).__name__, *str(error).splitlines()[:1]])}"
-        ) from error
-    if not isinstance(contents, dict) or "moekit" not in contents or "spec" not in contents.get("hyper_parameters", {}):
-        raise CheckpointError(f"{path} is no checkpoint of a moekit run (no 'moekit' part, or no spec in it)")
-    return contents
+            f"{checkpoint.path} is no checkpoint of a moekit run (no 'moekit' part, or no spec in it)"
+        )
+    return checkpoint
 
 
 def refuse_other_model(path: Path, saved: Mapping[str, Any], spec: Mapping[str, Any]) -> None:

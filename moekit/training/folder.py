@@ -6,6 +6,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from moekit.checkpoints.keeping import steps_in, target_of
+from moekit.checkpoints.reading import is_checkpoint
 from moekit.errors import CheckpointError
 from moekit.registry import current
 
@@ -18,9 +20,11 @@ class RunFolder:
 
     Args:
         path: the folder.
+        chosen: the checkpoint that was asked for; None for the last.
     """
 
     path: Path
+    chosen: Path | None = None
 
     @classmethod
     def new(cls, root: Path, name: str) -> RunFolder:
@@ -34,22 +38,24 @@ class RunFolder:
 
     @classmethod
     def find(cls, run: str, root: Path = RUNS) -> RunFolder:
-        """The folder that ``run`` means: a run folder, a file in one, or a name, meaning its latest with a checkpoint.
+        """The folder that ``run`` means: a run folder, a checkpoint in one, or a name: its latest with a checkpoint.
 
         Raises:
             CheckpointError: nothing of that name.
         """
         path = Path(run)
-        if path.is_file():
-            inside = [parent for parent in path.resolve().parents if (parent / "spec.yaml").is_file()]
-            if inside:
-                return cls(inside[0])
         if (path / "spec.yaml").is_file():
             return cls(path)
+        if is_checkpoint(path) or path.is_file():
+            inside = [parent for parent in path.parents if (parent / "spec.yaml").is_file()]
+            if inside:
+                return cls(inside[0], path if is_checkpoint(path) else None)
         for folder in (root / run, path):
             runs = [spec.parent for spec in folder.glob("*/spec.yaml") if (spec.parent / "checkpoints").is_dir()]
             if runs:
-                begun = [run for run in runs if cls(run).last.is_file()] or runs  # one stopped too early is passed over
+                begun = [
+                    run for run in runs if cls(run).last is not None
+                ] or runs  # one stopped too early is passed over
                 return cls(max(begun, key=lambda p: ((p / "spec.yaml").stat().st_mtime_ns, p.name)))
         known = sorted(p.parent.parent.relative_to(root).as_posix() for p in root.glob("**/*/spec.yaml"))
         recipes = {component.name: component.trains for component in current().components("recipe")}
@@ -95,18 +101,35 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> Path:
-        """``last.ckpt`` and ``best.ckpt``."""
+        """A directory for each checkpoint that is kept, by step; ``last`` and ``best`` name two of them."""
         return self.path / "checkpoints"
 
     @property
-    def last(self) -> Path:
-        """The newest checkpoint."""
-        return self.checkpoints / "last.ckpt"
+    def last(self) -> Path | None:
+        """The newest checkpoint; None before there is one."""
+        return target_of(self.checkpoints, "last")
 
     @property
-    def best(self) -> Path:
-        """The checkpoint with the lowest validation loss."""
-        return self.checkpoints / "best.ckpt"
+    def best(self) -> Path | None:
+        """The checkpoint with the lowest validation loss; None before there is one."""
+        return target_of(self.checkpoints, "best")
+
+    def checkpoint(self) -> Path:
+        """The checkpoint to read or to go on from: the chosen one, or the last.
+
+        Raises:
+            CheckpointError: there is none.
+        """
+        path = self.last if self.chosen is None else target_of(self.chosen.parent, self.chosen.name) or self.chosen
+        if path is None:
+            others = "".join(f"\n    {other}" for other in steps_in(self.checkpoints).values())
+            why = (
+                f"'last' names none; there are:{others}"
+                if others
+                else "a run writes its first after its first validation"
+            )
+            raise CheckpointError(f"no checkpoint in {self.checkpoints}\n  {why}")
+        return path
 
     @property
     def dense(self) -> RunFolder:
@@ -121,9 +144,12 @@ class RunFolder:
 
 
 def checkpoint_of(run: str, root: Path = RUNS) -> Path:
-    """The checkpoint that ``run`` means: itself a file, or the last one of a run folder or of a name's latest run.
+    """The checkpoint that ``run`` means: itself one, or the last of a run folder or of a name's latest run.
 
     Raises:
-        CheckpointError: nothing of that name.
+        CheckpointError: nothing of that name, or no checkpoint there.
     """
-    return Path(run) if Path(run).is_file() else RunFolder.find(run, root).last
+    path = Path(run)
+    if is_checkpoint(path):
+        return target_of(path.parent, path.name) or path
+    return RunFolder.find(run, root).checkpoint()

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from moekit.contracts import Data, Model, Source
-from moekit.errors import CheckpointError, MoekitError
-from moekit.training.checkpoint import read_checkpoint
+from moekit.errors import MoekitError
 from moekit.training.decoding import reading_on
 from moekit.training.folder import RUNS, checkpoint_of
 from moekit.training.module import LitMoE
@@ -22,21 +21,13 @@ def load_run(run: str, root: Path = RUNS) -> LitMoE:
     """The trained module of a run, in evaluation mode on the CPU; its data can encode and decode.
 
     Args:
-        run: a run folder, a checkpoint file, or a name, meaning its latest run below ``root``.
+        run: a run folder, a checkpoint, or a name, meaning its latest run below ``root``.
         root: folder of all runs.
 
     Raises:
-        CheckpointError: there is no such run, or its checkpoint is truncated or no checkpoint of moekit.
+        CheckpointError: there is no such run, or its checkpoint is damaged or no checkpoint of moekit.
     """
-    path = checkpoint_of(run, root)
-    contents = read_checkpoint(path)
-    module = LitMoE(contents["hyper_parameters"]["spec"])
-    try:
-        module.load_state_dict(contents["state_dict"])
-    except RuntimeError as error:
-        raise CheckpointError(f"{path} does not fit the model that its own spec describes\n  {error}") from error
-    module.on_load_checkpoint(contents)
-    return module.eval()
+    return LitMoE.load_from_checkpoint(checkpoint_of(run, root)).eval()
 
 
 @torch.inference_mode()

@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from moekit.training.checkpoint import replace_file
+from moekit.checkpoints.keeping import replace_file
 
 Row = dict[str, float]
 

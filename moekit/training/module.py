@@ -8,7 +8,8 @@ What is unusual, and why:
 - A training batch, and what the model draws itself, is a function of (seed, step, micro-batch), the micro-batches of
   all ranks numbered together: a resumed run repeats an uninterrupted one bit for bit, and ranks repeat accumulation.
 - A step whose loss or gradients are not finite touches nothing: neither weights nor optimizer nor balancers.
-- The checkpoint holds plain data alone (the resolved spec as a dict), so it loads with ``weights_only=True``.
+- The checkpoint holds plain data and tensors alone (the resolved spec as a dict), by the names of parameters, and is
+  read as such: ``docs/checkpoints.md``. It fits one process as well as many.
 """
 
 from __future__ import annotations
@@ -21,12 +22,16 @@ import torch
 from torch import Tensor
 
 import moekit
+from moekit.checkpoints.reading import Handle
+from moekit.checkpoints.tree import fill
 from moekit.contracts import Batch, LossSum
+from moekit.errors import CheckpointError
 from moekit.parallel.strategy import ShardedStrategy
 from moekit.seeds import seed_all
 from moekit.spec.recipe import Recipe
 from moekit.training.balance import StepLoad
 from moekit.training.built import Built
+from moekit.training.checkpoint import read_checkpoint
 from moekit.training.diagnosis import Micro
 from moekit.training.failure import LeftOut
 from moekit.training.gradients import clip, clip_values
@@ -160,6 +165,29 @@ class LitMoE(Built):
     def on_validation_end(self) -> None:
         """Starts the training clock again."""
         self.pace.resume()
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: str | Path, map_location: Any = None) -> LitMoE:  # type: ignore[override]
+        """The module that a checkpoint holds, whole, whatever the layout it was saved in.
+
+        Args:
+            checkpoint_path: its directory, or a pointer to it (``checkpoints/last``).
+            map_location: the device to move it to; the CPU when left out.
+
+        Raises:
+            CheckpointError: it is missing, damaged or of no run, or its weights are not those of its own spec.
+        """
+        saved = read_checkpoint(Path(checkpoint_path))
+        module = cls(saved.plain["hyper_parameters"]["spec"])
+        module.build()
+        try:
+            module.load_state_dict(fill(saved.plain["state_dict"], Handle.whole, Handle))
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"{saved.path} does not fit the model that its own spec describes\n  {error}"
+            ) from error
+        module.on_load_checkpoint(saved.plain)
+        return module if map_location is None else module.to(map_location)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the data's state, and the clock."""

@@ -10,6 +10,7 @@ from torch.distributed.tensor import DTensor
 from moekit.contracts import Model
 from moekit.registry import build
 from moekit.spec.recipe import Recipe
+from moekit.training.optimizer_state import keep_by_name
 
 
 def optimizer_of(recipe: Recipe, model: Model, steps: int) -> Any:
@@ -22,12 +23,27 @@ def optimizer_of(recipe: Recipe, model: Model, steps: int) -> Any:
     """
     optimizer = build(recipe.optimizer, model)  # type: ignore[arg-type]
     split_by_layout(optimizer)
+    keep_by_name(optimizer, model)
     if recipe.schedule is None:
         return optimizer
     factor = build(recipe.schedule, steps)
-    # A plain function: torch keeps none of it in the scheduler's state.
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: float(factor(step)))
+    scheduler = ByStep(optimizer, lambda step: float(factor(step)))
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+class ByStep(torch.optim.lr_scheduler.LambdaLR):
+    """A schedule whose state is the step alone: rates are the optimizer's, whose groups are cut by layout."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The step."""
+        return {"step": self.last_epoch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes it back. The optimizer has its state already: its rates, and those they began with."""
+        self.last_epoch = int(state_dict["step"])
+        self._step_count = self.last_epoch + 1
+        self.base_lrs = [group["initial_lr"] for group in self.optimizer.param_groups]
+        self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
 
 
 def split_by_layout(optimizer: torch.optim.Optimizer) -> None:

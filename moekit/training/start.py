@@ -11,12 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from moekit.checkpoints.boxes import copy_into, region
+from moekit.checkpoints.boxes import copy_into
+from moekit.checkpoints.reading import Handle
 from moekit.contracts import Data
 from moekit.errors import CheckpointError, Problem, SpecError
 from moekit.layer import MoELayer
+from moekit.parallel.launch import same_for_all
 from moekit.parallel.sharding import tensors_of
 from moekit.spec.recipe import Recipe, Start
 from moekit.training.checkpoint import read_checkpoint
@@ -70,7 +72,7 @@ class StartingPoint:
         """
         if self._taught or restored is not None or self.start is None:
             return
-        if state := read_checkpoint(checkpoint_of(self.start.run, RUNS))["moekit"].get("data"):
+        if state := read_checkpoint(checkpoint_of(self.start.run, RUNS)).plain["moekit"].get("data"):
             data.load_state(state)
         self._taught = True
 
@@ -87,11 +89,11 @@ class StartingPoint:
         if self._loaded or restored is not None or self.start is None:
             return
         path = checkpoint_of(self.start.run, RUNS)
-        contents = read_checkpoint(path)
+        contents = read_checkpoint(path).plain
         saved = {k.removeprefix(PREFIX): v for k, v in contents["state_dict"].items() if k.startswith(PREFIX)}
         boxes = tensors_of(model)
         refuse_misfit(path, saved, {name: box.global_shape for name, box in boxes.items()})
-        copy_into(list(boxes.values()), lambda name, offset, sizes: saved[name][region(offset, sizes)])
+        copy_into(list(boxes.values()), lambda name, offset, sizes: saved[name].read(offset, sizes))
         self._loaded = True
 
     def describe(self) -> str:
@@ -118,11 +120,12 @@ def pinned(recipe: Recipe, root: Path) -> Recipe:
     """
     if recipe.start is None:
         return recipe
-    path = checkpoint_of(recipe.start.run, root)
-    return replace(recipe, start=replace(recipe.start, run=path.as_posix()))
+    asked = recipe.start.run
+    path = same_for_all("start_run", lambda: checkpoint_of(asked, root).as_posix())
+    return replace(recipe, start=replace(recipe.start, run=path))
 
 
-def refuse_misfit(path: Path, saved: Mapping[str, Tensor], model: Mapping[str, tuple[int, ...]]) -> None:
+def refuse_misfit(path: Path, saved: Mapping[str, Handle], model: Mapping[str, tuple[int, ...]]) -> None:
     """Refuses weights that are not all of a model's: nothing is loaded in part.
 
     Args:

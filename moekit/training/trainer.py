@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.precision import DoublePrecision
 
@@ -21,6 +21,7 @@ from moekit.spec.sharding import sharded_of
 from moekit.training.built import DEFAULT_STEPS
 from moekit.training.checkpoint import AtomicCheckpointIO
 from moekit.training.folder import RunFolder
+from moekit.training.saving import SaveCheckpoints
 
 VALIDATIONS = 10
 VALIDATIONS_TO_STOP = 50  # of a run that a metric ends: its steps are an upper limit, seldom reached
@@ -74,14 +75,17 @@ def make_trainer(
         SpecError: options that the Trainer refuses, or ranks that cannot share the experts.
     """
     options = trainer_options(recipe)
-    plugins: list[Any] = [AtomicCheckpointIO()]
+    saving = recipe.checkpoints
+    plugins: list[Any] = [AtomicCheckpointIO(asynchronous=saving.asynchronous)]
     if (layout := sharded_of(options)) is not None:
         options["strategy"] = ShardedStrategy(layout)
         options.setdefault("inference_mode", False)  # FSDP2 gathers weights that backward must know of
         if str(options["precision"]) in ("64", "64-true"):  # Lightning takes it as a plugin alone beside this strategy
             del options["precision"]
             plugins.append(DoublePrecision())
-    more = checkpoint_callbacks(folder) if options.get("enable_checkpointing", True) else []
+    more: list[Callback] = []
+    if options.get("enable_checkpointing", True):
+        more.append(SaveCheckpoints(folder.checkpoints, keep=saving.keep))
     try:
         trainer = L.Trainer(
             **options,
@@ -113,21 +117,6 @@ def _within_a_step(interval: int, accumulate: int) -> Problem:
 
 def _refusal(error: Exception) -> Problem:
     return Problem(what=f"the Trainer refuses its options: {' '.join(str(error).split())}", at="trainer")
-
-
-def checkpoint_callbacks(folder: RunFolder) -> list[Callback]:
-    """``last.ckpt`` after every validation, ``best.ckpt`` by the lowest validation loss."""
-    common: Mapping[str, Any] = {
-        "dirpath": folder.checkpoints,
-        "save_top_k": 1,
-        "enable_version_counter": False,
-        "save_on_train_epoch_end": False,
-        "auto_insert_metric_name": False,
-    }
-    return [
-        ModelCheckpoint(filename="best", monitor="val/loss", mode="min", **common),
-        ModelCheckpoint(filename="last", monitor=None, **common),
-    ]
 
 
 @contextmanager

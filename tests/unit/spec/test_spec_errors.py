@@ -71,7 +71,7 @@ router 'pick' has no option 'topk'
         r"""
 a recipe has no option 'modle'
   at modle  in command line
-  expected one of schema, requires, name, summary, paper, seed, model, objective, data, optimizer, schedule, start, stop, compare, non_finite, compile, trainer
+  expected one of schema, requires, name, summary, paper, seed, model, objective, data, optimizer, schedule, start, stop, compare, non_finite, compile, checkpoints, trainer
   did you mean 'model'?
 """,
     ),
@@ -80,7 +80,7 @@ a recipe has no option 'modle'
         r"""
 a recipe has no option 'max_steps'
   at max_steps  in command line
-  expected one of schema, requires, name, summary, paper, seed, model, objective, data, optimizer, schedule, start, stop, compare, non_finite, compile, trainer
+  expected one of schema, requires, name, summary, paper, seed, model, objective, data, optimizer, schedule, start, stop, compare, non_finite, compile, checkpoints, trainer
   did you mean 'trainer.max_steps'?
 """,
     ),

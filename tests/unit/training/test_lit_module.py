@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,11 @@ import torch
 from torch import Tensor
 
 from moekit import DataError, MoekitError, MoELayer, SpecError, load, to_plain
+from moekit.checkpoints.reading import Handle
+from moekit.checkpoints.tree import fill
 from moekit.seeds import seed_all
 from moekit.training import AtomicCheckpointIO, LitMoE, StepLoader
+from moekit.training.checkpoint import read_checkpoint
 from moekit.training.readings import metric_names
 
 pytestmark = pytest.mark.usefixtures("calm")
@@ -71,12 +75,17 @@ def jittered(tree: Tree) -> Tree:
     return tree
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_a_resumed_run_repeats_an_uninterrupted_one_bit_for_bit(recipe: Make, tmp_path: Path, accumulate: int) -> None:
-    """12 steps against 6 and 6, with jitter at the router; AdamW's state, losses, weights and bias."""
+@pytest.mark.parametrize(("accumulate", "asynchronous"), [(1, False), (2, False), (2, True)])
+def test_a_resumed_run_repeats_an_uninterrupted_one_bit_for_bit(
+    recipe: Make, tmp_path: Path, accumulate: int, asynchronous: bool
+) -> None:
+    """12 steps against 6 and 6, with jitter at the router; AdamW's state, losses, weights and bias.
+
+    The run that is saved trains on for a step, into the copies of an asynchronous save if they were none.
+    """
     tree = jittered(recipe())
     options = {"accumulate_grad_batches": accumulate, "val_check_interval": 3 * accumulate}
-    path = tmp_path / "six.ckpt"
+    path = tmp_path / "six"
 
     whole, whole_losses = LitMoE(tree), Losses()
     first = trainer(12, callbacks=[whole_losses], **options)
@@ -85,19 +94,20 @@ def test_a_resumed_run_repeats_an_uninterrupted_one_bit_for_bit(recipe: Make, tm
     stopped = LitMoE(tree)
     # The schedule must see 12 steps: the run is broken off, not shorter.
     saving = Losses(6, path)
-    broken = trainer(12, callbacks=[saving, StopAt(6)], plugins=[AtomicCheckpointIO()], **options)
+    io = AtomicCheckpointIO(asynchronous=asynchronous)
+    broken = trainer(12, callbacks=[saving, StopAt(7)], plugins=[io], **options)
     broken.fit(stopped)
-    assert broken.global_step == 6
+    assert broken.global_step == 7
 
     seed_all(99)  # a new process would differ
-    resumed, resumed_losses = LitMoE.load_from_checkpoint(path, weights_only=True), Losses()
-    second = trainer(12, callbacks=[resumed_losses], **options)
-    second.fit(resumed, ckpt_path=path, weights_only=True)
+    resumed, resumed_losses = LitMoE.load_from_checkpoint(path), Losses()
+    second = trainer(12, callbacks=[resumed_losses], plugins=[AtomicCheckpointIO()], **options)
+    second.fit(resumed, ckpt_path=path)
 
     assert second.global_step == 12
     assert list(resumed_losses.seen) == [7, 8, 9, 10, 11, 12]
     assert resumed_losses.seen == {step: loss for step, loss in whole_losses.seen.items() if step > 6}
-    assert saving.seen == {step: loss for step, loss in whole_losses.seen.items() if step <= 6}
+    assert saving.seen == {step: loss for step, loss in whole_losses.seen.items() if step <= 7}
     for a, b in (
         (whole.state_dict(), resumed.state_dict()),
         (first.optimizers[0].state_dict(), second.optimizers[0].state_dict()),
@@ -146,10 +156,14 @@ def test_a_checkpoint_is_plain_data_and_makes_the_module_again(recipe: Make, tmp
     module = LitMoE(load(recipe()))
     t = trainer(3, plugins=[AtomicCheckpointIO()])
     t.fit(module)
-    t.save_checkpoint(tmp_path / "a.ckpt")
-    contents = torch.load(tmp_path / "a.ckpt", weights_only=True)
+    t.save_checkpoint(tmp_path / "step-00000003")
+    contents = read_checkpoint(tmp_path / "step-00000003").plain
     assert contents["hyper_parameters"]["spec"] == to_plain(module.recipe)
-    again = LitMoE.load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True)
+    json.dumps(fill(contents, lambda handle: list(handle.shape), Handle))
+    names = {name for name, _ in module.model.named_parameters()}
+    (optimizer,) = contents["optimizer_states"]
+    assert optimizer["state"].keys() == names == {n for group in optimizer["param_groups"] for n in group["params"]}
+    again = LitMoE.load_from_checkpoint(tmp_path / "step-00000003")
     assert again.recipe == module.recipe
     assert all(
         torch.equal(a, b) for a, b in zip(tensors(again.state_dict()), tensors(module.state_dict()), strict=True)

@@ -19,9 +19,11 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from moekit import CheckpointError, SpecError, load
-from moekit.training.checkpoint import differences, read_checkpoint, refuse_other_model, replace_file
+from moekit.checkpoints.keeping import replace_file, step_name, write_pointer
+from moekit.checkpoints.writing import save_tree
+from moekit.training.checkpoint import differences, read_checkpoint, refuse_other_model
 from moekit.training.closing import comparison_lines
-from moekit.training.folder import RunFolder
+from moekit.training.folder import RunFolder, checkpoint_of
 from moekit.training.generate import draw, stream
 from moekit.training.logs import LoadHistory, RunLog, curve, read_metrics
 from moekit.training.meter import Meter, ratios
@@ -70,13 +72,11 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
 
 
 def test_a_killed_write_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "last.ckpt"
+    path = tmp_path / "metrics.csv"
     code = f"""
-import importlib.util, os, signal, sys, types
+import os, signal
 from pathlib import Path
-sys.modules["lightning.pytorch.plugins.io"] = types.SimpleNamespace(TorchCheckpointIO=object)
-sys.modules["torch"] = types.SimpleNamespace()
-from moekit.training.checkpoint import replace_file
+from moekit.checkpoints.keeping import replace_file
 replace_file(Path({str(path)!r}), lambda p: p.write_text("old"))
 def die(p):
     p.write_text("half")
@@ -90,39 +90,16 @@ replace_file(Path({str(path)!r}), die)
     assert path.read_text() == "new"
 
 
-def good_checkpoint(path: Path, **model: Any) -> None:
-    torch.save({"moekit": {}, "hyper_parameters": {"spec": {"model": {"use": "decoder", "dim": 16, **model}}}}, path)
-
-
-def test_bad_checkpoints_are_named(tmp_path: Path) -> None:
-    good = tmp_path / "good.ckpt"
-    good_checkpoint(good)
-    assert "moekit" in read_checkpoint(good)
-    with pytest.raises(CheckpointError, match=r"no checkpoint at .*none\.ckpt"):
-        read_checkpoint(tmp_path / "none.ckpt")
-    cut = tmp_path / "cut.ckpt"
-    cut.write_bytes(good.read_bytes()[: good.stat().st_size // 2])
-    with pytest.raises(
-        CheckpointError, match=r"cannot read the checkpoint .*cut\.ckpt: it is truncated, damaged or no"
-    ):
-        read_checkpoint(cut)
-    (tmp_path / "alien.ckpt").write_text("hello")
-    with pytest.raises(CheckpointError, match=r"cannot read the checkpoint .*alien\.ckpt"):
-        read_checkpoint(tmp_path / "alien.ckpt")
-    torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
-    with pytest.raises(CheckpointError, match=r"other\.ckpt is no checkpoint of a moekit run"):
-        read_checkpoint(tmp_path / "other.ckpt")
-
-
-def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
-    class Evil:
-        def __reduce__(self) -> Any:
-            return (Path.touch, (tmp_path / "ran",))
-
-    torch.save({"moekit": Evil(), "hyper_parameters": {"spec": {}}}, tmp_path / "evil.ckpt")
-    with pytest.raises(CheckpointError, match="evil"):
-        read_checkpoint(tmp_path / "evil.ckpt")
-    assert not (tmp_path / "ran").exists()
+def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
+    good, other = tmp_path / "step-00000001", tmp_path / "step-00000002"
+    save_tree({"moekit": {}, "hyper_parameters": {"spec": {"model": {"use": "decoder"}}}}, good)
+    assert "moekit" in read_checkpoint(good).plain
+    for tree in ({"state_dict": {}}, {"moekit": {}}, [1]):
+        save_tree(tree, other)
+        with pytest.raises(CheckpointError, match=r"step-00000002 is no checkpoint of a moekit run"):
+            read_checkpoint(other)
+    with pytest.raises(CheckpointError, match=r"no checkpoint at .*step-00000003"):
+        read_checkpoint(tmp_path / "step-00000003")
 
 
 def test_another_model_is_refused_with_the_keys_that_differ(tmp_path: Path) -> None:
@@ -157,10 +134,24 @@ def test_a_run_is_found_by_folder_file_and_name(tmp_path: Path) -> None:
     os.utime(older / "spec.yaml", (1, 1))
     stopped_early = run_at(tmp_path / "tiny" / "2026-01-03_00-00-00")
     for run in (older, newer):
-        (run / "checkpoints" / "last.ckpt").write_text("")
+        for step in (1, 2):
+            save_tree({}, run / "checkpoints" / step_name(step))
+        write_pointer(run / "checkpoints", "last", step_name(2))
+        write_pointer(run / "checkpoints", "best", step_name(1))
     run_at(newer / "dense")
     assert RunFolder.find(str(older), tmp_path).path == older
-    assert RunFolder.find(str(older / "checkpoints" / "last.ckpt"), tmp_path).path == older.resolve()
+    for name, step in (("last", 2), ("best", 1), (step_name(1), 1)):
+        found = RunFolder.find(str(older / "checkpoints" / name), tmp_path)
+        assert (found.path, found.checkpoint()) == (older, older / "checkpoints" / step_name(step))
+        assert checkpoint_of(str(older / "checkpoints" / name)) == older / "checkpoints" / step_name(step)
+    assert RunFolder.find(str(older / "spec.yaml")).checkpoint() == older / "checkpoints" / step_name(2)
+    assert checkpoint_of("tiny", tmp_path) == newer / "checkpoints" / step_name(2)
+    assert RunFolder(older).best == older / "checkpoints" / step_name(1)
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .*\n  a run writes its first after its first"):
+        RunFolder(stopped_early).checkpoint()
+    (older / "checkpoints" / "last").unlink()
+    with pytest.raises(CheckpointError, match=r"'last' names none; there are:\n.*step-00000001\n.*step-00000002"):
+        RunFolder(older).checkpoint()
     assert RunFolder.find("tiny", tmp_path).path == newer
     assert RunFolder.find(str(tmp_path / "tiny")).path == newer
     assert RunFolder.find(str(stopped_early)).path == stopped_early

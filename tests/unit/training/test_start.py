@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from moekit.checkpoints.keeping import write_pointer
+from moekit.checkpoints.reading import open_checkpoint
 from moekit.errors import CheckpointError, SpecError
 from moekit.spec import load, to_plain
 from moekit.spec.recipe import Start
@@ -30,7 +33,7 @@ def fit(spec: dict[str, Any], path: Path, steps: int = 3, resume: Path | None = 
         max_steps=steps, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, plugins=[AtomicCheckpointIO()], default_root_dir=path.parent,
     )  # fmt: skip
-    trainer.fit(module, ckpt_path=resume, weights_only=True)
+    trainer.fit(module, ckpt_path=resume)
     trainer.save_checkpoint(path)
     return module
 
@@ -38,12 +41,12 @@ def fit(spec: dict[str, Any], path: Path, steps: int = 3, resume: Path | None = 
 @pytest.fixture
 def trained(recipe: Make, tmp_path: Path) -> Path:
     """The checkpoint of a short run."""
-    fit(recipe(), tmp_path / "first.ckpt")
-    return tmp_path / "first.ckpt"
+    fit(recipe(), tmp_path / "first")
+    return tmp_path / "first"
 
 
 def weights(path: Path) -> dict[str, Tensor]:
-    state: dict[str, Tensor] = torch.load(path, weights_only=True)["state_dict"]
+    state: dict[str, Tensor] = open_checkpoint(path).whole()["state_dict"]
     return state
 
 
@@ -66,8 +69,8 @@ def test_what_is_frozen_stays_bit_for_bit_and_the_rest_moves(
     fit(plain, trained)
     spec = started(recipe, trained, update)
     spec["model"]["moe"] |= model
-    module = fit(spec, tmp_path / "second.ckpt")
-    before, after = weights(trained), weights(tmp_path / "second.ckpt")
+    module = fit(spec, tmp_path / "second")
+    before, after = weights(trained), weights(tmp_path / "second")
     assert before.keys() == after.keys()
     names = {f"model.{name}" for name, _ in module.model.named_parameters()}
     experts = {n for n in names if ".ffn.experts." in n or ".ffn.router." in n}
@@ -92,8 +95,8 @@ def test_weights_and_selection_bias_are_there_before_the_first_step(recipe: Make
 
 
 def test_the_optimizer_is_fresh_and_the_steps_count_from_0(recipe: Make, trained: Path, tmp_path: Path) -> None:
-    fit(started(recipe, trained, "others"), tmp_path / "second.ckpt", steps=2)
-    contents = torch.load(tmp_path / "second.ckpt", weights_only=True)
+    fit(started(recipe, trained, "others"), tmp_path / "second", steps=2)
+    contents = open_checkpoint(tmp_path / "second").whole()
     assert contents["global_step"] == 2
     (state,) = contents["optimizer_states"]
     assert {float(s["step"]) for s in state["state"].values()} == {2.0}
@@ -104,16 +107,16 @@ def test_the_optimizer_is_fresh_and_the_steps_count_from_0(recipe: Make, trained
 def test_going_on_does_not_start_again(recipe: Make, trained: Path, tmp_path: Path) -> None:
     """The first run's file is gone, and the fine-tuning goes on as if it had not stopped."""
     spec = started(recipe, trained, "others", schedule=None)
-    whole = fit(spec, tmp_path / "whole.ckpt", steps=4)
-    fit(spec, tmp_path / "half.ckpt", steps=2)
-    trained.unlink()
-    module = fit(spec, tmp_path / "on.ckpt", steps=4, resume=tmp_path / "half.ckpt")
+    whole = fit(spec, tmp_path / "whole", steps=4)
+    fit(spec, tmp_path / "half", steps=2)
+    shutil.rmtree(trained)
+    module = fit(spec, tmp_path / "on", steps=4, resume=tmp_path / "half")
     assert all(
         torch.equal(a, b) for a, b in zip(module.state_dict().values(), whole.state_dict().values(), strict=True)
     )
     frozen = {id(p) for p in expert_parameters(module.model)}
     assert all(p.requires_grad != (id(p) in frozen) for p in module.model.parameters())
-    speaker = load_run(str(tmp_path / "on.ckpt"))  # nor is it asked for to generate
+    speaker = load_run(str(tmp_path / "on"))  # nor is it asked for to generate
     assert torch.equal(embedding(speaker), embedding(whole))
 
 
@@ -167,11 +170,12 @@ def test_the_latest_run_is_pinned(recipe: Make, trained: Path, tmp_path: Path) -
         folder = tmp_path / "runs" / "tiny" / stamp
         (folder / "checkpoints").mkdir(parents=True)
         (folder / "spec.yaml").write_text("schema: 1\n")
-        (folder / "checkpoints" / "last.ckpt").write_bytes(trained.read_bytes())
+        shutil.copytree(trained, folder / "checkpoints" / "step-00000003")
+        write_pointer(folder / "checkpoints", "last", "step-00000003")
     spec = load(recipe(start={"run": "tiny"}))
     found = pinned(spec, tmp_path / "runs").start
     assert found is not None
-    assert Path(found.run) == tmp_path / "runs/tiny/2026-01-02_00-00-00/checkpoints/last.ckpt"
+    assert Path(found.run) == tmp_path / "runs/tiny/2026-01-02_00-00-00/checkpoints/step-00000003"
     assert checkpoint_of(found.run, Path("elsewhere")) == Path(found.run)
     assert pinned(load(recipe()), tmp_path) == load(recipe())
     with pytest.raises(CheckpointError, match="no run at 'none'"):
