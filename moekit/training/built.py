@@ -119,8 +119,11 @@ class Built(L.LightningModule):
 
     def val_dataloader(self) -> Iterable[Batch]:
         """The validation set, shared out among ranks; nothing for a recipe without data."""
-        world = self.trainer.world_size
-        return [] if self.data is None else ValidationShare(self.prepare(), self.global_rank, world)
+        if self.data is None:
+            return []
+        limit = self.trainer.limit_val_batches
+        most = limit if isinstance(limit, int) else None  # Lightning would allow as many for each rank
+        return ValidationShare(self.prepare(), self.global_rank, self.trainer.world_size, most)
 
     def forward(self, inputs: Tensor, valid: Tensor | None = None) -> ModelOutput:
         """The model's output."""

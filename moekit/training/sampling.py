@@ -82,16 +82,18 @@ class ValidationShare:
     Args:
         data: yields the batches; already prepared.
         rank, world: this process's place.
+        most: batches of all ranks together; None for the whole set.
     """
 
-    def __init__(self, data: Data, rank: int = 0, world: int = 1) -> None:
+    def __init__(self, data: Data, rank: int = 0, world: int = 1, most: int | None = None) -> None:
         self.data = data
         self.rank = rank
         self.world = world
+        self.most = most
 
     def __iter__(self) -> Iterator[Batch]:
         """This rank's batches, always in the same order."""
-        batches = self.data.validation_batches()
+        batches = islice(self.data.validation_batches(), self.most)
         while round_ := list(islice(batches, self.world)):
             yield round_[self.rank] if self.rank < len(round_) else blank(round_[0])
 

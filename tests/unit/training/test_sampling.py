@@ -100,6 +100,11 @@ def test_ranks_share_the_validation_set(world: int) -> None:
     assert all(batch.valid is not None and not batch.valid.any() for batch in dealt[5:])
 
 
+def test_a_limit_is_that_of_all_ranks_together() -> None:
+    shares = [[int(b.inputs) for b in ValidationShare(Noise(), rank, 2, 3) if b.valid is None] for rank in (0, 1)]
+    assert shares == [[0, 2], [1]]
+
+
 def test_a_blank_batch_counts_nothing() -> None:
     tokens = torch.ones(2, 3, dtype=torch.int64)
     pair = blank(Batch(tokens, tokens, num_bytes=torch.tensor(9), source=Source(torch.ones(2, 5, dtype=torch.int64))))

@@ -1,0 +1,113 @@
+"""A model in shards equals one process that accumulates the same micro-batches: gradients, loads, biases, weights."""
+
+from __future__ import annotations
+
+import json
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from moekit.training.trainer import quiet
+from tests.e2e import sharded_run
+from tests.ranks import run_ranks
+
+SCRIPT = Path(sharded_run.__file__)
+WITHIN = {"64-true": 1e-10, "32-true": 1e-5}
+Run = dict[str, Any]
+
+
+def runs_in(tmp_path: Path, world: int, runs: list[Run], timeout: float = 240) -> list[Run]:
+    """Each run on ``world`` ranks, one after another in one launch, with how far it is ``apart`` from one process."""
+    expected: dict[str, Path] = {}
+    with quiet():
+        for run in runs:
+            # What is computed again comes out the same, and so does every layout: one process stands for all of them.
+            alone = {**run, "accumulate": run["accumulate"] * world, "recompute": "none", "ep": 1}
+            key = json.dumps(alone)
+            if key not in expected:
+                expected[key] = tmp_path / f"expected-{len(expected)}.pt"
+                torch.save(sharded_run.train(alone), expected[key])
+            run["expected"] = str(expected[key])
+    plan, rows = tmp_path / "plan.json", tmp_path / "rows.json"
+    plan.write_text(json.dumps(runs))
+    run_ranks(SCRIPT, world, str(plan), str(rows), timeout=timeout)
+    found: list[Run] = json.loads(rows.read_text())
+    return found
+
+
+def tell(found: list[Run]) -> None:
+    """The worst figures by recipe and precision, for ``pytest -s``."""
+    for recipe, precision in dict.fromkeys((run["recipe"], run["precision"]) for run in found):
+        some = [run["apart"] for run in found if (run["recipe"], run["precision"]) == (recipe, precision)]
+        worst = {key: max(apart[key] for apart in some) for key in some[0]}
+        print(f"{recipe} {precision}, {len(some)} layouts: " + ", ".join(f"{k} {v:.1e}" for k, v in worst.items()))
+
+
+def check(found: list[Run]) -> None:
+    for run in found:
+        layout = {key: value for key, value in run.items() if key not in ("apart", "expected")}
+        for what, apart in run["apart"].items():
+            assert apart <= (0 if what in ("load", "dropped") else WITHIN[run["precision"]]), (layout, what, apart)
+
+
+def test_two_ranks_equal_one(tmp_path: Path) -> None:
+    run = {"recipe": "deepseek_v3", "precision": "64-true", "steps": 3, "accumulate": 2, "ep": 2}
+    check(runs_in(tmp_path, 2, [run]))
+
+
+@pytest.mark.slow
+def test_four_ranks_in_every_layout_equal_one(tmp_path: Path) -> None:
+    """Every expert layout by accumulation by recomputation, in fp64; in fp32 without the last."""
+    runs = [
+        {"recipe": recipe, "precision": precision, "steps": 5, "accumulate": accumulate, "ep": ep, "recompute": again}
+        for recipe, ep, accumulate, (precision, again) in product(
+            ("deepseek_v3", "switch", "gshard"),
+            (1, 2, 4),
+            (1, 4),
+            (("64-true", "none"), ("64-true", "experts"), ("64-true", "blocks"), ("32-true", "none")),
+        )
+    ]
+    found = runs_in(tmp_path, 4, runs, timeout=1500)
+    tell(found)
+    check(found)
+    switch = next(run["expected"] for run in found if run["recipe"] == "switch")
+    dropped = torch.load(switch, weights_only=True)["dropped"]
+    assert sum(int(layer) for step in dropped for layer in step.values()) > 0
+
+
+BALANCERS = (
+    "load: {use: load_balance, weight: 0.5, scope: step}", "load: {use: load_balance, weight: 0.5, scope: sequence}",
+    "load: {use: load_balance, weight: 0.5}", "cv: {use: cv_squared, weight: 0.5}",
+    "device: {use: device_balance, groups: 4, weight: 0.5}", "z: {use: z_loss, weight: 0.5}",
+    "talk: {use: communication_balance, groups: 4, top_groups: 2, weight: 0.5}", "bias: {use: sign_bias, rate: 0.1, rule: proportional}",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_every_balancer_on_two_ranks_equals_one(tmp_path: Path) -> None:
+    """What a balancer sees is a micro-batch or a whole step, and neither depends on who computes it."""
+    runs = [
+        {"recipe": "deepseek_v3", "precision": "64-true", "steps": 3, "accumulate": 2, "ep": ep,
+         "options": ["model.moe.balancers.bias=null", "model.moe.balancers.sequence=null", *_set(balancer)]}
+        for balancer, ep in product(BALANCERS, (1, 2))
+    ]  # fmt: skip
+    check(runs_in(tmp_path, 2, runs, timeout=600))
+
+
+def _set(balancer: str) -> list[str]:
+    name, _, value = balancer.partition(": ")
+    return [f"model.moe.balancers.{name}={value}"]
+
+
+@pytest.mark.slow
+def test_every_dispatcher_of_shared_experts_equals_one(tmp_path: Path) -> None:
+    """Of four ranks two share the experts, and two hold the same ones: kernels use weights that FSDP has gathered."""
+    runs = [
+        {"recipe": "deepseek_v3", "precision": "64-true", "steps": 2, "accumulate": 2, "ep": ep, "recompute": again,
+         "options": [f"model.moe.dispatcher={{use: {use}}}"]}
+        for use, ep, again in product(("loop", "grouped", "fused", "auto"), (2, 4), ("none", "experts"))
+    ]  # fmt: skip
+    check(runs_in(tmp_path, 4, runs, timeout=900))

@@ -1,0 +1,52 @@
+"""The norm of gradients in one process: of any dtypes, and of parameters without one. In shards: ``test_sharded``."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from moekit.parallel.norm import total_norm
+from moekit.training.gradients import clip, clip_values, divide
+
+
+def with_gradients(*gradients: torch.Tensor | None) -> nn.ParameterList:
+    parameters = nn.ParameterList(nn.Parameter(torch.zeros(3) if g is None else torch.zeros_like(g)) for g in gradients)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
+    return parameters
+
+
+def test_it_is_that_of_all_numbers_together() -> None:
+    g = torch.Generator().manual_seed(0)
+    gradients = [torch.randn(shape, generator=g, dtype=torch.float64) for shape in ((3, 4), (5,), (0, 2))]
+    norm = total_norm(with_gradients(*gradients, None))
+    assert norm.dtype == torch.float64 and norm.shape == ()
+    torch.testing.assert_close(norm, torch.cat([x.flatten() for x in gradients]).norm(), rtol=1e-14, atol=0)
+
+
+def test_half_precision_is_added_up_in_full() -> None:
+    """A sum of 4096 squares in bf16 stops growing at 256."""
+    parts = (torch.full((4096,), 0.5).bfloat16(), torch.full((9,), 2.0), torch.full((4096,), 0.5).half())
+    assert float(total_norm(with_gradients(*parts))) == pytest.approx((2 * 4096 / 4 + 36) ** 0.5, rel=1e-6)
+
+
+def test_none_is_zero() -> None:
+    assert total_norm(with_gradients(None)) == 0
+    assert total_norm(nn.Module()) == 0
+
+
+@pytest.mark.parametrize(("most", "factor"), [(1.0, 1 / 5), (10.0, 1.0)])
+def test_clipping_scales_all_alike(most: float, factor: float) -> None:
+    parameters = with_gradients(torch.tensor([3.0]), torch.tensor([4.0]).bfloat16())
+    clip(parameters, total_norm(parameters), most)
+    first, second = (p.grad for p in parameters)
+    assert first is not None and second is not None and second.dtype == torch.bfloat16
+    assert float(first) == pytest.approx(3 * factor, rel=1e-5) and float(second) == pytest.approx(4 * factor, rel=4e-3)
+
+
+def test_clipping_by_value_and_dividing() -> None:
+    parameters = with_gradients(torch.tensor([3.0, -4.0, 1.0]), None)
+    divide(parameters, torch.tensor(2.0))
+    clip_values(parameters, 1.0)
+    assert parameters[0].grad is not None and parameters[0].grad.tolist() == [1.0, -1.0, 0.5]
