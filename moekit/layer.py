@@ -109,8 +109,10 @@ class MoELayer(nn.Module):
                 "experts' spec)"
             )
         num_sequences = x.shape[0] if x.ndim == 3 else 1
-        out = self.dispatcher(x_TD, routing, self.experts, num_sequences=num_sequences)
-        y_TO = out.y_TO if self.shared is None else out.y_TO + run_on_all(self.shared, x_TD)
+        finish = self.dispatcher.start(x_TD, routing, self.experts, num_sequences=num_sequences)
+        shared_TO = None if self.shared is None else run_on_all(self.shared, x_TD)
+        out = finish()
+        y_TO = out.y_TO if shared_TO is None else out.y_TO + shared_TO
         context = BalanceContext(num_sequences=num_sequences, training=self.training)
         terms = {name: balancer.loss(routing, context) for name, balancer in self.balancers.items()}
         terms["router"] = routing.own_loss

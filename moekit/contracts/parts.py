@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Self
 
 import torch
@@ -96,6 +97,15 @@ class Dispatcher(nn.Module, ABC):
             experts: the bank.
             num_sequences: B, for those that treat sequences apart; tokens lie sequence after sequence.
         """
+
+    def start(
+        self, x_TD: Tensor, routing: Routing, experts: ExpertBank, *, num_sequences: int = 1
+    ) -> Callable[[], Dispatched]:
+        """Begins what can go on by itself; what comes back is called for the rest, and gives what ``forward`` gives.
+
+        To be overridden by dispatchers that wait for other processes: in between the layer computes shared experts.
+        """
+        return partial(self, x_TD, routing, experts, num_sequences=num_sequences)
 
     def limit(self, routing: Routing, num_sequences: int) -> tuple[Routing, Tensor]:
         """What of a routing this dispatcher would carry, and the number of pairs (0-d int64) that it would drop.

@@ -6,8 +6,9 @@ experts: ``number`` for a choice that is sent, ``number + X`` for a place that i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, NamedTuple, cast, final
 
 import torch
 import torch.distributed as dist
@@ -134,8 +135,20 @@ def received(number_TK: Tensor, gate_TK: Tensor, num_experts: int, num_pairs: in
     )
 
 
-def exchange(group: dist.ProcessGroup, sends: list[int], gets: list[int], *tensors: Tensor) -> tuple[Tensor, ...]:
-    """Sends each tensor's rows to the ranks in order; what the ranks sent here. Gradients travel back the same way.
+class Underway(NamedTuple):
+    """Rows on their way.
+
+    Attributes:
+        tensors: to be read after ``wait``.
+        wait: returns when they are there.
+    """
+
+    tensors: tuple[Tensor, ...]
+    wait: Callable[[], None]
+
+
+def exchange(group: dist.ProcessGroup, sends: list[int], gets: list[int], *tensors: Tensor) -> Underway:
+    """Sends each tensor's rows to the ranks in order, and begins to get theirs. Gradients travel back the same way.
 
     Collective: every rank of the group calls it, with as many tensors, also one that has no rows; and every one runs
     its backward, or none.
@@ -146,8 +159,14 @@ def exchange(group: dist.ProcessGroup, sends: list[int], gets: list[int], *tenso
         gets: rows from each.
         tensors: of one number of rows, travelling at the same time; integers have no gradient.
     """
-    out: tuple[Tensor, ...] = _Exchange.apply(group, sends, gets, *tensors)  # type: ignore[no-untyped-call]
-    return out
+    works: list[dist.Work] = []
+    out: tuple[Tensor, ...] = _Exchange.apply(works, group, sends, gets, *tensors)  # type: ignore[no-untyped-call]
+
+    def wait() -> None:
+        while works:
+            works.pop().wait()
+
+    return Underway(out, wait)
 
 
 class _Exchange(torch.autograd.Function):
@@ -155,30 +174,21 @@ class _Exchange(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, group: dist.ProcessGroup, sends: list[int], gets: list[int], *tensors: Tensor
+        ctx: Any, works: list[dist.Work], group: dist.ProcessGroup, sends: list[int], gets: list[int], *tensors: Tensor
     ) -> tuple[Tensor, ...]:
         ctx.group, ctx.sends, ctx.gets = group, sends, gets
-        out = _all_to_all(group, sends, gets, tensors)
+        out = tuple(t.new_empty(sum(gets), *t.shape[1:]) for t in tensors)
+        for into, t in zip(out, tensors, strict=True):
+            work = dist.all_to_all_single(into, t.contiguous(), gets, sends, group=group, async_op=True)
+            works.append(cast(dist.Work, work))
         ctx.mark_non_differentiable(*(t for t in out if not t.is_floating_point()))
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        wanted = ctx.needs_input_grad[3:]
+        wanted = ctx.needs_input_grad[4:]
         asked = tuple(grad for grad, need in zip(grads, wanted, strict=True) if need)
-        back = iter(exchange(ctx.group, ctx.gets, ctx.sends, *asked))
-        return (None, None, None, *(next(back) if need else None for need in wanted))
-
-
-def _all_to_all(
-    group: dist.ProcessGroup, sends: list[int], gets: list[int], tensors: tuple[Tensor, ...]
-) -> tuple[Tensor, ...]:
-    """All at once; returns when they are there."""
-    out = tuple(t.new_empty(sum(gets), *t.shape[1:]) for t in tensors)
-    works = [
-        dist.all_to_all_single(into, t.contiguous(), gets, sends, group=group, async_op=True)
-        for into, t in zip(out, tensors, strict=True)
-    ]
-    for work in works:
-        work.wait()
-    return out
+        underway = exchange(ctx.group, ctx.gets, ctx.sends, *asked)
+        underway.wait()
+        back = iter(underway.tensors)
+        return (None, None, None, None, *(next(back) if need else None for need in wanted))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import cast, final
 
 import torch
@@ -15,7 +16,9 @@ from moekit.registry import build
 from moekit.routing import Routing
 from moekit_dispatchers.auto import Auto
 from moekit_dispatchers.expert_parallel import ExpertParallel
-from moekit_dispatchers.expert_parallel.exchange import exchange, plan, received
+from moekit_dispatchers.expert_parallel.exchange import Plan, Underway, exchange, plan, received
+
+_WHY = "uneven exchanges: sizes are read on the host"
 
 
 @final
@@ -37,6 +40,8 @@ class ExpertParallelDispatcher(Dispatcher):
     One thing is read on the host, how many rows and pairs come and go: uneven exchanges need it there. So the exchange
     is no part of a compiled graph. Sums are taken in one fixed order, in the wider of the gates' and the outputs'
     dtype; the outputs of one rank for a token travel in the outputs' own.
+
+    Tokens travel while the layer computes its shared experts (``start``), where the device can do both at once.
 
     In one process, or with ``size`` 1, it is ``local``, and ``here`` is None.
 
@@ -67,8 +72,14 @@ class ExpertParallelDispatcher(Dispatcher):
 
     def forward(self, x_TD: Tensor, routing: Routing, experts: ExpertBank, *, num_sequences: int = 1) -> Dispatched:
         """Drops, sends, computes what arrives, sends back, sums."""
+        return self.start(x_TD, routing, experts, num_sequences=num_sequences)()
+
+    def start(
+        self, x_TD: Tensor, routing: Routing, experts: ExpertBank, *, num_sequences: int = 1
+    ) -> Callable[[], Dispatched]:
+        """Drops and sends. What is left to be called does the rest."""
         if self.here is None:
-            return cast(Dispatched, self.local(x_TD, routing, experts, num_sequences=num_sequences))
+            return self.local.start(x_TD, routing, experts, num_sequences=num_sequences)
         if experts.num_experts != len(self.here):
             raise ValueError(
                 f"this rank computes experts {self.here.start} to {self.here.stop - 1}, but the bank holds "
@@ -76,19 +87,27 @@ class ExpertParallelDispatcher(Dispatcher):
                 "layer's own dispatcher, and not held by another"
             )
         left, dropped = self.local.limit(routing, num_sequences)
-        return Dispatched(y_TO=self.across(x_TD, left, experts), dropped=dropped)
+        way, underway = self.leave(x_TD, left)
+        return lambda: Dispatched(y_TO=self.come_back(way, underway, experts), dropped=dropped)
 
-    @torch.compiler.disable(reason="uneven exchanges: sizes are read on the host")  # type: ignore[untyped-decorator, no-untyped-call]
-    def across(self, x_TD: Tensor, routing: Routing, experts: ExpertBank) -> Tensor:
-        """``y_TO``: there and back."""
-        assert self.carrier is not None
+    @torch.compiler.disable(reason=_WHY)  # type: ignore[untyped-decorator, no-untyped-call]
+    def leave(self, x_TD: Tensor, routing: Routing) -> tuple[Plan, Underway]:
+        """Tokens set out, each with its gates and the numbers of its experts."""
         group = mesh_of(self.size, x_TD.device.type).get_group(EXPERT)
         way = plan(routing, group)
-        there = exchange(group, way.sends, way.gets, way.rows(x_TD), way.gate_NC, way.number_NC)
-        x_ND, gate_NK, number_NK = there
+        return way, exchange(group, way.sends, way.gets, way.rows(x_TD), way.gate_NC, way.number_NC)
+
+    @torch.compiler.disable(reason=_WHY)  # type: ignore[untyped-decorator, no-untyped-call]
+    def come_back(self, way: Plan, underway: Underway, experts: ExpertBank) -> Tensor:
+        """``y_TO``: computes the rows that have come, sends them back, and sums those that come back."""
+        assert self.carrier is not None
+        underway.wait()
+        x_ND, gate_NK, number_NK = underway.tensors
         chosen = received(number_NK, gate_NK, experts.num_experts, way.num_pairs)
         out = cast(Dispatched, self.carrier(x_ND, chosen, experts))
-        (y_NO,) = exchange(group, way.gets, way.sends, out.y_TO)
+        back = exchange(mesh_of(self.size, x_ND.device.type).get_group(EXPERT), way.gets, way.sends, out.y_TO)
+        back.wait()
+        (y_NO,) = back.tensors
         dtype = torch.promote_types(gate_NK.dtype, y_NO.dtype)
         return way.sum(y_NO.to(dtype)).to(y_NO.dtype)
 
