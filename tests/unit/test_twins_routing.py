@@ -20,9 +20,9 @@ from moekit_balancers.load_balance import LoadBalance
 from moekit_balancers.sequence_balance import SequenceBalance
 from moekit_balancers.sign_bias import SignBias
 from moekit_balancers.z_loss import ZLoss
+from moekit_dispatchers.auto import Auto
 from moekit_dispatchers.capacity import Capacity
 from moekit_dispatchers.device_capacity import DeviceCapacity
-from moekit_dispatchers.grouped import Grouped
 from moekit_models.yarn import Yarn
 from moekit_objectives.causal_lm import CausalLM
 from moekit_routers.dense import Dense
@@ -145,8 +145,8 @@ def test_only_the_encoder_of_st_moe_puts_the_best_tokens_first() -> None:
 
 @pytest.mark.parametrize("name", [n for n in ROUTING if n.startswith(("shazeer", "deepseek", "aux_free"))])
 def test_it_drops_nothing_or_by_device(name: str) -> None:
-    by_device = DeviceCapacity(groups=8, factor=1.0, exempt=0.1, inner=Grouped())
-    expected = by_device if name in ("deepseek_v2", "deepseek_v2-236b") else Grouped()
+    by_device = DeviceCapacity(groups=8, factor=1.0, exempt=0.1, inner=Auto())
+    expected = by_device if name in ("deepseek_v2", "deepseek_v2-236b") else Auto()
     assert moe_of(name).dispatcher == expected
 
 

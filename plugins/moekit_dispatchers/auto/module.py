@@ -7,7 +7,7 @@ from typing import final
 from torch import Tensor
 
 from moekit.contracts import Dispatched, Dispatcher, ExpertBank, LayerDims
-from moekit.routing import Routing, Soft, pairs_of
+from moekit.routing import Routing, Soft, TokenChoice, pairs_of
 from moekit_dispatchers.auto import Auto
 from moekit_dispatchers.fused import Fused
 from moekit_dispatchers.fused.module import FusedDispatcher, why_not
@@ -15,8 +15,6 @@ from moekit_dispatchers.grouped import Grouped
 from moekit_dispatchers.grouped.module import GroupedDispatcher
 from moekit_dispatchers.soft import Soft as SoftSpec
 from moekit_dispatchers.soft.module import SoftDispatcher
-from moekit_dispatchers.triton import Triton
-from moekit_dispatchers.triton.module import TritonDispatcher
 
 WORTH_A_WALK = 1 << 19
 """Multiply-adds of the first product, for an expert's even share of rows, from which the walk is faster on a CPU.
@@ -25,9 +23,10 @@ Measured: docs/benchmarks.md. Below it, calling each expert by itself costs more
 
 @final
 class AutoDispatcher(Dispatcher):
-    """Chooses at each call, from static facts alone: ``soft`` for soft routings; for banks of standard form ``triton``
-    on a CUDA device and, where experts have work enough, ``fused`` on a CPU; else ``grouped``. ``explain`` says what it
-    would choose, and why.
+    """Chooses at each call, from static facts alone: ``soft`` for soft routings; ``fused`` on a CPU, for banks of
+    standard form whose experts have work enough; else ``grouped``. ``explain`` says what it would choose, and why.
+
+    ``triton`` is for whoever names it: until its kernels have been timed on a GPU, nothing chooses them.
 
     Args:
         spec: its options.
@@ -37,7 +36,6 @@ class AutoDispatcher(Dispatcher):
     def __init__(self, spec: Auto, dims: LayerDims) -> None:
         super().__init__()
         self.soft = SoftDispatcher(SoftSpec(), dims)
-        self.triton = TritonDispatcher(Triton(), dims)
         self.fused = FusedDispatcher(Fused(save=spec.save), dims)
         self.grouped = GroupedDispatcher(Grouped(), dims)
 
@@ -58,15 +56,10 @@ class AutoDispatcher(Dispatcher):
         form = experts.standard_form()
         if form is None:
             return self.grouped, f"{type(experts).__name__} is of no standard form"
-        if x_TD.device.type == "cuda":
-            if not self.triton.installed:
-                return self.grouped, "'triton' cannot: its package is not installed (pip install 'moekit[triton]')"
-            if reason := self.triton.why_not(x_TD, form):
-                return self.grouped, f"'triton' cannot: {reason}"
-            return self.triton, f"the tokens are {x_TD.dtype} on a CUDA device"
         if reason := why_not(x_TD, form):
             return self.grouped, f"'fused' cannot: {reason}"
-        rows = pairs_of(routing).expert_N.shape[0] // routing.num_experts
+        pairs = routing.gate_TK if isinstance(routing, TokenChoice) else pairs_of(routing).gate_N
+        rows = pairs.numel() // routing.num_experts
         work = rows * form.w_in_EHD[0].numel()
         told = f"{rows} rows an expert, {work / 1e6:.1f}M multiply-adds in its first product; 'fused' pays from "
         return (self.fused if work >= WORTH_A_WALK else self.grouped), f"{told}{WORTH_A_WALK / 1e6:.1f}M"
