@@ -12,7 +12,7 @@ EXAMPLES = """\
   moekit generate deepseek_v3 "def forward("
   moekit generate runs/deepseek_v3/2026-01-31_12-00-00 "The " --tokens 400 --temperature 1.0
   moekit generate switch "a source, whose target is written" --temperature 0
-  moekit generate some/checkpoint.ckpt "#include <" --seed 7
+  moekit generate runs/switch/2026-01-31_12-00-00/checkpoints/best "#include <" --seed 7
 """
 
 

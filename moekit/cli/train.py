@@ -11,6 +11,7 @@ EXAMPLES = """\
   moekit train deepseek_v3 model.moe.router.top_k=4 trainer.max_steps=200
   moekit train my_recipe.yaml --name trial --out /data/runs --no-compare
   moekit train --resume runs/deepseek_v3/2026-01-31_12-00-00 trainer.max_steps=800
+  moekit train --resume runs/deepseek_v3/2026-01-31_12-00-00/checkpoints/step-00000300
 """
 
 
@@ -20,7 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="options to change, by their path")
     parser.add_argument("--out", default="runs", metavar="DIR", help="folder of all runs (default: runs)")
     parser.add_argument("--name", default="", help="name of the run's folder (default: the recipe's)")
-    parser.add_argument("--resume", default="", metavar="RUN", help="go on with a run: its folder, or its name")
+    parser.add_argument(
+        "--resume", default="", metavar="RUN", help="go on with a run: its folder, its name, or one of its checkpoints"
+    )
     parser.add_argument("--no-compare", action="store_true", help="skip the dense model that the recipe compares with")
 
 

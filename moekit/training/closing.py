@@ -124,7 +124,7 @@ def _tell_files(outcome: Outcome, module: LitMoE, console: Console) -> None:
     grid.add_column(overflow="fold")
     grid.add_row("folder", escape(run))
     grid.add_row("files", "  ".join(written))
-    grid.add_row("", "checkpoints/last.ckpt  checkpoints/best.ckpt  tensorboard/")
+    grid.add_row("", "checkpoints/last  checkpoints/best  tensorboard/")
     grid.add_row("pictures", "  ".join(pictures))
     console.print()
     console.print(grid, highlight=False)

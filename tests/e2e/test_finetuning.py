@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from moekit.checkpoints.reading import open_checkpoint
 from moekit.cli import main
+from moekit.training.folder import RunFolder
 
 RECIPE = """\
 schema: 1
@@ -65,7 +67,7 @@ def folder(root: Path, name: str) -> Path:
 
 
 def checkpoint(root: Path, name: str) -> dict[str, Any]:
-    contents: dict[str, Any] = torch.load(folder(root, name) / "checkpoints" / "last.ckpt", weights_only=True)
+    contents: dict[str, Any] = open_checkpoint(folder(root, name) / "checkpoints" / "last").whole()
     return contents
 
 
@@ -76,10 +78,8 @@ def test_experts_and_routers_stay_and_all_else_moves(root: Path) -> None:
 
 
 def test_the_run_says_from_where_and_how_good_it_became(root: Path) -> None:
-    assert (
-        f"run: {folder(root, 'pre').as_posix()}/checkpoints/last.ckpt"
-        in (folder(root, "tune") / "spec.yaml").read_text()
-    )
+    first = RunFolder(folder(root, "pre")).last
+    assert first is not None and f"run: {first.as_posix()}" in (folder(root, "tune") / "spec.yaml").read_text()
     pre, tune = (json.loads((folder(root, name) / "summary.json").read_text()) for name in ("pre", "tune"))
     assert (tune["total"], tune["active"]) == (pre["total"], pre["active"])  # frozen parameters are parameters
     scores = tune["scores"]
@@ -87,7 +87,7 @@ def test_the_run_says_from_where_and_how_good_it_became(root: Path) -> None:
 
 
 def test_it_goes_on_and_speaks_without_the_first_run(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    first = folder(root, "pre") / "checkpoints" / "last.ckpt"
+    first = folder(root, "pre") / "checkpoints"
     away = first.rename(first.with_name("away"))
     try:
         assert main(["train", "--resume", str(folder(root, "tune")), "trainer.max_steps=5"]) == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,11 @@ import lightning as L
 import pytest
 import torch
 from rich.console import Console
+from safetensors import safe_open
+from safetensors.torch import load_file
 
+import moekit
+from moekit.checkpoints.reading import open_checkpoint
 from moekit.cli import main
 from moekit.contracts import Batch
 from moekit.spec import load
@@ -52,16 +57,18 @@ def text(root: Path) -> list[str]:
 
 
 def last_step(run: Path) -> int:
-    return int(torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"])
+    return int(open_checkpoint(run / "checkpoints" / "last").plain["global_step"])
 
 
 def test_a_run_folder_holds_everything(run: Path) -> None:
     names = {p.relative_to(run).as_posix() for p in run.rglob("*")}
     assert {
         "spec.yaml", "metrics.csv", "load.npz", "summary.json", "loss.png", "load.png", "tensorboard",
-        "checkpoints/last.ckpt", "checkpoints/best.ckpt", "dense/metrics.csv", "dense/spec.yaml",
+        "checkpoints/last", "checkpoints/best", "checkpoints/step-00000004/manifest.json", "dense/metrics.csv",
+        "dense/spec.yaml",
     } <= names  # fmt: skip
-    assert not [name for name in names if name.endswith(".tmp")]
+    assert not [name for name in names if "tmp" in name]
+    assert len([name for name in names if name.startswith("checkpoints/") and name.count("/") == 1]) in (4, 5)
     rows = read_metrics(run / "metrics.csv")
     assert list(rows) == [1, 2, 3, 4]
     names = {"train/loss", "train/max_violation", "train/dropped", "lr", "val/bits_per_byte", "val/max_violation"}
@@ -70,10 +77,7 @@ def test_a_run_folder_holds_everything(run: Path) -> None:
     assert summary["validation"]["max_violation"] == rows[4]["val/max_violation"] > 0
     saved = load(run / "spec.yaml")
     assert saved.model.dim == 16  # type: ignore[attr-defined]
-    assert (
-        torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["hyper_parameters"]["spec"]["name"]
-        == saved.name
-    )
+    assert open_checkpoint(run / "checkpoints" / "last").plain["hyper_parameters"]["spec"]["name"] == saved.name
 
 
 def test_the_summary_compares_on_the_same_tokens(run: Path) -> None:
@@ -115,7 +119,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(root: Path) -> None:
     assert main(["train", "deepseek_v3", *common, "trainer.max_steps=2", "--out", str(parts)]) == 0
     argv = ["train", "--resume", "deepseek_v3", "trainer.max_steps=4", "--no-compare", "--out", str(parts)]
     assert main(argv) == 0
-    a, b = (torch.load(next(folder.glob("*/*/checkpoints/last.ckpt")), weights_only=True) for folder in (whole, parts))
+    a, b = (open_checkpoint(next(folder.glob("*/*/checkpoints/last"))).whole() for folder in (whole, parts))
     assert a["global_step"] == b["global_step"] == 4
     assert all(torch.equal(a["state_dict"][key], b["state_dict"][key]) for key in a["state_dict"])
 
@@ -182,7 +186,7 @@ def test_stopped_in_the_dense_run_the_whole_run_goes_on(
 
 def test_generate_speaks_and_repeats_itself(run: Path, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = []
-    for target in (str(run), "deepseek_v3", str(run / "checkpoints" / "last.ckpt")):
+    for target in (str(run), "deepseek_v3", str(run / "checkpoints" / "last")):
         assert main(["generate", target, "the ", "--tokens", "12", "--out", str(root / "runs")]) == 0
         said.append(capsys.readouterr().out)
     assert said[0].startswith("the ") and len(said[0]) > 6
@@ -227,6 +231,7 @@ def test_a_run_without_validation_ends_well(root: Path, tmp_path: Path, options:
         (["train", "--resume", "nothing"], "no run at 'nothing'"),
         (["train", "--resume", "nothing", "deepseek_v3"], "is no option=value"),
         (["generate", "nothing", "x"], "no run at 'nothing'"),
+        (["export", "nothing"], "no run at 'nothing'"),
         (["generate", "nothing", ""], "the prompt is empty"),
         (["generate", "nothing", "x", "--top-p", "0"], "0 < --top-p <= 1"),
     ],
@@ -240,18 +245,57 @@ def test_bad_input_is_a_message_and_writes_nothing(
     assert not list(tmp_path.rglob("*"))
 
 
-def test_a_truncated_checkpoint_is_named(run: Path, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    last = run / "checkpoints" / "last.ckpt"
-    whole = last.read_bytes()
-    try:
-        last.write_bytes(whole[:1000])
-        for argv in (["train", "--resume", str(run)], ["generate", str(run), "x"]):
+def test_a_damaged_checkpoint_is_named_and_so_are_whole_ones(
+    run: Path, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """None is taken without being asked for; the one that is named is gone on from."""
+    copy = root / "damaged" / "deepseek_v3" / run.name
+    shutil.copytree(run, copy)
+    *older, last = sorted(path for path in (copy / "checkpoints").glob("step-*"))
+    tensors = last / "tensors-00001-of-00001.safetensors"
+    whole = tensors.read_bytes()
+    for damaged in (whole[:1000], whole[:-1] + bytes([whole[-1] ^ 1])):
+        tensors.write_bytes(damaged)
+        for argv in (["train", "--resume", str(copy)], ["generate", str(copy), "x"]):
             assert main(argv) == 2
-            assert f"cannot read the checkpoint {last}: it is truncated" in capsys.readouterr().err
-    finally:
-        last.write_bytes(whole)
+            said = capsys.readouterr().err
+            assert f"{tensors} is damaged: " in said
+            assert f"whole ones beside it, to be named in place of the run:\n    {older[-1]}\n" in said
+    assert last_step(copy) == int(last.name[5:])  # nothing was changed
+    assert main(["train", "--resume", str(copy), "model.dim=32", "--no-compare"]) == 2
+    assert "is damaged" in capsys.readouterr().err
+    assert main(["generate", str(older[-1]), "x", "--tokens", "2"]) == 0
+    assert main(["train", "--resume", str(older[-1]), "--no-compare"]) == 0
+    assert f"{older[-1].name}, after step {older[-1].name[-1]}" in " ".join(capsys.readouterr().out.split())
+    assert read_metrics(copy / "metrics.csv").keys() == read_metrics(run / "metrics.csv").keys()
+    a, b = (open_checkpoint(folder / "checkpoints" / "last").whole()["state_dict"] for folder in (copy, run))
+    assert all(torch.equal(a[name], b[name]) for name in b)
+
+
+def test_another_model_is_not_gone_on_with(run: Path, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--resume", str(run), "model.dim=32", "--out", str(root / "runs")]) == 2
     assert "model.dim: 16 in the checkpoint, 32 now" in capsys.readouterr().err
+
+
+def test_weights_are_exported_for_others(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One file, as the format's own package reads it; the spec in it makes the model that the weights fit."""
+    out = tmp_path / "weights.safetensors"
+    assert main(["export", str(run), "--out", str(out)]) == 0
+    assert str(out) in capsys.readouterr().out
+    with safe_open(out, "pt") as file:
+        metadata = file.metadata()
+    assert metadata["moekit"] == moekit.__version__ and int(metadata["step"]) == last_step(run)
+    model = moekit.build(load(json.loads(metadata["spec"])).model)
+    model.load_state_dict(load_file(out))
+    saved = open_checkpoint(run / "checkpoints" / "last").whole()["state_dict"]
+    assert all(torch.equal(tensor, saved[f"model.{name}"]) for name, tensor in model.state_dict().items())
+    before = out.read_bytes()
+    assert main(["export", str(run), "--out", str(out)]) == 2
+    assert f"{out} is there already" in capsys.readouterr().err and out.read_bytes() == before
+    assert main(["export", str(run / "checkpoints" / "best")]) == 0
+    beside = Path(capsys.readouterr().out.split()[-1])
+    assert beside.parent == run and load_file(beside).keys() == load_file(out).keys()
+    beside.unlink()
 
 
 def test_a_model_of_cases_has_nothing_to_say(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
