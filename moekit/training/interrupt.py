@@ -7,7 +7,6 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable
-from typing import Any
 
 import lightning as L
 import torch
@@ -34,12 +33,16 @@ class StopOnInterrupt(Callback):
     def __init__(self, tell: Callable[[str], object]) -> None:
         self.tell = tell
         self.asked: signal.Signals | None = None
-        self._before: dict[signal.Signals, Any] = {}
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Listens. Python takes signals in the main thread alone; elsewhere they stay as they are."""
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Listens, in place of Lightning, which takes SIGTERM before, and would stop within a step.
+
+        Lightning also gives all signals back, however training ends. Python takes signals in the main thread alone;
+        elsewhere they stay as they are.
+        """
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._hear) for number in WORDS}
+            for number in WORDS:
+                signal.signal(number, self._hear)
 
     def _hear(self, number: int, frame: object) -> None:
         self.asked = signal.Signals(number)
@@ -57,9 +60,3 @@ class StopOnInterrupt(Callback):
             self.asked = signal.Signals(int(told)) if told else None
         if self.asked:
             trainer.should_stop = True
-
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Gives the signals back, however training ended."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before = {}

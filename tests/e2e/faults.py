@@ -94,8 +94,7 @@ def only_run(root: Path) -> Path:
 
 def saved(run: Path) -> dict[str, Any]:
     """The contents of a run's newest checkpoint."""
-    last = RunFolder(run).last
-    contents: dict[str, Any] = torch.load(last, weights_only=True) if last.is_file() else open_checkpoint(last).whole()
+    contents: dict[str, Any] = open_checkpoint(RunFolder(run).checkpoint()).whole()
     return contents
 
 

@@ -1,4 +1,4 @@
-"""What ``test_faults_ranks`` runs in every process: something that is not finite, on one rank alone or on one expert."""
+"""What ``test_faults_ranks`` runs in every process: something is not finite, on one rank or in one expert alone."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -109,8 +110,7 @@ def main(spec: str, options: str, out: str) -> None:
 
 def moved(after: list[list[Tensor]]) -> Mapping[str, Any]:
     """In which steps after the first anything moved; whether all is finite at the end."""
-    pairs = zip(after[:-1], after[1:], strict=True)
-    steps = [not all(map(torch.equal, a, b)) for a, b in pairs]
+    steps = [not all(map(torch.equal, a, b)) for a, b in pairwise(after)]
     return {"moved": steps, "finite": all(bool(torch.isfinite(t).all()) for t in (after[-1] if after else []))}
 
 
