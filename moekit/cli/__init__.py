@@ -16,9 +16,11 @@ VERBS = {
     "plugins": "list plugins, and what is wrong with those that failed",
     "config": "print, validate or compare specs",
     "params": "count parameters, total and active, part by part",
+    "plan": "size a run on many devices: bytes on each of them, bytes on the wire",
     "bench": "measure layers, routers and training steps, side by side",
     "train": "train a recipe",
     "generate": "let a trained language model speak",
+    "export": "write a trained model's weights to one safetensors file",
 }
 """The verbs with their summaries, in the order of the first page. A test holds each to its file's ``SUMMARY``."""
 

@@ -12,6 +12,7 @@ from typing import ClassVar, Literal
 
 from moekit.errors import PluginError
 from moekit.spec.fields import Spec, option, slot, slots
+from moekit.spec.reach import ranks_reached
 
 Form = Literal["token_choice", "expert_choice", "soft"]
 ALL_FORMS: frozenset[Form] = frozenset({"token_choice", "expert_choice", "soft"})
@@ -37,6 +38,13 @@ class RouterSpec(Spec):
             f"{type(self).__name__} does not say how many experts a token runs through\n"
             "  expected a method active(self, num_experts) in that spec"
         )
+
+    def ranks_reached(self, num_experts: int, ranks: int) -> float:
+        """How many of ``ranks`` that share the experts hold one of a token's choices, on average, all being likely.
+
+        To be overridden where some choices exclude others, beyond that no expert is chosen twice.
+        """
+        return ranks_reached(num_experts, ranks, min(self.active(num_experts), num_experts))
 
     def check_experts(self, num_experts: int) -> Iterable[str]:
         """Conflicts with the number of routed experts, each a sentence. Asked by the layer's spec; override."""

@@ -9,6 +9,7 @@ from typing import ClassVar
 from moekit.component import Component
 from moekit.spec.fields import option
 from moekit.spec.kinds import RouterSpec
+from moekit.spec.reach import ranks_reached_by_level
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,12 @@ class Hierarchical(RouterSpec):
     def active(self, num_experts: int) -> float:
         """``top_groups · top_k``."""
         return self.top_groups * self.top_k
+
+    def ranks_reached(self, num_experts: int, ranks: int) -> float:
+        """Those that hold ``top_k`` experts of each of ``top_groups`` groups."""
+        return ranks_reached_by_level(
+            num_experts, ranks, groups=self.branches, top_groups=self.top_groups, per_group=self.top_k
+        )
 
     def check(self) -> Iterable[str]:
         """Groups that exist, and gates that both levels can learn by."""

@@ -13,6 +13,7 @@ from typing import Literal
 from moekit.component import Component
 from moekit.spec.fields import option
 from moekit.spec.kinds import RouterSpec
+from moekit.spec.reach import ranks_reached
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +47,11 @@ class TopK(RouterSpec):
     def active(self, num_experts: int) -> float:
         """``top_k``."""
         return self.top_k
+
+    def ranks_reached(self, num_experts: int, ranks: int) -> float:
+        """Those that hold a token's choices, which lie in ``top_groups`` of the groups."""
+        top_groups = self.top_groups or self.groups
+        return ranks_reached(num_experts, ranks, self.top_k, groups=self.groups, top_groups=top_groups)
 
     def check(self) -> Iterable[str]:
         """Groups that make sense, and a gate that the router can learn by."""

@@ -1,0 +1,125 @@
+"""What is asked of a plan: how many devices, what each of them reads at once, in which precision. Torch-free."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from moekit.errors import MoekitError
+from moekit.spec.fields import Spec
+from moekit.spec.kinds import MoE
+from moekit.spec.recipe import Recipe
+
+BYTES: Final = {"32-true": 4, "bf16-mixed": 4, "16-mixed": 4, "bf16-true": 2, "64-true": 8}
+"""By precision: bytes of a number that is kept: of weights, gradients, the optimizer's state."""
+
+ALIASES: Final = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed", "64": "64-true"}  # Lightning's own
+BATCH, SEQUENCE = 1, 4096
+MOST_LAYOUTS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One question.
+
+    Attributes:
+        devices: N, all ranks.
+        eps: the layouts: ranks that share the experts of a layer.
+        batch: B, sequences (or cases) of one device's micro-batch.
+        sequence: S, tokens of each; of source and target alike.
+        accumulate: micro-batches of a device in an optimizer step.
+        precision: as Lightning names it; a key of ``BYTES``.
+        device_memory: bytes of a device.
+    """
+
+    devices: int
+    eps: tuple[int, ...]
+    batch: int
+    sequence: int
+    accumulate: int
+    precision: str
+    device_memory: int
+
+    def __post_init__(self) -> None:
+        for name in ("devices", "batch", "sequence", "accumulate", "device_memory"):
+            if getattr(self, name) < 1:
+                raise MoekitError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.precision not in BYTES:
+            raise MoekitError(f"unknown precision '{self.precision}'\n  expected one of {', '.join(BYTES)}")
+
+    @property
+    def kept(self) -> int:
+        """Bytes of a number that is kept."""
+        return BYTES[self.precision]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens (or cases) of an optimizer step, over all devices."""
+        return self.devices * self.accumulate * self.batch * self.sequence
+
+
+def precision_of(recipe: Recipe) -> str:
+    """The precision that a recipe trains in where it says so, by its full name."""
+    given = str(recipe.trainer.get("precision", "32-true"))
+    return ALIASES.get(given, given)
+
+
+def eps_of(recipe: Recipe, devices: int, asked: Sequence[int] = ()) -> tuple[int, ...]:
+    """The layouts to plan: those asked for, or powers of two that divide both the devices and every
+    layer's experts (other divisors where there are none).
+
+    Raises:
+        MoekitError: a layout that was asked for does not divide them, or a layer's tokens cannot travel.
+    """
+    layers = list(mixtures(recipe.model))
+    counts = sorted({layer.experts.count for layer in layers})
+    soft = any(layer.router.form == "soft" for layer in layers)
+    fits = [ep for ep in range(1, devices + 1) if devices % ep == 0 and all(count % ep == 0 for count in counts)]
+    fits = fits[:1] if soft or not layers else fits
+    for ep in asked:
+        if ep not in fits:
+            raise MoekitError(_refusal(ep, devices, counts, fits, soft))
+    powers = [ep for ep in fits if ep & (ep - 1) == 0]
+    return tuple(asked) or tuple((powers if len(powers) > 1 else fits)[:MOST_LAYOUTS])
+
+
+def mixtures(spec: Spec) -> Iterator[MoE]:
+    """Every mixture below a spec."""
+    if isinstance(spec, MoE):
+        yield spec
+        return
+    for field in dataclasses.fields(spec):  # type: ignore[arg-type]
+        value: Any = getattr(spec, field.name)
+        if isinstance(value, Spec):
+            yield from mixtures(value)
+
+
+def shape_of(recipe: Recipe) -> tuple[int, int]:
+    """B and S as the recipe's data says them, there or in what it is derived from; else a sequence of 4096 tokens."""
+    found = {"batch": BATCH, "seq": SEQUENCE}
+    waiting: list[Any] = [recipe.data]
+    while waiting:
+        spec = waiting.pop()
+        if not isinstance(spec, Spec):
+            continue
+        for field in dataclasses.fields(spec):  # type: ignore[arg-type]
+            value = getattr(spec, field.name)
+            if field.name in found and isinstance(value, int):
+                found[field.name] = value
+            waiting.append(value)
+    return found["batch"], found["seq"]
+
+
+def _refusal(ep: int, devices: int, counts: Sequence[int], fits: Sequence[int], soft: bool) -> str:
+    if soft:
+        return f"ep={ep}: every expert works for every token under a soft routing, so none can live elsewhere\n  ep: 1"
+    if not counts:
+        return f"ep={ep}: the model has no routed experts to share\n  expected ep=1"
+    what = " and ".join(f"{count} experts" for count in counts)
+    return (
+        f"ep={ep} does not divide {devices} devices and {what} evenly\n"
+        f"  expected one of {', '.join(map(str, fits))}\n"
+        "  more devices or experts: --devices N, model.moe.experts.count=E"
+    )
