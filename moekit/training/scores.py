@@ -6,22 +6,20 @@ from collections.abc import Mapping
 
 from rich.console import Console
 
-from moekit.contracts import Data
-from moekit.training.module import LitMoE
+from moekit.contracts import Data, Model
 
 WORDS = {"bleu": "BLEU", "chrf": "chrF"}
 
 
-def measure(module: LitMoE, label: str, console: Console) -> dict[str, float]:
-    """The data's scores of the module's model; empty where the data has none. Says that it is at work."""
-    data = module.data
-    if data is None or type(data).scores is Data.scores:
+def measure(data: Data | None, model: Model | None, label: str, console: Console) -> dict[str, float]:
+    """The data's scores of a model; empty where the data has none. Says that it is at work."""
+    if data is None or model is None or type(data).scores is Data.scores:
         return {}
     doing = f"{label}: scoring the trained model"
     if not console.is_terminal:
         console.print(doing, highlight=False, markup=False)
     with console.status(doing):
-        return dict(data.scores(module.model))
+        return dict(data.scores(model))
 
 
 def score_rows(scores: Mapping[str, float], dense: Mapping[str, float] | None = None) -> list[tuple[str, str]]:
