@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -51,6 +52,9 @@ from moekit_dispatchers.grouped import Grouped
 from moekit_dispatchers.loop import Loop
 from moekit_experts.glu import Glu
 from moekit_routers.topk import TopK
+
+
+PATIENCE = timedelta(seconds=200)  # of every group of ranks: the one that the run asks for
 
 
 def oracle(size: int) -> None:
@@ -270,6 +274,8 @@ def meshes(size: int) -> None:
     assert dist.get_process_group_ranks(mesh.get_group(EXPERT)) == list(range(mine, mine + size))
     assert dist.get_process_group_ranks(mesh.get_group(REPLICA)) == list(range(rank() % size, world(), size))
     assert dist.get_process_group_ranks(world_mesh("cpu").get_group()) == list(range(world()))
+    for group in (mesh.get_group(EXPERT), mesh.get_group(REPLICA), world_mesh("cpu").get_group()):
+        assert group._get_backend(torch.device("cpu")).options._timeout == PATIENCE
 
 
 def quick() -> None:
@@ -320,6 +326,6 @@ def whole() -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    dist.init_process_group("gloo")
+    dist.init_process_group("gloo", timeout=PATIENCE)
     {"quick": quick, "whole": whole}[sys.argv[1]]()
     dist.destroy_process_group()
