@@ -53,7 +53,6 @@ from moekit_dispatchers.loop import Loop
 from moekit_experts.glu import Glu
 from moekit_routers.topk import TopK
 
-
 PATIENCE = timedelta(seconds=200)  # of every group of ranks: the one that the run asks for
 
 
