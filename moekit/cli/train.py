@@ -49,7 +49,10 @@ def run(args: argparse.Namespace) -> int:
     else:
         recipe = load(args.recipe, overrides)  # mistakes are told before torch and Lightning are imported
 
+    from moekit.training.allocator import keep_freed_memory
     from moekit.training.run import train
+
+    keep_freed_memory()  # before the first large array
 
     train(recipe, root=root, name=args.name, resume=resume, with_dense=not args.no_compare)
     return 0

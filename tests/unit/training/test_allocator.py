@@ -1,0 +1,42 @@
+"""Freed memory is kept where the C library is glibc, unless the user has said otherwise."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+
+PROGRAM = """
+import resource, sys
+import torch
+from moekit.training.allocator import keep_freed_memory
+
+if sys.argv[1] == "keep":
+    print(keep_freed_memory())
+torch.ones(2**24)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    torch.ones(2**24)  # 64 MiB, above whatever glibc raises its threshold to by itself: faulted in anew, page by page
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+GLIBC = platform.libc_ver()[0] == "glibc"
+
+
+def run(how: str, **env: str) -> list[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, how], capture_output=True, text=True, check=True, env={**os.environ, **env}
+    )
+    return done.stdout.split()
+
+
+def test_arrays_are_not_fetched_anew() -> None:
+    done, with_it = run("keep")
+    (without,) = run("leave")
+    assert done == str(GLIBC)
+    assert (int(with_it) * 5 < int(without)) == GLIBC
+
+
+def test_the_users_own_setting_is_left() -> None:
+    done, _ = run("keep", MALLOC_TRIM_THRESHOLD_="131072")
+    assert done == "False"
