@@ -31,7 +31,7 @@ TERMS = {
     "gathered_gradients": "their grads",
     "copies": "copies",
     "activations": "activations",
-    "logits": "logits",
+    "outside": "outside",
     "at_work": "at work",
     "exchange": "exchange",
 }
@@ -47,7 +47,7 @@ EXPLAIN = """\
   their grads  b * (what is in no block + one block), before they are added up over ranks
   copies       of the E/ep experts in autocast's dtype: all layers', or one layer's where activations are recomputed
   activations  kept for backward by the blocks, summed over the storages that autograd saves in a forward pass
-  logits       the same, outside of blocks: embedding, head, loss
+  outside      the same, outside of blocks: inputs of blocks that are computed again, embedding, head, loss
   at work      the most that lives at once in a forward and backward pass, less what is kept
   exchange     2 * T * r * D * b of the layer that sends most; T = B * S tokens, D numbers each
   r            ranks that hold a choice of a token, on average: ep * (1 - C(E - E/ep, K) / C(E, K)) for K free choices

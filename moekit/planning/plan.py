@@ -34,7 +34,7 @@ class Memory:
         gathered_gradients: of what is in no block, and of the block at work.
         copies: of routed experts' weights, in the dtype that autocast computes in.
         activations: kept by blocks for backward; other weights' copies among them.
-        logits: kept outside of blocks: embedding, head and loss.
+        outside: kept outside of blocks: inputs of those that are computed again, embedding, head and loss.
         at_work: what comes and goes on top of that.
         exchange: rows on their way to experts and back, in one layer.
     """
@@ -46,7 +46,7 @@ class Memory:
     gathered_gradients: int
     copies: int
     activations: int
-    logits: int
+    outside: int
     at_work: int
     exchange: int
 
@@ -174,7 +174,7 @@ class Planner:
         wire = wire_of(layout, request, self.weights, layers, recompute)
         rest, block, blocks = gathered(self.weights, layout)
         trained = [w for w in self.weights if w.trained]
-        logits = seen.kept.get(REST, 0)
+        outside = seen.kept.get(REST, 0)
         memory = Memory(
             parameters=kept(self.weights, layout) * request.kept + self.buffers,
             gradients=kept(trained, layout) * request.kept,
@@ -182,8 +182,8 @@ class Planner:
             gathered=(rest + min(2 * block, blocks)) * request.kept,
             gathered_gradients=(rest + block) * request.kept,
             copies=self._copies(layout, request, seen),
-            activations=seen.activations - logits,
-            logits=logits,
+            activations=seen.activations - outside,
+            outside=outside,
             at_work=seen.peak - seen.activations,
             exchange=_in_flight(wire, seen.layers),
         )

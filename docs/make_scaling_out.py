@@ -1,0 +1,84 @@
+"""Writes the tables of ``docs/scaling_out.md`` that ``moekit plan`` makes, in the page, between their marks.
+
+python docs/make_scaling_out.py
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from moekit import load
+from moekit.cli.plan import EXPLAIN, table, wire_table
+from moekit.planning.plan import Planner
+from moekit.planning.request import Request
+
+PAGE = Path(__file__).with_name("scaling_out.md")
+GIB = 2**30
+
+
+class Case(NamedTuple):
+    """A sizing: a recipe, its devices and layouts, and what each device reads."""
+
+    recipe: str
+    devices: int
+    eps: tuple[int, ...]
+    batch: int
+    recompute: str
+
+    @property
+    def command(self) -> str:
+        """What prints it."""
+        eps = ",".join(map(str, self.eps))
+        return (
+            f"moekit plan {self.recipe} --devices {self.devices} --ep {eps} --batch {self.batch} --sequence 4096 "
+            f"--precision bf16-mixed --recompute {self.recompute}"
+        )
+
+
+CASES = (
+    Case("deepseek_moe-16b", 32, (1, 4, 8, 32), 2, "none"),
+    Case("deepseek_moe-16b", 32, (1, 4, 8, 32), 2, "blocks"),
+    Case("deepseek_v3-671b", 2048, (1, 8, 32, 64, 256), 1, "blocks"),
+)
+
+
+def tables(case: Case) -> str:
+    """Both tables of a sizing, in Markdown."""
+    recipe = load(case.recipe)
+    request = Request(
+        devices=case.devices,
+        eps=case.eps,
+        batch=case.batch,
+        sequence=4096,
+        accumulate=1,
+        precision="bf16-mixed",
+        device_memory=80 * GIB,
+    )
+    plan = Planner(recipe).plan(request, case.recompute)
+    return f"`{case.command}`\n\n{markdown(table(plan))}\n{markdown(wire_table(plan))}"
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """Rows as a table."""
+    head, *others = ["| " + " | ".join(row) + " |\n" for row in rows]
+    return head + "|" + "---|" * len(rows[0]) + "\n" + "".join(others)
+
+
+def page() -> str:
+    """The page, its generated parts made anew."""
+    made = {f"sizing {i}": tables(case) for i, case in enumerate(CASES, start=1)}
+    made["formulas"] = f"```text\n{EXPLAIN}\n```\n"
+    text = PAGE.read_text(encoding="utf-8")
+    for name, part in made.items():
+        mark = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->\n)", re.DOTALL)
+        assert mark.search(text), f"{PAGE} has no place for {name}"
+        text = mark.sub(lambda found, part=part: f"{found[1]}{part}{found[2]}", text)
+    return text
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
+    print(PAGE)
