@@ -30,7 +30,7 @@ class Ranks:
         """What each rank says, in their order; every rank calls this, and waits for all."""
         if self.group is None:
             return [text]
-        said = torch.frombuffer(bytearray(text.encode() or b" "), dtype=torch.uint8)
+        said = torch.frombuffer(bytearray(b"=" + text.encode()), dtype=torch.uint8)  # never empty
         sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world)]
         dist.all_gather(sizes, torch.tensor([len(said)]), group=self.group)
         longest = max(int(size) for size in sizes)
@@ -38,7 +38,7 @@ class Ranks:
         padded[: len(said)] = said
         heard = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.world)]
         dist.all_gather(heard, padded, group=self.group)
-        return [bytes(h[: int(n)].tolist()).decode() for h, n in zip(heard, sizes, strict=True)]
+        return [bytes(h[1 : int(n)].tolist()).decode() for h, n in zip(heard, sizes, strict=True)]
 
 
 def all_ranks() -> Ranks:

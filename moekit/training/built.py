@@ -81,6 +81,8 @@ class Built(L.LightningModule):
             self._hold(build_model(self.recipe, strategy))
             strategy.shard(self.model)
         self.build()
+        if strategy is not None:  # now, not after weights of a checkpoint were loaded, and rounded, into fp32
+            strategy.precision_plugin.convert_module(self)
         if self.recipe.compile:
             compile_parts(self.model)
 

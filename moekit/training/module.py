@@ -39,6 +39,7 @@ from moekit.training.meter import ratios
 from moekit.training.optimizer_step import Finished, Precision
 from moekit.training.pace import Pace
 from moekit.training.readings import load_readings, logs_now, progress, reached
+from moekit.training.recounting import recount
 from moekit.training.sampling import noise_seed
 from moekit.training.validation import Validation
 
@@ -198,11 +199,14 @@ class LitMoE(Built):
             "seconds": self.pace.seconds,
             "tokens": self.pace.tokens,
             "skipped": self.left_out.count,
+            "accumulate": self.trainer.accumulate_grad_batches,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes the data's state back now, the clock when training starts."""
         self._restored = checkpoint.get("moekit")
+        if self._restored is not None and self._trainer is not None:
+            recount(checkpoint, self.trainer.accumulate_grad_batches)
         if self._restored is not None and self.data is not None:
             self.data.load_state(self._restored["data"])
 

@@ -75,16 +75,25 @@ def jittered(tree: Tree) -> Tree:
     return tree
 
 
-@pytest.mark.parametrize(("accumulate", "asynchronous"), [(1, False), (2, False), (2, True)])
+@pytest.mark.parametrize(
+    ("accumulate", "asynchronous", "precision"),
+    [
+        (1, False, "32-true"),
+        (2, False, "32-true"),
+        (2, True, "32-true"),
+        (1, False, "64-true"),
+        (1, False, "bf16-true"),
+    ],
+)
 def test_a_resumed_run_repeats_an_uninterrupted_one_bit_for_bit(
-    recipe: Make, tmp_path: Path, accumulate: int, asynchronous: bool
+    recipe: Make, tmp_path: Path, accumulate: int, asynchronous: bool, precision: str
 ) -> None:
     """12 steps against 6 and 6, with jitter at the router; AdamW's state, losses, weights and bias.
 
     The run that is saved trains on for a step, into the copies of an asynchronous save if they were none.
     """
     tree = jittered(recipe())
-    options = {"accumulate_grad_batches": accumulate, "val_check_interval": 3 * accumulate}
+    options = {"accumulate_grad_batches": accumulate, "val_check_interval": 3 * accumulate, "precision": precision}
     path = tmp_path / "six"
 
     whole, whole_losses = LitMoE(tree), Losses()

@@ -1,0 +1,124 @@
+"""A checkpoint of one layout is gone on from in any other: model, optimizer, schedule, balancers, place in the data."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checkpoint_run import train_quietly as train
+from ranks import run_ranks
+from torch import Tensor
+
+from moekit.checkpoints.reading import is_whole, open_checkpoint
+from moekit.training.generate import load_run
+
+SCRIPT = Path(__file__).with_name("checkpoint_run.py")
+Stage = dict[str, Any]
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    """A folder of text."""
+    root = tmp_path / "text"
+    root.mkdir()
+    for i in range(4):
+        (root / f"{i}.txt").write_text(f"the quick brown fox {i} jumps over the lazy dog. " * 20)
+    return root
+
+
+def ranks(tmp_path: Path, world: int, stages: list[Stage]) -> None:
+    """Runs stages one after the other, in ``world`` processes."""
+    plan = tmp_path / f"plan{world}.json"
+    plan.write_text(json.dumps(stages))
+    run_ranks(SCRIPT, world, str(plan))
+
+
+def tensors(tree: Any, at: str = "") -> dict[str, Tensor]:
+    if isinstance(tree, Tensor):
+        return {at: tree}
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list | tuple) else ()
+    return {name: t for key, value in items for name, t in tensors(value, f"{at}.{key}").items()}
+
+
+def state(path: Path | str) -> dict[str, Tensor]:
+    """The model's and the optimizer's tensors of a checkpoint, by name."""
+    assert is_whole(Path(path))
+    contents = open_checkpoint(Path(path)).whole()
+    return tensors({key: contents[key] for key in ("state_dict", "optimizer_states")})
+
+
+def assert_equal(found: Path | str, expected: Path | str) -> None:
+    """Bit for bit, in any order."""
+    a, b = state(found), state(expected)
+    assert a.keys() == b.keys() and len(a) > 60
+    assert [name for name in a if a[name].dtype != b[name].dtype or not torch.equal(a[name], b[name])] == []
+
+
+def assert_near(found: Path | str, expected: Path | str) -> None:
+    """To rounding in fp64: sums are taken in another order. Loads, and so biases, are equal."""
+    a, b = state(found), state(expected)
+    assert a.keys() == b.keys()
+    for name in a:
+        if "bias_E" in name:
+            assert torch.equal(a[name], b[name]), name
+        torch.testing.assert_close(a[name], b[name], rtol=1e-6, atol=1e-9, msg=name)
+
+
+def step(folder: Path, step: int) -> str:
+    return str(folder / "checkpoints" / f"step-{step:08d}")
+
+
+def test_two_ranks_and_one_process_read_each_others_checkpoints(tmp_path: Path, text: Path) -> None:
+    """Two ranks that share experts, one micro-batch each, against one process that accumulates two; fp64."""
+    common = {"text": str(text), "precision": "64-true"}
+    one, two = {**common, "accumulate": 2}, {**common, "accumulate": 1, "ep": 2}
+    train({**one, "folder": str(tmp_path / "whole"), "to": 8}, 1)
+    train({**one, "folder": str(tmp_path / "one"), "to": 4}, 1)
+    at_four, behind = step(tmp_path / "one", 4), ["checkpoints.asynchronous=true"]
+    ranks(tmp_path, 2, [
+        {**two, "folder": str(tmp_path / "two"), "to": 4, "options": behind},
+        {**two, "folder": str(tmp_path / "two"), "to": 8, "start": at_four, "options": behind},
+        {**two, "folder": str(tmp_path / "none"), "to": 4, "start": at_four, "options": ["trainer.max_steps=4"],
+         "again": str(tmp_path / "again")},
+    ])  # fmt: skip
+    files = {path.name for path in Path(step(tmp_path / "two", 4)).iterdir()}
+    assert {f"tensors-0000{rank}-of-00002.safetensors" for rank in (1, 2)} < files
+    assert_equal(tmp_path / "again", at_four)  # one process -> two ranks -> whole again
+    assert_near(step(tmp_path / "two", 4), at_four)
+    assert_near(step(tmp_path / "two", 8), step(tmp_path / "whole", 8))
+    train({**one, "folder": str(tmp_path / "back"), "to": 8, "start": step(tmp_path / "two", 4)}, 1)
+    assert_near(step(tmp_path / "back", 8), step(tmp_path / "whole", 8))
+    saved = open_checkpoint(Path(step(tmp_path / "two", 4))).whole()["state_dict"]
+    for name, tensor in load_run(step(tmp_path / "two", 4)).model.state_dict().items():
+        assert torch.equal(tensor, saved[f"model.{name}"].to(tensor.dtype)), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("before", [4, 2, 1])
+@pytest.mark.parametrize("after", [2, 1])
+def test_four_ranks_then_two_then_one(before: int, after: int, tmp_path: Path, text: Path) -> None:
+    """Four ranks in groups of 4, 2, 1 that share experts; two in groups of 2, 1; one: the same bits, read and saved."""
+    common = {"text": str(text), "precision": "32-true"}
+    four = {**common, "accumulate": 1, "ep": before, "folder": str(tmp_path / "four"), "to": 4}
+    ranks(tmp_path, 4, [four])
+    start, done = step(tmp_path / "four", 4), ["trainer.max_steps=4"]
+    again = {"start": start, "to": 4, "options": done}
+    two = {**common, **again, "accumulate": 2, "ep": after, "folder": str(tmp_path / "a"), "again": str(tmp_path / "2")}
+    ranks(tmp_path, 2, [two])
+    assert_equal(tmp_path / "2", start)
+    train({**two, "accumulate": 4, "folder": str(tmp_path / "b"), "again": str(tmp_path / "1")}, 1)
+    assert_equal(tmp_path / "1", start)
+    train(
+        {
+            **two,
+            "accumulate": 4,
+            "folder": str(tmp_path / "c"),
+            "start": str(tmp_path / "2"),
+            "again": str(tmp_path / "21"),
+        },
+        1,
+    )
+    assert_equal(tmp_path / "21", start)
