@@ -182,15 +182,15 @@ def products(a_rX: Tensor, w_e: Sequence[Tensor], block: Block, out_rY: Tensor) 
     return out_rY
 
 
-def outer_products(a_rX: Tensor, b_rY: Tensor, block: Block, out_EXY: Tensor) -> None:
-    """For each expert of the block the sum over its rows of ``a_rX`` outer ``b_rY``, into (or added to) its place."""
-    for e, a_nX, b_nY in zip(
-        block.experts, torch.split(a_rX, block.sizes), torch.split(b_rY, block.sizes), strict=True
+def outer_products(a_rX: Tensor, b_rH: Tensor, block: Block, out_EXH: Tensor) -> None:
+    """For each expert of the block the sum over its rows of ``a_rX`` outer ``b_rH``, into (or added to) its place."""
+    for e, a_nX, b_nH in zip(
+        block.experts, torch.split(a_rX, block.sizes), torch.split(b_rH, block.sizes), strict=True
     ):
         if block.first:
-            torch.mm(a_nX.t(), b_nY, out=out_EXY[e])
+            torch.mm(a_nX.t(), b_nH, out=out_EXH[e])
         else:
-            out_EXY[e].addmm_(a_nX.t(), b_nY)
+            out_EXH[e].addmm_(a_nX.t(), b_nH)
 
 
 def cut(t_N: Tensor, start: int, blocks: list[Block]) -> Sequence[Tensor]:
