@@ -144,8 +144,13 @@ def refuse_uneven(recipe: Recipe, layout: Sharded, world: int) -> None:
         world: all ranks.
 
     Raises:
-        SpecError: ``ep`` does not divide the ranks, or the experts of a layer; or their dispatcher cannot share.
+        SpecError: ``ep`` does not divide the ranks, or the experts of a layer; or their dispatcher cannot share; or the
+            optimizer looks at whole tensors.
     """
+    optimizer = recipe.optimizer
+    if optimizer is not None and not optimizer.elementwise and world > 1:
+        what = f"{type(optimizer).__name__} looks at whole tensors, and no rank has one whole"
+        raise SpecError([Problem(what=what, at="optimizer", expected="one such as adamw, or trainer.strategy=ddp")])
     if world % layout.ep:
         raise SpecError([_uneven(layout.ep, f"the {world} ranks", world)])
     for moe in mixtures(recipe.model):

@@ -129,6 +129,7 @@ class OptimizerSpec(Spec):
     """Base of optimizer specs."""
 
     kind: ClassVar[str] = "optimizer"
+    elementwise: ClassVar[bool] = True  # each number moves by its own gradients alone, so a tensor may lie in shards
 
 
 class ScheduleSpec(Spec):

@@ -58,20 +58,30 @@ def batch_of(recipe: Recipe, step: int, micro: int, of: int) -> Batch:
     return Batch(tokens[:, :-1], tokens[:, 1:], valid[:, 1:], source=source)
 
 
+def joined(parts: list[Batch]) -> Batch:
+    """Micro-batches as one."""
+    assert all(part.valid is not None and part.source is None for part in parts)
+    inputs, targets, valid = (torch.cat(tensors) for tensors in zip(*(part[:3] for part in parts), strict=True))
+    return Batch(inputs, targets, valid)
+
+
 class Micros:
     """This rank's micro-batches."""
 
-    def __init__(self, recipe: Recipe, steps: int, accumulate: int, rank: int, world: int) -> None:
+    def __init__(self, recipe: Recipe, steps: int, accumulate: int, rank: int, world: int, together: int = 1) -> None:
         self.recipe, self.steps, self.accumulate, self.rank, self.world = recipe, steps, accumulate, rank, world
+        self.together = together  # so many as one, where one process stands for several
 
     def __len__(self) -> int:
         return self.steps * self.accumulate
 
     def __iter__(self) -> Iterator[Batch]:
-        of = self.accumulate * self.world
+        of = self.accumulate * self.world * self.together
         for step in range(self.steps):
             for i in range(self.accumulate):
-                yield batch_of(self.recipe, step, i * self.world + self.rank, of)
+                first = i * self.world * self.together + self.rank
+                some = [batch_of(self.recipe, step, first + m, of) for m in range(self.together)]
+                yield some[0] if self.together == 1 else joined(some)
 
 
 class Watched(LitMoE):
@@ -110,7 +120,9 @@ def train(run: Mapping[str, Any], rank: int = 0, world: int = 1) -> dict[str, An
     recipe = load(run["recipe"], options)
     module = Watched(recipe)
     trainer = make_trainer(recipe, RunFolder(Path("nowhere")))
-    trainer.fit(module, Micros(recipe, run["steps"], run["accumulate"], rank, world))
+    together = run.get("together", 1) if world == 1 else 1  # what ranks see in one pass, in one pass
+    micros = Micros(recipe, run["steps"], run["accumulate"], rank, world, together)
+    trainer.fit(module, micros)
     return {**module.seen, "tensors": gather(tensors_of(module.model))}
 
 

@@ -25,7 +25,8 @@ def runs_in(tmp_path: Path, world: int, runs: list[Run], timeout: float = 240) -
     with quiet():
         for run in runs:
             # What is computed again comes out the same, and so does every layout: one process stands for all of them.
-            alone = {**run, "accumulate": run["accumulate"] * world, "recompute": "none", "ep": 1}
+            micros = 1 if "together" in run else run["accumulate"] * world
+            alone = {**run, "accumulate": micros, "recompute": "none", "ep": 1}
             key = json.dumps(alone)
             if key not in expected:
                 expected[key] = tmp_path / f"expected-{len(expected)}.pt"
@@ -79,11 +80,15 @@ def test_four_ranks_in_every_layout_equal_one(tmp_path: Path) -> None:
 
 
 BALANCERS = (
-    "load: {use: load_balance, weight: 0.5, scope: step}", "load: {use: load_balance, weight: 0.5, scope: sequence}",
-    "load: {use: load_balance, weight: 0.5}", "cv: {use: cv_squared, weight: 0.5}",
-    "device: {use: device_balance, groups: 4, weight: 0.5}", "z: {use: z_loss, weight: 0.5}",
-    "talk: {use: communication_balance, groups: 4, top_groups: 2, weight: 0.5}", "bias: {use: sign_bias, rate: 0.1, rule: proportional}",
-)  # fmt: skip
+    "load: {use: load_balance, weight: 0.5, scope: step}",
+    "load: {use: load_balance, weight: 0.5, scope: sequence}",
+    "load: {use: load_balance, weight: 0.5}",
+    "cv: {use: cv_squared, weight: 0.5}",
+    "device: {use: device_balance, groups: 4, weight: 0.5}",
+    "talk: {use: communication_balance, groups: 4, top_groups: 2, weight: 0.5}",
+    "z: {use: z_loss, weight: 0.5}",
+    "bias: {use: sign_bias, rate: 0.1, rule: proportional}",
+)
 
 
 @pytest.mark.slow
@@ -93,6 +98,19 @@ def test_every_balancer_on_two_ranks_equals_one(tmp_path: Path) -> None:
         {"recipe": "deepseek_v3", "precision": "64-true", "steps": 3, "accumulate": 2, "ep": ep,
          "options": ["model.moe.balancers.bias=null", "model.moe.balancers.sequence=null", *_set(balancer)]}
         for balancer, ep in product(BALANCERS, (1, 2))
+    ]  # fmt: skip
+    check(runs_in(tmp_path, 2, runs, timeout=600))
+
+
+@pytest.mark.slow
+def test_the_global_batch_of_two_ranks_is_one_batch(tmp_path: Path) -> None:
+    """``scope: global_batch`` counts over the ranks of one pass, as one process does with all their tokens."""
+    load = _set("load: {use: load_balance, weight: 0.5, scope: global_batch}")
+    options = ["model.moe.balancers.sequence=null", *load]
+    runs = [
+        {"recipe": "deepseek_v3", "precision": "64-true", "steps": 3, "accumulate": 1, "ep": ep, "together": 2,
+         "recompute": again, "options": options}
+        for ep, again in ((1, "none"), (2, "none"), (2, "blocks"))
     ]  # fmt: skip
     check(runs_in(tmp_path, 2, runs, timeout=600))
 

@@ -31,6 +31,7 @@ class CVSquaredLoss(Balancer):
     What micro-batches do: statistics are those of one forward pass on one rank, and CV² is no mean over tokens. The
     terms of the parts are averaged with their tokens as weights, and that is more than the CV² of the whole: what is
     uneven by chance in each small part is even in their sum. So k micro-batches or ranks do not equal one big batch.
+    They equal each other: k micro-batches come to the same on one rank or dealt to several.
 
     Padding counts in neither. Shapes and dtypes: the value is 0-d, of the gates' dtype (at least fp32). No state.
 

@@ -19,6 +19,7 @@ class DeviceBalanceLoss(Balancer):
     Source: DeepSeekMoE 2024, eq. 15 to 17, over a batch; DeepSeek-V2 2024, eq. 26 to 28, over a sequence. ``scope``
     ``micro_batch`` is the batch of one pass on one rank: under accumulation, k micro-batches do not equal one batch.
     Under ``sequence`` they do, as long as sequences stay whole; sequences weigh by their valid tokens.
+    Under either, k micro-batches come to the same on one rank or dealt to several.
 
     Value: 1 at perfect balance, for any K, E and G; no lower bound. G when one device gets everything. With
     ``groups`` = E it is the expert-level loss, with 1 the constant 1, without a gradient.

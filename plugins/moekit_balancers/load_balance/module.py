@@ -41,13 +41,16 @@ class LoadBalanceLoss(Balancer):
     and only those that the router sends (``TokenChoice.sent_TK``). The first choice is the routing's first column.
     Padding counts in neither. ``normalize`` divides a token's affinities by their sum before P is taken.
 
-    Scopes, and what accumulation does to them. Each value is a mean over tokens, to be weighted by them:
+    Scopes, and what accumulation does to them. Each value is a mean over tokens, to be weighted by them. Under all
+    scopes but ``global_batch`` k micro-batches come to the same on one rank or dealt to several, whoever holds the
+    experts:
         sequence: f and P of each sequence, averaged with the sequence's number of valid tokens as its weight (all
             alike where there is no padding). Unchanged by accumulation that keeps sequences whole.
         micro_batch: f of the tokens of one pass on one rank. Under accumulation or data parallelism this is another
             loss than that of the whole batch: k micro-batches do not equal one batch.
         global_batch: f over all ranks of this pass (in training, where ``torch.distributed`` is initialised), P local.
-            R ranks equal one rank with all tokens. Micro-batches of an accumulated step still differ from one batch.
+            R ranks equal one rank with all tokens, however many each has. Micro-batches of an accumulated step still
+            differ from one batch, and so do R ranks from R micro-batches of one.
         step: f of the previous optimizer step's whole batch; uniform before the first. The only scope in which k
             micro-batches on any ranks equal one big batch exactly.
 

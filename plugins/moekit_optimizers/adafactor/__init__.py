@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import ClassVar
 
 from moekit.component import Component
 from moekit.spec.fields import option
@@ -24,6 +25,7 @@ class Adafactor(OptimizerSpec):
     So ``lr`` is relative, and with the ``constant`` schedule .01 falls as 1/sqrt(t) from step 10^4 on by itself.
     """
 
+    elementwise: ClassVar[bool] = False  # sums over rows and columns; norms of whole tensors
     lr: float = option(1.0e-2, "the largest relative step, at the schedule's peak; never more than 1/sqrt(step)", gt=0)
     decay: float = option(0.8, "c of the running means' rate 1 - t^-c", gt=0, le=1)
     clip: float = option(1.0, "d: the largest root mean square of an update before the rate (ST-MoE tried .1)", gt=0)

@@ -280,6 +280,14 @@ def test_ranks_that_cannot_share_the_experts_are_refused(
         make_trainer(load(name, options), RunFolder(tmp_path / "run"))
 
 
+@pytest.mark.usefixtures("calm")
+def test_an_optimizer_that_looks_at_whole_tensors_is_refused_where_they_lie_in_shards(tmp_path: Path) -> None:
+    options = ["optimizer=null", "optimizer={use: adafactor}", "trainer.devices=2", "trainer.accelerator=cpu"]
+    with pytest.raises(SpecError, match="Adafactor looks at whole tensors"):
+        make_trainer(load("deepseek_v3", [*options, "trainer.strategy=sharded"]), RunFolder(tmp_path / "run"))
+    make_trainer(load("deepseek_v3", [*options, "trainer.strategy=ddp"]), RunFolder(tmp_path / "run"))
+
+
 def test_lines_of_progress() -> None:
     values = {
         "train/loss": 2.5, "tokens_per_second": 12345.6, "lr": 0.003, "train/max_violation": 0.5, "train/dropped": 0.01
