@@ -140,6 +140,10 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
         with beside.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(beside, path)
+    except OSError as error:
+        if error.filename or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error  # a write that fails does not say where
     finally:
         beside.unlink(missing_ok=True)
     sync_directory(path.parent)

@@ -6,14 +6,17 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch.distributed as dist
 from lightning.pytorch.utilities import rank_zero_only
 
 from moekit.errors import MoekitError, Problem, SpecError, nearest
+from moekit.ranks import several_ranks
 from moekit.spec.recipe import Recipe, plural
 
 HELPS = "what helps most often: a lower optimizer.lr, more schedule.warmup, trainer.gradient_clip_val=1.0"
 LEAVE = "non_finite=skip leaves such steps out"
 IN_A_ROW = 10  # steps left out one after the other that end a run: data does that seldom, a broken model always
+GONE = "another process of this run is gone, or did not answer in time"
 LOG = logging.getLogger("moekit.training")
 COUNTED = "without data it is there to be read and counted: moekit params {}"
 
@@ -109,6 +112,11 @@ class LeftOut:
 def rank_zero(line: str) -> None:
     """Says a line on stderr, once for all ranks; a progress bar is left whole."""
     LOG.warning(line)
+
+
+def lost_rank(error: Exception) -> bool:
+    """Whether a collective failed because of another process; gloo says so in words alone."""
+    return several_ranks() and (isinstance(error, dist.DistError) or "/gloo/" in str(error))
 
 
 def unknown_metric(name: str, known: Sequence[str]) -> SpecError:

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from moekit.checkpoints.keeping import replace_file
 from moekit.contracts import Model
-from moekit.errors import CheckpointError
+from moekit.errors import CheckpointError, MoekitError
 from moekit.parallel.launch import is_first, same_for_all
 from moekit.spec import dump, to_plain
 from moekit.spec.recipe import Recipe
@@ -25,7 +25,7 @@ from moekit.training.building import whole_model
 from moekit.training.checkpoint import read_checkpoint, refuse_other_model
 from moekit.training.closing import tell, unit_of
 from moekit.training.drawing import draw
-from moekit.training.failure import refuse_untrainable, unknown_metric
+from moekit.training.failure import GONE, lost_rank, refuse_untrainable, unknown_metric
 from moekit.training.folder import RUNS, RunFolder
 from moekit.training.interrupt import StopOnInterrupt
 from moekit.training.logs import LoadHistory, RunLog
@@ -163,7 +163,7 @@ def fit(run: Prepared, console: Console) -> None:
 
     Raises:
         KeyboardInterrupt, SystemExit: stopped by Ctrl-C, by SIGTERM; after telling how to go on.
-        MoekitError: the loss became NaN or infinite; or the checkpoint does not fit.
+        MoekitError: the loss became NaN or infinite; the checkpoint does not fit; or another process is gone.
     """
     if is_first():
         run.folder.create()
@@ -174,20 +174,25 @@ def fit(run: Prepared, console: Console) -> None:
             raise KeyboardInterrupt
     except (SystemExit, KeyboardInterrupt):  # Lightning makes a SystemExit of Ctrl-C, and deafens the process to more
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        whole = run.folder.whole  # a dense model's run goes on with the run it belongs to
-        how = "no checkpoint was written yet"
-        if whole.last is not None:
-            how = f"go on: moekit train --resume {shlex.quote(whole.name)}"
-        console.print(
-            f"\nstopped at step {run.trainer.global_step}; {how}", highlight=False, markup=False, soft_wrap=True
-        )
+        words = f"\nstopped at step {run.trainer.global_step}; {_how_to_go_on(run)}"
+        console.print(words, highlight=False, markup=False, soft_wrap=True)
         if run.interrupt.asked == signal.SIGTERM:
             raise SystemExit(0) from None  # as whoever sent it expects of a process that obeys
         raise KeyboardInterrupt from None
     except (RuntimeError, KeyError) as error:
+        if lost_rank(error):
+            at = f"after step {run.trainer.global_step}"
+            raise MoekitError(f"{at} {GONE}\n  {str(error).splitlines()[0]}\n  {_how_to_go_on(run)}") from error
         if run.checkpoint is not None and run.trainer.global_step == 0:
             raise CheckpointError(f"cannot go on from {run.checkpoint}\n  {error}") from error
         raise
+
+
+def _how_to_go_on(run: Prepared) -> str:
+    whole = run.folder.whole  # a dense model's run goes on with the run it belongs to
+    if whole.last is None:
+        return "no checkpoint was written yet"
+    return f"go on: moekit train --resume {shlex.quote(whole.name)}"
 
 
 def summed_up(run: Prepared, model: Model | None, console: Console) -> Outcome:

@@ -5,6 +5,7 @@ It imports everything once, and forks a process for each command that it is told
     argv: of the command; log: file for what it prints; cwd: where it runs
     file_limit: bytes that a file may have (RLIMIT_FSIZE)
     send: [[pattern, delay, signal], ...]: each is sent a delay in s after the log first holds the pattern
+    kill_step: [n, delay]: SIGKILL a delay in s after the process began its n-th micro-batch
     kill_at: [n, delay]: SIGKILL a delay in s after the n-th time that the process touches a checkpoint's file
 
 It answers with one: ``code`` (an exit code, or minus the signal that ended it), ``seconds`` from the last signal to the
@@ -24,6 +25,7 @@ from typing import Any
 
 import moekit.training.run
 from moekit.cli import main
+from moekit.training import LitMoE
 
 TOUCHES = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "fsync")
 
@@ -62,13 +64,30 @@ class Touches:
         self.count += 1
         self.report.write_text(str(self.count))
         if self.count == self.number:
-            me = os.getpid()
-            if not self.delay:
-                os.kill(me, signal.SIGKILL)
-            if os.fork() == 0:
-                time.sleep(self.delay)
-                os.kill(me, signal.SIGKILL)
-                os._exit(0)
+            kill_me(self.delay)
+
+
+def kill_me(delay: float) -> None:
+    """SIGKILL to this process, now or by another process after a delay."""
+    me = os.getpid()
+    if not delay:
+        os.kill(me, signal.SIGKILL)
+    if os.fork() == 0:
+        time.sleep(delay)
+        os.kill(me, signal.SIGKILL)
+        os._exit(0)
+
+
+def kill_in_step(number: int, delay: float) -> None:
+    """Has the process killed once it has begun so many micro-batches."""
+    training_step, begun = LitMoE.training_step, iter(range(1, 2**30))
+
+    def counted(module: LitMoE, *args: Any) -> Any:
+        if next(begun) == number:
+            kill_me(delay)
+        return training_step(module, *args)
+
+    LitMoE.training_step = counted  # type: ignore[method-assign]
 
 
 def child(order: dict[str, Any]) -> None:
@@ -81,6 +100,8 @@ def child(order: dict[str, Any]) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     if "kill_at" in order:
         Touches(*order["kill_at"], report=Path(order["log"] + ".touched"))
+    if "kill_step" in order:
+        kill_in_step(*order["kill_step"])
     code = 1
     try:
         code = main(order["argv"])

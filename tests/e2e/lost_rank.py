@@ -1,0 +1,39 @@
+"""``moekit`` as a command whose micro-batches are written down, and one of whose ranks may kill itself in a step.
+
+``lost_rank.py FOLDER RANK STEP train ...``: a line for each micro-batch, its step and hash, in a file of its rank; RANK
+-1 for no kill.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import sys
+from pathlib import Path
+
+from torch import Tensor
+
+from moekit import Batch
+from moekit.cli import main
+from moekit.training import LitMoE
+
+FOLDER, RANK, STEP = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+training_step = LitMoE.training_step
+
+
+def recorded(module: LitMoE, batch: Batch, batch_idx: int) -> Tensor:
+    step = module.trainer.global_step + 1
+    digest = hashlib.sha256(batch.inputs.numpy().tobytes()).hexdigest()
+    with (FOLDER / f"{module.global_rank}.txt").open("a") as file:
+        file.write(f"{step} {digest}\n")
+    loss = training_step(module, batch, batch_idx)
+    if module.global_rank == RANK and step == STEP:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return loss
+
+
+if __name__ == "__main__":
+    FOLDER.mkdir(exist_ok=True)
+    LitMoE.training_step = recorded  # type: ignore[method-assign]
+    sys.exit(main(sys.argv[4:]))
