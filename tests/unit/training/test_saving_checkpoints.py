@@ -1,0 +1,123 @@
+"""The callback that saves: when, what it names best, what it says of a full disk, and how it goes on."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+
+from moekit.checkpoints import writing
+from moekit.checkpoints.keeping import last_of, step_name, steps_in, target_of, write_pointer
+from moekit.checkpoints.reading import is_whole, open_checkpoint
+from moekit.errors import SaveError
+from moekit.spec import load
+from moekit.training import LitMoE
+from moekit.training.folder import RunFolder
+from moekit.training.saving import SaveCheckpoints
+from moekit.training.trainer import make_trainer
+
+Make = Callable[..., dict[str, Any]]
+pytestmark = pytest.mark.usefixtures("calm")
+
+
+def fit(recipe: Make, folder: Path, steps: int, start: Path | None = None, **changes: Any) -> L.Trainer:
+    """A run that validates, and so saves, after every second step."""
+    options = {
+        "max_steps": steps, "accelerator": "cpu", "precision": "32-true", "val_check_interval": 2,
+        "check_val_every_n_epoch": None, "enable_progress_bar": False,
+    }  # fmt: skip
+    spec = load(recipe(trainer={**options, **changes.pop("trainer", {})}, **changes))
+    trainer = make_trainer(spec, RunFolder(folder))
+    trainer.fit(LitMoE(spec), ckpt_path=start)
+    return trainer
+
+
+def callback(trainer: L.Trainer) -> SaveCheckpoints:
+    (found,) = trainer.checkpoint_callbacks
+    assert isinstance(found, SaveCheckpoints)
+    return found
+
+
+def test_the_newest_stay_and_the_best_is_that_with_the_lowest_loss(recipe: Make, tmp_path: Path) -> None:
+    trainer = fit(recipe, tmp_path, 8, checkpoints={"keep": 2})
+    folder, best = tmp_path / "checkpoints", callback(trainer).best_step
+    assert set(steps_in(folder)) == {6, 8, best}
+    assert (last_of(folder), target_of(folder, "best")) == (folder / step_name(8), folder / step_name(best))
+    saved = open_checkpoint(folder / "last").plain
+    (state,) = (s for name, s in saved["callbacks"].items() if "SaveCheckpoints" in name)
+    assert state == {"best": callback(trainer).best, "best_step": best}
+
+
+def test_without_validation_the_end_is_saved(recipe: Make, tmp_path: Path) -> None:
+    fit(recipe, tmp_path, 3, trainer={"limit_val_batches": 0})
+    assert list(steps_in(tmp_path / "checkpoints")) == [3] and not (tmp_path / "checkpoints" / "best").exists()
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_full_disk_is_told_and_training_goes_on(
+    recipe: Make,
+    tmp_path: Path,
+    asynchronous: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Full at step 4, with room again at step 6; then full at the end."""
+    real, full_at = writing.write_tensors, {4}
+
+    def sometimes(path: Path, *args: Any) -> Any:
+        if int(path.parent.name[-8:]) in full_at:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(path, *args)
+
+    monkeypatch.setattr(writing, "write_tensors", sometimes)
+    folder, options = tmp_path / "checkpoints", {"checkpoints": {"asynchronous": asynchronous, "keep": 9}}
+    fit(recipe, tmp_path, 6, **options)
+    assert list(steps_in(folder)) == [2, 6] and all(map(is_whole, steps_in(folder).values()))
+    said = capsys.readouterr().out
+    assert f"could not save the checkpoint {folder / step_name(4)}: No space left on device" in said
+    assert f"the last good one is untouched: {folder / step_name(2)}\n  training goes on" in said
+    full_at |= {8}
+    with pytest.raises(SaveError, match="it was the last of the run: make room, and go on from the one before it"):
+        fit(recipe, tmp_path, 8, start=folder / step_name(6), **options)
+    assert last_of(folder) == folder / step_name(6) and list(steps_in(folder)) == [2, 6]
+    assert not list(folder.glob(".tmp*"))
+
+
+def test_asynchronous_or_not_the_same_is_saved(recipe: Make, tmp_path: Path) -> None:
+    trees = []
+    for asynchronous in (False, True):
+        fit(recipe, tmp_path / str(asynchronous), 4, checkpoints={"asynchronous": asynchronous})
+        trees.append(open_checkpoint(tmp_path / str(asynchronous) / "checkpoints" / "last").whole())
+    a, b = trees
+    for name, tensor in a["state_dict"].items():
+        assert torch.equal(tensor, b["state_dict"][name]), name
+    for name, state in a["optimizer_states"][0]["state"].items():
+        assert all(torch.equal(tensor, b["optimizer_states"][0]["state"][name][key]) for key, tensor in state.items())
+    assert a["loops"] == b["loops"] and a["lr_schedulers"] == b["lr_schedulers"]
+
+
+def test_a_run_that_goes_back_drops_what_came_after(recipe: Make, tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    fit(recipe, tmp_path, 8, checkpoints={"keep": 9})
+    fit(recipe, tmp_path, 6, start=folder / step_name(4), checkpoints={"keep": 9})
+    assert list(steps_in(folder)) == [2, 4, 6] and last_of(folder) == folder / step_name(6)
+    assert target_of(folder, "best") in steps_in(folder).values()
+
+
+def test_a_kill_between_the_two_pointers_is_made_good(recipe: Make, tmp_path: Path) -> None:
+    """``best`` is one behind what the newest checkpoint says; and an orphan and a half-written one are cleared away."""
+    folder = tmp_path / "checkpoints"
+    trainer = fit(recipe, tmp_path, 6, checkpoints={"keep": 9})
+    best = callback(trainer).best_step
+    write_pointer(folder, "best", step_name(2 if best != 2 else 4))
+    for stray in (".tmp-new-step-00000008", step_name(8)):
+        (folder / stray).mkdir()
+    fit(recipe, tmp_path, 7, start=folder / step_name(6), checkpoints={"keep": 9}, trainer={"limit_val_batches": 0})
+    assert target_of(folder, "best") == folder / step_name(best)
+    assert {path.name for path in folder.glob("*step-*")} == {step_name(step) for step in (2, 4, 6, 7)}
