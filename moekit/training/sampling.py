@@ -11,8 +11,10 @@ from itertools import islice
 from typing import Any
 
 import torch
+from torch.utils.data import get_worker_info
 
 from moekit.contracts import Batch, Data, Source
+from moekit.errors import DataError
 from moekit.seeds import seed_of
 
 ENDLESS = 2**40
@@ -56,7 +58,16 @@ class StepLoader:
         return ENDLESS if self.steps is None else self.steps * self.accumulate
 
     def __iter__(self) -> Iterator[Batch]:
-        """The batches from the position to the end of its epoch."""
+        """The batches from the position to the end of its epoch.
+
+        Raises:
+            DataError: in a worker process of torch's DataLoader, each of which would give out every batch.
+        """
+        if get_worker_info() is not None:
+            raise DataError(
+                "a StepLoader is a loader itself: in the worker processes of a DataLoader every batch would be trained "
+                "on once for each of them, and its position would not be saved; give it to Trainer.fit as it is"
+            )
         end = (self.position // len(self) + 1) * len(self)
         while self.position < end:
             step, micro = divmod(self.position, self.accumulate)

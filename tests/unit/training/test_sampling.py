@@ -8,8 +8,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader, IterableDataset
 
-from moekit import Batch, Data, Source
+from moekit import Batch, Data, DataError, Source
 from moekit.training.sampling import ENDLESS, StepLoader, ValidationShare, batch_at, blank
 
 
@@ -28,6 +29,24 @@ class Noise(Data):
 def take(loader: StepLoader, n: int) -> list[list[int]]:
     it = iter(loader)
     return [next(it).inputs.tolist() for _ in range(n)]
+
+
+class Wrapped(IterableDataset[Batch]):
+    def __init__(self, loader: StepLoader) -> None:
+        self.loader = loader
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self.loader)
+
+
+def test_worker_processes_are_refused() -> None:
+    """Two of them would give out every batch twice. Without workers a wrapped loader is the loader."""
+    alone = DataLoader(Wrapped(StepLoader(Noise(), seed=5)), batch_size=None, num_workers=0)
+    first = next(iter(alone)).inputs.tolist()
+    assert first == take(StepLoader(Noise(), seed=5), 1)[0]
+    several = DataLoader(Wrapped(StepLoader(Noise(), seed=5)), batch_size=None, num_workers=2)
+    with pytest.raises(DataError, match="every batch would be trained on once for each of them"):
+        next(iter(several))
 
 
 def test_batches_are_a_function_of_their_place() -> None:
