@@ -7,6 +7,7 @@ all padding. One process takes them all in turn.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -141,8 +142,6 @@ def apart(found: Any, expected: Any) -> float:
 
 
 def main(plan: str, out: str) -> None:
-    import os
-
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     rows = []
     with quiet():
@@ -151,9 +150,8 @@ def main(plan: str, out: str) -> None:
             if rank == 0:
                 expected = torch.load(run["expected"], weights_only=True)
                 rows.append({**run, "apart": {key: apart(found[key], expected[key]) for key in expected}})
+                Path(out).write_text(json.dumps(rows))
             dist.barrier()
-    if rank == 0:
-        Path(out).write_text(json.dumps(rows))
 
 
 if __name__ == "__main__":

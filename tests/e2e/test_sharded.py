@@ -71,7 +71,7 @@ def test_four_ranks_in_every_layout_equal_one(tmp_path: Path) -> None:
             (("64-true", "none"), ("64-true", "experts"), ("64-true", "blocks"), ("32-true", "none")),
         )
     ]
-    found = runs_in(tmp_path, 4, runs, timeout=1500)
+    found = runs_in(tmp_path, 4, runs, timeout=3600)
     tell(found)
     check(found)
     switch = next(run["expected"] for run in found if run["recipe"] == "switch")
