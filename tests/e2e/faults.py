@@ -81,9 +81,10 @@ class Zygote:
         return Ended(answer["code"], log.read_text(), answer["seconds"], answer["touched"])
 
     def close(self) -> None:
-        assert self.process.stdin is not None
+        assert self.process.stdin is not None and self.process.stdout is not None
         self.process.stdin.close()
-        self.process.wait(timeout=20)
+        self.process.stdout.close()
+        self.process.wait(timeout=60)
 
 
 def only_run(root: Path) -> Path:
