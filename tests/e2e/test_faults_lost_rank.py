@@ -18,7 +18,7 @@ WITHIN = 60  # s, from the kill to the end of the last process, on a machine tha
 
 
 def command(folder: Path, kill: tuple[int, int], *options: str) -> list[str]:
-    often = ["trainer.limit_val_batches=1", "--no-compare", f"trainer.max_steps={STEPS}"]
+    often = ["trainer.limit_val_batches=1", "--no-compare", f"trainer.max_steps={STEPS}", "model.moe.experts.dropout=0"]
     return [sys.executable, str(SCRIPT), str(folder), *map(str, kill), "train", *options, *often]
 
 
