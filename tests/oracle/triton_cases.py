@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from moekit.contracts import Dispatcher, ExpertBank, LayerDims
 from moekit.errors import MoekitError
@@ -74,13 +76,18 @@ def results(dispatcher: Dispatcher, x_TD: Tensor, way: Routing, gate: Tensor, ex
 
 
 def assert_equal(
-    x_TD: Tensor, way: TokenChoice | ExpertChoice, experts: ExpertBank, dtype: torch.dtype, bound: float
+    x_TD: Tensor,
+    way: TokenChoice | ExpertChoice,
+    experts: ExpertBank,
+    dtype: torch.dtype,
+    bound: float,
+    save: Any = "minimum",
 ) -> None:
     """Against the loop in fp64 on the same (rounded) numbers; ``bound`` is of each result's largest number."""
     dims = LayerDims(dim=D, num_experts=experts.num_experts, out_dim=OUT)
     gate = way.gate_TK if isinstance(way, TokenChoice) else way.gate_EC
     experts, x_TD = experts.to(dtype), x_TD.detach().to(dtype).requires_grad_()
-    found = results(TritonDispatcher(Triton(), dims), x_TD, way, gate, experts)
+    found = results(TritonDispatcher(Triton(save=save), dims), x_TD, way, gate, experts)
     x64_TD, gate64 = (t.detach().double().requires_grad_() for t in (x_TD, gate))
     way64 = replace(way, gate_TK=gate64) if isinstance(way, TokenChoice) else replace(way, gate_EC=gate64)
     expected = results(LoopDispatcher(Loop(), dims), x64_TD, way64, gate64, experts.double())
@@ -115,6 +122,14 @@ def test_every_bank(kind: str, activation: str) -> None:
 @pytest.mark.parametrize(("kind", "activation"), [("glu", "silu"), ("ffn", "gelu")])
 def test_half_precision(kind: str, activation: str, dtype: torch.dtype) -> None:
     assert_equal(tokens(7), routing(any_experts(7, 3, 2), 3), bank(kind, activation, 3), dtype, BOUNDS[dtype])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
+@pytest.mark.parametrize("save", ["all", "nothing"])
+@pytest.mark.parametrize(("kind", "activation"), [("glu", "gelu"), ("ffn", "silu")])
+def test_whatever_is_kept_the_results_are_the_same(kind: str, activation: str, save: str, dtype: torch.dtype) -> None:
+    way = routing(any_experts(9, 4, 2), 4, sent_TK=(torch.rand(9, 2) > 0.3).to(DEVICE))
+    assert_equal(tokens(9), way, bank(kind, activation, 4), dtype, BOUNDS.get(dtype, 1e-5), save)
 
 
 @pytest.mark.parametrize("T, E, K", [(0, 3, 2), (1, 1, 1), (1, 5, 5), (19, 4, 1), (9, 3, 3), (40, 2, 2)])
@@ -248,33 +263,64 @@ def test_it_compiles_into_one_graph() -> None:
     torch.testing.assert_close(pairs[0], pairs[1])
 
 
-def test_operators_are_registered_as_they_behave() -> None:
+@pytest.mark.parametrize("save", ["all", "minimum", "nothing"])
+def test_operators_are_registered_as_they_behave(save: str) -> None:
     way, experts = routing(any_experts(5, 3, 2), 3), bank("glu", "silu", 3)
     rows = plan(way.pairs(), 5, 3)
     route = (rows.end_E, rows.token_N, rows.by_token_N, rows.start_T)
     gate_N, (w_in_EXD, w_out_EOH) = torch.rand(10, device=DEVICE, requires_grad=True), experts.parameters()
     arguments = (tokens(5), gate_N, w_in_EXD, w_out_EOH)
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(triton_experts, (*arguments, *route, "silu"), test_utils=checks)
-    g_TO, h_NX = torch.randn(5, OUT, device=DEVICE), torch.randn(10, 2 * H, device=DEVICE)
+    torch.library.opcheck(triton_experts, (*arguments, *route, "silu", save), test_utils=checks)
+    g_TO = torch.randn(5, OUT, device=DEVICE)
+    h_NX = torch.randn(0 if save == "nothing" else 10, 2 * H, device=DEVICE)
+    acted_NH = torch.randn(10 if save == "all" else 0, H, device=DEVICE)
     plain = [t.detach() for t in arguments]
     for needs in [(True, True, True), (False, True, False)]:
-        torch.library.opcheck(triton_experts_backward, (g_TO, *plain, h_NX, *route, "silu", *needs), test_utils=checks)
+        given = (g_TO, *plain, h_NX, acted_NH, *route, "silu", save, *needs)
+        torch.library.opcheck(triton_experts_backward, given, test_utils=checks)
+
+
+def kept(save: Any, x_TD: Tensor, way: TokenChoice, experts: ExpertBank) -> int:
+    """Floating numbers that are kept for backward beside the weights; a storage counts once."""
+    weights = {p.data_ptr() for p in experts.parameters()}
+    seen: dict[int, int] = {}
+
+    def keep(t: Tensor) -> Tensor:
+        if t.is_floating_point() and t.data_ptr() not in weights:
+            seen[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes() // t.element_size()
+        return t
+
+    dims = LayerDims(dim=D, num_experts=3, out_dim=OUT)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        y_TO = TritonDispatcher(Triton(save=save), dims)(x_TD, way, experts).y_TO
+    assert y_TO.requires_grad
+    return sum(seen.values())
 
 
 @pytest.mark.parametrize(("kind", "width"), [("glu", 2 * H), ("ffn", H)])
-def test_tokens_and_the_first_product_are_all_that_is_kept(kind: str, width: int) -> None:
-    """T·D + N·2H numbers, beside gates and order, which have no width."""
+def test_what_is_kept_is_what_was_asked_for(kind: str, width: int) -> None:
+    """Tokens and gates, T·D + N; with ``minimum`` the first product's output; with ``all`` the activation's too."""
     x_TD, way, experts = tokens(12), routing(any_experts(12, 3, 2), 3), bank(kind, "silu", 3)
-    weights = {p.data_ptr() for p in experts.parameters()}
-    kept: dict[int, int] = {}
+    bare = 12 * D + 24
+    assert kept("nothing", x_TD, way, experts) == bare
+    assert kept("minimum", x_TD, way, experts) == bare + 24 * width
+    assert kept("all", x_TD, way, experts) == bare + 24 * (width + H)
 
-    def keep(t: Tensor) -> Tensor:
-        if t.dim() > 1 and t.is_floating_point() and t.data_ptr() not in weights:
-            kept[t.data_ptr()] = t.numel()
-        return t
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-        y_TO = TritonDispatcher(Triton(), LayerDims(dim=D, num_experts=3, out_dim=OUT))(x_TD, way, experts).y_TO
-    assert y_TO.requires_grad
-    assert sorted(kept.values()) == sorted([12 * D, 24 * width])
+def test_where_autograd_is_off_nothing_is_kept() -> None:
+    x_TD, way, experts = tokens(5), routing(any_experts(5, 3, 2), 3), bank("glu", "silu", 3)
+    dispatcher = TritonDispatcher(Triton(save="all"), LayerDims(dim=D, num_experts=3, out_dim=OUT))
+    usual_TO = dispatcher(x_TD, way, experts).y_TO
+    made: list[tuple[int, ...]] = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = func(*args, **(kwargs or {}))
+            made.extend(t.shape for t in tree_leaves(out) if isinstance(t, Tensor) and t.is_floating_point())
+            return out
+
+    with torch.no_grad(), Watch():
+        y_TO = dispatcher(x_TD, way, experts).y_TO
+    assert torch.equal(y_TO, usual_TO)
+    assert (10, 2 * H) not in made

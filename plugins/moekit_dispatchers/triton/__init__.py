@@ -7,14 +7,22 @@ there is something to compute.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from moekit.component import Component
+from moekit.spec.fields import option
 from moekit.spec.kinds import DispatcherSpec
 
 
 @dataclass(frozen=True, kw_only=True)
 class Triton(DispatcherSpec):
-    """The triton dispatcher has no options."""
+    """Options of the triton dispatcher."""
+
+    save: Literal["all", "minimum", "nothing"] = option(
+        "minimum",
+        "what is kept for backward beside tokens and routing: the first product's output and the activation's; the "
+        "former alone; neither",
+    )
 
 
 COMPONENT = Component(

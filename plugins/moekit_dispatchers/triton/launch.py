@@ -1,5 +1,11 @@
 """Launches: which kernels run on what, in which blocks. Nothing is read from the device.
 
+Blocks are fixed by dtype and widths; they are argued, and nothing has been timed. None is wider than the power of two
+that holds its matrix: what is beyond is products with 0. None has more sums than registers hold (128 · 128 among 8
+warps are 64 a thread), or more operands, in three stages, than the shared memory of a small GPU (96 of 99 KiB). To tune
+them on a GPU, change ``COLUMNS``, ``DEPTH``, ``tile_height`` and ``_how``, and compare before and after:
+``moekit bench layer olmoe --dispatchers grouped,triton``.
+
 Shapes: T tokens, N rows sorted by expert, D in, H hidden, O out; X is 2H with a gate and H without.
 """
 
@@ -16,6 +22,12 @@ from triton import knobs
 from moekit_dispatchers.triton.kernels import products, rows
 
 HALVES = (torch.float16, torch.bfloat16)
+COLUMNS = 128
+"""The most columns of a block of sums."""
+
+DEPTH = {torch.float32: 32, torch.float16: 64, torch.bfloat16: 64}
+"""The most of what is summed over that is loaded at a time: 128 bytes of a row, a line of the cache."""
+
 SMALL = 32
 """Blocks in the interpreter, which is for tests: their widths are small, and should need more than one block."""
 
@@ -62,10 +74,7 @@ def tiles(end_E: Tensor, num_rows: int, height: int) -> Tiles:
 
 
 def tile_height(num_rows: int, num_experts: int, dtype: torch.dtype) -> int:
-    """Rows in a tile: what an expert has on average, between 16 (the least of a product) and 128; fp32 stops at 64.
-
-    Not measured: no GPU was at hand.
-    """
+    """Rows in a tile: what an expert has on average, between 16 (the least of a product) and 128; fp32 stops at 64."""
     most = 128 if dtype in HALVES else 64
     height = 16
     while height < most and height * num_experts < num_rows:
@@ -74,9 +83,11 @@ def tile_height(num_rows: int, num_experts: int, dtype: torch.dtype) -> int:
 
 
 def forward(
-    x_TD: Tensor, gate_N: Tensor, w_in_EXD: Tensor, w_out_EOH: Tensor, route: Route, activation: str
-) -> tuple[Tensor, Tensor]:
-    """``y_TO``, and ``h_NX``, the first product's output, for backward. (Rows of no expert are not written.)
+    x_TD: Tensor, gate_N: Tensor, w_in_EXD: Tensor, w_out_EOH: Tensor, route: Route, activation: str, save: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``y_TO``; and for backward ``h_NX``, the first product's output, and ``acted_NH``, the activation's.
+
+    What is not to be kept has no rows. (Rows of no expert are not written.)
 
     Args:
         x_TD: tokens, contiguous.
@@ -85,22 +96,23 @@ def forward(
         w_out_EOH: any view; whether there is a gate follows from the widths.
         route: the way.
         activation: its name.
+        save: ``all``, ``minimum`` or ``nothing``.
     """
     N, X, H = route.token_N.shape[0], w_in_EXD.shape[1], w_out_EOH.shape[2]
-    h_NX, acted_NH = x_TD.new_empty(N, X), x_TD.new_empty(N, H)
+    h_NX, acted_NH = x_TD.new_empty(0 if save == "nothing" else N, X), x_TD.new_empty(N, H)
     cut = tiles(route.end_E, N, tile_height(N, len(route.end_E), x_TD.dtype))
-    how = _how(x_TD, cut.height)
-    columns = how["BLOCK_N"] // 2 if X != H else how["BLOCK_N"]  # a program with a gate makes two blocks
+    columns = _block(H, COLUMNS // 2 if X != H else COLUMNS)  # a program with a gate makes two blocks
     with _on(x_TD):
         products.linear_activated[(len(cut.expert_X) * -(-H // columns),)](
             *(x_TD, route.token_N, w_in_EXD, h_NX, acted_NH, cut.expert_X, cut.row_X, route.end_E),
             *(len(route.end_E), x_TD.shape[1], H, *w_in_EXD.stride()),
             GATED=X != H,
+            KEEP=save != "nothing",
             ACT=activation,
-            **how | {"BLOCK_N": columns},
+            **_how(x_TD, cut.height, columns, x_TD.shape[1]),
         )
         out_NO = _linear(acted_NH, w_out_EOH, cut, route)
-        return _combine(out_NO, gate_N, route), h_NX
+        return _combine(out_NO, gate_N, route), h_NX, acted_NH if save == "all" else x_TD.new_empty(0, H)
 
 
 def backward(
@@ -110,8 +122,10 @@ def backward(
     w_in_EXD: Tensor,
     w_out_EOH: Tensor,
     h_NX: Tensor,
+    acted_NH: Tensor,
     route: Route,
     activation: str,
+    save: str,
     needs: tuple[bool, bool, bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of tokens, gates, and both weights. All but the gates' are empty (no elements) where not needed.
@@ -122,29 +136,34 @@ def backward(
         gate_N: see above.
         w_in_EXD: see above.
         w_out_EOH: see above.
-        h_NX: what ``forward`` gave.
+        h_NX: what ``forward`` gave; likewise the next.
+        acted_NH: see above.
         route: the way.
         activation: its name.
+        save: as in ``forward``.
         needs: whether the gradients of tokens, first weight and second weight are wanted.
     """
     N, X, H = route.token_N.shape[0], w_in_EXD.shape[1], w_out_EOH.shape[2]
     cut = tiles(route.end_E, N, tile_height(N, len(route.end_E), x_TD.dtype))
     g_TO = g_TO.contiguous()
-    d_gate_N, d_h_NX = torch.zeros_like(gate_N), torch.empty_like(h_NX)
+    d_gate_N, d_h_NX = torch.zeros_like(gate_N), x_TD.new_empty(N, X)
     dx_TD, dw_in_EXD, dw_out_EOH = (x_TD.new_empty(0) for _ in range(3))
     with _on(x_TD):
-        acted_NH = _linear(g_TO, w_out_EOH.mT, cut, route, gather=True)
+        if save == "nothing":
+            h_NX = _linear(x_TD, w_in_EXD, cut, route, gather=True)
+        d_acted_NH = _linear(g_TO, w_out_EOH.mT, cut, route, gather=True)
         rows.activation_backward[(-(-N // 16),)](
-            *(acted_NH, h_NX, gate_N, route.end_E[-1:], d_h_NX, d_gate_N, H),
+            *(d_acted_NH, h_NX, acted_NH, gate_N, route.end_E[-1:], d_h_NX, d_gate_N, H),
             GATED=X != H,
+            KEPT=save == "all",
             ACT=activation,
             BLOCK_M=16,
             BLOCK_N=_block(H, 128),
             **FUSION,
         )
         if needs[2]:
-            dw_out_EOH = _outer(g_TO, acted_NH, route, gather="a")
-        del acted_NH
+            dw_out_EOH = _outer(g_TO, d_acted_NH, route, gather="a")  # by now the activation times the gate
+        del h_NX, d_acted_NH
         if needs[1]:
             dw_in_EXD = _outer(d_h_NX, x_TD, route, gather="b")
         if needs[0]:
@@ -156,12 +175,12 @@ def _linear(x_XX: Tensor, w_EXX: Tensor, cut: Tiles, route: Route, *, gather: bo
     """Each row through its expert's weight; with ``gather``, ``x_XX`` is by token."""
     width_out, width_in = w_EXX.shape[1:]
     y_NX = x_XX.new_empty(route.token_N.shape[0], width_out)
-    how = _how(x_XX, cut.height)
-    products.linear[(len(cut.expert_X) * -(-width_out // how["BLOCK_N"]),)](
+    columns = _block(width_out, COLUMNS)
+    products.linear[(len(cut.expert_X) * -(-width_out // columns),)](
         *(x_XX, route.token_N, w_EXX, y_NX, cut.expert_X, cut.row_X, route.end_E),
         *(len(route.end_E), width_in, width_out, width_in, *w_EXX.stride()),
         GATHER=gather,
-        **how,
+        **_how(x_XX, cut.height, columns, width_in),
     )
     return y_NX
 
@@ -170,12 +189,12 @@ def _outer(a_XX: Tensor, b_XX: Tensor, route: Route, *, gather: str) -> Tensor:
     """For each expert the sum over its rows of a outer b; the one named is by token."""
     E, width_a, width_b = len(route.end_E), a_XX.shape[1], b_XX.shape[1]
     dw_EXX = a_XX.new_empty(E, width_a, width_b)
-    how = _how(a_XX, _block(width_a, 128))
-    products.outer[(E * -(-width_a // how["BLOCK_M"]) * -(-width_b // how["BLOCK_N"]),)](
+    height, columns = _block(width_a, COLUMNS), _block(width_b, COLUMNS)
+    products.outer[(E * -(-width_a // height) * -(-width_b // columns),)](
         *(a_XX, b_XX, route.token_N, dw_EXX, route.end_E, width_a, width_b),
         GATHER_A=gather == "a",
         GATHER_B=gather == "b",
-        **how,
+        **_how(a_XX, height, columns, tile_height(len(route.token_N), E, a_XX.dtype)),
     )
     return dw_EXX
 
@@ -197,19 +216,24 @@ FUSION: Mapping[str, Any] = {"enable_fp_fusion": True}
 """Said at every launch: newer compilers warn where it is left to them."""
 
 
-def _how(x_XX: Tensor, height: int) -> dict[str, Any]:
-    """Blocks and arithmetic of a product with ``height`` rows in a tile. fp32 is exact unless torch's own products
-    are not (``torch.set_float32_matmul_precision``)."""
+def _how(x_XX: Tensor, height: int, columns: int, depth: int) -> dict[str, Any]:
+    """Blocks and arithmetic of a product. fp32 is exact unless torch's own products are not
+    (``torch.set_float32_matmul_precision``).
+
+    Args:
+        x_XX: says the dtype.
+        height: rows in a block.
+        columns: columns in a block.
+        depth: how much is summed over.
+    """
     exact = torch.get_float32_matmul_precision() == "highest"
-    interpreted = bool(knobs.runtime.interpret)
-    deep = 64 if x_XX.dtype in HALVES else 32
     return {
         **FUSION,
         "BLOCK_M": height,
-        "BLOCK_N": SMALL if interpreted else 128,
-        "BLOCK_K": SMALL if interpreted else deep,
+        "BLOCK_N": columns,
+        "BLOCK_K": _block(depth, DEPTH[x_XX.dtype]),
         "PRECISION": "ieee" if exact else "tf32",
-        "UPCAST": interpreted and x_XX.dtype == torch.bfloat16,
+        "UPCAST": bool(knobs.runtime.interpret) and x_XX.dtype == torch.bfloat16,
         "num_warps": 8 if height >= 128 else 4,
         "num_stages": 3,
     }

@@ -31,9 +31,10 @@ class TritonDispatcher(Dispatcher):
     different dtypes (``why_not`` says which).
 
     Tokens are gathered inside the first product, and the activation is computed as its tiles are written. Kept for
-    backward, with a gate: the tokens (T·D), the first product's output (N·2H), gates and order. Sums are in fp32 and
-    in an order that is always the same. Nothing is read from the device and shapes are static, so a layer compiles
-    into one graph. Differentiable once: a second derivative is refused.
+    backward under ``save: minimum``, with a gate: the tokens (T·D), the first product's output (N·2H), gates and
+    order; ``all`` keeps the activation's output too (N·H), ``nothing`` neither. Where autograd is off, neither is kept,
+    nor written. Sums are in fp32 and in an order that is always the same. Nothing is read from the device and shapes
+    are static, so a layer compiles into one graph. Differentiable once: a second derivative is refused.
 
     Raises:
         ValueError: a soft routing.
@@ -42,6 +43,7 @@ class TritonDispatcher(Dispatcher):
 
     def __init__(self, spec: Triton, dims: LayerDims) -> None:
         super().__init__()
+        self.spec = spec
         self.otherwise = GroupedDispatcher(Grouped(), dims)
         self.installed = find_spec("triton") is not None
         self.interpreted = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
@@ -62,7 +64,8 @@ class TritonDispatcher(Dispatcher):
         gate_N = pairs.gate_N.index_select(0, way.pair_N).float()
         weights = (form.w_in_EHD.to(dtype), form.w_out_EOH.to(dtype))
         route = (way.end_E, way.token_N, way.by_token_N, way.start_T)
-        y_TO, _ = triton_experts(x_TD.to(dtype), gate_N, *weights, *route, form.activation)
+        save = self.spec.save if torch.is_grad_enabled() else "nothing"
+        y_TO, *_ = triton_experts(x_TD.to(dtype), gate_N, *weights, *route, form.activation, save)
         return Dispatched(y_TO=y_TO, dropped=way.pair_N.new_zeros(()))
 
     def why_not(self, x_TD: Tensor, form: StandardForm) -> str:

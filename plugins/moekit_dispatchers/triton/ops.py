@@ -26,12 +26,14 @@ def triton_experts(
     by_token_N: Tensor,
     start_T: Tensor,
     activation: str,
-) -> tuple[Tensor, Tensor]:
-    """``y_TO``, and the first product's output, which backward needs and nothing else may read."""
+    save: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``y_TO``, and what backward is to be given, which nothing else may read: the outputs of the first product and of
+    the activation; what ``save`` leaves out has no elements."""
     from moekit_dispatchers.triton import launch
 
     route = launch.Route(end_E, token_N, by_token_N, start_T)
-    return launch.forward(x_TD.contiguous(), gate_N.contiguous(), w_in_EXD, w_out_EOH, route, activation)
+    return launch.forward(x_TD.contiguous(), gate_N.contiguous(), w_in_EXD, w_out_EOH, route, activation, save)
 
 
 @triton_experts.register_fake
@@ -45,9 +47,12 @@ def _(
     by_token_N: Tensor,
     start_T: Tensor,
     activation: str,
-) -> tuple[Tensor, Tensor]:
-    y_TO = x_TD.new_empty(x_TD.shape[0], w_out_EOH.shape[1])
-    return y_TO, x_TD.new_empty(token_N.shape[0], w_in_EXD.shape[1])
+    save: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    N, (_, out_dim, H) = token_N.shape[0], w_out_EOH.shape
+    y_TO = x_TD.new_empty(x_TD.shape[0], out_dim)
+    h_NX = x_TD.new_empty(N if save != "nothing" else 0, w_in_EXD.shape[1])
+    return y_TO, h_NX, x_TD.new_empty(N if save == "all" else 0, H)
 
 
 @torch.library.custom_op("moekit::triton_experts_backward", mutates_args=())
@@ -58,11 +63,13 @@ def triton_experts_backward(
     w_in_EXD: Tensor,
     w_out_EOH: Tensor,
     h_NX: Tensor,
+    acted_NH: Tensor,
     end_E: Tensor,
     token_N: Tensor,
     by_token_N: Tensor,
     start_T: Tensor,
     activation: str,
+    save: str,
     needs_x: bool,
     needs_in: bool,
     needs_out: bool,
@@ -77,8 +84,10 @@ def triton_experts_backward(
         w_in_EXD,
         w_out_EOH,
         h_NX,
+        acted_NH,
         launch.Route(end_E, token_N, by_token_N, start_T),
         activation,
+        save,
         (needs_x, needs_in, needs_out),
     )
 
@@ -91,11 +100,13 @@ def _(
     w_in_EXD: Tensor,
     w_out_EOH: Tensor,
     h_NX: Tensor,
+    acted_NH: Tensor,
     end_E: Tensor,
     token_N: Tensor,
     by_token_N: Tensor,
     start_T: Tensor,
     activation: str,
+    save: str,
     needs_x: bool,
     needs_in: bool,
     needs_out: bool,
@@ -105,18 +116,19 @@ def _(
     return dx_TD, d_gate_N, dw_in_EXD, dw_out_EOH
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, activation = inputs
-    ctx.save_for_backward(*tensors[:4], output[1], *tensors[4:])
-    ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)  # no zeros of N·X for it either
-    ctx.activation = activation
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    *tensors, activation, save = inputs
+    kept = output[1:]
+    ctx.save_for_backward(*tensors[:4], *kept, *tensors[4:])
+    ctx.mark_non_differentiable(*kept)
+    ctx.set_materialize_grads(False)  # no zeros of N·X for them either
+    ctx.how = (activation, save)
 
 
-def _backward(ctx: Any, g_TO: Tensor, _g_NX: Tensor | None) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, g_TO: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     needs_x, needs_gate, needs_in, needs_out = ctx.needs_input_grad[:4]
     dx_TD, d_gate_N, dw_in_EXD, dw_out_EOH = triton_experts_backward(
-        g_TO, *ctx.saved_tensors, ctx.activation, needs_x, needs_in, needs_out
+        g_TO, *ctx.saved_tensors, *ctx.how, needs_x, needs_in, needs_out
     )
     found = (
         (dx_TD, needs_x),
@@ -124,7 +136,7 @@ def _backward(ctx: Any, g_TO: Tensor, _g_NX: Tensor | None) -> tuple[Tensor | No
         (dw_in_EXD, needs_in),
         (dw_out_EOH, needs_out),
     )
-    return *(gradient if needed else None for gradient, needed in found), *(None,) * 5
+    return *(gradient if needed else None for gradient, needed in found), *(None,) * 6
 
 
 def _refuse(ctx: Any, *gradients: Tensor) -> None:

@@ -89,6 +89,7 @@ def linear_activated(
     w_out,
     w_in,
     GATED: tl.constexpr,
+    KEEP: tl.constexpr,
     ACT: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
@@ -98,7 +99,8 @@ def linear_activated(
 ):
     """``h[n] = w[expert of n] x[token_of[n]]`` and, while it is at hand, ``acted[n] = act(gate) · up`` or ``act(h)``.
 
-    With ``GATED``, h has the gate in its first ``hidden`` columns and up in the rest; one program makes both.
+    With ``GATED``, h has the gate in its first ``hidden`` columns and up in the rest; one program makes both. Without
+    ``KEEP`` h is not written.
     """
     blocks = tl.cdiv(hidden, BLOCK_N)
     tile = tl.program_id(0) // blocks
@@ -126,14 +128,18 @@ def linear_activated(
         x_at += BLOCK_K
         w_at += BLOCK_K * w_in
     is_here = is_row[:, None] & is_col[None, :]
-    kind = h.dtype.element_ty
-    width = 2 * hidden if GATED else hidden
-    h_at = h + rows[:, None] * width + cols[None, :]
-    tl.store(h_at, first.to(kind), mask=is_here)
-    out = activate(first.to(kind).to(tl.float32), ACT)  # of what backward will read
+    kind = acted.dtype.element_ty
+    first = first.to(kind)
+    second = second.to(kind)
+    if KEEP:
+        width = 2 * hidden if GATED else hidden
+        h_at = h + rows[:, None] * width + cols[None, :]
+        tl.store(h_at, first, mask=is_here)
+        if GATED:
+            tl.store(h_at + hidden, second, mask=is_here)
+    out = activate(first.to(tl.float32), ACT)  # of what backward will read
     if GATED:
-        tl.store(h_at + hidden, second.to(kind), mask=is_here)
-        out *= second.to(kind).to(tl.float32)
+        out *= second.to(tl.float32)
     tl.store(acted + rows[:, None] * hidden + cols[None, :], out.to(kind), mask=is_here)
 
 

@@ -32,17 +32,22 @@ def combine(rows, gate, by_token, start_of, y, width, GATED: tl.constexpr, BLOCK
 def activation_backward(
     d_acted,
     h,
+    kept,
     gate,
     last,
     d_h,
     d_gate,
     hidden,
     GATED: tl.constexpr,
+    KEPT: tl.constexpr,
     ACT: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """The activation's backward, from the first product's output: the activation itself is computed again.
+    """The activation's backward, from the first product's output.
+
+    The activation's own output is read from ``kept`` with ``KEPT``, else computed again. (With ``GATED`` the
+    activation is computed all the same: up's gradient asks for it without up.)
 
     ``d_acted[n]``: in, the gradient of the activation's output before the gate (the output's gradient through the
     second weight); out, the activation's output times the gate, for the second weight's gradient.
@@ -61,14 +66,18 @@ def activation_backward(
         large = rows[:, None] * width + cols[None, :]
         d = tl.load(d_acted + small, mask=is_here, other=0.0).to(tl.float32)
         first = tl.load(h + large, mask=is_here, other=0.0).to(tl.float32)
-        acted = activate(first, ACT)
+        if GATED or not KEPT:
+            acted = activate(first, ACT)
         d_first = slope(first, ACT) * d * weight[:, None]
         if GATED:
             second = tl.load(h + large + hidden, mask=is_here, other=0.0).to(tl.float32)
             d_second = acted * d * weight[:, None]
             tl.store(d_h + large + hidden, d_second.to(d_h.dtype.element_ty), mask=is_here)
             d_first *= second
-            acted *= second
+            if not KEPT:
+                acted *= second
+        if KEPT:
+            acted = tl.load(kept + small, mask=is_here, other=0.0).to(tl.float32)
         tl.store(d_h + large, d_first.to(d_h.dtype.element_ty), mask=is_here)
         d_weight += tl.sum(tl.where(is_here, d * acted, 0.0), axis=1)
         tl.store(d_acted + small, (acted * weight[:, None]).to(d_acted.dtype.element_ty), mask=is_here)
