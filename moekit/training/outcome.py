@@ -109,7 +109,7 @@ def outcome_of(label: str, folder: RunFolder, module: LitMoE, rows: Mapping[int,
     return Outcome(
         label=label,
         folder=folder.path,
-        steps=module.logged_step or max(rows, default=0),
+        steps=max(module.logged_step, *rows, 0),
         tokens=max((row["tokens"] for row in rows.values() if "tokens" in row), default=0.0),
         seconds=max((row["seconds"] for row in rows.values() if "seconds" in row), default=0.0),
         train=train,
