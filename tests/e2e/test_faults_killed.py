@@ -60,7 +60,7 @@ def test_killed_at_every_touch_of_a_save_a_run_ends_with_the_same_weights(zygote
     name = f"touch{asynchronous}"
     whole = train(zygote, SHORT, f"{name}-whole")
     first = train(zygote, 4, f"{name}-first")
-    go_on = [f"trainer.max_steps={SHORT}", *OFTEN]
+    go_on = [f"trainer.max_steps={SHORT}", f"checkpoints.asynchronous={str(asynchronous).lower()}", *OFTEN]
     rng = random.Random(8)
     number, killed = 0, 0
     while True:

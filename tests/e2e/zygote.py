@@ -36,7 +36,7 @@ class Touches:
     Args:
         number: which time; 0 for never.
         delay: s after it; another process kills, so that it may strike in the middle of a write.
-        report: a file that holds the count so far.
+        report: a file that grows by a byte each time, so that a kill cannot leave half a count.
     """
 
     def __init__(self, number: int, delay: float, report: Path) -> None:
@@ -62,7 +62,8 @@ class Touches:
 
     def touch(self) -> None:
         self.count += 1
-        self.report.write_text(str(self.count))
+        with self.report.open("ab") as file:
+            file.write(b".")
         if self.count == self.number:
             kill_me(self.delay)
 
@@ -118,7 +119,9 @@ def child(order: dict[str, Any]) -> None:
 
 def obey(order: dict[str, Any]) -> dict[str, Any]:
     log, waiting = Path(order["log"]), list(order.get("send", []))
-    log.unlink(missing_ok=True)
+    touched = Path(order["log"] + ".touched")
+    for file in (log, touched):
+        file.unlink(missing_ok=True)
     pid = os.fork()
     if pid == 0:
         child(order)
@@ -127,8 +130,7 @@ def obey(order: dict[str, Any]) -> dict[str, Any]:
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
             code = os.waitstatus_to_exitcode(status)
-            touched = Path(str(log) + ".touched")
-            count = int(touched.read_text()) if touched.is_file() else 0
+            count = touched.stat().st_size if touched.is_file() else 0
             return {"code": code, "seconds": time.monotonic() - since, "touched": count}
         if time.monotonic() - since > order.get("patience", 120):
             os.killpg(pid, signal.SIGKILL)
