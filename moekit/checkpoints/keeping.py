@@ -97,10 +97,10 @@ def recover(folder: Path, going_on_from: Path | None = None) -> None:
         return
     for path in (*folder.glob(".tmp-*"), *folder.glob(".*.tmp")):
         remove(path)
-    last = last_of(folder)
+    last, kept = last_of(folder), going_on_from and going_on_from.resolve()
     if last is not None:
         for step, path in steps_in(folder).items():
-            if step > step_of(last) and path != going_on_from:
+            if step > step_of(last) and path.resolve() != kept:
                 remove(path)
 
 

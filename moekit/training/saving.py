@@ -38,11 +38,6 @@ class SaveCheckpoints(Checkpoint):
         self._saved = -1  # the step that was saved last
         self._failed: SaveError | None = None
 
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Clears away what a killed process left."""
-        if stage == "fit" and trainer.is_global_zero:
-            recover(self.folder, None if trainer.ckpt_path is None else Path(trainer.ckpt_path))
-
     def state_dict(self) -> dict[str, Any]:
         """The best so far."""
         return {"best": self.best, "best_step": self.best_step}
@@ -52,8 +47,14 @@ class SaveCheckpoints(Checkpoint):
         self.best, self.best_step = float(state_dict["best"]), int(state_dict["best_step"])
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Has the pointers name what the run goes on from: a kill came between them, or the run was gone back on."""
+        """Clears away what a killed process left; has the pointers name what the run goes on from, where they do not.
+
+        A kill came between the two, or the run was gone back on. Not before: until a checkpoint is loaded,
+        ``trainer.ckpt_path`` does not say which, and it could be cleared away.
+        """
         start = None if trainer.ckpt_path is None else Path(trainer.ckpt_path)
+        if trainer.is_global_zero:
+            recover(self.folder, start)
         if start is None or start.resolve().parent != self.folder.resolve():
             return
         self._saved = trainer.global_step

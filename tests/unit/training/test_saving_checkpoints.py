@@ -21,6 +21,7 @@ from moekit.training import LitMoE
 from moekit.training.folder import RunFolder
 from moekit.training.saving import SaveCheckpoints
 from moekit.training.trainer import make_trainer
+from moekit.training.validation import Validation
 
 Make = Callable[..., dict[str, Any]]
 pytestmark = pytest.mark.usefixtures("calm")
@@ -52,6 +53,35 @@ def test_the_newest_stay_and_the_best_is_that_with_the_lowest_loss(recipe: Make,
     saved = open_checkpoint(folder / "last").plain
     (state,) = (s for name, s in saved["callbacks"].items() if "SaveCheckpoints" in name)
     assert state == {"best": callback(trainer).best, "best_step": best}
+
+
+def test_the_best_is_the_lowest_of_all_also_of_those_before_a_resumption(
+    recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not the newest, nor one that is lower than the one before it; of equal ones the first."""
+    losses = iter([3.0, 1.0, 2.0, 1.5, 1.2, 1.0, 0.5])  # at steps 2, 4, ...
+    monkeypatch.setattr(Validation, "take", lambda _: {"val/loss": next(losses)})
+    folder = tmp_path / "checkpoints"
+    start = None
+    for steps, best in ((8, 4), (12, 4), (14, 14)):
+        trainer = fit(recipe, tmp_path, steps, start, checkpoints={"keep": 1})
+        start = folder / step_name(steps)
+        assert target_of(folder, "best") == folder / step_name(best) and set(steps_in(folder)) == {best, steps}
+        assert callback(trainer).best_step == best and is_whole(folder / step_name(best))
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_the_checkpoint_that_was_asked_for_is_not_cleared_away(
+    recipe: Make, tmp_path: Path, relative: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though ``last`` names an earlier one, and it looks like one of a run that was gone back on."""
+    folder = tmp_path / "checkpoints"
+    fit(recipe, tmp_path, 6, checkpoints={"keep": 9})
+    write_pointer(folder, "last", step_name(2))
+    monkeypatch.chdir(tmp_path)
+    start = Path("checkpoints" if relative else folder) / step_name(4)
+    fit(recipe, tmp_path, 8, start=start, checkpoints={"keep": 9}, trainer={"limit_val_batches": 0})
+    assert list(steps_in(folder)) == [2, 4, 8] and last_of(folder) == folder / step_name(8)
 
 
 def test_without_validation_the_end_is_saved(recipe: Make, tmp_path: Path) -> None:
