@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -107,28 +108,26 @@ class Files:
         self._open: dict[str, TensorFile] = {}
         self._checked: set[str] = set()
 
-    def check(self, names: list[str]) -> None:
-        """Reads files whole, unless that was done before, and compares their sums.
+    def check(self, names: Iterable[str]) -> None:
+        """Reads files whole, each once, and compares their sums.
 
         Raises:
             CheckpointError: naming the first that is damaged.
         """
-        try:
-            for name in names:
-                if name not in self._checked:
-                    self.manifest.check_sums(self.path, [name])
-                    self._checked.add(name)
-        except CheckpointError as error:
-            raise _advised(self.path, error) from error
+        for name in names:
+            if name not in self._checked:
+                self.manifest.check_sums(self.path, [name])
+                self._checked.add(name)
 
     def read(self, file: str, name: str, offset: Place, sizes: Place) -> Tensor:
         """A slice of a tensor in a file.
 
         Raises:
-            CheckpointError: the file is damaged.
+            CheckpointError: the file is damaged; naming the whole checkpoints beside this one.
         """
         if file not in self._open:
-            self.check([file])
+            with _advising(self.path):
+                self.check([file])
             self._open[file] = TensorFile(self.path / file)
         return self._open[file].read(name, offset, sizes)
 
@@ -157,13 +156,14 @@ class Checkpoint:
         """
         return fill(self.plain, Handle.whole, Handle)
 
-    def verify(self, *, rank: int = 0, world: int = 1) -> None:
-        """Compares every byte with the manifest, or this rank's share of the files.
+    def verify(self) -> None:
+        """Compares every byte with the manifest, now: for whoever changes things before all tensors are read.
 
         Raises:
             CheckpointError: naming the first file that is damaged, and the whole checkpoints beside it.
         """
-        self.files.check(list(self.manifest.files)[rank::world])
+        with _advising(self.path):
+            self.files.check(self.manifest.files)
 
 
 def is_checkpoint(path: Path) -> bool:
@@ -192,10 +192,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
         )
     if not path.is_dir():
         raise CheckpointError(f"no checkpoint at {path}\n  a run writes its first after its first validation")
-    try:
+    with _advising(path):
         return _open(path)
-    except CheckpointError as error:
-        raise _advised(path, error) from error
 
 
 def _open(path: Path) -> Checkpoint:
@@ -203,8 +201,8 @@ def _open(path: Path) -> Checkpoint:
     manifest.check_sizes(path)
     if STATE not in manifest.files:
         raise CheckpointError(f"{path / STATE} is missing from the manifest")
-    manifest.check_sums(path, [STATE])
     files = Files(path, manifest)
+    files.check([STATE])
     try:
         state = json.loads((path / STATE).read_bytes())
         handles = {name: _handle(name, entry, files) for name, entry in state["tensors"].items()}
@@ -218,6 +216,15 @@ def _handle(name: str, entry: Mapping[str, Any], files: Files) -> Handle:
     if strangers := [part.file for part in parts if part.file not in files.manifest.files]:
         raise ValueError(f"{name} lies in {strangers[0]}, which is not in the manifest")
     return Handle(name, torch.Size(entry["shape"]), DTYPES[entry["dtype"]], parts, files)
+
+
+@contextmanager
+def _advising(path: Path) -> Iterator[None]:
+    """Whatever is wrong with a checkpoint is told with the whole ones beside it."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise _advised(path, error) from error
 
 
 def _advised(path: Path, error: CheckpointError) -> CheckpointError:
@@ -234,9 +241,8 @@ def _advised(path: Path, error: CheckpointError) -> CheckpointError:
 def is_whole(path: Path) -> bool:
     """Whether a checkpoint holds what it was written with, to the last bit. Reads all of it."""
     try:
-        _open(path)
-        manifest = Manifest.read(path)
-        manifest.check_sums(path, manifest.files)
+        files = _open(path).files
+        files.check(files.manifest.files)
     except CheckpointError:
         return False
     return True
