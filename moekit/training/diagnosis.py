@@ -10,12 +10,13 @@ Nothing of this runs in a healthy step: it keeps references to the step's batche
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
 from moekit.contracts import Batch, Model, ModelOutput, Objective
@@ -59,7 +60,7 @@ def diagnose(
     *,
     finite_loss: bool,
 ) -> tuple[str, bool]:
-    """Which part is to blame, in words, and whether its weights are. On every rank, with gradients still there.
+    """Which part is to blame, in words, and whether what it holds is. On every rank, with gradients still there.
 
     Args:
         model: whose step it was.
@@ -68,8 +69,9 @@ def diagnose(
         around: makes the context that training runs in (autocast).
         finite_loss: whether the step's loss, over all ranks, is finite: then its gradients are not.
     """
-    if found := _agree(_weights(model)):
-        return f"weights that are not finite: {found.words}", True
+    for kind, held in (("weights", model.named_parameters()), ("buffers", _buffers(model))):
+        if found := _agree(_unsound(model, held)):
+            return f"{kind} that are not finite: {found.words}", True
     order: list[str] = []
     for number, micro in enumerate(micros, start=1):
         found, order = _forward(model, objective, micro, around)
@@ -95,14 +97,20 @@ def _agree(found: Found | None, *, last: bool = False) -> Found | None:
     return (max if last else min)(known, key=lambda each: each.place) if known else None
 
 
-def _weights(model: Model) -> Found | None:
-    """The first weight that is not finite."""
+def _unsound(model: Model, held: Iterable[tuple[str, Tensor]]) -> Found | None:
+    """The first of a model's tensors that is not finite."""
     first: Found | None = None
-    for place, (name, tensor) in enumerate(model.named_parameters()):
+    for place, (name, tensor) in enumerate(held):
         words = unsound(model, name, tensor)  # of every one: a sharded weight is asked by all ranks
         if words and first is None:
             first = Found(place, words)
     return first
+
+
+def _buffers(model: Model) -> Iterator[tuple[str, Tensor]]:
+    """What a model keeps beside its weights, such as a balancer's bias. Infinity may be meant (a mask): it passes."""
+    for name, buffer in model.named_buffers():
+        yield name, buffer.masked_fill(buffer.isinf(), 0)
 
 
 def _forward(

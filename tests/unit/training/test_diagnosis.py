@@ -76,6 +76,16 @@ def test_a_weight_that_is_not_finite(recipe: Make, name: str, expert: int | None
     assert words(module) == f"weights that are not finite: {said}"
 
 
+@pytest.mark.parametrize("policy", ["stop", "skip"])
+def test_a_buffer_that_holds_a_nan(recipe: Make, policy: str) -> None:
+    """A bias gone wrong ends the run at once, as weights do. Infinity in a buffer may be a mask, and is not blamed."""
+    module = LitMoE(recipe(non_finite=policy))
+    module.model.register_buffer("mask", torch.full((2, 2), -float("inf")))
+    module.model.get_buffer("blocks.1.ffn.balancers.bias.bias_E")[2] = NAN
+    layer_of(module).experts.get_parameter("w_down_EOH").register_hook(lambda grad: grad * NAN)
+    assert words(module) == "buffers that are not finite: blocks.1.ffn.balancers.bias (bias_E)"
+
+
 @pytest.mark.parametrize("dispatcher", ["loop", "grouped", "fused", "capacity", "auto"])
 def test_an_expert_that_overflows(recipe: Make, dispatcher: str) -> None:
     """Its weights are finite. The fused dispatcher does not call the bank; it is asked about one token."""
@@ -126,6 +136,16 @@ def test_the_data_and_the_micro_batch_that_it_is_in(recipe: Make) -> None:
     batches[1].inputs[2, 0] = NAN
     said = words(LitMoE("jacobs1991"), *batches, accumulate_grad_batches=3)
     assert said == "first not finite: the data: its inputs or targets are not finite, in micro-batch 2 of 3"
+
+
+def test_batches_of_healthy_steps_are_not_asked_and_not_kept() -> None:
+    batches = [Batch(torch.randn(5, 2), torch.randn(5, 1)) for _ in range(3)]
+    batches[2].inputs[2, 0] = NAN
+    module = LitMoE("jacobs1991")
+    with pytest.raises(MoekitError, match="step 3: the loss is nan") as caught:
+        trainer(3, limit_val_batches=0).fit(module, Given(*batches))
+    assert str(caught.value).splitlines()[1].endswith("the data: its inputs or targets are not finite")
+    assert not module._step._micros
 
 
 def test_the_objective(recipe: Make) -> None:
