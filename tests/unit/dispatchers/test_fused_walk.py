@@ -74,6 +74,14 @@ def test_each_thread_has_its_own_buffers() -> None:
     assert theirs[0].data_ptr() != mine.data_ptr()
 
 
+def test_buffers_first_asked_for_in_inference_mode_serve_training_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workspace._kept, "flat", {})
+    with torch.inference_mode():
+        first = workspace.buffers(2, (4,), torch.float64)[0].fill_(1)
+    again = workspace.buffers(2, (4,), torch.float64)[0]
+    assert again.data_ptr() == first.data_ptr() and again.fill_(2).sum() == 16
+
+
 def test_no_more_is_kept_than_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     workspace.buffers(2, (4,), torch.float64)
     monkeypatch.setattr(workspace, "MOST_KEPT", 100)

@@ -60,8 +60,8 @@ def test_plan_sends_every_pair_there_and_back(data: st.DataObject) -> None:
         assert bag == {n for n in range(len(experts)) if tokens[n] == t and experts[n] < num_experts}
 
 
-def test_more_tokens_than_16_bits_hold() -> None:
-    num = 2**15 + 3
+@pytest.mark.parametrize("num", [2**15 - 1, 2**15, 2**15 + 3])
+def test_more_tokens_than_16_bits_hold(num: int) -> None:
     token_N = torch.arange(num).flip(0)
     way = plan(Pairs(token_N, torch.zeros(num, dtype=torch.int64), torch.ones(num)), num, 1)
     assert torch.equal(way.by_token_N, token_N) and torch.equal(way.start_T, torch.arange(num + 1))

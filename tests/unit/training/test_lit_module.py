@@ -19,6 +19,7 @@ from moekit.seeds import seed_all
 from moekit.training import AtomicCheckpointIO, LitMoE, StepLoader
 from moekit.training.checkpoint import read_checkpoint
 from moekit.training.readings import metric_names
+from moekit.training.sampling import noise_seed
 
 pytestmark = pytest.mark.usefixtures("calm")
 Tree = dict[str, Any]
@@ -149,6 +150,23 @@ def test_jitter_is_a_function_of_the_micro_batch(recipe: Make) -> None:
     trainer(4, callbacks=[disturbed]).fit(LitMoE(tree))
     trainer(4, callbacks=[without]).fit(LitMoE(recipe()))
     assert plain.seen == disturbed.seen != without.seen
+
+
+def test_every_micro_batch_of_every_step_has_noise_of_its_own(recipe: Make) -> None:
+    drawn: list[float] = []
+
+    def draw(module: Any, args: Any) -> None:
+        drawn.append(float(torch.rand(())))
+
+    module = LitMoE(recipe(seed=5))
+    module.model.register_forward_pre_hook(draw)
+    trainer(3, limit_val_batches=0, accumulate_grad_batches=2).fit(module)
+    expected = []
+    for step in range(3):
+        for micro in range(2):
+            seed_all(noise_seed(seed=5, step=step, micro=micro))
+            expected.append(float(torch.rand(())))
+    assert drawn == expected and len(set(drawn)) == 6
 
 
 def test_the_same_seed_gives_the_same_run_and_another_another(recipe: Make) -> None:
