@@ -6,6 +6,8 @@ is not on a CPU takes the path of devices.
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 
@@ -19,7 +21,9 @@ from moekit_balancers.load_balance import LoadBalance
 from moekit_balancers.sequence_balance import SequenceBalance
 from moekit_balancers.sign_bias import SignBias
 from moekit_balancers.z_loss import ZLoss
+from moekit_dispatchers.auto import Auto
 from moekit_dispatchers.capacity import Capacity
+from moekit_dispatchers.device_capacity import DeviceCapacity
 from moekit_dispatchers.grouped import Grouped, ops
 from moekit_dispatchers.soft import Soft
 from moekit_experts.glu import Glu
@@ -45,6 +49,8 @@ DISPATCHERS: dict[str, DispatcherSpec] = {
     "grouped": Grouped(),
     "capacity": Capacity(factor=1.0),
     "priority": Capacity(factor=1.0, order="priority", per="sequence"),
+    "device": DeviceCapacity(groups=4, inner=Grouped()),
+    "auto": Auto(),
 }
 LOSSES: dict[str, BalancerSpec] = {
     "z": ZLoss(),
@@ -108,18 +114,26 @@ def breaks(run: object, *args: object) -> int:
     return int(torch._dynamo.explain(run)(*args).graph_break_count)
 
 
-COMPILED = [("switch", "capacity"), ("deepseek", "grouped"), ("gshard", "priority"), ("noisy", "grouped")]
-EVERY = [(router, dispatcher) for router in ROUTERS for dispatcher in DISPATCHERS]
+COMPILED = [
+    ("switch", "capacity", False), ("deepseek", "grouped", True), ("gshard", "priority", True),
+    ("noisy", "grouped", False), ("deepseek", "device", True), ("switch", "auto", True),
+]  # fmt: skip
+EVERY = list(product(ROUTERS, DISPATCHERS, (False, True)))
 
 
 @pytest.mark.parametrize(
-    ("router", "dispatcher"),
-    [pytest.param(*pair, marks=[] if pair in COMPILED else pytest.mark.slow) for pair in EVERY],
+    ("router", "dispatcher", "autocast"),
+    [pytest.param(*case, marks=[] if case in COMPILED else pytest.mark.slow) for case in EVERY],
 )
-def test_a_layer_compiles_whole(router: str, dispatcher: str) -> None:
+def test_a_layer_compiles_whole(router: str, dispatcher: str, autocast: bool) -> None:
     layer = layer_of(ROUTERS[router], DISPATCHERS[dispatcher]).train()
     x_BSD, valid_BS = torch.randn(3, 40, D), torch.ones(3, 40, dtype=torch.bool)
-    assert breaks(lambda x: trained(layer, x, valid_BS), x_BSD) == 0
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            return trained(layer, x, valid_BS)
+
+    assert breaks(run, x_BSD) == 0
 
 
 QUICK = ("deepseek_v3", "switch")
