@@ -12,7 +12,6 @@ from faults import Zygote, assert_same, only_run, prepare, saved
 
 from moekit.training.logs import read_metrics
 
-pytestmark = pytest.mark.xdist_group("faults")
 OFTEN = ["trainer.val_check_interval=4", "trainer.limit_val_batches=1", "--no-compare"]
 
 

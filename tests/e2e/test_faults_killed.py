@@ -16,7 +16,7 @@ from faults import Zygote, assert_same, only_run, prepare, saved
 
 from moekit.training.folder import RunFolder
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("killed")]
+pytestmark = pytest.mark.slow
 OFTEN = ["trainer.val_check_interval=4", "trainer.limit_val_batches=1", "--no-compare"]
 LONG, SHORT = 250, 12
 KILLS = 10

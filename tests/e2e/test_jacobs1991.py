@@ -7,11 +7,10 @@ from functools import cache
 import pytest
 from jacobs1991 import SYSTEMS, Outcome, train
 
-pytestmark = pytest.mark.xdist_group("jacobs1991")  # systems are trained once and shared by the tests
-
 
 @cache
 def outcome(name: str) -> Outcome:
+    """A system is trained once, for all tests of this file."""
     return train(SYSTEMS[name])
 
 
