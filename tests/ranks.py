@@ -1,11 +1,16 @@
-"""Runs a script in several processes that train together, as ``torchrun`` does on one machine."""
+"""Runs a script in several processes that train together: started as ``torchrun`` does on one machine, or forked."""
 
 from __future__ import annotations
 
+import atexit
+import json
 import os
+import select
 import signal
 import subprocess
 import sys
+import tempfile
+from functools import cache
 from pathlib import Path
 
 
@@ -24,6 +29,39 @@ def run_ranks(script: Path, world: int, *args: str, timeout: float = 240, succee
     said = done.stdout + done.stderr
     assert (done.returncode == 0) == succeed, f"{script.name} ended with {done.returncode}:\n{said[-6000:]}"
     return said
+
+
+def run_forked(script: Path, world: int, *args: str, timeout: float = 240) -> str:
+    """The same for quick tests, which are about what ranks compute and not about how they start.
+
+    ``torchrun`` and each of its processes import torch and Lightning anew, which takes longer than such a test. Here
+    one process imports them for all tests of this worker and is forked: see ``rank_zygote.py``.
+    """
+    zygote = _zygote()
+    assert zygote.stdin is not None and zygote.stdout is not None
+    with tempfile.NamedTemporaryFile("r") as log:
+        order = {"script": str(script), "world": world, "args": args, "log": log.name}
+        zygote.stdin.write(json.dumps(order) + "\n")
+        zygote.stdin.flush()
+        if not select.select([zygote.stdout], [], [], timeout)[0]:
+            os.killpg(zygote.pid, signal.SIGKILL)
+            _zygote.cache_clear()
+            raise AssertionError(f"{script.name} took more than {timeout} s:\n{log.read()[-6000:]}")
+        code, said = int(zygote.stdout.readline() or 1), log.read()
+    assert code == 0, f"{script.name} ended with {code}:\n{said[-6000:]}"
+    return said
+
+
+@cache
+def _zygote() -> subprocess.Popen[str]:
+    """The process that is forked; it ends with this one."""
+    command = [sys.executable, str(Path(__file__).with_name("rank_zygote.py"))]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    zygote = subprocess.Popen(
+        command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    atexit.register(zygote.communicate)  # closes its stdin
+    return zygote
 
 
 def run(command: list[str], *, timeout: float, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from faults import prepare
-from ranks import run_ranks
+from ranks import run_forked, run_ranks
 
 SCRIPT = Path(__file__).with_name("sick_rank.py")
 BANK = "blocks.1.ffn.experts"
@@ -21,7 +22,7 @@ LAYOUTS = {
 }
 
 
-def said_on_ranks(folder: Path, layout: str) -> dict[str, dict[str, Any]]:
+def said_on_ranks(folder: Path, layout: str, start: Callable[..., str]) -> dict[str, dict[str, Any]]:
     """What each run came to, alike on both ranks."""
     prepare(folder)
     options = [
@@ -29,7 +30,7 @@ def said_on_ranks(folder: Path, layout: str) -> dict[str, dict[str, Any]]:
         "trainer.limit_val_batches=0", "trainer.enable_checkpointing=false", "trainer.enable_progress_bar=false",
         "trainer.deterministic=false",
     ]  # fmt: skip
-    run_ranks(SCRIPT, 2, str(folder / "tiny.yaml"), json.dumps(options), str(folder))
+    start(SCRIPT, 2, str(folder / "tiny.yaml"), json.dumps(options), str(folder))
     one, two = (json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1))
     for name, result in one.items():  # which tensors move is a rank's own, in shards
         assert two[name]["said"] == result["said"] and two[name]["count"] == result["count"]
@@ -52,10 +53,10 @@ def check(found: dict[str, dict[str, Any]]) -> None:
 
 
 def test_two_ranks_that_share_experts_say_the_same(tmp_path: Path) -> None:
-    check(said_on_ranks(tmp_path, "experts apart"))
+    check(said_on_ranks(tmp_path, "experts apart", run_forked))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", ["ddp", "sharded", "experts apart, fused"])
 def test_ranks_say_the_same_in_every_layout(tmp_path: Path, layout: str) -> None:
-    check(said_on_ranks(tmp_path, layout))
+    check(said_on_ranks(tmp_path, layout, run_ranks))

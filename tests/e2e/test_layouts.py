@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from checkpoint_run import train_quietly as train
-from ranks import run_ranks
+from ranks import run_forked, run_ranks
 from torch import Tensor
 
 from moekit.checkpoints.reading import is_whole, open_checkpoint
@@ -29,11 +30,11 @@ def text(tmp_path: Path) -> Path:
     return root
 
 
-def ranks(tmp_path: Path, world: int, stages: list[Stage]) -> None:
+def ranks(tmp_path: Path, world: int, stages: list[Stage], start: Callable[..., str] = run_ranks) -> None:
     """Runs stages one after the other, in ``world`` processes."""
     plan = tmp_path / f"plan{world}.json"
     plan.write_text(json.dumps(stages))
-    run_ranks(SCRIPT, world, str(plan))
+    start(SCRIPT, world, str(plan))
 
 
 def tensors(tree: Any, at: str = "") -> dict[str, Tensor]:
@@ -83,7 +84,7 @@ def test_two_ranks_and_one_process_read_each_others_checkpoints(tmp_path: Path, 
         {**two, "folder": str(tmp_path / "two"), "to": 8, "start": at_four, "options": behind},
         {**two, "folder": str(tmp_path / "none"), "to": 4, "start": at_four, "options": ["trainer.max_steps=4"],
          "again": str(tmp_path / "again")},
-    ])  # fmt: skip
+    ], run_forked)  # fmt: skip
     files = {path.name for path in Path(step(tmp_path / "two", 4)).iterdir()}
     assert {f"tensors-0000{rank}-of-00002.safetensors" for rank in (1, 2)} < files
     assert_equal(tmp_path / "again", at_four)  # one process -> two ranks -> whole again

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from ranks import run_ranks
+from ranks import run_forked, run_ranks
 from sharded_run import SMALL
 
 from moekit import load
@@ -16,8 +17,8 @@ from moekit.planning.request import Request
 RUN = Path(__file__).with_name("planning_run.py")
 
 
-def check(world: int, layouts: str, out: Path) -> None:
-    run_ranks(RUN, world, layouts, str(out))
+def check(start: Callable[..., str], world: int, layouts: str, out: Path) -> None:
+    start(RUN, world, layouts, str(out))
     for row in json.loads(out.read_text()):
         ep, optimizer = row["ep"], row["optimizer"]
         recipe = load("deepseek_v3", [*SMALL["deepseek_v3"], "data=null", f"optimizer={{use: {optimizer}}}"])
@@ -31,9 +32,9 @@ def check(world: int, layouts: str, out: Path) -> None:
 
 
 def test_two_ranks(tmp_path: Path) -> None:
-    check(2, "1:adamw,2:adamw", tmp_path / "held.json")
+    check(run_forked, 2, "1:adamw,2:adamw", tmp_path / "held.json")
 
 
 @pytest.mark.slow
 def test_four_ranks(tmp_path: Path) -> None:
-    check(4, "1:adamw,2:adamw,4:adamw,2:sgd", tmp_path / "held.json")
+    check(run_ranks, 4, "1:adamw,2:adamw,4:adamw,2:sgd", tmp_path / "held.json")

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from ranks import run_forked, run_ranks
 
 from moekit.training.trainer import quiet
 from tests.e2e import sharded_run
-from tests.ranks import run_ranks
 
 SCRIPT = Path(sharded_run.__file__)
 WITHIN = {"64-true": 1e-10, "32-true": 1e-5}
 Run = dict[str, Any]
 
 
-def runs_in(tmp_path: Path, world: int, runs: list[Run], timeout: float = 240) -> list[Run]:
+def runs_in(
+    tmp_path: Path, world: int, runs: list[Run], timeout: float = 240, start: Callable[..., str] = run_ranks
+) -> list[Run]:
     """Each run on ``world`` ranks, one after another in one launch, with how far it is ``apart`` from one process."""
     expected: dict[str, Path] = {}
     with quiet():
@@ -34,7 +37,7 @@ def runs_in(tmp_path: Path, world: int, runs: list[Run], timeout: float = 240) -
             run["expected"] = str(expected[key])
     plan, rows = tmp_path / "plan.json", tmp_path / "rows.json"
     plan.write_text(json.dumps(runs))
-    run_ranks(SCRIPT, world, str(plan), str(rows), timeout=timeout)
+    start(SCRIPT, world, str(plan), str(rows), timeout=timeout)
     found: list[Run] = json.loads(rows.read_text())
     return found
 
@@ -56,7 +59,7 @@ def check(found: list[Run]) -> None:
 
 def test_two_ranks_equal_one(tmp_path: Path) -> None:
     run = {"recipe": "deepseek_v3", "precision": "64-true", "steps": 3, "accumulate": 2, "ep": 2}
-    check(runs_in(tmp_path, 2, [run]))
+    check(runs_in(tmp_path, 2, [run], start=run_forked))
 
 
 @pytest.mark.slow

@@ -1,12 +1,11 @@
 from __future__ import annotations
 
 import dataclasses
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from ranks import run_forked
 from torch import Tensor
 
 from moekit.contracts import BalanceContext, LayerDims
@@ -17,6 +16,7 @@ from moekit_balancers.load_balance.module import LoadBalanceLoss
 from moekit_routers.topk import TopK
 from moekit_routers.topk.module import TopKRouter
 
+RANK = Path(__file__).with_name("load_balance_rank.py")
 SCOPES = ["sequence", "micro_batch", "global_batch", "step"]
 
 
@@ -234,55 +234,8 @@ def test_it_compiles_whole_with_its_router(scope: str) -> None:
     torch.testing.assert_close(torch.compile(run, fullgraph=True, backend="eager")(x_TD), run(x_TD))
 
 
-RANK = """
-import sys
-import torch
-import torch.distributed as dist
-from moekit.contracts import BalanceContext, LayerDims
-from moekit_balancers.load_balance import LoadBalance
-from moekit_balancers.load_balance.module import LoadBalanceLoss
-from moekit_routers.topk import TopK
-from moekit_routers.topk.module import TopKRouter
-
-rank, store, out = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-torch.set_num_threads(1)
-torch.manual_seed(0)
-dims = LayerDims(dim=4, num_experts=5)
-router = TopKRouter(TopK(top_k=2), dims).double()
-balancer = LoadBalanceLoss(LoadBalance(scope="global_batch"), dims)
-x_TD = torch.randn(18, 4, dtype=torch.float64)
-
-def run(x_TD, training):
-    value = balancer.loss(router(x_TD), BalanceContext(num_sequences=1, training=training)).value
-    (gradient_ED,) = torch.autograd.grad(value * x_TD.shape[0] / 18, router.weight_ED)
-    return gradient_ED
-
-alone = run(x_TD, True)
-dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
-mine = x_TD[:7] if rank == 0 else x_TD[7:]
-together = run(mine, True)
-dist.all_reduce(together)
-if rank == 0:
-    run(mine, False)  # in evaluation nobody waits for another rank
-dist.barrier()
-dist.destroy_process_group()
-torch.save((alone, together), f"{out}{rank}")
-"""
-
-
 def test_two_ranks_equal_one_with_all_tokens(tmp_path: Path) -> None:
-    store, out = (tmp_path / "store").as_uri(), str(tmp_path / "rank")
-    ranks = [
-        subprocess.Popen([sys.executable, "-c", RANK, str(rank), store, out], stderr=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    try:
-        for process in ranks:
-            _, errors = process.communicate(timeout=100)
-            assert process.returncode == 0, errors
-    finally:
-        for process in ranks:
-            process.kill()  # one that waits for a rank that failed would wait for ever
+    run_forked(RANK, 2, str(tmp_path / "rank"))
     for rank in range(2):
-        alone, together = torch.load(f"{out}{rank}")
+        alone, together = torch.load(tmp_path / f"rank{rank}")
         torch.testing.assert_close(together, alone, rtol=1e-12, atol=1e-15)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from ranks import run_ranks
+from ranks import run_forked, run_ranks
 
 from moekit.contracts import LayerDims
 from moekit.layer import MoELayer
@@ -33,7 +33,7 @@ DIMS = LayerDims(dim=5, num_experts=4)
 
 
 def test_two_ranks_equal_one_process() -> None:
-    run_ranks(SCRIPT, 2, "quick")
+    run_forked(SCRIPT, 2, "quick")
 
 
 @pytest.mark.slow

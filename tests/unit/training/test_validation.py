@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from io import StringIO
@@ -13,6 +11,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from ranks import run_forked
 from rich.console import Console
 
 from moekit import LayerReport, LossSum, MoELayer, Soft, TokenChoice
@@ -71,18 +70,8 @@ def test_without_sparse_layers_there_is_no_maxvio() -> None:
 
 def test_two_ranks_equal_one_with_all_batches(tmp_path: Path) -> None:
     """Evenly dealt, and one against three."""
-    store, out = (tmp_path / "store").as_uri(), str(tmp_path / "rank")
-    ranks = [
-        subprocess.Popen([sys.executable, str(RANK), str(rank), store, out], stderr=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    try:
-        for process in ranks:
-            _, errors = process.communicate(timeout=100)
-            assert process.returncode == 0, errors
-    finally:
-        for process in ranks:
-            process.kill()  # one that waits for a rank that failed would wait for ever
+    out = str(tmp_path / "rank")
+    run_forked(RANK, 2, out)
     for rank in range(2):
         alone, dealt, uneven, nothing = torch.load(f"{out}{rank}")
         assert alone == dealt == uneven

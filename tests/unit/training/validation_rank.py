@@ -32,11 +32,12 @@ def values(batches: Sequence[Sequence[int]]) -> dict[str, float]:
     return validation.take()
 
 
-def main(rank: int, store: str, out: str) -> None:
+def main(out: str) -> None:
     """Alone; dealt alternately; one to rank 0 and three to rank 1; none to either."""
     torch.set_num_threads(1)
     alone = values(EXPERTS)
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
     dealt = values(EXPERTS[rank::2])
     uneven = values(EXPERTS[1:] if rank == 1 else EXPERTS[:1])
     nothing = values(())
@@ -46,4 +47,4 @@ def main(rank: int, store: str, out: str) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), *sys.argv[2:])
+    main(*sys.argv[1:])
