@@ -13,9 +13,9 @@ import torch
 CASES = Path(__file__).with_name("triton_cases.py")
 
 
-def run_cases(**environment: str) -> None:
-    """Runs the cases in a process of their own, with ``triton`` imported anew."""
-    command = [sys.executable, "-m", "pytest", "-n0", "-p", "no:cacheprovider", str(CASES)]
+def run_cases(which: str, **environment: str) -> None:
+    """Runs the cases of some marks in a process of their own, with ``triton`` imported anew."""
+    command = [sys.executable, "-m", "pytest", "-n0", "-p", "no:cacheprovider", "-m", which, str(CASES)]
     done = subprocess.run(
         command, env={**os.environ, **environment}, cwd=CASES.parents[2], capture_output=True, text=True
     )
@@ -24,10 +24,15 @@ def run_cases(**environment: str) -> None:
 
 
 def test_triton_equals_the_loop_in_the_interpreter() -> None:
-    run_cases(TRITON_INTERPRET="1", MOEKIT_TRITON_DEVICE="cpu")
+    run_cases("not slow", TRITON_INTERPRET="1", MOEKIT_TRITON_DEVICE="cpu")
+
+
+@pytest.mark.slow
+def test_so_do_the_slower_cases() -> None:
+    run_cases("slow", TRITON_INTERPRET="1", MOEKIT_TRITON_DEVICE="cpu")
 
 
 @pytest.mark.gpu
 def test_triton_equals_the_loop_on_a_gpu() -> None:
     assert torch.cuda.is_available(), "this test is for machines with a GPU"
-    run_cases(TRITON_INTERPRET="0", MOEKIT_TRITON_DEVICE="cuda")
+    run_cases("", TRITON_INTERPRET="0", MOEKIT_TRITON_DEVICE="cuda")
