@@ -103,9 +103,11 @@ def loss_of(out: Dispatched, r: int) -> Tensor:
     return (out.y_TO * torch.randn(out.y_TO.shape, dtype=torch.float64).to(out.y_TO.dtype)).sum() + out.y_TO.sum()
 
 
-def run(dispatcher: torch.nn.Module, x_TD: Tensor, routing: Routing, bank: ExpertBank, r: int) -> Dispatched:
+def run(
+    dispatcher: torch.nn.Module, x_TD: Tensor, routing: Routing, bank: ExpertBank, r: int, sequences: int = 1
+) -> Dispatched:
     torch.manual_seed(100 + r)  # whatever is drawn in training
-    out: Dispatched = dispatcher(x_TD, routing, bank, num_sequences=1)
+    out: Dispatched = dispatcher(x_TD, routing, bank, num_sequences=sequences)
     loss_of(out, r).backward()
     return out
 
@@ -120,6 +122,7 @@ def parity(
     tokens: Sequence[int] = TOKENS,
     skewed: bool = False,
     padded: bool = False,
+    sequences: int = 1,
 ) -> None:
     """Outputs, drops, gradients of tokens, gates and experts."""
 
@@ -128,12 +131,12 @@ def parity(
 
     what = f"{local}, size {size}, {form}, K={K}, {dtype}, tokens {tokens}"
     whole, everywhere = bank_of(None, dtype), build(local, DIMS)
-    expected = [(*(made := make(r)), run(everywhere, *made, whole, r)) for r in range(world())]
+    expected = [(*(made := make(r)), run(everywhere, *made, whole, r, sequences)) for r in range(world())]
 
     dispatcher = build(ExpertParallel(size=size, local=local), DIMS)
     part = bank_of(dispatcher.here, dtype)
     x_TD, routing = make(rank())
-    out = run(dispatcher, x_TD, routing, part, rank())
+    out = run(dispatcher, x_TD, routing, part, rank(), sequences)
 
     x_expected_TD, routing_expected, out_expected = expected[rank()]
     close(out.y_TO.detach(), out_expected.y_TO.detach(), f"y of {what}")

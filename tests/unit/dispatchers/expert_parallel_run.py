@@ -283,6 +283,7 @@ def quick() -> None:
     refusals()
     parity(Grouped(), 2)
     parity(Capacity(factor=0.6, order="affinity"), 2, padded=True)
+    parity(Capacity(factor=0.6, per="sequence"), 2, tokens=(9, 6), sequences=3)
     parity(Loop(), 2, tokens=(3, 0), skewed=True)
     oracle(2)
     bytes_sent(2, torch.float64)
