@@ -90,21 +90,21 @@ def run(args: argparse.Namespace) -> int:
         raise MoekitError(
             f"moekit plan: expected one name, got {', '.join(names) or 'none'}\n  more: moekit plan --help"
         )
-    from moekit.planning.request import Request, eps_of, precision_of, shape_of
+    from moekit.planning.request import ALIASES, Request, bytes_of_gib, eps_of, numbers_of, precision_of, shape_of
     from moekit.spec import load
 
     recipe = load(names[0], overrides)
     batch, sequence = shape_of(recipe)
     request = Request(
         devices=args.devices,
-        eps=eps_of(recipe, args.devices, _numbers(args.ep)),
+        eps=eps_of(recipe, args.devices, numbers_of(args.ep)),
         batch=batch if args.batch is None else args.batch,
         sequence=sequence if args.sequence is None else args.sequence,
         accumulate=int(recipe.trainer.get("accumulate_grad_batches", 1))
         if args.accumulate is None
         else args.accumulate,
-        precision=args.precision or precision_of(recipe),
-        device_memory=int(args.device_memory * 2**30),
+        precision=ALIASES.get(args.precision, args.precision) or precision_of(recipe),
+        device_memory=bytes_of_gib(args.device_memory),
     )
     from moekit.planning.advice import advise  # imports torch: after the request is known to be right
     from moekit.planning.plan import Planner, recompute_of
@@ -117,13 +117,6 @@ def run(args: argparse.Namespace) -> int:
     else:
         print("\n".join(_page(" ".join([names[0], *overrides]), plan, advice, args.explain)))
     return 0
-
-
-def _numbers(listed: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(word) for word in listed.split(",") if word)
-    except ValueError:
-        raise MoekitError(f"--ep '{listed}' is no list of whole numbers\n  expected one such as 1,2,4") from None
 
 
 def bytes_of(number: float) -> str:
@@ -237,6 +230,9 @@ def _verdict(plan: Plan, advice: list[Advice]) -> Iterator[str]:
     if plan.instead:
         stands = f"planned with dispatcher '{plan.instead}'"
         yield f"  {stands}: the recipe's reads its load, and a plan has none; on CPUs it keeps less"
+    if plan.request.devices > 1 and plan.whole_tensors:
+        refused = "looks at whole tensors, and is refused in shards (trainer.strategy)"
+        yield f"  optimizer '{plan.optimizer}' {refused}; others: moekit ls optimizers"
     for change in advice:
         takes = f"ep={change.row.layout.ep} then takes {bytes_of(change.row.memory.total)}"
         yield f"  {'try' if change.fits else 'not even'} {change.what}: {takes}"

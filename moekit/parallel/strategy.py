@@ -150,9 +150,10 @@ def refuse_uneven(recipe: Recipe, layout: Sharded, world: int) -> None:
     optimizer = recipe.optimizer
     if optimizer is not None and not optimizer.elementwise and world > 1:
         what = f"{type(optimizer).__name__} looks at whole tensors, and no rank has one whole"
-        raise SpecError([Problem(what=what, at="optimizer", expected="one such as adamw, or trainer.strategy=ddp")])
+        expected = "one such as adamw, or trainer.strategy=ddp"
+        raise SpecError([Problem(what=what, at="optimizer", expected=expected, list_with="moekit ls optimizers")])
     if world % layout.ep:
-        raise SpecError([_uneven(layout.ep, f"the {world} ranks", world)])
+        raise SpecError([_uneven(layout.ep, f"the {world} rank{'s' if world > 1 else ''}", world)])
     for moe in mixtures(recipe.model):
         if moe.experts.count % layout.ep:
             raise SpecError([_uneven(layout.ep, f"the {moe.experts.count} experts of a layer", moe.experts.count)])
@@ -169,6 +170,7 @@ def _uneven(ep: int, what: str, of: int) -> Problem:
         what=f"ep={ep} does not divide {what}",
         at="trainer.strategy.ep",
         expected="one of " + ", ".join(str(n) for n in range(1, of + 1) if of % n == 0),
+        notes=() if of > 1 else ("trainer.devices says how many ranks there are on a machine; 1 when left out",),
     )
 
 

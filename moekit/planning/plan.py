@@ -83,6 +83,7 @@ class Plan:
         request: what was asked.
         recompute: whose activations are computed again; empty for a model that has no such option.
         optimizer: its name.
+        whole_tensors: it looks at whole tensors, so that training in shards refuses it.
         parameters: of the model, numbers in all.
         instead: the dispatcher that was planned in place of the recipe's; empty for none.
         rows: one a layout.
@@ -91,6 +92,7 @@ class Plan:
     request: Request
     recompute: str
     optimizer: str
+    whole_tensors: bool
     parameters: int
     instead: str
     rows: tuple[Row, ...]
@@ -130,6 +132,7 @@ class Planner:
             request=request,
             recompute=recompute,
             optimizer=current().use_name(self.optimizer),
+            whole_tensors=not self.optimizer.elementwise,
             parameters=sum(prod(w.shape) for w in self.weights),
             instead=seen.instead,
             rows=tuple(self._row(ep, request, seen, recompute) for ep in request.eps),

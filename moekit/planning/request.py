@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from moekit.errors import MoekitError
+from moekit.errors import MoekitError, nearest
 from moekit.spec.fields import Spec
 from moekit.spec.kinds import MoE
 from moekit.spec.recipe import Recipe
@@ -45,9 +45,13 @@ class Request:
     def __post_init__(self) -> None:
         for name in ("devices", "batch", "sequence", "accumulate", "device_memory"):
             if getattr(self, name) < 1:
-                raise MoekitError(f"{name}={getattr(self, name)} must be at least 1")
+                raise MoekitError(f"{name}={getattr(self, name)} is out of range\n  expected at least 1")
         if self.precision not in BYTES:
-            raise MoekitError(f"unknown precision '{self.precision}'\n  expected one of {', '.join(BYTES)}")
+            near = nearest(self.precision, list(BYTES))
+            raise MoekitError(
+                f"no plan for the precision '{self.precision}'\n  expected one of {', '.join(BYTES)}"
+                + (f"\n  did you mean '{near}'?" if near else "")
+            )
 
     @property
     def kept(self) -> int:
@@ -58,6 +62,29 @@ class Request:
     def tokens(self) -> int:
         """Tokens (or cases) of an optimizer step, over all devices."""
         return self.devices * self.accumulate * self.batch * self.sequence
+
+
+def bytes_of_gib(gib: float) -> int:
+    """A device's memory in bytes.
+
+    Raises:
+        MoekitError: it is no amount.
+    """
+    if not 0 < gib < float("inf"):
+        raise MoekitError(f"--device-memory {gib:g} is out of range\n  expected GiB of a device, > 0")
+    return int(gib * 2**30)
+
+
+def numbers_of(listed: str) -> tuple[int, ...]:
+    """The numbers in ``1,2,4``.
+
+    Raises:
+        MoekitError: something else is in it.
+    """
+    try:
+        return tuple(int(word) for word in listed.split(",")) if listed else ()
+    except ValueError:
+        raise MoekitError(f"--ep '{listed}' is no list of whole numbers\n  expected one such as 1,2,4") from None
 
 
 def precision_of(recipe: Recipe) -> str:
@@ -114,7 +141,8 @@ def shape_of(recipe: Recipe) -> tuple[int, int]:
 
 def _refusal(ep: int, devices: int, counts: Sequence[int], fits: Sequence[int], soft: bool) -> str:
     if soft:
-        return f"ep={ep}: every expert works for every token under a soft routing, so none can live elsewhere\n  ep: 1"
+        why = "every expert works for every token under a soft routing, so none can live elsewhere"
+        return f"ep={ep}: {why}\n  expected ep=1"
     if not counts:
         return f"ep={ep}: the model has no routed experts to share\n  expected ep=1"
     what = " and ".join(f"{count} experts" for count in counts)

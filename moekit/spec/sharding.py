@@ -41,8 +41,11 @@ def check_sharded(strategy: Any, report: Report) -> None:
     if not isinstance(strategy, Mapping):
         return
     here = ("trainer", "strategy")
-    if strategy.get("use") != NAME:
-        report.add((*here, "use"), f"a strategy with options is '{NAME}', not {strategy.get('use')!r}", expected=NAME)
+    if "use" not in strategy:
+        report.add(here, "no 'use' says which strategy this is", expected=f"use: {NAME}")
+        return
+    if strategy["use"] != NAME:
+        report.add((*here, "use"), f"a strategy with options is '{NAME}', not {strategy['use']!r}", expected=NAME)
         return
     known = [f.name for f in dataclasses.fields(Sharded)]
     strays = [name for name in strategy if name not in (*known, "use")]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from moekit.errors import nearest
-from moekit.spec.places import Report
+from moekit.spec.places import Report, found, one_of
 from moekit.spec.sharding import check_sharded
 
 TRAINER_OPTIONS: tuple[str, ...] = (
@@ -68,8 +68,35 @@ SET_BY_MOEKIT: Mapping[str, str] = {
 """Options that a spec may not set, and why."""
 
 
+PRECISIONS: tuple[str, ...] = (
+    "transformer-engine",
+    "transformer-engine-float16",
+    "16-true",
+    "16-mixed",
+    "bf16-true",
+    "bf16-mixed",
+    "32-true",
+    "64-true",
+    "64",
+    "32",
+    "16",
+    "bf16",
+)
+"""What ``precision`` may be, by full names and by Lightning's short ones."""
+
+LEAST: Mapping[str, tuple[type, int]] = {
+    "max_steps": (int, 1),
+    "num_nodes": (int, 1),
+    "accumulate_grad_batches": (int, 1),
+    "gradient_clip_val": (float, 0),
+}
+"""Options that are numbers, and the least each may be. Lightning would take some of them, and fail in training."""
+
+
 def check_trainer(options: Mapping[str, Any], report: Report) -> None:
-    """Reports every key of a recipe's ``trainer`` that the Trainer does not know or that moekit sets itself."""
+    """Reports every key of a recipe's ``trainer`` that the Trainer does not know or that moekit sets itself, and
+    values that could not work, as far as they are known without a Trainer.
+    """
     check_sharded(options.get("strategy"), report)
     allowed = [name for name in TRAINER_OPTIONS if name not in SET_BY_MOEKIT]
     for name in options:
@@ -82,3 +109,21 @@ def check_trainer(options: Mapping[str, Any], report: Report) -> None:
                 expected="an option of lightning.Trainer",
                 nearest=nearest(name, allowed),
             )
+        elif options[name] is not None:
+            _check_value(name, options[name], report)
+
+
+def _check_value(name: str, value: Any, report: Report) -> None:
+    at = ("trainer", name)
+    if name == "precision" and str(value) not in PRECISIONS:
+        near = nearest(str(value), PRECISIONS)
+        report.add(at, f"precision: {found(value)} is none of its choices", expected=one_of(PRECISIONS), nearest=near)
+    elif name == "val_check_interval" and isinstance(value, int | float) and value <= 0:
+        report.add(at, f"{name}: {found(value)} is out of range", expected="micro-batches, or a share of an epoch: > 0")
+    elif name in LEAST:
+        kind, least = LEAST[name]
+        what, taken = ("an integer", int) if kind is int else ("a number", int | float)
+        if isinstance(value, bool) or not isinstance(value, taken):
+            report.add(at, f"{name}: {found(value)} is not {what}", expected=f"{what} >= {least}")
+        elif not value >= least:
+            report.add(at, f"{name}: {found(value)} is out of range", expected=f"{what} >= {least}")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from moekit.checkpoints.keeping import steps_in, target_of
 from moekit.checkpoints.reading import is_checkpoint
-from moekit.errors import CheckpointError
+from moekit.errors import CheckpointError, MoekitError
 from moekit.registry import current
 
 RUNS = Path("runs")
@@ -123,13 +124,15 @@ class RunFolder:
         path = self.last if self.chosen is None else target_of(self.chosen.parent, self.chosen.name) or self.chosen
         if path is None:
             others = "".join(f"\n    {other}" for other in steps_in(self.checkpoints).values())
-            why = (
-                f"'last' names none; there are:{others}"
-                if others
-                else "a run writes its first after its first validation"
-            )
+            anew = f"a run writes its first after its first validation; begin anew: moekit train {self.spec}"
+            why = f"'last' names none; there are:{others}" if others else f"{anew}{self._old()}"
             raise CheckpointError(f"no checkpoint in {self.checkpoints}\n  {why}")
         return path
+
+    def _old(self) -> str:
+        """What is to be said of files that are no checkpoints of this format; they are never opened."""
+        old = sorted(path.name for path in self.checkpoints.glob("*.ckpt"))
+        return f"\n  {', '.join(old)}: pickled, as moekit wrote them once; they are not read" if old else ""
 
     @property
     def dense(self) -> RunFolder:
@@ -141,6 +144,25 @@ class RunFolder:
         """The run that a dense model's run belongs to; any other is whole itself."""
         outer = RunFolder(self.path.parent)
         return outer if outer.dense.path == self.path and outer.spec.is_file() else self
+
+
+def refuse_unwritable(path: Path) -> None:
+    """Refuses a place for a run where nothing can be written, by a trial that leaves nothing behind.
+
+    Args:
+        path: a folder, there or to be made.
+
+    Raises:
+        MoekitError: saying why.
+    """
+    there = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    try:
+        with tempfile.TemporaryDirectory(prefix=".moekit-", dir=there):
+            pass
+    except OSError as error:
+        raise MoekitError(
+            f"cannot write a run to {path}: {there}: {error.strerror}\n  expected --out DIR: a folder for all runs"
+        ) from error
 
 
 def checkpoint_of(run: str, root: Path = RUNS) -> Path:

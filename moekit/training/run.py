@@ -19,6 +19,7 @@ from moekit.checkpoints.keeping import replace_file
 from moekit.contracts import Model
 from moekit.errors import CheckpointError, MoekitError
 from moekit.parallel.launch import is_first, same_for_all
+from moekit.screen import Screen
 from moekit.spec import dump, to_plain
 from moekit.spec.recipe import Recipe
 from moekit.training.building import whole_model
@@ -26,7 +27,7 @@ from moekit.training.checkpoint import read_checkpoint, refuse_other_model
 from moekit.training.closing import tell, unit_of
 from moekit.training.drawing import draw
 from moekit.training.failure import GONE, lost_rank, refuse_untrainable, unknown_metric
-from moekit.training.folder import RUNS, RunFolder
+from moekit.training.folder import RUNS, RunFolder, refuse_unwritable
 from moekit.training.interrupt import StopOnInterrupt
 from moekit.training.logs import LoadHistory, RunLog
 from moekit.training.module import LitMoE
@@ -81,13 +82,15 @@ def train(
 
     Raises:
         SpecError, DataError, CheckpointError: before anything is written.
-        MoekitError: the loss became NaN or infinite.
+        MoekitError: runs cannot be written there; the loss became NaN or infinite.
     """
     refuse_untrainable(recipe, ("objective", "data", "optimizer"))  # first of all: it may be too large to be built
     if not is_first():
         console = Console(quiet=True)
-    console = console or (Console() if sys.stdout.isatty() else Console(width=120))
+    console = console or (Screen() if sys.stdout.isatty() else Screen(width=120))
     label = name or recipe.name or "run"
+    if is_first():
+        refuse_unwritable(root / label if resume is None else resume.path)
     recipe = recipe if resume is not None else pinned(recipe, root)
     dense = dense_recipe(recipe) if with_dense and recipe.compare is not None else None
     with quiet():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,11 +13,12 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.precision import DoublePrecision
+from lightning.pytorch.strategies import StrategyRegistry
 
-from moekit.errors import Problem, SpecError
+from moekit.errors import Problem, SpecError, nearest
 from moekit.parallel.strategy import ShardedStrategy, refuse_uneven
 from moekit.spec.recipe import Recipe
-from moekit.spec.sharding import sharded_of
+from moekit.spec.sharding import NAME, sharded_of
 from moekit.training.built import DEFAULT_STEPS
 from moekit.training.checkpoint import AtomicCheckpointIO
 from moekit.training.folder import RunFolder
@@ -96,10 +97,10 @@ def make_trainer(
         )
     except (TypeError, ValueError, RuntimeError, ImportError) as error:
         # Lightning's own refusals (MisconfigurationException is a plain Exception) are ValueErrors at heart.
-        raise SpecError([_refusal(error)]) from error
+        raise SpecError([_refusal(error, options)]) from error
     except Exception as error:
         if type(error).__module__.startswith("lightning"):
-            raise SpecError([_refusal(error)]) from error
+            raise SpecError([_refusal(error, options)]) from error
         raise
     if layout is not None:
         refuse_uneven(recipe, layout, trainer.world_size)
@@ -115,8 +116,14 @@ def _within_a_step(interval: int, accumulate: int) -> Problem:
     )
 
 
-def _refusal(error: Exception) -> Problem:
-    return Problem(what=f"the Trainer refuses its options: {' '.join(str(error).split())}", at="trainer")
+def _refusal(error: Exception, options: Mapping[str, Any]) -> Problem:
+    said = " ".join(str(error).split())
+    near = nearest(str(options.get("strategy")), [NAME, "auto", *StrategyRegistry.available_strategies()])
+    return Problem(
+        what=f"the Trainer refuses its options: {said}",
+        at=next((f"trainer.{name}" for name in options if f"{name}=" in said or f"`{name}`" in said), "trainer"),
+        nearest=near if "strategy name" in said else "",
+    )
 
 
 @contextmanager
@@ -133,6 +140,8 @@ def quiet() -> Iterator[None]:
             warnings.filterwarnings("ignore", module=r"torch\.utils\.tensorboard.*")
             # A mixture's output is a view; the blocks add to it out of place.
             warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+            # DDP copies such a gradient where it adds it up: an expert's, out of a grouped product.
+            warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):

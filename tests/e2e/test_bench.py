@@ -112,6 +112,7 @@ def test_a_step_as_a_table_of_a_model_without_a_twin(capsys: Captured) -> None:
         (["layer", *TINY, "--dispatchers", "nobody"], "unknown dispatcher 'nobody'"),
         (["step", "nobody"], "nobody"),
         (["step"], "step of what"),
+        (["step", "switch-c"], "a recipe without data cannot be trained"),
         (["step", *RECIPE, "--against", "st_moe_pytorch"], "no such peer"),
         (["router", "small", "--against", "transformers"], "--against is an option of layer and step"),
     ],

@@ -7,6 +7,7 @@ import os
 import shlex
 import shutil
 import signal
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -225,7 +226,8 @@ def test_a_run_without_validation_ends_well(root: Path, tmp_path: Path, options:
         (["train", "deepseek_v4"], "unknown recipe 'deepseek_v4'"),
         (["train"], "name a recipe or a file"),
         (["train", "deepseek_v3", "trainer.max_step=3"], "the Trainer has no option 'max_step'"),
-        (["train", "deepseek_v3", "trainer.precision=12"], "the Trainer refuses its options"),
+        (["train", "deepseek_v3", "trainer.precision=12"], "precision: 12 is none of its choices"),
+        (["train", "deepseek_v3", "trainer.accelerator=abacus"], "the Trainer refuses its options"),
         (["train", "deepseek_v3", "data.use=text_files", "data.path=/nowhere"], "/nowhere"),
         (["train", "jacobs1991", "stop.metric=train/blend"], "did you mean 'train/blend_mse'?"),
         (["train", "--resume", "nothing"], "no run at 'nothing'"),
@@ -243,6 +245,33 @@ def test_bad_input_is_a_message_and_writes_nothing(
     error = capsys.readouterr().err
     assert words in error and "Traceback" not in error
     assert not list(tmp_path.rglob("*"))
+
+
+def test_where_nothing_can_be_written_is_told_before_data_are_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "runs").write_text("a file is in the way")
+    monkeypatch.setattr(LitMoE, "prepare", lambda module: pytest.fail("the data were asked for"))
+    assert main(["train", "jacobs1991", "--out", str(tmp_path / "runs")]) == 2
+    said = capsys.readouterr()
+    assert f"cannot write a run to {tmp_path / 'runs' / 'jacobs1991'}: " in said.err and said.out == ""
+
+
+def test_a_reader_that_leaves_a_run_hears_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As under ``moekit train ... | head``; a line of the first step is the one that nobody reads."""
+
+    class Head(StringIO):
+        def write(self, text: str, /) -> int:
+            if "step 1" in text:
+                raise BrokenPipeError
+            return super().write(text)
+
+    monkeypatch.setattr("sys.stdout", head := Head())
+    options = ["trainer.max_steps=3", "trainer.log_every_n_steps=1", "--no-compare", "--out", str(tmp_path)]
+    assert main(["train", "jacobs1991", *options]) == 141
+    assert "folder" in head.getvalue() and capsys.readouterr().err == ""
 
 
 def test_a_damaged_checkpoint_is_named_and_so_are_whole_ones(

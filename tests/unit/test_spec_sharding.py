@@ -20,7 +20,10 @@ def test_a_mapping_becomes_its_options() -> None:
     [
         ("{use: sharded, epp: 2}", "the strategy 'sharded' has no option 'epp'\n  at trainer.strategy.epp"),
         ("{use: shard, ep: 2}", "a strategy with options is 'sharded', not 'shard'"),
-        ("{ep: 2}", "a strategy with options is 'sharded', not None"),
+        (
+            "{ep: 2}",
+            "no 'use' says which strategy this is\n  at trainer.strategy  in command line\n  expected use: sharded",
+        ),
         ("{use: sharded, ep: 0}", "ep=0"),
         ("{use: sharded, ep: two}", "ep: 'two' is not an integer"),
     ],

@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -18,19 +20,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from moekit import CheckpointError, SpecError, load
+from moekit import CheckpointError, MoekitError, SpecError, load
 from moekit.checkpoints.keeping import replace_file, step_name, write_pointer
 from moekit.checkpoints.writing import save_tree
 from moekit.training.checkpoint import differences, read_checkpoint, refuse_other_model
 from moekit.training.closing import comparison_lines
-from moekit.training.folder import RunFolder, checkpoint_of
+from moekit.training.folder import RunFolder, checkpoint_of, refuse_unwritable
 from moekit.training.generate import draw, stream
 from moekit.training.logs import LoadHistory, RunLog, curve, read_metrics
 from moekit.training.meter import Meter, ratios
 from moekit.training.outcome import Outcome, compare, value_at
 from moekit.training.pace import Pace
 from moekit.training.progress import tell, tell_validation
-from moekit.training.trainer import make_trainer, trainer_options
+from moekit.training.trainer import make_trainer, quiet, trainer_options
 
 
 def test_a_meter_weighs_by_the_denominators() -> None:
@@ -147,7 +149,11 @@ def test_a_run_is_found_by_folder_file_and_name(tmp_path: Path) -> None:
     assert RunFolder.find(str(older / "spec.yaml")).checkpoint() == older / "checkpoints" / step_name(2)
     assert checkpoint_of("tiny", tmp_path) == newer / "checkpoints" / step_name(2)
     assert RunFolder(older).best == older / "checkpoints" / step_name(1)
-    with pytest.raises(CheckpointError, match=r"no checkpoint in .*\n  a run writes its first after its first"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .*\n  a run writes its first after its first") as none:
+        RunFolder(stopped_early).checkpoint()
+    assert f"begin anew: moekit train {stopped_early / 'spec.yaml'}" in str(none.value)
+    (stopped_early / "checkpoints" / "last.ckpt").write_text("as it was once")
+    with pytest.raises(CheckpointError, match=r"\n  last.ckpt: pickled, as moekit wrote them once; they are not read"):
         RunFolder(stopped_early).checkpoint()
     (older / "checkpoints" / "last").unlink()
     with pytest.raises(CheckpointError, match=r"'last' names none; there are:\n.*step-00000001\n.*step-00000002"):
@@ -240,7 +246,7 @@ def test_trainer_options_fill_in_what_a_recipe_leaves_out() -> None:
     assert options["precision"] == "16-mixed"
     assert options["devices"] == 1
     with pytest.raises(SpecError, match="0 is no number of steps"):
-        trainer_options(load("jacobs1991", ["trainer.max_steps=0"]))
+        trainer_options(replace(load("jacobs1991"), trainer={"max_steps": 0}))
 
 
 def test_validations_and_so_checkpoints_fall_between_steps() -> None:
@@ -254,13 +260,34 @@ def test_validations_and_so_checkpoints_fall_between_steps() -> None:
 @pytest.mark.usefixtures("calm")
 @pytest.mark.parametrize(
     "bad",
-    ["trainer.accelerator=abacus", "trainer.precision=7-bit", "trainer.gradient_clip_val=much", "trainer.devices=0"],
+    ["trainer.accelerator=abacus", "trainer.strategy=shardedd", "trainer.devices=0", "trainer.devices=-3"],
 )
 def test_what_the_trainer_refuses_is_a_spec_error(bad: str, tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="the Trainer refuses its options") as caught:
-        make_trainer(load("jacobs1991", [bad]), RunFolder(tmp_path / "run"))
-    assert "at trainer" in str(caught.value)
+        make_trainer(load("jacobs1991", [bad, "trainer.accelerator=cpu"][::-1]), RunFolder(tmp_path / "run"))
+    said = str(caught.value)
+    assert f"\n  at {bad.partition('=')[0]}" in said
+    assert ("did you mean 'sharded'?" in said) is ("sharded" in bad)
     assert not (tmp_path / "run").exists()
+
+
+def test_what_says_nothing_to_a_person_is_kept_quiet() -> None:
+    with quiet():
+        warnings.warn("Grad strides do not match bucket view strides. This may", UserWarning, stacklevel=1)
+    with pytest.raises(UserWarning):
+        warnings.warn("Grad strides do not match bucket view strides. This may", UserWarning, stacklevel=1)
+
+
+def test_a_place_where_no_run_can_be_written(tmp_path: Path) -> None:
+    """A file is in the way: of that, and of less visible things, a trial tells."""
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "runs" / "name"):
+        with pytest.raises(
+            MoekitError, match=f"cannot write a run to {path}: .*file: Not a directory\n  expected --out"
+        ):
+            refuse_unwritable(path)
+    refuse_unwritable(tmp_path / "new" / "runs")
+    assert [each.name for each in tmp_path.iterdir()] == ["file"]
 
 
 @pytest.mark.usefixtures("calm")

@@ -1,0 +1,48 @@
+"""``moekit plan``: what is wrong with a question is told before anything is built."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from moekit.cli import main
+
+Captured = pytest.CaptureFixture[str]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--devices", "0"], "devices=0 is out of range\n  expected at least 1"),
+        (
+            ["--devices", "4", "--ep", "3"],
+            "ep=3 does not divide 4 devices and 64 experts evenly\n  expected one of 1, 2",
+        ),
+        (["--devices", "4", "--ep", "1,x"], "--ep '1,x' is no list of whole numbers\n  expected one such as 1,2,4"),
+        (["--devices", "4", "--ep", ","], "--ep ',' is no list of whole numbers"),
+        (["--devices", "4", "--precision", "bf17-mixed"], "did you mean 'bf16-mixed'?"),
+        (["--devices", "4", "trainer.precision=bf17-mixed"], "at trainer.precision  in command line"),
+        (["--devices", "4", "trainer.accumulate_grad_batches=two"], "accumulate_grad_batches: 'two' is not an integer"),
+        (["--devices", "4", "--device-memory", "nan"], "--device-memory nan is out of range"),
+        (["--devices", "4", "--device-memory", "inf"], "--device-memory inf is out of range"),
+        (["--devices", "4", "--device-memory", "-3"], "--device-memory -3 is out of range"),
+        (["glam", "--devices", "4"], "expected one name, got deepseek_v3, glam"),
+    ],
+)
+def test_mistakes_are_messages(words: list[str], said: str, capsys: Captured) -> None:
+    assert main(["plan", "deepseek_v3", *words]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_precision_by_its_short_name(capsys: Captured) -> None:
+    assert main(["plan", "jacobs1991", "--devices", "2", "--precision", "bf16", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["request"]["precision"] == "bf16-mixed"
+
+
+def test_what_training_in_shards_refuses_is_said(capsys: Captured) -> None:
+    adafactor = ["plan", "jacobs1991", "optimizer={use: adafactor}", "--devices"]
+    assert main([*adafactor, "2"]) == 0
+    assert "optimizer 'adafactor' looks at whole tensors, and is refused in shards" in capsys.readouterr().out
+    assert main([*adafactor, "1"]) == 0
+    assert "refused" not in capsys.readouterr().out
