@@ -270,6 +270,18 @@ def test_autocast_computes_in_its_dtype() -> None:
     assert torch.autograd.grad(y_TO.float().sum(), x_TD)[0].dtype == torch.float32
 
 
+def test_fp32_is_exact_unless_torchs_own_products_are_not() -> None:
+    """On a GPU alone is it seen: in the interpreter both are the same."""
+    said = []
+    try:
+        for precision in ("highest", "high", "medium"):
+            torch.set_float32_matmul_precision(precision)
+            said.append(launch._how(tokens(1), 16, 16, 16)["PRECISION"])
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert said == ["ieee", "tf32", "tf32"]
+
+
 def test_a_second_derivative_is_refused() -> None:
     dims = LayerDims(dim=D, num_experts=2, out_dim=OUT)
     x_TD = tokens(4)

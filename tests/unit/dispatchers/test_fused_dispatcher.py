@@ -11,7 +11,7 @@ from torch import Tensor
 from moekit.contracts import ExpertBank, LayerDims
 from moekit.errors import MoekitError
 from moekit.routing import TokenChoice
-from moekit_dispatchers.fused import Fused
+from moekit_dispatchers.fused import Fused, crew, module
 from moekit_dispatchers.fused.module import FusedDispatcher, why_not
 from moekit_experts.glu import Glu
 from moekit_experts.glu.module import GluExperts
@@ -110,3 +110,19 @@ def test_other_banks_go_the_general_way(changes: dict[str, Any]) -> None:
         torch.manual_seed(3)
         outs.append(dispatcher(x_TD, routing(), experts).y_TO)
     torch.testing.assert_close(*outs, rtol=0, atol=0)
+
+
+def test_a_crew_is_called_from_so_much_work_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def shares(sizes: list[int], threads: int) -> list[crew.Share]:
+        asked.append(threads)
+        return crew.shares(sizes, 1)
+
+    monkeypatch.setattr(module, "shares", shares)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    work = T * K * D * 2 * H  # of the first product, gate and up
+    for worth in (work, work + 1):
+        monkeypatch.setattr(crew, "WORTH_A_CREW", worth)
+        FusedDispatcher(Fused(), DIMS)(torch.randn(T, D), routing(), glu())
+    assert asked == [2, 1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -11,10 +12,11 @@ import pytest
 import torch
 from lightning.pytorch.plugins import MixedPrecision
 from test_lit_module import trainer
-from torch import Tensor
+from torch import Tensor, nn
 
 from moekit import Batch, MoekitError, MoELayer
 from moekit.training import LitMoE
+from moekit.training.suspects import Watch, named_experts
 
 pytestmark = pytest.mark.usefixtures("calm")
 Tree = dict[str, Any]
@@ -93,6 +95,22 @@ def test_an_expert_that_overflows(recipe: Make, dispatcher: str) -> None:
     for name in ("w_gate_up_EHD", "w_down_EOH"):
         put(module, f"{EXPERTS}.{name}", 1e30, 1)
     assert words(module) == f"first not finite: expert 1 of {EXPERTS} (inputs and weights are finite)"
+
+
+def test_of_experts_that_all_overflow_those_that_a_token_chose_are_named(recipe: Make) -> None:
+    module = with_dispatcher(recipe, "fused")
+    for name in ("w_gate_up_EHD", "w_down_EOH"):
+        put(module, f"{EXPERTS}.{name}", 1e30)
+    assert re.fullmatch(
+        rf"first not finite: experts \d, \d of {EXPERTS} \(inputs and weights are finite\)", words(module)
+    )
+
+
+def test_experts_are_numbered_over_all_ranks(recipe: Make) -> None:
+    module = LitMoE(recipe())
+    assert named_experts(module.model, EXPERTS, [1, 3]) == f"experts 1, 3 of {EXPERTS}"
+    layer_of(module).dispatcher.here = range(4, 8)
+    assert named_experts(module.model, EXPERTS, [1]) == f"expert 5 of {EXPERTS}"
 
 
 def test_several_experts_and_a_dense_layer_that_overflow(recipe: Make) -> None:
@@ -197,6 +215,27 @@ def test_a_norm_that_overflows(recipe: Make) -> None:
         words(module)
         == "every gradient is finite, and their norm overflows; the largest is that of: head.weight, up to 1.9e+37"
     )
+
+
+class Scaled(nn.Module):
+    def forward(self, x: Tensor, *, by: Tensor) -> Tensor:
+        return x * by
+
+
+class Dividing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Scaled()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.inner(x, by=x / 0)
+        return y
+
+
+def test_a_part_is_not_to_blame_for_what_it_is_given_by_name() -> None:
+    with Watch(model := Dividing()) as watch:
+        model(torch.ones(2))
+    assert watch.order == ["inner", ""] and watch.found.startswith("the model (Dividing;")
 
 
 def test_what_does_not_repeat_is_said_not_to(recipe: Make) -> None:
