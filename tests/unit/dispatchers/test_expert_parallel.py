@@ -39,7 +39,7 @@ def test_two_ranks_equal_one_process() -> None:
 @pytest.mark.slow
 def test_four_ranks_equal_one_process() -> None:
     """One group of four and two of two; every local dispatcher, dtype, padding, skewed loads, ranks without tokens."""
-    run_ranks(SCRIPT, 4, "whole")
+    run_ranks(SCRIPT, 4, "whole", timeout=900)
 
 
 @pytest.mark.parametrize("local", [Loop(), Capacity(factor=0.6)], ids=str)
