@@ -50,7 +50,7 @@ def run(out: Path, *launcher: str) -> list[dict[str, Any]]:
 @pytest.mark.slow
 def test_two_ranks_equal_one(tmp_path: Path) -> None:
     (one,) = run(tmp_path / "one")
-    two = run(tmp_path / "two", "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29617")
+    two = run(tmp_path / "two", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     assert len(two) == 2
     for rank in two:
         assert torch.equal(rank["load"], one["load"])
