@@ -19,6 +19,7 @@ import tempfile
 import time
 import tomllib
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,10 @@ def work(threads: int, words: list[str]) -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"lightning\..*")
     torch.set_num_threads(threads)
+    with suppress(ImportError):  # what this tree's `moekit train` begins with; the foundation's did not
+        from moekit.training.allocator import keep_freed_memory
+
+        keep_freed_memory()
     module = LitMoE(load(words[0], words[1:]))
     module.prepare()
     trainer = L.Trainer(
