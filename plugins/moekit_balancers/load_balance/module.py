@@ -51,8 +51,8 @@ class LoadBalanceLoss(Balancer):
         global_batch: f over all ranks of this pass (in training, where ``torch.distributed`` is initialised), P local.
             R ranks equal one rank with all tokens, however many each has. Micro-batches of an accumulated step still
             differ from one batch, and so do R ranks from R micro-batches of one.
-        step: f of the previous optimizer step's whole batch; uniform before the first. The only scope in which k
-            micro-batches on any ranks equal one big batch exactly.
+        step: f of the previous optimizer step's whole batch; uniform before the first. As with ``sequence``, k
+            micro-batches on any ranks equal one big batch exactly; f is of all its tokens.
 
     Shapes and dtypes: the value is 0-d, of the affinities' dtype (at least fp32). State: ``share_E`` under ``step``.
 
