@@ -79,7 +79,8 @@ def test_an_unknown_verb(capsys: Captured) -> None:
 def test_an_unknown_first_option(capsys: Captured) -> None:
     assert main(["--verison"]) == 2
     assert capsys.readouterr().err == (
-        "error: unknown option '--verison' (verbs: ls, show, plugins, config, params, plan, bench, train, generate, export)\n"
+        "error: unknown option '--verison' "
+        "(verbs: ls, show, plugins, config, params, plan, bench, train, generate, export)\n"
         "  did you mean '--version'?\n"
         "  more: moekit --help\n"
     )
