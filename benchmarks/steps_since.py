@@ -2,6 +2,7 @@
 
 python benchmarks/steps_since.py --rounds 9
 python benchmarks/steps_since.py --since v0.1.0 --recipe switch
+python benchmarks/steps_since.py --since HEAD --freed
 
 The older tree is taken out of git into a temporary folder. Each tree trains in a process of its own, through Lightning,
 on the older tree's recipe, and is told when to go on, so that the two take turns within each round.
@@ -20,7 +21,7 @@ import time
 import tomllib
 import warnings
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,9 @@ DONE = "steps done:"
 
 WARM_UP = 2
 
+OWN_TUNABLES = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=7"}
+"""What the C library does anyway; but a user's own tunables are left alone, so freed memory is not kept under it."""
+
 
 @dataclass
 class Worker:
@@ -42,11 +46,13 @@ class Worker:
         name: how it is called.
         tree: holds ``moekit/``, ``plugins/`` and ``pyproject.toml``.
         words: the recipe and overrides.
+        environment: variables beside those of this process.
     """
 
     name: str
     tree: Path
     words: list[str]
+    environment: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.rounds: list[float] = []
@@ -61,7 +67,7 @@ class Worker:
             stdout=subprocess.PIPE,
             text=True,
             cwd=folder,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path))},
+            env={**os.environ, **self.environment, "PYTHONPATH": os.pathsep.join(map(str, path))},
         )
         self.about = self.answer()
 
@@ -210,6 +216,7 @@ def main() -> None:
         metavar="KEY=VALUE",
         help="the newer tree once more, with these",
     )
+    parser.add_argument("--freed", action="store_true", help="the newer tree once more, with memory freed as ever")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--steps", type=int, default=5, help="of a round; the first does not count")
     parser.add_argument("--threads", type=int, default=2)
@@ -221,6 +228,8 @@ def main() -> None:
         recipe = str(old / "plugins" / "moekit_papers" / f"{args.recipe}.yaml")
         workers = [Worker(args.since, old, [recipe, *args.set]), Worker(args.now or "now", now, [recipe, *args.set])]
         workers += [Worker(f"now {' '.join(more)}", now, [recipe, *args.set, *more]) for more in args.also]
+        if args.freed:
+            workers.append(Worker("now, freed memory not kept", now, [recipe, *args.set], OWN_TUNABLES))
         try:
             for worker in workers:
                 worker.start(folder, args.threads)
