@@ -4,20 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch.distributed.fsdp import FSDPModule
 
-from moekit.contracts import Data, Model
-from moekit.parallel.gathering import gather
-from moekit.parallel.sharding import tensors_of
+from moekit.contracts import Model
 from moekit.parallel.strategy import ShardedStrategy, laid_out
 from moekit.registry import build
 from moekit.spec.recipe import Recipe
-
-if TYPE_CHECKING:
-    from moekit.training.built import Built
 
 
 def build_model(recipe: Recipe, strategy: ShardedStrategy | None = None) -> Model:
@@ -38,24 +32,6 @@ def build_seeded(spec: Any, seed: int) -> Any:
     with torch.random.fork_rng(devices=[]), _fp32():
         torch.manual_seed(seed)
         return build(spec)
-
-
-def whole_model(module: Built) -> Model | None:
-    """The trained model, whole, for whoever measures or draws: on rank 0; None elsewhere, and where nobody does.
-
-    A model in shards is put together on the CPU of rank 0, tensor by tensor. Collective.
-    """
-    if not isinstance(module.model, FSDPModule):
-        return module.model
-    data = module.data
-    if data is None or (type(data).scores is Data.scores and type(data).picture is Data.picture):
-        return None
-    tensors = gather(tensors_of(module.model))
-    if tensors is None:
-        return None
-    model = build_model(module.recipe)
-    model.load_state_dict(tensors, assign=True)
-    return model.train(module.model.training)
 
 
 def compile_parts(model: Model) -> None:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from moekit.observe.plots import Curve, draw_curves, draw_load
 from moekit.training.logs import curve
-
-if TYPE_CHECKING:
-    from moekit.training.run import Prepared
+from moekit.training.prepared import Prepared
 
 
 def draw(run: Prepared, dense: Prepared | None) -> list[Path]:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 
 from moekit.errors import MoekitError
 from moekit.params import count_parameters
-
-if TYPE_CHECKING:
-    from moekit.training.run import Prepared
+from moekit.training.prepared import Prepared
 
 
 def introduce(run: Prepared, console: Console) -> None:

@@ -13,12 +13,9 @@ from moekit.observe.load import max_violation
 from moekit.spec.recipe import Stop
 from moekit.training.balance import StepLoad
 from moekit.training.failure import unknown_metric
-from moekit.training.sampling import batch_at
 
 if TYPE_CHECKING:
     import lightning as L
-
-    from moekit.training.module import LitMoE
 
 
 def sums_of(loss: LossSum) -> dict[str, tuple[Tensor, Tensor]]:
@@ -81,11 +78,3 @@ def reached(stop: Stop, pairs: Mapping[str, Tensor]) -> bool:
     if name not in pairs:
         raise unknown_metric(stop.metric, [f"train/{known}" for known in pairs])
     return bool((pairs[name][0] / pairs[name][1]).item() <= stop.below)
-
-
-def metric_names(module: LitMoE) -> list[str]:
-    """Names that training logs of its objective, found by one forward pass that leaves no trace."""
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        batch = batch_at(module.prepare(), seed=module.recipe.seed, step=0)
-        loss = module.objective(module.model.on(batch), batch)
-    return [f"train/{name}" for name in sums_of(loss)]

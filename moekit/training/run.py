@@ -8,11 +8,10 @@ from __future__ import annotations
 import shlex
 import signal
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 from rich.console import Console
 
 from moekit.checkpoints.keeping import replace_file
@@ -22,7 +21,7 @@ from moekit.parallel.launch import is_first, same_for_all
 from moekit.screen import Screen
 from moekit.spec import dump, to_plain
 from moekit.spec.recipe import Recipe
-from moekit.training.building import whole_model
+from moekit.training.asking import metric_names, whole_model
 from moekit.training.checkpoint import read_checkpoint, refuse_other_model
 from moekit.training.closing import tell, unit_of
 from moekit.training.drawing import draw
@@ -33,27 +32,12 @@ from moekit.training.logs import LoadHistory, RunLog
 from moekit.training.module import LitMoE
 from moekit.training.opening import introduce
 from moekit.training.outcome import Outcome, compare, outcome_of, write_summary
+from moekit.training.prepared import Prepared
 from moekit.training.progress import TrainingProgress
-from moekit.training.readings import metric_names
 from moekit.training.scores import measure
 from moekit.training.start import pinned
 from moekit.training.trainer import make_trainer, quiet
 from moekit.training.twin import dense_recipe
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prepared:
-    """A run that has passed every check, and has written nothing yet."""
-
-    label: str
-    folder: RunFolder
-    module: LitMoE
-    trainer: L.Trainer
-    log: RunLog
-    loads: LoadHistory
-    interrupt: StopOnInterrupt
-    checkpoint: Path | None  # to go on from
-    done: int  # optimizer steps that the checkpoint has behind it
 
 
 def train(

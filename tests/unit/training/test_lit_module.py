@@ -17,8 +17,8 @@ from moekit.checkpoints.reading import Handle
 from moekit.checkpoints.tree import fill
 from moekit.seeds import seed_all
 from moekit.training import AtomicCheckpointIO, LitMoE, StepLoader
+from moekit.training.asking import metric_names
 from moekit.training.checkpoint import read_checkpoint
-from moekit.training.readings import metric_names
 from moekit.training.sampling import noise_seed
 
 pytestmark = pytest.mark.usefixtures("calm")
