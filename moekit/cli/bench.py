@@ -87,10 +87,6 @@ def run(args: argparse.Namespace) -> int:
 
         recipe = load(request.names[0], request.names[1:])  # mistakes are told before torch is imported
 
-        from moekit.training.failure import refuse_untrainable
-
-        refuse_untrainable(recipe, ("objective", "data", "optimizer"))  # it may be too large to be built
-
     from moekit.bench.run import run as measure
 
     measure(request, recipe)

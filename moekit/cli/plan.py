@@ -70,7 +70,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--sequence", type=int, metavar="S", help="tokens of each; default: the data's, or 4096")
     parser.add_argument("--accumulate", type=int, metavar="A", help="micro-batches a step; default: the recipe's, or 1")
-    parser.add_argument("--precision", metavar="P", help="32-true, bf16-mixed, bf16-true, ...; default: the recipe's")
+    parser.add_argument(
+        "--precision", default="", metavar="P", help="32-true, bf16-mixed, bf16-true, ...; default: the recipe's"
+    )
     parser.add_argument(
         "--device-memory", type=float, default=80.0, metavar="GIB", help="GiB of a device (default: 80)"
     )
@@ -90,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
         raise MoekitError(
             f"moekit plan: expected one name, got {', '.join(names) or 'none'}\n  more: moekit plan --help"
         )
-    from moekit.planning.request import ALIASES, Request, bytes_of_gib, eps_of, numbers_of, precision_of, shape_of
+    from moekit.planning.request import Request, bytes_of_gib, eps_of, numbers_of, precision_of, shape_of
     from moekit.spec import load
 
     recipe = load(names[0], overrides)
@@ -103,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
         accumulate=int(recipe.trainer.get("accumulate_grad_batches", 1))
         if args.accumulate is None
         else args.accumulate,
-        precision=ALIASES.get(args.precision, args.precision) or precision_of(recipe),
+        precision=precision_of(recipe, args.precision),
         device_memory=bytes_of_gib(args.device_memory),
     )
     from moekit.planning.advice import advise  # imports torch: after the request is known to be right

@@ -87,9 +87,9 @@ def numbers_of(listed: str) -> tuple[int, ...]:
         raise MoekitError(f"--ep '{listed}' is no list of whole numbers\n  expected one such as 1,2,4") from None
 
 
-def precision_of(recipe: Recipe) -> str:
-    """The precision that a recipe trains in where it says so, by its full name."""
-    given = str(recipe.trainer.get("precision", "32-true"))
+def precision_of(recipe: Recipe, asked: str = "") -> str:
+    """The precision that was asked for, or that the recipe trains in where it says so, by its full name."""
+    given = asked or str(recipe.trainer.get("precision", "32-true"))
     return ALIASES.get(given, given)
 
 

@@ -18,6 +18,8 @@ LEAVE = "non_finite=skip leaves such steps out"
 IN_A_ROW = 10  # steps left out one after the other that end a run: data does that seldom, a broken model always
 GONE = "another process of this run is gone, or did not answer in time"
 LOG = logging.getLogger("moekit.training")
+FOR_A_RUN = ("objective", "data", "optimizer")
+"""Slots that a recipe needs for a run, and not only to be a module in somebody's own code."""
 COUNTED = "without data it is there to be read and counted: moekit params {}"
 
 

@@ -25,7 +25,7 @@ from moekit.training.asking import metric_names, whole_model
 from moekit.training.checkpoint import read_checkpoint, refuse_other_model
 from moekit.training.closing import tell, unit_of
 from moekit.training.drawing import draw
-from moekit.training.failure import GONE, lost_rank, refuse_untrainable, unknown_metric
+from moekit.training.failure import FOR_A_RUN, GONE, lost_rank, refuse_untrainable, unknown_metric
 from moekit.training.folder import RUNS, RunFolder, refuse_unwritable
 from moekit.training.interrupt import StopOnInterrupt
 from moekit.training.logs import LoadHistory, RunLog
@@ -68,13 +68,13 @@ def train(
         SpecError, DataError, CheckpointError: before anything is written.
         MoekitError: runs cannot be written there; the loss became NaN or infinite.
     """
-    refuse_untrainable(recipe, ("objective", "data", "optimizer"))  # first of all: it may be too large to be built
-    if not is_first():
-        console = Console(quiet=True)
-    console = console or (Screen() if sys.stdout.isatty() else Screen(width=120))
+    refuse_untrainable(recipe, FOR_A_RUN)  # first of all: it may be too large to be built
     label = name or recipe.name or "run"
     if is_first():
         refuse_unwritable(root / label if resume is None else resume.path)
+        console = console or (Screen() if sys.stdout.isatty() else Screen(width=120))
+    else:
+        console = Console(quiet=True)
     recipe = recipe if resume is not None else pinned(recipe, root)
     dense = dense_recipe(recipe) if with_dense and recipe.compare is not None else None
     with quiet():
