@@ -1,12 +1,10 @@
-"""Four ranks one after the other in one process: torch's fake process group makes every group, and sends nothing.
+"""Four ranks one after the other in one process (``fake_ranks.py``).
 
 What is laid out is seen here; what is sent and added up, in several processes (``tests/e2e/test_sharded``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from unittest import mock
@@ -14,11 +12,9 @@ from unittest import mock
 import pytest
 import torch
 import torch.distributed as dist
+from fake_ranks import WORLD, as_rank
 from torch import Tensor
-from torch._C._distributed_c10d import FakeProcessGroup
 from torch.distributed.tensor import DTensor
-from torch.distributed.tensor.debug import _clear_sharding_prop_cache
-from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from moekit import load
 from moekit.checkpoints.boxes import Box, region
@@ -30,7 +26,6 @@ from moekit.registry import build
 from moekit.spec.sharding import Sharded
 from moekit.weights import init_weights
 
-WORLD = 4
 LAYOUTS = pytest.mark.parametrize("ep", [1, 2, 4])
 RECIPE = load(
     "deepseek_v3",
@@ -60,18 +55,6 @@ class Seen:
     meshes: dict[str, list[int]]
     norm: float
     squares: list[Tensor]
-
-
-@contextmanager
-def as_rank(rank: int) -> Iterator[None]:
-    """This process is one of four."""
-    options = FakeProcessGroup.Options()
-    dist.init_process_group("fake", rank=rank, world_size=WORLD, store=FakeStore(), pg_options=options)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
-        _clear_sharding_prop_cache()  # torch would take the next rank's meshes for this one's: they are equal
 
 
 def model_of(ep: int) -> Model:
