@@ -19,6 +19,7 @@ from moekit.checkpoints.reading import Handle, open_checkpoint
 from moekit.checkpoints.tree import fill
 from moekit.contracts import Model
 from moekit.errors import CheckpointError, Problem, SpecError
+from moekit.parallel.late import Late
 from moekit.parallel.mesh import world_mesh
 from moekit.parallel.sharding import shard, tensors_of
 from moekit.registry import current
@@ -59,12 +60,19 @@ class ShardedStrategy(ModelParallelStrategy):
         """Every rank sees data of its own."""
         return {"num_replicas": self.world_size, "rank": self.global_rank}
 
-    def shard(self, model: Model) -> None:
-        """Converts a model that was built as ``laid_out`` says to the Trainer's precision, and cuts it up."""
+    def shard(self, model: Model, waiting: Late | None = None) -> None:
+        """Converts a model that was built as ``laid_out`` says to the Trainer's precision, and cuts it up.
+
+        Args:
+            model: on the CPU.
+            waiting: draws what of it has no memory yet.
+        """
         self.precision_plugin.convert_module(model)
         half = any(p.dtype in HALF for p in model.parameters())
         policy = MixedPrecisionPolicy(reduce_dtype=torch.float32 if half else None)
         shard(model, self.layout.ep, self.root_device.type, policy)
+        if waiting is not None:
+            waiting.draw(model, self.root_device.type)
 
     # Checkpoints: every rank saves, and reads, the pieces that it holds.
 
@@ -88,7 +96,8 @@ class ShardedStrategy(ModelParallelStrategy):
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """The tree of a checkpoint. Of the model and of optimizers it holds handles, from which a rank reads slices."""
-        plain: dict[str, Any] = open_checkpoint(Path(checkpoint_path)).plain
+        opened = getattr(self.checkpoint_io, "open", open_checkpoint)  # moekit's own may have it open already
+        plain: dict[str, Any] = opened(Path(checkpoint_path)).plain
         sliced = ("state_dict", "optimizer_states")
         return {key: value if key in sliced else fill(value, Handle.whole, Handle) for key, value in plain.items()}
 

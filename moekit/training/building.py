@@ -9,22 +9,30 @@ from typing import Any
 import torch
 
 from moekit.contracts import Model
+from moekit.parallel.late import Late, late
 from moekit.parallel.strategy import ShardedStrategy, laid_out
 from moekit.registry import build
 from moekit.spec.recipe import Recipe
 
 
-def build_model(recipe: Recipe, strategy: ShardedStrategy | None = None) -> Model:
-    """The recipe's model under the recipe's seed, on the CPU in fp32; of its experts only those of this rank.
-
-    Its weights are the same in every layout; so they are drawn before they are converted to another dtype.
-
-    Args:
-        recipe: what to build.
-        strategy: the layout; None for a whole model. It is not cut up here.
-    """
-    model: Model = build_seeded((recipe if strategy is None else laid_out(recipe, strategy.layout)).model, recipe.seed)
+def build_model(recipe: Recipe) -> Model:
+    """The recipe's model under the recipe's seed, whole, on the CPU in fp32."""
+    model: Model = build_seeded(recipe.model, recipe.seed)
     return model
+
+
+def build_uncut(recipe: Recipe, strategy: ShardedStrategy) -> tuple[Model, Late]:
+    """The same model as it is before ``strategy.shard``: of its experts only those of this rank; and what to draw then.
+
+    Its matrices have no memory yet, unless it draws them in another way than by ``moekit.weights.init_weights``: such
+    a model is built whole, on every rank.
+    """
+    spec = laid_out(recipe, strategy.layout).model
+    with late() as waiting:
+        model: Model = build_seeded(spec, recipe.seed)
+    if not waiting.covers(model):
+        model, waiting = build_seeded(spec, recipe.seed), Late()
+    return model, waiting
 
 
 def build_seeded(spec: Any, seed: int) -> Any:

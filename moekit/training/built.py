@@ -17,7 +17,7 @@ from moekit.spec import load, to_plain
 from moekit.spec.recipe import Recipe
 from moekit.spec.sharding import sharded_of
 from moekit.training.balance import BalanceStep
-from moekit.training.building import build_model, build_seeded, compile_parts
+from moekit.training.building import build_model, build_seeded, build_uncut, compile_parts
 from moekit.training.failure import refuse_untrainable
 from moekit.training.optimizer_step import OptimizerStep
 from moekit.training.optimizing import optimizer_of
@@ -78,8 +78,9 @@ class Built(L.LightningModule):
         self._configured = True
         strategy = None if self._trainer is None else self._trainer.strategy
         if isinstance(strategy, ShardedStrategy):
-            self._hold(build_model(self.recipe, strategy))
-            strategy.shard(self.model)
+            model, waiting = build_uncut(self.recipe, strategy)
+            self._hold(model)
+            strategy.shard(model, waiting)
         self.build()
         if strategy is not None:  # now, not after weights of a checkpoint were loaded, and rounded, into fp32
             strategy.precision_plugin.convert_module(self)
