@@ -26,14 +26,13 @@ class Late:
     """What is still to be drawn."""
 
     def __init__(self) -> None:
-        self._asked: list[tuple[nn.Module, Init, int, dict[str, Tensor]]] = []
-        self._dtype = torch.get_default_dtype()
+        self._asked: list[tuple[nn.Module, Init, int, PieceByPiece]] = []
 
     def note(self, module: nn.Module, init: Init, seed: int) -> None:
-        """Remembers what ``init_weights`` was asked for, and the values of vectors: a module may keep them."""
+        """Remembers what ``init_weights`` was asked for, in which dtype, and vectors' values: a module may keep them."""
         parameters = module.named_parameters(remove_duplicate=False)
         small = {name: p.detach().clone() for name, p in parameters if not p.is_meta}
-        self._asked.append((module, init, seed, small))
+        self._asked.append((module, init, seed, PieceByPiece(small, torch.get_default_dtype())))
 
     def covers(self, model: nn.Module) -> bool:
         """Whether all that has no memory is going to be drawn; a model may draw its weights in its own way."""
@@ -41,7 +40,7 @@ class Late:
         return all(p in drawn for p in model.parameters() if p.is_meta)
 
     def draw(self, model: nn.Module, device_type: str) -> None:
-        """Gives what has no memory some, and draws; in the dtype that was torch's default when the model was built.
+        """Gives what has no memory some, and draws; in the dtype that was torch's default when it was put off.
 
         Args:
             model: cut up, and converted to its dtype.
@@ -51,8 +50,8 @@ class Late:
             MoekitError: a router or a bank leaves a matrix as it was built.
         """
         give_memory(model, torch.device(device_type))
-        for module, init, seed, small in self._asked:
-            draw(module, init, seed, PieceByPiece(small, self._dtype))
+        for module, init, seed, hand in self._asked:
+            draw(module, init, seed, hand)
         self._asked.clear()
 
 

@@ -73,6 +73,19 @@ def test_weights_are_drawn_in_fp32_whatever_they_become(dtype: torch.dtype) -> N
         assert_same(RECIPE, 2, dtype)
 
 
+def test_the_dtype_is_that_of_building_and_not_of_whoever_has_it_built() -> None:
+    """Lightning configures a model under a default of fp64 where the precision is 64-true."""
+    recipe = load("switch")
+    torch.set_default_dtype(torch.float64)
+    try:
+        model, waiting = build_uncut(recipe, ShardedStrategy(Sharded(ep=1)))
+        waiting.draw(model, "cpu")
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for p, q in zip(model.parameters(), build_model(recipe).parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
 def test_what_is_tied_stays_tied_and_what_is_frozen_frozen() -> None:
     recipe = load("glam", ["model.tied=true"])
     with as_rank(1):
