@@ -18,6 +18,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from moekit.checkpoints.boxes import Box, box_of, meet, region, whole_box
 from moekit.contracts import Init
+from moekit.contracts.experts import ModuleExperts
 from moekit.errors import MoekitError
 from moekit.weights import Hand, Owned, draw, put_off
 
@@ -29,13 +30,18 @@ class Late:
         self._asked: list[tuple[nn.Module, Init, int, PieceByPiece]] = []
 
     def note(self, module: nn.Module, init: Init, seed: int) -> None:
-        """Remembers what ``init_weights`` was asked for, in which dtype, and vectors' values: a module may keep them."""
+        """Remembers what ``init_weights`` was asked for, the dtype, and vectors' values: a module may keep them."""
         parameters = module.named_parameters(remove_duplicate=False)
         small = {name: p.detach().clone() for name, p in parameters if not p.is_meta}
         self._asked.append((module, init, seed, PieceByPiece(small, torch.get_default_dtype())))
 
     def covers(self, model: nn.Module) -> bool:
-        """Whether all that has no memory is going to be drawn; a model may draw its weights in its own way."""
+        """Whether all that has no memory is going to be drawn.
+
+        A model may draw its weights in its own way, and modules that were made into a bank keep those they came with.
+        """
+        if any(isinstance(module, ModuleExperts) for module in model.modules()):
+            return False
         drawn = {p for module, *_ in self._asked for p in module.parameters()}
         return all(p in drawn for p in model.parameters() if p.is_meta)
 

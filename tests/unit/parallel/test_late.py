@@ -11,7 +11,7 @@ from test_sharding import LAYOUTS, RECIPE
 from torch import Tensor, nn
 
 from moekit import load
-from moekit.contracts import Init, LayerDims, Model
+from moekit.contracts import ExpertBank, Init, LayerDims, Model
 from moekit.errors import MoekitError
 from moekit.parallel.late import Late, PieceByPiece, late
 from moekit.parallel.sharding import local, shard, spread_layers, tensors_of
@@ -150,6 +150,13 @@ def test_a_model_that_draws_itself_is_not_covered() -> None:
         init_weights(model.linear, Init(), 0)
     assert waiting.covers(model)
     assert Own().linear.weight.eq(2).all(), "the hook is gone"
+
+
+def test_modules_made_into_a_bank_keep_the_weights_they_came_with() -> None:
+    with late() as waiting:
+        model = nn.ModuleDict({"bank": ExpertBank.from_modules([nn.Linear(3, 3)], 3)})
+        init_weights(model, Init(), 0)
+    assert not waiting.covers(model)
 
 
 class Shared(nn.Module):
