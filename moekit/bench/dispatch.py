@@ -29,7 +29,7 @@ def compare_dispatch(name: str, shape: Shape, settings: Settings, *, dispatchers
     """
     work = make_work(shape, settings.device, settings.dtype)
     experts = IdentityExperts(work.dims)
-    chosen = dispatchers_for(shape, dispatchers)
+    chosen = dispatchers_for(shape, dispatchers, explain=settings.explain)
     built = {
         called: build_in(spec, work.dims, settings.device, settings.dtype) for called, spec in chosen.specs.items()
     }

@@ -15,7 +15,6 @@ from moekit.bench.shapes import Shape, titled
 from moekit.bench.timing import Variant
 from moekit.bench.work import Work, build_in, counted_work, dense_spec, make_work, plain, sparse_spec
 from moekit.contracts import Dispatcher, ExpertBank, LayerDims
-from moekit.errors import MoekitError
 from moekit.layer import run_on_all
 from moekit.spec.fields import Spec
 
@@ -39,7 +38,7 @@ def compare_layers(
     """
     work = make_work(shape, settings.device, settings.dtype)
     experts: ExpertBank = build_in(sparse_spec(shape), work.dims, settings.device, settings.dtype)
-    chosen = dispatchers_for(shape, dispatchers)
+    chosen = dispatchers_for(shape, dispatchers, explain=settings.explain)
     built = {
         called: build_in(spec, work.dims, settings.device, settings.dtype) for called, spec in chosen.specs.items()
     }
@@ -111,13 +110,7 @@ def dispatched(name: str, dispatcher: Dispatcher, work: Work, experts: ExpertBan
 
 
 def explanations(built: Mapping[str, Any], work: Work, experts: ExpertBank) -> dict[str, str]:
-    """What dispatchers with a method ``explain(x_TD, routing, experts)`` say that they would do here, and why.
-
-    Raises:
-        MoekitError: none of them has one.
-    """
-    if not any(hasattr(dispatcher, "explain") for dispatcher in built.values()):
-        raise MoekitError(f"--explain: none of {', '.join(built)} chooses for itself, so there is nothing to explain")
+    """What dispatchers with a method ``explain(x_TD, routing, experts)`` say that they would do here, and why."""
     return {
         name: str(dispatcher.explain(work.x_TD, work.routing, experts))
         for name, dispatcher in built.items()

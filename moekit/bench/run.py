@@ -16,6 +16,7 @@ from moekit.bench.dispatch import compare_dispatch
 from moekit.bench.layer import compare_layers
 from moekit.bench.machine import machine, sentence
 from moekit.bench.measure import Settings
+from moekit.bench.parts import Chosen, dispatchers_for, routers_for
 from moekit.bench.report import show, show_summary
 from moekit.bench.request import Request
 from moekit.bench.result import Comparison, to_json
@@ -86,9 +87,12 @@ def _layers(request: Request, settings: Settings, out: Console | None, err: Cons
     }
     for peer in request.against:
         peers.load(peer)  # what is missing is told before anything is timed
+    shapes = shapes_of(request, settings)
+    for shape in shapes.values():
+        chosen_for(request, shape)  # what is wrong with any of them is told before the first is timed
     results: list[Comparison] = []
     told: set[str] = set()
-    for name, shape in shapes_of(request, settings).items():
+    for name, shape in shapes.items():
         if not err.is_terminal:
             err.print(f"{request.what} {name}: {shape}", highlight=False)
         found = compare[request.what](name, shape, settings)
@@ -116,6 +120,17 @@ def shapes_of(request: Request, settings: Settings) -> dict[str, Shape]:
             if request.what == "layer":
                 refuse_on_cpu(name, shape, settings.dtype.itemsize)
     return shapes
+
+
+def chosen_for(request: Request, shape: Shape) -> Chosen:
+    """The parts to be measured at a shape.
+
+    Raises:
+        MoekitError: one that was asked for does not exist, or does not fit.
+    """
+    if request.what == "router":
+        return routers_for(shape, request.routers)
+    return dispatchers_for(shape, request.dispatchers, explain=request.explain)
 
 
 def device_of(asked: str) -> str:

@@ -110,6 +110,8 @@ def test_a_step_as_a_table_of_a_model_without_a_twin(capsys: Captured) -> None:
         (["layer", "small", "--against", "nobody"], "no such peer"),
         (["layer", *TINY, "--explain", "--dispatchers", "loop"], "chooses for itself"),
         (["layer", *TINY, "--dispatchers", "nobody"], "unknown dispatcher 'nobody'"),
+        (["dispatch", *TINY, "--dispatchers", "nobody"], "  in --dispatchers nobody"),
+        (["router", *TINY, "--routers", "nobody"], "unknown router 'nobody'"),
         (["step", "nobody"], "nobody"),
         (["step"], "step of what"),
         (["step", "switch-c"], "a recipe without data cannot be trained"),
@@ -119,7 +121,8 @@ def test_a_step_as_a_table_of_a_model_without_a_twin(capsys: Captured) -> None:
 )
 def test_mistakes_are_messages(words: list[str], said: str, capsys: Captured) -> None:
     assert main(["bench", *words, *QUICK]) == 2
-    assert said in capsys.readouterr().err
+    out, err = capsys.readouterr()
+    assert said in err and err.startswith("error: ") and not out  # before any shape is named
 
 
 def test_a_gpu_that_is_not_there(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -145,21 +146,31 @@ def test_routers_get_their_k_unless_they_are_told_another() -> None:
 
 
 def test_what_names_and_yaml_mean() -> None:
-    assert nodes_of(["a, b", "{use: c, d: 1}"]) == {
+    assert nodes_of(["a, b", "{use: c, d: 1e-3}"], "routers") == {
         "a": {"use": "a"},
         "b": {"use": "b"},
-        "c(d=1)": {"use": "c", "d": 1},
+        "c(d=0.001)": {"use": "c", "d": 1e-3},
     }
 
 
-@pytest.mark.parametrize("text", ["{", "{a: 1}", "{use: [}"])
-def test_braces_without_a_part(text: str) -> None:
-    with pytest.raises(MoekitError, match="is no part"):
-        nodes_of([text])
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "in --routers {"),
+        ("{use: [}", "not valid YAML"),
+        ("{a: 1}", "--routers '{a: 1}' is no part: it has no 'use'"),
+        ("{use:topk}", "is no part"),
+        (" , ", "--routers ' , ' names nothing"),
+        ("", "--routers '' names nothing"),
+    ],
+)
+def test_what_names_no_part(text: str, said: str) -> None:
+    with pytest.raises(MoekitError, match=re.escape(said)):
+        nodes_of([text], "routers")
 
 
 def test_a_dispatcher_that_was_asked_for_must_fit() -> None:
-    with pytest.raises(MoekitError, match="dispatcher soft: takes soft"):
+    with pytest.raises(MoekitError, match="--dispatchers soft: takes soft"):
         dispatchers_for(SHAPE, ["soft"])
     with pytest.raises(SpecError, match="groups"):
         dispatchers_for(SHAPE, ["device_capacity"])
@@ -167,8 +178,12 @@ def test_a_dispatcher_that_was_asked_for_must_fit() -> None:
         dispatchers_for(SHAPE, ["gruoped"])
     with pytest.raises(MoekitError, match="does not divide the 8 experts"):
         dispatchers_for(SHAPE, ["{use: device_capacity, groups: 3, inner: loop}"])
+    with pytest.raises(MoekitError, match=r"factor: 'x' is not a number(.|\n)*at factor  in --dispatchers capacity"):
+        dispatchers_for(SHAPE, ["{use: capacity, factor: x}"])
     with pytest.raises(MoekitError, match="top_k=9 is more than the 8 experts"):
         routers_for(SHAPE, ["{use: topk, top_k: 9}"])
+    with pytest.raises(MoekitError, match=r"unknown router 'topp'(.|\n)*  in --routers topp\n"):
+        routers_for(SHAPE, ["topp"])
 
 
 class Chooser:
