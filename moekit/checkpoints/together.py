@@ -6,6 +6,7 @@ sends gradients, and nothing that is received is ever unpickled.
 
 from __future__ import annotations
 
+from datetime import timedelta
 from weakref import WeakKeyDictionary
 
 import torch
@@ -42,12 +43,15 @@ class Ranks:
 
 
 def all_ranks() -> Ranks:
-    """All ranks of the run. Collective: every rank asks for it; the group is made once per process group."""
+    """All ranks of the run. Collective: every rank asks for it; the group is made once per process group,
+    whose patience it has."""
     everyone = dist.group.WORLD
     if not dist.is_initialized() or everyone is None:
         return Ranks()
     if everyone not in _groups:
-        made = dist.new_group(backend="gloo")
+        # They wait as long as the run does, and not as long as torch would have them.
+        timeout: timedelta = everyone._get_backend(everyone._device_types[0]).options._timeout
+        made = dist.new_group(backend="gloo", timeout=timeout)
         assert isinstance(made, dist.ProcessGroup)
         _groups[everyone] = made
     return Ranks(_groups[everyone])

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import lightning as L
 import torch.distributed as dist
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.utilities import rank_zero_only
 
 from moekit.errors import MoekitError, Problem, SpecError, nearest
@@ -119,6 +122,12 @@ def rank_zero(line: str) -> None:
 def lost_rank(error: Exception) -> bool:
     """Whether a collective failed because of another process; gloo says so in words alone."""
     return several_ranks() and (isinstance(error, dist.DistError) or "/gloo/" in str(error))
+
+
+def end_started(trainer: L.Trainer) -> None:
+    """Ends the processes that Lightning has started from this one: one that hangs would outlive it, with its memory."""
+    if isinstance(launcher := trainer.strategy.launcher, _SubprocessScriptLauncher):
+        launcher.kill(signal.SIGKILL)
 
 
 def unknown_metric(name: str, known: Sequence[str]) -> SpecError:

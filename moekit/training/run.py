@@ -25,7 +25,7 @@ from moekit.training.asking import metric_names, whole_model
 from moekit.training.checkpoint import read_checkpoint, refuse_other_model
 from moekit.training.closing import tell, unit_of
 from moekit.training.drawing import draw
-from moekit.training.failure import FOR_A_RUN, GONE, lost_rank, refuse_untrainable, unknown_metric
+from moekit.training.failure import FOR_A_RUN, GONE, end_started, lost_rank, refuse_untrainable, unknown_metric
 from moekit.training.folder import RUNS, RunFolder, refuse_unwritable
 from moekit.training.interrupt import StopOnInterrupt
 from moekit.training.logs import LoadHistory, RunLog
@@ -168,6 +168,7 @@ def fit(run: Prepared, console: Console) -> None:
         raise KeyboardInterrupt from None
     except (RuntimeError, KeyError) as error:
         if lost_rank(error):
+            end_started(run.trainer)
             at = f"after step {run.trainer.global_step}"
             raise MoekitError(f"{at} {GONE}\n  {str(error).splitlines()[0]}\n  {_how_to_go_on(run)}") from error
         if run.checkpoint is not None and run.trainer.global_step == 0:

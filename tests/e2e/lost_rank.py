@@ -1,14 +1,13 @@
-"""``moekit`` as a command whose micro-batches are written down, and one of whose ranks may kill itself in a step.
+"""``moekit`` as a command whose micro-batches are written down, and one of whose ranks may send itself a signal.
 
-``lost_rank.py FOLDER RANK STEP train ...``: a line for each micro-batch, its step and hash, in a file of its rank; RANK
--1 for no kill.
+``lost_rank.py FOLDER RANK STEP SIGNAL train ...``: a line for each micro-batch, its step and hash, in a file of its
+rank; in STEP, RANK sends itself SIGNAL, a number. RANK -1 for none.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import signal
 import sys
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from moekit import Batch
 from moekit.cli import main
 from moekit.training import LitMoE
 
-FOLDER, RANK, STEP = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+FOLDER, RANK, STEP, SIGNAL = Path(sys.argv[1]), *map(int, sys.argv[2:5])
 training_step = LitMoE.training_step
 
 
@@ -29,11 +28,11 @@ def recorded(module: LitMoE, batch: Batch, batch_idx: int) -> Tensor:
         file.write(f"{step} {digest}\n")
     loss = training_step(module, batch, batch_idx)
     if module.global_rank == RANK and step == STEP:
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), SIGNAL)
     return loss
 
 
 if __name__ == "__main__":
     FOLDER.mkdir(exist_ok=True)
     LitMoE.training_step = recorded  # type: ignore[method-assign]
-    sys.exit(main(sys.argv[4:]))
+    sys.exit(main(sys.argv[5:]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from pathlib import Path
@@ -14,10 +15,11 @@ from moekit.training.logs import read_metrics
 
 SCRIPT = Path(__file__).with_name("lost_rank.py")
 STEPS, KILLED = 10, 7  # saved after every third
+NOBODY = (-1, 0, 0)
 WITHIN = 60  # s, from the kill to the end of the last process, on a machine that is busy; see docs/faults.md
 
 
-def command(folder: Path, kill: tuple[int, int], *options: str) -> list[str]:
+def command(folder: Path, kill: tuple[int, int, int], *options: str) -> list[str]:
     often = ["trainer.limit_val_batches=1", "--no-compare", f"trainer.max_steps={STEPS}", "model.moe.experts.dropout=0"]
     return [sys.executable, str(SCRIPT), str(folder), *map(str, kill), "train", *options, *often]
 
@@ -45,14 +47,14 @@ def batches(folder: Path) -> dict[int, list[str]]:
 def test_one_of_four_is_killed_and_two_go_on(tmp_path: Path) -> None:
     prepare(tmp_path)
     whole = run(
-        command(tmp_path / "whole-batches", (-1, 0), "tiny.yaml", *layout(1), "--out", "whole"),
+        command(tmp_path / "whole-batches", NOBODY, "tiny.yaml", *layout(1), "--out", "whole"),
         timeout=600,
         cwd=tmp_path,
     )
     assert whole.returncode == 0, whole.stdout + whole.stderr
 
     killed = run(
-        command(tmp_path / "killed-batches", (2, KILLED), "tiny.yaml", *layout(4), "--out", "killed"),
+        command(tmp_path / "killed-batches", (2, KILLED, signal.SIGKILL), "tiny.yaml", *layout(4), "--out", "killed"),
         timeout=600,
         cwd=tmp_path,
     )
@@ -69,7 +71,7 @@ def test_one_of_four_is_killed_and_two_go_on(tmp_path: Path) -> None:
     assert saved(folder)["global_step"] == 6
 
     again = run(
-        command(tmp_path / "again-batches", (-1, 0), "--resume", str(where), *layout(2)), timeout=600, cwd=tmp_path
+        command(tmp_path / "again-batches", NOBODY, "--resume", str(where), *layout(2)), timeout=600, cwd=tmp_path
     )
     assert again.returncode == 0, again.stdout + again.stderr
     expected = batches(tmp_path / "whole-batches")
