@@ -21,6 +21,7 @@ from moekit.errors import MoekitError
 from moekit.layer import MoELayer
 from moekit.parallel.cut import cut_of
 from moekit.parallel.mesh import REPLICA, mesh_of, world_mesh
+from moekit.parallel.reduced import reduced_by, reduced_place
 
 
 def shard(model: Model, ep: int, device_type: str, policy: MixedPrecisionPolicy | None = None) -> None:
@@ -112,8 +113,9 @@ def tensors_of(module: nn.Module) -> dict[str, Box]:
 def state_shards_of(module: nn.Module, optimizer: Any) -> dict[str, dict[str, Box | Any]]:
     """What this process holds of an optimizer's state, by parameter name and by the optimizer's own keys.
 
-    State of its parameter's shape is laid out as the parameter; any other tensor (a count of steps) is the same on
-    every rank that holds the parameter, and comes as a whole box named ``parameter/key``; other values as they are.
+    State of its parameter's shape is laid out as the parameter; what the optimizer has reduced along a dimension, as it
+    says (``Reduces``); any other tensor (a count of steps) is the same on every rank that holds the parameter, and
+    comes as a whole box. Boxes are named ``parameter/key``. Other values come as they are.
     Param groups are cut by layout (``optimizing.py``), so their number is no property of the run: take a group's
     options by the parameters in it.
 
@@ -122,13 +124,17 @@ def state_shards_of(module: nn.Module, optimizer: Any) -> dict[str, dict[str, Bo
         optimizer: a ``torch.optim.Optimizer``; parameters that have no state yet are left out.
     """
     first = _first_experts(module)
+    boxes, reduced = shards_of(module), reduced_by(optimizer)
     found: dict[str, dict[str, Box | Any]] = {}
     for name, p in module.named_parameters():
         if not (state := optimizer.state.get(p)):
             continue
         found[name] = {}
         for key, value in state.items():
-            if isinstance(value, Tensor):
+            if key in reduced:
+                shape, offset, _ = reduced_place(boxes[name], reduced[key])
+                found[name][key] = Box(f"{name}/{key}", shape, offset, value.detach())
+            elif isinstance(value, Tensor):
                 of_experts = first.get(p) if value.ndim and value.shape[0] == p.shape[0] else None
                 found[name][key] = _box(f"{name}/{key}", value.detach(), of_experts)
             else:

@@ -157,9 +157,9 @@ def refuse_uneven(recipe: Recipe, layout: Sharded, world: int) -> None:
             optimizer looks at whole tensors.
     """
     optimizer = recipe.optimizer
-    if optimizer is not None and not optimizer.elementwise and world > 1:
+    if optimizer is not None and not optimizer.takes_shards and world > 1:
         what = f"{type(optimizer).__name__} looks at whole tensors, and no rank has one whole"
-        expected = "one such as adamw, or trainer.strategy=ddp"
+        expected = "one such as adamw or adafactor, or trainer.strategy=ddp"
         raise SpecError([Problem(what=what, at="optimizer", expected=expected, list_with="moekit ls optimizers")])
     if world % layout.ep:
         raise SpecError([_uneven(layout.ep, f"the {world} rank{'s' if world > 1 else ''}", world)])

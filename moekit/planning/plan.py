@@ -132,7 +132,7 @@ class Planner:
             request=request,
             recompute=recompute,
             optimizer=current().use_name(self.optimizer),
-            whole_tensors=not self.optimizer.elementwise,
+            whole_tensors=not self.optimizer.takes_shards,
             parameters=sum(prod(w.shape) for w in self.weights),
             instead=seen.instead,
             rows=tuple(self._row(ep, request, seen, recompute) for ep in request.eps),

@@ -129,7 +129,8 @@ class OptimizerSpec(Spec):
     """Base of optimizer specs."""
 
     kind: ClassVar[str] = "optimizer"
-    elementwise: ClassVar[bool] = True  # each number moves by its own gradients alone, so a tensor may lie in shards
+    # it moves the pieces of a tensor as it would the whole: number by number, or by sums over ranks (``Reduces``)
+    takes_shards: ClassVar[bool] = True
 
 
 class ScheduleSpec(Spec):

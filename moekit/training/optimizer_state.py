@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from moekit.checkpoints.boxes import Box, region
+from moekit.checkpoints.boxes import Box, Place, region
 from moekit.checkpoints.reading import Handle
 from moekit.errors import CheckpointError
+from moekit.parallel.reduced import reduced_by, reduced_place
 from moekit.parallel.sharding import shards_of, state_shards_of
 
 SHOWN = 5  # names in a message
@@ -26,7 +27,7 @@ def keep_by_name(optimizer: Optimizer, model: nn.Module) -> None:
     """Has ``state_dict`` give, and ``load_state_dict`` take, names in place of numbers.
 
     A state that a parameter's shape has is a ``Box`` where the parameter is a piece, and is read as one: from a tensor,
-    or a ``Handle`` of which each rank then reads its slice alone.
+    or a ``Handle`` of which each rank then reads its slice alone. So is one that is reduced along a dimension.
 
     Args:
         optimizer: moves parameters of ``model``.
@@ -58,7 +59,7 @@ def _numbered(optimizer: Optimizer, state: State, model: nn.Module) -> State:
         CheckpointError: it is of other parameters.
     """
     name_of = {p: name for name, p in model.named_parameters()}
-    boxes = shards_of(model)
+    boxes, reduced = shards_of(model), reduced_by(optimizer)
     saved_group = {name: group for group in state["param_groups"] for name in group["params"]}
     held = {name_of[p] for group in optimizer.param_groups for p in group["params"]}
     if strays := sorted(held.symmetric_difference(saved_group)):
@@ -72,23 +73,30 @@ def _numbered(optimizer: Optimizer, state: State, model: nn.Module) -> State:
         for p in group["params"]:
             if saved := state["state"].get(name_of[p]):
                 box = boxes[name_of[p]]
-                numbered["state"][at] = {key: _laid_out(value, p, box) for key, value in saved.items()}
+                numbered["state"][at] = {k: _laid_out(v, p, box, reduced.get(k)) for k, v in saved.items()}
             at += 1
     return numbered
 
 
-def _laid_out(value: Any, p: nn.Parameter, box: Box) -> Any:
+def _laid_out(value: Any, p: nn.Parameter, box: Box, reduced: int | None) -> Any:
     if not isinstance(value, Tensor | Handle):
         return value
+    if reduced is not None:
+        _, offset, sizes = reduced_place(box, reduced)
+        return _read(value, offset, sizes)
     offset, sizes = (0,) * len(value.shape), tuple(value.shape)
     if sizes == box.global_shape:
         offset, sizes = box.offset, box.sizes
     elif not isinstance(p, DTensor) and sizes[:1] == box.global_shape[:1]:  # a row for each expert, of those held here
         offset, sizes = (box.offset[:1] + offset[1:]), (box.sizes[:1] + sizes[1:])
-    held = value.read(offset, sizes) if isinstance(value, Handle) else value[region(offset, sizes)]
+    held = _read(value, offset, sizes)
     if isinstance(p, DTensor) and tuple(value.shape) == box.global_shape:
         return _distributed(held.to(p.device), p)
     return held
+
+
+def _read(value: Tensor | Handle, offset: Place, sizes: Place) -> Tensor:
+    return value.read(offset, sizes) if isinstance(value, Handle) else value[region(offset, sizes)]
 
 
 def _distributed(local: Tensor, like: DTensor) -> DTensor:

@@ -201,6 +201,31 @@ def ascent(spec: Descent, model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1, maximize=True)
 
 
+class Normed(torch.optim.SGD):
+    """Steps of one length, whatever the gradient's: the whole tensor's."""
+
+    def step(self, closure: object = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    p.grad = p.grad / p.grad.norm()
+        super().step()
+
+
+class Misnamed(torch.optim.Adagrad):
+    """Says that it sums along rows, and keeps a number for each weight."""
+
+    reduced: ClassVar[dict[str, int]] = {"sum": -1}
+
+
+def normed(spec: Descent, model: nn.Module) -> torch.optim.Optimizer:
+    return Normed([p for p in model.parameters() if p.requires_grad], lr=0.1)
+
+
+def misnamed(spec: Descent, model: nn.Module) -> torch.optim.Optimizer:
+    return Misnamed([p for p in model.parameters() if p.requires_grad], lr=0.1)
+
+
 def falls_below_zero(spec: Level, total_steps: int) -> Callable[[int], float]:
     return lambda step: 1 - step / total_steps
 
@@ -237,5 +262,6 @@ BROKEN: dict[str, list[Component]] = {
     "check_validation_order": [component(Dice, OtherEachTime)],
     "check_every_parameter_once": [component(Descent, frozen_too)],
     "check_optimizer_moves": [component(Descent, ascent)],
+    "check_takes_shards": [component(Descent, normed), component(Descent, misnamed)],
     "check_schedule_factors": [component(Level, falls_below_zero), component(Level, never_starts)],
 }

@@ -1,15 +1,14 @@
 """Adafactor: second moments kept as sums over rows and columns, steps relative to the size of the weights.
 
-Source: Shazeer and Stern 2018 (arXiv 1804.04235), algorithms 4 and 5, as ``torch.optim.Adafactor`` computes them.
-Switch, GLaM and ST-MoE train with it. Where torch departs from the paper: ``eps`` bounds the means of squared
-gradients from below, where the paper adds it to each of them.
+Source: Shazeer and Stern 2018 (arXiv 1804.04235), algorithms 4 and 5, as ``torch.optim.Adafactor`` computes them, on
+one device or in shards. Switch, GLaM and ST-MoE train with it. Oracle: ``naive.py``. Where torch departs from the
+paper: ``eps`` bounds the means of squared gradients from below, where the paper adds it to each of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar
 
 from moekit.component import Component
 from moekit.spec.fields import option
@@ -25,7 +24,6 @@ class Adafactor(OptimizerSpec):
     So ``lr`` is relative, and with the ``constant`` schedule .01 falls as 1/sqrt(t) from step 10^4 on by itself.
     """
 
-    elementwise: ClassVar[bool] = False  # sums over rows and columns; norms of whole tensors
     lr: float = option(1.0e-2, "the largest relative step, at the schedule's peak; never more than 1/sqrt(step)", gt=0)
     decay: float = option(0.8, "c of the running means' rate 1 - t^-c", gt=0, le=1)
     clip: float = option(1.0, "d: the largest root mean square of an update before the rate (ST-MoE tried .1)", gt=0)
@@ -41,7 +39,7 @@ class Adafactor(OptimizerSpec):
 COMPONENT = Component(
     name="adafactor",
     spec=Adafactor,
-    target="moekit_optimizers.adafactor.module:adafactor",
+    target="moekit_optimizers.adafactor.module:AdafactorOptimizer",
     summary="second moments by rows and columns, steps relative to the weights' size, clipped updates",
     paper="Shazeer and Stern 2018, arXiv:1804.04235",
 )

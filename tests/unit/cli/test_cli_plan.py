@@ -7,6 +7,7 @@ import json
 import pytest
 
 from moekit.cli import main
+from moekit_optimizers.adafactor import Adafactor
 
 Captured = pytest.CaptureFixture[str]
 
@@ -40,8 +41,11 @@ def test_a_precision_by_its_short_name(capsys: Captured) -> None:
     assert json.loads(capsys.readouterr().out)["request"]["precision"] == "bf16-mixed"
 
 
-def test_what_training_in_shards_refuses_is_said(capsys: Captured) -> None:
+def test_what_training_in_shards_refuses_is_said(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
     adafactor = ["plan", "jacobs1991", "optimizer={use: adafactor}", "--devices"]
+    assert main([*adafactor, "2"]) == 0
+    assert "refused" not in capsys.readouterr().out
+    monkeypatch.setattr(Adafactor, "takes_shards", False)
     assert main([*adafactor, "2"]) == 0
     assert "optimizer 'adafactor' looks at whole tensors, and is refused in shards" in capsys.readouterr().out
     assert main([*adafactor, "1"]) == 0

@@ -1,0 +1,172 @@
+"""What ``test_adafactor_in_shards`` runs in every process: layouts one after another, each against one process's steps.
+
+Gradients are made up, alike in every layout, so nothing but the optimizer is seen. The model has what is hard to cut:
+rows that do not come out even, ranks without any, matrices cut along either dimension, and a bank whose experts are
+dealt out and cut again.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
+from unittest import mock
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from moekit.checkpoints.boxes import Box, region
+from moekit.checkpoints.reading import open_checkpoint
+from moekit.checkpoints.writing import save_tree
+from moekit.contracts import Init, Model
+from moekit.layer import MoELayer
+from moekit.parallel.sharding import local, shard, shards_of, state_shards_of
+from moekit.registry import build
+from moekit.spec.kinds import MoE
+from moekit.training.optimizer_state import keep_by_name
+from moekit.training.optimizing import split_by_layout
+from moekit.weights import init_weights
+from moekit_dispatchers.expert_parallel import ExpertParallel
+from moekit_dispatchers.grouped import Grouped
+from moekit_experts.glu import Glu
+from moekit_optimizers.adafactor import Adafactor
+from moekit_routers.topk import TopK
+
+SHAPES = {
+    "uneven": (33, 3), "few": (5, 7), "one": (1, 7), "across": (3, 8), "stack": (3, 4, 5), "columns": (3, 5, 8),
+    "vector": (3,), "long": (16,), "idle": (4, 4),
+}  # fmt: skip
+STEPS = 2
+
+
+class Hard(nn.Module):
+    """A mixture layer, and parameters of the shapes above."""
+
+    def __init__(self, ep: int, experts: int) -> None:
+        super().__init__()
+        own = ExpertParallel(size=ep, local=Grouped()) if ep > 1 else Grouped()
+        glu = Glu(count=experts, hidden=8, scale_bias=True)
+        self.layer = MoELayer.from_spec(MoE(router=TopK(top_k=1), experts=glu, dispatcher=own), dim=5)
+        self.rest = nn.ParameterDict({name: nn.Parameter(torch.empty(shape)) for name, shape in SHAPES.items()})
+        init_weights(self.layer, Init(std=0.5), seed=3)
+        g = torch.Generator().manual_seed(4)
+        for p in self.rest.values():
+            nn.init.normal_(p, generator=g)
+
+    def stack(self) -> list[nn.Module]:
+        return []
+
+
+def model_of(ep: int, experts: int, sharded: bool = True) -> Model:
+    model = cast(Model, Hard(ep if sharded else 1, experts).double())
+    if sharded:
+        shard(model, ep, "cpu")
+    return model
+
+
+def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
+    optimizer = build(Adafactor(lr=0.05, clip=0.7, weight_decay=0.1), model)
+    split_by_layout(optimizer)
+    keep_by_name(optimizer, model)
+    return cast(torch.optim.Optimizer, optimizer)
+
+
+def take(model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+    """A step along gradients that are made up; none for what is idle."""
+    for group in optimizer.param_groups:
+        group["lr"] = 0.05 / (1 + step)
+    for (name, box), p in zip(shards_of(model).items(), model.parameters(), strict=True):
+        if "idle" in name:
+            continue
+        g = torch.Generator().manual_seed(100 * step + sum(map(ord, name)))
+        whole = torch.randn(box.global_shape, generator=g, dtype=p.dtype) * 10.0 ** (step % 3 - 1)
+        whole *= torch.linspace(0.1, 2, len(whole), dtype=p.dtype).view(-1, *(1,) * (whole.ndim - 1))
+        p.grad = torch.zeros_like(p)
+        local(p.grad).copy_(whole[region(box.offset, box.sizes)])
+    optimizer.step()
+
+
+def held(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Box]:
+    """What this rank has of weights and of state."""
+    state = state_shards_of(model, optimizer)
+    boxes = {f"{name}/{key}": cast(Box, box) for name, kept in state.items() for key, box in kept.items()}
+    return shards_of(model) | boxes
+
+
+@cache
+def alone(experts: int, steps: int) -> dict[str, Tensor]:
+    """What one process comes to."""
+    model = model_of(1, experts, sharded=False)
+    optimizer = optimizer_of(model)
+    for step in range(steps):
+        take(model, optimizer, step)
+    return {name: box.tensor for name, box in held(model, optimizer).items()}
+
+
+def apart(model: nn.Module, optimizer: torch.optim.Optimizer, expected: dict[str, Tensor]) -> dict[str, float]:
+    """How far weights and state are from what one process has: the largest difference, by the largest number."""
+    found = held(model, optimizer)
+    assert found.keys() == expected.keys()
+    worst = {"weights": 0.0, "state": 0.0}
+    for name, box in found.items():
+        whole = expected[name]
+        assert box.global_shape == whole.shape, (name, box.global_shape, whole.shape)
+        piece = local(box.tensor) - whole[region(box.offset, box.sizes)]
+        kind = "state" if "/" in name else "weights"
+        if piece.numel():
+            worst[kind] = max(worst[kind], float(piece.abs().max() / whole.abs().max()))
+    return worst
+
+
+def messages(model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> int:
+    """Takes a step; how many messages went to the group of ranks that got most."""
+    groups: list[Any] = []
+    send = dist.all_reduce
+    with mock.patch.object(dist, "all_reduce", lambda t, group: (groups.append(group), send(t, group=group))):
+        take(model, optimizer, step)
+    return max(map(groups.count, groups))
+
+
+def read(model: nn.Module, optimizer: torch.optim.Optimizer, path: Path) -> None:
+    """Fills a model and its optimizer from a checkpoint, whatever its layout."""
+    saved = open_checkpoint(path).plain
+    for name, box in shards_of(model).items():
+        local(box.tensor).copy_(saved["model"][name].read(box.offset, box.sizes))
+    optimizer.load_state_dict(saved["optimizer"])
+
+
+def run(layout: tuple[int, int], folder: Path) -> list[dict[str, Any]]:
+    """What a layout comes to: by itself; and from the checkpoint that the one before it left, a step later."""
+    ep, experts = layout
+    model = model_of(ep, experts)
+    optimizer = optimizer_of(model)
+    sent = max(messages(model, optimizer, step) for step in range(STEPS))
+    rows = [{"layout": layout, "sent": sent, **apart(model, optimizer, alone(experts, STEPS))}]
+    left = folder / str(experts)
+    if left.exists():
+        model = model_of(ep, experts)
+        optimizer = optimizer_of(model)
+        read(model, optimizer, left)
+        rows.append({"layout": layout, "read": True, **apart(model, optimizer, alone(experts, STEPS))})
+        take(model, optimizer, STEPS)
+        rows.append({"layout": layout, "read": True, **apart(model, optimizer, alone(experts, STEPS + 1))})
+    else:
+        save_tree({"model": shards_of(model), "optimizer": optimizer.state_dict()}, left)
+    return rows
+
+
+def main(out: str, layouts: str) -> None:
+    dist.init_process_group("gloo")
+    mine = [row for layout in json.loads(layouts) for row in run(tuple(layout), Path(out).parent)]
+    every: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(every, mine)
+    if dist.get_rank() == 0:
+        Path(out).write_text(json.dumps(every))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
