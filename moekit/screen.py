@@ -1,6 +1,10 @@
-"""The screen that training and benchmarks write to."""
+"""The screen that training, benchmarks and plans write to."""
 
 from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from rich.console import Console
 
@@ -18,3 +22,13 @@ class Screen(Console):
             BrokenPipeError: the same.
         """
         raise
+
+
+@contextmanager
+def telling(console: Console) -> Iterator[Callable[[str], None]]:
+    """A line that changes on a terminal, to be told what is at work; nothing elsewhere."""
+    if not console.is_terminal or not sys.stderr.isatty():
+        yield lambda text: None
+        return
+    with console.status("") as status:
+        yield lambda text: status.update(text)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -23,7 +21,7 @@ from moekit.bench.result import Comparison, to_json
 from moekit.bench.router import compare_routers
 from moekit.bench.shapes import FOR_CPU, FOR_GPU, Shape, chosen, grown, refuse_on_cpu, refuse_to_move
 from moekit.errors import MoekitError
-from moekit.screen import Screen
+from moekit.screen import Screen, telling
 from moekit.spec.recipe import Recipe
 
 Compare = Callable[[str, Shape, Settings], Comparison]
@@ -152,13 +150,3 @@ def counted(rounds: int) -> str:
 def default_dtype(device: str) -> str:
     """bfloat16 on a GPU, float32 on a CPU."""
     return "bfloat16" if device == "cuda" else "float32"
-
-
-@contextmanager
-def telling(console: Console) -> Iterator[Callable[[str], None]]:
-    """A line that changes on a terminal; nothing elsewhere, where each shape has a line of its own."""
-    if not console.is_terminal or not sys.stderr.isatty():
-        yield lambda text: None
-        return
-    with console.status("") as status:
-        yield lambda text: status.update(text)

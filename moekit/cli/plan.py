@@ -110,10 +110,12 @@ def run(args: argparse.Namespace) -> int:
     )
     from moekit.planning.advice import advise  # imports torch: after the request is known to be right
     from moekit.planning.plan import Planner, recompute_of
+    from moekit.screen import Screen, telling
 
-    planner = Planner(recipe)
-    plan = planner.plan(request, planner.policy(args.recompute or recompute_of(recipe.model)))
-    advice = [] if any(map(plan.fits, plan.rows)) else advise(planner, plan)
+    with telling(Screen(stderr=True)) as tell:
+        planner = Planner(recipe, tell)
+        plan = planner.plan(request, planner.policy(args.recompute or recompute_of(recipe.model)))
+        advice = [] if any(map(plan.fits, plan.rows)) else advise(planner, plan)
     if args.json:
         print(json.dumps(plain(plan, advice), indent=2))
     else:

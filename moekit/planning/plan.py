@@ -107,10 +107,11 @@ class Planner:
 
     Args:
         recipe: its model is built on the meta device. Without an optimizer it is planned with AdamW.
+        tell: is told of every pass, before it is measured: a pass of a large model takes seconds.
     """
 
-    def __init__(self, recipe: Recipe) -> None:
-        self.recipe = recipe
+    def __init__(self, recipe: Recipe, tell: Callable[[str], object] = lambda text: None) -> None:
+        self.recipe, self.tell = recipe, tell
         model = self._model = build_on_meta(recipe.model)
         self.weights: list[Weight] = weights_of(model)
         self.buffers = sum(b.numel() * b.element_size() for b in model.buffers())
@@ -159,16 +160,29 @@ class Planner:
         return self._states[precision]
 
     def seen(self, request: Request, recompute: str) -> Pass:
-        """What a forward and backward pass takes."""
+        """What a forward and backward pass takes.
+
+        Raises:
+            MoekitError: a tensor of it would have more bytes than can be counted.
+        """
         key = (recompute, request.batch, request.sequence, request.precision)
         if key not in self._passes:
-            self._passes[key] = measure(
-                with_recompute(self.recipe.model, recompute),
-                self.recipe.objective,
-                batch=request.batch,
-                sequence=request.sequence,
-                precision=request.precision,
-            )
+            tokens = f"{request.batch} x {request.sequence} tokens"
+            self.tell(f"a pass over {tokens}, recompute {recompute or 'none'}")
+            try:
+                self._passes[key] = measure(
+                    with_recompute(self.recipe.model, recompute),
+                    self.recipe.objective,
+                    batch=request.batch,
+                    sequence=request.sequence,
+                    precision=request.precision,
+                )
+            except (RuntimeError, TypeError) as error:
+                if "overflow" not in str(error).lower():  # torch's own word for a size beyond 2**63
+                    raise
+                raise MoekitError(
+                    f"some tensor would have 2**63 bytes or more\n  expected fewer than {tokens} in a micro-batch"
+                ) from error
         return self._passes[key]
 
     def _row(self, ep: int, request: Request, seen: Pass, recompute: str) -> Row:
@@ -218,10 +232,7 @@ def recompute_of(spec: ModelSpec) -> str:
 
 def with_recompute(spec: ModelSpec, recompute: str) -> ModelSpec:
     """The model with another value of its option ``recompute``."""
-    if not recompute:
-        return spec
-    change: Callable[..., Any] = replace
-    return change(spec, recompute=recompute)  # type: ignore[no-any-return]
+    return cast(ModelSpec, replace(cast(Any, spec), recompute=recompute)) if recompute else spec
 
 
 def _in_flight(wire: Wire, layers: Mapping[str, LayerUse]) -> int:

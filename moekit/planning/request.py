@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import gcd, isqrt
 from typing import Any, Final
 
 from moekit.errors import MoekitError, nearest
@@ -18,6 +19,8 @@ BYTES: Final = {"32-true": 4, "bf16-mixed": 4, "16-mixed": 4, "bf16-true": 2, "6
 ALIASES: Final = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed", "64": "64-true"}  # Lightning's own
 BATCH, SEQUENCE = 1, 4096
 MOST_LAYOUTS = 8
+MOST: Final = 10**12
+"""Devices, sequences, tokens of one, micro-batches: more of them is a slip of the finger."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +49,9 @@ class Request:
         for name in ("devices", "batch", "sequence", "accumulate", "device_memory"):
             if getattr(self, name) < 1:
                 raise MoekitError(f"{name}={getattr(self, name)} is out of range\n  expected at least 1")
+        for name in ("devices", "batch", "sequence", "accumulate"):
+            if getattr(self, name) > MOST:
+                raise MoekitError(f"{name}={getattr(self, name)} is out of range\n  expected at most {MOST}")
         if self.precision not in BYTES:
             near = nearest(self.precision, list(BYTES))
             raise MoekitError(
@@ -70,7 +76,7 @@ def bytes_of_gib(gib: float) -> int:
     Raises:
         MoekitError: it is no amount.
     """
-    if not 0 < gib < float("inf"):
+    if not 0 < gib * 2**30 < float("inf"):
         raise MoekitError(f"--device-memory {gib:g} is out of range\n  expected GiB of a device, > 0")
     return int(gib * 2**30)
 
@@ -103,13 +109,18 @@ def eps_of(recipe: Recipe, devices: int, asked: Sequence[int] = ()) -> tuple[int
     layers = list(mixtures(recipe.model))
     counts = sorted({layer.experts.count for layer in layers})
     soft = any(layer.router.form == "soft" for layer in layers)
-    fits = [ep for ep in range(1, devices + 1) if devices % ep == 0 and all(count % ep == 0 for count in counts)]
-    fits = fits[:1] if soft or not layers else fits
+    fits = [1] if soft or not layers else divisors(gcd(devices, *counts))
     for ep in asked:
         if ep not in fits:
             raise MoekitError(_refusal(ep, devices, counts, fits, soft))
     powers = [ep for ep in fits if ep & (ep - 1) == 0]
     return tuple(asked) or tuple((powers if len(powers) > 1 else fits)[:MOST_LAYOUTS])
+
+
+def divisors(number: int) -> list[int]:
+    """Its divisors, the smallest first."""
+    small = [d for d in range(1, isqrt(number) + 1) if number % d == 0]
+    return small + [number // d for d in reversed(small) if d * d != number]
 
 
 def mixtures(spec: Spec) -> Iterator[MoE]:

@@ -17,7 +17,7 @@ from moekit.params import build_on_meta
 from moekit.planning.advice import advise
 from moekit.planning.example import empty_batch
 from moekit.planning.plan import Plan, Planner, recompute_of
-from moekit.planning.request import Request, eps_of, precision_of, shape_of
+from moekit.planning.request import MOST, Request, divisors, eps_of, precision_of, shape_of
 from moekit.planning.weights import Layout, gathered, weights_of
 from moekit.spec.recipe import Recipe
 from moekit.training import LitMoE
@@ -157,6 +157,47 @@ def test_advice_is_tried() -> None:
     hopeless = planner.plan(asked(recipe, 4, device_memory=GIB // 1024), "none")
     (advice,) = advise(planner, hopeless)
     assert not advice.fits and "--recompute blocks --batch 1 --accumulate 2 --devices" in advice.what
+
+
+def test_advice_takes_few_passes() -> None:
+    """The largest micro-batch that fits, of 2^20 cases to one, in as many passes as a bisection takes."""
+    recipe = load("jacobs1991")
+    least = [plan_of(recipe, batch=2**i).rows[0].memory.total for i in (6, 7)]
+    passes: list[str] = []
+    planner = Planner(recipe, passes.append)
+    plan = planner.plan(asked(recipe, batch=2**20, device_memory=sum(least) // 2), "")
+    (advice,) = advise(planner, plan)
+    assert advice.fits and advice.row.memory.total == least[0]
+    assert advice.what == f"--batch 64 --accumulate {2**20 // 64}"
+    assert passes[0] == f"a pass over {2**20} x 16 tokens, recompute none"
+    assert len(passes) <= 1 + 1 + 5  # the plan's own; the smallest; 19 others
+
+
+def test_advice_keeps_to_what_can_be_asked() -> None:
+    """Neither more devices nor more micro-batches than a request may have."""
+    recipe = load("jacobs1991")
+    planner = Planner(recipe)
+    plan = planner.plan(asked(recipe, MOST, batch=64, accumulate=MOST // 6, device_memory=1), "")
+    (advice,) = advise(planner, plan)
+    assert not advice.fits and advice.what == f"--batch 16 --accumulate {MOST // 6 * 4}"
+
+
+def test_layouts_of_more_devices_than_can_be_counted() -> None:
+    assert eps_of(load("deepseek_v3"), 10**18 * 64) == (1, 2, 4, 8, 16, 32, 64)
+    assert [divisors(n) for n in (1, 12, 36, 64)] == [
+        [1], [1, 2, 3, 4, 6, 12], [1, 2, 3, 4, 6, 9, 12, 18, 36], [1, 2, 4, 8, 16, 32, 64]
+    ]  # fmt: skip
+
+
+def test_sizes_that_overflow_are_refused() -> None:
+    recipe = load("jacobs1991")
+    with pytest.raises(MoekitError, match="batch=1000000000001 is out of range\n  expected at most 1000000000000"):
+        asked(recipe, batch=10**12 + 1)
+    for name in ("jacobs1991", "deepseek_v3"):
+        with pytest.raises(
+            MoekitError, match=r"some tensor would have 2\*\*63 bytes or more\n  expected fewer than 1000"
+        ):
+            plan_of(load(name), batch=10**12, sequence=10**12)
 
 
 def test_a_bank_that_is_no_stack_is_refused() -> None:
