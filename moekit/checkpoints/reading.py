@@ -109,15 +109,14 @@ class Files:
         self._checked: set[str] = set()
 
     def check(self, names: Iterable[str]) -> None:
-        """Reads files whole, each once, and compares their sums.
+        """Reads files whole, each once, several at a time, and compares their sums.
 
         Raises:
             CheckpointError: naming the first that is damaged.
         """
-        for name in names:
-            if name not in self._checked:
-                self.manifest.check_sums(self.path, [name])
-                self._checked.add(name)
+        new = [name for name in names if name not in self._checked]
+        self.manifest.check_sums(self.path, new)
+        self._checked.update(new)
 
     def read(self, file: str, name: str, offset: Place, sizes: Place) -> Tensor:
         """A slice of a tensor in a file.

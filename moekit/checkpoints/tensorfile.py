@@ -195,8 +195,5 @@ def digest_of(path: Path) -> Digest:
     Raises:
         OSError: it cannot be read.
     """
-    seen = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            seen.update(chunk)
-        return Digest(seen.hexdigest(), file.tell())
+        return Digest(hashlib.file_digest(file, "sha256").hexdigest(), file.tell())

@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", nargs="?", default="", metavar="RECIPE", help="a recipe's name, or a YAML file")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="options to change, by their path")
     parser.add_argument("--out", default="runs", metavar="DIR", help="folder of all runs (default: runs)")
-    parser.add_argument("--name", default="", help="name of the run's folder (default: the recipe's)")
+    parser.add_argument("--name", help="name of the run's folder (default: the recipe's)")
     parser.add_argument(
         "--resume", default="", metavar="RUN", help="go on with a run: its folder, its name, or one of its checkpoints"
     )

@@ -6,6 +6,7 @@ from ``torchrun``; or from SLURM. The latter two start all of them alike.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from datetime import timedelta
@@ -28,25 +29,25 @@ def is_first() -> bool:
     return dist.get_rank() == 0 if several_ranks() else int(getattr(rank_zero_only, "rank", 0)) == 0
 
 
-def same_for_all(what: str, choose: Callable[[], str]) -> str:
-    """What the first process chooses, in every process of the run.
+def same_for_all(what: str, choose: Callable[[], str], patience: timedelta = PATIENCE) -> str:
+    """What the first process chooses, in every process of the run; or why it does not, so that none waits for it.
 
     Args:
         what: names the choice; letters and underscores. The same choice is made once in a run, unless there is a
             process group, which is then asked.
-        choose: called in the first process alone.
+        choose: called in the first process alone. Where Lightning is yet to start the others, an error starts none.
+        patience: how long the others wait before there is a process group.
 
     Raises:
-        MoekitError: a process that was started in a way not known here; it can be told by the environment.
+        MoekitError: whatever ``choose`` raised, in the first process as it is, in the others by its first line; they
+            heard nothing; or this is one that was started in a way not known here: the environment can tell it.
     """
     if several_ranks():
-        told = [choose() if is_first() else ""]
-        dist.broadcast_object_list(told)
-        return told[0]
+        return _chosen_and_told(choose, _broadcast) if is_first() else _heard(_broadcast(""))
     variable = f"MOEKIT_{what.upper()}"
     cluster = _cluster()
     if cluster is not None and cluster.world_size() > 1:
-        return _from_store(cluster, variable, choose)
+        return _from_store(cluster, variable, choose, patience)
     if is_first():
         os.environ[variable] = choose()  # Lightning hands it on to the processes that it starts
     if variable not in os.environ:
@@ -65,15 +66,48 @@ def _cluster() -> ClusterEnvironment | None:
     return None
 
 
-def _from_store(cluster: ClusterEnvironment, key: str, choose: Callable[[], str]) -> str:
+def _chosen_and_told(choose: Callable[[], str], tell: Callable[[str], object]) -> str:
+    """What the first process chooses, or the error that it ends with; the others are told which."""
+    try:
+        chosen = choose()
+    except MoekitError as error:
+        tell(json.dumps({"refused": str(error).partition("\n")[0]}))
+        raise
+    tell(json.dumps({"chosen": chosen}))
+    return chosen
+
+
+def _heard(told: str) -> str:
+    """What the others make of it."""
+    answer: dict[str, str] = json.loads(told)
+    if "refused" in answer:
+        raise MoekitError(f"the first process of this run has ended: {answer['refused']}")
+    return answer["chosen"]
+
+
+def _broadcast(word: str) -> str:
+    words = [word]
+    dist.broadcast_object_list(words)
+    return words[0]
+
+
+def _from_store(cluster: ClusterEnvironment, key: str, choose: Callable[[], str], patience: timedelta) -> str:
     rank, world = cluster.global_rank(), cluster.world_size()
     agents = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # torchrun has a store of its own at that port
     serves = rank == 0 and not agents
     store = dist.TCPStore(cluster.main_address, cluster.main_port, world, serves, PATIENCE, multi_tenant=True)  # type: ignore[attr-defined]
     key = f"{key}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-    if rank == 0:
-        store.set(key, choose())
+
+    def tell(word: str) -> None:
+        store.set(key, word)
         store.wait([f"{key}/{other}" for other in range(1, world)], PATIENCE)  # the store may end with this process's
-    chosen: str = store.get(key).decode()
+
+    if rank == 0:
+        return _chosen_and_told(choose, tell)
+    try:
+        store.wait([key], patience)
+        told: str = store.get(key).decode()
+    except dist.DistError as error:
+        raise MoekitError(f"the first process of this run is gone, or said nothing for {patience}") from error
     store.set(f"{key}/{rank}", "heard")
-    return chosen
+    return _heard(told)

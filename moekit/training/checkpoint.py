@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from moekit.checkpoints.keeping import Keeping, remove
 from moekit.checkpoints.reading import Checkpoint, open_checkpoint
 from moekit.checkpoints.writing import save_tree
 from moekit.errors import CheckpointError
+from moekit.parallel.launch import PATIENCE, same_for_all
+
+SLOWEST = 100e6  # bytes/s that are read of a checkpoint, at the least, while other processes wait
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -21,9 +25,11 @@ class AtomicCheckpointIO(CheckpointIO):
 
     Args:
         asynchronous: write while training goes on. What goes wrong is raised by the next save, or at the end.
+        opened: the checkpoint that is gone on from: of its files, those that were compared are not compared again.
     """
 
-    def __init__(self, *, asynchronous: bool = False) -> None:
+    def __init__(self, *, asynchronous: bool = False, opened: Checkpoint | None = None) -> None:
+        self._opened = opened
         self._behind = Background() if asynchronous else None
 
     def save_checkpoint(
@@ -39,8 +45,19 @@ class AtomicCheckpointIO(CheckpointIO):
         Raises:
             SaveError: it could not be written; asynchronously: the one before.
         """
+        self._opened = None  # which may be saved over, or removed as one too many
         step = checkpoint.get("global_step")
         save_tree(checkpoint, Path(path), step=step, keeping=storage_options, behind=self._behind)
+
+    def open(self, path: str | os.PathLike[str]) -> Checkpoint:
+        """A checkpoint: the one that is open already, until something is saved, or one that is opened now.
+
+        Raises:
+            CheckpointError: it is missing, damaged or no checkpoint.
+        """
+        if self._opened is not None and self._opened.path.resolve() == Path(path).resolve():
+            return self._opened
+        return open_checkpoint(Path(path))
 
     def load_checkpoint(
         self, path: str | os.PathLike[str], map_location: Any | None = None, weights_only: bool | None = None
@@ -50,7 +67,7 @@ class AtomicCheckpointIO(CheckpointIO):
         Raises:
             CheckpointError: it is missing, damaged or no checkpoint.
         """
-        contents: dict[str, Any] = open_checkpoint(Path(path)).whole()
+        contents: dict[str, Any] = self.open(path).whole()
         return contents
 
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
@@ -84,6 +101,26 @@ def read_checkpoint(path: Path) -> Checkpoint:
             f"{checkpoint.path} is no checkpoint of a moekit run (no 'moekit' part, or no spec in it)"
         )
     return checkpoint
+
+
+def refuse_damaged(checkpoints: Sequence[Checkpoint]) -> None:
+    """Has the first process of a run compare every byte of what it goes on from; the others wait for its word.
+
+    They compare the files that they read, when they read them: a sum taken by each would read all of it once a process.
+
+    Raises:
+        CheckpointError: naming the first file that is damaged.
+        MoekitError: the same, in the other processes.
+    """
+
+    def compare() -> str:
+        for checkpoint in checkpoints:
+            checkpoint.verify()
+        return "whole"
+
+    size = sum(digest.size for checkpoint in checkpoints for digest in checkpoint.manifest.files.values())
+    if checkpoints:
+        same_for_all("checkpoint", compare, patience=PATIENCE + timedelta(seconds=size / SLOWEST))
 
 
 def refuse_other_model(path: Path, saved: Mapping[str, Any], spec: Mapping[str, Any]) -> None:

@@ -42,13 +42,15 @@ class RunFolder:
         """The folder that ``run`` means: a run folder, a checkpoint in one, or a name: its latest with a checkpoint.
 
         Raises:
-            CheckpointError: nothing of that name.
+            CheckpointError: nothing of that name, or another file of a run.
         """
         path = Path(run)
         if (path / "spec.yaml").is_file():
             return cls(path)
         if is_checkpoint(path) or path.is_file():
             inside = [parent for parent in path.parents if (parent / "spec.yaml").is_file()]
+            if inside and not is_checkpoint(path) and path.name != "spec.yaml":
+                raise _no_checkpoint(path, cls(inside[0]))
             if inside:
                 return cls(inside[0], path if is_checkpoint(path) else None)
         for folder in (root / run, path):
@@ -144,6 +146,29 @@ class RunFolder:
         """The run that a dense model's run belongs to; any other is whole itself."""
         outer = RunFolder(self.path.parent)
         return outer if outer.dense.path == self.path and outer.spec.is_file() else self
+
+
+def _no_checkpoint(path: Path, run: RunFolder) -> CheckpointError:
+    there = "".join(f"\n    {checkpoint}" for checkpoint in steps_in(run.checkpoints).values()) or " none"
+    return CheckpointError(
+        f"{path} is a file of a run, and no checkpoint\n"
+        f"  expected the run, meaning its last checkpoint: {run.name}\n"
+        f"  or one of its checkpoints:{there}"
+    )
+
+
+def refuse_name(name: str) -> None:
+    """Refuses a run's name that does not lead to a folder inside that of all runs. ``a/b`` does.
+
+    Raises:
+        MoekitError: saying what was expected.
+    """
+    path = Path(name)
+    if path.is_absolute() or ".." in path.parts or not name.strip() or not path.parts:
+        raise MoekitError(
+            f"a run cannot be called '{name}': that is no folder inside the one for all runs\n"
+            "  expected --name NAME: such as trial, or trials/first; --out DIR: the folder for all runs"
+        )
 
 
 def refuse_unwritable(path: Path) -> None:

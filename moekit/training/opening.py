@@ -31,7 +31,7 @@ def introduce(run: Prepared, console: Console) -> None:
         lines["start"] = starting
     if run.checkpoint is not None:
         left = "" if run.done < trainer.max_steps else ": nothing is left to do, unless trainer.max_steps grows"
-        lines["going on"] = f"from {run.checkpoint}, after step {run.done}{left}"
+        lines["going on"] = f"from {run.checkpoint.path}, after step {run.done}{left}"
     lines["folder"] = run.folder.name
     width = max(map(len, lines))
     console.print(f"[bold]{escape(run.label)}[/bold]  {escape(recipe.summary)}", highlight=False)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import lightning as L
 
+from moekit.checkpoints.reading import Checkpoint
 from moekit.training.folder import RunFolder
 from moekit.training.interrupt import StopOnInterrupt
 from moekit.training.logs import LoadHistory, RunLog
@@ -24,5 +24,5 @@ class Prepared:
     log: RunLog
     loads: LoadHistory
     interrupt: StopOnInterrupt
-    checkpoint: Path | None  # to go on from
+    checkpoint: Checkpoint | None  # to go on from
     done: int  # optimizer steps that the checkpoint has behind it

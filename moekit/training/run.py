@@ -15,6 +15,7 @@ from typing import Any
 from rich.console import Console
 
 from moekit.checkpoints.keeping import replace_file
+from moekit.checkpoints.reading import Checkpoint
 from moekit.contracts import Model
 from moekit.errors import CheckpointError, MoekitError
 from moekit.parallel.launch import is_first, same_for_all
@@ -22,11 +23,11 @@ from moekit.screen import Screen
 from moekit.spec import dump, to_plain
 from moekit.spec.recipe import Recipe
 from moekit.training.asking import metric_names, whole_model
-from moekit.training.checkpoint import read_checkpoint, refuse_other_model
+from moekit.training.checkpoint import read_checkpoint, refuse_damaged, refuse_other_model
 from moekit.training.closing import tell, unit_of
 from moekit.training.drawing import draw
 from moekit.training.failure import FOR_A_RUN, GONE, end_started, lost_rank, refuse_untrainable, unknown_metric
-from moekit.training.folder import RUNS, RunFolder, refuse_unwritable
+from moekit.training.folder import RUNS, RunFolder, refuse_name, refuse_unwritable
 from moekit.training.interrupt import StopOnInterrupt
 from moekit.training.logs import LoadHistory, RunLog
 from moekit.training.module import LitMoE
@@ -44,7 +45,7 @@ def train(
     recipe: Recipe,
     *,
     root: Path = RUNS,
-    name: str = "",
+    name: str | None = None,
     resume: RunFolder | None = None,
     with_dense: bool = True,
     console: Console | None = None,
@@ -69,7 +70,9 @@ def train(
         MoekitError: runs cannot be written there; the loss became NaN or infinite.
     """
     refuse_untrainable(recipe, FOR_A_RUN)  # first of all: it may be too large to be built
-    label = name or recipe.name or "run"
+    label = (recipe.name or "run") if name is None else name
+    if resume is None:
+        refuse_name(label)
     if is_first():
         refuse_unwritable(root / label if resume is None else resume.path)
         console = console or (Screen() if sys.stdout.isatty() else Screen(width=120))
@@ -80,8 +83,12 @@ def train(
     with quiet():
         path = same_for_all("run_folder", lambda: (resume or RunFolder.new(root, label)).name)
         folder = RunFolder(Path(path), None if resume is None else resume.chosen)
-        run = prepare(recipe, folder, console, label=label, resume=resume is not None)
-        second = prepare_dense(dense, folder, console) if dense is not None else None
+        saved = None if resume is None else read_checkpoint(folder.checkpoint())
+        kept = folder.dense.last if dense is not None else None
+        dense_saved = None if kept is None else read_checkpoint(kept)
+        refuse_damaged([checkpoint for checkpoint in (saved, dense_saved) if checkpoint is not None])
+        run = prepare(recipe, folder, console, label=label, saved=saved)
+        second = None if dense is None else prepare(dense, folder.dense, console, label="dense", saved=dense_saved)
         introduce(run, console)
         fit(run, console)
         if second is not None:
@@ -106,20 +113,24 @@ def train(
     return outcome
 
 
-def prepare(recipe: Recipe, folder: RunFolder, console: Console, *, label: str, resume: bool) -> Prepared:
+def prepare(recipe: Recipe, folder: RunFolder, console: Console, *, label: str, saved: Checkpoint | None) -> Prepared:
     """Builds everything and reads the data; creates no file.
+
+    Args:
+        recipe: what to train.
+        folder: where.
+        console: where to tell of it.
+        label: what it is called there.
+        saved: the checkpoint to go on from.
 
     Raises:
         SpecError, DataError, CheckpointError: whatever would keep the run from working.
     """
     module = LitMoE(recipe)
-    upto, checkpoint = 0, None
-    if resume:
-        checkpoint = folder.checkpoint()
-        saved = read_checkpoint(checkpoint)
-        saved.verify()
+    upto = 0
+    if saved is not None:
         contents = saved.plain
-        refuse_other_model(checkpoint, contents["hyper_parameters"]["spec"], to_plain(recipe))
+        refuse_other_model(saved.path, contents["hyper_parameters"]["spec"], to_plain(recipe))
         upto = int(contents["global_step"])
         module.on_load_checkpoint(contents)  # a learnt vocabulary must be there before the data is read
     log = RunLog(folder.metrics, folder.tensorboard, upto=upto)
@@ -128,7 +139,7 @@ def prepare(recipe: Recipe, folder: RunFolder, console: Console, *, label: str, 
     callbacks: list[Any] = [loads, interrupt]
     if recipe.trainer.get("enable_progress_bar", True):
         callbacks.append(TrainingProgress(console, label, unit_of(recipe)))
-    trainer = make_trainer(recipe, folder, loggers=[log], callbacks=callbacks)
+    trainer = make_trainer(recipe, folder, loggers=[log], callbacks=callbacks, opened=saved)
     module.prepare()
     if recipe.stop is not None and module.is_built and recipe.stop.metric not in (known := metric_names(module)):
         raise unknown_metric(recipe.stop.metric, known)
@@ -140,7 +151,7 @@ def prepare(recipe: Recipe, folder: RunFolder, console: Console, *, label: str, 
         log=log,
         loads=loads,
         interrupt=interrupt,
-        checkpoint=checkpoint,
+        checkpoint=saved,
         done=upto,
     )
 
@@ -155,8 +166,9 @@ def fit(run: Prepared, console: Console) -> None:
     if is_first():
         run.folder.create()
         replace_file(run.folder.spec, lambda path: path.write_text(dump(run.module.recipe), encoding="utf-8"))
+    start = None if run.checkpoint is None else run.checkpoint.path
     try:
-        run.trainer.fit(run.module, ckpt_path=run.checkpoint, weights_only=True)
+        run.trainer.fit(run.module, ckpt_path=start, weights_only=True)
         if run.interrupt.asked:
             raise KeyboardInterrupt
     except (SystemExit, KeyboardInterrupt):  # Lightning makes a SystemExit of Ctrl-C, and deafens the process to more
@@ -171,8 +183,8 @@ def fit(run: Prepared, console: Console) -> None:
             end_started(run.trainer)
             at = f"after step {run.trainer.global_step}"
             raise MoekitError(f"{at} {GONE}\n  {str(error).splitlines()[0]}\n  {_how_to_go_on(run)}") from error
-        if run.checkpoint is not None and run.trainer.global_step == 0:
-            raise CheckpointError(f"cannot go on from {run.checkpoint}\n  {error}") from error
+        if start is not None and run.trainer.global_step == 0:
+            raise CheckpointError(f"cannot go on from {start}\n  {error}") from error
         raise
 
 
@@ -187,9 +199,3 @@ def summed_up(run: Prepared, model: Model | None, console: Console) -> Outcome:
     """What a run came to, with the data's scores of the trained model."""
     outcome = outcome_of(run.label, run.folder, run.module, run.log.rows)
     return replace(outcome, scores=measure(run.module.data, model, run.label, console))
-
-
-def prepare_dense(recipe: Recipe, folder: RunFolder, console: Console) -> Prepared:
-    """The dense run, in a folder inside the run's; goes on from its own last checkpoint where there is one."""
-    inside = folder.dense
-    return prepare(recipe, inside, console, label="dense", resume=inside.last is not None)

@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.precision import DoublePrecision
 from lightning.pytorch.strategies import StrategyRegistry
 
+from moekit.checkpoints.reading import Checkpoint
 from moekit.errors import Problem, SpecError, nearest
 from moekit.parallel.strategy import ShardedStrategy, refuse_uneven
 from moekit.spec.recipe import Recipe
@@ -68,16 +69,28 @@ def default_precision(accelerator: str) -> str:
 
 
 def make_trainer(
-    recipe: Recipe, folder: RunFolder, *, loggers: Sequence[Logger] = (), callbacks: Sequence[Callback] = ()
+    recipe: Recipe,
+    folder: RunFolder,
+    *,
+    loggers: Sequence[Logger] = (),
+    callbacks: Sequence[Callback] = (),
+    opened: Checkpoint | None = None,
 ) -> L.Trainer:
     """A Trainer that keeps everything in the run folder. Creates no file.
+
+    Args:
+        recipe: with the Trainer's options.
+        folder: of the run.
+        loggers: what keeps the figures.
+        callbacks: besides the one that saves.
+        opened: the checkpoint that ``fit`` will go on from, if it is open already.
 
     Raises:
         SpecError: options that the Trainer refuses, or ranks that cannot share the experts.
     """
     options = trainer_options(recipe)
     saving = recipe.checkpoints
-    plugins: list[Any] = [AtomicCheckpointIO(asynchronous=saving.asynchronous)]
+    plugins: list[Any] = [AtomicCheckpointIO(asynchronous=saving.asynchronous, opened=opened)]
     if (layout := sharded_of(options)) is not None:
         options["strategy"] = ShardedStrategy(layout)
         options.setdefault("inference_mode", False)  # FSDP2 gathers weights that backward must know of

@@ -230,6 +230,8 @@ def test_a_run_without_validation_ends_well(root: Path, tmp_path: Path, options:
         (["train", "deepseek_v3", "trainer.accelerator=abacus"], "the Trainer refuses its options"),
         (["train", "deepseek_v3", "data.use=text_files", "data.path=/nowhere"], "/nowhere"),
         (["train", "jacobs1991", "stop.metric=train/blend"], "did you mean 'train/blend_mse'?"),
+        (["train", "jacobs1991", "--name", "../x"], "a run cannot be called '../x': that is no folder inside"),
+        (["train", "jacobs1991", "--name", ""], "a run cannot be called '': that is no folder inside"),
         (["train", "--resume", "nothing"], "no run at 'nothing'"),
         (["train", "--resume", "nothing", "deepseek_v3"], "is no option=value"),
         (["generate", "nothing", "x"], "no run at 'nothing'"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from moekit.checkpoints import keeping, manifest
 from moekit.checkpoints.keeping import Keeping, last_of, recover, remove, step_name, steps_in, target_of
 from moekit.checkpoints.reading import is_whole, open_checkpoint
 from moekit.checkpoints.writing import save_tree
-from moekit.errors import SaveError
+from moekit.errors import CheckpointError, SaveError
 
 
 def save(folder: Path, step: int, **options: Any) -> Path:
@@ -106,6 +107,34 @@ def test_every_file_is_summed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     checkpoint.whole()
     checkpoint.verify()
     assert sorted(summed) == ["state.json", "tensors-00001-of-00001.safetensors"]
+
+
+def test_files_are_summed_side_by_side_and_the_first_damaged_one_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its place in the manifest, though a later one is found sooner."""
+    names = [f"part-{i}" for i in range(6)]
+    files = {name: manifest.write_file(tmp_path / name, name.encode() * 99) for name in names}
+    for name in ("part-2", "part-3"):
+        (tmp_path / name).write_bytes(name.upper().encode() * 99)
+    two, later, real = threading.Barrier(2), threading.Event(), manifest.digest_of
+
+    def digest_of(file: Path) -> Any:
+        if file.name in names[:2]:
+            two.wait(timeout=20)  # until both are being summed
+        elif file.name == "part-2":
+            assert later.wait(timeout=20)
+        found = real(file)
+        if file.name == "part-3":
+            later.set()
+        return found
+
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(manifest, "digest_of", digest_of)
+    whole = manifest.Manifest(1, files)
+    whole.check_sums(tmp_path, names[:2])
+    with pytest.raises(CheckpointError, match="part-2 is damaged: its sha256 is not the one it was written with"):
+        whole.check_sums(tmp_path, names[2:])
 
 
 def test_views_of_one_memory_are_tensors_of_their_own(tmp_path: Path) -> None:
