@@ -41,6 +41,7 @@ SMALL = {
         "model.moe.experts.hidden=8", "model.moe.shared.hidden=8", "model.moe.balancers.sequence.weight=0.1",
     ),
     "switch": PAIRS,
+    "st_moe": PAIRS,
     "gshard": (*PAIRS, "model.moe.dispatcher.factor=1.0"),
 }  # fmt: skip
 

@@ -82,6 +82,19 @@ def test_four_ranks_in_every_layout_equal_one(tmp_path: Path) -> None:
     assert sum(int(layer) for step in dropped for layer in step.values()) > 0
 
 
+@pytest.mark.slow
+def test_adafactor_in_every_layout_equals_one(tmp_path: Path) -> None:
+    """It looks at whole tensors; ST-MoE has a scale for each hidden unit of each expert, a matrix across experts."""
+    adafactor = ["optimizer=null", "optimizer={use: adafactor, weight_decay: 0.1}"]
+    runs = [
+        {"recipe": recipe, "precision": precision, "steps": 5, "accumulate": 1, "ep": ep, "options": adafactor}
+        for recipe, ep, precision in product(("st_moe", "switch", "deepseek_v3"), (1, 2, 4), ("64-true", "32-true"))
+    ]
+    found = runs_in(tmp_path, 4, runs, timeout=900)
+    tell(found)
+    check(found)
+
+
 BALANCERS = (
     "load: {use: load_balance, weight: 0.5, scope: step}",
     "load: {use: load_balance, weight: 0.5, scope: sequence}",
