@@ -12,16 +12,19 @@ import os
 import runpy
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from forked import live
 
 import moekit.training.run
 
 
-def rank(order: dict[str, Any], number: int, port: str) -> None:
-    """One of the processes: the script, as it is run from a shell."""
+def rank(order: dict[str, Any], number: int, reading: int) -> int:
+    """One of the processes: waits for the port of the store, then the script, as it is run from a shell."""
+    port = os.read(reading, 16).decode()
     world = str(order["world"])
     os.environ |= {
         "RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world,
@@ -31,24 +34,7 @@ def rank(order: dict[str, Any], number: int, port: str) -> None:
     sys.argv = [order["script"], *order["args"]]
     sys.path.insert(0, str(Path(order["script"]).parent))
     runpy.run_path(order["script"], run_name="__main__")
-
-
-def forked(order: dict[str, Any], number: int, port: int) -> None:
-    """In a fork: prints to the log, waits for the port of the store, runs, and ends the process."""
-    log = os.open(order["log"], os.O_WRONLY | os.O_APPEND)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    code = 1
-    try:
-        rank(order, number, os.read(port, 16).decode())
-        code = 0
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    return 0
 
 
 def lead(order: dict[str, Any]) -> int:
@@ -57,7 +43,7 @@ def lead(order: dict[str, Any]) -> int:
     ranks = []
     for number in range(order["world"]):
         if (pid := os.fork()) == 0:
-            forked(order, number, reading)
+            live(order["log"], partial(rank, order, number, reading))
         ranks.append(pid)
     store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     os.write(writing, f"{store.port:<16}".encode() * order["world"])

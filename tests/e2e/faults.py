@@ -66,7 +66,9 @@ class Zygote:
 
     def __init__(self, cwd: Path) -> None:
         self.cwd = cwd
-        env = {**os.environ, "OMP_NUM_THREADS": "1"}
+        tests = str(Path(__file__).parents[1])  # where forked.py lies
+        path = os.pathsep.join(filter(None, [tests, os.environ.get("PYTHONPATH")]))
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
         command = [sys.executable, str(Path(__file__).with_name("zygote.py"))]
         self.process = subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 

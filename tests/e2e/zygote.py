@@ -20,8 +20,11 @@ import resource
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from forked import live
 
 import moekit.training.run
 from moekit.cli import main
@@ -91,11 +94,9 @@ def kill_in_step(number: int, delay: float) -> None:
     LitMoE.training_step = counted  # type: ignore[method-assign]
 
 
-def child(order: dict[str, Any]) -> None:
+def command(order: dict[str, Any]) -> int:
+    """What the fork does: the command, with what a test does to it."""
     os.setsid()
-    log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
     os.chdir(order["cwd"])
     if limit := order.get("file_limit"):
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
@@ -103,18 +104,7 @@ def child(order: dict[str, Any]) -> None:
         Touches(*order["kill_at"], report=Path(order["log"] + ".touched"))
     if "kill_step" in order:
         kill_in_step(*order["kill_step"])
-    code = 1
-    try:
-        code = main(order["argv"])
-    except SystemExit as end:
-        code = int(end.code or 0)
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    return main(order["argv"])
 
 
 def obey(order: dict[str, Any]) -> dict[str, Any]:
@@ -124,7 +114,7 @@ def obey(order: dict[str, Any]) -> dict[str, Any]:
         file.unlink(missing_ok=True)
     pid = os.fork()
     if pid == 0:
-        child(order)
+        live(order["log"], partial(command, order))
     since = time.monotonic()
     while True:
         done, status = os.waitpid(pid, os.WNOHANG)
