@@ -49,11 +49,12 @@ EXPLAIN = """\
   activations  kept for backward by the blocks, summed over the storages that autograd saves in a forward pass
   outside      the same, outside of blocks: inputs of blocks that are computed again, embedding, head, loss
   at work      the most that lives at once in a forward and backward pass, less what is kept
-  exchange     2 * T * r * D * b of the layer that sends most; T = B * S tokens, D numbers each
+  exchange     2 * T * r * D * a of the layer that sends most; T = B * S tokens, D numbers each, of a bytes: those of
+               autocast's dtype where autocast is on, else b
   r            ranks that hold a choice of a token, on average: ep * (1 - C(E - E/ep, K) / C(E, K)) for K free choices
                of E experts; within the router's groups where it limits a token to some
-  sent         per layer T * r * (ep - 1) / ep rows out and back, their gradients back and out, with gates and numbers;
-               out and back once more where activations are recomputed
+  sent         per layer T * r * (ep - 1) / ep rows out and back, their gradients back and out, a bytes a number, with
+               gates, of max(4, b), and experts' numbers, of 4; out and back once more where activations are recomputed
   gathers      per micro-batch b * (n - 1) / n of each weight on n ranks, twice for blocks; scatters: of gradients once
   Activations and what is at work are measured on tensors without storage. Load is taken as even. The allocator's own
   waste, NCCL's buffers and the CUDA context are not in it: leave a tenth of the device free."""

@@ -66,7 +66,7 @@ def traffic(
         choices: experts that a row names (``choices_of``).
         dim: D.
         out_dim: O; D when left out.
-        element: bytes of one number of a token.
+        element: bytes of one number of a token that is sent (``row_dtype``).
         out_element: bytes of one number of an expert's output; ``element`` when left out.
         gate_element: bytes of a gate: 4, or 8 in an fp64 model.
     """
@@ -79,6 +79,17 @@ def traffic(
         forward_messages=5 * peers,  # counts, tokens, gates, numbers; outputs
         backward_messages=3 * peers,  # of outputs; of tokens, of gates
     )
+
+
+def row_dtype(x_TD: Tensor) -> torch.dtype:
+    """What a token is sent in: autocast's dtype where autocast is on and the token is in fp32, else its own.
+
+    An expert begins with a product, and autocast rounds what goes into that: rounded before it is sent it costs half,
+    and so does its gradient.
+    """
+    device = x_TD.device.type
+    on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if on and x_TD.dtype == torch.float32 else x_TD.dtype
 
 
 def rows_of(routing: Routing, size: int, rank: int) -> int:

@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from moekit.contracts import Batch, Model
 from moekit.errors import MoekitError
 from moekit.layer import MoELayer
+from moekit.parallel.traffic import row_dtype
 from moekit.params import build_on_meta
 from moekit.planning.emptied import refill
 from moekit.planning.example import empty_batch
@@ -44,7 +45,7 @@ class LayerUse:
     Attributes:
         tokens: T.
         dim, out_dim: D and O.
-        element, out_element: bytes of a number of what comes in, and of what goes out.
+        element, out_element: bytes of a number of the rows that are sent to experts, and of what comes back.
     """
 
     tokens: int
@@ -179,7 +180,7 @@ def _watched(model: Model, kept: Kept, layers: dict[str, LayerUse]) -> Iterator[
             tokens=x.shape[:-1].numel(),
             dim=x.shape[-1],
             out_dim=y.shape[-1],
-            element=x.element_size(),
+            element=row_dtype(x).itemsize,
             out_element=y.element_size(),
         )
         layers.setdefault(names[module], use)

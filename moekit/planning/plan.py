@@ -236,7 +236,10 @@ def with_recompute(spec: ModelSpec, recompute: str) -> ModelSpec:
 
 
 def _in_flight(wire: Wire, layers: Mapping[str, LayerUse]) -> int:
-    """Bytes of the rows of the layer that sends most: a buffer to send from and one to receive into, there or back."""
+    """Bytes of the rows of the layer that sends most: a buffer to send from and one to receive into, there or back.
+
+    What is widened to be summed, a row for each rank, is no more than what is at work anyway, a row for each choice.
+    """
     per_layer = (
         2 * wire.layers[name].reached * use.tokens * max(use.dim * use.element, use.out_dim * use.out_element)
         for name, use in layers.items()

@@ -1,12 +1,18 @@
-"""What ``test_planning`` runs in every process: a step of a small recipe in some layouts, and what each rank holds."""
+"""What ``test_planning`` runs in every process: a step of a small recipe in some layouts, what each rank holds, and
+what tokens it sends.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import torch
 import torch.distributed as dist
 from sharded_run import SMALL, Micros
 from torch import Tensor
@@ -22,16 +28,39 @@ def size(tensors: list[Tensor]) -> int:
     return sum(local(t).numel() * t.element_size() for t in tensors)
 
 
-def held(ep: int, optimizer: str, rank: int, world: int) -> dict[str, int]:
-    """Bytes of this rank's weights and gradients, and of its optimizer's state."""
+@contextmanager
+def counted(ep: int, rank: int, seen: dict[str, int]) -> Iterator[None]:
+    """Adds up what leaves this rank by the collective that tokens take: bytes, messages, rows (each with numbers)."""
+    real = dist.all_to_all_single
+
+    def passing(
+        out: Tensor, x: Tensor, gets: list[int] | None = None, sends: list[int] | None = None, **more: Any
+    ) -> Any:
+        stay = x.shape[0] // ep if sends is None else sends[rank % ep]
+        rows = x.shape[0] - stay
+        seen["sent"] += rows * x[:1].nbytes if rows else 0
+        seen["messages"] += ep - 1
+        seen["rows"] += rows * (x.dtype == torch.int32)
+        return real(out, x, gets, sends, **more)
+
+    dist.all_to_all_single = passing
+    try:
+        yield
+    finally:
+        dist.all_to_all_single = real
+
+
+def held(ep: int, optimizer: str, precision: str, rank: int, world: int) -> dict[str, int]:
+    """Bytes of this rank's weights and gradients, and of its optimizer's state; what it sent."""
     options = [
         *SMALL["deepseek_v3"], "trainer.max_steps=1", "trainer.accelerator=cpu", f"trainer.devices={world}",
         f"trainer.strategy={{use: sharded, ep: {ep}}}", "trainer.limit_val_batches=0", "data=null",
         "trainer.enable_checkpointing=false", "trainer.enable_progress_bar=false", f"optimizer={{use: {optimizer}}}",
+        f"trainer.precision={precision}",
     ]  # fmt: skip
     recipe = load("deepseek_v3", options)
     module = LitMoE(recipe)
-    seen: dict[str, int] = {}
+    seen = {"sent": 0, "messages": 0, "rows": 0}
     clip = module.configure_gradient_clipping
 
     def noted(*args: object, **kwargs: object) -> None:
@@ -40,7 +69,8 @@ def held(ep: int, optimizer: str, rank: int, world: int) -> dict[str, int]:
 
     module.configure_gradient_clipping = noted  # type: ignore[method-assign]
     trainer = make_trainer(recipe, RunFolder(Path("nowhere")))
-    trainer.fit(module, Micros(recipe, 1, 1, rank, world))
+    with counted(ep, rank, seen):
+        trainer.fit(module, Micros(recipe, 1, 1, rank, world))
     state = [v for kept in trainer.optimizers[0].state.values() for v in kept.values() if isinstance(v, Tensor)]
     buffers = sum(b.numel() * b.element_size() for b in module.model.buffers())
     return {**seen, "parameters": size(list(module.model.parameters())) + buffers, "optimizer": size(state)}
@@ -51,11 +81,11 @@ def main(eps: str, out: str) -> None:
     rows = []
     with quiet():
         for word in eps.split(","):
-            ep, _, optimizer = word.partition(":")
+            ep, optimizer, precision = word.split(":")
             every: list[dict[str, int] | None] = [None] * world
-            mine = held(int(ep), optimizer, rank, world)
+            mine = held(int(ep), optimizer, precision, rank, world)
             dist.all_gather_object(every, mine)
-            rows.append({"ep": int(ep), "optimizer": optimizer, "ranks": every})
+            rows.append({"ep": int(ep), "optimizer": optimizer, "precision": precision, "ranks": every})
     if rank == 0:
         Path(out).write_text(json.dumps(rows))
 

@@ -1,4 +1,4 @@
-"""A plan's bytes on a device, against what the ranks of a real run hold."""
+"""A plan's bytes on a device and on the wire, against what the ranks of a real run hold and send."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from ranks import run_forked, run_ranks
 from sharded_run import SMALL
 
 from moekit import load
+from moekit.parallel.traffic import COUNT_BYTES
 from moekit.planning.plan import Planner
 from moekit.planning.request import Request
+from moekit.planning.wire import Wire
 
 RUN = Path(__file__).with_name("planning_run.py")
 
@@ -20,21 +22,37 @@ RUN = Path(__file__).with_name("planning_run.py")
 def check(start: Callable[..., str], world: int, layouts: str, out: Path) -> None:
     start(RUN, world, layouts, str(out))
     for row in json.loads(out.read_text()):
-        ep, optimizer = row["ep"], row["optimizer"]
+        ep, optimizer, precision = row["ep"], row["optimizer"], row["precision"]
         recipe = load("deepseek_v3", [*SMALL["deepseek_v3"], "data=null", f"optimizer={{use: {optimizer}}}"])
         request = Request(
-            devices=world, eps=(ep,), batch=1, sequence=6, accumulate=1, precision="32-true", device_memory=1
+            devices=world, eps=(ep,), batch=1, sequence=6, accumulate=1, precision=precision, device_memory=1
         )
-        memory = Planner(recipe).plan(request, "none").rows[0].memory
+        plan = Planner(recipe).plan(request, "none").rows[0]
         for term in ("parameters", "gradients", "optimizer"):
             held = [rank[term] for rank in row["ranks"]]
-            assert getattr(memory, term) == max(held), (ep, optimizer, term, held)
+            assert getattr(plan.memory, term) == max(held), (ep, optimizer, precision, term, held)
+        sends(plan.wire, row["ranks"], ep)
+
+
+def sends(wire: Wire, ranks: list[dict[str, int]], ep: int) -> None:
+    """A plan takes as many rows as there are on average; row for row it says what all ranks together sent."""
+    assert all(rank["messages"] == wire.messages for rank in ranks)
+    total = {name: sum(rank[name] for rank in ranks) for name in ("sent", "rows")}
+    if ep == 1:
+        assert total == {"sent": 0, "rows": 0} and not wire.exchanged
+        return
+    counts = len(wire.layers) * (ep - 1) * COUNT_BYTES  # of a rank: rows announced
+    rows = sum(layer.rows * layer.bytes / layer.bytes_per_token for layer in wire.layers.values())
+    of_a_row = (wire.exchanged - counts) / rows
+    assert total["rows"] > 0
+    assert total["sent"] == pytest.approx(len(ranks) * counts + total["rows"] * of_a_row, rel=1e-12)
 
 
 def test_two_ranks(tmp_path: Path) -> None:
-    check(run_forked, 2, "1:adamw,2:adamw", tmp_path / "held.json")
+    check(run_forked, 2, "1:adamw:32-true,2:adamw:32-true,2:adamw:bf16-mixed", tmp_path / "held.json")
 
 
 @pytest.mark.slow
 def test_four_ranks(tmp_path: Path) -> None:
-    check(run_ranks, 4, "1:adamw,2:adamw,4:adamw,2:sgd", tmp_path / "held.json")
+    layouts = "1:adamw:32-true,2:adamw:bf16-mixed,4:adamw:bf16-true,4:adamw:32-true,2:sgd:64-true"
+    check(run_ranks, 4, layouts, tmp_path / "held.json")

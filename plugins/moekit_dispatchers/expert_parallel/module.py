@@ -41,6 +41,10 @@ class ExpertParallelDispatcher(Dispatcher):
     is no part of a compiled graph. Sums are taken in one fixed order, in the wider of the gates' and the outputs'
     dtype; the outputs of one rank for a token travel in the outputs' own.
 
+    Under autocast rows in fp32 travel in its dtype (``row_dtype``), since an expert's first product rounds them to that
+    at once; gates stay as they are, and a token's gradients are summed in its own dtype. A bank that begins with
+    something else sees rows that are rounded already, which in one process it does not.
+
     Tokens travel while the layer computes its shared experts (``start``), where the device can do both at once.
 
     In one process, or with ``size`` 1, it is ``local``, and ``here`` is None.

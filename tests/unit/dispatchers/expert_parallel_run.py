@@ -92,7 +92,7 @@ def oracle(size: int) -> None:
     assert rows_of(routing, size, mine) == sum(sent[mine]) - sent[mine][mine]
 
 
-def bytes_sent(size: int, dtype: torch.dtype, form: Form = "token_choice") -> None:
+def bytes_sent(size: int, dtype: torch.dtype, form: Form = "token_choice", *, autocast: bool = False) -> None:
     """What really passes the collective equals what is computed without it, over the group: forward and backward."""
     x_TD, routing = case_of(rank(), form, 3, dtype, tokens=TOKENS, skewed=False, padded=False)
     dispatcher = build(ExpertParallel(size=size, local=Loop()), DIMS)
@@ -113,12 +113,13 @@ def bytes_sent(size: int, dtype: torch.dtype, form: Form = "token_choice") -> No
         choices=choices_of(routing, size),
         dim=D,
         out_dim=O,
-        element=x_TD.element_size(),
+        element=2 if autocast else x_TD.element_size(),
         gate_element=gates_of(routing).element_size(),
     )
     dist.all_to_all_single = counted
     try:
-        out = dispatcher(x_TD, routing, bank)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            out = dispatcher(x_TD, routing, bank)
         forward, passed[:] = list(passed), [0, 0]
         out.y_TO.sum().backward()
         backward = list(passed)
@@ -217,6 +218,9 @@ def compiled_and_autocast() -> None:
         rounded, _ = layer(x)
     assert rounded.dtype == torch.bfloat16
     close(rounded.detach(), y.detach().bfloat16(), "y under autocast")
+    with torch.autocast("cpu", torch.bfloat16):
+        again, _ = torch.compile(layer, backend="aot_eager")(x)
+    close(again.detach(), rounded.detach(), "y of a compiled layer under autocast")
 
 
 class Noted:
@@ -287,6 +291,7 @@ def quick() -> None:
     parity(Loop(), 2, tokens=(3, 0), skewed=True)
     oracle(2)
     bytes_sent(2, torch.float64)
+    bytes_sent(2, torch.float32, autocast=True)
     no_rank_is_waited_for()
     shared_experts_meanwhile()
     layers(2, Auto(), recompute=True)
@@ -303,6 +308,7 @@ def whole() -> None:
         oracle(size)
         for dtype in TOLERANCE:
             bytes_sent(size, dtype)
+        bytes_sent(size, torch.float32, autocast=True)
         bytes_sent(size, torch.float64, "expert_choice")
         for local in DROPLESS:
             for dtype in TOLERANCE:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from moekit.contracts import LayerDims
-from moekit.parallel.traffic import choices_of, expected_rows, reached, rows_of, sent, traffic
+from moekit.parallel.traffic import choices_of, expected_rows, reached, row_dtype, rows_of, sent, traffic
 from moekit.registry import build
 from moekit.routing import TokenChoice
 from moekit.testing.routings import some_routing
@@ -44,6 +44,17 @@ def test_bytes_of_one_row() -> None:
     twice = found + found
     assert (twice.rows, twice.forward, twice.backward) == (20, 2 * found.forward, 2 * found.backward)
     assert (twice.forward_messages, twice.backward_messages) == (30, 18)
+
+
+@pytest.mark.parametrize("narrow", [torch.bfloat16, torch.float16])
+def test_a_row_is_sent_as_autocast_would_round_it_and_never_wider(narrow: torch.dtype) -> None:
+    dtypes = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+    assert [row_dtype(torch.ones(1, dtype=dtype)) for dtype in dtypes] == list(dtypes)
+    with torch.autocast("cpu", narrow):
+        assert [row_dtype(torch.ones(1, dtype=dtype)) for dtype in dtypes] == [narrow, *dtypes[1:]]
+        assert row_dtype(torch.ones(1, device="meta")) == torch.float32, "autocast is the CPU's"
+        with torch.autocast("cpu", enabled=False):
+            assert row_dtype(torch.ones(1)) == torch.float32
 
 
 def test_a_row_names_no_more_experts_than_a_rank_holds() -> None:

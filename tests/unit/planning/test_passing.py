@@ -51,6 +51,8 @@ def test_without_storage_as_with_numbers(name: str, precision: str) -> None:
     assert planned == found
     assert planned.peak > planned.activations > 0 and REST in planned.kept
     assert (planned.copies > 0) == (precision == "bf16-mixed")
+    travel = 4 if precision == "32-true" else 2
+    assert all((use.element, use.out_element) == (travel, travel) for use in planned.layers.values())
 
 
 @pytest.mark.parametrize("name", ["deepseek_v3", "switch"])
