@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from moekit import load
-from moekit.spec.kinds import DispatcherSpec, RouterSpec
+from moekit.spec.kinds import BalancerSpec, DispatcherSpec, RouterSpec
 from moekit.spec.replacing import replace_all
+from moekit_balancers.z_loss import ZLoss
 from moekit_dispatchers.capacity import Capacity
 from moekit_dispatchers.device_capacity import DeviceCapacity
 from moekit_dispatchers.loop import Loop
@@ -37,3 +38,6 @@ def test_maps_are_searched_and_what_has_none_is_handed_back() -> None:
     model = load("jacobs1991").model
     assert replace_all(model, Capacity, lambda c: c) is model
     assert replace_all(load("deepseek_v3"), RouterSpec, lambda router: router) == load("deepseek_v3")
+    recipe = load("deepseek_v3")
+    moe = replace_all(recipe, BalancerSpec, lambda _: ZLoss(weight=0.5)).model.moe  # type: ignore[attr-defined]
+    assert moe.balancers == dict.fromkeys(recipe.model.moe.balancers, ZLoss(weight=0.5))  # type: ignore[attr-defined]

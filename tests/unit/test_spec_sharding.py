@@ -12,6 +12,7 @@ def test_a_mapping_becomes_its_options() -> None:
     given = load("deepseek_v3", ["trainer.strategy={use: sharded, ep: 2}", "trainer.devices=4"])
     assert sharded_of(given.trainer) == Sharded(ep=2)
     assert sharded_of({"strategy": "sharded"}) == Sharded()
+    assert sharded_of({"strategy": {"use": "sharded", "timeout": 5.0}}) == Sharded(ep=1, timeout=5.0)
     assert sharded_of({"strategy": "ddp"}) is None and sharded_of({}) is None
 
 
@@ -25,6 +26,7 @@ def test_a_mapping_becomes_its_options() -> None:
             "no 'use' says which strategy this is\n  at trainer.strategy  in command line\n  expected use: sharded",
         ),
         ("{use: sharded, ep: 0}", "ep=0"),
+        ("{use: sharded, timeout: 0.0}", "timeout=0"),
         ("{use: sharded, ep: two}", "ep: 'two' is not an integer"),
     ],
 )

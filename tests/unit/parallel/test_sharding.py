@@ -27,15 +27,13 @@ from moekit.spec.sharding import Sharded
 from moekit.weights import init_weights
 
 LAYOUTS = pytest.mark.parametrize("ep", [1, 2, 4])
-RECIPE = load(
-    "deepseek_v3",
-    [
-        "model.attention={use: mla, heads: 2, query_rank: 8, kv_rank: 8, nope_dim: 4, rope_dim: 4, value_dim: 4}",
-        "model.dim=16", "model.depth=2", "model.ffn.hidden=24", "model.vocab=48", "model.moe.router.top_k=3",
-        "model.moe.router.groups=4", "model.moe.router.top_groups=2", "model.moe.experts.count=8",
-        "model.moe.experts.hidden=8", "model.moe.shared.hidden=8", "model.mtp=null", "data=null",
-    ],
-)  # fmt: skip
+OPTIONS = [
+    "model.attention={use: mla, heads: 2, query_rank: 8, kv_rank: 8, nope_dim: 4, rope_dim: 4, value_dim: 4}",
+    "model.dim=16", "model.depth=2", "model.ffn.hidden=24", "model.vocab=48", "model.moe.router.top_k=3",
+    "model.moe.router.groups=4", "model.moe.router.top_groups=2", "model.moe.experts.count=8",
+    "model.moe.experts.hidden=8", "model.moe.shared.hidden=8", "model.mtp=null", "data=null",
+]  # fmt: skip
+RECIPE = load("deepseek_v3", OPTIONS)
 
 
 @dataclass(frozen=True, kw_only=True)

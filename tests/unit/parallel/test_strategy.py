@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 import torch
-from torch import nn
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import Tensor, nn
 
 from moekit import load
+from moekit.checkpoints.reading import Handle
+from moekit.checkpoints.writing import save_tree
 from moekit.contracts import Model
-from moekit.parallel.strategy import ShardedStrategy, laid_out, mixtures
+from moekit.errors import CheckpointError, SpecError
+from moekit.parallel.strategy import ShardedStrategy, laid_out, mixtures, refuse_uneven
 from moekit.spec.sharding import Sharded
 from moekit_dispatchers.expert_parallel import ExpertParallel
 from moekit_dispatchers.grouped import Grouped
@@ -54,3 +59,65 @@ def test_every_rank_samples_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_one_waits_as_long_as_the_layout_says() -> None:
     assert ShardedStrategy(Sharded(timeout=7))._timeout == timedelta(seconds=7)
+
+
+def test_of_models_and_optimizers_slices_are_read_and_all_else_at_once(tmp_path: Path) -> None:
+    """Whole, an optimizer's state alone would be twice a model in the memory of every rank."""
+    tensor = torch.arange(6.0)
+    states = [{"state": {"w": {"exp_avg": tensor}}}]
+    save_tree({"state_dict": {"w": tensor}, "optimizer_states": states, "loops": ({"seen": tensor},)}, tmp_path / "c")
+    found = ShardedStrategy(Sharded()).load_checkpoint(tmp_path / "c")
+    for handle in (found["state_dict"]["w"], found["optimizer_states"][0]["state"]["w"]["exp_avg"]):
+        assert isinstance(handle, Handle) and handle.read((2,), (2,)).tolist() == [2, 3]
+    assert torch.equal(found["loops"][0]["seen"], tensor)
+
+
+@pytest.mark.parametrize(
+    ("saved", "stray"),
+    [
+        ({"weight": torch.ones(2, 3), "bias": torch.ones(2)}, ""),
+        ({"weight": torch.ones(2, 3)}, "bias"),
+        ({"weight": torch.ones(2, 3), "bias": torch.ones(2), "more": torch.ones(1)}, "more"),
+        ({"weight": torch.ones(3, 3), "bias": torch.ones(2)}, "weight"),
+    ],
+)
+def test_a_checkpoint_of_another_model_is_refused_and_fills_nothing(
+    tmp_path: Path, saved: dict[str, Tensor], stray: str
+) -> None:
+    save_tree({"state_dict": saved}, tmp_path / "c")
+    strategy, module = ShardedStrategy(Sharded()), nn.Linear(3, 2)
+    strategy._lightning_module = cast(Any, module)
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    checkpoint = strategy.load_checkpoint(tmp_path / "c")
+    if stray:
+        with pytest.raises(CheckpointError, match=f"the checkpoint does not fit the model: {stray}$"):
+            strategy.load_model_state_dict(checkpoint)
+    else:
+        strategy.load_model_state_dict(checkpoint)
+    expected = before if stray else saved
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in module.state_dict().items())
+
+
+def test_a_run_does_not_end_before_what_it_saves_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(ModelParallelStrategy, "teardown", lambda self: told.append("processes"))
+    strategy = ShardedStrategy(Sharded())
+    strategy.checkpoint_io = cast(Any, SimpleNamespace(teardown=lambda: told.append("written")))
+    strategy.teardown()
+    assert told == ["processes", "written"]
+
+
+def test_a_layout_that_does_not_come_out_even_is_told_what_would() -> None:
+    few = ["groups=1", "top_groups=1", "top_k=2"]
+    recipe = load("deepseek_v3", ["model.moe.experts.count=6", *(f"model.moe.router.{option}" for option in few)])
+    with pytest.raises(SpecError) as caught:
+        refuse_uneven(recipe, Sharded(ep=2), 1)
+    (problem,) = caught.value.problems
+    assert (problem.what, problem.expected) == ("ep=2 does not divide the 1 rank", "one of 1")
+    assert problem.notes == ("trainer.devices says how many ranks there are on a machine; 1 when left out",)
+    with pytest.raises(SpecError) as caught:
+        refuse_uneven(recipe, Sharded(ep=4), 4)
+    (problem,) = caught.value.problems
+    assert (problem.what, problem.expected) == ("ep=4 does not divide the 6 experts of a layer", "one of 1, 2, 3, 6")
+    assert problem.notes == () and problem.at == "trainer.strategy.ep"
+    refuse_uneven(recipe, Sharded(ep=3), 6)

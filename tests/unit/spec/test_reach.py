@@ -60,4 +60,7 @@ def test_limits() -> None:
     free, limited = ranks_reached(256, 8, 8), ranks_reached(256, 8, 8, groups=8, top_groups=4)
     assert limited < 4 < free < 8
     assert ranks_reached(256, 8, 1.5) == pytest.approx((1 + ranks_reached(256, 8, 2)) / 2)
+    low, high = (ranks_reached(256, 8, k, groups=8, top_groups=2) for k in (3, 4))
+    assert ranks_reached(256, 8, 3.25, groups=8, top_groups=2) == pytest.approx(0.75 * low + 0.25 * high)
+    assert low < high < 2
     assert TopK(top_k=8).ranks_reached(256, 8) == free

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Callable
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import lightning as L
 import pytest
+import torch
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from test_lit_module import trainer
+from torch import Tensor
 
 from moekit.training import LitMoE
 from moekit.training.interrupt import StopOnInterrupt
@@ -54,3 +58,53 @@ def test_slurms_requeueing_is_left_to_lightning(recipe: Make, monkeypatch: pytes
     (handler,) = seen.handlers[signal.SIGUSR1].signal_handlers
     assert handler.__name__ == "_slurm_sigusr_handler_fn"
     assert seen.handlers[signal.SIGTERM] == seen.handlers[signal.SIGINT] == stop._hear
+
+
+class Ranks:
+    """What a trainer of two is asked for; this rank, and another that was told something."""
+
+    world_size = 2
+    should_stop = False
+
+    def __init__(self, other: int) -> None:
+        self.other = other
+        self.strategy = SimpleNamespace(root_device=torch.device("cpu"), reduce=self.reduce)
+
+    def reduce(self, tensor: Tensor, reduce_op: str) -> Tensor:
+        both = torch.stack([tensor, torch.tensor(self.other)])
+        return {"max": both.amax(0), "mean": both.double().mean(0), "sum": both.sum(0)}[reduce_op]
+
+
+@pytest.mark.parametrize(
+    ("here", "there", "agreed"),
+    [
+        (None, 0, None),
+        (signal.SIGTERM, 0, signal.SIGTERM),
+        (None, signal.SIGTERM, signal.SIGTERM),
+        (signal.SIGINT, signal.SIGTERM, signal.SIGTERM),
+    ],
+)
+def test_ranks_agree_on_their_last_step_whichever_was_told(
+    here: signal.Signals | None, there: int, agreed: signal.Signals | None
+) -> None:
+    stop, both = StopOnInterrupt(print), Ranks(int(there))
+    stop.asked = here
+    stop.on_before_optimizer_step(cast(Any, both), cast(Any, None), cast(Any, None))
+    assert stop.asked == agreed and both.should_stop == (agreed is not None)
+
+
+def test_in_another_thread_signals_stay_as_they_are() -> None:
+    """Python takes them in the main thread alone: a run in a thread of a notebook must not fail of it."""
+    wrong: list[BaseException] = []
+
+    def begin() -> None:
+        try:
+            StopOnInterrupt(print).on_train_start(cast(Any, None), cast(Any, None))
+        except BaseException as error:
+            wrong.append(error)
+
+    before = {each: signal.getsignal(each) for each in SIGNALS}
+    thread = threading.Thread(target=begin)
+    thread.start()
+    thread.join()
+    assert wrong == [] and {each: signal.getsignal(each) for each in SIGNALS} == before

@@ -1,0 +1,73 @@
+"""The optimizer's groups are cut by layout; the schedule's state is the step, and rates are the optimizer's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from fake_ranks import as_rank
+from torch import nn
+from torch.distributed.tensor import DTensor, Shard
+
+from moekit import load
+from moekit.contracts import Model
+from moekit.parallel.mesh import world_mesh
+from moekit.parallel.sharding import shard
+from moekit.parallel.strategy import laid_out
+from moekit.registry import build
+from moekit.spec.sharding import Sharded
+from moekit.training.optimizing import ByStep, optimizer_of, split_by_layout
+
+SMALL = [
+    "model.attention={use: gqa, heads: 2, kv_heads: 1, head_dim: 8}", "model.dim=16", "model.depth=2", "model.vocab=48",
+    "model.ffn.hidden=16", "model.moe.experts.hidden=8", "model.moe.shared.hidden=8", "model.mtp=null", "data=null",
+]  # fmt: skip
+
+
+def test_parts_of_a_group_lie_alike_and_keep_its_options_and_order() -> None:
+    with as_rank(1):
+        mesh = world_mesh("cpu")
+        a, b, c = (nn.Parameter(torch.zeros(1, 4)) for _ in "abc")
+        d, e = (nn.Parameter(DTensor.from_local(torch.zeros(1, 4), mesh, [Shard(0)], run_check=False)) for _ in "de")
+        optimizer = torch.optim.SGD([{"params": [a, d, b], "lr": 0.5}, {"params": [e, c], "momentum": 0.9}], lr=0.25)
+        split_by_layout(optimizer)
+        names = {id(p): name for name, p in zip("abcde", (a, b, c, d, e), strict=True)}
+    found = [("".join(names[id(p)] for p in g["params"]), g["lr"], g["momentum"]) for g in optimizer.param_groups]
+    assert found == [("ab", 0.5, 0), ("d", 0.5, 0), ("e", 0.25, 0.9), ("c", 0.25, 0.9)]
+
+
+def test_a_recipes_optimizer_has_no_group_of_several_layouts() -> None:
+    """Experts that no other rank holds are plain tensors beside shards: kernels over many tensors take no mixture."""
+    with as_rank(2):
+        recipe = laid_out(load("deepseek_v3", SMALL), Sharded(ep=4))
+        model: Model = build(recipe.model)
+        shard(model, 4, "cpu")
+        optimizer = optimizer_of(recipe, model, 10)["optimizer"]
+        kinds = [{isinstance(p, DTensor) for p in group["params"]} for group in optimizer.param_groups]
+    assert all(len(kind) == 1 for kind in kinds) and {True, False} == set().union(*kinds)
+
+
+def scheduled(lr: float, steps: int, state: tuple[Any, Any] | None = None) -> tuple[list[float], tuple[Any, Any]]:
+    """The rates of so many steps of an optimizer that was made with one, and what is saved then."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=lr)
+    scheduler = ByStep(optimizer, lambda step: 1 / (1 + step))
+    rates = []
+    if state is not None:
+        optimizer.load_state_dict(state[0])
+        scheduler.load_state_dict(state[1])
+        rates.append(scheduler.get_last_lr()[0])
+    for _ in range(steps):
+        optimizer.step()
+        scheduler.step()
+        rates.append(optimizer.param_groups[0]["lr"])
+    return rates, (optimizer.state_dict(), scheduler.state_dict())
+
+
+def test_a_schedule_goes_on_from_its_step_with_the_rates_of_the_optimizer() -> None:
+    """Also in an optimizer that was made with another rate: what is gone on from is the saved one's."""
+    whole, _ = scheduled(0.5, 6)
+    first, saved = scheduled(0.5, 3)
+    assert saved[1] == {"step": 3}
+    then, _ = scheduled(0.3, 3, saved)
+    assert first == whole[:3] and then == pytest.approx(whole[2:])
