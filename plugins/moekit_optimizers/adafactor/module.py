@@ -68,8 +68,9 @@ class AdafactorOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        scratch = Scratch()
         moving = [
-            moved(p, self.state[p], self._lies[p], group)
+            moved(p, self.state[p], self._lies[p], group, scratch)
             for group in self.param_groups
             for p in group["params"]
             if p.grad is not None
@@ -85,7 +86,9 @@ class AdafactorOptimizer(Optimizer):
         return loss
 
 
-def moved(p: nn.Parameter, state: State, lies: Lies, options: Mapping[str, Any]) -> Iterator[list[Sum]]:
+def moved(
+    p: nn.Parameter, state: State, lies: Lies, options: Mapping[str, Any], scratch: Scratch
+) -> Iterator[list[Sum]]:
     """Moves one parameter. Where it is in shards, stops whenever sums must be added up over ranks before it can go on.
 
     Args:
@@ -93,6 +96,7 @@ def moved(p: nn.Parameter, state: State, lies: Lies, options: Mapping[str, Any])
         state: the optimizer's of it; empty before the first step.
         lies: how it lies over ranks.
         options: of its group.
+        scratch: others use it too, while this one is stopped.
 
     Yields:
         What this rank has summed; it is changed in place to what all ranks have.
@@ -107,32 +111,32 @@ def moved(p: nn.Parameter, state: State, lies: Lies, options: Mapping[str, Any])
     lr, (least, least_size) = float(options["lr"]), options["eps"]
     numbers = prod(lies.shape)
 
-    size = squares(w)
+    size = sum_of_squares(w)
+    squares = scratch.like(g).copy_(g).square_()
     if "variance" in state:
+        variance = local(state["variance"])
+        variance.lerp_(squares.to(variance.dtype), rate)
+        factors = [variance.to(squares.dtype).clamp(min=least**2).rsqrt()]
         if lies.cuts:
             yield [(size, lies.among())]
-        variance = local(state["variance"])
-        variance.lerp_(g * g, rate)
-        factors = [variance.to(wide(g.dtype)).clamp(min=least**2).rsqrt()]
     else:
-        row, col = squares(g, -1), squares(g, -2)
+        row, col = squares.sum(-1, keepdim=True), squares.sum(-2, keepdim=True)
         if lies.cuts:
             yield [(size, lies.among()), (row, lies.among(-1)), (col, lies.among(-2))]
         row_var, col_var = state["row_var"], state["col_var"]
         row_var.lerp_((row / lies.shape[-1]).to(row_var.dtype), rate)
         col_var.lerp_((col / lies.shape[-2]).to(col_var.dtype), rate)
-        mean = row_var.sum(-2, keepdim=True, dtype=wide(g.dtype))
+        mean = row_var.sum(-2, keepdim=True, dtype=squares.dtype)
         if lies.cuts:
             yield [(mean, lies.among(-2))]
         mean = (mean / lies.shape[-2]).clamp(min=least)
         factors = [(row_var / mean).rsqrt(), col_var.to(mean.dtype).rsqrt()]
 
-    update = direction(g, factors, least)
-    update_size = squares(update)
+    update = direction(g, factors, least, scratch)
+    update_size = sum_of_squares(update)
     if lies.cuts:
-        del update
         yield [(update_size, lies.among())]
-        update = direction(g, factors, least)
+        update = direction(g, factors, least, scratch)
     length = (size / numbers).sqrt().clamp(min=least_size) * min(lr, t**-0.5)
     length /= ((update_size / numbers).sqrt() / options["d"]).clamp(min=1)
     if options["weight_decay"]:
@@ -149,26 +153,42 @@ def first_state(p: nn.Parameter, g: Tensor) -> State:
     return {"step": step, "row_var": g.new_zeros(*stacked, n, 1), "col_var": g.new_zeros(*stacked, 1, m)}
 
 
-def direction(g: Tensor, factors: list[Tensor], least: float) -> Tensor:
-    """``g / sqrt(V)``, with ``V`` at least ``least`` squared.
+def direction(g: Tensor, factors: list[Tensor], least: float, scratch: Scratch) -> Tensor:
+    """``g / sqrt(V)``, with ``V`` at least ``least`` squared; in the scratch.
 
     Args:
         g: a gradient.
         factors: whose product is ``1 / sqrt(V)``: one of ``g``'s shape, or one of its rows and one of its columns.
         least: the first epsilon.
+        scratch: is overwritten.
     """
+    out = scratch.like(g)
     if len(factors) == 1:
-        return factors[0] * g
+        return torch.mul(factors[0], g, out=out)
     row, col = factors
-    return (row * col).clamp_(max=1 / least).mul_(g)
+    return torch.mul(row, col, out=out).clamp_(max=1 / least).mul_(g)
 
 
-def squares(x: Tensor, dim: int | None = None) -> Tensor:
-    """The sum of squares, in fp32 at least: of all, 0-d; or along a dimension, which stays, of length 1."""
-    norm: Tensor = torch.linalg.vector_norm(x, dim=dim, keepdim=dim is not None, dtype=wide(x.dtype))
+def sum_of_squares(x: Tensor) -> Tensor:
+    """0-d, in fp32 at least."""
+    norm: Tensor = torch.linalg.vector_norm(x, dtype=wide(x.dtype))
     return norm.square_()
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
     """fp32 at least: sums are taken in it."""
     return torch.promote_types(dtype, torch.float32)
+
+
+class Scratch:
+    """Memory as large as the largest parameter's part, used for one after the other: on CPUs new memory costs most."""
+
+    def __init__(self) -> None:
+        self._held: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+
+    def like(self, x: Tensor) -> Tensor:
+        """Of a tensor's shape, in fp32 at least; of whatever content."""
+        kind = (x.device, wide(x.dtype))
+        if kind not in self._held or self._held[kind].numel() < x.numel():
+            self._held[kind] = x.new_empty(x.numel(), dtype=kind[1])
+        return self._held[kind][: x.numel()].view(x.shape)
