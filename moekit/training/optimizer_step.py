@@ -99,7 +99,7 @@ class OptimizerStep:
         """
         sums = self._meter.take()
         total, tokens = sums["objective"].unbind()
-        divide(self.model.parameters(), (tokens / averaged).clamp(min=1))
+        divide(self.model.parameters(), tokens.clamp(min=1) / averaged)
         norm = total_norm(self.model)
         micros, self._micros = self._micros, []
         sick = None
