@@ -47,7 +47,7 @@ def test_a_recipe_learns(name: str, tmp_path: Path) -> None:
     if (start := load(name).start) is not None:
         assert main(arguments(start.run, tmp_path, "trainer.max_steps=150")) == 0
     assert main(arguments(name, tmp_path)) == 0
-    (metrics,) = (tmp_path / name).rglob("metrics.csv")
+    (metrics,) = (tmp_path / load(name).name).rglob("metrics.csv")
     with metrics.open(encoding="utf-8") as lines:
         losses = [float(row["train/loss"]) for row in csv.DictReader(lines) if row.get("train/loss")]
     tenth = max(1, len(losses) // 10)
