@@ -413,6 +413,8 @@ def test_what_is_saved_is_what_there_was_when_it_was_asked_for(tmp_path: Path, m
     tree["w"].add_(1)  # training goes on
     tree["list"].append(2)
     assert last_of(tmp_path) is None
+    (thread,) = (each for each in threading.enumerate() if each.name == "checkpoint")
+    assert not thread.daemon  # a process that ends in good order lets it finish
     gate.set()
     background.wait()
     saved = open_checkpoint(tmp_path / "last").whole()
@@ -439,6 +441,13 @@ def test_one_is_under_way_at_most_and_errors_come_to_light(tmp_path: Path) -> No
     background.start(fail)
     with pytest.raises(SaveError, match="full"):
         save_tree(numbers(1), tmp_path / "c", behind=background)
+
+    def leave() -> None:
+        raise SystemExit("whatever it is")
+
+    background.start(leave)
+    with pytest.raises(SystemExit, match="whatever it is"):
+        background.wait()
     save_tree(numbers(1), tmp_path / "c", behind=background)
     background.wait()
     background.wait()

@@ -42,16 +42,18 @@ def test_four_ranks_equal_one_process() -> None:
     run_ranks(SCRIPT, 4, "whole", timeout=900)
 
 
-@pytest.mark.parametrize("local", [Loop(), Capacity(factor=0.6)], ids=str)
+@pytest.mark.parametrize("local", [Loop(), Capacity(factor=0.6), Capacity(factor=0.6, per="sequence")], ids=str)
 def test_one_process_is_the_local_dispatcher(local: DispatcherSpec) -> None:
     spec = MoE(router=TopK(top_k=2), experts=Glu(count=4, hidden=3), dispatcher=ExpertParallel(size=2, local=local))
     layer = MoELayer.from_spec(spec, dim=5)
     assert layer.dispatcher.here is None
     assert layer.experts.num_experts == 4
     x_TD, routing = torch.randn(9, 5), some_routing("token_choice", 9, 4, dtype=torch.float32)
-    out, plain = layer.dispatcher(x_TD, routing, layer.experts), build(local, DIMS)(x_TD, routing, layer.experts)
-    assert torch.equal(out.y_TO, plain.y_TO)
-    assert int(out.dropped) == int(plain.dropped) == int(layer.dispatcher.limit(routing, 1)[1])
+    whole = build(local, DIMS)
+    for sequences in (1, 3):
+        out, plain = (d(x_TD, routing, layer.experts, num_sequences=sequences) for d in (layer.dispatcher, whole))
+        assert torch.equal(out.y_TO, plain.y_TO)
+        assert int(out.dropped) == int(plain.dropped) == int(layer.dispatcher.limit(routing, sequences)[1])
 
 
 def test_claims_are_those_of_the_local_dispatcher() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from moekit import Batch, LayerReport, MoELayer, TokenChoice, load
@@ -182,7 +183,7 @@ class Holder(torch.nn.Module):
 
 def report(experts: list[int], dropped: int = 0) -> LayerReport:
     """What a layer of four experts says when each token chose one."""
-    expert_TK = torch.tensor(experts)[:, None]
+    expert_TK = torch.tensor(experts, dtype=torch.int64)[:, None]
     scores = torch.rand(len(experts), 4)
     routing = TokenChoice(logits_TE=scores, scores_TE=scores, expert_TK=expert_TK, gate_TK=torch.ones(expert_TK.shape))
     return LayerReport(routing=routing, load_E=routing.load_E(), dropped=torch.tensor(dropped))
@@ -215,6 +216,32 @@ def test_step_adds_up_acts_once_and_starts_again(holder: Holder) -> None:
     assert bias_of(holder.two) == [0.01, -0.01, 0.01, 0.01]
     assert balance.step() is None
     assert bias_of(holder.one) == [-0.01, 0.01, 0.01, -0.01]
+
+
+def test_loads_are_added_up_over_the_ranks_that_it_is_given(holder: Holder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once for all layers together."""
+    groups: list[object] = []
+
+    def twice(tensor: Tensor, group: object = None) -> None:
+        groups.append(group)
+        tensor.mul_(2)
+
+    monkeypatch.setattr("moekit.training.balance.several_ranks", lambda: True)
+    monkeypatch.setattr(dist, "all_reduce", twice)
+    some: Any = object()
+    balance = BalanceStep(holder, group=some)
+    balance.observe({"one": report([0, 0, 1], dropped=1), "two": report([2])})
+    seen = balance.step()
+    assert seen is not None and groups == [some]
+    assert seen.load_E["one"].tolist() == [4, 2, 0, 0] and seen.load_E["two"].tolist() == [0, 0, 2, 0]
+    assert (int(seen.dropped["one"]), int(seen.tokens["one"])) == (2, 6)
+
+
+def test_of_no_pairs_none_are_dropped(holder: Holder) -> None:
+    balance = BalanceStep(holder)
+    balance.observe({"one": report([])})
+    seen = balance.step()
+    assert seen is not None and float(seen.dropped_fraction()) == 0
 
 
 @pytest.mark.usefixtures("calm")

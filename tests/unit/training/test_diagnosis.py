@@ -13,9 +13,11 @@ import torch
 from lightning.pytorch.plugins import MixedPrecision
 from test_lit_module import trainer
 from torch import Tensor, nn
+from torch._dynamo import eval_frame
 
 from moekit import Batch, MoekitError, MoELayer
 from moekit.training import LitMoE
+from moekit.training.diagnosis import _largest
 from moekit.training.suspects import Watch, named_experts
 
 pytestmark = pytest.mark.usefixtures("calm")
@@ -264,6 +266,39 @@ def test_the_noise_of_the_step_is_drawn_again(recipe: Make) -> None:
     module.model.get_submodule("head").register_forward_hook(noisy)
     assert words(module) == "first not finite: head (Linear; inputs and weights are finite)"
     assert drawn[1:] == drawn[:1]
+
+
+def test_the_step_is_run_again_as_it_was_but_not_compiled(recipe: Make) -> None:
+    """The objective is told the same progress; hooks that watch would have every part compiled anew."""
+    module, told = LitMoE(recipe()), []
+
+    def plant(_: Any, args: Any, output: Tensor) -> Tensor:
+        return output * NAN if module.trainer.global_step == 1 else output
+
+    def note(_: Any, args: Any, kwargs: dict[str, float]) -> None:
+        told.append((kwargs["progress"], eval_frame._stance.stance))
+
+    module.model.get_submodule("head").register_forward_hook(plant)
+    module.objective.register_forward_pre_hook(note, with_kwargs=True)
+    with pytest.raises(MoekitError, match="step 2: the loss is nan"):
+        trainer(4, limit_val_batches=0).fit(module)
+    assert told == [(0.0, "default"), (0.25, "default"), (0.25, "force_eager")]
+
+
+def test_the_loss_that_is_told_is_that_of_a_token(recipe: Make) -> None:
+    module = LitMoE(recipe())
+    module.model.get_parameter("head.weight").register_hook(lambda grad: grad * NAN)
+    with pytest.raises(MoekitError, match="step 1: the loss is") as caught:
+        trainer(1, limit_val_batches=0).fit(module)
+    (loss,) = re.findall(r"the loss is ([0-9.]+), the norm of its gradients nan", str(caught.value))
+    assert 4 < float(loss) < 7  # of 256 bytes, all as likely: ln 256 = 5.5
+
+
+def test_the_largest_gradient_may_be_negative() -> None:
+    model: Any = nn.Linear(2, 1)
+    model.weight.grad, model.bias.grad = torch.tensor([[-5.0, 1.0]]), torch.tensor([3.0])
+    found = _largest(model)
+    assert found is not None and found.words == "weight, up to 5.0e+00"
 
 
 def test_looking_leaves_no_hook_and_no_gradient(recipe: Make) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, IterableDataset
 
 from moekit import Batch, Data, DataError, Source
-from moekit.training.sampling import ENDLESS, StepLoader, ValidationShare, batch_at, blank
+from moekit.training.sampling import ENDLESS, StepLoader, ValidationShare, batch_at, blank, noise_seed
 
 
 class Noise(Data):
@@ -86,10 +86,24 @@ def test_a_loader_resumes_exactly(done: int, accumulate: int, steps: int, endles
     assert run(after, 7) == whole[done:]
 
 
+def test_noise_is_not_drawn_as_the_batch_is() -> None:
+    """A mask that begins with the numbers that chose the tokens would be no chance."""
+    place = {"seed": 3, "step": 5, "micro": 1}
+    noise = torch.Generator().manual_seed(noise_seed(**place))
+    assert not torch.equal(Noise().train_batch(noise).inputs, batch_at(Noise(), **place).inputs)
+
+
 def test_length_is_an_epoch() -> None:
     assert len(StepLoader(Noise(), seed=0, accumulate=3, steps=4)) == 12
     assert len(list(StepLoader(Noise(), seed=0, accumulate=3, steps=4))) == 12
     assert len(StepLoader(Noise(), seed=0)) == ENDLESS
+
+
+def test_an_epoch_that_is_gone_on_with_ends_where_it_would_have() -> None:
+    first, then = (StepLoader(Noise(), seed=0, accumulate=2, steps=3) for _ in range(2))
+    take(first, 3)
+    then.load_state_dict(first.state_dict())
+    assert [len(list(then)) for _ in range(2)] == [3, 6]
 
 
 def test_a_position_survives_another_accumulation_count() -> None:
