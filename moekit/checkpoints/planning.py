@@ -13,6 +13,8 @@ from moekit.checkpoints.tensorfile import NAMES
 from moekit.checkpoints.together import Ranks
 from moekit.errors import CheckpointError
 
+SMALL = 1 << 16  # elements of a piece that is no work to write
+
 Table = dict[str, dict[str, Any]]
 """By tensor: ``dtype``, ``shape``, and ``parts``, each with ``file``, ``offset`` and ``shape``. It goes into JSON."""
 
@@ -41,7 +43,8 @@ def make_plan(boxes: Mapping[str, Box], pieces: frozenset[str], ranks: Ranks) ->
     """Deals out the writing. Collective.
 
     A tensor that is no piece is the first rank's to write; a piece that several ranks hold is written by the one that
-    has least to write so far.
+    has least to write so far, or by the first of them where it is small: whoever reads one number of a file has to read
+    it whole, for its sum, and balancers' biases in every file would have every rank read all of them.
 
     Args:
         boxes: the tensors of this rank's tree, by name.
@@ -70,7 +73,8 @@ def make_plan(boxes: Mapping[str, Box], pieces: frozenset[str], ranks: Ranks) ->
             raise CheckpointError(f"cannot save {name} {list(shape)}: {wrong}")
         parts = []
         for (offset, sizes), held_by in holders.items():
-            writer = min(held_by, key=lambda rank: (load[rank], rank))
+            small = math.prod(sizes) <= SMALL
+            writer = held_by[0] if small else min(held_by, key=lambda rank: (load[rank], rank))
             load[writer] += math.prod(sizes)
             parts.append({"file": file_of(writer, ranks.world), "offset": list(offset), "shape": list(sizes)})
             if writer == ranks.rank:

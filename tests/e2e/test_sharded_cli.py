@@ -94,26 +94,54 @@ def test_two_processes_equal_one(folder: Path, name: str, start: tuple[str, ...]
     assert written.returncode == 0, written.stderr[-4000:]
 
 
-def test_slurm_starts_both(folder: Path) -> None:
-    """The variables that ``srun`` sets; a scheduler is all that is missing."""
+def by_slurm(path: Path, *argv: str) -> list[tuple[int, str, str]]:
+    """How each of two tasks ended: its code, what it said. The variables are those of ``srun``; no scheduler ends one
+    because of the other."""
     job = {
         "SLURM_JOB_ID": "18243", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "2", "SLURM_NNODES": "1",
         "SLURM_NODELIST": "localhost", "SLURM_NODEID": "0", "SLURM_NTASKS_PER_NODE": "2", "OMP_NUM_THREADS": "1",
     }  # fmt: skip
-    command = [*MOEKIT, "train", "tiny.yaml", "--name", "slurm", "trainer.devices=2", SHARED]
     tasks = [
         subprocess.Popen(
-            command, cwd=folder, env={**os.environ, **job, "SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)},
+            [*MOEKIT, *argv], cwd=path, env={**os.environ, **job, "SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)},
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
         for i in range(2)
     ]  # fmt: skip
     try:
-        for i, task in enumerate(tasks):
-            out, err = task.communicate(timeout=240)
-            assert task.returncode == 0, err[-4000:]
-            assert ("step 4/4" in out) == (i == 0)
+        said = [task.communicate(timeout=240) for task in tasks]
+        return [(task.returncode, out, err) for task, (out, err) in zip(tasks, said, strict=True)]
     finally:
         for task in tasks:
             task.kill()
+
+
+def test_slurm_starts_both(folder: Path) -> None:
+    ended = by_slurm(folder, "train", "tiny.yaml", "--name", "slurm", "trainer.devices=2", SHARED)
+    for i, (code, out, err) in enumerate(ended):
+        assert code == 0, err[-4000:]
+        assert ("step 4/4" in out) == (i == 0)
     same(folder, "slurm")
+
+
+def test_a_damaged_file_ends_both_and_changes_nothing(folder: Path) -> None:
+    """It is the second one's own file, which the first would never read but to compare it."""
+    train(folder, TORCHRUN, "damaged", "trainer.devices=2", SHARED, "--no-compare")
+    (path,) = (folder / "runs" / "damaged").iterdir()
+    file = path / "checkpoints" / "step-00000004" / "tensors-00002-of-00002.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    before = {each: each.stat().st_mtime_ns for each in path.rglob("*")}
+    resume = ("train", "--resume", str(path), "--no-compare", "trainer.max_steps=6")
+    damaged = f"{file} is damaged: its sha256 is not the one it was written with\n"
+    (first, _, said), (other, _, heard) = by_slurm(folder, *resume)
+    assert (first, other) == (2, 2), said + heard
+    assert said.startswith(f"error: {damaged}  whole ones beside it, to be named in place of the run:\n"), said
+    assert heard == f"error: the first process of this run has ended: {damaged}"
+    for start in (TORCHRUN, MOEKIT):  # Lightning starts the second when the first has compared it
+        done = run([*start, *resume], timeout=240, cwd=folder)
+        assert done.returncode != 0 and f"error: {damaged}" in done.stderr, done.stderr
+    assert {each: each.stat().st_mtime_ns for each in path.rglob("*")} == before
+    file.write_bytes(whole)
+    done = run([*MOEKIT, *resume], timeout=240, cwd=folder)
+    assert done.returncode == 0 and "step 6/6" in done.stdout, done.stderr

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from moekit.checkpoints.boxes import Box, copy_into, fault, meet, region, whole_box
-from moekit.checkpoints.planning import make_plan
+from moekit.checkpoints.planning import SMALL, make_plan
 from moekit.checkpoints.reading import Checkpoint, open_checkpoint
 from moekit.checkpoints.tensorfile import DTYPES, TensorFile, bytes_of, digest_of, runs, write_tensors
 from moekit.checkpoints.together import Ranks
@@ -175,13 +175,25 @@ def test_pieces_of_different_tensors_are_refused(tmp_path: Path) -> None:
 
 def test_what_several_hold_is_written_once_and_the_work_is_shared() -> None:
     """Four ranks, two of which hold the same rows: each writes a fourth of what there is."""
-    tree = [{n: Box(n, (4, 8), (r // 2 * 2, 0), torch.zeros(2, 8)) for n in "abcd"} for r in range(4)]
+    half = SMALL + 2
+    tree = [{n: Box(n, (4, half), (r // 2 * 2, 0), torch.zeros(2, half)) for n in "abcd"} for r in range(4)]
     told = [json.dumps({n: ["F32", b.global_shape, b.offset, b.sizes] for n, b in t.items()}) for t in tree]
     plans = [make_plan(tree[r], frozenset("abcd"), Talk(r, 4, told)) for r in range(4)]
     assert all(plan.table == plans[0].table for plan in plans)
-    assert [sum(box.tensor.numel() for box in plan.mine.values()) for plan in plans] == [32] * 4
+    assert [sum(box.tensor.numel() for box in plan.mine.values()) for plan in plans] == [4 * half] * 4
     parts = [part for entry in plans[0].table.values() for part in entry["parts"]]
     assert len(parts) == 8 and {part["file"] for part in parts} == {plan.file for plan in plans}
+
+
+def test_small_pieces_that_all_hold_are_in_one_file(tmp_path: Path) -> None:
+    """So that a rank that goes on reads its own file and that one, and takes the sums of no other."""
+    rows, biases = 4, [f"bias{i}" for i in range(9)]
+    shards = [{"w": Box("w", (rows, 1 << 10), (r, 0), torch.zeros(1, 1 << 10))} for r in range(rows)]
+    trees = [shard | {n: whole_box(n, torch.zeros(8)) for n in biases} for shard in shards]
+    save_split(tmp_path / "step-00000003", trees)
+    saved = open_checkpoint(tmp_path / "step-00000003").plain
+    assert {part.file[:13] for name in biases for part in saved[name].parts} == {"tensors-00001"}
+    assert [part.file[:13] for part in saved["w"].parts] == [f"tensors-0000{r + 1}" for r in range(rows)]
 
 
 @pytest.mark.parametrize("name", DTYPES)
