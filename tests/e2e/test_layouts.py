@@ -98,6 +98,25 @@ def test_two_ranks_and_one_process_read_each_others_checkpoints(tmp_path: Path, 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("ep", [4, 2, 1])
+def test_sums_over_rows_and_columns_fit_any_layout(ep: int, tmp_path: Path, text: Path) -> None:
+    """Adafactor's state lies otherwise than its parameters; from four ranks to one and back, and on from there."""
+    adafactor = ["optimizer=null", "optimizer={use: adafactor}"]
+    common = {"text": str(text), "precision": "64-true", "options": adafactor}
+    one, four = {**common, "accumulate": 4}, {**common, "accumulate": 1, "ep": ep}
+    train({**one, "folder": str(tmp_path / "whole"), "to": 8}, 1)
+    ranks(tmp_path, 4, [{**four, "folder": str(tmp_path / "four"), "to": 4}])
+    at_four = step(tmp_path / "four", 4)
+    train({**one, "folder": str(tmp_path / "one"), "to": 8, "start": at_four}, 1)
+    assert_near(step(tmp_path / "one", 8), step(tmp_path / "whole", 8))
+    read = {**one, "to": 4, "start": at_four, "options": [*adafactor, "trainer.max_steps=4"]}
+    train({**read, "folder": str(tmp_path / "none"), "again": str(tmp_path / "again")}, 1)
+    assert_equal(tmp_path / "again", at_four)
+    ranks(tmp_path, 4, [{**four, "folder": str(tmp_path / "back"), "to": 8, "start": str(tmp_path / "again")}])
+    assert_near(step(tmp_path / "back", 8), step(tmp_path / "whole", 8))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("before", [4, 2, 1])
 @pytest.mark.parametrize("after", [2, 1])
 def test_four_ranks_then_two_then_one(before: int, after: int, tmp_path: Path, text: Path) -> None:

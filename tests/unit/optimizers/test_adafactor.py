@@ -120,3 +120,33 @@ def test_parameters_without_a_gradient_stay() -> None:
     optimizer = build(Adafactor(), model)
     assert optimizer.step(lambda: 7.0) == 7.0
     assert torch.equal(model.weight, before) and model.weight not in optimizer.state and (model.bias != 0).any()
+
+
+def test_no_number_is_read_on_the_host() -> None:
+    """What lies on ``meta`` has no values to read."""
+    model = nn.Sequential(nn.Linear(3, 4, device="meta"), Stack(torch.empty(2, 3, 4, device="meta")))
+    for p in model.parameters():
+        p.grad = torch.empty_like(p)
+    optimizer = build(Adafactor(weight_decay=0.1), model)
+    for _ in range(2):
+        optimizer.step()
+    assert all(state["step"] == 2 for state in optimizer.state.values()) and len(optimizer.state) == 3
+
+
+def test_the_state_of_torchs_is_gone_on_from() -> None:
+    """Checkpoints of earlier commits hold it."""
+    ours, torchs = nn.Linear(5, 3).double(), nn.Linear(5, 3).double()
+    parts = [{"params": [torchs.weight], "weight_decay": 0.1}, {"params": [torchs.bias]}]
+    other = torch.optim.Adafactor(parts, lr=0.02, eps=(1e-16, 1e-3))
+    one = build(Adafactor(lr=0.5, weight_decay=0.1), ours)
+    for step in range(4):
+        for p, q in zip(ours.parameters(), torchs.parameters(), strict=True):
+            q.grad = torch.randn_like(q)
+            p.grad = q.grad.clone()
+        if step == 2:
+            ours.load_state_dict(torchs.state_dict())
+            one.load_state_dict(copy.deepcopy(other.state_dict()))
+        if step >= 2:
+            one.step()
+        other.step()
+    torch.testing.assert_close(ours.state_dict(), torchs.state_dict(), rtol=1e-12, atol=1e-14)
