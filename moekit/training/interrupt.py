@@ -54,9 +54,16 @@ class StopOnInterrupt(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         """Makes this step the last, when any rank is asked to."""
+        if self.agree(trainer):
+            trainer.should_stop = True
+
+    def agree(self, trainer: L.Trainer) -> signal.Signals | None:
+        """What the run was told to stop by, the same on every rank from then on; a collective.
+
+        To be asked once more when training has ended: a rank may be told while it validates and saves the last step.
+        """
         if trainer.world_size > 1:
             told = torch.tensor(self.asked or 0, device=trainer.strategy.root_device)
             told = trainer.strategy.reduce(told, reduce_op="max")
             self.asked = signal.Signals(int(told)) if told else None
-        if self.asked:
-            trainer.should_stop = True
+        return self.asked

@@ -169,7 +169,7 @@ def fit(run: Prepared, console: Console) -> None:
     start = None if run.checkpoint is None else run.checkpoint.path
     try:
         run.trainer.fit(run.module, ckpt_path=start, weights_only=True)
-        if run.interrupt.asked:
+        if run.interrupt.agree(run.trainer):
             raise KeyboardInterrupt
     except (SystemExit, KeyboardInterrupt):  # Lightning makes a SystemExit of Ctrl-C, and deafens the process to more
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,7 +1,7 @@
 """``moekit`` as a command whose micro-batches are written down, and one of whose ranks may send itself a signal.
 
 ``lost_rank.py FOLDER RANK STEP SIGNAL train ...``: a line for each micro-batch, its step and hash, in a file of its
-rank; in STEP, RANK sends itself SIGNAL, a number. RANK -1 for none.
+rank; in STEP, RANK sends itself SIGNAL, a number; STEP -n: while it validates after step n. RANK -1 for none.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from moekit.cli import main
 from moekit.training import LitMoE
 
 FOLDER, RANK, STEP, SIGNAL = Path(sys.argv[1]), *map(int, sys.argv[2:5])
-training_step = LitMoE.training_step
+training_step, validation_step = LitMoE.training_step, LitMoE.validation_step
 
 
 def recorded(module: LitMoE, batch: Batch, batch_idx: int) -> Tensor:
@@ -32,7 +32,14 @@ def recorded(module: LitMoE, batch: Batch, batch_idx: int) -> Tensor:
     return loss
 
 
+def told_late(module: LitMoE, batch: Batch, batch_idx: int) -> None:
+    validation_step(module, batch, batch_idx)
+    if module.global_rank == RANK and module.trainer.global_step == -STEP:
+        os.kill(os.getpid(), SIGNAL)
+
+
 if __name__ == "__main__":
     FOLDER.mkdir(exist_ok=True)
     LitMoE.training_step = recorded  # type: ignore[method-assign]
+    LitMoE.validation_step = told_late  # type: ignore[method-assign]
     sys.exit(main(sys.argv[5:]))

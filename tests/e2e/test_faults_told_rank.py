@@ -32,10 +32,11 @@ def train(
         f"trainer.max_steps={STEPS}", "model.moe.experts.dropout=0", "trainer.deterministic=false",
     ]  # fmt: skip
     done = run(command, timeout=600, cwd=tmp_path)
-    ended = time.time()
-    last = max(file.stat().st_mtime for file in (tmp_path / f"{name}-batches").glob("*.txt"))
-    print(f"{name}: from the last micro-batch to the end of all processes: {ended - last:.1f} s")
-    return done.returncode, done.stdout + done.stderr, ended - last
+    ended, said = time.time(), done.stdout + done.stderr
+    times = [file.stat().st_mtime for file in (tmp_path / f"{name}-batches").glob("*.txt")]
+    assert times, said
+    print(f"{name}: from the last micro-batch to the end of all processes: {ended - max(times):.1f} s")
+    return done.returncode, said, ended - max(times)
 
 
 @pytest.mark.slow
@@ -62,6 +63,23 @@ def test_the_second_of_two_is_told_to_stop_and_both_do(tmp_path: Path, start: tu
     ours, theirs = (read_metrics(each / "metrics.csv") for each in (folder, only_run(tmp_path / "whole")))
     for step in range(1, STEPS + 1):
         assert ours[step]["train/loss"] == pytest.approx(theirs[step]["train/loss"], rel=1e-5), step
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("start", "strategy"), [(LIGHTNING, SHARED), (TORCHRUN, "trainer.strategy=ddp")])
+def test_told_after_the_last_step_both_stop_before_what_follows(
+    tmp_path: Path, start: tuple[str, ...], strategy: str
+) -> None:
+    """While it validates the last step: there is no further one to agree in, and the first would go on alone."""
+    prepare(tmp_path)
+    code, said, seconds = train(
+        tmp_path, start, "late", (1, -STEPS, signal.SIGTERM), "tiny.yaml", strategy, "--out", "late"
+    )
+    folder = only_run(tmp_path / "late")
+    where = folder.relative_to(tmp_path)
+    assert code == 0 and seconds < WITHIN and "Traceback" not in said, said
+    assert said.count(f"stopped at step {STEPS}; go on: moekit train --resume {where}") == 1, said
+    assert saved(folder)["global_step"] == STEPS and not (folder / "summary.json").exists()
 
 
 @pytest.mark.slow

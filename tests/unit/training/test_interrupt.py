@@ -91,6 +91,9 @@ def test_ranks_agree_on_their_last_step_whichever_was_told(
     stop.asked = here
     stop.on_before_optimizer_step(cast(Any, both), cast(Any, None), cast(Any, None))
     assert stop.asked == agreed and both.should_stop == (agreed is not None)
+    after = StopOnInterrupt(print)
+    after.asked = here
+    assert after.agree(cast(Any, both)) == after.asked == agreed  # told after the last step
 
 
 def test_in_another_thread_signals_stay_as_they_are() -> None:
