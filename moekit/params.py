@@ -8,7 +8,8 @@ DeepSeek-V3's published total includes it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
@@ -108,9 +109,24 @@ def count_parameters(what: Recipe | ModelSpec | Model) -> ParameterCount:
 
 def build_on_meta(spec: ModelSpec) -> Model:
     """The model of a spec, all shapes and no memory."""
-    with torch.device("meta"):
+    with torch.device("meta"), countable("fewer or smaller layers"):
         model: Model = build(spec)
     return model
+
+
+@contextmanager
+def countable(expected: str) -> Iterator[None]:
+    """Says of a tensor that is too large even without storage that it is; ``expected`` is what would have been right.
+
+    Raises:
+        MoekitError: its bytes or numbers are more than torch can count.
+    """
+    try:
+        yield
+    except (RuntimeError, TypeError) as error:
+        if "overflow" not in str(error).lower():  # torch's own word for it, in each of its messages
+            raise
+        raise MoekitError(f"some tensor would have 2**63 bytes or more\n  expected {expected}") from error
 
 
 def multiply_adds(spec: ExpertSpec, dim: int) -> int:

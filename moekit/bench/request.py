@@ -17,6 +17,7 @@ WHAT: Final = {
 """What can be measured, with what it means."""
 
 DTYPES: Final = ("float32", "bfloat16", "float16", "float64")
+MOST_THREADS: Final = 1024
 
 _ONLY: Final = {
     "shapes": ("layer", "router", "dispatch"),
@@ -85,5 +86,7 @@ class Request:
                 yield f"--dtype {self.dtype}: a training step runs in float32, or in bfloat16 (mixed precision)"
         if self.rounds < 1 or self.warmup < 1:
             yield "expected --rounds >= 1 and --warmup >= 1: the first round of anything is no measure of it"
-        if self.threads < 0 or (self.tokens is not None and self.tokens < 1):
-            yield "expected --threads >= 0 (0: torch's own choice) and --tokens >= 1"
+        if not 0 <= self.threads <= MOST_THREADS:
+            yield f"expected --threads from 0 (torch's own choice) to {MOST_THREADS}"
+        if self.tokens is not None and self.tokens < 1:
+            yield "expected --tokens >= 1"

@@ -19,7 +19,7 @@ from moekit.bench.report import show, show_summary
 from moekit.bench.request import Request
 from moekit.bench.result import Comparison, to_json
 from moekit.bench.router import compare_routers
-from moekit.bench.shapes import FOR_CPU, FOR_GPU, Shape, chosen, grown, refuse_on_cpu, refuse_to_move
+from moekit.bench.shapes import FOR_CPU, FOR_GPU, Shape, chosen, grown, refuse_on_cpu, refuse_to_choose, refuse_to_move
 from moekit.errors import MoekitError
 from moekit.screen import Screen, telling
 from moekit.spec.recipe import Recipe
@@ -112,8 +112,10 @@ def shapes_of(request: Request, settings: Settings) -> dict[str, Shape]:
     shapes = chosen(request.names, request.shapes, request.tokens, default)
     if request.growth:
         shapes = {k: v for name, shape in shapes.items() for k, v in grown(name, shape, request.growth).items()}
-    if settings.device == "cpu" and request.what != "router":
-        for name, shape in shapes.items():
+    for name, shape in shapes.items() if settings.device == "cpu" else ():
+        if request.what == "router":
+            refuse_to_choose(name, shape)
+        else:
             refuse_to_move(name, shape, settings.dtype.itemsize)
             if request.what == "layer":
                 refuse_on_cpu(name, shape, settings.dtype.itemsize)

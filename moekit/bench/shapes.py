@@ -15,6 +15,7 @@ WORK_OF_A_CPU: Final = 10**11
 """Multiply-adds of one forward pass beyond which a CPU would take minutes a round."""
 
 GROWTHS: Final = ("experts", "tokens")
+GROWN: Final = (8, 16, 32, 64, 128, 256)  # E of a series of experts
 
 
 class Shape(NamedTuple):
@@ -101,9 +102,15 @@ def titled(name: str, shape: Shape) -> str:
 
 
 def grown(name: str, shape: Shape, by: str) -> dict[str, Shape]:
-    """A series that grows out of one shape: E from 8 to 256 at equal multiply-adds, or T from a sixteenth to all."""
+    """A series that grows out of one shape: E from 8 to 256 at equal multiply-adds, or T from a sixteenth to all.
+
+    Raises:
+        MoekitError: K is more than any E of the series.
+    """
     if by == "experts":
-        return {f"{name} E={E}": shape._replace(E=E) for E in (8, 16, 32, 64, 128, 256) if E >= shape.K}
+        if shape.K > GROWN[-1]:
+            raise MoekitError(f"--growth experts: shape {name} asks for K={shape.K} of at most E={GROWN[-1]} experts")
+        return {f"{name} E={E}": shape._replace(E=E) for E in GROWN if E >= shape.K}
     series = [shape.T >> i for i in (4, 3, 2, 1, 0)]
     return {f"{name} T={T}": shape._replace(T=T) for T in series if T}
 
@@ -147,6 +154,21 @@ def refuse_to_move(name: str, shape: Shape, element_size: int, memory: int | Non
     if needed > held // 2:
         raise MoekitError(
             f"shape {name} ({shape}) is too large for a CPU here: moving its tokens takes {needed / 1e9:.1f} GB of "
+            f"{held / 1e9:.1f} GB\n  use --device cuda, or fewer tokens: --tokens {_fewer(shape.T, held / 2 / needed)}"
+        )
+
+
+def refuse_to_choose(name: str, shape: Shape, memory: int | None = None) -> None:
+    """Refuses a shape whose tokens and scores, in fp32, do not fit a machine's memory a few times over.
+
+    Raises:
+        MoekitError: with the way out.
+    """
+    held = memory or _memory()
+    needed = 4 * 4 * (shape.T + shape.E) * (shape.D + shape.E)
+    if needed > held // 2:
+        raise MoekitError(
+            f"shape {name} ({shape}) is too large for a CPU here: its tokens and scores take {needed / 1e9:.1f} GB of "
             f"{held / 1e9:.1f} GB\n  use --device cuda, or fewer tokens: --tokens {_fewer(shape.T, held / 2 / needed)}"
         )
 

@@ -28,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "names",
         nargs="*",
+        default=[],
         metavar="NAME",
         help=f"shapes ({', '.join(SHAPES)}; those that suit the device when left out); for step: a recipe and options",
     )

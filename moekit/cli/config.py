@@ -34,16 +34,17 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         MoekitError: an unknown action, too few or too many names, or a spec with mistakes.
     """
-    names, overrides = split(args.words)
+    command = f"config {args.action}"
     if args.action == "print":
-        _expect(args.action, names, "one name", len(names) == 1)
-        return _print(names[0], overrides, only=args.only, as_json=args.json)
+        name, overrides = one_name(command, args.words)
+        return _print(name, overrides, only=args.only, as_json=args.json)
+    names, overrides = split(args.words)
     if args.action == "validate":
-        _expect(args.action, names, "one name or more", bool(names))
+        _expect(command, names, "one name or more", bool(names))
         return _validate(names, overrides)
     if args.action == "diff":
         _expect(
-            args.action,
+            command,
             names,
             "two names, or one name and overrides",
             len(names) == 2 or (len(names) == 1 and bool(overrides)),
@@ -64,10 +65,22 @@ def split(words: Sequence[str]) -> tuple[list[str], list[str]]:
     return [w for w in words if "=" not in w], [w for w in words if "=" in w]
 
 
-def _expect(action: str, names: list[str], what: str, holds: bool) -> None:
+def one_name(command: str, words: Sequence[str]) -> tuple[str, list[str]]:
+    """The one name among words, and the overrides.
+
+    Raises:
+        MoekitError: there are more names, or none.
+    """
+    names, overrides = split(words)
+    _expect(command, names, "one name, then key=value", len(names) == 1)
+    return names[0], overrides
+
+
+def _expect(command: str, names: list[str], what: str, holds: bool) -> None:
     if not holds:
         raise MoekitError(
-            f"moekit config {action}: expected {what}, got {', '.join(names) or 'none'}\n  more: moekit config --help"
+            f"moekit {command}: expected {what}, got {', '.join(names) or 'none'}\n"
+            f"  more: moekit {command.split()[0]} --help"
         )
 
 

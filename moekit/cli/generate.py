@@ -36,8 +36,10 @@ def run(args: argparse.Namespace) -> int:
     """Prints what the model makes of the prompt, as it comes; behind the prompt, where the model goes on from it."""
     from moekit.errors import MoekitError
 
-    if args.tokens < 0 or args.temperature < 0 or not 0 < args.top_p <= 1:
-        raise MoekitError("expected --tokens >= 0, --temperature >= 0 and 0 < --top-p <= 1")
+    if args.tokens < 0 or not 0 <= args.temperature < float("inf") or not 0 < args.top_p <= 1:
+        raise MoekitError("expected --tokens >= 0, a finite --temperature >= 0 and 0 < --top-p <= 1")
+    if not 0 <= args.seed < 2**63:
+        raise MoekitError(f"--seed {args.seed} is out of range\n  expected 0 <= --seed < 2**63")
     if not args.prompt:
         raise MoekitError("the prompt is empty: give at least one character")
 

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from moekit.cli import text
-from moekit.cli.config import split
-from moekit.errors import MoekitError
+from moekit.cli.config import one_name
 
 if TYPE_CHECKING:
     from moekit.params import ParameterCount, Reading
@@ -35,7 +34,7 @@ SIZES = {"T": 1e12, "B": 1e9, "M": 1e6, "K": 1e3}
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
     parser.add_argument("name", help="a recipe or a YAML file")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="options to change")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="options to change")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -45,21 +44,17 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         MoekitError: the recipe has mistakes, or more than one was named.
     """
-    names, overrides = split([args.name, *args.overrides])
-    if len(names) != 1:
-        raise MoekitError(
-            f"moekit params: expected one name, got {', '.join(names) or 'none'}\n  more: moekit params --help"
-        )
+    name, overrides = one_name("params", [args.name, *args.overrides])
     from moekit.spec import load
 
-    recipe = load(names[0], overrides)
+    recipe = load(name, overrides)
     from moekit.params import count_parameters  # imports torch: after the spec is known to be right
 
     count = count_parameters(recipe)
     if args.json:
         print(json.dumps(_plain(count), indent=2))
     else:
-        print("\n".join(_page(" ".join([names[0], *overrides]), count, recipe.paper)))
+        print("\n".join(_page(" ".join([name, *overrides]), count, recipe.paper)))
     return 0
 
 

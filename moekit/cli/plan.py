@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from moekit.cli import text
-from moekit.cli.config import split
-from moekit.errors import MoekitError
+from moekit.cli.config import one_name
 
 if TYPE_CHECKING:
     from moekit.planning.advice import Advice
@@ -63,7 +62,7 @@ EXPLAIN = """\
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
     parser.add_argument("name", help="a recipe or a YAML file")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="options to change")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="options to change")
     parser.add_argument("--devices", type=int, required=True, metavar="N", help="devices in all")
     parser.add_argument("--ep", default="", metavar="N,N", help="layouts: devices that share a layer's experts")
     parser.add_argument(
@@ -88,15 +87,11 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         MoekitError: the recipe has mistakes, a layout does not divide the devices or experts.
     """
-    names, overrides = split([args.name, *args.overrides])
-    if len(names) != 1:
-        raise MoekitError(
-            f"moekit plan: expected one name, got {', '.join(names) or 'none'}\n  more: moekit plan --help"
-        )
+    name, overrides = one_name("plan", [args.name, *args.overrides])
     from moekit.planning.request import Request, bytes_of_gib, eps_of, numbers_of, precision_of, shape_of
     from moekit.spec import load
 
-    recipe = load(names[0], overrides)
+    recipe = load(name, overrides)
     batch, sequence = shape_of(recipe)
     request = Request(
         devices=args.devices,
@@ -120,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(plain(plan, advice), indent=2))
     else:
-        print("\n".join(_page(" ".join([names[0], *overrides]), plan, advice, args.explain)))
+        print("\n".join(_page(" ".join([name, *overrides]), plan, advice, args.explain)))
     return 0
 
 

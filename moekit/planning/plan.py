@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from moekit.errors import MoekitError
 from moekit.layer import MoELayer
-from moekit.params import build_on_meta
+from moekit.params import build_on_meta, countable
 from moekit.planning.passing import DTYPES, REST, LayerUse, Pass, measure
 from moekit.planning.request import Request
 from moekit.planning.state import Kind, state_kinds
@@ -169,7 +169,7 @@ class Planner:
         if key not in self._passes:
             tokens = f"{request.batch} x {request.sequence} tokens"
             self.tell(f"a pass over {tokens}, recompute {recompute or 'none'}")
-            try:
+            with countable(f"fewer than {tokens} in a micro-batch"):
                 self._passes[key] = measure(
                     with_recompute(self.recipe.model, recompute),
                     self.recipe.objective,
@@ -177,12 +177,6 @@ class Planner:
                     sequence=request.sequence,
                     precision=request.precision,
                 )
-            except (RuntimeError, TypeError) as error:
-                if "overflow" not in str(error).lower():  # torch's own word for a size beyond 2**63
-                    raise
-                raise MoekitError(
-                    f"some tensor would have 2**63 bytes or more\n  expected fewer than {tokens} in a micro-batch"
-                ) from error
         return self._passes[key]
 
     def _row(self, ep: int, request: Request, seen: Pass, recompute: str) -> Row:

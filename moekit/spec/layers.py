@@ -126,8 +126,14 @@ def _open_recipe(name: str, at: Keys = (), place: Place | None = None) -> Layer:
     try:
         component = current().get("recipe", name)
     except UnknownName as error:
-        near = f"{name}.yaml" if Path(f"{name}.yaml").is_file() else error.problem.nearest
-        raise SpecError([replace(error.problem, at=show(at), source=str(place or ""), nearest=near)]) from None
+        files = (f"{name}.yaml", os.path.join(name, "spec.yaml"))  # a file without its ending; a run's folder
+        near = next((file for file in files if Path(file).is_file()), error.problem.nearest)
+        notes = error.problem.notes
+        if name and Path(name).exists():
+            what = "folder" if Path(name).is_dir() else "file"
+            notes += (f"'{name}' is a {what}; the file of a recipe ends in .yaml",)
+        problem = replace(error.problem, at=show(at), source=str(place or ""), nearest=near, notes=notes)
+        raise SpecError([problem]) from None
     except PluginError as error:
         refuse(str(error), at=at, place=place)
     return _open_file(Path(str(component.target)), f"{component.name}.yaml")

@@ -106,6 +106,7 @@ def test_a_step_as_a_table_of_a_model_without_a_twin(capsys: Captured) -> None:
         (["layer", "smal"], "did you mean 'small'"),
         (["layer", "mixtral"], "for a CPU"),
         (["layer", "deepseek_v3"], "for a CPU"),
+        (["router", "small", "--tokens", "9" * 20], "too large for a CPU"),
         (["layer", "--shape", "8,4"], "expected T,D,H,E,K"),
         (["layer", "small", "--against", "nobody"], "no such peer"),
         (["layer", *TINY, "--explain", "--dispatchers", "loop"], "chooses for itself"),

@@ -22,7 +22,8 @@ from moekit.errors import MoekitError
         ("layer", {"routers": ("topk",)}, "--routers is an option of router, not of layer"),
         ("layer", {"rounds": 0}, "expected --rounds >= 1"),
         ("layer", {"warmup": 0}, "expected --rounds >= 1 and --warmup >= 1"),
-        ("layer", {"threads": -1}, "expected --threads >= 0"),
+        ("layer", {"threads": -1}, "expected --threads from 0"),
+        ("layer", {"threads": 10**11}, "expected --threads from 0"),
         ("layer", {"tokens": 0}, "--tokens >= 1"),
     ],
 )

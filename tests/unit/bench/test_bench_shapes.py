@@ -14,6 +14,7 @@ from moekit.bench.shapes import (
     named,
     parsed,
     refuse_on_cpu,
+    refuse_to_choose,
     refuse_to_move,
     titled,
 )
@@ -88,6 +89,20 @@ def test_what_cannot_be_moved_is_refused_with_a_number_of_tokens_that_can() -> N
     with pytest.raises(MoekitError, match=r"moving its tokens takes 15\.0 GB of 16\.0 GB\n.*--tokens 8192"):
         refuse_to_move("deepseek_v3", SHAPES["deepseek_v3"], 4, memory=16 * GB)
     refuse_to_move("deepseek_v3", SHAPES["deepseek_v3"]._replace(T=8192), 4, memory=16 * GB)
+
+
+@pytest.mark.parametrize("tokens", [10**11, 10**25])
+def test_what_cannot_be_scored_is_refused(tokens: int) -> None:
+    with pytest.raises(MoekitError, match=r"tokens and scores take .* of 16\.0 GB\n.*--tokens 2097152"):
+        refuse_to_choose("small", SHAPES["small"]._replace(T=tokens), memory=16 * GB)
+    refuse_to_choose("small", SHAPES["small"]._replace(T=2097152), memory=16 * GB)
+    for name in FOR_CPU:
+        refuse_to_choose(name, SHAPES[name], memory=16 * GB)
+
+
+def test_a_series_without_a_shape_is_refused() -> None:
+    with pytest.raises(MoekitError, match="asks for K=299 of at most E=256 experts"):
+        grown("wide", Shape(8, 8, 8, 300, 299), "experts")
 
 
 def test_what_is_too_large_is_refused_by_its_weights() -> None:

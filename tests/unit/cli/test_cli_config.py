@@ -94,8 +94,8 @@ def test_diff_of_two_papers_reads_like_history(capsys: Captured, monkeypatch: py
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["print", "a", "b"], "moekit config print: expected one name, got a, b\n"),
-        (["print", "x=1"], "moekit config print: expected one name, got none\n"),
+        (["print", "a", "b"], "moekit config print: expected one name, then key=value, got a, b\n"),
+        (["print", "x=1"], "moekit config print: expected one name, then key=value, got none\n"),
         (["validate", "x=1"], "moekit config validate: expected one name or more, got none\n"),
         (["diff", "a"], "moekit config diff: expected two names, or one name and overrides, got a\n"),
         (["diff", "a", "b", "c"], "moekit config diff: expected two names, or one name and overrides, got a, b, c\n"),

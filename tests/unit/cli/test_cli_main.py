@@ -105,6 +105,14 @@ def test_a_missing_argument(capsys: Captured) -> None:
     )
 
 
+@pytest.mark.parametrize(("verb", "missing"), [("params", "name"), ("plan", "--devices"), ("bench", "what")])
+def test_only_what_must_be_there_is_missing(verb: str, missing: str, capsys: Captured) -> None:
+    """Overrides and names of shapes may be left out."""
+    assert main([verb]) == 2
+    said = capsys.readouterr().err.splitlines()[0]
+    assert said == f"error: moekit {verb}: the following arguments are required: {missing}"
+
+
 def test_arguments_come_from_the_command_line(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["moekit", "--version"])
     assert main() == 0

@@ -94,8 +94,15 @@ def test_overrides(recipe: Path, capsys: Captured) -> None:
 def test_more_than_one_name(recipe: Path, capsys: Captured) -> None:
     assert main(["params", str(recipe), "jacobs1991"]) == 2
     assert capsys.readouterr().err == (
-        f"error: moekit params: expected one name, got {recipe}, jacobs1991\n  more: moekit params --help\n"
+        f"error: moekit params: expected one name, then key=value, got {recipe}, jacobs1991\n"
+        "  more: moekit params --help\n"
     )
+
+
+@pytest.mark.parametrize("dim", [10**12, 10**25])
+def test_a_model_too_large_to_be_counted(dim: int, capsys: Captured) -> None:
+    assert main(["params", "deepseek_v3", f"model.dim={dim}"]) == 2
+    assert "some tensor would have 2**63 bytes or more\n  expected fewer or smaller layers" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ Captured = pytest.CaptureFixture[str]
         (["--devices", "4", "--device-memory", "inf"], "--device-memory inf is out of range"),
         (["--devices", "4", "--device-memory", "-3"], "--device-memory -3 is out of range"),
         (["--devices", "4", "--device-memory", "1e300"], "--device-memory 1e+300 is out of range"),
-        (["glam", "--devices", "4"], "expected one name, got deepseek_v3, glam"),
+        (["glam", "--devices", "4"], "expected one name, then key=value, got deepseek_v3, glam"),
     ],
 )
 def test_mistakes_are_messages(words: list[str], said: str, capsys: Captured) -> None:

@@ -52,7 +52,7 @@ not valid YAML: while parsing a flow sequence, did not find expected ',' or ']'
     "tab": (
         "model:\n\tuse: tower\n",
         r"""
-not valid YAML: while scanning for the next token, found character that cannot start any token
+not valid YAML: a tab, where YAML is indented by spaces
   in tab.yaml, line 2
 """,
     ),

@@ -124,6 +124,17 @@ def test_a_file_with_the_name_is_offered(write: Write) -> None:
     assert caught.value.problems[0].nearest == "mine.yaml"
 
 
+def test_a_folder_or_a_file_of_another_ending_is_no_recipe(write: Write) -> None:
+    write("run/spec.yaml", "extends: small\n")
+    write("mine.yaml.txt", "extends: small\n")
+    for name, what, near in (("run", "folder", str(Path("run", "spec.yaml"))), ("mine.yaml.txt", "file", "")):
+        with pytest.raises(
+            SpecError, match=f"note: '{name}' is a {what}; the file of a recipe ends in .yaml"
+        ) as caught:
+            load(name)
+        assert caught.value.problems[0].nearest == near
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [
