@@ -40,6 +40,8 @@ SHAPES = {
     "vector": (3,), "long": (16,), "idle": (4, 4),
 }  # fmt: skip
 STEPS = 2
+SCALES = (1.0, 0.1, 10.0)
+"""Of gradients: a small one after a large one makes an update that is not clipped."""
 
 
 class Hard(nn.Module):
@@ -82,7 +84,7 @@ def take(model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
         if "idle" in name:
             continue
         g = torch.Generator().manual_seed(100 * step + sum(map(ord, name)))
-        whole = torch.randn(box.global_shape, generator=g, dtype=p.dtype) * 10.0 ** (step % 3 - 1)
+        whole = torch.randn(box.global_shape, generator=g, dtype=p.dtype) * SCALES[step]
         whole *= torch.linspace(0.1, 2, len(whole), dtype=p.dtype).view(-1, *(1,) * (whole.ndim - 1))
         p.grad = torch.zeros_like(p)
         local(p.grad).copy_(whole[region(box.offset, box.sizes)])
