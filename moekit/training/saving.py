@@ -10,7 +10,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 
-from moekit.checkpoints.keeping import Keeping, recover, step_name, step_of, target_of, write_pointer
+from moekit.checkpoints.keeping import Keeping, last_of, recover, step_name, step_of, target_of, write_pointer
 from moekit.errors import SaveError
 from moekit.training.checkpoint import AtomicCheckpointIO
 
@@ -85,6 +85,15 @@ class SaveCheckpoints(Checkpoint):
             raise SaveError(
                 f"{self._failed}\n  it was the last of the run: make room, and go on from the one before it"
             )
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """What ``on_train_start`` does, where nothing was left to train: a kill may have come in the last save.
+
+        Not where an older checkpoint was asked for, and nothing trained: ``last`` stays what it is.
+        """
+        last, start = last_of(self.folder), trainer.ckpt_path
+        if self._saved < 0 and start is not None and last is not None and Path(start).resolve() == last.resolve():
+            self.on_train_start(trainer, pl_module)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Waits for what is being written, whatever ended the run."""

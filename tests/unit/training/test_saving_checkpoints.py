@@ -132,6 +132,19 @@ def test_asynchronous_or_not_the_same_is_saved(recipe: Make, tmp_path: Path) -> 
     assert a["loops"] == b["loops"] and a["lr_schedulers"] == b["lr_schedulers"]
 
 
+def test_a_kill_in_the_last_save_is_made_good_though_nothing_is_left_to_train(recipe: Make, tmp_path: Path) -> None:
+    """It came between ``last`` and ``best``. Who asks for an older checkpoint, and trains nothing, changes nothing."""
+    folder = tmp_path / "checkpoints"
+    best = callback(fit(recipe, tmp_path, 6, checkpoints={"keep": 9})).best_step
+    write_pointer(folder, "best", step_name(2 if best == 4 else 4))
+    (folder / ".best.tmp").write_text("half")
+    fit(recipe, tmp_path, 4, start=folder / step_name(4))
+    assert (folder / ".best.tmp").is_file() and last_of(folder) == folder / step_name(6)
+    fit(recipe, tmp_path, 6, start=folder / step_name(6))
+    assert not list(folder.glob(".*")) and target_of(folder, "best") == folder / step_name(best)
+    assert last_of(folder) == folder / step_name(6) and set(steps_in(folder)) == {2, 4, 6}
+
+
 def test_a_run_that_goes_back_drops_what_came_after(recipe: Make, tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     fit(recipe, tmp_path, 8, checkpoints={"keep": 9})
