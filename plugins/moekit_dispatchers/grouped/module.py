@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple, final
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from moekit.contracts import Dispatched, Dispatcher, ExpertBank, LayerDims
@@ -42,9 +43,11 @@ class GroupedGroups(Groups):
         return y_NH if b_EH is None else y_NH + self.per_row(b_EH)
 
     def per_row(self, p_EX: Tensor) -> Tensor:
-        """``p_NX``: each row its expert's slice; 0 for a row of none."""
-        none_1X = p_EX.new_zeros(1, *p_EX.shape[1:])
-        return torch.cat([p_EX, none_1X]).index_select(0, self.expert_N)
+        """``p_NX``: each row its expert's slice; 0 for a row of none. A slice's gradient is one sum, rounded once."""
+        row_N = torch.arange(self.num_rows, device=self.expert_N.device)
+        own_N = self.expert_N.clamp(max=self.num_experts - 1)  # past the last group: any, for take_rows clears it
+        p_NX: Tensor = take_rows(p_EX.reshape(self.num_experts, -1), own_N, row_N, F.pad(self.end_E.long(), (1, 0)))
+        return p_NX.view(self.num_rows, *p_EX.shape[1:])
 
     def split(self, x_ND: Tensor) -> list[Tensor]:
         """The rows of each expert. Reads the sizes on the host, so it does not compile into one graph."""
