@@ -15,9 +15,11 @@ from test_lit_module import trainer
 from torch import Tensor, nn
 from torch._dynamo import eval_frame
 
-from moekit import Batch, MoekitError, MoELayer
+from moekit import Batch, LossSum, LossTerm, MoekitError, MoELayer
+from moekit.contracts import ExpertBank
+from moekit.groups import Groups, UniformGroups
 from moekit.training import LitMoE
-from moekit.training.diagnosis import _largest
+from moekit.training.diagnosis import Found, _largest
 from moekit.training.suspects import Watch, named_experts
 
 pytestmark = pytest.mark.usefixtures("calm")
@@ -111,6 +113,7 @@ def test_of_experts_that_all_overflow_those_that_a_token_chose_are_named(recipe:
 def test_experts_are_numbered_over_all_ranks(recipe: Make) -> None:
     module = LitMoE(recipe())
     assert named_experts(module.model, EXPERTS, [1, 3]) == f"experts 1, 3 of {EXPERTS}"
+    assert named_experts(module.model, EXPERTS, [0, 1, 2, 3]) == f"experts 0, 1, 2 and 1 more of {EXPERTS}"
     layer_of(module).dispatcher.here = range(4, 8)
     assert named_experts(module.model, EXPERTS, [1]) == f"expert 5 of {EXPERTS}"
 
@@ -179,6 +182,22 @@ def test_a_loss_of_a_layer(recipe: Make) -> None:
     tree = recipe()
     tree["model"]["moe"]["balancers"] = {"load": {"use": "load_balance", "weight": 1e39}}
     assert words(LitMoE(tree)) == "first not finite: the loss 'load' of blocks.1.ffn"
+
+
+def test_a_loss_that_is_no_number_is_no_fault_of_its_layer(recipe: Make) -> None:
+    """What the layer gives on is finite; the loss in its report is looked at by name."""
+    tree = recipe()
+    tree["model"]["moe"]["balancers"] = {"load": {"use": "load_balance", "weight": 0.1}}
+    module = LitMoE(tree)
+    balancer: Any = layer_of(module).balancers["load"]
+    loss = balancer.loss
+
+    def planted(*args: Any, **kwargs: Any) -> LossTerm:
+        term: LossTerm = loss(*args, **kwargs)
+        return replace(term, value=term.value * NAN)
+
+    balancer.loss = planted
+    assert words(module) == "first not finite: the loss 'load' of blocks.1.ffn"
 
 
 def test_what_a_block_adds_up_itself(recipe: Make) -> None:
@@ -269,20 +288,20 @@ def test_the_noise_of_the_step_is_drawn_again(recipe: Make) -> None:
 
 
 def test_the_step_is_run_again_as_it_was_but_not_compiled(recipe: Make) -> None:
-    """The objective is told the same progress; hooks that watch would have every part compiled anew."""
+    """The objective is told the same progress; hooks that watch would have every part compiled anew. No history."""
     module, told = LitMoE(recipe()), []
 
     def plant(_: Any, args: Any, output: Tensor) -> Tensor:
         return output * NAN if module.trainer.global_step == 1 else output
 
     def note(_: Any, args: Any, kwargs: dict[str, float]) -> None:
-        told.append((kwargs["progress"], eval_frame._stance.stance))
+        told.append((kwargs["progress"], eval_frame._stance.stance, torch.is_grad_enabled()))
 
     module.model.get_submodule("head").register_forward_hook(plant)
     module.objective.register_forward_pre_hook(note, with_kwargs=True)
     with pytest.raises(MoekitError, match="step 2: the loss is nan"):
         trainer(4, limit_val_batches=0).fit(module)
-    assert told == [(0.0, "default"), (0.25, "default"), (0.25, "force_eager")]
+    assert told == [(0.0, "default", True), (0.25, "default", True), (0.25, "force_eager", False)]
 
 
 def test_the_loss_that_is_told_is_that_of_a_token(recipe: Make) -> None:
@@ -292,6 +311,47 @@ def test_the_loss_that_is_told_is_that_of_a_token(recipe: Make) -> None:
         trainer(1, limit_val_batches=0).fit(module)
     (loss,) = re.findall(r"the loss is ([0-9.]+), the norm of its gradients nan", str(caught.value))
     assert 4 < float(loss) < 7  # of 256 bytes, all as likely: ln 256 = 5.5
+
+
+def test_the_data_comes_before_every_part(recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks agree on the first place: one whose data is to blame is not outdone by one whose first part then is."""
+    places: list[float] = []
+
+    def agree(found: Found | None, **_: Any) -> Found | None:
+        places.extend([] if found is None else [found.place])
+        return found
+
+    monkeypatch.setattr("moekit.training.diagnosis._agree", agree)
+    batch = Batch(torch.zeros(1, 4, dtype=torch.int64), torch.full((1, 4), NAN))
+    module = LitMoE(recipe())
+    module.objective.forward = lambda output, *_, **__: LossSum(  # type: ignore[method-assign]
+        total=output.y.sum() * NAN, count=torch.tensor(4)
+    )
+    assert words(module, batch) == "first not finite: the data: its inputs or targets are not finite"
+    assert places == [-1]
+
+
+class Listed(ExpertBank):
+    """Two experts that are modules of their own."""
+
+    num_experts, out_dim = 2, 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.each = nn.ModuleList(nn.Linear(3, 3) for _ in range(2))
+
+    def forward(self, x_ND: Tensor, groups: Groups) -> Tensor:
+        return torch.cat([expert(x_nD) for expert, x_nD in zip(self.each, groups.split(x_ND), strict=True)])
+
+
+def test_a_bank_is_asked_as_a_whole_whatever_it_is_made_of() -> None:
+    """The modules inside know no number of an expert over all ranks."""
+    model = nn.ModuleDict({"experts": Listed()})
+    with torch.no_grad():
+        model["experts"].each[1].weight.fill_(3e38)
+    with Watch(model) as watch:
+        model["experts"](torch.ones(4, 3), UniformGroups(2, 4))
+    assert watch.order == ["experts"] and watch.found.startswith("expert 1 of experts (")
 
 
 def test_the_largest_gradient_may_be_negative() -> None:

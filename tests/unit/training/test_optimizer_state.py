@@ -42,3 +42,11 @@ def test_a_state_of_more_or_fewer_parameters_is_refused(bias: bool) -> None:
     other = trained(nn.Linear(3, 3, bias=not bias), ["weight"] if bias else ["weight", "bias"])
     with pytest.raises(CheckpointError, match=r"the optimizer's state is of other parameters: bias$"):
         other.load_state_dict(saved)
+
+
+def test_of_many_other_parameters_a_few_are_named() -> None:
+    names = [f"{i}.{kind}" for i in range(4) for kind in ("weight", "bias")]
+    model = nn.Sequential(*(nn.Linear(2, 2) for _ in range(4)))
+    saved = trained(nn.Linear(3, 3), ["weight", "bias"]).state_dict()
+    with pytest.raises(CheckpointError, match=r"other parameters: 0.bias, 0.weight, 1.bias, .*, and 5 more$"):
+        trained(model, names).load_state_dict(saved)
