@@ -33,6 +33,8 @@ def main(argv: "Sequence[str] | None" = None) -> int:
         of the output has gone. Set ``MOEKIT_DEBUG=1`` to see tracebacks.
     """
     args = sys.argv[1:] if argv is None else list(argv)
+    if argv is None and (sys.stdout is None or sys.stderr is None):
+        _open_closed()
     if argv is None and hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a terminal without a letter shows '?', and the command goes on
     try:
@@ -67,6 +69,14 @@ examples:
   moekit train deepseek_v3 model.moe.router.top_k=4      train a recipe with one option changed
   moekit config diff deepseek_v3 jacobs1991              how two papers differ
 """
+
+
+def _open_closed() -> None:
+    """Where a shell has closed stdout or stderr (``>&-``) Python has none: what is written goes nowhere."""
+    import os
+
+    sys.stdout = sys.stdout or open(os.devnull, "w")
+    sys.stderr = sys.stderr or open(os.devnull, "w")
 
 
 def _dispatch(args: "list[str]") -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import gc
 import io
+import subprocess
 import sys
 
 import pytest
@@ -170,6 +171,17 @@ def test_a_reader_that_has_gone_is_no_error(capsys: Captured, monkeypatch: pytes
         patch.setattr(sys, "stdout", Gone())
         assert main(["--help"]) == 141
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("words", "code"), [("show topk", 0), ("shwo topk", 2)])
+def test_a_closed_stdout_or_stderr(words: str, code: int) -> None:
+    """As ``moekit ... >&-`` has it: no traceback, and no message in the other stream."""
+    for closed in (">&-", "2>&-"):
+        command = f"exec {sys.executable} -m moekit {words} {closed}"
+        done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+        assert done.returncode == code
+        assert bool(done.stdout) == (code == 0 and closed == "2>&-")
+        assert done.stderr.startswith("error: unknown verb") if code and closed == ">&-" else not done.stderr
 
 
 @pytest.mark.parametrize("words", [["ls"], ["ls", "nothing"], ["--help"]])
