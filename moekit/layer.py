@@ -64,7 +64,15 @@ class MoELayer(nn.Module):
 
     @classmethod
     def from_spec(cls, spec: MoE, dim: int, out_dim: int = 0) -> MoELayer:
-        """Builds the layer that a spec describes, for tokens of width ``dim``."""
+        """Builds the layer that a spec describes, for tokens of width ``dim``.
+
+        Raises:
+            TypeError: ``spec`` is no ``MoE``, but a mapping or a name.
+        """
+        given: object = spec  # whatever its caller's types say
+        if not isinstance(given, MoE):
+            kind = type(given).__name__
+            raise TypeError(f"{kind} is no spec of a layer; expected MoE(router=..., ...), or load(recipe).model.moe")
         dims = LayerDims(dim=dim, num_experts=spec.experts.count, out_dim=out_dim)
         dispatcher = build(spec.dispatcher, dims)
         held = dims.num_experts if dispatcher.here is None else len(dispatcher.here)

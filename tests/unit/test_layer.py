@@ -182,3 +182,9 @@ def test_modules_become_a_bank() -> None:
     y = bank(x, UniformGroups(2, 6))
     experts = list(bank.experts)  # type: ignore[arg-type]
     torch.testing.assert_close(y, torch.cat([experts[0](x[:3]), experts[1](x[3:])]))
+
+
+@pytest.mark.parametrize("given", [{"router": {"use": "topk"}}, "deepseek_v3", None])
+def test_what_is_no_spec_of_a_layer(given: object) -> None:
+    with pytest.raises(TypeError, match="is no spec of a layer; expected MoE"):
+        MoELayer.from_spec(given, dim=8)  # type: ignore[arg-type]
