@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from fake_ranks import as_rank
 from ranks import run_forked, run_ranks
 
 from moekit.contracts import LayerDims
@@ -19,7 +21,7 @@ from moekit.testing.routings import some_routing
 from moekit_dispatchers.auto import Auto
 from moekit_dispatchers.capacity import Capacity
 from moekit_dispatchers.device_capacity import DeviceCapacity
-from moekit_dispatchers.expert_parallel import ExpertParallel
+from moekit_dispatchers.expert_parallel import ExpertParallel, module
 from moekit_dispatchers.expert_parallel.exchange import received
 from moekit_dispatchers.grouped import Grouped
 from moekit_dispatchers.loop import Loop
@@ -54,6 +56,28 @@ def test_one_process_is_the_local_dispatcher(local: DispatcherSpec) -> None:
         out, plain = (d(x_TD, routing, layer.experts, num_sequences=sequences) for d in (layer.dispatcher, whole))
         assert torch.equal(out.y_TO, plain.y_TO)
         assert int(out.dropped) == int(plain.dropped) == int(layer.dispatcher.limit(routing, sequences)[1])
+
+
+@pytest.mark.parametrize("local", [Loop(), Capacity(factor=0.6)], ids=str)
+def test_what_computes_here_is_built_for_the_experts_here(
+    local: DispatcherSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What drops sees all experts; what computes those of this rank, and drops nothing a second time."""
+    given: list[tuple[DispatcherSpec, LayerDims]] = []
+
+    def noted(spec: DispatcherSpec, dims: LayerDims) -> Any:
+        given.append((spec, dims))
+        return build(spec, dims)
+
+    monkeypatch.setattr(module, "build", noted)
+    with as_rank(3):
+        dispatcher = build(ExpertParallel(size=2, local=local), LayerDims(dim=6, num_experts=8, out_dim=5))
+    assert dispatcher.here == range(4, 8)
+    computes = local if local.dropless else Auto()
+    assert given[:2] == [
+        (local, LayerDims(dim=6, num_experts=8, out_dim=5)),
+        (computes, LayerDims(dim=6, num_experts=4, out_dim=5)),
+    ]
 
 
 def test_claims_are_those_of_the_local_dispatcher() -> None:
