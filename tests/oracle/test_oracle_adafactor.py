@@ -12,8 +12,8 @@ from moekit.registry import build
 from moekit_optimizers.adafactor import Adafactor
 from moekit_optimizers.adafactor.naive import Memory, naive_adafactor
 
-SCALES = (1.0, 1e-5, 30.0, 0.0, 1e-9)
-"""Of gradients, from step to step; the last are below the first epsilon."""
+SCALES = (1e-20, 1e-9, 1.0, 1e-5, 30.0, 0.0)
+"""Of gradients, from step to step; the first are so small that the first epsilon bounds V, or the mean of V."""
 
 
 class Some(nn.Module):
