@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+from lightning.pytorch.plugins import HalfPrecision
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 
@@ -47,6 +48,20 @@ def test_gradients_of_half_precision_are_added_up_in_fp32(dtype: torch.dtype, mo
     assert (cut, ep, device) == (model, 2, "cpu")
     assert policy.reduce_dtype == (torch.float32 if dtype in (torch.bfloat16, torch.float16) else None)
     assert policy.param_dtype is None
+
+
+def test_a_model_has_the_trainers_precision_before_it_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its dtype says how gradients are added up, and a parameter that is in shards is no longer to be exchanged."""
+    seen: list[Any] = []
+    monkeypatch.setattr(
+        "moekit.parallel.strategy.shard", lambda model, *args: seen.append((model.weight.dtype, args[-1].reduce_dtype))
+    )
+    strategy = ShardedStrategy(Sharded())
+    strategy.parallel_devices = [torch.device("cpu")]
+    strategy.cluster_environment = cast(Any, SimpleNamespace(local_rank=lambda: 0))
+    strategy.precision_plugin = HalfPrecision("bf16-true")
+    strategy.shard(cast(Model, nn.Linear(2, 2)))
+    assert seen == [(torch.bfloat16, torch.float32)]
 
 
 def test_every_rank_samples_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
