@@ -35,7 +35,7 @@ LONG: dict[str, str] = {}
 
 NO_ORACLE = {
     "moekit_data": "reads files; there is no equation",
-    "moekit_optimizers": "torch's own optimizers, but for adafactor; schedules are closed forms, tested at their corners",
+    "moekit_optimizers": "torch's own, but for adafactor; schedules are closed forms, tested at their corners",
     "moekit_dispatchers/loop": "is the oracle of the other dispatchers, and has one of its own in tests",
     "moekit_dispatchers/auto": "chooses among the others",
     "moekit_dispatchers/fused": "its oracle is the loop dispatcher beside it",
