@@ -72,7 +72,7 @@ def read(text: str, source: str, *, lines: bool = True, prefix: Keys = ()) -> Tr
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark is not None and lines else 0
         said = ", ".join(part for part in (error.context, error.problem) if part)
-        if mark is not None and text.split("\n")[mark.line][mark.column :].startswith("\t"):
+        if mark is not None and text.startswith("\t", mark.index):
             said = "a tab, where YAML is indented by spaces"
         refuse(f"not valid YAML: {said}", at=prefix, place=Place(source, line))
     except yaml.YAMLError as error:

@@ -16,7 +16,6 @@ from moekit.errors import MoekitError
 from moekit.parallel.late import Late, PieceByPiece, late
 from moekit.parallel.sharding import local, shard, spread_layers, tensors_of
 from moekit.parallel.strategy import ShardedStrategy, laid_out
-from moekit.registry import current
 from moekit.spec.recipe import Recipe
 from moekit.spec.sharding import Sharded
 from moekit.training.building import build_model, build_seeded, build_uncut
@@ -26,7 +25,6 @@ from moekit_experts.glu.module import GluExperts
 from moekit_routers.topk import TopK
 from moekit_routers.topk.module import TopKRouter
 
-TINY = [c.name for c in current().components("recipe") if c.plugin == "papers" and load(c.name).data is not None]
 DRAWS_ITSELF = "jacobs1991"
 
 
@@ -61,8 +59,8 @@ def test_a_rank_has_the_same_weights_drawn_before_and_after_it_is_cut(ep: int, r
         assert_same(RECIPE, ep)
 
 
-@pytest.mark.parametrize("name", sorted({*TINY} - {DRAWS_ITSELF}))
-def test_every_recipe_can_be_drawn_late(name: str) -> None:
+@pytest.mark.parametrize("name", ["deepseek_v3", "glam", "st_moe", "shazeer2017-h"])
+def test_every_kind_of_model_can_be_drawn_late(name: str) -> None:
     with as_rank(1):
         assert_same(load(name), 1)
 
