@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from moekit.contracts import ExpertBank, Init, Router
 from moekit.layer import MoELayer
-from moekit.seeds import seed_of
+from moekit.seeds import seed_of, seed_torch
 
 
 class Owned(NamedTuple):
@@ -81,7 +81,7 @@ def _draw(module: nn.Module, init: Init, seed: int, hand: Hand, name: str, first
     if isinstance(module, ExpertBank):
         _draw_experts(module, init, seed, hand, name, first)
         return
-    torch.manual_seed(seed_of(seed, name))
+    seed_torch(seed_of(seed, name))
     if isinstance(module, Router):
         _stand_in(_owned(module, name), hand, lambda: module.init_weights(init))
         return
@@ -110,12 +110,12 @@ def _draw_experts(bank: ExpertBank, init: Init, seed: int, hand: Hand, name: str
     """
     owned = _owned(bank, name)
     if any(o.parameter.ndim < 1 or o.parameter.shape[0] != bank.num_experts for o in owned):
-        torch.manual_seed(seed_of(seed, name))
+        seed_torch(seed_of(seed, name))
         _stand_in(owned, hand, lambda: bank.init_weights(init))
         return
     for e in range(bank.num_experts):
         if any(hand.wants(o, e) for o in owned):
-            torch.manual_seed(seed_of(seed, name, first + e))
+            seed_torch(seed_of(seed, name, first + e))
             _stand_in(owned, hand, lambda: bank.init_weights(init), e)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from moekit.component import Component
 from moekit.contracts import LayerDims
+from moekit.seeds import seed_torch
 from moekit.spec.fields import Spec
 from moekit.spec.kinds import ExpertSpec
 
@@ -122,7 +123,7 @@ def require_finite(tensor: Tensor | None, what: str) -> None:
 def seeded(seed: int) -> Iterator[None]:
     """Draws inside are those of ``seed``; the caller's generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        seed_torch(seed)
         yield
 
 

@@ -12,6 +12,7 @@ from moekit.contracts import Model
 from moekit.parallel.late import Late, late
 from moekit.parallel.strategy import ShardedStrategy, laid_out
 from moekit.registry import build
+from moekit.seeds import seed_torch
 from moekit.spec.recipe import Recipe
 
 
@@ -38,7 +39,7 @@ def build_uncut(recipe: Recipe, strategy: ShardedStrategy) -> tuple[Model, Late]
 def build_seeded(spec: Any, seed: int) -> Any:
     """Builds a spec with torch's generator at ``seed``, in fp32, and puts both back."""
     with torch.random.fork_rng(devices=[]), _fp32():
-        torch.manual_seed(seed)
+        seed_torch(seed)
         return build(spec)
 
 

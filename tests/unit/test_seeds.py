@@ -5,11 +5,12 @@ from __future__ import annotations
 import random
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moekit.seeds import draw_seed, seed_all, seed_of
+from moekit.seeds import draw_seed, seed_all, seed_of, seed_torch
 
 
 @given(st.lists(st.integers(-(2**70), 2**70) | st.text(max_size=9), min_size=1, max_size=4))
@@ -44,3 +45,19 @@ def test_one_seed_sets_every_generator() -> None:
     assert draw() != drawn
     seed_all(2**40 + 5)
     assert draw() == drawn
+
+
+def test_torch_is_seeded_as_its_own_function_does() -> None:
+    torch.manual_seed(2**62 + 5)
+    expected = torch.rand(3)
+    seed_torch(2**62 + 5)
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_device_that_is_there_is_seeded_too(there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeded: list[int] = []
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: there)
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    seed_torch(3)
+    assert seeded == [3] * there
