@@ -13,6 +13,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -68,14 +69,18 @@ def tree(path: Path) -> ast.Module:
 
 
 def imports(path: Path, *, top: bool = False) -> Iterator[str]:
-    """Every module that a file imports, relative imports resolved; with ``top``, only when it is itself imported."""
+    """Every module that a file imports, relative imports resolved; with ``top``, only when it is itself imported.
+
+    What it takes from a module is named below it, for that may be a module too.
+    """
     package = module_name(path).split(".") if path.name == "__init__.py" else module_name(path).split(".")[:-1]
     for node in tree(path).body if top else ast.walk(tree(path)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             up = package[: len(package) - node.level + 1] if node.level else []
-            yield ".".join([*up, *([node.module] if node.module else [])])
+            source = ".".join([*up, *([node.module] if node.module else [])])
+            yield from (source, *(f"{source}.{alias.name}" for alias in node.names))
 
 
 def modules() -> list[str]:
@@ -127,6 +132,21 @@ def test_torch_free_rooms_import_no_torch() -> None:
     assert len(found) > 60
 
 
+def test_nothing_imports_in_a_circle() -> None:
+    """So it is no matter what is imported first."""
+    names = {module_name(path): path for path in FILES}
+    graph: dict[str, set[str]] = {}
+    for name, path in names.items():
+        taken = {other for other in imports(path, top=True) if other in names}
+        around = {
+            other for other in taken if name.startswith(f"{other}.") and any(t.startswith(f"{other}.") for t in taken)
+        }
+        graph[name] = taken - around - {name}  # a module may take others from the package that both are in
+    assert sum(len(others) for others in graph.values()) > 3 * len(graph)
+    TopologicalSorter(graph).prepare()  # a circle is told, and with it who is in it
+
+
+@pytest.mark.slow
 def test_every_module_imports_alone() -> None:
     roots = {name.partition(".")[0] for path in FILES for name in imports(path, top=True)}
     libraries = sorted(r for r in roots if r and not r.startswith("moekit") and r not in sys.stdlib_module_names)
