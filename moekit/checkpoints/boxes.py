@@ -68,6 +68,11 @@ def box_of(name: str, tensor: DTensor) -> Box:
     return Box(name, tuple(tensor.shape), tuple(offset) if local.numel() else (0,) * local.dim(), local)
 
 
+def held_box(name: str, tensor: Tensor) -> Box:
+    """What this process holds of a tensor: its piece of a ``DTensor``, all of any other."""
+    return box_of(name, tensor) if isinstance(tensor, DTensor) else whole_box(name, tensor)
+
+
 def meet(offset: Place, sizes: Place, other_offset: Place, other_sizes: Place) -> tuple[Place, Place] | None:
     """The offset and sizes of what two boxes have in common; None where that is nothing."""
     starts = tuple(map(max, offset, other_offset))

@@ -94,8 +94,7 @@ class Manifest:
             CheckpointError: naming the first that differs, in the order of ``names``.
         """
         with ThreadPoolExecutor(min(AT_ONCE, os.cpu_count() or 1)) as threads:  # hashing lets other threads run
-            for _ in threads.map(lambda name: self._check_sum(directory / name), names):
-                pass  # results come in order, so that the first error is that of the first file
+            list(threads.map(lambda name: self._check_sum(directory / name), names))  # in order: so is the first error
 
     def _check_sum(self, path: Path) -> None:
         try:

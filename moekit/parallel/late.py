@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from moekit.checkpoints.boxes import Box, box_of, meet, region, whole_box
+from moekit.checkpoints.boxes import Box, held_box, meet, region
 from moekit.contracts import Init
 from moekit.contracts.experts import ModuleExperts
 from moekit.errors import MoekitError
@@ -139,8 +139,7 @@ class PieceByPiece(Hand):
 
 
 def _box(owned: Owned) -> Box:
-    p = owned.parameter.detach()
-    return box_of(owned.name, p) if isinstance(p, DTensor) else whole_box(owned.name, p)
+    return held_box(owned.name, owned.parameter.detach())
 
 
 def _common(owned: Owned, expert: int | None) -> tuple[tuple[int, ...], tuple[int, ...]] | None:

@@ -15,7 +15,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
-from moekit.checkpoints.boxes import Box, box_of, whole_box
+from moekit.checkpoints.boxes import Box, held_box
 from moekit.contracts import Model
 from moekit.errors import MoekitError
 from moekit.layer import MoELayer
@@ -156,7 +156,7 @@ def _first_experts(module: nn.Module) -> Mapping[nn.Parameter, tuple[int, int]]:
 
 
 def _box(name: str, tensor: Tensor, of_experts: tuple[int, int] | None) -> Box:
-    box = box_of(name, tensor) if isinstance(tensor, DTensor) else whole_box(name, tensor)
+    box = held_box(name, tensor)
     if of_experts is None:
         return box
     first, count = of_experts
