@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+from moekit.compat import shard_bounds
 
 Place = tuple[int, ...]
 """A point of a tensor, or the sizes of a box: a number for each dimension."""
@@ -61,11 +62,11 @@ def box_of(name: str, tensor: DTensor) -> Box:
     The mesh must be all there is to know: a plain tensor of *different* values on each rank, such as the experts that a
     rank keeps, is no ``DTensor`` over them, and needs a ``Box`` of its own.
     """
-    sizes, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+    sizes, offset = shard_bounds(tensor)
     local = tensor.to_local()
-    if tuple(local.shape) != tuple(sizes):
-        raise ValueError(f"{name}: the local part is {tuple(local.shape)}, its placement says {tuple(sizes)}")
-    return Box(name, tuple(tensor.shape), tuple(offset) if local.numel() else (0,) * local.dim(), local)
+    if tuple(local.shape) != sizes:
+        raise ValueError(f"{name}: the local part is {tuple(local.shape)}, its placement says {sizes}")
+    return Box(name, tuple(tensor.shape), offset if local.numel() else (0,) * local.dim(), local)
 
 
 def held_box(name: str, tensor: Tensor) -> Box:

@@ -6,11 +6,12 @@ sends gradients, and nothing that is received is ever unpickled.
 
 from __future__ import annotations
 
-from datetime import timedelta
 from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
+
+from moekit.compat import timeout_of
 
 _groups: WeakKeyDictionary[dist.ProcessGroup, dist.ProcessGroup] = WeakKeyDictionary()
 
@@ -50,8 +51,7 @@ def all_ranks() -> Ranks:
         return Ranks()
     if everyone not in _groups:
         # They wait as long as the run does, and not as long as torch would have them.
-        timeout: timedelta = everyone._get_backend(everyone._device_types[0]).options._timeout
-        made = dist.new_group(backend="gloo", timeout=timeout)
+        made = dist.new_group(backend="gloo", timeout=timeout_of(everyone))
         assert isinstance(made, dist.ProcessGroup)
         _groups[everyone] = made
     return Ranks(_groups[everyone])

@@ -17,6 +17,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from moekit.checkpoints.boxes import Box, held_box, meet, region
+from moekit.compat import replace_tensors
 from moekit.contracts import Init
 from moekit.contracts.experts import ModuleExperts
 from moekit.errors import MoekitError
@@ -93,7 +94,7 @@ def give_memory(model: nn.Module, device: torch.device) -> None:
                 made.setdefault(p, nn.Parameter(torch.empty_like(p, device=device), p.requires_grad))
                 setattr(module, own, made[p])
     # FSDP2 hears of it in this way alone; a DTensor stays the object that it is, so that what is tied stays tied.
-    model._apply(lambda t: torch.empty_like(t, device=device) if t.is_meta else t)  # type: ignore[no-untyped-call]
+    replace_tensors(model, lambda t: torch.empty_like(t, device=device) if t.is_meta else t)
 
 
 class PieceByPiece(Hand):

@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
+from moekit.compat import timeout_of
+
 WORLD = "world"
 REPLICA, EXPERT = "replica", "expert"
 
@@ -95,7 +97,7 @@ def _make(everyone: dist.ProcessGroup, ep: int, device_type: str) -> DeviceMesh:
     if not ep:
         return DeviceMesh.from_group(everyone, device_type, mesh=line, mesh_dim_names=(WORLD,))
     table = line.reshape(-1, ep)
-    timeout: timedelta = everyone._get_backend(torch.device(device_type)).options._timeout
+    timeout = timeout_of(everyone, torch.device(device_type))
     groups = [_own_group(lines.tolist(), timeout) for lines in (table.T, table)]
     return DeviceMesh.from_group(groups, device_type, mesh=table, mesh_dim_names=(REPLICA, EXPERT))
 

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from moekit.compat import foreach_norm
 from moekit.parallel.sharding import local, spread_layers
 
 
@@ -43,6 +44,6 @@ def _squares(some: list[nn.Parameter], among: list[nn.Parameter]) -> Tensor:
     device = among[0].device if among else torch.device("cpu")
     total = torch.zeros((), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
     for (_, dtype), grads in by_kind.items():
-        norms = torch._foreach_norm(grads, 2.0, dtype=torch.promote_types(dtype, torch.float32))
+        norms = foreach_norm(grads, torch.promote_types(dtype, torch.float32))
         total += torch.stack(norms).to(total.device, total.dtype).square().sum()
     return total

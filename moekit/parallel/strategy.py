@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from moekit.checkpoints.boxes import copy_into
 from moekit.checkpoints.reading import Handle, open_checkpoint
 from moekit.checkpoints.tree import fill
+from moekit.compat import init_process_group
 from moekit.contracts import Model
 from moekit.errors import CheckpointError, Problem, SpecError
 from moekit.parallel.late import Late
@@ -52,7 +53,7 @@ class ShardedStrategy(ModelParallelStrategy):
 
     def setup_environment(self) -> None:
         """Makes the process group, and the mesh of all ranks."""
-        self._setup_distributed()
+        init_process_group(self)
         self._device_mesh = world_mesh(self.root_device.type)
 
     @property
@@ -87,7 +88,7 @@ class ShardedStrategy(ModelParallelStrategy):
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """What this rank holds of an optimizer's state, as boxes."""
-        inner = optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
+        inner = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
         return inner.state_dict()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:

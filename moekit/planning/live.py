@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
+
+from moekit.compat import TorchDispatchMode, storage_id, tree_iter
 
 
 class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -31,14 +31,14 @@ class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
         self.skips: Callable[[Tensor], bool] = lambda tensor: False
         self._outside = [tensor.untyped_storage() for tensor in outside]  # held, so that no number is given out twice
-        self._seen: dict[int, Any] = {storage._cdata: None for storage in self._outside}
-        self._banks = {bank.untyped_storage()._cdata for bank in banks}
+        self._seen: dict[int, Any] = {storage_id(storage): None for storage in self._outside}
+        self._banks = {storage_id(bank.untyped_storage()) for bank in banks}
         self.copies: dict[int, int] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Runs the operator, and looks at what came out."""
         out = func(*args, **(kwargs or {}))
-        copied = func is torch.ops.aten._to_copy.default and args[0].untyped_storage()._cdata in self._banks
+        copied = func is torch.ops.aten._to_copy.default and storage_id(args[0].untyped_storage()) in self._banks
         for tensor in tree_iter(out):
             if isinstance(tensor, Tensor):
                 self._take(tensor, copied)
@@ -46,7 +46,7 @@ class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _take(self, tensor: Tensor, copied: bool) -> None:
         storage = tensor.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
+        key, size = storage_id(storage), storage.nbytes()
         if key in self._seen:
             return
         if copied:
@@ -81,7 +81,7 @@ class Kept:
         self.by_place: dict[str, int] = {}
         self.copied = 0
         self._copies = copies
-        self._outside = {tensor.untyped_storage()._cdata for tensor in outside}
+        self._outside = {storage_id(tensor.untyped_storage()) for tensor in outside}
         self._held: dict[int, Tensor] = {}  # held, so that no number is given out twice
 
     def hooks(self) -> torch.autograd.graph.saved_tensors_hooks:
@@ -94,7 +94,7 @@ class Kept:
 
     def _pack(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        key = storage._cdata
+        key = storage_id(storage)
         if key not in self._outside and key not in self._held:
             self._held[key] = tensor
             if key in self._copies:

@@ -9,8 +9,8 @@ from typing import Any, Final, cast
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
+from moekit.compat import HOST_READS, FakeTensorMode
 from moekit.contracts import Batch, Model
 from moekit.errors import MoekitError
 from moekit.layer import MoELayer
@@ -27,7 +27,6 @@ REST = "the rest"
 IN_PLACE = "grouped"
 """The dispatcher that is planned where a recipe's reads loads on the host, as those for CPUs do. It keeps no less."""
 
-READS = (DataDependentOutputException, DynamicOutputShapeException)
 DTYPES: Final[Mapping[str, tuple[torch.dtype, torch.dtype | None]]] = {
     "32-true": (torch.float32, None),
     "bf16-mixed": (torch.float32, torch.bfloat16),
@@ -93,13 +92,13 @@ def measure(spec: ModelSpec, objective: ObjectiveSpec | None, *, batch: int, seq
     """
     try:
         return _without_storage(spec, objective, batch, sequence, precision)
-    except READS:
+    except HOST_READS:
         pass
     grouped = current().get("dispatcher", IN_PLACE).spec
     carried = replace_all(spec, DispatcherSpec, lambda _: cast(DispatcherSpec, grouped()))
     try:
         return replace(_without_storage(carried, objective, batch, sequence, precision), instead=IN_PLACE)
-    except READS as error:
+    except HOST_READS as error:
         raise MoekitError(
             f"{type(spec).__name__} cannot be planned: a part of it reads numbers on the host, and a plan has none\n"
             f"  {error}\n  expected a model that runs on tensors without storage, whatever its dispatcher"

@@ -144,7 +144,7 @@ def state_of(module: nn.Module) -> dict[str, Any]:
     """Everything a module could remember in: parameters, buffers, and plain attributes with values."""
     state: dict[str, Any] = {}
     for path, part in module.named_modules():
-        own: dict[str, Any] = {**part._parameters, **part._buffers}
+        own: dict[str, Any] = dict([*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)])
         own |= {k: v for k, v in vars(part).items() if not k.startswith("_") and k != "training"}
         for name, value in own.items():
             key = f"{path}.{name}".lstrip(".")

@@ -9,6 +9,7 @@ from typing import Any
 import lightning as L
 from torch import Tensor
 
+from moekit.compat import trainer_of
 from moekit.contracts import Batch, Data, Model, ModelOutput, Objective
 from moekit.errors import DataError
 from moekit.parallel.strategy import ShardedStrategy
@@ -64,7 +65,7 @@ class Built(L.LightningModule):
     @property
     def is_built(self) -> bool:
         """Whether there is a model yet."""
-        return "model" in self._modules
+        return any(name == "model" for name, _ in self.named_children())
 
     def build(self) -> None:
         """Builds the whole model, unless there is one."""
@@ -76,7 +77,8 @@ class Built(L.LightningModule):
         if self._configured:
             return
         self._configured = True
-        strategy = None if self._trainer is None else self._trainer.strategy
+        trainer = trainer_of(self)
+        strategy = None if trainer is None else trainer.strategy
         if isinstance(strategy, ShardedStrategy):
             model, waiting = build_uncut(self.recipe, strategy)
             self._hold(model)

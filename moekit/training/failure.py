@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
-import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import lightning as L
 import torch.distributed as dist
-from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.utilities import rank_zero_only
 
+from moekit.compat import kill_started_processes
 from moekit.errors import MoekitError, Problem, SpecError, nearest
 from moekit.ranks import several_ranks
 from moekit.spec.recipe import Recipe, plural
@@ -126,8 +125,7 @@ def lost_rank(error: Exception) -> bool:
 
 def end_started(trainer: L.Trainer) -> None:
     """Ends the processes that Lightning has started from this one: one that hangs would outlive it, with its memory."""
-    if isinstance(launcher := trainer.strategy.launcher, _SubprocessScriptLauncher):
-        launcher.kill(signal.SIGKILL)
+    kill_started_processes(trainer.strategy.launcher)
 
 
 def unknown_metric(name: str, known: Sequence[str]) -> SpecError:

@@ -24,6 +24,7 @@ from torch import Tensor
 import moekit
 from moekit.checkpoints.reading import Handle
 from moekit.checkpoints.tree import fill
+from moekit.compat import trainer_of
 from moekit.contracts import Batch, LossSum
 from moekit.errors import CheckpointError
 from moekit.parallel.strategy import ShardedStrategy
@@ -205,7 +206,7 @@ class LitMoE(Built):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes the data's state back now, the clock when training starts."""
         self._restored = checkpoint.get("moekit")
-        if self._restored is not None and self._trainer is not None:
+        if self._restored is not None and trainer_of(self) is not None:
             recount(checkpoint, self.trainer.accumulate_grad_batches)
         if self._restored is not None and self.data is not None:
             self.data.load_state(self._restored["data"])

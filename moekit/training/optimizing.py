@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor
 
+from moekit.compat import resume_schedule
 from moekit.contracts import Model
 from moekit.registry import build
 from moekit.spec.recipe import Recipe
@@ -40,10 +41,7 @@ class ByStep(torch.optim.lr_scheduler.LambdaLR):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes it back. The optimizer has its state already: its rates, and those they began with."""
-        self.last_epoch = int(state_dict["step"])
-        self._step_count = self.last_epoch + 1
-        self.base_lrs = [group["initial_lr"] for group in self.optimizer.param_groups]
-        self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
+        resume_schedule(self, int(state_dict["step"]))
 
 
 def split_by_layout(optimizer: torch.optim.Optimizer) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from moekit.compat import loop_counters
 from moekit.errors import CheckpointError
 
 
@@ -22,13 +23,12 @@ def recount(checkpoint: dict[str, Any], accumulate: int) -> None:
     was = int(checkpoint["moekit"]["accumulate"])
     if was == accumulate:
         return
-    counts = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-    for part in ("total", "current"):
-        for key, count in counts[part].items():
+    for counters in loop_counters(checkpoint):
+        for key, count in counters.items():
             steps, rest = divmod(count, was)
             if rest:
                 raise CheckpointError(
                     f"it was saved within a step of {was} micro-batches, and cannot go on with {accumulate}\n"
                     f"  trainer.accumulate_grad_batches={was} goes on with it"
                 )
-            counts[part][key] = steps * accumulate
+            counters[key] = steps * accumulate

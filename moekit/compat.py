@@ -1,0 +1,102 @@
+"""Private interfaces of torch and Lightning that moekit uses: all of them are here, each with what it is for.
+
+A new version of torch or Lightning may change any of them. ``tests/unit/test_compat.py`` has a test for each, and a
+test that the rest of the source uses none. They were seen to work in torch 2.12 to 2.15 and Lightning 2.6.0 to 2.6.6,
+which is also what ``pyproject.toml`` allows; ``moekit --version --verbose`` prints what is installed beside it.
+
+One private method is overridden and not called: ``nn.Module._apply``, by ``moekit.contracts.Balancer``.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterable, Sequence
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+__all__ = ["FakeTensorMode", "TorchDispatchMode", "tree_iter"]
+
+HOST_READS = (DataDependentOutputException, DynamicOutputShapeException)
+"""What a ``FakeTensorMode`` raises where code reads a number, or a size that depends on one."""
+
+
+# ---- torch ----------------------------------------------------------------------------------------------------------
+
+
+def shard_bounds(tensor: DTensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The shape of this rank's shard of a ``DTensor``, and its offset in the whole tensor."""
+    shape, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+    return tuple(shape), tuple(offset)
+
+
+def timeout_of(group: dist.ProcessGroup, device: torch.device | None = None) -> timedelta:
+    """How long the collectives of a process group wait for other ranks.
+
+    Args:
+        group: any process group.
+        device: whose backend is asked; the group's first when left out.
+    """
+    options = group._get_backend(device or group._device_types[0]).options
+    timeout: timedelta = options._timeout
+    return timeout
+
+
+def storage_id(storage: torch.UntypedStorage) -> int:
+    """A number that identifies a storage, also that of a fake tensor, for as long as the storage exists."""
+    number: int = storage._cdata
+    return number
+
+
+def foreach_norm(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """0-d: the 2-norm of each tensor, taken in ``dtype``; one call for tensors of one device and dtype."""
+    return list(torch._foreach_norm(list(tensors), 2.0, dtype=dtype))
+
+
+def replace_tensors(module: nn.Module, make: Callable[[Tensor], Tensor]) -> None:
+    """Replaces every parameter and buffer by ``make`` of it, in the one way that FSDP2 notices."""
+    module._apply(make)  # type: ignore[no-untyped-call]
+
+
+def resume_schedule(schedule: torch.optim.lr_scheduler.LambdaLR, step: int) -> None:
+    """Sets a schedule to a step, without changing the rates of its optimizer, which has been restored already."""
+    groups = schedule.optimizer.param_groups
+    schedule.last_epoch = step
+    schedule._step_count = step + 1
+    schedule.base_lrs = [group["initial_lr"] for group in groups]
+    schedule._last_lr = [group["lr"] for group in groups]
+
+
+# ---- Lightning ------------------------------------------------------------------------------------------------------
+
+
+def init_process_group(strategy: Any) -> None:
+    """Creates the process group of a ``ModelParallelStrategy``, with the backend of its device and its timeout."""
+    strategy._setup_distributed()
+
+
+def trainer_of(module: Any) -> Any:
+    """The ``Trainer`` that a ``LightningModule`` is attached to; None without one, where ``module.trainer`` raises."""
+    return module._trainer
+
+
+def kill_started_processes(launcher: object) -> None:
+    """Kills the processes that Lightning has started from this one; nothing where something else started them."""
+    from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+
+    if isinstance(launcher, _SubprocessScriptLauncher):
+        launcher.kill(signal.SIGKILL)
+
+
+def loop_counters(checkpoint: dict[str, Any]) -> Iterable[dict[str, int]]:
+    """The counters of micro-batches in what Lightning saves of its training loop, to be changed in place."""
+    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    return progress["total"], progress["current"]

@@ -1,0 +1,167 @@
+"""Each private interface of torch and Lightning that ``moekit.compat`` uses still does what it is used for."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+import torch.distributed as dist
+from fake_ranks import WORLD, as_rank
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
+
+from moekit import compat
+
+ROOT = Path(__file__).parents[2]
+SOURCES = [p for folder in ("moekit", "plugins") for p in (ROOT / folder).rglob("*.py") if p.name != "compat.py"]
+NOT_THEIRS = {"_replace", "_asdict", "_fields", "_option_string_actions", "_to_copy"}
+"""Public methods of named tuples, an attribute of argparse, and an operator of torch that has this name."""
+
+
+def defined(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            yield node.attr
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+
+
+def private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+def test_only_compat_uses_private_interfaces_of_other_packages() -> None:
+    """By name: a private attribute that no file of ours defines, or an import of a private module or name."""
+    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in SOURCES}
+    ours = {name for tree in trees.values() for name in defined(tree)} | NOT_THEIRS
+    found = set()
+    for path, tree in trees.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and private(node.attr) and node.attr not in ours:
+                found.add(f"{path.relative_to(ROOT)}:{node.lineno}: .{node.attr}")
+            if isinstance(node, ast.ImportFrom) and node.level == 0 and not (node.module or "").startswith("moekit"):
+                names = [*(node.module or "").split("."), *(alias.name for alias in node.names)]
+                found |= {f"{path.relative_to(ROOT)}:{node.lineno}: {name}" for name in names if private(name)}
+    assert found == set()
+
+
+def test_the_bounds_of_a_shard_are_those_of_its_tensor() -> None:
+    with as_rank(1):
+        mesh = init_device_mesh("cpu", (WORLD,))
+        tensor = distribute_tensor(torch.arange(20.0).reshape(10, 2), mesh, [Shard(0)], src_data_rank=None)
+        assert compat.shard_bounds(tensor) == ((3, 2), (3, 0))
+        assert torch.equal(tensor.to_local(), torch.arange(20.0).reshape(10, 2)[3:6])
+
+
+def test_the_timeout_of_a_process_group_is_the_one_it_was_made_with(tmp_path: Path) -> None:
+    dist.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1, timeout=timedelta(0, 7)
+    )
+    try:
+        assert dist.group.WORLD is not None
+        assert compat.timeout_of(dist.group.WORLD) == timedelta(seconds=7)
+        assert compat.timeout_of(dist.group.WORLD, torch.device("cpu")) == timedelta(seconds=7)
+    finally:
+        dist.destroy_process_group()
+
+
+def test_views_share_the_id_of_their_storage_also_without_memory() -> None:
+    with compat.FakeTensorMode():
+        x, y = torch.zeros(4), torch.zeros(4)
+        assert compat.storage_id(x[1:].untyped_storage()) == compat.storage_id(x.untyped_storage())
+        assert compat.storage_id(x.untyped_storage()) != compat.storage_id(y.untyped_storage())
+
+
+@pytest.mark.parametrize("read", [lambda x: x.item(), lambda x: x.nonzero()], ids=["a number", "a size"])
+def test_fake_tensors_refuse_to_be_read_on_the_host(read: object) -> None:
+    with compat.FakeTensorMode(), pytest.raises(compat.HOST_READS):
+        read(torch.ones(()))  # type: ignore[operator]
+
+
+def test_a_dispatch_mode_sees_every_operator() -> None:
+    seen = []
+
+    class Watch(compat.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    with Watch():
+        torch.ones(2).mul(3)
+    assert seen == ["aten.ones.default", "aten.mul.Tensor"]
+    assert list(compat.tree_iter({"a": [1, (2,)]})) == [1, 2]
+
+
+def test_norms_of_many_tensors_are_their_own() -> None:
+    tensors = [torch.tensor([3.0, 4.0], dtype=torch.bfloat16), torch.tensor([[5.0], [12.0]], dtype=torch.bfloat16)]
+    norms = compat.foreach_norm(tensors, torch.float32)
+    assert [(float(norm), norm.dtype) for norm in norms] == [(5.0, torch.float32), (13.0, torch.float32)]
+
+
+def test_every_parameter_and_buffer_is_replaced() -> None:
+    module = nn.BatchNorm1d(2, device="meta")
+    compat.replace_tensors(module, lambda t: torch.full_like(t, 7, device="cpu"))
+    assert all((t == 7).all() for t in [*module.parameters(), *module.buffers()])
+
+
+def test_a_resumed_schedule_keeps_the_optimizer_s_rates_and_goes_on_from_its_step() -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=8.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
+    optimizer.param_groups[0]["lr"] = 1.0
+    compat.resume_schedule(schedule, 3)
+    assert schedule.last_epoch == 3
+    assert optimizer.param_groups[0]["lr"] == schedule.get_last_lr()[0] == 1.0
+    optimizer.step()
+    schedule.step()
+    assert optimizer.param_groups[0]["lr"] == 0.5
+
+
+def test_a_module_is_asked_for_its_trainer_without_an_error() -> None:
+    module, trainer = L.LightningModule(), L.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
+    assert compat.trainer_of(module) is None
+    module.trainer = trainer
+    assert compat.trainer_of(module) is trainer
+
+
+def test_processes_that_lightning_started_are_killed() -> None:
+    from lightning.fabric.plugins.environments import LightningEnvironment
+    from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+
+    launcher = _SubprocessScriptLauncher(LightningEnvironment(), num_processes=1, num_nodes=1)
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    launcher.procs = [process]
+    compat.kill_started_processes(launcher)
+    assert process.wait(timeout=10) < 0
+    compat.kill_started_processes(None)
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:The number of training batches")
+def test_the_counters_of_lightning_s_loop_are_in_its_checkpoint() -> None:
+    class Tiny(L.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(1, 1)
+
+        def training_step(self, batch: torch.Tensor) -> torch.Tensor:
+            return self.layer(batch).sum()
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    trainer = L.Trainer(
+        logger=False, enable_checkpointing=False, accelerator="cpu", max_epochs=1, accumulate_grad_batches=2,
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(Tiny(), torch.utils.data.DataLoader(torch.ones(6, 1)))
+    total, current = compat.loop_counters({"loops": {"fit_loop": trainer.fit_loop.state_dict()}})
+    assert total["completed"] == current["completed"] == 6
