@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import gc
 import io
+import platform
 import subprocess
 import sys
+from importlib import metadata
 
 import pytest
+import torch
 
 import moekit
 from moekit import cli
@@ -64,6 +67,21 @@ def test_a_verb_has_a_page(verb: str, words: str, capsys: Captured) -> None:
 def test_version(capsys: Captured) -> None:
     assert main(["--version"]) == main(["-V"]) == 0
     assert capsys.readouterr().out == f"moekit {moekit.__version__}\n" * 2
+
+
+def test_a_verbose_version_lists_what_is_installed_beside_what_was_tested(capsys: Captured) -> None:
+    assert main(["--version", "--verbose"]) == 0
+    first, blank, header, *rows = capsys.readouterr().out.splitlines()
+    assert (first, blank, header.split()) == (f"moekit {moekit.__version__}", "", ["installed", "tested", "with"])
+    table = {row.split()[0]: row.split()[1] for row in rows}
+    assert table["python"] == platform.python_version()
+    assert table["torch"] == torch.__version__
+    assert table["pluggy"] == metadata.version("pluggy")
+
+
+def test_a_version_takes_no_other_argument(capsys: Captured) -> None:
+    assert main(["--version", "--verbos"]) == 2
+    assert "moekit --version takes no '--verbos'\n  expected nothing, or --verbose" in capsys.readouterr().err
 
 
 def test_an_unknown_verb(capsys: Captured) -> None:

@@ -1,0 +1,74 @@
+"""``.ci/tested.py``: versions that the suite was run on, in README and in ``moekit --version --verbose``."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import platform
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+REPORT = (
+    '<testsuites><testsuite tests="9" failures="1" errors="1" skipped="2"/>'
+    '<testsuite tests="3" failures="0" errors="0" skipped="0"/></testsuites>'
+)
+
+
+@pytest.fixture
+def tested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The script, with a README and a list of its own."""
+    spec = importlib.util.spec_from_file_location("tested", ROOT / ".ci" / "tested.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    (tmp_path / "README.md").write_text("before\n<!-- tested: how -->\nold\n<!-- /tested -->\nafter\n")
+    monkeypatch.setattr(module, "README", tmp_path / "README.md")
+    monkeypatch.setattr(module, "TESTED", tmp_path / "tested.json")
+    return module
+
+
+def cell(python: str, torch: str, failed: int = 0) -> dict[str, Any]:
+    return dict.fromkeys(("lightning", "omegaconf", "pluggy", "numpy", "triton"), "1") | {
+        "python": python, "torch": torch, "passed": 1234, "failed": failed,
+    }  # fmt: skip
+
+
+def test_a_run_is_recorded_with_its_versions_and_counts(tested: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "report.xml").write_text(REPORT)
+    tested.main("record", str(tmp_path / "report.xml"), str(tmp_path / "cell.json"))
+    found = json.loads((tmp_path / "cell.json").read_text())
+    assert (found["python"], found["passed"], found["failed"]) == (platform.python_version(), 8, 2)
+
+
+def test_a_new_run_replaces_that_of_the_same_minor_versions(tested: ModuleType) -> None:
+    tested.write([cell("3.12.1", "2.15.0"), cell("3.9.1", "2.15.0")])
+    tested.write([cell("3.12.4", "2.15.1")])
+    assert [c["python"] for c in json.loads(tested.TESTED.read_text())] == ["3.9.1", "3.12.4"]
+    readme = tested.README.read_text()
+    assert "| 3.12.4 | 2.15.1 | 1 | 1 | 1 | 1 | 1 | 1,234 |" in readme
+    assert readme.startswith("before\n<!-- tested: how -->\n| Python |") and readme.endswith(
+        "<!-- /tested -->\nafter\n"
+    )
+
+
+def test_a_check_names_what_is_not_in_the_table_what_failed_and_an_old_readme(tested: ModuleType) -> None:
+    tested.write([cell("3.12.1", "2.15.0")])
+    assert tested.check([cell("3.12.7", "2.15.3")]) == ""
+    tested.README.write_text(tested.README.read_text().replace("1,234", "9,999"))
+    assert tested.check([cell("3.13.0", "2.15.0", failed=3)]).splitlines() == [
+        "Python 3.13.0 with torch 2.15.0 is not in moekit/tested.json",
+        "README's table is not that of moekit/tested.json",
+        "Python 3.13.0 with torch 2.15.0: 3 tests failed",
+    ]
+
+
+def test_readme_has_the_table_of_the_package(tested: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tested, "README", ROOT / "README.md")
+    monkeypatch.setattr(tested, "TESTED", ROOT / "moekit" / "tested.json")
+    cells = json.loads(tested.TESTED.read_text(encoding="utf-8"))
+    assert tested.check(cells) == ""
+    assert all(c["passed"] > 1000 and c["failed"] == 0 for c in cells)
