@@ -59,7 +59,7 @@ moekit: Mixture-of-Experts as plugins. A paper is a YAML file that names its rou
 
 usage: moekit <verb> [arguments]
        moekit <verb> --help
-       moekit --version
+       moekit --version [--verbose]
 
 verbs:
 {verbs}
@@ -87,10 +87,9 @@ def _dispatch(args: "list[str]") -> int:
         sys.stdout.write(first_page())
         return 0
     if verb in ("-V", "--version"):
-        from moekit import __version__
+        from moekit.cli import version
 
-        sys.stdout.write(f"moekit {__version__}\n")
-        return 0
+        return version.run(args[1:])
     import gc
 
     collects = gc.isenabled()
