@@ -8,6 +8,8 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
+import torch
+
 
 def live(log: str, work: Callable[[], int]) -> NoReturn:
     """Prints to the end of ``log``, works, and ends the process, which never returns to what its parent was doing.
@@ -19,6 +21,7 @@ def live(log: str, work: Callable[[], int]) -> NoReturn:
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
+    torch.set_num_threads(1)  # renews the thread pool in this thread: two that autograd starts would race to do it
     code = 1
     try:
         code = work()

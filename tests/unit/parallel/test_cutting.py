@@ -47,6 +47,7 @@ FFN = "blocks.1.ffn"
 PARTS = (f"{FFN}.router.", f"{FFN}.experts.", f"{FFN}.shared.")
 
 
+@pytest.mark.filterwarnings("ignore:FSDP2-wrapped module .* returned a view tensor")
 @pytest.mark.parametrize(
     ("ep", "units", "experts"),
     [
