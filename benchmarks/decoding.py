@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import torch
 
 from moekit import Model, build, load
-from moekit.training.generate import sample
+from moekit.inference.generate import sample
 
 PROMPT = 16
 

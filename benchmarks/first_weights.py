@@ -17,11 +17,11 @@ import torch
 import torch.distributed as dist
 
 from moekit import load
-from moekit.parallel.late import late
+from moekit.parallel.deferred_init import late
 from moekit.parallel.sharding import local, shard
 from moekit.parallel.strategy import laid_out
 from moekit.spec.sharding import Sharded
-from moekit.training.building import build_seeded
+from moekit.training.build import build_seeded
 
 
 def peak() -> float:

@@ -25,8 +25,8 @@ from moekit.planning.plan import Planner
 from moekit.planning.request import Request
 from moekit.spec.recipe import Recipe
 from moekit.training import LitMoE
-from moekit.training.folder import RunFolder
-from moekit.training.trainer import make_trainer, quiet
+from moekit.training.run.folder import RunFolder
+from moekit.training.run.prepare import make_trainer, quiet
 
 WORLDS = (1, 2, 4)
 HELD, BATCH, SEQUENCE = 16, 8, 128

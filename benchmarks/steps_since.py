@@ -151,7 +151,7 @@ def work(threads: int, words: list[str]) -> None:
     warnings.filterwarnings("ignore", module=r"lightning\..*")
     torch.set_num_threads(threads)
     with suppress(ImportError):  # what this tree's `moekit train` begins with; the foundation's did not
-        from moekit.training.allocator import keep_freed_memory
+        from moekit.training.run.allocator import keep_freed_memory
 
         keep_freed_memory()
     module = LitMoE(load(words[0], words[1:]))

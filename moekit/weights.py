@@ -52,7 +52,7 @@ class Hand:
 
 
 put_off: ContextVar[Callable[[nn.Module, Init, int], None] | None] = ContextVar("put_off", default=None)
-"""Takes the place of drawing where a model is laid out before its weights are drawn (``moekit.parallel.late``)."""
+"""Replaces initialisation where a model is sharded before it is initialised (``moekit.parallel.deferred_init``)."""
 
 
 def init_weights(module: nn.Module, init: Init, seed: int) -> None:

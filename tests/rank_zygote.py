@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from forked import live
 
-import moekit.training.run
+import moekit.training.run.train
 
 
 def rank(order: dict[str, Any], number: int, reading: int) -> int:
@@ -58,7 +58,7 @@ def lead(order: dict[str, Any]) -> int:
 
 
 if __name__ == "__main__":
-    assert moekit.training.run.train
+    assert moekit.training.run.train.train
     torch.set_num_threads(1)
     for line in sys.stdin:
         leader = os.fork()

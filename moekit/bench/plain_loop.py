@@ -19,7 +19,7 @@ from moekit.bench.trained import STEPS, Runner, medians
 from moekit.contracts import Batch, Data
 from moekit.spec import to_plain
 from moekit.spec.recipe import Recipe
-from moekit.training.sampling import batch_at
+from moekit.training.data import batch_at
 
 
 @dataclass(frozen=True, kw_only=True)

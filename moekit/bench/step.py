@@ -16,9 +16,9 @@ from moekit.bench.step_result import StepComparison
 from moekit.bench.timing import rotated
 from moekit.bench.trained import RecipeRunner, Runner
 from moekit.spec.recipe import Compare, Recipe
-from moekit.training.failure import FOR_A_RUN, refuse_untrainable
-from moekit.training.trainer import quiet
-from moekit.training.twin import dense_recipe
+from moekit.training.health.policy import FOR_A_RUN, refuse_untrainable
+from moekit.training.run.dense_baseline import dense_recipe
+from moekit.training.run.prepare import quiet
 
 
 def compare_steps(title: str, recipe: Recipe, settings: Settings, *, against: Sequence[str] = ()) -> StepComparison:

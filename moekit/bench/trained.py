@@ -16,11 +16,11 @@ from moekit.bench.step_result import StepRow
 from moekit.bench.stopwatch import OUTSIDE, Stopwatch
 from moekit.bench.timing import clock_for, ratio
 from moekit.spec.recipe import Recipe
-from moekit.training.folder import RunFolder
-from moekit.training.logs import LoadHistory, RunLog
+from moekit.training.data import batch_at
 from moekit.training.module import LitMoE
-from moekit.training.sampling import batch_at
-from moekit.training.trainer import make_trainer, trainer_options
+from moekit.training.run.folder import RunFolder
+from moekit.training.run.metrics_log import LoadHistory, RunLog
+from moekit.training.run.prepare import make_trainer, trainer_options
 
 STEPS: Final = 5
 """Optimizer steps of a round: one that is not timed, then plain ones, and a last one that logs (if anything does)."""

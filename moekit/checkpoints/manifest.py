@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import moekit
-from moekit.checkpoints.tensorfile import Digest, digest_of
+from moekit.checkpoints.safetensors_file import Digest, digest_of
 from moekit.errors import CheckpointError
 
 FORMAT = 1

@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moekit.checkpoints.boxes import Place, meet, region
-from moekit.checkpoints.keeping import POINTERS, step_of, steps_in, target_of
 from moekit.checkpoints.manifest import MANIFEST, Manifest
-from moekit.checkpoints.tensorfile import DTYPES, TensorFile
+from moekit.checkpoints.pointers import POINTERS, step_of, steps_in, target_of
+from moekit.checkpoints.safetensors_file import DTYPES, TensorFile
 from moekit.checkpoints.tree import decode, fill
 from moekit.checkpoints.writing import STATE
 from moekit.errors import CheckpointError
+from moekit.shards.shard import Place, meet, region
 
 
 @dataclass(frozen=True)

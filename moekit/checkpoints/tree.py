@@ -15,8 +15,8 @@ from typing import Any
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from moekit.checkpoints.boxes import Box, box_of, whole_box
 from moekit.errors import CheckpointError
+from moekit.shards.shard import Box, box_of, whole_box
 
 
 @dataclass(frozen=True)

@@ -26,14 +26,14 @@ from typing import Any, TypeVar
 import torch
 
 from moekit.checkpoints.background import Background
-from moekit.checkpoints.boxes import Box
-from moekit.checkpoints.keeping import Keeping, last_of, remove, sync_directory, temporary
 from moekit.checkpoints.manifest import Manifest, write_file
-from moekit.checkpoints.planning import Plan, make_plan
-from moekit.checkpoints.tensorfile import Digest, write_tensors
-from moekit.checkpoints.together import Ranks, all_ranks
+from moekit.checkpoints.pointers import Keeping, last_of, remove, sync_directory, temporary
+from moekit.checkpoints.process_group import Ranks, all_ranks
+from moekit.checkpoints.safetensors_file import Digest, write_tensors
 from moekit.checkpoints.tree import encode
+from moekit.checkpoints.write_plan import Plan, make_plan
 from moekit.errors import CheckpointError, SaveError
+from moekit.shards.shard import Box
 
 STATE = "state.json"
 Result = TypeVar("Result")

@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Writes the file, and says how large it is and its sha256."""
-    from moekit.training.export import export
+    from moekit.inference.export import export
 
     path, digest, elements = export(args.run, Path(args.out) if args.out else None, Path(args.runs))
     print(f"{elements:,} numbers, {digest.size:,} bytes, sha256 {digest.sha256}\n{path}")

@@ -45,8 +45,8 @@ def run(args: argparse.Namespace) -> int:
 
     import torch
 
-    from moekit.training.generate import DEFAULT_CONTEXT, answer, load_run, sample, stream
-    from moekit.training.trainer import quiet
+    from moekit.inference.generate import DEFAULT_CONTEXT, answer, load_run, sample, stream
+    from moekit.training.run.prepare import quiet
 
     with quiet():
         module = load_run(args.run, Path(args.out))

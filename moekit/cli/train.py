@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
         overrides = ([args.recipe] if args.recipe else []) + overrides
         if strays := [text for text in overrides if "=" not in text]:
             raise MoekitError(f"--resume takes the recipe from the run: '{strays[0]}' is no option=value")
-        from moekit.training.folder import RunFolder
+        from moekit.training.run.folder import RunFolder
 
         resume = RunFolder.find(args.resume, root)
         recipe = load(resume.spec, overrides)
@@ -49,8 +49,8 @@ def run(args: argparse.Namespace) -> int:
     else:
         recipe = load(args.recipe, overrides)  # mistakes are told before torch and Lightning are imported
 
-    from moekit.training.allocator import keep_freed_memory
-    from moekit.training.run import train
+    from moekit.training.run.allocator import keep_freed_memory
+    from moekit.training.run.train import train
 
     keep_freed_memory()  # before the first large array
 

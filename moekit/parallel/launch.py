@@ -17,8 +17,8 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.utilities import rank_zero_only
 
+from moekit.distributed import several_ranks
 from moekit.errors import MoekitError
-from moekit.ranks import several_ranks
 
 PATIENCE = timedelta(minutes=10)
 """How long the others wait for the first process to say its word."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
 
-from moekit.checkpoints.boxes import Box, Place
+from moekit.shards.shard import Box, Place
 
 
 @runtime_checkable

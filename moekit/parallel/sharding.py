@@ -15,13 +15,13 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
-from moekit.checkpoints.boxes import Box, held_box
 from moekit.contracts import Model
 from moekit.errors import MoekitError
 from moekit.layer import MoELayer
 from moekit.parallel.cut import cut_of
 from moekit.parallel.mesh import REPLICA, mesh_of, world_mesh
 from moekit.parallel.reduced import reduced_by, reduced_place
+from moekit.shards.shard import Box, held_box
 
 
 def shard(model: Model, ep: int, device_type: str, policy: MixedPrecisionPolicy | None = None) -> None:

@@ -14,16 +14,16 @@ from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.optim import Optimizer
 
-from moekit.checkpoints.boxes import copy_into
 from moekit.checkpoints.reading import Handle, open_checkpoint
 from moekit.checkpoints.tree import fill
 from moekit.compat import init_process_group
 from moekit.contracts import Model
 from moekit.errors import CheckpointError, Problem, SpecError
-from moekit.parallel.late import Late
+from moekit.parallel.deferred_init import Late
 from moekit.parallel.mesh import world_mesh
 from moekit.parallel.sharding import shard, tensors_of
 from moekit.registry import current
+from moekit.shards.shard import copy_into
 from moekit.spec.fields import ConflictError, Spec
 from moekit.spec.kinds import DispatcherSpec, MoE
 from moekit.spec.recipe import Recipe

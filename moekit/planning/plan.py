@@ -10,11 +10,11 @@ from typing import Any, cast
 from moekit.errors import MoekitError
 from moekit.layer import MoELayer
 from moekit.params import build_on_meta, countable
-from moekit.planning.passing import DTYPES, REST, LayerUse, Pass, measure
+from moekit.planning.activations import DTYPES, REST, LayerUse, Pass, measure
+from moekit.planning.communication import Wire, wire_of
+from moekit.planning.optimizer_bytes import Kind, state_kinds
 from moekit.planning.request import Request
-from moekit.planning.state import Kind, state_kinds
-from moekit.planning.weights import Layout, Weight, gathered, kept, optimizer_bytes, weights_of
-from moekit.planning.wire import Wire, wire_of
+from moekit.planning.weight_bytes import Layout, Weight, gathered, kept, optimizer_bytes, weights_of
 from moekit.registry import current
 from moekit.spec.kinds import ModelSpec, MoE, OptimizerSpec
 from moekit.spec.recipe import Recipe

@@ -12,16 +12,16 @@ from moekit.lazy import lazy_exports
 if TYPE_CHECKING:
     from moekit.training.balance import BalanceStep as BalanceStep
     from moekit.training.balance import StepLoad as StepLoad
-    from moekit.training.checkpoint import AtomicCheckpointIO as AtomicCheckpointIO
+    from moekit.training.checkpoint_io import AtomicCheckpointIO as AtomicCheckpointIO
+    from moekit.training.data import StepLoader as StepLoader
     from moekit.training.module import LitMoE as LitMoE
-    from moekit.training.sampling import StepLoader as StepLoader
 
 _MODULE_OF = {
-    "AtomicCheckpointIO": "moekit.training.checkpoint",
+    "AtomicCheckpointIO": "moekit.training.checkpoint_io",
     "BalanceStep": "moekit.training.balance",
     "LitMoE": "moekit.training.module",
     "StepLoad": "moekit.training.balance",
-    "StepLoader": "moekit.training.sampling",
+    "StepLoader": "moekit.training.data",
 }
 
 __getattr__, __dir__, __all__ = lazy_exports(__name__, _MODULE_OF)

@@ -6,12 +6,12 @@ import torch
 from torch.distributed.fsdp import FSDPModule
 
 from moekit.contracts import Data, Model
-from moekit.parallel.gathering import gather
 from moekit.parallel.sharding import tensors_of
-from moekit.training.building import build_model
+from moekit.shards.gather import gather
+from moekit.training.build import build_model
 from moekit.training.built import Built
+from moekit.training.data import batch_at
 from moekit.training.readings import sums_of
-from moekit.training.sampling import batch_at
 
 
 def metric_names(module: Built) -> list[str]:

@@ -26,8 +26,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from moekit.contracts import LayerReport
+from moekit.distributed import several_ranks
 from moekit.layer import MoELayer
-from moekit.ranks import several_ranks
 
 
 @dataclass(frozen=True, kw_only=True)

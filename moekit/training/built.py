@@ -18,12 +18,12 @@ from moekit.spec import load, to_plain
 from moekit.spec.recipe import Recipe
 from moekit.spec.sharding import sharded_of
 from moekit.training.balance import BalanceStep
-from moekit.training.building import build_model, build_seeded, build_uncut, compile_parts
-from moekit.training.failure import refuse_untrainable
-from moekit.training.optimizer_step import OptimizerStep
-from moekit.training.optimizing import optimizer_of
-from moekit.training.sampling import StepLoader, ValidationShare
-from moekit.training.start import StartingPoint
+from moekit.training.build import build_model, build_seeded, build_uncut, compile_parts
+from moekit.training.data import StepLoader, ValidationShare
+from moekit.training.health.policy import refuse_untrainable
+from moekit.training.optim import optimizer_of
+from moekit.training.run.start import StartingPoint
+from moekit.training.step import OptimizerStep
 
 DEFAULT_STEPS = 1000
 

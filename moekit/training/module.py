@@ -32,16 +32,16 @@ from moekit.seeds import seed_all
 from moekit.spec.recipe import Recipe
 from moekit.training.balance import StepLoad
 from moekit.training.built import Built
-from moekit.training.checkpoint import read_checkpoint
-from moekit.training.diagnosis import Micro
-from moekit.training.failure import LeftOut
+from moekit.training.checkpoint_io import read_checkpoint
+from moekit.training.data import noise_seed
 from moekit.training.gradients import clip, clip_values
-from moekit.training.meter import ratios
-from moekit.training.optimizer_step import Finished, Precision
+from moekit.training.health.diagnosis import Micro
+from moekit.training.health.policy import LeftOut
+from moekit.training.metrics import ratios
 from moekit.training.pace import Pace
 from moekit.training.readings import load_readings, logs_now, progress, reached
 from moekit.training.recounting import recount
-from moekit.training.sampling import noise_seed
+from moekit.training.step import Finished, Precision
 from moekit.training.validation import Validation
 
 

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from moekit.checkpoints.boxes import Box, Place, region
 from moekit.checkpoints.reading import Handle
 from moekit.errors import CheckpointError
 from moekit.parallel.reduced import reduced_by, reduced_place
 from moekit.parallel.sharding import shards_of, state_shards_of
+from moekit.shards.shard import Box, Place, region
 
 SHOWN = 5  # names in a message
 State = dict[str, Any]

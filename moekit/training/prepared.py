@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import lightning as L
 
 from moekit.checkpoints.reading import Checkpoint
-from moekit.training.folder import RunFolder
-from moekit.training.interrupt import StopOnInterrupt
-from moekit.training.logs import LoadHistory, RunLog
+from moekit.training.callbacks.interrupt import StopOnInterrupt
 from moekit.training.module import LitMoE
+from moekit.training.run.folder import RunFolder
+from moekit.training.run.metrics_log import LoadHistory, RunLog
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from moekit.contracts import LayerReport, LossSum
 from moekit.observe.load import max_violation
 from moekit.spec.recipe import Stop
 from moekit.training.balance import StepLoad
-from moekit.training.failure import unknown_metric
+from moekit.training.health.policy import unknown_metric
 
 if TYPE_CHECKING:
     import lightning as L

@@ -9,9 +9,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from moekit.contracts import LayerReport, LossSum
+from moekit.distributed import several_ranks
 from moekit.observe.load import max_violation
-from moekit.ranks import several_ranks
-from moekit.training.meter import Meter, ratios
+from moekit.training.metrics import Meter, ratios
 from moekit.training.readings import sums_of
 
 

@@ -35,7 +35,7 @@ from moekit import registry
 from moekit.cli import main
 from moekit.spec import validate
 from moekit.spec.recipe import KINDS, Recipe, plural
-from moekit.testing.checks_router import check_padding_nan
+from moekit.testing.checks.router import check_padding_nan
 
 TOP = Path(__file__).parents[2]
 PAGES = [TOP / "README.md", TOP / "CONTRIBUTING.md", *sorted((TOP / "docs").glob("*.md"))]

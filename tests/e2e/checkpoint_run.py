@@ -13,8 +13,8 @@ import lightning as L
 
 from moekit.spec import load
 from moekit.training import LitMoE
-from moekit.training.folder import RunFolder
-from moekit.training.trainer import make_trainer, quiet
+from moekit.training.run.folder import RunFolder
+from moekit.training.run.prepare import make_trainer, quiet
 
 TINY = [
     "model.dim=16", "model.depth=2", "model.ffn.hidden=16", "model.mtp=null", "model.moe.experts.count=8",

@@ -13,8 +13,8 @@ import torch
 
 from moekit import Batch, Data, MoELayer
 from moekit.training import LitMoE
-from moekit.training.sampling import ValidationShare
-from moekit.training.trainer import quiet
+from moekit.training.data import ValidationShare
+from moekit.training.run.prepare import quiet
 
 SIZES = (1, 3, 2, 4, 2, 1)  # of micro-batches, two a step
 HELD_OUT = 3  # batches to validate on: two ranks get two and one

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from moekit.checkpoints.reading import open_checkpoint
-from moekit.training.folder import RunFolder
+from moekit.training.run.folder import RunFolder
 
 RECIPE = """\
 schema: 1

@@ -20,8 +20,8 @@ from torch import Tensor
 from moekit.parallel.sharding import local
 from moekit.spec import load
 from moekit.training import LitMoE
-from moekit.training.folder import RunFolder
-from moekit.training.trainer import make_trainer, quiet
+from moekit.training.run.folder import RunFolder
+from moekit.training.run.prepare import make_trainer, quiet
 
 
 def size(tensors: list[Tensor]) -> int:

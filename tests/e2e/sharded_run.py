@@ -19,14 +19,14 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from moekit import Batch, Source
-from moekit.checkpoints.boxes import Box
-from moekit.parallel.gathering import gather
 from moekit.parallel.sharding import local, shards_of, tensors_of
+from moekit.shards.gather import gather
+from moekit.shards.shard import Box
 from moekit.spec import load
 from moekit.spec.recipe import Recipe
 from moekit.training import LitMoE
-from moekit.training.folder import RunFolder
-from moekit.training.trainer import make_trainer, quiet
+from moekit.training.run.folder import RunFolder
+from moekit.training.run.prepare import make_trainer, quiet
 
 VOCAB = 48
 PAIRS = (

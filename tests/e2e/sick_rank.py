@@ -18,8 +18,8 @@ from moekit import MoekitError, MoELayer
 from moekit.parallel.sharding import local
 from moekit.spec import load
 from moekit.training import LitMoE
-from moekit.training.folder import RunFolder
-from moekit.training.trainer import make_trainer, quiet
+from moekit.training.run.folder import RunFolder
+from moekit.training.run.prepare import make_trainer, quiet
 
 EXPERT = 5  # of 8; of two ranks that share them, the second holds it
 NAN = float("nan")

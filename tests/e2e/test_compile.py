@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from moekit.training.trainer import quiet
+from moekit.training.run.prepare import quiet
 from tests.e2e import sharded_run
 from tests.ranks import run_ranks
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from faults import Zygote, assert_same, only_run, prepare, saved
 
-from moekit.training.logs import read_metrics
+from moekit.training.run.metrics_log import read_metrics
 
 OFTEN = ["trainer.val_check_interval=4", "trainer.limit_val_batches=1", "--no-compare"]
 

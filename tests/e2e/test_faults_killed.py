@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from faults import Zygote, assert_same, only_run, prepare, saved
 
-from moekit.training.folder import RunFolder
+from moekit.training.run.folder import RunFolder
 
 pytestmark = pytest.mark.slow
 OFTEN = ["trainer.val_check_interval=4", "trainer.limit_val_batches=1", "--no-compare"]

@@ -11,7 +11,7 @@ import pytest
 from faults import only_run, prepare, saved
 from ranks import run
 
-from moekit.training.logs import read_metrics
+from moekit.training.run.metrics_log import read_metrics
 
 SCRIPT = Path(__file__).with_name("lost_rank.py")
 STEPS, KILLED = 10, 7  # saved after every third

@@ -12,7 +12,7 @@ from faults import only_run, prepare, saved
 from ranks import run
 from test_faults_lost_rank import NOBODY, SCRIPT, batches
 
-from moekit.training.logs import read_metrics
+from moekit.training.run.metrics_log import read_metrics
 
 STEPS, TOLD = 10, 7  # saved after every third
 WITHIN = 120  # s, from the last micro-batch to the end of all processes, on a machine that is busy

@@ -11,7 +11,7 @@ import torch
 
 from moekit.checkpoints.reading import open_checkpoint
 from moekit.cli import main
-from moekit.training.folder import RunFolder
+from moekit.training.run.folder import RunFolder
 
 RECIPE = """\
 schema: 1

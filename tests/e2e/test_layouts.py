@@ -14,7 +14,7 @@ from ranks import run_forked, run_ranks
 from torch import Tensor
 
 from moekit.checkpoints.reading import is_whole, open_checkpoint
-from moekit.training.generate import load_run
+from moekit.inference.generate import load_run
 
 SCRIPT = Path(__file__).with_name("checkpoint_run.py")
 Stage = dict[str, Any]

@@ -12,9 +12,9 @@ from sharded_run import SMALL
 
 from moekit import load
 from moekit.parallel.traffic import COUNT_BYTES
+from moekit.planning.communication import Wire
 from moekit.planning.plan import Planner
 from moekit.planning.request import Request
-from moekit.planning.wire import Wire
 
 RUN = Path(__file__).with_name("planning_run.py")
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from ranks import run_forked, run_ranks
 
-from moekit.training.trainer import quiet
+from moekit.training.run.prepare import quiet
 from tests.e2e import sharded_run
 
 SCRIPT = Path(sharded_run.__file__)

@@ -23,8 +23,8 @@ from moekit.checkpoints.reading import open_checkpoint
 from moekit.cli import main
 from moekit.contracts import Batch
 from moekit.spec import load
-from moekit.training.logs import read_metrics
 from moekit.training.module import LitMoE
+from moekit.training.run.metrics_log import read_metrics
 
 TINY = [
     "model.dim=16", "model.depth=2", "model.ffn.hidden=16", "model.mtp=null", "model.moe.experts.count=8",
@@ -129,7 +129,7 @@ def test_what_to_try_next_can_be_pasted(
     root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A path with a space is quoted, one with brackets is printed as it is, and the commands are the right ones."""
-    monkeypatch.setattr("moekit.training.run.Console", lambda **_: Console(width=40))
+    monkeypatch.setattr("moekit.training.run.train.Console", lambda **_: Console(width=40))
     out = root / "my runs"
     options = [*text(root), *TINY, "trainer.max_steps=2", "--no-compare"]
     assert main(["train", "deepseek_v3", *options, "--name", "a [bold] run", "--out", str(out)]) == 0

@@ -26,7 +26,7 @@ from typing import Any
 
 from forked import live
 
-import moekit.training.run
+import moekit.training.run.train
 from moekit.cli import main
 from moekit.training import LitMoE
 
@@ -133,6 +133,6 @@ def obey(order: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    assert moekit.training.run.train
+    assert moekit.training.run.train.train
     for line in sys.stdin:
         print(json.dumps(obey(json.loads(line))), flush=True)

@@ -17,8 +17,8 @@ from moekit import Batch, load
 from moekit.contracts import LossSum, ModelOutput
 from moekit.training import LitMoE
 from moekit.training.balance import BalanceStep
-from moekit.training.diagnosis import Micro
-from moekit.training.optimizer_step import OptimizerStep, Precision
+from moekit.training.health.diagnosis import Micro
+from moekit.training.step import OptimizerStep, Precision
 
 
 @pytest.mark.parametrize("averaged", [1, 4])

@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from moekit.contracts import BalanceContext, Balancer, LayerDims, LossTerm
-from moekit.ranks import several_ranks
+from moekit.distributed import several_ranks
 from moekit.routing import Routing, TokenChoice
 from moekit_balancers.load_balance import LoadBalance
 from moekit_balancers.statistics import count_BE, mean_score_BE, share_of

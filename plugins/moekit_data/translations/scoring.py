@@ -40,7 +40,7 @@ def translate_pairs(
         ratio: tokens of a target to one of its source, on average. Translations are cut off at twice what that makes
             of the longest source beside them, and a few tokens.
     """
-    from moekit.training.generate import translate  # its module brings the whole of training
+    from moekit.inference.generate import translate  # its module brings the whole of training
 
     sources = [vocabulary.source(pair.source, pair.language) for pair in pairs]
     order = sorted(range(len(pairs)), key=lambda i: len(sources[i]))

@@ -10,8 +10,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from moekit.contracts import Dispatched, Dispatcher, ExpertBank, LayerDims
+from moekit.distributed import several_ranks
 from moekit.parallel.mesh import EXPERT, mesh_of, place_of
-from moekit.ranks import several_ranks
 from moekit.registry import build
 from moekit.routing import Routing
 from moekit_dispatchers.auto import Auto

@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from torch import Tensor
 
-from moekit.checkpoints.boxes import Box, copy_into, fault, meet, region, whole_box
-from moekit.checkpoints.planning import SMALL, make_plan
+from moekit.checkpoints.process_group import Ranks
 from moekit.checkpoints.reading import Checkpoint, open_checkpoint
-from moekit.checkpoints.tensorfile import DTYPES, TensorFile, bytes_of, digest_of, runs, write_tensors
-from moekit.checkpoints.together import Ranks
+from moekit.checkpoints.safetensors_file import DTYPES, TensorFile, bytes_of, digest_of, runs, write_tensors
+from moekit.checkpoints.write_plan import SMALL, make_plan
 from moekit.checkpoints.writing import Save, begin, publish, save_tree, seal, write
 from moekit.errors import CheckpointError
+from moekit.shards.shard import Box, copy_into, fault, meet, region, whole_box
 
 Place = tuple[int, ...]
 Split = list[tuple[Place, Place]]

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from moekit.checkpoints import keeping, manifest
-from moekit.checkpoints.keeping import Keeping, last_of, recover, remove, step_name, steps_in, target_of
+from moekit.checkpoints import manifest
+from moekit.checkpoints import pointers as keeping
+from moekit.checkpoints.pointers import Keeping, last_of, recover, remove, step_name, steps_in, target_of
 from moekit.checkpoints.reading import is_whole, open_checkpoint
 from moekit.checkpoints.writing import save_tree
 from moekit.errors import CheckpointError, SaveError

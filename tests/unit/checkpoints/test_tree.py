@@ -6,9 +6,9 @@ import torch
 from fake_ranks import as_rank
 from torch.distributed.tensor import DTensor, Shard
 
-from moekit.checkpoints.boxes import Box
 from moekit.checkpoints.tree import encode
 from moekit.parallel.mesh import world_mesh
+from moekit.shards.shard import Box
 
 
 def test_only_what_is_the_same_of_one_memory_is_written_once() -> None:

@@ -7,8 +7,8 @@ import json
 import torch
 from test_boxes import Talk
 
-from moekit.checkpoints.boxes import whole_box
-from moekit.checkpoints.planning import make_plan
+from moekit.checkpoints.write_plan import make_plan
+from moekit.shards.shard import whole_box
 
 
 def test_work_is_shared_by_numbers_and_what_is_no_piece_is_the_first_ranks() -> None:

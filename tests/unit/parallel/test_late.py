@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from moekit import load
 from moekit.contracts import ExpertBank, Init, LayerDims, Model
 from moekit.errors import MoekitError
-from moekit.parallel.late import Late, PieceByPiece, late
+from moekit.parallel.deferred_init import Late, PieceByPiece, late
 from moekit.parallel.sharding import local, shard, spread_layers, tensors_of
 from moekit.parallel.strategy import ShardedStrategy, laid_out
 from moekit.spec.recipe import Recipe
 from moekit.spec.sharding import Sharded
-from moekit.training.building import build_model, build_seeded, build_uncut
+from moekit.training.build import build_model, build_seeded, build_uncut
 from moekit.weights import Owned, init_weights
 from moekit_experts.glu import Glu
 from moekit_experts.glu.module import GluExperts

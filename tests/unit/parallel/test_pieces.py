@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from moekit.contracts import Model
 from moekit.layer import MoELayer
-from moekit.parallel.pieces import Lies, Sum, add_up, lies_of
 from moekit.parallel.sharding import shard
+from moekit.shards.layout import Lies, Sum, add_up, lies_of
 from moekit.spec.kinds import MoE
 from moekit_dispatchers.expert_parallel import ExpertParallel
 from moekit_dispatchers.grouped import Grouped

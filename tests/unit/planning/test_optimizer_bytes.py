@@ -11,12 +11,12 @@ from moekit import load
 from moekit.parallel.sharding import local, shard
 from moekit.parallel.strategy import laid_out
 from moekit.params import build_on_meta
-from moekit.planning.state import state_kinds
-from moekit.planning.weights import Layout, optimizer_bytes, weights_of
+from moekit.planning.optimizer_bytes import state_kinds
+from moekit.planning.weight_bytes import Layout, optimizer_bytes, weights_of
 from moekit.registry import build
 from moekit.spec.recipe import Recipe
 from moekit.spec.sharding import Sharded
-from moekit.training.optimizing import optimizer_of
+from moekit.training.optim import optimizer_of
 
 ST_MOE = (
     "model.dim=18", "model.depth=1", "model.ffn.hidden=24", "model.vocab=48", "data=null",

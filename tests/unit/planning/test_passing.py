@@ -11,13 +11,13 @@ from torch import Tensor
 from moekit import load
 from moekit.bench.memory import saved_for_backward
 from moekit.contracts import Batch, Source
-from moekit.planning.example import empty_batch
-from moekit.planning.passing import DTYPES, REST, Pass, measure, run
+from moekit.planning.activations import DTYPES, REST, Pass, measure, run
+from moekit.planning.empty_batch import empty_batch
 from moekit.planning.plan import with_recompute
 from moekit.registry import build
 from moekit.spec.recipe import Recipe
 from moekit.training import LitMoE
-from moekit.training.sampling import batch_at
+from moekit.training.data import batch_at
 
 B, S = 2, 24
 GROUPED = ["model.moe.dispatcher={use: grouped}"]

@@ -15,13 +15,13 @@ from moekit.errors import MoekitError
 from moekit.parallel.cut import cut_of
 from moekit.params import build_on_meta
 from moekit.planning.advice import advise
-from moekit.planning.example import empty_batch
+from moekit.planning.empty_batch import empty_batch
 from moekit.planning.plan import Plan, Planner, recompute_of
 from moekit.planning.request import MOST, Request, divisors, eps_of, precision_of, shape_of
-from moekit.planning.weights import Layout, gathered, weights_of
+from moekit.planning.weight_bytes import Layout, gathered, weights_of
 from moekit.spec.recipe import Recipe
 from moekit.training import LitMoE
-from moekit.training.optimizing import optimizer_of
+from moekit.training.optim import optimizer_of
 
 GIB = 2**30
 

@@ -8,11 +8,11 @@ import pytest
 
 from moekit import load
 from moekit.planning import request as asking
-from moekit.planning.passing import REST, LayerUse, Pass
+from moekit.planning.activations import REST, LayerUse, Pass
+from moekit.planning.communication import layer_wire, wire_of
 from moekit.planning.plan import Memory, Planner
 from moekit.planning.request import Request, eps_of
-from moekit.planning.weights import Layout, Weight
-from moekit.planning.wire import layer_wire, wire_of
+from moekit.planning.weight_bytes import Layout, Weight
 from moekit.spec.kinds import MoE
 from moekit_dispatchers.grouped import Grouped
 from moekit_experts.glu import Glu

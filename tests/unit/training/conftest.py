@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from moekit.training.trainer import quiet
+from moekit.training.run.prepare import quiet
 
 Tree = dict[str, Any]
 

@@ -10,7 +10,7 @@ import sys
 PROGRAM = """
 import resource, sys
 import torch
-from moekit.training.allocator import keep_freed_memory
+from moekit.training.run.allocator import keep_freed_memory
 
 if sys.argv[1] == "keep":
     print(keep_freed_memory())

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from moekit.spec import load
-from moekit.training.building import build_model
+from moekit.training.build import build_model
 
 
 def test_a_model_is_drawn_in_fp32_under_its_own_seed_and_leaves_no_trace(recipe: Callable[..., dict[str, Any]]) -> None:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from moekit import Cache, Model, ModelOutput, MoekitError, MoELayer, Source, build
+from moekit.inference.decoding import drops, reading_on
+from moekit.inference.generate import sample, targets
 from moekit.spec.kinds import DispatcherSpec
-from moekit.training.decoding import drops, reading_on
-from moekit.training.generate import sample, targets
 from moekit_dispatchers.capacity import Capacity
 from moekit_dispatchers.device_capacity import DeviceCapacity
 from moekit_dispatchers.grouped import Grouped

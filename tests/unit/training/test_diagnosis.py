@@ -19,7 +19,7 @@ from moekit import Batch, LossSum, LossTerm, MoekitError, MoELayer
 from moekit.contracts import ExpertBank
 from moekit.groups import Groups, UniformGroups
 from moekit.training import LitMoE
-from moekit.training.diagnosis import Found, _largest
+from moekit.training.health.diagnosis import Found, _largest
 from moekit.training.suspects import Watch, named_experts
 
 pytestmark = pytest.mark.usefixtures("calm")
@@ -321,7 +321,7 @@ def test_the_data_comes_before_every_part(recipe: Make, monkeypatch: pytest.Monk
         places.extend([] if found is None else [found.place])
         return found
 
-    monkeypatch.setattr("moekit.training.diagnosis._agree", agree)
+    monkeypatch.setattr("moekit.training.health.diagnosis._agree", agree)
     batch = Batch(torch.zeros(1, 4, dtype=torch.int64), torch.full((1, 4), NAN))
     module = LitMoE(recipe())
     module.objective.forward = lambda output, *_, **__: LossSum(  # type: ignore[method-assign]

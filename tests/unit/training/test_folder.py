@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from moekit import CheckpointError, MoekitError
-from moekit.checkpoints.keeping import step_name, write_pointer
+from moekit.checkpoints.pointers import step_name, write_pointer
 from moekit.checkpoints.writing import save_tree
-from moekit.training.folder import RunFolder, checkpoint_of, refuse_name
+from moekit.training.run.folder import RunFolder, checkpoint_of, refuse_name
 
 STEP = f"checkpoints/{step_name(1)}"
 

@@ -14,16 +14,16 @@ from rich.console import Console
 
 from moekit import CheckpointError, load
 from moekit.checkpoints import manifest
-from moekit.checkpoints.keeping import step_name
+from moekit.checkpoints.pointers import step_name
 from moekit.checkpoints.reading import Handle
 from moekit.checkpoints.tree import fill
 from moekit.checkpoints.writing import save_tree
 from moekit.parallel import launch
 from moekit.parallel.strategy import ShardedStrategy
 from moekit.spec.sharding import Sharded
-from moekit.training.checkpoint import AtomicCheckpointIO, read_checkpoint, refuse_damaged
-from moekit.training.folder import RunFolder
-from moekit.training.run import train
+from moekit.training.checkpoint_io import AtomicCheckpointIO, read_checkpoint, refuse_damaged
+from moekit.training.run.folder import RunFolder
+from moekit.training.run.train import train
 
 Make = Callable[..., dict[str, Any]]
 STATE, TENSORS = "state.json", "tensors-00001-of-00001.safetensors"
@@ -60,7 +60,7 @@ def test_a_run_that_goes_on_sums_every_file_once(
     recipe: Make, tmp_path: Path, summed: Counter[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And where one is damaged, be it of the dense model's run, nothing is changed or even built."""
-    monkeypatch.setattr("moekit.training.run.draw", lambda *_: [])
+    monkeypatch.setattr("moekit.training.run.train.draw", lambda *_: [])
     options = {"accelerator": "cpu", "limit_val_batches": 1, "enable_progress_bar": False}
 
     def run(steps: int, resume: RunFolder | None = None, with_dense: bool = False) -> None:
@@ -76,7 +76,7 @@ def test_a_run_that_goes_on_sums_every_file_once(
     shutil.copytree(folder.checkpoints, folder.dense.checkpoints)
     damage(folder.dense.checkpoints / step_name(2) / TENSORS)
     before = {file: file.stat().st_mtime_ns for file in path.rglob("*")}
-    monkeypatch.setattr("moekit.training.run.prepare", lambda *_, **__: pytest.fail("it was prepared"))
+    monkeypatch.setattr("moekit.training.run.train.prepare", lambda *_, **__: pytest.fail("it was prepared"))
     with pytest.raises(CheckpointError, match=f"dense/checkpoints/{step_name(2)}/{TENSORS} is damaged: its sha256"):
         run(3, folder, with_dense=True)
     assert {file: file.stat().st_mtime_ns for file in path.rglob("*")} == before
@@ -97,8 +97,8 @@ def test_another_process_sums_what_it_reads(saved: Path, summed: Counter[str], m
 
 def test_others_wait_longer_for_more_bytes(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[Any] = []
-    monkeypatch.setattr("moekit.training.checkpoint.same_for_all", lambda *_, patience: waits.append(patience))
-    monkeypatch.setattr("moekit.training.checkpoint.SLOWEST", 1.0)
+    monkeypatch.setattr("moekit.training.checkpoint_io.same_for_all", lambda *_, patience: waits.append(patience))
+    monkeypatch.setattr("moekit.training.checkpoint_io.SLOWEST", 1.0)
     checkpoint = read_checkpoint(saved)
     size = sum((saved / name).stat().st_size for name in (STATE, TENSORS))
     refuse_damaged([])

@@ -17,7 +17,7 @@ from test_lit_module import trainer
 from torch import Tensor
 
 from moekit.training import LitMoE
-from moekit.training.interrupt import StopOnInterrupt
+from moekit.training.callbacks.interrupt import StopOnInterrupt
 
 pytestmark = pytest.mark.usefixtures("calm")
 Make = Callable[..., dict[str, Any]]

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from moekit import MoekitError, MoELayer
 from moekit.training import LitMoE
-from moekit.training.failure import IN_A_ROW, LeftOut, Sickness
-from moekit.training.logs import RunLog, read_metrics
+from moekit.training.health.policy import IN_A_ROW, LeftOut, Sickness
+from moekit.training.run.metrics_log import RunLog, read_metrics
 
 pytestmark = pytest.mark.usefixtures("calm")
 Make = Callable[..., dict[str, Any]]

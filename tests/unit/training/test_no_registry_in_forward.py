@@ -15,8 +15,8 @@ import torch
 
 from moekit import registry, spec
 from moekit.training.balance import BalanceStep
+from moekit.training.data import batch_at
 from moekit.training.module import LitMoE
-from moekit.training.sampling import batch_at
 
 OURS = (registry.__file__, f"{Path(spec.__file__).parent}/")
 PLUGGY = f"{Path(pluggy.__file__).parent}/"

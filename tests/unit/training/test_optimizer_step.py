@@ -11,7 +11,7 @@ from torch import nn
 
 from moekit.contracts import LossSum
 from moekit.training.balance import BalanceStep
-from moekit.training.optimizer_step import Finished, OptimizerStep, Precision
+from moekit.training.step import Finished, OptimizerStep, Precision
 
 RANKS = 4
 

@@ -17,7 +17,7 @@ from moekit.parallel.sharding import shard
 from moekit.parallel.strategy import laid_out
 from moekit.registry import build
 from moekit.spec.sharding import Sharded
-from moekit.training.optimizing import ByStep, optimizer_of, split_by_layout
+from moekit.training.optim import ByStep, optimizer_of, split_by_layout
 
 SMALL = [
     "model.attention={use: gqa, heads: 2, kv_heads: 1, head_dim: 8}", "model.dim=16", "model.depth=2", "model.vocab=48",

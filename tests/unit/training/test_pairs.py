@@ -28,12 +28,12 @@ from moekit import (
     temporary,
 )
 from moekit.cli import main
+from moekit.inference.generate import answer, draw, targets, translate
 from moekit.spec.kinds import DataSpec
-from moekit.training.closing import unit_of
-from moekit.training.generate import answer, draw, targets, translate
 from moekit.training.module import LitMoE
 from moekit.training.readings import balance_sum
-from moekit.training.run import train
+from moekit.training.run.console import unit_of
+from moekit.training.run.train import train
 
 END = 10
 

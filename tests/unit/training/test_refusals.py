@@ -9,7 +9,7 @@ import pytest
 from moekit.errors import SpecError
 from moekit.registry import current
 from moekit.spec import load
-from moekit.training.run import train
+from moekit.training.run.train import train
 
 COUNTED = [component.name for component in current().components("recipe") if not component.trains]
 

@@ -21,18 +21,18 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from moekit import CheckpointError, MoekitError, SpecError, load
-from moekit.checkpoints.keeping import replace_file, step_name, write_pointer
+from moekit.checkpoints.pointers import replace_file, step_name, write_pointer
 from moekit.checkpoints.writing import save_tree
-from moekit.training.checkpoint import differences, read_checkpoint, refuse_other_model
-from moekit.training.closing import comparison_lines
-from moekit.training.folder import RunFolder, checkpoint_of, refuse_unwritable
-from moekit.training.generate import draw, stream
-from moekit.training.logs import LoadHistory, RunLog, curve, read_metrics
-from moekit.training.meter import Meter, ratios
-from moekit.training.outcome import Outcome, compare, value_at
+from moekit.inference.generate import draw, stream
+from moekit.training.callbacks.progress import tell, tell_validation
+from moekit.training.checkpoint_io import differences, read_checkpoint, refuse_other_model
+from moekit.training.metrics import Meter, ratios
 from moekit.training.pace import Pace
-from moekit.training.progress import tell, tell_validation
-from moekit.training.trainer import make_trainer, quiet, trainer_options
+from moekit.training.run.console import comparison_lines
+from moekit.training.run.folder import RunFolder, checkpoint_of, refuse_unwritable
+from moekit.training.run.metrics_log import LoadHistory, RunLog, curve, read_metrics
+from moekit.training.run.outcome import Outcome, compare, value_at
+from moekit.training.run.prepare import make_trainer, quiet, trainer_options
 from moekit_optimizers.adafactor import Adafactor
 
 
@@ -79,7 +79,7 @@ def test_a_killed_write_leaves_the_old_file(tmp_path: Path) -> None:
     code = f"""
 import os, signal
 from pathlib import Path
-from moekit.checkpoints.keeping import replace_file
+from moekit.checkpoints.pointers import replace_file
 replace_file(Path({str(path)!r}), lambda p: p.write_text("old"))
 def die(p):
     p.write_text("half")
@@ -390,7 +390,7 @@ def test_streamed_bytes_come_out_as_decoded_at_once(data: bytes) -> None:
 
 
 def test_plain_progress_stays_short() -> None:
-    from moekit.training.progress import TrainingProgress
+    from moekit.training.callbacks.progress import TrainingProgress
 
     class Run:
         global_step, max_steps = 0, 1000

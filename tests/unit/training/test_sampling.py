@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, IterableDataset
 
 from moekit import Batch, Data, DataError, Source
-from moekit.training.sampling import ENDLESS, StepLoader, ValidationShare, batch_at, blank, noise_seed
+from moekit.training.data import ENDLESS, StepLoader, ValidationShare, batch_at, blank, noise_seed
 
 
 class Noise(Data):

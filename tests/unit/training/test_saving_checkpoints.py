@@ -13,14 +13,14 @@ import pytest
 import torch
 
 from moekit.checkpoints import writing
-from moekit.checkpoints.keeping import last_of, step_name, steps_in, target_of, write_pointer
+from moekit.checkpoints.pointers import last_of, step_name, steps_in, target_of, write_pointer
 from moekit.checkpoints.reading import is_whole, open_checkpoint
 from moekit.errors import SaveError
 from moekit.spec import load
 from moekit.training import LitMoE
-from moekit.training.folder import RunFolder
-from moekit.training.saving import SaveCheckpoints
-from moekit.training.trainer import make_trainer
+from moekit.training.callbacks.checkpoint import SaveCheckpoints
+from moekit.training.run.folder import RunFolder
+from moekit.training.run.prepare import make_trainer
 from moekit.training.validation import Validation
 
 Make = Callable[..., dict[str, Any]]

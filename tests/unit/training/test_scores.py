@@ -10,7 +10,7 @@ from rich.console import Console
 from torch import nn
 
 from moekit.contracts import Batch, Data, Model
-from moekit.training.scores import measure, score_rows
+from moekit.training.run.evaluation import measure, score_rows
 
 
 class Silent(Data):

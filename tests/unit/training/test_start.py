@@ -12,16 +12,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from moekit.checkpoints.keeping import write_pointer
+from moekit.checkpoints.pointers import write_pointer
 from moekit.checkpoints.reading import open_checkpoint
 from moekit.errors import CheckpointError, SpecError
+from moekit.inference.generate import load_run
 from moekit.spec import load, to_plain
 from moekit.spec.recipe import Start
-from moekit.training.checkpoint import AtomicCheckpointIO, refuse_other_model
-from moekit.training.folder import checkpoint_of
-from moekit.training.generate import load_run
+from moekit.training.checkpoint_io import AtomicCheckpointIO, refuse_other_model
 from moekit.training.module import LitMoE
-from moekit.training.start import StartingPoint, expert_parameters, pinned
+from moekit.training.run.folder import checkpoint_of
+from moekit.training.run.start import StartingPoint, expert_parameters, pinned
 
 Make = Callable[..., dict[str, Any]]
 pytestmark = pytest.mark.usefixtures("calm")

@@ -17,9 +17,9 @@ from rich.console import Console
 from moekit import LayerReport, LossSum, MoELayer, Soft, TokenChoice
 from moekit.observe.load import max_violation
 from moekit.training import LitMoE
-from moekit.training.closing import tell
-from moekit.training.folder import RunFolder
-from moekit.training.outcome import outcome_of
+from moekit.training.run.console import tell
+from moekit.training.run.folder import RunFolder
+from moekit.training.run.outcome import outcome_of
 from moekit.training.validation import Validation
 
 Tree = dict[str, Any]

@@ -1,0 +1,1 @@
+"""Using a trained model: incremental decoding, text generation, export of weights."""

@@ -1,0 +1,50 @@
+"""A trained model's weights in one file, for programs that know nothing of moekit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from moekit.checkpoints.pointers import replace_file
+from moekit.checkpoints.safetensors_file import Digest, write_tensors
+from moekit.errors import MoekitError
+from moekit.training.checkpoint_io import read_checkpoint
+from moekit.training.run.folder import RUNS, RunFolder, checkpoint_of
+from moekit.training.run.start import PREFIX
+
+
+def export(run: str, out: Path | None = None, root: Path = RUNS) -> tuple[Path, Digest, int]:
+    """Writes the weights of a run's model, whatever layout they were saved in, as one safetensors file.
+
+    Names are those of the model's ``state_dict``. The file's metadata holds the whole recipe as JSON (``spec``), the
+    step, and the version of moekit: ``moekit.build(moekit.load(json.loads(spec)).model)`` is a model that they fit.
+
+    Args:
+        run: a run folder, a checkpoint, or a name, meaning its latest run below ``root``.
+        out: the file; ``weights-<step>.safetensors`` in the run's folder when left out.
+        root: folder of all runs.
+
+    Returns:
+        The file, its digest, and how many parameters and buffers' elements are in it.
+
+    Raises:
+        CheckpointError: there is no such run, or its checkpoint is damaged.
+        MoekitError: the file is there already.
+    """
+    saved = read_checkpoint(checkpoint_of(run, root))
+    step = int(saved.plain["global_step"])
+    if out is None:
+        out = RunFolder.find(str(saved.path)).path / f"weights-{step:08d}.safetensors"
+    if out.exists():
+        raise MoekitError(f"{out} is there already\n  give another with --out, or remove it")
+    handles = {name: handle for name, handle in saved.plain["state_dict"].items() if name.startswith(PREFIX)}
+    tensors = {name.removeprefix(PREFIX): handle.whole() for name, handle in handles.items()}
+    metadata = {
+        "format": "pt",
+        "moekit": str(saved.plain["moekit"]["version"]),
+        "step": str(step),
+        "spec": json.dumps(saved.plain["hyper_parameters"]["spec"]),
+    }
+    digests: list[Digest] = []
+    replace_file(out, lambda path: digests.append(write_tensors(path, tensors, metadata)))
+    return out, digests[0], sum(tensor.numel() for tensor in tensors.values())

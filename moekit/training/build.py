@@ -1,0 +1,59 @@
+"""A recipe's model as a strategy lays it out: whole, or in shards; compiled where the recipe says so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from moekit.contracts import Model
+from moekit.parallel.deferred_init import Late, late
+from moekit.parallel.strategy import ShardedStrategy, laid_out
+from moekit.registry import build
+from moekit.seeds import seed_torch
+from moekit.spec.recipe import Recipe
+
+
+def build_model(recipe: Recipe) -> Model:
+    """The recipe's model under the recipe's seed, whole, on the CPU in fp32."""
+    model: Model = build_seeded(recipe.model, recipe.seed)
+    return model
+
+
+def build_uncut(recipe: Recipe, strategy: ShardedStrategy) -> tuple[Model, Late]:
+    """The same model as it is before ``strategy.shard``: of its experts only those of this rank; and what to draw then.
+
+    Its matrices have no memory yet, unless it draws them in another way than by ``moekit.weights.init_weights``: such
+    a model is built whole, on every rank.
+    """
+    spec = laid_out(recipe, strategy.layout).model
+    with late() as waiting:
+        model: Model = build_seeded(spec, recipe.seed)
+    if not waiting.covers(model):
+        model, waiting = build_seeded(spec, recipe.seed), Late()
+    return model, waiting
+
+
+def build_seeded(spec: Any, seed: int) -> Any:
+    """Builds a spec with torch's generator at ``seed``, in fp32, and puts both back."""
+    with torch.random.fork_rng(devices=[]), _fp32():
+        seed_torch(seed)
+        return build(spec)
+
+
+def compile_parts(model: Model) -> None:
+    """Has ``torch.compile`` take each part of the model's stack, in place; a model without a stack as a whole."""
+    for part in model.stack() or [model]:
+        part.compile()
+
+
+@contextmanager
+def _fp32() -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

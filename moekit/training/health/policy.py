@@ -1,0 +1,142 @@
+"""What training refuses: a recipe without an aim, a loss that is no number, a metric that nothing logs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import lightning as L
+import torch.distributed as dist
+from lightning.pytorch.utilities import rank_zero_only
+
+from moekit.compat import kill_started_processes
+from moekit.distributed import several_ranks
+from moekit.errors import MoekitError, Problem, SpecError, nearest
+from moekit.spec.recipe import Recipe, plural
+
+HELPS = "what helps most often: a lower optimizer.lr, more schedule.warmup, trainer.gradient_clip_val=1.0"
+LEAVE = "non_finite=skip leaves such steps out"
+IN_A_ROW = 10  # steps left out one after the other that end a run: data does that seldom, a broken model always
+GONE = "another process of this run is gone, or did not answer in time"
+LOG = logging.getLogger("moekit.training")
+FOR_A_RUN = ("objective", "data", "optimizer")
+"""Slots that a recipe needs for a run, and not only to be a module in somebody's own code."""
+COUNTED = "without data it is there to be read and counted: moekit params {}"
+
+
+def refuse_untrainable(recipe: Recipe, needs: Sequence[str] = ("objective", "optimizer")) -> None:
+    """Refuses a recipe that only describes a model.
+
+    Args:
+        recipe: what is to be trained.
+        needs: slots of it that must be filled.
+
+    Raises:
+        SpecError: one of them is empty.
+    """
+    missing = [slot for slot in needs if getattr(recipe, slot) is None]
+    if missing:
+        raise SpecError(
+            Problem(
+                what=f"a recipe without {slot} cannot be trained",
+                at=slot,
+                list_with=f"moekit ls {plural(slot)}",
+                notes=(COUNTED.format(recipe.name or "RECIPE"),) if slot == "data" else (),
+            )
+            for slot in missing
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sickness:
+    """Why an optimizer step is not finite.
+
+    Attributes:
+        what: the loss and the norm of its gradients, in words.
+        where: the part of the model that it came from, in words.
+        lasting: the weights themselves are not finite, so no later step can be.
+        scale: the loss scale, where its overflow is to blame: the loss is finite, its scaled gradients are not, and a
+            smaller scale follows. Else None.
+    """
+
+    what: str
+    where: str = ""
+    lasting: bool = False
+    scale: float | None = None
+
+
+class LeftOut:
+    """What becomes of a step that is not finite: the end of the run, or a step left out, told and counted.
+
+    Infinite gradients are ordinary while the loss scale of fp16 is found: such steps are left out under either policy.
+
+    Args:
+        policy: the recipe's ``non_finite``.
+
+    Attributes:
+        count: optimizer steps left out since the run began, its resumptions included.
+        in_a_row: those since the last step that was taken, without overflows of a loss scale.
+    """
+
+    def __init__(self, policy: str) -> None:
+        self.policy = policy
+        self.count = 0
+        self.in_a_row = 0
+
+    def take(self, step: int, sick: Sickness | None) -> None:
+        """Hears of every optimizer step.
+
+        Args:
+            step: its number, counted from 1.
+            sick: what was not finite; None when all was.
+
+        Raises:
+            MoekitError: the policy is to stop; or no weight is finite any more; or too many in a row were left out.
+        """
+        if sick is None:
+            self.in_a_row = 0
+            return
+        if sick.scale is not None:
+            self.count += 1
+            rank_zero(f"step {step} left out: gradients overflow at a loss scale of {sick.scale:g}; it is made smaller")
+            return
+        words = f"step {step}: {sick.what}\n  {sick.where}\n  {HELPS}\n"
+        if self.policy == "stop":
+            raise MoekitError(f"{words}  training stopped; no weight was touched in this step; {LEAVE}")
+        self.count, self.in_a_row = self.count + 1, self.in_a_row + 1
+        if sick.lasting:
+            raise MoekitError(f"{words}  training stopped: leaving steps out does not mend weights")
+        if self.in_a_row >= IN_A_ROW:
+            raise MoekitError(f"{words}  training stopped: {IN_A_ROW} steps in a row were left out, and moved nothing")
+        rank_zero(f"step {step} left out ({self.count} so far): {sick.what}; {sick.where}")
+
+
+@rank_zero_only
+def rank_zero(line: str) -> None:
+    """Says a line on stderr, once for all ranks; a progress bar is left whole."""
+    LOG.warning(line)
+
+
+def lost_rank(error: Exception) -> bool:
+    """Whether a collective failed because of another process; gloo says so in words alone."""
+    return several_ranks() and (isinstance(error, dist.DistError) or "/gloo/" in str(error))
+
+
+def end_started(trainer: L.Trainer) -> None:
+    """Ends the processes that Lightning has started from this one: one that hangs would outlive it, with its memory."""
+    kill_started_processes(trainer.strategy.launcher)
+
+
+def unknown_metric(name: str, known: Sequence[str]) -> SpecError:
+    """The error for a ``stop.metric`` that training does not log."""
+    return SpecError(
+        [
+            Problem(
+                what=f"training logs no metric '{name}'",
+                at="stop.metric",
+                expected="one of " + ", ".join(known),
+                nearest=nearest(name, list(known)),
+            )
+        ]
+    )

@@ -1,0 +1,132 @@
+"""The closing lines of a run: what a person wants to know, in words."""
+
+from __future__ import annotations
+
+import math
+import shlex
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from moekit.contracts import Data
+from moekit.spec.recipe import Recipe
+from moekit.training.module import LitMoE
+from moekit.training.run.evaluation import score_rows
+from moekit.training.run.outcome import Comparison, Outcome
+
+ELSEWHERE = ("objective", "max_violation")  # validation figures without a row of their own
+WORDS = {"bits_per_byte": "bits per byte", "blend_mse": "squared error of the blend"}
+
+
+def unit_of(recipe: Recipe) -> str:
+    """What a run's data is counted in."""
+    return "cases" if recipe.model.takes == "cases" else "tokens"
+
+
+def tell(outcome: Outcome, module: LitMoE, console: Console) -> None:
+    """Prints what a person wants to know at the end of a run."""
+    unit = unit_of(module.recipe)
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim")
+    grid.add_column()
+    first = [outcome.metric] if outcome.metric in outcome.validation else []
+    for name in [*first, *(n for n in outcome.validation if n not in (outcome.metric, *ELSEWHERE))]:
+        trained = f"   (training {outcome.train[name]:.3f})" if name in outcome.train else ""
+        words = "validation " + WORDS.get(name, name.replace("_", " "))
+        grid.add_row(words, f"[bold]{outcome.validation[name]:.3f}[/bold]{trained}")
+    dense = outcome.comparison.dense_scores if outcome.comparison is not None else None
+    for words, value in score_rows(outcome.scores, dense):
+        grid.add_row(words, value)
+    if outcome.stopped_after is not None and module.recipe.stop is not None:
+        stop = module.recipe.stop
+        name = stop.metric.removeprefix("train/").replace("_", " ")
+        grid.add_row("reached", f"{name} <= {stop.below:g} after {outcome.stopped_after:,} steps")
+    elif module.recipe.stop is not None:
+        grid.add_row("not reached", f"{module.recipe.stop.metric} <= {module.recipe.stop.below:g}")
+    if outcome.max_violation is not None:
+        grid.add_row("MaxVio", _max_violation_words(*outcome.max_violation, outcome.validation.get("max_violation")))
+        grid.add_row("dropped", f"{outcome.dropped:.1%} of token-expert pairs")
+    if outcome.skipped:
+        grid.add_row(
+            "left out", f"{outcome.skipped:,} of {outcome.steps:,} steps, whose loss or gradients were not finite"
+        )
+    rate = outcome.tokens / outcome.seconds if outcome.seconds else 0.0
+    grid.add_row(
+        "training", f"{outcome.steps:,} steps, {outcome.tokens:,.0f} {unit} in {_seconds(outcome.seconds)} "
+        f"({rate:,.0f} {unit}/s)"
+    )  # fmt: skip
+    console.print()
+    console.print(grid, highlight=False)
+    if outcome.comparison is not None:
+        console.print()
+        for line in comparison_lines(outcome.comparison, outcome):
+            console.print(line, highlight=False, markup=False)
+    elif module.recipe.compare is not None and module.recipe.model.dense_twin() is None:
+        console.print("no comparison: this model has no dense twin", highlight=False)
+    _tell_files(outcome, module, console)
+
+
+def comparison_lines(c: Comparison, outcome: Outcome) -> list[str]:
+    """The comparison in words: per token and per second, whoever wins."""
+    words = WORDS.get(c.metric, c.metric)
+    lines = [
+        f"against a dense model of as many multiply-adds a token ({words}, lower is better):",
+        f"  active parameters  {c.moe_active:,} of {c.moe_total:,}; dense {c.dense_active:,}",
+        f"  per token          {c.moe:.3f}, dense {c.dense:.3f}, after the same {outcome.tokens:,.0f} tokens: "
+        + _verdict(c.moe, c.dense),
+    ]
+    if math.isnan(c.moe_then) or math.isnan(c.dense_then):
+        lines.append("  per second         one run ended before the other's first validation: nothing to compare")
+        return lines
+    lines.append(
+        f"  per second         {c.moe_then:.3f}, dense {c.dense_then:.3f}, after the same {_seconds(c.seconds)}: "
+        + _verdict(c.moe_then, c.dense_then)
+    )
+    slower, longer = ("mixture", c.moe_seconds) if c.moe_seconds > c.dense_seconds else ("dense model", c.dense_seconds)
+    lines.append(
+        f"                     (the {slower} takes {longer / c.seconds:.1f} times as long a step here; "
+        "its value is read in mid-schedule)"
+    )
+    return lines
+
+
+def _max_violation_words(start: float, end: float, validation: float | None) -> str:
+    whole = "" if validation is None else f", {validation:.2f} over the validation set"
+    return f"{start:.2f} at the start, {end:.2f} at the end{whole} (0 is an even load)"
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+
+
+def _verdict(moe: float, dense: float) -> str:
+    if f"{moe:.3f}" == f"{dense:.3f}":
+        return "a tie"
+    winner = "the mixture" if moe < dense else "the dense model"
+    return f"{winner} is better by {abs(moe - dense):.3f} ({abs(moe - dense) / max(moe, dense):.1%})"
+
+
+def _tell_files(outcome: Outcome, module: LitMoE, console: Console) -> None:
+    run, word = outcome.folder.as_posix(), shlex.quote(outcome.folder.as_posix())
+    pictures = [p.relative_to(outcome.folder).as_posix() for p in outcome.files]
+    written = ["spec.yaml", "metrics.csv", *(["load.npz"] if outcome.max_violation else []), "summary.json"]
+    if module.data is not None and type(module.data).encode is not Data.encode:
+        following = f'moekit generate {word} "{module.data.example()}"'
+    else:
+        following = f"look at {run}/{pictures[-1]}"
+    if outcome.stopped_after is None:
+        further = f"moekit train --resume {word} trainer.max_steps={2 * outcome.steps}"
+    else:
+        further = f"moekit train {shlex.quote(f'{run}/spec.yaml')} seed={module.recipe.seed + 1}"
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim")
+    grid.add_column(overflow="fold")
+    grid.add_row("folder", escape(run))
+    grid.add_row("files", "  ".join(written))
+    grid.add_row("", "checkpoints/last  checkpoints/best  tensorboard/")
+    grid.add_row("pictures", "  ".join(pictures))
+    console.print()
+    console.print(grid, highlight=False)
+    for head, command in (("try next", following), ("        ", further)):  # not broken, so that they can be pasted
+        console.print(f"[dim]{head}[/dim]  {escape(command)}", highlight=False, soft_wrap=True)

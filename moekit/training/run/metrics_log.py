@@ -1,0 +1,167 @@
+"""What a run writes down: one tidy metrics.csv, TensorBoard events, and the load of every expert over time.
+
+Rows are kept in memory and written whole, a few times in a run, so that training never waits for a disk and a file is
+never half-written. A resumed run takes up the rows up to its checkpoint and goes on.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+from moekit.checkpoints.pointers import replace_file
+
+Row = dict[str, float]
+
+
+class RunLog(Logger):
+    """A Lightning logger for one run folder.
+
+    Args:
+        csv_file: the metrics file; read first when it exists.
+        tensorboard: folder of the event files; None for none.
+        upto: rows of later steps are left out (they will be trained again).
+    """
+
+    def __init__(self, csv_file: Path, tensorboard: Path | None = None, upto: int = 0) -> None:
+        super().__init__()
+        self.csv_file = csv_file
+        self.tensorboard = tensorboard
+        self.rows: dict[int, Row] = {step: row for step, row in read_metrics(csv_file).items() if step <= upto}
+        self._upto = upto
+        self._writer: Any = None
+
+    @property
+    def name(self) -> str:
+        """The run folder's name."""
+        return self.csv_file.parent.name
+
+    @property
+    def version(self) -> str:
+        """Empty: a run folder holds one run."""
+        return ""
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the run folder holds the whole spec."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Adds values to a step's row."""
+        assert step is not None
+        self.rows.setdefault(step, {}).update(metrics)
+        if self.tensorboard is not None:
+            if self._writer is None:
+                from torch.utils.tensorboard import SummaryWriter  # slow to import, and only some runs need it
+
+                self._writer = SummaryWriter(str(self.tensorboard), purge_step=self._upto + 1)
+            for key, value in metrics.items():
+                self._writer.add_scalar(key, value, step)
+
+    @rank_zero_only
+    def write(self) -> None:
+        """Writes the file."""
+        if self.rows:
+            replace_file(self.csv_file, lambda path: write_metrics(path, self.rows))
+        if self._writer is not None:
+            self._writer.flush()
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Writes the file and closes the event files."""
+        self.write()
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+def write_metrics(path: Path, rows: Mapping[int, Row]) -> None:
+    """One row a step, one column a metric; empty where a step has no such value."""
+    columns = list(dict.fromkeys(key for row in rows.values() for key in row))
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, ["step", *columns])
+        writer.writeheader()
+        writer.writerows({"step": step, **rows[step]} for step in sorted(rows))
+
+
+def read_metrics(path: Path) -> dict[int, Row]:
+    """The rows of a metrics file by step; none when there is no file."""
+    if not path.is_file():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        return {
+            int(row["step"]): {key: float(value) for key, value in row.items() if key != "step" and value}
+            for row in csv.DictReader(file)
+        }
+
+
+def curve(rows: Mapping[int, Row], key: str, x: str = "step") -> tuple[list[float], list[float]]:
+    """The values of one metric, and where they stand: by step, or by another column (``seconds``, ``tokens``)."""
+    points = [(step, row) for step, row in sorted(rows.items()) if key in row and (x == "step" or x in row)]
+    return [float(step) if x == "step" else row[x] for step, row in points], [row[key] for _, row in points]
+
+
+class LoadHistory(Callback):
+    """Keeps the load of every layer and expert at each logged step, and writes ``load.npz``.
+
+    The file holds ``step`` (int64 ``[R]``) and, for each layer by its name, its load (int64 ``[R, E]``).
+
+    Args:
+        file: where to write; read first when it exists.
+        upto: rows of later steps are left out.
+    """
+
+    def __init__(self, file: Path, upto: int = 0) -> None:
+        self.file = file
+        self.steps: list[int] = []
+        self.loads: dict[str, list[np.ndarray]] = {}
+        if file.is_file():
+            with np.load(file) as saved:
+                keep = saved["step"] <= upto
+                self.steps = saved["step"][keep].tolist()
+                self.loads = {name: list(saved[name][keep]) for name in saved.files if name != "step"}
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *args: Any) -> None:
+        """Adds a row when the step was logged."""
+        load = pl_module.step_load
+        step = pl_module.logged_step
+        if load is None or step != trainer.global_step or (self.steps and self.steps[-1] >= step):
+            return
+        self.steps.append(step)
+        for name in pl_module.sparse_layers:
+            self.loads.setdefault(name, []).append(load.load_E[name].to("cpu", torch.int64).numpy())
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Writes both files, where the checkpoint is written too."""
+        self.write(trainer)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Writes them a last time."""
+        self.write(trainer)
+
+    @rank_zero_only
+    def write(self, trainer: L.Trainer) -> None:
+        """Writes ``load.npz``, and has the run's log write its file."""
+        for logger in trainer.loggers:
+            if isinstance(logger, RunLog):
+                logger.write()
+        if self.loads:
+
+            def save(path: Path) -> None:
+                with path.open("wb") as file:
+                    np.savez_compressed(file, step=np.array(self.steps, dtype=np.int64), **self.arrays())  # type: ignore[arg-type]
+
+            replace_file(self.file, save)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Load ``[R, E]`` by layer."""
+        return {name: np.stack(rows) for name, rows in self.loads.items()}

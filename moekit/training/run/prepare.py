@@ -1,0 +1,161 @@
+"""The Lightning Trainer of a run: a recipe's ``trainer`` options over defaults that suit a run counted in steps."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.precision import DoublePrecision
+from lightning.pytorch.strategies import StrategyRegistry
+
+from moekit.checkpoints.reading import Checkpoint
+from moekit.errors import Problem, SpecError, nearest
+from moekit.parallel.strategy import ShardedStrategy, refuse_uneven
+from moekit.spec.recipe import Recipe
+from moekit.spec.sharding import NAME, sharded_of
+from moekit.training.built import DEFAULT_STEPS
+from moekit.training.callbacks.checkpoint import SaveCheckpoints
+from moekit.training.checkpoint_io import AtomicCheckpointIO
+from moekit.training.run.folder import RunFolder
+
+VALIDATIONS = 10
+VALIDATIONS_TO_STOP = 50  # of a run that a metric ends: its steps are an upper limit, seldom reached
+ROWS = 100
+
+
+def trainer_options(recipe: Recipe) -> dict[str, Any]:
+    """The options for ``lightning.Trainer``: the recipe's own, and defaults for what it leaves out.
+
+    About 10 validations and 100 logged steps in a run; bf16 where a GPU has it; one device.
+
+    Raises:
+        SpecError: no positive number of steps, or validations (and with them checkpoints) within a step.
+    """
+    given = dict(recipe.trainer)
+    steps = given.setdefault("max_steps", DEFAULT_STEPS)
+    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
+        raise SpecError([Problem(what=f"{steps!r} is no number of steps", at="trainer.max_steps", expected=">= 1")])
+    accumulate = int(given.get("accumulate_grad_batches") or 1)
+    interval = given.get("val_check_interval")
+    if isinstance(interval, int) and interval % accumulate:
+        raise SpecError([_within_a_step(interval, accumulate)])
+    defaults = {
+        "accelerator": "auto",
+        "devices": 1,
+        "precision": default_precision(str(given.get("accelerator", "auto"))),
+        "log_every_n_steps": max(1, min(25, steps // ROWS)),
+        "num_sanity_val_steps": 0,
+        "enable_model_summary": False,
+    }
+    if "check_val_every_n_epoch" not in given:
+        validations = VALIDATIONS if recipe.stop is None else VALIDATIONS_TO_STOP
+        # Lightning counts micro-batches here. With no epochs, an interval counts over the whole run.
+        defaults["val_check_interval"] = max(1, steps // validations) * accumulate
+        defaults["check_val_every_n_epoch"] = None
+    return {**defaults, **given}
+
+
+def default_precision(accelerator: str) -> str:
+    """``bf16-mixed`` where training will run on a GPU that has bf16, else ``32-true``."""
+    on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
+
+
+def make_trainer(
+    recipe: Recipe,
+    folder: RunFolder,
+    *,
+    loggers: Sequence[Logger] = (),
+    callbacks: Sequence[Callback] = (),
+    opened: Checkpoint | None = None,
+) -> L.Trainer:
+    """A Trainer that keeps everything in the run folder. Creates no file.
+
+    Args:
+        recipe: with the Trainer's options.
+        folder: of the run.
+        loggers: what keeps the figures.
+        callbacks: besides the one that saves.
+        opened: the checkpoint that ``fit`` will go on from, if it is open already.
+
+    Raises:
+        SpecError: options that the Trainer refuses, or ranks that cannot share the experts.
+    """
+    options = trainer_options(recipe)
+    saving = recipe.checkpoints
+    plugins: list[Any] = [AtomicCheckpointIO(asynchronous=saving.asynchronous, opened=opened)]
+    if (layout := sharded_of(options)) is not None:
+        options["strategy"] = ShardedStrategy(layout)
+        options.setdefault("inference_mode", False)  # FSDP2 gathers weights that backward must know of
+        if str(options["precision"]) in ("64", "64-true"):  # Lightning takes it as a plugin alone beside this strategy
+            del options["precision"]
+            plugins.append(DoublePrecision())
+    more: list[Callback] = []
+    if options.get("enable_checkpointing", True):
+        more.append(SaveCheckpoints(folder.checkpoints, keep=saving.keep))
+    try:
+        trainer = L.Trainer(
+            **options,
+            logger=list(loggers) or False,
+            callbacks=[*callbacks, *more],
+            plugins=plugins,
+            default_root_dir=folder.path,
+        )
+    except (TypeError, ValueError, RuntimeError, ImportError) as error:
+        # Lightning's own refusals (MisconfigurationException is a plain Exception) are ValueErrors at heart.
+        raise SpecError([_refusal(error, options)]) from error
+    except Exception as error:
+        if type(error).__module__.startswith("lightning"):
+            raise SpecError([_refusal(error, options)]) from error
+        raise
+    if layout is not None:
+        refuse_uneven(recipe, layout, trainer.world_size)
+    return trainer
+
+
+def _within_a_step(interval: int, accumulate: int) -> Problem:
+    return Problem(
+        what=f"val_check_interval={interval} counts micro-batches, and is not a whole number of steps of {accumulate}",
+        at="trainer.val_check_interval",
+        expected=f"a multiple of accumulate_grad_batches={accumulate}",
+        notes=("a checkpoint is taken at every validation; within a step it would lose the gradients so far",),
+    )
+
+
+def _refusal(error: Exception, options: Mapping[str, Any]) -> Problem:
+    said = " ".join(str(error).split())
+    near = nearest(str(options.get("strategy")), [NAME, "auto", *StrategyRegistry.available_strategies()])
+    return Problem(
+        what=f"the Trainer refuses its options: {said}",
+        at=next((f"trainer.{name}" for name in options if f"{name}=" in said or f"`{name}`" in said), "trainer"),
+        nearest=near if "strategy name" in said else "",
+    )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps Lightning's tips and its advice on workers and logging off the screen; errors still come through."""
+    names = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero", "lightning")
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"lightning\..*")
+            warnings.filterwarnings("ignore", module=r"torch\.utils\.tensorboard.*")
+            # A mixture's output is a view; the blocks add to it out of place.
+            warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+            # DDP copies such a gradient where it adds it up: an expert's, out of a grouped product.
+            warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

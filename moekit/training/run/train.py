@@ -1,0 +1,201 @@
+"""A whole run: check everything, make the run folder, train, draw, compare, sum up.
+
+Nothing is written before the spec is valid, the Trainer accepts its options, and the data is read.
+"""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from moekit.checkpoints.pointers import replace_file
+from moekit.checkpoints.reading import Checkpoint
+from moekit.contracts import Model
+from moekit.errors import CheckpointError, MoekitError
+from moekit.parallel.launch import is_first, same_for_all
+from moekit.screen import Screen
+from moekit.spec import dump, to_plain
+from moekit.spec.recipe import Recipe
+from moekit.training.asking import metric_names, whole_model
+from moekit.training.callbacks.interrupt import StopOnInterrupt
+from moekit.training.callbacks.progress import TrainingProgress
+from moekit.training.checkpoint_io import read_checkpoint, refuse_damaged, refuse_other_model
+from moekit.training.health.policy import FOR_A_RUN, GONE, end_started, lost_rank, refuse_untrainable, unknown_metric
+from moekit.training.module import LitMoE
+from moekit.training.opening import introduce
+from moekit.training.prepared import Prepared
+from moekit.training.run.console import tell, unit_of
+from moekit.training.run.dense_baseline import dense_recipe
+from moekit.training.run.evaluation import measure
+from moekit.training.run.folder import RUNS, RunFolder, refuse_name, refuse_unwritable
+from moekit.training.run.metrics_log import LoadHistory, RunLog
+from moekit.training.run.outcome import Outcome, compare, outcome_of, write_summary
+from moekit.training.run.plots import draw
+from moekit.training.run.prepare import make_trainer, quiet
+from moekit.training.run.start import pinned
+
+
+def train(
+    recipe: Recipe,
+    *,
+    root: Path = RUNS,
+    name: str | None = None,
+    resume: RunFolder | None = None,
+    with_dense: bool = True,
+    console: Console | None = None,
+) -> Outcome | None:
+    """Trains a recipe into a run folder, then the dense model it asks to be compared with.
+
+    In a run of several processes each of them calls it; the first alone writes and speaks.
+
+    Args:
+        recipe: what to train.
+        root: folder of all runs.
+        name: the run's name below ``root``; the recipe's own when left out.
+        resume: go on in this folder, from its last checkpoint or the one chosen.
+        with_dense: False skips the comparison that the recipe asks for.
+        console: where to tell of it.
+
+    Returns:
+        What the run came to; None on ranks other than the first.
+
+    Raises:
+        SpecError, DataError, CheckpointError: before anything is written.
+        MoekitError: runs cannot be written there; the loss became NaN or infinite.
+    """
+    refuse_untrainable(recipe, FOR_A_RUN)  # first of all: it may be too large to be built
+    label = (recipe.name or "run") if name is None else name
+    if resume is None:
+        refuse_name(label)
+    if is_first():
+        refuse_unwritable(root / label if resume is None else resume.path)
+        console = console or (Screen() if sys.stdout.isatty() else Screen(width=120))
+    else:
+        console = Console(quiet=True)
+    recipe = recipe if resume is not None else pinned(recipe, root)
+    dense = dense_recipe(recipe) if with_dense and recipe.compare is not None else None
+    with quiet():
+        path = same_for_all("run_folder", lambda: (resume or RunFolder.new(root, label)).name)
+        folder = RunFolder(Path(path), None if resume is None else resume.chosen)
+        saved = None if resume is None else read_checkpoint(folder.checkpoint())
+        kept = folder.dense.last if dense is not None else None
+        dense_saved = None if kept is None else read_checkpoint(kept)
+        refuse_damaged([checkpoint for checkpoint in (saved, dense_saved) if checkpoint is not None])
+        run = prepare(recipe, folder, console, label=label, saved=saved)
+        second = None if dense is None else prepare(dense, folder.dense, console, label="dense", saved=dense_saved)
+        introduce(run, console)
+        fit(run, console)
+        if second is not None:
+            console.print(
+                "\nnow the dense model of as many multiply-adds a token, on the same batches", highlight=False
+            )
+            fit(second, console)
+        models = [whole_model(each.module) for each in (run, second) if each is not None]
+        if not is_first():
+            return None  # without waiting until the first has measured and drawn
+        outcome = summed_up(run, models[0], console)
+        if second is not None:
+            twin = summed_up(second, models[1], console)
+            if outcome.validation and twin.validation:
+                outcome = replace(outcome, comparison=compare(outcome, twin))
+        pictures = draw(run, second)
+        if models[0] is not None and run.module.data is not None:
+            pictures += run.module.data.picture(models[0], folder.path)
+        outcome = replace(outcome, files=pictures)
+    write_summary(folder.summary, outcome)
+    tell(outcome, run.module, console)
+    return outcome
+
+
+def prepare(recipe: Recipe, folder: RunFolder, console: Console, *, label: str, saved: Checkpoint | None) -> Prepared:
+    """Builds everything and reads the data; creates no file.
+
+    Args:
+        recipe: what to train.
+        folder: where.
+        console: where to tell of it.
+        label: what it is called there.
+        saved: the checkpoint to go on from.
+
+    Raises:
+        SpecError, DataError, CheckpointError: whatever would keep the run from working.
+    """
+    module = LitMoE(recipe)
+    upto = 0
+    if saved is not None:
+        contents = saved.plain
+        refuse_other_model(saved.path, contents["hyper_parameters"]["spec"], to_plain(recipe))
+        upto = int(contents["global_step"])
+        module.on_load_checkpoint(contents)  # a learnt vocabulary must be there before the data is read
+    log = RunLog(folder.metrics, folder.tensorboard, upto=upto)
+    loads = LoadHistory(folder.loads, upto=upto)
+    interrupt = StopOnInterrupt(lambda line: console.print(line, highlight=False))
+    callbacks: list[Any] = [loads, interrupt]
+    if recipe.trainer.get("enable_progress_bar", True):
+        callbacks.append(TrainingProgress(console, label, unit_of(recipe)))
+    trainer = make_trainer(recipe, folder, loggers=[log], callbacks=callbacks, opened=saved)
+    module.prepare()
+    if recipe.stop is not None and module.is_built and recipe.stop.metric not in (known := metric_names(module)):
+        raise unknown_metric(recipe.stop.metric, known)
+    return Prepared(
+        label=label,
+        folder=folder,
+        module=module,
+        trainer=trainer,
+        log=log,
+        loads=loads,
+        interrupt=interrupt,
+        checkpoint=saved,
+        done=upto,
+    )
+
+
+def fit(run: Prepared, console: Console) -> None:
+    """Trains, from the start or from a checkpoint.
+
+    Raises:
+        KeyboardInterrupt, SystemExit: stopped by Ctrl-C, by SIGTERM; after telling how to go on.
+        MoekitError: the loss became NaN or infinite; the checkpoint does not fit; or another process is gone.
+    """
+    if is_first():
+        run.folder.create()
+        replace_file(run.folder.spec, lambda path: path.write_text(dump(run.module.recipe), encoding="utf-8"))
+    start = None if run.checkpoint is None else run.checkpoint.path
+    try:
+        run.trainer.fit(run.module, ckpt_path=start, weights_only=True)
+        if run.interrupt.agree(run.trainer):
+            raise KeyboardInterrupt
+    except (SystemExit, KeyboardInterrupt):  # Lightning makes a SystemExit of Ctrl-C, and deafens the process to more
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        words = f"\nstopped at step {run.trainer.global_step}; {_how_to_go_on(run)}"
+        console.print(words, highlight=False, markup=False, soft_wrap=True)
+        if run.interrupt.asked == signal.SIGTERM:
+            raise SystemExit(0) from None  # as whoever sent it expects of a process that obeys
+        raise KeyboardInterrupt from None
+    except (RuntimeError, KeyError) as error:
+        if lost_rank(error):
+            end_started(run.trainer)
+            at = f"after step {run.trainer.global_step}"
+            raise MoekitError(f"{at} {GONE}\n  {str(error).splitlines()[0]}\n  {_how_to_go_on(run)}") from error
+        if start is not None and run.trainer.global_step == 0:
+            raise CheckpointError(f"cannot go on from {start}\n  {error}") from error
+        raise
+
+
+def _how_to_go_on(run: Prepared) -> str:
+    whole = run.folder.whole  # a dense model's run goes on with the run it belongs to
+    if whole.last is None:
+        return "no checkpoint was written yet"
+    return f"go on: moekit train --resume {shlex.quote(whole.name)}"
+
+
+def summed_up(run: Prepared, model: Model | None, console: Console) -> Outcome:
+    """What a run came to, with the data's scores of the trained model."""
+    outcome = outcome_of(run.label, run.folder, run.module, run.log.rows)
+    return replace(outcome, scores=measure(run.module.data, model, run.label, console))

@@ -1,0 +1,120 @@
+"""One optimizer step of several micro-batches, on any number of ranks: what is added up, and what it comes to.
+
+Sums, not means, are added up, so that every token weighs alike; they are divided once, by the tokens of the whole step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moekit.contracts import LossSum, Model, ModelOutput, Objective
+from moekit.training.balance import BalanceStep, StepLoad
+from moekit.training.gradients import divide, drop, total_norm
+from moekit.training.health.diagnosis import Micro, diagnose
+from moekit.training.health.policy import Sickness
+from moekit.training.metrics import Meter
+from moekit.training.readings import balance_sum, sums_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """What an optimizer step came to, over all its micro-batches and ranks.
+
+    Attributes:
+        sums: ``[sum, denominator]`` by name.
+        tokens: 0-d, what the objective counted.
+        norm: 0-d, of all gradients, before clipping.
+        load: what the layers saw; None without any, and where the step is left out.
+        sick: what was not finite; then all gradients are gone, and no balancer has moved. Else None.
+    """
+
+    sums: Mapping[str, Tensor]
+    tokens: Tensor
+    norm: Tensor
+    load: StepLoad | None
+    sick: Sickness | None
+
+
+class Precision:
+    """What a trainer's forward passes run in.
+
+    Args:
+        plugin: the trainer's precision plugin.
+    """
+
+    def __init__(self, plugin: Any) -> None:
+        self._plugin = plugin
+
+    def around(self) -> AbstractContextManager[object]:
+        """The context of a forward pass (autocast)."""
+        return self._plugin.train_step_context()  # type: ignore[no-any-return]
+
+    def scale(self) -> float | None:
+        """The factor on the loss that keeps fp16 gradients from vanishing; None without one. Waits for the device."""
+        scaler = getattr(self._plugin, "scaler", None)
+        return None if scaler is None else float(scaler.get_scale())
+
+
+class OptimizerStep:
+    """Adds up micro-batches, and ends the step.
+
+    Args:
+        model: whose step it is.
+        objective: what it is trained for.
+        balance: the balancers' step.
+    """
+
+    def __init__(self, model: Model, objective: Objective, balance: BalanceStep) -> None:
+        self.model = model
+        self.objective = objective
+        self.balance = balance
+        self._meter = Meter()
+        self._micros: list[Micro] = []
+
+    def add(self, output: ModelOutput, loss: LossSum, micro: Micro) -> Tensor:
+        """Adds one micro-batch; 0-d, what to take the gradient of: the objective's sum and the layers' losses."""
+        self._micros.append(micro)
+        self.balance.observe(output.reports)
+        sums, total = sums_of(loss), loss.total
+        balance = balance_sum(output.reports, dict.fromkeys(output.of_source, loss.count))
+        if balance is not None:
+            sums["balance_loss"] = (balance, loss.count)
+            total = total + balance
+        self._meter.add(sums)
+        return total
+
+    def finish(self, averaged: int, progress: float, precision: Precision) -> Finished:
+        """Makes gradients of sums those of means, moves the balancers, and starts again at zero; on every rank.
+
+        Args:
+            averaged: over how many ranks the gradients, sums of each rank, have been averaged (not added up).
+            progress: the share of the run that lies behind.
+            precision: what the micro-batches ran in.
+        """
+        sums = self._meter.take()
+        total, tokens = sums["objective"].unbind()
+        divide(self.model.parameters(), tokens.clamp(min=1) / averaged)
+        norm = total_norm(self.model)
+        micros, self._micros = self._micros, []
+        sick = None
+        if not torch.isfinite(total) & torch.isfinite(norm):  # the one wait for the device
+            sick = self._sickness(total / tokens, norm, micros, precision)
+            drop(self.model.parameters())
+            self.balance.forget()
+        load = None if sick else self.balance.step(progress=progress)
+        return Finished(sums=sums, tokens=tokens, norm=norm, load=load, sick=sick)
+
+    def _sickness(self, loss: Tensor, norm: Tensor, micros: Sequence[Micro], precision: Precision) -> Sickness:
+        what = f"the loss is {float(loss)}, the norm of its gradients {float(norm)}"
+        scale = precision.scale()
+        if scale is not None and scale > 1 and torch.isfinite(loss):
+            return Sickness(what=what, scale=scale)
+        sound = bool(torch.isfinite(loss))
+        where, lasting = diagnose(self.model, self.objective, micros, precision.around, finite_loss=sound)
+        return Sickness(what=what, where=where, lasting=lasting)
