@@ -18,8 +18,9 @@ import torch.distributed as dist
 
 from moekit import load
 from moekit.parallel.deferred_init import late
-from moekit.parallel.sharding import local, shard
+from moekit.parallel.sharding import shard
 from moekit.parallel.strategy import laid_out
+from moekit.shards.model import local
 from moekit.spec.sharding import Sharded
 from moekit.training.build import build_seeded
 

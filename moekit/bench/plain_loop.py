@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from moekit.bench.measure import Settings
-from moekit.bench.step_result import StepRow
+from moekit.bench.result import StepRow
 from moekit.bench.timing import clock_for, ratio
 from moekit.bench.trained import STEPS, Runner, medians
 from moekit.contracts import Batch, Data

@@ -71,7 +71,7 @@ def _steps(request: Request, recipe: Recipe, settings: Settings, out: Console | 
 
     found = compare_steps(" ".join(request.names), recipe, settings, against=request.against)
     if out is not None:
-        from moekit.bench.report_step import show_steps
+        from moekit.bench.report import show_steps
 
         show_steps(out, found)
     return to_json(found)

@@ -12,11 +12,11 @@ import torch
 from moekit.bench import peers
 from moekit.bench.measure import Settings
 from moekit.bench.plain_loop import LoopRunner
-from moekit.bench.step_result import StepComparison
+from moekit.bench.result import StepComparison
 from moekit.bench.timing import rotated
 from moekit.bench.trained import RecipeRunner, Runner
 from moekit.spec.recipe import Compare, Recipe
-from moekit.training.health.policy import FOR_A_RUN, refuse_untrainable
+from moekit.training.build import FOR_A_RUN, refuse_untrainable
 from moekit.training.run.dense_baseline import dense_recipe
 from moekit.training.run.prepare import quiet
 

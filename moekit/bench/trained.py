@@ -12,14 +12,15 @@ import torch
 
 from moekit.bench.measure import Settings
 from moekit.bench.memory import Saved, saved_for_backward
-from moekit.bench.step_result import StepRow
+from moekit.bench.result import StepRow
 from moekit.bench.stopwatch import OUTSIDE, Stopwatch
 from moekit.bench.timing import clock_for, ratio
 from moekit.spec.recipe import Recipe
+from moekit.training.callbacks.load_history import LoadHistory
 from moekit.training.data import batch_at
 from moekit.training.module import LitMoE
 from moekit.training.run.folder import RunFolder
-from moekit.training.run.metrics_log import LoadHistory, RunLog
+from moekit.training.run.metrics_log import RunLog
 from moekit.training.run.prepare import make_trainer, trainer_options
 
 STEPS: Final = 5

@@ -27,12 +27,13 @@ import torch
 
 from moekit.checkpoints.background import Background
 from moekit.checkpoints.manifest import Manifest, write_file
-from moekit.checkpoints.pointers import Keeping, last_of, remove, sync_directory, temporary
+from moekit.checkpoints.pointers import Keeping, last_of, remove, temporary
 from moekit.checkpoints.process_group import Ranks, all_ranks
 from moekit.checkpoints.safetensors_file import Digest, write_tensors
 from moekit.checkpoints.tree import encode
 from moekit.checkpoints.write_plan import Plan, make_plan
 from moekit.errors import CheckpointError, SaveError
+from moekit.files import sync_directory
 from moekit.shards.shard import Box
 
 STATE = "state.json"

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from moekit.compat import foreach_norm
-from moekit.parallel.sharding import local, spread_layers
+from moekit.shards.model import local, spread_layers
 
 
 def total_norm(module: nn.Module) -> Tensor:

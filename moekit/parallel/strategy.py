@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Collection, Iterable, Mapping
 from datetime import timedelta
-from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
@@ -14,15 +14,14 @@ from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.optim import Optimizer
 
-from moekit.checkpoints.reading import Handle, open_checkpoint
-from moekit.checkpoints.tree import fill
 from moekit.compat import init_process_group
 from moekit.contracts import Model
 from moekit.errors import CheckpointError, Problem, SpecError
 from moekit.parallel.deferred_init import Late
 from moekit.parallel.mesh import world_mesh
-from moekit.parallel.sharding import shard, tensors_of
+from moekit.parallel.sharding import shard
 from moekit.registry import current
+from moekit.shards.model import tensors_of
 from moekit.shards.shard import copy_into
 from moekit.spec.fields import ConflictError, Spec
 from moekit.spec.kinds import DispatcherSpec, MoE
@@ -31,6 +30,14 @@ from moekit.spec.replacing import replace_all
 from moekit.spec.sharding import Sharded
 
 HALF = (torch.bfloat16, torch.float16)
+
+
+@runtime_checkable
+class ReadsShards(Protocol):
+    """A checkpoint plugin that reads any shard of a tensor, such as ``moekit.training.AtomicCheckpointIO``."""
+
+    def load_handles(self, path: str | os.PathLike[str], names: Collection[str]) -> dict[str, Any]:
+        """The tree of a checkpoint; below the keys ``names`` each tensor is a handle with ``read(offset, shape)``."""
 
 
 class ShardedStrategy(ModelParallelStrategy):
@@ -97,10 +104,12 @@ class ShardedStrategy(ModelParallelStrategy):
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """The tree of a checkpoint. Of the model and of optimizers it holds handles, from which a rank reads slices."""
-        opened = getattr(self.checkpoint_io, "open", open_checkpoint)  # moekit's own may have it open already
-        plain: dict[str, Any] = opened(Path(checkpoint_path)).plain
-        sliced = ("state_dict", "optimizer_states")
-        return {key: value if key in sliced else fill(value, Handle.whole, Handle) for key, value in plain.items()}
+        if not isinstance(self.checkpoint_io, ReadsShards):
+            raise CheckpointError(
+                f"{type(self.checkpoint_io).__name__} cannot read a checkpoint shard by shard\n"
+                "  expected Trainer(plugins=[moekit.training.AtomicCheckpointIO()])"
+            )
+        return self.checkpoint_io.load_handles(checkpoint_path, ("state_dict", "optimizer_states"))
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """Fills this rank's pieces.

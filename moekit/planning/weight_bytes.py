@@ -11,7 +11,7 @@ from torch import nn
 from moekit.contracts import Model
 from moekit.errors import MoekitError
 from moekit.layer import MoELayer
-from moekit.parallel.cut import cut_of
+from moekit.parallel.sharding import cut_of
 from moekit.planning.optimizer_bytes import Kind
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard
 
 from moekit.parallel.mesh import EXPERT, mesh_of
-from moekit.parallel.sharding import shards_of, spread_layers
+from moekit.shards.model import shards_of, spread_layers
 
 
 @dataclass(frozen=True)

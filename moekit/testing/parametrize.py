@@ -14,36 +14,36 @@ from moekit.errors import MoekitError, nearest
 from moekit.spec.fields import Spec, required
 from moekit.spec.kinds import ExpertSpec
 from moekit.spec.recipe import Recipe
-from moekit.testing import (
-    checks_attention,
-    checks_balancer,
-    checks_balancer_state,
-    checks_data,
-    checks_dispatcher,
-    checks_experts,
-    checks_made,
-    checks_model,
-    checks_objective,
-    checks_optimizer,
-    checks_router,
-    checks_router_claims,
-    checks_router_training,
-    checks_run,
-    checks_sent,
-)
 from moekit.testing.case import DIMS, Case, Check, CheckFailure
+from moekit.testing.checks import (
+    attention,
+    balancer,
+    balancer_state,
+    construction,
+    data,
+    dispatcher,
+    dispatcher_sending,
+    execution,
+    experts,
+    model,
+    objective,
+    optimizer,
+    router,
+    router_claims,
+    router_training,
+)
 
 BY_KIND = {
-    "router": (checks_router, checks_router_claims, checks_router_training),
-    "expert": (checks_experts,),
-    "dispatcher": (checks_dispatcher, checks_sent),
-    "balancer": (checks_balancer, checks_balancer_state),
-    "attention": (checks_attention,),
-    "model": (checks_model,),
-    "objective": (checks_objective,),
-    "data": (checks_data,),
-    "optimizer": (checks_optimizer,),
-    "schedule": (checks_optimizer,),
+    "router": (router, router_claims, router_training),
+    "expert": (experts,),
+    "dispatcher": (dispatcher, dispatcher_sending),
+    "balancer": (balancer, balancer_state),
+    "attention": (attention,),
+    "model": (model,),
+    "objective": (objective,),
+    "data": (data,),
+    "optimizer": (optimizer,),
+    "schedule": (optimizer,),
 }
 
 
@@ -89,7 +89,7 @@ class BoundCheck:
 
 def checks_for(case: Case) -> list[BoundCheck]:
     """Every check that the case's kind and claims call for, in order."""
-    rooms = (checks_made, checks_run, *BY_KIND[case.kind])
+    rooms = (construction, execution, *BY_KIND[case.kind])
     return [BoundCheck(check, case) for room in rooms for check in room.checks(case)]
 
 

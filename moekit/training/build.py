@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from moekit.contracts import Model
+from moekit.errors import Problem, SpecError
 from moekit.parallel.deferred_init import Late, late
 from moekit.parallel.strategy import ShardedStrategy, laid_out
 from moekit.registry import build
 from moekit.seeds import seed_torch
-from moekit.spec.recipe import Recipe
+from moekit.spec.recipe import Recipe, plural
 
 
 def build_model(recipe: Recipe) -> Model:
@@ -57,3 +58,33 @@ def _fp32() -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(before)
+
+
+FOR_A_RUN = ("objective", "data", "optimizer")
+"""Slots that a recipe needs for a run, and not only to be a module in somebody's own code."""
+
+
+COUNTED = "without data it is there to be read and counted: moekit params {}"
+
+
+def refuse_untrainable(recipe: Recipe, needs: Sequence[str] = ("objective", "optimizer")) -> None:
+    """Refuses a recipe that only describes a model.
+
+    Args:
+        recipe: what is to be trained.
+        needs: slots of it that must be filled.
+
+    Raises:
+        SpecError: one of them is empty.
+    """
+    missing = [slot for slot in needs if getattr(recipe, slot) is None]
+    if missing:
+        raise SpecError(
+            Problem(
+                what=f"a recipe without {slot} cannot be trained",
+                at=slot,
+                list_with=f"moekit ls {plural(slot)}",
+                notes=(COUNTED.format(recipe.name or "RECIPE"),) if slot == "data" else (),
+            )
+            for slot in missing
+        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,10 @@ from lightning.pytorch.plugins.io import CheckpointIO
 
 from moekit.checkpoints.background import Background
 from moekit.checkpoints.pointers import Keeping, remove
-from moekit.checkpoints.reading import Checkpoint, open_checkpoint
+from moekit.checkpoints.reading import Checkpoint, Handle, open_checkpoint
+from moekit.checkpoints.tree import fill
 from moekit.checkpoints.writing import save_tree
+from moekit.compat import loop_counters
 from moekit.errors import CheckpointError
 from moekit.parallel.launch import PATIENCE, same_for_all
 
@@ -69,6 +71,15 @@ class AtomicCheckpointIO(CheckpointIO):
         """
         contents: dict[str, Any] = self.open(path).whole()
         return contents
+
+    def load_handles(self, path: str | os.PathLike[str], names: Collection[str]) -> dict[str, Any]:
+        """The tree of a checkpoint; below the keys ``names`` each tensor is a ``Handle``, which reads slices.
+
+        Raises:
+            CheckpointError: it is missing, damaged or no checkpoint.
+        """
+        plain: dict[str, Any] = self.open(path).plain
+        return {key: value if key in names else fill(value, Handle.whole, Handle) for key, value in plain.items()}
 
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
         """Removes a directory."""
@@ -154,3 +165,29 @@ def differences(a: Any, b: Any, at: str = "") -> list[tuple[str, Any, Any]]:
         keys = [*a, *(key for key in b if key not in a)]
         return [d for key in keys for d in differences(a.get(key), b.get(key), f"{at}.{key}" if at else str(key))]
     return [] if a == b else [(at, a, b)]
+
+
+def recount(checkpoint: dict[str, Any], accumulate: int) -> None:
+    """Has the loops of a checkpoint count in micro-batches of ``accumulate`` a step, in place.
+
+    Four ranks with one micro-batch each see in a step what one process sees in four.
+
+    Args:
+        checkpoint: of Lightning, with a ``moekit`` part that says how many there were.
+        accumulate: micro-batches in a step, of one rank, from now on.
+
+    Raises:
+        CheckpointError: it was saved within a step.
+    """
+    was = int(checkpoint["moekit"]["accumulate"])
+    if was == accumulate:
+        return
+    for counters in loop_counters(checkpoint):
+        for key, count in counters.items():
+            steps, rest = divmod(count, was)
+            if rest:
+                raise CheckpointError(
+                    f"it was saved within a step of {was} micro-batches, and cannot go on with {accumulate}\n"
+                    f"  trainer.accumulate_grad_batches={was} goes on with it"
+                )
+            counters[key] = steps * accumulate

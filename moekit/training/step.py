@@ -5,21 +5,21 @@ Sums, not means, are added up, so that every token weighs alike; they are divide
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from moekit.contracts import LossSum, Model, ModelOutput, Objective
+from moekit.parallel.norm import total_norm
+from moekit.shards.model import local
 from moekit.training.balance import BalanceStep, StepLoad
-from moekit.training.gradients import divide, drop, total_norm
 from moekit.training.health.diagnosis import Micro, diagnose
 from moekit.training.health.policy import Sickness
-from moekit.training.metrics import Meter
-from moekit.training.readings import balance_sum, sums_of
+from moekit.training.metrics import Meter, balance_sum, sums_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,3 +118,41 @@ class OptimizerStep:
         sound = bool(torch.isfinite(loss))
         where, lasting = diagnose(self.model, self.objective, micros, precision.around, finite_loss=sound)
         return Sickness(what=what, where=where, lasting=lasting)
+
+
+__all__ = ["clip", "clip_values", "divide", "drop", "total_norm"]
+
+
+def divide(parameters: Iterable[nn.Parameter], by: Tensor) -> None:
+    """Divides every gradient by a 0-d tensor, in place."""
+    for parameter in parameters:
+        if parameter.grad is not None:
+            local(parameter.grad).div_(by)
+
+
+def clip(parameters: Iterable[nn.Parameter], norm: Tensor, most: float) -> None:
+    """Scales all gradients by what brings their norm down to ``most``, in place; not at all where it is below.
+
+    Args:
+        parameters: whose gradients.
+        norm: 0-d, their ``total_norm``.
+        most: the norm that is allowed.
+    """
+    factor = (most / (norm + 1e-6)).clamp(max=1.0)
+    for parameter in parameters:
+        if parameter.grad is not None:
+            held = local(parameter.grad)
+            held.mul_(factor.to(held.device, held.dtype))
+
+
+def clip_values(parameters: Iterable[nn.Parameter], most: float) -> None:
+    """Brings every number of every gradient into ``[-most, most]``, in place."""
+    for parameter in parameters:
+        if parameter.grad is not None:
+            local(parameter.grad).clamp_(-most, most)
+
+
+def drop(parameters: Iterable[nn.Parameter]) -> None:
+    """Takes every gradient away: an optimizer passes such parameters over, its state and their decay included."""
+    for parameter in parameters:
+        parameter.grad = None

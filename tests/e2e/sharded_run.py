@@ -19,8 +19,8 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from moekit import Batch, Source
-from moekit.parallel.sharding import local, shards_of, tensors_of
 from moekit.shards.gather import gather
+from moekit.shards.model import local, shards_of, tensors_of
 from moekit.shards.shard import Box
 from moekit.spec import load
 from moekit.spec.recipe import Recipe

@@ -14,7 +14,7 @@ from moekit.contracts import BalanceContext, LayerDims, LayerReport
 from moekit.registry import current
 from moekit.routing import TokenChoice
 from moekit.spec.fields import default_of, fields_of
-from moekit.training.readings import balance_sum
+from moekit.training.metrics import balance_sum
 from moekit_balancers.load_balance import LoadBalance
 from moekit_balancers.load_balance.module import LoadBalanceLoss
 

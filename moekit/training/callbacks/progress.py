@@ -11,6 +11,8 @@ from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from moekit.spec.recipe import Recipe
+
 LINES = 20  # at most so many lines where there is no terminal
 SHOWN = ("bits_per_byte", "blend_mse", "accuracy")  # of the objective's metrics, beside the loss
 
@@ -122,3 +124,8 @@ def tell_validation(values: Mapping[str, float]) -> str:
     words = {"bits_per_byte": "bits per byte", "blend_mse": "blend mse"}
     names = [name for name in (*SHOWN, "loss") if f"val/{name}" in values]
     return ", ".join(f"{words.get(name, name)} {values[f'val/{name}']:.3f}" for name in names)
+
+
+def unit_of(recipe: Recipe) -> str:
+    """What a run's data is counted in."""
+    return "cases" if recipe.model.takes == "cases" else "tokens"

@@ -3,49 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import lightning as L
-import torch.distributed as dist
 from lightning.pytorch.utilities import rank_zero_only
 
-from moekit.compat import kill_started_processes
-from moekit.distributed import several_ranks
-from moekit.errors import MoekitError, Problem, SpecError, nearest
-from moekit.spec.recipe import Recipe, plural
+from moekit.errors import MoekitError
 
 HELPS = "what helps most often: a lower optimizer.lr, more schedule.warmup, trainer.gradient_clip_val=1.0"
 LEAVE = "non_finite=skip leaves such steps out"
 IN_A_ROW = 10  # steps left out one after the other that end a run: data does that seldom, a broken model always
-GONE = "another process of this run is gone, or did not answer in time"
 LOG = logging.getLogger("moekit.training")
-FOR_A_RUN = ("objective", "data", "optimizer")
-"""Slots that a recipe needs for a run, and not only to be a module in somebody's own code."""
-COUNTED = "without data it is there to be read and counted: moekit params {}"
-
-
-def refuse_untrainable(recipe: Recipe, needs: Sequence[str] = ("objective", "optimizer")) -> None:
-    """Refuses a recipe that only describes a model.
-
-    Args:
-        recipe: what is to be trained.
-        needs: slots of it that must be filled.
-
-    Raises:
-        SpecError: one of them is empty.
-    """
-    missing = [slot for slot in needs if getattr(recipe, slot) is None]
-    if missing:
-        raise SpecError(
-            Problem(
-                what=f"a recipe without {slot} cannot be trained",
-                at=slot,
-                list_with=f"moekit ls {plural(slot)}",
-                notes=(COUNTED.format(recipe.name or "RECIPE"),) if slot == "data" else (),
-            )
-            for slot in missing
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,27 +83,3 @@ class LeftOut:
 def rank_zero(line: str) -> None:
     """Says a line on stderr, once for all ranks; a progress bar is left whole."""
     LOG.warning(line)
-
-
-def lost_rank(error: Exception) -> bool:
-    """Whether a collective failed because of another process; gloo says so in words alone."""
-    return several_ranks() and (isinstance(error, dist.DistError) or "/gloo/" in str(error))
-
-
-def end_started(trainer: L.Trainer) -> None:
-    """Ends the processes that Lightning has started from this one: one that hangs would outlive it, with its memory."""
-    kill_started_processes(trainer.strategy.launcher)
-
-
-def unknown_metric(name: str, known: Sequence[str]) -> SpecError:
-    """The error for a ``stop.metric`` that training does not log."""
-    return SpecError(
-        [
-            Problem(
-                what=f"training logs no metric '{name}'",
-                at="stop.metric",
-                expected="one of " + ", ".join(known),
-                nearest=nearest(name, list(known)),
-            )
-        ]
-    )

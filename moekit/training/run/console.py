@@ -1,27 +1,26 @@
-"""The closing lines of a run: what a person wants to know, in words."""
+"""What a run prints: a header before it starts, a summary at its end."""
 
 from __future__ import annotations
 
 import math
 import shlex
+from collections.abc import Mapping
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from moekit.contracts import Data
-from moekit.spec.recipe import Recipe
+from moekit.errors import MoekitError
+from moekit.params import count_parameters
+from moekit.training.callbacks.progress import unit_of
 from moekit.training.module import LitMoE
 from moekit.training.run.evaluation import score_rows
 from moekit.training.run.outcome import Comparison, Outcome
+from moekit.training.run.prepare import Prepared
 
 ELSEWHERE = ("objective", "max_violation")  # validation figures without a row of their own
 WORDS = {"bits_per_byte": "bits per byte", "blend_mse": "squared error of the blend"}
-
-
-def unit_of(recipe: Recipe) -> str:
-    """What a run's data is counted in."""
-    return "cases" if recipe.model.takes == "cases" else "tokens"
 
 
 def tell(outcome: Outcome, module: LitMoE, console: Console) -> None:
@@ -130,3 +129,30 @@ def _tell_files(outcome: Outcome, module: LitMoE, console: Console) -> None:
     console.print(grid, highlight=False)
     for head, command in (("try next", following), ("        ", further)):  # not broken, so that they can be pasted
         console.print(f"[dim]{head}[/dim]  {escape(command)}", highlight=False, soft_wrap=True)
+
+
+def introduce(run: Prepared, console: Console) -> None:
+    """Prints what a person wants to know before it begins."""
+    recipe, trainer = run.module.recipe, run.trainer
+    lines: dict[str, str] = {}
+    try:
+        count = count_parameters(recipe)
+        lines["model"] = f"{count.total:,} parameters, {count.active():,} active a token"
+    except MoekitError:
+        if run.module.is_built:
+            lines["model"] = f"{sum(p.numel() for p in run.module.model.parameters()):,} parameters"
+    described: Mapping[str, str] = {} if run.module.data is None else run.module.data.describe()
+    lines |= {f"data: {key}": value for key, value in described.items()}
+    device = trainer.strategy.root_device.type
+    ranks = f", {trainer.world_size} processes" if trainer.world_size > 1 else ""
+    lines["training"] = f"{trainer.max_steps} steps on {device}, {trainer.precision}{ranks}"
+    if run.checkpoint is None and (starting := run.module.starting.describe()):
+        lines["start"] = starting
+    if run.checkpoint is not None:
+        left = "" if run.done < trainer.max_steps else ": nothing is left to do, unless trainer.max_steps grows"
+        lines["going on"] = f"from {run.checkpoint.path}, after step {run.done}{left}"
+    lines["folder"] = run.folder.name
+    width = max(map(len, lines))
+    console.print(f"[bold]{escape(run.label)}[/bold]  {escape(recipe.summary)}", highlight=False)
+    for key, value in lines.items():
+        console.print(f"  {key:<{width}}  {value}", highlight=False, markup=False)

@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from rich.console import Console
+from torch.distributed.fsdp import FSDPModule
 
 from moekit.contracts import Data, Model
+from moekit.shards.gather import gather
+from moekit.shards.model import tensors_of
+from moekit.training.build import build_model
+from moekit.training.module import LitMoE
 
 WORDS = {"bleu": "BLEU", "chrf": "chrF"}
 
@@ -34,3 +39,21 @@ def score_rows(scores: Mapping[str, float], dense: Mapping[str, float] | None = 
 
 def _number(value: float) -> str:
     return f"{value:,.0f}" if value == round(value) else f"{value:.4g}"
+
+
+def whole_model(module: LitMoE) -> Model | None:
+    """The trained model, whole, for whoever measures or draws: on rank 0; None elsewhere, and where nobody does.
+
+    A model in shards is put together on the CPU of rank 0, tensor by tensor. Collective.
+    """
+    if not isinstance(module.model, FSDPModule):
+        return module.model
+    data = module.data
+    if data is None or (type(data).scores is Data.scores and type(data).picture is Data.picture):
+        return None
+    tensors = gather(tensors_of(module.model))
+    if tensors is None:
+        return None
+    model = build_model(module.recipe)
+    model.load_state_dict(tensors, assign=True)
+    return model.train(module.model.training)

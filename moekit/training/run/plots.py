@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from moekit.observe.plots import Curve, draw_curves, draw_load
-from moekit.training.prepared import Prepared
 from moekit.training.run.metrics_log import curve
+from moekit.training.run.prepare import Prepared
 
 
 def draw(run: Prepared, dense: Prepared | None) -> list[Path]:

@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import lightning as L
@@ -14,16 +15,40 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.precision import DoublePrecision
 from lightning.pytorch.strategies import StrategyRegistry
+from rich.console import Console
 
 from moekit.checkpoints.reading import Checkpoint
 from moekit.errors import Problem, SpecError, nearest
 from moekit.parallel.strategy import ShardedStrategy, refuse_uneven
+from moekit.spec import to_plain
 from moekit.spec.recipe import Recipe
 from moekit.spec.sharding import NAME, sharded_of
-from moekit.training.built import DEFAULT_STEPS
 from moekit.training.callbacks.checkpoint import SaveCheckpoints
-from moekit.training.checkpoint_io import AtomicCheckpointIO
+from moekit.training.callbacks.interrupt import StopOnInterrupt
+from moekit.training.callbacks.load_history import LoadHistory
+from moekit.training.callbacks.progress import TrainingProgress, unit_of
+from moekit.training.checkpoint_io import AtomicCheckpointIO, refuse_other_model
+from moekit.training.data import batch_at
+from moekit.training.metrics import sums_of, unknown_metric
+from moekit.training.module import DEFAULT_STEPS, LitMoE
 from moekit.training.run.folder import RunFolder
+from moekit.training.run.metrics_log import RunLog
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A run that has passed every check, and has written nothing yet."""
+
+    label: str
+    folder: RunFolder
+    module: LitMoE
+    trainer: L.Trainer
+    log: RunLog
+    loads: LoadHistory
+    interrupt: StopOnInterrupt
+    checkpoint: Checkpoint | None  # to go on from
+    done: int  # optimizer steps that the checkpoint has behind it
+
 
 VALIDATIONS = 10
 VALIDATIONS_TO_STOP = 50  # of a run that a metric ends: its steps are an upper limit, seldom reached
@@ -159,3 +184,54 @@ def quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+def metric_names(module: LitMoE) -> list[str]:
+    """Names that training logs of its objective, found by one forward pass that leaves no trace."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        batch = batch_at(module.prepare(), seed=module.recipe.seed, step=0)
+        loss = module.objective(module.model.on(batch), batch)
+    return [f"train/{name}" for name in sums_of(loss)]
+
+
+def prepare(recipe: Recipe, folder: RunFolder, console: Console, *, label: str, saved: Checkpoint | None) -> Prepared:
+    """Builds everything and reads the data; creates no file.
+
+    Args:
+        recipe: what to train.
+        folder: where.
+        console: where to tell of it.
+        label: what it is called there.
+        saved: the checkpoint to go on from.
+
+    Raises:
+        SpecError, DataError, CheckpointError: whatever would keep the run from working.
+    """
+    module = LitMoE(recipe)
+    upto = 0
+    if saved is not None:
+        contents = saved.plain
+        refuse_other_model(saved.path, contents["hyper_parameters"]["spec"], to_plain(recipe))
+        upto = int(contents["global_step"])
+        module.on_load_checkpoint(contents)  # a learnt vocabulary must be there before the data is read
+    log = RunLog(folder.metrics, folder.tensorboard, upto=upto)
+    loads = LoadHistory(folder.loads, upto=upto)
+    interrupt = StopOnInterrupt(lambda line: console.print(line, highlight=False))
+    callbacks: list[Any] = [loads, interrupt]
+    if recipe.trainer.get("enable_progress_bar", True):
+        callbacks.append(TrainingProgress(console, label, unit_of(recipe)))
+    trainer = make_trainer(recipe, folder, loggers=[log], callbacks=callbacks, opened=saved)
+    module.prepare()
+    if recipe.stop is not None and module.is_built and recipe.stop.metric not in (known := metric_names(module)):
+        raise unknown_metric(recipe.stop.metric, known)
+    return Prepared(
+        label=label,
+        folder=folder,
+        module=module,
+        trainer=trainer,
+        log=log,
+        loads=loads,
+        interrupt=interrupt,
+        checkpoint=saved,
+        done=upto,
+    )

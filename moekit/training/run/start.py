@@ -18,7 +18,7 @@ from moekit.contracts import Data
 from moekit.errors import CheckpointError, Problem, SpecError
 from moekit.layer import MoELayer
 from moekit.parallel.launch import same_for_all
-from moekit.parallel.sharding import tensors_of
+from moekit.shards.model import tensors_of
 from moekit.shards.shard import copy_into
 from moekit.spec.recipe import Recipe, Start
 from moekit.training.checkpoint_io import read_checkpoint

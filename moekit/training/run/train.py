@@ -10,34 +10,29 @@ import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+import lightning as L
+import torch.distributed as dist
 from rich.console import Console
 
-from moekit.checkpoints.pointers import replace_file
-from moekit.checkpoints.reading import Checkpoint
+from moekit.compat import kill_started_processes
 from moekit.contracts import Model
+from moekit.distributed import several_ranks
 from moekit.errors import CheckpointError, MoekitError
+from moekit.files import replace_file
 from moekit.parallel.launch import is_first, same_for_all
 from moekit.screen import Screen
-from moekit.spec import dump, to_plain
+from moekit.spec import dump
 from moekit.spec.recipe import Recipe
-from moekit.training.asking import metric_names, whole_model
-from moekit.training.callbacks.interrupt import StopOnInterrupt
-from moekit.training.callbacks.progress import TrainingProgress
-from moekit.training.checkpoint_io import read_checkpoint, refuse_damaged, refuse_other_model
-from moekit.training.health.policy import FOR_A_RUN, GONE, end_started, lost_rank, refuse_untrainable, unknown_metric
-from moekit.training.module import LitMoE
-from moekit.training.opening import introduce
-from moekit.training.prepared import Prepared
-from moekit.training.run.console import tell, unit_of
+from moekit.training.build import FOR_A_RUN, refuse_untrainable
+from moekit.training.checkpoint_io import read_checkpoint, refuse_damaged
+from moekit.training.run.console import introduce, tell
 from moekit.training.run.dense_baseline import dense_recipe
-from moekit.training.run.evaluation import measure
+from moekit.training.run.evaluation import measure, whole_model
 from moekit.training.run.folder import RUNS, RunFolder, refuse_name, refuse_unwritable
-from moekit.training.run.metrics_log import LoadHistory, RunLog
 from moekit.training.run.outcome import Outcome, compare, outcome_of, write_summary
 from moekit.training.run.plots import draw
-from moekit.training.run.prepare import make_trainer, quiet
+from moekit.training.run.prepare import Prepared, prepare, quiet
 from moekit.training.run.start import pinned
 
 
@@ -113,49 +108,6 @@ def train(
     return outcome
 
 
-def prepare(recipe: Recipe, folder: RunFolder, console: Console, *, label: str, saved: Checkpoint | None) -> Prepared:
-    """Builds everything and reads the data; creates no file.
-
-    Args:
-        recipe: what to train.
-        folder: where.
-        console: where to tell of it.
-        label: what it is called there.
-        saved: the checkpoint to go on from.
-
-    Raises:
-        SpecError, DataError, CheckpointError: whatever would keep the run from working.
-    """
-    module = LitMoE(recipe)
-    upto = 0
-    if saved is not None:
-        contents = saved.plain
-        refuse_other_model(saved.path, contents["hyper_parameters"]["spec"], to_plain(recipe))
-        upto = int(contents["global_step"])
-        module.on_load_checkpoint(contents)  # a learnt vocabulary must be there before the data is read
-    log = RunLog(folder.metrics, folder.tensorboard, upto=upto)
-    loads = LoadHistory(folder.loads, upto=upto)
-    interrupt = StopOnInterrupt(lambda line: console.print(line, highlight=False))
-    callbacks: list[Any] = [loads, interrupt]
-    if recipe.trainer.get("enable_progress_bar", True):
-        callbacks.append(TrainingProgress(console, label, unit_of(recipe)))
-    trainer = make_trainer(recipe, folder, loggers=[log], callbacks=callbacks, opened=saved)
-    module.prepare()
-    if recipe.stop is not None and module.is_built and recipe.stop.metric not in (known := metric_names(module)):
-        raise unknown_metric(recipe.stop.metric, known)
-    return Prepared(
-        label=label,
-        folder=folder,
-        module=module,
-        trainer=trainer,
-        log=log,
-        loads=loads,
-        interrupt=interrupt,
-        checkpoint=saved,
-        done=upto,
-    )
-
-
 def fit(run: Prepared, console: Console) -> None:
     """Trains, from the start or from a checkpoint.
 
@@ -199,3 +151,16 @@ def summed_up(run: Prepared, model: Model | None, console: Console) -> Outcome:
     """What a run came to, with the data's scores of the trained model."""
     outcome = outcome_of(run.label, run.folder, run.module, run.log.rows)
     return replace(outcome, scores=measure(run.module.data, model, run.label, console))
+
+
+GONE = "another process of this run is gone, or did not answer in time"
+
+
+def lost_rank(error: Exception) -> bool:
+    """Whether a collective failed because of another process; gloo says so in words alone."""
+    return several_ranks() and (isinstance(error, dist.DistError) or "/gloo/" in str(error))
+
+
+def end_started(trainer: L.Trainer) -> None:
+    """Ends the processes that Lightning has started from this one: one that hangs would outlive it, with its memory."""
+    kill_started_processes(trainer.strategy.launcher)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from moekit.parallel.sharding import local
 from moekit.shards.layout import Lies, Sum, add_up, lies_of
+from moekit.shards.model import local
 from moekit_optimizers.adafactor import Adafactor
 from moekit_optimizers.decay import groups
 

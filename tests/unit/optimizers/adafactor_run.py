@@ -22,12 +22,12 @@ from moekit.checkpoints.reading import open_checkpoint
 from moekit.checkpoints.writing import save_tree
 from moekit.contracts import Init, Model
 from moekit.layer import MoELayer
-from moekit.parallel.sharding import local, shard, shards_of, state_shards_of
+from moekit.parallel.sharding import shard
 from moekit.registry import build
+from moekit.shards.model import local, shards_of, state_shards_of
 from moekit.shards.shard import Box, region
 from moekit.spec.kinds import MoE
-from moekit.training.optim import split_by_layout
-from moekit.training.optimizer_state import keep_by_name
+from moekit.training.optim import keep_by_name, split_by_layout
 from moekit.weights import init_weights
 from moekit_dispatchers.expert_parallel import ExpertParallel
 from moekit_dispatchers.grouped import Grouped

@@ -16,9 +16,10 @@ from torch.distributed.tensor import DTensor
 from moekit import load
 from moekit.compat import TorchDispatchMode
 from moekit.contracts import Model
-from moekit.parallel.sharding import local, shard, shards_of
+from moekit.parallel.sharding import shard
 from moekit.parallel.strategy import laid_out
 from moekit.registry import build
+from moekit.shards.model import local, shards_of
 from moekit.spec.sharding import Sharded
 
 

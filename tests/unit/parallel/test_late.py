@@ -14,8 +14,9 @@ from moekit import load
 from moekit.contracts import ExpertBank, Init, LayerDims, Model
 from moekit.errors import MoekitError
 from moekit.parallel.deferred_init import Late, PieceByPiece, late
-from moekit.parallel.sharding import local, shard, spread_layers, tensors_of
+from moekit.parallel.sharding import shard
 from moekit.parallel.strategy import ShardedStrategy, laid_out
+from moekit.shards.model import local, spread_layers, tensors_of
 from moekit.spec.recipe import Recipe
 from moekit.spec.sharding import Sharded
 from moekit.training.build import build_model, build_seeded, build_uncut

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from moekit.parallel.norm import total_norm
-from moekit.training.gradients import clip, clip_values, divide
+from moekit.training.step import clip, clip_values, divide
 
 
 def with_gradients(*gradients: torch.Tensor | None) -> nn.ParameterList:

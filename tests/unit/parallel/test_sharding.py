@@ -19,9 +19,10 @@ from torch.distributed.tensor import DTensor
 from moekit import load
 from moekit.contracts import Init, Model
 from moekit.parallel.norm import total_norm
-from moekit.parallel.sharding import shard, shards_of, state_shards_of, tensors_of
+from moekit.parallel.sharding import shard
 from moekit.parallel.strategy import laid_out
 from moekit.registry import build
+from moekit.shards.model import shards_of, state_shards_of, tensors_of
 from moekit.shards.shard import Box, region
 from moekit.spec.sharding import Sharded
 from moekit.weights import init_weights

@@ -20,6 +20,7 @@ from moekit.contracts import Model
 from moekit.errors import CheckpointError, SpecError
 from moekit.parallel.strategy import ShardedStrategy, laid_out, mixtures, refuse_uneven
 from moekit.spec.sharding import Sharded
+from moekit.training.checkpoint_io import AtomicCheckpointIO
 from moekit_dispatchers.expert_parallel import ExpertParallel
 from moekit_dispatchers.grouped import Grouped
 
@@ -72,6 +73,12 @@ def test_every_rank_samples_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     assert strategy.distributed_sampler_kwargs == {"num_replicas": 4, "rank": 3}
 
 
+def sharded_strategy() -> ShardedStrategy:
+    strategy = ShardedStrategy(Sharded())
+    strategy.checkpoint_io = AtomicCheckpointIO()
+    return strategy
+
+
 def test_one_waits_as_long_as_the_layout_says() -> None:
     assert ShardedStrategy(Sharded(timeout=7))._timeout == timedelta(seconds=7)
 
@@ -81,7 +88,7 @@ def test_of_models_and_optimizers_slices_are_read_and_all_else_at_once(tmp_path:
     tensor = torch.arange(6.0)
     states = [{"state": {"w": {"exp_avg": tensor}}}]
     save_tree({"state_dict": {"w": tensor}, "optimizer_states": states, "loops": ({"seen": tensor},)}, tmp_path / "c")
-    found = ShardedStrategy(Sharded()).load_checkpoint(tmp_path / "c")
+    found = sharded_strategy().load_checkpoint(tmp_path / "c")
     for handle in (found["state_dict"]["w"], found["optimizer_states"][0]["state"]["w"]["exp_avg"]):
         assert isinstance(handle, Handle) and handle.read((2,), (2,)).tolist() == [2, 3]
     assert torch.equal(found["loops"][0]["seen"], tensor)
@@ -100,7 +107,7 @@ def test_a_checkpoint_of_another_model_is_refused_and_fills_nothing(
     tmp_path: Path, saved: dict[str, Tensor], stray: str
 ) -> None:
     save_tree({"state_dict": saved}, tmp_path / "c")
-    strategy, module = ShardedStrategy(Sharded()), nn.Linear(3, 2)
+    strategy, module = sharded_strategy(), nn.Linear(3, 2)
     strategy._lightning_module = cast(Any, module)
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     checkpoint = strategy.load_checkpoint(tmp_path / "c")

@@ -8,12 +8,13 @@ from fake_ranks import WORLD, as_rank
 from torch import Tensor
 
 from moekit import load
-from moekit.parallel.sharding import local, shard
+from moekit.parallel.sharding import shard
 from moekit.parallel.strategy import laid_out
 from moekit.params import build_on_meta
 from moekit.planning.optimizer_bytes import state_kinds
 from moekit.planning.weight_bytes import Layout, optimizer_bytes, weights_of
 from moekit.registry import build
+from moekit.shards.model import local
 from moekit.spec.recipe import Recipe
 from moekit.spec.sharding import Sharded
 from moekit.training.optim import optimizer_of

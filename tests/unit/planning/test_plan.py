@@ -12,7 +12,7 @@ from torch import Tensor
 from moekit import load
 from moekit.contracts import Batch
 from moekit.errors import MoekitError
-from moekit.parallel.cut import cut_of
+from moekit.parallel.sharding import cut_of
 from moekit.params import build_on_meta
 from moekit.planning.advice import advise
 from moekit.planning.empty_batch import empty_batch

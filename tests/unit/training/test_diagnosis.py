@@ -19,8 +19,7 @@ from moekit import Batch, LossSum, LossTerm, MoekitError, MoELayer
 from moekit.contracts import ExpertBank
 from moekit.groups import Groups, UniformGroups
 from moekit.training import LitMoE
-from moekit.training.health.diagnosis import Found, _largest
-from moekit.training.suspects import Watch, named_experts
+from moekit.training.health.diagnosis import Found, Watch, _largest, named_experts
 
 pytestmark = pytest.mark.usefixtures("calm")
 Tree = dict[str, Any]

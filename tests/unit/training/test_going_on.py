@@ -133,7 +133,6 @@ def test_what_is_open_is_read_until_something_is_saved(
     assert weights(saved) == [0.0]
 
 
-def test_with_lightnings_own_io_the_strategy_opens_the_checkpoint_itself(saved: Path) -> None:
-    strategy = ShardedStrategy(Sharded())
-    assert not hasattr(strategy.checkpoint_io, "open")
-    assert strategy.load_checkpoint(saved)["state_dict"]["w"].whole().tolist() == list(range(6))
+def test_the_strategy_names_the_plugin_that_it_needs_to_read_checkpoints(saved: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"TorchCheckpointIO cannot read .*\n  expected .*AtomicCheckpointIO\(\)"):
+        ShardedStrategy(Sharded()).load_checkpoint(saved)

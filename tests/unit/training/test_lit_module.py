@@ -17,9 +17,9 @@ from moekit.checkpoints.reading import Handle
 from moekit.checkpoints.tree import fill
 from moekit.seeds import seed_all
 from moekit.training import AtomicCheckpointIO, LitMoE, StepLoader
-from moekit.training.asking import metric_names
 from moekit.training.checkpoint_io import read_checkpoint
 from moekit.training.data import noise_seed
+from moekit.training.run.prepare import metric_names
 
 pytestmark = pytest.mark.usefixtures("calm")
 Tree = dict[str, Any]

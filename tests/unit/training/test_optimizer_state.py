@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from moekit.errors import CheckpointError
-from moekit.training.optimizer_state import keep_by_name
+from moekit.training.optim import keep_by_name
 
 
 def trained(model: nn.Module, *groups: list[str]) -> torch.optim.AdamW:

@@ -30,9 +30,9 @@ from moekit import (
 from moekit.cli import main
 from moekit.inference.generate import answer, draw, targets, translate
 from moekit.spec.kinds import DataSpec
+from moekit.training.callbacks.progress import unit_of
+from moekit.training.metrics import balance_sum
 from moekit.training.module import LitMoE
-from moekit.training.readings import balance_sum
-from moekit.training.run.console import unit_of
 from moekit.training.run.train import train
 
 END = 10

@@ -23,7 +23,7 @@ def test_a_recipe_to_count_is_not_built(name: str, tmp_path: Path, monkeypatch: 
     def build(*_: object) -> None:
         raise AssertionError("something was built")
 
-    monkeypatch.setattr("moekit.training.built.build_model", build)
+    monkeypatch.setattr("moekit.training.module.build_model", build)
     with pytest.raises(SpecError, match="a recipe without data cannot be trained") as caught:
         train(load(name), root=tmp_path)
     problem = next(problem for problem in caught.value.problems if problem.at == "data")

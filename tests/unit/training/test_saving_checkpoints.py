@@ -19,9 +19,9 @@ from moekit.errors import SaveError
 from moekit.spec import load
 from moekit.training import LitMoE
 from moekit.training.callbacks.checkpoint import SaveCheckpoints
+from moekit.training.metrics import Validation
 from moekit.training.run.folder import RunFolder
 from moekit.training.run.prepare import make_trainer
-from moekit.training.validation import Validation
 
 Make = Callable[..., dict[str, Any]]
 pytestmark = pytest.mark.usefixtures("calm")

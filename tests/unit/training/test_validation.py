@@ -17,10 +17,10 @@ from rich.console import Console
 from moekit import LayerReport, LossSum, MoELayer, Soft, TokenChoice
 from moekit.observe.load import max_violation
 from moekit.training import LitMoE
+from moekit.training.metrics import Validation
 from moekit.training.run.console import tell
 from moekit.training.run.folder import RunFolder
 from moekit.training.run.outcome import outcome_of
-from moekit.training.validation import Validation
 
 Tree = dict[str, Any]
 RANK = Path(__file__).with_name("validation_rank.py")

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from moekit import LayerReport, LossSum, TokenChoice
-from moekit.training.validation import Validation
+from moekit.training.metrics import Validation
 
 EXPERTS = ([0, 1], [1, 0], [0, 2, 3], [0])  # loads (4, 2, 1, 1): the busiest of four has twice the mean
 
