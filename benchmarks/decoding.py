@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     spec = load(args.recipe).model
-    twin = spec.dense_twin()
+    twin = spec.dense_baseline()
     assert twin is not None, f"{args.recipe} has no dense twin to compare with"
     torch.manual_seed(0)
     models: dict[str, Model] = {"mixture": build(spec).eval(), "dense": build(twin).eval()}

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from moekit import load
 from moekit.parallel.deferred_init import late
 from moekit.parallel.sharding import shard
-from moekit.parallel.strategy import laid_out
+from moekit.parallel.strategy import with_expert_parallel
 from moekit.shards.model import local
 from moekit.spec.sharding import Sharded
 from moekit.training.build import build_seeded
@@ -38,7 +38,11 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    spec, before, began = laid_out(load(args.recipe), Sharded(ep=args.ep)).model, peak(), time.perf_counter()
+    spec, before, began = (
+        with_expert_parallel(load(args.recipe), Sharded(ep=args.ep)).model,
+        peak(),
+        time.perf_counter(),
+    )
     if args.whole:
         model = build_seeded(spec, 0)
         shard(model, args.ep, "cpu")

@@ -75,7 +75,7 @@ class MoELayer(nn.Module):
             raise TypeError(f"{kind} is no spec of a layer; expected MoE(router=..., ...), or load(recipe).model.moe")
         dims = LayerDims(dim=dim, num_experts=spec.experts.count, out_dim=out_dim)
         dispatcher = build(spec.dispatcher, dims)
-        held = dims.num_experts if dispatcher.here is None else len(dispatcher.here)
+        held = dims.num_experts if dispatcher.local_experts is None else len(dispatcher.local_experts)
         layer = cls(
             router=build(spec.router, dims),
             experts=build(replace(spec.experts, count=held), replace(dims, num_experts=held)),
@@ -108,7 +108,7 @@ class MoELayer(nn.Module):
         routing = self.router(x_TD, valid_T=valid_T, selection_bias_E=self.selection_bias())
         if not isinstance(routing, Routing):
             raise TypeError(f"{type(self.router).__name__} returned {type(routing).__name__}; expected a Routing")
-        here = self.dispatcher.here
+        here = self.dispatcher.local_experts
         if self.experts.num_experts != (routing.num_experts if here is None else len(here)):
             local = "" if here is None else f", {len(here)} of them here"
             raise ValueError(

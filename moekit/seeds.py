@@ -15,7 +15,7 @@ def seed_of(*parts: int | str) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def draw_seed() -> int:
+def random_seed() -> int:
     """A seed drawn from torch's own generator."""
     return int(torch.randint(2**62, (), device="cpu"))  # also where models are built on the meta device
 

@@ -19,7 +19,7 @@ from moekit.layer import MoELayer
 from moekit.seeds import seed_of, seed_torch
 
 
-class Owned(NamedTuple):
+class OwnedParameter(NamedTuple):
     """A parameter where it stands.
 
     Attributes:
@@ -35,23 +35,23 @@ class Owned(NamedTuple):
     parameter: nn.Parameter
 
 
-class Hand:
+class ParameterWriter:
     """How what is drawn comes into a parameter: here, in place."""
 
-    def wants(self, owned: Owned, expert: int) -> bool:
+    def wants(self, owned: OwnedParameter, expert: int) -> bool:
         """Whether an expert's part of a bank's parameter is to be drawn at all; ``expert`` counts from 0 here."""
         return True
 
-    def take(self, owned: Owned, expert: int | None) -> Tensor:
+    def take(self, owned: OwnedParameter, expert: int | None) -> Tensor:
         """What is to be drawn into: all of the parameter, or ``[1, ...]`` of it for one expert of a bank."""
         whole = owned.parameter.detach()
         return whole if expert is None else whole[expert : expert + 1]
 
-    def give(self, owned: Owned, expert: int | None, drawn: Tensor) -> None:
+    def give(self, owned: OwnedParameter, expert: int | None, drawn: Tensor) -> None:
         """Puts it into its place, if it is not there yet."""
 
 
-put_off: ContextVar[Callable[[nn.Module, Init, int], None] | None] = ContextVar("put_off", default=None)
+deferred: ContextVar[Callable[[nn.Module, Init, int], None] | None] = ContextVar("deferred", default=None)
 """Replaces initialisation where a model is sharded before it is initialised (``moekit.parallel.deferred_init``)."""
 
 
@@ -66,16 +66,16 @@ def init_weights(module: nn.Module, init: Init, seed: int) -> None:
         init: how.
         seed: best drawn (``draw_seed``) before the model is built: building draws too, and not alike in every layout.
     """
-    (put_off.get() or draw)(module, init, seed)
+    (deferred.get() or draw)(module, init, seed)
 
 
-def draw(module: nn.Module, init: Init, seed: int, hand: Hand | None = None) -> None:
+def draw(module: nn.Module, init: Init, seed: int, hand: ParameterWriter | None = None) -> None:
     """The same, now, by some hand."""
     with torch.random.fork_rng(devices=[]):
-        _draw(module, init, seed, hand or Hand(), "")
+        _draw(module, init, seed, hand or ParameterWriter(), "")
 
 
-def _draw(module: nn.Module, init: Init, seed: int, hand: Hand, name: str, first: int = 0) -> None:
+def _draw(module: nn.Module, init: Init, seed: int, hand: ParameterWriter, name: str, first: int = 0) -> None:
     if any(parameter.is_meta for parameter in module.parameters()):
         return
     if isinstance(module, ExpertBank):
@@ -86,7 +86,7 @@ def _draw(module: nn.Module, init: Init, seed: int, hand: Hand, name: str, first
         _stand_in(_owned(module, name), hand, lambda: module.init_weights(init))
         return
     _stand_in(_owned(module, name, recurse=False), hand, lambda: _draw_own(module, init))
-    here = module.dispatcher.here if isinstance(module, MoELayer) else None
+    here = module.dispatcher.local_experts if isinstance(module, MoELayer) else None
     for child_name, child in module.named_children():
         start = here.start if here and child_name == "experts" else 0
         _draw(child, init, seed, hand, _join(name, child_name), start)
@@ -100,7 +100,7 @@ def _draw_own(module: nn.Module, init: Init) -> None:
             nn.init.zeros_(parameter)
 
 
-def _draw_experts(bank: ExpertBank, init: Init, seed: int, hand: Hand, name: str, first: int) -> None:
+def _draw_experts(bank: ExpertBank, init: Init, seed: int, hand: ParameterWriter, name: str, first: int) -> None:
     """Draws a bank expert by expert, as if it held that one alone; one that is not stacked, as a whole.
 
     Args:
@@ -119,7 +119,9 @@ def _draw_experts(bank: ExpertBank, init: Init, seed: int, hand: Hand, name: str
             _stand_in(owned, hand, lambda: bank.init_weights(init), e)
 
 
-def _stand_in(owned: Sequence[Owned], hand: Hand, write: Callable[[], None], expert: int | None = None) -> None:
+def _stand_in(
+    owned: Sequence[OwnedParameter], hand: ParameterWriter, write: Callable[[], None], expert: int | None = None
+) -> None:
     """Has ``write`` write what the hand takes in the parameters' stead."""
     taken = [hand.take(o, expert) for o in owned]
     try:
@@ -133,9 +135,9 @@ def _stand_in(owned: Sequence[Owned], hand: Hand, write: Callable[[], None], exp
         hand.give(o, expert, tensor)
 
 
-def _owned(module: nn.Module, name: str, recurse: bool = True) -> list[Owned]:
+def _owned(module: nn.Module, name: str, recurse: bool = True) -> list[OwnedParameter]:
     return [
-        Owned(m, own, _join(_join(name, inner), own), p)
+        OwnedParameter(m, own, _join(_join(name, inner), own), p)
         for inner, m in (module.named_modules() if recurse else [("", module)])
         for own, p in m.named_parameters(recurse=False)
     ]

@@ -38,14 +38,14 @@ def compare_dispatch(name: str, shape: Shape, settings: Settings, *, dispatchers
         dispatched(called, dispatcher, work, experts, chosen.specs[called]) for called, dispatcher in built.items()
     ]
     explained = explanations(built, work, experts) if settings.explain else {}
-    rows, left_out = measure(variants, settings, baseline="copy", pairs=shape.T * shape.K)
+    rows, skips = measure(variants, settings, baseline="copy", pairs=shape.T * shape.K)
     return Comparison(
         title=titled(name, shape),
         baseline="copy",
         rows=rows,
         sizes=shape._asdict(),
         input_bytes=work.input_bytes,
-        left_out={**chosen.left_out, **left_out},
+        skips={**chosen.skips, **skips},
         explained=explained,
     )
 

@@ -49,7 +49,7 @@ def compare_layers(
     for peer in against:
         variants += peers.load(peer).variants(work, experts)
     explained = explanations(built, work, experts) if settings.explain else {}
-    rows, left_out = measure(variants, settings, baseline="dense", pairs=shape.T * shape.K)
+    rows, skips = measure(variants, settings, baseline="dense", pairs=shape.T * shape.K)
     sparse_work, dense_work = counted_work(shape)
     return Comparison(
         title=titled(name, shape),
@@ -59,7 +59,7 @@ def compare_layers(
         multiply_adds={"sparse": sparse_work, "dense": dense_work},
         input_bytes=work.input_bytes,
         least_bytes=work.least_bytes(),
-        left_out={**chosen.left_out, **left_out},
+        skips={**chosen.skips, **skips},
         explained=explained,
     )
 

@@ -61,7 +61,7 @@ def measure(
     Raises:
         RuntimeError, ValueError: the baseline itself does not run.
     """
-    trials, left_out = try_all(variants, baseline, pairs, settings.tell)
+    trials, skips = try_all(variants, baseline, pairs, settings.tell)
     able = [trial.variant for trial in trials]
     clock = clock_for(settings.device)
     samples = take_turns(able, rounds=settings.rounds, warmup=settings.warmup, clock=clock, tell=settings.tell)
@@ -70,7 +70,7 @@ def measure(
     for trial in trials:
         saved, peak = _memory(trial.variant, settings)
         rows.append(_row(trial, samples[trial.variant.name], base, saved, peak))
-    return rows, left_out
+    return rows, skips
 
 
 def try_all(
@@ -78,7 +78,7 @@ def try_all(
 ) -> tuple[list[Trial], dict[str, str]]:
     """Runs every variant once, there and back; holds those of one function to each other; leaves out who cannot."""
     trials: list[Trial] = []
-    left_out: dict[str, str] = {}
+    skips: dict[str, str] = {}
     truth: Tensor | None = None
     for variant in variants:
         tell(f"trial of {variant.name}")
@@ -89,14 +89,14 @@ def try_all(
         except (RuntimeError, ValueError, NotImplementedError) as error:
             if variant.name == baseline:
                 raise
-            left_out[variant.name] = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            skips[variant.name] = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
             continue
         error_ = None
         if variant.agrees and not dropped:
             error_ = None if truth is None else float((y - truth).abs().max() / truth.abs().max().clamp(min=1e-30))
             truth = y if truth is None else truth
         trials.append(Trial(variant=variant, dropped=dropped / pairs, error=error_))
-    return trials, left_out
+    return trials, skips
 
 
 def _memory(variant: Variant, settings: Settings) -> tuple[Saved | None, int | None]:

@@ -27,7 +27,7 @@ class Chosen:
     """Specs by the name they go by, and why others were left out."""
 
     specs: dict[str, Spec] = field(default_factory=dict)
-    left_out: dict[str, str] = field(default_factory=dict)
+    skips: dict[str, str] = field(default_factory=dict)
 
 
 def nodes_of(texts: Sequence[str], option: str) -> dict[str, Node]:
@@ -71,7 +71,7 @@ def dispatchers_for(shape: Shape, texts: Sequence[str], *, explain: bool = False
         except MoekitError as error:
             if asked:
                 raise _in_option(error, "dispatchers", name) from error
-            chosen.left_out[name] = _why(error, "dispatcher", name)
+            chosen.skips[name] = _why(error, "dispatcher", name)
     if explain and not any(_explains(spec) for spec in chosen.specs.values()):
         names = ", ".join(chosen.specs)
         raise MoekitError(f"--explain: none of {names} chooses for itself, so there is nothing to explain")
@@ -101,7 +101,7 @@ def routers_for(shape: Shape, texts: Sequence[str]) -> Chosen:
         try:
             chosen.specs[component.name] = _router({"use": component.name, **options}, shape)
         except MoekitError as error:
-            chosen.left_out[component.name] = _why(error, "router", component.name)
+            chosen.skips[component.name] = _why(error, "router", component.name)
     for name, node in asked.items():
         try:
             known = fields_of(current().get("router", node["use"]).spec)

@@ -35,10 +35,10 @@ def show(console: Console, result: Comparison, told: set[str]) -> None:
     for row in result.rows:
         table.add_row(*_cells(row, result.input_bytes, memory=memory, peak=peak))
     console.print(table)
-    left_out = [f"left out: {name}: {why}" for name, why in result.left_out.items()]
-    for line in (*_notes(result), *(line for line in left_out if line not in told)):
+    skips = [f"left out: {name}: {why}" for name, why in result.skips.items()]
+    for line in (*_notes(result), *(line for line in skips if line not in told)):
         console.print(f"  {escape(line)}", highlight=False)
-    told |= set(left_out)
+    told |= set(skips)
 
 
 def show_summary(console: Console, results: Sequence[Comparison]) -> None:

@@ -65,7 +65,7 @@ class Comparison:
     multiply_adds: Mapping[str, int] = field(default_factory=dict)
     input_bytes: int = 0
     least_bytes: int = 0
-    left_out: Mapping[str, str] = field(default_factory=dict)
+    skips: Mapping[str, str] = field(default_factory=dict)
     explained: Mapping[str, str] = field(default_factory=dict)
 
 

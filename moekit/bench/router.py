@@ -35,14 +35,14 @@ def compare_routers(name: str, shape: Shape, settings: Settings, *, routers: Seq
     variants = [plain_variant(work)]
     for called, spec in chosen.specs.items():
         variants.append(routed(called, build_in(spec, work.dims, settings.device, torch.float32), work))
-    rows, left_out = measure(variants, settings, baseline="plain", pairs=shape.T * shape.K)
+    rows, skips = measure(variants, settings, baseline="plain", pairs=shape.T * shape.K)
     return Comparison(
         title=titled(name, shape),
         baseline="plain",
         rows=rows,
         sizes=shape._asdict(),
         input_bytes=work.input_bytes,
-        left_out={**chosen.left_out, **left_out},
+        skips={**chosen.skips, **skips},
     )
 
 

@@ -16,7 +16,7 @@ from moekit.bench.result import StepComparison
 from moekit.bench.timing import rotated
 from moekit.bench.trained import RecipeRunner, Runner
 from moekit.spec.recipe import Compare, Recipe
-from moekit.training.build import FOR_A_RUN, refuse_untrainable
+from moekit.training.build import FOR_A_RUN, check_trainable
 from moekit.training.run.dense_baseline import dense_recipe
 from moekit.training.run.prepare import quiet
 
@@ -34,7 +34,7 @@ def compare_steps(title: str, recipe: Recipe, settings: Settings, *, against: Se
         SpecError, DataError: the recipe cannot be trained.
         MoekitError: a library that was asked for cannot be used, or has no such model.
     """
-    refuse_untrainable(recipe, FOR_A_RUN)  # first of all: it may be too large to be built
+    check_trainable(recipe, FOR_A_RUN)  # first of all: it may be too large to be built
     loaded = [peers.load_models(name) for name in against]
     with quiet(), tempfile.TemporaryDirectory() as temporary:
         settings.tell("building and reading data")

@@ -19,7 +19,7 @@ LONGEST_POINTER = 255  # bytes: that of a file's name
 
 
 @dataclass(frozen=True)
-class Keeping:
+class Retention:
     """What is to happen when a checkpoint stands.
 
     Args:
@@ -85,7 +85,7 @@ def last_of(folder: Path) -> Path | None:
     return target_of(folder, "last")
 
 
-def recover(folder: Path, going_on_from: Path | None = None) -> None:
+def recover(folder: Path, resumed_from: Path | None = None) -> None:
     """Clears away what a killed process left: directories half written, and those that no pointer came to name.
 
     Where ``last`` names nothing, no checkpoint is touched: they may be all that there is.
@@ -98,7 +98,7 @@ def recover(folder: Path, going_on_from: Path | None = None) -> None:
         return
     for path in (*folder.glob(".tmp-*"), *folder.glob(".*.tmp")):
         remove(path)
-    last, kept = last_of(folder), going_on_from and going_on_from.resolve()
+    last, kept = last_of(folder), resumed_from and resumed_from.resolve()
     if last is not None:
         for step, path in steps_in(folder).items():
             if step > step_of(last) and path.resolve() != kept:

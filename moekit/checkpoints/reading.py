@@ -23,7 +23,7 @@ from moekit.checkpoints.safetensors_file import DTYPES, TensorFile
 from moekit.checkpoints.tree import decode, fill
 from moekit.checkpoints.writing import STATE
 from moekit.errors import CheckpointError
-from moekit.shards.shard import Place, meet, region
+from moekit.shards.shard import Dims, intersection, slices_of
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class Part:
     """
 
     file: str
-    offset: Place
-    sizes: Place
+    offset: Dims
+    sizes: Dims
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Handle:
     parts: tuple[Part, ...]
     files: Files = field(repr=False)
 
-    def read(self, offset: Place, sizes: Place) -> Tensor:
+    def read(self, offset: Dims, sizes: Dims) -> Tensor:
         """A slice, on the CPU; only what it takes is read.
 
         Args:
@@ -69,7 +69,9 @@ class Handle:
         Raises:
             CheckpointError: a file is damaged, or the tensor has no such slice.
         """
-        meetings = [(part, common) for part in self.parts if (common := meet(offset, sizes, part.offset, part.sizes))]
+        meetings = [
+            (part, common) for part in self.parts if (common := intersection(offset, sizes, part.offset, part.sizes))
+        ]
         if sum(math.prod(common[1]) for _, common in meetings) != math.prod(sizes):
             raise CheckpointError(f"{self.files.path}: {self.name} {list(self.shape)} has no {sizes} at {offset}")
         if len(meetings) == 1:
@@ -78,7 +80,7 @@ class Handle:
         out = torch.empty(sizes, dtype=self.dtype)
         for part, (start, size) in meetings:
             piece = self.files.read(part.file, self.name, _within(start, part.offset), size)
-            out[region(start, size, offset)] = piece
+            out[slices_of(start, size, offset)] = piece
         return out
 
     def whole(self) -> Tensor:
@@ -90,7 +92,7 @@ class Handle:
         return self.read((0,) * len(self.shape), tuple(self.shape))
 
 
-def _within(start: Place, offset: Place) -> Place:
+def _within(start: Dims, offset: Dims) -> Dims:
     return tuple(s - o for s, o in zip(start, offset, strict=True))
 
 
@@ -118,7 +120,7 @@ class Files:
         self.manifest.check_sums(self.path, new)
         self._checked.update(new)
 
-    def read(self, file: str, name: str, offset: Place, sizes: Place) -> Tensor:
+    def read(self, file: str, name: str, offset: Dims, sizes: Dims) -> Tensor:
         """A slice of a tensor in a file.
 
         Raises:

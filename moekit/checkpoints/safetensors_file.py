@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from moekit.errors import CheckpointError
-from moekit.shards.shard import Place
+from moekit.shards.shard import Dims
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -105,7 +105,7 @@ class Entry:
     """
 
     dtype: torch.dtype
-    shape: Place
+    shape: Dims
     start: int
 
 
@@ -139,7 +139,7 @@ class TensorFile:
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CheckpointError(f"{path} is no whole safetensors file: {error}") from error
 
-    def read(self, name: str, offset: Place, sizes: Place) -> Tensor:
+    def read(self, name: str, offset: Dims, sizes: Dims) -> Tensor:
         """A slice of a tensor, on the CPU; only its bytes are read.
 
         Raises:
@@ -174,7 +174,7 @@ def _entry(entry: Any, data: int, size: int) -> Entry:
     return Entry(dtype, shape, data + start)
 
 
-def runs(shape: Place, offset: Place, sizes: Place) -> Iterator[tuple[int, int]]:
+def runs(shape: Dims, offset: Dims, sizes: Dims) -> Iterator[tuple[int, int]]:
     """The stretches of a tensor in memory that make up a slice of it: where each begins, and its length; in order."""
     if 0 in sizes:
         return

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from moekit.errors import CheckpointError
-from moekit.shards.shard import Box, box_of, whole_box
+from moekit.shards.shard import TensorShard, shard_of_dtensor, unsharded
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Encoded:
     """
 
     plain: Any
-    boxes: Mapping[str, Box]
+    boxes: Mapping[str, TensorShard]
     pieces: frozenset[str]
 
 
@@ -52,12 +52,12 @@ def encode(tree: Any) -> Encoded:
 
 class _Encoder:
     def __init__(self) -> None:
-        self.boxes: dict[str, Box] = {}
+        self.boxes: dict[str, TensorShard] = {}
         self.pieces: set[str] = set()
         self.seen: dict[tuple[Any, ...], str] = {}
 
     def encode(self, value: Any, path: tuple[str, ...]) -> Any:
-        if isinstance(value, Tensor | Box):
+        if isinstance(value, Tensor | TensorShard):
             return {"$tensor": self.tensor(value, path)}
         if value is None or isinstance(value, bool):
             return value
@@ -82,7 +82,7 @@ class _Encoder:
             "  expected plain values (None, bool, int, float, str, bytes, dict, list, tuple) and tensors"
         )
 
-    def tensor(self, value: Tensor | Box, path: tuple[str, ...]) -> str:
+    def tensor(self, value: Tensor | TensorShard, path: tuple[str, ...]) -> str:
         identity = _identity(value)
         if identity in self.seen:
             return self.seen[identity]
@@ -91,21 +91,23 @@ class _Encoder:
         while name in self.boxes:
             again += 1
             name = f"{base}#{again}"
-        if isinstance(value, Box):
-            self.boxes[name] = Box(name, value.global_shape, value.offset, value.tensor.detach())
+        if isinstance(value, TensorShard):
+            self.boxes[name] = TensorShard(name, value.global_shape, value.offset, value.tensor.detach())
         elif isinstance(value, DTensor):
-            self.boxes[name] = box_of(name, value.detach())  # type: ignore[arg-type]
+            self.boxes[name] = shard_of_dtensor(name, value.detach())  # type: ignore[arg-type]
         else:
-            self.boxes[name] = whole_box(name, value.detach())
-        if isinstance(value, Box | DTensor):
+            self.boxes[name] = unsharded(name, value.detach())
+        if isinstance(value, TensorShard | DTensor):
             self.pieces.add(name)
         self.seen[identity] = name
         return name
 
 
-def _identity(value: Tensor | Box) -> tuple[Any, ...]:
+def _identity(value: Tensor | TensorShard) -> tuple[Any, ...]:
     """Equal for tensors that are one, and for the same piece of one: tied weights."""
-    tensor, place = (value.tensor, (value.global_shape, value.offset)) if isinstance(value, Box) else (value, ())
+    tensor, place = (
+        (value.tensor, (value.global_shape, value.offset)) if isinstance(value, TensorShard) else (value, ())
+    )
     if isinstance(tensor, DTensor) or not tensor.numel():
         return (id(value),)
     memory = tensor.untyped_storage().data_ptr(), tensor.storage_offset()

@@ -11,7 +11,7 @@ from typing import Any
 from moekit.checkpoints.process_group import Ranks
 from moekit.checkpoints.safetensors_file import NAMES
 from moekit.errors import CheckpointError
-from moekit.shards.shard import Box, Place, fault
+from moekit.shards.shard import Dims, TensorShard, tiling_error
 
 SMALL = 1 << 16  # elements of a piece that is no work to write
 
@@ -30,7 +30,7 @@ class Plan:
     """
 
     table: Table
-    mine: Mapping[str, Box]
+    mine: Mapping[str, TensorShard]
     file: str
 
 
@@ -39,7 +39,7 @@ def file_of(rank: int, world: int) -> str:
     return f"tensors-{rank + 1:05d}-of-{world:05d}.safetensors"
 
 
-def make_plan(boxes: Mapping[str, Box], pieces: frozenset[str], ranks: Ranks) -> Plan:
+def make_plan(boxes: Mapping[str, TensorShard], pieces: frozenset[str], ranks: Ranks) -> Plan:
     """Deals out the writing. Collective.
 
     A tensor that is no piece is the first rank's to write; a piece that several ranks hold is written by the one that
@@ -65,11 +65,11 @@ def make_plan(boxes: Mapping[str, Box], pieces: frozenset[str], ranks: Ranks) ->
     mine = {}
     for name in dict.fromkeys(name for each in heard for name in each):
         dtype, shape = _agreed(name, [each[name] for each in heard if name in each])
-        holders: dict[tuple[Place, Place], list[int]] = {}
+        holders: dict[tuple[Dims, Dims], list[int]] = {}
         for rank, each in enumerate(heard):
             if name in each and math.prod(sizes := tuple(each[name][3])):
                 holders.setdefault((tuple(each[name][2]), sizes), []).append(rank)
-        if wrong := fault(shape, list(holders)):
+        if wrong := tiling_error(shape, list(holders)):
             raise CheckpointError(f"cannot save {name} {list(shape)}: {wrong}")
         parts = []
         for (offset, sizes), held_by in holders.items():
@@ -83,7 +83,7 @@ def make_plan(boxes: Mapping[str, Box], pieces: frozenset[str], ranks: Ranks) ->
     return Plan(table, mine, file_of(ranks.rank, ranks.world))
 
 
-def _agreed(name: str, told: list[Any]) -> tuple[str, Place]:
+def _agreed(name: str, told: list[Any]) -> tuple[str, Dims]:
     """The type and the whole shape, on which all ranks must agree."""
     kinds = {(dtype, tuple(shape)) for dtype, shape, *_ in told}
     if len(kinds) != 1:

@@ -27,14 +27,14 @@ import torch
 
 from moekit.checkpoints.background import Background
 from moekit.checkpoints.manifest import Manifest, write_file
-from moekit.checkpoints.pointers import Keeping, last_of, remove, temporary
+from moekit.checkpoints.pointers import Retention, last_of, remove, temporary
 from moekit.checkpoints.process_group import Ranks, all_ranks
 from moekit.checkpoints.safetensors_file import Digest, write_tensors
 from moekit.checkpoints.tree import encode
 from moekit.checkpoints.write_plan import Plan, make_plan
 from moekit.errors import CheckpointError, SaveError
 from moekit.files import sync_directory
-from moekit.shards.shard import Box
+from moekit.shards.shard import TensorShard
 
 STATE = "state.json"
 Result = TypeVar("Result")
@@ -58,7 +58,7 @@ class Save:
     plain: Any
     plan: Plan
     ranks: Ranks
-    keeping: Keeping | None
+    keeping: Retention | None
 
     @property
     def beside(self) -> Path:
@@ -67,7 +67,12 @@ class Save:
 
 
 def save_tree(
-    tree: Any, path: Path, *, step: int | None = None, keeping: Keeping | None = None, behind: Background | None = None
+    tree: Any,
+    path: Path,
+    *,
+    step: int | None = None,
+    keeping: Retention | None = None,
+    behind: Background | None = None,
 ) -> None:
     """Saves a tree of plain values and tensors in a directory of its own.
 
@@ -98,7 +103,7 @@ def save_tree(
         behind.start(lambda: finish(held))
 
 
-def begin(tree: Any, path: Path, step: int | None, keeping: Keeping | None) -> Save:
+def begin(tree: Any, path: Path, step: int | None, keeping: Retention | None) -> Save:
     """Stage 1."""
     encoded = encode(tree)
     ranks = all_ranks() if encoded.pieces else Ranks()
@@ -117,7 +122,7 @@ def hold(save: Save) -> Save:
     return replace(save, plan=replace(save.plan, mine=held))
 
 
-def _held(box: Box) -> Box:
+def _held(box: TensorShard) -> TensorShard:
     copy = torch.empty(box.sizes, dtype=box.tensor.dtype, pin_memory=box.tensor.is_cuda)
     return replace(box, tensor=copy.copy_(box.tensor, non_blocking=True))
 
@@ -218,11 +223,11 @@ def publish(save: Save) -> None:
     remove(old)
 
 
-def point(save: Save, keeping: Keeping) -> None:
+def point(save: Save, keeping: Retention) -> None:
     """Stage 7."""
     keeping.point(save.path)
 
 
-def prune(save: Save, keeping: Keeping) -> None:
+def prune(save: Save, keeping: Retention) -> None:
     """Stage 8."""
     keeping.prune(save.path)

@@ -81,11 +81,11 @@ class Dispatcher(nn.Module, ABC):
     Which forms of routing it takes is the claim of its spec.
 
     Attributes:
-        here: the experts whose weights this process holds, by number; None when it holds all. The layer's bank is
+        local_experts: the experts whose weights this process holds, by number; None for all. The layer's bank is
             built with as many.
     """
 
-    here: range | None = None
+    local_experts: range | None = None
 
     @abstractmethod
     def forward(self, x_TD: Tensor, routing: Routing, experts: ExpertBank, *, num_sequences: int = 1) -> Dispatched:

@@ -10,7 +10,7 @@ from torch import Tensor
 from moekit.contracts import Model, ModelOutput, Source
 from moekit.layer import MoELayer
 
-ReadOn = Callable[[Tensor, Tensor | None], Tensor]
+DecodeStep = Callable[[Tensor, Tensor | None], Tensor]
 """``(tokens_BS, valid_BS) -> logits_BV``: reads new tokens, and answers with the logits of what follows the last."""
 
 
@@ -23,7 +23,7 @@ def drops(model: Model) -> bool:
     return any(layer.spec is None or not layer.spec.dispatcher.dropless for layer in layers)
 
 
-def reading_on(model: Model, source: Source | None = None, *, cached: bool | None = None) -> ReadOn:
+def start_decoding(model: Model, source: Source | None = None, *, cached: bool | None = None) -> DecodeStep:
     """Begins a text, or the targets of a source.
 
     Args:
@@ -38,7 +38,7 @@ def reading_on(model: Model, source: Source | None = None, *, cached: bool | Non
     return lambda tokens_BS, valid_BS: model.decode(tokens_BS, cache, valid=valid_BS).y[:, -1]
 
 
-def _reading_again(model: Model, source: Source | None) -> ReadOn:
+def _reading_again(model: Model, source: Source | None) -> DecodeStep:
     """The same for any model: every call reads all tokens so far."""
     run: Callable[[Tensor, Tensor | None], ModelOutput]
     run = (lambda tokens, valid: model(tokens, valid=valid)) if source is None else model.given(source)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from moekit.contracts import Data, Model, Source
 from moekit.errors import MoekitError
-from moekit.inference.decoding import reading_on
+from moekit.inference.decoding import start_decoding
 from moekit.training.module import LitMoE
 from moekit.training.run.folder import RUNS, checkpoint_of
 
@@ -63,7 +63,7 @@ def sample(
     """
     if not len(prompt):
         raise MoekitError("the prompt is empty: give at least one character")
-    read_on = reading_on(model, cached=cached)
+    read_on = start_decoding(model, cached=cached)
     ids_S = new_S = prompt
     for _ in range(tokens):
         within = len(ids_S) <= context
@@ -106,7 +106,7 @@ def targets(
     """
     device = next(model.parameters()).device
     source = Source(source.tokens.to(device), None if source.valid is None else source.valid.to(device))
-    read_on = reading_on(model, source, cached=cached)
+    read_on = start_decoding(model, source, cached=cached)
     choice_B = torch.full((len(source.tokens),), start, device=device)
     going_B = torch.ones_like(choice_B, dtype=torch.bool)
     for _ in range(tokens):

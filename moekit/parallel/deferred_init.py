@@ -20,21 +20,21 @@ from moekit.compat import replace_tensors
 from moekit.contracts import Init
 from moekit.contracts.experts import ModuleExperts
 from moekit.errors import MoekitError
-from moekit.shards.shard import Box, held_box, meet, region
-from moekit.weights import Hand, Owned, draw, put_off
+from moekit.shards.shard import TensorShard, intersection, local_shard, slices_of
+from moekit.weights import OwnedParameter, ParameterWriter, deferred, draw
 
 
-class Late:
+class DeferredInit:
     """What is still to be drawn."""
 
     def __init__(self) -> None:
-        self._asked: list[tuple[nn.Module, Init, int, PieceByPiece]] = []
+        self._asked: list[tuple[nn.Module, Init, int, ShardWriter]] = []
 
     def note(self, module: nn.Module, init: Init, seed: int) -> None:
         """Remembers what ``init_weights`` was asked for, the dtype, and vectors' values: a module may keep them."""
         parameters = module.named_parameters(remove_duplicate=False)
         small = {name: p.detach().clone() for name, p in parameters if not p.is_meta}
-        self._asked.append((module, init, seed, PieceByPiece(small, torch.get_default_dtype())))
+        self._asked.append((module, init, seed, ShardWriter(small, torch.get_default_dtype())))
 
     def covers(self, model: nn.Module) -> bool:
         """Whether all that has no memory is going to be drawn.
@@ -56,16 +56,16 @@ class Late:
         Raises:
             MoekitError: a router or a bank leaves a matrix as it was built.
         """
-        give_memory(model, torch.device(device_type))
+        allocate(model, torch.device(device_type))
         for module, init, seed, hand in self._asked:
             draw(module, init, seed, hand)
         self._asked.clear()
 
 
 @contextmanager
-def late() -> Iterator[Late]:
+def defer_init() -> Iterator[DeferredInit]:
     """Matrices of modules that are built meanwhile have no memory, and ``init_weights`` is put off."""
-    waiting = Late()
+    waiting = DeferredInit()
     without = WeakTensorKeyDictionary()
 
     def empty(module: nn.Module, name: str, parameter: nn.Parameter) -> nn.Parameter | None:
@@ -77,15 +77,15 @@ def late() -> Iterator[Late]:
         return made
 
     hook = register_module_parameter_registration_hook(empty)  # type: ignore[arg-type] # its type says None alone
-    token = put_off.set(waiting.note)
+    token = deferred.set(waiting.note)
     try:
         yield waiting
     finally:
-        put_off.reset(token)
+        deferred.reset(token)
         hook.remove()
 
 
-def give_memory(model: nn.Module, device: torch.device) -> None:
+def allocate(model: nn.Module, device: torch.device) -> None:
     """Gives memory, of whatever content, to parameters without; the others, and buffers, stay as they are."""
     made: dict[nn.Parameter, nn.Parameter] = {}
     for module in model.modules():
@@ -97,7 +97,7 @@ def give_memory(model: nn.Module, device: torch.device) -> None:
     replace_tensors(model, lambda t: torch.empty_like(t, device=device) if t.is_meta else t)
 
 
-class PieceByPiece(Hand):
+class ShardWriter(ParameterWriter):
     """Draws aside, and keeps what is this rank's own.
 
     Args:
@@ -109,11 +109,11 @@ class PieceByPiece(Hand):
         self._small = small
         self._dtype = dtype
 
-    def wants(self, owned: Owned, expert: int) -> bool:
+    def wants(self, owned: OwnedParameter, expert: int) -> bool:
         """Whether a row of the bank, or part of one, lies here."""
         return _common(owned, expert) is not None
 
-    def take(self, owned: Owned, expert: int | None) -> Tensor:
+    def take(self, owned: OwnedParameter, expert: int | None) -> Tensor:
         """Memory of its own; a vector with its values, a matrix with none."""
         if owned.name in self._small:
             whole = self._small[owned.name].clone()
@@ -121,7 +121,7 @@ class PieceByPiece(Hand):
         rows = owned.parameter.shape[:1] if expert is None else (1,)
         return torch.full((*rows, *owned.parameter.shape[1:]), torch.nan, dtype=self._dtype)
 
-    def give(self, owned: Owned, expert: int | None, drawn: Tensor) -> None:
+    def give(self, owned: OwnedParameter, expert: int | None, drawn: Tensor) -> None:
         """Copies the piece.
 
         Raises:
@@ -135,18 +135,18 @@ class PieceByPiece(Hand):
         if common := _common(owned, expert):
             box, (start, sizes) = _box(owned), common
             with torch.no_grad():
-                piece = drawn[region(start, sizes, (expert or 0, *(0,) * (drawn.ndim - 1)))]
-                box.tensor[region(start, sizes, box.offset)].copy_(piece)
+                piece = drawn[slices_of(start, sizes, (expert or 0, *(0,) * (drawn.ndim - 1)))]
+                box.tensor[slices_of(start, sizes, box.offset)].copy_(piece)
 
 
-def _box(owned: Owned) -> Box:
-    return held_box(owned.name, owned.parameter.detach())
+def _box(owned: OwnedParameter) -> TensorShard:
+    return local_shard(owned.name, owned.parameter.detach())
 
 
-def _common(owned: Owned, expert: int | None) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+def _common(owned: OwnedParameter, expert: int | None) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
     """Offset and sizes of what is drawn and lies here; None for nothing."""
     box = _box(owned)
     if expert is None:
         return (box.offset, box.sizes) if box.tensor.numel() else None
     rest = box.global_shape[1:]
-    return meet(box.offset, box.sizes, (expert, *(0,) * len(rest)), (1, *rest))
+    return intersection(box.offset, box.sizes, (expert, *(0,) * len(rest)), (1, *rest))

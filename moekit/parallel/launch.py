@@ -17,19 +17,19 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.utilities import rank_zero_only
 
-from moekit.distributed import several_ranks
+from moekit.distributed import is_distributed
 from moekit.errors import MoekitError
 
-PATIENCE = timedelta(minutes=10)
+RANK_ZERO_TIMEOUT = timedelta(minutes=10)
 """How long the others wait for the first process to say its word."""
 
 
-def is_first() -> bool:
+def is_rank_zero() -> bool:
     """Whether this is rank 0 of its run: the one that speaks and writes."""
-    return dist.get_rank() == 0 if several_ranks() else int(getattr(rank_zero_only, "rank", 0)) == 0
+    return dist.get_rank() == 0 if is_distributed() else int(getattr(rank_zero_only, "rank", 0)) == 0
 
 
-def same_for_all(what: str, choose: Callable[[], str], patience: timedelta = PATIENCE) -> str:
+def decide_on_rank_zero(what: str, choose: Callable[[], str], timeout: timedelta = RANK_ZERO_TIMEOUT) -> str:
     """What the first process chooses, in every process of the run; or why it does not, so that none waits for it.
 
     Args:
@@ -42,13 +42,13 @@ def same_for_all(what: str, choose: Callable[[], str], patience: timedelta = PAT
         MoekitError: whatever ``choose`` raised, in the first process as it is, in the others by its first line; they
             heard nothing; or this is one that was started in a way not known here: the environment can tell it.
     """
-    if several_ranks():
-        return _chosen_and_told(choose, _broadcast) if is_first() else _heard(_broadcast(""))
+    if is_distributed():
+        return _chosen_and_told(choose, _broadcast) if is_rank_zero() else _heard(_broadcast(""))
     variable = f"MOEKIT_{what.upper()}"
     cluster = _cluster()
     if cluster is not None and cluster.world_size() > 1:
-        return _from_store(cluster, variable, choose, patience)
-    if is_first():
+        return _from_store(cluster, variable, choose, timeout)
+    if is_rank_zero():
         os.environ[variable] = choose()  # Lightning hands it on to the processes that it starts
     if variable not in os.environ:
         raise MoekitError(
@@ -91,23 +91,25 @@ def _broadcast(word: str) -> str:
     return words[0]
 
 
-def _from_store(cluster: ClusterEnvironment, key: str, choose: Callable[[], str], patience: timedelta) -> str:
+def _from_store(cluster: ClusterEnvironment, key: str, choose: Callable[[], str], timeout: timedelta) -> str:
     rank, world = cluster.global_rank(), cluster.world_size()
     agents = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # torchrun has a store of its own at that port
     serves = rank == 0 and not agents
-    store = dist.TCPStore(cluster.main_address, cluster.main_port, world, serves, PATIENCE, multi_tenant=True)  # type: ignore[attr-defined]
+    store = dist.TCPStore(cluster.main_address, cluster.main_port, world, serves, RANK_ZERO_TIMEOUT, multi_tenant=True)  # type: ignore[attr-defined]
     key = f"{key}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
 
     def tell(word: str) -> None:
         store.set(key, word)
-        store.wait([f"{key}/{other}" for other in range(1, world)], PATIENCE)  # the store may end with this process's
+        store.wait(
+            [f"{key}/{other}" for other in range(1, world)], RANK_ZERO_TIMEOUT
+        )  # the store may end with this process's
 
     if rank == 0:
         return _chosen_and_told(choose, tell)
     try:
-        store.wait([key], patience)
+        store.wait([key], timeout)
         told: str = store.get(key).decode()
     except dist.DistError as error:
-        raise MoekitError(f"the first process of this run is gone, or said nothing for {patience}") from error
+        raise MoekitError(f"the first process of this run is gone, or said nothing for {timeout}") from error
     store.set(f"{key}/{rank}", "heard")
     return _heard(told)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from moekit.compat import foreach_norm
-from moekit.shards.model import local, spread_layers
+from moekit.shards.model import expert_parallel_layers, local
 
 
 def total_norm(module: nn.Module) -> Tensor:
@@ -23,7 +23,7 @@ def total_norm(module: nn.Module) -> Tensor:
     Args:
         module: a plain model, or one that ``shard`` has cut up.
     """
-    experts = {p for layer in spread_layers(module) for p in layer.experts.parameters()}
+    experts = {p for layer in expert_parallel_layers(module) for p in layer.experts.parameters()}
     parameters = list(module.parameters())
     in_shards = [p for p in parameters if isinstance(p, DTensor) or p in experts]
     whole = [p for p in parameters if not (isinstance(p, DTensor) or p in experts)]

@@ -16,7 +16,7 @@ from torch.distributed.tensor import Shard
 
 from moekit.contracts import Model
 from moekit.parallel.mesh import REPLICA, mesh_of, world_mesh
-from moekit.shards.model import spread_layers
+from moekit.shards.model import expert_parallel_layers
 
 
 def shard(model: Model, ep: int, device_type: str, policy: MixedPrecisionPolicy | None = None) -> None:
@@ -38,7 +38,7 @@ def shard(model: Model, ep: int, device_type: str, policy: MixedPrecisionPolicy 
     policy = policy or MixedPrecisionPolicy()
     world = world_mesh(device_type)
     alone: set[nn.Parameter] = set()
-    for layer in spread_layers(model):
+    for layer in expert_parallel_layers(model):
         mesh = mesh_of(ep, device_type)[REPLICA]
         if mesh.size() == 1:
             alone.update(layer.experts.parameters())

@@ -17,12 +17,12 @@ from torch.optim import Optimizer
 from moekit.compat import init_process_group
 from moekit.contracts import Model
 from moekit.errors import CheckpointError, Problem, SpecError
-from moekit.parallel.deferred_init import Late
+from moekit.parallel.deferred_init import DeferredInit
 from moekit.parallel.mesh import world_mesh
 from moekit.parallel.sharding import shard
 from moekit.registry import current
 from moekit.shards.model import tensors_of
-from moekit.shards.shard import copy_into
+from moekit.shards.shard import fill_shards
 from moekit.spec.fields import ConflictError, Spec
 from moekit.spec.kinds import DispatcherSpec, MoE
 from moekit.spec.recipe import Recipe
@@ -68,7 +68,7 @@ class ShardedStrategy(ModelParallelStrategy):
         """Every rank sees data of its own."""
         return {"num_replicas": self.world_size, "rank": self.global_rank}
 
-    def shard(self, model: Model, waiting: Late | None = None) -> None:
+    def shard(self, model: Model, waiting: DeferredInit | None = None) -> None:
         """Converts a model that was built as ``laid_out`` says to the Trainer's precision, and cuts it up.
 
         Args:
@@ -122,7 +122,7 @@ class ShardedStrategy(ModelParallelStrategy):
         strays += [n for n, b in boxes.items() if n in saved and tuple(saved[n].shape) != b.global_shape]
         if strays:
             raise CheckpointError(f"the checkpoint does not fit the model: {', '.join(strays[:5])}")
-        copy_into(list(boxes.values()), lambda name, offset, sizes: saved[name].read(offset, sizes))
+        fill_shards(list(boxes.values()), lambda name, offset, sizes: saved[name].read(offset, sizes))
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         """Hands each optimizer its state."""
@@ -140,7 +140,7 @@ class ShardedStrategy(ModelParallelStrategy):
         return self.lightning_module
 
 
-def laid_out(recipe: Recipe, layout: Sharded) -> Recipe:
+def with_expert_parallel(recipe: Recipe, layout: Sharded) -> Recipe:
     """The recipe as every rank builds it: each mixture's dispatcher within ``expert_parallel`` where ranks share."""
     if layout.ep == 1:
         return recipe
@@ -154,7 +154,7 @@ def laid_out(recipe: Recipe, layout: Sharded) -> Recipe:
     return replace_all(recipe, DispatcherSpec, within)
 
 
-def refuse_uneven(recipe: Recipe, layout: Sharded, world: int) -> None:
+def check_layout(recipe: Recipe, layout: Sharded, world: int) -> None:
     """Refuses a layout that does not come out even.
 
     Args:
@@ -177,7 +177,7 @@ def refuse_uneven(recipe: Recipe, layout: Sharded, world: int) -> None:
         if moe.experts.count % layout.ep:
             raise SpecError([_uneven(layout.ep, f"the {moe.experts.count} experts of a layer", moe.experts.count)])
     try:
-        laid_out(recipe, layout)
+        with_expert_parallel(recipe, layout)
     except ConflictError as error:
         raise SpecError(
             Problem(what=sentence, at="trainer.strategy.ep", expected="1") for sentence in error.sentences

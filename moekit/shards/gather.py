@@ -9,11 +9,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from moekit.distributed import several_ranks
-from moekit.shards.shard import Box, region
+from moekit.distributed import is_distributed
+from moekit.shards.shard import TensorShard, slices_of
 
 
-def gather(boxes: Mapping[str, Box]) -> dict[str, Tensor] | None:
+def gather(boxes: Mapping[str, TensorShard]) -> dict[str, Tensor] | None:
     """Whole tensors by name, on the CPU of rank 0; None on other ranks. One tensor after the other.
 
     Collective: every rank has the same names, in the same order (``sharding.shards_of``, ``tensors_of``).
@@ -21,7 +21,7 @@ def gather(boxes: Mapping[str, Box]) -> dict[str, Tensor] | None:
     Args:
         boxes: what this process holds of each tensor.
     """
-    if not several_ranks():
+    if not is_distributed():
         return {name: box.tensor.cpu() for name, box in boxes.items()}
     first = dist.get_rank() == 0
     whole: dict[str, Tensor] = {}
@@ -34,5 +34,5 @@ def gather(boxes: Mapping[str, Box]) -> dict[str, Tensor] | None:
             for piece in pieces:
                 if piece is not None:
                     offset, tensor = piece
-                    whole[name][region(offset, tuple(tensor.shape))] = tensor
+                    whole[name][slices_of(offset, tuple(tensor.shape))] = tensor
     return whole if first else None

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard
 
 from moekit.parallel.mesh import EXPERT, mesh_of
-from moekit.shards.model import shards_of, spread_layers
+from moekit.shards.model import expert_parallel_layers, shards_of
 
 
 @dataclass(frozen=True)
-class Lies:
+class ParameterLayout:
     """How a parameter lies.
 
     Attributes:
@@ -37,22 +37,22 @@ class Lies:
         return tuple(group for dim, group in self.cuts if dim in along)
 
 
-def lies_of(module: nn.Module) -> dict[nn.Parameter, Lies]:
+def parameter_layouts(module: nn.Module) -> dict[nn.Parameter, ParameterLayout]:
     """How each parameter lies. Collective where anything is in shards: the first call may make process groups.
 
     Args:
         module: a plain model, or one that ``shard`` has cut up.
     """
     dealt = {}
-    for layer in spread_layers(module):
-        assert layer.dispatcher.here is not None and layer.spec is not None
-        ep = layer.spec.experts.count // len(layer.dispatcher.here)
+    for layer in expert_parallel_layers(module):
+        assert layer.dispatcher.local_experts is not None and layer.spec is not None
+        ep = layer.spec.experts.count // len(layer.dispatcher.local_experts)
         for p in layer.experts.parameters():
             dealt[p] = mesh_of(ep, p.device.type).get_group(EXPERT)
     found = {}
     for box, p in zip(shards_of(module).values(), module.parameters(), strict=True):
         cuts = list(_cuts(p)) + ([(0, dealt[p])] if p in dealt else [])
-        found[p] = Lies(box.global_shape, tuple(cut for cut in cuts if cut[1].size() > 1))
+        found[p] = ParameterLayout(box.global_shape, tuple(cut for cut in cuts if cut[1].size() > 1))
     return found
 
 

@@ -10,13 +10,13 @@ from torch.distributed.tensor import DTensor
 
 from moekit.errors import MoekitError
 from moekit.layer import MoELayer
-from moekit.shards.shard import Box, Place, held_box
+from moekit.shards.shard import Dims, TensorShard, local_shard
 
 
-def spread_layers(module: nn.Module) -> Iterator[MoELayer]:
+def expert_parallel_layers(module: nn.Module) -> Iterator[MoELayer]:
     """The mixture layers whose experts live on several ranks."""
     for layer in module.modules():
-        if isinstance(layer, MoELayer) and layer.dispatcher.here is not None:
+        if isinstance(layer, MoELayer) and layer.dispatcher.local_experts is not None:
             yield layer
 
 
@@ -25,7 +25,7 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def shards_of(module: nn.Module) -> dict[str, Box]:
+def shards_of(module: nn.Module) -> dict[str, TensorShard]:
     """What this process holds of every parameter: the global shape, the offset of the local part, the local part.
 
     The same on any layout: a plain model holds every parameter whole. A parameter that several ranks hold whole
@@ -41,7 +41,7 @@ def shards_of(module: nn.Module) -> dict[str, Box]:
     return {name: _box(name, p.detach(), first.get(p)) for name, p in module.named_parameters()}
 
 
-def tensors_of(module: nn.Module) -> dict[str, Box]:
+def tensors_of(module: nn.Module) -> dict[str, TensorShard]:
     """As ``shards_of``, of everything in the module's state dict: buffers too (each rank holds them whole, and alike).
 
     A tied parameter is there under each of its names.
@@ -51,7 +51,7 @@ def tensors_of(module: nn.Module) -> dict[str, Box]:
     return {name: _box(name, t.detach(), first.get(t)) for name, t in held.items()}  # type: ignore[call-overload]
 
 
-def state_shards_of(module: nn.Module, optimizer: Any) -> dict[str, dict[str, Box | Any]]:
+def state_shards_of(module: nn.Module, optimizer: Any) -> dict[str, dict[str, TensorShard | Any]]:
     """What this process holds of an optimizer's state, by parameter name and by the optimizer's own keys.
 
     State of its parameter's shape is laid out as the parameter; what the optimizer has reduced along a dimension, as it
@@ -65,16 +65,16 @@ def state_shards_of(module: nn.Module, optimizer: Any) -> dict[str, dict[str, Bo
         optimizer: a ``torch.optim.Optimizer``; parameters that have no state yet are left out.
     """
     first = _first_experts(module)
-    boxes, reduced = shards_of(module), reduced_by(optimizer)
-    found: dict[str, dict[str, Box | Any]] = {}
+    boxes, reduced = shards_of(module), reduced_dims(optimizer)
+    found: dict[str, dict[str, TensorShard | Any]] = {}
     for name, p in module.named_parameters():
         if not (state := optimizer.state.get(p)):
             continue
         found[name] = {}
         for key, value in state.items():
             if key in reduced:
-                shape, offset, _ = reduced_place(boxes[name], reduced[key])
-                found[name][key] = Box(f"{name}/{key}", shape, offset, value.detach())
+                shape, offset, _ = reduced_bounds(boxes[name], reduced[key])
+                found[name][key] = TensorShard(f"{name}/{key}", shape, offset, value.detach())
             elif isinstance(value, Tensor):
                 of_experts = first.get(p) if value.ndim and value.shape[0] == p.shape[0] else None
                 found[name][key] = _box(f"{name}/{key}", value.detach(), of_experts)
@@ -86,8 +86,8 @@ def state_shards_of(module: nn.Module, optimizer: Any) -> dict[str, dict[str, Bo
 def _first_experts(module: nn.Module) -> Mapping[nn.Parameter, tuple[int, int]]:
     """For each parameter of a spread bank: the number of its first expert, and of all experts of the layer."""
     found = {}
-    for layer in spread_layers(module):
-        here, spec = layer.dispatcher.here, layer.spec
+    for layer in expert_parallel_layers(module):
+        here, spec = layer.dispatcher.local_experts, layer.spec
         assert here is not None
         if spec is None:
             raise MoekitError("a mixture layer whose experts are spread over ranks must be built from a spec")
@@ -96,17 +96,17 @@ def _first_experts(module: nn.Module) -> Mapping[nn.Parameter, tuple[int, int]]:
     return found
 
 
-def _box(name: str, tensor: Tensor, of_experts: tuple[int, int] | None) -> Box:
-    box = held_box(name, tensor)
+def _box(name: str, tensor: Tensor, of_experts: tuple[int, int] | None) -> TensorShard:
+    box = local_shard(name, tensor)
     if of_experts is None:
         return box
     first, count = of_experts
     start, *others = box.offset
-    return Box(name, (count, *box.global_shape[1:]), (first + start, *others), box.tensor)
+    return TensorShard(name, (count, *box.global_shape[1:]), (first + start, *others), box.tensor)
 
 
 @runtime_checkable
-class Reduces(Protocol):
+class ReducedState(Protocol):
     """An optimizer whose state holds sums or means along a dimension of a parameter.
 
     Such state has the parameter's dimensions, that one of length 1. It is a plain tensor: along that dimension the same
@@ -119,16 +119,16 @@ class Reduces(Protocol):
     reduced: Mapping[str, int]
 
 
-def reduced_by(optimizer: object) -> Mapping[str, int]:
+def reduced_dims(optimizer: object) -> Mapping[str, int]:
     """What an optimizer says it reduces; nothing for one that does not."""
-    return optimizer.reduced if isinstance(optimizer, Reduces) else {}
+    return optimizer.reduced if isinstance(optimizer, ReducedState) else {}
 
 
-def reduced_place(box: Box, dim: int) -> tuple[Place, Place, Place]:
+def reduced_bounds(box: TensorShard, dim: int) -> tuple[Dims, Dims, Dims]:
     """Global shape, offset and sizes of what is reduced along a dimension of a parameter that lies as ``box``."""
     dim %= len(box.global_shape)
 
-    def put(place: Place, number: int) -> Place:
+    def put(place: Dims, number: int) -> Dims:
         return (*place[:dim], number, *place[dim + 1 :])
 
     return put(box.global_shape, 1), put(box.offset, 0), put(box.sizes, 1)

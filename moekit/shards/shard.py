@@ -16,12 +16,12 @@ from torch.distributed.tensor import DTensor
 
 from moekit.compat import shard_bounds
 
-Place = tuple[int, ...]
+Dims = tuple[int, ...]
 """A point of a tensor, or the sizes of a box: a number for each dimension."""
 
 
 @dataclass(frozen=True)
-class Box:
+class TensorShard:
     """A piece of a tensor, held by this process.
 
     Args:
@@ -35,8 +35,8 @@ class Box:
     """
 
     name: str
-    global_shape: Place
-    offset: Place
+    global_shape: Dims
+    offset: Dims
     tensor: Tensor
 
     def __post_init__(self) -> None:
@@ -46,17 +46,17 @@ class Box:
             raise ValueError(f"{self.name}: a box of {sizes} at {self.offset} is not inside {self.global_shape}")
 
     @property
-    def sizes(self) -> Place:
+    def sizes(self) -> Dims:
         """The shape of the piece."""
         return tuple(self.tensor.shape)
 
 
-def whole_box(name: str, tensor: Tensor) -> Box:
+def unsharded(name: str, tensor: Tensor) -> TensorShard:
     """A tensor that this process holds whole."""
-    return Box(name, tuple(tensor.shape), (0,) * tensor.dim(), tensor)
+    return TensorShard(name, tuple(tensor.shape), (0,) * tensor.dim(), tensor)
 
 
-def box_of(name: str, tensor: DTensor) -> Box:
+def shard_of_dtensor(name: str, tensor: DTensor) -> TensorShard:
     """This process's piece of a ``DTensor``. Pieces that several processes hold are told apart by nothing.
 
     The mesh must be all there is to know: a plain tensor of *different* values on each rank, such as the experts that a
@@ -66,15 +66,15 @@ def box_of(name: str, tensor: DTensor) -> Box:
     local = tensor.to_local()
     if tuple(local.shape) != sizes:
         raise ValueError(f"{name}: the local part is {tuple(local.shape)}, its placement says {sizes}")
-    return Box(name, tuple(tensor.shape), offset if local.numel() else (0,) * local.dim(), local)
+    return TensorShard(name, tuple(tensor.shape), offset if local.numel() else (0,) * local.dim(), local)
 
 
-def held_box(name: str, tensor: Tensor) -> Box:
+def local_shard(name: str, tensor: Tensor) -> TensorShard:
     """What this process holds of a tensor: its piece of a ``DTensor``, all of any other."""
-    return box_of(name, tensor) if isinstance(tensor, DTensor) else whole_box(name, tensor)
+    return shard_of_dtensor(name, tensor) if isinstance(tensor, DTensor) else unsharded(name, tensor)
 
 
-def meet(offset: Place, sizes: Place, other_offset: Place, other_sizes: Place) -> tuple[Place, Place] | None:
+def intersection(offset: Dims, sizes: Dims, other_offset: Dims, other_sizes: Dims) -> tuple[Dims, Dims] | None:
     """The offset and sizes of what two boxes have in common; None where that is nothing."""
     starts = tuple(map(max, offset, other_offset))
     ends = tuple(min(a + n, b + m) for a, n, b, m in zip(offset, sizes, other_offset, other_sizes, strict=True))
@@ -83,23 +83,23 @@ def meet(offset: Place, sizes: Place, other_offset: Place, other_sizes: Place) -
     return starts, tuple(end - start for start, end in zip(starts, ends, strict=True))
 
 
-def region(offset: Place, sizes: Place, within: Place = ()) -> tuple[slice, ...]:
+def slices_of(offset: Dims, sizes: Dims, within: Dims = ()) -> tuple[slice, ...]:
     """The slices of a box; seen from a box that begins at ``within``."""
     within = within or (0,) * len(offset)
     return tuple(slice(o - w, o - w + n) for o, n, w in zip(offset, sizes, within, strict=True))
 
 
-def fault(global_shape: Place, boxes: Sequence[tuple[Place, Place]]) -> str:
+def tiling_error(global_shape: Dims, boxes: Sequence[tuple[Dims, Dims]]) -> str:
     """What keeps boxes (offset, sizes) from tiling a tensor: each element in one of them; empty where they do."""
     for i, (offset, sizes) in enumerate(boxes):
         for other_offset, other_sizes in boxes[:i]:
-            if common := meet(offset, sizes, other_offset, other_sizes):
+            if common := intersection(offset, sizes, other_offset, other_sizes):
                 return f"two pieces hold {list(common[1])} elements at {list(common[0])}"
     held, all_ = sum(math.prod(sizes) for _, sizes in boxes), math.prod(global_shape)
     return "" if held == all_ else f"the pieces hold {held} of {all_} elements"
 
 
-def copy_into(boxes: Sequence[Box], read: Callable[[str, Place, Place], Tensor]) -> None:
+def fill_shards(boxes: Sequence[TensorShard], read: Callable[[str, Dims, Dims], Tensor]) -> None:
     """Fills the boxes' tensors, in place, with what ``read(name, offset, sizes)`` gives."""
     with torch.no_grad():
         for box in boxes:

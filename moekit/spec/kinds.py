@@ -106,7 +106,7 @@ class ModelSpec(Spec):
         """What a model with these options gives: ``gives``, unless the options decide it."""
         return self.gives
 
-    def dense_twin(self) -> ModelSpec | None:
+    def dense_baseline(self) -> ModelSpec | None:
         """The dense model to compare with, of as many multiply-adds a token; None when there is none."""
         return None
 

@@ -26,7 +26,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from moekit.contracts import LayerReport
-from moekit.distributed import several_ranks
+from moekit.distributed import is_distributed
 from moekit.layer import MoELayer
 
 
@@ -104,7 +104,7 @@ class BalanceStep:
         names = list(self._counts)
         sizes = [self._counts[name].numel() for name in names]
         flat = torch.cat([self._counts[name] for name in names])
-        if several_ranks():
+        if is_distributed():
             dist.all_reduce(flat, group=self.group)
         counts = dict(zip(names, torch.split(flat, sizes), strict=True))
         self._counts = {}

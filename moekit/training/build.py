@@ -10,8 +10,8 @@ import torch
 
 from moekit.contracts import Model
 from moekit.errors import Problem, SpecError
-from moekit.parallel.deferred_init import Late, late
-from moekit.parallel.strategy import ShardedStrategy, laid_out
+from moekit.parallel.deferred_init import DeferredInit, defer_init
+from moekit.parallel.strategy import ShardedStrategy, with_expert_parallel
 from moekit.registry import build
 from moekit.seeds import seed_torch
 from moekit.spec.recipe import Recipe, plural
@@ -23,17 +23,17 @@ def build_model(recipe: Recipe) -> Model:
     return model
 
 
-def build_uncut(recipe: Recipe, strategy: ShardedStrategy) -> tuple[Model, Late]:
+def build_uncut(recipe: Recipe, strategy: ShardedStrategy) -> tuple[Model, DeferredInit]:
     """The same model as it is before ``strategy.shard``: of its experts only those of this rank; and what to draw then.
 
     Its matrices have no memory yet, unless it draws them in another way than by ``moekit.weights.init_weights``: such
     a model is built whole, on every rank.
     """
-    spec = laid_out(recipe, strategy.layout).model
-    with late() as waiting:
+    spec = with_expert_parallel(recipe, strategy.layout).model
+    with defer_init() as waiting:
         model: Model = build_seeded(spec, recipe.seed)
     if not waiting.covers(model):
-        model, waiting = build_seeded(spec, recipe.seed), Late()
+        model, waiting = build_seeded(spec, recipe.seed), DeferredInit()
     return model, waiting
 
 
@@ -67,7 +67,7 @@ FOR_A_RUN = ("objective", "data", "optimizer")
 COUNTED = "without data it is there to be read and counted: moekit params {}"
 
 
-def refuse_untrainable(recipe: Recipe, needs: Sequence[str] = ("objective", "optimizer")) -> None:
+def check_trainable(recipe: Recipe, needs: Sequence[str] = ("objective", "optimizer")) -> None:
     """Refuses a recipe that only describes a model.
 
     Args:

@@ -11,13 +11,13 @@ from typing import Any
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from moekit.checkpoints.background import Background
-from moekit.checkpoints.pointers import Keeping, remove
+from moekit.checkpoints.pointers import Retention, remove
 from moekit.checkpoints.reading import Checkpoint, Handle, open_checkpoint
 from moekit.checkpoints.tree import fill
 from moekit.checkpoints.writing import save_tree
 from moekit.compat import loop_counters
 from moekit.errors import CheckpointError
-from moekit.parallel.launch import PATIENCE, same_for_all
+from moekit.parallel.launch import RANK_ZERO_TIMEOUT, decide_on_rank_zero
 
 SLOWEST = 100e6  # bytes/s that are read of a checkpoint, at the least, while other processes wait
 
@@ -35,7 +35,7 @@ class AtomicCheckpointIO(CheckpointIO):
         self._behind = Background() if asynchronous else None
 
     def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Keeping | None = None
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Retention | None = None
     ) -> None:
         """Saves a directory, which appears when it is whole.
 
@@ -114,7 +114,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     return checkpoint
 
 
-def refuse_damaged(checkpoints: Sequence[Checkpoint]) -> None:
+def verify_checkpoints(checkpoints: Sequence[Checkpoint]) -> None:
     """Has the first process of a run compare every byte of what it goes on from; the others wait for its word.
 
     They compare the files that they read, when they read them: a sum taken by each would read all of it once a process.
@@ -131,10 +131,10 @@ def refuse_damaged(checkpoints: Sequence[Checkpoint]) -> None:
 
     size = sum(digest.size for checkpoint in checkpoints for digest in checkpoint.manifest.files.values())
     if checkpoints:
-        same_for_all("checkpoint", compare, patience=PATIENCE + timedelta(seconds=size / SLOWEST))
+        decide_on_rank_zero("checkpoint", compare, timeout=RANK_ZERO_TIMEOUT + timedelta(seconds=size / SLOWEST))
 
 
-def refuse_other_model(path: Path, saved: Mapping[str, Any], spec: Mapping[str, Any]) -> None:
+def check_same_model(path: Path, saved: Mapping[str, Any], spec: Mapping[str, Any]) -> None:
     """Refuses to go on from a checkpoint of another model.
 
     Args:

@@ -84,7 +84,7 @@ class StepLoader:
         self.position = int(state["step"]) * self.accumulate + int(state["micro"])
 
 
-class ValidationShare:
+class ValidationShard:
     """The validation set, dealt out batch by batch to ranks.
 
     Where the last round does not go round, the ranks without a batch get one of padding alone, which counts nothing:

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from moekit.contracts import LayerReport, LossSum
-from moekit.distributed import several_ranks
+from moekit.distributed import is_distributed
 from moekit.errors import Problem, SpecError, nearest
 from moekit.observe.load import max_violation
 from moekit.spec.recipe import Stop
@@ -36,7 +36,7 @@ class Meter:
     def take(self) -> dict[str, Tensor]:
         """``[sum, denominator]`` by name, over all ranks (one all-reduce), and starts again at zero."""
         pairs, self._pairs = self._pairs, {}
-        if pairs and several_ranks():
+        if pairs and is_distributed():
             flat = torch.stack(list(pairs.values()))
             dist.all_reduce(flat)
             pairs = dict(zip(pairs, flat.unbind(), strict=True))
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     import lightning as L
 
 
-def sums_of(loss: LossSum) -> dict[str, tuple[Tensor, Tensor]]:
+def loss_sums(loss: LossSum) -> dict[str, tuple[Tensor, Tensor]]:
     """Sums and denominators by name.
 
     ``objective`` is what is trained for. ``loss`` is the same, unless the objective's own metrics say otherwise
@@ -81,7 +81,7 @@ def balance_sum(reports: Mapping[str, LayerReport], tokens: Mapping[str, Tensor]
     return torch.stack(terms).sum() if terms else None
 
 
-def load_readings(load: StepLoad | None, layers: Sequence[str]) -> dict[str, float]:
+def load_metrics(load: StepLoad | None, layers: Sequence[str]) -> dict[str, float]:
     """MaxVio (mean over layers) and the fraction of dropped pairs; nothing without sparse layers.
 
     Args:
@@ -99,7 +99,7 @@ def progress(trainer: L.Trainer) -> float:
     return max(trainer.global_step / trainer.max_steps, 0.0) if trainer.max_steps > 0 else 0.0
 
 
-def logs_now(trainer: L.Trainer) -> bool:
+def is_logged_step(trainer: L.Trainer) -> bool:
     """Whether the optimizer step under way is one whose values are logged."""
     every = int(trainer.log_every_n_steps)  # type: ignore[attr-defined]
     return every > 0 and (trainer.global_step + 1) % every == 0
@@ -134,7 +134,7 @@ class Validation:
             loss: the objective's sums.
             reports: what each layer saw; layers under soft routing, whose load is even by nature, are left out.
         """
-        self._sums.add(sums_of(loss))
+        self._sums.add(loss_sums(loss))
         for name, report in reports.items():
             if report.routing.form != "soft":
                 self._load[name] = self._load[name] + report.load_E if name in self._load else report.load_E
@@ -153,7 +153,7 @@ class Validation:
         loads, self._load = list(self._load.values()), {}
         if loads:
             flat = torch.cat(loads)
-            if several_ranks():
+            if is_distributed():
                 dist.all_reduce(flat)
             uneven = [max_violation(load_E) for load_E in torch.split(flat, [load_E.numel() for load_E in loads])]
             values["val/max_violation"] = float(torch.stack(uneven).mean())

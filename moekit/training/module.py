@@ -35,15 +35,15 @@ from moekit.spec import load, to_plain
 from moekit.spec.recipe import Recipe
 from moekit.spec.sharding import sharded_of
 from moekit.training.balance import BalanceStep, StepLoad
-from moekit.training.build import build_model, build_seeded, build_uncut, compile_parts, refuse_untrainable
+from moekit.training.build import build_model, build_seeded, build_uncut, check_trainable, compile_parts
 from moekit.training.checkpoint_io import read_checkpoint, recount
-from moekit.training.data import StepLoader, ValidationShare, noise_seed
-from moekit.training.health.diagnosis import Micro
-from moekit.training.health.policy import LeftOut
-from moekit.training.metrics import Pace, Validation, load_readings, logs_now, progress, ratios, reached
+from moekit.training.data import StepLoader, ValidationShard, noise_seed
+from moekit.training.health.diagnosis import MicroBatch
+from moekit.training.health.policy import NonFinitePolicy
+from moekit.training.metrics import Pace, Validation, is_logged_step, load_metrics, progress, ratios, reached
 from moekit.training.optim import optimizer_of
 from moekit.training.run.start import StartingPoint
-from moekit.training.step import Finished, OptimizerStep, Precision, clip, clip_values
+from moekit.training.step import OptimizerStep, Precision, StepResult, clip, clip_values
 
 DEFAULT_STEPS = 1000
 
@@ -80,7 +80,7 @@ class LitMoE(L.LightningModule):
         super().__init__()
         self.recipe = spec if isinstance(spec, Recipe) else load(spec)
         self.save_hyperparameters({"spec": to_plain(self.recipe)}, logger=False)
-        refuse_untrainable(self.recipe)
+        check_trainable(self.recipe)
         self.objective = build_seeded(self.recipe.objective, self.recipe.seed)
         self.data: Data | None = None if self.recipe.data is None else build(self.recipe.data)
         self.starting = StartingPoint(self.recipe.start)
@@ -90,8 +90,8 @@ class LitMoE(L.LightningModule):
         self.step_load: StepLoad | None = None
         self.sparse_layers: list[str] = []
         self.stopped_after: int | None = None
-        self.left_out = LeftOut(self.recipe.non_finite)
-        self._finished: Finished | None = None
+        self.skips = NonFinitePolicy(self.recipe.non_finite)
+        self._finished: StepResult | None = None
         self._validation = Validation()
         self._tokens: Tensor | None = None  # since the last log, on the device
         self._step: OptimizerStep
@@ -166,7 +166,7 @@ class LitMoE(L.LightningModule):
             return []
         limit = self.trainer.limit_val_batches
         most = limit if isinstance(limit, int) else None  # Lightning would allow as many for each rank
-        return ValidationShare(self.prepare(), self.global_rank, self.trainer.world_size, most)
+        return ValidationShard(self.prepare(), self.global_rank, self.trainer.world_size, most)
 
     def forward(self, inputs: Tensor, valid: Tensor | None = None) -> ModelOutput:
         """The model's output."""
@@ -182,7 +182,7 @@ class LitMoE(L.LightningModule):
         """The summed loss of a micro-batch, times the accumulation count that Lightning will divide by."""
         micro = batch_idx % self.trainer.accumulate_grad_batches * self.trainer.world_size + self.global_rank
         seed = noise_seed(seed=self.recipe.seed, step=self.trainer.global_step, micro=micro)
-        again = Micro(batch, seed, progress(self.trainer))
+        again = MicroBatch(batch, seed, progress(self.trainer))
         seed_all(seed)
         output = self.model.on(batch)
         loss: LossSum = self.objective(output, batch, progress=again.progress)
@@ -201,17 +201,17 @@ class LitMoE(L.LightningModule):
         done = self._step.finish(averaged, progress(self.trainer), Precision(self.trainer.precision_plugin))
         self._finished, step = done, self.trainer.global_step + 1
         self._tokens = done.tokens if self._tokens is None else self._tokens + done.tokens
-        self.left_out.take(step, done.sick)
-        if done.sick:
-            self._publish({"train/skipped": float(self.left_out.count)}, step)
+        self.skips.take(step, done.non_finite)
+        if done.non_finite:
+            self._publish({"train/skipped": float(self.skips.count)}, step)
         elif self.recipe.stop is not None and reached(self.recipe.stop, done.sums):
             self.stopped_after = step - 1
         last = step == self.trainer.max_steps or self.stopped_after is not None
         if last:
             self.trainer.should_stop = True  # which also has the last step validated
-        if not done.sick:
+        if not done.non_finite:
             self.step_load = done.load
-            if last or logs_now(self.trainer):
+            if last or is_logged_step(self.trainer):
                 self._log(step, done, optimizer)
 
     def configure_gradient_clipping(
@@ -225,8 +225,8 @@ class LitMoE(L.LightningModule):
         elif self._finished is not None:
             clip(self.parameters(), self._finished.norm, gradient_clip_val)
 
-    def _log(self, step: int, done: Finished, optimizer: torch.optim.Optimizer) -> None:
-        values = ratios(done.sums, "train/") | load_readings(done.load, self.sparse_layers)
+    def _log(self, step: int, done: StepResult, optimizer: torch.optim.Optimizer) -> None:
+        values = ratios(done.sums, "train/") | load_metrics(done.load, self.sparse_layers)
         values["lr"] = float(optimizer.param_groups[0]["lr"])
         values["grad_norm"] = float(done.norm)
         values["tokens_per_second"] = self.pace.lap(self._new_tokens())
@@ -300,7 +300,7 @@ class LitMoE(L.LightningModule):
             "data": {} if self.data is None else self.data.state(),
             "seconds": self.pace.seconds,
             "tokens": self.pace.tokens,
-            "skipped": self.left_out.count,
+            "skipped": self.skips.count,
             "accumulate": self.trainer.accumulate_grad_batches,
         }
 
@@ -317,4 +317,4 @@ class LitMoE(L.LightningModule):
         self.starting.load(self.model, self._restored)
         restored = self._restored or {"seconds": 0.0, "tokens": 0.0, "skipped": 0}
         self.pace.start(float(restored["seconds"]), float(restored["tokens"]))
-        self.left_out.count = int(restored["skipped"])
+        self.skips.count = int(restored["skipped"])

@@ -18,8 +18,8 @@ from moekit.compat import resume_schedule
 from moekit.contracts import Model
 from moekit.errors import CheckpointError
 from moekit.registry import build
-from moekit.shards.model import reduced_by, reduced_place, shards_of, state_shards_of
-from moekit.shards.shard import Box, Place, region
+from moekit.shards.model import reduced_bounds, reduced_dims, shards_of, state_shards_of
+from moekit.shards.shard import Dims, TensorShard, slices_of
 from moekit.spec.recipe import Recipe
 
 
@@ -33,15 +33,15 @@ def optimizer_of(recipe: Recipe, model: Model, steps: int) -> Any:
     """
     optimizer = build(recipe.optimizer, model)  # type: ignore[arg-type]
     split_by_layout(optimizer)
-    keep_by_name(optimizer, model)
+    save_by_name(optimizer, model)
     if recipe.schedule is None:
         return optimizer
     factor = build(recipe.schedule, steps)
-    scheduler = ByStep(optimizer, lambda step: float(factor(step)))
+    scheduler = StepSchedule(optimizer, lambda step: float(factor(step)))
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
-class ByStep(torch.optim.lr_scheduler.LambdaLR):
+class StepSchedule(torch.optim.lr_scheduler.LambdaLR):
     """A schedule whose state is the step alone: rates are the optimizer's, whose groups are cut by layout."""
 
     def state_dict(self) -> dict[str, Any]:
@@ -71,7 +71,7 @@ SHOWN = 5  # names in a message
 State = dict[str, Any]
 
 
-def keep_by_name(optimizer: Optimizer, model: nn.Module) -> None:
+def save_by_name(optimizer: Optimizer, model: nn.Module) -> None:
     """Has ``state_dict`` give, and ``load_state_dict`` take, names in place of numbers.
 
     A state that a parameter's shape has is a ``Box`` where the parameter is a piece, and is read as one: from a tensor,
@@ -97,7 +97,7 @@ def _named(optimizer: Optimizer, state: State, model: nn.Module) -> State:
 
 
 def _plain(value: Any) -> Any:
-    return value.tensor if isinstance(value, Box) and value.sizes == value.global_shape else value
+    return value.tensor if isinstance(value, TensorShard) and value.sizes == value.global_shape else value
 
 
 def _numbered(optimizer: Optimizer, state: State, model: nn.Module) -> State:
@@ -107,7 +107,7 @@ def _numbered(optimizer: Optimizer, state: State, model: nn.Module) -> State:
         CheckpointError: it is of other parameters.
     """
     name_of = {p: name for name, p in model.named_parameters()}
-    boxes, reduced = shards_of(model), reduced_by(optimizer)
+    boxes, reduced = shards_of(model), reduced_dims(optimizer)
     saved_group = {name: group for group in state["param_groups"] for name in group["params"]}
     held = {name_of[p] for group in optimizer.param_groups for p in group["params"]}
     if strays := sorted(held.symmetric_difference(saved_group)):
@@ -126,11 +126,11 @@ def _numbered(optimizer: Optimizer, state: State, model: nn.Module) -> State:
     return numbered
 
 
-def _laid_out(value: Any, p: nn.Parameter, box: Box, reduced: int | None) -> Any:
+def _laid_out(value: Any, p: nn.Parameter, box: TensorShard, reduced: int | None) -> Any:
     if not isinstance(value, Tensor | Handle):
         return value
     if reduced is not None:
-        _, offset, sizes = reduced_place(box, reduced)
+        _, offset, sizes = reduced_bounds(box, reduced)
         return _read(value, offset, sizes)
     offset, sizes = (0,) * len(value.shape), tuple(value.shape)
     if sizes == box.global_shape:
@@ -143,8 +143,8 @@ def _laid_out(value: Any, p: nn.Parameter, box: Box, reduced: int | None) -> Any
     return held
 
 
-def _read(value: Tensor | Handle, offset: Place, sizes: Place) -> Tensor:
-    return value.read(offset, sizes) if isinstance(value, Handle) else value[region(offset, sizes)]
+def _read(value: Tensor | Handle, offset: Dims, sizes: Dims) -> Tensor:
+    return value.read(offset, sizes) if isinstance(value, Handle) else value[slices_of(offset, sizes)]
 
 
 def _distributed(local: Tensor, like: DTensor) -> DTensor:

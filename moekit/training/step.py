@@ -17,13 +17,13 @@ from moekit.contracts import LossSum, Model, ModelOutput, Objective
 from moekit.parallel.norm import total_norm
 from moekit.shards.model import local
 from moekit.training.balance import BalanceStep, StepLoad
-from moekit.training.health.diagnosis import Micro, diagnose
-from moekit.training.health.policy import Sickness
-from moekit.training.metrics import Meter, balance_sum, sums_of
+from moekit.training.health.diagnosis import MicroBatch, diagnose
+from moekit.training.health.policy import NonFiniteStep
+from moekit.training.metrics import Meter, balance_sum, loss_sums
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finished:
+class StepResult:
     """What an optimizer step came to, over all its micro-batches and ranks.
 
     Attributes:
@@ -38,7 +38,7 @@ class Finished:
     tokens: Tensor
     norm: Tensor
     load: StepLoad | None
-    sick: Sickness | None
+    non_finite: NonFiniteStep | None
 
 
 class Precision:
@@ -75,13 +75,13 @@ class OptimizerStep:
         self.objective = objective
         self.balance = balance
         self._meter = Meter()
-        self._micros: list[Micro] = []
+        self._micros: list[MicroBatch] = []
 
-    def add(self, output: ModelOutput, loss: LossSum, micro: Micro) -> Tensor:
+    def add(self, output: ModelOutput, loss: LossSum, micro: MicroBatch) -> Tensor:
         """Adds one micro-batch; 0-d, what to take the gradient of: the objective's sum and the layers' losses."""
         self._micros.append(micro)
         self.balance.observe(output.reports)
-        sums, total = sums_of(loss), loss.total
+        sums, total = loss_sums(loss), loss.total
         balance = balance_sum(output.reports, dict.fromkeys(output.of_source, loss.count))
         if balance is not None:
             sums["balance_loss"] = (balance, loss.count)
@@ -89,7 +89,7 @@ class OptimizerStep:
         self._meter.add(sums)
         return total
 
-    def finish(self, averaged: int, progress: float, precision: Precision) -> Finished:
+    def finish(self, averaged: int, progress: float, precision: Precision) -> StepResult:
         """Makes gradients of sums those of means, moves the balancers, and starts again at zero; on every rank.
 
         Args:
@@ -102,22 +102,24 @@ class OptimizerStep:
         divide(self.model.parameters(), tokens.clamp(min=1) / averaged)
         norm = total_norm(self.model)
         micros, self._micros = self._micros, []
-        sick = None
+        non_finite = None
         if not torch.isfinite(total) & torch.isfinite(norm):  # the one wait for the device
-            sick = self._sickness(total / tokens, norm, micros, precision)
+            non_finite = self._sickness(total / tokens, norm, micros, precision)
             drop(self.model.parameters())
             self.balance.forget()
-        load = None if sick else self.balance.step(progress=progress)
-        return Finished(sums=sums, tokens=tokens, norm=norm, load=load, sick=sick)
+        load = None if non_finite else self.balance.step(progress=progress)
+        return StepResult(sums=sums, tokens=tokens, norm=norm, load=load, non_finite=non_finite)
 
-    def _sickness(self, loss: Tensor, norm: Tensor, micros: Sequence[Micro], precision: Precision) -> Sickness:
+    def _sickness(
+        self, loss: Tensor, norm: Tensor, micros: Sequence[MicroBatch], precision: Precision
+    ) -> NonFiniteStep:
         what = f"the loss is {float(loss)}, the norm of its gradients {float(norm)}"
         scale = precision.scale()
         if scale is not None and scale > 1 and torch.isfinite(loss):
-            return Sickness(what=what, scale=scale)
+            return NonFiniteStep(what=what, scale=scale)
         sound = bool(torch.isfinite(loss))
         where, lasting = diagnose(self.model, self.objective, micros, precision.around, finite_loss=sound)
-        return Sickness(what=what, where=where, lasting=lasting)
+        return NonFiniteStep(what=what, where=where, lasting=lasting)
 
 
 __all__ = ["clip", "clip_values", "divide", "drop", "total_norm"]

@@ -16,7 +16,7 @@ import broken_training
 import pytest
 from healthy import HEALTHY
 
-import moekit.testing
+import moekit.testing.checks
 from moekit import Component
 from moekit.testing import BoundCheck, CheckFailure, checks_for, parametrize_checks
 from moekit.testing.case import Check
@@ -30,8 +30,8 @@ for part in (broken_making, broken_routers, broken_layers, broken_training, brok
 def all_checks() -> dict[str, Check]:
     """Every check in the kit's files, whether or not anything is tested by it."""
     found: dict[str, Check] = {}
-    for file in pkgutil.iter_modules(moekit.testing.__path__):
-        module = importlib.import_module(f"moekit.testing.{file.name}")
+    for file in pkgutil.iter_modules(moekit.testing.checks.__path__):
+        module = importlib.import_module(f"moekit.testing.checks.{file.name}")
         for name, value in vars(module).items():
             if name.startswith("check_") and getattr(value, "__module__", "") == module.__name__:
                 assert name not in found, f"two checks are called {name}"

@@ -13,7 +13,7 @@ import torch
 
 from moekit import Batch, Data, MoELayer
 from moekit.training import LitMoE
-from moekit.training.data import ValidationShare
+from moekit.training.data import ValidationShard
 from moekit.training.run.prepare import quiet
 
 SIZES = (1, 3, 2, 4, 2, 1)  # of micro-batches, two a step
@@ -71,7 +71,7 @@ def main(spec: str, out: str) -> None:
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        trainer.fit(module, Fixed(rank, world), ValidationShare(HeldOut(), rank, world))
+        trainer.fit(module, Fixed(rank, world), ValidationShard(HeldOut(), rank, world))
         trainer.save_checkpoint(Path(out) / "whole.ckpt")  # every rank takes part
     layer = next(m for m in module.modules() if isinstance(m, MoELayer))
     assert module.step_load is not None

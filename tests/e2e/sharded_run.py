@@ -21,7 +21,7 @@ from torch._dynamo.utils import counters
 from moekit import Batch, Source
 from moekit.shards.gather import gather
 from moekit.shards.model import local, shards_of, tensors_of
-from moekit.shards.shard import Box
+from moekit.shards.shard import TensorShard
 from moekit.spec import load
 from moekit.spec.recipe import Recipe
 from moekit.training import LitMoE
@@ -100,7 +100,7 @@ class Watched(LitMoE):
         boxes = {}
         for (name, box), p in zip(shards_of(self.model).items(), self.model.parameters(), strict=True):
             held = torch.zeros_like(box.tensor) if p.grad is None else local(p.grad).clone()
-            boxes[name] = Box(name, box.global_shape, box.offset, held)
+            boxes[name] = TensorShard(name, box.global_shape, box.offset, held)
         self.seen["gradients"].append(gather(boxes))
         self.seen["norm"].append(done.norm.clone())
         self.seen["loss"].append(done.sums["objective"] / done.tokens)

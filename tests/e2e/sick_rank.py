@@ -33,7 +33,7 @@ def rank() -> int:
 def held(module: LitMoE, name: str) -> Tensor | None:
     """This rank's piece of a parameter of the expert, in whatever layout; None when it holds none."""
     layer = next(m for m in module.modules() if isinstance(m, MoELayer))
-    here = layer.dispatcher.here or range(8)
+    here = layer.dispatcher.local_experts or range(8)
     mine = local(layer.experts.get_parameter(name)).detach()
     if len(mine) < len(here):  # cut along the experts
         here = here[len(mine) * rank() : len(mine) * (rank() + 1)]

@@ -79,7 +79,7 @@ def error(found: Tensor, right: Tensor) -> float:
 def parity(local: DispatcherSpec, experts: ExpertSpec, K: int) -> None:
     """Every bound, and that it is one: without a gate, or without what one rank adds, it does not hold."""
     dispatcher, alone = build(ExpertParallel(local=local), DIMS), build(local, DIMS)
-    held, every = dispatcher.here, range(E)
+    held, every = dispatcher.local_experts, range(E)
     exact_bank, whole = bank_of(experts, every, torch.float64), bank_of(experts, every, torch.float32)
     part = bank_of(experts, held, torch.float32)
 

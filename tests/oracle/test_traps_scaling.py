@@ -17,7 +17,7 @@ from moekit import Batch, load
 from moekit.contracts import LossSum, ModelOutput
 from moekit.training import LitMoE
 from moekit.training.balance import BalanceStep
-from moekit.training.health.diagnosis import Micro
+from moekit.training.health.diagnosis import MicroBatch
 from moekit.training.step import OptimizerStep, Precision
 
 
@@ -28,7 +28,7 @@ def test_a_mean_over_ranks_is_made_a_sum_again(averaged: int) -> None:
     step = OptimizerStep(model, cast(Any, None), BalanceStep(model))
     for total, count in ((6.0, 3), (2.0, 5)):
         loss = LossSum(total=torch.tensor(total), count=torch.tensor(count))
-        step.add(ModelOutput(y=torch.zeros(1)), loss, Micro(Batch(torch.zeros(1), torch.zeros(1)), 0, 0.0))
+        step.add(ModelOutput(y=torch.zeros(1)), loss, MicroBatch(Batch(torch.zeros(1), torch.zeros(1)), 0, 0.0))
     model.weight.grad = torch.tensor([[24.0, 32.0]]) / averaged
     done = step.finish(averaged, 0.0, Precision(None))
     assert model.weight.grad.tolist() == [[3.0, 4.0]]
@@ -66,7 +66,7 @@ def test_a_step_without_a_token_moves_nothing_and_divides_by_one() -> None:
     model = cast(Any, nn.Linear(2, 1, bias=False))
     step = OptimizerStep(model, cast(Any, None), BalanceStep(model))
     loss = LossSum(total=torch.tensor(0.0), count=torch.tensor(0))
-    step.add(ModelOutput(y=torch.zeros(1)), loss, Micro(Batch(torch.zeros(1), torch.zeros(1)), 0, 0.0))
+    step.add(ModelOutput(y=torch.zeros(1)), loss, MicroBatch(Batch(torch.zeros(1), torch.zeros(1)), 0, 0.0))
     model.weight.grad = torch.zeros(1, 2)
     done = step.finish(1, 0.0, Precision(None))
     assert done.sick is None and model.weight.grad.tolist() == [[0.0, 0.0]] and float(done.norm) == 0

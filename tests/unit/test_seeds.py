@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moekit.seeds import draw_seed, seed_all, seed_of, seed_torch
+from moekit.seeds import random_seed, seed_all, seed_of, seed_torch
 
 
 @given(st.lists(st.integers(-(2**70), 2**70) | st.text(max_size=9), min_size=1, max_size=4))
@@ -28,11 +28,11 @@ def test_seeds_do_not_run_together() -> None:
 
 def test_a_drawn_seed_follows_torchs_own_also_on_the_meta_device() -> None:
     torch.manual_seed(3)
-    first = draw_seed()
+    first = random_seed()
     with torch.device("meta"):
-        second = draw_seed()
+        second = random_seed()
     torch.manual_seed(3)
-    assert [draw_seed(), draw_seed()] == [first, second]
+    assert [random_seed(), random_seed()] == [first, second]
     assert first != second
 
 

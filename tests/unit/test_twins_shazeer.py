@@ -74,7 +74,7 @@ def test_four_experts_run_for_each_word(name: str) -> None:
 
 def test_the_dense_twin_is_the_papers_own() -> None:
     """MoE-1-Wide: one expert with a hidden layer of 4096 units, 8.4M parameters."""
-    twin = load("shazeer2017-32").model.dense_twin()
+    twin = load("shazeer2017-32").model.dense_baseline()
     assert twin is not None
     count = count_parameters(twin)
     assert count.parts["dense ffn"] == 2 * 512 * 4096

@@ -59,7 +59,7 @@ class Some(Dispatcher):
 
     def __init__(self, here: range | None) -> None:
         super().__init__()
-        self.here = here
+        self.local_experts = here
 
     def forward(self, x_TD: Tensor, routing: Routing, experts: ExpertBank, *, num_sequences: int = 1) -> Dispatched:
         raise NotImplementedError

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from moekit.shards.model import reduced_by
+from moekit.shards.model import reduced_dims
 from moekit.spec.kinds import OptimizerSpec
 from moekit.testing.case import Case, Check, require, require_finite
 
@@ -55,7 +55,7 @@ def check_takes_shards(case: Case) -> None:
     whole, apart = _Rows(1), _Rows(2)
     together, optimizer = _moved(case, whole)
     pieces, _ = _moved(case, apart)
-    if reduced := reduced_by(optimizer):
+    if reduced := reduced_dims(optimizer):
         ((p, state),) = optimizer.state.items()
         for key, dim in reduced.items():
             shape = list(p.shape)

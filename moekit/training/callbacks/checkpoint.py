@@ -10,7 +10,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 
-from moekit.checkpoints.pointers import Keeping, last_of, recover, step_name, step_of, target_of, write_pointer
+from moekit.checkpoints.pointers import Retention, last_of, recover, step_name, step_of, target_of, write_pointer
 from moekit.errors import SaveError
 from moekit.training.checkpoint_io import AtomicCheckpointIO
 
@@ -103,7 +103,7 @@ class SaveCheckpoints(Checkpoint):
         self._saved = trainer.global_step
         self._wait(trainer)
         self._failed = None
-        path, keeping = self.folder / step_name(trainer.global_step), Keeping(best=is_best, keep=self.keep)
+        path, keeping = self.folder / step_name(trainer.global_step), Retention(best=is_best, keep=self.keep)
         try:
             trainer.save_checkpoint(path, storage_options=keeping)
         except SaveError as error:

@@ -67,10 +67,14 @@ class TrainingProgress(ProgressBar):
             if now - self._drawn > 0.1 or step >= trainer.max_steps:
                 self._drawn = now
                 self._bar.update(
-                    self._task, completed=step, text=f"{step}/{trainer.max_steps}  {tell(pl_module.logged, self.unit)}"
+                    self._task,
+                    completed=step,
+                    text=f"{step}/{trainer.max_steps}  {metrics_line(pl_module.logged, self.unit)}",
                 )
         elif pl_module.logged_step == step and step >= self._next_line:
-            self.console.print(f"step {step}/{trainer.max_steps}  {tell(pl_module.logged, self.unit)}", highlight=False)
+            self.console.print(
+                f"step {step}/{trainer.max_steps}  {metrics_line(pl_module.logged, self.unit)}", highlight=False
+            )
             self._next_line = step + max(1, 2 * trainer.max_steps // LINES)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -82,7 +86,7 @@ class TrainingProgress(ProgressBar):
         values = {key: float(v) for key, v in trainer.callback_metrics.items() if key.startswith("val/")}
         if self._enabled and values and not trainer.sanity_checking:
             words = (
-                f"{self.label}  step {trainer.global_step}/{trainer.max_steps}  validation: {tell_validation(values)}"
+                f"{self.label}  step {trainer.global_step}/{trainer.max_steps}  validation: {validation_line(values)}"
             )
             console = self._bar.console if self._bar is not None else self.console
             console.print(words, highlight=False)
@@ -101,7 +105,7 @@ class TrainingProgress(ProgressBar):
             self._bar = None
 
 
-def tell(values: Mapping[str, float], unit: str = "tokens") -> str:
+def metrics_line(values: Mapping[str, float], unit: str = "tokens") -> str:
     """Training metrics in a line: those that are there."""
     parts = []
     if "train/loss" in values:
@@ -119,13 +123,13 @@ def tell(values: Mapping[str, float], unit: str = "tokens") -> str:
     return "  ".join(parts)
 
 
-def tell_validation(values: Mapping[str, float]) -> str:
+def validation_line(values: Mapping[str, float]) -> str:
     """Validation metrics in a line: bits per byte first, where there is text."""
     words = {"bits_per_byte": "bits per byte", "blend_mse": "blend mse"}
     names = [name for name in (*SHOWN, "loss") if f"val/{name}" in values]
     return ", ".join(f"{words.get(name, name)} {values[f'val/{name}']:.3f}" for name in names)
 
 
-def unit_of(recipe: Recipe) -> str:
+def counted_unit(recipe: Recipe) -> str:
     """What a run's data is counted in."""
     return "cases" if recipe.model.takes == "cases" else "tokens"

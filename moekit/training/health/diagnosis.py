@@ -24,7 +24,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.utils.hooks import RemovableHandle
 
 from moekit.contracts import Batch, Dispatched, Dispatcher, ExpertBank, Model, ModelOutput, Objective, Router
-from moekit.distributed import several_ranks
+from moekit.distributed import is_distributed
 from moekit.groups import Groups, UniformGroups
 from moekit.layer import MoELayer
 from moekit.routing import ExpertChoice, Routing, TokenChoice
@@ -32,7 +32,7 @@ from moekit.seeds import seed_all
 from moekit.shards.model import local
 
 
-class Micro(NamedTuple):
+class MicroBatch(NamedTuple):
     """A micro-batch of the step at hand, and what it takes to run it again.
 
     Attributes:
@@ -61,7 +61,7 @@ class Found(NamedTuple):
 def diagnose(
     model: Model,
     objective: Objective,
-    micros: Sequence[Micro],
+    micros: Sequence[MicroBatch],
     around: Callable[[], AbstractContextManager[object]],
     *,
     finite_loss: bool,
@@ -96,7 +96,7 @@ def diagnose(
 def _agree(found: Found | None, *, last: bool = False) -> Found | None:
     """The first place that any rank found, or the last; a collective."""
     everywhere: list[Found | None] = [found]
-    if several_ranks():
+    if is_distributed():
         everywhere = [None] * dist.get_world_size()
         dist.all_gather_object(everywhere, found)
     known = [each for each in everywhere if each is not None]
@@ -107,7 +107,7 @@ def _unsound(model: Model, held: Iterable[tuple[str, Tensor]]) -> Found | None:
     """The first of a model's tensors that is not finite."""
     first: Found | None = None
     for place, (name, tensor) in enumerate(held):
-        words = unsound(model, name, tensor)  # of every one: a sharded weight is asked by all ranks
+        words = non_finite_part(model, name, tensor)  # of every one: a sharded weight is asked by all ranks
         if words and first is None:
             first = Found(place, words)
     return first
@@ -120,7 +120,7 @@ def _buffers(model: Model) -> Iterator[tuple[str, Tensor]]:
 
 
 def _forward(
-    model: Model, objective: Objective, micro: Micro, around: Callable[[], AbstractContextManager[object]]
+    model: Model, objective: Objective, micro: MicroBatch, around: Callable[[], AbstractContextManager[object]]
 ) -> tuple[Found | None, list[str]]:
     """The first part of one micro-batch that is not finite; and the modules in the order in which they ended."""
     batch = micro.batch
@@ -157,7 +157,7 @@ def _gradients(model: Model, order: Sequence[str]) -> Found | None:
     places = {name: place for place, name in enumerate(order)}
     last: Found | None = None
     for name, parameter in model.named_parameters():
-        words = "" if parameter.grad is None else unsound(model, name, parameter.grad)
+        words = "" if parameter.grad is None else non_finite_part(model, name, parameter.grad)
         if words and (last is None or _place(name, places) >= last.place):
             last = Found(_place(name, places), words)
     return last
@@ -250,7 +250,7 @@ def finite(value: Any) -> bool:
     return True
 
 
-def unsound(model: nn.Module, name: str, tensor: Tensor) -> str:
+def non_finite_part(model: nn.Module, name: str, tensor: Tensor) -> str:
     """A parameter's name, or those of its experts, where its values (or its gradient's) are not finite; else empty.
 
     A collective for a tensor that is spread over ranks.
@@ -277,8 +277,8 @@ def unsound(model: nn.Module, name: str, tensor: Tensor) -> str:
 def named_experts(model: nn.Module, bank: str, experts: list[int]) -> str:
     """``expert 5 of blocks.2.ffn.experts``, numbered over all ranks."""
     layer = model.get_submodule(bank.rpartition(".")[0])
-    if isinstance(layer, MoELayer) and bank.endswith("experts") and layer.dispatcher.here is not None:
-        experts = [layer.dispatcher.here[e] for e in experts]
+    if isinstance(layer, MoELayer) and bank.endswith("experts") and layer.dispatcher.local_experts is not None:
+        experts = [layer.dispatcher.local_experts[e] for e in experts]
     shown = ", ".join(map(str, experts[:3])) + (f" and {len(experts) - 3} more" if len(experts) > 3 else "")
     held = getattr(model.get_submodule(bank), "num_experts", 0)
     return f"expert{'s' if len(experts) > 1 else ''} {shown} of {bank}" if held > 1 else bank

@@ -16,7 +16,7 @@ LOG = logging.getLogger("moekit.training")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sickness:
+class NonFiniteStep:
     """Why an optimizer step is not finite.
 
     Attributes:
@@ -33,7 +33,7 @@ class Sickness:
     scale: float | None = None
 
 
-class LeftOut:
+class NonFinitePolicy:
     """What becomes of a step that is not finite: the end of the run, or a step left out, told and counted.
 
     Infinite gradients are ordinary while the loss scale of fp16 is found: such steps are left out under either policy.
@@ -51,7 +51,7 @@ class LeftOut:
         self.count = 0
         self.in_a_row = 0
 
-    def take(self, step: int, sick: Sickness | None) -> None:
+    def take(self, step: int, non_finite: NonFiniteStep | None) -> None:
         """Hears of every optimizer step.
 
         Args:
@@ -61,22 +61,24 @@ class LeftOut:
         Raises:
             MoekitError: the policy is to stop; or no weight is finite any more; or too many in a row were left out.
         """
-        if sick is None:
+        if non_finite is None:
             self.in_a_row = 0
             return
-        if sick.scale is not None:
+        if non_finite.scale is not None:
             self.count += 1
-            rank_zero(f"step {step} left out: gradients overflow at a loss scale of {sick.scale:g}; it is made smaller")
+            rank_zero(
+                f"step {step} left out: gradients overflow at a loss scale of {non_finite.scale:g}; it is made smaller"
+            )
             return
-        words = f"step {step}: {sick.what}\n  {sick.where}\n  {HELPS}\n"
+        words = f"step {step}: {non_finite.what}\n  {non_finite.where}\n  {HELPS}\n"
         if self.policy == "stop":
             raise MoekitError(f"{words}  training stopped; no weight was touched in this step; {LEAVE}")
         self.count, self.in_a_row = self.count + 1, self.in_a_row + 1
-        if sick.lasting:
+        if non_finite.lasting:
             raise MoekitError(f"{words}  training stopped: leaving steps out does not mend weights")
         if self.in_a_row >= IN_A_ROW:
             raise MoekitError(f"{words}  training stopped: {IN_A_ROW} steps in a row were left out, and moved nothing")
-        rank_zero(f"step {step} left out ({self.count} so far): {sick.what}; {sick.where}")
+        rank_zero(f"step {step} left out ({self.count} so far): {non_finite.what}; {non_finite.where}")
 
 
 @rank_zero_only

@@ -13,7 +13,7 @@ from rich.table import Table
 from moekit.contracts import Data
 from moekit.errors import MoekitError
 from moekit.params import count_parameters
-from moekit.training.callbacks.progress import unit_of
+from moekit.training.callbacks.progress import counted_unit
 from moekit.training.module import LitMoE
 from moekit.training.run.evaluation import score_rows
 from moekit.training.run.outcome import Comparison, Outcome
@@ -23,9 +23,9 @@ ELSEWHERE = ("objective", "max_violation")  # validation figures without a row o
 WORDS = {"bits_per_byte": "bits per byte", "blend_mse": "squared error of the blend"}
 
 
-def tell(outcome: Outcome, module: LitMoE, console: Console) -> None:
+def print_summary(outcome: Outcome, module: LitMoE, console: Console) -> None:
     """Prints what a person wants to know at the end of a run."""
-    unit = unit_of(module.recipe)
+    unit = counted_unit(module.recipe)
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim")
     grid.add_column()
@@ -61,7 +61,7 @@ def tell(outcome: Outcome, module: LitMoE, console: Console) -> None:
         console.print()
         for line in comparison_lines(outcome.comparison, outcome):
             console.print(line, highlight=False, markup=False)
-    elif module.recipe.compare is not None and module.recipe.model.dense_twin() is None:
+    elif module.recipe.compare is not None and module.recipe.model.dense_baseline() is None:
         console.print("no comparison: this model has no dense twin", highlight=False)
     _tell_files(outcome, module, console)
 
@@ -131,7 +131,7 @@ def _tell_files(outcome: Outcome, module: LitMoE, console: Console) -> None:
         console.print(f"[dim]{head}[/dim]  {escape(command)}", highlight=False, soft_wrap=True)
 
 
-def introduce(run: Prepared, console: Console) -> None:
+def print_header(run: Prepared, console: Console) -> None:
     """Prints what a person wants to know before it begins."""
     recipe, trainer = run.module.recipe, run.trainer
     lines: dict[str, str] = {}

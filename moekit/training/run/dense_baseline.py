@@ -15,7 +15,7 @@ def dense_recipe(recipe: Recipe) -> Recipe | None:
         SpecError: ``compare.lr`` is given, but the optimizer has no ``lr``.
     """
     assert recipe.compare is not None
-    twin = recipe.model.dense_twin()
+    twin = recipe.model.dense_baseline()
     if twin is None:
         return None
     optimizer = recipe.optimizer

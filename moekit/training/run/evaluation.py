@@ -16,7 +16,7 @@ from moekit.training.module import LitMoE
 WORDS = {"bleu": "BLEU", "chrf": "chrF"}
 
 
-def measure(data: Data | None, model: Model | None, label: str, console: Console) -> dict[str, float]:
+def evaluate(data: Data | None, model: Model | None, label: str, console: Console) -> dict[str, float]:
     """The data's scores of a model; empty where the data has none. Says that it is at work."""
     if data is None or model is None or type(data).scores is Data.scores:
         return {}
@@ -41,7 +41,7 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if value == round(value) else f"{value:.4g}"
 
 
-def whole_model(module: LitMoE) -> Model | None:
+def gather_model(module: LitMoE) -> Model | None:
     """The trained model, whole, for whoever measures or draws: on rank 0; None elsewhere, and where nobody does.
 
     A model in shards is put together on the CPU of rank 0, tensor by tensor. Collective.

@@ -157,7 +157,7 @@ def _no_checkpoint(path: Path, run: RunFolder) -> CheckpointError:
     )
 
 
-def refuse_name(name: str) -> None:
+def check_run_name(name: str) -> None:
     """Refuses a run's name that does not lead to a folder inside that of all runs. ``a/b`` does.
 
     Raises:
@@ -171,7 +171,7 @@ def refuse_name(name: str) -> None:
         )
 
 
-def refuse_unwritable(path: Path) -> None:
+def check_writable(path: Path) -> None:
     """Refuses a place for a run where nothing can be written, by a trial that leaves nothing behind.
 
     Args:

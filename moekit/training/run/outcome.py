@@ -120,7 +120,7 @@ def outcome_of(label: str, folder: RunFolder, module: LitMoE, rows: Mapping[int,
         total=total,
         active=active,
         curve=curve(rows, metric, x="seconds"),
-        skipped=module.left_out.count,
+        skipped=module.skips.count,
     )
 
 

@@ -9,7 +9,7 @@ from moekit.training.run.metrics_log import curve
 from moekit.training.run.prepare import Prepared
 
 
-def draw(run: Prepared, dense: Prepared | None) -> list[Path]:
+def draw_plots(run: Prepared, dense: Prepared | None) -> list[Path]:
     """``loss.png``, and ``load.png`` where load can be uneven."""
     metric, words = "loss", "loss" if run.module.recipe.model.takes == "cases" else "loss (nats a token)"
     if any("val/bits_per_byte" in row for row in run.log.rows.values()):

@@ -19,17 +19,17 @@ from rich.console import Console
 
 from moekit.checkpoints.reading import Checkpoint
 from moekit.errors import Problem, SpecError, nearest
-from moekit.parallel.strategy import ShardedStrategy, refuse_uneven
+from moekit.parallel.strategy import ShardedStrategy, check_layout
 from moekit.spec import to_plain
 from moekit.spec.recipe import Recipe
 from moekit.spec.sharding import NAME, sharded_of
 from moekit.training.callbacks.checkpoint import SaveCheckpoints
 from moekit.training.callbacks.interrupt import StopOnInterrupt
 from moekit.training.callbacks.load_history import LoadHistory
-from moekit.training.callbacks.progress import TrainingProgress, unit_of
-from moekit.training.checkpoint_io import AtomicCheckpointIO, refuse_other_model
+from moekit.training.callbacks.progress import TrainingProgress, counted_unit
+from moekit.training.checkpoint_io import AtomicCheckpointIO, check_same_model
 from moekit.training.data import batch_at
-from moekit.training.metrics import sums_of, unknown_metric
+from moekit.training.metrics import loss_sums, unknown_metric
 from moekit.training.module import DEFAULT_STEPS, LitMoE
 from moekit.training.run.folder import RunFolder
 from moekit.training.run.metrics_log import RunLog
@@ -141,7 +141,7 @@ def make_trainer(
             raise SpecError([_refusal(error, options)]) from error
         raise
     if layout is not None:
-        refuse_uneven(recipe, layout, trainer.world_size)
+        check_layout(recipe, layout, trainer.world_size)
     return trainer
 
 
@@ -191,7 +191,7 @@ def metric_names(module: LitMoE) -> list[str]:
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         batch = batch_at(module.prepare(), seed=module.recipe.seed, step=0)
         loss = module.objective(module.model.on(batch), batch)
-    return [f"train/{name}" for name in sums_of(loss)]
+    return [f"train/{name}" for name in loss_sums(loss)]
 
 
 def prepare(recipe: Recipe, folder: RunFolder, console: Console, *, label: str, saved: Checkpoint | None) -> Prepared:
@@ -211,7 +211,7 @@ def prepare(recipe: Recipe, folder: RunFolder, console: Console, *, label: str, 
     upto = 0
     if saved is not None:
         contents = saved.plain
-        refuse_other_model(saved.path, contents["hyper_parameters"]["spec"], to_plain(recipe))
+        check_same_model(saved.path, contents["hyper_parameters"]["spec"], to_plain(recipe))
         upto = int(contents["global_step"])
         module.on_load_checkpoint(contents)  # a learnt vocabulary must be there before the data is read
     log = RunLog(folder.metrics, folder.tensorboard, upto=upto)
@@ -219,7 +219,7 @@ def prepare(recipe: Recipe, folder: RunFolder, console: Console, *, label: str, 
     interrupt = StopOnInterrupt(lambda line: console.print(line, highlight=False))
     callbacks: list[Any] = [loads, interrupt]
     if recipe.trainer.get("enable_progress_bar", True):
-        callbacks.append(TrainingProgress(console, label, unit_of(recipe)))
+        callbacks.append(TrainingProgress(console, label, counted_unit(recipe)))
     trainer = make_trainer(recipe, folder, loggers=[log], callbacks=callbacks, opened=saved)
     module.prepare()
     if recipe.stop is not None and module.is_built and recipe.stop.metric not in (known := metric_names(module)):

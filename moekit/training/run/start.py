@@ -17,9 +17,9 @@ from moekit.checkpoints.reading import Handle
 from moekit.contracts import Data
 from moekit.errors import CheckpointError, Problem, SpecError
 from moekit.layer import MoELayer
-from moekit.parallel.launch import same_for_all
+from moekit.parallel.launch import decide_on_rank_zero
 from moekit.shards.model import tensors_of
-from moekit.shards.shard import copy_into
+from moekit.shards.shard import fill_shards
 from moekit.spec.recipe import Recipe, Start
 from moekit.training.checkpoint_io import read_checkpoint
 from moekit.training.run.folder import RUNS, checkpoint_of
@@ -92,8 +92,8 @@ class StartingPoint:
         contents = read_checkpoint(path).plain
         saved = {k.removeprefix(PREFIX): v for k, v in contents["state_dict"].items() if k.startswith(PREFIX)}
         boxes = tensors_of(model)
-        refuse_misfit(path, saved, {name: box.global_shape for name, box in boxes.items()})
-        copy_into(list(boxes.values()), lambda name, offset, sizes: saved[name].read(offset, sizes))
+        check_weights_fit(path, saved, {name: box.global_shape for name, box in boxes.items()})
+        fill_shards(list(boxes.values()), lambda name, offset, sizes: saved[name].read(offset, sizes))
         self._loaded = True
 
     def describe(self) -> str:
@@ -112,7 +112,7 @@ def expert_parameters(model: nn.Module) -> list[nn.Parameter]:
     return [p for layer in layers for part in (layer.experts, layer.router) for p in part.parameters()]
 
 
-def pinned(recipe: Recipe, root: Path) -> Recipe:
+def with_checkpoint_path(recipe: Recipe, root: Path) -> Recipe:
     """The recipe with the checkpoint's path for ``start.run``: what is 'the latest run' today is another tomorrow.
 
     Raises:
@@ -121,11 +121,11 @@ def pinned(recipe: Recipe, root: Path) -> Recipe:
     if recipe.start is None:
         return recipe
     asked = recipe.start.run
-    path = same_for_all("start_run", lambda: checkpoint_of(asked, root).as_posix())
+    path = decide_on_rank_zero("start_run", lambda: checkpoint_of(asked, root).as_posix())
     return replace(recipe, start=replace(recipe.start, run=path))
 
 
-def refuse_misfit(path: Path, saved: Mapping[str, Handle], model: Mapping[str, tuple[int, ...]]) -> None:
+def check_weights_fit(path: Path, saved: Mapping[str, Handle], model: Mapping[str, tuple[int, ...]]) -> None:
     """Refuses weights that are not all of a model's: nothing is loaded in part.
 
     Args:

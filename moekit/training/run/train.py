@@ -17,23 +17,23 @@ from rich.console import Console
 
 from moekit.compat import kill_started_processes
 from moekit.contracts import Model
-from moekit.distributed import several_ranks
+from moekit.distributed import is_distributed
 from moekit.errors import CheckpointError, MoekitError
 from moekit.files import replace_file
-from moekit.parallel.launch import is_first, same_for_all
+from moekit.parallel.launch import decide_on_rank_zero, is_rank_zero
 from moekit.screen import Screen
 from moekit.spec import dump
 from moekit.spec.recipe import Recipe
-from moekit.training.build import FOR_A_RUN, refuse_untrainable
-from moekit.training.checkpoint_io import read_checkpoint, refuse_damaged
-from moekit.training.run.console import introduce, tell
+from moekit.training.build import FOR_A_RUN, check_trainable
+from moekit.training.checkpoint_io import read_checkpoint, verify_checkpoints
+from moekit.training.run.console import print_header, print_summary
 from moekit.training.run.dense_baseline import dense_recipe
-from moekit.training.run.evaluation import measure, whole_model
-from moekit.training.run.folder import RUNS, RunFolder, refuse_name, refuse_unwritable
+from moekit.training.run.evaluation import evaluate, gather_model
+from moekit.training.run.folder import RUNS, RunFolder, check_run_name, check_writable
 from moekit.training.run.outcome import Outcome, compare, outcome_of, write_summary
-from moekit.training.run.plots import draw
+from moekit.training.run.plots import draw_plots
 from moekit.training.run.prepare import Prepared, prepare, quiet
-from moekit.training.run.start import pinned
+from moekit.training.run.start import with_checkpoint_path
 
 
 def train(
@@ -64,47 +64,47 @@ def train(
         SpecError, DataError, CheckpointError: before anything is written.
         MoekitError: runs cannot be written there; the loss became NaN or infinite.
     """
-    refuse_untrainable(recipe, FOR_A_RUN)  # first of all: it may be too large to be built
+    check_trainable(recipe, FOR_A_RUN)  # first of all: it may be too large to be built
     label = (recipe.name or "run") if name is None else name
     if resume is None:
-        refuse_name(label)
-    if is_first():
-        refuse_unwritable(root / label if resume is None else resume.path)
+        check_run_name(label)
+    if is_rank_zero():
+        check_writable(root / label if resume is None else resume.path)
         console = console or (Screen() if sys.stdout.isatty() else Screen(width=120))
     else:
         console = Console(quiet=True)
-    recipe = recipe if resume is not None else pinned(recipe, root)
+    recipe = recipe if resume is not None else with_checkpoint_path(recipe, root)
     dense = dense_recipe(recipe) if with_dense and recipe.compare is not None else None
     with quiet():
-        path = same_for_all("run_folder", lambda: (resume or RunFolder.new(root, label)).name)
+        path = decide_on_rank_zero("run_folder", lambda: (resume or RunFolder.new(root, label)).name)
         folder = RunFolder(Path(path), None if resume is None else resume.chosen)
         saved = None if resume is None else read_checkpoint(folder.checkpoint())
         kept = folder.dense.last if dense is not None else None
         dense_saved = None if kept is None else read_checkpoint(kept)
-        refuse_damaged([checkpoint for checkpoint in (saved, dense_saved) if checkpoint is not None])
+        verify_checkpoints([checkpoint for checkpoint in (saved, dense_saved) if checkpoint is not None])
         run = prepare(recipe, folder, console, label=label, saved=saved)
         second = None if dense is None else prepare(dense, folder.dense, console, label="dense", saved=dense_saved)
-        introduce(run, console)
+        print_header(run, console)
         fit(run, console)
         if second is not None:
             console.print(
                 "\nnow the dense model of as many multiply-adds a token, on the same batches", highlight=False
             )
             fit(second, console)
-        models = [whole_model(each.module) for each in (run, second) if each is not None]
-        if not is_first():
+        models = [gather_model(each.module) for each in (run, second) if each is not None]
+        if not is_rank_zero():
             return None  # without waiting until the first has measured and drawn
-        outcome = summed_up(run, models[0], console)
+        outcome = summarize(run, models[0], console)
         if second is not None:
-            twin = summed_up(second, models[1], console)
+            twin = summarize(second, models[1], console)
             if outcome.validation and twin.validation:
                 outcome = replace(outcome, comparison=compare(outcome, twin))
-        pictures = draw(run, second)
+        pictures = draw_plots(run, second)
         if models[0] is not None and run.module.data is not None:
             pictures += run.module.data.picture(models[0], folder.path)
         outcome = replace(outcome, files=pictures)
     write_summary(folder.summary, outcome)
-    tell(outcome, run.module, console)
+    print_summary(outcome, run.module, console)
     return outcome
 
 
@@ -115,7 +115,7 @@ def fit(run: Prepared, console: Console) -> None:
         KeyboardInterrupt, SystemExit: stopped by Ctrl-C, by SIGTERM; after telling how to go on.
         MoekitError: the loss became NaN or infinite; the checkpoint does not fit; or another process is gone.
     """
-    if is_first():
+    if is_rank_zero():
         run.folder.create()
         replace_file(run.folder.spec, lambda path: path.write_text(dump(run.module.recipe), encoding="utf-8"))
     start = None if run.checkpoint is None else run.checkpoint.path
@@ -132,9 +132,9 @@ def fit(run: Prepared, console: Console) -> None:
         raise KeyboardInterrupt from None
     except (RuntimeError, KeyError) as error:
         if lost_rank(error):
-            end_started(run.trainer)
+            kill_started_ranks(run.trainer)
             at = f"after step {run.trainer.global_step}"
-            raise MoekitError(f"{at} {GONE}\n  {str(error).splitlines()[0]}\n  {_how_to_go_on(run)}") from error
+            raise MoekitError(f"{at} {LOST_RANK}\n  {str(error).splitlines()[0]}\n  {_how_to_go_on(run)}") from error
         if start is not None and run.trainer.global_step == 0:
             raise CheckpointError(f"cannot go on from {start}\n  {error}") from error
         raise
@@ -147,20 +147,20 @@ def _how_to_go_on(run: Prepared) -> str:
     return f"go on: moekit train --resume {shlex.quote(whole.name)}"
 
 
-def summed_up(run: Prepared, model: Model | None, console: Console) -> Outcome:
+def summarize(run: Prepared, model: Model | None, console: Console) -> Outcome:
     """What a run came to, with the data's scores of the trained model."""
     outcome = outcome_of(run.label, run.folder, run.module, run.log.rows)
-    return replace(outcome, scores=measure(run.module.data, model, run.label, console))
+    return replace(outcome, scores=evaluate(run.module.data, model, run.label, console))
 
 
-GONE = "another process of this run is gone, or did not answer in time"
+LOST_RANK = "another process of this run is gone, or did not answer in time"
 
 
 def lost_rank(error: Exception) -> bool:
     """Whether a collective failed because of another process; gloo says so in words alone."""
-    return several_ranks() and (isinstance(error, dist.DistError) or "/gloo/" in str(error))
+    return is_distributed() and (isinstance(error, dist.DistError) or "/gloo/" in str(error))
 
 
-def end_started(trainer: L.Trainer) -> None:
+def kill_started_ranks(trainer: L.Trainer) -> None:
     """Ends the processes that Lightning has started from this one: one that hangs would outlive it, with its memory."""
     kill_started_processes(trainer.strategy.launcher)

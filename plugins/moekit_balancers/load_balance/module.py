@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from moekit.contracts import BalanceContext, Balancer, LayerDims, LossTerm
-from moekit.distributed import several_ranks
+from moekit.distributed import is_distributed
 from moekit.routing import Routing, TokenChoice
 from moekit_balancers.load_balance import LoadBalance
 from moekit_balancers.statistics import count_BE, mean_score_BE, share_of
@@ -87,7 +87,7 @@ class LoadBalanceLoss(Balancer):
         if self.spec.count == "first":
             expert_TK, counts_TK = expert_TK[:, :1], None if counts_TK is None else counts_TK[:, :1]
         counts = count_BE(expert_TK, routing.num_experts, counts_TK, num_units)
-        if self.spec.scope == "global_batch" and context.training and several_ranks():
+        if self.spec.scope == "global_batch" and context.training and is_distributed():
             dist.all_reduce(counts)
         return share_of(counts, routing.scores_TE.dtype)
 

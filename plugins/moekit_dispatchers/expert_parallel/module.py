@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from moekit.contracts import Dispatched, Dispatcher, ExpertBank, LayerDims
-from moekit.distributed import several_ranks
+from moekit.distributed import is_distributed
 from moekit.parallel.mesh import EXPERT, mesh_of, place_of
 from moekit.registry import build
 from moekit.routing import Routing
@@ -59,7 +59,7 @@ class ExpertParallelDispatcher(Dispatcher):
         for conflict in spec.check_experts(dims.num_experts):
             raise ValueError(conflict)
         self.local = cast(Dispatcher, build(spec.local, dims))
-        self.size = (dist.get_world_size() if spec.size is None else spec.size) if several_ranks() else 1
+        self.size = (dist.get_world_size() if spec.size is None else spec.size) if is_distributed() else 1
         self.carrier: Dispatcher | None = None
         if self.size == 1:
             return
@@ -70,7 +70,7 @@ class ExpertParallelDispatcher(Dispatcher):
                 f"{self.size} ranks cannot share {dims.num_experts} experts evenly: give expert_parallel a size that "
                 "divides both, or start another number of processes"
             )
-        self.here = range(rank * held, (rank + 1) * held)
+        self.local_experts = range(rank * held, (rank + 1) * held)
         own = LayerDims(dim=dims.dim, num_experts=held, out_dim=dims.out_dim)
         self.carrier = cast(Dispatcher, build(spec.local if spec.dropless else Auto(), own))
 
@@ -82,12 +82,13 @@ class ExpertParallelDispatcher(Dispatcher):
         self, x_TD: Tensor, routing: Routing, experts: ExpertBank, *, num_sequences: int = 1
     ) -> Callable[[], Dispatched]:
         """Drops and sends. What is left to be called does the rest."""
-        if self.here is None:
+        if self.local_experts is None:
             return self.local.start(x_TD, routing, experts, num_sequences=num_sequences)
-        if experts.num_experts != len(self.here):
+        if experts.num_experts != len(self.local_experts):
             raise ValueError(
-                f"this rank computes experts {self.here.start} to {self.here.stop - 1}, but the bank holds "
-                f"{experts.num_experts}; MoELayer.from_spec builds {len(self.here)} where expert_parallel is the "
+                f"this rank computes experts {self.local_experts.start} to {self.local_experts.stop - 1}, but the "
+                f"bank holds {experts.num_experts}; MoELayer.from_spec builds {len(self.local_experts)} where "
+                "expert_parallel is the "
                 "layer's own dispatcher, and not held by another"
             )
         left, dropped = self.local.limit(routing, num_sequences)
@@ -121,4 +122,5 @@ class ExpertParallelDispatcher(Dispatcher):
 
     def extra_repr(self) -> str:
         """Options, for ``print(model)``."""
-        return f"size={self.size}, here={'all' if self.here is None else f'{self.here.start}..{self.here.stop - 1}'}"
+        experts = self.local_experts
+        return f"size={self.size}, local_experts={'all' if experts is None else f'{experts.start}..{experts.stop - 1}'}"

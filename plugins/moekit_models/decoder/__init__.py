@@ -70,7 +70,7 @@ class Decoder(ModelSpec):
         """Indices of the layers that are mixtures."""
         return () if self.moe is None else self.moe.at.indices(self.depth)
 
-    def dense_twin(self) -> Decoder | None:
+    def dense_baseline(self) -> Decoder | None:
         """The dense decoder that does as many feed-forward multiply-adds a token, averaged over layers and rounded.
 
         Routers and multi-token prediction are left out of the sum; the latter stays, with a dense block. None when

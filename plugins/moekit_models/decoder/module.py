@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from moekit.contracts import Cache, Init, LayerReport, Model, ModelOutput, Source
 from moekit.registry import build
-from moekit.seeds import draw_seed
+from moekit.seeds import random_seed
 from moekit.weights import init_weights
 from moekit_models.blocks import RMSNorm, attend, feed, feed_forward, run_block
 from moekit_models.decoder import Decoder
@@ -79,7 +79,7 @@ class DecoderModel(Model):
 
     def __init__(self, spec: Decoder) -> None:
         super().__init__()
-        self.spec, seed = spec, draw_seed()
+        self.spec, seed = spec, random_seed()
         mixtures = set(spec.moe_layers)
         self.embedding = nn.Embedding(spec.vocab, spec.dim)
         self.blocks = nn.ModuleList(Block(spec, i in mixtures) for i in range(spec.depth))

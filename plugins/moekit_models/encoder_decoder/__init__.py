@@ -104,7 +104,7 @@ class EncoderDecoder(ModelSpec):
         """Indices of the layers of one stack that are mixtures."""
         return () if self.moe is None else self.moe.at.indices(self.depth if encoder else self.decoder_layers)
 
-    def dense_twin(self) -> EncoderDecoder | None:
+    def dense_baseline(self) -> EncoderDecoder | None:
         """The dense model that does as many feed-forward multiply-adds a token, averaged over all layers and rounded.
 
         Routers are left out of the sum. None when this model is dense itself, or when its ``ffn`` has no ``hidden``

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from moekit.contracts import Batch, Cache, Init, LayerReport, Model, ModelOutput, Source
 from moekit.errors import MoekitError
 from moekit.registry import build
-from moekit.seeds import draw_seed
+from moekit.seeds import random_seed
 from moekit.weights import init_weights
 from moekit_models.blocks import RMSNorm, attend, feed, feed_forward, run_block, sight
 from moekit_models.encoder_decoder import Cross, EncoderDecoder
@@ -155,7 +155,7 @@ class EncoderDecoderModel(Model):
 
     def __init__(self, spec: EncoderDecoder) -> None:
         super().__init__()
-        self.spec, seed = spec, draw_seed()
+        self.spec, seed = spec, random_seed()
         self.embedding = nn.Embedding(spec.vocab, spec.dim)
         self.encoder = Stack(spec, encoder=True)
         self.decoder = Stack(spec, encoder=False)

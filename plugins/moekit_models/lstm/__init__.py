@@ -48,7 +48,7 @@ class LSTM(ModelSpec):
         if self.moe is not None:
             yield from no_leak(self.moe, "an LSTM")
 
-    def dense_twin(self) -> LSTM | None:
+    def dense_baseline(self) -> LSTM | None:
         """The model with one expert of as many multiply-adds a token: the paper's MoE-1-Wide, of width K·H.
 
         Routers are left out of the sum. None when this model is dense itself, or when its experts have no ``hidden``

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from moekit.contracts import Cache, ExpertBank, Init, LayerDims, LayerReport, Model, ModelOutput, Source
 from moekit.layer import MoELayer, run_on_all
 from moekit.registry import build
-from moekit.seeds import draw_seed
+from moekit.seeds import random_seed
 from moekit.weights import init_weights
 from moekit_models.lstm import LSTM
 
@@ -56,7 +56,7 @@ class LSTMModel(Model):
 
     def __init__(self, spec: LSTM) -> None:
         super().__init__()
-        self.spec, seed = spec, draw_seed()
+        self.spec, seed = spec, random_seed()
         hidden = spec.hidden or spec.dim
         self.embedding = nn.Embedding(spec.vocab, spec.dim)
         self.lower = one_bias_lstm(spec.dim, hidden)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from moekit.shards.layout import Lies, Sum, add_up, lies_of
+from moekit.shards.layout import ParameterLayout, Sum, add_up, parameter_layouts
 from moekit.shards.model import local
 from moekit_optimizers.adafactor import Adafactor
 from moekit_optimizers.decay import groups
@@ -52,7 +52,7 @@ class AdafactorOptimizer(Optimizer):
     def __init__(self, spec: Adafactor, model: nn.Module) -> None:
         options = {"lr": spec.lr, "beta2_decay": -spec.decay, "eps": (spec.eps[0], spec.eps[1]), "d": spec.clip}
         super().__init__(groups(model, spec.weight_decay, "Adafactor"), options)
-        self._lies = lies_of(model)
+        self._lies = parameter_layouts(model)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -87,7 +87,7 @@ class AdafactorOptimizer(Optimizer):
 
 
 def moved(
-    p: nn.Parameter, state: State, lies: Lies, options: Mapping[str, Any], scratch: Scratch
+    p: nn.Parameter, state: State, lies: ParameterLayout, options: Mapping[str, Any], scratch: Scratch
 ) -> Iterator[list[Sum]]:
     """Moves one parameter. Where it is in shards, stops whenever sums must be added up over ranks before it can go on.
 

@@ -21,14 +21,14 @@ from moekit.checkpoints.safetensors_file import DTYPES, TensorFile, bytes_of, di
 from moekit.checkpoints.write_plan import SMALL, make_plan
 from moekit.checkpoints.writing import Save, begin, publish, save_tree, seal, write
 from moekit.errors import CheckpointError
-from moekit.shards.shard import Box, copy_into, fault, meet, region, whole_box
+from moekit.shards.shard import TensorShard, fill_shards, intersection, slices_of, tiling_error, unsharded
 
-Place = tuple[int, ...]
-Split = list[tuple[Place, Place]]
+Dims = tuple[int, ...]
+Split = list[tuple[Dims, Dims]]
 
 
 @st.composite
-def splits(draw: Any, shape: Place) -> Split:
+def splits(draw: Any, shape: Dims) -> Split:
     """A tiling of a tensor: boxes cut in two at random places, in random order."""
     boxes: Split = [((0,) * len(shape), shape)]
     for _ in range(draw(st.integers(0, 6)) if math.prod(shape) else 0):
@@ -44,12 +44,12 @@ def splits(draw: Any, shape: Place) -> Split:
 
 
 @st.composite
-def two_splits(draw: Any) -> tuple[Place, Split, Split]:
+def two_splits(draw: Any) -> tuple[Dims, Split, Split]:
     shape = tuple(draw(st.lists(st.integers(0, 5), max_size=4)))
     return shape, draw(splits(shape)), draw(splits(shape))
 
 
-def numbered(shape: Place) -> Tensor:
+def numbered(shape: Dims) -> Tensor:
     return torch.arange(math.prod(shape), dtype=torch.float32).reshape(shape)
 
 
@@ -69,7 +69,7 @@ class Talk(Ranks):
         return self.said if self.said is not None else [text if r == self.rank else "{}" for r in range(self.world)]
 
 
-def save_split(path: Path, trees: list[dict[str, Box]]) -> None:
+def save_split(path: Path, trees: list[dict[str, TensorShard]]) -> None:
     """Writes one checkpoint as the ranks of ``trees`` would, each its tree of pieces, one rank after the other."""
     plain = begin({name: numbered(box.global_shape) for name, box in trees[0].items()}, path, 3, None).plain
     world, asked = len(trees), []
@@ -90,73 +90,73 @@ def save_split(path: Path, trees: list[dict[str, Box]]) -> None:
     publish(saves[0])
 
 
-def dealt(shape: Place, split: Split, ranks: int) -> list[dict[str, Box]]:
+def dealt(shape: Dims, split: Split, ranks: int) -> list[dict[str, TensorShard]]:
     """A piece for each rank; those beyond the pieces hold an empty one."""
     whole, out = numbered(shape), []
     for i in range(max(ranks, len(split))):
         offset, sizes = split[i] if i < len(split) else ((0,) * len(shape), (0, *shape[1:]) if shape else ())
-        piece = whole[region(offset, sizes)] if i < len(split) or shape else whole
-        out.append({"w": Box("w", shape, offset, piece)})
+        piece = whole[slices_of(offset, sizes)] if i < len(split) or shape else whole
+        out.append({"w": TensorShard("w", shape, offset, piece)})
     return out
 
 
 @settings(max_examples=150, deadline=None)
 @given(two_splits(), st.integers(1, 4))
-def test_any_split_is_read_as_any_other(tmp_path_factory: Any, shapes: tuple[Place, Split, Split], ranks: int) -> None:
+def test_any_split_is_read_as_any_other(tmp_path_factory: Any, shapes: tuple[Dims, Split, Split], ranks: int) -> None:
     shape, written, read = shapes
     path = tmp_path_factory.mktemp("split") / "step-00000003"
     save_split(path, dealt(shape, written, ranks))
     handle = open_checkpoint(path).plain["w"]
     assert handle.shape == shape and torch.equal(handle.whole(), numbered(shape))
     for offset, sizes in read:
-        assert torch.equal(handle.read(offset, sizes), numbered(shape)[region(offset, sizes)])
+        assert torch.equal(handle.read(offset, sizes), numbered(shape)[slices_of(offset, sizes)])
 
 
 @settings(max_examples=150, deadline=None)
 @given(two_splits())
-def test_stretches_of_memory_are_the_slice(shapes: tuple[Place, Split, Split]) -> None:
+def test_stretches_of_memory_are_the_slice(shapes: tuple[Dims, Split, Split]) -> None:
     shape, split, _ = shapes
     flat = numbered(shape).reshape(-1)
     for offset, sizes in split:
         stretches = list(runs(shape, offset, sizes))
         got = torch.cat([flat[start : start + n] for start, n in stretches]) if stretches else flat[:0]
-        assert torch.equal(got.reshape(sizes), numbered(shape)[region(offset, sizes)])
+        assert torch.equal(got.reshape(sizes), numbered(shape)[slices_of(offset, sizes)])
         if sizes == shape and math.prod(shape):
             assert len(stretches) == 1
 
 
 @settings(max_examples=150, deadline=None)
 @given(two_splits(), st.data())
-def test_a_split_that_is_none_is_found_out(shapes: tuple[Place, Split, Split], data: st.DataObject) -> None:
+def test_a_split_that_is_none_is_found_out(shapes: tuple[Dims, Split, Split], data: st.DataObject) -> None:
     shape, split, _ = shapes
-    assert fault(shape, [box for box in split if math.prod(box[1])]) == ""
+    assert tiling_error(shape, [box for box in split if math.prod(box[1])]) == ""
     if math.prod(shape):
         i = data.draw(st.integers(0, len(split) - 1))
-        assert "the pieces hold" in fault(shape, split[:i] + split[i + 1 :])
-        assert "two pieces hold" in fault(shape, [*split, split[i]])
+        assert "the pieces hold" in tiling_error(shape, split[:i] + split[i + 1 :])
+        assert "two pieces hold" in tiling_error(shape, [*split, split[i]])
 
 
 @settings(max_examples=100, deadline=None)
 @given(two_splits())
-def test_boxes_meet_where_their_elements_do(shapes: tuple[Place, Split, Split]) -> None:
+def test_boxes_meet_where_their_elements_do(shapes: tuple[Dims, Split, Split]) -> None:
     shape, one, other = shapes
     for a, b in ((a, b) for a in one for b in other):
         marks = torch.zeros(shape, dtype=torch.int64)
-        marks[region(*a)] += 1
-        marks[region(*b)] += 1
-        common = meet(*a, *b)
+        marks[slices_of(*a)] += 1
+        marks[slices_of(*b)] += 1
+        common = intersection(*a, *b)
         assert int((marks == 2).sum()) == (0 if common is None else math.prod(common[1]))
-        assert common is None or bool((marks[region(*common)] == 2).all())
+        assert common is None or bool((marks[slices_of(*common)] == 2).all())
 
 
 def test_boxes_lie_inside_their_tensor_and_are_filled_in_place() -> None:
     with pytest.raises(ValueError, match=r"w: a box of \(2, 3\) at \(3, 0\) is not inside \(4, 3\)"):
-        Box("w", (4, 3), (3, 0), torch.zeros(2, 3))
+        TensorShard("w", (4, 3), (3, 0), torch.zeros(2, 3))
     with pytest.raises(ValueError, match="is not inside"):
-        Box("w", (4, 3), (0,), torch.zeros(2))
+        TensorShard("w", (4, 3), (0,), torch.zeros(2))
     target = torch.zeros(4, 3)
-    boxes = [Box("w", (4, 3), (2, 0), target[2:]), Box("v", (9,), (0,), torch.zeros(0))]
-    copy_into(boxes, lambda name, offset, sizes: torch.full(sizes, float(offset[0])))
+    boxes = [TensorShard("w", (4, 3), (2, 0), target[2:]), TensorShard("v", (9,), (0,), torch.zeros(0))]
+    fill_shards(boxes, lambda name, offset, sizes: torch.full(sizes, float(offset[0])))
     assert target.tolist() == [[0.0] * 3] * 2 + [[2.0] * 3] * 2
 
 
@@ -164,19 +164,19 @@ def test_pieces_of_different_tensors_are_refused(tmp_path: Path) -> None:
     told = [json.dumps({"w": ["F32", [4], [2 * r], [2]]}) for r in range(2)]
     told[1] = told[1].replace("F32", "F64")
     with pytest.raises(CheckpointError, match="cannot save w: ranks hold pieces of different tensors"):
-        make_plan({"w": Box("w", (4,), (0,), torch.zeros(2))}, frozenset("w"), Talk(0, 2, told))
+        make_plan({"w": TensorShard("w", (4,), (0,), torch.zeros(2))}, frozenset("w"), Talk(0, 2, told))
     with pytest.raises(CheckpointError, match=r"cannot save w \[4\]: the pieces hold 2 of 4 elements"):
-        make_plan({"w": Box("w", (4,), (0,), torch.zeros(2))}, frozenset("w"), Talk(0, 1))
+        make_plan({"w": TensorShard("w", (4,), (0,), torch.zeros(2))}, frozenset("w"), Talk(0, 1))
     with pytest.raises(
         CheckpointError, match=r"cannot save w: the file format has no name for tensors of torch.complex"
     ):
-        make_plan({"w": whole_box("w", torch.zeros(2, dtype=torch.complex128))}, frozenset(), Ranks())
+        make_plan({"w": unsharded("w", torch.zeros(2, dtype=torch.complex128))}, frozenset(), Ranks())
 
 
 def test_what_several_hold_is_written_once_and_the_work_is_shared() -> None:
     """Four ranks, two of which hold the same rows: each writes a fourth of what there is."""
     half = SMALL + 2
-    tree = [{n: Box(n, (4, half), (r // 2 * 2, 0), torch.zeros(2, half)) for n in "abcd"} for r in range(4)]
+    tree = [{n: TensorShard(n, (4, half), (r // 2 * 2, 0), torch.zeros(2, half)) for n in "abcd"} for r in range(4)]
     told = [json.dumps({n: ["F32", b.global_shape, b.offset, b.sizes] for n, b in t.items()}) for t in tree]
     plans = [make_plan(tree[r], frozenset("abcd"), Talk(r, 4, told)) for r in range(4)]
     assert all(plan.table == plans[0].table for plan in plans)
@@ -188,8 +188,8 @@ def test_what_several_hold_is_written_once_and_the_work_is_shared() -> None:
 def test_small_pieces_that_all_hold_are_in_one_file(tmp_path: Path) -> None:
     """So that a rank that goes on reads its own file and that one, and takes the sums of no other."""
     rows, biases = 4, [f"bias{i}" for i in range(9)]
-    shards = [{"w": Box("w", (rows, 1 << 10), (r, 0), torch.zeros(1, 1 << 10))} for r in range(rows)]
-    trees = [shard | {n: whole_box(n, torch.zeros(8)) for n in biases} for shard in shards]
+    shards = [{"w": TensorShard("w", (rows, 1 << 10), (r, 0), torch.zeros(1, 1 << 10))} for r in range(rows)]
+    trees = [shard | {n: unsharded(n, torch.zeros(8)) for n in biases} for shard in shards]
     save_split(tmp_path / "step-00000003", trees)
     saved = open_checkpoint(tmp_path / "step-00000003").plain
     assert {part.file[:13] for name in biases for part in saved[name].parts} == {"tensors-00001"}

@@ -15,7 +15,7 @@ import torch
 
 from moekit.checkpoints import manifest
 from moekit.checkpoints import pointers as keeping
-from moekit.checkpoints.pointers import Keeping, last_of, recover, remove, step_name, steps_in, target_of
+from moekit.checkpoints.pointers import Retention, last_of, recover, remove, step_name, steps_in, target_of
 from moekit.checkpoints.reading import is_whole, open_checkpoint
 from moekit.checkpoints.writing import save_tree
 from moekit.errors import CheckpointError, SaveError
@@ -23,7 +23,7 @@ from moekit.errors import CheckpointError, SaveError
 
 def save(folder: Path, step: int, **options: Any) -> Path:
     path = folder / step_name(step)
-    save_tree({"w": torch.full((300,), float(step)), "step": step}, path, step=step, keeping=Keeping(**options))
+    save_tree({"w": torch.full((300,), float(step)), "step": step}, path, step=step, keeping=Retention(**options))
     return path
 
 

@@ -25,7 +25,7 @@ import moekit
 from moekit.checkpoints import pointers as keeping
 from moekit.checkpoints import writing
 from moekit.checkpoints.background import Background
-from moekit.checkpoints.pointers import Keeping, last_of, recover, step_name, steps_in, target_of, write_pointer
+from moekit.checkpoints.pointers import Retention, last_of, recover, step_name, steps_in, target_of, write_pointer
 from moekit.checkpoints.reading import is_checkpoint, is_whole, open_checkpoint
 from moekit.checkpoints.tree import decode, encode
 from moekit.checkpoints.writing import save_tree
@@ -40,7 +40,7 @@ def numbers(step: int) -> dict[str, Any]:
 
 def save(folder: Path, step: int, **options: Any) -> Path:
     path = folder / step_name(step)
-    save_tree(numbers(step), path, step=step, keeping=Keeping(**options))
+    save_tree(numbers(step), path, step=step, keeping=Retention(**options))
     return path
 
 
@@ -247,7 +247,7 @@ def test_a_full_disk_leaves_the_last_good_one(
     background = Background() if behind else None
 
     def attempt() -> None:
-        save_tree(numbers(2), tmp_path / step_name(2), step=2, keeping=Keeping(best=True), behind=background)
+        save_tree(numbers(2), tmp_path / step_name(2), step=2, keeping=Retention(best=True), behind=background)
         if background is not None:
             background.wait()
 
@@ -366,7 +366,7 @@ def test_recovery_leaves_alone_what_may_be_all_there_is(tmp_path: Path) -> None:
     assert list(steps_in(tmp_path)) == [1, 2] and (tmp_path / "mine").is_dir()
     assert not (tmp_path / ".tmp-new-step-00000003").exists()
     write_pointer(tmp_path, "last", step_name(1))
-    recover(tmp_path, going_on_from=tmp_path / step_name(2))
+    recover(tmp_path, resumed_from=tmp_path / step_name(2))
     assert list(steps_in(tmp_path)) == [1, 2]
     recover(tmp_path)
     assert list(steps_in(tmp_path)) == [1]
@@ -411,7 +411,7 @@ def test_what_is_saved_is_what_there_was_when_it_was_asked_for(tmp_path: Path, m
 
     monkeypatch.setattr(writing, "write", late)
     background, tree = Background(), {"w": torch.arange(5.0), "list": [1]}
-    save_tree(tree, tmp_path / "step-00000001", keeping=Keeping(), behind=background)
+    save_tree(tree, tmp_path / "step-00000001", keeping=Retention(), behind=background)
     tree["w"].add_(1)  # training goes on
     tree["list"].append(2)
     assert last_of(tmp_path) is None

@@ -8,7 +8,7 @@ from torch.distributed.tensor import DTensor, Shard
 
 from moekit.checkpoints.tree import encode
 from moekit.parallel.mesh import world_mesh
-from moekit.shards.shard import Box
+from moekit.shards.shard import TensorShard
 
 
 def test_only_what_is_the_same_of_one_memory_is_written_once() -> None:
@@ -17,7 +17,7 @@ def test_only_what_is_the_same_of_one_memory_is_written_once() -> None:
     views = {"w": w, "again": w[:], "turned": w.t(), "bits": w.view(torch.int32), "first": w[0], "second": w[1]}
     assert list(encode(views).boxes) == ["w", "turned", "bits", "first", "second"]
     places = [((4,), (0,)), ((4,), (2,)), ((6,), (0,)), ((4,), (0,))]
-    pieces = encode({"abcd"[i]: Box("", *place, w[0]) for i, place in enumerate(places)})
+    pieces = encode({"abcd"[i]: TensorShard("", *place, w[0]) for i, place in enumerate(places)})
     assert list(pieces.boxes) == ["a", "b", "c"] and pieces.pieces == {"a", "b", "c"}
 
 

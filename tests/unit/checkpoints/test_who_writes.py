@@ -8,13 +8,13 @@ import torch
 from test_boxes import Talk
 
 from moekit.checkpoints.write_plan import make_plan
-from moekit.shards.shard import whole_box
+from moekit.shards.shard import unsharded
 
 
 def test_work_is_shared_by_numbers_and_what_is_no_piece_is_the_first_ranks() -> None:
     """Of one large tensor and three small ones, which both ranks hold, one writes the large, the other the small."""
     sizes = {"large": 6, "a": 2, "b": 2, "c": 1, "own": 1}
-    boxes = {name: whole_box(name, torch.zeros(1).expand(n << 20)) for name, n in sizes.items()}  # all worth sharing
+    boxes = {name: unsharded(name, torch.zeros(1).expand(n << 20)) for name, n in sizes.items()}  # all worth sharing
     pieces = frozenset(sizes) - {"own"}
     asked = [Talk(rank, 2) for rank in range(2)]
     for ask in asked:

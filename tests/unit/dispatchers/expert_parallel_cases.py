@@ -134,7 +134,7 @@ def parity(
     expected = [(*(made := make(r)), run(everywhere, *made, whole, r, sequences)) for r in range(world())]
 
     dispatcher = build(ExpertParallel(size=size, local=local), DIMS)
-    part = bank_of(dispatcher.here, dtype)
+    part = bank_of(dispatcher.local_experts, dtype)
     x_TD, routing = make(rank())
     out = run(dispatcher, x_TD, routing, part, rank(), sequences)
 
@@ -147,7 +147,7 @@ def parity(
     assert gate_grad is not None and expected_grad is not None
     close(gate_grad, expected_grad, f"gradient of gates of {what}")
     replicas = mesh_of(size, "cpu").get_group(REPLICA)
-    here = dispatcher.here
+    here = dispatcher.local_experts
     for (name, p), whole_p in zip(part.named_parameters(), whole.parameters(), strict=True):
         assert p.grad is not None and whole_p.grad is not None, f"{name} of {what}"
         grad = p.grad.clone()

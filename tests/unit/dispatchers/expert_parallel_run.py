@@ -86,7 +86,7 @@ def oracle(size: int) -> None:
 
     dispatcher = build(ExpertParallel(size=size, local=Loop()), DIMS)
     x_TD, routing = made[rank()]
-    out = dispatcher(x_TD, routing, bank_of(dispatcher.here, torch.float64))
+    out = dispatcher(x_TD, routing, bank_of(dispatcher.local_experts, torch.float64))
     mine = rank() - first
     close(out.y_TO.detach(), y[mine].detach(), "y of the oracle")
     assert rows_of(routing, size, mine) == sum(sent[mine]) - sent[mine][mine]
@@ -96,7 +96,7 @@ def bytes_sent(size: int, dtype: torch.dtype, form: Form = "token_choice", *, au
     """What really passes the collective equals what is computed without it, over the group: forward and backward."""
     x_TD, routing = case_of(rank(), form, 3, dtype, tokens=TOKENS, skewed=False, padded=False)
     dispatcher = build(ExpertParallel(size=size, local=Loop()), DIMS)
-    bank, mine = bank_of(dispatcher.here, dtype), rank() % size
+    bank, mine = bank_of(dispatcher.local_experts, dtype), rank() % size
     real, passed = dist.all_to_all_single, [0, 0]
 
     def counted(
@@ -171,7 +171,7 @@ def layers(size: int, local: DispatcherSpec, *, recompute: bool) -> None:
     layer = build_layer(replace(spec, dispatcher=ExpertParallel(size=size, local=local)))
     first, again = grads(), grads()
     everyone, replicas = world_mesh("cpu").get_group(), mesh_of(size, "cpu").get_group(REPLICA)
-    here = layer.dispatcher.here
+    here = layer.dispatcher.local_experts
     assert here is not None and layer.experts.num_experts == len(here)
     for name, p in whole.named_parameters():
         assert p.grad is not None
@@ -200,7 +200,7 @@ def no_rank_is_waited_for() -> None:
     """All tokens on the first rank's experts; the others, to whom nothing comes, take part in backward all the same."""
     dispatcher = build(ExpertParallel(local=Loop()), DIMS)
     x_TD, routing = case_of(0, "token_choice", 2, torch.float64, tokens=TOKENS, skewed=True, padded=False)
-    run(dispatcher, x_TD, routing, Careless(bank_of(dispatcher.here, torch.float64)), 0)
+    run(dispatcher, x_TD, routing, Careless(bank_of(dispatcher.local_experts, torch.float64)), 0)
     assert x_TD.grad is not None and bool((x_TD.grad != 0).any(1).all())
 
 
@@ -266,7 +266,7 @@ def refusals() -> None:
     with pytest.raises(ValueError, match=f"this rank computes experts .* but the bank holds {E}"):
         dispatcher(x_TD, routing, bank_of(None, torch.float64))
     one = build(ExpertParallel(size=1, local=Loop()), DIMS)
-    assert one.here is None
+    assert one.local_experts is None
 
 
 def meshes(size: int) -> None:

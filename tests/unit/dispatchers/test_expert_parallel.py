@@ -48,7 +48,7 @@ def test_four_ranks_equal_one_process() -> None:
 def test_one_process_is_the_local_dispatcher(local: DispatcherSpec) -> None:
     spec = MoE(router=TopK(top_k=2), experts=Glu(count=4, hidden=3), dispatcher=ExpertParallel(size=2, local=local))
     layer = MoELayer.from_spec(spec, dim=5)
-    assert layer.dispatcher.here is None
+    assert layer.dispatcher.local_experts is None
     assert layer.experts.num_experts == 4
     x_TD, routing = torch.randn(9, 5), some_routing("token_choice", 9, 4, dtype=torch.float32)
     whole = build(local, DIMS)
@@ -72,7 +72,7 @@ def test_what_computes_here_is_built_for_the_experts_here(
     monkeypatch.setattr(module, "build", noted)
     with as_rank(3):
         dispatcher = build(ExpertParallel(size=2, local=local), LayerDims(dim=6, num_experts=8, out_dim=5))
-    assert dispatcher.here == range(4, 8)
+    assert dispatcher.local_experts == range(4, 8)
     computes = local if local.dropless else Auto()
     assert given[:2] == [
         (local, LayerDims(dim=6, num_experts=8, out_dim=5)),

@@ -302,11 +302,11 @@ def test_parameters_by_hand() -> None:
 @pytest.mark.parametrize("dense_too", [False, True])
 def test_the_dense_twin_does_as_much(dense_too: bool) -> None:
     moe = moe_of(router=TopK(top_k=2), experts=Glu(count=4, hidden=40), shared=Glu(hidden=20), dense_too=dense_too)
-    twin = spec_of(moe=moe, ffn=Glu(hidden=50), decoder_depth=6).dense_twin()
+    twin = spec_of(moe=moe, ffn=Glu(hidden=50), decoder_depth=6).dense_baseline()
     # 8 layers, 4 of them mixtures of 2 · 40 + 20
     assert twin is not None and twin.moe is None and twin.decoder_depth == 6
     assert twin.ffn == Glu(hidden=(4 * (100 + (50 if dense_too else 0)) + 4 * 50) // 8)
-    assert twin.dense_twin() is None
+    assert twin.dense_baseline() is None
 
 
 def test_yaml_finds_the_encoders_dispatcher() -> None:

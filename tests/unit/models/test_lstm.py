@@ -161,16 +161,16 @@ def test_parts_are_counted_where_they_belong() -> None:
 @pytest.mark.parametrize("shared", [None, Ffn(count=1, hidden=7)], ids=["routed", "shared"])
 def test_the_dense_twin_is_one_wide_expert(shared: Ffn | None) -> None:
     spec = spec_of(moe=moe_of(shared=shared), dropout=0.1, hidden=9)
-    twin = spec.dense_twin()
+    twin = spec.dense_baseline()
     wide = 2 * 5 + (0 if shared is None else 7)
     assert twin == replace(spec, moe=None, ffn=Ffn(count=1, hidden=wide))
     mixture, dense = count_parameters(spec), count_parameters(twin)
     assert dense.active() == mixture.active() - mixture.active_parts["routers"]
-    assert twin.dense_twin() is None
+    assert twin.dense_baseline() is None
 
 
 def test_experts_without_a_hidden_width_have_no_twin() -> None:
-    assert spec_of(moe=moe_of(experts=Linear(count=6))).dense_twin() is None
+    assert spec_of(moe=moe_of(experts=Linear(count=6))).dense_baseline() is None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,9 +25,9 @@ from moekit.layer import MoELayer
 from moekit.parallel.sharding import shard
 from moekit.registry import build
 from moekit.shards.model import local, shards_of, state_shards_of
-from moekit.shards.shard import Box, region
+from moekit.shards.shard import TensorShard, region
 from moekit.spec.kinds import MoE
-from moekit.training.optim import keep_by_name, split_by_layout
+from moekit.training.optim import save_by_name, split_by_layout
 from moekit.weights import init_weights
 from moekit_dispatchers.expert_parallel import ExpertParallel
 from moekit_dispatchers.grouped import Grouped
@@ -72,7 +72,7 @@ def model_of(ep: int, experts: int, sharded: bool = True) -> Model:
 def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
     optimizer = build(Adafactor(lr=0.05, clip=0.7, weight_decay=0.1), model)
     split_by_layout(optimizer)
-    keep_by_name(optimizer, model)
+    save_by_name(optimizer, model)
     return cast(torch.optim.Optimizer, optimizer)
 
 
@@ -91,10 +91,10 @@ def take(model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
     optimizer.step()
 
 
-def held(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Box]:
+def held(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, TensorShard]:
     """What this rank has of weights and of state."""
     state = state_shards_of(model, optimizer)
-    boxes = {f"{name}/{key}": cast(Box, box) for name, kept in state.items() for key, box in kept.items()}
+    boxes = {f"{name}/{key}": cast(TensorShard, box) for name, kept in state.items() for key, box in kept.items()}
     return shards_of(model) | boxes
 
 

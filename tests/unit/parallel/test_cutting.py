@@ -17,7 +17,7 @@ from moekit import load
 from moekit.compat import TorchDispatchMode
 from moekit.contracts import Model
 from moekit.parallel.sharding import shard
-from moekit.parallel.strategy import laid_out
+from moekit.parallel.strategy import with_expert_parallel
 from moekit.registry import build
 from moekit.shards.model import local, shards_of
 from moekit.spec.sharding import Sharded
@@ -88,7 +88,7 @@ def test_experts_that_do_not_go_round_are_cut_across(ep: int) -> None:
     """Six over four ranks, or three over two, would leave some with more: each has a part of every expert."""
     changes = ["model.moe.experts.count=6", "model.moe.router.groups=2", "model.moe.router.top_groups=1"]
     with as_rank(3):
-        model: Model = build(laid_out(load("deepseek_v3", [*OPTIONS, *changes]), Sharded(ep=ep)).model)
+        model: Model = build(with_expert_parallel(load("deepseek_v3", [*OPTIONS, *changes]), Sharded(ep=ep)).model)
         shard(model, ep, "cpu")
         held = {name: box for name, box in shards_of(model).items() if ".experts." in name}
     assert held

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from moekit import load
 from moekit.contracts import ExpertBank, Init, LayerDims, Model
 from moekit.errors import MoekitError
-from moekit.parallel.deferred_init import Late, PieceByPiece, late
+from moekit.parallel.deferred_init import DeferredInit, ShardWriter, defer_init
 from moekit.parallel.sharding import shard
-from moekit.parallel.strategy import ShardedStrategy, laid_out
-from moekit.shards.model import local, spread_layers, tensors_of
+from moekit.parallel.strategy import ShardedStrategy, with_expert_parallel
+from moekit.shards.model import expert_parallel_layers, local, tensors_of
 from moekit.spec.recipe import Recipe
 from moekit.spec.sharding import Sharded
 from moekit.training.build import build_model, build_seeded, build_uncut
-from moekit.weights import Owned, init_weights
+from moekit.weights import OwnedParameter, init_weights
 from moekit_experts.glu import Glu
 from moekit_experts.glu.module import GluExperts
 from moekit_routers.topk import TopK
@@ -29,15 +29,15 @@ from moekit_routers.topk.module import TopKRouter
 DRAWS_ITSELF = "jacobs1991"
 
 
-def waiting_for(recipe: Recipe, ep: int) -> tuple[Model, Late]:
-    with late() as waiting:
-        model: Model = build_seeded(laid_out(recipe, Sharded(ep=ep)).model, recipe.seed)
+def waiting_for(recipe: Recipe, ep: int) -> tuple[Model, DeferredInit]:
+    with defer_init() as waiting:
+        model: Model = build_seeded(with_expert_parallel(recipe, Sharded(ep=ep)).model, recipe.seed)
     return model, waiting
 
 
 def assert_same(recipe: Recipe, ep: int, dtype: torch.dtype = torch.float32) -> Model:
     """Both ways to a model in shards end at the same bits; the one that was late."""
-    whole = build_seeded(laid_out(recipe, Sharded(ep=ep)).model, recipe.seed).to(dtype)
+    whole = build_seeded(with_expert_parallel(recipe, Sharded(ep=ep)).model, recipe.seed).to(dtype)
     model, waiting = waiting_for(recipe, ep)
     assert waiting.covers(model)
     assert all(p.is_meta == (p.ndim >= 2) for p in model.parameters())
@@ -102,18 +102,18 @@ def test_what_is_tied_stays_tied_and_what_is_frozen_frozen() -> None:
 def test_no_more_than_a_module_or_an_expert_is_drawn_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """And of a bank that is cut over replicas, none of the experts that lie elsewhere."""
     drawn: dict[str, list[int]] = {}
-    take = PieceByPiece.take
+    take = ShardWriter.take
 
-    def noted(self: PieceByPiece, owned: Owned, expert: int | None) -> Tensor:
+    def noted(self: ShardWriter, owned: OwnedParameter, expert: int | None) -> Tensor:
         taken = take(self, owned, expert)
         assert expert is None or len(taken) == 1
         drawn.setdefault(owned.name, []).append(-1 if expert is None else expert)
         return taken
 
-    monkeypatch.setattr(PieceByPiece, "take", noted)
+    monkeypatch.setattr(ShardWriter, "take", noted)
     with as_rank(3):
         model, waiting = waiting_for(load("deepseek_v3", ["model.moe.experts.count=64"]), 2)
-        routed = [layer.experts for layer in spread_layers(model)]
+        routed = [layer.experts for layer in expert_parallel_layers(model)]
         names = {name for name, p in model.named_parameters() if any(p is q for r in routed for q in r.parameters())}
         shard(model, 2, "cpu")
         waiting.draw(model, "cpu")
@@ -141,10 +141,10 @@ def test_a_recipes_model_that_draws_itself_is_built_whole() -> None:
 
 
 def test_a_model_that_draws_itself_is_not_covered() -> None:
-    with late() as waiting:
+    with defer_init() as waiting:
         model = Own()
     assert not waiting.covers(model)
-    with late() as waiting:
+    with defer_init() as waiting:
         model = Own()
         init_weights(model.linear, Init(), 0)
     assert waiting.covers(model)
@@ -152,7 +152,7 @@ def test_a_model_that_draws_itself_is_not_covered() -> None:
 
 
 def test_modules_made_into_a_bank_keep_the_weights_they_came_with() -> None:
-    with late() as waiting:
+    with defer_init() as waiting:
         model = nn.ModuleDict({"bank": ExpertBank.from_modules([nn.Linear(3, 3)], 3)})
         init_weights(model, Init(), 0)
     assert not waiting.covers(model)
@@ -169,7 +169,7 @@ class Shared(nn.Module):
 
 
 def test_a_matrix_that_two_modules_share_is_one_without_memory_too() -> None:
-    with late() as waiting:
+    with defer_init() as waiting:
         model = Shared()
         init_weights(model, Init(), 0)
     assert model.one.weight is model.other.weight and model.one.weight.is_meta
@@ -193,7 +193,7 @@ class Particular(TopKRouter):
 
 
 def test_a_router_may_draw_vectors_and_keep_others() -> None:
-    with late() as waiting:
+    with defer_init() as waiting:
         router = Particular()
         init_weights(router, Init(), 4)
     waiting.draw(router, "cpu")
@@ -211,7 +211,7 @@ class Forgetful(GluExperts):
 
 
 def test_a_matrix_that_nobody_draws_is_told() -> None:
-    with late() as waiting:
+    with defer_init() as waiting:
         model = nn.ModuleDict({"bank": Forgetful(Glu(count=2, hidden=4), LayerDims(dim=3, num_experts=2))})
         init_weights(model, Init(), 0)
     with pytest.raises(MoekitError, match=r"bank\.w_gate_up_EHD: Forgetful .* init_weights does not write"):
@@ -219,5 +219,5 @@ def test_a_matrix_that_nobody_draws_is_told() -> None:
 
 
 def test_a_parameter_without_a_shape_yet_is_left_alone() -> None:
-    with late():
+    with defer_init():
         assert nn.parameter.is_lazy(cast(nn.Parameter, nn.LazyLinear(3).weight))

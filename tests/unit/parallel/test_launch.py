@@ -23,14 +23,14 @@ def ask(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Future[str], Fut
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
 
-    def rank(number: int, choose: Callable[[], str], patience: timedelta) -> str:
+    def rank(number: int, choose: Callable[[], str], timeout: timedelta) -> str:
         numbers = {"global_rank": lambda: number, "world_size": lambda: 2}
         cluster = cast(Any, SimpleNamespace(main_address="127.0.0.1", main_port=port, **numbers))
-        return launch._from_store(cluster, "MOEKIT_WORD", choose, patience)
+        return launch._from_store(cluster, "MOEKIT_WORD", choose, timeout)
 
-    def both(choose: Callable[[], str], patience: float = 20) -> tuple[Future[str], Future[str]]:
+    def both(choose: Callable[[], str], timeout: float = 20) -> tuple[Future[str], Future[str]]:
         with ThreadPoolExecutor(2) as threads:
-            first, other = (threads.submit(rank, i, choose, timedelta(seconds=patience)) for i in range(2))
+            first, other = (threads.submit(rank, i, choose, timedelta(seconds=timeout)) for i in range(2))
         return first, other
 
     return both
@@ -59,7 +59,7 @@ def test_one_that_hears_nothing_says_so(ask: Callable[..., tuple[Future[str], Fu
     def crash() -> str:
         raise ZeroDivisionError
 
-    first, other = ask(crash, patience=0.1)
+    first, other = ask(crash, timeout=0.1)
     with pytest.raises(ZeroDivisionError):
         first.result()
     with pytest.raises(MoekitError, match=r"the first process of this run is gone, or said nothing for 0:00:00\.1"):

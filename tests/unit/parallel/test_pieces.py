@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from moekit.contracts import Model
 from moekit.layer import MoELayer
 from moekit.parallel.sharding import shard
-from moekit.shards.layout import Lies, Sum, add_up, lies_of
+from moekit.shards.layout import ParameterLayout, Sum, add_up, parameter_layouts
 from moekit.spec.kinds import MoE
 from moekit_dispatchers.expert_parallel import ExpertParallel
 from moekit_dispatchers.grouped import Grouped
@@ -44,7 +44,7 @@ def test_who_has_the_other_parts(ep: int, bank: list[tuple[int, list[int]]]) -> 
     with as_rank(1):
         model = Net(ep)
         shard(cast(Model, model), ep, "cpu")
-        lies = lies_of(model)
+        lies = parameter_layouts(model)
 
         def cuts(p: nn.Parameter) -> list[tuple[int, list[int]]]:
             return [(dim, dist.get_process_group_ranks(group)) for dim, group in lies[p].cuts]
@@ -60,7 +60,7 @@ def test_who_has_the_other_parts(ep: int, bank: list[tuple[int, list[int]]]) -> 
 
 def test_a_plain_model_lies_whole() -> None:
     model = nn.Linear(3, 2)
-    assert lies_of(model) == {model.weight: Lies((2, 3)), model.bias: Lies((2,))}
+    assert parameter_layouts(model) == {model.weight: ParameterLayout((2, 3)), model.bias: ParameterLayout((2,))}
 
 
 def test_one_message_for_all_sums_of_a_group_and_dtype() -> None:

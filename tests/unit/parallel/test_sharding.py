@@ -20,10 +20,10 @@ from moekit import load
 from moekit.contracts import Init, Model
 from moekit.parallel.norm import total_norm
 from moekit.parallel.sharding import shard
-from moekit.parallel.strategy import laid_out
+from moekit.parallel.strategy import with_expert_parallel
 from moekit.registry import build
 from moekit.shards.model import shards_of, state_shards_of, tensors_of
-from moekit.shards.shard import Box, region
+from moekit.shards.shard import TensorShard, slices_of
 from moekit.spec.sharding import Sharded
 from moekit.weights import init_weights
 
@@ -48,8 +48,8 @@ class Seen:
         norm, squares: as ``look_at_norm`` says.
     """
 
-    weights: dict[str, Box]
-    state: dict[str, Box]
+    weights: dict[str, TensorShard]
+    state: dict[str, TensorShard]
     saved: set[str]
     meshes: dict[str, list[int]]
     norm: float
@@ -57,7 +57,7 @@ class Seen:
 
 
 def model_of(ep: int) -> Model:
-    model: Model = build(laid_out(RECIPE, Sharded(ep=ep)).model)
+    model: Model = build(with_expert_parallel(RECIPE, Sharded(ep=ep)).model)
     init_weights(model, Init(std=0.5), seed=3)
     return model
 
@@ -108,15 +108,15 @@ def look(model: Model) -> Seen:
 @pytest.mark.parametrize("what", ["weights", "state"])
 def test_every_number_lies_on_one_rank_in_its_place(ep: int, what: str) -> None:
     """Experts are dealt out and cut over the ranks that have the same, all else over every rank; momentum alike."""
-    pieces: list[dict[str, Box]] = [getattr(rank, what) for rank in seen(ep)]
+    pieces: list[dict[str, TensorShard]] = [getattr(rank, what) for rank in seen(ep)]
     expected = {name: p.detach() for name, p in model_of(1).named_parameters()}
     assert all(boxes.keys() == expected.keys() for boxes in pieces)
     for name, tensor in expected.items():
         times, whole = torch.zeros(tensor.shape), torch.zeros_like(tensor)
         for box in (boxes[name] for boxes in pieces):
             assert box.global_shape == tensor.shape
-            times[region(box.offset, box.sizes)] += 1
-            whole[region(box.offset, box.sizes)] = box.tensor
+            times[slices_of(box.offset, box.sizes)] += 1
+            whole[slices_of(box.offset, box.sizes)] = box.tensor
         assert (times == 1).all(), name
         assert torch.equal(whole, tensor), name
 

@@ -18,7 +18,7 @@ from moekit.checkpoints.reading import Handle
 from moekit.checkpoints.writing import save_tree
 from moekit.contracts import Model
 from moekit.errors import CheckpointError, SpecError
-from moekit.parallel.strategy import ShardedStrategy, laid_out, mixtures, refuse_uneven
+from moekit.parallel.strategy import ShardedStrategy, check_layout, mixtures, with_expert_parallel
 from moekit.spec.sharding import Sharded
 from moekit.training.checkpoint_io import AtomicCheckpointIO
 from moekit_dispatchers.expert_parallel import ExpertParallel
@@ -28,12 +28,12 @@ from moekit_dispatchers.grouped import Grouped
 def test_ranks_share_experts_by_the_layouts_number_of_them() -> None:
     """Not over all ranks; and a recipe that deals its experts out itself is left as it is."""
     recipe = load("deepseek_v3", ["model.moe.dispatcher={use: grouped}"])
-    assert {moe.dispatcher for moe in mixtures(laid_out(recipe, Sharded(ep=2)).model)} == {
+    assert {moe.dispatcher for moe in mixtures(with_expert_parallel(recipe, Sharded(ep=2)).model)} == {
         ExpertParallel(size=2, local=Grouped())
     }
-    assert laid_out(recipe, Sharded(ep=1)) is recipe
+    assert with_expert_parallel(recipe, Sharded(ep=1)) is recipe
     own = load("deepseek_v3", ["model.moe.dispatcher={use: expert_parallel, size: 4, local: {use: grouped}}"])
-    assert {cast(Any, moe.dispatcher).size for moe in mixtures(laid_out(own, Sharded(ep=2)).model)} == {4}
+    assert {cast(Any, moe.dispatcher).size for moe in mixtures(with_expert_parallel(own, Sharded(ep=2)).model)} == {4}
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
@@ -133,13 +133,13 @@ def test_a_layout_that_does_not_come_out_even_is_told_what_would() -> None:
     few = ["groups=1", "top_groups=1", "top_k=2"]
     recipe = load("deepseek_v3", ["model.moe.experts.count=6", *(f"model.moe.router.{option}" for option in few)])
     with pytest.raises(SpecError) as caught:
-        refuse_uneven(recipe, Sharded(ep=2), 1)
+        check_layout(recipe, Sharded(ep=2), 1)
     (problem,) = caught.value.problems
     assert (problem.what, problem.expected) == ("ep=2 does not divide the 1 rank", "one of 1")
     assert problem.notes == ("trainer.devices says how many ranks there are on a machine; 1 when left out",)
     with pytest.raises(SpecError) as caught:
-        refuse_uneven(recipe, Sharded(ep=4), 4)
+        check_layout(recipe, Sharded(ep=4), 4)
     (problem,) = caught.value.problems
     assert (problem.what, problem.expected) == ("ep=4 does not divide the 6 experts of a layer", "one of 1, 2, 3, 6")
     assert problem.notes == () and problem.at == "trainer.strategy.ep"
-    refuse_uneven(recipe, Sharded(ep=3), 6)
+    check_layout(recipe, Sharded(ep=3), 6)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from moekit import load
 from moekit.parallel.sharding import shard
-from moekit.parallel.strategy import laid_out
+from moekit.parallel.strategy import with_expert_parallel
 from moekit.params import build_on_meta
 from moekit.planning.optimizer_bytes import state_kinds
 from moekit.planning.weight_bytes import Layout, optimizer_bytes, weights_of
@@ -30,7 +30,7 @@ ST_MOE = (
 def kept(recipe: Recipe, ep: int, rank: int) -> int:
     """Bytes of a rank's state after a step."""
     with as_rank(rank):
-        model = build(laid_out(recipe, Sharded(ep=ep)).model)
+        model = build(with_expert_parallel(recipe, Sharded(ep=ep)).model)
         shard(model, ep, "cpu")
         optimizer = optimizer_of(recipe, model, 10)["optimizer"]
         for p in model.parameters():

@@ -226,7 +226,7 @@ def test_loads_are_added_up_over_the_ranks_that_it_is_given(holder: Holder, monk
         groups.append(group)
         tensor.mul_(2)
 
-    monkeypatch.setattr("moekit.training.balance.several_ranks", lambda: True)
+    monkeypatch.setattr("moekit.training.balance.is_distributed", lambda: True)
     monkeypatch.setattr(dist, "all_reduce", twice)
     some: Any = object()
     balance = BalanceStep(holder, group=some)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from moekit import Cache, Model, ModelOutput, MoekitError, MoELayer, Source, build
-from moekit.inference.decoding import drops, reading_on
+from moekit.inference.decoding import drops, start_decoding
 from moekit.inference.generate import sample, targets
 from moekit.spec.kinds import DispatcherSpec
 from moekit_dispatchers.capacity import Capacity
@@ -147,7 +147,7 @@ def test_where_nothing_is_dropped_it_is_cached_unasked() -> None:
         assert drops(model) is dropping
         source = Source(torch.zeros(1, 3, dtype=torch.int64)) if isinstance(spec, EncoderDecoder) else None
         for cached, once in ((None, not dropping), (True, True), (False, False)):
-            read_on = reading_on(model, source, cached=cached)
+            read_on = start_decoding(model, source, cached=cached)
             lengths = lengths_read(model)
             with torch.no_grad():
                 for _ in range(3):
@@ -188,7 +188,7 @@ def test_masks_of_some_steps_are_filled_up() -> None:
             seen.append(valid)
             return super().forward(inputs)
 
-    read_on = reading_on(Masks())
+    read_on = start_decoding(Masks())
     ids = torch.zeros(2, 1, dtype=torch.int64)
     for mask in (None, torch.tensor([[True], [False]]), None):
         read_on(ids, mask)

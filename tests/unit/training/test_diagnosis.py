@@ -113,7 +113,7 @@ def test_experts_are_numbered_over_all_ranks(recipe: Make) -> None:
     module = LitMoE(recipe())
     assert named_experts(module.model, EXPERTS, [1, 3]) == f"experts 1, 3 of {EXPERTS}"
     assert named_experts(module.model, EXPERTS, [0, 1, 2, 3]) == f"experts 0, 1, 2 and 1 more of {EXPERTS}"
-    layer_of(module).dispatcher.here = range(4, 8)
+    layer_of(module).dispatcher.local_experts = range(4, 8)
     assert named_experts(module.model, EXPERTS, [1]) == f"expert 5 of {EXPERTS}"
 
 
@@ -371,4 +371,4 @@ def test_looking_leaves_no_hook_and_no_gradient(recipe: Make) -> None:
             counts.append(sum(len(m._forward_hooks) for m in module.modules()))
 
     trainer(3, limit_val_batches=0, callbacks=[Counts()]).fit(module)
-    assert counts == [0, 0, 0] and module.left_out.count == 1
+    assert counts == [0, 0, 0] and module.skips.count == 1

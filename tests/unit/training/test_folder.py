@@ -9,7 +9,7 @@ import pytest
 from moekit import CheckpointError, MoekitError
 from moekit.checkpoints.pointers import step_name, write_pointer
 from moekit.checkpoints.writing import save_tree
-from moekit.training.run.folder import RunFolder, checkpoint_of, refuse_name
+from moekit.training.run.folder import RunFolder, check_run_name, checkpoint_of
 
 STEP = f"checkpoints/{step_name(1)}"
 
@@ -40,13 +40,13 @@ def test_a_file_of_a_run_is_not_taken_for_its_last_checkpoint(tmp_path: Path, na
 @pytest.mark.parametrize("name", ["../x", "a/../../x", "..", "/x", "", " ", ".", "./"])
 def test_a_run_stays_inside_the_folder_of_all_runs(name: str) -> None:
     with pytest.raises(MoekitError, match=r"a run cannot be called '.*': that is no folder inside") as caught:
-        refuse_name(name)
+        check_run_name(name)
     assert f"'{name}'" in str(caught.value) and "expected --name NAME: such as" in str(caught.value)
 
 
 def test_a_name_may_have_folders(tmp_path: Path) -> None:
     for name in ("a/b", "..a", "a..", "a b"):
-        refuse_name(name)
+        check_run_name(name)
         folder = RunFolder.new(tmp_path, name)
         made(folder)
         assert folder.path.parent == tmp_path / name and RunFolder.find(name, tmp_path) == folder

@@ -21,7 +21,7 @@ from moekit.checkpoints.writing import save_tree
 from moekit.parallel import launch
 from moekit.parallel.strategy import ShardedStrategy
 from moekit.spec.sharding import Sharded
-from moekit.training.checkpoint_io import AtomicCheckpointIO, read_checkpoint, refuse_damaged
+from moekit.training.checkpoint_io import AtomicCheckpointIO, read_checkpoint, verify_checkpoints
 from moekit.training.run.folder import RunFolder
 from moekit.training.run.train import train
 
@@ -86,9 +86,9 @@ def test_another_process_sums_what_it_reads(saved: Path, summed: Counter[str], m
     """It was started by Lightning here, which hands the first one's word on."""
     checkpoint = read_checkpoint(saved)
     with monkeypatch.context() as patch:
-        patch.setattr(launch, "is_first", lambda: False)
+        patch.setattr(launch, "is_rank_zero", lambda: False)
         patch.setenv("MOEKIT_CHECKPOINT", "whole")
-        refuse_damaged([checkpoint])
+        verify_checkpoints([checkpoint])
     assert summed == {f"{saved.name}/{STATE}": 1}
     damage(saved / TENSORS)
     with pytest.raises(CheckpointError, match=f"{TENSORS} is damaged: its sha256"):
@@ -97,14 +97,14 @@ def test_another_process_sums_what_it_reads(saved: Path, summed: Counter[str], m
 
 def test_others_wait_longer_for_more_bytes(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[Any] = []
-    monkeypatch.setattr("moekit.training.checkpoint_io.same_for_all", lambda *_, patience: waits.append(patience))
+    monkeypatch.setattr("moekit.training.checkpoint_io.decide_on_rank_zero", lambda *_, timeout: waits.append(timeout))
     monkeypatch.setattr("moekit.training.checkpoint_io.SLOWEST", 1.0)
     checkpoint = read_checkpoint(saved)
     size = sum((saved / name).stat().st_size for name in (STATE, TENSORS))
-    refuse_damaged([])
-    refuse_damaged([checkpoint])
-    refuse_damaged([checkpoint, checkpoint])
-    assert [(wait - launch.PATIENCE).total_seconds() for wait in waits] == [size, 2 * size]
+    verify_checkpoints([])
+    verify_checkpoints([checkpoint])
+    verify_checkpoints([checkpoint, checkpoint])
+    assert [(wait - launch.RANK_ZERO_TIMEOUT).total_seconds() for wait in waits] == [size, 2 * size]
 
 
 @pytest.mark.parametrize("sharded", [False, True])
@@ -113,7 +113,7 @@ def test_what_is_open_is_read_until_something_is_saved(
 ) -> None:
     """By a path that is written otherwise, too; another one's checkpoint is opened."""
     opened = read_checkpoint(saved)
-    refuse_damaged([opened])
+    verify_checkpoints([opened])
     io = AtomicCheckpointIO(opened=opened)
     strategy = ShardedStrategy(Sharded())
     strategy.checkpoint_io = io

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from moekit import MoekitError, MoELayer
 from moekit.training import LitMoE
-from moekit.training.health.policy import IN_A_ROW, LeftOut, Sickness
+from moekit.training.health.policy import IN_A_ROW, NonFinitePolicy, NonFiniteStep
 from moekit.training.run.metrics_log import RunLog, read_metrics
 
 pytestmark = pytest.mark.usefixtures("calm")
@@ -67,15 +67,15 @@ def test_a_step_left_out_moves_nothing_but_the_schedule(recipe: Make, optimizer:
     trainer(6, limit_val_batches=0, callbacks=[healthy]).fit(LitMoE(recipe(optimizer=optimizer)))
     usual = healthy.lr
     assert len(set(usual)) > 4
-    for sick in (3, 1):
+    for non_finite in (3, 1):
         module, seen = LitMoE(recipe(optimizer=optimizer, non_finite="skip")), Snapshots()
         start = deepcopy(module.state_dict())
-        sick_at(module, sick)
+        sick_at(module, non_finite)
         t = trainer(6, limit_val_batches=0, callbacks=[seen], gradient_clip_val=1.0)
         t.fit(module)
-        assert t.global_step == 6 and module.left_out.count == 1 and module.left_out.in_a_row == 0
+        assert t.global_step == 6 and module.skips.count == 1 and module.skips.in_a_row == 0
         assert seen.lr == usual  # the schedule goes on
-        if sick == 3:
+        if non_finite == 3:
             assert same(seen.weights[1], seen.weights[2]) and same(seen.state[1], seen.state[2])
             assert not same(seen.weights[2], seen.weights[3]) and not same(seen.state[2], seen.state[3])
         else:
@@ -115,7 +115,7 @@ def test_the_count_goes_on_in_a_resumed_run(recipe: Make, tmp_path: Path) -> Non
     again = LitMoE(recipe(non_finite="skip"))
     sick_at(again, 5)
     trainer(6, limit_val_batches=0).fit(again, ckpt_path=tmp_path / "three.ckpt", weights_only=True)
-    assert again.left_out.count == 2
+    assert again.skips.count == 2
 
 
 def test_too_many_in_a_row_end_the_run(recipe: Make) -> None:
@@ -142,7 +142,7 @@ def test_the_loss_scale_of_fp16_is_found_under_either_policy(recipe: Make, caplo
     plugin = MixedPrecision("16-mixed", "cpu", scaler=scaler)
     with caplog.at_level(logging.WARNING, logger="moekit.training"):
         trainer(40, limit_val_batches=0, plugins=[plugin], callbacks=[seen], gradient_clip_val=1.0).fit(module)
-    count = module.left_out.count
+    count = module.skips.count
     assert IN_A_ROW < count < 40 and scaler.get_scale() == 2.0 ** (40 - count)
     assert same(start, seen.weights[IN_A_ROW]) and not same(start, seen.weights[-1])
     assert len(caplog.records) == count
@@ -169,17 +169,19 @@ def test_gradients_that_overflow_without_a_scale_stop_the_run(recipe: Make) -> N
 
 
 def test_the_decision() -> None:
-    sick = Sickness(what="the loss is nan", where="first not finite: head")
+    non_finite = NonFiniteStep(what="the loss is nan", where="first not finite: head")
     with pytest.raises(MoekitError, match="step 4: the loss is nan\n  first not finite: head\n") as caught:
-        LeftOut("stop").take(4, sick)
+        NonFinitePolicy("stop").take(4, non_finite)
     assert str(caught.value).endswith(
         "training stopped; no weight was touched in this step; non_finite=skip leaves such steps out"
     )
-    skips = LeftOut("skip")
+    skips = NonFinitePolicy("skip")
     for step in range(1, IN_A_ROW):
-        skips.take(step, sick)
-    skips.take(50, Sickness(what="", scale=8.0))  # an overflow of the scale neither counts in the row nor breaks it
+        skips.take(step, non_finite)
+    skips.take(
+        50, NonFiniteStep(what="", scale=8.0)
+    )  # an overflow of the scale neither counts in the row nor breaks it
     assert (skips.count, skips.in_a_row) == (IN_A_ROW, IN_A_ROW - 1)
     skips.take(51, None)
-    skips.take(52, sick)
+    skips.take(52, non_finite)
     assert (skips.count, skips.in_a_row) == (IN_A_ROW + 1, 1)

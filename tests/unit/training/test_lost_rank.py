@@ -13,7 +13,7 @@ import torch.distributed as dist
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
-from moekit.training.run.train import end_started, lost_rank
+from moekit.training.run.train import kill_started_ranks, lost_rank
 
 GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1"
 
@@ -21,7 +21,7 @@ GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection cl
 @pytest.mark.parametrize("several", [True, False])
 def test_a_collective_that_failed_tells_of_it(several: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """gloo says so in words, NCCL by a class; in one process there is nobody to lose."""
-    monkeypatch.setattr("moekit.training.run.train.several_ranks", lambda: several)
+    monkeypatch.setattr("moekit.training.run.train.is_distributed", lambda: several)
     assert lost_rank(RuntimeError(GLOO)) == lost_rank(dist.DistBackendError("NCCL timed out")) == several
     assert not lost_rank(RuntimeError("shape '[2]' is invalid for input of size 3")) and not lost_rank(KeyError("w"))
 
@@ -33,9 +33,9 @@ def test_what_lightning_has_started_ends_with_the_run_that_lost_it() -> None:
         child.send_signal(signal.SIGSTOP)
         launcher = _SubprocessScriptLauncher(LightningEnvironment(), num_processes=2, num_nodes=1)
         launcher.procs = [child]
-        end_started(cast(Any, SimpleNamespace(strategy=SimpleNamespace(launcher=launcher))))
+        kill_started_ranks(cast(Any, SimpleNamespace(strategy=SimpleNamespace(launcher=launcher))))
         assert child.wait(timeout=60) == -signal.SIGKILL
     finally:
         child.kill()
         child.wait()
-    end_started(cast(Any, SimpleNamespace(strategy=SimpleNamespace(launcher=None))))
+    kill_started_ranks(cast(Any, SimpleNamespace(strategy=SimpleNamespace(launcher=None))))

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from moekit.errors import CheckpointError
-from moekit.training.optim import keep_by_name
+from moekit.training.optim import save_by_name
 
 
 def trained(model: nn.Module, *groups: list[str]) -> torch.optim.AdamW:
@@ -16,7 +16,7 @@ def trained(model: nn.Module, *groups: list[str]) -> torch.optim.AdamW:
     optimizer = torch.optim.AdamW(
         [{"params": [named[n] for n in names], "lr": 0.1 + i} for i, names in enumerate(groups)]
     )
-    keep_by_name(optimizer, model)
+    save_by_name(optimizer, model)
     for i, parameter in enumerate(named.values()):
         parameter.grad = torch.full_like(parameter, 1.0 + i)
     optimizer.step()

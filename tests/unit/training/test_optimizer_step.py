@@ -11,12 +11,12 @@ from torch import nn
 
 from moekit.contracts import LossSum
 from moekit.training.balance import BalanceStep
-from moekit.training.step import Finished, OptimizerStep, Precision
+from moekit.training.step import OptimizerStep, Precision, StepResult
 
 RANKS = 4
 
 
-def finished(tokens: list[int], averaged: int) -> tuple[float, Finished]:
+def finished(tokens: list[int], averaged: int) -> tuple[float, StepResult]:
     """The gradient of one weight, 3 for each token, after a step of several micro-batches.
 
     Args:
@@ -42,10 +42,10 @@ def test_every_token_weighs_alike_in_any_number_of_passes_and_ranks(tokens: list
     """Also one token in all, of which four ranks have a fourth each on average."""
     gradient, done = finished(tokens, averaged)
     assert gradient == pytest.approx(3) and float(done.norm) == pytest.approx(3)
-    assert int(done.tokens) == sum(tokens) and done.sick is None and done.load is None
+    assert int(done.tokens) == sum(tokens) and done.non_finite is None and done.load is None
 
 
 @pytest.mark.parametrize("averaged", [1, RANKS])
 def test_a_step_without_a_token_moves_nothing_and_is_not_sick(averaged: int) -> None:
     gradient, done = finished([0, 0], averaged)
-    assert gradient == 0 and done.sick is None
+    assert gradient == 0 and done.non_finite is None

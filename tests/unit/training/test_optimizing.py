@@ -14,10 +14,10 @@ from moekit import load
 from moekit.contracts import Model
 from moekit.parallel.mesh import world_mesh
 from moekit.parallel.sharding import shard
-from moekit.parallel.strategy import laid_out
+from moekit.parallel.strategy import with_expert_parallel
 from moekit.registry import build
 from moekit.spec.sharding import Sharded
-from moekit.training.optim import ByStep, optimizer_of, split_by_layout
+from moekit.training.optim import StepSchedule, optimizer_of, split_by_layout
 
 SMALL = [
     "model.attention={use: gqa, heads: 2, kv_heads: 1, head_dim: 8}", "model.dim=16", "model.depth=2", "model.vocab=48",
@@ -40,7 +40,7 @@ def test_parts_of_a_group_lie_alike_and_keep_its_options_and_order() -> None:
 def test_a_recipes_optimizer_has_no_group_of_several_layouts() -> None:
     """Experts that no other rank holds are plain tensors beside shards: kernels over many tensors take no mixture."""
     with as_rank(2):
-        recipe = laid_out(load("deepseek_v3", SMALL), Sharded(ep=4))
+        recipe = with_expert_parallel(load("deepseek_v3", SMALL), Sharded(ep=4))
         model: Model = build(recipe.model)
         shard(model, 4, "cpu")
         optimizer = optimizer_of(recipe, model, 10)["optimizer"]
@@ -51,7 +51,7 @@ def test_a_recipes_optimizer_has_no_group_of_several_layouts() -> None:
 def scheduled(lr: float, steps: int, state: tuple[Any, Any] | None = None) -> tuple[list[float], tuple[Any, Any]]:
     """The rates of so many steps of an optimizer that was made with one, and what is saved then."""
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=lr)
-    scheduler = ByStep(optimizer, lambda step: 1 / (1 + step))
+    scheduler = StepSchedule(optimizer, lambda step: 1 / (1 + step))
     rates = []
     if state is not None:
         optimizer.load_state_dict(state[0])

@@ -30,7 +30,7 @@ from moekit import (
 from moekit.cli import main
 from moekit.inference.generate import answer, draw, targets, translate
 from moekit.spec.kinds import DataSpec
-from moekit.training.callbacks.progress import unit_of
+from moekit.training.callbacks.progress import counted_unit
 from moekit.training.metrics import balance_sum
 from moekit.training.module import LitMoE
 from moekit.training.run.train import train
@@ -139,7 +139,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("runs")
     with temporary(Acme):
         recipe = load(tree(compare={}))
-        assert unit_of(recipe) == "tokens"
+        assert counted_unit(recipe) == "tokens"
         outcome = train(recipe, root=root)
         assert outcome.comparison is not None and outcome.steps == 3
         assert {"bits_per_byte", "loss"} <= set(outcome.validation)

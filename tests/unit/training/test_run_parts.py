@@ -26,11 +26,11 @@ from moekit.checkpoints.writing import save_tree
 from moekit.files import replace_file
 from moekit.inference.generate import draw, stream
 from moekit.training.callbacks.load_history import LoadHistory
-from moekit.training.callbacks.progress import tell, tell_validation
-from moekit.training.checkpoint_io import differences, read_checkpoint, refuse_other_model
+from moekit.training.callbacks.progress import metrics_line, validation_line
+from moekit.training.checkpoint_io import check_same_model, differences, read_checkpoint
 from moekit.training.metrics import Meter, Pace, ratios
 from moekit.training.run.console import comparison_lines
-from moekit.training.run.folder import RunFolder, checkpoint_of, refuse_unwritable
+from moekit.training.run.folder import RunFolder, check_writable, checkpoint_of
 from moekit.training.run.metrics_log import RunLog, curve, read_metrics
 from moekit.training.run.outcome import Outcome, compare, value_at
 from moekit.training.run.prepare import make_trainer, quiet, trainer_options
@@ -108,15 +108,15 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
 
 def test_another_model_is_refused_with_the_keys_that_differ(tmp_path: Path) -> None:
     saved = {"model": {"dim": 16, "moe": {"top_k": 2}}, "optimizer": {"use": "adamw", "lr": 1}}
-    refuse_other_model(tmp_path / "a.ckpt", saved, {**saved, "optimizer": {"use": "adamw", "lr": 2}})
+    check_same_model(tmp_path / "a.ckpt", saved, {**saved, "optimizer": {"use": "adamw", "lr": 2}})
     with pytest.raises(CheckpointError) as caught:
-        refuse_other_model(tmp_path / "a.ckpt", saved, {**saved, "model": {"dim": 32, "moe": None}})
+        check_same_model(tmp_path / "a.ckpt", saved, {**saved, "model": {"dim": 32, "moe": None}})
     assert str(caught.value).splitlines()[1:] == [
         "  model.dim: 16 in the checkpoint, 32 now",
         "  model.moe: {'top_k': 2} in the checkpoint, None now",
     ]
     with pytest.raises(CheckpointError, match=r"optimizer\.use: 'adamw' in the checkpoint, 'sgd' now"):
-        refuse_other_model(tmp_path / "a.ckpt", saved, {**saved, "optimizer": {"use": "sgd"}})
+        check_same_model(tmp_path / "a.ckpt", saved, {**saved, "optimizer": {"use": "sgd"}})
 
 
 @settings(max_examples=40, deadline=None)
@@ -288,8 +288,8 @@ def test_a_place_where_no_run_can_be_written(tmp_path: Path) -> None:
         with pytest.raises(
             MoekitError, match=f"cannot write a run to {path}: .*file: Not a directory\n  expected --out"
         ):
-            refuse_unwritable(path)
-    refuse_unwritable(tmp_path / "new" / "runs")
+            check_writable(path)
+    check_writable(tmp_path / "new" / "runs")
     assert [each.name for each in tmp_path.iterdir()] == ["file"]
 
 
@@ -326,9 +326,9 @@ def test_lines_of_progress() -> None:
     values = {
         "train/loss": 2.5, "tokens_per_second": 12345.6, "lr": 0.003, "train/max_violation": 0.5, "train/dropped": 0.01
     }  # fmt: skip
-    assert tell(values) == "loss 2.500  12,346 tokens/s  lr 0.003  MaxVio 0.50  dropped 1.0%"
-    assert tell({"train/loss": 0.1, "train/blend_mse": 0.2}, "cases") == "loss 0.100  blend mse 0.200"
-    assert tell_validation({"val/loss": 1.5, "val/bits_per_byte": 2.0}) == "bits per byte 2.000, loss 1.500"
+    assert metrics_line(values) == "loss 2.500  12,346 tokens/s  lr 0.003  MaxVio 0.50  dropped 1.0%"
+    assert metrics_line({"train/loss": 0.1, "train/blend_mse": 0.2}, "cases") == "loss 0.100  blend mse 0.200"
+    assert validation_line({"val/loss": 1.5, "val/bits_per_byte": 2.0}) == "bits per byte 2.000, loss 1.500"
 
 
 def outcome(seconds: float, values: list[float]) -> Outcome:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, IterableDataset
 
 from moekit import Batch, Data, DataError, Source
-from moekit.training.data import ENDLESS, StepLoader, ValidationShare, batch_at, blank, noise_seed
+from moekit.training.data import ENDLESS, StepLoader, ValidationShard, batch_at, blank, noise_seed
 
 
 class Noise(Data):
@@ -125,7 +125,7 @@ def test_ranks_share_out_what_one_rank_accumulates() -> None:
 @pytest.mark.parametrize("world", [1, 2, 5, 6])
 def test_ranks_share_the_validation_set(world: int) -> None:
     """All get as many batches: those beyond the last are padding alone."""
-    shares = [list(ValidationShare(Noise(), rank, world)) for rank in range(world)]
+    shares = [list(ValidationShard(Noise(), rank, world)) for rank in range(world)]
     assert {len(share) for share in shares} == {-(-5 // world)}
     dealt = [batch for together in zip(*shares, strict=True) for batch in together]
     assert [int(batch.inputs) for batch in dealt[:5]] == [0, 1, 2, 3, 4]
@@ -134,7 +134,7 @@ def test_ranks_share_the_validation_set(world: int) -> None:
 
 
 def test_a_limit_is_that_of_all_ranks_together() -> None:
-    shares = [[int(b.inputs) for b in ValidationShare(Noise(), rank, 2, 3) if b.valid is None] for rank in (0, 1)]
+    shares = [[int(b.inputs) for b in ValidationShard(Noise(), rank, 2, 3) if b.valid is None] for rank in (0, 1)]
     assert shares == [[0, 2], [1]]
 
 
@@ -153,4 +153,4 @@ def test_an_empty_validation_set_is_empty_on_every_rank() -> None:
         def validation_batches(self) -> Iterator[Batch]:
             return iter(())
 
-    assert [list(ValidationShare(Untested(), rank, 2)) for rank in (0, 1)] == [[], []]
+    assert [list(ValidationShard(Untested(), rank, 2)) for rank in (0, 1)] == [[], []]

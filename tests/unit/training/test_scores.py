@@ -10,7 +10,7 @@ from rich.console import Console
 from torch import nn
 
 from moekit.contracts import Batch, Data, Model
-from moekit.training.run.evaluation import measure, score_rows
+from moekit.training.run.evaluation import evaluate, score_rows
 
 
 class Silent(Data):
@@ -33,7 +33,7 @@ class Scored(Silent):
 )
 def test_data_with_scores_is_asked_and_it_is_said(data: Data | None, told: str) -> None:
     out = StringIO()
-    found = measure(data, nn.Identity(), "tiny", Console(file=out))  # type: ignore[arg-type]
+    found = evaluate(data, nn.Identity(), "tiny", Console(file=out))  # type: ignore[arg-type]
     assert found == ({"bleu": 12.3456, "scored_pairs": 1256.0} if told else {})
     assert out.getvalue() == told
 

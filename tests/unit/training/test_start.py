@@ -18,10 +18,10 @@ from moekit.errors import CheckpointError, SpecError
 from moekit.inference.generate import load_run
 from moekit.spec import load, to_plain
 from moekit.spec.recipe import Start
-from moekit.training.checkpoint_io import AtomicCheckpointIO, refuse_other_model
+from moekit.training.checkpoint_io import AtomicCheckpointIO, check_same_model
 from moekit.training.module import LitMoE
 from moekit.training.run.folder import checkpoint_of
-from moekit.training.run.start import StartingPoint, expert_parameters, pinned
+from moekit.training.run.start import StartingPoint, expert_parameters, with_checkpoint_path
 
 Make = Callable[..., dict[str, Any]]
 pytestmark = pytest.mark.usefixtures("calm")
@@ -173,13 +173,13 @@ def test_the_latest_run_is_pinned(recipe: Make, trained: Path, tmp_path: Path) -
         shutil.copytree(trained, folder / "checkpoints" / "step-00000003")
         write_pointer(folder / "checkpoints", "last", "step-00000003")
     spec = load(recipe(start={"run": "tiny"}))
-    found = pinned(spec, tmp_path / "runs").start
+    found = with_checkpoint_path(spec, tmp_path / "runs").start
     assert found is not None
     assert Path(found.run) == tmp_path / "runs/tiny/2026-01-02_00-00-00/checkpoints/step-00000003"
     assert checkpoint_of(found.run, Path("elsewhere")) == Path(found.run)
-    assert pinned(load(recipe()), tmp_path) == load(recipe())
+    assert with_checkpoint_path(load(recipe()), tmp_path) == load(recipe())
     with pytest.raises(CheckpointError, match="no run at 'none'"):
-        pinned(load(recipe(start={"run": "none"})), tmp_path / "runs")
+        with_checkpoint_path(load(recipe(start={"run": "none"})), tmp_path / "runs")
 
 
 def test_what_moves_is_told(recipe: Make, trained: Path) -> None:
@@ -194,8 +194,8 @@ def test_what_moves_is_told(recipe: Make, trained: Path) -> None:
 def test_going_on_with_other_parameters_to_move_is_refused(recipe: Make, trained: Path) -> None:
     saved = to_plain(load(started(recipe, trained, "others")))
     with pytest.raises(CheckpointError, match=r"start\.update: 'others' in the checkpoint, 'experts' now"):
-        refuse_other_model(trained, saved, to_plain(load(started(recipe, trained, "experts"))))
-    refuse_other_model(trained, saved, to_plain(load(started(recipe, Path("another"), "others"))))
+        check_same_model(trained, saved, to_plain(load(started(recipe, trained, "experts"))))
+    check_same_model(trained, saved, to_plain(load(started(recipe, Path("another"), "others"))))
 
 
 def test_a_comparison_from_nothing_is_refused(recipe: Make) -> None:

@@ -20,7 +20,7 @@ def test_it_is_trained_as_the_mixture_is_but_for_its_rate_and_to_the_last_step()
     recipe = load("deepseek_v3", STOP)
     assert recipe.stop is not None
     twin: Any = dense_recipe(recipe)
-    assert twin.model == recipe.model.dense_twin() and twin.optimizer == replace(recipe.optimizer, lr=0.125)  # type: ignore[type-var]
+    assert twin.model == recipe.model.dense_baseline() and twin.optimizer == replace(recipe.optimizer, lr=0.125)  # type: ignore[type-var]
     assert twin.stop is None and twin.compare is None
     assert (
         replace(twin, model=recipe.model, optimizer=recipe.optimizer, stop=recipe.stop, compare=recipe.compare)

@@ -18,7 +18,7 @@ from moekit import LayerReport, LossSum, MoELayer, Soft, TokenChoice
 from moekit.observe.load import max_violation
 from moekit.training import LitMoE
 from moekit.training.metrics import Validation
-from moekit.training.run.console import tell
+from moekit.training.run.console import print_summary
 from moekit.training.run.folder import RunFolder
 from moekit.training.run.outcome import outcome_of
 
@@ -123,7 +123,7 @@ def test_the_closing_lines_and_the_summary_tell_it(recipe: Callable[..., Tree], 
     rows = {3: {**module.logged, **{k: float(v) for k, v in trainer.callback_metrics.items() if k[:4] == "val/"}}}
     outcome = outcome_of("tiny", RunFolder(tmp_path), module, rows)
     said = StringIO()
-    tell(replace(outcome, files=[tmp_path / "loss.png"]), module, Console(file=said, width=120))
+    print_summary(replace(outcome, files=[tmp_path / "loss.png"]), module, Console(file=said, width=120))
     value = rows[3]["val/max_violation"]
     assert outcome.validation["max_violation"] == value
     (line,) = [line for line in said.getvalue().splitlines() if "MaxVio" in line]
