@@ -104,7 +104,7 @@ def main(spec: str, options: str, out: str) -> None:
                 trainer.fit(module)
             except MoekitError as error:
                 said = str(error)
-            results[f"{name} {policy}"] = {"said": said, "count": module.left_out.count, **moved(planting.after)}
+            results[f"{name} {policy}"] = {"said": said, "count": module.skips.count, **moved(planting.after)}
     (Path(out) / f"rank{rank()}.json").write_text(json.dumps(results))
 
 

@@ -94,7 +94,7 @@ def test_a_full_disk_is_told_and_harms_no_checkpoint(zygote: Zygote, uninterrupt
 
 def test_steps_left_out_are_told_at_the_end(zygote: Zygote) -> None:
     """A rate of 1e30 makes weights that overflow: the first step is taken, all others are left out."""
-    out = zygote.cwd / "sick"
+    out = zygote.cwd / "non_finite"
     rate = ["optimizer.lr=1e30", "trainer.max_steps=5", "--no-compare", "--out", out]
     done = zygote("train", "tiny.yaml", *rate)
     assert done.code == 2 and "error: step 2: the loss is" in done.said

@@ -69,4 +69,4 @@ def test_a_step_without_a_token_moves_nothing_and_divides_by_one() -> None:
     step.add(ModelOutput(y=torch.zeros(1)), loss, MicroBatch(Batch(torch.zeros(1), torch.zeros(1)), 0, 0.0))
     model.weight.grad = torch.zeros(1, 2)
     done = step.finish(1, 0.0, Precision(None))
-    assert done.sick is None and model.weight.grad.tolist() == [[0.0, 0.0]] and float(done.norm) == 0
+    assert done.non_finite is None and model.weight.grad.tolist() == [[0.0, 0.0]] and float(done.norm) == 0

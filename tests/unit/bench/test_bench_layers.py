@@ -39,10 +39,10 @@ def test_every_dispatcher_that_fits_is_there_after_dense_and_plain() -> None:
     found = compare_layers("test", SHAPE, ONE)
     names = [row.name for row in found.rows]
     assert names[:2] == ["dense", "plain"]
-    assert set(names[2:]) | {name for name in found.left_out if name in able("dispatcher")} == able("dispatcher")
+    assert set(names[2:]) | {name for name in found.skips if name in able("dispatcher")} == able("dispatcher")
     assert {"loop", "grouped", "capacity"} <= set(names)
-    assert found.left_out["soft"] == "takes soft, and the routing is token_choice"
-    assert "needs 'groups'; needs 'inner'" in found.left_out["device_capacity"]
+    assert found.skips["soft"] == "takes soft, and the routing is token_choice"
+    assert "needs 'groups'; needs 'inner'" in found.skips["device_capacity"]
     assert found.title == "test: 16 8 16 8 4"
     assert found.sizes == {"T": 16, "D": 8, "H": 16, "E": 8, "K": 4}
     assert found.explained == {}
@@ -133,7 +133,7 @@ def test_every_router_chooses_k_of_e() -> None:
     assert found.rows[0].name == found.baseline == "plain"
     routers = {component.name for component in current().components("router") if component.plugin == "routers"}
     assert {row.name for row in found.rows[1:]} == routers
-    assert not found.left_out
+    assert not found.skips
     assert all(row.saved is not None for row in found.rows)
 
 
@@ -142,7 +142,7 @@ def test_routers_get_their_k_unless_they_are_told_another() -> None:
     assert specs["topk"].top_k == 4
     assert specs["topk(top_k=1)"].top_k == 1
     assert routers_for(SHAPE, []).specs["hierarchical"].active(8) == 4
-    assert "hierarchical" in routers_for(SHAPE._replace(K=2), []).left_out
+    assert "hierarchical" in routers_for(SHAPE._replace(K=2), []).skips
 
 
 def test_what_names_and_yaml_mean() -> None:

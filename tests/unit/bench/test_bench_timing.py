@@ -90,9 +90,9 @@ def raises(error: Exception) -> Callable[[], Tensor]:
 
 def test_a_variant_that_refuses_is_left_out_with_its_reason() -> None:
     broken = variant("b", forward=raises(RuntimeError("no kernel here\nand more")))
-    rows, left_out = measure([variant("a"), broken], Settings(rounds=1, warmup=1), baseline="a", pairs=3)
+    rows, skips = measure([variant("a"), broken], Settings(rounds=1, warmup=1), baseline="a", pairs=3)
     assert [row.name for row in rows] == ["a"]
-    assert left_out == {"b": "RuntimeError: no kernel here"}
+    assert skips == {"b": "RuntimeError: no kernel here"}
 
 
 def test_a_baseline_that_does_not_run_ends_it() -> None:

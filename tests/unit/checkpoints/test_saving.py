@@ -271,15 +271,15 @@ def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
 import resource, signal, sys
 from pathlib import Path
 import torch
-from moekit.checkpoints.pointers import Keeping
+from moekit.checkpoints.pointers import Retention
 from moekit.checkpoints.writing import save_tree
 from moekit.errors import SaveError
 folder = Path({str(tmp_path)!r})
-save_tree({{"w": torch.zeros(100)}}, folder / "step-00000001", keeping=Keeping())
+save_tree({{"w": torch.zeros(100)}}, folder / "step-00000001", keeping=Retention())
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:
-    save_tree({{"w": torch.zeros(100_000)}}, folder / "step-00000002", keeping=Keeping())
+    save_tree({{"w": torch.zeros(100_000)}}, folder / "step-00000002", keeping=Retention())
 except SaveError as error:
     print(str(error).splitlines()[0])
 """
@@ -295,12 +295,12 @@ from pathlib import Path
 import torch
 from moekit.checkpoints import writing
 from moekit.checkpoints import pointers as keeping
-from moekit.checkpoints.pointers import Keeping
+from moekit.checkpoints.pointers import Retention
 from moekit.checkpoints.writing import save_tree
 
 def save(folder, step):
     save_tree({"w": torch.full((300,), float(step)), "step": step}, folder / f"step-{step:08d}", step=step,
-              keeping=Keeping(best=True, keep=1))
+              keeping=Retention(best=True, keep=1))
 
 for name in sys.argv[2:]:
     folder, (stage, when) = Path(sys.argv[1]) / name, name.split("-")

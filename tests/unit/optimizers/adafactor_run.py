@@ -25,7 +25,7 @@ from moekit.layer import MoELayer
 from moekit.parallel.sharding import shard
 from moekit.registry import build
 from moekit.shards.model import local, shards_of, state_shards_of
-from moekit.shards.shard import TensorShard, region
+from moekit.shards.shard import TensorShard, slices_of
 from moekit.spec.kinds import MoE
 from moekit.training.optim import save_by_name, split_by_layout
 from moekit.weights import init_weights
@@ -87,7 +87,7 @@ def take(model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
         whole = torch.randn(box.global_shape, generator=g, dtype=p.dtype) * SCALES[step]
         whole *= torch.linspace(0.1, 2, len(whole), dtype=p.dtype).view(-1, *(1,) * (whole.ndim - 1))
         p.grad = torch.zeros_like(p)
-        local(p.grad).copy_(whole[region(box.offset, box.sizes)])
+        local(p.grad).copy_(whole[slices_of(box.offset, box.sizes)])
     optimizer.step()
 
 
@@ -116,7 +116,7 @@ def apart(model: nn.Module, optimizer: torch.optim.Optimizer, expected: dict[str
     for name, box in found.items():
         whole = expected[name]
         assert box.global_shape == whole.shape, (name, box.global_shape, whole.shape)
-        piece = local(box.tensor) - whole[region(box.offset, box.sizes)]
+        piece = local(box.tensor) - whole[slices_of(box.offset, box.sizes)]
         kind = "state" if "/" in name else "weights"
         if piece.numel():
             worst[kind] = max(worst[kind], float(piece.abs().max() / whole.abs().max()))

@@ -60,7 +60,7 @@ def test_a_run_that_goes_on_sums_every_file_once(
     recipe: Make, tmp_path: Path, summed: Counter[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And where one is damaged, be it of the dense model's run, nothing is changed or even built."""
-    monkeypatch.setattr("moekit.training.run.train.draw", lambda *_: [])
+    monkeypatch.setattr("moekit.training.run.train.draw_plots", lambda *_: [])
     options = {"accelerator": "cpu", "limit_val_batches": 1, "enable_progress_bar": False}
 
     def run(steps: int, resume: RunFolder | None = None, with_dense: bool = False) -> None:
