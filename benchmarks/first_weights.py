@@ -20,7 +20,7 @@ from moekit import load
 from moekit.parallel.deferred_init import late
 from moekit.parallel.sharding import shard
 from moekit.parallel.strategy import with_expert_parallel
-from moekit.shards.model import local
+from moekit.shards.shard import local
 from moekit.spec.sharding import Sharded
 from moekit.training.build import build_seeded
 

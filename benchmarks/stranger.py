@@ -18,7 +18,7 @@ from moekit.bench.shapes import SHAPES
 from moekit.bench.timing import CpuClock, ratio, take_turns
 from moekit.bench.work import make_work, sparse_spec
 from moekit.contracts import ExpertBank
-from moekit.groups import Groups
+from moekit.contracts.layer import Groups
 from moekit.spec.kinds import DispatcherSpec
 from moekit.spec.loading import component_spec
 

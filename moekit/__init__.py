@@ -31,13 +31,13 @@ if TYPE_CHECKING:
     from moekit.contracts import Objective as Objective
     from moekit.contracts import Router as Router
     from moekit.contracts import Source as Source
+    from moekit.contracts.layer import Groups as Groups
+    from moekit.contracts.layer import UniformGroups as UniformGroups
     from moekit.errors import CheckpointError as CheckpointError
     from moekit.errors import DataError as DataError
     from moekit.errors import MoekitError as MoekitError
     from moekit.errors import PluginError as PluginError
     from moekit.errors import SpecError as SpecError
-    from moekit.groups import Groups as Groups
-    from moekit.groups import UniformGroups as UniformGroups
     from moekit.hookspecs import hookimpl as hookimpl
     from moekit.layer import MoELayer as MoELayer
     from moekit.registry import build as build
@@ -88,7 +88,7 @@ _HOME = {
         "Source",
     ),
     "moekit.errors": ("CheckpointError", "DataError", "MoekitError", "PluginError", "SpecError"),
-    "moekit.groups": ("Groups", "UniformGroups"),
+    "moekit.contracts.layer": ("Groups", "UniformGroups"),
     "moekit.hookspecs": ("hookimpl",),
     "moekit.layer": ("MoELayer",),
     "moekit.registry": ("build", "temporary"),

@@ -20,7 +20,7 @@ from moekit.contracts import (
     LayerReport,
     Router,
 )
-from moekit.groups import UniformGroups
+from moekit.contracts.layer import UniformGroups
 from moekit.registry import build
 from moekit.routing import Routing
 from moekit.spec.kinds import MoE

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from moekit.bench.shapes import Shape
 from moekit.contracts import ExpertBank, LayerDims
-from moekit.groups import Groups
+from moekit.contracts.layer import Groups
 from moekit.params import multiply_adds
 from moekit.registry import build
 from moekit.routing import TokenChoice

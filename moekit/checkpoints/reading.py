@@ -17,10 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moekit.checkpoints.manifest import MANIFEST, Manifest
-from moekit.checkpoints.pointers import POINTERS, step_of, steps_in, target_of
+from moekit.checkpoints.files import POINTERS, step_of, steps_in, target_of
+from moekit.checkpoints.format import MANIFEST, Manifest, decode, fill
 from moekit.checkpoints.safetensors_file import DTYPES, TensorFile
-from moekit.checkpoints.tree import decode, fill
 from moekit.checkpoints.writing import STATE
 from moekit.errors import CheckpointError
 from moekit.shards.shard import Dims, intersection, slices_of

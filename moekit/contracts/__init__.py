@@ -3,16 +3,16 @@ written against these; papers live in plugins.
 """
 
 from moekit.cache import Cache as Cache
-from moekit.contracts.experts import ExpertBank as ExpertBank
-from moekit.contracts.experts import ModuleExperts as ModuleExperts
-from moekit.contracts.experts import StandardForm as StandardForm
-from moekit.contracts.parts import BalanceContext as BalanceContext
-from moekit.contracts.parts import Balancer as Balancer
-from moekit.contracts.parts import Dispatched as Dispatched
-from moekit.contracts.parts import Dispatcher as Dispatcher
-from moekit.contracts.parts import LayerDims as LayerDims
-from moekit.contracts.parts import LayerReport as LayerReport
-from moekit.contracts.parts import Router as Router
+from moekit.contracts.layer import BalanceContext as BalanceContext
+from moekit.contracts.layer import Balancer as Balancer
+from moekit.contracts.layer import Dispatched as Dispatched
+from moekit.contracts.layer import Dispatcher as Dispatcher
+from moekit.contracts.layer import ExpertBank as ExpertBank
+from moekit.contracts.layer import LayerDims as LayerDims
+from moekit.contracts.layer import LayerReport as LayerReport
+from moekit.contracts.layer import ModuleExperts as ModuleExperts
+from moekit.contracts.layer import Router as Router
+from moekit.contracts.layer import StandardForm as StandardForm
 from moekit.contracts.run import Batch as Batch
 from moekit.contracts.run import Data as Data
 from moekit.contracts.run import LossSum as LossSum

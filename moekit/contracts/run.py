@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from moekit.cache import Cache
-from moekit.contracts.parts import LayerReport
+from moekit.contracts.layer import LayerReport
 from moekit.errors import MoekitError
 
 

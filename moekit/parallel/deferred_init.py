@@ -18,7 +18,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from moekit.compat import replace_tensors
 from moekit.contracts import Init
-from moekit.contracts.experts import ModuleExperts
+from moekit.contracts.layer import ModuleExperts
 from moekit.errors import MoekitError
 from moekit.shards.shard import TensorShard, intersection, local_shard, slices_of
 from moekit.weights import OwnedParameter, ParameterWriter, deferred, draw

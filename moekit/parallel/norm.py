@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from moekit.compat import foreach_norm
-from moekit.shards.model import expert_parallel_layers, local
+from moekit.shards.shard import expert_parallel_layers, local
 
 
 def total_norm(module: nn.Module) -> Tensor:

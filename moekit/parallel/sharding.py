@@ -16,7 +16,7 @@ from torch.distributed.tensor import Shard
 
 from moekit.contracts import Model
 from moekit.parallel.mesh import REPLICA, mesh_of, world_mesh
-from moekit.shards.model import expert_parallel_layers
+from moekit.shards.shard import expert_parallel_layers
 
 
 def shard(model: Model, ep: int, device_type: str, policy: MixedPrecisionPolicy | None = None) -> None:

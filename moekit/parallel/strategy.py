@@ -21,8 +21,7 @@ from moekit.parallel.deferred_init import DeferredInit
 from moekit.parallel.mesh import world_mesh
 from moekit.parallel.sharding import shard
 from moekit.registry import current
-from moekit.shards.model import tensors_of
-from moekit.shards.shard import fill_shards
+from moekit.shards.shard import fill_shards, tensors_of
 from moekit.spec.fields import ConflictError, Spec
 from moekit.spec.kinds import DispatcherSpec, MoE
 from moekit.spec.recipe import Recipe

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard
 
 from moekit.parallel.mesh import EXPERT, mesh_of
-from moekit.shards.model import expert_parallel_layers, shards_of
+from moekit.shards.shard import expert_parallel_layers, shards_of
 
 
 @dataclass(frozen=True)

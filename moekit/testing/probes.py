@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from moekit.contracts import BalanceContext, Balancer, Batch, LayerReport, Model, ModelOutput, Source
-from moekit.groups import UniformGroups
+from moekit.contracts.layer import UniformGroups
 from moekit.routing import Routing, Soft
 from moekit.spec.kinds import Form
 from moekit.testing.case import ATTENTION_DIM, Case, normal, tensors_in

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moekit.contracts import ExpertBank
-from moekit.groups import Groups
+from moekit.contracts.layer import Groups
 from moekit.routing import ExpertChoice, Routing, Soft, TokenChoice
 
 

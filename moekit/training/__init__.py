@@ -12,12 +12,12 @@ from moekit.lazy import lazy_exports
 if TYPE_CHECKING:
     from moekit.training.balance import BalanceStep as BalanceStep
     from moekit.training.balance import StepLoad as StepLoad
-    from moekit.training.checkpoint_io import AtomicCheckpointIO as AtomicCheckpointIO
+    from moekit.training.callbacks.checkpoint import AtomicCheckpointIO as AtomicCheckpointIO
     from moekit.training.data import StepLoader as StepLoader
     from moekit.training.module import LitMoE as LitMoE
 
 _MODULE_OF = {
-    "AtomicCheckpointIO": "moekit.training.checkpoint_io",
+    "AtomicCheckpointIO": "moekit.training.callbacks.checkpoint",
     "BalanceStep": "moekit.training.balance",
     "LitMoE": "moekit.training.module",
     "StepLoad": "moekit.training.balance",

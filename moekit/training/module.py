@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 import moekit
+from moekit.checkpoints.format import fill
 from moekit.checkpoints.reading import Handle
-from moekit.checkpoints.tree import fill
 from moekit.compat import trainer_of
 from moekit.contracts import Batch, Data, LossSum, Model, ModelOutput, Objective
 from moekit.errors import CheckpointError, DataError
@@ -36,12 +36,12 @@ from moekit.spec.recipe import Recipe
 from moekit.spec.sharding import sharded_of
 from moekit.training.balance import BalanceStep, StepLoad
 from moekit.training.build import build_model, build_seeded, build_uncut, check_trainable, compile_parts
-from moekit.training.checkpoint_io import read_checkpoint, recount
 from moekit.training.data import StepLoader, ValidationShard, noise_seed
 from moekit.training.health.diagnosis import MicroBatch
 from moekit.training.health.policy import NonFinitePolicy
 from moekit.training.metrics import Pace, Validation, is_logged_step, load_metrics, progress, ratios, reached
 from moekit.training.optim import optimizer_of
+from moekit.training.run.resume import read_checkpoint, recount
 from moekit.training.run.start import StartingPoint
 from moekit.training.step import OptimizerStep, Precision, StepResult, clip, clip_values
 

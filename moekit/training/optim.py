@@ -18,8 +18,7 @@ from moekit.compat import resume_schedule
 from moekit.contracts import Model
 from moekit.errors import CheckpointError
 from moekit.registry import build
-from moekit.shards.model import reduced_bounds, reduced_dims, shards_of, state_shards_of
-from moekit.shards.shard import Dims, TensorShard, slices_of
+from moekit.shards.shard import Dims, TensorShard, reduced_bounds, reduced_dims, shards_of, slices_of, state_shards_of
 from moekit.spec.recipe import Recipe
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from moekit.contracts import LossSum, Model, ModelOutput, Objective
 from moekit.parallel.norm import total_norm
-from moekit.shards.model import local
+from moekit.shards.shard import local
 from moekit.training.balance import BalanceStep, StepLoad
 from moekit.training.health.diagnosis import MicroBatch, diagnose
 from moekit.training.health.policy import NonFiniteStep

@@ -20,8 +20,7 @@ from torch._dynamo.utils import counters
 
 from moekit import Batch, Source
 from moekit.shards.gather import gather
-from moekit.shards.model import local, shards_of, tensors_of
-from moekit.shards.shard import TensorShard
+from moekit.shards.shard import TensorShard, local, shards_of, tensors_of
 from moekit.spec import load
 from moekit.spec.recipe import Recipe
 from moekit.training import LitMoE

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from moekit.contracts import Dispatcher, ExpertBank, LayerDims
-from moekit.groups import UniformGroups
+from moekit.contracts.layer import UniformGroups
 from moekit.routing import ExpertChoice, Pairs, Routing, Soft, TokenChoice, pairs_of
 from moekit_dispatchers.grouped import Grouped
 from moekit_dispatchers.grouped.module import GroupedDispatcher

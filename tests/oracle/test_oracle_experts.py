@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from moekit.contracts import ExpertBank, LayerDims
-from moekit.groups import Groups, UniformGroups
+from moekit.contracts.layer import Groups, UniformGroups
 from moekit_dispatchers.grouped.module import GroupedGroups
 from moekit_dispatchers.loop.module import LoopGroups
 from moekit_experts.ffn import Ffn

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from moekit.groups import UniformGroups
+from moekit.contracts.layer import UniformGroups
 
 
 @pytest.mark.parametrize("E, rows", [(1, 4), (3, 4), (3, 0), (1, 0), (4, 1)])

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from moekit.contracts import ExpertBank
-from moekit.groups import UniformGroups
+from moekit.contracts.layer import UniformGroups
 from moekit.testing.case import Case, Check, normal, require, require_equal, require_finite
 from moekit.testing.reference import LoopGroups
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from moekit.shards.model import reduced_dims
+from moekit.shards.shard import reduced_dims
 from moekit.spec.kinds import OptimizerSpec
 from moekit.testing.case import Case, Check, require, require_finite
 

@@ -1,23 +1,28 @@
-"""When a run saves: after every validation, and at its end; by one callback, which also knows the best so far."""
+"""When and how a run saves: a callback after every validation, and the plugin that writes what Lightning saves."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint as CheckpointCallback
+from lightning.pytorch.plugins.io import CheckpointIO
 
-from moekit.checkpoints.pointers import Retention, last_of, recover, step_name, step_of, target_of, write_pointer
+from moekit.checkpoints.background import Background
+from moekit.checkpoints.files import Retention, last_of, recover, remove, step_name, step_of, target_of, write_pointer
+from moekit.checkpoints.format import fill
+from moekit.checkpoints.reading import Checkpoint, Handle, open_checkpoint
+from moekit.checkpoints.writing import save_tree
 from moekit.errors import SaveError
-from moekit.training.checkpoint_io import AtomicCheckpointIO
 
 MONITOR = "val/loss"
 
 
-class SaveCheckpoints(Checkpoint):
+class SaveCheckpoints(CheckpointCallback):
     """Saves ``step-…`` after every validation, has ``last`` name it, and ``best`` the lowest ``val/loss``.
 
     A save that fails is told in a line, and training goes on: the next one may find room. The run ends with an error
@@ -122,3 +127,80 @@ class SaveCheckpoints(Checkpoint):
         self._failed = error
         if trainer.is_global_zero:
             self.tell(f"\n{error}\n  training goes on; the next checkpoint may find room")
+
+
+class AtomicCheckpointIO(CheckpointIO):
+    """A Lightning checkpoint plugin: ``Trainer(plugins=[AtomicCheckpointIO()])``. Local directories only.
+
+    Args:
+        asynchronous: write while training goes on. What goes wrong is raised by the next save, or at the end.
+        opened: the checkpoint that is gone on from: of its files, those that were compared are not compared again.
+    """
+
+    def __init__(self, *, asynchronous: bool = False, opened: Checkpoint | None = None) -> None:
+        self._opened = opened
+        self._behind = Background() if asynchronous else None
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Retention | None = None
+    ) -> None:
+        """Saves a directory, which appears when it is whole.
+
+        Args:
+            checkpoint: plain values and tensors.
+            path: of the directory.
+            storage_options: which pointers are to name it, and how many others stay.
+
+        Raises:
+            SaveError: it could not be written; asynchronously: the one before.
+        """
+        self._opened = None  # which may be saved over, or removed as one too many
+        step = checkpoint.get("global_step")
+        save_tree(checkpoint, Path(path), step=step, keeping=storage_options, behind=self._behind)
+
+    def open(self, path: str | os.PathLike[str]) -> Checkpoint:
+        """A checkpoint: the one that is open already, until something is saved, or one that is opened now.
+
+        Raises:
+            CheckpointError: it is missing, damaged or no checkpoint.
+        """
+        if self._opened is not None and self._opened.path.resolve() == Path(path).resolve():
+            return self._opened
+        return open_checkpoint(Path(path))
+
+    def load_checkpoint(
+        self, path: str | os.PathLike[str], map_location: Any | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """All of a checkpoint, on the CPU: it holds plain values and tensors, whatever ``weights_only`` asks for.
+
+        Raises:
+            CheckpointError: it is missing, damaged or no checkpoint.
+        """
+        contents: dict[str, Any] = self.open(path).whole()
+        return contents
+
+    def load_handles(self, path: str | os.PathLike[str], names: Collection[str]) -> dict[str, Any]:
+        """The tree of a checkpoint; below the keys ``names`` each tensor is a ``Handle``, which reads slices.
+
+        Raises:
+            CheckpointError: it is missing, damaged or no checkpoint.
+        """
+        plain: dict[str, Any] = self.open(path).plain
+        return {key: value if key in names else fill(value, Handle.whole, Handle) for key, value in plain.items()}
+
+    def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
+        """Removes a directory."""
+        remove(Path(path))
+
+    def wait(self) -> None:
+        """Returns when nothing is being written.
+
+        Raises:
+            SaveError: what was, could not be.
+        """
+        if self._behind is not None:
+            self._behind.wait()
+
+    def teardown(self) -> None:
+        """The same, at the end."""
+        self.wait()

@@ -24,12 +24,12 @@ from torch.distributed.fsdp import FSDPModule
 from torch.utils.hooks import RemovableHandle
 
 from moekit.contracts import Batch, Dispatched, Dispatcher, ExpertBank, Model, ModelOutput, Objective, Router
+from moekit.contracts.layer import Groups, UniformGroups
 from moekit.distributed import is_distributed
-from moekit.groups import Groups, UniformGroups
 from moekit.layer import MoELayer
 from moekit.routing import ExpertChoice, Routing, TokenChoice
 from moekit.seeds import seed_all
-from moekit.shards.model import local
+from moekit.shards.shard import local
 
 
 class MicroBatch(NamedTuple):

@@ -9,7 +9,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from moekit.contracts import Data, Model
 from moekit.shards.gather import gather
-from moekit.shards.model import tensors_of
+from moekit.shards.shard import tensors_of
 from moekit.training.build import build_model
 from moekit.training.module import LitMoE
 

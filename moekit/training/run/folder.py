@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from moekit.checkpoints.pointers import steps_in, target_of
+from moekit.checkpoints.files import steps_in, target_of
 from moekit.checkpoints.reading import is_checkpoint
 from moekit.errors import CheckpointError, MoekitError
 from moekit.registry import current

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from moekit.checkpoints.files import replace_file
 from moekit.errors import MoekitError
-from moekit.files import replace_file
 from moekit.params import count_parameters
-from moekit.shards.model import shards_of
+from moekit.shards.shard import shards_of
 from moekit.training.module import LitMoE
 from moekit.training.run.folder import RunFolder
 from moekit.training.run.metrics_log import Row, curve

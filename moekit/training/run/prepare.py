@@ -23,16 +23,16 @@ from moekit.parallel.strategy import ShardedStrategy, check_layout
 from moekit.spec import to_plain
 from moekit.spec.recipe import Recipe
 from moekit.spec.sharding import NAME, sharded_of
-from moekit.training.callbacks.checkpoint import SaveCheckpoints
+from moekit.training.callbacks.checkpoint import AtomicCheckpointIO, SaveCheckpoints
 from moekit.training.callbacks.interrupt import StopOnInterrupt
 from moekit.training.callbacks.load_history import LoadHistory
 from moekit.training.callbacks.progress import TrainingProgress, counted_unit
-from moekit.training.checkpoint_io import AtomicCheckpointIO, check_same_model
 from moekit.training.data import batch_at
 from moekit.training.metrics import loss_sums, unknown_metric
 from moekit.training.module import DEFAULT_STEPS, LitMoE
 from moekit.training.run.folder import RunFolder
 from moekit.training.run.metrics_log import RunLog
+from moekit.training.run.resume import check_same_model
 
 
 @dataclass(frozen=True, kw_only=True)

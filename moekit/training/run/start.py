@@ -18,11 +18,10 @@ from moekit.contracts import Data
 from moekit.errors import CheckpointError, Problem, SpecError
 from moekit.layer import MoELayer
 from moekit.parallel.launch import decide_on_rank_zero
-from moekit.shards.model import tensors_of
-from moekit.shards.shard import fill_shards
+from moekit.shards.shard import fill_shards, tensors_of
 from moekit.spec.recipe import Recipe, Start
-from moekit.training.checkpoint_io import read_checkpoint
 from moekit.training.run.folder import RUNS, checkpoint_of
+from moekit.training.run.resume import read_checkpoint
 
 SHOWN = 5  # names in a message
 PREFIX = "model."  # of the model's tensors in a checkpoint of ``LitMoE``

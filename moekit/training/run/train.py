@@ -15,17 +15,16 @@ import lightning as L
 import torch.distributed as dist
 from rich.console import Console
 
+from moekit.checkpoints.files import replace_file
 from moekit.compat import kill_started_processes
 from moekit.contracts import Model
 from moekit.distributed import is_distributed
 from moekit.errors import CheckpointError, MoekitError
-from moekit.files import replace_file
 from moekit.parallel.launch import decide_on_rank_zero, is_rank_zero
 from moekit.screen import Screen
 from moekit.spec import dump
 from moekit.spec.recipe import Recipe
 from moekit.training.build import FOR_A_RUN, check_trainable
-from moekit.training.checkpoint_io import read_checkpoint, verify_checkpoints
 from moekit.training.run.console import print_header, print_summary
 from moekit.training.run.dense_baseline import dense_recipe
 from moekit.training.run.evaluation import evaluate, gather_model
@@ -33,6 +32,7 @@ from moekit.training.run.folder import RUNS, RunFolder, check_run_name, check_wr
 from moekit.training.run.outcome import Outcome, compare, outcome_of, write_summary
 from moekit.training.run.plots import draw_plots
 from moekit.training.run.prepare import Prepared, prepare, quiet
+from moekit.training.run.resume import read_checkpoint, verify_checkpoints
 from moekit.training.run.start import with_checkpoint_path
 
 

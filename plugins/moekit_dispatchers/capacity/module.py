@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from moekit.contracts import Dispatched, Dispatcher, ExpertBank, LayerDims
-from moekit.groups import UniformGroups
+from moekit.contracts.layer import UniformGroups
 from moekit.routing import Routing, TokenChoice
 from moekit_dispatchers.capacity import Capacity
 from moekit_dispatchers.queues import affinities, as_written, length, places, token_choice

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moekit.contracts import Dispatched, ExpertBank
-from moekit.groups import Groups
+from moekit.contracts.layer import Groups
 from moekit.routing import Pairs
 
 MOST_PAIRS = 32

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moekit.contracts import Dispatched, Dispatcher, ExpertBank, LayerDims
-from moekit.groups import Groups
+from moekit.contracts.layer import Groups
 from moekit.routing import Pairs, Routing, pairs_of
 from moekit_dispatchers.grouped import Grouped
 from moekit_dispatchers.grouped.few import are_few, few

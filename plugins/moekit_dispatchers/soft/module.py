@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from moekit.contracts import Dispatched, Dispatcher, ExpertBank, LayerDims
-from moekit.groups import UniformGroups
+from moekit.contracts.layer import UniformGroups
 from moekit.routing import Routing
 from moekit.routing import Soft as SoftRouting
 from moekit_dispatchers.soft import Soft

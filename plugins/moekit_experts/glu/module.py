@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moekit.contracts import ExpertBank, Init, LayerDims, StandardForm
-from moekit.groups import Groups
+from moekit.contracts.layer import Groups
 from moekit_experts.glu import Glu
 from moekit_experts.stacked import ACTIVATIONS, draw_uniform, stacked
 

@@ -7,7 +7,7 @@ from typing import final
 from torch import Tensor
 
 from moekit.contracts import ExpertBank, LayerDims
-from moekit.groups import Groups
+from moekit.contracts.layer import Groups
 from moekit_experts.linear import Linear, Logistic
 from moekit_experts.stacked import draw_uniform, stacked
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from moekit.shards.layout import ParameterLayout, Sum, add_up, parameter_layouts
-from moekit.shards.model import local
+from moekit.shards.shard import local
 from moekit_optimizers.adafactor import Adafactor
 from moekit_optimizers.decay import groups
 

@@ -18,8 +18,8 @@ from moekit.bench.parts import dispatchers_for, nodes_of, routers_for
 from moekit.bench.router import compare_routers
 from moekit.bench.shapes import SHAPES, Shape
 from moekit.bench.work import IdentityExperts, build_in, counted_work, make_work, plain_dispatch, sparse_spec
+from moekit.contracts.layer import UniformGroups
 from moekit.errors import MoekitError, SpecError
-from moekit.groups import UniformGroups
 from moekit.registry import current
 from moekit.spec.kinds import DispatcherSpec
 

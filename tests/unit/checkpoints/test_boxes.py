@@ -15,11 +15,9 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from torch import Tensor
 
-from moekit.checkpoints.process_group import Ranks
 from moekit.checkpoints.reading import Checkpoint, open_checkpoint
 from moekit.checkpoints.safetensors_file import DTYPES, TensorFile, bytes_of, digest_of, runs, write_tensors
-from moekit.checkpoints.write_plan import SMALL, make_plan
-from moekit.checkpoints.writing import Save, begin, publish, save_tree, seal, write
+from moekit.checkpoints.writing import SMALL, Ranks, Save, begin, make_plan, publish, save_tree, seal, write
 from moekit.errors import CheckpointError
 from moekit.shards.shard import TensorShard, fill_shards, intersection, slices_of, tiling_error, unsharded
 

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from moekit.checkpoints import manifest
-from moekit.checkpoints import pointers as keeping
-from moekit.checkpoints.pointers import Retention, last_of, recover, remove, step_name, steps_in, target_of
+from moekit.checkpoints import files as keeping
+from moekit.checkpoints import format as checkpoint_format
+from moekit.checkpoints.files import Retention, last_of, recover, remove, step_name, steps_in, target_of
 from moekit.checkpoints.reading import is_whole, open_checkpoint
 from moekit.checkpoints.writing import save_tree
 from moekit.errors import CheckpointError, SaveError
@@ -95,13 +95,13 @@ def test_a_removal_that_breaks_off_leaves_nothing_like_a_checkpoint(
 
 def test_every_file_is_summed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Opened, compared as a whole, read: however a checkpoint is used."""
-    path, summed, real = save(tmp_path, 1), [], manifest.digest_of
+    path, summed, real = save(tmp_path, 1), [], checkpoint_format.digest_of
 
     def digest_of(file: Path) -> Any:
         summed.append(file.name)
         return real(file)
 
-    monkeypatch.setattr(manifest, "digest_of", digest_of)
+    monkeypatch.setattr(checkpoint_format, "digest_of", digest_of)
     checkpoint = open_checkpoint(path)
     assert summed == ["state.json"]
     checkpoint.verify()
@@ -115,10 +115,10 @@ def test_files_are_summed_side_by_side_and_the_first_damaged_one_is_named(
 ) -> None:
     """By its place in the manifest, though a later one is found sooner."""
     names = [f"part-{i}" for i in range(6)]
-    files = {name: manifest.write_file(tmp_path / name, name.encode() * 99) for name in names}
+    files = {name: checkpoint_format.write_file(tmp_path / name, name.encode() * 99) for name in names}
     for name in ("part-2", "part-3"):
         (tmp_path / name).write_bytes(name.upper().encode() * 99)
-    two, later, real = threading.Barrier(2), threading.Event(), manifest.digest_of
+    two, later, real = threading.Barrier(2), threading.Event(), checkpoint_format.digest_of
 
     def digest_of(file: Path) -> Any:
         if file.name in names[:2]:
@@ -131,8 +131,8 @@ def test_files_are_summed_side_by_side_and_the_first_damaged_one_is_named(
         return found
 
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    monkeypatch.setattr(manifest, "digest_of", digest_of)
-    whole = manifest.Manifest(1, files)
+    monkeypatch.setattr(checkpoint_format, "digest_of", digest_of)
+    whole = checkpoint_format.Manifest(1, files)
     whole.check_sums(tmp_path, names[:2])
     with pytest.raises(CheckpointError, match="part-2 is damaged: its sha256 is not the one it was written with"):
         whole.check_sums(tmp_path, names[2:])

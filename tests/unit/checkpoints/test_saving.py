@@ -22,12 +22,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import moekit
-from moekit.checkpoints import pointers as keeping
+from moekit.checkpoints import files as keeping
 from moekit.checkpoints import writing
 from moekit.checkpoints.background import Background
-from moekit.checkpoints.pointers import Retention, last_of, recover, step_name, steps_in, target_of, write_pointer
+from moekit.checkpoints.files import Retention, last_of, recover, step_name, steps_in, target_of, write_pointer
+from moekit.checkpoints.format import decode, encode
 from moekit.checkpoints.reading import is_checkpoint, is_whole, open_checkpoint
-from moekit.checkpoints.tree import decode, encode
 from moekit.checkpoints.writing import save_tree
 from moekit.errors import CheckpointError, SaveError
 
@@ -205,7 +205,7 @@ def test_a_planted_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
             path = save(tmp_path, 1)
             (path / name).write_bytes(payload)
             if name != "manifest.json":
-                old = moekit.checkpoints.manifest.Manifest.read(path)  # type: ignore[attr-defined]
+                old = moekit.checkpoints.format.Manifest.read(path)  # type: ignore[attr-defined]
                 digest = moekit.checkpoints.safetensors_file.digest_of(path / name)  # type: ignore[attr-defined]
                 type(old)(1, {**old.files, name: digest}).write(path)
             with pytest.raises(CheckpointError, match=name):
@@ -271,7 +271,7 @@ def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
 import resource, signal, sys
 from pathlib import Path
 import torch
-from moekit.checkpoints.pointers import Retention
+from moekit.checkpoints.files import Retention
 from moekit.checkpoints.writing import save_tree
 from moekit.errors import SaveError
 folder = Path({str(tmp_path)!r})
@@ -294,8 +294,8 @@ import os, signal, sys
 from pathlib import Path
 import torch
 from moekit.checkpoints import writing
-from moekit.checkpoints import pointers as keeping
-from moekit.checkpoints.pointers import Retention
+from moekit.checkpoints import files as keeping
+from moekit.checkpoints.files import Retention
 from moekit.checkpoints.writing import save_tree
 
 def save(folder, step):

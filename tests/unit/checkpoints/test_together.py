@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from moekit.checkpoints.process_group import all_ranks
+from moekit.checkpoints.writing import all_ranks
 
 TEXT = "naïve 木 \N{SLIGHTLY SMILING FACE}"
 

@@ -6,7 +6,7 @@ import torch
 from fake_ranks import as_rank
 from torch.distributed.tensor import DTensor, Shard
 
-from moekit.checkpoints.tree import encode
+from moekit.checkpoints.format import encode
 from moekit.parallel.mesh import world_mesh
 from moekit.shards.shard import TensorShard
 

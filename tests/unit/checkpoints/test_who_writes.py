@@ -7,7 +7,7 @@ import json
 import torch
 from test_boxes import Talk
 
-from moekit.checkpoints.write_plan import make_plan
+from moekit.checkpoints.writing import make_plan
 from moekit.shards.shard import unsharded
 
 

@@ -32,7 +32,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from moekit.contracts import ExpertBank, Init, LayerDims
-from moekit.groups import Groups
+from moekit.contracts.layer import Groups
 from moekit.layer import MoELayer
 from moekit.parallel.mesh import EXPERT, REPLICA, mesh_of, world_mesh
 from moekit.parallel.traffic import choices_of, rows_of, traffic

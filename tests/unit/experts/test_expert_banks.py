@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from moekit.contracts import ExpertBank, Init, LayerDims
-from moekit.groups import UniformGroups
+from moekit.contracts.layer import UniformGroups
 from moekit.registry import build, current
 from moekit.spec.kinds import ExpertSpec
 from moekit_experts.ffn import Ffn

@@ -24,8 +24,7 @@ from moekit.contracts import Init, Model
 from moekit.layer import MoELayer
 from moekit.parallel.sharding import shard
 from moekit.registry import build
-from moekit.shards.model import local, shards_of, state_shards_of
-from moekit.shards.shard import TensorShard, slices_of
+from moekit.shards.shard import TensorShard, local, shards_of, slices_of, state_shards_of
 from moekit.spec.kinds import MoE
 from moekit.training.optim import save_by_name, split_by_layout
 from moekit.weights import init_weights

@@ -19,7 +19,7 @@ from moekit.contracts import Model
 from moekit.parallel.sharding import shard
 from moekit.parallel.strategy import with_expert_parallel
 from moekit.registry import build
-from moekit.shards.model import local, shards_of
+from moekit.shards.shard import local, shards_of
 from moekit.spec.sharding import Sharded
 
 

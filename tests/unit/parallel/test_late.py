@@ -16,7 +16,7 @@ from moekit.errors import MoekitError
 from moekit.parallel.deferred_init import DeferredInit, ShardWriter, defer_init
 from moekit.parallel.sharding import shard
 from moekit.parallel.strategy import ShardedStrategy, with_expert_parallel
-from moekit.shards.model import expert_parallel_layers, local, tensors_of
+from moekit.shards.shard import expert_parallel_layers, local, tensors_of
 from moekit.spec.recipe import Recipe
 from moekit.spec.sharding import Sharded
 from moekit.training.build import build_model, build_seeded, build_uncut

@@ -22,8 +22,7 @@ from moekit.parallel.norm import total_norm
 from moekit.parallel.sharding import shard
 from moekit.parallel.strategy import with_expert_parallel
 from moekit.registry import build
-from moekit.shards.model import shards_of, state_shards_of, tensors_of
-from moekit.shards.shard import TensorShard, slices_of
+from moekit.shards.shard import TensorShard, shards_of, slices_of, state_shards_of, tensors_of
 from moekit.spec.sharding import Sharded
 from moekit.weights import init_weights
 

@@ -20,7 +20,7 @@ from moekit.contracts import Model
 from moekit.errors import CheckpointError, SpecError
 from moekit.parallel.strategy import ShardedStrategy, check_layout, mixtures, with_expert_parallel
 from moekit.spec.sharding import Sharded
-from moekit.training.checkpoint_io import AtomicCheckpointIO
+from moekit.training.callbacks.checkpoint import AtomicCheckpointIO
 from moekit_dispatchers.expert_parallel import ExpertParallel
 from moekit_dispatchers.grouped import Grouped
 

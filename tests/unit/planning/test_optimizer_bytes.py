@@ -14,7 +14,7 @@ from moekit.params import build_on_meta
 from moekit.planning.optimizer_bytes import state_kinds
 from moekit.planning.weight_bytes import Layout, optimizer_bytes, weights_of
 from moekit.registry import build
-from moekit.shards.model import local
+from moekit.shards.shard import local
 from moekit.spec.recipe import Recipe
 from moekit.spec.sharding import Sharded
 from moekit.training.optim import optimizer_of

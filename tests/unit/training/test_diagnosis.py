@@ -17,7 +17,7 @@ from torch._dynamo import eval_frame
 
 from moekit import Batch, LossSum, LossTerm, MoekitError, MoELayer
 from moekit.contracts import ExpertBank
-from moekit.groups import Groups, UniformGroups
+from moekit.contracts.layer import Groups, UniformGroups
 from moekit.training import LitMoE
 from moekit.training.health.diagnosis import Found, Watch, _largest, named_experts
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from moekit import CheckpointError, MoekitError
-from moekit.checkpoints.pointers import step_name, write_pointer
+from moekit.checkpoints.files import step_name, write_pointer
 from moekit.checkpoints.writing import save_tree
 from moekit.training.run.folder import RunFolder, check_run_name, checkpoint_of
 

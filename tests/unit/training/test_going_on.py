@@ -13,16 +13,17 @@ import torch
 from rich.console import Console
 
 from moekit import CheckpointError, load
-from moekit.checkpoints import manifest
-from moekit.checkpoints.pointers import step_name
+from moekit.checkpoints import format as checkpoint_format
+from moekit.checkpoints.files import step_name
+from moekit.checkpoints.format import fill
 from moekit.checkpoints.reading import Handle
-from moekit.checkpoints.tree import fill
 from moekit.checkpoints.writing import save_tree
 from moekit.parallel import launch
 from moekit.parallel.strategy import ShardedStrategy
 from moekit.spec.sharding import Sharded
-from moekit.training.checkpoint_io import AtomicCheckpointIO, read_checkpoint, verify_checkpoints
+from moekit.training.callbacks.checkpoint import AtomicCheckpointIO
 from moekit.training.run.folder import RunFolder
+from moekit.training.run.resume import read_checkpoint, verify_checkpoints
 from moekit.training.run.train import train
 
 Make = Callable[..., dict[str, Any]]
@@ -32,13 +33,13 @@ STATE, TENSORS = "state.json", "tensors-00001-of-00001.safetensors"
 @pytest.fixture
 def summed(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How often each file was read whole for its sum."""
-    seen, real = Counter[str](), manifest.digest_of
+    seen, real = Counter[str](), checkpoint_format.digest_of
 
     def digest_of(file: Path) -> Any:
         seen[f"{file.parent.name}/{file.name}"] += 1
         return real(file)
 
-    monkeypatch.setattr(manifest, "digest_of", digest_of)
+    monkeypatch.setattr(checkpoint_format, "digest_of", digest_of)
     return seen
 
 
@@ -97,8 +98,8 @@ def test_another_process_sums_what_it_reads(saved: Path, summed: Counter[str], m
 
 def test_others_wait_longer_for_more_bytes(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[Any] = []
-    monkeypatch.setattr("moekit.training.checkpoint_io.decide_on_rank_zero", lambda *_, timeout: waits.append(timeout))
-    monkeypatch.setattr("moekit.training.checkpoint_io.SLOWEST", 1.0)
+    monkeypatch.setattr("moekit.training.run.resume.decide_on_rank_zero", lambda *_, timeout: waits.append(timeout))
+    monkeypatch.setattr("moekit.training.run.resume.SLOWEST", 1.0)
     checkpoint = read_checkpoint(saved)
     size = sum((saved / name).stat().st_size for name in (STATE, TENSORS))
     verify_checkpoints([])

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from moekit import DataError, MoekitError, MoELayer, SpecError, load, to_plain
+from moekit.checkpoints.format import fill
 from moekit.checkpoints.reading import Handle
-from moekit.checkpoints.tree import fill
 from moekit.seeds import seed_all
 from moekit.training import AtomicCheckpointIO, LitMoE, StepLoader
-from moekit.training.checkpoint_io import read_checkpoint
 from moekit.training.data import noise_seed
 from moekit.training.run.prepare import metric_names
+from moekit.training.run.resume import read_checkpoint
 
 pytestmark = pytest.mark.usefixtures("calm")
 Tree = dict[str, Any]

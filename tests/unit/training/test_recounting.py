@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from moekit.errors import CheckpointError
-from moekit.training.checkpoint_io import recount
+from moekit.training.run.resume import recount
 
 
 def checkpoint(counts: dict[str, int], accumulate: int) -> dict[str, Any]:

@@ -21,19 +21,18 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from moekit import CheckpointError, MoekitError, SpecError, load
-from moekit.checkpoints.pointers import step_name, write_pointer
+from moekit.checkpoints.files import replace_file, step_name, write_pointer
 from moekit.checkpoints.writing import save_tree
-from moekit.files import replace_file
 from moekit.inference.generate import draw, stream
 from moekit.training.callbacks.load_history import LoadHistory
 from moekit.training.callbacks.progress import metrics_line, validation_line
-from moekit.training.checkpoint_io import check_same_model, differences, read_checkpoint
 from moekit.training.metrics import Meter, Pace, ratios
 from moekit.training.run.console import comparison_lines
 from moekit.training.run.folder import RunFolder, check_writable, checkpoint_of
 from moekit.training.run.metrics_log import RunLog, curve, read_metrics
 from moekit.training.run.outcome import Outcome, compare, value_at
 from moekit.training.run.prepare import make_trainer, quiet, trainer_options
+from moekit.training.run.resume import check_same_model, differences, read_checkpoint
 from moekit_optimizers.adafactor import Adafactor
 
 
@@ -80,7 +79,7 @@ def test_a_killed_write_leaves_the_old_file(tmp_path: Path) -> None:
     code = f"""
 import os, signal
 from pathlib import Path
-from moekit.files import replace_file
+from moekit.checkpoints.files import replace_file
 replace_file(Path({str(path)!r}), lambda p: p.write_text("old"))
 def die(p):
     p.write_text("half")

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from moekit.checkpoints import writing
-from moekit.checkpoints.pointers import last_of, step_name, steps_in, target_of, write_pointer
+from moekit.checkpoints.files import last_of, step_name, steps_in, target_of, write_pointer
 from moekit.checkpoints.reading import is_whole, open_checkpoint
 from moekit.errors import SaveError
 from moekit.spec import load

@@ -12,15 +12,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from moekit.checkpoints.pointers import write_pointer
+from moekit.checkpoints.files import write_pointer
 from moekit.checkpoints.reading import open_checkpoint
 from moekit.errors import CheckpointError, SpecError
 from moekit.inference.generate import load_run
 from moekit.spec import load, to_plain
 from moekit.spec.recipe import Start
-from moekit.training.checkpoint_io import AtomicCheckpointIO, check_same_model
+from moekit.training.callbacks.checkpoint import AtomicCheckpointIO
 from moekit.training.module import LitMoE
 from moekit.training.run.folder import checkpoint_of
+from moekit.training.run.resume import check_same_model
 from moekit.training.run.start import StartingPoint, expert_parameters, with_checkpoint_path
 
 Make = Callable[..., dict[str, Any]]

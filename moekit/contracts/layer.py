@@ -1,19 +1,150 @@
-"""The contracts that make a layer of an expert bank (``experts.py``): router, dispatcher, balancer."""
+"""What a layer is made of: rows grouped by expert, the experts, the router, the dispatcher, the balancers."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moekit.contracts.experts import ExpertBank
 from moekit.init import Init, init_matrices
 from moekit.routing import LossTerm, Routing
+
+
+class Groups(ABC):
+    """N rows, sorted by the expert they belong to. Rows past the last group belong to no expert: they come out 0.
+
+    Attributes:
+        num_experts: E.
+        num_rows: N.
+    """
+
+    num_experts: int
+    num_rows: int
+
+    @abstractmethod
+    def linear(self, x_ND: Tensor, w_EHD: Tensor, b_EH: Tensor | None = None) -> Tensor:
+        """``y_NH``: each row through its own expert's weight (laid out like ``nn.Linear``: out, in) and bias."""
+
+    @abstractmethod
+    def per_row(self, p_EX: Tensor) -> Tensor:
+        """``p_NX``: for each row its own expert's slice of a parameter stacked over experts."""
+
+    @abstractmethod
+    def split(self, x_ND: Tensor) -> list[Tensor]:
+        """The rows of each expert, E tensors of shape ``[n_e, D]``, for experts that are not stacked.
+
+        The E outputs, concatenated, are the first rows of the bank's output; the rest is 0.
+        """
+
+
+class UniformGroups(Groups):
+    """The same number of rows for every expert: dense layers (E = 1), shared experts, soft routing, capacity.
+
+    Raises:
+        ValueError: ``num_rows`` is no multiple of ``num_experts``.
+    """
+
+    def __init__(self, num_experts: int, num_rows: int) -> None:
+        if num_rows % num_experts:
+            raise ValueError(f"{num_rows} rows cannot be shared evenly by {num_experts} experts")
+        self.num_experts = num_experts
+        self.num_rows = num_rows
+
+    def linear(self, x_ND: Tensor, w_EHD: Tensor, b_EH: Tensor | None = None) -> Tensor:
+        """``y_NH``, as one batched product."""
+        if self.num_experts == 1:
+            return F.linear(x_ND, w_EHD.squeeze(0), None if b_EH is None else b_EH.squeeze(0))
+        x_ECD = self._by_expert(x_ND)
+        # baddbmm, not a product and a sum: autocast must reach the bias too
+        y_ECH = x_ECD @ w_EHD.mT if b_EH is None else torch.baddbmm(b_EH[:, None], x_ECD, w_EHD.mT)
+        return y_ECH.reshape(self.num_rows, w_EHD.shape[1])
+
+    def per_row(self, p_EX: Tensor) -> Tensor:
+        """``p_NX``, each expert's slice repeated for its rows."""
+        return p_EX.repeat_interleave(self.num_rows // self.num_experts, dim=0)
+
+    def split(self, x_ND: Tensor) -> list[Tensor]:
+        """E equal parts."""
+        return list(self._by_expert(x_ND).unbind(0))
+
+    def _by_expert(self, x_ND: Tensor) -> Tensor:
+        return x_ND.reshape(self.num_experts, self.num_rows // self.num_experts, x_ND.shape[1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class StandardForm:
+    """The weights of a bank that computes ``down(act(gate(x)) * up(x))`` or ``down(act(up(x)))``, and nothing else.
+
+    A dispatcher with a kernel for that may use them in place of the bank's ``forward``, which stays the truth that the
+    kernel is tested against.
+
+    Attributes:
+        activation: ``silu``, ``gelu`` (exact), ``relu`` or ``sigmoid``.
+        gated: whether there is a gate.
+        w_in_EHD: ``[E, 2H, D]``, the gate in the first H rows of each expert and up in the rest; ``[E, H, D]`` without
+            a gate.
+        w_out_EOH: ``[E, O, H]``.
+    """
+
+    activation: str
+    gated: bool
+    w_in_EHD: Tensor
+    w_out_EOH: Tensor
+
+
+class ExpertBank(nn.Module, ABC):
+    """E experts of one shape. Built as ``Target(spec, dims)``.
+
+    Attributes:
+        num_experts: E.
+        out_dim: O.
+    """
+
+    num_experts: int
+    out_dim: int
+
+    @abstractmethod
+    def forward(self, x_ND: Tensor, groups: Groups) -> Tensor:
+        """``y_NO``: each row through its own expert. Rows are sorted by expert; ``groups`` does the products."""
+
+    def init_weights(self, init: Init) -> None:
+        """Draws the weights as the model that holds the layer asks."""
+        init_matrices(self, init)
+
+    def standard_form(self) -> StandardForm | None:
+        """The weights, where this bank is of a form that fused kernels know; None where it is not (or not now)."""
+        return None
+
+    @staticmethod
+    def from_modules(modules: Iterable[nn.Module], out_dim: int) -> ExpertBank:
+        """A bank of any modules that map ``[n, D] -> [n, O]``, run one after the other."""
+        return ModuleExperts(modules, out_dim)
+
+
+class ModuleExperts(ExpertBank):
+    """A bank of independent modules, for whoever does not mind the loop."""
+
+    def __init__(self, modules: Iterable[nn.Module], out_dim: int) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(modules)
+        self.num_experts = len(self.experts)
+        self.out_dim = out_dim
+
+    def forward(self, x_ND: Tensor, groups: Groups) -> Tensor:
+        """``y_NO``: each expert on its own rows."""
+        parts = [expert(x) for expert, x in zip(self.experts, groups.split(x_ND), strict=True)]
+        y_NO = torch.cat(parts)
+        missing = x_ND.shape[0] - y_NO.shape[0]
+        return torch.cat([y_NO, y_NO.new_zeros(missing, self.out_dim)]) if missing else y_NO
+
+    def init_weights(self, init: Init) -> None:
+        """Keeps the modules' own initialisation: they are the caller's."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,102 +1,18 @@
-"""Checkpoints of training runs: what Lightning saves, in the format of ``moekit.checkpoints``."""
+"""Reading the checkpoint that a run resumes, and what must match between it and the run."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.plugins.io import CheckpointIO
-
-from moekit.checkpoints.background import Background
-from moekit.checkpoints.pointers import Retention, remove
-from moekit.checkpoints.reading import Checkpoint, Handle, open_checkpoint
-from moekit.checkpoints.tree import fill
-from moekit.checkpoints.writing import save_tree
+from moekit.checkpoints.reading import Checkpoint, open_checkpoint
 from moekit.compat import loop_counters
 from moekit.errors import CheckpointError
 from moekit.parallel.launch import RANK_ZERO_TIMEOUT, decide_on_rank_zero
 
 SLOWEST = 100e6  # bytes/s that are read of a checkpoint, at the least, while other processes wait
-
-
-class AtomicCheckpointIO(CheckpointIO):
-    """A Lightning checkpoint plugin: ``Trainer(plugins=[AtomicCheckpointIO()])``. Local directories only.
-
-    Args:
-        asynchronous: write while training goes on. What goes wrong is raised by the next save, or at the end.
-        opened: the checkpoint that is gone on from: of its files, those that were compared are not compared again.
-    """
-
-    def __init__(self, *, asynchronous: bool = False, opened: Checkpoint | None = None) -> None:
-        self._opened = opened
-        self._behind = Background() if asynchronous else None
-
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Retention | None = None
-    ) -> None:
-        """Saves a directory, which appears when it is whole.
-
-        Args:
-            checkpoint: plain values and tensors.
-            path: of the directory.
-            storage_options: which pointers are to name it, and how many others stay.
-
-        Raises:
-            SaveError: it could not be written; asynchronously: the one before.
-        """
-        self._opened = None  # which may be saved over, or removed as one too many
-        step = checkpoint.get("global_step")
-        save_tree(checkpoint, Path(path), step=step, keeping=storage_options, behind=self._behind)
-
-    def open(self, path: str | os.PathLike[str]) -> Checkpoint:
-        """A checkpoint: the one that is open already, until something is saved, or one that is opened now.
-
-        Raises:
-            CheckpointError: it is missing, damaged or no checkpoint.
-        """
-        if self._opened is not None and self._opened.path.resolve() == Path(path).resolve():
-            return self._opened
-        return open_checkpoint(Path(path))
-
-    def load_checkpoint(
-        self, path: str | os.PathLike[str], map_location: Any | None = None, weights_only: bool | None = None
-    ) -> dict[str, Any]:
-        """All of a checkpoint, on the CPU: it holds plain values and tensors, whatever ``weights_only`` asks for.
-
-        Raises:
-            CheckpointError: it is missing, damaged or no checkpoint.
-        """
-        contents: dict[str, Any] = self.open(path).whole()
-        return contents
-
-    def load_handles(self, path: str | os.PathLike[str], names: Collection[str]) -> dict[str, Any]:
-        """The tree of a checkpoint; below the keys ``names`` each tensor is a ``Handle``, which reads slices.
-
-        Raises:
-            CheckpointError: it is missing, damaged or no checkpoint.
-        """
-        plain: dict[str, Any] = self.open(path).plain
-        return {key: value if key in names else fill(value, Handle.whole, Handle) for key, value in plain.items()}
-
-    def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
-        """Removes a directory."""
-        remove(Path(path))
-
-    def wait(self) -> None:
-        """Returns when nothing is being written.
-
-        Raises:
-            SaveError: what was, could not be.
-        """
-        if self._behind is not None:
-            self._behind.wait()
-
-    def teardown(self) -> None:
-        """The same, at the end."""
-        self.wait()
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

@@ -8,10 +8,9 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-
-from moekit.files import replace_file
 
 STEP = re.compile(r"step-(\d{8,})")
 POINTERS = ("last", "best")
@@ -130,3 +129,30 @@ def remove(path: Path, *, strict: bool = True) -> None:
     except OSError:
         if strict:
             raise
+
+
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Has ``write`` fill a temporary file beside ``path``, then moves it to ``path`` in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.tmp")
+    try:
+        write(beside)
+        with beside.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except OSError as error:
+        if error.filename or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error  # a write that fails does not say where
+    finally:
+        beside.unlink(missing_ok=True)
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Has the names in a directory on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
