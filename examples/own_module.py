@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from moekit import LayerDims, LayerReport, MoELayer
-from moekit.observe.load import max_violation
 from moekit.training import BalanceStep
+from moekit.training.balance import max_violation
 from moekit_balancers.sign_bias import SignBias
 from moekit_balancers.sign_bias.module import SignBiasBalancer
 from moekit_dispatchers.grouped import Grouped

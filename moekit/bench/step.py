@@ -16,8 +16,7 @@ from moekit.bench.result import StepComparison
 from moekit.bench.timing import rotated
 from moekit.bench.trained import RecipeRunner, Runner
 from moekit.spec.recipe import Compare, Recipe
-from moekit.training.build import FOR_A_RUN, check_trainable
-from moekit.training.run.dense_baseline import dense_recipe
+from moekit.training.build import FOR_A_RUN, check_trainable, dense_recipe
 from moekit.training.run.prepare import quiet
 
 

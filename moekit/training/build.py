@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -88,3 +89,21 @@ def check_trainable(recipe: Recipe, needs: Sequence[str] = ("objective", "optimi
             )
             for slot in missing
         )
+
+
+def dense_recipe(recipe: Recipe) -> Recipe | None:
+    """The recipe of the dense model to compare with: same data, seed, steps and schedule. None where there is none.
+
+    Raises:
+        SpecError: ``compare.lr`` is given, but the optimizer has no ``lr``.
+    """
+    assert recipe.compare is not None
+    twin = recipe.model.dense_baseline()
+    if twin is None:
+        return None
+    optimizer = recipe.optimizer
+    if recipe.compare.lr is not None and optimizer is not None:
+        if "lr" not in {f.name for f in fields(optimizer)}:  # type: ignore[arg-type]
+            raise SpecError([Problem(what="the optimizer has no option 'lr' to set", at="compare.lr")])
+        optimizer = replace(optimizer, lr=recipe.compare.lr)  # type: ignore[type-var]
+    return replace(recipe, model=twin, optimizer=optimizer, compare=None, stop=None)

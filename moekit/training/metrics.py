@@ -14,9 +14,8 @@ from torch import Tensor
 from moekit.contracts import LayerReport, LossSum
 from moekit.distributed import is_distributed
 from moekit.errors import Problem, SpecError, nearest
-from moekit.observe.load import max_violation
 from moekit.spec.recipe import Stop
-from moekit.training.balance import StepLoad
+from moekit.training.balance import StepLoad, max_violation
 
 
 class Meter:

@@ -15,12 +15,16 @@ from moekit.errors import MoekitError
 from moekit.params import count_parameters
 from moekit.training.callbacks.progress import counted_unit
 from moekit.training.module import LitMoE
-from moekit.training.run.evaluation import score_rows
 from moekit.training.run.outcome import Comparison, Outcome
 from moekit.training.run.prepare import Prepared
 
 ELSEWHERE = ("objective", "max_violation")  # validation figures without a row of their own
-WORDS = {"bits_per_byte": "bits per byte", "blend_mse": "squared error of the blend"}
+WORDS = {
+    "bits_per_byte": "bits per byte",
+    "blend_mse": "squared error of the blend",
+    "bleu": "BLEU",
+    "chrf": "chrF",
+}
 
 
 def print_summary(outcome: Outcome, module: LitMoE, console: Console) -> None:
@@ -88,6 +92,20 @@ def comparison_lines(c: Comparison, outcome: Outcome) -> list[str]:
         "its value is read in mid-schedule)"
     )
     return lines
+
+
+def score_rows(scores: Mapping[str, float], dense: Mapping[str, float] | None = None) -> list[tuple[str, str]]:
+    """Each score's name and value in words, the dense model's beside it where that differs."""
+    rows = []
+    for name, value in scores.items():
+        words = WORDS.get(name, name.replace("_", " "))
+        told, other = _number(value), _number(dense[name]) if dense and name in dense else ""
+        rows.append((words, f"{told}   (dense {other})" if other not in ("", told) else told))
+    return rows
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value == round(value) else f"{value:.4g}"
 
 
 def _max_violation_words(start: float, end: float, validation: float | None) -> str:

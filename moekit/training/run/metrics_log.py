@@ -100,7 +100,7 @@ def read_metrics(path: Path) -> dict[int, Row]:
         }
 
 
-def curve(rows: Mapping[int, Row], key: str, x: str = "step") -> tuple[list[float], list[float]]:
+def points_of(rows: Mapping[int, Row], key: str, x: str = "step") -> tuple[list[float], list[float]]:
     """The values of one metric, and where they stand: by step, or by another column (``seconds``, ``tokens``)."""
     points = [(step, row) for step, row in sorted(rows.items()) if key in row and (x == "step" or x in row)]
     return [float(step) if x == "step" else row[x] for step, row in points], [row[key] for _, row in points]

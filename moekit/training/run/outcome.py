@@ -17,7 +17,7 @@ from moekit.params import count_parameters
 from moekit.shards.shard import shards_of
 from moekit.training.module import LitMoE
 from moekit.training.run.folder import RunFolder
-from moekit.training.run.metrics_log import Row, curve
+from moekit.training.run.metrics_log import Row, points_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +98,7 @@ def outcome_of(label: str, folder: RunFolder, module: LitMoE, rows: Mapping[int,
     """Reads the numbers off a run's rows."""
     names = dict.fromkeys(key for row in rows.values() for key in row if key != "train/skipped")
     train = {n.removeprefix("train/"): _tenths(rows, n)[1] for n in names if n.startswith("train/")}
-    validation = {n.removeprefix("val/"): curve(rows, n)[1][-1] for n in names if n.startswith("val/")}
+    validation = {n.removeprefix("val/"): points_of(rows, n)[1][-1] for n in names if n.startswith("val/")}
     metric = "val/bits_per_byte" if "bits_per_byte" in validation else "val/loss"
     sparse = "max_violation" in train
     try:
@@ -119,14 +119,14 @@ def outcome_of(label: str, folder: RunFolder, module: LitMoE, rows: Mapping[int,
         stopped_after=module.stopped_after,
         total=total,
         active=active,
-        curve=curve(rows, metric, x="seconds"),
+        curve=points_of(rows, metric, x="seconds"),
         skipped=module.skips.count,
     )
 
 
 def _tenths(rows: Mapping[int, Row], key: str) -> tuple[float, float]:
     """Means of the first and of the last tenth of a metric's values."""
-    values = curve(rows, key)[1]
+    values = points_of(rows, key)[1]
     n = max(1, len(values) // 10)
     return float(np.mean(values[:n])), float(np.mean(values[-n:]))
 

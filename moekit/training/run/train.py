@@ -14,20 +14,22 @@ from pathlib import Path
 import lightning as L
 import torch.distributed as dist
 from rich.console import Console
+from torch.distributed.fsdp import FSDPModule
 
 from moekit.checkpoints.files import replace_file
 from moekit.compat import kill_started_processes
-from moekit.contracts import Model
+from moekit.contracts import Data, Model
 from moekit.distributed import is_distributed
 from moekit.errors import CheckpointError, MoekitError
 from moekit.parallel.launch import decide_on_rank_zero, is_rank_zero
 from moekit.screen import Screen
+from moekit.shards.gather import gather
+from moekit.shards.shard import tensors_of
 from moekit.spec import dump
 from moekit.spec.recipe import Recipe
-from moekit.training.build import FOR_A_RUN, check_trainable
+from moekit.training.build import FOR_A_RUN, build_model, check_trainable, dense_recipe
+from moekit.training.module import LitMoE
 from moekit.training.run.console import print_header, print_summary
-from moekit.training.run.dense_baseline import dense_recipe
-from moekit.training.run.evaluation import evaluate, gather_model
 from moekit.training.run.folder import RUNS, RunFolder, check_run_name, check_writable
 from moekit.training.run.outcome import Outcome, compare, outcome_of, write_summary
 from moekit.training.run.plots import draw_plots
@@ -164,3 +166,32 @@ def lost_rank(error: Exception) -> bool:
 def kill_started_ranks(trainer: L.Trainer) -> None:
     """Ends the processes that Lightning has started from this one: one that hangs would outlive it, with its memory."""
     kill_started_processes(trainer.strategy.launcher)
+
+
+def evaluate(data: Data | None, model: Model | None, label: str, console: Console) -> dict[str, float]:
+    """The data's scores of a model; empty where the data has none. Says that it is at work."""
+    if data is None or model is None or type(data).scores is Data.scores:
+        return {}
+    doing = f"{label}: scoring the trained model"
+    if not console.is_terminal:
+        console.print(doing, highlight=False, markup=False)
+    with console.status(doing):
+        return dict(data.scores(model))
+
+
+def gather_model(module: LitMoE) -> Model | None:
+    """The trained model, whole, for whoever measures or draws: on rank 0; None elsewhere, and where nobody does.
+
+    A model in shards is put together on the CPU of rank 0, tensor by tensor. Collective.
+    """
+    if not isinstance(module.model, FSDPModule):
+        return module.model
+    data = module.data
+    if data is None or (type(data).scores is Data.scores and type(data).picture is Data.picture):
+        return None
+    tensors = gather(tensors_of(module.model))
+    if tensors is None:
+        return None
+    model = build_model(module.recipe)
+    model.load_state_dict(tensors, assign=True)
+    return model.train(module.model.training)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from moekit.contracts import Init, LayerDims
-from moekit.observe.load import max_violation
+from moekit.training.balance import max_violation
 from moekit_balancers.sign_bias import SignBias
 from moekit_balancers.sign_bias.module import SignBiasBalancer
 from moekit_routers.topk import TopK

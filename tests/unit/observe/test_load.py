@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from moekit.observe.load import max_violation
+from moekit.training.balance import max_violation
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from moekit.parallel.norm import total_norm
-from moekit.training.step import clip, clip_values, divide
+from moekit.training.step import clip, clip_values, divide, total_norm
 
 
 def with_gradients(*gradients: torch.Tensor | None) -> nn.ParameterList:

@@ -18,12 +18,12 @@ from torch.distributed.tensor import DTensor
 
 from moekit import load
 from moekit.contracts import Init, Model
-from moekit.parallel.norm import total_norm
 from moekit.parallel.sharding import shard
 from moekit.parallel.strategy import with_expert_parallel
 from moekit.registry import build
 from moekit.shards.shard import TensorShard, shards_of, slices_of, state_shards_of, tensors_of
 from moekit.spec.sharding import Sharded
+from moekit.training.step import total_norm
 from moekit.weights import init_weights
 
 LAYOUTS = pytest.mark.parametrize("ep", [1, 2, 4])

@@ -29,7 +29,7 @@ from moekit.training.callbacks.progress import metrics_line, validation_line
 from moekit.training.metrics import Meter, Pace, ratios
 from moekit.training.run.console import comparison_lines
 from moekit.training.run.folder import RunFolder, check_writable, checkpoint_of
-from moekit.training.run.metrics_log import RunLog, curve, read_metrics
+from moekit.training.run.metrics_log import RunLog, points_of, read_metrics
 from moekit.training.run.outcome import Outcome, compare, value_at
 from moekit.training.run.prepare import make_trainer, quiet, trainer_options
 from moekit.training.run.resume import check_same_model, differences, read_checkpoint
@@ -212,8 +212,8 @@ def test_the_log_is_one_tidy_file_and_goes_on_after_a_resume(tmp_path: Path) -> 
     again.log_metrics({"train/loss": 0.55}, 6)
     again.write()
     rows = read_metrics(again.csv_file)
-    assert curve(rows, "train/loss") == ([2.0, 4.0, 6.0], [0.2, 0.4, 0.55])
-    assert curve(rows, "val/loss", x="train/loss") == ([0.4], [0.25])
+    assert points_of(rows, "train/loss") == ([2.0, 4.0, 6.0], [0.2, 0.4, 0.55])
+    assert points_of(rows, "val/loss", x="train/loss") == ([0.4], [0.25])
 
 
 def test_tensorboard_gets_the_same_values(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from rich.console import Console
 from torch import nn
 
 from moekit.contracts import Batch, Data, Model
-from moekit.training.run.evaluation import evaluate, score_rows
+from moekit.training.run.console import score_rows
+from moekit.training.run.train import evaluate
 
 
 class Silent(Data):

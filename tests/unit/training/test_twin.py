@@ -10,7 +10,7 @@ import pytest
 
 from moekit import SpecError, load
 from moekit.spec.kinds import OptimizerSpec
-from moekit.training.run.dense_baseline import dense_recipe
+from moekit.training.build import dense_recipe
 
 STOP = ["stop={metric: train/loss, below: 1.0}", "compare={lr: 0.125}"]
 

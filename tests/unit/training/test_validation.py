@@ -15,8 +15,8 @@ from ranks import run_forked
 from rich.console import Console
 
 from moekit import LayerReport, LossSum, MoELayer, Soft, TokenChoice
-from moekit.observe.load import max_violation
 from moekit.training import LitMoE
+from moekit.training.balance import max_violation
 from moekit.training.metrics import Validation
 from moekit.training.run.console import print_summary
 from moekit.training.run.folder import RunFolder
