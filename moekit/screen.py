@@ -25,7 +25,7 @@ class Screen(Console):
 
 
 @contextmanager
-def telling(console: Console) -> Iterator[Callable[[str], None]]:
+def status_line(console: Console) -> Iterator[Callable[[str], None]]:
     """A line that changes on a terminal, to be told what is at work; nothing elsewhere."""
     if not console.is_terminal or not sys.stderr.isatty():
         yield lambda text: None

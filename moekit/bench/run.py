@@ -21,7 +21,7 @@ from moekit.bench.result import Comparison, to_json
 from moekit.bench.router import compare_routers
 from moekit.bench.shapes import FOR_CPU, FOR_GPU, Shape, chosen, grown, refuse_on_cpu, refuse_to_choose, refuse_to_move
 from moekit.errors import MoekitError
-from moekit.screen import Screen, telling
+from moekit.screen import Screen, status_line
 from moekit.spec.recipe import Recipe
 
 Compare = Callable[[str, Shape, Settings], Comparison]
@@ -42,7 +42,7 @@ def run(request: Request, recipe: Recipe | None = None) -> None:
     if request.threads:
         torch.set_num_threads(request.threads)
     out, err = Screen(), Screen(stderr=True)
-    with telling(err) as tell:
+    with status_line(err) as tell:
         settings = Settings(
             device=device,
             dtype=dtype,

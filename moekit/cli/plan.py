@@ -106,9 +106,9 @@ def run(args: argparse.Namespace) -> int:
     )
     from moekit.planning.advice import advise  # imports torch: after the request is known to be right
     from moekit.planning.plan import Planner, recompute_of
-    from moekit.screen import Screen, telling
+    from moekit.screen import Screen, status_line
 
-    with telling(Screen(stderr=True)) as tell:
+    with status_line(Screen(stderr=True)) as tell:
         planner = Planner(recipe, tell)
         plan = planner.plan(request, planner.policy(args.recompute or recompute_of(recipe.model)))
         advice = [] if any(map(plan.fits, plan.rows)) else advise(planner, plan)

@@ -24,7 +24,7 @@ def build_model(recipe: Recipe) -> Model:
     return model
 
 
-def build_uncut(recipe: Recipe, strategy: ShardedStrategy) -> tuple[Model, DeferredInit]:
+def build_unsharded(recipe: Recipe, strategy: ShardedStrategy) -> tuple[Model, DeferredInit]:
     """The same model as it is before ``strategy.shard``: of its experts only those of this rank; and what to draw then.
 
     Its matrices have no memory yet, unless it draws them in another way than by ``moekit.weights.init_weights``: such

@@ -35,7 +35,7 @@ from moekit.spec import load, to_plain
 from moekit.spec.recipe import Recipe
 from moekit.spec.sharding import sharded_of
 from moekit.training.balance import BalanceStep, StepLoad
-from moekit.training.build import build_model, build_seeded, build_uncut, check_trainable, compile_parts
+from moekit.training.build import build_model, build_seeded, build_unsharded, check_trainable, compile_parts
 from moekit.training.data import StepLoader, ValidationShard, noise_seed
 from moekit.training.health.diagnosis import MicroBatch
 from moekit.training.health.policy import NonFinitePolicy
@@ -118,7 +118,7 @@ class LitMoE(L.LightningModule):
         trainer = trainer_of(self)
         strategy = None if trainer is None else trainer.strategy
         if isinstance(strategy, ShardedStrategy):
-            model, waiting = build_uncut(self.recipe, strategy)
+            model, waiting = build_unsharded(self.recipe, strategy)
             self._hold(model)
             strategy.shard(model, waiting)
         self.build()

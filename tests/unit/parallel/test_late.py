@@ -19,7 +19,7 @@ from moekit.parallel.strategy import ShardedStrategy, with_expert_parallel
 from moekit.shards.shard import expert_parallel_layers, local, tensors_of
 from moekit.spec.recipe import Recipe
 from moekit.spec.sharding import Sharded
-from moekit.training.build import build_model, build_seeded, build_uncut
+from moekit.training.build import build_model, build_seeded, build_unsharded
 from moekit.weights import OwnedParameter, init_weights
 from moekit_experts.glu import Glu
 from moekit_experts.glu.module import GluExperts
@@ -77,7 +77,7 @@ def test_the_dtype_is_that_of_building_and_not_of_whoever_has_it_built() -> None
     recipe = load("switch")
     torch.set_default_dtype(torch.float64)
     try:
-        model, waiting = build_uncut(recipe, ShardedStrategy(Sharded(ep=1)))
+        model, waiting = build_unsharded(recipe, ShardedStrategy(Sharded(ep=1)))
         waiting.draw(model, "cpu")
     finally:
         torch.set_default_dtype(torch.float32)
@@ -133,7 +133,7 @@ class Own(nn.Module):
 
 def test_a_recipes_model_that_draws_itself_is_built_whole() -> None:
     recipe = load(DRAWS_ITSELF)
-    model, waiting = build_uncut(recipe, ShardedStrategy(Sharded(ep=1)))
+    model, waiting = build_unsharded(recipe, ShardedStrategy(Sharded(ep=1)))
     expected = build_model(recipe)
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), expected.parameters(), strict=True))
     waiting.draw(model, "cpu")
