@@ -1,4 +1,4 @@
-"""The screen that training, benchmarks and plans write to."""
+"""The console that training, benchmarks and plans write to."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from rich.console import Console
 
 
 class Screen(Console):
-    """A console whose reader may leave (``| head``): that is an error of the command, told by its exit code.
+    """A console that raises ``BrokenPipeError`` when its reader exits (``| head``), so that the exit code is not 0.
 
-    rich's own would raise ``SystemExit``, which Lightning takes for a wish to stop.
+    rich raises ``SystemExit`` instead, which Lightning treats as a request to stop.
     """
 
     def on_broken_pipe(self) -> None:
-        """Called while the error is being handled.
+        """Called by rich while it handles the error.
 
         Raises:
-            BrokenPipeError: the same.
+            BrokenPipeError: the same error.
         """
         raise
 
 
 @contextmanager
 def status_line(console: Console) -> Iterator[Callable[[str], None]]:
-    """A line that changes on a terminal, to be told what is at work; nothing elsewhere."""
+    """Yields a function that replaces the text of a status line on a terminal, and does nothing elsewhere."""
     if not console.is_terminal or not sys.stderr.isatty():
         yield lambda text: None
         return

@@ -1,4 +1,4 @@
-"""Training with Lightning: the module, the balancers' step, sampling, checkpoints, run folders.
+"""Training with Lightning: the module, the balancers' step, data loading, checkpoints, run folders.
 
 Names are imported on first use: Lightning takes seconds to import, and ``BalanceStep`` does not need it.
 """
@@ -12,6 +12,7 @@ from moekit.lazy import lazy_exports
 if TYPE_CHECKING:
     from moekit.training.balance import BalanceStep as BalanceStep
     from moekit.training.balance import StepLoad as StepLoad
+    from moekit.training.balance import max_violation as max_violation
     from moekit.training.callbacks.checkpoint import AtomicCheckpointIO as AtomicCheckpointIO
     from moekit.training.data import StepLoader as StepLoader
     from moekit.training.module import LitMoE as LitMoE
@@ -22,6 +23,7 @@ _MODULE_OF = {
     "LitMoE": "moekit.training.module",
     "StepLoad": "moekit.training.balance",
     "StepLoader": "moekit.training.data",
+    "max_violation": "moekit.training.balance",
 }
 
 __getattr__, __dir__, __all__ = lazy_exports(__name__, _MODULE_OF)

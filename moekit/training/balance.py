@@ -1,4 +1,4 @@
-"""The balancers' step: loads counted over the micro-batches and ranks of one optimizer step, then acted on once.
+"""The balancers' step: add up loads over the micro-batches and ranks of one optimizer step, then update once.
 
 Two calls in any training loop, moekit's or your own::
 
@@ -12,8 +12,8 @@ Two calls in any training loop, moekit's or your own::
     def on_before_optimizer_step(self, optimizer):
         seen = self.balance.step()                          # one all-reduce, every balancer's step, back to zero
 
-Nothing is counted inside forward, so activation recompute cannot count twice; nothing is counted where ``observe`` is
-not called, so validation does not count.
+``observe`` counts, and ``forward`` does not: so activation checkpointing cannot count a token twice, and validation,
+which does not call ``observe``, does not count.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from moekit.layer import MoELayer
 
 @dataclass(frozen=True, kw_only=True)
 class StepLoad:
-    """What every layer saw in one optimizer step, over all its micro-batches and ranks.
+    """The load of every layer in one optimizer step, summed over micro-batches and ranks; all by layer name.
 
     Attributes:
-        load_E: int64 ``[E]`` by layer name: tokens sent to each expert, before drops.
-        dropped: 0-d int64 by layer name: pairs beyond capacity.
-        tokens: 0-d int64 by layer name: valid tokens that passed the layer.
+        load_E: int64 ``[E]``, tokens sent to each expert, before drops.
+        dropped: 0-d int64, pairs beyond capacity.
+        tokens: 0-d int64, valid tokens that passed through the layer.
     """
 
     load_E: Mapping[str, Tensor]
@@ -45,20 +45,20 @@ class StepLoad:
     tokens: Mapping[str, Tensor]
 
     def dropped_fraction(self) -> Tensor:
-        """0-d float: dropped pairs of all layers over all pairs; 0 where nothing was sent."""
+        """0-d float: dropped pairs of all layers, divided by all pairs; 0 without pairs."""
         pairs = torch.stack([load.sum() for load in self.load_E.values()]).sum()
         return torch.stack(list(self.dropped.values())).sum() / pairs.clamp(min=1)
 
 
 class BalanceStep:
-    """Counts what MoE layers saw since the last optimizer step, and moves their balancers.
+    """Counts the load of MoE layers since the last optimizer step, and updates their balancers.
 
-    The counts are plain int64 tensors on the layers' device: they belong to no state dict, and are zero at every
-    boundary of an optimizer step, where checkpoints are taken.
+    The counts are plain int64 tensors on the layers' device. No state dict needs them: checkpoints are taken between
+    optimizer steps, when the counts are zero.
 
     Args:
-        model: holds the layers (any ``nn.Module``); each goes by its module name inside it.
-        group: the ranks whose tokens make the global batch; all of them when left out.
+        model: any ``nn.Module`` that has MoE layers; their names are their module names in it.
+        group: the ranks whose tokens form the global batch; default: all ranks.
     """
 
     def __init__(self, model: nn.Module, group: dist.ProcessGroup | None = None) -> None:
@@ -67,37 +67,37 @@ class BalanceStep:
         self._counts: dict[str, Tensor] = {}
 
     def observe(self, reports: Mapping[str, LayerReport]) -> None:
-        """Adds what one training forward pass saw.
+        """Adds the load of one training forward pass.
 
         Args:
-            reports: each layer's report, by its name in the model (``ModelOutput.reports``).
+            reports: each layer's report, by the layer's name in the model (``ModelOutput.reports``).
 
         Raises:
-            ValueError: a name that is no MoE layer of the model.
+            ValueError: a name is not that of an MoE layer of the model.
         """
         for name, report in reports.items():
             if name not in self.layers:
                 raise ValueError(
-                    f"a report of '{name}', which is no MoELayer of the model; its layers: {', '.join(self.layers)}"
+                    f"a report of '{name}', which is not an MoELayer of the model; its layers: {', '.join(self.layers)}"
                 )
             seen = torch.cat([report.load_E, torch.stack([report.dropped, report.routing.num_valid()])]).detach()
             self._counts[name] = self._counts[name] + seen if name in self._counts else seen
 
-    def forget(self) -> None:
-        """Starts again at zero: the optimizer step is left out."""
+    def discard(self) -> None:
+        """Resets the counts to zero, for an optimizer step that is skipped."""
         self._counts = {}
 
     @torch.no_grad()
     def step(self, *, progress: float = 0.0) -> StepLoad | None:
-        """Adds the counts up over ranks, calls ``step`` of every layer that was observed, and starts again at zero.
+        """Sums the counts over ranks, calls ``step`` of every observed layer, and resets the counts to zero.
 
         Call it once per optimizer step, on every rank, after the last backward.
 
         Args:
-            progress: the share of the run that lies behind, for balancers whose rate changes on the way.
+            progress: the fraction of training completed, for balancers whose rate changes during a run.
 
         Returns:
-            What was seen; None when nothing was observed since the last step.
+            The counts of the step; None when nothing was observed since the last one.
         """
         if not self._counts:
             return None
@@ -118,9 +118,9 @@ class BalanceStep:
 
 
 def max_violation(load_E: Tensor) -> Tensor:
-    """MaxVio: how far the busiest expert lies above the mean load, ``(max c - mean c) / mean c``.
+    """MaxVio: how far the highest load exceeds the mean, ``(max c - mean c) / mean c``.
 
-    0 when all experts get the same, E - 1 when one gets everything, 0 when there is no load.
+    0 when all experts have the same load, E - 1 when one has all of it, 0 without load.
 
     Args:
         load_E: tokens per expert, ``[..., E]``; leading dimensions (layers, steps) are kept.

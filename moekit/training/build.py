@@ -1,4 +1,4 @@
-"""A recipe's model as a strategy lays it out: whole, or in shards; compiled where the recipe says so."""
+"""Building the model of a recipe, whole or as a strategy shards it, and the recipe of its dense baseline."""
 
 from __future__ import annotations
 
@@ -17,36 +17,39 @@ from moekit.registry import build
 from moekit.seeds import seed_torch
 from moekit.spec.recipe import Recipe, plural
 
+FOR_A_RUN = ("objective", "data", "optimizer")
+"""Slots that a whole run needs; a ``LitMoE`` in the user's own code may get its data elsewhere."""
+
 
 def build_model(recipe: Recipe) -> Model:
-    """The recipe's model under the recipe's seed, whole, on the CPU in fp32."""
+    """The recipe's model under the recipe's seed, whole, on the CPU, in fp32."""
     model: Model = build_seeded(recipe.model, recipe.seed)
     return model
 
 
 def build_unsharded(recipe: Recipe, strategy: ShardedStrategy) -> tuple[Model, DeferredInit]:
-    """The same model as it is before ``strategy.shard``: of its experts only those of this rank; and what to draw then.
+    """The same model, to be passed to ``strategy.shard``; it holds only this rank's experts.
 
-    Its matrices have no memory yet, unless it draws them in another way than by ``moekit.weights.init_weights``: such
-    a model is built whole, on every rank.
+    Its weight matrices are on the meta device, and the returned ``DeferredInit`` initialises them after sharding. A
+    model that initialises weights by other means than ``moekit.weights.init_weights`` is built whole on every rank.
     """
     spec = with_expert_parallel(recipe, strategy.layout).model
-    with defer_init() as waiting:
+    with defer_init() as deferred:
         model: Model = build_seeded(spec, recipe.seed)
-    if not waiting.covers(model):
-        model, waiting = build_seeded(spec, recipe.seed), DeferredInit()
-    return model, waiting
+    if not deferred.covers(model):
+        model, deferred = build_seeded(spec, recipe.seed), DeferredInit()
+    return model, deferred
 
 
 def build_seeded(spec: Any, seed: int) -> Any:
-    """Builds a spec with torch's generator at ``seed``, in fp32, and puts both back."""
+    """Builds a spec in fp32 with torch's generator at ``seed``, then restores the default dtype and the generator."""
     with torch.random.fork_rng(devices=[]), _fp32():
         seed_torch(seed)
         return build(spec)
 
 
 def compile_parts(model: Model) -> None:
-    """Has ``torch.compile`` take each part of the model's stack, in place; a model without a stack as a whole."""
+    """Compiles each part of the model's stack with ``torch.compile``, in place; without a stack, the whole model."""
     for part in model.stack() or [model]:
         part.compile()
 
@@ -61,49 +64,44 @@ def _fp32() -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-FOR_A_RUN = ("objective", "data", "optimizer")
-"""Slots that a recipe needs for a run, and not only to be a module in somebody's own code."""
-
-
-COUNTED = "without data it is there to be read and counted: moekit params {}"
-
-
 def check_trainable(recipe: Recipe, needs: Sequence[str] = ("objective", "optimizer")) -> None:
-    """Refuses a recipe that only describes a model.
+    """Rejects a recipe that only describes a model.
 
     Args:
-        recipe: what is to be trained.
+        recipe: to be trained.
         needs: slots of it that must be filled.
 
     Raises:
-        SpecError: one of them is empty.
+        SpecError: a slot is empty.
     """
-    missing = [slot for slot in needs if getattr(recipe, slot) is None]
-    if missing:
-        raise SpecError(
-            Problem(
-                what=f"a recipe without {slot} cannot be trained",
-                at=slot,
-                list_with=f"moekit ls {plural(slot)}",
-                notes=(COUNTED.format(recipe.name or "RECIPE"),) if slot == "data" else (),
-            )
-            for slot in missing
+    note = f"without data it can only be read and counted: moekit params {recipe.name or 'RECIPE'}"
+    problems = [
+        Problem(
+            what=f"a recipe without {slot} cannot be trained",
+            at=slot,
+            list_with=f"moekit ls {plural(slot)}",
+            notes=(note,) if slot == "data" else (),
         )
+        for slot in needs
+        if getattr(recipe, slot) is None
+    ]
+    if problems:
+        raise SpecError(problems)
 
 
 def dense_recipe(recipe: Recipe) -> Recipe | None:
-    """The recipe of the dense model to compare with: same data, seed, steps and schedule. None where there is none.
+    """The recipe of the dense baseline: same data, seed, steps and schedule. None for a model without one.
 
     Raises:
         SpecError: ``compare.lr`` is given, but the optimizer has no ``lr``.
     """
     assert recipe.compare is not None
-    twin = recipe.model.dense_baseline()
-    if twin is None:
+    model = recipe.model.dense_baseline()
+    if model is None:
         return None
     optimizer = recipe.optimizer
     if recipe.compare.lr is not None and optimizer is not None:
         if "lr" not in {f.name for f in fields(optimizer)}:  # type: ignore[arg-type]
             raise SpecError([Problem(what="the optimizer has no option 'lr' to set", at="compare.lr")])
         optimizer = replace(optimizer, lr=recipe.compare.lr)  # type: ignore[type-var]
-    return replace(recipe, model=twin, optimizer=optimizer, compare=None, stop=None)
+    return replace(recipe, model=model, optimizer=optimizer, compare=None, stop=None)

@@ -1,7 +1,7 @@
-"""Sampling that resumes exactly: a training batch is a function of (seed, step, micro-batch) and nothing else.
+"""Loading data so that a run resumes exactly: a training batch depends only on (seed, step, micro-batch).
 
-The micro-batches of a step are numbered over all ranks: 4 ranks with one each, 2 with two and one with four see the
-same 4.
+The micro-batches of a step are numbered over all ranks. So 4 ranks with 1 micro-batch each, 2 ranks with 2, and 1 rank
+with 4 see the same 4 batches.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from moekit.errors import DataError
 from moekit.seeds import seed_of
 
 ENDLESS = 2**40
-"""Length of a loader without an end. Lightning must be told some length: without one it fetches a batch ahead, and
-the position it saves is then one too far."""
+"""Length of an endless loader. Of a loader without a length, Lightning fetches one batch ahead, and saves a position
+that is one too far."""
 
 
 def batch_at(data: Data, *, seed: int, step: int, micro: int = 0) -> Batch:
@@ -28,7 +28,7 @@ def batch_at(data: Data, *, seed: int, step: int, micro: int = 0) -> Batch:
 
 
 def noise_seed(*, seed: int, step: int, micro: int) -> int:
-    """The seed of what a model draws itself (dropout, noise) in a micro-batch, numbered as for ``batch_at``."""
+    """The seed of the noise in a model (dropout, jitter) for one micro-batch, numbered as for ``batch_at``."""
     return seed_of(seed, "noise", step, micro)
 
 
@@ -36,11 +36,11 @@ class StepLoader:
     """An iterable of training batches with a position that can be saved.
 
     Args:
-        data: draws the batches; already prepared.
+        data: samples the batches; already prepared.
         seed: the run's seed.
-        accumulate: micro-batches in an optimizer step, of one rank.
-        rank, world: this process's place among those that see different data.
-        steps: optimizer steps in an epoch; None for one epoch without an end.
+        accumulate: micro-batches of one rank in an optimizer step.
+        rank, world: among the ranks that see different data.
+        steps: optimizer steps in an epoch; None for one endless epoch.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class StepLoader:
         self.accumulate = accumulate
         self.rank, self.world = rank, world
         self.steps = steps
-        self.position = 0  # batches given out since the start of the run
+        self.position = 0  # batches returned since the start of the run
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -61,12 +61,12 @@ class StepLoader:
         """The batches from the position to the end of its epoch.
 
         Raises:
-            DataError: in a worker process of torch's DataLoader, each of which would give out every batch.
+            DataError: in a worker process of torch's DataLoader; each worker would return every batch.
         """
         if get_worker_info() is not None:
             raise DataError(
-                "a StepLoader is a loader itself: in the worker processes of a DataLoader every batch would be trained "
-                "on once for each of them, and its position would not be saved; give it to Trainer.fit as it is"
+                "a StepLoader is a loader itself: with worker processes of a DataLoader, every worker would return "
+                "every batch, and the position would not be saved; pass the StepLoader itself to Trainer.fit"
             )
         end = (self.position // len(self) + 1) * len(self)
         while self.position < end:
@@ -75,24 +75,24 @@ class StepLoader:
             yield batch_at(self.data, seed=self.seed, step=step, micro=micro * self.world + self.rank)
 
     def state_dict(self) -> dict[str, Any]:
-        """The position, in optimizer steps and micro-batches beyond them."""
+        """The position: optimizer steps, and micro-batches of the current one."""
         step, micro = divmod(self.position, self.accumulate)
         return {"step": step, "micro": micro}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from a saved position."""
+        """Resumes from a saved position."""
         self.position = int(state["step"]) * self.accumulate + int(state["micro"])
 
 
 class ValidationShard:
-    """The validation set, dealt out batch by batch to ranks.
+    """One rank's batches of the validation set: every ``world``-th.
 
-    Where the last round does not go round, the ranks without a batch get one of padding alone, which counts nothing:
-    a model in shards is run by all ranks together, and sums are taken over all of them.
+    All ranks get the same number of batches, since a sharded model runs on all ranks together. Ranks for which the last
+    round has no batch get one of padding, which counts for nothing.
 
     Args:
         data: yields the batches; already prepared.
-        rank, world: this process's place.
+        rank, world: of this process.
         most: batches of all ranks together; None for the whole set.
     """
 
@@ -106,11 +106,11 @@ class ValidationShard:
         """This rank's batches, always in the same order."""
         batches = islice(self.data.validation_batches(), self.most)
         while round_ := list(islice(batches, self.world)):
-            yield round_[self.rank] if self.rank < len(round_) else blank(round_[0])
+            yield round_[self.rank] if self.rank < len(round_) else padding_like(round_[0])
 
 
-def blank(batch: Batch) -> Batch:
-    """A batch like another, of padding alone."""
+def padding_like(batch: Batch) -> Batch:
+    """A batch of padding, with the shapes of another batch."""
     source = batch.source and Source(batch.source.tokens, torch.zeros_like(batch.source.tokens, dtype=torch.bool))
     shape = batch.inputs.shape[:-1] if batch.inputs.is_floating_point() else batch.inputs.shape
     return batch._replace(

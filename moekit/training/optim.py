@@ -1,11 +1,12 @@
-"""The recipe's optimizer and schedule, and the optimizer's state by the names of parameters.
+"""The recipe's optimizer and schedule; the optimizer's state is saved by parameter name.
 
-torch numbers the parameters of an optimizer in the order of its groups, and a sharded model's are grouped otherwise
-than a whole one's. Two hooks that torch offers translate numbers to names, so that a checkpoint fits any layout.
+torch numbers an optimizer's parameters in the order of its groups, and a sharded model has other groups than a whole
+one. Two hooks of torch's optimizers translate numbers to names and back, so that a checkpoint fits any layout.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -23,11 +24,11 @@ from moekit.spec.recipe import Recipe
 
 
 def optimizer_of(recipe: Recipe, model: Model, steps: int) -> Any:
-    """The recipe's optimizer; with its schedule, where there is one, to be stepped once per optimizer step.
+    """The recipe's optimizer, and its schedule if any, stepped once per optimizer step, in Lightning's format.
 
     Args:
         recipe: has an optimizer.
-        model: whose parameters move.
+        model: to be trained.
         steps: length of the run.
     """
     optimizer = build(recipe.optimizer, model)  # type: ignore[arg-type]
@@ -41,21 +42,21 @@ def optimizer_of(recipe: Recipe, model: Model, steps: int) -> Any:
 
 
 class StepSchedule(torch.optim.lr_scheduler.LambdaLR):
-    """A schedule whose state is the step alone: rates are the optimizer's, whose groups are cut by layout."""
+    """A schedule whose state is only the step; the optimizer's state, saved by name, has the learning rates."""
 
     def state_dict(self) -> dict[str, Any]:
         """The step."""
         return {"step": self.last_epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes it back. The optimizer has its state already: its rates, and those they began with."""
+        """Restores the step. The optimizer must have its state already: its rates and their initial values."""
         resume_schedule(self, int(state_dict["step"]))
 
 
 def split_by_layout(optimizer: torch.optim.Optimizer) -> None:
-    """Cuts param groups until all parameters of one lie alike: kernels over many tensors take no mixture of layouts.
+    """Splits param groups so that all parameters of a group have one layout, as torch's ``foreach`` kernels require.
 
-    Parts keep the options of their group, and their order. A plain model's groups stay as they are.
+    Parts keep the options of their group, and their order. The groups of a model that is not sharded stay the same.
     """
     groups = []
     for group in optimizer.param_groups:
@@ -66,19 +67,14 @@ def split_by_layout(optimizer: torch.optim.Optimizer) -> None:
     optimizer.param_groups[:] = groups
 
 
-SHOWN = 5  # names in a message
 State = dict[str, Any]
 
 
 def save_by_name(optimizer: Optimizer, model: nn.Module) -> None:
-    """Has ``state_dict`` give, and ``load_state_dict`` take, names in place of numbers.
+    """Makes the optimizer's ``state_dict`` and ``load_state_dict`` use parameter names in place of numbers.
 
-    A state that a parameter's shape has is a ``Box`` where the parameter is a piece, and is read as one: from a tensor,
-    or a ``Handle`` of which each rank then reads its slice alone. So is one that is reduced along a dimension.
-
-    Args:
-        optimizer: moves parameters of ``model``.
-        model: names them.
+    State with the shape of a sharded parameter, or of one reduced along a dimension, is saved as a ``TensorShard``.
+    It is loaded from a tensor, or from a ``Handle``, of which each rank reads only its slice.
     """
     optimizer.register_state_dict_post_hook(lambda opt, state: _named(opt, state, model))
     optimizer.register_load_state_dict_pre_hook(lambda opt, state: _numbered(opt, state, model))
@@ -100,18 +96,17 @@ def _plain(value: Any) -> Any:
 
 
 def _numbered(optimizer: Optimizer, state: State, model: nn.Module) -> State:
-    """The state of the named parameters for this optimizer, laid out as its parameters are.
+    """The saved state with this optimizer's numbers, sharded as its parameters are.
 
     Raises:
         CheckpointError: it is of other parameters.
     """
     name_of = {p: name for name, p in model.named_parameters()}
-    boxes, reduced = shards_of(model), reduced_dims(optimizer)
+    shards, reduced = shards_of(model), reduced_dims(optimizer)
     saved_group = {name: group for group in state["param_groups"] for name in group["params"]}
     held = {name_of[p] for group in optimizer.param_groups for p in group["params"]}
     if strays := sorted(held.symmetric_difference(saved_group)):
-        more = f", and {len(strays) - SHOWN} more" if len(strays) > SHOWN else ""
-        raise CheckpointError(f"the optimizer's state is of other parameters: {', '.join(strays[:SHOWN])}{more}")
+        raise CheckpointError(f"the optimizer's state is of other parameters: {first_few(strays)}")
     numbered: State = {"state": {}, "param_groups": []}
     at = 0
     for group in optimizer.param_groups:
@@ -119,37 +114,38 @@ def _numbered(optimizer: Optimizer, state: State, model: nn.Module) -> State:
         numbered["param_groups"].append({**first, "params": list(range(at, at + len(group["params"])))})
         for p in group["params"]:
             if saved := state["state"].get(name_of[p]):
-                box = boxes[name_of[p]]
-                numbered["state"][at] = {k: _laid_out(v, p, box, reduced.get(k)) for k, v in saved.items()}
+                shard = shards[name_of[p]]
+                numbered["state"][at] = {k: _sharded(v, p, shard, reduced.get(k)) for k, v in saved.items()}
             at += 1
     return numbered
 
 
-def _laid_out(value: Any, p: nn.Parameter, box: TensorShard, reduced: int | None) -> Any:
+def first_few(names: Iterable[str], most: int = 5) -> str:
+    """The first names, and how many more there are, for an error message."""
+    listed = list(names)
+    return ", ".join(listed[:most]) + (f", and {len(listed) - most} more" if len(listed) > most else "")
+
+
+def _sharded(value: Any, p: nn.Parameter, shard: TensorShard, reduced: int | None) -> Any:
+    """This rank's part of a saved value: of a state tensor as its parameter is sharded; any other value unchanged."""
     if not isinstance(value, Tensor | Handle):
         return value
     if reduced is not None:
-        _, offset, sizes = reduced_bounds(box, reduced)
+        _, offset, sizes = reduced_bounds(shard, reduced)
         return _read(value, offset, sizes)
     offset, sizes = (0,) * len(value.shape), tuple(value.shape)
-    if sizes == box.global_shape:
-        offset, sizes = box.offset, box.sizes
-    elif not isinstance(p, DTensor) and sizes[:1] == box.global_shape[:1]:  # a row for each expert, of those held here
-        offset, sizes = (box.offset[:1] + offset[1:]), (box.sizes[:1] + sizes[1:])
-    held = _read(value, offset, sizes)
-    if isinstance(p, DTensor) and tuple(value.shape) == box.global_shape:
-        return _distributed(held.to(p.device), p)
-    return held
+    if sizes == shard.global_shape:
+        offset, sizes = shard.offset, shard.sizes
+    elif not isinstance(p, DTensor) and sizes[:1] == shard.global_shape[:1]:  # a row per expert: this rank's experts
+        offset, sizes = (shard.offset[:1] + offset[1:]), (shard.sizes[:1] + sizes[1:])
+    tensor = _read(value, offset, sizes)
+    if not isinstance(p, DTensor) or tuple(value.shape) != shard.global_shape:
+        return tensor
+    with torch.no_grad():
+        return DTensor.from_local(
+            tensor.to(p.device), p.device_mesh, p.placements, run_check=False, shape=p.shape, stride=p.stride()
+        )
 
 
 def _read(value: Tensor | Handle, offset: Dims, sizes: Dims) -> Tensor:
     return value.read(offset, sizes) if isinstance(value, Handle) else value[slices_of(offset, sizes)]
-
-
-def _distributed(local: Tensor, like: DTensor) -> DTensor:
-    with torch.no_grad():
-        made = DTensor.from_local(
-            local, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
-        )
-    assert isinstance(made, DTensor)
-    return made

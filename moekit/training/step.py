@@ -1,6 +1,7 @@
-"""One optimizer step of several micro-batches, on any number of ranks: what is added up, and what it comes to.
+"""One optimizer step: accumulate the micro-batches, scale gradients, take their norm, and handle non-finite values.
 
-Sums, not means, are added up, so that every token weighs alike; they are divided once, by the tokens of the whole step.
+Losses are added up as sums, not means, so that every token weighs the same. They are divided once, by the tokens of the
+whole step.
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ from moekit.training.metrics import Meter, balance_sum, loss_sums
 
 @dataclass(frozen=True, kw_only=True)
 class StepResult:
-    """What an optimizer step came to, over all its micro-batches and ranks.
+    """An optimizer step's metrics, over all its micro-batches and ranks.
 
     Attributes:
         sums: ``[sum, denominator]`` by name.
-        tokens: 0-d, what the objective counted.
+        tokens: 0-d, the objective's token count.
         norm: 0-d, of all gradients, before clipping.
-        load: what the layers saw; None without any, and where the step is left out.
-        sick: what was not finite; then all gradients are gone, and no balancer has moved. Else None.
+        load: by layer; None without MoE layers, and for a skipped step.
+        non_finite: what was NaN or infinite, else None. Then the step has no gradients, and no balancer has moved.
     """
 
     sums: Mapping[str, Tensor]
@@ -45,31 +46,27 @@ class StepResult:
 
 
 class Precision:
-    """What a trainer's forward passes run in.
-
-    Args:
-        plugin: the trainer's precision plugin.
-    """
+    """What ``OptimizerStep`` needs of a trainer's precision plugin."""
 
     def __init__(self, plugin: Any) -> None:
         self._plugin = plugin
 
-    def around(self) -> AbstractContextManager[object]:
-        """The context of a forward pass (autocast)."""
+    def autocast(self) -> AbstractContextManager[object]:
+        """The context of a forward pass."""
         return self._plugin.train_step_context()  # type: ignore[no-any-return]
 
     def scale(self) -> float | None:
-        """The factor on the loss that keeps fp16 gradients from vanishing; None without one. Waits for the device."""
+        """The loss scale that keeps fp16 gradients from vanishing; None without one. Waits for the device."""
         scaler = getattr(self._plugin, "scaler", None)
         return None if scaler is None else float(scaler.get_scale())
 
 
 class OptimizerStep:
-    """Adds up micro-batches, and ends the step.
+    """Accumulates micro-batches, and completes the step just before the optimizer moves.
 
     Args:
-        model: whose step it is.
-        objective: what it is trained for.
+        model: to be trained.
+        objective: what is minimised.
         balance: the balancers' step.
     """
 
@@ -81,7 +78,7 @@ class OptimizerStep:
         self._micros: list[MicroBatch] = []
 
     def add(self, output: ModelOutput, loss: LossSum, micro: MicroBatch) -> Tensor:
-        """Adds one micro-batch; 0-d, what to take the gradient of: the objective's sum and the layers' losses."""
+        """Adds one micro-batch. Returns the 0-d sum to differentiate: the objective's, plus the layers' losses."""
         self._micros.append(micro)
         self.balance.observe(output.reports)
         sums, total = loss_sums(loss), loss.total
@@ -93,12 +90,12 @@ class OptimizerStep:
         return total
 
     def finish(self, averaged: int, progress: float, precision: Precision) -> StepResult:
-        """Makes gradients of sums those of means, moves the balancers, and starts again at zero; on every rank.
+        """Divides the gradients by the step's tokens, updates the balancers, and resets. Call it on every rank.
 
         Args:
-            averaged: over how many ranks the gradients, sums of each rank, have been averaged (not added up).
-            progress: the share of the run that lies behind.
-            precision: what the micro-batches ran in.
+            averaged: the number of ranks over which gradients were averaged; 1 if they were summed.
+            progress: the fraction of training completed.
+            precision: of the forward passes.
         """
         sums = self._meter.take()
         total, tokens = sums["objective"].unbind()
@@ -106,22 +103,22 @@ class OptimizerStep:
         norm = total_norm(self.model)
         micros, self._micros = self._micros, []
         non_finite = None
-        if not torch.isfinite(total) & torch.isfinite(norm):  # the one wait for the device
-            non_finite = self._sickness(total / tokens, norm, micros, precision)
-            drop(self.model.parameters())
-            self.balance.forget()
+        if not torch.isfinite(total) & torch.isfinite(norm):  # the only wait for the device
+            non_finite = self._diagnose(total / tokens, norm, micros, precision)
+            for parameter in self.model.parameters():
+                parameter.grad = None  # the optimizer then skips the parameter, its state and its weight decay
+            self.balance.discard()
         load = None if non_finite else self.balance.step(progress=progress)
         return StepResult(sums=sums, tokens=tokens, norm=norm, load=load, non_finite=non_finite)
 
-    def _sickness(
+    def _diagnose(
         self, loss: Tensor, norm: Tensor, micros: Sequence[MicroBatch], precision: Precision
     ) -> NonFiniteStep:
         what = f"the loss is {float(loss)}, the norm of its gradients {float(norm)}"
-        scale = precision.scale()
-        if scale is not None and scale > 1 and torch.isfinite(loss):
+        scale, finite_loss = precision.scale(), bool(torch.isfinite(loss))
+        if scale is not None and scale > 1 and finite_loss:
             return NonFiniteStep(what=what, scale=scale)
-        sound = bool(torch.isfinite(loss))
-        where, lasting = diagnose(self.model, self.objective, micros, precision.around, finite_loss=sound)
+        where, lasting = diagnose(self.model, self.objective, micros, precision.autocast, finite_loss=finite_loss)
         return NonFiniteStep(what=what, where=where, lasting=lasting)
 
 
@@ -133,12 +130,12 @@ def divide(parameters: Iterable[nn.Parameter], by: Tensor) -> None:
 
 
 def clip(parameters: Iterable[nn.Parameter], norm: Tensor, most: float) -> None:
-    """Scales all gradients by what brings their norm down to ``most``, in place; not at all where it is below.
+    """Scales all gradients so that their norm is at most ``most``, in place.
 
     Args:
         parameters: whose gradients.
         norm: 0-d, their ``total_norm``.
-        most: the norm that is allowed.
+        most: the largest norm allowed.
     """
     factor = (most / (norm + 1e-6)).clamp(max=1.0)
     for parameter in parameters:
@@ -148,47 +145,41 @@ def clip(parameters: Iterable[nn.Parameter], norm: Tensor, most: float) -> None:
 
 
 def clip_values(parameters: Iterable[nn.Parameter], most: float) -> None:
-    """Brings every number of every gradient into ``[-most, most]``, in place."""
+    """Clamps every element of every gradient to ``[-most, most]``, in place."""
     for parameter in parameters:
         if parameter.grad is not None:
             local(parameter.grad).clamp_(-most, most)
 
 
-def drop(parameters: Iterable[nn.Parameter]) -> None:
-    """Takes every gradient away: an optimizer passes such parameters over, its state and their decay included."""
-    for parameter in parameters:
-        parameter.grad = None
-
-
 def total_norm(module: nn.Module) -> Tensor:
-    """0-d: the norm of all gradients of a module together; 0 where there are none. Stays on the device.
+    """0-d: the norm of all gradients of a module together; 0 without gradients. Stays on the device.
 
-    What is in shards is added up over all ranks, each shard being on one of them; what every rank holds whole counts
-    once. Each gradient's own norm is taken in fp32 at least, and they are put together in fp64 (on MPS, which has none,
-    in fp32). Collective where anything is in shards: every rank calls it.
+    Sharded gradients are summed over ranks; gradients that every rank holds whole count once. Norms of single gradients
+    are taken in fp32 at least, and are combined in fp64 (on MPS, which has no fp64, in fp32). A collective if any
+    parameter is sharded: then every rank must call it.
 
     Args:
-        module: a plain model, or one that ``shard`` has cut up.
+        module: whole, or sharded by ``moekit.parallel``.
     """
     experts = {p for layer in expert_parallel_layers(module) for p in layer.experts.parameters()}
     parameters = list(module.parameters())
-    in_shards = [p for p in parameters if isinstance(p, DTensor) or p in experts]
+    sharded = [p for p in parameters if isinstance(p, DTensor) or p in experts]
     whole = [p for p in parameters if not (isinstance(p, DTensor) or p in experts)]
-    squares = _squares(whole, parameters)
-    if in_shards:
-        apart = _squares(in_shards, parameters)
-        dist.all_reduce(apart)
-        squares = squares + apart
+    device = parameters[0].device if parameters else torch.device("cpu")
+    squares = _squares(whole, device)
+    if sharded:
+        of_shards = _squares(sharded, device)
+        dist.all_reduce(of_shards)
+        squares = squares + of_shards
     return squares.sqrt()
 
 
-def _squares(some: list[nn.Parameter], among: list[nn.Parameter]) -> Tensor:
-    """0-d: the sum of squares of what this process holds of some gradients, on the device of the first of ``among``."""
+def _squares(parameters: list[nn.Parameter], device: torch.device) -> Tensor:
+    """0-d, on ``device``: the sum of squares of this rank's part of the gradients."""
     by_kind: dict[tuple[torch.device, torch.dtype], list[Tensor]] = defaultdict(list)
-    for p in some:
+    for p in parameters:
         if p.grad is not None and (held := local(p.grad)).numel():
             by_kind[held.device, held.dtype].append(held)
-    device = among[0].device if among else torch.device("cpu")
     total = torch.zeros((), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
     for (_, dtype), grads in by_kind.items():
         norms = foreach_norm(grads, torch.promote_types(dtype, torch.float32))

@@ -1,4 +1,4 @@
-"""When and how a run saves: a callback after every validation, and the plugin that writes what Lightning saves."""
+"""Checkpoints of a run: a callback that saves after every validation, and the plugin that writes and reads them."""
 
 from __future__ import annotations
 
@@ -23,39 +23,39 @@ MONITOR = "val/loss"
 
 
 class SaveCheckpoints(CheckpointCallback):
-    """Saves ``step-…`` after every validation, has ``last`` name it, and ``best`` the lowest ``val/loss``.
+    """Saves ``step-…`` after every validation. The pointer ``last`` names it, ``best`` the lowest ``val/loss``.
 
-    A save that fails is told in a line, and training goes on: the next one may find room. The run ends with an error
-    if it is the last one that failed, for then its end is lost.
+    If a save fails, a line says so and training continues: the next save may find room. If the last save fails, the
+    run ends with an error, since its end is lost.
 
     Args:
         folder: of checkpoints.
-        keep: how many of the newest stay, besides the best.
-        tell: says a line to the user.
+        keep: how many of the newest to keep, in addition to the best.
+        report: prints a line.
     """
 
-    def __init__(self, folder: Path, *, keep: int = 1, tell: Callable[[str], object] = print) -> None:
+    def __init__(self, folder: Path, *, keep: int = 1, report: Callable[[str], object] = print) -> None:
         self.folder = folder
         self.keep = keep
-        self.tell = tell
+        self.report = report
         self.best = math.inf
         self.best_step = -1
-        self._saved = -1  # the step that was saved last
+        self._saved = -1  # the last step that was saved
         self._failed: SaveError | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The best so far."""
+        """The lowest loss so far, and its step."""
         return {"best": self.best, "best_step": self.best_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes it back."""
+        """Restores them."""
         self.best, self.best_step = float(state_dict["best"]), int(state_dict["best_step"])
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Clears away what a killed process left; has the pointers name what the run goes on from, where they do not.
+        """Removes what a killed process left behind; makes the pointers name the checkpoint that the run resumes.
 
-        A kill came between the two, or the run was gone back on. Not before: until a checkpoint is loaded,
-        ``trainer.ckpt_path`` does not say which, and it could be cleared away.
+        They do not name it if the process was killed between writing the two, or if an older checkpoint was chosen.
+        This hook is the first in which ``trainer.ckpt_path`` is set; before, that checkpoint could be removed.
         """
         start = None if trainer.ckpt_path is None else Path(trainer.ckpt_path)
         if trainer.is_global_zero:
@@ -65,12 +65,12 @@ class SaveCheckpoints(CheckpointCallback):
         self._saved = trainer.global_step
         if trainer.is_global_zero:
             for name, step in (("last", step_of(start)), ("best", self.best_step)):
-                named, path = target_of(self.folder, name), self.folder / step_name(step)
-                if path.is_dir() and path != named:
+                path = self.folder / step_name(step)
+                if path.is_dir() and path != target_of(self.folder, name):
                     write_pointer(self.folder, name, path.name)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Saves, in training."""
+        """Saves, if the validation was part of training."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking and trainer.global_step != self._saved:
             loss = trainer.callback_metrics.get(MONITOR)
             if is_best := loss is not None and float(loss) < self.best:
@@ -78,30 +78,28 @@ class SaveCheckpoints(CheckpointCallback):
             self._save(trainer, is_best)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Saves where no validation did; waits for what is being written.
+        """Saves the last step, unless a validation did; waits for an asynchronous save.
 
         Raises:
-            SaveError: the end of the run could not be saved.
+            SaveError: the last save of the run failed.
         """
         if trainer.global_step != self._saved:
             self._save(trainer, is_best=False)
         self._wait(trainer)
         if self._failed is not None:
-            raise SaveError(
-                f"{self._failed}\n  it was the last of the run: make room, and go on from the one before it"
-            )
+            raise SaveError(f"{self._failed}\n  it was the last of the run: make room, and resume from the one before it")
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """What ``on_train_start`` does, where nothing was left to train: a kill may have come in the last save.
+        """Runs ``on_train_start`` if nothing was left to train: the process may have been killed in its last save.
 
-        Not where an older checkpoint was asked for, and nothing trained: ``last`` stays what it is.
+        It does not if an older checkpoint was chosen: then ``last`` stays the same.
         """
         last, start = last_of(self.folder), trainer.ckpt_path
         if self._saved < 0 and start is not None and last is not None and Path(start).resolve() == last.resolve():
             self.on_train_start(trainer, pl_module)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Waits for what is being written, whatever ended the run."""
+        """Waits for an asynchronous save, whatever ended the run."""
         self._wait(trainer)
 
     def _save(self, trainer: L.Trainer, is_best: bool) -> None:
@@ -112,8 +110,8 @@ class SaveCheckpoints(CheckpointCallback):
         try:
             trainer.save_checkpoint(path, storage_options=keeping)
         except SaveError as error:
-            self._note(trainer, error)
-            trainer.strategy.barrier("Trainer.save_checkpoint")  # others may be waiting there
+            self._record_failure(trainer, error)
+            trainer.strategy.barrier("Trainer.save_checkpoint")  # where other ranks may be waiting
 
     def _wait(self, trainer: L.Trainer) -> None:
         io = trainer.strategy.checkpoint_io
@@ -121,48 +119,48 @@ class SaveCheckpoints(CheckpointCallback):
             try:
                 io.wait()
             except SaveError as error:
-                self._note(trainer, error)
+                self._record_failure(trainer, error)
 
-    def _note(self, trainer: L.Trainer, error: SaveError) -> None:
+    def _record_failure(self, trainer: L.Trainer, error: SaveError) -> None:
         self._failed = error
         if trainer.is_global_zero:
-            self.tell(f"\n{error}\n  training goes on; the next checkpoint may find room")
+            self.report(f"\n{error}\n  training continues; the next checkpoint may find room")
 
 
 class AtomicCheckpointIO(CheckpointIO):
     """A Lightning checkpoint plugin: ``Trainer(plugins=[AtomicCheckpointIO()])``. Local directories only.
 
     Args:
-        asynchronous: write while training goes on. What goes wrong is raised by the next save, or at the end.
-        opened: the checkpoint that is gone on from: of its files, those that were compared are not compared again.
+        asynchronous: write while training continues. An error is raised by the next save, or at the end.
+        opened: the checkpoint to resume, if it is open: verified files of it are not verified again.
     """
 
     def __init__(self, *, asynchronous: bool = False, opened: Checkpoint | None = None) -> None:
         self._opened = opened
-        self._behind = Background() if asynchronous else None
+        self._background = Background() if asynchronous else None
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Retention | None = None
     ) -> None:
-        """Saves a directory, which appears when it is whole.
+        """Saves a directory, which appears only when it is complete.
 
         Args:
             checkpoint: plain values and tensors.
             path: of the directory.
-            storage_options: which pointers are to name it, and how many others stay.
+            storage_options: which pointers will name it, and how many others to keep.
 
         Raises:
-            SaveError: it could not be written; asynchronously: the one before.
+            SaveError: it could not be written; if asynchronous, the one before could not.
         """
-        self._opened = None  # which may be saved over, or removed as one too many
+        self._opened = None  # this save may overwrite or remove it
         step = checkpoint.get("global_step")
-        save_tree(checkpoint, Path(path), step=step, keeping=storage_options, behind=self._behind)
+        save_tree(checkpoint, Path(path), step=step, keeping=storage_options, behind=self._background)
 
     def open(self, path: str | os.PathLike[str]) -> Checkpoint:
-        """A checkpoint: the one that is open already, until something is saved, or one that is opened now.
+        """The checkpoint at a path: ``opened`` if it is that one and nothing was saved since, else newly opened.
 
         Raises:
-            CheckpointError: it is missing, damaged or no checkpoint.
+            CheckpointError: it is missing, damaged or not a checkpoint.
         """
         if self._opened is not None and self._opened.path.resolve() == Path(path).resolve():
             return self._opened
@@ -171,19 +169,19 @@ class AtomicCheckpointIO(CheckpointIO):
     def load_checkpoint(
         self, path: str | os.PathLike[str], map_location: Any | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """All of a checkpoint, on the CPU: it holds plain values and tensors, whatever ``weights_only`` asks for.
+        """All of a checkpoint, on the CPU. Only plain values and tensors are in it, whatever ``weights_only`` is.
 
         Raises:
-            CheckpointError: it is missing, damaged or no checkpoint.
+            CheckpointError: it is missing, damaged or not a checkpoint.
         """
         contents: dict[str, Any] = self.open(path).whole()
         return contents
 
     def load_handles(self, path: str | os.PathLike[str], names: Collection[str]) -> dict[str, Any]:
-        """The tree of a checkpoint; below the keys ``names`` each tensor is a ``Handle``, which reads slices.
+        """The tree of a checkpoint; under the keys ``names`` each tensor is a ``Handle``, which reads slices.
 
         Raises:
-            CheckpointError: it is missing, damaged or no checkpoint.
+            CheckpointError: it is missing, damaged or not a checkpoint.
         """
         plain: dict[str, Any] = self.open(path).plain
         return {key: value if key in names else fill(value, Handle.whole, Handle) for key, value in plain.items()}
@@ -193,14 +191,14 @@ class AtomicCheckpointIO(CheckpointIO):
         remove(Path(path))
 
     def wait(self) -> None:
-        """Returns when nothing is being written.
+        """Waits for an asynchronous save.
 
         Raises:
-            SaveError: what was, could not be.
+            SaveError: it failed.
         """
-        if self._behind is not None:
-            self._behind.wait()
+        if self._background is not None:
+            self._background.wait()
 
     def teardown(self) -> None:
-        """The same, at the end."""
+        """Waits, at the end of training."""
         self.wait()

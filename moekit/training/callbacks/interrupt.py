@@ -1,5 +1,6 @@
-"""Being told to stop, twice: the first ends training after the optimizer step at hand, with a checkpoint; the second
-at once. Ctrl-C (SIGINT) is a person's, SIGTERM that of a cluster, ``docker stop`` or ``kill``.
+"""Stopping a run by signal: SIGINT (Ctrl-C), or SIGTERM (sent by clusters, ``docker stop`` and ``kill``).
+
+The first signal ends training after the current optimizer step, with a checkpoint; the second ends it at once.
 """
 
 from __future__ import annotations
@@ -12,58 +13,59 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
-WORDS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 
 
 class StopOnInterrupt(Callback):
-    """Turns the first Ctrl-C or SIGTERM into a whole last step: validated, saved, and to go on from.
+    """After the first Ctrl-C or SIGTERM, completes the optimizer step, validates, saves, and stops.
 
-    A checkpoint within an optimizer step would lose its gradients, so the trainer is asked to stop just before the
-    step is taken, which also has it validate and save. Several ranks agree on the step, whichever of them was told.
+    A checkpoint within an optimizer step would lose its gradients. So the callback sets ``trainer.should_stop`` just
+    before a step is taken, and Lightning then validates and saves after it. All ranks stop at the same step, whichever
+    rank gets the signal.
 
-    SIGUSR1, by which Lightning saves and requeues under SLURM, is left as it is.
+    SIGUSR1, with which Lightning saves and requeues under SLURM, keeps its handler.
 
     Args:
-        tell: says a line to the user.
+        report: prints a line.
 
     Attributes:
-        asked: the signal that this run was told to stop by, on whichever rank; None when it was not.
+        signal: that stops this run, on whichever rank it arrived; None without one.
     """
 
-    def __init__(self, tell: Callable[[str], object]) -> None:
-        self.tell = tell
-        self.asked: signal.Signals | None = None
+    def __init__(self, report: Callable[[str], object]) -> None:
+        self.report = report
+        self.signal: signal.Signals | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Listens, in place of Lightning, which takes SIGTERM before, and would stop within a step.
+        """Replaces Lightning's handler of SIGTERM, which would stop within a step.
 
-        Lightning also gives all signals back, however training ends. Python takes signals in the main thread alone;
-        elsewhere they stay as they are.
+        Lightning restores all handlers when training ends. Python allows handlers only in the main thread; in another
+        thread nothing changes.
         """
         if threading.current_thread() is threading.main_thread():
-            for number in WORDS:
-                signal.signal(number, self._hear)
+            for number in NAMES:
+                signal.signal(number, self._on_signal)
 
-    def _hear(self, number: int, frame: object) -> None:
-        self.asked = signal.Signals(number)
+    def _on_signal(self, number: int, frame: object) -> None:
+        self.signal = signal.Signals(number)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        self.tell(f"\nstopping after this step ({WORDS[self.asked]} again: at once)")
+        self.report(f"\nstopping after this step ({NAMES[self.signal]} again: at once)")
 
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Makes this step the last, when any rank is asked to."""
+        """Makes this step the last if any rank got a signal."""
         if self.agree(trainer):
             trainer.should_stop = True
 
     def agree(self, trainer: L.Trainer) -> signal.Signals | None:
-        """What the run was told to stop by, the same on every rank from then on; a collective.
+        """The signal that stops the run, the same on every rank. A collective.
 
-        To be asked once more when training has ended: a rank may be told while it validates and saves the last step.
+        Call it again after training: a signal may arrive while the last step is validated and saved.
         """
         if trainer.world_size > 1:
-            told = torch.tensor(self.asked or 0, device=trainer.strategy.root_device)
-            told = trainer.strategy.reduce(told, reduce_op="max")
-            self.asked = signal.Signals(int(told)) if told else None
-        return self.asked
+            number = torch.tensor(self.signal or 0, device=trainer.strategy.root_device)
+            number = trainer.strategy.reduce(number, reduce_op="max")
+            self.signal = signal.Signals(int(number)) if number else None
+        return self.signal

@@ -1,4 +1,4 @@
-"""The load of every layer and expert at each logged step, written to ``load.npz``."""
+"""A callback that writes the load of every layer and expert at each logged step to ``load.npz``."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from moekit.training.run.metrics_log import RunLog
 
 
 class LoadHistory(Callback):
-    """Keeps the load of every layer and expert at each logged step, and writes ``load.npz``.
+    """Records the load of every layer and expert at each logged step, and writes ``load.npz``.
 
-    The file holds ``step`` (int64 ``[R]``) and, for each layer by its name, its load (int64 ``[R, E]``).
+    The file holds ``step`` (int64 ``[R]``) and each layer's load by its name (int64 ``[R, E]``), for R logged steps.
 
     Args:
-        file: where to write; read first when it exists.
-        upto: rows of later steps are left out.
+        file: to write; an existing one is read first.
+        upto: rows of later steps are dropped: a resumed run trains them again.
     """
 
     def __init__(self, file: Path, upto: int = 0) -> None:
@@ -36,7 +36,7 @@ class LoadHistory(Callback):
                 self.loads = {name: list(saved[name][keep]) for name in saved.files if name != "step"}
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *args: Any) -> None:
-        """Adds a row when the step was logged."""
+        """Adds a row if the step was logged."""
         load = pl_module.step_load
         step = pl_module.logged_step
         if load is None or step != trainer.global_step or (self.steps and self.steps[-1] >= step):
@@ -46,16 +46,16 @@ class LoadHistory(Callback):
             self.loads.setdefault(name, []).append(load.load_E[name].to("cpu", torch.int64).numpy())
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Writes both files, where the checkpoint is written too."""
+        """Writes the files, as often as checkpoints are written."""
         self.write(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Writes them a last time."""
+        """Writes the files a last time."""
         self.write(trainer)
 
     @rank_zero_only
     def write(self, trainer: L.Trainer) -> None:
-        """Writes ``load.npz``, and has the run's log write its file."""
+        """Writes ``load.npz`` and the run's metrics file."""
         for logger in trainer.loggers:
             if isinstance(logger, RunLog):
                 logger.write()

@@ -1,4 +1,4 @@
-"""What a person sees while training: a bar on a terminal, a few plain lines elsewhere."""
+"""The display of a running training: a progress bar on a terminal, a few plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from moekit.spec.recipe import Recipe
 
-LINES = 20  # at most so many lines where there is no terminal
-SHOWN = ("bits_per_byte", "blend_mse", "accuracy")  # of the objective's metrics, beside the loss
+MAX_LINES = 20  # without a terminal
+SHOWN = ("bits_per_byte", "blend_mse", "accuracy")  # the objective's metrics that are shown, in addition to the loss
+WORDS = {"bits_per_byte": "bits per byte", "blend_mse": "blend mse"}
 
 
 class TrainingProgress(ProgressBar):
-    """Step, loss, tokens a second, learning rate, MaxVio, dropped pairs, time left; a line for each validation.
+    """Shows step, loss, tokens per second, learning rate, MaxVio, dropped pairs, time left, and validations.
 
     Args:
-        console: where to write.
-        label: what is being trained.
-        unit: what is counted each second.
+        console: to write to.
+        label: name of the run.
+        unit: of the data: tokens or cases.
     """
 
     def __init__(self, console: Console, label: str, unit: str = "tokens") -> None:
@@ -35,18 +36,18 @@ class TrainingProgress(ProgressBar):
         self._bar: Progress | None = None
         self._task: Any = None
         self._next_line = self._next_validation = 0
-        self._drawn = 0.0
+        self._updated = 0.0
 
     def enable(self) -> None:
-        """Shows it (Lightning asks on rank 0)."""
+        """Shows the display; Lightning calls it on rank 0."""
         self._enabled = True
 
     def disable(self) -> None:
-        """Hides it (Lightning asks on other ranks)."""
+        """Hides the display; Lightning calls it on other ranks."""
         self._enabled = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Puts up the bar."""
+        """Shows the bar."""
         self._next_line = self._next_validation = trainer.global_step + 1
         if self._enabled and self.console.is_terminal:
             columns = (
@@ -58,45 +59,39 @@ class TrainingProgress(ProgressBar):
             self._bar.start()
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *args: Any) -> None:
-        """Moves the bar, or writes a line now and then."""
+        """Updates the bar, or prints one of a few lines."""
         step = trainer.global_step
         if not self._enabled:
             return
         if self._bar is not None:
             now = time.monotonic()
-            if now - self._drawn > 0.1 or step >= trainer.max_steps:
-                self._drawn = now
-                self._bar.update(
-                    self._task,
-                    completed=step,
-                    text=f"{step}/{trainer.max_steps}  {metrics_line(pl_module.logged, self.unit)}",
-                )
+            if now - self._updated > 0.1 or step >= trainer.max_steps:
+                self._updated = now
+                text = f"{step}/{trainer.max_steps}  {metrics_line(pl_module.logged, self.unit)}"
+                self._bar.update(self._task, completed=step, text=text)
         elif pl_module.logged_step == step and step >= self._next_line:
-            self.console.print(
-                f"step {step}/{trainer.max_steps}  {metrics_line(pl_module.logged, self.unit)}", highlight=False
-            )
-            self._next_line = step + max(1, 2 * trainer.max_steps // LINES)
+            line = f"step {step}/{trainer.max_steps}  {metrics_line(pl_module.logged, self.unit)}"
+            self.console.print(line, highlight=False)
+            self._next_line = step + max(1, 2 * trainer.max_steps // MAX_LINES)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Writes the validation's line, unless validations come thick and fast."""
+        """Prints the validation's line, unless validations are too frequent."""
         step = trainer.global_step
         if step < self._next_validation and not trainer.should_stop:
             return
-        self._next_validation = step + 2 * trainer.max_steps // (LINES + 1)
+        self._next_validation = step + 2 * trainer.max_steps // (MAX_LINES + 1)
         values = {key: float(v) for key, v in trainer.callback_metrics.items() if key.startswith("val/")}
         if self._enabled and values and not trainer.sanity_checking:
-            words = (
-                f"{self.label}  step {trainer.global_step}/{trainer.max_steps}  validation: {validation_line(values)}"
-            )
+            line = f"{self.label}  step {step}/{trainer.max_steps}  validation: {validation_line(values)}"
             console = self._bar.console if self._bar is not None else self.console
-            console.print(words, highlight=False)
+            console.print(line, highlight=False)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Takes the bar down."""
+        """Removes the bar."""
         self._stop()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Takes it down when training breaks off."""
+        """Removes the bar."""
         self._stop()
 
     def _stop(self) -> None:
@@ -106,7 +101,7 @@ class TrainingProgress(ProgressBar):
 
 
 def metrics_line(values: Mapping[str, float], unit: str = "tokens") -> str:
-    """Training metrics in a line: those that are there."""
+    """The training metrics that exist, in one line."""
     parts = []
     if "train/loss" in values:
         parts.append(f"loss {values['train/loss']:.3f}")
@@ -124,12 +119,11 @@ def metrics_line(values: Mapping[str, float], unit: str = "tokens") -> str:
 
 
 def validation_line(values: Mapping[str, float]) -> str:
-    """Validation metrics in a line: bits per byte first, where there is text."""
-    words = {"bits_per_byte": "bits per byte", "blend_mse": "blend mse"}
+    """The validation metrics that exist, in one line; the loss comes last."""
     names = [name for name in (*SHOWN, "loss") if f"val/{name}" in values]
-    return ", ".join(f"{words.get(name, name)} {values[f'val/{name}']:.3f}" for name in names)
+    return ", ".join(f"{WORDS.get(name, name)} {values[f'val/{name}']:.3f}" for name in names)
 
 
 def counted_unit(recipe: Recipe) -> str:
-    """What a run's data is counted in."""
+    """The unit of a run's data."""
     return "cases" if recipe.model.takes == "cases" else "tokens"

@@ -1,1 +1,1 @@
-"""Steps whose loss or gradients are NaN or infinite: where they came from, and what is done about them."""
+"""Steps with a non-finite (NaN or infinite) loss or gradient: what to do about them, and which part caused them."""

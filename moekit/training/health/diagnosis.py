@@ -1,11 +1,11 @@
-"""Where a step that is not finite went wrong, found by running its micro-batches again.
+"""Which part of a model made a step non-finite, found by running the step's micro-batches again.
 
-The first part of a model whose inputs are finite and whose output is not is the culprit. The forward passes are
-repeated without gradients, under the same noise, with a hook on every module; what they find is compared over ranks,
-and every rank runs as many of them, so models that exchange tokens or gather weights can be asked too. Where they are
-finite, gradients are searched from the end of the model.
+The part to blame is the first with finite inputs and a non-finite output. The forward passes are repeated without
+gradients, under the same noise, with a hook on every module. Ranks then agree on the first part that any of them found.
+Every rank runs the same number of passes, so that models which exchange tokens or gather weights work too. If all
+passes are finite, gradients are searched from the end of the model.
 
-Nothing of this runs in a healthy step: it keeps references to the step's batches, and no more.
+A finite step costs nothing but references to its batches.
 """
 
 from __future__ import annotations
@@ -30,15 +30,16 @@ from moekit.layer import MoELayer
 from moekit.routing import ExpertChoice, Routing, TokenChoice
 from moekit.seeds import seed_all
 from moekit.shards.shard import local
+from moekit.training.optim import first_few
 
 
 class MicroBatch(NamedTuple):
-    """A micro-batch of the step at hand, and what it takes to run it again.
+    """A micro-batch of the current step, and what is needed to run it again.
 
     Attributes:
-        batch: as the model was given it.
-        seed: of what the model drew.
-        progress: what the objective was told.
+        batch: the model's input.
+        seed: of the noise in the model.
+        progress: the fraction of training completed, as passed to the objective.
     """
 
     batch: Batch
@@ -47,54 +48,57 @@ class MicroBatch(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What one rank found; the least (or greatest) place counts.
+    """What one rank found. Of all ranks' findings, the one with the lowest (or highest) place counts.
 
     Attributes:
-        place: in the order of the model.
-        words: what it is.
+        place: position in the model's order of execution.
+        what: its description.
     """
 
     place: float
-    words: str
+    what: str
 
 
 def diagnose(
     model: Model,
     objective: Objective,
     micros: Sequence[MicroBatch],
-    around: Callable[[], AbstractContextManager[object]],
+    autocast: Callable[[], AbstractContextManager[object]],
     *,
     finite_loss: bool,
 ) -> tuple[str, bool]:
-    """Which part is to blame, in words, and whether what it holds is. On every rank, with gradients still there.
+    """Finds the part to blame. A collective; the step's gradients must still exist.
 
     Args:
         model: whose step it was.
-        objective: what it is trained for.
-        micros: this rank's micro-batches of the step; as many on every rank.
-        around: makes the context that training runs in (autocast).
+        objective: of the training.
+        micros: this rank's micro-batches of the step; the same number on every rank.
+        autocast: makes the context of a forward pass.
         finite_loss: whether the step's loss, over all ranks, is finite: then its gradients are not.
+
+    Returns:
+        The description of the part, and whether its weights or buffers are non-finite.
     """
-    for kind, held in (("weights", model.named_parameters()), ("buffers", _buffers(model))):
-        if found := _agree(_unsound(model, held)):
-            return f"{kind} that are not finite: {found.words}", True
+    for kind, tensors in (("weights", model.named_parameters()), ("buffers", _buffers(model))):
+        if found := _agree(_first_non_finite(model, tensors)):
+            return f"{kind} that are not finite: {found.what}", True
     order: list[str] = []
     for number, micro in enumerate(micros, start=1):
-        found, order = _forward(model, objective, micro, around)
+        found, order = _forward(model, objective, micro, autocast)
         if found := _agree(found):
             of = f", in micro-batch {number} of {len(micros)}" if len(micros) > 1 else ""
-            return f"first not finite: {found.words}{of}", False
+            return f"first not finite: {found.what}{of}", False
     if not finite_loss:
-        return "run again, every part of the step is finite: it does not repeat (a fault of the machine?)", False
+        return "run again, every part of the step is finite: it does not repeat (a hardware fault?)", False
     if found := _agree(_gradients(model, order), last=True):
-        return f"the forward pass is finite, the gradients are not, backwards from: {found.words}", False
+        return f"the forward pass is finite, the gradients are not, backwards from: {found.what}", False
     found = _agree(_largest(model), last=True)
-    of = "" if found is None else f"; the largest is that of: {found.words}"
+    of = "" if found is None else f"; the largest is that of: {found.what}"
     return f"every gradient is finite, and their norm overflows{of}", False
 
 
 def _agree(found: Found | None, *, last: bool = False) -> Found | None:
-    """The first place that any rank found, or the last; a collective."""
+    """The finding with the lowest place over all ranks, or with ``last`` the highest. A collective."""
     everywhere: list[Found | None] = [found]
     if is_distributed():
         everywhere = [None] * dist.get_world_size()
@@ -103,48 +107,48 @@ def _agree(found: Found | None, *, last: bool = False) -> Found | None:
     return (max if last else min)(known, key=lambda each: each.place) if known else None
 
 
-def _unsound(model: Model, held: Iterable[tuple[str, Tensor]]) -> Found | None:
+def _first_non_finite(model: Model, tensors: Iterable[tuple[str, Tensor]]) -> Found | None:
     """The first of a model's tensors that is not finite."""
     first: Found | None = None
-    for place, (name, tensor) in enumerate(held):
-        words = non_finite_part(model, name, tensor)  # of every one: a sharded weight is asked by all ranks
-        if words and first is None:
-            first = Found(place, words)
+    for place, (name, tensor) in enumerate(tensors):
+        what = non_finite_part(model, name, tensor)  # without an early return: it is a collective if sharded
+        if what and first is None:
+            first = Found(place, what)
     return first
 
 
 def _buffers(model: Model) -> Iterator[tuple[str, Tensor]]:
-    """What a model keeps beside its weights, such as a balancer's bias. Infinity may be meant (a mask): it passes."""
+    """A model's buffers, such as a balancer's bias. Infinity may be intended (a mask) and is replaced by 0."""
     for name, buffer in model.named_buffers():
         yield name, buffer.masked_fill(buffer.isinf(), 0)
 
 
 def _forward(
-    model: Model, objective: Objective, micro: MicroBatch, around: Callable[[], AbstractContextManager[object]]
+    model: Model, objective: Objective, micro: MicroBatch, autocast: Callable[[], AbstractContextManager[object]]
 ) -> tuple[Found | None, list[str]]:
-    """The first part of one micro-batch that is not finite; and the modules in the order in which they ended."""
+    """The first non-finite part in one micro-batch; and the names of modules in the order in which they returned."""
     batch = micro.batch
-    with torch.no_grad(), torch.compiler.set_stance("force_eager"), around(), Watch(model) as watch:
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"), autocast(), Watch(model) as watch:
         seed_all(micro.seed)
         output = model.on(batch)
         total = objective(output, batch, progress=micro.progress).total
     for module in model.modules():
         if isinstance(module, FSDPModule):
-            module.reshard()  # whoever looks at parameters next means those with the gradients
+            module.reshard()  # parameters are then the shards again, which have the gradients
     found: Found | None = None
     if not finite([batch.inputs, batch.targets]):
         found = Found(-1, "the data: its inputs or targets are not finite")
     elif watch.found:
         found = Found(watch.place, watch.found)
-    elif words := _losses(output):
-        found = Found(len(watch.order), words)
+    elif what := _non_finite_loss(output):
+        found = Found(len(watch.order), what)
     elif not finite(total):
         found = Found(len(watch.order) + 1, f"the objective ({type(objective).__name__})")
     return found, watch.order
 
 
-def _losses(output: ModelOutput) -> str:
-    """The first loss of a layer that is not finite."""
+def _non_finite_loss(output: ModelOutput) -> str:
+    """The first loss of a layer that is not finite; empty if all are."""
     for layer, report in output.reports.items():
         for name, term in report.losses.items():
             if not finite(term.weight * term.value):
@@ -153,18 +157,18 @@ def _losses(output: ModelOutput) -> str:
 
 
 def _gradients(model: Model, order: Sequence[str]) -> Found | None:
-    """The last weight, in the order in which modules ended, whose gradient is not finite."""
+    """The last weight, in the order in which modules returned, whose gradient is not finite."""
     places = {name: place for place, name in enumerate(order)}
     last: Found | None = None
     for name, parameter in model.named_parameters():
-        words = "" if parameter.grad is None else non_finite_part(model, name, parameter.grad)
-        if words and (last is None or _place(name, places) >= last.place):
-            last = Found(_place(name, places), words)
+        what = "" if parameter.grad is None else non_finite_part(model, name, parameter.grad)
+        if what and (last is None or _place(name, places) >= last.place):
+            last = Found(_place(name, places), what)
     return last
 
 
 def _place(name: str, places: dict[str, int]) -> float:
-    """Where a weight is used: in its module, or in the nearest around it that was called as one."""
+    """The place of a weight's module, or of the nearest enclosing module that was called; -1 without one."""
     module = name
     while module:
         module = module.rpartition(".")[0]
@@ -182,18 +186,18 @@ def _largest(model: Model) -> Found | None:
 
 
 INNER = ("losses", "own_loss", "smooth_load_E")
-"""Fields of what a layer saw that are no part's output: what comes of them is looked at by name, after the pass."""
+"""Fields of reports that are ignored during the pass: the layers' losses are checked by name after it."""
 
 
 class Watch:
     """Hooks on every module of a model, for one forward pass: ``with Watch(model) as watch``.
 
-    Routers and expert banks are asked as a whole, not the modules inside them.
+    Routers and experts modules are watched as a whole, not the modules inside them.
 
     Attributes:
-        order: names of modules in the order in which they ended.
-        place: of the culprit in ``order``.
-        found: the first part with finite inputs and an output that is not, in words; empty when there is none.
+        order: names of modules in the order in which they returned.
+        found: the first part with finite inputs and a non-finite output; empty when there is none.
+        place: its position in ``order``.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -204,32 +208,32 @@ class Watch:
         self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> Self:
-        closed: list[str] = []
+        as_a_whole: list[str] = []
         for name, module in self.model.named_modules():
-            if any(name.startswith(f"{outer}.") for outer in closed):
+            if any(name.startswith(f"{outer}.") for outer in as_a_whole):
                 continue
-            self._handles.append(module.register_forward_hook(partial(self._see, name), with_kwargs=True))
+            self._handles.append(module.register_forward_hook(partial(self._check, name), with_kwargs=True))
             if isinstance(module, Router | ExpertBank):
-                closed.append(name)
+                as_a_whole.append(name)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         for handle in self._handles:
             handle.remove()
 
-    def _see(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def _check(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         self.order.append(name)
         if not self.found and finite([args, kwargs]) and not finite(output):
             self.place = len(self.order) - 1
-            self.found = self._words(name, module, args, output)
+            self.found = self._describe(name, module, args, output)
 
-    def _words(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> str:
+    def _describe(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> str:
         experts: list[int] = []
         bank = name
         if isinstance(module, ExpertBank):
-            experts = _bad_rows(args[1], output)
-        elif isinstance(module, Dispatcher):  # it may use the weights of a bank without calling it
-            experts = _bad_pairs(args[0], args[1], args[2], output)
+            experts = _experts_by_rows(args[1], output)
+        elif isinstance(module, Dispatcher):  # it may use the experts' weights without calling their module
+            experts = _experts_by_pairs(args[0], args[1], args[2], output)
             layer = _layer_around(self.model, name)
             bank = f"{layer}.experts" if experts else name
         if experts:
@@ -238,7 +242,7 @@ class Watch:
 
 
 def finite(value: Any) -> bool:
-    """Whether every float in a tree of tensors is: tuples, lists, mappings, and the values that parts exchange."""
+    """Whether every float in a tree of tensors is finite: in tuples, lists, mappings and dataclasses."""
     if isinstance(value, Tensor):
         return not value.is_floating_point() or bool(torch.isfinite(value).all())
     if isinstance(value, Mapping):
@@ -251,23 +255,23 @@ def finite(value: Any) -> bool:
 
 
 def non_finite_part(model: nn.Module, name: str, tensor: Tensor) -> str:
-    """A parameter's name, or those of its experts, where its values (or its gradient's) are not finite; else empty.
+    """The name of a tensor that is not finite, or of its experts that are not; empty if all are.
 
-    A collective for a tensor that is spread over ranks.
+    A collective for a sharded tensor.
 
     Args:
-        model: that has it.
-        name: of the parameter.
-        tensor: its values or gradient, or such of its shape.
+        model: has the tensor.
+        name: of the parameter or buffer.
+        tensor: its values, or its gradient.
     """
     owner, _, last = name.rpartition(".")
     bank = model.get_submodule(owner) if owner else model
     stacked = isinstance(bank, ExpertBank) and tensor.ndim > 0 and tensor.shape[0] == bank.num_experts > 1
     over = tuple(range(1 if stacked else 0, tensor.ndim))
-    sound = tensor.detach() * 0  # 0, or NaN; sums of it are known for tensors in shards too
-    sound = sound.sum(over) if over else sound
-    sound = sound.full_tensor() if hasattr(sound, "full_tensor") else sound
-    bad = torch.isnan(sound)
+    zeros = tensor.detach() * 0  # 0, or NaN where not finite; unlike ``isfinite``, sums work on sharded tensors
+    zeros = zeros.sum(over) if over else zeros
+    zeros = zeros.full_tensor() if hasattr(zeros, "full_tensor") else zeros
+    bad = torch.isnan(zeros)
     if not bad.any():
         return ""
     whose = named_experts(model, owner, bad.nonzero().flatten().tolist()) if stacked else owner
@@ -279,18 +283,18 @@ def named_experts(model: nn.Module, bank: str, experts: list[int]) -> str:
     layer = model.get_submodule(bank.rpartition(".")[0])
     if isinstance(layer, MoELayer) and bank.endswith("experts") and layer.dispatcher.local_experts is not None:
         experts = [layer.dispatcher.local_experts[e] for e in experts]
-    shown = ", ".join(map(str, experts[:3])) + (f" and {len(experts) - 3} more" if len(experts) > 3 else "")
-    held = getattr(model.get_submodule(bank), "num_experts", 0)
-    return f"expert{'s' if len(experts) > 1 else ''} {shown} of {bank}" if held > 1 else bank
+    if getattr(model.get_submodule(bank), "num_experts", 0) <= 1:
+        return bank
+    return f"expert{'s' if len(experts) > 1 else ''} {first_few(map(str, experts), 3)} of {bank}"
 
 
-def _bad_rows(groups: Groups, y_NO: Tensor) -> list[int]:
-    """The experts of a bank with an output that is not finite."""
+def _experts_by_rows(groups: Groups, y_NO: Tensor) -> list[int]:
+    """The experts with a non-finite output."""
     return [e for e, y_nO in enumerate(groups.split(y_NO)) if not finite(y_nO)] if groups.num_experts > 1 else []
 
 
-def _bad_pairs(x_TD: Tensor, routing: Routing, bank: ExpertBank, output: Dispatched) -> list[int]:
-    """The experts that answer the first token that came out not finite with what is not finite; the bank is asked."""
+def _experts_by_pairs(x_TD: Tensor, routing: Routing, bank: ExpertBank, output: Dispatched) -> list[int]:
+    """The experts whose output for the first non-finite token is not finite; runs all experts on that token."""
     bad_T = ~torch.isfinite(output.y_TO).all(1)
     E = bank.num_experts
     if not isinstance(routing, TokenChoice | ExpertChoice) or not bad_T.any() or not 1 < E == routing.num_experts:
@@ -298,13 +302,13 @@ def _bad_pairs(x_TD: Tensor, routing: Routing, bank: ExpertBank, output: Dispatc
     token = int(bad_T.nonzero()[0])
     pairs = routing.pairs()
     chosen = pairs.expert_N[pairs.token_N == token].tolist()
-    # Not a call as a module: weights are at hand now, and other ranks may have nothing to look for.
+    # ``forward``, not a module call: its hooks would gather weights, and other ranks may have nothing to search.
     y_EO = bank.forward(x_TD[token].expand(E, -1).contiguous(), UniformGroups(E, E))
     return [e for e in range(E) if e in chosen and not finite(y_EO[e])]
 
 
 def _layer_around(model: nn.Module, name: str) -> str:
-    """The name of the layer that a dispatcher, itself perhaps inside another, belongs to."""
+    """The name of the layer of a dispatcher, which may be nested in another dispatcher."""
     while name and not isinstance(model.get_submodule(name), MoELayer):
         name = name.rpartition(".")[0]
     return name

@@ -1,4 +1,4 @@
-"""What training refuses: a recipe without an aim, a loss that is no number, a metric that nothing logs."""
+"""What to do about an optimizer step whose loss or gradients are not finite: stop the run, or skip the step."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from moekit.errors import MoekitError
 
-HELPS = "what helps most often: a lower optimizer.lr, more schedule.warmup, trainer.gradient_clip_val=1.0"
-LEAVE = "non_finite=skip leaves such steps out"
-IN_A_ROW = 10  # steps left out one after the other that end a run: data does that seldom, a broken model always
+REMEDIES = "what helps most often: a lower optimizer.lr, more schedule.warmup, trainer.gradient_clip_val=1.0"
+MAX_IN_A_ROW = 10  # consecutive skips that end a run: bad data seldom causes so many, a broken model always does
 LOG = logging.getLogger("moekit.training")
 
 
@@ -20,11 +19,11 @@ class NonFiniteStep:
     """Why an optimizer step is not finite.
 
     Attributes:
-        what: the loss and the norm of its gradients, in words.
-        where: the part of the model that it came from, in words.
-        lasting: the weights themselves are not finite, so no later step can be.
-        scale: the loss scale, where its overflow is to blame: the loss is finite, its scaled gradients are not, and a
-            smaller scale follows. Else None.
+        what: the values of the loss and of the gradients' norm.
+        where: the part of the model that caused it.
+        lasting: whether weights or buffers are non-finite themselves, so that no later step can be finite.
+        scale: the loss scale, if fp16 gradients overflowed although the loss is finite; a smaller scale follows. Else
+            None.
     """
 
     what: str
@@ -34,16 +33,16 @@ class NonFiniteStep:
 
 
 class NonFinitePolicy:
-    """What becomes of a step that is not finite: the end of the run, or a step left out, told and counted.
+    """Stops the run at a non-finite step, or skips and counts it.
 
-    Infinite gradients are ordinary while the loss scale of fp16 is found: such steps are left out under either policy.
+    While the loss scale of fp16 is being found, infinite gradients are normal: both policies skip such steps.
 
     Args:
-        policy: the recipe's ``non_finite``.
+        policy: the recipe's ``non_finite``: ``stop`` or ``skip``.
 
     Attributes:
-        count: optimizer steps left out since the run began, its resumptions included.
-        in_a_row: those since the last step that was taken, without overflows of a loss scale.
+        count: optimizer steps skipped since the run began, also before it was resumed.
+        in_a_row: consecutive skips, overflows of the loss scale excepted. The caller sets it to 0 after a finite step.
     """
 
     def __init__(self, policy: str) -> None:
@@ -51,37 +50,34 @@ class NonFinitePolicy:
         self.count = 0
         self.in_a_row = 0
 
-    def take(self, step: int, non_finite: NonFiniteStep | None) -> None:
-        """Hears of every optimizer step.
+    def skip(self, step: int, cause: NonFiniteStep) -> None:
+        """Counts and logs a skipped step, or stops the run.
 
         Args:
             step: its number, counted from 1.
-            sick: what was not finite; None when all was.
+            cause: why it is not finite.
 
         Raises:
-            MoekitError: the policy is to stop; or no weight is finite any more; or too many in a row were left out.
+            MoekitError: the policy is ``stop``; or weights or buffers are not finite; or too many steps in a row were.
         """
-        if non_finite is None:
-            self.in_a_row = 0
-            return
-        if non_finite.scale is not None:
+        if cause.scale is not None:
             self.count += 1
-            rank_zero(
-                f"step {step} left out: gradients overflow at a loss scale of {non_finite.scale:g}; it is made smaller"
+            log_on_rank_zero(
+                f"step {step} skipped: gradients overflow at a loss scale of {cause.scale:g}; a smaller scale follows"
             )
             return
-        words = f"step {step}: {non_finite.what}\n  {non_finite.where}\n  {HELPS}\n"
+        report = f"step {step}: {cause.what}\n  {cause.where}\n  {REMEDIES}\n  training stopped"
         if self.policy == "stop":
-            raise MoekitError(f"{words}  training stopped; no weight was touched in this step; {LEAVE}")
+            raise MoekitError(f"{report}; this step changed no weight; non_finite=skip skips such steps")
         self.count, self.in_a_row = self.count + 1, self.in_a_row + 1
-        if non_finite.lasting:
-            raise MoekitError(f"{words}  training stopped: leaving steps out does not mend weights")
-        if self.in_a_row >= IN_A_ROW:
-            raise MoekitError(f"{words}  training stopped: {IN_A_ROW} steps in a row were left out, and moved nothing")
-        rank_zero(f"step {step} left out ({self.count} so far): {non_finite.what}; {non_finite.where}")
+        if cause.lasting:
+            raise MoekitError(f"{report}: skipping steps cannot repair weights or buffers")
+        if self.in_a_row >= MAX_IN_A_ROW:
+            raise MoekitError(f"{report}: {MAX_IN_A_ROW} steps in a row were skipped")
+        log_on_rank_zero(f"step {step} skipped ({self.count} so far): {cause.what}; {cause.where}")
 
 
 @rank_zero_only
-def rank_zero(line: str) -> None:
-    """Says a line on stderr, once for all ranks; a progress bar is left whole."""
+def log_on_rank_zero(line: str) -> None:
+    """Logs a warning, once for all ranks; unlike ``print``, it does not break a progress bar."""
     LOG.warning(line)
