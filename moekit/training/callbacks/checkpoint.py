@@ -87,7 +87,9 @@ class SaveCheckpoints(CheckpointCallback):
             self._save(trainer, is_best=False)
         self._wait(trainer)
         if self._failed is not None:
-            raise SaveError(f"{self._failed}\n  it was the last of the run: make room, and resume from the one before it")
+            raise SaveError(
+                f"{self._failed}\n  it was the last of the run: make room, and resume from the one before it"
+            )
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Runs ``on_train_start`` if nothing was left to train: the process may have been killed in its last save.

@@ -68,7 +68,7 @@ class NonFinitePolicy:
             return
         report = f"step {step}: {cause.what}\n  {cause.where}\n  {REMEDIES}\n  training stopped"
         if self.policy == "stop":
-            raise MoekitError(f"{report}; this step changed no weight; non_finite=skip skips such steps")
+            raise MoekitError(f"{report}; no weight was touched in this step; non_finite=skip skips such steps")
         self.count, self.in_a_row = self.count + 1, self.in_a_row + 1
         if cause.lasting:
             raise MoekitError(f"{report}: skipping steps cannot repair weights or buffers")

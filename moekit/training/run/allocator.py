@@ -1,7 +1,7 @@
-"""Large arrays on CPUs: kept by the process when freed, instead of fetched anew from the system at every step.
+"""Keeping freed memory of large CPU arrays in the process.
 
-The C library gives arrays above some size back to the system at once, and the next step's are fetched, page by page,
-and cleared. A training step frees and makes the same arrays again and again: docs/measurements.md has what it costs.
+A training step allocates and frees the same large arrays again and again. The C library returns them to the system at
+once; the next step must then fetch and clear them again, page by page. ``docs/measurements.md`` has the cost.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ SET_BY_USER = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABL
 
 
 def keep_freed_memory() -> bool:
-    """Has the C library keep freed memory for the next array, in this process from now on; on Linux's glibc alone.
+    """Makes the C library keep freed memory for the next arrays of this process; only with glibc.
 
-    The process stays as large as it once was. Where the user has set one of the C library's own variables
-    (``MALLOC_MMAP_THRESHOLD_``, ``MALLOC_TRIM_THRESHOLD_``, ``GLIBC_TUNABLES``), nothing is changed.
+    The process then never shrinks. Nothing changes if the user has set one of the C library's own variables
+    (``MALLOC_MMAP_THRESHOLD_``, ``MALLOC_TRIM_THRESHOLD_``, ``GLIBC_TUNABLES``).
 
     Returns:
-        Whether it was done.
+        Whether the setting was changed.
     """
     if platform.libc_ver()[0] != "glibc" or any(name in os.environ for name in SET_BY_USER):
         return False

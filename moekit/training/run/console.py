@@ -1,4 +1,4 @@
-"""What a run prints: a header before it starts, a summary at its end."""
+"""The text that a run prints: a header before training, a summary after it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from moekit.training.module import LitMoE
 from moekit.training.run.outcome import Comparison, Outcome
 from moekit.training.run.prepare import Prepared
 
-ELSEWHERE = ("objective", "max_violation")  # validation figures without a row of their own
+NO_ROW = ("objective", "max_violation")  # validation metrics without a row of their own
 WORDS = {
     "bits_per_byte": "bits per byte",
     "blend_mse": "squared error of the blend",
@@ -28,13 +28,13 @@ WORDS = {
 
 
 def print_summary(outcome: Outcome, module: LitMoE, console: Console) -> None:
-    """Prints what a person wants to know at the end of a run."""
+    """Prints the results of a run, and which commands to try next."""
     unit = counted_unit(module.recipe)
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim")
     grid.add_column()
     first = [outcome.metric] if outcome.metric in outcome.validation else []
-    for name in [*first, *(n for n in outcome.validation if n not in (outcome.metric, *ELSEWHERE))]:
+    for name in [*first, *(n for n in outcome.validation if n not in (outcome.metric, *NO_ROW))]:
         trained = f"   (training {outcome.train[name]:.3f})" if name in outcome.train else ""
         words = "validation " + WORDS.get(name, name.replace("_", " "))
         grid.add_row(words, f"[bold]{outcome.validation[name]:.3f}[/bold]{trained}")
@@ -51,9 +51,7 @@ def print_summary(outcome: Outcome, module: LitMoE, console: Console) -> None:
         grid.add_row("MaxVio", _max_violation_words(*outcome.max_violation, outcome.validation.get("max_violation")))
         grid.add_row("dropped", f"{outcome.dropped:.1%} of token-expert pairs")
     if outcome.skipped:
-        grid.add_row(
-            "left out", f"{outcome.skipped:,} of {outcome.steps:,} steps, whose loss or gradients were not finite"
-        )
+        grid.add_row("skipped", f"{outcome.skipped:,} of {outcome.steps:,} steps: loss or gradients not finite")
     rate = outcome.tokens / outcome.seconds if outcome.seconds else 0.0
     grid.add_row(
         "training", f"{outcome.steps:,} steps, {outcome.tokens:,.0f} {unit} in {_seconds(outcome.seconds)} "
@@ -66,12 +64,12 @@ def print_summary(outcome: Outcome, module: LitMoE, console: Console) -> None:
         for line in comparison_lines(outcome.comparison, outcome):
             console.print(line, highlight=False, markup=False)
     elif module.recipe.compare is not None and module.recipe.model.dense_baseline() is None:
-        console.print("no comparison: this model has no dense twin", highlight=False)
-    _tell_files(outcome, module, console)
+        console.print("no comparison: this model has no dense baseline", highlight=False)
+    _print_files(outcome, module, console)
 
 
 def comparison_lines(c: Comparison, outcome: Outcome) -> list[str]:
-    """The comparison in words: per token and per second, whoever wins."""
+    """The comparison as text: per token and per second."""
     words = WORDS.get(c.metric, c.metric)
     lines = [
         f"against a dense model of as many multiply-adds a token ({words}, lower is better):",
@@ -95,12 +93,12 @@ def comparison_lines(c: Comparison, outcome: Outcome) -> list[str]:
 
 
 def score_rows(scores: Mapping[str, float], dense: Mapping[str, float] | None = None) -> list[tuple[str, str]]:
-    """Each score's name and value in words, the dense model's beside it where that differs."""
+    """The name and value of each score as text, with the dense model's value if it differs."""
     rows = []
     for name, value in scores.items():
         words = WORDS.get(name, name.replace("_", " "))
-        told, other = _number(value), _number(dense[name]) if dense and name in dense else ""
-        rows.append((words, f"{told}   (dense {other})" if other not in ("", told) else told))
+        ours, other = _number(value), _number(dense[name]) if dense and name in dense else ""
+        rows.append((words, f"{ours}   (dense {other})" if other not in ("", ours) else ours))
     return rows
 
 
@@ -124,18 +122,18 @@ def _verdict(moe: float, dense: float) -> str:
     return f"{winner} is better by {abs(moe - dense):.3f} ({abs(moe - dense) / max(moe, dense):.1%})"
 
 
-def _tell_files(outcome: Outcome, module: LitMoE, console: Console) -> None:
-    run, word = outcome.folder.as_posix(), shlex.quote(outcome.folder.as_posix())
+def _print_files(outcome: Outcome, module: LitMoE, console: Console) -> None:
+    run, quoted = outcome.folder.as_posix(), shlex.quote(outcome.folder.as_posix())
     pictures = [p.relative_to(outcome.folder).as_posix() for p in outcome.files]
     written = ["spec.yaml", "metrics.csv", *(["load.npz"] if outcome.max_violation else []), "summary.json"]
     if module.data is not None and type(module.data).encode is not Data.encode:
-        following = f'moekit generate {word} "{module.data.example()}"'
+        first = f'moekit generate {quoted} "{module.data.example()}"'
     else:
-        following = f"look at {run}/{pictures[-1]}"
+        first = f"look at {run}/{pictures[-1]}"
     if outcome.stopped_after is None:
-        further = f"moekit train --resume {word} trainer.max_steps={2 * outcome.steps}"
+        second = f"moekit train --resume {quoted} trainer.max_steps={2 * outcome.steps}"
     else:
-        further = f"moekit train {shlex.quote(f'{run}/spec.yaml')} seed={module.recipe.seed + 1}"
+        second = f"moekit train {shlex.quote(f'{run}/spec.yaml')} seed={module.recipe.seed + 1}"
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim")
     grid.add_column(overflow="fold")
@@ -145,17 +143,17 @@ def _tell_files(outcome: Outcome, module: LitMoE, console: Console) -> None:
     grid.add_row("pictures", "  ".join(pictures))
     console.print()
     console.print(grid, highlight=False)
-    for head, command in (("try next", following), ("        ", further)):  # not broken, so that they can be pasted
+    for head, command in (("try next", first), ("        ", second)):  # soft_wrap: no line breaks in what users copy
         console.print(f"[dim]{head}[/dim]  {escape(command)}", highlight=False, soft_wrap=True)
 
 
 def print_header(run: Prepared, console: Console) -> None:
-    """Prints what a person wants to know before it begins."""
+    """Prints model, data and settings of a run."""
     recipe, trainer = run.module.recipe, run.trainer
     lines: dict[str, str] = {}
     try:
         count = count_parameters(recipe)
-        lines["model"] = f"{count.total:,} parameters, {count.active():,} active a token"
+        lines["model"] = f"{count.total:,} parameters, {count.active():,} active per token"
     except MoekitError:
         if run.module.is_built:
             lines["model"] = f"{sum(p.numel() for p in run.module.model.parameters()):,} parameters"
@@ -167,8 +165,8 @@ def print_header(run: Prepared, console: Console) -> None:
     if run.checkpoint is None and (starting := run.module.starting.describe()):
         lines["start"] = starting
     if run.checkpoint is not None:
-        left = "" if run.done < trainer.max_steps else ": nothing is left to do, unless trainer.max_steps grows"
-        lines["going on"] = f"from {run.checkpoint.path}, after step {run.done}{left}"
+        done = "" if run.done < trainer.max_steps else ": nothing is left to do, unless trainer.max_steps grows"
+        lines["resuming"] = f"from {run.checkpoint.path}, after step {run.done}{done}"
     lines["folder"] = run.folder.name
     width = max(map(len, lines))
     console.print(f"[bold]{escape(run.label)}[/bold]  {escape(recipe.summary)}", highlight=False)

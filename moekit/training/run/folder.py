@@ -17,11 +17,11 @@ RUNS = Path("runs")
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Where everything of a run lies. Nothing is created before ``create``.
+    """The paths of a run's files. ``create`` makes the folder.
 
     Args:
         path: the folder.
-        chosen: the checkpoint that was asked for; None for the last.
+        chosen: the checkpoint to use; None for the last.
     """
 
     path: Path
@@ -29,7 +29,7 @@ class RunFolder:
 
     @classmethod
     def new(cls, root: Path, name: str) -> RunFolder:
-        """A folder that does not exist yet, named by the time."""
+        """A folder named by the current time, which does not exist yet."""
         stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
         path, again = root / name / stamp, 1
         while path.exists():
@@ -39,10 +39,10 @@ class RunFolder:
 
     @classmethod
     def find(cls, run: str, root: Path = RUNS) -> RunFolder:
-        """The folder that ``run`` means: a run folder, a checkpoint in one, or a name: its latest with a checkpoint.
+        """The folder of ``run``: a run folder, a checkpoint in one, or a name, for its latest run with a checkpoint.
 
         Raises:
-            CheckpointError: nothing of that name, or another file of a run.
+            CheckpointError: there is no such run, or it is another file of a run.
         """
         path = Path(run)
         if (path / "spec.yaml").is_file():
@@ -56,10 +56,8 @@ class RunFolder:
         for folder in (root / run, path):
             runs = [spec.parent for spec in folder.glob("*/spec.yaml") if (spec.parent / "checkpoints").is_dir()]
             if runs:
-                begun = [
-                    run for run in runs if cls(run).last is not None
-                ] or runs  # one stopped too early is passed over
-                return cls(max(begun, key=lambda p: ((p / "spec.yaml").stat().st_mtime_ns, p.name)))
+                resumable = [run for run in runs if cls(run).last is not None] or runs
+                return cls(max(resumable, key=lambda p: ((p / "spec.yaml").stat().st_mtime_ns, p.name)))
         known = sorted(p.parent.parent.relative_to(root).as_posix() for p in root.glob("**/*/spec.yaml"))
         recipes = {component.name: component.trains for component in current().components("recipe")}
         make = f"\n  train one first: moekit train {run}" if recipes.get(run) else ""
@@ -74,7 +72,7 @@ class RunFolder:
 
     @property
     def name(self) -> str:
-        """How commands may call it: the path."""
+        """The name for commands: the path."""
         return self.path.as_posix()
 
     @property
@@ -84,7 +82,7 @@ class RunFolder:
 
     @property
     def metrics(self) -> Path:
-        """One row a logged step, training and validation in one file."""
+        """Training and validation metrics, one row per logged step."""
         return self.path / "metrics.csv"
 
     @property
@@ -94,7 +92,7 @@ class RunFolder:
 
     @property
     def summary(self) -> Path:
-        """What the closing lines say, as JSON."""
+        """The run's results as JSON."""
         return self.path / "summary.json"
 
     @property
@@ -104,21 +102,21 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> Path:
-        """A directory for each checkpoint that is kept, by step; ``last`` and ``best`` name two of them."""
+        """A directory for each checkpoint, by step; the pointers ``last`` and ``best`` name two of them."""
         return self.path / "checkpoints"
 
     @property
     def last(self) -> Path | None:
-        """The newest checkpoint; None before there is one."""
+        """The newest checkpoint; None without one."""
         return target_of(self.checkpoints, "last")
 
     @property
     def best(self) -> Path | None:
-        """The checkpoint with the lowest validation loss; None before there is one."""
+        """The checkpoint with the lowest validation loss; None without one."""
         return target_of(self.checkpoints, "best")
 
     def checkpoint(self) -> Path:
-        """The checkpoint to read or to go on from: the chosen one, or the last.
+        """The checkpoint to read or to resume: the chosen one, or the last.
 
         Raises:
             CheckpointError: there is none.
@@ -126,24 +124,22 @@ class RunFolder:
         path = self.last if self.chosen is None else target_of(self.chosen.parent, self.chosen.name) or self.chosen
         if path is None:
             others = "".join(f"\n    {other}" for other in steps_in(self.checkpoints).values())
-            anew = f"a run writes its first after its first validation; begin anew: moekit train {self.spec}"
-            why = f"'last' names none; there are:{others}" if others else f"{anew}{self._old()}"
+            why = f"'last' names none; there are:{others}"
+            if not others:
+                why = f"a run writes its first after its first validation; start again: moekit train {self.spec}"
+                if pickled := sorted(path.name for path in self.checkpoints.glob("*.ckpt")):
+                    why += f"\n  {', '.join(pickled)}: pickled files of an older moekit are not read"
             raise CheckpointError(f"no checkpoint in {self.checkpoints}\n  {why}")
         return path
 
-    def _old(self) -> str:
-        """What is to be said of files that are no checkpoints of this format; they are never opened."""
-        old = sorted(path.name for path in self.checkpoints.glob("*.ckpt"))
-        return f"\n  {', '.join(old)}: pickled, as moekit wrote them once; they are not read" if old else ""
-
     @property
     def dense(self) -> RunFolder:
-        """The run of the dense model that this one is compared with."""
+        """The folder of this run's dense baseline."""
         return RunFolder(self.path / "dense")
 
     @property
-    def whole(self) -> RunFolder:
-        """The run that a dense model's run belongs to; any other is whole itself."""
+    def main(self) -> RunFolder:
+        """The folder of the run that a dense baseline belongs to; for any other run its own."""
         outer = RunFolder(self.path.parent)
         return outer if outer.dense.path == self.path and outer.spec.is_file() else self
 
@@ -151,14 +147,14 @@ class RunFolder:
 def _no_checkpoint(path: Path, run: RunFolder) -> CheckpointError:
     there = "".join(f"\n    {checkpoint}" for checkpoint in steps_in(run.checkpoints).values()) or " none"
     return CheckpointError(
-        f"{path} is a file of a run, and no checkpoint\n"
-        f"  expected the run, meaning its last checkpoint: {run.name}\n"
+        f"{path} is a file of a run, but not a checkpoint\n"
+        f"  expected the run, for its last checkpoint: {run.name}\n"
         f"  or one of its checkpoints:{there}"
     )
 
 
 def check_run_name(name: str) -> None:
-    """Refuses a run's name that does not lead to a folder inside that of all runs. ``a/b`` does.
+    """Rejects a name whose folder would not be inside the folder of all runs. ``a/b`` is allowed.
 
     Raises:
         MoekitError: saying what was expected.
@@ -166,35 +162,32 @@ def check_run_name(name: str) -> None:
     path = Path(name)
     if path.is_absolute() or ".." in path.parts or not name.strip() or not path.parts:
         raise MoekitError(
-            f"a run cannot be called '{name}': that is no folder inside the one for all runs\n"
+            f"a run cannot be called '{name}': its folder would not be inside the folder of all runs\n"
             "  expected --name NAME: such as trial, or trials/first; --out DIR: the folder for all runs"
         )
 
 
 def check_writable(path: Path) -> None:
-    """Refuses a place for a run where nothing can be written, by a trial that leaves nothing behind.
-
-    Args:
-        path: a folder, there or to be made.
+    """Rejects a folder that cannot be written to, existing or not; tries with a temporary directory.
 
     Raises:
         MoekitError: saying why.
     """
-    there = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    parent = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
     try:
-        with tempfile.TemporaryDirectory(prefix=".moekit-", dir=there):
+        with tempfile.TemporaryDirectory(prefix=".moekit-", dir=parent):
             pass
     except OSError as error:
         raise MoekitError(
-            f"cannot write a run to {path}: {there}: {error.strerror}\n  expected --out DIR: a folder for all runs"
+            f"cannot write a run to {path}: {parent}: {error.strerror}\n  expected --out DIR: a folder for all runs"
         ) from error
 
 
 def checkpoint_of(run: str, root: Path = RUNS) -> Path:
-    """The checkpoint that ``run`` means: itself one, or the last of a run folder or of a name's latest run.
+    """The checkpoint of ``run``: a checkpoint itself, or the last one of a run folder or of a name's latest run.
 
     Raises:
-        CheckpointError: nothing of that name, or no checkpoint there.
+        CheckpointError: there is no such run, or it has no checkpoint.
     """
     path = Path(run)
     if is_checkpoint(path):

@@ -1,7 +1,7 @@
-"""What a run writes down: one tidy metrics.csv, TensorBoard events, and the load of every expert over time.
+"""The logger of a run: one ``metrics.csv`` (a row per step, a column per metric), and TensorBoard events.
 
-Rows are kept in memory and written whole, a few times in a run, so that training never waits for a disk and a file is
-never half-written. A resumed run takes up the rows up to its checkpoint and goes on.
+Rows are kept in memory; the whole file is written a few times in a run. So training does not wait for a disk, and a
+file is never half-written. A resumed run keeps the rows up to its checkpoint.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class RunLog(Logger):
     """A Lightning logger for one run folder.
 
     Args:
-        csv_file: the metrics file; read first when it exists.
+        csv_file: the metrics file; an existing one is read first.
         tensorboard: folder of the event files; None for none.
-        upto: rows of later steps are left out (they will be trained again).
+        upto: rows of later steps are dropped: a resumed run trains them again.
     """
 
     def __init__(self, csv_file: Path, tensorboard: Path | None = None, upto: int = 0) -> None:
@@ -48,7 +48,7 @@ class RunLog(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the run folder holds the whole spec."""
+        """Does nothing: the run folder has the whole spec."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -57,7 +57,7 @@ class RunLog(Logger):
         self.rows.setdefault(step, {}).update(metrics)
         if self.tensorboard is not None:
             if self._writer is None:
-                from torch.utils.tensorboard import SummaryWriter  # slow to import, and only some runs need it
+                from torch.utils.tensorboard import SummaryWriter  # slow to import
 
                 self._writer = SummaryWriter(str(self.tensorboard), purge_step=self._upto + 1)
             for key, value in metrics.items():
@@ -81,7 +81,7 @@ class RunLog(Logger):
 
 
 def write_metrics(path: Path, rows: Mapping[int, Row]) -> None:
-    """One row a step, one column a metric; empty where a step has no such value."""
+    """Writes one row per step and one column per metric; empty where a step has no such metric."""
     columns = list(dict.fromkeys(key for row in rows.values() for key in row))
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, ["step", *columns])
@@ -90,7 +90,7 @@ def write_metrics(path: Path, rows: Mapping[int, Row]) -> None:
 
 
 def read_metrics(path: Path) -> dict[int, Row]:
-    """The rows of a metrics file by step; none when there is no file."""
+    """The rows of a metrics file by step; none without a file."""
     if not path.is_file():
         return {}
     with path.open(newline="", encoding="utf-8") as file:
@@ -101,6 +101,6 @@ def read_metrics(path: Path) -> dict[int, Row]:
 
 
 def points_of(rows: Mapping[int, Row], key: str, x: str = "step") -> tuple[list[float], list[float]]:
-    """The values of one metric, and where they stand: by step, or by another column (``seconds``, ``tokens``)."""
+    """The x and y values of one metric: over steps, or over another column (``seconds``, ``tokens``)."""
     points = [(step, row) for step, row in sorted(rows.items()) if key in row and (x == "step" or x in row)]
     return [float(step) if x == "step" else row[x] for step, row in points], [row[key] for _, row in points]

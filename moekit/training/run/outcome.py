@@ -1,4 +1,4 @@
-"""What a run came to, in numbers: its own, and against the dense model."""
+"""The results of a run as numbers, and its comparison with the dense baseline."""
 
 from __future__ import annotations
 
@@ -22,18 +22,17 @@ from moekit.training.run.metrics_log import Row, points_of
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """The model against the dense one of as many multiply-adds a token.
+    """The model compared with its dense baseline, which does the same number of multiply-adds per token.
 
     Attributes:
-        metric: what is compared, lower being better.
-        moe, dense: its validation values after the same tokens.
-        seconds: the shorter of the two runs' training times.
-        moe_then, dense_then: both values at that time, read off the validation curves; NaN where a curve had not
-            begun.
+        metric: the validation metric that is compared; lower is better.
+        moe, dense: its values after the same tokens.
+        seconds: the training time of the faster run.
+        moe_then, dense_then: both values at that time, from the validation curves; NaN before a curve's first point.
         moe_seconds, dense_seconds: training time of each whole run.
-        moe_active, dense_active: active parameters a token, both embeddings counted.
+        moe_active, dense_active: active parameters per token, with both embeddings.
         moe_total: all parameters of the mixture.
-        dense_scores: what the data measured of the dense model; empty where it measures nothing.
+        dense_scores: the data's scores of the dense model; empty if the data has none.
     """
 
     metric: str
@@ -52,22 +51,23 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """The numbers of a run.
+    """The results of a run.
 
     Attributes:
-        label: what was trained.
-        folder: where it lies.
-        steps, tokens, seconds: how much training; seconds without validation.
-        train, validation: the last values by metric; training's are means of the last tenth.
-        max_violation: MaxVio, means of the first and the last tenth of logged steps; None without sparse layers.
-        dropped: fraction of pairs dropped, mean of the last tenth; None as above.
-        stopped_after: steps to fall to the recipe's ``stop.below``; None when it did not.
+        label: name of the run.
+        folder: its path.
+        steps, tokens, seconds: of training; seconds without validation.
+        train: by metric, means over the last tenth of logged steps.
+        validation: by metric, the last values.
+        max_violation: MaxVio, means over the first and the last tenth of logged steps; None without sparse layers.
+        dropped: fraction of dropped pairs, mean over the last tenth; None without sparse layers.
+        stopped_after: steps until the metric fell to ``stop.below``; None if it did not.
         total, active: parameters.
         curve: the validation curve of the main metric: seconds and values.
-        skipped: optimizer steps left out, because they were not finite.
-        scores: what the data measured of the trained model (BLEU); empty where it measures nothing.
-        comparison: with the dense model, if asked for.
-        files: pictures.
+        skipped: optimizer steps that were skipped because they were not finite.
+        scores: the data's scores of the trained model (BLEU); empty if the data has none.
+        comparison: with the dense baseline, if there is one.
+        files: plots.
     """
 
     label: str
@@ -90,22 +90,22 @@ class Outcome:
 
     @property
     def metric(self) -> str:
-        """The metric that stands for the run: bits per byte where there is text, else the loss."""
+        """The main metric of the run: bits per byte for text, else the loss."""
         return "bits_per_byte" if "bits_per_byte" in self.validation else "loss"
 
 
 def outcome_of(label: str, folder: RunFolder, module: LitMoE, rows: Mapping[int, Row]) -> Outcome:
-    """Reads the numbers off a run's rows."""
+    """The results of a trained module, from its run's rows of metrics."""
     names = dict.fromkeys(key for row in rows.values() for key in row if key != "train/skipped")
     train = {n.removeprefix("train/"): _tenths(rows, n)[1] for n in names if n.startswith("train/")}
     validation = {n.removeprefix("val/"): points_of(rows, n)[1][-1] for n in names if n.startswith("val/")}
     metric = "val/bits_per_byte" if "bits_per_byte" in validation else "val/loss"
     sparse = "max_violation" in train
     try:
-        count = count_parameters(module.recipe)  # not the model: fine-tuning may have frozen parts
+        count = count_parameters(module.recipe)  # of the recipe: fine-tuning may have frozen parts of the model
         total, active = count.total, count.active()
-    except MoekitError:  # a router that does not say how many experts it activates
-        total = active = sum(math.prod(box.global_shape) for box in shards_of(module.model).values())
+    except MoekitError:  # the router does not say how many experts it activates
+        total = active = sum(math.prod(shard.global_shape) for shard in shards_of(module.model).values())
     return Outcome(
         label=label,
         folder=folder.path,
@@ -132,7 +132,7 @@ def _tenths(rows: Mapping[int, Row], key: str) -> tuple[float, float]:
 
 
 def compare(moe: Outcome, dense: Outcome) -> Comparison:
-    """Both on the same tokens, and both at the time when the faster one ended."""
+    """Compares both after the same tokens, and at the time when the faster run ended."""
     seconds = min(moe.seconds, dense.seconds)
     return Comparison(
         metric=moe.metric,
@@ -151,13 +151,13 @@ def compare(moe: Outcome, dense: Outcome) -> Comparison:
 
 
 def value_at(points: tuple[Sequence[float], Sequence[float]], x: float) -> float:
-    """A curve's value at ``x``, on the line between its neighbours; NaN before it begins, the last one after."""
+    """A curve's value at ``x``, linearly interpolated; NaN before its first point, the last value after its end."""
     xs, ys = points
     return math.nan if not len(xs) or x < xs[0] else float(np.interp(x, xs, ys))
 
 
 def write_summary(path: Path, outcome: Outcome) -> None:
-    """Writes the numbers as JSON."""
+    """Writes the results as JSON, without the curve."""
     plain: dict[str, Any] = asdict(outcome)
     plain["folder"] = outcome.folder.as_posix()
     plain["files"] = [p.as_posix() for p in outcome.files]

@@ -1,4 +1,7 @@
-"""The pictures of a run: its curves, and the load of its experts."""
+"""The plots of a run: its loss curves, and the load of its experts over time.
+
+They use matplotlib's objects on an Agg canvas: no window, no global state, safe in any process.
+"""
 
 from __future__ import annotations
 
@@ -27,9 +30,9 @@ class Curve:
     """One line of a plot.
 
     Attributes:
-        label: its name, written at its end.
+        label: written at the line's end.
         x, y: the points.
-        faint: a background line (noisy training values), without a label at its end.
+        faint: whether to draw a pale line without label, for noisy training values.
     """
 
     label: str
@@ -39,8 +42,8 @@ class Curve:
 
 
 def draw_plots(run: Prepared, dense: Prepared | None) -> list[Path]:
-    """``loss.png``, and ``load.png`` where load can be uneven."""
-    metric, words = "loss", "loss" if run.module.recipe.model.takes == "cases" else "loss (nats a token)"
+    """Writes ``loss.png``, and ``load.png`` for sparse layers."""
+    metric, words = "loss", "loss" if run.module.recipe.model.takes == "cases" else "loss (nats per token)"
     if any("val/bits_per_byte" in row for row in run.log.rows.values()):
         metric = words = "bits_per_byte"
     curves = []
@@ -61,13 +64,13 @@ def draw_plots(run: Prepared, dense: Prepared | None) -> list[Path]:
 def draw_curves(
     path: Path, curves: Sequence[Curve], *, title: str, y_label: str, x_label: str = "step", y_from: float | None = None
 ) -> Path:
-    """Draws lines over steps (or seconds). Lines of one label share a colour.
+    """Draws lines over steps (or seconds). Lines with the same label share a colour.
 
     Args:
         path: the PNG to write.
-        curves: the lines; empty ones are left out.
-        title, y_label, x_label: words.
-        y_from: lower end of the axis; the data's when left out.
+        curves: the lines; empty ones are skipped.
+        title, y_label, x_label: texts.
+        y_from: lower end of the axis; default: from the data.
     """
     figure, (axes,) = _figure(8.0, 4.2, [1])
     colours: dict[str, str] = {}
@@ -86,29 +89,29 @@ def draw_curves(
         values += [float(v) for v in curve.y]
     finite = np.array([v for v in values if np.isfinite(v)])
     if finite.size:
-        # The first steps of a run are so high that they would flatten all the rest.
+        # The highest 2 % are cut off: the first losses of a run would flatten all others.
         low, high = float(finite.min()), float(np.quantile(finite, 0.98))
         room = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
         axes.set_ylim(low - room if y_from is None else y_from, high + room)
     _label_ends(axes, ends)
-    _dress(axes, title=title, x_label=x_label, y_label=y_label)
+    _style(axes, title=title, x_label=x_label, y_label=y_label)
     return _save(figure, path)
 
 
 def draw_load(path: Path, steps: Sequence[int], loads: Mapping[str, np.ndarray], *, title: str) -> Path:
-    """Draws each layer's load as a heat map (experts by steps), and MaxVio over time below.
+    """Draws each layer's load as a heat map (experts by steps), with MaxVio over time below.
 
     Args:
         path: the PNG to write.
         steps: R steps.
         loads: int ``[R, E]`` by layer: tokens per expert.
-        title: of the whole picture.
+        title: of the plot.
     """
     layers = list(loads)
     heights = [1.5] * len(layers) + [1.5]
     figure, axes = _figure(8.0, 0.9 + 1.75 * (len(layers) + 1), heights)
     figure.suptitle(title, x=0.0, ha="left", fontsize=11, color=INK)
-    # One scale for all layers: 1 is an even share. Colours saturate at three times that.
+    # One scale for all layers: 1 is the mean load. Colours saturate at three times the mean.
     norm = TwoSlopeNorm(vmin=0.0, vcenter=1.0, vmax=3.0)
     edges = _edges(steps)
     image: Any = None
@@ -137,12 +140,12 @@ def draw_load(path: Path, steps: Sequence[int], loads: Mapping[str, np.ndarray],
     below.set_xlim(edges[0], edges[-1])
     below.set_ylim(0, max([*values, 0.1]) * 1.08)
     _label_ends(below, ends)
-    _dress(below, title="MaxVio: how far the busiest expert lies above an even share", x_label="step", y_label="")
+    _style(below, title="MaxVio: how far the highest load exceeds the mean", x_label="step", y_label="")
     if image is not None:
         bar = figure.colorbar(
             image, ax=list(axes[:-1]), location="right", fraction=0.025, pad=0.015, ticks=[0, 1, 2, 3]
         )
-        bar.set_ticklabels(["0", "even share", "2x", "3x or more"])
+        bar.set_ticklabels(["0", "mean load", "2x", "3x or more"])
         bar.ax.tick_params(labelsize=8, colors=FAINT, length=0)
         bar.outline.set_visible(False)
     return _save(figure, path)
@@ -156,7 +159,7 @@ def _figure(width: float, height: float, heights: Sequence[float]) -> tuple[Figu
 
 
 def _edges(steps: Sequence[int]) -> np.ndarray:
-    """Borders of the cells around R steps: halfway between neighbours."""
+    """The edges of the cells of R steps: halfway between neighbours."""
     x = np.asarray(steps, dtype=float)
     if len(x) == 1:
         return np.array([x[0] - 0.5, x[0] + 0.5])
@@ -165,7 +168,7 @@ def _edges(steps: Sequence[int]) -> np.ndarray:
 
 
 def _label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
-    """Names lines at their ends, pushed apart where they would overlap; too many to tell apart go without."""
+    """Labels lines at their ends, and moves labels apart that would overlap; none if there are too many lines."""
     if len(ends) > 8:
         return
     low, high = axes.get_ylim()
@@ -180,7 +183,7 @@ def _label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> No
         )  # fmt: skip
 
 
-def _dress(axes: Axes, *, title: str, x_label: str, y_label: str) -> None:
+def _style(axes: Axes, *, title: str, x_label: str, y_label: str) -> None:
     axes.set_title(title, loc="left", fontsize=10, color=INK, pad=8)
     axes.set_xlabel(x_label, fontsize=9, color=FAINT)
     axes.set_ylabel(y_label, fontsize=9, color=FAINT)

@@ -1,4 +1,4 @@
-"""The Lightning Trainer of a run: a recipe's ``trainer`` options over defaults that suit a run counted in steps."""
+"""Preparing a run: its Trainer, with a recipe's ``trainer`` options over defaults for runs counted in steps."""
 
 from __future__ import annotations
 
@@ -37,7 +37,12 @@ from moekit.training.run.resume import check_same_model
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """A run that has passed every check, and has written nothing yet."""
+    """A run that has passed every check and has not written anything yet.
+
+    Attributes:
+        checkpoint: to resume; None for a new run.
+        done: optimizer steps until that checkpoint.
+    """
 
     label: str
     folder: RunFolder
@@ -46,27 +51,27 @@ class Prepared:
     log: RunLog
     loads: LoadHistory
     interrupt: StopOnInterrupt
-    checkpoint: Checkpoint | None  # to go on from
-    done: int  # optimizer steps that the checkpoint has behind it
+    checkpoint: Checkpoint | None
+    done: int
 
 
 VALIDATIONS = 10
-VALIDATIONS_TO_STOP = 50  # of a run that a metric ends: its steps are an upper limit, seldom reached
+VALIDATIONS_TO_STOP = 50  # with ``stop``, ``max_steps`` is an upper limit that is seldom reached
 ROWS = 100
 
 
 def trainer_options(recipe: Recipe) -> dict[str, Any]:
-    """The options for ``lightning.Trainer``: the recipe's own, and defaults for what it leaves out.
+    """The options for ``lightning.Trainer``: the recipe's own, and defaults for the others.
 
-    About 10 validations and 100 logged steps in a run; bf16 where a GPU has it; one device.
+    Defaults: about 10 validations and 100 logged steps in a run; bf16 on a GPU that supports it; one device.
 
     Raises:
-        SpecError: no positive number of steps, or validations (and with them checkpoints) within a step.
+        SpecError: ``max_steps`` is not positive, or validations (and thus checkpoints) would fall within a step.
     """
     given = dict(recipe.trainer)
     steps = given.setdefault("max_steps", DEFAULT_STEPS)
     if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
-        raise SpecError([Problem(what=f"{steps!r} is no number of steps", at="trainer.max_steps", expected=">= 1")])
+        raise SpecError([Problem(what=f"{steps!r} is not a number of steps", at="trainer.max_steps", expected=">= 1")])
     accumulate = int(given.get("accumulate_grad_batches") or 1)
     interval = given.get("val_check_interval")
     if isinstance(interval, int) and interval % accumulate:
@@ -81,14 +86,14 @@ def trainer_options(recipe: Recipe) -> dict[str, Any]:
     }
     if "check_val_every_n_epoch" not in given:
         validations = VALIDATIONS if recipe.stop is None else VALIDATIONS_TO_STOP
-        # Lightning counts micro-batches here. With no epochs, an interval counts over the whole run.
+        # Lightning counts micro-batches here, and, without epochs, over the whole run.
         defaults["val_check_interval"] = max(1, steps // validations) * accumulate
         defaults["check_val_every_n_epoch"] = None
     return {**defaults, **given}
 
 
 def default_precision(accelerator: str) -> str:
-    """``bf16-mixed`` where training will run on a GPU that has bf16, else ``32-true``."""
+    """``bf16-mixed`` if training runs on a GPU that supports bf16, else ``32-true``."""
     on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
 
@@ -101,25 +106,25 @@ def make_trainer(
     callbacks: Sequence[Callback] = (),
     opened: Checkpoint | None = None,
 ) -> L.Trainer:
-    """A Trainer that keeps everything in the run folder. Creates no file.
+    """A Trainer that writes only to the run folder, and creates no file yet.
 
     Args:
         recipe: with the Trainer's options.
         folder: of the run.
-        loggers: what keeps the figures.
-        callbacks: besides the one that saves.
-        opened: the checkpoint that ``fit`` will go on from, if it is open already.
+        loggers: of its metrics.
+        callbacks: in addition to the one that saves.
+        opened: the checkpoint that ``fit`` will resume, if it is open already.
 
     Raises:
-        SpecError: options that the Trainer refuses, or ranks that cannot share the experts.
+        SpecError: the Trainer rejects its options, or the ranks cannot share the experts.
     """
     options = trainer_options(recipe)
     saving = recipe.checkpoints
     plugins: list[Any] = [AtomicCheckpointIO(asynchronous=saving.asynchronous, opened=opened)]
     if (layout := sharded_of(options)) is not None:
         options["strategy"] = ShardedStrategy(layout)
-        options.setdefault("inference_mode", False)  # FSDP2 gathers weights that backward must know of
-        if str(options["precision"]) in ("64", "64-true"):  # Lightning takes it as a plugin alone beside this strategy
+        options.setdefault("inference_mode", False)  # FSDP2 all-gathers weights, which fails under inference mode
+        if str(options["precision"]) in ("64", "64-true"):  # with this strategy, Lightning accepts it only as a plugin
             del options["precision"]
             plugins.append(DoublePrecision())
     more: list[Callback] = []
@@ -134,11 +139,10 @@ def make_trainer(
             default_root_dir=folder.path,
         )
     except (TypeError, ValueError, RuntimeError, ImportError) as error:
-        # Lightning's own refusals (MisconfigurationException is a plain Exception) are ValueErrors at heart.
-        raise SpecError([_refusal(error, options)]) from error
-    except Exception as error:
+        raise SpecError([_rejected(error, options)]) from error
+    except Exception as error:  # Lightning's MisconfigurationException is a plain Exception
         if type(error).__module__.startswith("lightning"):
-            raise SpecError([_refusal(error, options)]) from error
+            raise SpecError([_rejected(error, options)]) from error
         raise
     if layout is not None:
         check_layout(recipe, layout, trainer.world_size)
@@ -150,23 +154,23 @@ def _within_a_step(interval: int, accumulate: int) -> Problem:
         what=f"val_check_interval={interval} counts micro-batches, and is not a whole number of steps of {accumulate}",
         at="trainer.val_check_interval",
         expected=f"a multiple of accumulate_grad_batches={accumulate}",
-        notes=("a checkpoint is taken at every validation; within a step it would lose the gradients so far",),
+        notes=("every validation saves a checkpoint; within a step it would lose the gradients so far",),
     )
 
 
-def _refusal(error: Exception, options: Mapping[str, Any]) -> Problem:
-    said = " ".join(str(error).split())
+def _rejected(error: Exception, options: Mapping[str, Any]) -> Problem:
+    text = " ".join(str(error).split())
     near = nearest(str(options.get("strategy")), [NAME, "auto", *StrategyRegistry.available_strategies()])
     return Problem(
-        what=f"the Trainer refuses its options: {said}",
-        at=next((f"trainer.{name}" for name in options if f"{name}=" in said or f"`{name}`" in said), "trainer"),
-        nearest=near if "strategy name" in said else "",
+        what=f"the Trainer rejects its options: {text}",
+        at=next((f"trainer.{name}" for name in options if f"{name}=" in text or f"`{name}`" in text), "trainer"),
+        nearest=near if "strategy name" in text else "",
     )
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps Lightning's tips and its advice on workers and logging off the screen; errors still come through."""
+    """Hides Lightning's tips and its warnings about workers and logging; errors are still shown."""
     names = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero", "lightning")
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
@@ -176,9 +180,9 @@ def quiet() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"lightning\..*")
             warnings.filterwarnings("ignore", module=r"torch\.utils\.tensorboard.*")
-            # A mixture's output is a view; the blocks add to it out of place.
+            # An MoE layer returns a view; the blocks do not add to it in place.
             warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
-            # DDP copies such a gradient where it adds it up: an expert's, out of a grouped product.
+            # Such a gradient, of experts in a grouped product, is copied when DDP sums it.
             warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
             yield
     finally:
@@ -187,7 +191,7 @@ def quiet() -> Iterator[None]:
 
 
 def metric_names(module: LitMoE) -> list[str]:
-    """Names that training logs of its objective, found by one forward pass that leaves no trace."""
+    """Names of the objective's metrics in training, found by one forward pass without side effects."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         batch = batch_at(module.prepare(), seed=module.recipe.seed, step=0)
         loss = module.objective(module.model.on(batch), batch)
@@ -198,14 +202,14 @@ def prepare(recipe: Recipe, folder: RunFolder, console: Console, *, label: str, 
     """Builds everything and reads the data; creates no file.
 
     Args:
-        recipe: what to train.
-        folder: where.
-        console: where to tell of it.
-        label: what it is called there.
-        saved: the checkpoint to go on from.
+        recipe: to train.
+        folder: of the run.
+        console: to write to.
+        label: name of the run there.
+        saved: the checkpoint to resume.
 
     Raises:
-        SpecError, DataError, CheckpointError: whatever would keep the run from working.
+        SpecError, DataError, CheckpointError: anything that would make the run fail.
     """
     module = LitMoE(recipe)
     upto = 0
@@ -213,7 +217,7 @@ def prepare(recipe: Recipe, folder: RunFolder, console: Console, *, label: str, 
         contents = saved.plain
         check_same_model(saved.path, contents["hyper_parameters"]["spec"], to_plain(recipe))
         upto = int(contents["global_step"])
-        module.on_load_checkpoint(contents)  # a learnt vocabulary must be there before the data is read
+        module.on_load_checkpoint(contents)  # it restores a learnt vocabulary, which must precede reading the data
     log = RunLog(folder.metrics, folder.tensorboard, upto=upto)
     loads = LoadHistory(folder.loads, upto=upto)
     interrupt = StopOnInterrupt(lambda line: console.print(line, highlight=False))

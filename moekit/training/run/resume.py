@@ -1,4 +1,4 @@
-"""Reading the checkpoint that a run resumes, and what must match between it and the run."""
+"""Resuming a run: reading and verifying its checkpoint, and checking that it fits the recipe."""
 
 from __future__ import annotations
 
@@ -12,51 +12,51 @@ from moekit.compat import loop_counters
 from moekit.errors import CheckpointError
 from moekit.parallel.launch import RANK_ZERO_TIMEOUT, decide_on_rank_zero
 
-SLOWEST = 100e6  # bytes/s that are read of a checkpoint, at the least, while other processes wait
+MIN_READ_RATE = 100e6  # bytes/s: the slowest disk for which other ranks wait long enough
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
     """Opens a checkpoint that ``LitMoE`` wrote.
 
     Raises:
-        CheckpointError: it is missing, damaged, or no checkpoint of a training run.
+        CheckpointError: it is missing, damaged, or not a checkpoint of a training run.
     """
     checkpoint = open_checkpoint(path)
     plain = checkpoint.plain
     if not isinstance(plain, dict) or "moekit" not in plain or "spec" not in plain.get("hyper_parameters", {}):
         raise CheckpointError(
-            f"{checkpoint.path} is no checkpoint of a moekit run (no 'moekit' part, or no spec in it)"
+            f"{checkpoint.path} is not a checkpoint of a moekit run (it has no 'moekit' part, or no spec)"
         )
     return checkpoint
 
 
 def verify_checkpoints(checkpoints: Sequence[Checkpoint]) -> None:
-    """Has the first process of a run compare every byte of what it goes on from; the others wait for its word.
+    """Rank 0 verifies all checksums of the checkpoints that a run resumes; other ranks wait for the result.
 
-    They compare the files that they read, when they read them: a sum taken by each would read all of it once a process.
+    Other ranks verify only the files that they read, when they read them: otherwise every rank would read everything.
 
     Raises:
-        CheckpointError: naming the first file that is damaged.
-        MoekitError: the same, in the other processes.
+        CheckpointError: naming the first damaged file.
+        MoekitError: the same, on other ranks.
     """
 
-    def compare() -> str:
+    def verify() -> str:
         for checkpoint in checkpoints:
             checkpoint.verify()
         return "whole"
 
     size = sum(digest.size for checkpoint in checkpoints for digest in checkpoint.manifest.files.values())
     if checkpoints:
-        decide_on_rank_zero("checkpoint", compare, timeout=RANK_ZERO_TIMEOUT + timedelta(seconds=size / SLOWEST))
+        decide_on_rank_zero("checkpoint", verify, timeout=RANK_ZERO_TIMEOUT + timedelta(seconds=size / MIN_READ_RATE))
 
 
 def check_same_model(path: Path, saved: Mapping[str, Any], spec: Mapping[str, Any]) -> None:
-    """Refuses to go on from a checkpoint of another model.
+    """Rejects a checkpoint of another model.
 
     Args:
-        path: the checkpoint, for the message.
+        path: of the checkpoint, for the message.
         saved: the plain spec in it.
-        spec: the plain spec to go on with.
+        spec: the plain spec of the resumed run.
 
     Raises:
         CheckpointError: naming the first keys that differ.
@@ -66,17 +66,17 @@ def check_same_model(path: Path, saved: Mapping[str, Any], spec: Mapping[str, An
         for part in ("model", "objective")
         for key, was, now in differences(saved.get(part), spec.get(part))
     ]
-    for part, key in (("optimizer", "use"), ("start", "update")):  # what the optimizer's state is of
+    for part, key in (("optimizer", "use"), ("start", "update")):  # they determine the optimizer's state
         was, now = ((tree.get(part) or {}).get(key) for tree in (saved, spec))
         if was != now:
             found.append((f"{part}.{key}", was, now))
     if found:
         lines = [f"  {key}: {was!r} in the checkpoint, {now!r} now" for key, was, now in found[:5]]
-        raise CheckpointError(f"{path} cannot go on: it holds another model\n" + "\n".join(lines))
+        raise CheckpointError(f"cannot resume from {path}: it holds another model\n" + "\n".join(lines))
 
 
 def differences(a: Any, b: Any, at: str = "") -> list[tuple[str, Any, Any]]:
-    """Where two plain trees differ: (path, value in ``a``, value in ``b``)."""
+    """The differences of two plain trees: (path, value in ``a``, value in ``b``)."""
     if isinstance(a, Mapping) and isinstance(b, Mapping):
         keys = [*a, *(key for key in b if key not in a)]
         return [d for key in keys for d in differences(a.get(key), b.get(key), f"{at}.{key}" if at else str(key))]
@@ -84,16 +84,16 @@ def differences(a: Any, b: Any, at: str = "") -> list[tuple[str, Any, Any]]:
 
 
 def recount(checkpoint: dict[str, Any], accumulate: int) -> None:
-    """Has the loops of a checkpoint count in micro-batches of ``accumulate`` a step, in place.
+    """Converts a checkpoint's loop counters to ``accumulate`` micro-batches per step, in place.
 
-    Four ranks with one micro-batch each see in a step what one process sees in four.
+    A step of 4 ranks with 1 micro-batch each is a step of 1 rank with 4.
 
     Args:
-        checkpoint: of Lightning, with a ``moekit`` part that says how many there were.
-        accumulate: micro-batches in a step, of one rank, from now on.
+        checkpoint: of Lightning, with a ``moekit`` part that has the old number.
+        accumulate: micro-batches of one rank in a step, from now on.
 
     Raises:
-        CheckpointError: it was saved within a step.
+        CheckpointError: it was saved within a step, and the number changes.
     """
     was = int(checkpoint["moekit"]["accumulate"])
     if was == accumulate:
@@ -103,7 +103,7 @@ def recount(checkpoint: dict[str, Any], accumulate: int) -> None:
             steps, rest = divmod(count, was)
             if rest:
                 raise CheckpointError(
-                    f"it was saved within a step of {was} micro-batches, and cannot go on with {accumulate}\n"
-                    f"  trainer.accumulate_grad_batches={was} goes on with it"
+                    f"it was saved within a step of {was} micro-batches, and cannot be resumed with {accumulate}\n"
+                    f"  expected trainer.accumulate_grad_batches={was}"
                 )
             counters[key] = steps * accumulate

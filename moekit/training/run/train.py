@@ -1,6 +1,6 @@
-"""A whole run: check everything, make the run folder, train, draw, compare, sum up.
+"""A whole run: check everything, make the run folder, train, compare, write the results.
 
-Nothing is written before the spec is valid, the Trainer accepts its options, and the data is read.
+Nothing is written until the spec is valid, the Trainer accepts its options, and the data is read.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import lightning as L
 import torch.distributed as dist
 from rich.console import Console
 from torch.distributed.fsdp import FSDPModule
@@ -47,26 +46,26 @@ def train(
     with_dense: bool = True,
     console: Console | None = None,
 ) -> Outcome | None:
-    """Trains a recipe into a run folder, then the dense model it asks to be compared with.
+    """Trains a recipe into a run folder, then its dense baseline if the recipe has ``compare``.
 
-    In a run of several processes each of them calls it; the first alone writes and speaks.
+    Every rank calls it; only rank 0 prints, and writes results.
 
     Args:
-        recipe: what to train.
+        recipe: to train.
         root: folder of all runs.
-        name: the run's name below ``root``; the recipe's own when left out.
-        resume: go on in this folder, from its last checkpoint or the one chosen.
-        with_dense: False skips the comparison that the recipe asks for.
-        console: where to tell of it.
+        name: of the run, below ``root``; default: the recipe's.
+        resume: the folder of a run to resume, from its last checkpoint or the chosen one.
+        with_dense: False skips the comparison.
+        console: to write to.
 
     Returns:
-        What the run came to; None on ranks other than the first.
+        The results of the run; None on ranks other than 0.
 
     Raises:
         SpecError, DataError, CheckpointError: before anything is written.
-        MoekitError: runs cannot be written there; the loss became NaN or infinite.
+        MoekitError: the run folder cannot be written; or as in ``fit``.
     """
-    check_trainable(recipe, FOR_A_RUN)  # first of all: it may be too large to be built
+    check_trainable(recipe, FOR_A_RUN)  # first: the model may be too large to build
     label = (recipe.name or "run") if name is None else name
     if resume is None:
         check_run_name(label)
@@ -81,30 +80,30 @@ def train(
         path = decide_on_rank_zero("run_folder", lambda: (resume or RunFolder.new(root, label)).name)
         folder = RunFolder(Path(path), None if resume is None else resume.chosen)
         saved = None if resume is None else read_checkpoint(folder.checkpoint())
-        kept = folder.dense.last if dense is not None else None
-        dense_saved = None if kept is None else read_checkpoint(kept)
+        dense_path = folder.dense.last if dense is not None else None
+        dense_saved = None if dense_path is None else read_checkpoint(dense_path)
         verify_checkpoints([checkpoint for checkpoint in (saved, dense_saved) if checkpoint is not None])
         run = prepare(recipe, folder, console, label=label, saved=saved)
-        second = None if dense is None else prepare(dense, folder.dense, console, label="dense", saved=dense_saved)
+        baseline = None if dense is None else prepare(dense, folder.dense, console, label="dense", saved=dense_saved)
         print_header(run, console)
         fit(run, console)
-        if second is not None:
+        if baseline is not None:
             console.print(
                 "\nnow the dense model of as many multiply-adds a token, on the same batches", highlight=False
             )
-            fit(second, console)
-        models = [gather_model(each.module) for each in (run, second) if each is not None]
+            fit(baseline, console)
+        models = [gather_model(each.module) for each in (run, baseline) if each is not None]
         if not is_rank_zero():
-            return None  # without waiting until the first has measured and drawn
+            return None  # without waiting for rank 0 to evaluate
         outcome = summarize(run, models[0], console)
-        if second is not None:
-            twin = summarize(second, models[1], console)
-            if outcome.validation and twin.validation:
-                outcome = replace(outcome, comparison=compare(outcome, twin))
-        pictures = draw_plots(run, second)
+        if baseline is not None:
+            dense_outcome = summarize(baseline, models[1], console)
+            if outcome.validation and dense_outcome.validation:
+                outcome = replace(outcome, comparison=compare(outcome, dense_outcome))
+        plots = draw_plots(run, baseline)
         if models[0] is not None and run.module.data is not None:
-            pictures += run.module.data.picture(models[0], folder.path)
-        outcome = replace(outcome, files=pictures)
+            plots += run.module.data.picture(models[0], folder.path)
+        outcome = replace(outcome, files=plots)
     write_summary(folder.summary, outcome)
     print_summary(outcome, run.module, console)
     return outcome
@@ -114,8 +113,8 @@ def fit(run: Prepared, console: Console) -> None:
     """Trains, from the start or from a checkpoint.
 
     Raises:
-        KeyboardInterrupt, SystemExit: stopped by Ctrl-C, by SIGTERM; after telling how to go on.
-        MoekitError: the loss became NaN or infinite; the checkpoint does not fit; or another process is gone.
+        KeyboardInterrupt, SystemExit: stopped by Ctrl-C or by SIGTERM; the command to resume is printed before.
+        MoekitError: the loss became NaN or infinite; the checkpoint does not fit; or another rank was lost.
     """
     if is_rank_zero():
         run.folder.create()
@@ -125,64 +124,57 @@ def fit(run: Prepared, console: Console) -> None:
         run.trainer.fit(run.module, ckpt_path=start, weights_only=True)
         if run.interrupt.agree(run.trainer):
             raise KeyboardInterrupt
-    except (SystemExit, KeyboardInterrupt):  # Lightning makes a SystemExit of Ctrl-C, and deafens the process to more
+    except (SystemExit, KeyboardInterrupt):  # on Ctrl-C, Lightning raises SystemExit and ignores further signals
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        words = f"\nstopped at step {run.trainer.global_step}; {_how_to_go_on(run)}"
-        console.print(words, highlight=False, markup=False, soft_wrap=True)
-        if run.interrupt.asked == signal.SIGTERM:
-            raise SystemExit(0) from None  # as whoever sent it expects of a process that obeys
+        text = f"\nstopped at step {run.trainer.global_step}; {_how_to_resume(run)}"
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+        if run.interrupt.signal == signal.SIGTERM:
+            raise SystemExit(0) from None  # the exit code that the sender of SIGTERM expects
         raise KeyboardInterrupt from None
     except (RuntimeError, KeyError) as error:
         if lost_rank(error):
-            kill_started_ranks(run.trainer)
+            kill_started_processes(run.trainer.strategy.launcher)  # one that hangs would outlive this process
             at = f"after step {run.trainer.global_step}"
-            raise MoekitError(f"{at} {LOST_RANK}\n  {str(error).splitlines()[0]}\n  {_how_to_go_on(run)}") from error
+            raise MoekitError(f"{at} {LOST_RANK}\n  {str(error).splitlines()[0]}\n  {_how_to_resume(run)}") from error
         if start is not None and run.trainer.global_step == 0:
-            raise CheckpointError(f"cannot go on from {start}\n  {error}") from error
+            raise CheckpointError(f"cannot resume from {start}\n  {error}") from error
         raise
 
 
-def _how_to_go_on(run: Prepared) -> str:
-    whole = run.folder.whole  # a dense model's run goes on with the run it belongs to
-    if whole.last is None:
-        return "no checkpoint was written yet"
-    return f"go on: moekit train --resume {shlex.quote(whole.name)}"
-
-
-def summarize(run: Prepared, model: Model | None, console: Console) -> Outcome:
-    """What a run came to, with the data's scores of the trained model."""
-    outcome = outcome_of(run.label, run.folder, run.module, run.log.rows)
-    return replace(outcome, scores=evaluate(run.module.data, model, run.label, console))
+def _how_to_resume(run: Prepared) -> str:
+    main = run.folder.main  # a dense baseline is resumed with the run that it belongs to
+    return f"resume: moekit train --resume {shlex.quote(main.name)}" if main.last else "no checkpoint was written yet"
 
 
 LOST_RANK = "another process of this run is gone, or did not answer in time"
 
 
 def lost_rank(error: Exception) -> bool:
-    """Whether a collective failed because of another process; gloo says so in words alone."""
+    """Whether a collective failed because another rank was lost. gloo only says so in its message."""
     return is_distributed() and (isinstance(error, dist.DistError) or "/gloo/" in str(error))
 
 
-def kill_started_ranks(trainer: L.Trainer) -> None:
-    """Ends the processes that Lightning has started from this one: one that hangs would outlive it, with its memory."""
-    kill_started_processes(trainer.strategy.launcher)
+def summarize(run: Prepared, model: Model | None, console: Console) -> Outcome:
+    """The results of a run, with the data's scores of the trained model."""
+    outcome = outcome_of(run.label, run.folder, run.module, run.log.rows)
+    return replace(outcome, scores=evaluate(run.module.data, model, run.label, console))
 
 
 def evaluate(data: Data | None, model: Model | None, label: str, console: Console) -> dict[str, float]:
-    """The data's scores of a model; empty where the data has none. Says that it is at work."""
+    """The data's scores of a model; empty if the data has none. Prints that it is at work."""
     if data is None or model is None or type(data).scores is Data.scores:
         return {}
-    doing = f"{label}: scoring the trained model"
+    text = f"{label}: scoring the trained model"
     if not console.is_terminal:
-        console.print(doing, highlight=False, markup=False)
-    with console.status(doing):
+        console.print(text, highlight=False, markup=False)
+    with console.status(text):
         return dict(data.scores(model))
 
 
 def gather_model(module: LitMoE) -> Model | None:
-    """The trained model, whole, for whoever measures or draws: on rank 0; None elsewhere, and where nobody does.
+    """The whole trained model on rank 0, if the data scores or plots models; else, and on other ranks, None.
 
-    A model in shards is put together on the CPU of rank 0, tensor by tensor. Collective.
+    A sharded model is gathered on the CPU, tensor by tensor. A collective. Not sharded, it is returned on every rank.
     """
     if not isinstance(module.model, FSDPModule):
         return module.model
