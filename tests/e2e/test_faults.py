@@ -47,7 +47,7 @@ def test_told_to_stop_a_run_saves_and_goes_on_to_the_same_weights(
     assert done.code == code, done.said
     word = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
     assert f"stopping after this step ({word} again: at once)" in done.said
-    assert f"stopped at step {step}; go on: moekit train --resume {run}" in done.said
+    assert f"stopped at step {step}; resume: moekit train --resume {run}" in done.said
     assert "val/loss" in read_metrics(run / "metrics.csv")[step]  # the last step was validated
     assert "Traceback" not in done.said
     if step < 40:  # else the machine was slow to send it
@@ -101,7 +101,7 @@ def test_steps_left_out_are_told_at_the_end(zygote: Zygote) -> None:
     assert "backwards from: " in done.said and "no weight was touched in this step" in done.said
     done = zygote("train", "tiny.yaml", "non_finite=skip", *rate, "--name", "skipping")
     assert done.code == 0, done.said
-    assert "step 5 left out (4 so far): the loss is" in done.said
+    assert "step 5 skipped (4 so far): the loss is" in done.said
     assert "4 of 5 steps, whose loss or gradients were not finite" in " ".join(done.said.split())
     (summary,) = out.glob("skipping/*/summary.json")
     assert json.loads(summary.read_text())["skipped"] == 4

@@ -67,7 +67,7 @@ def test_one_of_four_is_killed_and_two_go_on(tmp_path: Path) -> None:
     assert killed.returncode in (2, -9) and ended - last_batch < WITHIN, said
     # -9: Lightning, which looks after the processes that it started, was quicker than the first one's own end.
     assert "another process of this run is gone, or did not answer in time" in said
-    assert f"go on: moekit train --resume {where}" in said and "Traceback" not in said, said
+    assert f"resume: moekit train --resume {where}" in said and "Traceback" not in said, said
     assert saved(folder)["global_step"] == 6
 
     again = run(

@@ -52,7 +52,7 @@ def test_the_second_of_two_is_told_to_stop_and_both_do(tmp_path: Path, start: tu
     folder = only_run(tmp_path / "told")
     where = folder.relative_to(tmp_path)
     assert code == 0 and seconds < WITHIN, said
-    assert said.count(f"stopped at step {TOLD}; go on: moekit train --resume {where}") == 1 and "Traceback" not in said
+    assert said.count(f"stopped at step {TOLD}; resume: moekit train --resume {where}") == 1 and "Traceback" not in said
     assert saved(folder)["global_step"] == TOLD
     assert "val/loss" in read_metrics(folder / "metrics.csv")[TOLD]  # the last step was validated
     code, said, _ = train(tmp_path, start, "again", NOBODY, "--resume", str(where), strategy)
@@ -78,7 +78,7 @@ def test_told_after_the_last_step_both_stop_before_what_follows(
     folder = only_run(tmp_path / "late")
     where = folder.relative_to(tmp_path)
     assert code == 0 and seconds < WITHIN and "Traceback" not in said, said
-    assert said.count(f"stopped at step {STEPS}; go on: moekit train --resume {where}") == 1, said
+    assert said.count(f"stopped at step {STEPS}; resume: moekit train --resume {where}") == 1, said
     assert saved(folder)["global_step"] == STEPS and not (folder / "summary.json").exists()
 
 
@@ -94,5 +94,5 @@ def test_the_second_of_two_hangs_and_the_first_gives_up(tmp_path: Path) -> None:
     folder = only_run(tmp_path / "hung")
     assert code in (2, -9) and TIMEOUT <= seconds < TIMEOUT + WITHIN, said  # -9: see test_faults_lost_rank
     assert "after step 6 another process of this run is gone, or did not answer in time" in said, said
-    assert f"go on: moekit train --resume {folder.relative_to(tmp_path)}" in said and "Traceback" not in said, said
+    assert f"resume: moekit train --resume {folder.relative_to(tmp_path)}" in said and "Traceback" not in said, said
     assert saved(folder)["global_step"] == 6

@@ -101,7 +101,7 @@ def test_resume_goes_on_in_the_same_folder(run: Path, root: Path, capsys: pytest
     after = read_metrics(run / "metrics.csv")
     assert list(after) == [1, 2, 3, 4, 5, 6]
     assert all(after[step]["train/loss"] == before[step]["train/loss"] for step in before)
-    assert "going on" in capsys.readouterr().out
+    assert "resuming" in capsys.readouterr().out
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(root: Path) -> None:
@@ -157,7 +157,7 @@ def test_interrupted_a_run_ends_its_step_and_goes_on_from_there(
     (folder,) = (root / "interrupted" / "deepseek_v3").iterdir()
     out = capsys.readouterr().out
     assert "stopping after this step (Ctrl-C again: at once)" in out
-    assert f"stopped at step 3; go on: moekit train --resume {folder}\n" in out
+    assert f"stopped at step 3; resume: moekit train --resume {folder}\n" in out
     assert last_step(folder) == 3
     monkeypatch.undo()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -179,7 +179,7 @@ def test_stopped_in_the_dense_run_the_whole_run_goes_on(
     options = [*text(root), *TINY, "trainer.max_steps=2", "--out", str(root / "stopped")]
     assert main(["train", "deepseek_v3", *options]) == 130
     (folder,) = (root / "stopped" / "deepseek_v3").iterdir()
-    assert f"stopped at step 0; go on: moekit train --resume {folder}\n" in capsys.readouterr().out
+    assert f"stopped at step 0; resume: moekit train --resume {folder}\n" in capsys.readouterr().out
     monkeypatch.undo()
     assert main(["train", "--resume", str(folder)]) == 0
     assert last_step(folder / "dense") == 2 and json.loads((folder / "summary.json").read_text())["comparison"]
@@ -227,11 +227,11 @@ def test_a_run_without_validation_ends_well(root: Path, tmp_path: Path, options:
         (["train"], "name a recipe or a file"),
         (["train", "deepseek_v3", "trainer.max_step=3"], "the Trainer has no option 'max_step'"),
         (["train", "deepseek_v3", "trainer.precision=12"], "precision: 12 is none of its choices"),
-        (["train", "deepseek_v3", "trainer.accelerator=abacus"], "the Trainer refuses its options"),
+        (["train", "deepseek_v3", "trainer.accelerator=abacus"], "the Trainer rejects its options"),
         (["train", "deepseek_v3", "data.use=text_files", "data.path=/nowhere"], "/nowhere"),
         (["train", "jacobs1991", "stop.metric=train/blend"], "did you mean 'train/blend_mse'?"),
-        (["train", "jacobs1991", "--name", "../x"], "a run cannot be called '../x': that is no folder inside"),
-        (["train", "jacobs1991", "--name", ""], "a run cannot be called '': that is no folder inside"),
+        (["train", "jacobs1991", "--name", "../x"], "a run cannot be called '../x': its folder would not be inside"),
+        (["train", "jacobs1991", "--name", ""], "a run cannot be called '': its folder would not be inside"),
         (["train", "--resume", "nothing"], "no run at 'nothing'"),
         (["train", "--resume", "nothing", "deepseek_v3"], "is no option=value"),
         (["generate", "nothing", "x"], "no run at 'nothing'"),
