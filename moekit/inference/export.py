@@ -1,4 +1,4 @@
-"""A trained model's weights in one file, for programs that know nothing of moekit."""
+"""Exporting a trained model's weights to one file, for use without moekit."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from moekit.training.run.start import PREFIX
 
 
 def export(run: str, out: Path | None = None, root: Path = RUNS) -> tuple[Path, Digest, int]:
-    """Writes the weights of a run's model, whatever layout they were saved in, as one safetensors file.
+    """Writes the weights of a run's model as one safetensors file, whatever layout they were saved in.
 
-    Names are those of the model's ``state_dict``. The file's metadata holds the whole recipe as JSON (``spec``), the
-    step, and the version of moekit: ``moekit.build(moekit.load(json.loads(spec)).model)`` is a model that they fit.
+    Names are those of the model's ``state_dict``. The file's metadata holds the recipe as JSON (``spec``), the step,
+    and the version of moekit. The weights fit ``moekit.build(moekit.load(json.loads(spec)).model)``.
 
     Args:
-        run: a run folder, a checkpoint, or a name, meaning its latest run below ``root``.
-        out: the file; ``weights-<step>.safetensors`` in the run's folder when left out.
+        run: a run folder, a checkpoint, or a name, for its latest run below ``root``.
+        out: the file; default: ``weights-<step>.safetensors`` in the run's folder.
         root: folder of all runs.
 
     Returns:
-        The file, its digest, and how many parameters and buffers' elements are in it.
+        The file, its digest, and the number of elements in it (parameters and buffers).
 
     Raises:
         CheckpointError: there is no such run, or its checkpoint is damaged.
-        MoekitError: the file is there already.
+        MoekitError: the file exists already.
     """
     saved = read_checkpoint(checkpoint_of(run, root))
     step = int(saved.plain["global_step"])
     if out is None:
         out = RunFolder.find(str(saved.path)).path / f"weights-{step:08d}.safetensors"
     if out.exists():
-        raise MoekitError(f"{out} is there already\n  give another with --out, or remove it")
+        raise MoekitError(f"{out} exists already\n  give another with --out, or remove it")
     handles = {name: handle for name, handle in saved.plain["state_dict"].items() if name.startswith(PREFIX)}
     tensors = {name.removeprefix(PREFIX): handle.whole() for name, handle in handles.items()}
     metadata = {

@@ -1,4 +1,4 @@
-"""Sampling from a trained model, token by token: going on from a prompt, or writing the target of a source."""
+"""Generating text with a trained model, token by token: the continuation of a prompt, or the target of a source."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def load_run(run: str, root: Path = RUNS) -> LitMoE:
     """The trained module of a run, in evaluation mode on the CPU; its data can encode and decode.
 
     Args:
-        run: a run folder, a checkpoint, or a name, meaning its latest run below ``root``.
+        run: a run folder, a checkpoint, or a name, for its latest run below ``root``.
         root: folder of all runs.
 
     Raises:
-        CheckpointError: there is no such run, or its checkpoint is damaged or no checkpoint of moekit.
+        CheckpointError: there is no such run, or its checkpoint is damaged or not of moekit.
     """
     return LitMoE.load_from_checkpoint(checkpoint_of(run, root)).eval()
 
@@ -42,33 +42,29 @@ def sample(
     cached: bool | None = None,
     generator: torch.Generator | None = None,
 ) -> Iterator[int]:
-    """Draws tokens one after the other.
+    """Continues a prompt, one token at a time.
 
-    With a cache each token is read once, until the text is longer than ``context``. From then on the window moves with
-    every token, and all of it is read again: nothing that was kept is right any more, since it was made from tokens
-    that have left the window.
+    With a cache, each token is read once until the text is longer than ``context``. Then the window moves with every
+    token, and all of it is read again: the cache depends on tokens that are no longer in the window.
 
     Args:
         model: a language model, in evaluation mode.
         prompt: int64 ``[S]``, at least one token.
-        tokens: how many to draw.
-        temperature: divides the logits; 0 takes the likeliest token.
-        top_p: draws from the fewest tokens whose probabilities add up to at least this.
-        context: the model sees at most so many tokens back.
-        cached: whether the model keeps what it has read; None: where that changes no answer (``reading_on``).
-        generator: all randomness comes from it.
+        tokens: how many to generate.
+        temperature, top_p, generator: as in ``next_token``.
+        context: the model reads at most this many of the last tokens.
+        cached: as in ``start_decoding``.
 
     Raises:
-        MoekitError: an empty prompt.
+        MoekitError: the prompt is empty.
     """
     if not len(prompt):
         raise MoekitError("the prompt is empty: give at least one character")
-    read_on = start_decoding(model, cached=cached)
+    decode = start_decoding(model, cached=cached)
     ids_S = new_S = prompt
     for _ in range(tokens):
-        within = len(ids_S) <= context
-        logits_BV = read_on(new_S[None], None) if within else model(ids_S[None, -context:]).y[:, -1]
-        choice = draw(logits_BV.float(), temperature=temperature, top_p=top_p, generator=generator)
+        logits_BV = decode(new_S[None], None) if len(ids_S) <= context else model(ids_S[None, -context:]).y[:, -1]
+        choice = next_token(logits_BV.float(), temperature=temperature, top_p=top_p, generator=generator)
         ids_S, new_S = torch.cat([ids_S, choice]), choice
         yield int(choice)
 
@@ -86,35 +82,35 @@ def targets(
     cached: bool | None = None,
     generator: torch.Generator | None = None,
 ) -> Iterator[Tensor]:
-    """Writes the targets of sources, one token of each at a time; ends early when all are ended.
+    """Generates the targets of B sources, one token of each at a time, until all have ended.
 
-    The sources are read once. A target that has ended is padding to the others' model: it takes no expert's capacity.
+    The sources are encoded once. A target that has ended is masked as padding, so that it uses no expert's capacity.
 
     Args:
         model: one that takes pairs, in evaluation mode.
         source: B sequences.
-        start: the token that a target starts with.
-        end: the token that ends it.
-        tokens: how many to draw at most.
-        temperature: divides the logits; 0 takes the likeliest token.
-        top_p: draws from the fewest tokens whose probabilities add up to at least this.
-        cached: whether the model keeps what it has read; None: where that changes no answer (``reading_on``).
-        generator: all randomness comes from it; it lies on the model's device.
+        start: the first token of every target.
+        end: the last token of every target.
+        tokens: how many to generate at most.
+        temperature, top_p: as in ``next_token``.
+        cached: as in ``start_decoding``.
+        generator: as in ``next_token``, on the model's device.
 
     Yields:
-        int64 ``[B]``: the next token of each; ``end`` for those that have ended before.
+        int64 ``[B]``: the next token of each target; ``end`` for those that ended before.
     """
     device = next(model.parameters()).device
     source = Source(source.tokens.to(device), None if source.valid is None else source.valid.to(device))
-    read_on = start_decoding(model, source, cached=cached)
+    decode = start_decoding(model, source, cached=cached)
     choice_B = torch.full((len(source.tokens),), start, device=device)
-    going_B = torch.ones_like(choice_B, dtype=torch.bool)
+    active_B = torch.ones_like(choice_B, dtype=torch.bool)
     for _ in range(tokens):
-        logits_BV = read_on(choice_B[:, None], going_B[:, None]).float()
-        choice_B = draw(logits_BV, temperature=temperature, top_p=top_p, generator=generator).where(going_B, end)
+        logits_BV = decode(choice_B[:, None], active_B[:, None]).float()
+        choice_B = next_token(logits_BV, temperature=temperature, top_p=top_p, generator=generator)
+        choice_B = choice_B.where(active_B, end)
         yield choice_B
-        going_B = choice_B != end
-        if not going_B.any():
+        active_B = choice_B != end
+        if not active_B.any():
             return
 
 
@@ -129,80 +125,72 @@ def answer(
     cached: bool | None = None,
     generator: torch.Generator | None = None,
 ) -> Iterator[int]:
-    """The target of one source, token by token, until it ends.
+    """The target of one source, token by token, without its end token.
 
     Args:
         model: one that takes pairs, in evaluation mode.
-        data: says which token ends a target, and starts it.
+        data: defines the token that ends, and starts, a target.
         source: int64 ``[S]``.
         tokens, temperature, top_p, cached, generator: as in ``targets``.
 
     Raises:
-        MoekitError: the data names no such token.
+        MoekitError: the data has no such token.
     """
     end = data.end_token()
     if end is None:
-        raise MoekitError(f"{type(data).__name__} names no token that ends a target: end_token() is to return it")
-    written = targets(
-        model,
-        Source(source[None]),
-        start=end,
-        end=end,
-        tokens=tokens,
-        temperature=temperature,
-        top_p=top_p,
-        cached=cached,
-        generator=generator,
-    )
-    return (token for token in (int(choice_B) for choice_B in written) if token != end)
+        raise MoekitError(f"{type(data).__name__} names no token that ends a target: end_token() must return it")
+    steps = targets(
+        model, Source(source[None]), start=end, end=end, tokens=tokens, temperature=temperature, top_p=top_p,
+        cached=cached, generator=generator,
+    )  # fmt: skip
+    return (int(token_B) for token_B in steps if int(token_B) != end)
 
 
 def translate(model: Model, source: Source, *, start: int, end: int, max_tokens: int) -> list[Tensor]:
-    """The targets of sources, the likeliest token each time: int64 on the CPU, without ``start`` and ``end``.
+    """The most likely targets, greedily: int64 on the CPU, at most ``max_tokens``, without ``start`` and ``end``.
 
     Args:
-        model: one that takes pairs, in evaluation mode.
-        source: B sequences.
-        start: the token that a target starts with.
-        end: the token that ends it.
-        max_tokens: where a target is broken off.
+        model, source, start, end: as in ``targets``.
+        max_tokens: of a target.
     """
     steps = list(targets(model, source, start=start, end=end, tokens=max_tokens))
     if not steps:
         return [torch.empty(0, dtype=torch.int64) for _ in source.tokens]
-    written_BS = torch.stack(steps, dim=1).cpu()
-    return [row_S[: int((row_S != end).sum())] for row_S in written_BS]  # after its end a row holds nothing else
+    rows_BS = torch.stack(steps, dim=1).cpu()
+    return [row_S[: int((row_S != end).sum())] for row_S in rows_BS]  # after the first ``end`` come only others
 
 
-def draw(logits_X: Tensor, *, temperature: float, top_p: float, generator: torch.Generator | None = None) -> Tensor:
-    """int64 ``[B]``: one token for each row, by temperature and nucleus (Holtzman et al. 2020, section 3.1).
+def next_token(
+    logits_X: Tensor, *, temperature: float, top_p: float, generator: torch.Generator | None = None
+) -> Tensor:
+    """int64 ``[B]``: samples one token per row with temperature and nucleus (Holtzman et al. 2020, section 3.1).
 
     Args:
-        logits_X: ``[V]``, or a row for each of B.
-        temperature: divides the logits; 0 takes the likeliest token.
-        top_p: draws from the fewest tokens whose probabilities add up to at least this.
-        generator: all randomness comes from it.
+        logits_X: ``[V]`` or ``[B, V]``.
+        temperature: divides the logits; 0 takes the most likely token.
+        top_p: samples from the fewest tokens whose probabilities sum to at least this.
+        generator: the only source of randomness.
     """
     logits_BV = logits_X.reshape(-1, logits_X.shape[-1])
     if temperature == 0:
         return logits_BV.argmax(-1)
     probs_BV, order_BV = (logits_BV / temperature).softmax(-1).sort(descending=True)
-    # A token stays while those before it add up to less than top_p, so the likeliest always does.
+    # A token is kept if those before it sum to less than top_p; so the most likely one always is.
     probs_BV = probs_BV.where(probs_BV.cumsum(-1) - probs_BV < top_p, 0)
     return order_BV.gather(1, torch.multinomial(probs_BV, 1, generator=generator))[:, 0]
 
 
 def stream(data: Data, ids: Iterable[int]) -> Iterator[str]:
-    """Text as tokens arrive. The bytes of an unfinished character wait until it is whole."""
+    """Yields text as tokens arrive; the bytes of an incomplete character wait for the rest of it."""
     seen: list[int] = []
-    text, told = "", 0
+    text, length = "", 0
     for token in ids:
         seen.append(token)
         text = data.decode(torch.tensor(seen))
-        # An unfinished character comes out as one U+FFFD at the end; all that stands before it is final.
+        # An incomplete character is decoded as one U+FFFD at the end; everything before it is final.
         final = len(text) - text.endswith("\ufffd")
-        if final > told:
-            yield text[told:final]
-            told = final
-    if len(text) > told:
-        yield text[told:]
+        if final > length:
+            yield text[length:final]
+            length = final
+    if len(text) > length:
+        yield text[length:]
