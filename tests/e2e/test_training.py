@@ -322,7 +322,7 @@ def test_weights_are_exported_for_others(run: Path, tmp_path: Path, capsys: pyte
     assert all(torch.equal(tensor, saved[f"model.{name}"]) for name, tensor in model.state_dict().items())
     before = out.read_bytes()
     assert main(["export", str(run), "--out", str(out)]) == 2
-    assert f"{out} is there already" in capsys.readouterr().err and out.read_bytes() == before
+    assert f"{out} exists already" in capsys.readouterr().err and out.read_bytes() == before
     assert main(["export", str(run / "checkpoints" / "best")]) == 0
     beside = Path(capsys.readouterr().out.split()[-1])
     assert beside.parent == run and load_file(beside).keys() == load_file(out).keys()
