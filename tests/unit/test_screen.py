@@ -16,6 +16,6 @@ class Gone(StringIO):
         raise BrokenPipeError
 
 
-def test_a_reader_that_has_gone() -> None:
+def test_a_reader_that_exits_raises_broken_pipe() -> None:
     with pytest.raises(BrokenPipeError):
         Screen(file=Gone()).print("a line")

@@ -30,13 +30,13 @@ def run(how: str, **env: str) -> list[str]:
     return done.stdout.split()
 
 
-def test_arrays_are_not_fetched_anew() -> None:
+def test_freed_memory_is_reused_with_glibc() -> None:
     done, with_it = run("keep")
     (without,) = run("leave")
     assert done == str(GLIBC)
     assert (int(with_it) * 5 < int(without)) == GLIBC
 
 
-def test_the_users_own_setting_is_left() -> None:
+def test_a_setting_of_the_user_is_respected() -> None:
     done, _ = run("keep", MALLOC_TRIM_THRESHOLD_="131072")
     assert done == "False"

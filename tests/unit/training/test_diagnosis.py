@@ -11,9 +11,9 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.plugins import MixedPrecision
-from test_lit_module import trainer
 from torch import Tensor, nn
 from torch._dynamo import eval_frame
+from training_helpers import trainer
 
 from moekit import Batch, LossSum, LossTerm, MoekitError, MoELayer
 from moekit.contracts import ExpertBank
@@ -75,14 +75,14 @@ def put(module: LitMoE, name: str, value: float, expert: int | None = None) -> N
     ],
 )
 @pytest.mark.parametrize("value", [NAN, float("inf")])
-def test_a_weight_that_is_not_finite(recipe: Make, name: str, expert: int | None, said: str, value: float) -> None:
+def test_a_non_finite_weight_is_named(recipe: Make, name: str, expert: int | None, said: str, value: float) -> None:
     module = LitMoE(recipe())
     put(module, name, value, expert)
     assert words(module) == f"weights that are not finite: {said}"
 
 
 @pytest.mark.parametrize("policy", ["stop", "skip"])
-def test_a_buffer_that_holds_a_nan(recipe: Make, policy: str) -> None:
+def test_a_buffer_with_a_nan_is_named(recipe: Make, policy: str) -> None:
     """A bias gone wrong ends the run at once, as weights do. Infinity in a buffer may be a mask, and is not blamed."""
     module = LitMoE(recipe(non_finite=policy))
     module.model.register_buffer("mask", torch.full((2, 2), -float("inf")))
@@ -92,7 +92,7 @@ def test_a_buffer_that_holds_a_nan(recipe: Make, policy: str) -> None:
 
 
 @pytest.mark.parametrize("dispatcher", ["loop", "grouped", "fused", "capacity", "auto"])
-def test_an_expert_that_overflows(recipe: Make, dispatcher: str) -> None:
+def test_an_expert_that_overflows_is_named(recipe: Make, dispatcher: str) -> None:
     """Its weights are finite. The fused dispatcher does not call the bank; it is asked about one token."""
     module = with_dispatcher(recipe, dispatcher)
     for name in ("w_gate_up_EHD", "w_down_EOH"):
@@ -100,7 +100,7 @@ def test_an_expert_that_overflows(recipe: Make, dispatcher: str) -> None:
     assert words(module) == f"first not finite: expert 1 of {EXPERTS} (inputs and weights are finite)"
 
 
-def test_of_experts_that_all_overflow_those_that_a_token_chose_are_named(recipe: Make) -> None:
+def test_only_experts_that_the_token_chose_are_named(recipe: Make) -> None:
     module = with_dispatcher(recipe, "fused")
     for name in ("w_gate_up_EHD", "w_down_EOH"):
         put(module, f"{EXPERTS}.{name}", 1e30)
@@ -117,7 +117,7 @@ def test_experts_are_numbered_over_all_ranks(recipe: Make) -> None:
     assert named_experts(module.model, EXPERTS, [1]) == f"expert 5 of {EXPERTS}"
 
 
-def test_several_experts_and_a_dense_layer_that_overflow(recipe: Make) -> None:
+def test_several_experts_or_a_dense_layer_that_overflow_are_named(recipe: Make) -> None:
     module = LitMoE(recipe())
     for expert in (0, 3):
         put(module, f"{EXPERTS}.w_gate_up_EHD", 1e38, expert)
@@ -127,7 +127,7 @@ def test_several_experts_and_a_dense_layer_that_overflow(recipe: Make) -> None:
     assert words(module) == "first not finite: blocks.0.ffn (GluExperts; inputs and weights are finite)"
 
 
-def test_a_router_and_a_head_that_overflow(recipe: Make) -> None:
+def test_a_router_or_a_head_that_overflows_is_named(recipe: Make) -> None:
     for name, said in ((f"{ROUTER}.weight_ED", f"{ROUTER} (TopKRouter"), ("head.weight", "head (Linear")):
         tree = recipe()
         tree["model"]["moe"]["router"]["score"] = "softmax"  # of infinity; a sigmoid of it is 1
@@ -136,7 +136,7 @@ def test_a_router_and_a_head_that_overflow(recipe: Make) -> None:
         assert words(module) == f"first not finite: {said}; inputs and weights are finite)"
 
 
-def test_an_expert_that_overflows_in_fp16_alone(recipe: Make) -> None:
+def test_an_expert_that_overflows_only_in_fp16_is_named(recipe: Make) -> None:
     """65,504 is the largest number of fp16; the same weights train in fp32."""
     for plugins in ([half()], []):
         module = LitMoE(recipe())
@@ -153,14 +153,14 @@ def half(scale: float = 1024.0) -> MixedPrecision:
     return MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu", init_scale=scale))
 
 
-def test_the_data_and_the_micro_batch_that_it_is_in(recipe: Make) -> None:
+def test_non_finite_data_is_named_with_its_micro_batch(recipe: Make) -> None:
     batches = [Batch(torch.randn(5, 2), torch.randn(5, 1)) for _ in range(3)]
     batches[1].inputs[2, 0] = NAN
     said = words(LitMoE("jacobs1991"), *batches, accumulate_grad_batches=3)
     assert said == "first not finite: the data: its inputs or targets are not finite, in micro-batch 2 of 3"
 
 
-def test_batches_of_healthy_steps_are_not_asked_and_not_kept() -> None:
+def test_batches_of_finite_steps_are_not_kept() -> None:
     batches = [Batch(torch.randn(5, 2), torch.randn(5, 1)) for _ in range(3)]
     batches[2].inputs[2, 0] = NAN
     module = LitMoE("jacobs1991")
@@ -170,20 +170,20 @@ def test_batches_of_healthy_steps_are_not_asked_and_not_kept() -> None:
     assert not module._step._micros
 
 
-def test_the_objective(recipe: Make) -> None:
+def test_a_non_finite_objective_is_named(recipe: Make) -> None:
     module = LitMoE(recipe())
     module.objective.register_forward_hook(lambda _, args, loss: replace(loss, total=loss.total / 0))
     assert words(module) == "first not finite: the objective (CausalLMObjective)"
 
 
-def test_a_loss_of_a_layer(recipe: Make) -> None:
+def test_a_layers_loss_that_overflows_is_named(recipe: Make) -> None:
     """It is no part of the objective's sum: the loss that is told is finite, its gradients are not."""
     tree = recipe()
     tree["model"]["moe"]["balancers"] = {"load": {"use": "load_balance", "weight": 1e39}}
     assert words(LitMoE(tree)) == "first not finite: the loss 'load' of blocks.1.ffn"
 
 
-def test_a_loss_that_is_no_number_is_no_fault_of_its_layer(recipe: Make) -> None:
+def test_a_layers_nan_loss_is_named_and_not_the_layer(recipe: Make) -> None:
     """What the layer gives on is finite; the loss in its report is looked at by name."""
     tree = recipe()
     tree["model"]["moe"]["balancers"] = {"load": {"use": "load_balance", "weight": 0.1}}
@@ -199,7 +199,7 @@ def test_a_loss_that_is_no_number_is_no_fault_of_its_layer(recipe: Make) -> None
     assert words(module) == "first not finite: the loss 'load' of blocks.1.ffn"
 
 
-def test_what_a_block_adds_up_itself(recipe: Make) -> None:
+def test_a_block_whose_sum_overflows_is_named(recipe: Make) -> None:
     """Both of its parts are finite; their sum is not: the block is to blame, not the norm that reads it."""
     module = LitMoE(recipe())
     for part in ("attention", "ffn"):
@@ -207,7 +207,7 @@ def test_what_a_block_adds_up_itself(recipe: Make) -> None:
     assert words(module) == "first not finite: blocks.0 (Block; inputs and weights are finite)"
 
 
-def test_a_gradient_of_an_expert(recipe: Make) -> None:
+def test_a_non_finite_gradient_of_an_expert_is_named(recipe: Make) -> None:
     module = LitMoE(recipe())
     weight = layer_of(module).experts.get_parameter("w_down_EOH")
     weight.register_hook(lambda grad: grad.index_fill(0, torch.tensor([3]), NAN))
@@ -215,7 +215,7 @@ def test_a_gradient_of_an_expert(recipe: Make) -> None:
     assert words(module) == f"{begin} expert 3 of {EXPERTS} (w_down_EOH)"
 
 
-def test_a_gradient_inside_the_model(recipe: Make) -> None:
+def test_the_last_weight_with_a_non_finite_gradient_is_named(recipe: Make) -> None:
     """What lies before it in the model has gradients that are not finite; the last of that is named."""
     module = LitMoE(recipe())
 
@@ -228,7 +228,7 @@ def test_a_gradient_inside_the_model(recipe: Make) -> None:
     assert said.startswith("the forward pass is finite, the gradients are not, backwards from: blocks.0.ffn (w_")
 
 
-def test_a_norm_that_overflows(recipe: Make) -> None:
+def test_the_largest_gradient_is_named_if_only_the_norm_overflows(recipe: Make) -> None:
     module = LitMoE(recipe())
     module.model.get_parameter("head.weight").register_hook(lambda grad: grad.sign() * 3e38)
     assert (
@@ -252,13 +252,13 @@ class Dividing(nn.Module):
         return y
 
 
-def test_a_part_is_not_to_blame_for_what_it_is_given_by_name() -> None:
+def test_a_part_is_not_blamed_for_a_non_finite_keyword_argument() -> None:
     with Watch(model := Dividing()) as watch:
         model(torch.ones(2))
     assert watch.order == ["inner", ""] and watch.found.startswith("the model (Dividing;")
 
 
-def test_what_does_not_repeat_is_said_not_to(recipe: Make) -> None:
+def test_a_fault_that_does_not_repeat_is_reported_as_such(recipe: Make) -> None:
     module, times = LitMoE(recipe()), []
 
     def once(_: Any, args: Any, output: Tensor) -> Tensor:
@@ -272,7 +272,7 @@ def test_what_does_not_repeat_is_said_not_to(recipe: Make) -> None:
     )
 
 
-def test_the_noise_of_the_step_is_drawn_again(recipe: Make) -> None:
+def test_micro_batches_run_again_under_the_same_noise(recipe: Make) -> None:
     """An overflow that only this step's noise brings about is found."""
     module = LitMoE(recipe())
     drawn: list[float] = []
@@ -286,7 +286,7 @@ def test_the_noise_of_the_step_is_drawn_again(recipe: Make) -> None:
     assert drawn[1:] == drawn[:1]
 
 
-def test_the_step_is_run_again_as_it_was_but_not_compiled(recipe: Make) -> None:
+def test_the_step_runs_again_with_the_same_progress_uncompiled_and_without_gradients(recipe: Make) -> None:
     """The objective is told the same progress; hooks that watch would have every part compiled anew. No history."""
     module, told = LitMoE(recipe()), []
 
@@ -303,7 +303,7 @@ def test_the_step_is_run_again_as_it_was_but_not_compiled(recipe: Make) -> None:
     assert told == [(0.0, "default", True), (0.25, "default", True), (0.25, "force_eager", False)]
 
 
-def test_the_loss_that_is_told_is_that_of_a_token(recipe: Make) -> None:
+def test_the_reported_loss_is_per_token(recipe: Make) -> None:
     module = LitMoE(recipe())
     module.model.get_parameter("head.weight").register_hook(lambda grad: grad * NAN)
     with pytest.raises(MoekitError, match="step 1: the loss is") as caught:
@@ -312,7 +312,7 @@ def test_the_loss_that_is_told_is_that_of_a_token(recipe: Make) -> None:
     assert 4 < float(loss) < 7  # of 256 bytes, all as likely: ln 256 = 5.5
 
 
-def test_the_data_comes_before_every_part(recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_is_blamed_before_every_part_of_the_model(recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ranks agree on the first place: one whose data is to blame is not outdone by one whose first part then is."""
     places: list[float] = []
 
@@ -343,7 +343,7 @@ class Listed(ExpertBank):
         return torch.cat([expert(x_nD) for expert, x_nD in zip(self.each, groups.split(x_ND), strict=True)])
 
 
-def test_a_bank_is_asked_as_a_whole_whatever_it_is_made_of() -> None:
+def test_an_experts_module_is_watched_as_a_whole() -> None:
     """The modules inside know no number of an expert over all ranks."""
     model = nn.ModuleDict({"experts": Listed()})
     with torch.no_grad():
@@ -360,7 +360,7 @@ def test_the_largest_gradient_may_be_negative() -> None:
     assert found is not None and found.words == "weight, up to 5.0e+00"
 
 
-def test_looking_leaves_no_hook_and_no_gradient(recipe: Make) -> None:
+def test_the_diagnosis_leaves_no_hooks(recipe: Make) -> None:
     module = LitMoE(recipe(non_finite="skip"))
     counts: list[int] = []
     weight = layer_of(module).experts.get_parameter("w_down_EOH")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from moekit import CheckpointError, MoekitError
 from moekit.checkpoints.files import step_name, write_pointer
 from moekit.checkpoints.writing import save_tree
-from moekit.training.run.folder import RunFolder, check_run_name, checkpoint_of
+from moekit.training.run.folder import RunFolder, check_run_name, check_writable, checkpoint_of
 
 STEP = f"checkpoints/{step_name(1)}"
 
@@ -21,7 +22,7 @@ def made(folder: RunFolder) -> Path:
 
 
 @pytest.mark.parametrize("name", ["metrics.csv", "checkpoints/last.ckpt", "checkpoints/best", f"{STEP}/state.json"])
-def test_a_file_of_a_run_is_not_taken_for_its_last_checkpoint(tmp_path: Path, name: str) -> None:
+def test_a_file_of_a_run_does_not_stand_for_its_last_checkpoint(tmp_path: Path, name: str) -> None:
     run = made(RunFolder(tmp_path / "tiny" / "2026-01-01_00-00-00"))
     save_tree({}, run / STEP)
     write_pointer(run / "checkpoints", "last", step_name(1))
@@ -38,7 +39,7 @@ def test_a_file_of_a_run_is_not_taken_for_its_last_checkpoint(tmp_path: Path, na
 
 
 @pytest.mark.parametrize("name", ["../x", "a/../../x", "..", "/x", "", " ", ".", "./"])
-def test_a_run_stays_inside_the_folder_of_all_runs(name: str) -> None:
+def test_a_name_that_leaves_the_folder_of_all_runs_is_rejected(name: str) -> None:
     with pytest.raises(MoekitError, match=r"a run cannot be called '.*': that is no folder inside") as caught:
         check_run_name(name)
     assert f"'{name}'" in str(caught.value) and "expected --name NAME: such as" in str(caught.value)
@@ -50,3 +51,90 @@ def test_a_name_may_have_folders(tmp_path: Path) -> None:
         folder = RunFolder.new(tmp_path, name)
         made(folder)
         assert folder.path.parent == tmp_path / name and RunFolder.find(name, tmp_path) == folder
+
+
+def run_at(path: Path) -> Path:
+    folder = RunFolder(path)
+    folder.create()
+    folder.spec.write_text("schema: 1\n")
+    return path
+
+
+def test_a_run_is_found_by_folder_file_and_name(tmp_path: Path) -> None:
+    older, newer = run_at(tmp_path / "tiny" / "2026-01-01_00-00-00"), run_at(tmp_path / "tiny" / "2026-01-02_00-00-00")
+    os.utime(older / "spec.yaml", (1, 1))
+    stopped_early = run_at(tmp_path / "tiny" / "2026-01-03_00-00-00")
+    for run in (older, newer):
+        for step in (1, 2):
+            save_tree({}, run / "checkpoints" / step_name(step))
+        write_pointer(run / "checkpoints", "last", step_name(2))
+        write_pointer(run / "checkpoints", "best", step_name(1))
+    run_at(newer / "dense")
+    assert RunFolder.find(str(older), tmp_path).path == older
+    for name, step in (("last", 2), ("best", 1), (step_name(1), 1)):
+        found = RunFolder.find(str(older / "checkpoints" / name), tmp_path)
+        assert (found.path, found.checkpoint()) == (older, older / "checkpoints" / step_name(step))
+        assert checkpoint_of(str(older / "checkpoints" / name)) == older / "checkpoints" / step_name(step)
+    assert RunFolder.find(str(older / "spec.yaml")).checkpoint() == older / "checkpoints" / step_name(2)
+    assert checkpoint_of("tiny", tmp_path) == newer / "checkpoints" / step_name(2)
+    assert RunFolder(older).best == older / "checkpoints" / step_name(1)
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .*\n  a run writes its first after its first") as none:
+        RunFolder(stopped_early).checkpoint()
+    assert f"begin anew: moekit train {stopped_early / 'spec.yaml'}" in str(none.value)
+    (stopped_early / "checkpoints" / "last.ckpt").write_text("as it was once")
+    with pytest.raises(CheckpointError, match=r"\n  last.ckpt: pickled, as moekit wrote them once; they are not read"):
+        RunFolder(stopped_early).checkpoint()
+    (older / "checkpoints" / "last").unlink()
+    with pytest.raises(CheckpointError, match=r"'last' names none; there are:\n.*step-00000001\n.*step-00000002"):
+        RunFolder(older).checkpoint()
+    assert RunFolder.find("tiny", tmp_path).path == newer
+    assert RunFolder.find(str(tmp_path / "tiny")).path == newer
+    assert RunFolder.find(str(stopped_early)).path == stopped_early
+    with pytest.raises(CheckpointError, match=r"no run at 'tony'") as caught:
+        RunFolder.find("tony", tmp_path)
+    assert "runs there: tiny" in str(caught.value) and "train" not in str(caught.value)
+
+
+def test_an_untrained_recipe_is_reported_with_the_command_to_train_it(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"no run at 'gshard'") as caught:
+        RunFolder.find("gshard", tmp_path)
+    assert str(caught.value).endswith("\n  runs there: none\n  train one first: moekit train gshard")
+    with pytest.raises(CheckpointError) as caught:  # there to be counted, not trained
+        RunFolder.find("gshard-600b", tmp_path)
+    assert str(caught.value).endswith("\n  runs there: none")
+
+
+def test_a_name_without_checkpoints_finds_its_latest_run(tmp_path: Path) -> None:
+    run_at(tmp_path / "tiny" / "2026-01-01_00-00-00")
+    later = run_at(tmp_path / "tiny" / "2026-01-02_00-00-00")
+    os.utime(later / "spec.yaml", (4e9, 4e9))
+    assert RunFolder.find("tiny", tmp_path).path == later
+
+
+def test_a_dense_baseline_belongs_to_the_run_around_it(tmp_path: Path) -> None:
+    run = RunFolder(run_at(tmp_path / "tiny" / "2026-01-01_00-00-00"))
+    assert run.dense.whole == run and run.whole == run
+    alone = RunFolder(run_at(tmp_path / "dense"))
+    assert alone.whole == alone
+
+
+def test_runs_within_one_second_get_different_folders(tmp_path: Path) -> None:
+    paths = set()
+    for _ in range(3):
+        folder = RunFolder.new(tmp_path, "tiny")
+        assert not folder.path.exists()
+        folder.create()
+        paths.add(folder.path)
+    assert len(paths) == 3
+
+
+def test_a_folder_that_cannot_be_written_is_rejected(tmp_path: Path) -> None:
+    """A file is in the way: of that, and of less visible things, a trial tells."""
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "runs" / "name"):
+        with pytest.raises(
+            MoekitError, match=f"cannot write a run to {path}: .*file: Not a directory\n  expected --out"
+        ):
+            check_writable(path)
+    check_writable(tmp_path / "new" / "runs")
+    assert [each.name for each in tmp_path.iterdir()] == ["file"]

@@ -13,8 +13,8 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.plugins.environments import SLURMEnvironment
-from test_lit_module import trainer
 from torch import Tensor
+from training_helpers import trainer
 
 from moekit.training import LitMoE
 from moekit.training.callbacks.interrupt import StopOnInterrupt
@@ -39,7 +39,7 @@ class Seen(L.Callback):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_told_once_a_run_ends_with_its_step_and_gives_the_signals_back(recipe: Make, number: signal.Signals) -> None:
+def test_the_first_signal_ends_the_run_after_its_step_and_handlers_are_restored(recipe: Make, number: signal.Signals) -> None:
     before = {each: signal.getsignal(each) for each in SIGNALS}
     said: list[str] = []
     stop = StopOnInterrupt(said.append)
@@ -49,7 +49,7 @@ def test_told_once_a_run_ends_with_its_step_and_gives_the_signals_back(recipe: M
     assert {each: signal.getsignal(each) for each in SIGNALS} == before
 
 
-def test_slurms_requeueing_is_left_to_lightning(recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lightning_keeps_its_handler_for_slurms_requeueing(recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"NTASKS": "1", "JOB_ID": "7", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
     seen, stop = Seen(), StopOnInterrupt(print)
@@ -84,7 +84,7 @@ class Ranks:
         (signal.SIGINT, signal.SIGTERM, signal.SIGTERM),
     ],
 )
-def test_ranks_agree_on_their_last_step_whichever_was_told(
+def test_ranks_stop_together_whichever_got_the_signal(
     here: signal.Signals | None, there: int, agreed: signal.Signals | None
 ) -> None:
     stop, both = StopOnInterrupt(print), Ranks(int(there))
@@ -96,7 +96,7 @@ def test_ranks_agree_on_their_last_step_whichever_was_told(
     assert after.agree(cast(Any, both)) == after.asked == agreed  # told after the last step
 
 
-def test_in_another_thread_signals_stay_as_they_are() -> None:
+def test_handlers_do_not_change_in_another_thread() -> None:
     """Python takes them in the main thread alone: a run in a thread of a notebook must not fail of it."""
     wrong: list[BaseException] = []
 

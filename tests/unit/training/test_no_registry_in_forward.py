@@ -43,7 +43,7 @@ def entered(where: tuple[str, ...]) -> Iterator[list[str]]:
 
 
 @pytest.mark.parametrize("dispatcher", ["grouped", "auto", "loop", "capacity"])
-def test_a_training_step_enters_no_machinery(dispatcher: str, recipe: Callable[..., Tree]) -> None:
+def test_a_training_step_calls_no_registry_spec_or_pluggy_code(dispatcher: str, recipe: Callable[..., Tree]) -> None:
     tree = recipe()
     options = {"factor": 1.0} if dispatcher == "capacity" else {}
     tree["model"]["moe"]["dispatcher"] = {"use": dispatcher, **options}
@@ -72,7 +72,7 @@ def test_a_training_step_enters_no_machinery(dispatcher: str, recipe: Callable[.
         assert set(found) == set(layer)
 
 
-def test_the_look_out_sees_building(recipe: Callable[..., Tree]) -> None:
+def test_building_calls_them(recipe: Callable[..., Tree]) -> None:
     with entered(OURS) as found:
         LitMoE(recipe())
     assert any("build" in line for line in found)

@@ -61,7 +61,7 @@ def started(recipe: Make, run: Path, update: str = "all", **changes: Any) -> dic
 
 
 @pytest.mark.parametrize("update", ["all", "experts", "others"])
-def test_what_is_frozen_stays_bit_for_bit_and_the_rest_moves(
+def test_frozen_parameters_stay_bit_for_bit_and_the_others_change(
     recipe: Make, trained: Path, tmp_path: Path, update: str
 ) -> None:
     model = {"shared": {"use": "glu", "hidden": 4}}
@@ -80,7 +80,7 @@ def test_what_is_frozen_stays_bit_for_bit_and_the_rest_moves(
     assert {n for n in names if not torch.equal(before[n], after[n])} == move
 
 
-def test_weights_and_selection_bias_are_there_before_the_first_step(recipe: Make, trained: Path) -> None:
+def test_weights_and_selection_bias_are_loaded_once_before_the_first_step(recipe: Make, trained: Path) -> None:
     module = LitMoE(started(recipe, trained, seed=9))
     saved = weights(trained)
     assert not torch.equal(embedding(module), saved["model.embedding.weight"])
@@ -105,7 +105,7 @@ def test_the_optimizer_is_fresh_and_the_steps_count_from_0(recipe: Make, trained
     assert held == sum(p.requires_grad for p in LitMoE(started(recipe, trained, "others")).model.parameters())
 
 
-def test_going_on_does_not_start_again(recipe: Make, trained: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_does_not_load_the_start_again(recipe: Make, trained: Path, tmp_path: Path) -> None:
     """The first run's file is gone, and the fine-tuning goes on as if it had not stopped."""
     spec = started(recipe, trained, "others", schedule=None)
     whole = fit(spec, tmp_path / "whole", steps=4)
@@ -121,7 +121,7 @@ def test_going_on_does_not_start_again(recipe: Make, trained: Path, tmp_path: Pa
     assert torch.equal(embedding(speaker), embedding(whole))
 
 
-def test_other_weights_are_refused_by_name_and_nothing_is_loaded(recipe: Make, trained: Path) -> None:
+def test_weights_of_another_model_are_rejected_and_nothing_is_loaded(recipe: Make, trained: Path) -> None:
     spec = started(recipe, trained)
     spec["model"] |= {"depth": 3, "vocab": 300}
     spec["model"]["moe"] = {**spec["model"]["moe"], "at": {"layers": [1]}, "balancers": {}}
@@ -150,7 +150,7 @@ def test_a_learnt_vocabulary_comes_with_the_weights(recipe: Make, trained: Path,
     assert first.data is not None and data.state() == first.data.state() != {}
 
 
-def test_what_a_model_keeps_fixed_is_not_set_free(recipe: Make) -> None:
+def test_parameters_that_the_model_fixes_stay_fixed(recipe: Make) -> None:
     model = LitMoE(recipe()).model
     fixed = dict(model.named_parameters())["norm.weight"]
     fixed.requires_grad_(False)
@@ -159,14 +159,14 @@ def test_what_a_model_keeps_fixed_is_not_set_free(recipe: Make) -> None:
     assert any(p.requires_grad for p in model.parameters())
 
 
-def test_no_experts_to_tell_from_others(recipe: Make) -> None:
+def test_updating_experts_of_a_model_without_experts_is_rejected(recipe: Make) -> None:
     spec = started(recipe, Path("nowhere"), "experts")
     spec["model"]["moe"] = None
     with pytest.raises(SpecError, match=r"start\.update=experts: the model has no layer of routed experts"):
         LitMoE(spec)
 
 
-def test_the_latest_run_is_pinned(recipe: Make, trained: Path, tmp_path: Path) -> None:
+def test_the_latest_run_is_replaced_by_a_checkpoints_path(recipe: Make, trained: Path, tmp_path: Path) -> None:
     for stamp in ("2026-01-01_00-00-00", "2026-01-02_00-00-00"):
         folder = tmp_path / "runs" / "tiny" / stamp
         (folder / "checkpoints").mkdir(parents=True)
@@ -183,7 +183,7 @@ def test_the_latest_run_is_pinned(recipe: Make, trained: Path, tmp_path: Path) -
         with_checkpoint_path(load(recipe(start={"run": "none"})), tmp_path / "runs")
 
 
-def test_what_moves_is_told(recipe: Make, trained: Path) -> None:
+def test_describe_names_the_run_and_what_is_trained(recipe: Make, trained: Path) -> None:
     assert LitMoE(recipe()).starting.describe() == ""
     assert LitMoE(started(recipe, trained)).starting.describe() == f"the weights of {trained}"
     module = LitMoE(started(recipe, trained, "others"))
@@ -192,14 +192,14 @@ def test_what_moves_is_told(recipe: Make, trained: Path) -> None:
     assert module.starting.describe() == expected
 
 
-def test_going_on_with_other_parameters_to_move_is_refused(recipe: Make, trained: Path) -> None:
+def test_resuming_with_other_trained_parameters_is_rejected(recipe: Make, trained: Path) -> None:
     saved = to_plain(load(started(recipe, trained, "others")))
     with pytest.raises(CheckpointError, match=r"start\.update: 'others' in the checkpoint, 'experts' now"):
         check_same_model(trained, saved, to_plain(load(started(recipe, trained, "experts"))))
     check_same_model(trained, saved, to_plain(load(started(recipe, Path("another"), "others"))))
 
 
-def test_a_comparison_from_nothing_is_refused(recipe: Make) -> None:
+def test_a_comparison_with_a_start_is_rejected(recipe: Make) -> None:
     with pytest.raises(SpecError, match=r"the dense model has no weights to start from; compare: null"):
         load(recipe(start={"run": "tiny"}, compare={}))
     with pytest.raises(SpecError, match="run is empty"):

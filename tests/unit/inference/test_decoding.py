@@ -83,7 +83,7 @@ class Counts(Model):
 
 
 @pytest.mark.parametrize("cached", [None, True, False])
-def test_sampling_sees_no_more_than_its_context(cached: bool | None) -> None:
+def test_sampling_reads_no_more_than_its_context(cached: bool | None) -> None:
     model = Counts()
     ids = list(sample(model, torch.tensor([3]), tokens=6, temperature=0.0, context=4, cached=cached))
     assert ids == [4, 5, 6, 7, 0, 1]
@@ -134,7 +134,7 @@ def test_targets_of_several_sources_are_the_same_with_a_cache() -> None:
     assert written[True].unique().numel() > 5 and (written[True] == 1).any()  # some end, others go on
 
 
-def test_where_nothing_is_dropped_it_is_cached_unasked() -> None:
+def test_the_cache_is_the_default_unless_pairs_may_be_dropped() -> None:
     for spec, dropping in (
         (decoder(), False),
         (replace(decoder(), moe=None), False),
@@ -166,7 +166,7 @@ def test_a_layer_without_a_spec_may_drop() -> None:
     assert drops(Bare())
 
 
-def test_a_tight_capacity_drops_other_pairs_when_tokens_are_read_one_by_one() -> None:
+def test_a_cache_changes_which_pairs_a_tight_capacity_drops() -> None:
     """Why that is not done unasked: one token alone always finds its slots."""
     model, tokens = model_of(decoder(TIGHT)), torch.arange(8)[None] % VOCAB
     cache = model.start_cache()
@@ -180,7 +180,7 @@ def test_a_tight_capacity_drops_other_pairs_when_tokens_are_read_one_by_one() ->
     assert apart.max() > 1e-3
 
 
-def test_masks_of_some_steps_are_filled_up() -> None:
+def test_steps_without_a_mask_are_valid() -> None:
     seen: list[Tensor | None] = []
 
     class Masks(Counts):
@@ -197,7 +197,7 @@ def test_masks_of_some_steps_are_filled_up() -> None:
     assert seen[2] is not None and seen[2].tolist() == [[True, True, True], [True, False, True]]
 
 
-def test_a_cache_is_of_no_use_to_a_model_without_one() -> None:
+def test_a_model_without_a_cache_cannot_decode() -> None:
     assert Counts().start_cache() is None
     with pytest.raises(MoekitError, match="Counts has no cache to decode with"):
         Counts().decode(torch.zeros(1, 1, dtype=torch.int64), Cache())

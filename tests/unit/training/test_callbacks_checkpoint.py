@@ -45,7 +45,7 @@ def callback(trainer: L.Trainer) -> SaveCheckpoints:
     return found
 
 
-def test_the_newest_stay_and_the_best_is_that_with_the_lowest_loss(recipe: Make, tmp_path: Path) -> None:
+def test_the_newest_are_kept_and_the_one_with_the_lowest_loss(recipe: Make, tmp_path: Path) -> None:
     trainer = fit(recipe, tmp_path, 8, checkpoints={"keep": 2})
     folder, best = tmp_path / "checkpoints", callback(trainer).best_step
     assert set(steps_in(folder)) == {6, 8, best}
@@ -55,7 +55,7 @@ def test_the_newest_stay_and_the_best_is_that_with_the_lowest_loss(recipe: Make,
     assert state == {"best": callback(trainer).best, "best_step": best}
 
 
-def test_the_best_is_the_lowest_of_all_also_of_those_before_a_resumption(
+def test_best_counts_the_losses_before_a_run_was_resumed(
     recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not the newest, nor one that is lower than the one before it; of equal ones the first."""
@@ -71,7 +71,7 @@ def test_the_best_is_the_lowest_of_all_also_of_those_before_a_resumption(
 
 
 @pytest.mark.parametrize("relative", [False, True])
-def test_the_checkpoint_that_was_asked_for_is_not_cleared_away(
+def test_the_chosen_checkpoint_is_not_removed(
     recipe: Make, tmp_path: Path, relative: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Though ``last`` names an earlier one, and it looks like one of a run that was gone back on."""
@@ -84,13 +84,13 @@ def test_the_checkpoint_that_was_asked_for_is_not_cleared_away(
     assert list(steps_in(folder)) == [2, 4, 8] and last_of(folder) == folder / step_name(8)
 
 
-def test_without_validation_the_end_is_saved(recipe: Make, tmp_path: Path) -> None:
+def test_a_run_without_validation_saves_its_end(recipe: Make, tmp_path: Path) -> None:
     fit(recipe, tmp_path, 3, trainer={"limit_val_batches": 0})
     assert list(steps_in(tmp_path / "checkpoints")) == [3] and not (tmp_path / "checkpoints" / "best").exists()
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
-def test_a_full_disk_is_told_and_training_goes_on(
+def test_a_full_disk_is_reported_and_training_continues(
     recipe: Make,
     tmp_path: Path,
     asynchronous: bool,
@@ -119,7 +119,7 @@ def test_a_full_disk_is_told_and_training_goes_on(
     assert not list(folder.glob(".tmp*"))
 
 
-def test_asynchronous_or_not_the_same_is_saved(recipe: Make, tmp_path: Path) -> None:
+def test_an_asynchronous_save_equals_a_synchronous_one(recipe: Make, tmp_path: Path) -> None:
     trees = []
     for asynchronous in (False, True):
         fit(recipe, tmp_path / str(asynchronous), 4, checkpoints={"asynchronous": asynchronous})
@@ -132,7 +132,7 @@ def test_asynchronous_or_not_the_same_is_saved(recipe: Make, tmp_path: Path) -> 
     assert a["loops"] == b["loops"] and a["lr_schedulers"] == b["lr_schedulers"]
 
 
-def test_a_kill_in_the_last_save_is_made_good_though_nothing_is_left_to_train(recipe: Make, tmp_path: Path) -> None:
+def test_resuming_a_complete_run_repairs_a_kill_in_its_last_save(recipe: Make, tmp_path: Path) -> None:
     """It came between ``last`` and ``best``. Who asks for an older checkpoint, and trains nothing, changes nothing."""
     folder = tmp_path / "checkpoints"
     best = callback(fit(recipe, tmp_path, 6, checkpoints={"keep": 9})).best_step
@@ -145,7 +145,7 @@ def test_a_kill_in_the_last_save_is_made_good_though_nothing_is_left_to_train(re
     assert last_of(folder) == folder / step_name(6) and set(steps_in(folder)) == {2, 4, 6}
 
 
-def test_a_run_that_goes_back_drops_what_came_after(recipe: Make, tmp_path: Path) -> None:
+def test_resuming_an_older_checkpoint_removes_later_ones(recipe: Make, tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     fit(recipe, tmp_path, 8, checkpoints={"keep": 9})
     fit(recipe, tmp_path, 6, start=folder / step_name(4), checkpoints={"keep": 9})
@@ -153,7 +153,7 @@ def test_a_run_that_goes_back_drops_what_came_after(recipe: Make, tmp_path: Path
     assert target_of(folder, "best") in steps_in(folder).values()
 
 
-def test_a_kill_between_the_two_pointers_is_made_good(recipe: Make, tmp_path: Path) -> None:
+def test_resuming_repairs_a_kill_between_writing_two_pointers(recipe: Make, tmp_path: Path) -> None:
     """``best`` is one behind what the newest checkpoint says; and an orphan and a half-written one are cleared away."""
     folder = tmp_path / "checkpoints"
     trainer = fit(recipe, tmp_path, 6, checkpoints={"keep": 9})

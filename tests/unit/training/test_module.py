@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
-from torch import Tensor
+from training_helpers import tensors, trainer
 
 from moekit import DataError, MoekitError, MoELayer, SpecError, load, to_plain
 from moekit.checkpoints.format import fill
@@ -24,25 +25,6 @@ from moekit.training.run.resume import read_checkpoint
 pytestmark = pytest.mark.usefixtures("calm")
 Tree = dict[str, Any]
 Make = Callable[..., Tree]
-
-
-def trainer(steps: int, folder: Path | None = None, **options: Any) -> L.Trainer:
-    return L.Trainer(
-        **{  # type: ignore[arg-type]
-            "max_steps": steps,
-            "accelerator": "cpu",
-            "logger": False,
-            "enable_checkpointing": False,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "num_sanity_val_steps": 0,
-            "val_check_interval": 3,
-            "check_val_every_n_epoch": None,
-            "log_every_n_steps": 1,
-            "default_root_dir": folder,
-            **options,
-        }
-    )
 
 
 class Losses(L.Callback):
@@ -59,14 +41,6 @@ class Losses(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.global_step == self.save_at and self.path is not None:
             trainer.save_checkpoint(self.path)
-
-
-def tensors(tree: Any) -> list[Tensor]:
-    if isinstance(tree, Tensor):
-        return [tree]
-    if isinstance(tree, dict):
-        return [t for key in sorted(tree, key=str) for t in tensors(tree[key])]
-    return [t for item in tree for t in tensors(item)] if isinstance(tree, list | tuple) else []
 
 
 def jittered(tree: Tree) -> Tree:
@@ -152,7 +126,7 @@ def test_jitter_is_a_function_of_the_micro_batch(recipe: Make) -> None:
     assert plain.seen == disturbed.seen != without.seen
 
 
-def test_every_micro_batch_of_every_step_has_noise_of_its_own(recipe: Make) -> None:
+def test_every_micro_batch_of_every_step_has_its_own_noise(recipe: Make) -> None:
     drawn: list[float] = []
 
     def draw(module: Any, args: Any) -> None:
@@ -169,7 +143,7 @@ def test_every_micro_batch_of_every_step_has_noise_of_its_own(recipe: Make) -> N
     assert drawn == expected and len(set(drawn)) == 6
 
 
-def test_the_same_seed_gives_the_same_run_and_another_another(recipe: Make) -> None:
+def test_the_seed_determines_the_run(recipe: Make) -> None:
     runs = []
     for seed in (0, 0, 1):
         torch.manual_seed(len(runs))
@@ -179,7 +153,7 @@ def test_the_same_seed_gives_the_same_run_and_another_another(recipe: Make) -> N
     assert runs[0] == runs[1] != runs[2]
 
 
-def test_a_checkpoint_is_plain_data_and_makes_the_module_again(recipe: Make, tmp_path: Path) -> None:
+def test_a_checkpoint_is_plain_data_and_restores_the_module(recipe: Make, tmp_path: Path) -> None:
     module = LitMoE(load(recipe()))
     t = trainer(3, plugins=[AtomicCheckpointIO()])
     t.fit(module)
@@ -197,7 +171,7 @@ def test_a_checkpoint_is_plain_data_and_makes_the_module_again(recipe: Make, tmp
     )
 
 
-def test_it_takes_a_recipe_a_name_a_file_and_a_mapping(recipe: Make, tmp_path: Path) -> None:
+def test_a_module_can_be_made_from_a_recipe_a_name_a_file_or_a_mapping(recipe: Make, tmp_path: Path) -> None:
     from moekit.spec import dump
 
     spec = load(recipe())
@@ -207,7 +181,7 @@ def test_it_takes_a_recipe_a_name_a_file_and_a_mapping(recipe: Make, tmp_path: P
     assert LitMoE("jacobs1991").recipe.model.gives == "mixture"
 
 
-def test_validation_does_not_count(recipe: Make) -> None:
+def test_validation_changes_no_balancer_and_no_load(recipe: Make) -> None:
     often, never = LitMoE(recipe()), LitMoE(recipe())
     trainer(4, val_check_interval=1).fit(often)
     trainer(4, limit_val_batches=0).fit(never)
@@ -239,7 +213,7 @@ def test_the_last_step_is_validated_and_logged_whatever_the_intervals(recipe: Ma
     assert {"val/loss", "val/bits_per_byte"} <= set(t.callback_metrics)
 
 
-def test_validation_weighs_every_token_alike(recipe: Make) -> None:
+def test_the_validation_loss_is_a_mean_over_tokens(recipe: Make) -> None:
     """The logged mean is the sum over all windows by all tokens, whatever the size of the last batch."""
     module = LitMoE(recipe())
     t = trainer(1)
@@ -263,7 +237,7 @@ def test_stop_ends_the_run_when_the_metric_falls(recipe: Make) -> None:
     assert module.logged["train/loss"] <= 5.5
 
 
-def test_an_unknown_stop_metric_names_those_there_are(recipe: Make) -> None:
+def test_an_unknown_stop_metric_is_rejected_with_the_known_ones(recipe: Make) -> None:
     module = LitMoE(recipe(stop={"metric": "train/los", "below": 1.0}))
     message = (
         "training logs no metric 'train/los'\n  at stop.metric\n"
@@ -275,7 +249,7 @@ def test_an_unknown_stop_metric_names_those_there_are(recipe: Make) -> None:
     assert metric_names(module) == ["train/objective", "train/loss", "train/bits_per_byte"]
 
 
-def test_asking_for_metric_names_leaves_no_trace(recipe: Make) -> None:
+def test_metric_names_has_no_side_effects(recipe: Make) -> None:
     a, b = Losses(), Losses()
     asked = LitMoE(recipe())
     metric_names(asked)
@@ -285,13 +259,13 @@ def test_asking_for_metric_names_leaves_no_trace(recipe: Make) -> None:
 
 
 @pytest.mark.parametrize("slot", ["objective", "optimizer"])
-def test_a_recipe_that_cannot_be_trained_says_what_is_missing(recipe: Make, slot: str) -> None:
+def test_a_recipe_that_cannot_be_trained_is_rejected_with_the_empty_slot(recipe: Make, slot: str) -> None:
     with pytest.raises(SpecError, match=f"a recipe without {slot} cannot be trained") as caught:
         LitMoE(recipe(**{slot: None}))
     assert f"moekit ls {slot}s" in str(caught.value)
 
 
-def test_a_recipe_without_data_needs_a_loader(recipe: Make) -> None:
+def test_a_recipe_without_data_can_be_trained_with_a_loader(recipe: Make) -> None:
     with pytest.raises(DataError, match="names no data"):
         trainer(1).fit(LitMoE(recipe(data=None)))
     with_data = LitMoE(recipe())
@@ -303,7 +277,7 @@ def test_a_recipe_without_data_needs_a_loader(recipe: Make) -> None:
     assert module.logged_step == 2
 
 
-def test_a_loss_that_is_no_number_stops_before_any_weight_moves(recipe: Make) -> None:
+def test_a_nan_loss_stops_the_run_before_any_weight_changes(recipe: Make) -> None:
     module = LitMoE(recipe())
     layer = next(m for m in module.modules() if isinstance(m, MoELayer))
     with torch.no_grad():
@@ -316,8 +290,74 @@ def test_a_loss_that_is_no_number_stops_before_any_weight_moves(recipe: Make) ->
     assert all(torch.equal(a.nan_to_num(), before[n].nan_to_num()) for n, a in module.model.state_dict().items())
 
 
-def test_counting_in_epochs_ends_an_epoch_after_the_recipes_steps(recipe: Make) -> None:
+def test_an_epoch_has_the_recipes_number_of_steps(recipe: Make) -> None:
     module = LitMoE(recipe())
     t = trainer(-1, max_epochs=2, val_check_interval=None, check_val_every_n_epoch=1)
     t.fit(module)
     assert t.global_step == 12
+
+
+def test_the_clock_excludes_pauses() -> None:
+    now = [10.0]
+    pace = Pace(clock=lambda: now[0])
+    pace.start(seconds=100.0, tokens=50.0)
+    now[0] = 12.0
+    assert pace.lap(40.0) == pytest.approx(20.0)
+    pace.pause()
+    now[0] = 30.0
+    assert pace.seconds == pytest.approx(102.0)
+    pace.resume()
+    now[0] = 31.0
+    assert pace.seconds == pytest.approx(103.0)
+    assert pace.lap(5.0) == pytest.approx(5.0)
+    assert pace.tokens == 95.0
+
+
+Make = Callable[..., dict[str, Any]]
+
+
+def at_step(monkeypatch: pytest.MonkeyPatch, step: int, of: int = 10) -> None:
+    """Training steps find a trainer that has so many steps behind it."""
+    trainer = SimpleNamespace(
+        accumulate_grad_batches=1, world_size=1, global_step=step, max_steps=of, log_every_n_steps=1
+    )
+    monkeypatch.setattr(LitMoE, "trainer", trainer)
+
+
+def test_training_weights_an_encoders_losses_by_the_targets_tokens(recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each layer's mean is weighted by the targets that the objective counts, though a source is longer."""
+    options = recipe()["model"]
+    moe = {**options["moe"], "balancers": {"load": {"use": "load_balance", "weight": 0.5}}}
+    moe["router"] = {"use": "topk", "top_k": 2}
+    model = {
+        **{key: options[key] for key in ("dim", "depth", "ffn")},
+        "use": "encoder_decoder",
+        "vocab": 320,
+        "attention": {"use": "relative", "heads": 2, "head_dim": 8},
+        "cross": {"heads": 2, "head_dim": 8},
+        "moe": moe,
+    }
+    text = recipe()["data"]
+    module = LitMoE(recipe(model=model, data={"use": "span_corruption", "text": {**text, "seq": 64}, "vocab": 320}))
+    batch = module.prepare().train_batch(torch.Generator().manual_seed(0))
+    assert batch.source is not None and batch.source.valid is not None and batch.valid is not None
+    assert batch.source.valid.sum() > 2 * batch.valid.sum()
+    output = module.model.on(batch)
+    loss = module.objective(output, batch)
+    assert {name.partition(".")[0] for name in output.reports} == {"encoder", "decoder"}
+    expected = loss.total + loss.count * sum(report.loss() for report in output.reports.values())
+    at_step(monkeypatch, 0)
+    torch.testing.assert_close(module.training_step(batch, 0), expected)
+
+
+def test_the_objective_gets_the_fraction_of_training_completed(recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The objective hears how far the run is: multi-token prediction weighs less late in training."""
+    objective = {"use": "causal_lm", "mtp_weight": 0.3, "mtp_late_weight": 0.1, "mtp_late_from": 0.5}
+    module = LitMoE(recipe(model={**recipe()["model"], "mtp": {"depth": 1}}, objective=objective))
+    batch = module.prepare().train_batch(torch.Generator().manual_seed(0))
+    output = module.model.on(batch)
+    early, late = (module.objective(output, batch, progress=share).total for share in (0.4, 0.5))
+    assert early > late
+    for step, expected in ((4, early), (5, late)):
+        at_step(monkeypatch, step)
+        torch.testing.assert_close(module.training_step(batch, 0), expected)

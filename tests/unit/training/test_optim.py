@@ -12,12 +12,13 @@ from torch.distributed.tensor import DTensor, Shard
 
 from moekit import load
 from moekit.contracts import Model
+from moekit.errors import CheckpointError
 from moekit.parallel.mesh import world_mesh
 from moekit.parallel.sharding import shard
 from moekit.parallel.strategy import with_expert_parallel
 from moekit.registry import build
 from moekit.spec.sharding import Sharded
-from moekit.training.optim import StepSchedule, optimizer_of, split_by_layout
+from moekit.training.optim import StepSchedule, optimizer_of, save_by_name, split_by_layout
 
 SMALL = [
     "model.attention={use: gqa, heads: 2, kv_heads: 1, head_dim: 8}", "model.dim=16", "model.depth=2", "model.vocab=48",
@@ -25,7 +26,7 @@ SMALL = [
 ]  # fmt: skip
 
 
-def test_parts_of_a_group_lie_alike_and_keep_its_options_and_order() -> None:
+def test_groups_are_split_by_layout_and_keep_options_and_order() -> None:
     with as_rank(1):
         mesh = world_mesh("cpu")
         a, b, c = (nn.Parameter(torch.zeros(1, 4)) for _ in "abc")
@@ -37,7 +38,7 @@ def test_parts_of_a_group_lie_alike_and_keep_its_options_and_order() -> None:
     assert found == [("ab", 0.5, 0), ("d", 0.5, 0), ("e", 0.25, 0.9), ("c", 0.25, 0.9)]
 
 
-def test_a_recipes_optimizer_has_no_group_of_several_layouts() -> None:
+def test_every_group_of_a_recipes_optimizer_has_one_layout() -> None:
     """Experts that no other rank holds are plain tensors beside shards: kernels over many tensors take no mixture."""
     with as_rank(2):
         recipe = with_expert_parallel(load("deepseek_v3", SMALL), Sharded(ep=4))
@@ -64,10 +65,52 @@ def scheduled(lr: float, steps: int, state: tuple[Any, Any] | None = None) -> tu
     return rates, (optimizer.state_dict(), scheduler.state_dict())
 
 
-def test_a_schedule_goes_on_from_its_step_with_the_rates_of_the_optimizer() -> None:
+def test_a_resumed_schedule_uses_the_saved_step_and_rates() -> None:
     """Also in an optimizer that was made with another rate: what is gone on from is the saved one's."""
     whole, _ = scheduled(0.5, 6)
     first, saved = scheduled(0.5, 3)
     assert saved[1] == {"step": 3}
     then, _ = scheduled(0.3, 3, saved)
     assert first == whole[:3] and then == pytest.approx(whole[2:])
+
+
+def trained(model: nn.Module, *groups: list[str]) -> torch.optim.AdamW:
+    """An optimizer over groups of names, a step behind it; each group has a learning rate of its own."""
+    named = dict(model.named_parameters())
+    optimizer = torch.optim.AdamW(
+        [{"params": [named[n] for n in names], "lr": 0.1 + i} for i, names in enumerate(groups)]
+    )
+    save_by_name(optimizer, model)
+    for i, parameter in enumerate(named.values()):
+        parameter.grad = torch.full_like(parameter, 1.0 + i)
+    optimizer.step()
+    return optimizer
+
+
+def test_a_state_loads_into_other_groups() -> None:
+    model = nn.Linear(3, 3)
+    saved = trained(model, ["weight"], ["bias"]).state_dict()
+    again = trained(nn.Linear(3, 3), ["bias"], ["weight"])
+    again.load_state_dict(saved)
+    found = again.state_dict()
+    for name in ("weight", "bias"):
+        for key, value in saved["state"][name].items():
+            assert torch.equal(found["state"][name][key], value), (name, key)
+    assert [group["params"] for group in found["param_groups"]] == [["bias"], ["weight"]]
+    assert [group["lr"] for group in found["param_groups"]] == [1.1, 0.1]
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_state_of_other_parameters_is_rejected(bias: bool) -> None:
+    saved = trained(nn.Linear(3, 3, bias=bias), ["weight", "bias"] if bias else ["weight"]).state_dict()
+    other = trained(nn.Linear(3, 3, bias=not bias), ["weight"] if bias else ["weight", "bias"])
+    with pytest.raises(CheckpointError, match=r"the optimizer's state is of other parameters: bias$"):
+        other.load_state_dict(saved)
+
+
+def test_a_rejected_state_names_only_a_few_parameters() -> None:
+    names = [f"{i}.{kind}" for i in range(4) for kind in ("weight", "bias")]
+    model = nn.Sequential(*(nn.Linear(2, 2) for _ in range(4)))
+    saved = trained(nn.Linear(3, 3), ["weight", "bias"]).state_dict()
+    with pytest.raises(CheckpointError, match=r"other parameters: 0.bias, 0.weight, 1.bias, .*, and 5 more$"):
+        trained(model, names).load_state_dict(saved)

@@ -1,21 +1,39 @@
-"""What the dense model of a comparison shares with the mixture, and what it does not."""
+"""A recipe's model is the same, whatever else the process has drawn or set."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
+import torch
 
 from moekit import SpecError, load
 from moekit.spec.kinds import OptimizerSpec
-from moekit.training.build import dense_recipe
+from moekit.training.build import build_model, dense_recipe
+
+
+def test_a_model_is_initialised_in_fp32_under_its_seed_without_side_effects(recipe: Callable[..., dict[str, Any]]) -> None:
+    spec = load(recipe())
+    usual = build_model(spec).state_dict()
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    torch.set_default_dtype(torch.float64)
+    try:
+        again = build_model(spec).state_dict()
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(tensor.dtype == usual[name].dtype and torch.equal(tensor, usual[name]) for name, tensor in again.items())
+
 
 STOP = ["stop={metric: train/loss, below: 1.0}", "compare={lr: 0.125}"]
 
 
-def test_it_is_trained_as_the_mixture_is_but_for_its_rate_and_to_the_last_step() -> None:
+def test_the_dense_recipe_differs_only_in_model_rate_and_stop() -> None:
     """A dense model that stopped at the mixture's loss would be compared with nothing."""
     recipe = load("deepseek_v3", STOP)
     assert recipe.stop is not None
@@ -35,7 +53,7 @@ class Rateless(OptimizerSpec):
     """An optimizer that finds its own rate."""
 
 
-def test_an_optimizer_without_a_rate_has_none_to_set() -> None:
+def test_compare_lr_is_rejected_for_an_optimizer_without_lr() -> None:
     recipe = replace(load("deepseek_v3", ["compare={lr: 0.125}"]), optimizer=Rateless())
     with pytest.raises(SpecError, match=re.escape("the optimizer has no option 'lr' to set\n  at compare.lr")):
         dense_recipe(recipe)

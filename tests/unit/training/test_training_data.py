@@ -39,7 +39,7 @@ class Wrapped(IterableDataset[Batch]):
         return iter(self.loader)
 
 
-def test_worker_processes_are_refused() -> None:
+def test_a_step_loader_in_worker_processes_is_rejected() -> None:
     """Two of them would give out every batch twice. Without workers a wrapped loader is the loader."""
     alone = DataLoader(Wrapped(StepLoader(Noise(), seed=5)), batch_size=None, num_workers=0)
     first = next(iter(alone)).inputs.tolist()
@@ -49,7 +49,7 @@ def test_worker_processes_are_refused() -> None:
         next(iter(several))
 
 
-def test_batches_are_a_function_of_their_place() -> None:
+def test_batches_are_a_function_of_seed_step_and_micro_batch() -> None:
     torch.manual_seed(1)
     first = take(StepLoader(Noise(), seed=5, accumulate=2), 6)
     torch.manual_seed(2)
@@ -86,20 +86,20 @@ def test_a_loader_resumes_exactly(done: int, accumulate: int, steps: int, endles
     assert run(after, 7) == whole[done:]
 
 
-def test_noise_is_not_drawn_as_the_batch_is() -> None:
+def test_noise_and_batches_have_different_seeds() -> None:
     """A mask that begins with the numbers that chose the tokens would be no chance."""
     place = {"seed": 3, "step": 5, "micro": 1}
     noise = torch.Generator().manual_seed(noise_seed(**place))
     assert not torch.equal(Noise().train_batch(noise).inputs, batch_at(Noise(), **place).inputs)
 
 
-def test_length_is_an_epoch() -> None:
+def test_a_loaders_length_is_an_epoch() -> None:
     assert len(StepLoader(Noise(), seed=0, accumulate=3, steps=4)) == 12
     assert len(list(StepLoader(Noise(), seed=0, accumulate=3, steps=4))) == 12
     assert len(StepLoader(Noise(), seed=0)) == ENDLESS
 
 
-def test_an_epoch_that_is_gone_on_with_ends_where_it_would_have() -> None:
+def test_a_resumed_epoch_ends_where_it_would_have_ended() -> None:
     first, then = (StepLoader(Noise(), seed=0, accumulate=2, steps=3) for _ in range(2))
     take(first, 3)
     then.load_state_dict(first.state_dict())
@@ -114,7 +114,7 @@ def test_a_position_survives_another_accumulation_count() -> None:
     assert take(other, 1) == [batch_at(Noise(), seed=0, step=2).inputs.tolist()]
 
 
-def test_ranks_share_out_what_one_rank_accumulates() -> None:
+def test_ranks_get_the_batches_that_one_rank_accumulates() -> None:
     whole = take(StepLoader(Noise(), seed=4, accumulate=4), 12)
     for world in (1, 2, 4):
         loaders = [StepLoader(Noise(), seed=4, accumulate=4 // world, rank=r, world=world) for r in range(world)]
@@ -123,7 +123,7 @@ def test_ranks_share_out_what_one_rank_accumulates() -> None:
 
 
 @pytest.mark.parametrize("world", [1, 2, 5, 6])
-def test_ranks_share_the_validation_set(world: int) -> None:
+def test_ranks_split_the_validation_set_evenly(world: int) -> None:
     """All get as many batches: those beyond the last are padding alone."""
     shares = [list(ValidationShard(Noise(), rank, world)) for rank in range(world)]
     assert {len(share) for share in shares} == {-(-5 // world)}
@@ -133,12 +133,12 @@ def test_ranks_share_the_validation_set(world: int) -> None:
     assert all(batch.valid is not None and not batch.valid.any() for batch in dealt[5:])
 
 
-def test_a_limit_is_that_of_all_ranks_together() -> None:
+def test_a_limit_of_validation_batches_is_of_all_ranks_together() -> None:
     shares = [[int(b.inputs) for b in ValidationShard(Noise(), rank, 2, 3) if b.valid is None] for rank in (0, 1)]
     assert shares == [[0, 2], [1]]
 
 
-def test_a_blank_batch_counts_nothing() -> None:
+def test_padding_like_masks_every_token() -> None:
     tokens = torch.ones(2, 3, dtype=torch.int64)
     pair = blank(Batch(tokens, tokens, num_bytes=torch.tensor(9), source=Source(torch.ones(2, 5, dtype=torch.int64))))
     assert pair.valid is not None and pair.valid.shape == (2, 3) and not pair.valid.any()

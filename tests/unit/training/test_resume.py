@@ -5,11 +5,14 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from rich.console import Console
 
 from moekit import CheckpointError, load
@@ -23,7 +26,7 @@ from moekit.parallel.strategy import ShardedStrategy
 from moekit.spec.sharding import Sharded
 from moekit.training.callbacks.checkpoint import AtomicCheckpointIO
 from moekit.training.run.folder import RunFolder
-from moekit.training.run.resume import read_checkpoint, verify_checkpoints
+from moekit.training.run.resume import check_same_model, differences, read_checkpoint, recount, verify_checkpoints
 from moekit.training.run.train import train
 
 Make = Callable[..., dict[str, Any]]
@@ -57,7 +60,7 @@ def damage(path: Path) -> None:
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
 
 
-def test_a_run_that_goes_on_sums_every_file_once(
+def test_resuming_verifies_every_file_once_before_anything_changes(
     recipe: Make, tmp_path: Path, summed: Counter[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And where one is damaged, be it of the dense model's run, nothing is changed or even built."""
@@ -83,7 +86,7 @@ def test_a_run_that_goes_on_sums_every_file_once(
     assert {file: file.stat().st_mtime_ns for file in path.rglob("*")} == before
 
 
-def test_another_process_sums_what_it_reads(saved: Path, summed: Counter[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_ranks_verify_only_the_files_that_they_read(saved: Path, summed: Counter[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """It was started by Lightning here, which hands the first one's word on."""
     checkpoint = read_checkpoint(saved)
     with monkeypatch.context() as patch:
@@ -96,7 +99,7 @@ def test_another_process_sums_what_it_reads(saved: Path, summed: Counter[str], m
         checkpoint.plain["state_dict"]["w"].whole()
 
 
-def test_others_wait_longer_for_more_bytes(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_ranks_wait_longer_for_larger_checkpoints(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[Any] = []
     monkeypatch.setattr("moekit.training.run.resume.decide_on_rank_zero", lambda *_, timeout: waits.append(timeout))
     monkeypatch.setattr("moekit.training.run.resume.SLOWEST", 1.0)
@@ -109,7 +112,7 @@ def test_others_wait_longer_for_more_bytes(saved: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("sharded", [False, True])
-def test_what_is_open_is_read_until_something_is_saved(
+def test_an_open_checkpoint_is_reused_until_the_next_save(
     saved: Path, summed: Counter[str], sharded: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By a path that is written otherwise, too; another one's checkpoint is opened."""
@@ -134,6 +137,65 @@ def test_what_is_open_is_read_until_something_is_saved(
     assert weights(saved) == [0.0]
 
 
-def test_the_strategy_names_the_plugin_that_it_needs_to_read_checkpoints(saved: Path) -> None:
+def test_the_strategy_names_the_plugin_that_it_needs(saved: Path) -> None:
     with pytest.raises(CheckpointError, match=r"TorchCheckpointIO cannot read .*\n  expected .*AtomicCheckpointIO\(\)"):
         ShardedStrategy(Sharded()).load_checkpoint(saved)
+
+
+def test_a_checkpoint_that_is_not_of_a_run_is_rejected(tmp_path: Path) -> None:
+    good, other = tmp_path / "step-00000001", tmp_path / "step-00000002"
+    save_tree({"moekit": {}, "hyper_parameters": {"spec": {"model": {"use": "decoder"}}}}, good)
+    assert "moekit" in read_checkpoint(good).plain
+    for tree in ({"state_dict": {}}, {"moekit": {}}, [1]):
+        save_tree(tree, other)
+        with pytest.raises(CheckpointError, match=r"step-00000002 is no checkpoint of a moekit run"):
+            read_checkpoint(other)
+    with pytest.raises(CheckpointError, match=r"no checkpoint at .*step-00000003"):
+        read_checkpoint(tmp_path / "step-00000003")
+
+
+def test_another_model_is_rejected_with_the_keys_that_differ(tmp_path: Path) -> None:
+    saved = {"model": {"dim": 16, "moe": {"top_k": 2}}, "optimizer": {"use": "adamw", "lr": 1}}
+    check_same_model(tmp_path / "a.ckpt", saved, {**saved, "optimizer": {"use": "adamw", "lr": 2}})
+    with pytest.raises(CheckpointError) as caught:
+        check_same_model(tmp_path / "a.ckpt", saved, {**saved, "model": {"dim": 32, "moe": None}})
+    assert str(caught.value).splitlines()[1:] == [
+        "  model.dim: 16 in the checkpoint, 32 now",
+        "  model.moe: {'top_k': 2} in the checkpoint, None now",
+    ]
+    with pytest.raises(CheckpointError, match=r"optimizer\.use: 'adamw' in the checkpoint, 'sgd' now"):
+        check_same_model(tmp_path / "a.ckpt", saved, {**saved, "optimizer": {"use": "sgd"}})
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.recursive(st.integers(0, 3), lambda t: st.dictionaries(st.sampled_from("abc"), t, max_size=3), max_leaves=8))
+def test_a_tree_does_not_differ_from_itself(tree: Any) -> None:
+    assert differences(tree, tree) == []
+    assert differences({"x": tree}, {"x": tree, "y": 1}) == [("y", None, 1)]
+
+
+def checkpoint(counts: dict[str, int], accumulate: int) -> dict[str, Any]:
+    progress = {part: dict(counts) for part in ("total", "current")}
+    return {
+        "moekit": {"accumulate": accumulate},
+        "loops": {"fit_loop": {"epoch_loop.batch_progress": {**progress, "is_last_batch": False}}},
+    }
+
+
+@pytest.mark.parametrize("now", [1, 2, 3, 8])
+def test_recounting_keeps_steps_and_converts_micro_batches(now: int) -> None:
+    """Five steps of four, whatever of a micro-batch is counted."""
+    saved = checkpoint({"ready": 20, "started": 20, "processed": 20, "completed": 20}, accumulate=4)
+    recount(saved, now)
+    assert (
+        saved["loops"] == checkpoint(dict.fromkeys(("ready", "started", "processed", "completed"), 5 * now), 4)["loops"]
+    )
+
+
+def test_within_a_step_another_accumulation_is_rejected() -> None:
+    saved = checkpoint({"ready": 20, "completed": 19}, accumulate=4)
+    before = deepcopy(saved)
+    recount(saved, 4)
+    assert saved == before
+    with pytest.raises(CheckpointError, match=r"within a step of 4 micro-batches[\s\S]*accumulate_grad_batches=4 goes"):
+        recount(saved, 2)

@@ -38,7 +38,7 @@ def finished(tokens: list[int], averaged: int) -> tuple[float, StepResult]:
 
 @pytest.mark.parametrize("averaged", [1, RANKS])
 @pytest.mark.parametrize("tokens", [[5, 0, 2], [1], [2, 1]])
-def test_every_token_weighs_alike_in_any_number_of_passes_and_ranks(tokens: list[int], averaged: int) -> None:
+def test_every_token_weighs_the_same_in_any_number_of_passes_and_ranks(tokens: list[int], averaged: int) -> None:
     """Also one token in all, of which four ranks have a fourth each on average."""
     gradient, done = finished(tokens, averaged)
     assert gradient == pytest.approx(3) and float(done.norm) == pytest.approx(3)
@@ -46,6 +46,6 @@ def test_every_token_weighs_alike_in_any_number_of_passes_and_ranks(tokens: list
 
 
 @pytest.mark.parametrize("averaged", [1, RANKS])
-def test_a_step_without_a_token_moves_nothing_and_is_not_sick(averaged: int) -> None:
+def test_a_step_without_tokens_has_zero_gradients(averaged: int) -> None:
     gradient, done = finished([0, 0], averaged)
     assert gradient == 0 and done.non_finite is None

@@ -6,15 +6,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import lightning as L
 import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from training_helpers import report, trainer
 
-from moekit import Batch, LayerReport, MoELayer, TokenChoice, load
+from moekit import Batch, MoELayer, load
 from moekit.spec.kinds import MoE
 from moekit.training import BalanceStep, LitMoE
+from moekit.training.balance import max_violation
 
 Tree = dict[str, Any]
 BIAS: Tree = {"bias": {"use": "sign_bias", "rate": 0.01}}
@@ -70,18 +71,9 @@ def together(batches: list[Batch]) -> Batch:
 
 def run(tree: Tree, batches: list[Batch], accumulate: int, clip: float | None = None) -> list[Step]:
     module = Recording(load(tree))
-    trainer = L.Trainer(
-        accelerator="cpu",
-        precision="64-true",
-        max_epochs=1,
-        accumulate_grad_batches=accumulate,
-        gradient_clip_val=clip,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(module, torch.utils.data.DataLoader(batches, batch_size=None))  # type: ignore[arg-type]
+    options = {"precision": "64-true", "max_epochs": 1, "accumulate_grad_batches": accumulate, "gradient_clip_val": clip}
+    t = trainer(-1, limit_val_batches=0, val_check_interval=None, **options)
+    t.fit(module, torch.utils.data.DataLoader(batches, batch_size=None))  # type: ignore[arg-type]
     return module.recorded.steps
 
 
@@ -137,7 +129,7 @@ def test_four_micro_batches_equal_one_big_batch(
 @pytest.mark.usefixtures("calm")
 @pytest.mark.parametrize("recompute", ["none", "experts", "blocks"])
 @pytest.mark.parametrize("padded", [False, True])
-def test_so_do_the_layers_of_multi_token_prediction(tree: Callable[..., Tree], padded: bool, recompute: str) -> None:
+def test_micro_batches_equal_one_batch_with_multi_token_prediction(tree: Callable[..., Tree], padded: bool, recompute: str) -> None:
     """They see fewer tokens than the objective counts; how many fewer depends on the padding of a micro-batch."""
     batches = micro_batches([1, 3, 2, 4], padded)
     (few,) = run(tree(SEQUENCE, recompute, mtp=2), batches, accumulate=4)
@@ -151,7 +143,7 @@ def test_so_do_the_layers_of_multi_token_prediction(tree: Callable[..., Tree], p
 
 
 @pytest.mark.usefixtures("calm")
-def test_a_loss_over_the_micro_batch_is_another_loss(tree: Callable[..., Tree]) -> None:
+def test_a_loss_of_micro_batch_scope_depends_on_the_micro_batches(tree: Callable[..., Tree]) -> None:
     """The comparison above can fail: it does, for the scope that says so."""
     batches = micro_batches([1, 3, 2, 4], True)
     few = run(tree(MICRO), batches, accumulate=4)
@@ -160,7 +152,7 @@ def test_a_loss_over_the_micro_batch_is_another_loss(tree: Callable[..., Tree]) 
 
 
 @pytest.mark.usefixtures("calm")
-def test_clipping_sees_the_gradients_of_the_whole_step(tree: Callable[..., Tree]) -> None:
+def test_clipping_uses_the_gradients_of_the_whole_step(tree: Callable[..., Tree]) -> None:
     batches = micro_batches([1, 3, 2, 4], True)
     free = run(tree(LAGGED), batches, accumulate=4)[0]
     clip = free.norm / 3
@@ -181,14 +173,6 @@ class Holder(torch.nn.Module):
         self.two = MoELayer.from_spec(spec, 16)
 
 
-def report(experts: list[int], dropped: int = 0) -> LayerReport:
-    """What a layer of four experts says when each token chose one."""
-    expert_TK = torch.tensor(experts, dtype=torch.int64)[:, None]
-    scores = torch.rand(len(experts), 4)
-    routing = TokenChoice(logits_TE=scores, scores_TE=scores, expert_TK=expert_TK, gate_TK=torch.ones(expert_TK.shape))
-    return LayerReport(routing=routing, load_E=routing.load_E(), dropped=torch.tensor(dropped))
-
-
 @pytest.fixture
 def holder(recipe: Callable[..., Tree]) -> Holder:
     return Holder(load(recipe()).model.moe)  # type: ignore[attr-defined]
@@ -200,7 +184,7 @@ def bias_of(layer: MoELayer) -> list[float]:
     return [round(b, 6) for b in bias_E.tolist()]
 
 
-def test_step_adds_up_acts_once_and_starts_again(holder: Holder) -> None:
+def test_step_sums_loads_updates_balancers_once_and_resets(holder: Holder) -> None:
     balance = BalanceStep(holder)
     assert set(balance.layers) == {"one", "two"}
     balance.observe({"one": report([0] * 5, dropped=2)})
@@ -218,7 +202,7 @@ def test_step_adds_up_acts_once_and_starts_again(holder: Holder) -> None:
     assert bias_of(holder.one) == [-0.01, 0.01, 0.01, -0.01]
 
 
-def test_loads_are_added_up_over_the_ranks_that_it_is_given(holder: Holder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loads_are_summed_over_the_given_group(holder: Holder, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once for all layers together."""
     groups: list[object] = []
 
@@ -237,7 +221,7 @@ def test_loads_are_added_up_over_the_ranks_that_it_is_given(holder: Holder, monk
     assert (int(seen.dropped["one"]), int(seen.tokens["one"])) == (2, 6)
 
 
-def test_of_no_pairs_none_are_dropped(holder: Holder) -> None:
+def test_the_dropped_fraction_is_0_without_pairs(holder: Holder) -> None:
     balance = BalanceStep(holder)
     balance.observe({"one": report([])})
     seen = balance.step()
@@ -245,21 +229,12 @@ def test_of_no_pairs_none_are_dropped(holder: Holder) -> None:
 
 
 @pytest.mark.usefixtures("calm")
-def test_balancers_are_told_how_far_the_run_is(recipe: Callable[..., Tree], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_balancers_get_the_fraction_of_training_completed(recipe: Callable[..., Tree], monkeypatch: pytest.MonkeyPatch) -> None:
     """The share that lies behind: 0 at the first of three steps, two thirds at the last."""
     module, told = LitMoE(recipe()), []
     (layer,) = (m for m in module.modules() if isinstance(m, MoELayer))
     monkeypatch.setattr(layer.balancers["bias"], "step", lambda load_E, *, progress: told.append(progress))
-    trainer = L.Trainer(
-        accelerator="cpu",
-        max_steps=3,
-        limit_val_batches=0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(module)
+    trainer(3, limit_val_batches=0).fit(module)
     assert told == pytest.approx([0, 1 / 3, 2 / 3])
 
 
@@ -270,8 +245,32 @@ def test_counts_are_in_no_state_dict(holder: Holder) -> None:
     assert set(holder.state_dict()) == keys
 
 
-def test_a_report_of_no_layer_is_refused(holder: Holder) -> None:
+def test_a_report_of_an_unknown_layer_is_rejected(holder: Holder) -> None:
     with pytest.raises(
         ValueError, match="a report of 'three', which is no MoELayer of the model; its layers: one, two"
     ):
         BalanceStep(holder).observe({"three": report([0])})
+
+
+@pytest.mark.parametrize(
+    ("load", "expected"),
+    [
+        ([6, 2, 4], 0.5),  # Wang et al.'s definition: (6 - 4) / 4
+        ([5, 5, 5, 5], 0.0),
+        ([8, 0, 0, 0], 3.0),  # E - 1
+        ([0, 0, 0], 0.0),
+        ([7], 0.0),
+    ],
+)
+def test_max_violation_follows_its_definition(load: list[int], expected: float) -> None:
+    assert max_violation(torch.tensor(load)).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_max_violation_keeps_leading_dimensions() -> None:
+    load_LE = torch.tensor([[6, 2, 4], [0, 0, 0], [3, 3, 3]])
+    assert max_violation(load_LE).tolist() == [0.5, 0.0, 0.0]
+    assert max_violation(load_LE.double()).tolist() == [0.5, 0.0, 0.0]
+
+
+def test_max_violation_does_not_round_counts() -> None:
+    assert max_violation(torch.tensor([2**40 + 1, 2**40])).item() > 0

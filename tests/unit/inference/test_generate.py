@@ -9,26 +9,25 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from moekit import (
     Batch,
     Component,
     Data,
-    LayerReport,
-    LossTerm,
     Model,
     ModelOutput,
     MoekitError,
     Source,
-    TokenChoice,
     hookimpl,
     load,
     option,
     temporary,
 )
 from moekit.cli import main
-from moekit.inference.generate import answer, draw, targets, translate
+from moekit.inference.generate import answer, draw, stream, targets, translate
 from moekit.spec.kinds import DataSpec
 from moekit.training.callbacks.progress import counted_unit
 from moekit.training.metrics import balance_sum
@@ -147,7 +146,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_a_run_of_three_steps_speaks(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_of_three_steps_generates_a_target(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = []
     for _ in range(2):
         assert main(["generate", "mirror", "1234", "--tokens", "5", "--out", str(trained)]) == 0
@@ -157,7 +156,7 @@ def test_a_run_of_three_steps_speaks(trained: Path, capsys: pytest.CaptureFixtur
     assert not said[0].startswith("1234")  # a target, not the prompt and what follows it
 
 
-def test_it_learns_what_the_source_says() -> None:
+def test_a_model_learns_targets_from_its_source() -> None:
     torch.manual_seed(0)
     module = LitMoE(tree())
     module.model.eval()  # without dropout
@@ -210,45 +209,25 @@ def test_translate_stops_each_target_at_its_end() -> None:
     assert [row.tolist() for row in translate(model, source, start=0, end=END, max_tokens=0)] == [[], [], []]
 
 
-def test_targets_tell_the_end_for_those_that_ended() -> None:
+def test_targets_repeat_the_end_for_those_that_ended() -> None:
     source = Source(torch.tensor([[3, END, 7], [5, 6, 7]]))
     steps = list(targets(Script(), source, start=0, end=END, tokens=3))
     assert torch.stack(steps, 1).tolist() == [[3, END, END], [5, 6, 7]]
 
 
-def test_answer_goes_to_the_end() -> None:
+def test_answer_ends_before_the_end_token() -> None:
     source = torch.tensor([3, 4, END, 5])
     assert list(answer(Script(), MirrorData(Mirror()), source, tokens=9)) == [3, 4]
     with pytest.raises(MoekitError, match="EndlessData names no token that ends a target"):
         answer(Script(), EndlessData(Mirror()), source, tokens=9)
 
 
-def test_rows_are_drawn_apart() -> None:
+def test_rows_are_sampled_independently() -> None:
     logits = torch.tensor([[9.0, 0.0, 0.0], [0.0, 0.0, 9.0]])
     assert draw(logits, temperature=0.0, top_p=1.0).tolist() == [0, 2]
     generator = torch.Generator().manual_seed(0)
     drawn = torch.stack([draw(logits, temperature=1.0, top_p=0.5, generator=generator) for _ in range(20)])
     assert drawn.unique(dim=0).tolist() == [[0, 2]]  # a nucleus of one token each
-
-
-def report(tokens: int, value: float) -> LayerReport:
-    scores = torch.full((tokens, 2), 0.5)
-    routing = TokenChoice(
-        logits_TE=scores,
-        scores_TE=scores,
-        expert_TK=torch.zeros(tokens, 1, dtype=torch.int64),
-        gate_TK=torch.ones(tokens, 1),
-    )
-    zero = torch.zeros((), dtype=torch.int64)
-    losses = {"load": LossTerm(value=torch.tensor(value), weight=0.1)}
-    return LayerReport(routing=routing, load_E=routing.load_E(), dropped=zero, losses=losses)
-
-
-def test_an_encoders_losses_weigh_as_much_as_a_decoders() -> None:
-    reports = {"encoder": report(40, 1.0), "decoder": report(10, 2.0)}
-    total = balance_sum(reports, {"encoder": torch.tensor(10)})
-    assert total is not None
-    torch.testing.assert_close(total / 10, torch.tensor(0.1 * (1.0 + 2.0)))
 
 
 def test_training_adds_every_layers_loss_once() -> None:
@@ -265,6 +244,39 @@ def test_training_adds_every_layers_loss_once() -> None:
     torch.testing.assert_close(total / loss.count, torch.stack(terms).sum())
 
 
-def test_data_of_tokens_is_refused() -> None:
+def test_data_of_tokens_is_rejected_for_a_model_of_pairs() -> None:
     with pytest.raises(MoekitError, match="data LocalText yields 'tokens', but model EncoderDecoder takes 'pairs'"):
         load(tree(data={"use": "local_text"}))
+
+
+def test_sampling_takes_the_fewest_tokens_that_reach_top_p() -> None:
+    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
+    g = torch.Generator().manual_seed(0)
+
+    def seen(top_p: float) -> set[int]:
+        return {int(draw(logits, temperature=1.0, top_p=top_p, generator=g)) for _ in range(300)}
+
+    assert seen(0.4) == {0}
+    assert seen(0.6) == {0, 1}
+    assert seen(0.9) == {0, 1, 2}
+    assert seen(1.0) == {0, 1, 2, 3}
+    assert int(draw(logits, temperature=0.0, top_p=1.0)) == 0
+
+
+class Bytes:
+    def decode(self, ids: torch.Tensor) -> str:
+        return bytes(ids.tolist()).decode("utf-8", errors="replace")
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(max_size=12))
+def test_streamed_text_has_only_whole_characters(text: str) -> None:
+    parts = list(stream(Bytes(), text.encode()))  # type: ignore[arg-type]
+    assert "".join(parts) == text
+    assert "\ufffd" not in "".join(parts) or "\ufffd" in text
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.binary(max_size=12))
+def test_streamed_bytes_equal_bytes_decoded_at_once(data: bytes) -> None:
+    assert "".join(stream(Bytes(), data)) == data.decode("utf-8", errors="replace")  # type: ignore[arg-type]

@@ -30,14 +30,14 @@ FALLS = {
 
 
 @pytest.mark.parametrize("name", PEAKS)
-def test_deepseeks_adamw(name: str) -> None:
+def test_deepseek_recipes_use_the_papers_adamw(name: str) -> None:
     recipe = load(name)
     assert recipe.optimizer == AdamW(lr=PEAKS[name], weight_decay=0.1, betas=[0.9, 0.95])
     assert recipe.trainer["gradient_clip_val"] == 1.0
 
 
 @pytest.mark.parametrize("name", FALLS)
-def test_deepseeks_rate_falls_to_a_third_at_shares_of_the_run(name: str) -> None:
+def test_deepseeks_rate_falls_to_a_third_at_fractions_of_the_run(name: str) -> None:
     factor = build(load(name).schedule, STEPS)
     assert factor(999) == pytest.approx(0.5) and factor(1999) == 1.0
     for share in (0.5, 0.7, 0.85, 0.95):
@@ -52,7 +52,7 @@ def test_loss_free_balancing_falls_to_a_tenth_along_a_cosine() -> None:
 
 
 @pytest.mark.parametrize("name", ["glam-64b", "glam-8b", "switch-base", "switch-c", "st_moe-32b", "st_moe-l"])
-def test_adafactor_with_one_over_the_root_of_the_step(name: str) -> None:
+def test_adafactor_recipes_use_one_over_the_root_of_the_step(name: str) -> None:
     """Its relative step is min(lr, 1/sqrt(step)): .01 for 10,000 steps, then the inverse root, with no schedule."""
     recipe = load(name)
     assert isinstance(recipe.optimizer, Adafactor) and recipe.optimizer.decay == 0.8

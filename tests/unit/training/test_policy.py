@@ -12,8 +12,8 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.plugins import MixedPrecision
-from test_lit_module import tensors, trainer
 from torch import Tensor
+from training_helpers import tensors, trainer
 
 from moekit import MoekitError, MoELayer
 from moekit.training import LitMoE
@@ -61,7 +61,7 @@ def same(a: Any, b: Any) -> bool:
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda each: str(each["use"]))
-def test_a_step_left_out_moves_nothing_but_the_schedule(recipe: Make, optimizer: dict[str, Any]) -> None:
+def test_a_skipped_step_changes_only_the_schedule(recipe: Make, optimizer: dict[str, Any]) -> None:
     """Weights, decay, momenta, step counts, biases; step 3 of 6. The first step, too: no state is made."""
     healthy = Snapshots()
     trainer(6, limit_val_batches=0, callbacks=[healthy]).fit(LitMoE(recipe(optimizer=optimizer)))
@@ -83,7 +83,7 @@ def test_a_step_left_out_moves_nothing_but_the_schedule(recipe: Make, optimizer:
         assert all(torch.isfinite(each).all() for each in tensors(seen.weights[-1]))
 
 
-def test_the_balancers_hear_nothing_of_it(recipe: Make) -> None:
+def test_the_load_of_a_skipped_step_is_discarded(recipe: Make) -> None:
     """A sick step's load is not added to the next one's: bias and load are those of the step's own batch."""
     module = LitMoE(recipe(non_finite="skip"))
     sick_at(module, 2)
@@ -92,7 +92,7 @@ def test_the_balancers_hear_nothing_of_it(recipe: Make) -> None:
     assert int(module.step_load.load_E["blocks.1.ffn"].sum()) == 2 * 8 * 2  # batch, seq, top_k
 
 
-def test_it_is_told_and_counted(recipe: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_skipped_steps_are_logged_and_counted(recipe: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     module, log = LitMoE(recipe(non_finite="skip")), RunLog(tmp_path / "metrics.csv")
     sick_at(module, 2, 4)
     with caplog.at_level(logging.WARNING, logger="moekit.training"):
@@ -106,7 +106,7 @@ def test_it_is_told_and_counted(recipe: Make, tmp_path: Path, caplog: pytest.Log
     assert "train/loss" not in rows[2] and "train/loss" in rows[3]
 
 
-def test_the_count_goes_on_in_a_resumed_run(recipe: Make, tmp_path: Path) -> None:
+def test_a_resumed_run_continues_the_count(recipe: Make, tmp_path: Path) -> None:
     module = LitMoE(recipe(non_finite="skip"))
     sick_at(module, 2)
     first = trainer(3, limit_val_batches=0)
@@ -118,7 +118,7 @@ def test_the_count_goes_on_in_a_resumed_run(recipe: Make, tmp_path: Path) -> Non
     assert again.skips.count == 2
 
 
-def test_too_many_in_a_row_end_the_run(recipe: Make) -> None:
+def test_too_many_skips_in_a_row_end_the_run(recipe: Make) -> None:
     module = LitMoE(recipe(non_finite="skip"))
     sick_at(module, *range(2, 2 + IN_A_ROW - 1), *range(2 + IN_A_ROW, 99))  # nine, one that is taken, ten
     t = trainer(40, limit_val_batches=0)
@@ -127,14 +127,14 @@ def test_too_many_in_a_row_end_the_run(recipe: Make) -> None:
     assert t.global_step == 2 * IN_A_ROW and "expert 3 of blocks.1.ffn.experts" in str(caught.value)
 
 
-def test_weights_that_are_not_finite_end_the_run_at_once(recipe: Make) -> None:
+def test_non_finite_weights_end_the_run_at_once(recipe: Make) -> None:
     module = LitMoE(recipe(non_finite="skip"))
     module.model.get_parameter("head.weight").data[0] = NAN
     with pytest.raises(MoekitError, match="leaving steps out does not mend weights"):
         trainer(9, limit_val_batches=0).fit(module)
 
 
-def test_the_loss_scale_of_fp16_is_found_under_either_policy(recipe: Make, caplog: pytest.LogCaptureFixture) -> None:
+def test_both_policies_skip_steps_while_the_loss_scale_is_found(recipe: Make, caplog: pytest.LogCaptureFixture) -> None:
     """A scale of 2^40 overflows fp16's gradients, and is halved until it does not; then the run trains."""
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
     module, seen = LitMoE(recipe()), Snapshots()
@@ -149,7 +149,7 @@ def test_the_loss_scale_of_fp16_is_found_under_either_policy(recipe: Make, caplo
     assert caplog.records[0].getMessage().startswith("step 1 left out: gradients overflow at a loss scale of 1.09")
 
 
-def test_a_loss_that_is_not_finite_is_no_matter_of_the_scale(recipe: Make) -> None:
+def test_a_non_finite_loss_is_not_blamed_on_the_loss_scale(recipe: Make) -> None:
     module = LitMoE(recipe())
     module.model.get_submodule("head").register_forward_hook(lambda _, args, y: y * NAN)
     plugin = MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu", init_scale=2.0**40))
@@ -157,7 +157,7 @@ def test_a_loss_that_is_not_finite_is_no_matter_of_the_scale(recipe: Make) -> No
         trainer(3, limit_val_batches=0, plugins=[plugin]).fit(module)
 
 
-def test_gradients_that_overflow_without_a_scale_stop_the_run(recipe: Make) -> None:
+def test_gradients_that_overflow_at_a_scale_of_1_stop_the_run(recipe: Make) -> None:
     """Once the scale has come down to 1 it is no excuse."""
     module = LitMoE(recipe())
     sick_at(module, *range(99))
@@ -168,7 +168,7 @@ def test_gradients_that_overflow_without_a_scale_stop_the_run(recipe: Make) -> N
     assert scaler.get_scale() == 1.0 and t.global_step == 2
 
 
-def test_the_decision() -> None:
+def test_the_policy_stops_or_counts() -> None:
     non_finite = NonFiniteStep(what="the loss is nan", where="first not finite: head")
     with pytest.raises(MoekitError, match="step 4: the loss is nan\n  first not finite: head\n") as caught:
         NonFinitePolicy("stop").take(4, non_finite)

@@ -1,0 +1,59 @@
+"""Scores of the trained model: measured where data has some, told in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from moekit.training.run.console import comparison_lines, print_summary, score_rows
+from moekit.training.run.folder import RunFolder
+from moekit.training.run.outcome import Outcome, compare, outcome_of
+
+
+def test_scores_are_printed_with_those_of_the_dense_model() -> None:
+    scores = {"bleu": 12.3456, "placeholders_kept": 0.5, "scored_pairs": 1256.0}
+    assert score_rows(scores) == [("BLEU", "12.35"), ("placeholders kept", "0.5"), ("scored pairs", "1,256")]
+    dense = {"bleu": 11.0, "scored_pairs": 1256.0}
+    assert score_rows(scores, dense)[0] == ("BLEU", "12.35   (dense 11)")
+    assert score_rows(scores, dense)[1:] == score_rows(scores)[1:]
+    assert score_rows({}, dense) == []
+
+
+def outcome(seconds: float, values: list[float]) -> Outcome:
+    return Outcome(
+        label="m", folder=Path("runs/m/1"), steps=10, tokens=1000.0, seconds=seconds, train={}, max_violation=None,
+        validation={"bits_per_byte": values[-1]}, dropped=None, stopped_after=None, total=9, active=3,
+        curve=([seconds * (i + 1) / len(values) for i in range(len(values))], values),
+    )  # fmt: skip
+
+
+def test_the_comparison_names_the_better_model_per_token_and_per_second() -> None:
+    found = compare(outcome(20.0, [4.0, 3.0, 2.5, 2.0]), outcome(10.0, [3.5, 2.8, 2.4, 2.2]))
+    assert (found.seconds, found.moe_then, found.dense_then) == (10.0, 3.0, 2.2)
+    lines = comparison_lines(found, outcome(20.0, [2.0]))
+    assert "2.000, dense 2.200, after the same 1,000 tokens: the mixture is better by 0.200 (9.1%)" in lines[2]
+    assert "3.000, dense 2.200, after the same 10 s: the dense model is better by 0.800 (26.7%)" in lines[3]
+    assert "the mixture takes 2.0 times as long a step" in lines[4]
+    early = compare(outcome(40.0, [4.0, 3.0]), outcome(10.0, [3.5, 2.8]))
+    assert math.isnan(early.moe_then)
+    assert "nothing to compare" in comparison_lines(early, outcome(40.0, [3.0]))[3]
+
+
+@pytest.mark.usefixtures("calm")
+def test_the_summary_has_the_maxvio_of_the_validation_set(recipe: Callable[..., Tree], tmp_path: Path) -> None:
+    module, trainer = fitted(recipe())
+    rows = {3: {**module.logged, **{k: float(v) for k, v in trainer.callback_metrics.items() if k[:4] == "val/"}}}
+    outcome = outcome_of("tiny", RunFolder(tmp_path), module, rows)
+    said = StringIO()
+    print_summary(replace(outcome, files=[tmp_path / "loss.png"]), module, Console(file=said, width=120))
+    value = rows[3]["val/max_violation"]
+    assert outcome.validation["max_violation"] == value
+    (line,) = [line for line in said.getvalue().splitlines() if "MaxVio" in line]
+    assert line.endswith(f"at the end, {value:.2f} over the validation set (0 is an even load)")
+    assert "max violation" not in said.getvalue()  # no second row for it

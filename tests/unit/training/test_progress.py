@@ -1,0 +1,39 @@
+"""The display of a running training."""
+
+from __future__ import annotations
+
+from io import StringIO
+
+from rich.console import Console
+
+from moekit.training.callbacks.progress import metrics_line, validation_line
+
+
+def test_metrics_are_formatted_in_one_line() -> None:
+    values = {
+        "train/loss": 2.5, "tokens_per_second": 12345.6, "lr": 0.003, "train/max_violation": 0.5, "train/dropped": 0.01
+    }  # fmt: skip
+    assert metrics_line(values) == "loss 2.500  12,346 tokens/s  lr 0.003  MaxVio 0.50  dropped 1.0%"
+    assert metrics_line({"train/loss": 0.1, "train/blend_mse": 0.2}, "cases") == "loss 0.100  blend mse 0.200"
+    assert validation_line({"val/loss": 1.5, "val/bits_per_byte": 2.0}) == "bits per byte 2.000, loss 1.500"
+
+
+def test_progress_without_a_terminal_is_a_few_lines() -> None:
+    from moekit.training.callbacks.progress import TrainingProgress
+
+    class Run:
+        global_step, max_steps = 0, 1000
+        sanity_checking = False
+
+    class Module:
+        logged, logged_step = {"train/loss": 1.0}, 0
+
+    out = StringIO()
+    bar = TrainingProgress(Console(file=out, width=120), "tiny")
+    run, module = Run(), Module()
+    bar.on_train_start(run, module)  # type: ignore[arg-type]
+    for step in range(1, 1001):
+        run.global_step = step
+        module.logged_step = step // 10 * 10
+        bar.on_train_batch_end(run, module)  # type: ignore[arg-type]
+    assert len(out.getvalue().splitlines()) == 10

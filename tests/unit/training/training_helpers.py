@@ -1,0 +1,50 @@
+"""Helpers of the training tests: a Trainer for a few steps, the tensors in a tree, a layer's report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from moekit import LayerReport, LossTerm, TokenChoice
+
+
+def trainer(steps: int, folder: Path | None = None, **options: Any) -> L.Trainer:
+    """A Trainer on the CPU that logs every step, validates every third, and writes nothing."""
+    return L.Trainer(
+        **{  # type: ignore[arg-type]
+            "max_steps": steps,
+            "accelerator": "cpu",
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "num_sanity_val_steps": 0,
+            "val_check_interval": 3,
+            "check_val_every_n_epoch": None,
+            "log_every_n_steps": 1,
+            "default_root_dir": folder,
+            **options,
+        }
+    )
+
+
+def tensors(tree: Any) -> list[Tensor]:
+    """The tensors in nested dicts, lists and tuples, in the order of keys."""
+    if isinstance(tree, Tensor):
+        return [tree]
+    if isinstance(tree, dict):
+        return [t for key in sorted(tree, key=str) for t in tensors(tree[key])]
+    return [t for item in tree for t in tensors(item)] if isinstance(tree, list | tuple) else []
+
+
+def report(experts: list[int], E: int = 4, dropped: int = 0, losses: dict[str, LossTerm] | None = None) -> LayerReport:
+    """The report of a layer of E experts in which each token chose one."""
+    expert_TK, scores = torch.tensor(experts, dtype=torch.int64)[:, None], torch.rand(len(experts), E)
+    routing = TokenChoice(logits_TE=scores, scores_TE=scores, expert_TK=expert_TK, gate_TK=torch.ones(expert_TK.shape))
+    return LayerReport(
+        routing=routing, load_E=routing.load_E(), dropped=torch.tensor(dropped), losses={} if losses is None else losses
+    )
