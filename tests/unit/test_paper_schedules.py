@@ -1,4 +1,4 @@
-"""How the papers trained, where a recipe at its paper's size can say it: optimizer, peak rate, schedule."""
+"""Recipes of a paper's size train as the paper did: optimizer, peak learning rate, schedule."""
 
 from __future__ import annotations
 

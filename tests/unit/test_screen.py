@@ -1,4 +1,4 @@
-"""A reader that has gone is an error, not a wish to stop."""
+"""The console raises an error when its reader exits."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from moekit.screen import Screen
 
 
 class Gone(StringIO):
-    """What nobody reads any more."""
+    """A stream whose reader has exited."""
 
     def write(self, text: str, /) -> int:
-        raise BrokenPipeError
+        raise BrokenPipeError("the reader has exited")
 
 
 def test_a_reader_that_exits_raises_broken_pipe() -> None:
-    with pytest.raises(BrokenPipeError):
+    with pytest.raises(BrokenPipeError, match="the reader has exited"):
         Screen(file=Gone()).print("a line")

@@ -42,5 +42,5 @@ replace_file(Path({str(path)!r}), die)
     done = subprocess.run([sys.executable, "-c", code], env=os.environ, check=False)
     assert done.returncode == -signal.SIGKILL
     assert path.read_text() == "old"
-    replace_file(path, lambda p: p.write_text("new"))  # the next process is not in the way of what was left
+    replace_file(path, lambda p: p.write_text("new"))  # what the killed process left behind does no harm
     assert path.read_text() == "new"

@@ -1,4 +1,4 @@
-"""Decoding: with a cache the same tokens come out, fewer are read, and the window is kept to."""
+"""Incremental decoding: a cache changes no token, reads fewer, and respects the window."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from moekit import Cache, Model, ModelOutput, MoekitError, MoELayer, Source, build
-from moekit.inference.decoding import drops, start_decoding
+from moekit.inference.decoding import may_drop, start_decoding
 from moekit.inference.generate import sample, targets
 from moekit.spec.kinds import DispatcherSpec
 from moekit_dispatchers.capacity import Capacity
@@ -64,14 +64,14 @@ def model_of(spec: Any) -> Model:
 
 
 def lengths_read(model: Model) -> list[int]:
-    """Filled, as the model runs, with the number of positions that its embedding is handed."""
+    """A list that receives the number of positions in each call of the model's embedding."""
     lengths: list[int] = []
     model.get_submodule("embedding").register_forward_hook(lambda _, args, __: lengths.append(args[0].shape[1]))
     return lengths
 
 
 class Counts(Model):
-    """Says that the next token is one more than the last; keeps nothing."""
+    """Predicts that the next token is one more than the last; has no cache."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -95,13 +95,13 @@ def test_sampling_reads_no_more_than_its_context(cached: bool | None) -> None:
 def test_a_cache_changes_no_token_inside_the_window_or_past_it(spec: Any, prompt: int) -> None:
     model = model_of(spec)
     start = torch.arange(prompt) % VOCAB
-    drawn = {}
+    texts = {}
     for cached in (False, True, None):
         generator = torch.Generator().manual_seed(5)
         ids = sample(model, start, tokens=12, top_p=1.0, temperature=1.0, context=7, cached=cached, generator=generator)
-        drawn[cached] = list(ids)
-    assert drawn[True] == drawn[False] == drawn[None]
-    assert len(set(drawn[True])) > 3  # a text that says something
+        texts[cached] = list(ids)
+    assert texts[True] == texts[False] == texts[None]
+    assert len(set(texts[True])) > 3  # not a constant text
 
 
 def test_each_token_is_read_once_until_the_window_moves() -> None:
@@ -131,7 +131,7 @@ def test_targets_of_several_sources_are_the_same_with_a_cache() -> None:
                         generator=torch.Generator().manual_seed(4))  # fmt: skip
         written[cached] = torch.stack(list(steps), dim=1)
     assert torch.equal(written[True], written[False]) and torch.equal(written[True], written[None])
-    assert written[True].unique().numel() > 5 and (written[True] == 1).any()  # some end, others go on
+    assert written[True].unique().numel() > 5 and (written[True] == 1).any()  # some end, others continue
 
 
 def test_the_cache_is_the_default_unless_pairs_may_be_dropped() -> None:
@@ -144,14 +144,14 @@ def test_the_cache_is_the_default_unless_pairs_may_be_dropped() -> None:
         (pairs(), False),
     ):
         model = model_of(spec)
-        assert drops(model) is dropping
+        assert may_drop(model) is dropping
         source = Source(torch.zeros(1, 3, dtype=torch.int64)) if isinstance(spec, EncoderDecoder) else None
         for cached, once in ((None, not dropping), (True, True), (False, False)):
-            read_on = start_decoding(model, source, cached=cached)
+            decode = start_decoding(model, source, cached=cached)
             lengths = lengths_read(model)
             with torch.no_grad():
                 for _ in range(3):
-                    read_on(torch.zeros(1, 1, dtype=torch.int64), None)
+                    decode(torch.zeros(1, 1, dtype=torch.int64), None)
             assert lengths == ([1, 1, 1] if once else [1, 2, 3])
 
 
@@ -163,11 +163,11 @@ def test_a_layer_without_a_spec_may_drop() -> None:
             layer.spec = None
             self.layer = layer
 
-    assert drops(Bare())
+    assert may_drop(Bare())
 
 
 def test_a_cache_changes_which_pairs_a_tight_capacity_drops() -> None:
-    """Why that is not done unasked: one token alone always finds its slots."""
+    """Therefore it is not the default then: a single token never exceeds the capacity."""
     model, tokens = model_of(decoder(TIGHT)), torch.arange(8)[None] % VOCAB
     cache = model.start_cache()
     assert cache is not None
@@ -188,10 +188,10 @@ def test_steps_without_a_mask_are_valid() -> None:
             seen.append(valid)
             return super().forward(inputs)
 
-    read_on = start_decoding(Masks())
+    decode = start_decoding(Masks())
     ids = torch.zeros(2, 1, dtype=torch.int64)
     for mask in (None, torch.tensor([[True], [False]]), None):
-        read_on(ids, mask)
+        decode(ids, mask)
     assert seen[0] is None
     assert seen[1] is not None and seen[1].tolist() == [[True, True], [True, False]]
     assert seen[2] is not None and seen[2].tolist() == [[True, True, True], [True, False, True]]

@@ -1,4 +1,4 @@
-"""Models of pairs in training and afterwards: made pairs are trained on, targets are written, losses weigh alike."""
+"""Generation: sampling from logits, targets of a model of pairs, and text from tokens."""
 
 from __future__ import annotations
 
@@ -27,10 +27,9 @@ from moekit import (
     temporary,
 )
 from moekit.cli import main
-from moekit.inference.generate import answer, draw, stream, targets, translate
+from moekit.inference.generate import answer, next_token, stream, targets, translate
 from moekit.spec.kinds import DataSpec
 from moekit.training.callbacks.progress import counted_unit
-from moekit.training.metrics import balance_sum
 from moekit.training.module import LitMoE
 from moekit.training.run.train import train
 
@@ -39,7 +38,7 @@ END = 10
 
 @dataclass(frozen=True, kw_only=True)
 class Mirror(DataSpec):
-    """Digits as source, the same backwards as target."""
+    """Pairs of digits and the same digits backwards."""
 
     yields: ClassVar[str] = "pairs"
     vocab: int = option(11, "ten digits and the end", ge=11)
@@ -153,7 +152,7 @@ def test_a_run_of_three_steps_generates_a_target(trained: Path, capsys: pytest.C
         said.append(capsys.readouterr().out)
     assert said[0] == said[1]
     assert said[0].endswith("\n") and set(said[0].strip()) <= set("0123456789") and len(said[0]) <= 6
-    assert not said[0].startswith("1234")  # a target, not the prompt and what follows it
+    assert not said[0].startswith("1234")  # only the target is printed, not the prompt
 
 
 def test_a_model_learns_targets_from_its_source() -> None:
@@ -164,7 +163,7 @@ def test_a_model_learns_targets_from_its_source() -> None:
     adam = torch.optim.AdamW(module.model.parameters(), lr=1e-2)
     losses = []
     for step in range(80):
-        batch = data.train_batch(torch.Generator().manual_seed(step % 2))  # two batches, by heart
+        batch = data.train_batch(torch.Generator().manual_seed(step % 2))  # two batches, again and again
         loss = module.objective(module.model.on(batch), batch)
         mean = loss.total / loss.count
         losses.append(mean.item())
@@ -181,7 +180,7 @@ def test_a_model_learns_targets_from_its_source() -> None:
 
 
 class Script(Model):
-    """Writes, for the k-th source, the tokens that this source holds, whatever was written before."""
+    """A model that copies each source, whatever the target so far."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -224,24 +223,10 @@ def test_answer_ends_before_the_end_token() -> None:
 
 def test_rows_are_sampled_independently() -> None:
     logits = torch.tensor([[9.0, 0.0, 0.0], [0.0, 0.0, 9.0]])
-    assert draw(logits, temperature=0.0, top_p=1.0).tolist() == [0, 2]
+    assert next_token(logits, temperature=0.0, top_p=1.0).tolist() == [0, 2]
     generator = torch.Generator().manual_seed(0)
-    drawn = torch.stack([draw(logits, temperature=1.0, top_p=0.5, generator=generator) for _ in range(20)])
-    assert drawn.unique(dim=0).tolist() == [[0, 2]]  # a nucleus of one token each
-
-
-def test_training_adds_every_layers_loss_once() -> None:
-    """With one micro-batch the objective is the loss a token, plus each layer's term as the papers add it."""
-    module = LitMoE(tree())
-    data = module.prepare()
-    batch = data.train_batch(torch.Generator().manual_seed(0))
-    module.model.eval()  # without dropout
-    output = module.model.on(batch)
-    loss = module.objective(output, batch)
-    total = balance_sum(output.reports, dict.fromkeys(output.of_source, loss.count))
-    terms = [r.loss() for r in output.reports.values()]
-    assert total is not None and len(terms) == 2
-    torch.testing.assert_close(total / loss.count, torch.stack(terms).sum())
+    samples = torch.stack([next_token(logits, temperature=1.0, top_p=0.5, generator=generator) for _ in range(20)])
+    assert samples.unique(dim=0).tolist() == [[0, 2]]  # a nucleus of one token each
 
 
 def test_data_of_tokens_is_rejected_for_a_model_of_pairs() -> None:
@@ -254,13 +239,13 @@ def test_sampling_takes_the_fewest_tokens_that_reach_top_p() -> None:
     g = torch.Generator().manual_seed(0)
 
     def seen(top_p: float) -> set[int]:
-        return {int(draw(logits, temperature=1.0, top_p=top_p, generator=g)) for _ in range(300)}
+        return {int(next_token(logits, temperature=1.0, top_p=top_p, generator=g)) for _ in range(300)}
 
     assert seen(0.4) == {0}
     assert seen(0.6) == {0, 1}
     assert seen(0.9) == {0, 1, 2}
     assert seen(1.0) == {0, 1, 2, 3}
-    assert int(draw(logits, temperature=0.0, top_p=1.0)) == 0
+    assert int(next_token(logits, temperature=0.0, top_p=1.0)) == 0
 
 
 class Bytes:

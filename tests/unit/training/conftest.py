@@ -76,6 +76,6 @@ def recipe(text: Path) -> Callable[..., Tree]:
 
 @pytest.fixture
 def calm() -> Iterator[None]:
-    """Lightning without its advice."""
+    """Hides Lightning's tips and warnings."""
     with quiet():
         yield

@@ -1,4 +1,4 @@
-"""What ``test_validation`` runs in two processes: the same four batches, dealt to ranks in several ways."""
+"""What ``test_metrics`` runs in two processes: the same four batches, distributed over ranks in several ways."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def batch(experts: Sequence[int]) -> tuple[LossSum, dict[str, LayerReport]]:
 
 
 def values(batches: Sequence[Sequence[int]]) -> dict[str, float]:
-    """What a validation of these batches comes to."""
+    """The metrics of a validation with these batches."""
     validation = Validation()
     for experts in batches:
         validation.add(*batch(experts))
@@ -33,17 +33,17 @@ def values(batches: Sequence[Sequence[int]]) -> dict[str, float]:
 
 
 def main(out: str) -> None:
-    """Alone; dealt alternately; one to rank 0 and three to rank 1; none to either."""
+    """All on one rank; alternating; one on rank 0 and three on rank 1; none."""
     torch.set_num_threads(1)
     alone = values(EXPERTS)
     dist.init_process_group("gloo")
     rank = dist.get_rank()
-    dealt = values(EXPERTS[rank::2])
+    even = values(EXPERTS[rank::2])
     uneven = values(EXPERTS[1:] if rank == 1 else EXPERTS[:1])
     nothing = values(())
     dist.barrier()
     dist.destroy_process_group()
-    torch.save((alone, dealt, uneven, nothing), f"{out}{rank}")
+    torch.save((alone, even, uneven, nothing), f"{out}{rank}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Freed memory is kept where the C library is glibc, unless the user has said otherwise."""
+"""Freed memory is kept in the process with glibc, unless the user has set a variable of glibc."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if sys.argv[1] == "keep":
 torch.ones(2**24)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(10):
-    torch.ones(2**24)  # 64 MiB, above whatever glibc raises its threshold to by itself: faulted in anew, page by page
+    torch.ones(2**24)  # 64 MiB, above any threshold that glibc sets itself
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 GLIBC = platform.libc_ver()[0] == "glibc"

@@ -1,4 +1,4 @@
-"""Micro-batches of any sizes equal one big batch: loads, bias, gradients; with and without activation recompute."""
+"""The balancers' step: micro-batches of any sizes equal one big batch, with and without activation checkpointing."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Recorded:
 
 
 class Recording(LitMoE):
-    """Keeps what every optimizer step saw, after clipping; loads and biases of all layers one after the other."""
+    """Records every optimizer step after clipping; loads and biases of all layers are concatenated."""
 
     def on_train_start(self) -> None:
         super().on_train_start()
@@ -71,8 +71,8 @@ def together(batches: list[Batch]) -> Batch:
 
 def run(tree: Tree, batches: list[Batch], accumulate: int, clip: float | None = None) -> list[Step]:
     module = Recording(load(tree))
-    options = {"precision": "64-true", "max_epochs": 1, "accumulate_grad_batches": accumulate, "gradient_clip_val": clip}
-    t = trainer(-1, limit_val_batches=0, val_check_interval=None, **options)
+    options = {"accumulate_grad_batches": accumulate, "gradient_clip_val": clip, "precision": "64-true"}
+    t = trainer(-1, max_epochs=1, val_check_interval=None, check_val_every_n_epoch=1, **options)
     t.fit(module, torch.utils.data.DataLoader(batches, batch_size=None))  # type: ignore[arg-type]
     return module.recorded.steps
 
@@ -129,8 +129,10 @@ def test_four_micro_batches_equal_one_big_batch(
 @pytest.mark.usefixtures("calm")
 @pytest.mark.parametrize("recompute", ["none", "experts", "blocks"])
 @pytest.mark.parametrize("padded", [False, True])
-def test_micro_batches_equal_one_batch_with_multi_token_prediction(tree: Callable[..., Tree], padded: bool, recompute: str) -> None:
-    """They see fewer tokens than the objective counts; how many fewer depends on the padding of a micro-batch."""
+def test_micro_batches_equal_one_batch_with_multi_token_prediction(
+    tree: Callable[..., Tree], padded: bool, recompute: str
+) -> None:
+    """Those layers get fewer tokens than the objective counts; how many fewer depends on a micro-batch's padding."""
     batches = micro_batches([1, 3, 2, 4], padded)
     (few,) = run(tree(SEQUENCE, recompute, mtp=2), batches, accumulate=4)
     (one,) = run(tree(SEQUENCE, mtp=2), [together(batches)], accumulate=1)
@@ -144,7 +146,7 @@ def test_micro_batches_equal_one_batch_with_multi_token_prediction(tree: Callabl
 
 @pytest.mark.usefixtures("calm")
 def test_a_loss_of_micro_batch_scope_depends_on_the_micro_batches(tree: Callable[..., Tree]) -> None:
-    """The comparison above can fail: it does, for the scope that says so."""
+    """Shows that the comparison above can fail."""
     batches = micro_batches([1, 3, 2, 4], True)
     few = run(tree(MICRO), batches, accumulate=4)
     one = run(tree(MICRO), [together(batches)], accumulate=1)
@@ -165,7 +167,7 @@ def test_clipping_uses_the_gradients_of_the_whole_step(tree: Callable[..., Tree]
 
 
 class Holder(torch.nn.Module):
-    """A model of the user's own, with two layers of four experts."""
+    """A user's model with two layers of four experts."""
 
     def __init__(self, spec: MoE) -> None:
         super().__init__()
@@ -203,7 +205,7 @@ def test_step_sums_loads_updates_balancers_once_and_resets(holder: Holder) -> No
 
 
 def test_loads_are_summed_over_the_given_group(holder: Holder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Once for all layers together."""
+    """With one all-reduce for all layers."""
     groups: list[object] = []
 
     def twice(tensor: Tensor, group: object = None) -> None:
@@ -229,13 +231,15 @@ def test_the_dropped_fraction_is_0_without_pairs(holder: Holder) -> None:
 
 
 @pytest.mark.usefixtures("calm")
-def test_balancers_get_the_fraction_of_training_completed(recipe: Callable[..., Tree], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The share that lies behind: 0 at the first of three steps, two thirds at the last."""
-    module, told = LitMoE(recipe()), []
+def test_balancers_get_the_fraction_of_training_completed(
+    recipe: Callable[..., Tree], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """0 at the first of three steps, two thirds at the last."""
+    module, seen = LitMoE(recipe()), []
     (layer,) = (m for m in module.modules() if isinstance(m, MoELayer))
-    monkeypatch.setattr(layer.balancers["bias"], "step", lambda load_E, *, progress: told.append(progress))
+    monkeypatch.setattr(layer.balancers["bias"], "step", lambda load_E, *, progress: seen.append(progress))
     trainer(3, limit_val_batches=0).fit(module)
-    assert told == pytest.approx([0, 1 / 3, 2 / 3])
+    assert seen == pytest.approx([0, 1 / 3, 2 / 3])
 
 
 def test_counts_are_in_no_state_dict(holder: Holder) -> None:
@@ -247,7 +251,7 @@ def test_counts_are_in_no_state_dict(holder: Holder) -> None:
 
 def test_a_report_of_an_unknown_layer_is_rejected(holder: Holder) -> None:
     with pytest.raises(
-        ValueError, match="a report of 'three', which is no MoELayer of the model; its layers: one, two"
+        ValueError, match="a report of 'three', which is not an MoELayer of the model; its layers: one, two"
     ):
         BalanceStep(holder).observe({"three": report([0])})
 

@@ -1,4 +1,4 @@
-"""A recipe's model is the same, whatever else the process has drawn or set."""
+"""Building models: the same weights whatever the state of torch; the recipe of the dense baseline."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ from moekit.spec.kinds import OptimizerSpec
 from moekit.training.build import build_model, dense_recipe
 
 
-def test_a_model_is_initialised_in_fp32_under_its_seed_without_side_effects(recipe: Callable[..., dict[str, Any]]) -> None:
+def test_a_model_is_initialised_in_fp32_under_its_seed_without_side_effects(
+    recipe: Callable[..., dict[str, Any]],
+) -> None:
     spec = load(recipe())
-    usual = build_model(spec).state_dict()
+    expected = build_model(spec).state_dict()
     torch.manual_seed(7)
     before = torch.get_rng_state()
     torch.set_default_dtype(torch.float64)
@@ -27,25 +29,27 @@ def test_a_model_is_initialised_in_fp32_under_its_seed_without_side_effects(reci
     finally:
         torch.set_default_dtype(torch.float32)
     assert torch.equal(torch.get_rng_state(), before)
-    assert all(tensor.dtype == usual[name].dtype and torch.equal(tensor, usual[name]) for name, tensor in again.items())
+    assert all(
+        tensor.dtype == expected[name].dtype and torch.equal(tensor, expected[name]) for name, tensor in again.items()
+    )
 
 
 STOP = ["stop={metric: train/loss, below: 1.0}", "compare={lr: 0.125}"]
 
 
 def test_the_dense_recipe_differs_only_in_model_rate_and_stop() -> None:
-    """A dense model that stopped at the mixture's loss would be compared with nothing."""
+    """A dense model that stopped early could not be compared over the whole run."""
     recipe = load("deepseek_v3", STOP)
     assert recipe.stop is not None
-    twin: Any = dense_recipe(recipe)
-    assert twin.model == recipe.model.dense_baseline() and twin.optimizer == replace(recipe.optimizer, lr=0.125)  # type: ignore[type-var]
-    assert twin.stop is None and twin.compare is None
+    dense: Any = dense_recipe(recipe)
+    assert dense.model == recipe.model.dense_baseline() and dense.optimizer == replace(recipe.optimizer, lr=0.125)  # type: ignore[type-var]
+    assert dense.stop is None and dense.compare is None
     assert (
-        replace(twin, model=recipe.model, optimizer=recipe.optimizer, stop=recipe.stop, compare=recipe.compare)
+        replace(dense, model=recipe.model, optimizer=recipe.optimizer, stop=recipe.stop, compare=recipe.compare)
         == recipe
     )
-    own: Any = dense_recipe(load("deepseek_v3", ["compare={}"]))
-    assert own.optimizer == recipe.optimizer
+    same: Any = dense_recipe(load("deepseek_v3", ["compare={}"]))
+    assert same.optimizer == recipe.optimizer
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""The callback that saves: when, what it names best, what it says of a full disk, and how it goes on."""
+"""The callback that saves checkpoints: which it keeps, a full disk, and resuming after a kill."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("calm")
 
 
 def fit(recipe: Make, folder: Path, steps: int, start: Path | None = None, **changes: Any) -> L.Trainer:
-    """A run that validates, and so saves, after every second step."""
+    """Trains with a validation, and thus a save, after every second step."""
     options = {
         "max_steps": steps, "accelerator": "cpu", "precision": "32-true", "val_check_interval": 2,
         "check_val_every_n_epoch": None, "enable_progress_bar": False,
@@ -58,7 +58,7 @@ def test_the_newest_are_kept_and_the_one_with_the_lowest_loss(recipe: Make, tmp_
 def test_best_counts_the_losses_before_a_run_was_resumed(
     recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not the newest, nor one that is lower than the one before it; of equal ones the first."""
+    """The lowest of all; the first of equal ones."""
     losses = iter([3.0, 1.0, 2.0, 1.5, 1.2, 1.0, 0.5])  # at steps 2, 4, ...
     monkeypatch.setattr(Validation, "take", lambda _: {"val/loss": next(losses)})
     folder = tmp_path / "checkpoints"
@@ -74,7 +74,7 @@ def test_best_counts_the_losses_before_a_run_was_resumed(
 def test_the_chosen_checkpoint_is_not_removed(
     recipe: Make, tmp_path: Path, relative: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Though ``last`` names an earlier one, and it looks like one of a run that was gone back on."""
+    """Although ``last`` names an earlier one, as if the run had been resumed from there."""
     folder = tmp_path / "checkpoints"
     fit(recipe, tmp_path, 6, checkpoints={"keep": 9})
     write_pointer(folder, "last", step_name(2))
@@ -97,7 +97,7 @@ def test_a_full_disk_is_reported_and_training_continues(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Full at step 4, with room again at step 6; then full at the end."""
+    """Full at step 4, not at step 6; then full at the end."""
     real, full_at = writing.write_tensors, {4}
 
     def sometimes(path: Path, *args: Any) -> Any:
@@ -111,9 +111,9 @@ def test_a_full_disk_is_reported_and_training_continues(
     assert list(steps_in(folder)) == [2, 6] and all(map(is_whole, steps_in(folder).values()))
     said = capsys.readouterr().out
     assert f"could not save the checkpoint {folder / step_name(4)}: No space left on device" in said
-    assert f"the last good one is untouched: {folder / step_name(2)}\n  training goes on" in said
+    assert f"the last good one is untouched: {folder / step_name(2)}\n  training continues" in said
     full_at |= {8}
-    with pytest.raises(SaveError, match="it was the last of the run: make room, and go on from the one before it"):
+    with pytest.raises(SaveError, match="it was the last of the run: make room, and resume from the one before it"):
         fit(recipe, tmp_path, 8, start=folder / step_name(6), **options)
     assert last_of(folder) == folder / step_name(6) and list(steps_in(folder)) == [2, 6]
     assert not list(folder.glob(".tmp*"))
@@ -133,7 +133,7 @@ def test_an_asynchronous_save_equals_a_synchronous_one(recipe: Make, tmp_path: P
 
 
 def test_resuming_a_complete_run_repairs_a_kill_in_its_last_save(recipe: Make, tmp_path: Path) -> None:
-    """It came between ``last`` and ``best``. Who asks for an older checkpoint, and trains nothing, changes nothing."""
+    """A kill between writing ``last`` and ``best``. Choosing an older checkpoint without training changes nothing."""
     folder = tmp_path / "checkpoints"
     best = callback(fit(recipe, tmp_path, 6, checkpoints={"keep": 9})).best_step
     write_pointer(folder, "best", step_name(2 if best == 4 else 4))
@@ -154,7 +154,7 @@ def test_resuming_an_older_checkpoint_removes_later_ones(recipe: Make, tmp_path:
 
 
 def test_resuming_repairs_a_kill_between_writing_two_pointers(recipe: Make, tmp_path: Path) -> None:
-    """``best`` is one behind what the newest checkpoint says; and an orphan and a half-written one are cleared away."""
+    """``best`` is older than the newest checkpoint says; an orphan and a half-written checkpoint are removed."""
     folder = tmp_path / "checkpoints"
     trainer = fit(recipe, tmp_path, 6, checkpoints={"keep": 9})
     best = callback(trainer).best_step

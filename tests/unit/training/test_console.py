@@ -1,4 +1,4 @@
-"""Scores of the trained model: measured where data has some, told in words."""
+"""The summary of a run: scores, the comparison with the dense baseline, MaxVio."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
+from training_helpers import trainer
 
+from moekit.training import LitMoE
 from moekit.training.run.console import comparison_lines, print_summary, score_rows
 from moekit.training.run.folder import RunFolder
 from moekit.training.run.outcome import Outcome, compare, outcome_of
@@ -46,14 +49,17 @@ def test_the_comparison_names_the_better_model_per_token_and_per_second() -> Non
 
 
 @pytest.mark.usefixtures("calm")
-def test_the_summary_has_the_maxvio_of_the_validation_set(recipe: Callable[..., Tree], tmp_path: Path) -> None:
-    module, trainer = fitted(recipe())
-    rows = {3: {**module.logged, **{k: float(v) for k, v in trainer.callback_metrics.items() if k[:4] == "val/"}}}
+def test_the_summary_has_the_maxvio_of_the_validation_set(
+    recipe: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    module, t = LitMoE(recipe()), trainer(3)
+    t.fit(module)
+    rows = {3: {**module.logged, **{k: float(v) for k, v in t.callback_metrics.items() if k[:4] == "val/"}}}
     outcome = outcome_of("tiny", RunFolder(tmp_path), module, rows)
-    said = StringIO()
-    print_summary(replace(outcome, files=[tmp_path / "loss.png"]), module, Console(file=said, width=120))
+    out = StringIO()
+    print_summary(replace(outcome, files=[tmp_path / "loss.png"]), module, Console(file=out, width=120))
     value = rows[3]["val/max_violation"]
     assert outcome.validation["max_violation"] == value
-    (line,) = [line for line in said.getvalue().splitlines() if "MaxVio" in line]
+    (line,) = [line for line in out.getvalue().splitlines() if "MaxVio" in line]
     assert line.endswith(f"at the end, {value:.2f} over the validation set (0 is an even load)")
-    assert "max violation" not in said.getvalue()  # no second row for it
+    assert "max violation" not in out.getvalue()  # it has no row of its own

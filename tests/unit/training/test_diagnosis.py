@@ -1,4 +1,4 @@
-"""A step that is not finite names the part that it came from: something is planted in every part of a model."""
+"""The diagnosis of a non-finite step names the part that caused it; each test breaks one part of a model."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ NAN = float("nan")
 EXPERTS, ROUTER = "blocks.1.ffn.experts", "blocks.1.ffn.router"
 
 
-def words(module: LitMoE, *batches: Batch, **options: Any) -> str:
-    """What one optimizer step says when it stops."""
+def named_part(module: LitMoE, *batches: Batch, **options: Any) -> str:
+    """The part that one optimizer step names when it stops."""
     options = {"limit_val_batches": 0, **options}
     with pytest.raises(MoekitError, match="step 1: the loss is") as caught:
-        trainer(1, **options).fit(module, *([Given(*batches)] if batches else []))
+        trainer(1, **options).fit(module, *([Batches(*batches)] if batches else []))
     where = str(caught.value).splitlines()[1]
     return where.strip()
 
 
-class Given:
+class Batches:
     """A loader of some batches."""
 
     def __init__(self, *batches: Batch) -> None:
@@ -78,26 +78,26 @@ def put(module: LitMoE, name: str, value: float, expert: int | None = None) -> N
 def test_a_non_finite_weight_is_named(recipe: Make, name: str, expert: int | None, said: str, value: float) -> None:
     module = LitMoE(recipe())
     put(module, name, value, expert)
-    assert words(module) == f"weights that are not finite: {said}"
+    assert named_part(module) == f"weights that are not finite: {said}"
 
 
 @pytest.mark.parametrize("policy", ["stop", "skip"])
 def test_a_buffer_with_a_nan_is_named(recipe: Make, policy: str) -> None:
-    """A bias gone wrong ends the run at once, as weights do. Infinity in a buffer may be a mask, and is not blamed."""
+    """It ends the run at once, as weights do. Infinity in a buffer may be a mask, and is not blamed."""
     module = LitMoE(recipe(non_finite=policy))
     module.model.register_buffer("mask", torch.full((2, 2), -float("inf")))
     module.model.get_buffer("blocks.1.ffn.balancers.bias.bias_E")[2] = NAN
     layer_of(module).experts.get_parameter("w_down_EOH").register_hook(lambda grad: grad * NAN)
-    assert words(module) == "buffers that are not finite: blocks.1.ffn.balancers.bias (bias_E)"
+    assert named_part(module) == "buffers that are not finite: blocks.1.ffn.balancers.bias (bias_E)"
 
 
 @pytest.mark.parametrize("dispatcher", ["loop", "grouped", "fused", "capacity", "auto"])
 def test_an_expert_that_overflows_is_named(recipe: Make, dispatcher: str) -> None:
-    """Its weights are finite. The fused dispatcher does not call the bank; it is asked about one token."""
+    """Its weights are finite. The fused dispatcher does not call the experts module; the diagnosis runs it itself."""
     module = with_dispatcher(recipe, dispatcher)
     for name in ("w_gate_up_EHD", "w_down_EOH"):
         put(module, f"{EXPERTS}.{name}", 1e30, 1)
-    assert words(module) == f"first not finite: expert 1 of {EXPERTS} (inputs and weights are finite)"
+    assert named_part(module) == f"first not finite: expert 1 of {EXPERTS} (inputs and weights are finite)"
 
 
 def test_only_experts_that_the_token_chose_are_named(recipe: Make) -> None:
@@ -105,14 +105,14 @@ def test_only_experts_that_the_token_chose_are_named(recipe: Make) -> None:
     for name in ("w_gate_up_EHD", "w_down_EOH"):
         put(module, f"{EXPERTS}.{name}", 1e30)
     assert re.fullmatch(
-        rf"first not finite: experts \d, \d of {EXPERTS} \(inputs and weights are finite\)", words(module)
+        rf"first not finite: experts \d, \d of {EXPERTS} \(inputs and weights are finite\)", named_part(module)
     )
 
 
 def test_experts_are_numbered_over_all_ranks(recipe: Make) -> None:
     module = LitMoE(recipe())
     assert named_experts(module.model, EXPERTS, [1, 3]) == f"experts 1, 3 of {EXPERTS}"
-    assert named_experts(module.model, EXPERTS, [0, 1, 2, 3]) == f"experts 0, 1, 2 and 1 more of {EXPERTS}"
+    assert named_experts(module.model, EXPERTS, [0, 1, 2, 3]) == f"experts 0, 1, 2, and 1 more of {EXPERTS}"
     layer_of(module).dispatcher.local_experts = range(4, 8)
     assert named_experts(module.model, EXPERTS, [1]) == f"expert 5 of {EXPERTS}"
 
@@ -121,10 +121,10 @@ def test_several_experts_or_a_dense_layer_that_overflow_are_named(recipe: Make) 
     module = LitMoE(recipe())
     for expert in (0, 3):
         put(module, f"{EXPERTS}.w_gate_up_EHD", 1e38, expert)
-    assert words(module) == f"first not finite: experts 0, 3 of {EXPERTS} (inputs and weights are finite)"
+    assert named_part(module) == f"first not finite: experts 0, 3 of {EXPERTS} (inputs and weights are finite)"
     module = LitMoE(recipe())
     put(module, "blocks.0.ffn.w_gate_up_EHD", 1e38)
-    assert words(module) == "first not finite: blocks.0.ffn (GluExperts; inputs and weights are finite)"
+    assert named_part(module) == "first not finite: blocks.0.ffn (GluExperts; inputs and weights are finite)"
 
 
 def test_a_router_or_a_head_that_overflows_is_named(recipe: Make) -> None:
@@ -133,17 +133,17 @@ def test_a_router_or_a_head_that_overflows_is_named(recipe: Make) -> None:
         tree["model"]["moe"]["router"]["score"] = "softmax"  # of infinity; a sigmoid of it is 1
         module = LitMoE(tree)
         put(module, name, 3e38)
-        assert words(module) == f"first not finite: {said}; inputs and weights are finite)"
+        assert named_part(module) == f"first not finite: {said}; inputs and weights are finite)"
 
 
 def test_an_expert_that_overflows_only_in_fp16_is_named(recipe: Make) -> None:
-    """65,504 is the largest number of fp16; the same weights train in fp32."""
+    """fp16 ends at 65,504; in fp32 the same weights train."""
     for plugins in ([half()], []):
         module = LitMoE(recipe())
         for name in ("w_gate_up_EHD", "w_down_EOH"):
             put(module, f"{EXPERTS}.{name}", 300.0, 2)
         if plugins:
-            said = words(module, plugins=plugins)
+            said = named_part(module, plugins=plugins)
             assert said == f"first not finite: expert 2 of {EXPERTS} (inputs and weights are finite)"
         else:
             trainer(1, limit_val_batches=0).fit(module)
@@ -156,7 +156,7 @@ def half(scale: float = 1024.0) -> MixedPrecision:
 def test_non_finite_data_is_named_with_its_micro_batch(recipe: Make) -> None:
     batches = [Batch(torch.randn(5, 2), torch.randn(5, 1)) for _ in range(3)]
     batches[1].inputs[2, 0] = NAN
-    said = words(LitMoE("jacobs1991"), *batches, accumulate_grad_batches=3)
+    said = named_part(LitMoE("jacobs1991"), *batches, accumulate_grad_batches=3)
     assert said == "first not finite: the data: its inputs or targets are not finite, in micro-batch 2 of 3"
 
 
@@ -165,7 +165,7 @@ def test_batches_of_finite_steps_are_not_kept() -> None:
     batches[2].inputs[2, 0] = NAN
     module = LitMoE("jacobs1991")
     with pytest.raises(MoekitError, match="step 3: the loss is nan") as caught:
-        trainer(3, limit_val_batches=0).fit(module, Given(*batches))
+        trainer(3, limit_val_batches=0).fit(module, Batches(*batches))
     assert str(caught.value).splitlines()[1].endswith("the data: its inputs or targets are not finite")
     assert not module._step._micros
 
@@ -173,18 +173,18 @@ def test_batches_of_finite_steps_are_not_kept() -> None:
 def test_a_non_finite_objective_is_named(recipe: Make) -> None:
     module = LitMoE(recipe())
     module.objective.register_forward_hook(lambda _, args, loss: replace(loss, total=loss.total / 0))
-    assert words(module) == "first not finite: the objective (CausalLMObjective)"
+    assert named_part(module) == "first not finite: the objective (CausalLMObjective)"
 
 
 def test_a_layers_loss_that_overflows_is_named(recipe: Make) -> None:
-    """It is no part of the objective's sum: the loss that is told is finite, its gradients are not."""
+    """It is not in the objective's sum: the reported loss is finite, its gradients are not."""
     tree = recipe()
     tree["model"]["moe"]["balancers"] = {"load": {"use": "load_balance", "weight": 1e39}}
-    assert words(LitMoE(tree)) == "first not finite: the loss 'load' of blocks.1.ffn"
+    assert named_part(LitMoE(tree)) == "first not finite: the loss 'load' of blocks.1.ffn"
 
 
 def test_a_layers_nan_loss_is_named_and_not_the_layer(recipe: Make) -> None:
-    """What the layer gives on is finite; the loss in its report is looked at by name."""
+    """The layer's output is finite; the losses in its report are checked by name."""
     tree = recipe()
     tree["model"]["moe"]["balancers"] = {"load": {"use": "load_balance", "weight": 0.1}}
     module = LitMoE(tree)
@@ -196,15 +196,15 @@ def test_a_layers_nan_loss_is_named_and_not_the_layer(recipe: Make) -> None:
         return replace(term, value=term.value * NAN)
 
     balancer.loss = planted
-    assert words(module) == "first not finite: the loss 'load' of blocks.1.ffn"
+    assert named_part(module) == "first not finite: the loss 'load' of blocks.1.ffn"
 
 
 def test_a_block_whose_sum_overflows_is_named(recipe: Make) -> None:
-    """Both of its parts are finite; their sum is not: the block is to blame, not the norm that reads it."""
+    """Both summands are finite. The block is to blame, not the norm after it."""
     module = LitMoE(recipe())
     for part in ("attention", "ffn"):
         module.model.get_submodule(f"blocks.0.{part}").register_forward_hook(lambda _, args, y: y * 0 + 3e38)
-    assert words(module) == "first not finite: blocks.0 (Block; inputs and weights are finite)"
+    assert named_part(module) == "first not finite: blocks.0 (Block; inputs and weights are finite)"
 
 
 def test_a_non_finite_gradient_of_an_expert_is_named(recipe: Make) -> None:
@@ -212,11 +212,11 @@ def test_a_non_finite_gradient_of_an_expert_is_named(recipe: Make) -> None:
     weight = layer_of(module).experts.get_parameter("w_down_EOH")
     weight.register_hook(lambda grad: grad.index_fill(0, torch.tensor([3]), NAN))
     begin = "the forward pass is finite, the gradients are not, backwards from:"
-    assert words(module) == f"{begin} expert 3 of {EXPERTS} (w_down_EOH)"
+    assert named_part(module) == f"{begin} expert 3 of {EXPERTS} (w_down_EOH)"
 
 
 def test_the_last_weight_with_a_non_finite_gradient_is_named(recipe: Make) -> None:
-    """What lies before it in the model has gradients that are not finite; the last of that is named."""
+    """All weights before the broken output have such gradients; the last of them is named."""
     module = LitMoE(recipe())
 
     def plant(_: Any, args: Any, output: tuple[Tensor, Any]) -> None:
@@ -224,7 +224,7 @@ def test_the_last_weight_with_a_non_finite_gradient_is_named(recipe: Make) -> No
             output[0].register_hook(lambda grad: grad * NAN)
 
     module.model.get_submodule("blocks.0").register_forward_hook(plant)
-    said = words(module)
+    said = named_part(module)
     assert said.startswith("the forward pass is finite, the gradients are not, backwards from: blocks.0.ffn (w_")
 
 
@@ -232,7 +232,7 @@ def test_the_largest_gradient_is_named_if_only_the_norm_overflows(recipe: Make) 
     module = LitMoE(recipe())
     module.model.get_parameter("head.weight").register_hook(lambda grad: grad.sign() * 3e38)
     assert (
-        words(module)
+        named_part(module)
         == "every gradient is finite, and their norm overflows; the largest is that of: head.weight, up to 1.9e+37"
     )
 
@@ -267,40 +267,40 @@ def test_a_fault_that_does_not_repeat_is_reported_as_such(recipe: Make) -> None:
 
     module.model.get_submodule("head").register_forward_hook(once)
     batch = Batch(torch.zeros(1, 4, dtype=torch.int64), torch.zeros(1, 4, dtype=torch.int64))
-    assert words(module, batch) == (
-        "run again, every part of the step is finite: it does not repeat (a fault of the machine?)"
+    assert named_part(module, batch) == (
+        "run again, every part of the step is finite: it does not repeat (a hardware fault?)"
     )
 
 
 def test_micro_batches_run_again_under_the_same_noise(recipe: Make) -> None:
-    """An overflow that only this step's noise brings about is found."""
+    """So an overflow that depends on the noise is found."""
     module = LitMoE(recipe())
-    drawn: list[float] = []
+    noise: list[float] = []
 
     def noisy(_: Any, args: Any, output: Tensor) -> Tensor:
-        drawn.append(float(torch.rand(())))
-        return output / 0 if drawn[-1] == drawn[0] else output
+        noise.append(float(torch.rand(())))
+        return output / 0 if noise[-1] == noise[0] else output
 
     module.model.get_submodule("head").register_forward_hook(noisy)
-    assert words(module) == "first not finite: head (Linear; inputs and weights are finite)"
-    assert drawn[1:] == drawn[:1]
+    assert named_part(module) == "first not finite: head (Linear; inputs and weights are finite)"
+    assert noise[1:] == noise[:1]
 
 
 def test_the_step_runs_again_with_the_same_progress_uncompiled_and_without_gradients(recipe: Make) -> None:
-    """The objective is told the same progress; hooks that watch would have every part compiled anew. No history."""
-    module, told = LitMoE(recipe()), []
+    """Compiled parts would be compiled again because of the hooks."""
+    module, passes = LitMoE(recipe()), []
 
     def plant(_: Any, args: Any, output: Tensor) -> Tensor:
         return output * NAN if module.trainer.global_step == 1 else output
 
     def note(_: Any, args: Any, kwargs: dict[str, float]) -> None:
-        told.append((kwargs["progress"], eval_frame._stance.stance, torch.is_grad_enabled()))
+        passes.append((kwargs["progress"], eval_frame._stance.stance, torch.is_grad_enabled()))
 
     module.model.get_submodule("head").register_forward_hook(plant)
     module.objective.register_forward_pre_hook(note, with_kwargs=True)
     with pytest.raises(MoekitError, match="step 2: the loss is nan"):
         trainer(4, limit_val_batches=0).fit(module)
-    assert told == [(0.0, "default", True), (0.25, "default", True), (0.25, "force_eager", False)]
+    assert passes == [(0.0, "default", True), (0.25, "default", True), (0.25, "force_eager", False)]
 
 
 def test_the_reported_loss_is_per_token(recipe: Make) -> None:
@@ -313,7 +313,7 @@ def test_the_reported_loss_is_per_token(recipe: Make) -> None:
 
 
 def test_data_is_blamed_before_every_part_of_the_model(recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ranks agree on the first place: one whose data is to blame is not outdone by one whose first part then is."""
+    """Ranks agree on the lowest place: that of data must be lower than that of the first part, on another rank."""
     places: list[float] = []
 
     def agree(found: Found | None, **_: Any) -> Found | None:
@@ -326,12 +326,12 @@ def test_data_is_blamed_before_every_part_of_the_model(recipe: Make, monkeypatch
     module.objective.forward = lambda output, *_, **__: LossSum(  # type: ignore[method-assign]
         total=output.y.sum() * NAN, count=torch.tensor(4)
     )
-    assert words(module, batch) == "first not finite: the data: its inputs or targets are not finite"
+    assert named_part(module, batch) == "first not finite: the data: its inputs or targets are not finite"
     assert places == [-1]
 
 
 class Listed(ExpertBank):
-    """Two experts that are modules of their own."""
+    """Two experts that are separate modules."""
 
     num_experts, out_dim = 2, 3
 
@@ -344,7 +344,7 @@ class Listed(ExpertBank):
 
 
 def test_an_experts_module_is_watched_as_a_whole() -> None:
-    """The modules inside know no number of an expert over all ranks."""
+    """The modules inside do not know an expert's number over all ranks."""
     model = nn.ModuleDict({"experts": Listed()})
     with torch.no_grad():
         model["experts"].each[1].weight.fill_(3e38)
@@ -357,7 +357,7 @@ def test_the_largest_gradient_may_be_negative() -> None:
     model: Any = nn.Linear(2, 1)
     model.weight.grad, model.bias.grad = torch.tensor([[-5.0, 1.0]]), torch.tensor([3.0])
     found = _largest(model)
-    assert found is not None and found.words == "weight, up to 5.0e+00"
+    assert found is not None and found.what == "weight, up to 5.0e+00"
 
 
 def test_the_diagnosis_leaves_no_hooks(recipe: Make) -> None:

@@ -1,4 +1,4 @@
-"""Which folder a command means, and what is no folder of a run; found by name: ``test_run_parts``."""
+"""Run folders: how commands find them, and which names and paths are rejected."""
 
 from __future__ import annotations
 
@@ -15,24 +15,25 @@ from moekit.training.run.folder import RunFolder, check_run_name, check_writable
 STEP = f"checkpoints/{step_name(1)}"
 
 
-def made(folder: RunFolder) -> Path:
+def run_at(path: Path) -> Path:
+    folder = RunFolder(path)
     folder.create()
     folder.spec.write_text("schema: 1\n")
-    return folder.path
+    return path
 
 
 @pytest.mark.parametrize("name", ["metrics.csv", "checkpoints/last.ckpt", "checkpoints/best", f"{STEP}/state.json"])
 def test_a_file_of_a_run_does_not_stand_for_its_last_checkpoint(tmp_path: Path, name: str) -> None:
-    run = made(RunFolder(tmp_path / "tiny" / "2026-01-01_00-00-00"))
+    run = run_at(tmp_path / "tiny" / "2026-01-01_00-00-00")
     save_tree({}, run / STEP)
     write_pointer(run / "checkpoints", "last", step_name(1))
-    (run / name).write_text("step-00000009, which is gone, or whatever else")
+    (run / name).write_text("step-00000009, which does not exist, or anything else")
     for find in (RunFolder.find, checkpoint_of):
-        with pytest.raises(CheckpointError) as caught:
+        with pytest.raises(CheckpointError, match="is a file of a run") as caught:
             find(str(run / name), tmp_path)
         assert str(caught.value).splitlines() == [
-            f"{run / name} is a file of a run, and no checkpoint",
-            f"  expected the run, meaning its last checkpoint: {run}",
+            f"{run / name} is a file of a run, but not a checkpoint",
+            f"  expected the run, for its last checkpoint: {run}",
             "  or one of its checkpoints:",
             f"    {run / STEP}",
         ]
@@ -40,7 +41,7 @@ def test_a_file_of_a_run_does_not_stand_for_its_last_checkpoint(tmp_path: Path, 
 
 @pytest.mark.parametrize("name", ["../x", "a/../../x", "..", "/x", "", " ", ".", "./"])
 def test_a_name_that_leaves_the_folder_of_all_runs_is_rejected(name: str) -> None:
-    with pytest.raises(MoekitError, match=r"a run cannot be called '.*': that is no folder inside") as caught:
+    with pytest.raises(MoekitError, match=r"a run cannot be called '.*': its folder would not be inside") as caught:
         check_run_name(name)
     assert f"'{name}'" in str(caught.value) and "expected --name NAME: such as" in str(caught.value)
 
@@ -49,15 +50,8 @@ def test_a_name_may_have_folders(tmp_path: Path) -> None:
     for name in ("a/b", "..a", "a..", "a b"):
         check_run_name(name)
         folder = RunFolder.new(tmp_path, name)
-        made(folder)
+        run_at(folder.path)
         assert folder.path.parent == tmp_path / name and RunFolder.find(name, tmp_path) == folder
-
-
-def run_at(path: Path) -> Path:
-    folder = RunFolder(path)
-    folder.create()
-    folder.spec.write_text("schema: 1\n")
-    return path
 
 
 def test_a_run_is_found_by_folder_file_and_name(tmp_path: Path) -> None:
@@ -80,9 +74,9 @@ def test_a_run_is_found_by_folder_file_and_name(tmp_path: Path) -> None:
     assert RunFolder(older).best == older / "checkpoints" / step_name(1)
     with pytest.raises(CheckpointError, match=r"no checkpoint in .*\n  a run writes its first after its first") as none:
         RunFolder(stopped_early).checkpoint()
-    assert f"begin anew: moekit train {stopped_early / 'spec.yaml'}" in str(none.value)
-    (stopped_early / "checkpoints" / "last.ckpt").write_text("as it was once")
-    with pytest.raises(CheckpointError, match=r"\n  last.ckpt: pickled, as moekit wrote them once; they are not read"):
+    assert f"start again: moekit train {stopped_early / 'spec.yaml'}" in str(none.value)
+    (stopped_early / "checkpoints" / "last.ckpt").write_text("pickled")
+    with pytest.raises(CheckpointError, match=r"\n  last.ckpt: pickled files of an older moekit are not read"):
         RunFolder(stopped_early).checkpoint()
     (older / "checkpoints" / "last").unlink()
     with pytest.raises(CheckpointError, match=r"'last' names none; there are:\n.*step-00000001\n.*step-00000002"):
@@ -99,7 +93,7 @@ def test_an_untrained_recipe_is_reported_with_the_command_to_train_it(tmp_path: 
     with pytest.raises(CheckpointError, match=r"no run at 'gshard'") as caught:
         RunFolder.find("gshard", tmp_path)
     assert str(caught.value).endswith("\n  runs there: none\n  train one first: moekit train gshard")
-    with pytest.raises(CheckpointError) as caught:  # there to be counted, not trained
+    with pytest.raises(CheckpointError, match="no run at") as caught:  # a recipe that cannot be trained
         RunFolder.find("gshard-600b", tmp_path)
     assert str(caught.value).endswith("\n  runs there: none")
 
@@ -113,9 +107,9 @@ def test_a_name_without_checkpoints_finds_its_latest_run(tmp_path: Path) -> None
 
 def test_a_dense_baseline_belongs_to_the_run_around_it(tmp_path: Path) -> None:
     run = RunFolder(run_at(tmp_path / "tiny" / "2026-01-01_00-00-00"))
-    assert run.dense.whole == run and run.whole == run
+    assert run.dense.main == run and run.main == run
     alone = RunFolder(run_at(tmp_path / "dense"))
-    assert alone.whole == alone
+    assert alone.main == alone
 
 
 def test_runs_within_one_second_get_different_folders(tmp_path: Path) -> None:
@@ -129,7 +123,7 @@ def test_runs_within_one_second_get_different_folders(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_cannot_be_written_is_rejected(tmp_path: Path) -> None:
-    """A file is in the way: of that, and of less visible things, a trial tells."""
+    """Here because a parent is a file."""
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file" / "runs" / "name"):
         with pytest.raises(

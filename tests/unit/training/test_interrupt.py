@@ -1,4 +1,4 @@
-"""Which signals are taken while a run trains, and that they are given back."""
+"""Signals during a run: the first stops it after its step, on all ranks; handlers are restored."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class Seen(L.Callback):
-    """The handlers during the first micro-batch; and a signal sent in it, if any."""
+    """Records the handlers during the first micro-batch, and may send a signal."""
 
     def __init__(self, send: signal.Signals | None = None) -> None:
         self.send = send
@@ -39,13 +39,15 @@ class Seen(L.Callback):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_ends_the_run_after_its_step_and_handlers_are_restored(recipe: Make, number: signal.Signals) -> None:
+def test_the_first_signal_ends_the_run_after_its_step_and_handlers_are_restored(
+    recipe: Make, number: signal.Signals
+) -> None:
     before = {each: signal.getsignal(each) for each in SIGNALS}
     said: list[str] = []
     stop = StopOnInterrupt(said.append)
     t = trainer(5, limit_val_batches=0, callbacks=[stop, Seen(number)], accumulate_grad_batches=2)
     t.fit(LitMoE(recipe()))
-    assert (t.global_step, stop.asked, len(said)) == (1, number, 1)
+    assert (t.global_step, stop.signal, len(said)) == (1, number, 1)
     assert {each: signal.getsignal(each) for each in SIGNALS} == before
 
 
@@ -57,11 +59,11 @@ def test_lightning_keeps_its_handler_for_slurms_requeueing(recipe: Make, monkeyp
     trainer(1, limit_val_batches=0, callbacks=[stop, seen], plugins=[cluster]).fit(LitMoE(recipe()))
     (handler,) = seen.handlers[signal.SIGUSR1].signal_handlers
     assert handler.__name__ == "_slurm_sigusr_handler_fn"
-    assert seen.handlers[signal.SIGTERM] == seen.handlers[signal.SIGINT] == stop._hear
+    assert seen.handlers[signal.SIGTERM] == seen.handlers[signal.SIGINT] == stop._on_signal
 
 
 class Ranks:
-    """What a trainer of two is asked for; this rank, and another that was told something."""
+    """A trainer of two ranks: this one, and another that got the signal ``other``."""
 
     world_size = 2
     should_stop = False
@@ -88,16 +90,16 @@ def test_ranks_stop_together_whichever_got_the_signal(
     here: signal.Signals | None, there: int, agreed: signal.Signals | None
 ) -> None:
     stop, both = StopOnInterrupt(print), Ranks(int(there))
-    stop.asked = here
+    stop.signal = here
     stop.on_before_optimizer_step(cast(Any, both), cast(Any, None), cast(Any, None))
-    assert stop.asked == agreed and both.should_stop == (agreed is not None)
+    assert stop.signal == agreed and both.should_stop == (agreed is not None)
     after = StopOnInterrupt(print)
-    after.asked = here
-    assert after.agree(cast(Any, both)) == after.asked == agreed  # told after the last step
+    after.signal = here
+    assert after.agree(cast(Any, both)) == after.signal == agreed  # arrived after the last step
 
 
 def test_handlers_do_not_change_in_another_thread() -> None:
-    """Python takes them in the main thread alone: a run in a thread of a notebook must not fail of it."""
+    """Python allows handlers only in the main thread; a run in another thread, as in a notebook, must not fail."""
     wrong: list[BaseException] = []
 
     def begin() -> None:

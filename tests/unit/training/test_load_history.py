@@ -1,4 +1,4 @@
-"""The load history of a resumed run."""
+"""The callback that records the load of every expert."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MaxVio over a validation set: one load per layer, summed over all batches and ranks; and no balancer hears of it."""
+"""Metrics: sums over micro-batches and ranks; MaxVio of each layer's load over a whole validation set."""
 
 from __future__ import annotations
 
@@ -62,12 +62,12 @@ def test_there_is_no_maxvio_without_sparse_layers() -> None:
 
 
 def test_validation_on_two_ranks_equals_one_rank_with_all_batches(tmp_path: Path) -> None:
-    """Evenly dealt, and one against three."""
+    """With two batches on each rank, and with one on rank 0 and three on rank 1."""
     out = str(tmp_path / "rank")
     run_forked(RANK, 2, out)
     for rank in range(2):
-        alone, dealt, uneven, nothing = torch.load(f"{out}{rank}")
-        assert alone == dealt == uneven
+        alone, even, uneven, nothing = torch.load(f"{out}{rank}")
+        assert alone == even == uneven
         assert alone == {"val/objective": 1.0, "val/loss": 1.0, "val/max_violation": 1.0}
         assert nothing == {}
 
@@ -99,8 +99,8 @@ def test_a_meter_divides_the_sums_by_the_summed_denominators() -> None:
 
 
 def test_balance_sum_weights_an_encoders_loss_by_the_targets_tokens() -> None:
-    terms = [LossTerm(value=torch.tensor(value), weight=0.1) for value in (1.0, 2.0)]
-    reports = {"encoder": report([0] * 40, losses={"load": terms[0]}), "decoder": report([0] * 10, losses={"load": terms[1]})}
+    one, two = ({"load": LossTerm(value=torch.tensor(value), weight=0.1)} for value in (1.0, 2.0))
+    reports = {"encoder": report([0] * 40, losses=one), "decoder": report([0] * 10, losses=two)}
     total = balance_sum(reports, {"encoder": torch.tensor(10)})
     assert total is not None
     torch.testing.assert_close(total / 10, torch.tensor(0.1 * (1.0 + 2.0)))

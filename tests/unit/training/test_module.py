@@ -1,8 +1,9 @@
-"""LitMoE is an ordinary LightningModule: fits, saves plain data, resumes bit for bit, refuses what cannot train."""
+"""LitMoE: training, checkpoints of plain data, bit-exact resume, and rejected recipes."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from moekit.checkpoints.reading import Handle
 from moekit.seeds import seed_all
 from moekit.training import AtomicCheckpointIO, LitMoE, StepLoader
 from moekit.training.data import noise_seed
+from moekit.training.module import TrainingClock
 from moekit.training.run.prepare import metric_names
 from moekit.training.run.resume import read_checkpoint
 
@@ -28,7 +30,7 @@ Make = Callable[..., Tree]
 
 
 class Losses(L.Callback):
-    """What is logged at every step, and a checkpoint after one of them."""
+    """Records the logged loss of every step, and saves a checkpoint after one of them."""
 
     def __init__(self, save_at: int = 0, path: Path | None = None) -> None:
         self.seen: dict[int, float] = {}
@@ -44,7 +46,7 @@ class Losses(L.Callback):
 
 
 def jittered(tree: Tree) -> Tree:
-    """Noise at the router, and weights large enough for it to show in a loss of 32 bits."""
+    """With noise at the router, and weights large enough for it to change an fp32 loss."""
     tree["model"]["moe"]["router"]["input_jitter"] = 0.1
     tree["model"] |= {"init_std": 0.3, "init_scale": None}
     return tree
@@ -63,9 +65,9 @@ def jittered(tree: Tree) -> Tree:
 def test_a_resumed_run_repeats_an_uninterrupted_one_bit_for_bit(
     recipe: Make, tmp_path: Path, accumulate: int, asynchronous: bool, precision: str
 ) -> None:
-    """12 steps against 6 and 6, with jitter at the router; AdamW's state, losses, weights and bias.
+    """12 steps equal 6 and 6, with router jitter: losses, weights, biases and AdamW's state.
 
-    The run that is saved trains on for a step, into the copies of an asynchronous save if they were none.
+    The saved run trains for one more step, which would change an asynchronous save that did not copy its tensors.
     """
     tree = jittered(recipe())
     options = {"accumulate_grad_batches": accumulate, "val_check_interval": 3 * accumulate, "precision": precision}
@@ -76,14 +78,14 @@ def test_a_resumed_run_repeats_an_uninterrupted_one_bit_for_bit(
     first.fit(whole)
 
     stopped = LitMoE(tree)
-    # The schedule must see 12 steps: the run is broken off, not shorter.
+    # Stopped, not shorter: the schedule must have 12 steps.
     saving = Losses(6, path)
     io = AtomicCheckpointIO(asynchronous=asynchronous)
     broken = trainer(12, callbacks=[saving, StopAt(7)], plugins=[io], **options)
     broken.fit(stopped)
     assert broken.global_step == 7
 
-    seed_all(99)  # a new process would differ
+    seed_all(99)  # as in a new process
     resumed, resumed_losses = LitMoE.load_from_checkpoint(path), Losses()
     second = trainer(12, callbacks=[resumed_losses], plugins=[AtomicCheckpointIO()], **options)
     second.fit(resumed, ckpt_path=path)
@@ -99,7 +101,7 @@ def test_a_resumed_run_repeats_an_uninterrupted_one_bit_for_bit(
         found, expected = tensors(b), tensors(a)
         assert len(found) == len(expected) > 3
         assert all(torch.equal(x, y) for x, y in zip(found, expected, strict=True))
-    assert whole.pace.tokens == resumed.pace.tokens
+    assert whole.clock.tokens == resumed.clock.tokens
 
 
 class StopAt(L.Callback):
@@ -111,7 +113,7 @@ class StopAt(L.Callback):
 
 
 def test_jitter_is_a_function_of_the_micro_batch(recipe: Make) -> None:
-    """Whatever else draws from torch's generator between steps, a run draws the same noise."""
+    """Other code that uses torch's generator between steps does not change a run's noise."""
 
     class Draws(Losses):
         def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *args: Any) -> None:
@@ -127,20 +129,20 @@ def test_jitter_is_a_function_of_the_micro_batch(recipe: Make) -> None:
 
 
 def test_every_micro_batch_of_every_step_has_its_own_noise(recipe: Make) -> None:
-    drawn: list[float] = []
+    noise: list[float] = []
 
-    def draw(module: Any, args: Any) -> None:
-        drawn.append(float(torch.rand(())))
+    def record(module: Any, args: Any) -> None:
+        noise.append(float(torch.rand(())))
 
     module = LitMoE(recipe(seed=5))
-    module.model.register_forward_pre_hook(draw)
+    module.model.register_forward_pre_hook(record)
     trainer(3, limit_val_batches=0, accumulate_grad_batches=2).fit(module)
     expected = []
     for step in range(3):
         for micro in range(2):
             seed_all(noise_seed(seed=5, step=step, micro=micro))
             expected.append(float(torch.rand(())))
-    assert drawn == expected and len(set(drawn)) == 6
+    assert noise == expected and len(set(noise)) == 6
 
 
 def test_the_seed_determines_the_run(recipe: Make) -> None:
@@ -214,7 +216,7 @@ def test_the_last_step_is_validated_and_logged_whatever_the_intervals(recipe: Ma
 
 
 def test_the_validation_loss_is_a_mean_over_tokens(recipe: Make) -> None:
-    """The logged mean is the sum over all windows by all tokens, whatever the size of the last batch."""
+    """Whatever the size of the last batch."""
     module = LitMoE(recipe())
     t = trainer(1)
     t.fit(module)
@@ -243,17 +245,16 @@ def test_an_unknown_stop_metric_is_rejected_with_the_known_ones(recipe: Make) ->
         "training logs no metric 'train/los'\n  at stop.metric\n"
         "  expected one of train/objective, train/loss, train/bits_per_byte\n  did you mean 'train/loss'?"
     )
-    with pytest.raises(SpecError) as caught:
+    with pytest.raises(SpecError, match=f"^{re.escape(message)}$"):
         trainer(2).fit(module)
-    assert str(caught.value) == message
     assert metric_names(module) == ["train/objective", "train/loss", "train/bits_per_byte"]
 
 
 def test_metric_names_has_no_side_effects(recipe: Make) -> None:
     a, b = Losses(), Losses()
-    asked = LitMoE(recipe())
-    metric_names(asked)
-    trainer(2, callbacks=[a]).fit(asked)
+    module = LitMoE(recipe())
+    metric_names(module)
+    trainer(2, callbacks=[a]).fit(module)
     trainer(2, callbacks=[b]).fit(LitMoE(recipe()))
     assert a.seen == b.seen
 
@@ -299,33 +300,35 @@ def test_an_epoch_has_the_recipes_number_of_steps(recipe: Make) -> None:
 
 def test_the_clock_excludes_pauses() -> None:
     now = [10.0]
-    pace = Pace(clock=lambda: now[0])
-    pace.start(seconds=100.0, tokens=50.0)
+    clock = TrainingClock(lambda: now[0])
+    clock.start(seconds=100.0, tokens=50.0)
     now[0] = 12.0
-    assert pace.lap(40.0) == pytest.approx(20.0)
-    pace.pause()
+    assert clock.lap(40.0) == pytest.approx(20.0)
+    clock.pause()
     now[0] = 30.0
-    assert pace.seconds == pytest.approx(102.0)
-    pace.resume()
+    assert clock.seconds == pytest.approx(102.0)
+    clock.resume()
     now[0] = 31.0
-    assert pace.seconds == pytest.approx(103.0)
-    assert pace.lap(5.0) == pytest.approx(5.0)
-    assert pace.tokens == 95.0
+    assert clock.seconds == pytest.approx(103.0)
+    assert clock.lap(5.0) == pytest.approx(5.0)
+    assert clock.tokens == 95.0
 
 
 Make = Callable[..., dict[str, Any]]
 
 
 def at_step(monkeypatch: pytest.MonkeyPatch, step: int, of: int = 10) -> None:
-    """Training steps find a trainer that has so many steps behind it."""
+    """Gives LitMoE a trainer that has done ``step`` steps."""
     trainer = SimpleNamespace(
         accumulate_grad_batches=1, world_size=1, global_step=step, max_steps=of, log_every_n_steps=1
     )
     monkeypatch.setattr(LitMoE, "trainer", trainer)
 
 
-def test_training_weights_an_encoders_losses_by_the_targets_tokens(recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each layer's mean is weighted by the targets that the objective counts, though a source is longer."""
+def test_training_weights_an_encoders_losses_by_the_targets_tokens(
+    recipe: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not by the tokens of the source, which is longer."""
     options = recipe()["model"]
     moe = {**options["moe"], "balancers": {"load": {"use": "load_balance", "weight": 0.5}}}
     moe["router"] = {"use": "topk", "top_k": 2}
@@ -351,7 +354,7 @@ def test_training_weights_an_encoders_losses_by_the_targets_tokens(recipe: Make,
 
 
 def test_the_objective_gets_the_fraction_of_training_completed(recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The objective hears how far the run is: multi-token prediction weighs less late in training."""
+    """Here multi-token prediction has a lower weight late in training."""
     objective = {"use": "causal_lm", "mtp_weight": 0.3, "mtp_late_weight": 0.1, "mtp_late_from": 0.5}
     module = LitMoE(recipe(model={**recipe()["model"], "mtp": {"depth": 1}}, objective=objective))
     batch = module.prepare().train_batch(torch.Generator().manual_seed(0))

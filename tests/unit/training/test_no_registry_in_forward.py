@@ -1,4 +1,4 @@
-"""Registry, spec engine and pluggy build a model, and are no part of running it: no line of theirs is in a step."""
+"""Registry, specs and pluggy build a model; a training step calls none of their code."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Tree = dict[str, Any]
 
 @contextmanager
 def entered(where: tuple[str, ...]) -> Iterator[list[str]]:
-    """Functions that are entered meanwhile and stand in some file or folder: file, name."""
+    """The functions in some files or folders that are called meanwhile: file and name."""
     found: list[str] = []
 
     def look(frame: FrameType, event: str, argument: object) -> None:
@@ -68,7 +68,7 @@ def test_a_training_step_calls_no_registry_spec_or_pluggy_code(dispatcher: str, 
         step(1)
     for found in (first, second):
         layer = [line for line in found if line.startswith(LAYER)]
-        assert any("MoELayer.forward" in line for line in layer), "the look-out saw no layer, so it sees nothing"
+        assert any("MoELayer.forward" in line for line in layer), "the profile has no layer, so it shows nothing"
         assert set(found) == set(layer)
 
 

@@ -1,4 +1,4 @@
-"""The optimizer's groups are cut by layout; the schedule's state is the step, and rates are the optimizer's."""
+"""The optimizer: groups split by layout, state by parameter name; the schedule's state is the step."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_groups_are_split_by_layout_and_keep_options_and_order() -> None:
 
 
 def test_every_group_of_a_recipes_optimizer_has_one_layout() -> None:
-    """Experts that no other rank holds are plain tensors beside shards: kernels over many tensors take no mixture."""
+    """Routed experts are plain tensors, other parameters are DTensors: a ``foreach`` kernel cannot mix them."""
     with as_rank(2):
         recipe = with_expert_parallel(load("deepseek_v3", SMALL), Sharded(ep=4))
         model: Model = build(recipe.model)
@@ -50,7 +50,7 @@ def test_every_group_of_a_recipes_optimizer_has_one_layout() -> None:
 
 
 def scheduled(lr: float, steps: int, state: tuple[Any, Any] | None = None) -> tuple[list[float], tuple[Any, Any]]:
-    """The rates of so many steps of an optimizer that was made with one, and what is saved then."""
+    """The rates of some steps of an optimizer that was made with ``lr``, and the state saved then."""
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=lr)
     scheduler = StepSchedule(optimizer, lambda step: 1 / (1 + step))
     rates = []
@@ -66,7 +66,7 @@ def scheduled(lr: float, steps: int, state: tuple[Any, Any] | None = None) -> tu
 
 
 def test_a_resumed_schedule_uses_the_saved_step_and_rates() -> None:
-    """Also in an optimizer that was made with another rate: what is gone on from is the saved one's."""
+    """Also in an optimizer that was made with another rate."""
     whole, _ = scheduled(0.5, 6)
     first, saved = scheduled(0.5, 3)
     assert saved[1] == {"step": 3}
@@ -75,7 +75,7 @@ def test_a_resumed_schedule_uses_the_saved_step_and_rates() -> None:
 
 
 def trained(model: nn.Module, *groups: list[str]) -> torch.optim.AdamW:
-    """An optimizer over groups of names, a step behind it; each group has a learning rate of its own."""
+    """An optimizer over groups of names after one step; each group has its own learning rate."""
     named = dict(model.named_parameters())
     optimizer = torch.optim.AdamW(
         [{"params": [named[n] for n in names], "lr": 0.1 + i} for i, names in enumerate(groups)]

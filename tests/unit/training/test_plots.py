@@ -1,4 +1,4 @@
-"""Pictures come out for ordinary and for odd runs, and show what they are given."""
+"""Plots of ordinary and odd values."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def share_of(path: Path, colour: tuple[float, float, float]) -> float:
     ],
     ids=["two", "one_point", "empty", "flat", "none"],
 )
-def test_curves_are_drawn_for_ordinary_and_odd_values(curves: list[Curve], tmp_path: Path) -> None:
+def test_curves_can_be_plotted_for_ordinary_and_odd_values(curves: list[Curve], tmp_path: Path) -> None:
     path = draw_curves(tmp_path / "new" / "loss.png", curves, title="loss", y_label="nats")
     height, width = imread(path).shape[:2]
     assert 300 < height < 1000 and 800 < width < 1600
@@ -47,6 +47,6 @@ def test_only_an_overloaded_expert_is_red(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("layers", [1, 3])
-def test_a_load_of_zero_at_one_step_can_be_drawn(layers: int, tmp_path: Path) -> None:
+def test_a_load_of_zero_at_one_step_can_be_plotted(layers: int, tmp_path: Path) -> None:
     loads = {f"blocks.{i}.ffn": np.zeros((1, 4), dtype=np.int64) for i in range(layers)}
     assert draw_load(tmp_path / "load.png", [7], loads, title="t").is_file()

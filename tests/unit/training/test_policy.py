@@ -1,4 +1,4 @@
-"""A step that is left out moves nothing, is told and counted; a run that leaves too many out ends."""
+"""Skipped steps change nothing, are logged and counted; too many in a row end the run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from training_helpers import tensors, trainer
 
 from moekit import MoekitError, MoELayer
 from moekit.training import LitMoE
-from moekit.training.health.policy import IN_A_ROW, NonFinitePolicy, NonFiniteStep
+from moekit.training.health.policy import MAX_IN_A_ROW, NonFinitePolicy, NonFiniteStep
 from moekit.training.run.metrics_log import RunLog, read_metrics
 
 pytestmark = pytest.mark.usefixtures("calm")
@@ -30,7 +30,7 @@ OPTIMIZERS = [
 ]
 
 
-def sick_at(module: LitMoE, *steps: int) -> None:
+def plant_nan(module: LitMoE, *steps: int) -> None:
     """Plants a NaN in one gradient, in steps that are counted from 1."""
     weight = next(m for m in module.modules() if isinstance(m, MoELayer)).experts.get_parameter("w_down_EOH")
     weight.register_hook(lambda grad: grad.index_fill(0, torch.tensor([3]), NAN) if at(module) in steps else grad)
@@ -62,20 +62,20 @@ def same(a: Any, b: Any) -> bool:
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda each: str(each["use"]))
 def test_a_skipped_step_changes_only_the_schedule(recipe: Make, optimizer: dict[str, Any]) -> None:
-    """Weights, decay, momenta, step counts, biases; step 3 of 6. The first step, too: no state is made."""
+    """Weights, decay, momenta, step counts and biases stay the same; at the first step no state is created."""
     healthy = Snapshots()
     trainer(6, limit_val_batches=0, callbacks=[healthy]).fit(LitMoE(recipe(optimizer=optimizer)))
-    usual = healthy.lr
-    assert len(set(usual)) > 4
-    for non_finite in (3, 1):
+    rates = healthy.lr
+    assert len(set(rates)) > 4
+    for skipped in (3, 1):
         module, seen = LitMoE(recipe(optimizer=optimizer, non_finite="skip")), Snapshots()
         start = deepcopy(module.state_dict())
-        sick_at(module, non_finite)
+        plant_nan(module, skipped)
         t = trainer(6, limit_val_batches=0, callbacks=[seen], gradient_clip_val=1.0)
         t.fit(module)
         assert t.global_step == 6 and module.skips.count == 1 and module.skips.in_a_row == 0
-        assert seen.lr == usual  # the schedule goes on
-        if non_finite == 3:
+        assert seen.lr == rates  # the schedule continues
+        if skipped == 3:
             assert same(seen.weights[1], seen.weights[2]) and same(seen.state[1], seen.state[2])
             assert not same(seen.weights[2], seen.weights[3]) and not same(seen.state[2], seen.state[3])
         else:
@@ -84,9 +84,9 @@ def test_a_skipped_step_changes_only_the_schedule(recipe: Make, optimizer: dict[
 
 
 def test_the_load_of_a_skipped_step_is_discarded(recipe: Make) -> None:
-    """A sick step's load is not added to the next one's: bias and load are those of the step's own batch."""
+    """It is not added to that of the next step."""
     module = LitMoE(recipe(non_finite="skip"))
-    sick_at(module, 2)
+    plant_nan(module, 2)
     trainer(3, limit_val_batches=0).fit(module)
     assert module.step_load is not None
     assert int(module.step_load.load_E["blocks.1.ffn"].sum()) == 2 * 8 * 2  # batch, seq, top_k
@@ -94,11 +94,11 @@ def test_the_load_of_a_skipped_step_is_discarded(recipe: Make) -> None:
 
 def test_skipped_steps_are_logged_and_counted(recipe: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     module, log = LitMoE(recipe(non_finite="skip")), RunLog(tmp_path / "metrics.csv")
-    sick_at(module, 2, 4)
+    plant_nan(module, 2, 4)
     with caplog.at_level(logging.WARNING, logger="moekit.training"):
         trainer(5, limit_val_batches=0, logger=log).fit(module)
     lines = [record.getMessage() for record in caplog.records]
-    assert [line.split(":")[0] for line in lines] == ["step 2 left out (1 so far)", "step 4 left out (2 so far)"]
+    assert [line.split(":")[0] for line in lines] == ["step 2 skipped (1 so far)", "step 4 skipped (2 so far)"]
     assert all(line.endswith("expert 3 of blocks.1.ffn.experts (w_down_EOH)") for line in lines)
     log.write()
     rows = read_metrics(tmp_path / "metrics.csv")
@@ -108,34 +108,34 @@ def test_skipped_steps_are_logged_and_counted(recipe: Make, tmp_path: Path, capl
 
 def test_a_resumed_run_continues_the_count(recipe: Make, tmp_path: Path) -> None:
     module = LitMoE(recipe(non_finite="skip"))
-    sick_at(module, 2)
+    plant_nan(module, 2)
     first = trainer(3, limit_val_batches=0)
     first.fit(module)
     first.save_checkpoint(tmp_path / "three.ckpt")
     again = LitMoE(recipe(non_finite="skip"))
-    sick_at(again, 5)
+    plant_nan(again, 5)
     trainer(6, limit_val_batches=0).fit(again, ckpt_path=tmp_path / "three.ckpt", weights_only=True)
     assert again.skips.count == 2
 
 
 def test_too_many_skips_in_a_row_end_the_run(recipe: Make) -> None:
     module = LitMoE(recipe(non_finite="skip"))
-    sick_at(module, *range(2, 2 + IN_A_ROW - 1), *range(2 + IN_A_ROW, 99))  # nine, one that is taken, ten
+    plant_nan(module, *range(2, 2 + MAX_IN_A_ROW - 1), *range(2 + MAX_IN_A_ROW, 99))  # nine, one that is taken, ten
     t = trainer(40, limit_val_batches=0)
-    with pytest.raises(MoekitError, match=f"{IN_A_ROW} steps in a row were left out, and moved nothing") as caught:
+    with pytest.raises(MoekitError, match=f"{MAX_IN_A_ROW} steps in a row were skipped") as caught:
         t.fit(module)
-    assert t.global_step == 2 * IN_A_ROW and "expert 3 of blocks.1.ffn.experts" in str(caught.value)
+    assert t.global_step == 2 * MAX_IN_A_ROW and "expert 3 of blocks.1.ffn.experts" in str(caught.value)
 
 
 def test_non_finite_weights_end_the_run_at_once(recipe: Make) -> None:
     module = LitMoE(recipe(non_finite="skip"))
     module.model.get_parameter("head.weight").data[0] = NAN
-    with pytest.raises(MoekitError, match="leaving steps out does not mend weights"):
+    with pytest.raises(MoekitError, match="skipping steps cannot repair weights or buffers"):
         trainer(9, limit_val_batches=0).fit(module)
 
 
 def test_both_policies_skip_steps_while_the_loss_scale_is_found(recipe: Make, caplog: pytest.LogCaptureFixture) -> None:
-    """A scale of 2^40 overflows fp16's gradients, and is halved until it does not; then the run trains."""
+    """A scale of 2^40 makes fp16 gradients overflow, and is halved until it does not; then the run trains."""
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
     module, seen = LitMoE(recipe()), Snapshots()
     start = deepcopy(module.state_dict())
@@ -143,10 +143,10 @@ def test_both_policies_skip_steps_while_the_loss_scale_is_found(recipe: Make, ca
     with caplog.at_level(logging.WARNING, logger="moekit.training"):
         trainer(40, limit_val_batches=0, plugins=[plugin], callbacks=[seen], gradient_clip_val=1.0).fit(module)
     count = module.skips.count
-    assert IN_A_ROW < count < 40 and scaler.get_scale() == 2.0 ** (40 - count)
-    assert same(start, seen.weights[IN_A_ROW]) and not same(start, seen.weights[-1])
+    assert MAX_IN_A_ROW < count < 40 and scaler.get_scale() == 2.0 ** (40 - count)
+    assert same(start, seen.weights[MAX_IN_A_ROW]) and not same(start, seen.weights[-1])
     assert len(caplog.records) == count
-    assert caplog.records[0].getMessage().startswith("step 1 left out: gradients overflow at a loss scale of 1.09")
+    assert caplog.records[0].getMessage().startswith("step 1 skipped: gradients overflow at a loss scale of 1.09")
 
 
 def test_a_non_finite_loss_is_not_blamed_on_the_loss_scale(recipe: Make) -> None:
@@ -158,9 +158,9 @@ def test_a_non_finite_loss_is_not_blamed_on_the_loss_scale(recipe: Make) -> None
 
 
 def test_gradients_that_overflow_at_a_scale_of_1_stop_the_run(recipe: Make) -> None:
-    """Once the scale has come down to 1 it is no excuse."""
+    """A smaller scale cannot help then."""
     module = LitMoE(recipe())
-    sick_at(module, *range(99))
+    plant_nan(module, *range(99))
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
     t = trainer(9, limit_val_batches=0, plugins=[MixedPrecision("16-mixed", "cpu", scaler=scaler)])
     with pytest.raises(MoekitError, match="the forward pass is finite, the gradients are not"):
@@ -171,17 +171,12 @@ def test_gradients_that_overflow_at_a_scale_of_1_stop_the_run(recipe: Make) -> N
 def test_the_policy_stops_or_counts() -> None:
     non_finite = NonFiniteStep(what="the loss is nan", where="first not finite: head")
     with pytest.raises(MoekitError, match="step 4: the loss is nan\n  first not finite: head\n") as caught:
-        NonFinitePolicy("stop").take(4, non_finite)
+        NonFinitePolicy("stop").skip(4, non_finite)
     assert str(caught.value).endswith(
-        "training stopped; no weight was touched in this step; non_finite=skip leaves such steps out"
+        "training stopped; no weight was touched in this step; non_finite=skip skips such steps"
     )
     skips = NonFinitePolicy("skip")
-    for step in range(1, IN_A_ROW):
-        skips.take(step, non_finite)
-    skips.take(
-        50, NonFiniteStep(what="", scale=8.0)
-    )  # an overflow of the scale neither counts in the row nor breaks it
-    assert (skips.count, skips.in_a_row) == (IN_A_ROW, IN_A_ROW - 1)
-    skips.take(51, None)
-    skips.take(52, non_finite)
-    assert (skips.count, skips.in_a_row) == (IN_A_ROW + 1, 1)
+    for step in range(1, MAX_IN_A_ROW):
+        skips.skip(step, non_finite)
+    skips.skip(50, NonFiniteStep(what="", scale=8.0))  # neither counts in the row nor ends it
+    assert (skips.count, skips.in_a_row) == (MAX_IN_A_ROW, MAX_IN_A_ROW - 1)

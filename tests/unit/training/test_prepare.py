@@ -24,12 +24,12 @@ def test_trainer_options_have_defaults_for_a_run_in_steps() -> None:
     assert options["log_every_n_steps"] == 4
     assert options["precision"] == "16-mixed"
     assert options["devices"] == 1
-    with pytest.raises(SpecError, match="0 is no number of steps"):
+    with pytest.raises(SpecError, match="0 is not a number of steps"):
         trainer_options(replace(load("jacobs1991"), trainer={"max_steps": 0}))
 
 
 def test_a_validation_within_a_step_is_rejected() -> None:
-    """Lightning counts micro-batches; a checkpoint within a step would resume without its first gradients."""
+    """Lightning counts micro-batches; a checkpoint within a step would lose the step's first gradients."""
     options = ["trainer.accumulate_grad_batches=4", "trainer.check_val_every_n_epoch=null"]
     assert trainer_options(load("jacobs1991", [*options, "trainer.val_check_interval=8"]))["val_check_interval"] == 8
     with pytest.raises(SpecError, match="a multiple of accumulate_grad_batches=4"):
@@ -42,7 +42,7 @@ def test_a_validation_within_a_step_is_rejected() -> None:
     ["trainer.accelerator=abacus", "trainer.strategy=shardedd", "trainer.devices=0", "trainer.devices=-3"],
 )
 def test_options_that_the_trainer_rejects_are_a_spec_error(bad: str, tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match="the Trainer refuses its options") as caught:
+    with pytest.raises(SpecError, match="the Trainer rejects its options") as caught:
         make_trainer(load("jacobs1991", [bad, "trainer.accelerator=cpu"][::-1]), RunFolder(tmp_path / "run"))
     said = str(caught.value)
     assert f"\n  at {bad.partition('=')[0]}" in said

@@ -1,4 +1,4 @@
-"""Going on from a checkpoint: how often its files are read, by which process, and what damage does."""
+"""Resuming a run: checksums, checkpoints that do not fit, other numbers of micro-batches."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ STATE, TENSORS = "state.json", "tensors-00001-of-00001.safetensors"
 
 
 @pytest.fixture
-def summed(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How often each file was read whole for its sum."""
+def verified(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often each file's checksum was computed."""
     seen, real = Counter[str](), checkpoint_format.digest_of
 
     def digest_of(file: Path) -> Any:
@@ -61,9 +61,9 @@ def damage(path: Path) -> None:
 
 
 def test_resuming_verifies_every_file_once_before_anything_changes(
-    recipe: Make, tmp_path: Path, summed: Counter[str], monkeypatch: pytest.MonkeyPatch
+    recipe: Make, tmp_path: Path, verified: Counter[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And where one is damaged, be it of the dense model's run, nothing is changed or even built."""
+    """If a file is damaged, also of the dense baseline, nothing is built or changed."""
     monkeypatch.setattr("moekit.training.run.train.draw_plots", lambda *_: [])
     options = {"accelerator": "cpu", "limit_val_batches": 1, "enable_progress_bar": False}
 
@@ -72,11 +72,11 @@ def test_resuming_verifies_every_file_once_before_anything_changes(
         train(spec, root=tmp_path, resume=resume, with_dense=with_dense, console=Console(quiet=True))
 
     run(1)
-    assert not summed
+    assert not verified
     (path,) = (tmp_path / "tiny").iterdir()
     folder = RunFolder(path)
     run(2, folder)
-    assert summed == {f"{step_name(1)}/{name}": 1 for name in (STATE, TENSORS)}
+    assert verified == {f"{step_name(1)}/{name}": 1 for name in (STATE, TENSORS)}
     shutil.copytree(folder.checkpoints, folder.dense.checkpoints)
     damage(folder.dense.checkpoints / step_name(2) / TENSORS)
     before = {file: file.stat().st_mtime_ns for file in path.rglob("*")}
@@ -86,14 +86,16 @@ def test_resuming_verifies_every_file_once_before_anything_changes(
     assert {file: file.stat().st_mtime_ns for file in path.rglob("*")} == before
 
 
-def test_other_ranks_verify_only_the_files_that_they_read(saved: Path, summed: Counter[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """It was started by Lightning here, which hands the first one's word on."""
+def test_other_ranks_verify_only_the_files_that_they_read(
+    saved: Path, verified: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """This process plays a rank that Lightning started, which gets rank 0's result in the environment."""
     checkpoint = read_checkpoint(saved)
     with monkeypatch.context() as patch:
         patch.setattr(launch, "is_rank_zero", lambda: False)
         patch.setenv("MOEKIT_CHECKPOINT", "whole")
         verify_checkpoints([checkpoint])
-    assert summed == {f"{saved.name}/{STATE}": 1}
+    assert verified == {f"{saved.name}/{STATE}": 1}
     damage(saved / TENSORS)
     with pytest.raises(CheckpointError, match=f"{TENSORS} is damaged: its sha256"):
         checkpoint.plain["state_dict"]["w"].whole()
@@ -102,7 +104,7 @@ def test_other_ranks_verify_only_the_files_that_they_read(saved: Path, summed: C
 def test_other_ranks_wait_longer_for_larger_checkpoints(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[Any] = []
     monkeypatch.setattr("moekit.training.run.resume.decide_on_rank_zero", lambda *_, timeout: waits.append(timeout))
-    monkeypatch.setattr("moekit.training.run.resume.SLOWEST", 1.0)
+    monkeypatch.setattr("moekit.training.run.resume.MIN_READ_RATE", 1.0)
     checkpoint = read_checkpoint(saved)
     size = sum((saved / name).stat().st_size for name in (STATE, TENSORS))
     verify_checkpoints([])
@@ -113,9 +115,9 @@ def test_other_ranks_wait_longer_for_larger_checkpoints(saved: Path, monkeypatch
 
 @pytest.mark.parametrize("sharded", [False, True])
 def test_an_open_checkpoint_is_reused_until_the_next_save(
-    saved: Path, summed: Counter[str], sharded: bool, monkeypatch: pytest.MonkeyPatch
+    saved: Path, verified: Counter[str], sharded: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By a path that is written otherwise, too; another one's checkpoint is opened."""
+    """Also by a relative path; another checkpoint is opened anew."""
     opened = read_checkpoint(saved)
     verify_checkpoints([opened])
     io = AtomicCheckpointIO(opened=opened)
@@ -129,7 +131,7 @@ def test_an_open_checkpoint_is_reused_until_the_next_save(
 
     once = {f"{saved.name}/{name}": 1 for name in (STATE, TENSORS)}
     monkeypatch.chdir(saved.parent)
-    assert weights(saved) == weights(Path(saved.name)) == list(range(6)) and summed == once
+    assert weights(saved) == weights(Path(saved.name)) == list(range(6)) and verified == once
     other = saved.with_name(step_name(2))
     save_tree({"state_dict": {"w": torch.ones(1)}}, other)
     assert weights(other) == [1.0]
@@ -148,7 +150,7 @@ def test_a_checkpoint_that_is_not_of_a_run_is_rejected(tmp_path: Path) -> None:
     assert "moekit" in read_checkpoint(good).plain
     for tree in ({"state_dict": {}}, {"moekit": {}}, [1]):
         save_tree(tree, other)
-        with pytest.raises(CheckpointError, match=r"step-00000002 is no checkpoint of a moekit run"):
+        with pytest.raises(CheckpointError, match=r"step-00000002 is not a checkpoint of a moekit run"):
             read_checkpoint(other)
     with pytest.raises(CheckpointError, match=r"no checkpoint at .*step-00000003"):
         read_checkpoint(tmp_path / "step-00000003")
@@ -157,7 +159,7 @@ def test_a_checkpoint_that_is_not_of_a_run_is_rejected(tmp_path: Path) -> None:
 def test_another_model_is_rejected_with_the_keys_that_differ(tmp_path: Path) -> None:
     saved = {"model": {"dim": 16, "moe": {"top_k": 2}}, "optimizer": {"use": "adamw", "lr": 1}}
     check_same_model(tmp_path / "a.ckpt", saved, {**saved, "optimizer": {"use": "adamw", "lr": 2}})
-    with pytest.raises(CheckpointError) as caught:
+    with pytest.raises(CheckpointError, match=r"cannot resume from .*a\.ckpt: it holds another model") as caught:
         check_same_model(tmp_path / "a.ckpt", saved, {**saved, "model": {"dim": 32, "moe": None}})
     assert str(caught.value).splitlines()[1:] == [
         "  model.dim: 16 in the checkpoint, 32 now",
@@ -184,7 +186,7 @@ def checkpoint(counts: dict[str, int], accumulate: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize("now", [1, 2, 3, 8])
 def test_recounting_keeps_steps_and_converts_micro_batches(now: int) -> None:
-    """Five steps of four, whatever of a micro-batch is counted."""
+    """Five steps of four micro-batches, in every counter."""
     saved = checkpoint({"ready": 20, "started": 20, "processed": 20, "completed": 20}, accumulate=4)
     recount(saved, now)
     assert (
@@ -197,5 +199,5 @@ def test_within_a_step_another_accumulation_is_rejected() -> None:
     before = deepcopy(saved)
     recount(saved, 4)
     assert saved == before
-    with pytest.raises(CheckpointError, match=r"within a step of 4 micro-batches[\s\S]*accumulate_grad_batches=4 goes"):
+    with pytest.raises(CheckpointError, match=r"a step of 4 micro-batches[\s\S]*expected .*accumulate_grad_batches=4"):
         recount(saved, 2)

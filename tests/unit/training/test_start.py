@@ -1,4 +1,4 @@
-"""Starting from trained weights: what moves, what fits, what is not done twice."""
+"""Fine-tuning: which parameters are trained, which weights fit, and resuming a fine-tuning."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_weights_and_selection_bias_are_loaded_once_before_the_first_step(recipe
     for name, tensor in module.model.state_dict().items():
         assert torch.equal(tensor, saved[f"model.{name}"]), name
     assert any(name.endswith("bias_E") for name in module.model.state_dict())
-    with torch.no_grad():  # and they are loaded once: what has moved since stays
+    with torch.no_grad():  # loaded only once: later changes stay
         embedding(module).zero_()
     module.prepare()
     module.starting.load(module.model, None)
@@ -106,7 +106,7 @@ def test_the_optimizer_is_fresh_and_the_steps_count_from_0(recipe: Make, trained
 
 
 def test_a_resumed_run_does_not_load_the_start_again(recipe: Make, trained: Path, tmp_path: Path) -> None:
-    """The first run's file is gone, and the fine-tuning goes on as if it had not stopped."""
+    """It does not need the first run's file, and equals a fine-tuning that did not stop."""
     spec = started(recipe, trained, "others", schedule=None)
     whole = fit(spec, tmp_path / "whole", steps=4)
     fit(spec, tmp_path / "half", steps=2)
@@ -117,8 +117,8 @@ def test_a_resumed_run_does_not_load_the_start_again(recipe: Make, trained: Path
     )
     frozen = {id(p) for p in expert_parameters(module.model)}
     assert all(p.requires_grad != (id(p) in frozen) for p in module.model.parameters())
-    speaker = load_run(str(tmp_path / "on"))  # nor is it asked for to generate
-    assert torch.equal(embedding(speaker), embedding(whole))
+    loaded = load_run(str(tmp_path / "on"))  # generation does not need the file either
+    assert torch.equal(embedding(loaded), embedding(whole))
 
 
 def test_weights_of_another_model_are_rejected_and_nothing_is_loaded(recipe: Make, trained: Path) -> None:
@@ -127,7 +127,7 @@ def test_weights_of_another_model_are_rejected_and_nothing_is_loaded(recipe: Mak
     spec["model"]["moe"] = {**spec["model"]["moe"], "at": {"layers": [1]}, "balancers": {}}
     module = LitMoE(spec)
     before = {name: tensor.clone() for name, tensor in module.model.state_dict().items()}
-    with pytest.raises(CheckpointError) as error:
+    with pytest.raises(CheckpointError, match="its weights are not those of this model") as error:
         module.prepare()
     text = str(error.value)
     assert text.startswith(f"cannot start from {trained}: its weights are not those of this model\n")
@@ -187,8 +187,10 @@ def test_describe_names_the_run_and_what_is_trained(recipe: Make, trained: Path)
     assert LitMoE(recipe()).starting.describe() == ""
     assert LitMoE(started(recipe, trained)).starting.describe() == f"the weights of {trained}"
     module = LitMoE(started(recipe, trained, "others"))
-    moving = sum(p.numel() for p in module.model.parameters() if p.requires_grad)
-    expected = f"the weights of {trained}; routed experts and routers stay as they are, {moving:,} parameters move"
+    trained_count = sum(p.numel() for p in module.model.parameters() if p.requires_grad)
+    expected = (
+        f"the weights of {trained}; routed experts and routers are frozen, {trained_count:,} parameters are trained"
+    )
     assert module.starting.describe() == expected
 
 

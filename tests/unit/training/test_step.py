@@ -1,4 +1,4 @@
-"""Sums of gradients become means once, by the tokens of the whole step, however few there are."""
+"""The optimizer step divides gradients once, by the tokens of the whole step."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def finished(tokens: list[int], averaged: int) -> tuple[float, StepResult]:
 @pytest.mark.parametrize("averaged", [1, RANKS])
 @pytest.mark.parametrize("tokens", [[5, 0, 2], [1], [2, 1]])
 def test_every_token_weighs_the_same_in_any_number_of_passes_and_ranks(tokens: list[int], averaged: int) -> None:
-    """Also one token in all, of which four ranks have a fourth each on average."""
+    """Also a single token, whose gradient is averaged over four ranks."""
     gradient, done = finished(tokens, averaged)
     assert gradient == pytest.approx(3) and float(done.norm) == pytest.approx(3)
     assert int(done.tokens) == sum(tokens) and done.non_finite is None and done.load is None

@@ -1,4 +1,4 @@
-"""What cannot be trained is refused before anything is built: at the size of a paper, building alone would fail."""
+"""A whole run: recipes that cannot be trained, lost ranks, and scores of the trained model."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import subprocess
 import sys
 from io import StringIO
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch.distributed as dist
@@ -18,19 +17,24 @@ from rich.console import Console
 from torch import nn
 
 from moekit import SpecError, load
+from moekit.compat import kill_started_processes
 from moekit.contracts import Batch, Data, Model
 from moekit.registry import current
-from moekit.training.run.train import evaluate, kill_started_ranks, lost_rank, train
+from moekit.training.run.train import evaluate, lost_rank, train
 
-COUNTED = [component.name for component in current().components("recipe") if not component.trains]
+NOT_TRAINABLE = [component.name for component in current().components("recipe") if not component.trains]
 
 
 def test_some_recipes_cannot_be_trained() -> None:
-    assert {"switch-c", "shazeer2017-4096h"} <= set(COUNTED)
+    assert {"switch-c", "shazeer2017-4096h"} <= set(NOT_TRAINABLE)
 
 
-@pytest.mark.parametrize("name", COUNTED)
-def test_a_recipe_without_data_is_rejected_before_it_is_built(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", NOT_TRAINABLE)
+def test_a_recipe_without_data_is_rejected_before_it_is_built(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Building a model of a paper's size would fail."""
+
     def build(*_: object) -> None:
         raise AssertionError("something was built")
 
@@ -39,7 +43,7 @@ def test_a_recipe_without_data_is_rejected_before_it_is_built(name: str, tmp_pat
         train(load(name), root=tmp_path)
     problem = next(problem for problem in caught.value.problems if problem.at == "data")
     assert problem.list_with == "moekit ls data"
-    assert problem.notes == (f"without data it is there to be read and counted: moekit params {name}",)
+    assert problem.notes == (f"without data it can only be read and counted: moekit params {name}",)
     assert not list(tmp_path.iterdir())
 
 
@@ -48,25 +52,25 @@ GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection cl
 
 @pytest.mark.parametrize("several", [True, False])
 def test_a_failed_collective_is_recognised_as_a_lost_rank(several: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """gloo says so in words, NCCL by a class; in one process there is nobody to lose."""
+    """By gloo's message or NCCL's exception class; never in a run of one process."""
     monkeypatch.setattr("moekit.training.run.train.is_distributed", lambda: several)
     assert lost_rank(RuntimeError(GLOO)) == lost_rank(dist.DistBackendError("NCCL timed out")) == several
     assert not lost_rank(RuntimeError("shape '[2]' is invalid for input of size 3")) and not lost_rank(KeyError("w"))
 
 
 def test_a_stopped_process_that_lightning_started_is_killed() -> None:
-    """Stopped, it would not even hear SIGTERM; a run whose processes were started otherwise has none to end."""
+    """It would not react to SIGTERM. Without a launcher of Lightning, nothing is killed."""
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     try:
         child.send_signal(signal.SIGSTOP)
         launcher = _SubprocessScriptLauncher(LightningEnvironment(), num_processes=2, num_nodes=1)
         launcher.procs = [child]
-        kill_started_ranks(cast(Any, SimpleNamespace(strategy=SimpleNamespace(launcher=launcher))))
+        kill_started_processes(launcher)
         assert child.wait(timeout=60) == -signal.SIGKILL
     finally:
         child.kill()
         child.wait()
-    kill_started_ranks(cast(Any, SimpleNamespace(strategy=SimpleNamespace(launcher=None))))
+    kill_started_processes(None)
 
 
 class Silent(Data):
@@ -85,10 +89,10 @@ class Scored(Silent):
 
 
 @pytest.mark.parametrize(
-    ("data", "told"), [(None, ""), (Silent(), ""), (Scored(), "tiny: scoring the trained model\n")]
+    ("data", "line"), [(None, ""), (Silent(), ""), (Scored(), "tiny: scoring the trained model\n")]
 )
-def test_data_with_scores_evaluates_the_model(data: Data | None, told: str) -> None:
+def test_data_with_scores_evaluates_the_model(data: Data | None, line: str) -> None:
     out = StringIO()
     found = evaluate(data, nn.Identity(), "tiny", Console(file=out))  # type: ignore[arg-type]
-    assert found == ({"bleu": 12.3456, "scored_pairs": 1256.0} if told else {})
-    assert out.getvalue() == told
+    assert found == ({"bleu": 12.3456, "scored_pairs": 1256.0} if line else {})
+    assert out.getvalue() == line

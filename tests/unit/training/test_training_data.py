@@ -1,4 +1,4 @@
-"""A batch depends on (seed, step, micro-batch, rank) alone, and a loader goes on exactly where it was."""
+"""Training batches depend only on (seed, step, micro-batch, rank); loaders resume exactly; validation shards."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, IterableDataset
 
 from moekit import Batch, Data, DataError, Source
-from moekit.training.data import ENDLESS, StepLoader, ValidationShard, batch_at, blank, noise_seed
+from moekit.training.data import ENDLESS, StepLoader, ValidationShard, batch_at, noise_seed, padding_like
 
 
 class Noise(Data):
@@ -40,12 +40,12 @@ class Wrapped(IterableDataset[Batch]):
 
 
 def test_a_step_loader_in_worker_processes_is_rejected() -> None:
-    """Two of them would give out every batch twice. Without workers a wrapped loader is the loader."""
+    """Two workers would return every batch twice. Without workers a wrapped loader works."""
     alone = DataLoader(Wrapped(StepLoader(Noise(), seed=5)), batch_size=None, num_workers=0)
     first = next(iter(alone)).inputs.tolist()
     assert first == take(StepLoader(Noise(), seed=5), 1)[0]
     several = DataLoader(Wrapped(StepLoader(Noise(), seed=5)), batch_size=None, num_workers=2)
-    with pytest.raises(DataError, match="every batch would be trained on once for each of them"):
+    with pytest.raises(DataError, match="every worker would return every batch"):
         next(iter(several))
 
 
@@ -87,7 +87,7 @@ def test_a_loader_resumes_exactly(done: int, accumulate: int, steps: int, endles
 
 
 def test_noise_and_batches_have_different_seeds() -> None:
-    """A mask that begins with the numbers that chose the tokens would be no chance."""
+    """Otherwise a dropout mask would depend on the numbers that chose the tokens."""
     place = {"seed": 3, "step": 5, "micro": 1}
     noise = torch.Generator().manual_seed(noise_seed(**place))
     assert not torch.equal(Noise().train_batch(noise).inputs, batch_at(Noise(), **place).inputs)
@@ -124,13 +124,13 @@ def test_ranks_get_the_batches_that_one_rank_accumulates() -> None:
 
 @pytest.mark.parametrize("world", [1, 2, 5, 6])
 def test_ranks_split_the_validation_set_evenly(world: int) -> None:
-    """All get as many batches: those beyond the last are padding alone."""
+    """All ranks get the same number of batches; the missing ones are padding."""
     shares = [list(ValidationShard(Noise(), rank, world)) for rank in range(world)]
     assert {len(share) for share in shares} == {-(-5 // world)}
-    dealt = [batch for together in zip(*shares, strict=True) for batch in together]
-    assert [int(batch.inputs) for batch in dealt[:5]] == [0, 1, 2, 3, 4]
-    assert all(batch.valid is None for batch in dealt[:5])
-    assert all(batch.valid is not None and not batch.valid.any() for batch in dealt[5:])
+    batches = [batch for together in zip(*shares, strict=True) for batch in together]
+    assert [int(batch.inputs) for batch in batches[:5]] == [0, 1, 2, 3, 4]
+    assert all(batch.valid is None for batch in batches[:5])
+    assert all(batch.valid is not None and not batch.valid.any() for batch in batches[5:])
 
 
 def test_a_limit_of_validation_batches_is_of_all_ranks_together() -> None:
@@ -140,11 +140,13 @@ def test_a_limit_of_validation_batches_is_of_all_ranks_together() -> None:
 
 def test_padding_like_masks_every_token() -> None:
     tokens = torch.ones(2, 3, dtype=torch.int64)
-    pair = blank(Batch(tokens, tokens, num_bytes=torch.tensor(9), source=Source(torch.ones(2, 5, dtype=torch.int64))))
+    pair = padding_like(
+        Batch(tokens, tokens, num_bytes=torch.tensor(9), source=Source(torch.ones(2, 5, dtype=torch.int64)))
+    )
     assert pair.valid is not None and pair.valid.shape == (2, 3) and not pair.valid.any()
     assert pair.num_bytes == 0 and pair.source is not None and pair.source.valid is not None
     assert pair.source.valid.shape == (2, 5) and not pair.source.valid.any()
-    cases = blank(Batch(torch.ones(4, 2), torch.ones(4, 1)))
+    cases = padding_like(Batch(torch.ones(4, 2), torch.ones(4, 1)))
     assert cases.valid is not None and cases.valid.shape == (4,) and cases.source is None
 
 
