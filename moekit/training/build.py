@@ -67,12 +67,8 @@ def _fp32() -> Iterator[None]:
 def check_trainable(recipe: Recipe, needs: Sequence[str] = ("objective", "optimizer")) -> None:
     """Rejects a recipe that only describes a model.
 
-    Args:
-        recipe: to be trained.
-        needs: slots of it that must be filled.
-
     Raises:
-        SpecError: a slot is empty.
+        SpecError: a slot in ``needs`` is empty.
     """
     note = f"without data it can only be read and counted: moekit params {recipe.name or 'RECIPE'}"
     problems = [

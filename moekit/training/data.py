@@ -91,7 +91,7 @@ class ValidationShard:
     round has no batch get one of padding, which counts for nothing.
 
     Args:
-        data: yields the batches; already prepared.
+        data: already prepared.
         rank, world: of this process.
         most: batches of all ranks together; None for the whole set.
     """

@@ -63,11 +63,8 @@ def balance_sum(reports: Mapping[str, LayerReport], tokens: Mapping[str, Tensor]
 
     Each layer's loss is a mean over its own tokens, and is multiplied by their number. Layers of multi-token prediction
     have fewer tokens than the objective counts; how many fewer depends on padding. Layers of an encoder read the
-    source, whose length differs from that of the target: their losses are multiplied by the target's tokens.
-
-    Args:
-        reports: by layer name.
-        tokens: 0-d, by layer name: the factor of layers that are not weighted by their own tokens.
+    source, whose length differs from that of the target: their losses are multiplied by the target's tokens. These
+    layers are in ``tokens`` (0-d, by layer name).
     """
     tokens = tokens or {}
     terms = [r.loss() * tokens.get(name, r.routing.num_valid()) for name, r in reports.items() if r.losses]
@@ -75,12 +72,7 @@ def balance_sum(reports: Mapping[str, LayerReport], tokens: Mapping[str, Tensor]
 
 
 def load_metrics(load: StepLoad | None, layers: Sequence[str]) -> dict[str, float]:
-    """MaxVio (mean over layers) and the fraction of dropped pairs; empty without sparse layers.
-
-    Args:
-        load: of one optimizer step.
-        layers: names of the sparse layers, whose load can be uneven.
-    """
+    """MaxVio (mean over sparse ``layers``, by name) and the fraction of dropped pairs; empty without such layers."""
     if load is None or not layers:
         return {}
     uneven = torch.stack([max_violation(load.load_E[name]) for name in layers])
@@ -128,12 +120,7 @@ class Validation:
         self._load: dict[str, Tensor] = {}
 
     def add(self, loss: LossSum, reports: Mapping[str, LayerReport]) -> None:
-        """Adds one batch. Nothing is copied to the host.
-
-        Args:
-            loss: the objective's sums.
-            reports: by layer name. Layers with soft routing, whose load is even by construction, are ignored.
-        """
+        """Adds one batch, without copying to the host. Layers with soft routing, whose load is even, are ignored."""
         self._sums.add(loss_sums(loss))
         for name, report in reports.items():
             if report.routing.form != "soft":

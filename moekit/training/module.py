@@ -291,10 +291,6 @@ class LitMoE(L.LightningModule):
         for logger in self.loggers:
             logger.log_metrics(dict(values), step)
 
-    def on_validation_epoch_start(self) -> None:
-        """Resets the validation sums."""
-        self._validation = Validation()
-
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Adds one batch's sums and load, without updating a balancer."""
         output = self.model.on(batch)
@@ -308,8 +304,9 @@ class LitMoE(L.LightningModule):
             self._publish(values, self.trainer.global_step)
 
     def on_validation_start(self) -> None:
-        """Stops the training clock."""
+        """Stops the training clock, and resets the validation sums."""
         self.clock.pause()
+        self._validation = Validation()
 
     def on_validation_end(self) -> None:
         """Starts the training clock again."""

@@ -24,13 +24,7 @@ from moekit.spec.recipe import Recipe
 
 
 def optimizer_of(recipe: Recipe, model: Model, steps: int) -> Any:
-    """The recipe's optimizer, and its schedule if any, stepped once per optimizer step, in Lightning's format.
-
-    Args:
-        recipe: has an optimizer.
-        model: to be trained.
-        steps: length of the run.
-    """
+    """The recipe's optimizer, and its schedule if any, for a run of ``steps`` steps, in Lightning's format."""
     optimizer = build(recipe.optimizer, model)  # type: ignore[arg-type]
     split_by_layout(optimizer)
     save_by_name(optimizer, model)

@@ -62,13 +62,7 @@ class Precision:
 
 
 class OptimizerStep:
-    """Accumulates micro-batches, and completes the step just before the optimizer moves.
-
-    Args:
-        model: to be trained.
-        objective: what is minimised.
-        balance: the balancers' step.
-    """
+    """Accumulates micro-batches, and completes the step just before the optimizer's."""
 
     def __init__(self, model: Model, objective: Objective, balance: BalanceStep) -> None:
         self.model = model
@@ -130,13 +124,7 @@ def divide(parameters: Iterable[nn.Parameter], by: Tensor) -> None:
 
 
 def clip(parameters: Iterable[nn.Parameter], norm: Tensor, most: float) -> None:
-    """Scales all gradients so that their norm is at most ``most``, in place.
-
-    Args:
-        parameters: whose gradients.
-        norm: 0-d, their ``total_norm``.
-        most: the largest norm allowed.
-    """
+    """Scales all gradients, whose ``total_norm`` is ``norm`` (0-d), to a norm of at most ``most``, in place."""
     factor = (most / (norm + 1e-6)).clamp(max=1.0)
     for parameter in parameters:
         if parameter.grad is not None:
@@ -157,9 +145,6 @@ def total_norm(module: nn.Module) -> Tensor:
     Sharded gradients are summed over ranks; gradients that every rank holds whole count once. Norms of single gradients
     are taken in fp32 at least, and are combined in fp64 (on MPS, which has no fp64, in fp32). A collective if any
     parameter is sharded: then every rank must call it.
-
-    Args:
-        module: whole, or sharded by ``moekit.parallel``.
     """
     experts = {p for layer in expert_parallel_layers(module) for p in layer.experts.parameters()}
     parameters = list(module.parameters())

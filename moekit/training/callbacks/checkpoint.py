@@ -147,8 +147,7 @@ class AtomicCheckpointIO(CheckpointIO):
         """Saves a directory, which appears only when it is complete.
 
         Args:
-            checkpoint: plain values and tensors.
-            path: of the directory.
+            checkpoint, path: plain values and tensors, and the directory to save.
             storage_options: which pointers will name it, and how many others to keep.
 
         Raises:

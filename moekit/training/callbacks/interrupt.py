@@ -25,10 +25,8 @@ class StopOnInterrupt(Callback):
 
     SIGUSR1, with which Lightning saves and requeues under SLURM, keeps its handler.
 
-    Args:
-        report: prints a line.
-
     Attributes:
+        report: prints a line.
         signal: that stops this run, on whichever rank it arrived; None without one.
     """
 

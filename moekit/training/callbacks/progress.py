@@ -19,13 +19,7 @@ WORDS = {"bits_per_byte": "bits per byte", "blend_mse": "blend mse"}
 
 
 class TrainingProgress(ProgressBar):
-    """Shows step, loss, tokens per second, learning rate, MaxVio, dropped pairs, time left, and validations.
-
-    Args:
-        console: to write to.
-        label: name of the run.
-        unit: of the data: tokens or cases.
-    """
+    """Shows step, loss, speed (in ``unit``: tokens or cases), learning rate, MaxVio, time left, and validations."""
 
     def __init__(self, console: Console, label: str, unit: str = "tokens") -> None:
         super().__init__()

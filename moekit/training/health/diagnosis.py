@@ -70,8 +70,7 @@ def diagnose(
     """Finds the part to blame. A collective; the step's gradients must still exist.
 
     Args:
-        model: whose step it was.
-        objective: of the training.
+        model, objective: of the step.
         micros: this rank's micro-batches of the step; the same number on every rank.
         autocast: makes the context of a forward pass.
         finite_loss: whether the step's loss, over all ranks, is finite: then its gradients are not.
@@ -255,14 +254,9 @@ def finite(value: Any) -> bool:
 
 
 def non_finite_part(model: nn.Module, name: str, tensor: Tensor) -> str:
-    """The name of a tensor that is not finite, or of its experts that are not; empty if all are.
+    """The name of a parameter or buffer if ``tensor``, its values or gradient, is not finite, else an empty string.
 
-    A collective for a sharded tensor.
-
-    Args:
-        model: has the tensor.
-        name: of the parameter or buffer.
-        tensor: its values, or its gradient.
+    Of stacked weights, it names the experts that are not finite. A collective for a sharded tensor.
     """
     owner, _, last = name.rpartition(".")
     bank = model.get_submodule(owner) if owner else model

@@ -51,11 +51,7 @@ class NonFinitePolicy:
         self.in_a_row = 0
 
     def skip(self, step: int, cause: NonFiniteStep) -> None:
-        """Counts and logs a skipped step, or stops the run.
-
-        Args:
-            step: its number, counted from 1.
-            cause: why it is not finite.
+        """Counts and logs a skipped step (counted from 1), or stops the run.
 
         Raises:
             MoekitError: the policy is ``stop``; or weights or buffers are not finite; or too many steps in a row were.

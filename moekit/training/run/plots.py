@@ -69,7 +69,6 @@ def draw_curves(
     Args:
         path: the PNG to write.
         curves: the lines; empty ones are skipped.
-        title, y_label, x_label: texts.
         y_from: lower end of the axis; default: from the data.
     """
     figure, (axes,) = _figure(8.0, 4.2, [1])
@@ -103,9 +102,7 @@ def draw_load(path: Path, steps: Sequence[int], loads: Mapping[str, np.ndarray],
 
     Args:
         path: the PNG to write.
-        steps: R steps.
-        loads: int ``[R, E]`` by layer: tokens per expert.
-        title: of the plot.
+        steps, loads: R steps, and the load by layer: int ``[R, E]``.
     """
     layers = list(loads)
     heights = [1.5] * len(layers) + [1.5]

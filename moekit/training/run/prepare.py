@@ -106,12 +106,10 @@ def make_trainer(
     callbacks: Sequence[Callback] = (),
     opened: Checkpoint | None = None,
 ) -> L.Trainer:
-    """A Trainer that writes only to the run folder, and creates no file yet.
+    """A Trainer with the recipe's options that writes only to the run folder, and creates no file yet.
 
     Args:
-        recipe: with the Trainer's options.
-        folder: of the run.
-        loggers: of its metrics.
+        recipe, folder, loggers: of the run.
         callbacks: in addition to the one that saves.
         opened: the checkpoint that ``fit`` will resume, if it is open already.
 
@@ -199,14 +197,7 @@ def metric_names(module: LitMoE) -> list[str]:
 
 
 def prepare(recipe: Recipe, folder: RunFolder, console: Console, *, label: str, saved: Checkpoint | None) -> Prepared:
-    """Builds everything and reads the data; creates no file.
-
-    Args:
-        recipe: to train.
-        folder: of the run.
-        console: to write to.
-        label: name of the run there.
-        saved: the checkpoint to resume.
+    """Builds everything and reads the data of a run, new or resumed from ``saved``; creates no file.
 
     Raises:
         SpecError, DataError, CheckpointError: anything that would make the run fail.

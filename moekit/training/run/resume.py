@@ -51,12 +51,7 @@ def verify_checkpoints(checkpoints: Sequence[Checkpoint]) -> None:
 
 
 def check_same_model(path: Path, saved: Mapping[str, Any], spec: Mapping[str, Any]) -> None:
-    """Rejects a checkpoint of another model.
-
-    Args:
-        path: of the checkpoint, for the message.
-        saved: the plain spec in it.
-        spec: the plain spec of the resumed run.
+    """Rejects a checkpoint of another model, by the plain specs in the checkpoint and of the resumed run.
 
     Raises:
         CheckpointError: naming the first keys that differ.
@@ -84,13 +79,9 @@ def differences(a: Any, b: Any, at: str = "") -> list[tuple[str, Any, Any]]:
 
 
 def recount(checkpoint: dict[str, Any], accumulate: int) -> None:
-    """Converts a checkpoint's loop counters to ``accumulate`` micro-batches per step, in place.
+    """Converts a checkpoint's loop counters to ``accumulate`` micro-batches of one rank per step, in place.
 
-    A step of 4 ranks with 1 micro-batch each is a step of 1 rank with 4.
-
-    Args:
-        checkpoint: of Lightning, with a ``moekit`` part that has the old number.
-        accumulate: micro-batches of one rank in a step, from now on.
+    A step of 4 ranks with 1 micro-batch each is a step of 1 rank with 4. The checkpoint has the old number.
 
     Raises:
         CheckpointError: it was saved within a step, and the number changes.

@@ -31,8 +31,8 @@ FROZEN = {"all": "", "experts": "all but routed experts and routers", "others": 
 class StartingPoint:
     """Applies a recipe's ``start``: loads another run's weights, and freezes parameters.
 
-    Args:
-        start: of the recipe; None changes nothing.
+    Its methods do nothing if ``start`` is None, and load nothing if ``restored`` is not None: then the new run itself
+    is resumed, and has a checkpoint of its own.
     """
 
     def __init__(self, start: Start | None) -> None:
@@ -59,11 +59,7 @@ class StartingPoint:
         self._num_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
 
     def load_vocabulary(self, data: Data, restored: Mapping[str, Any] | None) -> None:
-        """Loads the vocabulary that the weights were trained with into the data, once.
-
-        Args:
-            data: of the new run; not prepared yet if it learns a vocabulary.
-            restored: not None if the new run itself is resumed: then its checkpoint has the vocabulary.
+        """Loads the vocabulary that the weights were trained with into the data, once, before it is prepared.
 
         Raises:
             CheckpointError: no such run.
@@ -76,11 +72,7 @@ class StartingPoint:
         self._vocabulary_loaded = True
 
     def load(self, model: nn.Module, restored: Mapping[str, Any] | None) -> None:
-        """Loads the weights, once; each rank loads its shards.
-
-        Args:
-            model: of the new run.
-            restored: not None if the new run itself is resumed: then nothing is loaded.
+        """Loads the weights into the new run's model, once; each rank loads its shards.
 
         Raises:
             CheckpointError: no such run; or its weights differ from the model's in name or shape.
@@ -124,12 +116,7 @@ def with_checkpoint_path(recipe: Recipe, root: Path) -> Recipe:
 
 
 def check_weights_fit(path: Path, saved: Mapping[str, Handle], model: Mapping[str, tuple[int, ...]]) -> None:
-    """Rejects weights that differ from a model's in name or shape: nothing is loaded partially.
-
-    Args:
-        path: of the checkpoint, for the message.
-        saved: its tensors by name.
-        model: shapes of the model's tensors by name.
+    """Rejects a checkpoint's tensors that differ from a model's shapes, by name: nothing is loaded partially.
 
     Raises:
         CheckpointError: naming the first tensors that are missing, unknown, or of another shape.

@@ -51,12 +51,10 @@ def train(
     Every rank calls it; only rank 0 prints, and writes results.
 
     Args:
-        recipe: to train.
         root: folder of all runs.
         name: of the run, below ``root``; default: the recipe's.
         resume: the folder of a run to resume, from its last checkpoint or the chosen one.
         with_dense: False skips the comparison.
-        console: to write to.
 
     Returns:
         The results of the run; None on ranks other than 0.

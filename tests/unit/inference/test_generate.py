@@ -229,11 +229,6 @@ def test_rows_are_sampled_independently() -> None:
     assert samples.unique(dim=0).tolist() == [[0, 2]]  # a nucleus of one token each
 
 
-def test_data_of_tokens_is_rejected_for_a_model_of_pairs() -> None:
-    with pytest.raises(MoekitError, match="data LocalText yields 'tokens', but model EncoderDecoder takes 'pairs'"):
-        load(tree(data={"use": "local_text"}))
-
-
 def test_sampling_takes_the_fewest_tokens_that_reach_top_p() -> None:
     logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
     g = torch.Generator().manual_seed(0)

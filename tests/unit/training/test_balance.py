@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -32,17 +32,12 @@ class Step:
     norm: float
 
 
-@dataclass
-class Recorded:
-    steps: list[Step] = field(default_factory=list)
-
-
 class Recording(LitMoE):
     """Records every optimizer step after clipping; loads and biases of all layers are concatenated."""
 
     def on_train_start(self) -> None:
         super().on_train_start()
-        self.recorded = Recorded()
+        self.recorded: list[Step] = []
 
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
         super().configure_gradient_clipping(optimizer, *args, **kwargs)
@@ -52,7 +47,7 @@ class Recording(LitMoE):
         bias_E = torch.cat([b for b in biases if b is not None])
         grads = {n: p.grad.clone() for n, p in self.named_parameters() if p.grad is not None}
         norm = float(torch.nn.utils.get_total_norm(list(grads.values())))
-        self.recorded.steps.append(Step(load_E, bias_E.clone(), grads, norm))
+        self.recorded.append(Step(load_E, bias_E.clone(), grads, norm))
 
 
 def micro_batches(sizes: list[int], padded: bool) -> list[Batch]:
@@ -74,7 +69,7 @@ def run(tree: Tree, batches: list[Batch], accumulate: int, clip: float | None = 
     options = {"accumulate_grad_batches": accumulate, "gradient_clip_val": clip, "precision": "64-true"}
     t = trainer(-1, max_epochs=1, val_check_interval=None, check_val_every_n_epoch=1, **options)
     t.fit(module, torch.utils.data.DataLoader(batches, batch_size=None))  # type: ignore[arg-type]
-    return module.recorded.steps
+    return module.recorded
 
 
 def worst(a: list[Step], b: list[Step]) -> float:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
@@ -26,15 +27,19 @@ Tree = dict[str, Any]
 Make = Callable[..., Tree]
 NAN = float("nan")
 EXPERTS, ROUTER = "blocks.1.ffn.experts", "blocks.1.ffn.router"
+GATE_UP, DOWN = f"{EXPERTS}.w_gate_up_EHD", f"{EXPERTS}.w_down_EOH"
 
 
 def named_part(module: LitMoE, *batches: Batch, **options: Any) -> str:
-    """The part that one optimizer step names when it stops."""
+    """The part that one optimizer step names when it stops; the step must not change any weight."""
     options = {"limit_val_batches": 0, **options}
+    before = deepcopy(module.state_dict())
     with pytest.raises(MoekitError, match="step 1: the loss is") as caught:
         trainer(1, **options).fit(module, *([Batches(*batches)] if batches else []))
-    where = str(caught.value).splitlines()[1]
-    return where.strip()
+    assert all(
+        torch.equal(value.nan_to_num(), before[name].nan_to_num()) for name, value in module.state_dict().items()
+    )
+    return str(caught.value).splitlines()[1].strip()
 
 
 class Batches:
@@ -54,31 +59,27 @@ def layer_of(module: LitMoE) -> MoELayer:
     return next(m for m in module.modules() if isinstance(m, MoELayer))
 
 
-def with_dispatcher(recipe: Make, use: str, **top: Any) -> LitMoE:
-    tree = recipe(**top)
-    tree["model"]["moe"]["dispatcher"] = {"use": use}
-    return LitMoE(tree)
+def fill(module: LitMoE, names: Sequence[str], value: float, experts: Sequence[int] = ()) -> None:
+    """Fills weights, or those of some experts, with a value."""
+    for name in names:
+        weight = module.model.get_parameter(name).data
+        weight[list(experts) or ...] = value
 
 
-def put(module: LitMoE, name: str, value: float, expert: int | None = None) -> None:
-    weight = module.model.get_parameter(name).data
-    (weight if expert is None else weight[expert]).fill_(value)
-
-
+@pytest.mark.parametrize("value", [NAN, float("inf")])
 @pytest.mark.parametrize(
-    ("name", "expert", "said"),
+    ("name", "experts", "named"),
     [
-        (f"{EXPERTS}.w_down_EOH", 2, f"expert 2 of {EXPERTS} (w_down_EOH)"),
-        (f"{ROUTER}.weight_ED", None, f"{ROUTER} (weight_ED)"),
-        ("head.weight", None, "head (weight)"),
-        ("embedding.weight", None, "embedding (weight)"),
+        (DOWN, [2], f"expert 2 of {EXPERTS} (w_down_EOH)"),
+        (f"{ROUTER}.weight_ED", [], f"{ROUTER} (weight_ED)"),
+        ("head.weight", [], "head (weight)"),
+        ("embedding.weight", [], "embedding (weight)"),
     ],
 )
-@pytest.mark.parametrize("value", [NAN, float("inf")])
-def test_a_non_finite_weight_is_named(recipe: Make, name: str, expert: int | None, said: str, value: float) -> None:
+def test_a_non_finite_weight_is_named(recipe: Make, name: str, experts: list[int], named: str, value: float) -> None:
     module = LitMoE(recipe())
-    put(module, name, value, expert)
-    assert named_part(module) == f"weights that are not finite: {said}"
+    fill(module, [name], value, experts)
+    assert named_part(module) == f"weights that are not finite: {named}"
 
 
 @pytest.mark.parametrize("policy", ["stop", "skip"])
@@ -91,22 +92,40 @@ def test_a_buffer_with_a_nan_is_named(recipe: Make, policy: str) -> None:
     assert named_part(module) == "buffers that are not finite: blocks.1.ffn.balancers.bias (bias_E)"
 
 
-@pytest.mark.parametrize("dispatcher", ["loop", "grouped", "fused", "capacity", "auto"])
-def test_an_expert_that_overflows_is_named(recipe: Make, dispatcher: str) -> None:
-    """Its weights are finite. The fused dispatcher does not call the experts module; the diagnosis runs it itself."""
-    module = with_dispatcher(recipe, dispatcher)
-    for name in ("w_gate_up_EHD", "w_down_EOH"):
-        put(module, f"{EXPERTS}.{name}", 1e30, 1)
-    assert named_part(module) == f"first not finite: expert 1 of {EXPERTS} (inputs and weights are finite)"
+ALL = ("loop", "grouped", "fused", "capacity", "auto")
+
+
+@pytest.mark.parametrize(
+    ("weights", "value", "experts", "moe", "named"),
+    [
+        *[
+            ([GATE_UP, DOWN], 1e30, [1], {"dispatcher": {"use": use}}, f"expert 1 of {EXPERTS} (")
+            for use in DISPATCHERS
+        ],
+        ([GATE_UP], 1e38, [0, 3], {}, f"experts 0, 3 of {EXPERTS} ("),
+        (["blocks.0.ffn.w_gate_up_EHD"], 1e38, [], {}, "blocks.0.ffn (GluExperts; "),
+        # The softmax of infinity is NaN; its sigmoid would be 1.
+        ([f"{ROUTER}.weight_ED"], 3e38, [], {"router": {"use": "topk", "top_k": 2}}, f"{ROUTER} (TopKRouter; "),
+        (["head.weight"], 3e38, [], {}, "head (Linear; "),
+    ],
+)
+def test_a_part_with_finite_weights_that_overflows_is_named(
+    recipe: Make, weights: list[str], value: float, experts: list[int], moe: Tree, named: str
+) -> None:
+    """The fused dispatcher does not call the experts module; the diagnosis then runs the experts itself."""
+    tree = recipe()
+    tree["model"]["moe"] |= moe
+    module = LitMoE(tree)
+    fill(module, weights, value, experts)
+    assert named_part(module) == f"first not finite: {named}inputs and weights are finite)"
 
 
 def test_only_experts_that_the_token_chose_are_named(recipe: Make) -> None:
-    module = with_dispatcher(recipe, "fused")
-    for name in ("w_gate_up_EHD", "w_down_EOH"):
-        put(module, f"{EXPERTS}.{name}", 1e30)
-    assert re.fullmatch(
-        rf"first not finite: experts \d, \d of {EXPERTS} \(inputs and weights are finite\)", named_part(module)
-    )
+    tree = recipe()
+    tree["model"]["moe"]["dispatcher"] = {"use": "fused"}
+    module = LitMoE(tree)
+    fill(module, [GATE_UP, DOWN], 1e30)
+    assert re.fullmatch(rf"first not finite: experts \d, \d of {EXPERTS} \(inputs .*\)", named_part(module))
 
 
 def test_experts_are_numbered_over_all_ranks(recipe: Make) -> None:
@@ -117,40 +136,17 @@ def test_experts_are_numbered_over_all_ranks(recipe: Make) -> None:
     assert named_experts(module.model, EXPERTS, [1]) == f"expert 5 of {EXPERTS}"
 
 
-def test_several_experts_or_a_dense_layer_that_overflow_are_named(recipe: Make) -> None:
-    module = LitMoE(recipe())
-    for expert in (0, 3):
-        put(module, f"{EXPERTS}.w_gate_up_EHD", 1e38, expert)
-    assert named_part(module) == f"first not finite: experts 0, 3 of {EXPERTS} (inputs and weights are finite)"
-    module = LitMoE(recipe())
-    put(module, "blocks.0.ffn.w_gate_up_EHD", 1e38)
-    assert named_part(module) == "first not finite: blocks.0.ffn (GluExperts; inputs and weights are finite)"
-
-
-def test_a_router_or_a_head_that_overflows_is_named(recipe: Make) -> None:
-    for name, said in ((f"{ROUTER}.weight_ED", f"{ROUTER} (TopKRouter"), ("head.weight", "head (Linear")):
-        tree = recipe()
-        tree["model"]["moe"]["router"]["score"] = "softmax"  # of infinity; a sigmoid of it is 1
-        module = LitMoE(tree)
-        put(module, name, 3e38)
-        assert named_part(module) == f"first not finite: {said}; inputs and weights are finite)"
-
-
 def test_an_expert_that_overflows_only_in_fp16_is_named(recipe: Make) -> None:
     """fp16 ends at 65,504; in fp32 the same weights train."""
-    for plugins in ([half()], []):
+    for half in (True, False):
         module = LitMoE(recipe())
-        for name in ("w_gate_up_EHD", "w_down_EOH"):
-            put(module, f"{EXPERTS}.{name}", 300.0, 2)
-        if plugins:
-            said = named_part(module, plugins=plugins)
-            assert said == f"first not finite: expert 2 of {EXPERTS} (inputs and weights are finite)"
+        fill(module, [GATE_UP, DOWN], 300.0, [2])
+        if half:
+            scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+            named = named_part(module, plugins=[MixedPrecision("16-mixed", "cpu", scaler=scaler)])
+            assert named == f"first not finite: expert 2 of {EXPERTS} (inputs and weights are finite)"
         else:
             trainer(1, limit_val_batches=0).fit(module)
-
-
-def half(scale: float = 1024.0) -> MixedPrecision:
-    return MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu", init_scale=scale))
 
 
 def test_non_finite_data_is_named_with_its_micro_batch(recipe: Make) -> None:
@@ -231,10 +227,8 @@ def test_the_last_weight_with_a_non_finite_gradient_is_named(recipe: Make) -> No
 def test_the_largest_gradient_is_named_if_only_the_norm_overflows(recipe: Make) -> None:
     module = LitMoE(recipe())
     module.model.get_parameter("head.weight").register_hook(lambda grad: grad.sign() * 3e38)
-    assert (
-        named_part(module)
-        == "every gradient is finite, and their norm overflows; the largest is that of: head.weight, up to 1.9e+37"
-    )
+    norm = "every gradient is finite, and their norm overflows"
+    assert named_part(module) == f"{norm}; the largest is that of: head.weight, up to 1.9e+37"
 
 
 class Scaled(nn.Module):
