@@ -92,7 +92,7 @@ def test_a_buffer_with_a_nan_is_named(recipe: Make, policy: str) -> None:
     assert named_part(module) == "buffers that are not finite: blocks.1.ffn.balancers.bias (bias_E)"
 
 
-ALL = ("loop", "grouped", "fused", "capacity", "auto")
+DISPATCHERS = ("loop", "grouped", "fused", "capacity", "auto")
 
 
 @pytest.mark.parametrize(
