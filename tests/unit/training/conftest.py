@@ -75,7 +75,7 @@ def recipe(text: Path) -> Callable[..., Tree]:
 
 
 @pytest.fixture
-def calm() -> Iterator[None]:
+def quiet_lightning() -> Iterator[None]:
     """Hides Lightning's tips and warnings."""
     with quiet():
         yield

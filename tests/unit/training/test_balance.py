@@ -94,7 +94,7 @@ def tree(recipe: Callable[..., Tree]) -> Callable[..., Tree]:
     return make
 
 
-@pytest.mark.usefixtures("calm")
+@pytest.mark.usefixtures("quiet_lightning")
 @pytest.mark.parametrize("recompute", ["none", "experts", "blocks"])
 @pytest.mark.parametrize("balancers", [BIAS, LAGGED, SEQUENCE], ids=["bias", "lagged", "sequence"])
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_four_micro_batches_equal_one_big_batch(
     assert worst(few, one) < 1e-9
 
 
-@pytest.mark.usefixtures("calm")
+@pytest.mark.usefixtures("quiet_lightning")
 @pytest.mark.parametrize("recompute", ["none", "experts", "blocks"])
 @pytest.mark.parametrize("padded", [False, True])
 def test_micro_batches_equal_one_batch_with_multi_token_prediction(
@@ -139,7 +139,7 @@ def test_micro_batches_equal_one_batch_with_multi_token_prediction(
     assert worst([few], [one]) < 1e-12
 
 
-@pytest.mark.usefixtures("calm")
+@pytest.mark.usefixtures("quiet_lightning")
 def test_a_loss_of_micro_batch_scope_depends_on_the_micro_batches(tree: Callable[..., Tree]) -> None:
     """Shows that the comparison above can fail."""
     batches = micro_batches([1, 3, 2, 4], True)
@@ -148,7 +148,7 @@ def test_a_loss_of_micro_batch_scope_depends_on_the_micro_batches(tree: Callable
     assert worst(few, one) > 1e-5
 
 
-@pytest.mark.usefixtures("calm")
+@pytest.mark.usefixtures("quiet_lightning")
 def test_clipping_uses_the_gradients_of_the_whole_step(tree: Callable[..., Tree]) -> None:
     batches = micro_batches([1, 3, 2, 4], True)
     free = run(tree(LAGGED), batches, accumulate=4)[0]
@@ -225,7 +225,7 @@ def test_the_dropped_fraction_is_0_without_pairs(holder: Holder) -> None:
     assert seen is not None and float(seen.dropped_fraction()) == 0
 
 
-@pytest.mark.usefixtures("calm")
+@pytest.mark.usefixtures("quiet_lightning")
 def test_balancers_get_the_fraction_of_training_completed(
     recipe: Callable[..., Tree], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,7 +24,7 @@ from moekit.training.run.folder import RunFolder
 from moekit.training.run.prepare import make_trainer
 
 Make = Callable[..., dict[str, Any]]
-pytestmark = pytest.mark.usefixtures("calm")
+pytestmark = pytest.mark.usefixtures("quiet_lightning")
 
 
 def fit(recipe: Make, folder: Path, steps: int, start: Path | None = None, **changes: Any) -> L.Trainer:

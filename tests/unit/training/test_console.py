@@ -48,7 +48,7 @@ def test_the_comparison_names_the_better_model_per_token_and_per_second() -> Non
     assert "nothing to compare" in comparison_lines(early, outcome(40.0, [3.0]))[3]
 
 
-@pytest.mark.usefixtures("calm")
+@pytest.mark.usefixtures("quiet_lightning")
 def test_the_summary_has_the_maxvio_of_the_validation_set(
     recipe: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:

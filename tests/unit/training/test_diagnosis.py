@@ -22,7 +22,7 @@ from moekit.contracts.layer import Groups, UniformGroups
 from moekit.training import LitMoE
 from moekit.training.health.diagnosis import Found, Watch, _largest, named_experts
 
-pytestmark = pytest.mark.usefixtures("calm")
+pytestmark = pytest.mark.usefixtures("quiet_lightning")
 Tree = dict[str, Any]
 Make = Callable[..., Tree]
 NAN = float("nan")

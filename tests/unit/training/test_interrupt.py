@@ -19,7 +19,7 @@ from training_helpers import trainer
 from moekit.training import LitMoE
 from moekit.training.callbacks.interrupt import StopOnInterrupt
 
-pytestmark = pytest.mark.usefixtures("calm")
+pytestmark = pytest.mark.usefixtures("quiet_lightning")
 Make = Callable[..., dict[str, Any]]
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 

@@ -72,7 +72,7 @@ def test_validation_on_two_ranks_equals_one_rank_with_all_batches(tmp_path: Path
         assert nothing == {}
 
 
-@pytest.mark.usefixtures("calm")
+@pytest.mark.usefixtures("quiet_lightning")
 def test_the_logged_maxvio_is_that_of_the_whole_validation_set(recipe: Callable[..., Tree]) -> None:
     module, t = LitMoE(recipe()), trainer(3)
     t.fit(module)

@@ -24,7 +24,7 @@ from moekit.training.module import TrainingClock
 from moekit.training.run.prepare import metric_names
 from moekit.training.run.resume import read_checkpoint
 
-pytestmark = pytest.mark.usefixtures("calm")
+pytestmark = pytest.mark.usefixtures("quiet_lightning")
 Tree = dict[str, Any]
 Make = Callable[..., Tree]
 

@@ -20,7 +20,7 @@ from moekit.training import LitMoE
 from moekit.training.health.policy import MAX_IN_A_ROW, NonFinitePolicy, NonFiniteStep
 from moekit.training.run.metrics_log import RunLog, read_metrics
 
-pytestmark = pytest.mark.usefixtures("calm")
+pytestmark = pytest.mark.usefixtures("quiet_lightning")
 Make = Callable[..., dict[str, Any]]
 NAN = float("nan")
 OPTIMIZERS = [

@@ -36,7 +36,7 @@ def test_a_validation_within_a_step_is_rejected() -> None:
         trainer_options(load("jacobs1991", [*options, "trainer.val_check_interval=6"]))
 
 
-@pytest.mark.usefixtures("calm")
+@pytest.mark.usefixtures("quiet_lightning")
 @pytest.mark.parametrize(
     "bad",
     ["trainer.accelerator=abacus", "trainer.strategy=shardedd", "trainer.devices=0", "trainer.devices=-3"],
@@ -58,7 +58,7 @@ def test_quiet_hides_warnings_that_users_cannot_act_on() -> None:
         warnings.warn("Grad strides do not match bucket view strides. This may", UserWarning, stacklevel=1)
 
 
-@pytest.mark.usefixtures("calm")
+@pytest.mark.usefixtures("quiet_lightning")
 @pytest.mark.parametrize(
     ("name", "devices", "ep", "said"),
     [
@@ -75,7 +75,7 @@ def test_ranks_that_cannot_share_the_experts_are_rejected(
         make_trainer(load(name, options), RunFolder(tmp_path / "run"))
 
 
-@pytest.mark.usefixtures("calm")
+@pytest.mark.usefixtures("quiet_lightning")
 def test_an_optimizer_that_needs_whole_tensors_is_rejected_with_shards(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,7 +6,7 @@ from io import StringIO
 
 from rich.console import Console
 
-from moekit.training.callbacks.progress import metrics_line, validation_line
+from moekit.training.callbacks.progress import TrainingProgress, metrics_line, validation_line
 
 
 def test_metrics_are_formatted_in_one_line() -> None:
@@ -19,8 +19,6 @@ def test_metrics_are_formatted_in_one_line() -> None:
 
 
 def test_progress_without_a_terminal_is_a_few_lines() -> None:
-    from moekit.training.callbacks.progress import TrainingProgress
-
     class Run:
         global_step, max_steps = 0, 1000
         sanity_checking = False

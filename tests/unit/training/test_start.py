@@ -25,7 +25,7 @@ from moekit.training.run.resume import check_same_model
 from moekit.training.run.start import StartingPoint, expert_parameters, with_checkpoint_path
 
 Make = Callable[..., dict[str, Any]]
-pytestmark = pytest.mark.usefixtures("calm")
+pytestmark = pytest.mark.usefixtures("quiet_lightning")
 
 
 def fit(spec: dict[str, Any], path: Path, steps: int = 3, resume: Path | None = None) -> LitMoE:
