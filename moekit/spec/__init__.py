@@ -1,6 +1,6 @@
 """Specs: how options are declared, loaded, overridden, validated, compared and printed. Torch-free.
 
-Names are imported on first use: plugins need only ``moekit.spec.fields``, and listing them should read no YAML.
+Names are imported on first use: a plugin needs only ``moekit.spec.fields``, and listing plugins reads no YAML.
 """
 
 from __future__ import annotations

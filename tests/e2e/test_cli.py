@@ -157,14 +157,14 @@ def test_a_plugin_of_another_api_is_refused_with_both_numbers(run: Run, install:
     done = run("plugins")
     assert done.returncode == 1
     assert "future       future-moe 1.2  9    failed\n" in done.stdout
-    assert "future failed: was written for plugin API 9; this moekit speaks API 1: MOEKIT_API = 1\n" in done.stdout
+    assert "future failed: was written for plugin API 9; this moekit supports API 1: MOEKIT_API = 1\n" in done.stdout
 
 
 def test_a_plugin_can_be_left_out(run: Run, install: Callable[..., None]) -> None:
     install("broken", source="raise SystemExit('never imported')")
     done = run("plugins", MOEKIT_DISABLE_PLUGINS="broken")
     assert done.returncode == 0
-    assert done.stdout.endswith("\nleft out by MOEKIT_DISABLE_PLUGINS: broken\n")
+    assert done.stdout.endswith("\ndisabled by MOEKIT_DISABLE_PLUGINS: broken\n")
 
 
 def test_namesakes_are_chosen_by_plugin(run: Run, install: Callable[..., None], tmp_path: Path) -> None:

@@ -92,11 +92,11 @@ BROKEN = {
     "exit": ("raise SystemExit(3)", "SystemExit: 3"),
     "no api": (
         (GOOD + HOOK).replace("MOEKIT_API = 1", ""),
-        "states no MOEKIT_API; this moekit speaks API 1: MOEKIT_API = 1",
+        "states no MOEKIT_API; this moekit supports API 1: MOEKIT_API = 1",
     ),
     "other api": (
         (GOOD + HOOK).replace("MOEKIT_API = 1", "MOEKIT_API = 7"),
-        "was written for plugin API 7; this moekit speaks API 1: MOEKIT_API = 1",
+        "was written for plugin API 7; this moekit supports API 1: MOEKIT_API = 1",
     ),
     "argument": (
         GOOD + HOOK.replace("()", "(config)", 1),
@@ -281,7 +281,7 @@ def test_load_plugin_names_the_plugin_and_keeps_the_cause() -> None:
 
     with pytest.raises(PluginError, match="states no MOEKIT_API") as error:
         load_plugin("empty", empty)
-    assert str(error.value) == ("plugin 'empty': states no MOEKIT_API; this moekit speaks API 1: MOEKIT_API = 1")
+    assert str(error.value) == ("plugin 'empty': states no MOEKIT_API; this moekit supports API 1: MOEKIT_API = 1")
 
 
 def test_where_a_plugin_comes_from() -> None:

@@ -123,7 +123,7 @@ def test_an_unknown_name_names_the_plugins_that_failed_and_those_left_out() -> N
         "unknown router 'topk' (installed: none)\n"
         "  list them: moekit ls routers\n"
         "  note: plugin 'broken' failed to load (ModuleNotFoundError: no triton); see: moekit plugins\n"
-        "  note: MOEKIT_DISABLE_PLUGINS leaves out beta, delta"
+        "  note: MOEKIT_DISABLE_PLUGINS disables beta, delta"
     )
 
 

@@ -34,12 +34,12 @@ def test_print_a_part(recipe: Path, capsys: Captured) -> None:
 def test_print_a_part_that_is_not_there(recipe: Path, capsys: Captured) -> None:
     assert main(["config", "print", str(recipe), "--only", "model.mo.experts"]) == 2
     assert capsys.readouterr().err == (
-        "error: nothing stands at 'model.mo.experts': "
+        "error: no value at 'model.mo.experts': "
         "model has no 'mo' (it has: use, inputs, outputs, moe, init_range)\n"
         "  did you mean 'moe'?\n"
     )
     assert main(["config", "print", str(recipe), "--only", "seed.x"]) == 2
-    assert capsys.readouterr().err == "error: nothing stands at 'seed.x': seed has no 'x' (it has: nothing)\n"
+    assert capsys.readouterr().err == "error: no value at 'seed.x': seed has no 'x' (it has: nothing)\n"
 
 
 def test_validate_what_is_right(recipe: Path, capsys: Captured) -> None:

@@ -51,7 +51,7 @@ def test_the_traceback_is_printed_when_asked(use: Use, capsys: Captured) -> None
 def test_plugins_left_out_are_named(use: Use, capsys: Captured) -> None:
     use(BETA, disabled=("acme",))
     assert main(["plugins"]) == 0
-    assert capsys.readouterr().out.endswith("\n\nleft out by MOEKIT_DISABLE_PLUGINS: acme\n")
+    assert capsys.readouterr().out.endswith("\n\ndisabled by MOEKIT_DISABLE_PLUGINS: acme\n")
 
 
 def test_first_party_plugins(capsys: Captured) -> None:

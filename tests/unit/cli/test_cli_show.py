@@ -120,7 +120,7 @@ def test_an_unknown_name(use: Use, capsys: Captured) -> None:
         "  did you mean 'lottery'?\n"
         "  list them: moekit ls\n"
         "  note: plugin 'broken' failed to load (ModuleNotFoundError: No module named 'triton'); see: moekit plugins\n"
-        "  note: MOEKIT_DISABLE_PLUGINS leaves out beta\n"
+        "  note: MOEKIT_DISABLE_PLUGINS disables beta\n"
     )
 
 

@@ -1,15 +1,21 @@
-"""A small world of components for the tests of specs: two routers, two experts, ... none of them ever built."""
+"""Fake components for the tests of specs, none of them ever built; and checks of whole reports."""
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, ClassVar, Literal
 
+import pytest
+
 from moekit.component import Component
+from moekit.errors import SpecError
 from moekit.hookspecs import hookimpl
 from moekit.plugin import Plugin, load_plugin
+from moekit.spec import validate
 from moekit.spec.fields import Spec, group, option, slot
 from moekit.spec.kinds import (
     BalancerSpec,
@@ -222,3 +228,24 @@ trainer:
   max_steps: 10
 """
 """A recipe that has a bit of everything; the registry of these tests calls it ``small``."""
+
+
+def whole(message: str) -> str:
+    """The pattern that matches ``message`` and no more."""
+    return rf"\A{re.escape(message)}\Z"
+
+
+def reports(page: str) -> Any:
+    """Parametrises a test with the cases of a page: a line ``$ given  # name``, and below it the expected report."""
+    cases = []
+    for case in re.split(r"^\$ ", page, flags=re.MULTILINE)[1:]:
+        head, _, message = case.partition("\n")
+        given, name = head.rsplit("  # ", 1)
+        cases.append(pytest.param(given, message.strip("\n"), id=name))
+    return pytest.mark.parametrize(("given", "message"), cases)
+
+
+def check_overrides(given: str, message: str) -> None:
+    """The recipe ``small`` under overrides, quoted as in a shell, is rejected with exactly this report."""
+    with pytest.raises(SpecError, match=whole(message)):
+        validate("small", shlex.split(given))

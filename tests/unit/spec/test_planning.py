@@ -1,239 +1,159 @@
-"""What does not belong where it stands, or is missing: overrides of the recipe ``small``, and the whole report."""
+"""What has no place in a spec, or is missing from it: the recipe ``small`` under overrides, and the whole report."""
 
-# ruff: noqa: E501 - messages stand here whole
+# ruff: noqa: E501 - whole messages are written here
 
 from __future__ import annotations
 
-import pytest
+from spec_fakes import check_overrides, reports
 
-from moekit.errors import SpecError
-from moekit.spec import validate
-
-CASES: dict[str, tuple[list[str], str]] = {
-    "unknown_component": (
-        ["model.moe.router.use=pikc"],
-        r"""
+REPORTS = r"""
+$ model.moe.router.use=pikc  # unknown component
 unknown router 'pikc' (installed: blend, pick)
   at model.moe.router.use  in command line
   did you mean 'pick'?
   list them: moekit ls routers
   note: plugin 'broken' failed to load (ImportError: no such luck); see: moekit plugins
-""",
-    ),
-    "unknown_component_with_plugin": (
-        ["model.moe.router=nobody/pick"],
-        r"""
-unknown router 'nobody/pick' (installed: blend, pick)
+
+$ model.moe.router=gone/pick  # unknown component with plugin
+unknown router 'gone/pick' (installed: blend, pick)
   at model.moe.router.use  in command line
   did you mean 'base/pick'?
   list them: moekit ls routers
   note: plugin 'broken' failed to load (ImportError: no such luck); see: moekit plugins
-""",
-    ),
-    "component_of_a_broken_plugin": (
-        ["model.moe.router.use=broken/thing"],
-        r"""
+
+$ model.moe.router.use=broken/thing  # component of a broken plugin
 router 'broken/thing' cannot be used: plugin 'broken' (moekit-broken) failed to load
   ImportError: no such luck
   see: moekit plugins
   at model.moe.router.use  in command line
-""",
-    ),
-    "component_of_another_kind": (
-        ["model.moe.experts.use=walk"],
-        r"""
+
+$ model.moe.experts.use=walk  # component of another kind
 unknown expert 'walk' (installed: flat, wide)
   at model.moe.experts.use  in command line
   list them: moekit ls experts
   note: plugin 'broken' failed to load (ImportError: no such luck); see: moekit plugins
-""",
-    ),
-    "unknown_option": (
-        ["model.moe.router.topk=3"],
-        r"""
+
+$ model.moe.router.topk=3  # unknown option
 router 'pick' has no option 'topk'
   at model.moe.router.topk  in command line
   did you mean 'top_k'?
   list them: moekit show pick
-""",
-    ),
-    "unknown_option_of_a_group": (
-        ["model.moe.ruoter=pick"],
-        r"""
+
+$ model.moe.ruoter=pick  # unknown option of a group
 'model.moe' has no option 'ruoter'
   at model.moe.ruoter  in command line
   expected one of router, experts, dispatcher, shared, balancers
   did you mean 'router'?
-""",
-    ),
-    "unknown_option_of_a_recipe": (
-        ["modle.width=3"],
-        r"""
+
+$ modle.width=3  # unknown option of a recipe
 a recipe has no option 'modle'
   at modle  in command line
   expected one of schema, requires, name, summary, paper, seed, model, objective, data, optimizer, schedule, start, stop, compare, non_finite, compile, checkpoints, trainer
   did you mean 'model'?
-""",
-    ),
-    "trainer_option_outside_trainer": (
-        ["max_steps=3"],
-        r"""
+
+$ max_steps=3  # trainer option outside trainer
 a recipe has no option 'max_steps'
   at max_steps  in command line
   expected one of schema, requires, name, summary, paper, seed, model, objective, data, optimizer, schedule, start, stop, compare, non_finite, compile, checkpoints, trainer
   did you mean 'trainer.max_steps'?
-""",
-    ),
-    "option_of_a_component_without_options": (
-        ["model.moe.dispatcher.speed=3"],
-        r"""
+
+$ model.moe.dispatcher.speed=3  # option of a component without options
 dispatcher 'walk' has no option 'speed'
   at model.moe.dispatcher.speed  in command line
   expected no option at all
-""",
-    ),
-    "no_use": (
-        ["model.moe.shared={hidden: 3}"],
-        r"""
-no 'use' says which expert this is
+
+$ 'model.moe.shared={hidden: 3}'  # no use
+'use' is missing: it names the expert
   at model.moe.shared  in command line
   expected use: <name>
   list them: moekit ls experts
-""",
-    ),
-    "use_is_no_text": (
-        ["model.moe.router.use=3"],
-        r"""
-use: 3 is no name
+
+$ model.moe.router.use=3  # use is no text
+use: 3 is not a name
   at model.moe.router.use  in command line
   expected the name of a router
   list them: moekit ls routers
-""",
-    ),
-    "use_is_an_interpolation": (
-        ["model.moe.router.use=${name}"],
-        r"""
+
+$ 'model.moe.router.use=${name}'  # use is an interpolation
 use: '${name}' is an interpolation
   at model.moe.router.use  in command line
   expected the name of a router
   list them: moekit ls routers
-""",
-    ),
-    "a_number_in_a_slot": (
-        ["model.moe.router=3"],
-        r"""
-3 is no router
+
+$ model.moe.router=3  # a number in a slot
+router: 3 is not a component
   at model.moe.router  in command line
   expected {use: <router>, ...}
   list them: moekit ls routers
-""",
-    ),
-    "a_list_in_a_slot": (
-        ["model.moe.router=[pick]"],
-        r"""
-a list is no router
+
+$ 'model.moe.router=[pick]'  # a list in a slot
+router: a list is not a component
   at model.moe.router  in command line
   expected {use: <router>, ...}
   list them: moekit ls routers
-""",
-    ),
-    "slots_as_a_list": (
-        ["model.moe.balancers=[{use: nudge, rate: 1}, fair, 3]"],
-        r"""
+
+$ 'model.moe.balancers=[{use: nudge, rate: 1}, fair, 3]'  # slots as a list
 a list where a named map of balancers belongs
   at model.moe.balancers  in command line
   expected {nudge: {use: nudge, ...}, fair: {use: fair, ...}, name: {use: ..., ...}}
-""",
-    ),
-    "slots_as_a_name": (
-        ["model.moe.balancers=nudge"],
-        r"""
+
+$ model.moe.balancers=nudge  # slots as a name
 'nudge' where a named map of balancers belongs
   at model.moe.balancers  in command line
   expected {name: {use: <balancer>, ...}}
-""",
-    ),
-    "name_of_an_entry": (
-        ["model.moe.balancers={a b: nudge}"],
-        r"""
-'a b' is no name
+
+$ 'model.moe.balancers={a b: nudge}'  # name of an entry
+'a b' is not a valid name
   at model.moe.balancers.a b  in command line
   expected a letter, then letters, digits, '_' or '-'
-""",
-    ),
-    "a_name_where_a_group_belongs": (
-        ["model.head=wide"],
-        r"""
+
+$ model.head=wide  # a name where a group belongs
 'wide' where a mapping belongs
   at model.head  in command line
   expected options: depth, tied
-""",
-    ),
-    "missing_option": (
-        ["model.moe.router.top_k=null"],
-        r"""
+
+$ model.moe.router.top_k=null  # missing option
 router 'pick' needs 'top_k'
   at model.moe.router.top_k  in command line
   expected top_k: an integer >= 1 and <= 8 (experts a token runs through)
   list them: moekit show pick
-""",
-    ),
-    "missing_option_of_a_new_component": (
-        ["model.moe.experts={use: wide, count: 2}", "model.moe.shared.use=wide"],
-        r"""
+
+$ 'model.moe.experts={use: wide, count: 2}' model.moe.shared.use=wide  # missing option of a new component
 expert 'wide' needs 'hidden'
   at model.moe.shared.hidden  in command line
   expected hidden: an integer >= 1 (width of the hidden layer)
   list them: moekit show wide
-""",
-    ),
-    "missing_slot": (
-        ["model=null"],
-        r"""
+
+$ model=null  # missing slot
 a recipe needs 'model'
   at model  in command line
   expected model: {use: <model>, ...}
   list them: moekit ls models
-""",
-    ),
-    "missing_slot_of_a_group": (
-        ["model.moe.experts=null"],
-        r"""
+
+$ model.moe.experts=null  # missing slot of a group
 'model.moe' needs 'experts'
   at model.moe.experts  in command line
   expected experts: {use: <expert>, ...}
   list them: moekit ls experts
-""",
-    ),
-    "missing_group": (
-        ["model={use: porch}"],
-        r"""
+
+$ 'model={use: porch}'  # missing group
 model 'porch' needs 'head'
   at model.head  in command line
   expected head: a mapping (the head)
   list them: moekit show porch
-""",
-    ),
-    "left_open": (
-        ["data.path=???"],
-        r"""
+
+$ 'data.path=???'  # left open
 path: the recipe leaves this open ('???')
   at data.path  in command line
   expected text or null
-""",
-    ),
-    "slot_left_open": (
-        ["data=???"],
-        r"""
+
+$ 'data=???'  # slot left open
 the recipe leaves this data open ('???')
   at data  in command line
   expected use: <name>
   list them: moekit ls data
-""",
-    ),
-    "several": (
-        ["model.moe.router.top_k=two", "model.widht=3", "data=nope"],
-        r"""
+
+$ model.moe.router.top_k=two model.widht=3 data=nope  # several
 3 problems
 
 model 'tower' has no option 'widht'
@@ -249,14 +169,9 @@ unknown data 'nope' (installed: cases, lines)
 top_k: 'two' is not an integer
   at model.moe.router.top_k  in command line
   expected an integer >= 1 and <= 8
-""",
-    ),
-}
+"""
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_the_whole_message(name: str) -> None:
-    overrides, message = CASES[name]
-    with pytest.raises(SpecError) as caught:
-        validate("small", overrides)
-    assert str(caught.value) == message.strip("\n")
+@reports(REPORTS)
+def test_a_name_that_is_unknown_or_missing_is_reported_whole(given: str, message: str) -> None:
+    check_overrides(given, message)
