@@ -1,7 +1,7 @@
 """moekit: Mixture-of-Experts as plugins.
 
-Names are imported on first use, so that ``import moekit`` and the command line stay fast and torch-free until torch
-is needed. ``moekit.MoELayer`` is the layer; ``moekit.load`` turns a recipe into a spec; ``moekit.build`` builds it.
+``moekit.MoELayer`` is the layer; ``moekit.load`` makes a spec of a recipe; ``moekit.build`` builds it. Names are
+imported on first use, so that ``import moekit`` and the command line stay fast and import no torch before it is needed.
 """
 
 from __future__ import annotations

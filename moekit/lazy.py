@@ -1,4 +1,4 @@
-"""Names of a package that are imported on first use (PEP 562): for packages whose parts are costly to import."""
+"""Imports the names of a package on first use (PEP 562), for packages whose modules are slow to import."""
 
 from __future__ import annotations
 
@@ -10,11 +10,9 @@ if TYPE_CHECKING:
 def lazy_exports(
     package: str, module_of: Mapping[str, str]
 ) -> tuple[Callable[[str], object], Callable[[], list[str]], list[str]]:
-    """``__getattr__``, ``__dir__`` and ``__all__`` of a package.
+    """``__getattr__``, ``__dir__`` and ``__all__`` of ``package``; ``module_of`` maps each name to its module.
 
-    Args:
-        package: its ``__name__``.
-        module_of: the module that each name is imported from.
+    The ``__getattr__`` raises AttributeError for any other name.
     """
 
     def get(name: str) -> object:

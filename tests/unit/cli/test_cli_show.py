@@ -87,6 +87,12 @@ def test_a_set_of_claims_is_told_in_order(use: Use, capsys: Captured) -> None:
     assert "  forms       soft, token_choice\n" in capsys.readouterr().out
 
 
+def test_a_claim_that_options_decide_is_not_printed_as_a_property(capsys: Captured) -> None:
+    assert main(["show", "expert_parallel"]) == 0
+    out = capsys.readouterr().out
+    assert "  forms     depends on its options\n  dropless  depends on its options\n" in out
+
+
 def test_every_component_of_a_name_is_shown(use: Use, capsys: Captured) -> None:
     use(ACME, BETA)
     assert main(["show", "lottery"]) == 0
