@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from types import ModuleType
 from typing import Any, ClassVar, Literal
 
 import pytest
+from pages import whole
 
 from moekit.component import Component
 from moekit.errors import SpecError
@@ -230,22 +230,7 @@ trainer:
 """A recipe that has a bit of everything; the registry of these tests calls it ``small``."""
 
 
-def whole(message: str) -> str:
-    """The pattern that matches ``message`` and no more."""
-    return rf"\A{re.escape(message)}\Z"
-
-
-def reports(page: str) -> Any:
-    """Parametrises a test with the cases of a page: a line ``$ given  # name``, and below it the expected report."""
-    cases = []
-    for case in re.split(r"^\$ ", page, flags=re.MULTILINE)[1:]:
-        head, _, message = case.partition("\n")
-        given, name = head.rsplit("  # ", 1)
-        cases.append(pytest.param(given, message.strip("\n"), id=name))
-    return pytest.mark.parametrize(("given", "message"), cases)
-
-
-def check_overrides(given: str, message: str) -> None:
+def check_overrides(given: str, expected: str) -> None:
     """The recipe ``small`` under overrides, quoted as in a shell, is rejected with exactly this report."""
-    with pytest.raises(SpecError, match=whole(message)):
+    with pytest.raises(SpecError, match=whole(expected)):
         validate("small", shlex.split(given))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from spec_fakes import check_overrides, reports, whole
+from pages import cases, whole
+from spec_fakes import check_overrides
 
 from moekit.errors import PluginError
 from moekit.spec import validate
@@ -20,9 +21,9 @@ top_k=1 with score=sigmoid is not wanted here
 """
 
 
-@reports(REPORTS)
-def test_every_conflict_between_options_is_reported(given: str, message: str) -> None:
-    check_overrides(given, message)
+@cases(REPORTS)
+def test_every_conflict_between_options_is_reported(given: str, expected: str) -> None:
+    check_overrides(given, expected)
 
 
 def test_an_option_of_a_type_that_no_spec_can_hold_names_its_component() -> None:

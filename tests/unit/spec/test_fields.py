@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import pytest
-from spec_fakes import whole
+from pages import whole
 
 from moekit.spec.fields import ConflictError, Spec, is_a, option
 

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
-from spec_fakes import check_overrides, reports
+from pages import cases
+from spec_fakes import check_overrides
 
 from moekit.errors import SpecError
 from moekit.spec import load
@@ -155,6 +156,6 @@ cannot resolve '${nothing:1}': Unsupported interpolation type nothing
 """
 
 
-@reports(REPORTS)
-def test_a_broken_interpolation_is_reported_with_its_place(given: str, message: str) -> None:
-    check_overrides(given, message)
+@cases(REPORTS)
+def test_a_broken_interpolation_is_reported_with_its_place(given: str, expected: str) -> None:
+    check_overrides(given, expected)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from spec_fakes import check_overrides, reports
+from pages import cases
+from spec_fakes import check_overrides
 
 REPORTS = r"""
 $ model.moe.router.use=blend  # conflict of forms
@@ -20,6 +21,6 @@ Pick routes by 'token_choice', but dispatcher Pour takes soft
 """
 
 
-@reports(REPORTS)
-def test_parts_of_a_mixture_that_do_not_fit_are_reported(given: str, message: str) -> None:
-    check_overrides(given, message)
+@cases(REPORTS)
+def test_parts_of_a_mixture_that_do_not_fit_are_reported(given: str, expected: str) -> None:
+    check_overrides(given, expected)

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from spec_fakes import Pick, Step, check_overrides, reports, whole
+from pages import cases, whole
+from spec_fakes import Pick, Step, check_overrides
 
 from moekit.errors import SpecError
 from moekit.spec import load
@@ -141,13 +142,13 @@ recipe 'broken/thing' cannot be used: plugin 'broken' (moekit-broken) failed to 
 """
 
 
-@reports(FILES)
-def test_a_file_that_cannot_be_read_is_reported_with_its_line(given: str, message: str, write: Write) -> None:
+@cases(FILES)
+def test_a_file_that_cannot_be_read_is_reported_with_its_line(given: str, expected: str, write: Write) -> None:
     Path("folder.yaml").mkdir()
     text = ast.literal_eval(given)
     if text is not None:
         write("mine.yaml", text)
-    with pytest.raises(SpecError, match=whole(message)):
+    with pytest.raises(SpecError, match=whole(expected)):
         load("mine.yaml")
 
 
@@ -211,6 +212,6 @@ written in spec format 2; this moekit reads format 1
 """
 
 
-@reports(OVERRIDES)
-def test_an_override_that_cannot_be_read_is_reported(given: str, message: str) -> None:
-    check_overrides(given, message)
+@cases(OVERRIDES)
+def test_an_override_that_cannot_be_read_is_reported(given: str, expected: str) -> None:
+    check_overrides(given, expected)

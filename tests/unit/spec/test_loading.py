@@ -9,6 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 import pytest
+from pages import cases, whole
 from spec_fakes import (
     Blend,
     Fair,
@@ -23,8 +24,6 @@ from spec_fakes import (
     base_plugin,
     check_overrides,
     plugin,
-    reports,
-    whole,
 )
 
 import moekit
@@ -196,9 +195,9 @@ requires: 'base' is not a mapping
 """
 
 
-@reports(REQUIREMENTS)
-def test_a_requirement_that_is_not_met_is_reported(given: str, message: str) -> None:
-    check_overrides(given, message)
+@cases(REQUIREMENTS)
+def test_a_requirement_that_is_not_met_is_reported(given: str, expected: str) -> None:
+    check_overrides(given, expected)
 
 
 def test_a_requirement_that_is_met_changes_nothing() -> None:

@@ -4,7 +4,8 @@
 
 from __future__ import annotations
 
-from spec_fakes import check_overrides, reports
+from pages import cases
+from spec_fakes import check_overrides
 
 REPORTS = r"""
 $ model.moe.router.use=pikc  # unknown component
@@ -172,6 +173,6 @@ top_k: 'two' is not an integer
 """
 
 
-@reports(REPORTS)
-def test_a_name_that_is_unknown_or_missing_is_reported_whole(given: str, message: str) -> None:
-    check_overrides(given, message)
+@cases(REPORTS)
+def test_a_name_that_is_unknown_or_missing_is_reported_whole(given: str, expected: str) -> None:
+    check_overrides(given, expected)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from spec_fakes import check_overrides, reports
+from pages import cases
+from spec_fakes import check_overrides
 
 REPORTS = r"""
 $ data=cases model.vocab=9  # conflict of model and data
@@ -15,6 +16,6 @@ objective Next takes next_token, but model Stack gives 'mixture'
 """
 
 
-@reports(REPORTS)
-def test_a_model_that_does_not_fit_its_data_or_objective_is_reported(given: str, message: str) -> None:
-    check_overrides(given, message)
+@cases(REPORTS)
+def test_a_model_that_does_not_fit_its_data_or_objective_is_reported(given: str, expected: str) -> None:
+    check_overrides(given, expected)

@@ -9,7 +9,8 @@ from typing import get_args
 import lightning
 import pytest
 from lightning.fabric import connector
-from spec_fakes import check_overrides, whole
+from pages import whole
+from spec_fakes import check_overrides
 
 from moekit.errors import SpecError
 from moekit.spec import load

@@ -9,7 +9,8 @@ from typing import Any, Literal
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from spec_fakes import check_overrides, reports
+from pages import cases
+from spec_fakes import check_overrides
 
 from moekit.errors import PluginError
 from moekit.spec.fields import FieldInfo
@@ -231,6 +232,6 @@ schema: 'new' is not an integer
 """
 
 
-@reports(REPORTS)
-def test_a_value_that_does_not_fit_is_reported_with_its_place(given: str, message: str) -> None:
-    check_overrides(given, message)
+@cases(REPORTS)
+def test_a_value_that_does_not_fit_is_reported_with_its_place(given: str, expected: str) -> None:
+    check_overrides(given, expected)

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from spec_fakes import reports, whole
+from pages import cases, whole
 
 from moekit.errors import SpecError
 from moekit.spec import yaml_text
@@ -195,7 +195,7 @@ $ "model: &m {use: tower, width: 1}\ndata:\n  <<: *m\n"  # merge key
 """
 
 
-@reports(REPORTS)
-def test_what_a_spec_may_not_hold_is_rejected_with_its_line(given: str, message: str) -> None:
-    with pytest.raises(SpecError, match=whole(message)):
+@cases(REPORTS)
+def test_what_a_spec_may_not_hold_is_rejected_with_its_line(given: str, expected: str) -> None:
+    with pytest.raises(SpecError, match=whole(expected)):
         read(ast.literal_eval(given), "mine.yaml")
