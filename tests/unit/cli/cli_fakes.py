@@ -1,10 +1,14 @@
-"""Fake plugins, so that what the verbs print can be asserted whole."""
+"""Fake plugins, so that the whole output of a verb can be compared, and the comparison."""
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import pytest
+
+from moekit.cli import main
 from moekit.component import Component
 from moekit.hookspecs import hookimpl
 from moekit.plugin import Plugin, load_plugin
@@ -15,8 +19,8 @@ from moekit.spec.kinds import BalancerSpec, Form, ModelSpec, RouterSpec
 @dataclass(frozen=True, kw_only=True)
 class Lottery(RouterSpec):
     causal: ClassVar[bool] = False
-    draws: int = option(help="experts drawn for a token", ge=1)
-    style: Literal["fair", "loaded"] = option("fair", "how lots are drawn")
+    draws: int = option(help="experts sampled for a token", ge=1)
+    style: Literal["fair", "loaded"] = option("fair", "kind of lottery")
     seed: int | None = option(None, "seed; null for none", ge=0)
 
 
@@ -90,3 +94,11 @@ BROKEN = Plugin(
     error="ModuleNotFoundError: No module named 'triton'",
     trace="Traceback (most recent call last):\n  ...\nModuleNotFoundError: No module named 'triton'\n",
 )
+
+
+def check_output(given: str, expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """``moekit`` with arguments, quoted as in a shell, prints exactly this; an error to stderr, with exit code 2."""
+    failed = expected.startswith("error: ")
+    assert main(shlex.split(given)) == (2 if failed else 0)
+    printed, silent = reversed(capsys.readouterr()) if failed else capsys.readouterr()
+    assert (printed, silent) == (f"{expected}\n", "")
