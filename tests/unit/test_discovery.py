@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from textwrap import dedent
 
+import fake_plugins
 import pytest
 from pages import whole
 
@@ -34,22 +34,14 @@ Install = Callable[..., None]
 
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
-    """Installs a fake distribution: a module and a dist-info whose entry point names it."""
+    """Installs a package with a plugin on the path, for one test."""
     before = set(sys.modules)
     monkeypatch.delenv("MOEKIT_DISABLE_PLUGINS", raising=False)
     monkeypatch.delenv("MOEKIT_STRICT_PLUGINS", raising=False)
 
-    def make(
-        source: str, *, plugin: str = "acme", dist: str = "acme-moe", version: str = "1.2", module: str = ""
-    ) -> None:
-        module = module or f"{dist.replace('-', '_')}_plugin"
-        site = tmp_path / dist
-        info = site / f"{dist.replace('-', '_')}-{version}.dist-info"
-        info.mkdir(parents=True)
-        (site / f"{module}.py").write_text(dedent(source))
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {dist}\nVersion: {version}\n")
-        (info / "entry_points.txt").write_text(f"[moekit]\n{plugin} = {module}\n")
-        monkeypatch.syspath_prepend(site)
+    def make(source: str, plugin: str = "acme", distribution: str = "acme-moe", version: str = "1.2") -> None:
+        fake_plugins.install(tmp_path / distribution, plugin, source, distribution=distribution, version=version)
+        monkeypatch.syspath_prepend(tmp_path / distribution)
 
     yield make
     for name in set(sys.modules) - before:
@@ -131,15 +123,15 @@ def test_a_target_that_cannot_be_imported_fails_only_when_loaded(install: Instal
 
 
 def test_two_distributions_cannot_share_a_plugin_name(install: Install) -> None:
-    install(GOOD, dist="zeta")
-    install(GOOD, dist="beta", version="0.3.1")
+    install(GOOD, distribution="zeta")
+    install(GOOD, distribution="beta", version="0.3.1")
     first, second = (p for p in installed() if p.name == "acme")
     assert (first.origin, first.error) == ("beta 0.3.1", None)
     assert (second.origin, second.error) == ("zeta 1.2", "the name is taken by beta 0.3.1; uninstall it, or rename one")
 
 
 def test_the_name_of_a_first_party_plugin_cannot_be_taken(install: Install) -> None:
-    install(GOOD, plugin="routers", dist="aaa")
+    install(GOOD, plugin="routers", distribution="aaa")
     first, second = (p for p in installed() if p.name == "routers")
     assert (first.distribution, first.error) == ("moekit", None)
     assert (second.origin, second.components) == ("aaa 1.2", ())
@@ -160,7 +152,7 @@ def moekit_routers():
 @pytest.mark.parametrize("borrower", ["aaa", "zzz"])
 def test_a_spec_class_stays_with_the_package_that_defines_it(borrower: str, install: Install) -> None:
     install(GOOD)
-    install(BORROWED, plugin=borrower, dist=borrower)
+    install(BORROWED, plugin=borrower, distribution=borrower)
     assert found("acme").error is None
     assert found(borrower).error == (
         "router 'borrowed' has the spec class Mine of router 'acme/mine' (acme-moe 1.2); each needs its own"

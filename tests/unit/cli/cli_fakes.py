@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import pytest
+from fake_plugins import plugin
 
 from moekit.cli import main
 from moekit.component import Component
-from moekit.hookspecs import hookimpl
-from moekit.plugin import Plugin, load_plugin
+from moekit.plugin import Plugin
 from moekit.spec.fields import Spec, group, option, slot, slots
 from moekit.spec.kinds import BalancerSpec, Form, ModelSpec, RouterSpec
 
@@ -56,36 +56,19 @@ class LotteryRouter:
     """
 
 
-class Acme:
-    MOEKIT_API = 1
-
-    @staticmethod
-    @hookimpl
-    def moekit_routers() -> list[Component]:
-        return [Component(name="lottery", spec=Lottery, target=LotteryRouter, summary="draws lots", paper="Fate 1900")]
-
-    @staticmethod
-    @hookimpl
-    def moekit_models() -> list[Component]:
-        return [Component(name="tower", spec=Tower, target="acme.tower:Tower", summary="a tower of layers")]
-
-    @staticmethod
-    @hookimpl
-    def moekit_balancers() -> list[Component]:
-        return [Component(name="keeper", spec=Keeper, target="acme.keeper:Keeper", summary="keeps the load even")]
+def lottery(spec: type[RouterSpec], summary: str, paper: str = "") -> Component:
+    return Component(name="lottery", spec=spec, target=LotteryRouter, summary=summary, paper=paper)
 
 
-class Beta:
-    MOEKIT_API = 1
-
-    @staticmethod
-    @hookimpl
-    def moekit_routers() -> list[Component]:
-        return [Component(name="lottery", spec=Lottery2, target=LotteryRouter, summary="draws other lots")]
-
-
-ACME = load_plugin("acme", Acme, distribution="acme-moe", version="1.2")
-BETA = load_plugin("beta", Beta, distribution="beta", version="0.3")
+ACME = plugin(
+    "acme",
+    "acme-moe",
+    "1.2",
+    routers=[lottery(Lottery, "draws lots", "Fate 1900")],
+    models=[Component(name="tower", spec=Tower, target="acme.tower:Tower", summary="a tower of layers")],
+    balancers=[Component(name="keeper", spec=Keeper, target="acme.keeper:Keeper", summary="keeps the load even")],
+)
+BETA = plugin("beta", "beta", "0.3", routers=[lottery(Lottery2, "draws other lots")])
 BROKEN = Plugin(
     name="broken",
     module="broken_moe",

@@ -5,16 +5,15 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any, ClassVar, Literal
 
 import pytest
+from fake_plugins import plugin
 from pages import whole
 
 from moekit.component import Component
 from moekit.errors import SpecError
-from moekit.hookspecs import hookimpl
-from moekit.plugin import Plugin, load_plugin
+from moekit.plugin import Plugin
 from moekit.spec import validate
 from moekit.spec.fields import Spec, group, option, slot
 from moekit.spec.kinds import (
@@ -172,19 +171,12 @@ def component(name: str, spec: type[Spec]) -> Component:
     return Component(name=name, spec=spec, target="nowhere:Nothing", summary=f"the fake {name}")
 
 
-def plugin(name: str, version: str = "", recipes: list[Component] | None = None, **hooks: list[Component]) -> Plugin:
-    module = ModuleType(f"moekit_{name}_fake")
-    module.MOEKIT_API = 1  # type: ignore[attr-defined]
-    for hook, offered in {**hooks, "recipes": recipes or []}.items():
-        setattr(module, f"moekit_{hook}", hookimpl(lambda offered=offered: offered))
-    return load_plugin(name, module, distribution=f"moekit-{name}", version=version)
-
-
 def base_plugin(recipes: list[Component]) -> Plugin:
     return plugin(
         "base",
+        "moekit-base",
         "1.4.0",
-        recipes,
+        recipes=recipes,
         routers=[component("pick", Pick), component("blend", Blend)],
         experts=[component("wide", Wide), component("flat", Flat)],
         dispatchers=[component("walk", Walk), component("pour", Pour)],
@@ -202,7 +194,7 @@ def base_plugin(recipes: list[Component]) -> Plugin:
     )
 
 
-ACME = plugin("acme", "2.0", routers=[component("pick", OtherPick)])
+ACME = plugin("acme", "moekit-acme", "2.0", routers=[component("pick", OtherPick)])
 """A second plugin with a router of the same name."""
 
 BROKEN = Plugin(name="broken", module="moekit_broken", distribution="moekit-broken", error="ImportError: no such luck")

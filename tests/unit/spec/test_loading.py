@@ -9,6 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 import pytest
+from fake_plugins import plugin
 from pages import cases, whole
 from spec_fakes import (
     Blend,
@@ -23,7 +24,6 @@ from spec_fakes import (
     Wide,
     base_plugin,
     check_overrides,
-    plugin,
 )
 
 import moekit
