@@ -85,9 +85,9 @@ def _check_requires(tree: Tree) -> None:
     plugins = {plugin.name: plugin for plugin in current().plugins}
     report = Report(tree.places)
     for name, versions in wanted.items() if isinstance(wanted, dict) else ():
-        at: Keys = ("requires", name)
         if not isinstance(versions, str):
             continue  # composing reports it
+        at: Keys = ("requires", name)
         try:
             specifier = SpecifierSet(versions)
         except InvalidSpecifier:
@@ -95,19 +95,14 @@ def _check_requires(tree: Tree) -> None:
             continue
         plugin = plugins.get(name)
         if plugin is None:
-            report.add(at, f"this spec requires plugin '{name}', which is not installed", list_with="moekit plugins")
+            why = ", which is not installed"
         elif plugin.error is not None:
-            report.add(
-                at,
-                f"this spec requires plugin '{name}', which failed to load: {plugin.error}",
-                list_with="moekit plugins",
-            )
+            why = f", which failed to load: {plugin.error}"
         elif not plugin.version:
-            report.add(at, f"this spec requires plugin '{name}' {versions}, which states no version")
-        elif not specifier.contains(plugin.version, prereleases=True):
-            report.add(
-                at,
-                f"this spec requires plugin '{name}' {versions}; version {plugin.version} is installed",
-                list_with="moekit plugins",
-            )
+            why = f" {versions}, which states no version"
+        elif specifier.contains(plugin.version, prereleases=True):
+            continue
+        else:
+            why = f" {versions}; version {plugin.version} is installed"
+        report.add(at, f"this spec requires plugin '{name}'{why}", list_with="moekit plugins")
     report.raise_if_any()

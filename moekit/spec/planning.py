@@ -121,13 +121,9 @@ class Planner:
             component = current().get(kind, use)
         except UnknownName as error:
             p = error.problem
-            more: dict[str, Any] = {
-                "expected": p.expected,
-                "nearest": p.nearest,
-                "list_with": p.list_with,
-                "notes": p.notes,
-            }
-            return self._broken(at, p.what, **more)
+            return self._broken(
+                at, p.what, expected=p.expected, nearest=p.nearest, list_with=p.list_with, notes=p.notes
+            )
         except MoekitError as error:  # its plugin failed to load
             return self._broken(at, str(error))
         return self.plan(component.spec, value, path, use)

@@ -21,7 +21,7 @@ PLUGIN = """
 from dataclasses import dataclass
 from moekit import Component, RouterSpec, hookimpl, option
 
-MOEKIT_API = {api}
+MOEKIT_API = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Coin(RouterSpec):
@@ -57,7 +57,7 @@ def install(tmp_path: Path) -> Install:
     """Installs a plugin, by default one that offers the router ``coin``."""
 
     def make(plugin: str, source: str = PLUGIN, *, version: str = "1.2", **changes: object) -> None:
-        for key, value in {"name": "coin", "api": 1, "target": "a:B", **changes}.items():
+        for key, value in {"name": "coin", "target": "a:B", **changes}.items():
             source = source.replace(f"{{{key}}}", str(value))
         fake_plugins.install(tmp_path / "site", plugin, source, version=version)
 
@@ -146,28 +146,6 @@ def test_a_broken_plugin_is_reported_and_stops_nothing_unless_strict_or_disabled
     disabled = run("plugins", MOEKIT_DISABLE_PLUGINS="broken")
     assert disabled.returncode == 0
     assert disabled.stdout.endswith("\ndisabled by MOEKIT_DISABLE_PLUGINS: broken\n")
-
-
-def test_a_plugin_of_another_api_is_rejected_with_both_versions(run: Run, install: Install) -> None:
-    install("future", api=9)
-    done = run("plugins")
-    assert done.returncode == 1
-    assert "future       future-moe 1.2  9    failed\n" in done.stdout
-    assert "future failed: was written for plugin API 9; this moekit supports API 1: MOEKIT_API = 1\n" in done.stdout
-
-
-def test_namesakes_are_chosen_by_plugin(run: Run, install: Install, tmp_path: Path) -> None:
-    install("acme")
-    install("beta", version="0.3.1")
-    assert run("ls", "routers").returncode == 0
-    unclear = run("config", "validate", recipe(tmp_path, "{use: coin}"))
-    assert unclear.returncode == 2
-    assert (
-        "router 'coin' is offered by 2 plugins: acme/coin (acme-moe 1.2), beta/coin (beta-moe 0.3.1)" in unclear.stderr
-    )
-    assert "at model.moe.router.use  in mine.yaml, line 7" in unclear.stderr
-    chosen = run("config", "print", recipe(tmp_path, "{use: beta/coin}"), "--only", "model.moe.router")
-    assert chosen.stdout == "use: beta/coin\nsides: 2\n"
 
 
 def test_a_namesake_affects_only_the_recipes_that_use_the_name(run: Run, install: Install, tmp_path: Path) -> None:

@@ -122,16 +122,6 @@ cannot resolve '${data.vocab}': 'data.vocab' does not exist
   at model.vocab  in small.yaml, line 7
   did you mean 'model.vocab'?
 
-$ 'model.vocab=${data.vocabb}'  # interpolation of nothing
-cannot resolve '${data.vocabb}': 'data.vocabb' does not exist
-  at model.vocab  in command line
-  did you mean 'data.vocab'?
-
-$ 'model.vocab=${data.vocab'  # interpolation that cannot be read
-cannot read the interpolation '${data.vocab'
-  at model.vocab  in command line
-  expected '${path.to.option}', or '\${' for these characters themselves
-
 $ 'model.vocab=${data.vocab}' 'data.vocab=${model.vocab}'  # interpolation in a circle
 2 problems
 

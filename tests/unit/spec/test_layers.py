@@ -183,21 +183,6 @@ override 'model.width' is malformed
   in command line
   expected path.to.option=value
 
-$ =3  # override without a name
-override '=3' is malformed
-  in command line
-  expected path.to.option=value
-
-$ model..width=3  # override with an empty key
-override 'model..width=3' is malformed
-  in command line
-  expected path.to.option=value
-
-$ extends=more/tiny  # override of extends
-extends cannot be set by an override
-  at extends  in command line
-  expected a file that extends the recipe
-
 $ 'model={use: tower'  # override that is no yaml
 not valid YAML: while parsing a flow mapping, did not find expected ',' or '}'
   at model  in command line

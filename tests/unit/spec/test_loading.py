@@ -168,19 +168,9 @@ def test_a_mistake_in_a_mapping_is_reported_with_its_path(source: dict[str, obje
 
 
 REQUIREMENTS = r"""
-$ "requires={other: '>=1'}"  # requires a plugin that is missing
-this spec requires plugin 'other', which is not installed
-  at requires.other  in command line
-  list them: moekit plugins
-
 $ "requires={broken: '>=1'}"  # requires a broken plugin
 this spec requires plugin 'broken', which failed to load: ImportError: no such luck
   at requires.broken  in command line
-  list them: moekit plugins
-
-$ "requires={base: '>=2'}"  # requires another version
-this spec requires plugin 'base' >=2; version 1.4.0 is installed
-  at requires.base  in command line
   list them: moekit plugins
 
 $ 'requires={base: new}'  # requires nonsense
@@ -207,7 +197,11 @@ def test_a_requirement_that_is_met_changes_nothing() -> None:
 def test_a_required_plugin_must_state_a_version(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     plugins = [base_plugin(list(recipes_in(tmp_path / "recipes"))), plugin("bare")]
     monkeypatch.setattr(registry, "_current", Registry(plugins))
-    message = "this spec requires plugin 'bare' >=1, which states no version\n  at requires.bare  in command line"
+    message = (
+        "this spec requires plugin 'bare' >=1, which states no version\n"
+        "  at requires.bare  in command line\n"
+        "  list them: moekit plugins"
+    )
     check_overrides("\"requires={bare: '>=1'}\"", message)
 
 

@@ -10,7 +10,6 @@ import lightning
 import pytest
 from lightning.fabric import connector
 from pages import whole
-from spec_fakes import check_overrides
 
 from moekit.errors import SpecError
 from moekit.spec import load
@@ -35,16 +34,6 @@ def test_what_moekit_sets_is_refused_with_the_reason(name: str) -> None:
     message = f"trainer option '{name}' is not for a spec: {SET_BY_MOEKIT[name]}\n  at trainer.{name}"
     with pytest.raises(SpecError, match=whole(message)):
         load({"model": "bag", "trainer": {name: True}})
-
-
-def test_an_unknown_option_is_reported_with_the_nearest() -> None:
-    message = (
-        "the Trainer has no option 'max_step'\n"
-        "  at trainer.max_step  in command line\n"
-        "  expected an option of lightning.Trainer\n"
-        "  did you mean 'max_steps'?"
-    )
-    check_overrides("trainer.max_step=3", message)
 
 
 def test_the_known_precisions_are_those_of_lightning() -> None:
