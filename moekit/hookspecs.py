@@ -44,10 +44,7 @@ def moekit_balancers() -> list[Component]:  # type: ignore[empty-body]
 
 @hookspec
 def moekit_attention() -> list[Component]:  # type: ignore[empty-body]
-    """Attention: ``Target(spec: AttentionSpec, dim: int, causal: bool)``, a module ``x_BSD -> y_BSD``.
-
-    With ``cache=`` it takes new positions only, if its spec claims ``caches``.
-    """
+    """Attention: ``Target(spec: AttentionSpec, dim: int, causal: bool)``, a module ``x_BSD -> y_BSD``."""
 
 
 @hookspec

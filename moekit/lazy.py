@@ -7,6 +7,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 
+def imports_in(file: str) -> dict[str, str]:
+    """The module of each name that ``file`` imports in the form ``from module import name as name``.
+
+    A package lists its names once, below ``if TYPE_CHECKING:``, where type checkers read them.
+    """
+    with open(file, encoding="utf-8") as source:
+        lines = [line.split() for line in source]
+    return {words[3]: words[1] for words in lines if words[:1] == ["from"] and words[4:5] == ["as"]}
+
+
 def lazy_exports(
     package: str, module_of: Mapping[str, str]
 ) -> tuple[Callable[[str], object], Callable[[], list[str]], list[str]]:

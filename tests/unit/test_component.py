@@ -24,20 +24,17 @@ def lottery(target: object) -> Component:
     return Component(name="lottery", spec=Lottery, target=target, summary="draws lots", plugin="acme")  # type: ignore[arg-type]
 
 
-def test_a_component_has_a_kind_and_a_full_name() -> None:
+def test_a_component_has_a_kind_a_full_name_and_a_target() -> None:
     component = lottery(Path)
     assert component.kind == "router"
     assert component.full_name == "acme/lottery"
     assert replace(component, plugin="").full_name == "lottery"
+    assert component.load() is Path
 
 
 def test_a_component_is_frozen() -> None:
     with pytest.raises(FrozenInstanceError, match="cannot assign to field 'name'"):
         lottery(Path).name = "other"  # type: ignore[misc]
-
-
-def test_a_class_is_its_own_target() -> None:
-    assert lottery(Path).load() is Path
 
 
 def test_a_named_target_is_imported_when_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

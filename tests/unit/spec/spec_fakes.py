@@ -28,6 +28,7 @@ from moekit.spec.kinds import (
     OptimizerSpec,
     RouterSpec,
 )
+from moekit.spec.recipe import plural
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,27 +172,15 @@ def component(name: str, spec: type[Spec]) -> Component:
     return Component(name=name, spec=spec, target="nowhere:Nothing", summary=f"the fake {name}")
 
 
+SPECS = (Pick, Blend, Wide, Flat, Walk, Pour, Nudge, Fair, Tower, Stack, Bag, Porch, Odd, Next, Lines, Cases, Step)
+
+
 def base_plugin(recipes: list[Component]) -> Plugin:
-    return plugin(
-        "base",
-        "moekit-base",
-        "1.4.0",
-        recipes=recipes,
-        routers=[component("pick", Pick), component("blend", Blend)],
-        experts=[component("wide", Wide), component("flat", Flat)],
-        dispatchers=[component("walk", Walk), component("pour", Pour)],
-        balancers=[component("nudge", Nudge), component("fair", Fair)],
-        models=[
-            component("tower", Tower),
-            component("stack", Stack),
-            component("bag", Bag),
-            component("porch", Porch),
-            component("odd", Odd),
-        ],
-        objectives=[component("next", Next)],
-        data=[component("lines", Lines), component("cases", Cases)],
-        optimizers=[component("step", Step)],
-    )
+    """A plugin with every spec above, named by its class in lower case, and recipes."""
+    offers: dict[str, list[Component]] = {"recipes": recipes}
+    for spec in SPECS:
+        offers.setdefault(plural(spec.kind), []).append(component(spec.__name__.lower(), spec))
+    return plugin("base", "moekit-base", "1.4.0", **offers)
 
 
 ACME = plugin("acme", "moekit-acme", "2.0", routers=[component("pick", OtherPick)])
