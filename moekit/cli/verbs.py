@@ -82,8 +82,8 @@ def run(name: str, argv: list[str]) -> int:
     parser = parser_of(name)
     try:
         args = parser.parse_intermixed_args(argv)  # options may be between overrides
-    except SystemExit as asked:  # --help printed its page
-        return int(asked.code or 0)
+    except SystemExit as stop:  # --help printed its page
+        return int(stop.code or 0)
     if name not in QUICK:
         gc.enable()  # disabled in moekit.cli
     return load(name).run(args)

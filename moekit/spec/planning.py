@@ -47,7 +47,7 @@ class Planner:
     """Plans the nodes of one tree.
 
     Attributes:
-        unread: paths of what the report has already; nothing else can refer to them.
+        unread: paths whose mistakes are already in the report; a reference to one of them adds no other.
     """
 
     def __init__(self, report: Report) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -14,6 +15,9 @@ from moekit.component import Component
 from moekit.plugin import Plugin
 from moekit.spec.fields import Spec, group, option, slot, slots
 from moekit.spec.kinds import BalancerSpec, Form, ModelSpec, RouterSpec
+
+Captured = pytest.CaptureFixture[str]
+Use = Callable[..., None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +83,7 @@ BROKEN = Plugin(
 )
 
 
-def check_output(given: str, expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+def check_output(given: str, expected: str, capsys: Captured) -> None:
     """``moekit`` with arguments, quoted as in a shell, prints exactly this; an error to stderr, with exit code 2."""
     failed = expected.startswith("error: ")
     assert main(shlex.split(given)) == (2 if failed else 0)

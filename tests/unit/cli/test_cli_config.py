@@ -7,13 +7,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from cli_fakes import check_output
+from cli_fakes import Captured, check_output
 from pages import cases
 
 from moekit.cli import main
 from moekit.spec import load, to_plain
-
-Captured = pytest.CaptureFixture[str]
 
 
 def test_print_is_a_spec_that_loads_again(recipe: Path, tmp_path: Path, capsys: Captured) -> None:

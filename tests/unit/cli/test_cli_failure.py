@@ -7,11 +7,10 @@ import io
 import sys
 
 import pytest
+from cli_fakes import Captured
 
 from moekit.cli import main, verbs
 from moekit.errors import MoekitError
-
-Captured = pytest.CaptureFixture[str]
 
 
 def breaks(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from cli_fakes import ACME, BETA, BROKEN, check_output
+from cli_fakes import ACME, BETA, BROKEN, Captured, Use, check_output
 from pages import cases
 
 from moekit.cli import main
@@ -17,10 +16,6 @@ from moekit.plugin import Plugin
 from moekit.registry import current
 from moekit.spec import load
 from moekit.spec.recipe import KINDS, Paper, Recipe, plural
-
-Captured = pytest.CaptureFixture[str]
-Use = Callable[..., None]
-
 
 LISTINGS = """
 $ ls  # every kind

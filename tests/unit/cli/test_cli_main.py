@@ -7,10 +7,9 @@ import subprocess
 import sys
 
 import pytest
+from cli_fakes import Captured
 
 from moekit.cli import VERBS, first_page, main
-
-Captured = pytest.CaptureFixture[str]
 
 
 @pytest.mark.parametrize("words", [[], ["-h"], ["--help"], ["help"]])

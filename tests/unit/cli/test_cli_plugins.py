@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import pytest
-from cli_fakes import ACME, BETA, BROKEN, check_output
+from cli_fakes import ACME, BETA, BROKEN, Captured, Use, check_output
 
 from moekit.cli import main
-
-Captured = pytest.CaptureFixture[str]
-Use = Callable[..., None]
 
 
 def test_each_plugin_is_listed_with_what_it_offers(use: Use, capsys: Captured) -> None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cli_fakes import ACME, BETA, BROKEN, check_output
+from cli_fakes import ACME, BETA, BROKEN, Captured, Use, check_output
 from pages import cases
 
 from moekit.cli import main
@@ -15,9 +14,6 @@ from moekit.cli.describe import docstring
 from moekit.component import Component
 from moekit.registry import current
 from moekit.spec.recipe import Recipe
-
-Captured = pytest.CaptureFixture[str]
-Use = Callable[..., None]
 
 LOTTERY = """\
 router lottery
@@ -41,7 +37,8 @@ claims
 in YAML
   {use: lottery, draws: ...}"""
 
-TOWER = """\
+PAGES = """
+$ show tower  # groups and slots
 model tower
   a tower of layers
 
@@ -64,10 +61,8 @@ claims
   gives  next_token
 
 in YAML
-  {use: tower, where: ...}"""
+  {use: tower, where: ...}
 
-
-UNKNOWN = """
 $ show lottery --kind model  # a name of another kind
 error: unknown model 'lottery' (installed: tower)
   list them: moekit ls models
@@ -92,18 +87,15 @@ def test_a_component_is_shown_by_name_plugin_and_kind(name: str, use: Use, capsy
     check_output(f"show {name}", LOTTERY, capsys)
 
 
-def test_groups_and_slots_are_shown(use: Use, capsys: Captured) -> None:
-    use(ACME)
-    check_output("show tower", TOWER, capsys)
-
-
 def test_the_docstring_of_the_class_is_shown_on_request(use: Use, capsys: Captured) -> None:
     use(ACME)
     check_output("show lottery --doc", f"{LOTTERY}\n\ndocstring\n  Draws lots.\n\n  Source: none.", capsys)
 
 
-@cases(UNKNOWN)
-def test_an_unknown_name_is_reported_with_the_nearest(given: str, expected: str, use: Use, capsys: Captured) -> None:
+@cases(PAGES)
+def test_a_component_is_shown_whole_and_an_unknown_name_reported(
+    given: str, expected: str, use: Use, capsys: Captured
+) -> None:
     use(ACME)
     check_output(given, expected, capsys)
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from cli_fakes import check_output
+from cli_fakes import Captured, check_output
 from pages import cases
 
 from moekit.cli import VERBS, main, verbs
-
-Captured = pytest.CaptureFixture[str]
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -5,14 +5,11 @@ from __future__ import annotations
 import platform
 from importlib import metadata
 
-import pytest
 import torch
-from cli_fakes import check_output
+from cli_fakes import Captured, check_output
 
 import moekit
 from moekit.cli import main
-
-Captured = pytest.CaptureFixture[str]
 
 
 def test_the_version_is_printed(capsys: Captured) -> None:
