@@ -163,7 +163,11 @@ def types_of(spec: type[Spec]) -> dict[str, Any]:
 
 @_cached
 def fields_of(spec: type[Spec]) -> dict[str, FieldInfo]:
-    """What each field of a spec class may hold, in order of declaration."""
+    """What each field of a spec class may hold, in order of declaration.
+
+    Raises:
+        TypeError: a field is a plain dataclass field, not declared with ``option`` and the like.
+    """
     out: dict[str, FieldInfo] = {}
     for f in dataclasses.fields(spec):  # type: ignore[arg-type]
         info = f.metadata.get("moekit")

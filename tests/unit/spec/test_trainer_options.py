@@ -30,7 +30,7 @@ def test_every_other_option_may_be_set() -> None:
 
 
 @pytest.mark.parametrize("name", SET_BY_MOEKIT)
-def test_what_moekit_sets_is_refused_with_the_reason(name: str) -> None:
+def test_what_moekit_sets_is_rejected_with_the_reason(name: str) -> None:
     message = f"trainer option '{name}' is not for a spec: {SET_BY_MOEKIT[name]}\n  at trainer.{name}"
     with pytest.raises(SpecError, match=whole(message)):
         load({"model": "bag", "trainer": {name: True}})
@@ -55,7 +55,7 @@ def test_the_known_precisions_are_those_of_lightning() -> None:
         ("val_check_interval", -0.5, "val_check_interval: -0.5 is out of range"),
     ],
 )
-def test_values_that_could_not_work_are_refused_with_all_else(name: str, value: object, said: str) -> None:
+def test_values_that_cannot_work_are_reported_with_all_other_mistakes(name: str, value: object, said: str) -> None:
     with pytest.raises(SpecError, match=re.escape(said)) as caught:
         load({"model": "bag", "trainer": {name: value}, "seed": -1})
     assert len(caught.value.problems) == 2
