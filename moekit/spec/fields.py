@@ -20,7 +20,7 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 
 def _cached(function: _F) -> _F:
-    """``functools.cache`` with the signature kept: mypy holds that a class is not hashable."""
+    """``functools.cache`` with the signature kept: mypy treats a class as not hashable."""
     return cast(_F, cache(function))
 
 

@@ -84,7 +84,7 @@ class BalancerSpec(Spec):
     at_balance: ClassVar[float | None] = 1.0  # the loss under uniform affinities and even load; None: no fixed value
 
     def check_router(self, router: RouterSpec, num_experts: int) -> Iterable[str]:
-        """Conflicts with the router or the number of experts, one sentence each. Override; called like the others."""
+        """Conflicts with the router or the number of experts, one sentence each. Override; the layer's spec calls it."""
         return ()
 
 
