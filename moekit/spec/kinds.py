@@ -84,7 +84,7 @@ class BalancerSpec(Spec):
     at_balance: ClassVar[float | None] = 1.0  # the loss under uniform affinities and even load; None: no fixed value
 
     def check_router(self, router: RouterSpec, num_experts: int) -> Iterable[str]:
-        """Conflicts with the router or the number of experts, one sentence each. Override; the layer's spec calls it."""
+        """Conflicts with the router or the number of experts, one sentence each. Override; the layer calls it."""
         return ()
 
 
@@ -129,7 +129,7 @@ class OptimizerSpec(Spec):
     """Base of optimizer specs."""
 
     kind: ClassVar[str] = "optimizer"
-    # a step on shards equals a step on whole tensors: it is elementwise, or sums over ranks (``Reduces``)
+    # a step on shards equals a step on whole tensors: it is elementwise, or sums over ranks
     takes_shards: ClassVar[bool] = True
 
 
