@@ -14,7 +14,7 @@ from moekit import load
 from moekit.cli.params import READINGS, rounded, rounded_like
 from moekit.params import ParameterCount, count_parameters
 from moekit.registry import current
-from moekit.spec.diffing import tell
+from moekit.spec.diffing import text_of
 from moekit.spec.recipe import Paper, Recipe
 
 PAGE = Path(__file__).with_name("gallery.md")
@@ -168,19 +168,19 @@ def section(entries: list[Entry]) -> Iterator[str]:
 def parts(recipe: Recipe) -> Iterator[tuple[str, str]]:
     """The parts that make a paper, in words."""
     model: Any = recipe.model
-    yield "model", tell(model, without=["moe", "attention", "ffn", "vocab", "init_std", "init_scale"])
+    yield "model", text_of(model, without=["moe", "attention", "ffn", "vocab", "init_std", "init_scale"])
     for name in ("attention", "ffn"):
         if getattr(model, name, None) is not None:
-            yield name, tell(getattr(model, name))
+            yield name, text_of(getattr(model, name))
     for name in ("at", "router", "experts", "shared", "dispatcher", "encoder_dispatcher"):
         if getattr(model.moe, name, None) is not None:
-            yield {"at": "mixture layers"}.get(name, name.replace("_", "'s ")), tell(getattr(model.moe, name))
+            yield {"at": "mixture layers"}.get(name, name.replace("_", "'s ")), text_of(getattr(model.moe, name))
     for name, balancer in model.moe.balancers.items():
-        yield f"balancer `{name}`", tell(balancer)
-    yield "objective", tell(recipe.objective)
-    yield "data", tell(recipe.data)
+        yield f"balancer `{name}`", text_of(balancer)
+    yield "objective", text_of(recipe.objective)
+    yield "data", text_of(recipe.data)
     if recipe.start is not None:
-        yield "starts from", tell(recipe.start)
+        yield "starts from", text_of(recipe.start)
 
 
 def size_row(e: Entry) -> str:

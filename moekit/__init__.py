@@ -1,12 +1,12 @@
 """moekit: Mixture-of-Experts as plugins.
 
-Names are imported on first use, so that ``import moekit`` and the command line stay fast and torch-free until torch
-is needed. ``moekit.MoELayer`` is the layer; ``moekit.load`` turns a recipe into a spec; ``moekit.build`` builds it.
+``moekit.MoELayer`` is the layer; ``moekit.load`` makes a spec of a recipe; ``moekit.build`` builds it. Names are
+imported on first use, so that ``import moekit`` and the command line stay fast and import no torch before it is needed.
 """
 
 from __future__ import annotations
 
-from moekit.lazy import lazy_exports
+from moekit.lazy import imports_in, lazy_exports
 
 TYPE_CHECKING = False  # what typing.TYPE_CHECKING is; importing typing would cost `moekit --help` a third of its time
 if TYPE_CHECKING:
@@ -65,48 +65,5 @@ if TYPE_CHECKING:
     from moekit.spec.kinds import RouterSpec as RouterSpec
     from moekit.spec.kinds import ScheduleSpec as ScheduleSpec
 
-_HOME = {
-    "moekit.cache": ("Cache",),
-    "moekit.component": ("API_VERSION", "Component", "recipes_in"),
-    "moekit.contracts": (
-        "BalanceContext",
-        "Balancer",
-        "Batch",
-        "Data",
-        "Dispatched",
-        "Dispatcher",
-        "ExpertBank",
-        "Init",
-        "LayerDims",
-        "LayerReport",
-        "LossSum",
-        "LossTerm",
-        "Model",
-        "ModelOutput",
-        "Objective",
-        "Router",
-        "Source",
-    ),
-    "moekit.errors": ("CheckpointError", "DataError", "MoekitError", "PluginError", "SpecError"),
-    "moekit.contracts.layer": ("Groups", "UniformGroups"),
-    "moekit.hookspecs": ("hookimpl",),
-    "moekit.layer": ("MoELayer",),
-    "moekit.registry": ("build", "temporary"),
-    "moekit.routing": ("ExpertChoice", "Pairs", "Routing", "Soft", "TokenChoice"),
-    "moekit.spec": ("load", "to_plain"),
-    "moekit.spec.fields": ("Spec", "group", "option", "slot", "slots"),
-    "moekit.spec.kinds": (
-        "AttentionSpec",
-        "BalancerSpec",
-        "DataSpec",
-        "DispatcherSpec",
-        "ExpertSpec",
-        "ModelSpec",
-        "ObjectiveSpec",
-        "OptimizerSpec",
-        "RouterSpec",
-        "ScheduleSpec",
-    ),
-}
 __version__ = "0.1.0"
-__getattr__, __dir__, __all__ = lazy_exports(__name__, {name: home for home, names in _HOME.items() for name in names})
+__getattr__, __dir__, __all__ = lazy_exports(__name__, imports_in(__file__))

@@ -1,4 +1,4 @@
-"""Component: what a plugin offers under one name. Torch-free, so that listing and validating are fast."""
+"""``Component``: what a plugin offers under one name. Torch-free, so that listing and validating are fast."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from moekit.spec.fields import Spec
 from moekit.spec.recipe import Recipe
 
 API_VERSION = 1
-"""Version of the plugin API. A plugin module states the one it was written for: ``MOEKIT_API = 1``."""
+"""Version of the plugin API. A plugin states the version that it was written for: ``MOEKIT_API = 1``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,15 +21,15 @@ class Component:
     """One named thing that a plugin offers.
 
     Args:
-        name: what a spec says after ``use:``.
-        spec: the frozen dataclass that declares its options, a subclass of its kind's base.
-        target: what builds it, as ``"package.module:Class"`` (imported when built), or the class itself.
+        name: the name after ``use:`` in a spec.
+        spec: the frozen dataclass of its options, a subclass of the base of its kind.
+        target: the class or function that builds it, as ``"package.module:Class"`` (imported when built) or itself.
             For a recipe: the path of its YAML file.
         summary: one line for ``moekit ls``.
-        paper: where the idea comes from.
-        year: of a recipe: the year of its paper; 0 where it says none.
-        trains: of a recipe: whether it names data to train on. Others are there to be read and counted.
-        plugin: id of the plugin that offers it; set by the registry.
+        paper: the source of the idea.
+        year: of a recipe: the year of its paper; 0 if it names none.
+        trains: of a recipe: whether it has data to train on. The others serve to read and to count parameters.
+        plugin: name of the plugin that offers it; set when the plugin is loaded.
     """
 
     name: str
@@ -43,19 +43,19 @@ class Component:
 
     @property
     def kind(self) -> str:
-        """Its kind (``"router"``, ``"expert"``, ...), told by its spec class."""
+        """Its kind (``"router"``, ``"expert"``, ...), which its spec class determines."""
         return self.spec.kind
 
     @property
     def full_name(self) -> str:
-        """``plugin/name``: unambiguous when two plugins offer one name."""
+        """``plugin/name``: unambiguous where two plugins offer the same name."""
         return f"{self.plugin}/{self.name}" if self.plugin else self.name
 
     def load(self) -> Any:
-        """The class to build, imported now.
+        """The target, imported if necessary.
 
         Raises:
-            PluginError: the target cannot be imported, or is the file of a recipe.
+            PluginError: the target cannot be imported, or the component is a recipe.
         """
         if self.spec is Recipe:
             raise PluginError(f"recipe '{self.full_name}' is a file; read it with moekit.load({self.name!r})")
@@ -72,10 +72,10 @@ class Component:
 
 
 def recipes_in(folder: Path) -> Iterator[Component]:
-    """Every ``*.yaml`` below ``folder`` as a recipe named by its relative path without the suffix.
+    """Every ``*.yaml`` file below ``folder`` as a recipe, named by its relative path without the suffix.
 
-    Summary, paper, and whether it has data are found line by line, also in the files of the folder that it extends:
-    listing parses no YAML.
+    Summary, paper and data are found line by line, also in the files of the folder that a recipe extends, because
+    parsing YAML would make listing slow.
     """
     paths = {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))}
     heads = {name: _head_of(path) for name, path in paths.items()}
@@ -94,7 +94,7 @@ def recipes_in(folder: Path) -> Iterator[Component]:
 
 
 def _head_of(path: Path) -> dict[str, str]:
-    """What a recipe's file says of itself: its summary, what it extends, its paper's title and year, its data."""
+    """The summary, ``extends``, title and year of the paper, and data in a recipe's file."""
     head: dict[str, str] = {}
     outer = ""
     with path.open(encoding="utf-8") as file:
@@ -110,7 +110,7 @@ def _head_of(path: Path) -> dict[str, str]:
 
 
 def _with_bases(name: str, heads: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
-    """A head with what the recipes that it extends say beneath it."""
+    """The head of a recipe, completed by the heads of the recipes that it extends."""
     whole: dict[str, str] = {}
     waiting, seen = [name], set[str]()
     while waiting:

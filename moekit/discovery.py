@@ -1,6 +1,6 @@
-"""Which plugins are installed. What is wrong with one is kept with its traceback, so that it stops no other.
+"""Finds and loads the installed plugins, first-party and third-party alike, by the entry-point group ``moekit``.
 
-Plugins are found by the entry-point group ``moekit``, first-party and third-party alike.
+A plugin that fails is kept with its error and traceback, so that it does not stop the others.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from importlib.metadata import Distribution, EntryPoint
 from typing import Any
 
 from moekit.errors import PluginError
-from moekit.plugin import Plugin, check_beside, load_plugin
+from moekit.plugin import Plugin, check_unique, load_plugin
 from moekit.spec.recipe import Recipe
 
 ENTRY_POINT_GROUP = "moekit"
 
 
 def installed(*, disabled: Collection[str] = (), strict: bool = False) -> list[Plugin]:
-    """Every plugin of the entry-point group ``moekit``, by name, with those that failed.
+    """Every installed plugin, sorted by name, including those that failed.
 
     Args:
-        disabled: names of plugins to leave out; they are not even imported.
-        strict: raise on the first that fails.
+        disabled: names of plugins to omit without importing them.
+        strict: raise on the first plugin that fails.
 
     Raises:
-        PluginError: a plugin failed, and ``strict`` was asked for.
+        PluginError: a plugin failed, and ``strict`` is set.
     """
     plugins: list[Plugin] = []
     for entry, distribution, version in _entries():
@@ -36,17 +36,17 @@ def installed(*, disabled: Collection[str] = (), strict: bool = False) -> list[P
         plugin = Plugin(name=entry.name, module=entry.value, distribution=distribution, version=version)
         module: Any = None
         try:
-            check_beside(plugin, plugins)
+            check_unique(plugin, plugins)
             module = entry.load()
             plugin = load_plugin(entry.name, module, distribution=distribution, version=version)
         except (Exception, SystemExit) as error:
             plugin = _failed(plugin, error, api=getattr(module, "MOEKIT_API", None), strict=strict)
         plugins.append(plugin)
-    return _settled(plugins, strict=strict)
+    return _with_one_owner_per_spec(plugins, strict=strict)
 
 
 def _entries() -> list[tuple[EntryPoint, str, str]]:
-    """Entry points with their distribution's name and version, by name; among namesakes moekit's own comes first."""
+    """Entry points with their distribution's name and version, sorted by name; of equal names moekit's own first."""
     known: dict[int, tuple[str, str]] = {}  # many entries share a distribution
     found = []
     for entry in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
@@ -57,7 +57,7 @@ def _entries() -> list[tuple[EntryPoint, str, str]]:
 
 
 def _origin(distribution: Distribution) -> tuple[str, str]:
-    """Name and version, from the head of the metadata: its own parser reads the whole README, and costs start-up."""
+    """Name and version, from the head of the metadata: ``importlib`` also parses the README, which slows start-up."""
     head = (distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or "").partition("\n\n")[0]
     fields = dict(line.split(": ", 1) for line in reversed(head.splitlines()) if ": " in line)
     return fields.get("Name", ""), fields.get("Version", "")
@@ -72,21 +72,22 @@ def _failed(plugin: Plugin, error: BaseException, *, api: Any = None, strict: bo
     return dataclasses.replace(plugin, api=api, components=(), error=why, trace=trace)
 
 
-def _settled(plugins: list[Plugin], *, strict: bool) -> list[Plugin]:
-    """The same plugins, with those refused that offer a spec class of another; its home package keeps it."""
+def _with_one_owner_per_spec(plugins: list[Plugin], *, strict: bool) -> list[Plugin]:
+    """The same plugins, but one that offers a spec class of another has failed; the package of the class keeps it."""
     out = list(plugins)
-    homes_first = sorted(range(len(out)), key=lambda i: _borrows(out[i]))
+    owners_first = sorted(range(len(out)), key=lambda i: _offers_imported_spec(out[i]))
     accepted: list[Plugin] = []
-    for i in homes_first:
+    for i in owners_first:
         if out[i].error is None:
             try:
-                check_beside(out[i], accepted)
+                check_unique(out[i], accepted)
                 accepted.append(out[i])
             except PluginError as error:
                 out[i] = _failed(out[i], error, api=out[i].api, strict=strict)
     return out
 
 
-def _borrows(plugin: Plugin) -> bool:
+def _offers_imported_spec(plugin: Plugin) -> bool:
+    """Whether a spec class comes from another package than the plugin."""
     home = plugin.module.partition(".")[0]
     return any(c.spec is not Recipe and c.spec.__module__.partition(".")[0] != home for c in plugin.components)

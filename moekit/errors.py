@@ -1,6 +1,6 @@
-"""Errors a user can act on: what, where, what was expected, the nearest valid name, how to list the choices.
+"""Errors that a user can act on: what, where, what was expected, the nearest valid name, how to list the choices.
 
-Everything here is a ``ValueError``; the command line prints it without a traceback and exits with code 2.
+Each is a ``ValueError``; the command line prints it without a traceback and exits with code 2.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 
 class MoekitError(ValueError):
-    """A mistake in what the user gave: a name, a value, a file. Never a bug in moekit."""
+    """A mistake in the user's input: a name, a value, a file. Never a bug in moekit."""
 
 
 class DataError(MoekitError):
@@ -18,29 +18,29 @@ class DataError(MoekitError):
 
 
 class CheckpointError(MoekitError):
-    """A checkpoint or run folder that cannot be used: missing, truncated, or of another spec."""
+    """A checkpoint or run folder that cannot be used: missing, truncated, or written with another spec."""
 
 
 class SaveError(CheckpointError):
-    """A checkpoint that could not be written: the disk is full, or the like. Those before it are untouched."""
+    """A checkpoint that could not be written, as on a full disk. Earlier checkpoints are intact."""
 
 
 class PluginError(MoekitError):
-    """A plugin that cannot be used: it failed to import, breaks a hook's rules, or speaks another API version."""
+    """A plugin that cannot be used: it fails to import, breaks a rule of the hooks, or states another API version."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """One mistake, told in a few lines.
+    """One mistake, printed in a few lines.
 
     Args:
-        what: the mistake itself, with what was found.
-        at: where it stands: a spec path such as ``model.moe.router.use``.
+        what: the mistake, with the value that was found.
+        at: the path in the spec, such as ``model.moe.router.use``.
         source: the file and line, or ``command line``.
-        expected: what would have been right.
+        expected: what is valid there.
         nearest: the nearest valid name.
         list_with: the command that lists the choices.
-        notes: what else may explain it, a line each.
+        notes: possible causes, one line each.
     """
 
     what: str
@@ -82,7 +82,7 @@ class SpecError(MoekitError):
 
 
 class UnknownName(MoekitError):
-    """A component name that no loaded plugin offers. ``problem`` carries the parts of the message."""
+    """A name that no component or kind has. ``problem`` has the parts of the message."""
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
@@ -90,8 +90,8 @@ class UnknownName(MoekitError):
 
 
 def nearest(name: str, choices: Sequence[str]) -> str:
-    """The valid name most like ``name``, or ``""`` when nothing is near."""
-    from difflib import get_close_matches  # only on the way to an error: keeps start-up fast
+    """The choice most similar to ``name``; ``""`` if none is similar."""
+    from difflib import get_close_matches  # needed for errors alone: keeps start-up fast
 
     found = get_close_matches(name, list(choices), n=1, cutoff=0.6)
     return found[0] if found else ""

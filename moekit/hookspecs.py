@@ -1,7 +1,7 @@
-"""The hooks a plugin may implement, one for each kind of component. Every hook returns a list of ``Component``.
+"""The hooks that a plugin may implement, one for each kind of component. Each returns a list of ``Component``.
 
-A plugin is a module named in the entry-point group ``moekit``. It states ``MOEKIT_API = 1`` and implements any of
-these, marked with ``moekit.hookimpl``::
+A plugin is a module that an entry point of the group ``moekit`` names. It states ``MOEKIT_API = 1`` and implements any
+of the hooks, marked with ``moekit.hookimpl``::
 
     from moekit import Component, hookimpl
 
@@ -29,7 +29,7 @@ def moekit_routers() -> list[Component]:  # type: ignore[empty-body]
 
 @hookspec
 def moekit_experts() -> list[Component]:  # type: ignore[empty-body]
-    """Expert banks: ``Target(spec: ExpertSpec, dims: LayerDims)``, a ``moekit.ExpertBank``."""
+    """Experts modules: ``Target(spec: ExpertSpec, dims: LayerDims)``, a ``moekit.ExpertBank``."""
 
 
 @hookspec
@@ -44,7 +44,7 @@ def moekit_balancers() -> list[Component]:  # type: ignore[empty-body]
 
 @hookspec
 def moekit_attention() -> list[Component]:  # type: ignore[empty-body]
-    """Attention: ``Target(spec: AttentionSpec, dim: int)``, a module ``x_BSD -> y_BSD``, causal."""
+    """Attention: ``Target(spec: AttentionSpec, dim: int, causal: bool)``, a module ``x_BSD -> y_BSD``."""
 
 
 @hookspec
@@ -64,14 +64,14 @@ def moekit_data() -> list[Component]:  # type: ignore[empty-body]
 
 @hookspec
 def moekit_optimizers() -> list[Component]:  # type: ignore[empty-body]
-    """Optimizers: ``target(spec: OptimizerSpec, model: nn.Module)``, returning a ``torch.optim.Optimizer``."""
+    """Optimizers: ``target(spec: OptimizerSpec, model: nn.Module)``, a ``torch.optim.Optimizer``."""
 
 
 @hookspec
 def moekit_schedules() -> list[Component]:  # type: ignore[empty-body]
-    """Schedules: ``target(spec: ScheduleSpec, total_steps: int)``, returning ``step -> factor`` of the rate."""
+    """Schedules: ``target(spec: ScheduleSpec, total_steps: int)``, a function ``step -> factor`` of the rate."""
 
 
 @hookspec
 def moekit_recipes() -> list[Component]:  # type: ignore[empty-body]
-    """Recipes: YAML files, most simply ``list(moekit.recipes_in(folder))``."""
+    """Recipes: usually ``list(moekit.recipes_in(folder))`` of a folder of YAML files."""

@@ -1,7 +1,6 @@
-"""One plugin: what is known of it, and how it is checked.
+"""``Plugin``, and the checks of a plugin when it is loaded: its API version, its hooks, and each of its components.
 
-A plugin is checked when it is loaded: the version of the API it was written for, its hooks against ``hookspecs``, and
-each component it offers. Nothing of torch is imported, for targets are names until they are built.
+Loading imports no torch, because targets are names that are imported when they are built.
 """
 
 from __future__ import annotations
@@ -19,21 +18,21 @@ from moekit.errors import PluginError, nearest
 from moekit.spec.fields import Spec
 from moekit.spec.recipe import KINDS, Recipe, plural
 
-_SIGNS = str.maketrans("", "", "_-.")  # what a component's name may hold beside letters and digits
+_SIGNS = str.maketrans("", "", "_-.")  # allowed in a component's name, in addition to letters and digits
 _KIND_OF_HOOK = {f"moekit_{plural(kind)}": kind for kind in KINDS}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plugin:
-    """What is known of one plugin, loaded or failed.
+    """One plugin, loaded or failed.
 
     Attributes:
-        name: its entry-point name (its id).
+        name: the name of its entry point.
         module: the module that the entry point names.
-        distribution, version: the installed package that brought it; empty when it was added by hand.
-        api: the version of the plugin API that it states; None when it states none or could not be imported.
+        distribution, version: the installed package that it belongs to; empty for one added by ``temporary``.
+        api: the API version that it states; None if it states none or could not be imported.
         components: what it offers.
-        error: None, or why it is not used, in a line.
+        error: None, or one line that says why it is not used.
         trace: the traceback of the failure.
     """
 
@@ -48,26 +47,27 @@ class Plugin:
 
     @property
     def origin(self) -> str:
-        """Where it comes from: ``acme-moe 1.2``; its module's name when no installed package brought it."""
+        """Its package and version, as ``acme-moe 1.2``; without a package, the name of its module."""
         return f"{self.distribution} {self.version}".strip() or self.module
 
 
 def load_plugin(name: str, module: Any, *, distribution: str = "", version: str = "") -> Plugin:
-    """Checks a plugin module against the hook specs and collects its components.
+    """Checks a plugin and collects its components.
 
     Args:
-        name: the plugin's id.
-        module: an imported module (or any object with the same attributes).
-        distribution, version: the installed package that brought it, for messages.
+        name: the plugin's name.
+        module: an imported module, or any object with the same attributes.
+        distribution, version: the installed package that it belongs to, for messages.
 
     Raises:
-        PluginError: another API version, a hook with arguments or an unknown name, a hook that raises, a component
-            that is none or breaks a rule.
+        PluginError: the plugin states another API version, has an unknown hook or one with arguments, a hook raises,
+            or a component is invalid.
     """
     api = getattr(module, "MOEKIT_API", None)
     if api != API_VERSION:
         said = "states no MOEKIT_API" if api is None else f"was written for plugin API {api!r}"
-        raise PluginError(f"plugin '{name}': {said}; this moekit speaks API {API_VERSION}: MOEKIT_API = {API_VERSION}")
+        supported = f"this moekit supports API {API_VERSION}: MOEKIT_API = {API_VERSION}"
+        raise PluginError(f"plugin '{name}': {said}; {supported}")
     components: list[Component] = []
     for hook, function in _hooks(name, module):
         where = f"plugin '{name}': hook {hook}"
@@ -90,11 +90,11 @@ def load_plugin(name: str, module: Any, *, distribution: str = "", version: str 
     )
 
 
-def check_beside(plugin: Plugin, others: Iterable[Plugin]) -> None:
-    """Refuses a plugin that cannot stand beside others: the same id, or a spec class that one of them offers.
+def check_unique(plugin: Plugin, others: Iterable[Plugin]) -> None:
+    """Checks that no other plugin has the same name or offers one of its spec classes.
 
     Raises:
-        PluginError: it clashes; two components that share a spec class could not be told apart when built.
+        PluginError: one does. A spec class must identify its component, for a spec is built by its class.
     """
     mine = {c.spec: c for c in plugin.components if c.spec is not Recipe}
     for other in others:
@@ -108,7 +108,7 @@ def check_beside(plugin: Plugin, others: Iterable[Plugin]) -> None:
 
 
 class _Manager(pluggy.PluginManager):
-    """pluggy's manager, which looks closely at marked functions alone: a module has many other attributes."""
+    """pluggy's manager, made faster: it inspects only marked functions, not every attribute of a module."""
 
     def parse_hookspec_opts(self, module_or_class: Any, name: str) -> Any:
         return super().parse_hookspec_opts(module_or_class, name) if name in _KIND_OF_HOOK else None
@@ -119,7 +119,7 @@ class _Manager(pluggy.PluginManager):
 
 
 def _hooks(name: str, module: Any) -> list[tuple[str, Any]]:
-    """The hooks that a module implements, checked by pluggy and for the mistakes that it lets pass."""
+    """The hooks that a module implements, checked by pluggy and for mistakes that pluggy does not report."""
     manager = _Manager("moekit")
     manager.add_hookspecs(hookspecs)
     try:

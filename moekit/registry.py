@@ -1,6 +1,6 @@
-"""The registry: what the installed plugins offer, by name. A snapshot that nothing mutates.
+"""The registry: the components of the installed plugins, by name. It is immutable.
 
-``MOEKIT_DISABLE_PLUGINS=a,b`` leaves plugins out; ``MOEKIT_STRICT_PLUGINS=1`` raises on the first that fails.
+``MOEKIT_DISABLE_PLUGINS=a,b`` disables plugins; ``MOEKIT_STRICT_PLUGINS=1`` raises on the first that fails.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from typing import Any
 from moekit.component import Component
 from moekit.discovery import installed
 from moekit.errors import PluginError, Problem, UnknownName, nearest
-from moekit.plugin import Plugin, check_beside, load_plugin
+from moekit.plugin import Plugin, check_unique, load_plugin
 from moekit.spec.fields import Spec
 from moekit.spec.recipe import KINDS, Recipe, plural
 
 __all__ = ["Plugin", "Registry", "build", "current", "discover", "kind_named", "load_plugin", "temporary"]
 
-NAMED = 20  # names that an error lists; beyond that it tells how many there are
+MAX_LISTED = 20  # an error lists no more names than this; above, it says how many there are
 
 
 class Registry:
-    """An immutable view of the components of a list of plugins.
+    """The components of a list of plugins. Immutable.
 
     Attributes:
         plugins: the plugins, loaded and failed.
-        disabled: names of plugins that were left out on request.
+        disabled: names of plugins that the user disabled.
     """
 
     def __init__(self, plugins: Iterable[Plugin], *, disabled: Iterable[str] = ()) -> None:
@@ -44,11 +44,11 @@ class Registry:
 
     @property
     def failed(self) -> tuple[Plugin, ...]:
-        """Plugins that are installed but could not be used."""
+        """Plugins that are installed but cannot be used."""
         return tuple(p for p in self.plugins if p.error is not None)
 
     def components(self, kind: str | None = None) -> list[Component]:
-        """All components of one kind, or of every kind, by name.
+        """All components of one kind, or of every kind, sorted by name.
 
         Raises:
             UnknownName: there is no such kind.
@@ -57,7 +57,7 @@ class Registry:
         return [c for k in kinds for name in sorted(self._by_name[k]) for c in self._by_name[k][name]]
 
     def names(self, kind: str) -> list[str]:
-        """Names that ``use:`` takes for this kind, sorted.
+        """The names of this kind that ``use:`` takes, sorted.
 
         Raises:
             UnknownName: there is no such kind.
@@ -65,10 +65,10 @@ class Registry:
         return sorted(self._by_name[kind_named(kind)])
 
     def get(self, kind: str, name: str) -> Component:
-        """The component that ``use: name`` means; ``plugin/name`` chooses among namesakes.
+        """The component that ``use: name`` refers to; ``plugin/name`` chooses where two plugins offer the name.
 
         Raises:
-            UnknownName: nothing of this kind has the name, or two plugins offer it; or there is no such kind.
+            UnknownName: the kind does not exist, no component of this kind has the name, or two plugins offer it.
             PluginError: ``plugin/name`` names a plugin that failed to load.
         """
         kind = kind_named(kind)
@@ -81,11 +81,11 @@ class Registry:
         if found:
             raise UnknownName(self._ambiguous(kind, name, found))
         if rest:
-            self._refuse_failed(plugin, kind, name)
+            self._reject_failed(plugin, kind, name)
         raise UnknownName(self._unknown(kind, name))
 
     def component_of(self, spec: Spec) -> Component:
-        """The component whose options ``spec`` holds.
+        """The component that ``spec`` configures.
 
         Raises:
             PluginError: no plugin registered this spec class.
@@ -98,7 +98,7 @@ class Registry:
             ) from None
 
     def use_name(self, spec: Spec) -> str:
-        """The shortest name that ``use:`` needs for this spec's component.
+        """The shortest name after ``use:`` for this spec's component.
 
         Raises:
             PluginError: no plugin registered this spec class.
@@ -106,7 +106,7 @@ class Registry:
         return self.short_name(self.component_of(spec))
 
     def short_name(self, component: Component) -> str:
-        """The shortest name that ``use:`` needs for a component: its own, or ``plugin/name`` among namesakes."""
+        """The shortest name after ``use:`` for a component: its own, or ``plugin/name`` where two plugins offer it."""
         return component.name if len(self._by_name[component.kind][component.name]) == 1 else component.full_name
 
     def build(self, spec: Spec, *context: Any) -> Any:
@@ -114,7 +114,7 @@ class Registry:
 
         Raises:
             PluginError: no plugin registered this spec class, or its target cannot be imported.
-            Exception: whatever the target raises, with a note that names the component and its plugin.
+            Exception: any exception of the target, with a note that names the component and its plugin.
         """
         component = self.component_of(spec)
         target = component.load()
@@ -125,14 +125,14 @@ class Registry:
             raise
 
     def notes(self) -> tuple[str, ...]:
-        """Why something may be missing: plugins that failed, and plugins left out on request."""
+        """Why a name may be missing: plugins that failed, and plugins that the user disabled."""
         notes = [f"plugin '{p.name}' failed to load ({p.error}); see: moekit plugins" for p in self.failed]
         if self.disabled:
-            notes.append(f"MOEKIT_DISABLE_PLUGINS leaves out {', '.join(self.disabled)}")
+            notes.append(f"MOEKIT_DISABLE_PLUGINS disables {', '.join(self.disabled)}")
         return tuple(notes)
 
     def origin(self, component: Component) -> str:
-        """Where a component comes from: ``acme-moe 1.2``."""
+        """The package and version that a component comes from: ``acme-moe 1.2``."""
         return next(p.origin for p in self.plugins if p.name == component.plugin and p.error is None)
 
     def _ambiguous(self, kind: str, name: str, found: list[Component]) -> Problem:
@@ -146,7 +146,7 @@ class Registry:
     def _unknown(self, kind: str, name: str) -> Problem:
         names = self.names(kind)
         choices = [c.full_name for c in self.components(kind)] if "/" in name else []
-        named = f"{len(names)} {plural(kind)}" if len(names) > NAMED else ", ".join(names) or "none"
+        named = f"{len(names)} {plural(kind)}" if len(names) > MAX_LISTED else ", ".join(names) or "none"
         return Problem(
             what=f"unknown {kind} '{name}' (installed: {named})",
             nearest=nearest(name, [*names, *choices]),
@@ -154,7 +154,7 @@ class Registry:
             notes=self.notes(),
         )
 
-    def _refuse_failed(self, plugin: str, kind: str, name: str) -> None:
+    def _reject_failed(self, plugin: str, kind: str, name: str) -> None:
         for failed in self.failed:
             if failed.name == plugin:
                 raise PluginError(
@@ -164,33 +164,32 @@ class Registry:
                 )
 
 
-def kind_named(word: str) -> str:
-    """The kind that a word means, singular or plural: ``router`` for ``routers``.
+def kind_named(name: str) -> str:
+    """The kind of a name, singular or plural: ``router`` for ``routers``.
 
     Raises:
         UnknownName: there is no such kind.
     """
     for kind in KINDS:
-        if word in (kind, plural(kind)):
+        if name in (kind, plural(kind)):
             return kind
-    words = [plural(kind) for kind in KINDS]
+    plurals = [plural(kind) for kind in KINDS]
     raise UnknownName(
         Problem(
-            what=f"unknown kind '{word}' (kinds: {', '.join(words)})",
-            nearest=nearest(word, [*words, *KINDS]),
+            what=f"unknown kind '{name}' (kinds: {', '.join(plurals)})",
+            nearest=nearest(name, [*plurals, *KINDS]),
             list_with="moekit ls",
         )
     )
 
 
 def discover() -> Registry:
-    """Loads every installed plugin; failures are kept, unless ``MOEKIT_STRICT_PLUGINS`` is set.
+    """Loads every installed plugin; those that fail are kept with their error.
 
     Raises:
         PluginError: a plugin failed and ``MOEKIT_STRICT_PLUGINS`` is set.
     """
-    listed = {n.strip() for n in os.environ.get("MOEKIT_DISABLE_PLUGINS", "").split(",")}
-    disabled = listed - {""}
+    disabled = {name.strip() for name in os.environ.get("MOEKIT_DISABLE_PLUGINS", "").split(",")} - {""}
     strict = os.environ.get("MOEKIT_STRICT_PLUGINS", "") not in ("", "0")
     return Registry(installed(disabled=disabled, strict=strict), disabled=disabled)
 
@@ -199,7 +198,7 @@ _current: Registry | None = None
 
 
 def current() -> Registry:
-    """The registry in use; plugins are discovered on the first call."""
+    """The current registry; the first call discovers the plugins."""
     global _current
     if _current is None:
         _current = discover()
@@ -217,20 +216,20 @@ def build(spec: Spec, *context: Any) -> Any:
 
 @contextmanager
 def temporary(*modules: ModuleType | type) -> Iterator[Registry]:
-    """Adds plugins for the length of a ``with`` block: modules, or classes with the hooks as static methods.
+    """Adds plugins within a ``with`` block: modules, or classes with the hooks as static methods.
 
     Example:
         ``with temporary(my_plugin): load("my_recipe.yaml")``
 
     Raises:
-        PluginError: a plugin breaks a rule, or clashes with one that is loaded.
+        PluginError: a plugin is invalid, or its name or a spec class is taken.
     """
     global _current
     before = current()
     plugins = list(before.plugins)
     for module in modules:
         plugin = load_plugin(module.__name__.rpartition(".")[2], module)
-        check_beside(plugin, plugins)
+        check_unique(plugin, plugins)
         plugins.append(plugin)
     _current = Registry(plugins, disabled=before.disabled)
     try:

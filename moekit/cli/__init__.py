@@ -1,7 +1,7 @@
-"""The command line. Each verb is a file of this package; nothing is imported before it is needed.
+"""The command line. Each verb is a module of this package, imported when it is used.
 
-A verb's file holds ``SUMMARY``, ``EXAMPLES``, ``add_arguments(parser)`` and ``run(args) -> int``, and imports torch
-only inside ``run``. The first page is static text, so that ``moekit --help`` costs no more than starting Python.
+A verb's module has ``SUMMARY``, ``EXAMPLES``, ``add_arguments(parser)`` and ``run(args) -> int``, and imports torch
+only inside ``run``. The first page is static text, so that ``moekit --help`` takes little longer than starting Python.
 """
 
 import sys
@@ -13,30 +13,30 @@ if TYPE_CHECKING:
 VERBS = {
     "ls": "list recipes and components",
     "show": "explain a component or a recipe",
-    "plugins": "list plugins, and what is wrong with those that failed",
+    "plugins": "list plugins, and why some failed",
     "config": "print, validate or compare specs",
     "params": "count parameters, total and active, part by part",
     "plan": "size a run on many devices: bytes on each of them, bytes on the wire",
     "bench": "measure layers, routers and training steps, side by side",
     "train": "train a recipe",
-    "generate": "let a trained language model speak",
+    "generate": "generate text with a trained language model",
     "export": "write a trained model's weights to one safetensors file",
 }
-"""The verbs with their summaries, in the order of the first page. A test holds each to its file's ``SUMMARY``."""
+"""The verbs and their summaries, in the order of the first page. A test compares them with each ``SUMMARY``."""
 
 
 def main(argv: "Sequence[str] | None" = None) -> int:
-    """Runs ``moekit`` with the given arguments (``sys.argv`` when left out).
+    """Runs ``moekit`` with the given arguments (default: ``sys.argv``).
 
     Returns:
-        The exit code: 0, or what the verb answers; 2 for a user's mistake; 130 when interrupted; 141 when the reader
-        of the output has gone. Set ``MOEKIT_DEBUG=1`` to see tracebacks.
+        The exit code: that of the verb; 2 for a user's mistake; 130 after an interrupt; 141 if the reader of the
+        output closed the pipe. ``MOEKIT_DEBUG=1`` prints tracebacks.
     """
     args = sys.argv[1:] if argv is None else list(argv)
     if argv is None and (sys.stdout is None or sys.stderr is None):
         _open_closed()
     if argv is None and hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")  # a terminal without a letter shows '?', and the command goes on
+        sys.stdout.reconfigure(errors="replace")  # a letter that the terminal lacks becomes '?'
     try:
         code = _dispatch(args)
         sys.stdout.flush()
@@ -72,7 +72,7 @@ examples:
 
 
 def _open_closed() -> None:
-    """Where a shell has closed stdout or stderr (``>&-``) Python has none: what is written goes nowhere."""
+    """Opens the null device for a stdout or stderr that the shell has closed (``>&-``) and that Python sets to None."""
     import os
 
     sys.stdout = sys.stdout or open(os.devnull, "w")
@@ -93,7 +93,7 @@ def _dispatch(args: "list[str]") -> int:
     import gc
 
     collects = gc.isenabled()
-    gc.disable()  # what start-up imports is no garbage, and looking for it takes a tenth of the time
+    gc.disable()  # start-up makes no garbage, and collecting takes a tenth of its time
     try:
         from moekit.cli import verbs
 

@@ -23,8 +23,8 @@ EXAMPLES = """\
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
     parser.add_argument("action", metavar="print|validate|diff", help="what to do")
-    parser.add_argument("words", nargs="+", metavar="NAME|key=value", help="recipes or YAML files, and overrides")
-    parser.add_argument("--only", metavar="PATH", help="print: only what stands at this path, such as model.moe")
+    parser.add_argument("sources", nargs="+", metavar="NAME|key=value", help="recipes or YAML files, and overrides")
+    parser.add_argument("--only", metavar="PATH", help="print: only the part at this path, such as model.moe")
     parser.add_argument("--json", action="store_true", help="print: JSON instead of YAML")
 
 
@@ -32,13 +32,13 @@ def run(args: argparse.Namespace) -> int:
     """Runs one action.
 
     Raises:
-        MoekitError: an unknown action, too few or too many names, or a spec with mistakes.
+        MoekitError: the action is unknown, there are too few or too many names, or a spec has mistakes.
     """
     command = f"config {args.action}"
     if args.action == "print":
-        name, overrides = one_name(command, args.words)
+        name, overrides = one_name(command, args.sources)
         return _print(name, overrides, only=args.only, as_json=args.json)
-    names, overrides = split(args.words)
+    names, overrides = split(args.sources)
     if args.action == "validate":
         _expect(command, names, "one name or more", bool(names))
         return _validate(names, overrides)
@@ -60,18 +60,18 @@ def run(args: argparse.Namespace) -> int:
     )
 
 
-def split(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Names and overrides, told apart by the ``=`` of an override."""
-    return [w for w in words if "=" not in w], [w for w in words if "=" in w]
+def split(sources: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Names and overrides; an override has a ``=``."""
+    return [s for s in sources if "=" not in s], [s for s in sources if "=" in s]
 
 
-def one_name(command: str, words: Sequence[str]) -> tuple[str, list[str]]:
-    """The one name among words, and the overrides.
+def one_name(command: str, sources: Sequence[str]) -> tuple[str, list[str]]:
+    """The only name, and the overrides.
 
     Raises:
-        MoekitError: there are more names, or none.
+        MoekitError: there are several names, or none.
     """
-    names, overrides = split(words)
+    names, overrides = split(sources)
     _expect(command, names, "one name, then key=value", len(names) == 1)
     return names[0], overrides
 
@@ -98,7 +98,7 @@ def _print(name: str, overrides: list[str], *, only: str | None, as_json: bool) 
             here = ".".join((only or "").split(".")[:depth]) or "the spec"
             raise UnknownName(
                 Problem(
-                    what=f"nothing stands at '{only}': {here} has no '{key}' (it has: {', '.join(keys) or 'nothing'})",
+                    what=f"no value at '{only}': {here} has no '{key}' (it has: {', '.join(keys) or 'nothing'})",
                     nearest=nearest(key, keys),
                 )
             )

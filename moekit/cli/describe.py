@@ -1,4 +1,4 @@
-"""A component in words, from its spec class alone: options, slots, claims. Imports no target and no torch."""
+"""Describes a component by its spec class alone: options, slots, claims. Imports no target and no torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from moekit.spec.recipe import plural
 
 
 def option_rows(spec: type[Spec], prefix: str = "") -> Iterator[tuple[str, str, str, str, str]]:
-    """Name, type, default, range and meaning of each option; those of a group under ``group.option``."""
+    """Name, type, default, range and help of each option; options of a group are named ``group.option``."""
     for name, (info, hint, default) in _fields(spec).items():
         if info.kind == "option":
             yield f"{prefix}{name}", type_text(hint), default, "" if info.choices else info.range_text(), info.help
@@ -28,7 +28,7 @@ def option_rows(spec: type[Spec], prefix: str = "") -> Iterator[tuple[str, str, 
 
 
 def slot_rows(spec: type[Spec], prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
-    """Name, what it takes, meaning, and the command that lists the choices, of each slot."""
+    """Name, accepted kind, help, and the command that lists the choices, of each slot."""
     for name, (info, _, default) in _fields(spec).items():
         if info.kind == "group":
             yield from slot_rows(group_class(spec, name), f"{prefix}{name}.")
@@ -39,7 +39,10 @@ def slot_rows(spec: type[Spec], prefix: str = "") -> Iterator[tuple[str, str, st
 
 
 def claims(spec: type[Spec]) -> dict[str, str]:
-    """What a spec class claims of its component (its class variables), such as the form of its routing."""
+    """The claims of a spec class, which are class variables, such as the form of routing.
+
+    A property in place of a claim is printed as 'depends on its options'.
+    """
     names: dict[str, None] = {}
     for base in reversed(spec.__mro__):
         for name, annotation in vars(base).get("__annotations__", {}).items():
@@ -49,10 +52,10 @@ def claims(spec: type[Spec]) -> dict[str, str]:
 
 
 def docstring(component: Component) -> str:
-    """The docstring of the class that a component builds, read from its source without importing it.
+    """The docstring of a component's target, read from its source without importing it.
 
     Raises:
-        PluginError: the source does not hold the class, and it cannot be imported either.
+        PluginError: the source does not define the target, which cannot be imported either.
     """
     if isinstance(component.target, str):
         module, _, name = component.target.partition(":")
@@ -65,7 +68,7 @@ def docstring(component: Component) -> str:
 
 
 def type_text(hint: Any) -> str:
-    """A type as a person writes it: ``int``, ``softmax | sigmoid``, ``list of float``, ``... or null``."""
+    """A type as text: ``int``, ``softmax | sigmoid``, ``list of float``, ``int | null``."""
     args = typing.get_args(hint)
     origin = typing.get_origin(hint)
     if origin in (typing.Union, types.UnionType):
@@ -81,7 +84,7 @@ def type_text(hint: Any) -> str:
 
 
 def value_text(value: Any) -> str:
-    """A value as YAML has it: ``null``, ``true``, ``0.001``."""
+    """A value as in YAML: ``null``, ``true``, ``0.001``."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -107,6 +110,8 @@ def _default_text(spec: type[Spec], name: str, info: FieldInfo) -> str:
 
 
 def _claim(value: Any) -> str:
+    if isinstance(value, property):
+        return "depends on its options"
     if isinstance(value, bool):
         return "yes" if value else "no"
     return ", ".join(sorted(map(str, value))) if isinstance(value, frozenset | set | tuple) else str(value)

@@ -1,4 +1,4 @@
-"""Write a trained model's weights to one file."""
+"""``moekit export``: write a trained model's weights to one file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Writes the file, and says how large it is and its sha256."""
+    """Writes the file, and prints its size and sha256."""
     from moekit.inference.export import export
 
     path, digest, elements = export(args.run, Path(args.out) if args.out else None, Path(args.runs))

@@ -1,4 +1,4 @@
-"""How a command ends when it fails: a user's mistake is a message, a bug is a traceback."""
+"""How a failed command ends: with a message for a user's mistake, with a traceback for a bug."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ NO_READER = 141  # 128 + SIGPIPE
 
 
 def report(error: Exception) -> int:
-    """Tells a user's mistake on stderr and returns the exit code; raises anything else again.
+    """Prints a user's mistake to stderr and returns the exit code; any other error is raised again.
 
-    Mistakes are ``MoekitError`` and ``OSError`` (a missing file, a full disk). ``MOEKIT_DEBUG=1`` adds the traceback.
+    Mistakes are ``MoekitError`` and ``OSError`` (a missing file, a full disk). ``MOEKIT_DEBUG=1`` prints the traceback.
     """
     if isinstance(error, BrokenPipeError):
         return _close_quietly()
@@ -30,7 +30,7 @@ def report(error: Exception) -> int:
 
 
 def interrupted() -> int:
-    """Ends the line that Ctrl-C was typed on."""
+    """Reports an interrupt, below the line on which Ctrl-C was typed."""
     print("\ninterrupted", file=sys.stderr)
     return INTERRUPTED
 
@@ -43,9 +43,9 @@ def _message(error: MoekitError | OSError) -> str:
 
 
 def _close_quietly() -> int:
-    """The reader of stdout (``| head``) has gone: point stdout elsewhere, so that Python's own flush is quiet too."""
+    """Redirects stdout after its reader (``| head``) has closed, so that Python's flush at exit prints no error."""
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (OSError, ValueError):  # a stdout without a descriptor (in a test): nothing is left to flush
+    except (OSError, ValueError):  # a stdout without a descriptor, as in a test, has nothing to flush
         pass
     return NO_READER

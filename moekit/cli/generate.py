@@ -1,4 +1,4 @@
-"""Let a trained language model speak."""
+"""``moekit generate``: generate text with a trained language model."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-SUMMARY = "let a trained language model speak"
+SUMMARY = "generate text with a trained language model"
 EXAMPLES = """\
   moekit generate deepseek_v3 "def forward("
   moekit generate runs/deepseek_v3/2026-01-31_12-00-00 "The " --tokens 400 --temperature 1.0
-  moekit generate switch "a source, whose target is written" --temperature 0
+  moekit generate switch "the source of a target text" --temperature 0
   moekit generate runs/switch/2026-01-31_12-00-00/checkpoints/best "#include <" --seed 7
 """
 
@@ -19,21 +19,29 @@ EXAMPLES = """\
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the verb's arguments."""
     parser.add_argument("run", metavar="RUN", help="a run folder, a checkpoint, or a name (its latest run)")
-    parser.add_argument("prompt", metavar="PROMPT", help="the text to go on from, or to make a target of")
-    parser.add_argument("--tokens", type=int, default=200, metavar="N", help="tokens to draw (default: 200)")
-    parser.add_argument("--temperature", type=float, default=0.8, metavar="T", help="0: the likeliest (default: 0.8)")
-    parser.add_argument("--top-p", type=float, default=0.95, metavar="P", help="nucleus, 0 < P <= 1 (default: 0.95)")
+    parser.add_argument("prompt", metavar="PROMPT", help="the text to continue, or the source of a target text")
+    parser.add_argument("--tokens", type=int, default=200, metavar="N", help="number of tokens (default: 200)")
+    parser.add_argument(
+        "--temperature", type=float, default=0.8, metavar="T", help="0: always the likeliest token (default: 0.8)"
+    )
+    parser.add_argument(
+        "--top-p", type=float, default=0.95, metavar="P", help="nucleus sampling, 0 < P <= 1 (default: 0.95)"
+    )
     parser.add_argument(
         "--cache",
         action=argparse.BooleanOptionalAction,
-        help="keep what was read (default: unless experts have a capacity, which would then drop other tokens)",
+        help="use a cache (default: unless experts have a capacity, for they would then drop other tokens)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the draws (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of sampling (default: 0)")
     parser.add_argument("--out", default="runs", metavar="DIR", help="folder of all runs (default: runs)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints what the model makes of the prompt, as it comes; behind the prompt, where the model goes on from it."""
+    """Prints text as it is generated; of a model that continues its prompt, after the prompt.
+
+    Raises:
+        MoekitError: an option is out of range, the prompt is empty, or the run has no language model.
+    """
     from moekit.errors import MoekitError
 
     if args.tokens < 0 or not 0 <= args.temperature < float("inf") or not 0 < args.top_p <= 1:

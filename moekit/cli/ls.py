@@ -1,4 +1,4 @@
-"""``moekit ls``: what recipes and components there are."""
+"""``moekit ls``: list recipes and components."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from moekit.component import Component
 from moekit.registry import Registry, current, kind_named
 from moekit.spec.recipe import KINDS, Recipe, plural
 
-WIDE = 110  # below it there is no room for the column of papers; ``moekit show`` tells them
+WIDE = 110  # a narrower terminal has no column of papers; ``moekit show`` prints them
 SUMMARY = "list recipes and components"
 EXAMPLES = """\
   moekit ls                   everything, kind by kind
@@ -25,7 +25,7 @@ SIZES = "recipes at the sizes of their papers, to read and to count (moekit para
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
     kinds = ", ".join(plural(kind) for kind in KINDS)
-    parser.add_argument("kind", nargs="?", help=f"one of {kinds} (the singular will do)")
+    parser.add_argument("kind", nargs="?", help=f"one of {kinds}, or its singular")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -53,18 +53,18 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _tables(registry: Registry, kind: str) -> list[tuple[str, list[tuple[str, ...]]]]:
-    """Titles with their rows: one table a kind, by name; two for recipes, by year and then by name."""
+    """Titles with their rows: one table per kind, sorted by name; two for recipes, sorted by year and name."""
     components = registry.components(kind)
     if kind != Recipe.kind:
         return [(plural(kind), [_row(registry, c) for c in components])]
-    by_year = sorted(components, key=lambda c: (c.year == 0, c.year, _in_numbers(c.name)))  # those of no paper last
+    by_year = sorted(components, key=lambda c: (c.year == 0, c.year, _numeric_key(c.name)))  # without a paper last
     trained, counted = ([c for c in by_year if c.trains is trains] for trains in (True, False))
     tables = [(RECIPES, trained), (SIZES, counted)] if counted else [(RECIPES, trained)]
     return [(title, [_row(registry, c) for c in some]) for title, some in tables]
 
 
-def _in_numbers(name: str) -> list[str | int]:
-    """A name to sort by, in which 8b comes before 64b."""
+def _numeric_key(name: str) -> list[str | int]:
+    """A sort key by which 8b comes before 64b."""
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 

@@ -1,4 +1,4 @@
-"""``moekit plugins``: which plugins are installed, what they offer, and why some could not be used."""
+"""``moekit plugins``: list the installed plugins, what they offer, and why some cannot be used."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from moekit.plugin import Plugin
 from moekit.registry import current
 from moekit.spec.recipe import KINDS, plural
 
-SUMMARY = "list plugins, and what is wrong with those that failed"
+SUMMARY = "list plugins, and why some failed"
 EXAMPLES = """\
-  moekit plugins                                      ends with code 1 when one failed
+  moekit plugins                                      the exit code is 1 if one failed
   moekit plugins --trace                              with the tracebacks of those that failed
-  MOEKIT_DISABLE_PLUGINS=acme moekit plugins          leave one out
+  MOEKIT_DISABLE_PLUGINS=acme moekit plugins          with one disabled
 """
 
 
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints a table of plugins, then the failures. Returns 1 when there are any."""
+    """Prints a table of plugins, then the failures. Returns 1 if there are any."""
     registry = current()
     header = ("plugin", "package", "API", "offers")
     rows = [header, *((p.name, p.origin, "-" if p.api is None else str(p.api), _offers(p)) for p in registry.plugins)]
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     if registry.failed and not args.trace:
         print("\ntracebacks: moekit plugins --trace")
     if registry.disabled:
-        print(f"\nleft out by MOEKIT_DISABLE_PLUGINS: {', '.join(registry.disabled)}")
+        print(f"\ndisabled by MOEKIT_DISABLE_PLUGINS: {', '.join(registry.disabled)}")
     return 1 if registry.failed else 0
 
 

@@ -1,4 +1,4 @@
-"""The page that ``moekit show`` prints of a recipe: its paper, its parts, its YAML, what to try next."""
+"""The page of a recipe that ``moekit show`` prints: its paper, its components, its YAML, what to try next."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from moekit.spec.recipe import Paper, Recipe
 
 
 def page(registry: Registry, component: Component) -> list[str]:
-    """The page, line by line.
+    """The lines of the page.
 
     Raises:
-        SpecError: the recipe has mistakes; all of them are told.
+        SpecError: with every mistake in the recipe.
     """
     name = registry.short_name(component) if component.plugin else component.name
     recipe = load(name)
@@ -43,7 +43,7 @@ def page(registry: Registry, component: Component) -> list[str]:
 
 
 def part_rows(registry: Registry, spec: Spec, prefix: str = "") -> Iterator[tuple[str, str, str]]:
-    """Path, name and summary of each component that a spec is made of."""
+    """Path, name and summary of each component in a spec."""
     for name, info in fields_of(type(spec)).items():
         value = getattr(spec, name)
         if info.kind == "option" or value is None:

@@ -1,4 +1,4 @@
-"""``moekit show``: one component or recipe, explained from its spec alone."""
+"""``moekit show``: explain a component by its spec, or a recipe."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ EXAMPLES = """\
   moekit show topk                    every component of that name
   moekit show router/topk --doc       by kind, with the docstring of its class
   moekit show acme/topk               by plugin, where two offer the name
-  moekit show deepseek_v3             a recipe: its parts, its YAML, what to try next
+  moekit show deepseek_v3             a recipe: its components, its YAML, what to try next
 """
 
 
@@ -25,11 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
     parser.add_argument("name", help="name, kind/name or plugin/name; or a YAML file")
     parser.add_argument("--kind", help="only components of this kind")
-    parser.add_argument("--doc", action="store_true", help="also print the docstring of the class that is built")
+    parser.add_argument("--doc", action="store_true", help="also print the docstring of its class")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints a page for each component that the name means."""
+    """Prints a page for each component of that name."""
     registry = current()
     pages = []
     for component in named(registry, args.name, kind_named(args.kind) if args.kind else None):
@@ -44,11 +44,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def named(registry: Registry, name: str, kind: str | None = None) -> list[Component]:
-    """Every component that ``name`` may mean: a name, ``kind/name``, ``plugin/name``, or the file of a recipe.
+    """Every component that ``name`` matches: a name, ``kind/name``, ``plugin/name``, or the file of a recipe.
 
     Raises:
         UnknownName: no component has the name.
-        PluginError: a kind was given, and the name is of a plugin that failed to load.
+        PluginError: a kind is given, and the plugin in the name failed to load.
     """
     if name.endswith((".yaml", ".yml")):
         return [Component(name=name, spec=Recipe, target=name, summary="")]
@@ -57,7 +57,7 @@ def named(registry: Registry, name: str, kind: str | None = None) -> list[Compon
     if found:
         return found
     if kind is not None:
-        return [registry.get(kind, name)]  # raises, and says what is wrong
+        return [registry.get(kind, name)]  # raises
     choices = [c.name for c in components]
     if "/" in name:
         choices += [c.full_name for c in components] + [f"{c.kind}/{c.name}" for c in components]
@@ -88,5 +88,5 @@ def _page(registry: Registry, component: Component, *, doc: bool) -> list[str]:
 
 
 def section(title: str, rows: list[tuple[str, ...]], *, fold: tuple[int, ...]) -> list[str]:
-    """A titled table after an empty line; nothing at all when there are no rows."""
+    """An empty line, a title and a table; no lines at all if there are no rows."""
     return ["", text.bold(title), *text.table(rows, fold=fold)] if rows else []

@@ -1,4 +1,4 @@
-"""Plain text for the terminal: aligned columns that fit its width, without a library that takes longer to import."""
+"""Plain text for the terminal: aligned columns that fit its width. Importing ``rich`` would take longer."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 
 GAP = 2
-NARROWEST = 20  # a column is never folded to less
+NARROWEST = 20  # the least width of a folded column
 
 
 def width() -> int | None:
-    """Columns of the terminal; None when the output goes to a file or pipe and ``COLUMNS`` does not say."""
+    """Width of the terminal; None if the output goes to a file or pipe and ``COLUMNS`` is unset."""
     if not os.environ.get("COLUMNS", "").isdigit() and not sys.stdout.isatty():
         return None
     return shutil.get_terminal_size().columns
 
 
 def bold(text: str) -> str:
-    """The text in bold on a terminal that shows it (``NO_COLOR`` unset), else as it is."""
+    """The text in bold on a terminal, unless ``NO_COLOR`` is set; elsewhere unchanged."""
     return f"\x1b[1m{text}\x1b[0m" if sys.stdout.isatty() and not os.environ.get("NO_COLOR") else text
 
 
 def columns(rows: Iterable[Sequence[str]]) -> list[int]:
-    """The width of each column: that of its longest cell."""
+    """The width of the longest cell in each column."""
     return [max(map(len, column)) for column in zip(*rows, strict=True)]
 
 
@@ -38,14 +38,14 @@ def table(
     sizes: Sequence[int] = (),
     limit: int | None = None,
 ) -> list[str]:
-    """Rows as lines with aligned columns; empty columns take no room.
+    """Rows as lines with aligned columns; empty columns are omitted.
 
     Args:
-        rows: cells, as many in each row.
+        rows: rows of equally many cells.
         indent: spaces before each line.
-        fold: columns that may be folded so that lines fit, by index.
-        sizes: width of each column, to align several tables; from the rows themselves when left out.
-        limit: width to fit; the terminal's when left out.
+        fold: indices of the columns that may be folded to fit the limit.
+        sizes: width of each column, to align several tables (default: from ``rows``).
+        limit: maximal width of a line (default: the terminal's).
     """
     cells = [list(row) for row in rows]
     if not cells:
@@ -66,13 +66,13 @@ def table(
 
 
 def paragraph(text: str, *, indent: int = 2) -> list[str]:
-    """Text folded to the terminal's width (100 where there is no terminal)."""
+    """Text folded to the terminal's width, or to 100 without a terminal."""
     pad = " " * indent
     return textwrap.wrap(text, width() or 100, initial_indent=pad, subsequent_indent=pad)
 
 
 def _fitted(sizes: list[int], indent: int, fold: Sequence[int], limit: int | None) -> list[int]:
-    """Takes what is too wide from the widest column that may be folded, again and again."""
+    """The widths of columns after the widest foldable one was narrowed, step by step, until lines fit."""
     if limit is None:
         return sizes
     excess = indent + sum(size + GAP for size in sizes if size) - GAP - limit

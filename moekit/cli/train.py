@@ -1,4 +1,4 @@
-"""Train a recipe."""
+"""``moekit train``: train a recipe, or resume a run."""
 
 from __future__ import annotations
 
@@ -18,17 +18,21 @@ EXAMPLES = """\
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the verb's arguments."""
     parser.add_argument("recipe", nargs="?", default="", metavar="RECIPE", help="a recipe's name, or a YAML file")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="options to change, by their path")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="options to change, by path")
     parser.add_argument("--out", default="runs", metavar="DIR", help="folder of all runs (default: runs)")
     parser.add_argument("--name", help="name of the run's folder (default: the recipe's)")
     parser.add_argument(
-        "--resume", default="", metavar="RUN", help="go on with a run: its folder, its name, or one of its checkpoints"
+        "--resume", default="", metavar="RUN", help="resume a run: its folder, its name, or one of its checkpoints"
     )
-    parser.add_argument("--no-compare", action="store_true", help="skip the dense model that the recipe compares with")
+    parser.add_argument("--no-compare", action="store_true", help="do not train the recipe's dense baseline")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Trains; every mistake raises a MoekitError before anything is written."""
+    """Trains.
+
+    Raises:
+        MoekitError: the recipe or an argument has a mistake; nothing has been written.
+    """
     from moekit.errors import MoekitError
     from moekit.spec import load
 
@@ -45,9 +49,11 @@ def run(args: argparse.Namespace) -> int:
         resume = RunFolder.find(args.resume, root)
         recipe = load(resume.spec, overrides)
     elif not args.recipe:
-        raise MoekitError("train what? name a recipe or a file\n  list them: moekit ls recipes")
+        raise MoekitError(
+            "no recipe is given\n  expected a recipe's name or a YAML file\n  list them: moekit ls recipes"
+        )
     else:
-        recipe = load(args.recipe, overrides)  # mistakes are told before torch and Lightning are imported
+        recipe = load(args.recipe, overrides)  # reports mistakes before torch and Lightning are imported
 
     from moekit.training.run.allocator import keep_freed_memory
     from moekit.training.run.train import train

@@ -1,4 +1,4 @@
-"""Runs one verb: imports its file, reads its arguments, calls it."""
+"""Runs one verb: imports its module, parses its arguments, calls it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from moekit.cli import VERBS
 from moekit.errors import MoekitError, nearest
 
 QUICK = ("ls", "show", "plugins", "config")
-"""Verbs that end so soon that collecting garbage is not worth its time. They import no torch."""
+"""Verbs that end before garbage collection is worth its time. They import no torch."""
 
 
 class Verb(Protocol):
-    """What the file of a verb holds."""
+    """The interface of a verb's module."""
 
     SUMMARY: str
     EXAMPLES: str
@@ -28,13 +28,13 @@ class Verb(Protocol):
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose mistakes are ``MoekitError``s, with the nearest option."""
+    """An argument parser that raises ``MoekitError``, with the nearest option."""
 
     def error(self, message: str) -> NoReturn:
         """Raises instead of exiting.
 
         Raises:
-            MoekitError: always: the mistake, the nearest option, the usage.
+            MoekitError: always, with the mistake, the nearest option and the usage.
         """
         lines = [f"{self.prog}: {message}"]
         wrong = [word for word in message.split() if word.startswith("--")]
@@ -47,7 +47,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def load(name: str) -> Verb:
-    """The file of a verb, imported.
+    """The module of a verb, imported.
 
     Raises:
         MoekitError: there is no such verb.
@@ -81,9 +81,9 @@ def run(name: str, argv: list[str]) -> int:
     """
     parser = parser_of(name)
     try:
-        args = parser.parse_intermixed_args(argv)  # options may stand between overrides
-    except SystemExit as asked:  # --help has printed its page
-        return int(asked.code or 0)
+        args = parser.parse_intermixed_args(argv)  # options may be between overrides
+    except SystemExit as stop:  # --help printed its page
+        return int(stop.code or 0)
     if name not in QUICK:
-        gc.enable()  # the first page's module has switched it off
+        gc.enable()  # disabled in moekit.cli
     return load(name).run(args)

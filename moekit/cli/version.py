@@ -1,4 +1,4 @@
-"""``moekit --version``; with ``--verbose`` also versions of what moekit runs on, beside those it was tested with."""
+"""``moekit --version``; with ``--verbose`` also installed versions of dependencies, next to the tested ones."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from moekit.cli import text
 from moekit.errors import MoekitError
 
 TESTED = Path(moekit.__file__).with_name("tested.json")
-"""The environments in which the whole test suite passed: written by the CI run, one object a Python and torch."""
+"""The environments in which the whole test suite passed, one object per Python and torch; the CI run writes it."""
 
 
 def run(args: Sequence[str]) -> int:
     """Prints the version, and with ``--verbose`` a table of packages.
 
     Raises:
-        MoekitError: any other argument.
+        MoekitError: there is another argument.
     """
     if list(args) not in ([], ["--verbose"]):
         raise MoekitError(f"moekit --version takes no {args[0]!r}\n  expected nothing, or --verbose")
@@ -35,7 +35,7 @@ def run(args: Sequence[str]) -> int:
 
 
 def installed(name: str) -> str:
-    """The installed version of Python or of a package; ``not installed`` where there is none."""
+    """The installed version of Python or of a package, or ``not installed``."""
     if name == "python":
         return platform.python_version()
     try:

@@ -1,13 +1,13 @@
 """Specs: how options are declared, loaded, overridden, validated, compared and printed. Torch-free.
 
-Names are imported on first use: plugins need only ``moekit.spec.fields``, and listing them should read no YAML.
+Names are imported on first use: a plugin needs only ``moekit.spec.fields``, and listing plugins reads no YAML.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from moekit.lazy import lazy_exports
+from moekit.lazy import imports_in, lazy_exports
 
 if TYPE_CHECKING:
     from moekit.spec.diffing import Change as Change
@@ -18,14 +18,4 @@ if TYPE_CHECKING:
     from moekit.spec.loading import load as load
     from moekit.spec.loading import validate as validate
 
-_MODULE_OF = {
-    "Change": "moekit.spec.diffing",
-    "component_spec": "moekit.spec.loading",
-    "diff": "moekit.spec.diffing",
-    "dump": "moekit.spec.dumping",
-    "load": "moekit.spec.loading",
-    "to_plain": "moekit.spec.dumping",
-    "validate": "moekit.spec.loading",
-}
-
-__getattr__, __dir__, __all__ = lazy_exports(__name__, _MODULE_OF)
+__getattr__, __dir__, __all__ = lazy_exports(__name__, imports_in(__file__))

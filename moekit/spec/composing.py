@@ -1,4 +1,4 @@
-"""From a merged tree to a spec: values are resolved and converted, and specs constructed from the leaves up."""
+"""Makes a spec of a merged tree: resolves and converts its values, then constructs specs from the leaves up."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from moekit.spec.values import BROKEN, Values
 
 
 def compose(tree: Tree, kind: str) -> Spec:
-    """The spec of one component of ``kind`` (a whole recipe, for ``recipe``) that ``tree`` describes.
+    """The spec that ``tree`` describes: of a component of ``kind``, or of a whole recipe for ``recipe``.
 
     Raises:
-        SpecError: with everything that is wrong with it.
+        SpecError: with every mistake in the tree.
+        PluginError: a spec class declares an option of a type that no spec can hold.
     """
     report = Report(tree.places)
     planner = Planner(report)
@@ -34,8 +35,6 @@ def compose(tree: Tree, kind: str) -> Spec:
 
 
 class _Builder:
-    """Second pass: resolves and converts the values, and constructs the specs from the leaves up."""
-
     def __init__(self, root: Node, report: Report, unread: list[Keys]) -> None:
         self.report = report
         self.resolver = Resolver(_plain(root), report, unread)
@@ -43,7 +42,7 @@ class _Builder:
         self.values = Values(report, lambda path: self.origin.get(path, ""))
 
     def build(self, node: Any) -> Any:
-        """The spec of ``node``, or ``BROKEN``; a node whose children failed is not constructed."""
+        """The spec of ``node``; ``BROKEN`` where the node or one of its children has a mistake."""
         if not isinstance(node, Node):
             return node
         given: dict[str, Any] = {}
@@ -89,7 +88,7 @@ class _Builder:
 
 
 def _plain(node: Node) -> dict[str, Any]:
-    """The node as plain data with its defaults, for interpolations to refer to."""
+    """The node as plain data with its defaults, which interpolations may refer to."""
     out: dict[str, Any] = {"use": node.use} if node.use else {}
     for name, info in fields_of(node.spec).items():
         if info.kind == "option":

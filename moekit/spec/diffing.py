@@ -1,4 +1,4 @@
-"""What differs between two specs, told the way one would tell it: this router became that router."""
+"""The differences between two specs, as a reader of a paper would state them: this router became that router."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from moekit.spec.places import Keys, show
 from moekit.spec.recipe import Paper, Recipe
 
 LABELS = ("schema", "requires", "name", "summary")
-"""Fields of a recipe that say what it is called, not what it does; no difference is told of them."""
+"""Fields of a recipe that name it and do not change what it does; they are not compared."""
 
 
 @dataclass(frozen=True)
@@ -19,10 +19,10 @@ class Change:
     """One difference.
 
     Attributes:
-        path: where, as ``model.moe.router``.
-        before: the value, component or group in the first spec; None where there is none.
-        after: the same in the second.
-        options: of one component with other options, those that differ; empty otherwise.
+        path: such as ``model.moe.router``.
+        before: the value, component or group in the first spec; None if there is none.
+        after: the same in the second spec.
+        options: if one component has several other options, their names.
     """
 
     path: str
@@ -31,22 +31,22 @@ class Change:
     options: tuple[str, ...] = ()
 
     def sides(self) -> tuple[str, str]:
-        """Both sides in words; of two components, without the parts that are compared by themselves."""
+        """Both sides as text; two different components are printed without the parts that are compared separately."""
         before, after = self.before, self.after
         if self.options:
-            return tell(before, only=self.options), tell(after, only=self.options)
+            return text_of(before, only=self.options), text_of(after, only=self.options)
         apart = _shared(before, after) if isinstance(before, Spec) and isinstance(after, Spec) else []
-        return tell(before, without=apart), tell(after, without=apart)
+        return text_of(before, without=apart), text_of(after, without=apart)
 
     def __str__(self) -> str:
         return f"{self.path}: {' -> '.join(self.sides())}"
 
 
 def diff(a: Spec, b: Spec) -> list[Change]:
-    """The differences from ``a`` to ``b``, in the order of the schema; what is equal is left out.
+    """The differences from ``a`` to ``b``, in the order of declaration.
 
-    A component exchanged for another is one change, and so is a paper; parts that two exchanged components both
-    have (a decoder and a mixture both have ``moe``) are compared further. Several options of a part are told together.
+    A component exchanged for another is one change, and so is a paper; parts that both components have (a decoder and
+    a mixture both have ``moe``) are compared further. Several options of one component make one change.
     """
     return list(_node(a, b, ()))
 
@@ -66,7 +66,7 @@ def _node(a: Any, b: Any, path: Keys) -> Iterator[Change]:
             return
         yield from _fields(a, b, path, names)
     elif _has_parts(a) or _has_parts(b):
-        yield from _fields(a, b, path, _told(b if a is None else a))
+        yield from _fields(a, b, path, _non_default(b if a is None else a))
     elif isinstance(a, Mapping | None) and isinstance(b, Mapping | None):
         before, after = a or {}, b or {}
         for key in dict.fromkeys([*before, *after]):
@@ -76,7 +76,7 @@ def _node(a: Any, b: Any, path: Keys) -> Iterator[Change]:
 
 
 def _differing(a: Spec, b: Spec) -> tuple[str, ...]:
-    """Names of the options that differ between two specs of one class; none of a class that holds parts."""
+    """Names of the options that differ between two specs of one class; empty for a class that holds components."""
     if any(info.kind != "option" for info in fields_of(type(a)).values()):
         return ()
     return tuple(name for name in fields_of(type(a)) if getattr(a, name) != getattr(b, name))
@@ -89,14 +89,14 @@ def _fields(a: Spec | None, b: Spec | None, path: Keys, names: list[str]) -> Ite
 
 
 def _has_parts(value: Any) -> bool:
-    """Whether this is a group that holds components: told part by part where only one side has it."""
+    """Whether this is a group that holds components: they are compared one by one, even where one side has no group."""
     return (
         isinstance(value, Spec) and not value.kind and any(i.kind != "option" for i in fields_of(type(value)).values())
     )
 
 
 def _shared(a: Spec, b: Spec) -> list[str]:
-    """Fields that hold parts of the same kind in both, one of the parts at least being there."""
+    """Names of the fields that hold the same kind of component in both."""
     mine, other = fields_of(type(a)), fields_of(type(b))
     return [
         name
@@ -107,37 +107,37 @@ def _shared(a: Spec, b: Spec) -> list[str]:
     ]
 
 
-def _told(spec: Spec) -> list[str]:
-    """Names of the fields whose value is not their default."""
+def _non_default(spec: Spec) -> list[str]:
+    """Names of the fields that are not at their default."""
     return [name for name in fields_of(type(spec)) if getattr(spec, name) != default_of(type(spec), name)]
 
 
-def tell(value: Any, *, depth: int = 0, without: Sequence[str] = (), only: Sequence[str] = ()) -> str:
-    """A value as a change tells it: ``none``, ``[1, 2]``, ``topk(top_k=8)`` with the options that are not default.
+def text_of(value: Any, *, depth: int = 0, without: Sequence[str] = (), only: Sequence[str] = ()) -> str:
+    """A value as text: ``none``, ``[1, 2]``, ``topk(top_k=8)`` with the options that are not at their default.
 
     Args:
         value: an option's value, a spec, or a map of them.
-        depth: how deep inside another spec it stands; there its own options are only hinted at.
-        without: names of fields to leave out.
-        only: names of the fields to tell, defaults too; all that are not default when left out.
+        depth: depth inside another spec; below the top, options are shortened to ``(...)``.
+        without: names of fields to omit.
+        only: names of the fields to print, even at their default (default: those that are not).
     """
     if value is None:
         return "none"
     if isinstance(value, Paper):
         return " ".join(filter(None, [value.title or "untitled", f"({value.year})" if value.year else ""]))
     if isinstance(value, Spec):
-        told = list(only) or [name for name in _told(value) if name not in without]
-        if only and not value.kind:  # ways to say one thing, of which one is given
-            told = [name for name in only if getattr(value, name) is not None] or told
-        if depth and told:
+        names = list(only) or [name for name in _non_default(value) if name not in without]
+        if only and not value.kind:  # a group of alternatives, of which one is set
+            names = [name for name in only if getattr(value, name) is not None] or names
+        if depth and names:
             return f"{_name(value)}(...)"
-        if not told and not value.kind:
-            told = list(fields_of(type(value)))
-        return f"{_name(value)}({', '.join(f'{n}={tell(getattr(value, n), depth=depth + 1)}' for n in told)})"
+        if not names and not value.kind:
+            names = list(fields_of(type(value)))
+        return f"{_name(value)}({', '.join(f'{n}={text_of(getattr(value, n), depth=depth + 1)}' for n in names)})"
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {tell(item, depth=depth + 1)}" for key, item in value.items()) + "}"
+        return "{" + ", ".join(f"{key}: {text_of(item, depth=depth + 1)}" for key, item in value.items()) + "}"
     if isinstance(value, list | tuple):
-        return "[" + ", ".join(tell(item, depth=depth + 1) for item in value) + "]"
+        return "[" + ", ".join(text_of(item, depth=depth + 1) for item in value) + "]"
     return {True: "true", False: "false"}[value] if isinstance(value, bool) else str(value)
 
 

@@ -1,4 +1,4 @@
-"""Specs back to plain data and to YAML text: fully resolved, every option written, in the order of the schema."""
+"""Specs as plain data and as YAML text: fully resolved, every option written, in the order of declaration."""
 
 from __future__ import annotations
 
@@ -11,13 +11,10 @@ from moekit.spec.recipe import Recipe
 
 
 def to_plain(spec: Spec) -> dict[str, Any]:
-    """The spec as mappings, lists and scalars; ``load`` (or ``component_spec``) makes an equal spec of it.
-
-    Args:
-        spec: a recipe, the spec of a component, or a group.
+    """A recipe, component spec or group as mappings, lists and scalars; ``load`` makes an equal spec of them.
 
     Raises:
-        PluginError: no loaded plugin offers the component of one of the specs in it.
+        PluginError: no loaded plugin offers a component for one of the specs in it.
     """
     out: dict[str, Any] = {}
     if spec.kind and not isinstance(spec, Recipe):
@@ -36,7 +33,7 @@ def to_plain(spec: Spec) -> dict[str, Any]:
 
 
 def plain_value(value: Any) -> Any:
-    """An option's value as YAML holds it: tuples as lists, ``${`` escaped."""
+    """An option's value for YAML: tuples become lists, and ``${`` is escaped."""
     if isinstance(value, str):
         return escape(value)
     if isinstance(value, Mapping):
@@ -50,7 +47,7 @@ def dump(spec: Spec) -> str:
     """The spec as YAML text that ``load`` reads back to an equal spec.
 
     Raises:
-        PluginError: no loaded plugin offers the component of one of the specs in it.
+        PluginError: no loaded plugin offers a component for one of the specs in it.
     """
     from moekit.spec.yaml_text import write
 

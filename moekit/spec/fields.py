@@ -1,8 +1,8 @@
-"""How a component declares its options: one frozen dataclass, and four kinds of field.
+"""How a component declares its options: one frozen dataclass with four kinds of field.
 
-``option`` is a plain value, ``slot`` holds one component, ``slots`` a named map of components, ``group`` a fixed
-bundle of options without a name of its own. A spec instance is valid by construction, from YAML and from Python
-alike: ranges and choices are checked in ``__post_init__``, rules between fields in ``check``.
+``option`` is a plain value, ``slot`` holds one component, ``slots`` a named map of components, and ``group`` another
+spec class that has no ``use``. A spec is valid by construction, from YAML and from Python alike: ``__post_init__``
+checks types, ranges and choices, and ``check`` checks rules between fields.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 
 def _cached(function: _F) -> _F:
-    """``functools.cache`` that keeps the signature: to mypy a class is not hashable."""
+    """``functools.cache`` with the signature kept: mypy treats a class as not hashable."""
     return cast(_F, cache(function))
 
 
 @dataclass(frozen=True)
 class FieldInfo:
-    """What a spec field may hold: its kind, the component kind of a slot, its meaning and its range."""
+    """What a spec field may hold: the kind of field, the component kind of a slot, a help text and a range."""
 
     kind: FieldKind
     help: str
@@ -38,14 +38,14 @@ class FieldInfo:
     choices: tuple[Any, ...] = ()
 
     def range_text(self) -> str:
-        """The range in words: ``>= 1``, ``one of softmax, sigmoid``; empty when anything goes."""
+        """The range as text: ``>= 1``, ``one of softmax, sigmoid``; empty where there is no limit."""
         if self.choices:
             return "one of " + ", ".join(str(c) for c in self.choices)
         signs = ((">=", self.ge), (">", self.gt), ("<=", self.le), ("<", self.lt))
         return " and ".join(f"{sign} {bound:g}" for sign, bound in signs if bound is not None)
 
     def allows(self, value: Any) -> bool:
-        """Whether ``value`` (of the right type already), or every item of it, lies in the range."""
+        """Whether ``value``, which already has the right type, is in the range; of a list, whether every item is."""
         if value is None:
             return True
         if isinstance(value, list | tuple):
@@ -78,30 +78,30 @@ def option(
     """A plain value: int, float, bool, str, a ``Literal`` of choices, ``list[...]``, ``dict[str, ...]``, or None.
 
     Args:
-        default: leave it out for an option that must be given.
-        help: one line: the meaning, and the unit where there is one.
-        ge, gt, le, lt: bounds of a number.
+        default: without one, the option must be given.
+        help: one line: the meaning, and the unit if there is one.
+        ge, gt, le, lt: bounds of a number, or of each number in a list.
     """
     return _field(FieldInfo("option", help, ge=ge, gt=gt, le=le, lt=lt), default)
 
 
 def slot(component: str, help: str = "", *, optional: bool = False) -> Any:
-    """A place for one component of kind ``component``: ``{use: name, ...}`` in YAML, its spec in Python."""
+    """One component of kind ``component``: ``{use: name, ...}`` in YAML, its spec in Python."""
     return _field(FieldInfo("slot", help, component), None if optional else MISSING)
 
 
 def slots(component: str, help: str = "") -> Any:
-    """A named map of components, so that one entry can be overridden or deleted; empty by default."""
+    """A map of components by name, empty by default. An override can change or delete one entry by its name."""
     return _field(FieldInfo("slots", help, component), {})
 
 
 def group(help: str = "", *, default: Any = MISSING) -> Any:
-    """A fixed bundle of options (another spec class, no ``use``); ``default=None`` makes it optional."""
+    """Options and slots of another spec class, which has no ``use``; ``default=None`` makes the group optional."""
     return _field(FieldInfo("group", help), default)
 
 
 class ConflictError(ValueError):
-    """Options that cannot be, alone or together; ``sentences`` says each conflict by itself."""
+    """Invalid options, alone or together; ``sentences`` has one sentence for each conflict."""
 
     def __init__(self, *sentences: str) -> None:
         self.sentences = sentences
@@ -112,14 +112,14 @@ class Spec:
     """Base of every spec dataclass (write ``@dataclass(frozen=True, kw_only=True)``).
 
     Raises:
-        ConflictError: (a ``ValueError``) on construction, when an option is of another type or out of range, or
-            ``check`` finds a conflict.
+        ConflictError: (a ``ValueError``) on construction: an option has another type or is out of range, or
+            ``check`` found conflicts.
     """
 
     kind: ClassVar[str] = ""
 
     def check(self) -> Iterable[str]:
-        """Conflicts between options, each a sentence. Override; called with every field set and in range."""
+        """Conflicts between options, one sentence each. Override; every field is set and in range when it is called."""
         return ()
 
     def __post_init__(self) -> None:
@@ -128,19 +128,19 @@ class Spec:
             raise ConflictError(*problems)
 
     def _problem_of(self, name: str) -> str:
-        """What is wrong with one field's value by itself; empty when nothing is."""
+        """The mistake in one field's value by itself; empty if there is none."""
         info, hint, value = fields_of(type(self))[name], types_of(type(self))[name], getattr(self, name)
         if info.kind != "option":
             return ""
         if not info.choices and not is_a(value, hint):
-            from moekit.spec.values import describe  # values stands above this file, and is needed only for words
+            from moekit.spec.values import describe  # a circular import otherwise; needed only for a message
 
             return f"{name}: {value!r} is not {describe(hint)}"
         return "" if info.allows(value) else f"{name}={value!r} is out of range ({info.range_text()})"
 
 
 def is_a(value: Any, hint: Any) -> bool:
-    """Whether a value is of a plain declared type: an int is a float too, and a bool is no number."""
+    """Whether a value has a declared plain type: an int counts as a float, a bool not as a number."""
     args, origin = typing.get_args(hint), typing.get_origin(hint)
     if origin in (typing.Union, types.UnionType):
         return any(is_a(value, arg) for arg in args)
@@ -156,14 +156,18 @@ def is_a(value: Any, hint: Any) -> bool:
 
 @_cached
 def types_of(spec: type[Spec]) -> dict[str, Any]:
-    """The resolved type of each field, in order of declaration."""
+    """The type of each field, in order of declaration."""
     hints = typing.get_type_hints(spec)
     return {f.name: hints[f.name] for f in dataclasses.fields(spec)}  # type: ignore[arg-type]
 
 
 @_cached
 def fields_of(spec: type[Spec]) -> dict[str, FieldInfo]:
-    """What each field of a spec class may hold, in order of declaration."""
+    """What each field of a spec class may hold, in order of declaration.
+
+    Raises:
+        TypeError: a field is a plain dataclass field, not declared with ``option`` and the like.
+    """
     out: dict[str, FieldInfo] = {}
     for f in dataclasses.fields(spec):  # type: ignore[arg-type]
         info = f.metadata.get("moekit")
@@ -187,7 +191,7 @@ def group_class(spec: type[Spec], name: str) -> type[Spec]:
     """The spec class of a group, also inside ``... | None``.
 
     Raises:
-        TypeError: the field's type is anything else.
+        TypeError: the field has another type.
     """
     hint = types_of(spec)[name]
     classes = [arg for arg in typing.get_args(hint) or (hint,) if isinstance(arg, type) and issubclass(arg, Spec)]
@@ -210,5 +214,5 @@ def _defaults(spec: type[Spec]) -> dict[str, Any]:
 
 
 def default_of(spec: type[Spec], name: str) -> Any:
-    """What a field is when nothing is given: not to be changed; ``dataclasses.MISSING`` if it must be given."""
+    """The default of a field, shared: do not change it. ``dataclasses.MISSING`` if the field must be given."""
     return _defaults(spec)[name]

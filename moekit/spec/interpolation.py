@@ -1,4 +1,4 @@
-"""``${data.vocab}``: a value that stands elsewhere in the spec. OmegaConf resolves it; here each leaf by itself."""
+"""``${data.vocab}``: a value given elsewhere in the spec. OmegaConf resolves it, one leaf at a time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _REFERENCE = re.compile(r"\$\{\s*(\w+(?:\.\w+)*)\s*\}")
 
 
 def interpolated(value: Any) -> bool:
-    """Whether any text in ``value`` refers to another place."""
+    """Whether any text in ``value`` has an interpolation."""
     if isinstance(value, str):
         return "${" in value
     if isinstance(value, dict):
@@ -23,7 +23,7 @@ def interpolated(value: Any) -> bool:
 
 
 def escape(text: str) -> str:
-    """Text that resolves to ``text``: every ``${`` in it is meant literally."""
+    """Text that resolves to ``text``, with every ``${`` in it literal."""
     return re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", text)
 
 
@@ -32,8 +32,8 @@ class Resolver:
 
     Args:
         tree: the whole spec as plain data, with every default filled in.
-        report: where broken interpolations are told.
-        unread: paths whose content is already reported; an interpolation into one of them is broken silently.
+        report: receives the interpolations that cannot be resolved.
+        unread: paths whose mistakes are already in the report; a reference to one of them adds no other.
     """
 
     def __init__(self, tree: dict[str, Any], report: Report, unread: list[Keys]) -> None:
@@ -44,7 +44,7 @@ class Resolver:
         self._config: Any = None
 
     def resolve(self, value: Any, path: Keys) -> Any:
-        """``value``, which stands at ``path``, with its interpolations resolved; ``BROKEN`` if one cannot be."""
+        """``value`` at ``path`` with its interpolations resolved; ``BROKEN`` if one cannot be."""
         if not interpolated(value):
             return value
         if isinstance(value, dict):
@@ -78,14 +78,14 @@ class Resolver:
             missing = match[1] if match else ""
             if not any(missing == top or missing.startswith(f"{top}.") for top in self._unread):
                 near = nearest(missing, sorted(_paths(self._tree)))
-                self._report.add(path, f"cannot resolve '{value}': there is no '{missing}'", nearest=near)
+                self._report.add(path, f"cannot resolve '{value}': '{missing}' does not exist", nearest=near)
         except OmegaConfBaseException as error:
             why = str(error).split("\n", 1)[0]
             self._report.add(path, f"cannot resolve '{value}': {why}")
         return BROKEN
 
     def _number(self, value: str) -> bool | int | float | None:
-        """The number that ``value`` refers to; None leaves it to OmegaConf, whose import takes longer than all else."""
+        """The number that ``value`` refers to; None where OmegaConf must resolve it. Importing OmegaConf is slow."""
         whole = _REFERENCE.fullmatch(value)
         target: Any = self._tree if whole else None
         for key in whole[1].split(".") if whole else ():
@@ -93,7 +93,7 @@ class Resolver:
         return target if isinstance(target, bool | int | float) else None
 
     def _readable(self, value: Any, path: Keys) -> Any:
-        """``value`` without the leaves that OmegaConf cannot parse: one of them would spoil the whole tree."""
+        """``value`` without the leaves that OmegaConf cannot parse: with one of them it rejects the whole tree."""
         from omegaconf import OmegaConf
         from omegaconf.errors import GrammarParseError
 

@@ -1,7 +1,7 @@
 """The kinds of component, each with the base class of its specs and the claims a spec makes.
 
-Claims are class variables: plain facts that composition reads without importing torch (may this dispatcher carry
-that routing?) and that the conformance checks hold the built class to.
+A claim is a class variable that states a fact about the component. Specs are checked by their claims without importing
+torch (does this dispatcher take that form of routing?); the conformance kit tests whether the claims are true.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ class RouterSpec(Spec):
     """Base of router specs. A router turns tokens into a ``Routing``."""
 
     kind: ClassVar[str] = "router"
-    form: ClassVar[Form] = "token_choice"  # which form of routing comes out
+    form: ClassVar[Form] = "token_choice"  # the form of the routings it returns
     takes_bias: ClassVar[bool] = True  # whether a selection bias has an effect
-    causal: ClassVar[bool] = True  # whether a token's route is independent of later tokens
-    gives_smooth_load: ClassVar[bool] = False  # whether routings carry ``smooth_load_E`` in training
+    causal: ClassVar[bool] = True  # whether a token's routing is independent of later tokens
+    gives_smooth_load: ClassVar[bool] = False  # whether its routings have ``smooth_load_E`` in training
 
     def active(self, num_experts: int) -> float:
-        """How many experts one token runs through, on average. Override.
+        """The mean number of experts that one token runs through. Override.
 
         Raises:
-            PluginError: the router's spec does not say.
+            PluginError: the spec class does not override it.
         """
         raise PluginError(
             f"{type(self).__name__} does not say how many experts a token runs through\n"
@@ -40,43 +40,43 @@ class RouterSpec(Spec):
         )
 
     def ranks_reached(self, num_experts: int, ranks: int) -> float:
-        """How many of ``ranks`` that share the experts hold one of a token's choices, on average, all being likely.
+        """The mean number of ranks that hold one of a token's experts, when every choice is equally likely.
 
-        To be overridden where some choices exclude others, beyond that no expert is chosen twice.
+        ``ranks`` ranks share the experts. Override it where one choice limits the others, as with groups of experts.
         """
         return ranks_reached(num_experts, ranks, min(self.active(num_experts), num_experts))
 
     def check_experts(self, num_experts: int) -> Iterable[str]:
-        """Conflicts with the number of routed experts, each a sentence. Asked by the layer's spec; override."""
+        """Conflicts with the number of routed experts, one sentence each. Override; the spec of the layer calls it."""
         return ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertSpec(Spec):
-    """Base of expert specs. ``count`` experts of one shape, over stacked weights."""
+    """Base of expert specs: ``count`` experts of one shape with stacked weights."""
 
     kind: ClassVar[str] = "expert"
     count: int = option(1, "number of experts", ge=1)
 
 
 class DispatcherSpec(Spec):
-    """Base of dispatcher specs. A dispatcher carries tokens to the experts and back along a routing."""
+    """Base of dispatcher specs. A dispatcher sends tokens to their experts and sums what the experts return."""
 
     kind: ClassVar[str] = "dispatcher"
-    forms: ClassVar[frozenset[Form]] = PAIR_FORMS  # the forms of routing it takes
+    forms: ClassVar[frozenset[Form]] = PAIR_FORMS  # forms of routing that it takes
     dropless: ClassVar[bool] = True  # whether every chosen pair is computed
 
     def causal(self) -> bool:
-        """Whether what becomes of a token is independent of later tokens."""
+        """Whether a token's output is independent of later tokens."""
         return True
 
     def check_experts(self, num_experts: int) -> Iterable[str]:
-        """Conflicts with the number of routed experts, each a sentence. Asked by the layer's spec; override."""
+        """Conflicts with the number of routed experts, one sentence each. Override; the spec of the layer calls it."""
         return ()
 
 
 class BalancerSpec(Spec):
-    """Base of balancer specs. A balancer answers a routing with a loss, a selection bias, or both."""
+    """Base of balancer specs. A balancer keeps the load even by a loss, by a selection bias, or by both."""
 
     kind: ClassVar[str] = "balancer"
     forms: ClassVar[frozenset[Form]] = ALL_FORMS
@@ -84,7 +84,7 @@ class BalancerSpec(Spec):
     at_balance: ClassVar[float | None] = 1.0  # the loss under uniform affinities and even load; None: no fixed value
 
     def check_router(self, router: RouterSpec, num_experts: int) -> Iterable[str]:
-        """Conflicts with the router or the number of experts, each a sentence. Asked by the layer's spec; override."""
+        """Conflicts with the router or the number of experts, one sentence each. Override; the layer calls it."""
         return ()
 
 
@@ -92,22 +92,22 @@ class AttentionSpec(Spec):
     """Base of attention specs."""
 
     kind: ClassVar[str] = "attention"
-    caches: ClassVar[bool] = False  # whether ``forward``, where it is causal, takes a ``cache`` of earlier positions
+    caches: ClassVar[bool] = False  # whether a causal ``forward`` takes a ``cache`` of earlier positions
 
 
 class ModelSpec(Spec):
     """Base of model specs."""
 
     kind: ClassVar[str] = "model"
-    takes: ClassVar[str] = "tokens"  # what data must yield: 'tokens', 'pairs' (source and target) or 'cases'
-    gives: ClassVar[str] = "next_token"  # what an objective may ask for: 'next_token', 'mixture', 'prediction'
+    takes: ClassVar[str] = "tokens"  # what its data must yield: 'tokens', 'pairs' (source and target) or 'cases'
+    gives: ClassVar[str] = "next_token"  # the kind of its output: 'next_token', 'mixture' or 'prediction'
 
     def offers(self) -> str:
-        """What a model with these options gives: ``gives``, unless the options decide it."""
+        """What a model with these options gives: ``gives``. Override where the options decide."""
         return self.gives
 
     def dense_baseline(self) -> ModelSpec | None:
-        """The dense model to compare with, of as many multiply-adds a token; None when there is none."""
+        """The dense baseline: as many multiply-adds per token, without experts; None if there is none."""
         return None
 
 
@@ -129,7 +129,7 @@ class OptimizerSpec(Spec):
     """Base of optimizer specs."""
 
     kind: ClassVar[str] = "optimizer"
-    # it moves the pieces of a tensor as it would the whole: number by number, or by sums over ranks (``Reduces``)
+    # a step on shards equals a step on whole tensors: it is elementwise, or sums over ranks
     takes_shards: ClassVar[bool] = True
 
 
@@ -141,16 +141,16 @@ class ScheduleSpec(Spec):
 
 @dataclass(frozen=True, kw_only=True)
 class MoE(Spec):
-    """A Mixture-of-Experts layer: the router, experts, dispatcher and balancers that make one paper's idea."""
+    """A Mixture-of-Experts layer: router, experts, dispatcher and balancers."""
 
     router: RouterSpec = slot("router", "turns tokens into a routing")
     experts: ExpertSpec = slot("expert", "the routed experts")
-    dispatcher: DispatcherSpec = slot("dispatcher", "carries tokens to the experts and back")
-    shared: ExpertSpec | None = slot("expert", "experts that every token passes, ungated", optional=True)
+    dispatcher: DispatcherSpec = slot("dispatcher", "sends tokens to the experts and sums what comes back")
+    shared: ExpertSpec | None = slot("expert", "shared experts: every token passes them, ungated", optional=True)
     balancers: Mapping[str, BalancerSpec] = slots("balancer", "what keeps the load even")
 
     def check(self) -> Iterable[str]:
-        """The parts must fit: enough experts, a dispatcher and balancers for the router's form, a taker for a bias."""
+        """Conflicts between parts: too few experts, a form that one does not take, a selection bias without effect."""
         yield from self.router.check_experts(self.experts.count)
         yield from self.dispatcher.check_experts(self.experts.count)
         form = self.router.form
@@ -174,7 +174,7 @@ class MoE(Spec):
                 yield f"balancer '{name}': {conflict}"
 
     def leak(self) -> str:
-        """The part by which later tokens would reach earlier ones, in words; empty when there is none."""
+        """The part that lets later tokens affect earlier ones, as ``router TopK``; empty if there is none."""
         if not self.router.causal:
             return f"router {type(self.router).__name__}"
         return "" if self.dispatcher.causal() else f"dispatcher {type(self.dispatcher).__name__}"

@@ -1,4 +1,4 @@
-"""From what a user names to one tree: recipe or file, what it extends, and overrides laid over all of it."""
+"""Makes one tree of the layers of a spec: a recipe or file, what it extends, and overrides on top."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Any
 
 from moekit.errors import PluginError, SpecError, UnknownName
 from moekit.spec.merging import merge
-from moekit.spec.places import COMMAND_LINE, Keys, Place, Report, Tree, found, refuse, show
+from moekit.spec.places import COMMAND_LINE, Keys, Place, Report, Tree, found, reject, show
 from moekit.spec.yaml_text import read
 
 SCHEMA = 1
-"""The version of the spec format that this moekit reads."""
+"""Version of the spec format."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One file (or mapping) of a spec, before merging; ``path`` is None for a mapping."""
+    """One file or mapping of a spec, before merging; ``path`` is None for a mapping."""
 
     tree: Tree
     label: str
@@ -27,15 +27,15 @@ class Layer:
 
     @property
     def key(self) -> str:
-        """What tells it from other layers."""
+        """Identifies the layer: the absolute path of its file."""
         return str(self.path.resolve()) if self.path else self.label
 
 
 def open_source(source: str | os.PathLike[str] | Mapping[str, Any]) -> Layer:
-    """The layer that a user names: a recipe, a YAML file, or a mapping.
+    """The layer that ``source`` names: a recipe, a YAML file, or a mapping.
 
     Raises:
-        SpecError: no recipe has the name; the file cannot be read, or is not a mapping.
+        SpecError: no recipe has the name, or the file cannot be read or is not a mapping.
     """
     if isinstance(source, Mapping):
         places: dict[Keys, Place] = {}
@@ -46,7 +46,7 @@ def open_source(source: str | os.PathLike[str] | Mapping[str, Any]) -> Layer:
 
 
 def plain_tree(value: Any, path: Keys, places: dict[Keys, Place]) -> Any:
-    """Mappings, lists and specs given in Python, as plain data of their own; ``places`` learns every path.
+    """A copy of mappings, lists and specs as plain data; every path is added to ``places``.
 
     Raises:
         SpecError: a key is not text.
@@ -60,7 +60,7 @@ def plain_tree(value: Any, path: Keys, places: dict[Keys, Place]) -> Any:
     if isinstance(value, Mapping):
         for key in value:
             if not isinstance(key, str):
-                refuse(f"key {key!r} is not text", at=path)
+                reject(f"key {key!r} is not text", at=path)
         return {key: plain_tree(item, (*path, key), places) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain_tree(item, (*path, i), places) for i, item in enumerate(value)]
@@ -68,10 +68,10 @@ def plain_tree(value: Any, path: Keys, places: dict[Keys, Place]) -> Any:
 
 
 def compose_layers(top: Layer, overrides: Iterable[str]) -> Tree:
-    """``top``, over what it extends, under ``overrides``.
+    """The tree of ``top`` merged over everything that it extends, with ``overrides`` merged over ``top``.
 
     Raises:
-        SpecError: a file cannot be read or is of another format, ``extends`` goes in a circle, or an override
+        SpecError: a file cannot be read or has another spec format, ``extends`` goes in a circle, or an override
             is malformed.
     """
     layers: dict[str, Layer] = {}
@@ -86,7 +86,7 @@ def compose_layers(top: Layer, overrides: Iterable[str]) -> Tree:
 
 
 def _gather(layer: Layer, chain: tuple[Layer, ...], done: dict[str, Layer]) -> None:
-    """Puts ``layer`` after everything that it extends; a file reached twice counts once, where it came first."""
+    """Adds ``layer`` to ``done``, after everything that it extends. A file reached twice keeps its first place."""
     if layer.key in done:
         return
     _check_schema(layer.tree)
@@ -99,15 +99,15 @@ def _gather(layer: Layer, chain: tuple[Layer, ...], done: dict[str, Layer]) -> N
         for i_seen, seen in enumerate(chain):
             if seen.key == parent.key:
                 circle = " -> ".join(link.label for link in (*chain[i_seen:], parent))
-                refuse(f"extends goes in a circle: {circle}", at=at, place=place)
+                reject(f"extends goes in a circle: {circle}", at=at, place=place)
         _gather(parent, chain, done)
     done[layer.key] = layer
 
 
 def _open_parent(layer: Layer, name: object, at: Keys, place: Place) -> Layer:
     if not isinstance(name, str) or not name:
-        refuse(
-            f"extends: {found(name)} names nothing", at=at, place=place, expected="a recipe, a file, or a list of them"
+        reject(
+            f"extends: {found(name)} is not a name", at=at, place=place, expected="a recipe, a file, or a list of them"
         )
     if _is_file_name(name):
         folder = layer.path.parent if layer.path else Path()
@@ -135,7 +135,7 @@ def _open_recipe(name: str, at: Keys = (), place: Place | None = None) -> Layer:
         problem = replace(error.problem, at=show(at), source=str(place or ""), nearest=near, notes=notes)
         raise SpecError([problem]) from None
     except PluginError as error:
-        refuse(str(error), at=at, place=place)
+        reject(str(error), at=at, place=place)
     return _open_file(Path(str(component.target)), f"{component.name}.yaml")
 
 
@@ -143,16 +143,16 @@ def _open_file(path: Path, label: str, at: Keys = (), place: Place | None = None
     try:
         raw = path.read_bytes()
     except OSError as error:
-        refuse(f"cannot read {label}: {error.strerror}", at=at, place=place, expected="a YAML file")
+        reject(f"cannot read {label}: {error.strerror}", at=at, place=place, expected="a YAML file")
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        refuse("not UTF-8 text", place=Place(label, raw.count(b"\n", 0, error.start) + 1))
+        reject("not UTF-8 text", place=Place(label, raw.count(b"\n", 0, error.start) + 1))
     tree = read(text, label)
     if tree.data is None:
-        refuse("an empty file", place=Place(label), expected="a mapping of options: 'model:', 'data:', ...")
+        reject("the file is empty", place=Place(label), expected="a mapping of options: 'model:', 'data:', ...")
     if not isinstance(tree.data, dict):
-        refuse(
+        reject(
             f"the file holds {found(tree.data)}",
             place=Place(label),
             expected="a mapping of options: 'model:', 'data:', ...",
@@ -164,11 +164,11 @@ def _check_schema(tree: Tree) -> None:
     schema = tree.data.get("schema")
     if isinstance(schema, int) and schema != SCHEMA:
         place = tree.places.get(("schema",))
-        refuse(f"written in spec format {schema}; this moekit reads format {SCHEMA}", at=("schema",), place=place)
+        reject(f"written in spec format {schema}; this moekit reads format {SCHEMA}", at=("schema",), place=place)
 
 
 def parse_overrides(overrides: Iterable[str]) -> Tree:
-    """``a.b.c=value`` strings as one tree; of two for the same path the later counts.
+    """``a.b.c=value`` strings as one tree; of two overrides of one path the later wins.
 
     Raises:
         SpecError: with every override that is malformed.

@@ -1,4 +1,4 @@
-"""``load``: from a recipe's name, a file, or a mapping, to a spec that is valid."""
+"""``load`` makes a valid spec of a recipe's name, a file, a mapping or a recipe."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ Source = str | os.PathLike[str] | Mapping[str, Any] | Recipe
 
 
 def load(source: Source, overrides: Iterable[str] = ()) -> Recipe:
-    """A recipe with everything it extends, its interpolations resolved, every option checked.
+    """A recipe, composed with everything that it extends; interpolations are resolved and every option is checked.
 
     Args:
-        source: the name of a recipe (``deepseek_v3``), a file (``my.yaml``), a mapping, or a recipe already loaded.
-        overrides: ``path.to.option=value`` strings, by the rules that files follow.
+        source: the name of a recipe (``deepseek_v3``), a file (``my.yaml``), a mapping, or a loaded recipe.
+        overrides: ``path.to.option=value`` strings, merged by the same rules as files.
 
     Raises:
         SpecError: with every mistake found.
@@ -44,7 +44,7 @@ def load(source: Source, overrides: Iterable[str] = ()) -> Recipe:
 
 
 def validate(source: Source, overrides: Iterable[str] = ()) -> None:
-    """Loads and forgets.
+    """Checks a spec as ``load`` does, and returns nothing.
 
     Raises:
         SpecError: with every mistake found.
@@ -57,7 +57,7 @@ def component_spec(kind: str, node: str | Mapping[str, Any]) -> Spec:
 
     Args:
         kind: ``router``, ``expert``, ``balancer``, ...
-        node: what a spec file would have in such a slot.
+        node: what a spec file has in such a slot.
 
     Raises:
         SpecError: with every mistake found.
@@ -72,7 +72,7 @@ def component_spec(kind: str, node: str | Mapping[str, Any]) -> Spec:
 
 
 def _check_requires(tree: Tree) -> None:
-    """Refuses a spec whose plugins are missing or of another version, before anything that depends on them is read.
+    """Rejects a spec whose plugins are missing or have another version, before anything that depends on them is read.
 
     Raises:
         SpecError: with every requirement that is not met.
@@ -85,29 +85,24 @@ def _check_requires(tree: Tree) -> None:
     plugins = {plugin.name: plugin for plugin in current().plugins}
     report = Report(tree.places)
     for name, versions in wanted.items() if isinstance(wanted, dict) else ():
-        at: Keys = ("requires", name)
         if not isinstance(versions, str):
-            continue  # composing says what is wrong with it
+            continue  # composing reports it
+        at: Keys = ("requires", name)
         try:
             specifier = SpecifierSet(versions)
         except InvalidSpecifier:
-            report.add(at, f"'{versions}' is no version requirement", expected="versions, such as '>=1.2,<2'")
+            report.add(at, f"'{versions}' is not a version requirement", expected="versions, such as '>=1.2,<2'")
             continue
         plugin = plugins.get(name)
         if plugin is None:
-            report.add(at, f"this spec requires plugin '{name}', which is not installed", list_with="moekit plugins")
+            why = ", which is not installed"
         elif plugin.error is not None:
-            report.add(
-                at,
-                f"this spec requires plugin '{name}', which failed to load: {plugin.error}",
-                list_with="moekit plugins",
-            )
+            why = f", which failed to load: {plugin.error}"
         elif not plugin.version:
-            report.add(at, f"this spec requires plugin '{name}' {versions}, which states no version")
-        elif not specifier.contains(plugin.version, prereleases=True):
-            report.add(
-                at,
-                f"this spec requires plugin '{name}' {versions}; version {plugin.version} is installed",
-                list_with="moekit plugins",
-            )
+            why = f" {versions}, which states no version"
+        elif specifier.contains(plugin.version, prereleases=True):
+            continue
+        else:
+            why = f" {versions}; version {plugin.version} is installed"
+        report.add(at, f"this spec requires plugin '{name}'{why}", list_with="moekit plugins")
     report.raise_if_any()

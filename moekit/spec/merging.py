@@ -1,4 +1,4 @@
-"""How one tree is laid over another: mappings merge, ``null`` deletes, another ``use`` replaces the node."""
+"""Merges one tree over another: mappings merge, ``null`` deletes, another ``use`` replaces the node."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from moekit.spec.recipe import KINDS
 
 
 def merge(base: Tree, over: Tree) -> Tree:
-    """``over`` laid over ``base``; neither is changed.
+    """``over`` merged over ``base``; neither is changed.
 
-    * Two mappings are merged key by key; anything else is replaced whole, lists too.
-    * A node whose ``use`` changes is replaced whole, so that no option of the old component is left behind.
-    * ``null`` stays in the tree, and hides what it was laid over: composing reads it as *not there*.
+    * Two mappings are merged key by key; everything else is replaced whole, lists too.
+    * A node whose ``use`` changes is replaced whole, so that it keeps no option of the old component.
+    * ``null`` stays in the tree in place of the base's value; composing reads it as *absent*.
     """
     replaced: list[Keys] = []
     data = _merged(base.data, over.data, (), replaced)
@@ -40,14 +40,14 @@ def _merged(base: Any, over: Any, path: Keys, replaced: list[Keys]) -> Any:
 
 
 def same_use(base: Any, over: Any) -> bool:
-    """Whether a node keeps its component: ``use`` is left out, unchanged, or another name of the same component."""
+    """Whether a node keeps its component: ``use`` is absent, unchanged, or another name of the same component."""
     if over is ... or base is None or base == over:
         return True
     return isinstance(base, str) and isinstance(over, str) and ("/" in base or "/" in over) and _same(base, over)
 
 
 def _same(one: str, other: str) -> bool:
-    """Whether two names, at least one of them with its plugin, mean one component."""
+    """Whether two names, at least one of them with its plugin, name the same component."""
     from moekit.registry import current
 
     offered = {one: set[str](), other: set[str]()}

@@ -1,4 +1,4 @@
-"""A tree of plain data that knows where each of its parts was written, and the report of what is wrong with it."""
+"""A tree of plain data with the place where each part was written, and the report of its mistakes."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any, Final, NamedTuple, NoReturn
 from moekit.errors import Problem, SpecError
 
 Keys = tuple[str | int, ...]
-"""The way to one part of a tree: names of mappings and positions in lists."""
+"""The path of one part of a tree: keys of mappings and indices of lists."""
 
 COMMAND_LINE: Final = "command line"
 
 
 class Place(NamedTuple):
-    """A file (as a message should name it) and a line in it; line 0 where there are no lines."""
+    """A file, as messages name it, and a line; line 0 means that there are no lines."""
 
     source: str
     line: int = 0
@@ -33,7 +33,7 @@ class Tree:
 
 
 def show(path: Keys) -> str:
-    """The path as a message writes it: ``model.moe.at.layers[2]``."""
+    """The path as messages have it: ``model.moe.at.layers[2]``."""
     out = ""
     for key in path:
         out += f"[{key}]" if isinstance(key, int) else f".{key}" if out else key
@@ -41,7 +41,7 @@ def show(path: Keys) -> str:
 
 
 def found(value: Any) -> str:
-    """The value as YAML would have it, cut short: what a message says was found."""
+    """The value as YAML has it, shortened: messages say it was found."""
     if isinstance(value, Mapping):
         return "a mapping"
     if isinstance(value, list | tuple):
@@ -55,7 +55,7 @@ def found(value: Any) -> str:
 
 
 class Report:
-    """Gathers the problems of one spec, so that all are told at once.
+    """Collects the problems of one spec, so that one error reports them all.
 
     Args:
         places: where the parts of the tree were written.
@@ -66,7 +66,7 @@ class Report:
         self._found: list[tuple[Place, Problem]] = []
 
     def place(self, path: Keys) -> Place:
-        """The place of ``path``, or of the nearest part around it that was written anywhere."""
+        """The place of ``path``, or of its nearest parent that was written somewhere."""
         for end in range(len(path), -1, -1):
             if path[:end] in self.places:
                 return self.places[path[:end]]
@@ -83,7 +83,7 @@ class Report:
         notes: tuple[str, ...] = (),
         place: Place | None = None,
     ) -> None:
-        """Notes one problem at ``path``; its place is looked up unless given."""
+        """Adds one problem at ``path``; without ``place``, the place is looked up."""
         place = self.place(path) if place is None else place
         problem = Problem(
             what=what,
@@ -100,13 +100,13 @@ class Report:
         return bool(self._found)
 
     def problems(self) -> list[Problem]:
-        """What was noted, file by file and line by line."""
+        """The problems, by file and line."""
         sources = list(dict.fromkeys(place.source for place, _ in self._found))
         ordered = sorted(self._found, key=lambda item: (sources.index(item[0].source), item[0].line))
         return [problem for _, problem in ordered]
 
     def raise_if_any(self) -> None:
-        """Ends here if anything was noted.
+        """Raises if there is any problem.
 
         Raises:
             SpecError: with every problem.
@@ -115,10 +115,10 @@ class Report:
             raise SpecError(self.problems())
 
 
-def refuse(
+def reject(
     what: str, *, at: Keys = (), place: Place | None = None, expected: str = "", list_with: str = ""
 ) -> NoReturn:
-    """Raises ``SpecError`` with this one problem: for what must be right before anything else can be read.
+    """Rejects a spec with this one problem: for what must be right before anything else can be read.
 
     Raises:
         SpecError: always.

@@ -1,4 +1,4 @@
-"""First pass over a merged tree: which class every node is, and what does not belong where it stands."""
+"""First pass over a merged tree: finds the spec class of every node, and every name that has no place there."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from moekit.spec.trainer_options import TRAINER_OPTIONS
 from moekit.spec.values import BROKEN, describe
 
 LEFT_OPEN: Final = "???"
-"""OmegaConf's mark for a value that whoever extends the file must give."""
+"""OmegaConf's mark for a value that a file leaves to those that extend it."""
 
 
 @dataclass
 class Node:
-    """A component or a group, once its class is known and before its values are read.
+    """A component or a group of known class, before its values are read.
 
     Attributes:
         use: the component's name as written; empty for a group.
-        given: the plain options that were written.
-        children: what stands in each slot, map and group; ``BROKEN`` for what could not be read.
+        given: the options as written.
+        children: the nodes in each slot, map and group; ``BROKEN`` for one with a mistake.
+        sound: whether the node itself has no mistake.
     """
 
     spec: type[Spec]
@@ -43,14 +44,18 @@ class Node:
 
 
 class Planner:
-    """First pass: finds the class of every node, and every name that does not belong where it stands."""
+    """Plans the nodes of one tree.
+
+    Attributes:
+        unread: paths whose mistakes are already in the report; a reference to one of them adds no other.
+    """
 
     def __init__(self, report: Report) -> None:
         self.report = report
-        self.unread: list[Keys] = []  # paths of what was reported, and therefore is not there
+        self.unread: list[Keys] = []
 
     def plan(self, spec: type[Spec], given: Mapping[str, Any], path: Keys, use: str = "") -> Node:
-        """The node of class ``spec`` that the options ``given`` describe."""
+        """The node of class ``spec`` with the fields ``given``."""
         node = Node(spec, path, use)
         known = fields_of(spec)
         for name, value in given.items():
@@ -85,7 +90,7 @@ class Planner:
         return node
 
     def component(self, kind: str, value: Any, path: Keys) -> Any:
-        """The node that ``value`` describes, for a slot of ``kind``; else ``BROKEN``."""
+        """The node that ``value`` describes in a slot of ``kind``; ``BROKEN`` if it has a mistake."""
         from moekit.registry import current
 
         listing = f"moekit ls {plural(kind)}"
@@ -93,17 +98,20 @@ class Planner:
             value = {"use": value}
         if not isinstance(value, dict):
             expected = f"{{use: <{kind}>, ...}}"
-            return self._broken(path, f"{found(value)} is no {kind}", expected=expected, list_with=listing)
+            return self._broken(
+                path, f"{kind}: {found(value)} is not a component", expected=expected, list_with=listing
+            )
         use = value.get("use")
         if use == LEFT_OPEN:
             what = f"the recipe leaves this {kind} open ('{LEFT_OPEN}')"
             return self._broken(path, what, expected="use: <name>", list_with=listing)
         at = (*path, "use") if "use" in value else path
         if use is None:
-            return self._broken(path, f"no 'use' says which {kind} this is", expected="use: <name>", list_with=listing)
+            what = f"'use' is missing: it names the {kind}"
+            return self._broken(path, what, expected="use: <name>", list_with=listing)
         if not isinstance(use, str):
             return self._broken(
-                at, f"use: {found(use)} is no name", expected=f"the name of a {kind}", list_with=listing
+                at, f"use: {found(use)} is not a name", expected=f"the name of a {kind}", list_with=listing
             )
         if interpolated(use):
             return self._broken(
@@ -113,13 +121,9 @@ class Planner:
             component = current().get(kind, use)
         except UnknownName as error:
             p = error.problem
-            more: dict[str, Any] = {
-                "expected": p.expected,
-                "nearest": p.nearest,
-                "list_with": p.list_with,
-                "notes": p.notes,
-            }
-            return self._broken(at, p.what, **more)
+            return self._broken(
+                at, p.what, expected=p.expected, nearest=p.nearest, list_with=p.list_with, notes=p.notes
+            )
         except MoekitError as error:  # its plugin failed to load
             return self._broken(at, str(error))
         return self.plan(component.spec, value, path, use)
@@ -135,7 +139,7 @@ class Planner:
             here = (*path, name)
             if not name.replace("-", "_").isidentifier():
                 entries[name] = self._broken(
-                    here, f"'{name}' is no name", expected="a letter, then letters, digits, '_' or '-'"
+                    here, f"'{name}' is not a valid name", expected="a letter, then letters, digits, '_' or '-'"
                 )
             elif item is not None:
                 entries[name] = self.component(kind, item, here)
@@ -194,7 +198,7 @@ class Planner:
 
 
 def _as_map(items: list[Any]) -> str:
-    """How the entries of a list would be written as a named map."""
+    """The entries of a list, written as a named map."""
     shown = []
     for item in items:
         use = item.get("use") if isinstance(item, dict) else item
@@ -204,5 +208,5 @@ def _as_map(items: list[Any]) -> str:
 
 
 def _takes_null(spec: type[Spec], name: str) -> bool:
-    """Whether null is a value of this option, rather than *not there*."""
+    """Whether null is a value of this option; elsewhere null means *absent*."""
     return fields_of(spec)[name].kind == "option" and type(None) in typing.get_args(types_of(spec)[name])

@@ -1,8 +1,8 @@
-"""How many ranks a token's experts are spread over, when every choice is equally likely. Torch-free.
+"""The expected number of ranks that hold a token's experts, when every choice is equally likely. Torch-free.
 
-The experts lie on the ranks in order and in equal parts. Fewer ranks are reached than experts chosen: some experts
-share a rank, and a router may keep a token within a few groups of experts (DeepSeek-V2, section 2.2.2, arXiv
-2405.04434; DeepSeek-V3, section 2.1.2, arXiv 2412.19437).
+The ranks hold the experts in order and in equal parts. A token reaches fewer ranks than experts: some of its experts
+share a rank, and a router may limit a token to a few groups of experts (DeepSeek-V2, section 2.2.2, arXiv 2405.04434;
+DeepSeek-V3, section 2.1.2, arXiv 2412.19437).
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from fractions import Fraction
 from math import comb, floor
 
 Missed = Callable[[tuple[int, ...]], Fraction]
-"""The chance that a token reaches no expert of a rank, by how many experts of each group the rank holds."""
+"""The probability that a token reaches no expert of a rank, given how many experts of each group the rank holds."""
 
 
 def ranks_reached(num_experts: int, ranks: int, choices: float, *, groups: int = 1, top_groups: int = 1) -> float:
     """The expected number of ranks that hold one of a token's experts, its own rank among them.
 
-    ``top_groups`` of the groups are drawn, then ``choices`` different experts among all that these hold. For one group
-    that is ``ranks · (1 - C(E - E/ranks, K) / C(E, K))``.
+    A token chooses ``top_groups`` of the groups, then ``choices`` different experts in them. With one group the result
+    is ``ranks · (1 - C(E - E/ranks, K) / C(E, K))``.
 
     Args:
         num_experts: E.
         ranks: a divisor of E.
-        choices: K; between two whole numbers, the mean of both in proportion.
-        groups: equal parts of the experts, in order; a divisor of E.
-        top_groups: how many of them a token may choose from.
+        choices: K; for a fraction, the results for the two nearest integers are interpolated.
+        groups: number of equal groups of experts, in order; a divisor of E.
+        top_groups: number of groups that a token may choose from.
     """
     size, low = num_experts // groups, floor(choices)
     if (part := choices - low) > 0:
@@ -44,11 +44,11 @@ def ranks_reached(num_experts: int, ranks: int, choices: float, *, groups: int =
 
 
 def ranks_reached_by_level(num_experts: int, ranks: int, *, groups: int, top_groups: int, per_group: int) -> float:
-    """The same for a choice at two levels: ``top_groups`` of the groups, and ``per_group`` experts in each of them."""
+    """The same where a token chooses ``top_groups`` groups, and ``per_group`` experts in each of them."""
     size = num_experts // groups
 
     def missed(overlaps: tuple[int, ...]) -> Fraction:
-        ways = [1] + [0] * top_groups  # of choosing so many groups, and none of this rank's experts in them
+        ways = [1] + [0] * top_groups  # ways[m]: to choose m groups, and none of this rank's experts in them
         for held in overlaps:
             free = comb(size - held, per_group)
             ways = [1, *(ways[m] + ways[m - 1] * free for m in range(1, top_groups + 1))]
@@ -58,7 +58,7 @@ def ranks_reached_by_level(num_experts: int, ranks: int, *, groups: int, top_gro
 
 
 def _expected(num_experts: int, ranks: int, size: int, missed: Missed) -> float:
-    """The sum over ranks of 1 - the chance that a rank is missed, which depends on its share of each group."""
+    """The sum over ranks of 1 - P(rank is missed), which depends on how many experts of each group the rank holds."""
     held = num_experts // ranks
     kinds: Counter[tuple[int, ...]] = Counter()
     for rank in range(ranks):
@@ -69,7 +69,7 @@ def _expected(num_experts: int, ranks: int, size: int, missed: Missed) -> float:
 
 
 def _sums(numbers: Sequence[int], chosen: int) -> Counter[int]:
-    """Of all ways to choose so many of the numbers: how many come to each sum."""
+    """How many ways there are to choose ``chosen`` of the numbers with each sum."""
     ways: list[Counter[int]] = [Counter({0: 1}), *(Counter[int]() for _ in range(chosen))]
     for number in numbers:
         for m in range(chosen, 0, -1):

@@ -1,4 +1,4 @@
-"""Recipe: the root of every YAML file; and the table of all kinds."""
+"""``Recipe``, the root of every YAML file, and the table of all kinds."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from moekit.spec.kinds import (
 
 @dataclass(frozen=True, kw_only=True)
 class Paper(Spec):
-    """Where a recipe comes from."""
+    """The paper that a recipe follows."""
 
     title: str = option("", "title of the paper")
     authors: str = option("", "first authors")
@@ -43,7 +43,7 @@ class Paper(Spec):
 
 @dataclass(frozen=True, kw_only=True)
 class Stop(Spec):
-    """Ends training early, when a logged metric falls to a bound."""
+    """Early stopping: ends training when a logged metric falls to a bound."""
 
     metric: str = option(help="name of a logged metric")
     below: float = option(help="stop when the metric is at most this")
@@ -51,32 +51,32 @@ class Stop(Spec):
 
 @dataclass(frozen=True, kw_only=True)
 class Compare(Spec):
-    """Trains, after the model, a dense model of the same active parameters on the same tokens."""
+    """Also trains the dense baseline: a model of the same active parameters, on the same tokens."""
 
-    lr: float | None = option(None, "learning rate of the dense model; the recipe's own when left out", gt=0)
+    lr: float | None = option(None, "learning rate of the dense model (default: the recipe's own)", gt=0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Start(Spec):
-    """Starts from trained weights, with a fresh optimizer at step 0: fine-tuning. The weights must fit exactly."""
+    """Fine-tuning: starts from trained weights, with a new optimizer, at step 0. The weights must fit exactly."""
 
-    run: str = option(help="whose: a run folder, a checkpoint, or a run's name, meaning its latest below runs/")
+    run: str = option(help="a run folder, a checkpoint, or a run's name (its latest run below runs/)")
     update: Literal["all", "experts", "others"] = option(
-        "all", "which parameters move: all; routed experts and their routers; or all others (ST-MoE)"
+        "all", "which parameters are trained: all; routed experts and their routers; or all others (ST-MoE)"
     )
 
     def check(self) -> Iterable[str]:
-        """Some run is named."""
+        """A run must be named."""
         if not self.run.strip():
             yield "run is empty; give a run folder, a checkpoint or a run's name"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoints(Spec):
-    """What is kept of a run while it trains. One is saved at every validation (``trainer.val_check_interval``)."""
+    """Which checkpoints are kept. One is saved at every validation (``trainer.val_check_interval``)."""
 
-    keep: int = option(2, "how many of the newest stay, besides the best", ge=1)
-    asynchronous: bool = option(False, "write while training goes on; takes a copy of what is saved in host memory")
+    keep: int = option(2, "how many of the newest are kept, in addition to the best", ge=1)
+    asynchronous: bool = option(False, "write in the background, while training continues; needs a copy in host memory")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,29 +86,29 @@ class Recipe(Spec):
     kind: ClassVar[str] = "recipe"
     schema: int = option(1, "version of the spec format", ge=1, le=1)
     requires: dict[str, str] = option({}, "plugins this recipe needs, by entry-point name: {acme: '>=1.2'}")
-    name: str = option("", "name of the run's folder; the recipe's own name when left out")
+    name: str = option("", "name of the run's folder (default: the recipe's name)")
     summary: str = option("", "one line")
-    paper: Paper | None = group("where it comes from", default=None)
+    paper: Paper | None = group("the paper that it follows", default=None)
     seed: int = option(0, "seed of weights, sampling and noise", ge=0)
-    model: ModelSpec = slot("model", "what is trained")
-    objective: ObjectiveSpec | None = slot("objective", "what it is trained for", optional=True)
-    data: DataSpec | None = slot("data", "what it is trained on", optional=True)
-    optimizer: OptimizerSpec | None = slot("optimizer", "how weights move", optional=True)
-    schedule: ScheduleSpec | None = slot("schedule", "how the learning rate moves", optional=True)
+    model: ModelSpec = slot("model", "the model")
+    objective: ObjectiveSpec | None = slot("objective", "the training objective", optional=True)
+    data: DataSpec | None = slot("data", "the training and validation data", optional=True)
+    optimizer: OptimizerSpec | None = slot("optimizer", "updates the weights", optional=True)
+    schedule: ScheduleSpec | None = slot("schedule", "schedule of the learning rate", optional=True)
     start: Start | None = group("trained weights to start from; null for fresh ones", default=None)
     stop: Stop | None = group("early stopping", default=None)
     compare: Compare | None = group("the dense model to compare with", default=None)
     non_finite: Literal["stop", "skip"] = option(
-        "stop", "when a loss or gradient is NaN or infinite: end the run, or leave that optimizer step out"
+        "stop", "when a loss or gradient is NaN or infinite: end the run, or skip that optimizer step"
     )
-    compile: bool = option(False, "compile the model's blocks with torch.compile: pays on GPUs, and in long runs")
-    checkpoints: Checkpoints = group("what is kept of a run while it trains", default=Checkpoints())
+    compile: bool = option(False, "compile the model's blocks with torch.compile; worth it on GPUs and in long runs")
+    checkpoints: Checkpoints = group("which checkpoints are kept", default=Checkpoints())
     trainer: dict[str, Any] = option({}, "options of lightning.Trainer, passed through")
 
     def check(self) -> Iterable[str]:
-        """Data yields what the model takes, within its vocabulary; the objective takes what the model gives.
+        """Conflicts of model, data and objective: what they yield and take, and the size of the vocabulary.
 
-        A dense model to compare with has no trained weights to start from.
+        ``start`` excludes ``compare``, for the dense baseline has no trained weights to start from.
         """
         if self.start is not None and self.compare is not None:
             yield "start and compare are both given, but the dense model has no weights to start from; compare: null"
@@ -147,9 +147,9 @@ KINDS: dict[str, type[Spec]] = {
         Recipe,
     )
 }
-"""Base class of each kind's specs, by the kind's name (singular; hooks and ``moekit ls`` use ``plural``)."""
+"""Base class of each kind's specs, by the name of the kind, which is singular."""
 
 
 def plural(kind: str) -> str:
-    """The word for many of a kind, as in hook names and ``moekit ls``: ``routers``, ``data``, ``attention``."""
+    """The plural of a kind, as in names of hooks and ``moekit ls``: ``routers``, ``data``, ``attention``."""
     return kind if kind in ("data", "attention") else f"{kind}s"

@@ -1,4 +1,4 @@
-"""Putting another component in the place of every one of a kind, anywhere below a spec."""
+"""Replaces every component of a kind, anywhere in a spec."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ T = TypeVar("T", bound=Spec)
 
 
 def replace_all(spec: T, kind: type[S], change: Callable[[S], S]) -> T:
-    """A copy of ``spec``: every outermost component of class ``kind`` below it is what ``change`` makes of it."""
+    """A copy of ``spec`` in which ``change`` has replaced every outermost component of class ``kind``."""
     changes = {}
     for field in fields(spec):  # type: ignore[arg-type]
         before = getattr(spec, field.name)

@@ -1,4 +1,4 @@
-"""``trainer.strategy: {use: sharded, ...}``: training that is spread over several processes. Torch-free."""
+"""``trainer.strategy: {use: sharded, ...}``: training on several ranks, sharded. Torch-free."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ NAME = "sharded"
 
 @dataclass(frozen=True, kw_only=True)
 class Sharded(Spec):
-    """Parameters, gradients and optimizer state in shards: experts over ``ep`` ranks, all else over every rank."""
+    """Shards parameters, gradients and optimizer state: experts over ``ep`` ranks, all else over every rank."""
 
     ep: int = option(
         1, "ranks that share the routed experts of a layer; a divisor of all ranks and of the experts", ge=1
     )
-    timeout: float = option(600.0, "seconds after which a rank that waits for the others gives up", gt=0)
+    timeout: float = option(600.0, "seconds that a rank waits for the others before it fails", gt=0)
 
 
 def sharded_of(trainer: Mapping[str, Any]) -> Sharded | None:
-    """The layout that a recipe's ``trainer`` asks for; None where it names another strategy, or none.
+    """The sharding that a recipe's ``trainer`` configures; None where it names another strategy, or none.
 
     Raises:
         ConflictError, TypeError: options that ``check_sharded`` reports.
@@ -37,7 +37,7 @@ def sharded_of(trainer: Mapping[str, Any]) -> Sharded | None:
 
 
 def check_sharded(strategy: Any, report: Report) -> None:
-    """Reports what is wrong with a ``trainer.strategy`` that is a mapping."""
+    """Reports the mistakes in a ``trainer.strategy`` that is a mapping."""
     if not isinstance(strategy, Mapping):
         return
     here = ("trainer", "strategy")

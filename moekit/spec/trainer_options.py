@@ -1,4 +1,4 @@
-"""The options of ``lightning.Trainer``, known without importing it (five seconds). A test compares the two."""
+"""The options of ``lightning.Trainer``, listed here because importing it takes seconds. A test compares the two."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ SET_BY_MOEKIT: Mapping[str, str] = {
     "use_distributed_sampler": "moekit samples by seed, step and rank itself, so that a run resumes exactly",
     "barebones": "it turns off the logs and checkpoints that a run is made of",
     "model_registry": "moekit uploads nothing",
-    "max_epochs": "training data is drawn, not passed through; say trainer.max_steps",
-    "min_epochs": "training data is drawn, not passed through; say trainer.min_steps",
+    "max_epochs": "training samples its data and has no epochs; set trainer.max_steps",
+    "min_epochs": "training samples its data and has no epochs; set trainer.min_steps",
 }
 """Options that a spec may not set, and why."""
 
@@ -82,7 +82,7 @@ PRECISIONS: tuple[str, ...] = (
     "16",
     "bf16",
 )
-"""What ``precision`` may be, by full names and by Lightning's short ones."""
+"""Values of ``precision``: full names, and Lightning's short ones."""
 
 LEAST: Mapping[str, tuple[type, int]] = {
     "max_steps": (int, 1),
@@ -90,13 +90,11 @@ LEAST: Mapping[str, tuple[type, int]] = {
     "accumulate_grad_batches": (int, 1),
     "gradient_clip_val": (float, 0),
 }
-"""Options that are numbers, and the least each may be. Lightning would take some of them, and fail in training."""
+"""The type and minimum of numeric options. Lightning accepts some smaller values, and fails in training."""
 
 
 def check_trainer(options: Mapping[str, Any], report: Report) -> None:
-    """Reports every key of a recipe's ``trainer`` that the Trainer does not know or that moekit sets itself, and
-    values that could not work, as far as they are known without a Trainer.
-    """
+    """Reports options of a recipe's ``trainer`` that are unknown or that moekit sets itself, and invalid values."""
     check_sharded(options.get("strategy"), report)
     allowed = [name for name in TRAINER_OPTIONS if name not in SET_BY_MOEKIT]
     for name in options:

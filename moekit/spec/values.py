@@ -1,4 +1,4 @@
-"""Plain values against their declared types: conversion by OmegaConf's nodes, and what to say when it fails."""
+"""Converts plain values to their declared types, by OmegaConf's nodes, and reports values that do not fit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from moekit.spec.fields import FieldInfo
 from moekit.spec.places import Keys, Report, found, one_of, show
 
 BROKEN: Final = object()
-"""Stands for a value that could not be made; the reason is in the report."""
+"""Takes the place of a value that has a mistake; the report has the reason."""
 
 _WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "text", Any: "a plain value"}
 _MANY = {int: "integers", float: "numbers", bool: "true or false", str: "text", Any: "plain values"}
@@ -24,8 +24,8 @@ class Values:
     """Converts values and reports those that do not fit.
 
     Args:
-        report: where problems go.
-        origin: says where the value at a path comes from, for messages: `` (from ${data.vocab})``.
+        report: receives the problems.
+        origin: gives the source of the value at a path, for messages: `` (from ${data.vocab})``.
     """
 
     def __init__(self, report: Report, origin: Callable[[Keys], str] = lambda path: "") -> None:
@@ -33,7 +33,7 @@ class Values:
         self.origin = origin
 
     def read(self, value: Any, hint: Any, info: FieldInfo, path: Keys) -> Any:
-        """``value`` as the type ``hint``, inside the range of ``info``; else ``BROKEN``."""
+        """``value`` as the type ``hint`` and in the range of ``info``; else ``BROKEN``."""
         out = self.convert(value, hint, path, info.range_text() if not info.choices else "")
         if out is BROKEN or info.allows(out):
             return out
@@ -45,7 +45,7 @@ class Values:
         return BROKEN
 
     def convert(self, value: Any, hint: Any, path: Keys, limits: str = "") -> Any:
-        """``value`` as the type ``hint``; else ``BROKEN``. ``limits`` is added to what a message expects."""
+        """``value`` as the type ``hint``; else ``BROKEN``. Messages add ``limits`` to the expected type."""
         expected = f"{describe(hint)} {limits}".rstrip()
         if hint is Any:
             return self._plain(value, path)
@@ -121,7 +121,7 @@ class Values:
 
 @cache
 def _node(kind: type) -> Any:
-    """OmegaConf's node for a scalar type: the one judge of what converts to what."""
+    """OmegaConf's node for a scalar type, which converts values to it."""
     import omegaconf
 
     nodes = {
@@ -139,9 +139,13 @@ def _node(kind: type) -> Any:
 
 
 def scalar(value: Any, kind: type) -> Any:
-    """``value`` as int, float, bool or str, where nothing is lost by it; else ``BROKEN``."""
+    """``value`` as int, float, bool or str if the conversion loses nothing; else ``BROKEN``.
+
+    Raises:
+        PluginError: ``kind`` is another type.
+    """
     if type(value) is kind and value == value and kind in (int, float, bool, str):
-        return value  # what is right already needs no judge, whose import takes long
+        return value  # needs no conversion, and so no import of OmegaConf, which is slow
     import omegaconf
 
     node = _node(kind)
@@ -173,14 +177,14 @@ def _optional(hint: Any) -> bool:
 
 
 def _members(hint: Any) -> tuple[Any, ...]:
-    """The types of a union, without None; a type alone for anything else."""
+    """The types of a union, without None; of another type, that type alone."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return tuple(arg for arg in typing.get_args(hint) if arg is not type(None))
     return (hint,)
 
 
 def describe(hint: Any) -> str:
-    """A type in words: ``an integer``, ``a list of numbers``, ``text or null``."""
+    """A type as messages describe it: ``an integer``, ``a list of numbers``, ``text or null``."""
     if hint is Any:
         return _WORDS[Any]
     words = []

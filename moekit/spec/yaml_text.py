@@ -1,7 +1,7 @@
-"""YAML in and out: text to a tree that knows its lines, and plain data back to text. No tags, no code.
+"""Reads YAML text to a tree with the line of each key, and writes plain data as YAML. No tags, no code.
 
-Read as YAML 1.2 has it where 1.1 surprises: ``1e-4`` is a number, ``yes`` and ``12:30`` are text. A key that
-stands twice, a key that is not text, a tag and ``<<`` are mistakes.
+Where YAML 1.1 and 1.2 differ, 1.2 counts: ``1e-4`` is a number, ``yes`` and ``12:30`` are text. A repeated key, a key
+that is not text, a tag and ``<<`` are mistakes.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from moekit.spec.places import Keys, Place, Report, Tree, refuse
+from moekit.spec.places import Keys, Place, Report, Tree, reject
 
 _FLOAT = re.compile(
     r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|\.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE][-+]?[0-9]+"
@@ -41,12 +41,12 @@ class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[mi
 
 for _name, (_pattern, _first) in _TAGS.items():
     _Loader.add_implicit_resolver(_PREFIX + _name, _pattern, _first)
-    _Dumper.add_implicit_resolver(_PREFIX + _name, _pattern, _first)  # quotes whatever either reading would convert
+    _Dumper.add_implicit_resolver(_PREFIX + _name, _pattern, _first)  # quotes text that reading would convert
 _Dumper.add_representer(list, _Dumper.represent_list)
 
 
 def write(plain: Any) -> str:
-    """Plain data as YAML text, in its own order; ``read`` gives the same data back."""
+    """Plain data as YAML text, in the order of its keys; ``read`` returns the same data."""
     return yaml.dump(plain, Dumper=_Dumper, sort_keys=False, default_flow_style=False, width=120, allow_unicode=True)
 
 
@@ -55,12 +55,12 @@ def read(text: str, source: str, *, lines: bool = True, prefix: Keys = ()) -> Tr
 
     Args:
         text: the document.
-        source: what messages call it: a file's name, or ``command line``.
+        source: its name in messages: a file's name, or ``command line``.
         lines: whether places have line numbers.
-        prefix: where in a larger tree the document stands.
+        prefix: path of the document in a larger tree.
 
     Raises:
-        SpecError: it is not YAML (then that alone is told), or holds what a spec may not (then all of it is told).
+        SpecError: with the first mistake in the YAML; or, in valid YAML, with everything that a spec may not hold.
     """
     try:
         loader = _Loader(text)
@@ -74,14 +74,14 @@ def read(text: str, source: str, *, lines: bool = True, prefix: Keys = ()) -> Tr
         said = ", ".join(part for part in (error.context, error.problem) if part)
         if mark is not None and text.startswith("\t", mark.index):
             said = "a tab, where YAML is indented by spaces"
-        refuse(f"not valid YAML: {said}", at=prefix, place=Place(source, line))
+        reject(f"not valid YAML: {said}", at=prefix, place=Place(source, line))
     except yaml.YAMLError as error:
-        refuse(f"not valid YAML: {' '.join(str(error).split())}", at=prefix, place=Place(source))
+        reject(f"not valid YAML: {' '.join(str(error).split())}", at=prefix, place=Place(source))
     reader = _Reader(source, lines)
     try:
         data = None if root is None else reader.value(root, prefix)
     except RecursionError:
-        refuse("nested too deeply, or an alias that holds itself", at=prefix, place=Place(source))
+        reject("nested too deeply, or an alias that holds itself", at=prefix, place=Place(source))
     reader.report.raise_if_any()
     return Tree(data, reader.places)
 
@@ -106,7 +106,7 @@ class _Reader:
             return out
         if isinstance(node, yaml.ScalarNode):
             return self.scalar(node, path)
-        return self.refuse_tag(node, path)
+        return self.reject_tag(node, path)
 
     def mapping(self, node: yaml.MappingNode, path: Keys) -> dict[str, Any]:
         out: dict[str, Any] = {}
@@ -119,10 +119,10 @@ class _Reader:
                 continue
             here = (*path, key)
             if key == "<<" and not key_node.style:
-                self.report.add(path, "'<<' is not read", expected="'extends' to inherit a file", place=place)
+                self.report.add(path, "'<<' is not supported", expected="'extends' to inherit a file", place=place)
             elif key in out:
                 first = f", first in line {self.places[here].line}" if self.lines else ""
-                self.report.add(here, f"key '{key}' stands twice{first}", place=place)
+                self.report.add(here, f"key '{key}' occurs twice{first}", place=place)
             else:
                 self.places[here] = place
                 out[key] = self.value(value_node, here)
@@ -147,11 +147,11 @@ class _Reader:
         except (KeyError, ValueError):
             self.report.add(path, f"'{text[:40]}' is not a YAML {kind}", place=self.place(node))
             return None
-        return self.refuse_tag(node, path)
+        return self.reject_tag(node, path)
 
-    def refuse_tag(self, node: yaml.Node, path: Keys) -> None:
+    def reject_tag(self, node: yaml.Node, path: Keys) -> None:
         tag = node.tag.replace(_PREFIX, "!!")
-        self.report.add(path, f"tag '{tag}' is not read", expected="plain values", place=self.place(node))
+        self.report.add(path, f"tag '{tag}' is not supported", expected="plain values", place=self.place(node))
 
     def place(self, node: yaml.Node) -> Place:
         return Place(self.source, node.start_mark.line + 1 if self.lines else 0)

@@ -1,4 +1,4 @@
-"""The command as a person runs it: a process of its own, in a folder of its own; output, exit code, broken plugins."""
+"""The command in a process and folder of its own: output, exit code, broken plugins."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import fake_plugins
 import pytest
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
+Install = Callable[..., None]
 
 PLUGIN = """
 from dataclasses import dataclass
 from moekit import Component, RouterSpec, hookimpl, option
 
-MOEKIT_API = {api}
+MOEKIT_API = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Coin(RouterSpec):
@@ -31,44 +33,39 @@ def moekit_routers():
 """
 
 
+def python_path(site: Path) -> str:
+    """``PYTHONPATH`` with the folder of a test's plugins in front."""
+    return os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH")]))
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    """``run("ls", "routers")``: the finished process; plugins written to ``tmp_path / site`` are installed."""
+    """``run("ls", "routers")``: the finished process. Plugins below ``tmp_path / "site"`` are installed."""
 
-    def run(*words: str, way: tuple[str, ...] = ("-m", "moekit"), **env: str) -> subprocess.CompletedProcess[str]:
+    def run(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
         (tmp_path / "work").mkdir(exist_ok=True)
         clean = {k: v for k, v in os.environ.items() if not k.startswith("MOEKIT_")}
-        clean |= {"PYTHONPATH": str(tmp_path / "site"), "COLUMNS": "120", **env}
-        command = [sys.executable, *way, *words]
+        clean |= {"PYTHONPATH": python_path(tmp_path / "site"), "COLUMNS": "120", **env}
+        command = [sys.executable, "-m", "moekit", *words]
         return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path / "work", env=clean, timeout=120)
 
     return run
 
 
 @pytest.fixture
-def install(tmp_path: Path) -> Callable[..., None]:
-    """Installs a plugin that offers one router."""
+def install(tmp_path: Path) -> Install:
+    """Installs a plugin, by default one that offers the router ``coin``."""
 
-    def make(
-        plugin: str,
-        *,
-        version: str = "1.2",
-        source: str = PLUGIN,
-        name: str = "coin",
-        api: int = 1,
-        target: str = "a:B",
-    ) -> None:
-        info = tmp_path / "site" / f"{plugin}_moe-{version}.dist-info"
-        info.mkdir(parents=True)
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {plugin}-moe\nVersion: {version}\n\nRead me.\n")
-        (info / "entry_points.txt").write_text(f"[moekit]\n{plugin} = {plugin}_moe\n")
-        (tmp_path / "site" / f"{plugin}_moe.py").write_text(source.format(name=name, api=api, target=target))
+    def make(plugin: str, source: str = PLUGIN, *, version: str = "1.2", **changes: object) -> None:
+        for key, value in {"name": "coin", "target": "a:B", **changes}.items():
+            source = source.replace(f"{{{key}}}", str(value))
+        fake_plugins.install(tmp_path / "site", plugin, source, version=version)
 
     return make
 
 
 def recipe(folder: Path, router: str) -> str:
-    """Writes a recipe with a router of choice; returns its name."""
+    """Writes a recipe with this router; returns its file name."""
     (folder / "work").mkdir(exist_ok=True)
     path = folder / "work" / "mine.yaml"
     path.write_text(
@@ -85,7 +82,7 @@ def recipe(folder: Path, router: str) -> str:
     return path.name
 
 
-def test_a_strangers_router_is_listed_shown_and_used(run: Run, install: Callable[..., None], tmp_path: Path) -> None:
+def test_a_third_party_router_is_listed_shown_and_used(run: Run, install: Install, tmp_path: Path) -> None:
     install("acme")
     assert re.search(r"^  coin +flips a coin ", run("ls", "routers").stdout, re.MULTILINE)
     shown = run("show", "coin")
@@ -97,7 +94,7 @@ def test_a_strangers_router_is_listed_shown_and_used(run: Run, install: Callable
     assert printed.stdout == "use: coin\nsides: 8\n"
 
 
-def test_a_strangers_mistake_is_told_where_it_stands(run: Run, install: Callable[..., None], tmp_path: Path) -> None:
+def test_a_mistake_in_a_third_party_router_has_its_place(run: Run, install: Install, tmp_path: Path) -> None:
     install("acme")
     done = run("config", "validate", recipe(tmp_path, "{use: coin, sides: 1}"))
     assert done.returncode == 2
@@ -106,9 +103,7 @@ def test_a_strangers_mistake_is_told_where_it_stands(run: Run, install: Callable
     assert "Traceback" not in done.stderr
 
 
-def test_a_target_that_does_not_import_fails_only_when_built(
-    run: Run, install: Callable[..., None], tmp_path: Path
-) -> None:
+def test_a_target_that_does_not_import_fails_only_when_built(run: Run, install: Install, tmp_path: Path) -> None:
     install("acme", target="nowhere.at_all:Coin")
     name = recipe(tmp_path, "{use: coin}")
     assert run("config", "validate", name).returncode == 0
@@ -121,8 +116,10 @@ def test_a_target_that_does_not_import_fails_only_when_built(
     )
 
 
-def test_a_broken_plugin_stops_nothing_and_is_told(run: Run, install: Callable[..., None], tmp_path: Path) -> None:
-    install("broken", source="import no_such_kernel")
+def test_a_broken_plugin_is_reported_and_stops_nothing_unless_strict_or_disabled(
+    run: Run, install: Install, tmp_path: Path
+) -> None:
+    install("broken", "import no_such_kernel")
     listed = run("ls", "routers")
     assert listed.returncode == 0
     assert "topk" in listed.stdout
@@ -133,57 +130,25 @@ def test_a_broken_plugin_stops_nothing_and_is_told(run: Run, install: Callable[.
     assert "\nbroken failed: ModuleNotFoundError: No module named 'no_such_kernel'\n" in plugins.stdout
     traced = run("plugins", "--trace")
     assert "  Traceback (most recent call last):\n" in traced.stdout
-    wanted = run("config", "validate", recipe(tmp_path, "{use: broken/coin}"))
-    assert wanted.returncode == 2
-    assert "plugin 'broken' (broken-moe 1.2) failed to load" in wanted.stderr
+    named = run("config", "validate", recipe(tmp_path, "{use: broken/coin}"))
+    assert named.returncode == 2
+    assert "plugin 'broken' (broken-moe 1.2) failed to load" in named.stderr
     missing = run("config", "validate", recipe(tmp_path, "{use: coin}"))
     assert (
         "note: plugin 'broken' failed to load (ModuleNotFoundError: No module named 'no_such_kernel')" in missing.stderr
     )
-
-
-def test_a_strict_registry_stops_at_a_broken_plugin(run: Run, install: Callable[..., None]) -> None:
-    install("broken", source="import no_such_kernel")
-    done = run("ls", MOEKIT_STRICT_PLUGINS="1")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == (
+    strict = run("ls", MOEKIT_STRICT_PLUGINS="1")
+    assert (strict.returncode, strict.stdout) == (2, "")
+    assert strict.stderr == (
         "error: plugin 'broken' (broken-moe 1.2) cannot be used: "
         "ModuleNotFoundError: No module named 'no_such_kernel'\n"
     )
+    disabled = run("plugins", MOEKIT_DISABLE_PLUGINS="broken")
+    assert disabled.returncode == 0
+    assert disabled.stdout.endswith("\ndisabled by MOEKIT_DISABLE_PLUGINS: broken\n")
 
 
-def test_a_plugin_of_another_api_is_refused_with_both_numbers(run: Run, install: Callable[..., None]) -> None:
-    install("future", api=9)
-    done = run("plugins")
-    assert done.returncode == 1
-    assert "future       future-moe 1.2  9    failed\n" in done.stdout
-    assert "future failed: was written for plugin API 9; this moekit speaks API 1: MOEKIT_API = 1\n" in done.stdout
-
-
-def test_a_plugin_can_be_left_out(run: Run, install: Callable[..., None]) -> None:
-    install("broken", source="raise SystemExit('never imported')")
-    done = run("plugins", MOEKIT_DISABLE_PLUGINS="broken")
-    assert done.returncode == 0
-    assert done.stdout.endswith("\nleft out by MOEKIT_DISABLE_PLUGINS: broken\n")
-
-
-def test_namesakes_are_chosen_by_plugin(run: Run, install: Callable[..., None], tmp_path: Path) -> None:
-    install("acme")
-    install("beta", version="0.3.1")
-    assert run("ls", "routers").returncode == 0
-    unclear = run("config", "validate", recipe(tmp_path, "{use: coin}"))
-    assert unclear.returncode == 2
-    assert (
-        "router 'coin' is offered by 2 plugins: acme/coin (acme-moe 1.2), beta/coin (beta-moe 0.3.1)" in unclear.stderr
-    )
-    assert "at model.moe.router.use  in mine.yaml, line 7" in unclear.stderr
-    chosen = run("config", "print", recipe(tmp_path, "{use: beta/coin}"), "--only", "model.moe.router")
-    assert chosen.stdout == "use: beta/coin\nsides: 2\n"
-
-
-def test_a_name_that_another_plugin_has_too_leaves_its_first_owner_alone(
-    run: Run, install: Callable[..., None], tmp_path: Path
-) -> None:
+def test_a_namesake_affects_only_the_recipes_that_use_the_name(run: Run, install: Install, tmp_path: Path) -> None:
     install("acme", name="topk")
     assert run("config", "validate", "jacobs1991").returncode == 0
     unclear = run("config", "validate", "deepseek_v3")
@@ -193,7 +158,7 @@ def test_a_name_that_another_plugin_has_too_leaves_its_first_owner_alone(
     assert (skips.returncode, skips.stderr) == (0, "")
 
 
-def test_mistakes_end_with_two_and_no_traceback(run: Run) -> None:
+def test_mistakes_end_with_code_2_and_no_traceback(run: Run) -> None:
     for words in (
         ["lss"],
         ["ls", "rooters"],
@@ -208,28 +173,24 @@ def test_mistakes_end_with_two_and_no_traceback(run: Run) -> None:
     assert "Traceback" in run("ls", "rooters", MOEKIT_DEBUG="1").stderr
 
 
-def test_a_reader_that_leaves_early_hears_nothing() -> None:
+def test_a_reader_that_closes_early_gets_no_error() -> None:
     command = f"{sys.executable} -m moekit ls | true; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("141\n", "")
 
 
-def test_a_terminal_without_a_letter_shows_a_question_mark(run: Run) -> None:
+def test_a_letter_that_the_terminal_lacks_becomes_a_question_mark(run: Run) -> None:
     done = run("show", "glu", PYTHONIOENCODING="ascii", PYTHONUTF8="0")
     assert (done.returncode, done.stderr) == (0, "")
     assert "3?D?H parameters each" in done.stdout
 
 
-def test_interrupting_ends_with_130(tmp_path: Path) -> None:
-    """The interrupt is sent when the plugin that is being imported says that it has been reached."""
-    site = tmp_path / "site"
-    (site / "slow_moe-1.0.dist-info").mkdir(parents=True)
-    (site / "slow_moe-1.0.dist-info" / "METADATA").write_text("Name: slow-moe\nVersion: 1.0\n")
-    (site / "slow_moe-1.0.dist-info" / "entry_points.txt").write_text("[moekit]\nslow = slow_moe\n")
-    (site / "slow_moe.py").write_text("import time\nprint('reached', flush=True)\ntime.sleep(60)\n")
-    env = {**os.environ, "PYTHONPATH": str(site)}
+def test_an_interrupt_ends_with_code_130(install: Install, tmp_path: Path) -> None:
+    """The interrupt is sent while a plugin is imported, after that plugin has printed a line."""
+    install("slow", "import time\nprint('reached', flush=True)\ntime.sleep(60)\n")
+    env = {**os.environ, "PYTHONPATH": python_path(tmp_path / "site")}
     command = [sys.executable, "-m", "moekit", "ls"]
-    # A shell starts background jobs deaf to SIGINT, and a suite that runs in one would hand that on.
+    # A shell starts background jobs with SIGINT ignored, and a suite in such a job would pass that on.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)

@@ -1,7 +1,7 @@
-"""How long a command takes to start, as a ratio to the least that it could take, measured side by side.
+"""The start-up time of a command, divided by the least time that it could take.
 
-Processor time of the whole process is compared, interleaved and the best of several runs, so that a busy machine slows
-both sides alike; a ratio that is too high is measured again before it counts.
+Both are processor times of whole processes, measured alternately, the best of several runs, so that a busy machine
+slows both alike. A ratio that is too high is measured again before it counts.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FLOOR = [
     'import pluggy, omegaconf, importlib.metadata as m; m.entry_points(group="moekit")',
 ]
 SCRIPT = shutil.which("moekit", path=sysconfig.get_path("scripts")) or "moekit"
-WAYS = {"script": [SCRIPT], "module": [sys.executable, "-m", "moekit"]}
+STARTS = {"script": [SCRIPT], "module": [sys.executable, "-m", "moekit"]}
 
 
 def seconds(command: list[str], env: dict[str, str]) -> float:
@@ -41,7 +41,7 @@ def seconds(command: list[str], env: dict[str, str]) -> float:
 
 
 def ratios(commands: dict[str, list[str]], least: list[str], env: dict[str, str], limit: float) -> dict[str, float]:
-    """Best time of each command over the best of ``least``; runs go on until all keep to the limit, up to a point."""
+    """Best time of each command over the best of ``least``; up to ``TRIES`` tries, until all are below the limit."""
     floor: list[float] = []
     ours: dict[str, list[float]] = {name: [] for name in commands}
     for _ in range(TRIES):
@@ -57,21 +57,26 @@ def ratios(commands: dict[str, list[str]], least: list[str], env: dict[str, str]
 
 @pytest.fixture(scope="module")
 def env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """An environment in which both sides have their compiled modules, as an installed package has."""
+    """An environment in which all modules are compiled already, as in an installed package."""
     out = {key: value for key, value in os.environ.items() if key not in ("PYTHONDONTWRITEBYTECODE", "COLUMNS")}
     out["PYTHONPYCACHEPREFIX"] = str(tmp_path_factory.mktemp("compiled"))
-    for command in (PASS, FLOOR, [*WAYS["script"], "config", "validate", "deepseek_v3"], [*WAYS["module"], "ls"]):
+    for command in (
+        PASS,
+        FLOOR,
+        [*STARTS["script"], "config", "validate", "deepseek_v3"],
+        [*STARTS["module"], "ls"],
+    ):
         seconds(command, out)
     return out
 
 
-def test_the_first_page_costs_at_most_three_bare_pythons(env: dict[str, str]) -> None:
-    found = ratios({name: [*way, "--help"] for name, way in WAYS.items()}, PASS, env, limit=3.0)
+def test_the_first_page_takes_at_most_three_times_a_bare_python(env: dict[str, str]) -> None:
+    found = ratios({name: [*command, "--help"] for name, command in STARTS.items()}, PASS, env, limit=3.0)
     assert {name: ratio for name, ratio in found.items() if ratio > 3.0} == {}
 
 
-def test_listing_and_validating_cost_at_most_half_more_than_their_floor(env: dict[str, str]) -> None:
-    commands = {words: [*WAYS["script"], *words.split()] for words in ("ls", "config validate deepseek_v3")}
+def test_listing_and_validating_take_at_most_half_more_than_their_imports(env: dict[str, str]) -> None:
+    commands = {words: [*STARTS["script"], *words.split()] for words in ("ls", "config validate deepseek_v3")}
     found = ratios(commands, FLOOR, env, limit=1.5)
     assert {words: ratio for words, ratio in found.items() if ratio > 1.5} == {}
 
@@ -100,7 +105,7 @@ HEAVY = ("torch", "lightning", "numpy", "rich", "matplotlib", "tokenizers")
         "generate --help",
     ],
 )
-def test_what_needs_no_torch_imports_none(words: str) -> None:
+def test_verbs_that_need_no_torch_import_none(words: str) -> None:
     code = (
         "import sys; from moekit.cli import main; code = main(sys.argv[1:]);"
         f"print(code, sorted(set({HEAVY!r}) & set(sys.modules)), file=sys.stderr)"
@@ -119,10 +124,11 @@ def test_the_first_page_imports_next_to_nothing() -> None:
     assert done.stderr.strip() == "['__future__', 'moekit', 'moekit.cli', 'moekit.lazy']"
 
 
-def test_python_m_moekit_is_the_same_command() -> None:
+def test_python_m_moekit_prints_the_same_as_the_script() -> None:
     assert Path(SCRIPT).is_file()
     for words in (["--help"], ["ls", "routers"]):
         outputs = [
-            subprocess.run([*way, *words], capture_output=True, text=True, check=True).stdout for way in WAYS.values()
+            subprocess.run([*command, *words], capture_output=True, text=True, check=True).stdout
+            for command in STARTS.values()
         ]
         assert outputs[0] == outputs[1]

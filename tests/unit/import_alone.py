@@ -1,10 +1,10 @@
 """Imports each module by itself, from a process that has loaded other libraries and no moekit.
 
-A module is imported in a fork of the process that has imported its package and nothing else: whoever imports it alone
-imports that package first, so it finds the same.
+Each module is imported in a fork of a process that has imported its package and nothing else, as Python also imports
+the package first.
 
-Run as ``python import_alone.py PRELOAD MODULES`` (names joined by commas); prints, as JSON, for each module why it
-could not be imported (empty when it could) and which of the heavy libraries it brought in.
+Run as ``python import_alone.py PRELOAD MODULES``, with names joined by commas. It prints, as JSON, the error of each
+module (empty if it can be imported) and the heavy libraries that it imports.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ Found = dict[str, tuple[str, list[str]]]
 
 
 def package_of(name: str, names: list[str]) -> str:
-    """The innermost package of ``name`` that is asked for too; empty when there is none."""
+    """The innermost package of ``name`` among ``names``; empty if there is none."""
     package = name.rpartition(".")[0]
     return package if package in names or not package else package_of(package, names)
 
 
 def import_in_fork(name: str, within: dict[str, list[str]]) -> Found:
-    """Why ``name`` cannot be imported, and the heavy libraries that came with it; the same of what lies within it."""
+    """The error on importing ``name``, and the heavy libraries it imports; the same for the modules within it."""
     reading, writing = os.pipe()
     child = os.fork()
     if not child:
         os.close(reading)
         try:
             importlib.import_module(name)
-            said = ""
+            error = ""
         except BaseException:
-            said = traceback.format_exc()
-        found: Found = {name: (said, [library for library in HEAVY if library in sys.modules])}
+            error = traceback.format_exc()
+        found: Found = {name: (error, [library for library in HEAVY if library in sys.modules])}
         for inner in within.get(name, ()):
             found |= import_in_fork(inner, within)
         with os.fdopen(writing, "w") as pipe:

@@ -1,4 +1,4 @@
-"""Errors, word for word: a person reads them, and the next command is in them."""
+"""The texts of errors, which name the next command."""
 
 from __future__ import annotations
 
@@ -18,20 +18,18 @@ FULL = Problem(
 )
 
 
-def test_a_problem_with_every_part() -> None:
-    assert str(FULL) == (
-        "unknown router 'top_k' (installed: dense, topk)\n"
-        "  at model.moe.router.use  in mine.yaml, line 14\n"
-        "  expected the name of a router\n"
-        "  did you mean 'topk'?\n"
-        "  list them: moekit ls routers\n"
-        "  note: plugin 'acme' failed to load (no MOEKIT_API); see: moekit plugins"
-    )
-
-
 @pytest.mark.parametrize(
     ("problem", "text"),
     [
+        (
+            FULL,
+            "unknown router 'top_k' (installed: dense, topk)\n"
+            "  at model.moe.router.use  in mine.yaml, line 14\n"
+            "  expected the name of a router\n"
+            "  did you mean 'topk'?\n"
+            "  list them: moekit ls routers\n"
+            "  note: plugin 'acme' failed to load (no MOEKIT_API); see: moekit plugins",
+        ),
         (Problem(what="it is empty"), "it is empty"),
         (Problem(what="wrong", at="model.dim"), "wrong\n  at model.dim"),
         (Problem(what="wrong", source="command line"), "wrong\n  in command line"),
@@ -39,15 +37,12 @@ def test_a_problem_with_every_part() -> None:
         (Problem(what="wrong", notes=("first", "second")), "wrong\n  note: first\n  note: second"),
     ],
 )
-def test_a_problem_leaves_out_what_it_does_not_know(problem: Problem, text: str) -> None:
+def test_a_problem_is_printed_with_the_parts_that_it_has(problem: Problem, text: str) -> None:
     assert str(problem) == text
+    assert str(SpecError([problem])) == text
 
 
-def test_one_problem_is_told_without_a_count() -> None:
-    assert str(SpecError([FULL])) == str(FULL)
-
-
-def test_several_problems_are_told_at_once_in_order() -> None:
+def test_several_problems_are_counted_and_printed_in_order() -> None:
     error = SpecError(Problem(what=f"mistake {n}", at=f"a.b{n}") for n in (1, 2))
     assert str(error) == "2 problems\n\nmistake 1\n  at a.b1\n\nmistake 2\n  at a.b2"
     assert [p.at for p in error.problems] == ["a.b1", "a.b2"]
@@ -77,5 +72,5 @@ def test_every_error_is_a_value_error_of_moekit(name: str) -> None:
         ("topk", [], ""),
     ],
 )
-def test_nearest(name: str, choices: list[str], found: str) -> None:
+def test_the_nearest_name_is_similar_or_empty(name: str, choices: list[str], found: str) -> None:
     assert nearest(name, choices) == found

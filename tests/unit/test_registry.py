@@ -1,4 +1,4 @@
-"""The registry by name: snapshots, namesakes, unknown names, building, and plugins for the length of a block."""
+"""The registry: names, namesakes, unknown names, building, and temporary plugins."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ from dataclasses import dataclass
 from types import ModuleType
 
 import pytest
+from fake_plugins import module, plugin
+from pages import cases, whole
 
-from moekit import registry
+from moekit import hookspecs, registry
 from moekit.component import Component
 from moekit.errors import PluginError, UnknownName
 from moekit.hookspecs import hookimpl
-from moekit.plugin import Plugin, load_plugin
+from moekit.plugin import Plugin
 from moekit.registry import Registry, current, kind_named, temporary
 from moekit.spec.fields import option
-from moekit.spec.kinds import BalancerSpec, RouterSpec
+from moekit.spec.kinds import RouterSpec
 from moekit.spec.recipe import KINDS, Recipe, plural
 
 
@@ -35,7 +37,7 @@ class Unregistered(RouterSpec):
 
 
 class Built:
-    """What a target builds: it keeps what it was given."""
+    """A target that keeps its arguments."""
 
     def __init__(self, spec: RouterSpec, *context: object) -> None:
         self.spec, self.context = spec, context
@@ -45,23 +47,11 @@ def router(name: str, spec: type[RouterSpec]) -> Component:
     return Component(name=name, spec=spec, target=Built, summary=f"the router {name}")
 
 
-def module(name: str, *components: Component) -> ModuleType:
-    """A plugin module that offers routers."""
-    made = ModuleType(name)
-    made.MOEKIT_API = 1  # type: ignore[attr-defined]
-    made.moekit_routers = hookimpl(lambda: list(components))  # type: ignore[attr-defined]
-    return made
-
-
-ACME = load_plugin("acme", module("acme_moe", router("hash", Hash)), distribution="acme-moe", version="1.2")
-BETA = load_plugin("beta", module("beta_moe", router("hash", OtherHash)), distribution="beta", version="0.3.1")
-BROKEN = Plugin(
-    name="broken", module="broken_moe", distribution="broken-moe", version="2.0", error="ModuleNotFoundError: no triton"
-)
-
-
-def message(error: pytest.ExceptionInfo[Exception]) -> str:
-    return str(error.value)
+HASH = router("hash", Hash)
+ACME = plugin("acme", "acme-moe", "1.2", routers=[HASH])
+BETA = plugin("beta", "beta", "0.3.1", routers=[router("hash", OtherHash)])
+RECIPES = [Component(name=f"r{n}", spec=Recipe, target="r.yaml", summary="") for n in range(21)]
+BROKEN = Plugin(name="broken", module="b", distribution="broken-moe", version="2.0", error="ImportError: no triton")
 
 
 def test_a_component_is_found_by_its_name_and_by_its_plugin() -> None:
@@ -72,18 +62,7 @@ def test_a_component_is_found_by_its_name_and_by_its_plugin() -> None:
     assert both.names("balancer") == []
 
 
-def test_namesakes_fail_only_when_their_name_is_used() -> None:
-    both = Registry([ACME, BETA])
-    with pytest.raises(UnknownName, match="is offered by 2 plugins") as error:
-        both.get("router", "hash")
-    assert message(error) == (
-        "router 'hash' is offered by 2 plugins: acme/hash (acme-moe 1.2), beta/hash (beta 0.3.1)\n"
-        "  expected 'acme/hash' or 'beta/hash'\n"
-        "  list them: moekit plugins"
-    )
-
-
-def test_plugin_and_name_choose_among_namesakes() -> None:
+def test_a_plugin_and_a_name_choose_among_namesakes() -> None:
     both = Registry([ACME, BETA])
     assert both.get("router", "acme/hash").spec is Hash
     assert both.get("router", "beta/hash").spec is OtherHash
@@ -91,78 +70,71 @@ def test_plugin_and_name_choose_among_namesakes() -> None:
     assert Registry([ACME]).use_name(Hash()) == "hash"
 
 
-def test_an_unknown_name_lists_choices_and_the_nearest() -> None:
-    with pytest.raises(UnknownName, match="unknown router") as error:
-        Registry([ACME]).get("router", "hahs")
-    assert message(error) == (
-        "unknown router 'hahs' (installed: hash)\n  did you mean 'hash'?\n  list them: moekit ls routers"
-    )
+MISTAKES = """
+$ router/hash  # a name that two plugins offer
+router 'hash' is offered by 2 plugins: acme/hash (acme-moe 1.2), beta/hash (beta 0.3.1)
+  expected 'acme/hash' or 'beta/hash'
+  list them: moekit plugins
+
+$ router/hahs  # an unknown name
+unknown router 'hahs' (installed: hash)
+  did you mean 'hash'?
+  list them: moekit ls routers
+  note: plugin 'broken' failed to load (ImportError: no triton); see: moekit plugins
+  note: MOEKIT_DISABLE_PLUGINS disables delta, gamma
+
+$ router/acme/hahs  # an unknown name in a known plugin
+unknown router 'acme/hahs' (installed: hash)
+  did you mean 'acme/hash'?
+  list them: moekit ls routers
+  note: plugin 'broken' failed to load (ImportError: no triton); see: moekit plugins
+  note: MOEKIT_DISABLE_PLUGINS disables delta, gamma
+
+$ recipe/r_3  # an unknown name among many
+unknown recipe 'r_3' (installed: 21 recipes)
+  did you mean 'r3'?
+  list them: moekit ls recipes
+  note: plugin 'broken' failed to load (ImportError: no triton); see: moekit plugins
+  note: MOEKIT_DISABLE_PLUGINS disables delta, gamma
+
+$ balancer/nothing  # an unknown name where there is none
+unknown balancer 'nothing' (installed: none)
+  list them: moekit ls balancers
+  note: plugin 'broken' failed to load (ImportError: no triton); see: moekit plugins
+  note: MOEKIT_DISABLE_PLUGINS disables delta, gamma
+
+$ router/broken/topk  # a name in a plugin that failed
+router 'broken/topk' cannot be used: plugin 'broken' (broken-moe 2.0) failed to load
+  ImportError: no triton
+  see: moekit plugins
+
+$ ruoter/hash  # an unknown kind
+unknown kind 'ruoter' (kinds: routers, experts, dispatchers, balancers, attention, models, objectives, data, \
+optimizers, schedules, recipes)
+  did you mean 'router'?
+  list them: moekit ls
+"""
 
 
-def test_too_many_names_are_counted() -> None:
-    many = tuple(Component(name=f"r{n}", spec=Recipe, target="r.yaml", summary="", plugin="big") for n in range(21))
-    with pytest.raises(UnknownName, match="unknown recipe") as error:
-        Registry([Plugin(name="big", module="big", components=many)]).get("recipe", "r_3")
-    assert message(error) == (
-        "unknown recipe 'r_3' (installed: 21 recipes)\n  did you mean 'r3'?\n  list them: moekit ls recipes"
-    )
-
-
-def test_an_unknown_name_in_a_known_plugin_is_answered_by_full_name() -> None:
-    with pytest.raises(UnknownName, match="unknown router") as error:
-        Registry([ACME]).get("router", "acme/hahs")
-    assert message(error) == (
-        "unknown router 'acme/hahs' (installed: hash)\n  did you mean 'acme/hash'?\n  list them: moekit ls routers"
-    )
-
-
-def test_an_unknown_name_names_the_plugins_that_failed_and_those_left_out() -> None:
-    with pytest.raises(UnknownName, match="unknown router") as error:
-        Registry([BROKEN], disabled=["delta", "beta"]).get("router", "topk")
-    assert message(error) == (
-        "unknown router 'topk' (installed: none)\n"
-        "  list them: moekit ls routers\n"
-        "  note: plugin 'broken' failed to load (ModuleNotFoundError: no triton); see: moekit plugins\n"
-        "  note: MOEKIT_DISABLE_PLUGINS leaves out beta, delta"
-    )
-
-
-def test_asking_a_failed_plugin_for_a_component_says_why_it_failed() -> None:
-    with pytest.raises(PluginError, match="failed to load") as error:
-        Registry([ACME, BROKEN]).get("router", "broken/topk")
-    assert message(error) == (
-        "router 'broken/topk' cannot be used: plugin 'broken' (broken-moe 2.0) failed to load\n"
-        "  ModuleNotFoundError: no triton\n"
-        "  see: moekit plugins"
-    )
+@cases(MISTAKES)
+def test_a_name_that_means_no_single_component_is_reported(given: str, expected: str) -> None:
+    plugins = [ACME, BETA, plugin("papers", recipes=RECIPES), BROKEN]
+    with pytest.raises((UnknownName, PluginError), match=whole(expected)):
+        Registry(plugins, disabled=["gamma", "delta"]).get(*given.split("/", 1))
 
 
 def test_a_recipe_may_have_a_folder_in_its_name() -> None:
-    papers = ModuleType("papers")
-    papers.MOEKIT_API = 1  # type: ignore[attr-defined]
     recipe = Component(name="base/small", spec=Recipe, target="/somewhere/base/small.yaml", summary="")
-    papers.moekit_recipes = hookimpl(lambda: [recipe])  # type: ignore[attr-defined]
-    found = Registry([load_plugin("papers", papers)])
+    found = Registry([plugin("papers", recipes=[recipe])])
     assert found.get("recipe", "base/small") is found.get("recipe", "papers/base/small")
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_kind_goes_by_its_singular_and_its_plural(kind: str) -> None:
+def test_a_kind_is_named_in_the_singular_or_plural(kind: str) -> None:
     assert kind_named(kind) == kind_named(plural(kind)) == kind
 
 
-def test_an_unknown_kind_lists_the_kinds() -> None:
-    with pytest.raises(UnknownName, match="unknown kind") as error:
-        current().names("ruoters")
-    assert message(error) == (
-        "unknown kind 'ruoters' (kinds: routers, experts, dispatchers, balancers, attention, models, objectives, data, "
-        "optimizers, schedules, recipes)\n"
-        "  did you mean 'routers'?\n"
-        "  list them: moekit ls"
-    )
-
-
-def test_build_goes_by_the_class_of_the_spec() -> None:
+def test_a_component_is_built_by_the_class_of_its_spec() -> None:
     spec = OtherHash(buckets=4)
     built = Registry([ACME, BETA]).build(spec, "dims", 3)
     assert isinstance(built, Built)
@@ -170,26 +142,26 @@ def test_build_goes_by_the_class_of_the_spec() -> None:
     assert built.context == ("dims", 3)
 
 
-def test_build_refuses_a_spec_that_no_plugin_registered() -> None:
-    with pytest.raises(PluginError, match="no plugin registered") as error:
+def test_a_spec_that_no_plugin_registered_cannot_be_built() -> None:
+    message = "no plugin registered a component with the spec class Unregistered; see: moekit plugins"
+    with pytest.raises(PluginError, match=whole(message)):
         Registry([ACME]).build(Unregistered())
-    assert message(error) == ("no plugin registered a component with the spec class Unregistered; see: moekit plugins")
 
 
-def test_what_a_target_raises_tells_which_component_it_was() -> None:
+def test_an_exception_of_a_target_names_its_component() -> None:
     class Broken:
         def __init__(self, spec: RouterSpec) -> None:
             raise ZeroDivisionError("nothing to divide by")
 
-    plugin = load_plugin("acme", module("acme_moe", Component(name="hash", spec=Hash, target=Broken, summary="breaks")))
+    failing = plugin("acme", routers=[Component(name="hash", spec=Hash, target=Broken, summary="breaks")])
     with pytest.raises(ZeroDivisionError, match="nothing to divide by") as caught:
-        Registry([plugin]).build(Hash())
+        Registry([failing]).build(Hash())
     assert caught.value.__notes__ == ["while building router 'acme/hash'"]
 
 
 def test_temporary_adds_a_plugin_for_a_block() -> None:
     before = current()
-    with temporary(module("acme_moe", router("hash", Hash))) as during:
+    with temporary(module("acme_moe", routers=[HASH])) as during:
         assert current() is during
         assert during.get("router", "acme_moe/hash").spec is Hash
         assert isinstance(registry.build(Hash()), Built)
@@ -205,7 +177,7 @@ def test_temporary_takes_a_class_with_static_hooks() -> None:
         @staticmethod
         @hookimpl
         def moekit_routers() -> list[Component]:
-            return [router("hash", Hash)]
+            return [HASH]
 
     with temporary(acme) as during:
         assert during.get("router", "acme/hash").target is Built
@@ -213,8 +185,8 @@ def test_temporary_takes_a_class_with_static_hooks() -> None:
 
 def test_temporary_blocks_nest() -> None:
     outermost = current()
-    with temporary(module("acme", router("hash", Hash))) as outer:
-        with temporary(module("beta", router("other", OtherHash))) as inner:
+    with temporary(module("acme", routers=[HASH])) as outer:
+        with temporary(module("beta", routers=[router("other", OtherHash)])) as inner:
             assert {"hash", "other"} <= set(inner.names("router"))
         assert current() is outer
         assert "other" not in outer.names("router")
@@ -223,35 +195,33 @@ def test_temporary_blocks_nest() -> None:
 
 def test_temporary_is_undone_by_an_exception() -> None:
     before = current()
-    with pytest.raises(RuntimeError, match="inside"), temporary(module("acme", router("hash", Hash))):
+    with pytest.raises(RuntimeError, match="inside"), temporary(module("acme", routers=[HASH])):
         raise RuntimeError("inside")
     assert current() is before
 
 
-def test_temporary_changes_nothing_when_a_plugin_is_refused() -> None:
+def test_temporary_changes_nothing_if_a_plugin_is_rejected() -> None:
     before = current()
     with pytest.raises(PluginError, match="states no MOEKIT_API"), temporary(ModuleType("empty")):
         pass
     assert current() is before
 
 
-def test_temporary_refuses_a_name_that_is_taken() -> None:
-    with temporary(module("acme", router("hash", Hash))):
-        with pytest.raises(PluginError, match="is taken") as error, temporary(module("acme")):
+def test_temporary_rejects_a_name_or_spec_class_that_is_taken() -> None:
+    taken = "plugin 'beta': router 'mine' has the spec class Hash of router 'acme/hash' (acme); each needs its own"
+    for rejected, message in (
+        (module("acme"), "plugin 'acme': the name is taken by acme; uninstall it, or rename one"),
+        (module("beta", routers=[router("mine", Hash)]), taken),
+    ):
+        with (
+            temporary(module("acme", routers=[HASH])),
+            pytest.raises(PluginError, match=whole(message)),
+            temporary(rejected),
+        ):
             pass
-    assert message(error) == "plugin 'acme': the name is taken by acme; uninstall it, or rename one"
 
 
-def test_temporary_refuses_a_spec_class_that_is_taken() -> None:
-    with temporary(module("acme", router("hash", Hash))):
-        with pytest.raises(PluginError, match="spec class") as error, temporary(module("beta", router("mine", Hash))):
-            pass
-    assert message(error) == (
-        "plugin 'beta': router 'mine' has the spec class Hash of router 'acme/hash' (acme); each needs its own"
-    )
-
-
-def test_every_component_of_the_installed_plugins_is_found_again() -> None:
+def test_every_installed_component_is_found_by_its_full_name() -> None:
     installed = current()
     assert not installed.failed
     for component in installed.components():
@@ -261,17 +231,7 @@ def test_every_component_of_the_installed_plugins_is_found_again() -> None:
 
 
 def test_every_hook_has_a_kind_and_every_kind_a_hook() -> None:
-    from moekit import hookspecs
-
     hooks = {name for name in vars(hookspecs) if re.fullmatch("moekit_.*", name)}
     assert hooks == {f"moekit_{plural(kind)}" for kind in KINDS}
     for hook in hooks:
         assert getattr(hookspecs, hook).__doc__
-
-
-def test_a_balancer_is_no_router() -> None:
-    @dataclass(frozen=True, kw_only=True)
-    class Even(BalancerSpec):
-        pass
-
-    assert Component(name="even", spec=Even, target=Built, summary="").kind == "balancer"

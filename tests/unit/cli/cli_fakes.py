@@ -1,22 +1,30 @@
-"""Fake plugins, so that what the verbs print can be asserted whole."""
+"""Fake plugins, so that the whole output of a verb can be compared, and the comparison."""
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import pytest
+from fake_plugins import plugin
+
+from moekit.cli import main
 from moekit.component import Component
-from moekit.hookspecs import hookimpl
-from moekit.plugin import Plugin, load_plugin
+from moekit.plugin import Plugin
 from moekit.spec.fields import Spec, group, option, slot, slots
 from moekit.spec.kinds import BalancerSpec, Form, ModelSpec, RouterSpec
+
+Captured = pytest.CaptureFixture[str]
+Use = Callable[..., None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lottery(RouterSpec):
     causal: ClassVar[bool] = False
-    draws: int = option(help="experts drawn for a token", ge=1)
-    style: Literal["fair", "loaded"] = option("fair", "how lots are drawn")
+    draws: int = option(help="experts sampled for a token", ge=1)
+    style: Literal["fair", "loaded"] = option("fair", "kind of lottery")
     seed: int | None = option(None, "seed; null for none", ge=0)
 
 
@@ -52,36 +60,19 @@ class LotteryRouter:
     """
 
 
-class Acme:
-    MOEKIT_API = 1
-
-    @staticmethod
-    @hookimpl
-    def moekit_routers() -> list[Component]:
-        return [Component(name="lottery", spec=Lottery, target=LotteryRouter, summary="draws lots", paper="Fate 1900")]
-
-    @staticmethod
-    @hookimpl
-    def moekit_models() -> list[Component]:
-        return [Component(name="tower", spec=Tower, target="acme.tower:Tower", summary="a tower of layers")]
-
-    @staticmethod
-    @hookimpl
-    def moekit_balancers() -> list[Component]:
-        return [Component(name="keeper", spec=Keeper, target="acme.keeper:Keeper", summary="keeps the load even")]
+def lottery(spec: type[RouterSpec], summary: str, paper: str = "") -> Component:
+    return Component(name="lottery", spec=spec, target=LotteryRouter, summary=summary, paper=paper)
 
 
-class Beta:
-    MOEKIT_API = 1
-
-    @staticmethod
-    @hookimpl
-    def moekit_routers() -> list[Component]:
-        return [Component(name="lottery", spec=Lottery2, target=LotteryRouter, summary="draws other lots")]
-
-
-ACME = load_plugin("acme", Acme, distribution="acme-moe", version="1.2")
-BETA = load_plugin("beta", Beta, distribution="beta", version="0.3")
+ACME = plugin(
+    "acme",
+    "acme-moe",
+    "1.2",
+    routers=[lottery(Lottery, "draws lots", "Fate 1900")],
+    models=[Component(name="tower", spec=Tower, target="acme.tower:Tower", summary="a tower of layers")],
+    balancers=[Component(name="keeper", spec=Keeper, target="acme.keeper:Keeper", summary="keeps the load even")],
+)
+BETA = plugin("beta", "beta", "0.3", routers=[lottery(Lottery2, "draws other lots")])
 BROKEN = Plugin(
     name="broken",
     module="broken_moe",
@@ -90,3 +81,11 @@ BROKEN = Plugin(
     error="ModuleNotFoundError: No module named 'triton'",
     trace="Traceback (most recent call last):\n  ...\nModuleNotFoundError: No module named 'triton'\n",
 )
+
+
+def check_output(given: str, expected: str, capsys: Captured) -> None:
+    """``moekit`` with arguments, quoted as in a shell, prints exactly this; an error to stderr, with exit code 2."""
+    failed = expected.startswith("error: ")
+    assert main(shlex.split(given)) == (2 if failed else 0)
+    printed, silent = reversed(capsys.readouterr()) if failed else capsys.readouterr()
+    assert (printed, silent) == (f"{expected}\n", "")

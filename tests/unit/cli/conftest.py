@@ -1,8 +1,8 @@
-"""Every test here has a terminal of 120 columns; ``use`` chooses the plugins, ``recipe`` is a small file."""
+"""Every test here has a terminal of 120 columns; ``use`` sets the plugins, ``recipe`` is a file with a small recipe."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,18 +19,18 @@ def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def use(monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
+def use(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """``use(plugin, ...)`` makes these the only plugins."""
 
     def only(*plugins: Plugin, disabled: tuple[str, ...] = ()) -> None:
         monkeypatch.setattr(registry, "_current", Registry(plugins, disabled=disabled))
 
-    yield only
+    return only
 
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
-    """A recipe of first-party parts, in a file."""
+    """A file with a recipe of first-party components."""
     path = tmp_path / "mine.yaml"
     path.write_text(
         "# Mine: a test\n"

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from cli_fakes import Captured, check_output
+from pages import cases
 
 from moekit.cli import main
 from moekit.spec import load, to_plain
-
-Captured = pytest.CaptureFixture[str]
 
 
 def test_print_is_a_spec_that_loads_again(recipe: Path, tmp_path: Path, capsys: Captured) -> None:
@@ -21,42 +21,21 @@ def test_print_is_a_spec_that_loads_again(recipe: Path, tmp_path: Path, capsys: 
     assert load(again) == load(recipe, ["model.moe.experts.count=8"])
 
 
-def test_print_json(recipe: Path, capsys: Captured) -> None:
+def test_print_writes_json_on_request(recipe: Path, capsys: Captured) -> None:
     assert main(["config", "print", str(recipe), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == to_plain(load(recipe))
 
 
-def test_print_a_part(recipe: Path, capsys: Captured) -> None:
+def test_print_writes_one_part_on_request(recipe: Path, capsys: Captured) -> None:
     assert main(["config", "print", "--only", "model.moe.experts", str(recipe), "seed=3"]) == 0
     assert yaml.safe_load(capsys.readouterr().out) == to_plain(load(recipe))["model"]["moe"]["experts"]
 
 
-def test_print_a_part_that_is_not_there(recipe: Path, capsys: Captured) -> None:
-    assert main(["config", "print", str(recipe), "--only", "model.mo.experts"]) == 2
-    assert capsys.readouterr().err == (
-        "error: nothing stands at 'model.mo.experts': "
-        "model has no 'mo' (it has: use, inputs, outputs, moe, init_range)\n"
-        "  did you mean 'moe'?\n"
-    )
-    assert main(["config", "print", str(recipe), "--only", "seed.x"]) == 2
-    assert capsys.readouterr().err == "error: nothing stands at 'seed.x': seed has no 'x' (it has: nothing)\n"
+def test_validate_names_each_valid_spec(recipe: Path, capsys: Captured) -> None:
+    check_output(f"config validate {recipe} jacobs1991", f"{recipe}: valid\njacobs1991: valid", capsys)
 
 
-def test_validate_what_is_right(recipe: Path, capsys: Captured) -> None:
-    assert main(["config", "validate", str(recipe), "jacobs1991"]) == 0
-    assert capsys.readouterr().out == f"{recipe}: valid\njacobs1991: valid\n"
-
-
-def test_validate_one_that_is_wrong(recipe: Path, capsys: Captured) -> None:
-    assert main(["config", "validate", str(recipe), "model.moe.router.use=dens", "model.inputs=two"]) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith("error: 2 problems\n")
-    assert "did you mean 'dense'?" in err
-    assert "at model.inputs" in err
-
-
-def test_validate_goes_on_after_a_wrong_one(recipe: Path, capsys: Captured) -> None:
+def test_validate_checks_the_specs_after_an_invalid_one(recipe: Path, capsys: Captured) -> None:
     assert main(["config", "validate", "jacobs1992", str(recipe)]) == 2
     out, err = capsys.readouterr()
     assert out == f"{recipe}: valid\n"
@@ -64,7 +43,9 @@ def test_validate_goes_on_after_a_wrong_one(recipe: Path, capsys: Captured) -> N
     assert "did you mean 'jacobs1991'?" in err
 
 
-def test_diff_of_a_recipe_and_its_override(recipe: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_diff_compares_a_recipe_with_its_override(
+    recipe: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("COLUMNS", "500")
     assert main(["config", "diff", str(recipe), "model.moe.experts.count=8", "seed=1"]) == 0
     head, *lines = capsys.readouterr().out.splitlines()
@@ -72,9 +53,8 @@ def test_diff_of_a_recipe_and_its_override(recipe: Path, capsys: Captured, monke
     assert [line.split() for line in lines] == [["seed", "0", "1"], ["model.moe.experts.count", "4", "8"]]
 
 
-def test_diff_of_equal_specs(recipe: Path, capsys: Captured) -> None:
-    assert main(["config", "diff", str(recipe), str(recipe)]) == 0
-    assert capsys.readouterr().out == "no difference\n"
+def test_diff_of_equal_specs_is_empty(recipe: Path, capsys: Captured) -> None:
+    check_output(f"config diff {recipe} {recipe}", "no difference", capsys)
 
 
 def test_diff_of_two_papers_reads_like_history(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,25 +71,41 @@ def test_diff_of_two_papers_reads_like_history(capsys: Captured, monkeypatch: py
     assert len(lines) < 25
 
 
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["print", "a", "b"], "moekit config print: expected one name, then key=value, got a, b\n"),
-        (["print", "x=1"], "moekit config print: expected one name, then key=value, got none\n"),
-        (["validate", "x=1"], "moekit config validate: expected one name or more, got none\n"),
-        (["diff", "a"], "moekit config diff: expected two names, or one name and overrides, got a\n"),
-        (["diff", "a", "b", "c"], "moekit config diff: expected two names, or one name and overrides, got a, b, c\n"),
-    ],
-)
-def test_the_wrong_number_of_names(words: list[str], said: str, capsys: Captured) -> None:
-    assert main(["config", *words]) == 2
-    assert capsys.readouterr().err == f"error: {said}  more: moekit config --help\n"
+MISTAKES = """
+$ config print jacobs1991 --only model.mo.experts  # a path that does not exist
+error: no value at 'model.mo.experts': model has no 'mo' (it has: use, inputs, outputs, moe, init_range)
+  did you mean 'moe'?
+
+$ config print jacobs1991 --only seed.x  # a path below a value
+error: no value at 'seed.x': seed has no 'x' (it has: nothing)
+
+$ config print a b  # two names to print
+error: moekit config print: expected one name, then key=value, got a, b
+  more: moekit config --help
+
+$ config print x=1  # no name to print
+error: moekit config print: expected one name, then key=value, got none
+  more: moekit config --help
+
+$ config validate x=1  # no name to validate
+error: moekit config validate: expected one name or more, got none
+  more: moekit config --help
+
+$ config diff a  # one name to compare
+error: moekit config diff: expected two names, or one name and overrides, got a
+  more: moekit config --help
+
+$ config diff a b c  # three names to compare
+error: moekit config diff: expected two names, or one name and overrides, got a, b, c
+  more: moekit config --help
+
+$ config pritn a  # an unknown action
+error: unknown action 'pritn' (actions: print, validate, diff)
+  did you mean 'print'?
+  list them: moekit config --help
+"""
 
 
-def test_an_unknown_action(capsys: Captured) -> None:
-    assert main(["config", "pritn", "a"]) == 2
-    assert capsys.readouterr().err == (
-        "error: unknown action 'pritn' (actions: print, validate, diff)\n"
-        "  did you mean 'print'?\n"
-        "  list them: moekit config --help\n"
-    )
+@cases(MISTAKES)
+def test_a_mistake_in_the_arguments_is_reported(given: str, expected: str, capsys: Captured) -> None:
+    check_output(given, expected, capsys)

@@ -1,4 +1,4 @@
-"""``moekit generate``: what is wrong with an option is told before a run is looked for."""
+"""``moekit generate`` checks its options before it looks for a run."""
 
 from __future__ import annotations
 
@@ -19,6 +19,6 @@ from moekit.cli import main
         (["--seed", str(2**63)], "is out of range\n  expected 0 <= --seed < 2**63"),
     ],
 )
-def test_numbers_out_of_range(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_number_out_of_range_is_reported(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate", "nothing", "x", *words]) == 2
     assert said in capsys.readouterr().err

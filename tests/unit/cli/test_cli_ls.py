@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from cli_fakes import ACME, BETA, BROKEN
+from cli_fakes import ACME, BETA, BROKEN, Captured, Use, check_output
+from pages import cases
 
 from moekit.cli import main
 from moekit.cli.ls import SIZES
@@ -17,57 +17,58 @@ from moekit.registry import current
 from moekit.spec import load
 from moekit.spec.recipe import KINDS, Paper, Recipe, plural
 
-Captured = pytest.CaptureFixture[str]
-Use = Callable[..., None]
+LISTINGS = """
+$ ls  # every kind
+routers
+  lottery  draws lots           acme  Fate 1900
+
+balancers
+  keeper   keeps the load even  acme
+
+models
+  tower    a tower of layers    acme
+
+$ ls router  # one kind, in the singular
+routers
+  lottery  draws lots  acme  Fate 1900
+
+$ ls routers  # one kind, in the plural
+routers
+  lottery  draws lots  acme  Fate 1900
+
+$ ls data  # a kind without components
+data
+  none
+
+$ ls rooter  # an unknown kind
+error: unknown kind 'rooter' (kinds: routers, experts, dispatchers, balancers, attention, models, objectives, data, \
+optimizers, schedules, recipes)
+  did you mean 'router'?
+  list them: moekit ls
+"""
 
 
-def test_everything_kind_by_kind(use: Use, capsys: Captured) -> None:
+@cases(LISTINGS)
+def test_components_are_listed_by_kind(given: str, expected: str, use: Use, capsys: Captured) -> None:
     use(ACME)
-    assert main(["ls"]) == 0
-    assert capsys.readouterr().out == (
-        "routers\n"
-        "  lottery  draws lots           acme  Fate 1900\n"
-        "\n"
-        "balancers\n"
-        "  keeper   keeps the load even  acme\n"
-        "\n"
-        "models\n"
-        "  tower    a tower of layers    acme\n"
-    )
+    check_output(given, expected, capsys)
 
 
-@pytest.mark.parametrize("word", ["router", "routers"])
-def test_one_kind_by_its_singular_or_plural(word: str, use: Use, capsys: Captured) -> None:
-    use(ACME)
-    assert main(["ls", word]) == 0
-    assert capsys.readouterr().out == "routers\n  lottery  draws lots  acme  Fate 1900\n"
-
-
-def test_a_kind_without_components_says_so(use: Use, capsys: Captured) -> None:
-    use(ACME)
-    assert main(["ls", "data"]) == 0
-    assert capsys.readouterr().out == "data\n  none\n"
-
-
-def test_no_component_at_all(use: Use, capsys: Captured) -> None:
+def test_no_component_at_all_is_reported(use: Use, capsys: Captured) -> None:
     use()
-    assert main(["ls"]) == 0
-    assert capsys.readouterr().out == "nothing is installed; see: moekit plugins\n"
+    check_output("ls", "nothing is installed; see: moekit plugins", capsys)
 
 
 def test_namesakes_are_listed_as_use_takes_them(use: Use, capsys: Captured) -> None:
     use(ACME, BETA)
-    assert main(["ls", "routers"]) == 0
-    assert capsys.readouterr().out == (
-        "routers\n  acme/lottery  draws lots        acme  Fate 1900\n  beta/lottery  draws other lots  beta\n"
-    )
+    rows = "  acme/lottery  draws lots        acme  Fate 1900\n  beta/lottery  draws other lots  beta"
+    check_output("ls routers", f"routers\n{rows}", capsys)
 
 
 def test_a_narrow_terminal_has_no_column_of_papers(use: Use, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     use(ACME)
-    assert main(["ls", "routers"]) == 0
-    assert capsys.readouterr().out == "routers\n  lottery  draws lots  acme\n"
+    check_output("ls routers", "routers\n  lottery  draws lots  acme", capsys)
 
 
 def test_a_broken_plugin_is_named_and_stops_nothing(use: Use, capsys: Captured) -> None:
@@ -78,18 +79,7 @@ def test_a_broken_plugin_is_named_and_stops_nothing(use: Use, capsys: Captured) 
     assert err == "note: plugin 'broken' failed to load; see: moekit plugins\n"
 
 
-def test_an_unknown_kind(use: Use, capsys: Captured) -> None:
-    use(ACME)
-    assert main(["ls", "rooter"]) == 2
-    assert capsys.readouterr().err == (
-        "error: unknown kind 'rooter' (kinds: routers, experts, dispatchers, balancers, attention, models, objectives, "
-        "data, optimizers, schedules, recipes)\n"
-        "  did you mean 'router'?\n"
-        "  list them: moekit ls\n"
-    )
-
-
-def test_json(use: Use, capsys: Captured) -> None:
+def test_json_has_the_fields_of_each_component(use: Use, capsys: Captured) -> None:
     use(ACME, BETA)
     assert main(["ls", "routers", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0] == {
@@ -117,7 +107,6 @@ def test_recipes_to_train_come_first_then_those_to_count_by_year_and_size(
         Component(name="zeroth", spec=Recipe, target="z.yaml", summary="old", paper="Zeroth 1991", year=1991),
     )
     use(Plugin(name="acme", module="acme", components=tuple(replace(recipe, plugin="acme") for recipe in recipes)))
-    assert main(["ls", "recipes"]) == 0
     wide = (
         "recipes\n"
         "  zeroth    old       acme  Zeroth 1991\n"
@@ -126,16 +115,15 @@ def test_recipes_to_train_come_first_then_those_to_count_by_year_and_size(
         "\n"
         "recipes at the sizes of their papers, to read and to count (moekit params NAME)\n"
         "  tall-8b   big       acme  Tall 2021\n"
-        "  tall-64b  as big    acme  Tall 2021\n"
+        "  tall-64b  as big    acme  Tall 2021"
     )
-    assert capsys.readouterr().out == wide
-    monkeypatch.setenv("COLUMNS", "80")  # no room for a paper's name; its year stays
-    assert main(["ls", "recipes"]) == 0
-    assert capsys.readouterr().out == wide.replace("Zeroth 1991", "1991").replace("Tall 2021", "2021")
+    check_output("ls recipes", wide, capsys)
+    monkeypatch.setenv("COLUMNS", "80")  # too narrow for the names of papers; their years remain
+    check_output("ls recipes", wide.replace("Zeroth 1991", "1991").replace("Tall 2021", "2021"), capsys)
 
 
-def test_what_a_listing_says_of_a_recipe_is_what_its_file_says() -> None:
-    """Listing parses no YAML: year and data are found line by line, through the files that a recipe extends."""
+def test_a_recipe_is_listed_with_the_year_paper_and_data_of_its_file() -> None:
+    """Listing parses no YAML: these are found line by line, also in the files that a recipe extends."""
     for component in current().components("recipe"):
         recipe = load(component.name)
         paper = recipe.paper or Paper()

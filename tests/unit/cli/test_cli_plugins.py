@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import pytest
-from cli_fakes import ACME, BETA, BROKEN
+from cli_fakes import ACME, BETA, BROKEN, Captured, Use, check_output
 
 from moekit.cli import main
 
-Captured = pytest.CaptureFixture[str]
-Use = Callable[..., None]
 
-
-def test_what_each_plugin_offers(use: Use, capsys: Captured) -> None:
+def test_each_plugin_is_listed_with_what_it_offers(use: Use, capsys: Captured) -> None:
     use(ACME, BETA)
-    assert main(["plugins"]) == 0
-    assert capsys.readouterr().out == (
+    table = (
         "plugin  package       API  offers\n"
         "acme    acme-moe 1.2  1    1 router, 1 balancer, 1 model\n"
-        "beta    beta 0.3      1    1 router\n"
+        "beta    beta 0.3      1    1 router"
     )
+    check_output("plugins", table, capsys)
 
 
-def test_a_failure_is_told_with_its_reason_and_ends_with_one(use: Use, capsys: Captured) -> None:
+def test_a_failed_plugin_is_listed_with_its_error_and_ends_with_code_1(use: Use, capsys: Captured) -> None:
     use(ACME, BROKEN)
     assert main(["plugins"]) == 1
     assert capsys.readouterr().out == (
@@ -37,7 +31,7 @@ def test_a_failure_is_told_with_its_reason_and_ends_with_one(use: Use, capsys: C
     )
 
 
-def test_the_traceback_is_printed_when_asked(use: Use, capsys: Captured) -> None:
+def test_the_option_trace_prints_tracebacks(use: Use, capsys: Captured) -> None:
     use(BROKEN)
     assert main(["plugins", "--trace"]) == 1
     assert capsys.readouterr().out.endswith(
@@ -48,13 +42,13 @@ def test_the_traceback_is_printed_when_asked(use: Use, capsys: Captured) -> None
     )
 
 
-def test_plugins_left_out_are_named(use: Use, capsys: Captured) -> None:
+def test_disabled_plugins_are_named(use: Use, capsys: Captured) -> None:
     use(BETA, disabled=("acme",))
     assert main(["plugins"]) == 0
-    assert capsys.readouterr().out.endswith("\n\nleft out by MOEKIT_DISABLE_PLUGINS: acme\n")
+    assert capsys.readouterr().out.endswith("\n\ndisabled by MOEKIT_DISABLE_PLUGINS: acme\n")
 
 
-def test_first_party_plugins(capsys: Captured) -> None:
+def test_first_party_plugins_are_listed(capsys: Captured) -> None:
     assert main(["plugins"]) == 0
     out = capsys.readouterr().out
     assert "papers" in out

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cli_fakes import ACME, BETA, BROKEN
+from cli_fakes import ACME, BETA, BROKEN, Captured, Use, check_output
+from pages import cases
 
 from moekit.cli import main
 from moekit.cli.describe import docstring
 from moekit.component import Component
 from moekit.registry import current
 from moekit.spec.recipe import Recipe
-
-Captured = pytest.CaptureFixture[str]
-Use = Callable[..., None]
 
 LOTTERY = """\
 router lottery
@@ -27,8 +24,8 @@ router lottery
   class   cli_fakes:LotteryRouter
 
 options
-  draws  int            required  >= 1  experts drawn for a token
-  style  fair | loaded  fair            how lots are drawn
+  draws  int            required  >= 1  experts sampled for a token
+  style  fair | loaded  fair            kind of lottery
   seed   int | null     null      >= 0  seed; null for none
 
 claims
@@ -38,10 +35,10 @@ claims
   gives_smooth_load  no
 
 in YAML
-  {use: lottery, draws: ...}
-"""
+  {use: lottery, draws: ...}"""
 
-TOWER = """\
+PAGES = """
+$ show tower  # groups and slots
 model tower
   a tower of layers
 
@@ -65,26 +62,66 @@ claims
 
 in YAML
   {use: tower, where: ...}
+
+$ show lottery --kind model  # a name of another kind
+error: unknown model 'lottery' (installed: tower)
+  list them: moekit ls models
+
+$ show acme/lotery  # an unknown name in a plugin
+error: nothing is named 'acme/lotery'
+  did you mean 'acme/lottery'?
+  list them: moekit ls
+
+$ show router/lotery  # an unknown name of a kind
+error: nothing is named 'router/lotery'
+  did you mean 'router/lottery'?
+  list them: moekit ls
 """
 
 
-@pytest.mark.parametrize("name", ["lottery", "acme/lottery", "router/lottery", "routers/lottery"])
-def test_a_component(name: str, use: Use, capsys: Captured) -> None:
+@pytest.mark.parametrize(
+    "name", ["lottery", "acme/lottery", "router/lottery", "routers/lottery", "lottery --kind routers"]
+)
+def test_a_component_is_shown_by_name_plugin_and_kind(name: str, use: Use, capsys: Captured) -> None:
     use(ACME)
-    assert main(["show", name]) == 0
-    assert capsys.readouterr().out == LOTTERY
+    check_output(f"show {name}", LOTTERY, capsys)
 
 
-def test_groups_and_slots(use: Use, capsys: Captured) -> None:
+def test_the_docstring_of_the_class_is_shown_on_request(use: Use, capsys: Captured) -> None:
     use(ACME)
-    assert main(["show", "tower"]) == 0
-    assert capsys.readouterr().out == TOWER
+    check_output("show lottery --doc", f"{LOTTERY}\n\ndocstring\n  Draws lots.\n\n  Source: none.", capsys)
 
 
-def test_a_set_of_claims_is_told_in_order(use: Use, capsys: Captured) -> None:
+@cases(PAGES)
+def test_a_component_is_shown_whole_and_an_unknown_name_reported(
+    given: str, expected: str, use: Use, capsys: Captured
+) -> None:
+    use(ACME)
+    check_output(given, expected, capsys)
+
+
+def test_an_unknown_name_is_reported_with_plugins_that_are_missing(use: Use, capsys: Captured) -> None:
+    use(ACME, BROKEN, disabled=("beta",))
+    message = (
+        "error: nothing is named 'lotery'\n"
+        "  did you mean 'lottery'?\n"
+        "  list them: moekit ls\n"
+        "  note: plugin 'broken' failed to load (ModuleNotFoundError: No module named 'triton'); see: moekit plugins\n"
+        "  note: MOEKIT_DISABLE_PLUGINS disables beta"
+    )
+    check_output("show lotery", message, capsys)
+
+
+def test_a_set_of_claims_is_shown_in_order(use: Use, capsys: Captured) -> None:
     use(ACME)
     assert main(["show", "keeper"]) == 0
     assert "  forms       soft, token_choice\n" in capsys.readouterr().out
+
+
+def test_a_claim_that_options_decide_is_not_printed_as_a_property(capsys: Captured) -> None:
+    assert main(["show", "expert_parallel"]) == 0
+    out = capsys.readouterr().out
+    assert "  forms     depends on its options\n  dropless  depends on its options\n" in out
 
 
 def test_every_component_of_a_name_is_shown(use: Use, capsys: Captured) -> None:
@@ -96,44 +133,7 @@ def test_every_component_of_a_name_is_shown(use: Use, capsys: Captured) -> None:
     assert "{use: beta/lottery}" in out
 
 
-def test_a_kind_chooses(use: Use, capsys: Captured) -> None:
-    use(ACME)
-    assert main(["show", "--kind", "routers", "lottery"]) == 0
-    assert capsys.readouterr().out == LOTTERY
-    assert main(["show", "lottery", "--kind", "model"]) == 2
-    assert capsys.readouterr().err == (
-        "error: unknown model 'lottery' (installed: tower)\n  list them: moekit ls models\n"
-    )
-
-
-def test_the_docstring_of_the_class(use: Use, capsys: Captured) -> None:
-    use(ACME)
-    assert main(["show", "lottery", "--doc"]) == 0
-    assert capsys.readouterr().out == f"{LOTTERY}\ndocstring\n  Draws lots.\n\n  Source: none.\n"
-
-
-def test_an_unknown_name(use: Use, capsys: Captured) -> None:
-    use(ACME, BROKEN, disabled=("beta",))
-    assert main(["show", "lotery"]) == 2
-    assert capsys.readouterr().err == (
-        "error: nothing is named 'lotery'\n"
-        "  did you mean 'lottery'?\n"
-        "  list them: moekit ls\n"
-        "  note: plugin 'broken' failed to load (ModuleNotFoundError: No module named 'triton'); see: moekit plugins\n"
-        "  note: MOEKIT_DISABLE_PLUGINS leaves out beta\n"
-    )
-
-
-@pytest.mark.parametrize(("name", "near"), [("acme/lotery", "acme/lottery"), ("router/lotery", "router/lottery")])
-def test_an_unknown_full_name(name: str, near: str, use: Use, capsys: Captured) -> None:
-    use(ACME)
-    assert main(["show", name]) == 2
-    assert capsys.readouterr().err == (
-        f"error: nothing is named '{name}'\n  did you mean '{near}'?\n  list them: moekit ls\n"
-    )
-
-
-def test_a_recipe_in_a_file(recipe: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recipe_in_a_file_is_shown(recipe: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "500")
     assert main(["show", str(recipe)]) == 0
     out = capsys.readouterr().out
@@ -156,14 +156,14 @@ def test_a_recipe_in_a_file(recipe: Path, capsys: Captured, monkeypatch: pytest.
     )
 
 
-def test_an_installed_recipe_tells_how_to_train_it(capsys: Captured) -> None:
+def test_an_installed_recipe_is_shown_with_the_command_that_trains_it(capsys: Captured) -> None:
     assert main(["show", "jacobs1991"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("recipe jacobs1991\n")
     assert "  moekit train jacobs1991         train it\n" in out
 
 
-def test_a_recipe_that_goes_on_from_another_names_it(capsys: Captured) -> None:
+def test_a_recipe_that_starts_from_another_names_it(capsys: Captured) -> None:
     assert main(["show", "st_moe_finetune"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[lines.index("next") + 1 :][:2] == [
@@ -172,7 +172,7 @@ def test_a_recipe_that_goes_on_from_another_names_it(capsys: Captured) -> None:
     ]
 
 
-def test_a_file_that_is_not_there(tmp_path: Path, capsys: Captured) -> None:
+def test_a_file_that_does_not_exist_is_reported(tmp_path: Path, capsys: Captured) -> None:
     assert main(["show", str(tmp_path / "gone.yaml")]) == 2
     assert str(tmp_path / "gone.yaml") in capsys.readouterr().err
 
@@ -190,8 +190,8 @@ def test_every_installed_component_has_a_page_and_a_docstring(component: Compone
 
 
 def test_a_docstring_that_the_source_does_not_show_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "made_by_hand.py").write_text("Made = type('Made', (), {'__doc__': 'Made by hand.'})\n")
+    (tmp_path / "made_dynamically.py").write_text("Made = type('Made', (), {'__doc__': 'Made dynamically.'})\n")
     monkeypatch.syspath_prepend(tmp_path)
     keeper = current().get("router", "dense")
-    component = Component(name="made", spec=keeper.spec, target="made_by_hand:Made", summary="")
-    assert docstring(component) == "Made by hand."
+    component = Component(name="made", spec=keeper.spec, target="made_dynamically:Made", summary="")
+    assert docstring(component) == "Made dynamically."

@@ -13,7 +13,7 @@ from moekit.cli import text
 ROWS = [("topk", "each token takes its best experts", "routers"), ("dense", "all of them", "routers")]
 
 
-def test_columns_align() -> None:
+def test_columns_are_aligned() -> None:
     assert text.table(ROWS, limit=100) == [
         "  topk   each token takes its best experts  routers",
         "  dense  all of them                        routers",
@@ -41,19 +41,10 @@ def test_an_empty_column_takes_no_room() -> None:
 
 def test_sizes_align_two_tables() -> None:
     sizes = text.columns([("long name", "x"), ("b", "longer")])
-    assert text.table(
-        [
-            (
-                "b",
-                "x",
-            )
-        ],
-        sizes=sizes,
-        limit=80,
-    ) == ["  b          x"]
+    assert text.table([("b", "x")], sizes=sizes, limit=80) == ["  b          x"]
 
 
-def test_no_rows_no_lines() -> None:
+def test_a_table_without_rows_has_no_lines() -> None:
     assert text.table([]) == []
 
 
@@ -62,14 +53,14 @@ def test_a_paragraph_is_folded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert text.paragraph("one two three four five") == ["  one two three four", "  five"]
 
 
-def test_the_width_is_unlimited_where_nobody_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_width_is_unlimited_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("COLUMNS")
     assert text.width() is None
     monkeypatch.setenv("COLUMNS", "77")
     assert text.width() == 77
 
 
-def test_bold_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bold_needs_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     assert text.bold("x") == "x"
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     monkeypatch.delenv("NO_COLOR", raising=False)

@@ -1,4 +1,4 @@
-"""Every test here sees only the fakes, unless it asks for the real plugins."""
+"""Every test here sees only the fake plugins, unless it takes the fixture ``real_plugins``."""
 
 from __future__ import annotations
 

@@ -1,15 +1,20 @@
-"""A small world of components for the tests of specs: two routers, two experts, ... none of them ever built."""
+"""Fake components for the tests of specs, none of them ever built; and checks of whole reports."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any, ClassVar, Literal
 
+import pytest
+from fake_plugins import plugin
+from pages import whole
+
 from moekit.component import Component
-from moekit.hookspecs import hookimpl
-from moekit.plugin import Plugin, load_plugin
+from moekit.errors import SpecError
+from moekit.plugin import Plugin
+from moekit.spec import validate
 from moekit.spec.fields import Spec, group, option, slot
 from moekit.spec.kinds import (
     BalancerSpec,
@@ -23,6 +28,7 @@ from moekit.spec.kinds import (
     OptimizerSpec,
     RouterSpec,
 )
+from moekit.spec.recipe import plural
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,37 +172,18 @@ def component(name: str, spec: type[Spec]) -> Component:
     return Component(name=name, spec=spec, target="nowhere:Nothing", summary=f"the fake {name}")
 
 
-def plugin(name: str, version: str = "", recipes: list[Component] | None = None, **hooks: list[Component]) -> Plugin:
-    module = ModuleType(f"moekit_{name}_fake")
-    module.MOEKIT_API = 1  # type: ignore[attr-defined]
-    for hook, offered in {**hooks, "recipes": recipes or []}.items():
-        setattr(module, f"moekit_{hook}", hookimpl(lambda offered=offered: offered))
-    return load_plugin(name, module, distribution=f"moekit-{name}", version=version)
+SPECS = (Pick, Blend, Wide, Flat, Walk, Pour, Nudge, Fair, Tower, Stack, Bag, Porch, Odd, Next, Lines, Cases, Step)
 
 
 def base_plugin(recipes: list[Component]) -> Plugin:
-    return plugin(
-        "base",
-        "1.4.0",
-        recipes,
-        routers=[component("pick", Pick), component("blend", Blend)],
-        experts=[component("wide", Wide), component("flat", Flat)],
-        dispatchers=[component("walk", Walk), component("pour", Pour)],
-        balancers=[component("nudge", Nudge), component("fair", Fair)],
-        models=[
-            component("tower", Tower),
-            component("stack", Stack),
-            component("bag", Bag),
-            component("porch", Porch),
-            component("odd", Odd),
-        ],
-        objectives=[component("next", Next)],
-        data=[component("lines", Lines), component("cases", Cases)],
-        optimizers=[component("step", Step)],
-    )
+    """A plugin with every spec above, named by its class in lower case, and recipes."""
+    offers: dict[str, list[Component]] = {"recipes": recipes}
+    for spec in SPECS:
+        offers.setdefault(plural(spec.kind), []).append(component(spec.__name__.lower(), spec))
+    return plugin("base", "moekit-base", "1.4.0", **offers)
 
 
-ACME = plugin("acme", "2.0", routers=[component("pick", OtherPick)])
+ACME = plugin("acme", "moekit-acme", "2.0", routers=[component("pick", OtherPick)])
 """A second plugin with a router of the same name."""
 
 BROKEN = Plugin(name="broken", module="moekit_broken", distribution="moekit-broken", error="ImportError: no such luck")
@@ -222,3 +209,9 @@ trainer:
   max_steps: 10
 """
 """A recipe that has a bit of everything; the registry of these tests calls it ``small``."""
+
+
+def check_overrides(given: str, expected: str) -> None:
+    """The recipe ``small`` under overrides, quoted as in a shell, is rejected with exactly this report."""
+    with pytest.raises(SpecError, match=whole(expected)):
+        validate("small", shlex.split(given))

@@ -1,4 +1,4 @@
-"""What differs between two specs, as a person would tell it."""
+"""What differs between two specs, and how each difference is printed."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import pytest
 from spec_fakes import Blend, Fair, Head, Pick
 
 from moekit.spec import Change, diff, load
-from moekit.spec.diffing import tell
+from moekit.spec.diffing import text_of
 from moekit.spec.recipe import Paper
 
 
-def told(*overrides: str) -> list[str]:
+def changes(*overrides: str) -> list[str]:
     return [str(change) for change in diff(load("small"), load("small", overrides))]
 
 
 def test_equal_specs_do_not_differ() -> None:
     assert diff(load("small"), load("small")) == []
-    assert told("model.head=null", "model.note=plain") == []
+    assert changes("model.head=null", "model.note=plain") == []
 
 
-def test_labels_are_no_difference() -> None:
-    assert told("name=other", "summary=other", "requires={base: '>=1'}") == []
+def test_names_and_summaries_are_not_compared() -> None:
+    assert changes("name=other", "summary=other", "requires={base: '>=1'}") == []
 
 
 @pytest.mark.parametrize(
@@ -41,12 +41,12 @@ def test_labels_are_no_difference() -> None:
         ("paper={title: A Paper, year: 1991, authors: Some}", "paper: none -> A Paper (1991)"),
     ],
 )
-def test_one_change(override: str, line: str) -> None:
-    assert told(override) == [line]
+def test_one_option_changed_is_one_line(override: str, line: str) -> None:
+    assert changes(override) == [line]
 
 
-def test_several_options_of_one_part_are_told_together() -> None:
-    assert told("model.moe.router.top_k=3", "model.moe.router.renormalize=true", "optimizer.betas=[0.5, 0.9]") == [
+def test_several_options_of_one_component_share_a_line() -> None:
+    assert changes("model.moe.router.top_k=3", "model.moe.router.renormalize=true", "optimizer.betas=[0.5, 0.9]") == [
         "model.moe.router: pick(top_k=2, renormalize=false) -> pick(top_k=3, renormalize=true)",
         "optimizer.betas: [0.9, 0.95] -> [0.5, 0.9]",
     ]
@@ -56,7 +56,7 @@ def test_several_options_of_one_part_are_told_together() -> None:
     assert [str(change) for change in diff(a, b)] == ["model.head: (depth=1, tied=true) -> (depth=2, tied=false)"]
 
 
-def test_an_exchanged_component_is_one_change() -> None:
+def test_a_component_exchanged_for_another_is_one_change() -> None:
     overrides = ["model.moe.router.use=blend", "model.moe.dispatcher=pour", "model.moe.balancers=null"]
     changes = diff(load("small"), load("small", overrides))
     assert changes[0] == Change("model.moe.router", Pick(top_k=2), Blend())
@@ -67,8 +67,8 @@ def test_an_exchanged_component_is_one_change() -> None:
     ]
 
 
-def test_a_group_that_holds_components_is_told_part_by_part() -> None:
-    assert told("model.moe=null") == [
+def test_a_group_that_holds_components_is_compared_part_by_part() -> None:
+    assert changes("model.moe=null") == [
         "model.moe.router: pick(top_k=2) -> none",
         "model.moe.experts: wide(count=4, hidden=16) -> none",
         "model.moe.dispatcher: walk() -> none",
@@ -111,5 +111,5 @@ def test_parts_that_both_models_have_are_compared_further() -> None:
         (Pick(top_k=2, renormalize=True), "pick(top_k=2, renormalize=true)"),
     ],
 )
-def test_values(value: object, text: str) -> None:
-    assert tell(value) == text
+def test_values_are_printed_as_in_yaml(value: object, text: str) -> None:
+    assert text_of(value) == text

@@ -44,17 +44,17 @@ def test_every_option_is_written_in_the_order_of_the_schema() -> None:
     )
 
 
-def test_a_recipe_has_no_use_and_a_group_neither() -> None:
+def test_recipes_and_groups_are_written_without_use() -> None:
     plain = to_plain(load("small"))
     assert list(plain)[:4] == ["schema", "requires", "name", "summary"]
     assert to_plain(Head(depth=3)) == {"depth": 3, "tied": True}
 
 
-def test_namesakes_are_told_with_their_plugin(with_acme: None) -> None:
+def test_namesakes_are_written_with_their_plugin(with_acme: None) -> None:
     assert to_plain(Pick(top_k=2))["use"] == "base/pick"
 
 
-def test_a_spec_that_no_plugin_offers() -> None:
+def test_a_spec_that_no_plugin_offers_cannot_be_written() -> None:
     with pytest.raises(PluginError, match="Unregistered"):
         to_plain(Unregistered())
 
@@ -69,7 +69,7 @@ ODD = ["${x}", "\\${x}", "\\\\${x}", "a${", "${data.vocab}", "C:\\", "\\", "$", 
 
 
 @pytest.mark.parametrize("text", ODD)
-def test_text_that_looks_like_something_else(text: str) -> None:
+def test_text_that_looks_like_something_else_round_trips(text: str) -> None:
     recipe = Recipe(model=Bag(text=text, texts=[text, "${seed}"], anything={"k": text}))
     assert load(to_plain(recipe)) == recipe
     assert load(read(dump(recipe), "f").data) == recipe
@@ -102,7 +102,7 @@ BAGS = st.builds(
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(BAGS)
-def test_any_values_survive(bag: Bag) -> None:
+def test_any_values_round_trip(bag: Bag) -> None:
     assert component_spec("model", to_plain(bag)) == bag
     back = component_spec("model", read(dump(bag), "f").data)
     assert back == bag
@@ -117,7 +117,7 @@ def test_any_values_survive(bag: Bag) -> None:
     names=st.lists(st.from_regex(r"[a-z][a-z0-9_-]{0,6}", fullmatch=True), max_size=3, unique=True),
     head=st.none() | st.builds(Head, depth=st.integers(1, 9), tied=st.booleans()),
 )
-def test_any_tree_survives(width: int, top_k: int, scale: float, names: list[str], head: Head | None) -> None:
+def test_any_tree_round_trips(width: int, top_k: int, scale: float, names: list[str], head: Head | None) -> None:
     plain = to_plain(load("small"))
     plain["model"] |= {"width": width, "head": head and to_plain(head)}
     plain["model"]["moe"]["router"] |= {"top_k": top_k, "scale": scale}

@@ -1,10 +1,9 @@
-"""How trees are laid over each other, and where a value that came out was written."""
+"""How one tree is merged over another, and the place of each value in the result."""
 
 from __future__ import annotations
 
 import pytest
 
-from moekit.spec.layers import parse_overrides
 from moekit.spec.merging import merge
 from moekit.spec.places import Place, Tree
 from moekit.spec.yaml_text import read
@@ -36,7 +35,7 @@ def merged(base: str, over: str) -> object:
         ("{r: {use: pick, top_k: 2}}", "{r: {use: acme/pick}}", {"r": {"use": "acme/pick"}}),
     ],
 )
-def test_rules(base: str, over: str, result: object) -> None:
+def test_mappings_merge_and_another_use_replaces(base: str, over: str, result: object) -> None:
     assert merged(base, over) == result
 
 
@@ -63,30 +62,5 @@ def test_places_follow_the_values() -> None:
     assert ("r", "top_k") not in places
 
 
-def test_overrides_become_one_tree_whatever_their_order() -> None:
-    texts = ["m.r.bias=false", "m.r.use=blend", "a.b={use: x}", "c=", "d=null", "e=[1, two]", "f=a=b"]
-    expected = {
-        "m": {"r": {"use": "blend", "bias": False}},
-        "a": {"b": {"use": "x"}},
-        "c": "",
-        "d": None,
-        "e": [1, "two"],
-        "f": "a=b",
-    }
-    assert parse_overrides(texts).data == expected
-    assert parse_overrides(reversed(texts)).data == expected
-
-
-def test_the_later_of_two_overrides_counts() -> None:
-    assert parse_overrides(["a.b=1", "a.b=2"]).data == {"a": {"b": 2}}
-    assert parse_overrides(["r.use=pick", "r.top_k=2", "r.use=blend"]).data == {"r": {"use": "blend"}}
-
-
-def test_places_of_an_override() -> None:
-    tree = parse_overrides(["a.b={c: 1}"])
-    assert {str(place) for place in tree.places.values()} == {"command line"}
-    assert set(tree.places) == {("a",), ("a", "b"), ("a", "b", "c")}
-
-
-def test_a_base_that_is_empty() -> None:
+def test_an_empty_base_takes_everything() -> None:
     assert merge(Tree({}), read("{a: 1}", "over")).data == {"a": 1}

@@ -17,7 +17,7 @@ def mean_reached(choices: list[tuple[int, ...]], held: int) -> float:
 
 
 @pytest.mark.parametrize(("E", "ranks", "K"), [(8, 1, 3), (8, 2, 1), (8, 4, 3), (8, 8, 5), (12, 3, 12), (6, 6, 6)])
-def test_any_experts(E: int, ranks: int, K: int) -> None:
+def test_free_choice_is_the_mean_of_all_choices(E: int, ranks: int, K: int) -> None:
     every = list(combinations(range(E), K))
     assert ranks_reached(E, ranks, K) == pytest.approx(mean_reached(every, E // ranks), rel=1e-12)
     assert NoisyTopK(top_k=max(K, 2)).ranks_reached(E, ranks) == ranks_reached(E, ranks, max(K, 2))
@@ -27,7 +27,7 @@ def test_any_experts(E: int, ranks: int, K: int) -> None:
     ("E", "ranks", "groups", "top", "K"),
     [(8, 8, 4, 2, 3), (8, 2, 4, 2, 3), (8, 4, 4, 2, 4), (12, 3, 4, 2, 3), (12, 6, 4, 3, 4), (12, 4, 3, 1, 2)],
 )
-def test_experts_of_a_few_groups(E: int, ranks: int, groups: int, top: int, K: int) -> None:
+def test_choice_in_a_few_groups_is_the_mean_of_all_choices(E: int, ranks: int, groups: int, top: int, K: int) -> None:
     """Ranks that hold part of a group, whole groups, and parts of several."""
     size = E // groups
     every = [
@@ -41,7 +41,7 @@ def test_experts_of_a_few_groups(E: int, ranks: int, groups: int, top: int, K: i
 
 
 @pytest.mark.parametrize(("E", "ranks", "groups", "top", "K"), [(12, 12, 4, 2, 2), (12, 3, 4, 2, 2), (12, 2, 3, 2, 3)])
-def test_two_levels(E: int, ranks: int, groups: int, top: int, K: int) -> None:
+def test_choice_at_two_levels_is_the_mean_of_all_choices(E: int, ranks: int, groups: int, top: int, K: int) -> None:
     size = E // groups
     every = [
         tuple(e for part in parts for e in part)
@@ -54,8 +54,8 @@ def test_two_levels(E: int, ranks: int, groups: int, top: int, K: int) -> None:
     assert Hierarchical(branches=groups, top_groups=top, top_k=K).ranks_reached(E, ranks) == found
 
 
-def test_limits() -> None:
-    """One rank holds everything; a limit of groups is a limit of ranks; a mean number of choices lies in between."""
+def test_limits_of_the_expected_number_of_ranks() -> None:
+    """One rank holds everything; a limit of groups is a limit of ranks; a fractional number of choices interpolates."""
     assert ranks_reached(256, 1, 8) == 1
     free, limited = ranks_reached(256, 8, 8), ranks_reached(256, 8, 8, groups=8, top_groups=4)
     assert limited < 4 < free < 8

@@ -11,12 +11,12 @@ from moekit.spec.yaml_text import read
 RECIPES = [component.full_name for component in discover().components("recipe")]
 
 
-def test_there_are_recipes() -> None:
+def test_recipes_are_shipped_with_moekit() -> None:
     assert {"papers/jacobs1991", "papers/deepseek_v3"} <= set(RECIPES)
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_it_survives(name: str, real_plugins: None) -> None:
+def test_a_shipped_recipe_round_trips(name: str, real_plugins: None) -> None:
     recipe = load(name)
     assert load(to_plain(recipe)) == recipe
     assert load(read(dump(recipe), "dump").data) == recipe
@@ -24,14 +24,14 @@ def test_it_survives(name: str, real_plugins: None) -> None:
     assert recipe.name == name.rpartition("/")[2]
 
 
-def test_what_one_paper_changed_over_another_is_ten_lines(real_plugins: None) -> None:
+def test_two_related_papers_differ_in_ten_lines(real_plugins: None) -> None:
     lines = [str(change) for change in diff(load("glam"), load("deepseek_moe"))]
     assert len(lines) == 10
     assert "model.moe.experts: ffn(count=16, hidden=432) -> glu(count=64, hidden=54)" in lines
     assert "model.moe.at: (every=2) -> (first=1)" in lines
 
 
-def test_the_history_between_two_papers(real_plugins: None) -> None:
+def test_two_distant_papers_differ_in_less_than_twenty_lines(real_plugins: None) -> None:
     lines = [str(change) for change in diff(load("jacobs1991"), load("deepseek_v3"))]
     assert lines[0].startswith(
         "paper: Adaptive Mixtures of Local Experts (1991) -> DeepSeek-V3 Technical Report (2024)"

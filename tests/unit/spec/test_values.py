@@ -1,4 +1,4 @@
-"""Values against types: what converts, what does not, and types in words."""
+"""Values against types: what converts, what does not, whole reports, and types in words."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pages import cases
+from spec_fakes import check_overrides
 
 from moekit.errors import PluginError
 from moekit.spec.fields import FieldInfo
 from moekit.spec.places import Report
-from moekit.spec.values import BROKEN, Values, describe, scalar
+from moekit.spec.values import BROKEN, Values, _node, describe, scalar
 
 INFO = FieldInfo("option", "an option")
 
@@ -60,7 +64,7 @@ def read(value: object, hint: object, info: FieldInfo = INFO) -> tuple[object, l
         ({"a": 1}, dict, {"a": 1}),
     ],
 )
-def test_what_converts(value: object, hint: object, out: object) -> None:
+def test_values_convert_where_nothing_is_lost(value: object, hint: object, out: object) -> None:
     got, problems = read(value, hint)
     assert (got, type(got), problems) == (out, type(out), [])
 
@@ -93,7 +97,7 @@ def test_what_converts(value: object, hint: object, out: object) -> None:
         ({"a": {1, 2}}, dict[str, Any], "a: an object of type set is not a plain value"),
     ],
 )
-def test_what_does_not(value: object, hint: object, problem: str) -> None:
+def test_values_that_do_not_fit_are_reported(value: object, hint: object, problem: str) -> None:
     got, problems = read(value, hint)
     assert got is BROKEN
     assert "; ".join(problems) == problem
@@ -107,7 +111,7 @@ def test_ranges_hold_for_every_item() -> None:
     assert problems == ["x[1]: 1.0 is out of range", "x[2]: -1.0 is out of range"]
 
 
-def test_a_number_in_text_is_asked_for_in_quotes() -> None:
+def test_a_number_for_a_text_option_must_be_quoted() -> None:
     report = Report()
     Values(report).read(2412.1, str, INFO, ("arxiv",))
     assert report.problems()[0].expected == "text, in quotes"
@@ -130,10 +134,83 @@ def test_a_number_in_text_is_asked_for_in_quotes() -> None:
         (Literal["auto"] | int, "one of auto or an integer"),
     ],
 )
-def test_types_in_words(hint: object, words: str) -> None:
+def test_types_are_described_in_words(hint: object, words: str) -> None:
     assert describe(hint) == words
 
 
-def test_a_type_that_no_option_can_have() -> None:
+def test_a_type_that_no_option_can_have_is_a_plugin_error() -> None:
     with pytest.raises(PluginError, match=r"^an option cannot be of type <class 'complex'>: int, float, bool, str"):
         scalar(1, complex)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    value=st.one_of(
+        st.booleans(),
+        st.integers(-(10**6), 10**6),
+        st.floats(allow_nan=False),
+        st.text().filter(lambda text: "${" not in text),
+    )
+)
+def test_a_value_of_the_right_type_is_what_omegaconf_makes_of_it(value: Any) -> None:
+    converted = _node(type(value)).validate_and_convert(value)
+    assert scalar(value, type(value)) == converted
+    assert type(scalar(value, type(value))) is type(converted)
+
+
+REPORTS = r"""
+$ model.moe.router.top_k=two  # not an integer
+top_k: 'two' is not an integer
+  at model.moe.router.top_k  in command line
+  expected an integer >= 1 and <= 8
+
+$ optimizer.lr=fast  # not a number
+lr: 'fast' is not a number
+  at optimizer.lr  in command line
+  expected a number > 0
+
+$ 'summary=[a]'  # a list is no text
+summary: a list is not text
+  at summary  in command line
+  expected text
+
+$ 'model.note={a: 1}'  # null or text
+note: a mapping is not text
+  at model.note  in command line
+  expected text or null
+
+$ optimizer.betas=0.9  # not a list
+betas: 0.9 is not a list
+  at optimizer.betas  in command line
+  expected a list of numbers >= 0 and < 1
+
+$ optimizer.betas.0=0.8  # an index into a list
+betas: a mapping is not a list
+  at optimizer.betas  in command line
+  expected a list of numbers >= 0 and < 1
+
+$ trainer=fast  # not a mapping
+trainer: 'fast' is not a mapping
+  at trainer  in command line
+  expected a mapping to plain values
+
+$ model.moe.router.top_k=9  # out of range
+top_k: 9 is out of range
+  at model.moe.router.top_k  in command line
+  expected an integer >= 1 and <= 8
+
+$ 'optimizer.betas=[0.9, 1.5]'  # an item out of range
+betas[1]: 1.5 is out of range
+  at optimizer.betas[1]  in command line
+  expected a list of numbers >= 0 and < 1
+
+$ schema=new  # schema is no number
+schema: 'new' is not an integer
+  at schema  in command line
+  expected an integer >= 1 and <= 1
+"""
+
+
+@cases(REPORTS)
+def test_a_value_that_does_not_fit_is_reported_with_its_place(given: str, expected: str) -> None:
+    check_overrides(given, expected)

@@ -1,7 +1,8 @@
-"""YAML in and out: what is a number, what is text, and where each key stands."""
+"""YAML in and out: what is a number, what is text, the place of each key, and what is rejected."""
 
 from __future__ import annotations
 
+import ast
 import math
 from typing import Any
 
@@ -9,7 +10,9 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pages import cases, whole
 
+from moekit.errors import SpecError
 from moekit.spec import yaml_text
 from moekit.spec.places import Place
 from moekit.spec.yaml_text import read, write
@@ -55,7 +58,9 @@ SCALARS = [
 
 @pytest.mark.parametrize("loader", ["C", "Python"])
 @pytest.mark.parametrize(("text", "value"), SCALARS, ids=[text for text, _ in SCALARS])
-def test_scalars(text: str, value: object, loader: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plain_scalars_are_read_as_yaml_1_2(
+    text: str, value: object, loader: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if loader == "Python":
         pure = type("Pure", (yaml.SafeLoader,), {"yaml_implicit_resolvers": yaml_text._Loader.yaml_implicit_resolvers})
         monkeypatch.setattr(yaml_text, "_Loader", pure)
@@ -68,11 +73,11 @@ def test_the_c_loader_is_used_where_there_is_one() -> None:
     assert issubclass(yaml_text._Loader, yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader)
 
 
-def test_nan_is_read_as_such() -> None:
+def test_nan_is_read_as_a_number() -> None:
     assert math.isnan(read("a: .nan", "f").data["a"])
 
 
-def test_lines_and_paths() -> None:
+def test_every_key_has_its_file_and_line() -> None:
     tree = read("# head\na:\n  b: [1, {c: 2}]\n  d:\n    - x\n    - y\n'<<': 1\n", "f.yaml")
     assert tree.data == {"a": {"b": [1, {"c": 2}], "d": ["x", "y"]}, "<<": 1}
     assert tree.places == {
@@ -95,7 +100,7 @@ def test_an_alias_is_a_copy() -> None:
     assert data["a"]["k"] is not data["b"]["k"]
 
 
-def test_nothing_is_none() -> None:
+def test_an_empty_document_is_none() -> None:
     assert read("# only a remark\n", "f").data is None
 
 
@@ -105,7 +110,7 @@ def test_writing_keeps_the_order_and_puts_lists_in_a_line() -> None:
     )
 
 
-def test_what_stands_twice_is_written_twice() -> None:
+def test_shared_lists_are_written_without_aliases() -> None:
     shared = [1, 2]
     assert write({"a": shared, "b": shared}) == "a: [1, 2]\nb: [1, 2]\n"
 
@@ -127,3 +132,70 @@ def test_what_is_written_reads_back(plain: Any) -> None:
 @given(st.from_regex(r"[-+.0-9eE_xob:]{1,8}", fullmatch=True))
 def test_text_that_looks_like_a_number_stays_text(text: str) -> None:
     assert read(write({"a": text}), "f").data == {"a": text}
+
+
+REPORTS = r"""
+$ "model:\n  use: tower\n  width: [1, 2\ndata: lines\n"  # syntax
+not valid YAML: while parsing a flow sequence, did not find expected ',' or ']'
+  in mine.yaml, line 4
+
+$ "model:\n\tuse: tower\n"  # tab
+not valid YAML: a tab, where YAML is indented by spaces
+  in mine.yaml, line 2
+
+$ "model: {use: tower, width: 1}\n---\nmodel: {use: tower, width: 1}\n"  # two documents
+not valid YAML: expected a single document in the stream, but found another document
+  in mine.yaml, line 2
+
+$ "model: \u0001\n"  # control character
+not valid YAML: unacceptable character #x0001: control characters are not allowed in "<unicode string>", position 7
+  in mine.yaml
+
+$ "model: {use: tower, width: 1}\ndata: lines\nmodel: {use: tower, width: 2}\n"  # twice
+key 'model' occurs twice, first in line 1
+  at model  in mine.yaml, line 3
+
+$ "model:\n  use: tower\n  width: 1\n  2: 3\n"  # key number
+key 2 is not text
+  at model  in mine.yaml, line 4
+  expected a name, in quotes if need be
+
+$ "model: {use: tower, [a]: 1}\n"  # key list
+a key is not text
+  at model  in mine.yaml, line 1
+  expected a name, in quotes if need be
+
+$ "model: !!python/object:os.system {}\n"  # tag
+tag '!!python/object:os.system' is not supported
+  at model  in mine.yaml, line 1
+  expected plain values
+
+$ "model: {use: tower, width: !mine 3}\n"  # tag scalar
+tag '!mine' is not supported
+  at model.width  in mine.yaml, line 1
+  expected plain values
+
+$ "model: {use: tower, width: !!set [3]}\n"  # tag list
+tag '!!set' is not supported
+  at model.width  in mine.yaml, line 1
+  expected plain values
+
+$ "model: {use: tower, width: !!int x}\n"  # bad int
+'x' is not a YAML int
+  at model.width  in mine.yaml, line 1
+
+$ "model: &m {use: tower, moe: *m}\n"  # recursive
+nested too deeply, or an alias that holds itself
+  in mine.yaml
+
+$ "model: &m {use: tower, width: 1}\ndata:\n  <<: *m\n"  # merge key
+'<<' is not supported
+  at data  in mine.yaml, line 3
+  expected 'extends' to inherit a file
+"""
+
+
+@cases(REPORTS)
+def test_what_a_spec_may_not_hold_is_rejected_with_its_line(given: str, expected: str) -> None:
+    with pytest.raises(SpecError, match=whole(expected)):
+        read(ast.literal_eval(given), "mine.yaml")

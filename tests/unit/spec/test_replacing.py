@@ -13,7 +13,7 @@ from moekit_dispatchers.device_capacity import DeviceCapacity
 from moekit_dispatchers.loop import Loop
 
 
-def test_every_outermost_one_is_replaced_and_nothing_else() -> None:
+def test_every_outermost_one_is_replaced_and_nothing_else(real_plugins: None) -> None:
     recipe = load("deepseek_v2")
     seen: list[DispatcherSpec] = []
 
@@ -28,13 +28,13 @@ def test_every_outermost_one_is_replaced_and_nothing_else() -> None:
     assert after == replace(recipe, model=replace(recipe.model, moe=expected))  # type: ignore[type-var]
 
 
-def test_both_halves_of_an_encoder_decoder_are_reached() -> None:
+def test_both_halves_of_an_encoder_decoder_are_reached(real_plugins: None) -> None:
     after = replace_all(load("st_moe").model, DispatcherSpec, lambda _: Loop())
     for encoder in (True, False):
         assert after.moe.layer(encoder=encoder).dispatcher == Loop()  # type: ignore[attr-defined]
 
 
-def test_maps_are_searched_and_what_has_none_is_handed_back() -> None:
+def test_maps_are_searched_and_a_spec_without_any_is_returned_itself(real_plugins: None) -> None:
     model = load("jacobs1991").model
     assert replace_all(model, Capacity, lambda c: c) is model
     assert replace_all(load("deepseek_v3"), RouterSpec, lambda router: router) == load("deepseek_v3")

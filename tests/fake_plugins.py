@@ -1,0 +1,35 @@
+"""Plugins for tests: modules made in memory, and packages installed in a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+
+from moekit.component import Component
+from moekit.hookspecs import hookimpl
+from moekit.plugin import Plugin, load_plugin
+
+
+def module(name: str, **offers: list[Component]) -> ModuleType:
+    """A plugin module with a hook for each kind, named in the plural: ``module("acme", routers=[...])``."""
+    made = ModuleType(name)
+    made.MOEKIT_API = 1  # type: ignore[attr-defined]
+    for kind, components in offers.items():
+        setattr(made, f"moekit_{kind}", hookimpl(lambda components=components: components))
+    return made
+
+
+def plugin(name: str, distribution: str = "", version: str = "", **offers: list[Component]) -> Plugin:
+    """The same, loaded."""
+    return load_plugin(name, module(f"{name}_moe", **offers), distribution=distribution, version=version)
+
+
+def install(site: Path, plugin: str, source: str, *, distribution: str = "", version: str = "1.2") -> None:
+    """Writes ``<distribution>_plugin.py`` below ``site``, and the metadata of a package whose entry point names it."""
+    distribution = distribution or f"{plugin}-moe"
+    name = distribution.replace("-", "_")
+    info = site / f"{name}-{version}.dist-info"
+    info.mkdir(parents=True)
+    (site / f"{name}_plugin.py").write_text(source)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\n\nRead me.\n")
+    (info / "entry_points.txt").write_text(f"[moekit]\n{plugin} = {name}_plugin\n")

@@ -1,0 +1,20 @@
+"""Names of a package are imported on first use."""
+
+from __future__ import annotations
+
+import pytest
+
+import moekit
+from moekit import layer
+from moekit.lazy import imports_in
+
+
+def test_every_listed_name_is_imported_from_its_module() -> None:
+    assert {"MoELayer", "load", "Spec"} <= set(moekit.__all__) == set(dir(moekit)) == set(imports_in(moekit.__file__))
+    assert all(getattr(moekit, name) is not None for name in moekit.__all__)
+    assert moekit.MoELayer is layer.MoELayer
+
+
+def test_another_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module 'moekit' has no attribute 'nothing'"):
+        moekit.nothing  # noqa: B018
