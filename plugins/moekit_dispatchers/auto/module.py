@@ -16,7 +16,7 @@ from moekit_dispatchers.grouped.module import GroupedDispatcher
 from moekit_dispatchers.soft import Soft as SoftSpec
 from moekit_dispatchers.soft.module import SoftDispatcher
 
-WORTH_A_WALK = 1 << 19
+FUSED_FROM = 1 << 19
 """Multiply-adds of the first product, for an expert's even share of rows, from which the walk is faster on a CPU.
 Measured: docs/benchmarks.md. Below it, calling each expert by itself costs more than the grouped product's copies."""
 
@@ -62,4 +62,4 @@ class AutoDispatcher(Dispatcher):
         rows = pairs.numel() // routing.num_experts
         work = rows * form.w_in_EHD[0].numel()
         told = f"{rows} rows an expert, {work / 1e6:.1f}M multiply-adds in its first product; 'fused' pays from "
-        return (self.fused if work >= WORTH_A_WALK else self.grouped), f"{told}{WORTH_A_WALK / 1e6:.1f}M"
+        return (self.fused if work >= FUSED_FROM else self.grouped), f"{told}{FUSED_FROM / 1e6:.1f}M"

@@ -64,13 +64,13 @@ WORK = ROWS * 2 * H * D
 def test_the_choice_and_its_reason(
     routed: Routing, bank: ExpertBank, x_TD: Tensor, limit: int, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "WORTH_A_WALK", limit)
+    monkeypatch.setattr(module, "FUSED_FROM", limit)
     assert AutoDispatcher(Auto(), DIMS).explain(x_TD, routed, bank).startswith(words)
 
 
 @pytest.mark.parametrize("limit", [0, 1 << 60], ids=["fused", "grouped"])
 def test_the_choice_changes_no_result(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "WORTH_A_WALK", limit)
+    monkeypatch.setattr(module, "FUSED_FROM", limit)
     x_TD, routed, bank = torch.randn(T, D, dtype=torch.float64), routing(), glu().double()
     found, expected = (d(x_TD, routed, bank).y_TO for d in (AutoDispatcher(Auto(), DIMS), LoopDispatcher(Loop(), DIMS)))
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
