@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from moekit.contracts import BalanceContext, Balancer, LayerDims, LossTerm
 from moekit.errors import MoekitError
 from moekit.routing import Routing, TokenChoice, share_of
@@ -48,5 +50,5 @@ class DeviceBalanceLoss(Balancer):
         assert isinstance(routing, TokenChoice)
         G, B = self.spec.groups, context.num_sequences if self.spec.scope == "sequence" else 1
         load_BE, P_BE = routing.load_BE(B), routing.mean_score_BE(B, normalize=True)
-        load_BG, P_BG = (t_BE.unflatten(1, (G, -1)).sum(-1) for t_BE in (load_BE, P_BE))
+        load_BG, P_BG = (torch.unflatten(t_BE, 1, (G, -1)).sum(-1) for t_BE in (load_BE, P_BE))
         return LossTerm(value=G * (share_of(load_BG, P_BG.dtype) * P_BG).sum(), weight=self.spec.weight)

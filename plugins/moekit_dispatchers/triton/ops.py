@@ -1,6 +1,6 @@
-"""The whole of a layer's experts as one ``torch.library`` operator, with its derivative, which is another.
+"""All experts of a layer as one ``torch.library`` operator; its derivative is another.
 
-``torch.compile`` takes each as one call, and each has static shapes. Triton is imported when one of them runs.
+``torch.compile`` treats each as one call with static shapes. Triton is imported when one of them runs.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from moekit.errors import MoekitError
 
-# Names of arguments are those of ``moekit_dispatchers.triton.launch``, which says what they are.
+# ``moekit_dispatchers.triton.launch`` documents the arguments, under the same names.
 
 
 @torch.library.custom_op("moekit::triton_experts", mutates_args=())
@@ -28,8 +28,10 @@ def triton_experts(
     activation: str,
     save: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``y_TO``, and what backward is to be given, which nothing else may read: the outputs of the first product and of
-    the activation; what ``save`` leaves out has no elements."""
+    """``y_TO``; and for backward alone the outputs of the first product and of the activation.
+
+    A tensor that ``save`` does not keep is empty.
+    """
     from moekit_dispatchers.triton import launch
 
     route = launch.Route(end_E, token_N, by_token_N, start_T)
@@ -74,7 +76,7 @@ def triton_experts_backward(
     needs_in: bool,
     needs_out: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of tokens, gates, and both weights; without elements where not needed. The gates' is always made."""
+    """Gradients of tokens, gates, and both weights; empty if not needed, except that of the gates."""
     from moekit_dispatchers.triton import launch
 
     return launch.backward(
@@ -121,14 +123,14 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
     kept = output[1:]
     ctx.save_for_backward(*tensors[:4], *kept, *tensors[4:])
     ctx.mark_non_differentiable(*kept)
-    ctx.set_materialize_grads(False)  # no zeros of N·X for them either
-    ctx.how = (activation, save)
+    ctx.set_materialize_grads(False)  # do not allocate zero gradients for them
+    ctx.options = (activation, save)
 
 
 def _backward(ctx: Any, g_TO: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     needs_x, needs_gate, needs_in, needs_out = ctx.needs_input_grad[:4]
     dx_TD, d_gate_N, dw_in_EXD, dw_out_EOH = triton_experts_backward(
-        g_TO, *ctx.saved_tensors, *ctx.how, needs_x, needs_in, needs_out
+        g_TO, *ctx.saved_tensors, *ctx.options, needs_x, needs_in, needs_out
     )
     found = (
         (dx_TD, needs_x),
@@ -140,7 +142,7 @@ def _backward(ctx: Any, g_TO: Tensor, *_: Tensor | None) -> tuple[Tensor | None,
 
 
 def _refuse(ctx: Any, *gradients: Tensor) -> None:
-    """A second derivative would be left out in silence.
+    """Rejects a second derivative, which would be missing silently.
 
     Raises:
         MoekitError: always.
