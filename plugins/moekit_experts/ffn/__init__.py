@@ -2,7 +2,7 @@
 
 Source: Vaswani et al. 2017, "Attention Is All You Need" (arXiv 1706.03762), equation 2;
 ``down(act(up(x)))``. The expert of Shazeer 2017, GShard and Switch; dropout inside experts: Fedus et al. 2021, "Switch
-Transformer" (arXiv 2101.03961), section 2.4. Oracle: ``naive.py``.
+Transformer" (arXiv 2101.03961), section 2.4. Reference implementation: ``naive.py``.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from torch import Tensor
 from moekit.contracts import ExpertBank, LayerDims
 from moekit.contracts.layer import Groups
 from moekit_experts.linear import Linear, Logistic
-from moekit_experts.stacked import draw_uniform, stacked
+from moekit_experts.stacked import init_as_linear, stacked
 
 
 @final
@@ -30,8 +30,8 @@ class LinearExperts(ExpertBank):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draws the matrix and the bias as ``nn.Linear`` does."""
-        draw_uniform(self.w_EOD.shape[2], self.w_EOD, self.b_EO)
+        """Initialises the matrix and the bias like ``nn.Linear``."""
+        init_as_linear(self.w_EOD.shape[2], self.w_EOD, self.b_EO)
 
     def forward(self, x_ND: Tensor, groups: Groups) -> Tensor:
         """``y_NO``: each row through its own expert."""

@@ -1,18 +1,20 @@
-"""Hierarchical noisy top-k routing as loops over tokens, groups and experts. What ``module.py`` is held to."""
+"""Hierarchical noisy top-k routing as loops over tokens, groups and experts, from the equations."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from moekit_routers.naive import best, softmax
+from moekit_routers.noisy_topk.naive import chance
+
 
 @dataclass(frozen=True)
 class Routed:
-    """``chosen[t]``: flat numbers of token t's experts, group by group, best first; ``gate_TK`` in that order.
+    """``chosen[t]``: numbers among all E of token t's experts, group by group, best first; ``gate_TK`` in that order.
 
     ``load_E`` is the smooth load, None without noise.
     """
@@ -25,24 +27,12 @@ class Routed:
 
 @dataclass(frozen=True)
 class Gate:
-    """One noisy top-k gate on one token: what it chose, with which gates, and each element's chance."""
+    """One noisy top-k gate on one token: choice, gates, and each element's probability of being chosen."""
 
     chosen: list[int]
     gates: list[Tensor]
     chances: list[Tensor]
     clean: list[Tensor]
-
-
-def softmax(z: Sequence[Tensor]) -> list[Tensor]:
-    """``exp(z_i) / sum_j exp(z_j)``."""
-    largest = max(z_i.item() for z_i in z)
-    odds = [torch.exp(z_i - largest) for z_i in z]
-    return [odd / sum(odds[1:], odds[0]) for odd in odds]
-
-
-def best(keys: Sequence[float], k: int) -> list[int]:
-    """Indices of the k largest keys, largest first; the lower index wins a tie."""
-    return sorted(range(len(keys)), key=lambda i: (-keys[i], i))[:k]
 
 
 def noisy_gate(x_D: Tensor, w_XD: Tensor, w_noise_XD: Tensor, k: int, epsilon: float, noise: Tensor | None) -> Gate:
@@ -55,14 +45,7 @@ def noisy_gate(x_D: Tensor, w_XD: Tensor, w_noise_XD: Tensor, k: int, epsilon: f
     std = [torch.logaddexp(r, torch.zeros_like(r)) + epsilon for r in raw]
     noisy = [z[i] + noise[i] * std[i] for i in range(len(z))]
     picks = best([h.item() for h in noisy], k)
-    chances = []
-    for i in range(len(z)):
-        others = [h for j, h in enumerate(noisy) if j != i]
-        if len(others) < k:
-            chances.append(torch.ones_like(z[i]))
-        else:
-            kth = others[best([h.item() for h in others], k)[-1]]
-            chances.append((1 + torch.erf((z[i] - kth) / std[i] / math.sqrt(2))) / 2)
+    chances = [chance(i, z, noisy, std, k) for i in range(len(z))]
     return Gate(picks, softmax([noisy[i] for i in picks]), chances, z)
 
 
@@ -82,8 +65,8 @@ def route(
 ) -> Routed:
     """Routes each token on its own.
 
-    ``noise_TG`` and ``noise_TKX`` hold the normal draws of training: for each group; and for each chosen group, in
-    order of choice, its experts. None in evaluation.
+    ``noise_TG`` and ``noise_TKX`` hold the normal noise of training: for each group; and for the experts of each chosen
+    group, in order of choice. None in evaluation.
     """
     T, a, b = x_TD.shape[0], group_weight_GD.shape[0], weight_ED.shape[0] // group_weight_GD.shape[0]
     chosen, gates, scores = [], [], []

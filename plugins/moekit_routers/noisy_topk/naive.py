@@ -1,4 +1,4 @@
-"""Noisy top-k routing as loops over tokens and experts, from the equations. What ``module.py`` is held to."""
+"""Noisy top-k routing as loops over tokens and experts, from the equations."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from moekit_routers.naive import best, softmax
 
 
 @dataclass(frozen=True)
@@ -22,18 +24,6 @@ class Routed:
     scores_TE: Tensor
     logits_TE: Tensor
     load_E: Tensor | None
-
-
-def softmax(z: Sequence[Tensor]) -> list[Tensor]:
-    """``exp(z_e) / sum_j exp(z_j)``."""
-    largest = max(z_e.item() for z_e in z)
-    odds = [torch.exp(z_e - largest) for z_e in z]
-    return [odd / sum(odds[1:], odds[0]) for odd in odds]
-
-
-def best(keys: Sequence[float], k: int) -> list[int]:
-    """Indices of the k largest keys, largest first; the lower index wins a tie."""
-    return sorted(range(len(keys)), key=lambda i: (-keys[i], i))[:k]
 
 
 def chance(e: int, z: Sequence[Tensor], noisy: Sequence[Tensor], std: Sequence[Tensor], k: int) -> Tensor:
@@ -56,7 +46,7 @@ def route(
     selection_bias: Sequence[float] | None = None,
     valid: Sequence[bool] | None = None,
 ) -> Routed:
-    """Routes each token on its own; ``noise_TE`` holds the normal draws of training, None in evaluation."""
+    """Routes each token on its own; ``noise_TE`` holds the normal noise of training; None in evaluation."""
     T, E = x_TD.shape[0], weight_ED.shape[0]
     b = selection_bias or [0.0] * E
     load = [weight_ED.new_zeros(()) for _ in range(E)]

@@ -1,4 +1,4 @@
-"""Strictly balanced gating as loops over tokens and experts, from the appendix. What ``module.py`` is held to."""
+"""Strictly balanced gating as loops over tokens and experts, from the appendix."""
 
 from __future__ import annotations
 
@@ -8,24 +8,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from moekit_routers.naive import softmax
+
 
 @dataclass(frozen=True)
 class Routed:
-    """``kept[t]``: the experts that token t goes to, ascending; gates by expert, 0 for others; None in evaluation.
+    """``kept[t]``: the experts of token t, ascending; gates by expert, 0 for others.
 
-    ``loss`` is the thresholds', None in evaluation.
+    ``loss`` is that of the thresholds, None in evaluation.
     """
 
     kept: list[list[int]]
     gate_TE: Tensor
     loss: Tensor | None
-
-
-def softmax(z: Sequence[Tensor]) -> list[Tensor]:
-    """``exp(z_e) / sum_j exp(z_j)``."""
-    largest = max(z_e.item() for z_e in z)
-    odds = [torch.exp(z_e - largest) for z_e in z]
-    return [odd / sum(odds[1:], odds[0]) for odd in odds]
 
 
 def route(

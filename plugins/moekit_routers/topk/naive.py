@@ -1,4 +1,4 @@
-"""Top-k routing as loops over tokens, groups and experts, from the equations. What ``module.py`` is held to."""
+"""Top-k routing as loops over tokens, groups and experts, from the equations."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from moekit_routers.naive import best, softmax
 
 
 @dataclass(frozen=True)
@@ -26,16 +28,7 @@ class Routed:
 
 def score(z: list[Tensor], kind: str) -> list[Tensor]:
     """The affinity of each logit: ``exp(z_e) / sum_j exp(z_j)``, or ``1 / (1 + exp(-z_e))``."""
-    if kind == "sigmoid":
-        return [torch.sigmoid(z_e) for z_e in z]
-    largest = max(z_e.item() for z_e in z)
-    odds = [torch.exp(z_e - largest) for z_e in z]
-    return [odd / sum(odds[1:], odds[0]) for odd in odds]
-
-
-def best(keys: Sequence[float], k: int) -> list[int]:
-    """Indices of the k largest keys, largest first; the lower index wins a tie."""
-    return sorted(range(len(keys)), key=lambda i: (-keys[i], i))[:k]
+    return softmax(z) if kind == "softmax" else [torch.sigmoid(z_e) for z_e in z]
 
 
 def choose(keys: Sequence[float], top_k: int, groups: int, top_groups: int, group_score: str) -> list[int]:
@@ -68,7 +61,7 @@ def route(
 ) -> Routed:
     """Routes each token on its own.
 
-    ``u_TK`` holds uniform draws: the k-th choice, but for the first, is sent if ``g_k / send_threshold > u_k``.
+    ``u_TK`` holds uniform random numbers: a choice k after the first is sent if ``g_k / send_threshold > u_k``.
     """
     E = weight_ED.shape[0]
     b = selection_bias or [0.0] * E
