@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from moekit.router_math import first_top_k
+
 MIN_STD = 1e-10  # the least standard deviation, because it is divided by and a softplus may be 0
 
 
@@ -21,9 +23,32 @@ def noise_std(raw_TX: Tensor, epsilon: float) -> Tensor:
     return (F.softplus(raw_TX, threshold=40) + epsilon).clamp(min=MIN_STD)
 
 
-def with_noise(clean_TX: Tensor, std_TX: Tensor) -> Tensor:
-    """``H = z + n · std``, with new standard normal n for every element, in the logits' own dtype."""
-    return clean_TX + torch.randn_like(clean_TX) * std_TX
+def noisy_top_k(
+    clean_TX: Tensor, raw_TX: Tensor | None, k: int, epsilon: float, bias_X: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """One noisy top-k gate: ``best_TK``, ``gate_TK``, and ``chance_in_top_k`` of every element (None without noise).
+
+    ``H = z + n · std`` with new standard normal n for every element; gates are the softmax over the k largest H.
+
+    Args:
+        clean_TX: logits z.
+        raw_TX: ``W_noise x``, from which ``noise_std`` follows; None without noise (H = z).
+        k: how many of X are chosen.
+        epsilon: added to the standard deviation.
+        bias_X: added to H and z for the choice alone; without gradient.
+    """
+    if bias_X is None:
+        bias_X = clean_TX.new_zeros(())
+    noisy_TX, std_TX = clean_TX, None
+    if raw_TX is not None:
+        std_TX = noise_std(raw_TX, epsilon)
+        noisy_TX = clean_TX + torch.randn_like(clean_TX) * std_TX
+    best_TK = first_top_k(noisy_TX.detach() + bias_X, min(k + 1, clean_TX.shape[-1]))  # and the runner-up
+    chance_TX = None
+    if std_TX is not None:
+        chance_TX = chance_in_top_k(clean_TX + bias_X, noisy_TX + bias_X, std_TX, best_TK, k)
+    best_TK = best_TK[..., :k]
+    return best_TK, noisy_TX.gather(-1, best_TK).softmax(-1), chance_TX
 
 
 def chance_in_top_k(clean_TX: Tensor, noisy_TX: Tensor, std_TX: Tensor, best_TK: Tensor, k: int) -> Tensor:

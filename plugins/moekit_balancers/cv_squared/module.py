@@ -33,10 +33,6 @@ class CVSquaredLoss(Balancer):
     micro-batches does not matter.
 
     Padding is excluded. Shapes and dtypes: the value is 0-d, of the gates' dtype (at least fp32). No state.
-
-    Args:
-        spec: its options.
-        dims: not used; every balancer is built with them.
     """
 
     def __init__(self, spec: CVSquared, dims: LayerDims) -> None:

@@ -31,10 +31,6 @@ class DeviceBalanceLoss(Balancer):
 
     Shapes and dtypes: the value is 0-d, of the affinities' dtype (at least fp32). No state.
 
-    Args:
-        spec: its options.
-        dims: E.
-
     Raises:
         MoekitError: ``groups`` does not divide E.
     """

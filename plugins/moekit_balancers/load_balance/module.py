@@ -56,10 +56,6 @@ class LoadBalanceLoss(Balancer):
             micro-batches on any ranks equal one large batch exactly, and f covers all its tokens.
 
     Shapes and dtypes: the value is 0-d, of the affinities' dtype (at least fp32). State: ``share_E`` under ``step``.
-
-    Args:
-        spec: its options.
-        dims: E.
     """
 
     share_E: Tensor

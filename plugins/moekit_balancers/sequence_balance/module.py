@@ -23,10 +23,6 @@ class SequenceBalanceLoss(Balancer):
     Gradient: flows through P alone; f is a constant, counted before capacity drops.
 
     Shapes and dtypes: the value is 0-d, of the affinities' dtype (at least fp32). No state.
-
-    Args:
-        spec: its options.
-        dims: not used; every balancer is built with them.
     """
 
     def __init__(self, spec: SequenceBalance, dims: LayerDims) -> None:

@@ -25,10 +25,6 @@ class SignBiasBalancer(Balancer):
 
     A new bias takes effect in the next step, so a token's route never depends on its own batch. It is a buffer, not a
     parameter: no gradient, optimizer or weight decay reaches it, and it stays fp32 when the model is cast.
-
-    Args:
-        spec: its options.
-        dims: E.
     """
 
     bias_E: Tensor

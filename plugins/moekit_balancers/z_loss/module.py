@@ -24,10 +24,6 @@ class RouterZLoss(Balancer):
     of the whole batch.
 
     Shapes and dtypes: the value is 0-d, at least fp32, whatever the logits' dtype. No state.
-
-    Args:
-        spec: its options.
-        dims: not used; every balancer is built with them.
     """
 
     def __init__(self, spec: ZLoss, dims: LayerDims) -> None:

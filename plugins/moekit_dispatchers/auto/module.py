@@ -27,10 +27,6 @@ class AutoDispatcher(Dispatcher):
 
     ``soft`` for soft routings; ``fused`` on a CPU, for banks of standard form whose experts have enough work; else
     ``grouped``. ``explain`` says which, and why. ``triton`` must be named: its kernels have not been timed on a GPU.
-
-    Args:
-        spec: its options.
-        dims: passed to the dispatchers.
     """
 
     def __init__(self, spec: Auto, dims: LayerDims) -> None:

@@ -21,10 +21,6 @@ class DenseRouter(Router):
     ``dispatch_TEP`` (each expert sees each token itself), fp32, or fp64 for fp64 tokens or weights.
 
     Gradient: reaches the weight, the bias and ``x_TD`` through every gate. Padding has gate 0 and no gradient.
-
-    Args:
-        spec: its options.
-        dims: D and E.
     """
 
     def __init__(self, spec: Dense, dims: LayerDims) -> None:

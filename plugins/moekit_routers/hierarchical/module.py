@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from moekit.contracts import Init, LayerDims, Router
 from moekit.errors import MoekitError
-from moekit.router_math import first_top_k, router_logits
+from moekit.router_math import router_logits
 from moekit.routing import TokenChoice
 from moekit_routers.hierarchical import Hierarchical
-from moekit_routers.noise import chance_in_top_k, noise_std, with_noise
+from moekit_routers.noise import noisy_top_k
 
 
 class HierarchicalRouter(Router):
@@ -43,10 +43,6 @@ class HierarchicalRouter(Router):
     except for one product that gives all logits; there is no loop over groups.
 
     Gradient: reaches all four matrices and ``x_TD`` through the gates and ``smooth_load_E``.
-
-    Args:
-        spec: its options.
-        dims: D and E.
 
     Raises:
         MoekitError: the groups do not fit the number of experts.
@@ -84,14 +80,15 @@ class HierarchicalRouter(Router):
         all_TGX = router_logits(x_TD, self.weight_ED, None, valid_T).view(-1, spec.branches, size)
         prim_TG = router_logits(x_TD, self.group_weight_GD, None, valid_T)
         raw_TG = router_logits(x_TD, self.group_noise_weight_GD, None, valid_T) if self.training else None
-        group_TK, group_gate_TK, chance_TG = self._gate(prim_TG, raw_TG, spec.top_groups)
+        group_TK, group_gate_TK, chance_TG = noisy_top_k(prim_TG, raw_TG, spec.top_groups, spec.noise_epsilon)
 
         of_group_TKX = group_TK[:, :, None].expand(-1, -1, size)
         raw_TKX = None
         if self.training:
             raw_TGX = router_logits(x_TD, self.noise_weight_ED, None, valid_T).view_as(all_TGX)
             raw_TKX = raw_TGX.gather(1, of_group_TKX)
-        inner_TKX, inner_gate_TKX, chance_TKX = self._gate(all_TGX.gather(1, of_group_TKX), raw_TKX, spec.top_k)
+        clean_TKX = all_TGX.gather(1, of_group_TKX)
+        inner_TKX, inner_gate_TKX, chance_TKX = noisy_top_k(clean_TKX, raw_TKX, spec.top_k, spec.noise_epsilon)
 
         smooth_load_E = None
         if chance_TG is not None and chance_TKX is not None:
@@ -105,18 +102,6 @@ class HierarchicalRouter(Router):
             expert_TK=(group_TK[:, :, None] * size + inner_TKX).flatten(1),
             gate_TK=(group_gate_TK[:, :, None] * inner_gate_TKX).flatten(1),
         )
-
-    def _gate(self, clean_TX: Tensor, raw_TX: Tensor | None, k: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """One noisy top-k gate over the last dimension: choice, gates, and probabilities (None without noise)."""
-        if raw_TX is None:
-            best_TK = first_top_k(clean_TX, k)
-            return best_TK, clean_TX.gather(-1, best_TK).softmax(-1), None
-        std_TX = noise_std(raw_TX, self.spec.noise_epsilon)
-        noisy_TX = with_noise(clean_TX, std_TX)
-        best_TK = first_top_k(noisy_TX, min(k + 1, clean_TX.shape[-1]))  # and the runner-up
-        chance_TX = chance_in_top_k(clean_TX, noisy_TX, std_TX, best_TK, k)
-        best_TK = best_TK[..., :k]
-        return best_TK, noisy_TX.gather(-1, best_TK).softmax(-1), chance_TX
 
     def _smooth_load(self, chance_TG: Tensor, group_TK: Tensor, chance_TKX: Tensor, valid_T: Tensor | None) -> Tensor:
         """``Load_ij`` of the class's docstring, ``[E]``."""

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
-from moekit_routers.naive import best, softmax
-from moekit_routers.noisy_topk.naive import chance
 
 
 @dataclass(frozen=True)
@@ -35,6 +33,18 @@ class Gate:
     clean: list[Tensor]
 
 
+def softmax(z: Sequence[Tensor]) -> list[Tensor]:
+    """``exp(z_i) / sum_j exp(z_j)``."""
+    largest = max(z_i.item() for z_i in z)
+    odds = [torch.exp(z_i - largest) for z_i in z]
+    return [odd / sum(odds[1:], odds[0]) for odd in odds]
+
+
+def best(keys: Sequence[float], k: int) -> list[int]:
+    """Indices of the k largest keys, largest first; the lower index wins a tie."""
+    return sorted(range(len(keys)), key=lambda i: (-keys[i], i))[:k]
+
+
 def noisy_gate(x_D: Tensor, w_XD: Tensor, w_noise_XD: Tensor, k: int, epsilon: float, noise: Tensor | None) -> Gate:
     """``H_i = z_i + n_i (softplus(W_noise x)_i + epsilon)``; the softmax over the k largest H; and their chances."""
     z = [(w_D * x_D).sum() for w_D in w_XD]
@@ -45,7 +55,14 @@ def noisy_gate(x_D: Tensor, w_XD: Tensor, w_noise_XD: Tensor, k: int, epsilon: f
     std = [torch.logaddexp(r, torch.zeros_like(r)) + epsilon for r in raw]
     noisy = [z[i] + noise[i] * std[i] for i in range(len(z))]
     picks = best([h.item() for h in noisy], k)
-    chances = [chance(i, z, noisy, std, k) for i in range(len(z))]
+    chances = []
+    for i in range(len(z)):
+        others = [h for j, h in enumerate(noisy) if j != i]
+        if len(others) < k:
+            chances.append(torch.ones_like(z[i]))
+        else:
+            kth = others[best([h.item() for h in others], k)[-1]]
+            chances.append((1 + torch.erf((z[i] - kth) / std[i] / math.sqrt(2))) / 2)
     return Gate(picks, softmax([noisy[i] for i in picks]), chances, z)
 
 

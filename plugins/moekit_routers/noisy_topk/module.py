@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from moekit.contracts import Init, LayerDims, Router
 from moekit.errors import MoekitError
-from moekit.router_math import first_top_k, router_logits
+from moekit.router_math import router_logits
 from moekit.routing import TokenChoice
-from moekit_routers.noise import chance_in_top_k, noise_std, with_noise
+from moekit_routers.noise import noisy_top_k
 from moekit_routers.noisy_topk import NoisyTopK
 
 
@@ -36,10 +36,6 @@ class NoisyTopKRouter(Router):
     Padding is read as zeros. A token with NaN gets k distinct experts and NaN gates; a NaN in a valid token also makes
     ``smooth_load_E`` NaN, as every statistic.
 
-    Args:
-        spec: its options.
-        dims: D and E.
-
     Raises:
         MoekitError: top_k does not fit the number of experts.
     """
@@ -60,26 +56,20 @@ class NoisyTopKRouter(Router):
         self, x_TD: Tensor, *, valid_T: Tensor | None = None, selection_bias_E: Tensor | None = None
     ) -> TokenChoice:
         """Routes T tokens: noise, choose, gate."""
-        k = self.spec.top_k
-        logits_TE = noisy_TE = router_logits(x_TD, self.weight_ED, None, valid_T)
-        std_TE: Tensor | None = None
-        bias_E = logits_TE.new_zeros(()) if selection_bias_E is None else _bias(selection_bias_E, logits_TE.dtype)
+        logits_TE, raw_TE = router_logits(x_TD, self.weight_ED, None, valid_T), None
         if self.training:
-            std_TE = noise_std(router_logits(x_TD, self.noise_weight_ED, None, valid_T), self.spec.noise_epsilon)
-            noisy_TE = with_noise(logits_TE, std_TE)
-        best_TK = first_top_k(noisy_TE.detach() + bias_E, min(k + 1, logits_TE.shape[1]))  # and the runner-up
-        smooth_load_E = None
-        if std_TE is not None:
-            chance_TE = chance_in_top_k(logits_TE + bias_E, noisy_TE + bias_E, std_TE, best_TK, k)
-            smooth_load_E = (chance_TE if valid_T is None else chance_TE * valid_T[:, None]).sum(0)
-        expert_TK = best_TK[:, :k]
+            raw_TE = router_logits(x_TD, self.noise_weight_ED, None, valid_T)
+        bias_E = None if selection_bias_E is None else _bias(selection_bias_E, logits_TE.dtype)
+        expert_TK, gate_TK, chance_TE = noisy_top_k(logits_TE, raw_TE, self.spec.top_k, self.spec.noise_epsilon, bias_E)
+        if chance_TE is not None and valid_T is not None:
+            chance_TE = chance_TE * valid_T[:, None]
         return TokenChoice(
             logits_TE=logits_TE,
             scores_TE=logits_TE.softmax(-1),
             valid_T=valid_T,
-            smooth_load_E=smooth_load_E,
+            smooth_load_E=None if chance_TE is None else chance_TE.sum(0),
             expert_TK=expert_TK,
-            gate_TK=noisy_TE.gather(1, expert_TK).softmax(-1),
+            gate_TK=gate_TK,
         )
 
     def init_weights(self, init: Init) -> None:

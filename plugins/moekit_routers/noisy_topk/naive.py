@@ -9,8 +9,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from moekit_routers.naive import best, softmax
-
 
 @dataclass(frozen=True)
 class Routed:
@@ -24,6 +22,18 @@ class Routed:
     scores_TE: Tensor
     logits_TE: Tensor
     load_E: Tensor | None
+
+
+def softmax(z: Sequence[Tensor]) -> list[Tensor]:
+    """``exp(z_e) / sum_j exp(z_j)``."""
+    largest = max(z_e.item() for z_e in z)
+    odds = [torch.exp(z_e - largest) for z_e in z]
+    return [odd / sum(odds[1:], odds[0]) for odd in odds]
+
+
+def best(keys: Sequence[float], k: int) -> list[int]:
+    """Indices of the k largest keys, largest first; the lower index wins a tie."""
+    return sorted(range(len(keys)), key=lambda i: (-keys[i], i))[:k]
 
 
 def chance(e: int, z: Sequence[Tensor], noisy: Sequence[Tensor], std: Sequence[Tensor], k: int) -> Tensor:

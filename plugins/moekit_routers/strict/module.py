@@ -42,10 +42,6 @@ class StrictRouter(Router):
     Gradient: reaches the weight and ``x_TD`` through the gates of tokens that two or more experts keep, and through
     ``scores_TE``; the thresholds through ``own_loss``.
 
-    Args:
-        spec: its options.
-        dims: D and E.
-
     Raises:
         MoekitError: top_k does not fit the number of experts.
     """

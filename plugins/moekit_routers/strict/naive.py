@@ -8,8 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from moekit_routers.naive import softmax
-
 
 @dataclass(frozen=True)
 class Routed:
@@ -21,6 +19,13 @@ class Routed:
     kept: list[list[int]]
     gate_TE: Tensor
     loss: Tensor | None
+
+
+def softmax(z: Sequence[Tensor]) -> list[Tensor]:
+    """``exp(z_e) / sum_j exp(z_j)``."""
+    largest = max(z_e.item() for z_e in z)
+    odds = [torch.exp(z_e - largest) for z_e in z]
+    return [odd / sum(odds[1:], odds[0]) for odd in odds]
 
 
 def route(

@@ -45,10 +45,6 @@ class TopKRouter(Router):
     Gradient: reaches the weight and ``x_TD`` through the gates of the chosen and through ``scores_TE``; the choice has
     none.
 
-    Args:
-        spec: its options.
-        dims: D and E.
-
     Raises:
         MoekitError: top_k or groups do not fit the number of experts.
     """

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from moekit_routers.naive import best, softmax
-
 
 @dataclass(frozen=True)
 class Routed:
@@ -28,7 +26,16 @@ class Routed:
 
 def score(z: list[Tensor], kind: str) -> list[Tensor]:
     """The affinity of each logit: ``exp(z_e) / sum_j exp(z_j)``, or ``1 / (1 + exp(-z_e))``."""
-    return softmax(z) if kind == "softmax" else [torch.sigmoid(z_e) for z_e in z]
+    if kind == "sigmoid":
+        return [torch.sigmoid(z_e) for z_e in z]
+    largest = max(z_e.item() for z_e in z)
+    odds = [torch.exp(z_e - largest) for z_e in z]
+    return [odd / sum(odds[1:], odds[0]) for odd in odds]
+
+
+def best(keys: Sequence[float], k: int) -> list[int]:
+    """Indices of the k largest keys, largest first; the lower index wins a tie."""
+    return sorted(range(len(keys)), key=lambda i: (-keys[i], i))[:k]
 
 
 def choose(keys: Sequence[float], top_k: int, groups: int, top_groups: int, group_score: str) -> list[int]:
