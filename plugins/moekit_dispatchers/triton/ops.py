@@ -39,19 +39,8 @@ def triton_experts(
 
 
 @triton_experts.register_fake
-def _(
-    x_TD: Tensor,
-    gate_N: Tensor,
-    w_in_EXD: Tensor,
-    w_out_EOH: Tensor,
-    end_E: Tensor,
-    token_N: Tensor,
-    by_token_N: Tensor,
-    start_T: Tensor,
-    activation: str,
-    save: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    N, (_, out_dim, H) = token_N.shape[0], w_out_EOH.shape
+def _(x_TD: Tensor, gate_N: Tensor, w_in_EXD: Tensor, w_out_EOH: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    N, (_, out_dim, H), save = gate_N.shape[0], w_out_EOH.shape, rest[-1]
     y_TO = x_TD.new_empty(x_TD.shape[0], out_dim)
     h_NX = x_TD.new_empty(N if save != "nothing" else 0, w_in_EXD.shape[1])
     return y_TO, h_NX, x_TD.new_empty(N if save == "all" else 0, H)
@@ -96,25 +85,11 @@ def triton_experts_backward(
 
 @triton_experts_backward.register_fake
 def _(
-    g_TO: Tensor,
-    x_TD: Tensor,
-    gate_N: Tensor,
-    w_in_EXD: Tensor,
-    w_out_EOH: Tensor,
-    h_NX: Tensor,
-    acted_NH: Tensor,
-    end_E: Tensor,
-    token_N: Tensor,
-    by_token_N: Tensor,
-    start_T: Tensor,
-    activation: str,
-    save: str,
-    needs_x: bool,
-    needs_in: bool,
-    needs_out: bool,
+    g_TO: Tensor, x_TD: Tensor, gate_N: Tensor, w_in_EXD: Tensor, w_out_EOH: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    wanted = ((x_TD, needs_x), (gate_N, True), (w_in_EXD, needs_in), (w_out_EOH, needs_out))
-    dx_TD, d_gate_N, dw_in_EXD, dw_out_EOH = (x.new_empty(x.shape if needed else (0,)) for x, needed in wanted)
+    needs_x, needs_in, needs_out = rest[-3:]
+    needed = ((x_TD, needs_x), (gate_N, True), (w_in_EXD, needs_in), (w_out_EOH, needs_out))
+    dx_TD, d_gate_N, dw_in_EXD, dw_out_EOH = (x.new_empty(x.shape if need else (0,)) for x, need in needed)
     return dx_TD, d_gate_N, dw_in_EXD, dw_out_EOH
 
 
@@ -132,13 +107,8 @@ def _backward(ctx: Any, g_TO: Tensor, *_: Tensor | None) -> tuple[Tensor | None,
     dx_TD, d_gate_N, dw_in_EXD, dw_out_EOH = triton_experts_backward(
         g_TO, *ctx.saved_tensors, *ctx.options, needs_x, needs_in, needs_out
     )
-    found = (
-        (dx_TD, needs_x),
-        (d_gate_N, needs_gate),
-        (dw_in_EXD, needs_in),
-        (dw_out_EOH, needs_out),
-    )
-    return *(gradient if needed else None for gradient, needed in found), *(None,) * 6
+    gradients = ((dx_TD, needs_x), (d_gate_N, needs_gate), (dw_in_EXD, needs_in), (dw_out_EOH, needs_out))
+    return *(gradient if need else None for gradient, need in gradients), *(None,) * 6
 
 
 def _refuse(ctx: Any, *gradients: Tensor) -> None:

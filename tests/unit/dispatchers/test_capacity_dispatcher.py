@@ -263,24 +263,3 @@ def test_outputs_for_empty_slots_reach_nothing() -> None:
     torch.testing.assert_close(y_TD, (1 / x_TD) * torch.tensor([1.0, 1, 0, 0])[:, None])
     for grad in torch.autograd.grad(y_TD.sum(), (x_TD, routed.gate_TK)):
         assert bool(grad.isfinite().all()) and grad.any(1).tolist() == [True, True, False, False]
-
-
-# ---- dtypes, compilation --------------------------------------------------------------------------------------------
-
-
-def test_a_layer_compiles_into_one_graph_of_any_length_in_fp64() -> None:
-    dtype = torch.float64
-    spec = Capacity(factor=0.75, order="priority", per="sequence", rounding="round")
-    moe = MoE(router=TopK(top_k=2), experts=Glu(count=4, hidden=6), dispatcher=spec)
-    layer, x_BSD = MoELayer.from_spec(moe, D).to(dtype), torch.randn(2, 9, D, dtype=dtype, requires_grad=True)
-    valid_BS = torch.rand(2, 9) > 0.2
-    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
-    results = []
-    for run in (layer, compiled):
-        y_BSD, report = run(x_BSD, valid=valid_BS)
-        assert int(report.dropped) > 0
-        results.append((y_BSD, report.dropped, *torch.autograd.grad(y_BSD.sum(), [x_BSD, *layer.parameters()])))
-    for ours, theirs in zip(*results, strict=True):
-        torch.testing.assert_close(ours, theirs)
-    longer_BSD = torch.randn(2, 13, D, dtype=dtype)  # traced anew, with lengths as symbols
-    torch.testing.assert_close(compiled(longer_BSD)[0], layer(longer_BSD)[0])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
 
 from moekit import load
 from moekit.contracts import LayerDims
@@ -174,34 +173,3 @@ def test_options_and_the_inner_dispatcher_come_from_yaml_and_are_checked() -> No
 def test_sequences_of_unequal_length_are_rejected() -> None:
     with pytest.raises(ValueError, match=r"4 tokens are not 3 sequences of one length"):
         dispatcher(exempt=0.1)(torch.randn(4, D), ALL_ON_DEVICE_0, NameExperts(E).float(), num_sequences=3)
-
-
-def test_a_layer_compiles_into_one_graph_and_reads_nothing_on_the_host() -> None:
-    moe = MoE(
-        router=TopK(top_k=2),
-        experts=Glu(count=E, hidden=6),
-        dispatcher=DeviceCapacity(groups=2, factor=0.7, exempt=0.3, inner=Grouped()),
-    )
-    layer, x_BSD = MoELayer.from_spec(moe, D), torch.randn(5, 4, D, requires_grad=True)
-    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
-    results = []
-    for run in (layer, compiled):
-        torch.manual_seed(3)
-        y_BSD, report = run(x_BSD, valid=torch.arange(20).reshape(5, 4) % 5 != 1)
-        assert int(report.dropped) > 0
-        results.append((y_BSD, report.dropped, *torch.autograd.grad(y_BSD.sum(), [x_BSD, *layer.parameters()])))
-    for ours, theirs in zip(*results, strict=True):
-        torch.testing.assert_close(ours, theirs)
-    longer_BSD = torch.randn(5, 7, D)  # traced anew, with lengths as symbols
-    results = []
-    for run in (layer, compiled):
-        torch.manual_seed(3)
-        results.append(run(longer_BSD)[0])
-    torch.testing.assert_close(*results)
-
-    routed = {k: v.to("meta") if isinstance(v, Tensor) else v for k, v in vars(ALL_ON_DEVICE_0).items()}
-    meta = dispatcher(exempt=0.1, inner=Capacity())
-    out = meta(
-        torch.empty(4, D, device="meta"), TokenChoice(**routed), NameExperts(E).float().to("meta"), num_sequences=2
-    )
-    assert out.y_TO.device.type == out.dropped.device.type == "meta"

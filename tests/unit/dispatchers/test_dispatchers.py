@@ -1,4 +1,4 @@
-"""What holds for several dispatchers: the routing types they reject, and the precision of gates."""
+"""What holds for several dispatchers: routing types they reject, the precision of gates, and compilation."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import torch
 
 from moekit import build
 from moekit.contracts import ExpertBank, LayerDims
+from moekit.layer import MoELayer
 from moekit.routing import TokenChoice
-from moekit.spec.kinds import DispatcherSpec, Form
+from moekit.spec.kinds import DispatcherSpec, Form, MoE
 from moekit.testing.routings import some_routing
 from moekit_dispatchers.capacity import Capacity
 from moekit_dispatchers.device_capacity import DeviceCapacity
@@ -16,6 +17,7 @@ from moekit_dispatchers.grouped import Grouped
 from moekit_dispatchers.loop import Loop
 from moekit_dispatchers.soft import Soft
 from moekit_experts.glu import Glu
+from moekit_routers.topk import TopK
 
 D = 4
 
@@ -72,3 +74,41 @@ def test_under_autocast_outputs_are_bf16_and_gradients_of_gates_fp32(spec: Dispa
         y_TD = build(spec, dims)(torch.randn(3, D), routing, build(Glu(count=2, hidden=5), dims)).y_TO
     assert y_TD.dtype == torch.bfloat16
     assert torch.autograd.grad(y_TD.sum(), routing.gate_TK)[0].dtype == torch.float32
+
+
+def assert_compiles(spec: DispatcherSpec, backend: str, dtype: torch.dtype, *, padded: bool = True) -> None:
+    """A layer compiles into one graph with the eager results, and again for another length."""
+    experts, shared = Glu(count=4, hidden=6), Glu(hidden=3)
+    layer = MoELayer.from_spec(MoE(router=TopK(top_k=2), experts=experts, shared=shared, dispatcher=spec), D).to(dtype)
+    compiled = torch.compile(layer, fullgraph=True, backend=backend)
+    for length in (5, 8):  # the second is traced with lengths as symbols
+        x_BSD = torch.randn(5, length, D, dtype=dtype, requires_grad=True)
+        valid_BS = torch.arange(5 * length).reshape(5, length) % 5 != 1 if padded else None
+        leaves, results = [x_BSD, *layer.parameters()], []
+        for run in (layer, compiled):
+            torch.manual_seed(3)
+            y_BSD, report = run(x_BSD, valid=valid_BS)
+            assert spec.dropless == (int(report.dropped) == 0)
+            gradients = torch.autograd.grad(y_BSD.square().sum(), leaves)
+            results.append((y_BSD, report.load_E, report.dropped, *gradients))
+        for found, expected in zip(*results, strict=True):
+            torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("spec", "dtype"),
+    [
+        (Grouped(), torch.float32),
+        (Capacity(factor=0.75, order="priority", per="sequence", rounding="round"), torch.float64),
+        (DeviceCapacity(groups=2, factor=0.7, exempt=0.3, inner=Grouped()), torch.float32),
+    ],
+    ids=["grouped", "capacity", "device_capacity"],
+)
+def test_a_layer_compiles_into_one_graph_of_any_length(spec: DispatcherSpec, dtype: torch.dtype) -> None:
+    assert_compiles(spec, "aot_eager", dtype)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_layer_compiles_into_one_graph_with_inductor(padded: bool) -> None:
+    assert_compiles(Grouped(), "inductor", torch.float32, padded=padded)

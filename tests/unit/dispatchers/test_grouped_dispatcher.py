@@ -8,9 +8,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from moekit.contracts import ExpertBank, LayerDims
-from moekit.layer import MoELayer
 from moekit.routing import Pairs, TokenChoice
-from moekit.spec.kinds import MoE
 from moekit_dispatchers.grouped import Grouped, ops
 from moekit_dispatchers.grouped.module import GroupedDispatcher, GroupedGroups, sort_pairs
 from moekit_dispatchers.loop import Loop
@@ -19,7 +17,6 @@ from moekit_experts.ffn import Ffn
 from moekit_experts.ffn.module import FfnExperts
 from moekit_experts.glu import Glu
 from moekit_experts.glu.module import GluExperts
-from moekit_routers.topk import TopK
 
 T, D, E, K = 23, 8, 5, 2
 DIMS = LayerDims(dim=D, num_experts=E)
@@ -152,32 +149,3 @@ def test_recomputation_changes_nothing() -> None:
     once = torch.autograd.grad(y_TD.square().sum(), leaves)
     for ours, theirs in zip(torch.autograd.grad(again_TD.square().sum(), leaves), once, strict=True):
         assert torch.equal(ours, theirs)
-
-
-# ---- compiled -----------------------------------------------------------------------------------------------------
-
-
-def check_compiled(backend: str, padded: bool) -> None:
-    spec = MoE(
-        router=TopK(top_k=K), experts=Glu(count=E, hidden=12), dispatcher=Grouped(), shared=Glu(count=1, hidden=4)
-    )
-    layer, x_BSD = MoELayer.from_spec(spec, D), torch.randn(2, 11, D, requires_grad=True)
-    valid_BS = torch.rand(2, 11) > 0.3 if padded else None
-    compiled = torch.compile(layer, fullgraph=True, backend=backend)
-    leaves = [x_BSD, *layer.parameters()]
-    results = []
-    for run in (layer, compiled):
-        y_BSD, report = run(x_BSD, valid=valid_BS)
-        results.append((y_BSD, report.load_E, *torch.autograd.grad(y_BSD.square().sum(), leaves)))
-    for ours, theirs in zip(*results, strict=True):
-        torch.testing.assert_close(ours, theirs)
-
-
-def test_a_layer_compiles_into_one_graph() -> None:
-    check_compiled("aot_eager", padded=True)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("padded", [False, True])
-def test_a_layer_compiles_into_one_graph_with_inductor(padded: bool) -> None:
-    check_compiled("inductor", padded)
