@@ -1,9 +1,4 @@
-"""The capacity dispatcher: every expert has C slots; pairs beyond them are dropped. Torch-free: options, component.
-
-Source: Lepikhin et al. 2020, "GShard" (arXiv 2006.16668), algorithm 1; Fedus et al. 2021, "Switch Transformer" (arXiv
-2101.03961), section 2.2; batch prioritised routing: Riquelme et al. 2021, "V-MoE" (arXiv 2106.05974), section 4.
-Reference implementation: ``naive.py``.
-"""
+"""The capacity dispatcher: every expert has C slots; pairs beyond them are dropped. Torch-free: options, component."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The capacity dispatcher."""
+"""The capacity dispatcher. Reference implementation: ``naive.py``."""
 
 from __future__ import annotations
 
@@ -39,9 +39,11 @@ class Queued(NamedTuple):
 class CapacityDispatcher(Dispatcher):
     """``y_t = sum of gate · expert(x_t)`` over the pairs of token t that have a slot; dropped pairs give 0.
 
-    Source: GShard (arXiv 2006.16668), algorithm 1, without its random second expert, which is the router's; Switch
-    Transformer (arXiv 2101.03961), section 2.2. Gates are not rescaled when a pair is dropped, and a token whose pairs
-    are all dropped comes out exactly 0.
+    Source: Lepikhin et al. 2020, GShard (arXiv 2006.16668), algorithm 1, without its random second expert, which is the
+    router's; Fedus et al. 2021, Switch Transformer (arXiv 2101.03961), section 2.2; for the order ``priority`` Riquelme
+    et al. 2021, V-MoE (arXiv 2106.05974), section 4.
+
+    Gates are not rescaled when a pair is dropped, and a token whose pairs are all dropped comes out exactly 0.
 
     All experts run in one batched product over E · G · C rows, G the groups of tokens, empty slots filled with zeros.
     Shapes are static and nothing is read on the host, so a layer compiles into one graph, in any float dtype. Gates

@@ -1,7 +1,4 @@
-"""Dropping by device: in training, each group of experts has a budget. Torch-free: options and component.
-
-Source: DeepSeek-AI 2024, "DeepSeek-V2" (arXiv 2405.04434), section 2.2.4. Reference implementation: ``naive.py``.
-"""
+"""Dropping by device: in training, each group of experts has a budget. Torch-free: options and component."""
 
 from __future__ import annotations
 

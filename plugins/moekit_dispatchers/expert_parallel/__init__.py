@@ -1,9 +1,4 @@
-"""Expert parallelism: ranks share the experts of a layer and exchange tokens. Torch-free: options and component.
-
-Source: Lepikhin et al. 2020, "GShard" (arXiv 2006.16668), section 3, for the all-to-all; DeepSeek-AI 2024,
-"DeepSeek-V2" (arXiv 2405.04434), section 2.2.2, and "DeepSeek-V3" (arXiv 2412.19437), sections 2.1.2 and 3.2.2, for
-sending a token once to each device, and to a limited number of them. Reference implementation: ``naive.py``.
-"""
+"""Expert parallelism: ranks share the experts of a layer and exchange tokens. Torch-free: options and component."""
 
 from __future__ import annotations
 

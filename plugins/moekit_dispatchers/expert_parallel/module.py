@@ -1,4 +1,4 @@
-"""The expert parallel dispatcher."""
+"""The expert parallel dispatcher. Reference implementation: ``naive.py``."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ class ExpertParallelDispatcher(Dispatcher):
     all ranks are added. If a router limits a token to M of G groups (DeepSeek-V2, section 2.2.2; V3's nodes, section
     2.1.2), the token is sent to at most M ranks.
 
-    Source: GShard (arXiv 2006.16668), section 3; DeepSeek-V3 (arXiv 2412.19437), section 3.2.2.
+    Source: Lepikhin et al. 2020, GShard (arXiv 2006.16668), section 3, for the all-to-all; DeepSeek-AI 2024,
+    DeepSeek-V2 (arXiv 2405.04434), section 2.2.2, and DeepSeek-V3 (arXiv 2412.19437), sections 2.1.2 and 3.2.2, for
+    sending a token once to each rank, and to a limited number of them.
 
     Drops are decided before the exchange, on the tokens' own rank, by ``local`` over all E experts: a capacity means
     the same on any number of ranks. Received rows are computed by ``local`` too if it is dropless, else by ``auto``.

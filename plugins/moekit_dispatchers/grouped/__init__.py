@@ -1,6 +1,5 @@
 """The grouped dispatcher: sorts pairs by expert and runs all experts in one grouped product. Nothing is dropped.
 
-Source: Gale et al. 2022, "MegaBlocks" (arXiv 2211.15841), section 3, for dropless dispatch by sorting.
 Reference implementation: the dispatcher ``loop``.
 """
 

@@ -139,8 +139,8 @@ def sort_pairs(pairs: Pairs, num_tokens: int, num_experts: int) -> SortedPairs:
 class GroupedDispatcher(Dispatcher):
     """``y_t = sum of gate · expert(x_t)`` over the pairs of token t, all experts in one grouped product.
 
-    Source: dropless dispatch by sorting is Gale et al. 2022 (arXiv 2211.15841), section 3. Sums by token in place of a
-    scatter are ours.
+    Source: dropless dispatch by sorting is Gale et al. 2022, MegaBlocks (arXiv 2211.15841), section 3. Sums by
+    token in place of a scatter are ours.
 
     Shapes are static, so a layer compiles into one graph, and nothing is read from the device. Exceptions: banks that
     ``split`` their rows; float64, which ``F.grouped_mm`` does not support; and what ``F.grouped_mm`` itself does on a

@@ -1,4 +1,4 @@
-"""The soft dispatcher."""
+"""The soft dispatcher. Reference implementation: ``naive.py``."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ class SoftDispatcher(Dispatcher):
     """``y_t = sum over e, p of combine[t, e, p] · o[e, p]``, where o is what expert e makes of its slot p.
 
     Without slots (``dispatch_TEP`` is None) every expert sees every token itself, ``o[t, e] = expert_e(x_t)``, and
-    those outputs are returned as ``expert_TEO`` (Jacobs et al. 1991). With slots, slot p of expert e holds the
-    mixture ``sum over t of dispatch[t, e, p] · x_t`` (Puigcerver et al. 2023, equations 1 to 3).
+    those outputs are returned as ``expert_TEO`` (Jacobs et al. 1991, Neural Computation 3(1), equation 1.1). With
+    slots, slot p of expert e holds the mixture ``sum over t of dispatch[t, e, p] · x_t`` (Puigcerver et al. 2023, arXiv
+    2308.00951, equations 1 to 3).
 
     Both sums run in the routing's dtype, whatever autocast says; y has the experts' output dtype. Padding tokens enter
     no slot and come out 0; their entries of ``expert_TEO`` are each expert's output for a token of zeros.

@@ -1,4 +1,4 @@
-"""FFN experts over stacked weights."""
+"""FFN experts over stacked weights. Reference implementation: ``naive.py``."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from moekit_experts.stacked import ACTIVATIONS, init_as_linear, stacked
 class FfnExperts(ExpertBank):
     """``y = down(drop(act(up(x))))``.
 
-    Source: Vaswani et al. 2017 (arXiv 1706.03762), equation 2; ``drop`` is dropout, in training only (Switch
-    Transformer, arXiv 2101.03961, section 2.4).
+    Source: Vaswani et al. 2017, Attention Is All You Need (arXiv 1706.03762), equation 2; ``drop`` is dropout, in
+    training only (Fedus et al. 2021, Switch Transformer, arXiv 2101.03961, section 2.4).
 
     Shapes: ``w_up_EHD``, ``w_down_EOH``; ``b_up_EH``, ``b_down_EO`` or None.
     """

@@ -1,10 +1,4 @@
-"""GLU experts: a gated feed-forward net, three matrices and no bias.
-
-Source: Shazeer 2020, "GLU Variants Improve Transformer" (arXiv 2002.05202), equations 5 and 6;
-``down(act(gate(x)) * up(x))``. Dropout inside experts: Fedus et al. 2021, "Switch Transformer" (arXiv 2101.03961),
-section 2.4. The multiplicative bias: Zoph et al. 2022, "ST-MoE" (arXiv 2202.08906).
-Reference implementation: ``naive.py``.
-"""
+"""GLU experts: a gated feed-forward net, three matrices and no bias. Torch-free: options and component."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Experts of one linear layer, with or without a logistic sigmoid on its outputs."""
+"""Experts of one linear layer. Reference implementation: ``naive.py``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from moekit_experts.stacked import init_as_linear, stacked
 class LinearExperts(ExpertBank):
     """``y = W x + b``; ``y = sigmoid(W x + b)`` when built from a ``Logistic`` spec.
 
-    Source: Jacobs et al. 1991, Neural Computation 3(1).
+    Source: Jacobs, Jordan, Nowlan, Hinton 1991, Adaptive Mixtures of Local Experts, Neural Computation 3(1), whose vowel
+    experts are single logistic units.
 
     Shapes: ``w_EOD``; ``b_EO`` or None.
     """

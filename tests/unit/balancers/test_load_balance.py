@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -74,46 +73,9 @@ def test_counting_first_choices_gives_e_at_collapse(scope: str, E: int, K: int) 
     assert loss_of(collapsed, num_sequences=2, scope=scope).item() == pytest.approx(E / K)
 
 
-def test_choices_that_are_not_sent_are_not_counted() -> None:
-    """Of the second choices only the first token's is sent."""
-    sent_TK = torch.tensor([[True, True], [True, False], [True, False]])
-    routing = dataclasses.replace(routing_of([[0.5, 0.3, 0.2]] * 3, [[0, 1], [0, 2], [1, 2]]), sent_TK=sent_TK)
-    assert loss_of(routing).item() == pytest.approx(3 * (0.5 * 2 + 0.3 * 2 + 0.2 * 0) / 4)
-    assert loss_of(routing, count="first").item() == pytest.approx(3 * (0.5 * 2 + 0.3) / 3)
-
-
 def test_counting_first_choices_of_a_step_is_refused() -> None:
     with pytest.raises(ConflictError, match="the load of a step counts all choices; set count=all, or scope=global_ba"):
         LoadBalance(count="first", scope="step")
-
-
-@pytest.mark.parametrize("scope", SCOPES)
-@pytest.mark.parametrize("normalize", [True, False])
-def test_its_gradient_is_that_of_a_softmax_times_a_constant(scope: str, normalize: bool) -> None:
-    """dL/dz_tj = (c/T) s_tj (f_j - sum_e f_e s_te), with c = E/K."""
-    T, E, K = 12, 5, 2
-    logits_TE = torch.randn(T, E, dtype=torch.float64, requires_grad=True)
-    s_TE = logits_TE.softmax(-1)
-    expert_TK = s_TE.topk(K).indices
-    routing = TokenChoice(logits_TE=logits_TE, scores_TE=s_TE, expert_TK=expert_TK, gate_TK=s_TE.gather(1, expert_TK))
-    balancer = LoadBalanceLoss(LoadBalance(scope=scope, normalize=normalize), LayerDims(dim=1, num_experts=E))
-    balancer.step(torch.tensor([8, 1, 4, 2, 1]))
-    value = balancer.loss(routing, BalanceContext(num_sequences=1, training=True)).value
-    (gradient_TE,) = torch.autograd.grad(value, logits_TE)
-    f_E = K * torch.tensor([8.0, 1, 4, 2, 1]) / 16 if scope == "step" else routing.load_E().double() / T
-    s_TE, f_E = s_TE.detach(), f_E.double()
-    expected_TE = E / K / T * s_TE * (f_E - (s_TE * f_E).sum(-1, keepdim=True))
-    torch.testing.assert_close(gradient_TE, expected_TE, rtol=1e-10, atol=1e-12)
-
-
-def test_even_loads_have_no_gradient_whatever_the_affinities() -> None:
-    logits_TE = torch.randn(4, 4, dtype=torch.float64, requires_grad=True)
-    s_TE = logits_TE.softmax(-1)
-    routing = TokenChoice(
-        logits_TE=logits_TE, scores_TE=s_TE, expert_TK=torch.arange(4)[:, None], gate_TK=s_TE.diagonal()[:, None]
-    )
-    (gradient_TE,) = torch.autograd.grad(loss_of(routing), logits_TE)
-    torch.testing.assert_close(gradient_TE, torch.zeros(4, 4, dtype=torch.float64), rtol=0, atol=1e-16)
 
 
 def parts_of(router: TopKRouter, balancer: LoadBalanceLoss, xs: list[Tensor], num_sequences: list[int]) -> Tensor:

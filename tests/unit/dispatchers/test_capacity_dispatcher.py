@@ -154,13 +154,6 @@ def test_slots_are_rounded_as_five_libraries_round_them(spec: Capacity, tokens: 
     assert dispatcher(spec, 8).slots(tokens, 2, 8) == slots
 
 
-def test_factors_by_pairs_and_by_tokens_differ_by_k() -> None:
-    """cf_N = K · cf_W: GShard's 2S/E is 1 by pairs and 2 by tokens."""
-    for tokens in (1, 7, 24, 100):
-        by_pairs = dispatcher(Capacity(factor=1.0, count="pairs"), 8).slots(tokens, 2, 8)
-        assert by_pairs == dispatcher(Capacity(factor=2.0, count="tokens"), 8).slots(tokens, 2, 8)
-
-
 def test_evaluation_can_have_another_factor() -> None:
     routed = routing([[0]] * 8, 4)
     switch, same = (dispatcher(Capacity(factor=1.0, eval_factor=f), 4) for f in (2.0, None))

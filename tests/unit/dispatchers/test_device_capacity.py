@@ -55,16 +55,6 @@ def test_evaluation_drops_nothing() -> None:
     assert int(out.dropped) == 0 and int((out.y_TO != 0).sum()) == 8
 
 
-def test_a_token_that_loses_everything_comes_out_zero() -> None:
-    out = dispatcher(factor=0.25)(torch.randn(4, D), ALL_ON_DEVICE_0, NameExperts(E).float())
-    assert not out.y_TO[:3].any() and bool(out.y_TO[3].any())
-
-
-def test_an_even_load_drops_nothing() -> None:
-    routed = routing([[0, 2], [1, 3], [0, 3], [1, 2]], [[0.5, 0.1]] * 4)
-    assert int(dispatcher()(torch.randn(4, D), routed, NameExperts(E).float()).dropped) == 0
-
-
 def test_of_equal_affinities_the_earlier_pairs_are_kept() -> None:
     routed = routing([[0], [1], [0], [1]], [[0.5]] * 4)
     out = dispatcher()(torch.randn(4, D), routed, NameExperts(E).float())

@@ -106,34 +106,6 @@ def test_printing_a_bank_shows_its_sizes(name: str) -> None:
     assert f"out={O}" in repr(bank_of(name))
 
 
-def test_logistic_outputs_are_between_0_and_1() -> None:
-    y_NO = bank_of("logistic")(100 * torch.randn(E * 50, D), UniformGroups(E, E * 50))
-    assert float(y_NO.detach().min()) >= 0 and float(y_NO.detach().max()) <= 1
-    assert float(y_NO.detach().std()) > 0.3
-
-
-def test_glu_stores_the_gate_before_up() -> None:
-    bank = bank_of("glu")
-    with torch.no_grad():
-        bank.w_gate_up_EHD[:, H:] = 0  # up = 0: whatever the gate, nothing comes out
-        assert not bank(torch.randn(E, D), UniformGroups(E, E)).any()
-        bank.reset_parameters()
-        bank.w_gate_up_EHD[:, :H] = 0  # silu(0) = 0
-        assert not bank(torch.randn(E, D), UniformGroups(E, E)).any()
-
-
-def test_a_scale_of_one_changes_nothing_and_multiplies_the_hidden_layer() -> None:
-    """ST-MoE's multiplicative bias: (act(x W_gate) * x W_up * B) W_down, B = 1 at first."""
-    scaled, plain = bank_of("glu, scaled"), bank_of("glu")
-    assert not scaled.load_state_dict(plain.state_dict(), strict=False).unexpected_keys
-    x_ND, groups = torch.randn(E * 2, D), UniformGroups(E, E * 2)
-    assert torch.equal(scaled(x_ND, groups), plain(x_ND, groups))
-    with torch.no_grad():
-        scaled.scale_EH[1] = 3.0
-    y_EO, plain_EO = (bank(x_ND, groups).reshape(E, 2, O) for bank in (scaled, plain))
-    torch.testing.assert_close(y_EO, plain_EO * torch.tensor([1.0, 3.0, 1.0])[:, None, None])
-
-
 def test_under_autocast_a_scale_keeps_the_hidden_layers_dtype() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         assert bank_of("glu, scaled")(torch.randn(E, D), UniformGroups(E, E)).dtype == torch.bfloat16

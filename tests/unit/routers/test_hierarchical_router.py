@@ -31,18 +31,6 @@ def test_a_token_takes_top_k_experts_in_each_of_its_groups() -> None:
         assert len(set(groups)) == 3
 
 
-def test_gates_are_products_and_sum_to_one() -> None:
-    router = random_router().eval()
-    routing = router(x_TD := torch.randn(50, 6))
-    torch.testing.assert_close(routing.gate_TK.sum(1), torch.ones(50))
-    within_TK = routing.gate_TK.view(50, 2, 2)
-    group_TK = routing.expert_TK[:, ::2] // 3
-    prim_TK = (x_TD @ router.group_weight_GD.T).gather(1, group_TK).softmax(1)
-    torch.testing.assert_close(within_TK.sum(2), prim_TK)
-    sec_TK = (x_TD @ router.weight_ED.T).gather(1, routing.expert_TK[:, :2]).softmax(1)
-    torch.testing.assert_close(routing.gate_TK[:, :2] / prim_TK[:, :1], sec_TK)
-
-
 def test_scores_multiply_both_levels_and_a_z_loss_acts_on_the_first() -> None:
     router = random_router()
     routing = router(x_TD := torch.randn(9, 6))

@@ -74,16 +74,6 @@ def test_vanishing_noise_leaves_gradients_finite(dtype: torch.dtype) -> None:
 # --- choice and gates -------------------------------------------------------------------------------------------------
 
 
-def test_gates_are_a_softmax_over_the_chosen_noisy_logits() -> None:
-    router, x_TD = random_router(), torch.randn(50, 6)
-    routing = router(x_TD)
-    assert torch.allclose(routing.gate_TK.sum(1), torch.ones(50))
-    assert (routing.gate_TK[:, 0] >= routing.gate_TK[:, 1]).all()
-    clean_TK = routing.logits_TE.gather(1, routing.expert_TK).softmax(1)
-    assert not torch.allclose(routing.gate_TK, clean_TK, atol=0.05)
-    assert torch.equal(routing.scores_TE, (x_TD @ router.weight_ED.T).softmax(1))
-
-
 def test_noise_is_new_for_every_token_and_every_call() -> None:
     router, x_TD = noisy(), torch.ones(200, 6)
     once, again = router(x_TD), router(x_TD)

@@ -71,30 +71,6 @@ def test_for_sigmoids_renormalising_matters_and_the_order_does_not() -> None:
     assert renormalised != pytest.approx({0: 0.731059, 1: 0.268941}, abs=1e-3)  # what a softmax would give
 
 
-def test_renormalising_and_scaling_are_independent() -> None:
-    z = [0.3, -0.2, 0.9, 0.1]
-    plain = route(z, top_k=2, score="sigmoid").gate_TK
-    for renormalize in (False, True):
-        base = plain / plain.sum() if renormalize else plain
-        for scale in (1.0, 2.5):
-            gate_TK = route(z, top_k=2, score="sigmoid", renormalize=renormalize, scale=scale).gate_TK
-            torch.testing.assert_close(gate_TK, base * scale)
-
-
-def test_without_renormalising_gates_sum_to_one_only_when_all_are_chosen() -> None:
-    z = [0.4, -1.0, 0.2, 0.0]
-    assert route(z, top_k=3).gate_TK.sum().item() < 1
-    assert route(z, top_k=4).gate_TK.sum().item() == pytest.approx(1)
-
-
-def test_scores_cover_every_expert_whatever_is_chosen() -> None:
-    z = torch.tensor([[2.0, 1.0, 0.0]], dtype=torch.float64)
-    torch.testing.assert_close(route([2, 1, 0], top_k=2, score_over="chosen").scores_TE, z.softmax(-1))
-    torch.testing.assert_close(
-        route([2, 1, 0], top_k=1, score_over="chosen", score="sigmoid", selection=[0, 0, 9]).scores_TE, z.sigmoid()
-    )
-
-
 # --- groups and selection bias ----------------------------------------------------------------------------------------
 
 
@@ -115,19 +91,6 @@ def test_masked_groups_are_not_chosen_even_if_every_key_is_negative() -> None:
     z = logits_of(0.3, 0.2, 0.25, 0.1)
     routing = route(z, top_k=2, selection=[-0.5] * 4, **V3)
     assert routing.expert_TK.tolist() == [[0, 1]]  # zeros in place of -inf would choose 2 and 3
-
-
-def test_every_token_stays_within_its_groups() -> None:
-    router = random_router(top_k=4, groups=4, top_groups=2)
-    group_TK = router(torch.randn(200, 16)).expert_TK // 2
-    assert all(len(set(row)) <= 2 for row in group_TK.tolist())
-
-
-def test_a_choice_from_all_groups_is_unlimited() -> None:
-    x_TD = torch.randn(50, 16)
-    limited, plain = random_router(top_k=3, groups=4, top_groups=4), random_router(top_k=3)
-    plain.load_state_dict(limited.state_dict())
-    assert torch.equal(limited(x_TD).expert_TK, plain(x_TD).expert_TK)
 
 
 def test_a_constant_added_to_the_bias_changes_nothing() -> None:
