@@ -1,4 +1,4 @@
-"""Positions in queues, for dispatchers that drop: pairs queue for their expert or device, and those too far back drop.
+"""Positions in queues, for dispatchers that drop: pairs queue for their expert or device.
 
 Shapes are static and nothing is read on the host.
 """

@@ -19,9 +19,9 @@ from moekit_dispatchers.queues import affinities, as_written, length, places, to
 class DeviceCapacityDispatcher(Dispatcher):
     """In training, each of G devices keeps its ``factor · n / G`` pairs of highest affinity, n being all that are sent.
 
-    Source: DeepSeek-AI 2024, DeepSeek-V2 (arXiv 2405.04434), section 2.2.4. Tokens of exempt sequences keep every pair and use up the
-    budget first. Each layer samples its own exempt sequences, independently of each other. Dropped pairs are no longer
-    sent (``sent_TK``); no gate is rescaled. In evaluation the routing is passed on unchanged.
+    Source: DeepSeek-AI 2024, DeepSeek-V2 (arXiv 2405.04434), section 2.2.4. Tokens of exempt sequences keep every pair
+    and use up the budget first. Each layer samples its own exempt sequences, independently of each other. Dropped pairs
+    are no longer sent (``sent_TK``); no gate is rescaled. In evaluation the routing is passed on unchanged.
 
     Shapes are static and nothing is read on the host.
 

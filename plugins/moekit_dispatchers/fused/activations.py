@@ -59,22 +59,24 @@ def activate(h_rX: Tensor, out_rH: Tensor, name: str, gate_act_rH: Tensor | None
     return torch.mul(acted, h_rX[:, H:], out=out_rH)
 
 
-def activate_backward(d_rH: Tensor, h_rX: Tensor, gate_act_rH: Tensor, out_rX: Tensor, name: str, kept: bool) -> Tensor:
+def activate_backward(
+    d_rH: Tensor, h_rX: Tensor, gate_act_rH: Tensor, out_rX: Tensor, name: str, known: bool
+) -> Tensor:
     """The gradient of ``h_rX``, in ``out_rX``. Overwrites ``d_rH``.
 
     Args:
         d_rH: the gradient of the activation's output.
         h_rX: the first product's output.
-        gate_act_rH: a buffer for ``act(gate)``, which it already holds if ``kept``.
+        gate_act_rH: a buffer for ``act(gate)``, which it already holds if ``known``.
         out_rX: the output buffer.
         name: of the activation.
-        kept: whether ``act(gate)`` is known.
+        known: whether ``act(gate)`` is known.
     """
     (forward, backward), H = ACTIVATIONS[name], d_rH.shape[1]
     if h_rX.shape[1] == H:
         return backward(d_rH, h_rX, out_rX)
     gate_rH, up_rH = h_rX[:, :H], h_rX[:, H:]
-    if not kept:
+    if not known:
         forward(gate_rH, gate_act_rH)
     torch.mul(d_rH, gate_act_rH, out=out_rX[:, H:])
     backward(d_rH.mul_(up_rH), gate_rH, out_rX[:, :H])

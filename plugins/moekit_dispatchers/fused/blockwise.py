@@ -153,7 +153,7 @@ class BlockwiseExperts(torch.autograd.Function):
                 x_r = torch.index_select(x_TD, 0, token_r, out=x_rD[:n])
                 g_r = torch.index_select(g_TO, 0, token_r, out=g_rO[:n])
                 h_r = products(x_r, w_in_eDH, block, h_rX[:n]) if h_r is None else h_r
-                spare_r, kept = act_rX[:n], act_r is None
+                spare_r, gate_act_known = act_rX[:n], act_r is None
                 if act_r is None:
                     act_r = activate(h_r, spare_r, plan.activation, gate_act_rX[:n])
                 dact_r = products(g_r, w_out_eOH, block, dact_rX[:n])
@@ -162,7 +162,7 @@ class BlockwiseExperts(torch.autograd.Function):
                     outer_products(g_r, torch.mul(act_r, gate_r1, out=spare_r), block, dw_out_EOH)
                 if needs_x or needs_in:
                     dact_r.mul_(gate_r1)
-                    dh_r = activate_backward(dact_r, h_r, gate_act_rX[:n], dh_rX[:n], plan.activation, kept)
+                    dh_r = activate_backward(dact_r, h_r, gate_act_rX[:n], dh_rX[:n], plan.activation, gate_act_known)
                     if dw_in_EHD is not None:
                         outer_products(dh_r, x_r, block, dw_in_EHD)
                     if dx_TD is not None:

@@ -36,7 +36,7 @@ def shares(sizes: list[int], threads: int) -> list[Share]:
 
     Args:
         sizes: rows of each expert, in order.
-        threads: how many runs are wanted.
+        threads: the most runs.
     """
     total, whole = sum(sizes), [Share(0, len(sizes), 0)]
     if threads < 2 or not total:

@@ -17,9 +17,9 @@ from moekit_experts.stacked import ACTIVATIONS, init_as_linear, stacked
 class GluExperts(ExpertBank):
     """``y = down(drop(act(gate(x)) * up(x) * scale))``, without additive biases.
 
-    Source: Shazeer 2020, GLU Variants Improve Transformer (arXiv 2002.05202), equations 5 and 6. ``drop`` is dropout, in
-    training only (Fedus et al. 2021, Switch Transformer, arXiv 2101.03961, section 2.4); ``scale`` is the multiplicative
-    bias of ST-MoE (Zoph et al. 2022, arXiv 2202.08906), if any.
+    Source: Shazeer 2020, GLU Variants Improve Transformer (arXiv 2002.05202), equations 5 and 6. ``drop`` is dropout,
+    in training only (Fedus et al. 2021, Switch Transformer, arXiv 2101.03961, section 2.4). ``scale`` is the
+    multiplicative bias of ST-MoE (Zoph et al. 2022, arXiv 2202.08906), if any.
 
     Gate and up are one product over the same rows, so they share a weight: ``w_gate_up_EHD`` has shape ``[E, 2H, D]``,
     the gate in rows 0 to H - 1 and up in rows H to 2H - 1 of each expert. Halves split without a copy;

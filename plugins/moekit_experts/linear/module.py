@@ -16,8 +16,8 @@ from moekit_experts.stacked import init_as_linear, stacked
 class LinearExperts(ExpertBank):
     """``y = W x + b``; ``y = sigmoid(W x + b)`` when built from a ``Logistic`` spec.
 
-    Source: Jacobs, Jordan, Nowlan, Hinton 1991, Adaptive Mixtures of Local Experts, Neural Computation 3(1), whose vowel
-    experts are single logistic units.
+    Source: Jacobs, Jordan, Nowlan, Hinton 1991, Adaptive Mixtures of Local Experts, Neural Computation 3(1), whose
+    vowel experts are single logistic units.
 
     Shapes: ``w_EOD``; ``b_EO`` or None.
     """

@@ -84,10 +84,10 @@ def route(
         if renormalize:
             total = sum(g[1:], g[0]) + 1e-20
             g = [g_e / total for g_e in g]
-        go = [True] * top_k
+        sends = [True] * top_k
         if send_threshold is not None and u_TK is not None:
-            go = [k == 0 or g[k].item() / send_threshold > u_TK[t, k].item() for k in range(top_k)]
-        sent.append(go)
+            sends = [k == 0 or g[k].item() / send_threshold > u_TK[t, k].item() for k in range(top_k)]
+        sent.append(sends)
         chosen.append(picks)
         gates.append(torch.stack([scale * g_e for g_e in g]))
         scores.append(torch.stack(s))

@@ -123,7 +123,7 @@ def test_choices_that_are_not_sent_are_not_received() -> None:
 
 
 @pytest.mark.parametrize("spec", [DeviceBalance(groups=4), CommunicationBalance(groups=4, top_groups=2)])
-def test_devices_that_cannot_be_even_are_refused(spec: BalancerSpec) -> None:
+def test_devices_that_cannot_be_even_are_rejected(spec: BalancerSpec) -> None:
     sentence = "groups=4 does not divide the 6 experts evenly; expected one of 1, 2, 3, 6"
     with pytest.raises(ConflictError, match=f"^balancer 'far': {sentence}$"):
         MoE(router=TopK(top_k=2), experts=Glu(count=6, hidden=2), dispatcher=Grouped(), balancers={"far": spec})

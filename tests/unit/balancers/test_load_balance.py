@@ -73,7 +73,7 @@ def test_counting_first_choices_gives_e_at_collapse(scope: str, E: int, K: int) 
     assert loss_of(collapsed, num_sequences=2, scope=scope).item() == pytest.approx(E / K)
 
 
-def test_counting_first_choices_of_a_step_is_refused() -> None:
+def test_counting_first_choices_of_a_step_is_rejected() -> None:
     with pytest.raises(ConflictError, match="the load of a step counts all choices; set count=all, or scope=global_ba"):
         LoadBalance(count="first", scope="step")
 

@@ -34,7 +34,7 @@ def loss_of(logits_TE: Tensor, valid_T: Tensor | None = None, num_sequences: int
     ("logits", "expected"),
     [([0.0] * 2, 0.480453), ([0.0] * 64, 17.296308), ([1.0, 2.0, 3.0], 11.611778), ([0.0], 0.0)],
 )
-def test_worked_examples(logits: list[float], expected: float) -> None:
+def test_the_loss_of_worked_examples(logits: list[float], expected: float) -> None:
     logits_TE = torch.tensor([logits, logits], dtype=torch.float64)
     assert loss_of(logits_TE).item() == pytest.approx(expected, abs=1e-6)
 

@@ -184,7 +184,7 @@ def test_slots_are_counted_for_each_batch_sequence_or_group() -> None:
         (Capacity(per="sequence"), 3, r"8 tokens are not 3 sequences of one length"),
     ],
 )
-def test_uneven_groups_are_refused(spec: Capacity, B: int, message: str) -> None:
+def test_uneven_groups_are_rejected(spec: Capacity, B: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         dispatcher(spec, 2)(torch.randn(8, D), routing([[0]] * 8, 2), NameExperts(2).float(), num_sequences=B)
 

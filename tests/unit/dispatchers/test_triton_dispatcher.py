@@ -37,7 +37,7 @@ def form(dtype: torch.dtype = torch.float32, **changes: Any) -> StandardForm:
 
 
 def on_gpu(dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """Tokens that are on a GPU as far as their description goes."""
+    """Fake tokens on a GPU: their description without data."""
     with FakeTensorMode():
         return torch.empty(T, D, dtype=dtype, device="cuda")
 
