@@ -14,6 +14,8 @@ from torch import Tensor
 
 from moekit.spec.kinds import Form
 
+SUM_GUARD = 1e-20  # added to a token's sum of affinities, so that sigmoids that are all 0 give shares 0, not NaN
+
 
 @dataclass(frozen=True, kw_only=True)
 class LossTerm:
@@ -78,6 +80,24 @@ class Routing(ABC):
             return torch.full((), self.scores_TE.shape[0], dtype=torch.int64, device=self.scores_TE.device)
         return self.valid_T.sum()
 
+    def mean_score_BE(self, num_units: int, *, normalize: bool) -> Tensor:
+        """``P`` of balance losses, differentiable: per unit, each expert's summed affinity over **all** valid tokens.
+
+        It is divided by the number of valid tokens of all units, so that the sum over units is the mean over tokens.
+
+        Args:
+            num_units: B, equal runs of consecutive tokens that are balanced apart: sequences, or 1 for all tokens.
+            normalize: divide a token's affinities by their sum first (sigmoids need it; a softmax sums to 1 already).
+        """
+        scores_TE = self.scores_TE
+        if self.valid_T is not None:
+            scores_TE = scores_TE.masked_fill(~self.valid_T[:, None], 0)
+        if normalize:
+            scores_TE = scores_TE / (scores_TE.sum(-1, keepdim=True) + SUM_GUARD)
+        T, E = scores_TE.shape
+        sum_BE = scores_TE.reshape(num_units, T // max(num_units, 1), E).sum(1)
+        return sum_BE / (max(T, 1) if self.valid_T is None else self.num_valid().clamp(min=1))
+
 
 @dataclass(frozen=True, kw_only=True)
 class TokenChoice(Routing):
@@ -104,10 +124,17 @@ class TokenChoice(Routing):
 
     def load_E(self) -> Tensor:
         """int64: valid tokens that are sent to each expert."""
-        counts_TK = self.counts_TK()
-        chosen_TK = torch.ones_like(self.expert_TK) if counts_TK is None else counts_TK.long()
-        zero_E = torch.zeros(self.num_experts, dtype=torch.int64, device=self.expert_TK.device)
-        return zero_E.scatter_add(0, self.expert_TK.flatten(), chosen_TK.flatten())
+        return self.load_BE(1).squeeze(0)
+
+    def load_BE(self, num_units: int) -> Tensor:
+        """int64: ``load_E`` of each of B units, equal runs of consecutive tokens (sequences; 1 for all tokens)."""
+        counts_TK, slot_TK, E = self.counts_TK(), self.expert_TK, self.num_experts
+        one_TK = torch.ones_like(slot_TK) if counts_TK is None else counts_TK.long()
+        if num_units > 1:
+            unit_B = torch.arange(num_units, device=slot_TK.device)
+            slot_TK = slot_TK + E * unit_B.repeat_interleave(slot_TK.shape[0] // num_units)[:, None]
+        zero_N = torch.zeros(num_units * E, dtype=torch.int64, device=slot_TK.device)
+        return zero_N.scatter_add(0, slot_TK.flatten(), one_TK.flatten()).view(num_units, E)
 
     def pairs(self) -> Pairs:
         """N = T·K pairs, token by token; those of padding, and those that are not sent, go nowhere."""
@@ -165,6 +192,11 @@ class Soft(Routing):
     def load_E(self) -> Tensor:
         """int64: every valid token, for each expert."""
         return self.num_valid().expand(self.num_experts).clone()
+
+
+def share_of(load_BE: Tensor, dtype: torch.dtype) -> Tensor:
+    """``f`` of balance losses: each expert's share of a unit's load; sums to 1, or to 0 for a unit without tokens."""
+    return load_BE.to(dtype) / load_BE.sum(-1, keepdim=True).clamp(min=1)
 
 
 def pairs_of(routing: Routing) -> Pairs:

@@ -1,4 +1,4 @@
-"""First-party balancers."""
+"""First-party balancers: losses and biases that keep the experts' loads even."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""First-party experts: banks of one shape over stacked weights."""
+"""First-party experts modules, with weights stacked over experts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every bank over stacked weights needs: activations by name, and weights drawn as ``nn.Linear`` draws them."""
+"""Shared by all banks of stacked weights: activations by name, parameters, and the initialisation of ``nn.Linear``."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ ACTIVATIONS: Final[Mapping[str, Callable[[Tensor], Tensor]]] = {
     "relu": F.relu,
     "sigmoid": torch.sigmoid,
 }
-"""Elementwise functions by the name a spec gives. ``gelu`` is the exact one, x·Phi(x)."""
+"""Elementwise functions by the names that specs use. ``gelu`` is exact: x·Phi(x)."""
 
 
 def stacked(*shape: int) -> nn.Parameter:
-    """An unfilled parameter over experts: ``[E, out, in]`` for a weight, ``[E, out]`` for a bias."""
+    """An uninitialised parameter: ``[E, out, in]`` for a weight, ``[E, out]`` for a bias."""
     return nn.Parameter(torch.empty(shape))
 
 
-def draw_uniform(fan_in: int, *parameters: Tensor | None) -> None:
-    """Fills weights and biases with U(-1/sqrt(fan_in), 1/sqrt(fan_in)), each expert as an ``nn.Linear`` would be."""
+def init_as_linear(fan_in: int, *parameters: Tensor | None) -> None:
+    """Initialises weights and biases from U(-1/sqrt(fan_in), 1/sqrt(fan_in)), each expert like an ``nn.Linear``."""
     for parameter in parameters:
         if parameter is not None:
             nn.init.uniform_(parameter, -(fan_in**-0.5), fan_in**-0.5)

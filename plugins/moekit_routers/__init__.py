@@ -1,4 +1,4 @@
-"""First-party routers."""
+"""First-party routers: they turn tokens into routings."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def name(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def dispatcher(name: str, monkeypatch: pytest.MonkeyPatch) -> Dispatcher:
-    monkeypatch.setattr(auto, "WORTH_A_WALK", 0 if "fused" in name else 1 << 60)
+    monkeypatch.setattr(auto, "FUSED_FROM", 0 if "fused" in name else 1 << 60)
     built: Dispatcher = build(ALL[name], LayerDims(dim=D, num_experts=E, out_dim=O))
     return built
 

@@ -1,8 +1,9 @@
-"""The fused dispatcher equals the loop in fp64, forward and every gradient, whatever it keeps for backward."""
+"""The fused dispatcher equals the loop in fp64, forward and every gradient, whatever it saves for backward."""
 
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from moekit.contracts import Dispatcher, ExpertBank, LayerDims
 from moekit.routing import ExpertChoice, Routing, TokenChoice
-from moekit_dispatchers.fused import Fused, crew, walk
+from moekit_dispatchers.fused import Fused, blockwise, thread_pool
 from moekit_dispatchers.fused.module import FusedDispatcher
 from moekit_dispatchers.loop import Loop
 from moekit_dispatchers.loop.module import LoopDispatcher
@@ -80,19 +81,19 @@ def test_fused_equals_the_loop(save: str, data: st.DataObject) -> None:
         sent_TK=sent_TK,
     )
     kind, activation = data.draw(st.sampled_from(BANKS))
-    block, narrow = walk.BLOCK, walk.NARROW
-    walk.BLOCK, walk.NARROW = data.draw(st.sampled_from([1, 2, 5, 512]), label="rows of a block"), 1
-    worth, crew.WORTH_A_CREW = crew.WORTH_A_CREW, data.draw(st.sampled_from([0, 1 << 60]), label="a crew from")
+    block_rows = data.draw(st.sampled_from([1, 2, 5, 512]), label="rows of a block")
+    parallel_from = data.draw(st.sampled_from([0, 1 << 60]), label="parallel from")
+    small_blocks = patch.multiple(blockwise, BLOCK=block_rows, NARROW=1)
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        assert_equal(x_TD, routing, gate_TK, bank(kind, activation, E), save)
+        with small_blocks, patch.object(thread_pool, "PARALLEL_FROM", parallel_from):
+            assert_equal(x_TD, routing, gate_TK, bank(kind, activation, E), save)
     finally:
-        walk.BLOCK, walk.NARROW, crew.WORTH_A_CREW = block, narrow, worth
         torch.set_num_threads(threads)
 
 
-def test_fused_carries_expert_choice_and_tokens_that_are_no_rows_of_memory() -> None:
+def test_fused_takes_expert_choice_and_tokens_that_are_not_contiguous() -> None:
     torch.manual_seed(0)
     x_TD = torch.randn(2 * D, 9, dtype=F64)[::2].T.requires_grad_()
     gate_EC = torch.rand(4, 3, dtype=F64, requires_grad=True)

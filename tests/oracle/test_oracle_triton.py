@@ -28,7 +28,7 @@ def test_triton_equals_the_loop_in_the_interpreter() -> None:
 
 
 @pytest.mark.slow
-def test_so_do_the_slower_cases() -> None:
+def test_triton_equals_the_loop_in_the_slower_cases() -> None:
     run_cases("slow", TRITON_INTERPRET="1", MOEKIT_TRITON_DEVICE="cpu")
 
 

@@ -1,5 +1,7 @@
-"""The triton dispatcher against the loop, kernel by kernel in Triton's interpreter. ``test_oracle_triton.py`` runs this
-file in a process of its own: the interpreter has to be asked for before ``triton`` is first imported.
+"""The triton dispatcher against the loop, in Triton's interpreter or on a GPU.
+
+``test_oracle_triton.py`` runs this file in a process of its own: the interpreter must be chosen before ``triton`` is
+imported.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from moekit.contracts import Dispatcher, ExpertBank, LayerDims
 from moekit.errors import MoekitError
 from moekit.routing import ExpertChoice, Routing, TokenChoice
-from moekit_dispatchers.grouped.module import plan
+from moekit_dispatchers.grouped.module import sort_pairs
 from moekit_dispatchers.loop import Loop
 from moekit_dispatchers.loop.module import LoopDispatcher
 from moekit_dispatchers.triton import Triton, launch
@@ -67,9 +69,9 @@ def routing(expert_TK: Tensor, E: int, valid_T: Tensor | None = None, sent_TK: T
     )
 
 
-def results(dispatcher: Dispatcher, x_TD: Tensor, way: Routing, gate: Tensor, experts: ExpertBank) -> list[Tensor]:
-    """The output, and gradients of tokens, gates and weights under a gradient that is not even; in fp64."""
-    y_TO = dispatcher(x_TD, way, experts).y_TO
+def results(dispatcher: Dispatcher, x_TD: Tensor, routed: Routing, gate: Tensor, experts: ExpertBank) -> list[Tensor]:
+    """The output, and gradients of tokens, gates and weights under an uneven output gradient; in fp64."""
+    y_TO = dispatcher(x_TD, routed, experts).y_TO
     weigh_TO = torch.linspace(-1, 2, y_TO.numel(), device=y_TO.device, dtype=y_TO.dtype).reshape(y_TO.shape)
     leaves = [x_TD, gate, *experts.parameters()]
     grads = torch.autograd.grad(y_TO, leaves, weigh_TO, allow_unused=True, materialize_grads=True)
@@ -78,7 +80,7 @@ def results(dispatcher: Dispatcher, x_TD: Tensor, way: Routing, gate: Tensor, ex
 
 def assert_equal(
     x_TD: Tensor,
-    way: TokenChoice | ExpertChoice,
+    routed: TokenChoice | ExpertChoice,
     experts: ExpertBank,
     dtype: torch.dtype,
     bound: float,
@@ -86,12 +88,12 @@ def assert_equal(
 ) -> None:
     """Against the loop in fp64 on the same (rounded) numbers; ``bound`` is of each result's largest number."""
     dims = LayerDims(dim=D, num_experts=experts.num_experts, out_dim=OUT)
-    gate = way.gate_TK if isinstance(way, TokenChoice) else way.gate_EC
+    gate = routed.gate_TK if isinstance(routed, TokenChoice) else routed.gate_EC
     experts, x_TD = experts.to(dtype), x_TD.detach().to(dtype).requires_grad_()
-    found = results(TritonDispatcher(Triton(save=save), dims), x_TD, way, gate, experts)
+    found = results(TritonDispatcher(Triton(save=save), dims), x_TD, routed, gate, experts)
     x64_TD, gate64 = (t.detach().double().requires_grad_() for t in (x_TD, gate))
-    way64 = replace(way, gate_TK=gate64) if isinstance(way, TokenChoice) else replace(way, gate_EC=gate64)
-    expected = results(LoopDispatcher(Loop(), dims), x64_TD, way64, gate64, experts.double())
+    routed64 = replace(routed, gate_TK=gate64) if isinstance(routed, TokenChoice) else replace(routed, gate_EC=gate64)
+    expected = results(LoopDispatcher(Loop(), dims), x64_TD, routed64, gate64, experts.double())
     for name, a, b in zip(("y", "tokens", "gates", "w_in", "w_out"), found, expected, strict=True):
         assert a.shape == b.shape
         assert torch.equal(a.isnan(), b.isnan()), name
@@ -109,23 +111,23 @@ def any_experts(T: int, E: int, K: int) -> Tensor:
 
 
 def sweep(every: Iterable[tuple[Any, ...]], quick: list[tuple[Any, ...]]) -> list[Any]:
-    """All cases; those that are not quick are for ``pytest -m slow``, and for GPUs."""
+    """All cases; those that are not quick run in ``pytest -m slow``, and on GPUs."""
     every = list(every)
     assert set(quick) < set(every)
     return [pytest.param(*case, marks=[] if case in quick else pytest.mark.slow) for case in every]
 
 
-BOUNDS = {torch.float16: 2e-3, torch.bfloat16: 3e-2}  # the interpreter cuts bf16 off, not rounds
+BOUNDS = {torch.float16: 2e-3, torch.bfloat16: 3e-2}  # the interpreter truncates bf16 instead of rounding
 
 
 @pytest.mark.parametrize(
     ("kind", "activation"),
     sweep(
         [("glu", a) for a in ("silu", "gelu", "relu", "sigmoid")] + [("ffn", a) for a in ("relu", "gelu", "silu")],
-        quick=[("glu", "silu"), ("glu", "sigmoid"), ("ffn", "relu")],  # the others' come in other quick cases
+        quick=[("glu", "silu"), ("glu", "sigmoid"), ("ffn", "relu")],  # other quick cases cover the others
     ),
 )
-def test_every_bank(kind: str, activation: str) -> None:
+def test_every_bank_equals_the_loop(kind: str, activation: str) -> None:
     assert_equal(tokens(7), routing(any_experts(7, 3, 2), 3), bank(kind, activation, 3), torch.float32, 1e-5)
 
 
@@ -136,7 +138,7 @@ def test_every_bank(kind: str, activation: str) -> None:
         quick=[("glu", "silu", torch.bfloat16), ("ffn", "gelu", torch.float16)],
     ),
 )
-def test_half_precision(kind: str, activation: str, dtype: torch.dtype) -> None:
+def test_half_precision_is_within_its_bounds(kind: str, activation: str, dtype: torch.dtype) -> None:
     assert_equal(tokens(7), routing(any_experts(7, 3, 2), 3), bank(kind, activation, 3), dtype, BOUNDS[dtype])
 
 
@@ -156,9 +158,9 @@ def test_half_precision(kind: str, activation: str, dtype: torch.dtype) -> None:
         ],
     ),
 )
-def test_whatever_is_kept_the_results_are_the_same(kind: str, activation: str, save: str, dtype: torch.dtype) -> None:
-    way = routing(any_experts(9, 4, 2), 4, sent_TK=(torch.rand(9, 2) > 0.3).to(DEVICE))
-    assert_equal(tokens(9), way, bank(kind, activation, 4), dtype, BOUNDS.get(dtype, 1e-5), save)
+def test_results_do_not_depend_on_what_is_saved(kind: str, activation: str, save: str, dtype: torch.dtype) -> None:
+    routed = routing(any_experts(9, 4, 2), 4, sent_TK=(torch.rand(9, 2) > 0.3).to(DEVICE))
+    assert_equal(tokens(9), routed, bank(kind, activation, 4), dtype, BOUNDS.get(dtype, 1e-5), save)
 
 
 @pytest.mark.parametrize(
@@ -179,17 +181,17 @@ def test_all_tokens_on_the_same_experts_and_none_on_the_rest() -> None:
 
 
 @pytest.mark.parametrize("kind", ["glu", "ffn"])
-def test_what_stands_in_padding_and_in_pairs_that_are_not_sent_reaches_nothing(kind: str) -> None:
+def test_padding_and_pairs_that_are_not_sent_reach_nothing(kind: str) -> None:
     valid_T = (torch.rand(13) > 0.4).to(DEVICE)
     sent_TK = (torch.rand(13, 2) > 0.3).to(DEVICE)
     x_TD = torch.where(valid_T[:, None], tokens(13), torch.nan)
-    way = routing(any_experts(13, 4, 2), 4, valid_T, sent_TK)
-    assert_equal(x_TD, way, bank(kind, "relu", 4), torch.float32, 1e-5)
+    routed = routing(any_experts(13, 4, 2), 4, valid_T, sent_TK)
+    assert_equal(x_TD, routed, bank(kind, "relu", 4), torch.float32, 1e-5)
 
 
 @pytest.mark.parametrize("sizes", [[0], [5], [16, 0, 17], [0, 0, 0, 31], [1] * 9, [33, 2, 0]])
 @pytest.mark.parametrize("unsent", [0, 7])
-def test_tiles_hold_every_row_once_and_none_of_two_experts(sizes: list[int], unsent: int) -> None:
+def test_tiles_hold_every_row_once_and_rows_of_one_expert(sizes: list[int], unsent: int) -> None:
     end_E = torch.tensor(sizes, device=DEVICE).cumsum(0).int()
     cut = launch.tiles(end_E, sum(sizes) + unsent, 16)
     rows, ends = [], end_E.tolist()
@@ -200,9 +202,9 @@ def test_tiles_hold_every_row_once_and_none_of_two_experts(sizes: list[int], uns
     assert rows == list(range(sum(sizes)))
 
 
-def test_nothing_is_sent_at_all() -> None:
-    way = routing(any_experts(5, 3, 2), 3, torch.zeros(5, dtype=torch.bool, device=DEVICE))
-    assert_equal(tokens(5), way, bank("glu", "silu", 3), torch.float32, 1e-5)
+def test_a_batch_of_padding_alone_equals_the_loop() -> None:
+    routed = routing(any_experts(5, 3, 2), 3, torch.zeros(5, dtype=torch.bool, device=DEVICE))
+    assert_equal(tokens(5), routed, bank("glu", "silu", 3), torch.float32, 1e-5)
 
 
 def test_a_nan_stays_with_its_token() -> None:
@@ -213,25 +215,25 @@ def test_a_nan_stays_with_its_token() -> None:
     assert y_TO.isnan().any(1).tolist() == [False, False, True, False, False, False]
 
 
-def test_experts_choose() -> None:
+def test_expert_choice_equals_the_loop() -> None:
     zeros_TE = torch.zeros(9, 4, device=DEVICE)
     token_EC = torch.stack([torch.randperm(9)[:5] for _ in range(4)]).to(DEVICE)
     gate_EC = torch.rand(4, 5, device=DEVICE, requires_grad=True)
-    way = ExpertChoice(logits_TE=zeros_TE, scores_TE=zeros_TE, token_EC=token_EC, gate_EC=gate_EC)
-    assert_equal(tokens(9), way, bank("glu", "silu", 4), torch.float32, 1e-5)
+    routed = ExpertChoice(logits_TE=zeros_TE, scores_TE=zeros_TE, token_EC=token_EC, gate_EC=gate_EC)
+    assert_equal(tokens(9), routed, bank("glu", "silu", 4), torch.float32, 1e-5)
 
 
-def test_tokens_and_weights_that_do_not_lie_row_by_row() -> None:
+def test_tokens_and_weights_may_be_non_contiguous() -> None:
     experts, x_TD = bank("glu", "silu", 3), torch.randn(2 * D, 9, device=DEVICE)[::2].T
     for p in experts.parameters():
         p.data = p.data.mT.contiguous().mT
     assert not x_TD.is_contiguous()
     assert not any(p.is_contiguous() for p in experts.parameters())
     dims = LayerDims(dim=D, num_experts=3, out_dim=OUT)
-    way = routing(any_experts(9, 3, 2), 3)
+    routed = routing(any_experts(9, 3, 2), 3)
     leaf_TD = x_TD.detach().requires_grad_()
     found, expected = (
-        results(d, leaf_TD, way, way.gate_TK, experts)
+        results(d, leaf_TD, routed, routed.gate_TK, experts)
         for d in (TritonDispatcher(Triton(), dims), LoopDispatcher(Loop(), dims))
     )
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
@@ -240,49 +242,51 @@ def test_tokens_and_weights_that_do_not_lie_row_by_row() -> None:
 @pytest.mark.parametrize("trained", ["tokens", "gates", "w_in", "w_out", "tokens and w_out", "gates and w_in"])
 def test_only_what_is_trained_gets_a_gradient(trained: str) -> None:
     x_TD, experts = tokens(7), bank("ffn", "gelu", 3)
-    way = routing(any_experts(7, 3, 2), 3)
-    leaves = dict(zip(("tokens", "gates", "w_in", "w_out"), (x_TD, way.gate_TK, *experts.parameters()), strict=True))
+    routed = routing(any_experts(7, 3, 2), 3)
+    leaves = dict(zip(("tokens", "gates", "w_in", "w_out"), (x_TD, routed.gate_TK, *experts.parameters()), strict=True))
     for name, leaf in leaves.items():
         leaf.requires_grad_(name in trained.split())
     dims = LayerDims(dim=D, num_experts=3, out_dim=OUT)
     found, expected = (
-        torch.autograd.grad(d(x_TD, way, experts).y_TO.sum(), [leaf for leaf in leaves.values() if leaf.requires_grad])
+        torch.autograd.grad(
+            d(x_TD, routed, experts).y_TO.sum(), [leaf for leaf in leaves.values() if leaf.requires_grad]
+        )
         for d in (TritonDispatcher(Triton(), dims), LoopDispatcher(Loop(), dims))
     )
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_results_are_the_same_each_time() -> None:
+def test_results_are_deterministic() -> None:
     dims = LayerDims(dim=D, num_experts=3, out_dim=OUT)
-    x_TD, way, experts = tokens(5), routing(any_experts(5, 3, 3), 3), bank("glu", "silu", 3)
-    first, second = (results(TritonDispatcher(Triton(), dims), x_TD, way, way.gate_TK, experts) for _ in range(2))
+    x_TD, routed, experts = tokens(5), routing(any_experts(5, 3, 3), 3), bank("glu", "silu", 3)
+    first, second = (results(TritonDispatcher(Triton(), dims), x_TD, routed, routed.gate_TK, experts) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 def test_autocast_computes_in_its_dtype() -> None:
     dims = LayerDims(dim=D, num_experts=3, out_dim=OUT)
-    x_TD, way, experts = tokens(9), routing(any_experts(9, 3, 2), 3), bank("glu", "silu", 3)
+    x_TD, routed, experts = tokens(9), routing(any_experts(9, 3, 2), 3), bank("glu", "silu", 3)
     with torch.autocast(DEVICE, dtype=torch.bfloat16):
-        y_TO = TritonDispatcher(Triton(), dims)(x_TD, way, experts).y_TO
-    expected_TO = LoopDispatcher(Loop(), dims)(x_TD, way, experts).y_TO
+        y_TO = TritonDispatcher(Triton(), dims)(x_TD, routed, experts).y_TO
+    expected_TO = LoopDispatcher(Loop(), dims)(x_TD, routed, experts).y_TO
     assert y_TO.dtype == torch.bfloat16
     torch.testing.assert_close(y_TO.float(), expected_TO, rtol=2e-2, atol=1e-2)
     assert torch.autograd.grad(y_TO.float().sum(), x_TD)[0].dtype == torch.float32
 
 
 def test_fp32_is_exact_unless_torchs_own_products_are_not() -> None:
-    """On a GPU alone is it seen: in the interpreter both are the same."""
+    """Results differ on a GPU alone; the interpreter computes both alike."""
     said = []
     try:
         for precision in ("highest", "high", "medium"):
             torch.set_float32_matmul_precision(precision)
-            said.append(launch._how(tokens(1), 16, 16, 16)["PRECISION"])
+            said.append(launch._options(tokens(1), 16, 16, 16)["PRECISION"])
     finally:
         torch.set_float32_matmul_precision("highest")
     assert said == ["ieee", "tf32", "tf32"]
 
 
-def test_a_second_derivative_is_refused() -> None:
+def test_a_second_derivative_is_rejected() -> None:
     dims = LayerDims(dim=D, num_experts=2, out_dim=OUT)
     x_TD = tokens(4)
     y_TO = TritonDispatcher(Triton(), dims)(x_TD, routing(any_experts(4, 2, 1), 2), bank("glu", "silu", 2)).y_TO
@@ -293,27 +297,27 @@ def test_a_second_derivative_is_refused() -> None:
 
 def test_it_compiles_into_one_graph() -> None:
     dims = LayerDims(dim=D, num_experts=3, out_dim=OUT)
-    dispatcher, experts, way = (
+    dispatcher, experts, routed = (
         TritonDispatcher(Triton(), dims),
         bank("glu", "silu", 3),
         routing(any_experts(9, 3, 2), 3),
     )
 
     def run(x_TD: Tensor, gate_TK: Tensor) -> Tensor:
-        y_TO: Tensor = dispatcher(x_TD, replace(way, gate_TK=gate_TK), experts).y_TO
+        y_TO: Tensor = dispatcher(x_TD, replace(routed, gate_TK=gate_TK), experts).y_TO
         return y_TO
 
     x_TD = tokens(9)
     compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
-    leaves = [x_TD, way.gate_TK, *experts.parameters()]
-    pairs = [(y := f(x_TD, way.gate_TK), *torch.autograd.grad(y.square().sum(), leaves)) for f in (compiled, run)]
+    leaves = [x_TD, routed.gate_TK, *experts.parameters()]
+    pairs = [(y := f(x_TD, routed.gate_TK), *torch.autograd.grad(y.square().sum(), leaves)) for f in (compiled, run)]
     torch.testing.assert_close(pairs[0], pairs[1])
 
 
 @pytest.mark.parametrize("save", sweep([("all",), ("minimum",), ("nothing",)], quick=[("minimum",)]))
 def test_operators_are_registered_as_they_behave(save: str) -> None:
-    way, experts = routing(any_experts(5, 3, 2), 3), bank("glu", "silu", 3)
-    rows = plan(way.pairs(), 5, 3)
+    routed, experts = routing(any_experts(5, 3, 2), 3), bank("glu", "silu", 3)
+    rows = sort_pairs(routed.pairs(), 5, 3)
     route = (rows.end_E, rows.token_N, rows.by_token_N, rows.start_T)
     gate_N, (w_in_EXD, w_out_EOH) = torch.rand(10, device=DEVICE, requires_grad=True), experts.parameters()
     arguments = (tokens(5), gate_N, w_in_EXD, w_out_EOH)
@@ -328,8 +332,8 @@ def test_operators_are_registered_as_they_behave(save: str) -> None:
         torch.library.opcheck(triton_experts_backward, given, test_utils=checks)
 
 
-def kept(save: Any, x_TD: Tensor, way: TokenChoice, experts: ExpertBank) -> int:
-    """Floating numbers that are kept for backward beside the weights; a storage counts once."""
+def kept(save: Any, x_TD: Tensor, routed: TokenChoice, experts: ExpertBank) -> int:
+    """Elements saved for backward besides the weights; a storage counts once."""
     weights = {p.data_ptr() for p in experts.parameters()}
     seen: dict[int, int] = {}
 
@@ -340,25 +344,25 @@ def kept(save: Any, x_TD: Tensor, way: TokenChoice, experts: ExpertBank) -> int:
 
     dims = LayerDims(dim=D, num_experts=3, out_dim=OUT)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-        y_TO = TritonDispatcher(Triton(save=save), dims)(x_TD, way, experts).y_TO
+        y_TO = TritonDispatcher(Triton(save=save), dims)(x_TD, routed, experts).y_TO
     assert y_TO.requires_grad
     return sum(seen.values())
 
 
 @pytest.mark.parametrize(("kind", "width"), [("glu", 2 * H), ("ffn", H)])
-def test_what_is_kept_is_what_was_asked_for(kind: str, width: int) -> None:
+def test_exactly_what_the_option_save_says_is_saved(kind: str, width: int) -> None:
     """Tokens and gates, T·D + N; with ``minimum`` the first product's output; with ``all`` the activation's too."""
-    x_TD, way, experts = tokens(12), routing(any_experts(12, 3, 2), 3), bank(kind, "silu", 3)
+    x_TD, routed, experts = tokens(12), routing(any_experts(12, 3, 2), 3), bank(kind, "silu", 3)
     bare = 12 * D + 24
-    assert kept("nothing", x_TD, way, experts) == bare
-    assert kept("minimum", x_TD, way, experts) == bare + 24 * width
-    assert kept("all", x_TD, way, experts) == bare + 24 * (width + H)
+    assert kept("nothing", x_TD, routed, experts) == bare
+    assert kept("minimum", x_TD, routed, experts) == bare + 24 * width
+    assert kept("all", x_TD, routed, experts) == bare + 24 * (width + H)
 
 
-def test_where_autograd_is_off_nothing_is_kept() -> None:
-    x_TD, way, experts = tokens(5), routing(any_experts(5, 3, 2), 3), bank("glu", "silu", 3)
+def test_without_autograd_nothing_is_saved() -> None:
+    x_TD, routed, experts = tokens(5), routing(any_experts(5, 3, 2), 3), bank("glu", "silu", 3)
     dispatcher = TritonDispatcher(Triton(save="all"), LayerDims(dim=D, num_experts=3, out_dim=OUT))
-    usual_TO = dispatcher(x_TD, way, experts).y_TO
+    usual_TO = dispatcher(x_TD, routed, experts).y_TO
     made: list[tuple[int, ...]] = []
 
     class Watch(TorchDispatchMode):
@@ -368,6 +372,6 @@ def test_where_autograd_is_off_nothing_is_kept() -> None:
             return out
 
     with torch.no_grad(), Watch():
-        y_TO = dispatcher(x_TD, way, experts).y_TO
+        y_TO = dispatcher(x_TD, routed, experts).y_TO
     assert torch.equal(y_TO, usual_TO)
     assert (10, 2 * H) not in made

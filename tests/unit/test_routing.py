@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from moekit import ExpertChoice, Soft, TokenChoice
+from moekit.routing import share_of
 
 
 def token_choice(valid_T: torch.Tensor | None = None) -> TokenChoice:
@@ -22,6 +25,17 @@ def test_token_choice_counts_every_choice() -> None:
     load_E = token_choice().load_E()
     assert load_E.dtype == torch.int64
     assert load_E.tolist() == [2, 0, 3, 1]
+
+
+def test_load_and_mean_affinity_of_sequences_add_up_to_those_of_all_tokens() -> None:
+    routing = replace(
+        token_choice(), expert_TK=torch.tensor([[0, 2], [2, 3], [2, 0], [1, 0]]), scores_TE=torch.rand(4, 4)
+    )
+    assert routing.load_BE(2).tolist() == [[1, 0, 2, 1], [2, 1, 1, 0]]
+    assert routing.load_BE(2).sum(0).tolist() == routing.load_E().tolist()
+    torch.testing.assert_close(routing.mean_score_BE(2, normalize=False).sum(0), routing.scores_TE.mean(0))
+    torch.testing.assert_close(routing.mean_score_BE(2, normalize=True).sum(), torch.tensor(1.0))
+    assert share_of(routing.load_BE(2), torch.float64).tolist() == [[0.25, 0, 0.5, 0.25], [0.5, 0.25, 0.25, 0]]
 
 
 def test_token_choice_leaves_padding_out() -> None:

@@ -1,4 +1,4 @@
-"""DeepSeek-V2's communication loss: every device must receive as many tokens as any other. Torch-free."""
+"""DeepSeek-V2's communication loss: every device should receive the same number of tokens. Torch-free."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class CommunicationBalance(BalancerSpec):
 
     forms: ClassVar[frozenset[Form]] = frozenset({"token_choice"})
     at_balance: ClassVar[float | None] = None  # 1 where each token uses exactly top_groups devices, less where fewer
-    groups: int = option(help="devices that the experts are cut into, in order, the same number on each", ge=1)
+    groups: int = option(help="devices; the experts are split over them evenly, in order", ge=1)
     top_groups: int = option(help="devices a token may be sent to (the router's top_groups)", ge=1)
     weight: float = option(0.02, "coefficient of the loss, per layer", ge=0)
 
@@ -28,7 +28,7 @@ class CommunicationBalance(BalancerSpec):
             yield f"top_groups={self.top_groups} is more than groups={self.groups}"
 
     def check_router(self, router: RouterSpec, num_experts: int) -> Iterable[str]:
-        """The devices must hold the same number of experts each."""
+        """Devices must hold equal numbers of experts."""
         yield from uneven_devices(self.groups, num_experts)
 
 

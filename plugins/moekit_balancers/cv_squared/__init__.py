@@ -18,7 +18,7 @@ class CVSquared(BalancerSpec):
     at_balance: ClassVar[float | None] = 0.0
     of: Literal["importance", "load"] = option(
         "importance",
-        "what must be even: importance (gates summed per expert), or load (the expected number of tokens per expert, "
+        "what is balanced: importance (gates summed per expert), or load (the expected number of tokens per expert, "
         "which a noisy router gives in training)",
     )
     weight: float = option(
@@ -26,11 +26,11 @@ class CVSquared(BalancerSpec):
     )
 
     def check_router(self, router: RouterSpec, num_experts: int) -> Iterable[str]:
-        """A load to differentiate comes from a noisy router alone."""
+        """Only noisy routers give a differentiable load."""
         if self.of == "load" and not router.gives_smooth_load:
             yield (
-                f"of=load needs a load to differentiate, and {type(router).__name__} gives none: counts have no "
-                "gradient; set of=importance, or route by noisy_topk or hierarchical"
+                f"of=load needs a differentiable load, which {type(router).__name__} does not give (counts have no "
+                "gradient): set of=importance, or use the router noisy_topk or hierarchical"
             )
 
 

@@ -1,13 +1,13 @@
-"""The squared coefficient of variation of importance or load. Oracle: ``naive.py`` beside this file."""
+"""The squared coefficient of variation of importance or load. Reference implementation: ``naive.py``."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from moekit.contracts import BalanceContext, Balancer, LayerDims, LossTerm
-from moekit.routing import Routing
+from moekit.routing import ExpertChoice, Routing, Soft, TokenChoice
 from moekit_balancers.cv_squared import CVSquared
-from moekit_balancers.statistics import importance_E
 
 GUARD = 1e-10  # added to the squared mean, so that a batch without tokens gives 0, not NaN
 
@@ -16,28 +16,23 @@ class CVSquaredLoss(Balancer):
     """``CV(v)² = var(v) / mean(v)²`` over the experts' ``v``: importance or load.
 
     Source: Shazeer et al. 2017. Importance, eq. 6 and 7: ``Importance_e = sum_t g_te``, over the tokens that are sent
-    to e. Load, appendix A: ``Load_e = sum_t P(t, e)``, the chance that a fresh draw of the noise sends t to e. The
-    router gives it (``Routing.smooth_load_E``) in training; elsewhere there is no loss of load. The paper uses both,
-    each with weight 0.1 in language models: two balancers.
+    to e. Load, appendix A: ``Load_e = sum_t P(t, e)``, the probability that newly sampled noise would send t to e. The
+    router gives it (``Routing.smooth_load_E``) in training; without it there is no loss of load. The paper uses both,
+    each with weight 0.1 in language models: configure two balancers.
 
-    The variance is that of the population, as in the authors' code. Ports that take the unbiased one are off by the
-    factor E / (E - 1).
+    The variance is that of the population, as in the authors' code. Ports that use the unbiased variance are off by a
+    factor of E / (E - 1).
 
-    Value: 0 at balance, and with one expert; E - 1 when one expert has everything. The scale of the gates has no
-    effect.
+    Value: 0 at balance, and with one expert; E - 1 when one expert has everything. Scaling all gates changes nothing.
 
     Gradient: reaches the gates (importance) or the router's smooth load.
 
-    What micro-batches do: statistics are those of one forward pass on one rank, and CV² is no mean over tokens. The
-    terms of the parts are averaged with their tokens as weights, and that is more than the CV² of the whole: what is
-    uneven by chance in each small part is even in their sum. So k micro-batches or ranks do not equal one big batch.
-    They equal each other: k micro-batches come to the same on one rank or dealt to several.
+    Micro-batches: statistics are those of one forward pass on one rank, and CV² is no mean over tokens. Averaged over
+    micro-batches, weighted by tokens, it is larger than the CV² of the whole batch, because chance imbalances of small
+    batches cancel in their sum. So k micro-batches or ranks do not equal one large batch; which ranks compute the k
+    micro-batches does not matter.
 
-    Padding counts in neither. Shapes and dtypes: the value is 0-d, of the gates' dtype (at least fp32). No state.
-
-    Args:
-        spec: its options.
-        dims: not needed; part of how every balancer is built.
+    Padding is excluded. Shapes and dtypes: the value is 0-d, of the gates' dtype (at least fp32). No state.
     """
 
     def __init__(self, spec: CVSquared, dims: LayerDims) -> None:
@@ -45,7 +40,7 @@ class CVSquaredLoss(Balancer):
         self.spec = spec
 
     def loss(self, routing: Routing, context: BalanceContext) -> LossTerm | None:
-        """The loss of one pass; None for a load that the router does not give (without noise)."""
+        """The loss of one pass; None if it is of a load that the router does not give (without noise)."""
         v_E = importance_E(routing) if self.spec.of == "importance" else routing.smooth_load_E
         return None if v_E is None else LossTerm(value=cv_squared(v_E), weight=self.spec.weight)
 
@@ -54,3 +49,30 @@ def cv_squared(v_E: Tensor) -> Tensor:
     """0-d: population variance over squared mean; 0 for a single value, and where all are 0."""
     mean = v_E.mean()
     return (v_E - mean).square().mean() / (mean.square() + GUARD)
+
+
+def importance_E(routing: Routing) -> Tensor:
+    """Differentiable: the sum of each expert's gates over the valid tokens sent to it.
+
+    Under soft routing: the sum of its combine weights over tokens and slots.
+
+    Raises:
+        TypeError: the routing is of an unknown form.
+    """
+    if isinstance(routing, TokenChoice):
+        counts_TK, gate_TK = routing.counts_TK(), routing.gate_TK
+        if counts_TK is not None:
+            gate_TK = gate_TK.masked_fill(~counts_TK, 0)
+        zero_E = torch.zeros(routing.num_experts, dtype=gate_TK.dtype, device=gate_TK.device)
+        return zero_E.scatter_add(0, routing.expert_TK.flatten(), gate_TK.flatten())
+    if isinstance(routing, ExpertChoice):
+        gate_EC = routing.gate_EC
+        if routing.valid_T is not None:
+            gate_EC = gate_EC.masked_fill(~routing.valid_T[routing.token_EC], 0)
+        return gate_EC.sum(1)
+    if isinstance(routing, Soft):
+        combine_TEP = routing.combine_TEP
+        if routing.valid_T is not None:
+            combine_TEP = combine_TEP.masked_fill(~routing.valid_T[:, None, None], 0)
+        return combine_TEP.sum((0, 2))
+    raise TypeError(f"the importance of a {type(routing).__name__} is not defined")

@@ -1,4 +1,4 @@
-"""CV² as loops over tokens and experts, straight from the equations."""
+"""CV² as loops over tokens and experts, from the equations."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ def importance(gates: Iterable[tuple[int, Tensor]], num_experts: int, zero: Tens
     """``Importance_e = sum_t g_te``.
 
     Args:
-        gates: the expert and the gate of each pair that is sent and whose token is no padding.
+        gates: (expert, gate) of each pair that is sent, of valid tokens.
         num_experts: E.
-        zero: 0-d, the sum of nothing.
+        zero: 0-d, where each sum starts.
     """
     sums = [zero] * num_experts
     for e, gate in gates:
@@ -22,7 +22,7 @@ def importance(gates: Iterable[tuple[int, Tensor]], num_experts: int, zero: Tens
 
 
 def cv_squared(values: Sequence[Tensor]) -> Tensor:
-    """The population variance over the squared mean, with the code's guard of 1e-10."""
+    """Population variance divided by (squared mean + 1e-10), as in the authors' code."""
     mean = sum(values[1:], values[0]) / len(values)
     squares = [(v - mean) ** 2 for v in values]
     variance = sum(squares[1:], squares[0]) / len(values)

@@ -1,4 +1,4 @@
-"""DeepSeekMoE's device-level loss: devices must get even loads, experts on one device need not. Torch-free."""
+"""DeepSeekMoE's device-level loss: loads of devices should be even, those of experts need not be. Torch-free."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ class DeviceBalance(BalancerSpec):
     """Options of the device-level balance loss."""
 
     forms: ClassVar[frozenset[Form]] = frozenset({"token_choice"})
-    groups: int = option(help="devices that the experts are cut into, in order, the same number on each", ge=1)
+    groups: int = option(help="devices; the experts are split over them evenly, in order", ge=1)
     weight: float = option(0.05, "coefficient of the loss, per layer", ge=0)
     scope: Literal["sequence", "micro_batch"] = option(
-        "micro_batch", "whose loads must be even: each sequence's (DeepSeek-V2), or this pass's (DeepSeekMoE)"
+        "micro_batch", "what is balanced: each sequence (DeepSeek-V2), or one forward pass (DeepSeekMoE)"
     )
 
     def check_router(self, router: RouterSpec, num_experts: int) -> Iterable[str]:
-        """The devices must hold the same number of experts each."""
+        """Devices must hold equal numbers of experts."""
         yield from uneven_devices(self.groups, num_experts)
 
 

@@ -1,4 +1,4 @@
-"""The device-level loss as loops over sequences, devices, experts and tokens, straight from the equations."""
+"""The device-level loss as loops over sequences, devices, experts and tokens, from the equations."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def loss(
         chosen: the experts each token was sent to; K is their mean number.
         groups: G, devices.
         valid: False for padding.
-        num_sequences: how many sequences the tokens make, one after the other.
+        num_sequences: B; the tokens are B sequences of equal length, one after the other.
     """
     T, E = scores_TE.shape
     length = T // num_sequences if num_sequences else 0

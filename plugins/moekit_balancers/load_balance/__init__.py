@@ -19,7 +19,7 @@ class LoadBalance(BalancerSpec):
     weight: float = option(1e-2, "coefficient of the loss, per layer", ge=0)
     scope: Literal["sequence", "micro_batch", "global_batch", "step"] = option(
         "micro_batch",
-        "whose loads must be even: each sequence's, this pass's, all ranks' in this pass, or the last optimizer step's",
+        "what is balanced: each sequence, one pass, one pass of all ranks, or the last optimizer step",
     )
     count: Literal["all", "first"] = option(
         "all", "the choices that f counts: all K of a token, or the first alone (GShard, GLaM, ST-MoE)"
@@ -29,7 +29,7 @@ class LoadBalance(BalancerSpec):
     )
 
     def check(self) -> Iterable[str]:
-        """What the last step counted, it counted over all choices."""
+        """The load of a step counts all choices."""
         if self.count == "first" and self.scope == "step":
             yield (
                 "count=first with scope=step: the load of a step counts all choices; set count=all, or "

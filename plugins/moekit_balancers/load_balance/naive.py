@@ -1,4 +1,4 @@
-"""The f·P loss as loops over sequences, tokens and experts, straight from the equation."""
+"""The f·P loss as loops over sequences, tokens and experts, from the equation."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def loss(
 
     Args:
         scores_TE: affinities.
-        chosen: the experts each token was sent to, of those that f counts; K is their mean number.
+        chosen: the experts of each token that f counts; K is their mean number.
         valid: False for padding.
-        num_sequences: how many sequences the tokens make, one after the other.
+        num_sequences: B; the tokens are B sequences of equal length, one after the other.
         normalize: whether a token's affinities are divided by their sum.
-        fraction: f_e, where it is given instead of counted.
+        fraction: f_e; default: counted from ``chosen``.
     """
     T, E = scores_TE.shape
     length = T // num_sequences if num_sequences else 0

@@ -1,4 +1,4 @@
-"""DeepSeek-V3's complementary loss: no single sequence may be extremely uneven. Torch-free."""
+"""DeepSeek-V3's complementary loss: prevents extreme imbalance within a sequence. Torch-free."""
 
 from __future__ import annotations
 

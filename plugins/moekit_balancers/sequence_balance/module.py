@@ -1,31 +1,28 @@
-"""The complementary sequence-wise loss of DeepSeek-V3. Oracle: ``naive.py`` beside this file."""
+"""The complementary sequence-wise loss of DeepSeek-V3. Reference implementation: ``naive.py``."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from moekit.contracts import BalanceContext, Balancer, LayerDims, LossTerm
 from moekit.router_math import first_top_k
-from moekit.routing import Routing, TokenChoice
+from moekit.routing import Routing, TokenChoice, share_of
 from moekit_balancers.sequence_balance import SequenceBalance
-from moekit_balancers.statistics import count_BE, mean_score_BE, share_of
 
 
 class SequenceBalanceLoss(Balancer):
     """``sum_e f_e P_e`` of each sequence: ``f_e = E/(K T) · count_e``, ``P_e`` the mean of ``s_te / sum_j s_tj``.
 
     Source: DeepSeek-V3 2024, eq. 17 to 20. There f counts the K experts of highest affinity, without the selection
-    bias (``count=affinity``); ``count=routed`` counts the experts that were chosen, bias, groups and all.
+    bias (``count=affinity``); ``count=routed`` counts the experts that the router chose (by bias and groups too).
 
-    Value: 1 at perfect balance, for any K and E; no lower bound. Sequences are averaged with their number of valid
-    tokens as weight: all alike where there is no padding, and a sequence of padding counts nothing. So the value is
-    a mean over tokens, and micro-batches that keep sequences whole equal one big batch, as do ranks.
+    Value: 1 at perfect balance, for any K and E; this is no lower bound. Each sequence is weighted by its number of
+    valid tokens, so the value is a mean over tokens: micro-batches or ranks that keep sequences whole give the loss of
+    the whole batch.
 
-    Gradient: flows through P alone; f is a constant, before capacity.
+    Gradient: flows through P alone; f is a constant, counted before capacity drops.
 
     Shapes and dtypes: the value is 0-d, of the affinities' dtype (at least fp32). No state.
-
-    Args:
-        spec: its options.
-        dims: not needed; part of how every balancer is built.
     """
 
     def __init__(self, spec: SequenceBalance, dims: LayerDims) -> None:
@@ -35,11 +32,10 @@ class SequenceBalanceLoss(Balancer):
     def loss(self, routing: Routing, context: BalanceContext) -> LossTerm:
         """The loss of one pass."""
         assert isinstance(routing, TokenChoice)
-        B, E, scores_TE = context.num_sequences, routing.num_experts, routing.scores_TE
-        expert_TK, counts_TK = routing.expert_TK, routing.counts_TK()
+        B, counted = context.num_sequences, routing
         if self.spec.count == "affinity":
-            expert_TK = first_top_k(scores_TE, expert_TK.shape[1])
-            counts_TK = None if routing.valid_T is None else routing.valid_T[:, None].expand_as(expert_TK)
-        share_BE = share_of(count_BE(expert_TK, E, counts_TK, B), scores_TE.dtype)
-        P_BE = mean_score_BE(scores_TE, routing.valid_T, B, normalize=True)
-        return LossTerm(value=E * (share_BE * P_BE).sum(), weight=self.spec.weight)
+            best_TK = first_top_k(routing.scores_TE, routing.expert_TK.shape[1])
+            counted = replace(routing, expert_TK=best_TK, sent_TK=None)
+        P_BE = routing.mean_score_BE(B, normalize=True)
+        share_BE = share_of(counted.load_BE(B), P_BE.dtype)
+        return LossTerm(value=routing.num_experts * (share_BE * P_BE).sum(), weight=self.spec.weight)

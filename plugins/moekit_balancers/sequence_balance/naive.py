@@ -1,4 +1,4 @@
-"""The sequence-wise loss as loops over sequences, tokens and experts, straight from the equations."""
+"""The sequence-wise loss as loops over sequences, tokens and experts, from the equations."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def loss(
         scores_TE: affinities.
         chosen: the experts each token was sent to; K is their mean number.
         valid: False for padding.
-        num_sequences: how many sequences the tokens make, one after the other.
+        num_sequences: B; the tokens are B sequences of equal length, one after the other.
         count: ``"routed"``: f counts the chosen; ``"affinity"``: f counts the K of highest affinity.
     """
     T, E = scores_TE.shape
     length = T // num_sequences if num_sequences else 0
-    values = []  # of each sequence that has tokens, with their number
+    values = []  # (number of valid tokens, loss) of each sequence that has valid tokens
     for b in range(num_sequences):
         tokens = [t for t in range(b * length, (b + 1) * length) if valid is None or valid[t]]
         if not tokens:

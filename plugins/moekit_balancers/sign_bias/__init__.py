@@ -1,4 +1,4 @@
-"""Balance without a loss: a bias on choosing, moved against the load after each step. Torch-free."""
+"""Balancing without a loss: a selection bias, moved against the load after each step. Torch-free."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class SignBias(BalancerSpec):
     rate: float = option(1e-3, "how far a bias moves per optimizer step, in units of affinity", ge=0)
     rule: Literal["sign", "proportional"] = option(
         "sign",
-        "a bias moves by rate, whatever its expert's load lacks; or by rate times what it lacks of the mean load",
+        "sign: a bias moves by rate; proportional: by rate times (mean load - load) / mean load",
     )
     until: float = option(
-        1.0, "share of the training run after which the bias rests (DeepSeek-V3: 14.3 of 14.8 T tokens)", ge=0, le=1
+        1.0, "fraction of training after which the bias stays fixed (DeepSeek-V3: 14.3 of 14.8 T tokens)", ge=0, le=1
     )
 
 

@@ -1,4 +1,4 @@
-"""Auxiliary-loss-free balancing: an overloaded expert becomes a little harder to choose. Oracle: ``naive.py``."""
+"""Auxiliary-loss-free balancing by a selection bias. Reference implementation: ``naive.py``."""
 
 from __future__ import annotations
 
@@ -12,23 +12,19 @@ from moekit_balancers.sign_bias import SignBias
 class SignBiasBalancer(Balancer):
     """After each optimizer step: ``b_e += rate * sign(mean(c) - c_e)``, with c the load of the whole global batch.
 
-    Source: Wang et al. 2024, Auxiliary-Loss-Free Load Balancing, algorithm 1; DeepSeek-V3 2024, section 2.1.2. The
-    mean of b is left alone, as there; adding a constant to b changes no choice.
+    Source: Wang et al. 2024, Auxiliary-Loss-Free Load Balancing, algorithm 1; DeepSeek-V3 2024, section 2.1.2. b is
+    not centred, as there; adding a constant to b changes no choice.
 
     ``rule=proportional`` is Wang et al.'s variant ``b_e += rate * err_e``, there with rates of 1e-4 to 1e-2. Here
     ``err_e = (mean(c) - c_e) / mean(c)``: 1 for an idle expert, 1 - E for one that takes everything, so that a rate
-    means the same for any batch. The paper does not say how it scales err; raw counts, in the thousands, would leave
-    nothing of affinities below 1.
+    means the same for any batch size. The paper does not say how it scales err; raw counts, in the thousands, would
+    dwarf affinities below 1.
 
-    From the share ``until`` of the run on, the bias rests where it is: DeepSeek-V3 lets it move for 14.3 of its 14.8
-    trillion tokens. The run is counted in optimizer steps; where its length is unknown, the bias never rests.
+    From the fraction ``until`` of training on, the bias stays fixed: DeepSeek-V3 moves it for 14.3 of its 14.8 trillion
+    tokens. The fraction counts optimizer steps; if the total is unknown, the bias never stops moving.
 
-    The bias serves from the next step on, so a token's route never depends on its own batch. It is a buffer, never a
-    parameter: no gradient, no optimizer and no weight decay reaches it, and it stays fp32 when the model is cast.
-
-    Args:
-        spec: its options.
-        dims: E.
+    A new bias takes effect in the next step, so a token's route never depends on its own batch. It is a buffer, not a
+    parameter: no gradient, optimizer or weight decay reaches it, and it stays fp32 when the model is cast.
     """
 
     bias_E: Tensor
@@ -44,17 +40,17 @@ class SignBiasBalancer(Balancer):
 
     @torch.no_grad()
     def step(self, load_E: Tensor, *, progress: float = 0.0) -> None:
-        """Moves each bias against its load; a load of no tokens moves nothing.
+        """Moves each bias against its load; a load without tokens moves nothing.
 
         Args:
             load_E: tokens per expert over all micro-batches and ranks; integers of any size are compared exactly.
-            progress: the share of the run that lies behind.
+            progress: fraction of training completed, 0 to 1.
         """
         if progress >= self.spec.until < 1:
             return
         load_E = load_E.to(self.bias_E.device)
         load_E = load_E.double() if load_E.is_floating_point() else load_E.long()
         total = load_E.sum()
-        short_E = total - load_E.numel() * load_E  # E times (mean - load): whole numbers, nothing rounds
+        short_E = total - load_E.numel() * load_E  # E times (mean - load), in integers: exact
         err_E = short_E.sign() if self.spec.rule == "sign" else (short_E / total).where(total > 0, 0)
         self.bias_E += self.spec.rate * err_E.to(self.bias_E.dtype)

@@ -1,4 +1,4 @@
-"""Both rules as loops over experts, straight from the equations. What ``module.py`` is held to."""
+"""Both rules as loops over experts, from the equations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The router z-loss. Oracle: ``naive.py`` beside this file."""
+"""The router z-loss. Reference implementation: ``naive.py``."""
 
 from __future__ import annotations
 
@@ -12,22 +12,18 @@ from moekit_balancers.z_loss import ZLoss
 class RouterZLoss(Balancer):
     """``(1/T) sum_t (log sum_e exp z_te)²`` over the T valid tokens of a pass.
 
-    Source: ST-MoE 2022 (Zoph et al.), eq. 5. It evens nothing out: it keeps logits near 0, where rounding is fine and
-    training stable.
+    Source: ST-MoE 2022 (Zoph et al.), eq. 5. It does not balance: it keeps logits near 0, where rounding errors are
+    small and training is stable.
 
-    Value: (ln E)² at zero logits (0.480453 for E = 2), and 0 where logsumexp is 0: not at zero logits. It is not
-    shift-invariant, though a softmax is: that is what it is for.
+    Value: (ln E)² at zero logits (0.480453 for E = 2), and 0 where logsumexp is 0. Unlike a softmax it is not
+    shift-invariant, so that it can bound the logits' common level.
 
     Gradient: ``dL/dz_tj = (2/T) · lse_t · softmax(z_t)_j``.
 
-    Padding counts neither in the sum nor in T. The value is a mean over tokens, so micro-batches and ranks equal one
-    big batch.
+    Padding is excluded from the sum and from T. The value is a mean over tokens, so micro-batches and ranks give that
+    of the whole batch.
 
     Shapes and dtypes: the value is 0-d, at least fp32, whatever the logits' dtype. No state.
-
-    Args:
-        spec: its options.
-        dims: not needed; part of how every balancer is built.
     """
 
     def __init__(self, spec: ZLoss, dims: LayerDims) -> None:

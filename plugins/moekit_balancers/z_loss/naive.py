@@ -1,4 +1,4 @@
-"""The router z-loss as a loop over tokens and experts, straight from the equation."""
+"""The router z-loss as a loop over tokens and experts, from the equation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The automatic dispatcher: the fastest of those that fit the tokens at hand, and why."""
+"""The automatic dispatcher: chooses the fastest dispatcher that can take the tokens."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Auto(DispatcherSpec):
 
     forms: ClassVar[frozenset[Form]] = ALL_FORMS
     save: Literal["all", "minimum", "nothing"] = option(
-        "minimum", "what 'fused' keeps for backward, where that is chosen: see its own option"
+        "minimum", "what 'fused' saves for backward if it is chosen: see its own option"
     )
 
 
@@ -24,5 +24,5 @@ COMPONENT = Component(
     name="auto",
     spec=Auto,
     target="moekit_dispatchers.auto.module:AutoDispatcher",
-    summary="the fastest dropless dispatcher for the tokens at hand, by form, device, dtype and size",
+    summary="chooses the fastest dropless dispatcher by routing type, device, dtype and size",
 )

@@ -1,9 +1,4 @@
-"""The capacity dispatcher: every expert has C slots, and what does not fit is dropped. Torch-free: options, component.
-
-Source: Lepikhin et al. 2020, "GShard" (arXiv 2006.16668), algorithm 1; Fedus et al. 2021, "Switch Transformer" (arXiv
-2101.03961), section 2.2; batch prioritised routing: Riquelme et al. 2021, "V-MoE" (arXiv 2106.05974), section 4.
-Oracle: ``naive.py``.
-"""
+"""The capacity dispatcher: every expert has C slots; pairs beyond them are dropped. Torch-free: options, component."""
 
 from __future__ import annotations
 
@@ -21,11 +16,11 @@ class Capacity(DispatcherSpec):
 
     A group of S tokens with K choices each gets C slots at each of E experts: ``factor · K · S / E`` counting pairs,
     ``factor · S / E`` counting tokens; rounded, raised to ``at_least``, raised to a multiple, and never more than S.
-    (Papers state the factor either way: 1.0 by pairs is 2.0 by tokens when K = 2.) S counts padding too, so that
-    shapes stay the same; padding itself takes no slot.
+    (Papers state the factor either way: 1.0 by pairs is 2.0 by tokens when K = 2.) S includes padding, to keep shapes
+    static; padding itself takes no slot.
 
-    S is what is read together: whoever decodes token by token (a cache) has groups of a few tokens, and drops other
-    pairs than a pass over whole sequences would; of one sequence alone, none.
+    S counts the tokens of one forward pass. Decoding token by token with a cache has groups of a few tokens, so it
+    drops other pairs than a pass over whole sequences; none, when it decodes a single sequence.
     """
 
     forms: ClassVar[frozenset[Form]] = frozenset({"token_choice"})
@@ -41,14 +36,14 @@ class Capacity(DispatcherSpec):
     multiple: int = option(1, "C is raised to a multiple of this", ge=1)
     order: Literal["position", "choice", "priority", "affinity"] = option(
         "position",
-        "who gets a slot first. position: token by token; choice: every first choice before any second; priority: as "
-        "choice, tokens by their best affinity; affinity: each expert's pairs of highest affinity",
+        "which pairs get slots first. position: token by token; choice: every first choice before any second; "
+        "priority: as choice, tokens sorted by their best affinity; affinity: each expert's highest affinities",
     )
     per: Literal["batch", "sequence"] = option("batch", "a group is the whole batch of one forward pass, or a sequence")
-    group_size: int | None = option(None, "cuts that further, into groups of so many tokens", ge=1)
+    group_size: int | None = option(None, "splits that further, into groups of this many tokens", ge=1)
 
     def causal(self) -> bool:
-        """False where affinities of later tokens rank with a token's own: a decoder must not drop by them.
+        """False where affinities of later tokens can displace a token's pair: a decoder must not drop by them.
 
         ``choice`` leaks a little and counts as causal, as GShard's decoder does: a later token's first choice can take
         the slot of an earlier token's second. ``position`` leaks nothing. (C itself depends on the number of tokens.)
@@ -60,6 +55,6 @@ COMPONENT = Component(
     name="capacity",
     spec=Capacity,
     target="moekit_dispatchers.capacity.module:CapacityDispatcher",
-    summary="C slots an expert, all experts in one batched product; drops what does not fit; compiles whole",
+    summary="C slots per expert, all experts in one batched product; drops the rest; compiles whole",
     paper="Lepikhin et al. 2020, GShard (arXiv 2006.16668); Fedus et al. 2021, Switch Transformer (arXiv 2101.03961)",
 )

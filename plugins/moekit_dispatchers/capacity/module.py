@@ -1,4 +1,4 @@
-"""The capacity dispatcher."""
+"""The capacity dispatcher. Reference implementation: ``naive.py``."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from moekit_dispatchers.queues import affinities, as_written, length, places, to
 
 
 class Queued(NamedTuple):
-    """Pairs in their experts' queues.
+    """Pairs in the queues of their experts.
 
     Attributes:
         sizes: groups of tokens, tokens of each, slots of an expert in each.
-        expert_TK: int64, the expert of each pair; E for one that goes nowhere.
-        place_TK: int64, how many stand before it.
+        expert_TK: int64, the expert of each pair; E for a pair that goes nowhere.
+        place_TK: int64, how many pairs are before it.
         kept_TK: bool, whether it has a slot.
     """
 
@@ -31,24 +31,26 @@ class Queued(NamedTuple):
     kept_TK: Tensor
 
     def dropped(self, num_experts: int) -> Tensor:
-        """0-d int64: pairs that wanted a slot and have none."""
+        """0-d int64: pairs with an expert but without a slot."""
         return ((self.expert_TK < num_experts) & ~self.kept_TK).sum()
 
 
 @final
 class CapacityDispatcher(Dispatcher):
-    """``y_t = sum of gate · expert(x_t)`` over the pairs of token t that found a slot; the others give 0.
+    """``y_t = sum of gate · expert(x_t)`` over the pairs of token t that have a slot; dropped pairs give 0.
 
-    Source: GShard (arXiv 2006.16668), algorithm 1, without its random second expert, which is the router's; Switch
-    Transformer (arXiv 2101.03961), section 2.2. Gates are not rescaled when a pair is dropped, and a token that loses
-    all of its pairs comes out exactly 0.
+    Source: Lepikhin et al. 2020, GShard (arXiv 2006.16668), algorithm 1, without its random second expert, which is the
+    router's; Fedus et al. 2021, Switch Transformer (arXiv 2101.03961), section 2.2; for the order ``priority`` Riquelme
+    et al. 2021, V-MoE (arXiv 2106.05974), section 4.
+
+    Gates are not rescaled when a pair is dropped, and a token whose pairs are all dropped comes out exactly 0.
 
     All experts run in one batched product over E · G · C rows, G the groups of tokens, empty slots filled with zeros.
     Shapes are static and nothing is read on the host, so a layer compiles into one graph, in any float dtype. Gates
     multiply in the wider of their own and the experts' output dtype; y has the experts' output dtype.
 
     Raises:
-        ValueError: the routing is not by token choice; the tokens cannot be cut into the groups asked for.
+        ValueError: the routing is not by token choice; the tokens do not split into equal groups.
     """
 
     def __init__(self, spec: Capacity, dims: LayerDims) -> None:
@@ -58,7 +60,7 @@ class CapacityDispatcher(Dispatcher):
         self.eval_factor = self.factor if spec.eval_factor is None else as_written(spec.eval_factor)
 
     def forward(self, x_TD: Tensor, routing: Routing, experts: ExpertBank, *, num_sequences: int = 1) -> Dispatched:
-        """Queues, fills the slots, computes, sums by token."""
+        """Queues pairs, fills the slots, computes, sums by token."""
         routing = token_choice(routing, "capacity")
         (T, K), E = routing.expert_TK.shape, routing.num_experts
         queued = self.enqueue(routing, num_sequences)
@@ -74,20 +76,20 @@ class CapacityDispatcher(Dispatcher):
         x_ND = x_TD.index_select(0, token_N.where(~empty_N, 0)).masked_fill(empty_N[:, None], 0)
         out_NO = experts(x_ND, UniformGroups(E, N))
 
-        # Select, never multiply: padding may hold NaN, and a bank may answer an empty slot with anything.
+        # Select, never multiply by 0: padding may hold NaN, and a bank may return anything for an empty slot.
         out_TKO = out_NO.index_select(0, slot_TK.where(kept_TK, 0).flatten()).reshape(T, K, experts.out_dim)
         gate_TK = routing.gate_TK.where(kept_TK, 0)
         y_TO = (gate_TK[:, :, None] * out_TKO.where(kept_TK[:, :, None], 0)).sum(1)
         return Dispatched(y_TO=y_TO.to(out_NO.dtype), dropped=queued.dropped(E))
 
     def limit(self, routing: Routing, num_sequences: int) -> tuple[Routing, Tensor]:
-        """The choices that find a slot."""
+        """The choices that have a slot."""
         routing = token_choice(routing, "capacity")
         queued = self.enqueue(routing, num_sequences)
         return replace(routing, sent_TK=queued.kept_TK), queued.dropped(routing.num_experts)
 
     def enqueue(self, routing: TokenChoice, num_sequences: int) -> Queued:
-        """Each pair's place in its expert's queue, and whether a slot is left there."""
+        """Each pair's place in its expert's queue, and whether it gets a slot."""
         (T, K), E = routing.expert_TK.shape, routing.num_experts
         G, S = self.groups(T, num_sequences)
         C = self.slots(S, K, E)
@@ -100,7 +102,7 @@ class CapacityDispatcher(Dispatcher):
         """G and S: how many groups of how many tokens share slots.
 
         Raises:
-            ValueError: they do not come out even.
+            ValueError: the groups are not of equal size.
         """
         if not num_tokens:
             return 1, 0
@@ -110,12 +112,12 @@ class CapacityDispatcher(Dispatcher):
             what = "a sequence" if self.spec.per == "sequence" else "a batch"
             raise ValueError(
                 f"group_size={size} does not divide {what} of {whole} tokens; choose a divisor of {whole}, "
-                "or leave group_size out"
+                "or remove group_size"
             )
         return num_tokens // size, size
 
     def slots(self, tokens: int, choices: int, num_experts: int) -> int:
-        """C: slots an expert has for each group of so many tokens, which choose so many experts each."""
+        """C: slots of an expert for each group of ``tokens`` with ``choices`` each."""
         above, below = self.factor if self.training else self.eval_factor
         above *= tokens * (choices if self.spec.count == "pairs" else 1)
         below *= num_experts

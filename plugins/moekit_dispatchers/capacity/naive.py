@@ -1,4 +1,4 @@
-"""Capacity, one token after the other: the oracle."""
+"""Capacity, token by token: the reference implementation."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def naive_capacity(
     order: str,
     expert: Callable[[int, Tensor], Tensor],
 ) -> tuple[Tensor, int]:
-    """GShard's algorithm 1 and its relatives: whoever comes to an expert with slots left is computed.
+    """GShard's algorithm 1 and its relatives: a pair is computed if its expert has slots left at its turn.
 
     Args:
         x_TD: tokens, at least one.
         expert_TK: the experts they chose.
         gate_TK: weights on the experts' outputs.
         affinity_TK: affinity with the chosen experts.
-        counts_TK: False for pairs that are padding's or not sent.
+        counts_TK: False for pairs of padding and pairs that are not sent.
         slots: C, of each expert in each group.
         group_size: tokens in a group.
         num_experts: E.
@@ -51,7 +51,7 @@ def naive_capacity(
         expert: ``expert(e, x_D)``, the output of expert e for one vector.
 
     Returns:
-        ``y_TO``, and the number of pairs that found no slot.
+        ``y_TO``, and the number of pairs without a slot.
     """
     T, K = expert_TK.shape
     y_TO = [torch.zeros_like(expert(0, x_TD[t] * 0)).detach() for t in range(T)]

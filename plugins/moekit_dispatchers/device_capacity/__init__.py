@@ -1,7 +1,4 @@
-"""Dropping by device: in training, each device of experts has a budget. Torch-free: options and component.
-
-Source: DeepSeek-AI 2024, "DeepSeek-V2" (arXiv 2405.04434), section 2.2.4. Oracle: ``naive.py``.
-"""
+"""Dropping by device: in training, each group of experts has a budget. Torch-free: options and component."""
 
 from __future__ import annotations
 
@@ -16,29 +13,29 @@ from moekit.spec.kinds import DispatcherSpec, Form
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceCapacity(DispatcherSpec):
-    """Options of dropping by device. A device is a group of neighbouring experts; no real one is needed."""
+    """Options of dropping by device. A device is a group of consecutive experts, independent of real devices."""
 
     forms: ClassVar[frozenset[Form]] = frozenset({"token_choice"})
     dropless: ClassVar[bool] = False
 
-    groups: int = option(help="G, devices that the experts are dealt to in equal parts, in order", ge=1)
-    factor: float = option(1.0, "budget of a device, over its even share of the pairs", gt=0)
-    exempt: float = option(0.1, "share of the sequences, drawn anew each pass, that lose nothing", ge=0, le=1)
-    inner: DispatcherSpec = slot("dispatcher", "carries what is left")
+    groups: int = option(help="G, devices; the experts are split over them evenly, in order", ge=1)
+    factor: float = option(1.0, "budget of a device, divided by its even share of the pairs", gt=0)
+    exempt: float = option(0.1, "share of the sequences, sampled in each pass, that lose nothing", ge=0, le=1)
+    inner: DispatcherSpec = slot("dispatcher", "takes the remaining pairs")
 
     def causal(self) -> bool:
-        """What the inner dispatcher says: evaluation drops nothing.
+        """As the inner dispatcher, because evaluation drops nothing.
 
-        In training a later token of high affinity can push out an earlier one's pair, as in DeepSeek-V2's decoder.
+        In training a later token of high affinity can displace an earlier token's pair, as in DeepSeek-V2's decoder.
         """
         return self.inner.causal()
 
     def check(self) -> Iterable[str]:
-        """The inner dispatcher must carry what tokens chose."""
+        """The inner dispatcher must take routings by token choice."""
         if not self.forms <= self.inner.forms:
             yield (
                 f"inner: dispatcher {type(self.inner).__name__} takes {', '.join(sorted(self.inner.forms))}, "
-                "but is handed token_choice: use grouped, loop or capacity"
+                "but must take token_choice: use grouped, loop or capacity"
             )
 
     def check_experts(self, num_experts: int) -> Iterable[str]:
@@ -55,6 +52,6 @@ COMPONENT = Component(
     name="device_capacity",
     spec=DeviceCapacity,
     target="moekit_dispatchers.device_capacity.module:DeviceCapacityDispatcher",
-    summary="in training, drops each device's pairs of lowest affinity beyond its budget; another dispatcher goes on",
+    summary="in training, drops each device's lowest affinities beyond its budget; wraps another dispatcher",
     paper="DeepSeek-AI 2024, DeepSeek-V2 (arXiv 2405.04434)",
 )

@@ -1,4 +1,4 @@
-"""Dropping by device, before another dispatcher."""
+"""Dropping by device, before another dispatcher. Reference implementation: ``naive.py``."""
 
 from __future__ import annotations
 
@@ -19,15 +19,14 @@ from moekit_dispatchers.queues import affinities, as_written, length, places, to
 class DeviceCapacityDispatcher(Dispatcher):
     """In training, each of G devices keeps its ``factor · n / G`` pairs of highest affinity, n being all that are sent.
 
-    Source: DeepSeek-V2 (arXiv 2405.04434), section 2.2.4. Tokens of exempt sequences keep every pair and come first
-    in the count, so what they take is not left for others. Sequences are exempt independently of each other, and
-    each layer draws its own. Dropped pairs are no longer sent (``sent_TK``): no gate is rescaled. In evaluation the
-    routing is handed on as it is.
+    Source: DeepSeek-AI 2024, DeepSeek-V2 (arXiv 2405.04434), section 2.2.4. Tokens of exempt sequences keep every pair
+    and use up the budget first. Each layer samples its own exempt sequences, independently of each other. Dropped pairs
+    are no longer sent (``sent_TK``); no gate is rescaled. In evaluation the routing is passed on unchanged.
 
     Shapes are static and nothing is read on the host.
 
     Raises:
-        ValueError: the routing is not by token choice; E is no multiple of G; tokens that are no equal sequences.
+        ValueError: the routing is not by token choice; G does not divide E; ``num_sequences`` does not divide T.
     """
 
     def __init__(self, spec: DeviceCapacity, dims: LayerDims) -> None:
@@ -39,19 +38,19 @@ class DeviceCapacityDispatcher(Dispatcher):
         self.inner = cast(Dispatcher, build(spec.inner, dims))
 
     def forward(self, x_TD: Tensor, routing: Routing, experts: ExpertBank, *, num_sequences: int = 1) -> Dispatched:
-        """Drops, in training; hands the rest on, and adds up what was dropped."""
-        left, dropped = self.drop(routing, num_sequences)
-        out = self.inner(x_TD, left, experts, num_sequences=num_sequences)
+        """Drops pairs in training; the inner dispatcher takes the rest, and its drops are added."""
+        kept, dropped = self.drop(routing, num_sequences)
+        out = self.inner(x_TD, kept, experts, num_sequences=num_sequences)
         return cast(Dispatched, replace(out, dropped=out.dropped + dropped))
 
     def limit(self, routing: Routing, num_sequences: int) -> tuple[Routing, Tensor]:
-        """What is within the devices' budgets, and then within the inner dispatcher's limits."""
-        left, dropped = self.drop(routing, num_sequences)
-        left, more = self.inner.limit(left, num_sequences)
-        return left, dropped + more
+        """The pairs within the devices' budgets and within the inner dispatcher's limits."""
+        kept, dropped = self.drop(routing, num_sequences)
+        kept, more = self.inner.limit(kept, num_sequences)
+        return kept, dropped + more
 
     def drop(self, routing: Routing, num_sequences: int) -> tuple[Routing, Tensor]:
-        """The routing within the devices' budgets, and how many pairs are not; in evaluation all are."""
+        """The routing within the devices' budgets, and how many pairs it dropped: none in evaluation."""
         routing = token_choice(routing, "device_capacity")
         if not self.training:
             return super().limit(routing, num_sequences)
@@ -66,7 +65,7 @@ class DeviceCapacityDispatcher(Dispatcher):
         G = self.num_groups
         device_TK = (routing.expert_TK // (routing.num_experts // G)).where(counts_TK, G)
         affinity_TK = affinities(routing)
-        exempt_T1 = self.draw(counts_TK, num_sequences)
+        exempt_T1 = self.sample_exempt(counts_TK, num_sequences)
         if exempt_T1 is not None:
             affinity_TK = affinity_TK.masked_fill(exempt_T1 & counts_TK, torch.inf)
         queue_1N = affinity_TK.reshape(1, -1).argsort(dim=1, descending=True, stable=True)
@@ -75,8 +74,8 @@ class DeviceCapacityDispatcher(Dispatcher):
         keep_TK = place_TK < counts_TK.sum() * above // (below * G)
         return keep_TK if exempt_T1 is None else keep_TK | exempt_T1
 
-    def draw(self, counts_TK: Tensor, num_sequences: int) -> Tensor | None:
-        """bool ``[T, 1]``: tokens of exempt sequences; None when there are none. Drawn on the tokens' device."""
+    def sample_exempt(self, counts_TK: Tensor, num_sequences: int) -> Tensor | None:
+        """bool ``[T, 1]``: tokens of exempt sequences, sampled on the tokens' device; None without exemption."""
         T = counts_TK.shape[0]
         if not self.exempt or not T:
             return None

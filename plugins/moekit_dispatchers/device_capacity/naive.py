@@ -1,4 +1,4 @@
-"""Dropping by device, pair by pair: the oracle."""
+"""Dropping by device, pair by pair: the reference implementation."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ def naive_keep(
     num_devices: int,
     factor: str,
 ) -> Tensor:
-    """bool ``keep_TK``: on every device, pairs of lowest affinity go (of equals the later one) until the budget holds.
+    """bool ``keep_TK``: every device drops its lowest affinity (the last of equals) until it is within its budget.
 
     Args:
         expert_TK: the chosen experts.
         affinity_TK: affinity with them.
-        counts_TK: False for pairs that are padding's or not sent.
+        counts_TK: False for pairs of padding and pairs that are not sent.
         exempt_T: True for tokens that lose nothing.
-        num_experts: E, dealt to the devices in order.
+        num_experts: E, split over the devices in order.
         num_devices: G.
-        factor: the budget over the even share, as it is written (``"1.0"``).
+        factor: the budget divided by the even share, as it is written (``"1.0"``).
     """
     T, K = expert_TK.shape
     keep_TK = counts_TK.clone()

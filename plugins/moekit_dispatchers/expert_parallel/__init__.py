@@ -1,9 +1,4 @@
-"""Expert parallelism: the experts of a layer are dealt to several processes, and tokens travel. Torch-free: options.
-
-Source: the exchange of tokens by all-to-all is Lepikhin et al. 2020, "GShard" (arXiv 2006.16668), section 3; that a
-token is sent once to each device, and to a limited number of them, DeepSeek-AI 2024, "DeepSeek-V2" (arXiv 2405.04434),
-section 2.2.2, and "DeepSeek-V3" (arXiv 2412.19437), sections 2.1.2 and 3.2.2. Oracle: ``naive.py``.
-"""
+"""Expert parallelism: ranks share the experts of a layer and exchange tokens. Torch-free: options and component."""
 
 from __future__ import annotations
 
@@ -17,29 +12,29 @@ from moekit.spec.kinds import PAIR_FORMS, DispatcherSpec, Form
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertParallel(DispatcherSpec):
-    """Options of expert parallelism. In one process it is the dispatcher ``local``."""
+    """Options of expert parallelism. In one process it behaves as the dispatcher ``local``."""
 
-    size: int | None = option(None, "ranks that share the experts, neighbours of each other; none: all ranks", ge=1)
-    local: DispatcherSpec = slot("dispatcher", "says what is dropped, and computes on each rank if it drops nothing")
+    size: int | None = option(None, "ranks that share the experts, with consecutive numbers; none: all ranks", ge=1)
+    local: DispatcherSpec = slot("dispatcher", "decides what is dropped; also computes on each rank, if it is dropless")
 
     @property
-    def forms(self) -> frozenset[Form]:  # type: ignore[override] # a claim of the class elsewhere; here of the options
-        """Those of the local dispatcher that are pairs: soft routings need every token everywhere."""
+    def forms(self) -> frozenset[Form]:  # type: ignore[override] # a class variable elsewhere; here it depends on the options
+        """Those of the local dispatcher that list pairs; soft routings would need every token on every rank."""
         return self.local.forms & PAIR_FORMS
 
     @property
     def dropless(self) -> bool:  # type: ignore[override]
-        """What the local dispatcher says."""
+        """As the local dispatcher."""
         return self.local.dropless
 
     def causal(self) -> bool:
-        """What the local dispatcher says."""
+        """As the local dispatcher."""
         return self.local.causal()
 
     def check(self) -> Iterable[str]:
-        """The local dispatcher must carry pairs, on one rank."""
+        """The local dispatcher must take pairs, and run on one rank."""
         if isinstance(self.local, ExpertParallel):
-            yield "local: expert_parallel within expert_parallel; one of them deals the experts out"
+            yield "local: expert_parallel within expert_parallel; use one of them"
         elif not self.forms:
             yield (
                 f"local: dispatcher {type(self.local).__name__} takes {', '.join(sorted(self.local.forms))}, but ranks "
@@ -60,6 +55,6 @@ COMPONENT = Component(
     name="expert_parallel",
     spec=ExpertParallel,
     target="moekit_dispatchers.expert_parallel.module:ExpertParallelDispatcher",
-    summary="deals the experts to several processes and sends each token once to every rank it needs; on one, another",
+    summary="experts split over ranks; sends each token once to every rank that it needs; in one process, another",
     paper="Lepikhin et al. 2020, GShard (arXiv 2006.16668); DeepSeek-AI 2024, DeepSeek-V2 and V3",
 )

@@ -1,4 +1,4 @@
-"""The expert parallel dispatcher."""
+"""The expert parallel dispatcher. Reference implementation: ``naive.py``."""
 
 from __future__ import annotations
 
@@ -16,42 +16,44 @@ from moekit.registry import build
 from moekit.routing import Routing
 from moekit_dispatchers.auto import Auto
 from moekit_dispatchers.expert_parallel import ExpertParallel
-from moekit_dispatchers.expert_parallel.exchange import Plan, Underway, exchange, plan, received
+from moekit_dispatchers.expert_parallel.exchange import ExchangePlan, Pending, exchange, plan_exchange, received
 
-_WHY = "uneven exchanges: sizes are read on the host"
+_REASON = "an uneven all-to-all reads its sizes on the host"
 
 
 @final
 class ExpertParallelDispatcher(Dispatcher):
     """``y_t = sum of gate · expert(x_t)`` over the pairs of token t, each computed by the rank that holds the expert.
 
-    Rank r of an expert group of G ranks holds experts ``r · E/G`` to ``(r + 1) · E/G - 1`` (``here``); the groups are
-    the rows of ``moekit.parallel.mesh.mesh_of``. A token goes once to each rank that it needs, with its gates there;
-    that rank weighs and sums, and one row comes back, to be added to those of other ranks. Where a router limits a
-    token to M of G groups (DeepSeek-V2, section 2.2.2; V3's nodes, section 2.1.2), it is sent to at most M ranks.
+    Rank r of an expert group of G ranks holds experts ``r · E/G`` to ``(r + 1) · E/G - 1`` (``local_experts``); the
+    groups are the rows of ``moekit.parallel.mesh.mesh_of``. A token is sent once to each rank that holds experts of its
+    choice, with its gates there. That rank sums its experts' gated outputs and returns one row per token; the rows of
+    all ranks are added. If a router limits a token to M of G groups (DeepSeek-V2, section 2.2.2; V3's nodes, section
+    2.1.2), the token is sent to at most M ranks.
 
-    Source: GShard (arXiv 2006.16668), section 3; DeepSeek-V3 (arXiv 2412.19437), section 3.2.2.
+    Source: Lepikhin et al. 2020, GShard (arXiv 2006.16668), section 3, for the all-to-all; DeepSeek-AI 2024,
+    DeepSeek-V2 (arXiv 2405.04434), section 2.2.2, and DeepSeek-V3 (arXiv 2412.19437), sections 2.1.2 and 3.2.2, for
+    sending a token once to each rank, and to a limited number of them.
 
-    What is dropped is decided here, where the tokens are, by ``local`` over all E experts: a capacity means the same
-    on any number of ranks. A local dispatcher that drops nothing also computes on the rows that arrive; for one that
-    drops, ``auto`` does.
+    Drops are decided before the exchange, on the tokens' own rank, by ``local`` over all E experts: a capacity means
+    the same on any number of ranks. Received rows are computed by ``local`` too if it is dropless, else by ``auto``.
 
-    All ranks of a group call it together, in forward, in recomputation and in backward, a rank without tokens too.
-    One thing is read on the host, how many rows and pairs come and go: uneven exchanges need it there. So the exchange
-    is no part of a compiled graph. Sums are taken in one fixed order, in the wider of the gates' and the outputs'
-    dtype; the outputs of one rank for a token travel in the outputs' own.
+    Collective: all ranks of a group call it together, in forward, in recomputation and in backward, even without
+    tokens. The numbers of rows and pairs to send and receive are read on the host, because uneven exchanges need them
+    there, so the exchange is not part of a compiled graph. Sums have a fixed order and the wider of the gates' and the
+    outputs' dtype; rows are returned in the outputs' dtype.
 
-    Under autocast rows in fp32 travel in its dtype (``row_dtype``), since an expert's first product rounds them to that
-    at once; gates stay as they are, and a token's gradients are summed in its own dtype. A bank that begins with
-    something else sees rows that are rounded already, which in one process it does not.
+    Under autocast fp32 rows are sent in its dtype (``row_dtype``), because an expert's first product casts them to it
+    anyway; gates keep their dtype, and a token's gradients are summed in its own. A bank that starts with another
+    operation than a product therefore sees rounded rows, which it would not in one process.
 
-    Tokens travel while the layer computes its shared experts (``start``), where the device can do both at once.
+    Tokens are sent while the layer computes its shared experts (``start``), if the device can overlap the two.
 
-    In one process, or with ``size`` 1, it is ``local``, and ``here`` is None.
+    In one process, or with ``size`` 1, it behaves as ``local``, and ``local_experts`` is None.
 
     Raises:
-        ValueError: ranks cannot be cut into groups of ``size``, or experts into as many parts; a soft routing; a bank
-            that holds other experts than ``here``.
+        ValueError: ``size`` does not divide the ranks or the experts; a soft routing; a bank with another number of
+            experts than ``local_experts``.
     """
 
     def __init__(self, spec: ExpertParallel, dims: LayerDims) -> None:
@@ -60,7 +62,7 @@ class ExpertParallelDispatcher(Dispatcher):
             raise ValueError(conflict)
         self.local = cast(Dispatcher, build(spec.local, dims))
         self.size = (dist.get_world_size() if spec.size is None else spec.size) if is_distributed() else 1
-        self.carrier: Dispatcher | None = None
+        self.compute: Dispatcher | None = None
         if self.size == 1:
             return
         _, rank = place_of(self.size)
@@ -68,56 +70,61 @@ class ExpertParallelDispatcher(Dispatcher):
         if rest:
             raise ValueError(
                 f"{self.size} ranks cannot share {dims.num_experts} experts evenly: give expert_parallel a size that "
-                "divides both, or start another number of processes"
+                "divides both, or start a different number of processes"
             )
         self.local_experts = range(rank * held, (rank + 1) * held)
         own = LayerDims(dim=dims.dim, num_experts=held, out_dim=dims.out_dim)
-        self.carrier = cast(Dispatcher, build(spec.local if spec.dropless else Auto(), own))
+        self.compute = cast(Dispatcher, build(spec.local if spec.dropless else Auto(), own))
 
     def forward(self, x_TD: Tensor, routing: Routing, experts: ExpertBank, *, num_sequences: int = 1) -> Dispatched:
-        """Drops, sends, computes what arrives, sends back, sums."""
+        """Drops, dispatches, computes received rows, returns them, combines."""
         return self.start(x_TD, routing, experts, num_sequences=num_sequences)()
 
     def start(
         self, x_TD: Tensor, routing: Routing, experts: ExpertBank, *, num_sequences: int = 1
     ) -> Callable[[], Dispatched]:
-        """Drops and sends. What is left to be called does the rest."""
+        """Drops and dispatches; the returned function does the rest.
+
+        Raises:
+            ValueError: a soft routing; a bank with another number of experts than ``local_experts``.
+        """
         if self.local_experts is None:
             return self.local.start(x_TD, routing, experts, num_sequences=num_sequences)
         if experts.num_experts != len(self.local_experts):
             raise ValueError(
                 f"this rank computes experts {self.local_experts.start} to {self.local_experts.stop - 1}, but the "
-                f"bank holds {experts.num_experts}; MoELayer.from_spec builds {len(self.local_experts)} where "
-                "expert_parallel is the "
-                "layer's own dispatcher, and not held by another"
+                f"bank holds {experts.num_experts}; MoELayer.from_spec builds {len(self.local_experts)} if "
+                "expert_parallel is the layer's own dispatcher, not inside another one"
             )
-        left, dropped = self.local.limit(routing, num_sequences)
-        way, underway = self.leave(x_TD, left)
-        return lambda: Dispatched(y_TO=self.come_back(way, underway, experts), dropped=dropped)
+        kept, dropped = self.local.limit(routing, num_sequences)
+        plan, pending = self.dispatch(x_TD, kept)
+        return lambda: Dispatched(y_TO=self.combine(plan, pending, experts), dropped=dropped)
 
-    @torch.compiler.disable(reason=_WHY)  # type: ignore[untyped-decorator, no-untyped-call]
-    def leave(self, x_TD: Tensor, routing: Routing) -> tuple[Plan, Underway]:
-        """Tokens set out, each with its gates and the numbers of its experts."""
+    @torch.compiler.disable(reason=_REASON)  # type: ignore[untyped-decorator, no-untyped-call]
+    def dispatch(self, x_TD: Tensor, routing: Routing) -> tuple[ExchangePlan, Pending]:
+        """Starts to send tokens to their ranks, each with its gates and expert numbers."""
         group = mesh_of(self.size, x_TD.device.type).get_group(EXPERT)
-        way = plan(routing, group)
-        return way, exchange(group, way.sends, way.gets, way.rows(x_TD), way.gate_NC, way.number_NC)
+        plan = plan_exchange(routing, group)
+        tensors = (plan.rows(x_TD), plan.gate_NC, plan.number_NC)
+        return plan, exchange(group, plan.send_counts, plan.receive_counts, *tensors)
 
-    @torch.compiler.disable(reason=_WHY)  # type: ignore[untyped-decorator, no-untyped-call]
-    def come_back(self, way: Plan, underway: Underway, experts: ExpertBank) -> Tensor:
-        """``y_TO``: computes the rows that have come, sends them back, and sums those that come back."""
-        assert self.carrier is not None
-        underway.wait()
-        x_ND, gate_NK, number_NK = underway.tensors
-        chosen = received(number_NK, gate_NK, experts.num_experts, way.num_pairs)
-        out = cast(Dispatched, self.carrier(x_ND, chosen, experts))
-        back = exchange(mesh_of(self.size, x_ND.device.type).get_group(EXPERT), way.gets, way.sends, out.y_TO)
-        back.wait()
-        (y_NO,) = back.tensors
+    @torch.compiler.disable(reason=_REASON)  # type: ignore[untyped-decorator, no-untyped-call]
+    def combine(self, plan: ExchangePlan, pending: Pending, experts: ExpertBank) -> Tensor:
+        """``y_TO``: computes the received rows, returns the outputs to their ranks, and sums them by token."""
+        assert self.compute is not None
+        pending.wait()
+        x_ND, gate_NK, number_NK = pending.tensors
+        routing = received(number_NK, gate_NK, experts.num_experts, plan.num_pairs)
+        out = cast(Dispatched, self.compute(x_ND, routing, experts))
+        group = mesh_of(self.size, x_ND.device.type).get_group(EXPERT)
+        pending = exchange(group, plan.receive_counts, plan.send_counts, out.y_TO)
+        pending.wait()
+        (y_NO,) = pending.tensors
         dtype = torch.promote_types(gate_NK.dtype, y_NO.dtype)
-        return way.sum(y_NO.to(dtype)).to(y_NO.dtype)
+        return plan.sum(y_NO.to(dtype)).to(y_NO.dtype)
 
     def limit(self, routing: Routing, num_sequences: int) -> tuple[Routing, Tensor]:
-        """What the local dispatcher says."""
+        """The limit of the local dispatcher."""
         return self.local.limit(routing, num_sequences)
 
     def extra_repr(self) -> str:

@@ -1,4 +1,4 @@
-"""Expert parallelism as loops over ranks, tokens and choices, in one process: the oracle."""
+"""Expert parallelism as loops over ranks, tokens and choices, in one process: the reference implementation."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ def naive_exchange(
     experts: Sequence[Sequence[Callable[[Tensor], Tensor]]],
     out_dim: int,
 ) -> tuple[list[Tensor], list[list[int]]]:
-    """What every rank gets back, and how many rows each sends to each.
+    """Every rank's combined outputs, and how many rows each rank sends to each.
 
     Args:
         x: ``x_TD`` of every rank.
-        choices: for each rank and token the experts that it is sent to, numbered among all, with their gates.
-        experts: for each rank those that it holds, ``x_D -> y_O``; expert e lies on rank ``e // (E / ranks)``.
+        choices: for each rank and token the experts that it is sent to (numbers among all E), with their gates.
+        experts: for each rank those that it holds, ``x_D -> y_O``; expert e is on rank ``e // (E / ranks)``.
         out_dim: O.
 
     Returns:
         ``y_TO`` of every rank; ``sent[source][owner]``.
     """
     ranks, held = range(len(x)), len(experts[0])
-    letters: list[list[tuple[int, int, Tensor, list[tuple[int, Tensor]]]]] = [[] for _ in ranks]
+    inbox: list[list[tuple[int, int, Tensor, list[tuple[int, Tensor]]]]] = [[] for _ in ranks]
     for source in ranks:
         for t, x_D in enumerate(x[source]):
             for owner in ranks:
-                asked = [(e % held, gate) for e, gate in choices[source][t] if e // held == owner]
-                if asked:
-                    letters[owner].append((source, t, x_D, asked))
+                named = [(e % held, gate) for e, gate in choices[source][t] if e // held == owner]
+                if named:
+                    inbox[owner].append((source, t, x_D, named))
     y = [x_TD.new_zeros(len(x_TD), out_dim) for x_TD in x]
     sent = [[0 for _ in ranks] for _ in ranks]
     for owner in ranks:
-        for source, t, x_D, asked in letters[owner]:
-            answer_O = x_D.new_zeros(out_dim)
-            for e, gate in asked:
-                answer_O = answer_O + gate * experts[owner][e](x_D)
-            y[source] = y[source].index_add(0, x_D.new_tensor([t]).long(), answer_O[None])
+        for source, t, x_D, named in inbox[owner]:
+            sum_O = x_D.new_zeros(out_dim)
+            for e, gate in named:
+                sum_O = sum_O + gate * experts[owner][e](x_D)
+            y[source] = y[source].index_add(0, x_D.new_tensor([t]).long(), sum_O[None])
             sent[source][owner] += 1
     return y, sent

@@ -1,6 +1,6 @@
-"""The fused dispatcher: expert by expert through buffers that stay in the cache, in one autograd function.
+"""The fused dispatcher: computes expert by expert in buffers that stay in the cache, in one autograd function.
 
-For CPUs. What costs time there is not sorting but fresh large arrays; this makes none but what backward needs.
+For CPUs, where allocating large arrays costs more than sorting: it allocates none but what backward needs.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ class Fused(DispatcherSpec):
 
     save: Literal["all", "minimum", "nothing"] = option(
         "minimum",
-        "what is kept for backward beside tokens and routing: the first product's output and the activation's; the "
-        "former alone; neither",
+        "what is saved for backward besides tokens and routing. all: outputs of the first product and of the "
+        "activation; minimum: of the first product; nothing: neither",
     )
 
 
@@ -28,5 +28,5 @@ COMPONENT = Component(
     name="fused",
     spec=Fused,
     target="moekit_dispatchers.fused.module:FusedDispatcher",
-    summary="expert by expert through cache-sized buffers, keeping the least for backward; GLU and FFN banks, on CPUs",
+    summary="expert by expert in cache-sized buffers, saving little for backward; GLU and FFN banks, on CPUs",
 )

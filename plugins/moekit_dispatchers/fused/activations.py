@@ -1,4 +1,4 @@
-"""Activations and their slopes, into buffers that are given; with and without a gate."""
+"""Activations and their derivatives with preallocated outputs, with and without a gate."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ aten = torch.ops.aten
 
 
 class Activation(NamedTuple):
-    """An elementwise function and its derivative, both into a buffer that is given.
+    """An elementwise function and its derivative, both with a preallocated output.
 
     Attributes:
         forward: ``(x, out)``.
-        backward: ``(gradient, x, out)``: the gradient with regard to x.
+        backward: ``(gradient, x, out)``: the gradient of x.
     """
 
     forward: Callable[[Tensor, Tensor], Tensor]
@@ -40,17 +40,17 @@ ACTIVATIONS = {
     ),
     "sigmoid": Activation(lambda x, out: aten.sigmoid.out(x, out=out), _sigmoid_backward),
 }
-"""By the names of ``StandardForm.activation``."""
+"""By the names in ``StandardForm.activation``."""
 
 
 def activate(h_rX: Tensor, out_rH: Tensor, name: str, gate_act_rH: Tensor | None = None) -> Tensor:
-    """``act(gate) · up`` where ``h_rX`` is twice as wide as the answer, else ``act(h)``.
+    """``act(gate) · up`` if ``h_rX`` is twice as wide as the output, else ``act(h)``.
 
     Args:
         h_rX: the first product's output.
-        out_rH: where the answer goes.
+        out_rH: the output buffer.
         name: of the activation.
-        gate_act_rH: where ``act(gate)`` is kept; None to lose it.
+        gate_act_rH: a buffer that keeps ``act(gate)``; None: not kept.
     """
     forward, H = ACTIVATIONS[name].forward, out_rH.shape[1]
     if h_rX.shape[1] == H:
@@ -59,22 +59,24 @@ def activate(h_rX: Tensor, out_rH: Tensor, name: str, gate_act_rH: Tensor | None
     return torch.mul(acted, h_rX[:, H:], out=out_rH)
 
 
-def activate_backward(d_rH: Tensor, h_rX: Tensor, gate_act_rH: Tensor, out_rX: Tensor, name: str, kept: bool) -> Tensor:
-    """The gradient with regard to ``h_rX``, in ``out_rX``; ``d_rH``, that with regard to the answer, is spoilt.
+def activate_backward(
+    d_rH: Tensor, h_rX: Tensor, gate_act_rH: Tensor, out_rX: Tensor, name: str, known: bool
+) -> Tensor:
+    """The gradient of ``h_rX``, in ``out_rX``. Overwrites ``d_rH``.
 
     Args:
-        d_rH: the gradient that comes in.
+        d_rH: the gradient of the activation's output.
         h_rX: the first product's output.
-        gate_act_rH: a buffer; with ``kept`` it holds ``act(gate)``.
-        out_rX: where the answer goes.
+        gate_act_rH: a buffer for ``act(gate)``, which it already holds if ``known``.
+        out_rX: the output buffer.
         name: of the activation.
-        kept: see above.
+        known: whether ``act(gate)`` is known.
     """
     (forward, backward), H = ACTIVATIONS[name], d_rH.shape[1]
     if h_rX.shape[1] == H:
         return backward(d_rH, h_rX, out_rX)
     gate_rH, up_rH = h_rX[:, :H], h_rX[:, H:]
-    if not kept:
+    if not known:
         forward(gate_rH, gate_act_rH)
     torch.mul(d_rH, gate_act_rH, out=out_rX[:, H:])
     backward(d_rH.mul_(up_rH), gate_rH, out_rX[:, :H])

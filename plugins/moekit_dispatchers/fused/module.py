@@ -9,12 +9,12 @@ from torch import Tensor
 
 from moekit.contracts import Dispatched, Dispatcher, ExpertBank, LayerDims, StandardForm
 from moekit.routing import Pairs, Routing, pairs_of
-from moekit_dispatchers.fused import Fused, crew
-from moekit_dispatchers.fused.crew import shares
-from moekit_dispatchers.fused.walk import Plan, Walk, most_rows
+from moekit_dispatchers.fused import Fused, thread_pool
+from moekit_dispatchers.fused.blockwise import BlockwiseExperts, Plan, most_rows
+from moekit_dispatchers.fused.thread_pool import shares
 from moekit_dispatchers.grouped import Grouped
 from moekit_dispatchers.grouped.module import GroupedDispatcher
-from moekit_dispatchers.sorting import narrow
+from moekit_dispatchers.grouped.ops import narrow_keys
 
 
 @final
@@ -22,12 +22,12 @@ class FusedDispatcher(Dispatcher):
     """``y_t = sum of gate · expert(x_t)`` over the pairs of token t, one expert after the other.
 
     Takes banks of standard form (``ExpertBank.standard_form``: glu and ffn without extras) on a CPU, and uses their
-    weights itself. What it cannot take goes the way of ``grouped``: other banks, other devices, autocast, tokens and
-    weights of different or half precision, ``torch.compile`` (``why_not`` says which).
+    weights directly. Hands everything else to ``grouped``: other banks, other devices, autocast, tokens and weights of
+    different or half precision, ``torch.compile`` (``why_not`` gives the reason).
 
-    Kept for backward under ``save: minimum``, for a GLU: the tokens (T·D), the first product's output (N·2H), the
-    gates and the order of the pairs; nothing of width D for each pair. Differentiable once: ``create_graph=True``
-    is refused.
+    Saved for backward under ``save: minimum``, for a GLU: the tokens (T·D), the first product's output (N·2H), the
+    gates and the order of the pairs; nothing of width D per pair. Differentiable once: ``create_graph=True`` is
+    rejected.
 
     Raises:
         ValueError: a soft routing.
@@ -39,32 +39,32 @@ class FusedDispatcher(Dispatcher):
         self.otherwise = GroupedDispatcher(Grouped(), dims)
 
     def forward(self, x_TD: Tensor, routing: Routing, experts: ExpertBank, *, num_sequences: int = 1) -> Dispatched:
-        """Sorts pairs, walks."""
+        """Sorts pairs, computes expert by expert."""
         pairs = pairs_of(routing)
         form = experts.standard_form()
         if form is None or why_not(x_TD, form):
             return self.otherwise(x_TD, routing, experts, num_sequences=num_sequences)  # type: ignore[no-any-return]
-        y_TO = walk(x_TD, pairs, form, routing.num_experts, self.spec.save)
+        y_TO = blockwise(x_TD, pairs, form, routing.num_experts, self.spec.save)
         return Dispatched(y_TO=y_TO, dropped=pairs.token_N.new_zeros(()))
 
 
-def walk(x_TD: Tensor, pairs: Pairs, form: StandardForm, num_experts: int, save: str) -> Tensor:
-    """``y_TO``: sorts the pairs and walks. What is kept for backward: see ``Fused.save``."""
-    expert_N, order_N = narrow(pairs.expert_N, num_experts).sort(stable=True)
+def blockwise(x_TD: Tensor, pairs: Pairs, form: StandardForm, num_experts: int, save: str) -> Tensor:
+    """``y_TO``: sorts the pairs and computes them block by block. ``save``: see ``Fused.save``."""
+    expert_N, order_N = narrow_keys(pairs.expert_N, num_experts).sort(stable=True)
     sizes = torch.bincount(expert_N, minlength=num_experts + 1)[:num_experts].tolist()
     order_N = order_N[: sum(sizes)]  # pairs that go nowhere come last
     work = len(order_N) * form.w_in_EHD[0].numel()
-    among = shares(sizes, torch.get_num_threads() if work >= crew.WORTH_A_CREW else 1)
+    parts = shares(sizes, torch.get_num_threads() if work >= thread_pool.PARALLEL_FROM else 1)
     most = most_rows(x_TD, form.w_in_EHD)
-    plan = Plan(sizes=sizes, among=among, most=most, activation=form.activation, save=save)
+    plan = Plan(sizes=sizes, shares=parts, most=most, activation=form.activation, save=save)
     gate_N = pairs.gate_N.index_select(0, order_N).to(x_TD.dtype)
     token_N = pairs.token_N.index_select(0, order_N)
-    y_TO: Tensor = Walk.apply(x_TD.contiguous(), gate_N, form.w_in_EHD, form.w_out_EOH, token_N, plan)  # type: ignore[no-untyped-call]
+    y_TO: Tensor = BlockwiseExperts.apply(x_TD.contiguous(), gate_N, form.w_in_EHD, form.w_out_EOH, token_N, plan)  # type: ignore[no-untyped-call]
     return y_TO
 
 
 def why_not(x_TD: Tensor, form: StandardForm) -> str:
-    """Why the walk cannot take such tokens and weights, in words; empty when it can."""
+    """Why ``fused`` cannot take these tokens and weights, in words; empty if it can."""
     if x_TD.device.type != "cpu":
         return f"it is for CPUs; the tokens are on {x_TD.device.type}"
     if x_TD.dtype != form.w_in_EHD.dtype or x_TD.dtype not in (torch.float32, torch.float64):

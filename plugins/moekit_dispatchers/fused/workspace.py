@@ -1,5 +1,6 @@
-"""Buffers that a walk works in, kept by each thread from one walk to the next: fresh memory costs more than the work of
-a small layer. Nothing in them outlives a walk, so neither calls, models nor backward passes can meet in them.
+"""Scratch buffers that each thread keeps between passes: allocating memory costs more than computing a small layer.
+
+Their content does not outlive a pass, so calls, models and backward passes cannot interfere.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ import torch
 from torch import Tensor
 
 MOST_KEPT = 1 << 22
-"""Numbers that a thread keeps at most, of each dtype; walks that need more get fresh memory, and give it back."""
+"""The most elements that a thread keeps, per dtype; a pass that needs more allocates them and frees them."""
 
 UNIT = 16
-"""Every buffer begins at a multiple of so many numbers, as vector units like it."""
+"""Each buffer begins at a multiple of this many elements, aligned for vector instructions."""
 
-APART = 17 * UNIT
-"""Numbers between two buffers. Without them rows of several would begin at equal places of 4 KiB pages, where a
-processor takes a read for one of what it has just written elsewhere, and waits: 6 % of a small layer's time."""
+GAP = 17 * UNIT
+"""Elements between two buffers. Without a gap, rows of several buffers have equal offsets within 4 KiB pages, and the
+processor mistakes reads for reads of what was just written (4K aliasing): 6 % of a small layer's time."""
 
 
 class _Kept(threading.local):
@@ -31,16 +32,11 @@ _kept = _Kept()
 
 
 def buffers(rows: int, widths: Sequence[int], dtype: torch.dtype) -> list[Tensor]:
-    """A buffer ``[rows, width]`` for each width, on the CPU, with whatever stands in it.
+    """An uninitialised CPU buffer ``[rows, width]`` for each width.
 
-    They are the calling thread's until it asks again: whoever asks must be done with those of before.
-
-    Args:
-        rows: of each.
-        widths: one for each buffer.
-        dtype: of all.
+    The calling thread may use them until its next call, which returns the same memory.
     """
-    sizes = [math.ceil(rows * width / UNIT) * UNIT + APART for width in widths]
+    sizes = [math.ceil(rows * width / UNIT) * UNIT + GAP for width in widths]
     flat = _flat(sum(sizes), dtype)
     return [part[: rows * width].view(rows, width) for part, width in zip(flat.split(sizes), widths, strict=True)]  # type: ignore[no-untyped-call]
 
@@ -48,7 +44,7 @@ def buffers(rows: int, widths: Sequence[int], dtype: torch.dtype) -> list[Tensor
 def _flat(numel: int, dtype: torch.dtype) -> Tensor:
     found = _kept.flat.get(dtype)
     if found is None or found.numel() < numel:
-        with torch.inference_mode(False):  # a tensor of inference mode could not be written to outside of it
+        with torch.inference_mode(False):  # an inference tensor could not be written to outside of inference mode
             found = torch.empty(numel, dtype=dtype)
         if numel <= MOST_KEPT:
             _kept.flat[dtype] = found

@@ -1,7 +1,6 @@
-"""The grouped dispatcher: sort the pairs by expert, run all experts in one grouped product. Nothing is dropped.
+"""The grouped dispatcher: sorts pairs by expert and runs all experts in one grouped product. Nothing is dropped.
 
-Source: Gale et al. 2022, "MegaBlocks" (arXiv 2211.15841), section 3, for dropless dispatch by sorting.
-Oracle: the dispatcher ``loop``.
+Reference implementation: the dispatcher ``loop``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""The grouped dispatcher, and rows that are grouped by offsets on the device."""
+"""The grouped dispatcher, its rows that are grouped by offsets on the device, and its path for a few pairs on a CPU."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import groupby
 from typing import NamedTuple, final
 
 import torch
@@ -12,9 +14,12 @@ from moekit.contracts import Dispatched, Dispatcher, ExpertBank, LayerDims
 from moekit.contracts.layer import Groups
 from moekit.routing import Pairs, Routing, pairs_of
 from moekit_dispatchers.grouped import Grouped
-from moekit_dispatchers.grouped.few import are_few, few
-from moekit_dispatchers.grouped.ops import grouped_linear, sum_rows, take_rows
-from moekit_dispatchers.sorting import narrow
+from moekit_dispatchers.grouped.ops import grouped_linear, narrow_keys, sum_rows, take_rows
+
+MOST_FEW = 32
+"""The path for few pairs takes at most this many, and at most one pair for every two experts: with more, the grouped
+product is as fast. (One batched product over gathered weights is slower than both.) Measured: docs/measurements.md,
+Decoding."""
 
 
 @final
@@ -22,7 +27,7 @@ class GroupedGroups(Groups):
     """Rows sorted by expert, with the ends of the groups on the device: every product is one grouped product.
 
     Args:
-        expert_N: int64, ascending: the expert of each row, E for a row of none.
+        expert_N: int64, ascending: the expert of each row; E for a row without an expert.
         end_E: int32, where each expert's rows end.
     """
 
@@ -33,7 +38,7 @@ class GroupedGroups(Groups):
         self.num_rows = expert_N.shape[0]
 
     def linear(self, x_ND: Tensor, w_EHD: Tensor, b_EH: Tensor | None = None) -> Tensor:
-        """``y_NH``, in autocast's dtype where autocast is on (``F.grouped_mm`` itself knows nothing of it)."""
+        """``y_NH``, in autocast's dtype where autocast is on (autocast does not cover ``F.grouped_mm``)."""
         device = x_ND.device.type
         if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
@@ -43,9 +48,9 @@ class GroupedGroups(Groups):
         return y_NH if b_EH is None else y_NH + self.per_row(b_EH)
 
     def per_row(self, p_EX: Tensor) -> Tensor:
-        """``p_NX``: each row its expert's slice; 0 for a row of none. A slice's gradient is one sum, rounded once."""
+        """``p_NX``: each row's slice of its expert; 0 without an expert. The gradient of a slice is rounded once."""
         row_N = torch.arange(self.num_rows, device=self.expert_N.device)
-        own_N = self.expert_N.clamp(max=self.num_experts - 1)  # past the last group: any, for take_rows clears it
+        own_N = self.expert_N.clamp(max=self.num_experts - 1)  # take_rows zeroes the rows past the last group
         p_NX: Tensor = take_rows(p_EX.reshape(self.num_experts, -1), own_N, row_N, F.pad(self.end_E.long(), (1, 0)))
         return p_NX.view(self.num_rows, *p_EX.shape[1:])
 
@@ -55,16 +60,52 @@ class GroupedGroups(Groups):
         return [x_ND[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
 
-class Plan(NamedTuple):
-    """Where every pair goes and comes back, as tensors of static shape.
+@final
+class ListedGroups(Groups):
+    """Rows whose experts are known on the host: one product for each expert that has rows.
+
+    Args:
+        experts: the expert of each row, ascending.
+        num_experts: E.
+    """
+
+    def __init__(self, experts: list[int], num_experts: int) -> None:
+        self.num_experts = num_experts
+        self.num_rows = len(experts)
+        self.sizes = [(e, sum(1 for _ in rows)) for e, rows in groupby(experts)]
+
+    def linear(self, x_ND: Tensor, w_EHD: Tensor, b_EH: Tensor | None = None) -> Tensor:
+        """``y_NH``, expert by expert, of those that have rows."""
+        parts = [F.linear(x_nD, w_EHD[e], None if b_EH is None else b_EH[e]) for e, x_nD in self._rows(x_ND)]
+        return torch.cat(parts) if parts else x_ND.new_empty(0, w_EHD.shape[1])
+
+    def per_row(self, p_EX: Tensor) -> Tensor:
+        """``p_NX``, each expert's slice repeated for its rows."""
+        parts = [p_EX[e].expand(n, *p_EX.shape[1:]) for e, n in self.sizes]
+        return torch.cat(parts) if parts else p_EX[:0]
+
+    def split(self, x_ND: Tensor) -> list[Tensor]:
+        """The rows of each expert."""
+        parts = [x_ND[:0]] * self.num_experts
+        for e, x_nD in self._rows(x_ND):
+            parts[e] = x_nD
+        return parts
+
+    def _rows(self, x_ND: Tensor) -> Iterator[tuple[int, Tensor]]:
+        sizes = [n for _, n in self.sizes]
+        return zip((e for e, _ in self.sizes), torch.split(x_ND, sizes) if sizes else (), strict=True)
+
+
+class SortedPairs(NamedTuple):
+    """Pairs as rows sorted by expert, and the same rows listed by token; all tensors have static shapes.
 
     Attributes:
-        pair_N: int64, the pair that each row holds; rows are sorted by expert, pairs that go nowhere last.
+        pair_N: int64, the pair of each row; pairs that go nowhere come last.
         expert_N: int64, the expert of each row, ascending; E in the rows past the last group.
         end_E: int32, where each expert's rows end.
         token_N: int64, the token of each row.
-        by_token_N: int64, the rows token by token, those past the last group at the end.
-        start_T: int64 ``[T + 1]``, where each token's rows start in ``by_token_N``; last, how many rows count.
+        by_token_N: int64, the rows listed token by token, those past the last group at the end.
+        start_T: int64 ``[T + 1]``, where each token's rows start in ``by_token_N``; last, how many rows have an expert.
     """
 
     pair_N: Tensor
@@ -75,21 +116,22 @@ class Plan(NamedTuple):
     start_T: Tensor
 
 
-def plan(pairs: Pairs, num_tokens: int, num_experts: int) -> Plan:
-    """Sorts pairs by expert, and the rows so made by token again. Both sorts are stable: the order is always one."""
-    expert_N, pair_N = narrow(pairs.expert_N, num_experts).sort(stable=True)
+def sort_pairs(pairs: Pairs, num_tokens: int, num_experts: int) -> SortedPairs:
+    """Sorts pairs by expert, and these rows by token. Both sorts are stable, so the order is deterministic."""
+    expert_N, pair_N = narrow_keys(pairs.expert_N, num_experts).sort(stable=True)
     device = expert_N.device
     experts_E = torch.arange(num_experts, dtype=expert_N.dtype, device=device)
     token_N = pairs.token_N.index_select(0, pair_N)
-    home_N, by_token_N = narrow(token_N.where(expert_N < num_experts, num_tokens), num_tokens).sort(stable=True)
-    tokens_T = torch.arange(num_tokens + 1, dtype=home_N.dtype, device=device)
-    return Plan(
+    key_N = narrow_keys(token_N.where(expert_N < num_experts, num_tokens), num_tokens)
+    key_N, by_token_N = key_N.sort(stable=True)
+    tokens_T = torch.arange(num_tokens + 1, dtype=key_N.dtype, device=device)
+    return SortedPairs(
         pair_N=pair_N,
         expert_N=expert_N.long(),
         end_E=torch.searchsorted(expert_N, experts_E, right=True, out_int32=True),
         token_N=token_N,
         by_token_N=by_token_N,
-        start_T=torch.searchsorted(home_N, tokens_T),
+        start_T=torch.searchsorted(key_N, tokens_T),
     )
 
 
@@ -97,14 +139,18 @@ def plan(pairs: Pairs, num_tokens: int, num_experts: int) -> Plan:
 class GroupedDispatcher(Dispatcher):
     """``y_t = sum of gate · expert(x_t)`` over the pairs of token t, all experts in one grouped product.
 
-    Source: dropless dispatch by sorting is Gale et al. 2022 (arXiv 2211.15841), section 3; what is sorted, and the
-    sums by token in place of a scatter, are ours.
+    Source: dropless dispatch by sorting is Gale et al. 2022, MegaBlocks (arXiv 2211.15841), section 3. Sums by
+    token in place of a scatter are ours.
 
-    Shapes are static, so a layer compiles into one graph, and nothing is read from the device. (The exceptions: banks
-    that ``split`` their rows; float64, which ``F.grouped_mm`` does not take; and whatever ``F.grouped_mm`` itself does
-    on a device that has no grouped kernel.) Gates multiply in the wider
-    of their own and the experts' output dtype; y has the experts' output dtype. Pairs that go nowhere are no row of
-    any product: what stands in a padding token, NaN included, reaches nothing.
+    Shapes are static, so a layer compiles into one graph, and nothing is read from the device. Exceptions: banks that
+    ``split`` their rows; float64, which ``F.grouped_mm`` does not support; and what ``F.grouped_mm`` itself does on a
+    device without a grouped kernel.
+
+    Gates multiply in the wider of their own and the experts' output dtype; y has the experts' output dtype. Pairs that
+    go nowhere are in no product, so the content of padding tokens, NaN included, reaches nothing.
+
+    A few pairs on a CPU without gradients (decoding) take a path of their own, which uses the chosen experts alone:
+    the grouped product visits all E experts, and both sorts cost more than a handful of experts.
 
     Raises:
         ValueError: a soft routing.
@@ -117,12 +163,31 @@ class GroupedDispatcher(Dispatcher):
         """Sorts, gathers, computes, sums by token."""
         pairs = pairs_of(routing)
         if are_few(pairs, routing.num_experts):
-            return few(x_TD, pairs, experts)
-        way = plan(pairs, x_TD.shape[0], routing.num_experts)
-        route = (way.token_N, way.by_token_N, way.start_T)
-        out_NO = experts(take_rows(x_TD, *route), GroupedGroups(way.expert_N, way.end_E))
+            return dispatch_few(x_TD, pairs, experts)
+        rows = sort_pairs(pairs, x_TD.shape[0], routing.num_experts)
+        by_token = (rows.token_N, rows.by_token_N, rows.start_T)
+        out_NO = experts(take_rows(x_TD, *by_token), GroupedGroups(rows.expert_N, rows.end_E))
 
-        gate_N = pairs.gate_N.index_select(0, way.pair_N)
+        gate_N = pairs.gate_N.index_select(0, rows.pair_N)
         dtype = torch.promote_types(gate_N.dtype, out_NO.dtype)
-        y_TO = sum_rows(out_NO.to(dtype), gate_N.to(dtype), *route)
-        return Dispatched(y_TO=y_TO.to(out_NO.dtype), dropped=way.pair_N.new_zeros(()))
+        y_TO = sum_rows(out_NO.to(dtype), gate_N.to(dtype), *by_token)
+        return Dispatched(y_TO=y_TO.to(out_NO.dtype), dropped=rows.pair_N.new_zeros(()))
+
+
+def are_few(pairs: Pairs, num_experts: int) -> bool:
+    """Whether ``dispatch_few`` should run these pairs: decided by static facts, never by tensor values."""
+    N = pairs.expert_N.shape[0]
+    eager_without_grad = not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    return eager_without_grad and N <= min(MOST_FEW, num_experts // 2) and pairs.expert_N.device.type == "cpu"
+
+
+def dispatch_few(x_TD: Tensor, pairs: Pairs, experts: ExpertBank) -> Dispatched:
+    """The result of ``GroupedDispatcher`` for a few pairs; those that go nowhere are filtered out on the host."""
+    expert_N, pair_N = pairs.expert_N.sort(stable=True)
+    listed = [e for e in expert_N.tolist() if e < experts.num_experts]
+    pair_N = pair_N[: len(listed)]
+    token_N = pairs.token_N[pair_N]
+    out_NO = experts(x_TD[token_N], ListedGroups(listed, experts.num_experts))
+    gated_NO = pairs.gate_N[pair_N][:, None] * out_NO  # in the wider of the two dtypes
+    y_TO = gated_NO.new_zeros(x_TD.shape[0], experts.out_dim).index_add(0, token_N, gated_NO)
+    return Dispatched(y_TO=y_TO.to(out_NO.dtype), dropped=pair_N.new_zeros(()))

@@ -1,4 +1,4 @@
-"""The loop dispatcher: one expert after the other. The oracle of every other dispatcher, so it needs none itself."""
+"""The loop dispatcher: one expert after the other. It is the reference implementation of the other dispatchers."""
 
 from __future__ import annotations
 
@@ -17,5 +17,5 @@ COMPONENT = Component(
     name="loop",
     spec=Loop,
     target="moekit_dispatchers.loop.module:LoopDispatcher",
-    summary="one expert after the other, to read and to test against; dropless",
+    summary="one expert after the other, for reading and as reference in tests; dropless",
 )

@@ -1,4 +1,4 @@
-"""The loop dispatcher, and rows that are grouped by slicing."""
+"""The loop dispatcher, and rows grouped by slicing."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class LoopGroups(Groups):
 class LoopDispatcher(Dispatcher):
     """``y_t = sum of gate · expert(x_t)`` over the pairs of token t, as plainly as it can be written.
 
-    Reads the routing on the host, so it is for tests and for reading, not for a GPU or ``torch.compile``.
+    For tests and for reading, not for GPUs or ``torch.compile``: it reads the routing on the host.
 
     Raises:
         ValueError: a soft routing.
@@ -58,12 +58,12 @@ class LoopDispatcher(Dispatcher):
     def forward(self, x_TD: Tensor, routing: Routing, experts: ExpertBank, *, num_sequences: int = 1) -> Dispatched:
         """Collects each expert's tokens, runs the experts, adds each output to its token."""
         pairs = pairs_of(routing)
-        # Pairs whose expert is E go nowhere: no range below reaches them.
+        # Pairs that go nowhere have expert E, which this loop does not reach.
         of_expert = [(pairs.expert_N == e).nonzero().squeeze(1) for e in range(routing.num_experts)]
         pair_N = torch.cat(of_expert)
         token_N = pairs.token_N[pair_N]
         out_NO = experts(x_TD[token_N], LoopGroups([len(pair) for pair in of_expert]))
 
-        gated_NO = pairs.gate_N[pair_N][:, None] * out_NO  # in the wider of the two types
+        gated_NO = pairs.gate_N[pair_N][:, None] * out_NO  # in the wider of the two dtypes
         y_TO = gated_NO.new_zeros(x_TD.shape[0], experts.out_dim).index_add(0, token_N, gated_NO)
         return Dispatched(y_TO=y_TO.to(out_NO.dtype), dropped=token_N.new_zeros(()))

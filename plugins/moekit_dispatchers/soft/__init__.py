@@ -1,9 +1,4 @@
-"""The soft dispatcher: every expert works for every token, in proportion.
-
-Source: Jacobs et al. 1991, Neural Computation 3(1), equation 1.1 (without slots: a blend of all experts);
-Puigcerver et al. 2023, "From Sparse to Soft Mixtures of Experts" (arXiv 2308.00951), equations 1 to 3 (with slots).
-Oracle: ``naive.py``.
-"""
+"""The soft dispatcher: every expert works for every token, weighted. Torch-free: component."""
 
 from __future__ import annotations
 

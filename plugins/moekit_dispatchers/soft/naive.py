@@ -1,4 +1,4 @@
-"""Soft dispatch, token by token and slot by slot: the oracle."""
+"""Soft dispatch, token by token and slot by slot: the reference implementation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def naive_blend(x_TD: Tensor, combine_TE: Tensor, expert: Callable[[int, Tensor]
 
     Args:
         x_TD: tokens.
-        combine_TE: the gate's proportions.
+        combine_TE: the weight of each expert in each token's output.
         expert: ``expert(e, x_D)``, the output of expert e for one vector.
 
     Returns:

@@ -1,7 +1,7 @@
-"""The triton dispatcher: gather, products, activation and combine in kernels of our own, for GPUs.
+"""The triton dispatcher: gather, products, activation and combine in its own kernels, for GPUs.
 
-Oracle: the dispatcher ``loop``. Needs the package ``triton`` (``pip install 'moekit[triton]'``), which is imported when
-there is something to compute.
+Reference implementation: the dispatcher ``loop``. Needs the package ``triton`` (``pip install 'moekit[triton]'``),
+which is imported at the first computation.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ class Triton(DispatcherSpec):
 
     save: Literal["all", "minimum", "nothing"] = option(
         "minimum",
-        "what is kept for backward beside tokens and routing: the first product's output and the activation's; the "
-        "former alone; neither",
+        "what is saved for backward besides tokens and routing. all: outputs of the first product and of the "
+        "activation; minimum: of the first product; nothing: neither",
     )
 
 

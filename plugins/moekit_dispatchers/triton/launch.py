@@ -1,9 +1,9 @@
-"""Launches: which kernels run on what, in which blocks. Nothing is read from the device.
+"""Kernel launches: which kernels run on which tensors, with which block sizes. Nothing is read from the device.
 
-Blocks are fixed by dtype and widths; they are argued, and nothing has been timed. None is wider than the power of two
-that holds its matrix: what is beyond is products with 0. None has more sums than registers hold (128 · 128 among 8
-warps are 64 a thread), or more operands, in three stages, than the shared memory of a small GPU (96 of 99 KiB). To tune
-them on a GPU, change ``COLUMNS``, ``DEPTH``, ``tile_height`` and ``_how``, and compare before and after:
+Block sizes follow from dtype and widths by calculation; none has been timed. A block is no wider than the power of two
+that holds its matrix, because the rest would be products with 0. Its sums fit into registers (128 · 128 over 8 warps
+are 64 per thread), and its operands, in three stages, into the shared memory of a small GPU (96 of 99 KiB). To tune
+them on a GPU, change ``COLUMNS``, ``DEPTH``, ``tile_height`` and ``_options``, and compare before and after:
 ``moekit bench layer olmoe --dispatchers grouped,triton``.
 
 Shapes: T tokens, N rows sorted by expert, D in, H hidden, O out; X is 2H with a gate and H without.
@@ -23,17 +23,17 @@ from moekit_dispatchers.triton.kernels import products, rows
 
 HALVES = (torch.float16, torch.bfloat16)
 COLUMNS = 128
-"""The most columns of a block of sums."""
+"""The most columns of a block of the output."""
 
 DEPTH = {torch.float32: 32, torch.float16: 64, torch.bfloat16: 64}
-"""The most of what is summed over that is loaded at a time: 128 bytes of a row, a line of the cache."""
+"""The most elements of the summed dimension that are loaded at a time: 128 bytes of a row, a cache line."""
 
 SMALL = 32
-"""Blocks in the interpreter, which is for tests: their widths are small, and should need more than one block."""
+"""The most columns in the interpreter, so that the small widths of tests need more than one block."""
 
 
 class Route(NamedTuple):
-    """Where rows come from and go to: see ``moekit_dispatchers.grouped.module.Plan``.
+    """How rows map to tokens and back: see ``moekit_dispatchers.grouped.module.SortedPairs``.
 
     Attributes:
         end_E: int32, where each expert's rows end.
@@ -49,10 +49,10 @@ class Route(NamedTuple):
 
 
 class Tiles(NamedTuple):
-    """Rows cut into tiles of ``height``; no tile has rows of two experts.
+    """Rows split into tiles of ``height``; no tile has rows of two experts.
 
     Attributes:
-        expert_X: int64, the expert of each tile; E for a tile too many.
+        expert_X: int64, the expert of each tile; E for a surplus tile.
         row_X: int64, its first row.
         height: rows in a tile.
     """
@@ -63,7 +63,7 @@ class Tiles(NamedTuple):
 
 
 def tiles(end_E: Tensor, num_rows: int, height: int) -> Tiles:
-    """As many tiles as there can be at most, ``ceil(N / height) + E``: how many are needed, only the device knows."""
+    """The most tiles that can be needed, ``ceil(N / height) + E``: only the device knows how many are."""
     start_E = torch.cat([end_E.new_zeros(1), end_E[:-1]])
     last_E = ((end_E - start_E + height - 1) // height).cumsum(0)
     index_X = torch.arange(-(-num_rows // height) + end_E.shape[0], device=end_E.device)
@@ -74,7 +74,7 @@ def tiles(end_E: Tensor, num_rows: int, height: int) -> Tiles:
 
 
 def tile_height(num_rows: int, num_experts: int, dtype: torch.dtype) -> int:
-    """Rows in a tile: what an expert has on average, between 16 (the least of a product) and 128; fp32 stops at 64."""
+    """Rows of a tile: an expert's mean number of rows, from 16 (the least for a product) to 128, or 64 in fp32."""
     most = 128 if dtype in HALVES else 64
     height = 16
     while height < most and height * num_experts < num_rows:
@@ -87,21 +87,21 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``y_TO``; and for backward ``h_NX``, the first product's output, and ``acted_NH``, the activation's.
 
-    What is not to be kept has no rows. (Rows of no expert are not written.)
+    A tensor that ``save`` does not keep has no rows. Rows without an expert are not written.
 
     Args:
         x_TD: tokens, contiguous.
         gate_N: fp32.
         w_in_EXD: any view.
-        w_out_EOH: any view; whether there is a gate follows from the widths.
-        route: the way.
+        w_out_EOH: any view; the widths say whether there is a gate.
+        route: rows and tokens.
         activation: its name.
         save: ``all``, ``minimum`` or ``nothing``.
     """
     N, X, H = route.token_N.shape[0], w_in_EXD.shape[1], w_out_EOH.shape[2]
     h_NX, acted_NH = x_TD.new_empty(0 if save == "nothing" else N, X), x_TD.new_empty(N, H)
     cut = tiles(route.end_E, N, tile_height(N, len(route.end_E), x_TD.dtype))
-    columns = _block(H, COLUMNS // 2 if X != H else COLUMNS)  # a program with a gate makes two blocks
+    columns = _block(H, COLUMNS // 2 if X != H else COLUMNS)  # a program with a gate computes two blocks
     with _on(x_TD):
         products.linear_activated[(len(cut.expert_X) * -(-H // columns),)](
             *(x_TD, route.token_N, w_in_EXD, h_NX, acted_NH, cut.expert_X, cut.row_X, route.end_E),
@@ -109,7 +109,7 @@ def forward(
             GATED=X != H,
             KEEP=save != "nothing",
             ACT=activation,
-            **_how(x_TD, cut.height, columns, x_TD.shape[1]),
+            **_options(x_TD, cut.height, columns, x_TD.shape[1]),
         )
         out_NO = _linear(acted_NH, w_out_EOH, cut, route)
         return _combine(out_NO, gate_N, route), h_NX, acted_NH if save == "all" else x_TD.new_empty(0, H)
@@ -128,7 +128,7 @@ def backward(
     save: str,
     needs: tuple[bool, bool, bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of tokens, gates, and both weights. All but the gates' are empty (no elements) where not needed.
+    """Gradients of tokens, gates, and both weights; empty if not needed, except that of the gates.
 
     Args:
         g_TO: the output's gradient.
@@ -136,12 +136,12 @@ def backward(
         gate_N: see above.
         w_in_EXD: see above.
         w_out_EOH: see above.
-        h_NX: what ``forward`` gave; likewise the next.
+        h_NX: returned by ``forward``; likewise the next.
         acted_NH: see above.
-        route: the way.
+        route: rows and tokens.
         activation: its name.
         save: as in ``forward``.
-        needs: whether the gradients of tokens, first weight and second weight are wanted.
+        needs: whether the gradients of tokens, first weight and second weight are needed.
     """
     N, X, H = route.token_N.shape[0], w_in_EXD.shape[1], w_out_EOH.shape[2]
     cut = tiles(route.end_E, N, tile_height(N, len(route.end_E), x_TD.dtype))
@@ -162,7 +162,7 @@ def backward(
             **FUSION,
         )
         if needs[2]:
-            dw_out_EOH = _outer(g_TO, d_acted_NH, route, gather="a")  # by now the activation times the gate
+            dw_out_EOH = _outer(g_TO, d_acted_NH, route, gather="a")  # now holds the activation times the gate
         del h_NX, d_acted_NH
         if needs[1]:
             dw_in_EXD = _outer(d_h_NX, x_TD, route, gather="b")
@@ -172,7 +172,7 @@ def backward(
 
 
 def _linear(x_XX: Tensor, w_EXX: Tensor, cut: Tiles, route: Route, *, gather: bool = False) -> Tensor:
-    """Each row through its expert's weight; with ``gather``, ``x_XX`` is by token."""
+    """Each row through its expert's weight; with ``gather``, ``x_XX`` has a row per token."""
     width_out, width_in = w_EXX.shape[1:]
     y_NX = x_XX.new_empty(route.token_N.shape[0], width_out)
     columns = _block(width_out, COLUMNS)
@@ -180,13 +180,13 @@ def _linear(x_XX: Tensor, w_EXX: Tensor, cut: Tiles, route: Route, *, gather: bo
         *(x_XX, route.token_N, w_EXX, y_NX, cut.expert_X, cut.row_X, route.end_E),
         *(len(route.end_E), width_in, width_out, width_in, *w_EXX.stride()),
         GATHER=gather,
-        **_how(x_XX, cut.height, columns, width_in),
+        **_options(x_XX, cut.height, columns, width_in),
     )
     return y_NX
 
 
 def _outer(a_XX: Tensor, b_XX: Tensor, route: Route, *, gather: str) -> Tensor:
-    """For each expert the sum over its rows of a outer b; the one named is by token."""
+    """For each expert the sum over its rows of a outer b; the one named by ``gather`` has a row per token."""
     E, width_a, width_b = len(route.end_E), a_XX.shape[1], b_XX.shape[1]
     dw_EXX = a_XX.new_empty(E, width_a, width_b)
     height, columns = _block(width_a, COLUMNS), _block(width_b, COLUMNS)
@@ -194,7 +194,7 @@ def _outer(a_XX: Tensor, b_XX: Tensor, route: Route, *, gather: str) -> Tensor:
         *(a_XX, b_XX, route.token_N, dw_EXX, route.end_E, width_a, width_b),
         GATHER_A=gather == "a",
         GATHER_B=gather == "b",
-        **_how(a_XX, height, columns, tile_height(len(route.token_N), E, a_XX.dtype)),
+        **_options(a_XX, height, columns, tile_height(len(route.token_N), E, a_XX.dtype)),
     )
     return dw_EXX
 
@@ -213,18 +213,17 @@ def _combine(rows_NX: Tensor, gate_N: Tensor | None, route: Route) -> Tensor:
 
 
 FUSION: Mapping[str, Any] = {"enable_fp_fusion": True}
-"""Said at every launch: newer compilers warn where it is left to them."""
+"""Given at every launch: newer compilers warn if it is not."""
 
 
-def _how(x_XX: Tensor, height: int, columns: int, depth: int) -> dict[str, Any]:
-    """Blocks and arithmetic of a product. fp32 is exact unless torch's own products are not
-    (``torch.set_float32_matmul_precision``).
+def _options(x_XX: Tensor, height: int, columns: int, depth: int) -> dict[str, Any]:
+    """Block sizes and arithmetic of a product. fp32 is as exact as ``torch.set_float32_matmul_precision`` says.
 
     Args:
-        x_XX: says the dtype.
+        x_XX: gives the dtype.
         height: rows in a block.
         columns: columns in a block.
-        depth: how much is summed over.
+        depth: the size of the summed dimension.
     """
     exact = torch.get_float32_matmul_precision() == "highest"
     return {
@@ -240,10 +239,10 @@ def _how(x_XX: Tensor, height: int, columns: int, depth: int) -> dict[str, Any]:
 
 
 def _block(width: int, most: int) -> int:
-    """A power of two that holds the width, from 16, the least of a product, to ``most``."""
+    """The power of two that holds the width, from 16 (the least for a product) to ``most``."""
     return min(SMALL if knobs.runtime.interpret else most, max(16, 1 << (width - 1).bit_length()))
 
 
 def _on(t: Tensor) -> AbstractContextManager[Any]:
-    """Launches go to the current device: make it the tensor's."""
+    """Makes the tensor's device the current one, where kernels are launched."""
     return torch.cuda.device(t.device) if t.device.type == "cuda" else nullcontext()

@@ -13,7 +13,7 @@ from moekit.contracts import Dispatched, Dispatcher, ExpertBank, LayerDims, Stan
 from moekit.errors import MoekitError
 from moekit.routing import Routing, pairs_of
 from moekit_dispatchers.grouped import Grouped
-from moekit_dispatchers.grouped.module import GroupedDispatcher, plan
+from moekit_dispatchers.grouped.module import GroupedDispatcher, sort_pairs
 from moekit_dispatchers.triton import Triton
 from moekit_dispatchers.triton.ops import triton_experts
 
@@ -26,19 +26,15 @@ class TritonDispatcher(Dispatcher):
     """``y_t = sum of gate · expert(x_t)`` over the pairs of token t, in five kernels.
 
     Takes banks of standard form (``ExpertBank.standard_form``: glu and ffn without extras) on a CUDA device (or, for
-    tests, on a CPU under ``TRITON_INTERPRET=1``), and uses their weights itself, in autocast's dtype where autocast is
-    on. What it cannot take goes the way of ``grouped``: other banks, other devices, fp64, tokens and weights of
-    different dtypes (``why_not`` says which).
+    tests, on a CPU under ``TRITON_INTERPRET=1``), and uses their weights directly, in autocast's dtype if autocast is
+    on. Hands everything else to ``grouped``: other banks, other devices, fp64, tokens and weights of different dtypes
+    (``why_not`` gives the reason).
 
-    Tokens are gathered inside the first product, and the activation is computed as its tiles are written. Kept for
-    backward under ``save: minimum``, with a gate: the tokens (T·D), the first product's output (N·2H), gates and
-    order; ``all`` keeps the activation's output too (N·H), ``nothing`` neither. Where autograd is off, neither is kept,
-    nor written. Sums are in fp32 and in an order that is always the same. Nothing is read from the device and shapes
-    are static, so a layer compiles into one graph. Differentiable once: a second derivative is refused.
-
-    Raises:
-        ValueError: a soft routing.
-        MoekitError: the package ``triton`` is not installed, and the kernels are needed.
+    Tokens are gathered inside the first product, and the activation is computed as its tiles are written. Saved for
+    backward under ``save: minimum``, with a gate: the tokens (T·D), the first product's output (N·2H), gates and order;
+    ``all`` saves the activation's output too (N·H), ``nothing`` neither. Without autograd neither is saved or written.
+    Sums are in fp32 and in a fixed order. Nothing is read from the device and shapes are static, so a layer compiles
+    into one graph. Differentiable once: a second derivative is rejected.
     """
 
     def __init__(self, spec: Triton, dims: LayerDims) -> None:
@@ -49,7 +45,12 @@ class TritonDispatcher(Dispatcher):
         self.interpreted = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
 
     def forward(self, x_TD: Tensor, routing: Routing, experts: ExpertBank, *, num_sequences: int = 1) -> Dispatched:
-        """Sorts pairs, and leaves the rest to the kernels."""
+        """Sorts pairs; the kernels do the rest.
+
+        Raises:
+            ValueError: a soft routing.
+            MoekitError: the kernels are needed, and the package ``triton`` is not installed.
+        """
         pairs = pairs_of(routing)
         form = experts.standard_form()
         if form is None or self.why_not(x_TD, form):
@@ -60,20 +61,20 @@ class TritonDispatcher(Dispatcher):
                 "  pip install 'moekit[triton]', or use the dispatcher 'grouped' or 'auto'"
             )
         dtype = _dtype(x_TD)
-        way = plan(pairs, x_TD.shape[0], routing.num_experts)
-        gate_N = pairs.gate_N.index_select(0, way.pair_N).float()
+        rows = sort_pairs(pairs, x_TD.shape[0], routing.num_experts)
+        gate_N = pairs.gate_N.index_select(0, rows.pair_N).float()
         weights = (form.w_in_EHD.to(dtype), form.w_out_EOH.to(dtype))
-        route = (way.end_E, way.token_N, way.by_token_N, way.start_T)
+        route = (rows.end_E, rows.token_N, rows.by_token_N, rows.start_T)
         save = self.spec.save if torch.is_grad_enabled() else "nothing"
         y_TO, *_ = triton_experts(x_TD.to(dtype), gate_N, *weights, *route, form.activation, save)
-        return Dispatched(y_TO=y_TO, dropped=way.pair_N.new_zeros(()))
+        return Dispatched(y_TO=y_TO, dropped=rows.pair_N.new_zeros(()))
 
     def why_not(self, x_TD: Tensor, form: StandardForm) -> str:
-        """Why the kernels cannot take such tokens and weights, in words; empty when they can."""
+        """Why the kernels cannot take these tokens and weights, in words; empty if they can."""
         if x_TD.device.type != "cuda" and not (x_TD.device.type == "cpu" and self.interpreted):
             return f"it is for CUDA devices; the tokens are on {x_TD.device.type}"
         if form.activation not in ACTIVATIONS:
-            return f"it knows no activation '{form.activation}'"
+            return f"it has no activation '{form.activation}'"
         found = {x_TD.dtype, form.w_in_EHD.dtype, form.w_out_EOH.dtype}
         if not found <= set(DTYPES) or (len(found) > 1 and not torch.is_autocast_enabled(x_TD.device.type)):
             return f"it takes fp32, fp16 or bf16 throughout; tokens are {x_TD.dtype}, weights {form.w_in_EHD.dtype}"
@@ -81,6 +82,6 @@ class TritonDispatcher(Dispatcher):
 
 
 def _dtype(x_TD: Tensor) -> torch.dtype:
-    """What the products are computed in: autocast's dtype where it is on, as with ``F.linear``."""
+    """The dtype of the products: autocast's if it is on, as in ``F.linear``."""
     kind = x_TD.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x_TD.dtype

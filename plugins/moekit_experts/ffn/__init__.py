@@ -1,9 +1,4 @@
-"""FFN experts: a feed-forward net of two matrices.
-
-Source: Vaswani et al. 2017, "Attention Is All You Need" (arXiv 1706.03762), equation 2;
-``down(act(up(x)))``. The expert of Shazeer 2017, GShard and Switch; dropout inside experts: Fedus et al. 2021, "Switch
-Transformer" (arXiv 2101.03961), section 2.4. Oracle: ``naive.py``.
-"""
+"""FFN experts: a feed-forward net of two matrices, the expert of Shazeer 2017, GShard and Switch. Torch-free."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""FFN experts over stacked weights."""
+"""FFN experts over stacked weights. Reference implementation: ``naive.py``."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch import Tensor
 from moekit.contracts import ExpertBank, LayerDims, StandardForm
 from moekit.contracts.layer import Groups
 from moekit_experts.ffn import Ffn
-from moekit_experts.stacked import ACTIVATIONS, draw_uniform, stacked
+from moekit_experts.stacked import ACTIVATIONS, init_as_linear, stacked
 
 
 @final
 class FfnExperts(ExpertBank):
     """``y = down(drop(act(up(x))))``.
 
-    Source: Vaswani et al. 2017 (arXiv 1706.03762), equation 2; ``drop`` is dropout, in training only (Switch
-    Transformer, arXiv 2101.03961, section 2.4).
+    Source: Vaswani et al. 2017, Attention Is All You Need (arXiv 1706.03762), equation 2; ``drop`` is dropout, in
+    training only (Fedus et al. 2021, Switch Transformer, arXiv 2101.03961, section 2.4).
 
     Shapes: ``w_up_EHD``, ``w_down_EOH``; ``b_up_EH``, ``b_down_EO`` or None.
     """
@@ -35,9 +35,9 @@ class FfnExperts(ExpertBank):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draws every matrix and bias as ``nn.Linear`` does."""
-        draw_uniform(self.w_up_EHD.shape[2], self.w_up_EHD, self.b_up_EH)
-        draw_uniform(self.w_down_EOH.shape[2], self.w_down_EOH, self.b_down_EO)
+        """Initialises every matrix and bias like ``nn.Linear``."""
+        init_as_linear(self.w_up_EHD.shape[2], self.w_up_EHD, self.b_up_EH)
+        init_as_linear(self.w_down_EOH.shape[2], self.w_down_EOH, self.b_down_EO)
 
     def forward(self, x_ND: Tensor, groups: Groups) -> Tensor:
         """``y_NO``: each row through its own expert."""
@@ -46,7 +46,7 @@ class FfnExperts(ExpertBank):
         return groups.linear(hidden_NH, self.w_down_EOH, self.b_down_EO)
 
     def standard_form(self) -> StandardForm | None:
-        """Both weights, unless there are biases, or dropout at work."""
+        """Both weights; None with biases, or with dropout in training."""
         if self.b_up_EH is not None or (self.dropout and self.training):
             return None
         return StandardForm(activation=self.activation, gated=False, w_in_EHD=self.w_up_EHD, w_out_EOH=self.w_down_EOH)

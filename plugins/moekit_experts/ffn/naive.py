@@ -1,4 +1,4 @@
-"""FFN experts, row by row: the oracle."""
+"""FFN experts, row by row: the reference implementation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def naive_ffn(
 ) -> Tensor:
     """``y_NO``: row n through expert ``expert_N[n]``; 0 where that is E (the row belongs to no expert).
 
-    ``keep_NH`` is False for hidden values that dropout sets to 0; the others grow by 1 / (1 - dropout).
+    ``keep_NH`` is False for hidden values that dropout sets to 0; the others are multiplied by 1 / (1 - dropout).
     """
     E, out_dim = w_down_EOH.shape[:2]
     rows = []

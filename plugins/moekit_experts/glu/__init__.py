@@ -1,9 +1,4 @@
-"""GLU experts: a gated feed-forward net, three matrices and no bias.
-
-Source: Shazeer 2020, "GLU Variants Improve Transformer" (arXiv 2002.05202), equations 5 and 6;
-``down(act(gate(x)) * up(x))``. Dropout inside experts: Fedus et al. 2021, "Switch Transformer" (arXiv 2101.03961),
-section 2.4. The multiplicative bias: Zoph et al. 2022, "ST-MoE" (arXiv 2202.08906). Oracle: ``naive.py``.
-"""
+"""GLU experts: a gated feed-forward net, three matrices and no bias. Torch-free: options and component."""
 
 from __future__ import annotations
 
@@ -17,14 +12,14 @@ from moekit.spec.kinds import ExpertSpec
 
 @dataclass(frozen=True, kw_only=True)
 class Glu(ExpertSpec):
-    """Options of GLU experts. Each has 3·D·H parameters, and H more with a scale."""
+    """Options of GLU experts. Each has 3·D·H parameters, and H more with ``scale_bias``."""
 
     hidden: int = option(help="H, width of the hidden layer", ge=1)
     activation: Literal["silu", "gelu", "relu", "sigmoid"] = option(
         "silu", "of the gate: silu (SwiGLU), gelu (GEGLU), relu (ReGLU), sigmoid (GLU)"
     )
     dropout: float = option(0.0, "share of the hidden layer's outputs set to 0, in training", ge=0, lt=1)
-    scale_bias: bool = option(False, "whether each hidden unit has a trained factor, 1 at first (ST-MoE)")
+    scale_bias: bool = option(False, "whether each hidden unit has a learned factor, initially 1 (ST-MoE)")
 
 
 COMPONENT = Component(

@@ -1,4 +1,4 @@
-"""GLU experts over stacked weights."""
+"""GLU experts over stacked weights. Reference implementation: ``naive.py``."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from torch import Tensor, nn
 from moekit.contracts import ExpertBank, Init, LayerDims, StandardForm
 from moekit.contracts.layer import Groups
 from moekit_experts.glu import Glu
-from moekit_experts.stacked import ACTIVATIONS, draw_uniform, stacked
+from moekit_experts.stacked import ACTIVATIONS, init_as_linear, stacked
 
 
 @final
 class GluExperts(ExpertBank):
     """``y = down(drop(act(gate(x)) * up(x) * scale))``, without additive biases.
 
-    Source: Shazeer 2020 (arXiv 2002.05202), equations 5 and 6. ``drop`` is dropout, in training only (Switch
-    Transformer, arXiv 2101.03961, section 2.4); ``scale`` is ST-MoE's multiplicative bias (arXiv 2202.08906), if any.
+    Source: Shazeer 2020, GLU Variants Improve Transformer (arXiv 2002.05202), equations 5 and 6. ``drop`` is dropout,
+    in training only (Fedus et al. 2021, Switch Transformer, arXiv 2101.03961, section 2.4). ``scale`` is the
+    multiplicative bias of ST-MoE (Zoph et al. 2022, arXiv 2202.08906), if any.
 
-    Gate and up are one product over the same rows, so their weights are kept as one: ``w_gate_up_EHD`` has shape
-    ``[E, 2H, D]``, the gate in rows 0 to H - 1 and up in rows H to 2H - 1 of each expert. (Halves, not interleaved
-    rows: reading them apart again costs nothing.)
+    Gate and up are one product over the same rows, so they share a weight: ``w_gate_up_EHD`` has shape ``[E, 2H, D]``,
+    the gate in rows 0 to H - 1 and up in rows H to 2H - 1 of each expert. Halves split without a copy;
+    interleaved rows would not.
 
     Shapes: ``w_gate_up_EHD`` ``[E, 2H, D]``, ``w_down_EOH`` ``[E, O, H]``, ``scale_EH`` or None.
     """
@@ -37,18 +38,18 @@ class GluExperts(ExpertBank):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draws every matrix as ``nn.Linear`` does; scales are 1."""
-        draw_uniform(self.w_gate_up_EHD.shape[2], self.w_gate_up_EHD)
-        draw_uniform(self.hidden, self.w_down_EOH)
-        self._scale_by_one()
+        """Initialises every matrix like ``nn.Linear``; scales are 1."""
+        init_as_linear(self.w_gate_up_EHD.shape[2], self.w_gate_up_EHD)
+        init_as_linear(self.hidden, self.w_down_EOH)
+        self._reset_scales()
 
     def init_weights(self, init: Init) -> None:
-        """Draws every matrix by ``init``; scales are 1."""
+        """Initialises every matrix by ``init``; scales are 1."""
         init.draw(self.w_gate_up_EHD)
         init.draw(self.w_down_EOH)
-        self._scale_by_one()
+        self._reset_scales()
 
-    def _scale_by_one(self) -> None:
+    def _reset_scales(self) -> None:
         if self.scale_EH is not None:
             nn.init.ones_(self.scale_EH)
 
@@ -56,12 +57,12 @@ class GluExperts(ExpertBank):
         """``y_NO``: each row through its own expert."""
         gate_NH, up_NH = groups.linear(x_ND, self.w_gate_up_EHD).chunk(2, dim=-1)
         hidden_NH = ACTIVATIONS[self.activation](gate_NH) * up_NH
-        if self.scale_EH is not None:  # in the hidden layer's dtype, which under autocast is not the parameter's
+        if self.scale_EH is not None:  # in the hidden layer's dtype, which under autocast differs from the parameter's
             hidden_NH = hidden_NH * groups.per_row(self.scale_EH.to(hidden_NH.dtype))
         return groups.linear(F.dropout(hidden_NH, self.dropout, self.training), self.w_down_EOH)
 
     def standard_form(self) -> StandardForm | None:
-        """Both weights, unless there is a multiplicative bias, or dropout at work."""
+        """Both weights; None with a multiplicative bias, or with dropout in training."""
         if self.scale_EH is not None or (self.dropout and self.training):
             return None
         return StandardForm(

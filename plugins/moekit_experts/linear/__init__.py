@@ -1,8 +1,4 @@
-"""Experts of one layer: ``linear``, and ``logistic`` with a sigmoid on top.
-
-Source: Jacobs, Jordan, Nowlan, Hinton 1991, "Adaptive Mixtures of Local Experts", Neural Computation 3(1): its vowel
-experts are single logistic units. Oracle: ``naive.py``.
-"""
+"""Experts of one layer: ``linear``, and ``logistic`` with a sigmoid on its outputs. Torch-free."""
 
 from __future__ import annotations
 

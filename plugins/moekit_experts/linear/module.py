@@ -1,4 +1,4 @@
-"""Experts of one linear layer, with or without a logistic sigmoid on its outputs."""
+"""Experts of one linear layer. Reference implementation: ``naive.py``."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from torch import Tensor
 from moekit.contracts import ExpertBank, LayerDims
 from moekit.contracts.layer import Groups
 from moekit_experts.linear import Linear, Logistic
-from moekit_experts.stacked import draw_uniform, stacked
+from moekit_experts.stacked import init_as_linear, stacked
 
 
 @final
 class LinearExperts(ExpertBank):
     """``y = W x + b``; ``y = sigmoid(W x + b)`` when built from a ``Logistic`` spec.
 
-    Source: Jacobs et al. 1991, Neural Computation 3(1).
+    Source: Jacobs, Jordan, Nowlan, Hinton 1991, Adaptive Mixtures of Local Experts, Neural Computation 3(1), whose
+    vowel experts are single logistic units.
 
     Shapes: ``w_EOD``; ``b_EO`` or None.
     """
@@ -30,8 +31,8 @@ class LinearExperts(ExpertBank):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draws the matrix and the bias as ``nn.Linear`` does."""
-        draw_uniform(self.w_EOD.shape[2], self.w_EOD, self.b_EO)
+        """Initialises the matrix and the bias like ``nn.Linear``."""
+        init_as_linear(self.w_EOD.shape[2], self.w_EOD, self.b_EO)
 
     def forward(self, x_ND: Tensor, groups: Groups) -> Tensor:
         """``y_NO``: each row through its own expert."""

@@ -1,4 +1,4 @@
-"""Experts of one layer, row by row: the oracle."""
+"""Experts of one layer, row by row: the reference implementation."""
 
 from __future__ import annotations
 

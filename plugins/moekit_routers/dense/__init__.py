@@ -16,7 +16,7 @@ class Dense(RouterSpec):
 
     form: ClassVar[Form] = "soft"
     takes_bias: ClassVar[bool] = False
-    bias: bool = option(True, "whether the gate has a trained bias, one number an expert")
+    bias: bool = option(True, "whether the gate has a learned bias per expert")
 
     def active(self, num_experts: int) -> float:
         """All of them."""

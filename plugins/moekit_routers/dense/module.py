@@ -1,4 +1,4 @@
-"""The dense gate of 1991. Oracle: ``naive.py`` beside this file."""
+"""The dense gate of 1991. Reference implementation: ``naive.py``."""
 
 from __future__ import annotations
 
@@ -13,18 +13,14 @@ from moekit_routers.dense import Dense
 
 
 class DenseRouter(Router):
-    """Weights every expert's output for every token: ``p_t = softmax(W x_t + b)``.
+    """Every expert works for every token, with weights ``p_t = softmax(W x_t + b)``.
 
     Source: Jacobs, Jordan, Nowlan, Hinton 1991, Adaptive Mixtures of Local Experts: the gating network.
 
     Shapes and dtypes: ``x_TD``, any float; the routing is ``Soft`` with ``combine_TEP`` (P = 1) and no
     ``dispatch_TEP`` (each expert sees each token itself), fp32, or fp64 for fp64 tokens or weights.
 
-    Gradient: reaches the weight, the bias and ``x_TD`` through every gate. Padding rows have gate 0 and none.
-
-    Args:
-        spec: its options.
-        dims: D and E.
+    Gradient: reaches the weight, the bias and ``x_TD`` through every gate. Padding has gate 0 and no gradient.
     """
 
     def __init__(self, spec: Dense, dims: LayerDims) -> None:

@@ -1,4 +1,4 @@
-"""The dense gate as loops over tokens and experts, straight from the equation. What ``module.py`` is held to."""
+"""The dense gate as loops over tokens and experts, from the equation."""
 
 from __future__ import annotations
 

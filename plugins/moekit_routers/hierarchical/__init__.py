@@ -1,4 +1,4 @@
-"""Hierarchical noisy top-k: a token takes the best groups, then the best experts of each. Torch-free."""
+"""Hierarchical noisy top-k: a token chooses the best groups, then the best experts of each. Torch-free."""
 
 from __future__ import annotations
 
@@ -16,28 +16,30 @@ from moekit.spec.reach import ranks_reached_by_level
 class Hierarchical(RouterSpec):
     """Options of the hierarchical router. A token runs through ``top_groups · top_k`` experts."""
 
-    takes_bias: ClassVar[bool] = False  # an expert's bias could move load within its group, never between groups
+    takes_bias: ClassVar[bool] = False  # a bias per expert moves load within groups, not between them
     gives_smooth_load: ClassVar[bool] = True
-    branches: int = option(help="equal groups that the experts are cut into, in order: the first level's choices", ge=1)
-    top_groups: int = option(2, "groups that a token takes", ge=1)
-    top_k: int = option(2, "experts that it takes in each of them", ge=1)
+    branches: int = option(
+        help="groups; the experts are split into them evenly, in order: the first level's choices", ge=1
+    )
+    top_groups: int = option(2, "groups that a token chooses", ge=1)
+    top_k: int = option(2, "experts that it chooses in each of them", ge=1)
     noise_epsilon: float = option(
         1e-2, "added to the noise's standard deviation: 1e-2 in the authors' code, 0 in the paper", ge=0
     )
-    zero_init: bool = option(True, "start with all matrices 0, so that noise alone chooses and the load is even")
+    zero_init: bool = option(True, "initialise all matrices to 0, so that noise alone chooses and the load is even")
 
     def active(self, num_experts: int) -> float:
         """``top_groups · top_k``."""
         return self.top_groups * self.top_k
 
     def ranks_reached(self, num_experts: int, ranks: int) -> float:
-        """Those that hold ``top_k`` experts of each of ``top_groups`` groups."""
+        """The ranks that hold ``top_k`` experts of each of ``top_groups`` groups."""
         return ranks_reached_by_level(
             num_experts, ranks, groups=self.branches, top_groups=self.top_groups, per_group=self.top_k
         )
 
     def check(self) -> Iterable[str]:
-        """Groups that exist, and gates that both levels can learn by."""
+        """There must be enough groups, and gates of both levels must have a gradient."""
         if self.top_groups > self.branches:
             yield f"top_groups={self.top_groups} is more than branches={self.branches}: lower it, or raise branches"
         for name, value in (("top_groups", self.top_groups), ("top_k", self.top_k)):
@@ -48,7 +50,7 @@ class Hierarchical(RouterSpec):
                 )
 
     def check_experts(self, num_experts: int) -> Iterable[str]:
-        """The groups must be equal, and hold as many experts as are chosen."""
+        """Groups must be of equal size, with at least ``top_k`` experts."""
         size, rest = divmod(num_experts, self.branches)
         if rest:
             yield (

@@ -1,6 +1,6 @@
-"""Hierarchical noisy top-k routing. Oracle: ``naive.py`` beside this file.
+"""Hierarchical noisy top-k routing. Reference implementation: ``naive.py``.
 
-Here G counts all groups, K the chosen of either level, X the experts of one group.
+Here G counts all groups, K the chosen groups or experts of one level, X the experts of one group.
 """
 
 from __future__ import annotations
@@ -10,43 +10,39 @@ from torch import Tensor, nn
 
 from moekit.contracts import Init, LayerDims, Router
 from moekit.errors import MoekitError
-from moekit.router_math import first_top_k, router_logits
+from moekit.router_math import router_logits
 from moekit.routing import TokenChoice
 from moekit_routers.hierarchical import Hierarchical
-from moekit_routers.noise import chance_in_top_k, noise_std, with_noise
+from moekit_routers.noise import noisy_top_k
 
 
 class HierarchicalRouter(Router):
-    """A token takes groups by a noisy top-k gate, and experts in each by that group's own noisy top-k gate.
+    """A noisy top-k gate chooses groups for a token; each group's own noisy top-k gate chooses experts in it.
 
-    What comes out is an ordinary choice among all E experts: expert j of group i is number ``i · E/branches + j``, and
-    its gate is ``Gprim_i · G_ij``. Gates of a token sum to 1.
+    The result is an ordinary choice among all E experts: expert j of group i has number ``i · E/branches + j`` and gate
+    ``Gprim_i · G_ij``. Gates of a token sum to 1.
 
-    Source: Shazeer et al. 2017, Outrageously Large Neural Networks, appendix B; each gate is its eq. 3 to 5. Noise, its
-    epsilon and what is drawn in training alone: as in ``noisy_topk``.
+    Source: Shazeer et al. 2017, Outrageously Large Neural Networks, appendix B; each gate is its eq. 3 to 5. Noise
+    and its epsilon are those of ``noisy_topk``, in training alone.
 
     Shapes and dtypes: ``x_TD``, any float; arithmetic is fp32, or fp64 for fp64 tokens or weights, under any autocast.
     K = top_groups · top_k; ``expert_TK`` lists the best group's experts first, best expert first.
-    ``scores_TE`` are the two levels' softmaxes without noise, multiplied; they sum to 1 over E. ``logits_TE`` are
-    logits of which they are the softmax: the group's logit plus the log-softmax within the group. So a z-loss on them
-    is one on the first level's logits.
+    ``scores_TE`` is the product of the two levels' softmaxes without noise; it sums to 1 over E. ``logits_TE`` are
+    logits whose softmax it is: the group's logit plus the log-softmax within the group. So a z-loss on them acts on the
+    first level's logits.
 
     ``smooth_load_E``, in training (else None): ``Load_ij = Loadprim_i(X) · Load_i(X_i)_j / |X_i|``, X_i being the valid
-    tokens that chose group i. The first level's gate thus gets a gradient from it. A group that no token chose has no
-    mean; it counts as even, ``top_k`` over its number of experts, so that its gate is taught even then.
+    tokens that chose group i. So it sends a gradient to the first level's gate. A group that no token chose has no
+    mean; a uniform one, ``top_k`` over its number of experts, takes its place, so that its gate still gets a gradient.
 
-    Selection bias: refused. A bias on experts could choose within a group and never between groups, so it could not
-    make the load even.
+    Selection bias: rejected. A bias on experts acts within a group but not between groups, so it could not balance the
+    load.
 
     Ties: the lowest index wins, at both levels. Padding is read as zeros and is in no load. A token with NaN gets K
-    distinct experts and NaN gates; other tokens are untouched. Only chosen groups are computed at the second level,
-    apart from one product that gives all logits; nothing loops over groups.
+    distinct experts and NaN gates; other tokens are not affected. The second level computes the chosen groups alone,
+    except for one product that gives all logits; there is no loop over groups.
 
     Gradient: reaches all four matrices and ``x_TD`` through the gates and ``smooth_load_E``.
-
-    Args:
-        spec: its options.
-        dims: D and E.
 
     Raises:
         MoekitError: the groups do not fit the number of experts.
@@ -76,7 +72,7 @@ class HierarchicalRouter(Router):
         """
         if selection_bias_E is not None:
             raise MoekitError(
-                "the hierarchical router takes no selection bias: one number an expert could move no load between "
+                "the hierarchical router takes no selection bias, because a bias per expert moves no load between "
                 "groups; remove the balancer that gives one and use cv_squared, or use the router noisy_topk"
             )
         spec = self.spec
@@ -84,14 +80,15 @@ class HierarchicalRouter(Router):
         all_TGX = router_logits(x_TD, self.weight_ED, None, valid_T).view(-1, spec.branches, size)
         prim_TG = router_logits(x_TD, self.group_weight_GD, None, valid_T)
         raw_TG = router_logits(x_TD, self.group_noise_weight_GD, None, valid_T) if self.training else None
-        group_TK, group_gate_TK, chance_TG = self._gate(prim_TG, raw_TG, spec.top_groups)
+        group_TK, group_gate_TK, chance_TG = noisy_top_k(prim_TG, raw_TG, spec.top_groups, spec.noise_epsilon)
 
         of_group_TKX = group_TK[:, :, None].expand(-1, -1, size)
         raw_TKX = None
         if self.training:
             raw_TGX = router_logits(x_TD, self.noise_weight_ED, None, valid_T).view_as(all_TGX)
             raw_TKX = raw_TGX.gather(1, of_group_TKX)
-        inner_TKX, inner_gate_TKX, chance_TKX = self._gate(all_TGX.gather(1, of_group_TKX), raw_TKX, spec.top_k)
+        clean_TKX = all_TGX.gather(1, of_group_TKX)
+        inner_TKX, inner_gate_TKX, chance_TKX = noisy_top_k(clean_TKX, raw_TKX, spec.top_k, spec.noise_epsilon)
 
         smooth_load_E = None
         if chance_TG is not None and chance_TKX is not None:
@@ -105,18 +102,6 @@ class HierarchicalRouter(Router):
             expert_TK=(group_TK[:, :, None] * size + inner_TKX).flatten(1),
             gate_TK=(group_gate_TK[:, :, None] * inner_gate_TKX).flatten(1),
         )
-
-    def _gate(self, clean_TX: Tensor, raw_TX: Tensor | None, k: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """One noisy top-k gate over the last dimension: choice, gates, and chances (None without noise)."""
-        if raw_TX is None:
-            best_TK = first_top_k(clean_TX, k)
-            return best_TK, clean_TX.gather(-1, best_TK).softmax(-1), None
-        std_TX = noise_std(raw_TX, self.spec.noise_epsilon)
-        noisy_TX = with_noise(clean_TX, std_TX)
-        best_TK = first_top_k(noisy_TX, min(k + 1, clean_TX.shape[-1]))  # one more: the runner-up
-        chance_TX = chance_in_top_k(clean_TX, noisy_TX, std_TX, best_TK, k)
-        best_TK = best_TK[..., :k]
-        return best_TK, noisy_TX.gather(-1, best_TK).softmax(-1), chance_TX
 
     def _smooth_load(self, chance_TG: Tensor, group_TK: Tensor, chance_TKX: Tensor, valid_T: Tensor | None) -> Tensor:
         """``Load_ij`` of the class's docstring, ``[E]``."""
@@ -134,7 +119,7 @@ class HierarchicalRouter(Router):
         return (chance_TG.sum(0)[:, None] * mean_GX).flatten()
 
     def init_weights(self, init: Init) -> None:
-        """Draws the four matrices as the model asks, or sets them to 0 under ``zero_init``."""
+        """Initialises the four matrices by ``init``, or to 0 under ``zero_init``."""
         for weight in self.parameters():
             if self.spec.zero_init:
                 nn.init.zeros_(weight)

@@ -1,4 +1,4 @@
-"""Hierarchical noisy top-k routing as loops over tokens, groups and experts. What ``module.py`` is held to."""
+"""Hierarchical noisy top-k routing as loops over tokens, groups and experts, from the equations."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Routed:
-    """``chosen[t]``: flat numbers of token t's experts, group by group, best first; ``gate_TK`` in that order.
+    """``chosen[t]``: numbers among all E of token t's experts, group by group, best first; ``gate_TK`` in that order.
 
     ``load_E`` is the smooth load, None without noise.
     """
@@ -25,7 +25,7 @@ class Routed:
 
 @dataclass(frozen=True)
 class Gate:
-    """One noisy top-k gate on one token: what it chose, with which gates, and each element's chance."""
+    """One noisy top-k gate on one token: choice, gates, and each element's probability of being chosen."""
 
     chosen: list[int]
     gates: list[Tensor]
@@ -82,8 +82,8 @@ def route(
 ) -> Routed:
     """Routes each token on its own.
 
-    ``noise_TG`` and ``noise_TKX`` hold the normal draws of training: for each group; and for each chosen group, in
-    order of choice, its experts. None in evaluation.
+    ``noise_TG`` and ``noise_TKX`` hold the normal noise of training: for each group; and for the experts of each chosen
+    group, in order of choice. None in evaluation.
     """
     T, a, b = x_TD.shape[0], group_weight_GD.shape[0], weight_ED.shape[0] // group_weight_GD.shape[0]
     chosen, gates, scores = [], [], []

@@ -1,4 +1,4 @@
-"""Noisy top-k: each token takes the k best experts by logits with trained noise. Torch-free: options and component."""
+"""Noisy top-k: each token takes the k best experts by logits with learned noise. Torch-free: options and component."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from moekit.spec.kinds import RouterSpec
 
 @dataclass(frozen=True, kw_only=True)
 class NoisyTopK(RouterSpec):
-    """Options of the noisy top-k router. Noise is drawn in training alone."""
+    """Options of the noisy top-k router. Noise is for training alone."""
 
     gives_smooth_load: ClassVar[bool] = True
     top_k: int = option(help="experts a token runs through", ge=1)
     noise_epsilon: float = option(
         1e-2, "added to the noise's standard deviation: 1e-2 in the authors' code, 0 in the paper", ge=0
     )
-    zero_init: bool = option(True, "start with both matrices 0, so that noise alone chooses and the load is even")
+    zero_init: bool = option(True, "initialise both matrices to 0, so that noise alone chooses and the load is even")
 
     def active(self, num_experts: int) -> float:
         """``top_k``."""
         return self.top_k
 
     def check(self) -> Iterable[str]:
-        """A gate that the router can learn by."""
+        """Gates must have a gradient."""
         if self.top_k == 1:
             yield (
                 "top_k=1 with a softmax over the one chosen makes every gate the constant 1, so no gradient reaches "
@@ -35,7 +35,7 @@ class NoisyTopK(RouterSpec):
             )
 
     def check_experts(self, num_experts: int) -> Iterable[str]:
-        """The choice must fit the number of experts."""
+        """There must be at least ``top_k`` experts."""
         if self.top_k > num_experts:
             yield f"top_k={self.top_k} is more than the {num_experts} experts there are: lower top_k, or raise count"
 
@@ -44,6 +44,6 @@ COMPONENT = Component(
     name="noisy_topk",
     spec=NoisyTopK,
     target="moekit_routers.noisy_topk.module:NoisyTopKRouter",
-    summary="each token takes its k best experts by logits with trained noise, and says what load to expect",
+    summary="each token takes its k best experts by logits with learned noise; gives the expected load",
     paper="Shazeer et al. 2017",
 )

@@ -1,4 +1,4 @@
-"""Noisy top-k routing. Oracle: ``naive.py`` beside this file."""
+"""Noisy top-k routing. Reference implementation: ``naive.py``."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from torch import Tensor, nn
 
 from moekit.contracts import Init, LayerDims, Router
 from moekit.errors import MoekitError
-from moekit.router_math import first_top_k, router_logits
+from moekit.router_math import router_logits
 from moekit.routing import TokenChoice
-from moekit_routers.noise import chance_in_top_k, noise_std, with_noise
+from moekit_routers.noise import noisy_top_k
 from moekit_routers.noisy_topk import NoisyTopK
 
 
 class NoisyTopKRouter(Router):
     """Each token takes k experts by noisy logits ``H = W_g x + n·(softplus(W_noise x) + epsilon)``.
 
-    Gates are the softmax over the k kept values of H, so they sum to 1. n is a standard normal draw, fresh for every
-    token and expert, in training alone; in evaluation H = W_g x and nothing is drawn.
+    Gates are the softmax over the k chosen values of H, so they sum to 1. n is standard normal noise, new for every
+    token and expert, in training alone; in evaluation H = W_g x, and no random number is used.
 
     Source: Shazeer et al. 2017, Outrageously Large Neural Networks, eq. 3 to 5; appendix A for the smooth load. The
     epsilon is that of the authors' code.
@@ -25,20 +25,16 @@ class NoisyTopKRouter(Router):
     Shapes and dtypes: ``x_TD``, any float; logits, noise, scores and gates are fp32, or fp64 for fp64 tokens or
     weights, under any autocast. ``logits_TE`` is ``W_g x``, and ``scores_TE`` its softmax over all experts: both
     without noise. ``expert_TK`` is int64, the largest H first. ``smooth_load_E``: in training the sum over valid tokens
-    of the chance that the expert would be chosen if its noise were drawn again; None in evaluation. With k = E it is
-    the count of valid tokens, a constant.
+    of the probability that the expert would be chosen if its noise were sampled again; None in evaluation. With k = E
+    it is the number of valid tokens, a constant.
 
-    Ties: the lowest expert index wins. With ``zero_init`` all tie in evaluation before the first step.
+    Ties: the lowest expert index wins. With ``zero_init`` all experts tie in evaluation before the first step.
 
-    Selection bias: added to H, and to W_g x in the smooth load, for choosing alone. It is not differentiated.
+    Selection bias: added to H, and to W_g x in the smooth load, for the choice alone. It gets no gradient.
 
     Gradient: reaches both matrices and ``x_TD`` through the gates and through ``smooth_load_E`` (its threshold too).
-    Padding is read as zeros. A token with NaN gets k distinct experts and NaN gates; a NaN in a valid token reaches
-    ``smooth_load_E``, as it reaches every statistic.
-
-    Args:
-        spec: its options.
-        dims: D and E.
+    Padding is read as zeros. A token with NaN gets k distinct experts and NaN gates; a NaN in a valid token also makes
+    ``smooth_load_E`` NaN, as every statistic.
 
     Raises:
         MoekitError: top_k does not fit the number of experts.
@@ -60,30 +56,24 @@ class NoisyTopKRouter(Router):
         self, x_TD: Tensor, *, valid_T: Tensor | None = None, selection_bias_E: Tensor | None = None
     ) -> TokenChoice:
         """Routes T tokens: noise, choose, gate."""
-        k = self.spec.top_k
-        logits_TE = noisy_TE = router_logits(x_TD, self.weight_ED, None, valid_T)
-        std_TE: Tensor | None = None
-        bias_E = logits_TE.new_zeros(()) if selection_bias_E is None else _bias(selection_bias_E, logits_TE.dtype)
+        logits_TE, raw_TE = router_logits(x_TD, self.weight_ED, None, valid_T), None
         if self.training:
-            std_TE = noise_std(router_logits(x_TD, self.noise_weight_ED, None, valid_T), self.spec.noise_epsilon)
-            noisy_TE = with_noise(logits_TE, std_TE)
-        best_TK = first_top_k(noisy_TE.detach() + bias_E, min(k + 1, logits_TE.shape[1]))  # one more: the runner-up
-        smooth_load_E = None
-        if std_TE is not None:
-            chance_TE = chance_in_top_k(logits_TE + bias_E, noisy_TE + bias_E, std_TE, best_TK, k)
-            smooth_load_E = (chance_TE if valid_T is None else chance_TE * valid_T[:, None]).sum(0)
-        expert_TK = best_TK[:, :k]
+            raw_TE = router_logits(x_TD, self.noise_weight_ED, None, valid_T)
+        bias_E = None if selection_bias_E is None else _bias(selection_bias_E, logits_TE.dtype)
+        expert_TK, gate_TK, chance_TE = noisy_top_k(logits_TE, raw_TE, self.spec.top_k, self.spec.noise_epsilon, bias_E)
+        if chance_TE is not None and valid_T is not None:
+            chance_TE = chance_TE * valid_T[:, None]
         return TokenChoice(
             logits_TE=logits_TE,
             scores_TE=logits_TE.softmax(-1),
             valid_T=valid_T,
-            smooth_load_E=smooth_load_E,
+            smooth_load_E=None if chance_TE is None else chance_TE.sum(0),
             expert_TK=expert_TK,
-            gate_TK=noisy_TE.gather(1, expert_TK).softmax(-1),
+            gate_TK=gate_TK,
         )
 
     def init_weights(self, init: Init) -> None:
-        """Draws both matrices as the model asks, or sets them to 0 under ``zero_init``."""
+        """Initialises both matrices by ``init``, or to 0 under ``zero_init``."""
         for weight_ED in (self.weight_ED, self.noise_weight_ED):
             if self.spec.zero_init:
                 nn.init.zeros_(weight_ED)
@@ -92,5 +82,5 @@ class NoisyTopKRouter(Router):
 
 
 def _bias(selection_bias_E: Tensor, dtype: torch.dtype) -> Tensor:
-    """The bias, -inf as a number so low that it bans, yet high enough to be added to and subtracted."""
+    """The bias, with -inf replaced by a finite number that still bans an expert and is safe in sums."""
     return selection_bias_E.detach().to(dtype).clamp(min=torch.finfo(dtype).min / 8)

@@ -1,4 +1,4 @@
-"""Noisy top-k routing as loops over tokens and experts, from the equations. What ``module.py`` is held to."""
+"""Noisy top-k routing as loops over tokens and experts, from the equations."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def route(
     selection_bias: Sequence[float] | None = None,
     valid: Sequence[bool] | None = None,
 ) -> Routed:
-    """Routes each token on its own; ``noise_TE`` holds the normal draws of training, None in evaluation."""
+    """Routes each token on its own; ``noise_TE`` holds the normal noise of training; None in evaluation."""
     T, E = x_TD.shape[0], weight_ED.shape[0]
     b = selection_bias or [0.0] * E
     load = [weight_ED.new_zeros(()) for _ in range(E)]

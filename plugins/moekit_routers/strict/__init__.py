@@ -16,16 +16,12 @@ class Strict(RouterSpec):
     """Options of the strictly balanced router."""
 
     takes_bias: ClassVar[bool] = False  # the load is even by construction
-    causal: ClassVar[bool] = False  # in training experts choose among all tokens of the batch, later ones too
-    top_k: int = option(
-        help="experts a token runs through, on average: each expert keeps this · tokens / experts", ge=1
-    )
-    threshold_weight: float = option(
-        1.0, "coefficient of the loss that trains the thresholds which evaluation sends by", ge=0
-    )
+    causal: ClassVar[bool] = False  # in training experts choose among all tokens of the batch, including later ones
+    top_k: int = option(help="experts of a token, on average: each expert keeps this · tokens / experts", ge=1)
+    threshold_weight: float = option(1.0, "coefficient of the loss that trains the thresholds of evaluation", ge=0)
 
     def active(self, num_experts: int) -> float:
-        """``top_k``, on average; a single token may get none, or all."""
+        """``top_k``, on average; a single token may have none, or all."""
         return self.top_k
 
     def check_experts(self, num_experts: int) -> Iterable[str]:

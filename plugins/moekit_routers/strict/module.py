@@ -1,4 +1,4 @@
-"""Strictly balanced gating. Oracle: ``naive.py`` beside this file."""
+"""Strictly balanced gating. Reference implementation: ``naive.py``."""
 
 from __future__ import annotations
 
@@ -11,40 +11,36 @@ from moekit.router_math import router_logits
 from moekit.routing import LossTerm, TokenChoice
 from moekit_routers.strict import Strict
 
-GUARD = 1e-20  # added to the sum that gates are divided by, so that a token without experts gets gates 0, not NaN
+GUARD = 1e-20  # added to the sum that gates are divided by, so that a token without experts has gates 0, not NaN
 
 
 class StrictRouter(Router):
     """Gates are ``softmax(W x) · mask``, divided by their sum over experts; the mask keeps the load even.
 
-    In training the mask is the batch's: expert e keeps the m = k·T/E tokens with the largest softmax value X_te, T
-    being the valid tokens given, m rounded down and at least 1. So all loads are exactly m. A token may be kept by any
-    number of experts; without one its gates are 0. In evaluation, where a token must not depend on its batch, the mask
-    is ``X_te > threshold_e``, and the load is whatever it is.
+    In training the mask depends on the batch: expert e keeps the m = k·T/E tokens with the largest softmax value X_te,
+    where T counts valid tokens and m is rounded down, at least 1. So all loads are exactly m. Any number of experts may
+    keep a token; if none does, its gates are 0. In evaluation a token must not depend on its batch: the mask is
+    ``X_te > threshold_e``, and loads may be uneven.
 
     The thresholds are trained by ``own_loss``, in training alone: the mean over valid tokens of ``sum_e
     (by threshold - by batch)_te · (X_te - threshold_e)``, which is 0 where the two masks agree and positive where they
-    do not. A threshold that lets too many tokens pass has a negative gradient, so a step raises it. X is taken as
-    given: this loss moves thresholds, not the router's weight.
+    differ. A threshold that too many tokens exceed has a negative gradient, so a step raises it. X is a constant here:
+    this loss moves thresholds, not the router's weight.
 
     Source: Shazeer et al. 2017, Outrageously Large Neural Networks, appendix F. Thresholds start at 1/E, the softmax
-    value of equal logits; the paper does not say where.
+    value of equal logits; the paper gives no initial value.
 
     Shapes and dtypes: ``x_TD``, any float; arithmetic is fp32, or fp64 for fp64 tokens or weights, under any autocast.
-    Each token has K = E choices, of which ``sent_TK`` is the mask: dispatchers that make a row for every choice pay
-    for E of them, so this router is for few experts.
+    Each token has K = E choices, and ``sent_TK`` is the mask. Dispatchers that compute a row for every choice compute
+    E rows per token, so this router is for few experts.
 
-    Ties: the earliest token wins. Padding is kept by no expert. A token with NaN takes a place at every expert in
-    training (a NaN counts as largest) and its gates are NaN; other tokens' gates stay finite.
+    Ties: the earliest token wins. No expert keeps padding. A token with NaN takes a place at every expert in training
+    (a NaN counts as largest) and its gates are NaN; other tokens' gates stay finite.
 
-    Selection bias: refused; the load is even by construction.
+    Selection bias: rejected; the load is even by construction.
 
-    Gradient: reaches the weight and ``x_TD`` through the gates of a token that two or more experts keep, and through
+    Gradient: reaches the weight and ``x_TD`` through the gates of tokens that two or more experts keep, and through
     ``scores_TE``; the thresholds through ``own_loss``.
-
-    Args:
-        spec: its options.
-        dims: D and E.
 
     Raises:
         MoekitError: top_k does not fit the number of experts.
@@ -70,7 +66,7 @@ class StrictRouter(Router):
         """
         if selection_bias_E is not None:
             raise MoekitError(
-                "the strict router keeps every expert's load even by itself, so it takes no selection bias; "
+                "the strict router balances the load by construction, so it takes no selection bias; "
                 "remove the balancer that gives one, or use the router topk"
             )
         logits_TE = router_logits(x_TD, self.weight_ED, None, valid_T)
@@ -81,7 +77,7 @@ class StrictRouter(Router):
             kept_TE = self._best_of_batch(scores_TE.detach(), valid_T)
             own_loss = self._threshold_loss(passes_TE, kept_TE, scores_TE.detach(), valid_T)
         else:
-            kept_TE = passes_TE | scores_TE.isnan()  # nothing is above a threshold with NaN: its token must show it
+            kept_TE = passes_TE | scores_TE.isnan()  # NaN exceeds no threshold, but its token must come out NaN
         gate_TE = scores_TE.where(kept_TE, 0)
         return TokenChoice(
             logits_TE=logits_TE,

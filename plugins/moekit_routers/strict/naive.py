@@ -1,4 +1,4 @@
-"""Strictly balanced gating as loops over tokens and experts, from the appendix. What ``module.py`` is held to."""
+"""Strictly balanced gating as loops over tokens and experts, from the appendix."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Routed:
-    """``kept[t]``: the experts that token t goes to, ascending; gates by expert, 0 for others; None in evaluation.
+    """``kept[t]``: the experts of token t, ascending; gates by expert, 0 for others.
 
-    ``loss`` is the thresholds', None in evaluation.
+    ``loss`` is that of the thresholds, None in evaluation.
     """
 
     kept: list[list[int]]

@@ -1,7 +1,7 @@
-"""Top-k routing: each token takes the k experts that suit it best. Torch-free: options and component.
+"""Top-k routing: each token takes the k experts of highest score. Torch-free: options and component.
 
-One router, because the papers differ in switches, not in kind: which score, whether it is taken before or after
-choosing, whether groups limit the choice, whether gates are renormalised and scaled.
+One router serves many papers, which differ in a few options: which score, whether it is computed before or after the
+choice, whether groups limit the choice, whether gates are renormalised and scaled.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ class TopK(RouterSpec):
     score_over: Literal["all", "chosen"] = option(
         "all", "all: score every expert, then choose; chosen: choose by logits, then score those chosen"
     )
-    groups: int = option(1, "equal groups that the experts are cut into, in order", ge=1)
-    top_groups: int | None = option(None, "groups a token may choose from; to be given when groups > 1", ge=1)
+    groups: int = option(1, "groups; the experts are split into them evenly, in order", ge=1)
+    top_groups: int | None = option(None, "groups a token may choose from; required if groups > 1", ge=1)
     group_score: Literal["max", "top2_sum"] = option(
-        "max", "ranks groups by their best expert, or by the sum of their two best; counts the selection bias"
+        "max", "ranks groups by their best expert, or by the sum of their two best, selection bias included"
     )
     renormalize: bool = option(False, "divide a token's gates by their sum")
     scale: float = option(1.0, "multiplies the gates, after renormalising", gt=0)
-    bias: bool = option(False, "whether the logits have a trained bias, one number an expert")
+    bias: bool = option(False, "whether the logits have a learned bias per expert")
     input_jitter: float = option(
-        0.0, "in training, the router (not the experts) reads its input times U(1 - this, 1 + this)", ge=0, lt=1
+        0.0, "in training, the router's input (not the experts') is multiplied by U(1 - this, 1 + this)", ge=0, lt=1
     )
     send_threshold: float | None = option(
         None,
-        "in training, a choice after the first whose gate (before scale) is below this is sent with probability "
+        "in training, a choice after the first with a gate (before scale) below this is sent with probability "
         "gate / this; in evaluation every choice is sent",
         gt=0,
         le=1,
@@ -49,12 +49,12 @@ class TopK(RouterSpec):
         return self.top_k
 
     def ranks_reached(self, num_experts: int, ranks: int) -> float:
-        """Those that hold a token's choices, which lie in ``top_groups`` of the groups."""
+        """The ranks that hold a token's choices, which are in ``top_groups`` of the groups."""
         top_groups = self.top_groups or self.groups
         return ranks_reached(num_experts, ranks, self.top_k, groups=self.groups, top_groups=top_groups)
 
     def check(self) -> Iterable[str]:
-        """Groups that make sense, and a gate that the router can learn by."""
+        """Groups must be consistent, and gates must have a gradient."""
         if self.groups > 1 and self.top_groups is None:
             yield f"groups={self.groups} without top_groups: say how many of them a token may choose from"
         if self.top_groups is not None and self.top_groups > self.groups:
@@ -76,7 +76,7 @@ class TopK(RouterSpec):
             )
 
     def check_experts(self, num_experts: int) -> Iterable[str]:
-        """The choice must fit the number of experts."""
+        """Groups must divide the experts and hold enough of them."""
         size, rest = divmod(num_experts, self.groups)
         top_groups = self.top_groups or self.groups
         if rest:

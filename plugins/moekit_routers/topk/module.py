@@ -1,7 +1,7 @@
-"""Top-k routing in all the orders that papers use: score and choose, choose and score, choose within groups.
+"""Top-k routing in all orders that papers use: score and choose, choose and score, choose within groups.
 
-What is unusual here: ties are defined (the lowest expert index wins), masked groups are -inf (0 would beat a negative
-``score + bias``), and the selection bias never enters a gate. Oracle: ``naive.py`` beside this file.
+Unlike many implementations, ties are defined (the lowest expert index wins), masked groups are -inf (0 would beat a
+negative ``score + bias``), and the selection bias never enters a gate. Reference implementation: ``naive.py``.
 """
 
 from __future__ import annotations
@@ -32,21 +32,18 @@ class TopKRouter(Router):
     bias, under ``score_over=chosen`` too, so that balancers see every expert.
 
     Ties: the lowest expert index wins, on every device. A token with NaN gets k distinct experts and NaN gates; other
-    tokens are untouched. Padding is read as zeros.
+    tokens are not affected. Padding is read as zeros.
 
-    Sending: under ``send_threshold`` and in training ``sent_TK`` says which choices are sent: the first always, another
-    with probability min(1, g / threshold), g its gate after renormalising and before scaling. Gates of those sent are
-    not rescaled. In evaluation all are sent, as nothing random may happen there; mesh's code draws there too.
+    Sending: under ``send_threshold`` and in training ``sent_TK`` says which choices are sent: the first always, others
+    with probability min(1, g / threshold), g being the gate after renormalising and before scaling. Gates of sent
+    choices are not rescaled. In evaluation all are sent, because nothing random may happen there (mesh's code samples
+    in evaluation too).
 
-    Selection bias: added to what is compared, the affinities under ``score_over=all`` and the logits under
-    ``chosen``. It is not differentiated.
+    Selection bias: added to the keys of the choice, affinities under ``score_over=all`` and logits under ``chosen``. It
+    gets no gradient.
 
-    Gradient: reaches the weight and ``x_TD`` through the gates of the chosen and through ``scores_TE``; choosing
-    itself has none.
-
-    Args:
-        spec: its options.
-        dims: D and E.
+    Gradient: reaches the weight and ``x_TD`` through the gates of the chosen and through ``scores_TE``; the choice has
+    none.
 
     Raises:
         MoekitError: top_k or groups do not fit the number of experts.
@@ -116,13 +113,13 @@ class TopKRouter(Router):
         return key_TGX.masked_fill(out_TG[:, :, None], -torch.inf).flatten(1)
 
     def _sent(self, gate_TK: Tensor) -> Tensor | None:
-        """bool: which choices are sent; None for all of them. A NaN is sent: its token's output is NaN."""
+        """bool: which choices are sent; None for all of them. A NaN is sent, so that its token's output is NaN."""
         threshold = self.spec.send_threshold
         if threshold is None or not self.training:
             return None
-        left_out_TK = gate_TK.detach() <= threshold * torch.rand_like(gate_TK)
+        unsent_TK = gate_TK.detach() <= threshold * torch.rand_like(gate_TK)
         first_K = torch.arange(self.spec.top_k, device=gate_TK.device) == 0
-        return first_K | ~left_out_TK
+        return first_K | ~unsent_TK
 
     def _jittered(self, x_TD: Tensor) -> Tensor:
         eps = self.spec.input_jitter

@@ -1,4 +1,4 @@
-"""Top-k routing as loops over tokens, groups and experts, from the equations. What ``module.py`` is held to."""
+"""Top-k routing as loops over tokens, groups and experts, from the equations."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def route(
 ) -> Routed:
     """Routes each token on its own.
 
-    ``u_TK`` holds uniform draws: the k-th choice, but for the first, is sent if ``g_k / send_threshold > u_k``.
+    ``u_TK`` holds uniform random numbers: a choice k after the first is sent if ``g_k / send_threshold > u_k``.
     """
     E = weight_ED.shape[0]
     b = selection_bias or [0.0] * E
@@ -84,10 +84,10 @@ def route(
         if renormalize:
             total = sum(g[1:], g[0]) + 1e-20
             g = [g_e / total for g_e in g]
-        go = [True] * top_k
+        sends = [True] * top_k
         if send_threshold is not None and u_TK is not None:
-            go = [k == 0 or g[k].item() / send_threshold > u_TK[t, k].item() for k in range(top_k)]
-        sent.append(go)
+            sends = [k == 0 or g[k].item() / send_threshold > u_TK[t, k].item() for k in range(top_k)]
+        sent.append(sends)
         chosen.append(picks)
         gates.append(torch.stack([scale * g_e for g_e in g]))
         scores.append(torch.stack(s))

@@ -34,7 +34,7 @@ def main(out: str) -> None:
     together = run(x_TD[:7] if rank == 0 else x_TD[7:], True)
     dist.all_reduce(together)
     if rank == 0:
-        run(x_TD[:7], False)  # in evaluation nobody waits for another rank
+        run(x_TD[:7], False)  # in evaluation no rank waits for another
     dist.barrier()
     dist.destroy_process_group()
     torch.save((alone, together), f"{out}{rank}")

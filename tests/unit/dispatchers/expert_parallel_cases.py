@@ -1,6 +1,4 @@
-"""Tokens, routings and experts for ``expert_parallel_run``, and the comparison of a dispatcher that deals experts out
-with one process that holds them all.
-"""
+"""Tokens, routings and experts for ``expert_parallel_run``, and the comparison of ranks with one process."""
 
 from __future__ import annotations
 
@@ -60,7 +58,7 @@ def close(found: Tensor, expected: Tensor, what: str) -> None:
 
 
 def bank_of(held: range | None, dtype: torch.dtype) -> ExpertBank:
-    """The experts of one rank, or all."""
+    """The experts of one rank, or all of them."""
     torch.manual_seed(1)
     whole: ExpertBank = build(Ffn(count=E, hidden=7, activation="gelu", bias=True), DIMS).to(dtype)
     with torch.no_grad():
@@ -77,7 +75,7 @@ def bank_of(held: range | None, dtype: torch.dtype) -> ExpertBank:
 def case_of(
     r: int, form: Form, K: int, dtype: torch.dtype, *, tokens: Sequence[int], skewed: bool, padded: bool
 ) -> tuple[Tensor, Routing]:
-    """Tokens and their routing on rank r: the same wherever they are made."""
+    """Tokens and their routing on rank r; every process computes the same."""
     torch.manual_seed(50 + r)
     T = tokens[r]
     valid_T = torch.rand(T) < 0.7 if padded else None
@@ -106,7 +104,7 @@ def loss_of(out: Dispatched, r: int) -> Tensor:
 def run(
     dispatcher: torch.nn.Module, x_TD: Tensor, routing: Routing, bank: ExpertBank, r: int, sequences: int = 1
 ) -> Dispatched:
-    torch.manual_seed(100 + r)  # whatever is drawn in training
+    torch.manual_seed(100 + r)  # for random numbers in training
     out: Dispatched = dispatcher(x_TD, routing, bank, num_sequences=sequences)
     loss_of(out, r).backward()
     return out

@@ -1,4 +1,4 @@
-"""What ``test_expert_parallel`` runs in every process: experts dealt out against one process that holds them all."""
+"""Run by ``test_expert_parallel`` in every process: experts split over ranks against one process with all experts."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ from moekit_dispatchers.loop import Loop
 from moekit_experts.glu import Glu
 from moekit_routers.topk import TopK
 
-PATIENCE = timedelta(seconds=200)  # of every group of ranks: the one that the run asks for
+TIMEOUT = timedelta(seconds=200)  # which every group of ranks must inherit
 
 
-def oracle(size: int) -> None:
-    """The dispatcher against loops over ranks, tokens and choices; and what it sends, row by row."""
+def reference_implementation(size: int) -> None:
+    """Outputs and sent rows against loops over ranks, tokens and choices."""
     made = [
         case_of(r, "token_choice", 3, torch.float64, tokens=TOKENS, skewed=False, padded=True) for r in range(world())
     ]
@@ -88,24 +88,24 @@ def oracle(size: int) -> None:
     x_TD, routing = made[rank()]
     out = dispatcher(x_TD, routing, bank_of(dispatcher.local_experts, torch.float64))
     mine = rank() - first
-    close(out.y_TO.detach(), y[mine].detach(), "y of the oracle")
+    close(out.y_TO.detach(), y[mine].detach(), "y of the reference")
     assert rows_of(routing, size, mine) == sum(sent[mine]) - sent[mine][mine]
 
 
 def bytes_sent(size: int, dtype: torch.dtype, form: Form = "token_choice", *, autocast: bool = False) -> None:
-    """What really passes the collective equals what is computed without it, over the group: forward and backward."""
+    """The bytes that pass the collective equal those computed without it, forward and backward, over all ranks."""
     x_TD, routing = case_of(rank(), form, 3, dtype, tokens=TOKENS, skewed=False, padded=False)
     dispatcher = build(ExpertParallel(size=size, local=Loop()), DIMS)
     bank, mine = bank_of(dispatcher.local_experts, dtype), rank() % size
     real, passed = dist.all_to_all_single, [0, 0]
 
     def counted(
-        out: Tensor, x: Tensor, gets: list[int] | None = None, sends: list[int] | None = None, **more: Any
+        out: Tensor, x: Tensor, receives: list[int] | None = None, sends: list[int] | None = None, **more: Any
     ) -> Any:
         sends = [x.shape[0] // size] * size if sends is None else sends
         passed[0] += (x.shape[0] - sends[mine]) * x.shape[1] * x.element_size()
         passed[1] += size - 1
-        return real(out, x, gets, sends, **more)
+        return real(out, x, receives, sends, **more)
 
     computed = traffic(
         rows_of(routing, size, mine),
@@ -134,7 +134,7 @@ def bytes_sent(size: int, dtype: torch.dtype, form: Form = "token_choice", *, au
 
 
 def layers(size: int, local: DispatcherSpec, *, recompute: bool) -> None:
-    """A whole layer, built and drawn in either way: two passes a step, maybe recomputed; done again, the same bits."""
+    """A whole layer, in one process and on ranks: two passes per step, maybe recomputed; repeated, the same bits."""
     spec = MoE(
         router=TopK(top_k=3, score="sigmoid", renormalize=True),
         experts=Glu(count=E, hidden=4),
@@ -184,8 +184,8 @@ def layers(size: int, local: DispatcherSpec, *, recompute: bool) -> None:
         close(layer.eval()(x)[0], whole.eval()(x)[0], "y without gradients")
 
 
-class Careless(ExpertBank):
-    """Experts that answer no rows with a tensor of no history."""
+class DetachedWithoutRows(ExpertBank):
+    """Experts that return a tensor without autograd history if there are no rows."""
 
     def __init__(self, inner: ExpertBank) -> None:
         super().__init__()
@@ -196,16 +196,16 @@ class Careless(ExpertBank):
         return y_NO
 
 
-def no_rank_is_waited_for() -> None:
-    """All tokens on the first rank's experts; the others, to whom nothing comes, take part in backward all the same."""
+def ranks_without_rows_take_part_in_backward() -> None:
+    """All tokens choose experts of the first rank; the other ranks receive nothing and still take part in backward."""
     dispatcher = build(ExpertParallel(local=Loop()), DIMS)
     x_TD, routing = case_of(0, "token_choice", 2, torch.float64, tokens=TOKENS, skewed=True, padded=False)
-    run(dispatcher, x_TD, routing, Careless(bank_of(dispatcher.local_experts, torch.float64)), 0)
+    run(dispatcher, x_TD, routing, DetachedWithoutRows(bank_of(dispatcher.local_experts, torch.float64)), 0)
     assert x_TD.grad is not None and bool((x_TD.grad != 0).any(1).all())
 
 
 def compiled_and_autocast() -> None:
-    """Under ``torch.compile`` the exchange stays outside; under autocast experts run in bf16, rows come back in it."""
+    """``torch.compile`` excludes the exchange; under autocast experts run in bf16 and return bf16 rows."""
     spec = MoE(router=TopK(top_k=2), experts=Glu(count=E, hidden=4), dispatcher=ExpertParallel(local=Grouped()))
     layer = MoELayer.from_spec(spec, dim=D)
     init_weights(layer, Init(std=0.5), seed=3)
@@ -223,37 +223,37 @@ def compiled_and_autocast() -> None:
     close(again.detach(), rounded.detach(), "y of a compiled layer under autocast")
 
 
-class Noted:
-    """An exchange under way that tells when it is waited for."""
+class RecordedWork:
+    """An exchange in progress that records when it is waited for."""
 
-    def __init__(self, work: dist.Work, told: list[str]) -> None:
-        self.work, self.told = work, told
+    def __init__(self, work: dist.Work, events: list[str]) -> None:
+        self.work, self.events = work, events
 
     def wait(self) -> None:
-        self.told.append("waited")
+        self.events.append("waited")
         self.work.wait()
 
 
-def shared_experts_meanwhile() -> None:
-    """The layer computes shared experts after the tokens have set out, and before it waits for those of others."""
+def shared_experts_run_during_the_exchange() -> None:
+    """The layer computes shared experts after tokens are dispatched, and before it waits for received ones."""
     router, experts = TopK(top_k=2), Glu(count=E, hidden=4)
     spec = MoE(router=router, experts=experts, shared=Glu(hidden=3), dispatcher=ExpertParallel(local=Loop()))
-    layer, told, real = MoELayer.from_spec(spec, dim=D), [], dist.all_to_all_single
+    layer, events, real = MoELayer.from_spec(spec, dim=D), [], dist.all_to_all_single
 
-    def noted(*args: Any, async_op: bool = False, **more: Any) -> Any:
+    def recorded(*args: Any, async_op: bool = False, **more: Any) -> Any:
         work = real(*args, async_op=async_op, **more)
-        told.append("sent" if async_op else "counted")
-        return Noted(work, told) if async_op else work
+        events.append("sent" if async_op else "counted")
+        return RecordedWork(work, events) if async_op else work
 
     for name in ("shared", "experts"):
-        layer.get_submodule(name).register_forward_hook(lambda *_, name=name: told.append(name))
-    dist.all_to_all_single = noted
+        layer.get_submodule(name).register_forward_hook(lambda *_, name=name: events.append(name))
+    dist.all_to_all_single = recorded
     try:
         layer(torch.randn(2, 3, D))
     finally:
         dist.all_to_all_single = real
     there = ["counted", *["sent"] * 3, "shared", *["waited"] * 3]
-    assert told == [*there, "experts", "sent", "waited"], told
+    assert events == [*there, "experts", "sent", "waited"], events
 
 
 def refusals() -> None:
@@ -278,34 +278,34 @@ def meshes(size: int) -> None:
     assert dist.get_process_group_ranks(mesh.get_group(REPLICA)) == list(range(rank() % size, world(), size))
     assert dist.get_process_group_ranks(world_mesh("cpu").get_group()) == list(range(world()))
     for group in (mesh.get_group(EXPERT), mesh.get_group(REPLICA), world_mesh("cpu").get_group()):
-        assert group._get_backend(torch.device("cpu")).options._timeout == PATIENCE
+        assert group._get_backend(torch.device("cpu")).options._timeout == TIMEOUT
 
 
 def quick() -> None:
-    """Some of it, in two processes."""
+    """A selection, in two processes."""
     meshes(2)
     refusals()
     parity(Grouped(), 2)
     parity(Capacity(factor=0.6, order="affinity"), 2, padded=True)
     parity(Capacity(factor=0.6, per="sequence"), 2, tokens=(9, 6), sequences=3)
     parity(Loop(), 2, tokens=(3, 0), skewed=True)
-    oracle(2)
+    reference_implementation(2)
     bytes_sent(2, torch.float64)
     bytes_sent(2, torch.float32, autocast=True)
-    no_rank_is_waited_for()
-    shared_experts_meanwhile()
+    ranks_without_rows_take_part_in_backward()
+    shared_experts_run_during_the_exchange()
     layers(2, Auto(), recompute=True)
 
 
 def whole() -> None:
-    """All of it, in four: one group of four, and two of two."""
+    """Everything, in four processes: one group of four, and two of two."""
     refusals()
-    no_rank_is_waited_for()
-    shared_experts_meanwhile()
+    ranks_without_rows_take_part_in_backward()
+    shared_experts_run_during_the_exchange()
     compiled_and_autocast()
     for size in (2, 4):
         meshes(size)
-        oracle(size)
+        reference_implementation(size)
         for dtype in TOLERANCE:
             bytes_sent(size, dtype)
         bytes_sent(size, torch.float32, autocast=True)
@@ -332,6 +332,6 @@ def whole() -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", timeout=PATIENCE)
+    dist.init_process_group("gloo", timeout=TIMEOUT)
     {"quick": quick, "whole": whole}[sys.argv[1]]()
     dist.destroy_process_group()

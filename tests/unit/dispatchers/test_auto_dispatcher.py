@@ -1,4 +1,4 @@
-"""The automatic dispatcher: what it chooses, what it says of it, and that the choice changes no result."""
+"""The automatic dispatcher: what it chooses and why, and that the choice changes no result."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ WORK = ROWS * 2 * H * D
     ("routed", "bank", "x_TD", "limit", "words"),
     [
         (soft(), glu(), torch.randn(T, D), 0, "soft: the routing is soft"),
-        (routing(), glu(scale_bias=True), torch.randn(T, D), 0, "grouped: GluExperts is of no standard form"),
+        (routing(), glu(scale_bias=True), torch.randn(T, D), 0, "grouped: GluExperts has no standard form"),
         (
             routing(),
             glu(),
@@ -56,34 +56,34 @@ WORK = ROWS * 2 * H * D
             0,
             "grouped: 'fused' cannot: it takes fp32 or fp64 throughout",
         ),
-        (routing(), glu(), torch.randn(T, D), WORK, f"fused: {ROWS} rows an expert"),
-        (routing(), glu(), torch.randn(T, D), WORK + 1, f"grouped: {ROWS} rows an expert"),
+        (routing(), glu(), torch.randn(T, D), WORK, f"fused: {ROWS} rows per expert"),
+        (routing(), glu(), torch.randn(T, D), WORK + 1, f"grouped: {ROWS} rows per expert"),
     ],
     ids=["soft", "no form", "dtype", "work enough", "too little work"],
 )
-def test_the_choice_and_its_reason(
+def test_explain_gives_the_choice_and_its_reason(
     routed: Routing, bank: ExpertBank, x_TD: Tensor, limit: int, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "WORTH_A_WALK", limit)
+    monkeypatch.setattr(module, "FUSED_FROM", limit)
     assert AutoDispatcher(Auto(), DIMS).explain(x_TD, routed, bank).startswith(words)
 
 
 @pytest.mark.parametrize("limit", [0, 1 << 60], ids=["fused", "grouped"])
 def test_the_choice_changes_no_result(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "WORTH_A_WALK", limit)
+    monkeypatch.setattr(module, "FUSED_FROM", limit)
     x_TD, routed, bank = torch.randn(T, D, dtype=torch.float64), routing(), glu().double()
     found, expected = (d(x_TD, routed, bank).y_TO for d in (AutoDispatcher(Auto(), DIMS), LoopDispatcher(Loop(), DIMS)))
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
-def test_what_is_kept_for_backward_is_passed_on() -> None:
+def test_the_option_save_is_passed_to_fused() -> None:
     assert AutoDispatcher(Auto(save="nothing"), DIMS).fused.spec.save == "nothing"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_on_a_gpu_the_grouped_product_is_chosen(dtype: torch.dtype) -> None:
+def test_on_a_gpu_grouped_is_chosen(dtype: torch.dtype) -> None:
     """No GPU is needed: the choice is made from static facts."""
     with FakeTensorMode():
         x_TD = torch.empty(T, D, dtype=dtype, device="cuda")
     words = AutoDispatcher(Auto(), DIMS).explain(x_TD, routing(), glu())
-    assert words == "grouped: 'fused' cannot: it is for CPUs; the tokens are on cuda"
+    assert words == "grouped: 'fused' is for CPUs, and the tokens are on cuda"

@@ -1,17 +1,17 @@
-"""Dropping by device: who goes, who stays, when, and how it composes with another dispatcher."""
+"""Dropping by device: which pairs drop, when, and how it wraps another dispatcher."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor, nn
 
 from moekit import load
-from moekit.contracts import ExpertBank, LayerDims
+from moekit.contracts import LayerDims
 from moekit.errors import MoekitError
 from moekit.layer import MoELayer
-from moekit.routing import ExpertChoice, TokenChoice
+from moekit.routing import TokenChoice
 from moekit.spec.kinds import DispatcherSpec, MoE
+from moekit.testing.reference import NameExperts
 from moekit_dispatchers.capacity import Capacity
 from moekit_dispatchers.device_capacity import DeviceCapacity
 from moekit_dispatchers.device_capacity.module import DeviceCapacityDispatcher
@@ -23,18 +23,6 @@ from moekit_experts.glu import Glu
 from moekit_routers.topk import TopK
 
 D, E = 4, 4
-
-
-class Names(ExpertBank):
-    """Expert e answers with the e-th unit vector."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.num_experts = self.out_dim = E
-        self.w_EO = nn.Parameter(torch.eye(E))
-
-    def forward(self, x_ND: Tensor, groups: object) -> Tensor:
-        return groups.per_row(self.w_EO)  # type: ignore[attr-defined, no-any-return]
 
 
 def routing(expert_TK: list[list[int]], gates: list[list[float]]) -> TokenChoice:
@@ -54,76 +42,68 @@ def dispatcher(
 ALL_ON_DEVICE_0 = routing([[0, 1], [1, 0], [0, 1], [1, 2]], [[0.6, 0.1], [0.5, 0.3], [0.4, 0.2], [0.7, 0.15]])
 
 
-def test_lowest_affinities_of_a_full_device_go_and_gates_stay() -> None:
-    """Eight pairs on two devices: four each. Device 0 is wanted by seven and keeps .7, .6, .5 and .4."""
-    out = dispatcher()(torch.randn(4, D), ALL_ON_DEVICE_0, Names())
+def test_a_full_device_drops_its_lowest_affinities_and_keeps_gates() -> None:
+    """Eight pairs on two devices: four each. Seven choose device 0, which keeps .7, .6, .5 and .4."""
+    out = dispatcher()(torch.randn(4, D), ALL_ON_DEVICE_0, NameExperts(E).float())
     assert int(out.dropped) == 3
     want = [[0.6, 0, 0, 0], [0, 0.5, 0, 0], [0.4, 0, 0, 0], [0, 0.7, 0.15, 0]]
     torch.testing.assert_close(out.y_TO.detach(), torch.tensor(want))
 
 
 def test_evaluation_drops_nothing() -> None:
-    out = dispatcher(factor=0.1).eval()(torch.randn(4, D), ALL_ON_DEVICE_0, Names())
+    out = dispatcher(factor=0.1).eval()(torch.randn(4, D), ALL_ON_DEVICE_0, NameExperts(E).float())
     assert int(out.dropped) == 0 and int((out.y_TO != 0).sum()) == 8
 
 
-def test_a_token_that_loses_everything_comes_out_zero() -> None:
-    out = dispatcher(factor=0.25)(torch.randn(4, D), ALL_ON_DEVICE_0, Names())
-    assert not out.y_TO[:3].any() and bool(out.y_TO[3].any())
-
-
-def test_even_load_fits_the_average() -> None:
-    way = routing([[0, 2], [1, 3], [0, 3], [1, 2]], [[0.5, 0.1]] * 4)
-    assert int(dispatcher()(torch.randn(4, D), way, Names()).dropped) == 0
-
-
-def test_of_equal_affinities_the_earlier_stay() -> None:
-    way = routing([[0], [1], [0], [1]], [[0.5]] * 4)
-    out = dispatcher()(torch.randn(4, D), way, Names())
+def test_of_equal_affinities_the_earlier_pairs_are_kept() -> None:
+    routed = routing([[0], [1], [0], [1]], [[0.5]] * 4)
+    out = dispatcher()(torch.randn(4, D), routed, NameExperts(E).float())
     assert out.y_TO.any(1).tolist() == [True, True, False, False]
 
 
-def test_padding_takes_no_place_before_a_token_of_nan_and_that_one_goes_first() -> None:
+def test_padding_takes_no_budget_and_a_token_of_nan_is_dropped_first() -> None:
     scores_TE = torch.zeros(3, E).index_fill(1, torch.tensor([0]), 0.5)
     scores_TE[1, 0] = torch.nan
-    way = routing([[0]] * 3, [[0.5]] * 3)
+    routed = routing([[0]] * 3, [[0.5]] * 3)
     for valid, kept in (([False, True, True], [False, True, True]), ([True, True, True], [True, False, True])):
-        nan = TokenChoice(**(vars(way) | {"scores_TE": scores_TE, "valid_T": torch.tensor(valid)}))
+        nan = TokenChoice(**(vars(routed) | {"scores_TE": scores_TE, "valid_T": torch.tensor(valid)}))
         part = dispatcher(groups=1, factor=1.0 if sum(valid) == 2 else 0.7)  # two fit either time
-        assert part(torch.randn(3, D), nan, Names()).y_TO.any(1).tolist() == kept
+        assert part(torch.randn(3, D), nan, NameExperts(E).float()).y_TO.any(1).tolist() == kept
 
 
 def test_exempt_sequences_lose_nothing_and_use_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     """The second sequence is exempt: its two pairs of lowest affinity stay, and the first has no budget left."""
-    way = routing([[0], [1], [0], [1]], [[0.9], [0.8], [0.2], [0.1]])
+    routed = routing([[0], [1], [0], [1]], [[0.9], [0.8], [0.2], [0.1]])
     draws = torch.tensor([0.5, 0.05])
     monkeypatch.setattr(torch, "rand", lambda *size, device: draws)
-    out = dispatcher(exempt=0.1)(torch.randn(4, D), way, Names(), num_sequences=2)
+    out = dispatcher(exempt=0.1)(torch.randn(4, D), routed, NameExperts(E).float(), num_sequences=2)
     assert out.y_TO.any(1).tolist() == [False, False, True, True] and int(out.dropped) == 2
 
 
-def test_about_a_tenth_of_the_sequences_is_exempt_another_each_pass() -> None:
+def test_about_a_tenth_of_the_sequences_is_exempt_and_each_pass_samples_anew() -> None:
     B = 4000
-    way = routing([[0]] * B, [[0.5]] * B)
-    part = dispatcher(factor=2e-5, exempt=0.1)  # a budget of 0: who is kept is exempt
+    routed = routing([[0]] * B, [[0.5]] * B)
+    part = dispatcher(factor=2e-5, exempt=0.1)  # a budget of 0: only exempt pairs are kept
     torch.manual_seed(0)
-    first, second = (part(torch.randn(B, D), way, Names(), num_sequences=B).y_TO.any(1) for _ in range(2))
+    first, second = (
+        part(torch.randn(B, D), routed, NameExperts(E).float(), num_sequences=B).y_TO.any(1) for _ in range(2)
+    )
     for kept in (first, second):
         assert 0.08 < float(kept.float().mean()) < 0.12
     assert not torch.equal(first, second)
 
 
-def test_without_exemption_no_number_is_drawn() -> None:
+def test_without_exemption_no_random_number_is_used() -> None:
     before = torch.get_rng_state()
-    dispatcher()(torch.ones(4, D), ALL_ON_DEVICE_0, Names())
+    dispatcher()(torch.ones(4, D), ALL_ON_DEVICE_0, NameExperts(E).float())
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_inner_drops_are_added_and_the_routers_unsent_choices_are_none() -> None:
+def test_inner_drops_are_added_and_choices_that_are_not_sent_are_no_drops() -> None:
     sent_TK = torch.tensor([[True, False], [True, True], [True, False], [True, True]])
-    way = TokenChoice(**(vars(ALL_ON_DEVICE_0) | {"sent_TK": sent_TK}))
+    routed = TokenChoice(**(vars(ALL_ON_DEVICE_0) | {"sent_TK": sent_TK}))
     # Six pairs sent, three a device: .7, .6, .5 stay, .4 and .3 go; inside, one slot an expert: .7 finds none.
-    out = dispatcher(inner=Capacity(factor=0.5))(torch.randn(4, D), way, Names())
+    out = dispatcher(inner=Capacity(factor=0.5))(torch.randn(4, D), routed, NameExperts(E).float())
     assert int(out.dropped) == 2 + 1
     assert out.y_TO.any(1).tolist() == [True, True, False, True]
 
@@ -153,8 +133,8 @@ def test_the_report_counts_load_before_drops() -> None:
     assert int(report.load_E.sum()) == 24 and int(report.dropped) >= 12
 
 
-def test_conflicts_are_told_when_composed() -> None:
-    with pytest.raises(ValueError, match=r"inner: dispatcher Soft takes soft, but is handed token_choice"):
+def test_conflicts_are_reported_when_a_layer_is_composed() -> None:
+    with pytest.raises(ValueError, match=r"inner: dispatcher Soft takes soft, but must take token_choice"):
         DeviceCapacity(groups=2, inner=Soft())
     uneven = DeviceCapacity(groups=3, inner=Grouped())
     message = r"groups=3 of the dispatcher does not divide the 4 experts evenly"
@@ -165,12 +145,12 @@ def test_conflicts_are_told_when_composed() -> None:
         DeviceCapacityDispatcher(uneven, LayerDims(dim=D, num_experts=E))
 
 
-def test_it_is_as_causal_as_what_is_inside() -> None:
+def test_it_is_as_causal_as_the_inner_dispatcher() -> None:
     assert DeviceCapacity(groups=2, inner=Loop()).causal()
     assert not DeviceCapacity(groups=2, inner=Capacity(order="priority")).causal()
 
 
-def test_it_is_composed_and_checked_from_yaml() -> None:
+def test_options_and_the_inner_dispatcher_come_from_yaml_and_are_checked() -> None:
     nested = (
         "model.moe.dispatcher={use: device_capacity, groups: 8, exempt: 0.2, inner: {use: capacity, order: choice}}"
     )
@@ -180,41 +160,6 @@ def test_it_is_composed_and_checked_from_yaml() -> None:
         load("deepseek_v3", [nested.replace("groups: 8", "groups: 7")])
 
 
-def test_other_forms_are_refused_and_uneven_sequences() -> None:
-    zeros_TE = torch.zeros(3, E)
-    way = ExpertChoice(
-        logits_TE=zeros_TE, scores_TE=zeros_TE, token_EC=torch.zeros(E, 1).long(), gate_EC=torch.zeros(E, 1)
-    )
-    with pytest.raises(ValueError, match=r"'device_capacity' limits what tokens chose .* gave 'expert_choice'"):
-        dispatcher()(torch.randn(3, D), way, Names())
+def test_sequences_of_unequal_length_are_rejected() -> None:
     with pytest.raises(ValueError, match=r"4 tokens are not 3 sequences of one length"):
-        dispatcher(exempt=0.1)(torch.randn(4, D), ALL_ON_DEVICE_0, Names(), num_sequences=3)
-
-
-def test_a_layer_compiles_into_one_graph_and_reads_nothing_on_the_host() -> None:
-    moe = MoE(
-        router=TopK(top_k=2),
-        experts=Glu(count=E, hidden=6),
-        dispatcher=DeviceCapacity(groups=2, factor=0.7, exempt=0.3, inner=Grouped()),
-    )
-    layer, x_BSD = MoELayer.from_spec(moe, D), torch.randn(5, 4, D, requires_grad=True)
-    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
-    results = []
-    for run in (layer, compiled):
-        torch.manual_seed(3)
-        y_BSD, report = run(x_BSD, valid=torch.arange(20).reshape(5, 4) % 5 != 1)
-        assert int(report.dropped) > 0
-        results.append((y_BSD, report.dropped, *torch.autograd.grad(y_BSD.sum(), [x_BSD, *layer.parameters()])))
-    for ours, theirs in zip(*results, strict=True):
-        torch.testing.assert_close(ours, theirs)
-    longer_BSD = torch.randn(5, 7, D)  # traced anew, with lengths as symbols
-    results = []
-    for run in (layer, compiled):
-        torch.manual_seed(3)
-        results.append(run(longer_BSD)[0])
-    torch.testing.assert_close(*results)
-
-    way = {k: v.to("meta") if isinstance(v, Tensor) else v for k, v in vars(ALL_ON_DEVICE_0).items()}
-    meta = dispatcher(exempt=0.1, inner=Capacity())
-    out = meta(torch.empty(4, D, device="meta"), TokenChoice(**way), Names().to("meta"), num_sequences=2)
-    assert out.y_TO.device.type == out.dropped.device.type == "meta"
+        dispatcher(exempt=0.1)(torch.randn(4, D), ALL_ON_DEVICE_0, NameExperts(E).float(), num_sequences=3)

@@ -1,4 +1,4 @@
-"""Experts dealt out to several processes give what one process gives; in one process, the local dispatcher does."""
+"""Experts split over ranks give the results of one process; in one process, the local dispatcher runs."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_four_ranks_equal_one_process() -> None:
 
 
 @pytest.mark.parametrize("local", [Loop(), Capacity(factor=0.6), Capacity(factor=0.6, per="sequence")], ids=str)
-def test_one_process_is_the_local_dispatcher(local: DispatcherSpec) -> None:
+def test_in_one_process_the_local_dispatcher_runs(local: DispatcherSpec) -> None:
     spec = MoE(router=TopK(top_k=2), experts=Glu(count=4, hidden=3), dispatcher=ExpertParallel(size=2, local=local))
     layer = MoELayer.from_spec(spec, dim=5)
     assert layer.dispatcher.local_experts is None
@@ -59,30 +59,30 @@ def test_one_process_is_the_local_dispatcher(local: DispatcherSpec) -> None:
 
 
 @pytest.mark.parametrize("local", [Loop(), Capacity(factor=0.6)], ids=str)
-def test_what_computes_here_is_built_for_the_experts_here(
+def test_received_rows_are_computed_by_a_dropless_dispatcher_of_this_ranks_experts(
     local: DispatcherSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What drops sees all experts; what computes those of this rank, and drops nothing a second time."""
-    given: list[tuple[DispatcherSpec, LayerDims]] = []
+    """Drops are decided over all experts; received rows are computed for this rank's, and nothing drops again."""
+    built: list[tuple[DispatcherSpec, LayerDims]] = []
 
-    def noted(spec: DispatcherSpec, dims: LayerDims) -> Any:
-        given.append((spec, dims))
+    def recording_build(spec: DispatcherSpec, dims: LayerDims) -> Any:
+        built.append((spec, dims))
         return build(spec, dims)
 
-    monkeypatch.setattr(module, "build", noted)
+    monkeypatch.setattr(module, "build", recording_build)
     with as_rank(3):
         dispatcher = build(ExpertParallel(size=2, local=local), LayerDims(dim=6, num_experts=8, out_dim=5))
     assert dispatcher.local_experts == range(4, 8)
     computes = local if local.dropless else Auto()
-    assert given[:2] == [
+    assert built[:2] == [
         (local, LayerDims(dim=6, num_experts=8, out_dim=5)),
         (computes, LayerDims(dim=6, num_experts=4, out_dim=5)),
     ]
 
 
-def test_claims_are_those_of_the_local_dispatcher() -> None:
+def test_capabilities_are_those_of_the_local_dispatcher() -> None:
     assert ExpertParallel(local=Grouped()).forms == {"token_choice", "expert_choice"}
-    assert ExpertParallel(local=Auto()).forms == {"token_choice", "expert_choice"}, "soft routings are no pairs"
+    assert ExpertParallel(local=Auto()).forms == {"token_choice", "expert_choice"}, "soft routings have no pairs"
     assert ExpertParallel(local=Capacity()).forms == {"token_choice"}
     assert ExpertParallel(local=Grouped()).dropless
     assert not ExpertParallel(local=Capacity()).dropless
@@ -90,8 +90,8 @@ def test_claims_are_those_of_the_local_dispatcher() -> None:
     assert not ExpertParallel(local=Capacity(order="affinity")).causal()
 
 
-def test_conflicts() -> None:
-    with pytest.raises(ConflictError, match=re.escape("expert_parallel within expert_parallel; one of them deals")):
+def test_conflicts_of_options_are_reported() -> None:
+    with pytest.raises(ConflictError, match=re.escape("expert_parallel within expert_parallel; use one of them")):
         ExpertParallel(local=ExpertParallel(local=Loop()))
     with pytest.raises(ConflictError, match="dispatcher Soft takes soft, but ranks exchange token-expert pairs: use"):
         ExpertParallel(local=Soft())
@@ -109,8 +109,8 @@ def test_conflicts() -> None:
         build(ExpertParallel(size=3, local=Loop()), DIMS)
 
 
-def test_what_arrives_is_a_routing_whose_pairs_are_those_sent() -> None:
-    """Three rows name two of four experts here; 4 is added to the number of a place that is left over."""
+def test_received_rows_are_a_routing_whose_pairs_are_those_sent() -> None:
+    """Three rows name two of four experts each; 4 is added to the number in an unused place."""
     number_TK = torch.tensor([[2, 4 + 0], [1, 3], [0, 4 + 1]], dtype=torch.int32)
     gate_TK = torch.tensor([[0.5, 0.0], [0.2, 0.3], [0.7, 0.0]])
     routing = received(number_TK, gate_TK, num_experts=4, num_pairs=4)

@@ -1,4 +1,4 @@
-"""Few pairs without a gradient take another way through the grouped dispatcher, to the same result."""
+"""Few pairs without a gradient take another path through the grouped dispatcher, with the same result."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from moekit.layer import MoELayer
 from moekit.routing import ExpertChoice, Routing, TokenChoice
 from moekit.spec.kinds import MoE
 from moekit_dispatchers.grouped import Grouped, module
-from moekit_dispatchers.grouped.few import MOST_PAIRS, ListedGroups, few
-from moekit_dispatchers.grouped.module import GroupedDispatcher
+from moekit_dispatchers.grouped.module import MOST_FEW, GroupedDispatcher, ListedGroups, dispatch_few
 from moekit_dispatchers.loop import Loop
 from moekit_dispatchers.loop.module import LoopDispatcher
 from moekit_experts.ffn import Ffn
@@ -60,23 +59,23 @@ def tokens(routing: Routing) -> Tensor:
 
 
 @pytest.fixture
-def ways() -> Iterator[list[int]]:
-    """How many pairs took the way for few."""
+def few_calls() -> Iterator[list[int]]:
+    """The number of pairs of each call on the path for few."""
     found: list[int] = []
-    real = module.few
+    real = module.dispatch_few
 
     def seen(x_TD: Tensor, pairs, experts: ExpertBank):  # type: ignore[no-untyped-def]
         found.append(len(pairs.expert_N))
         return real(x_TD, pairs, experts)
 
-    with patch.object(module, "few", seen):
+    with patch.object(module, "dispatch_few", seen):
         yield found
 
 
 @pytest.mark.parametrize("kind", ["glu", "scaled", "ffn", "modules"])
 @settings(max_examples=25, deadline=None)
 @given(T=st.integers(0, 9), E=st.integers(1, 7), data=st.data(), padded=st.booleans(), unsent=st.booleans())
-def test_few_equal_the_loop(kind: str, T: int, E: int, data: st.DataObject, padded: bool, unsent: bool) -> None:
+def test_few_pairs_equal_the_loop(kind: str, T: int, E: int, data: st.DataObject, padded: bool, unsent: bool) -> None:
     routing: TokenChoice | ExpertChoice = chosen(T, E, data.draw(st.integers(1, E)), padded=padded, unsent=unsent)
     if data.draw(st.booleans(), "experts choose") and T:
         C = data.draw(st.integers(0, T))
@@ -89,29 +88,29 @@ def test_few_equal_the_loop(kind: str, T: int, E: int, data: st.DataObject, padd
         )
     x_TD, bank = tokens(routing), bank_of(kind, E)
     with torch.no_grad():
-        found, expected = few(x_TD, routing.pairs(), bank), LOOP(x_TD, routing, bank)
+        found, expected = dispatch_few(x_TD, routing.pairs(), bank), LOOP(x_TD, routing, bank)
     torch.testing.assert_close(found.y_TO, expected.y_TO, rtol=1e-12, atol=1e-13)
     assert int(found.dropped) == 0 and found.dropped.dtype == torch.int64
     if routing.valid_T is not None:
         assert not found.y_TO[~routing.valid_T].any()
 
 
-def test_the_way_is_for_few_pairs_without_a_gradient(ways: list[int]) -> None:
-    for E, most in ((4, 1), (8, 2), (2 * MOST_PAIRS, MOST_PAIRS // 2), (3 * MOST_PAIRS, MOST_PAIRS // 2)):
+def test_the_path_is_for_few_pairs_without_a_gradient(few_calls: list[int]) -> None:
+    for E, most in ((4, 1), (8, 2), (2 * MOST_FEW, MOST_FEW // 2), (3 * MOST_FEW, MOST_FEW // 2)):
         bank = bank_of("glu", E)
         enough, many = (chosen(T, E, 2, padded=False, unsent=False) for T in (most, most + 1))
         GROUPED(tokens(enough), enough, bank)
         with torch.no_grad():
             GROUPED(tokens(many), many, bank)
-            assert ways == []
+            assert few_calls == []
             GROUPED(tokens(enough), enough, bank)
-            assert ways == [2 * most]
+            assert few_calls == [2 * most]
             torch.compile(GROUPED, backend="eager", fullgraph=False)(tokens(enough), enough, bank)
-        assert ways == [2 * most]
-        ways.clear()
+        assert few_calls == [2 * most]
+        few_calls.clear()
 
 
-def test_both_ways_are_the_same_to_rounding(ways: list[int]) -> None:
+def test_both_paths_agree_up_to_rounding(few_calls: list[int]) -> None:
     layer = MoELayer.from_spec(
         MoE(router=TopK(top_k=3), experts=Glu(count=32, hidden=6), shared=Glu(hidden=6), dispatcher=Grouped()), D
     )
@@ -119,11 +118,11 @@ def test_both_ways_are_the_same_to_rounding(ways: list[int]) -> None:
     many = layer(x)[0]
     with torch.inference_mode():
         torch.testing.assert_close(layer(x)[0], many, rtol=1e-5, atol=1e-6)
-    assert ways == [15]
+    assert few_calls == [15]
 
 
 @pytest.mark.parametrize("gate", [torch.float32, torch.bfloat16])
-def test_dtypes_are_those_of_the_other_way(gate: torch.dtype, ways: list[int]) -> None:
+def test_dtypes_are_those_of_the_grouped_path(gate: torch.dtype, few_calls: list[int]) -> None:
     bank = bank_of("ffn", 12).bfloat16()
     routing = chosen(3, 12, 2, padded=False, unsent=False)
     routing = TokenChoice(**{**vars(routing), "gate_TK": routing.gate_TK.to(gate)})
@@ -133,7 +132,7 @@ def test_dtypes_are_those_of_the_other_way(gate: torch.dtype, ways: list[int]) -
         found = GROUPED(x_TD, routing, bank).y_TO
         with torch.autocast("cpu", torch.bfloat16):
             cast = GROUPED(x_TD.float(), routing, bank_of("ffn", 12).float()).y_TO
-    assert ways == [6, 6]
+    assert few_calls == [6, 6]
     assert found.dtype == many.dtype == cast.dtype == torch.bfloat16
     torch.testing.assert_close(found, many, rtol=0.02, atol=0.02)
 
@@ -146,6 +145,6 @@ def test_listed_groups_skip_idle_experts() -> None:
     torch.testing.assert_close(groups.linear(x_ND, w_EHD, b_EH), expected)
     assert torch.equal(groups.per_row(b_EH), b_EH[[1, 1, 4]])
     assert [len(part) for part in groups.split(x_ND)] == [0, 2, 0, 0, 1, 0]
-    nobody = ListedGroups([], 6)
-    assert nobody.linear(x_ND[:0], w_EHD, b_EH).shape == (0, 3) and nobody.per_row(b_EH).shape == (0, 3)
-    assert [part.shape for part in nobody.split(x_ND[:0])] == [(0, 2)] * 6
+    empty = ListedGroups([], 6)
+    assert empty.linear(x_ND[:0], w_EHD, b_EH).shape == (0, 3) and empty.per_row(b_EH).shape == (0, 3)
+    assert [part.shape for part in empty.split(x_ND[:0])] == [(0, 2)] * 6

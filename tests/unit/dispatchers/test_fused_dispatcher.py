@@ -1,4 +1,4 @@
-"""The fused dispatcher: what it keeps, what it leaves alone, what it hands on to ``grouped``."""
+"""The fused dispatcher: what it saves for backward, its gradients, and what it hands to ``grouped``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from moekit.contracts import ExpertBank, LayerDims
 from moekit.errors import MoekitError
 from moekit.routing import TokenChoice
-from moekit_dispatchers.fused import Fused, crew, module
+from moekit_dispatchers.fused import Fused, module, thread_pool
 from moekit_dispatchers.fused.module import FusedDispatcher, why_not
 from moekit_experts.glu import Glu
 from moekit_experts.glu.module import GluExperts
@@ -34,7 +34,7 @@ def glu(**changes: Any) -> GluExperts:
 
 
 def kept(save: Any, x_TD: Tensor, experts: ExpertBank) -> int:
-    """Floating numbers that are kept for backward beside the weights and the tokens; a storage counts once."""
+    """Elements saved for backward besides weights and tokens; a storage counts once."""
     known = {x_TD.data_ptr(), *(p.data_ptr() for p in experts.parameters())}
     seen: dict[int, int] = {}
 
@@ -49,14 +49,14 @@ def kept(save: Any, x_TD: Tensor, experts: ExpertBank) -> int:
 
 
 @pytest.mark.parametrize(("save", "width"), [("all", 3 * H), ("minimum", 2 * H), ("nothing", 0)])
-def test_what_is_kept_is_exactly_what_was_asked(save: str, width: int) -> None:
+def test_exactly_what_the_option_save_says_is_saved(save: str, width: int) -> None:
     """For each pair its gate and ``width`` numbers; nothing of the tokens' width but the tokens themselves."""
     x_TD = torch.randn(T, D, requires_grad=True)
     assert kept(save, x_TD, glu()) == T * K * (width + 1)
 
 
 @pytest.mark.parametrize("wanted", ["x", "gate", "w_gate_up_EHD", "w_down_EOH"])
-def test_one_gradient_alone_is_the_same_as_among_all(wanted: str) -> None:
+def test_a_gradient_computed_alone_is_that_computed_among_all(wanted: str) -> None:
     def gradient(alone: bool) -> Tensor:
         x_TD, experts, routed = torch.randn(T, D, generator=torch.Generator().manual_seed(2)), glu(), routing()
         leaves = {"x": x_TD, "gate": routed.gate_TK, **dict(experts.named_parameters())}
@@ -71,14 +71,14 @@ def test_one_gradient_alone_is_the_same_as_among_all(wanted: str) -> None:
     torch.testing.assert_close(gradient(True), gradient(False), rtol=0, atol=0)
 
 
-def test_a_second_derivative_is_refused_in_words() -> None:
+def test_a_second_derivative_is_rejected() -> None:
     x_TD = torch.randn(T, D, requires_grad=True)
     y_TO = FusedDispatcher(Fused(), DIMS)(x_TD, routing(), glu()).y_TO
     with pytest.raises(MoekitError, match="'grouped' has derivatives of any order"):
         torch.autograd.grad(y_TO.sum(), x_TD, create_graph=True)
 
 
-def test_weights_that_nobody_used_get_zeros() -> None:
+def test_weights_of_idle_experts_get_zero_gradients() -> None:
     experts, routed = glu(), routing()
     object.__setattr__(routed, "expert_TK", torch.tensor([[0, 3]]).expand(T, K))
     FusedDispatcher(Fused(), DIMS)(torch.randn(T, D), routed, experts).y_TO.sum().backward()
@@ -88,7 +88,7 @@ def test_weights_that_nobody_used_get_zeros() -> None:
         assert parameter.grad[[0, 3]].any()
 
 
-def test_what_the_walk_cannot_take_is_said() -> None:
+def test_why_not_names_the_obstacle() -> None:
     form = glu().standard_form()
     assert form is not None
     x_TD = torch.randn(T, D)
@@ -101,7 +101,7 @@ def test_what_the_walk_cannot_take_is_said() -> None:
 
 
 @pytest.mark.parametrize("changes", [{"scale_bias": True}, {"dropout": 0.5}], ids=str)
-def test_other_banks_go_the_general_way(changes: dict[str, Any]) -> None:
+def test_other_banks_are_handed_to_grouped(changes: dict[str, Any]) -> None:
     from moekit_dispatchers.grouped import Grouped
     from moekit_dispatchers.grouped.module import GroupedDispatcher
 
@@ -112,17 +112,17 @@ def test_other_banks_go_the_general_way(changes: dict[str, Any]) -> None:
     torch.testing.assert_close(*outs, rtol=0, atol=0)
 
 
-def test_a_crew_is_called_from_so_much_work_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+def test_threads_are_used_from_a_minimum_of_work_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    requested = []
 
-    def shares(sizes: list[int], threads: int) -> list[crew.Share]:
-        asked.append(threads)
-        return crew.shares(sizes, 1)
+    def shares(sizes: list[int], threads: int) -> list[thread_pool.Share]:
+        requested.append(threads)
+        return thread_pool.shares(sizes, 1)
 
     monkeypatch.setattr(module, "shares", shares)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     work = T * K * D * 2 * H  # of the first product, gate and up
     for worth in (work, work + 1):
-        monkeypatch.setattr(crew, "WORTH_A_CREW", worth)
+        monkeypatch.setattr(thread_pool, "PARALLEL_FROM", worth)
         FusedDispatcher(Fused(), DIMS)(torch.randn(T, D), routing(), glu())
-    assert asked == [2, 1]
+    assert requested == [2, 1]

@@ -8,18 +8,15 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from moekit.contracts import ExpertBank, LayerDims
-from moekit.layer import MoELayer
-from moekit.routing import Pairs, Soft, TokenChoice
-from moekit.spec.kinds import MoE
+from moekit.routing import Pairs, TokenChoice
 from moekit_dispatchers.grouped import Grouped, ops
-from moekit_dispatchers.grouped.module import GroupedDispatcher, GroupedGroups, plan
+from moekit_dispatchers.grouped.module import GroupedDispatcher, GroupedGroups, sort_pairs
 from moekit_dispatchers.loop import Loop
 from moekit_dispatchers.loop.module import LoopDispatcher
 from moekit_experts.ffn import Ffn
 from moekit_experts.ffn.module import FfnExperts
 from moekit_experts.glu import Glu
 from moekit_experts.glu.module import GluExperts
-from moekit_routers.topk import TopK
 
 T, D, E, K = 23, 8, 5, 2
 DIMS = LayerDims(dim=D, num_experts=E)
@@ -33,44 +30,44 @@ def routing(valid_T: Tensor | None = None, tokens: int = T) -> TokenChoice:
     return TokenChoice(logits_TE=zeros_TE, scores_TE=zeros_TE, valid_T=valid_T, expert_TK=expert_TK, gate_TK=gate_TK)
 
 
-# ---- the plan -----------------------------------------------------------------------------------------------------
+# ---- sorting ------------------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=50, deadline=None)
 @given(data=st.data())
-def test_plan_sends_every_pair_there_and_back(data: st.DataObject) -> None:
+def test_sorted_pairs_list_every_pair_by_expert_and_by_token(data: st.DataObject) -> None:
     num_tokens, num_experts = data.draw(st.integers(1, 6)), data.draw(st.integers(1, 5))
     experts = data.draw(st.lists(st.integers(0, num_experts), max_size=20))
     tokens = data.draw(st.lists(st.integers(0, num_tokens - 1), min_size=len(experts), max_size=len(experts)))
     expert_N, token_N = torch.tensor(experts, dtype=torch.int64), torch.tensor(tokens, dtype=torch.int64)
-    way = plan(Pairs(token_N, expert_N, torch.ones(len(experts))), num_tokens, num_experts)
+    rows = sort_pairs(Pairs(token_N, expert_N, torch.ones(len(experts))), num_tokens, num_experts)
 
-    # Sorted by expert, in the order given; nowhere (E) last.
-    assert way.pair_N.tolist() == sorted(range(len(experts)), key=lambda n: (experts[n], n))
-    assert way.expert_N.tolist() == sorted(experts)
-    assert way.token_N.tolist() == [tokens[n] for n in way.pair_N.tolist()]
-    assert way.end_E.dtype == torch.int32
-    assert way.end_E.tolist() == [sum(x <= e for x in experts) for e in range(num_experts)]
+    # Sorted by expert, in the order given; pairs that go nowhere (expert E) last.
+    assert rows.pair_N.tolist() == sorted(range(len(experts)), key=lambda n: (experts[n], n))
+    assert rows.expert_N.tolist() == sorted(experts)
+    assert rows.token_N.tolist() == [tokens[n] for n in rows.pair_N.tolist()]
+    assert rows.end_E.dtype == torch.int32
+    assert rows.end_E.tolist() == [sum(x <= e for x in experts) for e in range(num_experts)]
 
     # Each token's bag holds exactly its rows.
-    starts, rows = way.start_T.tolist(), way.by_token_N.tolist()
-    assert sorted(rows) == list(range(len(experts))) and len(starts) == num_tokens + 1
+    starts, by_token = rows.start_T.tolist(), rows.by_token_N.tolist()
+    assert sorted(by_token) == list(range(len(experts))) and len(starts) == num_tokens + 1
     for t in range(num_tokens):
-        bag = {way.pair_N.tolist()[row] for row in rows[starts[t] : starts[t + 1]]}
+        bag = {rows.pair_N.tolist()[row] for row in by_token[starts[t] : starts[t + 1]]}
         assert bag == {n for n in range(len(experts)) if tokens[n] == t and experts[n] < num_experts}
 
 
 @pytest.mark.parametrize("num", [2**15 - 1, 2**15, 2**15 + 3])
-def test_more_tokens_than_16_bits_hold(num: int) -> None:
+def test_sorting_works_for_more_tokens_than_16_bits_hold(num: int) -> None:
     token_N = torch.arange(num).flip(0)
-    way = plan(Pairs(token_N, torch.zeros(num, dtype=torch.int64), torch.ones(num)), num, 1)
-    assert torch.equal(way.by_token_N, token_N) and torch.equal(way.start_T, torch.arange(num + 1))
+    rows = sort_pairs(Pairs(token_N, torch.zeros(num, dtype=torch.int64), torch.ones(num)), num, 1)
+    assert torch.equal(rows.by_token_N, token_N) and torch.equal(rows.start_T, torch.arange(num + 1))
 
 
 # ---- groups -------------------------------------------------------------------------------------------------------
 
 
-def test_per_row_and_split_leave_out_rows_of_nobody() -> None:
+def test_per_row_and_split_skip_rows_without_an_expert() -> None:
     groups = GroupedGroups(torch.tensor([0, 0, 2, 3]), torch.tensor([2, 2, 3], dtype=torch.int32))
     assert (groups.num_experts, groups.num_rows) == (3, 4)
     assert groups.per_row(torch.tensor([7.0, 8.0, 9.0])).tolist() == [7, 7, 9, 0]
@@ -92,15 +89,11 @@ def test_autocast_casts_input_weight_and_bias() -> None:
 # ---- the dispatcher -----------------------------------------------------------------------------------------------
 
 
-def test_has_neither_weights_nor_state() -> None:
-    assert not GROUPED.state_dict() and not list(GROUPED.parameters()) and not list(GROUPED.buffers())
-
-
-def test_inputs_are_left_alone() -> None:
-    way, x_TD = routing(torch.rand(T) > 0.3), torch.randn(T, D, requires_grad=True)
-    tensors = [x_TD, way.gate_TK, way.expert_TK, way.scores_TE]
+def test_inputs_and_upstream_gradients_are_not_changed() -> None:
+    routed, x_TD = routing(torch.rand(T) > 0.3), torch.randn(T, D, requires_grad=True)
+    tensors = [x_TD, routed.gate_TK, routed.expert_TK, routed.scores_TE]
     before = [t.detach().clone() for t in tensors]
-    y_TD = GROUPED(x_TD, way, GluExperts(Glu(count=E, hidden=8), DIMS)).y_TO
+    y_TD = GROUPED(x_TD, routed, GluExperts(Glu(count=E, hidden=8), DIMS)).y_TO
     g_TD = torch.randn(T, D)
     upstream = g_TD.clone()
     y_TD.backward(g_TD)
@@ -109,30 +102,8 @@ def test_inputs_are_left_alone() -> None:
         assert torch.equal(now.detach(), then)
 
 
-def test_output_has_the_experts_dtype_and_gates_keep_theirs() -> None:
-    bank, x_TD = GluExperts(Glu(count=E, hidden=8), DIMS), torch.randn(T, D)
-    way = routing()
-    assert GROUPED(x_TD, way, bank).y_TO.dtype == torch.float32
-    with torch.autocast("cpu", torch.bfloat16):
-        y_TD = GROUPED(x_TD, way, bank).y_TO
-    assert y_TD.dtype == torch.bfloat16
-    assert torch.autograd.grad(y_TD.sum(), way.gate_TK)[0].dtype == torch.float32
-    assert GROUPED(x_TD.bfloat16(), way, bank.bfloat16()).y_TO.dtype == torch.bfloat16
-
-
-def test_gates_multiply_in_fp32() -> None:
-    """Two experts that agree, gates 1 + 2^-12 and -1: in bf16 nothing would be left."""
-    x_TD = torch.ones(4, D).bfloat16()
-    zeros_TE = torch.zeros(4, 2)
-    gate_TK, expert_TK = torch.tensor([[1 + 2**-12, -1.0]] * 4), torch.tensor([[0, 1]] * 4)
-    way = TokenChoice(logits_TE=zeros_TE, scores_TE=zeros_TE, expert_TK=expert_TK, gate_TK=gate_TK)
-    one = torch.nn.Identity()
-    y_TD = GROUPED(x_TD, way, ExpertBank.from_modules([one, one], D)).y_TO
-    torch.testing.assert_close(y_TD, torch.full((4, D), 2.0**-12).bfloat16())
-
-
 class Inverse(ExpertBank):
-    """A bank that answers rows of nobody, which hold zeros, with infinity."""
+    """A bank that gives infinity for rows without an expert, which hold zeros."""
 
     num_experts, out_dim = E, D
 
@@ -141,81 +112,40 @@ class Inverse(ExpertBank):
 
 
 @pytest.mark.parametrize("on_host", [True, False])
-def test_what_a_bank_makes_of_rows_of_nobody_reaches_nothing(on_host: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outputs_for_rows_without_an_expert_reach_nothing(on_host: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ops, "_on_host", lambda t: on_host)
     valid_T = torch.arange(T) % 2 == 0
-    way, x_TD = routing(valid_T), torch.rand(T, D) + 0.5
+    routed, x_TD = routing(valid_T), torch.rand(T, D) + 0.5
     x_TD[~valid_T] = torch.nan
     x_TD.requires_grad_()
-    y_TD = GROUPED(x_TD, way, Inverse()).y_TO
-    want_TD = way.gate_TK.sum(1, keepdim=True) / x_TD
+    y_TD = GROUPED(x_TD, routed, Inverse()).y_TO
+    want_TD = routed.gate_TK.sum(1, keepdim=True) / x_TD
     torch.testing.assert_close(y_TD[valid_T], want_TD[valid_T])
     assert not y_TD[~valid_T].any()
-    for grad in torch.autograd.grad(y_TD.sum(), (way.gate_TK, x_TD)):
+    for grad in torch.autograd.grad(y_TD.sum(), (routed.gate_TK, x_TD)):
         assert bool(grad[valid_T].isfinite().all()) and bool(grad[valid_T].all()) and not grad[~valid_T].any()
 
 
 @pytest.mark.parametrize("bias", [False, True])
-def test_the_devices_way_equals_loop(bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In fp32 along the way that a GPU takes, forward and every gradient."""
+def test_the_path_of_gpus_equals_the_loop(bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In fp32 on the path that a GPU takes, forward and every gradient."""
     monkeypatch.setattr(ops, "_on_host", lambda t: False)
     valid_T = torch.rand(T) > 0.3
-    way, x_TD = routing(valid_T), torch.randn(T, D, requires_grad=True)
+    routed, x_TD = routing(valid_T), torch.randn(T, D, requires_grad=True)
     bank = FfnExperts(Ffn(count=E, hidden=7, activation="gelu", bias=bias), DIMS)
     results = []
     for dispatcher in (GROUPED, LoopDispatcher(Loop(), DIMS)):
-        y_TD = dispatcher(x_TD, way, bank).y_TO
-        results.append((y_TD, *torch.autograd.grad(y_TD.square().sum(), [x_TD, way.gate_TK, *bank.parameters()])))
+        y_TD = dispatcher(x_TD, routed, bank).y_TO
+        results.append((y_TD, *torch.autograd.grad(y_TD.square().sum(), [x_TD, routed.gate_TK, *bank.parameters()])))
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs)
 
 
-def test_same_bits_every_time() -> None:
-    way, x_TD, bank = routing(), torch.randn(T, D), GluExperts(Glu(count=E, hidden=8), DIMS)
-    first, second = (GROUPED(x_TD, way, bank).y_TO for _ in range(2))
-    assert torch.equal(first, second)
-
-
-def test_recompute_changes_nothing() -> None:
-    way, x_TD, bank = routing(), torch.randn(T, D, requires_grad=True), GluExperts(Glu(count=E, hidden=8), DIMS)
-    leaves = [x_TD, way.gate_TK, *bank.parameters()]
-    y_TD = GROUPED(x_TD, way, bank).y_TO
-    again_TD = checkpoint(lambda x: GROUPED(x, way, bank).y_TO, x_TD, use_reentrant=False)
+def test_recomputation_changes_nothing() -> None:
+    routed, x_TD, bank = routing(), torch.randn(T, D, requires_grad=True), GluExperts(Glu(count=E, hidden=8), DIMS)
+    leaves = [x_TD, routed.gate_TK, *bank.parameters()]
+    y_TD = GROUPED(x_TD, routed, bank).y_TO
+    again_TD = checkpoint(lambda x: GROUPED(x, routed, bank).y_TO, x_TD, use_reentrant=False)
     once = torch.autograd.grad(y_TD.square().sum(), leaves)
     for ours, theirs in zip(torch.autograd.grad(again_TD.square().sum(), leaves), once, strict=True):
         assert torch.equal(ours, theirs)
-
-
-def test_a_soft_routing_is_refused() -> None:
-    soft = Soft(logits_TE=torch.zeros(T, E), scores_TE=torch.zeros(T, E), combine_TEP=torch.zeros(T, E, 1))
-    with pytest.raises(ValueError, match=r"but the router gave 'soft'; the dispatcher 'soft' takes that"):
-        GROUPED(torch.zeros(T, D), soft, GluExperts(Glu(count=E, hidden=8), DIMS))
-
-
-# ---- compiled -----------------------------------------------------------------------------------------------------
-
-
-def check_compiled(backend: str, padded: bool) -> None:
-    spec = MoE(
-        router=TopK(top_k=K), experts=Glu(count=E, hidden=12), dispatcher=Grouped(), shared=Glu(count=1, hidden=4)
-    )
-    layer, x_BSD = MoELayer.from_spec(spec, D), torch.randn(2, 11, D, requires_grad=True)
-    valid_BS = torch.rand(2, 11) > 0.3 if padded else None
-    compiled = torch.compile(layer, fullgraph=True, backend=backend)
-    leaves = [x_BSD, *layer.parameters()]
-    results = []
-    for run in (layer, compiled):
-        y_BSD, report = run(x_BSD, valid=valid_BS)
-        results.append((y_BSD, report.load_E, *torch.autograd.grad(y_BSD.square().sum(), leaves)))
-    for ours, theirs in zip(*results, strict=True):
-        torch.testing.assert_close(ours, theirs)
-
-
-def test_a_layer_compiles_into_one_graph() -> None:
-    check_compiled("aot_eager", padded=True)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("padded", [False, True])
-def test_a_layer_compiles_into_one_graph_with_inductor(padded: bool) -> None:
-    check_compiled("inductor", padded)

@@ -11,19 +11,19 @@ from torch.autograd import gradcheck, gradgradcheck
 from moekit_dispatchers.grouped import ops
 from moekit_dispatchers.grouped.ops import grouped_linear, grouped_outer, sum_rows, take_rows
 
-ENDS = torch.tensor([4, 4, 13], dtype=torch.int32)  # three experts: 4 rows, none, 9; rows from 13 on are nobody's
+ENDS = torch.tensor([4, 4, 13], dtype=torch.int32)  # three experts: 4 rows, none, 9; rows from 13 on have no expert
 N = 16
 
-# Five tokens, seven rows: token 3 has none, and the last row is nobody's.
+# Five tokens, seven rows: token 3 has none, and the last row has no token.
 TOKEN_N = torch.tensor([2, 0, 4, 2, 1, 0, 3])
 BY_TOKEN_N = torch.tensor([1, 5, 4, 0, 3, 2, 6])
 START_T = torch.tensor([0, 2, 3, 5, 5, 6])
-ROUTE = (TOKEN_N, BY_TOKEN_N, START_T)
+BY_TOKEN = (TOKEN_N, BY_TOKEN_N, START_T)
 
 
 @pytest.fixture(params=["on the host", "on the device"])
 def where(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs a test twice: as on a CPU, and along the way that a GPU takes, which reads no number on the host."""
+    """Runs a test twice: as on a CPU, and on the path that a GPU takes, which reads no number on the host."""
     if request.param == "on the device":
         monkeypatch.setattr(ops, "_on_host", lambda t: False)
 
@@ -46,9 +46,9 @@ def test_grouped_products_pass_opcheck(dtype: torch.dtype, D: int, H: int) -> No
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_row_movers_pass_opcheck(dtype: torch.dtype) -> None:
-    torch.library.opcheck(take_rows, (rand(5, 6, dtype=dtype), *ROUTE))
-    torch.library.opcheck(sum_rows, (rand(7, 6, dtype=dtype), rand(7, dtype=dtype), *ROUTE))
-    torch.library.opcheck(sum_rows, (rand(7, 6, dtype=dtype), None, *ROUTE))
+    torch.library.opcheck(take_rows, (rand(5, 6, dtype=dtype), *BY_TOKEN))
+    torch.library.opcheck(sum_rows, (rand(7, 6, dtype=dtype), rand(7, dtype=dtype), *BY_TOKEN))
+    torch.library.opcheck(sum_rows, (rand(7, 6, dtype=dtype), None, *BY_TOKEN))
 
 
 # ---- derivatives --------------------------------------------------------------------------------------------------
@@ -67,13 +67,13 @@ def test_grouped_products_have_right_derivatives_of_both_orders(ends: list[int])
 def test_row_movers_have_right_derivatives_of_both_orders() -> None:
     x_TD, y_NO, gate_N = rand(5, 3), rand(7, 3), rand(7)
     for check in (gradcheck, gradgradcheck):
-        assert check(lambda x: take_rows(x, *ROUTE), (x_TD,))
-        assert check(lambda y, gate: sum_rows(y, gate, *ROUTE), (y_NO, gate_N))
-        assert check(lambda y: sum_rows(y, None, *ROUTE), (y_NO,))
+        assert check(lambda x: take_rows(x, *BY_TOKEN), (x_TD,))
+        assert check(lambda y, gate: sum_rows(y, gate, *BY_TOKEN), (y_NO, gate_N))
+        assert check(lambda y: sum_rows(y, None, *BY_TOKEN), (y_NO,))
 
 
 def test_double_backward_of_the_fp32_product() -> None:
-    """The way through ``F.grouped_mm``, which numeric differences cannot reach: against one product per expert."""
+    """The path through ``F.grouped_mm``, which numeric differences cannot reach: against one product per expert."""
     x_ND, w_EHD, g_NH = rand(N, 4, dtype=torch.float32), rand(3, 8, 4, dtype=torch.float32), torch.randn(N, 8)
 
     def second(y_NH: Tensor) -> tuple[Tensor, ...]:
@@ -85,7 +85,7 @@ def test_double_backward_of_the_fp32_product() -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-3)
 
 
-# ---- rows of nobody -----------------------------------------------------------------------------------------------
+# ---- rows without an expert or token ------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("where")
@@ -105,11 +105,11 @@ def test_rows_past_the_last_group_are_zero_and_reach_nothing(dtype: torch.dtype)
 
 @pytest.mark.usefixtures("where")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_rows_of_no_token_reach_no_sum(dtype: torch.dtype) -> None:
+def test_rows_without_a_token_reach_no_sum(dtype: torch.dtype) -> None:
     y_NO, gate_N = torch.ones(7, 4, dtype=dtype), torch.arange(1, 8, dtype=dtype)
     y_NO[6], gate_N[6] = torch.nan, torch.nan
     y_NO.requires_grad_(), gate_N.requires_grad_()
-    y_TO = sum_rows(y_NO, gate_N, *ROUTE)
+    y_TO = sum_rows(y_NO, gate_N, *BY_TOKEN)
     assert y_TO[:, 0].tolist() == [2 + 6, 5, 1 + 4, 0, 3]
     dy_NO, d_gate_N = torch.autograd.grad(y_TO, (y_NO, gate_N), torch.ones_like(y_TO))
     assert d_gate_N.tolist() == [4, 4, 4, 4, 4, 4, 0]
@@ -117,11 +117,11 @@ def test_rows_of_no_token_reach_no_sum(dtype: torch.dtype) -> None:
 
     x_TD = torch.ones(5, 4, dtype=dtype)
     x_TD[3] = torch.nan
-    assert take_rows(x_TD, *ROUTE)[:, 0].tolist() == [1, 1, 1, 1, 1, 1, 0]
+    assert take_rows(x_TD, *BY_TOKEN)[:, 0].tolist() == [1, 1, 1, 1, 1, 1, 0]
 
 
 @pytest.mark.usefixtures("where")
-def test_nothing_at_all() -> None:
+def test_operators_take_no_tokens_and_no_rows() -> None:
     none, start_T = torch.zeros(0, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
     assert take_rows(torch.zeros(0, 4), none, none, start_T).shape == (0, 4)
     assert sum_rows(torch.zeros(0, 4), torch.zeros(0), none, none, start_T).shape == (0, 4)
@@ -157,20 +157,20 @@ def test_any_width_and_layout_equals_one_product_per_expert(dtype: torch.dtype, 
         torch.testing.assert_close(outer_EHD, want_EHD, msg=f"{layout}: outer")
 
 
-def test_a_single_row_with_an_odd_stride() -> None:
+def test_a_single_row_may_have_an_odd_stride() -> None:
     x_ND, w_EHD = torch.randn(1, 9)[:, :8], torch.randn(1, 4, 8)
     y_NH = grouped_linear(x_ND, w_EHD, torch.tensor([1], dtype=torch.int32))
     torch.testing.assert_close(y_NH, x_ND @ w_EHD[0].T)
 
 
-def test_expanded_gradients_are_taken() -> None:
+def test_expanded_gradients_are_accepted() -> None:
     x_ND, w_EHD = rand(N, 8, dtype=torch.float32), rand(3, 16, 8, dtype=torch.float32)
     grouped_linear(x_ND, w_EHD, ENDS).sum().backward()
     assert x_ND.grad is not None and w_EHD.grad is not None
     torch.testing.assert_close(w_EHD.grad[0], x_ND.detach()[:4].sum(0).expand(16, 8))
 
 
-def test_suited_tensors_are_not_copied() -> None:
+def test_aligned_tensors_are_not_copied() -> None:
     w_EHD = torch.randn(3, 16, 8)
     for t in (torch.randn(N, 8), w_EHD, w_EHD.mT, torch.randn(N, 32)[:, 8:16]):
         assert ops._aligned(t).data_ptr() == t.data_ptr()

@@ -1,4 +1,4 @@
-"""``Dispatcher.limit``: what is left of a routing, decided where the tokens are, carried by any dispatcher."""
+"""``Dispatcher.limit``: a routing without the dropped pairs, which any other dispatcher can run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ LIMITS: list[DispatcherSpec] = [
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("spec", [*LIMITS, Grouped(), Loop()], ids=str)
-def test_a_limited_routing_carried_by_another_is_the_same(spec: DispatcherSpec, training: bool) -> None:
+def test_a_limited_routing_gives_the_same_result_through_another_dispatcher(
+    spec: DispatcherSpec, training: bool
+) -> None:
     torch.manual_seed(0)
     dispatcher, plain = build(spec, DIMS).train(training), build(Loop(), DIMS)
     experts = build(Glu(count=4, hidden=3), DIMS).double()

@@ -5,7 +5,6 @@ import torch
 
 from moekit.contracts import LayerDims
 from moekit.routing import Soft as SoftRouting
-from moekit.routing import TokenChoice
 from moekit_dispatchers.soft import Soft
 from moekit_dispatchers.soft.module import SoftDispatcher
 from moekit_experts.linear import Linear
@@ -53,19 +52,3 @@ def test_sums_run_in_the_routings_dtype_under_autocast(slots: int | None, which:
     with torch.autocast("cpu", torch.bfloat16):
         y_TO = SOFT(torch.ones(T, D), way, bank).y_TO
     torch.testing.assert_close(y_TO, torch.full((T, D), 2.0**-12).bfloat16(), rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("slots", [None, 2])
-def test_input_is_left_alone(slots: int | None) -> None:
-    x_TD, way = torch.randn(T, D, requires_grad=True), routing(slots)
-    before = x_TD.detach().clone()
-    SOFT(x_TD, way, LinearExperts(Linear(count=E), DIMS)).y_TO.sum().backward()
-    torch.testing.assert_close(x_TD.detach(), before, rtol=0, atol=0)
-
-
-def test_a_sparse_routing_is_refused() -> None:
-    zeros_TE, ones_TK = torch.zeros(T, E), torch.ones(T, 1)
-    sparse = TokenChoice(logits_TE=zeros_TE, scores_TE=zeros_TE, expert_TK=ones_TK.long(), gate_TK=ones_TK)
-    message = r"'soft' takes soft routings, but the router gave 'token_choice'; the dispatchers 'grouped' and 'loop'"
-    with pytest.raises(ValueError, match=message):
-        SOFT(torch.zeros(T, D), sparse, LinearExperts(Linear(count=E), DIMS))

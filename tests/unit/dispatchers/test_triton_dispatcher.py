@@ -1,4 +1,4 @@
-"""The triton dispatcher without a GPU: what it hands on, what it says, and that its kernels compile for GPUs."""
+"""The triton dispatcher without a GPU: what it hands to ``grouped``, and that its kernels compile for GPUs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def form(dtype: torch.dtype = torch.float32, **changes: Any) -> StandardForm:
 
 
 def on_gpu(dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """Tokens that are on a GPU as far as their description goes."""
+    """Fake tokens on a GPU: their description without data."""
     with FakeTensorMode():
         return torch.empty(T, D, dtype=dtype, device="cuda")
 
@@ -61,13 +61,13 @@ def test_on_a_cpu_it_is_the_grouped_dispatcher(dtype: torch.dtype) -> None:
             "it takes fp32, fp16 or bf16 throughout; tokens are torch.float64",
         ),
         (on_gpu(torch.bfloat16), form(), "it takes fp32, fp16 or bf16 throughout; tokens are torch.bfloat16, weights "),
-        (on_gpu(), form(activation="tanh"), "it knows no activation 'tanh'"),
+        (on_gpu(), form(activation="tanh"), "it has no activation 'tanh'"),
         (on_gpu(), form(), ""),
         (on_gpu(torch.float16), form(torch.float16), ""),
     ],
     ids=["cpu", "fp64", "two dtypes", "activation", "fp32", "fp16"],
 )
-def test_it_says_why_it_cannot(x_TD: torch.Tensor, weights: StandardForm, words: str) -> None:
+def test_why_not_names_the_obstacle(x_TD: torch.Tensor, weights: StandardForm, words: str) -> None:
     found = TritonDispatcher(Triton(), DIMS).why_not(x_TD, weights)
     assert found.startswith(words)
     assert bool(found) == bool(words)
@@ -81,7 +81,7 @@ def test_under_autocast_tokens_and_weights_may_differ() -> None:
         assert dispatcher.why_not(x_TD, form()) == ""
 
 
-def test_a_missing_package_is_named_with_the_way_out() -> None:
+def test_a_missing_package_is_named_with_its_remedies() -> None:
     dispatcher = TritonDispatcher(Triton(), DIMS)
     dispatcher.installed, dispatcher.interpreted = False, True
     bank = GluExperts(Glu(count=E, hidden=H), DIMS)
@@ -110,7 +110,7 @@ NUMBERS = ("num_experts", "width", "width_in", "width_out", "width_a", "width_b"
 STRIDES = ("x_row", "w_expert", "w_out", "w_in")
 ROWS = {"BLOCK_M": 16, "BLOCK_N": 32}
 SMALL_GPU = 99 << 10
-"""Bytes of shared memory that a block may have on GPUs of the desktop."""
+"""Bytes of shared memory of a block on desktop GPUs."""
 
 KERNELS: list[tuple[str, str, dict[str, Any]]] = [
     ("products", "linear", {"GATHER": True}),
@@ -122,17 +122,17 @@ KERNELS: list[tuple[str, str, dict[str, Any]]] = [
         for act in ACTIVATIONS
     ),
 ]
-HELPERS = {"multiply", "activate", "slope"}
-"""What kernels call."""
+HELPERS = {"multiply", "activate", "derivative"}
+"""Functions that kernels call."""
 
 
 def largest(kernel: str, constants: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
-    """The largest blocks that a product is launched with, and how many threads and stages they are given."""
+    """The launch options of a product's largest blocks."""
     from moekit_dispatchers.triton import launch
 
     height = launch.COLUMNS if kernel == "outer" else launch.tile_height(1 << 20, 1, dtype)
     columns = launch.COLUMNS // (2 if constants.get("GATED") else 1)
-    return launch._how(torch.empty(0, dtype=dtype), height, columns, 1 << 12)
+    return launch._options(torch.empty(0, dtype=dtype), height, columns, 1 << 12)
 
 
 @pytest.mark.parametrize(("dtype", "capability"), [("bf16", 90), ("fp32", 80)])
@@ -150,10 +150,10 @@ def test_kernels_compile_for_gpus(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """To machine code, by the compiler in the package; what the interpreter lets pass, this does not.
+    """To machine code, by triton's own compiler, which rejects more than the interpreter does.
 
-    Products in their largest blocks, with addresses and widths that are multiples of 16, as those of real layers are:
-    then loads run ahead of products, which takes the most shared memory.
+    Products in their largest blocks, with addresses and widths that are multiples of 16, as in real layers: then loads
+    run ahead of products, which needs the most shared memory.
     """
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     import triton

@@ -1,4 +1,4 @@
-"""What Shazeer et al. 2017, appendix F, say of strictly balanced gating. Its loops: tests/oracle."""
+"""Properties of strictly balanced gating, Shazeer et al. 2017, appendix F. It equals its equations in tests/oracle."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 
 from moekit.contracts import Init, LayerDims
-from moekit.errors import MoekitError
 from moekit.layer import MoELayer
 from moekit.routing import TokenChoice
-from moekit.spec.kinds import DispatcherSpec, ExpertSpec, MoE
+from moekit.spec.kinds import MoE
 from moekit_dispatchers.grouped import Grouped
 from moekit_experts.ffn import Ffn
 from moekit_routers.strict import Strict
@@ -54,7 +53,7 @@ def loss_of(routing: TokenChoice) -> Tensor:
 def test_every_expert_keeps_its_best_tokens_and_gates_are_renormalised() -> None:
     scores = [[0.6, 0.3, 0.1], [0.5, 0.2, 0.3], [0.2, 0.7, 0.1]]
     routing = scored(scores, [0.5] * 3, top_k=2, training=True)  # m = 2·3/3
-    assert sent(routing) == [[0, 1, 2], [0, 2], [1]]  # of tokens 0 and 2, alike for expert 2, the earlier
+    assert sent(routing) == [[0, 1, 2], [0, 2], [1]]  # tokens 0 and 2 tie for expert 2: the earlier wins
     assert routing.load_E().tolist() == [2, 2, 2]
     assert routing.gate_TK[0].tolist() == pytest.approx([0.6, 0.3, 0.1])
     assert routing.gate_TK[1].tolist() == pytest.approx([0.5 / 0.8, 0, 0.3 / 0.8])
@@ -80,7 +79,7 @@ def test_a_tie_goes_to_the_earliest_token() -> None:
     assert sent(of_whole_numbers()(torch.ones(6, 6))) == [[0, 1, 2, 3]] * 3 + [[]] * 3
 
 
-def test_a_token_that_no_expert_keeps_has_gates_of_zero_and_spoils_no_gradient() -> None:
+def test_a_token_that_no_expert_keeps_has_zero_gates_and_leaves_gradients_finite() -> None:
     router = of_whole_numbers()
     routing = router(torch.ones(6, 6))
     assert routing.gate_TK[5].tolist() == [0.0] * 4
@@ -88,7 +87,7 @@ def test_a_token_that_no_expert_keeps_has_gates_of_zero_and_spoils_no_gradient()
     assert router.weight_ED.grad is not None and router.weight_ED.grad.isfinite().all()
 
 
-def test_padding_takes_no_place() -> None:
+def test_padding_takes_no_place_of_a_valid_token() -> None:
     router, valid_T = strict(), torch.arange(20) % 2 == 0
     x_TD = torch.randn(20, 6)
     alone = router(x_TD[valid_T])
@@ -108,11 +107,11 @@ def test_a_token_with_nan_leaves_other_gates_finite() -> None:
     others = torch.arange(8) != 2
     for training in (True, False):
         routing = router.train(training)(x_TD)
-        assert routing.gate_TK[2].isnan().all() and sent(routing)[2] == [0, 1, 2, 3]  # it shows
+        assert routing.gate_TK[2].isnan().all() and sent(routing)[2] == [0, 1, 2, 3]  # visible in its output
         assert routing.gate_TK[others].isfinite().all()
 
 
-# --- evaluation, and the thresholds that it rests on ------------------------------------------------------------------
+# --- evaluation and its thresholds ------------------------------------------------------------------------------------
 
 
 def test_evaluation_sends_what_is_above_the_threshold() -> None:
@@ -124,25 +123,25 @@ def test_evaluation_sends_what_is_above_the_threshold() -> None:
     assert routing.own_loss is None
 
 
-def test_evaluation_does_not_look_across_the_batch() -> None:
+def test_in_evaluation_a_token_does_not_depend_on_the_batch() -> None:
     router, x_TD = strict().eval(), torch.randn(9, 6)
     torch.testing.assert_close(router(x_TD).gate_TK[:3], router(x_TD[:3]).gate_TK)
     assert sent(router(x_TD))[:3] == sent(router(x_TD[:3]))
 
 
-def test_the_threshold_loss_by_hand() -> None:
+def test_the_threshold_loss_of_a_worked_example() -> None:
     scores = [[0.7, 0.3], [0.6, 0.4], [0.2, 0.8], [0.1, 0.9]]  # each expert keeps its best two
     agree = scored(scores, [0.5, 0.5], top_k=1, training=True)
     assert loss_of(agree).item() == pytest.approx(0, abs=1e-12)
-    # Expert 0 lets token 2 pass beside its two; expert 1 lets token 3 pass alone, and misses token 2.
+    # Token 2 exceeds the threshold of expert 0 too; of expert 1 only token 3 does, so token 2 is missing.
     differ = scored(scores, [0.15, 0.85], top_k=1, training=True)
     assert loss_of(differ).item() == pytest.approx(((0.2 - 0.15) + (0.85 - 0.8)) / 4)
 
 
-def test_the_threshold_loss_moves_thresholds_the_right_way_and_nothing_else() -> None:
+def test_the_threshold_loss_moves_thresholds_towards_the_load_and_nothing_else() -> None:
     router = strict(E=2, top_k=1)
     with torch.no_grad():
-        router.threshold_E.copy_(torch.tensor([0.01, 0.99]))  # all pass; none does
+        router.threshold_E.copy_(torch.tensor([0.01, 0.99]))  # every token exceeds the first, none the second
     loss = loss_of(router(torch.randn(20, 6)))
     to_threshold, to_weight = torch.autograd.grad(loss, [router.threshold_E, router.weight_ED], allow_unused=True)
     assert to_weight is None
@@ -176,33 +175,23 @@ def test_a_layer_reports_the_loss_with_its_weight() -> None:
     assert layer.eval()(torch.randn(2, 8, 6))[1].losses == {}
 
 
-# --- claims, weights, no tokens, refusals -----------------------------------------------------------------------------
+# --- capabilities, weights, no tokens ---------------------------------------------------------------------------------
 
 
-def test_it_says_that_it_looks_ahead() -> None:
+def test_a_layer_reports_that_the_router_leaks() -> None:
     spec = MoE(router=Strict(top_k=2), experts=Ffn(count=4, hidden=5), dispatcher=Grouped())
     assert spec.leak() == "router Strict"
 
 
-def test_drawing_weights_keeps_the_thresholds() -> None:
+def test_initialising_weights_keeps_the_thresholds() -> None:
     router = StrictRouter(Strict(top_k=2), LayerDims(dim=200, num_experts=50))
     router.init_weights(Init(std=0.006))
     assert router.weight_ED.std().item() == pytest.approx(0.006, rel=0.05)
     assert router.threshold_E.tolist() == pytest.approx([1 / 50] * 50)
 
 
-def test_no_tokens() -> None:
+def test_without_tokens_load_and_loss_are_zero() -> None:
     routing = strict()(torch.empty(0, 6))
     assert routing.expert_TK.shape == routing.gate_TK.shape == (0, 4)
     assert routing.load_E().tolist() == [0] * 4
     assert loss_of(routing) == 0
-
-
-def test_what_makes_no_sense_is_refused() -> None:
-    assert Strict(top_k=2).active(16) == 2
-    with pytest.raises(MoekitError, match="takes no selection bias; remove the balancer"):
-        strict()(torch.randn(3, 6), selection_bias_E=torch.zeros(4))
-    with pytest.raises(MoekitError, match="router strict: top_k=5 is more than the 4 experts there are"):
-        strict(top_k=5)
-    with pytest.raises(ValueError, match="top_k=5 is more than the 4 experts there are: lower top_k"):
-        MoE(router=Strict(top_k=5), experts=ExpertSpec(count=4), dispatcher=DispatcherSpec())

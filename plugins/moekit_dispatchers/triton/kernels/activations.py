@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 NAMES = ("silu", "gelu", "relu", "sigmoid")
-"""What ``ACT`` may be."""
+"""The values of ``ACT``."""
 
 
 @triton.jit
@@ -25,7 +25,7 @@ def activate(x, ACT: tl.constexpr):
 
 
 @triton.jit
-def slope(x, ACT: tl.constexpr):
+def derivative(x, ACT: tl.constexpr):
     """``act'(x)``; 0 at the corner of relu."""
     if ACT == "silu":
         s = tl.sigmoid(x)

@@ -42,7 +42,7 @@ def linear(
 ):
     """``y[n] = w[expert of n] x[source of n]``; the source is ``token_of[n]`` with ``GATHER``, else n.
 
-    One program for a tile of rows and BLOCK_N columns; the columns of a tile run side by side, so that its rows of x
+    One program computes BLOCK_N columns of a tile of rows. Programs of one tile are neighbours, so that its rows of x
     are read from memory once. ``w`` may be any view, transposed ones included; x and y have unit stride along rows.
     """
     blocks = tl.cdiv(width_out, BLOCK_N)
@@ -97,10 +97,10 @@ def linear_activated(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """``h[n] = w[expert of n] x[token_of[n]]`` and, while it is at hand, ``acted[n] = act(gate) · up`` or ``act(h)``.
+    """``h[n] = w[expert of n] x[token_of[n]]`` and, from registers, ``acted[n] = act(gate) · up`` or ``act(h)``.
 
-    With ``GATED``, h has the gate in its first ``hidden`` columns and up in the rest; one program makes both. Without
-    ``KEEP`` h is not written.
+    With ``GATED``, h has the gate in its first ``hidden`` columns and up in the rest; one program computes both.
+    Without ``KEEP`` h is not written.
     """
     blocks = tl.cdiv(hidden, BLOCK_N)
     tile = tl.program_id(0) // blocks
@@ -137,7 +137,7 @@ def linear_activated(
         tl.store(h_at, first, mask=is_here)
         if GATED:
             tl.store(h_at + hidden, second, mask=is_here)
-    out = activate(first.to(tl.float32), ACT)  # of what backward will read
+    out = activate(first.to(tl.float32), ACT)  # of the rounded value that backward reads
     if GATED:
         out *= second.to(tl.float32)
     tl.store(acted + rows[:, None] * hidden + cols[None, :], out.to(kind), mask=is_here)
@@ -163,7 +163,7 @@ def outer(
     """``dw[e]``: the sum over the rows n of expert e of ``a[n]`` outer ``b[n]``; 0 for an expert without rows.
 
     With ``GATHER_A`` (``GATHER_B``) it is ``a[token_of[n]]`` (``b``). One program for a block of one expert's matrix;
-    it walks all rows of the expert in order, so the sum is always the same.
+    it adds all rows of the expert in order, so the sum is deterministic.
     """
     blocks_a = tl.cdiv(width_a, BLOCK_M)
     blocks_b = tl.cdiv(width_b, BLOCK_N)

@@ -1,11 +1,11 @@
-"""What is done to rows beside products: their sums by token, and the activation's backward."""
+"""Row operations other than products: sums by token, and the activation's backward."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-from moekit_dispatchers.triton.kernels.activations import activate, slope
+from moekit_dispatchers.triton.kernels.activations import activate, derivative
 
 
 @triton.jit
@@ -13,7 +13,7 @@ def combine(rows, gate, by_token, start_of, y, width, GATED: tl.constexpr, BLOCK
     """``y[t]``: the sum of token t's rows, with ``GATED`` times their gates; 0 for a token without rows.
 
     One program for BLOCK columns of one token; it adds the rows in the order of ``by_token``, without atomics, so the
-    sum is always the same.
+    sum is deterministic.
     """
     token = tl.program_id(0).to(tl.int64)
     cols = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -46,13 +46,13 @@ def activation_backward(
 ):
     """The activation's backward, from the first product's output.
 
-    The activation's own output is read from ``kept`` with ``KEPT``, else computed again. (With ``GATED`` the
-    activation is computed all the same: up's gradient asks for it without up.)
+    With ``KEPT`` the activation's output is read from ``kept``, else recomputed. (With ``GATED`` the activation of the
+    gate is computed in any case, because up's gradient needs it.)
 
     ``d_acted[n]``: in, the gradient of the activation's output before the gate (the output's gradient through the
     second weight); out, the activation's output times the gate, for the second weight's gradient.
     ``d_h[n]``: the gradient of the first product's output. ``d_gate[n]``: ``d_acted · acted``.
-    ``last``: where the number of rows that count stands. One program for BLOCK_M rows.
+    ``last``: points to the number of rows with an expert. One program computes BLOCK_M rows.
     """
     rows = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     is_row = rows < tl.load(last)
@@ -68,7 +68,7 @@ def activation_backward(
         first = tl.load(h + large, mask=is_here, other=0.0).to(tl.float32)
         if GATED or not KEPT:
             acted = activate(first, ACT)
-        d_first = slope(first, ACT) * d * weight[:, None]
+        d_first = derivative(first, ACT) * d * weight[:, None]
         if GATED:
             second = tl.load(h + large + hidden, mask=is_here, other=0.0).to(tl.float32)
             d_second = acted * d * weight[:, None]

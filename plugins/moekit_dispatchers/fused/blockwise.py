@@ -1,7 +1,7 @@
-"""The walk: every expert on its own rows, block by block, through a few small buffers that are used again and again.
+"""Experts computed block by block: an autograd function that reuses a few buffers small enough for the cache.
 
-Shapes: T tokens, N rows sorted by expert, D in, H hidden, O out; r rows of one block. What is kept for backward is the
-caller's choice; the rest is computed again, which costs less than writing it out.
+Shapes: T tokens, N rows sorted by expert, D in, H hidden, O out; r rows of one block. The caller chooses what is saved
+for backward; the rest is recomputed, which costs less than writing it to memory.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from torch import Tensor
 
 from moekit.errors import MoekitError
 from moekit_dispatchers.fused.activations import activate, activate_backward
-from moekit_dispatchers.fused.crew import Share, side_by_side
+from moekit_dispatchers.fused.thread_pool import Share, run_shares
 from moekit_dispatchers.fused.workspace import buffers
 
 BLOCK = 1024
-"""Rows at a time: a block's buffers stay in the cache, and more rows gain nothing. Measured: docs/benchmarks.md."""
+"""Rows of a block: its buffers stay in the cache, and more rows gain nothing. Measured: docs/benchmarks.md."""
 
 NARROW = 1 << 20
-"""Numbers of tokens and first products that a block may hold where that is more rows: for narrow experts."""
+"""Elements of tokens and first products that a block may hold, if that allows more rows (narrow experts)."""
 
 
 class Block(NamedTuple):
-    """Rows that are worked at once: those of one expert or a part of them, or those of several experts.
+    """Rows that are computed together: all or some rows of one expert, or all rows of several experts.
 
     Attributes:
-        experts: whose, in order.
-        sizes: how many of each.
-        rows: how many in all.
-        first: whether no block before it has rows of the same expert.
+        experts: the experts, in order.
+        sizes: rows of each.
+        rows: rows in all.
+        first: whether no earlier block has rows of the same expert.
     """
 
     experts: list[int]
@@ -41,24 +41,24 @@ class Block(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """The walk's way: static facts, none of them a tensor.
+    """How the rows are split; holds no tensor.
 
     Attributes:
         sizes: rows of each expert, in order.
-        among: who walks over which experts.
+        shares: the experts of each thread.
         most: the most rows that a block may have.
         activation: its name.
         save: ``all``, ``minimum`` or ``nothing``.
     """
 
     sizes: list[int]
-    among: list[Share]
+    shares: list[Share]
     most: int
     activation: str
     save: str
 
     def blocks(self, share: Share) -> list[Block]:
-        """What a share is worked in, in the order of its rows; idle experts have none."""
+        """The blocks of a share, in the order of its rows; experts without rows are in none."""
         blocks: list[Block] = []
         for e in range(share.first, share.last):
             size = self.sizes[e]
@@ -72,33 +72,33 @@ class Plan(NamedTuple):
 
 
 def most_rows(x_TD: Tensor, w_in_EHD: Tensor) -> int:
-    """How many rows a block may have, for such tokens and weights."""
+    """The most rows that a block may have, for these tokens and weights."""
     return max(BLOCK, NARROW // max(1, x_TD.shape[1] + w_in_EHD.shape[1]))
 
 
-class Walk(torch.autograd.Function):
+class BlockwiseExperts(torch.autograd.Function):
     """``y_TO``: for every token the sum over its rows of ``gate · down(act(...))``.
 
-    Differentiable once, with regard to ``x_TD``, ``gate_N`` and both weights.
+    Differentiable once, by ``x_TD``, ``gate_N`` and both weights.
     """
 
     @staticmethod
     def forward(
         ctx: Any, x_TD: Tensor, gate_N: Tensor, w_in_EHD: Tensor, w_out_EOH: Tensor, token_N: Tensor, plan: Plan
     ) -> Tensor:
-        """Walks forward."""
+        """Computes block by block; saves what ``plan.save`` says."""
         N, (T, D), (out_dim, H) = token_N.shape[0], x_TD.shape, w_out_EOH.shape[1:]
         width, gate_N1 = w_in_EHD.shape[1], gate_N[:, None]
         h_NH = None if plan.save == "nothing" else x_TD.new_empty(N, width)
         act_NH = x_TD.new_empty(N, H) if plan.save == "all" else None
         w_in_eDH, w_out_eHO = w_in_EHD.mT.unbind(), w_out_EOH.mT.unbind()
 
-        def walk(share: Share) -> Tensor:
+        def compute(share: Share) -> Tensor:
             blocks = plan.blocks(share)
             most, y_TO = max((block.rows for block in blocks), default=0), x_TD.new_zeros(T, out_dim)
             x_rD, act_rX, scaled_rX, y_rO, h_rX = buffers(most, (D, H, H, out_dim, width), x_TD.dtype)
-            tokens, gates = (cut(t, share.row, blocks) for t in (token_N, gate_N1))
-            kept = (cut_or_none(t, share.row, blocks) for t in (h_NH, act_NH))
+            tokens, gates = (split_blocks(t, share.row, blocks) for t in (token_N, gate_N1))
+            kept = (split_or_none(t, share.row, blocks) for t in (h_NH, act_NH))
             for block, token_r, gate_r1, h_r, act_r in zip(blocks, tokens, gates, *kept, strict=True):
                 n = block.rows
                 x_r = torch.index_select(x_TD, 0, token_r, out=x_rD[:n])
@@ -108,22 +108,22 @@ class Walk(torch.autograd.Function):
                 y_TO.index_add_(0, token_r, products(scaled_r, w_out_eHO, block, y_rO[:n]))
             return y_TO
 
-        y_TO = _sum(side_by_side(walk, plan.among))
+        y_TO = _sum(run_shares(compute, plan.shares))
         ctx.save_for_backward(x_TD, gate_N, w_in_EHD, w_out_EOH, token_N, h_NH, act_NH)
         ctx.plan = plan
         return y_TO
 
     @staticmethod
     def backward(ctx: Any, g_TO: Tensor) -> tuple[Tensor | None, ...]:
-        """Walks again: activations anew, all gradients of a block while it is in the cache.
+        """Recomputes what was not saved; computes all gradients of a block while it is in the cache.
 
         Raises:
-            MoekitError: under ``create_graph``; a second derivative would be left out in silence.
+            MoekitError: under ``create_graph``: a second derivative would be missing silently.
         """
         if torch.is_grad_enabled():
             raise MoekitError(
-                "the dispatcher 'fused' is differentiable once, and create_graph=True asks for more; "
-                "'grouped' has derivatives of any order"
+                "the dispatcher 'fused' is differentiable once, so it does not support create_graph=True; "
+                "the dispatcher 'grouped' has derivatives of any order"
             )
         x_TD, gate_N, w_in_EHD, w_out_EOH, token_N, h_NH, act_NH = ctx.saved_tensors
         plan: Plan = ctx.plan
@@ -137,15 +137,15 @@ class Walk(torch.autograd.Function):
         w_in_eHD, w_out_eOH = w_in_EHD.unbind(), w_out_EOH.unbind()
         w_in_eDH = w_in_EHD.mT.unbind()
 
-        def walk(share: Share) -> Tensor | None:
+        def compute(share: Share) -> Tensor | None:
             blocks = plan.blocks(share)
             most, dx_TD = max((block.rows for block in blocks), default=0), torch.zeros_like(x_TD) if needs_x else None
             x_rD, g_rO, dx_rD, h_rX, dh_rX, act_rX, gate_act_rX, dact_rX, product_rX = buffers(
                 most, (D, out_dim, D, width, width, H, H, H, H), x_TD.dtype
             )
             _clear_idle(plan, share, dw_in_EHD, dw_out_EOH)
-            tokens, gates, dgates = (cut(t, share.row, blocks) for t in (token_N, gate_N1, dgate_N))
-            hs, acts = (cut_or_none(t, share.row, blocks) for t in (h_NH, act_NH))
+            tokens, gates, dgates = (split_blocks(t, share.row, blocks) for t in (token_N, gate_N1, dgate_N))
+            hs, acts = (split_or_none(t, share.row, blocks) for t in (h_NH, act_NH))
             for block, token_r, gate_r1, dgate_r, h_r, act_r in zip(
                 blocks, tokens, gates, dgates, hs, acts, strict=True
             ):
@@ -153,7 +153,7 @@ class Walk(torch.autograd.Function):
                 x_r = torch.index_select(x_TD, 0, token_r, out=x_rD[:n])
                 g_r = torch.index_select(g_TO, 0, token_r, out=g_rO[:n])
                 h_r = products(x_r, w_in_eDH, block, h_rX[:n]) if h_r is None else h_r
-                spare_r, kept = act_rX[:n], act_r is None
+                spare_r, gate_act_known = act_rX[:n], act_r is None
                 if act_r is None:
                     act_r = activate(h_r, spare_r, plan.activation, gate_act_rX[:n])
                 dact_r = products(g_r, w_out_eOH, block, dact_rX[:n])
@@ -162,14 +162,14 @@ class Walk(torch.autograd.Function):
                     outer_products(g_r, torch.mul(act_r, gate_r1, out=spare_r), block, dw_out_EOH)
                 if needs_x or needs_in:
                     dact_r.mul_(gate_r1)
-                    dh_r = activate_backward(dact_r, h_r, gate_act_rX[:n], dh_rX[:n], plan.activation, kept)
+                    dh_r = activate_backward(dact_r, h_r, gate_act_rX[:n], dh_rX[:n], plan.activation, gate_act_known)
                     if dw_in_EHD is not None:
                         outer_products(dh_r, x_r, block, dw_in_EHD)
                     if dx_TD is not None:
                         dx_TD.index_add_(0, token_r, products(dh_r, w_in_eHD, block, dx_rD[:n]))
             return dx_TD
 
-        parts = side_by_side(walk, plan.among)
+        parts = run_shares(compute, plan.shares)
         dx_TD = _sum([part for part in parts if part is not None]) if needs_x else None
         return dx_TD, dgate_N if needs_gate else None, dw_in_EHD, dw_out_EOH, None, None
 
@@ -183,7 +183,7 @@ def products(a_rX: Tensor, w_e: Sequence[Tensor], block: Block, out_rY: Tensor) 
 
 
 def outer_products(a_rX: Tensor, b_rH: Tensor, block: Block, out_EXH: Tensor) -> None:
-    """For each expert of the block the sum over its rows of ``a_rX`` outer ``b_rH``, into (or added to) its place."""
+    """For each expert of the block, the sum over its rows of ``a_rX`` outer ``b_rH``, written (or added) to ``out``."""
     for e, a_nX, b_nH in zip(
         block.experts, torch.split(a_rX, block.sizes), torch.split(b_rH, block.sizes), strict=True
     ):
@@ -193,26 +193,26 @@ def outer_products(a_rX: Tensor, b_rH: Tensor, block: Block, out_EXH: Tensor) ->
             out_EXH[e].addmm_(a_nX.t(), b_nH)
 
 
-def cut(t_N: Tensor, start: int, blocks: list[Block]) -> Sequence[Tensor]:
-    """The blocks of an array of rows, from the row ``start`` on."""
+def split_blocks(t_N: Tensor, start: int, blocks: list[Block]) -> Sequence[Tensor]:
+    """A tensor of rows, from row ``start`` on, split into blocks."""
     sizes = [block.rows for block in blocks]
     return torch.split(t_N[start : start + sum(sizes)], sizes)
 
 
-def cut_or_none(t_N: Tensor | None, start: int, blocks: list[Block]) -> Sequence[Tensor | None]:
-    """The same; as many None where there is no array."""
-    return [None] * len(blocks) if t_N is None else cut(t_N, start, blocks)
+def split_or_none(t_N: Tensor | None, start: int, blocks: list[Block]) -> Sequence[Tensor | None]:
+    """``split_blocks``; without a tensor, a None for each block."""
+    return [None] * len(blocks) if t_N is None else split_blocks(t_N, start, blocks)
 
 
 def _sum(parts: list[Tensor]) -> Tensor:
-    """The sum of equal shapes, into the first of them, in their order."""
+    """The sum of tensors of one shape, accumulated in order into the first."""
     for part in parts[1:]:
         parts[0] += part
     return parts[0]
 
 
 def _clear_idle(plan: Plan, share: Share, *weights: Tensor | None) -> None:
-    """Zeros for the gradients of experts without rows."""
+    """Zeroes the gradients of experts without rows."""
     for e in range(share.first, share.last):
         if not plan.sizes[e]:
             for dw in weights:

@@ -1,4 +1,4 @@
-"""How a share of the experts is cut into blocks, and the buffers that threads keep from walk to walk."""
+"""How rows are split into blocks, and the buffers that threads keep between passes."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from torch.utils.checkpoint import checkpoint
 
 from moekit.contracts import LayerDims
 from moekit.routing import TokenChoice
-from moekit_dispatchers.fused import Fused, crew, workspace
-from moekit_dispatchers.fused.crew import shares
+from moekit_dispatchers.fused import Fused, thread_pool, workspace
+from moekit_dispatchers.fused.blockwise import Plan, most_rows
 from moekit_dispatchers.fused.module import FusedDispatcher
-from moekit_dispatchers.fused.walk import Plan, most_rows
+from moekit_dispatchers.fused.thread_pool import shares
 from moekit_experts.glu import Glu
 from moekit_experts.glu.module import GluExperts
 
@@ -27,20 +27,20 @@ from moekit_experts.glu.module import GluExperts
 @settings(max_examples=100, deadline=None)
 @given(sizes=st.lists(st.integers(0, 9), max_size=12), most=st.integers(1, 9), threads=st.integers(1, 3))
 def test_blocks_hold_every_row_once_in_order(sizes: list[int], most: int, threads: int) -> None:
-    plan = Plan(sizes=sizes, among=shares(sizes, threads), most=most, activation="silu", save="minimum")
-    blocks = [block for share in plan.among for block in plan.blocks(share)]
+    plan = Plan(sizes=sizes, shares=shares(sizes, threads), most=most, activation="silu", save="minimum")
+    blocks = [block for share in plan.shares for block in plan.blocks(share)]
     assert all(sum(block.sizes) == block.rows <= most and all(block.sizes) for block in blocks)
     parts = [(e, size) for block in blocks for e, size in zip(block.experts, block.sizes, strict=True)]
     assert [e for e, size in parts for _ in range(size)] == [e for e, size in enumerate(sizes) for _ in range(size)]
-    met: set[int] = set()
+    seen: set[int] = set()
     for block in blocks:
-        assert block.first == met.isdisjoint(block.experts)
-        met.update(block.experts)
+        assert block.first == seen.isdisjoint(block.experts)
+        seen.update(block.experts)
 
 
-def test_small_experts_share_a_block_and_large_ones_are_cut() -> None:
-    plan = Plan(sizes=[3, 0, 4, 9, 2], among=shares([3, 0, 4, 9, 2], 1), most=8, activation="silu", save="all")
-    blocks = plan.blocks(plan.among[0])
+def test_small_experts_share_a_block_and_large_ones_are_split() -> None:
+    plan = Plan(sizes=[3, 0, 4, 9, 2], shares=shares([3, 0, 4, 9, 2], 1), most=8, activation="silu", save="all")
+    blocks = plan.blocks(plan.shares[0])
     assert [(block.experts, block.sizes, block.first) for block in blocks] == [
         ([0, 2], [3, 4], True),
         ([3], [8], True),
@@ -49,7 +49,7 @@ def test_small_experts_share_a_block_and_large_ones_are_cut() -> None:
     ]
 
 
-def test_narrow_experts_have_more_rows_a_block() -> None:
+def test_blocks_of_narrow_experts_have_more_rows() -> None:
     assert most_rows(torch.empty(1, 512), torch.empty(1, 2048, 512)) == 1024
     assert most_rows(torch.empty(1, 128), torch.empty(1, 128, 128)) == 4096
 
@@ -57,7 +57,7 @@ def test_narrow_experts_have_more_rows_a_block() -> None:
 # ---- buffers ------------------------------------------------------------------------------------------------------
 
 
-def test_buffers_are_apart_and_used_again() -> None:
+def test_buffers_do_not_overlap_and_are_reused() -> None:
     first = workspace.buffers(3, (5, 7), torch.float64)
     for value, buffer in enumerate(first):
         buffer.fill_(value)
@@ -74,7 +74,7 @@ def test_each_thread_has_its_own_buffers() -> None:
     assert theirs[0].data_ptr() != mine.data_ptr()
 
 
-def test_buffers_first_asked_for_in_inference_mode_serve_training_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_buffers_made_in_inference_mode_serve_training_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workspace._kept, "flat", {})
     with torch.inference_mode():
         first = workspace.buffers(2, (4,), torch.float64)[0].fill_(1)
@@ -82,7 +82,7 @@ def test_buffers_first_asked_for_in_inference_mode_serve_training_too(monkeypatc
     assert again.data_ptr() == first.data_ptr() and again.fill_(2).sum() == 16
 
 
-def test_no_more_is_kept_than_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_buffers_above_the_bound_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     workspace.buffers(2, (4,), torch.float64)
     monkeypatch.setattr(workspace, "MOST_KEPT", 100)
     monkeypatch.setattr(workspace._kept, "flat", {})
@@ -118,7 +118,7 @@ def assert_same(found: list[Tensor], expected: list[Tensor]) -> None:
         torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
-def test_another_models_walk_between_forward_and_backward_changes_nothing() -> None:
+def test_another_models_pass_between_forward_and_backward_changes_nothing() -> None:
     one, other = layer(0), layer(1, hidden=9)
     expected = gradients(run(*one), one[0], one[2])
     y_TO = run(*one)
@@ -129,7 +129,7 @@ def test_another_models_walk_between_forward_and_backward_changes_nothing() -> N
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_recomputed_layers_that_follow_each_other_are_the_same(reentrant: bool) -> None:
+def test_recomputing_consecutive_layers_changes_nothing(reentrant: bool) -> None:
     x_TD, routing, experts = layer(0)
     expected = gradients(run(run(x_TD, routing, experts), routing, experts), x_TD, experts)
     y_TO = x_TD
@@ -142,10 +142,10 @@ def test_recomputed_layers_that_follow_each_other_are_the_same(reentrant: bool) 
     assert_same(found, expected)
 
 
-@pytest.mark.parametrize("worth", [0, 1 << 60], ids=["a crew", "alone"])
-def test_several_threads_at_once_get_what_each_gets_alone(worth: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also that two runs are the same, bit for bit."""
-    monkeypatch.setattr(crew, "WORTH_A_CREW", worth)
+@pytest.mark.parametrize("worth", [0, 1 << 60], ids=["parallel", "alone"])
+def test_concurrent_callers_get_the_results_of_each_alone(worth: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also, two runs give the same bits."""
+    monkeypatch.setattr(thread_pool, "PARALLEL_FROM", worth)
     layers = [layer(seed, hidden=5 + seed) for seed in range(4)]
     before = torch.get_num_threads()
     torch.set_num_threads(2)

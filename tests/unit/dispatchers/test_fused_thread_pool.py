@@ -1,4 +1,4 @@
-"""Threads that walk side by side: who gets which experts, and what stays as it was."""
+"""Threads that compute experts in parallel: how experts are split over them, and that the caller is not affected."""
 
 from __future__ import annotations
 
@@ -12,35 +12,35 @@ from hypothesis import strategies as st
 
 from moekit.contracts import LayerDims
 from moekit.routing import TokenChoice
-from moekit_dispatchers.fused import Fused, crew
-from moekit_dispatchers.fused.crew import Share, shares, side_by_side
+from moekit_dispatchers.fused import Fused, thread_pool
 from moekit_dispatchers.fused.module import FusedDispatcher
+from moekit_dispatchers.fused.thread_pool import Share, run_shares, shares
 from moekit_experts.glu import Glu
 from moekit_experts.glu.module import GluExperts
 
 
 @settings(max_examples=100, deadline=None)
 @given(sizes=st.lists(st.integers(0, 9), max_size=12), threads=st.integers(1, 4))
-def test_every_expert_has_one_thread_and_none_has_too_much(sizes: list[int], threads: int) -> None:
+def test_every_expert_has_one_thread_and_no_thread_too_many_rows(sizes: list[int], threads: int) -> None:
     found = shares(sizes, threads)
     assert 1 <= len(found) <= threads
     assert [e for share in found for e in range(share.first, share.last)] == list(range(len(sizes)))
     assert [share.row for share in found] == [sum(sizes[: share.first]) for share in found]
     if len(found) > 1:
-        assert max(sum(sizes[s.first : s.last]) for s in found) * threads <= crew.UNEVEN * sum(sizes)
+        assert max(sum(sizes[s.first : s.last]) for s in found) * threads <= thread_pool.MOST_UNEVEN * sum(sizes)
 
 
-def test_an_uneven_load_is_walked_alone() -> None:
+def test_an_uneven_load_runs_on_one_thread() -> None:
     assert shares([1, 97, 1, 1], 2) == [Share(0, 4, 0)]
     assert shares([25, 25, 25, 25], 2) == [Share(0, 2, 0), Share(2, 4, 50)]
     assert shares([0, 0], 2) == [Share(0, 2, 0)]
 
 
-def test_the_callers_threads_and_gradients_are_left_alone() -> None:
+def test_the_callers_number_of_threads_and_grad_mode_are_kept() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        seen = side_by_side(lambda s: (torch.get_num_threads(), torch.is_grad_enabled()), shares([1, 1], 2))
+        seen = run_shares(lambda s: (torch.get_num_threads(), torch.is_grad_enabled()), shares([1, 1], 2))
         assert seen == [(1, False), (1, False)]
         assert torch.get_num_threads() == 2
         assert torch.is_grad_enabled()
@@ -53,41 +53,41 @@ def test_the_callers_threads_and_gradients_are_left_alone() -> None:
         torch.set_num_threads(before)
 
 
-def test_what_goes_wrong_in_a_thread_is_raised_in_the_callers() -> None:
+def test_an_error_in_a_thread_is_raised_in_the_caller() -> None:
     def fail(share: Share) -> None:
         raise ValueError(f"experts {share.first} to {share.last}")
 
     with pytest.raises(ValueError, match="experts 0 to 1"):
-        side_by_side(fail, shares([1, 1], 2))
+        run_shares(fail, shares([1, 1], 2))
 
 
 def test_the_same_threads_serve_every_call() -> None:
     def who(share: Share) -> str:
         return threading.current_thread().name
 
-    names = {name for _ in range(5) for name in side_by_side(who, shares([1, 1], 2))}
+    names = {name for _ in range(5) for name in run_shares(who, shares([1, 1], 2))}
     assert len(names) <= 2
-    assert all(name.startswith("moekit-crew") for name in names)
+    assert all(name.startswith("moekit-experts") for name in names)
 
 
-def test_a_forked_process_has_a_crew_of_its_own() -> None:
-    side_by_side(lambda share: share.first, shares([1, 1], 2))
+def test_a_forked_process_gets_a_pool_of_its_own() -> None:
+    run_shares(lambda share: share.first, shares([1, 1], 2))
     fork = multiprocessing.get_context("fork")
     answers = fork.SimpleQueue()
-    child = fork.Process(target=lambda: answers.put(side_by_side(lambda share: share.first, shares([1, 1], 2))))
+    child = fork.Process(target=lambda: answers.put(run_shares(lambda share: share.first, shares([1, 1], 2))))
     child.start()
     child.join(timeout=60)
     assert child.exitcode == 0
     assert answers.get() == [0, 1]
 
 
-def test_an_even_cut_is_the_nearest_one() -> None:
+def test_experts_are_split_nearest_to_even() -> None:
     assert shares([3, 2, 2, 2], 2) == [Share(0, 2, 0), Share(2, 4, 5)]
     assert shares([9, 10, 10, 10, 1], 2) == [Share(0, 2, 0), Share(2, 5, 19)]
 
 
-def test_a_crew_works_in_inference_mode(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crew, "WORTH_A_CREW", 0)
+def test_the_pool_works_in_inference_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(thread_pool, "PARALLEL_FROM", 0)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
     dims = LayerDims(dim=4, num_experts=4)
