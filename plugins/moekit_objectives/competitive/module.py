@@ -1,4 +1,4 @@
-"""The errors of 1991 over every expert's own output. Oracle: the paper's gradients, in ``naive.py``."""
+"""The errors of 1991 over every expert's own output. Reference: the paper's gradients, in ``naive.py``."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class CompetitiveObjective(Objective):
             if self.spec.error == "competitive":
                 error_T = (p_TE * distance_TE).sum(-1)
             else:
-                # A gate that underflowed to 0 counts as the smallest number there is: its expert learns, it does not.
+                # A gate that underflowed to 0 counts as the smallest positive number: the expert learns, the gate not.
                 log_p_TE = p_TE.clamp(min=torch.finfo(p_TE.dtype).tiny).log()
                 error_T = -torch.logsumexp(log_p_TE - distance_TE / 2, dim=-1)
         return sum_over_cases(error_T, output.y, batch)
