@@ -26,9 +26,6 @@ class DerivedData(Data):
 
     A training batch's generator makes all its random choices; the validation set always uses the same seed. Errors of
     reading, encoding and loading are those of the text.
-
-    Args:
-        spec: its options.
     """
 
     def __init__(self, spec: DerivedSpec) -> None:

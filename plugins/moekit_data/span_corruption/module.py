@@ -25,9 +25,6 @@ class SpanCorruptionData(DerivedData):
 
     Sentinels count up from ``end + 1``. All placements of that many tokens in that many spans which do not touch are
     equally likely. (T5's code always ends a window with a span; the paper does not say so.)
-
-    Args:
-        spec: its options.
     """
 
     def __init__(self, spec: SpanCorruption) -> None:

@@ -71,11 +71,7 @@ class Ahead(nn.Module):
 
 @final
 class DecoderModel(Model):
-    """The decoder of a spec. ``init_std`` or ``init_scale`` determines initial weights; norms start at 1.
-
-    Args:
-        spec: its options.
-    """
+    """The decoder of a spec. ``init_std`` or ``init_scale`` determines initial weights; norms start at 1."""
 
     def __init__(self, spec: Decoder) -> None:
         super().__init__()

@@ -147,11 +147,7 @@ NO_SOURCE = "an encoder-decoder needs a source, Source(tokens)"
 
 @final
 class EncoderDecoderModel(Model):
-    """The encoder-decoder of a spec. ``init_std`` or ``init_scale`` determines initial weights; norms start at 1.
-
-    Args:
-        spec: its options.
-    """
+    """The encoder-decoder of a spec. ``init_std`` or ``init_scale`` determines initial weights; norms start at 1."""
 
     def __init__(self, spec: EncoderDecoder) -> None:
         super().__init__()

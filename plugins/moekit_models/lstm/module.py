@@ -49,9 +49,6 @@ class LSTMModel(Model):
     once (section 3.1: "convolutionality"). Each text starts from a state of zeros.
 
     Weights are initialised from N(0, ``init_std``²), biases with 0; routers may differ (gates that start at 0).
-
-    Args:
-        spec: its options.
     """
 
     def __init__(self, spec: LSTM) -> None:

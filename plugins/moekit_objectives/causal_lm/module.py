@@ -20,9 +20,6 @@ class CausalLMObjective(Objective):
     """``sum_i -log p(t_{i+1}) + weight/depth · sum_k sum_i -log p_k(t_{i+1+k})``, over valid targets.
 
     Divided by the count of valid targets it is the paper's ``L + weight/depth · sum_k L_k``.
-
-    Args:
-        spec: its options.
     """
 
     def __init__(self, spec: CausalLM) -> None:

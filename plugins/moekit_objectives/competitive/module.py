@@ -21,9 +21,6 @@ class CompetitiveObjective(Objective):
     - cooperative (1.1): ``|| d - sum_i p_i o_i ||²``
     - competitive (1.2): ``sum_i p_i || d - o_i ||²``
     - likelihood (1.3): ``-log sum_i p_i exp(-½ || d - o_i ||²)``, by logsumexp: finite at any distance
-
-    Args:
-        spec: its options.
     """
 
     def __init__(self, spec: Competitive) -> None:

@@ -136,11 +136,24 @@ def refused(path, **options):
     return str(caught.value)
 
 
-def test_a_missing_path_is_named(tmp_path):
-    path = tmp_path / "nowhere.txt"
-    assert refused(path) == (
-        f"no such file or folder: {path}\n  expected a text file, a .jsonl file, or a folder of them"
-    )
+@pytest.mark.parametrize(
+    ("files", "path", "message"),
+    [
+        ({}, "x.txt", "no such file or folder: {}\n  expected a text file, a .jsonl file, or a folder of them"),
+        (
+            {"a.log": "x"},
+            "",
+            "no text in folder {}\n  expected files that end with .txt, .md, .jsonl (option data.suffixes)",
+        ),
+        ({"a.txt": ""}, "a.txt", "no text in {}: all of it is empty\n  expected UTF-8 text"),
+        ({"a.txt": " \n\n"}, "a.txt", "no text in {}: all of it is empty\n  expected UTF-8 text"),
+        ({"b.txt": b"\x7fELF\0\0"}, "b.txt", "not a text file: {} (it contains the byte 0)\n  expected UTF-8 text"),
+    ],
+    ids=["missing", "folder without text", "empty", "blank", "binary"],
+)
+def test_a_path_without_text_is_named(tmp_path, files, path, message):
+    write(tmp_path, files)
+    assert refused(tmp_path / path) == message.format(tmp_path / path)
 
 
 def test_the_error_for_a_relative_path_names_its_start(tmp_path, monkeypatch):
@@ -148,26 +161,6 @@ def test_the_error_for_a_relative_path_names_its_start(tmp_path, monkeypatch):
     assert refused("nowhere") == (
         f"no such file or folder: nowhere\n  looked in {tmp_path}, where the command runs\n"
         "  expected a text file, a .jsonl file, or a folder of them"
-    )
-
-
-def test_a_folder_without_text_is_refused(tmp_path):
-    write(tmp_path, {"a.log": "x"})
-    assert refused(tmp_path) == (
-        f"no text in folder {tmp_path}\n  expected files that end with .txt, .md, .jsonl (option data.suffixes)"
-    )
-
-
-@pytest.mark.parametrize("text", ["", " \n\n"])
-def test_an_empty_file_is_refused(tmp_path, text):
-    write(tmp_path, {"a.txt": text})
-    assert refused(tmp_path / "a.txt") == f"no text in {tmp_path / 'a.txt'}: all of it is empty\n  expected UTF-8 text"
-
-
-def test_a_binary_file_is_refused(tmp_path):
-    write(tmp_path, {"good.txt": "fine", "bad.txt": b"\x7fELF\0\0"})
-    assert refused(tmp_path) == (
-        f"not a text file: {tmp_path / 'bad.txt'} (it contains the byte 0)\n  expected UTF-8 text"
     )
 
 

@@ -211,9 +211,7 @@ def test_layers_that_do_not_exist_are_refused(at: At, message: str) -> None:
 
 def test_two_initialisations_are_refused() -> None:
     assert spec_of(init_std=0.1).init_scale is None
-    with pytest.raises(
-        ValueError, match=r"init_std=0.1 and init_scale=0.5 both initialise weights: set one"
-    ):
+    with pytest.raises(ValueError, match=r"init_std=0.1 and init_scale=0.5 both initialise weights: set one"):
         spec_of(init_std=0.1, init_scale=0.5)
 
 

@@ -41,9 +41,7 @@ def without_routers(count: ParameterCount) -> int:
 @pytest.mark.parametrize("ffn", [Glu(hidden=100), Ffn(hidden=90)], ids=["glu", "ffn"])
 @pytest.mark.parametrize("experts", [Glu(count=16, hidden=40), Ffn(count=16, hidden=31)], ids=["glus", "ffns"])
 @pytest.mark.parametrize("at", [At(first=1), At(every=2), At(first=0)], ids=["first", "every", "all"])
-def test_active_parameters_agree_within_a_percent(
-    at: At, experts: ExpertSpec, ffn: ExpertSpec
-) -> None:
+def test_active_parameters_agree_within_a_percent(at: At, experts: ExpertSpec, ffn: ExpertSpec) -> None:
     spec = spec_of(at, experts, replace(experts, count=2), ffn)
     baseline = spec.dense_baseline()
     assert baseline is not None and baseline.moe is None and baseline.mtp == spec.mtp and baseline.tied

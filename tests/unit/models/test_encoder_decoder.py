@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from moekit import Batch, MoekitError, Source, build, load
+from moekit import Batch, MoekitError, Source
 from moekit.params import count_parameters
 from moekit.spec.kinds import AttentionSpec, DispatcherSpec, Form, RouterSpec
 from moekit_balancers.load_balance import LoadBalance
@@ -196,11 +196,10 @@ def test_the_encoder_decoder_compiles_as_one_graph() -> None:
     torch.compiler.reset()
 
 
-def test_a_scaled_head_divides_the_logits() -> None:
-    plain, scaled = model_of(tied=True), model_of(tied=True, scaled_head=True)
-    scaled.load_state_dict(plain.state_dict())
-    tokens, source = pair()
-    torch.testing.assert_close(scaled(tokens, source=source).y * 8**0.5, plain(tokens, source=source).y)
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_tied_head_of_the_decoder_is_the_input_embedding(tied: bool) -> None:
+    embedding, head = model_of(tied=tied).embeddings()
+    assert (embedding is head) == tied
 
 
 def test_dropout_applies_in_training_alone() -> None:
@@ -272,29 +271,3 @@ def test_the_dense_baseline_has_as_many_multiply_adds(dense_too: bool) -> None:
     assert baseline is not None and baseline.moe is None and baseline.decoder_depth == 6
     assert baseline.ffn == Glu(hidden=(4 * (100 + (50 if dense_too else 0)) + 4 * 50) // 8)
     assert baseline.dense_baseline() is None
-
-
-def test_yaml_may_name_the_encoders_dispatcher() -> None:
-    tree = {
-        "schema": 1,
-        "model": {
-            "use": "encoder_decoder",
-            "vocab": 11,
-            "dim": 8,
-            "depth": 2,
-            "attention": {"use": "relative", "heads": 2, "head_dim": 4},
-            "cross": {"heads": 2, "head_dim": 4},
-            "ffn": {"use": "ffn", "hidden": 8},
-            "moe": {
-                "at": {"every": 2},
-                "router": {"use": "topk", "top_k": 1},
-                "experts": {"use": "ffn", "count": 2, "hidden": 8},
-                "dispatcher": {"use": "grouped"},
-                "encoder_dispatcher": {"use": "loop"},
-            },
-        },
-    }
-    model = load(tree).model
-    assert isinstance(model, EncoderDecoder) and model.moe is not None
-    assert model.moe.encoder_dispatcher == Loop()
-    assert build(model)(pair()[0], source=pair()[1]).y.shape == (2, 6, VOCAB)
