@@ -93,10 +93,7 @@ def feed(
 ) -> tuple[Tensor, LayerReport | None]:
     """``y_BSD`` of a block's feed-forward part, and its report if it is a mixture; ``experts`` recomputes mixtures."""
     if isinstance(ffn, MoELayer):
-        if recompute == "experts" and torch.is_grad_enabled():
-            result = checkpoint(ffn, x_BSD, valid=valid_BS, use_reentrant=False)
-            return cast("tuple[Tensor, LayerReport | None]", result)
-        return cast("tuple[Tensor, LayerReport | None]", ffn(x_BSD, valid=valid_BS))
+        return _run(ffn, recompute == "experts", x_BSD, valid=valid_BS)
     return run_on_all(ffn, x_BSD.flatten(0, 1)).view_as(x_BSD), None
 
 
@@ -104,6 +101,14 @@ def run_block(
     block: nn.Module, recompute: Recompute, x_BSD: Tensor, *others: Tensor | None
 ) -> tuple[Tensor, LayerReport | None]:
     """Runs a block; under ``blocks`` it keeps no activations, and backward recomputes them."""
-    if recompute == "blocks" and torch.is_grad_enabled():
-        return cast("tuple[Tensor, LayerReport | None]", checkpoint(block, x_BSD, *others, use_reentrant=False))
-    return cast("tuple[Tensor, LayerReport | None]", block(x_BSD, *others))
+    return _run(block, recompute == "blocks", x_BSD, *others)
+
+
+def _run(
+    module: nn.Module, recompute: bool, *inputs: Tensor | None, **options: Tensor | None
+) -> tuple[Tensor, LayerReport | None]:
+    if recompute and torch.is_grad_enabled():
+        output = checkpoint(module, *inputs, use_reentrant=False, **options)
+    else:
+        output = module(*inputs, **options)
+    return cast("tuple[Tensor, LayerReport | None]", output)

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from moekit.component import Component
-from moekit.spec.fields import fields_of, group, option, slot
+from moekit.spec.fields import group, option, slot
 from moekit.spec.kinds import ExpertSpec, ModelSpec, MoE
-from moekit_models.at import check_dense, no_leak
+from moekit_models.at import check_dense, dense_equivalent, no_leak
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,16 +53,11 @@ class LSTM(ModelSpec):
 
         Routers are not counted. None if this model is dense itself, or if its experts have no ``hidden`` width to set.
         """
-        if self.moe is None or "hidden" not in fields_of(type(self.moe.experts)):
+        if self.moe is None:
             return None
-        from moekit.params import multiply_adds  # loads torch
-
-        experts, shared = self.moe.experts, self.moe.shared
-        one = multiply_adds(experts, self.dim)
-        rest = 0 if shared is None else shared.count * multiply_adds(shared, self.dim)
-        wide = experts.hidden * (self.moe.router.active(experts.count) + rest / one)  # type: ignore[attr-defined]
-        ffn = replace(experts, count=1, hidden=max(1, round(wide)))  # type: ignore[call-arg]
-        return replace(self, moe=None, ffn=ffn)
+        one_expert = replace(self.moe.experts, count=1)
+        ffn = dense_equivalent(one_expert, self.moe, self.dim, layers=1, mixtures=1)
+        return None if ffn is None else replace(self, moe=None, ffn=ffn)
 
 
 COMPONENT = Component(

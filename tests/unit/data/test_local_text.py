@@ -45,14 +45,6 @@ def test_no_validation_document_is_in_training():
     assert len(validation) >= 3
 
 
-def test_docstrings_and_their_files_are_in_the_same_split():
-    """Both have the key of the file, which alone determines the split."""
-    documented = {d.key for d in SOURCES["prose"]() if d.key.startswith("stdlib/")}
-    files = {d.key for d in SOURCES["python"]()}
-    assert len(documented) > 100
-    assert not documented - files
-
-
 def test_byte_pairs_are_exact_in_bytes():
     data = prepared(tokens="bpe", vocab=400, domains=["python", "prose"])
     assert data.describe()["tokens"].startswith("400 byte pairs, ")
