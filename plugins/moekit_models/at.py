@@ -64,7 +64,7 @@ def check_init(std: float | None, scale: float | None) -> Iterable[str]:
 def dense_equivalent(
     ffn: ExpertSpec, moe: MoE, dim: int, *, layers: int, mixtures: int, dense_too: bool = False
 ) -> ExpertSpec | None:
-    """``ffn`` with the width at which all layers together do as many multiply-adds a token as they do now.
+    """``ffn`` with the width at which purely dense layers do as many multiply-adds a token as these layers.
 
     Args:
         ffn: the feed-forward part of dense layers.

@@ -7,7 +7,7 @@ Source: Zhang & Sennrich 2019 (RMSNorm, eq. 4).
 
 from __future__ import annotations
 
-from typing import Literal, TypedDict, cast
+from typing import Any, Literal, TypedDict, cast
 
 import torch
 import torch.nn.functional as F
@@ -105,7 +105,7 @@ def run_block(
 
 
 def _run(
-    module: nn.Module, recompute: bool, *inputs: Tensor | None, **options: Tensor | None
+    module: nn.Module, recompute: bool, *inputs: Tensor | None, **options: Any
 ) -> tuple[Tensor, LayerReport | None]:
     if recompute and torch.is_grad_enabled():
         output = checkpoint(module, *inputs, use_reentrant=False, **options)

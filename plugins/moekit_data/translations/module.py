@@ -145,7 +145,7 @@ class TranslationData(Data):
 
     def state(self) -> dict[str, Any]:
         """The languages, and the learnt byte pairs."""
-        return {} if self._vocabulary is None else self._vocabulary.state()
+        return {} if self._vocabulary is None else dict(self._vocabulary.state)
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Restores languages and byte pairs, so that ``prepare`` learns none. After ``prepare`` it reads pairs again.

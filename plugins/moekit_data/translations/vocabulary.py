@@ -30,6 +30,7 @@ class Vocabulary:
     Attributes:
         end: the token that ends a target, and starts it.
         size: how many tokens there are.
+        state: what ``restore`` needs, as plain values.
     """
 
     def __init__(self, tokens: Tokens, languages: Sequence[str]) -> None:
@@ -37,6 +38,7 @@ class Vocabulary:
         self.languages = tuple(languages)
         self.end = len(tokens.spelling)
         self.size = self.end + 1 + len(languages)
+        self.state: Mapping[str, Any] = {"languages": list(languages), **tokens.state}
 
     def tag(self, language: str) -> int:
         """The token of a language."""
@@ -79,16 +81,12 @@ class Vocabulary:
         """int64: bytes of text that each token spells; 0 for the end and the tags."""
         return torch.cat([self.tokens.num_bytes_V(), torch.zeros(1 + len(self.languages), dtype=torch.int64)])
 
-    def state(self) -> dict[str, Any]:
-        """What ``restore`` needs, as plain values."""
-        return {"languages": list(self.languages), **self.tokens.state}
-
 
 def restore(state: Mapping[str, Any], kind: str) -> Vocabulary:
     """The vocabulary of a stored state.
 
     Args:
-        state: what ``Vocabulary.state`` returned.
+        state: of an earlier ``Vocabulary``.
         kind: ``bytes`` or ``bpe``, as in the spec.
 
     Raises:

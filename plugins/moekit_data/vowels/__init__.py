@@ -24,7 +24,7 @@ class Vowels(DataSpec):
         "turns", "along mean F1, targets alternate (1 0 1 0), or are 1 at both ends (1 0 0 1)"
     )
     train_speakers: int = option(50, "speakers 1 to this one train", ge=1)
-    test_speakers: int = option(25, "so many speakers after those test", ge=1)
+    test_speakers: int = option(25, "how many speakers after these test", ge=1)
 
     def check(self) -> Iterable[str]:
         """Known vowels, each once, and at most as many speakers as the table has."""
