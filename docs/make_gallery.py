@@ -1,4 +1,4 @@
-"""Writes ``docs/gallery.md``: every recipe of the first-party plugins, by paper and year, from the recipes themselves.
+"""Generates ``docs/gallery.md`` from the recipes of the first-party plugins, by paper and year.
 
 python docs/make_gallery.py
 """
@@ -23,12 +23,12 @@ RESULTS = Path(__file__).with_name("lineage.json")
 HEAD = """\
 # Gallery
 
-Every paper is a YAML file over the same parts. This page is generated from the recipes (`python docs/make_gallery.py`).
+Every paper is a YAML file that combines the same components. `python docs/make_gallery.py` generates this page.
 
-- Train one: `moekit train switch`. Each takes minutes on two cores, on data that is already on the machine. `gshard`
-  needs `pip install -e '.[translation]'` first, and `st_moe_finetune` a run of `st_moe`.
-- Read one: `moekit config print switch`. Compare two: `moekit config diff glam deepseek_moe`.
-- Count one at the size of its paper: `moekit params switch-c`.
+- Train one: `moekit train switch`. Each takes minutes on two cores, on data that is already on your machine. `gshard`
+  needs `pip install -e '.[translation]'` first, `st_moe_finetune` a run of `st_moe`.
+- Print one: `moekit config print switch`. Compare two: `moekit config diff glam deepseek_moe`.
+- Count the parameters at the size of a paper: `moekit params switch-c`.
 
 | year | paper | recipe | router · experts · dispatcher · balance | parameters, active | what the paper reported |
 |---|---|---|---|---|---|
@@ -37,27 +37,27 @@ Every paper is a YAML file over the same parts. This page is generated from the 
 TRAINED = """
 ## Trained here
 
-`python benchmarks/lineage.py --docs` trained each of them to its end: the metric on validation data at the first and
-the last validation, of the mixture and of a dense model of as many multiply-adds a token on the same batches; MaxVio
-per batch, mean of the first and last tenth of the steps, and of the load over the whole validation set; pairs dropped
-in the last steps. One seed; where a figure favours either side by a hundredth, it says nothing.
+`python benchmarks/lineage.py --docs` trained each recipe to its end, and its dense baseline: as many multiply-adds a
+token, on the same batches. The table has the metric at the first and the last validation; MaxVio per batch (mean of the
+first and of the last tenth of the steps) and of the load over the whole validation set; and the pairs dropped in the
+last steps. There is one seed: a difference of one percent means nothing.
 
-![Validation curves of every recipe, beside its dense model](images/lineage.png)
+![Validation curves of every recipe and of its dense baseline](images/lineage.png)
 
 | recipe | metric | first | last | dense, last | MaxVio, start to end | over validation | dropped | scores (dense) |
 |---|---|---|---|---|---|---|---|---|
 """
 
-PARTS = """
-## Part by part
+COMPONENTS = """
+## Components of each recipe
 
 """
 
 SIZES = """
 ## At the sizes of their papers
 
-To read and to count; nothing of this size is allocated. *Active* is what one token runs through, by the reading that
-the paper means.
+For counting and comparing; nothing of this size is allocated. *Active* are the parameters that one token passes, in
+the reading that the paper uses.
 
 | recipe | published | counted | active, published | active, counted | reading |
 |---|---|---|---|---|---|
@@ -65,17 +65,17 @@ the paper means.
 
 
 PRINTS = """
-Where a print cannot be right, or is met only nearly:
+Where a published number cannot be right, or is matched only approximately:
 
 - **Switch-XXL**: the paper's table says 64 experts; only 128 make its 395B (64 make 201B).
 - **GShard**: 36684 and 12228 experts in all are misprints of 36,864 = 18 · 2048 and 12,288 = 6 · 2048. Its totals are
-  rounded down, by 3 to 6 %, and count no embeddings.
-- **Switch-Large**: 26B is the count with plain feed-forward nets of width 4096 (26.3B); the gated ones that its table
-  prints make 27.1B.
-- **GLaM**: the small models come out with a vocabulary of 32,000, not 256,000. 20B for 1.7B/32E does not fit its
-  neighbours (14.0B); 105B and 1.886B for 1.7B/256E come out as 104.2B and 1.884B; 0.145B active for 0.1B/64E as 0.152B.
-- **ST-MoE**: the totals are met without the extra dense layers (`dense_too`) that the paper tried.
-- **DeepSeek-V2-Lite**: 2.4B active is 2.451B without the input embedding, cut off.
+  rounded down, by 3 to 6 %, and exclude embeddings.
+- **Switch-Large**: 26B is the count with plain feed-forward nets of width 4096 (26.3B); the gated ones in its table
+  make 27.1B.
+- **GLaM**: the small models match with a vocabulary of 32,000, not 256,000. 20B for 1.7B/32E does not fit the other
+  models (14.0B); 105B and 1.886B for 1.7B/256E are counted as 104.2B and 1.884B; 0.145B active for 0.1B/64E as 0.152B.
+- **ST-MoE**: the totals match without the extra dense layers (`dense_too`) that the paper tried.
+- **DeepSeek-V2-Lite**: 2.4B active is 2.451B without the input embedding, rounded down.
 """
 
 
@@ -89,7 +89,7 @@ class Entry(NamedTuple):
 
 
 def papers() -> list[list[Entry]]:
-    """The recipes of each paper, oldest first; in a paper those that can be trained come first, then by size."""
+    """The recipes of each paper, oldest first; within a paper those with data come first, then by size."""
     found: dict[str, list[Entry]] = {}
     for component in current().components("recipe"):
         recipe = load(component.name)
@@ -105,32 +105,32 @@ def page() -> str:
     """The whole page."""
     every = papers()
     overview = "".join(f"{overview_row(e)}\n" for entries in every for e in entries if e.recipe.data)
-    told = "\n".join("\n".join(section(entries)) for entries in every)
+    sections = "\n".join("\n".join(section(entries)) for entries in every)
     sizes = "".join(f"{size_row(e)}\n" for entries in every for e in entries if e.recipe.data is None)
     results = json.loads(RESULTS.read_text(encoding="utf-8"))
     trained = "".join(f"{trained_row(name, numbers)}\n" for name, numbers in results.items()) + verdict(results)
-    return f"{HEAD}{overview}{TRAINED}{trained}{PARTS}{told}\n{SIZES}{sizes}{PRINTS}"
+    return f"{HEAD}{overview}{TRAINED}{trained}{COMPONENTS}{sections}\n{SIZES}{sizes}{PRINTS}"
 
 
 def verdict(results: dict[str, dict[str, Any]]) -> str:
-    """Which mixtures end ahead of their dense models, and which behind."""
+    """Which mixtures end ahead of their dense baselines, and which behind."""
     ends = {name: (r["curve"][-1][1], r["dense_curve"][-1][1]) for name, r in results.items() if r["dense_curve"]}
     ahead = [f"`{name}` ({(dense - moe) / dense:.1%})" for name, (moe, dense) in ends.items() if moe < dense]
     behind = [f"`{name}` ({(moe - dense) / dense:.1%})" for name, (moe, dense) in ends.items() if moe >= dense]
-    return f"\nAhead of their dense models at equal tokens: {', '.join(ahead)}. Behind: {', '.join(behind)}.\n"
+    return f"\nAhead of their dense baselines at equal tokens: {', '.join(ahead)}. Behind: {', '.join(behind)}.\n"
 
 
 def trained_row(name: str, numbers: dict[str, Any]) -> str:
-    """What one recipe's training came to."""
+    """Results of training one recipe."""
     ends = [f"{numbers['curve'][i][1]:.3f}" for i in (0, -1)]
     dense = f"{numbers['dense_curve'][-1][1]:.3f}" if numbers["dense_curve"] else "-"
     spread, over, dropped = "-", "-", "-"
     if numbers["max_violation"]:
         spread = " to ".join(f"{value:.2f}" for value in numbers["max_violation"])
         over, dropped = f"{numbers['validation']['max_violation']:.2f}", f"{numbers['dropped']:.1%}"
-    beside = (numbers.get("comparison") or {}).get("dense_scores") or {}
+    dense_scores = (numbers.get("comparison") or {}).get("dense_scores") or {}
     scores = [
-        f"{key.replace('_', ' ')} {value:.3g}" + (f" ({beside[key]:.3g})" if key in beside else "")
+        f"{key.replace('_', ' ')} {value:.3g}" + (f" ({dense_scores[key]:.3g})" if key in dense_scores else "")
         for key, value in (numbers.get("scores") or {}).items()
     ]
     cells = [numbers["metric"].replace("_", " "), *ends, dense, spread, over, dropped, ", ".join(scores)]
@@ -138,18 +138,18 @@ def trained_row(name: str, numbers: dict[str, Any]) -> str:
 
 
 def overview_row(e: Entry) -> str:
-    """One recipe that can be trained, in a line."""
+    """One recipe with data, in a line."""
     moe: Any = getattr(e.recipe.model, "moe", None)
-    words = [current().use_name(spec) for spec in (moe.router, moe.experts, moe.dispatcher)]
+    names = [current().use_name(spec) for spec in (moe.router, moe.experts, moe.dispatcher)]
     if moe.shared is not None:
-        words[1] += " + shared"
-    words.append(", ".join(current().use_name(b) for b in moe.balancers.values()) or "none")
+        names[1] += " + shared"
+    names.append(", ".join(current().use_name(b) for b in moe.balancers.values()) or "none")
     size = f"{rounded(e.count.total)}, {rounded(e.count.active())}"
-    return f"| {e.paper.year} | {e.paper.title} | `{e.name}` | {' · '.join(words)} | {size} | {e.paper.claim} |"
+    return f"| {e.paper.year} | {e.paper.title} | `{e.name}` | {' · '.join(names)} | {size} | {e.paper.claim} |"
 
 
 def section(entries: list[Entry]) -> Iterator[str]:
-    """One paper: where it appeared, its recipes and their parts."""
+    """One paper: where it appeared, its recipes and their components."""
     paper = entries[0].paper
     where = f"arXiv [{paper.arxiv}](https://arxiv.org/abs/{paper.arxiv})" if paper.arxiv else paper.where
     yield f"### {paper.year}: {paper.title}\n"
@@ -158,15 +158,15 @@ def section(entries: list[Entry]) -> Iterator[str]:
         if e.recipe.data is not None:
             yield f"**`moekit train {e.name}`**: {e.recipe.summary}."
             yield f"{rounded(e.count.total)} parameters, {rounded(e.count.active())} active a token.\n"
-            yield "| part | |\n|---|---|"
-            yield from (f"| {part} | `{value}` |" for part, value in parts(e.recipe))
+            yield "| component | |\n|---|---|"
+            yield from (f"| {part} | `{value}` |" for part, value in components(e.recipe))
             yield ""
     if at_size := [f"`{e.name}`" for e in entries if e.recipe.data is None]:
         yield f"At its size: {', '.join(at_size)}.\n"
 
 
-def parts(recipe: Recipe) -> Iterator[tuple[str, str]]:
-    """The parts that make a paper, in words."""
+def components(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """The components of a recipe, as text."""
     model: Any = recipe.model
     yield "model", text_of(model, without=["moe", "attention", "ffn", "vocab", "init_std", "init_scale"])
     for name in ("attention", "ffn"):

@@ -1,4 +1,4 @@
-"""First-party data: vowels of 1952, text, what pairs are made of it, and translations."""
+"""First-party data: vowels measured in 1952, text, source-target pairs made of text, and translations."""
 
 from __future__ import annotations
 

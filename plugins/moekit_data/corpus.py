@@ -1,4 +1,4 @@
-"""A corpus: documents by domain, each in the training or the validation split, cleaned and without duplicates."""
+"""A corpus: cleaned documents by domain, each in the training or the validation split, without exact duplicates."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 MAX_FILE = 2_000_000
-"""Bytes that are read of one file of the installation."""
+"""Bytes that are read of one file of the installation, at most."""
 
 
 @dataclass(frozen=True)
@@ -15,12 +15,41 @@ class Document:
     """One text.
 
     Attributes:
-        key: its relative name, which alone decides its split and its place in the order.
+        key: its relative name, which alone determines its split and its place in the order.
         text: UTF-8, without the byte 0.
     """
 
     key: str
     text: bytes
+
+
+@dataclass
+class Split:
+    """Documents that are collected up to a size.
+
+    Attributes:
+        room: bytes that may still be added.
+        documents: what was added.
+        duplicates: how many texts had been seen before.
+        is_full: whether a text was truncated, or skipped for lack of room.
+    """
+
+    room: int
+    documents: list[Document] = field(default_factory=list)
+    duplicates: int = 0
+    is_full: bool = False
+
+    def add(self, document: Document, seen: set[bytes]) -> None:
+        """Adds a document whose text is new, truncated to the room that is left."""
+        if not is_new(document.text, seen):
+            self.duplicates += 1
+            return
+        kept = truncate(document.text, self.room)
+        self.room -= len(kept)
+        if len(kept) < len(document.text):
+            self.is_full, self.room = True, 0
+        if kept:
+            self.documents.append(Document(document.key, kept))
 
 
 @dataclass
@@ -30,7 +59,7 @@ class Domain:
     Attributes:
         name: as in the spec, or of the folder it came from.
         train, validation: texts of either split.
-        notes: what was left out, and why.
+        notes: what was skipped, and why.
     """
 
     name: str
@@ -52,14 +81,32 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def clean(raw: bytes) -> bytes | None:
-    """File contents as UTF-8 (a byte-order mark goes, what is not UTF-8 becomes U+FFFD); None for binary contents."""
+def skipped_duplicates(number: int) -> list[str]:
+    """The note that so many exact duplicates were skipped; none for 0."""
+    return [f"{count(number, 'exact duplicate')} skipped"] if number else []
+
+
+def texts(documents: Iterable[Document]) -> list[bytes]:
+    """The texts of documents, in their order."""
+    return [document.text for document in documents]
+
+
+def is_new(text: bytes, seen: set[bytes]) -> bool:
+    """Whether a text is not among the checksums ``seen``; adds it to them."""
+    digest = hashlib.sha256(text).digest()
+    is_first = digest not in seen
+    seen.add(digest)
+    return is_first
+
+
+def to_utf8(raw: bytes) -> bytes | None:
+    """File contents as UTF-8, without a byte-order mark, invalid bytes as U+FFFD; None for binary contents."""
     if b"\0" in raw:
         return None
     return raw.decode("utf-8-sig", errors="replace").encode("utf-8")
 
 
-def cut(text: bytes, limit: int) -> bytes:
+def truncate(text: bytes, limit: int) -> bytes:
     """At most ``limit`` bytes of UTF-8, without half a character at the end."""
     if len(text) <= limit:
         return text
@@ -68,23 +115,23 @@ def cut(text: bytes, limit: int) -> bytes:
     return text[:limit]
 
 
-def place(key: str, salt: str = "split") -> float:
+def hash_fraction(key: str, salt: str = "split") -> float:
     """A number in [0, 1) that depends on ``key`` and ``salt`` alone: the same on every machine."""
     digest = hashlib.sha256(f"{salt}\0{key}".encode("utf-8", errors="surrogateescape")).digest()
     return int.from_bytes(digest[:6]) / 2**48
 
 
 def shuffled(keys: Iterable[str]) -> list[str]:
-    """``keys`` in an order that looks random and is the same every time."""
-    return sorted(keys, key=lambda key: (place(key, "order"), key))
+    """``keys`` in a pseudo-random order that is the same every time."""
+    return sorted(keys, key=lambda key: (hash_fraction(key, "order"), key))
 
 
 class Filler:
-    """Fills domains with documents up to equal sizes; what was seen in one domain is not taken again in another.
+    """Fills domains with documents up to equal sizes; skips texts that an earlier domain has.
 
     Args:
         limit: bytes per domain, both splits together.
-        validation: share of them for validation. A document goes there when ``place(key) < validation``.
+        validation: share of them for validation. A document validates when ``hash_fraction(key) < validation``.
     """
 
     def __init__(self, limit: int, validation: float) -> None:
@@ -94,24 +141,13 @@ class Filler:
         self._seen: set[bytes] = set()
 
     def fill(self, name: str, documents: Iterable[Document]) -> Domain:
-        """Takes documents in order until both splits are full; the last one taken of each is cut to fit."""
-        domain = Domain(name)
-        room = {False: self._room_train, True: self._room_validation}
-        duplicates = 0
+        """Reads documents in order until both splits are full; truncates the last one of each to fit."""
+        train, validation = Split(self._room_train), Split(self._room_validation)
         for document in documents:
-            held_out = place(document.key) < self._validation
-            if not room[held_out] or not document.text.strip():
-                continue
-            digest = hashlib.sha256(document.text).digest()
-            if digest in self._seen:
-                duplicates += 1
-                continue
-            self._seen.add(digest)
-            text = cut(document.text, room[held_out])
-            (domain.validation if held_out else domain.train).append(text)
-            room[held_out] = room[held_out] - len(text) if len(text) == len(document.text) else 0
-            if not any(room.values()):
-                break
-        if duplicates:
-            domain.notes.append(f"{count(duplicates, 'exact duplicate')} left out")
-        return domain
+            split = validation if hash_fraction(document.key) < self._validation else train
+            if split.room and document.text.strip():
+                split.add(document, self._seen)
+                if not train.room and not validation.room:
+                    break
+        notes = skipped_duplicates(train.duplicates + validation.duplicates)
+        return Domain(name, texts(train.documents), texts(validation.documents), notes)

@@ -1,4 +1,4 @@
-"""What data that makes pairs of another data's text has in common."""
+"""Source-target pairs that are made of another data set's text: what all of them have in common."""
 
 from __future__ import annotations
 
@@ -11,23 +11,21 @@ from torch import Tensor
 
 from moekit.contracts import Batch, Data
 from moekit.registry import build
-from moekit_data.derived_spec import DerivedSpec
+from moekit_data.specs import DerivedSpec
 from moekit_data.text import TextData
 
 VALIDATION_SEED = 0
 
 
 class DerivedData(Data):
-    """Base of data that makes a source and a target of each window of text. A subclass says how.
+    """Base of data that makes a source and a target of each window of text. Subclasses define ``pairs``.
 
-    *Shapes*: ``inputs`` and ``targets`` are ``tokens_BS`` int64, the target shifted by one, from the end token and to
+    *Shapes*: ``inputs`` and ``targets`` are ``tokens_BS`` int64: the target after the end token, and the target before
     it; ``source.tokens`` int64 ``[B, S]`` with an S of its own; ``valid`` and ``source.valid`` False for padding;
     ``domain`` that of the text.
 
-    What is drawn for a training batch comes from its generator; the validation set is always made with the same seed.
-
-    Args:
-        spec: its options.
+    A training batch's generator makes all its random choices; the validation set always uses the same seed. Errors of
+    reading, encoding and loading are those of the text.
     """
 
     def __init__(self, spec: DerivedSpec) -> None:
@@ -37,18 +35,14 @@ class DerivedData(Data):
 
     @abstractmethod
     def pairs(self, batch: Batch, generator: torch.Generator) -> Batch:
-        """Makes a batch of pairs of one of windows of text (``text_of`` gives them, a row each)."""
+        """Makes a batch of pairs of a batch of text (``text_of`` returns its windows, one for each row)."""
 
     def prepare(self) -> None:
-        """Has the text read.
-
-        Raises:
-            DataError: as the text says.
-        """
+        """Prepares the text."""
         self.text.prepare()
 
     def train_batch(self, generator: torch.Generator) -> Batch:
-        """Windows as the text draws them, made into pairs."""
+        """A training batch of the text, made into pairs."""
         return self.pairs(self.text.train_batch(generator), generator)
 
     def validation_batches(self) -> Iterator[Batch]:
@@ -61,23 +55,15 @@ class DerivedData(Data):
         return self.text.domain_names()
 
     def describe(self) -> Mapping[str, str]:
-        """What the text says of itself."""
+        """The description of the text."""
         return self.text.describe()
 
     def encode(self, text: str) -> Tensor:
-        """Text as a source, int64 ``[S]``.
-
-        Raises:
-            MoekitError: as the text says.
-        """
+        """Text as a source, int64 ``[S]``."""
         return self.text.encode(text)
 
     def decode(self, ids: Tensor) -> str:
-        """Tokens up to the end as text, a sentinel as ``<0>``, ``<1>`` and so on.
-
-        Raises:
-            MoekitError: as the text says.
-        """
+        """Tokens up to the end as text, sentinels as ``<0>``, ``<1>`` and so on."""
         parts: list[str] = []
         run: list[int] = []
         for token in [*ids.tolist(), self.end]:
@@ -100,15 +86,11 @@ class DerivedData(Data):
         return self.text.state()
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Gives the text its state back.
-
-        Raises:
-            DataError: as the text says.
-        """
+        """Restores the text's state."""
         self.text.load_state(state)
 
     def num_bytes_V(self) -> Tensor | None:
-        """int64 ``[V]``: bytes that each token spells, 0 for the end and sentinels; None where the text cannot say."""
+        """int64 ``[V]``: bytes that each token spells, 0 for the end and sentinels; None if the text has no count."""
         if not isinstance(self.text, TextData):
             return None
         of_text = self.text.num_bytes_V()

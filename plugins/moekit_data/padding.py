@@ -1,4 +1,4 @@
-"""Sequences of different lengths side by side."""
+"""Sequences of different lengths as one padded batch."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch.nn.utils.rnn import pad_sequence
 from moekit.contracts import Batch, Source
 
 MULTIPLE = 8
-"""Lengths are rounded up to a multiple of this, so that a run meets few different shapes."""
+"""Lengths are rounded up to a multiple of this, so that a run has few different shapes."""
 
 
 def pad(rows: Sequence[Tensor], value: int) -> tuple[Tensor, Tensor]:
-    """Rows side by side, and which of it is theirs.
+    """Rows as one tensor, padded at the end.
 
     Returns:
         int64 ``[B, S]``, S the longest rounded up to a multiple of 8; bool ``[B, S]``, False for padding.
@@ -35,13 +35,13 @@ def side_by_side(
     domain: Tensor | None = None,
     num_bytes_V: Tensor | None = None,
 ) -> Batch:
-    """A batch of pairs: a decoder reads the end and the target, and is to say the target and the end.
+    """A batch of pairs. The decoder reads the end and then the target; it predicts the target and then the end.
 
     Args:
         sources: int64 ``[S]``, one a row.
         targets: int64 ``[S]``, as many, without an end.
-        end: the token that ends a target and starts its inputs; padding is made of it too.
-        domain: int64 ``[B]``, what kind each row is of.
+        end: the token that ends a target and starts its inputs; padding consists of it too.
+        domain: int64 ``[B]``, the domain of each row.
         num_bytes_V: bytes of text that each token spells, 0 for the end; None where that is not known.
     """
     edge = torch.tensor([end])

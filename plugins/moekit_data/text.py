@@ -1,4 +1,4 @@
-"""What every text data does once its documents are there: tokens, windows, batches, a description."""
+"""Text by domain, once its documents are read: tokens, windows, batches, a description."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch import Tensor
 from moekit.contracts import Batch, Data
 from moekit.errors import DataError, MoekitError
 from moekit_data.corpus import Domain
-from moekit_data.text_spec import TextSpec
+from moekit_data.specs import TextSpec
 from moekit_data.tokens import PairTokens, Tokens, from_state
 from moekit_data.windows import Windows
 
 
 class TextData(Data):
-    """Base of text by domain. A subclass says where documents come from; the rest is here.
+    """Base of text by domain. Subclasses define ``read``.
 
     *Shapes*: ``inputs`` and ``targets`` are ``tokens_BS`` int64, targets one token ahead; ``domain`` ``[B]`` int64,
     an index into ``domain_names``; ``num_bytes`` the exact number of bytes of text that the targets spell (a
@@ -35,14 +35,14 @@ class TextData(Data):
 
     @abstractmethod
     def read(self) -> tuple[list[Domain], dict[str, str]]:
-        """The documents of every domain that is there, and what a person should know of the reading.
+        """The documents of every domain that was found, and notes for the user by name.
 
         Raises:
             DataError: nothing can be read; the message names the files.
         """
 
     def prepare(self) -> None:
-        """Reads the text, learns byte pairs where asked (unless a checkpoint brought them), lays out windows.
+        """Reads the text, learns byte pairs where ``tokens=bpe`` (unless a checkpoint had them), and makes windows.
 
         Raises:
             DataError: nothing to read, or too little for one window in either split.
@@ -53,13 +53,12 @@ class TextData(Data):
         if self._tokens is None:
             self._tokens = PairTokens.learn((d for domain in domains for d in domain.train), self.spec.vocab)
         tokens = self._tokens
-        num_bytes_V = tokens.num_bytes_V()
         train, validation = [], []
         for domain in domains:
             stream = tokens.encode(domain.train)
             if len(stream) <= self.spec.seq:
                 notes[domain.name] = (
-                    f"left out: {len(stream)} tokens of training text, a window needs {self.spec.seq + 1}"
+                    f"skipped: {len(stream)} tokens of training text, a window needs {self.spec.seq + 1}"
                 )
                 continue
             held_out = tokens.encode(domain.validation)
@@ -77,12 +76,13 @@ class TextData(Data):
                 + "".join(f"  {name}: {note}\n" for name, note in notes.items())
                 + "  give more text, or a smaller data.seq"
             )
+        num_bytes_V = tokens.num_bytes_V()
         self._train = Windows(train, seq=self.spec.seq, num_bytes_V=num_bytes_V)
         self._validation = Windows(validation, seq=self.spec.seq, num_bytes_V=num_bytes_V)
         self._described = notes | {"tokens": self._describe_tokens(domains, train)}
 
     def train_batch(self, generator: torch.Generator) -> Batch:
-        """``batch`` windows, domains and then places equally likely."""
+        """``batch`` windows: a domain, then a start, each chosen uniformly."""
         return self._ready(self._train).draw(self.spec.batch, generator)
 
     def validation_batches(self) -> Iterator[Batch]:
@@ -94,7 +94,7 @@ class TextData(Data):
         return tuple(self._names)
 
     def describe(self) -> Mapping[str, str]:
-        """Per domain: files, megabytes of both splits, what was left out; then the tokens."""
+        """Per domain: files, megabytes of both splits, what was skipped; then the tokens."""
         return dict(self._described)
 
     def encode(self, text: str) -> Tensor:
@@ -106,7 +106,7 @@ class TextData(Data):
         return self._known_tokens().encode_text(text)
 
     def decode(self, ids: Tensor) -> str:
-        """Tokens as text; what is not UTF-8 comes out as U+FFFD, separators as nothing.
+        """Tokens as text; invalid UTF-8 becomes U+FFFD, separators disappear.
 
         Raises:
             MoekitError: byte pairs are neither learnt nor loaded yet.
@@ -123,10 +123,10 @@ class TextData(Data):
 
     def state(self) -> dict[str, Any]:
         """The learnt byte pairs as JSON text under ``bpe``; empty for bytes."""
-        return {} if self._tokens is None else self._tokens.state()
+        return {} if self._tokens is None else dict(self._tokens.state)
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Takes back the tokens; ``prepare`` then learns no others. After ``prepare`` the text is laid out anew.
+        """Restores the tokens, so that ``prepare`` learns none. After ``prepare`` it reads the text again.
 
         Raises:
             DataError: the state is of another kind of token, or damaged.

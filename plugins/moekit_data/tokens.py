@@ -1,7 +1,7 @@
 """Tokens: bytes of UTF-8, or byte pairs learnt from text. Both spell any text exactly.
 
-Documents are joined by the byte 0, which text cannot contain; under byte pairs it stays a token of its own, for no
-merge is ever learnt with it. It spells no text: its length counts 0 bytes.
+The byte 0, which text cannot contain, joins documents. Under byte pairs it stays a token of its own, for no merge is
+ever learnt with it. It spells no text: its length counts 0 bytes.
 """
 
 from __future__ import annotations
@@ -19,15 +19,17 @@ SEPARATOR = b"\0"
 
 
 class Tokens(ABC):
-    """Turns text into numbers and back.
+    """Turns text into token numbers and back.
 
     Attributes:
         spelling: the bytes that each token spells, by its number; the separator's are ``SEPARATOR``.
         dtype: the smallest type that holds a token.
+        state: what ``from_state`` needs, as plain values; empty for bytes.
     """
 
     spelling: Sequence[bytes]
     dtype: torch.dtype
+    state: Mapping[str, Any]
 
     @abstractmethod
     def encode(self, documents: Iterable[bytes]) -> Tensor:
@@ -36,10 +38,6 @@ class Tokens(ABC):
     @abstractmethod
     def encode_text(self, text: str) -> Tensor:
         """Text as tokens, int64 ``[S]``, without a separator."""
-
-    @abstractmethod
-    def state(self) -> dict[str, Any]:
-        """What ``from_state`` needs, as plain values; empty for bytes."""
 
     def decode(self, ids: Tensor) -> str:
         """Tokens ``[S]`` as text. Separators and numbers that were never learnt spell nothing."""
@@ -56,6 +54,7 @@ class ByteTokens(Tokens):
 
     spelling: Sequence[bytes] = tuple(bytes([i]) for i in range(256))
     dtype = torch.uint8
+    state: Mapping[str, Any] = {}
 
     def encode(self, documents: Iterable[bytes]) -> Tensor:
         """The bytes themselves, uint8."""
@@ -68,10 +67,6 @@ class ByteTokens(Tokens):
         """The text's bytes, int64."""
         return torch.tensor(list(text.encode("utf-8", errors="replace")), dtype=torch.int64)
 
-    def state(self) -> dict[str, Any]:
-        """Empty: bytes need no learning."""
-        return {}
-
 
 class PairTokens(Tokens):
     """Byte pairs, merged as often as the vocabulary allows, most frequent first.
@@ -83,19 +78,20 @@ class PairTokens(Tokens):
         json: the learnt tokenizer, as the library writes it.
 
     Raises:
-        DataError: ``json`` is no byte-level tokenizer.
+        DataError: ``json`` does not hold a byte-level tokenizer.
     """
 
     dtype = torch.int32
 
     def __init__(self, json: str) -> None:
-        from tokenizers import Tokenizer  # only who asks for byte pairs loads the library
+        from tokenizers import Tokenizer  # loaded for byte pairs alone
 
         try:
             self._tokenizer = Tokenizer.from_str(json)
             letters = [self._tokenizer.id_to_token(i) or "" for i in range(self._tokenizer.get_vocab_size())]
             byte_of = _byte_of_letter()
             self.spelling = [bytes(byte_of[letter] for letter in piece) for piece in letters]
+            self.state = {"bpe": self._tokenizer.to_str()}
             self._separator = self.spelling.index(SEPARATOR)
         except Exception as error:  # the library raises bare Exceptions
             raise DataError(f"not a byte-pair tokenizer that moekit wrote: {type(error).__name__}: {error}") from error
@@ -112,7 +108,7 @@ class PairTokens(Tokens):
             show_progress=False,
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         )
-        tokenizer.train_from_iterator((piece for d in documents for piece in pieces(d)), trainer)
+        tokenizer.train_from_iterator((chunk for d in documents for chunk in chunks(d)), trainer)
         return cls(tokenizer.to_str())
 
     def encode(self, documents: Iterable[bytes]) -> Tensor:
@@ -120,26 +116,22 @@ class PairTokens(Tokens):
         streams = [torch.zeros(0, dtype=torch.int32)]
         separator = torch.tensor([self._separator], dtype=torch.int32)
         for document in documents:
-            parts = self._tokenizer.encode_batch_fast(list(pieces(document)), add_special_tokens=False)
+            parts = self._tokenizer.encode_batch_fast(list(chunks(document)), add_special_tokens=False)
             streams += [*(torch.tensor(part.ids, dtype=torch.int32) for part in parts), separator]
         return torch.cat(streams)
 
     def encode_text(self, text: str) -> Tensor:
         """Merged bytes, int64."""
-        clean = text.encode("utf-8", errors="replace").decode("utf-8")
-        return torch.tensor(self._tokenizer.encode(clean, add_special_tokens=False).ids, dtype=torch.int64)
-
-    def state(self) -> dict[str, Any]:
-        """The tokenizer as the library's JSON, under ``bpe``."""
-        return {"bpe": self._tokenizer.to_str()}
+        valid = text.encode("utf-8", errors="replace").decode("utf-8")
+        return torch.tensor(self._tokenizer.encode(valid, add_special_tokens=False).ids, dtype=torch.int64)
 
 
 def from_state(state: Mapping[str, Any], kind: str) -> Tokens | None:
-    """The tokens that ``state`` holds; None when they are byte pairs still to be learnt.
+    """The tokens that ``state`` holds; None for byte pairs that are not learnt yet.
 
     Args:
-        state: what ``Tokens.state`` gave.
-        kind: ``bytes`` or ``bpe``, as the spec says.
+        state: of earlier ``Tokens``.
+        kind: ``bytes`` or ``bpe``, as in the spec.
 
     Raises:
         DataError: the state is of the other kind, or damaged.
@@ -148,13 +140,11 @@ def from_state(state: Mapping[str, Any], kind: str) -> Tokens | None:
         if "bpe" in state:
             raise DataError("the stored state holds byte pairs, but the spec says tokens=bytes")
         return ByteTokens()
-    if "bpe" not in state:
-        return None
-    return PairTokens(state["bpe"])
+    return PairTokens(state["bpe"]) if "bpe" in state else None
 
 
-def pieces(document: bytes, size: int = 1 << 16) -> Iterator[str]:
-    """A UTF-8 document in pieces of about ``size`` bytes that end with a line, so that memory stays bounded."""
+def chunks(document: bytes, size: int = 1 << 16) -> Iterator[str]:
+    """A UTF-8 document in chunks of about ``size`` bytes that end with a line, so that memory stays bounded."""
     start = 0
     while start < len(document):
         end = document.find(b"\n", start + size) + 1 or len(document)
@@ -165,8 +155,7 @@ def pieces(document: bytes, size: int = 1 << 16) -> Iterator[str]:
 def _byte_of_letter() -> dict[str, int]:
     """The byte that each letter of byte-level BPE stands for.
 
-    The library writes printable Latin-1 bytes as themselves and the other bytes, in order, as the letters from
-    U+0100 on.
+    The library writes printable Latin-1 bytes as themselves, and the other bytes, in order, as letters from U+0100.
     """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = [b for b in range(256) if b not in printable]

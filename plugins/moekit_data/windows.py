@@ -1,4 +1,4 @@
-"""Windows: stretches of ``seq + 1`` tokens cut from one split of one domain, to train on and to validate with."""
+"""Windows: stretches of ``seq + 1`` tokens from one split of one domain."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from moekit.contracts import Batch
 class Windows:
     """The token streams of one split, domain by domain, and the windows in them.
 
-    All domains lie in one tensor of the smallest type, so drawing a batch is one gather. A window never leaves its
-    domain's stream, and with it its split.
+    One tensor of the smallest type holds all domains, so that a batch takes one gather. A window never crosses the
+    border of its domain's stream, and so of its split.
 
     Args:
-        streams: one per domain, in order of the domains' numbers; each longer than ``seq`` tokens or empty.
+        streams: one per domain, in order of the domain indices; each longer than ``seq`` tokens, or empty.
         seq: tokens in a window.
         num_bytes_V: bytes of text that each token spells.
 
     Raises:
-        ValueError: no stream is longer than ``seq``, or one that is not empty is no longer.
+        ValueError: all streams are empty, or one that is not has at most ``seq`` tokens.
     """
 
     def __init__(self, streams: Sequence[Tensor], *, seq: int, num_bytes_V: Tensor) -> None:
@@ -35,35 +35,35 @@ class Windows:
         self.domains = torch.tensor([d for d, n in enumerate(lengths) if n])
         self._tokens = torch.cat(list(streams))
         self._first = torch.tensor([0, *lengths[:-1]]).cumsum(0)
-        self._starts = torch.tensor([max(n - seq, 0) for n in lengths])
+        self._num_starts = torch.tensor([max(n - seq, 0) for n in lengths])
 
     def draw(self, count: int, generator: torch.Generator) -> Batch:
-        """``count`` windows: the domain first, all equally likely, then a start, all equally likely."""
+        """``count`` windows: the domain is chosen uniformly, then the start."""
         domain = self.domains[torch.randint(len(self.domains), (count,), generator=generator)]
-        place = torch.rand(count, dtype=torch.float64, generator=generator) * self._starts[domain]
-        return self._cut(domain, torch.minimum(place.long(), self._starts[domain] - 1))
+        start = torch.rand(count, dtype=torch.float64, generator=generator) * self._num_starts[domain]
+        return self._take(domain, torch.minimum(start.long(), self._num_starts[domain] - 1))
 
     def spread(self, per_domain: int, batch: int) -> Iterator[Batch]:
-        """Windows evenly spread over each domain's stream, as many for each, taking turns, in batches.
+        """Windows evenly spread over each domain's stream, as many for each, interleaved, in batches.
 
         Args:
-            per_domain: windows per domain, at most; fewer when the shortest stream has no more without overlap.
+            per_domain: windows per domain, at most (``num_spread``).
             batch: windows in a batch; the last may hold fewer.
         """
         count = self.num_spread(per_domain)
-        room_D = self._starts[self.domains] - 1
-        place_ND = torch.arange(count)[:, None] * room_D // max(count - 1, 1)  # a row: one window of each domain
+        room_D = self._num_starts[self.domains] - 1
+        start_ND = torch.arange(count)[:, None] * room_D // max(count - 1, 1)  # a row: one window of each domain
         domain_ND = self.domains.expand(count, -1)
-        domain_N, place_N = domain_ND.flatten(), place_ND.flatten()
-        for first in range(0, len(place_N), batch):
-            yield self._cut(domain_N[first : first + batch], place_N[first : first + batch])
+        domain_N, start_N = domain_ND.flatten(), start_ND.flatten()
+        for first in range(0, len(start_N), batch):
+            yield self._take(domain_N[first : first + batch], start_N[first : first + batch])
 
     def num_spread(self, per_domain: int) -> int:
-        """Windows per domain that ``spread`` gives: at most as many as the shortest stream has without overlap."""
+        """Windows per domain that ``spread`` yields: no more than fit into the shortest stream without overlap."""
         return min(per_domain, *((n - 1) // self.seq for n in self.lengths if n))
 
-    def _cut(self, domain: Tensor, place: Tensor) -> Batch:
-        index = (self._first[domain] + place)[:, None] + torch.arange(self.seq + 1)
+    def _take(self, domain: Tensor, start: Tensor) -> Batch:
+        index = (self._first[domain] + start)[:, None] + torch.arange(self.seq + 1)
         window = self._tokens[index].long()
         targets = window[:, 1:]
         return Batch(

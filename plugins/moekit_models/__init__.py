@@ -1,4 +1,4 @@
-"""First-party models: decoder, encoder-decoder and their attention; the LSTM model of 2017; the mixture of 1991."""
+"""First-party models: decoder, encoder-decoder and their attention, the LSTM model of 2017, the mixture of 1991."""
 
 from __future__ import annotations
 

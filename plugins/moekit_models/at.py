@@ -1,7 +1,4 @@
-"""Which layers of a stack are mixtures, how weights are drawn, and the width that makes a dense stack as dear.
-
-Torch-free: what the specs of the decoder and of the encoder-decoder share.
-"""
+"""What the models' specs share: where mixtures are, common checks, and the width of the dense baseline. Torch-free."""
 
 from __future__ import annotations
 
@@ -14,14 +11,14 @@ from moekit.spec.kinds import ExpertSpec, MoE
 
 @dataclass(frozen=True, kw_only=True)
 class At(Spec):
-    """Which layers are mixtures: exactly one of three ways to say it. Layers are counted from 0."""
+    """Which layers are mixtures, by exactly one of three options. Layers are counted from 0."""
 
     first: int | None = option(None, "layers from this one on", ge=0)
     every: int | None = option(None, "every n-th layer: n - 1, 2n - 1, ...", ge=1)
     layers: list[int] | None = option(None, "these layers")
 
     def check(self) -> Iterable[str]:
-        """Exactly one way, and no layer before the first."""
+        """Exactly one option is set, and layers are different numbers from 0."""
         given = [name for name in ("first", "every", "layers") if getattr(self, name) is not None]
         if len(given) != 1:
             yield f"give exactly one of first, every, layers (given: {', '.join(given) or 'none'})"
@@ -37,14 +34,14 @@ class At(Spec):
         return tuple(sorted(self.layers or ()))
 
     def check_depth(self, depth: int, stack: str) -> Iterable[str]:
-        """The sentence that names layers which ``stack``, of ``depth`` layers, does not have; or that it has none."""
+        """An error for layers that ``stack``, of ``depth`` layers, lacks, or for naming none."""
         indices = self.indices(depth)
         if not indices or indices[-1] >= depth:
             yield f"moe.at names {list(indices) or 'no layer'}, but the {stack} has layers 0 to {depth - 1}"
 
 
 def no_leak(moe: MoE, reader: str, where: str = "") -> Iterable[str]:
-    """The sentence that refuses a mixture by which later tokens would reach earlier ones, with the way out."""
+    """An error, with a fix, for a mixture through which later tokens would influence earlier ones."""
     if leak := moe.leak():
         use = "topk or noisy_topk" if leak.startswith("router") else "grouped, or capacity with order=position"
         yield (
@@ -52,31 +49,37 @@ def no_leak(moe: MoE, reader: str, where: str = "") -> Iterable[str]:
         )
 
 
+def check_dense(ffn: ExpertSpec) -> Iterable[str]:
+    """An error for a dense layer with several experts."""
+    if ffn.count != 1:
+        yield f"ffn.count={ffn.count} must be 1: a dense layer is one expert that every token passes"
+
+
 def check_init(std: float | None, scale: float | None) -> Iterable[str]:
-    """The sentence that refuses two ways of drawing weights at once."""
+    """An error for two initialisations at once."""
     if std is not None and scale is not None:
-        yield f"init_std={std} and init_scale={scale} are two ways to draw weights: set one of them to null"
+        yield f"init_std={std} and init_scale={scale} both initialise weights: set one of them to null"
 
 
 def dense_equivalent(
     ffn: ExpertSpec, moe: MoE, dim: int, *, layers: int, mixtures: int, dense_too: bool = False
 ) -> ExpertSpec | None:
-    """``ffn``, as wide as makes every layer do the mean of the feed-forward multiply-adds that a token causes now.
+    """``ffn`` with the width at which purely dense layers do as many multiply-adds a token as these layers.
 
     Args:
         ffn: the feed-forward part of dense layers.
-        moe: the mixtures; their routers are left out of the sum.
+        moe: the mixtures; their routers are not counted.
         dim: D, width of the tokens.
         layers: how many layers there are.
         mixtures: how many of them are mixtures.
-        dense_too: whether each mixture has a dense part beside it.
+        dense_too: whether each mixture has a dense part in addition.
 
     Returns:
-        None where ``ffn`` has no ``hidden`` width to set.
+        None if ``ffn`` has no ``hidden`` width to set.
     """
     if "hidden" not in fields_of(type(ffn)):
         return None
-    from moekit.params import multiply_adds  # torch: only when a twin is asked for
+    from moekit.params import multiply_adds  # loads torch
 
     dense = multiply_adds(ffn, dim)
     mixture = moe.router.active(moe.experts.count) * multiply_adds(moe.experts, dim)

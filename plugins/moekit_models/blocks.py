@@ -1,4 +1,4 @@
-"""What the models of this plugin share: RMSNorm, attention's view, feed-forward parts. Rotations: ``rotary.py``.
+"""What the models of this plugin share: RMSNorm, attention masks, feed-forward parts, recomputation.
 
 Norms are computed at least in fp32, whatever autocast or the dtype of the weights says.
 
@@ -7,7 +7,7 @@ Source: Zhang & Sennrich 2019 (RMSNorm, eq. 4).
 
 from __future__ import annotations
 
-from typing import Literal, TypedDict, cast
+from typing import Any, Literal, TypedDict, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,13 +20,13 @@ from moekit.registry import build
 from moekit.spec.kinds import ExpertSpec, MoE
 
 Recompute = Literal["none", "experts", "blocks"]
-"""Whose activations are computed again for the gradient instead of being kept: nobody's, mixtures', whole blocks'."""
+"""Activation checkpointing: of nothing, of MoE layers, or of whole blocks."""
 
 
 class RMSNorm(nn.RMSNorm):
     """``x / sqrt(mean(x²) + eps) · weight`` over the last dimension, in the wider of the two dtypes.
 
-    ``nn.RMSNorm`` itself leaves its fused path, with a warning, when autocast hands it bf16 beside an fp32 weight.
+    Under autocast ``nn.RMSNorm`` itself would get bf16 with an fp32 weight, and leave its fused kernel with a warning.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -36,18 +36,18 @@ class RMSNorm(nn.RMSNorm):
         return F.rms_norm(x.to(wide), self.normalized_shape, self.weight.to(wide), self.eps).to(x.dtype)
 
 
-class Sight(TypedDict, total=False):
-    """What ``F.scaled_dot_product_attention`` is told about who sees whom."""
+class Mask(TypedDict, total=False):
+    """The mask arguments of ``F.scaled_dot_product_attention``."""
 
     is_causal: bool
     attn_mask: Tensor
 
 
-def sight(causal: bool, valid_BS: Tensor | None) -> Sight:
-    """Who sees whom: under ``causal`` no position sees a later one, and without it none sees padding.
+def mask(causal: bool, valid_BS: Tensor | None) -> Mask:
+    """Under ``causal`` no position attends to a later one; otherwise none attends to padding.
 
-    Padding comes last in a sequence, so under ``causal`` no valid position would see it anyway. A position that sees
-    nothing (an empty sequence) is let see everything, so that it stays finite; nothing reads it.
+    Padding comes last in a sequence, so that under ``causal`` no valid position attends to it anyway. Positions of an
+    empty sequence attend to everything, which keeps them finite; nothing reads them.
     """
     if causal:
         return {"is_causal": True}
@@ -56,52 +56,59 @@ def sight(causal: bool, valid_BS: Tensor | None) -> Sight:
     return {"attn_mask": (valid_BS | ~valid_BS.any(1, keepdim=True))[:, None, None, :]}
 
 
-def sight_of_new(S: int, start: int, device: torch.device) -> Sight:
-    """Who sees whom when S positions are new: all see the ``start`` others before them, and none a later one."""
+def mask_of_new(S: int, start: int, device: torch.device) -> Mask:
+    """S new positions attend to the ``start`` cached ones and to each other, but to no later one."""
     return {} if S == 1 else {"attn_mask": torch.ones(S, start + S, dtype=torch.bool, device=device).tril(start)}
 
 
 def positions_before(cache: Cache | None, causal: bool) -> int:
-    """How many positions stand before the new ones: those in the cache.
+    """How many positions are before the new ones: those in the cache.
 
     Raises:
-        ValueError: a cache, but not causal.
+        ValueError: a cache for attention that is not causal.
     """
     if cache is None:
         return 0
     if not causal:
-        raise ValueError("a cache is for causal attention: without causal, earlier positions would see the new ones")
+        raise ValueError(
+            "a cache is for causal attention: without causal, earlier positions would attend to the new ones"
+        )
     return cache.length
 
 
 def attend(attention: nn.Module, x_BSD: Tensor, valid_BS: Tensor | None, cache: Cache | None = None) -> Tensor:
-    """``y_BSD`` of a block's attention; one that keeps nothing is never told of a cache."""
+    """``y_BSD`` of a block's attention; the argument ``cache`` is passed only if there is one."""
     if cache is None:
         return cast(Tensor, attention(x_BSD, valid_BS=valid_BS))
     return cast(Tensor, attention(x_BSD, valid_BS=valid_BS, cache=cache.at("attention")))
 
 
 def feed_forward(dense: ExpertSpec, moe: MoE | None, dim: int) -> MoELayer | ExpertBank:
-    """The feed-forward part of a block: the mixture where there is one, else the one dense expert."""
+    """The feed-forward part of a block: the mixture, or without one the dense expert."""
     return build(dense, LayerDims(dim=dim, num_experts=1)) if moe is None else MoELayer.from_spec(moe, dim)
 
 
 def feed(
     ffn: MoELayer | ExpertBank, x_BSD: Tensor, valid_BS: Tensor | None, recompute: Recompute = "none"
 ) -> tuple[Tensor, LayerReport | None]:
-    """``y_BSD`` of a block's feed-forward part, and its report if it is a mixture; ``experts`` recomputes that."""
+    """``y_BSD`` of a block's feed-forward part, and its report if it is a mixture; ``experts`` recomputes mixtures."""
     if isinstance(ffn, MoELayer):
-        if recompute == "experts" and torch.is_grad_enabled():
-            again = checkpoint(ffn, x_BSD, valid=valid_BS, use_reentrant=False)
-            return cast("tuple[Tensor, LayerReport | None]", again)
-        return cast("tuple[Tensor, LayerReport | None]", ffn(x_BSD, valid=valid_BS))
+        return _run(ffn, recompute == "experts", x_BSD, valid=valid_BS)
     return run_on_all(ffn, x_BSD.flatten(0, 1)).view_as(x_BSD), None
 
 
 def run_block(
     block: nn.Module, recompute: Recompute, x_BSD: Tensor, *others: Tensor | None
 ) -> tuple[Tensor, LayerReport | None]:
-    """Runs a block; ``blocks`` has it keep no activations and run again for the gradient."""
-    if recompute == "blocks" and torch.is_grad_enabled():
-        return cast("tuple[Tensor, LayerReport | None]", checkpoint(block, x_BSD, *others, use_reentrant=False))
-    return cast("tuple[Tensor, LayerReport | None]", block(x_BSD, *others))
+    """Runs a block; under ``blocks`` it keeps no activations, and backward recomputes them."""
+    return _run(block, recompute == "blocks", x_BSD, *others)
+
+
+def _run(
+    module: nn.Module, recompute: bool, *inputs: Tensor | None, **options: Any
+) -> tuple[Tensor, LayerReport | None]:
+    if recompute and torch.is_grad_enabled():
+        output = checkpoint(module, *inputs, use_reentrant=False, **options)
+    else:
+        output = module(*inputs, **options)
+    return cast("tuple[Tensor, LayerReport | None]", output)

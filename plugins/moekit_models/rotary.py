@@ -19,7 +19,7 @@ from moekit_models.yarn import Yarn
 
 
 class Turns(NamedTuple):
-    """How pairs are turned, position by position: made once in a forward pass for all that is turned alike.
+    """Rotations by position: made once in a forward pass for all vectors that they rotate.
 
     Attributes:
         cos: ``[S, R]``, at least fp32: the cosines of R/2 pairs, twice.
@@ -30,19 +30,19 @@ class Turns(NamedTuple):
     sin: Tensor
 
     def of_heads(self, heads: int) -> Turns:
-        """For ``[..., S, heads, R]``. Repeated in memory: a product with long even rows is three times as fast."""
+        """For ``[..., S, heads, R]``. Repeated in memory: products of long contiguous rows are three times as fast."""
         return Turns(*(t[:, None].repeat(1, heads, 1) for t in self))
 
 
 def turns(x: Tensor, width: int, theta: float, yarn: Yarn | None = None, start: int = 0) -> Turns:
-    """Pair i of position s is to be turned by ``s · theta^(-2i/R)``, which ``yarn`` makes smaller for slow pairs.
+    """Rotates pair i of position s by ``s · theta^(-2i/R)``, which ``yarn`` reduces for slow pairs.
 
     Args:
-        x: ``[..., S, D]``, tokens: their number, dtype and device count.
-        width: R, of the vectors that will be turned, even.
+        x: ``[..., S, D]``, tokens; only their number, dtype and device are used.
+        width: R, of the vectors to rotate, even.
         theta: base of the angles.
-        yarn: how they are stretched; None: not at all.
-        start: the place of the first position, where others stand before it.
+        yarn: None to use the angles as they are.
+        start: index of the first position, if others precede it.
     """
     S, R = x.shape[-2], width
     wide = torch.promote_types(x.dtype, torch.float32)
@@ -55,11 +55,11 @@ def turns(x: Tensor, width: int, theta: float, yarn: Yarn | None = None, start: 
 
 
 def rotate(x: Tensor, by: Turns) -> Tensor:
-    """Turns every pair: ``a cos - b sin`` and ``b cos + a sin``.
+    """Rotates every pair: ``a cos - b sin`` and ``b cos + a sin``.
 
     Args:
         x: ``[..., S, R]``, R even; ``[..., S, heads, R]`` with ``by.of_heads(heads)``.
-        by: the angles.
+        by: the rotations.
 
     Returns:
         The same shape and dtype. Scores of two rotated vectors depend on the difference of their positions alone.
@@ -69,12 +69,12 @@ def rotate(x: Tensor, by: Turns) -> Tensor:
 
 
 def score_scale(width: int, yarn: Yarn | None) -> float | None:
-    """What scores of queries and keys of ``width`` are multiplied by; None for the usual ``1/sqrt(width)``."""
+    """The factor of scores of queries and keys of ``width``; None for the usual ``1/sqrt(width)``."""
     return None if yarn is None else width**-0.5 * yarn.score_factor()
 
 
 def _stretched(turn: Tensor, theta: float, yarn: Yarn) -> Tensor:
-    """Angles a position, one for each of R/2 pairs: ``keep · turn + (1 - keep) · turn / s``."""
+    """Angles per position, one for each of R/2 pairs: ``keep · turn + (1 - keep) · turn / s``."""
     if yarn.ramp == "turns":
         turns = yarn.original / (2 * math.pi) * turn
         keep = (turns - yarn.beta_slow) / (yarn.beta_fast - yarn.beta_slow)

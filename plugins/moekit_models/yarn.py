@@ -1,4 +1,4 @@
-"""YaRN's options: how rotary positions are stretched beyond the context that a model was trained on. Torch-free.
+"""YaRN's options: rotary positions for a longer context than a model was trained on. Torch-free.
 
 Source: Peng et al. 2023, "YaRN" (arXiv 2309.00071), section 3; DeepSeek-V2 2024 (section 3.1.4) and DeepSeek-V3 2024
 (section 4.3) for the values.
@@ -16,11 +16,11 @@ from moekit.spec.fields import Spec, option
 
 @dataclass(frozen=True, kw_only=True)
 class Yarn(Spec):
-    """Options of YaRN. Given, it applies at every length: whoever trains within ``original`` leaves the group out.
+    """Options of YaRN. It applies at every length: to train within ``original``, set the group to null.
 
-    A rotary pair that turns more than ``beta_fast`` times in ``original`` positions keeps its angles, one that turns
-    less than ``beta_slow`` times has them divided by ``factor``, and those between go from one to the other. Scores
-    are multiplied by ``score_factor()``.
+    A rotary pair that turns more than ``beta_fast`` times in ``original`` positions keeps its angles. One that turns
+    less than ``beta_slow`` times has them divided by ``factor``. Pairs between these interpolate. Scores are multiplied
+    by ``score_factor()``.
     """
 
     factor: float = option(help="s, how many times longer the context becomes; DeepSeek-V2 and V3: 40", ge=1)
@@ -29,25 +29,25 @@ class Yarn(Spec):
     beta_slow: float = option(1.0, "one with fewer turns than this has them divided by s (alpha)", gt=0)
     mscale: float = option(0.1, "m of sqrt(1/t) = m ln s + 1; DeepSeek-V3: .1, DeepSeek-V2: .0707", ge=0)
     ramp: Literal["index", "turns"] = option(
-        "index", "what the way between is straight in: the pair's index (released code), or its turns (the paper)"
+        "index", "what the interpolation is linear in: the pair's index (released code), or its turns (the paper)"
     )
 
     def check(self) -> Iterable[str]:
-        """Fast is faster than slow."""
+        """``beta_fast`` is more than ``beta_slow``."""
         if self.beta_fast <= self.beta_slow:
             yield f"beta_fast={self.beta_fast:g} must be more than beta_slow={self.beta_slow:g}"
 
     def check_base(self, theta: float) -> Iterable[str]:
-        """The base of the angles must make later pairs slower. Asked by the attention's spec."""
+        """The base of the angles must make later pairs slower; the attention's spec calls this."""
         if theta <= 1:
             yield f"rope_theta={theta:g} must be more than 1 under yarn: later pairs would not be slower"
 
     def score_factor(self) -> float:
-        """What scores are multiplied by beside the usual scale: 1/t, the *square* of ``m ln s + 1``."""
+        """The factor of scores in addition to the usual scale: 1/t, the *square* of ``m ln s + 1``."""
         return (self.mscale * math.log(self.factor) + 1) ** 2
 
     def bounds(self, width: int, theta: float) -> tuple[float, float]:
-        """Indices of pairs, under ``ramp: index``: up to the first angles are kept, from the second on divided.
+        """Under ``ramp: index``: pairs up to the first index keep their angles, from the second on they are divided.
 
         Args:
             width: R, of the rotary part of a head.
@@ -58,4 +58,4 @@ class Yarn(Spec):
             for turns in (self.beta_fast, self.beta_slow)
         )
         low, high = max(math.floor(fast), 0), min(math.ceil(slow), width - 1)
-        return low, high if high > low else low + 1e-3  # no way between: a step
+        return low, high if high > low else low + 1e-3  # no pairs between them: a step

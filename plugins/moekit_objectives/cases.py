@@ -1,4 +1,4 @@
-"""What objectives over plain cases share: which cases count, and the figures that 1991's table is made of."""
+"""What objectives over plain cases share: sums over valid cases, and the metrics of the table of 1991."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from moekit.contracts import Batch, LossSum
 
 
 def at_least_fp32(x: Tensor) -> Tensor:
-    """``x`` in fp32, or in fp64 where it is."""
+    """``x`` in fp32, or in fp64 if it is fp64."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def sum_over_cases(error_T: Tensor, y_TO: Tensor, batch: Batch) -> LossSum:
-    """The sum of ``error_T`` over valid cases, with the figures every objective over cases logs.
+    """The sum of ``error_T`` over valid cases, with the metrics of every objective over cases.
 
     Args:
         error_T: each case's error.

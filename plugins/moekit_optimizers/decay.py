@@ -1,4 +1,4 @@
-"""Which parameters weight decay applies to, and the two groups that an optimizer makes of them."""
+"""Which parameters have weight decay, and the two parameter groups of an optimizer."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from torch import nn
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
-    """Whether weight decay applies: to matrices, not to vectors and biases.
+    """Whether a parameter has weight decay: matrices have, vectors and biases have not.
 
-    A parameter decays when it has two or more dimensions: linear weights, routers, embeddings, and experts' weights
-    stacked over experts. Norm scales and biases do not, and neither does a bias or a scale stacked over experts
-    (``[E, H]``), told by the first word of its own name: ``bias``, ``bias_EH``, ``b_up_EH``, ``scale_EH``. Balancers'
-    state is buffers, not parameters: no optimizer sees it.
+    Matrices are all parameters with two or more dimensions: linear weights, routers, embeddings and stacked experts'
+    weights. Biases and scales stacked over experts (``[E, H]``) are not, by the first word of their own name: ``bias``,
+    ``bias_EH``, ``b_up_EH``, ``scale_EH``. Balancers' state is in buffers, which no optimizer updates.
 
     Args:
         name: qualified name of the parameter in its model.
@@ -24,12 +23,12 @@ def decays(name: str, parameter: nn.Parameter) -> bool:
 
 
 def groups(model: nn.Module, weight_decay: float, optimizer: str) -> list[dict[str, Any]]:
-    """The model's trainable parameters, those that decay before those that do not; no empty group.
+    """The model's trainable parameters: a group with weight decay, then one without; empty groups are omitted.
 
     Args:
-        model: its frozen parameters (``requires_grad`` false) are left out; a tied one is there once.
-        weight_decay: rate of the group that decays; the other's is 0.
-        optimizer: a name for the error.
+        model: frozen parameters (``requires_grad`` false) are skipped, tied ones are included once.
+        weight_decay: rate of the first group; the other's is 0.
+        optimizer: its name, for the error.
 
     Raises:
         ValueError: the model has no trainable parameter.
@@ -40,5 +39,5 @@ def groups(model: nn.Module, weight_decay: float, optimizer: str) -> list[dict[s
         ([p for name, p in named if not decays(name, p)], 0.0),
     )
     if not named:
-        raise ValueError(f"{type(model).__name__} has no trainable parameter for {optimizer} to move")
+        raise ValueError(f"{type(model).__name__} has no trainable parameter for {optimizer}")
     return [{"params": params, "weight_decay": rate} for params, rate in parts if params]

@@ -1,14 +1,14 @@
 """Counting steps within the phases of a schedule. Torch-free.
 
-Every phase counts alike: the k-th of its n steps has progress k/n. So a warm-up never starts at 0 and ends on the
-full rate, and a decay ends on its final rate at the last step of the run.
+The k-th of a phase's n steps has progress k/n. So a warm-up starts above 0 and ends on the full rate, and a decay ends
+on its final rate at the last step of the run.
 """
 
 from __future__ import annotations
 
 
 def progress(step: int, start: int, length: int) -> float:
-    """How much of a phase is done once ``step`` is: 0 before it, k/n at its k-th of n steps, 1 from its last step on.
+    """The fraction of a phase that is done after ``step``: 0 before it, k/n at its k-th of n steps, 1 from its last on.
 
     Args:
         step: counted from 0.

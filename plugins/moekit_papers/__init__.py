@@ -1,4 +1,4 @@
-"""Recipes: one YAML file a paper, and the bases that they extend."""
+"""Recipes: YAML files of papers, and the bases that they extend."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ MOEKIT_API = 1
 
 @hookimpl
 def moekit_recipes() -> list[Component]:
-    """Every YAML file beside this one."""
+    """Every YAML file of this folder."""
     return list(recipes_in(Path(__file__).parent))

@@ -1,4 +1,4 @@
-"""The gallery is what its generator makes of today's recipes, and leaves none out."""
+"""The gallery is what its generator makes of the current recipes, and has all of them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ sys.path.append(str(DOCS))
 import make_gallery  # noqa: E402
 
 
-def test_the_page_is_up_to_date() -> None:
+def test_the_gallery_is_up_to_date() -> None:
     stored = (DOCS / "gallery.md").read_text(encoding="utf-8")
     assert make_gallery.page() == stored, "run: python docs/make_gallery.py"
 
 
-def test_every_recipe_of_a_paper_is_in_it() -> None:
+def test_every_recipe_of_a_paper_is_in_the_gallery() -> None:
     page = (DOCS / "gallery.md").read_text(encoding="utf-8")
     names = [c.name for c in current().components("recipe") if c.plugin == "papers" and not c.name.startswith("base/")]
     assert len(names) > 30

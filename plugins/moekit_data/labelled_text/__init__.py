@@ -1,4 +1,4 @@
-"""Telling what kind of text a window is: a task to fine-tune on, cast as text to text.
+"""Classifying a window of text by its domain: a task to fine-tune on, as text to text.
 
 Source: Raffel et al. 2020, T5 (arXiv 1910.10683, section 2.4) for the form; ST-MoE 2022 (section 4) fine-tunes on
 tasks of this form.
@@ -9,12 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from moekit.component import Component
-from moekit_data.derived_spec import DerivedSpec
+from moekit_data.specs import DerivedSpec
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledText(DerivedSpec):
-    """Options of labelled text. A model pre-trained by span corruption fits: keep its ``text`` and ``vocab``."""
+    """Options of labelled text. For a model that was pre-trained by span corruption, keep ``text`` and ``vocab``."""
 
 
 COMPONENT = Component(

@@ -10,37 +10,29 @@ import torch
 from moekit.contracts import Batch, Model, Source
 from moekit.errors import DataError
 from moekit_data.derived import DerivedData, text_of
-from moekit_data.labelled_text import LabelledText
 from moekit_data.padding import side_by_side
 
 
 @final
 class LabelledTextData(DerivedData):
-    """Source: a window. Target: the name of its domain in tokens of text, and the end.
-
-    Args:
-        spec: its options.
-    """
-
-    def __init__(self, spec: LabelledText) -> None:
-        super().__init__(spec)
+    """Source: a window. Target: the name of its domain in tokens of text, and the end."""
 
     def prepare(self) -> None:
-        """Has the text read.
+        """Prepares the text.
 
         Raises:
-            DataError: as the text says; or it has one domain alone, and there is nothing to tell.
+            DataError: the text cannot be read, or has a single domain, so that there is nothing to classify.
         """
         super().prepare()
         if len(names := self.domain_names()) < 2:
             raise DataError(
-                f"labels are the names of domains, and the text has {', '.join(names) or 'none'} alone\n"
+                f"labels are the names of domains, and the text has only {', '.join(names) or 'none'}\n"
                 "  give it several domains (data.text.domains, or a folder with subfolders)"
             )
 
     def pairs(self, batch: Batch, generator: torch.Generator) -> Batch:
-        """Names the domain of every window; nothing is drawn."""
-        assert batch.domain is not None  # text that names its domains labels its windows
+        """Makes the domain's name the target of every window; the generator is not used."""
+        assert batch.domain is not None  # text with domain names numbers the domain of each window
         labels = [self.text.encode(name) for name in self.domain_names()]
         return side_by_side(
             text_of(batch), [labels[i] for i in batch.domain.tolist()], end=self.end, domain=batch.domain
@@ -49,8 +41,9 @@ class LabelledTextData(DerivedData):
     def scores(self, model: Model) -> Mapping[str, float]:
         """``accuracy``: the share of validation windows whose label the model gives exactly.
 
-        One pass with the right label as input: greedy decoding writes it exactly where every token of it, the end
-        included, is the likeliest after those before. ``guessing`` is the share of the most frequent label.
+        One pass with the right label as input is enough: greedy decoding writes the label exactly if each of its
+        tokens, and the end, is the likeliest one after those before it. ``guessing`` is the accuracy of always giving
+        the most frequent label. ``scored_windows`` counts the windows.
         """
         device = next(model.parameters()).device
         right, total, counts = 0, 0, torch.zeros(len(self.domain_names()), dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""Text by domain, from files that every installation has: nothing is downloaded."""
+"""Text by domain, from files that every installation has, without a download."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from moekit.component import Component
 from moekit.spec.fields import option
-from moekit_data.text_spec import TextSpec
+from moekit_data.specs import TextSpec
 
 DOMAINS = ("python", "torch_python", "cpp", "prose")
 

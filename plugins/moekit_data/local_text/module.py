@@ -10,10 +10,10 @@ from moekit_data.text import TextData
 
 
 class LocalTextData(TextData):
-    """Equal bytes of each domain, split by file, exact duplicates left out; the same on every call.
+    """Equal bytes of each domain, split by file, without exact duplicates; the same on every call.
 
-    A file goes to validation by a hash of its name, and files are taken in the order of another hash, so a small
-    size is a fair sample. Which files there are depends on the installed versions of Python, torch and other
+    A hash of its name determines whether a file validates. Files are read in the order of another hash, so that a
+    small size is a fair sample. Which files exist depends on the installed versions of Python, torch and other
     packages.
     """
 
@@ -22,7 +22,7 @@ class LocalTextData(TextData):
         self.spec: LocalText = spec
 
     def read(self) -> tuple[list[Domain], dict[str, str]]:
-        """The domains that this machine has; the others are noted.
+        """The domains that this machine has, and notes about those it lacks.
 
         Raises:
             DataError: none of the domains has a file here.
@@ -30,7 +30,7 @@ class LocalTextData(TextData):
         filler = Filler(round(self.spec.megabytes * 1e6), self.spec.validation)
         domains = [filler.fill(name, SOURCES[name]()) for name in self.spec.domains]
         found = [d for d in domains if d.train and d.validation]
-        notes = {d.name: "left out: no files of this kind on this machine" for d in domains if d not in found}
+        notes = {d.name: "skipped: no files of this kind on this machine" for d in domains if d not in found}
         if not found:
             raise DataError(
                 f"this machine has no text for any of the domains {', '.join(self.spec.domains)}\n"

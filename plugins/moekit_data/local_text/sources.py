@@ -1,12 +1,11 @@
-"""Where the text of each domain lies on this machine: every source is found, never assumed.
+"""Finds the text of each domain on this machine.
 
-Each function yields documents in a fixed order and reads a file only when its turn comes, so a reader that has
-enough stops the reading. A missing source yields nothing.
+Each function yields documents in a fixed order and reads a file only when its document is requested, so that a caller
+with enough text stops the reading. A missing source yields nothing.
 """
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import importlib.util
 import inspect
@@ -16,7 +15,7 @@ import sysconfig
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from moekit_data.corpus import MAX_FILE, Document, clean, cut, shuffled
+from moekit_data.corpus import MAX_FILE, Document, is_new, shuffled, to_utf8, truncate
 
 _NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "pydoc_data", "__pycache__"}
 _CPP_SUFFIXES = (".h", ".hpp", ".hh", ".cuh", ".inl")
@@ -24,12 +23,12 @@ _LICENCE_NAMES = ("LICENSE", "LICENCE", "COPYING", "NOTICE")
 
 
 def python() -> Iterator[Document]:
-    """Python's standard library, its tests left out; keys start with ``stdlib/``."""
+    """Python's standard library without its tests; keys start with ``stdlib/``."""
     yield from _read(_files("stdlib", _stdlib(), (".py",)))
 
 
 def torch_python() -> Iterator[Document]:
-    """torch's own Python sources, tests left out; keys start with ``torch/``."""
+    """torch's own Python sources without tests; keys start with ``torch/``."""
     yield from _read(_files("torch", _package("torch"), (".py",)))
 
 
@@ -42,13 +41,14 @@ def cpp() -> Iterator[Document]:
 def prose() -> Iterator[Document]:
     """English: package descriptions, licences and help topics, then docstrings of the library and of torch.
 
-    Paragraphs seen before are left out: licences and descriptions repeat each other, and a copy in the other split
-    would be a leak. A docstring's key is that of the file it stands in, so that both fall into the same split; files
-    come in the opposite order to ``python``'s, so that little text is in both domains.
+    Repeated paragraphs are skipped: licences and descriptions repeat each other, and a copy in the other split would
+    leak. A docstring has the key of its file, so that both are in the same split; files come in the opposite order to
+    ``python``'s, so that few texts are in both domains.
     """
     seen: set[bytes] = set()
-    for document in _sorted([*_descriptions(), *_licences(), *_topics()]):
-        yield Document(document.key, _new_paragraphs(document.text, seen))
+    text_of = {document.key: document.text for document in (*_descriptions(), *_licences(), *_topics())}
+    for key in shuffled(text_of):
+        yield Document(key, _new_paragraphs(text_of[key], seen))
     sources = _files("stdlib", _stdlib(), (".py",)) | _files("torch", _package("torch"), (".py",))
     for document in _read(sources, backwards=True):
         yield Document(document.key, _new_paragraphs(_docstrings(document.text), seen))
@@ -60,7 +60,7 @@ SOURCES: dict[str, Callable[[], Iterator[Document]]] = {
     "cpp": cpp,
     "prose": prose,
 }
-"""How each domain is found, by its name in the spec."""
+"""The documents of each domain, by its name in the spec."""
 
 
 def _stdlib() -> Path | None:
@@ -95,19 +95,14 @@ def _document(key: str, path: Path) -> Document | None:
     """The file's text; None when it cannot be read or is binary."""
     try:
         with path.open("rb") as file:
-            text = clean(file.read(MAX_FILE + 1))
+            text = to_utf8(file.read(MAX_FILE + 1))
     except OSError:
         return None
-    return None if text is None else Document(key, cut(text, MAX_FILE))
-
-
-def _sorted(documents: list[Document]) -> list[Document]:
-    by_key = {document.key: document for document in documents}
-    return [by_key[key] for key in shuffled(by_key)]
+    return None if text is None else Document(key, truncate(text, MAX_FILE))
 
 
 def _distributions() -> Iterator[importlib.metadata.Distribution]:
-    """Installed packages, each once: an earlier place on the path hides a later one."""
+    """Installed packages, each once: the first on the path hides others of its name."""
     seen: set[str] = set()
     for distribution in importlib.metadata.distributions():
         about = distribution.metadata
@@ -120,9 +115,9 @@ def _distributions() -> Iterator[importlib.metadata.Distribution]:
 def _descriptions() -> Iterator[Document]:
     for distribution in _distributions():
         body = (distribution.read_text("METADATA") or "").partition("\n\n")[2]
-        text = clean(body.encode("utf-8", errors="replace"))
+        text = to_utf8(body.encode("utf-8", errors="replace"))
         if text:
-            yield Document(f"description/{distribution.metadata['Name'].lower()}", cut(text, MAX_FILE))
+            yield Document(f"description/{distribution.metadata['Name'].lower()}", truncate(text, MAX_FILE))
 
 
 def _licences() -> Iterator[Document]:
@@ -149,8 +144,8 @@ def _topics() -> Iterator[Document]:
 def _docstrings(source: bytes) -> bytes:
     """Every docstring of a Python file, blank lines between: triple-quoted text that opens a block or the file.
 
-    Told by the quotes, not by a parser, which would take seconds for all files: quotes inside comments or strings may
-    lose a docstring or add a few lines of code, which no statistic here feels.
+    Found by their quotes, not by a parser, which would take seconds for all files. Quotes inside comments or strings
+    may lose a docstring or add a few lines of code, which is harmless here.
     """
     parts = source.split(b'"""')
     found: list[str] = []
@@ -162,11 +157,5 @@ def _docstrings(source: bytes) -> bytes:
 
 
 def _new_paragraphs(text: bytes, seen: set[bytes]) -> bytes:
-    """The paragraphs that were not seen before, spaces and line breaks not counted; marks them as seen."""
-    kept: list[bytes] = []
-    for paragraph in re.split(rb"\n\s*\n", text):
-        digest = hashlib.sha256(b" ".join(paragraph.split())).digest()
-        if digest not in seen:
-            seen.add(digest)
-            kept.append(paragraph)
-    return b"\n\n".join(kept)
+    """The paragraphs that are new, whatever their white space; adds them to ``seen``."""
+    return b"\n\n".join(p for p in re.split(rb"\n\s*\n", text) if is_new(b" ".join(p.split()), seen))

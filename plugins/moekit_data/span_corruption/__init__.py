@@ -1,4 +1,4 @@
-"""Span corruption: a text with holes, and what stood in them.
+"""Span corruption: the model restores spans that were removed from a text.
 
 Source: Raffel et al. 2020, T5 (arXiv 1910.10683, sections 3.1.4 and 3.3.4), which Switch and ST-MoE pre-train with.
 """
@@ -10,23 +10,23 @@ from dataclasses import dataclass
 
 from moekit.component import Component
 from moekit.spec.fields import option
-from moekit_data.derived_spec import DerivedSpec
+from moekit_data.specs import DerivedSpec
 
 
 @dataclass(frozen=True, kw_only=True)
 class SpanCorruption(DerivedSpec):
-    """Options of span corruption. In the source each span is one sentinel; the target says what each stands for."""
+    """Options of span corruption. In the source a sentinel replaces each span; the target has each sentinel's span."""
 
-    density: float = option(0.15, "share of a window's tokens that is cut out", gt=0, lt=1)
+    density: float = option(0.15, "share of a window's tokens that is removed", gt=0, lt=1)
     mean_span: float = option(3.0, "mean length of a span, tokens", ge=1)
     sentinels: int = option(63, "how many different sentinels there are: the most spans in a window", ge=1)
 
     def smallest_vocab(self) -> int:
-        """The least ``vocab`` that has room for the text's tokens, the end and the sentinels."""
+        """The smallest ``vocab`` with room for the text's tokens, the end and the sentinels."""
         return self.text_vocab() + 1 + self.sentinels
 
     def check(self) -> Iterable[str]:
-        """There is room in the vocabulary, and a sentinel for each span."""
+        """The vocabulary must have room, and each span a sentinel."""
         yield from super().check()
         if (num_spans := self.cuts(int(getattr(self.text, "seq", 0)))[1]) > self.sentinels:
             yield (
@@ -35,9 +35,10 @@ class SpanCorruption(DerivedSpec):
             )
 
     def cuts(self, length: int) -> tuple[int, int]:
-        """How many tokens are cut out of a window of ``length``, and in how many spans. A token stays, if there are 2.
+        """How many tokens are removed from a window of ``length``, and in how many spans.
 
-        As in T5's code, both are rounded and at least 1; no two spans touch.
+        As in T5's code, both are rounded and at least 1. A window of two or more tokens keeps one, and no two spans
+        touch.
         """
         if length < 1:
             return 0, 0
@@ -49,6 +50,6 @@ COMPONENT = Component(
     name="span_corruption",
     spec=SpanCorruption,
     target="moekit_data.span_corruption.module:SpanCorruptionData",
-    summary="text with spans cut out, each a sentinel, and what stood there: T5's pre-training",
+    summary="text in which sentinels replace spans, and the spans: T5's pre-training",
     paper="Raffel et al. 2020, arXiv:1910.10683",
 )

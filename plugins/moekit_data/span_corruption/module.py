@@ -1,4 +1,4 @@
-"""Windows of text with spans cut out."""
+"""Windows of text from which spans are removed."""
 
 from __future__ import annotations
 
@@ -23,11 +23,8 @@ SENTINEL = re.compile(r"<(\d{1,9})>")
 class SpanCorruptionData(DerivedData):
     """Source: the window with each span replaced by one sentinel. Target: sentinel, span, sentinel, span, the end.
 
-    Sentinels count up from ``end + 1``. Where the spans lie is drawn evenly among all ways to cut so many tokens out
-    in so many spans that do not touch. (T5's code always ends a window with a span; the paper does not say so.)
-
-    Args:
-        spec: its options.
+    Sentinels count up from ``end + 1``. All placements of that many tokens in that many spans which do not touch are
+    equally likely. (T5's code always ends a window with a span; the paper does not say so.)
     """
 
     def __init__(self, spec: SpanCorruption) -> None:
@@ -35,22 +32,21 @@ class SpanCorruptionData(DerivedData):
         self.spec: SpanCorruption = spec
 
     def pairs(self, batch: Batch, generator: torch.Generator) -> Batch:
-        """Cuts spans out of every window.
+        """Removes spans from every window.
 
         Raises:
             DataError: a window is so long that it has more spans than there are sentinels.
         """
         made = [self.corrupt(window_S, generator) for window_S in text_of(batch)]
-        return side_by_side(
-            [source for source, _ in made],
-            [target for _, target in made],
-            end=self.end,
-            domain=batch.domain,
-            num_bytes_V=self.num_bytes_V(),
-        )
+        sources, targets = [source for source, _ in made], [target for _, target in made]
+        return side_by_side(sources, targets, end=self.end, domain=batch.domain, num_bytes_V=self.num_bytes_V())
 
     def corrupt(self, window_S: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Source and target of one window, the target without the end. All int64."""
+        """Source and target of one window, both int64, the target without the end.
+
+        Raises:
+            DataError: the window has more spans than there are sentinels.
+        """
         num_cut, num_spans = self.spec.cuts(len(window_S))
         if num_spans > self.spec.sentinels:
             raise DataError(
@@ -60,7 +56,7 @@ class SpanCorruptionData(DerivedData):
         if not num_spans:
             return window_S, window_S
         spans = parts(num_cut, num_spans, generator)
-        # what is kept lies before, between and behind the spans, at least a token between two
+        # tokens kept before, between and after the spans; at least one between two spans
         kept = parts(len(window_S) - num_cut + 2, num_spans + 1, generator)
         kept[0], kept[-1] = kept[0] - 1, kept[-1] - 1
         pieces = torch.split(window_S, [n for both in zip(kept, [*spans, 0], strict=True) for n in both])
@@ -70,7 +66,7 @@ class SpanCorruptionData(DerivedData):
         return torch.cat([*source, pieces[-2]]), torch.cat(target)
 
     def encode(self, text: str) -> Tensor:
-        """A text with holes as a source, int64 ``[S]``: ``The <0> jumps over <1>.`` has two.
+        """Text with sentinels as a source, int64 ``[S]``: ``The <0> jumps over <1>.`` has two.
 
         Raises:
             MoekitError: byte pairs are neither learnt nor loaded yet.
@@ -84,19 +80,19 @@ class SpanCorruptionData(DerivedData):
         return torch.cat([*out, self.text.encode(text[at:])])
 
     def example(self) -> str:
-        """Two holes."""
+        """A text with two sentinels."""
         return "The <0> of the <1>."
 
     def describe(self) -> Mapping[str, str]:
-        """What the text says of itself, and how much is cut out."""
+        """The description of the text, and how much is removed."""
         length = int(getattr(self.spec.text, "seq", 0))
         num_cut, num_spans = self.spec.cuts(length)
-        told = f"{num_cut} of {length} tokens cut out, in {num_spans} spans" if length else f"{self.spec.density:.0%}"
-        return {**super().describe(), "corruption": told}
+        share = f"{num_cut} of {length} tokens removed, in {num_spans} spans" if length else f"{self.spec.density:.0%}"
+        return {**super().describe(), "corruption": share}
 
 
 def parts(total: int, count: int, generator: torch.Generator) -> list[int]:
-    """``count`` whole numbers from 1 on that add up to ``total``, all ways equally likely."""
+    """``count`` positive integers that add up to ``total``; all such lists are equally likely."""
     cuts = torch.randperm(total - 1, generator=generator)[: count - 1].sort().values + 1
     edges = [0, *cuts.tolist(), total]
     return [b - a for a, b in itertools.pairwise(edges)]

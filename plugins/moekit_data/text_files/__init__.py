@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from moekit.component import Component
 from moekit.spec.fields import option
-from moekit_data.text_spec import TextSpec
+from moekit_data.specs import TextSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,19 +15,19 @@ class TextFiles(TextSpec):
     """Options of a user's own text. JSON lines hold ``text`` and, where there are several kinds, ``domain``."""
 
     path: str = option(
-        help="a text file, a .jsonl file, or a folder (each subfolder is a domain); seen from where moekit runs"
+        help="a text file, a .jsonl file, or a folder (each subfolder is a domain); relative to where moekit runs"
     )
-    validation_path: str | None = option(None, "text to validate with, laid out like path; a share of path if left out")
+    validation_path: str | None = option(None, "text to validate with, organised like path; default: a share of path")
     suffixes: list[str] = option([".txt", ".md", ".jsonl"], "which files of a folder are read")
     megabytes: float = option(200.0, "the most that is read per domain and split, MB (10^6 bytes)", gt=0)
 
     def check(self) -> Iterable[str]:
-        """A path, and suffixes that begin with a dot."""
+        """Paths must not be empty, and suffixes must begin with a dot."""
         yield from super().check()
         if not self.path.strip():
             yield "path is empty; give a text file, a .jsonl file or a folder"
         if self.validation_path is not None and not self.validation_path.strip():
-            yield "validation_path is empty; give a file or a folder, or leave it out"
+            yield "validation_path is empty; give a file or a folder, or null"
         if not self.suffixes or not all(s.startswith(".") and len(s) > 1 for s in self.suffixes):
             yield f"suffixes={self.suffixes!r} must be file endings such as .txt"
 

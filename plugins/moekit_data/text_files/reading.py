@@ -1,26 +1,28 @@
-"""Reads a user's text, and says exactly what is wrong with a file that cannot be used."""
+"""Reads a user's text files, and reports exactly what is wrong with one that cannot be used."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from moekit.errors import DataError
-from moekit_data.corpus import Document, clean
+from moekit_data.corpus import Document, to_utf8
 
 JSON_LINES = (".jsonl", ".ndjson")
 DEFAULT_DOMAIN = "text"
-"""The domain of text that lies in no subfolder and whose record names none."""
+"""The domain of text that is in no subfolder and whose record names none."""
 
 
 def read(path: Path, suffixes: Sequence[str], limit: int) -> Iterator[tuple[str, Document]]:
-    """Every text below ``path`` with its domain, in order of name; nothing is read before its turn.
+    """Every text below ``path`` with its domain, in order of name; each is read when it is requested.
 
     Args:
         path: a text file, a JSON lines file, or a folder. The first subfolder's name is the domain.
-        suffixes: which files of a folder are read, upper or lower case; hidden files and folders are passed over.
+        suffixes: which files of a folder are read, upper or lower case; hidden files and folders are skipped.
         limit: bytes that are read of a text file, or of one line of JSON; a longer line is an error.
 
     Raises:
@@ -33,13 +35,37 @@ def read(path: Path, suffixes: Sequence[str], limit: int) -> Iterator[tuple[str,
         elif path.is_file():
             yield from _file(path, path.name, DEFAULT_DOMAIN, limit)
         else:
-            seen_from = "" if path.is_absolute() else f"\n  looked in {Path.cwd()}, where the command runs"
             raise DataError(
-                f"no such file or folder: {path}{seen_from}\n  expected a text file, a .jsonl file, or a folder of them"
+                f"no such file or folder: {path}{searched_folder(path)}\n"
+                "  expected a text file, a .jsonl file, or a folder of them"
             )
     except OSError as error:
         where = error.filename or path
         raise DataError(f"cannot read {where}: {error.strerror or error}\n  expected a readable text file") from error
+
+
+def searched_folder(path: Path) -> str:
+    """The line of an error about a missing file that names the folder a relative path starts from."""
+    return "" if path.is_absolute() else f"\n  looked in {Path.cwd()}, where the command runs"
+
+
+def json_object(line: str, malformed: Callable[[str], DataError]) -> dict[str, Any]:
+    """The object in a line of JSON.
+
+    Args:
+        line: the line.
+        malformed: makes the error, from what was found.
+
+    Raises:
+        DataError: something else than an object.
+    """
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise malformed(f"not JSON ({error})") from error
+    if not isinstance(record, dict):
+        raise malformed(f"a JSON {type(record).__name__}, not an object")
+    return record
 
 
 def _folder(root: Path, suffixes: Sequence[str], limit: int) -> Iterator[tuple[str, Document]]:
@@ -66,7 +92,7 @@ def _file(path: Path, key: str, domain: str, limit: int) -> Iterator[tuple[str, 
         yield from _records(path, key, domain, limit)
         return
     with path.open("rb") as file:
-        text = clean(file.read(limit + 1))  # one more than is used, so that the cut is noticed
+        text = to_utf8(file.read(limit + 1))  # one byte more than is used, so that truncation is noticed
     if text is None:
         raise DataError(f"not a text file: {path} (it contains the byte 0)\n  expected UTF-8 text")
     yield domain, Document(key, text)
@@ -85,19 +111,14 @@ def _records(path: Path, key: str, domain: str, limit: int) -> Iterator[tuple[st
 
 
 def _record(line: bytes, domain: str, path: Path, number: int) -> tuple[str, bytes]:
-    try:
-        record = json.loads(line.decode("utf-8-sig", errors="replace"))
-    except (ValueError, RecursionError) as error:
-        raise _malformed(path, number, f"not JSON ({error})") from error
-    if not isinstance(record, dict):
-        raise _malformed(path, number, f"a JSON {type(record).__name__}, not an object")
+    record = json_object(line.decode("utf-8-sig", errors="replace"), partial(_malformed, path, number))
     if not isinstance(record.get("text"), str):
         found = "no 'text'" if "text" not in record else f"'text' is a {type(record['text']).__name__}"
         raise _malformed(path, number, found)
     name = domain if record.get("domain") is None else record["domain"]
     if not isinstance(name, str) or not name:
         raise _malformed(path, number, f"'domain' is {name!r}")
-    text = clean(record["text"].encode("utf-8", errors="replace"))
+    text = to_utf8(record["text"].encode("utf-8", errors="replace"))
     if text is None:
         raise _malformed(path, number, "'text' contains the character U+0000")
     return name, text

@@ -13,7 +13,7 @@ from moekit.spec.kinds import DataSpec
 
 NUM_BYTES = 256
 LANGUAGE = r"[\w@.+-]+"
-"""What the name of a language may look like, so that ``<name>`` can be a tag."""
+"""The pattern of a language's name, so that ``<name>`` can be a tag."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,30 +22,30 @@ class Translations(DataSpec):
 
     yields: ClassVar[str] = "pairs"
     path: str | None = option(
-        None, "your own pairs: a .jsonl or .tsv file, or a folder of them; left out: the catalogs of Django"
+        None, "your own pairs: a .jsonl or .tsv file, or a folder of them; default: the catalogs of Django"
     )
-    languages: list[str] | None = option(None, "target languages; null takes all that have min_pairs")
-    min_pairs: int = option(500, "pairs that a language must have to be taken when languages is null", ge=1)
-    max_chars: int = option(100, "pairs with a longer side are left out, characters", ge=1)
+    languages: list[str] | None = option(None, "target languages; null: all that have min_pairs")
+    min_pairs: int = option(500, "pairs that a language must have to be included when languages is null", ge=1)
+    max_chars: int = option(100, "pairs with a longer side are skipped, characters", ge=1)
     batch_tokens: int = option(1024, "tokens in a batch, source or target, whichever has more, padding included", ge=1)
     tokens: Literal["bytes", "bpe"] = option(
         "bpe", "bytes of UTF-8, or byte pairs learnt from both sides of the training pairs"
     )
     vocab: int = option(2048, "number of tokens: those of text, 1 for the end, 1 for each language", ge=1)
     temperature: float = option(
-        5.0, "T: a language of n training pairs is drawn with probability proportional to n^(1/T)", gt=0
+        5.0, "T: a language of n training pairs is sampled with probability proportional to n^(1/T)", gt=0
     )
     validation: float = option(0.1, "share of the source strings that are kept for validation", gt=0, lt=1)
     validation_pairs: int = option(32, "pairs per language in the validation set, at most", ge=1)
 
     def check(self) -> Iterable[str]:
-        """Languages that can be tags, each once; and a vocabulary with room for them."""
+        """Languages must be possible tags, each once; the vocabulary must have room for them."""
         if self.path is not None and not self.path.strip():
-            yield "path is empty; give a .jsonl or .tsv file or a folder of them, or leave it out"
+            yield "path is empty; give a .jsonl or .tsv file or a folder of them, or null"
         if self.languages is not None:
             wrong = [name for name in self.languages if not re.fullmatch(LANGUAGE, name)]
             if wrong:
-                yield f"languages={self.languages!r}: {wrong[0]!r} is no name of a language, such as de or pt_BR"
+                yield f"languages={self.languages!r}: {wrong[0]!r} is not a language name such as de or pt_BR"
             elif not self.languages or len(set(self.languages)) < len(self.languages):
                 yield f"languages={self.languages!r} must be one or more different languages; null takes all"
         if self.vocab < (need := self.smallest_vocab(len(self.languages or ("one",)))):
@@ -55,7 +55,7 @@ class Translations(DataSpec):
             )
 
     def smallest_vocab(self, num_languages: int) -> int:
-        """The least ``vocab`` that has room for a number of languages."""
+        """The smallest ``vocab`` with room for a number of languages."""
         return NUM_BYTES + (self.tokens == "bpe") + 1 + num_languages
 
 

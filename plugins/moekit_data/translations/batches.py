@@ -1,4 +1,4 @@
-"""Pairs as tokens, and batches of pairs of like length, drawn by language."""
+"""Pairs as tokens, and batches of pairs of similar length, sampled by language."""
 
 from __future__ import annotations
 
@@ -8,22 +8,21 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from moekit.contracts import Batch
-from moekit_data.padding import MULTIPLE, side_by_side
+from moekit_data.padding import MULTIPLE
 from moekit_data.translations.pairs import Pair
 from moekit_data.translations.vocabulary import Vocabulary
 
 BATCHES = 8
-"""Batches' worth of pairs that are drawn for one."""
+"""How many batches' worth of pairs are sampled to make one batch."""
 
 
 class TokenPair(NamedTuple):
-    """A pair in numbers.
+    """A pair as tokens.
 
     Attributes:
         source: int64 ``[S]``, the tag and the source's tokens.
         target: int64 ``[S]``, the target's tokens, without an end.
-        domain: the language's place in the vocabulary.
+        domain: the language's index in the vocabulary.
     """
 
     source: Tensor
@@ -32,8 +31,8 @@ class TokenPair(NamedTuple):
 
 
 def encode(pairs: Iterable[Pair], vocabulary: Vocabulary) -> list[TokenPair]:
-    """Every pair in numbers, in the same order."""
-    texts: dict[str, Tensor] = {}  # a source comes once for each language
+    """Every pair as tokens, in the same order."""
+    texts: dict[str, Tensor] = {}  # a source occurs once for each language
     out = []
     for pair in pairs:
         if pair.source not in texts:
@@ -45,13 +44,13 @@ def encode(pairs: Iterable[Pair], vocabulary: Vocabulary) -> list[TokenPair]:
 
 
 def width(pair: TokenPair) -> int:
-    """The length that a pair takes in a batch, on its longer side."""
+    """The padded length of a pair's longer side."""
     longest = max(len(pair.source), len(pair.target) + 1)
     return longest + -longest % MULTIPLE
 
 
 def slices(widths: Sequence[int], batch_tokens: int) -> list[range]:
-    """Cuts rows, narrow ones first, into batches of at most so many tokens on either side; of one row at least."""
+    """Splits rows, narrow ones first, into batches of at most ``batch_tokens`` tokens a side, but at least one row."""
     out: list[range] = []
     start = 0
     for i, wide in enumerate(widths):
@@ -62,17 +61,17 @@ def slices(widths: Sequence[int], batch_tokens: int) -> list[range]:
 
 
 class Bucket:
-    """Training pairs, drawn in batches of like length, so that little of a batch is padding.
+    """Training pairs, sampled in batches of similar length, so that little of a batch is padding.
 
-    Several batches' worth of pairs are drawn, each by language and then evenly among the language's. Sorted by length
-    they are cut into batches of about equally many tokens, of which one is taken by lot. So each pair is as likely as
-    if it were drawn by itself, and each step sees about as many tokens.
+    To make a batch, several batches' worth of pairs are sampled: the language first, then one of its pairs uniformly.
+    Sorted by length, they are split into batches of about equally many tokens, of which one is chosen uniformly. So
+    each pair is as likely as if it were sampled alone, and all steps have about as many tokens.
 
     Args:
         pairs: all of them.
         num_languages: domains are below this.
-        batch_tokens: tokens in a batch on either side, padding included, at most (one pair at least).
-        temperature: T of ``p ~ n^(1/T)``; languages without pairs are never drawn.
+        batch_tokens: tokens in a batch on either side, padding included, at most (but at least one pair).
+        temperature: T of ``p ~ n^(1/T)``; languages without pairs have probability 0.
     """
 
     def __init__(
@@ -91,26 +90,9 @@ class Bucket:
     def draw(self, generator: torch.Generator) -> list[TokenPair]:
         """The pairs of one batch, short ones first."""
         domain = torch.multinomial(self._probs, self._pool, replacement=True, generator=generator)
-        place = torch.rand(self._pool, dtype=torch.float64, generator=generator) * self._size[domain]
-        index = self._first[domain] + torch.minimum(place.long(), self._size[domain] - 1)
+        row = torch.rand(self._pool, dtype=torch.float64, generator=generator) * self._size[domain]
+        index = self._first[domain] + torch.minimum(row.long(), self._size[domain] - 1)
         widths, order = self._width[index].sort(stable=True)
         batches = slices(widths.tolist(), self._batch_tokens)
         chosen = batches[int(torch.randint(len(batches), (), generator=generator))]
         return [self._pairs[i] for i in index[order[chosen.start : chosen.stop]].tolist()]
-
-
-def collate(pairs: Sequence[TokenPair], vocabulary: Vocabulary, num_bytes_V: Tensor) -> Batch:
-    """A batch: the decoder reads the end and the target, and is to say the target and the end.
-
-    Args:
-        pairs: one for each row.
-        vocabulary: gives the end.
-        num_bytes_V: bytes of text that each token spells.
-    """
-    return side_by_side(
-        [pair.source for pair in pairs],
-        [pair.target for pair in pairs],
-        end=vocabulary.end,
-        domain=torch.tensor([pair.domain for pair in pairs]),
-        num_bytes_V=num_bytes_V,
-    )

@@ -1,4 +1,4 @@
-"""Translation pairs as data: drawn by language, batched, translated back and scored."""
+"""Translation pairs as data: sampled by language, batched, translated by a model and scored."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from torch import Tensor
 from moekit.contracts import Batch, Data, Model
 from moekit.errors import DataError, MoekitError
 from moekit_data.corpus import count
+from moekit_data.padding import side_by_side
 from moekit_data.tokens import ByteTokens, PairTokens, Tokens
 from moekit_data.translations import Translations
-from moekit_data.translations.batches import Bucket, TokenPair, collate, encode, slices, width
-from moekit_data.translations.catalogs import read_django, require
-from moekit_data.translations.files import read_files
+from moekit_data.translations.batches import Bucket, TokenPair, encode, slices, width
 from moekit_data.translations.pairs import Pair, choose_languages, keep, placeholders, sample, split
+from moekit_data.translations.reading import read_django, read_files, require
 from moekit_data.translations.scoring import Translation, figures, translate_pairs
 from moekit_data.translations.vocabulary import Vocabulary, restore
 
-SHOWN = 12  # languages that are named at the start of a run
+MAX_NAMED = 12  # languages that are named at the start of a run
 
 
 class TranslationData(Data):
     """English into many languages. The source begins with a tag that names the language; all share one vocabulary.
 
-    *Shapes*: ``inputs`` and ``targets`` ``tokens_BS`` int64, the target shifted by one, from the end token and to it;
+    *Shapes*: ``inputs`` and ``targets`` ``tokens_BS`` int64: the target after the end token, and the target before it;
     ``source.tokens`` int64 ``[B, S]`` with an S of its own; ``valid`` and ``source.valid`` False for padding;
     ``domain`` ``[B]`` int64, the language; ``num_bytes`` the bytes of text that the targets spell.
 
-    Each source string lies, with all its translations, in one split: many languages translate the same strings.
+    Each source string is in one split with all its translations: many languages translate the same strings.
 
-    *Source*: languages are drawn with temperature as in Arivazhagan et al., "Massively multilingual neural machine
+    *Source*: languages are sampled with temperature as in Arivazhagan et al., "Massively multilingual neural machine
     translation in the wild" (2019, arXiv:1907.05019, section 4.2), which GShard's data follows.
     """
 
@@ -48,7 +48,7 @@ class TranslationData(Data):
         self._described: dict[str, str] = {}
 
     def prepare(self) -> None:
-        """Reads the pairs, learns byte pairs where asked (unless a checkpoint brought them), draws the split.
+        """Reads and splits the pairs, and learns byte pairs where ``tokens=bpe`` (unless a checkpoint had them).
 
         Raises:
             DataError: a package is not installed, a file is malformed, a language is missing, or ``vocab`` too small.
@@ -73,17 +73,17 @@ class TranslationData(Data):
             )
         if self._vocabulary is None:
             self._vocabulary = self._new_vocabulary(train, languages)
-        numbers = encode(train, self._vocabulary)
+        token_pairs = encode(train, self._vocabulary)
         self._num_bytes_V = self._vocabulary.num_bytes_V()
-        self._ratio = sum(len(pair.target) for pair in numbers) / sum(len(pair.source) for pair in numbers)
+        self._ratio = sum(len(pair.target) for pair in token_pairs) / sum(len(pair.source) for pair in token_pairs)
         self._bucket = Bucket(
-            numbers, len(languages), batch_tokens=self.spec.batch_tokens, temperature=self.spec.temperature
+            token_pairs, len(languages), batch_tokens=self.spec.batch_tokens, temperature=self.spec.temperature
         )
         self._described = {
             "pairs": f"{origin}: train {len(train):,}, validation {len(self._validation):,} of {len(validation):,}, "
             f"split by {count(len({pair.source for pair in (*train, *validation)}), 'source string')}",
-            **({"left out": ", ".join(notes)} if notes else {}),
-            **describe_training(train, numbers, self._vocabulary, self.spec.tokens),
+            **({"skipped": ", ".join(notes)} if notes else {}),
+            **describe_training(train, token_pairs, self._vocabulary, self.spec.tokens),
         }
 
     def _new_vocabulary(self, train: Sequence[Pair], languages: Sequence[str]) -> Vocabulary:
@@ -101,54 +101,54 @@ class TranslationData(Data):
         return Vocabulary(tokens, languages)
 
     def train_batch(self, generator: torch.Generator) -> Batch:
-        """About ``batch_tokens`` tokens of pairs of like length; languages by temperature, their pairs evenly."""
-        return collate(self._ready().draw(generator), self._known(), self._num_bytes_V)
+        """About ``batch_tokens`` tokens of pairs of similar length, sampled by temperature."""
+        return self._collate(self._ready().draw(generator))
 
     def validation_batches(self) -> Iterator[Batch]:
         """At most ``validation_pairs`` of each language, short ones first, always the same."""
         self._ready()
         pairs = sorted(encode(self._validation, self._known()), key=width)
         for chosen in slices([width(pair) for pair in pairs], self.spec.batch_tokens):
-            yield collate(pairs[chosen.start : chosen.stop], self._known(), self._num_bytes_V)
+            yield self._collate(pairs[chosen.start : chosen.stop])
 
     def domain_names(self) -> Sequence[str]:
         """The languages, in the order of their tags."""
         return () if self._vocabulary is None else self._vocabulary.languages
 
     def describe(self) -> Mapping[str, str]:
-        """Where the pairs come from, how many there are on either side of the split, the languages, the tokens."""
+        """Where the pairs come from, how many each split has, the languages, the tokens."""
         return dict(self._described)
 
     def encode(self, text: str) -> Tensor:
         """``<de> Save changes`` as a source, int64 ``[S]``.
 
         Raises:
-            MoekitError: no tag, or an unknown one; or nothing is learnt or loaded yet.
+            MoekitError: no tag, or an unknown one; or no vocabulary is learnt or loaded yet.
         """
         return self._known().prompt(text)
 
     def example(self) -> str:
-        """``<de> Save changes``, with the first language there is."""
+        """``<de> Save changes``, for the first language."""
         return f"<{self._known().languages[0]}> Save changes"
 
     def decode(self, ids: Tensor) -> str:
         """Tokens up to the end as text; a tag as ``<de> ``.
 
         Raises:
-            MoekitError: nothing is learnt or loaded yet.
+            MoekitError: no vocabulary is learnt or loaded yet.
         """
         return self._known().decode(ids)
 
     def end_token(self) -> int | None:
-        """The token after those of text; None before anything is learnt or loaded."""
+        """The token after those of text; None before a vocabulary is learnt or loaded."""
         return None if self._vocabulary is None else self._vocabulary.end
 
     def state(self) -> dict[str, Any]:
         """The languages, and the learnt byte pairs."""
-        return {} if self._vocabulary is None else self._vocabulary.state()
+        return {} if self._vocabulary is None else dict(self._vocabulary.state)
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Takes back languages and byte pairs; ``prepare`` then learns no others, after ``prepare`` it reads anew.
+        """Restores languages and byte pairs, so that ``prepare`` learns none. After ``prepare`` it reads pairs again.
 
         Raises:
             DataError: the state is of another kind of token, or damaged.
@@ -161,12 +161,12 @@ class TranslationData(Data):
             self.prepare()
 
     def scores(self, model: Model) -> Mapping[str, float]:
-        """BLEU, chrF and placeholders kept, of greedy translations of the validation pairs."""
+        """BLEU, chrF and the share of placeholders kept, of greedy translations of the validation pairs."""
         return figures(self.translate(model))
 
     def picture(self, model: Model, folder: Path) -> list[Path]:
-        """``translations.tsv``: every validation pair beside the model's; ``translations.png``: chrF by language."""
-        from moekit_data.translations.picture import draw, write  # matplotlib: only when there is something to draw
+        """``translations.tsv``: validation pairs with their translations; ``translations.png``: chrF by language."""
+        from moekit_data.translations.picture import draw, write  # loads matplotlib
 
         made = self.translate(model)
         return [write(made, folder / "translations.tsv"), draw(made, folder / "translations.png")]
@@ -175,11 +175,16 @@ class TranslationData(Data):
         """The validation pairs with the model's greedy translations, language after language."""
         self._ready()
         return translate_pairs(
-            model,
-            self._validation,
-            self._known(),
-            batch_tokens=self.spec.batch_tokens,
-            ratio=self._ratio,
+            model, self._validation, self._known(), batch_tokens=self.spec.batch_tokens, ratio=self._ratio
+        )
+
+    def _collate(self, pairs: Sequence[TokenPair]) -> Batch:
+        return side_by_side(
+            [pair.source for pair in pairs],
+            [pair.target for pair in pairs],
+            end=self._known().end,
+            domain=torch.tensor([pair.domain for pair in pairs]),
+            num_bytes_V=self._num_bytes_V,
         )
 
     def _known(self) -> Vocabulary:
@@ -194,25 +199,25 @@ class TranslationData(Data):
 
 
 def describe_training(
-    train: Sequence[Pair], numbers: Sequence[TokenPair], vocabulary: Vocabulary, kind: str
+    train: Sequence[Pair], token_pairs: Sequence[TokenPair], vocabulary: Vocabulary, kind: str
 ) -> dict[str, str]:
-    """Languages, placeholders and tokens of the training pairs, in words.
+    """Languages, placeholders and tokens of the training pairs, as text.
 
     Args:
         train: the pairs.
-        numbers: the same as tokens.
-        vocabulary: whose tokens.
+        token_pairs: the same as tokens.
+        vocabulary: of the tokens.
         kind: ``bytes`` or ``bpe``.
     """
     sizes = Counter(pair.language for pair in train)
     counts = [sizes[name] for name in vocabulary.languages]
-    names = ", ".join(vocabulary.languages[:SHOWN]) + ", ..." * (len(counts) > SHOWN)
-    places = sum(bool(placeholders(pair.source)) for pair in train)
+    names = ", ".join(vocabulary.languages[:MAX_NAMED]) + ", ..." * (len(counts) > MAX_NAMED)
+    num_marked = sum(bool(placeholders(pair.source)) for pair in train)
     size = sum(len(pair.target.encode()) for pair in train) / len(train)
-    length = sum(len(pair.target) for pair in numbers) / len(train)
+    length = sum(len(pair.target) for pair in token_pairs) / len(train)
     return {
         "languages": f"{len(counts)}: {names} (each {min(counts):,} to {max(counts):,} training pairs)",
-        "placeholders": f"in {places:,} training pairs ({places / len(train):.0%}), such as %(name)s",
+        "placeholders": f"in {num_marked:,} training pairs ({num_marked / len(train):.0%}), such as %(name)s",
         "tokens": f"{kind if kind == 'bytes' else f'{vocabulary.end:,} byte pairs'}, the end, "
         f"{count(len(counts), 'language tag')}; a target has {size:.1f} bytes in {length:.1f} tokens",
     }

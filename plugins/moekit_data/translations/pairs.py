@@ -1,4 +1,4 @@
-"""Translation pairs: which are kept, and on which side of the split each lies."""
+"""Translation pairs: which are kept, and in which split each is."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from moekit.errors import DataError, nearest
-from moekit_data.corpus import count, place
+from moekit_data.corpus import count, hash_fraction
 from moekit_data.translations import Translations
 
 PLACEHOLDER = re.compile(r"%\(\w+\)[a-zA-Z]|%[sdifrx](?![a-zA-Z])|\{\w*\}")
@@ -19,7 +19,7 @@ class Pair(NamedTuple):
     """A text and its translation.
 
     Attributes:
-        source: English, in what moekit ships.
+        source: English, in the pairs from Django.
         target: the same in ``language``.
         language: as in ``<language>``, the tag before the source.
     """
@@ -30,15 +30,15 @@ class Pair(NamedTuple):
 
 
 def placeholders(text: str) -> Counter[str]:
-    """How often each placeholder stands in a text."""
+    """How often each placeholder occurs in a text."""
     return Counter(PLACEHOLDER.findall(text))
 
 
 def choose_languages(spec: Translations, pairs: Sequence[Pair], origin: str) -> list[str]:
-    """The languages that the spec asks for, in its order; those with enough pairs, by name, where it asks for all.
+    """The spec's languages, in its order; if it names none, those with enough pairs, sorted.
 
     Raises:
-        DataError: one that is asked for has no pairs, or none has enough.
+        DataError: a named language has no pairs, or none has enough.
     """
     size = Counter(pair.language for pair in pairs)
     if spec.languages is not None:
@@ -57,15 +57,15 @@ def choose_languages(spec: Translations, pairs: Sequence[Pair], origin: str) -> 
 
 
 def known(name: str, languages: Sequence[str]) -> str:
-    """The lines of an error that name the languages there are, the one most like ``name`` first."""
+    """The lines of an error that list the known languages, after the one most similar to ``name``."""
     near = nearest(name, languages)
     return (f"  did you mean '{near}'?\n" if near else "") + f"  languages: {', '.join(languages)}"
 
 
 def keep(pairs: Iterable[Pair], max_chars: int) -> tuple[list[Pair], list[str]]:
-    """Pairs that are short enough, the first for each source and language; and what was left out.
+    """The first pair for each source and language that is short enough; and notes about those that are skipped.
 
-    Space around a text is cut off. A pair whose side is empty then is no pair.
+    Surrounding white space is removed. Pairs with an empty side are skipped without a note.
     """
     kept: dict[tuple[str, str], Pair] = {}
     repeated = long = 0
@@ -82,18 +82,18 @@ def keep(pairs: Iterable[Pair], max_chars: int) -> tuple[list[Pair], list[str]]:
 
 
 def split(pairs: Iterable[Pair], share: float) -> tuple[list[Pair], list[Pair]]:
-    """Training and validation pairs. A source lies, with all its translations, where a hash of it says."""
+    """Training and validation pairs. A hash of the source decides, so that all its translations are in one split."""
     train: list[Pair] = []
     validation: list[Pair] = []
     for pair in pairs:
-        (validation if place(pair.source) < share else train).append(pair)
+        (validation if hash_fraction(pair.source) < share else train).append(pair)
     return train, validation
 
 
 def sample(pairs: Iterable[Pair], languages: Sequence[str], per_language: int) -> list[Pair]:
-    """At most so many pairs of each language, language after language; the same sources as far as they go."""
+    """At most ``per_language`` pairs of each language, language by language; of the same sources if possible."""
     by_language: dict[str, list[Pair]] = {name: [] for name in languages}
-    for pair in sorted(pairs, key=lambda pair: (place(pair.source, "order"), pair.source)):
+    for pair in sorted(pairs, key=lambda pair: (hash_fraction(pair.source, "order"), pair.source)):
         if len(by_language[pair.language]) < per_language:
             by_language[pair.language].append(pair)
     return [pair for part in by_language.values() for pair in part]

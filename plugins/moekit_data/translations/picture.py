@@ -1,4 +1,4 @@
-"""Translations to look at: a table of all, and chrF by language."""
+"""Files that show translations: a table of all of them, and a plot of chrF by language."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from matplotlib.figure import Figure
 
 from moekit_data.translations.scoring import Translation, by_language, chrf
 
-INK, FAINT, BLUE = "#222222", "#777777", "#1f5fa8"
+INK, GREY, BLUE = "#222222", "#777777", "#1f5fa8"
 
 
 def write(made: Sequence[Translation], path: Path) -> Path:
-    """Writes language, source, reference and output, with tabs between.
+    """Writes language, source, reference and output, separated by tabs.
 
-    Tabs, line breaks and other control characters inside a text stand as ``\\t``, ``\\n``, ``\\x85``.
+    Tabs, line breaks and other control characters inside a text are written as ``\\t``, ``\\n``, ``\\x85``.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = ("\t".join(map(_cell, row)) + "\n" for row in (Translation._fields, *made))
@@ -26,12 +26,12 @@ def write(made: Sequence[Translation], path: Path) -> Path:
 
 
 def _cell(text: str) -> str:
-    breaks = ("Cc", "Zl", "Zp")  # control characters, separators of lines and paragraphs
-    return "".join(ascii(c)[1:-1] if category(c) in breaks else c for c in text)
+    escaped = ("Cc", "Zl", "Zp")  # control characters, separators of lines and paragraphs
+    return "".join(ascii(c)[1:-1] if category(c) in escaped else c for c in text)
 
 
 def draw(made: Sequence[Translation], path: Path) -> Path:
-    """Draws a bar for each language, the best on top."""
+    """Plots a bar for each language, the best on top."""
     parts = by_language(made)
     values = sorted((chrf(part), name) for name, part in parts.items())
     figure = Figure(figsize=(6.4, 1.2 + 0.24 * len(values)), dpi=144, layout="constrained", facecolor="white")
@@ -43,7 +43,7 @@ def draw(made: Sequence[Translation], path: Path) -> Path:
     axes.set_ylim(-0.7, len(values) - 0.3)
     title = f"chrF by language: {len(made)} validation pairs, greedy (100 is the reference)"
     axes.set_title(title, loc="left", fontsize=10, color=INK, pad=8)
-    axes.tick_params(labelsize=8, colors=FAINT, length=0)
+    axes.tick_params(labelsize=8, colors=GREY, length=0)
     axes.set_xticks([])
     for side in axes.spines.values():
         side.set_visible(False)

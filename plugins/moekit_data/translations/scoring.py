@@ -1,4 +1,4 @@
-"""What a model makes of pairs, and how good it is: BLEU, chrF, and placeholders that came through unchanged."""
+"""Translates pairs with a model, and scores the result: BLEU, chrF, and the share of placeholders kept."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from moekit_data.translations.pairs import Pair, placeholders
 from moekit_data.translations.vocabulary import Vocabulary
 
 NO_SPACES = ("ja", "th", "km", "lo", "my")
-"""Languages that put no space between words: BLEU counts their characters. Chinese has a rule of its own."""
-FEW = 8
-"""Tokens that any translation may have beyond what is usual for its source."""
+"""Languages that put no space between words: BLEU counts their characters. Chinese has a tokenizer of its own."""
+MARGIN = 8
+"""Tokens that any translation may have beyond twice the usual length for its source."""
 
 
 class Translation(NamedTuple):
-    """A pair, and what a model made of its source."""
+    """A pair, and a model's translation of its source."""
 
     language: str
     source: str
@@ -36,11 +36,11 @@ def translate_pairs(
         model: source to target.
         pairs: what to translate, and the references.
         vocabulary: of the model.
-        batch_tokens: source tokens at a time, padding included; sources of like length go together.
-        ratio: tokens of a target to one of its source, on average. Translations are cut off at twice what that makes
-            of the longest source beside them, and a few tokens.
+        batch_tokens: source tokens at a time, padding included; sources of similar length are translated together.
+        ratio: tokens of a target to one of its source, on average. Translations are truncated at twice the length
+            that it predicts for the longest source in their batch, plus ``MARGIN`` tokens.
     """
-    from moekit.inference.generate import translate  # its module brings the whole of training
+    from moekit.inference.generate import translate  # this module imports all of training
 
     sources = [vocabulary.source(pair.source, pair.language) for pair in pairs]
     order = sorted(range(len(pairs)), key=lambda i: len(sources[i]))
@@ -56,7 +56,7 @@ def translate_pairs(
                 Source(tokens, valid),
                 start=vocabulary.end,
                 end=vocabulary.end,
-                max_tokens=round(2 * ratio * tokens.shape[1]) + FEW,
+                max_tokens=round(2 * ratio * tokens.shape[1]) + MARGIN,
             )
             for i, ids in zip(chosen, made, strict=True):
                 outputs[i] = vocabulary.decode(ids)
@@ -70,9 +70,8 @@ def figures(made: Sequence[Translation]) -> dict[str, float]:
 
     Returns:
         ``bleu`` and ``chrf``, 0 to 100: the mean over languages of each language's corpus score, as GShard averages;
-        ``scored_pairs``, how many were translated. Where there are placeholders, ``placeholders_kept``, the share of
-        the sources with placeholders whose placeholders, each as often as it stood, are in the output, and
-        ``pairs_with_placeholders``, how many these are.
+        ``scored_pairs``, how many were translated. If any source has placeholders, also ``pairs_with_placeholders``,
+        how many have, and ``placeholders_kept``, the share of these whose output has the same placeholders as often.
     """
     parts = by_language(made).values()
     values = {
@@ -96,7 +95,7 @@ def by_language(made: Iterable[Translation]) -> dict[str, list[Translation]]:
 
 def bleu(made: Sequence[Translation]) -> float:
     """Corpus BLEU of one language, 0 to 100 (Papineni et al. 2002), as sacrebleu counts it."""
-    from sacrebleu.metrics.bleu import BLEU  # only who scores translations loads it
+    from sacrebleu.metrics.bleu import BLEU  # loaded for scores alone
 
     name = made[0].language
     base = name.replace("-", "_").partition("_")[0].lower()

@@ -1,6 +1,6 @@
 """The vocabulary: tokens of text first, then the end of a target, then one tag for each language.
 
-The end also starts a target: it is what the decoder is given first.
+The end also starts a target: the decoder's first input.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ TAG = re.compile(rf"\s*<({LANGUAGE})>\s*")
 
 
 class Vocabulary:
-    """Numbers for texts with a tag, and back.
+    """Turns texts with a tag into tokens and back.
 
     Args:
         tokens: of the text.
@@ -30,6 +30,7 @@ class Vocabulary:
     Attributes:
         end: the token that ends a target, and starts it.
         size: how many tokens there are.
+        state: what ``restore`` needs, as plain values.
     """
 
     def __init__(self, tokens: Tokens, languages: Sequence[str]) -> None:
@@ -37,6 +38,7 @@ class Vocabulary:
         self.languages = tuple(languages)
         self.end = len(tokens.spelling)
         self.size = self.end + 1 + len(languages)
+        self.state: Mapping[str, Any] = {"languages": list(languages), **tokens.state}
 
     def tag(self, language: str) -> int:
         """The token of a language."""
@@ -50,7 +52,7 @@ class Vocabulary:
         """``<de> Save changes`` as a source.
 
         Raises:
-            MoekitError: no tag in front, or one of an unknown language; the message lists them.
+            MoekitError: no tag in front, or one of an unknown language; the message lists the languages.
         """
         match = TAG.match(text)
         if match is None:
@@ -59,18 +61,18 @@ class Vocabulary:
                 f"'<{self.languages[0]}> Save changes'\n  languages: {', '.join(self.languages)}"
             )
         if match[1] not in self.languages:
-            raise MoekitError(f"no tag <{match[1]}>: nothing was learnt of it\n{known(match[1], self.languages)}")
+            raise MoekitError(f"no tag <{match[1]}>: this language was not trained\n{known(match[1], self.languages)}")
         return self.source(text[match.end() :], match[1])
 
     def decode(self, ids: Tensor) -> str:
-        """Tokens up to the first end as text; a tag comes out as ``<de> ``, so that a source reads as its prompt."""
+        """Tokens up to the first end as text, a tag as ``<de> ``, so that a source becomes its prompt again."""
         numbers = ids.tolist()
         numbers = numbers[: numbers.index(self.end)] if self.end in numbers else numbers
         text, start = "", 0
-        for place, number in enumerate([*numbers, self.end]):
+        for i, number in enumerate([*numbers, self.end]):
             if number >= self.end:
-                text += self.tokens.decode(torch.tensor(numbers[start:place], dtype=torch.int64))
-                start = place + 1
+                text += self.tokens.decode(torch.tensor(numbers[start:i], dtype=torch.int64))
+                start = i + 1
                 if self.end < number < self.size:
                     text += f"<{self.languages[number - self.end - 1]}> "
         return text
@@ -79,17 +81,13 @@ class Vocabulary:
         """int64: bytes of text that each token spells; 0 for the end and the tags."""
         return torch.cat([self.tokens.num_bytes_V(), torch.zeros(1 + len(self.languages), dtype=torch.int64)])
 
-    def state(self) -> dict[str, Any]:
-        """What ``restore`` needs, as plain values."""
-        return {"languages": list(self.languages), **self.tokens.state()}
-
 
 def restore(state: Mapping[str, Any], kind: str) -> Vocabulary:
-    """The vocabulary that ``Vocabulary.state`` gave.
+    """The vocabulary of a stored state.
 
     Args:
-        state: what it gave.
-        kind: ``bytes`` or ``bpe``, as the spec says.
+        state: of an earlier ``Vocabulary``.
+        kind: ``bytes`` or ``bpe``, as in the spec.
 
     Raises:
         DataError: the state is damaged, or of the other kind of token.
@@ -97,5 +95,5 @@ def restore(state: Mapping[str, Any], kind: str) -> Vocabulary:
     languages = state.get("languages")
     tokens = from_state(state, kind)
     if tokens is None or not isinstance(languages, list):
-        raise DataError("the stored state holds no languages, or no byte pairs: it is none of data translations")
+        raise DataError("the stored state holds no languages, or no byte pairs: it is not of data translations")
     return Vocabulary(tokens, languages)

@@ -1,4 +1,4 @@
-"""Vowels told apart by two formants: the data of the first mixture of experts. Where they come from: SOURCE.md."""
+"""Vowels to classify by two formants: the data of the first mixture of experts. ``SOURCE.md`` describes the table."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class Vowels(DataSpec):
     yields: ClassVar[str] = "cases"
     vowels: list[str] = option(["iy", "ih", "aa", "ah"], "which vowels, in ARPAbet, at least two")
     coding: Literal["turns", "ends"] = option(
-        "turns", "along mean F1, targets are 1 in turns (1 0 1 0), or 1 at both ends (1 0 0 1)"
+        "turns", "along mean F1, targets alternate (1 0 1 0), or are 1 at both ends (1 0 0 1)"
     )
     train_speakers: int = option(50, "speakers 1 to this one train", ge=1)
-    test_speakers: int = option(25, "as many next speakers test", ge=1)
+    test_speakers: int = option(25, "how many speakers after these test", ge=1)
 
     def check(self) -> Iterable[str]:
-        """Known vowels, each once, and no more speakers than there are."""
+        """Known vowels, each once, and at most as many speakers as the table has."""
         unknown = [v for v in self.vowels if v not in VOWELS]
         if unknown:
             yield f"vowels={self.vowels!r} has {', '.join(unknown)}; the choices are {', '.join(VOWELS)}"

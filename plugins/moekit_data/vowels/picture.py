@@ -1,4 +1,4 @@
-"""Draws what a trained model makes of the formant plane. No pyplot: the figure is its own, nothing global changes."""
+"""Plots a trained model's answers over the formant plane. Without pyplot, so that no global state changes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from moekit.contracts import LayerReport, Model, ModelOutput
 from moekit.routing import ExpertChoice, Routing, Soft, TokenChoice
-from moekit_data.vowels.table import Cases, Speakers
+from moekit_data.vowels.module import Cases, Speakers
 
 SIDE = 300  # points along each axis of the plane
 WORDS = {
@@ -28,12 +28,12 @@ INK = "#222222"
 
 
 def draw(model: Model, data: Speakers, path: Path) -> Path:
-    """Draws the cases with the model's decision boundary and, for a model with an MoE layer, its gate regions.
+    """Plots the cases with the model's decision boundary and, for a model with an MoE layer, its gate regions.
 
     Args:
-        model: takes ``x_TD`` cases of two formants in kHz; its first output is drawn. Its mode is restored.
-        data: prepared.
-        path: the PNG to write; its folder is made.
+        model: takes ``x_TD`` cases of two formants in kHz; its first output is plotted. Its mode is restored.
+        data: the cases.
+        path: the PNG to write; its folder is created.
 
     Returns:
         ``path``.
@@ -114,7 +114,7 @@ def largest_gate_T(routing: Routing) -> Tensor:
     assert isinstance(routing, TokenChoice | ExpertChoice)
     pairs = routing.pairs()
     T, E = routing.scores_TE.shape
-    gate_TE = pairs.gate_N.new_zeros(T, E + 1)  # the last column takes the pairs that go nowhere
+    gate_TE = pairs.gate_N.new_zeros(T, E + 1)  # the last column is for pairs without an expert
     gate_TE.index_put_((pairs.token_N, pairs.expert_N), pairs.gate_N, accumulate=True)
     return gate_TE[:, :E].argmax(1)
 
@@ -170,7 +170,7 @@ def _draw_gate(ax: Axes, plane: _Plane, data: Speakers) -> None:
         if plane.expert_output is not None:
             own = plane.expert_output[expert]
             ax.contour(plane.f1, plane.f2, own, levels=[0.5], colors=[dark], linestyles="--", linewidths=2.2, zorder=5)
-        f1, f2 = _clear_place(plane, data, expert)
+        f1, f2 = _label_position(plane, data, expert)
         ax.text(
             f1, f2, f"expert {expert}", ha="center", va="center", color=dark, fontsize=14, fontweight="bold", zorder=6
         )
@@ -180,7 +180,7 @@ def _draw_gate(ax: Axes, plane: _Plane, data: Speakers) -> None:
             Line2D([], [], color="#666666", linestyle="--", linewidth=2.2, label="an expert's own output 0.5")
         )
     ax.legend(handles=handles, loc="upper right", frameon=True, framealpha=0.92, edgecolor="#DDDDDD", fontsize=9)
-    ax.set_title(f"Gate: {len(present)} of {plane.num_experts} experts lead somewhere", color=INK, fontsize=12)
+    ax.set_title(f"Gate: {len(present)} of {plane.num_experts} experts lead in some region", color=INK, fontsize=12)
 
 
 def _boundary(ax: Axes, plane: _Plane) -> None:
@@ -188,8 +188,8 @@ def _boundary(ax: Axes, plane: _Plane) -> None:
         ax.contour(plane.f1, plane.f2, plane.output, levels=[0.5], colors=[INK], linewidths=2, zorder=4)
 
 
-def _clear_place(plane: _Plane, data: Speakers, expert: int) -> tuple[float, float]:
-    """F1 and F2 in Hz of the place in an expert's region that is farthest from cases, lines, edges and the legend."""
+def _label_position(plane: _Plane, data: Speakers, expert: int) -> tuple[float, float]:
+    """F1 and F2 in Hz of the point in an expert's region that is farthest from cases, lines, edges and the legend."""
     region = torch.from_numpy(plane.expert == expert)
     above = torch.from_numpy(plane.output > 0.5)
     lines = torch.zeros_like(above)
@@ -204,7 +204,7 @@ def _clear_place(plane: _Plane, data: Speakers, expert: int) -> tuple[float, flo
     cases = (1000 * torch.cat([data.train.x_TD, data.test.x_TD]).flip(1) - low) / (high - low) * SIDE
     obstacles = torch.cat([lines.nonzero()[::3].float(), cases])
     candidates = region[::step, ::step].nonzero().float() * step
-    if not len(candidates):  # a sliver between the candidates
+    if not len(candidates):  # a region smaller than the step
         candidates = region.nonzero().float()
     wide = torch.tensor([1.0, 0.4])  # a label is wider than it is high
     clearance = torch.cdist(candidates * wide, obstacles * wide).amin(1)

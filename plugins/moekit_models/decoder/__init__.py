@@ -1,6 +1,6 @@
 """A decoder transformer: pre-norm blocks of attention and a feed-forward part, dense or a mixture of experts.
 
-Optionally with multi-token prediction: small modules, used in training alone, that predict tokens further ahead.
+Optionally with multi-token prediction: small modules, used only in training, that predict tokens further ahead.
 
 Source: Vaswani et al. 2017 with RMSNorm, rotary positions and no biases; multi-token prediction: DeepSeek-V3 2024
 (section 2.2, eqs 21 to 25; arXiv 2412.19437).
@@ -16,7 +16,7 @@ from moekit.component import Component
 from moekit.spec.fields import Spec, group, option, slot
 from moekit.spec.kinds import AttentionSpec, ExpertSpec, ModelSpec, MoE
 from moekit_models.at import At as At
-from moekit_models.at import check_init, dense_equivalent, no_leak
+from moekit_models.at import check_dense, check_init, dense_equivalent, no_leak
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,22 +43,23 @@ class Decoder(ModelSpec):
     vocab: int = option(help="tokens in the vocabulary", ge=1)
     dim: int = option(help="width of the tokens", ge=1)
     depth: int = option(help="layers", ge=1)
-    attention: AttentionSpec = slot("attention", "how positions read each other")
+    attention: AttentionSpec = slot("attention", "how positions attend to each other")
     ffn: ExpertSpec = slot("expert", "the feed-forward part of dense layers")
     moe: DecoderMoE | None = group("the mixture layers; null for a dense model", default=None)
     mtp: MTP | None = group("multi-token prediction; null for none", default=None)
     tied: bool = option(False, "one matrix for the input embedding and the output head")
-    init_std: float | None = option(None, "standard deviation that weights are drawn with; .02 when left out", gt=0)
-    init_scale: float | None = option(None, "draw with std sqrt(this / inputs) instead, cut at two (Switch: .1)", gt=0)
+    init_std: float | None = option(None, "standard deviation of initial weights; default: .02", gt=0)
+    init_scale: float | None = option(
+        None, "instead: initial weights have std sqrt(this / inputs), truncated at two (Switch: .1)", gt=0
+    )
     norm_eps: float = option(1e-6, "added inside the norms' square root", gt=0)
     recompute: Literal["none", "experts", "blocks"] = option(
-        "none", "whose activations are not kept, but computed again for the gradient: the mixtures', or whole blocks'"
+        "none", "activations that backward recomputes instead of keeping them: of mixtures, or of whole blocks"
     )
 
     def check(self) -> Iterable[str]:
-        """The layers named exist, dense layers hold one expert, and no router sees later tokens."""
-        if self.ffn.count != 1:
-            yield f"ffn.count={self.ffn.count} must be 1: a dense layer is one expert that every token passes"
+        """The named layers exist, a dense layer is one expert, and no part of a mixture sees later tokens."""
+        yield from check_dense(self.ffn)
         yield from check_init(self.init_std, self.init_scale)
         if self.moe is None:
             return
@@ -71,10 +72,10 @@ class Decoder(ModelSpec):
         return () if self.moe is None else self.moe.at.indices(self.depth)
 
     def dense_baseline(self) -> Decoder | None:
-        """The dense decoder that does as many feed-forward multiply-adds a token, averaged over layers and rounded.
+        """The dense decoder with as many feed-forward multiply-adds a token, averaged over layers and rounded.
 
-        Routers and multi-token prediction are left out of the sum; the latter stays, with a dense block. None when
-        this decoder is dense itself, or when its ``ffn`` has no ``hidden`` width to set.
+        Routers and multi-token prediction are not counted; the latter stays, with a dense block. None if this decoder
+        is dense itself, or if its ``ffn`` has no ``hidden`` width to set.
         """
         if self.moe is None:
             return None

@@ -1,7 +1,7 @@
-"""The decoder: embed, blocks, norm, head; and the multi-token prediction modules behind them.
+"""The decoder: embedding, blocks, norm, head; and the modules of multi-token prediction after the blocks.
 
 Each module of multi-token prediction has its own norm before the shared head, as in the released weights.
-Oracle of the wiring: ``naive.py``.
+Reference implementation of the wiring: ``naive.py``.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Block(nn.Module):
     def forward(
         self, x_BSD: Tensor, valid_BS: Tensor | None, cache: Cache | None = None
     ) -> tuple[Tensor, LayerReport | None]:
-        """``x_BSD -> x_BSD``, and the report of the mixture, if it is one."""
+        """``x_BSD -> x_BSD``, and the report, if the feed-forward part is a mixture."""
         x_BSD = x_BSD + attend(self.attention, self.attention_norm(x_BSD), None, cache)
         y_BSD, report = feed(self.ffn, self.ffn_norm(x_BSD), valid_BS, self.recompute)
         return x_BSD + y_BSD, report
@@ -49,7 +49,7 @@ class Block(nn.Module):
 class Ahead(nn.Module):
     """One module of multi-token prediction: ``TRM(M [norm(h); norm(Emb(t))])``, in the paper's order.
 
-    Released weights concatenate the other way round: a checkpoint reader swaps the halves of M.
+    Released weights concatenate in the opposite order: code that reads them must swap the halves of M.
 
     Args:
         spec: the decoder's options.
@@ -65,17 +65,13 @@ class Ahead(nn.Module):
         self.norm = RMSNorm(spec.dim, eps=spec.norm_eps)
 
     def merged(self, h_BSD: Tensor, token_BSD: Tensor) -> Tensor:
-        """Eq. 21: what the module knows of the past, with the embedding of a later token."""
+        """Eq. 21: the hidden state of the past, with the embedding of a later token."""
         return cast(Tensor, self.merge(torch.cat([self.hidden_norm(h_BSD), self.token_norm(token_BSD)], dim=-1)))
 
 
 @final
 class DecoderModel(Model):
-    """The decoder that a spec describes. Weights are drawn as ``init_std`` or ``init_scale`` says, norms are 1.
-
-    Args:
-        spec: its options.
-    """
+    """The decoder of a spec. ``init_std`` or ``init_scale`` determines initial weights; norms start at 1."""
 
     def __init__(self, spec: Decoder) -> None:
         super().__init__()
@@ -98,11 +94,11 @@ class DecoderModel(Model):
         """
         h_BSD, reports = self._run(inputs, valid)
         logits_BSV = self._logits(self.norm(h_BSD))
-        future = tuple(self._look_ahead(h_BSD, inputs, valid, reports)) if self.training else ()
+        future = tuple(self._predict_ahead(h_BSD, inputs, valid, reports)) if self.training else ()
         return ModelOutput(y=logits_BSV, reports=reports, future=future)
 
     def start_cache(self, source: Source | None = None) -> Cache | None:
-        """An empty cache, where the attention keeps one."""
+        """An empty cache; None if the attention supports none."""
         return Cache() if self.spec.attention.caches else None
 
     def decode(self, inputs: Tensor, cache: Cache, *, valid: Tensor | None = None) -> ModelOutput:
@@ -118,17 +114,17 @@ class DecoderModel(Model):
         return embedding, embedding if self.head is None else cast(nn.Parameter, self.head.weight)
 
     def stack(self) -> list[nn.Module]:
-        """The blocks, those of multi-token prediction last."""
+        """The blocks, with those of multi-token prediction last."""
         return [*self.blocks, *(cast(Ahead, ahead).block for ahead in self.mtp)]
 
     def extra_parts(self) -> Mapping[str, nn.Module]:
-        """Multi-token prediction, where there is any."""
+        """Multi-token prediction, if there is any."""
         return {"mtp": self.mtp} if len(self.mtp) else {}
 
     def _run(
         self, inputs: Tensor, valid: Tensor | None, cache: Cache | None = None
     ) -> tuple[Tensor, dict[str, LayerReport]]:
-        """What the blocks make of tokens, and the mixtures' reports by their names."""
+        """The output of the blocks, and the mixtures' reports by name."""
         reports: dict[str, LayerReport] = {}
         h_BSD = self.embedding(inputs)
         for i, block in enumerate(self.blocks):
@@ -140,10 +136,10 @@ class DecoderModel(Model):
                 reports[f"blocks.{i}.ffn"] = report
         return h_BSD, reports
 
-    def _look_ahead(
+    def _predict_ahead(
         self, h_BSD: Tensor, inputs: Tensor, valid: Tensor | None, reports: dict[str, LayerReport]
     ) -> list[Tensor]:
-        """Eqs 21 to 23: depth k reads depth k - 1 at position i, and token i + k; one position fewer a depth."""
+        """Eqs 21 to 23: depth k reads depth k - 1 at position i, and token i + k; each depth has one position fewer."""
         future: list[Tensor] = []
         for k, ahead in enumerate(self.mtp, start=1):
             S = inputs.shape[1] - k

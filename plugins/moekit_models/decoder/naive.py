@@ -1,6 +1,6 @@
-"""Oracle of the decoder's wiring: one text, one place at a time, with the paper's own indices.
+"""Reference implementation of the decoder's wiring: one text, one position at a time, with the paper's indices.
 
-Places are counted from 1, as in the paper: ``t_1 .. t_T`` go in, and a prediction for place j is kept under j.
+Positions are counted from 1, as in the paper: the input is ``t_1 .. t_T``, and key j holds the prediction for j.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Feed = Callable[[str, Tensor], Tensor]
 def predict(
     tokens: Sequence[int], w: Mapping[str, Tensor], attend: Attend, feed: Feed, *, depth: int, ahead: int, eps: float
 ) -> list[dict[int, Tensor]]:
-    """Logits by place predicted: entry 0 from the main model, entry k from the k-th module ahead (eqs 21 to 23).
+    """Logits by predicted position: entry 0 from the main model, entry k from the k-th module ahead (eqs 21 to 23).
 
     Args:
         tokens: ``t_1 .. t_T``.

@@ -1,11 +1,11 @@
-"""An encoder-decoder transformer: one stack reads a source, the other writes a target and looks at what was read.
+"""An encoder-decoder transformer: the encoder reads a source, the decoder writes a target and attends to the source.
 
-Pre-norm RMSNorm blocks; in both stacks each layer is dense or a mixture of experts, with weights of its own. Every
-token is embedded by one matrix, that of the source and the target alike.
+Pre-norm RMSNorm blocks; in both stacks each layer is dense or a mixture of experts, with weights of its own. One
+matrix embeds the tokens of source and target.
 
 Source: Vaswani et al. 2017 in T5's arrangement (Raffel et al. 2020, section 2.1). The mixtures in both stacks: GShard
-2020 (section 2.1), Switch Transformer 2021 (section 2); the dense part beside a mixture, and a dispatch of its own in
-the encoder: ST-MoE 2022 (arXiv 2202.08906, appendix C; batch prioritised routing).
+2020 (section 2.1), Switch Transformer 2021 (section 2); the dense part in addition to a mixture, and the
+encoder's own dispatcher: ST-MoE 2022 (arXiv 2202.08906, appendix C; batch prioritised routing).
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from typing import ClassVar, Literal
 from moekit.component import Component
 from moekit.spec.fields import ConflictError, Spec, group, option, slot
 from moekit.spec.kinds import AttentionSpec, DispatcherSpec, ExpertSpec, ModelSpec, MoE
-from moekit_models.at import At, check_init, dense_equivalent, no_leak
+from moekit_models.at import At, check_dense, check_init, dense_equivalent, no_leak
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cross(Spec):
-    """The decoder's attention to what the encoder read. It knows no positions."""
+    """The decoder's attention to the source, without positions."""
 
     heads: int = option(help="heads", ge=1)
     head_dim: int = option(help="width of a head; heads times this need not be the tokens' width", ge=1)
@@ -35,11 +35,11 @@ class StackMoE(MoE):
     at: At = group("which layers are mixtures, in each stack")
     dense_too: bool = option(False, "after each mixture a dense feed-forward part with its own norm (ST-MoE)")
     encoder_dispatcher: DispatcherSpec | None = slot(
-        "dispatcher", "the encoder's own dispatcher, where it differs; it may read the whole batch", optional=True
+        "dispatcher", "the encoder's own dispatcher, if it differs; it may read the whole batch", optional=True
     )
 
     def check(self) -> Iterable[str]:
-        """The parts fit, those of the encoder too."""
+        """The parts fit together, also with the encoder's dispatcher."""
         problems = list(super().check())
         yield from problems
         if not problems and self.encoder_dispatcher is not None:
@@ -66,25 +66,28 @@ class EncoderDecoder(ModelSpec):
     vocab: int = option(help="tokens in the vocabulary, of source and target alike", ge=1)
     dim: int = option(help="width of the tokens", ge=1)
     depth: int = option(help="layers of the encoder", ge=1)
-    decoder_depth: int | None = option(None, "layers of the decoder; as many as the encoder's when left out", ge=1)
-    attention: AttentionSpec = slot("attention", "how positions read each other: both ways in the encoder")
-    cross: Cross = group("how the decoder reads the source")
+    decoder_depth: int | None = option(None, "layers of the decoder; default: as many as the encoder's", ge=1)
+    attention: AttentionSpec = slot(
+        "attention", "how positions attend to each other: in both directions in the encoder"
+    )
+    cross: Cross = group("how the decoder attends to the source")
     ffn: ExpertSpec = slot("expert", "the feed-forward part of dense layers")
     moe: StackMoE | None = group("the mixture layers; null for a dense model", default=None)
     tied: bool = option(False, "one matrix for the input embedding and the output head")
-    scaled_head: bool = option(False, "divide the logits by sqrt(dim), as T5 does where the head is tied")
-    dropout: float = option(0.0, "in training, of embeddings, of each part's output and of the stacks'", ge=0, lt=1)
-    init_std: float | None = option(None, "standard deviation that weights are drawn with; .02 when left out", gt=0)
-    init_scale: float | None = option(None, "draw with std sqrt(this / inputs) instead, cut at two (Switch: .1)", gt=0)
+    scaled_head: bool = option(False, "divide the logits by sqrt(dim), as T5 does with a tied head")
+    dropout: float = option(0.0, "in training, of embeddings, of each part's output and of each stack's", ge=0, lt=1)
+    init_std: float | None = option(None, "standard deviation of initial weights; default: .02", gt=0)
+    init_scale: float | None = option(
+        None, "instead: initial weights have std sqrt(this / inputs), truncated at two (Switch: .1)", gt=0
+    )
     norm_eps: float = option(1e-6, "added inside the norms' square root", gt=0)
     recompute: Literal["none", "experts", "blocks"] = option(
-        "none", "whose activations are not kept, but computed again for the gradient: the mixtures', or whole blocks'"
+        "none", "activations that backward recomputes instead of keeping them: of mixtures, or of whole blocks"
     )
 
     def check(self) -> Iterable[str]:
-        """The layers named exist, dense layers hold one expert, and nothing in the decoder sees later tokens."""
-        if self.ffn.count != 1:
-            yield f"ffn.count={self.ffn.count} must be 1: a dense layer is one expert that every token passes"
+        """The named layers exist, a dense layer is one expert, and nothing in the decoder sees later tokens."""
+        yield from check_dense(self.ffn)
         yield from check_init(self.init_std, self.init_scale)
         if self.moe is None:
             return
@@ -105,10 +108,9 @@ class EncoderDecoder(ModelSpec):
         return () if self.moe is None else self.moe.at.indices(self.depth if encoder else self.decoder_layers)
 
     def dense_baseline(self) -> EncoderDecoder | None:
-        """The dense model that does as many feed-forward multiply-adds a token, averaged over all layers and rounded.
+        """The dense model with as many feed-forward multiply-adds a token, averaged over all layers and rounded.
 
-        Routers are left out of the sum. None when this model is dense itself, or when its ``ffn`` has no ``hidden``
-        width to set.
+        Routers are not counted. None if this model is dense itself, or if its ``ffn`` has no ``hidden`` width to set.
         """
         if self.moe is None:
             return None

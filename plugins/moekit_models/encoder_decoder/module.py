@@ -1,4 +1,4 @@
-"""The encoder-decoder: embed, encode, and decode with an eye on what was encoded. Oracle of the wiring: ``naive.py``.
+"""The encoder-decoder: embedding, encoder, decoder, head. Reference implementation of the wiring: ``naive.py``.
 
 Attention probabilities have no dropout of their own, unlike in T5.
 """
@@ -16,7 +16,7 @@ from moekit.errors import MoekitError
 from moekit.registry import build
 from moekit.seeds import random_seed
 from moekit.weights import init_weights
-from moekit_models.blocks import RMSNorm, attend, feed, feed_forward, run_block, sight
+from moekit_models.blocks import RMSNorm, attend, feed, feed_forward, mask, run_block
 from moekit_models.encoder_decoder import Cross, EncoderDecoder
 
 
@@ -38,12 +38,12 @@ class CrossAttention(nn.Module):
         self.out = nn.Linear(width, dim, bias=False)
 
     def forward(self, x_BSD: Tensor, k: Tensor, v: Tensor, memory_valid_BS: Tensor | None) -> Tensor:
-        """``y_BSD`` for the target's positions, from keys and values of the source; its padding is not seen."""
-        y = F.scaled_dot_product_attention(self._heads(self.q, x_BSD), k, v, **sight(False, memory_valid_BS))
+        """``y_BSD`` for the target's positions, from keys and values of the source without its padding."""
+        y = F.scaled_dot_product_attention(self._heads(self.q, x_BSD), k, v, **mask(False, memory_valid_BS))
         return cast(Tensor, self.out(y.transpose(1, 2).flatten(-2)))
 
     def read(self, memory_BSD: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of a source, ``[B, heads, S, head_dim]``: the same for every position of its target."""
+        """Keys and values of a source, ``[B, heads, S, head_dim]``, for all positions of its target."""
         return self._heads(self.k, memory_BSD), self._heads(self.v, memory_BSD)
 
     def _heads(self, weight: nn.Module, x_BSD: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ class Block(nn.Module):
     Args:
         spec: the model's options.
         is_moe: whether the feed-forward part is a mixture of experts.
-        encoder: which stack the block stands in.
+        encoder: which stack the block is in.
     """
 
     def __init__(self, spec: EncoderDecoder, is_moe: bool, *, encoder: bool) -> None:
@@ -82,7 +82,7 @@ class Block(nn.Module):
         memory_valid_BS: Tensor | None = None,
         cache: Cache | None = None,
     ) -> tuple[Tensor, LayerReport | None]:
-        """``x_BSD -> x_BSD``, and the report of the mixture, if it is one; with a cache, ``memory_BSD`` is not read."""
+        """``x_BSD -> x_BSD``, and the report of a mixture; with a cache, ``memory_BSD`` is not used."""
         x_BSD = x_BSD + self.dropout(attend(self.attention, self.attention_norm(x_BSD), valid_BS, cache))
         if self.cross_attention is not None and self.cross_norm is not None:
             read = self.cross_attention.read
@@ -96,7 +96,7 @@ class Block(nn.Module):
 
 
 class Stack(nn.Module):
-    """The blocks of an encoder or of a decoder, and the norm behind them.
+    """The blocks of an encoder or of a decoder, and the norm after them.
 
     Args:
         spec: the model's options.
@@ -115,7 +115,7 @@ class Stack(nn.Module):
     def forward(
         self, x_BSD: Tensor, valid_BS: Tensor | None, *memory: Tensor | None, cache: Cache | None = None
     ) -> tuple[Tensor, dict[str, LayerReport]]:
-        """``x_BSD -> x_BSD``, and the mixtures' reports by their names in the stack."""
+        """``x_BSD -> x_BSD``, and the mixtures' reports by name in the stack."""
         reports: dict[str, LayerReport] = {}
         x_BSD = self.dropout(x_BSD)
         for i, block in enumerate(self.blocks):
@@ -129,12 +129,12 @@ class Stack(nn.Module):
 
 
 class Memory(NamedTuple):
-    """What the encoder made of a source.
+    """The encoder's output for a source.
 
     Attributes:
-        h_BSD: one vector a token of the source.
+        h_BSD: one vector for each token of the source.
         valid_BS: bool, False for its padding; None when all count.
-        reports: the encoder's mixtures, by their names in the model.
+        reports: of the encoder's mixtures, by name in the model.
     """
 
     h_BSD: Tensor
@@ -147,11 +147,7 @@ NO_SOURCE = "an encoder-decoder needs a source, Source(tokens)"
 
 @final
 class EncoderDecoderModel(Model):
-    """The encoder-decoder that a spec describes. Weights are drawn as ``init_std`` or ``init_scale`` says, norms are 1.
-
-    Args:
-        spec: its options.
-    """
+    """The encoder-decoder of a spec. ``init_std`` or ``init_scale`` determines initial weights; norms start at 1."""
 
     def __init__(self, spec: EncoderDecoder) -> None:
         super().__init__()
@@ -168,7 +164,7 @@ class EncoderDecoderModel(Model):
         Args:
             inputs: ``tokens_BS`` of the target so far, int64; the first is the start token.
             valid: bool ``[B, S]``, False for padding, which must come last in a sequence.
-            source: what the target is made from.
+            source: the source of each target.
 
         Raises:
             MoekitError: no source.
@@ -185,22 +181,22 @@ class EncoderDecoderModel(Model):
         return output
 
     def given(self, source: Source) -> Callable[[Tensor, Tensor | None], ModelOutput]:
-        """``(inputs, valid) -> output`` for targets of one source, which is read once."""
+        """``(inputs, valid) -> output`` for targets of one source, which is encoded once."""
         memory = self.encode(source)
         return lambda inputs, valid: self.write(memory, inputs, valid)
 
     def encode(self, source: Source) -> Memory:
-        """Reads a source."""
+        """Runs the encoder on a source."""
         h_BSD, reports = self.encoder(self.embedding(source.tokens), source.valid)
         return Memory(h_BSD, source.valid, {f"encoder.{name}": report for name, report in reports.items()})
 
     def write(self, memory: Memory, inputs: Tensor, valid: Tensor | None = None) -> ModelOutput:
-        """Logits for a target, given a source that was read before."""
-        y_BSV, reports = self._written(*self.decoder(self.embedding(inputs), valid, memory.h_BSD, memory.valid_BS))
+        """Logits for a target, given its encoded source."""
+        y_BSV, reports = self._logits(*self.decoder(self.embedding(inputs), valid, memory.h_BSD, memory.valid_BS))
         return ModelOutput(y=y_BSV, reports={**memory.reports, **reports}, of_source=frozenset(memory.reports))
 
     def start_cache(self, source: Source | None = None) -> Cache | None:
-        """The source, read: every layer's keys and values of it. None where the attention keeps nothing.
+        """A cache of each layer's keys and values of the source; None if the attention supports none.
 
         Raises:
             MoekitError: no source.
@@ -221,11 +217,11 @@ class EncoderDecoderModel(Model):
         if not self.spec.attention.caches:
             return super().decode(inputs, cache)
         (memory_valid_BS,) = cache.kept or (None,)
-        y_BSV, reports = self._written(*self.decoder(self.embedding(inputs), valid, None, memory_valid_BS, cache=cache))
+        y_BSV, reports = self._logits(*self.decoder(self.embedding(inputs), valid, None, memory_valid_BS, cache=cache))
         return ModelOutput(y=y_BSV, reports=reports)
 
-    def _written(self, x_BSD: Tensor, reports: Mapping[str, LayerReport]) -> tuple[Tensor, dict[str, LayerReport]]:
-        """Logits of what comes out of the decoder, and its reports by their names in the model."""
+    def _logits(self, x_BSD: Tensor, reports: Mapping[str, LayerReport]) -> tuple[Tensor, dict[str, LayerReport]]:
+        """Logits of the decoder's output, and its reports by name in the model."""
         if self.spec.scaled_head:
             x_BSD = x_BSD * self.spec.dim**-0.5
         y_BSV = F.linear(x_BSD, self.embedding.weight) if self.head is None else self.head(x_BSD)

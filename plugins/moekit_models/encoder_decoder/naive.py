@@ -1,4 +1,4 @@
-"""Oracle of the encoder-decoder's wiring: one pair, one token at a time, without padding."""
+"""Reference implementation of the encoder-decoder's wiring: one pair, one token at a time, without padding."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def predict(
     scaled_head: bool,
     eps: float,
 ) -> Tensor:
-    """``logits_SV``: at each place of the target, of the token after it.
+    """``logits_SV``: at each position of the target, of the token after it.
 
     Args:
-        source: tokens that the encoder reads.
-        target: tokens that the decoder has written so far, the start token first.
+        source: the encoder's tokens.
+        target: the decoder's tokens so far, the start token first.
         w: weights by the module's ``state_dict`` names.
-        attend: ``(name of a self-attention, x_SD) -> y_SD``, both ways or causal by its name.
+        attend: ``(name of a self-attention, x_SD) -> y_SD``, causal or not by its name.
         feed: ``(name of a feed-forward part, x_D) -> y_D``, for one token.
         depths: layers of the encoder and of the decoder.
         cross_heads: heads of the attention to the source.
@@ -63,7 +63,7 @@ def attended(name: str, x: list[Tensor], w: Mapping[str, Tensor], attend: Attend
 
 
 def fed(name: str, x: list[Tensor], w: Mapping[str, Tensor], feed: Feed, eps: float) -> list[Tensor]:
-    """``x + ffn(norm(x))``; and after it the dense part, where the block has one."""
+    """``x + ffn(norm(x))``; then the dense part, if the block has one."""
     out = []
     for u in x:
         u = u + feed(f"{name}.ffn", norm(u, w[f"{name}.ffn_norm.weight"], eps))
@@ -74,7 +74,7 @@ def fed(name: str, x: list[Tensor], w: Mapping[str, Tensor], feed: Feed, eps: fl
 
 
 def look(name: str, query: Tensor, memory: Sequence[Tensor], w: Mapping[str, Tensor], heads: int) -> Tensor:
-    """Attention of one token of the target to all of the source, head by head."""
+    """Attention of one token of the target to the whole source, head by head."""
     R = w[f"{name}.q.weight"].shape[0] // heads
     parts = []
     for h in range(heads):

@@ -1,4 +1,4 @@
-"""Grouped-query attention, on ``F.scaled_dot_product_attention``. Oracle: ``naive.py``."""
+"""Grouped-query attention, on ``F.scaled_dot_product_attention``. Reference implementation: ``naive.py``."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moekit.contracts import Cache
-from moekit_models.blocks import RMSNorm, positions_before, sight, sight_of_new
+from moekit_models.blocks import RMSNorm, mask, mask_of_new, positions_before
 from moekit_models.gqa import GQA
 from moekit_models.rotary import rotate, score_scale, turns
 
 
 @final
 class GroupedQueryAttention(nn.Module):
-    """Softmax attention, scale ``1/sqrt(head_dim)`` (times YaRN's factor, where it is on), no biases.
+    """Softmax attention, scale ``1/sqrt(head_dim)`` (times YaRN's factor, if it is on), no biases.
 
     Args:
         spec: its options.
         dim: D, width of the tokens.
-        causal: whether a position sees none after it.
+        causal: whether a position attends to none after it.
     """
 
     def __init__(self, spec: GQA, dim: int, causal: bool = True) -> None:
@@ -36,20 +36,20 @@ class GroupedQueryAttention(nn.Module):
         self.k_norm = RMSNorm(spec.head_dim, eps=spec.norm_eps) if spec.qk_norm else nn.Identity()
 
     def forward(self, x_BSD: Tensor, *, valid_BS: Tensor | None = None, cache: Cache | None = None) -> Tensor:
-        """``x_BSD -> y_BSD``; padding is seen by no other position.
+        """``x_BSD -> y_BSD``; no other position attends to padding.
 
-        A cache keeps each position's keys, turned, and values: two vectors a key head.
+        A cache keeps each position's rotated keys and values: two vectors for each key head.
         """
         spec, start = self.spec, positions_before(cache, self.causal)
         by = turns(x_BSD, spec.head_dim, spec.rope_theta, spec.yarn, start)
-        # [B, S, heads, head_dim]: turned where they lie, and only then do heads go before positions.
+        # [B, S, heads, head_dim]: rotated in this layout; heads move before positions afterwards.
         q, k, v = (project(x_BSD).unflatten(-1, (-1, spec.head_dim)) for project in (self.q, self.k, self.v))
         q = rotate(self.q_norm(q), by.of_heads(spec.heads)).transpose(1, 2)
         k = rotate(self.k_norm(k), by.of_heads(self.kv_heads)).transpose(1, 2)
         v = v.transpose(1, 2)
         if cache is not None:
             k, v = cache.extend(k, v)
-        seen = sight_of_new(q.shape[-2], start, q.device) if start else sight(self.causal, valid_BS)
+        visible = mask_of_new(q.shape[-2], start, q.device) if start else mask(self.causal, valid_BS)
         shared, scale = self.kv_heads != spec.heads, score_scale(spec.head_dim, spec.yarn)
-        y = F.scaled_dot_product_attention(q, k, v, **seen, scale=scale, enable_gqa=shared)
+        y = F.scaled_dot_product_attention(q, k, v, **visible, scale=scale, enable_gqa=shared)
         return cast(Tensor, self.out(y.transpose(1, 2).flatten(-2)))

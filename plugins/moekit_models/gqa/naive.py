@@ -1,4 +1,4 @@
-"""Oracle of grouped-query attention: one sequence, one head, one position at a time, straight from the equations."""
+"""Reference implementation of grouped-query attention: one sequence, head and position at a time."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def attend(
         kv_heads: key and value heads; query head h reads ``h // (heads / kv_heads)``.
         theta: base of the rotary angles.
         eps: added inside the norms' square root.
-        yarn: its numbers, by the names that ``frequency`` has; None without.
+        yarn: its constants, named as in ``frequency``; None without.
     """
     S = x_SD.shape[0]
     R = weights["q.weight"].shape[0] // heads
@@ -63,7 +63,7 @@ def head(
     eps: float,
     yarn: Mapping[str, float] | None,
 ) -> Tensor:
-    """Query or key of head ``h`` at position ``s``: projected, normed where there is a norm, turned."""
+    """Query or key of head ``h`` at position ``s``: projected, normed if there is a norm, rotated."""
     u = weights[f"{name}.weight"][h * R : (h + 1) * R] @ x_D
     if f"{name}_norm.weight" in weights:
         u = u / torch.sqrt((u * u).mean() + eps) * weights[f"{name}_norm.weight"]
@@ -71,7 +71,7 @@ def head(
 
 
 def turn(u_X: Tensor, s: int, theta: float, yarn: Mapping[str, float] | None) -> Tensor:
-    """Turns the pair (i, i + R/2) by the angle ``s · frequency``, one pair at a time."""
+    """Rotates the pair (i, i + R/2) by the angle ``s · frequency``, one pair at a time."""
     R = u_X.shape[0]
     out = [u_X[0]] * R
     for i in range(R // 2):
@@ -83,7 +83,7 @@ def turn(u_X: Tensor, s: int, theta: float, yarn: Mapping[str, float] | None) ->
 
 
 def frequency(i: int, R: int, theta: float, yarn: Mapping[str, float] | None) -> float:
-    """Radians that pair i turns a position: ``theta^(-2i/R)``; under YaRN that, that over s, or a mean of the two.
+    """Radians by which pair i turns a position: ``theta^(-2i/R)``; under YaRN that, that over s, or a mean of both.
 
     Args:
         i: the pair, of R/2.

@@ -1,4 +1,4 @@
-"""The language model of Shazeer et al. 2017: a mixture of experts between two LSTMs, the same one at every position.
+"""The language model of Shazeer et al. 2017: a mixture of experts between two LSTMs, applied at every position.
 
 Source: Shazeer et al. 2017, "Outrageously Large Neural Networks" (arXiv 1701.06538), sections 3 and 5.1, Appendix C;
 the LSTM with a projection is Sak et al. 2014 (arXiv 1402.1128).
@@ -11,59 +11,53 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from moekit.component import Component
-from moekit.spec.fields import fields_of, group, option, slot
+from moekit.spec.fields import group, option, slot
 from moekit.spec.kinds import ExpertSpec, ModelSpec, MoE
-from moekit_models.at import no_leak
+from moekit_models.at import check_dense, dense_equivalent, no_leak
 
 
 @dataclass(frozen=True, kw_only=True)
 class LSTM(ModelSpec):
-    """Options of the LSTM model. Exactly one of ``moe`` and ``ffn`` stands between its two LSTMs."""
+    """Options of the LSTM model. Exactly one of ``moe`` and ``ffn`` is between its two LSTMs."""
 
     gives: ClassVar[str] = "next_token"
     takes: ClassVar[str] = "tokens"
 
     vocab: int = option(help="tokens in the vocabulary", ge=1)
-    dim: int = option(help="width of the tokens, and of what each layer gives", ge=1)
+    dim: int = option(help="width of the tokens, and of each layer's output", ge=1)
     hidden: int | None = option(
-        None, "cells of each LSTM, dim when left out; where there are more, its output is projected to dim", ge=1
+        None, "cells of each LSTM; default: dim; if there are more, its output is projected to dim", ge=1
     )
     moe: MoE | None = group("the mixture between the LSTMs; null for a dense model", default=None)
-    ffn: ExpertSpec | None = slot("expert", "one expert in the mixture's place, for a dense model", optional=True)
+    ffn: ExpertSpec | None = slot("expert", "one expert instead of the mixture, for a dense model", optional=True)
     dropout: float = option(0.0, "share of each layer's output (not the head's) set to 0 in training", ge=0, lt=1)
-    init_std: float = option(0.05, "standard deviation that weights are drawn with", gt=0)
+    init_std: float = option(0.05, "standard deviation of initial weights", gt=0)
 
     def check(self) -> Iterable[str]:
-        """Layers as wide as what is added to them, one thing between the LSTMs, and no part that sees later tokens."""
+        """Layers are as wide as their residuals, one part is between the LSTMs, and none sees later tokens."""
         if self.hidden is not None and self.hidden < self.dim:
             yield (
                 f"hidden={self.hidden} is less than dim={self.dim}: an LSTM's output is added to its input, and only "
-                f"a wider one is projected to dim; set hidden to {self.dim} or more, or leave it out"
+                f"a wider one is projected to dim; set hidden to {self.dim} or more, or to null"
             )
         if (self.moe is None) == (self.ffn is None):
             given = "neither" if self.moe is None else "both"
-            yield f"give moe or ffn ({given} given): one of them stands between the two LSTMs"
-        if self.ffn is not None and self.ffn.count != 1:
-            yield f"ffn.count={self.ffn.count} must be 1: a dense layer is one expert that every token passes"
+            yield f"give moe or ffn ({given} given): exactly one of them is between the two LSTMs"
+        if self.ffn is not None:
+            yield from check_dense(self.ffn)
         if self.moe is not None:
             yield from no_leak(self.moe, "an LSTM")
 
     def dense_baseline(self) -> LSTM | None:
         """The model with one expert of as many multiply-adds a token: the paper's MoE-1-Wide, of width K·H.
 
-        Routers are left out of the sum. None when this model is dense itself, or when its experts have no ``hidden``
-        width to set.
+        Routers are not counted. None if this model is dense itself, or if its experts have no ``hidden`` width to set.
         """
-        if self.moe is None or "hidden" not in fields_of(type(self.moe.experts)):
+        if self.moe is None:
             return None
-        from moekit.params import multiply_adds  # torch: only when a twin is asked for
-
-        experts, shared = self.moe.experts, self.moe.shared
-        one = multiply_adds(experts, self.dim)
-        rest = 0 if shared is None else shared.count * multiply_adds(shared, self.dim)
-        wide = experts.hidden * (self.moe.router.active(experts.count) + rest / one)  # type: ignore[attr-defined]
-        ffn = replace(experts, count=1, hidden=max(1, round(wide)))  # type: ignore[call-arg]
-        return replace(self, moe=None, ffn=ffn)
+        one_expert = replace(self.moe.experts, count=1)
+        ffn = dense_equivalent(one_expert, self.moe, self.dim, layers=1, mixtures=1)
+        return None if ffn is None else replace(self, moe=None, ffn=ffn)
 
 
 COMPONENT = Component(

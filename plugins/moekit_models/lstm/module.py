@@ -1,4 +1,4 @@
-"""Embed, LSTM, mixture, LSTM, head; dropout and a residual around each layer. Oracle: ``naive.py``."""
+"""Embedding, LSTM, mixture, LSTM, head, with dropout and a residual at each layer. Reference: ``naive.py``."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from moekit_models.lstm import LSTM
 
 
 def one_bias_lstm(dim: int, hidden: int) -> nn.LSTM:
-    """An LSTM with one bias a gate, as papers have it, that runs in torch's fused kernels.
+    """An LSTM with one bias for each gate, as in the papers, that runs in torch's fused kernels.
 
-    ``nn.LSTM`` adds two biases where one is enough. The second stays what it is, 0, and is not trained, so that no
-    count of parameters and no optimizer sees it.
+    ``nn.LSTM`` adds two biases where one is enough. The second stays 0 and is not trained, so that neither optimizers
+    nor counts of parameters include it.
 
     Args:
-        dim: width of what goes in and comes out.
-        hidden: cells; where they are more than ``dim``, the output is ``W_hr h`` (Sak et al. 2014), and that is also
-            what the next time step reads.
+        dim: width of input and output.
+        hidden: cells; if they are more than ``dim``, the output is ``W_hr h`` (Sak et al. 2014), which is also the
+            recurrent input of the next time step.
 
     Returns:
         A module ``x_BSD -> (h_BSD, state)``.
@@ -36,22 +36,19 @@ def one_bias_lstm(dim: int, hidden: int) -> nn.LSTM:
 
 
 def run_on(lstm: nn.LSTM, x_BSD: Tensor, cache: Cache) -> Tensor:
-    """``h_BSD``, from the state that the cache keeps (from zeros if it keeps none); it keeps the last one instead."""
+    """``h_BSD``, starting from the state in the cache, or from zeros; then the cache keeps the last state."""
     h_BSD, cache.kept = lstm(x_BSD, cache.kept or None)
     return cast(Tensor, h_BSD)
 
 
 @final
 class LSTMModel(Model):
-    """``x + dropout(layer(x))`` for LSTM, mixture and LSTM, over dropped-out embeddings; the mixture ends in a sigmoid.
+    """``x + dropout(layer(x))`` for LSTM, mixture (with a sigmoid) and LSTM, over embeddings with dropout.
 
-    Source: Shazeer et al. 2017, Appendix C.1. The mixture is one layer for all time steps, and it sees all positions of
-    a batch at once (section 3.1: "convolutionality"). Each text starts from a state of zeros.
+    Source: Shazeer et al. 2017, Appendix C.1. One mixture serves all time steps, and gets all positions of a batch at
+    once (section 3.1: "convolutionality"). Each text starts from a state of zeros.
 
-    Weights are drawn from N(0, ``init_std``²), biases are 0; routers may know better (gates that start at 0).
-
-    Args:
-        spec: its options.
+    Weights are initialised from N(0, ``init_std``²), biases with 0; routers may differ (gates that start at 0).
     """
 
     def __init__(self, spec: LSTM) -> None:
@@ -78,11 +75,11 @@ class LSTMModel(Model):
         return self.decode(inputs, Cache(), valid=valid)
 
     def start_cache(self, source: Source | None = None) -> Cache | None:
-        """Both LSTMs' states: of zeros, which is no state."""
+        """An empty cache: both LSTMs start from zeros."""
         return Cache()
 
     def decode(self, inputs: Tensor, cache: Cache, *, valid: Tensor | None = None) -> ModelOutput:
-        """Logits at the positions that follow those that the cache is the state after; arguments as of ``forward``."""
+        """Logits at the positions after those in the cache; arguments as of ``forward``."""
         x_BSD = self.dropout(self.embedding(inputs))
         x_BSD = x_BSD + self.dropout(run_on(self.lower, x_BSD, cache.at("lower")))
         y_BSD, reports = self._between(x_BSD, valid)
@@ -95,7 +92,7 @@ class LSTMModel(Model):
         return cast(nn.Parameter, self.embedding.weight), cast(nn.Parameter, self.head.weight)
 
     def _between(self, x_BSD: Tensor, valid_BS: Tensor | None) -> tuple[Tensor, dict[str, LayerReport]]:
-        """What stands between the LSTMs, on every position by itself."""
+        """The mixture or the expert between the LSTMs, at every position alone."""
         if self.moe is not None:
             y_BSD, report = self.moe(x_BSD, valid=valid_BS)
             return y_BSD, {"moe": report}

@@ -1,4 +1,4 @@
-"""Oracle of the LSTM model: one text, one time step, one gate of one cell after the other, as loops.
+"""Reference implementation of the LSTM model: one text, one time step, one gate of one cell at a time.
 
 Source: Hochreiter and Schmidhuber 1997 with forget gates (Gers et al. 2000), as ``i, f, o = sigmoid(..)``,
 ``c' = f c + i tanh(..)``, ``h = o tanh(c')``; projection: Sak et al. 2014; the rest: Shazeer et al. 2017, eqs 1, 2, 5
@@ -22,7 +22,7 @@ def predict(tokens: Sequence[int], w: Weights, *, top_k: int) -> Tensor:
     Args:
         tokens: the text.
         w: weights by the module's ``state_dict`` names.
-        top_k: K of the mixture; 0 for a model with one feed-forward net in its place.
+        top_k: K of the mixture; 0 for a model with one feed-forward net instead.
     """
     dim = w["embedding.weight"].shape[1]
     zero = w["embedding.weight"].new_zeros(())
@@ -45,7 +45,7 @@ def predict(tokens: Sequence[int], w: Weights, *, top_k: int) -> Tensor:
 
 
 def step(x: list[Tensor], state: State, w: Weights, name: str) -> State:
-    """One time step of an LSTM: what it gives, and its cells. Gates lie in torch's order: i, f, g, o."""
+    """One time step of an LSTM: its output and its cells. Gates are in torch's order: i, f, g, o."""
     h, c = state
     read, back, bias = (w[f"{name}.{part}_l0"] for part in ("weight_ih", "weight_hh", "bias_ih"))
     given, cells = [], []

@@ -1,4 +1,4 @@
-"""The mixture of 1991: experts and a gate that see the same case; the gate blends the experts' outputs.
+"""The mixture of 1991: experts and a gate get the same case; the gate blends the experts' outputs.
 
 Source: Jacobs, Jordan, Nowlan, Hinton 1991, "Adaptive Mixtures of Local Experts" (Neural Computation 3(1)).
 """
@@ -21,12 +21,12 @@ class Mixture(ModelSpec):
     takes: ClassVar[str] = "cases"
 
     inputs: int = option(help="numbers in a case", ge=1)
-    outputs: int = option(1, "numbers to be predicted", ge=1)
+    outputs: int = option(1, "numbers to predict", ge=1)
     moe: MoE = group("experts and gate")
-    init_range: float = option(0.5, "weights and biases start uniform within plus or minus this", gt=0)
+    init_range: float = option(0.5, "initial weights and biases are uniform within plus or minus this", gt=0)
 
     def offers(self) -> str:
-        """Every expert's own output, which 1991's errors are made of, under a soft gate; else their sum alone."""
+        """Under a soft gate every expert's own output, which the errors of 1991 need; otherwise their sum alone."""
         return "mixture" if self.moe.router.form == "soft" else "prediction"
 
 

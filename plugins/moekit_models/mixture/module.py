@@ -13,11 +13,7 @@ from moekit_models.mixture import Mixture
 
 @final
 class MixtureModel(Model):
-    """One MoE layer; every weight and bias starts uniform within ±``init_range``.
-
-    Args:
-        spec: its options.
-    """
+    """One MoE layer; initial weights and biases are uniform within ±``init_range``."""
 
     def __init__(self, spec: Mixture) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""Multi-head latent attention: keys and values of all heads come out of one small latent vector a token.
+"""Multi-head latent attention: the keys and values of all heads are computed from one small latent vector a token.
 
-Positions are carried by a second, rotary part of each head; its key is one vector shared by all heads. What a
-decoder must remember of a token is ``kv_rank + rope_dim`` numbers, whatever the number of heads.
+A second, rotary part of each head carries positions; all heads share one vector as its key. A decoder's cache holds
+``kv_rank + rope_dim`` numbers a token, whatever the number of heads.
 
 Source: DeepSeek-V2 2024 (section 2.1, eqs 9 to 19; arXiv 2405.04434); DeepSeek-V3 2024 (section 2.1.1).
 """
@@ -25,8 +25,8 @@ class MLA(AttentionSpec):
     caches: ClassVar[bool] = True
 
     heads: int = option(help="heads", ge=1)
-    query_rank: int | None = option(None, "width of the queries' latent; null: queries straight from the token", ge=1)
-    kv_rank: int = option(help="width of the latent that keys and values come from", ge=1)
+    query_rank: int | None = option(None, "width of the queries' latent; null: queries directly from the token", ge=1)
+    kv_rank: int = option(help="width of the latent from which keys and values are computed", ge=1)
     nope_dim: int = option(help="width of a head's part without positions", ge=1)
     rope_dim: int = option(help="width of a head's rotary part, even", ge=2)
     value_dim: int = option(help="width of a head's value", ge=1)
@@ -35,9 +35,9 @@ class MLA(AttentionSpec):
     norm_eps: float = option(1e-6, "added inside the norms' square root", gt=0)
 
     def check(self) -> Iterable[str]:
-        """Rotary positions turn pairs; YaRN wants later pairs slower."""
+        """Rotary positions rotate pairs; under YaRN later pairs are slower."""
         if self.rope_dim % 2:
-            yield f"rope_dim={self.rope_dim} must be even: rotary positions turn pairs"
+            yield f"rope_dim={self.rope_dim} must be even: rotary positions rotate pairs"
         if self.yarn is not None:
             yield from self.yarn.check_base(self.rope_theta)
 

@@ -1,4 +1,7 @@
-"""Multi-head latent attention: keys and values unfolded for training, absorbed in decoding. Oracle: ``naive.py``."""
+"""Multi-head latent attention: explicit keys and values in training, absorbed ones in decoding.
+
+Reference implementation: ``naive.py``.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moekit.contracts import Cache
-from moekit_models.blocks import RMSNorm, Sight, positions_before, sight, sight_of_new
+from moekit_models.blocks import Mask, RMSNorm, mask, mask_of_new, positions_before
 from moekit_models.mla import MLA
 from moekit_models.rotary import rotate, score_scale, turns
 
@@ -24,7 +27,7 @@ class MultiHeadLatentAttention(nn.Module):
     Args:
         spec: its options.
         dim: D, width of the tokens.
-        causal: whether a position sees none after it.
+        causal: whether a position attends to none after it.
     """
 
     def __init__(self, spec: MLA, dim: int, causal: bool = True) -> None:
@@ -41,10 +44,10 @@ class MultiHeadLatentAttention(nn.Module):
         self.out = nn.Linear(spec.heads * spec.value_dim, dim, bias=False)
 
     def forward(self, x_BSD: Tensor, *, valid_BS: Tensor | None = None, cache: Cache | None = None) -> Tensor:
-        """``x_BSD -> y_BSD``; padding is seen by no other position.
+        """``x_BSD -> y_BSD``; no other position attends to padding.
 
-        A cache keeps of each position the normed latent and the rotary key, turned: ``kv_rank + rope_dim`` numbers.
-        From then on keys and values are unfolded no more: W_UK goes over into the queries, W_UV into the output
+        A cache keeps the normed latent and the rotated rotary key of each position: ``kv_rank + rope_dim`` numbers.
+        With it, keys and values are no longer computed: W_UK is applied to the queries, W_UV to the output
         (DeepSeek-V2, section 2.1.2).
         """
         s, start = self.spec, positions_before(cache, self.causal)
@@ -52,7 +55,7 @@ class MultiHeadLatentAttention(nn.Module):
         latent_q = x_BSD if self.q_down is None or self.q_norm is None else self.q_norm(self.q_down(x_BSD))
         latent_kv, k_rope = self.kv_down(x_BSD).split([s.kv_rank, s.rope_dim], dim=-1)
         latent_kv, k_rope = self.kv_norm(latent_kv), rotate(k_rope, by)
-        # [B, S, heads, ...]: parts are put together where they lie, and only then do heads go before positions.
+        # [B, S, heads, ...]: parts are concatenated in this layout; heads move before positions afterwards.
         q = self.q_up(latent_q).unflatten(-1, (s.heads, -1))
         q_nope, q_rope = q.split([s.nope_dim, s.rope_dim], dim=-1)
         scale = score_scale(q.shape[-1], s.yarn) or q.shape[-1] ** -0.5
@@ -65,35 +68,35 @@ class MultiHeadLatentAttention(nn.Module):
             q = torch.cat([q_nope, q_rope], dim=-1)
             k_nope, v = self.kv_up(latent_kv).unflatten(-1, (s.heads, -1)).split([s.nope_dim, s.value_dim], dim=-1)
             k = torch.cat([k_nope, k_rope[:, :, None].expand(-1, -1, s.heads, -1)], dim=-1)
-            y = _attend(q, k, v, sight(self.causal, valid_BS), scale)
+            y = _attend(q, k, v, mask(self.causal, valid_BS), scale)
         return cast(Tensor, self.out(y.transpose(1, 2).flatten(-2)))
 
     def _absorbed(self, q_nope: Tensor, q_rope: Tensor, known: Tensor, scale: float) -> Tensor:
-        """Values of each head for S new positions, from what is known of all: latents beside rotary keys.
+        """Values of each head for S new positions, from the cached rows of all: latents and rotary keys.
 
-        All heads read the same rows, so they are queries of one head: ``[B, 1, heads · S, kv_rank + rope_dim]``.
+        All heads attend to the same rows, so they are queries of one head: ``[B, 1, heads · S, kv_rank + rope_dim]``.
         """
         s, (B, _, S, _) = self.spec, q_nope.shape
         w_kv = self.kv_up.weight.reshape(s.heads, s.nope_dim + s.value_dim, s.kv_rank)
         w_uk, w_uv = w_kv[:, : s.nope_dim], w_kv[:, s.nope_dim :]
         q = torch.cat([q_nope @ w_uk, q_rope], dim=-1).flatten(1, 2)[:, None]
-        seen = sight_of_new(S, known.shape[-2] - S, q.device)
-        if "attn_mask" in seen:
-            seen["attn_mask"] = seen["attn_mask"].repeat(s.heads, 1)
-        # The average is taken of whole rows, rotary keys too: cutting them off first would copy all latents.
-        mean = F.scaled_dot_product_attention(q, known[:, None], known[:, None], **seen, scale=scale)
+        visible = mask_of_new(S, known.shape[-2] - S, q.device)
+        if "attn_mask" in visible:
+            visible["attn_mask"] = visible["attn_mask"].repeat(s.heads, 1)
+        # The average includes the rotary keys: removing them first would copy all latents.
+        mean = F.scaled_dot_product_attention(q, known[:, None], known[:, None], **visible, scale=scale)
         return mean[..., : s.kv_rank].reshape(B, s.heads, S, s.kv_rank) @ w_uv.mT
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, seen: Sight, scale: float) -> Tensor:
-    """Attention where values may be narrower or wider than keys: ``[B, S, heads, ...] -> [B, heads, S, ...]``."""
+def _attend(q: Tensor, k: Tensor, v: Tensor, visible: Mask, scale: float) -> Tensor:
+    """Attention with values narrower or wider than keys: ``[B, S, heads, ...] -> [B, heads, S, ...]``."""
     width, value_dim = q.shape[-1], v.shape[-1]
-    # Fused kernels want one width: zeros added to it change no score and are cut off again.
+    # Fused kernels need one width: padding with zeros changes no score, and is removed again.
     # (1 thread, fp32, 16 x 4 heads x 256 positions, 48 and 32 wide: 34 ms forward and backward against 62.)
     if width < value_dim:
         q, k = F.pad(q, (0, value_dim - width)), F.pad(k, (0, value_dim - width))
     elif value_dim < width:
         v = F.pad(v, (0, width - value_dim))
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-    y = F.scaled_dot_product_attention(q, k, v, **seen, scale=scale)
+    y = F.scaled_dot_product_attention(q, k, v, **visible, scale=scale)
     return y[..., :value_dim]

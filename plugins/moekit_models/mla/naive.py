@@ -1,8 +1,8 @@
-"""Oracle of multi-head latent attention: one position and head at a time, in both of the paper's forms.
+"""Reference implementation of multi-head latent attention: one position and head at a time, in the paper's two forms.
 
-``attend`` unfolds keys and values from the latent, as the equations stand. ``attend_absorbed`` never does: W_UK goes
-over into the query and W_UV into the output, so that attention runs over the latents themselves (what a cache of
-latents makes possible). Both compute the same function.
+``attend`` computes keys and values from the latent, as the equations say. ``attend_absorbed`` never does: it applies
+W_UK to the query and W_UV to the output, so that attention runs over the latents themselves, as with a cache of
+latents. Both compute the same function.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes and constants of the layer; YaRN's by the names that ``frequency`` has."""
+    """Sizes and constants of the layer; YaRN's are named as in ``frequency``."""
 
     heads: int
     kv_rank: int
@@ -30,7 +30,7 @@ class Sizes:
 
 
 def attend(x_SD: Tensor, w: Mapping[str, Tensor], n: Sizes) -> Tensor:
-    """``y_SD`` of one sequence, eqs 9 to 19 as they stand. ``w``: the module's ``state_dict`` names."""
+    """``y_SD`` of one sequence, eqs 9 to 19. ``w``: the module's ``state_dict`` names."""
     out = []
     for s in range(x_SD.shape[0]):
         heads = []
@@ -66,7 +66,7 @@ def attend_absorbed(x_SD: Tensor, w: Mapping[str, Tensor], n: Sizes) -> Tensor:
 
 
 def query(x_D: Tensor, w: Mapping[str, Tensor], n: Sizes, h: int, s: int) -> tuple[Tensor, Tensor]:
-    """Both parts of head ``h``'s query at position ``s``, the second one turned."""
+    """Both parts of head ``h``'s query at position ``s``, the second one rotated."""
     c = norm(w["q_down.weight"] @ x_D, w["q_norm.weight"], n.eps) if "q_down.weight" in w else x_D
     width = n.nope + n.rope
     q = w["q_up.weight"][h * width : (h + 1) * width] @ c
@@ -74,7 +74,7 @@ def query(x_D: Tensor, w: Mapping[str, Tensor], n: Sizes, h: int, s: int) -> tup
 
 
 def latent(x_D: Tensor, w: Mapping[str, Tensor], n: Sizes) -> Tensor:
-    """The normed latent that keys and values come from."""
+    """The normed latent from which keys and values are computed."""
     return norm(w["kv_down.weight"][: n.kv_rank] @ x_D, w["kv_norm.weight"], n.eps)
 
 
@@ -106,7 +106,7 @@ def norm(u: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def turn(u_X: Tensor, s: int, theta: float, yarn: Mapping[str, float] | None) -> Tensor:
-    """Turns the pair (i, i + R/2) by the angle ``s · frequency``, one pair at a time."""
+    """Rotates the pair (i, i + R/2) by the angle ``s · frequency``, one pair at a time."""
     R = u_X.shape[0]
     out = [u_X[0]] * R
     for i in range(R // 2):
@@ -118,7 +118,7 @@ def turn(u_X: Tensor, s: int, theta: float, yarn: Mapping[str, float] | None) ->
 
 
 def frequency(i: int, R: int, theta: float, yarn: Mapping[str, float] | None) -> float:
-    """Radians that pair i turns a position: ``theta^(-2i/R)``; under YaRN that, that over s, or a mean of the two.
+    """Radians by which pair i turns a position: ``theta^(-2i/R)``; under YaRN that, that over s, or a mean of both.
 
     Args:
         i: the pair, of R/2.

@@ -12,11 +12,7 @@ from moekit_models.mlp import MLP
 
 @final
 class MLPModel(Model):
-    """``sigmoid(W2 sigmoid(W1 x + b1) + b2)``; every weight and bias starts uniform within ±``init_range``.
-
-    Args:
-        spec: its options.
-    """
+    """``sigmoid(W2 sigmoid(W1 x + b1) + b2)``; initial weights and biases are uniform within ±``init_range``."""
 
     def __init__(self, spec: MLP) -> None:
         super().__init__()

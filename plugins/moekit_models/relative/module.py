@@ -1,4 +1,4 @@
-"""Attention with relative position biases, on ``F.scaled_dot_product_attention``. Oracle: ``naive.py``."""
+"""Attention with relative position biases, on ``F.scaled_dot_product_attention``. Reference: ``naive.py``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moekit.contracts import Cache
-from moekit_models.blocks import positions_before, sight
+from moekit_models.blocks import mask, positions_before
 from moekit_models.relative import Relative
 
 
@@ -21,7 +21,7 @@ class RelativeAttention(nn.Module):
     Args:
         spec: its options.
         dim: D, width of the tokens.
-        causal: whether a position sees none after it.
+        causal: whether a position attends to none after it.
     """
 
     def __init__(self, spec: Relative, dim: int, causal: bool = True) -> None:
@@ -37,12 +37,12 @@ class RelativeAttention(nn.Module):
         self.starts = starts(spec.buckets if causal else spec.buckets // 2, spec.max_distance)
 
     def forward(self, x_BSD: Tensor, *, valid_BS: Tensor | None = None, cache: Cache | None = None) -> Tensor:
-        """``x_BSD -> y_BSD``; padding is seen by no other position.
+        """``x_BSD -> y_BSD``; no other position attends to padding.
 
-        A cache keeps each position's keys and values: two vectors a head.
+        A cache keeps each position's keys and values: two vectors for each head.
         """
         start = positions_before(cache, self.causal)
-        # Heads stand before positions from here on: [B, heads, S, head_dim].
+        # Heads are before positions from here on: [B, heads, S, head_dim].
         q, k, v = (w(x_BSD).unflatten(-1, (self.spec.heads, -1)).transpose(1, 2) for w in (self.q, self.k, self.v))
         if cache is not None:
             k, v = cache.extend(k, v)
@@ -50,15 +50,15 @@ class RelativeAttention(nn.Module):
         if self.causal:
             later_SS = torch.ones(bias.shape[-2:], dtype=torch.bool, device=bias.device).triu(start + 1)
             bias = bias.masked_fill(later_SS, -torch.inf)
-        elif (seen := sight(False, valid_BS).get("attn_mask")) is not None:
-            bias = bias.masked_fill(~seen, -torch.inf)
+        elif (visible := mask(False, valid_BS).get("attn_mask")) is not None:
+            bias = bias.masked_fill(~visible, -torch.inf)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=self.spec.scale)
         return cast(Tensor, self.out(y.transpose(1, 2).flatten(-2)))
 
     def position_bias(self, S: int, start: int = 0) -> Tensor:
-        """``[1, heads, S, start + S]``: what is added to the score of a query (third) for a key (fourth dimension).
+        """``[1, heads, S, start + S]``: the bias of the score of a query (third dimension) for a key (fourth).
 
-        The queries are the last S positions; ``start`` others stand before them.
+        The queries are the last S positions; ``start`` others precede them.
         """
         key_S = torch.arange(start + S, device=self.bias.weight.device)
         distance_X = torch.arange(1 - start - S, S, device=key_S.device)  # of a key from its query
@@ -74,8 +74,8 @@ def bucket_of(distance_X: Tensor, starts: Sequence[int], *, both: bool) -> Tenso
 
     Args:
         distance_X: position of the key minus that of its query; later keys are at distance 0 unless ``both``.
-        starts: the least distance of each of one side's buckets; the first half of them are 0, 1, 2, ...
-        both: whether later keys are seen.
+        starts: the smallest distance of each of one side's buckets; the first half of them are 0, 1, 2, ...
+        both: whether queries attend to later keys.
     """
     n_X = distance_X.abs() if both else (-distance_X).clamp(min=0)
     exact = len(starts) // 2
@@ -86,19 +86,19 @@ def bucket_of(distance_X: Tensor, starts: Sequence[int], *, both: bool) -> Tenso
 
 
 def starts(side: int, max_distance: int) -> list[int]:
-    """The least distance of each of one side's buckets, in whole numbers: rounding cannot move a boundary.
+    """The smallest distance of each of one side's buckets, by integer arithmetic, so that rounding moves no boundary.
 
-    Of n buckets the first n/2 hold one distance each, 0 to n/2 - 1; the rest widen evenly in the logarithm, the last
-    one beginning below ``max_distance`` and holding all beyond it.
+    Of n buckets the first n/2 hold one distance each, 0 to n/2 - 1. The boundaries of the rest are evenly spaced in the
+    logarithm; the last bucket starts below ``max_distance`` and holds all beyond it.
 
     Args:
         side: n.
-        max_distance: where a bucket after the last would begin.
+        max_distance: where a bucket after the last would start.
     """
     exact = side // 2
     rest = side - exact
     found = list(range(exact))
-    for k in range(rest):  # the least n with exact · (max_distance / exact)^(k / rest) <= n
+    for k in range(rest):  # the smallest n with exact · (max_distance / exact)^(k / rest) <= n
         n = found[-1] if k else exact
         while n**rest < exact ** (rest - k) * max_distance**k:
             n += 1

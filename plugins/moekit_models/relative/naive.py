@@ -1,4 +1,4 @@
-"""Oracle of attention with relative position biases: one query, one head, one key at a time."""
+"""Reference implementation of attention with relative position biases: one query, one head, one key at a time."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def attend(
         x_SD: the sequence.
         weights: ``q.weight``, ``k.weight``, ``v.weight``, ``out.weight``, and ``bias.weight`` ``[buckets, heads]``.
         heads: heads.
-        causal: whether a position sees none after it.
+        causal: whether a position attends to none after it.
         buckets: numbers that a head learns.
         max_distance: positions this far apart share the last bucket.
-        scale: multiplies dot products.
+        scale: factor of dot products.
     """
     S = x_SD.shape[0]
     R = weights["q.weight"].shape[0] // heads
@@ -52,7 +52,7 @@ def attend(
 
 
 def bucket(distance: int, both: bool, buckets: int, max_distance: int) -> int:
-    """T5's function: ``distance`` is the key's position minus the query's; both: whether later keys are seen."""
+    """T5's function of the key's position minus the query's; ``both``: whether queries attend to later keys."""
     first = 0
     if both:
         buckets //= 2

@@ -1,10 +1,10 @@
-"""Next-token prediction, with the terms of multi-token prediction where the model gives them.
+"""Next-token prediction, with the terms of multi-token prediction if the model has them.
 
 Source: DeepSeek-V3 2024 (section 2.2, eqs 24 and 25; arXiv 2412.19437). Their ``L_k`` sums over the ``T - k``
-positions that have a token k places past the next, yet divides by T; so does this. Lambda is .3 for the first 10T of
+positions with a token k places after the next, yet divides by T; so does this. Lambda is .3 for the first 10T of
 14.8T tokens and .1 from then on (section 4.2).
 
-It serves targets made from a source as well: what comes in are logits and targets, whoever gave them.
+It also serves targets of a source: it depends on logits and targets alone.
 """
 
 from __future__ import annotations
@@ -22,13 +22,15 @@ class CausalLM(ObjectiveSpec):
     """Options of next-token prediction."""
 
     takes: ClassVar[frozenset[str]] = frozenset({"next_token"})
-    mtp_weight: float = option(0.3, "weight of the mean of the multi-token losses (lambda); 0 leaves them out", ge=0)
+    mtp_weight: float = option(0.3, "weight of the mean of the multi-token losses (lambda); 0 omits them", ge=0)
     mtp_late_weight: float | None = option(None, "lambda late in training (DeepSeek-V3: .1); null: as before", ge=0)
-    mtp_late_from: float = option(0.676, "share of the run from which it is; DeepSeek-V3: 10T/14.8T tokens", ge=0, le=1)
-    exact: bool = option(False, "log the share of sequences of which every valid target is the likeliest token")
+    mtp_late_from: float = option(
+        0.676, "fraction of training from which it applies; DeepSeek-V3: 10T/14.8T", ge=0, le=1
+    )
+    exact: bool = option(False, "log the share of sequences in which every valid target is the likeliest token")
 
     def weight_at(self, progress: float) -> float:
-        """Lambda when a share ``progress`` of the run lies behind."""
+        """Lambda at the fraction ``progress`` of training completed."""
         if self.mtp_late_weight is not None and progress >= self.mtp_late_from:
             return self.mtp_late_weight
         return self.mtp_weight

@@ -1,4 +1,4 @@
-"""Cross entropy summed over tokens, in fp32 whatever autocast says. Oracle: ``naive.py``."""
+"""Cross entropy summed over tokens, in fp32 even under autocast. Reference: ``naive.py``."""
 
 from __future__ import annotations
 
@@ -20,9 +20,6 @@ class CausalLMObjective(Objective):
     """``sum_i -log p(t_{i+1}) + weight/depth · sum_k sum_i -log p_k(t_{i+1+k})``, over valid targets.
 
     Divided by the count of valid targets it is the paper's ``L + weight/depth · sum_k L_k``.
-
-    Args:
-        spec: its options.
     """
 
     def __init__(self, spec: CausalLM) -> None:
@@ -33,8 +30,8 @@ class CausalLMObjective(Objective):
         """The loss of one batch of ``tokens_BS``.
 
         Returns:
-            Metrics, of the next token alone: ``loss`` in nats a token; ``bits_per_byte`` where the batch says how
-            many bytes its targets spell; ``exact`` where asked for, over sequences that have a valid target.
+            Metrics, of the next token alone: ``loss`` in nats a token; ``bits_per_byte`` if the batch says how
+            many bytes its targets spell; ``exact`` if the spec says so, over sequences that have a valid target.
         """
         target_BS = batch.targets if batch.valid is None else batch.targets.where(batch.valid, IGNORED)
         count = (target_BS != IGNORED).sum()
@@ -61,8 +58,8 @@ def _nats(logits_BSV: Tensor, target_BS: Tensor) -> Tensor:
 
 
 def _exact(logits_BSV: Tensor, target_BS: Tensor) -> tuple[Tensor, Tensor]:
-    """0-d, both: sequences whose valid targets are all the likeliest token there, and sequences that have any."""
+    """0-d, both: sequences in which each valid target is the likeliest token, and sequences with valid targets."""
     ignored_BS = target_BS == IGNORED
-    asked_B = ~ignored_BS.all(-1)
+    counted_B = ~ignored_BS.all(-1)
     right_B = ((logits_BSV.argmax(-1) == target_BS) | ignored_BS).all(-1)
-    return (right_B & asked_B).sum(), asked_B.sum()
+    return (right_B & counted_B).sum(), counted_B.sum()

@@ -1,4 +1,4 @@
-"""Oracle of next- and multi-token prediction: one position at a time, by the tokens' places in the text."""
+"""Reference implementation of next- and multi-token prediction: one position at a time."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def weight_at(tokens_done: float, *, early: float, late: float, turn: float) -> 
 
 
 def exact(probs_BSV: Tensor, targets_BS: Tensor, valid_BS: Tensor) -> tuple[int, int]:
-    """Sequences whose every valid target has the largest probability (the lowest number wins a tie); those with any."""
-    right = asked = 0
+    """Sequences whose every valid target has the largest probability (ties go to the lowest); those with any."""
+    right = counted = 0
     for probs_SV, targets_S, valid_S in zip(probs_BSV.tolist(), targets_BS.tolist(), valid_BS.tolist(), strict=True):
         hits = [p.index(max(p)) == t for p, t, v in zip(probs_SV, targets_S, valid_S, strict=True) if v]
-        asked += bool(hits)
+        counted += bool(hits)
         right += bool(hits) and all(hits)
-    return right, asked
+    return right, counted

@@ -1,4 +1,4 @@
-"""The three errors of 1991: experts that cooperate, that compete, and that make up a mixture of Gaussians.
+"""The three errors of 1991: experts cooperate, compete, or form a mixture of Gaussians.
 
 Source: Jacobs, Jordan, Nowlan, Hinton 1991, "Adaptive Mixtures of Local Experts", eqs 1.1, 1.2, 1.3.
 """

@@ -1,4 +1,4 @@
-"""The errors of 1991 over every expert's own output. Oracle: the paper's gradients, in ``naive.py``."""
+"""The errors of 1991 over every expert's own output. Reference: the paper's gradients, in ``naive.py``."""
 
 from __future__ import annotations
 
@@ -21,9 +21,6 @@ class CompetitiveObjective(Objective):
     - cooperative (1.1): ``|| d - sum_i p_i o_i ||²``
     - competitive (1.2): ``sum_i p_i || d - o_i ||²``
     - likelihood (1.3): ``-log sum_i p_i exp(-½ || d - o_i ||²)``, by logsumexp: finite at any distance
-
-    Args:
-        spec: its options.
     """
 
     def __init__(self, spec: Competitive) -> None:
@@ -45,7 +42,7 @@ class CompetitiveObjective(Objective):
             if self.spec.error == "competitive":
                 error_T = (p_TE * distance_TE).sum(-1)
             else:
-                # A gate that underflowed to 0 counts as the smallest number there is: its expert learns, it does not.
+                # A gate that underflowed to 0 counts as the smallest positive number: the expert learns, the gate not.
                 log_p_TE = p_TE.clamp(min=torch.finfo(p_TE.dtype).tiny).log()
                 error_T = -torch.logsumexp(log_p_TE - distance_TE / 2, dim=-1)
         return sum_over_cases(error_T, output.y, batch)

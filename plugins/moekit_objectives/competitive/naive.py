@@ -1,7 +1,7 @@
-"""Oracle of 1991's errors: one case at a time, with the gradients worked out by hand.
+"""Reference implementation of the errors of 1991: one case at a time, with explicit gradients.
 
-Each function returns ``(E, dE/do, dE/da)`` for gates ``p = softmax(a)``: with them the errors can be held to their
-equations without any differentiation.
+Each function returns ``(E, dE/do, dE/da)`` for gates ``p = softmax(a)``: they test the errors against
+their equations without differentiation.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ def cooperative(d_O: Tensor, o_EO: Tensor, a_E: Tensor) -> Answer:
     for i in range(len(p)):
         residual = residual - p[i] * o_EO[i]
     do = torch.stack([-2 * p[i] * residual for i in range(len(p))])
-    towards = torch.stack([-2 * residual @ o_EO[i] for i in range(len(p))])
-    da = torch.stack([p[i] * (towards[i] - p @ towards) for i in range(len(p))])
+    slope = torch.stack([-2 * residual @ o_EO[i] for i in range(len(p))])
+    da = torch.stack([p[i] * (slope[i] - p @ slope) for i in range(len(p))])
     return residual @ residual, do, da
 
 

@@ -1,4 +1,4 @@
-"""Half the squared error of a prediction: what the backprop nets of 1991 descend.
+"""Half the squared error of a prediction, which the backprop nets of 1991 minimise.
 
 Source: Rumelhart, Hinton, Williams 1986; the baseline of Jacobs et al. 1991.
 """

@@ -11,11 +11,7 @@ from moekit_objectives.squared_error import SquaredError
 
 @final
 class SquaredErrorObjective(Objective):
-    """Half the squared error, summed over outputs and cases.
-
-    Args:
-        spec: its options (none).
-    """
+    """Half the squared error, summed over outputs and cases."""
 
     def __init__(self, spec: SquaredError) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
 """Adafactor: second moments kept as sums over rows and columns, steps relative to the size of the weights.
 
 Source: Shazeer and Stern 2018 (arXiv 1804.04235), algorithms 4 and 5, as ``torch.optim.Adafactor`` computes them, on
-one device or in shards. Switch, GLaM and ST-MoE train with it. Oracle: ``naive.py``. Where torch departs from the
-paper: ``eps`` bounds the means of squared gradients from below, where the paper adds it to each of them.
+one device or sharded. Switch, GLaM and ST-MoE train with it. Reference implementation: ``naive.py``. torch differs from
+the paper: its ``eps`` bounds the means of squared gradients from below, while the paper adds it to each of them.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ SMALLEST_EPS = 1.0e-18  # its square is still a normal number of fp32
 
 @dataclass(frozen=True, kw_only=True)
 class Adafactor(OptimizerSpec):
-    """Options of Adafactor. At step t a weight moves by ``max(eps[1], RMS(weights)) · min(lr, 1/sqrt(t))``, about.
+    """Options of Adafactor. At step t a weight changes by about ``max(eps[1], RMS(weights)) · min(lr, 1/sqrt(t))``.
 
-    So ``lr`` is relative, and with the ``constant`` schedule .01 falls as 1/sqrt(t) from step 10^4 on by itself.
+    So ``lr`` is relative, and with the ``constant`` schedule .01 falls as 1/sqrt(t) from step 10^4.
     """
 
     lr: float = option(1.0e-2, "the largest relative step, at the schedule's peak; never more than 1/sqrt(step)", gt=0)

@@ -1,4 +1,4 @@
-"""Adafactor over parameters that lie whole or in shards."""
+"""Adafactor over parameters that are whole or sharded."""
 
 from __future__ import annotations
 
@@ -20,28 +20,29 @@ State = dict[str, Any]
 
 @final
 class AdafactorOptimizer(Optimizer):
-    """Adafactor over the model's trainable parameters; a tied parameter is there once. What decays has its own group.
+    """Adafactor over the model's trainable parameters, tied ones once. Those with weight decay have their own group.
 
-    The last two dimensions of a tensor are factored, so weights stacked over experts have rows and columns of their
-    own for each expert; the weights' size and the clip are taken over the whole stack, as Mesh TensorFlow does. State
-    by parameter, of its dtype: ``step``; ``row_var [..., n, 1]`` and ``col_var [..., 1, m]``; for vectors ``variance``.
+    The last two dimensions of a tensor are factored, so that stacked experts' weights have rows and columns of their
+    own for each expert. The size of the weights and the clip are of the whole stack, as in Mesh TensorFlow. State by
+    parameter, in its dtype: ``step``; ``row_var [..., n, 1]`` and ``col_var [..., 1, m]``; for vectors ``variance``.
 
-    What is in shards moves as it would whole. Ranks add up squares of weights, of rows, of columns and of the update,
-    and the mean of the rows, of all parameters together: at most three messages a step to each group of ranks. The
-    update of a parameter in shards is computed twice rather than kept until its size is known. On a device, no number
-    is read on the host.
+    Sharded parameters get the same updates as whole ones. Ranks all-reduce squares of weights, of rows, of columns and
+    of the update, and the mean of the rows, for all parameters together: at most three messages a step to each group of
+    ranks. The update of a sharded parameter is computed twice rather than kept until its size is known. On a device,
+    the host reads no number.
 
     Equations: Shazeer and Stern 2018 (arXiv 1804.04235), algorithms 4 and 5, with ``torch.optim.Adafactor``'s
     epsilon, its decay (by the rate, before the step) and its names. torch's own default of ``eps[0]``, the resolution
-    of the dtype (1.2e-7 in fp32), is no small number: it bounds *squared* gradients, so that a tensor whose gradients
-    are below 3e-4 would take larger steps than the paper's, and among stacked experts those with the smallest
-    gradients most of all. Oracle: ``naive.py``.
+    of the dtype (1.2e-7 in fp32), is too large: it bounds *squared* gradients, so that a tensor whose gradients are
+    below 3e-4 would take larger steps than the paper's, most of all the stacked experts with the smallest gradients.
+    Reference implementation: ``naive.py``.
 
-    Collective where anything is in shards, as is each step: every rank makes it, with gradients of the same parameters.
+    Making it is collective if anything is sharded, and so is each step: every rank must take part, with gradients of
+    the same parameters.
 
     Args:
         spec: rate, decay of the means, clip, weight decay and epsilons.
-        model: its parameters are moved; frozen ones (``requires_grad`` false) are left out. Cut up already, if at all.
+        model: its parameters are updated, except frozen ones (``requires_grad`` false). Sharded before, if at all.
 
     Raises:
         ValueError: the model has no trainable parameter.
@@ -52,54 +53,47 @@ class AdafactorOptimizer(Optimizer):
     def __init__(self, spec: Adafactor, model: nn.Module) -> None:
         options = {"lr": spec.lr, "beta2_decay": -spec.decay, "eps": (spec.eps[0], spec.eps[1]), "d": spec.clip}
         super().__init__(groups(model, spec.weight_decay, "Adafactor"), options)
-        self._lies = parameter_layouts(model)
+        self._layouts = parameter_layouts(model)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One step. Parameters without a gradient stay.
-
-        Args:
-            closure: computes gradients, and returns the loss.
-
-        Returns:
-            What the closure returned.
-        """
+        """One step; returns the loss of ``closure``, which computes gradients. Parameters without a gradient stay."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         scratch = Scratch()
-        moving = [
-            moved(p, self.state[p], self._lies[p], group, scratch)
+        pending = [
+            update(p, self.state[p], self._layouts[p], group, scratch)
             for group in self.param_groups
             for p in group["params"]
             if p.grad is not None
         ]
-        while moving:
+        while pending:
             waiting, sums = [], []
-            for each in moving:
-                if asked := next(each, None):
+            for each in pending:
+                if partial_sums := next(each, None):
                     waiting.append(each)
-                    sums += asked
+                    sums += partial_sums
             add_up(sums)
-            moving = waiting
+            pending = waiting
         return loss
 
 
-def moved(
-    p: nn.Parameter, state: State, lies: ParameterLayout, options: Mapping[str, Any], scratch: Scratch
+def update(
+    p: nn.Parameter, state: State, layout: ParameterLayout, options: Mapping[str, Any], scratch: Scratch
 ) -> Iterator[list[Sum]]:
-    """Moves one parameter. Where it is in shards, stops whenever sums must be added up over ranks before it can go on.
+    """Updates one parameter. If it is sharded, pauses at each sum that must be all-reduced before the next equation.
 
     Args:
         p: with a gradient.
-        state: the optimizer's of it; empty before the first step.
-        lies: how it lies over ranks.
+        state: the optimizer's state of it; empty before the first step.
+        layout: of the parameter.
         options: of its group.
-        scratch: others use it too, while this one is stopped.
+        scratch: other updates use it too, while this one is paused.
 
     Yields:
-        What this rank has summed; it is changed in place to what all ranks have.
+        This rank's sums, which the caller replaces in place by those over all ranks.
     """
     assert p.grad is not None
     w, g = local(p), local(p.grad)
@@ -109,7 +103,7 @@ def moved(
     t = float(state["step"])  # a tensor on the CPU
     rate = t ** options["beta2_decay"]  # 1 - beta2
     lr, (least, least_size) = float(options["lr"]), options["eps"]
-    numbers = prod(lies.shape)
+    numbers = prod(layout.shape)
 
     size = sum_of_squares(w)
     squares = scratch.like(g).copy_(g).square_()
@@ -117,35 +111,35 @@ def moved(
         variance = local(state["variance"])
         variance.lerp_(squares.to(variance.dtype), rate)
         factors = [variance.to(squares.dtype).clamp(min=least**2).rsqrt()]
-        if lies.cuts:
-            yield [(size, lies.among())]
+        if layout.cuts:
+            yield [(size, layout.among())]
     else:
         row, col = squares.sum(-1, keepdim=True), squares.sum(-2, keepdim=True)
-        if lies.cuts:
-            yield [(size, lies.among()), (row, lies.among(-1)), (col, lies.among(-2))]
+        if layout.cuts:
+            yield [(size, layout.among()), (row, layout.among(-1)), (col, layout.among(-2))]
         row_var, col_var = state["row_var"], state["col_var"]
-        row_var.lerp_((row / lies.shape[-1]).to(row_var.dtype), rate)
-        col_var.lerp_((col / lies.shape[-2]).to(col_var.dtype), rate)
+        row_var.lerp_((row / layout.shape[-1]).to(row_var.dtype), rate)
+        col_var.lerp_((col / layout.shape[-2]).to(col_var.dtype), rate)
         mean = row_var.sum(-2, keepdim=True, dtype=squares.dtype)
-        if lies.cuts:
-            yield [(mean, lies.among(-2))]
-        mean = (mean / lies.shape[-2]).clamp(min=least)
+        if layout.cuts:
+            yield [(mean, layout.among(-2))]
+        mean = (mean / layout.shape[-2]).clamp(min=least)
         factors = [(row_var / mean).rsqrt(), col_var.to(mean.dtype).rsqrt()]
 
-    update = direction(g, factors, least, scratch)
-    update_size = sum_of_squares(update)
-    if lies.cuts:
-        yield [(update_size, lies.among())]
-        update = direction(g, factors, least, scratch)
+    step = direction(g, factors, least, scratch)
+    step_size = sum_of_squares(step)
+    if layout.cuts:
+        yield [(step_size, layout.among())]
+        step = direction(g, factors, least, scratch)
     length = (size / numbers).sqrt().clamp(min=least_size) * min(lr, t**-0.5)
-    length /= ((update_size / numbers).sqrt() / options["d"]).clamp(min=1)
+    length /= ((step_size / numbers).sqrt() / options["d"]).clamp(min=1)
     if options["weight_decay"]:
         w.mul_(1 - lr * options["weight_decay"])
-    w.addcmul_(update, length, value=-1)
+    w.addcmul_(step, length, value=-1)
 
 
 def first_state(p: nn.Parameter, g: Tensor) -> State:
-    """State before the first step: of a vector laid out as it is, of anything else this rank's rows and columns."""
+    """State before the first step: in a vector's own layout, else of this rank's rows and columns."""
     step = torch.tensor(0.0)
     if p.ndim < 2:
         return {"step": step, "variance": torch.zeros_like(p)}
@@ -154,11 +148,11 @@ def first_state(p: nn.Parameter, g: Tensor) -> State:
 
 
 def direction(g: Tensor, factors: list[Tensor], least: float, scratch: Scratch) -> Tensor:
-    """``g / sqrt(V)``, with ``V`` at least ``least`` squared; in the scratch.
+    """``g / sqrt(V)``, with ``V`` at least ``least`` squared; in the scratch memory.
 
     Args:
         g: a gradient.
-        factors: whose product is ``1 / sqrt(V)``: one of ``g``'s shape, or one of its rows and one of its columns.
+        factors: their product is ``1 / sqrt(V)``: one of ``g``'s shape, or one of its rows and one of its columns.
         least: the first epsilon.
         scratch: is overwritten.
     """
@@ -181,13 +175,13 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 
 
 class Scratch:
-    """Memory as large as the largest parameter's part, used for one after the other: on CPUs new memory costs most."""
+    """Memory of the size of the largest local shard, reused for all: on CPUs new memory costs the most time."""
 
     def __init__(self) -> None:
         self._held: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
     def like(self, x: Tensor) -> Tensor:
-        """Of a tensor's shape, in fp32 at least; of whatever content."""
+        """A tensor of ``x``'s shape, in fp32 at least; its content is undefined."""
         kind = (x.device, wide(x.dtype))
         if kind not in self._held or self._held[kind].numel() < x.numel():
             self._held[kind] = x.new_empty(x.numel(), dtype=kind[1])

@@ -1,4 +1,4 @@
-"""Adafactor, one number after the other: the oracle."""
+"""Reference implementation of Adafactor, one number at a time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass
 class Memory:
-    """What is kept of a parameter from step to step.
+    """A parameter's state between steps.
 
     Attributes:
         steps: taken so far.
@@ -31,15 +31,15 @@ def naive_adafactor(
 ) -> Tensor:
     """The weights after a step of algorithm 4 (matrices) or 5 (vectors) of Shazeer and Stern 2018.
 
-    A tensor of more dimensions is a stack of matrices: each has rows and columns of its own, and all have one size and
-    one clip. The paper's sums over rows and columns stand here divided by their lengths, which changes no ``V``.
+    A tensor of more dimensions is a stack of matrices: each has rows and columns of its own; size and clip are of the
+    whole stack. Here the paper's sums over rows and columns are divided by their lengths, which changes no ``V``.
     ``eps[0]`` bounds the mean of a matrix, and its square each ``V``; the paper adds it to each squared gradient.
 
     Args:
         w: weights.
         g: their gradients.
-        kept: is brought up to date.
-        lr: the largest relative step; ``weight_decay`` is times this, and is taken off before the step.
+        kept: its state, which is updated.
+        lr: the largest relative step; ``weight_decay`` is times this, and is subtracted before the step.
         decay: c.
         clip: d.
         weight_decay: of the weights, per step.

@@ -12,7 +12,7 @@ from moekit.spec.kinds import OptimizerSpec
 
 @dataclass(frozen=True, kw_only=True)
 class AdamW(OptimizerSpec):
-    """Options of AdamW. Weight matrices decay; norms and biases do not (the rule: ``moekit_optimizers.decay``)."""
+    """Options of AdamW. Weight matrices decay; norms and biases do not (see ``moekit_optimizers.decay``)."""
 
     lr: float = option(3.0e-3, "learning rate at the schedule's peak", gt=0)
     betas: list[float] = option([0.9, 0.95], "decay rates of the two running means, each in [0, 1)")

@@ -1,4 +1,4 @@
-"""Plain gradient descent, with momentum where asked. Source: Robbins and Monro (1951); Polyak (1964) for momentum."""
+"""Gradient descent, with optional momentum. Source: Robbins and Monro (1951); Polyak (1964) for momentum."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from moekit.spec.kinds import OptimizerSpec
 
 @dataclass(frozen=True, kw_only=True)
 class SGD(OptimizerSpec):
-    """Options of gradient descent: what the mixtures of 1991 were trained with."""
+    """Options of gradient descent, which trained the mixtures of 1991."""
 
     lr: float = option(0.1, "learning rate at the schedule's peak", gt=0)
-    momentum: float = option(0.0, "share of the last move that is kept", ge=0, lt=1)
+    momentum: float = option(0.0, "fraction of the last step that is added again", ge=0, lt=1)
 
 
 COMPONENT = Component(
     name="sgd",
     spec=SGD,
     target="moekit_optimizers.sgd.module:sgd",
-    summary="gradient descent, with momentum where asked",
+    summary="gradient descent, with optional momentum",
     paper="Robbins and Monro 1951",
 )

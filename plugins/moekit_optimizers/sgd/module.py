@@ -14,12 +14,12 @@ def sgd(spec: SGD, model: nn.Module) -> Optimizer:
 
     Args:
         spec: rate and momentum.
-        model: its parameters are moved; frozen ones (``requires_grad`` false) are left out.
+        model: its parameters are updated, except frozen ones (``requires_grad`` false).
 
     Raises:
         ValueError: the model has no trainable parameter.
     """
     params = [p for p in model.parameters() if p.requires_grad]
     if not params:
-        raise ValueError(f"{type(model).__name__} has no trainable parameter for SGD to move")
+        raise ValueError(f"{type(model).__name__} has no trainable parameter for SGD")
     return TorchSGD(params, lr=spec.lr, momentum=spec.momentum, foreach=True)

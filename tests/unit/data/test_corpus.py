@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moekit_data.corpus import Document, Domain, Filler, clean, cut, place, shuffled
+from moekit_data.corpus import Document, Domain, Filler, hash_fraction, shuffled, to_utf8, truncate
 
 examples = settings(max_examples=80, deadline=None)
 
@@ -17,23 +17,23 @@ examples = settings(max_examples=80, deadline=None)
         (b"", b""),
     ],
 )
-def test_clean(raw, text):
-    assert clean(raw) == text
+def test_file_contents_become_utf8_and_binary_ones_none(raw, text):
+    assert to_utf8(raw) == text
 
 
 @examples
 @given(st.text(max_size=20), st.integers(0, 60))
-def test_cut_keeps_whole_characters_and_as_many_as_fit(text, limit):
-    kept = cut(text.encode(), limit).decode()
+def test_truncating_keeps_whole_characters_and_as_many_as_fit(text, limit):
+    kept = truncate(text.encode(), limit).decode()
     assert text.startswith(kept)
     assert len(kept.encode()) <= limit
     assert kept == text or len((kept + text[len(kept)]).encode()) > limit
 
 
-def test_place_is_the_same_on_every_machine():
-    assert place("stdlib/ast.py") == pytest.approx(0.2088705, abs=1e-7)
-    assert place("stdlib/ast.py") != place("stdlib/ast.py", "order")
-    share = sum(place(f"file{n}") < 0.1 for n in range(5000)) / 5000
+def test_hash_fractions_are_uniform_and_the_same_on_every_machine():
+    assert hash_fraction("stdlib/ast.py") == pytest.approx(0.2088705, abs=1e-7)
+    assert hash_fraction("stdlib/ast.py") != hash_fraction("stdlib/ast.py", "order")
+    share = sum(hash_fraction(f"file{n}") < 0.1 for n in range(5000)) / 5000
     assert share == pytest.approx(0.1, abs=0.02)
 
 
@@ -55,11 +55,11 @@ def test_filling_splits_by_key_and_stays_within_its_size(given_documents, limit,
     domain = Filler(limit, share).fill("d", given_documents)
     assert sum(map(len, domain.validation)) <= round(limit * share)
     assert sum(map(len, domain.train)) <= limit - round(limit * share)
-    held_out = [d.text for d in given_documents if place(d.key) < share]
-    kept = [d.text for d in given_documents if place(d.key) >= share]
+    held_out = [d.text for d in given_documents if hash_fraction(d.key) < share]
+    kept = [d.text for d in given_documents if hash_fraction(d.key) >= share]
     for part, pool in ((domain.validation, held_out), (domain.train, kept)):
         assert all(any(whole.startswith(text) for whole in pool) for text in part)
-        assert all(text in pool for text in part[:-1])  # only the last may be cut
+        assert all(text in pool for text in part[:-1])  # only the last may be truncated
     assert len(set(domain.train + domain.validation)) >= len(domain.train + domain.validation) - 2
 
 
@@ -79,7 +79,7 @@ def test_exact_duplicates_are_taken_once_across_domains():
     second = filler.fill("second", [Document("d", b"same"), Document("e", b"new")])
     assert sorted(first.train + first.validation) == [b"other", b"same"]
     assert second.train + second.validation == [b"new"]
-    assert first.notes == second.notes == ["1 exact duplicate left out"]
+    assert first.notes == second.notes == ["1 exact duplicate skipped"]
 
 
 def test_reading_stops_when_both_splits_are_full():
@@ -94,10 +94,10 @@ def test_reading_stops_when_both_splits_are_full():
     assert len(read) < 40
 
 
-def test_blank_documents_are_left_out():
+def test_blank_documents_are_skipped():
     assert Filler(100, 0.5).fill("d", [Document("a", b" \n\t"), Document("b", b"")]) == Domain("d")
 
 
-def test_describe():
-    domain = Domain("d", [b"x" * 900_000], [b"y" * 100_000], ["3 exact duplicates left out"])
-    assert domain.describe() == ("train 0.90 MB in 1 text, validation 0.10 MB in 1 text; 3 exact duplicates left out")
+def test_a_domain_describes_both_splits_and_its_notes():
+    domain = Domain("d", [b"x" * 900_000], [b"y" * 100_000], ["3 exact duplicates skipped"])
+    assert domain.describe() == ("train 0.90 MB in 1 text, validation 0.10 MB in 1 text; 3 exact duplicates skipped")

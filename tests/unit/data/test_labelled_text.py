@@ -1,4 +1,4 @@
-"""The kind of a text as a target: labels by domain, and how many a model gets right."""
+"""The domain of a text as a target, and the share of labels that a model gets right."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def data(tmp_path: Path) -> LabelledTextData:
     return made
 
 
-class Guesser(Model):
-    """Says the label of the first letter that the source has most of, or always the same one."""
+class Classifier(Model):
+    """Gives the label of the letter that the source consists of, or always the same one."""
 
     def __init__(self, data: LabelledTextData, always: str = "") -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class Guesser(Model):
         return ModelOutput(y=y_BSV)
 
 
-def test_a_batch(data: LabelledTextData) -> None:
+def test_the_target_is_the_name_of_the_windows_domain(data: LabelledTextData) -> None:
     batch = data.train_batch(torch.Generator().manual_seed(0))
     windows = data.text.train_batch(torch.Generator().manual_seed(0)).targets
     assert batch.source is not None and batch.source.valid is not None
@@ -67,24 +67,24 @@ def test_a_batch(data: LabelledTextData) -> None:
 
 
 @pytest.mark.parametrize(("always", "accuracy"), [("", 1.0), ("ab", 0.5), ("wxyz", 0.5), ("a", 0.0), ("abc", 0.0)])
-def test_accuracy_is_of_whole_labels(data: LabelledTextData, always: str, accuracy: float) -> None:
-    model = Guesser(data, always).train()
+def test_accuracy_counts_whole_labels(data: LabelledTextData, always: str, accuracy: float) -> None:
+    model = Classifier(data, always).train()
     assert data.scores(model) == {"accuracy": accuracy, "guessing": 0.5, "scored_windows": 6.0}
     assert model.training  # as it was
 
 
-def test_tokens_are_those_of_span_corruption(data: LabelledTextData) -> None:
+def test_the_vocabulary_is_that_of_span_corruption(data: LabelledTextData) -> None:
     other = build(SpanCorruption(text=data.spec.text))
     assert other.spec.vocab == data.spec.vocab and other.end_token() == data.end_token() == END
     assert data.decode(data.encode("wxyz")) == "wxyz"
     assert data.decode(torch.tensor([97, END, 98])) == "a"
 
 
-def test_one_domain_is_nothing_to_tell(tmp_path: Path) -> None:
+def test_a_single_domain_is_refused(tmp_path: Path) -> None:
     for n in range(4):
         (tmp_path / f"{n}.txt").write_text(f"{n}" + "words " * 40)
     data = build(LabelledText(text=TextFiles(path=str(tmp_path), seq=8)))
-    with pytest.raises(DataError, match="labels are the names of domains, and the text has text alone"):
+    with pytest.raises(DataError, match="labels are the names of domains, and the text has only text"):
         data.prepare()
 
 

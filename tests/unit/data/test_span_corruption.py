@@ -1,4 +1,4 @@
-"""Spans cut out of text: what is cut comes back, as often and as long as asked, evenly placed."""
+"""Span corruption: source and target restore the window; number, length and placement of spans."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def restored(source: list[int], target: list[int], end: int = END) -> list[int]:
     spans: dict[int, list[int]] = {}
     for token in target:
         if token > end:
-            assert token not in spans, "a sentinel stands twice"
+            assert token not in spans, "a sentinel occurs twice"
             spans[token] = []
             last = token
         elif token == end:
@@ -62,13 +62,13 @@ def restored(source: list[int], target: list[int], end: int = END) -> list[int]:
     out: list[int] = []
     for token in source:
         out += spans.pop(token) if token > end else [token]
-    assert not spans, "a span that the source does not name"
+    assert not spans, "a span whose sentinel is not in the source"
     return out
 
 
 @given(st.integers(1, 90), st.floats(0.01, 0.99), st.floats(1, 8), st.integers(0, 2**16))
 @settings(max_examples=50, deadline=None)
-def test_source_and_target_are_the_window(length: int, density: float, mean_span: float, seed: int) -> None:
+def test_source_and_target_restore_the_window(length: int, density: float, mean_span: float, seed: int) -> None:
     spec = SpanCorruption(text=text(), density=density, mean_span=mean_span, vocab=END + 1 + 90, sentinels=90)
     window = torch.randint(END, (length,), generator=draws(seed))
     source, target = made(spec).corrupt(window, draws(seed))
@@ -81,7 +81,7 @@ def test_source_and_target_are_the_window(length: int, density: float, mean_span
     assert all(not (a > END and b > END) for a, b in zip(source.tolist(), source.tolist()[1:], strict=False))
 
 
-def test_t5s_numbers() -> None:
+def test_counts_of_tokens_and_spans_are_t5s() -> None:
     """512 tokens, 15% in spans of 3: 77 tokens in 26 spans."""
     spec = SpanCorruption(text=text(seq=512))
     assert spec.cuts(512) == (77, 26)
@@ -89,7 +89,7 @@ def test_t5s_numbers() -> None:
     assert SpanCorruption(text=text(), density=0.99, mean_span=1.0).cuts(4) == (3, 2)  # a token between two spans
 
 
-def test_a_batch_by_hand(folder: str) -> None:
+def test_a_batch_has_source_target_and_bytes_of_its_windows(folder: str) -> None:
     data = made(SpanCorruption(text=text(folder)))
     batch = data.train_batch(draws())
     windows = data.text.train_batch(draws()).targets
@@ -107,19 +107,12 @@ def test_a_batch_by_hand(folder: str) -> None:
     assert int(batch.targets.max()) < data.spec.vocab
 
 
-def test_validation_is_the_same_every_time_and_training_as_its_generator(folder: str) -> None:
-    data = made(SpanCorruption(text=text(folder)))
-    once, again = ([b.targets for b in data.validation_batches()] for _ in range(2))
-    assert len(once) > 1 and all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
-    a, b, c = (data.train_batch(draws(seed)).targets for seed in (1, 1, 2))
-    assert torch.equal(a, b) and not torch.equal(a, c)
-    # two windows alike are not cut alike
-    window = torch.arange(32)
-    cut = {tuple(data.corrupt(window, generator)[0].tolist()) for generator in [draws(5)] for _ in range(5)}
-    assert len(cut) == 5
+def test_equal_windows_are_corrupted_differently() -> None:
+    data, generator = made(SpanCorruption(text=text())), draws(5)
+    assert len({tuple(data.corrupt(torch.arange(32), generator)[0].tolist()) for _ in range(5)}) == 5
 
 
-def test_padding_of_the_text_is_no_part_of_a_window() -> None:
+def test_padding_of_the_text_is_not_part_of_a_window() -> None:
     data = made(SpanCorruption(text=text()))
     tokens = torch.arange(40).reshape(2, 20)
     valid = torch.arange(20) < torch.tensor([[20], [7]])
@@ -130,35 +123,35 @@ def test_padding_of_the_text_is_no_part_of_a_window() -> None:
         assert restored(source.tolist(), target.tolist()) == tokens[b, :length].tolist()
 
 
-def test_places_are_even() -> None:
-    """Every token is cut out as often as any other, but for the ends, which have a neighbour less in the way."""
+def test_every_placement_of_spans_is_equally_likely() -> None:
+    """Every inner token is removed equally often; the first and the last are in half as many placements."""
     data = made(SpanCorruption(text=text(), density=0.2, mean_span=2.0))
     counts = torch.zeros(10)
     generator = draws()
     for _ in range(3000):
         source, _ = data.corrupt(torch.arange(10), generator)  # one span of 2 of 10
         counts += 1 - torch.isin(torch.arange(10), source).float()
-    # nine places, each as likely: the ends lie in one of them, every other token in two
+    # nine placements, equally likely: the ends are in one of them, every other token in two
     expected = torch.tensor([1.0] + [2.0] * 8 + [1.0]) / 9
     torch.testing.assert_close(counts / 3000, expected, rtol=0, atol=0.04)
 
 
 @given(st.integers(1, 30), st.integers(1, 30), st.integers(0, 2**16))
 @settings(max_examples=50, deadline=None)
-def test_parts_add_up(total: int, count: int, seed: int) -> None:
+def test_parts_are_positive_and_add_up(total: int, count: int, seed: int) -> None:
     count = min(count, total)
     found = parts(total, count, draws(seed))
     assert len(found) == count and sum(found) == total and min(found) >= 1
 
 
-def test_all_ways_to_part_are_equally_likely() -> None:
+def test_all_partitions_are_equally_likely() -> None:
     generator = draws()
     counts = Counter(tuple(parts(5, 3, generator)) for _ in range(3000))
     assert set(counts) == {(1, 1, 3), (1, 3, 1), (3, 1, 1), (1, 2, 2), (2, 1, 2), (2, 2, 1)}
     assert max(counts.values()) < 600 and min(counts.values()) > 400
 
 
-def test_encode_and_decode(folder: str) -> None:
+def test_sentinels_are_encoded_and_decoded_as_numbers_in_brackets(folder: str) -> None:
     data = made(SpanCorruption(text=text(folder)))
     ids = data.encode("The <0> naïve<1>")
     assert ids[4] == END + 1 and ids[-1] == END + 2 and ids.dtype == torch.int64
@@ -169,10 +162,10 @@ def test_encode_and_decode(folder: str) -> None:
     assert data.end_token() == END
     assert [token for token in data.encode(data.example()).tolist() if token > END] == [END + 1, END + 2]
     assert data.domain_names() == ("one", "two")
-    assert data.describe()["corruption"] == "5 of 32 tokens cut out, in 2 spans"
+    assert data.describe()["corruption"] == "5 of 32 tokens removed, in 2 spans"
 
 
-def test_byte_pairs_are_the_texts_state(folder: str) -> None:
+def test_the_state_is_the_texts_byte_pairs(folder: str) -> None:
     spec = SpanCorruption(text=text(folder, tokens="bpe", vocab=300), vocab=320, sentinels=19)
     data = made(spec)
     batch = data.train_batch(draws())
@@ -184,7 +177,7 @@ def test_byte_pairs_are_the_texts_state(folder: str) -> None:
     assert data.state() and alone.encode("naïve <0>").tolist() == data.encode("naïve <0>").tolist()
 
 
-def test_what_is_refused() -> None:
+def test_impossible_options_and_too_long_windows_are_refused() -> None:
     with pytest.raises(
         ValueError, match="vocab=319 is too small for the 256 tokens of TextFiles and its own: 320 or more are needed"
     ):

@@ -1,4 +1,4 @@
-"""What every text data does: tokens by state, windows by generator, nothing before ``prepare``."""
+"""What all text data shares: tokens from a state, windows from the training split, errors before ``prepare``."""
 
 import json
 
@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moekit.errors import DataError, MoekitError
+from moekit.errors import MoekitError
 from moekit.registry import build
 from moekit_data.text_files import TextFiles
 
@@ -31,7 +31,7 @@ PAIRS = {"tokens": "bpe", "vocab": 300}
 
 
 @pytest.mark.parametrize("options", [{}, PAIRS], ids=["bytes", "bpe"])
-def test_state_is_plain_and_enough_to_talk(folder, options):
+def test_the_state_is_plain_and_enough_to_encode_and_decode(folder, options):
     data = make(folder, **options)
     data.prepare()
     stored = json.loads(json.dumps(data.state()))
@@ -43,7 +43,7 @@ def test_state_is_plain_and_enough_to_talk(folder, options):
     assert (stored == {}) is (options == {})
 
 
-def test_a_loaded_vocabulary_is_kept_by_prepare(folder):
+def test_prepare_keeps_a_loaded_vocabulary(folder):
     first = make(folder, **PAIRS)
     first.prepare()
     second = make(folder, tokens="bpe", vocab=280)
@@ -54,7 +54,7 @@ def test_a_loaded_vocabulary_is_kept_by_prepare(folder):
 
 
 def test_a_vocabulary_loaded_after_prepare_replaces_the_windows(folder, tmp_path_factory):
-    """As on resuming where the text has changed since: the model's tokens count, not the text's."""
+    """As on resuming with a text that has changed: the checkpoint's tokens apply."""
     other = tmp_path_factory.mktemp("other") / "other.txt"
     other.write_text("wholly different words here " * 40)
     stored, data = make(str(other), **PAIRS), make(folder, **PAIRS)
@@ -67,7 +67,7 @@ def test_a_vocabulary_loaded_after_prepare_replaces_the_windows(folder, tmp_path
     assert set(text.split()) & set(WORDS.split())
 
 
-def test_only_the_training_split_is_learnt_from(tmp_path):
+def test_byte_pairs_are_learnt_from_the_training_split_alone(tmp_path):
     (tmp_path / "t.txt").write_text("plain words only " * 30)
     (tmp_path / "v.txt").write_text("zzyzx " * 200)
     data = make(str(tmp_path / "t.txt"), validation_path=str(tmp_path / "v.txt"), **PAIRS)
@@ -75,7 +75,7 @@ def test_only_the_training_split_is_learnt_from(tmp_path):
     assert "zz" not in data.state()["bpe"]
 
 
-def test_prepare_twice_reads_once(folder, monkeypatch):
+def test_a_second_prepare_reads_nothing(folder, monkeypatch):
     data = make(folder)
     data.prepare()
     monkeypatch.setattr(data, "read", lambda: pytest.fail("read again"))
@@ -97,19 +97,7 @@ def test_windows_come_from_the_training_files_alone(tmp_path_factory, seed):
         assert batch.num_bytes == (batch.targets != 0).sum()
 
 
-def test_a_batch_repeats_with_its_generator(folder):
-    data = make(folder)
-    data.prepare()
-    torch.manual_seed(1)
-    first = data.train_batch(torch.Generator().manual_seed(5))
-    torch.manual_seed(2)
-    second = data.train_batch(torch.Generator().manual_seed(5))
-    assert torch.equal(first.inputs, second.inputs)
-    assert torch.equal(first.domain, second.domain)
-    assert first.valid is None
-
-
-def test_validation_is_fixed_and_equal_per_domain(folder):
+def test_validation_has_as_many_windows_of_each_domain(folder):
     data = make(folder)
     data.prepare()
     batches = list(data.validation_batches())
@@ -118,7 +106,7 @@ def test_validation_is_fixed_and_equal_per_domain(folder):
 
 
 @pytest.mark.parametrize("options", [{}, PAIRS])
-def test_nothing_before_prepare(folder, options):
+def test_batches_before_prepare_are_refused(folder, options):
     data = make(folder, **options)
     with pytest.raises(MoekitError, match=r"TextFilesData has read nothing yet: call prepare\(\) first"):
         data.train_batch(torch.Generator())
@@ -134,10 +122,3 @@ def test_byte_pairs_need_learning_or_loading(folder):
         with pytest.raises(MoekitError, match=r"knows no byte pairs yet: call prepare\(\) or load_state\(\) first"):
             ask()
     assert data.state() == {}
-
-
-def test_state_of_the_other_kind_is_refused(folder):
-    learnt = make(folder, **PAIRS)
-    learnt.prepare()
-    with pytest.raises(DataError, match="the stored state holds byte pairs, but the spec says tokens=bytes"):
-        make(folder).load_state(learnt.state())

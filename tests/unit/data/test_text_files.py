@@ -90,28 +90,28 @@ def test_a_validation_path_leaves_all_of_path_to_training_except_copies(tmp_path
     (train, validation) = splits(tmp_path / "t", validation_path=str(tmp_path / "v"))["text"]
     assert (train, validation) == ([b"train one", b"train two"], [b"copied text"])
     data = prepared(tmp_path / "t", validation_path=str(tmp_path / "v"))
-    assert data.describe()["text"].endswith("1 exact duplicate left out")
+    assert data.describe()["text"].endswith("1 exact duplicate skipped")
 
 
-def test_what_is_not_utf8_is_replaced(tmp_path):
+def test_invalid_utf8_is_replaced(tmp_path):
     write(tmp_path, {"a.txt": b"\xef\xbb\xbfcaf\xe9 au lait"})
     train, validation = splits(tmp_path / "a.txt")["text"]
     assert (train[0] + validation[0]).decode() == "caf\ufffd au lait"
 
 
-def test_reading_is_bounded(tmp_path):
+def test_at_most_megabytes_are_read_of_a_domain(tmp_path):
     write(tmp_path, {"a.txt": "é" * 1000, "b.txt": "more"})
     train, validation = splits(tmp_path, megabytes=0.0005)["text"]
     assert sum(map(len, train + validation)) == 500
     data = prepared(tmp_path, megabytes=0.0005)
-    assert data.describe()["text"].endswith("more text than data.megabytes allows: the rest left out")
+    assert data.describe()["text"].endswith("more text than data.megabytes allows: the rest skipped")
 
 
-def test_domains_too_short_for_a_window_are_said(tmp_path):
+def test_domains_too_short_for_a_window_are_skipped_and_described(tmp_path):
     write(tmp_path, {"a/1.txt": "long enough text", "a/2.txt": "here as well", "b/1.txt": "x", "b/2.txt": "y"})
     data = prepared(tmp_path)
     assert data.domain_names() == ("a",)
-    assert data.describe()["b"] == "left out: 2 tokens of training text, a window needs 5"
+    assert data.describe()["b"] == "skipped: 2 tokens of training text, a window needs 5"
 
 
 def test_a_domain_without_validation_still_trains(tmp_path):
@@ -123,26 +123,40 @@ def test_a_domain_without_validation_still_trains(tmp_path):
     assert set(data.train_batch(torch.Generator().manual_seed(0))[4].tolist()) <= {0, 1}
 
 
-def test_home_is_expanded(tmp_path, monkeypatch):
+def test_a_path_may_start_with_a_tilde(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     write(tmp_path, {"a.txt": "some text here"})
     assert splits("~/a.txt")["text"]
 
 
 def refused(path, **options):
-    with pytest.raises(DataError) as caught:
+    """The message of the error."""
+    with pytest.raises(DataError, match=r"\n  |also in") as caught:
         prepared(path, **options)
     return str(caught.value)
 
 
-def test_missing_path(tmp_path):
-    path = tmp_path / "nowhere.txt"
-    assert refused(path) == (
-        f"no such file or folder: {path}\n  expected a text file, a .jsonl file, or a folder of them"
-    )
+@pytest.mark.parametrize(
+    ("files", "path", "message"),
+    [
+        ({}, "x.txt", "no such file or folder: {}\n  expected a text file, a .jsonl file, or a folder of them"),
+        (
+            {"a.log": "x"},
+            "",
+            "no text in folder {}\n  expected files that end with .txt, .md, .jsonl (option data.suffixes)",
+        ),
+        ({"a.txt": ""}, "a.txt", "no text in {}: all of it is empty\n  expected UTF-8 text"),
+        ({"a.txt": " \n\n"}, "a.txt", "no text in {}: all of it is empty\n  expected UTF-8 text"),
+        ({"b.txt": b"\x7fELF\0\0"}, "b.txt", "not a text file: {} (it contains the byte 0)\n  expected UTF-8 text"),
+    ],
+    ids=["missing", "folder without text", "empty", "blank", "binary"],
+)
+def test_a_path_without_text_is_named(tmp_path, files, path, message):
+    write(tmp_path, files)
+    assert refused(tmp_path / path) == message.format(tmp_path / path)
 
 
-def test_missing_relative_path_says_where_it_was_looked_for(tmp_path, monkeypatch):
+def test_the_error_for_a_relative_path_names_its_start(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert refused("nowhere") == (
         f"no such file or folder: nowhere\n  looked in {tmp_path}, where the command runs\n"
@@ -150,30 +164,10 @@ def test_missing_relative_path_says_where_it_was_looked_for(tmp_path, monkeypatc
     )
 
 
-def test_folder_without_text(tmp_path):
-    write(tmp_path, {"a.log": "x"})
-    assert refused(tmp_path) == (
-        f"no text in folder {tmp_path}\n  expected files that end with .txt, .md, .jsonl (option data.suffixes)"
-    )
-
-
-@pytest.mark.parametrize("text", ["", " \n\n"])
-def test_empty_file(tmp_path, text):
-    write(tmp_path, {"a.txt": text})
-    assert refused(tmp_path / "a.txt") == f"no text in {tmp_path / 'a.txt'}: all of it is empty\n  expected UTF-8 text"
-
-
-def test_binary_file(tmp_path):
-    write(tmp_path, {"good.txt": "fine", "bad.txt": b"\x7fELF\0\0"})
-    assert refused(tmp_path) == (
-        f"not a text file: {tmp_path / 'bad.txt'} (it contains the byte 0)\n  expected UTF-8 text"
-    )
-
-
-def test_unreadable_file(tmp_path, monkeypatch):
+def test_an_unreadable_file_is_named(tmp_path, monkeypatch):
     write(tmp_path, {"a.txt": "some text"})
     path = tmp_path / "a.txt"
-    if os.geteuid() == 0:  # root reads everything: let the system call refuse instead
+    if os.geteuid() == 0:  # root may read everything: make the system call fail
 
         def refuse(self, *args, **kwargs):
             raise PermissionError(13, "Permission denied", str(self))
@@ -197,7 +191,7 @@ def test_unreadable_file(tmp_path, monkeypatch):
         (b"[" * 100_000, "not JSON ("),
     ],
 )
-def test_malformed_json_line_is_named(tmp_path, line, found):
+def test_a_malformed_line_of_json_is_named(tmp_path, line, found):
     write(tmp_path, {"x.jsonl": b'{"text": "good"}\n\n' + line + b"\n"})
     message = refused(tmp_path / "x.jsonl")
     assert message.startswith(f"{tmp_path / 'x.jsonl'}, line 3: {found}")
@@ -210,7 +204,7 @@ def test_a_json_line_beyond_the_limit_is_named(tmp_path):
     assert "line 1: longer than the 100 bytes that data.megabytes allows" in message
 
 
-def test_validation_of_other_domains_is_refused(tmp_path):
+def test_a_domain_that_only_validates_is_refused(tmp_path):
     write(tmp_path / "t", {"a/1.txt": "training text"})
     write(tmp_path / "v", {"b/1.txt": "validation text"})
     message = refused(tmp_path / "t", validation_path=str(tmp_path / "v"))
@@ -223,15 +217,15 @@ def test_validation_of_other_domains_is_refused(tmp_path):
 def test_training_on_the_validation_text_is_refused(tmp_path):
     write(tmp_path, {"a.txt": "the same text"})
     message = refused(tmp_path / "a.txt", validation_path=str(tmp_path / "a.txt"))
-    assert message == f"{tmp_path / 'a.txt'} holds nothing that is not also in {tmp_path / 'a.txt'}"
+    assert message == f"all text of {tmp_path / 'a.txt'} is also in {tmp_path / 'a.txt'}"
 
 
-def test_too_little_text_for_a_window(tmp_path):
+def test_too_little_text_for_one_window_is_refused(tmp_path):
     write(tmp_path, {"a.txt": "abcdefgh"})
     message = refused(tmp_path / "a.txt", seq=64)
     assert message == (
         "too little text for one window of 65 tokens to train on\n"
-        "  text: left out: 8 tokens of training text, a window needs 65\n"
+        "  text: skipped: 8 tokens of training text, a window needs 65\n"
         "  give more text, or a smaller data.seq"
     )
     assert refused(tmp_path / "a.txt").startswith(
@@ -248,6 +242,6 @@ def test_too_little_text_for_a_window(tmp_path):
         ({"path": "x", "suffixes": []}, "must be file endings such as .txt"),
     ],
 )
-def test_spec_is_checked(options, message):
+def test_the_text_files_spec_is_checked(options, message):
     with pytest.raises(ValueError, match=message):
         TextFiles(**options)

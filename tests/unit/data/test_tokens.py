@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moekit.errors import DataError
-from moekit_data.tokens import ByteTokens, PairTokens, from_state, pieces
+from moekit_data.tokens import ByteTokens, PairTokens, chunks, from_state
 
 examples = settings(max_examples=80, deadline=None)
 CORPUS = [b"the cat sat on the mat. " * 20, "naïve café, the thé\n".encode() * 20, b"def the():\n    return the\n" * 20]
@@ -42,7 +42,7 @@ def test_the_separator_is_the_character_nul(tokens):
     assert tokens.encode_text("\0").tolist() == tokens.encode([b""]).tolist()
 
 
-def test_bytes_are_utf8():
+def test_byte_tokens_are_the_bytes_of_utf8():
     assert ByteTokens().encode_text("aé").tolist() == [97, 0xC3, 0xA9]
 
 
@@ -53,7 +53,7 @@ def test_half_a_character_becomes_the_replacement(tokens):
 
 
 @both
-def test_lone_surrogates_are_replaced_not_fatal(tokens):
+def test_lone_surrogates_are_replaced(tokens):
     assert tokens.decode(tokens.encode_text("a\ud800b")) == "a?b"
 
 
@@ -70,23 +70,23 @@ def test_pairs_are_learnt_and_shorten_text():
     assert not any(b"\0" in piece and piece != b"\0" for piece in PAIRS.spelling)
 
 
-def test_learning_gives_the_same_every_time():
-    assert PairTokens.learn(CORPUS, 280).state() == PAIRS.state()
+def test_learning_is_deterministic():
+    assert PairTokens.learn(CORPUS, 280).state == PAIRS.state
 
 
 def test_little_text_gives_fewer_pairs():
     assert 256 < len(PairTokens.learn([b"abab"], 4096).spelling) < 300
 
 
-def test_state_brings_back_the_same_tokens():
-    again = from_state(PAIRS.state(), "bpe")
+def test_a_state_restores_the_same_tokens():
+    again = from_state(PAIRS.state, "bpe")
     assert again.spelling == PAIRS.spelling
     assert again.encode_text("the naïve cat").tolist() == PAIRS.encode_text("the naïve cat").tolist()
-    assert from_state(ByteTokens().state(), "bytes").encode_text("x").tolist() == [120]
+    assert from_state(ByteTokens().state, "bytes").encode_text("x").tolist() == [120]
     assert from_state({}, "bpe") is None
 
 
-@pytest.mark.parametrize("json", ["", "{}", '{"model": 3}', PAIRS.state()["bpe"][:500], 7])
+@pytest.mark.parametrize("json", ["", "{}", '{"model": 3}', PAIRS.state["bpe"][:500], 7])
 def test_a_damaged_state_is_refused(json):
     with pytest.raises(DataError, match="not a byte-pair tokenizer that moekit wrote"):
         from_state({"bpe": json}, "bpe")
@@ -94,13 +94,13 @@ def test_a_damaged_state_is_refused(json):
 
 def test_a_state_of_the_other_kind_is_refused():
     with pytest.raises(DataError, match="the stored state holds byte pairs, but the spec says tokens=bytes"):
-        from_state(PAIRS.state(), "bytes")
+        from_state(PAIRS.state, "bytes")
 
 
 @examples
 @given(st.lists(st.text("ab\né", max_size=12), max_size=8), st.integers(1, 9))
-def test_pieces_are_the_document_and_end_with_lines(lines, size):
+def test_chunks_are_the_document_and_end_with_lines(lines, size):
     document = "\n".join(lines).encode()
-    found = list(pieces(document, size))
+    found = list(chunks(document, size))
     assert "".join(found).encode() == document
     assert all(piece.endswith("\n") and len(piece.encode()) >= size for piece in found[:-1])

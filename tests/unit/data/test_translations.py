@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from moekit.errors import DataError, MoekitError
 from moekit.registry import build
 from moekit_data.tokens import ByteTokens
-from moekit_data.translations import Translations, catalogs
+from moekit_data.translations import Translations, reading
 from moekit_data.translations.batches import Bucket, TokenPair, slices, width
 from moekit_data.translations.pairs import Pair, sample, split
 from moekit_data.translations.vocabulary import Vocabulary
@@ -54,12 +54,12 @@ BYTES = {"tokens": "bytes", "vocab": 260}
 KINDS = pytest.mark.parametrize("kind", [{}, BYTES], ids=["bpe", "bytes"])
 
 
-def test_a_source_lies_with_all_its_translations_on_one_side(path):
+def test_a_source_is_in_one_split_with_all_its_translations(path):
     data = prepared(path, validation_pairs=99)
-    drawn = [data.train_batch(generator(seed)) for seed in range(60)]
+    trained = [data.train_batch(generator(seed)) for seed in range(60)]
     train, validation = (
         {data.decode(row).partition("> ")[2] for batch in batches for row in batch.source.tokens}
-        for batches in (drawn, data.validation_batches())
+        for batches in (trained, data.validation_batches())
     )
     assert train and validation and not train & validation
     assert len(train | validation) == 40
@@ -72,7 +72,7 @@ def test_the_split_depends_on_the_source_alone(rows, share):
     train, validation = split(pairs, share)
     assert sorted(train + validation) == sorted(pairs)
     assert not {p.source for p in train} & {p.source for p in validation}
-    for pair in pairs:  # whatever else is there
+    for pair in pairs:  # whatever other pairs there are
         assert split([pair], share)[0] == ([pair] if pair in train else [])
 
 
@@ -125,18 +125,9 @@ def test_the_longest_of_a_batch_decides_its_width(path):
         assert batch.inputs.shape[1] - int(batch.valid.sum(1).max()) < 8
 
 
-def test_batches_are_functions_of_the_generator(path):
-    one, other = prepared(path), prepared(path)
-    for seed in range(3):
-        a, b = one.train_batch(generator(seed)), other.train_batch(generator(seed))
-        assert torch.equal(a.targets, b.targets) and torch.equal(a.source.tokens, b.source.tokens)
-    assert not torch.equal(one.train_batch(generator(7)).source.tokens, one.train_batch(generator(8)).source.tokens)
-    assert one.state() == other.state()
-
-
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=30), st.integers(1, 60))
 @settings(max_examples=40, deadline=None)
-def test_slices_hold_every_row_once_and_no_more_tokens_than_asked(widths, budget):
+def test_slices_hold_every_row_once_and_at_most_the_given_tokens(widths, budget):
     widths.sort()
     parts = slices(widths, budget)
     assert [i for part in parts for i in part] == list(range(len(widths)))
@@ -145,7 +136,7 @@ def test_slices_hold_every_row_once_and_no_more_tokens_than_asked(widths, budget
 
 
 def pairs_of(sizes, lengths=(3, 40)):
-    """So many pairs of each language, of lengths that take turns."""
+    """So many pairs of each language, of alternating lengths."""
     return [
         TokenPair(torch.zeros(lengths[n % len(lengths)], dtype=torch.int64), torch.zeros(2, dtype=torch.int64), domain)
         for domain, size in enumerate(sizes)
@@ -154,23 +145,23 @@ def pairs_of(sizes, lengths=(3, 40)):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 5.0])
-def test_languages_are_drawn_by_temperature_and_lengths_as_they_are(temperature):
-    """However batches are cut, each draw falls on a language with p ~ n^(1/T), and evenly on its pairs."""
+def test_languages_are_sampled_by_temperature_and_their_pairs_uniformly(temperature):
+    """Batching by length does not change this: a language has p ~ n^(1/T)."""
     sizes = (640, 20, 0)
     bucket = Bucket(pairs_of(sizes), 3, batch_tokens=48, temperature=temperature)
     g = generator()
-    drawn = [pair for _ in range(600) for pair in bucket.draw(g)]
+    sampled = [pair for _ in range(600) for pair in bucket.draw(g)]
     weights = [n ** (1 / temperature) for n in sizes]
-    tokens = sum(map(width, drawn))
+    tokens = sum(map(width, sampled))
     for domain, weight in enumerate(weights):
         p = weight / sum(weights)
-        share = sum(width(pair) for pair in drawn if pair.domain == domain) / tokens
-        assert share == pytest.approx(p, abs=6 * math.sqrt(p / len(drawn)) + 0.01)
-    short = sum(width(pair) for pair in drawn if len(pair.source) == 3) / tokens
+        share = sum(width(pair) for pair in sampled if pair.domain == domain) / tokens
+        assert share == pytest.approx(p, abs=6 * math.sqrt(p / len(sampled)) + 0.01)
+    short = sum(width(pair) for pair in sampled if len(pair.source) == 3) / tokens
     assert short == pytest.approx(8 / 48, abs=0.04)  # as many short pairs as long ones
 
 
-def test_languages_are_those_asked_for_or_all_that_have_enough(path):
+def test_languages_are_the_named_ones_or_all_that_have_enough(path):
     assert list(prepared(path, languages=["th", "de"]).domain_names()) == ["th", "de"]
     assert list(prepared(path, languages=None, min_pairs=30).domain_names()) == ["de", "th"]
     with pytest.raises(DataError, match=r"no language has data\.min_pairs=50 (.|\n)*found de 40, th 40, el 20"):
@@ -187,21 +178,21 @@ def test_languages_are_those_asked_for_or_all_that_have_enough(path):
         ({"vocab": 258, "languages": None}, "the end and 1 language need vocab=259"),
         ({"languages": ["de", "de"]}, "one or more different languages"),
         ({"languages": []}, "one or more different languages"),
-        ({"languages": ["d e"]}, "'d e' is no name of a language"),
+        ({"languages": ["d e"]}, "'d e' is not a language name"),
         ({"path": " "}, "path is empty"),
     ],
 )
-def test_what_cannot_be_is_said_before_anything_is_read(path, options, sentence):
+def test_impossible_options_are_refused_before_anything_is_read(path, options, sentence):
     with pytest.raises(ValueError, match=sentence):
         make(**{"path": path, **options})
 
 
-def test_a_vocabulary_without_room_for_all_languages_is_told(path):
+def test_a_vocabulary_without_room_for_all_languages_is_refused(path):
     with pytest.raises(DataError, match=r"no room for 3 languages\n  set data\.vocab=261 or more"):
         prepared(path, languages=None, min_pairs=1, vocab=259)
 
 
-def test_the_vocabulary_fits_the_option(path):
+def test_the_vocabulary_has_at_most_the_given_size(path):
     for vocab in (261, 270, 300):
         data = prepared(path, vocab=vocab)
         assert data.end_token() + len(LANGUAGES) < vocab
@@ -214,8 +205,8 @@ def test_byte_pairs_are_learnt_from_both_sides_of_the_training_pairs_alone(path)
     assert len(data.encode("<de> auf Deutsch")) < 6
 
 
-def test_the_validation_side_is_not_learnt_from(tmp_path):
-    """Its words are as frequent as any, but stay bytes."""
+def test_byte_pairs_are_not_learnt_from_validation_pairs(tmp_path):
+    """Their words are as frequent, but stay bytes."""
     held_out = [n for n in range(200) if split([Pair(f"source {n}", "", "de")], 0.3)[1]]
     rows = (f"source {n}\t{'zzyzx' if n in held_out else 'qwert'}\tde" for n in range(200))
     (tmp_path / "pairs.tsv").write_text("\n".join(rows))
@@ -224,14 +215,14 @@ def test_the_validation_side_is_not_learnt_from(tmp_path):
     assert len(data.encode("<de> qwert")) == 2 and len(data.encode("<de> zzyzx")) == 6
 
 
-def test_too_few_pairs_are_told(tmp_path):
+def test_too_few_pairs_are_refused(tmp_path):
     (tmp_path / "one.tsv").write_text("Save\tSichern\tde\n")
     with pytest.raises(DataError, match=r"too few pairs in .*one\.tsv: (1|0) to train on, (0|1) to validate with"):
         prepared(str(tmp_path / "one.tsv"), languages=["de"])
 
 
-def test_sacrebleu_is_asked_for_before_training(path, monkeypatch):
-    monkeypatch.setattr(catalogs, "find_spec", lambda name: None)
+def test_a_missing_sacrebleu_is_reported_before_training(path, monkeypatch):
+    monkeypatch.setattr(reading, "find_spec", lambda name: None)
     with pytest.raises(DataError, match=r"needs sacrebleu \(it scores translations\)(.|\n)*pip install -e"):
         prepared(path)
 
@@ -262,7 +253,7 @@ def test_decoding_stops_at_the_end(before, after):
 
 
 @KINDS
-def test_state_is_plain_and_enough_to_talk(path, kind):
+def test_the_state_is_plain_and_enough_to_encode_and_decode_pairs(path, kind):
     data = prepared(path, **kind)
     stored = json.loads(json.dumps(data.state()))
     alone = make("/nowhere/at/all", languages=None, **kind)
@@ -276,21 +267,21 @@ def test_state_is_plain_and_enough_to_talk(path, kind):
         alone.train_batch(generator())
 
 
-def test_a_loaded_vocabulary_is_kept_by_prepare(path):
+def test_a_vocabulary_loaded_after_prepare_replaces_the_batches(path):
     first = prepared(path, languages=["el", "de"], vocab=280)
     second = prepared(path)
     second.load_state(first.state())
     assert second.state() == first.state()
     assert second.domain_names() == ("el", "de")
     assert int(second.train_batch(generator()).source.tokens.max()) < 280
-    with pytest.raises(DataError, match="none of data translations"):
+    with pytest.raises(DataError, match="it is not of data translations"):
         second.load_state({"languages": ["de"]})
 
 
-def test_it_says_what_it_has_read(path):
-    told = prepared(path, max_chars=48).describe()
-    assert told["pairs"].startswith(f"{path}: train ") and "split by" in told["pairs"]
-    assert "longer than data.max_chars=48" in told["left out"]
-    assert told["languages"].startswith("3: de, th, el (each ")
-    assert "%(name)s" in told["placeholders"]
-    assert "3 language tags; a target has" in told["tokens"]
+def test_the_description_has_pairs_languages_placeholders_and_tokens(path):
+    described = prepared(path, max_chars=48).describe()
+    assert described["pairs"].startswith(f"{path}: train ") and "split by" in described["pairs"]
+    assert "longer than data.max_chars=48" in described["skipped"]
+    assert described["languages"].startswith("3: de, th, el (each ")
+    assert "%(name)s" in described["placeholders"]
+    assert "3 language tags; a target has" in described["tokens"]

@@ -1,4 +1,4 @@
-"""Scores of models whose translations are known: one that copies its source, one that says nothing."""
+"""Scores of models with known translations: one copies its source, one writes nothing."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from moekit_data.translations.scoring import Translation, bleu, chrf, figures
 
 
 class Copies(Model):
-    """Writes the source behind its tag, up to ``upto`` tokens; then the end."""
+    """Writes the source after its tag, up to ``upto`` tokens; then the end."""
 
     def __init__(self, end: int, upto: int = 1000) -> None:
         super().__init__()
@@ -25,10 +25,10 @@ class Copies(Model):
         self.modes.append(self.training)
         assert batch.source is not None and batch.source.valid is not None
         B, S = batch.inputs.shape
-        said = torch.full((B, S + 1), self.end)
+        written = torch.full((B, S + 1), self.end)
         source = batch.source.tokens[:, 1:].where(batch.source.valid[:, 1:], self.end)[:, : min(S, self.upto)]
-        said[:, : source.shape[1]] = source
-        return ModelOutput(y=self.scale * torch.nn.functional.one_hot(said[:, :S], 300).float())
+        written[:, : source.shape[1]] = source
+        return ModelOutput(y=self.scale * torch.nn.functional.one_hot(written[:, :S], 300).float())
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def test_scores_are_means_over_languages(path):
     assert values["chrf"] == pytest.approx((100 + chrf(parts[1])) / 2) and chrf(parts[1]) < 50
 
 
-def test_translations_stand_beside_their_own_sources(path):
+def test_translations_are_in_the_order_of_their_sources(path):
     """Although they are decoded in order of length."""
     data = prepared(path, batch_tokens=64)
     made = data.translate(Copies(data.end_token()))
@@ -84,18 +84,18 @@ def test_translations_stand_beside_their_own_sources(path):
     assert len({each.source for each in made}) > 4
 
 
-def test_silence_scores_nothing(path):
+def test_empty_translations_score_0(path):
     data = prepared(path)
     values = data.scores(Copies(data.end_token(), upto=0))
     assert values["bleu"] == values["chrf"] == values["placeholders_kept"] == 0
     assert {each.output for each in data.translate(Copies(data.end_token(), upto=0))} == {""}
 
 
-def test_what_never_ends_is_cut_off(path):
-    """At twice the length that is usual for the longest source beside it, and a few tokens."""
+def test_a_translation_that_never_ends_is_truncated(path):
+    """At twice the usual length for the longest source in its batch, plus a few tokens."""
     data = prepared(path, languages=["copy"], tokens="bytes", vocab=258)
     model = Copies(data.end_token())
-    model.end = ord("x")  # goes on with this for ever
+    model.end = ord("x")  # writes this without end
     made = data.translate(model)
     longest = max(len(each.source) for each in made) + 1
     for each in made:
@@ -113,7 +113,7 @@ def test_what_never_ends_is_cut_off(path):
         ("%(Name)s, %s, %s", 0),
     ],
 )
-def test_placeholders_are_kept_as_often_as_they_stood_in_any_order(output, kept):
+def test_placeholders_count_as_kept_if_each_occurs_as_often_in_any_order(output, kept):
     made = [
         Translation("de", "New %(name)s, %s and %s", "Neu: %(name)s", output),
         Translation("de", "no placeholder", "kein Platzhalter", "{x} is not counted"),
@@ -124,14 +124,14 @@ def test_placeholders_are_kept_as_often_as_they_stood_in_any_order(output, kept)
 
 
 def test_languages_without_spaces_are_scored_by_characters():
-    """As one word a changed character would leave nothing."""
+    """As a single word, one changed character would score 0."""
     for name, word in (("ja", "変更を保存しました"), ("zh_Hant", "您的變更已經儲存完成"), ("th", "บันทึกการเปลี่ยนแปลง")):
         near = [Translation(name, "Saved", word, word[:-1] + "x")]
         assert 50 < bleu(near) < 100, name
         assert bleu([near[0]._replace(language="de")]) == 0
 
 
-def test_bleu_and_chrf_by_hand():
+def test_bleu_and_chrf_follow_their_equations():
     """BLEU: precisions 5/6, 4/5, 3/4, 2/3, no brevity penalty."""
     made = [Translation("de", "", "the cat sat on the mat", "the cat sat on the rug")]
     assert bleu(made) == pytest.approx(100 * (5 / 6 * 4 / 5 * 3 / 4 * 2 / 3) ** 0.25)
@@ -150,7 +150,7 @@ def chrf_by_hand(output, reference, beta=2.0):
     return (1 + beta**2) * p * r / (beta**2 * p + r)
 
 
-def test_pictures_are_a_table_and_bars(path, tmp_path):
+def test_a_run_writes_a_table_and_a_plot_of_its_translations(path, tmp_path):
     data = prepared(path)
     table, bars = data.picture(Copies(data.end_token()), tmp_path / "run")
     assert (table.name, bars.name) == ("translations.tsv", "translations.png")
@@ -160,7 +160,7 @@ def test_pictures_are_a_table_and_bars(path, tmp_path):
     assert bars.read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_table_stays_a_table(tmp_path):
+def test_control_characters_are_escaped_in_the_table(tmp_path):
     from moekit_data.translations.picture import write
 
     path = write([Translation("de", "two\nlines", "a\tb", "é\x85\u2028\0 \\n\xa0\ufffd")], tmp_path / "t.tsv")

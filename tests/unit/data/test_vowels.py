@@ -6,7 +6,7 @@ import torch
 
 from moekit.errors import DataError, MoekitError
 from moekit.registry import build
-from moekit_data.vowels import Vowels, table
+from moekit_data.vowels import Vowels, module
 
 
 def prepared(**options):
@@ -42,7 +42,7 @@ def test_defaults_are_the_cases_of_1991():
 @pytest.mark.parametrize(
     ("coding", "ones"), [("turns", {"iy", "ah"}), ("ends", {"iy", "aa"})], ids=["turns_1010", "ends_1001"]
 )
-def test_coding_along_f1(coding, ones):
+def test_targets_are_coded_along_mean_f1(coding, ones):
     data = prepared(coding=coding)
     for cases in (data.train, data.test):
         assert {v for v, d in zip(cases.vowels, cases.d_TO[:, 0].tolist(), strict=True) if d == 1} == ones
@@ -55,12 +55,12 @@ def test_the_order_in_which_vowels_are_named_does_not_matter():
     assert torch.equal(first.train.x_TD, second.train.x_TD)
 
 
-def test_speakers_do_not_overlap():
+def test_training_and_test_speakers_differ():
     data = prepared(train_speakers=3, test_speakers=2, vowels=["er", "uw", "ae"])
     assert (len(data.train.vowels), len(data.test.vowels)) == (3 * 3 * 2, 2 * 3 * 2)
 
 
-def test_every_batch_is_the_full_batch_and_draws_nothing():
+def test_every_batch_holds_all_cases_and_leaves_the_generator_alone():
     data, generator = prepared(), torch.Generator().manual_seed(3)
     before = generator.get_state()
     first, second = data.train_batch(generator), data.train_batch(generator)
@@ -77,7 +77,7 @@ def test_every_batch_is_the_full_batch_and_draws_nothing():
         ({"train_speakers": 60, "test_speakers": 17}, "add up to more than the 76 speakers there are"),
     ],
 )
-def test_spec_is_checked(options, message):
+def test_the_vowels_spec_is_checked(options, message):
     with pytest.raises(ValueError, match=message):
         Vowels(**options)
 
@@ -89,12 +89,12 @@ def test_nothing_is_read_before_prepare():
 
 def test_a_damaged_table_is_named(tmp_path, monkeypatch):
     (tmp_path / "peterson_barney.csv").write_text("speaker,vowel\n1,iy\n")
-    monkeypatch.setattr(table, "files", lambda package: tmp_path)
+    monkeypatch.setattr(module, "files", lambda package: tmp_path)
     with pytest.raises(DataError, match=r"cannot read the formant table .*peterson_barney\.csv: 'f1'"):
         prepared()
 
 
-def test_vowels_are_no_text():
+def test_vowels_hold_no_text_no_state_and_no_domains():
     data = prepared()
     with pytest.raises(MoekitError, match="VowelData holds no text: it cannot turn a prompt into tokens"):
         data.encode("hello")

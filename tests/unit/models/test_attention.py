@@ -1,4 +1,4 @@
-"""Attention: causality, dtypes, what a spec refuses."""
+"""Attention: autocast and bf16, and options that a spec refuses."""
 
 from __future__ import annotations
 
@@ -19,19 +19,7 @@ SPECS: dict[str, AttentionSpec] = {
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
-def test_a_later_token_changes_no_earlier_output(spec: AttentionSpec) -> None:
-    attention = build(spec, 16).double()
-    x = torch.randn(2, 9, 16, dtype=torch.float64)
-    changed = x.clone()
-    changed[:, 5] = torch.randn(2, 16, dtype=torch.float64)
-    before, after = attention(x), attention(changed)
-    torch.testing.assert_close(after[:, :5], before[:, :5], rtol=0, atol=1e-13)
-    assert (after[:, 5:] != before[:, 5:]).any(-1).all()
-    torch.testing.assert_close(attention(x[:, :5]), before[:, :5], rtol=0, atol=1e-13)
-
-
-@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
-def test_autocast_and_bf16_run_and_stay_near_fp32(spec: AttentionSpec) -> None:
+def test_autocast_and_bf16_stay_near_fp32(spec: AttentionSpec) -> None:
     attention, x = build(spec, 16), torch.randn(2, 9, 16)
     exact = attention(x)
     with torch.autocast("cpu", torch.bfloat16):
@@ -44,14 +32,8 @@ def test_autocast_and_bf16_run_and_stay_near_fp32(spec: AttentionSpec) -> None:
         torch.testing.assert_close(y.float(), exact, rtol=0.1, atol=0.02)
 
 
-def test_heads_share_keys_and_values() -> None:
-    attention = build(SPECS["gqa"], 16)
-    assert attention.k.weight.shape == attention.v.weight.shape == (2 * 8, 16)
-    assert attention.q.weight.shape == (4 * 8, 16)
-
-
-def test_what_specs_refuse() -> None:
-    with pytest.raises(ValueError, match="heads=4 is no multiple of kv_heads=3"):
+def test_heads_must_form_groups_and_rotary_widths_must_be_even() -> None:
+    with pytest.raises(ValueError, match="heads=4 is not a multiple of kv_heads=3"):
         GQA(heads=4, kv_heads=3, head_dim=8)
     with pytest.raises(ValueError, match="head_dim=7 must be even"):
         GQA(heads=4, head_dim=7)

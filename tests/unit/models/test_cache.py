@@ -1,4 +1,4 @@
-"""The cache: what it holds, how it grows, and that every attention and model decodes with it as it reads at once."""
+"""The cache: what it holds, how it grows, and that models decode with it to the logits of one pass."""
 
 from __future__ import annotations
 
@@ -48,31 +48,15 @@ def attention(name: str) -> nn.Module:
     return module.double()
 
 
-def pieces_of(draw: st.DrawFn) -> list[int]:
-    return draw(st.lists(st.integers(1, 7), min_size=1, max_size=6))
-
-
-pieces = st.composite(pieces_of)
-
-
-@pytest.mark.parametrize("name", ATTENTION)
-@given(sizes=pieces(), B=st.integers(1, 3))
-@settings(max_examples=15, deadline=None)
-def test_attention_read_on_in_pieces_is_attention_read_at_once(name: str, sizes: list[int], B: int) -> None:
-    module, cache = attention(name), Cache()
-    x_BSD = torch.randn(B, sum(sizes), DIM, dtype=torch.float64)
-    with torch.no_grad():
-        found = torch.cat([module(part, cache=cache) for part in x_BSD.split(sizes, dim=1)], dim=1)
-        torch.testing.assert_close(found, module(x_BSD), rtol=1e-11, atol=1e-12)
-    assert cache.length == sum(sizes)
+pieces = st.lists(st.integers(1, 7), min_size=1, max_size=6)
 
 
 @pytest.mark.parametrize(
     ("name", "numbers"),
     [("mha", 2 * 3 * 4), ("gqa", 2 * 2 * 6), ("mla", 5 + 2), ("mla with yarn", 9 + 4), ("relative", 2 * 2 * 5)],
 )
-def test_numbers_kept_of_a_token(name: str, numbers: int) -> None:
-    """DeepSeek-V2, table 1: heads share keys and values in GQA; MLA keeps a latent and a rotary key, whatever heads."""
+def test_the_cache_holds_the_papers_numbers_for_each_token(name: str, numbers: int) -> None:
+    """DeepSeek-V2, table 1: heads share keys and values in GQA; MLA keeps a latent and a rotary key for all heads."""
     module, cache = attention(name), Cache()
     with torch.no_grad():
         for S in (5, 1, 1):
@@ -96,7 +80,7 @@ def test_gradients_pass_through_a_cache(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ATTENTION)
-def test_a_cache_in_bf16_and_under_autocast(name: str) -> None:
+def test_a_cache_in_bf16_and_under_autocast_stays_near_fp32(name: str) -> None:
     x_BSD = torch.randn(2, 6, DIM)
     exact = attention(name).float()(x_BSD)
     for dtype, autocast in ((torch.bfloat16, False), (torch.float32, True)):
@@ -107,7 +91,7 @@ def test_a_cache_in_bf16_and_under_autocast(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["mha", "mla", "relative"])
-def test_both_ways_there_is_nothing_to_cache(name: str) -> None:
+def test_attention_in_both_directions_refuses_a_cache(name: str) -> None:
     module = build(ATTENTION[name], DIM, False)
     with pytest.raises(ValueError, match="a cache is for causal attention"):
         module(torch.randn(1, 3, DIM), cache=Cache())
@@ -118,7 +102,7 @@ def test_both_ways_there_is_nothing_to_cache(name: str) -> None:
 
 @given(sizes=st.lists(st.integers(0, 90), min_size=1, max_size=9))
 @settings(max_examples=40, deadline=None)
-def test_rows_come_back_as_they_were_added(sizes: list[int]) -> None:
+def test_a_cache_returns_the_rows_that_were_added(sizes: list[int]) -> None:
     cache = Cache()
     a, b = torch.randn(2, sum(sizes), 3), torch.randn(2, 4, sum(sizes), 5)
     end = 0
@@ -129,16 +113,16 @@ def test_rows_come_back_as_they_were_added(sizes: list[int]) -> None:
         assert cache.length == end and cache.numel() == end * (2 * 3 + 2 * 4 * 5)
 
 
-def test_one_token_more_copies_no_other() -> None:
+def test_another_token_copies_no_earlier_one() -> None:
     cache = Cache()
     (first,) = cache.extend(torch.randn(1, 5, 3))
     kept = [cache.extend(torch.randn(1, 1, 3))[0] for _ in range(200)]
     places = [rows.data_ptr() for rows in (first, *kept)]
-    assert len(set(places)) < 8  # room is made in growing blocks
+    assert len(set(places)) < 8  # memory is allocated in growing blocks
     assert torch.equal(kept[-1][:, :5], first)
 
 
-def test_other_rows_are_refused() -> None:
+def test_rows_of_another_shape_are_refused() -> None:
     cache = Cache()
     cache.extend(torch.zeros(2, 4, 3), torch.zeros(2, 4, 6))
     for rows in (
@@ -154,8 +138,8 @@ def test_other_rows_are_refused() -> None:
         Cache().extend(torch.zeros(2, 1, 3), torch.zeros(2, 2, 6))
 
 
-def test_a_cache_is_a_value() -> None:
-    """Two texts that share a beginning: a copy goes on by itself."""
+def test_a_copy_of_a_cache_is_independent() -> None:
+    """For two texts with the same beginning."""
     module, cache = attention("mla"), Cache()
     x_BSD = torch.randn(1, 6, DIM, dtype=torch.float64)
     with torch.no_grad():
@@ -236,62 +220,43 @@ def source_of(spec: Any, B: int) -> Source | None:
     return Source(torch.randint(VOCAB, (B, 6)), torch.arange(6) < lengths)
 
 
-def at_once(model: Model, tokens: Tensor, source: Source | None) -> Tensor:
+def in_one_pass(model: Model, tokens: Tensor, source: Source | None) -> Tensor:
     return model(tokens).y if source is None else model.given(source)(tokens, None).y
 
 
-def read(model: Model, parts: tuple[Tensor, ...], source: Source | None) -> list[ModelOutput]:
+def decode_in_parts(model: Model, parts: tuple[Tensor, ...], source: Source | None) -> list[ModelOutput]:
     cache = model.start_cache(source)
     assert cache is not None
     return [model.decode(part, cache) for part in parts]
 
 
 @pytest.mark.parametrize("name", MODELS)
-@given(sizes=pieces(), B=st.integers(1, 3))
+@given(sizes=pieces, B=st.integers(1, 3))
 @settings(max_examples=6, deadline=None)
-def test_logits_read_on_are_those_read_at_once(name: str, sizes: list[int], B: int) -> None:
+def test_logits_decoded_in_parts_are_those_of_one_pass(name: str, sizes: list[int], B: int) -> None:
     spec = MODELS[name]
     model, source = model_of(spec), source_of(spec, B)
     tokens = torch.randint(VOCAB, (B, sum(sizes)))
     with torch.no_grad():
-        found = torch.cat([out.y for out in read(model, tokens.split(sizes, dim=1), source)], dim=1)
-        torch.testing.assert_close(found, at_once(model, tokens, source), rtol=1e-9, atol=1e-10)
+        found = torch.cat([out.y for out in decode_in_parts(model, tokens.split(sizes, dim=1), source)], dim=1)
+        torch.testing.assert_close(found, in_one_pass(model, tokens, source), rtol=1e-9, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", ["decoder, mla", "pairs, relative", "lstm"])
-def test_nothing_is_kept_in_the_model(name: str) -> None:
-    """Texts that are read in turns, each with its own cache, do not meet."""
-    spec = MODELS[name]
-    model = model_of(spec)
-    texts = [torch.randint(VOCAB, (2, 5)) for _ in range(2)]
-    sources = [source_of(spec, 2) for _ in texts]
-    with torch.no_grad():
-        caches = [model.start_cache(source) for source in sources]
-        found: list[list[Tensor]] = [[], []]
-        for s in range(5):
-            for i, cache in enumerate(caches):
-                assert cache is not None
-                found[i].append(model.decode(texts[i][:, s : s + 1], cache).y)
-        for i, text in enumerate(texts):
-            expected = at_once(model, text, sources[i])
-            torch.testing.assert_close(torch.cat(found[i], dim=1), expected, rtol=1e-9, atol=1e-10)
-
-
-def test_reports_are_of_the_new_positions() -> None:
+def test_reports_cover_the_new_positions_alone() -> None:
     model, tokens = model_of(decoder()), torch.randint(VOCAB, (2, 5))
     with torch.no_grad():
-        outputs = read(model, (tokens[:, :4], tokens[:, 4:]), None)
+        outputs = decode_in_parts(model, (tokens[:, :4], tokens[:, 4:]), None)
         whole = model(tokens).reports
     for out, S in zip(outputs, (4, 1), strict=True):
         assert list(out.reports) == ["blocks.1.ffn", "blocks.2.ffn"]
         assert all(int(report.load_E.sum()) == 2 * S * 2 for report in out.reports.values())
     for name, report in whole.items():
         assert torch.equal(sum(out.reports[name].load_E for out in outputs), report.load_E)
-    written = read(model_of(pairs()), (tokens,), source_of(pairs(), 2))[0]
-    assert list(written.reports) == ["decoder.blocks.1.ffn"]  # the source was read before
+    written = decode_in_parts(model_of(pairs()), (tokens,), source_of(pairs(), 2))[0]
+    assert list(written.reports) == ["decoder.blocks.1.ffn"]  # the encoder ran before
 
 
-def test_a_target_that_has_ended_takes_no_slot() -> None:
+def test_a_finished_target_uses_no_capacity() -> None:
     model, spec = model_of(pairs(dispatcher=Capacity(factor=0.5))), pairs()
     cache = model.start_cache(source_of(spec, 3))
     assert cache is not None
@@ -302,18 +267,18 @@ def test_a_target_that_has_ended_takes_no_slot() -> None:
     assert int(report.routing.num_valid()) == 2 and int(report.load_E.sum()) == 4
 
 
-def test_a_source_is_read_once() -> None:
+def test_a_source_is_encoded_once() -> None:
     model, spec = model_of(pairs()), pairs()
     calls: list[int] = []
     model.get_submodule("encoder").register_forward_hook(lambda *_: calls.append(1))
     cross = model.get_submodule("decoder.blocks.0.cross_attention.k")
     cross.register_forward_hook(lambda *_: calls.append(2))
     with torch.no_grad():
-        read(model, torch.randint(VOCAB, (2, 4)).split(1, dim=1), source_of(spec, 2))
+        decode_in_parts(model, torch.randint(VOCAB, (2, 4)).split(1, dim=1), source_of(spec, 2))
     assert calls == [1, 2]
 
 
-def test_a_model_that_keeps_nothing_says_so() -> None:
+def test_a_model_without_a_cache_refuses_to_decode_with_one() -> None:
     class Plain(Model):
         def forward(self, inputs: Tensor, *, valid: Tensor | None = None) -> ModelOutput:
             return ModelOutput(y=inputs)
@@ -327,7 +292,7 @@ def test_a_model_that_keeps_nothing_says_so() -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Sums(AttentionSpec):
-    """An attention of somebody who knows no cache."""
+    """An attention without support for a cache."""
 
 
 class SumsAttention(nn.Module):
@@ -349,12 +314,12 @@ class SumsPlugin:
         return [Component(name="sums", spec=Sums, target=SumsAttention, summary="sums")]
 
 
-def test_an_attention_without_a_cache_works_as_before() -> None:
+def test_an_attention_without_a_cache_runs_in_one_pass() -> None:
     with temporary(SumsPlugin):
         for spec in (decoder(Sums()), pairs(Sums())):
             model = model_of(spec)
             assert model.start_cache(source_of(spec, 2)) is None
             with pytest.raises(MoekitError, match="has no cache to decode with"):
                 model.decode(torch.zeros(1, 1, dtype=torch.int64), Cache())
-            out = at_once(model, torch.randint(VOCAB, (2, 5)), source_of(spec, 2))
+            out = in_one_pass(model, torch.randint(VOCAB, (2, 5)), source_of(spec, 2))
             assert out.shape == (2, 5, VOCAB)

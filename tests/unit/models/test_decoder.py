@@ -1,9 +1,9 @@
-"""The decoder: where mixtures stand, what it returns, causality, padding, tying, recompute, drawing of weights."""
+"""The decoder: which layers are mixtures, outputs, padding, tying, recomputation, initial weights, refused options."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from moekit.contracts import ModelOutput
 from moekit.layer import MoELayer
+from moekit.spec.kinds import MoE, RouterSpec
 from moekit_balancers.load_balance import LoadBalance
 from moekit_balancers.sign_bias import SignBias
 from moekit_dispatchers.grouped import Grouped
@@ -63,7 +64,7 @@ def tokens(B: int = 2, S: int = 8) -> Tensor:
         (At(layers=[3, 1]), 4, (1, 3)),
     ],
 )
-def test_where_mixtures_stand(at: At, depth: int, expected: tuple[int, ...]) -> None:
+def test_the_named_layers_are_mixtures(at: At, depth: int, expected: tuple[int, ...]) -> None:
     spec = spec_of(depth=depth, moe=moe_of(at), mtp=None)
     assert spec.moe_layers == expected
     model = DecoderModel(spec)
@@ -71,7 +72,7 @@ def test_where_mixtures_stand(at: At, depth: int, expected: tuple[int, ...]) -> 
     assert list(model(tokens()).reports) == [f"blocks.{i}.ffn" for i in expected]
 
 
-def test_output_names_its_layers_by_their_paths() -> None:
+def test_reports_have_the_paths_of_their_layers() -> None:
     model = DecoderModel(spec_of())
     out = model(tokens())
     assert out.y.shape == (2, 8, VOCAB)
@@ -83,43 +84,26 @@ def test_output_names_its_layers_by_their_paths() -> None:
     assert loads == [2 * 2 * 8, 2 * 2 * 8, 2 * 2 * 7, 2 * 2 * 6]  # top_k · B · positions
 
 
-def test_later_tokens_are_predicted_in_training_alone() -> None:
+def test_tokens_further_ahead_are_predicted_only_in_training() -> None:
     model = DecoderModel(spec_of()).eval()
     out = model(tokens())
     assert out.future == ()
     assert list(out.reports) == ["blocks.1.ffn", "blocks.2.ffn"]
 
 
-def test_a_text_shorter_than_the_depth_of_prediction() -> None:
+def test_a_short_text_has_fewer_predictions_ahead() -> None:
     model = DecoderModel(spec_of())
     assert [tuple(f.shape) for f in model(tokens(S=2)).future] == [(2, 1, VOCAB)]
     assert model(tokens(S=1)).future == ()
 
 
-def test_multi_token_blocks_are_of_the_last_layers_kind() -> None:
+def test_blocks_of_multi_token_prediction_are_like_the_last_layer() -> None:
     dense_last = DecoderModel(spec_of(moe=moe_of(At(layers=[0]))))
     assert list(dense_last(tokens()).reports) == ["blocks.0.ffn"]
     assert len(dense_last(tokens()).future) == 2
 
 
-def test_a_dense_decoder_reports_nothing() -> None:
-    assert DecoderModel(spec_of(moe=None))(tokens()).reports == {}
-
-
-def test_a_later_token_changes_no_earlier_logit() -> None:
-    model = DecoderModel(spec_of()).double()
-    inputs = tokens()
-    changed = inputs.clone()
-    changed[:, 5] = (changed[:, 5] + 1) % VOCAB
-    before, after = model(inputs), model(changed)
-    torch.testing.assert_close(after.y[:, :5], before.y[:, :5], rtol=0, atol=1e-12)
-    assert (after.y[:, 5:] != before.y[:, 5:]).any(-1).all()
-    for k, (a, b) in enumerate(zip(after.future, before.future, strict=True), start=1):  # position i has read i + k
-        torch.testing.assert_close(a[:, : 5 - k], b[:, : 5 - k], rtol=0, atol=1e-12)
-        assert (a[:, 5 - k :] != b[:, 5 - k :]).any(-1).all()
-
-
-def test_padding_changes_nothing_that_counts() -> None:
+def test_padding_changes_neither_logits_nor_reports_of_valid_positions() -> None:
     model = DecoderModel(spec_of()).double()
     inputs = tokens(B=1)
     valid = (torch.arange(8) < 5)[None]
@@ -131,7 +115,7 @@ def test_padding_changes_nothing_that_counts() -> None:
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_tying_input_and_head(tied: bool) -> None:
+def test_a_tied_head_is_the_input_embedding(tied: bool) -> None:
     model = DecoderModel(spec_of(tied=tied))
     embedding, head = model.embeddings()
     assert (embedding is head) == tied
@@ -149,7 +133,7 @@ def test_extra_parts_share_no_parameter_with_the_model() -> None:
     assert DecoderModel(spec_of(mtp=None)).extra_parts() == {}
 
 
-def test_weights_are_drawn_with_the_given_deviation() -> None:
+def test_initial_weights_have_the_given_deviation() -> None:
     model = DecoderModel(spec_of(dim=64, attention=GQA(heads=8, head_dim=8), ffn=Glu(hidden=96), init_std=0.006))
     for name, parameter in model.named_parameters():
         if parameter.ndim == 1:
@@ -166,7 +150,7 @@ def losses(model: DecoderModel, inputs: Tensor) -> tuple[ModelOutput, Tensor]:
 
 @pytest.mark.parametrize("jitter", [0.0, 0.1])
 @pytest.mark.parametrize("recompute", ["experts", "blocks"])
-def test_recompute_changes_nothing(recompute: str, jitter: float) -> None:
+def test_recomputation_changes_no_number(recompute: str, jitter: float) -> None:
     router = TopK(top_k=2, score="sigmoid", input_jitter=jitter)
     spec = spec_of(moe=moe_of(At(first=1), router=router))
     kept, again = DecoderModel(spec), DecoderModel(replace(spec, recompute=recompute))
@@ -182,7 +166,7 @@ def test_recompute_changes_nothing(recompute: str, jitter: float) -> None:
         out, loss = losses(model, inputs)
         loss.backward()
         results.append((out, loss))
-    assert calls == {"kept": 1, "again": 2}  # the second pass is real
+    assert calls == {"kept": 1, "again": 2}  # backward runs the part again
     (a, loss_a), (b, loss_b) = results
     assert torch.equal(loss_a, loss_b)
     assert list(a.reports) == list(b.reports)
@@ -193,12 +177,69 @@ def test_recompute_changes_nothing(recompute: str, jitter: float) -> None:
         assert p.grad is not None and q.grad is not None, name
         assert torch.equal(p.grad, q.grad), name
     for p, q in zip(kept.buffers(), again.buffers(), strict=True):
-        assert torch.equal(p, q)  # no state moved in forward
+        assert torch.equal(p, q)  # forward changes no state
 
 
-def test_every_parameter_gets_a_gradient() -> None:
-    model = DecoderModel(spec_of())
-    _, loss = losses(model, tokens(B=8))
-    loss.backward()
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None and parameter.grad.any(), name
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, r"give exactly one of first, every, layers \(given: none\)"),
+        ({"first": 1, "every": 2}, r"give exactly one of first, every, layers \(given: first, every\)"),
+        ({"layers": [1, 1]}, r"layers=\[1, 1\] must be different numbers from 0"),
+        ({"layers": [-1]}, r"layers=\[-1\] must be different numbers from 0"),
+        ({"every": 0}, r"every=0 is out of range \(>= 1\)"),
+    ],
+)
+def test_mixture_layers_are_named_in_exactly_one_way(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        At(**options)
+
+
+@pytest.mark.parametrize(
+    ("at", "message"),
+    [
+        (At(first=3), r"moe.at names no layer, but the decoder has layers 0 to 2"),
+        (At(every=4), r"moe.at names no layer, but the decoder has layers 0 to 2"),
+        (At(layers=[1, 3]), r"moe.at names \[1, 3\], but the decoder has layers 0 to 2"),
+        (At(layers=[]), r"moe.at names no layer, but the decoder has layers 0 to 2"),
+    ],
+)
+def test_layers_that_do_not_exist_are_refused(at: At, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        spec_of(moe=moe_of(at))
+
+
+def test_two_initialisations_are_refused() -> None:
+    assert spec_of(init_std=0.1).init_scale is None
+    with pytest.raises(ValueError, match=r"init_std=0.1 and init_scale=0.5 both initialise weights: set one"):
+        spec_of(init_std=0.1, init_scale=0.5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batchwise(RouterSpec):
+    """A router whose choices depend on later tokens."""
+
+    causal: ClassVar[bool] = False
+
+
+def test_a_router_that_sees_later_tokens_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"router Batchwise would leak later tokens: .* use topk or noisy_topk"):
+        spec_of(moe=moe_of(At(first=1), router=Batchwise(), balancers={}))
+
+
+def test_a_dense_layer_with_several_experts_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"ffn\.count=2 must be 1"):
+        spec_of(ffn=Glu(count=2, hidden=4))
+
+
+def test_a_decoders_mixture_is_checked_like_any() -> None:
+    assert issubclass(DecoderMoE, MoE)
+    with pytest.raises(ValueError, match="gives a selection bias"):
+        moe_of(At(first=1), router=NoBias(), balancers={"bias": SignBias(rate=0.1)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoBias(RouterSpec):
+    """A router that ignores a selection bias."""
+
+    takes_bias: ClassVar[bool] = False

@@ -1,4 +1,4 @@
-"""The encoder-decoder: what it refuses, what reaches what, how it is counted."""
+"""The encoder-decoder: refused options, what logits depend on, reports, initial weights, parameter counts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from moekit import Batch, MoekitError, Source, build, load
+from moekit import Batch, MoekitError, Source
 from moekit.params import count_parameters
 from moekit.spec.kinds import AttentionSpec, DispatcherSpec, Form, RouterSpec
 from moekit_balancers.load_balance import LoadBalance
@@ -61,7 +61,7 @@ def pair(B: int = 2) -> tuple[Tensor, Source]:
 
 @dataclass(frozen=True, kw_only=True)
 class WholeBatch(DispatcherSpec):
-    """A dispatcher in which later tokens may take an earlier one's place."""
+    """A dispatcher in which later tokens may displace earlier ones."""
 
     def causal(self) -> bool:
         return False
@@ -69,20 +69,20 @@ class WholeBatch(DispatcherSpec):
 
 @dataclass(frozen=True, kw_only=True)
 class Batchwise(RouterSpec):
-    """A router that sees the whole sequence before it decides."""
+    """A router whose choices depend on later tokens."""
 
     causal: ClassVar[bool] = False
     form: ClassVar[Form] = "token_choice"
 
 
-def test_what_looks_ahead_is_refused_in_the_decoder() -> None:
+def test_parts_that_see_later_tokens_are_refused_in_the_decoder() -> None:
     with pytest.raises(ValueError, match=r"dispatcher WholeBatch would leak .* in the decoder.*moe.encoder_dispatcher"):
         spec_of(moe=moe_of(dispatcher=WholeBatch()))
     with pytest.raises(ValueError, match="router Batchwise would leak later tokens in the decoder"):
         spec_of(moe=moe_of(router=Batchwise()))
 
 
-def test_the_encoder_may_read_the_whole_batch() -> None:
+def test_the_encoder_may_have_a_dispatcher_that_is_not_causal() -> None:
     spec = spec_of(moe=moe_of(encoder_dispatcher=WholeBatch()))
     assert spec.moe is not None
     assert spec.moe.layer(encoder=True).dispatcher == WholeBatch()
@@ -92,16 +92,16 @@ def test_the_encoder_may_read_the_whole_batch() -> None:
     assert kinds == ["LoopDispatcher", "GroupedDispatcher"]
 
 
-def test_batch_prioritised_routing_is_for_the_encoder_alone() -> None:
+def test_batch_prioritised_routing_is_allowed_in_the_encoder_alone() -> None:
     by_affinity = Capacity(factor=0.5, order="affinity")
     with pytest.raises(ValueError, match="dispatcher Capacity would leak later tokens in the decoder"):
         spec_of(moe=moe_of(dispatcher=by_affinity))
     model = model_of(moe=moe_of(dispatcher=Capacity(factor=0.5), encoder_dispatcher=by_affinity))
     x_BSD = torch.randn(1, 8, 8, dtype=torch.float64)
-    turned = torch.randperm(8)
+    permuted = torch.randperm(8)
     encoder, decoder = (model.get_submodule(f"{stack}.blocks.1.ffn") for stack in ("encoder", "decoder"))
-    # by affinity the same tokens find a place in any order; by position those that come first
-    torch.testing.assert_close(encoder(x_BSD[:, turned])[0], encoder(x_BSD)[0][:, turned])
+    # by affinity the same tokens are kept in any order; by position the first ones are
+    torch.testing.assert_close(encoder(x_BSD[:, permuted])[0], encoder(x_BSD)[0][:, permuted])
     first = decoder(x_BSD)[0][:, :2]
     torch.testing.assert_close(decoder(x_BSD[:, [0, 1, 7, 6, 5, 4, 3, 2]])[0][:, :2], first)
     assert int(encoder(x_BSD)[1].dropped) > 0 and int(decoder(x_BSD)[1].dropped) > 0
@@ -112,7 +112,7 @@ def test_the_encoders_dispatcher_must_fit_too() -> None:
         moe_of(encoder_dispatcher=Soft())
     with pytest.raises(ValueError, match="top_k=9 is more than the 4 experts") as found:
         moe_of(encoder_dispatcher=Loop(), router=TopK(top_k=9))
-    assert "encoder_dispatcher" not in str(found.value)  # told once
+    assert "encoder_dispatcher" not in str(found.value)  # reported once
 
 
 @pytest.mark.parametrize(
@@ -123,12 +123,12 @@ def test_the_encoders_dispatcher_must_fit_too() -> None:
         ({"ffn": Glu(count=2, hidden=4)}, r"ffn\.count=2 must be 1"),
     ],
 )
-def test_what_the_spec_refuses(changes: dict[str, Any], message: str) -> None:
+def test_missing_layers_and_several_dense_experts_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         spec_of(**changes)
 
 
-def test_no_source_is_told() -> None:
+def test_a_missing_source_is_refused() -> None:
     model = model_of()
     tokens, _ = pair()
     for call in (lambda: model(tokens), lambda: model.on(Batch(tokens, tokens))):
@@ -144,35 +144,17 @@ ATTENTION: dict[str, AttentionSpec] = {
 
 
 @pytest.mark.parametrize("attention", ATTENTION.values(), ids=ATTENTION)
-def test_what_reaches_what(attention: AttentionSpec) -> None:
+def test_every_source_token_affects_every_logit(attention: AttentionSpec) -> None:
     model = model_of(attention=attention, moe=moe_of(dense_too=True))
     tokens, source = pair()
     before = model(tokens, source=source).y
-    later = tokens.clone()
-    later[:, 3] = (later[:, 3] + 1) % VOCAB
-    after = model(later, source=source).y
-    torch.testing.assert_close(after[:, :3], before[:, :3], rtol=0, atol=1e-12)
-    assert (after[:, 3:] != before[:, 3:]).any(-1).all()
-    for place in range(7):  # every token of the source reaches every logit
+    for position in range(7):
         other = source.tokens.clone()
-        other[:, place] = (other[:, place] + 1) % VOCAB
+        other[:, position] = (other[:, position] + 1) % VOCAB
         assert (model(tokens, source=Source(other)).y != before).any(-1).all()
 
 
-@pytest.mark.parametrize("attention", ATTENTION.values(), ids=ATTENTION)
-def test_padding_on_either_side_changes_nothing_that_counts(attention: AttentionSpec) -> None:
-    model = model_of(attention=attention)
-    tokens, source = pair(B=1)
-    valid, seen = (torch.arange(6) < 4)[None], (torch.arange(7) < 5)[None]
-    padded = model(tokens, valid=valid, source=Source(source.tokens, seen))
-    alone = model(tokens[:, :4], source=Source(source.tokens[:, :5]))
-    torch.testing.assert_close(padded.y[:, :4], alone.y, rtol=0, atol=1e-12)
-    for name, report in alone.reports.items():
-        assert torch.equal(padded.reports[name].load_E, report.load_E)
-        torch.testing.assert_close(padded.reports[name].loss(), report.loss(), rtol=1e-12, atol=1e-12)
-
-
-def test_an_empty_source_stays_finite() -> None:
+def test_an_empty_source_gives_finite_logits_and_gradients() -> None:
     model = model_of()
     tokens, source = pair()
     nothing = Source(source.tokens, torch.tensor([[False], [True]]).expand(2, 7))
@@ -182,7 +164,7 @@ def test_an_empty_source_stays_finite() -> None:
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
-def test_reports_by_name() -> None:
+def test_reports_name_their_layers_and_which_are_the_encoders() -> None:
     tokens, source = pair()
     out = model_of(decoder_depth=4)(tokens, source=source)
     assert list(out.reports) == ["encoder.blocks.1.ffn", "decoder.blocks.1.ffn", "decoder.blocks.3.ffn"]
@@ -190,26 +172,17 @@ def test_reports_by_name() -> None:
     assert [int(r.load_E.sum()) for r in out.reports.values()] == [14, 12, 12]
 
 
-def test_a_source_is_read_once_for_many_targets() -> None:
-    model = model_of()
-    calls = []
+def test_a_source_is_encoded_once_for_many_targets() -> None:
+    model, calls = model_of(), []
     model.encoder.register_forward_hook(lambda *_: calls.append(1))
     tokens, source = pair()
     write = model.given(source)
     for length in (1, 3, 6):
-        y = write(tokens[:, :length], None).y
-        torch.testing.assert_close(y, model.write(model.encode(source), tokens[:, :length]).y)
-    assert len(calls) == 1 + 3
-    torch.testing.assert_close(write(tokens, None).y, model.on(Batch(tokens, tokens, source=source)).y)
+        write(tokens[:, :length], None)
+    assert len(calls) == 1
 
 
-def test_both_stacks_have_weights_of_their_own() -> None:
-    model = model_of()
-    mine, other = (model.get_submodule(f"{stack}.blocks.1.ffn") for stack in ("encoder", "decoder"))
-    assert not {id(p) for p in mine.parameters()} & {id(p) for p in other.parameters()}
-
-
-def test_it_compiles_as_one_graph() -> None:
+def test_the_encoder_decoder_compiles_as_one_graph() -> None:
     spec = spec_of(moe=moe_of(at=At(first=0), dispatcher=Capacity()), init_std=0.5)
     model = EncoderDecoderModel(replace(spec, depth=1)).double().eval()
     tokens, source = pair()
@@ -224,21 +197,12 @@ def test_it_compiles_as_one_graph() -> None:
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_tying_input_and_head(tied: bool) -> None:
-    model = model_of(tied=tied)
-    embedding, head = model.embeddings()
+def test_a_tied_head_of_the_decoder_is_the_input_embedding(tied: bool) -> None:
+    embedding, head = model_of(tied=tied).embeddings()
     assert (embedding is head) == tied
-    assert ("head.weight" in dict(model.named_parameters())) != tied
 
 
-def test_a_scaled_head_divides_the_logits() -> None:
-    plain, scaled = model_of(tied=True), model_of(tied=True, scaled_head=True)
-    scaled.load_state_dict(plain.state_dict())
-    tokens, source = pair()
-    torch.testing.assert_close(scaled(tokens, source=source).y * 8**0.5, plain(tokens, source=source).y)
-
-
-def test_dropout_is_for_training_alone() -> None:
+def test_dropout_applies_in_training_alone() -> None:
     model = model_of(dropout=0.4)
     tokens, source = pair()
     still = model_of()
@@ -250,7 +214,7 @@ def test_dropout_is_for_training_alone() -> None:
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("recompute", ["experts", "blocks"])
-def test_recompute_changes_nothing(recompute: str, dropout: float) -> None:
+def test_recomputation_changes_no_gradient(recompute: str, dropout: float) -> None:
     kept = model_of(dropout=dropout)
     again = model_of(dropout=dropout, recompute=recompute)
     again.load_state_dict(kept.state_dict())
@@ -271,7 +235,7 @@ def test_recompute_changes_nothing(recompute: str, dropout: float) -> None:
 
 
 @pytest.mark.parametrize("scale", [None, 0.1])
-def test_weights_are_drawn_as_asked(scale: float | None) -> None:
+def test_initial_weights_have_the_deviation_of_std_or_scale(scale: float | None) -> None:
     how = {"init_std": 0.006} if scale is None else {"init_scale": scale}
     spec = spec_of(cross=Cross(heads=4, head_dim=16), ffn=Ffn(hidden=96), **how)
     model = EncoderDecoderModel(replace(spec, dim=64, moe=None))
@@ -280,12 +244,12 @@ def test_weights_are_drawn_as_asked(scale: float | None) -> None:
             assert (parameter == 1).all(), name
         elif parameter.numel() > 500:
             inputs = 1 if name == "embedding.weight" else parameter.shape[-1]
-            # a normal distribution cut at two standard deviations has .88 of the spread
+            # a normal distribution truncated at two standard deviations has .88 of the deviation
             expected = 0.006 if scale is None else 0.88 * (scale / inputs) ** 0.5
             assert parameter.std().item() == pytest.approx(expected, rel=0.15), name
 
 
-def test_parameters_by_hand() -> None:
+def test_parameters_are_counted_by_part() -> None:
     count = count_parameters(spec_of(moe=moe_of(dense_too=True), tied=True))
     D = 8
     attention = 4 * D * 10 + 32 * 2  # q, k, v, out; a table of 32 buckets for 2 heads
@@ -296,40 +260,14 @@ def test_parameters_by_hand() -> None:
     assert count.parts["norms"] == (2 * 2 + 2 * 3 + 2 + 2) * D
     assert count.parts["embedding"] == VOCAB * D
     assert count.total == sum(count.parts.values()) and count.parts["other"] == count.parts["head"] == 0
-    assert count.total - count.active() == 2 * 3 * 3 * D * 6  # three of four experts rest
+    assert count.total - count.active() == 2 * 3 * 3 * D * 6  # three of four experts are idle
 
 
 @pytest.mark.parametrize("dense_too", [False, True])
-def test_the_dense_twin_does_as_much(dense_too: bool) -> None:
+def test_the_dense_baseline_has_as_many_multiply_adds(dense_too: bool) -> None:
     moe = moe_of(router=TopK(top_k=2), experts=Glu(count=4, hidden=40), shared=Glu(hidden=20), dense_too=dense_too)
-    twin = spec_of(moe=moe, ffn=Glu(hidden=50), decoder_depth=6).dense_baseline()
+    baseline = spec_of(moe=moe, ffn=Glu(hidden=50), decoder_depth=6).dense_baseline()
     # 8 layers, 4 of them mixtures of 2 · 40 + 20
-    assert twin is not None and twin.moe is None and twin.decoder_depth == 6
-    assert twin.ffn == Glu(hidden=(4 * (100 + (50 if dense_too else 0)) + 4 * 50) // 8)
-    assert twin.dense_baseline() is None
-
-
-def test_yaml_finds_the_encoders_dispatcher() -> None:
-    tree = {
-        "schema": 1,
-        "model": {
-            "use": "encoder_decoder",
-            "vocab": 11,
-            "dim": 8,
-            "depth": 2,
-            "attention": {"use": "relative", "heads": 2, "head_dim": 4},
-            "cross": {"heads": 2, "head_dim": 4},
-            "ffn": {"use": "ffn", "hidden": 8},
-            "moe": {
-                "at": {"every": 2},
-                "router": {"use": "topk", "top_k": 1},
-                "experts": {"use": "ffn", "count": 2, "hidden": 8},
-                "dispatcher": {"use": "grouped"},
-                "encoder_dispatcher": {"use": "loop"},
-            },
-        },
-    }
-    model = load(tree).model
-    assert isinstance(model, EncoderDecoder) and model.moe is not None
-    assert model.moe.encoder_dispatcher == Loop()
-    assert build(model)(pair()[0], source=pair()[1]).y.shape == (2, 6, VOCAB)
+    assert baseline is not None and baseline.moe is None and baseline.decoder_depth == 6
+    assert baseline.ffn == Glu(hidden=(4 * (100 + (50 if dense_too else 0)) + 4 * 50) // 8)
+    assert baseline.dense_baseline() is None

@@ -1,4 +1,4 @@
-"""Relative position biases: which distances share a bucket, and what the bias does."""
+"""Relative position biases: which distances share a bucket, and how the bias changes attention."""
 
 from __future__ import annotations
 
@@ -15,10 +15,8 @@ def test_buckets_of_the_paper_in_a_decoder() -> None:
     distance = -torch.tensor([0, 1, 15, 16, 18, 19, 112, 113, 127, 128, 5000])
     expected = [0, 1, 15, 16, 16, 17, 30, 31, 31, 31, 31]
     assert bucket_of(distance, starts(32, 128), both=False).tolist() == expected
-    assert bucket_of(torch.tensor([1, 40]), starts(32, 128), both=False).tolist() == [
-        0,
-        0,
-    ]  # later keys, which nobody sees
+    later = torch.tensor([1, 40])  # keys that are masked
+    assert bucket_of(later, starts(32, 128), both=False).tolist() == [0, 0]
 
 
 def test_buckets_of_the_paper_in_an_encoder() -> None:
@@ -44,16 +42,16 @@ def test_buckets_follow_the_equation(buckets: int, beyond: int, both: bool) -> N
     assert bucket_of(distance, starts(side, max_distance), both=both).tolist() == expected
 
 
-def test_two_positions_are_told_apart_by_their_distance_alone() -> None:
+def test_the_bias_depends_on_the_signed_distance_alone() -> None:
     attention = RelativeAttention(Relative(heads=3, head_dim=4), 6, causal=False)
     bias = attention.position_bias(9)[0]
     for shift in range(-8, 9):
         along = bias.diagonal(shift, 1, 2)
         assert (along == along[:, :1]).all()
-    assert not torch.equal(bias, bias.mT)  # before and after have numbers of their own
+    assert not torch.equal(bias, bias.mT)  # earlier and later positions have numbers of their own
 
 
-def test_a_bias_draws_a_head_to_its_distance() -> None:
+def test_a_large_bias_makes_a_head_attend_to_its_distance() -> None:
     attention = RelativeAttention(Relative(heads=1, head_dim=6), 6).double()
     with torch.no_grad():
         attention.bias.weight.zero_()
@@ -64,30 +62,16 @@ def test_a_bias_draws_a_head_to_its_distance() -> None:
     torch.testing.assert_close(attention(x)[:, 2:], x[:, :-2], rtol=1e-12, atol=1e-12)
 
 
-def test_the_order_of_earlier_tokens_matters() -> None:
-    attention = RelativeAttention(Relative(heads=2, head_dim=4), 8).double()
-    x = torch.randn(1, 5, 8, dtype=torch.float64)
-    turned = x[:, [1, 0, 2, 3, 4]]
-    assert not torch.allclose(attention(x)[:, 4], attention(turned)[:, 4])
-
-
-def test_the_unscaled_form_is_the_scaled_one_with_larger_queries() -> None:
-    scaled, plain = (RelativeAttention(Relative(heads=2, head_dim=4, scale=s), 8).double() for s in (None, 1.0))
-    plain.load_state_dict(scaled.state_dict())
+def test_dot_products_are_divided_by_the_root_of_the_width_by_default() -> None:
+    default, plain = (RelativeAttention(Relative(heads=2, head_dim=4, scale=s), 8).double() for s in (None, 1.0))
+    plain.load_state_dict(default.state_dict())
     with torch.no_grad():
         plain.q.weight.mul_(4**-0.5)
     x = torch.randn(2, 6, 8, dtype=torch.float64)
-    torch.testing.assert_close(plain(x), scaled(x), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(plain(x), default(x), rtol=1e-12, atol=1e-12)
 
 
-def test_width_of_heads_is_free() -> None:
-    attention = RelativeAttention(Relative(heads=3, head_dim=5), 8)
-    assert attention.out.weight.shape == (8, 15)
-    assert attention.bias.weight.shape == (32, 3)
-    assert attention(torch.randn(1, 4, 8)).shape == (1, 4, 8)
-
-
-def test_what_the_spec_refuses() -> None:
+def test_buckets_must_halve_twice_and_leave_room_for_long_distances() -> None:
     with pytest.raises(ValueError, match="buckets=6 must be a multiple of 4"):
         Relative(heads=1, head_dim=4, buckets=6)
     with pytest.raises(ValueError, match="max_distance=16 must be more than 16"):

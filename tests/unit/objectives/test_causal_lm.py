@@ -23,13 +23,6 @@ def batch_of(B: int = 2, S: int = 5, V: int = 4, valid: Tensor | None = None, nu
     return Batch(tokens[:, :-1], tokens[:, 1:], valid, None if num_bytes is None else torch.tensor(num_bytes))
 
 
-def test_total_is_a_sum_over_tokens() -> None:
-    batch, logits = batch_of(), torch.randn(2, 5, 4)
-    out = loss(logits, batch)
-    assert out.count == 10
-    torch.testing.assert_close(out.total / out.count, F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten()))
-
-
 def test_uniform_logits_cost_log_v_nats_and_two_bits_a_byte() -> None:
     out = loss(torch.zeros(2, 5, 4), batch_of(num_bytes=10))
     nats, count = out.metrics["loss"]
@@ -38,7 +31,7 @@ def test_uniform_logits_cost_log_v_nats_and_two_bits_a_byte() -> None:
     assert (bits / num_bytes).item() == pytest.approx(2.0)
 
 
-def test_without_bytes_no_bits_per_byte() -> None:
+def test_without_a_byte_count_there_is_no_bits_per_byte() -> None:
     assert set(loss(torch.zeros(2, 5, 4), batch_of()).metrics) == {"loss"}
 
 
@@ -66,12 +59,12 @@ def test_multi_token_terms_are_averaged_over_depths_and_divided_by_all_tokens() 
     expected = math.log(4) * (1 + 0.5 / 2 * (4 / 5 + 3 / 5))
     assert (out.total / out.count).item() == pytest.approx(expected)
     nats, count = out.metrics["loss"]
-    assert (nats / count).item() == pytest.approx(math.log(4))  # metrics tell of the next token alone
+    assert (nats / count).item() == pytest.approx(math.log(4))  # metrics are of the next token alone
     bits, num_bytes = out.metrics["bits_per_byte"]
     assert (bits / num_bytes).item() == pytest.approx(2.0)
 
 
-def test_zero_weight_leaves_later_tokens_out() -> None:
+def test_with_weight_0_later_tokens_get_no_gradient() -> None:
     batch, future = batch_of(), torch.randn(2, 4, 4, requires_grad=True)
     loss(torch.randn(2, 5, 4, requires_grad=True), batch, future, weight=0.0).total.backward()
     assert future.grad is None
@@ -84,7 +77,7 @@ def test_bf16_logits_are_scored_in_fp32() -> None:
     torch.testing.assert_close(out.total, loss(logits.float(), batch).total, rtol=0, atol=0)
 
 
-def test_nothing_valid_costs_nothing() -> None:
+def test_a_batch_without_valid_targets_has_loss_0_and_no_gradient() -> None:
     logits = torch.randn(2, 5, 4, requires_grad=True)
     out = loss(logits, batch_of(valid=torch.zeros(2, 5, dtype=torch.bool)))
     out.total.backward()

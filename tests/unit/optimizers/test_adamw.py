@@ -1,4 +1,4 @@
-"""AdamW's one kernel: the same numbers whatever holds the weights, and no surprise beside it."""
+"""AdamW's fused kernel: the numbers of the foreach form, on any number of threads, whole or sharded."""
 
 import copy
 
@@ -32,7 +32,7 @@ def equal(model, other):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_it_is_fused_and_means_the_foreach_form(dtype):
+def test_the_fused_kernel_computes_the_foreach_form(dtype):
     model = net(dtype)
     optimizer = build(AdamW(lr=0.01), model)
     plain = copy.deepcopy(model)
@@ -52,7 +52,7 @@ def test_it_is_fused_and_means_the_foreach_form(dtype):
         torch.testing.assert_close(a, b, rtol=bound, atol=bound)
 
 
-def test_it_is_the_same_on_any_number_of_threads():
+def test_the_fused_kernel_gives_the_same_numbers_on_any_number_of_threads():
     threads, models = torch.get_num_threads(), []
     try:
         for number in (1, 2):
@@ -65,30 +65,7 @@ def test_it_is_the_same_on_any_number_of_threads():
     assert equal(*models)
 
 
-def test_it_goes_on_exactly_from_its_state():
-    whole = net()
-    optimizer = build(AdamW(), whole)
-    stepped(optimizer, whole, 2, seed=1)
-    resumed = copy.deepcopy(whole)
-    again = build(AdamW(), resumed)
-    again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    for each, moved in ((optimizer, whole), (again, resumed)):
-        stepped(each, moved, 2, seed=2)
-    assert equal(whole, resumed)
-
-
-def test_a_parameter_without_gradient_rests():
-    model = net()
-    optimizer = build(AdamW(), model)
-    before = [p.detach().clone() for p in model.parameters()]
-    model[0].weight.grad = torch.ones_like(model[0].weight)
-    optimizer.step()
-    moved = [not torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True)]
-    assert moved == [True, False, False]
-    assert len(optimizer.state) == 1
-
-
-def test_parameters_that_no_kernel_takes_are_stepped_one_by_one():
+def test_complex_parameters_are_updated_without_the_fused_kernel():
     class Waves(nn.Module):
         def __init__(self):
             super().__init__()
@@ -103,7 +80,7 @@ def test_parameters_that_no_kernel_takes_are_stepped_one_by_one():
 
 
 def test_gradients_may_be_clipped_under_autocast():
-    """Trainers refuse that of an optimizer which offers to unscale gradients, as torch's fused one does."""
+    """Trainers refuse that for an optimizer which unscales gradients itself, as torch's fused one does."""
     model = net()
     optimizer = build(AdamW(), model)
     stepped(optimizer, model, 1, seed=1)
@@ -111,7 +88,7 @@ def test_gradients_may_be_clipped_under_autocast():
     assert torch.nn.utils.get_total_norm([p.grad for p in model.parameters()]) < 1.01e-3
 
 
-def test_sharded_parameters_are_stepped_as_whole_ones():
+def test_sharded_parameters_are_updated_as_whole_ones():
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
         mesh = init_device_mesh("cpu", (1,))

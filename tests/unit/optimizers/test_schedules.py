@@ -30,38 +30,34 @@ def test_progress_counts_the_kth_of_n_steps():
     assert [progress(step, 2, 0) for step in range(4)] == [0, 0, 1, 1]
 
 
-def test_constant_exact():
-    assert rates(Constant(warmup=4), 6) == [0.25, 0.5, 0.75, 1, 1, 1]
-    assert rates(Constant(), 3) == [1, 1, 1]
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        (Constant(warmup=4), [0.25, 0.5, 0.75, 1, 1, 1]),
+        (Constant(), [1, 1, 1]),
+        (Cosine(warmup=2, final=0.0), [0.5, 1, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2, 0]),
+        (Cosine(final=0.5), [0.75, 0.5]),
+        (WSD(warmup=2, decay=0.4, final=0.2), [0.5, 1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2]),
+        (WSD(decay=0.0, final=0.2), [1, 1, 1]),
+        (WSD(decay=1.0, final=0.0), [0.75, 0.5, 0.25, 0]),
+        (WSD(warmup=3, decay=0.9, final=0.0), [1 / 3, 2 / 3, 1, 0.5, 0]),  # no decay within the warm-up
+        (WSD(decay=0.01, final=0.1), [*[1] * 9, 0.1]),  # a short decay still ends on the final rate
+        (InverseSqrt(warmup=4), [0.25, 0.5, 0.75, 1, *(math.sqrt(4 / k) for k in range(5, 10))]),
+        (InverseSqrt(), [1, 1 / math.sqrt(2), 1 / math.sqrt(3), 0.5]),
+        (Steps(), [*[1] * 8, 0.316, 0.316**2]),
+        (Steps(warmup=2, at=[0.6, 0.9], gamma=0.5), [0.5, 1, 1, 1, 1, 1, 0.5, 0.5, 0.5, 0.25]),
+        (Steps(at=[]), [1, 1, 1]),
+        (Steps(), [1]),  # too short a run for a fall
+        (Steps(warmup=4, at=[0.5], gamma=0.5), [0.25, 0.5, 0.375, 0.5]),  # a fall within the warm-up
+    ],
+)
+def test_the_rates_of_a_whole_run(spec, expected):
+    assert rates(spec, len(expected)) == pytest.approx(expected, abs=1e-15)
 
 
-def test_cosine_exact():
-    assert rates(Cosine(warmup=2, final=0.0), 6) == pytest.approx(
-        [0.5, 1, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2, 0], abs=1e-15
-    )
-    assert rates(Cosine(final=0.5), 2) == [0.75, 0.5]
-
-
-def test_wsd_exact():
-    assert rates(WSD(warmup=2, decay=0.4, final=0.2), 10) == pytest.approx([0.5, 1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2])
-    assert rates(WSD(decay=0.0, final=0.2), 3) == [1, 1, 1]
-    assert rates(WSD(decay=1.0, final=0.0), 4) == [0.75, 0.5, 0.25, 0]
-
-
-def test_wsd_decay_never_eats_the_warmup():
-    assert rates(WSD(warmup=3, decay=0.9, final=0.0), 5) == pytest.approx([1 / 3, 2 / 3, 1, 0.5, 0])
-
-
-def test_a_short_decay_still_ends_on_the_final_rate():
-    assert rates(WSD(decay=0.01, final=0.1), 10) == [1] * 9 + [0.1]
-
-
-def test_inverse_sqrt_exact():
-    assert rates(InverseSqrt(warmup=4), 9) == pytest.approx(
-        [0.25, 0.5, 0.75, 1, math.sqrt(4 / 5), math.sqrt(4 / 6), math.sqrt(4 / 7), math.sqrt(4 / 8), 2 / 3]
-    )
-    assert rates(InverseSqrt(), 4) == pytest.approx([1, 1 / math.sqrt(2), 1 / math.sqrt(3), 0.5])
+def test_rates_long_after_the_warmup_and_the_falls():
     assert build(InverseSqrt(warmup=100), 1)(399) == pytest.approx(0.5)  # half the rate after four warm-ups
+    assert build(Steps(), 10)(1000) == pytest.approx(0.1, rel=0.002)  # the paper's "10% of the maximum"
 
 
 def test_inverse_sqrt_is_the_papers_min_of_two_lines_over_its_peak():
@@ -70,23 +66,9 @@ def test_inverse_sqrt_is_the_papers_min_of_two_lines_over_its_peak():
     assert rates(InverseSqrt(warmup=warmup), 199) == pytest.approx([r / (dim * warmup) ** -0.5 for r in paper])
 
 
-def test_steps_exact():
-    assert rates(Steps(), 10) == pytest.approx([1] * 8 + [0.316, 0.316**2])
-    assert rates(Steps(warmup=2, at=[0.6, 0.9], gamma=0.5), 10) == pytest.approx(
-        [0.5, 1, 1, 1, 1, 1, 0.5, 0.5, 0.5, 0.25]
-    )
-    assert rates(Steps(at=[]), 3) == [1, 1, 1]
-    assert build(Steps(), 10)(1000) == pytest.approx(0.1, rel=0.002)  # the paper's "10% of the maximum"
-
-
-def test_steps_of_a_run_too_short_for_them():
-    assert rates(Steps(), 1) == [1]
-    assert rates(Steps(warmup=4, at=[0.5], gamma=0.5), 4) == [0.25, 0.5, 0.375, 0.5]  # a fall within the warm-up
-
-
 @pytest.mark.parametrize("at", [[0.9, 0.8], [0.5, 0.5]])
-def test_shares_that_do_not_rise_are_refused(at):
-    with pytest.raises(ValueError, match=r"must be shares of the run that rise, such as \[0.8, 0.9\]"):
+def test_fractions_that_do_not_rise_are_refused(at):
+    with pytest.raises(ValueError, match=r"must be rising fractions of training, such as \[0.8, 0.9\]"):
         Steps(at=at)
 
 
@@ -97,7 +79,7 @@ def test_a_run_that_ends_within_the_warmup_only_rises(spec):
 
 @examples
 @given(warmups, lengths, shares, shares)
-def test_first_step_moves_and_all_lie_between_nothing_and_full(warmup, total, decay, final):
+def test_the_first_rate_is_above_0_and_all_are_at_most_1(warmup, total, decay, final):
     for spec in (
         Constant(warmup=warmup),
         Cosine(warmup=warmup, final=final),
@@ -124,14 +106,14 @@ def test_rise_then_fall_to_exactly_final(warmup, after, decay, final):
         assert build(spec, total)(total + 7) == last
 
 
-def test_schedules_are_pure():
+def test_a_schedule_depends_on_the_step_alone():
     factor = build(WSD(warmup=5), 50)
     assert [factor(s) for s in (30, 2, 49, 2)] == [factor(30), factor(2), factor(49), factor(2)]
 
 
 @pytest.mark.parametrize("name", ["constant", "cosine", "inverse_sqrt", "steps", "wsd"])
-def test_docstring_says_its_source(name):
-    function = getattr(importlib.import_module(f"moekit_optimizers.{name}.module"), name)
+def test_each_schedule_names_its_source(name):
+    function = getattr(importlib.import_module(f"moekit_optimizers.{name}"), name)
     assert "*Source*" in function.__doc__
     assert "arXiv:" in function.__doc__
 
@@ -145,6 +127,6 @@ def test_docstring_says_its_source(name):
         (lambda: WSD(decay=-0.1), r"decay=-0.1 is out of range \(>= 0 and <= 1\)"),
     ],
 )
-def test_options_out_of_range(make, message):
+def test_options_out_of_range_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()

@@ -41,7 +41,7 @@ def test_every_domain_of_the_spec_has_a_source():
     assert tuple(sources.SOURCES) == DOMAINS
 
 
-def test_library_without_tests_packages_and_unreadable_files(library):
+def test_the_library_is_read_without_tests_packages_and_unreadable_files(library):
     assert sorted(d.key for d in sources.python()) == ["stdlib/json/tool.py", "stdlib/os.py"]
 
 
@@ -63,13 +63,13 @@ def test_docstrings_open_a_block_or_the_file():
     assert sources._docstrings(b"") == sources._docstrings(b'"""never closed') == b""
 
 
-def test_paragraphs_seen_before_are_left_out():
+def test_repeated_paragraphs_are_skipped():
     seen: set[bytes] = set()
     assert sources._new_paragraphs(b"One  two.\n\nThree.", seen) == b"One  two.\n\nThree."
     assert sources._new_paragraphs(b"Four.\n \nOne\ntwo.", seen) == b"Four."
 
 
-def test_headers_of_torch(tmp_path, monkeypatch):
+def test_torchs_headers_and_python_files_are_found(tmp_path, monkeypatch):
     torch = fake_package(tmp_path, "torch", {"include/a/x.h": "int x;", "include/y.txt": "no", "z.py": "z = 1"})
     monkeypatch.setattr(sources, "_package", lambda name: torch)
     assert [d.key for d in sources.cpp()] == ["include/a/x.h"]
@@ -94,7 +94,7 @@ def test_descriptions_and_licences_of_installed_packages(tmp_path, monkeypatch):
     ]
 
 
-def test_a_package_without_name_or_description_is_passed_over(tmp_path, monkeypatch):
+def test_a_package_without_name_or_description_is_skipped(tmp_path, monkeypatch):
     fake_package(tmp_path, "a.dist-info", {"METADATA": "Version: 1\n\ntext"})
     fake_package(tmp_path, "b.dist-info", {"METADATA": "Name: b\n"})
     found = [importlib.metadata.PathDistribution(tmp_path / name) for name in ("a.dist-info", "b.dist-info")]

@@ -51,7 +51,7 @@ class Mixture(Model):
         return ModelOutput(y=y_TO, reports={"moe": report})
 
 
-def test_plane_is_the_models_answer_at_its_place(data):
+def test_the_plane_holds_the_models_answer_at_each_point(data):
     plane = _Plane(Line(), data)
     left = plane.output[:, plane.f1 < 480]
     right = plane.output[:, plane.f1 > 520]
@@ -62,7 +62,7 @@ def test_plane_is_the_models_answer_at_its_place(data):
     assert plane.expert is None
 
 
-def test_gate_regions_lie_where_the_gate_puts_them(data):
+def test_gate_regions_follow_the_gate(data):
     plane = _Plane(Mixture(), data)
     assert (plane.expert[plane.f2 > 1810] == 1).all()
     assert (plane.expert[plane.f2 < 1790] == 0).all()
@@ -70,7 +70,7 @@ def test_gate_regions_lie_where_the_gate_puts_them(data):
 
 
 @pytest.mark.parametrize(("model", "is_wide"), [(Mixture, True), (Line, False)])
-def test_picture_is_drawn_and_leaves_nothing_behind(data, tmp_path, model, is_wide):
+def test_the_picture_is_plotted_without_side_effects(data, tmp_path, model, is_wide):
     before = dict(matplotlib.rcParams)
     model = model().train()
     (path,) = data.picture(model, tmp_path / "plots")
@@ -83,7 +83,7 @@ def test_picture_is_drawn_and_leaves_nothing_behind(data, tmp_path, model, is_wi
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_largest_gate_in_every_form():
+def test_the_largest_gate_is_found_in_every_form_of_routing():
     scores_TE = torch.zeros(3, 4)
     common = {"logits_TE": scores_TE, "scores_TE": scores_TE}
     soft = Soft(**common, combine_TEP=torch.eye(4)[[2, 0, 3]][:, :, None])

@@ -1,4 +1,4 @@
-"""The mixture of 1991 and the net it was measured against."""
+"""The mixture of 1991 and the net that it was compared with."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def mixture(count: int = 4, inputs: int = 2, outputs: int = 1, init_range: float
     return MixtureModel(Mixture(inputs=inputs, outputs=outputs, moe=moe, init_range=init_range))
 
 
-def test_output_is_the_blend_of_every_experts_own() -> None:
+def test_the_output_is_the_blend_of_all_experts_outputs() -> None:
     out = mixture(outputs=3)(torch.randn(5, 2))
     (name,), (report,) = out.reports, out.reports.values()
     assert name == "moe" and out.y.shape == (5, 3)
@@ -37,7 +37,7 @@ def test_output_is_the_blend_of_every_experts_own() -> None:
     torch.testing.assert_close(out.y, blend)
 
 
-def test_mixture_by_its_equation() -> None:
+def test_the_mixture_follows_its_equation() -> None:
     model = mixture(count=3).double()
     x = torch.randn(6, 2, dtype=torch.float64)
     router, experts = model.moe.router, model.moe.experts
@@ -49,7 +49,7 @@ def test_mixture_by_its_equation() -> None:
     torch.testing.assert_close(model(x).y, y)
 
 
-def test_net_by_its_equation() -> None:
+def test_the_net_follows_its_equation() -> None:
     model = MLPModel(MLP(inputs=2, hidden=6, outputs=1))
     x = torch.randn(5, 2)
     h = torch.sigmoid(x @ model.hidden.weight.T + model.hidden.bias)
@@ -57,15 +57,15 @@ def test_net_by_its_equation() -> None:
     assert sum(p.numel() for p in model.parameters()) == 6 * 3 + 7
 
 
-def test_every_weight_and_bias_starts_uniform_in_its_range() -> None:
+def test_initial_weights_and_biases_are_uniform_in_their_range() -> None:
     for model in (mixture(100, 20, 10, init_range=0.3), MLPModel(MLP(inputs=20, hidden=100, init_range=0.3))):
-        drawn = torch.cat([p.detach().flatten() for p in model.parameters()])
-        assert drawn.abs().max() <= 0.3
-        assert drawn.std().item() == pytest.approx(0.3 / 3**0.5, rel=0.05)
+        initial = torch.cat([p.detach().flatten() for p in model.parameters()])
+        assert initial.abs().max() <= 0.3
+        assert initial.std().item() == pytest.approx(0.3 / 3**0.5, rel=0.05)
         assert all(p.any() for p in model.parameters())  # biases too
 
 
-def test_without_a_soft_gate_only_the_blend_is_there_to_learn_by() -> None:
+def test_without_a_soft_gate_the_mixture_offers_only_its_blend() -> None:
     moe = MoE(router=TopK(top_k=2), experts=Logistic(count=4), dispatcher=Grouped())
     model = Mixture(inputs=2, moe=moe)
     assert Recipe(model=model, objective=SquaredError()).model.offers() == "prediction"

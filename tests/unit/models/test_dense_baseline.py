@@ -1,4 +1,4 @@
-"""The dense decoder of the same active size."""
+"""The dense baseline of a decoder: as many active parameters, without routers."""
 
 from __future__ import annotations
 
@@ -43,29 +43,29 @@ def without_routers(count: ParameterCount) -> int:
 @pytest.mark.parametrize("at", [At(first=1), At(every=2), At(first=0)], ids=["first", "every", "all"])
 def test_active_parameters_agree_within_a_percent(at: At, experts: ExpertSpec, ffn: ExpertSpec) -> None:
     spec = spec_of(at, experts, replace(experts, count=2), ffn)
-    twin = spec.dense_baseline()
-    assert twin is not None and twin.moe is None and twin.mtp == spec.mtp and twin.tied
-    assert type(twin.ffn) is type(ffn)
-    mixture, dense = (without_routers(count_parameters(s)) for s in (spec, twin))
+    baseline = spec.dense_baseline()
+    assert baseline is not None and baseline.moe is None and baseline.mtp == spec.mtp and baseline.tied
+    assert type(baseline.ffn) is type(ffn)
+    mixture, dense = (without_routers(count_parameters(s)) for s in (spec, baseline))
     assert dense == pytest.approx(mixture, rel=0.01)
 
 
-def test_hidden_width_by_hand() -> None:
+def test_the_dense_baselines_width_is_the_mean_over_layers() -> None:
     # 3 routed of 40 and one shared of 40 in four layers, 100 in the first: (4 · 160 + 100) / 5
-    twin = spec_of(At(first=1), Glu(count=16, hidden=40), Glu(count=1, hidden=40), Glu(hidden=100)).dense_baseline()
-    assert twin is not None and twin.ffn == Glu(hidden=148)
+    baseline = spec_of(At(first=1), Glu(count=16, hidden=40), Glu(count=1, hidden=40), Glu(hidden=100)).dense_baseline()
+    assert baseline is not None and baseline.ffn == Glu(hidden=148)
 
 
-def test_a_dense_decoder_has_no_twin() -> None:
+def test_a_dense_decoder_has_no_dense_baseline() -> None:
     spec = spec_of(At(first=0), Glu(count=4, hidden=8), None, Glu(hidden=8))
     assert replace(spec, moe=None).dense_baseline() is None
 
 
-def test_a_feed_forward_part_without_a_hidden_width_has_no_twin() -> None:
+def test_a_feed_forward_part_without_a_hidden_width_has_no_dense_baseline() -> None:
     assert spec_of(At(first=1), Glu(count=4, hidden=8), None, Linear()).dense_baseline() is None
 
 
-def test_other_models_have_no_twin_unless_they_say_so() -> None:
+def test_a_model_has_no_dense_baseline_by_default() -> None:
     @dataclass(frozen=True, kw_only=True)
     class Plain(Mixture):
         pass

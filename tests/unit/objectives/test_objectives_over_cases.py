@@ -1,4 +1,4 @@
-"""Objectives over cases: what counts, the figures they log, and what they refuse."""
+"""Objectives over cases: which cases count, metrics, and refused outputs."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def mixture(outputs: int = 1) -> MixtureModel:
     return MixtureModel(Mixture(inputs=2, outputs=outputs, moe=moe))
 
 
-def test_squared_error_by_hand() -> None:
+def test_squared_error_and_its_metrics() -> None:
     y, d = torch.tensor([[0.5, 0.0], [1.0, 0.6]]), torch.tensor([[1.0, 0.0], [1.0, 0.0]])
     out = SquaredErrorObjective(SquaredError())(ModelOutput(y=y), Batch(y, d))
     assert out.total.item() == pytest.approx((0.25 + 0.36) / 2)
     assert out.count == 2
-    figures = {name: (a / b).item() for name, (a, b) in out.metrics.items()}
+    metrics = {name: (a / b).item() for name, (a, b) in out.metrics.items()}
     # 0.5 is not above 0.5 and 0.6 is: two of four outputs are on the right side
-    assert figures == pytest.approx({"loss": 0.305 / 2, "blend_mse": 0.61 / 2, "accuracy": 0.5})
+    assert metrics == pytest.approx({"loss": 0.305 / 2, "blend_mse": 0.61 / 2, "accuracy": 0.5})
 
 
 @pytest.mark.parametrize("outputs", [1, 3])

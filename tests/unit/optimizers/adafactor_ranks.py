@@ -1,8 +1,8 @@
-"""What ``test_adafactor_in_shards`` runs in every process: layouts one after another, each against one process's steps.
+"""``test_adafactor_in_shards`` runs this on every rank: each layout is compared with the steps of one process.
 
-Gradients are made up, alike in every layout, so nothing but the optimizer is seen. The model has what is hard to cut:
-rows that do not come out even, ranks without any, matrices cut along either dimension, and a bank whose experts are
-dealt out and cut again.
+Gradients are made up, equal in all layouts, so that only the optimizer is tested. The model is hard to shard: uneven
+rows, ranks without rows, matrices sharded along either dimension, and experts that are distributed over ranks and
+sharded again.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ SCALES = (1.0, 0.1, 10.0)
 """Of gradients: a small one after a large one makes an update that is not clipped."""
 
 
-class Hard(nn.Module):
+class UnevenModel(nn.Module):
     """A mixture layer, and parameters of the shapes above."""
 
     def __init__(self, ep: int, experts: int) -> None:
@@ -62,7 +62,7 @@ class Hard(nn.Module):
 
 
 def model_of(ep: int, experts: int, sharded: bool = True) -> Model:
-    model = cast(Model, Hard(ep if sharded else 1, experts).double())
+    model = cast(Model, UnevenModel(ep if sharded else 1, experts).double())
     if sharded:
         shard(model, ep, "cpu")
     return model
@@ -76,7 +76,7 @@ def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
 
 
 def take(model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
-    """A step along gradients that are made up; none for what is idle."""
+    """A step along made-up gradients; the parameter ``idle`` has none."""
     for group in optimizer.param_groups:
         group["lr"] = 0.05 / (1 + step)
     for (name, box), p in zip(shards_of(model).items(), model.parameters(), strict=True):
@@ -91,7 +91,7 @@ def take(model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
 
 
 def held(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, TensorShard]:
-    """What this rank has of weights and of state."""
+    """This rank's shards of weights and state."""
     state = state_shards_of(model, optimizer)
     boxes = {f"{name}/{key}": cast(TensorShard, box) for name, kept in state.items() for key, box in kept.items()}
     return shards_of(model) | boxes
@@ -99,7 +99,7 @@ def held(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor
 
 @cache
 def alone(experts: int, steps: int) -> dict[str, Tensor]:
-    """What one process comes to."""
+    """Weights and state of one process after so many steps."""
     model = model_of(1, experts, sharded=False)
     optimizer = optimizer_of(model)
     for step in range(steps):
@@ -108,22 +108,22 @@ def alone(experts: int, steps: int) -> dict[str, Tensor]:
 
 
 def apart(model: nn.Module, optimizer: torch.optim.Optimizer, expected: dict[str, Tensor]) -> dict[str, float]:
-    """How far weights and state are from what one process has: the largest difference, by the largest number."""
+    """The largest difference of weights and of state from those of one process, relative to the largest number."""
     found = held(model, optimizer)
     assert found.keys() == expected.keys()
     worst = {"weights": 0.0, "state": 0.0}
     for name, box in found.items():
         whole = expected[name]
         assert box.global_shape == whole.shape, (name, box.global_shape, whole.shape)
-        piece = local(box.tensor) - whole[slices_of(box.offset, box.sizes)]
+        difference = local(box.tensor) - whole[slices_of(box.offset, box.sizes)]
         kind = "state" if "/" in name else "weights"
-        if piece.numel():
-            worst[kind] = max(worst[kind], float(piece.abs().max() / whole.abs().max()))
+        if difference.numel():
+            worst[kind] = max(worst[kind], float(difference.abs().max() / whole.abs().max()))
     return worst
 
 
 def messages(model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> int:
-    """Takes a step; how many messages went to the group of ranks that got most."""
+    """Takes a step; returns the number of messages to the group of ranks that got most."""
     groups: list[Any] = []
     send = dist.all_reduce
     with mock.patch.object(dist, "all_reduce", lambda t, group: (groups.append(group), send(t, group=group))):
@@ -132,7 +132,7 @@ def messages(model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> i
 
 
 def read(model: nn.Module, optimizer: torch.optim.Optimizer, path: Path) -> None:
-    """Fills a model and its optimizer from a checkpoint, whatever its layout."""
+    """Loads a model and its optimizer from a checkpoint of any layout."""
     saved = open_checkpoint(path).plain
     for name, box in shards_of(model).items():
         local(box.tensor).copy_(saved["model"][name].read(box.offset, box.sizes))
@@ -140,7 +140,7 @@ def read(model: nn.Module, optimizer: torch.optim.Optimizer, path: Path) -> None
 
 
 def run(layout: tuple[int, int], folder: Path) -> list[dict[str, Any]]:
-    """What a layout comes to: by itself; and from the checkpoint that the one before it left, a step later."""
+    """Results of a layout: alone; and, if the layout before it left a checkpoint, from there and a step later."""
     ep, experts = layout
     model = model_of(ep, experts)
     optimizer = optimizer_of(model)

@@ -1,20 +1,76 @@
-"""Reads a user's own pairs, JSON lines or tab-separated, and says exactly what is wrong with a line."""
+"""Reads translation pairs: Django's gettext catalogs, or a user's JSON lines and tab-separated files."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator, Sequence
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 from moekit.errors import DataError
+from moekit_data.text_files.reading import JSON_LINES, json_object, searched_folder
 from moekit_data.translations import LANGUAGE
 from moekit_data.translations.pairs import Pair
 
-JSON_LINES = (".jsonl", ".ndjson")
+INSTALL = "pip install -e '.[translation]'"
 TABS = (".tsv",)
 FIELDS = Pair._fields
+
+
+def require(package: str, why: str) -> Path:
+    """The folder, or the file, of an installed package.
+
+    Raises:
+        DataError: it is not installed; the message has the command.
+    """
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:
+        raise DataError(f"data translations needs {package} ({why}), which is not installed\n  {INSTALL}")
+    origin = Path(spec.origin)
+    return origin.parent if origin.name == "__init__.py" else origin
+
+
+def read_django() -> Iterator[Pair]:
+    """Every translated entry of Django's core and contrib apps, catalog by catalog in order of path.
+
+    Django itself is not imported.
+
+    Raises:
+        DataError: Django or polib is not installed, or Django has no catalogs.
+    """
+    root = require("django", "its catalogs are the pairs")
+    require("polib", "it reads catalogs")
+    catalogs = sorted(root.glob("**/locale/*/LC_MESSAGES/*.po"))
+    if not catalogs:
+        raise DataError(
+            f"no catalogs below {root}\n  expected locale/*/LC_MESSAGES/*.po, which some distributions omit\n"
+            f"  {INSTALL}"
+        )
+    for path in catalogs:
+        language = path.parent.parent.name
+        if language.partition("_")[0] != "en":  # en_AU and en_GB change spelling and do not translate
+            yield from read_catalog(path, language)
+
+
+def read_catalog(path: Path, language: str) -> Iterator[Pair]:
+    """The entries of one catalog that are translated, neither obsolete nor fuzzy, and without plural forms.
+
+    Raises:
+        DataError: polib does not load, or the file is damaged.
+    """
+    try:
+        import polib  # loaded for these pairs alone
+    except ImportError as error:  # read_django found it, but it does not load
+        raise DataError(f"data translations cannot load polib: {error}\n  {INSTALL}") from error
+    try:
+        entries = list(polib.pofile(str(path), encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read {path}: {error}\n  expected a gettext catalog (.po)") from error
+    for entry in entries:
+        if entry.msgid and entry.msgstr and not (entry.obsolete or entry.fuzzy or entry.msgid_plural):
+            yield Pair(entry.msgid, entry.msgstr, language)
 
 
 def read_files(path: Path) -> Iterator[Pair]:
@@ -30,8 +86,9 @@ def read_files(path: Path) -> Iterator[Pair]:
         else:
             found = [path] if path.is_file() else []
         if not found:
-            seen_from = "" if path.is_absolute() else f"\n  looked in {Path.cwd()}, where the command runs"
-            raise DataError(f"no pairs at {path}{seen_from}\n  expected a .jsonl or .tsv file, or a folder of them")
+            raise DataError(
+                f"no pairs at {path}{searched_folder(path)}\n  expected a .jsonl or .tsv file, or a folder of them"
+            )
         for file in found:
             yield from _json_lines(file) if file.suffix.lower() in JSON_LINES else _tabs(file)
     except OSError as error:
@@ -47,12 +104,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 def _json_lines(path: Path) -> Iterator[Pair]:
     for number, line in _lines(path):
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise _malformed(path, number, f"not JSON ({error})") from error
-        if not isinstance(record, dict):
-            raise _malformed(path, number, f"a JSON {type(record).__name__}, not an object")
+        record = json_object(line, partial(_malformed, path, number))
         yield _pair([record.get(name) for name in FIELDS], path, number)
 
 

@@ -1,0 +1,61 @@
+"""Options that several data sets share: those of text, and those of pairs made of text. Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from moekit.spec.fields import option, slot
+from moekit.spec.kinds import DataSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSpec(DataSpec):
+    """Base of the specs of text."""
+
+    seq: int = option(256, "tokens in a window", ge=1)
+    batch: int = option(16, "windows in a batch", ge=1)
+    tokens: Literal["bytes", "bpe"] = option("bytes", "bytes of UTF-8, or byte pairs learnt from the training text")
+    vocab: int = option(256, "number of tokens: 256 for bytes, more for byte pairs", ge=256)
+    validation: float = option(0.1, "share of the text that is kept for validation, by whole files", gt=0, lt=1)
+    validation_windows: int = option(64, "windows per domain in the validation set, at most", ge=1)
+
+    def check(self) -> Iterable[str]:
+        """The kind of token determines the size of the vocabulary."""
+        if self.tokens == "bytes" and self.vocab != 256:
+            yield f"tokens=bytes makes a vocab of 256, not {self.vocab}; set tokens=bpe for a larger one"
+        if self.tokens == "bpe" and self.vocab <= 256:
+            yield f"tokens=bpe starts from 256 bytes, so vocab={self.vocab} must be more than 256"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DerivedSpec(DataSpec):
+    """Base of the specs of pairs that are made of another data set's text.
+
+    All of them number tokens alike, so that a model can change from one to another (pre-training by span corruption,
+    then fine-tuning): V tokens of text from 0, the end of a target at V, sentinels from V + 1.
+    """
+
+    yields: ClassVar[str] = "pairs"
+    text: DataSpec = slot("data", "the text that pairs are made of, by windows of tokens; its batch and seq count")
+    vocab: int = option(320, "number of tokens: those of text, 1 for the end of a target, then sentinels", ge=2)
+
+    def text_vocab(self) -> int:
+        """V, the number of tokens of the text."""
+        return int(getattr(self.text, "vocab", 0))
+
+    def smallest_vocab(self) -> int:
+        """The smallest ``vocab`` with room for the text's tokens and the end."""
+        return self.text_vocab() + 1
+
+    def check(self) -> Iterable[str]:
+        """The text must yield tokens, and the vocabulary must have room for them, the end and the sentinels."""
+        name = type(self.text).__name__
+        if self.text.yields != "tokens" or not self.text_vocab():
+            yield f"text: {name} yields '{self.text.yields}' and no text tokens; take local_text or text_files"
+        elif self.vocab < (need := self.smallest_vocab()):
+            yield (
+                f"vocab={self.vocab} is too small for the {self.text_vocab()} tokens of {name} and its own: "
+                f"{need} or more are needed"
+            )

@@ -1,0 +1,40 @@
+"""A constant rate after a linear warm-up. Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from moekit.component import Component
+from moekit.spec.fields import option
+from moekit.spec.kinds import ScheduleSpec
+from moekit_optimizers.phases import progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class Constant(ScheduleSpec):
+    """Options of the constant schedule."""
+
+    warmup: int = option(0, "steps of linear rise to the full rate", ge=0)
+
+
+def constant(spec: Constant, total_steps: int) -> Callable[[int], float]:
+    """``step -> factor``: k/warmup at the k-th step of the warm-up, then 1.
+
+    *Source*: the linear warm-up ("gradual warmup") of Goyal et al., "Accurate, large minibatch SGD"
+    (arXiv:1706.02677), section 2.2.
+
+    Args:
+        spec: length of the warm-up; a run that ends within it never reaches the full rate.
+        total_steps: optimizer steps of the run; not used.
+    """
+    return lambda step: progress(step, 0, spec.warmup)
+
+
+COMPONENT = Component(
+    name="constant",
+    spec=Constant,
+    target="moekit_optimizers.constant:constant",
+    summary="the full rate throughout, after a warm-up",
+    paper="Goyal et al. 2017, arXiv:1706.02677 (warm-up)",
+)
