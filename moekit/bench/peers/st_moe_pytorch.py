@@ -1,4 +1,4 @@
-"""st_moe_pytorch: its layer with experts of equal work, under its own router and capacity."""
+"""st_moe_pytorch: its layer with experts of equal work, with its own router and capacity."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moekit.bench.timing import Variant
-from moekit.bench.work import Work, default_dtype
+from moekit.bench.measure import Variant
+from moekit.bench.workload import Workload, default_dtype, stacked_weights
 from moekit.contracts import ExpertBank
 
 
 class GluExpert(nn.Module):
-    """One expert with the weights of one expert of a bank, as that library wants them: a module each.
+    """One expert of a bank as a module of its own, which is what the library takes.
 
     Args:
         w_gate_up_HD: gate and up, one above the other.
@@ -32,13 +32,12 @@ class GluExpert(nn.Module):
         return F.linear(F.silu(gate) * up, self.w_down_OH)
 
 
-def variants(work: Work, experts: ExpertBank) -> list[Variant]:
-    """The layer with a capacity of 1: as many slots as pairs, so equal work; what does not fit is dropped."""
-    form = experts.standard_form()
-    assert form is not None
+def variants(work: Workload, experts: ExpertBank) -> list[Variant]:
+    """The layer with capacity factor 1: as many slots as pairs, so equal work; pairs beyond it are dropped."""
+    w_in_EHD, w_out_EOH = stacked_weights(experts)
     _, D, _, E, K = work.shape
     device, dtype = work.x_TD.device, work.x_TD.dtype
-    weights = zip(form.w_in_EHD.detach().unbind(0), form.w_out_EOH.detach().unbind(0), strict=True)
+    weights = zip(w_in_EHD.detach().unbind(0), w_out_EOH.detach().unbind(0), strict=True)
     modules = nn.ModuleList(GluExpert(w_in_HD, w_out_OH) for w_in_HD, w_out_OH in weights)
     library: Any = importlib.import_module("st_moe_pytorch")
     with torch.device(device), default_dtype(dtype):

@@ -8,30 +8,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moekit.bench.timing import Variant
-from moekit.bench.work import Work
+from moekit.bench.measure import Variant
+from moekit.bench.peers import require_gpu
+from moekit.bench.workload import Workload, stacked_weights
 from moekit.contracts import ExpertBank
-from moekit.errors import MoekitError
 
 
-def variants(work: Work, experts: ExpertBank) -> list[Variant]:
-    """The layer. It keeps up above gate, so the first weight is a copy with its halves changed over.
+def variants(work: Workload, experts: ExpertBank) -> list[Variant]:
+    """The layer. It stores up above gate, so its first weight is a copy with the halves swapped.
 
     Raises:
         MoekitError: not on a GPU.
     """
-    if work.x_TD.device.type != "cuda":
-        raise MoekitError("--against scattermoe: it runs on GPUs alone; add --device cuda")
-    form = experts.standard_form()
-    assert form is not None
+    require_gpu(work, "scattermoe")
+    w_in_EHD, w_out_EOH = stacked_weights(experts)
     _, D, H, E, K = work.shape
     with torch.device("meta"):
         layer: Any = importlib.import_module("scattermoe.mlp").GLUMLP(
             input_size=D, hidden_size=H, num_experts=E, top_k=K, activation=nn.SiLU()
         )
-    gate_EHD, up_EHD = form.w_in_EHD.detach().chunk(2, 1)
+    gate_EHD, up_EHD = w_in_EHD.detach().chunk(2, 1)
     layer.experts.weight = nn.Parameter(torch.cat([up_EHD, gate_EHD], 1))
-    layer.output_experts.weight = form.w_out_EOH
+    layer.output_experts.weight = w_out_EOH
     parameters = [layer.experts.weight, layer.output_experts.weight]
 
     def forward() -> Tensor:

@@ -1,4 +1,4 @@
-"""megablocks: its dropless layer with GLU experts of equal work, under its own router. GPUs only."""
+"""megablocks: its dropless layer with GLU experts of equal work and its own router. GPUs only."""
 
 from __future__ import annotations
 
@@ -8,20 +8,19 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from moekit.bench.timing import Variant
-from moekit.bench.work import Work
+from moekit.bench.measure import Variant
+from moekit.bench.peers import require_gpu
+from moekit.bench.workload import Workload
 from moekit.contracts import ExpertBank
-from moekit.errors import MoekitError
 
 
-def variants(work: Work, experts: ExpertBank) -> list[Variant]:
-    """The layer by grouped products. Its weights are laid out for itself: equal shapes, values of its own.
+def variants(work: Workload, experts: ExpertBank) -> list[Variant]:
+    """The layer by grouped products, with weights of its own in equal shapes: it stores them in another layout.
 
     Raises:
         MoekitError: not on a GPU.
     """
-    if work.x_TD.device.type != "cuda":
-        raise MoekitError("--against megablocks: it runs on GPUs alone; add --device cuda")
+    require_gpu(work, "megablocks")
     _, D, H, E, K = work.shape
     options: Any = importlib.import_module("megablocks.layers.arguments").Arguments(
         hidden_size=D,
@@ -52,6 +51,6 @@ def variants(work: Work, experts: ExpertBank) -> list[Variant]:
             leaves=[work.x_TD, *parameters],
             weights=parameters,
             agrees=False,
-            note="its own router, timed too; weights of its own",
+            note="its own router, timed too; its own weights",
         )
     ]
