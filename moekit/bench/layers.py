@@ -37,14 +37,8 @@ def compare_layers(
 ) -> ShapeResult:
     """E GLU experts, K per token, with each dispatcher and by hand, against a dense GLU of hidden K·H.
 
-    The routing is uniform and given. A ratio above 1 is the cost of being sparse.
-
-    Args:
-        name: of the shape.
-        shape: its sizes.
-        settings: how to measure.
-        dispatchers: the ones to measure; all that fit when empty.
-        against: names of other libraries (see ``moekit.bench.peers``).
+    The routing is uniform and given. A ratio above 1 is the cost of being sparse. All dispatchers that fit are measured
+    if ``dispatchers`` is empty. ``against`` names other libraries (see ``moekit.bench.peers``).
 
     Raises:
         MoekitError: a requested dispatcher or library cannot be used.
@@ -62,7 +56,7 @@ def compare_layers(
 
 
 def compare_dispatch(name: str, shape: Shape, settings: Settings, *, dispatchers: Sequence[str] = ()) -> ShapeResult:
-    """Each dispatcher with identity experts, against copying as many numbers in order. Arguments as above.
+    """Each dispatcher with identity experts, against copying as many numbers in order.
 
     Raises:
         MoekitError: a requested dispatcher cannot be used.
@@ -82,11 +76,7 @@ def compare_dispatch(name: str, shape: Shape, settings: Settings, *, dispatchers
 def compare_routers(name: str, shape: Shape, settings: Settings, *, routers: Sequence[str] = ()) -> ShapeResult:
     """Each router, in training, against a linear layer, softmax and ``torch.topk`` in fp32.
 
-    Args:
-        name: of the shape.
-        shape: its sizes; H is not used.
-        settings: how to measure.
-        routers: the ones to measure; all that fit K and E when empty.
+    All routers that fit are measured if ``routers`` is empty.
 
     Raises:
         MoekitError: a requested router cannot be used.

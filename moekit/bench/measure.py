@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -67,55 +67,34 @@ class Variant:
         return y.detach()
 
 
-class Clock(Protocol):
-    """Marks moments, and tells the seconds between two of them once the device has finished its work."""
+class Clock:
+    """Marks moments in the order of the device's work, and gives the seconds between two of them.
+
+    On a GPU marks are events on its stream. They measure launching where a pass takes longer to launch than to run.
+
+    Args:
+        device: ``cpu`` or ``cuda``.
+    """
+
+    def __init__(self, device: str) -> None:
+        self._cuda = device == "cuda"
 
     def mark(self) -> Any:
-        """This moment, in the order of the device's work."""
-
-    def seconds(self, start: Any, end: Any) -> float:
-        """Seconds between two marks. On a GPU, call ``settle`` before."""
-
-    def settle(self) -> None:
-        """Waits until the device has finished its work."""
-
-
-class CpuClock:
-    """Wall-clock time: work on the CPU is finished when a call returns."""
-
-    def mark(self) -> float:
-        """Now."""
-        return time.perf_counter()
-
-    def seconds(self, start: float, end: float) -> float:
-        """The difference."""
-        return end - start
-
-    def settle(self) -> None:
-        """Nothing to wait for."""
-
-
-class CudaClock:
-    """Events on the GPU's stream. They measure launching where a pass takes longer to launch than to run."""
-
-    def mark(self) -> torch.cuda.Event:
-        """An event after everything that was launched so far."""
+        """This moment: after everything that was launched so far."""
+        if not self._cuda:
+            return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()
         return event
 
-    def seconds(self, start: torch.cuda.Event, end: torch.cuda.Event) -> float:
-        """Between two events that have happened."""
-        return float(start.elapsed_time(end)) / 1e3
+    def seconds(self, start: Any, end: Any) -> float:
+        """Seconds between two marks, once the device has reached both (``settle``)."""
+        return float(start.elapsed_time(end)) / 1e3 if self._cuda else float(end - start)
 
     def settle(self) -> None:
-        """Waits for the GPU."""
-        torch.cuda.synchronize()
-
-
-def clock_for(device: str) -> Clock:
-    """The clock of a device type."""
-    return CudaClock() if device == "cuda" else CpuClock()
+        """Waits until the device has finished its work."""
+        if self._cuda:
+            torch.cuda.synchronize()
 
 
 @dataclass
@@ -134,16 +113,11 @@ class Samples:
 def measure(
     variants: Sequence[Variant], settings: Settings, *, baseline: str, pairs: int
 ) -> tuple[list[VariantRow], dict[str, str]]:
-    """Tries every variant, times those that run, and measures their memory.
-
-    Args:
-        variants: the baseline and the others.
-        settings: how to measure.
-        baseline: the name of the variant that ratios are to.
-        pairs: token-expert pairs, of which some may be dropped.
+    """Tries every variant, times those that run, and measures their memory. Ratios are to the variant ``baseline``.
 
     Returns:
-        Rows in the order of the variants; and the skipped variants, each with the reason.
+        Rows in the order of the variants, with the share of ``pairs`` that each drops; and the skipped variants, each
+        with the reason.
 
     Raises:
         RuntimeError, ValueError, NotImplementedError: the baseline itself does not run.
@@ -154,7 +128,7 @@ def measure(
         able,
         rounds=settings.rounds,
         warmup=settings.warmup,
-        clock=clock_for(settings.device),
+        clock=Clock(settings.device),
         on_progress=settings.on_progress,
     )
     return [_row(trial, samples[trial.variant.name], samples[baseline], settings) for trial in trials], skips
@@ -165,14 +139,8 @@ def time_interleaved(
 ) -> dict[str, Samples]:
     """Runs every variant once in each round, forward and backward.
 
-    Each round starts with another variant, so that none always follows the same one.
-
-    Args:
-        variants: with different names.
-        rounds: rounds that count.
-        warmup: rounds before them that do not.
-        clock: of the device.
-        on_progress: called with the round and the variant.
+    Each round starts with another variant, so that none always follows the same one. ``warmup`` rounds come first and
+    do not count.
     """
     samples = {variant.name: Samples() for variant in variants}
     upstream: dict[str, Tensor] = {}

@@ -15,13 +15,7 @@ REPORTED_ERROR = 0.03
 
 
 def show(console: Console, result: ShapeResult, seen: set[str]) -> None:
-    """Prints a table of variants, and the notes on it.
-
-    Args:
-        console: to print to.
-        result: of one shape.
-        seen: reasons for skipping variants that were printed already; this call adds its own.
-    """
+    """Prints a table of variants and its notes, without the skip reasons in ``seen``, to which it adds its own."""
     table = Table(title=result.title, title_justify="left", caption_justify="left")
     table.add_column("variant")
     for head in ("ms", f"÷ {result.baseline}", "median (quartiles)", "forward ms, ÷", "backward ms, ÷"):

@@ -136,13 +136,9 @@ FOR_GPU: Final = ("base", "fine", "many", "olmoe", "qwen3_30b_a3b")
 def select_shapes(
     names: Sequence[str], sizes: Sequence[str], tokens: int | None, default: Sequence[str]
 ) -> dict[str, Shape]:
-    """The requested shapes, by name.
+    """The shapes of ``SHAPES`` by name, and those written as ``T,D,H,E,K``; the ``default`` names if neither is given.
 
-    Args:
-        names: names of ``SHAPES``.
-        sizes: other shapes, each as ``T,D,H,E,K``.
-        tokens: T of all of them, in place of their own.
-        default: names to take when neither is given.
+    ``tokens`` replaces T of all of them.
 
     Raises:
         MoekitError: an unknown name, or a size that is not a shape.
@@ -204,14 +200,7 @@ def series_of(name: str, shape: Shape, by: str) -> dict[str, Shape]:
 
 
 def check_cpu_limits(what: str, name: str, shape: Shape, element_size: int, memory: int | None = None) -> None:
-    """Rejects a shape that needs more than half of a machine's memory, or minutes a round on a CPU.
-
-    Args:
-        what: ``layer``, ``router`` or ``dispatch``.
-        name: of the shape.
-        shape: its sizes.
-        element_size: bytes of one number.
-        memory: bytes of the machine; default: of this one.
+    """Rejects a shape that needs more than half of a machine's ``memory`` in bytes, or minutes a round on a CPU.
 
     Raises:
         MoekitError: the shape is too large; the message says which ``--tokens`` or ``--shape`` would do.

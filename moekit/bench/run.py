@@ -26,9 +26,7 @@ Compare = Callable[[str, Shape, Settings], ShapeResult]
 def run(request: BenchRequest, recipe: Recipe | None = None) -> None:
     """Measures, and prints tables as results arrive, or JSON at the end. Progress goes to stderr.
 
-    Args:
-        request: what to measure, and how.
-        recipe: the one that ``step`` trains; None for the others.
+    ``step`` needs a ``recipe``; the other benchmarks take None.
 
     Raises:
         MoekitError: something requested does not exist, does not fit, or does not fit this machine.

@@ -6,15 +6,17 @@ import contextlib
 import itertools
 import statistics
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import torch
+from torch import nn
 
 from moekit.bench import peers
-from moekit.bench.measure import Settings, clock_for, rotated
+from moekit.bench.measure import Clock, Settings, rotated
 from moekit.bench.results import StepResult, StepRow, ratio
 from moekit.bench.stopwatch import OUTSIDE, Stopwatch
 from moekit.contracts import Data
@@ -34,28 +36,68 @@ STEPS: Final = 5
 """Optimizer steps of a round: one that is not timed, then plain ones, and a last one that logs (if anything does)."""
 
 
-class Runner(Protocol):
-    """A model that trains for a few steps in every round."""
+class Runner(ABC):
+    """A model that trains for a few steps in every round.
 
-    name: str
-    rounds: list[float]
-    peak: int | None
+    Args:
+        name: of its row.
+        model: whose parameters are counted.
+        settings: how to measure.
+        note: what a reader must know to compare.
+    """
 
+    log_every = 0
+
+    def __init__(self, name: str, model: nn.Module, settings: Settings, note: str = "") -> None:
+        self.name, self.model, self.settings, self.note = name, model, settings, note
+        self.rounds: list[float] = []
+        self.steps: list[dict[str, float]] = []
+        self.peak: int | None = None
+
+    @abstractmethod
     def round(self, *, counts: bool) -> None:
-        """Trains for a few optimizer steps."""
+        """Trains for a few optimizer steps; keeps their seconds if the round counts."""
 
     def row(self, base: Runner | None) -> StepRow:
         """The result of all rounds."""
+        parts = {part: statistics.median(step[part] for step in self.steps) for part in self.steps[0]}
+        logging = self.logging()
+        per_step = 0.0 if logging is None else logging / self.log_every
+        whole = parts.pop("step") + per_step
+        outside = sum(parts.get(part, 0.0) for part in OUTSIDE) + per_step
+        return StepRow(
+            name=self.name,
+            parameters=sum(p.numel() for p in self.model.parameters()),
+            ms=1e3 * min(self.rounds),
+            ratio=None if base is None else ratio(self.rounds, base.rounds),
+            parts={part: 1e3 * seconds for part, seconds in parts.items()},
+            logging_ms=None if logging is None else 1e3 * logging,
+            log_every=self.log_every,
+            outside=outside / whole,
+            seconds=self.rounds,
+            saved=self.saved() if self.settings.memory and self.settings.device == "cpu" else None,
+            peak=self.peak,
+            note=self.note,
+        )
+
+    def logging(self) -> float | None:
+        """Seconds that logging adds to a step that logs; None where nothing logs."""
+        return None
+
+    def saved(self) -> Saved | None:
+        """What one batch's forward pass and loss save for backward, on the CPU, if known."""
+        return None
+
+    def keep(self, steps: Sequence[dict[str, float]]) -> None:
+        """Keeps the seconds of a round's steps."""
+        self.steps += steps
+        self.rounds.append(statistics.median(step["step"] for step in steps))
 
 
 def compare_steps(title: str, recipe: Recipe, settings: Settings, *, against: Sequence[str] = ()) -> StepResult:
-    """Trains a recipe and what it is compared with interleaved, a few steps at a time.
+    """Trains a recipe and its dense baseline interleaved, a few steps at a time.
 
-    Args:
-        title: name of the recipe.
-        recipe: with objective, optimizer and data.
-        settings: how to measure.
-        against: names of other libraries, whose models replace the dense baseline.
+    With ``against``, names of other libraries, their models replace the dense baseline.
 
     Raises:
         SpecError, DataError: the recipe cannot be trained.
@@ -89,7 +131,7 @@ def _fastest_loops(
         seconds: dict[str, float] = {}
         loops: dict[str, LoopRunner] = {}
         for model in library.models(recipe):
-            loop = LoopRunner(peer=model, recipe=recipe, data=mixture.module.prepare(), settings=settings)
+            loop = LoopRunner(model, recipe, mixture.module.prepare(), settings)
             settings.on_progress(f"trial of {loop.name}")
             loops[loop.name], seconds[loop.name] = loop, loop.trial()
         first, *others = sorted(seconds, key=lambda name: seconds[name])
@@ -107,7 +149,7 @@ def _run_round(runner: Runner, settings: Settings, counts: bool) -> None:
         runner.peak = int(torch.cuda.max_memory_allocated())
 
 
-class RecipeRunner:
+class RecipeRunner(Runner):
     """A recipe's model, trained through Lightning, with the logs of a real run.
 
     Args:
@@ -118,7 +160,6 @@ class RecipeRunner:
     """
 
     def __init__(self, name: str, recipe: Recipe, settings: Settings, folder: Path) -> None:
-        self.name, self.settings = name, settings
         self.log_every = int(trainer_options(recipe)["log_every_n_steps"])
         options = {
             **recipe.trainer,
@@ -135,11 +176,9 @@ class RecipeRunner:
         self.folder.create()
         self.module = LitMoE(self.recipe)
         self.module.prepare()
-        self.watch = Stopwatch(self.module, clock_for(settings.device))
-        self.plain: list[dict[str, float]] = []
+        self.watch = Stopwatch(self.module, Clock(settings.device))
         self.logged: list[dict[str, float]] = []
-        self.rounds: list[float] = []
-        self.peak: int | None = None
+        super().__init__(name, self.module, settings)
 
     def round(self, *, counts: bool) -> None:
         """Trains for ``STEPS`` optimizer steps, the first of which is never counted."""
@@ -149,32 +188,15 @@ class RecipeRunner:
         trainer.fit(self.module)
         *plain, last = self.watch.steps
         if counts:
-            self.plain += plain
+            self.keep(plain)
             self.logged.append(last)
-            self.rounds.append(statistics.median(step["step"] for step in plain))
 
-    def row(self, base: Runner | None) -> StepRow:
-        """The result of all rounds."""
-        parts = medians(self.plain)
-        logging = statistics.median(step["logging"] for step in self.logged)
-        whole = parts.pop("step") + logging / self.log_every
-        outside = sum(parts[part] for part in OUTSIDE) + logging / self.log_every
-        return StepRow(
-            name=self.name,
-            parameters=sum(p.numel() for p in self.module.parameters()),
-            ms=1e3 * min(self.rounds),
-            ratio=None if base is None else ratio(self.rounds, base.rounds),
-            parts={part: 1e3 * seconds for part, seconds in parts.items()},
-            logging_ms=1e3 * logging,
-            log_every=self.log_every,
-            outside=outside / whole,
-            seconds=self.rounds,
-            saved=self._saved() if self.settings.memory and self.settings.device == "cpu" else None,
-            peak=self.peak,
-        )
+    def logging(self) -> float:
+        """The median over the rounds' last steps."""
+        return statistics.median(step["logging"] for step in self.logged)
 
-    def _saved(self) -> Saved:
-        """What one batch's forward pass and loss save for backward, on the CPU, in training's precision."""
+    def saved(self) -> Saved:
+        """In training's precision."""
         module, batch = self.module, batch_at(self.module.prepare(), seed=self.recipe.seed, step=0)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.settings.dtype == torch.bfloat16):
             return saved_for_backward(
@@ -182,8 +204,7 @@ class RecipeRunner:
             )
 
 
-@dataclass(kw_only=True)
-class LoopRunner:
+class LoopRunner(Runner):
     """Another library's model, trained on a recipe's batches in a plain training loop.
 
     The optimizer is torch's AdamW, fused, with the options of the recipe's; gradients are clipped as the recipe says.
@@ -195,21 +216,13 @@ class LoopRunner:
         settings: how to measure.
     """
 
-    peer: peers.PeerModel
-    recipe: Recipe
-    data: Data
-    settings: Settings
-    rounds: list[float] = field(default_factory=list)
-    steps: list[dict[str, float]] = field(default_factory=list)
-    peak: int | None = None
-
-    def __post_init__(self) -> None:
-        self.name, self.note = self.peer.name, self.peer.note
-        self.model = self.peer.model.to(self.settings.device).train()
-        self.clip = self.recipe.trainer.get("gradient_clip_val")
-        options = {key: value for key, value in to_plain(self.recipe)["optimizer"].items() if key != "use"}
+    def __init__(self, peer: peers.PeerModel, recipe: Recipe, data: Data, settings: Settings) -> None:
+        super().__init__(peer.name, peer.model.to(settings.device).train(), settings, peer.note)
+        self.loss, self.recipe, self.data = peer.loss, recipe, data
+        self.clip = recipe.trainer.get("gradient_clip_val")
+        options = {key: value for key, value in to_plain(recipe)["optimizer"].items() if key != "use"}
         self.optimizer = torch.optim.AdamW(self.model.parameters(), **options, fused=True)
-        self.clock = clock_for(self.settings.device)
+        self.clock = Clock(settings.device)
         self.step = 0
 
     def trial(self) -> float:
@@ -220,26 +233,7 @@ class LoopRunner:
         """As many steps as a recipe's round, without one that logs; the first is never counted."""
         steps = self._steps(STEPS - 1)[1:]
         if counts:
-            self.steps += steps
-            self.rounds.append(statistics.median(step["step"] for step in steps))
-
-    def row(self, base: Runner | None) -> StepRow:
-        """The result of all rounds."""
-        parts = medians(self.steps)
-        whole = parts.pop("step")
-        return StepRow(
-            name=self.name,
-            parameters=sum(p.numel() for p in self.model.parameters()),
-            ms=1e3 * min(self.rounds),
-            ratio=None if base is None else ratio(self.rounds, base.rounds),
-            parts={part: 1e3 * seconds for part, seconds in parts.items()},
-            logging_ms=None,
-            log_every=0,
-            outside=parts["data"] / whole,
-            seconds=self.rounds,
-            peak=self.peak,
-            note=self.note,
-        )
+            self.keep(steps)
 
     def _steps(self, count: int) -> list[dict[str, float]]:
         marks = [self._marked_step() for _ in range(count)]
@@ -255,7 +249,7 @@ class LoopRunner:
         self.optimizer.zero_grad()
         marks.append(self.clock.mark())
         with self._precision():
-            loss = self.peer.loss(batch)
+            loss = self.loss(batch)
         marks.append(self.clock.mark())
         loss.backward()  # type: ignore[no-untyped-call]
         marks.append(self.clock.mark())
@@ -275,8 +269,3 @@ class LoopRunner:
         lap = [self.clock.seconds(a, b) for a, b in itertools.pairwise(marks)]
         parts = {"data": lap[0], "forward": lap[2], "backward": lap[3], "optimizer": lap[1] + lap[4]}
         return {"step": self.clock.seconds(marks[0], marks[-1]), **parts}
-
-
-def medians(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The median of each part over steps."""
-    return {part: statistics.median(step[part] for step in steps) for part in steps[0]}

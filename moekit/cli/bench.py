@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+from typing import Any
 
 from moekit.bench.request import BENCHMARKS, DTYPES, GROWTHS, SHAPES, BenchRequest
 
@@ -32,7 +34,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help=f"shapes ({', '.join(SHAPES)}; default: those for the device); for step: a recipe and options",
     )
-    parser.add_argument("--shape", action="append", default=[], metavar="T,D,H,E,K", help="another shape; repeatable")
+    parser.add_argument(
+        "--shape",
+        action="append",
+        default=[],
+        dest="shapes",
+        metavar="T,D,H,E,K",
+        help="another shape; repeatable",
+    )
     parser.add_argument("--tokens", type=int, metavar="T", help="tokens of every shape, in place of its own")
     parser.add_argument("--growth", choices=GROWTHS, default="", help="a series of shapes: E from 8 to 256, or T")
     for kind, example in (("dispatchers", "loop,grouped"), ("routers", "topk")):
@@ -68,24 +77,10 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         MoekitError: something requested does not exist, does not fit, or does not fit this machine.
     """
-    request = BenchRequest(
-        what=args.what,
-        names=tuple(args.names),
-        shapes=tuple(args.shape),
-        tokens=args.tokens,
-        dispatchers=tuple(args.dispatchers),
-        routers=tuple(args.routers),
-        against=tuple(filter(None, args.against.split(","))),
-        growth=args.growth,
-        device=args.device,
-        dtype=args.dtype,
-        threads=args.threads,
-        rounds=args.rounds,
-        warmup=args.warmup,
-        memory=args.memory,
-        explain=args.explain,
-        json=args.json,
-    )
+    given: dict[str, Any] = {field.name: getattr(args, field.name) for field in dataclasses.fields(BenchRequest)}
+    given["against"] = filter(None, args.against.split(","))
+    given |= {name: tuple(given[name]) for name in ("names", "shapes", "dispatchers", "routers", "against")}
+    request = BenchRequest(**given)
     recipe = None
     if request.what == "step":
         from moekit.spec import load

@@ -110,7 +110,7 @@ def run(args: argparse.Namespace) -> int:
 
     with telling(Screen(stderr=True)) as on_progress:
         planner = RunPlanner(recipe, on_progress)
-        plan = planner.plan(request, planner.check_recompute(args.recompute or recompute_of(recipe.model)))
+        plan = planner.plan(request, args.recompute or recompute_of(recipe.model))
         advice = [] if any(map(plan.fits, plan.rows)) else advise(planner, plan)
     if args.json:
         print(json.dumps(plain(plan, advice), indent=2))

@@ -66,14 +66,9 @@ def traffic_of(
     mixtures: Mapping[str, tuple[MoE, LayerUse]],
     recompute: str,
 ) -> DeviceTraffic:
-    """What a device sends.
+    """What a device sends, for MoE layers (``mixtures``) of given specs and uses in one pass.
 
-    Args:
-        layout: the devices.
-        request: precision and accumulation.
-        weights: of the model.
-        mixtures: each MoE layer's spec, and its input and output in one pass.
-        recompute: ``experts`` and ``blocks`` dispatch the tokens once more.
+    With ``recompute`` of ``experts`` or ``blocks``, backward dispatches the tokens once more.
     """
     layers = {
         name: layer_traffic(moe, use, layout.ep, request.accumulate, recompute=recompute in ("experts", "blocks"))
@@ -94,14 +89,9 @@ def traffic_of(
 
 
 def layer_traffic(moe: MoE, use: LayerUse, ep: int, accumulate: int, *, recompute: bool) -> LayerTraffic:
-    """The all-to-all traffic of one layer, for the tokens of one device.
+    """The all-to-all traffic of one layer, for the tokens of one of the ``ep`` devices in ``accumulate`` micro-batches.
 
-    Args:
-        moe: the layer.
-        use: its input and output in a micro-batch.
-        ep: ranks that share its experts.
-        accumulate: micro-batches.
-        recompute: whether backward recomputes the forward pass.
+    With ``recompute``, backward recomputes the forward pass.
     """
     E = moe.experts.count
     reached = moe.router.ranks_reached(E, ep)

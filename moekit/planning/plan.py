@@ -137,8 +137,14 @@ class RunPlanner:
             recompute: a value of the model's option of that name; empty where it has none.
 
         Raises:
-            MoekitError: a MoE layer without a spec, or a model that cannot be planned (see ``activations.measure``).
+            MoekitError: the model has no option ``recompute``, or a layer without a spec, or it cannot be planned
+                (``activations.measure``).
         """
+        if recompute and not recompute_of(self.recipe.model):
+            raise MoekitError(
+                f"{type(self.recipe.model).__name__} has no option 'recompute': its activations are all kept\n"
+                "  expected no --recompute"
+            )
         measured = self.measured(request, recompute)
         return RunPlan(
             request=request,
@@ -150,22 +156,8 @@ class RunPlanner:
             rows=tuple(self._row(ep, request, measured, recompute) for ep in request.eps),
         )
 
-    def check_recompute(self, recompute: str) -> str:
-        """Returns ``recompute`` if the model has that option, or if it is empty.
-
-        Raises:
-            MoekitError: the model has no such option.
-        """
-        if recompute and not recompute_of(self.recipe.model):
-            raise MoekitError(
-                f"{type(self.recipe.model).__name__} has no option 'recompute': its activations are all kept\n"
-                "  expected no --recompute"
-            )
-        return recompute
-
-    def state(self, request: PlanRequest) -> Mapping[str, tuple[StateTensor, ...]]:
+    def state(self, precision: str) -> Mapping[str, tuple[StateTensor, ...]]:
         """The optimizer's state of each parameter."""
-        precision = request.precision
         if precision not in self._states:
             self._states[precision] = optimizer_state(self.optimizer, self._model, DTYPES[precision][0])
         return self._states[precision]
@@ -199,7 +191,7 @@ class RunPlanner:
         memory = Memory(
             parameters=sharded_numbers(self.weights, layout) * itemsize + self.buffers,
             gradients=sharded_numbers([w for w in self.weights if w.trained], layout) * itemsize,
-            optimizer=optimizer_bytes(self.weights, self.state(request), layout),
+            optimizer=optimizer_bytes(self.weights, self.state(request.precision), layout),
             gathered=(rest + min(2 * block, blocks)) * itemsize,
             gathered_gradients=(rest + block) * itemsize,
             copies=self._copies(layout, request, measured),

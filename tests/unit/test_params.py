@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, replace
 
 import pytest
@@ -29,10 +28,7 @@ from moekit_routers.topk.module import TopKRouter
 
 @pytest.fixture(scope="module")
 def v3() -> ParameterCount:
-    start = time.perf_counter()
-    count = count_parameters(moekit.load("deepseek_v3-671b"))
-    assert time.perf_counter() - start < 20  # about 1 s: nothing is allocated
-    return count
+    return count_parameters(moekit.load("deepseek_v3-671b"))
 
 
 def test_deepseek_v3_has_its_published_counts(v3: ParameterCount) -> None:

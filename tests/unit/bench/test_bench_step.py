@@ -26,7 +26,7 @@ def loop() -> LoopRunner:
         return F.cross_entropy(model(batch.inputs).flatten(0, 1), batch.targets.flatten())
 
     peer = PeerModel(name="bigram", model=model, loss=loss, note="no mixture")
-    return LoopRunner(peer=peer, recipe=recipe, data=data, settings=Settings())
+    return LoopRunner(peer, recipe, data, Settings())
 
 
 def test_the_loop_has_the_recipes_optimizer_and_clipping(loop: LoopRunner) -> None:
