@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from moekit import build
 from moekit.bench.layers import dispatcher_variant
-from moekit.bench.measure import CpuClock, time_interleaved
+from moekit.bench.measure import Clock, time_interleaved
 from moekit.bench.request import SHAPES
 from moekit.bench.results import ratio
 from moekit.bench.workload import make_workload
@@ -62,7 +62,7 @@ def main() -> None:
             assert isinstance(spec, DispatcherSpec)
             variants.append(dispatcher_variant(f"{whose}, {name}", build(spec, work.dims), work, banks[whose], spec))
         samples = time_interleaved(
-            variants, rounds=args.rounds, warmup=2, clock=CpuClock(), on_progress=lambda text: None
+            variants, rounds=args.rounds, warmup=2, clock=Clock("cpu"), on_progress=lambda text: None
         )
         for name, found in samples.items():
             over = ratio(found.total, samples[BASE].total)
