@@ -20,7 +20,7 @@ from moekit.bench.workload import (
     Workload,
     build_in,
     counted_multiply_adds,
-    dense_spec,
+    expert_spec,
     make_workload,
     plain,
     plain_dispatch,
@@ -48,7 +48,7 @@ def compare_layers(
     dispatched, skips, explained = _dispatched(work, experts, settings, dispatchers)
     variants = [dense_variant(work), plain_variant(work, experts), *dispatched]
     for peer in against:
-        variants += peers.load(peer).variants(work, experts)
+        variants += peers.load(peer)(work, experts)
     found = _compared(name, work, settings, variants, skips)
     sparse, dense = counted_multiply_adds(shape)
     counts = {"sparse": sparse, "dense": dense}
@@ -132,7 +132,9 @@ def _dispatched(
 def dense_variant(work: Workload) -> Variant:
     """The dense layer of equal multiply-adds."""
     dims = LayerDims(dim=work.shape.D, num_experts=1)
-    dense: ExpertBank = build_in(dense_spec(work.shape), dims, work.x_TD.device.type, work.x_TD.dtype)
+    dense: ExpertBank = build_in(
+        expert_spec(1, work.shape.K * work.shape.H), dims, work.x_TD.device.type, work.x_TD.dtype
+    )
     weights = list(dense.parameters())
     return Variant(
         name="dense",

@@ -123,15 +123,14 @@ def measure(
         RuntimeError, ValueError, NotImplementedError: the baseline itself does not run.
     """
     trials, skips = _try_all(variants, baseline, pairs, settings.on_progress)
-    able = [trial.variant for trial in trials]
     samples = time_interleaved(
-        able,
+        [variant for variant, *_ in trials],
         rounds=settings.rounds,
         warmup=settings.warmup,
         clock=Clock(settings.device),
         on_progress=settings.on_progress,
     )
-    return [_row(trial, samples[trial.variant.name], samples[baseline], settings) for trial in trials], skips
+    return [_row(trial, samples[trial[0].name], samples[baseline], settings) for trial in trials], skips
 
 
 def time_interleaved(
@@ -172,20 +171,15 @@ def rotated(items: Sequence[Item], turn: int) -> Iterator[Item]:
     yield from items[:first]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Trial:
-    """What one untimed pass shows of a variant."""
-
-    variant: Variant
-    dropped: float
-    error: float | None
+Trial = tuple[Variant, float, float | None]
+"""What an untimed pass shows of a variant: the share of pairs that it drops, and its difference from the others."""
 
 
 def _try_all(
     variants: Sequence[Variant], baseline: str, pairs: int, on_progress: Callable[[str], None]
-) -> tuple[list[_Trial], dict[str, str]]:
+) -> tuple[list[Trial], dict[str, str]]:
     """Runs every variant once, compares the outputs of those that must agree, and skips those that do not run."""
-    trials: list[_Trial] = []
+    trials: list[Trial] = []
     skips: dict[str, str] = {}
     truth: Tensor | None = None
     for variant in variants:
@@ -201,14 +195,15 @@ def _try_all(
         if variant.agrees and not dropped:
             error_ = None if truth is None else float((y - truth).abs().max() / truth.abs().max().clamp(min=1e-30))
             truth = y if truth is None else truth
-        trials.append(_Trial(variant=variant, dropped=dropped / pairs, error=error_))
+        trials.append((variant, dropped / pairs, error_))
     return trials, skips
 
 
-def _row(trial: _Trial, ours: Samples, base: Samples, settings: Settings) -> VariantRow:
-    saved, peak = _memory(trial.variant, settings) if settings.memory else (None, None)
+def _row(trial: Trial, ours: Samples, base: Samples, settings: Settings) -> VariantRow:
+    variant, dropped, error = trial
+    saved, peak = _memory(variant, settings) if settings.memory else (None, None)
     return VariantRow(
-        name=trial.variant.name,
+        name=variant.name,
         ms=1e3 * min(ours.total),
         forward_ms=1e3 * min(ours.forward),
         backward_ms=1e3 * min(ours.backward),
@@ -218,9 +213,9 @@ def _row(trial: _Trial, ours: Samples, base: Samples, settings: Settings) -> Var
         seconds={"forward": ours.forward, "backward": ours.backward},
         saved=saved,
         peak=peak,
-        dropped=trial.dropped,
-        error=trial.error,
-        note=trial.variant.note,
+        dropped=dropped,
+        error=error,
+        note=variant.note,
     )
 
 

@@ -124,13 +124,13 @@ def compare_steps(title: str, recipe: Recipe, settings: Settings, *, against: Se
 
 
 def _fastest_loops(
-    libraries: Sequence[peers.ModelPeer], mixture: RecipeRunner, recipe: Recipe, settings: Settings
+    libraries: Sequence[peers.ModelAdapter], mixture: RecipeRunner, recipe: Recipe, settings: Settings
 ) -> Iterator[LoopRunner]:
     """Of each library's implementations of its model, the fastest in a trial; its note names the others."""
     for library in libraries:
         seconds: dict[str, float] = {}
         loops: dict[str, LoopRunner] = {}
-        for model in library.models(recipe):
+        for model in library(recipe):
             loop = LoopRunner(model, recipe, mixture.module.prepare(), settings)
             settings.on_progress(f"trial of {loop.name}")
             loops[loop.name], seconds[loop.name] = loop, loop.trial()

@@ -57,7 +57,9 @@ class Workload:
 
     def experts(self) -> ExpertBank:
         """New GLU experts of the shape, on the device of the tokens, in their dtype."""
-        experts: ExpertBank = build_in(sparse_spec(self.shape), self.dims, self.x_TD.device.type, self.x_TD.dtype)
+        experts: ExpertBank = build_in(
+            expert_spec(self.shape.E, self.shape.H), self.dims, self.x_TD.device.type, self.x_TD.dtype
+        )
         return experts
 
 
@@ -75,17 +77,8 @@ def make_workload(shape: Shape, device: str, dtype: torch.dtype) -> Workload:
     return Workload(shape=shape, dims=LayerDims(dim=D, num_experts=E), x_TD=x_TD, routing=routing)
 
 
-def sparse_spec(shape: Shape) -> ExpertSpec:
-    """The experts of a shape."""
-    return _glu(count=shape.E, hidden=shape.H)
-
-
-def dense_spec(shape: Shape) -> ExpertSpec:
-    """One expert of hidden K·H: as many multiply-adds per token as K experts of hidden H."""
-    return _glu(count=1, hidden=shape.K * shape.H)
-
-
-def _glu(count: int, hidden: int) -> ExpertSpec:
+def expert_spec(count: int, hidden: int) -> ExpertSpec:
+    """GLU experts. One of hidden K·H does as many multiply-adds per token as K of hidden H."""
     spec = component_spec("expert", {"use": EXPERTS, "count": count, "hidden": hidden})
     assert isinstance(spec, ExpertSpec)
     return spec
@@ -93,8 +86,8 @@ def _glu(count: int, hidden: int) -> ExpertSpec:
 
 def counted_multiply_adds(shape: Shape) -> tuple[int, int]:
     """Of one forward pass, sparse and dense, each counted by running one token on the meta device."""
-    T, D, _, _, K = shape
-    return T * K * multiply_adds(sparse_spec(shape), D), T * multiply_adds(dense_spec(shape), D)
+    T, D, H, E, K = shape
+    return T * K * multiply_adds(expert_spec(E, H), D), T * multiply_adds(expert_spec(1, K * H), D)
 
 
 def build_in(spec: Any, dims: LayerDims, device: str, dtype: torch.dtype) -> Any:

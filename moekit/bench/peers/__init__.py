@@ -1,8 +1,7 @@
 """Adapters of other libraries' layers and models, for ``--against``. None is a dependency: each is imported on demand.
 
-An adapter is a file named for the library. Its function ``variants(work, experts)`` gives the library's layer on the
-same tokens, with the same weights and routing where the library allows it, and a note where it does not. A function
-``models(recipe)`` gives the library's own model of a recipe's sizes.
+The adapter of a layer runs it on the same tokens, with the same weights and routing where the library allows it; a note
+says where it does not. The adapter of a model builds the library's own model of a recipe's sizes.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, cast
 
 from torch import Tensor, nn
 
@@ -38,67 +37,51 @@ class PeerModel:
     note: str = ""
 
 
-class Peer(Protocol):
-    """An adapter of a library's layer."""
+LayerAdapter = Callable[[Workload, ExpertBank], list[Variant]]
+"""Gives the library's layer, once for each implementation that it has."""
 
-    def variants(self, work: Workload, experts: ExpertBank) -> list[Variant]:
-        """The layer, once for each implementation that the library has."""
+ModelAdapter = Callable[[Recipe], Sequence[PeerModel]]
+"""Gives the library's model of a recipe's sizes, once for each implementation that it has."""
 
-
-class ModelPeer(Protocol):
-    """An adapter of a library's models."""
-
-    def models(self, recipe: Recipe) -> Sequence[PeerModel]:
-        """The model of a recipe's sizes, once for each implementation that the library has."""
-
-
-PEERS: Final = {
-    "transformers": "transformers",
-    "st_moe_pytorch": "st-moe-pytorch",
-    "megablocks": "megablocks",
-    "scattermoe": "git+https://github.com/shawntan/scattermoe",
+LAYERS: Final = {
+    "transformers": ("transformers.mixtral_experts", "transformers"),
+    "st_moe_pytorch": ("layers.st_moe_pytorch", "st-moe-pytorch"),
+    "megablocks": ("layers.megablocks", "megablocks"),
+    "scattermoe": ("layers.scattermoe", "git+https://github.com/shawntan/scattermoe"),
 }
-"""Libraries with an adapter, each with what ``pip install`` takes."""
+"""By library: the function of this package that adapts its layer, and what ``pip install`` takes."""
 
-MODEL_PEERS: Final = {"transformers": PEERS["transformers"]}
-"""Those whose adapter has ``models``."""
+MODELS: Final = {"transformers": ("transformers.models", "transformers")}
+"""The same for whole models."""
 
 
-def load(name: str) -> Peer:
+def load(name: str) -> LayerAdapter:
     """The adapter of a library's layer. Imports the library, to check that it is there.
 
     Raises:
         MoekitError: there is no such adapter, or the library is not installed or does not import.
     """
-    return cast(Peer, _loaded(name, PEERS))
+    return cast(LayerAdapter, _loaded(name, LAYERS))
 
 
-def load_models(name: str) -> ModelPeer:
+def load_models(name: str) -> ModelAdapter:
     """The adapter of a library's models; as ``load``."""
-    return cast(ModelPeer, _loaded(name, MODEL_PEERS))
+    return cast(ModelAdapter, _loaded(name, MODELS))
 
 
-def require_gpu(work: Workload, name: str) -> None:
-    """Checks that the benchmark runs on a GPU.
-
-    Raises:
-        MoekitError: it does not.
-    """
-    if work.x_TD.device.type != "cuda":
-        raise MoekitError(f"--against {name}: it runs on GPUs alone; add --device cuda")
-
-
-def _loaded(name: str, known: Mapping[str, str]) -> Any:
+def _loaded(name: str, known: Mapping[str, tuple[str, str]]) -> Any:
     if name not in known:
         near = nearest(name, list(known))
         lines = [f"--against {name}: unknown library (known: {', '.join(known)})"]
         raise MoekitError("\n".join([*lines, *([f"  did you mean '{near}'?"] if near else [])]))
+    adapter, package = known[name]
     try:
         importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name != name:
             raise MoekitError(f"--against {name}: it is installed, but lacks '{error.name}': {error}") from error
-        raise MoekitError(f"--against {name}: it is not installed\n  pip install {known[name]}") from error
+        raise MoekitError(f"--against {name}: it is not installed\n  pip install {package}") from error
     except Exception as error:  # importing may fail in any way: a missing GPU, another torch
         raise MoekitError(f"--against {name}: it does not import: {type(error).__name__}: {error}") from error
-    return importlib.import_module(f"moekit.bench.peers.{name}")
+    module, _, function = adapter.partition(".")
+    return getattr(importlib.import_module(f"{__name__}.{module}"), function)

@@ -27,7 +27,7 @@ NEEDS_VERSION_5: Final = "--against transformers: needs version 5 or later, whos
 Node = Mapping[str, Any]
 
 
-def variants(work: Workload, experts: ExpertBank) -> list[Variant]:
+def mixtral_experts(work: Workload, experts: ExpertBank) -> list[Variant]:
     """The experts of the Mixtral block, on the same routing. They share their weights with ``experts``.
 
     Raises:

@@ -19,12 +19,12 @@ from moekit.errors import MoekitError
 def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder from which libraries are imported first."""
     monkeypatch.syspath_prepend(str(tmp_path))
-    for name in peers.PEERS:
+    for name in peers.LAYERS:
         monkeypatch.delitem(sys.modules, name, raising=False)
     return tmp_path
 
 
-@pytest.mark.parametrize("name", peers.PEERS)
+@pytest.mark.parametrize("name", peers.LAYERS)
 def test_a_missing_library_is_reported_with_its_pip_install(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(module: str) -> None:
         raise ModuleNotFoundError(f"No module named '{module}'", name=module)
@@ -34,16 +34,17 @@ def test_a_missing_library_is_reported_with_its_pip_install(name: str, monkeypat
         peers.load(name)
 
 
-def test_a_missing_dependency_of_a_library_is_named(library: Path) -> None:
-    (library / "megablocks.py").write_text("import no_such_kernels\n")
-    with pytest.raises(MoekitError, match="it is installed, but lacks 'no_such_kernels'"):
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("import no_such_kernels", "it is installed, but lacks 'no_such_kernels'"),
+        ("raise RuntimeError('no GPU')", "it does not import: RuntimeError: no GPU"),
+    ],
+)
+def test_a_library_that_fails_to_import_is_reported_with_the_cause(source: str, said: str, library: Path) -> None:
+    (library / "megablocks.py").write_text(source)
+    with pytest.raises(MoekitError, match=f"--against megablocks: {said}"):
         peers.load("megablocks")
-
-
-def test_a_library_that_fails_to_import_is_reported_with_its_error(library: Path) -> None:
-    (library / "scattermoe.py").write_text("raise RuntimeError('no GPU')\n")
-    with pytest.raises(MoekitError, match="it does not import: RuntimeError: no GPU"):
-        peers.load("scattermoe")
 
 
 def test_models_of_a_library_are_loaded_with_the_same_checks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,14 +65,12 @@ def test_libraries_for_gpus_are_rejected_on_a_cpu(name: str, library: Path) -> N
     (library / f"{name}.py").write_text("")
     work = make_workload(Shape(8, 4, 8, 4, 2), "cpu", torch.float32)
     with pytest.raises(MoekitError, match=f"--against {name}: it runs on GPUs alone"):
-        peers.load(name).variants(work, work.experts())
+        peers.load(name)(work, work.experts())
 
 
-@pytest.mark.parametrize(
-    ("file", "offers"), [(name, "variants") for name in peers.PEERS] + [(name, "models") for name in peers.MODEL_PEERS]
-)
-def test_an_adapter_imports_its_library_only_when_it_runs(file: str, offers: str) -> None:
+@pytest.mark.parametrize("adapter", [adapter for adapter, _ in [*peers.LAYERS.values(), *peers.MODELS.values()]])
+def test_an_adapter_imports_its_library_only_when_it_runs(adapter: str) -> None:
     before = set(sys.modules)
-    module = importlib.import_module(f"moekit.bench.peers.{file}")
-    assert callable(getattr(module, offers))
-    assert not {name.partition(".")[0] for name in set(sys.modules) - before} & set(peers.PEERS)
+    module, _, function = adapter.partition(".")
+    assert callable(getattr(importlib.import_module(f"moekit.bench.peers.{module}"), function))
+    assert not {name.partition(".")[0] for name in set(sys.modules) - before} & set(peers.LAYERS)
