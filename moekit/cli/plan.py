@@ -41,7 +41,7 @@ EXPLAIN = """\
   weights      sum over parameters of b * their shard: a routed bank's E/ep experts are sharded over R ranks, all else
                over N, along the first dimension of 8 N rows or more, or the first that divides evenly; and all buffers
   gradients    the same, of trained parameters
-  optimizer    the same for each tensor of the optimizer's state; which it keeps is read off a tiny model
+  optimizer    the same for each tensor of the optimizer's state; its tensors are found by one step of a tiny model
   gathered     b * (all outside of blocks + two blocks), all-gathered: the current block and the next
   their grads  b * (all outside of blocks + one block), before they are reduced over ranks
   copies       of the E/ep experts in autocast's dtype: all layers', or one layer's with activation checkpointing
@@ -145,7 +145,7 @@ def memory_table(plan: RunPlan) -> list[tuple[str, ...]]:
 def traffic_table(plan: RunPlan) -> list[tuple[str, ...]]:
     """What a device sends in a step: a header, and a row for each layout."""
     rows: list[tuple[str, ...]] = [
-        ("ep", "ranks a token", "rows a token", "bytes a token", "sent", "messages", "gathers", "scatters", "calls")
+        ("ep", "ranks/token", "rows/token", "bytes/token", "sent", "messages", "gathers", "scatters", "calls")
     ]
     for row in plan.rows:
         layers = list(row.traffic.layers.values())
@@ -193,13 +193,13 @@ def plain(plan: RunPlan, advice: list[Advice]) -> dict[str, Any]:
 
 def _page(title: str, plan: RunPlan, advice: list[Advice], explain: bool) -> list[str]:
     request = plan.request
-    shape = f"{request.batch} x {request.sequence} tokens a device, {request.accumulate} micro-batch"
+    shape = f"{request.batch} x {request.sequence} tokens per device, {request.accumulate} micro-batch"
     shape += "es" if request.accumulate != 1 else ""
     lines = [
         text.bold(f"{title} on {request.devices} devices"),
         *text.paragraph(
             f"{plan.parameters:,} parameters; {request.precision}, {plan.optimizer}, "
-            f"{f'recompute {plan.recompute}, ' if plan.recompute else ''}{shape}: {request.tokens:,} tokens a step"
+            f"{f'recompute {plan.recompute}, ' if plan.recompute else ''}{shape}: {request.tokens:,} tokens per step"
         ),
         "",
         text.bold("memory of the device that has the most, in bytes"),
@@ -234,8 +234,8 @@ def _verdict(plan: RunPlan, advice: list[Advice]) -> Iterator[str]:
         rejected = "needs whole tensors, so sharded training rejects it (trainer.strategy)"
         yield f"  optimizer '{plan.optimizer}' {rejected}; others: moekit ls optimizers"
     for change in advice:
-        takes = f"ep={change.row.layout.ep} then takes {bytes_of(change.row.memory.total)}"
-        yield f"  {'try' if change.fits else 'not even'} {change.what}: {takes}"
+        takes = f"ep={change.row.layout.ep} {'' if change.fits else 'still '}takes {bytes_of(change.row.memory.total)}"
+        yield f"  {'try' if change.fits else 'with'} {change.what}: {takes}"
 
 
 def _largest(row: LayoutPlan) -> str:
