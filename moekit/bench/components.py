@@ -60,12 +60,9 @@ def nodes_of(texts: Sequence[str], option: str) -> dict[str, Node]:
 
 
 def dispatchers_for(shape: Shape, texts: Sequence[str], *, explain: bool = False) -> Selection:
-    """Dispatchers that take ``token_choice`` among a shape's experts.
+    """Dispatchers that take ``token_choice`` among a shape's experts: those in ``texts``, or if empty all that fit.
 
-    Args:
-        shape: its sizes.
-        texts: the values of ``--dispatchers``; all that fit when empty.
-        explain: whether one of them must be able to explain what it chooses.
+    With ``explain``, one of them must be able to explain what it chooses.
 
     Raises:
         SpecError, MoekitError: a requested dispatcher does not exist or does not fit, or none can explain.

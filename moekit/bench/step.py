@@ -37,14 +37,7 @@ STEPS: Final = 5
 
 
 class Runner(ABC):
-    """A model that trains for a few steps in every round.
-
-    Args:
-        name: of its row.
-        model: whose parameters are counted.
-        settings: how to measure.
-        note: what a reader must know to compare.
-    """
+    """A model that trains for a few steps in every round. ``note`` is what a reader must know to compare."""
 
     log_every = 0
 
@@ -150,13 +143,9 @@ def _run_round(runner: Runner, settings: Settings, counts: bool) -> None:
 
 
 class RecipeRunner(Runner):
-    """A recipe's model, trained through Lightning, with the logs of a real run.
+    """A recipe's model, trained through Lightning, with the logs of a real run, in an empty folder.
 
-    Args:
-        name: of its row.
-        recipe: the recipe to train.
-        settings: how to measure; ``dtype`` bfloat16 means mixed precision.
-        folder: an empty folder.
+    A ``dtype`` of bfloat16 in the settings means mixed precision.
     """
 
     def __init__(self, name: str, recipe: Recipe, settings: Settings, folder: Path) -> None:
@@ -208,12 +197,7 @@ class LoopRunner(Runner):
     """Another library's model, trained on a recipe's batches in a plain training loop.
 
     The optimizer is torch's AdamW, fused, with the options of the recipe's; gradients are clipped as the recipe says.
-
-    Args:
-        peer: the model.
-        recipe: whose batches, seed, optimizer (AdamW) and clipping.
-        data: of the recipe, prepared.
-        settings: how to measure.
+    The data must be prepared.
     """
 
     def __init__(self, peer: peers.PeerModel, recipe: Recipe, data: Data, settings: Settings) -> None:

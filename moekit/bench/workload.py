@@ -28,17 +28,17 @@ EXPERTS = "glu"
 class Workload:
     """Tokens, and a uniform routing of them that is given: a router's own time is not measured with the layer.
 
-    Attributes:
-        shape: sizes.
-        dims: the same, in the form that components are built from.
-        x_TD: tokens; a gradient is taken of them.
-        routing: K experts for each token; a gradient is taken of its gates.
+    Gradients are taken of the tokens and of the routing's gates.
     """
 
     shape: Shape
-    dims: LayerDims
     x_TD: Tensor
     routing: TokenChoice
+
+    @property
+    def dims(self) -> LayerDims:
+        """D and E, in the form that components are built from."""
+        return LayerDims(dim=self.shape.D, num_experts=self.shape.E)
 
     @property
     def gate_TK(self) -> Tensor:
@@ -74,7 +74,7 @@ def make_workload(shape: Shape, device: str, dtype: torch.dtype) -> Workload:
     routing = TokenChoice(
         logits_TE=logits_TE, scores_TE=scores_TE, expert_TK=expert_TK, gate_TK=gate_TK.contiguous().requires_grad_()
     )
-    return Workload(shape=shape, dims=LayerDims(dim=D, num_experts=E), x_TD=x_TD, routing=routing)
+    return Workload(shape=shape, x_TD=x_TD, routing=routing)
 
 
 def expert_spec(count: int, hidden: int) -> ExpertSpec:
@@ -116,11 +116,7 @@ def stacked_weights(experts: ExpertBank) -> tuple[nn.Parameter, nn.Parameter]:
 
 
 class IdentityExperts(ExpertBank):
-    """Experts that return their input, so that only dispatch and combine are left of a layer.
-
-    Args:
-        dims: sizes of the layer.
-    """
+    """Experts that return their input, so that only dispatch and combine are left of a layer."""
 
     def __init__(self, dims: LayerDims) -> None:
         super().__init__()

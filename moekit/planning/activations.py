@@ -77,13 +77,9 @@ class Pass:
 
 
 def measure(spec: ModelSpec, objective: ObjectiveSpec | None, *, batch: int, sequence: int, precision: str) -> Pass:
-    """Runs a micro-batch through a model that is never allocated.
+    """Runs a micro-batch of B sequences of S tokens through a model that is never allocated.
 
-    Args:
-        spec: the model.
-        objective: the loss; None for the mean of the output.
-        batch, sequence: B and S.
-        precision: a key of ``DTYPES``.
+    Without an objective, the loss is the mean of the output. ``precision`` is a key of ``DTYPES``.
 
     Raises:
         MoekitError: a part that is no dispatcher reads numbers on the host, so it cannot run without storage.

@@ -70,13 +70,7 @@ class Memory:
 
 @dataclass(frozen=True, kw_only=True)
 class LayoutPlan:
-    """The plan of one layout.
-
-    Attributes:
-        layout: the devices.
-        memory: of the device that has the most.
-        traffic: what a device sends.
-    """
+    """The plan of one layout: memory of the device that has the most, and what a device sends."""
 
     layout: Layout
     memory: Memory
@@ -130,11 +124,7 @@ class RunPlanner:
         self._passes: dict[tuple[str, int, int, str], Pass] = {}
 
     def plan(self, request: PlanRequest, recompute: str) -> RunPlan:
-        """Plans every layout of a request.
-
-        Args:
-            request: what to plan.
-            recompute: a value of the model's option of that name; empty where it has none.
+        """Plans every layout of a request. ``recompute`` is a value of the model's option; empty where it has none.
 
         Raises:
             MoekitError: the model has no option ``recompute``, or a layer without a spec, or it cannot be planned

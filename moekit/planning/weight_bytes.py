@@ -28,12 +28,7 @@ PRIMES: Final = (2, 3, 5, 7, 11, 13, 17)
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """How experts are shared by devices.
-
-    Attributes:
-        devices: N.
-        ep: ranks that share a layer's experts.
-    """
+    """N devices, of which ``ep`` share a layer's experts."""
 
     devices: int
     ep: int
@@ -152,12 +147,9 @@ def gathered_numbers(weights: Sequence[Weight], layout: Layout) -> tuple[int, in
 
 
 def optimizer_state(spec: OptimizerSpec, model: nn.Module, dtype: torch.dtype) -> Mapping[str, tuple[StateTensor, ...]]:
-    """By parameter name, the tensors of an optimizer's state.
+    """By parameter name, the tensors of an optimizer's state for weights of ``dtype``.
 
-    Args:
-        spec: the optimizer.
-        model: its parameters are replaced by tiny ones.
-        dtype: of the weights.
+    Replaces the model's parameters by tiny ones.
     """
     replace_each_tensor(
         model, lambda t: torch.ones(PRIMES[: t.ndim], dtype=dtype if t.is_floating_point() else t.dtype)

@@ -139,7 +139,7 @@ class Nameless(Router):
 
 
 class HandMade(Model):
-    """A model built by hand, whose router has no spec and which is in no registry."""
+    """A model built by hand, which no registry knows."""
 
     def __init__(self, router: Router) -> None:
         super().__init__()

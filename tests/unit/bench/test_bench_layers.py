@@ -25,7 +25,6 @@ from moekit.bench.workload import Workload, build_in, counted_multiply_adds, mak
 from moekit.contracts import ExpertBank
 from moekit.errors import MoekitError
 from moekit.registry import current
-from moekit.spec.kinds import DispatcherSpec
 
 SHAPE = Shape(16, 8, 16, 8, 4)
 ONE = Settings(rounds=1, warmup=1)
@@ -36,19 +35,11 @@ def loop_variant(work: Workload, experts: ExpertBank) -> Variant:
     return dispatcher_variant("loop", build_in(spec, work.dims, "cpu", torch.float32), work, experts, spec)
 
 
-def fitting(kind: str) -> set[str]:
-    """Dispatchers that take ``token_choice`` and need no options."""
-    specs = [(c.name, c.spec) for c in current().components(kind)]
-    return {
-        name for name, spec in specs if name not in ("soft", "device_capacity") and issubclass(spec, DispatcherSpec)
-    }
-
-
 def test_every_dispatcher_that_fits_is_measured_after_dense_and_plain() -> None:
     found = compare_layers("test", SHAPE, ONE)
     names = [row.name for row in found.rows]
     assert names[:2] == ["dense", "plain"]
-    assert set(names[2:]) | {name for name in found.skips if name in fitting("dispatcher")} == fitting("dispatcher")
+    assert {*names[2:], *found.skips} == {component.name for component in current().components("dispatcher")}
     assert {"loop", "grouped", "capacity"} <= set(names)
     assert found.skips["soft"] == "takes soft, and the routing is token_choice"
     assert "needs 'groups'; needs 'inner'" in found.skips["device_capacity"]

@@ -22,7 +22,7 @@ def size(tensors: object) -> int:
 
 
 @pytest.mark.parametrize(
-    ("name", "optimizer", "words"),
+    ("name", "optimizer", "overrides"),
     [
         ("deepseek_v3", "adamw", ()),
         ("deepseek_v3", "adafactor", ("optimizer={use: adafactor}",)),
@@ -33,15 +33,15 @@ def size(tensors: object) -> int:
         ("shazeer2017", "adamw", ()),
     ],
 )
-def test_a_plan_of_one_process_is_exact_to_the_byte(name: str, optimizer: str, words: tuple[str, ...]) -> None:
-    recipe = load(name, [*words, "schedule=null"])
+def test_a_plan_of_one_process_is_exact_to_the_byte(name: str, optimizer: str, overrides: tuple[str, ...]) -> None:
+    recipe = load(name, [*overrides, "schedule=null"])
     module = LitMoE(recipe)
-    moves = optimizer_of(recipe, module.model, 10)
+    steps = optimizer_of(recipe, module.model, 10)
     batch = empty_batch(recipe.model, 2, 16)
     output = module.model.on(batch)
     (module.objective(output, batch).total + sum(r.loss() for r in output.reports.values())).backward()
-    moves.step()
-    state = [value for state in moves.state.values() for value in state.values() if isinstance(value, Tensor)]
+    steps.step()
+    state = [value for state in steps.state.values() for value in state.values() if isinstance(value, Tensor)]
 
     plan = plan_of(recipe)
     memory = plan.rows[0].memory
@@ -105,6 +105,12 @@ def test_recomputed_copies_of_experts_are_those_of_one_layer(monkeypatch: pytest
     """Of a device's own experts, in bf16."""
     two = [*WEIGHTS, replace(WEIGHTS[3], name="blocks.2.moe.experts.w_up", unit=2)]
     assert memory_of(two, copies=0, monkeypatch=monkeypatch).copies == 512 * 2
+
+
+def test_recompute_is_rejected_for_a_model_without_that_option() -> None:
+    recipe = load("jacobs1991")
+    with pytest.raises(MoekitError, match=r"Mixture has no option 'recompute'.*\n  expected no --recompute"):
+        RunPlanner(recipe).plan(request_for(recipe), "blocks")
 
 
 def test_tensors_too_large_to_be_counted_are_reported() -> None:
