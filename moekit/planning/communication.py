@@ -77,7 +77,7 @@ def traffic_of(
     gathers = scatters = 0.0
     for w in weights:
         if (n := w.ranks(layout)) > 1:
-            numbers = prod(w.held(layout)) * (n - 1) / n
+            numbers = prod(w.local_shape(layout)) * (n - 1) / n
             gathers += numbers * request.itemsize * (1 if w.unit < 0 else 2)
             scatters += numbers * max(request.itemsize, 4) * w.trained  # half precision is summed in fp32
     return DeviceTraffic(

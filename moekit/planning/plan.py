@@ -201,7 +201,7 @@ class RunPlanner:
         for w in self.weights:
             if w.experts:
                 bank = w.name.rpartition(".experts.")[0]
-                banks[bank] = banks.get(bank, 0) + prod(w.held(layout)) * narrow.itemsize
+                banks[bank] = banks.get(bank, 0) + prod(w.local_shape(layout)) * narrow.itemsize
         return measured.copies // layout.ep or max(banks.values(), default=0)
 
     def _spec(self, name: str) -> MoE:

@@ -77,32 +77,32 @@ class Weight:
     unit: int
     trained: bool
 
-    def held(self, layout: Layout) -> tuple[int, ...]:
+    def local_shape(self, layout: Layout) -> tuple[int, ...]:
         """The shape that a device computes with: a routed bank's own experts; the whole of any other parameter."""
         if not self.experts or layout.ep == 1:
             return self.shape
         return (self.shape[0] // layout.ep, *self.shape[1:])
 
     def ranks(self, layout: Layout) -> int:
-        """Over how many ranks ``held`` is sharded."""
+        """Over how many ranks ``local_shape`` is sharded."""
         return layout.replicas if self.experts and layout.ep > 1 else layout.devices
 
-    def cut(self, layout: Layout) -> int:
+    def shard_dim(self, layout: Layout) -> int:
         """The dimension along which it is sharded."""
-        return cut_of(self.held(layout), self.ranks(layout))
+        return cut_of(self.local_shape(layout), self.ranks(layout))
 
-    def shard(self, layout: Layout) -> tuple[int, ...]:
+    def shard_shape(self, layout: Layout) -> tuple[int, ...]:
         """The shape of rank 0's shard, which is the largest: rows are not split."""
-        shape = list(self.held(layout))
+        shape = list(self.local_shape(layout))
         if shape:
-            d = self.cut(layout)
+            d = self.shard_dim(layout)
             shape[d] = -(-shape[d] // self.ranks(layout))
         return tuple(shape)
 
     def state_bytes(self, state: Sequence[StateTensor], layout: Layout) -> int:
         """Bytes of the optimizer's state of that shard. State without the sharded dimension is whole on every rank."""
-        held, shard, cut = self.held(layout), self.shard(layout), self.cut(layout)
-        return sum(each.bytes(shard if cut < len(each.dims) and each.dims[cut] == cut else held) for each in state)
+        whole, shard, dim = self.local_shape(layout), self.shard_shape(layout), self.shard_dim(layout)
+        return sum(each.bytes(shard if dim < len(each.dims) and each.dims[dim] == dim else whole) for each in state)
 
 
 def weights_of(model: Model) -> list[Weight]:
@@ -130,7 +130,7 @@ def weights_of(model: Model) -> list[Weight]:
 
 def sharded_numbers(weights: Iterable[Weight], layout: Layout) -> int:
     """Numbers in rank 0's shards."""
-    return sum(prod(w.shard(layout)) for w in weights)
+    return sum(prod(w.shard_shape(layout)) for w in weights)
 
 
 def gathered_numbers(weights: Sequence[Weight], layout: Layout) -> tuple[int, int, int]:
@@ -141,7 +141,7 @@ def gathered_numbers(weights: Sequence[Weight], layout: Layout) -> tuple[int, in
     units: dict[int, int] = {-1: 0}
     for w in weights:
         if w.ranks(layout) > 1:
-            units[w.unit] = units.get(w.unit, 0) + prod(w.held(layout))
+            units[w.unit] = units.get(w.unit, 0) + prod(w.local_shape(layout))
     rest = units.pop(-1)
     return rest, max(units.values(), default=0), sum(units.values())
 

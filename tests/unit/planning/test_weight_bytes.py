@@ -68,8 +68,8 @@ def test_parameters_are_cut_along_a_dimension_with_rows_for_every_rank() -> None
 def test_shards_add_up_to_the_whole_where_they_are_even(ep: int) -> None:
     layout = Layout(devices=8, ep=ep)
     for weight in weights_of(build_on_meta(load("deepseek_v3").model)):
-        whole, part = prod(weight.shape), prod(weight.shard(layout))
-        assert prod(weight.held(layout)) * (ep if weight.experts else 1) == whole
+        whole, part = prod(weight.shape), prod(weight.shard_shape(layout))
+        assert prod(weight.local_shape(layout)) * (ep if weight.experts else 1) == whole
         assert part * 8 == whole or (weight.shape[0] % 8 and not weight.experts)
     _, block, blocks = gathered_numbers(weights_of(build_on_meta(load("deepseek_v3").model)), layout)
     assert 0 < block < blocks
