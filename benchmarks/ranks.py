@@ -21,8 +21,8 @@ from typing import Any
 import lightning as L
 
 from moekit import load
-from moekit.planning.plan import Planner
-from moekit.planning.request import Request
+from moekit.planning.plan import RunPlanner
+from moekit.planning.request import PlanRequest
 from moekit.spec.recipe import Recipe
 from moekit.training import LitMoE
 from moekit.training.run.folder import RunFolder
@@ -100,7 +100,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|---|")
     for world in WORLDS:
         recipe = recipe_of(world, 1)
-        request = Request(
+        request = PlanRequest(
             devices=world,
             eps=(world,),
             batch=BATCH,
@@ -109,7 +109,7 @@ def main() -> None:
             precision="32-true",
             device_memory=2**40,
         )
-        wire = Planner(recipe).plan(request, "none").rows[0].wire
+        wire = RunPlanner(recipe).plan(request, "none").rows[0].traffic
         best = min(r[world][0] for r in rounds)
         ratios = [r[world][1] / r[1][1] for r in rounds]
         cells = [

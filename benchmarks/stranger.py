@@ -13,10 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moekit import build
-from moekit.bench.layer import dispatched
-from moekit.bench.shapes import SHAPES
-from moekit.bench.timing import CpuClock, ratio, take_turns
-from moekit.bench.work import make_work, sparse_spec
+from moekit.bench.layers import dispatcher_variant
+from moekit.bench.measure import Clock, time_interleaved
+from moekit.bench.request import SHAPES
+from moekit.bench.results import ratio
+from moekit.bench.workload import make_workload
 from moekit.contracts import ExpertBank
 from moekit.contracts.layer import Groups
 from moekit.spec.kinds import DispatcherSpec
@@ -50,17 +51,19 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     print("| shape | experts, dispatcher | ms | over the first party's: best (median) |\n|---|---|---|---|")
     for shape in args.shapes:
-        work = make_work(SHAPES[shape], "cpu", torch.float32)
+        work = make_workload(SHAPES[shape], "cpu", torch.float32)
         banks = {
-            "first party's": build(sparse_spec(work.shape), work.dims),
+            "first party's": work.experts(),
             "stranger's": StrangersGlu(work.shape.E, work.shape.D, work.shape.H),
         }
         variants = []
         for whose, name in (("first party's", "grouped"), ("stranger's", "grouped"), ("stranger's", "auto")):
             spec = component_spec("dispatcher", {"use": name})
             assert isinstance(spec, DispatcherSpec)
-            variants.append(dispatched(f"{whose}, {name}", build(spec, work.dims), work, banks[whose], spec))
-        samples = take_turns(variants, rounds=args.rounds, warmup=2, clock=CpuClock(), tell=lambda text: None)
+            variants.append(dispatcher_variant(f"{whose}, {name}", build(spec, work.dims), work, banks[whose], spec))
+        samples = time_interleaved(
+            variants, rounds=args.rounds, warmup=2, clock=Clock("cpu"), on_progress=lambda text: None
+        )
         for name, found in samples.items():
             over = ratio(found.total, samples[BASE].total)
             print(

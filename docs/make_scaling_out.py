@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from moekit import load
-from moekit.cli.plan import EXPLAIN, table, wire_table
-from moekit.planning.plan import Planner
-from moekit.planning.request import Request
+from moekit.cli.plan import EXPLAIN, memory_table, traffic_table
+from moekit.planning.plan import RunPlanner
+from moekit.planning.request import PlanRequest
 
 PAGE = Path(__file__).with_name("scaling_out.md")
 GIB = 2**30
@@ -48,7 +48,7 @@ CASES = (
 def tables(case: Case) -> str:
     """Both tables of a sizing, in Markdown."""
     recipe = load(case.recipe)
-    request = Request(
+    request = PlanRequest(
         devices=case.devices,
         eps=case.eps,
         batch=case.batch,
@@ -57,8 +57,8 @@ def tables(case: Case) -> str:
         precision="bf16-mixed",
         device_memory=80 * GIB,
     )
-    plan = Planner(recipe).plan(request, case.recompute)
-    return f"`{case.command}`\n\n{markdown(table(plan))}\n{markdown(wire_table(plan))}"
+    plan = RunPlanner(recipe).plan(request, case.recompute)
+    return f"`{case.command}`\n\n{markdown(memory_table(plan))}\n{markdown(traffic_table(plan))}"
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:

@@ -1,20 +1,20 @@
-"""Counting parameters: in total, active for one token, and part by part; of any model, without its memory.
+"""Parameter counts of any model: in total, active for one token, and by part. No memory is allocated.
 
 Models are built on the meta device, where tensors have shapes and no storage: 671 billion parameters take seconds.
-Published counts differ in what they include, so three readings of "active" are given, and what is used in training
-alone (multi-token prediction) is counted apart. A balancer's selection bias counts, trained by gradient or not:
+Published counts differ in what they include, so there are three readings of "active", and what only training uses
+(multi-token prediction) is counted apart. A balancer's selection bias counts even though no gradient trains it:
 DeepSeek-V3's published total includes it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from moekit.contracts import ExpertBank, LayerDims, Model
@@ -38,7 +38,7 @@ PARTS: Final = (
     "biases",
     "other",
 )
-"""The parts of a model, in the order they are told. ``biases``: the balancers' selection biases."""
+"""The parts of a model, in the order of the tables. ``biases``: the balancers' selection biases."""
 
 _PART_OF_LAYER: Final = {"router": "routers", "experts": "routed experts", "shared": "shared experts"}
 
@@ -48,10 +48,10 @@ class ParameterCount:
     """How many parameters a model has.
 
     Attributes:
-        parts: parameters by part (see ``PARTS``; every part is there). A tied matrix is ``embedding``, once.
-        active_parts: of these, what one token runs through, on average.
-        tied: whether the input embedding is the head too.
-        extra: parts used in training alone, by name, without what they share with the model; not in ``parts``.
+        parts: parameters by part, for every one of ``PARTS``. A tied matrix counts once, as ``embedding``.
+        active_parts: of these, the parameters that one token uses, on average.
+        tied: whether the input embedding is also the head.
+        extra: parameters that only training uses, by name, without those shared with the model; not in ``parts``.
     """
 
     parts: Mapping[str, int]
@@ -66,15 +66,15 @@ class ParameterCount:
 
     @property
     def without_embeddings(self) -> int:
-        """All parameters but the input embedding and the head, as papers before 2021 count."""
+        """All parameters except the input embedding and the head, as papers before 2021 count."""
         return self.total - self.parts["embedding"] - self.parts["head"]
 
     def active(self, reading: Reading = "both") -> int:
-        """Parameters that one token runs through.
+        """Parameters that one token uses.
 
         Args:
-            reading: which embeddings count: ``both`` the input's and the head; ``without_input`` the head alone
-                (a tied matrix counts, as it is the head); ``without_either``.
+            reading: which embeddings count: ``both``, the input's and the head; ``without_input``, only the head
+                (a tied matrix counts, since it is the head); ``without_either``.
         """
         total = sum(self.active_parts.values())
         if reading == "both" or (reading == "without_input" and self.tied):
@@ -86,16 +86,16 @@ class ParameterCount:
 def count_parameters(what: Recipe | ModelSpec | Model) -> ParameterCount:
     """Counts the parameters of a recipe's model, of a model's spec, or of a model.
 
-    What is under a module named ``attention`` or ``cross_attention`` counts as attention; what fits no other part, as
+    Parameters below a module named ``attention`` or ``cross_attention`` count as attention; those that fit no part, as
     ``other``.
 
     Raises:
-        MoekitError: a router that does not say how many experts it activates.
+        MoekitError: a router without the number of experts that it activates, or a tensor of 2**63 bytes or more.
     """
     model = what if isinstance(what, Model) else build_on_meta(what.model if isinstance(what, Recipe) else what)
     embedding, head = model.embeddings()
     extras = model.extra_parts()
-    counter = _Counter(apart=set(extras.values()))
+    counter = _Counter(excluded=set(extras.values()))
     counter.take(embedding, "embedding")
     counter.take(head, "head")
     counter.walk(model, "other")
@@ -108,7 +108,11 @@ def count_parameters(what: Recipe | ModelSpec | Model) -> ParameterCount:
 
 
 def build_on_meta(spec: ModelSpec) -> Model:
-    """The model of a spec, all shapes and no memory."""
+    """The model of a spec, without memory: tensors have shapes and no storage.
+
+    Raises:
+        MoekitError: a tensor of 2**63 bytes or more.
+    """
     with torch.device("meta"), countable("fewer or smaller layers"):
         model: Model = build(spec)
     return model
@@ -116,21 +120,36 @@ def build_on_meta(spec: ModelSpec) -> Model:
 
 @contextmanager
 def countable(expected: str) -> Iterator[None]:
-    """Says of a tensor that is too large even without storage that it is; ``expected`` is what would have been right.
+    """Reports a tensor that is too large even without storage; the message ends with ``expected``.
 
     Raises:
-        MoekitError: its bytes or numbers are more than torch can count.
+        MoekitError: a tensor of 2**63 bytes or more, which torch cannot count.
     """
     try:
         yield
     except (RuntimeError, TypeError) as error:
-        if "overflow" not in str(error).lower():  # torch's own word for it, in each of its messages
+        if "overflow" not in str(error).lower():  # in each of torch's messages about it
             raise
         raise MoekitError(f"some tensor would have 2**63 bytes or more\n  expected {expected}") from error
 
 
+def replace_each_tensor(model: nn.Module, make: Callable[[Tensor], Tensor]) -> None:
+    """Replaces every parameter and buffer by ``make`` of it: without storage, or tiny.
+
+    A shared parameter stays shared. (``Module.to_empty`` would make two of it.)
+    """
+    made: dict[nn.Parameter, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False, remove_duplicate=False)):
+            if parameter not in made:
+                made[parameter] = nn.Parameter(make(parameter), requires_grad=parameter.requires_grad)
+            setattr(module, name, made[parameter])
+        for name, buffer in list(module.named_buffers(recurse=False, remove_duplicate=False)):
+            setattr(module, name, make(buffer))
+
+
 def multiply_adds(spec: ExpertSpec, dim: int) -> int:
-    """Multiply-adds of one expert on one token of width ``dim``, as counted by running it on the meta device."""
+    """Multiply-adds of one expert on one token of width ``dim``, counted by running it on the meta device."""
     with torch.device("meta"):
         bank: ExpertBank = build(replace(spec, count=1), LayerDims(dim=dim, num_experts=1))
         with FlopCounterMode(display=False) as flops:
@@ -139,20 +158,20 @@ def multiply_adds(spec: ExpertSpec, dim: int) -> int:
 
 
 class _Counter:
-    """Adds up parameters, each once, under the part that it belongs to.
+    """Adds up parameters by part, each once.
 
     Args:
-        apart: modules to leave out of the walk.
+        excluded: modules that ``walk`` skips.
     """
 
-    def __init__(self, apart: set[nn.Module]) -> None:
+    def __init__(self, excluded: set[nn.Module]) -> None:
         self.parts = dict.fromkeys(PARTS, 0)
-        self.idle = dict.fromkeys(PARTS, 0.0)  # of these, what an average token does not run through
-        self.apart = apart
+        self.idle = dict.fromkeys(PARTS, 0.0)  # of these, those that an average token does not use
+        self.excluded = excluded
         self.seen: set[nn.Parameter] = set()
 
     def take(self, parameter: nn.Parameter | None, part: str) -> int:
-        """Counts one parameter, if it is trained and not counted yet; returns how many numbers were added."""
+        """Counts one parameter, if it is trained and not counted yet; returns what was added."""
         if parameter is None or not parameter.requires_grad or parameter in self.seen:
             return 0
         self.seen.add(parameter)
@@ -160,12 +179,12 @@ class _Counter:
         return parameter.numel()
 
     def walk(self, module: nn.Module, part: str) -> int:
-        """Counts what is below a module; returns how many numbers were added."""
+        """Counts the parameters of a module; returns what was added."""
         added = sum(self.take(parameter, part) for parameter in module.parameters(recurse=False))
         if isinstance(module, MoELayer):
             return added + self._walk_layer(module)
         for name, child in module.named_children():
-            if child not in self.apart:
+            if child not in self.excluded:
                 added += self.walk(child, _part_of(name, child, part))
         return added
 
@@ -182,10 +201,10 @@ class _Counter:
         return biases + sum(added.values())
 
     def only_in(self, module: nn.Module) -> int:
-        """Numbers in a module that was left out of the walk, without parameters that it shares with what was not."""
-        apart = _Counter(apart=set())
-        apart.seen = set(self.seen)
-        return apart.walk(module, "other")
+        """The parameters of an excluded module that are not shared with a counted one."""
+        counter = _Counter(excluded=set())
+        counter.seen = set(self.seen)
+        return counter.walk(module, "other")
 
 
 def _part_of(name: str, module: nn.Module, outer: str) -> str:
@@ -202,7 +221,7 @@ def _active(layer: MoELayer) -> float:
     spec: Any = getattr(layer.router, "spec", None) if layer.spec is None else layer.spec.router
     if not isinstance(spec, RouterSpec):
         raise MoekitError(
-            f"router {type(layer.router).__name__} does not say how many experts a token runs through\n"
+            f"router {type(layer.router).__name__} does not say how many experts a token activates\n"
             "  expected its attribute 'spec' to be the RouterSpec that it was built from"
         )
     return spec.active(layer.experts.num_experts)

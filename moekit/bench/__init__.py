@@ -1,6 +1,6 @@
-"""What parts cost, measured side by side: layers against dense ones, routers, dispatch alone, whole training steps.
+"""Benchmarks: sparse layers against dense ones, routers, dispatch alone, and whole training steps.
 
-Every figure is a ratio between variants that take turns within each round, in one process, so that a noisy machine
-troubles all alike; milliseconds are told beside it. ``moekit bench`` is the command; ``docs/benchmarks.md`` tells how
-to read it.
+Every figure is a ratio between variants that run interleaved, in one process: each round runs all of them, so a slow
+moment of the machine slows all of them. Milliseconds are printed next to the ratios. ``moekit bench`` is the command;
+``docs/benchmarks.md`` says how to read its tables.
 """

@@ -1,4 +1,4 @@
-"""Tables of what was measured."""
+"""Tables of results."""
 
 from __future__ import annotations
 
@@ -8,22 +8,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from moekit.bench.memory import Saved
-from moekit.bench.result import Comparison, Row, StepComparison, StepRow
-from moekit.bench.timing import Ratio
+from moekit.bench.results import Ratio, ShapeResult, StepResult, StepRow, VariantRow
 
-ERROR_TOLD = 0.03
-"""A difference between variants of one function that is told; bf16 rounds by less."""
+REPORTED_ERROR = 0.03
+"""A difference between variants of one function that is reported; bf16 rounds by less."""
 
 
-def show(console: Console, result: Comparison, told: set[str]) -> None:
-    """A table of variants, and what must be known to read it.
-
-    Args:
-        console: where to.
-        result: of one shape.
-        told: why variants were left out, as far as it stands above already; grows.
-    """
+def show(console: Console, result: ShapeResult, seen: set[str]) -> None:
+    """Prints a table of variants and its notes, without the skip reasons in ``seen``, to which it adds its own."""
     table = Table(title=result.title, title_justify="left", caption_justify="left")
     table.add_column("variant")
     for head in ("ms", f"÷ {result.baseline}", "median (quartiles)", "forward ms, ÷", "backward ms, ÷"):
@@ -35,14 +27,14 @@ def show(console: Console, result: Comparison, told: set[str]) -> None:
     for row in result.rows:
         table.add_row(*_cells(row, result.input_bytes, memory=memory, peak=peak))
     console.print(table)
-    skips = [f"left out: {name}: {why}" for name, why in result.skips.items()]
-    for line in (*_notes(result), *(line for line in skips if line not in told)):
+    skips = [f"skipped: {name}: {why}" for name, why in result.skips.items()]
+    for line in (*_notes(result), *(line for line in skips if line not in seen)):
         console.print(f"  {escape(line)}", highlight=False)
-    told |= set(skips)
+    seen |= set(skips)
 
 
-def show_summary(console: Console, results: Sequence[Comparison]) -> None:
-    """The ratios of several shapes, a line each."""
+def show_summary(console: Console, results: Sequence[ShapeResult]) -> None:
+    """Prints the ratios of several shapes, a line each."""
     names = list(dict.fromkeys(row.name for result in results for row in result.rows if row.name != result.baseline))
     table = Table(title=f"÷ {results[0].baseline}: best rounds (median of the rounds)", title_justify="left")
     table.add_column("shape: T D H E K")
@@ -54,44 +46,40 @@ def show_summary(console: Console, results: Sequence[Comparison]) -> None:
     console.print(table)
 
 
-def _cells(row: Row, input_bytes: int, *, memory: bool, peak: bool) -> list[str]:
+def _cells(row: VariantRow, input_bytes: int, *, memory: bool, peak: bool) -> list[str]:
     cells = [
         escape(row.name),
         f"{row.ms:.2f}",
         f"{row.ratio.best:.2f}",
-        spread(row.ratio),
+        _spread(row.ratio),
         f"{row.forward_ms:.2f}  {row.forward_ratio.best:.2f}",
         f"{row.backward_ms:.2f}  {row.backward_ratio.best:.2f}",
     ]
     if memory:
-        cells.append(_saved(row.saved, input_bytes))
+        saved = row.saved
+        cells.append("" if saved is None else f"{saved.bytes / 1e6:.1f}  {saved.bytes / input_bytes:.2f}")
     if peak:
         cells.append("" if row.peak is None else f"{row.peak / 1e6:.1f}")
     return cells
 
 
-def spread(ratio: Ratio) -> str:
-    """Median and quartiles."""
+def _spread(ratio: Ratio) -> str:
     return f"{ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f})"
 
 
-def _saved(saved: Saved | None, input_bytes: int) -> str:
-    return "" if saved is None else f"{saved.bytes / 1e6:.1f}  {saved.bytes / input_bytes:.2f}"
-
-
-def _notes(result: Comparison) -> Iterator[str]:
-    for what, work in result.multiply_adds.items():
-        yield f"multiply-adds of one forward pass, {what}: {work:,}"
+def _notes(result: ShapeResult) -> Iterator[str]:
+    for what, count in result.multiply_adds.items():
+        yield f"multiply-adds of one forward pass, {what}: {count:,}"
     if result.least_bytes and any(row.saved is not None for row in result.rows):
         over = result.least_bytes / result.input_bytes
         yield (
-            f"saved for backward, weights left out; tokens T·D: {result.input_bytes / 1e6:.1f} MB; "
+            f"saved for backward, without weights; tokens T·D: {result.input_bytes / 1e6:.1f} MB; "
             f"T·D + T·K·2H: {result.least_bytes / 1e6:.1f} MB, {over:.2f} times the tokens"
         )
     for row in result.rows:
         if row.dropped:
-            yield f"{row.name}: drops {row.dropped:.1%} of the pairs, so it does other work than the others"
-        if row.error is not None and not row.error < ERROR_TOLD:
+            yield f"{row.name}: drops {row.dropped:.1%} of the pairs, so its work differs from the others'"
+        if row.error is not None and not row.error < REPORTED_ERROR:
             yield f"{row.name}: DIFFERS from the others by {row.error:.1e} of the largest output"
         if row.note:
             yield f"{row.name}: {row.note}"
@@ -99,8 +87,8 @@ def _notes(result: Comparison) -> Iterator[str]:
         yield f"{name} explains: {why}"
 
 
-def show_steps(console: Console, result: StepComparison) -> None:
-    """A table of training steps, part by part."""
+def show_steps(console: Console, result: StepResult) -> None:
+    """Prints a table of training steps, part by part."""
     console.print(f"[bold]one training step of {escape(result.title)}[/bold]", highlight=False)
     table = Table("")
     for row in result.rows:
@@ -112,17 +100,17 @@ def show_steps(console: Console, result: StepComparison) -> None:
         if row.note:
             console.print(f"  {escape(row.name)}: {escape(row.note)}", highlight=False)
     if not result.baseline:
-        console.print("  this model has no dense twin to compare with", highlight=False)
+        console.print("  this model has no dense baseline to compare with", highlight=False)
 
 
-def _step_lines(result: StepComparison) -> Iterator[tuple[str, list[str]]]:
+def _step_lines(result: StepResult) -> Iterator[tuple[str, list[str]]]:
     rows = result.rows
     yield "parameters", [f"{row.parameters:,}" for row in rows]
     yield "ms, best round", [f"{row.ms:.2f}" for row in rows]
     ratios = [row.ratio for row in rows if row.ratio is not None]
     if ratios:
         yield f"÷ {result.baseline}, best rounds", [f"{ratio.best:.2f}" for ratio in ratios]
-        yield f"÷ {result.baseline}, median (quartiles)", [spread(ratio) for ratio in ratios]
+        yield f"÷ {result.baseline}, median (quartiles)", [_spread(ratio) for ratio in ratios]
     for part in rows[0].parts:
         if part != "logging":
             yield f"  {part} ms, of the step", [_part(row, part) for row in rows]
@@ -142,3 +130,9 @@ def _part(row: StepRow, part: str) -> str:
     if part not in row.parts:
         return ""
     return f"{row.parts[part]:.2f} {row.parts[part] / sum(row.parts.values()):>6.1%}"
+
+
+def sentence(about: dict[str, str | int]) -> str:
+    """What was measured on (``results.machine``), in one line."""
+    cores = f"{about['threads']} of {about['cores']} cores, " if about["device"] == "cpu" else ""
+    return f"{about['name']}, {cores}torch {about['torch']}, Python {about['python']}, {about['dtype']}"

@@ -1,4 +1,4 @@
-"""A callback that takes a training step apart: model, objective, backward, optimizer, balance, logging, the rest."""
+"""A callback that times the parts of a training step: model, objective, backward, optimizer, balance, logging, rest."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from moekit.bench.timing import Clock
+from moekit.bench.measure import Clock
 from moekit.training.module import LitMoE
 
 TIMED: Final = ("data", "forward", "objective", "backward", "optimizer", "balance", "bookkeeping", "logging")
-"""Parts of a step that are timed, each without those inside it; what is left of it is ``lightning``: its loop."""
+"""Timed parts of a step, each without the parts nested in it; the rest of the step is ``lightning``: its loop."""
 
 OUTSIDE: Final = ("data", "balance", "bookkeeping", "logging", "lightning")
 """Parts that are neither the model's, the objective's nor the optimizer's."""
 
 
 class Span(NamedTuple):
-    """From one mark to another, in a part, which may lie inside another part."""
+    """The time from one mark to another, spent in a part, which may be nested in another part."""
 
     part: str
     begin: Any
@@ -29,14 +29,14 @@ class Span(NamedTuple):
 
 
 class Stopwatch(Callback):
-    """Marks where the parts of each optimizer step begin and end, from the end of one step to the end of the next.
+    """Times the parts of each optimizer step; a step lasts from the end of the one before to its own end.
 
     Args:
-        module: what is trained, with its data read; its parts are wrapped once, here.
+        module: the module to train, prepared; its methods are wrapped once, here.
         clock: of the device.
 
     Attributes:
-        steps: for each step but the first of a fit, seconds by part; filled at the end of the fit.
+        steps: for each step of a fit but the first, seconds by part; filled at the end of the fit.
     """
 
     def __init__(self, module: LitMoE, clock: Clock) -> None:
@@ -45,7 +45,7 @@ class Stopwatch(Callback):
         self._spans: list[Span] = []
         self._marks: list[tuple[Any, list[Span]]] = []
         self._inside: list[str] = []
-        self._open: Any = None
+        self._mark: Any = None
         self._step = 0
         for owner, name, part in (
             (module.prepare(), "train_batch", "data"),
@@ -59,31 +59,31 @@ class Stopwatch(Callback):
             (module, "on_before_optimizer_step", "optimizer"),
         ):
             setattr(owner, name, self._timed(part, getattr(owner, name)))
-        setattr(module, "on_before_optimizer_step", self._then_open(module.on_before_optimizer_step))  # noqa: B010
+        setattr(module, "on_before_optimizer_step", self._marking_end(module.on_before_optimizer_step))  # noqa: B010
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Forgets the fit before, and asks the optimizers to say when they are done."""
+        """Clears the results of the previous fit, and marks the end of each optimizer step by a hook."""
         self.steps, self._marks, self._spans, self._step = [], [], [], 0
         for optimizer in trainer.optimizers:
-            optimizer.register_step_post_hook(self._close_optimizer)
+            optimizer.register_step_post_hook(self._end_optimizer)
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: torch.Tensor) -> None:
-        """Backward begins."""
-        self._open = self.clock.mark()
+        """Marks the start of backward."""
+        self._mark = self.clock.mark()
 
     def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Backward ends."""
-        self._spans.append(Span("backward", self._open, self.clock.mark()))
+        """Marks the end of backward."""
+        self._spans.append(Span("backward", self._mark, self.clock.mark()))
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
-        """An optimizer step ends, unless more micro-batches belong to it."""
+        """Marks the end of an optimizer step, unless more micro-batches follow in it."""
         if trainer.global_step > self._step:
             self._step = trainer.global_step
             self._marks.append((self.clock.mark(), self._spans))
             self._spans = []
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Turns marks into seconds."""
+        """Converts marks to seconds."""
         self.clock.settle()
         for (start, _), (end, spans) in zip(self._marks, self._marks[1:], strict=False):
             parts = dict.fromkeys(TIMED, 0.0)
@@ -108,12 +108,12 @@ class Stopwatch(Callback):
 
         return _call
 
-    def _then_open(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def _marking_end(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def _call(*args: Any, **kwargs: Any) -> Any:
             function(*args, **kwargs)
-            self._open = self.clock.mark()  # clipping and the update follow
+            self._mark = self.clock.mark()  # clipping and the update follow
 
         return _call
 
-    def _close_optimizer(self, *args: Any) -> None:
-        self._spans.append(Span("optimizer", self._open, self.clock.mark()))
+    def _end_optimizer(self, *args: Any) -> None:
+        self._spans.append(Span("optimizer", self._mark, self.clock.mark()))

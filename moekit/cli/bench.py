@@ -1,11 +1,12 @@
-"""``moekit bench``: what layers, routers, dispatch and training steps cost, side by side."""
+"""``moekit bench``: the cost of layers, routers, dispatch and training steps, side by side."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+from typing import Any
 
-from moekit.bench.request import DTYPES, WHAT, Request
-from moekit.bench.shapes import GROWTHS, SHAPES
+from moekit.bench.request import BENCHMARKS, DTYPES, GROWTHS, SHAPES, BenchRequest
 
 SUMMARY = "measure layers, routers and training steps, side by side"
 EXAMPLES = """\
@@ -13,48 +14,60 @@ EXAMPLES = """\
   moekit bench layer fine --dispatchers loop,grouped --memory
   moekit bench layer --shape 2048,512,256,64,8 --dispatchers '{use: capacity, factor: 1.0}' --json > figures.json
   moekit bench layer fine --growth experts                  E from 8 to 256 at equal multiply-adds
-  moekit bench layer olmoe --tokens 1024 --device cpu       a layer of a published model, made to fit
+  moekit bench layer olmoe --tokens 1024 --device cpu       a layer of a published model, with fewer tokens
   moekit bench layer fine --against transformers            another library on equal weights and routing
-  moekit bench router many                                  choosing alone
-  moekit bench dispatch fine                                moving alone
-  moekit bench step deepseek_v3 data.batch=4                a training step against its dense twin's
+  moekit bench router many                                  routers alone
+  moekit bench dispatch fine                                dispatch and combine alone
+  moekit bench step deepseek_v3 data.batch=4                a training step against its dense baseline
   moekit bench step deepseek_v3 model.mtp=null --against transformers
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
-    parser.add_argument("what", choices=list(WHAT), help="; ".join(f"{what}: {words}" for what, words in WHAT.items()))
+    described = "; ".join(f"{what}: {words}" for what, words in BENCHMARKS.items())
+    parser.add_argument("what", choices=list(BENCHMARKS), help=described)
     parser.add_argument(
         "names",
         nargs="*",
         default=[],
         metavar="NAME",
-        help=f"shapes ({', '.join(SHAPES)}; those that suit the device when left out); for step: a recipe and options",
+        help=f"shapes ({', '.join(SHAPES)}; default: those for the device); for step: a recipe and options",
     )
-    parser.add_argument("--shape", action="append", default=[], metavar="T,D,H,E,K", help="another shape; repeatable")
+    parser.add_argument(
+        "--shape",
+        action="append",
+        default=[],
+        dest="shapes",
+        metavar="T,D,H,E,K",
+        help="another shape; repeatable",
+    )
     parser.add_argument("--tokens", type=int, metavar="T", help="tokens of every shape, in place of its own")
-    parser.add_argument("--growth", choices=GROWTHS, default="", help="a series: E from 8 to 256 at equal work, or T")
+    parser.add_argument("--growth", choices=GROWTHS, default="", help="a series of shapes: E from 8 to 256, or T")
     for kind, example in (("dispatchers", "loop,grouped"), ("routers", "topk")):
         parser.add_argument(
             f"--{kind}",
             action="append",
             default=[],
             metavar="NAMES",
-            help=f"these alone ({example}), or one as YAML with options ({{use: ..., ...}}); repeatable",
+            help=f"only these ({example}), or one as YAML with options ({{use: ..., ...}}); repeatable",
         )
     parser.add_argument(
-        "--against", default="", metavar="LIBRARIES", help="others, if installed: see docs/benchmarks.md"
+        "--against", default="", metavar="LIBRARIES", help="other libraries, if installed: see docs/benchmarks.md"
     )
-    parser.add_argument("--memory", action="store_true", help="what is kept for backward; on a GPU the peak too")
+    parser.add_argument("--memory", action="store_true", help="bytes saved for backward; on a GPU the peak too")
     parser.add_argument(
-        "--explain", action="store_true", help="ask dispatchers that choose for themselves what and why"
+        "--explain", action="store_true", help="print what dispatchers that choose among others choose, and why"
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="", help="default: cuda where there is one")
     parser.add_argument("--dtype", choices=DTYPES, default="", help="default: float32; on cuda bfloat16")
-    parser.add_argument("--threads", type=int, default=0, metavar="N", help="of torch on the CPU (default: its own)")
+    parser.add_argument(
+        "--threads", type=int, default=0, metavar="N", help="threads of torch on the CPU (default: torch's choice)"
+    )
     parser.add_argument("--rounds", type=int, default=9, metavar="N", help="rounds that count (default: 9)")
-    parser.add_argument("--warmup", type=int, default=2, metavar="N", help="rounds before that do not (default: 2)")
+    parser.add_argument(
+        "--warmup", type=int, default=2, metavar="N", help="rounds before them that do not (default: 2)"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON, with the seconds of every round")
 
 
@@ -62,31 +75,17 @@ def run(args: argparse.Namespace) -> int:
     """Prints a table for each shape, or JSON.
 
     Raises:
-        MoekitError: what was asked for does not exist, does not fit, or does not fit this machine.
+        MoekitError: something requested does not exist, does not fit, or does not fit this machine.
     """
-    request = Request(
-        what=args.what,
-        names=tuple(args.names),
-        shapes=tuple(args.shape),
-        tokens=args.tokens,
-        dispatchers=tuple(args.dispatchers),
-        routers=tuple(args.routers),
-        against=tuple(filter(None, args.against.split(","))),
-        growth=args.growth,
-        device=args.device,
-        dtype=args.dtype,
-        threads=args.threads,
-        rounds=args.rounds,
-        warmup=args.warmup,
-        memory=args.memory,
-        explain=args.explain,
-        json=args.json,
-    )
+    given: dict[str, Any] = {field.name: getattr(args, field.name) for field in dataclasses.fields(BenchRequest)}
+    given["against"] = filter(None, args.against.split(","))
+    given |= {name: tuple(given[name]) for name in ("names", "shapes", "dispatchers", "routers", "against")}
+    request = BenchRequest(**given)
     recipe = None
     if request.what == "step":
         from moekit.spec import load
 
-        recipe = load(request.names[0], request.names[1:])  # mistakes are told before torch is imported
+        recipe = load(request.names[0], request.names[1:])  # reports mistakes before torch is imported
 
     from moekit.bench.run import run as measure
 

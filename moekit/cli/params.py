@@ -1,4 +1,4 @@
-"""``moekit params``: how many parameters a recipe's model has, in total and for one token."""
+"""``moekit params``: the parameters of a recipe's model, in total and active for one token."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 SUMMARY = "count parameters, total and active, part by part"
 EXAMPLES = """\
   moekit params deepseek_v3
-  moekit params deepseek_v3-671b                       takes no memory: tensors have shapes and no storage
+  moekit params deepseek_v3-671b                       allocates no memory
   moekit params deepseek_v3 model.moe.experts.count=32
 """
 
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     from moekit.spec import load
 
     recipe = load(name, overrides)
-    from moekit.params import count_parameters  # imports torch: after the spec is known to be right
+    from moekit.params import count_parameters  # imports torch, so only once the spec is valid
 
     count = count_parameters(recipe)
     if args.json:
@@ -67,7 +67,7 @@ def rounded(number: int) -> str:
 
 
 def rounded_like(number: int, published: str) -> str:
-    """A count in the unit and to the digits of a published one: ``96.60B`` beside ``96.6B`` is ``96.6B``."""
+    """A count in the unit and with the digits of a published one: 96,603,000,000 is ``96.6B`` next to ``96.6B``."""
     figure, unit = published[:-1], published[-1:]
     if unit not in SIZES or not figure.replace(".", "", 1).isdigit():
         return rounded(number)
@@ -83,12 +83,12 @@ def _page(title: str, count: ParameterCount, paper: Paper | None) -> list[str]:
     reading = paper.reading if paper else ""
     lines += _numbers(
         [(words, f"{count.active(r):,}", rounded(count.active(r))) for r, words in READINGS.items()],
-        notes=["the reading that the paper means" if r == reading else "" for r in READINGS],
+        notes=["the paper's reading" if r == reading else "" for r in READINGS],
     )
     if count.tied:
-        lines.append("  the input embedding is the head too: one matrix, counted once")
+        lines.append("  the input embedding is also the head: one matrix, counted once")
     if count.extra:
-        lines += ["", text.bold("used in training alone, not counted above")]
+        lines += ["", text.bold("used only in training, not counted above")]
         lines += _numbers([(name, f"{number:,}", rounded(number)) for name, number in count.extra.items()])
     if paper and (paper.total or paper.active):
         bare = paper.total_reading == "without_either"

@@ -1,4 +1,4 @@
-"""``moekit plan``: bytes on a device and on the wire, for a recipe on many devices, before anything is started."""
+"""``moekit plan``: memory of a device and traffic between devices, for a recipe on many, without running it."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from moekit.cli.config import one_name
 
 if TYPE_CHECKING:
     from moekit.planning.advice import Advice
-    from moekit.planning.plan import Plan, Row
+    from moekit.planning.plan import LayoutPlan, RunPlan
 
-SUMMARY = "size a run on many devices: bytes on each of them, bytes on the wire"
+SUMMARY = "estimate memory per device and traffic of a run on many devices"
 EXAMPLES = """\
   moekit plan deepseek_v3 --devices 4
   moekit plan deepseek_moe-16b --devices 64 --precision bf16-mixed --recompute blocks
   moekit plan deepseek_v3-671b --devices 2048 --ep 8,64 --batch 1 --sequence 4096
-  moekit plan deepseek_v3 --devices 4 --explain        how each figure is made
+  moekit plan deepseek_v3 --devices 4 --explain        how each figure is computed
 """
 
 TERMS = {
@@ -31,32 +31,32 @@ TERMS = {
     "copies": "copies",
     "activations": "activations",
     "outside": "outside",
-    "at_work": "at work",
+    "transient": "transient",
     "exchange": "exchange",
 }
-"""What the terms of ``Memory`` are called in the table."""
+"""The terms of ``Memory``, with their names in the table."""
 
 EXPLAIN = """\
-  N devices, ep of them share a layer's experts, R = N / ep hold the same ones; b bytes a number: 4, or 2 or 8 by dtype
-  weights      sum over parameters of b * its part: a routed bank's E/ep experts cut over R ranks, all else over N,
-               along the first dimension of 8 N rows or more, or the first that divides evenly; and all buffers
-  gradients    the same, of what is trained
-  optimizer    the same rule for each tensor that the optimizer keeps; which it keeps is read off a tiny one
-  gathered     b * (what is in no block + two blocks), whole: the block at work and the next one
-  their grads  b * (what is in no block + one block), before they are added up over ranks
-  copies       of the E/ep experts in autocast's dtype: all layers', or one layer's where activations are recomputed
-  activations  kept for backward by the blocks, summed over the storages that autograd saves in a forward pass
-  outside      the same, outside of blocks: inputs of blocks that are computed again, embedding, head, loss
-  at work      the most that lives at once in a forward and backward pass, less what is kept
-  exchange     2 * T * r * D * a of the layer that sends most; T = B * S tokens, D numbers each, of a bytes: those of
-               autocast's dtype where autocast is on, else b
-  r            ranks that hold a choice of a token, on average: ep * (1 - C(E - E/ep, K) / C(E, K)) for K free choices
-               of E experts; within the router's groups where it limits a token to some
-  sent         per layer T * r * (ep - 1) / ep rows out and back, their gradients back and out, a bytes a number, with
-               gates, of max(4, b), and experts' numbers, of 4; out and back once more where activations are recomputed
+  N devices, ep of them share a layer's experts, R = N / ep have the same ones; b bytes a number: 4, or 2 or 8 by dtype
+  weights      sum over parameters of b * their shard: a routed bank's E/ep experts are sharded over R ranks, all else
+               over N, along the first dimension of 8 N rows or more, or the first that divides evenly; and all buffers
+  gradients    the same, of trained parameters
+  optimizer    the same for each tensor of the optimizer's state; its tensors are found by one step of a tiny model
+  gathered     b * (all outside of blocks + two blocks), all-gathered: the current block and the next
+  their grads  b * (all outside of blocks + one block), before they are reduced over ranks
+  copies       of the E/ep experts in autocast's dtype: all layers', or one layer's with activation checkpointing
+  activations  saved for backward by the blocks: the sum of all storages that autograd saves in a forward pass
+  outside      the same outside of blocks: inputs of recomputed blocks, embedding, head, loss
+  transient    the peak of a forward and backward pass, less what is saved for backward
+  exchange     2 * T * r * D * a of the layer that sends most; T = B * S tokens, D numbers each, a bytes a number: that
+               of autocast's dtype with autocast, else b
+  r            ranks with an expert of a token, on average: ep * (1 - C(E - E/ep, K) / C(E, K)) for K free choices
+               of E experts; fewer where the router limits a token to some groups
+  sent         per layer T * r * (ep - 1) / ep rows out and back, and their gradients, of a bytes a number; with each
+               row its gates (max(4, b) bytes) and expert numbers (4 bytes); with recomputation out and back once more
   gathers      per micro-batch b * (n - 1) / n of each weight on n ranks, twice for blocks; scatters: of gradients once
-  Activations and what is at work are measured on tensors without storage. Load is taken as even. The allocator's own
-  waste, NCCL's buffers and the CUDA context are not in it: leave a tenth of the device free."""
+  "activations" and "transient" are measured on tensors without storage. Load is assumed to be even. Not included: the
+  allocator's fragmentation, NCCL's buffers and the CUDA context; leave a tenth of the device free."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -77,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--device-memory", type=float, default=80.0, metavar="GIB", help="GiB of a device (default: 80)"
     )
     parser.add_argument("--recompute", choices=("none", "experts", "blocks"), help="default: the recipe's")
-    parser.add_argument("--explain", action="store_true", help="print how each figure is made")
+    parser.add_argument("--explain", action="store_true", help="print how each figure is computed")
     parser.add_argument("--json", action="store_true", help="print JSON, in bytes")
 
 
@@ -85,17 +85,17 @@ def run(args: argparse.Namespace) -> int:
     """Prints the plan.
 
     Raises:
-        MoekitError: the recipe has mistakes, a layout does not divide the devices or experts.
+        MoekitError: the recipe has mistakes, an option is out of range, or the model cannot be planned.
     """
     name, overrides = one_name("plan", [args.name, *args.overrides])
-    from moekit.planning.request import Request, bytes_of_gib, eps_of, numbers_of, precision_of, shape_of
+    from moekit.planning.request import PlanRequest, bytes_of_gib, eps_of, parse_eps, precision_of, shape_of
     from moekit.spec import load
 
     recipe = load(name, overrides)
     batch, sequence = shape_of(recipe)
-    request = Request(
+    request = PlanRequest(
         devices=args.devices,
-        eps=eps_of(recipe, args.devices, numbers_of(args.ep)),
+        eps=eps_of(recipe, args.devices, parse_eps(args.ep)),
         batch=batch if args.batch is None else args.batch,
         sequence=sequence if args.sequence is None else args.sequence,
         accumulate=int(recipe.trainer.get("accumulate_grad_batches", 1))
@@ -104,13 +104,13 @@ def run(args: argparse.Namespace) -> int:
         precision=precision_of(recipe, args.precision),
         device_memory=bytes_of_gib(args.device_memory),
     )
-    from moekit.planning.advice import advise  # imports torch: after the request is known to be right
-    from moekit.planning.plan import Planner, recompute_of
+    from moekit.planning.advice import advise  # imports torch, so only once the request is valid
+    from moekit.planning.plan import RunPlanner, recompute_of
     from moekit.screen import Screen, status_line
 
-    with status_line(Screen(stderr=True)) as tell:
-        planner = Planner(recipe, tell)
-        plan = planner.plan(request, planner.policy(args.recompute or recompute_of(recipe.model)))
+    with status_line(Screen(stderr=True)) as on_progress:
+        planner = RunPlanner(recipe, on_progress)
+        plan = planner.plan(request, args.recompute or recompute_of(recipe.model))
         advice = [] if any(map(plan.fits, plan.rows)) else advise(planner, plan)
     if args.json:
         print(json.dumps(plain(plan, advice), indent=2))
@@ -131,8 +131,8 @@ def bytes_of(number: float) -> str:
     raise AssertionError
 
 
-def table(plan: Plan) -> list[tuple[str, ...]]:
-    """The layouts' bytes on a device: a head, and a row for each."""
+def memory_table(plan: RunPlan) -> list[tuple[str, ...]]:
+    """Memory of a device: a header, and a row for each layout."""
     used = [name for name in TERMS if any(row.memory.terms()[name] for row in plan.rows)]
     rows: list[tuple[str, ...]] = [("ep", *(TERMS[name] for name in used), "total", "fits")]
     for row in plan.rows:
@@ -142,13 +142,13 @@ def table(plan: Plan) -> list[tuple[str, ...]]:
     return rows
 
 
-def wire_table(plan: Plan) -> list[tuple[str, ...]]:
-    """What a device sends in a step: a head, and a row for each layout."""
+def traffic_table(plan: RunPlan) -> list[tuple[str, ...]]:
+    """What a device sends in a step: a header, and a row for each layout."""
     rows: list[tuple[str, ...]] = [
-        ("ep", "ranks a token", "rows a token", "bytes a token", "sent", "messages", "gathers", "scatters", "calls")
+        ("ep", "ranks/token", "rows/token", "bytes/token", "sent", "messages", "gathers", "scatters", "calls")
     ]
     for row in plan.rows:
-        layers = list(row.wire.layers.values())
+        layers = list(row.traffic.layers.values())
         count = max(len(layers), 1)
         rows.append(
             (
@@ -156,17 +156,17 @@ def wire_table(plan: Plan) -> list[tuple[str, ...]]:
                 f"{sum(layer.reached for layer in layers) / count:.2f}",
                 f"{sum(layer.rows for layer in layers) / count:.2f}",
                 bytes_of(sum(layer.bytes_per_token for layer in layers)),
-                bytes_of(row.wire.exchanged),
-                f"{row.wire.messages:,}",
-                bytes_of(row.wire.gathers),
-                bytes_of(row.wire.scatters),
-                f"{row.wire.collectives:,}",
+                bytes_of(row.traffic.exchanged),
+                f"{row.traffic.messages:,}",
+                bytes_of(row.traffic.gathers),
+                bytes_of(row.traffic.scatters),
+                f"{row.traffic.collectives:,}",
             )
         )
     return rows
 
 
-def plain(plan: Plan, advice: list[Advice]) -> dict[str, Any]:
+def plain(plan: RunPlan, advice: list[Advice]) -> dict[str, Any]:
     """The plan as plain values, in bytes."""
     from dataclasses import asdict
 
@@ -175,13 +175,13 @@ def plain(plan: Plan, advice: list[Advice]) -> dict[str, Any]:
         "recompute": plan.recompute,
         "optimizer": plan.optimizer,
         "parameters": plan.parameters,
-        "dispatcher_planned": plan.instead,
+        "dispatcher_planned": plan.substitute,
         "layouts": [
             {
                 "ep": row.layout.ep,
                 "memory": row.memory.terms() | {"total": row.memory.total},
                 "fits": plan.fits(row),
-                "wire": asdict(row.wire) | {"exchanged": row.wire.exchanged, "messages": row.wire.messages},
+                "traffic": asdict(row.traffic) | {"exchanged": row.traffic.exchanged, "messages": row.traffic.messages},
             }
             for row in plan.rows
         ],
@@ -191,22 +191,22 @@ def plain(plan: Plan, advice: list[Advice]) -> dict[str, Any]:
     }
 
 
-def _page(title: str, plan: Plan, advice: list[Advice], explain: bool) -> list[str]:
+def _page(title: str, plan: RunPlan, advice: list[Advice], explain: bool) -> list[str]:
     request = plan.request
-    shape = f"{request.batch} x {request.sequence} tokens a device, {request.accumulate} micro-batch"
+    shape = f"{request.batch} x {request.sequence} tokens per device, {request.accumulate} micro-batch"
     shape += "es" if request.accumulate != 1 else ""
     lines = [
         text.bold(f"{title} on {request.devices} devices"),
         *text.paragraph(
             f"{plan.parameters:,} parameters; {request.precision}, {plan.optimizer}, "
-            f"{f'recompute {plan.recompute}, ' if plan.recompute else ''}{shape}: {request.tokens:,} tokens a step"
+            f"{f'recompute {plan.recompute}, ' if plan.recompute else ''}{shape}: {request.tokens:,} tokens per step"
         ),
         "",
-        text.bold("bytes on the device that has the most"),
-        *_aligned(table(plan)),
+        text.bold("memory of the device that has the most, in bytes"),
+        *_aligned(memory_table(plan)),
         "",
-        text.bold("sent by a device in a step: tokens over all mixture layers; weights and gradients"),
-        *_aligned(wire_table(plan)),
+        text.bold("sent by a device in a step: tokens of all MoE layers; weights and gradients"),
+        *_aligned(traffic_table(plan)),
         "",
         *_verdict(plan, advice),
     ]
@@ -218,7 +218,7 @@ def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
     return text.table([tuple(cell.rjust(size) for cell, size in zip(row, sizes, strict=True)) for row in rows])
 
 
-def _verdict(plan: Plan, advice: list[Advice]) -> Iterator[str]:
+def _verdict(plan: RunPlan, advice: list[Advice]) -> Iterator[str]:
     has = f"{plan.request.device_memory / 2**30:g}G"
     least = min(plan.rows, key=lambda row: row.memory.total)
     if plan.fits(least):
@@ -227,17 +227,17 @@ def _verdict(plan: Plan, advice: list[Advice]) -> Iterator[str]:
         needs = bytes_of(least.memory.total)
         yield text.bold(f"does not fit: ep={least.layout.ep} takes least, and needs {needs} of {has}")
     yield f"  most of it: {_largest(least)}"
-    if plan.instead:
-        stands = f"planned with dispatcher '{plan.instead}'"
-        yield f"  {stands}: the recipe's reads its load, and a plan has none; on CPUs it keeps less"
+    if plan.substitute:
+        planned = f"planned with dispatcher '{plan.substitute}'"
+        yield f"  {planned}: the recipe's needs real loads; on CPUs it saves less"
     if plan.request.devices > 1 and plan.whole_tensors:
-        refused = "looks at whole tensors, and is refused in shards (trainer.strategy)"
-        yield f"  optimizer '{plan.optimizer}' {refused}; others: moekit ls optimizers"
+        rejected = "needs whole tensors, so sharded training rejects it (trainer.strategy)"
+        yield f"  optimizer '{plan.optimizer}' {rejected}; others: moekit ls optimizers"
     for change in advice:
-        takes = f"ep={change.row.layout.ep} then takes {bytes_of(change.row.memory.total)}"
-        yield f"  {'try' if change.fits else 'not even'} {change.what}: {takes}"
+        takes = f"ep={change.row.layout.ep} {'' if change.fits else 'still '}takes {bytes_of(change.row.memory.total)}"
+        yield f"  {'try' if change.fits else 'with'} {change.what}: {takes}"
 
 
-def _largest(row: Row) -> str:
+def _largest(row: LayoutPlan) -> str:
     largest = sorted(row.memory.terms().items(), key=lambda term: -term[1])[:3]
     return ", ".join(f"{TERMS[name]} {bytes_of(size)}" for name, size in largest if size)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from datetime import timedelta
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -22,10 +22,10 @@ from moekit.parallel.mesh import world_mesh
 from moekit.parallel.sharding import shard
 from moekit.registry import current
 from moekit.shards.shard import fill_shards, tensors_of
-from moekit.spec.fields import ConflictError, Spec
+from moekit.spec.fields import ConflictError
 from moekit.spec.kinds import DispatcherSpec, MoE
 from moekit.spec.recipe import Recipe
-from moekit.spec.replacing import replace_all
+from moekit.spec.replacing import find_all, replace_all
 from moekit.spec.sharding import Sharded
 
 HALF = (torch.bfloat16, torch.float16)
@@ -172,7 +172,7 @@ def check_layout(recipe: Recipe, layout: Sharded, world: int) -> None:
         raise SpecError([Problem(what=what, at="optimizer", expected=expected, list_with="moekit ls optimizers")])
     if world % layout.ep:
         raise SpecError([_uneven(layout.ep, f"the {world} rank{'s' if world > 1 else ''}", world)])
-    for moe in mixtures(recipe.model):
+    for moe in find_all(recipe.model, MoE):
         if moe.experts.count % layout.ep:
             raise SpecError([_uneven(layout.ep, f"the {moe.experts.count} experts of a layer", moe.experts.count)])
     try:
@@ -190,15 +190,3 @@ def _uneven(ep: int, what: str, of: int) -> Problem:
         expected="one of " + ", ".join(str(n) for n in range(1, of + 1) if of % n == 0),
         notes=() if of > 1 else ("trainer.devices says how many ranks there are on a machine; 1 when left out",),
     )
-
-
-def mixtures(spec: Spec) -> Iterable[MoE]:
-    """Every mixture layer below a spec."""
-    found: list[MoE] = []
-
-    def keep(moe: MoE) -> MoE:
-        found.append(moe)
-        return moe
-
-    replace_all(spec, MoE, keep)
-    return found

@@ -7,7 +7,6 @@ arXiv 2412.19437). What stays on its own rank is not sent.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import comb
 
 import torch
 from torch import Tensor
@@ -61,7 +60,7 @@ def traffic(
     """The traffic of so many rows.
 
     Args:
-        rows: sent to other ranks (``rows_of``, or ``expected_rows`` times the number of tokens).
+        rows: sent to other ranks (``rows_of``, or expected from ``RouterSpec.ranks_reached``).
         size: ranks that share the experts.
         choices: experts that a row names (``choices_of``).
         dim: D.
@@ -105,20 +104,6 @@ def rows_of(routing: Routing, size: int, rank: int) -> int:
     """
     reached_TG = reached(sent(routing), size)
     return int(reached_TG.sum()) - int(reached_TG[:, rank].sum())
-
-
-def expected_rows(num_experts: int, top_k: int, size: int, top_groups: int = 0) -> float:
-    """How many rows a token sends to other ranks on average, if every choice of ``top_k`` experts is equally likely.
-
-    Args:
-        num_experts: E.
-        top_k: K.
-        size: ranks that share the experts; a divisor of E.
-        top_groups: ranks that the router lets a token reach at most (device-limited routing); 0: any number.
-    """
-    ranks, held = top_groups or size, num_experts // size
-    missed = comb((ranks - 1) * held, top_k) / comb(ranks * held, top_k)
-    return ranks * (1 - missed) * (size - 1) / size
 
 
 def choices_of(routing: Routing, size: int) -> int:

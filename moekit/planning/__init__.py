@@ -1,5 +1,5 @@
-"""Sizing a run on many devices before it is started: bytes per device, and bytes on the wire, for each layout.
+"""The size of a run on many devices, before it is started: memory of a device and traffic, for each layout.
 
-Nothing is allocated and nothing communicated: a model of any size takes seconds. What a forward and backward pass
-keeps is measured, on tensors that have shapes and no storage, so it holds for any model, a stranger's too.
+Nothing is allocated and nothing is communicated: a model of any size takes seconds. The memory of a forward and
+backward pass is measured on tensors without storage, so the plan holds for any model, also a third party's.
 """

@@ -1,4 +1,4 @@
-"""One micro-batch forward and backward, on tensors without storage: what is kept for backward, and the most at once."""
+"""Memory of one micro-batch, measured on tensors without storage: what is saved for backward, and the peak."""
 
 from __future__ import annotations
 
@@ -11,21 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from moekit.compat import HOST_READS, FakeTensorMode
-from moekit.contracts import Batch, Model
+from moekit.contracts import Batch, Model, Source
 from moekit.errors import MoekitError
 from moekit.layer import MoELayer
 from moekit.parallel.traffic import row_dtype
-from moekit.params import build_on_meta
-from moekit.planning.empty_batch import empty_batch
-from moekit.planning.live_memory import Kept, Live
-from moekit.planning.refill import refill
+from moekit.params import build_on_meta, replace_each_tensor
+from moekit.planning.live_memory import LiveBytes, SavedStorages
 from moekit.registry import build, current
 from moekit.spec.kinds import DispatcherSpec, ModelSpec, ObjectiveSpec
 from moekit.spec.replacing import replace_all
 
 REST = "the rest"
-IN_PLACE = "grouped"
-"""The dispatcher that is planned where a recipe's reads loads on the host, as those for CPUs do. It keeps no less."""
+SUBSTITUTE = "grouped"
+"""The dispatcher planned for one that reads loads on the host, as those for CPUs do. It saves at least as much."""
 
 DTYPES: Final[Mapping[str, tuple[torch.dtype, torch.dtype | None]]] = {
     "32-true": (torch.float32, None),
@@ -34,17 +32,17 @@ DTYPES: Final[Mapping[str, tuple[torch.dtype, torch.dtype | None]]] = {
     "bf16-true": (torch.bfloat16, None),
     "64-true": (torch.float64, None),
 }
-"""By precision: the dtype of weights, and autocast's where there is autocast."""
+"""By precision: the dtype of weights, and the dtype of autocast, if any."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerUse:
-    """What one mixture layer is given in a pass.
+    """The input and output of one MoE layer in a pass.
 
     Attributes:
         tokens: T.
         dim, out_dim: D and O.
-        element, out_element: bytes of a number of the rows that are sent to experts, and of what comes back.
+        element, out_element: bytes of a number in the rows sent to experts, and in the rows sent back.
     """
 
     tokens: int
@@ -56,48 +54,44 @@ class LayerUse:
 
 @dataclass(frozen=True, kw_only=True)
 class Pass:
-    """What a forward and backward pass takes, beside weights and their gradients.
+    """Memory of a forward and backward pass, without weights and their gradients.
 
     Attributes:
-        kept: bytes kept for backward at the end of the forward pass, by block (``REST`` for what is in none).
-        peak: the most bytes that lived at once, those among them.
-        copies: bytes of copies of the routed experts' weights that are kept beside, of all experts: autocast's.
-        layers: what each mixture layer was given, by its name in the model.
-        instead: the dispatcher that stood in for those that cannot run without numbers; empty for none.
+        saved: bytes saved for backward at the end of the forward pass, by block (``REST`` for those of no block).
+        peak: the most bytes alive at once, ``saved`` included.
+        copies: bytes of autocast's copies of the routed experts' weights that are saved in addition, of all experts.
+        layers: input and output of each MoE layer, by its name in the model.
+        substitute: the dispatcher planned for those that need real numbers; empty for none.
     """
 
-    kept: Mapping[str, int]
+    saved: Mapping[str, int]
     peak: int
     copies: int
     layers: Mapping[str, LayerUse]
-    instead: str = ""
+    substitute: str = ""
 
     @property
     def activations(self) -> int:
-        """Bytes kept for backward."""
-        return sum(self.kept.values())
+        """Bytes saved for backward."""
+        return sum(self.saved.values())
 
 
 def measure(spec: ModelSpec, objective: ObjectiveSpec | None, *, batch: int, sequence: int, precision: str) -> Pass:
-    """Runs a micro-batch through a model that is never allocated.
+    """Runs a micro-batch of B sequences of S tokens through a model that is never allocated.
 
-    Args:
-        spec: the model.
-        objective: the loss; the mean of what comes out where there is none.
-        batch, sequence: B and S.
-        precision: a key of ``DTYPES``.
+    Without an objective, the loss is the mean of the output. ``precision`` is a key of ``DTYPES``.
 
     Raises:
-        MoekitError: a part that reads numbers on the host, and so cannot run without any.
+        MoekitError: a part that is no dispatcher reads numbers on the host, so it cannot run without storage.
     """
     try:
         return _without_storage(spec, objective, batch, sequence, precision)
     except HOST_READS:
         pass
-    grouped = current().get("dispatcher", IN_PLACE).spec
-    carried = replace_all(spec, DispatcherSpec, lambda _: cast(DispatcherSpec, grouped()))
+    grouped = current().get("dispatcher", SUBSTITUTE).spec
+    substituted = replace_all(spec, DispatcherSpec, lambda _: cast(DispatcherSpec, grouped()))
     try:
-        return replace(_without_storage(carried, objective, batch, sequence, precision), instead=IN_PLACE)
+        return replace(_without_storage(substituted, objective, batch, sequence, precision), substitute=SUBSTITUTE)
     except HOST_READS as error:
         raise MoekitError(
             f"{type(spec).__name__} cannot be planned: a part of it reads numbers on the host, and a plan has none\n"
@@ -113,32 +107,54 @@ def _without_storage(
     dtype, _ = DTYPES[precision]
     with FakeTensorMode():
         params = set(model.parameters())
-        refill(model, lambda t: torch.empty(t.shape, dtype=dtype if t in params else t.dtype))
+        replace_each_tensor(model, lambda t: torch.empty(t.shape, dtype=dtype if t in params else t.dtype))
         return run(model, loss, empty_batch(spec, batch, sequence, dtype), precision)
 
 
+def empty_batch(spec: ModelSpec, batch: int, sequence: int, dtype: torch.dtype = torch.float32) -> Batch:
+    """A micro-batch of zeros: B sequences of S tokens, sources as long as targets; or B · S cases.
+
+    Raises:
+        MoekitError: a model that takes cases, whose spec has no widths.
+    """
+    if spec.takes == "cases":
+        inputs, outputs = getattr(spec, "inputs", None), getattr(spec, "outputs", None)
+        if not isinstance(inputs, int) or not isinstance(outputs, int):
+            raise MoekitError(
+                f"{type(spec).__name__} takes cases and does not say how wide they are\n"
+                "  expected options 'inputs' and 'outputs' in that spec"
+            )
+        T = batch * sequence
+        return Batch(torch.zeros(T, inputs, dtype=dtype), torch.zeros(T, outputs, dtype=dtype))
+    tokens_BS = torch.zeros(batch, sequence, dtype=torch.int64)
+    if spec.takes != "pairs":
+        return Batch(tokens_BS, tokens_BS)
+    valid_BS = torch.ones(batch, sequence, dtype=torch.bool)
+    return Batch(tokens_BS, tokens_BS, valid_BS, source=Source(tokens_BS, valid_BS))
+
+
 def run(model: Model, objective: nn.Module | None, batch: Batch, precision: str) -> Pass:
-    """Runs a micro-batch through a model, of tensors with storage or without, as training does. Leaves no gradient."""
+    """Runs a micro-batch through a model as training does, with or without storage. Leaves no gradients."""
     weights = [*model.parameters(), *model.buffers(), *_tensors(batch)]
     banks = [p for m in model.modules() if isinstance(m, MoELayer) for p in m.experts.parameters()]
-    live = Live(weights, banks)
-    kept = Kept(weights, live.copies)
+    live = LiveBytes(weights, banks)
+    saved = SavedStorages(weights, live.copies)
     layers: dict[str, LayerUse] = {}
     _, narrow = DTYPES[precision]
     model.train()
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_watched(model, kept, layers))
+        stack.enter_context(_watched(model, saved, layers))
         stack.enter_context(live)
-        with torch.autocast("cpu", narrow, enabled=narrow is not None, cache_enabled=False), kept.hooks():
+        with torch.autocast("cpu", narrow, enabled=narrow is not None, cache_enabled=False), saved.hooks():
             total = _total(model, objective, batch)
-        kept.forget()
+        saved.tensors.clear()  # so that backward frees them as it usually does
         live.skips = _is_large_gradient(model)
         total.backward()  # type: ignore[no-untyped-call]
-    return Pass(kept=dict(kept.by_place), peak=live.peak, copies=kept.copied, layers=layers)
+    return Pass(saved=dict(saved.by_place), peak=live.peak, copies=saved.copied, layers=layers)
 
 
 def _total(model: Model, objective: nn.Module | None, batch: Batch) -> Tensor:
-    """0-d: the loss as training adds it up; nothing else of the pass outlives this."""
+    """0-d: the total loss of training. A function of its own, so that all else of the pass is freed."""
     output = model.on(batch)
     main = output.y.float().mean() if objective is None else objective(output, batch).total
     return sum((report.loss() for report in output.reports.values()), main)
@@ -153,7 +169,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 def _is_large_gradient(model: Model) -> Callable[[Tensor], bool]:
-    """Whether a tensor of a backward pass is the gradient of a bank or an embedding: those are counted by layout."""
+    """Whether a tensor in backward is the gradient of a bank or an embedding; the plan counts those by layout."""
     layers = [m for m in model.modules() if isinstance(m, MoELayer)]
     banks = {tuple(sorted(p.shape)) for layer in layers for p in layer.experts.parameters() if p.ndim > 2}
     tables = {p.shape for p in model.embeddings() if p is not None}
@@ -161,19 +177,19 @@ def _is_large_gradient(model: Model) -> Callable[[Tensor], bool]:
 
 
 @contextlib.contextmanager
-def _watched(model: Model, kept: Kept, layers: dict[str, LayerUse]) -> Iterator[None]:
-    """Notes in which block the pass is, what mixtures are given; and drops every gradient as soon as it is there."""
+def _watched(model: Model, saved: SavedStorages, layers: dict[str, LayerUse]) -> Iterator[None]:
+    """Records the current block and the MoE layers' inputs and outputs; deletes every gradient once it is complete."""
     names = {module: name for name, module in model.named_modules()}
-    kept.place = REST
+    saved.place = REST
     handles: list[Any] = []
 
     def enter(module: nn.Module, args: Any) -> None:
-        kept.place = names[module]
+        saved.place = names[module]
 
     def leave(module: nn.Module, args: Any, out: Any) -> None:
-        kept.place = REST
+        saved.place = REST
 
-    def note(module: nn.Module, args: tuple[Tensor, ...], out: Any) -> None:
+    def record(module: nn.Module, args: tuple[Tensor, ...], out: Any) -> None:
         x, y = args[0], out[0]
         use = LayerUse(
             tokens=x.shape[:-1].numel(),
@@ -188,10 +204,10 @@ def _watched(model: Model, kept: Kept, layers: dict[str, LayerUse]) -> Iterator[
         handles += [block.register_forward_pre_hook(enter), block.register_forward_hook(leave)]
     for module in model.modules():
         if isinstance(module, MoELayer):
-            handles.append(module.register_forward_hook(note))
+            handles.append(module.register_forward_hook(record))
     for parameter in model.parameters():
         if parameter.requires_grad:
-            handles.append(parameter.register_post_accumulate_grad_hook(_drop))  # type: ignore[no-untyped-call]
+            handles.append(parameter.register_post_accumulate_grad_hook(_delete_gradient))  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
@@ -199,5 +215,5 @@ def _watched(model: Model, kept: Kept, layers: dict[str, LayerUse]) -> Iterator[
             handle.remove()
 
 
-def _drop(parameter: Tensor) -> None:
+def _delete_gradient(parameter: Tensor) -> None:
     parameter.grad = None

@@ -1,4 +1,4 @@
-"""What to change when a layout does not fit: tried, not guessed."""
+"""Changes to try when no layout fits. Each is planned before it is proposed."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from moekit.planning.plan import Plan, Planner, Row
-from moekit.planning.request import MOST, Request
+from moekit.planning.plan import LayoutPlan, RunPlan, RunPlanner
+from moekit.planning.request import MAX_COUNT, PlanRequest
 
 POLICIES = ("none", "experts", "blocks")
 
@@ -17,32 +17,32 @@ class Advice:
     """A change.
 
     Attributes:
-        what: the change, as it is written on the command line.
-        row: the layout that it leads to.
-        fits: whether that fits.
+        what: the change, as command-line options.
+        row: with it, the layout that takes least.
+        fits: whether that layout fits.
     """
 
     what: str
-    row: Row
+    row: LayoutPlan
     fits: bool
 
 
-def advise(planner: Planner, plan: Plan) -> list[Advice]:
-    """The changes that make some layout fit, the smallest first; if none does, the one that comes nearest.
+def advise(planner: RunPlanner, plan: RunPlan) -> list[Advice]:
+    """The smallest change with which some layout fits; if none fits, the change that takes least.
 
-    From small to large: recompute more; smaller micro-batches, and more of them; twice the devices, and again. Each
-    recomputation and each size of micro-batch takes a pass, so that of the sizes few are tried: a smaller one never
-    takes more, and the largest that fits is found by bisection.
+    From small to large: recompute more; smaller micro-batches, and more of them; two times the devices, and so on. Each
+    policy and each size of micro-batch takes a pass. A smaller micro-batch never takes more, so the largest that fits
+    is found by bisection.
     """
     tried: list[Advice] = []
 
     def attempt(change: _Change) -> Advice:
         other = planner.plan(change.request, change.recompute)
         best = min(other.rows, key=lambda row: row.memory.total)
-        tried.append(Advice(what=" ".join(change.words), row=best, fits=other.fits(best)))
+        tried.append(Advice(what=" ".join(change.options), row=best, fits=other.fits(best)))
         return tried[-1]
 
-    change = _Change(words=(), request=plan.request, recompute=plan.recompute)
+    change = _Change(options=(), request=plan.request, recompute=plan.recompute)
     for more in _recomputing(change):
         change = more
         if attempt(change).fits:
@@ -60,8 +60,8 @@ def advise(planner: Planner, plan: Plan) -> list[Advice]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Change:
-    words: tuple[str, ...]
-    request: Request
+    options: tuple[str, ...]
+    request: PlanRequest
     recompute: str
 
 
@@ -69,22 +69,22 @@ def _recomputing(change: _Change) -> Iterator[_Change]:
     """The policies that recompute more."""
     after = POLICIES.index(change.recompute) + 1 if change.recompute in POLICIES else len(POLICIES)
     for policy in POLICIES[after:]:
-        yield replace(change, recompute=policy, words=(*change.words, f"--recompute {policy}"))
+        yield replace(change, recompute=policy, options=(*change.options, f"--recompute {policy}"))
 
 
 def _halving(change: _Change) -> Iterator[_Change]:
-    """Half the micro-batch, and half of that, to one sequence; as many tokens a step."""
+    """Halved micro-batches, down to one sequence, with as many tokens per step."""
     request = change.request
-    while request.batch > 1 and 3 * request.accumulate <= MOST:
+    while request.batch > 1 and 3 * request.accumulate <= MAX_COUNT:
         half = request.batch // 2
         request = replace(request, batch=half, accumulate=request.accumulate * (request.batch // half))
-        word = f"--batch {half} --accumulate {request.accumulate}"
-        yield replace(change, request=request, words=(*change.words, word))
+        batch = f"--batch {half} --accumulate {request.accumulate}"
+        yield replace(change, request=request, options=(*change.options, batch))
 
 
 def _doubling(change: _Change) -> Iterator[_Change]:
-    """Twice the devices, and twice that, six times."""
+    """Doubled numbers of devices, up to 64 times."""
     request = change.request
-    for doubled in [request.devices << i for i in range(1, 7) if request.devices << i <= MOST]:
+    for doubled in [request.devices << i for i in range(1, 7) if request.devices << i <= MAX_COUNT]:
         request = replace(request, devices=doubled)
-        yield replace(change, request=request, words=(*change.words, f"--devices {request.devices}"))
+        yield replace(change, request=request, options=(*change.options, f"--devices {request.devices}"))

@@ -1,4 +1,4 @@
-"""The plan: for each layout, bytes on a device and bytes on the wire."""
+"""The plan of a run: for each layout, the memory of a device and what it sends."""
 
 from __future__ import annotations
 
@@ -11,10 +11,18 @@ from moekit.errors import MoekitError
 from moekit.layer import MoELayer
 from moekit.params import build_on_meta, countable
 from moekit.planning.activations import DTYPES, REST, LayerUse, Pass, measure
-from moekit.planning.communication import Wire, wire_of
-from moekit.planning.optimizer_bytes import Kind, state_kinds
-from moekit.planning.request import Request
-from moekit.planning.weight_bytes import Layout, Weight, gathered, kept, optimizer_bytes, weights_of
+from moekit.planning.communication import DeviceTraffic, traffic_of
+from moekit.planning.request import PlanRequest
+from moekit.planning.weight_bytes import (
+    Layout,
+    StateTensor,
+    Weight,
+    gathered_numbers,
+    optimizer_bytes,
+    optimizer_state,
+    sharded_numbers,
+    weights_of,
+)
 from moekit.registry import current
 from moekit.spec.kinds import ModelSpec, MoE, OptimizerSpec
 from moekit.spec.recipe import Recipe
@@ -27,16 +35,16 @@ class Memory:
     """Bytes on the device that has the most, in an optimizer step.
 
     Attributes:
-        parameters: its part of the weights, and all buffers.
-        gradients: its part of the gradients.
-        optimizer: its part of the optimizer's state.
-        gathered: weights that are whole on it: what is in no block, the block at work, and the next.
-        gathered_gradients: of what is in no block, and of the block at work.
-        copies: of routed experts' weights, in the dtype that autocast computes in.
-        activations: kept by blocks for backward; other weights' copies among them.
-        outside: kept outside of blocks: inputs of those that are computed again, embedding, head and loss.
-        at_work: what comes and goes on top of that.
-        exchange: rows on their way to experts and back, in one layer.
+        parameters: its shards of the weights, and all buffers.
+        gradients: its shards of the gradients.
+        optimizer: its shards of the optimizer's state.
+        gathered: all-gathered weights: those outside of blocks, of the current block, and of the next.
+        gathered_gradients: gradients of those outside of blocks and of the current block, before they are reduced.
+        copies: of routed experts' weights, in the dtype of autocast.
+        activations: saved for backward in blocks; autocast's copies of other weights included.
+        outside: saved for backward outside of blocks: inputs of recomputed blocks, embedding, head and loss.
+        transient: the peak of a pass above what is saved for backward.
+        exchange: rows of one layer that are sent to experts and back.
     """
 
     parameters: int
@@ -47,12 +55,12 @@ class Memory:
     copies: int
     activations: int
     outside: int
-    at_work: int
+    transient: int
     exchange: int
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """The sum of all terms."""
         return sum(self.terms().values())
 
     def terms(self) -> dict[str, int]:
@@ -61,114 +69,99 @@ class Memory:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
-    """One layout.
-
-    Attributes:
-        layout: the devices.
-        memory: of one of them.
-        wire: what it sends.
-    """
+class LayoutPlan:
+    """The plan of one layout: memory of the device that has the most, and what a device sends."""
 
     layout: Layout
     memory: Memory
-    wire: Wire
+    traffic: DeviceTraffic
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
-    """A recipe on a number of devices.
+class RunPlan:
+    """The plan of a recipe on a number of devices.
 
     Attributes:
-        request: what was asked.
-        recompute: whose activations are computed again; empty for a model that has no such option.
+        request: what was planned.
+        recompute: the model's policy of activation checkpointing; empty for a model without that option.
         optimizer: its name.
-        whole_tensors: it looks at whole tensors, so that training in shards refuses it.
-        parameters: of the model, numbers in all.
-        instead: the dispatcher that was planned in place of the recipe's; empty for none.
-        rows: one a layout.
+        whole_tensors: the optimizer needs whole tensors, so sharded training rejects it.
+        parameters: numbers in the whole model.
+        substitute: the dispatcher that was planned in place of the recipe's; empty for none.
+        rows: one for each layout.
     """
 
-    request: Request
+    request: PlanRequest
     recompute: str
     optimizer: str
     whole_tensors: bool
     parameters: int
-    instead: str
-    rows: tuple[Row, ...]
+    substitute: str
+    rows: tuple[LayoutPlan, ...]
 
-    def fits(self, row: Row) -> bool:
-        """Whether a layout's bytes are no more than a device has."""
+    def fits(self, row: LayoutPlan) -> bool:
+        """Whether a layout takes no more than a device's memory."""
         return row.memory.total <= self.request.device_memory
 
 
-class Planner:
-    """Plans one recipe again and again, and measures each kind of pass once.
+class RunPlanner:
+    """Plans one recipe for any number of requests. Each kind of pass is measured once.
 
     Args:
         recipe: its model is built on the meta device. Without an optimizer it is planned with AdamW.
-        tell: is told of every pass, before it is measured: a pass of a large model takes seconds.
+        on_progress: called before every pass is measured: a pass of a large model takes seconds.
     """
 
-    def __init__(self, recipe: Recipe, tell: Callable[[str], object] = lambda text: None) -> None:
-        self.recipe, self.tell = recipe, tell
+    def __init__(self, recipe: Recipe, on_progress: Callable[[str], object] = lambda text: None) -> None:
+        self.recipe, self.on_progress = recipe, on_progress
         model = self._model = build_on_meta(recipe.model)
         self.weights: list[Weight] = weights_of(model)
         self.buffers = sum(b.numel() * b.element_size() for b in model.buffers())
         self.mixtures = {name: m.spec for name, m in model.named_modules() if isinstance(m, MoELayer)}
         default = recipe.optimizer or current().get("optimizer", DEFAULT_OPTIMIZER).spec()
         self.optimizer = cast(OptimizerSpec, default)
-        self._states: dict[str, Mapping[str, tuple[Kind, ...]]] = {}
+        self._states: dict[str, Mapping[str, tuple[StateTensor, ...]]] = {}
         self._passes: dict[tuple[str, int, int, str], Pass] = {}
 
-    def plan(self, request: Request, recompute: str) -> Plan:
-        """The plan.
-
-        Args:
-            request: the question.
-            recompute: a value of the model's option of that name; empty where it has none.
-        """
-        seen = self.seen(request, recompute)
-        return Plan(
-            request=request,
-            recompute=recompute,
-            optimizer=current().use_name(self.optimizer),
-            whole_tensors=not self.optimizer.takes_shards,
-            parameters=sum(prod(w.shape) for w in self.weights),
-            instead=seen.instead,
-            rows=tuple(self._row(ep, request, seen, recompute) for ep in request.eps),
-        )
-
-    def policy(self, recompute: str) -> str:
-        """The same, if the model has that option.
+    def plan(self, request: PlanRequest, recompute: str) -> RunPlan:
+        """Plans every layout of a request. ``recompute`` is a value of the model's option; empty where it has none.
 
         Raises:
-            MoekitError: it has not.
+            MoekitError: the model has no option ``recompute``, or a layer without a spec, or it cannot be planned
+                (``activations.measure``).
         """
         if recompute and not recompute_of(self.recipe.model):
             raise MoekitError(
                 f"{type(self.recipe.model).__name__} has no option 'recompute': its activations are all kept\n"
                 "  expected no --recompute"
             )
-        return recompute
+        measured = self.measured(request, recompute)
+        return RunPlan(
+            request=request,
+            recompute=recompute,
+            optimizer=current().use_name(self.optimizer),
+            whole_tensors=not self.optimizer.takes_shards,
+            parameters=sum(prod(w.shape) for w in self.weights),
+            substitute=measured.substitute,
+            rows=tuple(self._row(ep, request, measured, recompute) for ep in request.eps),
+        )
 
-    def states(self, request: Request) -> Mapping[str, tuple[Kind, ...]]:
-        """What the optimizer keeps of each parameter."""
-        precision = request.precision
+    def state(self, precision: str) -> Mapping[str, tuple[StateTensor, ...]]:
+        """The optimizer's state of each parameter."""
         if precision not in self._states:
-            self._states[precision] = state_kinds(self.optimizer, self._model, DTYPES[precision][0])
+            self._states[precision] = optimizer_state(self.optimizer, self._model, DTYPES[precision][0])
         return self._states[precision]
 
-    def seen(self, request: Request, recompute: str) -> Pass:
-        """What a forward and backward pass takes.
+    def measured(self, request: PlanRequest, recompute: str) -> Pass:
+        """The memory of a forward and backward pass.
 
         Raises:
-            MoekitError: a tensor of it would have more bytes than can be counted.
+            MoekitError: a tensor of it would have more bytes than can be counted, or the model cannot be planned.
         """
         key = (recompute, request.batch, request.sequence, request.precision)
         if key not in self._passes:
             tokens = f"{request.batch} x {request.sequence} tokens"
-            self.tell(f"a pass over {tokens}, recompute {recompute or 'none'}")
+            self.on_progress(f"a pass over {tokens}, recompute {recompute or 'none'}")
             with countable(f"fewer than {tokens} in a micro-batch"):
                 self._passes[key] = measure(
                     with_recompute(self.recipe.model, recompute),
@@ -179,29 +172,28 @@ class Planner:
                 )
         return self._passes[key]
 
-    def _row(self, ep: int, request: Request, seen: Pass, recompute: str) -> Row:
-        layout = Layout(devices=request.devices, ep=ep)
-        layers = {name: (self._spec(name), use) for name, use in seen.layers.items()}
-        wire = wire_of(layout, request, self.weights, layers, recompute)
-        rest, block, blocks = gathered(self.weights, layout)
-        trained = [w for w in self.weights if w.trained]
-        outside = seen.kept.get(REST, 0)
+    def _row(self, ep: int, request: PlanRequest, measured: Pass, recompute: str) -> LayoutPlan:
+        layout, itemsize = Layout(devices=request.devices, ep=ep), request.itemsize
+        layers = {name: (self._spec(name), use) for name, use in measured.layers.items()}
+        traffic = traffic_of(layout, request, self.weights, layers, recompute)
+        rest, block, blocks = gathered_numbers(self.weights, layout)
+        outside = measured.saved.get(REST, 0)
         memory = Memory(
-            parameters=kept(self.weights, layout) * request.kept + self.buffers,
-            gradients=kept(trained, layout) * request.kept,
-            optimizer=optimizer_bytes(self.weights, self.states(request), layout),
-            gathered=(rest + min(2 * block, blocks)) * request.kept,
-            gathered_gradients=(rest + block) * request.kept,
-            copies=self._copies(layout, request, seen),
-            activations=seen.activations - outside,
+            parameters=sharded_numbers(self.weights, layout) * itemsize + self.buffers,
+            gradients=sharded_numbers([w for w in self.weights if w.trained], layout) * itemsize,
+            optimizer=optimizer_bytes(self.weights, self.state(request.precision), layout),
+            gathered=(rest + min(2 * block, blocks)) * itemsize,
+            gathered_gradients=(rest + block) * itemsize,
+            copies=self._copies(layout, request, measured),
+            activations=measured.activations - outside,
             outside=outside,
-            at_work=seen.peak - seen.activations,
-            exchange=_in_flight(wire, seen.layers),
+            transient=measured.peak - measured.activations,
+            exchange=_exchange_bytes(traffic, measured.layers),
         )
-        return Row(layout=layout, memory=memory, wire=wire)
+        return LayoutPlan(layout=layout, memory=memory, traffic=traffic)
 
-    def _copies(self, layout: Layout, request: Request, seen: Pass) -> int:
-        """Those that are kept for backward, of all layers; where they are made again, those of one layer."""
+    def _copies(self, layout: Layout, request: PlanRequest, measured: Pass) -> int:
+        """All layers' copies, if they are saved for backward; if backward makes them again, one layer's."""
         _, narrow = DTYPES[request.precision]
         if narrow is None:
             return 0
@@ -209,18 +201,18 @@ class Planner:
         for w in self.weights:
             if w.experts:
                 bank = w.name.rpartition(".experts.")[0]
-                banks[bank] = banks.get(bank, 0) + prod(w.held(layout)) * narrow.itemsize
-        return seen.copies // layout.ep or max(banks.values(), default=0)
+                banks[bank] = banks.get(bank, 0) + prod(w.local_shape(layout)) * narrow.itemsize
+        return measured.copies // layout.ep or max(banks.values(), default=0)
 
     def _spec(self, name: str) -> MoE:
         spec = self.mixtures[name]
         if spec is None:
-            raise MoekitError(f"{name}: a mixture layer must be built from a spec (MoELayer.from_spec) to be spread")
+            raise MoekitError(f"{name}: only a layer built from a spec can be planned\n  expected MoELayer.from_spec")
         return spec
 
 
 def recompute_of(spec: ModelSpec) -> str:
-    """What a model's spec says of recomputing; empty where it has no such option."""
+    """The model's option ``recompute``; empty where it has none."""
     return str(getattr(spec, "recompute", ""))
 
 
@@ -229,14 +221,14 @@ def with_recompute(spec: ModelSpec, recompute: str) -> ModelSpec:
     return cast(ModelSpec, replace(cast(Any, spec), recompute=recompute)) if recompute else spec
 
 
-def _in_flight(wire: Wire, layers: Mapping[str, LayerUse]) -> int:
-    """Bytes of the rows of the layer that sends most: a buffer to send from and one to receive into, there or back.
+def _exchange_bytes(traffic: DeviceTraffic, layers: Mapping[str, LayerUse]) -> int:
+    """Bytes of the rows of the layer that sends most: one buffer to send from and one to receive into.
 
-    What is widened to be summed, a row for each rank, is no more than what is at work anyway, a row for each choice.
+    The fp32 buffer in which combined rows are summed is never larger than the transient term, so it is not counted.
     """
     per_layer = (
-        2 * wire.layers[name].reached * use.tokens * max(use.dim * use.element, use.out_dim * use.out_element)
+        2 * traffic.layers[name].reached * use.tokens * max(use.dim * use.element, use.out_dim * use.out_element)
         for name, use in layers.items()
-        if wire.layers[name].rows
+        if traffic.layers[name].rows
     )
     return round(max(per_layer, default=0))

@@ -1,36 +1,62 @@
-"""A model's weights, and how much of each a device holds: as ``moekit.parallel.sharding`` cuts them up."""
+"""Bytes of a model's weights and of the optimizer's state, on a device, as ``moekit.parallel.sharding`` shards them.
+
+What an optimizer keeps is read off one that has taken a step on a tiny copy of the model. No two dimensions of a tiny
+parameter have the same length, so the length of each dimension of the state shows which of the parameter's it follows.
+This works for any optimizer whose state has its parameter's sizes, or some of them, or none.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Final
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from moekit.contracts import Model
 from moekit.errors import MoekitError
 from moekit.layer import MoELayer
 from moekit.parallel.sharding import cut_of
-from moekit.planning.optimizer_bytes import Kind
+from moekit.params import replace_each_tensor
+from moekit.registry import build
+from moekit.spec.kinds import OptimizerSpec
+
+PRIMES: Final = (2, 3, 5, 7, 11, 13, 17)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Devices, and how many of them share the experts of a layer.
-
-    Attributes:
-        devices: N.
-        ep: ranks that share a layer's experts.
-    """
+    """N devices, of which ``ep`` share a layer's experts."""
 
     devices: int
     ep: int
 
     @property
     def replicas(self) -> int:
-        """Ranks that hold the same experts."""
+        """Ranks that have the same experts."""
         return self.devices // self.ep
+
+
+@dataclass(frozen=True, kw_only=True)
+class StateTensor:
+    """One tensor of an optimizer's state, for one parameter.
+
+    Attributes:
+        dims: for each of its dimensions, the parameter's dimension of the same length; -1 for a length of its own.
+        lengths: its shape in the tiny copy.
+        itemsize: bytes of a number.
+    """
+
+    dims: tuple[int, ...]
+    lengths: tuple[int, ...]
+    itemsize: int
+
+    def bytes(self, shape: Sequence[int]) -> int:
+        """Its size for a parameter of this shape."""
+        sizes = (n if d < 0 else shape[d] for d, n in zip(self.dims, self.lengths, strict=True))
+        return prod(sizes) * self.itemsize
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,9 +65,9 @@ class Weight:
 
     Attributes:
         name: in the model.
-        shape: as in one process.
-        experts: E, where it is a routed bank's; 0 elsewhere.
-        unit: number of the block of ``Model.stack()`` that it is in; -1 for none.
+        shape: of the whole parameter.
+        experts: E, for a routed bank's; 0 for others.
+        unit: index of its block in ``Model.stack()``; -1 for none.
         trained: whether it has a gradient.
     """
 
@@ -51,39 +77,39 @@ class Weight:
     unit: int
     trained: bool
 
-    def held(self, layout: Layout) -> tuple[int, ...]:
-        """The shape of what a device computes with: of a bank its own experts, of anything else all."""
+    def local_shape(self, layout: Layout) -> tuple[int, ...]:
+        """The shape that a device computes with: a routed bank's own experts; the whole of any other parameter."""
         if not self.experts or layout.ep == 1:
             return self.shape
         return (self.shape[0] // layout.ep, *self.shape[1:])
 
     def ranks(self, layout: Layout) -> int:
-        """Over how many ranks that is cut."""
+        """Over how many ranks ``local_shape`` is sharded."""
         return layout.replicas if self.experts and layout.ep > 1 else layout.devices
 
-    def cut(self, layout: Layout) -> int:
-        """The dimension that it is cut along."""
-        return cut_of(self.held(layout), self.ranks(layout))
+    def shard_dim(self, layout: Layout) -> int:
+        """The dimension along which it is sharded."""
+        return cut_of(self.local_shape(layout), self.ranks(layout))
 
-    def shard(self, layout: Layout) -> tuple[int, ...]:
-        """The shape of the part that the first rank keeps, which has the most: rows are dealt out whole."""
-        shape = list(self.held(layout))
+    def shard_shape(self, layout: Layout) -> tuple[int, ...]:
+        """The shape of rank 0's shard, which is the largest: rows are not split."""
+        shape = list(self.local_shape(layout))
         if shape:
-            d = self.cut(layout)
+            d = self.shard_dim(layout)
             shape[d] = -(-shape[d] // self.ranks(layout))
         return tuple(shape)
 
-    def state_bytes(self, kinds: Sequence[Kind], layout: Layout) -> int:
-        """Bytes of what an optimizer keeps of that part. What is not as long as the weight is on every rank whole."""
-        held, shard, cut = self.held(layout), self.shard(layout), self.cut(layout)
-        return sum(kind.bytes(shard if cut < len(kind.dims) and kind.dims[cut] == cut else held) for kind in kinds)
+    def state_bytes(self, state: Sequence[StateTensor], layout: Layout) -> int:
+        """Bytes of the optimizer's state of that shard. State without the sharded dimension is whole on every rank."""
+        whole, shard, dim = self.local_shape(layout), self.shard_shape(layout), self.shard_dim(layout)
+        return sum(each.bytes(shard if dim < len(each.dims) and each.dims[dim] == dim else whole) for each in state)
 
 
 def weights_of(model: Model) -> list[Weight]:
     """Every parameter of a model, a shared one once.
 
     Raises:
-        MoekitError: routed experts that are no stack, so that a rank's own cannot be told.
+        MoekitError: routed experts whose weights are not stacked, so that a rank's share of them is unknown.
     """
     unit = {p: i for i, block in enumerate(model.stack()) for p in block.parameters()}
     routed: dict[nn.Parameter, int] = {}
@@ -102,24 +128,49 @@ def weights_of(model: Model) -> list[Weight]:
     ]
 
 
-def kept(weights: Iterable[Weight], layout: Layout) -> int:
-    """Numbers that the first rank keeps."""
-    return sum(prod(w.shard(layout)) for w in weights)
+def sharded_numbers(weights: Iterable[Weight], layout: Layout) -> int:
+    """Numbers in rank 0's shards."""
+    return sum(prod(w.shard_shape(layout)) for w in weights)
 
 
-def gathered(weights: Sequence[Weight], layout: Layout) -> tuple[int, int, int]:
-    """Numbers that are whole on a device while it computes: outside of blocks; of the largest block; of all blocks.
+def gathered_numbers(weights: Sequence[Weight], layout: Layout) -> tuple[int, int, int]:
+    """Numbers that are all-gathered for computing: outside of blocks; of the largest block; of all blocks.
 
-    What one rank keeps alone is not gathered.
+    What only one rank has is not gathered.
     """
     units: dict[int, int] = {-1: 0}
     for w in weights:
         if w.ranks(layout) > 1:
-            units[w.unit] = units.get(w.unit, 0) + prod(w.held(layout))
+            units[w.unit] = units.get(w.unit, 0) + prod(w.local_shape(layout))
     rest = units.pop(-1)
     return rest, max(units.values(), default=0), sum(units.values())
 
 
-def optimizer_bytes(weights: Iterable[Weight], kinds: Mapping[str, Sequence[Kind]], layout: Layout) -> int:
-    """Bytes of the optimizer's state on the first rank."""
-    return sum(w.state_bytes(kinds.get(w.name, ()), layout) for w in weights)
+def optimizer_state(spec: OptimizerSpec, model: nn.Module, dtype: torch.dtype) -> Mapping[str, tuple[StateTensor, ...]]:
+    """By parameter name, the tensors of an optimizer's state for weights of ``dtype``.
+
+    Replaces the model's parameters by tiny ones.
+    """
+    replace_each_tensor(
+        model, lambda t: torch.ones(PRIMES[: t.ndim], dtype=dtype if t.is_floating_point() else t.dtype)
+    )
+    optimizer = build(spec, model)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    return {
+        name: tuple(_state_tensor(value) for value in optimizer.state[p].values() if isinstance(value, Tensor))
+        for name, p in model.named_parameters()
+        if p in optimizer.state
+    }
+
+
+def optimizer_bytes(weights: Iterable[Weight], state: Mapping[str, Sequence[StateTensor]], layout: Layout) -> int:
+    """Bytes of the optimizer's state on rank 0."""
+    return sum(w.state_bytes(state.get(w.name, ()), layout) for w in weights)
+
+
+def _state_tensor(value: Tensor) -> StateTensor:
+    dims = tuple(PRIMES.index(n) if n in PRIMES else -1 for n in value.shape)
+    return StateTensor(dims=dims, lengths=tuple(value.shape), itemsize=value.element_size())

@@ -23,6 +23,18 @@ def replace_all(spec: T, kind: type[S], change: Callable[[S], S]) -> T:
     return replace(spec, **changes) if changes else spec  # type: ignore[type-var]
 
 
+def find_all(spec: Spec, kind: type[S]) -> list[S]:
+    """Every outermost component of class ``kind`` below ``spec``, in the order of the fields."""
+    found: list[S] = []
+
+    def keep(component: S) -> S:
+        found.append(component)
+        return component
+
+    replace_all(spec, kind, keep)
+    return found
+
+
 def _changed(value: Any, kind: type[S], change: Callable[[S], S]) -> Any:
     if isinstance(value, kind):
         return change(value)

@@ -1,5 +1,5 @@
-"""What ``test_planning`` runs in every process: a step of a small recipe in some layouts, what each rank holds, and
-what tokens it sends.
+"""Run by ``test_planning`` in every process: a step of a small recipe in each layout; records what each rank has and
+sends.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ def size(tensors: list[Tensor]) -> int:
 
 @contextmanager
 def counted(ep: int, rank: int, seen: dict[str, int]) -> Iterator[None]:
-    """Adds up what leaves this rank by the collective that tokens take: bytes, messages, rows (each with numbers)."""
+    """Counts what this rank sends by all-to-all: bytes, messages, and rows (each has one tensor of expert numbers)."""
     real = dist.all_to_all_single
 
-    def passing(
+    def counting(
         out: Tensor, x: Tensor, gets: list[int] | None = None, sends: list[int] | None = None, **more: Any
     ) -> Any:
         stay = x.shape[0] // ep if sends is None else sends[rank % ep]
@@ -43,7 +43,7 @@ def counted(ep: int, rank: int, seen: dict[str, int]) -> Iterator[None]:
         seen["rows"] += rows * (x.dtype == torch.int32)
         return real(out, x, gets, sends, **more)
 
-    dist.all_to_all_single = passing
+    dist.all_to_all_single = counting
     try:
         yield
     finally:
@@ -51,7 +51,7 @@ def counted(ep: int, rank: int, seen: dict[str, int]) -> Iterator[None]:
 
 
 def held(ep: int, optimizer: str, precision: str, rank: int, world: int) -> dict[str, int]:
-    """Bytes of this rank's weights and gradients, and of its optimizer's state; what it sent."""
+    """Bytes of this rank's weights, gradients and optimizer state, and what it sent."""
     options = [
         *SMALL["deepseek_v3"], "trainer.max_steps=1", "trainer.accelerator=cpu", f"trainer.devices={world}",
         f"trainer.strategy={{use: sharded, ep: {ep}}}", "trainer.limit_val_batches=0", "data=null",
@@ -63,11 +63,11 @@ def held(ep: int, optimizer: str, precision: str, rank: int, world: int) -> dict
     seen = {"sent": 0, "messages": 0, "rows": 0}
     clip = module.configure_gradient_clipping
 
-    def noted(*args: object, **kwargs: object) -> None:
+    def recording(*args: object, **kwargs: object) -> None:
         seen["gradients"] = size([p.grad for p in module.model.parameters() if p.grad is not None])
         clip(*args, **kwargs)  # type: ignore[arg-type]
 
-    module.configure_gradient_clipping = noted  # type: ignore[method-assign]
+    module.configure_gradient_clipping = recording  # type: ignore[method-assign]
     trainer = make_trainer(recipe, RunFolder(Path("nowhere")))
     with counted(ep, rank, seen):
         trainer.fit(module, Micros(recipe, 1, 1, rank, world))
@@ -76,12 +76,12 @@ def held(ep: int, optimizer: str, precision: str, rank: int, world: int) -> dict
     return {**seen, "parameters": size(list(module.model.parameters())) + buffers, "optimizer": size(state)}
 
 
-def main(eps: str, out: str) -> None:
+def main(layouts: str, out: str) -> None:
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     rows = []
     with quiet():
-        for word in eps.split(","):
-            ep, optimizer, precision = word.split(":")
+        for layout in layouts.split(","):
+            ep, optimizer, precision = layout.split(":")
             every: list[dict[str, int] | None] = [None] * world
             mine = held(int(ep), optimizer, precision, rank, world)
             dist.all_gather_object(every, mine)

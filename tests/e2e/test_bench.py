@@ -1,4 +1,4 @@
-"""``moekit bench``, from the command line to tables and JSON; on shapes that take no time."""
+"""``moekit bench``, from the command line to tables and JSON, on tiny shapes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def plain(capsys: Captured, *words: str) -> dict[str, Any]:
     return found
 
 
-def test_a_layer_as_json(capsys: Captured) -> None:
+def test_a_layer_is_printed_as_json(capsys: Captured) -> None:
     (found,) = plain(capsys, "layer", *TINY, "--dispatchers", "loop", "--memory")["results"]
     assert found["sizes"] == {"T": 16, "D": 8, "H": 8, "E": 8, "K": 4}
     assert found["multiply_adds"] == {"sparse": 3 * 16 * 4 * 8 * 8, "dense": 3 * 16 * 4 * 8 * 8}
@@ -41,7 +41,7 @@ def test_a_layer_as_json(capsys: Captured) -> None:
         assert row["ms"] > 0
 
 
-def test_layers_as_tables(capsys: Captured) -> None:
+def test_layers_are_printed_as_tables_with_a_summary(capsys: Captured) -> None:
     assert main(["bench", "layer", *TINY, "--shape", "8,8,8,8,4", "--dispatchers", "loop", "--memory", *QUICK]) == 0
     out, err = capsys.readouterr()
     assert "16 8 8 8 4" in out and "8 8 8 8 4" in out
@@ -56,24 +56,24 @@ def test_layers_as_tables(capsys: Captured) -> None:
 @pytest.mark.parametrize(
     ("by", "letter", "sizes"), [("experts", "E", [8, 16, 32, 64, 128, 256]), ("tokens", "T", [1, 2, 4, 8, 16])]
 )
-def test_growth(by: str, letter: str, sizes: list[int], capsys: Captured) -> None:
+def test_growth_measures_a_series_of_shapes(by: str, letter: str, sizes: list[int], capsys: Captured) -> None:
     results = plain(capsys, "dispatch", *TINY, "--dispatchers", "loop", "--growth", by)["results"]
     assert [found["sizes"][letter] for found in results] == sizes
 
 
-def test_routers(capsys: Captured) -> None:
+def test_routers_are_measured_against_plain(capsys: Captured) -> None:
     (found,) = plain(capsys, "router", "small", "--tokens", "16", "--routers", "topk,dense")["results"]
     assert found["baseline"] == "plain"
     assert [row["name"] for row in found["rows"]] == ["plain", "topk", "dense"]
     assert found["sizes"]["T"] == 16
 
 
-def test_a_reason_is_told_once(capsys: Captured) -> None:
+def test_a_reason_for_skipping_is_printed_once(capsys: Captured) -> None:
     assert main(["bench", "dispatch", *TINY, "--shape", "8,8,8,8,4", *QUICK]) == 0
-    assert capsys.readouterr().out.count("left out: soft") == 1
+    assert capsys.readouterr().out.count("skipped: soft") == 1
 
 
-def test_a_step_as_json(capsys: Captured) -> None:
+def test_a_step_is_printed_as_json(capsys: Captured) -> None:
     (found,) = plain(capsys, "step", *RECIPE, "--memory")["results"]
     mixture, dense = found["rows"]
     assert [mixture["name"], dense["name"]] == ["mixture", "dense"]
@@ -92,11 +92,11 @@ def test_a_step_as_json(capsys: Captured) -> None:
     assert mixture["parts"]["balance"] > 0
 
 
-def test_a_step_as_a_table_of_a_model_without_a_twin(capsys: Captured) -> None:
+def test_a_step_of_a_model_without_a_dense_baseline_is_printed_as_a_table(capsys: Captured) -> None:
     assert main(["bench", "step", "jacobs1991", *QUICK]) == 0
     out = capsys.readouterr().out
     assert "one training step of jacobs1991" in out
-    assert "this model has no dense twin to compare with" in out
+    assert "this model has no dense baseline to compare with" in out
     assert "outside model, objective and optimizer" in out
 
 
@@ -108,25 +108,27 @@ def test_a_step_as_a_table_of_a_model_without_a_twin(capsys: Captured) -> None:
         (["layer", "deepseek_v3"], "for a CPU"),
         (["router", "small", "--tokens", "9" * 20], "too large for a CPU"),
         (["layer", "--shape", "8,4"], "expected T,D,H,E,K"),
-        (["layer", "small", "--against", "nobody"], "no such peer"),
+        (["layer", "small", "--against", "missing"], "unknown library"),
         (["layer", *TINY, "--explain", "--dispatchers", "loop"], "chooses for itself"),
-        (["layer", *TINY, "--dispatchers", "nobody"], "unknown dispatcher 'nobody'"),
-        (["dispatch", *TINY, "--dispatchers", "nobody"], "  in --dispatchers nobody"),
-        (["router", *TINY, "--routers", "nobody"], "unknown router 'nobody'"),
-        (["step", "nobody"], "nobody"),
-        (["step"], "step of what"),
+        (["layer", *TINY, "--dispatchers", "missing"], "unknown dispatcher 'missing'"),
+        (["dispatch", *TINY, "--dispatchers", "missing"], "  in --dispatchers missing"),
+        (["router", *TINY, "--routers", "missing"], "unknown router 'missing'"),
+        (["step", "missing"], "missing"),
+        (["step"], "step needs the name of a recipe"),
         (["step", "switch-c"], "a recipe without data cannot be trained"),
-        (["step", *RECIPE, "--against", "st_moe_pytorch"], "no such peer"),
+        (["step", *RECIPE, "--against", "st_moe_pytorch"], "unknown library"),
         (["router", "small", "--against", "transformers"], "--against is an option of layer and step"),
     ],
 )
-def test_mistakes_are_messages(words: list[str], said: str, capsys: Captured) -> None:
+def test_mistakes_are_reported_before_anything_is_measured(words: list[str], said: str, capsys: Captured) -> None:
     assert main(["bench", *words, *QUICK]) == 2
     out, err = capsys.readouterr()
-    assert said in err and err.startswith("error: ") and not out  # before any shape is named
+    assert said in err and err.startswith("error: ") and not out
 
 
-def test_a_gpu_that_is_not_there(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_gpu_is_reported_and_the_cpu_is_the_default(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert main(["bench", "layer", *TINY, "--device", "cuda"]) == 2
     assert "this torch sees no GPU" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""A plan's bytes on a device and on the wire, against what the ranks of a real run hold and send."""
+"""A plan's memory and traffic, against what the ranks of a real run have and send."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from sharded_run import SMALL
 
 from moekit import load
 from moekit.parallel.traffic import COUNT_BYTES
-from moekit.planning.communication import Wire
-from moekit.planning.plan import Planner
-from moekit.planning.request import Request
+from moekit.planning.communication import DeviceTraffic
+from moekit.planning.plan import RunPlanner
+from moekit.planning.request import PlanRequest
 
 RUN = Path(__file__).with_name("planning_run.py")
 
@@ -24,35 +24,35 @@ def check(start: Callable[..., str], world: int, layouts: str, out: Path) -> Non
     for row in json.loads(out.read_text()):
         ep, optimizer, precision = row["ep"], row["optimizer"], row["precision"]
         recipe = load("deepseek_v3", [*SMALL["deepseek_v3"], "data=null", f"optimizer={{use: {optimizer}}}"])
-        request = Request(
+        request = PlanRequest(
             devices=world, eps=(ep,), batch=1, sequence=6, accumulate=1, precision=precision, device_memory=1
         )
-        plan = Planner(recipe).plan(request, "none").rows[0]
+        plan = RunPlanner(recipe).plan(request, "none").rows[0]
         for term in ("parameters", "gradients", "optimizer"):
             held = [rank[term] for rank in row["ranks"]]
             assert getattr(plan.memory, term) == max(held), (ep, optimizer, precision, term, held)
-        sends(plan.wire, row["ranks"], ep)
+        check_traffic(plan.traffic, row["ranks"], ep)
 
 
-def sends(wire: Wire, ranks: list[dict[str, int]], ep: int) -> None:
-    """A plan takes as many rows as there are on average; row for row it says what all ranks together sent."""
-    assert all(rank["messages"] == wire.messages for rank in ranks)
+def check_traffic(planned: DeviceTraffic, ranks: list[dict[str, int]], ep: int) -> None:
+    """A plan takes the mean number of rows; per row, it states exactly what all ranks together sent."""
+    assert all(rank["messages"] == planned.messages for rank in ranks)
     total = {name: sum(rank[name] for rank in ranks) for name in ("sent", "rows")}
     if ep == 1:
-        assert total == {"sent": 0, "rows": 0} and not wire.exchanged
+        assert total == {"sent": 0, "rows": 0} and not planned.exchanged
         return
-    counts = len(wire.layers) * (ep - 1) * COUNT_BYTES  # of a rank: rows announced
-    rows = sum(layer.rows * layer.bytes / layer.bytes_per_token for layer in wire.layers.values())
-    of_a_row = (wire.exchanged - counts) / rows
+    counts = len(planned.layers) * (ep - 1) * COUNT_BYTES  # of a rank: how many rows follow
+    rows = sum(layer.rows * layer.bytes / layer.bytes_per_token for layer in planned.layers.values())
+    of_a_row = (planned.exchanged - counts) / rows
     assert total["rows"] > 0
     assert total["sent"] == pytest.approx(len(ranks) * counts + total["rows"] * of_a_row, rel=1e-12)
 
 
-def test_two_ranks(tmp_path: Path) -> None:
+def test_two_ranks_have_and_send_what_was_planned(tmp_path: Path) -> None:
     check(run_forked, 2, "1:adamw:32-true,2:adamw:32-true,2:adamw:bf16-mixed", tmp_path / "held.json")
 
 
 @pytest.mark.slow
-def test_four_ranks(tmp_path: Path) -> None:
+def test_four_ranks_have_and_send_what_was_planned(tmp_path: Path) -> None:
     layouts = "1:adamw:32-true,2:adamw:bf16-mixed,4:adamw:bf16-true,4:adamw:32-true,2:sgd:64-true"
     check(run_ranks, 4, layouts, tmp_path / "held.json")

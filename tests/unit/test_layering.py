@@ -32,6 +32,7 @@ PLUGINS = sorted(path for path in (ROOT / "plugins").iterdir() if (path / "__ini
 FILES = sorted(path for folder in (CORE, *PLUGINS) for path in folder.rglob("*.py"))
 
 LONG: dict[str, str] = {
+    "moekit/bench/step.py": "one comparison of training steps, and the two loops that it runs interleaved",
     "moekit/checkpoints/format.py": "what a checkpoint's two JSON files say",
     "moekit/checkpoints/writing.py": "one protocol: who writes what, and every stage of a save, in order",
     "moekit/contracts/layer.py": "the contracts of a layer, side by side",

@@ -1,8 +1,7 @@
-"""Parameter counts: DeepSeek-V3's published ones to the last digit, and the rules on small models by hand."""
+"""Parameter counts: DeepSeek-V3's published total exactly, and every rule on small models, counted by hand."""
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, replace
 
 import pytest
@@ -29,13 +28,10 @@ from moekit_routers.topk.module import TopKRouter
 
 @pytest.fixture(scope="module")
 def v3() -> ParameterCount:
-    start = time.perf_counter()
-    count = count_parameters(moekit.load("deepseek_v3-671b"))
-    assert time.perf_counter() - start < 20  # about 1 s, in all: nothing of the size is allocated
-    return count
+    return count_parameters(moekit.load("deepseek_v3-671b"))
 
 
-def test_deepseek_v3_counts_what_was_published(v3: ParameterCount) -> None:
+def test_deepseek_v3_has_its_published_counts(v3: ParameterCount) -> None:
     assert v3.total == 671_026_419_200
     assert v3.active("both") == pytest.approx(37.552e9, abs=5e5)
     assert v3.active("without_input") == pytest.approx(36.626e9, abs=5e5)
@@ -43,7 +39,7 @@ def test_deepseek_v3_counts_what_was_published(v3: ParameterCount) -> None:
     assert v3.extra["mtp"] == pytest.approx(11.610e9, abs=5e5)
 
 
-def test_deepseek_v3_part_by_part(v3: ParameterCount) -> None:
+def test_the_parts_of_deepseek_v3_are_as_computed_from_its_sizes(v3: ParameterCount) -> None:
     D, L = 7168, 61
     assert v3.parts["embedding"] == v3.parts["head"] == 129280 * D
     assert v3.parts["attention"] == L * (D * 1536 + 1536 * 128 * 192 + D * (512 + 64) + 512 * 128 * 256 + 128 * 128 * D)
@@ -77,7 +73,7 @@ def small(**changes: object) -> Decoder:
     return replace(spec, **changes)  # type: ignore[arg-type]
 
 
-def test_small_decoder_by_hand() -> None:
+def test_the_parts_of_a_small_decoder_are_as_counted_by_hand() -> None:
     count = count_parameters(small())
     assert count.parts == {
         "embedding": 160,
@@ -88,18 +84,18 @@ def test_small_decoder_by_hand() -> None:
         "shared experts": 2 * 3 * 8 * 3,
         "norms": 5 * 8,
         "head": 160,
-        "biases": 4,  # of the selection bias; the other balancer's state is none
+        "biases": 4,  # of the selection bias; the other balancer has none
         "other": 0,
     }
     assert list(count.parts) == list(PARTS) == list(count.active_parts)
     assert count.active() == count.total - 2 * 3 * 8 * 3
     assert count.active("without_input") == count.active() - 160
     assert count.active("without_either") == count.active() - 320
-    # merge, two norms before it and one behind; attention, two norms; router, experts, shared, bias
+    # merge, two norms before it and one after it; attention, two norms; router, experts, shared, bias
     assert count.extra == {"mtp": 2 * 64 + 3 * 8 + 256 + 2 * 8 + 36 + 288 + 144 + 4}
 
 
-def test_a_tied_matrix_counts_once_and_stays_while_the_head_does() -> None:
+def test_a_tied_matrix_counts_once_and_as_the_head() -> None:
     untied, tied = count_parameters(small()), count_parameters(small(tied=True))
     assert tied.total == untied.total - 160
     assert tied.active("without_input") == tied.active("both")
@@ -114,7 +110,7 @@ def test_a_built_model_counts_as_its_spec_does() -> None:
     assert count_parameters(spec).total + count_parameters(spec).extra["mtp"] == everything
 
 
-def test_building_on_meta_leaves_no_trace() -> None:
+def test_building_on_meta_does_not_change_the_default_device() -> None:
     assert all(p.is_meta for p in build_on_meta(small()).parameters())
     assert not torch.empty(1).is_meta
 
@@ -125,14 +121,14 @@ def test_frozen_parameters_do_not_count() -> None:
     assert count_parameters(model).parts["embedding"] == 0
 
 
-def test_a_model_of_no_known_parts() -> None:
+def test_parameters_of_no_known_part_count_as_other() -> None:
     count = count_parameters(MLP(inputs=2, hidden=6))
     assert count.parts["other"] == count.total == count.active() == count.active("without_either") == 25
     assert count.extra == {}
 
 
 class Nameless(Router):
-    """A router that does not keep its spec."""
+    """A router without a spec."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -143,7 +139,7 @@ class Nameless(Router):
 
 
 class HandMade(Model):
-    """A model that no registry knows, of modules that are nobody's."""
+    """A model built by hand, which no registry knows."""
 
     def __init__(self, router: Router) -> None:
         super().__init__()
@@ -159,14 +155,14 @@ class HandMade(Model):
 DIMS = LayerDims(dim=4, num_experts=2)
 
 
-def test_a_model_made_by_hand() -> None:
+def test_a_model_built_by_hand_is_counted() -> None:
     count = count_parameters(HandMade(TopKRouter(TopK(top_k=1), DIMS)))
     assert {part: n for part, n in count.parts.items() if n} == {"routers": 8, "routed experts": 40, "norms": 8}
     assert count.active() == 8 + 20 + 8
 
 
 class Ahead(nn.Module):
-    """A part for training alone that carries the model's own norm beside a matrix of its own, as checkpoints do."""
+    """A part that only training uses: it shares the model's norm and has a matrix of its own."""
 
     def __init__(self, shared: nn.Module) -> None:
         super().__init__()
@@ -190,7 +186,7 @@ def test_extra_parts_count_without_what_they_share() -> None:
     assert count.total == count_parameters(HandMade(TopKRouter(TopK(top_k=1), DIMS))).total
 
 
-def test_a_spec_tells_of_its_router_even_if_the_router_does_not() -> None:
+def test_the_spec_of_a_layer_gives_the_active_experts_of_a_router_without_one() -> None:
     model = HandMade(Nameless())
     model.moe.spec = DecoderMoE(
         at=At(first=0), router=TopK(top_k=1), experts=Glu(count=2, hidden=1), dispatcher=Grouped()
@@ -198,16 +194,16 @@ def test_a_spec_tells_of_its_router_even_if_the_router_does_not() -> None:
     assert count_parameters(model).active_parts["routed experts"] == 20
 
 
-def test_a_router_that_keeps_no_spec_is_refused() -> None:
-    with pytest.raises(MoekitError, match="router Nameless does not say how many experts a token runs through"):
+def test_a_router_without_a_spec_is_rejected() -> None:
+    with pytest.raises(MoekitError, match="router Nameless does not say how many experts a token activates"):
         count_parameters(HandMade(Nameless()))
 
 
-def test_a_router_that_does_not_say_how_many_experts_a_token_runs_through() -> None:
+def test_a_router_spec_without_active_is_rejected() -> None:
     with pytest.raises(MoekitError, match=r"Silent does not say .*\n  expected a method active\(self, num_experts\)"):
         Silent().active(4)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Silent(RouterSpec):
-    """Options of a router that forgot."""
+    """Options of a router without ``active``."""

@@ -1,78 +1,87 @@
-"""Other libraries' layers and models, for ``--against``. None is a dependency: each is imported when it is asked for.
+"""Adapters of other libraries' layers and models, for ``--against``. None is a dependency: each is imported on demand.
 
-An adapter of layers is a file with ``variants(work, experts)``: the library's layer on the same tokens, with the same
-weights and the same routing where the library lets them in, and a note where it does not. An adapter of models is a
-file with ``models(recipe)``: the library's own model of a recipe's sizes.
+The adapter of a layer runs it on the same tokens, with the same weights and routing where the library allows it; a note
+says where it does not. The adapter of a model builds the library's own model of a recipe's sizes.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, cast
 
-from moekit.bench.timing import Variant
-from moekit.bench.work import Work
-from moekit.contracts import ExpertBank
+from torch import Tensor, nn
+
+from moekit.bench.measure import Variant
+from moekit.bench.workload import Workload
+from moekit.contracts import Batch, ExpertBank
 from moekit.errors import MoekitError, nearest
 from moekit.spec.recipe import Recipe
 
-if TYPE_CHECKING:
-    from moekit.bench.plain_loop import PeerModel  # imports Lightning, which layers do not need
+
+@dataclass(frozen=True, kw_only=True)
+class PeerModel:
+    """Another library's model.
+
+    Attributes:
+        name: of its row.
+        model: the model to train.
+        loss: the mean loss of a batch.
+        note: what a reader must know to compare.
+    """
+
+    name: str
+    model: nn.Module
+    loss: Callable[[Batch], Tensor]
+    note: str = ""
 
 
-class Peer(Protocol):
-    """What an adapter's file holds."""
+LayerAdapter = Callable[[Workload, ExpertBank], list[Variant]]
+"""Gives the library's layer, once for each implementation that it has."""
 
-    def variants(self, work: Work, experts: ExpertBank) -> list[Variant]:
-        """The library's ways of running the layer."""
+ModelAdapter = Callable[[Recipe], Sequence[PeerModel]]
+"""Gives the library's model of a recipe's sizes, once for each implementation that it has."""
 
-
-class ModelPeer(Protocol):
-    """What the file of an adapter of models holds."""
-
-    def models(self, recipe: Recipe) -> Sequence[PeerModel]:
-        """The library's model of a recipe's sizes, by each of its ways of running it."""
-
-
-PEERS: Final = {
-    "transformers": ("mixtral_experts", "transformers"),
-    "st_moe_pytorch": ("st_moe", "st-moe-pytorch"),
-    "megablocks": ("megablocks_dmoe", "megablocks"),
-    "scattermoe": ("scattermoe_glu", "git+https://github.com/shawntan/scattermoe"),
+LAYERS: Final = {
+    "transformers": ("transformers.mixtral_experts", "transformers"),
+    "st_moe_pytorch": ("layers.st_moe_pytorch", "st-moe-pytorch"),
+    "megablocks": ("layers.megablocks", "megablocks"),
+    "scattermoe": ("layers.scattermoe", "git+https://github.com/shawntan/scattermoe"),
 }
-"""The adapter's file, and what ``pip install`` takes, by the name of the library."""
+"""By library: the function of this package that adapts its layer, and what ``pip install`` takes."""
 
-MODELS: Final = {"transformers": ("transformers_models", "transformers")}
-"""The same, of libraries with whole models."""
+MODELS: Final = {"transformers": ("transformers.models", "transformers")}
+"""The same for whole models."""
 
 
-def load(name: str) -> Peer:
-    """The adapter of a library's layer, whose module is imported to see that it is there.
+def load(name: str) -> LayerAdapter:
+    """The adapter of a library's layer. Imports the library, to check that it is there.
 
     Raises:
-        MoekitError: no adapter has this name, or the library is not installed or does not import.
+        MoekitError: there is no such adapter, or the library is not installed or does not import.
     """
-    return cast(Peer, _loaded(name, PEERS))
+    return cast(LayerAdapter, _loaded(name, LAYERS))
 
 
-def load_models(name: str) -> ModelPeer:
+def load_models(name: str) -> ModelAdapter:
     """The adapter of a library's models; as ``load``."""
-    return cast(ModelPeer, _loaded(name, MODELS))
+    return cast(ModelAdapter, _loaded(name, MODELS))
 
 
 def _loaded(name: str, known: Mapping[str, tuple[str, str]]) -> Any:
     if name not in known:
         near = nearest(name, list(known))
-        lines = [f"--against {name}: no such peer (peers: {', '.join(known)})"]
+        lines = [f"--against {name}: unknown library (known: {', '.join(known)})"]
         raise MoekitError("\n".join([*lines, *([f"  did you mean '{near}'?"] if near else [])]))
-    file, package = known[name]
+    adapter, package = known[name]
     try:
         importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name != name:
             raise MoekitError(f"--against {name}: it is installed, but lacks '{error.name}': {error}") from error
         raise MoekitError(f"--against {name}: it is not installed\n  pip install {package}") from error
-    except Exception as error:  # whatever its import runs into: a missing GPU, another torch
+    except Exception as error:  # importing may fail in any way: a missing GPU, another torch
         raise MoekitError(f"--against {name}: it does not import: {type(error).__name__}: {error}") from error
-    return importlib.import_module(f"moekit.bench.peers.{file}")
+    module, _, function = adapter.partition(".")
+    return getattr(importlib.import_module(f"{__name__}.{module}"), function)

@@ -1,4 +1,4 @@
-"""``moekit params``."""
+"""``moekit params``: the page, the JSON, and how counts are rounded."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from moekit.spec import load
 Captured = pytest.CaptureFixture[str]
 
 
-def test_the_counts_of_a_small_recipe(recipe: Path, capsys: Captured) -> None:
-    """A gate of 2·4 + 4 and four experts of 2 + 1, all of them active."""
+def test_the_page_of_a_small_recipe_is_complete(recipe: Path, capsys: Captured) -> None:
+    """A router of 2·4 + 4 and four experts of 2 + 1, all active."""
     assert main(["params", str(recipe)]) == 0
     assert capsys.readouterr().out == (
         f"{recipe}\n"
@@ -27,7 +27,7 @@ def test_the_counts_of_a_small_recipe(recipe: Path, capsys: Captured) -> None:
         "  total                   24                24\n"
         "\n"
         "active per token, by what is counted\n"
-        "  with both embeddings         24  24  the reading that the paper means\n"
+        "  with both embeddings         24  24  the paper's reading\n"
         "  without the input embedding  24  24\n"
         "  without either embedding     24  24\n"
         "\n"
@@ -50,11 +50,11 @@ def test_the_counts_of_a_small_recipe(recipe: Path, capsys: Captured) -> None:
         (37_600_000, "", "37.6M"),
     ],
 )
-def test_a_count_is_told_as_the_paper_tells_it(number: int, published: str, words: str) -> None:
+def test_a_count_is_rounded_to_the_digits_of_the_published_one(number: int, published: str, words: str) -> None:
     assert rounded_like(number, published) == words
 
 
-def test_a_total_without_embeddings_is_compared_as_such(tmp_path: Path, capsys: Captured) -> None:
+def test_a_published_total_without_embeddings_is_compared_with_that_reading(tmp_path: Path, capsys: Captured) -> None:
     file = tmp_path / "bare.yaml"
     file.write_text("extends: deepseek_v3\npaper: {total: 3.0M, total_reading: without_either}\n")
     assert main(["params", str(file)]) == 0
@@ -64,8 +64,8 @@ def test_a_total_without_embeddings_is_compared_as_such(tmp_path: Path, capsys: 
     assert last.split()[1:] == ["3.0M", f"{bare / 1e6:.1f}M", *"without either embedding".split()]
 
 
-def test_deepseek_v3_at_its_published_size(capsys: Captured) -> None:
-    """The published total (671B), without multi-token prediction; 37B is the reading without the input embedding."""
+def test_the_json_of_deepseek_v3_has_its_published_total(capsys: Captured) -> None:
+    """671B is without multi-token prediction; 37B active is the reading without the input embedding."""
     assert main(["params", "deepseek_v3-671b", "--json"]) == 0
     plain = json.loads(capsys.readouterr().out)
     assert plain["total"] == 671_026_419_200
@@ -75,23 +75,23 @@ def test_deepseek_v3_at_its_published_size(capsys: Captured) -> None:
     assert plain["training_alone"]["mtp"] > 11e9
 
 
-def test_the_page_tells_the_papers_reading(capsys: Captured) -> None:
+def test_the_page_marks_the_papers_reading(capsys: Captured) -> None:
     assert main(["params", "deepseek_v3-671b"]) == 0
     out = capsys.readouterr().out
-    marked = [line for line in out.splitlines() if line.endswith("the reading that the paper means")]
+    marked = [line for line in out.splitlines() if line.endswith("the paper's reading")]
     assert len(marked) == 1
     assert marked[0].split("  ")[1] == READINGS["without_input"]
-    assert "used in training alone, not counted above\n  mtp " in out
+    assert "used only in training, not counted above\n  mtp " in out
     assert "671,026,419,200" in out
 
 
-def test_overrides(recipe: Path, capsys: Captured) -> None:
+def test_overrides_change_the_count(recipe: Path, capsys: Captured) -> None:
     assert main(["params", str(recipe), "--json", "model.moe.experts.count=8"]) == 0
     count = count_parameters(load(recipe, ["model.moe.experts.count=8"]))
     assert json.loads(capsys.readouterr().out)["total"] == count.total == 48
 
 
-def test_more_than_one_name(recipe: Path, capsys: Captured) -> None:
+def test_more_than_one_name_is_rejected(recipe: Path, capsys: Captured) -> None:
     assert main(["params", str(recipe), "jacobs1991"]) == 2
     assert capsys.readouterr().err == (
         f"error: moekit params: expected one name, then key=value, got {recipe}, jacobs1991\n"
@@ -100,7 +100,7 @@ def test_more_than_one_name(recipe: Path, capsys: Captured) -> None:
 
 
 @pytest.mark.parametrize("dim", [10**12, 10**25])
-def test_a_model_too_large_to_be_counted(dim: int, capsys: Captured) -> None:
+def test_a_model_too_large_to_be_counted_is_reported(dim: int, capsys: Captured) -> None:
     assert main(["params", "deepseek_v3", f"model.dim={dim}"]) == 2
     assert "some tensor would have 2**63 bytes or more\n  expected fewer or smaller layers" in capsys.readouterr().err
 
@@ -116,5 +116,5 @@ def test_a_model_too_large_to_be_counted(dim: int, capsys: Captured) -> None:
         (2 * 10**12, "2.0T"),
     ],
 )
-def test_rounded(number: int, text: str) -> None:
+def test_counts_are_rounded_to_one_digit_and_a_unit(number: int, text: str) -> None:
     assert rounded(number) == text

@@ -18,7 +18,9 @@ from moekit.checkpoints.reading import Handle
 from moekit.checkpoints.writing import save_tree
 from moekit.contracts import Model
 from moekit.errors import CheckpointError, SpecError
-from moekit.parallel.strategy import ShardedStrategy, check_layout, mixtures, with_expert_parallel
+from moekit.parallel.strategy import ShardedStrategy, check_layout, with_expert_parallel
+from moekit.spec.kinds import MoE
+from moekit.spec.replacing import find_all
 from moekit.spec.sharding import Sharded
 from moekit.training.callbacks.checkpoint import AtomicCheckpointIO
 from moekit_dispatchers.expert_parallel import ExpertParallel
@@ -28,12 +30,14 @@ from moekit_dispatchers.grouped import Grouped
 def test_ranks_share_experts_by_the_layouts_number_of_them() -> None:
     """Not over all ranks; and a recipe that deals its experts out itself is left as it is."""
     recipe = load("deepseek_v3", ["model.moe.dispatcher={use: grouped}"])
-    assert {moe.dispatcher for moe in mixtures(with_expert_parallel(recipe, Sharded(ep=2)).model)} == {
+    assert {moe.dispatcher for moe in find_all(with_expert_parallel(recipe, Sharded(ep=2)).model, MoE)} == {
         ExpertParallel(size=2, local=Grouped())
     }
     assert with_expert_parallel(recipe, Sharded(ep=1)) is recipe
     own = load("deepseek_v3", ["model.moe.dispatcher={use: expert_parallel, size: 4, local: {use: grouped}}"])
-    assert {cast(Any, moe.dispatcher).size for moe in mixtures(with_expert_parallel(own, Sharded(ep=2)).model)} == {4}
+    assert {
+        cast(Any, moe.dispatcher).size for moe in find_all(with_expert_parallel(own, Sharded(ep=2)).model, MoE)
+    } == {4}
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])

@@ -1,41 +1,20 @@
-"""Weights, gradients and optimizer state of a plan, against those of a trained model; layouts; advice."""
+"""Memory and traffic of a plan, against a trained model, and by hand for five weights on four devices."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from math import prod
+from dataclasses import replace
 
 import pytest
-import torch
+from plan_cases import REQUEST, SPEC, USE, WEIGHTS, plan_of, request_for
 from torch import Tensor
 
 from moekit import load
-from moekit.contracts import Batch
 from moekit.errors import MoekitError
-from moekit.parallel.sharding import cut_of
-from moekit.params import build_on_meta
-from moekit.planning.advice import advise
-from moekit.planning.empty_batch import empty_batch
-from moekit.planning.plan import Plan, Planner, recompute_of
-from moekit.planning.request import MOST, Request, divisors, eps_of, precision_of, shape_of
-from moekit.planning.weight_bytes import Layout, gathered, weights_of
-from moekit.spec.recipe import Recipe
+from moekit.planning.activations import REST, Pass, empty_batch
+from moekit.planning.plan import Memory, RunPlanner
+from moekit.planning.weight_bytes import Weight
 from moekit.training import LitMoE
 from moekit.training.optim import optimizer_of
-
-GIB = 2**30
-
-
-def asked(recipe: Recipe, devices: int = 1, eps: Sequence[int] = (), **changes: object) -> Request:
-    options: dict[str, object] = {
-        "devices": devices, "eps": eps_of(recipe, devices, eps), "batch": 2, "sequence": 16, "accumulate": 1,
-        "precision": "32-true", "device_memory": 80 * GIB,
-    }  # fmt: skip
-    return Request(**(options | changes))  # type: ignore[arg-type]
-
-
-def plan_of(recipe: Recipe, devices: int = 1, eps: Sequence[int] = (), **changes: object) -> Plan:
-    return Planner(recipe).plan(asked(recipe, devices, eps, **changes), recompute_of(recipe.model))
 
 
 def size(tensors: object) -> int:
@@ -43,7 +22,7 @@ def size(tensors: object) -> int:
 
 
 @pytest.mark.parametrize(
-    ("name", "optimizer", "words"),
+    ("name", "optimizer", "overrides"),
     [
         ("deepseek_v3", "adamw", ()),
         ("deepseek_v3", "adafactor", ("optimizer={use: adafactor}",)),
@@ -54,15 +33,15 @@ def size(tensors: object) -> int:
         ("shazeer2017", "adamw", ()),
     ],
 )
-def test_what_one_process_holds_to_the_byte(name: str, optimizer: str, words: tuple[str, ...]) -> None:
-    recipe = load(name, [*words, "schedule=null"])
+def test_a_plan_of_one_process_is_exact_to_the_byte(name: str, optimizer: str, overrides: tuple[str, ...]) -> None:
+    recipe = load(name, [*overrides, "schedule=null"])
     module = LitMoE(recipe)
-    moves = optimizer_of(recipe, module.model, 10)
+    steps = optimizer_of(recipe, module.model, 10)
     batch = empty_batch(recipe.model, 2, 16)
     output = module.model.on(batch)
     (module.objective(output, batch).total + sum(r.loss() for r in output.reports.values())).backward()
-    moves.step()
-    state = [value for state in moves.state.values() for value in state.values() if isinstance(value, Tensor)]
+    steps.step()
+    state = [value for state in steps.state.values() for value in state.values() if isinstance(value, Tensor)]
 
     plan = plan_of(recipe)
     memory = plan.rows[0].memory
@@ -73,141 +52,70 @@ def test_what_one_process_holds_to_the_byte(name: str, optimizer: str, words: tu
     assert memory.gathered == memory.gathered_gradients == memory.copies == memory.exchange == 0
 
 
-def test_a_dense_layer_is_cut_too() -> None:
-    """It is a bank of one expert: by its first dimension, one device would hold it all."""
-    assert cut_of((1, 864, 128), 4) == 1 and cut_of((1, 7, 5), 4) == 0
-    assert (
-        cut_of((256, 4096, 7168), 32) == 0 and cut_of((4, 4096, 7168), 32) == 1 and cut_of((4, 7168, 2048), 2048) == 2
-    )
-    assert cut_of((129281, 7168), 2048) == 0 and cut_of((), 4) == 0
-
-
-@pytest.mark.parametrize("ep", [1, 2, 4, 8])
-def test_nothing_is_lost_in_shards(ep: int) -> None:
-    """Where everything divides evenly, the devices' parts add up; experts and all else."""
-    layout = Layout(devices=8, ep=ep)
-    for weight in weights_of(build_on_meta(load("deepseek_v3").model)):
-        whole, part = prod(weight.shape), prod(weight.shard(layout))
-        assert prod(weight.held(layout)) * (ep if weight.experts else 1) == whole
-        assert part * 8 == whole or (weight.shape[0] % 8 and not weight.experts)
-    _, block, blocks = gathered(weights_of(build_on_meta(load("deepseek_v3").model)), layout)
-    assert 0 < block < blocks
-
-
-def test_experts_that_no_other_rank_holds_are_not_gathered() -> None:
-    weights = weights_of(build_on_meta(load("deepseek_v3").model))
-    experts = [w for w in weights if w.experts]
-    assert gathered(experts, Layout(devices=4, ep=4)) == (0, 0, 0)
-    assert gathered(experts, Layout(devices=8, ep=4))[2] == sum(prod(w.shape) for w in experts) // 4
-
-
-def test_the_wire() -> None:
-    """One rank sends nothing; more of them, more; recomputing sends tokens once more, accumulation everything again."""
+def test_traffic_grows_with_ranks_recomputation_and_accumulation() -> None:
+    """One rank sends no tokens. Recomputing sends tokens once more, accumulation everything again."""
     recipe = load("deepseek_v3")
     alone, two, four = plan_of(recipe, 4, (1, 2, 4)).rows
-    assert alone.wire.exchanged == alone.wire.messages == 0 < two.wire.exchanged < four.wire.exchanged
-    assert alone.wire.gathers > two.wire.gathers > four.wire.gathers > 0
-    layer = next(iter(two.wire.layers.values()))
+    assert alone.traffic.exchanged == alone.traffic.messages == 0 < two.traffic.exchanged < four.traffic.exchanged
+    assert alone.traffic.gathers > two.traffic.gathers > four.traffic.gathers > 0
+    layer = next(iter(two.traffic.layers.values()))
     assert layer.rows == layer.reached / 2
-    # 4 bytes: a token out and back, its gradients; 8 gates there and their gradients; 8 numbers; counts by the way
+    # of 4 bytes: a token out and back, and gradients; 8 gates and gradients; 8 expert numbers. Then the counts
     assert layer.bytes_per_token == pytest.approx(layer.rows * 4 * (4 * 128 + 2 * 8 + 8) + 16 / 32)
-    again = Planner(recipe).plan(asked(recipe, 4, (2,), accumulate=3), "blocks").rows[0].wire
-    assert again.messages == 3 * (two.wire.messages + 5 * 4)
-    assert again.gathers == pytest.approx(3 * two.wire.gathers)
-    assert 1.4 < again.exchanged / 3 / two.wire.exchanged < 1.6
+    again = RunPlanner(recipe).plan(request_for(recipe, 4, (2,), accumulate=3), "blocks").rows[0].traffic
+    assert again.messages == 3 * (two.traffic.messages + 5 * 4)
+    assert again.gathers == pytest.approx(3 * two.traffic.gathers)
+    assert 1.4 < again.exchanged / 3 / two.traffic.exchanged < 1.6
 
 
-def test_layouts() -> None:
-    recipe = load("deepseek_v3")
-    assert eps_of(recipe, 12) == (1, 2, 4)
-    assert eps_of(load("deepseek_moe-2b"), 9) == (1, 3, 9)  # 63 experts
-    assert eps_of(load("jacobs1991"), 4) == (1,) == eps_of(load("base/language_model"), 4)
-    with pytest.raises(
-        MoekitError, match="ep=3 does not divide 12 devices and 64 experts evenly\n  expected one of 1, 2, 4"
-    ):
-        eps_of(recipe, 12, (3,))
-    with pytest.raises(MoekitError, match="soft routing"):
-        eps_of(load("jacobs1991"), 4, (2,))
-    with pytest.raises(MoekitError, match="no routed experts"):
-        eps_of(load("base/language_model"), 4, (2,))
+def memory_of(weights: list[Weight], *, ep: int = 2, copies: int = 800, monkeypatch: pytest.MonkeyPatch) -> Memory:
+    planner = RunPlanner(load("deepseek_v3", ["model.depth=2", "model.mtp=null"]))
+    few = {**dict.fromkeys(("blocks.1.moe", "less"), USE), "less": replace(USE, tokens=9)}
+    measured = Pass(saved={"blocks.0": 1000, REST: 300}, peak=5000, copies=copies, layers=few)
+    planner.weights, planner.buffers, planner.mixtures = weights, 12, dict.fromkeys(few, SPEC)
+    monkeypatch.setattr(planner, "measured", lambda *_: measured)
+    monkeypatch.setattr(planner, "state", lambda *_: {})
+    return planner.plan(replace(REQUEST, eps=(ep,)), "none").rows[0].memory
 
 
-def test_what_a_recipe_says_of_its_batches() -> None:
-    assert shape_of(load("deepseek_v3")) == (16, 128) == shape_of(load("switch"))
-    assert shape_of(load("deepseek_v3-671b")) == (1, 4096)
-    assert precision_of(load("deepseek_v3", ["trainer.precision=bf16"])) == "bf16-mixed"
-    with pytest.raises(MoekitError, match="no plan for the precision 'fp8'\n  expected one of 32-true"):
-        asked(load("deepseek_v3"), precision="fp8")
-    with pytest.raises(MoekitError, match="devices=0 is out of range\n  expected at least 1"):
-        Request(devices=0, eps=(1,), batch=1, sequence=1, accumulate=1, precision="32-true", device_memory=1)
+def test_every_term_of_memory_is_as_computed_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of four ranks share experts: 4 of 8, sharded over two; all else over four. fp32 with bf16 autocast."""
+    reached = 2 * (1 - 4 / 56)  # of two ranks; 4 of the 56 choices of three experts miss a rank that has four
+    assert memory_of(WEIGHTS, monkeypatch=monkeypatch) == Memory(
+        parameters=(192 + 96 + 32 + 256 + 96) * 4 + 12,
+        gradients=(192 + 96 + 256 + 96) * 4,  # the router is not trained
+        optimizer=0,
+        gathered=(768 + 2 * (128 + 512)) * 4,  # outside of blocks, the largest block, and the next
+        gathered_gradients=(768 + 128 + 512) * 4,
+        copies=800 // 2,
+        activations=1000,
+        outside=300,
+        transient=5000 - 1300,
+        exchange=round(2 * reached * 10 * 12 * 4),  # one buffer to send from, one to receive into; 48 bytes a row
+    )
 
 
-def test_advice_is_tried() -> None:
-    """What would fit is the smallest change that does; where nothing does, it is told what comes nearest."""
-    recipe = load("deepseek_v3", ["model.depth=2", "model.mtp=null"])
-    request = asked(recipe, 4)
-    planner = Planner(recipe)
-    plan = planner.plan(request, "none")
-    least = min(row.memory.total for row in plan.rows)
-    less = min(row.memory.total for row in planner.plan(request, "experts").rows)
-    tight = planner.plan(asked(recipe, 4, batch=2, device_memory=(least + less) // 2), "none")
-    assert not any(map(tight.fits, tight.rows))
-    (advice,) = advise(planner, tight)
-    assert advice.fits and advice.what == "--recompute experts" and advice.row.memory.total == less
-    hopeless = planner.plan(asked(recipe, 4, device_memory=GIB // 1024), "none")
-    (advice,) = advise(planner, hopeless)
-    assert not advice.fits and "--recompute blocks --batch 1 --accumulate 2 --devices" in advice.what
+def test_two_blocks_are_gathered_but_no_more_than_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert memory_of(WEIGHTS[:-1], monkeypatch=monkeypatch).gathered == (768 + 384 + 128 + 512) * 4
+    alone = memory_of(WEIGHTS[:-1], ep=4, monkeypatch=monkeypatch)  # experts of a single rank are not gathered
+    assert alone.gathered == (768 + 384 + 128) * 4 and alone.gathered_gradients == (768 + 384) * 4
 
 
-def test_advice_takes_few_passes() -> None:
-    """The largest micro-batch that fits, of 2^20 cases to one, in as many passes as a bisection takes."""
+def test_recomputed_copies_of_experts_are_those_of_one_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a device's own experts, in bf16."""
+    two = [*WEIGHTS, replace(WEIGHTS[3], name="blocks.2.moe.experts.w_up", unit=2)]
+    assert memory_of(two, copies=0, monkeypatch=monkeypatch).copies == 512 * 2
+
+
+def test_recompute_is_rejected_for_a_model_without_that_option() -> None:
     recipe = load("jacobs1991")
-    least = [plan_of(recipe, batch=2**i).rows[0].memory.total for i in (6, 7)]
-    passes: list[str] = []
-    planner = Planner(recipe, passes.append)
-    plan = planner.plan(asked(recipe, batch=2**20, device_memory=sum(least) // 2), "")
-    (advice,) = advise(planner, plan)
-    assert advice.fits and advice.row.memory.total == least[0]
-    assert advice.what == f"--batch 64 --accumulate {2**20 // 64}"
-    assert passes[0] == f"a pass over {2**20} x 16 tokens, recompute none"
-    assert len(passes) <= 1 + 1 + 5  # the plan's own; the smallest; 19 others
+    with pytest.raises(MoekitError, match=r"Mixture has no option 'recompute'.*\n  expected no --recompute"):
+        RunPlanner(recipe).plan(request_for(recipe), "blocks")
 
 
-def test_advice_keeps_to_what_can_be_asked() -> None:
-    """Neither more devices nor more micro-batches than a request may have."""
-    recipe = load("jacobs1991")
-    planner = Planner(recipe)
-    plan = planner.plan(asked(recipe, MOST, batch=64, accumulate=MOST // 6, device_memory=1), "")
-    (advice,) = advise(planner, plan)
-    assert not advice.fits and advice.what == f"--batch 16 --accumulate {MOST // 6 * 4}"
-
-
-def test_layouts_of_more_devices_than_can_be_counted() -> None:
-    assert eps_of(load("deepseek_v3"), 10**18 * 64) == (1, 2, 4, 8, 16, 32, 64)
-    assert [divisors(n) for n in (1, 12, 36, 64)] == [
-        [1], [1, 2, 3, 4, 6, 12], [1, 2, 3, 4, 6, 9, 12, 18, 36], [1, 2, 4, 8, 16, 32, 64]
-    ]  # fmt: skip
-
-
-def test_sizes_that_overflow_are_refused() -> None:
-    recipe = load("jacobs1991")
-    with pytest.raises(MoekitError, match="batch=1000000000001 is out of range\n  expected at most 1000000000000"):
-        asked(recipe, batch=10**12 + 1)
+def test_tensors_too_large_to_be_counted_are_reported() -> None:
     for name in ("jacobs1991", "deepseek_v3"):
         with pytest.raises(
             MoekitError, match=r"some tensor would have 2\*\*63 bytes or more\n  expected fewer than 1000"
         ):
             plan_of(load(name), batch=10**12, sequence=10**12)
-
-
-def test_a_bank_that_is_no_stack_is_refused() -> None:
-    model = build_on_meta(load("deepseek_v3").model)
-    layer = next(m for m in model.modules() if type(m).__name__ == "MoELayer")
-    layer.experts = layer.experts.from_modules([torch.nn.Linear(3, 3) for _ in range(2)], 3)  # type: ignore[union-attr, operator]
-    with pytest.raises(MoekitError, match="does not stack its experts' weights"):
-        weights_of(model)
-
-
-def test_cases_say_how_wide_they_are() -> None:
-    batch = empty_batch(load("jacobs1991").model, 3, 2)
-    assert isinstance(batch, Batch) and batch.inputs.shape == (6, 2)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from moekit import load
-from moekit.spec.kinds import BalancerSpec, DispatcherSpec, RouterSpec
-from moekit.spec.replacing import replace_all
+from moekit.spec.kinds import BalancerSpec, DispatcherSpec, MoE, RouterSpec
+from moekit.spec.replacing import find_all, replace_all
 from moekit_balancers.z_loss import ZLoss
 from moekit_dispatchers.capacity import Capacity
 from moekit_dispatchers.device_capacity import DeviceCapacity
@@ -41,3 +41,9 @@ def test_maps_are_searched_and_a_spec_without_any_is_returned_itself(real_plugin
     recipe = load("deepseek_v3")
     moe = replace_all(recipe, BalancerSpec, lambda _: ZLoss(weight=0.5)).model.moe  # type: ignore[attr-defined]
     assert moe.balancers == dict.fromkeys(recipe.model.moe.balancers, ZLoss(weight=0.5))  # type: ignore[attr-defined]
+
+
+def test_every_outermost_one_is_found_in_order() -> None:
+    recipe = load("gshard")
+    assert find_all(recipe, RouterSpec) == [moe.router for moe in find_all(recipe.model, MoE)] != []
+    assert find_all(load("base/language_model"), RouterSpec) == []

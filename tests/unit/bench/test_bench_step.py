@@ -1,4 +1,4 @@
-"""The plain loop: it trains, its parts add up to its steps, and only rounds that count are kept."""
+"""The plain loop of another library's model: it trains, and its parts add up to its steps."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from moekit import build, load
 from moekit.bench.measure import Settings
-from moekit.bench.plain_loop import LoopRunner, PeerModel
-from moekit.bench.trained import STEPS
+from moekit.bench.peers import PeerModel
+from moekit.bench.step import STEPS, LoopRunner
 from moekit.contracts import Batch
 
 
@@ -26,10 +26,10 @@ def loop() -> LoopRunner:
         return F.cross_entropy(model(batch.inputs).flatten(0, 1), batch.targets.flatten())
 
     peer = PeerModel(name="bigram", model=model, loss=loss, note="no mixture")
-    return LoopRunner(peer=peer, recipe=recipe, data=data, settings=Settings())
+    return LoopRunner(peer, recipe, data, Settings())
 
 
-def test_it_takes_the_recipes_options(loop: LoopRunner) -> None:
+def test_the_loop_has_the_recipes_optimizer_and_clipping(loop: LoopRunner) -> None:
     (group,) = loop.optimizer.param_groups
     assert (group["lr"], tuple(group["betas"]), group["weight_decay"]) == (3e-3, (0.9, 0.95), 0.1)
     assert loop.clip == 1.0
@@ -47,9 +47,9 @@ def test_only_rounds_that_count_are_kept_and_parts_add_up(loop: LoopRunner) -> N
     assert not any(torch.equal(a, b) for a, b in zip(before, loop.model.parameters(), strict=True))
 
 
-def test_its_row(loop: LoopRunner) -> None:
+def test_the_row_has_the_models_parts_and_no_logging(loop: LoopRunner) -> None:
     loop.round(counts=True)
-    row = loop.row(loop, Settings())
+    row = loop.row(loop)
     assert (row.name, row.note, row.parameters) == ("bigram", "no mixture", 256 * 8 + 8 * 256 + 256)
     assert row.ratio is not None and row.ratio.best == 1.0
     assert row.logging_ms is None

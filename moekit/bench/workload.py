@@ -1,4 +1,4 @@
-"""What the variants of one shape share: tokens, a routing, weights; and what anyone would write first, by hand."""
+"""What the variants of one shape share: tokens, a routing, experts; and the layer as one would first write it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from moekit.bench.shapes import Shape
+from moekit.bench.request import Shape
 from moekit.contracts import ExpertBank, LayerDims
 from moekit.contracts.layer import Groups
 from moekit.params import multiply_adds
@@ -25,20 +25,20 @@ EXPERTS = "glu"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
-    """Tokens and a uniform routing of them, given: a router's own time is no part of this.
+class Workload:
+    """Tokens, and a uniform routing of them that is given: a router's own time is not measured with the layer.
 
-    Attributes:
-        shape: sizes.
-        dims: the same, as parts are built with them.
-        x_TD: tokens; a gradient is taken of them.
-        routing: K experts for each token; a gradient is taken of its gates.
+    Gradients are taken of the tokens and of the routing's gates.
     """
 
     shape: Shape
-    dims: LayerDims
     x_TD: Tensor
     routing: TokenChoice
+
+    @property
+    def dims(self) -> LayerDims:
+        """D and E, in the form that components are built from."""
+        return LayerDims(dim=self.shape.D, num_experts=self.shape.E)
 
     @property
     def gate_TK(self) -> Tensor:
@@ -47,17 +47,24 @@ class Work:
 
     @property
     def input_bytes(self) -> int:
-        """Of the tokens."""
+        """Bytes of the tokens."""
         return self.x_TD.numel() * self.x_TD.element_size()
 
     def least_bytes(self) -> int:
-        """What backward needs of a GLU layer when all else is computed again: T·D + T·K·2H numbers."""
+        """Bytes that backward needs of a GLU layer if all else is recomputed: T·D + T·K·2H numbers."""
         T, D, H, _, K = self.shape
         return (T * D + T * K * 2 * H) * self.x_TD.element_size()
 
+    def experts(self) -> ExpertBank:
+        """New GLU experts of the shape, on the device of the tokens, in their dtype."""
+        experts: ExpertBank = build_in(
+            expert_spec(self.shape.E, self.shape.H), self.dims, self.x_TD.device.type, self.x_TD.dtype
+        )
+        return experts
 
-def make_work(shape: Shape, device: str, dtype: torch.dtype) -> Work:
-    """Draws tokens and a routing, the same in every process."""
+
+def make_workload(shape: Shape, device: str, dtype: torch.dtype) -> Workload:
+    """Samples tokens and a routing, the same in every process."""
     T, D, _, E, K = shape
     torch.manual_seed(0)
     x_TD = torch.randn(T, D, device=device, dtype=dtype, requires_grad=True)
@@ -67,34 +74,31 @@ def make_work(shape: Shape, device: str, dtype: torch.dtype) -> Work:
     routing = TokenChoice(
         logits_TE=logits_TE, scores_TE=scores_TE, expert_TK=expert_TK, gate_TK=gate_TK.contiguous().requires_grad_()
     )
-    return Work(shape=shape, dims=LayerDims(dim=D, num_experts=E), x_TD=x_TD, routing=routing)
+    return Workload(shape=shape, x_TD=x_TD, routing=routing)
 
 
-def sparse_spec(shape: Shape) -> ExpertSpec:
-    """The experts of a shape."""
-    return _glu(count=shape.E, hidden=shape.H)
+def expert_spec(count: int, hidden: int) -> ExpertSpec:
+    """GLU experts. One of hidden K·H does as many multiply-adds per token as K of hidden H."""
+    spec = component_spec("expert", {"use": EXPERTS, "count": count, "hidden": hidden})
+    assert isinstance(spec, ExpertSpec)
+    return spec
 
 
-def dense_spec(shape: Shape) -> ExpertSpec:
-    """One expert of hidden K·H: as many multiply-adds a token as K experts of hidden H."""
-    return _glu(count=1, hidden=shape.K * shape.H)
-
-
-def counted_work(shape: Shape) -> tuple[int, int]:
-    """Multiply-adds of one forward pass, sparse and dense, each counted by running one token on the meta device."""
-    T, D, _, _, K = shape
-    return T * K * multiply_adds(sparse_spec(shape), D), T * multiply_adds(dense_spec(shape), D)
+def counted_multiply_adds(shape: Shape) -> tuple[int, int]:
+    """Of one forward pass, sparse and dense, each counted by running one token on the meta device."""
+    T, D, H, E, K = shape
+    return T * K * multiply_adds(expert_spec(E, H), D), T * multiply_adds(expert_spec(1, K * H), D)
 
 
 def build_in(spec: Any, dims: LayerDims, device: str, dtype: torch.dtype) -> Any:
-    """A part built on a device in a dtype, without a copy in another."""
+    """Builds a component directly on a device in a dtype, without a copy in another."""
     with torch.device(device), default_dtype(dtype):
         return build(spec, dims)
 
 
 @contextmanager
 def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """New float tensors have this dtype within the block."""
+    """Sets the dtype of new float tensors within the block."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -103,24 +107,28 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-class IdentityExperts(ExpertBank):
-    """Experts that do nothing: what remains of a layer is the way there and back.
+def stacked_weights(experts: ExpertBank) -> tuple[nn.Parameter, nn.Parameter]:
+    """``w_in_EHD`` (gate above up) and ``w_out_EOH`` of the benchmark's GLU experts."""
+    form = experts.standard_form()
+    assert form is not None
+    assert isinstance(form.w_in_EHD, nn.Parameter) and isinstance(form.w_out_EOH, nn.Parameter)
+    return form.w_in_EHD, form.w_out_EOH
 
-    Args:
-        dims: sizes of the layer.
-    """
+
+class IdentityExperts(ExpertBank):
+    """Experts that return their input, so that only dispatch and combine are left of a layer."""
 
     def __init__(self, dims: LayerDims) -> None:
         super().__init__()
         self.num_experts, self.out_dim = dims.num_experts, dims.dim
 
     def forward(self, x_ND: Tensor, groups: Groups) -> Tensor:
-        """The rows as they came."""
+        """The rows, unchanged."""
         return x_ND
 
 
 def plain(x_TD: Tensor, expert_TK: Tensor, gate_TK: Tensor, w_gate_up_EHD: Tensor, w_down_EOH: Tensor) -> Tensor:
-    """The layer as anyone would write it first: sort, index, ``F.grouped_mm``, un-sort, weighted sum."""
+    """``y_TO``: the layer as one would first write it: sort, index, ``F.grouped_mm``, un-sort, weighted sum."""
     order_N, token_N, end_E = _sorted(expert_TK, w_down_EOH.shape[0])
     gate_NH, up_NH = F.grouped_mm(x_TD[token_N], w_gate_up_EHD.mT, offs=end_E).chunk(2, -1)
     y_NO = F.grouped_mm(F.silu(gate_NH) * up_NH, w_down_EOH.mT, offs=end_E)
@@ -128,7 +136,7 @@ def plain(x_TD: Tensor, expert_TK: Tensor, gate_TK: Tensor, w_gate_up_EHD: Tenso
 
 
 def plain_dispatch(x_TD: Tensor, expert_TK: Tensor, gate_TK: Tensor, num_experts: int) -> Tensor:
-    """The same way there and back without experts."""
+    """``y_TD``: the same without experts."""
     order_N, token_N, _ = _sorted(expert_TK, num_experts)
     return _combined(x_TD[token_N], order_N, gate_TK)
 
@@ -145,9 +153,3 @@ def _combined(y_NO: Tensor, order_N: Tensor, gate_TK: Tensor) -> Tensor:
     back_N = torch.empty_like(order_N)
     back_N[order_N] = torch.arange(T * K, device=order_N.device)
     return (y_NO[back_N].view(T, K, -1) * gate_TK.to(y_NO.dtype).unsqueeze(-1)).sum(1)
-
-
-def _glu(count: int, hidden: int) -> ExpertSpec:
-    spec = component_spec("expert", {"use": EXPERTS, "count": count, "hidden": hidden})
-    assert isinstance(spec, ExpertSpec)
-    return spec

@@ -1,11 +1,11 @@
-"""Which of our recipes are models of transformers, and of what sizes; read off the recipes, without the library."""
+"""Which recipes are models of transformers, and of what sizes; the library is not needed for that."""
 
 from __future__ import annotations
 
 import pytest
 
 from moekit import load
-from moekit.bench.peers.transformers_models import family_of
+from moekit.bench.peers.transformers import family_of
 from moekit.errors import MoekitError
 from moekit.spec import to_plain
 
@@ -19,7 +19,7 @@ MIXTRAL = [
 ]
 
 
-def test_deepseek_v3_without_prediction_ahead() -> None:
+def test_deepseek_v3_without_multi_token_prediction_is_their_deepseek_v3() -> None:
     plain = to_plain(load("deepseek_v3", ["model.mtp=null"]))
     family = family_of(plain)
     assert family.name == "DeepseekV3"
@@ -42,7 +42,7 @@ def test_deepseek_v3_without_prediction_ahead() -> None:
     }
 
 
-def test_a_mixtral() -> None:
+def test_a_recipe_of_mixtral_is_their_mixtral() -> None:
     plain = to_plain(load("deepseek_v3", MIXTRAL))
     family = family_of(plain)
     assert family.name == "Mixtral"
@@ -54,15 +54,13 @@ def test_a_mixtral() -> None:
     }
 
 
-def test_what_keeps_a_recipe_from_being_one_is_told() -> None:
-    with pytest.raises(MoekitError) as caught:
+def test_a_recipe_of_no_family_is_rejected_with_its_differences() -> None:
+    said = "DeepseekV3 and Mixtral are known here; the recipe differs least from DeepseekV3, by"
+    with pytest.raises(MoekitError, match=rf"{said}\n  model\.mtp=\{{'depth': 1\}} \(expected None\)\Z"):
         family_of(to_plain(load("deepseek_v3")))
-    first, *rest = str(caught.value).splitlines()
-    assert "DeepseekV3 and Mixtral are known here; the recipe is nearest to DeepseekV3, but has" in first
-    assert rest == ["  model.mtp={'depth': 1} (expected None)"]
 
 
-def test_a_recipe_of_another_kind() -> None:
+def test_a_recipe_of_another_kind_of_model_is_rejected() -> None:
     plain = to_plain(load("jacobs1991"))
     with pytest.raises(MoekitError, match=r"model\.use=mixture"):
         family_of(plain)

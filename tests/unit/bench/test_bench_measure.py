@@ -1,4 +1,4 @@
-"""Turns, ratios, and what is left out; with a clock that is made up."""
+"""Interleaved rounds, and rows of those variants that run; with a clock that counts its marks."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from moekit.bench.measure import Settings, measure
-from moekit.bench.timing import CpuClock, Variant, ratio, take_turns
+from moekit.bench.layers import dense_variant, plain_variant
+from moekit.bench.measure import Clock, Settings, Variant, measure, time_interleaved
+from moekit.bench.request import Shape
+from moekit.bench.workload import make_workload
 
 
-class Ticks:
-    """Every mark is one second later than the last."""
+class Ticks(Clock):
+    """A clock whose marks are one second apart."""
 
     def __init__(self) -> None:
+        super().__init__("cpu")
         self.now = 0
         self.settled = 0
 
@@ -46,36 +49,29 @@ def quiet(text: str) -> None:
     pass
 
 
-def test_every_variant_runs_once_a_round_and_another_begins_each_time() -> None:
+def test_every_variant_runs_once_a_round_and_each_round_starts_with_another() -> None:
     log: list[str] = []
     names = ["a", "b", "c"]
-    take_turns([variant(n, log) for n in names], rounds=2, warmup=1, clock=Ticks(), tell=quiet)
+    time_interleaved([variant(n, log) for n in names], rounds=2, warmup=1, clock=Ticks(), on_progress=quiet)
     assert log == ["a", "b", "c", "b", "c", "a", "c", "a", "b"]
 
 
 def test_only_rounds_after_the_warm_up_count() -> None:
     clock = Ticks()
-    samples = take_turns([variant("a"), variant("b")], rounds=3, warmup=2, clock=clock, tell=quiet)
+    samples = time_interleaved([variant("a"), variant("b")], rounds=3, warmup=2, clock=clock, on_progress=quiet)
     assert samples["a"].forward == samples["b"].backward == [1.0] * 3
     assert samples["a"].total == [2.0] * 3
     assert clock.settled == 2 * 2 * 5
 
 
-def test_it_tells_what_is_going_on() -> None:
+def test_progress_names_the_round_and_the_variant() -> None:
     said: list[str] = []
-    take_turns([variant("a")], rounds=1, warmup=1, clock=Ticks(), tell=said.append)
+    time_interleaved([variant("a")], rounds=1, warmup=1, clock=Ticks(), on_progress=said.append)
     assert said == ["warm-up, a", "round 1/1, a"]
 
 
-def test_ratios() -> None:
-    found = ratio([2.0, 3.0, 8.0], [1.0, 2.0, 2.0])
-    assert (found.best, found.median, found.low, found.high) == (2.0, 2.0, 1.75, 3.0)
-    one = ratio([3.0], [2.0])
-    assert one.best == one.median == one.low == one.high == 1.5
-
-
-def test_the_processors_clock_goes_on() -> None:
-    clock = CpuClock()
+def test_the_cpu_clock_never_runs_backwards() -> None:
+    clock = Clock("cpu")
     start = clock.mark()
     clock.settle()
     assert clock.seconds(start, clock.mark()) >= 0
@@ -88,19 +84,19 @@ def raises(error: Exception) -> Callable[[], Tensor]:
     return forward
 
 
-def test_a_variant_that_refuses_is_left_out_with_its_reason() -> None:
+def test_a_variant_that_fails_is_skipped_with_its_reason() -> None:
     broken = variant("b", forward=raises(RuntimeError("no kernel here\nand more")))
     rows, skips = measure([variant("a"), broken], Settings(rounds=1, warmup=1), baseline="a", pairs=3)
     assert [row.name for row in rows] == ["a"]
     assert skips == {"b": "RuntimeError: no kernel here"}
 
 
-def test_a_baseline_that_does_not_run_ends_it() -> None:
+def test_a_baseline_that_fails_ends_the_measurement() -> None:
     with pytest.raises(RuntimeError, match="no kernel"):
         measure([variant("a", forward=raises(RuntimeError("no kernel")))], Settings(), baseline="a", pairs=3)
 
 
-def test_variants_of_one_function_are_held_to_each_other() -> None:
+def test_outputs_of_variants_that_must_agree_are_compared() -> None:
     x = torch.tensor([1.0, -4.0], requires_grad=True)
     others = [
         variant("dense", agrees=False),
@@ -130,3 +126,11 @@ def test_each_row_has_its_rounds_and_ratios() -> None:
         assert row.ms <= 1e3 * min(f + b for f, b in zip(*row.seconds.values(), strict=True)) + 1e-9
         assert row.ratio.low <= row.ratio.median <= row.ratio.high
     assert rows[0].ratio.best == rows[0].forward_ratio.median == rows[0].backward_ratio.high == 1.0
+
+
+def test_rows_have_memory_only_if_it_is_measured() -> None:
+    work = make_workload(Shape(8, 4, 8, 4, 2), "cpu", torch.float32)
+    settings = Settings(rounds=1, warmup=1, memory=True)
+    rows, _ = measure([dense_variant(work), plain_variant(work, work.experts())], settings, baseline="dense", pairs=16)
+    assert all(row.saved is not None and row.saved.bytes > work.input_bytes for row in rows)
+    assert all(row.peak is None for row in rows), "the peak is a GPU's"

@@ -1,4 +1,7 @@
-"""transformers: its own DeepSeek-V3 and Mixtral of a recipe's sizes, by each implementation of its experts."""
+"""transformers: the experts of its Mixtral block, and its own DeepSeek-V3 and Mixtral of a recipe's sizes.
+
+Each is given once for each implementation of the library's experts.
+"""
 
 from __future__ import annotations
 
@@ -7,28 +10,63 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+import torch
 from torch import Tensor
 
-from moekit.bench.plain_loop import PeerModel
-from moekit.contracts import Batch
+from moekit.bench.measure import Variant
+from moekit.bench.peers import PeerModel
+from moekit.bench.workload import Workload, stacked_weights
+from moekit.contracts import Batch, ExpertBank
 from moekit.errors import MoekitError
 from moekit.spec import to_plain
 from moekit.spec.recipe import Recipe
 
 IMPLEMENTATIONS: Final = ("grouped_mm", "eager")
+NEEDS_VERSION_5: Final = "--against transformers: needs version 5 or later, whose experts are stacked"
 
 Node = Mapping[str, Any]
 
 
+def mixtral_experts(work: Workload, experts: ExpertBank) -> list[Variant]:
+    """The experts of the Mixtral block, on the same routing. They share their weights with ``experts``.
+
+    Raises:
+        MoekitError: a version whose experts are not stacked, or in another layout.
+    """
+    weights = stacked_weights(experts)
+    leaves = [work.x_TD, work.gate_TK, *weights]
+    return [
+        Variant(name=f"transformers {name}", forward=_experts(work, *weights, name), leaves=leaves, weights=weights)
+        for name in IMPLEMENTATIONS
+    ]
+
+
+def _experts(work: Workload, w_in_EHD: Tensor, w_out_EOH: Tensor, implementation: str) -> Callable[[], Tensor]:
+    _, D, H, E, K = work.shape
+    mixtral: Any = importlib.import_module("transformers.models.mixtral.modeling_mixtral")
+    config: Any = importlib.import_module("transformers").MixtralConfig(
+        hidden_size=D, intermediate_size=H, num_local_experts=E, num_experts_per_tok=K
+    )
+    config._experts_implementation = implementation
+    if not hasattr(mixtral, "MixtralExperts"):
+        raise MoekitError(NEEDS_VERSION_5)
+    with torch.device("meta"):
+        block: Any = mixtral.MixtralExperts(config)
+    if block.gate_up_proj.shape != w_in_EHD.shape or block.down_proj.shape != w_out_EOH.shape:
+        raise MoekitError("--against transformers: this version stores its weights in another layout")
+    block.gate_up_proj, block.down_proj = w_in_EHD, w_out_EOH  # parameters already, and shared
+    return lambda: block(work.x_TD, work.routing.expert_TK, work.gate_TK.to(work.x_TD.dtype))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """A model of the library's, and which of our models it is.
+    """One of the library's models, and the recipes that it is equal to.
 
     Attributes:
         name: of its classes, ``<name>Config`` and ``<name>ForCausalLM``.
-        must: what a model's options must be to be this one, by their paths.
-        sizes: from a model's options to those of the library's configuration.
-        note: what its step leaves out.
+        must: by path, the options that a recipe must have.
+        sizes: converts a model's options to the library's configuration.
+        note: what the library's training step omits.
     """
 
     name: str
@@ -38,10 +76,10 @@ class Family:
 
 
 def models(recipe: Recipe) -> list[PeerModel]:
-    """One model an implementation, with weights of its own.
+    """The library's model, with its own weights.
 
     Raises:
-        MoekitError: the recipe is none that the library has a model for.
+        MoekitError: the library has no model of this recipe, or its version is below 5.
     """
     plain = to_plain(recipe)
     family = family_of(plain)
@@ -53,7 +91,7 @@ def _model(family: Family, plain: Node, implementation: str) -> PeerModel:
     config = getattr(library, f"{family.name}Config")(**_common(plain["model"]), **family.sizes(plain["model"]))
     model: Any = getattr(library, f"{family.name}ForCausalLM")(config)
     if not hasattr(model, "set_experts_implementation"):
-        raise MoekitError("--against transformers: version 5 or later is needed, whose experts are stacked")
+        raise MoekitError(NEEDS_VERSION_5)
     model.set_experts_implementation(implementation)
 
     def loss(batch: Batch) -> Tensor:
@@ -156,10 +194,10 @@ FAMILIES: Final = (
 
 
 def family_of(plain: Node) -> Family:
-    """The family that a recipe belongs to.
+    """The family of a recipe.
 
     Raises:
-        MoekitError: it belongs to none; told with what keeps it from the nearest.
+        MoekitError: the recipe belongs to none; the message lists its differences to the nearest.
     """
     wrong = {family.name: list(_differences(plain, family.must)) for family in FAMILIES}
     for family in FAMILIES:
@@ -167,7 +205,7 @@ def family_of(plain: Node) -> Family:
             return family
     name, lines = min(wrong.items(), key=lambda item: len(item[1]))
     known = " and ".join(family.name for family in FAMILIES)
-    what = f"--against transformers: of its models, {known} are known here; the recipe is nearest to {name}, but has"
+    what = f"--against transformers: of its models, {known} are known here; the recipe differs least from {name}, by"
     raise MoekitError("\n  ".join([what, *lines]))
 
 
