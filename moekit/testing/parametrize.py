@@ -18,33 +18,29 @@ from moekit.testing.case import DIMS, Case, Check, CheckFailure
 from moekit.testing.checks import (
     attention,
     balancer,
-    balancer_state,
-    construction,
+    common,
     data,
     dispatcher,
-    dispatcher_sending,
-    execution,
     experts,
     model,
     objective,
     optimizer,
     router,
-    router_claims,
-    router_training,
 )
 
-BY_KIND = {
-    "router": (router, router_claims, router_training),
-    "expert": (experts,),
-    "dispatcher": (dispatcher, dispatcher_sending),
-    "balancer": (balancer, balancer_state),
-    "attention": (attention,),
-    "model": (model,),
-    "objective": (objective,),
-    "data": (data,),
-    "optimizer": (optimizer,),
-    "schedule": (optimizer,),
+OF_KIND = {
+    "router": router,
+    "expert": experts,
+    "dispatcher": dispatcher,
+    "balancer": balancer,
+    "attention": attention,
+    "model": model,
+    "objective": objective,
+    "data": data,
+    "optimizer": optimizer,
+    "schedule": optimizer,
 }
+"""The file with the checks of each kind; those of ``common`` hold for all."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +85,7 @@ class BoundCheck:
 
 def checks_for(case: Case) -> list[BoundCheck]:
     """Every check that the case's kind and claims call for, in order."""
-    rooms = (construction, execution, *BY_KIND[case.kind])
-    return [BoundCheck(check, case) for room in rooms for check in room.checks(case)]
+    return [BoundCheck(check, case) for file in (common, OF_KIND[case.kind]) for check in file.checks(case)]
 
 
 def cases_of(

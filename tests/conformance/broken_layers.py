@@ -19,7 +19,7 @@ from healthy_layers import (
 from torch import Tensor, nn
 
 from moekit import Component, Dispatched, ExpertBank, Groups, LayerDims, Routing, TokenChoice, UniformGroups
-from moekit.testing.routings import with_gates
+from moekit.testing.fixtures.routings import with_gates
 
 
 class SameWidth(TanhBank):

@@ -25,7 +25,7 @@ from moekit import (
     option,
 )
 from moekit.spec.kinds import ALL_FORMS, AttentionSpec, DispatcherSpec, ExpertSpec, Form, RouterSpec
-from moekit.testing.reference import LoopGroups
+from moekit.testing.fixtures.reference import LoopGroups
 
 
 def component(spec: type[Spec], target: Callable[..., object], summary: str = "for the kit's own tests") -> Component:

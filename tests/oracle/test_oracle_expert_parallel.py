@@ -15,8 +15,8 @@ from moekit.contracts import LayerDims
 from moekit.parallel.traffic import rows_of
 from moekit.registry import build
 from moekit.routing import TokenChoice
-from moekit.testing.reference import TanhExperts
-from moekit.testing.routings import some_routing
+from moekit.testing.fixtures.reference import TanhExperts
+from moekit.testing.fixtures.routings import some_routing
 from moekit_dispatchers.expert_parallel.naive import naive_exchange
 from moekit_dispatchers.loop import Loop
 

@@ -11,7 +11,7 @@ from moekit.errors import MoekitError
 from moekit.layer import MoELayer
 from moekit.spec.kinds import ModelSpec
 from moekit.testing.case import Case, Check, require, require_equal, require_finite
-from moekit.testing.probes import model_inputs, model_source
+from moekit.testing.fixtures.inputs import model_inputs, model_source
 
 
 def checks(case: Case) -> Iterator[Check]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from moekit.contracts import LossSum, Objective
 from moekit.testing.case import Case, Check, require, require_equal, require_finite
-from moekit.testing.probes import objective_inputs, probe_for
+from moekit.testing.fixtures.inputs import objective_inputs, probe_for
 
 
 def checks(case: Case) -> Iterator[Check]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor, nn
 
-from moekit.routing import ExpertChoice, Routing, TokenChoice
+from moekit.errors import MoekitError
+from moekit.routing import ExpertChoice, LossTerm, Routing, TokenChoice
 from moekit.spec.kinds import RouterSpec
 from moekit.testing.case import (
     Case,
@@ -15,17 +19,23 @@ from moekit.testing.case import (
     require,
     require_equal,
     require_finite,
+    seeded,
     tensors_in,
 )
-from moekit.testing.probes import route
-from moekit.testing.reference import chosen_TE, gates_of, weights_TX
+from moekit.testing.fixtures.inputs import route
+from moekit.testing.fixtures.reference import chosen_TE, gates_of, weights_TX
 
 
 def checks(case: Case) -> Iterator[Check]:
-    """The checks of a router."""
+    """The router checks that a case's claims call for."""
     yield from (check_shapes, check_any_number_of_tokens, check_fp32_arithmetic, check_device)
     yield from (check_choices_distinct, check_load_counts, check_padding, check_padding_nan)
-    yield from (check_extreme_logits, check_nan_stays_with_its_token)
+    yield from (check_extreme_logits, check_nan_stays_with_its_token, check_form, check_active)
+    yield check_bias_chooses_only if _spec(case).takes_bias else check_bias_is_ignored
+    if _spec(case).causal:
+        yield check_causal
+    yield from (check_compile_in_training, check_own_loss)
+    yield check_smooth_load if _spec(case).gives_smooth_load else check_no_smooth_load
 
 
 def check_shapes(case: Case) -> None:
@@ -198,3 +208,224 @@ def _dispatch_free(routing: Routing) -> bool:
 def _spec(case: Case) -> RouterSpec:
     assert isinstance(case.spec, RouterSpec)
     return case.spec
+
+
+def check_form(case: Case) -> None:
+    """Answers with the form of routing that its spec claims, and hands ``valid_T`` on in it.
+
+    Composition decides from the claim which dispatchers and balancers fit; padding would count if the mask were lost.
+    """
+    router, valid_T = case.build(), torch.tensor([True, False, True])
+    routing = route(router, normal(3, case.dims.dim), valid_T)
+    require(
+        routing.form == _spec(case).form,
+        found=f"{type(routing).__name__} (form '{routing.form}')",
+        expected=f"the claim form = '{_spec(case).form}'",
+    )
+    same = routing.valid_T is not None and torch.equal(routing.valid_T, valid_T)
+    require(same, found=f"routing.valid_T = {routing.valid_T}", expected=f"{valid_T}, as given")
+
+
+def check_active(case: Case) -> None:
+    """Says in ``spec.active(E)`` how many experts a token runs through; active parameters are counted with it."""
+    E = case.dims.num_experts
+    active = _spec(case).active(E)
+    routing = route(case.build(), normal(3 * E, case.dims.dim))
+    most = E if not isinstance(routing, TokenChoice) else routing.expert_TK.shape[1]
+    require(
+        math.isfinite(active) and 0 < active <= most,
+        found=f"active({E}) = {active}",
+        expected=f"more than 0 and at most {most}",
+    )
+
+
+def check_bias_chooses_only(case: Case) -> None:
+    """Lets a selection bias choose experts and nothing else: it never enters a gate or a score (``takes_bias``).
+
+    A bias within the gates would train the experts towards it; the loss-free balance rests on keeping it out.
+    """
+    E, x_TD = case.dims.num_experts, normal(9, case.dims.dim, dtype=torch.float64)
+    router = case.build().double().eval()
+    plain = route(router, x_TD)
+    for size in (1e-2, 1e-4, 1e-6, 1e-8):
+        nudged = route(router, x_TD, bias_E=size * normal(E, seed=3))
+        if torch.equal(chosen_TE(nudged), chosen_TE(plain)):
+            require_equal(weights_TX(nudged), weights_TX(plain), f"gates under a bias of {size:g}", tolerance=1e-12)
+            break
+    favourite = int(chosen_TE(plain).sum(0).argmin())
+    bias_E = torch.zeros(E)
+    bias_E[favourite] = 1e3
+    bias_E.requires_grad_()
+    biased = route(router, x_TD, bias_E=bias_E)
+    for name in ("logits_TE", "scores_TE"):
+        require_equal(getattr(biased, name), getattr(plain, name), f"{name} under a bias")
+    before, after = (int(r.load_E()[favourite]) for r in (plain, biased))
+    require(
+        after > before,
+        found=f"load of expert {favourite} goes from {before} to {after} of 9 tokens under a bias of 1000",
+        expected="more tokens (or the claim takes_bias = False)",
+    )
+    weights = weights_TX(biased)
+    top = float(weights.detach().abs().max())
+    require(top < 100, found=f"a gate of {top:.4g} under a bias of 1000", expected="gates from unbiased scores")
+    if weights.requires_grad:
+        torch.autograd.backward((weights * normal(*weights.shape, seed=5)).sum())
+    reached = bias_E.grad is not None and bool(bias_E.grad.any())
+    require(not reached, found="a gradient from the gates to the bias", expected="none")
+
+
+def check_bias_is_ignored(case: Case) -> None:
+    """Ignores a selection bias, or refuses it with a ``MoekitError``, as it claims (``takes_bias = False``)."""
+    router, x_TD = case.build().eval(), normal(9, case.dims.dim)
+    plain = tensors_in(route(router, x_TD))
+    try:
+        biased = tensors_in(route(router, x_TD, bias_E=10 * normal(case.dims.num_experts, seed=3)))
+    except MoekitError:
+        return
+    for name, value in plain.items():
+        require_equal(biased[name], value, f"{name} under a bias")
+
+
+def check_causal(case: Case) -> None:
+    """Routes a token without looking at later ones, as it claims (``causal``); a decoder may only use such routers.
+
+    Otherwise the choice of experts tells a language model about the words it is to predict.
+    """
+    router, x_TD = case.build(), normal(10, case.dims.dim)
+    changed_TD = x_TD.clone()
+    changed_TD[6:] = 5 * normal(4, case.dims.dim, seed=8)
+    for training in (False, True):
+        router.train(training)
+        before, after = (_routed(router, x) for x in (x_TD, changed_TD))
+        require_equal(
+            weights_TX(after)[:6],
+            weights_TX(before)[:6],
+            f"gates of tokens before the changed ones, in {'training' if training else 'eval'} mode",
+            tolerance=1e-6,
+        )
+    cut = _routed(router.eval(), x_TD[:6])
+    full = _routed(router, x_TD)
+    require_equal(weights_TX(full)[:6], weights_TX(cut), "gates with later tokens present", tolerance=1e-6)
+
+
+def _routed(router: nn.Module, x_TD: Tensor) -> Routing:
+    with seeded(4):
+        return route(router, x_TD)
+
+
+_DRAWS = 64
+
+
+def check_compile_in_training(case: Case) -> None:
+    """Compiles in training mode too, as one graph, to what eager mode gives for the same seed."""
+    router, x_TD = case.build(), normal(7, case.dims.dim)
+    valid_T = torch.arange(7) % 3 != 1
+    torch.compiler.reset()
+    compiled = torch.compile(lambda x: _outputs(router, x, valid_T), backend="aot_eager", fullgraph=True)
+    with seeded(3):
+        expected = _outputs(router, x_TD, valid_T)
+    with warnings.catch_warnings(), seeded(3):
+        warnings.simplefilter("ignore")  # the compiler's own, about itself
+        found = compiled(x_TD)
+    torch.compiler.reset()
+    for name, value in expected.items():
+        require_equal(found[name], value, f"compiled {name}", tolerance=1e-5)
+
+
+def check_own_loss(case: Case) -> None:
+    """Has, where it has a loss of its own, one that trains: 0-d, fp32 at least, and blind to what padding holds.
+
+    With a gradient to a parameter; a loss without one teaches nobody.
+    """
+    router, x_TD = case.build(), normal(12, case.dims.dim)
+    valid_T = torch.arange(12) % 4 != 1
+    term = _own_loss(router, x_TD.masked_fill(~valid_T[:, None], 0), valid_T)
+    if term is None:
+        return
+    require(
+        term.value.ndim == 0 and term.value.dtype == torch.float32,
+        found=f"own_loss.value of shape {tuple(term.value.shape)}, {term.value.dtype}",
+        expected="a 0-d float32 tensor",
+    )
+    holes_TD = x_TD.masked_fill(~valid_T[:, None], float("nan"))
+    padded = _own_loss(router, holes_TD, valid_T)
+    assert padded is not None
+    require_equal(padded.value, term.value, "own_loss with NaN in padding", tolerance=1e-6)
+    in_bf16 = _own_loss(router.bfloat16(), holes_TD.bfloat16(), valid_T)
+    assert in_bf16 is not None
+    dtype = in_bf16.value.dtype
+    require(dtype == torch.float32, found=f"own_loss.value is {dtype} for bf16 weights", expected="float32")
+    require(padded.value.requires_grad, found="own_loss without a gradient", expected="one to a parameter")
+    torch.autograd.backward(padded.value)
+    for name, parameter in router.float().named_parameters():
+        if parameter.grad is not None:
+            require_finite(parameter.grad, f"gradient of own_loss to '{name}'")
+
+
+def check_smooth_load(case: Case) -> None:
+    """Says in training what load to expect, as it claims (``gives_smooth_load``), and says nothing in evaluation.
+
+    ``smooth_load_E`` is fp32 at least, counts valid tokens alone, has a gradient (unless every expert is chosen), and
+    over many draws of noise it is on average what the load is.
+    """
+    E, router = case.dims.num_experts, case.build()
+    valid_T = torch.arange(4 * E) % 4 != 1
+    x_TD = normal(4 * E, case.dims.dim).masked_fill(~valid_T[:, None], float("nan"))
+    smooth_E, load_E = torch.zeros(E), torch.zeros(E)
+    for seed in range(_DRAWS):
+        routing = _seeded_route(router, x_TD, valid_T, seed)
+        given = routing.smooth_load_E
+        if given is None:
+            require(False, found="smooth_load_E = None in training", expected="a tensor (or no such claim)")
+            return
+        require(
+            given.shape == (E,) and given.dtype == torch.float32,
+            found=f"smooth_load_E of shape {tuple(given.shape)}, {given.dtype}",
+            expected=f"({E},), float32",
+        )
+        smooth_E, load_E = smooth_E + given.detach() / _DRAWS, load_E + routing.load_E() / _DRAWS
+        if seed == 0 and not bool(chosen_TE(routing)[valid_T].all()):
+            _require_gradient(router, given)
+    require_finite(smooth_E, "smooth_load_E with NaN in padding")
+    apart_E, mean = (smooth_E - load_E).abs(), load_E.mean().item()
+    e = int(apart_E.argmax())
+    require(
+        apart_E[e].item() <= 0.4 * mean,
+        found=f"over {_DRAWS} draws smooth_load_E of expert {e} is {smooth_E[e]:.4g}, its load {load_E[e]:.4g}",
+        expected="about the same",
+    )
+    in_eval = route(router.eval(), x_TD, valid_T).smooth_load_E
+    require(in_eval is None, found="a smooth_load_E in evaluation", expected="None: without noise there is none")
+
+
+def check_no_smooth_load(case: Case) -> None:
+    """Gives no ``smooth_load_E``, in training either, as it claims: balancers that need one go by the claim."""
+    for training in (True, False):
+        given = route(case.build().train(training), normal(5, case.dims.dim)).smooth_load_E
+        require(given is None, found="a smooth_load_E", expected="None (or the claim gives_smooth_load = True)")
+
+
+def _require_gradient(router: nn.Module, smooth_load_E: Tensor) -> None:
+    require(smooth_load_E.requires_grad, found="smooth_load_E without a gradient", expected="one to the weights")
+    weigh_E = normal(*smooth_load_E.shape, seed=5)
+    torch.autograd.backward((smooth_load_E * weigh_E).sum())
+    grads = {n: p.grad for n, p in router.named_parameters() if p.grad is not None}
+    for name, gradient in grads.items():
+        require_finite(gradient, f"gradient of smooth_load_E to '{name}'")
+    trained = any(bool(gradient.any()) for gradient in grads.values())
+    require(trained, found="a gradient of 0 from smooth_load_E to every weight", expected="one that trains")
+
+
+def _seeded_route(router: nn.Module, x_TD: Tensor, valid_T: Tensor, seed: int = 0) -> Routing:
+    with seeded(seed):
+        return route(router, x_TD, valid_T)
+
+
+def _own_loss(router: nn.Module, x_TD: Tensor, valid_T: Tensor) -> LossTerm | None:
+    return _seeded_route(router, x_TD, valid_T).own_loss
+
+
+def _outputs(router: nn.Module, x_TD: Tensor, valid_T: Tensor) -> dict[str, Tensor]:
+    routing = route(router, x_TD, valid_T)
+    own = {} if routing.own_loss is None else {"own_loss": routing.own_loss.value}
+    return tensors_in(routing) | own
