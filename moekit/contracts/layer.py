@@ -77,6 +77,41 @@ class UniformGroups(Groups):
         return x_ND.reshape(self.num_experts, self.num_rows // self.num_experts, x_ND.shape[1])
 
 
+class LoopGroups(Groups):
+    """Any number of rows for each expert, known on the host: every product is a Python loop over slices.
+
+    For the reference dispatcher (``loop``) and the conformance kit. Plain rather than fast, and independent of the
+    groups that are tested against it.
+
+    Args:
+        sizes: the number of rows of each expert.
+        num_rows: N, at least the sum of the sizes, which is the default.
+    """
+
+    def __init__(self, sizes: list[int], num_rows: int | None = None) -> None:
+        self.sizes = sizes
+        self.num_experts = len(sizes)
+        self.num_rows = sum(sizes) if num_rows is None else num_rows
+
+    def linear(self, x_ND: Tensor, w_EHD: Tensor, b_EH: Tensor | None = None) -> Tensor:
+        """``y_NH``, expert by expert."""
+        parts = [F.linear(x, w_EHD[e], None if b_EH is None else b_EH[e]) for e, x in enumerate(self.split(x_ND))]
+        return self._all_rows(parts)
+
+    def per_row(self, p_EX: Tensor) -> Tensor:
+        """``p_NX``, each expert's slice repeated for its rows."""
+        return self._all_rows([p_EX[e].expand(n, *p_EX.shape[1:]) for e, n in enumerate(self.sizes)])
+
+    def split(self, x_ND: Tensor) -> list[Tensor]:
+        """The rows of each expert."""
+        return list(torch.split(x_ND[: sum(self.sizes)], self.sizes))
+
+    def _all_rows(self, parts: list[Tensor]) -> Tensor:
+        y = torch.cat(parts)
+        rest = self.num_rows - y.shape[0]
+        return torch.cat([y, y.new_zeros(rest, *y.shape[1:])]) if rest else y
+
+
 @dataclass(frozen=True, kw_only=True)
 class StandardForm:
     """The weights of a bank that computes ``down(act(gate(x)) * up(x))`` or ``down(act(up(x)))``, and nothing else.

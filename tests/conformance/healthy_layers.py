@@ -24,8 +24,8 @@ from moekit import (
     TokenChoice,
     option,
 )
+from moekit.contracts.layer import LoopGroups
 from moekit.spec.kinds import ALL_FORMS, AttentionSpec, DispatcherSpec, ExpertSpec, Form, RouterSpec
-from moekit.testing.fixtures.reference import LoopGroups
 
 
 def component(spec: type[Spec], target: Callable[..., object], summary: str = "for the kit's own tests") -> Component:

@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from moekit.contracts import ExpertBank, LayerDims
-from moekit.contracts.layer import Groups, UniformGroups
+from moekit.contracts.layer import Groups, LoopGroups, UniformGroups
 from moekit_dispatchers.grouped.module import GroupedGroups
-from moekit_dispatchers.loop.module import LoopGroups
 from moekit_experts.ffn import Ffn
 from moekit_experts.ffn.module import FfnExperts
 from moekit_experts.ffn.naive import naive_ffn

@@ -7,9 +7,8 @@ from collections.abc import Iterator
 import torch
 
 from moekit.contracts import ExpertBank
-from moekit.contracts.layer import UniformGroups
+from moekit.contracts.layer import LoopGroups, UniformGroups
 from moekit.testing.case import Case, Check, normal, require, require_equal, require_finite
-from moekit.testing.fixtures.reference import LoopGroups
 
 
 def checks(case: Case) -> Iterator[Check]:

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from moekit.contracts import LayerDims
+from moekit.contracts.layer import LoopGroups
 from moekit.routing import Soft
 from moekit_dispatchers.loop import Loop
-from moekit_dispatchers.loop.module import LoopDispatcher, LoopGroups
+from moekit_dispatchers.loop.module import LoopDispatcher
 from moekit_experts.linear import Linear
 from moekit_experts.linear.module import LinearExperts
 
