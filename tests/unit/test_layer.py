@@ -139,7 +139,7 @@ def test_a_bank_of_another_size_than_the_router_is_refused() -> None:
 
 
 def test_a_spec_in_place_of_a_part_is_refused() -> None:
-    with pytest.raises(TypeError, match=r"dispatcher: LayerDims is no module"):
+    with pytest.raises(TypeError, match=r"dispatcher: LayerDims is not a module"):
         MoELayer(router=FirstExpert(), experts=Scale([2.0]), dispatcher=LayerDims(dim=D, num_experts=E))  # type: ignore[arg-type]
 
 
@@ -186,5 +186,5 @@ def test_modules_become_a_bank() -> None:
 
 @pytest.mark.parametrize("given", [{"router": {"use": "topk"}}, "deepseek_v3", None])
 def test_what_is_no_spec_of_a_layer(given: object) -> None:
-    with pytest.raises(TypeError, match="is no spec of a layer; expected MoE"):
+    with pytest.raises(TypeError, match="is not a layer.s spec; expected MoE"):
         MoELayer.from_spec(given, dim=8)  # type: ignore[arg-type]
