@@ -49,7 +49,7 @@ def test_an_authors_run(pytester: pytest.Pytester) -> None:
             "FAILED *[[]router/pick.2-check_shapes] - [[]XPASS(strict)] thought to fail",
             "FAILED *[[]router/pick-check_bias_chooses_only]*",
             "E*router/pick fails check_bias_chooses_only",
-            "E*demanded  Lets a selection bias choose experts and nothing else: it never enters a gate or a score*",
+            "E*demanded  Uses a selection bias to choose experts and for nothing else, never in a gate or a score*",
             "E*found     gates under a bias of 0.01: *",
             "E*expected *, to 1e-12 relative",
             "E*options   Pick(top_k=2)",

@@ -186,5 +186,5 @@ def test_modules_become_a_bank() -> None:
 
 @pytest.mark.parametrize("given", [{"router": {"use": "topk"}}, "deepseek_v3", None])
 def test_what_is_no_spec_of_a_layer(given: object) -> None:
-    with pytest.raises(TypeError, match="is not a layer.s spec; expected MoE"):
+    with pytest.raises(TypeError, match=r"is not a layer's spec; expected MoE\("):
         MoELayer.from_spec(given, dim=8)  # type: ignore[arg-type]

@@ -1,4 +1,6 @@
-"""Checks that hold for every kind that is built as a torch module: how it is made, kept and copied."""
+"""Checks of every component (description, constructor), and of every one that is built as a torch module: its weights
+and state, how it runs, compiles and trains.
+"""
 
 from __future__ import annotations
 
@@ -23,17 +25,8 @@ from moekit.contracts import (
 )
 from moekit.spec.fields import fields_of
 from moekit.spec.recipe import KINDS
-from moekit.testing.case import (
-    Case,
-    Check,
-    normal,
-    require,
-    require_equal,
-    require_finite,
-    require_same_state,
-    seeded,
-    state_of,
-)
+from moekit.testing.assertions import require, require_equal, require_finite, require_same_state, state_of
+from moekit.testing.case import Case, Check, normal, seeded
 from moekit.testing.fixtures.inputs import Probe, probe_for
 
 CONTRACTS: dict[str, type] = {
@@ -48,7 +41,7 @@ CONTRACTS: dict[str, type] = {
 
 
 def checks(case: Case) -> Iterator[Check]:
-    """The checks of how a component is made and kept that apply to a case."""
+    """The checks that apply to a case's kind."""
     yield from (check_description, check_constructor)
     if case.kind not in CONTRACTS:
         return
@@ -67,10 +60,10 @@ def checks(case: Case) -> Iterator[Check]:
 
 
 def check_description(case: Case) -> None:
-    """Says what it is: a frozen spec of its kind, a summary line, and one line of help for every option.
+    """Describes itself: a frozen spec of its kind, a summary line, and a line of help for every option.
 
-    ``moekit ls``, ``moekit show`` and the documentation are printed from these; a frozen spec cannot drift from what
-    a run has saved.
+    ``moekit ls``, ``moekit show`` and the documentation print these. A frozen spec cannot come to differ from the one
+    that a run has saved.
     """
     spec = case.component.spec
     require(
@@ -84,11 +77,11 @@ def check_description(case: Case) -> None:
 
 
 def check_constructor(case: Case) -> None:
-    """Is built from its spec and the layer's sizes, and takes no other argument.
+    """Is built from its spec and the layer's sizes, without further arguments.
 
-    Options live in the spec alone: an argument beside it could not be set from YAML, nor saved with a run.
+    All options belong in the spec: other arguments could be neither set from YAML nor saved with a run.
     """
-    wanted = {
+    expected = {
         "attention": "(spec, dim, causal)",
         "model": "(spec)",
         "objective": "(spec)",
@@ -97,14 +90,14 @@ def check_constructor(case: Case) -> None:
         "schedule": "(spec, total_steps)",
     }.get(case.kind, "(spec, dims)")
     parameters = list(inspect.signature(case.component.load()).parameters.values())
-    fit = len(parameters) == wanted.count(",") + 1 and all(
+    fits = len(parameters) == expected.count(",") + 1 and all(
         p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters
     )
-    require(fit, found=f"({', '.join(str(p) for p in parameters)})", expected=wanted)
+    require(fits, found=f"({', '.join(str(p) for p in parameters)})", expected=expected)
 
 
 def check_contract(case: Case) -> None:
-    """Builds an instance of its kind's contract: a subclass of ``moekit.Router``, ``moekit.ExpertBank``, ..."""
+    """Builds an instance of its kind's base class: ``moekit.Router``, ``moekit.ExpertBank``, ..."""
     module = case.build_raw()
     contract = CONTRACTS[case.kind]
     require(
@@ -115,10 +108,10 @@ def check_contract(case: Case) -> None:
 
 
 def check_ready_when_built(case: Case) -> None:
-    """Leaves no weight or buffer uninitialised, so that a user who builds it by hand can train at once."""
+    """Initialises every weight and buffer when built, so that a user of the class alone can train at once."""
     deterministic = torch.are_deterministic_algorithms_enabled()
     filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
-    try:  # in this mode torch.empty yields NaN
+    try:  # in this mode torch.empty returns NaN
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
         module = case.build_raw()
@@ -131,9 +124,9 @@ def check_ready_when_built(case: Case) -> None:
 
 
 def check_init_weights(case: Case) -> None:
-    """Draws every matrix anew when ``init_weights`` is called, at about the std asked for, or sets it to one value.
+    """Overwrites every matrix in ``init_weights``, with about the given std or with one constant value.
 
-    (To 0, as a bias or a router may start; to 1, as a scale stacked over experts does.)
+    Constants are 0 for some biases and routers, and 1 for a scale that is stacked over experts.
     """
     module = case.build()
     if not hasattr(module, "init_weights"):
@@ -147,38 +140,38 @@ def check_init_weights(case: Case) -> None:
     for name, parameter in matrices.items():
         require_finite(parameter, f"'{name}' after init_weights")
         size = parameter.double().pow(2).mean().sqrt().item()
-        one_value = bool((parameter == parameter.flatten()[0]).all())
+        constant = bool((parameter == parameter.flatten()[0]).all())
         require(
-            parameter.numel() < 30 or one_value or 0.01 < size < 0.04,
+            parameter.numel() < 30 or constant or 0.01 < size < 0.04,
             found=f"'{name}' has root mean square {size:.3g} after init_weights(0.02)",
             expected="about 0.02",
         )
 
 
 def check_state_dict(case: Case) -> None:
-    """Comes back whole from its state dict: a second one, drawn otherwise, then gives the same outputs."""
+    """Is fully restored by its state dict: a differently initialised copy then gives the same outputs."""
     one, other = case.build(0).eval(), case.build(50).eval()
     other.load_state_dict(one.state_dict(), strict=True)
     _require_same_outputs(probe_for(case), one, other, "after load_state_dict")
 
 
 def check_copies(case: Case) -> None:
-    """Survives ``copy.deepcopy`` and pickling, as averaging of weights and worker processes need."""
+    """Can be deep-copied and pickled, for weight averaging and for worker processes."""
     module = case.build().eval()
     _require_same_outputs(probe_for(case), module, copy.deepcopy(module), "of a deep copy")
     _require_same_outputs(probe_for(case), module, pickle.loads(pickle.dumps(module)), "of a pickled copy")
 
 
 def check_meta_device(case: Case) -> None:
-    """Can be built on the meta device and filled from a state dict afterwards.
+    """Can be built on the meta device and loaded from a state dict afterwards, as large models are.
 
-    Large models are built so. What is neither a parameter nor a persistent buffer would be lost on the way.
+    State that is neither a parameter nor a persistent buffer would be lost.
     """
     module = case.build().eval()
     with torch.device("meta"):
         empty = case.build_raw().eval()
     for name, tensor in [*empty.named_parameters(), *empty.named_buffers()]:
-        require(tensor.device.type == "meta", found=f"'{name}' lies on {tensor.device}", expected="meta")
+        require(tensor.device.type == "meta", found=f"'{name}' is on {tensor.device}", expected="meta")
     empty.to_empty(device="cpu")
     with torch.no_grad():
         for tensor in [*empty.parameters(), *empty.buffers()]:
@@ -195,7 +188,7 @@ def _require_same_outputs(probe: Probe, one: nn.Module, other: nn.Module, what: 
 
 
 def check_input_unchanged(case: Case) -> None:
-    """Leaves its input as it was, in training too: the caller's residual stream shares the memory."""
+    """Does not modify its input, in training either: the caller's residual stream shares the memory."""
     probe, module = probe_for(case), case.build()
     for training in (True, False):
         inputs = probe.cast(torch.float32)
@@ -205,21 +198,21 @@ def check_input_unchanged(case: Case) -> None:
 
 
 def check_eval_is_repeatable(case: Case) -> None:
-    """Gives the same outputs twice in eval mode, and draws no random number there."""
+    """Is deterministic in eval mode, and uses no random numbers there."""
     probe, module = probe_for(case), case.build().eval()
     with seeded(1):
         before = torch.get_rng_state()
         first = probe.run(module, probe.cast(torch.float32))
-        drew = not torch.equal(before, torch.get_rng_state())
+        random = not torch.equal(before, torch.get_rng_state())
     with seeded(2):
         second = probe.run(module, probe.cast(torch.float32))
     for name, value in first.items():
         require_equal(second[name], value, f"{name} of a second call in eval mode")
-    require(not drew, found="a random number drawn in eval mode", expected="none (noise belongs to training)")
+    require(not random, found="use of random numbers in eval mode", expected="none (noise is for training)")
 
 
 def check_forward_keeps_no_state(case: Case) -> None:
-    """Changes nothing in itself when it runs: activation recompute runs forward twice, accumulation k times."""
+    """Changes no state in forward: activation checkpointing runs forward twice, gradient accumulation k times."""
     probe, module = probe_for(case), case.build()
     for training in (True, False):
         before = state_of(module.train(training))
@@ -228,25 +221,25 @@ def check_forward_keeps_no_state(case: Case) -> None:
 
 
 def check_non_contiguous_input(case: Case) -> None:
-    """Takes input with any strides: a slice or a transposed view gives what its contiguous copy gives."""
+    """Accepts input with any strides: results for a slice or a transposed view equal those for a contiguous copy."""
     probe, module = probe_for(case), case.build().eval()
     inputs = probe.cast(torch.float32)
     expected = probe.run(module, inputs)
     strided = {n: torch.stack([x, x], dim=-1)[..., 0] for n, x in inputs.items()}
-    turned = {n: x.mT.contiguous().mT if x.ndim >= 2 else x for n, x in inputs.items()}
-    for given, how in ((strided, "a slice"), (turned, "a transposed view")):
+    transposed = {n: x.mT.contiguous().mT if x.ndim >= 2 else x for n, x in inputs.items()}
+    for given, how in ((strided, "a slice"), (transposed, "a transposed view")):
         for name, value in probe.run(module, given).items():
             require_equal(value, expected[name], f"{name} for {how}", tolerance=1e-5)
 
 
 def check_compile(case: Case) -> None:
-    """Compiles (``torch.compile``; one graph, except dispatchers) to the outputs and gradients of eager mode."""
+    """Compiles (``torch.compile``, into one graph unless a dispatcher) to eager mode's outputs and gradients."""
     probe, module = probe_for(case), case.build().eval()
     torch.compiler.reset()
     compiled = torch.compile(lambda inputs: probe.run(module, inputs), backend="aot_eager", fullgraph=probe.fullgraph)
     expected, expected_grads = _with_gradients(module, probe, lambda inputs: probe.run(module, inputs))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the compiler's own, about itself
+        warnings.simplefilter("ignore")  # the compiler warns about its own code
         found, found_grads = _with_gradients(module, probe, compiled)
     torch.compiler.reset()
     for name, value in expected.items():
@@ -256,7 +249,7 @@ def check_compile(case: Case) -> None:
 
 
 def check_gradients(case: Case) -> None:
-    """Has the right gradient: backward agrees with finite differences in fp64, for the input and every weight."""
+    """Has correct gradients: backward agrees with finite differences in fp64, for the input and every weight."""
     probe, module = probe_for(case), case.build().double().eval()
     inputs = {n: x.requires_grad_(x.is_floating_point()) for n, x in probe.cast(torch.float64).items()}
     leaves = [x for x in [*inputs.values(), *module.parameters()] if x.requires_grad]
@@ -279,9 +272,9 @@ def check_gradients(case: Case) -> None:
 
 
 def check_gradient_reaches_weights(case: Case) -> None:
-    """Trains every weight it has: the outputs send each parameter a finite gradient, not all 0.
+    """Trains all its weights: the outputs give every parameter a finite, nonzero gradient.
 
-    Of a router's outputs the gates, and a loss of its own where it has one.
+    For a router, the outputs meant are gates, and its own loss if it has one.
     """
     probe, module = probe_for(case), case.build()
     out = probe.run(module, probe.cast(torch.float32))

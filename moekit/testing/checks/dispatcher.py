@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
 
-from moekit.contracts import ExpertBank
 from moekit.routing import TokenChoice
-from moekit.testing.case import Case, Check, normal, require, require_equal
+from moekit.spec.kinds import DispatcherSpec
+from moekit.testing.assertions import require, require_equal
+from moekit.testing.case import Case, Check, normal
 from moekit.testing.fixtures.dispatcher_runs import (
     TOKENS,
     dispatch,
@@ -20,9 +20,7 @@ from moekit.testing.fixtures.dispatcher_runs import (
     forms_of,
     kept_TE,
     padding,
-    rechosen,
     run,
-    spec_of,
     with_nan_gates,
 )
 from moekit.testing.fixtures.inputs import claimed_forms
@@ -36,7 +34,7 @@ def checks(case: Case) -> Iterator[Check]:
     yield from (check_padding_comes_out_zero, check_padding_nan_stays_out)
     if set(claimed_forms(case)) - {"soft"}:
         yield from (check_dropped_is_counted, check_skewed_load)
-        if spec_of(case).dropless:
+        if case.spec_as(DispatcherSpec).dropless:
             yield check_dropless
     if "soft" in claimed_forms(case):
         yield check_expert_outputs
@@ -45,7 +43,7 @@ def checks(case: Case) -> Iterator[Check]:
 
 
 def check_no_parameters(case: Case) -> None:
-    """Has no weights of its own: it only carries."""
+    """Has no parameters of its own."""
     names = [key for key, _ in case.build().named_parameters()]
     require(not names, found=f"parameters {', '.join(names)}", expected="none")
 
@@ -53,9 +51,9 @@ def check_no_parameters(case: Case) -> None:
 def check_agrees_with_sum(case: Case) -> None:
     """Computes ``y_t = sum of gate · expert(x_t)`` over the pairs of t, with every gradient, in fp64.
 
-    Compared with plain loops over tokens and experts, for every form it claims, with even load and with random load.
-    Of one that drops, the pairs that it keeps are summed, and no gate is changed on account of the others. Gradients:
-    tokens, gates, experts' weights.
+    Compared with plain loops over tokens and experts, for every form that it claims, under even and under random load:
+    outputs, and gradients of tokens, gates and experts' weights. A dispatcher that drops pairs must sum the ones it
+    keeps, with unchanged gates.
     """
     for form, slots in forms_of(case):
         for routing in (
@@ -68,7 +66,7 @@ def check_agrees_with_sum(case: Case) -> None:
 
 
 def check_skewed_load(case: Case) -> None:
-    """Bears the worst load: every token on the same expert and the rest idle; what it keeps is summed right."""
+    """Handles the most uneven load, every token on the same expert, and sums the pairs it keeps correctly."""
     E = case.dims.num_experts
     if "token_choice" not in claimed_forms(case):
         return
@@ -86,7 +84,7 @@ def check_skewed_load(case: Case) -> None:
 
 
 def check_dropped_is_counted(case: Case) -> None:
-    """Reports in ``dropped`` (0-d int64) exactly the pairs of valid tokens that no expert computed."""
+    """Reports as ``dropped`` (0-d int64) exactly the pairs of valid tokens that no expert computed."""
     E = case.dims.num_experts
     for form, _ in forms_of(case):
         if form == "soft":
@@ -135,7 +133,7 @@ def check_dropless(case: Case) -> None:
 
 
 def check_no_tokens(case: Case) -> None:
-    """Takes no tokens at all and answers ``[0, O]``: in expert parallel training a rank may have none."""
+    """Accepts zero tokens and returns ``[0, O]``: in expert-parallel training a rank may have none."""
     for form, slots in forms_of(case):
         routing = some_routing(form, 0, case.dims.num_experts, slots=slots, K=0 if form == "expert_choice" else 2)
         out = dispatch(case.build(), normal(0, case.dims.dim, dtype=torch.float64), routing, experts_of(case))
@@ -145,7 +143,7 @@ def check_no_tokens(case: Case) -> None:
 
 
 def check_dispatched_dtype(case: Case) -> None:
-    """Answers in the dtype of the tokens though gates come in fp32, in bf16 as in fp64, near enough to the sum."""
+    """Returns the tokens' dtype (bf16, fp32, fp64) though gates are fp32, and results close to the sum."""
     for form, slots in forms_of(case):
         for dtype, tolerance in ((torch.bfloat16, 0.1), (torch.float32, 1e-5), (torch.float64, 1e-6)):
             routing = even(form, case, slots, dtype=torch.float32 if dtype != torch.float64 else dtype)
@@ -158,7 +156,7 @@ def check_dispatched_dtype(case: Case) -> None:
 
 
 def check_padding_comes_out_zero(case: Case) -> None:
-    """Gives exactly 0 for padding rows, and for the valid ones what the sum over their pairs gives."""
+    """Returns exactly 0 for padding rows, and the sum over their pairs for valid ones."""
     valid_T = padding()
     for form, slots in forms_of(case):
         routing = even(form, case, slots, valid_T=valid_T)
@@ -187,9 +185,9 @@ def check_padding_nan_stays_out(case: Case) -> None:
 
 
 def check_expert_outputs(case: Case) -> None:
-    """Under soft routing without slots reports each expert's own output rightly, where it reports it.
+    """Under soft routing without slots, reports each expert's own output correctly, if it reports it.
 
-    The competitive losses of 1991 are made of these.
+    The competitive losses of 1991 are computed from these.
     """
     routing = some_routing("soft", 5, case.dims.num_experts)
     x_TD, experts = normal(5, case.dims.dim, dtype=torch.float64), experts_of(case)
@@ -203,67 +201,48 @@ def check_expert_outputs(case: Case) -> None:
 
 
 def check_unsent_reaches_nothing(case: Case) -> None:
-    """Carries no choice that the router does not send (``sent_TK`` False): it is in no output, gradient or drop.
+    """Ignores choices that the router does not send (``sent_TK`` False): in outputs, gradients and ``dropped``.
 
-    Its gate may be anything, NaN here. A second expert left out at random, or one below a threshold, is such a choice;
-    a token all of whose choices are left out comes out 0. Work with ``routing.pairs()``, which leaves them out.
+    Examples are a second expert skipped at random, or one below a threshold. Their gates may be anything, NaN here. A
+    token without any choice sent has output 0. ``routing.pairs()`` gives such pairs the expert E.
     """
-    routing = _routing(case)
-    x_TD, experts = normal(TOKENS, case.dims.dim, dtype=torch.float64), experts_of(case)
-    kept = kept_TE(case, x_TD, routing)
-    found, dropped = _run(case.build(), x_TD, routing, experts)
-    expected, _ = _run(None, x_TD, routing, experts, kept)
-    for name, value in expected.items():
-        require_equal(found[name], value, f"{name} with choices that are not sent", tolerance=1e-12)
+    routing = _partly_sent(case)
+    found, expected = (run(case, routing, naive=naive) for naive in (False, True))
+    for what, value in expected.items():
+        require_equal(found[what], value, f"{what} with choices that are not sent", tolerance=1e-12)
+    kept = kept_TE(case, normal(TOKENS, case.dims.dim), routing)
     missing = 0 if kept is None else int((chosen_TE(routing) & ~kept).sum())
+    dropped = _num_dropped(case, routing)
     require(
         dropped == missing,
         found=f"dropped = {dropped}",
-        expected=f"{missing}: what the router does not send is not dropped",
+        expected=f"{missing}: choices that the router does not send are not drops",
     )
 
 
 def check_unsent_takes_no_place(case: Case) -> None:
-    """Does not care which experts the choices name that are not sent: they push no other pair out of its place."""
-    routing = _routing(case)
+    """Gives the same result whichever experts unsent choices name: they take no capacity from other pairs."""
+    routing = _partly_sent(case)
     assert routing.sent_TK is not None
-    x_TD, experts = normal(TOKENS, case.dims.dim, dtype=torch.float64), experts_of(case)
-    found, dropped = _run(case.build(), x_TD, routing, experts)
-    busy = int(routing.expert_TK[-1, 1])  # where the last of the pairs that are sent goes
+    busy = int(routing.expert_TK[-1, 1])  # the expert of the last pair that is sent
     others_TK = ~routing.sent_TK & (routing.expert_TK != busy).all(1, keepdim=True)  # experts of a token are distinct
     others_TK &= ~(others_TK.cumsum(1) > 1)
     crowded = replace(routing, expert_TK=routing.expert_TK.masked_fill(others_TK, busy))
-    other, others_dropped = _run(case.build(), x_TD, crowded, experts)
-    for name, value in found.items():
-        require_equal(other[name], value, f"{name} when choices not sent name one expert", tolerance=1e-12)
+    found, other = run(case, routing), run(case, crowded)
+    for what, value in found.items():
+        require_equal(other[what], value, f"{what} when choices not sent name one expert", tolerance=1e-12)
+    dropped, others_dropped = _num_dropped(case, routing), _num_dropped(case, crowded)
     require(others_dropped == dropped, found=f"dropped = {others_dropped}", expected=f"{dropped}, as before")
 
 
-def _routing(case: Case) -> TokenChoice:
-    """Tokens that choose evenly, and all, some or none of whose choices are sent; NaN for the gates of the others."""
-    base = some_routing("token_choice", TOKENS, case.dims.num_experts)
+def _partly_sent(case: Case) -> TokenChoice:
+    """Even load; of each token all, one or none of the choices are sent. Gates of unsent choices are NaN."""
+    base = even("token_choice", case, 0)
     assert isinstance(base, TokenChoice)
-    base = rechosen(base, (torch.arange(TOKENS)[:, None] + torch.tensor([0, 3])) % case.dims.num_experts)
     sent_TK = torch.tensor([[True, False], [True, True], [False, False], [False, True]]).repeat(TOKENS // 4, 1)
     return replace(base, sent_TK=sent_TK, gate_TK=base.gate_TK.masked_fill(~sent_TK, float("nan")))
 
 
-def _run(
-    dispatcher: nn.Module | None,
-    x_TD: Tensor,
-    routing: TokenChoice,
-    experts: ExpertBank,
-    kept: Tensor | None = None,
-) -> tuple[dict[str, Tensor], int]:
-    """Outputs and gradients of the dispatcher, or of the naive sum; and what it says was dropped."""
-    x_TD, gate_TK = x_TD.clone().requires_grad_(), routing.gate_TK.clone().requires_grad_()
-    routing, dropped = replace(routing, gate_TK=gate_TK), 0
-    if dispatcher is None:
-        y_TO = naive_sum(x_TD, routing, experts, kept_TE=kept)
-    else:
-        out = dispatch(dispatcher, x_TD, routing, experts)
-        y_TO, dropped = out.y_TO, int(out.dropped)
-    leaves = {"tokens": x_TD, "gates": gate_TK, **dict(experts.named_parameters())}
-    weigh_TO = normal(*y_TO.shape, seed=6, dtype=y_TO.dtype)
-    grads = torch.autograd.grad((y_TO * weigh_TO).sum(), list(leaves.values()), materialize_grads=True)
-    return {"y": y_TO} | {f"gradient of {name}": g for name, g in zip(leaves, grads, strict=True)}, dropped
+def _num_dropped(case: Case, routing: TokenChoice) -> int:
+    x_TD = normal(TOKENS, case.dims.dim, dtype=torch.float64)
+    return int(dispatch(case.build(), x_TD, routing, experts_of(case)).dropped)
