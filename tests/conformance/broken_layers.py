@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from healthy_layers import (
+from healthy import (
     Limit,
     LimitDispatcher,
     Look,
     LookAttention,
+    Recall,
+    RecallAttention,
     Tanh,
     TanhBank,
     Walk,
@@ -18,7 +20,17 @@ from healthy_layers import (
 )
 from torch import Tensor, nn
 
-from moekit import Component, Dispatched, ExpertBank, Groups, LayerDims, Routing, TokenChoice, UniformGroups
+from moekit import (
+    Cache,
+    Component,
+    Dispatched,
+    ExpertBank,
+    Groups,
+    LayerDims,
+    Routing,
+    TokenChoice,
+    UniformGroups,
+)
 from moekit.testing.fixtures.routings import with_gates
 
 
@@ -170,6 +182,60 @@ class SeesPadding(LookAttention):
         return super().hidden(score_BSS, None)
 
 
+class CarriesUnsent(WalkDispatcher):
+    def pairs(self, x_TD: Tensor, routing: Routing, experts: ExpertBank) -> Dispatched:
+        return super().pairs(x_TD, _all_sent(routing), experts)
+
+
+class MasksUnsentGates(WalkDispatcher):
+    """Computes unsent choices with their gate times 0, which is NaN if the gate is NaN."""
+
+    def pairs(self, x_TD: Tensor, routing: Routing, experts: ExpertBank) -> Dispatched:
+        if isinstance(routing, TokenChoice) and routing.sent_TK is not None:
+            routing = replace(routing, gate_TK=routing.gate_TK * routing.sent_TK)
+        return super().pairs(x_TD, _all_sent(routing), experts)
+
+
+class DropsUnsent(WalkDispatcher):
+    def pairs(self, x_TD: Tensor, routing: Routing, experts: ExpertBank) -> Dispatched:
+        out = super().pairs(x_TD, routing, experts)
+        unsent = 0 if not isinstance(routing, TokenChoice) or routing.sent_TK is None else (~routing.sent_TK).sum()
+        return replace(out, dropped=out.dropped + unsent)
+
+
+def _all_sent(routing: Routing) -> Routing:
+    return replace(routing, sent_TK=None) if isinstance(routing, TokenChoice) else routing
+
+
+class Forgets(RecallAttention):
+    def add(self, cache: Cache, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+        cache.extend(k, v)
+        return k, v
+
+
+class HidesEarlier(RecallAttention):
+    """Masks as if the new positions were the first ones."""
+
+    def first(self, queries: int, keys: int) -> int:
+        return 0
+
+
+class SeesAllNew(RecallAttention):
+    """Correct for one new position, wrong for several."""
+
+    def first(self, queries: int, keys: int) -> int:
+        return keys if keys > queries else 0
+
+
+class KeepsItself(RecallAttention):
+    """Uses one cache for all inputs."""
+
+    def add(self, cache: Cache, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+        if not hasattr(self, "own"):
+            self.own = Cache()
+        return self.own.extend(k, v)
+
+
 BROKEN: dict[str, list[Component]] = {
     "check_sizes": [component(Tanh, SameWidth)],
     "check_dtypes": [component(Tanh, FloatOut)],
@@ -197,4 +263,16 @@ BROKEN: dict[str, list[Component]] = {
     "check_attention_causal": [component(Look, SeesAll), component(Look, SeesItself)],
     "check_sequences_apart": [component(Look, MixesSequences)],
     "check_attention_both_ways": [component(Look, AlwaysCausal), component(Look, SeesPadding)],
+    "check_unsent_reaches_nothing": [
+        component(Walk, CarriesUnsent),
+        component(Walk, MasksUnsentGates),
+        component(Walk, DropsUnsent),
+    ],
+    "check_attention_cache": [
+        component(Recall, LookAttention),  # claims a cache, but accepts none
+        component(Recall, Forgets),
+        component(Recall, HidesEarlier),
+        component(Recall, SeesAllNew),
+        component(Recall, KeepsItself),
+    ],
 }

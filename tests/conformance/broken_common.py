@@ -1,4 +1,4 @@
-"""Components made, kept or run wrongly, by the check that must catch them. Routers, where any kind would do."""
+"""Components with one fault in what every kind must do, by the check that must catch it. All are routers."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from healthy_layers import Pick, PickRouter, component
+from healthy import Pick, PickRouter, component
 from torch import Tensor, nn
 
-from moekit import Component, LayerDims, Routing, option
+from moekit import Component, LayerDims, Routing, TokenChoice, option
 from moekit.contracts import Init
 from moekit.spec.kinds import RouterSpec
 
@@ -121,10 +121,7 @@ class AddsUpLoad(PickRouter):
         super().__init__(spec, dims)
         self.register_buffer("load_E", torch.zeros(dims.num_experts))
 
-    def forward(
-        self, x_TD: Tensor, *, valid_T: Tensor | None = None, selection_bias_E: Tensor | None = None
-    ) -> Routing:
-        routing = super().forward(x_TD, valid_T=valid_T, selection_bias_E=selection_bias_E)
+    def routing(self, routing: TokenChoice) -> Routing:
         self.load_E += routing.load_E()
         return routing
 
