@@ -1,4 +1,4 @@
-"""Dispatchers that drop equal loops that walk tokens in order, in fp64: outputs, drops and every gradient."""
+"""Dispatchers that drop pairs equal loops over tokens in order, in fp64: outputs, drops and every gradient."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ ORDERS = ("position", "choice", "priority", "affinity")
 
 
 def any_routing(T: int, E: int, K: int, padded: bool, unsent: bool, ties: bool, crowd: bool) -> TokenChoice:
-    """Random choices, on one expert first where it is crowded; NaN in whatever must reach nothing."""
+    """Random choices, if ``crowd`` mostly of the last expert. Everything that must have no effect is NaN."""
     scores_TE = torch.rand(T, E, dtype=F64)
     if crowd:
         scores_TE[:, E - 1] += 1
     if ties:
         scores_TE = (scores_TE * 3).round() / 3
     expert_TK = (scores_TE + 1e-6 * torch.rand(T, E, dtype=F64)).topk(K, dim=1).indices
-    expert_TK = expert_TK.gather(1, torch.rand(T, K).argsort(1))  # a selection bias may rank otherwise than affinity
+    expert_TK = expert_TK.gather(1, torch.rand(T, K).argsort(1))  # a selection bias may change the order
     valid_T = torch.rand(T) < 0.7 if padded else None
     sent_TK = torch.rand(T, K) < 0.7 if unsent else None
     gate_TK = torch.rand(T, K, dtype=F64)
@@ -147,7 +147,7 @@ def test_capacity_equals_naive(data: st.DataObject, seed: int, order: str) -> No
 def test_slots_equal_naive(
     tokens: int, choices: int, experts: int, hundredths: int, count: str, rounding: str, at_least: int, multiple: int
 ) -> None:
-    """Exact, whatever binary fractions make of 1.1 · 10: the factor is what its decimals say."""
+    """Exact for decimal factors, although 1.1 · 10 is not exact in binary."""
     factor = hundredths / 100
     spec = Capacity(factor=factor, count=count, rounding=rounding, at_least=at_least, multiple=multiple)
     found = CapacityDispatcher(spec, LayerDims(dim=1, num_experts=experts)).slots(tokens, choices, experts)
@@ -158,7 +158,7 @@ def test_slots_equal_naive(
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("per", ["batch", "sequence"])
 @pytest.mark.parametrize("B", [0, 1, 2])
-def test_capacity_of_no_tokens(order: str, per: str, B: int) -> None:
+def test_capacity_with_no_tokens_drops_nothing(order: str, per: str, B: int) -> None:
     routing, bank = any_routing(0, 3, 2, False, False, False, False), bank_of(3)
     dispatcher = CapacityDispatcher(Capacity(order=order, per=per, group_size=4), LayerDims(dim=D, num_experts=3))
     out = dispatcher(tokens(routing), routing, bank, num_sequences=B)

@@ -1,4 +1,4 @@
-"""The fused dispatcher equals the loop in fp64, forward and every gradient, whatever it keeps for backward."""
+"""The fused dispatcher equals the loop in fp64, forward and every gradient, whatever it saves for backward."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ BANKS = [("glu", a) for a in ("silu", "gelu", "relu", "sigmoid")] + [("ffn", a) 
 
 
 def results(dispatcher: Dispatcher, x_TD: Tensor, routing: Routing, gate: Tensor, experts: ExpertBank) -> list[Tensor]:
-    """The output, and gradients of tokens, gates and weights under a gradient that is not even."""
+    """The output, and gradients of tokens, gates and weights for an upstream gradient that is not constant."""
     y_TO = dispatcher(x_TD, routing, experts).y_TO
     weigh_TO = torch.linspace(-1, 2, y_TO.numel(), dtype=F64).reshape(y_TO.shape)
     leaves = [x_TD, gate, *experts.parameters()]
@@ -55,7 +55,7 @@ def assert_equal(x_TD: Tensor, routing: Routing, gate: Tensor, experts: ExpertBa
 @pytest.mark.parametrize("save", ["all", "minimum", "nothing"])
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
-def test_fused_equals_the_loop(save: str, data: st.DataObject) -> None:
+def test_fused_equals_the_loop_on_token_choice(save: str, data: st.DataObject) -> None:
     T, E = data.draw(st.integers(0, 9)), data.draw(st.integers(1, 6))
     K = data.draw(st.integers(1, E))
     torch.manual_seed(data.draw(st.integers(0, 100)))
@@ -82,7 +82,7 @@ def test_fused_equals_the_loop(save: str, data: st.DataObject) -> None:
     kind, activation = data.draw(st.sampled_from(BANKS))
     block, narrow = walk.BLOCK, walk.NARROW
     walk.BLOCK, walk.NARROW = data.draw(st.sampled_from([1, 2, 5, 512]), label="rows of a block"), 1
-    worth, crew.WORTH_A_CREW = crew.WORTH_A_CREW, data.draw(st.sampled_from([0, 1 << 60]), label="a crew from")
+    worth, crew.WORTH_A_CREW = crew.WORTH_A_CREW, data.draw(st.sampled_from([0, 1 << 60]), label="threads from")
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
@@ -92,7 +92,7 @@ def test_fused_equals_the_loop(save: str, data: st.DataObject) -> None:
         torch.set_num_threads(threads)
 
 
-def test_fused_carries_expert_choice_and_tokens_that_are_no_rows_of_memory() -> None:
+def test_fused_equals_the_loop_on_expert_choice_and_tokens_that_are_not_contiguous() -> None:
     torch.manual_seed(0)
     x_TD = torch.randn(2 * D, 9, dtype=F64)[::2].T.requires_grad_()
     gate_EC = torch.rand(4, 3, dtype=F64, requires_grad=True)
