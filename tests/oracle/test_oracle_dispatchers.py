@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,10 @@ from torch import Tensor
 
 from moekit.contracts import Dispatcher, ExpertBank, LayerDims
 from moekit.contracts.layer import UniformGroups
+from moekit.registry import build
 from moekit.routing import ExpertChoice, Pairs, Routing, Soft, TokenChoice, pairs_of
+from moekit_dispatchers.fused import Fused, crew, walk
+from moekit_dispatchers.fused.module import FusedDispatcher
 from moekit_dispatchers.grouped import Grouped
 from moekit_dispatchers.grouped.module import GroupedDispatcher
 from moekit_dispatchers.loop import Loop
@@ -246,6 +250,50 @@ def test_grouped_equals_loop_for_any_shape(data: st.DataObject, seed: int) -> No
         routing = token_choice(any_experts(T, E, data.draw(st.integers(1, E), "K")), E, valid_T)
     x_TD, bank = tokens(T, valid_T, width), ffn_bank(E, width, out)
     assert_same(run(GROUPED, x_TD, routing, bank), run(LOOP, x_TD, routing, bank))
+
+
+# ---- fused ----------------------------------------------------------------------------------------------------------
+
+FUSED_BANKS = [*((Glu, a) for a in ("silu", "gelu", "relu", "sigmoid")), *((Ffn, a) for a in ("relu", "gelu", "silu"))]
+
+
+def assert_fused_equals_loop(x_TD: Tensor, routing: Routing, bank: ExpertBank, save: Any) -> None:
+    fused = FusedDispatcher(Fused(save=save), LayerDims(dim=D, num_experts=bank.num_experts, out_dim=O))
+    assert_same(run(fused, x_TD, routing, bank), run(LOOP, x_TD, routing, bank))
+
+
+@pytest.mark.parametrize("save", ["all", "minimum", "nothing"])
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_fused_equals_loop_on_token_choice(save: str, data: st.DataObject) -> None:
+    T, E = data.draw(st.integers(0, 9)), data.draw(st.integers(1, 6))
+    K = data.draw(st.integers(1, E))
+    torch.manual_seed(data.draw(st.integers(0, 100)))
+    expert_TK = any_experts(T, E, K)
+    if data.draw(st.booleans(), label="all on the same experts"):
+        expert_TK = torch.arange(K).expand(T, K)
+    valid_T = torch.rand(T) > 0.3 if data.draw(st.booleans(), label="padding") else None
+    routing = token_choice(expert_TK, E, valid_T)
+    if data.draw(st.booleans(), label="unsent"):
+        routing = replace(routing, sent_TK=torch.rand(T, K) > 0.3)
+    spec, activation = data.draw(st.sampled_from(FUSED_BANKS))
+    bank = build(spec(count=E, hidden=5, activation=activation), LayerDims(dim=D, num_experts=E, out_dim=O)).double()
+    block, narrow = walk.BLOCK, walk.NARROW
+    walk.BLOCK, walk.NARROW = data.draw(st.sampled_from([1, 2, 5, 512]), label="rows of a block"), 1
+    worth, crew.WORTH_A_CREW = crew.WORTH_A_CREW, data.draw(st.sampled_from([0, 1 << 60]), label="threads from")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert_fused_equals_loop(tokens(T, valid_T), routing, bank, save)
+    finally:
+        walk.BLOCK, walk.NARROW, crew.WORTH_A_CREW = block, narrow, worth
+        torch.set_num_threads(threads)
+
+
+def test_fused_equals_loop_on_expert_choice_and_tokens_that_are_not_contiguous() -> None:
+    x_TD = torch.randn(2 * D, 9, dtype=F64)[::2].T.requires_grad_()
+    assert not x_TD.is_contiguous()
+    assert_fused_equals_loop(x_TD, expert_choice(any_tokens(9, 4, 3), 9), glu_bank(4), "minimum")
 
 
 # ---- soft ---------------------------------------------------------------------------------------------------------
