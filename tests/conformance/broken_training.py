@@ -198,7 +198,7 @@ BROKEN: dict[str, list[Component]] = {
     "check_metrics": [component(Guess, LiveMetric)],
     "check_objective_gradient": [component(Guess, TrainsOnPadding)],
     "check_batches": [component(Dice, Copies)],
-    "check_drawn_from_generator": [component(Dice, GlobalDraw), component(Dice, DrawsBeside)],
+    "check_sampled_from_generator": [component(Dice, GlobalDraw), component(Dice, DrawsBeside)],
     "check_validation_order": [component(Dice, OtherEachTime)],
     "check_every_parameter_once": [component(Descent, frozen_too)],
     "check_optimizer_moves": [component(Descent, ascent)],

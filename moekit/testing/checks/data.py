@@ -16,7 +16,7 @@ from moekit.testing.case import Case, Check, seeded
 
 def checks(case: Case) -> Iterator[Check]:
     """The checks of data."""
-    yield from (check_batches, check_drawn_from_generator, check_validation_order)
+    yield from (check_batches, check_sampled_from_generator, check_validation_order)
 
 
 def check_batches(case: Case) -> None:
@@ -66,7 +66,7 @@ def _require_source(batch: Batch) -> None:
         )
 
 
-def check_drawn_from_generator(case: Case) -> None:
+def check_sampled_from_generator(case: Case) -> None:
     """Samples with the given generator and no other randomness, which makes resuming exact."""
     data = _prepared(case)
     with seeded(0):
