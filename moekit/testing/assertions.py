@@ -34,11 +34,11 @@ def require_equal(found: Tensor, expected: Tensor, what: str, *, tolerance: floa
     if found.numel() == 0:
         return
     a, b = found.detach().double(), expected.detach().double()
-    apart = (a - b).abs()
-    apart = apart.where(~(a == b) & ~(a.isnan() & b.isnan()), 0.0).nan_to_num(nan=float("inf"))
+    error = (a - b).abs()
+    error = error.where(~(a == b) & ~(a.isnan() & b.isnan()), 0.0).nan_to_num(nan=float("inf"))
     size = b.nan_to_num(0.0, 0.0, 0.0).abs().max().item()
-    worst = apart.max().item()
-    at = tuple(torch.unravel_index(apart.argmax(), apart.shape)) if apart.ndim else ()
+    worst = error.max().item()
+    at = tuple(torch.unravel_index(error.argmax(), error.shape)) if error.ndim else ()
     where = " at [" + ", ".join(str(int(i)) for i in at) + "]" if at else ""
     require(
         worst <= tolerance * max(size, 1.0),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from healthy import Pick, PickRouter, component
+from healthy import Pick, PickRouter, component, components
 from torch import Tensor, nn
 
 from moekit import Component, LayerDims, Routing, TokenChoice, option
@@ -170,22 +170,18 @@ BROKEN: dict[str, list[Component]] = {
         component(NotFrozen, PickRouter),
         component(Pick, PickRouter, summary=" "),
     ],
-    "check_constructor": [component(Pick, TakesMore), component(Pick, TakesAnything)],
-    "check_contract": [component(Pick, NotARouter)],
-    "check_ready_when_built": [component(Pick, Uninitialised)],
-    "check_init_weights": [component(Pick, KeepsItsWeights), component(Pick, IgnoresStd)],
-    "check_state_dict": [component(Pick, HiddenTensor)],
-    "check_copies": [component(Pick, NotPickled)],
-    "check_meta_device": [component(Pick, LostBuffer)],
-    "check_input_unchanged": [component(Pick, ChangesInput), component(Pick, JitterChangesInput)],
-    "check_eval_is_repeatable": [component(Pick, NoisyInEval), component(Pick, DrawsForNothing)],
-    "check_forward_keeps_no_state": [component(Pick, Counts), component(Pick, AddsUpLoad)],
-    "check_non_contiguous_input": [component(Pick, ReadsMemory)],
-    "check_compile": [component(Pick, BreaksGraph), component(Pick, OtherWhenCompiled)],
-    "check_gradients": [component(Pick, WrongGradient)],
-    "check_gradient_reaches_weights": [
-        component(Pick, NoGradient),
-        component(Pick, ConstantGate),
-        component(Pick, IdleWeight),
-    ],
+    "check_constructor": components(Pick, TakesMore, TakesAnything),
+    "check_contract": components(Pick, NotARouter),
+    "check_ready_when_built": components(Pick, Uninitialised),
+    "check_init_weights": components(Pick, KeepsItsWeights, IgnoresStd),
+    "check_state_dict": components(Pick, HiddenTensor),
+    "check_copies": components(Pick, NotPickled),
+    "check_meta_device": components(Pick, LostBuffer),
+    "check_input_unchanged": components(Pick, ChangesInput, JitterChangesInput),
+    "check_eval_is_repeatable": components(Pick, NoisyInEval, DrawsForNothing),
+    "check_forward_keeps_no_state": components(Pick, Counts, AddsUpLoad),
+    "check_non_contiguous_input": components(Pick, ReadsMemory),
+    "check_compile": components(Pick, BreaksGraph, OtherWhenCompiled),
+    "check_gradients": components(Pick, WrongGradient),
+    "check_gradient_reaches_weights": components(Pick, NoGradient, ConstantGate, IdleWeight),
 }

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from healthy import Echo, EchoModel, Sums, SumsModel, Tiny, TinyModel, component
+from healthy import Echo, EchoModel, Sums, SumsModel, Tiny, TinyModel, components
 from torch import Tensor, nn
 
 from moekit import Batch, Cache, Component, ModelOutput, Source
@@ -105,25 +105,15 @@ class AnswersWithout(SumsModel):
 
 
 BROKEN: dict[str, list[Component]] = {
-    "check_output": [component(Tiny, FutureInEval)],
-    "check_reports": [component(Tiny, OtherName)],
-    "check_model_padding": [component(Tiny, IgnoresMask)],
-    "check_model_trains": [component(Tiny, IdlePart)],
-    "check_parts": [component(Tiny, StrangeEmbedding)],
-    "check_counted_without_memory": [component(Tiny, InMemory)],
-    "check_model_causal": [component(Tiny, SeesTheFuture)],
-    "check_source_read": [component(Echo, Deaf)],
-    "check_source_padding": [
-        component(Echo, MeanOverPadding),
-        component(Echo, RoutesPadding),
-        component(Echo, StrangeName),
-    ],
-    "check_given_source": [component(Echo, OtherSource)],
-    "check_model_cache": [
-        component(Sums, StartsAgain),
-        component(Sums, CountsFromOne),
-        component(Sums, AnswersLast),
-        component(Sums, OneForAll),
-        component(Sums, AnswersWithout),
-    ],
+    "check_output": components(Tiny, FutureInEval),
+    "check_reports": components(Tiny, OtherName),
+    "check_model_padding": components(Tiny, IgnoresMask),
+    "check_model_trains": components(Tiny, IdlePart),
+    "check_parts": components(Tiny, StrangeEmbedding),
+    "check_counted_without_memory": components(Tiny, InMemory),
+    "check_model_causal": components(Tiny, SeesTheFuture),
+    "check_source_read": components(Echo, Deaf),
+    "check_source_padding": components(Echo, MeanOverPadding, RoutesPadding, StrangeName),
+    "check_given_source": components(Echo, OtherSource),
+    "check_model_cache": components(Sums, StartsAgain, CountsFromOne, AnswersLast, OneForAll, AnswersWithout),
 }

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from healthy import NoisyPick, NoisyPickRouter, Pick, PickRouter, PickUnbiased, component
+from healthy import NoisyPick, NoisyPickRouter, Pick, PickRouter, PickUnbiased, components
 from torch import Tensor
 
 from moekit import Component, LossTerm, Routing, TokenChoice
@@ -232,40 +232,25 @@ class LoadInEval(NoisyPickRouter):
 
 
 BROKEN: dict[str, list[Component]] = {
-    "check_shapes": [component(Pick, Turned), component(Pick, OneGate), component(Pick, CountsFromOne)],
-    "check_form": [component(ClaimsSoft, PickRouter), component(Pick, LosesMask)],
-    "check_active": [component(ClaimsAll, PickRouter)],
-    "check_any_number_of_tokens": [component(Pick, NeedsTokens), component(Pick, NeedsTwoTokens)],
-    "check_fp32_arithmetic": [component(Pick, LowPrecision), component(Pick, ScoresInInputType)],
-    "check_device": [component(Pick, MakesTensorsOnCpu)],
-    "check_choices_distinct": [component(Pick, SameTwice), component(Pick, SameTwiceOnTies)],
-    "check_load_counts": [component(Pick, LoadOfPadding), component(Pick, LoadInFloats), component(Pick, SameTwice)],
-    "check_padding": [component(Pick, Centred)],
-    "check_padding_nan": [component(Pick, Centred), component(Pick, MasksGates), component(Pick, ReadsPadding)],
-    "check_extreme_logits": [component(Pick, DividesByNothing), component(Pick, BareExponentials)],
-    "check_nan_stays_with_its_token": [component(Pick, Centred)],
-    "check_bias_chooses_only": [
-        component(Pick, BiasInGate),
-        component(Pick, BiasTrained),
-        component(Pick, BiasUnheard),
-    ],
-    "check_bias_is_ignored": [component(PickUnbiased, PickRouter)],
-    "check_causal": [component(Pick, Centred), component(Pick, CapacityByLength)],
-    "check_compile_in_training": [component(NoisyPick, ReadsNoise)],
-    "check_own_loss": [
-        component(NoisyPick, LossOfOneElement),
-        component(NoisyPick, LossWithPadding),
-        component(NoisyPick, LossWithoutGradient),
-        component(NoisyPick, LossInBf16),
-    ],
-    "check_smooth_load": [
-        component(NoisyPick, NoLoad),
-        component(NoisyPick, MeanLoad),
-        component(NoisyPick, LoadWithPadding),
-        component(NoisyPick, LoadOfTheNext),
-        component(NoisyPick, LoadWithoutGradient),
-        component(NoisyPick, LoadInEval),
-        component(NoisyPick, PickRouter),
-    ],
-    "check_no_smooth_load": [component(Pick, NoisyPickRouter)],
+    "check_shapes": components(Pick, Turned, OneGate, CountsFromOne),
+    "check_form": [*components(ClaimsSoft, PickRouter), *components(Pick, LosesMask)],
+    "check_active": components(ClaimsAll, PickRouter),
+    "check_any_number_of_tokens": components(Pick, NeedsTokens, NeedsTwoTokens),
+    "check_fp32_arithmetic": components(Pick, LowPrecision, ScoresInInputType),
+    "check_device": components(Pick, MakesTensorsOnCpu),
+    "check_choices_distinct": components(Pick, SameTwice, SameTwiceOnTies),
+    "check_load_counts": components(Pick, LoadOfPadding, LoadInFloats, SameTwice),
+    "check_padding": components(Pick, Centred),
+    "check_padding_nan": components(Pick, Centred, MasksGates, ReadsPadding),
+    "check_extreme_logits": components(Pick, DividesByNothing, BareExponentials),
+    "check_nan_stays_with_its_token": components(Pick, Centred),
+    "check_bias_chooses_only": components(Pick, BiasInGate, BiasTrained, BiasUnheard),
+    "check_bias_is_ignored": components(PickUnbiased, PickRouter),
+    "check_causal": components(Pick, Centred, CapacityByLength),
+    "check_compile_in_training": components(NoisyPick, ReadsNoise),
+    "check_own_loss": components(NoisyPick, LossOfOneElement, LossWithPadding, LossWithoutGradient, LossInBf16),
+    "check_smooth_load": components(
+        NoisyPick, NoLoad, MeanLoad, LoadWithPadding, LoadOfTheNext, LoadWithoutGradient, LoadInEval, PickRouter
+    ),
+    "check_no_smooth_load": components(Pick, NoisyPickRouter),
 }

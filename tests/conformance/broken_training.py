@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from healthy import Descent, Dice, DiceData, Even, EvenLoss, Guess, GuessObjective, Level, Nudge, NudgeBias, component
+from healthy import Descent, Dice, DiceData, Even, EvenLoss, Guess, GuessObjective, Level, Nudge, NudgeBias, components
 from torch import Tensor, nn
 
 from moekit import BalanceContext, Batch, Component, LossSum, LossTerm, Routing
@@ -182,26 +182,26 @@ def never_starts(spec: Level, total_steps: int) -> Callable[[int], float]:
 
 
 BROKEN: dict[str, list[Component]] = {
-    "check_perfect_balance": [component(Even, GrowsWithExperts)],
-    "check_loss_sees_skew": [component(Even, UpsideDown)],
-    "check_padding_counts_nothing": [component(Even, MeanOverPadding), component(Even, SumsNaN)],
-    "check_loss_gradient": [component(Even, NoTraining)],
-    "check_loss_dtype": [component(Even, Halves)],
-    "check_persistent_state": [component(Nudge, Forgets), component(Nudge, CountsSteps)],
-    "check_empty_step": [component(Nudge, DividesByLoad)],
-    "check_gives_no_bias": [component(ClaimsNoBias, NudgeBias)],
-    "check_bias_shape": [component(Nudge, DoubleBias), component(Nudge, FollowsTheModel)],
-    "check_bias_moves_towards_balance": [component(Nudge, WrongWay)],
-    "check_large_loads_exact": [component(Nudge, FloatLoads)],
-    "check_loss_sum": [component(Guess, CountsAll)],
-    "check_loss_padding": [component(Guess, Averages)],
-    "check_metrics": [component(Guess, LiveMetric)],
-    "check_objective_gradient": [component(Guess, TrainsOnPadding)],
-    "check_batches": [component(Dice, Copies)],
-    "check_sampled_from_generator": [component(Dice, GlobalDraw), component(Dice, DrawsBeside)],
-    "check_validation_order": [component(Dice, OtherEachTime)],
-    "check_every_parameter_once": [component(Descent, frozen_too)],
-    "check_optimizer_moves": [component(Descent, ascent)],
-    "check_takes_shards": [component(Descent, normed), component(Descent, misnamed)],
-    "check_schedule_factors": [component(Level, falls_below_zero), component(Level, never_starts)],
+    "check_perfect_balance": components(Even, GrowsWithExperts),
+    "check_loss_sees_skew": components(Even, UpsideDown),
+    "check_padding_counts_nothing": components(Even, MeanOverPadding, SumsNaN),
+    "check_loss_gradient": components(Even, NoTraining),
+    "check_loss_dtype": components(Even, Halves),
+    "check_persistent_state": components(Nudge, Forgets, CountsSteps),
+    "check_empty_step": components(Nudge, DividesByLoad),
+    "check_gives_no_bias": components(ClaimsNoBias, NudgeBias),
+    "check_bias_shape": components(Nudge, DoubleBias, FollowsTheModel),
+    "check_bias_moves_towards_balance": components(Nudge, WrongWay),
+    "check_large_loads_exact": components(Nudge, FloatLoads),
+    "check_loss_sum": components(Guess, CountsAll),
+    "check_loss_padding": components(Guess, Averages),
+    "check_metrics": components(Guess, LiveMetric),
+    "check_objective_gradient": components(Guess, TrainsOnPadding),
+    "check_batches": components(Dice, Copies),
+    "check_sampled_from_generator": components(Dice, GlobalDraw, DrawsBeside),
+    "check_validation_order": components(Dice, OtherEachTime),
+    "check_every_parameter_once": components(Descent, frozen_too),
+    "check_optimizer_moves": components(Descent, ascent),
+    "check_takes_shards": components(Descent, normed, misnamed),
+    "check_schedule_factors": components(Level, falls_below_zero, never_starts),
 }

@@ -57,6 +57,10 @@ def component(spec: type[Spec], target: Callable[..., object], summary: str = "f
     return Component(name=spec.__name__.lower(), spec=spec, target=target, summary=summary)
 
 
+def components(spec: type[Spec], *targets: Callable[..., object]) -> list[Component]:
+    return [component(spec, target) for target in targets]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Pick(RouterSpec):
     top_k: int = option(2, "experts a token runs through", ge=1)

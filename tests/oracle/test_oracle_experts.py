@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from agreement import assert_agree
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -78,15 +79,7 @@ def assert_agrees(bank: ExpertBank, naive: Reference, groups: Groups, expert_N: 
     real_N1 = (expert_N < bank.num_experts)[:, None]
     y_NO, want_NO = bank(x_ND, groups).where(real_N1, 0), naive(x_ND, expert_N)
     assert y_NO.shape == (len(expert_N), bank.out_dim)
-    torch.testing.assert_close(y_NO, want_NO, rtol=1e-12, atol=1e-13)
-    if not want_NO.requires_grad:
-        assert not any(g.any() for g in torch.autograd.grad(y_NO.sum(), [x_ND, *bank.parameters()]))
-        return
-    g_NO = torch.randn_like(y_NO)
-    leaves = [x_ND, *bank.parameters()]
-    want = torch.autograd.grad(want_NO, leaves, g_NO, allow_unused=True, materialize_grads=True)
-    for ours, theirs in zip(torch.autograd.grad(y_NO, leaves, g_NO), want, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-13)
+    assert_agree(y_NO, want_NO, {"x": x_ND, **dict(bank.named_parameters())}, rtol=1e-12, atol=1e-13, looser=1)
 
 
 @pytest.mark.parametrize("name", BANKS)
@@ -146,10 +139,8 @@ def test_dropout_in_training_falls_on_the_hidden_layer(name: str, dropout: float
         x_ND = torch.linspace(-1, 1, 28, dtype=torch.float64).reshape(7, 4).requires_grad_()
         torch.manual_seed(3)
         y_NO, want_NO = bank.train(training)(x_ND, LoopGroups(sizes)), naive(x_ND, expert_N)
-        torch.testing.assert_close(y_NO, want_NO, rtol=1e-12, atol=1e-13)
-        leaves, g_NO = [x_ND, *bank.parameters()], torch.randn(7, 6, dtype=torch.float64)
-        for ours, theirs in zip(*(torch.autograd.grad(y, leaves, g_NO) for y in (y_NO, want_NO)), strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-13)
+        leaves = {"x": x_ND, **dict(bank.named_parameters())}
+        assert_agree(y_NO, want_NO, leaves, rtol=1e-12, atol=1e-13, looser=1)
 
 
 @pytest.mark.parametrize("bank", [Glu(count=3, hidden=320), Ffn(count=3, hidden=320)])

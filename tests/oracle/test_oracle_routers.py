@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from hypothesis import assume, given, settings
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from moekit.contracts import LayerDims
+from moekit.routing import TokenChoice
 from moekit_routers.dense import Dense
 from moekit_routers.dense import naive as dense_naive
 from moekit_routers.dense.module import DenseRouter
@@ -235,6 +237,15 @@ def epsilon_for(magnitude: float) -> float:
     return 0.0 if magnitude < 1 else 1e-2  # softplus(-7e4) is 0; without epsilon the paper divides by it
 
 
+def same_noisy_routing(out: TokenChoice, expected: Any, rows: Tensor, training: bool) -> None:
+    assert out.expert_TK[rows].tolist() == [expected.chosen[t] for t in range(len(rows)) if rows[t]]
+    close(out.gate_TK[rows], expected.gate_TK[rows])
+    close(out.scores_TE[rows], expected.scores_TE[rows])
+    assert (out.smooth_load_E is None) == (expected.load_E is None) == (not training)
+    if out.smooth_load_E is not None:
+        close(out.smooth_load_E, expected.load_E)
+
+
 @st.composite
 def noisy_cases(draw: st.DrawFn) -> tuple[int, bool, Tokens, list[float] | None]:
     E = draw(st.integers(2, 6))
@@ -269,13 +280,8 @@ def test_noisy_topk_is_its_equations(case: tuple[int, bool, Tokens, list[float] 
         valid=given_.valid,
     )
     rows = given_.rows()
-    assert out.expert_TK[rows].tolist() == [expected.chosen[t] for t in range(T) if rows[t]]
-    close(out.gate_TK[rows], expected.gate_TK[rows])
-    close(out.scores_TE[rows], expected.scores_TE[rows])
+    same_noisy_routing(out, expected, rows, training)
     close(out.logits_TE[rows], expected.logits_TE[rows])
-    assert (out.smooth_load_E is None) == (expected.load_E is None) == (not training)
-    if out.smooth_load_E is not None and expected.load_E is not None:
-        close(out.smooth_load_E, expected.load_E)
     same_gradients(
         weighted_sum(out.gate_TK[rows], out.scores_TE[rows], out.logits_TE[rows], out.smooth_load_E),
         weighted_sum(expected.gate_TK[rows], expected.scores_TE[rows], expected.logits_TE[rows], expected.load_E),
@@ -331,13 +337,8 @@ def test_hierarchical_is_its_equations(case: tuple[Hierarchical, bool, Tokens]) 
         valid=given_.valid,
     )
     rows = given_.rows()
-    assert out.expert_TK[rows].tolist() == [expected.chosen[t] for t in range(T) if rows[t]]
-    close(out.gate_TK[rows], expected.gate_TK[rows])
-    close(out.scores_TE[rows], expected.scores_TE[rows])
+    same_noisy_routing(out, expected, rows, training)
     close(out.logits_TE.softmax(-1), out.scores_TE)
-    assert (out.smooth_load_E is None) == (expected.load_E is None) == (not training)
-    if out.smooth_load_E is not None and expected.load_E is not None:
-        close(out.smooth_load_E, expected.load_E)
     same_gradients(
         weighted_sum(out.gate_TK[rows], out.scores_TE[rows], out.smooth_load_E),
         weighted_sum(expected.gate_TK[rows], expected.scores_TE[rows], expected.load_E),

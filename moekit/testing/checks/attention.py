@@ -41,13 +41,13 @@ def check_attention_causal(case: Case) -> None:
     require_equal(after[:, :5], before[:, :5], "y of positions before the changed ones", tolerance=1e-9)
     require(
         not torch.allclose(attention(torch.cat([changed[:, 5:], x_BSD[:, 5:]], 1))[:, 3:], before[:, 5:]),
-        found="the same y whatever the earlier positions hold",
+        found="the same y for different earlier positions",
         expected="attention to them",
     )
 
 
 def check_attention_both_ways(case: Case) -> None:
-    """With ``causal=False``, attends to later positions too, but never to padding, whatever its content."""
+    """With ``causal=False``, attends to later positions too, but never to padding."""
     with seeded(0):
         attention = case.component.load()(case.spec, ATTENTION_DIM, causal=False).double().eval()
     x_BSD = normal(1, 8, ATTENTION_DIM, dtype=torch.float64)

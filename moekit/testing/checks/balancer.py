@@ -30,7 +30,7 @@ def checks(case: Case) -> Iterator[Check]:
 
 
 def check_perfect_balance(case: Case) -> None:
-    """Has a known value at perfect balance (``at_balance``, 1 unless claimed otherwise), whatever the layer's sizes.
+    """Has a known value at perfect balance (``at_balance``, 1 unless claimed otherwise) for layers of any size.
 
     Perfect balance: uniform affinities, and the same load for every expert in every sequence. If the value grew with
     E, K or T, the same coefficient would mean something different in every model.

@@ -112,7 +112,7 @@ def check_dropped_is_counted(case: Case) -> None:
 
 
 def check_dropless(case: Case) -> None:
-    """Drops nothing, whatever the load, as it claims (``dropless``)."""
+    """Drops nothing under any load, as it claims (``dropless``)."""
     E = case.dims.num_experts
     for form, _ in forms_of(case):
         if form == "token_choice":
@@ -221,7 +221,7 @@ def check_unsent_reaches_nothing(case: Case) -> None:
 
 
 def check_unsent_takes_no_place(case: Case) -> None:
-    """Gives the same result whichever experts unsent choices name: they take no capacity from other pairs."""
+    """Gives the same result for unsent choices of any expert: they take no capacity from other pairs."""
     routing = _partly_sent(case)
     assert routing.sent_TK is not None
     busy = int(routing.expert_TK[-1, 1])  # the expert of the last pair that is sent

@@ -53,9 +53,9 @@ def check_takes_shards(case: Case) -> None:
     (``moekit.shards.layout``). One process cannot test that, but it can test the shape of the state named in
     ``reduced``.
     """
-    whole, apart = _Rows(1), _Rows(2)
+    whole, split = _Rows(1), _Rows(2)
     together, optimizer = _moved(case, whole)
-    shards, _ = _moved(case, apart)
+    shards, _ = _moved(case, split)
     if reduced := reduced_dims(optimizer):
         ((p, state),) = optimizer.state.items()
         for key, dim in reduced.items():
