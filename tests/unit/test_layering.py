@@ -192,6 +192,32 @@ def test_every_public_name_has_a_docstring() -> None:
     assert bare == []
 
 
+def test_public_functions_that_raise_say_so() -> None:
+    """In a ``Raises:`` section, or in a sentence. Only exceptions that a function itself makes count."""
+    silent = [
+        f"{relative(p)}:{node.lineno}: {name}"
+        for p in FILES
+        for name, node in public(p)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and any(isinstance(inner, ast.Raise) and isinstance(inner.exc, ast.Call) for inner in ast.walk(node))
+        and "raise" not in (ast.get_docstring(node) or "").lower()
+    ]
+    assert silent == []
+
+
+def test_every_pytest_raises_has_match() -> None:
+    """An exception of the right class may still be the wrong one."""
+    unmatched = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in sorted((ROOT / "tests").rglob("*.py"))
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func) == "pytest.raises"
+        and not any(keyword.arg == "match" for keyword in node.keywords)
+    ]
+    assert unmatched == []
+
+
 def legend() -> set[str]:
     """The letters of the table in docs/conventions.md: the one legend of the project."""
     text = (ROOT / "docs" / "conventions.md").read_text(encoding="utf-8")
