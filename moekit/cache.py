@@ -1,4 +1,4 @@
-"""Cache: what is kept of positions that were read, so that the next token is decoded without reading them again."""
+"""Cache: keys, values and other state of earlier positions, so that decoding a token need not recompute them."""
 
 from __future__ import annotations
 
@@ -6,53 +6,54 @@ import torch
 from torch import Tensor
 
 BLOCK = 64
-"""Positions that room is made for at least, when there is none left."""
+"""The least number of positions by which a full buffer grows."""
 
 
 class Cache:
-    """What a module keeps of B sequences from one call to the next. The caller holds it; the module holds nothing.
+    """What a module remembers of B sequences between calls. The caller holds it; the module itself has no state.
 
-    A module either adds rows a position (``extend``: keys and values), or leaves something of a size that does not
-    change (``kept``). Modules inside it have caches of their own (``at``).
+    A module either adds rows for each position (``extend``: keys and values) or stores tensors of constant size
+    (``kept``). Its submodules have caches of their own (``at``).
 
     Attributes:
-        kept: what does not grow, as the module left it last: the state of a recurrence, the keys and values of a
-            source. Empty at first.
+        kept: tensors that do not grow, such as the state of a recurrence or the keys and values of a source. Empty at
+            first; the module replaces them.
     """
 
     def __init__(self) -> None:
         self.kept: tuple[Tensor, ...] = ()
-        self._rows: tuple[Tensor, ...] = ()  # with room for more positions than there are
+        self._rows: tuple[Tensor, ...] = ()  # buffers, longer than the positions in them
         self._length = 0
         self._parts: dict[str, Cache] = {}
 
     @property
     def length(self) -> int:
-        """Positions whose rows this cache itself holds: the place of the next one."""
+        """The number of positions that have rows here: the index of the next one."""
         return self._length
 
     def at(self, name: str) -> Cache:
-        """The cache of a module inside, by its name there; empty when it is first asked for."""
+        """The cache of a submodule, by name; a new one on first use."""
         return self._parts.setdefault(name, Cache())
 
     def extend(self, *rows: Tensor) -> tuple[Tensor, ...]:
-        """Adds the rows of new positions, behind those that are there.
+        """Appends the rows of new positions.
 
         Args:
-            rows: tensors ``[..., S, X]`` of S new positions; as many, and of the same other sizes, in every call.
+            rows: tensors ``[..., S, X]`` of S new positions. Their number and all sizes but S are the same in every
+                call.
 
         Returns:
-            The same tensors for all positions, ``[..., length, X]``: views, good until the next call. (Where a new row
-            wants a gradient, they are copies, good for ever.)
+            These tensors for all positions, ``[..., length, X]``. They are views that the next call may overwrite, but
+            copies if a row requires a gradient.
 
         Raises:
-            ValueError: other rows than before.
+            ValueError: the rows do not match earlier ones.
         """
         self._check(rows)
         start, end = self._length, self._length + rows[0].shape[-2]
         held = tuple(r.narrow(-2, 0, start) for r in self._rows)
         if torch.is_grad_enabled() and any(r.requires_grad for r in (*rows, *held)):
-            # Writing into the room would spoil what backward has saved of it.
+            # Writing into the buffer would overwrite what autograd has saved for backward.
             self._rows = tuple(torch.cat(pair, dim=-2) for pair in zip(held, rows, strict=True)) if held else rows
         else:
             if not held or end > self._rows[0].shape[-2]:
@@ -66,7 +67,7 @@ class Cache:
         return tuple(r.narrow(-2, 0, end) for r in self._rows)
 
     def numel(self) -> int:
-        """How many numbers it holds, those of modules inside too; room that is not filled yet is not counted."""
+        """The number of elements stored, including submodules; unused buffer space does not count."""
         rows = sum(r.numel() // max(r.shape[-2], 1) * self._length for r in self._rows)
         return rows + sum(t.numel() for t in self.kept) + sum(part.numel() for part in self._parts.values())
 
@@ -79,5 +80,5 @@ class Cache:
             held = ", ".join(f"[{', '.join(map(str, (*sizes[:-1], 'S', sizes[-1])))}]" for sizes in known)
             raise ValueError(
                 f"rows of {found} cannot be added; expected {held or 'rows [..., S, X]'} with one S for all: "
-                "a cache goes on with the sequences that it began with"
+                "a cache must be used with the same sequences in every call"
             )

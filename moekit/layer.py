@@ -1,5 +1,5 @@
-"""MoELayer: a router turns tokens into a routing; a dispatcher carries them to the experts and back along it;
-balancers look at it and answer with losses and a selection bias. Nothing else happens here.
+"""MoELayer: a router decides which experts process which tokens; a dispatcher sends the tokens there and combines the
+outputs; balancers add losses and a selection bias. Nothing else happens here.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from moekit.spec.kinds import MoE
 
 
 class MoELayer(nn.Module):
-    """A Mixture-of-Experts layer of any design. Works in any model, with or without a spec.
+    """A Mixture-of-Experts layer of any design. Works in any PyTorch model, with or without a spec.
 
     Args:
-        router: turns tokens into a routing.
+        router: decides which experts process which tokens.
         experts: the routed experts.
-        dispatcher: carries tokens there and back.
-        balancers: by name; the order is the order of their losses.
-        shared: experts that every token passes, ungated, added to the output.
+        dispatcher: sends tokens to the experts and combines the outputs.
+        balancers: by name; their losses are reported in this order.
+        shared: shared experts, whose ungated outputs are added for every token.
 
     Raises:
-        TypeError: a part that is no module, such as its spec.
+        TypeError: a part is not a module, but for example its spec.
     """
 
     def __init__(
@@ -54,25 +54,25 @@ class MoELayer(nn.Module):
         for name, part in parts.items():
             if not isinstance(part, nn.Module):
                 kind = type(part).__name__
-                raise TypeError(f"{name}: {kind} is no module; a spec is built by moekit.build(spec, dims)")
+                raise TypeError(f"{name}: {kind} is not a module; build a spec with moekit.build(spec, dims)")
         self.router = router
         self.experts = experts
         self.dispatcher = dispatcher
         self.balancers: Mapping[str, Balancer] = cast("Mapping[str, Balancer]", nn.ModuleDict(dict(balancers or {})))
         self.shared = shared
-        self.spec: MoE | None = None  # what it was built from, where that was a spec
+        self.spec: MoE | None = None  # the spec that it was built from, if any
 
     @classmethod
     def from_spec(cls, spec: MoE, dim: int, out_dim: int = 0) -> MoELayer:
         """Builds the layer that a spec describes, for tokens of width ``dim``.
 
         Raises:
-            TypeError: ``spec`` is no ``MoE``, but a mapping or a name.
+            TypeError: ``spec`` is not an ``MoE``, but for example a mapping or a name.
         """
-        given: object = spec  # whatever its caller's types say
+        given: object = spec  # users without a type checker may pass anything
         if not isinstance(given, MoE):
             kind = type(given).__name__
-            raise TypeError(f"{kind} is no spec of a layer; expected MoE(router=..., ...), or load(recipe).model.moe")
+            raise TypeError(f"{kind} is not a layer's spec; expected MoE(router=..., ...) or load(recipe).model.moe")
         dims = LayerDims(dim=dim, num_experts=spec.experts.count, out_dim=out_dim)
         dispatcher = build(spec.dispatcher, dims)
         held = dims.num_experts if dispatcher.local_experts is None else len(dispatcher.local_experts)
@@ -90,15 +90,15 @@ class MoELayer(nn.Module):
         """Runs the layer.
 
         Args:
-            x: ``[..., D]``; with three dimensions, ``[B, S, D]``, the first counts sequences.
+            x: tokens ``[..., D]``. Three dimensions are read as ``[B, S, D]``, anything else as one sequence.
             valid: bool ``[...]``, False for padding.
 
         Returns:
-            ``y`` of shape ``[..., O]``, and what the layer saw.
+            ``y`` of shape ``[..., O]``, and the layer's report.
 
         Raises:
-            ValueError: ``valid`` is not bool or not of ``x``'s shape; router and bank differ in their experts' number.
-            TypeError: the router returned no ``Routing``.
+            ValueError: ``valid`` is not bool or not of ``x``'s shape; router and bank differ in the number of experts.
+            TypeError: the router did not return a ``Routing``.
         """
         if valid is not None and (valid.dtype != torch.bool or valid.shape != x.shape[:-1]):
             found, expected = f"{valid.dtype} {list(valid.shape)}", f"torch.bool {list(x.shape[:-1])}"
@@ -134,23 +134,23 @@ class MoELayer(nn.Module):
         return y_TO.reshape(*x.shape[:-1], y_TO.shape[-1]), report
 
     def selection_bias(self) -> Tensor | None:
-        """The sum of the balancers' biases, or None when no balancer gives one."""
+        """The sum of the balancers' selection biases, or None if none has one."""
         biases = [b for b in (balancer.selection_bias() for balancer in self.balancers.values()) if b is not None]
         return torch.stack(biases).sum(0) if len(biases) > 1 else (biases[0] if biases else None)
 
     def step(self, load_E: Tensor, *, progress: float = 0.0) -> None:
-        """Moves the balancers' state: once per optimizer step, with the load of the whole global batch.
+        """Updates the balancers' state. To be called once per optimizer step.
 
         Args:
-            load_E: int64, tokens sent to each expert.
-            progress: the share of the training run that lies behind, for rates that change on the way.
+            load_E: int64, tokens sent to each expert in the whole global batch.
+            progress: fraction of training completed, 0 to 1, for rates that change during training.
         """
         for balancer in self.balancers.values():
             balancer.step(load_E, progress=progress)
 
 
 def run_on_all(experts: ExpertBank, x_TD: Tensor) -> Tensor:
-    """``y_TO``: the sum of every expert of a bank on every token (dense layers, shared experts)."""
+    """``y_TO``: the sum over all experts of a bank, on every token (dense layers, shared experts)."""
     E, T = experts.num_experts, x_TD.shape[0]
     if E == 1:
         return cast(Tensor, experts(x_TD, UniformGroups(1, T)))

@@ -1,7 +1,7 @@
-"""Arithmetic that every router must get right: logits in full precision, and a top-k whose ties are defined.
+"""Arithmetic that every router must get right: logits in full precision, and a top-k with defined ties.
 
-Both are easy to get subtly wrong: autocast turns a product of fp32 weights into bf16, and ``torch.topk`` leaves the
-order of equal values to the device.
+Autocast computes a product of fp32 weights in bf16, and ``torch.topk`` orders equal values differently on different
+devices.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 FEW_KEYS = 512
-"""Keys that ``first_top_k`` sorts; more it searches k times."""
+"""Up to this number of keys ``first_top_k`` sorts; above it takes k maxima."""
 
 
 def autocast_off(device: torch.device) -> AbstractContextManager[object]:
-    """A ``with`` block in which autocast changes no dtype on ``device``."""
+    """A context manager that disables autocast on ``device``."""
     if torch.amp.is_autocast_available(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()
@@ -26,17 +26,17 @@ def autocast_off(device: torch.device) -> AbstractContextManager[object]:
 def router_logits(
     x_TD: Tensor, weight_ED: Tensor, bias_E: Tensor | None = None, valid_T: Tensor | None = None
 ) -> Tensor:
-    """``logits_TE = x W^T + b`` in at least fp32, whatever autocast says.
+    """``logits_TE = x W^T + b`` in fp32 at least, under autocast too.
 
     Args:
-        x_TD: tokens, any float dtype; not changed.
-        weight_ED: one row an expert, any float dtype.
+        x_TD: tokens, any float dtype; not modified.
+        weight_ED: one row per expert, any float dtype.
         bias_E: added to every token's logits.
-        valid_T: bool, False for padding. Padding is read as zeros, so that whatever it holds, NaN even, reaches no
-            logit and no gradient.
+        valid_T: bool, False for padding. Padding is replaced by zeros, so that even NaN there reaches no logit and no
+            gradient.
 
     Returns:
-        ``logits_TE`` in the widest of the arguments' dtypes and fp32.
+        ``logits_TE`` in the widest of fp32 and the dtypes of tokens and weights.
     """
     dtype = torch.promote_types(torch.promote_types(x_TD.dtype, weight_ED.dtype), torch.float32)
     if valid_T is not None:
@@ -46,17 +46,16 @@ def router_logits(
 
 
 def first_top_k(key_TE: Tensor, k: int) -> Tensor:
-    """``index_TK``: the k largest keys of each row, largest first; the lowest index wins a tie, on every device.
+    """``index_TK``: the k largest keys of each row, largest first; of equal keys the lowest index, on every device.
 
-    Rows are the last dimension; there may be more than one before it.
+    Rows are the last dimension; any number of dimensions may precede it. A NaN counts as larger than any number, so a
+    row of NaN yields indices 0 to k - 1. The indices of a row are distinct if it has k keys above -inf. Not
+    differentiable.
 
-    A NaN counts as larger than any number, so a row of NaN yields indices 0 to k - 1. The indices of a row are
-    distinct as long as it holds k keys above -inf. Nothing is differentiated through.
-
-    k rounds of ``max``, which is defined to name the first maximum. Measured on one CPU core in fp32, 2048 rows: 1.3 ms
-    for 8 of 64 (1.7 with ``argmax``) and 3.1 ms for 8 of 256 (4.2); ``torch.topk`` leaves ties open. A few rows, as in
-    decoding, are sorted all the same, on a CPU: 8 of 64 for one row take 5 us so, and 26 in rounds; it is even at some
-    500 keys at the worst (2 of 64).
+    Takes k maxima, because ``max`` is defined to return the first one. Measured on one CPU core in fp32, 2048 rows:
+    1.3 ms for 8 of 64 (1.7 with ``argmax``), 3.1 ms for 8 of 256 (4.2). Few keys on a CPU, as in decoding, are sorted
+    instead: 8 of 64 for one row take 5 us rather than 26. Both take equally long at about 500 keys (2 of 64, the worst
+    case).
     """
     key_TE = key_TE.detach()
     if k == 1:
@@ -72,9 +71,9 @@ def first_top_k(key_TE: Tensor, k: int) -> Tensor:
 
 
 def top_two_sum(key_TE: Tensor) -> Tensor:
-    """The sum of the two largest keys of each row, whichever they are; -inf counts. Rows are the last dimension.
+    """The sum of the two largest keys of each row, -inf included. Rows are the last dimension.
 
-    A NaN counts as larger than any number. Nothing is differentiated through.
+    A NaN counts as larger than any number. Not differentiable.
     """
     first_T1, index_T1 = key_TE.detach().max(-1, keepdim=True)
     rest_TE = key_TE.detach().scatter(-1, index_T1, -torch.inf)
@@ -82,5 +81,5 @@ def top_two_sum(key_TE: Tensor) -> Tensor:
 
 
 def above_inf(key_TE: Tensor) -> Tensor:
-    """The keys with -inf raised to the lowest number, so that -inf means out of bounds alone and k distinct remain."""
+    """The keys with -inf raised to the lowest finite number, so that -inf can mark experts that may not be chosen."""
     return key_TE.clamp(min=torch.finfo(key_TE.dtype).min)

@@ -1,4 +1,4 @@
-"""Routing: the value everything turns on. What a router decided, in one of three forms.
+"""Routing: a router's decision, in one of three forms. Dispatchers, balancers and reports work on it.
 
 Shapes: T tokens, E experts, K experts per token, C tokens per expert, P slots per expert, N token-expert pairs.
 """
@@ -19,10 +19,10 @@ SUM_GUARD = 1e-20  # added to a token's sum of affinities, so that sigmoids that
 
 @dataclass(frozen=True, kw_only=True)
 class LossTerm:
-    """One loss of one layer. What is added to the objective is ``weight · value``.
+    """One loss of one layer. ``weight · value`` is added to the objective.
 
     Attributes:
-        value: 0-d tensor, a mean over tokens, as the paper states it before its coefficient.
+        value: 0-d, a mean over tokens, as the paper states it before multiplying by the coefficient.
         weight: the coefficient.
     """
 
@@ -32,12 +32,12 @@ class LossTerm:
 
 @dataclass(frozen=True)
 class Pairs:
-    """A routing as a flat list of (token, expert, gate): what a sparse dispatcher works on.
+    """A routing as a flat list of (token, expert, gate), for sparse dispatchers.
 
     Attributes:
         token_N: int64, the token of each pair.
-        expert_N: int64, its expert; ``E`` for a pair that goes nowhere (padding, dropped).
-        gate_N: the weight on the expert's output; carries the gradient to the router.
+        expert_N: int64, its expert; ``E`` for a pair that is not sent to any (padding, dropped).
+        gate_N: the weight of the expert's output, through which the gradient reaches the router.
     """
 
     token_N: Tensor
@@ -47,15 +47,15 @@ class Pairs:
 
 @dataclass(frozen=True, kw_only=True)
 class Routing(ABC):
-    """What every form of routing carries. Arithmetic is at least fp32, whatever autocast says.
+    """What all forms of routing have in common. Floats are fp32 at least, under autocast too.
 
     Attributes:
-        logits_TE: router outputs.
-        scores_TE: affinities, after the score function (softmax, sigmoid, ...) and without any selection bias.
-        valid_T: bool, False for padding; None when every token is valid. Padding reaches no expert and no statistic.
-        smooth_load_E: a differentiable estimate of the load, from a router that chooses at random (noise): the
-            expected number of valid tokens that each expert gets; None from other routers, and without noise.
-        own_loss: a loss that only the router can state, since it holds what the loss trains; None from most.
+        logits_TE: the router's outputs.
+        scores_TE: affinities: logits after the score function (softmax, sigmoid, ...), without any selection bias.
+        valid_T: bool, False for padding; None when all tokens are valid. Padding reaches no expert and no statistic.
+        smooth_load_E: the expected number of valid tokens of each expert under the router's noise, differentiable; None
+            from routers without noise, and outside training.
+        own_loss: a loss on the router's own parameters that only the router can compute; None from most.
     """
 
     form: ClassVar[Form]
@@ -72,7 +72,7 @@ class Routing(ABC):
 
     @abstractmethod
     def load_E(self) -> Tensor:
-        """int64: valid tokens sent to each expert, before anything is dropped."""
+        """int64: valid tokens sent to each expert, before drops."""
 
     def num_valid(self) -> Tensor:
         """0-d int64: the number of tokens that are not padding."""
@@ -105,9 +105,9 @@ class TokenChoice(Routing):
 
     Attributes:
         expert_TK: int64, distinct along K.
-        gate_TK: weights on the experts' outputs.
-        sent_TK: bool, False for a choice that the router itself does not send (a second expert left out at random; an
-            expert below a threshold). It reaches no expert and is no load. None when every choice is sent.
+        gate_TK: weights of the experts' outputs.
+        sent_TK: bool, False for a choice that the router itself does not send (a second expert skipped at random, an
+            expert below a threshold). It reaches no expert and does not count as load. None when all are sent.
     """
 
     form: ClassVar[Form] = "token_choice"
@@ -116,14 +116,14 @@ class TokenChoice(Routing):
     sent_TK: Tensor | None = None
 
     def counts_TK(self) -> Tensor | None:
-        """bool: which choices count, of valid tokens and sent; None when all do."""
+        """bool: the choices that are sent and belong to valid tokens; None when all do."""
         if self.valid_T is None:
             return self.sent_TK
         valid_TK = self.valid_T[:, None].expand(self.expert_TK.shape)
         return valid_TK if self.sent_TK is None else valid_TK & self.sent_TK
 
     def load_E(self) -> Tensor:
-        """int64: valid tokens that are sent to each expert."""
+        """int64: valid tokens sent to each expert."""
         return self.load_BE(1).squeeze(0)
 
     def load_BE(self, num_units: int) -> Tensor:
@@ -137,7 +137,7 @@ class TokenChoice(Routing):
         return zero_N.scatter_add(0, slot_TK.flatten(), one_TK.flatten()).view(num_units, E)
 
     def pairs(self) -> Pairs:
-        """N = T·K pairs, token by token; those of padding, and those that are not sent, go nowhere."""
+        """N = T·K pairs, token by token. Those of padding, and those that are not sent, have expert E."""
         T, K = self.expert_TK.shape
         token_N = torch.arange(T, device=self.expert_TK.device).repeat_interleave(K)
         expert_TK, counts_TK = self.expert_TK, self.counts_TK()
@@ -152,7 +152,7 @@ class ExpertChoice(Routing):
 
     Attributes:
         token_EC: int64, distinct along C.
-        gate_EC: weights on the expert's outputs.
+        gate_EC: weights of the expert's outputs.
     """
 
     form: ClassVar[Form] = "expert_choice"
@@ -167,7 +167,7 @@ class ExpertChoice(Routing):
         return self.valid_T[self.token_EC].sum(1)
 
     def pairs(self) -> Pairs:
-        """N = E·C pairs, expert by expert; a padding token's pairs go nowhere."""
+        """N = E·C pairs, expert by expert. Those of padding have expert E."""
         E, C = self.token_EC.shape
         expert_EC = torch.arange(E, device=self.token_EC.device)[:, None].expand(E, C)
         if self.valid_T is not None:
@@ -177,12 +177,12 @@ class ExpertChoice(Routing):
 
 @dataclass(frozen=True, kw_only=True)
 class Soft(Routing):
-    """Every expert works for every token, in proportion.
+    """Every expert processes every token, or weighted averages (slots) of all tokens.
 
     Attributes:
         combine_TEP: weight of slot P of expert E in token T's output.
-        dispatch_TEP: weight of token T in slot P of expert E; None when each expert sees each token itself
-            (1991's mixture; then P = 1).
+        dispatch_TEP: weight of token T in slot P of expert E; None when each expert sees each token itself, as in the
+            mixture of 1991 (then P = 1).
     """
 
     form: ClassVar[Form] = "soft"
@@ -190,7 +190,7 @@ class Soft(Routing):
     dispatch_TEP: Tensor | None = None
 
     def load_E(self) -> Tensor:
-        """int64: every valid token, for each expert."""
+        """int64: the number of valid tokens, for each expert."""
         return self.num_valid().expand(self.num_experts).clone()
 
 
@@ -203,11 +203,11 @@ def pairs_of(routing: Routing) -> Pairs:
     """The token-expert pairs of a sparse routing.
 
     Raises:
-        ValueError: the routing is not of a sparse form.
+        ValueError: the routing is soft.
     """
     if not isinstance(routing, TokenChoice | ExpertChoice):
         raise ValueError(
-            f"this dispatcher carries token-expert pairs (forms token_choice, expert_choice), but the router gave "
+            f"this dispatcher takes token-expert pairs (forms token_choice, expert_choice), but the router gave "
             f"'{routing.form}'; the dispatcher 'soft' takes that"
         )
     return routing.pairs()

@@ -1,6 +1,4 @@
-"""The contracts. Four make a layer (``parts``, ``experts``), three more make a run (``run``). Everything moekit does is
-written against these; papers live in plugins.
-"""
+"""The contracts that plugins implement and all of moekit relies on: of a layer (``layer``), of a run (``run``)."""
 
 from moekit.cache import Cache as Cache
 from moekit.contracts.layer import BalanceContext as BalanceContext

@@ -1,4 +1,10 @@
-"""What a layer is made of: rows grouped by expert, the experts, the router, the dispatcher, the balancers."""
+"""The contracts of a Mixture-of-Experts layer: what each of its parts must do, and what passes between them.
+
+In the order in which a layer uses them: ``LayerDims`` (sizes), ``Groups`` (rows sorted by expert), ``ExpertBank`` (all
+routed experts as one module), ``Router`` (tokens to ``Routing``), ``Dispatcher`` (tokens to experts and back),
+``Balancer`` (keeps the load even), ``LayerReport`` (what a forward pass returns besides its output).
+``moekit/layer.py`` connects them; plugins implement them.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +22,29 @@ from moekit.init import Init, init_matrices
 from moekit.routing import LossTerm, Routing
 
 
+@dataclass(frozen=True, kw_only=True)
+class LayerDims:
+    """The sizes that the parts of a layer share.
+
+    Attributes:
+        dim: D, width of the layer's input.
+        num_experts: E, routed experts.
+        out_dim: O, width of its output; default: D.
+    """
+
+    dim: int
+    num_experts: int
+    out_dim: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.out_dim:
+            object.__setattr__(self, "out_dim", self.dim)
+
+
 class Groups(ABC):
-    """N rows, sorted by the expert they belong to. Rows past the last group belong to no expert: they come out 0.
+    """N rows sorted by expert, and the operations that treat each row by its own expert.
+
+    Rows after those of the last expert belong to no expert; their results are 0.
 
     Attributes:
         num_experts: E.
@@ -29,25 +56,25 @@ class Groups(ABC):
 
     @abstractmethod
     def linear(self, x_ND: Tensor, w_EHD: Tensor, b_EH: Tensor | None = None) -> Tensor:
-        """``y_NH``: each row through its own expert's weight (laid out like ``nn.Linear``: out, in) and bias."""
+        """``y_NH``: each row times its expert's weight, plus its bias. Weights are laid out as in ``nn.Linear``."""
 
     @abstractmethod
     def per_row(self, p_EX: Tensor) -> Tensor:
-        """``p_NX``: for each row its own expert's slice of a parameter stacked over experts."""
+        """``p_NX``: for each row, its expert's slice of a parameter that is stacked over experts."""
 
     @abstractmethod
     def split(self, x_ND: Tensor) -> list[Tensor]:
-        """The rows of each expert, E tensors of shape ``[n_e, D]``, for experts that are not stacked.
+        """The rows of each expert, E tensors ``[n_e, D]``, for experts whose weights are not stacked.
 
-        The E outputs, concatenated, are the first rows of the bank's output; the rest is 0.
+        The concatenation of the experts' outputs is the start of the bank's output; the remaining rows are 0.
         """
 
 
 class UniformGroups(Groups):
-    """The same number of rows for every expert: dense layers (E = 1), shared experts, soft routing, capacity.
+    """The same number of rows for every expert, as in dense layers (E = 1), shared experts, soft routing, capacity.
 
     Raises:
-        ValueError: ``num_rows`` is no multiple of ``num_experts``.
+        ValueError: ``num_rows`` is not a multiple of ``num_experts``.
     """
 
     def __init__(self, num_experts: int, num_rows: int) -> None:
@@ -57,11 +84,11 @@ class UniformGroups(Groups):
         self.num_rows = num_rows
 
     def linear(self, x_ND: Tensor, w_EHD: Tensor, b_EH: Tensor | None = None) -> Tensor:
-        """``y_NH``, as one batched product."""
+        """``y_NH``, as one batched matrix product."""
         if self.num_experts == 1:
             return F.linear(x_ND, w_EHD.squeeze(0), None if b_EH is None else b_EH.squeeze(0))
         x_ECD = self._by_expert(x_ND)
-        # baddbmm, not a product and a sum: autocast must reach the bias too
+        # baddbmm rather than a product and a sum, so that autocast converts the bias too
         y_ECH = x_ECD @ w_EHD.mT if b_EH is None else torch.baddbmm(b_EH[:, None], x_ECD, w_EHD.mT)
         return y_ECH.reshape(self.num_rows, w_EHD.shape[1])
 
@@ -77,18 +104,53 @@ class UniformGroups(Groups):
         return x_ND.reshape(self.num_experts, self.num_rows // self.num_experts, x_ND.shape[1])
 
 
+class LoopGroups(Groups):
+    """Any number of rows for each expert, known on the host: every product is a Python loop over slices.
+
+    For the reference dispatcher (``loop``) and the conformance kit. Plain rather than fast, and independent of the
+    groups that are tested against it.
+
+    Args:
+        sizes: the number of rows of each expert.
+        num_rows: N, at least the sum of the sizes, which is the default.
+    """
+
+    def __init__(self, sizes: list[int], num_rows: int | None = None) -> None:
+        self.sizes = sizes
+        self.num_experts = len(sizes)
+        self.num_rows = sum(sizes) if num_rows is None else num_rows
+
+    def linear(self, x_ND: Tensor, w_EHD: Tensor, b_EH: Tensor | None = None) -> Tensor:
+        """``y_NH``, expert by expert."""
+        parts = [F.linear(x, w_EHD[e], None if b_EH is None else b_EH[e]) for e, x in enumerate(self.split(x_ND))]
+        return self._all_rows(parts)
+
+    def per_row(self, p_EX: Tensor) -> Tensor:
+        """``p_NX``, each expert's slice repeated for its rows."""
+        return self._all_rows([p_EX[e].expand(n, *p_EX.shape[1:]) for e, n in enumerate(self.sizes)])
+
+    def split(self, x_ND: Tensor) -> list[Tensor]:
+        """The rows of each expert."""
+        return list(torch.split(x_ND[: sum(self.sizes)], self.sizes))
+
+    def _all_rows(self, parts: list[Tensor]) -> Tensor:
+        y = torch.cat(parts)
+        rest = self.num_rows - y.shape[0]
+        return torch.cat([y, y.new_zeros(rest, *y.shape[1:])]) if rest else y
+
+
 @dataclass(frozen=True, kw_only=True)
 class StandardForm:
-    """The weights of a bank that computes ``down(act(gate(x)) * up(x))`` or ``down(act(up(x)))``, and nothing else.
+    """The weights of a bank that computes exactly ``down(act(gate(x)) * up(x))`` or ``down(act(up(x)))``.
 
-    A dispatcher with a kernel for that may use them in place of the bank's ``forward``, which stays the truth that the
-    kernel is tested against.
+    A dispatcher with a fused kernel may use these weights instead of calling the bank. The bank's ``forward`` remains
+    the reference that the kernel is tested against.
 
     Attributes:
         activation: ``silu``, ``gelu`` (exact), ``relu`` or ``sigmoid``.
-        gated: whether there is a gate.
-        w_in_EHD: ``[E, 2H, D]``, the gate in the first H rows of each expert and up in the rest; ``[E, H, D]`` without
-            a gate.
+        gated: whether ``act(gate(x))`` multiplies ``up(x)``.
+        w_in_EHD: gated, ``[E, 2H, D]``: of each expert first the H rows of the gate, then those of up. Otherwise
+            ``[E, H, D]``.
         w_out_EOH: ``[E, O, H]``.
     """
 
@@ -99,7 +161,7 @@ class StandardForm:
 
 
 class ExpertBank(nn.Module, ABC):
-    """E experts of one shape. Built as ``Target(spec, dims)``.
+    """All E routed experts of a layer, as one module. Built as ``Target(spec, dims)``.
 
     Attributes:
         num_experts: E.
@@ -111,24 +173,24 @@ class ExpertBank(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x_ND: Tensor, groups: Groups) -> Tensor:
-        """``y_NO``: each row through its own expert. Rows are sorted by expert; ``groups`` does the products."""
+        """``y_NO``: each row through its own expert. Rows are sorted by expert; ``groups`` computes the products."""
 
     def init_weights(self, init: Init) -> None:
-        """Draws the weights as the model that holds the layer asks."""
+        """Initialises the weights as the model that contains the layer specifies."""
         init_matrices(self, init)
 
     def standard_form(self) -> StandardForm | None:
-        """The weights, where this bank is of a form that fused kernels know; None where it is not (or not now)."""
+        """The weights, if this bank currently computes what fused kernels can compute; else None."""
         return None
 
     @staticmethod
     def from_modules(modules: Iterable[nn.Module], out_dim: int) -> ExpertBank:
-        """A bank of any modules that map ``[n, D] -> [n, O]``, run one after the other."""
+        """A bank of arbitrary modules ``[n, D] -> [n, O]``, run one after the other."""
         return ModuleExperts(modules, out_dim)
 
 
 class ModuleExperts(ExpertBank):
-    """A bank of independent modules, for whoever does not mind the loop."""
+    """A bank of independent modules, run in a Python loop."""
 
     def __init__(self, modules: Iterable[nn.Module], out_dim: int) -> None:
         super().__init__()
@@ -137,40 +199,21 @@ class ModuleExperts(ExpertBank):
         self.out_dim = out_dim
 
     def forward(self, x_ND: Tensor, groups: Groups) -> Tensor:
-        """``y_NO``: each expert on its own rows."""
+        """``y_NO``: each module on its own rows."""
         parts = [expert(x) for expert, x in zip(self.experts, groups.split(x_ND), strict=True)]
         y_NO = torch.cat(parts)
         missing = x_ND.shape[0] - y_NO.shape[0]
         return torch.cat([y_NO, y_NO.new_zeros(missing, self.out_dim)]) if missing else y_NO
 
     def init_weights(self, init: Init) -> None:
-        """Keeps the modules' own initialisation: they are the caller's."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayerDims:
-    """Sizes that the parts of one layer share.
-
-    Attributes:
-        dim: D, width of the tokens that come in.
-        num_experts: E, routed experts.
-        out_dim: O, width that comes out; D when left out.
-    """
-
-    dim: int
-    num_experts: int
-    out_dim: int = 0
-
-    def __post_init__(self) -> None:
-        if not self.out_dim:
-            object.__setattr__(self, "out_dim", self.dim)
+        """Does nothing: the caller made the modules, so their initialisation is kept."""
 
 
 class Router(nn.Module, ABC):
-    """Turns tokens into a routing. Built as ``Target(spec, dims)``.
+    """Decides which experts process which tokens. Built as ``Target(spec, dims)``.
 
-    Its arithmetic is at least fp32 whatever autocast says; it never changes its input; a selection bias decides
-    which experts are chosen and never enters a gate.
+    Computes in fp32 at least, under autocast too. Does not modify its input. A selection bias affects which experts
+    are chosen, never a gate.
     """
 
     @abstractmethod
@@ -181,24 +224,24 @@ class Router(nn.Module, ABC):
 
         Args:
             x_TD: tokens, any float dtype.
-            valid_T: bool, False for padding; None when all are valid.
-            selection_bias_E: fp32, added to the affinities for choosing only.
+            valid_T: bool, False for padding; None when all tokens are valid.
+            selection_bias_E: fp32, added to the affinities when experts are chosen, and only then.
         """
 
     def init_weights(self, init: Init) -> None:
-        """Draws the weights as the model that holds the layer asks."""
+        """Initialises the weights as the model that contains the layer specifies."""
         init_matrices(self, init)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dispatched:
-    """What a dispatcher brings back.
+    """The result of a dispatcher.
 
     Attributes:
-        y_TO: combined outputs; 0 for a token whose pairs were all dropped, and for padding.
+        y_TO: combined outputs; 0 for padding, and for a token whose pairs were all dropped.
         dropped: 0-d int64, the number of pairs beyond capacity.
-        expert_TEO: every expert's own output for every token, where the dispatcher computes it (soft routing
-            without slots), for objectives over experts; else None.
+        expert_TEO: every expert's own output for every token, for objectives over experts; None unless the dispatcher
+            computes it (soft routing without slots).
     """
 
     y_TO: Tensor
@@ -207,83 +250,56 @@ class Dispatched:
 
 
 class Dispatcher(nn.Module, ABC):
-    """Carries tokens to the experts and back along a routing. Built as ``Target(spec, dims)``; has no weights.
+    """Sends tokens to the experts that a routing names, and combines their outputs. Built as ``Target(spec, dims)``.
 
-    Which forms of routing it takes is the claim of its spec.
+    Has no weights. Its spec claims which forms of routing it takes.
 
     Attributes:
-        local_experts: the experts whose weights this process holds, by number; None for all. The layer's bank is
-            built with as many.
+        local_experts: indices of the experts whose weights this rank holds; None for all. The layer builds its bank
+            with this number of experts.
     """
 
     local_experts: range | None = None
 
     @abstractmethod
     def forward(self, x_TD: Tensor, routing: Routing, experts: ExpertBank, *, num_sequences: int = 1) -> Dispatched:
-        """Sends, computes, combines: ``y_t = sum of gate · expert(x_t)`` over the pairs of t.
+        """Dispatches, computes and combines: ``y_t = sum of gate · expert(x_t)`` over the pairs of token t.
 
         Args:
-            x_TD: tokens.
-            routing: where they go.
+            x_TD: tokens, sequence after sequence.
+            routing: the router's decision.
             experts: the bank.
-            num_sequences: B, for those that treat sequences apart; tokens lie sequence after sequence.
+            num_sequences: B, for dispatchers that treat each sequence separately.
         """
 
     def start(
         self, x_TD: Tensor, routing: Routing, experts: ExpertBank, *, num_sequences: int = 1
     ) -> Callable[[], Dispatched]:
-        """Begins what can go on by itself; what comes back is called for the rest, and gives what ``forward`` gives.
+        """Starts asynchronous work, and returns a function that finishes it and returns what ``forward`` would.
 
-        To be overridden by dispatchers that wait for other processes: in between the layer computes shared experts.
+        The layer computes shared experts in between. Override this in dispatchers that wait for other ranks.
         """
         return partial(self, x_TD, routing, experts, num_sequences=num_sequences)
 
     def limit(self, routing: Routing, num_sequences: int) -> tuple[Routing, Tensor]:
-        """What of a routing this dispatcher would carry, and the number of pairs (0-d int64) that it would drop.
+        """Applies the capacity limit alone, without computing anything.
 
-        To be overridden by dispatchers that drop: another process may do the carrying (``expert_parallel``), and who is
-        dropped is decided where the tokens are.
-
-        Args:
-            routing: what the router decided.
-            num_sequences: B.
+        Override this in dispatchers that drop pairs. Under ``expert_parallel`` the rank that has the tokens decides
+        what is dropped, but other ranks compute.
 
         Returns:
-            The routing with ``sent_TK`` false for what is dropped; as it came where nothing is.
+            The routing, with ``sent_TK`` False for dropped pairs (unchanged if there are none), and the number of
+            dropped pairs (0-d int64).
         """
         return routing, torch.zeros((), dtype=torch.int64, device=routing.scores_TE.device)
 
 
 @dataclass(frozen=True, kw_only=True)
-class LayerReport:
-    """What one forward pass of a layer saw. Returned, never stored.
-
-    Attributes:
-        routing: what the router decided.
-        load_E: int64, valid tokens sent to each expert, before drops.
-        dropped: 0-d int64, pairs beyond capacity.
-        losses: the balancers' terms by their names; the router's own, where it has one, under ``router``.
-        expert_TEO: every expert's own output, under soft routing without slots; else None.
-    """
-
-    routing: Routing
-    load_E: Tensor
-    dropped: Tensor
-    losses: Mapping[str, LossTerm] = field(default_factory=dict)
-    expert_TEO: Tensor | None = None
-
-    def loss(self) -> Tensor:
-        """0-d: the weighted sum of the layer's losses (0 when it has none)."""
-        zero = torch.zeros((), dtype=self.routing.scores_TE.dtype, device=self.load_E.device)
-        return sum((term.weight * term.value for term in self.losses.values()), zero)
-
-
-@dataclass(frozen=True, kw_only=True)
 class BalanceContext:
-    """What a balancer may know beside the routing.
+    """What a balancer's loss may use in addition to the routing.
 
     Attributes:
-        num_sequences: B. Tokens lie sequence after sequence: token t belongs to sequence ``t // (T // B)``.
+        num_sequences: B. Token t belongs to sequence ``t // (T // B)``.
         training: whether the layer is in training mode.
     """
 
@@ -292,15 +308,15 @@ class BalanceContext:
 
 
 class Balancer(nn.Module, ABC):
-    """Keeps the load even, by a loss, by a selection bias, or both. Built as ``Target(spec, dims)``.
+    """Keeps the load even by a loss, a selection bias, or both. Built as ``Target(spec, dims)``.
 
-    State is kept in persistent fp32 buffers and changes in ``step`` alone: never in forward, so recompute,
-    compile and accumulation cannot count twice. It stays fp32 when the model is cast to another dtype: a bias in
-    bf16 would lose steps of 1e-3 once it has grown to 1.
+    State is kept in persistent fp32 buffers. Only ``step`` changes it, never ``forward``, so that recomputation and
+    gradient accumulation count no token twice. The buffers stay fp32 when the model is cast to another dtype: in bf16
+    a bias near 1 could not change by 1e-3.
     """
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """What ``.to``, ``.bfloat16`` and their like call on every tensor: the state follows devices, not dtypes."""
+        """Called by ``.to``, ``.bfloat16`` and the like: moves the state to another device, but keeps its dtype."""
 
         def device_only(state: Tensor) -> Tensor:
             moved = fn(state)
@@ -314,14 +330,38 @@ class Balancer(nn.Module, ABC):
         return None
 
     def selection_bias(self) -> Tensor | None:
-        """fp32 ``[E]`` to be added to affinities for choosing, or None."""
+        """fp32 ``[E]``, added to affinities when experts are chosen; or None."""
         return None
 
     def step(self, load_E: Tensor, *, progress: float = 0.0) -> None:
-        """Called once per optimizer step.
+        """Updates the state, once per optimizer step.
 
         Args:
             load_E: int64, the load of the whole global batch.
-            progress: the share of the training run that lies behind, 0 to 1.
+            progress: fraction of training completed, 0 to 1.
         """
         return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerReport:
+    """What one forward pass of a layer observed. Returned, never stored.
+
+    Attributes:
+        routing: the router's decision.
+        load_E: int64, valid tokens sent to each expert, before drops.
+        dropped: 0-d int64, pairs beyond capacity.
+        losses: the balancers' losses by name; the router's own loss, if it has one, as ``router``.
+        expert_TEO: every expert's own output for every token, under soft routing without slots; else None.
+    """
+
+    routing: Routing
+    load_E: Tensor
+    dropped: Tensor
+    losses: Mapping[str, LossTerm] = field(default_factory=dict)
+    expert_TEO: Tensor | None = None
+
+    def loss(self) -> Tensor:
+        """0-d: the weighted sum of the layer's losses; 0 if it has none."""
+        zero = torch.zeros((), dtype=self.routing.scores_TE.dtype, device=self.load_E.device)
+        return sum((term.weight * term.value for term in self.losses.values()), zero)

@@ -1,6 +1,6 @@
-"""The conformance kit: one pytest test for each promise that a component makes by being of its kind.
+"""The conformance kit: a pytest test for every promise that a component makes by its kind and its claims.
 
-An author writes, in a test file of their own::
+The author of a plugin writes, in a test file::
 
     from moekit.testing import parametrize_checks
     from my_package import COMPONENT, Mine
@@ -9,15 +9,15 @@ An author writes, in a test file of their own::
     def test_conformance(check):
         check()
 
-and gets tests named ``router/mine-check_padding``, ``router/mine-check_gradients``, and so on. Which checks run is
-decided by the component's kind and by what its spec claims (``form``, ``takes_bias``, ``causal``, ``dropless``, ...);
-the claims are checked too. Every check is a plain function whose docstring says what it demands and why.
+and gets tests named ``router/mine-check_padding``, ``router/mine-check_gradients``, and so on. The component's kind and
+the claims of its spec (``form``, ``takes_bias``, ``causal``, ``dropless``, ...) determine which checks run; the claims
+are checked too. Every check is a function ``check_...(case)`` whose docstring says what it demands and why.
 """
 
 from __future__ import annotations
 
+from moekit.testing.assertions import CheckFailure as CheckFailure
 from moekit.testing.case import Case as Case
-from moekit.testing.case import CheckFailure as CheckFailure
 from moekit.testing.parametrize import BoundCheck as BoundCheck
 from moekit.testing.parametrize import checks_for as checks_for
 from moekit.testing.parametrize import parametrize_checks as parametrize_checks

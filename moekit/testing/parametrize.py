@@ -1,4 +1,4 @@
-"""From components to pytest tests: which checks a case gets, under which name, and how a failure reads."""
+"""Turns components into pytest tests: which checks apply, the tests' names, and the text of failures."""
 
 from __future__ import annotations
 
@@ -14,47 +14,39 @@ from moekit.errors import MoekitError, nearest
 from moekit.spec.fields import Spec, required
 from moekit.spec.kinds import ExpertSpec
 from moekit.spec.recipe import Recipe
-from moekit.testing.case import DIMS, Case, Check, CheckFailure
+from moekit.testing.assertions import CheckFailure
+from moekit.testing.case import DIMS, Case, Check
 from moekit.testing.checks import (
     attention,
     balancer,
-    balancer_state,
-    construction,
+    common,
     data,
     dispatcher,
-    dispatcher_sending,
-    execution,
     experts,
     model,
     objective,
     optimizer,
     router,
-    router_claims,
-    router_training,
 )
 
-BY_KIND = {
-    "router": (router, router_claims, router_training),
-    "expert": (experts,),
-    "dispatcher": (dispatcher, dispatcher_sending),
-    "balancer": (balancer, balancer_state),
-    "attention": (attention,),
-    "model": (model,),
-    "objective": (objective,),
-    "data": (data,),
-    "optimizer": (optimizer,),
-    "schedule": (optimizer,),
+OF_KIND = {
+    "router": router,
+    "expert": experts,
+    "dispatcher": dispatcher,
+    "balancer": balancer,
+    "attention": attention,
+    "model": model,
+    "objective": objective,
+    "data": data,
+    "optimizer": optimizer,
+    "schedule": optimizer,
 }
+"""The file with the checks of each kind; those of ``common`` hold for all."""
 
 
 @dataclass(frozen=True)
 class BoundCheck:
-    """One check on one case, to be called.
-
-    Attributes:
-        check: what is demanded.
-        case: of whom.
-    """
+    """One check of one case. Call it to run the check."""
 
     check: Check
     case: Case
@@ -65,21 +57,21 @@ class BoundCheck:
         return self.check.__name__
 
     def __call__(self) -> None:
-        """Runs it.
+        """Runs the check.
 
         Raises:
-            CheckFailure: the component breaks the promise; the message says which, what was found and expected.
+            CheckFailure: it failed, or raised another exception.
         """
         __tracebackhide__ = True
         try:
             self.check(self.case)
         except CheckFailure as failure:
-            raise CheckFailure(self._told(str(failure))) from None
+            raise CheckFailure(self._message(str(failure))) from None
         except Exception as error:
-            found = f"  found     {type(error).__name__}: {error}\n  expected  no error (its traceback stands above)"
-            raise CheckFailure(self._told(found)) from error
+            found = f"  found     {type(error).__name__}: {error}\n  expected  no error (see its traceback above)"
+            raise CheckFailure(self._message(found)) from error
 
-    def _told(self, finding: str) -> str:
+    def _message(self, finding: str) -> str:
         demand = inspect.cleandoc(self.check.__doc__ or "").replace("\n", "\n            ")
         return (
             f"{self.case.label} fails {self.name}\n"
@@ -88,9 +80,8 @@ class BoundCheck:
 
 
 def checks_for(case: Case) -> list[BoundCheck]:
-    """Every check that the case's kind and claims call for, in order."""
-    rooms = (construction, execution, *BY_KIND[case.kind])
-    return [BoundCheck(check, case) for room in rooms for check in room.checks(case)]
+    """All checks that apply to the case's kind and claims, in order."""
+    return [BoundCheck(check, case) for file in (common, OF_KIND[case.kind]) for check in file.checks(case)]
 
 
 def cases_of(
@@ -98,10 +89,10 @@ def cases_of(
     examples: Mapping[str, Sequence[Spec]],
     dims: LayerDims | None = None,
 ) -> Iterator[Case]:
-    """One case for each example of each component; the options' defaults are the example where none is given.
+    """One case for each example of each component. Without an example, options have their defaults.
 
     Raises:
-        MoekitError: a component without an example has options without a default; an example belongs to nobody.
+        MoekitError: a component without an example has options without a default; an example's component is unknown.
     """
     components = [c for c in components if c.spec is not Recipe]
     names = [c.name for c in components] + [f"{c.kind}/{c.name}" for c in components]
@@ -129,18 +120,18 @@ def parametrize_checks(
     expected_failures: Mapping[str, Mapping[str, str]] | None = None,
     dims: LayerDims | None = None,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """A decorator that gives a test one case for each check of each component, as its argument ``check``.
+    """A decorator that parametrizes a test over all checks of all components, as its argument ``check``.
 
     Args:
-        components: what is tested; recipes among them are left out.
-        examples: specs to build a component with, by its name (or ``kind/name``): for options without a default, or
-            to test several settings. They are numbered: ``router/mine.1``, ``router/mine.2``.
-        expected_failures: ``{"router/mine": {"check_compile": "why"}}``: checks that are known to fail, with the
-            reason. Strict: one that passes after all fails the test. ``router/mine.2`` means one example.
-        dims: sizes of the layer, where the kit's own do not suit a component.
+        components: the components to test; recipes are skipped.
+        examples: specs to build a component with, by its name (or ``kind/name``), for options without a default or to
+            test several settings. Tests are then numbered: ``router/mine.1``, ``router/mine.2``.
+        expected_failures: ``{"router/mine": {"check_compile": "why"}}``: checks known to fail, with the reason.
+            ``router/mine.2`` selects one example. A check that passes nevertheless fails the test.
+        dims: sizes of the layer; default: the kit's own.
 
     Raises:
-        MoekitError: an example is missing; examples or expected failures for something that is not tested.
+        MoekitError: an example is missing, or examples or expected failures name something that is not tested.
     """
     known = {name: dict(checks) for name, checks in (expected_failures or {}).items()}
     bound = [check for case in cases_of(components, examples or {}, dims) for check in checks_for(case)]

@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from healthy_layers import Pick, PickRouter, PickUnbiased, component
+from healthy import NoisyPick, NoisyPickRouter, Pick, PickRouter, PickUnbiased, components
 from torch import Tensor
 
-from moekit import Component, Routing, TokenChoice
+from moekit import Component, LossTerm, Routing, TokenChoice
 from moekit.spec.kinds import Form
 
 
-def altered(routing: Routing, kind: type[TokenChoice] = TokenChoice, **changes: object) -> Routing:
-    """The routing with some fields replaced."""
-    return kind(**({f.name: getattr(routing, f.name) for f in fields(routing)} | changes))
-
-
 class Turned(PickRouter):
-    def forward(
-        self, x_TD: Tensor, *, valid_T: Tensor | None = None, selection_bias_E: Tensor | None = None
-    ) -> Routing:
-        routing = super().forward(x_TD, valid_T=valid_T, selection_bias_E=selection_bias_E)
-        return altered(routing, logits_TE=routing.logits_TE.T)
+    def routing(self, routing: TokenChoice) -> Routing:
+        return replace(routing, logits_TE=routing.logits_TE.T)
 
 
 class OneGate(PickRouter):
@@ -41,10 +33,8 @@ class CountsFromOne(PickRouter):
 
 
 class LosesMask(PickRouter):
-    def forward(
-        self, x_TD: Tensor, *, valid_T: Tensor | None = None, selection_bias_E: Tensor | None = None
-    ) -> Routing:
-        return super().forward(x_TD, selection_bias_E=selection_bias_E)
+    def routing(self, routing: TokenChoice) -> Routing:
+        return replace(routing, valid_T=None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,10 +98,8 @@ class FloatLoad(TokenChoice):
 class LoadOfPadding(PickRouter):
     kind: ClassVar[type[TokenChoice]] = CountsPadding
 
-    def forward(
-        self, x_TD: Tensor, *, valid_T: Tensor | None = None, selection_bias_E: Tensor | None = None
-    ) -> Routing:
-        return altered(super().forward(x_TD, valid_T=valid_T, selection_bias_E=selection_bias_E), self.kind)
+    def routing(self, routing: TokenChoice) -> Routing:
+        return self.kind(**vars(routing))
 
 
 class LoadInFloats(LoadOfPadding):
@@ -119,7 +107,7 @@ class LoadInFloats(LoadOfPadding):
 
 
 class Centred(PickRouter):
-    """Subtracts the mean over tokens: it looks at padding and at later tokens."""
+    """Subtracts the mean over tokens, and so depends on padding and on later tokens."""
 
     def clean(self, x_TD: Tensor, valid_T: Tensor | None) -> Tensor:
         return super().clean(x_TD - x_TD.mean(0), valid_T)
@@ -131,15 +119,14 @@ class ReadsPadding(PickRouter):
 
 
 class MasksGates(PickRouter):
-    """Masks what comes out instead of what goes in: in backward 0 times NaN is NaN."""
+    """Masks the output instead of the input: in backward 0 times NaN is NaN."""
 
-    def forward(
-        self, x_TD: Tensor, *, valid_T: Tensor | None = None, selection_bias_E: Tensor | None = None
-    ) -> Routing:
-        routing = super().forward(x_TD, selection_bias_E=selection_bias_E)
-        assert isinstance(routing, TokenChoice)
-        gate_TK = routing.gate_TK if valid_T is None else routing.gate_TK.where(valid_T[:, None], 0.0)
-        return altered(routing, gate_TK=gate_TK, valid_T=valid_T)
+    def clean(self, x_TD: Tensor, valid_T: Tensor | None) -> Tensor:
+        return x_TD
+
+    def routing(self, routing: TokenChoice) -> Routing:
+        valid_T, gate_TK = routing.valid_T, routing.gate_TK
+        return routing if valid_T is None else replace(routing, gate_TK=gate_TK.where(valid_T[:, None], 0.0))
 
 
 class DividesByNothing(PickRouter):
@@ -162,7 +149,7 @@ class BiasInGate(PickRouter):
 
 
 class BiasTrained(PickRouter):
-    """Takes the bias out of the value of the gate again, but leaves its gradient."""
+    """Removes the bias from the gate's value, but not from its gradient."""
 
     def gate(self, scores_TE: Tensor, biased_TE: Tensor, expert_TK: Tensor) -> Tensor:
         return (scores_TE + biased_TE - biased_TE.detach()).gather(1, expert_TK)
@@ -176,30 +163,94 @@ class BiasUnheard(PickRouter):
 
 
 class CapacityByLength(PickRouter):
-    """Sharpens with the number of tokens: earlier tokens depend on how many follow."""
+    """Scales logits by the number of tokens, so that earlier tokens depend on how many follow."""
 
     def logits(self, x_TD: Tensor) -> Tensor:
         return super().logits(x_TD) * x_TD.shape[0]
 
 
+class ReadsNoise(NoisyPickRouter):
+    def noisy(self, logits_TE: Tensor) -> Tensor:
+        noisy_TE = super().noisy(logits_TE)
+        return noisy_TE if noisy_TE.max().item() < 1e4 else logits_TE
+
+
+class LossOfOneElement(NoisyPickRouter):
+    def own_loss(self, logits_TE: Tensor, valid_T1: Tensor) -> LossTerm:
+        return replace(super().own_loss(logits_TE, valid_T1), value=self.level.square())
+
+
+class LossWithPadding(NoisyPickRouter):
+    def own_loss(self, logits_TE: Tensor, valid_T1: Tensor) -> LossTerm:
+        return super().own_loss(logits_TE, torch.ones_like(valid_T1))
+
+    def clean(self, x_TD: Tensor, valid_T: Tensor | None) -> Tensor:
+        return x_TD.nan_to_num(nan=7.0)
+
+
+class LossWithoutGradient(NoisyPickRouter):
+    def own_loss(self, logits_TE: Tensor, valid_T1: Tensor) -> LossTerm:
+        term = super().own_loss(logits_TE, valid_T1)
+        return replace(term, value=term.value.detach())
+
+
+class LossInBf16(NoisyPickRouter):
+    def own_loss(self, logits_TE: Tensor, valid_T1: Tensor) -> LossTerm:
+        term = super().own_loss(logits_TE, valid_T1)
+        return replace(term, value=term.value.to(self.level.dtype))
+
+
+class NoLoad(NoisyPickRouter):
+    def smooth(self, chance_TE: Tensor, valid_T1: Tensor) -> Tensor | None:
+        return None
+
+
+class MeanLoad(NoisyPickRouter):
+    def smooth(self, chance_TE: Tensor, valid_T1: Tensor) -> Tensor | None:
+        load_E = super().smooth(chance_TE, valid_T1)
+        return None if load_E is None else load_E / chance_TE.shape[0]
+
+
+class LoadWithPadding(NoisyPickRouter):
+    def smooth(self, chance_TE: Tensor, valid_T1: Tensor) -> Tensor | None:
+        return super().smooth(chance_TE, torch.ones_like(valid_T1))
+
+
+class LoadOfTheNext(NoisyPickRouter):
+    def smooth(self, chance_TE: Tensor, valid_T1: Tensor) -> Tensor | None:
+        return super().smooth(chance_TE.roll(1, 1), valid_T1)
+
+
+class LoadWithoutGradient(NoisyPickRouter):
+    def smooth(self, chance_TE: Tensor, valid_T1: Tensor) -> Tensor | None:
+        return super().smooth(chance_TE.detach(), valid_T1)
+
+
+class LoadInEval(NoisyPickRouter):
+    def smooth(self, chance_TE: Tensor, valid_T1: Tensor) -> Tensor | None:
+        return (chance_TE * valid_T1).sum(0)
+
+
 BROKEN: dict[str, list[Component]] = {
-    "check_shapes": [component(Pick, Turned), component(Pick, OneGate), component(Pick, CountsFromOne)],
-    "check_form": [component(ClaimsSoft, PickRouter), component(Pick, LosesMask)],
-    "check_active": [component(ClaimsAll, PickRouter)],
-    "check_any_number_of_tokens": [component(Pick, NeedsTokens), component(Pick, NeedsTwoTokens)],
-    "check_fp32_arithmetic": [component(Pick, LowPrecision), component(Pick, ScoresInInputType)],
-    "check_device": [component(Pick, MakesTensorsOnCpu)],
-    "check_choices_distinct": [component(Pick, SameTwice), component(Pick, SameTwiceOnTies)],
-    "check_load_counts": [component(Pick, LoadOfPadding), component(Pick, LoadInFloats), component(Pick, SameTwice)],
-    "check_padding": [component(Pick, Centred)],
-    "check_padding_nan": [component(Pick, Centred), component(Pick, MasksGates), component(Pick, ReadsPadding)],
-    "check_extreme_logits": [component(Pick, DividesByNothing), component(Pick, BareExponentials)],
-    "check_nan_stays_with_its_token": [component(Pick, Centred)],
-    "check_bias_chooses_only": [
-        component(Pick, BiasInGate),
-        component(Pick, BiasTrained),
-        component(Pick, BiasUnheard),
-    ],
-    "check_bias_is_ignored": [component(PickUnbiased, PickRouter)],
-    "check_causal": [component(Pick, Centred), component(Pick, CapacityByLength)],
+    "check_shapes": components(Pick, Turned, OneGate, CountsFromOne),
+    "check_form": [*components(ClaimsSoft, PickRouter), *components(Pick, LosesMask)],
+    "check_active": components(ClaimsAll, PickRouter),
+    "check_any_number_of_tokens": components(Pick, NeedsTokens, NeedsTwoTokens),
+    "check_fp32_arithmetic": components(Pick, LowPrecision, ScoresInInputType),
+    "check_device": components(Pick, MakesTensorsOnCpu),
+    "check_choices_distinct": components(Pick, SameTwice, SameTwiceOnTies),
+    "check_load_counts": components(Pick, LoadOfPadding, LoadInFloats, SameTwice),
+    "check_padding": components(Pick, Centred),
+    "check_padding_nan": components(Pick, Centred, MasksGates, ReadsPadding),
+    "check_extreme_logits": components(Pick, DividesByNothing, BareExponentials),
+    "check_nan_stays_with_its_token": components(Pick, Centred),
+    "check_bias_chooses_only": components(Pick, BiasInGate, BiasTrained, BiasUnheard),
+    "check_bias_is_ignored": components(PickUnbiased, PickRouter),
+    "check_causal": components(Pick, Centred, CapacityByLength),
+    "check_compile_in_training": components(NoisyPick, ReadsNoise),
+    "check_own_loss": components(NoisyPick, LossOfOneElement, LossWithPadding, LossWithoutGradient, LossInBf16),
+    "check_smooth_load": components(
+        NoisyPick, NoLoad, MeanLoad, LoadWithPadding, LoadOfTheNext, LoadWithoutGradient, LoadInEval, PickRouter
+    ),
+    "check_no_smooth_load": components(Pick, NoisyPickRouter),
 }

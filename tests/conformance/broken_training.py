@@ -1,4 +1,4 @@
-"""Balancers, models, objectives, data, optimizers, schedules with one fault each, by the check that must catch it."""
+"""Balancers, objectives, data, optimizers and schedules with one fault each, by the check that must catch it."""
 
 from __future__ import annotations
 
@@ -7,24 +7,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from healthy_layers import component
-from healthy_training import (
-    Descent,
-    Dice,
-    DiceData,
-    Even,
-    EvenLoss,
-    Guess,
-    GuessObjective,
-    Level,
-    Nudge,
-    NudgeBias,
-    Tiny,
-    TinyModel,
-)
+from healthy import Descent, Dice, DiceData, Even, EvenLoss, Guess, GuessObjective, Level, Nudge, NudgeBias, components
 from torch import Tensor, nn
 
-from moekit import BalanceContext, Batch, Component, LossSum, LossTerm, ModelOutput, Routing
+from moekit import BalanceContext, Batch, Component, LossSum, LossTerm, Routing
 
 
 class GrowsWithExperts(EvenLoss):
@@ -110,45 +96,6 @@ class FloatLoads(NudgeBias):
         return (load_E.mean() - load_E).sign()
 
 
-class FutureInEval(TinyModel):
-    def forward(self, inputs: Tensor, *, valid: Tensor | None = None) -> ModelOutput:
-        out = super().forward(inputs, valid=valid)
-        return ModelOutput(y=out.y, reports=out.reports, future=(out.y[:, 1:],))
-
-
-class OtherName(TinyModel):
-    def forward(self, inputs: Tensor, *, valid: Tensor | None = None) -> ModelOutput:
-        out = super().forward(inputs, valid=valid)
-        return ModelOutput(y=out.y, reports={"layer": out.reports["moe"]})
-
-
-class IgnoresMask(TinyModel):
-    def forward(self, inputs: Tensor, *, valid: Tensor | None = None) -> ModelOutput:
-        return super().forward(inputs)
-
-
-class IdlePart(TinyModel):
-    def __init__(self, spec: Tiny) -> None:
-        super().__init__(spec)
-        self.idle = nn.Linear(3, 3)
-
-
-class StrangeEmbedding(TinyModel):
-    def embeddings(self) -> tuple[nn.Parameter | None, nn.Parameter | None]:
-        return nn.Parameter(torch.zeros(3)), self.head.weight
-
-
-class InMemory(TinyModel):
-    def __init__(self, spec: Tiny) -> None:
-        super().__init__(spec)
-        self.scale = nn.Parameter(torch.ones(8, device="cpu"))
-
-
-class SeesTheFuture(TinyModel):
-    def mix(self, x_BSD: Tensor) -> Tensor:
-        return x_BSD + x_BSD.mean(1, keepdim=True)
-
-
 class CountsAll(GuessObjective):
     def sum_up(self, loss_BS: Tensor, valid_BS: Tensor) -> LossSum:
         out = super().sum_up(loss_BS, valid_BS)
@@ -202,7 +149,7 @@ def ascent(spec: Descent, model: nn.Module) -> torch.optim.Optimizer:
 
 
 class Normed(torch.optim.SGD):
-    """Steps of one length, whatever the gradient's: the whole tensor's."""
+    """Normalises each tensor's gradient, and so depends on the whole tensor."""
 
     def step(self, closure: object = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
@@ -213,7 +160,7 @@ class Normed(torch.optim.SGD):
 
 
 class Misnamed(torch.optim.Adagrad):
-    """Says that it sums along rows, and keeps a number for each weight."""
+    """Claims state that is reduced over rows, but has a number for each weight."""
 
     reduced: ClassVar[dict[str, int]] = {"sum": -1}
 
@@ -235,33 +182,26 @@ def never_starts(spec: Level, total_steps: int) -> Callable[[int], float]:
 
 
 BROKEN: dict[str, list[Component]] = {
-    "check_perfect_balance": [component(Even, GrowsWithExperts)],
-    "check_loss_sees_skew": [component(Even, UpsideDown)],
-    "check_padding_counts_nothing": [component(Even, MeanOverPadding), component(Even, SumsNaN)],
-    "check_loss_gradient": [component(Even, NoTraining)],
-    "check_loss_dtype": [component(Even, Halves)],
-    "check_persistent_state": [component(Nudge, Forgets), component(Nudge, CountsSteps)],
-    "check_empty_step": [component(Nudge, DividesByLoad)],
-    "check_gives_no_bias": [component(ClaimsNoBias, NudgeBias)],
-    "check_bias_shape": [component(Nudge, DoubleBias), component(Nudge, FollowsTheModel)],
-    "check_bias_moves_towards_balance": [component(Nudge, WrongWay)],
-    "check_large_loads_exact": [component(Nudge, FloatLoads)],
-    "check_output": [component(Tiny, FutureInEval)],
-    "check_reports": [component(Tiny, OtherName)],
-    "check_model_padding": [component(Tiny, IgnoresMask)],
-    "check_model_trains": [component(Tiny, IdlePart)],
-    "check_parts": [component(Tiny, StrangeEmbedding)],
-    "check_counted_without_memory": [component(Tiny, InMemory)],
-    "check_model_causal": [component(Tiny, SeesTheFuture)],
-    "check_loss_sum": [component(Guess, CountsAll)],
-    "check_loss_padding": [component(Guess, Averages)],
-    "check_metrics": [component(Guess, LiveMetric)],
-    "check_objective_gradient": [component(Guess, TrainsOnPadding)],
-    "check_batches": [component(Dice, Copies)],
-    "check_drawn_from_generator": [component(Dice, GlobalDraw), component(Dice, DrawsBeside)],
-    "check_validation_order": [component(Dice, OtherEachTime)],
-    "check_every_parameter_once": [component(Descent, frozen_too)],
-    "check_optimizer_moves": [component(Descent, ascent)],
-    "check_takes_shards": [component(Descent, normed), component(Descent, misnamed)],
-    "check_schedule_factors": [component(Level, falls_below_zero), component(Level, never_starts)],
+    "check_perfect_balance": components(Even, GrowsWithExperts),
+    "check_loss_sees_skew": components(Even, UpsideDown),
+    "check_padding_counts_nothing": components(Even, MeanOverPadding, SumsNaN),
+    "check_loss_gradient": components(Even, NoTraining),
+    "check_loss_dtype": components(Even, Halves),
+    "check_persistent_state": components(Nudge, Forgets, CountsSteps),
+    "check_empty_step": components(Nudge, DividesByLoad),
+    "check_gives_no_bias": components(ClaimsNoBias, NudgeBias),
+    "check_bias_shape": components(Nudge, DoubleBias, FollowsTheModel),
+    "check_bias_moves_towards_balance": components(Nudge, WrongWay),
+    "check_large_loads_exact": components(Nudge, FloatLoads),
+    "check_loss_sum": components(Guess, CountsAll),
+    "check_loss_padding": components(Guess, Averages),
+    "check_metrics": components(Guess, LiveMetric),
+    "check_objective_gradient": components(Guess, TrainsOnPadding),
+    "check_batches": components(Dice, Copies),
+    "check_sampled_from_generator": components(Dice, GlobalDraw, DrawsBeside),
+    "check_validation_order": components(Dice, OtherEachTime),
+    "check_every_parameter_once": components(Descent, frozen_too),
+    "check_optimizer_moves": components(Descent, ascent),
+    "check_takes_shards": components(Descent, normed, misnamed),
+    "check_schedule_factors": components(Level, falls_below_zero, never_starts),
 }

@@ -1,7 +1,6 @@
-"""Every component that moekit's own plugins offer keeps the promises of its kind. New ones need no listing here.
+"""Every component of moekit's own plugins passes the conformance kit. New components need not be listed here.
 
-A component is tested with its defaults, or, where an option has none, as the smallest recipe that uses it has it.
-``EXAMPLES`` holds further settings that are worth testing.
+A component is tested with its defaults, with the ``EXAMPLES`` below, or, if options have no default, as in a recipe.
 """
 
 from __future__ import annotations
@@ -222,7 +221,7 @@ def test_conformance(check: Callable[[], None]) -> None:
     check()
 
 
-def test_the_walk_meets_every_kind() -> None:
+def test_first_party_components_cover_every_kind() -> None:
     kinds = {c.kind for c in current().components()}
     assert kinds >= {"router", "expert", "dispatcher", "balancer", "attention", "model", "objective", "data"}
     assert not current().failed

@@ -1,11 +1,11 @@
-"""``parametrize_checks`` as an author meets it: names of tests, expected failures, and mistakes in what is passed."""
+"""``parametrize_checks`` from a plugin author's view: names of tests, expected failures, and wrong arguments."""
 
 from __future__ import annotations
 
 import re
 
 import pytest
-from healthy_layers import Pick, PickRouter, component
+from healthy import Pick, PickRouter, component
 
 from moekit import MoekitError
 from moekit.spec.recipe import Recipe
@@ -18,7 +18,7 @@ MINE = component(Pick, PickRouter)
 
 AUTHORS_FILE = """
     from broken_routers import BiasInGate
-    from healthy_layers import Pick, PickRouter, component
+    from healthy import Pick, PickRouter, component
     from moekit.testing import parametrize_checks
 
     @parametrize_checks(
@@ -38,8 +38,8 @@ AUTHORS_FILE = """
 """
 
 
-def test_an_authors_run(pytester: pytest.Pytester) -> None:
-    pytester.makepyfile(AUTHORS_FILE)
+def test_a_plugin_authors_run_reports_failures_and_expected_failures(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(test_mine=AUTHORS_FILE)
     result = pytester.runpytest_inprocess("-rxf", "-p", "no:cacheprovider", "-k", "check_bias or check_shapes")
     result.assert_outcomes(passed=2, failed=2, xfailed=2)
     result.stdout.fnmatch_lines_random(
@@ -49,7 +49,7 @@ def test_an_authors_run(pytester: pytest.Pytester) -> None:
             "FAILED *[[]router/pick.2-check_shapes] - [[]XPASS(strict)] thought to fail",
             "FAILED *[[]router/pick-check_bias_chooses_only]*",
             "E*router/pick fails check_bias_chooses_only",
-            "E*demanded  Lets a selection bias choose experts and nothing else: it never enters a gate or a score*",
+            "E*demanded  Uses a selection bias to choose experts and for nothing else, never in a gate or a score*",
             "E*found     gates under a bias of 0.01: *",
             "E*expected *, to 1e-12 relative",
             "E*options   Pick(top_k=2)",
@@ -76,7 +76,7 @@ def test_an_authors_run(pytester: pytest.Pytester) -> None:
         ),
     ],
 )
-def test_names_that_are_not_tested_are_refused(arguments: dict[str, object], message: str) -> None:
+def test_unknown_names_raise_an_error_with_the_nearest_one(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(MoekitError, match=re.escape(message)):
         parametrize_checks([MINE], **arguments)  # type: ignore[arg-type]
 
@@ -84,15 +84,13 @@ def test_names_that_are_not_tested_are_refused(arguments: dict[str, object], mes
 def test_options_without_a_default_need_an_example() -> None:
     from moekit_routers.topk import COMPONENT, TopK
 
-    with pytest.raises(MoekitError) as refused:
+    message = "router 'topk' has no default for top_k: give an example, examples={'topk': [TopK(top_k=...)]}"
+    with pytest.raises(MoekitError, match=f"^{re.escape(message)}$"):
         parametrize_checks([COMPONENT])
-    assert str(refused.value) == (
-        "router 'topk' has no default for top_k: give an example, examples={'topk': [TopK(top_k=...)]}"
-    )
     (case,) = cases_of([COMPONENT], {"topk": [TopK(top_k=2)]})
     assert case.label == "router/topk"
 
 
-def test_recipes_are_left_out() -> None:
+def test_recipes_are_skipped() -> None:
     recipe = component(Recipe, lambda spec: spec)
     assert [case.label for case in cases_of([recipe, MINE], {})] == ["router/pick"]

@@ -1,4 +1,4 @@
-"""Adafactor against the paper's algorithms written out in loops, and against torch's."""
+"""Adafactor against the paper's algorithms in plain loops, and against torch's implementation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from moekit_optimizers.adafactor import Adafactor
 from moekit_optimizers.adafactor.naive import Memory, naive_adafactor
 
 SCALES = (1e-20, 1e-9, 1.0, 1e-5, 30.0, 0.0)
-"""Of gradients, from step to step; the first are so small that the first epsilon bounds V, or the mean of V."""
+"""Scales of successive gradients. The first are so small that the first epsilon bounds V, or the mean of V."""
 
 
 class Some(nn.Module):
@@ -39,7 +39,7 @@ def decayed(p: Tensor, weight_decay: float) -> float:
     st.integers(0, 2**16),
 )
 @settings(max_examples=40, deadline=None)
-def test_steps_are_the_papers(
+def test_steps_equal_the_papers_algorithms(
     shape: list[int], lr: float, clip: float, decay: float, eps: list[float], seed: int
 ) -> None:
     """Scalars, vectors, matrices, stacks of them, and stacks of stacks."""
@@ -59,8 +59,8 @@ def test_steps_are_the_papers(
 
 
 @pytest.mark.parametrize("clip", [1.0, 1.7])
-def test_steps_are_torchs(clip: float) -> None:
-    """To rounding: weights and state, names of state too; torch takes no clip below 1."""
+def test_steps_and_state_equal_torchs(clip: float) -> None:
+    """Up to rounding, including the names of state; torch accepts no clip below 1."""
     shapes = [(), (7,), (1,), (5, 3), (1, 4), (4, 5, 6), (2, 3, 4, 5)]
     ours, torchs = Some(shapes), Some(shapes)
     torchs.load_state_dict(ours.state_dict())

@@ -1,46 +1,48 @@
-"""Attention against loops over positions and heads, in fp64: outputs and the gradient of every weight."""
+"""Attention (GQA, MLA, relative position biases), its caches and YaRN against loops over positions and heads, in fp64.
+
+Outputs, and gradients of the input and of every weight.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from functools import partial
+from typing import Literal
 
 import pytest
 import torch
+from agreement import assert_agree, spread
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from moekit import Cache
 from moekit_models.gqa import GQA
 from moekit_models.gqa import naive as gqa_naive
 from moekit_models.gqa.module import GroupedQueryAttention
 from moekit_models.mla import MLA
 from moekit_models.mla import naive as mla_naive
 from moekit_models.mla.module import MultiHeadLatentAttention
+from moekit_models.relative import Relative
+from moekit_models.relative import naive as relative_naive
+from moekit_models.relative.module import RelativeAttention
+from moekit_models.rotary import rotate, score_scale, turns
+from moekit_models.yarn import Yarn
 
 DIM = 6
+RELATIVE = Relative(heads=2, head_dim=4, buckets=8, max_distance=7, scale=0.7)
+Ramp = Literal["index", "turns"]
 
 
-def spread(module: nn.Module) -> nn.Module:
-    """Norm weights away from 1 and matrices large enough that scores differ."""
-    for parameter in module.parameters():
-        nn.init.uniform_(parameter, 0.5, 1.5) if parameter.ndim == 1 else nn.init.normal_(parameter, std=0.7)
-    return module
-
-
-def agree(module: nn.Module, naive: Callable[[Tensor, dict[str, Tensor]], Tensor], length: int) -> None:
-    """Both give the same outputs, and the same gradients for the input and every weight."""
+def assert_attention_agrees(
+    module: nn.Module, naive: Callable[[Tensor, dict[str, Tensor]], Tensor], length: int
+) -> None:
+    """Outputs and gradients of two sequences."""
     x_BSD = torch.randn(2, length, DIM, dtype=torch.float64, requires_grad=True)
-    upstream = torch.randn(2, length, DIM, dtype=torch.float64)
     weights = dict(module.named_parameters())
-    leaves = [x_BSD, *weights.values()]
-    fast = module(x_BSD)
     slow = torch.stack([naive(x_SD, weights) for x_SD in x_BSD])
-    torch.testing.assert_close(fast, slow, rtol=1e-11, atol=1e-12)
-    for name, a, b in zip(
-        ["x", *weights],
-        torch.autograd.grad((fast * upstream).sum(), leaves),
-        torch.autograd.grad((slow * upstream).sum(), leaves),
-        strict=True,
-    ):
-        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-11, msg=lambda text, name=name: f"{name}: {text}")
+    assert_agree(module(x_BSD), slow, {"x": x_BSD, **weights}, rtol=1e-11, atol=1e-12)
 
 
 @pytest.mark.parametrize("length", [1, 7])
@@ -48,15 +50,11 @@ def agree(module: nn.Module, naive: Callable[[Tensor, dict[str, Tensor]], Tensor
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, None), (4, 2), (3, 1)])
 def test_grouped_query_attention(heads: int, kv_heads: int | None, qk_norm: bool, length: int) -> None:
     spec = GQA(heads=heads, kv_heads=kv_heads, head_dim=4, rope_theta=100.0, qk_norm=qk_norm, norm_eps=1e-3)
-    module = spread(GroupedQueryAttention(spec, DIM).double())
-    agree(
-        module,
-        lambda x_SD, w: gqa_naive.attend(x_SD, w, heads=heads, kv_heads=kv_heads or heads, theta=100.0, eps=1e-3),
-        length,
-    )
+    naive = partial(gqa_naive.attend, heads=heads, kv_heads=kv_heads or heads, theta=100.0, eps=1e-3)
+    assert_attention_agrees(spread(GroupedQueryAttention(spec, DIM)), naive, length)
 
 
-# value narrower than, as wide as, and wider than a key: the module pads one or the other
+# values narrower than, as wide as, and wider than keys: the module pads one or the other
 @pytest.mark.parametrize("value_dim", [3, 6, 9])
 @pytest.mark.parametrize("query_rank", [None, 5])
 @pytest.mark.parametrize("form", [mla_naive.attend, mla_naive.attend_absorbed])
@@ -73,20 +71,239 @@ def test_multi_head_latent_attention(
         rope_theta=100.0,
         norm_eps=1e-3,
     )
-    module = spread(MultiHeadLatentAttention(spec, DIM).double())
     sizes = mla_naive.Sizes(heads=2, kv_rank=5, nope=2, rope=4, value=value_dim, theta=100.0, eps=1e-3)
-    agree(module, lambda x_SD, w: form(x_SD, w, sizes), 6)
+    assert_attention_agrees(spread(MultiHeadLatentAttention(spec, DIM)), lambda x_SD, w: form(x_SD, w, sizes), 6)
 
 
-def test_absorbed_form_is_the_same_function() -> None:
+@torch.no_grad()
+def test_the_absorbed_form_of_mla_is_the_same_function() -> None:
     spec = MLA(heads=3, query_rank=4, kv_rank=5, nope_dim=3, rope_dim=2, value_dim=4)
-    weights = dict(spread(MultiHeadLatentAttention(spec, DIM).double()).named_parameters())
+    weights = dict(spread(MultiHeadLatentAttention(spec, DIM)).named_parameters())
     sizes = mla_naive.Sizes(heads=3, kv_rank=5, nope=3, rope=2, value=4, theta=1e4, eps=1e-6)
     x_SD = torch.randn(8, DIM, dtype=torch.float64)
-    with torch.no_grad():
-        torch.testing.assert_close(
-            mla_naive.attend_absorbed(x_SD, weights, sizes),
-            mla_naive.attend(x_SD, weights, sizes),
-            rtol=1e-12,
-            atol=1e-12,
-        )
+    absorbed, plain = (form(x_SD, weights, sizes) for form in (mla_naive.attend_absorbed, mla_naive.attend))
+    torch.testing.assert_close(absorbed, plain, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("length", [1, 11])
+@pytest.mark.parametrize("causal", [True, False])
+def test_relative_attention(causal: bool, length: int) -> None:
+    naive = partial(relative_naive.attend, heads=2, buckets=8, max_distance=7, scale=0.7, causal=causal)
+    assert_attention_agrees(RelativeAttention(RELATIVE, DIM, causal).double(), naive, length)
+
+
+@pytest.mark.parametrize("length", [1, 4])
+def test_relative_attention_with_padding_is_that_of_the_valid_part(length: int) -> None:
+    module = RelativeAttention(RELATIVE, DIM, causal=False).double()
+    x_BSD = torch.randn(1, 7, DIM, dtype=torch.float64, requires_grad=True)
+    weights = dict(module.named_parameters())
+    naive = partial(relative_naive.attend, heads=2, buckets=8, max_distance=7, scale=0.7, causal=False)
+    fast = module(x_BSD, valid_BS=(torch.arange(7) < length)[None])[:, :length]
+    assert_agree(fast, naive(x_BSD[0, :length], weights)[None], {"x": x_BSD, **weights})
+
+
+# ---- with a cache ---------------------------------------------------------------------------------------------------
+
+YARN = Yarn(factor=3.0, original=8, beta_fast=2.0, beta_slow=0.5, mscale=0.2)
+LENGTHS = st.lists(st.integers(1, 4), min_size=1, max_size=4)
+
+
+def yarn_numbers(yarn: Yarn) -> dict[str, float]:
+    """The options under the names of the reference implementation."""
+    return {
+        "s": yarn.factor,
+        "L": yarn.original,
+        "alpha": yarn.beta_slow,
+        "beta": yarn.beta_fast,
+        "m": yarn.mscale,
+        "by_index": float(yarn.ramp == "index"),
+    }
+
+
+def seeded_spread(module: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    return spread(module)
+
+
+def with_cache(module: nn.Module, x_SD: Tensor, lengths: list[int]) -> tuple[Tensor, Cache]:
+    """One sequence in several calls: the outputs, and the cache."""
+    cache = Cache()
+    parts = [module(part[None], cache=cache)[0] for part in torch.split(x_SD, lengths)]
+    return torch.cat(parts), cache
+
+
+def cached_rows(cache: Cache, *like: Tensor) -> tuple[Tensor, ...]:
+    """The rows in a cache, of the sizes of ``like``."""
+    return tuple(row[0] for row in cache.extend(*(t[None, ..., :0, :] for t in like)))
+
+
+def assert_equal(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-11)
+
+
+# values narrower than, as wide as, and wider than keys
+@pytest.mark.parametrize("value_dim", [2, 6, 8])
+@pytest.mark.parametrize("yarn", [None, YARN])
+@pytest.mark.parametrize("query_rank", [None, 5])
+@given(lengths=LENGTHS)
+@settings(max_examples=8, deadline=None)
+@torch.no_grad()
+def test_mla_caches_latents_and_rotated_keys_alone(
+    query_rank: int | None, yarn: Yarn | None, value_dim: int, lengths: list[int]
+) -> None:
+    """Compared with both of the paper's forms."""
+    spec = MLA(heads=2, query_rank=query_rank, kv_rank=5, nope_dim=2, rope_dim=4, value_dim=value_dim,
+               rope_theta=100.0, yarn=yarn, norm_eps=1e-3)  # fmt: skip
+    module = seeded_spread(MultiHeadLatentAttention(spec, DIM))
+    n = mla_naive.Sizes(heads=2, kv_rank=5, nope=2, rope=4, value=value_dim, theta=100.0, eps=1e-3,
+                        yarn=yarn_numbers(yarn) if yarn else None)  # fmt: skip
+    w, x_SD = dict(module.named_parameters()), torch.randn(sum(lengths), DIM, dtype=torch.float64)
+    found, cache = with_cache(module, x_SD, lengths)
+    assert_equal(found, mla_naive.attend_absorbed(x_SD, w, n))
+    assert_equal(found, mla_naive.attend(x_SD, w, n))
+    kept = [torch.cat([mla_naive.latent(x, w, n), mla_naive.shared_key(x, w, n, t)]) for t, x in enumerate(x_SD)]
+    assert cache.numel() == len(x_SD) * (spec.kv_rank + spec.rope_dim)
+    assert_equal(cached_rows(cache, torch.stack(kept))[0], torch.stack(kept))
+
+
+@pytest.mark.parametrize("yarn", [None, YARN])
+@pytest.mark.parametrize(("heads", "kv_heads", "norm"), [(3, 3, False), (4, 2, True), (3, 1, False)])
+@given(lengths=LENGTHS)
+@settings(max_examples=8, deadline=None)
+@torch.no_grad()
+def test_gqa_caches_keys_and_values(
+    heads: int, kv_heads: int, norm: bool, yarn: Yarn | None, lengths: list[int]
+) -> None:
+    spec = GQA(heads=heads, kv_heads=kv_heads, head_dim=4, rope_theta=100.0, yarn=yarn, qk_norm=norm, norm_eps=1e-3)
+    module = seeded_spread(GroupedQueryAttention(spec, DIM))
+    w, x_SD = dict(module.named_parameters()), torch.randn(sum(lengths), DIM, dtype=torch.float64)
+    numbers = yarn_numbers(yarn) if yarn else None
+    found, cache = with_cache(module, x_SD, lengths)
+    assert_equal(found, gqa_naive.attend(x_SD, w, heads=heads, kv_heads=kv_heads, theta=100.0, eps=1e-3, yarn=numbers))
+    keys = torch.stack(
+        [
+            torch.stack([gqa_naive.head(x, w, "k", g, 4, t, 100.0, 1e-3, numbers) for t, x in enumerate(x_SD)])
+            for g in range(kv_heads)
+        ]
+    )
+    values = (x_SD @ w["v.weight"].T).unflatten(1, (kv_heads, 4)).transpose(0, 1)
+    for kept, expected in zip(cached_rows(cache, keys, values), (keys, values), strict=True):
+        assert_equal(kept, expected)
+
+
+@pytest.mark.parametrize("scale", [0.7, 1.0])
+@given(lengths=LENGTHS)
+@settings(max_examples=12, deadline=None)
+@torch.no_grad()
+def test_relative_distances_count_cached_positions(scale: float, lengths: list[int]) -> None:
+    """The last bucket begins at 6 here, so that some distances are beyond it."""
+    spec = Relative(heads=2, head_dim=4, buckets=8, max_distance=6, scale=scale)
+    module = seeded_spread(RelativeAttention(spec, DIM))
+    w, x_SD = dict(module.named_parameters()), torch.randn(sum(lengths), DIM, dtype=torch.float64)
+    found, _ = with_cache(module, x_SD, lengths)
+    assert_equal(found, relative_naive.attend(x_SD, w, heads=2, causal=True, buckets=8, max_distance=6, scale=scale))
+
+
+# ---- YaRN -----------------------------------------------------------------------------------------------------------
+
+V3 = Yarn(factor=40.0)
+V2 = Yarn(factor=40.0, mscale=0.0707)
+
+
+def turns_of(width: int, theta: float, yarn: Yarn | None) -> Tensor:
+    """Radians a position of each pair, read off position 1."""
+    x = torch.zeros(2, width, dtype=torch.float64)
+    x[:, : width // 2] = 1
+    y = rotate(x, turns(x, width, theta, yarn))[1]
+    return torch.atan2(y[width // 2 :], y[: width // 2])
+
+
+@given(
+    st.integers(1, 16),
+    st.floats(1.5, 1e5),
+    st.floats(1, 100),
+    st.integers(1, 10**5),
+    st.floats(0.01, 4),
+    st.floats(1.1, 50),
+    st.sampled_from(["index", "turns"]),
+)
+@settings(max_examples=50, deadline=None)
+def test_yarn_angles_are_the_references(
+    pairs: int, theta: float, s: float, L: int, slow: float, times: float, ramp: Ramp
+) -> None:
+    yarn = Yarn(factor=s, original=L, beta_slow=slow, beta_fast=slow * times, ramp=ramp)
+    found = turns_of(2 * pairs, theta, yarn)
+    for naive in (gqa_naive, mla_naive):
+        expected = [naive.frequency(i, 2 * pairs, theta, yarn_numbers(yarn)) for i in range(pairs)]
+        torch.testing.assert_close(found, torch.tensor(expected).double(), rtol=1e-7, atol=1e-12)
+    plain = turns_of(2 * pairs, theta, None)
+    assert (found <= plain * (1 + 1e-12)).all() and (found >= plain / s * (1 - 1e-12)).all()
+
+
+def test_yarn_with_a_factor_of_1_changes_nothing() -> None:
+    torch.testing.assert_close(turns_of(64, 1e4, Yarn(factor=1.0)), turns_of(64, 1e4, None), rtol=1e-14, atol=0)
+    assert Yarn(factor=1.0).score_factor() == 1.0
+
+
+def test_yarn_stretches_the_pairs_that_deepseek_stretches() -> None:
+    """64 rotary dimensions, base 10^4: pairs to the 10th keep their angles, from the 23rd on they are a fortieth."""
+    assert V3.bounds(64, 1e4) == (10, 23)
+    plain, found = turns_of(64, 1e4, None), turns_of(64, 1e4, V3)
+    by_turns = turns_of(64, 1e4, Yarn(factor=40.0, ramp="turns"))
+    for angles in (found, by_turns):
+        torch.testing.assert_close(angles[:11], plain[:11], rtol=1e-12, atol=0)
+        torch.testing.assert_close(angles[23:], plain[23:] / 40, rtol=1e-9, atol=0)
+    assert (found[11:23] < plain[11:23]).all() and (found[11:23] > plain[11:23] / 40).all()
+    assert (by_turns[11:23] < found[11:23]).all()  # the two ramps agree only at their ends
+    # by the paper's definition: 32 turns in 4096 positions is one in 128
+    turns = 4096 / (2 * math.pi) * plain
+    assert turns[10] > 32 > turns[11] and turns[22] > 1 > turns[23]
+
+
+@pytest.mark.parametrize(("yarn", "root", "factor"), [(V3, 1.368888, 1.873854), (V2, 1.260804, 1.589627)])
+def test_yarn_multiplies_scores_by_the_square_of_the_temperature(yarn: Yarn, root: float, factor: float) -> None:
+    assert yarn.score_factor() == pytest.approx(factor, abs=1e-6)  # squares of roots that were rounded first
+    assert math.sqrt(yarn.score_factor()) == pytest.approx(root, abs=5e-7)
+    assert score_scale(192, yarn) == pytest.approx(factor / math.sqrt(192), abs=1e-7)
+    assert gqa_naive.temperature(yarn_numbers(yarn)) == pytest.approx(1 / factor, abs=1e-6)
+
+
+@pytest.mark.parametrize("ramp", ["index", "turns"])
+@pytest.mark.parametrize("kind", ["gqa", "mla", "mla absorbed"])
+def test_attention_with_yarn(kind: str, ramp: Ramp) -> None:
+    yarn = Yarn(factor=8.0, original=40, beta_fast=4.0, beta_slow=0.5, mscale=0.3, ramp=ramp)
+    numbers = yarn_numbers(yarn)
+    if kind == "gqa":
+        spec = GQA(heads=4, kv_heads=2, head_dim=8, rope_theta=100.0, yarn=yarn)
+        naive = partial(gqa_naive.attend, heads=4, kv_heads=2, theta=100.0, eps=1e-6, yarn=numbers)
+        assert_attention_agrees(spread(GroupedQueryAttention(spec, DIM)), naive, 6)
+        return
+    sizes = mla_naive.Sizes(heads=2, kv_rank=5, nope=2, rope=8, value=3, theta=100.0, eps=1e-6, yarn=numbers)
+    module = MultiHeadLatentAttention(
+        MLA(heads=2, kv_rank=5, nope_dim=2, rope_dim=8, value_dim=3, rope_theta=100.0, yarn=yarn), DIM
+    )
+    form = mla_naive.attend if kind == "mla" else mla_naive.attend_absorbed
+    assert_attention_agrees(spread(module), lambda x_SD, w: form(x_SD, w, sizes), 6)
+
+
+def test_scores_under_yarn_depend_only_on_the_difference_of_positions() -> None:
+    q, k = torch.randn(2, 8, dtype=torch.float64)
+    yarn = Yarn(factor=4.0, original=16, beta_fast=2.0, beta_slow=0.1)
+    by = turns(q.expand(20, 8), 8, 10.0, yarn)
+    score = rotate(q.expand(20, 8), by) @ rotate(k.expand(20, 8), by).T
+    for shift in (-7, 0, 3):
+        diagonal = score.diagonal(shift)
+        torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal), rtol=1e-12, atol=1e-12)
+
+
+def test_yarn_options_out_of_range_raise() -> None:
+    with pytest.raises(ValueError, match="beta_fast=1 must be more than beta_slow=1"):
+        Yarn(factor=2.0, beta_fast=1.0)
+    with pytest.raises(ValueError, match=r"factor=0.5 is out of range \(>= 1\)"):
+        Yarn(factor=0.5)
+    for make in (
+        lambda: GQA(heads=1, head_dim=2, rope_theta=1.0, yarn=V3),
+        lambda: MLA(heads=1, kv_rank=2, nope_dim=2, rope_dim=2, value_dim=2, rope_theta=1.0, yarn=V3),
+    ):
+        with pytest.raises(ValueError, match="rope_theta=1 must be more than 1 under yarn"):
+            make()

@@ -1,19 +1,19 @@
-"""Every CPU dispatcher in bf16, and under autocast, within a stated bound of the exact result, gradients too.
+"""Every CPU dispatcher in bf16, and under autocast, is within a stated bound of the exact result, gradients too.
 
-The bound is counted, not fitted. u = 2^-8 is the largest relative error of one rounding to bf16. On its way from x to
-y a number is rounded at most ``R = 9 + K`` times: x, the two matrices and the gate (4), what the first product gives,
-the activation, the product of the halves, what the second product gives (4), K partial sums, the output (1). A value
-in a backward pass has seen as many again. Errors grow with the terms that are summed, not with their sum, so they are
-measured in a majorant: the same expression with every weight, token and gate replaced by its size and silu by the
-identity, which bounds it. silu's curvature (at most 1/2) and slope (at most 1.1) turn an error of its argument a into
-at most 1 + |a| times as much.
+The bound is derived, not fitted. u = 2^-8 is the largest relative error of one rounding to bf16. Between x and y a
+number is rounded at most ``R = 9 + K`` times: x, the two matrices and the gate (4), the first product, the activation,
+the product of the halves, the second product (4), K partial sums, the output (1). A gradient has been rounded twice as
+often. Errors grow with the sizes of the terms of a sum, not with the sum. So they are measured relative to a majorant:
+the same expression with the absolute value of every weight, token and gate, and with the identity instead of silu,
+which bounds it. silu's curvature (at most 1/2) and slope (at most 1.1) multiply an error of its argument a by at most
+1 + |a|.
 
-That bound holds number by number, for the worst that roundings can do together, and is wide. As a whole a tensor is
-nearer: one rounding is as likely up as down, and its mean square is at most u^2 / 3 (an even spread over half a unit
-in the last place, of the smallest significand). Those of R roundings in a row add up as variances do, and so do those
-of the terms of a sum, whose own squares add up alike where signs are mixed, as they are here. So the Frobenius norm of
-the error is about sqrt(R / 3) * u of that of the exact result, and no more: as significands are spread over [1, 2), the
-mean square is about half the most that it can be. Measured over six seeds: 0.89 of it at most, in the output.
+That bound holds for every element in the worst case, and is wide. The error of a whole tensor is smaller. One rounding
+is as likely up as down, and its mean square is at most u^2 / 3 (uniform over half a unit in the last place, for the
+smallest significand). The variances of R successive roundings add up, as do those of the terms of a sum, whose squares
+add up likewise because signs are mixed here. So the Frobenius norm of the error is at most about sqrt(R / 3) * u of
+that of the exact result: since significands are spread over [1, 2), the mean square is about half the maximum. Measured
+over six seeds: at most 0.89 of the bound, in the output.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ DISPATCHERS: dict[str, Dispatcher] = {
 }
 
 
-def values(x_TD: Tensor, gate_TK: Tensor, expert_TK: Tensor, bank: GluExperts, way: Dispatcher) -> list[Tensor]:
+def values(x_TD: Tensor, gate_TK: Tensor, expert_TK: Tensor, bank: GluExperts, dispatcher: Dispatcher) -> list[Tensor]:
     """The output and every gradient, for an upstream gradient of ones and minus ones."""
     zero_TE = torch.zeros(T, E)
     routing = TokenChoice(logits_TE=zero_TE, scores_TE=zero_TE, expert_TK=expert_TK, gate_TK=gate_TK)
-    y_TO = way(x_TD, routing, bank).y_TO
+    y_TO = dispatcher(x_TD, routing, bank).y_TO
     return [y_TO.detach(), *torch.autograd.grad(y_TO, [x_TD, gate_TK, *bank.parameters()], signs(y_TO))]
 
 
@@ -59,7 +59,7 @@ def signs(y_TO: Tensor) -> Tensor:
 
 
 def majorant(x_TD: Tensor, gate_TK: Tensor, expert_TK: Tensor, bank: GluExperts) -> tuple[list[Tensor], float]:
-    """The output and gradients that nothing cancels in, and the largest argument that silu can have."""
+    """Output and gradients without any cancellation, and the largest possible argument of silu."""
     sizes = [t.detach().double().abs().requires_grad_() for t in (x_TD, gate_TK, *bank.parameters())]
     x, gate, w_in_EHD, w_out_EOH = sizes
     in_TKH = torch.einsum("td,tkhd->tkh", x, w_in_EHD[expert_TK])
@@ -76,7 +76,7 @@ def case(K: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, GluExperts
 
 
 def exactly(x_TD: Tensor, gate_TK: Tensor, expert_TK: Tensor, bank: GluExperts) -> list[Tensor]:
-    """The same by the loop, in fp64."""
+    """The same by the loop dispatcher, in fp64."""
     exact_bank = GluExperts(Glu(count=E, hidden=H), DIMS).double()
     exact_bank.load_state_dict(bank.state_dict())
     x64_TD, gate64_TK = (t.detach().double().requires_grad_() for t in (x_TD, gate_TK))
@@ -84,15 +84,15 @@ def exactly(x_TD: Tensor, gate_TK: Tensor, expert_TK: Tensor, bank: GluExperts) 
 
 
 def spread(ours: Tensor, right: Tensor, roundings: int) -> float:
-    """The norm of the error, over what so many roundings may come to."""
+    """The norm of the error, divided by the bound for this number of roundings."""
     return float((ours.double() - right).norm() / right.norm()) / ((roundings / 3) ** 0.5 * U)
 
 
-in_both_ways = pytest.mark.parametrize("autocast", [False, True], ids=["bf16", "autocast"])
+with_and_without_autocast = pytest.mark.parametrize("autocast", [False, True], ids=["bf16", "autocast"])
 
 
 @pytest.mark.parametrize("K", [1, 2, E])
-@in_both_ways
+@with_and_without_autocast
 @pytest.mark.parametrize("name", DISPATCHERS)
 def test_bf16_is_within_its_bounds(name: str, autocast: bool, K: int) -> None:
     made = case(K, torch.float32 if autocast else torch.bfloat16)
@@ -105,15 +105,16 @@ def test_bf16_is_within_its_bounds(name: str, autocast: bool, K: int) -> None:
         error = (ours.double() - right).abs()
         assert bool((error <= roundings * U * (1 + largest) * size).all()), f"tensor {i}: {(error / size).max()}"
         assert spread(ours, right, roundings) <= 1, f"tensor {i}"
-    assert found[0].dtype == torch.bfloat16
-    assert bool((found[0].double() - exact[0]).abs().max() > 0), "nothing was rounded: this was no bf16"
+    leaves = (made[0], made[1], *made[3].parameters())
+    assert [t.dtype for t in found] == [torch.bfloat16, *(leaf.dtype for leaf in leaves)]
+    assert bool((found[0].double() - exact[0]).abs().max() > 0), "nothing was rounded, so this was not bf16"
 
 
 @pytest.mark.parametrize("K", [1, 2, E])
-@in_both_ways
+@with_and_without_autocast
 @pytest.mark.parametrize("name", DISPATCHERS)
-def test_an_expert_that_is_off_by_a_twentieth_is_seen(name: str, autocast: bool, K: int) -> None:
-    """In the norm of the output's error, though the bound of each number lets it pass."""
+def test_an_expert_with_an_error_of_a_twentieth_exceeds_the_bound(name: str, autocast: bool, K: int) -> None:
+    """The bound on the norm detects it, though the one on each element does not."""
     made = case(K, torch.float32 if autocast else torch.bfloat16)
     (exact_TO, *_), (bound_TO, *_) = exactly(*made), majorant(*made)[0]
     _, _, expert_TK, bank = made

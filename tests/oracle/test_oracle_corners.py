@@ -1,6 +1,7 @@
-"""Every dispatcher that carries what tokens chose, at its corners: sizes, layouts in memory, what is frozen, second
-derivatives. The oracle is autograd in fp64 on one product over (token, choice), with no sorting and no groups.
-``triton_cases.py`` does the same for ``triton``, in the interpreter; here it is what it is on a CPU, ``grouped``.
+"""Edge cases of every token-choice dispatcher: sizes, memory layouts, frozen parameters, second derivatives.
+
+The reference is autograd in fp64 on one product over (token, choice), without sorting or groups. ``triton_cases.py``
+does the same for the kernels of ``triton``; here, on a CPU, that dispatcher is ``grouped``.
 """
 
 from __future__ import annotations
@@ -34,9 +35,9 @@ from moekit_routers.topk import TopK
 
 D, O, H, E, F64 = 6, 7, 5, 4, torch.float64  # noqa: E741
 ONCE: dict[str, DispatcherSpec] = {
-    "fused keeping all": Fused(save="all"),
+    "fused saving all": Fused(save="all"),
     "fused": Fused(),
-    "fused keeping nothing": Fused(save="nothing"),
+    "fused saving nothing": Fused(save="nothing"),
     "auto that chooses fused": Auto(),
 }
 """Differentiable once."""
@@ -49,7 +50,7 @@ TWICE: dict[str, DispatcherSpec] = {
     "capacity": Capacity(factor=float(E)),
     "device_capacity": DeviceCapacity(groups=2, factor=2.0, exempt=0.0, inner=Grouped()),
 }
-"""With derivatives of any order. Nobody here drops: limits are as large as they can be needed."""
+"""With derivatives of any order. None of them drops: capacities are large enough for any load."""
 
 ALL = ONCE | TWICE
 Layout = Callable[[Tensor], Tensor]
@@ -68,7 +69,7 @@ def dispatcher(name: str, monkeypatch: pytest.MonkeyPatch) -> Dispatcher:
 
 
 class Leaves(NamedTuple):
-    """What a layer's experts are a function of."""
+    """The inputs and weights of a layer's experts."""
 
     x_TD: Tensor
     gate_TK: Tensor
@@ -76,7 +77,7 @@ class Leaves(NamedTuple):
     w_out_EOH: Tensor
 
     def train(self, *trained: bool) -> Leaves:
-        """Copies, of which those may want a gradient; each lies in memory as it did."""
+        """Copies with the same memory layout, which require gradients or not."""
         return Leaves(*(t.detach().clone().requires_grad_(on) for t, on in zip(self, trained, strict=True)))
 
 
@@ -89,22 +90,22 @@ def as_it_is(t: Tensor) -> Tensor:
     return t
 
 
-def carried(dispatcher: Dispatcher, given: Leaves, expert_TK: Tensor, lay: Layout = as_it_is) -> Tensor:
-    """``y_TO``, from views of the leaves that lie in memory as ``lay`` has it."""
+def dispatched(dispatcher: Dispatcher, given: Leaves, expert_TK: Tensor, lay: Layout = as_it_is) -> Tensor:
+    """``y_TO``, computed from views of the leaves that have the memory layout of ``lay``."""
     x_TD, gate_TK, w_in_EHD, w_out_EOH = (lay(t) for t in given)
     zeros_TE = torch.zeros(len(expert_TK), E, dtype=F64)
     routing = TokenChoice(logits_TE=zeros_TE, scores_TE=zeros_TE, expert_TK=expert_TK, gate_TK=gate_TK)
     experts = GluExperts(Glu(count=E, hidden=H), LayerDims(dim=D, num_experts=E, out_dim=O)).double()
     for own, t in zip([name for name, _ in experts.named_parameters()], (w_in_EHD, w_out_EOH), strict=True):
         delattr(experts, own)
-        setattr(experts, own, t)  # the leaf's view, not a parameter: its gradient goes on to the leaf
+        setattr(experts, own, t)  # a view instead of a parameter, so that the gradient reaches the leaf
     out = dispatcher(x_TD, routing, experts)
     assert int(out.dropped) == 0
     return out.y_TO
 
 
-def by_hand(given: Leaves, expert_TK: Tensor) -> Tensor:
-    """``y_t = sum over k of gate · down(silu(gate x) · up x)``, each choice with weights of its own."""
+def reference(given: Leaves, expert_TK: Tensor) -> Tensor:
+    """``y_t = sum over k of gate · down(silu(gate x) · up x)``, with gathered weights for each choice."""
     h_TKH = torch.einsum("td,tkhd->tkh", given.x_TD, given.w_in_EHD[expert_TK])
     a_TKH, up_TKH = h_TKH.chunk(2, -1)
     acted_TKH = nn.functional.silu(a_TKH) * up_TKH
@@ -136,10 +137,10 @@ CHOICES: dict[str, Callable[[], Tensor]] = {
 
 
 @pytest.mark.parametrize("choice", CHOICES)
-def test_sizes(dispatcher: Dispatcher, choice: str) -> None:
+def test_any_number_of_tokens_and_choices(dispatcher: Dispatcher, choice: str) -> None:
     expert_TK = CHOICES[choice]()
     given = leaves(*expert_TK.shape)
-    y_TO, expected_TO = carried(dispatcher, given, expert_TK), by_hand(given, expert_TK)
+    y_TO, expected_TO = dispatched(dispatcher, given, expert_TK), reference(given, expert_TK)
     assert_equal(y_TO, expected_TO)
     assert_equal(*(torch.autograd.grad(y, given, uneven(y)) for y in (y_TO, expected_TO)))
 
@@ -150,41 +151,41 @@ LAYOUTS: dict[str, Layout] = {
     "every other row": lambda t: torch.stack([t, t.new_full(t.shape, torch.nan)], -2).flatten(-3, -2)[..., ::2, :],
     "from the middle": lambda t: torch.cat([t.new_full((1, *t.shape[1:]), torch.nan), t])[1:],
 }
-"""Views with the same numbers; what lies between them is NaN."""
+"""Views of the same numbers, with NaN in memory between them."""
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_layouts_in_memory(dispatcher: Dispatcher, layout: str) -> None:
-    """Of tokens, gates, both weights, and of the gradient that comes in."""
+def test_any_memory_layout(dispatcher: Dispatcher, layout: str) -> None:
+    """Of tokens, gates, both weights, and the upstream gradient."""
     lay, expert_TK = LAYOUTS[layout], any_experts(11, 2)
     given = leaves(11, 2)
     if layout != "from the middle":
         assert not any(lay(t).is_contiguous() for t in given)
-    y_TO, expected_TO = carried(dispatcher, given, expert_TK, lay), by_hand(given, expert_TK)
+    y_TO, expected_TO = dispatched(dispatcher, given, expert_TK, lay), reference(given, expert_TK)
     assert_equal(y_TO, expected_TO)
     found = torch.autograd.grad(y_TO, given, lay(uneven(y_TO)))
     assert_equal(found, torch.autograd.grad(expected_TO, given, uneven(y_TO)))
 
 
-def test_a_gradient_of_one_number_for_all(dispatcher: Dispatcher) -> None:
-    """That of a sum: every stride is 0."""
+def test_an_upstream_gradient_with_strides_of_zero(dispatcher: Dispatcher) -> None:
+    """As that of a sum."""
     given, expert_TK = leaves(11, 2), any_experts(11, 2)
     assert_equal(
         *(
             torch.autograd.grad(y.sum(), given)
-            for y in (carried(dispatcher, given, expert_TK), by_hand(given, expert_TK))
+            for y in (dispatched(dispatcher, given, expert_TK), reference(given, expert_TK))
         )
     )
 
 
-def test_every_combination_of_what_is_frozen(dispatcher: Dispatcher) -> None:
-    """Each gradient is the same whichever others are wanted; where none is, there is no graph."""
+def test_every_combination_of_frozen_tensors(dispatcher: Dispatcher) -> None:
+    """Each gradient is the same whichever others are computed; without any, there is no graph."""
     start, expert_TK = leaves(9, 2), any_experts(9, 2, among=E - 1)
-    expected_TO = by_hand(start, expert_TK)
+    expected_TO = reference(start, expert_TK)
     right = torch.autograd.grad(expected_TO, start, uneven(expected_TO))
     for trained in product([False, True], repeat=4):
         given = start.train(*trained)
-        y_TO = carried(dispatcher, given, expert_TK)
+        y_TO = dispatched(dispatcher, given, expert_TK)
         assert_equal(y_TO, expected_TO)
         assert y_TO.requires_grad == any(trained)
         if any(trained):
@@ -196,8 +197,8 @@ def test_every_combination_of_what_is_frozen(dispatcher: Dispatcher) -> None:
 
 
 @pytest.mark.parametrize("frozen", ["router", "experts"])
-def test_a_layer_of_which_a_part_is_frozen(name: str, dispatcher: Dispatcher, frozen: str) -> None:
-    """The other part, and the tokens, get the gradients they get when all is trained."""
+def test_a_layer_with_a_frozen_part(name: str, dispatcher: Dispatcher, frozen: str) -> None:
+    """The other part and the tokens get the same gradients as without freezing."""
     spec = MoE(router=TopK(top_k=2), experts=Glu(count=E, hidden=H), dispatcher=ALL[name])
     layer = MoELayer.from_spec(spec, dim=D).double()
     x_TD = torch.randn(9, D, dtype=F64, requires_grad=True)
@@ -215,8 +216,8 @@ def test_a_layer_of_which_a_part_is_frozen(name: str, dispatcher: Dispatcher, fr
 @pytest.mark.parametrize("name", TWICE, indirect=True)
 def test_second_derivatives_are_right(dispatcher: Dispatcher) -> None:
     given, expert_TK = leaves(5, 2), any_experts(5, 2, among=E - 1)
-    assert gradgradcheck(lambda *ts: carried(dispatcher, Leaves(*ts), expert_TK), given, fast_mode=True)
-    y_TO, expected_TO = carried(dispatcher, given, expert_TK), by_hand(given, expert_TK)
+    assert gradgradcheck(lambda *ts: dispatched(dispatcher, Leaves(*ts), expert_TK), given, fast_mode=True)
+    y_TO, expected_TO = dispatched(dispatcher, given, expert_TK), reference(given, expert_TK)
     both = []
     for y in (y_TO, expected_TO):
         first = torch.autograd.grad(y, given, uneven(y), create_graph=True)
@@ -227,9 +228,9 @@ def test_second_derivatives_are_right(dispatcher: Dispatcher) -> None:
 
 @pytest.mark.parametrize("name", ONCE, indirect=True)
 @pytest.mark.parametrize("at", range(4))
-def test_second_derivatives_are_refused_in_words(dispatcher: Dispatcher, at: int) -> None:
-    """Whichever gradient is asked for."""
+def test_second_derivatives_of_fused_raise(dispatcher: Dispatcher, at: int) -> None:
+    """Whichever gradient is differentiated again."""
     given, expert_TK = leaves(5, 2), any_experts(5, 2)
-    y_TO = carried(dispatcher, given, expert_TK)
+    y_TO = dispatched(dispatcher, given, expert_TK)
     with pytest.raises(MoekitError, match=r"'fused' is differentiable once.*'grouped' has derivatives of any order"):
         torch.autograd.grad(y_TO.square().sum(), given[at], create_graph=True)

@@ -1,8 +1,10 @@
-"""Every dispatcher equals its oracle in fp64, forward and every gradient, on routings made by hand."""
+"""Dispatchers equal their references in fp64, forward and every gradient, on hand-made routings."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -12,7 +14,10 @@ from torch import Tensor
 
 from moekit.contracts import Dispatcher, ExpertBank, LayerDims
 from moekit.contracts.layer import UniformGroups
+from moekit.registry import build
 from moekit.routing import ExpertChoice, Pairs, Routing, Soft, TokenChoice, pairs_of
+from moekit_dispatchers.fused import Fused, blockwise, thread_pool
+from moekit_dispatchers.fused.module import FusedDispatcher
 from moekit_dispatchers.grouped import Grouped
 from moekit_dispatchers.grouped.module import GroupedDispatcher
 from moekit_dispatchers.loop import Loop
@@ -34,7 +39,7 @@ GROUPED = GroupedDispatcher(Grouped(), LayerDims(dim=D, num_experts=1))
 SOFT = SoftDispatcher(SoftSpec(), LayerDims(dim=D, num_experts=1))
 
 
-# ---- routings and banks made by hand ----------------------------------------------------------------------------
+# ---- hand-made routings and banks --------------------------------------------------------------------------------
 
 
 def scores(T: int, E: int) -> dict[str, Tensor]:
@@ -120,7 +125,7 @@ def gates(routing: Routing) -> Tensor:
 
 
 def run(dispatcher: Dispatcher, x_TD: Tensor, routing: Routing, bank: ExpertBank) -> list[Tensor]:
-    """The output and the gradients of all leaves that want one, for an upstream gradient that is always the same."""
+    """The output, and gradients of all leaves that require one, for a fixed upstream gradient."""
     out = dispatcher(x_TD, routing, bank)
     assert out.dropped.shape == () and out.dropped.dtype == torch.int64 and int(out.dropped) == 0
     y_TO = out.y_TO
@@ -133,7 +138,7 @@ def run(dispatcher: Dispatcher, x_TD: Tensor, routing: Routing, bank: ExpertBank
 
 
 def assert_same(ours: list[Tensor], oracle: list[Tensor]) -> None:
-    """Equal to 1e-12 of each tensor's largest entry; NaN nowhere."""
+    """Equal to 1e-12 of each tensor's largest element; no NaN."""
     for a, b in zip(ours, oracle, strict=True):
         assert a.shape == b.shape and a.dtype == b.dtype
         size = float(b.detach().abs().max()) if b.numel() else 0.0
@@ -147,7 +152,7 @@ def one_by_one(x_TD: Tensor, routing: Routing, bank: ExpertBank) -> Tensor:
     y: list[Tensor] = [torch.zeros(bank.out_dim, dtype=F64) for _ in x_TD]
     for t, e, gate in zip(pairs.token_N.tolist(), pairs.expert_N.tolist(), pairs.gate_N, strict=True):
         if e < E:
-            rows_ED = x_TD[t].expand(E, -1)  # every expert sees the row; only e's output is used
+            rows_ED = x_TD[t].expand(E, -1)  # every expert gets the row; only e's output is used
             y[t] = y[t] + gate * bank(rows_ED, UniformGroups(E, E))[e]
     return torch.stack(y) if y else x_TD.new_zeros(0, bank.out_dim)
 
@@ -204,7 +209,7 @@ def test_grouped_equals_loop_when_parts_are_frozen(frozen: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Dropping(TokenChoice):
-    """A routing of which some pairs were dropped, as a limit of capacity would."""
+    """A routing some of whose pairs were dropped, as by a capacity limit."""
 
     keep_N: Tensor
 
@@ -215,7 +220,7 @@ class Dropping(TokenChoice):
 
 @pytest.mark.parametrize("dispatcher", [LOOP, GROUPED], ids=["loop", "grouped"])
 @pytest.mark.parametrize("dropped", ["none", "some", "all of a token", "all"])
-def test_dropped_pairs_and_no_others_are_lost(dispatcher: Dispatcher, dropped: str) -> None:
+def test_only_dropped_pairs_are_missing_from_the_output(dispatcher: Dispatcher, dropped: str) -> None:
     T, E, K = 11, 4, 2
     routing = token_choice(any_experts(T, E, K), E)
     keep_TK = torch.ones(T, K, dtype=torch.bool)
@@ -229,8 +234,8 @@ def test_dropped_pairs_and_no_others_are_lost(dispatcher: Dispatcher, dropped: s
     x_TD, bank = tokens(T, None), ffn_bank(E)
     y_TO = dispatcher(x_TD, some, bank).y_TO
     assert_same([y_TO], [one_by_one(x_TD, some, bank)])
-    lost_T = ~keep_TK.any(1)
-    assert not y_TO[lost_T].any() and bool(y_TO[~lost_T].any(1).all())
+    missing_T = ~keep_TK.any(1)
+    assert not y_TO[missing_T].any() and bool(y_TO[~missing_T].any(1).all())
 
 
 @settings(max_examples=40, deadline=None)
@@ -248,28 +253,47 @@ def test_grouped_equals_loop_for_any_shape(data: st.DataObject, seed: int) -> No
     assert_same(run(GROUPED, x_TD, routing, bank), run(LOOP, x_TD, routing, bank))
 
 
-def test_grouped_in_bf16_is_within_one_percent_of_fp64() -> None:
-    """Root-mean-square error of the output and every gradient: below 1 %, some 2.5 units of bf16's last place."""
-    T, E, K, width = 257, 8, 3, 64
-    routing = token_choice(any_experts(T, E, K), E)
-    low = replace(routing, gate_TK=routing.gate_TK.detach().float().requires_grad_())
-    routing = replace(routing, gate_TK=low.gate_TK.detach().double().requires_grad_())
-    dims = LayerDims(dim=width, num_experts=E)
-    bank_low = GluExperts(Glu(count=E, hidden=32), dims).bfloat16()
-    bank = GluExperts(Glu(count=E, hidden=32), dims).double()
-    bank.load_state_dict(bank_low.state_dict())
-    x_low = torch.randn(T, width).bfloat16().requires_grad_()
-    x_TD = x_low.detach().double().requires_grad_()
-    g_TD = torch.randn(T, width).bfloat16()
+# ---- fused ----------------------------------------------------------------------------------------------------------
 
-    y_low = GROUPED(x_low, low, bank_low).y_TO
-    y_TD = LOOP(x_TD, routing, bank).y_TO
-    ours = torch.autograd.grad(y_low, [x_low, low.gate_TK, *bank_low.parameters()], g_TD)
-    want = torch.autograd.grad(y_TD, [x_TD, routing.gate_TK, *bank.parameters()], g_TD.double())
-    assert [t.dtype for t in (y_low, *ours)] == [torch.bfloat16, torch.bfloat16, torch.float32] + [torch.bfloat16] * 2
-    for a, b in zip((y_low, *ours), (y_TD, *want), strict=True):
-        error = (a.double() - b).detach().square().mean() / b.detach().square().mean()
-        assert float(error.sqrt()) < 0.01
+FUSED_BANKS = [*((Glu, a) for a in ("silu", "gelu", "relu", "sigmoid")), *((Ffn, a) for a in ("relu", "gelu", "silu"))]
+
+
+def assert_fused_equals_loop(x_TD: Tensor, routing: Routing, bank: ExpertBank, save: Any) -> None:
+    fused = FusedDispatcher(Fused(save=save), LayerDims(dim=D, num_experts=bank.num_experts, out_dim=O))
+    assert_same(run(fused, x_TD, routing, bank), run(LOOP, x_TD, routing, bank))
+
+
+@pytest.mark.parametrize("save", ["all", "minimum", "nothing"])
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_fused_equals_loop_on_token_choice(save: str, data: st.DataObject) -> None:
+    T, E = data.draw(st.integers(0, 9)), data.draw(st.integers(1, 6))
+    K = data.draw(st.integers(1, E))
+    torch.manual_seed(data.draw(st.integers(0, 100)))
+    expert_TK = any_experts(T, E, K)
+    if data.draw(st.booleans(), label="all on the same experts"):
+        expert_TK = torch.arange(K).expand(T, K)
+    valid_T = torch.rand(T) > 0.3 if data.draw(st.booleans(), label="padding") else None
+    routing = token_choice(expert_TK, E, valid_T)
+    if data.draw(st.booleans(), label="unsent"):
+        routing = replace(routing, sent_TK=torch.rand(T, K) > 0.3)
+    spec, activation = data.draw(st.sampled_from(FUSED_BANKS))
+    bank = build(spec(count=E, hidden=5, activation=activation), LayerDims(dim=D, num_experts=E, out_dim=O)).double()
+    small_blocks = patch.multiple(blockwise, BLOCK=data.draw(st.sampled_from([1, 2, 5, 512]), label="rows"), NARROW=1)
+    parallel_from = data.draw(st.sampled_from([0, 1 << 60]), label="parallel from")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with small_blocks, patch.object(thread_pool, "PARALLEL_FROM", parallel_from):
+            assert_fused_equals_loop(tokens(T, valid_T), routing, bank, save)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_fused_equals_loop_on_expert_choice_and_tokens_that_are_not_contiguous() -> None:
+    x_TD = torch.randn(2 * D, 9, dtype=F64)[::2].T.requires_grad_()
+    assert not x_TD.is_contiguous()
+    assert_fused_equals_loop(x_TD, expert_choice(any_tokens(9, 4, 3), 9), glu_bank(4), "minimum")
 
 
 # ---- soft ---------------------------------------------------------------------------------------------------------
@@ -319,12 +343,12 @@ def test_soft_equals_naive(T: int, E: int, P: int | None, padded: bool) -> None:
     assert_same([out.y_TO[real_T]], [want])
     assert not out.y_TO[~real_T].any()
     g = torch.randn_like(want)
-    g_TO = torch.ones(T, O, dtype=F64).index_put((real_T,), g)  # padding's output is asked for, and gives nothing
+    g_TO = torch.ones(T, O, dtype=F64).index_put((real_T,), g)  # an upstream gradient of padding has no effect
     ours, theirs = torch.autograd.grad(out.y_TO, leaves, g_TO), torch.autograd.grad(want, leaves, g)
     assert_same(list(ours), list(theirs))
 
 
-def test_soft_without_slots_lets_gradients_through_the_experts_own_outputs() -> None:
+def test_soft_without_slots_differentiates_the_experts_own_outputs() -> None:
     routing, bank, x_TD = soft_routing(5, 3, None), logistic_bank(3), tokens(5, None)
     expert_TEO = SOFT(x_TD, routing, bank).expert_TEO
     assert expert_TEO is not None and expert_TEO.shape == (5, 3, O)
@@ -333,5 +357,5 @@ def test_soft_without_slots_lets_gradients_through_the_experts_own_outputs() -> 
 
 
 @pytest.mark.parametrize("P", [None, 2])
-def test_soft_with_no_token_gives_none(P: int | None) -> None:
+def test_soft_with_no_tokens_gives_no_outputs(P: int | None) -> None:
     assert SOFT(tokens(0, None), soft_routing(0, 3, P), logistic_bank(3)).y_TO.shape == (0, O)

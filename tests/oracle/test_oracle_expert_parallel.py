@@ -1,6 +1,6 @@
-"""The oracle of expert parallelism equals the loop dispatcher, rank by rank, and its rows are as many as computed.
+"""The reference of expert parallelism equals the loop dispatcher on each rank, and sends the predicted number of rows.
 
-The dispatcher itself is held to it in several processes (``expert_parallel_run``).
+The dispatcher itself is compared with it in several processes (``expert_parallel_run``).
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from moekit.contracts import LayerDims
 from moekit.parallel.traffic import rows_of
 from moekit.registry import build
 from moekit.routing import TokenChoice
-from moekit.testing.reference import TanhExperts
-from moekit.testing.routings import some_routing
+from moekit.testing.fixtures.reference import TanhExperts
+from moekit.testing.fixtures.routings import some_routing
 from moekit_dispatchers.expert_parallel.naive import naive_exchange
 from moekit_dispatchers.loop import Loop
 
@@ -25,7 +25,7 @@ E, D, O = 8, 4, 3  # noqa: E741
 
 @pytest.mark.parametrize("size", [1, 2, 4, 8])
 @pytest.mark.parametrize("K", [1, 3, 8])
-def test_naive_exchange(size: int, K: int) -> None:
+def test_the_reference_equals_the_loop_on_every_rank(size: int, K: int) -> None:
     bank, loop = TanhExperts(E, D, O), build(Loop(), LayerDims(dim=D, num_experts=E, out_dim=O))
 
     def expert(e: int) -> Callable[[Tensor], Tensor]:

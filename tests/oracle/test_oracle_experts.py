@@ -1,4 +1,4 @@
-"""Every expert bank equals its naive oracle in fp64, forward and every gradient, under every kind of groups."""
+"""Every expert bank equals its naive reference in fp64, forward and every gradient, under every kind of groups."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from agreement import assert_agree
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from moekit.contracts import ExpertBank, LayerDims
-from moekit.contracts.layer import Groups, UniformGroups
+from moekit.contracts import ExpertBank, Init, LayerDims
+from moekit.contracts.layer import Groups, LoopGroups, UniformGroups
+from moekit.registry import build
 from moekit_dispatchers.grouped.module import GroupedGroups
-from moekit_dispatchers.loop.module import LoopGroups
 from moekit_experts.ffn import Ffn
 from moekit_experts.ffn.module import FfnExperts
 from moekit_experts.ffn.naive import naive_ffn
@@ -25,10 +26,10 @@ from moekit_experts.linear import Linear, Logistic
 from moekit_experts.linear.module import LinearExperts
 from moekit_experts.linear.naive import naive_linear
 
-Oracle = Callable[[Tensor, Tensor], Tensor]
+Reference = Callable[[Tensor, Tensor], Tensor]
 
 
-def glu(count: int, dims: LayerDims, activation: str, scaled: bool = False) -> tuple[ExpertBank, Oracle]:
+def glu(count: int, dims: LayerDims, activation: str, scaled: bool = False) -> tuple[ExpertBank, Reference]:
     bank = GluExperts(Glu(count=count, hidden=5, activation=activation, scale_bias=scaled), dims).double()
     gate_EHD, up_EHD = bank.w_gate_up_EHD[:, :5], bank.w_gate_up_EHD[:, 5:]
     if bank.scale_EH is not None:
@@ -37,19 +38,19 @@ def glu(count: int, dims: LayerDims, activation: str, scaled: bool = False) -> t
     return bank, lambda x_ND, e_N: naive_glu(x_ND, e_N, gate_EHD, up_EHD, bank.w_down_EOH, activation, scale_EH)
 
 
-def ffn(count: int, dims: LayerDims, activation: str, bias: bool) -> tuple[ExpertBank, Oracle]:
+def ffn(count: int, dims: LayerDims, activation: str, bias: bool) -> tuple[ExpertBank, Reference]:
     bank = FfnExperts(Ffn(count=count, hidden=5, activation=activation, bias=bias), dims).double()
     w_up, w_down, b_up, b_down = bank.w_up_EHD, bank.w_down_EOH, bank.b_up_EH, bank.b_down_EO
     return bank, lambda x_ND, e_N: naive_ffn(x_ND, e_N, w_up, w_down, activation, b_up, b_down)
 
 
-def one_layer(spec: Linear | Logistic, dims: LayerDims) -> tuple[ExpertBank, Oracle]:
+def one_layer(spec: Linear | Logistic, dims: LayerDims) -> tuple[ExpertBank, Reference]:
     bank = LinearExperts(spec, dims).double()
     logistic = isinstance(spec, Logistic)
     return bank, lambda x_ND, e_N: naive_linear(x_ND, e_N, bank.w_EOD, bank.b_EO, logistic=logistic)
 
 
-BANKS: dict[str, Callable[[int, LayerDims], tuple[ExpertBank, Oracle]]] = {
+BANKS: dict[str, Callable[[int, LayerDims], tuple[ExpertBank, Reference]]] = {
     "glu-silu": lambda count, dims: glu(count, dims, "silu"),
     "glu-gelu": lambda count, dims: glu(count, dims, "gelu"),
     "glu-relu": lambda count, dims: glu(count, dims, "relu"),
@@ -64,65 +65,52 @@ BANKS: dict[str, Callable[[int, LayerDims], tuple[ExpertBank, Oracle]]] = {
 }
 
 
-def expert_of_rows(sizes: list[int], nowhere: int = 0) -> Tensor:
-    return torch.repeat_interleave(torch.arange(len(sizes) + 1), torch.tensor([*sizes, nowhere]))
+def expert_of_rows(sizes: list[int], spare: int = 0) -> Tensor:
+    return torch.repeat_interleave(torch.arange(len(sizes) + 1), torch.tensor([*sizes, spare]))
 
 
-def grouped(sizes: list[int], nowhere: int = 0) -> GroupedGroups:
-    return GroupedGroups(expert_of_rows(sizes, nowhere), torch.tensor(sizes).cumsum(0).int())
+def grouped(sizes: list[int], spare: int = 0) -> GroupedGroups:
+    return GroupedGroups(expert_of_rows(sizes, spare), torch.tensor(sizes).cumsum(0).int())
 
 
-def check(bank: ExpertBank, oracle: Oracle, groups: Groups, expert_N: Tensor, width: int) -> None:
-    """Output and gradients agree on the rows of some expert; the others reach no gradient."""
+def assert_agrees(bank: ExpertBank, naive: Reference, groups: Groups, expert_N: Tensor, width: int) -> None:
+    """Output and gradients agree on the rows of experts; rows of no expert reach no gradient."""
     x_ND = torch.randn(len(expert_N), width, dtype=torch.float64, requires_grad=True)
     real_N1 = (expert_N < bank.num_experts)[:, None]
-    y_NO, want_NO = bank(x_ND, groups).where(real_N1, 0), oracle(x_ND, expert_N)
+    y_NO, want_NO = bank(x_ND, groups).where(real_N1, 0), naive(x_ND, expert_N)
     assert y_NO.shape == (len(expert_N), bank.out_dim)
-    torch.testing.assert_close(y_NO, want_NO, rtol=1e-12, atol=1e-13)
-    if not want_NO.requires_grad:
-        assert not any(g.any() for g in torch.autograd.grad(y_NO.sum(), [x_ND, *bank.parameters()]))
-        return
-    g_NO = torch.randn_like(y_NO)
-    leaves = [x_ND, *bank.parameters()]
-    want = torch.autograd.grad(want_NO, leaves, g_NO, allow_unused=True, materialize_grads=True)
-    for ours, theirs in zip(torch.autograd.grad(y_NO, leaves, g_NO), want, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-13)
+    assert_agree(y_NO, want_NO, {"x": x_ND, **dict(bank.named_parameters())}, rtol=1e-12, atol=1e-13, looser=1)
 
 
 @pytest.mark.parametrize("name", BANKS)
 @pytest.mark.parametrize("sizes", [[3, 0, 4], [0, 0, 5], [2, 2, 2], [0, 0, 0]], ids=str)
-def test_bank_equals_naive_under_loop_groups(name: str, sizes: list[int]) -> None:
-    bank, oracle = BANKS[name](3, LayerDims(dim=4, num_experts=3, out_dim=6))
-    check(bank, oracle, LoopGroups(sizes), expert_of_rows(sizes), 4)
-
-
-@pytest.mark.parametrize("name", BANKS)
-@pytest.mark.parametrize("sizes", [[3, 0, 4], [0, 0, 5], [2, 2, 2], [0, 0, 0]], ids=str)
-@pytest.mark.parametrize("nowhere", [0, 3])
-def test_bank_equals_naive_under_grouped_groups(name: str, sizes: list[int], nowhere: int) -> None:
-    bank, oracle = BANKS[name](3, LayerDims(dim=4, num_experts=3, out_dim=6))
-    check(bank, oracle, grouped(sizes, nowhere), expert_of_rows(sizes, nowhere), 4)
+@pytest.mark.parametrize("spare", [0, 3])
+@pytest.mark.parametrize("groups", ["loop", "grouped"])
+def test_bank_equals_naive_under_groups_of_any_size(groups: str, name: str, sizes: list[int], spare: int) -> None:
+    bank, naive = BANKS[name](3, LayerDims(dim=4, num_experts=3, out_dim=6))
+    made = LoopGroups(sizes, sum(sizes) + spare) if groups == "loop" else grouped(sizes, spare)
+    assert_agrees(bank, naive, made, expert_of_rows(sizes, spare), 4)
 
 
 @pytest.mark.parametrize("name", BANKS)
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("rows", [0, 1, 4])
 def test_bank_equals_naive_under_uniform_groups(name: str, count: int, rows: int) -> None:
-    bank, oracle = BANKS[name](count, LayerDims(dim=4, num_experts=count))
-    check(bank, oracle, UniformGroups(count, count * rows), expert_of_rows([rows] * count), 4)
+    bank, naive = BANKS[name](count, LayerDims(dim=4, num_experts=count))
+    assert_agrees(bank, naive, UniformGroups(count, count * rows), expert_of_rows([rows] * count), 4)
 
 
 @settings(max_examples=25, deadline=None)
 @given(
     name=st.sampled_from(sorted(BANKS)),
     sizes=st.lists(st.integers(0, 4), min_size=1, max_size=5),
-    nowhere=st.integers(0, 3),
+    spare=st.integers(0, 3),
     width=st.integers(1, 9),
     out=st.integers(1, 9),
 )
-def test_bank_equals_naive_for_any_shape(name: str, sizes: list[int], nowhere: int, width: int, out: int) -> None:
-    bank, oracle = BANKS[name](len(sizes), LayerDims(dim=width, num_experts=len(sizes), out_dim=out))
-    check(bank, oracle, grouped(sizes, nowhere), expert_of_rows(sizes, nowhere), width)
+def test_bank_equals_naive_for_any_shape(name: str, sizes: list[int], spare: int, width: int, out: int) -> None:
+    bank, naive = BANKS[name](len(sizes), LayerDims(dim=width, num_experts=len(sizes), out_dim=out))
+    assert_agrees(bank, naive, grouped(sizes, spare), expert_of_rows(sizes, spare), width)
 
 
 @pytest.mark.parametrize("name", ["ffn", "glu"])
@@ -136,10 +124,10 @@ def test_dropout_in_training_falls_on_the_hidden_layer(name: str, dropout: float
     else:
         bank = GluExperts(Glu(count=3, hidden=5, scale_bias=True, dropout=dropout), dims).double()
     torch.manual_seed(3)
-    keep_NH = F.dropout(torch.ones(7, 5, dtype=torch.float64), dropout) > 0  # what the bank will draw
+    keep_NH = F.dropout(torch.ones(7, 5, dtype=torch.float64), dropout) > 0  # the bank's random numbers
     assert bool(keep_NH.any()) and (dropout == 0) == bool(keep_NH.all())
 
-    def oracle(x_ND: Tensor, e_N: Tensor) -> Tensor:
+    def naive(x_ND: Tensor, e_N: Tensor) -> Tensor:
         drop = (keep_NH, dropout) if bank.training else (None, 0.0)
         if isinstance(bank, FfnExperts):
             return naive_ffn(x_ND, e_N, bank.w_up_EHD, bank.w_down_EOH, "relu", bank.b_up_EH, bank.b_down_EO, *drop)
@@ -150,8 +138,19 @@ def test_dropout_in_training_falls_on_the_hidden_layer(name: str, dropout: float
     for training in (True, False):
         x_ND = torch.linspace(-1, 1, 28, dtype=torch.float64).reshape(7, 4).requires_grad_()
         torch.manual_seed(3)
-        y_NO, want_NO = bank.train(training)(x_ND, LoopGroups(sizes)), oracle(x_ND, expert_N)
-        torch.testing.assert_close(y_NO, want_NO, rtol=1e-12, atol=1e-13)
-        leaves, g_NO = [x_ND, *bank.parameters()], torch.randn(7, 6, dtype=torch.float64)
-        for ours, theirs in zip(*(torch.autograd.grad(y, leaves, g_NO) for y in (y_NO, want_NO)), strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-13)
+        y_NO, want_NO = bank.train(training)(x_ND, LoopGroups(sizes)), naive(x_ND, expert_N)
+        leaves = {"x": x_ND, **dict(bank.named_parameters())}
+        assert_agree(y_NO, want_NO, leaves, rtol=1e-12, atol=1e-13, looser=1)
+
+
+@pytest.mark.parametrize("bank", [Glu(count=3, hidden=320), Ffn(count=3, hidden=320)])
+def test_every_matrix_is_initialised_by_its_own_number_of_inputs(bank: Glu | Ffn) -> None:
+    """Switch, section 2.4: std sqrt(s / n) with n the matrix's inputs, truncated at two standard deviations."""
+    torch.manual_seed(0)
+    experts = build(bank, LayerDims(dim=80, num_experts=3))
+    experts.init_weights(Init(scale=0.1))
+    truncated = 0.8796  # the standard deviation of a standard normal that is truncated at 2
+    for weight in experts.parameters():
+        sigma = (0.1 / weight.shape[-1]) ** 0.5
+        assert weight.shape[-1] in (80, 320) and weight.abs().max() <= 2 * sigma
+        assert abs(weight.std() / sigma - truncated) < 0.02

@@ -1,4 +1,4 @@
-"""The errors of 1991 against the paper's gradients worked out by hand, and against its numbers, in fp64."""
+"""Objectives against loops and derived gradients, in fp64: next- and multi-token prediction, and the errors of 1991."""
 
 from __future__ import annotations
 
@@ -11,21 +11,82 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from moekit.contracts import Batch, LayerReport, LossSum, ModelOutput
+from moekit.contracts import Batch, LayerReport, LossSum, ModelOutput, Source
 from moekit.routing import Soft
-from moekit_objectives.competitive import Competitive, naive
+from moekit_objectives.causal_lm import CausalLM
+from moekit_objectives.causal_lm import naive as causal_naive
+from moekit_objectives.causal_lm.module import CausalLMObjective
+from moekit_objectives.competitive import Competitive
+from moekit_objectives.competitive import naive as competitive_naive
 from moekit_objectives.competitive.module import CompetitiveObjective
+
+# ---- causal_lm -------------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 3), st.integers(2, 5), st.integers(0, 2), st.floats(0, 1), st.integers(0, 2**16))
+@settings(max_examples=25, deadline=None)
+def test_prediction_loss_before_and_after_lambda_changes(
+    B: int, T: int, depth: int, progress: float, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    V, depth = 4, min(depth, T - 1)
+    tokens_BT = torch.randint(V, (B, T + 1), generator=generator)
+    logits = [
+        torch.randn(B, T - k, V, generator=generator, dtype=torch.float64, requires_grad=True) for k in range(depth + 1)
+    ]
+    spec = CausalLM(mtp_weight=0.3, mtp_late_weight=0.1, mtp_late_from=10 / 14.8)
+    output = ModelOutput(y=logits[0], future=tuple(logits[1:]))
+    found = CausalLMObjective(spec)(output, Batch(tokens_BT[:, :-1], tokens_BT[:, 1:]), progress=progress)
+    weight = causal_naive.weight_at(progress * 14.8, early=0.3, late=0.1, turn=10.0)
+    expected = causal_naive.mean_loss(tokens_BT, [z.softmax(-1) for z in logits], weight)
+    mean = found.total / found.count
+    torch.testing.assert_close(mean, expected, rtol=1e-10, atol=1e-12)
+    for a, b in zip(torch.autograd.grad(mean, logits), torch.autograd.grad(expected, logits), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+def test_deepseek_v3_trains_10_of_14_8_trillion_tokens_with_the_larger_lambda() -> None:
+    spec = CausalLM(mtp_late_weight=0.1)
+    assert [spec.weight_at(tokens / 14.8) for tokens in (0.0, 9.99, 10.01, 14.8)] == [0.3, 0.3, 0.1, 0.1]
+    assert CausalLM().weight_at(1.0) == 0.3  # constant by default
+    assert CausalLM(mtp_late_weight=0.0, mtp_late_from=0.5).weight_at(0.5) == 0.0
+
+
+@given(st.integers(1, 4), st.integers(1, 4), st.integers(0, 2**16))
+@settings(max_examples=50, deadline=None)
+def test_exact_match_is_the_references(B: int, S: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits_BSV = torch.randint(3, (B, S, 3), generator=generator).double()  # with ties, and with correct sequences
+    targets_BS, valid_BS = torch.randint(2, (2, B, S), generator=generator)
+    batch = Batch(targets_BS, targets_BS, valid_BS.bool(), source=Source(torch.zeros(B, 7, dtype=torch.int64)))
+    right, total = CausalLMObjective(CausalLM(exact=True))(ModelOutput(y=logits_BSV), batch).metrics["exact"]
+    assert (int(right), int(total)) == causal_naive.exact(logits_BSV.softmax(-1), targets_BS, valid_BS)
+
+
+def test_exact_match_is_logged_only_on_request() -> None:
+    tokens = torch.zeros(1, 2, dtype=torch.int64)
+    assert (
+        "exact" not in CausalLMObjective(CausalLM())(ModelOutput(y=torch.zeros(1, 2, 3)), Batch(tokens, tokens)).metrics
+    )
+
+
+def test_lambda_cannot_change_after_the_end_of_training() -> None:
+    with pytest.raises(ValueError, match=r"mtp_late_from=10.0 is out of range \(>= 0 and <= 1\)"):
+        CausalLM(mtp_late_from=10.0)
+
+
+# ---- competitive -----------------------------------------------------------------------------------------------------
 
 Error = Literal["cooperative", "competitive", "likelihood"]
 ERRORS: tuple[Error, ...] = ("cooperative", "competitive", "likelihood")
-BY_HAND: dict[Error, Callable[[Tensor, Tensor, Tensor], naive.Answer]] = {
-    "cooperative": naive.cooperative,
-    "competitive": naive.competitive,
-    "likelihood": naive.likelihood,
+DERIVED: dict[Error, Callable[[Tensor, Tensor, Tensor], competitive_naive.Answer]] = {
+    "cooperative": competitive_naive.cooperative,
+    "competitive": competitive_naive.competitive,
+    "likelihood": competitive_naive.likelihood,
 }
 
 
-def loss(error: Error, d_TO: Tensor, o_TEO: Tensor, a_TE: Tensor, valid_T: Tensor | None = None) -> LossSum:
+def competitive_loss(error: Error, d_TO: Tensor, o_TEO: Tensor, a_TE: Tensor, valid_T: Tensor | None = None) -> LossSum:
     """The objective on given expert outputs and gate logits."""
     p_TE = a_TE.softmax(-1)
     routing = Soft(logits_TE=a_TE, scores_TE=p_TE, combine_TEP=p_TE[:, :, None], valid_T=valid_T)
@@ -40,12 +101,12 @@ def loss(error: Error, d_TO: Tensor, o_TEO: Tensor, a_TE: Tensor, valid_T: Tenso
 def gradients(error: Error, d_TO: Tensor, o_TEO: Tensor, a_TE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Error, and its gradients by autograd for outputs and gate logits."""
     o_TEO, a_TE = o_TEO.detach().requires_grad_(), a_TE.detach().requires_grad_()
-    total = loss(error, d_TO, o_TEO, a_TE).total
+    total = competitive_loss(error, d_TO, o_TEO, a_TE).total
     do, da = torch.autograd.grad(total, [o_TEO, a_TE])
     return total.detach(), do, da
 
 
-def draw(T: int, E: int, outputs: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+def sample(T: int, E: int, outputs: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     shapes = (T, outputs), (T, E, outputs), (T, E)
     d, o, a = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes)
@@ -58,21 +119,21 @@ CASES = (st.integers(1, 5), st.integers(1, 5), st.integers(1, 3), st.integers(0,
 @pytest.mark.parametrize("error", ERRORS)
 @given(*CASES)
 @settings(max_examples=25, deadline=None)
-def test_autograd_equals_the_hand_gradients(error: Error, T: int, E: int, outputs: int, seed: int) -> None:
-    d, o, a = draw(T, E, outputs, seed)
+def test_gradients_equal_those_derived_by_hand(error: Error, T: int, E: int, outputs: int, seed: int) -> None:
+    d, o, a = sample(T, E, outputs, seed)
     total, do, da = gradients(error, d, o, a)
-    by_hand = [BY_HAND[error](d[t], o[t], a[t]) for t in range(T)]
-    torch.testing.assert_close(total, sum(e for e, _, _ in by_hand), rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(do, torch.stack([g for _, g, _ in by_hand]), rtol=1e-11, atol=1e-12)
-    torch.testing.assert_close(da, torch.stack([g for _, _, g in by_hand]), rtol=1e-11, atol=1e-12)
+    expected = [DERIVED[error](d[t], o[t], a[t]) for t in range(T)]
+    torch.testing.assert_close(total, sum(e for e, _, _ in expected), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(do, torch.stack([g for _, g, _ in expected]), rtol=1e-11, atol=1e-12)
+    torch.testing.assert_close(da, torch.stack([g for _, _, g in expected]), rtol=1e-11, atol=1e-12)
 
 
-# worked by hand: d = 1, o = (.5, 0), p = (.6, .4); six decimals
+# computed by hand for d = 1, o = (.5, 0), p = (.6, .4), to six decimals
 @pytest.mark.parametrize(
     ("error", "value", "do_1"),
     [("cooperative", 0.49, -0.84), ("competitive", 0.55, -0.6), ("likelihood", 0.258628, -0.342890)],
 )
-def test_a_scalar_case_by_its_numbers(error: Error, value: float, do_1: float) -> None:
+def test_competitive_errors_of_one_case_by_their_numbers(error: Error, value: float, do_1: float) -> None:
     d, o = torch.tensor([[1.0]]).double(), torch.tensor([[[0.5], [0.0]]]).double()
     a = torch.tensor([[0.6, 0.4]]).double().log()
     total, do, da = gradients(error, d, o, a)
@@ -85,8 +146,8 @@ def test_a_scalar_case_by_its_numbers(error: Error, value: float, do_1: float) -
 
 @given(*CASES)
 @settings(max_examples=20, deadline=None)
-def test_identities(T: int, E: int, outputs: int, seed: int) -> None:
-    d, o, a = draw(T, E, outputs, seed)
+def test_competitive_errors_satisfy_the_papers_identities(T: int, E: int, outputs: int, seed: int) -> None:
+    d, o, a = sample(T, E, outputs, seed)
     value = {error: gradients(error, d, o, a)[0] for error in ERRORS}
     _, _, da = gradients("likelihood", d, o, a)
     torch.testing.assert_close(da.sum(-1), torch.zeros(T).double(), rtol=0, atol=1e-13)  # (b)
@@ -94,7 +155,7 @@ def test_identities(T: int, E: int, outputs: int, seed: int) -> None:
     if E == 1:  # (c)
         torch.testing.assert_close(value["cooperative"], value["competitive"], rtol=1e-12, atol=0)
         torch.testing.assert_close(value["cooperative"], 2 * value["likelihood"], rtol=1e-12, atol=1e-14)
-    same = o[:, :1].expand(T, E, outputs)  # (d): equal experts share a case as the gate says
+    same = o[:, :1].expand(T, E, outputs)  # (d): equal experts share a case in proportion to their gates
     torch.testing.assert_close(
         gradients("cooperative", d, same, a)[0], gradients("competitive", d, same, a)[0], rtol=1e-12, atol=0
     )

@@ -1,10 +1,10 @@
-"""MoELayer: its parts are wired as the one sentence says. Parts are tiny fakes, so that only the wiring is tested."""
+"""MoELayer connects its parts correctly. The parts are minimal fakes, so that only the connections are tested."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from moekit import (
     BalanceContext,
@@ -20,7 +20,6 @@ from moekit import (
     Routing,
     TokenChoice,
 )
-from moekit.contracts import Init, init_matrices
 from moekit.layer import run_on_all
 
 D, E = 3, 2
@@ -57,7 +56,7 @@ class Scale(ExpertBank):
 
 
 class PerToken(Dispatcher):
-    """One token after the other, by the bank's buffers."""
+    """Multiplies each token by the scale of its expert."""
 
     def forward(self, x_TD: Tensor, routing: Routing, experts: ExpertBank, *, num_sequences: int = 1) -> Dispatched:
         assert isinstance(routing, TokenChoice) and isinstance(experts, Scale)
@@ -87,7 +86,7 @@ def layer(**parts: object) -> MoELayer:
     return MoELayer(router=FirstExpert(), experts=Scale([2.0, 3.0]), dispatcher=PerToken(), **parts)  # type: ignore[arg-type]
 
 
-def test_router_dispatcher_experts() -> None:
+def test_tokens_pass_the_experts_that_the_router_chose() -> None:
     x = torch.randn(2, 5, D)
     y, report = layer()(x)
     assert torch.equal(y, 2 * x)
@@ -113,37 +112,37 @@ def test_biases_are_summed_and_reach_the_router() -> None:
     assert report.load_E.tolist() == [0, 4]
 
 
-def test_losses_are_weighted_and_know_the_sequences() -> None:
+def test_losses_are_weighted_and_receive_the_number_of_sequences() -> None:
     _, report = layer(balancers={"n": CountSequences(), "none": Bias([0.0, 0.0])})(torch.randn(3, 4, D))
     assert set(report.losses) == {"n"}
     assert report.losses["n"].value == 3
     assert report.loss() == 1.5
 
 
-def test_valid_reaches_the_router_flat() -> None:
+def test_padding_counts_as_no_load() -> None:
     valid = torch.tensor([[True, False], [True, True]])
     _, report = layer()(torch.randn(2, 2, D), valid=valid)
     assert report.load_E.tolist() == [3, 0]
 
 
 @pytest.mark.parametrize("valid", [torch.ones(3, 2, dtype=torch.bool), torch.ones(2, 3), torch.ones(6).bool()])
-def test_a_valid_of_another_shape_or_type_is_refused(valid: Tensor) -> None:
+def test_valid_of_another_shape_or_dtype_raises(valid: Tensor) -> None:
     with pytest.raises(ValueError, match=r"valid is torch\..*; expected torch\.bool \[2, 3\]"):
         layer()(torch.randn(2, 3, D), valid=valid)
 
 
-def test_a_bank_of_another_size_than_the_router_is_refused() -> None:
+def test_router_and_bank_of_different_sizes_raise() -> None:
     mismatched = MoELayer(router=FirstExpert(), experts=Scale([2.0, 3.0, 4.0]), dispatcher=PerToken())
     with pytest.raises(ValueError, match="routes to 2 experts, but the bank has 3"):
         mismatched(torch.randn(4, D))
 
 
-def test_a_spec_in_place_of_a_part_is_refused() -> None:
-    with pytest.raises(TypeError, match=r"dispatcher: LayerDims is no module"):
+def test_a_spec_instead_of_a_module_raises() -> None:
+    with pytest.raises(TypeError, match=r"dispatcher: LayerDims is not a module"):
         MoELayer(router=FirstExpert(), experts=Scale([2.0]), dispatcher=LayerDims(dim=D, num_experts=E))  # type: ignore[arg-type]
 
 
-def test_a_router_that_returns_no_routing_is_refused() -> None:
+def test_a_router_that_returns_no_routing_raises() -> None:
     class Says(FirstExpert):
         def forward(self, *args: object, **options: object) -> TokenChoice:
             return {}  # type: ignore[return-value]
@@ -158,33 +157,7 @@ def test_step_reaches_every_balancer() -> None:
     assert first.stepped == second.stepped == [[7, 1]]
 
 
-def test_dims_default_to_the_same_width_out() -> None:
-    assert LayerDims(dim=4, num_experts=2).out_dim == 4
-    assert LayerDims(dim=4, num_experts=2, out_dim=1).out_dim == 1
-
-
-def test_init_matrices_draws_weights_and_zeroes_biases() -> None:
-    module = nn.Module()
-    module.w_EHD = nn.Parameter(torch.zeros(4, 50, 50))
-    module.b_EH = nn.Parameter(torch.ones(4, 50))
-    module.gain_D = nn.Parameter(torch.ones(50))
-    init_matrices(module, Init(std=0.1))
-    assert abs(float(module.w_EHD.detach().std()) - 0.1) < 0.01
-    assert not module.b_EH.any()
-    assert bool((module.gain_D == 1).all())
-
-
-def test_modules_become_a_bank() -> None:
-    from moekit import UniformGroups
-
-    bank = ExpertBank.from_modules([nn.Linear(D, 1), nn.Linear(D, 1)], out_dim=1)
-    x = torch.randn(6, D)
-    y = bank(x, UniformGroups(2, 6))
-    experts = list(bank.experts)  # type: ignore[arg-type]
-    torch.testing.assert_close(y, torch.cat([experts[0](x[:3]), experts[1](x[3:])]))
-
-
 @pytest.mark.parametrize("given", [{"router": {"use": "topk"}}, "deepseek_v3", None])
-def test_what_is_no_spec_of_a_layer(given: object) -> None:
-    with pytest.raises(TypeError, match="is no spec of a layer; expected MoE"):
+def test_from_spec_of_anything_but_a_layers_spec_raises(given: object) -> None:
+    with pytest.raises(TypeError, match=r"is not a layer's spec; expected MoE\("):
         MoELayer.from_spec(given, dim=8)  # type: ignore[arg-type]

@@ -35,7 +35,9 @@ LONG: dict[str, str] = {
     "moekit/bench/step.py": "one comparison of training steps, and the two loops that it runs interleaved",
     "moekit/checkpoints/format.py": "what a checkpoint's two JSON files say",
     "moekit/checkpoints/writing.py": "one protocol: who writes what, and every stage of a save, in order",
-    "moekit/contracts/layer.py": "the contracts of a layer, side by side",
+    "moekit/contracts/layer.py": "the contracts of a layer, in the order in which it uses them",
+    "moekit/testing/checks/common.py": "all checks of every torch module",
+    "moekit/testing/checks/router.py": "all checks of routers",
     "moekit/training/health/diagnosis.py": "one search for the part to blame, forward and backward",
     "moekit/training/module.py": "one class: everything that Lightning calls on LitMoE",
 }
@@ -189,6 +191,32 @@ def public(path: Path) -> Iterator[tuple[str, ast.AST]]:
 def test_every_public_name_has_a_docstring() -> None:
     bare = [f"{relative(p)}: {name}" for p in FILES for name, node in public(p) if not ast.get_docstring(node)]  # type: ignore[arg-type]
     assert bare == []
+
+
+def test_public_functions_that_raise_say_so() -> None:
+    """In a ``Raises:`` section, or in a sentence. Only exceptions that a function itself makes count."""
+    silent = [
+        f"{relative(p)}:{node.lineno}: {name}"
+        for p in FILES
+        for name, node in public(p)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and any(isinstance(inner, ast.Raise) and isinstance(inner.exc, ast.Call) for inner in ast.walk(node))
+        and "raise" not in (ast.get_docstring(node) or "").lower()
+    ]
+    assert silent == []
+
+
+def test_every_pytest_raises_has_match() -> None:
+    """An exception of the right class may still be the wrong one."""
+    unmatched = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in sorted((ROOT / "tests").rglob("*.py"))
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func) == "pytest.raises"
+        and not any(keyword.arg == "match" for keyword in node.keywords)
+    ]
+    assert unmatched == []
 
 
 def legend() -> set[str]:

@@ -1,7 +1,7 @@
-"""What runs on a device never asks it for a number, and compiles whole.
+"""Code that runs on a GPU never waits for a value from it, and compiles into one graph.
 
-No device is needed to see that: a tensor on ``meta`` has a shape and no values, so whatever reads one raises; and what
-is not on a CPU takes the path of devices.
+This is tested without a GPU. Tensors on ``meta`` have no values, so reading one raises; and like all tensors that are
+not on a CPU, they take the code path of GPUs.
 """
 
 from __future__ import annotations
@@ -78,15 +78,15 @@ def trained(layer: MoELayer, x_BSD: torch.Tensor, valid_BS: torch.Tensor | None)
 
 @pytest.mark.parametrize("dispatcher", DISPATCHERS)
 @pytest.mark.parametrize("router", ROUTERS)
-def test_a_layer_reads_nothing_from_its_device(router: str, dispatcher: str) -> None:
-    reads_nothing(layer_of(ROUTERS[router], DISPATCHERS[dispatcher]).to("meta").train())
+def test_a_layer_reads_no_value_from_its_device(router: str, dispatcher: str) -> None:
+    require_no_reads(layer_of(ROUTERS[router], DISPATCHERS[dispatcher]).to("meta").train())
 
 
-def test_nor_does_a_dense_mixture() -> None:
-    reads_nothing(layer_of(Dense(), Soft()).to("meta").train())
+def test_a_dense_mixture_reads_no_value_from_its_device() -> None:
+    require_no_reads(layer_of(Dense(), Soft()).to("meta").train())
 
 
-def reads_nothing(layer: MoELayer) -> None:
+def require_no_reads(layer: MoELayer) -> None:
     for valid_BS in (None, torch.ones(3, 40, dtype=torch.bool, device="meta")):
         x_BSD = torch.randn(3, 40, D, device="meta", requires_grad=True)
         trained(layer, x_BSD, valid_BS).backward()  # type: ignore[no-untyped-call]
@@ -94,8 +94,8 @@ def reads_nothing(layer: MoELayer) -> None:
     layer.step(torch.ones(E, dtype=torch.int64, device="meta"))
 
 
-def test_nor_do_the_operators_behind_it() -> None:
-    """Elsewhere only an operator's shapes are asked for; here its body is run as it stands."""
+def test_the_grouped_operators_read_no_value_from_their_device() -> None:
+    """On meta, calling an operator runs only its shape function; this runs its implementation."""
     with torch.device("meta"):
         row_N = torch.zeros(10, dtype=torch.int64)
         route = (row_N, row_N, torch.zeros(6, dtype=torch.int64))
@@ -104,12 +104,12 @@ def test_nor_do_the_operators_behind_it() -> None:
     assert (rows_ND.shape, y_TO.shape) == ((10, D), (5, D))
 
 
-def test_a_read_is_seen() -> None:
+def test_reading_a_value_on_meta_raises() -> None:
     with pytest.raises(RuntimeError, match="meta"):
         int(torch.zeros((), device="meta"))
 
 
-def breaks(run: object, *args: object) -> int:
+def graph_breaks(run: object, *args: object) -> int:
     torch._dynamo.reset()
     return int(torch._dynamo.explain(run)(*args).graph_break_count)
 
@@ -125,7 +125,7 @@ EVERY = list(product(ROUTERS, DISPATCHERS, (False, True)))
     ("router", "dispatcher", "autocast"),
     [pytest.param(*case, marks=[] if case in COMPILED else pytest.mark.slow) for case in EVERY],
 )
-def test_a_layer_compiles_whole(router: str, dispatcher: str, autocast: bool) -> None:
+def test_a_layer_compiles_into_one_graph(router: str, dispatcher: str, autocast: bool) -> None:
     layer = layer_of(ROUTERS[router], DISPATCHERS[dispatcher]).train()
     x_BSD, valid_BS = torch.randn(3, 40, D), torch.ones(3, 40, dtype=torch.bool)
 
@@ -133,7 +133,7 @@ def test_a_layer_compiles_whole(router: str, dispatcher: str, autocast: bool) ->
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             return trained(layer, x, valid_BS)
 
-    assert breaks(run, x_BSD) == 0
+    assert graph_breaks(run, x_BSD) == 0
 
 
 QUICK = ("deepseek_v3", "switch")
@@ -144,7 +144,7 @@ DECODERS = ("base/language_model", "deepseek_v3", "deepseek_v2", "deepseek_moe",
 @pytest.mark.parametrize(
     "recipe", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in DECODERS]
 )
-def test_a_recipes_block_compiles_whole(recipe: str, autocast: bool) -> None:
+def test_a_recipes_block_compiles_into_one_graph(recipe: str, autocast: bool) -> None:
     model = build(load(recipe).model).train()
     blocks = model.blocks if hasattr(model, "blocks") else model.encoder.blocks
     x_BSD = torch.randn(2, 24, model.spec.dim)
@@ -153,4 +153,4 @@ def test_a_recipes_block_compiles_whole(recipe: str, autocast: bool) -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             return blocks[-1](x, None)[0]
 
-    assert breaks(run, x_BSD) == 0
+    assert graph_breaks(run, x_BSD) == 0

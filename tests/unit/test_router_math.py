@@ -1,3 +1,5 @@
+"""Router arithmetic: top-k with defined ties and NaN, logits in fp32 at least, padding without effect."""
+
 from __future__ import annotations
 
 import pytest
@@ -13,7 +15,7 @@ NAN, INF = float("nan"), float("inf")
 
 
 class NoSync(TorchDispatchMode):
-    """Refuses what waits for the device: reading a number, or a shape that depends on one."""
+    """Fails on operations that wait for the device: reading a value, or a shape that depends on one."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         assert not any(word in str(func) for word in ("_local_scalar_dense", "nonzero", "masked_select")), func
@@ -25,7 +27,7 @@ class NoSync(TorchDispatchMode):
 def test_first_top_k_sorts_and_the_lowest_index_wins(keys: list[float], data: st.DataObject) -> None:
     above = sum(key > -INF for key in keys)
     k = data.draw(st.integers(1, max(above, 1)))
-    for rows in (2, FEW_KEYS // len(keys) + 1):  # few are sorted, many are searched
+    for rows in (2, FEW_KEYS // len(keys) + 1):  # few keys are sorted, of many the maximum is taken k times
         got = first_top_k(torch.tensor([keys] * rows), k).tolist()
         assert got == [sorted(range(len(keys)), key=lambda i: (-keys[i], i))[:k]] * rows
 
@@ -53,7 +55,7 @@ def test_top_two_sum_counts_a_tie_twice_and_a_nan_as_the_largest() -> None:
 
 
 @pytest.mark.parametrize("rows", [6, FEW_KEYS])
-def test_first_top_k_compiles_whole_and_waits_for_no_device(rows: int) -> None:
+def test_first_top_k_compiles_into_one_graph_and_does_not_wait_for_the_device(rows: int) -> None:
     keys = torch.randint(0, 3, (rows, 7)).float()
     want = first_top_k(keys, 4)
     assert torch.equal(torch.compile(first_top_k, fullgraph=True, backend="eager")(keys, 4), want)
@@ -83,7 +85,7 @@ def test_logits_are_the_same_under_autocast(dtype: torch.dtype) -> None:
     x_TD, weight_ED = torch.randn(64, 32).to(dtype), torch.randn(8, 32)
     alone = router_logits(x_TD, weight_ED)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert (x_TD.float() @ weight_ED.T).dtype == torch.bfloat16  # autocast is on, and would have rounded
+        assert (x_TD.float() @ weight_ED.T).dtype == torch.bfloat16  # autocast is on
         assert torch.equal(router_logits(x_TD, weight_ED), alone)
 
 
@@ -91,7 +93,7 @@ def test_logits_work_on_a_device_without_autocast() -> None:
     assert router_logits(torch.empty(5, 4, device="meta"), torch.empty(3, 4, device="meta")).shape == (5, 3)
 
 
-def test_whatever_padding_holds_reaches_no_gradient() -> None:
+def test_the_content_of_padding_reaches_no_gradient() -> None:
     def run(fill: float) -> tuple[Tensor, Tensor, Tensor]:
         torch.manual_seed(0)
         x_TD, weight_ED = torch.randn(4, 3), torch.randn(2, 3, requires_grad=True)

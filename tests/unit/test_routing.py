@@ -1,4 +1,4 @@
-"""Routing: load counts and pairs, in each form, with and without padding."""
+"""Routing: loads and pairs, in each form, with and without padding."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ def test_load_and_mean_affinity_of_sequences_add_up_to_those_of_all_tokens() -> 
     assert share_of(routing.load_BE(2), torch.float64).tolist() == [[0.25, 0, 0.5, 0.25], [0.5, 0.25, 0.25, 0]]
 
 
-def test_token_choice_leaves_padding_out() -> None:
+def test_token_choice_excludes_padding() -> None:
     routing = token_choice(torch.tensor([True, False, True]))
     assert routing.load_E().tolist() == [2, 0, 2, 0]
     assert routing.num_valid() == 2
     pairs = routing.pairs()
-    assert pairs.expert_N.tolist() == [0, 2, 4, 4, 2, 0], "4 = E: nowhere"
+    assert pairs.expert_N.tolist() == [0, 2, 4, 4, 2, 0], "E = 4: sent to no expert"
     assert pairs.token_N.tolist() == [0, 0, 1, 1, 2, 2]
 
 
-def test_pairs_carry_the_gates() -> None:
+def test_pairs_have_the_gates() -> None:
     assert torch.equal(token_choice().pairs().gate_N, torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5, 0.6]))
 
 
@@ -62,7 +62,7 @@ def expert_choice(valid_T: torch.Tensor | None = None) -> ExpertChoice:
     )
 
 
-def test_expert_choice_load_and_pairs() -> None:
+def test_expert_choice_has_its_pairs_expert_by_expert() -> None:
     routing = expert_choice()
     assert routing.load_E().tolist() == [2, 2]
     pairs = routing.pairs()
@@ -70,7 +70,7 @@ def test_expert_choice_load_and_pairs() -> None:
     assert pairs.expert_N.tolist() == [0, 0, 1, 1]
 
 
-def test_expert_choice_leaves_padding_out() -> None:
+def test_expert_choice_excludes_padding() -> None:
     routing = expert_choice(torch.tensor([True, True, False]))
     assert routing.load_E().tolist() == [1, 1]
     assert routing.pairs().expert_N.tolist() == [2, 0, 1, 2]
@@ -88,7 +88,7 @@ def test_soft_load_is_every_valid_token() -> None:
     assert routing.num_experts == 2
 
 
-def test_no_tokens() -> None:
+def test_a_routing_of_no_tokens_has_no_load_and_no_pairs() -> None:
     empty = TokenChoice(
         logits_TE=torch.zeros(0, 4),
         scores_TE=torch.zeros(0, 4),

@@ -1,1 +1,1 @@
-"""The conformance checks, one file a kind of component."""
+"""The conformance checks: a file for each kind of component, and ``common`` for all."""

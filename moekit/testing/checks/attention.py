@@ -8,7 +8,8 @@ import torch
 
 from moekit.contracts import Cache
 from moekit.spec.kinds import AttentionSpec
-from moekit.testing.case import ATTENTION_DIM, Case, Check, normal, require, require_equal, seeded
+from moekit.testing.assertions import require, require_equal
+from moekit.testing.case import ATTENTION_DIM, Case, Check, normal, seeded
 
 
 def checks(case: Case) -> Iterator[Check]:
@@ -32,7 +33,7 @@ def check_attention_shapes(case: Case) -> None:
 
 
 def check_attention_causal(case: Case) -> None:
-    """Lets a position see itself and earlier ones only: a language model would else read what it is to predict."""
+    """Lets a position attend only to itself and earlier ones, so that a language model cannot see its targets."""
     attention, x_BSD = case.build().double().eval(), normal(1, 8, ATTENTION_DIM, dtype=torch.float64)
     changed = x_BSD.clone()
     changed[:, 5:] = normal(1, 3, ATTENTION_DIM, seed=4)
@@ -40,13 +41,13 @@ def check_attention_causal(case: Case) -> None:
     require_equal(after[:, :5], before[:, :5], "y of positions before the changed ones", tolerance=1e-9)
     require(
         not torch.allclose(attention(torch.cat([changed[:, 5:], x_BSD[:, 5:]], 1))[:, 3:], before[:, 5:]),
-        found="the same y whatever the earlier positions hold",
+        found="the same y for different earlier positions",
         expected="attention to them",
     )
 
 
 def check_attention_both_ways(case: Case) -> None:
-    """Built with ``causal=False`` it sees later positions but no padding, whatever stands there: encoders need that."""
+    """With ``causal=False``, attends to later positions too, but never to padding."""
     with seeded(0):
         attention = case.component.load()(case.spec, ATTENTION_DIM, causal=False).double().eval()
     x_BSD = normal(1, 8, ATTENTION_DIM, dtype=torch.float64)
@@ -56,12 +57,12 @@ def check_attention_both_ways(case: Case) -> None:
     require(seen, found="no change at earlier positions when later ones change", expected="attention to both sides")
     valid_BS = torch.arange(8)[None] < 6
     before, after = (attention(x, valid_BS=valid_BS)[:, :6] for x in (x_BSD, changed))
-    require_equal(after, before, "y of valid positions beside other padding", tolerance=1e-9)
-    require_equal(before, attention(x_BSD[:, :6]), "y of valid positions beside padding", tolerance=1e-9)
+    require_equal(after, before, "y of valid positions with different padding", tolerance=1e-9)
+    require_equal(before, attention(x_BSD[:, :6]), "y of valid positions with padding", tolerance=1e-9)
 
 
 def check_sequences_apart(case: Case) -> None:
-    """Treats every sequence of a batch alone."""
+    """Treats each sequence of a batch independently."""
     attention, x_BSD = case.build().double().eval(), normal(3, 5, ATTENTION_DIM, dtype=torch.float64)
     together = attention(x_BSD)
     for b in range(3):
@@ -69,18 +70,18 @@ def check_sequences_apart(case: Case) -> None:
 
 
 def check_attention_cache(case: Case) -> None:
-    """With a cache (``caches``) it answers new positions as when it reads all of them at once.
+    """Computes new positions with a cache (``caches``) as it computes all positions at once.
 
-    However many are new; and for each cache by itself: what is kept is kept in there, not in the module.
+    For any number of new positions, and with interleaved caches: state is kept in the cache, not in the module.
     """
     attention = case.build().double().eval()
-    texts = [normal(2, 9, ATTENTION_DIM, seed=seed, dtype=torch.float64) for seed in (0, 4)]
-    caches = [Cache() for _ in texts]
-    found: list[list[torch.Tensor]] = [[] for _ in texts]
+    inputs = [normal(2, 9, ATTENTION_DIM, seed=seed, dtype=torch.float64) for seed in (0, 4)]
+    caches = [Cache() for _ in inputs]
+    found: list[list[torch.Tensor]] = [[] for _ in inputs]
     with torch.no_grad():
-        for parts in zip(*(torch.split(x_BSD, [4, 1, 3, 1], dim=1) for x_BSD in texts), strict=True):
-            for cache, part, y_BSD in zip(caches, parts, found, strict=True):  # in turns
+        for parts in zip(*(torch.split(x_BSD, [4, 1, 3, 1], dim=1) for x_BSD in inputs), strict=True):
+            for cache, part, y_BSD in zip(caches, parts, found, strict=True):
                 y_BSD.append(attention(part, cache=cache))
-        for x_BSD, y_BSD in zip(texts, found, strict=True):
+        for x_BSD, y_BSD in zip(inputs, found, strict=True):
             expected = attention(x_BSD)
             require_equal(torch.cat(y_BSD, dim=1), expected, "y of 4, 1, 3, 1 new positions", tolerance=1e-9)

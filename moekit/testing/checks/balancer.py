@@ -1,4 +1,4 @@
-"""Checks of balancers. E experts, K experts a token, B sequences."""
+"""Checks of balancers. E experts, K experts per token, B sequences."""
 
 from __future__ import annotations
 
@@ -11,38 +11,38 @@ from torch import Tensor
 from moekit.contracts import BalanceContext, Balancer
 from moekit.routing import Routing
 from moekit.spec.kinds import BalancerSpec
-from moekit.testing.case import (
-    Case,
-    Check,
-    require,
-    require_equal,
-    require_finite,
-)
-from moekit.testing.probes import claimed_forms
-from moekit.testing.routings import balanced, padded, rescored, skewed, some_routing
+from moekit.testing.assertions import require, require_equal, require_finite, require_same_state, state_of
+from moekit.testing.case import Case, Check, normal
+from moekit.testing.fixtures.inputs import claimed_forms
+from moekit.testing.fixtures.routings import balanced, padded, rescored, skewed, some_routing
 
 
 def checks(case: Case) -> Iterator[Check]:
     """The balancer checks that a case's claims call for."""
     yield from (check_perfect_balance, check_padding_counts_nothing, check_loss_gradient, check_loss_dtype)
-    if _spec(case).at_balance is not None:
+    if case.spec_as(BalancerSpec).at_balance is not None:
         yield check_loss_sees_skew
+    yield from (check_persistent_state, check_empty_step)
+    if case.spec_as(BalancerSpec).gives_bias:
+        yield from (check_bias_shape, check_bias_moves_towards_balance, check_large_loads_exact)
+    else:
+        yield check_gives_no_bias
 
 
 def check_perfect_balance(case: Case) -> None:
-    """Has a known value at perfect balance (``at_balance``, 1 unless claimed otherwise), whatever the layer's sizes.
+    """Has a known value at perfect balance (``at_balance``, 1 unless claimed otherwise) for layers of any size.
 
-    Perfect balance: uniform affinities, and every expert with the same load, in every sequence. A value that grew
-    with E, K or T would make one coefficient mean something else in every model.
+    Perfect balance: uniform affinities, and the same load for every expert in every sequence. If the value grew with
+    E, K or T, the same coefficient would mean something different in every model.
     """
-    stated = _spec(case).at_balance
+    stated = case.spec_as(BalancerSpec).at_balance
     for form in claimed_forms(case):
         for E, K, B in ((8, 2, 1), (8, 4, 3), (16, 2, 2)):
             sized = case.with_experts(E)
-            balancer = build(sized)
+            balancer = sized.build_as(Balancer)
             routing = balanced(form, E, K, B)
             balancer.step(routing.load_E())
-            value = loss_of(balancer, routing, B)
+            value = _loss(balancer, routing, B)
             if value is None:
                 continue
             require_finite(value, "the loss at perfect balance")
@@ -54,10 +54,10 @@ def check_perfect_balance(case: Case) -> None:
 
 
 def check_loss_sees_skew(case: Case) -> None:
-    """Has a higher loss when one expert takes all the load with all the affinity than at perfect balance."""
+    """Has a higher loss when one expert has all load and affinity than at perfect balance."""
     E = case.dims.num_experts
     for form in claimed_forms(case):
-        balancer = build(case)
+        balancer = case.build_as(Balancer)
         even = balanced(form, E, 2, 1)
         uneven = skewed(form, E, 16)
         at_balance = _loss_after(balancer, even)
@@ -72,20 +72,20 @@ def check_loss_sees_skew(case: Case) -> None:
 
 
 def check_padding_counts_nothing(case: Case) -> None:
-    """Does not see padding: sequences padded to twice their length (with NaN in it) have the same loss and gradient."""
+    """Ignores padding: padding sequences to twice their length (with NaN) changes neither loss nor gradient."""
     B, S, E = 2, 6, case.dims.num_experts
     for form in claimed_forms(case):
         if form == "expert_choice":
-            continue  # who is chosen depends on the padding: the router's matter
+            continue  # the choice itself depends on padding, which is the router's responsibility
         plain = some_routing(form, B * S, E)
         valid_T = (torch.arange(2 * S) < S).repeat(B)
         with_padding = padded(plain, valid_T)
         outcomes = []
         for routing in (plain, with_padding):
-            balancer = build(case)
+            balancer = case.build_as(Balancer)
             scores_TE = routing.scores_TE.clone().requires_grad_()
             object.__setattr__(routing, "scores_TE", scores_TE)
-            loss = loss_of(balancer, routing, B)
+            loss = _loss(balancer, routing, B)
             if loss is None:
                 return
             if loss.requires_grad:
@@ -98,11 +98,11 @@ def check_padding_counts_nothing(case: Case) -> None:
 
 
 def check_loss_gradient(case: Case) -> None:
-    """Has a loss that trains: a finite gradient, not all 0, to scores or logits. Or no loss at all (None)."""
+    """Has a loss with a finite, nonzero gradient to scores or logits; or no loss at all (None)."""
     for form in claimed_forms(case):
         base = some_routing(form, 12, case.dims.num_experts)
         logits_TE = base.logits_TE.clone().requires_grad_()
-        loss = loss_of(build(case), rescored(base, logits_TE), 2)
+        loss = _loss(case.build_as(Balancer), rescored(base, logits_TE), 2)
         if loss is None:
             continue
         require(loss.ndim == 0, found=f"a loss of shape {tuple(loss.shape)}", expected="a 0-d tensor")
@@ -114,14 +114,14 @@ def check_loss_gradient(case: Case) -> None:
 
 
 def check_loss_dtype(case: Case) -> None:
-    """Computes its loss in fp32 at least, under autocast and after the model was cast to bf16."""
+    """Computes its loss in fp32 at least, also under autocast and after a cast of the model to bf16."""
     for form in claimed_forms(case):
         routing = some_routing(form, 12, case.dims.num_experts, dtype=torch.float32)
-        balancer = build(case)
-        exact = loss_of(balancer, routing, 2)
+        balancer = case.build_as(Balancer)
+        exact = _loss(balancer, routing, 2)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            under_autocast = loss_of(balancer, routing, 2)
-        cast = loss_of(balancer.bfloat16(), routing, 2)
+            under_autocast = _loss(balancer, routing, 2)
+        cast = _loss(balancer.bfloat16(), routing, 2)
         for found, how in ((under_autocast, "under autocast"), (cast, "after .bfloat16()")):
             if exact is None or found is None:
                 continue
@@ -129,26 +129,121 @@ def check_loss_dtype(case: Case) -> None:
             require_equal(found, exact, f"the loss {how}", tolerance=1e-5)
 
 
-def loss_of(balancer: Balancer, routing: Routing, B: int) -> Tensor | None:
+def check_persistent_state(case: Case) -> None:
+    """Keeps all state that ``step`` changes in its state dict, so that a resumed run equals an uninterrupted one."""
+    form, E = claimed_forms(case)[-1], case.dims.num_experts
+    balancer, resumed = case.build_as(Balancer), case.build_as(Balancer)
+    for seed in range(3):
+        balancer.step(_load(E, seed))
+    resumed.load_state_dict(balancer.state_dict(), strict=True)
+    require_same_state(state_of(balancer), state_of(resumed), "saving and loading after three steps")
+    for one in (balancer, resumed):
+        one.step(_load(E, 3))
+    routing = some_routing(form, 12, E)
+    pairs = [(_loss(balancer, routing, 2), _loss(resumed, routing, 2), "the loss")]
+    pairs.append((balancer.selection_bias(), resumed.selection_bias(), "the bias"))
+    for kept, found, what in pairs:
+        if kept is not None and found is not None:
+            require_equal(found, kept, f"{what} of a resumed run")
+
+
+def check_empty_step(case: Case) -> None:
+    """Handles a step without any tokens: its state, loss and bias stay finite."""
+    E = case.dims.num_experts
+    for before in (0, 2):
+        balancer = case.build_as(Balancer)
+        for seed in range(before):
+            balancer.step(_load(E, seed))
+        balancer.step(torch.zeros(E, dtype=torch.int64))
+        for name, tensor in balancer.state_dict().items():
+            if tensor.is_floating_point():
+                require_finite(tensor, f"'{name}' after a step without tokens")
+        loss = _loss(balancer, some_routing(claimed_forms(case)[-1], 12, E), 2)
+        if loss is not None:
+            require_finite(loss, "the loss after a step without tokens")
+
+
+def check_gives_no_bias(case: Case) -> None:
+    """Gives no selection bias, before or after a step, as it claims (``gives_bias = False``)."""
+    balancer = case.build_as(Balancer)
+    for when in ("at first", "after a step"):
+        bias_E = balancer.selection_bias()
+        require(bias_E is None, found=f"a selection bias {when}", expected="None (or the claim gives_bias = True)")
+        balancer.step(_load(case.dims.num_experts, 0))
+
+
+def check_bias_shape(case: Case) -> None:
+    """Gives a finite fp32 bias ``[E]`` that requires no gradient, also in a model cast to bf16 (``gives_bias``).
+
+    In bf16 a bias of 1 could not change by 1e-3.
+    """
+    E = case.dims.num_experts
+    for balancer, how in (
+        (case.build_as(Balancer), "as built"),
+        (case.build_as(Balancer).bfloat16(), "after .bfloat16()"),
+    ):
+        for _ in range(2):
+            bias_E = balancer.selection_bias()
+            require(
+                bias_E is not None and bias_E.shape == (E,) and bias_E.dtype == torch.float32,
+                found="None" if bias_E is None else f"{bias_E.dtype} {tuple(bias_E.shape)} {how}",
+                expected=f"float32 ({E},)",
+            )
+            require_finite(bias_E, f"the bias {how}")
+            assert bias_E is not None
+            require(not bias_E.requires_grad, found="a bias that requires grad", expected="one that only step changes")
+            balancer.step(_load(E, 0))
+
+
+def check_bias_moves_towards_balance(case: Case) -> None:
+    """Raises the bias of an idle expert relative to that of an overloaded one."""
+    busy, idle = _bias_moves(case, 100, 60)
+    require(
+        idle > busy,
+        found=f"the bias of a busy expert moves by {busy:+.4g}, that of an idle one by {idle:+.4g}",
+        expected="more for the idle one",
+    )
+
+
+def check_large_loads_exact(case: Case) -> None:
+    """Counts exactly above 2**24, where fp32 skips integers: loads are int64 and must be compared as such."""
+    busy, idle = _bias_moves(case, 2**25, 1)
+    require(
+        idle > busy,
+        found=f"loads 2**25 + 1 and 2**25 - 1 move their biases by {busy:+.4g} and {idle:+.4g}",
+        expected="more for the second",
+    )
+
+
+def _loss(balancer: Balancer, routing: Routing, B: int) -> Tensor | None:
     """The loss of one forward pass over B sequences."""
     term = balancer.loss(routing, BalanceContext(num_sequences=B, training=True))
     return None if term is None else term.value
 
 
 def _loss_after(balancer: Balancer, routing: Routing) -> Tensor | None:
-    """The loss of a routing when the previous step's load was the same."""
+    """The loss of a routing after a step with the same load."""
     fresh = copy.deepcopy(balancer)
     fresh.step(routing.load_E())
-    return loss_of(fresh, routing, 1)
+    return _loss(fresh, routing, 1)
 
 
-def build(case: Case) -> Balancer:
-    """The balancer of a case."""
-    balancer = case.build()
-    assert isinstance(balancer, Balancer)
-    return balancer
+def _bias_moves(case: Case, load: int, by: int) -> tuple[float, float]:
+    """How far a step moves the biases of an expert with ``by`` more than the others' load, and of one with less."""
+    balancer = case.build_as(Balancer)
+    before = _bias(balancer)
+    load_E = torch.full((case.dims.num_experts,), load)
+    load_E[1], load_E[2] = load + by, load - by
+    balancer.step(load_E)
+    moved_E = _bias(balancer) - before
+    return moved_E[1].item(), moved_E[2].item()
 
 
-def _spec(case: Case) -> BalancerSpec:
-    assert isinstance(case.spec, BalancerSpec)
-    return case.spec
+def _load(E: int, seed: int) -> Tensor:
+    return (normal(E, seed=seed).abs() * 100).long()
+
+
+def _bias(balancer: Balancer) -> Tensor:
+    bias_E = balancer.selection_bias()
+    assert bias_E is not None
+    return bias_E.clone()

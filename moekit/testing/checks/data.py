@@ -1,4 +1,4 @@
-"""Checks of data: batches drawn from a generator, and a validation set in a fixed order."""
+"""Checks of data: batches sampled with a generator, and a validation set in a fixed order."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ from torch import Tensor
 
 from moekit.contracts import Batch, Data
 from moekit.spec.kinds import DataSpec
-from moekit.testing.case import Case, Check, require, seeded
+from moekit.testing.assertions import require
+from moekit.testing.case import Case, Check, seeded
 
 
 def checks(case: Case) -> Iterator[Check]:
     """The checks of data."""
-    yield from (check_batches, check_drawn_from_generator, check_validation_order)
+    yield from (check_batches, check_sampled_from_generator, check_validation_order)
 
 
 def check_batches(case: Case) -> None:
     """Yields what it claims: int64 ``tokens_BS`` with the next tokens as targets, or float cases with targets.
 
-    Pairs have a source beside them: int64 ``[B, S]`` of a length of its own.
+    Pairs also have a source: int64 ``[B, S]``, whose S may differ.
     """
     data = _prepared(case)
     for batch in (data.train_batch(_generator(0)), next(iter(data.validation_batches()))):
         inputs, targets = batch.inputs, batch.targets
-        if _spec(case).yields in ("tokens", "pairs"):
+        if case.spec_as(DataSpec).yields in ("tokens", "pairs"):
             require(
                 inputs.dtype == targets.dtype == torch.int64 and inputs.ndim == 2 and inputs.shape == targets.shape,
                 found=f"inputs {inputs.dtype} {tuple(inputs.shape)}, targets {targets.dtype} {tuple(targets.shape)}",
@@ -37,7 +38,7 @@ def check_batches(case: Case) -> None:
                 both = batch.valid[:, 1:] & batch.valid[:, :-1]
             shifted = bool((inputs[:, 1:] == targets[:, :-1])[both].all())
             require(shifted, found="targets that are not the next inputs", expected="targets[:, i] = inputs[:, i + 1]")
-            if _spec(case).yields == "pairs":
+            if case.spec_as(DataSpec).yields == "pairs":
                 _require_source(batch)
         else:
             require(
@@ -49,7 +50,7 @@ def check_batches(case: Case) -> None:
 
 def _require_source(batch: Batch) -> None:
     source = batch.source
-    require(source is not None, found="no source", expected="Batch.source, what the targets are made from")
+    require(source is not None, found="no source", expected="Batch.source, the encoder's input")
     assert source is not None
     tokens, valid = source
     require(
@@ -60,27 +61,27 @@ def _require_source(batch: Batch) -> None:
     if valid is not None:
         require(
             valid.dtype == torch.bool and valid.shape == tokens.shape and bool((valid[:, 1:] <= valid[:, :-1]).all()),
-            found=f"source.valid {valid.dtype} {tuple(valid.shape)}, or padding before what counts",
+            found=f"source.valid {valid.dtype} {tuple(valid.shape)}, or padding before valid tokens",
             expected="bool [B, S], padding last",
         )
 
 
-def check_drawn_from_generator(case: Case) -> None:
-    """Draws from the generator it is given and from nothing else: that is what makes resuming exact."""
+def check_sampled_from_generator(case: Case) -> None:
+    """Samples with the given generator and no other randomness, which makes resuming exact."""
     data = _prepared(case)
     with seeded(0):
         random.seed(0)
         before = torch.get_rng_state(), random.getstate()
         first = data.train_batch(_generator(3))
         data.train_batch(_generator(4))
-        touched = not torch.equal(before[0], torch.get_rng_state()) or before[1] != random.getstate()
+        used_global = not torch.equal(before[0], torch.get_rng_state()) or before[1] != random.getstate()
         again = data.train_batch(_generator(3))
     require(_same(first, again), found="two batches from equal generators that differ", expected="the same batch")
-    require(not touched, found="a draw from a global generator", expected="from the one given alone")
+    require(not used_global, found="use of a global generator", expected="use of the given one only")
 
 
 def check_validation_order(case: Case) -> None:
-    """Yields the same validation batches each time it is asked, at least one."""
+    """Yields the same validation batches every time, at least one."""
     data = _prepared(case)
     once, twice = (list(data.validation_batches()) for _ in range(2))
     same = len(once) == len(twice) > 0 and all(_same(a, b) for a, b in zip(once, twice, strict=True))
@@ -106,8 +107,3 @@ def _prepared(case: Case) -> Data:
     assert isinstance(data, Data)
     data.prepare()
     return data
-
-
-def _spec(case: Case) -> DataSpec:
-    assert isinstance(case.spec, DataSpec)
-    return case.spec

@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 
 from moekit.routing import TokenChoice
-from moekit.testing.case import Case, Check, normal, require, require_equal
-from moekit.testing.dispatching import (
+from moekit.spec.kinds import DispatcherSpec
+from moekit.testing.assertions import require, require_equal
+from moekit.testing.case import Case, Check, normal
+from moekit.testing.fixtures.dispatcher_runs import (
     TOKENS,
     dispatch,
+    dispatch_one_hot,
     even,
     experts_of,
     forms_of,
     kept_TE,
-    name,
     padding,
     run,
-    spec_of,
     with_nan_gates,
 )
-from moekit.testing.probes import claimed_forms
-from moekit.testing.reference import chosen_TE, gates_of, naive_sum, one_expert
-from moekit.testing.routings import some_routing, with_gates
+from moekit.testing.fixtures.inputs import claimed_forms
+from moekit.testing.fixtures.reference import chosen_TE, gates_of, naive_sum, one_expert
+from moekit.testing.fixtures.routings import some_routing, with_gates
 
 
 def checks(case: Case) -> Iterator[Check]:
@@ -32,14 +34,16 @@ def checks(case: Case) -> Iterator[Check]:
     yield from (check_padding_comes_out_zero, check_padding_nan_stays_out)
     if set(claimed_forms(case)) - {"soft"}:
         yield from (check_dropped_is_counted, check_skewed_load)
-        if spec_of(case).dropless:
+        if case.spec_as(DispatcherSpec).dropless:
             yield check_dropless
     if "soft" in claimed_forms(case):
         yield check_expert_outputs
+    if "token_choice" in claimed_forms(case):
+        yield from (check_unsent_reaches_nothing, check_unsent_takes_no_place)
 
 
 def check_no_parameters(case: Case) -> None:
-    """Has no weights of its own: it only carries."""
+    """Has no parameters of its own."""
     names = [key for key, _ in case.build().named_parameters()]
     require(not names, found=f"parameters {', '.join(names)}", expected="none")
 
@@ -47,9 +51,9 @@ def check_no_parameters(case: Case) -> None:
 def check_agrees_with_sum(case: Case) -> None:
     """Computes ``y_t = sum of gate · expert(x_t)`` over the pairs of t, with every gradient, in fp64.
 
-    Compared with plain loops over tokens and experts, for every form it claims, with even load and with random load.
-    Of one that drops, the pairs that it keeps are summed, and no gate is changed on account of the others. Gradients:
-    tokens, gates, experts' weights.
+    Compared with plain loops over tokens and experts, for every form that it claims, under even and under random load:
+    outputs, and gradients of tokens, gates and experts' weights. A dispatcher that drops pairs must sum the ones it
+    keeps, with unchanged gates.
     """
     for form, slots in forms_of(case):
         for routing in (
@@ -62,7 +66,7 @@ def check_agrees_with_sum(case: Case) -> None:
 
 
 def check_skewed_load(case: Case) -> None:
-    """Bears the worst load: every token on the same expert and the rest idle; what it keeps is summed right."""
+    """Handles the most uneven load, every token on the same expert, and sums the pairs it keeps correctly."""
     E = case.dims.num_experts
     if "token_choice" not in claimed_forms(case):
         return
@@ -80,7 +84,7 @@ def check_skewed_load(case: Case) -> None:
 
 
 def check_dropped_is_counted(case: Case) -> None:
-    """Reports in ``dropped`` (0-d int64) exactly the pairs of valid tokens that no expert computed."""
+    """Reports as ``dropped`` (0-d int64) exactly the pairs of valid tokens that no expert computed."""
     E = case.dims.num_experts
     for form, _ in forms_of(case):
         if form == "soft":
@@ -89,7 +93,7 @@ def check_dropped_is_counted(case: Case) -> None:
             valid_T = torch.arange(11) % 4 != 0
             routing = some_routing(form, 11, E, K=3, seed=seed, valid_T=valid_T)
             routing = with_gates(routing, torch.ones_like(gates_of(routing)))
-            out = name(case, normal(11, case.dims.dim, dtype=torch.float64), routing)
+            out = dispatch_one_hot(case, normal(11, case.dims.dim, dtype=torch.float64), routing)
             require(
                 out.dropped.ndim == 0 and out.dropped.dtype == torch.int64,
                 found=f"dropped: {out.dropped.dtype} with {out.dropped.ndim} dimensions",
@@ -108,7 +112,7 @@ def check_dropped_is_counted(case: Case) -> None:
 
 
 def check_dropless(case: Case) -> None:
-    """Drops nothing, whatever the load, as it claims (``dropless``)."""
+    """Drops nothing under any load, as it claims (``dropless``)."""
     E = case.dims.num_experts
     for form, _ in forms_of(case):
         if form == "token_choice":
@@ -119,7 +123,7 @@ def check_dropless(case: Case) -> None:
             routing = some_routing(form, 24, E, K=E)
         else:
             continue
-        out = name(case, normal(24, case.dims.dim, dtype=torch.float64), routing)
+        out = dispatch_one_hot(case, normal(24, case.dims.dim, dtype=torch.float64), routing)
         missing = int((chosen_TE(routing) & (out.y_TO.detach() == 0)).sum())
         require(
             int(out.dropped) == 0 and missing == 0,
@@ -129,7 +133,7 @@ def check_dropless(case: Case) -> None:
 
 
 def check_no_tokens(case: Case) -> None:
-    """Takes no tokens at all and answers ``[0, O]``: in expert parallel training a rank may have none."""
+    """Accepts zero tokens and returns ``[0, O]``: in expert-parallel training a rank may have none."""
     for form, slots in forms_of(case):
         routing = some_routing(form, 0, case.dims.num_experts, slots=slots, K=0 if form == "expert_choice" else 2)
         out = dispatch(case.build(), normal(0, case.dims.dim, dtype=torch.float64), routing, experts_of(case))
@@ -139,7 +143,7 @@ def check_no_tokens(case: Case) -> None:
 
 
 def check_dispatched_dtype(case: Case) -> None:
-    """Answers in the dtype of the tokens though gates come in fp32, in bf16 as in fp64, near enough to the sum."""
+    """Returns the tokens' dtype (bf16, fp32, fp64) though gates are fp32, and results close to the sum."""
     for form, slots in forms_of(case):
         for dtype, tolerance in ((torch.bfloat16, 0.1), (torch.float32, 1e-5), (torch.float64, 1e-6)):
             routing = even(form, case, slots, dtype=torch.float32 if dtype != torch.float64 else dtype)
@@ -152,7 +156,7 @@ def check_dispatched_dtype(case: Case) -> None:
 
 
 def check_padding_comes_out_zero(case: Case) -> None:
-    """Gives exactly 0 for padding rows, and for the valid ones what the sum over their pairs gives."""
+    """Returns exactly 0 for padding rows, and the sum over their pairs for valid ones."""
     valid_T = padding()
     for form, slots in forms_of(case):
         routing = even(form, case, slots, valid_T=valid_T)
@@ -181,9 +185,9 @@ def check_padding_nan_stays_out(case: Case) -> None:
 
 
 def check_expert_outputs(case: Case) -> None:
-    """Under soft routing without slots reports each expert's own output rightly, where it reports it.
+    """Under soft routing without slots, reports each expert's own output correctly, if it reports it.
 
-    The competitive losses of 1991 are made of these.
+    The competitive losses of 1991 are computed from these.
     """
     routing = some_routing("soft", 5, case.dims.num_experts)
     x_TD, experts = normal(5, case.dims.dim, dtype=torch.float64), experts_of(case)
@@ -194,3 +198,51 @@ def check_expert_outputs(case: Case) -> None:
         [torch.stack([one_expert(experts, e, x_D) for e in range(experts.num_experts)]) for x_D in x_TD]
     )
     require_equal(expert_TEO, expected, "expert_TEO", tolerance=1e-12)
+
+
+def check_unsent_reaches_nothing(case: Case) -> None:
+    """Ignores choices that the router does not send (``sent_TK`` False): in outputs, gradients and ``dropped``.
+
+    Examples are a second expert skipped at random, or one below a threshold. Their gates may be anything, NaN here. A
+    token without any choice sent has output 0. ``routing.pairs()`` gives such pairs the expert E.
+    """
+    routing = _partly_sent(case)
+    found, expected = (run(case, routing, naive=naive) for naive in (False, True))
+    for what, value in expected.items():
+        require_equal(found[what], value, f"{what} with choices that are not sent", tolerance=1e-12)
+    kept = kept_TE(case, normal(TOKENS, case.dims.dim), routing)
+    missing = 0 if kept is None else int((chosen_TE(routing) & ~kept).sum())
+    dropped = _num_dropped(case, routing)
+    require(
+        dropped == missing,
+        found=f"dropped = {dropped}",
+        expected=f"{missing}: choices that the router does not send are not drops",
+    )
+
+
+def check_unsent_takes_no_place(case: Case) -> None:
+    """Gives the same result for unsent choices of any expert: they take no capacity from other pairs."""
+    routing = _partly_sent(case)
+    assert routing.sent_TK is not None
+    busy = int(routing.expert_TK[-1, 1])  # the expert of the last pair that is sent
+    others_TK = ~routing.sent_TK & (routing.expert_TK != busy).all(1, keepdim=True)  # experts of a token are distinct
+    others_TK &= ~(others_TK.cumsum(1) > 1)
+    crowded = replace(routing, expert_TK=routing.expert_TK.masked_fill(others_TK, busy))
+    found, other = run(case, routing), run(case, crowded)
+    for what, value in found.items():
+        require_equal(other[what], value, f"{what} when choices not sent name one expert", tolerance=1e-12)
+    dropped, others_dropped = _num_dropped(case, routing), _num_dropped(case, crowded)
+    require(others_dropped == dropped, found=f"dropped = {others_dropped}", expected=f"{dropped}, as before")
+
+
+def _partly_sent(case: Case) -> TokenChoice:
+    """Even load; of each token all, one or none of the choices are sent. Gates of unsent choices are NaN."""
+    base = even("token_choice", case, 0)
+    assert isinstance(base, TokenChoice)
+    sent_TK = torch.tensor([[True, False], [True, True], [False, False], [False, True]]).repeat(TOKENS // 4, 1)
+    return replace(base, sent_TK=sent_TK, gate_TK=base.gate_TK.masked_fill(~sent_TK, float("nan")))
+
+
+def _num_dropped(case: Case, routing: TokenChoice) -> int:
+    x_TD = normal(TOKENS, case.dims.dim, dtype=torch.float64)
+    return int(dispatch(case.build(), x_TD, routing, experts_of(case)).dropped)

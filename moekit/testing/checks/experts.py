@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import torch
 
 from moekit.contracts import ExpertBank
-from moekit.contracts.layer import UniformGroups
-from moekit.testing.case import Case, Check, normal, require, require_equal, require_finite
-from moekit.testing.reference import LoopGroups
+from moekit.contracts.layer import LoopGroups, UniformGroups
+from moekit.testing.assertions import require, require_equal, require_finite
+from moekit.testing.case import Case, Check, normal
 
 
 def checks(case: Case) -> Iterator[Check]:
@@ -19,8 +19,8 @@ def checks(case: Case) -> Iterator[Check]:
 
 
 def check_sizes(case: Case) -> None:
-    """Holds as many experts as its spec says (``num_experts``), and answers in the width asked for (``out_dim``)."""
-    bank = _build(case)
+    """Has the number of experts that its spec says (``count``), and the output width of the layer (``out_dim``)."""
+    bank = case.build_as(ExpertBank)
     E, out_dim = case.dims.num_experts, case.dims.out_dim
     require(
         (bank.num_experts, bank.out_dim) == (E, out_dim),
@@ -32,10 +32,10 @@ def check_sizes(case: Case) -> None:
 
 
 def check_dtypes(case: Case) -> None:
-    """Answers in the dtype of its weights and input: bf16, fp32 or fp64; near enough to fp64 in each (in eval mode)."""
+    """Returns the dtype of its weights and input (bf16, fp32, fp64), with results close to fp64 (in eval mode)."""
     E = case.dims.num_experts
     x_ND = normal(2 * E, case.dims.dim).bfloat16()
-    bank = _build(case).bfloat16().eval()
+    bank = case.build_as(ExpertBank).bfloat16().eval()
     exact = bank.double()(x_ND.double(), UniformGroups(E, 2 * E))
     for dtype, tolerance in ((torch.bfloat16, 0.1), (torch.float32, 1e-5), (torch.float64, 0.0)):
         y_NO = bank.to(dtype)(x_ND.to(dtype), UniformGroups(E, 2 * E))
@@ -44,12 +44,12 @@ def check_dtypes(case: Case) -> None:
 
 
 def check_rows_independent(case: Case) -> None:
-    """Works on each row alone: changing one (to NaN, even) changes no other, in eval mode.
+    """Processes each row independently in eval mode: changing one, even to NaN, changes no other.
 
-    Which rows share a batch is chance; a bank that mixes them leaks between tokens.
+    Which rows share a batch is arbitrary; a bank that mixes them leaks information between tokens.
     """
     E = case.dims.num_experts
-    bank, x_ND = _build(case).eval(), normal(3 * E, case.dims.dim)
+    bank, x_ND = case.build_as(ExpertBank).eval(), normal(3 * E, case.dims.dim)
     before = bank(x_ND, UniformGroups(E, 3 * E))
     for bad in (7.0, float("nan")):
         changed_ND = x_ND.clone()
@@ -60,9 +60,9 @@ def check_rows_independent(case: Case) -> None:
 
 
 def check_own_weights(case: Case) -> None:
-    """Runs each row through its own expert's weights: the same row differs between experts, and each alone agrees."""
+    """Uses each row's own expert: the same row gives different results for different experts, alone or together."""
     E = case.dims.num_experts
-    bank = _build(case).double().eval()
+    bank = case.build_as(ExpertBank).double().eval()
     x_1D = normal(1, case.dims.dim, dtype=torch.float64)
     together = bank(x_1D.expand(E, -1).contiguous(), UniformGroups(E, E))
     for e in range(E):
@@ -88,9 +88,9 @@ def check_own_weights(case: Case) -> None:
 
 
 def check_empty_groups(case: Case) -> None:
-    """Runs when an expert has no rows, when none has any, and when rows at the end belong to nobody."""
+    """Handles experts without rows, no rows at all, and rows at the end that belong to no expert."""
     E, D = case.dims.num_experts, case.dims.dim
-    bank, x_ND = _build(case).eval(), normal(5, D)
+    bank, x_ND = case.build_as(ExpertBank).eval(), normal(5, D)
     none = bank(normal(0, D), LoopGroups([0] * E))
     require(tuple(none.shape) == (0, bank.out_dim), found=f"y {tuple(none.shape)}", expected=f"(0, {bank.out_dim})")
     for e in range(E):
@@ -99,7 +99,7 @@ def check_empty_groups(case: Case) -> None:
         require_finite(y_NO, f"y when expert {e} has every row")
         spare_ND = torch.cat([x_ND, torch.full((2, D), float("nan"))])
         with_spare = bank(spare_ND, LoopGroups(sizes, num_rows=7))
-        require_equal(with_spare[:5], y_NO, "y with two rows of no expert behind", tolerance=1e-6)
+        require_equal(with_spare[:5], y_NO, "y followed by two rows of no expert", tolerance=1e-6)
     bank.zero_grad()
     y_NO = bank(x_ND, LoopGroups([5] + [0] * (E - 1)))
     if y_NO.requires_grad:
@@ -110,9 +110,9 @@ def check_empty_groups(case: Case) -> None:
 
 
 def check_groups_agree(case: Case) -> None:
-    """Gives the same outputs and gradients under any groups: it leaves products and slices to ``groups``."""
+    """Gives the same outputs and gradients under any ``Groups``, to which it leaves products and slices."""
     E = case.dims.num_experts
-    bank = _build(case).double().eval()
+    bank = case.build_as(ExpertBank).double().eval()
     results = []
     for groups in (UniformGroups(E, 2 * E), LoopGroups([2] * E)):
         bank.zero_grad()
@@ -131,14 +131,8 @@ def check_groups_agree(case: Case) -> None:
 
 
 def check_expert_device(case: Case) -> None:
-    """Answers on its input's device, making no tensor elsewhere (tried on the meta device, and on CUDA if there)."""
+    """Computes on its input's device, with no tensor elsewhere (tested on meta, and on CUDA if available)."""
     E = case.dims.num_experts
     for device in ["meta", *(["cuda"] if torch.cuda.is_available() else [])]:
-        y_NO = _build(case).to(device)(torch.zeros(E, case.dims.dim, device=device), UniformGroups(E, E))
+        y_NO = case.build_as(ExpertBank).to(device)(torch.zeros(E, case.dims.dim, device=device), UniformGroups(E, E))
         require(y_NO.device.type == device, found=f"y on {y_NO.device}", expected=device)
-
-
-def _build(case: Case) -> ExpertBank:
-    bank = case.build()
-    assert isinstance(bank, ExpertBank)
-    return bank

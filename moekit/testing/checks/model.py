@@ -1,4 +1,4 @@
-"""Checks of models: a batch's inputs in, ``ModelOutput`` out."""
+"""Checks of models, from a batch's inputs to ``ModelOutput``."""
 
 from __future__ import annotations
 
@@ -10,25 +10,26 @@ from moekit.contracts import Batch, Cache, Model, ModelOutput, Source
 from moekit.errors import MoekitError
 from moekit.layer import MoELayer
 from moekit.spec.kinds import ModelSpec
-from moekit.testing.case import Case, Check, require, require_equal, require_finite
-from moekit.testing.probes import model_inputs, model_source
+from moekit.testing.assertions import require, require_equal, require_finite
+from moekit.testing.case import Case, Check
+from moekit.testing.fixtures.inputs import model_inputs, model_source
 
 
 def checks(case: Case) -> Iterator[Check]:
     """The model checks that a case's claims call for."""
     yield from (check_output, check_reports, check_model_padding, check_model_trains)
     yield from (check_parts, check_counted_without_memory)
-    if _spec(case).gives == "next_token":
+    if case.spec_as(ModelSpec).gives == "next_token":
         yield from (check_model_causal, check_model_cache)
-    if _spec(case).takes == "pairs":
+    if case.spec_as(ModelSpec).takes == "pairs":
         yield from (check_source_read, check_source_padding, check_given_source)
 
 
 def check_output(case: Case) -> None:
-    """Answers every token with logits ``[B, S, V]`` (``gives = "next_token"``), or every case with ``[T, O]``."""
+    """Returns logits ``[B, S, V]`` for tokens (``gives = "next_token"``), or ``[T, O]`` for cases."""
     inputs = model_inputs(case)
-    output = _run(case, _build(case).eval(), inputs)
-    next_token = _spec(case).gives == "next_token"
+    output = _run(case, case.build_as(Model).eval(), inputs)
+    next_token = case.spec_as(ModelSpec).gives == "next_token"
     wanted = (*inputs.shape, case.spec.vocab) if next_token else inputs.shape[:1]  # type: ignore[attr-defined]
     shape = tuple(output.y.shape)
     fit = shape == wanted if next_token else len(shape) == 2 and shape[:1] == wanted
@@ -38,16 +39,16 @@ def check_output(case: Case) -> None:
 
 
 def check_reports(case: Case) -> None:
-    """Reports every MoE layer under its module name, so that the training step finds whose load it counts."""
-    model = _build(case)
+    """Reports every MoE layer under its module name, by which the training step finds the layer."""
+    model = case.build_as(Model)
     layers = {name for name, module in model.named_modules() if isinstance(module, MoELayer)}
     reported = set(_run(case, model, model_inputs(case)).reports)
     require(reported == layers, found=f"reports of {sorted(reported)}", expected=f"{sorted(layers)}, the MoE layers")
 
 
 def check_model_padding(case: Case) -> None:
-    """Counts no padding in its layers' loads, and lets it change no earlier token's answer."""
-    model, inputs = _build(case).eval(), model_inputs(case)
+    """Excludes padding from its layers' loads, and its content changes no output of earlier tokens."""
+    model, inputs = case.build_as(Model).eval(), model_inputs(case)
     valid = torch.ones(inputs.shape[:2] if inputs.dtype == torch.int64 else inputs.shape[:1], dtype=torch.bool)
     valid[..., -3:] = False
     other = inputs.clone()
@@ -55,13 +56,13 @@ def check_model_padding(case: Case) -> None:
     if inputs.dtype != torch.int64:
         other[-3:] = 3.0
     one, two = (_run(case, model, x, valid) for x in (inputs, other))
-    require_equal(two.y[valid], one.y[valid], "y of valid places when padding changes", tolerance=1e-5)
+    require_equal(two.y[valid], one.y[valid], "y of valid positions when padding changes", tolerance=1e-5)
     _require_seen(one, valid, of_source=False)
 
 
 def check_model_trains(case: Case) -> None:
-    """Sends a finite gradient to every parameter (an expert that nothing chose may have 0, but not None)."""
-    model = _build(case)
+    """Gives every parameter a finite gradient (0 is allowed for an expert that no token chose, None is not)."""
+    model = case.build_as(Model)
     output = _run(case, model, model_inputs(case))
     total = output.y.float().square().mean()
     for extra in (*output.future, *(report.loss() for report in output.reports.values())):
@@ -73,13 +74,13 @@ def check_model_trains(case: Case) -> None:
 
 
 def check_parts(case: Case) -> None:
-    """Names as ``embeddings()`` and ``extra_parts()`` what it really holds; parameter counts are made of them."""
-    model = _build(case)
+    """Returns from ``embeddings()`` and ``extra_parts()`` its own parameters and modules, for parameter counts."""
+    model = case.build_as(Model)
     own = {id(p) for p in model.parameters()}
     for which, parameter in zip(("input embedding", "output head"), model.embeddings(), strict=True):
         require(
             parameter is None or id(parameter) in own,
-            found=f"an {which} that is no parameter of the model",
+            found=f"an {which} that is not a parameter of the model",
             expected="one of model.parameters()",
         )
     modules = {id(m) for m in model.modules()}
@@ -88,10 +89,10 @@ def check_parts(case: Case) -> None:
 
 
 def check_counted_without_memory(case: Case) -> None:
-    """Can be built on the meta device, with the same parameters: ``moekit params`` counts models of any size so."""
+    """Can be built on the meta device, with the same parameters, so that ``moekit params`` counts any size."""
     with torch.device("meta"):
         empty = case.build_raw()
-    real = {name: tuple(p.shape) for name, p in _build(case).named_parameters()}
+    real = {name: tuple(p.shape) for name, p in case.build_as(Model).named_parameters()}
     meta = {name: tuple(p.shape) for name, p in empty.named_parameters()}
     require(meta == real, found=f"{len(meta)} parameters on meta, {len(real)} in memory", expected="the same")
     elsewhere = [name for name, p in empty.named_parameters() if p.device.type != "meta"]
@@ -99,8 +100,8 @@ def check_counted_without_memory(case: Case) -> None:
 
 
 def check_model_causal(case: Case) -> None:
-    """Predicts a token from earlier ones alone, as a model that gives ``next_token`` must."""
-    model, tokens_BS = _build(case).eval(), model_inputs(case)
+    """Predicts a token only from earlier ones, as a model that gives ``next_token`` must."""
+    model, tokens_BS = case.build_as(Model).eval(), model_inputs(case)
     changed = tokens_BS.clone()
     changed[:, 6:] = (changed[:, 6:] + 1) % case.spec.vocab  # type: ignore[attr-defined]
     before, after = (_run(case, model, x).y for x in (tokens_BS, changed))
@@ -108,38 +109,38 @@ def check_model_causal(case: Case) -> None:
 
 
 def check_model_cache(case: Case) -> None:
-    """Decodes with a cache, where ``start_cache`` gives one, to the logits of reading all tokens at once.
+    """Decodes with a cache, if ``start_cache`` returns one, to the same logits as a forward pass over all tokens.
 
-    However many are new; and for each cache by itself: what is kept is kept in there, not in the model. Without one,
-    ``decode`` refuses. (Examples in which experts drop pairs beyond a capacity cannot pass.)
+    For any number of new tokens, and with interleaved caches: state is kept in the cache, not in the model. Without a
+    cache, ``decode`` raises ``MoekitError``. (Examples that drop pairs beyond a capacity cannot pass.)
     """
-    model = _build(case).double().eval()
-    texts, sources = [model_inputs(case, seed=s) for s in (0, 4)], [model_source(case, seed=s) for s in (1, 2)]
+    model = case.build_as(Model).double().eval()
+    inputs, sources = [model_inputs(case, seed=s) for s in (0, 4)], [model_source(case, seed=s) for s in (1, 2)]
     caches = [cache for cache in map(model.start_cache, sources) if cache is not None]
     if not caches:
-        _require_refused(model, texts[0])
+        _require_no_decode(model, inputs[0])
         return
     found: list[list[torch.Tensor]] = [[] for _ in caches]
     with torch.no_grad():
-        for parts in zip(*(torch.split(tokens_BS, [4, 1, 3, 1], dim=1) for tokens_BS in texts), strict=True):
-            for cache, part, y_BSV in zip(caches, parts, found, strict=True):  # in turns
+        for parts in zip(*(torch.split(tokens_BS, [4, 1, 3, 1], dim=1) for tokens_BS in inputs), strict=True):
+            for cache, part, y_BSV in zip(caches, parts, found, strict=True):
                 y_BSV.append(model.decode(part, cache).y)
-        for tokens_BS, source, y_BSV in zip(texts, sources, found, strict=True):
+        for tokens_BS, source, y_BSV in zip(inputs, sources, found, strict=True):
             expected = _run(case, model, tokens_BS, source=source).y
             require_equal(torch.cat(y_BSV, dim=1), expected, "y of 4, 1, 3, 1 new positions", tolerance=1e-9)
 
 
 def check_source_read(case: Case) -> None:
-    """Makes the target from the source: another source changes the logits, at the first position already."""
-    model, inputs = _build(case).eval(), model_inputs(case)
+    """Depends on the source: another source changes the logits, including those of the first position."""
+    model, inputs = case.build_as(Model).eval(), model_inputs(case)
     one, two = (_run(case, model, inputs, source=model_source(case, seed=seed)).y for seed in (1, 2))
     same = torch.allclose(one[:, :1], two[:, :1])
-    require(not same, found="the same logits for another source", expected="logits that the source decides")
+    require(not same, found="the same logits for another source", expected="logits that depend on the source")
 
 
 def check_source_padding(case: Case) -> None:
-    """Reads no padding of the source: what stands there changes no logit, and layers under ``of_source`` count none."""
-    model, inputs, source = _build(case).eval(), model_inputs(case), _source(case)
+    """Ignores padding of the source: it changes no logit, and layers named in ``of_source`` do not count it."""
+    model, inputs, source = case.build_as(Model).eval(), model_inputs(case), _source(case)
     valid = torch.arange(source.tokens.shape[1]).expand(source.tokens.shape) < torch.tensor([[4], [6]])
     other = source.tokens.where(valid, (source.tokens + 1) % case.spec.vocab)  # type: ignore[attr-defined]
     one, two = (_run(case, model, inputs, source=Source(tokens, valid)) for tokens in (source.tokens, other))
@@ -150,21 +151,21 @@ def check_source_padding(case: Case) -> None:
 
 
 def check_given_source(case: Case) -> None:
-    """Answers through ``given(source)``, which reads a source once for many targets, as it does on a batch."""
-    model, inputs, source = _build(case).eval(), model_inputs(case), _source(case)
-    write = model.given(source)
+    """Gives the same outputs through ``given(source)``, which encodes a source once, as on a batch."""
+    model, inputs, source = case.build_as(Model).eval(), model_inputs(case), _source(case)
+    decode = model.given(source)
     for length in (1, inputs.shape[1]):
         target = inputs[:, :length]
-        require_equal(write(target, None).y, _run(case, model, target).y, f"y of {length} positions", tolerance=1e-5)
+        require_equal(decode(target, None).y, _run(case, model, target).y, f"y of {length} positions", tolerance=1e-5)
 
 
-def _require_refused(model: Model, tokens_BS: torch.Tensor) -> None:
+def _require_no_decode(model: Model, tokens_BS: torch.Tensor) -> None:
     __tracebackhide__ = True
     try:
         model.decode(tokens_BS, Cache())
     except MoekitError:
         return
-    require(False, found="an answer of decode(), though start_cache() gives None", expected="MoekitError")
+    require(False, found="a result of decode(), though start_cache() returns None", expected="MoekitError")
 
 
 def _require_seen(output: ModelOutput, valid: torch.Tensor, *, of_source: bool) -> None:
@@ -189,14 +190,3 @@ def _source(case: Case) -> Source:
     source = model_source(case)
     assert source is not None
     return source
-
-
-def _build(case: Case) -> Model:
-    model = case.build()
-    assert isinstance(model, Model)
-    return model
-
-
-def _spec(case: Case) -> ModelSpec:
-    assert isinstance(case.spec, ModelSpec)
-    return case.spec

@@ -1,4 +1,4 @@
-"""Checks of objectives: a model's output and a batch in, a sum over what counts out."""
+"""Checks of objectives, from a model's output and a batch to a sum over valid tokens or cases."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from moekit.contracts import LossSum, Objective
-from moekit.testing.case import Case, Check, require, require_equal, require_finite
-from moekit.testing.probes import objective_inputs, probe_for
+from moekit.testing.assertions import require, require_equal, require_finite
+from moekit.testing.case import Case, Check
+from moekit.testing.fixtures.inputs import objective_inputs, probe_for
 
 
 def checks(case: Case) -> Iterator[Check]:
@@ -18,7 +19,7 @@ def checks(case: Case) -> Iterator[Check]:
 
 
 def check_loss_sum(case: Case) -> None:
-    """Gives a sum, 0-d, with the number of tokens or cases it runs over, so that accumulation weighs all alike."""
+    """Returns a 0-d sum and the number of valid tokens or cases, so that accumulation weights all equally."""
     y = _y(case)
     valid = _valid(y)
     valid[..., -1] = False
@@ -29,7 +30,7 @@ def check_loss_sum(case: Case) -> None:
 
 
 def check_loss_padding(case: Case) -> None:
-    """Adds nothing for padding: the sum over all is the sum over one half plus that over the other."""
+    """Adds nothing for padding: the totals over two halves of the positions add up to the total over all."""
     y = _y(case)
     first, second = _valid(y), _valid(y)
     first[..., ::2] = False
@@ -39,7 +40,7 @@ def check_loss_padding(case: Case) -> None:
 
 
 def check_metrics(case: Case) -> None:
-    """Logs figures as 0-d sums with what they are divided by, finite and without a gradient."""
+    """Returns metrics as 0-d sums with denominators, finite and detached."""
     y = _y(case).requires_grad_()
     for name, (value, count) in _loss(case, y, _valid(y)).metrics.items():
         for part, what in ((value, "sum"), (count, "denominator")):
@@ -49,7 +50,7 @@ def check_metrics(case: Case) -> None:
 
 
 def check_objective_gradient(case: Case) -> None:
-    """Sends a finite gradient to the model's output, not all 0, and none to padding."""
+    """Has a finite, nonzero gradient with respect to valid outputs of the model, and none for padding."""
     y = _y(case).requires_grad_()
     valid = _valid(y)
     valid[..., -1] = False
@@ -69,7 +70,5 @@ def _valid(y: Tensor) -> Tensor:
 
 
 def _loss(case: Case, y: Tensor, valid: Tensor) -> LossSum:
-    objective = case.build()
-    assert isinstance(objective, Objective)
-    loss: LossSum = objective(*objective_inputs(case, y, valid=valid))
+    loss: LossSum = case.build_as(Objective)(*objective_inputs(case, y, valid=valid))
     return loss

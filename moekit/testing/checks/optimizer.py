@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from moekit.shards.shard import reduced_dims
 from moekit.spec.kinds import OptimizerSpec
-from moekit.testing.case import Case, Check, require, require_finite
+from moekit.testing.assertions import require, require_finite
+from moekit.testing.case import Case, Check
 
 
 def checks(case: Case) -> Iterator[Check]:
@@ -24,17 +25,16 @@ def checks(case: Case) -> Iterator[Check]:
 
 
 def check_every_parameter_once(case: Case) -> None:
-    """Holds every trainable parameter exactly once, tied ones too, and no frozen one."""
+    """Has every trainable parameter in its groups exactly once, even if tied, and no frozen one."""
     model = _Tied()
     held = [id(p) for group in case.component.load()(case.spec, model).param_groups for p in group["params"]]
     for name, parameter in model.named_parameters():
-        wanted = int(parameter.requires_grad)
-        times = held.count(id(parameter))
-        require(times == wanted, found=f"'{name}' held {times} times", expected=f"{wanted}")
+        times, expected = held.count(id(parameter)), int(parameter.requires_grad)
+        require(times == expected, found=f"'{name}' held {times} times", expected=f"{expected}")
 
 
 def check_optimizer_moves(case: Case) -> None:
-    """Moves weights along a gradient, to finite values, against it."""
+    """Changes weights against their gradient, to finite values."""
     model = _Tied()
     optimizer = case.component.load()(case.spec, model)
     require(isinstance(optimizer, torch.optim.Optimizer), found=type(optimizer).__name__, expected="an Optimizer")
@@ -43,18 +43,19 @@ def check_optimizer_moves(case: Case) -> None:
     optimizer.step()
     moved = (model.free - before).detach()
     require_finite(moved, "a step")
-    require(bool((moved < 0).all()), found=f"steps {moved.tolist()} along a gradient of 1", expected="negative ones")
+    require(bool((moved < 0).all()), found=f"changes {moved.tolist()} for a gradient of 1", expected="negative ones")
 
 
 def check_takes_shards(case: Case) -> None:
-    """Moves the rows of a matrix alike, together and apart; or says what of its state it adds up over ranks: `reduced`.
+    """Updates sharded matrices like whole ones, or names in ``reduced`` the state that it all-reduces over ranks.
 
-    What moves numbers by their own gradients alone is right in shards. What looks at more of a tensor must add up over
-    ranks (``moekit.shards.layout``), which one process cannot show; that its state is as it says, it can.
+    An elementwise optimizer is correct on shards. One that uses more of a tensor must all-reduce
+    (``moekit.shards.layout``). One process cannot test that, but it can test the shape of the state named in
+    ``reduced``.
     """
-    whole, apart = _Rows(1), _Rows(2)
+    whole, split = _Rows(1), _Rows(2)
     together, optimizer = _moved(case, whole)
-    pieces, _ = _moved(case, apart)
+    shards, _ = _moved(case, split)
     if reduced := reduced_dims(optimizer):
         ((p, state),) = optimizer.state.items()
         for key, dim in reduced.items():
@@ -63,16 +64,16 @@ def check_takes_shards(case: Case) -> None:
             found = list(state[key].shape) if key in state else "no such state of a matrix"
             require(found == shape, found=f"'{key}': {found}", expected=f"{shape}, of {list(p.shape)}")
     else:
-        worst = float((together - pieces).abs().max() / together.abs().max())
+        worst = float((together - shards).abs().max() / together.abs().max())
         require(
             worst <= 1e-9,
-            found=f"rows that move otherwise apart than together, by {worst:.2g} of the largest number",
-            expected="no difference, or `takes_shards = False`, or `reduced` on an optimizer that adds up over ranks",
+            found=f"rows that change differently in shards than as one matrix, by {worst:.2g} relative",
+            expected="no difference, or `takes_shards = False`, or `reduced` on an optimizer that all-reduces",
         )
 
 
 def check_schedule_factors(case: Case) -> None:
-    """Gives for every step of a run, and past its end, a finite factor from 0 to 1, and more than 0 somewhere."""
+    """Returns for every step of a run, and after its end, a factor from 0 to 1, and not always 0."""
     for total in (1, 2, 100):
         factor = case.component.load()(case.spec, total)
         factors = [factor(step) for step in range(total + 3)]
@@ -86,7 +87,7 @@ def check_schedule_factors(case: Case) -> None:
 
 
 def _moved(case: Case, model: _Rows) -> tuple[Tensor, torch.optim.Optimizer]:
-    """The rows after three steps, and who made them."""
+    """The rows after three steps, and the optimizer."""
     optimizer: torch.optim.Optimizer = case.component.load()(case.spec, model)
     for step in range(1, 4):
         for part, grad in zip(model.parts, _ROWS.flip(0).sin().chunk(len(model.parts)), strict=True):
@@ -99,7 +100,7 @@ _ROWS = torch.linspace(0.1, 1, 24, dtype=torch.float64).square().view(6, 4)
 
 
 class _Rows(nn.Module):
-    """Six rows of four, in so many matrices."""
+    """Six rows of four numbers, split over a number of matrices."""
 
     def __init__(self, matrices: int) -> None:
         super().__init__()

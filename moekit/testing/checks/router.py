@@ -1,35 +1,40 @@
-"""Checks of routers. T tokens, E experts, K experts per token, C tokens per expert, P slots per expert."""
+"""Checks of routers: their routing, what their specs claim, and what they do only in training.
+
+T tokens, E experts, K experts per token, C tokens per expert, P slots per expert.
+"""
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor, nn
 
-from moekit.routing import ExpertChoice, Routing, TokenChoice
+from moekit.errors import MoekitError
+from moekit.routing import ExpertChoice, LossTerm, Routing, TokenChoice
 from moekit.spec.kinds import RouterSpec
-from moekit.testing.case import (
-    Case,
-    Check,
-    normal,
-    require,
-    require_equal,
-    require_finite,
-    tensors_in,
-)
-from moekit.testing.probes import route
-from moekit.testing.reference import chosen_TE, gates_of, weights_TX
+from moekit.testing.assertions import require, require_equal, require_finite
+from moekit.testing.case import Case, Check, normal, seeded, tensors_in
+from moekit.testing.fixtures.inputs import route, routing_tensors
+from moekit.testing.fixtures.reference import chosen_TE, gates_of, weights_TX
 
 
 def checks(case: Case) -> Iterator[Check]:
-    """The checks of a router."""
+    """The router checks that a case's claims call for."""
     yield from (check_shapes, check_any_number_of_tokens, check_fp32_arithmetic, check_device)
     yield from (check_choices_distinct, check_load_counts, check_padding, check_padding_nan)
-    yield from (check_extreme_logits, check_nan_stays_with_its_token)
+    yield from (check_extreme_logits, check_nan_stays_with_its_token, check_form, check_active)
+    yield check_bias_chooses_only if case.spec_as(RouterSpec).takes_bias else check_bias_is_ignored
+    if case.spec_as(RouterSpec).causal:
+        yield check_causal
+    yield from (check_compile_in_training, check_own_loss)
+    yield check_smooth_load if case.spec_as(RouterSpec).gives_smooth_load else check_no_smooth_load
 
 
 def check_shapes(case: Case) -> None:
-    """Gives scores and logits ``[T, E]`` and a choice with gates in the shapes and dtypes of its form."""
+    """Returns scores and logits ``[T, E]``, and indices and gates in the shapes and dtypes of its form."""
     E = case.dims.num_experts
     T = 8 * E + 1
     routing = route(case.build(), normal(T, case.dims.dim))
@@ -55,7 +60,7 @@ def check_shapes(case: Case) -> None:
 
 
 def check_any_number_of_tokens(case: Case) -> None:
-    """Takes any number of tokens: none, one, and numbers that nothing divides."""
+    """Accepts any number of tokens: zero, one, and numbers that no size divides."""
     router = case.build().eval()
     for T in (0, 1, 13):
         routing = route(router, normal(T, case.dims.dim))
@@ -71,7 +76,7 @@ def check_any_number_of_tokens(case: Case) -> None:
 def check_fp32_arithmetic(case: Case) -> None:
     """Computes in fp32 at least: under autocast, for bf16 input and with bf16 weights.
 
-    A softmax in bf16 has three digits: near ties then fall to the wrong expert, and training becomes unstable.
+    A softmax in bf16 has three digits: near ties then choose the wrong expert, and training becomes unstable.
     """
     x_TD = normal(9, case.dims.dim).bfloat16()
     router = case.build().bfloat16().eval()
@@ -87,18 +92,18 @@ def check_fp32_arithmetic(case: Case) -> None:
 
 
 def check_device(case: Case) -> None:
-    """Answers on its input's device, making no tensor elsewhere (tried on the meta device, and on CUDA if there)."""
+    """Computes on its input's device, with no tensor elsewhere (tested on meta, and on CUDA if available)."""
     for device in ["meta", *(["cuda"] if torch.cuda.is_available() else [])]:
         router = case.build().to(device)
         valid_T = torch.ones(5, dtype=torch.bool, device=device)
-        bias_E = torch.zeros(case.dims.num_experts, device=device) if _spec(case).takes_bias else None
+        bias_E = torch.zeros(case.dims.num_experts, device=device) if case.spec_as(RouterSpec).takes_bias else None
         routing = route(router, torch.zeros(5, case.dims.dim, device=device), valid_T, bias_E)
         for name, value in tensors_in(routing).items():
             require(value.device.type == device, found=f"{name} on {value.device}", expected=f"{device}")
 
 
 def check_choices_distinct(case: Case) -> None:
-    """Never chooses the same pair of token and expert twice, ties included; a pair counted twice skews the load."""
+    """Never chooses the same pair of token and expert twice, even with ties; a double would distort the load."""
     router = case.build().eval()
     for x_TD, what in ((normal(11, case.dims.dim), "random tokens"), (torch.zeros(11, case.dims.dim), "all ties")):
         routing = route(router, x_TD)
@@ -110,7 +115,7 @@ def check_choices_distinct(case: Case) -> None:
 
 
 def check_load_counts(case: Case) -> None:
-    """Reports as load exactly the pairs of valid tokens that its routing holds, as int64."""
+    """Reports as int64 load exactly the pairs of valid tokens in its routing."""
     valid_T = torch.arange(12) % 3 != 0
     routing = route(case.build(), normal(12, case.dims.dim), valid_T)
     load_E, counted_E = routing.load_E(), chosen_TE(routing).sum(0)
@@ -119,9 +124,9 @@ def check_load_counts(case: Case) -> None:
 
 
 def check_padding(case: Case) -> None:
-    """Treats padding as absent: no load and no gradient for it, and valid tokens go where they go without it.
+    """Treats padding as absent: it has no load and no gradient, and does not affect the routing of valid tokens.
 
-    ``valid_T`` is False for padding, anywhere among the tokens.
+    ``valid_T`` is False for padding, which may be anywhere among the tokens.
     """
     router = case.build().eval()
     valid_T = torch.tensor([True, False, True, True, False, True, False, True, False, False, True])
@@ -137,7 +142,7 @@ def check_padding(case: Case) -> None:
 
 
 def check_padding_nan(case: Case) -> None:
-    """Keeps what lies in padding rows (NaN, here) out of valid tokens' gates and out of every gradient.
+    """Keeps the content of padding rows (NaN, here) out of valid tokens' gates and out of every gradient.
 
     Mask the input, not the result: in backward a gradient of 0 times NaN is NaN.
     """
@@ -157,7 +162,7 @@ def check_padding_nan(case: Case) -> None:
 
 
 def check_extreme_logits(case: Case) -> None:
-    """Keeps gates and gradients finite when logits are huge and all of one sign (0/0 waits in renormalising)."""
+    """Keeps gates and gradients finite when logits are huge and all of one sign (renormalising could give 0/0)."""
     for sign in (1.0, -1.0):
         router = case.build()
         with torch.no_grad():
@@ -175,13 +180,13 @@ def check_extreme_logits(case: Case) -> None:
 
 
 def check_nan_stays_with_its_token(case: Case) -> None:
-    """Confines a NaN to the token that brought it: the others' gates stay finite, and unchanged in token choice."""
+    """Confines a NaN to its own token: other tokens' gates stay finite and, in token choice, unchanged."""
     router, x_TD = case.build().eval(), normal(9, case.dims.dim)
     others = torch.arange(9) != 4
     before = route(router, x_TD)
     x_TD[4] = float("nan")
     after = route(router, x_TD)
-    if _spec(case).form == "token_choice" and _spec(case).causal:
+    if case.spec_as(RouterSpec).form == "token_choice" and case.spec_as(RouterSpec).causal:
         require_equal(weights_TX(after)[others], weights_TX(before)[others], "gates of other tokens", tolerance=1e-6)
     elif _dispatch_free(after):
         require_finite(weights_TX(after)[others], "gates of other tokens")
@@ -191,10 +196,219 @@ def check_nan_stays_with_its_token(case: Case) -> None:
 
 
 def _dispatch_free(routing: Routing) -> bool:
-    """False where tokens are blended in slots, so that a NaN cannot but reach the others."""
+    """False if tokens are averaged in slots, where a NaN necessarily reaches all of them."""
     return getattr(routing, "dispatch_TEP", None) is None
 
 
-def _spec(case: Case) -> RouterSpec:
-    assert isinstance(case.spec, RouterSpec)
-    return case.spec
+def check_form(case: Case) -> None:
+    """Returns the form of routing that its spec claims, with ``valid_T`` in it.
+
+    The claim decides which dispatchers and balancers are compatible. Without the mask, padding would count as load.
+    """
+    router, valid_T = case.build(), torch.tensor([True, False, True])
+    routing = route(router, normal(3, case.dims.dim), valid_T)
+    require(
+        routing.form == case.spec_as(RouterSpec).form,
+        found=f"{type(routing).__name__} (form '{routing.form}')",
+        expected=f"the claim form = '{case.spec_as(RouterSpec).form}'",
+    )
+    same = routing.valid_T is not None and torch.equal(routing.valid_T, valid_T)
+    require(same, found=f"routing.valid_T = {routing.valid_T}", expected=f"{valid_T}, as given")
+
+
+def check_active(case: Case) -> None:
+    """Returns from ``spec.active(E)`` the experts per token, from which active parameters are counted."""
+    E = case.dims.num_experts
+    active = case.spec_as(RouterSpec).active(E)
+    routing = route(case.build(), normal(3 * E, case.dims.dim))
+    most = E if not isinstance(routing, TokenChoice) else routing.expert_TK.shape[1]
+    require(
+        math.isfinite(active) and 0 < active <= most,
+        found=f"active({E}) = {active}",
+        expected=f"more than 0 and at most {most}",
+    )
+
+
+def check_bias_chooses_only(case: Case) -> None:
+    """Uses a selection bias to choose experts and for nothing else, never in a gate or a score (``takes_bias``).
+
+    A bias in the gates would affect training; balancing without a loss depends on keeping it out.
+    """
+    E, x_TD = case.dims.num_experts, normal(9, case.dims.dim, dtype=torch.float64)
+    router = case.build().double().eval()
+    plain = route(router, x_TD)
+    for size in (1e-2, 1e-4, 1e-6, 1e-8):
+        nudged = route(router, x_TD, bias_E=size * normal(E, seed=3))
+        if torch.equal(chosen_TE(nudged), chosen_TE(plain)):
+            require_equal(weights_TX(nudged), weights_TX(plain), f"gates under a bias of {size:g}", tolerance=1e-12)
+            break
+    favourite = int(chosen_TE(plain).sum(0).argmin())
+    bias_E = torch.zeros(E)
+    bias_E[favourite] = 1e3
+    bias_E.requires_grad_()
+    biased = route(router, x_TD, bias_E=bias_E)
+    for name in ("logits_TE", "scores_TE"):
+        require_equal(getattr(biased, name), getattr(plain, name), f"{name} under a bias")
+    before, after = (int(r.load_E()[favourite]) for r in (plain, biased))
+    require(
+        after > before,
+        found=f"load of expert {favourite} goes from {before} to {after} of 9 tokens under a bias of 1000",
+        expected="more tokens (or the claim takes_bias = False)",
+    )
+    weights = weights_TX(biased)
+    top = float(weights.detach().abs().max())
+    require(top < 100, found=f"a gate of {top:.4g} under a bias of 1000", expected="gates from unbiased scores")
+    if weights.requires_grad:
+        torch.autograd.backward((weights * normal(*weights.shape, seed=5)).sum())
+    reached = bias_E.grad is not None and bool(bias_E.grad.any())
+    require(not reached, found="a gradient from the gates to the bias", expected="none")
+
+
+def check_bias_is_ignored(case: Case) -> None:
+    """Ignores a selection bias, or raises ``MoekitError``, as it claims (``takes_bias = False``)."""
+    router, x_TD = case.build().eval(), normal(9, case.dims.dim)
+    plain = tensors_in(route(router, x_TD))
+    try:
+        biased = tensors_in(route(router, x_TD, bias_E=10 * normal(case.dims.num_experts, seed=3)))
+    except MoekitError:
+        return
+    for name, value in plain.items():
+        require_equal(biased[name], value, f"{name} under a bias")
+
+
+def check_causal(case: Case) -> None:
+    """Routes a token independently of later ones, as it claims (``causal``). Decoders require such routers.
+
+    Otherwise the choice of experts leaks information about the tokens that a language model is to predict.
+    """
+    router, x_TD = case.build(), normal(10, case.dims.dim)
+    changed_TD = x_TD.clone()
+    changed_TD[6:] = 5 * normal(4, case.dims.dim, seed=8)
+    for training in (False, True):
+        router.train(training)
+        before, after = (_seeded_route(router, x, seed=4) for x in (x_TD, changed_TD))
+        require_equal(
+            weights_TX(after)[:6],
+            weights_TX(before)[:6],
+            f"gates of tokens before the changed ones, in {'training' if training else 'eval'} mode",
+            tolerance=1e-6,
+        )
+    cut = _seeded_route(router.eval(), x_TD[:6], seed=4)
+    full = _seeded_route(router, x_TD, seed=4)
+    require_equal(weights_TX(full)[:6], weights_TX(cut), "gates with later tokens present", tolerance=1e-6)
+
+
+_SAMPLES = 64
+
+
+def check_compile_in_training(case: Case) -> None:
+    """Compiles in training mode too, into one graph, with eager mode's results for the same seed."""
+    router, x_TD = case.build(), normal(7, case.dims.dim)
+    valid_T = torch.arange(7) % 3 != 1
+    torch.compiler.reset()
+    compiled = torch.compile(lambda x: _outputs(router, x, valid_T), backend="aot_eager", fullgraph=True)
+    with seeded(3):
+        expected = _outputs(router, x_TD, valid_T)
+    with warnings.catch_warnings(), seeded(3):
+        warnings.simplefilter("ignore")  # the compiler warns about its own code
+        found = compiled(x_TD)
+    torch.compiler.reset()
+    for name, value in expected.items():
+        require_equal(found[name], value, f"compiled {name}", tolerance=1e-5)
+
+
+def check_own_loss(case: Case) -> None:
+    """Has, if any, an own loss that is 0-d, fp32 at least, independent of padding's content, and differentiable.
+
+    The gradient must reach a parameter; without one the loss would train nothing.
+    """
+    router, x_TD = case.build(), normal(12, case.dims.dim)
+    valid_T = torch.arange(12) % 4 != 1
+    term = _own_loss(router, x_TD.masked_fill(~valid_T[:, None], 0), valid_T)
+    if term is None:
+        return
+    require(
+        term.value.ndim == 0 and term.value.dtype == torch.float32,
+        found=f"own_loss.value of shape {tuple(term.value.shape)}, {term.value.dtype}",
+        expected="a 0-d float32 tensor",
+    )
+    nan_TD = x_TD.masked_fill(~valid_T[:, None], float("nan"))
+    padded = _own_loss(router, nan_TD, valid_T)
+    assert padded is not None
+    require_equal(padded.value, term.value, "own_loss with NaN in padding", tolerance=1e-6)
+    in_bf16 = _own_loss(router.bfloat16(), nan_TD.bfloat16(), valid_T)
+    assert in_bf16 is not None
+    dtype = in_bf16.value.dtype
+    require(dtype == torch.float32, found=f"own_loss.value is {dtype} for bf16 weights", expected="float32")
+    require(padded.value.requires_grad, found="own_loss without a gradient", expected="one to a parameter")
+    torch.autograd.backward(padded.value)
+    for name, parameter in router.float().named_parameters():
+        if parameter.grad is not None:
+            require_finite(parameter.grad, f"gradient of own_loss to '{name}'")
+
+
+def check_smooth_load(case: Case) -> None:
+    """Estimates the expected load in training, as it claims (``gives_smooth_load``), and not in evaluation.
+
+    ``smooth_load_E`` is fp32 at least, counts only valid tokens, has a gradient (unless every expert is chosen), and
+    its mean over many samples of the noise is about the mean load.
+    """
+    E, router = case.dims.num_experts, case.build()
+    valid_T = torch.arange(4 * E) % 4 != 1
+    x_TD = normal(4 * E, case.dims.dim).masked_fill(~valid_T[:, None], float("nan"))
+    smooth_E, load_E = torch.zeros(E), torch.zeros(E)
+    for seed in range(_SAMPLES):
+        routing = _seeded_route(router, x_TD, valid_T, seed=seed)
+        given = routing.smooth_load_E
+        if given is None:
+            require(False, found="smooth_load_E = None in training", expected="a tensor (or no such claim)")
+            return
+        require(
+            given.shape == (E,) and given.dtype == torch.float32,
+            found=f"smooth_load_E of shape {tuple(given.shape)}, {given.dtype}",
+            expected=f"({E},), float32",
+        )
+        smooth_E, load_E = smooth_E + given.detach() / _SAMPLES, load_E + routing.load_E() / _SAMPLES
+        if seed == 0 and not bool(chosen_TE(routing)[valid_T].all()):
+            _require_gradient(router, given)
+    require_finite(smooth_E, "smooth_load_E with NaN in padding")
+    apart_E, mean = (smooth_E - load_E).abs(), load_E.mean().item()
+    e = int(apart_E.argmax())
+    require(
+        apart_E[e].item() <= 0.4 * mean,
+        found=f"over {_SAMPLES} samples smooth_load_E of expert {e} is {smooth_E[e]:.4g}, its load {load_E[e]:.4g}",
+        expected="about the same",
+    )
+    in_eval = route(router.eval(), x_TD, valid_T).smooth_load_E
+    require(in_eval is None, found="a smooth_load_E in evaluation", expected="None, since there is no noise")
+
+
+def check_no_smooth_load(case: Case) -> None:
+    """Gives no ``smooth_load_E``, even in training, as it claims; balancers that need one rely on the claim."""
+    for training in (True, False):
+        given = route(case.build().train(training), normal(5, case.dims.dim)).smooth_load_E
+        require(given is None, found="a smooth_load_E", expected="None (or the claim gives_smooth_load = True)")
+
+
+def _require_gradient(router: nn.Module, smooth_load_E: Tensor) -> None:
+    require(smooth_load_E.requires_grad, found="smooth_load_E without a gradient", expected="one to the weights")
+    weight_E = normal(*smooth_load_E.shape, seed=5)
+    torch.autograd.backward((smooth_load_E * weight_E).sum())
+    grads = {n: p.grad for n, p in router.named_parameters() if p.grad is not None}
+    for name, gradient in grads.items():
+        require_finite(gradient, f"gradient of smooth_load_E to '{name}'")
+    trained = any(bool(gradient.any()) for gradient in grads.values())
+    require(trained, found="a gradient of 0 from smooth_load_E to every weight", expected="one that trains")
+
+
+def _seeded_route(router: nn.Module, x_TD: Tensor, valid_T: Tensor | None = None, *, seed: int = 0) -> Routing:
+    with seeded(seed):
+        return route(router, x_TD, valid_T)
+
+
+def _own_loss(router: nn.Module, x_TD: Tensor, valid_T: Tensor) -> LossTerm | None:
+    return _seeded_route(router, x_TD, valid_T).own_loss
+
+
+def _outputs(router: nn.Module, x_TD: Tensor, valid_T: Tensor) -> dict[str, Tensor]:
+    return routing_tensors(route(router, x_TD, valid_T))

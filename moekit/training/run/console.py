@@ -51,7 +51,9 @@ def print_summary(outcome: Outcome, module: LitMoE, console: Console) -> None:
         grid.add_row("MaxVio", _max_violation_words(*outcome.max_violation, outcome.validation.get("max_violation")))
         grid.add_row("dropped", f"{outcome.dropped:.1%} of token-expert pairs")
     if outcome.skipped:
-        grid.add_row("skipped", f"{outcome.skipped:,} of {outcome.steps:,} steps, whose loss or gradients were not finite")
+        grid.add_row(
+            "skipped", f"{outcome.skipped:,} of {outcome.steps:,} steps, whose loss or gradients were not finite"
+        )
     rate = outcome.tokens / outcome.seconds if outcome.seconds else 0.0
     grid.add_row(
         "training", f"{outcome.steps:,} steps, {outcome.tokens:,.0f} {unit} in {_seconds(outcome.seconds)} "

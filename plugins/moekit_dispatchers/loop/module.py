@@ -1,45 +1,16 @@
-"""The loop dispatcher, and rows grouped by slicing."""
+"""The loop dispatcher."""
 
 from __future__ import annotations
 
 from typing import final
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from moekit.contracts import Dispatched, Dispatcher, ExpertBank, LayerDims
-from moekit.contracts.layer import Groups
+from moekit.contracts.layer import LoopGroups
 from moekit.routing import Routing, pairs_of
 from moekit_dispatchers.loop import Loop
-
-
-@final
-class LoopGroups(Groups):
-    """Rows of known number for each expert: every product is a Python loop over slices.
-
-    Args:
-        sizes: the number of rows of each expert.
-    """
-
-    def __init__(self, sizes: list[int]) -> None:
-        self.sizes = sizes
-        self.num_experts = len(sizes)
-        self.num_rows = sum(sizes)
-
-    def linear(self, x_ND: Tensor, w_EHD: Tensor, b_EH: Tensor | None = None) -> Tensor:
-        """``y_NH``, expert by expert."""
-        biases = [None] * self.num_experts if b_EH is None else b_EH.unbind()
-        parts = zip(self.split(x_ND), w_EHD.unbind(), biases, strict=True)
-        return torch.cat([F.linear(x_nD, w_HD, b_H) for x_nD, w_HD, b_H in parts])
-
-    def per_row(self, p_EX: Tensor) -> Tensor:
-        """``p_NX``, each expert's slice repeated for its rows."""
-        return torch.cat([p_EX[e].expand(n, *p_EX.shape[1:]) for e, n in enumerate(self.sizes)])
-
-    def split(self, x_ND: Tensor) -> list[Tensor]:
-        """The rows of each expert."""
-        return list(torch.split(x_ND, self.sizes))
 
 
 @final

@@ -42,9 +42,7 @@ def test_a_short_name_of_a_precision_is_accepted(capsys: Captured) -> None:
     assert json.loads(capsys.readouterr().out)["request"]["precision"] == "bf16-mixed"
 
 
-def test_an_optimizer_that_is_rejected_in_shards_is_reported(
-    capsys: Captured, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_optimizer_that_is_rejected_in_shards_is_reported(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
     adafactor = ["plan", "jacobs1991", "optimizer={use: adafactor}", "--devices"]
     assert main([*adafactor, "2"]) == 0
     assert "rejects" not in capsys.readouterr().out

@@ -14,6 +14,7 @@ from moekit.errors import DataError
 from moekit.registry import build
 from moekit_data.labelled_text import LabelledText
 from moekit_data.labelled_text.module import LabelledTextData
+from moekit_data.padding import side_by_side
 from moekit_data.span_corruption import SpanCorruption
 from moekit_data.text_files import TextFiles
 
@@ -93,3 +94,15 @@ def test_a_vocab_without_an_end_is_refused() -> None:
         ValueError, match="vocab=256 is too small for the 256 tokens of TextFiles and its own: 257 or more are needed"
     ):
         LabelledText(text=TextFiles(path="nowhere"), vocab=256)
+
+
+def test_guessing_is_the_frequency_of_the_commonest_label(
+    data: LabelledTextData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rather than one over the number of labels: always answering with the commonest one is no achievement."""
+    batch = side_by_side(
+        [torch.tensor([1, 2])] * 4, [torch.tensor([7])] * 4, end=END, domain=torch.tensor([1, 1, 0, 1])
+    )
+    monkeypatch.setattr(data, "validation_batches", lambda: iter([batch]))
+    monkeypatch.setattr(data, "domain_names", lambda: ["a", "b", "c"])
+    assert data.scores(Classifier(data, "abc")) == {"accuracy": 0.0, "guessing": 0.75, "scored_windows": 4.0}

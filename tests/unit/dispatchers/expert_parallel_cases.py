@@ -14,8 +14,8 @@ from moekit.parallel.mesh import REPLICA, mesh_of
 from moekit.registry import build
 from moekit.routing import Routing, TokenChoice
 from moekit.spec.kinds import DispatcherSpec, Form
-from moekit.testing.reference import gates_of
-from moekit.testing.routings import some_routing, with_gates
+from moekit.testing.fixtures.reference import gates_of
+from moekit.testing.fixtures.routings import some_routing, with_gates
 from moekit_dispatchers.auto import Auto
 from moekit_dispatchers.capacity import Capacity
 from moekit_dispatchers.device_capacity import DeviceCapacity

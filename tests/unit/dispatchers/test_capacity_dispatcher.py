@@ -10,7 +10,7 @@ from moekit.contracts import ExpertBank, LayerDims
 from moekit.layer import MoELayer
 from moekit.routing import TokenChoice
 from moekit.spec.kinds import MoE
-from moekit.testing.reference import NameExperts
+from moekit.testing.fixtures.reference import NameExperts
 from moekit_dispatchers.capacity import Capacity
 from moekit_dispatchers.capacity.module import CapacityDispatcher
 from moekit_dispatchers.loop import Loop

@@ -11,7 +11,7 @@ from moekit.errors import MoekitError
 from moekit.layer import MoELayer
 from moekit.routing import TokenChoice
 from moekit.spec.kinds import DispatcherSpec, MoE
-from moekit.testing.reference import NameExperts
+from moekit.testing.fixtures.reference import NameExperts
 from moekit_dispatchers.capacity import Capacity
 from moekit_dispatchers.device_capacity import DeviceCapacity
 from moekit_dispatchers.device_capacity.module import DeviceCapacityDispatcher

@@ -10,7 +10,7 @@ from moekit.contracts import ExpertBank, LayerDims
 from moekit.layer import MoELayer
 from moekit.routing import TokenChoice
 from moekit.spec.kinds import DispatcherSpec, Form, MoE
-from moekit.testing.routings import some_routing
+from moekit.testing.fixtures.routings import some_routing
 from moekit_dispatchers.capacity import Capacity
 from moekit_dispatchers.device_capacity import DeviceCapacity
 from moekit_dispatchers.grouped import Grouped

@@ -17,7 +17,7 @@ from moekit.registry import build
 from moekit.routing import TokenChoice
 from moekit.spec.fields import ConflictError
 from moekit.spec.kinds import DispatcherSpec, MoE
-from moekit.testing.routings import some_routing
+from moekit.testing.fixtures.routings import some_routing
 from moekit_dispatchers.auto import Auto
 from moekit_dispatchers.capacity import Capacity
 from moekit_dispatchers.device_capacity import DeviceCapacity

@@ -11,7 +11,7 @@ from moekit.contracts import LayerDims
 from moekit.parallel.traffic import choices_of, reached, row_dtype, rows_of, sent, traffic
 from moekit.registry import build
 from moekit.routing import TokenChoice
-from moekit.testing.routings import some_routing
+from moekit.testing.fixtures.routings import some_routing
 from moekit_routers.topk import TopK
 
 

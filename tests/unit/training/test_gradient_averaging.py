@@ -1,7 +1,7 @@
-"""Mistakes of training on several ranks that no other fast test noticed: each was made in moekit.
+"""Gradients over ranks are divided by the number of tokens, whether a strategy sums or averages them.
 
-Most hide from the loss: three steps of AdamW differ by 1e-4 where gradients are four times too small. So gradients are
-looked at. Traps that other tests catch have no second test here.
+The tests compare gradients because losses hide mistakes: with gradients four times too small, the losses of three
+steps of AdamW differ by 1e-4.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from moekit.training.step import OptimizerStep, Precision
 
 
 @pytest.mark.parametrize("averaged", [1, 4])
-def test_a_mean_over_ranks_is_made_a_sum_again(averaged: int) -> None:
-    """Ranks have summed over their tokens; whether these sums were added up or averaged, a gradient is a token's."""
+def test_averaged_and_summed_gradients_give_the_same_step(averaged: int) -> None:
+    """Each rank sums over its tokens. The all-reduce sums or averages these; the step divides by all tokens."""
     model = cast(Any, nn.Linear(2, 1, bias=False))
     step = OptimizerStep(model, cast(Any, None), BalanceStep(model))
     for total, count in ((6.0, 3), (2.0, 5)):
@@ -35,20 +35,20 @@ def test_a_mean_over_ranks_is_made_a_sum_again(averaged: int) -> None:
     assert (float(done.tokens), float(done.norm)) == (8.0, 5.0)
 
 
-def test_only_the_sharded_strategy_adds_gradients_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """DDP averages them over all ranks, and nobody tells."""
+def test_only_the_sharded_strategy_sums_gradients_over_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DDP averages over all four ranks, and so the step must multiply by four."""
     from moekit.parallel.strategy import ShardedStrategy
     from moekit.spec.sharding import Sharded
 
     module = LitMoE(load("jacobs1991"))
-    told: list[int] = []
+    received: list[int] = []
 
-    class Enough(Exception):
+    class Stop(Exception):
         pass
 
     def finish(averaged: int, *_: object) -> None:
-        told.append(averaged)
-        raise Enough
+        received.append(averaged)
+        raise Stop("finish was called")
 
     monkeypatch.setattr(module._step, "finish", finish)
     for strategy in (object(), ShardedStrategy(Sharded())):
@@ -56,13 +56,13 @@ def test_only_the_sharded_strategy_adds_gradients_up(monkeypatch: pytest.MonkeyP
             strategy=strategy, world_size=4, global_step=0, max_steps=9, precision_plugin=None, current_epoch=0
         )
         monkeypatch.setattr(LitMoE, "trainer", trainer)
-        with pytest.raises(Enough):
+        with pytest.raises(Stop, match="finish was called"):
             module.on_before_optimizer_step(cast(Any, None))
-    assert told == [4, 1]
+    assert received == [4, 1]
 
 
-def test_a_step_without_a_token_moves_nothing_and_divides_by_one() -> None:
-    """A rank, or all of them, may have padding alone: 0 / 0 would leave the step out as if it were sick."""
+def test_a_step_without_tokens_changes_nothing() -> None:
+    """Ranks may have nothing but padding: 0 / 0 would skip the step as non-finite."""
     model = cast(Any, nn.Linear(2, 1, bias=False))
     step = OptimizerStep(model, cast(Any, None), BalanceStep(model))
     loss = LossSum(total=torch.tensor(0.0), count=torch.tensor(0))

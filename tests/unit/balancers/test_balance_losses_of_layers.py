@@ -1,7 +1,4 @@
-"""Mistakes of other libraries that no other test noticed: each was made in moekit, and the suite stayed green.
-
-Traps that other tests catch have no second test here. The docstrings say where a mistake was found.
-"""
+"""Balance losses of several layers are computed for each layer and summed. Other libraries made the mistakes cited."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ from moekit_balancers.load_balance.module import LoadBalanceLoss
 
 
 def report_of(chosen: Sequence[int], weight: float) -> LayerReport:
-    """What a layer of two experts says whose tokens chose these, with affinity 1."""
+    """The report of a layer of two experts whose tokens chose these, with affinity 1."""
     expert_TK = torch.tensor(chosen)[:, None]
     scores_TE = F.one_hot(expert_TK[:, 0], 2).double()
     routing = TokenChoice(
@@ -32,17 +29,17 @@ def report_of(chosen: Sequence[int], weight: float) -> LayerReport:
     return LayerReport(routing=routing, load_E=routing.load_E(), dropped=dropped, losses={"load": term})
 
 
-def test_layers_uneven_in_opposite_ways_do_not_cancel() -> None:
-    """transformers #28255, #31464: f and P were taken over the tokens of all layers put together."""
+def test_layers_with_opposite_imbalance_do_not_cancel() -> None:
+    """transformers #28255, #31464: f and P were computed over the tokens of all layers together."""
     one, other = report_of([0, 0, 0], weight=0.5), report_of([1, 1, 1], weight=0.5)
     even = report_of([0, 1, 0, 1], weight=0.5)
     total = balance_sum({"one": one, "other": other, "even": even})
     assert total is not None
-    # 3 tokens of a layer at its worst (E = 2), 3 of another, 4 of one in balance (1); not 10 tokens of one layer
+    # 3 tokens each of two layers at the worst value (E = 2), 4 of a balanced layer (1); not 10 tokens of one layer
     assert total.item() == 0.5 * (3 * 2 + 3 * 2 + 4 * 1)
 
 
-def test_the_losses_of_layers_are_summed_not_averaged() -> None:
+def test_losses_of_layers_are_summed_not_averaged() -> None:
     """OLMo-core divides the weight by the number of layers; here a weight is that of one layer, whatever the depth."""
     report = report_of([0, 0, 1], weight=0.1)
     once, thrice = balance_sum({"a": report}), balance_sum({"a": report, "b": report, "c": report})
@@ -50,8 +47,8 @@ def test_the_losses_of_layers_are_summed_not_averaged() -> None:
     torch.testing.assert_close(thrice, 3 * once)
 
 
-def test_a_balance_loss_that_is_named_weighs_something() -> None:
-    """Megatron-Bridge PR #5165: the coefficient fell to 0 where a configuration left it out."""
+def test_every_balance_loss_has_a_default_weight_above_zero() -> None:
+    """Megatron-Bridge PR #5165: the coefficient was 0 if a configuration did not set it."""
     specs = [component.spec for component in current().components("balancer")]
     weights = {spec.__name__: default_of(spec, "weight") for spec in specs if "weight" in fields_of(spec)}
     assert {"LoadBalance", "SequenceBalance"} <= set(weights)

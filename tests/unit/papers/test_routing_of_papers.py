@@ -1,6 +1,6 @@
-"""How each paper routes and balances: every recipe, tiny or at its size, against one table of conventions.
+"""Every recipe routes, balances, drops and initialises as its paper does.
 
-The rows are written from the equations, not from the files. What a tiny recipe does otherwise is said beside it.
+The tables follow the papers' equations, not the recipes. Comments say where a small recipe deviates from its paper.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ ROUTING: dict[str, tuple[RouterSpec, Balancers]] = {
     **{f"gshard-{n}": (TOP_2, FIRST) for n in ("12b", "37b", "50b", "150b", "200b", "600b")},
     "glam": (TOP_2, FIRST),
     **{f"glam-{n}": (TOP_2, FIRST) for n in ("0.1b", "1.7b", "1.7b-32e", "1.7b-128e", "1.7b-256e", "8b", "64b")},
-    "switch": (SWITCH, FIRST),  # of one choice: the first are all
+    "switch": (SWITCH, FIRST),  # with one choice, the first choices are all of them
     **{f"switch-{n}": (SWITCH, {"load": LoadBalance(weight=1e-2)}) for n in ("base", "large", "xxl", "c")},
     **{
         name: (ST_MOE, {**FIRST, "z": ZLoss(weight=1e-3)})
@@ -85,7 +85,10 @@ ROUTING: dict[str, tuple[RouterSpec, Balancers]] = {
         TopK(top_k=6, renormalize=False, scale=1.0),
         {"load": LoadBalance(scope="sequence", weight=1e-3)},
     ),
-    "aux_free": (TopK(top_k=6, score="sigmoid"), {"bias": SignBias(rate=1e-2)}),  # in fewer steps: ten times the rate
+    "aux_free": (
+        TopK(top_k=6, score="sigmoid"),
+        {"bias": SignBias(rate=1e-2)},
+    ),  # ten times the paper's rate, since it has fewer steps
     **{f"aux_free-{n}": (TopK(top_k=6, score="sigmoid"), {"bias": SignBias(rate=1e-3)}) for n in ("1b", "3b")},
     "deepseek_v3": (V3, {"bias": SignBias(rate=1e-2, until=0.966), "sequence": SequenceBalance(weight=1e-4)}),
     "deepseek_v3-671b": (V3, {"bias": SignBias(rate=1e-3, until=0.966), "sequence": SequenceBalance(weight=1e-4)}),
@@ -100,12 +103,12 @@ def moe_of(name: str) -> MoE:
     return moe
 
 
-def test_no_recipe_is_left_out() -> None:
+def test_the_table_has_every_recipe() -> None:
     assert {c.name for c in current().components("recipe") if c.plugin == "papers"} == {*ROUTING, DENSE}
 
 
 @pytest.mark.parametrize("name", ROUTING)
-def test_it_routes_and_balances_as_its_paper(name: str) -> None:
+def test_a_recipe_has_its_papers_router_and_balancers(name: str) -> None:
     moe = moe_of(name)
     router, balancers = ROUTING[name]
     assert moe.router == router
@@ -113,17 +116,17 @@ def test_it_routes_and_balances_as_its_paper(name: str) -> None:
 
 
 CAPACITY = {
-    # factor over S/E (without K) in training and in evaluation, and who comes first
+    # factor of S/E (without K) in training and in evaluation, and which pairs have priority
     "gshard": (2.0, 2.0, "choice"),
     "glam": (2.0, 2.0, "choice"),
     "switch": (1.25, 2.0, "position"),
-    "st_moe": (1.25, 2.0, None),  # left to right at its size; tiny: first choices first
+    "st_moe": (1.25, 2.0, None),  # by position at the paper's size; first choices first in the small recipe
     "st_moe_finetune": (0.75, 2.0, None),  # drops a tenth of the tokens, which the paper found harmless
 }
 
 
 @pytest.mark.parametrize("name", [n for n in ROUTING if n.partition("-")[0] in CAPACITY])
-def test_it_has_the_slots_of_its_paper(name: str) -> None:
+def test_a_recipe_has_its_papers_capacity(name: str) -> None:
     moe = moe_of(name)
     factor, in_evaluation, order = CAPACITY[name.partition("-")[0]]
     dispatchers = [moe.dispatcher, getattr(moe, "encoder_dispatcher", None)]
@@ -136,7 +139,7 @@ def test_it_has_the_slots_of_its_paper(name: str) -> None:
     assert order is None or moe.dispatcher.order == order  # type: ignore[attr-defined]
 
 
-def test_only_the_encoder_of_st_moe_puts_the_best_tokens_first() -> None:
+def test_only_the_small_st_moe_encoder_prefers_high_affinities() -> None:
     moe: Any = moe_of("st_moe")
     assert (moe.dispatcher.order, moe.encoder_dispatcher.order) == ("choice", "priority")
     large: Any = moe_of("st_moe-32b")
@@ -144,20 +147,20 @@ def test_only_the_encoder_of_st_moe_puts_the_best_tokens_first() -> None:
 
 
 @pytest.mark.parametrize("name", [n for n in ROUTING if n.startswith(("shazeer", "deepseek", "aux_free"))])
-def test_it_drops_nothing_or_by_device(name: str) -> None:
+def test_shazeer_and_deepseek_drop_nothing_or_by_device(name: str) -> None:
     by_device = DeviceCapacity(groups=8, factor=1.0, exempt=0.1, inner=Auto())
     expected = by_device if name in ("deepseek_v2", "deepseek_v2-236b") else Auto()
     assert moe_of(name).dispatcher == expected
 
 
 @pytest.mark.parametrize("name", ["deepseek_v2-236b", "deepseek_v2-lite"])
-def test_v2_is_stretched_by_its_own_factor(name: str) -> None:
+def test_v2_has_its_own_yarn_factor(name: str) -> None:
     yarn = load(name).model.attention.yarn  # type: ignore[attr-defined]
     assert yarn == Yarn(factor=40.0, original=4096, beta_fast=32.0, beta_slow=1.0, mscale=0.0707)
     assert yarn.score_factor() == pytest.approx(1.260804**2, rel=1e-6)
 
 
-def test_v3_is_stretched_by_its_own_factor() -> None:
+def test_v3_has_its_own_yarn_factor() -> None:
     yarn = load("deepseek_v3-671b").model.attention.yarn  # type: ignore[attr-defined]
     assert yarn == Yarn(factor=40.0, original=4096, beta_fast=32.0, beta_slow=1.0, mscale=0.1)
     assert yarn.score_factor() == pytest.approx(1.368888**2, rel=1e-6)
@@ -173,18 +176,18 @@ def test_v3_changes_lambda_after_10_of_its_14_8_trillion_tokens(name: str) -> No
 
 
 @pytest.mark.parametrize("name", [n for n in ROUTING if n.startswith(("switch-", "st_moe-"))])
-def test_mesh_models_are_drawn_small(name: str) -> None:
+def test_switch_and_st_moe_initialise_with_scale_01(name: str) -> None:
     model: Any = load(name).model
     assert (model.init_scale, model.init_std) == (0.1, None)
 
 
 @pytest.mark.parametrize("name", [n for n in ROUTING if n.startswith(("deepseek", "aux_free-")) and "-" in n])
-def test_deepseek_models_are_drawn_with_006(name: str) -> None:
+def test_deepseek_models_initialise_with_std_0006(name: str) -> None:
     model: Any = load(name).model
     assert (model.init_scale, model.init_std) == (None, 0.006)
 
 
-def test_where_the_mixtures_are() -> None:
+def test_moe_layers_are_at_the_papers_positions() -> None:
     at = {name: moe_of(name).at.indices(12) for name in ROUTING if hasattr(moe_of(name), "at")}  # type: ignore[attr-defined]
     every_other, every_fourth = (1, 3, 5, 7, 9, 11), (3, 7, 11)
     for name, found in at.items():
