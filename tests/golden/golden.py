@@ -86,15 +86,20 @@ def sketch(y: Tensor) -> dict[str, Any]:
 
 
 def path_of(name: str) -> Path:
-    """Where a recipe's numbers lie."""
+    """The file of a recipe's numbers."""
     return FOLDER / f"{name.replace('/', '__')}.json"
+
+
+def store(found: dict[str, Any], path: Path) -> None:
+    """Writes JSON with one line for each list."""
+    text = re.sub(r"\[[^\[\]{}]*\]", lambda row: " ".join(row[0].split()), json.dumps(found, indent=1))
+    path.write_text(text + "\n", encoding="utf-8")
 
 
 def main(names: list[str]) -> None:
     """Stores the numbers of the named recipes, or of all."""
     for name in names or recipes():
-        text = re.sub(r"\[[^\[\]{}]*\]", lambda row: " ".join(row[0].split()), json.dumps(numbers(name), indent=1))
-        path_of(name).write_text(text + "\n", encoding="utf-8")
+        store(numbers(name), path_of(name))
         print(path_of(name))
 
 
