@@ -1,8 +1,7 @@
-"""What ``test_training_ddp`` runs in every process: the same six batches, dealt to ranks or accumulated by one."""
+"""Run in every rank by ``test_training_ddp``: the same six batches, split over ranks or accumulated by one process."""
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Iterator
@@ -12,16 +11,17 @@ import lightning as L
 import torch
 
 from moekit import Batch, Data, MoELayer
+from moekit.spec import load
 from moekit.training import LitMoE
 from moekit.training.data import ValidationShard
 from moekit.training.run.prepare import quiet
 
 SIZES = (1, 3, 2, 4, 2, 1)  # of micro-batches, two a step
-HELD_OUT = 3  # batches to validate on: two ranks get two and one
+HELD_OUT = 3  # validation batches: two ranks get two and one
 
 
 class Fixed:
-    """Batch ``2 i + r`` is rank r's i-th; one process takes them all in turn."""
+    """Batch ``2 i + r`` is rank r's i-th; one process reads them all."""
 
     def __init__(self, rank: int, world: int) -> None:
         self.rank, self.world = rank, world
@@ -39,7 +39,7 @@ class Fixed:
 
 
 class HeldOut(Data):
-    """A few more batches, for validation."""
+    """Validation batches."""
 
     def prepare(self) -> None: ...
 
@@ -53,24 +53,15 @@ class HeldOut(Data):
             yield Batch(tokens[:, :-1], tokens[:, 1:])
 
 
-def main(spec: str, out: str) -> None:
-    world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+def main(recipe: str, out: str, *overrides: str) -> None:
+    world, rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
     with quiet():
-        module = LitMoE(json.loads(spec))
+        module = LitMoE(load(recipe, list(overrides)))
         trainer = L.Trainer(
-            accelerator="cpu",
-            devices=world,
-            strategy="ddp" if world > 1 else "auto",
-            precision="64-true",
-            max_epochs=1,
-            accumulate_grad_batches=2 // world,
-            gradient_clip_val=0.5,
-            log_every_n_steps=1,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
+            accelerator="cpu", devices=world, strategy="ddp" if world > 1 else "auto", precision="64-true",
+            max_epochs=1, accumulate_grad_batches=2 // world, gradient_clip_val=0.5, log_every_n_steps=1, logger=False,
+            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        )  # fmt: skip
         trainer.fit(module, Fixed(rank, world), ValidationShard(HeldOut(), rank, world))
         trainer.save_checkpoint(Path(out) / "whole.ckpt")  # every rank takes part
     layer = next(m for m in module.modules() if isinstance(m, MoELayer))

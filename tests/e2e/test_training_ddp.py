@@ -1,56 +1,32 @@
-"""Two ranks equal one process that accumulates the same batches: weights after AdamW, loads, bias, what is logged."""
+"""Two DDP ranks equal one process that accumulates the same batches: weights after AdamW, loads, biases, metrics."""
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from ranks import run_ranks
+from tiny_runs import prepare
 
 SCRIPT = Path(__file__).with_name("ddp_run.py")
-SPEC: dict[str, Any] = {
-    "schema": 1,
-    "model": {
-        "use": "decoder",
-        "vocab": 256,
-        "dim": 16,
-        "depth": 2,
-        "attention": {"use": "gqa", "heads": 2, "kv_heads": 1, "head_dim": 8},
-        "ffn": {"use": "glu", "hidden": 16},
-        "moe": {
-            "at": {"first": 1},
-            "router": {"use": "topk", "top_k": 2, "score": "sigmoid", "renormalize": True},
-            "experts": {"use": "glu", "count": 4, "hidden": 8},
-            "dispatcher": {"use": "loop"},
-            "balancers": {
-                "bias": {"use": "sign_bias", "rate": 0.01},
-                "load": {"use": "load_balance", "weight": 0.5, "scope": "step"},
-            },
-        },
-    },
-    "objective": {"use": "causal_lm"},
-    "optimizer": {"use": "adamw", "lr": 1e-2},
-}
+LOAD = "model.moe.balancers.load={use: load_balance, weight: 0.5, scope: step}"
 
 
-def run(out: Path, *launcher: str) -> list[dict[str, Any]]:
+def train(folder: Path, world: int) -> list[dict[str, Any]]:
+    """What each rank saved."""
+    out = folder / str(world)
     out.mkdir()
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *launcher, str(SCRIPT), json.dumps(SPEC), str(out)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_ranks(SCRIPT, world, str(folder / "tiny.yaml"), str(out), LOAD, "data=null")
     return [torch.load(path, weights_only=True) for path in sorted(out.glob("rank*.pt"))]
 
 
 @pytest.mark.slow
-def test_two_ranks_equal_one(tmp_path: Path) -> None:
-    (one,) = run(tmp_path / "one")
-    two = run(tmp_path / "two", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+def test_two_ddp_ranks_equal_one_process(tmp_path: Path) -> None:
+    prepare(tmp_path)
+    (one,) = train(tmp_path, 1)
+    two = train(tmp_path, 2)
     assert len(two) == 2
     for rank in two:
         assert torch.equal(rank["load"], one["load"])
