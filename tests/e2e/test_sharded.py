@@ -84,7 +84,7 @@ def test_four_ranks_in_every_layout_equal_one_process(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_adafactor_in_every_layout_equals_one_process(tmp_path: Path) -> None:
-    """It needs statistics of whole tensors; ST-MoE has a scale for each hidden unit of an expert: a matrix over experts."""
+    """It needs statistics of whole tensors; ST-MoE has a scale for each hidden unit of an expert."""
     adafactor = ["optimizer=null", "optimizer={use: adafactor, weight_decay: 0.1}"]
     runs = [
         {"recipe": recipe, "precision": precision, "steps": 5, "accumulate": 1, "ep": ep, "options": adafactor}
