@@ -1,4 +1,4 @@
-"""Training still takes the steps that it took: two tiny recipes against stored losses (see ``loss_curves.py``)."""
+"""Two tiny recipes train to the stored losses, loads and drops (see ``loss_curves.py``)."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ ROUNDING = 1e-6
 
 
 @pytest.mark.parametrize("name", CURVES)
-def test_training_takes_the_steps_that_it_took(name: str, tmp_path: Path) -> None:
+def test_fifty_steps_of_training_give_the_stored_losses(name: str, tmp_path: Path) -> None:
     stored = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
     with quiet():
         found = curve(name, tmp_path)
     same_bits = stored.pop("machine") == machine()
     expected = stored["loss"] if same_bits else pytest.approx(stored["loss"], rel=ROUNDING)
-    how = f"if training was meant to change: python tests/golden/loss_curves.py {name}"
+    how = f"if the change is intended: python tests/golden/loss_curves.py {name}"
     assert found["loss"] == expected, how
     assert {key: found[key] for key in ("dropped", "load")} == {key: stored[key] for key in ("dropped", "load")}, how
 
 
-def test_the_stored_curves_learn_balance_and_drop() -> None:
-    """So that a change of any of these would move a number."""
+def test_the_stored_curves_learn_and_drop() -> None:
+    """So that a change of either changes a stored number."""
     curves = {name: json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8")) for name in CURVES}
     for stored in curves.values():
         assert len(stored["loss"]) == STEPS and stored["loss"][-1] < 0.8 * stored["loss"][0]
