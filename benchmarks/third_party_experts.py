@@ -1,7 +1,7 @@
 """What a stranger's experts cost: a GLU written with ``groups.linear`` alone, of no standard form, beside the bank of
 the first party, both through ``grouped``; and through ``auto``, which has no other way for the stranger's.
 
-python benchmarks/stranger.py fine small --threads 2
+python benchmarks/third_party_experts.py fine small --threads 2
 """
 
 from __future__ import annotations
