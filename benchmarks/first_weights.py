@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from moekit import load
-from moekit.parallel.deferred_init import late
+from moekit.parallel.deferred_init import defer_init
 from moekit.parallel.sharding import shard
 from moekit.parallel.strategy import with_expert_parallel
 from moekit.shards.shard import local
@@ -44,7 +44,7 @@ def main() -> None:
         model = build_seeded(spec, 0)
         shard(model, args.ep, "cpu")
     else:
-        with late() as waiting:
+        with defer_init() as waiting:
             model = build_seeded(spec, 0)
         shard(model, args.ep, "cpu")
         waiting.draw(model, "cpu")

@@ -5,6 +5,7 @@ implementations, documentation, names of tensors.
 from __future__ import annotations
 
 import ast
+import importlib
 import inspect
 import json
 import re
@@ -173,6 +174,12 @@ def test_every_module_can_be_imported_first() -> None:
     found = import_alone(modules(), preload=libraries)
     assert {name: error for name, (error, _) in found.items() if error} == {}
     assert len(found) == len(modules())
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda path: path.stem)
+def test_every_benchmark_script_can_be_imported(path: Path) -> None:
+    """The rest of the suite runs none of them, so a renamed name would stay unnoticed."""
+    importlib.import_module(path.stem)
 
 
 def test_files_of_more_than_250_lines_have_a_reason() -> None:
