@@ -145,6 +145,24 @@ def test_every_relative_link_of_a_page_names_an_existing_file(page: Path) -> Non
     assert not missing, f"{page.name} links to {missing}"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_path_in_backticks_exists(page: Path) -> None:
+    prose = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    paths = re.findall(r"`((?:moekit|plugins|tests|docs|benchmarks|examples)/[\w./-]*)`", prose)
+    missing = [path for path in paths if not (TOP / path).exists()]
+    assert not missing, f"{page.name} names {missing}"
+
+
+def test_every_file_in_the_tree_of_packages_exists() -> None:
+    (tree,) = (b.text for b in blocks(TOP / "docs" / "architecture.md") if b.text.startswith("moekit/\n"))
+    package, names = "", []
+    for line in tree.splitlines()[1:-1]:
+        indent, entries = re.match(r"( *)((?:[\w]+(?:\.py|/) ?)+)", line).groups()  # type: ignore[union-attr]
+        names += [f"moekit/{package if len(indent) == 4 else ''}{entry}" for entry in entries.split()]
+        package = entries.split()[-1] if len(indent) == 2 else package
+    assert len(names) > 30 and not [name for name in names if not (TOP / name).exists()]
+
+
 def test_the_readme_shows_the_command_to_train_and_the_command_to_test() -> None:
     shell = "\n".join(b.text for b in blocks(TOP / "README.md") if b.language == "bash")
     commands = [re.sub(r"\s+#.*$", "", line).strip() for line in shell.splitlines()]
