@@ -39,6 +39,7 @@ from moekit.testing.checks.router import check_padding_nan
 
 TOP = Path(__file__).parents[2]
 PAGES = [TOP / "README.md", TOP / "CONTRIBUTING.md", *sorted((TOP / "docs").glob("*.md"))]
+FENCED = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LANGUAGES = {"python", "console", "yaml", "yaml fragment", "toml", "text", "math", "bash"}
 
 
@@ -59,8 +60,12 @@ class Block:
 
 def blocks(page: Path) -> list[Block]:
     text = page.read_text(encoding="utf-8")
-    found = re.finditer(r"^```([^\n]*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    return [Block(text[: m.start()].count("\n") + 2, m[1].strip(), m[2]) for m in found]
+    return [Block(text[: m.start()].count("\n") + 2, m[1].strip(), m[2]) for m in FENCED.finditer(text)]
+
+
+def prose(page: Path) -> str:
+    """A page without its fenced blocks."""
+    return FENCED.sub("", page.read_text(encoding="utf-8"))
 
 
 @pytest.fixture
@@ -139,16 +144,14 @@ def run_checks(module: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_relative_link_of_a_page_names_an_existing_file(page: Path) -> None:
-    prose = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
-    targets = [t for t in re.findall(r"\]\(([^)\s]+)\)", prose) if not t.startswith(("http://", "https://", "#"))]
+    targets = [t for t in re.findall(r"\]\(([^)\s]+)\)", prose(page)) if not t.startswith(("http://", "https://", "#"))]
     missing = [t for t in targets if not (page.parent / t.partition("#")[0]).exists()]
     assert not missing, f"{page.name} links to {missing}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_path_in_backticks_exists(page: Path) -> None:
-    prose = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
-    paths = re.findall(r"`((?:moekit|plugins|tests|docs|benchmarks|examples)/[\w./-]*)`", prose)
+    paths = re.findall(r"`((?:moekit|plugins|tests|docs|benchmarks|examples)/[\w./-]*)`", prose(page))
     missing = [path for path in paths if not (TOP / path).exists()]
     assert not missing, f"{page.name} names {missing}"
 

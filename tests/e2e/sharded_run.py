@@ -118,7 +118,8 @@ def train(run: Mapping[str, Any], rank: int = 0, world: int = 1) -> dict[str, An
         "trainer.enable_progress_bar=false", "trainer.log_every_n_steps=1", "optimizer.lr=1e-2", "data=null",
     ]  # fmt: skip
     if world > 1:
-        options.append(f"trainer.strategy={{use: sharded, ep: {run['ep']}}}")
+        sharded = f"{{use: sharded, ep: {run['ep']}}}"
+        options.append(f"trainer.strategy={run.get('strategy', sharded)}")
     recipe = load(run["recipe"], options)
     module = Watched(recipe)
     trainer = make_trainer(recipe, RunFolder(Path("nowhere")))

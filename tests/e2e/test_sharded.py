@@ -1,4 +1,4 @@
-"""A sharded model equals one process that accumulates the same micro-batches: gradients, loads, biases, weights."""
+"""Ranks equal one process that accumulates the same micro-batches: gradients, loads, biases, weights."""
 
 from __future__ import annotations
 
@@ -57,9 +57,9 @@ def check(found: list[Run]) -> None:
             assert apart <= (0 if what in ("load", "dropped") else WITHIN[run["precision"]]), (layout, what, apart)
 
 
-def test_two_ranks_that_share_experts_equal_one_process(tmp_path: Path) -> None:
+def test_two_ranks_that_share_experts_or_run_ddp_equal_one_process(tmp_path: Path) -> None:
     run = {"recipe": "deepseek_v3", "precision": "64-true", "steps": 3, "accumulate": 2, "ep": 2}
-    check(runs_in(tmp_path, 2, [run], start=run_forked))
+    check(runs_in(tmp_path, 2, [run, {**run, "ep": 1, "strategy": "ddp"}], start=run_forked))
 
 
 @pytest.mark.slow

@@ -9,51 +9,42 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from tests.ranks import run
+from ranks import run
+from tiny_runs import prepare
 
 pytestmark = pytest.mark.slow
 
-TINY = """\
+TWO_MODELS = """\
 schema: 1
-summary: one process or two
+extends: tiny.yaml
 model:
-  use: decoder
-  vocab: 256
-  dim: 16
-  depth: 2
-  attention: {use: gqa, heads: 2, kv_heads: 1, head_dim: 8}
-  ffn: {use: glu, hidden: 16}
   moe:
-    at: {first: 1}
-    router: {use: topk, top_k: 2, score: sigmoid, renormalize: true}
-    experts: {use: glu, count: 4, hidden: 8}
-    dispatcher: {use: auto}
-    balancers: {bias: {use: sign_bias, rate: 0.01}, load: {use: load_balance, weight: 0.1, scope: step}}
-objective: {use: causal_lm}
-optimizer: {use: adamw, lr: 1.0e-2}
-data: {use: local_text, domains: [python], seq: 16, batch: 2}
+    experts: {dropout: 0.0}
+    balancers: {load: {use: load_balance, weight: 0.1, scope: step}}
 compare: {lr: 1.0e-2}
-trainer: {max_steps: 4, limit_val_batches: 3, accelerator: cpu, precision: 64-true, gradient_clip_val: 0.5}
+trainer: {max_steps: 4, limit_val_batches: 3, precision: 64-true, gradient_clip_val: 0.5, deterministic: false}
 """
 MOEKIT = (sys.executable, "-m", "moekit")
 SCRIPT = (str(Path(sys.executable).with_name("moekit")),)
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "moekit")
 SHARED = "trainer.strategy={use: sharded, ep: 2}"
-METRICS = ("train/loss", "train/grad_norm", "grad_norm", "train/max_violation", "train/dropped", "tokens", "val/loss")
+METRICS = (
+    "train/loss", "train/balance_loss", "grad_norm", "train/max_violation", "train/dropped", "tokens", "val/loss",
+    "val/max_violation",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One process, which accumulates two micro-batches."""
-    path = tmp_path_factory.mktemp("cli")
-    (path / "tiny.yaml").write_text(TINY)
+    path = prepare(tmp_path_factory.mktemp("cli"))
+    (path / "two_models.yaml").write_text(TWO_MODELS)
     train(path, MOEKIT, "one", "trainer.accumulate_grad_batches=2")
     return path
 
 
 def train(path: Path, start: tuple[str, ...], name: str, *options: str) -> str:
-    command = [*start, "train", "tiny.yaml", "--name", name, *options]
+    command = [*start, "train", "two_models.yaml", "--name", name, *options]
     done = run(command, timeout=240, cwd=path)
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout
@@ -70,6 +61,7 @@ def assert_equals_one_process(path: Path, name: str) -> None:
     for inside in ("", "dense"):
         found, expected = rows(path, name, inside), rows(path, "one", inside)
         assert [row["step"] for row in found] == [row["step"] for row in expected]
+        assert inside or set(METRICS) <= set().union(*expected)
         for a, b in zip(found, expected, strict=True):
             for key in METRICS:
                 assert float(a.get(key) or 0) == pytest.approx(float(b.get(key) or 0), rel=1e-5), (name, inside, key)
@@ -118,7 +110,7 @@ def run_by_slurm(path: Path, *argv: str) -> list[tuple[int, str, str]]:
 
 
 def test_two_slurm_tasks_equal_one_process(folder: Path) -> None:
-    ended = run_by_slurm(folder, "train", "tiny.yaml", "--name", "slurm", "trainer.devices=2", SHARED)
+    ended = run_by_slurm(folder, "train", "two_models.yaml", "--name", "slurm", "trainer.devices=2", SHARED)
     for i, (code, out, err) in enumerate(ended):
         assert code == 0, err[-4000:]
         assert ("step 4/4" in out) == (i == 0)

@@ -201,7 +201,7 @@ def test_generate_repeats_itself_with_any_name_of_a_run_and_with_or_without_a_ca
     assert capsys.readouterr().out != texts[0]
 
 
-def test_jacobs1991_stops_at_its_criterion_and_plots_decision_regions(
+def test_jacobs1991_stops_at_its_criterion_plots_decision_regions_and_cannot_generate(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["train", "jacobs1991", "trainer.accelerator=cpu", "stop.below=0.24", "--out", str(tmp_path)]) == 0
@@ -212,6 +212,8 @@ def test_jacobs1991_stops_at_its_criterion_and_plots_decision_regions(
     assert 0 < summary["stopped_after"] < 6000
     out = capsys.readouterr().out
     assert "reached" in out and "blend mse <= 0.24" in out and "vowels.png" in out
+    assert main(["generate", "jacobs1991", "x", "--out", str(tmp_path)]) == 2
+    assert "language model" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("options", [["trainer.limit_val_batches=0"], ["trainer.fast_dev_run=true"]])
@@ -227,19 +229,19 @@ def test_a_run_without_validation_ends_without_a_comparison(root: Path, tmp_path
     ("argv", "message"),
     [
         (["train", "deepseek_v4"], "unknown recipe 'deepseek_v4'"),
-        (["train"], "name a recipe or a file"),
+        (["train"], "list them: moekit ls recipes"),
         (["train", "deepseek_v3", "trainer.max_step=3"], "the Trainer has no option 'max_step'"),
         (["train", "deepseek_v3", "trainer.precision=12"], "precision: 12 is none of its choices"),
-        (["train", "deepseek_v3", "trainer.accelerator=abacus"], "the Trainer refuses its options"),
+        (["train", "deepseek_v3", "trainer.accelerator=abacus"], " its options: "),
         (["train", "deepseek_v3", "data.use=text_files", "data.path=/nowhere"], "/nowhere"),
         (["train", "jacobs1991", "stop.metric=train/blend"], "did you mean 'train/blend_mse'?"),
-        (["train", "jacobs1991", "--name", "../x"], "a run cannot be called '../x': that is no folder inside"),
-        (["train", "jacobs1991", "--name", ""], "a run cannot be called '': that is no folder inside"),
+        (["train", "jacobs1991", "--name", "../x"], "a run cannot be called '../x': "),
+        (["train", "jacobs1991", "--name", ""], "a run cannot be called '': "),
         (["train", "--resume", "nothing"], "no run at 'nothing'"),
-        (["train", "--resume", "nothing", "deepseek_v3"], "is no option=value"),
+        (["train", "--resume", "nothing", "deepseek_v3"], " option=value"),
         (["generate", "nothing", "x"], "no run at 'nothing'"),
         (["export", "nothing"], "no run at 'nothing'"),
-        (["generate", "nothing", ""], "the prompt is empty"),
+        (["generate", "nothing", ""], "prompt is empty"),
         (["generate", "nothing", "x", "--top-p", "0"], "0 < --top-p <= 1"),
     ],
 )
@@ -327,17 +329,9 @@ def test_export_writes_weights_and_a_spec_that_fits_them(
     assert all(torch.equal(tensor, saved[f"model.{name}"]) for name, tensor in model.state_dict().items())
     before = out.read_bytes()
     assert main(["export", str(run), "--out", str(out)]) == 2
-    assert f"{out} is there already" in capsys.readouterr().err and out.read_bytes() == before
+    error = capsys.readouterr().err
+    assert str(out) in error and " already" in error and out.read_bytes() == before
     assert main(["export", str(run / "checkpoints" / "best")]) == 0
     default = Path(capsys.readouterr().out.split()[-1])
     assert default.parent == run and load_file(default).keys() == load_file(out).keys()
     default.unlink()
-
-
-def test_a_model_that_is_not_a_language_model_cannot_generate(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    argv = ["train", "jacobs1991", "trainer.max_steps=2", "trainer.accelerator=cpu", "--out", str(tmp_path)]
-    assert main(argv) == 0
-    assert main(["generate", "jacobs1991", "x", "--out", str(tmp_path)]) == 2
-    assert "language model" in capsys.readouterr().err
