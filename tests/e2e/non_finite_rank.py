@@ -23,7 +23,7 @@ from moekit.training.run.prepare import make_trainer, quiet
 
 EXPERT = 5  # of 8; of two ranks that share them, rank 1 holds it
 NAN = float("nan")
-Plant = Callable[[LitMoE], None]
+Fault = Callable[[LitMoE], None]
 
 
 def rank() -> int:
@@ -54,35 +54,35 @@ def overflow(module: LitMoE) -> None:
 def activation(module: LitMoE) -> None:
     """NaN in the tokens of rank 1, in step 2."""
 
-    def plant(_: Any, args: Any, output: Tensor) -> Tensor:
+    def inject(_: Any, args: Any, output: Tensor) -> Tensor:
         return output * NAN if rank() == 1 and module.trainer.global_step == 1 else output
 
-    module.model.get_submodule("blocks.0.attention").register_forward_hook(plant)
+    module.model.get_submodule("blocks.0.attention").register_forward_hook(inject)
 
 
 def gradient(module: LitMoE) -> None:
     """NaN gradient of the first block's output, on rank 1, in step 2."""
 
-    def plant(_: Any, args: Any, output: tuple[Tensor, Any]) -> None:
+    def inject(_: Any, args: Any, output: tuple[Tensor, Any]) -> None:
         if rank() == 1 and module.trainer.global_step == 1 and output[0].requires_grad:
             output[0].register_hook(lambda grad: grad * NAN)
 
-    module.model.get_submodule("blocks.0").register_forward_hook(plant)
+    module.model.get_submodule("blocks.0").register_forward_hook(inject)
 
 
-PLANTS: dict[str, Plant] = {p.__name__: p for p in (weight, overflow, activation, gradient)}
+FAULTS: dict[str, Fault] = {p.__name__: p for p in (weight, overflow, activation, gradient)}
 
 
-class Planting(L.Callback):
-    """Plants the fault when training starts; keeps the weights after each step."""
+class FaultInjection(L.Callback):
+    """Injects the fault when training starts; keeps the weights after each step."""
 
-    def __init__(self, plant: Plant) -> None:
-        self.plant = plant
+    def __init__(self, inject: Fault) -> None:
+        self.inject = inject
         self.after: list[list[Tensor]] = []
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, LitMoE)
-        self.plant(pl_module)
+        self.inject(pl_module)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         tensors = [*pl_module.parameters(), *pl_module.buffers()]
@@ -91,20 +91,20 @@ class Planting(L.Callback):
 
 def main(spec: str, options: str, out: str) -> None:
     results: dict[str, Any] = {}
-    for name, plant in PLANTS.items():
+    for name, inject in FAULTS.items():
         for policy in ("stop", "skip"):
             if policy == "skip" and name in ("weight", "overflow"):
                 continue
             recipe = load(spec, [*json.loads(options), f"non_finite={policy}"])
-            planting = Planting(plant)
+            injection = FaultInjection(inject)
             module = LitMoE(recipe)
-            trainer = make_trainer(recipe, RunFolder(Path("nowhere")), callbacks=[planting])
+            trainer = make_trainer(recipe, RunFolder(Path("nowhere")), callbacks=[injection])
             error = ""
             try:
                 trainer.fit(module)
             except MoekitError as stopped:
                 error = str(stopped)
-            results[f"{name} {policy}"] = {"error": error, "count": module.skips.count, **moved(planting.after)}
+            results[f"{name} {policy}"] = {"error": error, "count": module.skips.count, **moved(injection.after)}
     (Path(out) / f"rank{rank()}.json").write_text(json.dumps(results))
 
 
