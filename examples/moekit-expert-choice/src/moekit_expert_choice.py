@@ -86,7 +86,7 @@ class ExpertChoiceRouter(Router):
         )
 
     def _choose(self, key_ET: Tensor, valid_T: Tensor | None) -> Tensor:
-        """``token_EC``: each expert's tokens of highest score; padding fills places beyond its share of valid tokens."""
+        """``token_EC``: each expert's tokens of highest score; padding fills places beyond its share of tokens."""
         E, T = key_ET.shape
         if valid_T is not None:
             share = -(-self.spec.per_token * valid_T.sum() // E)  # ceil, in integers

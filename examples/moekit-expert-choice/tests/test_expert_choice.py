@@ -76,5 +76,5 @@ def test_per_token_above_the_number_of_experts_is_refused() -> None:
 
 def test_a_decoder_refuses_expert_choice() -> None:
     dotlist = ["model.moe.router={use: expert_choice}", "model.moe.balancers=null"]
-    with pytest.raises(MoekitError, match="ExpertChoiceSpec .*not causal"):
+    with pytest.raises(MoekitError, match=r"ExpertChoiceSpec .*not causal"):
         load("deepseek_v3", dotlist)
