@@ -1,8 +1,8 @@
-"""Decoding: tokens a second with and without a cache, of a recipe's model and of its dense twin, side by side.
+"""Decoding: tokens a second with and without a cache, of a recipe's model and of its dense baseline.
 
 python benchmarks/decoding.py deepseek_v3 --lengths 256 1024
 
-Weights are as drawn, not trained: what is measured does not depend on them, but for which experts are chosen.
+Weights are initialised, not trained: speed does not depend on them, except through the choice of experts.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ PROMPT = 16
 
 
 def seconds(model: Model, length: int, *, cached: bool) -> float:
-    """Of going on from a prompt until there are so many tokens."""
+    """Time to continue a prompt until the text has ``length`` tokens."""
     prompt = torch.arange(PROMPT)
     start = time.perf_counter()
-    drawn = sum(1 for _ in sample(model, prompt, tokens=length - PROMPT, context=length, cached=cached))
-    assert drawn == length - PROMPT
+    sampled = sum(1 for _ in sample(model, prompt, tokens=length - PROMPT, context=length, cached=cached))
+    assert sampled == length - PROMPT
     return time.perf_counter() - start
 
 
 def measured(models: dict[str, Model], length: int, rounds: int) -> Iterator[tuple[str, dict[str, float]]]:
-    """Tokens a second of each model: the best of the rounds, in which all take turns."""
+    """Tokens a second of each model, without and with a cache: the best of several interleaved rounds."""
     for cached in (False, True):
         best: dict[str, float] = {}
         for _ in range(rounds):
@@ -46,11 +46,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     spec = load(args.recipe).model
-    twin = spec.dense_baseline()
-    assert twin is not None, f"{args.recipe} has no dense twin to compare with"
+    baseline = spec.dense_baseline()
+    assert baseline is not None, f"{args.recipe} has no dense baseline to compare with"
     torch.manual_seed(0)
-    models: dict[str, Model] = {"mixture": build(spec).eval(), "dense": build(twin).eval()}
-    seconds(models["mixture"], 2 * PROMPT, cached=True)  # once, unmeasured: first calls are slow
+    models: dict[str, Model] = {"mixture": build(spec).eval(), "dense": build(baseline).eval()}
+    seconds(models["mixture"], 2 * PROMPT, cached=True)  # warm-up
     print("| text | cache | mixture, tokens/s | dense, tokens/s | mixture's time over dense |\n|---|---|---|---|---|")
     for length in args.lengths:
         for how, rate in measured(models, length, args.rounds):

@@ -1,11 +1,10 @@
-"""What growing by processes costs: the same processes, each with as many experts and tokens, alone or sharing.
+"""The cost of expert parallelism at constant work for each rank: a layer in expert groups of 1, 2, 4, ... ranks.
 
     torchrun --nproc-per-node 4 benchmarks/growth.py
 
-A layer's forward and backward pass in every process at once, in turns: with experts of its own (one rank an expert
-group), and with those of groups of two, four, ... ranks, which are so many times as many experts. Work a process is the
-same, so what is above 1 is the exchange: planning, copies, waiting for each other. Rows, bytes and messages are counted
-without sending (``moekit.parallel.traffic``) and are exact for the routing at hand.
+Every rank runs a layer's forward and backward pass at once, group sizes interleaved. A group of n ranks has n times as
+many experts, and the same work for each rank, so a ratio above 1 is the cost of all-to-all: planning, copies, waiting.
+Rows, bytes and messages are counted without sending (``moekit.parallel.traffic``), exactly for this routing.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from moekit_experts.glu import Glu
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of one process: T tokens of width D, ``held`` experts of width H, K choices a token."""
+    """Of one rank: T tokens of width D, ``held`` experts of width H, K choices a token."""
 
     T: int
     D: int
@@ -40,7 +39,7 @@ class Sizes:
 
 
 def routing_of(sizes: Sizes, E: int) -> TokenChoice:
-    """Choices at random, every expert as likely."""
+    """Random choices, each expert equally likely."""
     scores_TE = torch.rand(sizes.T, E).softmax(1)
     gate_TK, expert_TK = scores_TE.topk(sizes.K, dim=1)
     gate_TK = gate_TK.clone().requires_grad_()
@@ -62,7 +61,7 @@ class Layout:
         self.seconds: list[float] = []
 
     def step(self, *, count: bool) -> None:
-        """One pass there and back; how long it took until every rank was done."""
+        """One forward and backward pass; with ``count``, records the time until every rank is done."""
         dist.barrier()
         start = time.perf_counter()
         self.dispatcher(self.x_TD, self.routing, self.experts).y_TO.sum().backward()
@@ -71,7 +70,7 @@ class Layout:
             self.seconds.append(time.perf_counter() - start)
 
     def row(self, alone: Layout) -> str:
-        """A line of the table."""
+        """A row of the table."""
         rows = rows_of(self.routing, self.size, dist.get_rank() % self.size)
         choices = choices_of(self.routing, self.size)
         sent, T = traffic(rows, size=self.size, choices=choices, dim=self.sizes.D), self.sizes.T
@@ -85,22 +84,24 @@ class Layout:
 
 
 def main() -> None:
-    """Measures, and prints a table."""
-    parser = argparse.ArgumentParser(description="the cost of sharing experts, at so many experts a process")
+    """Measures and prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("T", 1024), ("D", 256), ("H", 256), ("held", 16), ("K", 4), ("rounds", 9)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    asked = parser.parse_args()
+    args = parser.parse_args()
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     torch.manual_seed(dist.get_rank())
-    world, sizes = dist.get_world_size(), Sizes(asked.T, asked.D, asked.H, asked.held, asked.K)
+    world, sizes = dist.get_world_size(), Sizes(args.T, args.D, args.H, args.held, args.K)
     layouts = [Layout(sizes, size) for size in range(1, world + 1) if world % size == 0]
-    for i in range(asked.rounds + 1):
+    for i in range(args.rounds + 1):
         for layout in layouts:
             layout.step(count=i > 0)
     if dist.get_rank() == 0:
         print(f"{world} processes, each with {sizes}")
-        print("| ranks | experts | rows a token | bytes a token, there and back | messages | ms, best | ÷ alone |")
+        print(
+            "| ranks | experts | rows a token | bytes a token, forward and backward | messages | ms, best | ÷ alone |"
+        )
         print("|---|---|---|---|---|---|---|")
         for layout in layouts:
             print(layout.row(layouts[0]))

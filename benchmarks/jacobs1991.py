@@ -1,9 +1,9 @@
 """The 1991 experiment: mixtures of experts against backprop nets, 25 seeds a system, epochs to one criterion.
 
-The protocol is in ``docs/measurements.md``. All seeds of a system train side by side
+The protocol is in ``docs/measurements.md``. All seeds of a system train at once
 (``torch.func.vmap`` over stacked weights): full batch, plain gradient descent, until the blended output's mean squared
-error is 0.08. Run it: ``python benchmarks/jacobs1991.py`` (about a minute). The suite holds its figures to the paper's
-claims (``tests/e2e/test_jacobs1991.py``).
+error is 0.08. Run ``python benchmarks/jacobs1991.py`` (about a minute). ``tests/e2e/test_jacobs1991.py`` checks the
+paper's claims on its results.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CRITERION = 0.08
 
 @dataclass(frozen=True)
 class System:
-    """What is trained, at its best learning rate of 3, 5, 7, 10, 15, 20, 30, 40, 50 and 70."""
+    """A model, and its best learning rate of 3, 5, 7, 10, 15, 20, 30, 40, 50 and 70."""
 
     name: str
     lr: float
@@ -57,10 +57,10 @@ SYSTEMS = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of each seed.
+    """The results of each seed.
 
     Attributes:
-        epochs: to the criterion; inf where it was not reached.
+        epochs: to the criterion; inf if it was not reached.
         train, test: share of cases on the right side of 0.5.
         active: experts whose gate exceeds 0.1 in some training case; 0 for nets.
     """
@@ -72,7 +72,7 @@ class Outcome:
 
 
 def train(system: System, limit: int = LIMIT) -> Outcome:
-    """Trains SEEDS models side by side; each one's weights are read at its own stopping epoch."""
+    """Trains SEEDS models at once; each is evaluated with the weights of its own stopping epoch."""
     spec = load("jacobs1991", system.overrides)
     data = build(spec.data)
     data.prepare()
@@ -94,7 +94,7 @@ def train(system: System, limit: int = LIMIT) -> Outcome:
         result = objective(out, batch)
         return result.total / result.count, (out.y - batch.targets).square().sum(-1).mean()
 
-    # Traced once: the same operations, without a walk through the modules in each of thousands of epochs.
+    # Traced once: the same operations, without calling the modules in each of thousands of epochs.
     step = make_fx(torch.func.vmap(torch.func.grad(loss, has_aux=True)))(params)
     epochs = torch.full((SEEDS,), float("inf"))
     final = {name: p.clone() for name, p in params.items()}

@@ -1,8 +1,8 @@
-"""A recipe and its dense twin, each at its best of the same learning rates.
+"""A recipe and its dense baseline, each at its best of the same learning rates.
 
-Trains both at every rate, on the same tokens, and prints a table. A comparison at one rate can favour either side;
-this one cannot. Run it: ``python benchmarks/learning_rates.py deepseek_v3`` (a few minutes a rate), with any overrides
-after the recipe's name.
+Trains both at every rate, on the same tokens, and prints a table. A comparison at a single rate can favour one model;
+this one cannot. Run ``python benchmarks/learning_rates.py deepseek_v3`` (a few minutes a rate); overrides follow the
+recipe's name.
 """
 
 from __future__ import annotations

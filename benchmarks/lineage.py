@@ -1,10 +1,9 @@
-"""Trains every recipe of the lineage to its end, one after the other, and sums up in a table and a picture.
+"""Trains every recipe of a paper to its end, one after the other; prints a table and plots the curves.
 
-    python benchmarks/lineage.py                            # all of them, each with its dense model: about an hour
-    python benchmarks/lineage.py switch glam --no-compare   # these two, alone
+    python benchmarks/lineage.py                            # all recipes, each with its dense baseline: about an hour
+    python benchmarks/lineage.py switch glam --no-compare   # these two, without baselines
 
-With ``--docs`` the table's numbers go to docs/lineage.json and the picture to docs/images/lineage.png, from which the
-gallery is made.
+``--docs`` writes the numbers to docs/lineage.json and the plot to docs/images/lineage.png, which the gallery shows.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ METRICS = ("bits_per_byte", "loss", "blend_mse")
 
 
 def trainable() -> list[str]:
-    """First-party recipes of papers that name data, oldest paper first."""
+    """First-party recipes that have a paper and data, oldest paper first."""
     found = []
     for component in current().components("recipe"):
         recipe = load(component.name)
@@ -42,7 +41,7 @@ def trainable() -> list[str]:
 
 
 def train(name: str, out: Path, extra: list[str]) -> dict[str, Any]:
-    """Runs one recipe; its numbers, with the curves of both models."""
+    """Trains one recipe; returns its summary with the curves of both models."""
     start = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-m", "moekit", "train", name, "--out", str(out), *extra],
@@ -54,7 +53,7 @@ def train(name: str, out: Path, extra: list[str]) -> dict[str, Any]:
         raise SystemExit(f"{name} failed:\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
     summary = max(path for path in out.joinpath(name).rglob("summary.json") if path.parent.name != "dense")
     numbers = json.loads(summary.read_text())
-    del numbers["folder"], numbers["files"]  # where it lies says nothing
+    del numbers["folder"], numbers["files"]  # paths in a temporary folder
     metric, curve = curve_of(summary.parent / "metrics.csv")
     dense = summary.parent / "dense" / "metrics.csv"
     numbers |= {"wall": time.perf_counter() - start, "metric": metric, "curve": curve}
@@ -63,7 +62,7 @@ def train(name: str, out: Path, extra: list[str]) -> dict[str, Any]:
 
 
 def curve_of(file: Path) -> tuple[str, list[tuple[int, float]]]:
-    """The validation metric that a run logged, and its values by step (training's, where nothing is validated)."""
+    """The validation metric that a run logged (without validation, the training metric), and its values by step."""
     with file.open(encoding="utf-8") as lines:
         rows = list(csv.DictReader(lines))
     for part in ("val", "train"):
@@ -76,7 +75,7 @@ def curve_of(file: Path) -> tuple[str, list[tuple[int, float]]]:
 
 
 def draw(results: dict[str, dict[str, Any]], path: Path) -> None:
-    """One small panel a recipe: the validation curve, beside its dense model's."""
+    """A panel for each recipe: its validation curve and its dense baseline's."""
     columns = min(4, len(results))
     rows = -(-len(results) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(3.2 * columns, 2.4 * rows), squeeze=False, layout="constrained")
@@ -96,8 +95,8 @@ def draw(results: dict[str, dict[str, Any]], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipes", nargs="*", help="all trainable ones when left out")
-    parser.add_argument("--no-compare", action="store_true", help="without the dense models")
+    parser.add_argument("recipes", nargs="*", help="default: all that have data")
+    parser.add_argument("--no-compare", action="store_true", help="without the dense baselines")
     parser.add_argument("--out", type=Path, help="keep the runs here")
     parser.add_argument("--docs", action="store_true", help="write docs/lineage.json and docs/images/lineage.png")
     args = parser.parse_args()

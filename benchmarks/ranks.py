@@ -1,9 +1,9 @@
-"""A training step on 1, 2 and 4 processes, each with as many experts and tokens: what growing by processes costs.
+"""The time of a training step on 1, 2 and 4 ranks, at constant experts and tokens for each rank.
 
     python benchmarks/ranks.py
 
-A small ``deepseek_v3`` of 16 experts a process, trained by Lightning with the strategy ``sharded`` and ``ep`` all
-processes. Numbers of processes take turns. Bytes, messages and collectives are those that ``moekit plan`` states.
+A small ``deepseek_v3`` with 16 experts for each rank, trained by Lightning with the strategy ``sharded`` and all ranks
+in one expert group. World sizes are interleaved. Bytes, messages and collectives are those of ``moekit plan``.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from moekit.training.run.prepare import make_trainer, quiet
 
 WORLDS = (1, 2, 4)
 HELD, BATCH, SEQUENCE = 16, 8, 128
-WARM = 4  # steps that do not count
+WARM = 4  # steps that are not counted
 
 
 def recipe_of(world: int, steps: int) -> Recipe:
-    """The recipe for so many processes."""
+    """The recipe for ``world`` ranks."""
     options = [
         "model.depth=2", "model.mtp=null", "objective={use: causal_lm}", "compare=null", f"data.seq={SEQUENCE}",
         f"model.moe.experts.count={HELD * world}", "model.moe.router.groups=1", "model.moe.router.top_groups=null",
@@ -55,14 +55,14 @@ class Clock(L.Callback):
         self.last = 0.0
 
     def on_train_batch_end(self, *args: Any) -> None:
-        """Notes the time since the last step's end."""
+        """Records the time since the end of the last step."""
         now = time.perf_counter()
         self.seconds.append(now - self.last)
         self.last = now
 
 
 def train(world: int, steps: int) -> None:
-    """Trains in this process, one of ``world``; the first prints the median and the best of its steps."""
+    """Trains in this process, one of ``world`` ranks; rank 0 prints its best and its median step."""
     recipe, clock = recipe_of(world, WARM + steps), Clock()
     with quiet(), tempfile.TemporaryDirectory() as folder:
         module = LitMoE(recipe)
@@ -73,12 +73,12 @@ def train(world: int, steps: int) -> None:
 
 
 def launched(world: int, steps: int) -> tuple[float, float]:
-    """Best and median seconds of a step, of a run of so many processes with a thread each."""
+    """Best and median seconds of a step, in a run of ``world`` ranks with one thread each."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
     command += [__file__, "--world", str(world), "--steps", str(steps)]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    said = subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout
-    _, best, median = next(line for line in said.splitlines() if line.startswith("seconds")).split()
+    output = subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout
+    _, best, median = next(line for line in output.splitlines() if line.startswith("seconds")).split()
     return float(best), float(median)
 
 
@@ -94,21 +94,14 @@ def main() -> None:
         return
     rounds = [{world: launched(world, args.steps) for world in WORLDS} for _ in range(args.rounds)]
     print(f"{os.cpu_count()} cores\n")
-    print(
-        "| processes | experts | ms, best | median | ÷ 1 process, best | median of rounds | bytes a token | messages |"
-    )
+    print("| ranks | experts | ms, best | median | ÷ 1 rank, best | median of rounds | bytes a token | messages |")
     print("|---|---|---|---|---|---|---|---|")
     for world in WORLDS:
         recipe = recipe_of(world, 1)
         request = PlanRequest(
-            devices=world,
-            eps=(world,),
-            batch=BATCH,
-            sequence=SEQUENCE,
-            accumulate=1,
-            precision="32-true",
+            devices=world, eps=(world,), batch=BATCH, sequence=SEQUENCE, accumulate=1, precision="32-true",
             device_memory=2**40,
-        )
+        )  # fmt: skip
         wire = RunPlanner(recipe).plan(request, "none").rows[0].traffic
         best = min(r[world][0] for r in rounds)
         ratios = [r[world][1] / r[1][1] for r in rounds]

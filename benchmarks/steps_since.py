@@ -1,16 +1,17 @@
-"""A training step today against an older commit's: as many optimizer steps of one recipe in each, in turns.
+"""A training step of this tree against an older commit's: the same recipe in each, rounds interleaved.
 
 python benchmarks/steps_since.py --rounds 9
 python benchmarks/steps_since.py --since v0.1.0 --recipe switch
 python benchmarks/steps_since.py --since HEAD --freed
 
-The older tree is taken out of git into a temporary folder. Each tree trains in a process of its own, through Lightning,
-on the older tree's recipe, and is told when to go on, so that the two take turns within each round.
+The older tree is extracted from git into a temporary folder. Each tree trains in a process of its own, through
+Lightning, on the older tree's recipe, and waits for the other's steps of a round.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import logging
 import os
 import statistics
@@ -27,15 +28,15 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent.parent
 FOUNDATION = "36134ca"
-"""The commit at which the contracts had been proven on 1991 and DeepSeek-V3, and nothing had been made faster."""
+"""The commit at which the interfaces had been proven on 1991 and DeepSeek-V3, before any work on speed."""
 
 DONE = "steps done:"
-"""Begins the lines by which a worker answers; what else it prints is not for here."""
+"""Begins the lines with which a worker answers; all other output is ignored."""
 
 WARM_UP = 2
 
 OWN_TUNABLES = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=7"}
-"""What the C library does anyway; but a user's own tunables are left alone, so freed memory is not kept under it."""
+"""The C library's default. moekit leaves a user's own tunables unchanged, and so does not keep freed memory."""
 
 
 @dataclass
@@ -43,15 +44,15 @@ class Worker:
     """A process that trains one tree's model, a few steps at a time.
 
     Args:
-        name: how it is called.
+        name: for the table.
         tree: holds ``moekit/``, ``plugins/`` and ``pyproject.toml``.
-        words: the recipe and overrides.
-        environment: variables beside those of this process.
+        options: the recipe and overrides.
+        environment: variables in addition to those of this process.
     """
 
     name: str
     tree: Path
-    words: list[str]
+    options: list[str]
     environment: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -59,10 +60,10 @@ class Worker:
         self.about = ""
 
     def start(self, folder: Path, threads: int) -> None:
-        """Starts it, and waits until it has built its model and read its data."""
+        """Starts the process, and waits until it has built its model and read its data."""
         path = [describe(self.tree, folder / self.name.replace(" ", "_")), self.tree, self.tree / "plugins"]
         self.process = subprocess.Popen(
-            [sys.executable, "-P", str(Path(__file__).resolve()), "--work", str(threads), *self.words],
+            [sys.executable, "-P", str(Path(__file__).resolve()), "--work", str(threads), *self.options],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -72,29 +73,29 @@ class Worker:
         self.about = self.answer()
 
     def steps(self, count: int) -> list[float]:
-        """Seconds of each of so many steps."""
+        """Trains ``count`` steps; returns the seconds of each."""
         assert self.process.stdin is not None
         self.process.stdin.write(f"{count}\n")
         self.process.stdin.flush()
         return [float(seconds) for seconds in self.answer().split()]
 
     def answer(self) -> str:
-        """The next line that is meant for here."""
+        """The next line that begins with ``DONE``."""
         assert self.process.stdout is not None
         for line in self.process.stdout:
             if line.startswith(DONE):
                 return line.removeprefix(DONE).strip()
-        raise SystemExit(f"{self.name}: it ended with {self.process.wait()}; what it said stands above")
+        raise SystemExit(f"{self.name}: it ended with {self.process.wait()}; its output is above")
 
     def stop(self) -> None:
-        """Ends it, if it was started."""
+        """Kills the process, if it was started."""
         if hasattr(self, "process"):
             self.process.kill()
             self.process.communicate()
 
 
 def describe(tree: Path, folder: Path) -> Path:
-    """A folder with the metadata of a tree as if it were installed, so that its plugins are found before any others."""
+    """Writes a tree's metadata as if it were installed, so that its plugins are found before any others."""
     project = tomllib.loads((tree / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     info = folder / "moekit-0.dist-info"
     info.mkdir(parents=True)
@@ -105,21 +106,21 @@ def describe(tree: Path, folder: Path) -> Path:
     return folder
 
 
-def taken_out(commit: str, folder: Path) -> Path:
-    """A commit's tree, in a folder."""
+def extract(commit: str, folder: Path) -> Path:
+    """Extracts a commit's tree into a folder."""
     folder.mkdir()
     archive = subprocess.run(["git", "-C", str(HERE), "archive", commit], check=True, capture_output=True).stdout
     subprocess.run(["tar", "x", "-C", str(folder)], input=archive, check=True)
     return folder
 
 
-def say(text: str) -> None:
-    """Answers to the process that started this one."""
+def answer(text: str) -> None:
+    """Answers the process that started this one."""
     print(DONE, text, flush=True)
 
 
-def work(threads: int, words: list[str]) -> None:
-    """A worker's life: it trains until it is told no more. What it imports of moekit is its own tree's."""
+def work(threads: int, options: list[str]) -> None:
+    """Trains in a worker, with its own tree's moekit, until its stdin is closed."""
     import lightning as L
     import torch
     from lightning.pytorch.callbacks import Callback
@@ -128,7 +129,7 @@ def work(threads: int, words: list[str]) -> None:
     from moekit.training.module import LitMoE
 
     class Turns(Callback):
-        """Holds training until the next steps are asked for, and answers with their seconds."""
+        """Pauses training until more steps are requested, and answers with their seconds."""
 
         def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
             self._wait()
@@ -136,56 +137,46 @@ def work(threads: int, words: list[str]) -> None:
         def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
             self.seconds.append(time.perf_counter() - self.start)
             if len(self.seconds) == self.count:
-                say(" ".join(f"{seconds:.6f}" for seconds in self.seconds))
+                answer(" ".join(f"{seconds:.6f}" for seconds in self.seconds))
                 self._wait()
             self.start = time.perf_counter()
 
         def _wait(self) -> None:
-            asked = sys.stdin.readline()
-            if not asked:
+            request = sys.stdin.readline()
+            if not request:
                 raise SystemExit
-            self.count, self.seconds = int(asked), list[float]()
+            self.count, self.seconds = int(request), list[float]()
             self.start = time.perf_counter()
 
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"lightning\..*")
     torch.set_num_threads(threads)
-    with suppress(ImportError):  # what this tree's `moekit train` begins with; the foundation's did not
-        from moekit.training.run.allocator import keep_freed_memory
-
-        keep_freed_memory()
-    module = LitMoE(load(words[0], words[1:]))
+    for name in ("moekit.training.run.allocator", "moekit.training.allocator"):  # the foundation has neither
+        with suppress(ImportError):
+            importlib.import_module(name).keep_freed_memory()
+    module = LitMoE(load(options[0], options[1:]))
     module.prepare()
     trainer = L.Trainer(
-        accelerator="cpu",
-        devices=1,
-        precision="32-true",
-        max_steps=10**6,
-        log_every_n_steps=10**6,
-        limit_val_batches=0,
-        gradient_clip_val=module.recipe.trainer.get("gradient_clip_val"),
-        callbacks=[Turns()],
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-    )
-    say(f"{sum(p.numel() for p in module.parameters()):,} parameters")
+        accelerator="cpu", devices=1, precision="32-true", max_steps=10**6, log_every_n_steps=10**6,
+        limit_val_batches=0, gradient_clip_val=module.recipe.trainer.get("gradient_clip_val"), callbacks=[Turns()],
+        logger=False, enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
+    )  # fmt: skip
+    answer(f"{sum(p.numel() for p in module.parameters()):,} parameters")
     trainer.fit(module)
 
 
 def measure(workers: list[Worker], rounds: int, steps: int) -> None:
-    """Rounds to warm up, then those that count; each begins with another worker."""
+    """Warm-up rounds, then those that are counted; each begins with another worker."""
     for turn in range(WARM_UP + rounds):
         first = turn % len(workers)
         for worker in workers[first:] + workers[:first]:
             seconds = worker.steps(steps)
             if turn >= WARM_UP:
-                worker.rounds.append(statistics.median(seconds[1:]))  # the first after a pause finds a cold cache
+                worker.rounds.append(statistics.median(seconds[1:]))  # the first after a pause has a cold cache
 
 
 def report(workers: list[Worker]) -> None:
-    """A table; the first is what the others are compared with."""
+    """Prints a table of all workers, compared with the first."""
     old, *others = workers
     for worker in workers:
         print(f"{worker.name}: {worker.about}")
@@ -205,26 +196,21 @@ def main() -> None:
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--since", default=FOUNDATION, metavar="COMMIT", help="the older tree")
-    parser.add_argument("--now", metavar="COMMIT", help="the newer tree (default: the files as they lie here)")
+    parser.add_argument("--now", metavar="COMMIT", help="the newer tree (default: the files of this checkout)")
     parser.add_argument("--recipe", default="deepseek_v3", help="a recipe of the older tree's moekit_papers")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides, in both trees")
     parser.add_argument(
-        "--also",
-        action="append",
-        nargs="*",
-        default=[],
-        metavar="KEY=VALUE",
-        help="the newer tree once more, with these",
+        "--also", action="append", nargs="*", default=[], metavar="KEY=VALUE", help="the newer tree, with these too"
     )
-    parser.add_argument("--freed", action="store_true", help="the newer tree once more, with memory freed as ever")
+    parser.add_argument("--freed", action="store_true", help="the newer tree once more, without keeping freed memory")
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--steps", type=int, default=5, help="of a round; the first does not count")
+    parser.add_argument("--steps", type=int, default=5, help="of a round; the first is not counted")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        old = taken_out(args.since, folder / "old")
-        now = taken_out(args.now, folder / "now") if args.now else HERE
+        old = extract(args.since, folder / "old")
+        now = extract(args.now, folder / "now") if args.now else HERE
         recipe = str(old / "plugins" / "moekit_papers" / f"{args.recipe}.yaml")
         workers = [Worker(args.since, old, [recipe, *args.set]), Worker(args.now or "now", now, [recipe, *args.set])]
         workers += [Worker(f"now {' '.join(more)}", now, [recipe, *args.set, *more]) for more in args.also]

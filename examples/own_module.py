@@ -1,7 +1,7 @@
-"""MoELayer in your own model and LightningModule: no YAML, no registry, nothing of moekit's trainer but the step.
+"""MoELayer in your own model and LightningModule: no YAML, no registry; of moekit's training only ``BalanceStep``.
 
-Eight experts learn a function that is another one in each of eight uneven regions. The selection bias evens the load
-while the loss falls. Run it: ``python examples/own_module.py`` (seconds on a laptop).
+Eight experts learn a function that differs in each of eight uneven regions. The selection bias balances the load while
+the loss falls. Run ``python examples/own_module.py`` (seconds on a laptop).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ DIM, EXPERTS, STEPS, ACCUMULATE = 32, 8, 100, 4
 
 
 class Net(nn.Module):
-    """Yours: any module. The layer returns its output, and a report of what it saw."""
+    """Your model: any module. The layer returns its output, and a report of loads and balance losses."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class Net(nn.Module):
 
 
 class Module(L.LightningModule):
-    """Yours too. Two lines are moekit's: ``observe`` after every forward, ``step`` once per optimizer step."""
+    """Your LightningModule. It calls ``observe`` after every forward pass, and ``step`` once per optimizer step."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -70,9 +70,9 @@ class Module(L.LightningModule):
         return loss + report.loss()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        seen = self.balance.step()  # the load of all micro-batches (and ranks) of this step, acted on once
-        assert seen is not None
-        self.history.append((sum(self.losses) / len(self.losses), float(max_violation(seen.load_E["moe"]))))
+        step = self.balance.step()  # moves the bias by the load of all micro-batches and ranks
+        assert step is not None
+        self.history.append((sum(self.losses) / len(self.losses), float(max_violation(step.load_E["moe"]))))
         self.losses.clear()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -80,11 +80,11 @@ class Module(L.LightningModule):
 
 
 def cases(num: int) -> TensorDataset:
-    """Points of the plane, crowded to one side, and a value that follows another rule in each of eight regions."""
-    draw = torch.Generator().manual_seed(0)
-    x = torch.randn(num, 2, generator=draw) * torch.tensor([2.0, 1.0]) + torch.tensor([1.0, 0.0])
+    """Points of the plane, denser on one side, and a target that follows another rule in each of eight regions."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(num, 2, generator=generator) * torch.tensor([2.0, 1.0]) + torch.tensor([1.0, 0.0])
     region = (torch.atan2(x[:, 1], x[:, 0]) / torch.pi * 4).floor().long() + 4
-    slope = torch.randn(9, 2, generator=draw)
+    slope = torch.randn(9, 2, generator=generator)
     return TensorDataset(x, (x * slope[region]).sum(1, keepdim=True).sin())
 
 
@@ -96,7 +96,7 @@ def main() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
     L.seed_everything(0, verbose=False)
-    torch.set_num_threads(1)  # tiny matrices: threads would only wait for each other
+    torch.set_num_threads(1)  # tiny matrices: more threads are slower
     module = Module()
     loader = DataLoader(cases(STEPS * ACCUMULATE * 64), batch_size=64, shuffle=True)
     trainer = L.Trainer(
@@ -114,8 +114,8 @@ def main() -> None:
         loss, vio = zip(*module.history[first : first + STEPS // 5], strict=True)
         print(f"{first:>4} to {first + STEPS // 5:>4}  {mean(loss):.3f}  {mean(vio):.2f}")
     (loss_0, vio_0), (loss_1, vio_1) = module.history[0], tuple(map(mean, zip(*module.history[-20:], strict=True)))
-    assert len(module.history) == STEPS, "the balancers move once per optimizer step"
-    assert loss_1 < 0.5 * loss_0 and vio_1 < 0.5 * vio_0, "the loss and the unevenness should both halve at least"
+    assert len(module.history) == STEPS, "the balancers step once per optimizer step"
+    assert loss_1 < 0.5 * loss_0 and vio_1 < 0.5 * vio_0, "loss and MaxVio should both halve at least"
 
 
 if __name__ == "__main__":

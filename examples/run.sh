@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs the example plugin beside a Python that has moekit, runs its tests, lists it, trains its recipe for 20 steps.
-# Your environment stays as it is: the plugin goes to a folder of its own. Usage: examples/run.sh [PYTHON]
+# Installs the example plugin, runs its tests, lists it, and trains its recipe for 20 steps. PYTHON must have moekit.
+# The plugin goes to a temporary folder; your environment does not change. Usage: examples/run.sh [PYTHON]
 set -euo pipefail
 
 python=${1:-python}

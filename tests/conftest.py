@@ -1,4 +1,4 @@
-"""Shared by every test: one thread a worker, no window, reproducible draws, NaN in uninitialised memory."""
+"""Shared by every test: one thread for each worker, plots without a window, the same random seed."""
 
 from __future__ import annotations
 

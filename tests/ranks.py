@@ -1,4 +1,4 @@
-"""Runs a script in several processes that train together: started as ``torchrun`` does on one machine, or forked."""
+"""Runs a script in several ranks: started by ``torchrun`` on one machine, or forked; and commands with a time limit."""
 
 from __future__ import annotations
 
@@ -12,60 +12,66 @@ import sys
 import tempfile
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 
-def run_ranks(script: Path, world: int, *args: str, timeout: float = 240, succeed: bool = True) -> str:
-    """``script args`` in ``world`` processes of one thread each; what they printed.
+def run_ranks(script: Path, world: int, *args: str, timeout: float = 240) -> str:
+    """Runs ``script args`` by ``torchrun``, one thread a rank; returns what all ranks printed.
 
-    Args:
-        script: makes its process group by ``init_process_group("gloo")``, or has Lightning make it.
-        world: how many.
-        args: of the script.
-        timeout: seconds, after which all are killed and the test fails.
-        succeed: whether all must end well.
+    The script makes its process group by ``init_process_group("gloo")``, or has Lightning make it. After ``timeout`` s
+    all ranks are killed and the test fails.
     """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
     done = run([*command, str(script), *args], timeout=timeout)
-    said = done.stdout + done.stderr
-    assert (done.returncode == 0) == succeed, f"{script.name} ended with {done.returncode}:\n{said[-6000:]}"
-    return said
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, f"{script.name} ended with {done.returncode}:\n{output[-6000:]}"
+    return output
 
 
 def run_forked(script: Path, world: int, *args: str, timeout: float = 240) -> str:
-    """The same for quick tests, which are about what ranks compute and not about how they start.
-
-    ``torchrun`` and each of its processes import torch and Lightning anew, which takes longer than such a test. Here
-    one process imports them for all tests of this worker and is forked: see ``rank_zygote.py``.
-    """
-    zygote = _zygote()
-    assert zygote.stdin is not None and zygote.stdout is not None
+    """The same, forked: for quick tests of what ranks compute, not of how they start."""
     with tempfile.NamedTemporaryFile("r") as log:
-        order = {"script": str(script), "world": world, "args": args, "log": log.name}
-        zygote.stdin.write(json.dumps(order) + "\n")
-        zygote.stdin.flush()
-        if not select.select([zygote.stdout], [], [], timeout)[0]:
-            os.killpg(zygote.pid, signal.SIGKILL)
-            _zygote.cache_clear()
-            raise AssertionError(f"{script.name} took more than {timeout} s:\n{log.read()[-6000:]}")
-        code, said = int(zygote.stdout.readline() or 1), log.read()
-    assert code == 0, f"{script.name} ended with {code}:\n{said[-6000:]}"
-    return said
+        try:
+            answer = fork(timeout, script=str(script), world=world, args=args, log=log.name)
+        except TimeoutError:
+            raise AssertionError(f"{script.name} took more than {timeout} s:\n{log.read()[-6000:]}") from None
+        output = log.read()
+    assert answer["code"] == 0, f"{script.name} ended with {answer['code']}:\n{output[-6000:]}"
+    return output
+
+
+def fork(timeout: float, **order: Any) -> dict[str, Any]:
+    """What the fork server answers to an order: see ``fork_server.py``.
+
+    Raises:
+        TimeoutError: no answer after ``timeout`` s; everything that was forked is killed.
+    """
+    server = _fork_server()
+    assert server.stdin is not None and server.stdout is not None
+    server.stdin.write(json.dumps(order) + "\n")
+    server.stdin.flush()
+    if not select.select([server.stdout], [], [], timeout)[0]:
+        os.killpg(server.pid, signal.SIGKILL)
+        _fork_server.cache_clear()
+        raise TimeoutError
+    answer: dict[str, Any] = json.loads(server.stdout.readline() or '{"code": 1}')
+    return answer
 
 
 @cache
-def _zygote() -> subprocess.Popen[str]:
-    """The process that is forked; it ends with this one."""
-    command = [sys.executable, str(Path(__file__).with_name("rank_zygote.py"))]
+def _fork_server() -> subprocess.Popen[str]:
+    """One for each test worker; it ends with the worker."""
+    command = [sys.executable, str(Path(__file__).with_name("fork_server.py"))]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    zygote = subprocess.Popen(
+    server = subprocess.Popen(
         command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
     )
-    atexit.register(zygote.communicate)  # closes its stdin
-    return zygote
+    atexit.register(server.communicate)  # closes its stdin
+    return server
 
 
 def run(command: list[str], *, timeout: float, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """A command in a process group of its own, which is killed whole when time is up."""
+    """Runs a command in a process group of its own, which is killed as a whole when time is up."""
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     child = subprocess.Popen(
         command, env=env, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True

@@ -1,6 +1,6 @@
-"""The chapter "Mixture of Experts by hand" in its two languages: one code, and parts that exist as it names them.
+"""The page "Mixture of Experts by hand" in two languages: the same code, and components that exist under its names.
 
-That its blocks run, in both languages, is ``test_docs.py``'s to test.
+``test_docs.py`` runs its blocks in both languages.
 """
 
 from __future__ import annotations
@@ -13,21 +13,20 @@ from typing import Any
 
 import pytest
 import yaml
+from test_docs import FENCED, TOP, prose
 
 from moekit.registry import current
 from moekit.spec import component_spec
 from moekit.spec.fields import Spec
 from moekit.spec.kinds import MoE
 
-TOP = Path(__file__).parents[2]
 ENGLISH, CHINESE = TOP / "docs" / "by_hand.md", TOP / "docs" / "by_hand.zh.md"
 PAGES = pytest.mark.parametrize("page", [ENGLISH, CHINESE], ids=lambda page: page.name)
-FENCED = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SLOTS = {"router": "router", "experts": "expert", "shared": "expert", "dispatcher": "dispatcher"}
 
 
-class Mute(ast.NodeTransformer):
-    """Empties the text that code prints."""
+class WithoutPrintedText(ast.NodeTransformer):
+    """Empties the strings in calls of ``print``."""
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         if isinstance(node.func, ast.Name) and node.func.id == "print":
@@ -38,19 +37,10 @@ class Mute(ast.NodeTransformer):
 
 
 def meaning(language: str, text: str) -> str:
-    """A block without what a translation may change: comments, printed text, words within formulas."""
+    """A block without what a translation may change: comments, printed strings, text in formulas."""
     if language == "python":
-        return ast.dump(Mute().visit(ast.parse(text)))
+        return ast.dump(WithoutPrintedText().visit(ast.parse(text)))
     return re.sub(r"\\text\{[^}]*\}", "", text)
-
-
-def blocks(page: Path) -> list[tuple[str, str]]:
-    found = FENCED.findall(page.read_text(encoding="utf-8"))
-    return [(language, meaning(language, text)) for language, text in found]
-
-
-def prose(page: Path) -> str:
-    return FENCED.sub("", page.read_text(encoding="utf-8"))
 
 
 def fragments(page: Path) -> Iterator[dict[str, Any]]:
@@ -60,7 +50,10 @@ def fragments(page: Path) -> Iterator[dict[str, Any]]:
 
 
 def test_both_languages_have_the_same_code() -> None:
-    english, chinese = blocks(ENGLISH), blocks(CHINESE)
+    english, chinese = (
+        [(language, meaning(language, text)) for language, text in FENCED.findall(page.read_text(encoding="utf-8"))]
+        for page in (ENGLISH, CHINESE)
+    )
     assert len(english) > 40
     for one, other in zip(english, chinese, strict=True):
         assert one == other
@@ -75,12 +68,11 @@ def test_both_languages_have_the_same_code() -> None:
         ("x = 1", "x = 2", False),
     ],
 )
-def test_what_counts_as_the_same_code(one: str, other: str, same: bool) -> None:
+def test_translations_may_change_comments_and_printed_strings_alone(one: str, other: str, same: bool) -> None:
     assert (meaning("python", one) == meaning("python", other)) is same
 
 
-def test_both_languages_have_the_same_build() -> None:
-    """Headings, table rows, inline code and emphasis of numbers: a sentence may differ, what it is about may not."""
+def test_both_languages_have_the_same_headings_tables_inline_code_and_numbers() -> None:
     english, chinese = prose(ENGLISH), prose(CHINESE)
     assert re.findall(r"^#+", english, re.MULTILINE) == re.findall(r"^#+", chinese, re.MULTILINE)
     assert len(re.findall(r"^\|", english, re.MULTILINE)) == len(re.findall(r"^\|", chinese, re.MULTILINE))
@@ -90,8 +82,8 @@ def test_both_languages_have_the_same_build() -> None:
 
 
 @PAGES
-def test_every_part_in_a_fragment_exists_with_its_options(page: Path) -> None:
-    """Parts are composed as one layer, so that conflicts between them count as well."""
+def test_the_components_in_yaml_fragments_compose(page: Path) -> None:
+    """Composed as one layer, so that conflicts are errors too."""
     count = 0
     for fragment in fragments(page):
         parts: dict[str, Any] = {
@@ -112,20 +104,15 @@ def test_every_part_in_a_fragment_exists_with_its_options(page: Path) -> None:
 
 
 @PAGES
-def test_every_part_and_recipe_in_the_prose_exists(page: Path) -> None:
+def test_every_component_and_recipe_named_in_the_prose_exists(page: Path) -> None:
     words = set(re.findall(r"`([a-z0-9_]+)`", prose(page))) - {"assert", "shared", "x"}  # Python, a slot, a variable
     assert len(words) > 15 and not words - {component.name for component in current().components(None)}
 
 
 @PAGES
-def test_every_room_and_anchor_that_the_page_names_is_there(page: Path) -> None:
+def test_every_anchor_on_the_page_is_a_heading(page: Path) -> None:
     text = prose(page)
-    rooms = re.findall(r"`((?:plugins|moekit)/[\w/.]+)`", text)
-    assert rooms and not [room for room in rooms if not (TOP / room).exists()]
-    # An anchor is made of its heading as GitHub does it.
     headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
-    anchors = {
-        re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings
-    }  # as GitHub makes them
-    wanted = re.findall(r"\]\(#([^)\s]+)\)", text)
-    assert len(wanted) == 9 and not [anchor for anchor in wanted if anchor not in anchors]
+    github_anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    linked = re.findall(r"\]\(#([^)\s]+)\)", text)
+    assert len(linked) == 9 and not [anchor for anchor in linked if anchor not in github_anchors]

@@ -1,14 +1,14 @@
-"""Every code block of README.md and docs/*.md is run, or held to what it says.
+"""Every code block of README.md, CONTRIBUTING.md and docs/*.md runs, or is valid in its format.
 
-A page is a folder of its own, which its blocks share, in order:
+The blocks of a page run in order, in one folder of its own:
 
-- ``python`` runs; names live on in the page's later blocks.
-- ``console``: every line that begins with ``$ moekit`` runs, in this process, and must exit with 0.
+- ``python`` runs; the page's later blocks see its names.
+- ``console``: every line that begins with ``$ moekit`` runs in this process and must exit with 0.
 - ``yaml`` must be a valid recipe; ``yaml fragment`` must be YAML.
 - ``toml`` must be TOML.
-- A block whose first line is ``# some.file`` is that file: it is written. A ``test_*.py`` is run as tests; a
-  ``pyproject.toml`` is installed, as far as its entry points go; other Python waits to be imported.
-- ``text`` and ``math`` show something and ``bash`` is the reader's to run: left alone here.
+- A block whose first line is ``# some.file`` is written to that file. A ``test_*.py`` runs as tests; the entry points
+  of a ``pyproject.toml`` are installed; other Python can be imported by later blocks.
+- ``text``, ``math`` and ``bash`` are not run.
 """
 
 from __future__ import annotations
@@ -39,12 +39,13 @@ from moekit.testing.checks.router import check_padding_nan
 
 TOP = Path(__file__).parents[2]
 PAGES = [TOP / "README.md", TOP / "CONTRIBUTING.md", *sorted((TOP / "docs").glob("*.md"))]
+FENCED = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LANGUAGES = {"python", "console", "yaml", "yaml fragment", "toml", "text", "math", "bash"}
 
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: where it begins, what it is, what it holds."""
+    """A fenced block: its first line, language and text."""
 
     line: int
     language: str
@@ -52,20 +53,24 @@ class Block:
 
     @property
     def file(self) -> str:
-        """The file that it shows, or ``""``."""
+        """The name of the file that it shows, or ``""``."""
         named = re.match(r"# ([\w-]+\.(?:py|toml|yaml))\n", self.text)
         return named[1] if named else ""
 
 
 def blocks(page: Path) -> list[Block]:
     text = page.read_text(encoding="utf-8")
-    found = re.finditer(r"^```([^\n]*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    return [Block(text[: m.start()].count("\n") + 2, m[1].strip(), m[2]) for m in found]
+    return [Block(text[: m.start()].count("\n") + 2, m[1].strip(), m[2]) for m in FENCED.finditer(text)]
+
+
+def prose(page: Path) -> str:
+    """A page without its fenced blocks."""
+    return FENCED.sub("", page.read_text(encoding="utf-8"))
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty folder to work in, on the path; what its page imports and installs is forgotten afterwards."""
+    """An empty folder, on the path; modules imported from it are unloaded afterwards."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(registry, "_current", None)
@@ -77,7 +82,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_block_of_a_page(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_code_block_of_a_page_runs(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = ModuleType(f"page_{page.stem}")
     monkeypatch.setitem(sys.modules, module.__name__, module)
     for block in blocks(page):
@@ -112,7 +117,7 @@ def test_every_block_of_a_page(page: Path, folder: Path, monkeypatch: pytest.Mon
 
 
 def install(project: dict[str, Any], folder: Path) -> None:
-    """What ``pip install -e .`` leaves behind that importlib.metadata reads."""
+    """Writes the files of ``pip install -e .`` that importlib.metadata reads."""
     name, version = project["project"]["name"], project["project"]["version"]
     info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
     info.mkdir()
@@ -128,7 +133,7 @@ def install(project: dict[str, Any], folder: Path) -> None:
 
 
 def run_checks(module: str) -> None:
-    """Runs a file of conformance tests, as pytest would."""
+    """Runs a file of conformance tests as pytest does."""
     tests = [value for name, value in vars(importlib.import_module(module)).items() if name.startswith("test_")]
     assert tests
     for test in tests:
@@ -138,29 +143,44 @@ def run_checks(module: str) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
-    prose = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
-    targets = [t for t in re.findall(r"\]\(([^)\s]+)\)", prose) if not t.startswith(("http://", "https://", "#"))]
+def test_every_relative_link_of_a_page_names_an_existing_file(page: Path) -> None:
+    targets = [t for t in re.findall(r"\]\(([^)\s]+)\)", prose(page)) if not t.startswith(("http://", "https://", "#"))]
     missing = [t for t in targets if not (page.parent / t.partition("#")[0]).exists()]
     assert not missing, f"{page.name} links to {missing}"
 
 
-def test_the_readmes_two_commands_are_there() -> None:
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_path_in_backticks_exists(page: Path) -> None:
+    paths = re.findall(r"`((?:moekit|plugins|tests|docs|benchmarks|examples)/[\w./-]*)`", prose(page))
+    missing = [path for path in paths if not (TOP / path).exists()]
+    assert not missing, f"{page.name} names {missing}"
+
+
+def test_every_file_in_the_tree_of_packages_exists() -> None:
+    (tree,) = (b.text for b in blocks(TOP / "docs" / "architecture.md") if b.text.startswith("moekit/\n"))
+    package, names = "", []
+    for line in tree.splitlines()[1:-1]:
+        indent, entries = re.match(r"( *)((?:[\w]+(?:\.py|/) ?)+)", line).groups()  # type: ignore[union-attr]
+        names += [f"moekit/{package if len(indent) == 4 else ''}{entry}" for entry in entries.split()]
+        package = entries.split()[-1] if len(indent) == 2 else package
+    assert len(names) > 30 and not [name for name in names if not (TOP / name).exists()]
+
+
+def test_the_readme_shows_the_command_to_train_and_the_command_to_test() -> None:
     shell = "\n".join(b.text for b in blocks(TOP / "README.md") if b.language == "bash")
     commands = [re.sub(r"\s+#.*$", "", line).strip() for line in shell.splitlines()]
     assert "pip install -e . && moekit train deepseek_v3" in commands
     assert "pip install -e '.[test]' && pytest" in commands
 
 
-def test_the_failure_shown_is_the_kits_own() -> None:
+def test_the_failure_on_the_plugin_page_is_the_docstring_of_its_check() -> None:
     page = (TOP / "docs" / "writing_a_plugin.md").read_text(encoding="utf-8")
     assert "fails check_padding_nan" in page
     for line in inspect.cleandoc(check_padding_nan.__doc__ or "").splitlines():
         assert line in page
 
 
-def test_docs_name_every_hook_and_claim() -> None:
-    """The plugin page's tables keep up with the code."""
+def test_the_plugin_page_names_every_hook_and_capability() -> None:
     page = (TOP / "docs" / "writing_a_plugin.md").read_text(encoding="utf-8")
     for kind, base in KINDS.items():
         assert f"`moekit_{plural(kind)}`" in page, f"no row for the hook of {kind}"

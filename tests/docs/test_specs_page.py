@@ -1,7 +1,7 @@
-"""``docs/specs.md``: the files it shows are written, the commands below them run, and what they say is compared.
+"""``docs/specs.md``: every command on the page prints the error message shown below it.
 
-A ``text`` block that begins with ``# name.yaml`` is a file; one that begins with ``$`` is a command and all of its
-output, in which the names of installed components are left out.
+A ``text`` block that begins with ``# name.yaml`` is a file, and is written. One that begins with ``$`` is a command and
+its whole output; names of installed components and versions are not compared.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ PAGE = Path(__file__).parents[2] / "docs" / "specs.md"
 BLOCKS = re.findall(r"^```text\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 
 
-def settled(text: str) -> str:
-    """The text without what other plugins and releases change."""
+def without_versions(text: str) -> str:
+    """The text without what installed plugins and releases change."""
     text = re.sub(r"\(installed: [^)]*\)", "(installed: ...)", text)
     return re.sub(r"version \S+ is installed", "version ... is installed", text).rstrip()
 
 
-def test_every_message_on_the_page(
+def test_every_command_on_the_page_prints_the_message_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -36,7 +36,7 @@ def test_every_message_on_the_page(
             continue
         assert first.startswith("$ moekit "), first
         assert main(shlex.split(first)[2:]) == 2, first
-        said = capsys.readouterr().err
-        assert settled(said) == settled(rest), first
+        error = capsys.readouterr().err
+        assert without_versions(error) == without_versions(rest), first
         commands += 1
     assert commands > 10

@@ -1,7 +1,7 @@
-"""What ``test_sharded`` runs in every process: tiny recipes in one layout after another, against what one process did.
+"""Run in every rank by ``test_sharded``: tiny recipes in one layout after another, compared with one process.
 
-Micro-batch m of a step is the same in every layout: of one, two or three sequences, padded unequally, and one of them
-all padding. One process takes them all in turn.
+Micro-batch m of a step is the same in every layout: one, two or three sequences, padded unequally; one micro-batch is
+all padding. One process accumulates them all.
 """
 
 from __future__ import annotations
@@ -46,17 +46,17 @@ SMALL = {
 
 
 def batch_of(recipe: Recipe, step: int, micro: int, of: int) -> Batch:
-    """Micro-batch ``micro`` of the ``of`` in a step."""
+    """Micro-batch number ``micro``, of ``of`` in a step."""
     g = torch.Generator().manual_seed(1000 * step + micro)
     B, S = 1 + micro % 3, 7
 
-    def some(length: int) -> tuple[Tensor, Tensor]:
+    def sequences(length: int) -> tuple[Tensor, Tensor]:
         valid = torch.arange(length) < torch.randint(2, length + 1, (B, 1), generator=g)
         none = micro == (step + 1) % of and step % 2 == 1  # all padding
         return torch.randint(0, VOCAB, (B, length), generator=g), valid & (not none)
 
-    tokens, valid = some(S)
-    source = Source(*some(9)) if recipe.model.takes == "pairs" else None
+    tokens, valid = sequences(S)
+    source = Source(*sequences(9)) if recipe.model.takes == "pairs" else None
     return Batch(tokens[:, :-1], tokens[:, 1:], valid[:, 1:], source=source)
 
 
@@ -72,7 +72,7 @@ class Micros:
 
     def __init__(self, recipe: Recipe, steps: int, accumulate: int, rank: int, world: int, together: int = 1) -> None:
         self.recipe, self.steps, self.accumulate, self.rank, self.world = recipe, steps, accumulate, rank, world
-        self.together = together  # so many as one, where one process stands for several
+        self.together = together  # so many as one batch, where one process stands for several
 
     def __len__(self) -> int:
         return self.steps * self.accumulate
@@ -87,7 +87,7 @@ class Micros:
 
 
 class Watched(LitMoE):
-    """Keeps what every step came to: gradients before clipping, gathered, their norm, the loss, load and drops."""
+    """Keeps of every step: gathered gradients before clipping, their norm, the loss, load and drops."""
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe)
@@ -96,11 +96,11 @@ class Watched(LitMoE):
     def configure_gradient_clipping(self, *args: Any, **kwargs: Any) -> None:
         done = self._finished
         assert done is not None and done.load is not None
-        boxes = {}
-        for (name, box), p in zip(shards_of(self.model).items(), self.model.parameters(), strict=True):
-            held = torch.zeros_like(box.tensor) if p.grad is None else local(p.grad).clone()
-            boxes[name] = TensorShard(name, box.global_shape, box.offset, held)
-        self.seen["gradients"].append(gather(boxes))
+        shards = {}
+        for (name, shard), p in zip(shards_of(self.model).items(), self.model.parameters(), strict=True):
+            held = torch.zeros_like(shard.tensor) if p.grad is None else local(p.grad).clone()
+            shards[name] = TensorShard(name, shard.global_shape, shard.offset, held)
+        self.seen["gradients"].append(gather(shards))
         self.seen["norm"].append(done.norm.clone())
         self.seen["loss"].append(done.sums["objective"] / done.tokens)
         self.seen["load"].append(dict(done.load.load_E))
@@ -109,7 +109,7 @@ class Watched(LitMoE):
 
 
 def train(run: Mapping[str, Any], rank: int = 0, world: int = 1) -> dict[str, Any]:
-    """What a run came to, gathered on rank 0: all that is watched, and parameters and buffers at the end."""
+    """All that is watched in a run, and its parameters and buffers at the end, gathered on rank 0."""
     options = [
         *SMALL[run["recipe"]], *run.get("options", ()), f"model.recompute={run.get('recompute', 'none')}",
         f"trainer.precision={run['precision']}", f"trainer.max_steps={run['steps']}", "trainer.accelerator=cpu",
@@ -118,7 +118,8 @@ def train(run: Mapping[str, Any], rank: int = 0, world: int = 1) -> dict[str, An
         "trainer.enable_progress_bar=false", "trainer.log_every_n_steps=1", "optimizer.lr=1e-2", "data=null",
     ]  # fmt: skip
     if world > 1:
-        options.append(f"trainer.strategy={{use: sharded, ep: {run['ep']}}}")
+        sharded = f"{{use: sharded, ep: {run['ep']}}}"
+        options.append(f"trainer.strategy={run.get('strategy', sharded)}")
     recipe = load(run["recipe"], options)
     module = Watched(recipe)
     trainer = make_trainer(recipe, RunFolder(Path("nowhere")))
@@ -152,8 +153,8 @@ def main(plan: str, out: str) -> None:
             if rank == 0:
                 expected = torch.load(run["expected"], weights_only=True)
                 graphs = counters["stats"]["unique_graphs"]  # that torch.compile made
-                told = {key: apart(found[key], expected[key]) for key in expected}
-                rows.append({**run, "graphs": graphs, "apart": told})
+                distances = {key: apart(found[key], expected[key]) for key in expected}
+                rows.append({**run, "graphs": graphs, "apart": distances})
                 Path(out).write_text(json.dumps(rows))
             dist.barrier()
 

@@ -1,8 +1,8 @@
-"""Parts are orthogonal: every router with every dispatcher, balancer and expert. What fits trains; what does not is
-refused when it is composed, with a reason.
+"""Every router with every dispatcher, balancer and expert: what fits trains; the rest is refused with a reason when the
+spec is composed.
 
-The list is generated: a new part meets all others here without being named. Its options are those of its first example
-in the conformance tests, or of a recipe that uses it.
+The list is generated, so a new component is tested with all others. Its options are those of its first example in the
+conformance tests, or its defaults.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ sys.path.append(str(Path(__file__).parents[1] / "conformance"))
 from test_first_party import examples
 
 E, D = 16, 12
-FIRST_PARTY = ("routers", "dispatchers", "balancers", "experts")
+PLUGINS = ("routers", "dispatchers", "balancers", "experts")
 
 
-def parts(kind: str) -> dict[str, Any]:
+def first_party(kind: str) -> dict[str, Any]:
     """One spec of each first-party component of a kind, by its name."""
     known = examples()
-    names = [c for c in current().components(kind) if c.plugin in FIRST_PARTY]
+    names = [c for c in current().components(kind) if c.plugin in PLUGINS]
     return {c.name: known[f"{kind}/{c.name}"][0] if f"{kind}/{c.name}" in known else c.spec() for c in names}
 
 
-ROUTERS: dict[str, RouterSpec] = parts("router")
-DISPATCHERS: dict[str, DispatcherSpec] = parts("dispatcher")
-BALANCERS: dict[str, BalancerSpec] = parts("balancer")
-EXPERTS: dict[str, ExpertSpec] = {n: dataclasses.replace(s, count=E) for n, s in parts("expert").items()}
+ROUTERS: dict[str, RouterSpec] = first_party("router")
+DISPATCHERS: dict[str, DispatcherSpec] = first_party("dispatcher")
+BALANCERS: dict[str, BalancerSpec] = first_party("balancer")
+EXPERTS: dict[str, ExpertSpec] = {n: dataclasses.replace(s, count=E) for n, s in first_party("expert").items()}
 
 
 def reasons(router: RouterSpec, dispatcher: DispatcherSpec, balancer: BalancerSpec) -> list[str]:
-    """Why three parts do not fit, by what they themselves declare."""
+    """Why three components do not fit, by what they declare."""
     why = [*router.check_experts(E), *dispatcher.check_experts(E), *balancer.check_router(router, E)]
     if router.form not in dispatcher.forms:
         why.append("form of the dispatcher")
@@ -84,7 +84,7 @@ def train_two_steps(spec: MoE) -> None:
 
 
 @pytest.mark.parametrize(("router", "dispatcher"), list(itertools.product(ROUTERS, DISPATCHERS)))
-def test_what_fits_trains_and_what_does_not_is_refused(router: str, dispatcher: str) -> None:
+def test_every_combination_trains_or_is_refused_with_a_reason(router: str, dispatcher: str) -> None:
     trained = refused = 0
     for balancer, expert in itertools.product(BALANCERS, EXPERTS):
         chosen = {"router": ROUTERS[router], "dispatcher": DISPATCHERS[dispatcher], "experts": EXPERTS[expert]}
@@ -108,15 +108,14 @@ def test_what_fits_trains_and_what_does_not_is_refused(router: str, dispatcher: 
     assert trained + refused == len(BALANCERS) * len(EXPERTS)
 
 
-def test_every_part_is_used_somewhere() -> None:
-    """Nothing that fits nothing: each part trains in at least one combination."""
+def test_every_component_fits_in_some_combination() -> None:
     fits = [
         names
         for names in itertools.product(ROUTERS, DISPATCHERS, BALANCERS)
         if not reasons(ROUTERS[names[0]], DISPATCHERS[names[1]], BALANCERS[names[2]])
     ]
-    for i, there in enumerate((ROUTERS, DISPATCHERS, BALANCERS)):
-        assert {names[i] for names in fits} == set(there)
+    for i, known in enumerate((ROUTERS, DISPATCHERS, BALANCERS)):
+        assert {names[i] for names in fits} == set(known)
     assert len(fits) > 20
 
 
@@ -129,7 +128,7 @@ def test_every_part_is_used_somewhere() -> None:
     ],
     ids=["2017 noise with a 2024 bias", "and capacity", "plain experts and z-loss"],
 )
-def test_papers_mix_in_a_whole_decoder(overrides: list[str]) -> None:
+def test_components_of_different_papers_train_together_in_a_decoder(overrides: list[str]) -> None:
     small = ["model.dim=16", "model.depth=2", "data.domains=[python]", "data.megabytes=0.2", "data.seq=16"]
     module = LitMoE(load("deepseek_v3", [*small, *overrides, "data.batch=2", "compare=null"]))
     optimizer = torch.optim.SGD(module.model.parameters(), lr=0.1)

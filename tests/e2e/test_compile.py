@@ -1,4 +1,4 @@
-"""``compile: true`` changes no figure: the parts of the stack go through ``torch.compile`` where they stand."""
+"""``compile: true`` changes no number: each block of the stack is compiled in place by ``torch.compile``."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ ROUNDING = 1e-5
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's tracer looks there
-def test_a_compiled_model_trains_as_it_does_without() -> None:
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # read by torch's tracer
+def test_a_compiled_model_trains_as_an_uncompiled_one() -> None:
     run = {**RUN, "accumulate": 2}
     with quiet():
         plain = sharded_run.train(run)
@@ -29,8 +29,8 @@ def test_a_compiled_model_trains_as_it_does_without() -> None:
 
 
 @pytest.mark.slow
-def test_a_compiled_model_in_shards_trains_as_one_process_does_without(tmp_path: Path) -> None:
-    """Two ranks that cut everything up, then two that share the experts; losses, gradients, weights."""
+def test_a_compiled_sharded_model_trains_as_an_uncompiled_one_in_one_process(tmp_path: Path) -> None:
+    """On two ranks without and with a shared expert group: losses, gradients, weights."""
     expected, plan, rows = (tmp_path / name for name in ("expected.pt", "plan.json", "rows.json"))
     with quiet():
         torch.save(sharded_run.train({**RUN, "accumulate": 2}), expected)

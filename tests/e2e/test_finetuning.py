@@ -1,4 +1,4 @@
-"""Pre-training by span corruption, then fine-tuning on labels, by the commands that a person types."""
+"""Pre-training by span corruption, then fine-tuning on labels, by the commands that a user types."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ start: {run: pre, update: others}
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Both recipes, their text, and the run of each."""
+    """Both recipes, their text, and a run of each."""
     root = tmp_path_factory.mktemp("finetuning")
     for domain, words in (("animals", "a quick brown fox and a lazy dog "), ("numbers", "12 345 6789 0 1 22 ")):
         (root / "text" / domain).mkdir(parents=True)
@@ -71,13 +71,13 @@ def checkpoint(root: Path, name: str) -> dict[str, Any]:
     return contents
 
 
-def test_experts_and_routers_stay_and_all_else_moves(root: Path) -> None:
+def test_fine_tuning_freezes_experts_and_routers_and_updates_all_else(root: Path) -> None:
     before, after = (checkpoint(root, name)["state_dict"] for name in ("pre", "tune"))
     kept = {name for name in before if ".ffn.experts." in name or ".ffn.router." in name}
     assert kept and {name for name in before if torch.equal(before[name], after[name])} == kept
 
 
-def test_the_run_says_from_where_and_how_good_it_became(root: Path) -> None:
+def test_the_run_records_its_start_its_parameters_and_its_accuracy(root: Path) -> None:
     first = RunFolder(folder(root, "pre")).last
     assert first is not None and f"run: {first.as_posix()}" in (folder(root, "tune") / "spec.yaml").read_text()
     pre, tune = (json.loads((folder(root, name) / "summary.json").read_text()) for name in ("pre", "tune"))
@@ -86,7 +86,9 @@ def test_the_run_says_from_where_and_how_good_it_became(root: Path) -> None:
     assert scores["guessing"] == 0.5 and scores["scored_windows"] >= 8 and 0 <= scores["accuracy"] <= 1
 
 
-def test_it_goes_on_and_speaks_without_the_first_run(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_fine_tuned_run_resumes_and_generates_without_the_pretrained_run(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     first = folder(root, "pre") / "checkpoints"
     away = first.rename(first.with_name("away"))
     try:
@@ -106,9 +108,9 @@ def test_a_run_of_another_model_is_refused_before_anything_is_written(
     runs = root / "refused"
     run = f"start.run={folder(root, 'pre').as_posix()}"
     assert main(["train", str(root / "tune.yaml"), run, "model.moe.experts.count=8", "--out", str(runs)]) == 2
-    said = capsys.readouterr().err
-    assert "its weights are not those of this model" in said and "moe" not in said.partition("\n")[0]
-    assert "of another shape: encoder.blocks.1.ffn.router.weight_ED [4, 16] there, [8, 16] here" in said
+    error = capsys.readouterr().err
+    assert "its weights are not those of this model" in error and "moe" not in error.partition("\n")[0]
+    assert "encoder.blocks.1.ffn.router.weight_ED [4, 16] there, [8, 16] here" in error
     assert not runs.exists()
     assert main(["train", str(root / "tune.yaml"), "start.run=nothing", "--out", str(runs)]) == 2
     assert "no run at 'nothing'" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""A checkpoint of one layout is gone on from in any other: model, optimizer, schedule, balancers, place in the data."""
+"""Any layout resumes a checkpoint of any other: model, optimizer, schedule, balancers, position in the data."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoint_run import train_quietly as train
+from checkpoint_run import train
 from ranks import run_forked, run_ranks
+from tiny_runs import assert_same_tensors, state_of
 from torch import Tensor
 
 from moekit.checkpoints.reading import is_whole, open_checkpoint
@@ -31,35 +32,25 @@ def text(tmp_path: Path) -> Path:
 
 
 def ranks(tmp_path: Path, world: int, stages: list[Stage], start: Callable[..., str] = run_ranks) -> None:
-    """Runs stages one after the other, in ``world`` processes."""
+    """Runs stages one after the other, in ``world`` ranks."""
     plan = tmp_path / f"plan{world}.json"
     plan.write_text(json.dumps(stages))
     start(SCRIPT, world, str(plan))
 
 
-def tensors(tree: Any, at: str = "") -> dict[str, Tensor]:
-    if isinstance(tree, Tensor):
-        return {at: tree}
-    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list | tuple) else ()
-    return {name: t for key, value in items for name, t in tensors(value, f"{at}.{key}").items()}
-
-
 def state(path: Path | str) -> dict[str, Tensor]:
     """The model's and the optimizer's tensors of a checkpoint, by name."""
     assert is_whole(Path(path))
-    contents = open_checkpoint(Path(path)).whole()
-    return tensors({key: contents[key] for key in ("state_dict", "optimizer_states")})
+    return state_of(open_checkpoint(Path(path)).whole())
 
 
 def assert_equal(found: Path | str, expected: Path | str) -> None:
     """Bit for bit, in any order."""
-    a, b = state(found), state(expected)
-    assert a.keys() == b.keys() and len(a) > 60
-    assert [name for name in a if a[name].dtype != b[name].dtype or not torch.equal(a[name], b[name])] == []
+    assert_same_tensors(state(found), state(expected), more_than=60)
 
 
 def assert_near(found: Path | str, expected: Path | str) -> None:
-    """To rounding in fp64: sums are taken in another order. Loads, and so biases, are equal."""
+    """To rounding in fp64, since ranks add in another order. Loads are equal, and so are biases."""
     a, b = state(found), state(expected)
     assert a.keys() == b.keys()
     for name in a:
@@ -72,22 +63,22 @@ def step(folder: Path, step: int) -> str:
     return str(folder / "checkpoints" / f"step-{step:08d}")
 
 
-def test_two_ranks_and_one_process_read_each_others_checkpoints(tmp_path: Path, text: Path) -> None:
+def test_two_ranks_and_one_process_resume_each_others_checkpoints(tmp_path: Path, text: Path) -> None:
     """Two ranks that share experts, one micro-batch each, against one process that accumulates two; fp64."""
     common = {"text": str(text), "precision": "64-true"}
     one, two = {**common, "accumulate": 2}, {**common, "accumulate": 1, "ep": 2}
     train({**one, "folder": str(tmp_path / "whole"), "to": 8}, 1)
     train({**one, "folder": str(tmp_path / "one"), "to": 4}, 1)
-    at_four, behind = step(tmp_path / "one", 4), ["checkpoints.asynchronous=true"]
+    at_four, background = step(tmp_path / "one", 4), ["checkpoints.asynchronous=true"]
     ranks(tmp_path, 2, [
-        {**two, "folder": str(tmp_path / "two"), "to": 4, "options": behind},
-        {**two, "folder": str(tmp_path / "two"), "to": 8, "start": at_four, "options": behind},
+        {**two, "folder": str(tmp_path / "two"), "to": 4, "options": background},
+        {**two, "folder": str(tmp_path / "two"), "to": 8, "start": at_four, "options": background},
         {**two, "folder": str(tmp_path / "none"), "to": 4, "start": at_four, "options": ["trainer.max_steps=4"],
          "again": str(tmp_path / "again")},
     ], run_forked)  # fmt: skip
     files = {path.name for path in Path(step(tmp_path / "two", 4)).iterdir()}
     assert {f"tensors-0000{rank}-of-00002.safetensors" for rank in (1, 2)} < files
-    assert_equal(tmp_path / "again", at_four)  # one process -> two ranks -> whole again
+    assert_equal(tmp_path / "again", at_four)  # one process -> two ranks -> one file again
     assert_near(step(tmp_path / "two", 4), at_four)
     assert_near(step(tmp_path / "two", 8), step(tmp_path / "whole", 8))
     train({**one, "folder": str(tmp_path / "back"), "to": 8, "start": step(tmp_path / "two", 4)}, 1)
@@ -99,8 +90,8 @@ def test_two_ranks_and_one_process_read_each_others_checkpoints(tmp_path: Path, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ep", [4, 2, 1])
-def test_sums_over_rows_and_columns_fit_any_layout(ep: int, tmp_path: Path, text: Path) -> None:
-    """Adafactor's state lies otherwise than its parameters; from four ranks to one and back, and on from there."""
+def test_reduced_optimizer_state_fits_any_layout(ep: int, tmp_path: Path, text: Path) -> None:
+    """Adafactor shards its state differently from its parameters: from four ranks to one and back."""
     adafactor = ["optimizer=null", "optimizer={use: adafactor}"]
     common = {"text": str(text), "precision": "64-true", "options": adafactor}
     one, four = {**common, "accumulate": 4}, {**common, "accumulate": 1, "ep": ep}
@@ -119,8 +110,10 @@ def test_sums_over_rows_and_columns_fit_any_layout(ep: int, tmp_path: Path, text
 @pytest.mark.slow
 @pytest.mark.parametrize("before", [4, 2, 1])
 @pytest.mark.parametrize("after", [2, 1])
-def test_four_ranks_then_two_then_one(before: int, after: int, tmp_path: Path, text: Path) -> None:
-    """Four ranks in groups of 4, 2, 1 that share experts; two in groups of 2, 1; one: the same bits, read and saved."""
+def test_a_checkpoint_read_and_saved_in_other_layouts_keeps_its_bits(
+    before: int, after: int, tmp_path: Path, text: Path
+) -> None:
+    """From four ranks, in expert groups of 4, 2 or 1, to two, in groups of 2 or 1, to one process."""
     common = {"text": str(text), "precision": "32-true"}
     four = {**common, "accumulate": 1, "ep": before, "folder": str(tmp_path / "four"), "to": 4}
     ranks(tmp_path, 4, [four])
@@ -131,14 +124,6 @@ def test_four_ranks_then_two_then_one(before: int, after: int, tmp_path: Path, t
     assert_equal(tmp_path / "2", start)
     train({**two, "accumulate": 4, "folder": str(tmp_path / "b"), "again": str(tmp_path / "1")}, 1)
     assert_equal(tmp_path / "1", start)
-    train(
-        {
-            **two,
-            "accumulate": 4,
-            "folder": str(tmp_path / "c"),
-            "start": str(tmp_path / "2"),
-            "again": str(tmp_path / "21"),
-        },
-        1,
-    )
+    from_two = {"start": str(tmp_path / "2"), "again": str(tmp_path / "21")}
+    train({**two, "accumulate": 4, "folder": str(tmp_path / "c"), **from_two}, 1)
     assert_equal(tmp_path / "21", start)

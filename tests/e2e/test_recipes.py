@@ -1,4 +1,4 @@
-"""Every recipe that can be trained is trained: a few steps here, to its end under ``-m slow``."""
+"""Every recipe with data trains: three steps in the default suite, to its end under ``-m slow``."""
 
 from __future__ import annotations
 
@@ -22,15 +22,14 @@ def arguments(name: str, out: Path, *overrides: str) -> list[str]:
 
 
 def less_text(path: str, data: Any) -> list[str]:
-    """Overrides by which text data reads little; the text may lie inside other data."""
+    """Overrides that make text data read little; the text may be nested in other data."""
     given = {"megabytes": 0.2, "batch": 4, "domains": "[python, cpp]", "validation_pairs": 2}
     found = [f"{path}.{name}={value}" for name, value in given.items() if hasattr(data, name)]
     return found + (less_text(f"{path}.text", data.text) if hasattr(data, "text") else [])
 
 
 @pytest.mark.parametrize("name", TRAINABLE)
-def test_a_recipe_starts_well(name: str, tmp_path: Path) -> None:
-    """Three steps on its own data, a validation, the closing figures and pictures."""
+def test_a_recipe_trains_three_steps_and_writes_finite_metrics_and_plots(name: str, tmp_path: Path) -> None:
     few = ["start=null", "trainer.max_steps=3", "trainer.limit_val_batches=2", "trainer.log_every_n_steps=1"]
     assert main(arguments(name, tmp_path, *few, *less_text("data", load(name).data))) == 0
     (summary,) = tmp_path.rglob("summary.json")
@@ -42,8 +41,8 @@ def test_a_recipe_starts_well(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TRAINABLE)
-def test_a_recipe_learns(name: str, tmp_path: Path) -> None:
-    """To its end: what it is trained for falls by a tenth at least, from the first tenth of the steps to the last."""
+def test_a_recipe_lowers_its_training_loss_by_a_tenth(name: str, tmp_path: Path) -> None:
+    """From the first tenth of its steps to the last."""
     if (start := load(name).start) is not None:
         assert main(arguments(start.run, tmp_path, "trainer.max_steps=150")) == 0
     assert main(arguments(name, tmp_path)) == 0

@@ -1,4 +1,4 @@
-"""A model in shards equals one process that accumulates the same micro-batches: gradients, loads, biases, weights."""
+"""Ranks equal one process that accumulates the same micro-batches: gradients, loads, biases, weights."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ Run = dict[str, Any]
 def runs_in(
     tmp_path: Path, world: int, runs: list[Run], timeout: float = 240, start: Callable[..., str] = run_ranks
 ) -> list[Run]:
-    """Each run on ``world`` ranks, one after another in one launch, with how far it is ``apart`` from one process."""
+    """Each run on ``world`` ranks, one after another in one launch, with its distance from one process (``apart``)."""
     expected: dict[str, Path] = {}
     with quiet():
         for run in runs:
-            # What is computed again comes out the same, and so does every layout: one process stands for all of them.
+            # Neither recomputation nor the layout changes the result: one process stands for all of them.
             micros = 1 if "together" in run else run["accumulate"] * world
             alone = {**run, "accumulate": micros, "recompute": "none", "ep": 1}
             key = json.dumps(alone)
@@ -42,7 +42,7 @@ def runs_in(
     return found
 
 
-def tell(found: list[Run]) -> None:
+def print_worst(found: list[Run]) -> None:
     """The worst figures by recipe and precision, for ``pytest -s``."""
     for recipe, precision in dict.fromkeys((run["recipe"], run["precision"]) for run in found):
         some = [run["apart"] for run in found if (run["recipe"], run["precision"]) == (recipe, precision)]
@@ -57,13 +57,13 @@ def check(found: list[Run]) -> None:
             assert apart <= (0 if what in ("load", "dropped") else WITHIN[run["precision"]]), (layout, what, apart)
 
 
-def test_two_ranks_equal_one(tmp_path: Path) -> None:
+def test_two_ranks_that_share_experts_or_run_ddp_equal_one_process(tmp_path: Path) -> None:
     run = {"recipe": "deepseek_v3", "precision": "64-true", "steps": 3, "accumulate": 2, "ep": 2}
-    check(runs_in(tmp_path, 2, [run], start=run_forked))
+    check(runs_in(tmp_path, 2, [run, {**run, "ep": 1, "strategy": "ddp"}], start=run_forked))
 
 
 @pytest.mark.slow
-def test_four_ranks_in_every_layout_equal_one(tmp_path: Path) -> None:
+def test_four_ranks_in_every_layout_equal_one_process(tmp_path: Path) -> None:
     """Every expert layout by accumulation by recomputation, in fp64; in fp32 without the last."""
     runs = [
         {"recipe": recipe, "precision": precision, "steps": 5, "accumulate": accumulate, "ep": ep, "recompute": again}
@@ -75,7 +75,7 @@ def test_four_ranks_in_every_layout_equal_one(tmp_path: Path) -> None:
         )
     ]
     found = runs_in(tmp_path, 4, runs, timeout=3600)
-    tell(found)
+    print_worst(found)
     check(found)
     switch = next(run["expected"] for run in found if run["recipe"] == "switch")
     dropped = torch.load(switch, weights_only=True)["dropped"]
@@ -83,36 +83,37 @@ def test_four_ranks_in_every_layout_equal_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_adafactor_in_every_layout_equals_one(tmp_path: Path) -> None:
-    """It looks at whole tensors; ST-MoE has a scale for each hidden unit of each expert, a matrix across experts."""
+def test_adafactor_in_every_layout_equals_one_process(tmp_path: Path) -> None:
+    """It needs statistics of whole tensors; ST-MoE has a scale for each hidden unit of an expert."""
     adafactor = ["optimizer=null", "optimizer={use: adafactor, weight_decay: 0.1}"]
     runs = [
         {"recipe": recipe, "precision": precision, "steps": 5, "accumulate": 1, "ep": ep, "options": adafactor}
         for recipe, ep, precision in product(("st_moe", "switch", "deepseek_v3"), (1, 2, 4), ("64-true", "32-true"))
     ]
     found = runs_in(tmp_path, 4, runs, timeout=900)
-    tell(found)
+    print_worst(found)
     check(found)
 
 
+SET = "model.moe.balancers."
 BALANCERS = (
-    "load: {use: load_balance, weight: 0.5, scope: step}",
-    "load: {use: load_balance, weight: 0.5, scope: sequence}",
-    "load: {use: load_balance, weight: 0.5}",
-    "cv: {use: cv_squared, weight: 0.5}",
-    "device: {use: device_balance, groups: 4, weight: 0.5}",
-    "talk: {use: communication_balance, groups: 4, top_groups: 2, weight: 0.5}",
-    "z: {use: z_loss, weight: 0.5}",
-    "bias: {use: sign_bias, rate: 0.1, rule: proportional}",
+    "load={use: load_balance, weight: 0.5, scope: step}",
+    "load={use: load_balance, weight: 0.5, scope: sequence}",
+    "load={use: load_balance, weight: 0.5}",
+    "cv={use: cv_squared, weight: 0.5}",
+    "device={use: device_balance, groups: 4, weight: 0.5}",
+    "talk={use: communication_balance, groups: 4, top_groups: 2, weight: 0.5}",
+    "z={use: z_loss, weight: 0.5}",
+    "bias={use: sign_bias, rate: 0.1, rule: proportional}",
 )
 
 
 @pytest.mark.slow
-def test_every_balancer_on_two_ranks_equals_one(tmp_path: Path) -> None:
-    """What a balancer sees is a micro-batch or a whole step, and neither depends on who computes it."""
+def test_every_balancer_on_two_ranks_equals_one_process(tmp_path: Path) -> None:
+    """A balancer sees a micro-batch or a whole step, and neither depends on the layout."""
     runs = [
         {"recipe": "deepseek_v3", "precision": "64-true", "steps": 3, "accumulate": 2, "ep": ep,
-         "options": ["model.moe.balancers.bias=null", "model.moe.balancers.sequence=null", *_set(balancer)]}
+         "options": ["model.moe.balancers.bias=null", "model.moe.balancers.sequence=null", SET + balancer]}
         for balancer, ep in product(BALANCERS, (1, 2))
     ]  # fmt: skip
     check(runs_in(tmp_path, 2, runs, timeout=600))
@@ -121,8 +122,8 @@ def test_every_balancer_on_two_ranks_equals_one(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_global_batch_of_two_ranks_is_one_batch(tmp_path: Path) -> None:
     """``scope: global_batch`` counts over the ranks of one pass, as one process does with all their tokens."""
-    load = _set("load: {use: load_balance, weight: 0.5, scope: global_batch}")
-    options = ["model.moe.balancers.sequence=null", *load]
+    load = "load={use: load_balance, weight: 0.5, scope: global_batch}"
+    options = ["model.moe.balancers.sequence=null", SET + load]
     runs = [
         {"recipe": "deepseek_v3", "precision": "64-true", "steps": 3, "accumulate": 1, "ep": ep, "together": 2,
          "recompute": again, "options": options}
@@ -131,14 +132,9 @@ def test_the_global_batch_of_two_ranks_is_one_batch(tmp_path: Path) -> None:
     check(runs_in(tmp_path, 2, runs, timeout=600))
 
 
-def _set(balancer: str) -> list[str]:
-    name, _, value = balancer.partition(": ")
-    return [f"model.moe.balancers.{name}={value}"]
-
-
 @pytest.mark.slow
-def test_every_dispatcher_of_shared_experts_equals_one(tmp_path: Path) -> None:
-    """Of four ranks two share the experts, and two hold the same ones: kernels use weights that FSDP has gathered."""
+def test_every_local_dispatcher_of_an_expert_group_equals_one_process(tmp_path: Path) -> None:
+    """With ep 2 on four ranks, each expert is on two of them: kernels use weights that FSDP has all-gathered."""
     runs = [
         {"recipe": "deepseek_v3", "precision": "64-true", "steps": 2, "accumulate": 2, "ep": ep, "recompute": again,
          "options": [f"model.moe.dispatcher={{use: {use}}}"]}

@@ -1,4 +1,4 @@
-"""A whole run on pairs: scores in the closing lines, the summary and the comparison, and a translation afterwards."""
+"""A run on translation pairs: scores in the output, the summary and the comparison, then ``moekit generate``."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ SMALL = (
 )
 
 
-def test_a_run_on_pairs_ends_with_scores_of_both_models(
+def test_a_translation_run_scores_the_mixture_and_its_dense_baseline_and_generates(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     rows = [f"{word} %s {n}\t{word.upper()} %s {n}\tloud" for word in WORDS for n in range(3)]
     Path("pairs.tsv").write_text("\n".join(rows))
     assert main(["train", "gshard", *SMALL]) == 0
-    told = capsys.readouterr().out
-    assert "dense: scoring the trained model" in told and "BLEU" in told and "placeholders kept" in told
-    assert "generate runs/gshard" in told and '"<loud> Save changes"' in told
+    output = capsys.readouterr().out
+    assert "dense: scoring the trained model" in output and "BLEU" in output and "placeholders kept" in output
+    assert "generate runs/gshard" in output and '"<loud> Save changes"' in output
     (run,) = Path("runs/gshard").iterdir()
     summary = json.loads((run / "summary.json").read_text())
     names = {"bleu", "chrf", "scored_pairs", "placeholders_kept", "pairs_with_placeholders"}

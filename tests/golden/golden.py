@@ -1,10 +1,10 @@
-"""One small forward pass of each recipe, in numbers: what the golden tests compare, and how they are stored anew.
+"""One small forward pass of each recipe, in numbers: what the golden tests compare.
 
     python tests/golden/golden.py                 # stores every recipe's numbers
-    python tests/golden/golden.py switch glam     # these recipes' alone
+    python tests/golden/golden.py switch glam     # stores these alone
 
-A changed number says that a paper is computed otherwise than before. Store anew only when that was meant, and say in
-the commit what changed.
+A changed number means that a paper is computed differently. Store numbers anew only if that is intended, and say in the
+commit what changed.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ SEQUENCES, LENGTH = 3, 16
 
 
 def recipes() -> list[str]:
-    """First-party recipes that can be trained: those at paper size have no data, and would not fit."""
+    """First-party recipes with data: those at paper size have none, and would not fit into memory."""
     first_party = [c.name for c in current().components("recipe") if c.plugin == "papers"]
     return [name for name in first_party if load(name).data is not None]
 
 
 def numbers(name: str) -> dict[str, Any]:
-    """What a recipe's model makes of one made-up batch, in evaluation and in training, in double precision.
+    """A model's outputs for one made-up batch, in evaluation and in training mode.
 
-    Double precision, so that another machine's order of summing moves no token to another expert.
+    In double precision, so that a machine that adds in another order sends no token to another expert.
     """
     recipe = load(name)
     torch.manual_seed(0)
@@ -47,12 +47,12 @@ def numbers(name: str) -> dict[str, Any]:
         model.train(mode == "training")
         torch.manual_seed(1)  # noise and dropout
         with torch.no_grad():
-            out[mode] = told(model.on(batch))
+            out[mode] = summary(model.on(batch))
     return out
 
 
 def made_up(recipe: Recipe) -> Batch:
-    """Tokens or cases at random; the second sequence ends in padding."""
+    """Random tokens or cases; the second sequence ends in padding."""
     generator = torch.Generator().manual_seed(2)
     model: Any = recipe.model
     if model.takes == "cases":
@@ -65,8 +65,8 @@ def made_up(recipe: Recipe) -> Batch:
     return Batch(tokens[:, :-1], tokens[:, 1:], valid, source=paired)
 
 
-def told(output: ModelOutput) -> dict[str, Any]:
-    """The output's size and a few of its entries, and what every layer saw."""
+def summary(output: ModelOutput) -> dict[str, Any]:
+    """The output's size and a few of its entries, and every layer's load, drops and losses."""
     layers = {
         layer: {
             "load": report.load_E.tolist(),
@@ -86,15 +86,20 @@ def sketch(y: Tensor) -> dict[str, Any]:
 
 
 def path_of(name: str) -> Path:
-    """Where a recipe's numbers lie."""
+    """The file of a recipe's numbers."""
     return FOLDER / f"{name.replace('/', '__')}.json"
+
+
+def store(found: dict[str, Any], path: Path) -> None:
+    """Writes JSON with one line for each list."""
+    text = re.sub(r"\[[^\[\]{}]*\]", lambda row: " ".join(row[0].split()), json.dumps(found, indent=1))
+    path.write_text(text + "\n", encoding="utf-8")
 
 
 def main(names: list[str]) -> None:
     """Stores the numbers of the named recipes, or of all."""
     for name in names or recipes():
-        text = re.sub(r"\[[^\[\]{}]*\]", lambda row: " ".join(row[0].split()), json.dumps(numbers(name), indent=1))
-        path_of(name).write_text(text + "\n", encoding="utf-8")
+        store(numbers(name), path_of(name))
         print(path_of(name))
 
 

@@ -1,10 +1,11 @@
-"""The shape of the project, checked on its own source: who may import whom, what imports no torch, how long a file is,
-where oracles stand, what is documented, what tensors are called.
+"""The structure of the project, checked on its source: allowed imports, torch-free modules, length of files, reference
+implementations, documentation, names of tensors.
 """
 
 from __future__ import annotations
 
 import ast
+import importlib
 import inspect
 import json
 import re
@@ -38,24 +39,24 @@ LONG: dict[str, str] = {
     "moekit/contracts/layer.py": "the contracts of a layer, in the order in which it uses them",
     "moekit/testing/checks/common.py": "all checks of every torch module",
     "moekit/testing/checks/router.py": "all checks of routers",
-    "moekit/training/health/diagnosis.py": "one search for the part to blame, forward and backward",
+    "moekit/training/health/diagnosis.py": "one search for the non-finite component, forward and backward",
     "moekit/training/module.py": "one class: everything that Lightning calls on LitMoE",
 }
-"""Files of more than 250 lines, each with the reason."""
+"""Files of more than 250 lines, each with the one idea that makes it so."""
 
 NO_ORACLE = {
     "moekit_data": "reads files; there is no equation",
-    "moekit_optimizers": "torch's own, but for adafactor; schedules are closed forms, tested at their corners",
-    "moekit_dispatchers/loop": "is the oracle of the other dispatchers, and has one of its own in tests",
+    "moekit_optimizers": "torch's own, except adafactor; schedules are closed forms, tested at their corners",
+    "moekit_dispatchers/loop": "is the oracle of the other dispatchers; its own oracle is in tests/oracle",
     "moekit_dispatchers/auto": "chooses among the others",
-    "moekit_dispatchers/fused": "its oracle is the loop dispatcher beside it",
-    "moekit_dispatchers/grouped": "its oracle is the loop dispatcher beside it",
-    "moekit_dispatchers/triton": "its oracle is the loop dispatcher beside it",
-    "moekit_models/mixture": "one MoELayer, whose parts have oracles",
+    "moekit_dispatchers/fused": "its oracle is the loop dispatcher",
+    "moekit_dispatchers/grouped": "its oracle is the loop dispatcher",
+    "moekit_dispatchers/triton": "its oracle is the loop dispatcher",
+    "moekit_models/mixture": "one MoELayer, whose components have oracles",
     "moekit_models/mlp": "two linear layers of torch",
     "moekit_objectives/squared_error": "one line of torch",
 }
-"""Rooms, or whole plugins, without a ``naive.py``, each with the reason."""
+"""Packages, or whole plugins, without a ``naive.py``, each with the reason."""
 
 TORCH_FREE = (
     *("moekit", "moekit.component", "moekit.discovery", "moekit.errors", "moekit.hookspecs", "moekit.plugin"),
@@ -64,7 +65,7 @@ TORCH_FREE = (
 
 
 def relative(path: Path) -> str:
-    """``moekit/layer.py``; files of plugins without the folder ``plugins``."""
+    """``moekit/layer.py``; for a plugin's file, the path below ``plugins/``."""
     return path.relative_to(ROOT if path.is_relative_to(CORE) else ROOT / "plugins").as_posix()
 
 
@@ -78,9 +79,9 @@ def tree(path: Path) -> ast.Module:
 
 
 def imports(path: Path, *, top: bool = False) -> Iterator[str]:
-    """Every module that a file imports, relative imports resolved; with ``top``, only when it is itself imported.
+    """Every module that a file imports, relative imports resolved; with ``top``, only by statements at its top level.
 
-    What it takes from a module is named below it, for that may be a module too.
+    Names imported from a module are listed below it, since they may be modules too.
     """
     package = module_name(path).split(".") if path.name == "__init__.py" else module_name(path).split(".")[:-1]
     for node in tree(path).body if top else ast.walk(tree(path)):
@@ -93,7 +94,7 @@ def imports(path: Path, *, top: bool = False) -> Iterator[str]:
 
 
 def modules() -> list[str]:
-    """Every module of the project; ``moekit.__main__`` is a command and runs when imported."""
+    """Every module of the project except ``moekit.__main__``, which runs a command when imported."""
     return [module_name(path) for path in FILES if path.name != "__main__.py"]
 
 
@@ -124,17 +125,31 @@ def test_plugins_import_no_other_plugin() -> None:
     assert wrong == []
 
 
+def test_parallel_imports_nothing_of_checkpoints() -> None:
+    """Both build on ``moekit/shards``: a layout must not depend on how it is stored."""
+    files = [path for path in FILES if path.is_relative_to(CORE / "parallel")]
+    assert files
+    wrong = [(relative(p), name) for p in files for name in imports(p) if name.startswith("moekit.checkpoints")]
+    assert wrong == []
+
+
+def test_the_training_package_has_at_most_twelve_entries() -> None:
+    """A newcomer takes in a dozen names at once; what belongs together goes into a package below."""
+    entries = {path.name for path in (CORE / "training").iterdir() if not path.name.startswith("__pycache__")}
+    assert {"callbacks", "health", "run", "module.py"} < entries and len(entries) <= 12
+
+
 def test_an_oracle_imports_nothing_of_its_plugin() -> None:
     oracles = [path for path in FILES if path.name == "naive.py"]
     assert oracles
     assert [(relative(p), name) for p in oracles for name in imports(p) if name.startswith("moekit_")] == []
 
 
-def test_torch_free_rooms_import_no_torch() -> None:
-    """Plugins and their rooms hold specs in ``__init__``; so do the registry, specs and verbs of the core."""
-    rooms = [p.parent for plugin in PLUGINS for p in plugin.rglob("module.py")]
+def test_torch_free_modules_import_no_torch() -> None:
+    """``__init__`` of plugins and of their packages, which hold specs; the registry, specs and verbs of the core."""
+    packages = [p.parent for plugin in PLUGINS for p in plugin.rglob("module.py")]
     names = [module_name(plugin / "__init__.py") for plugin in PLUGINS]
-    names += [module_name(room / "__init__.py") for room in rooms]
+    names += [module_name(package / "__init__.py") for package in packages]
     names += [m for m in modules() if m in TORCH_FREE or m.startswith(("moekit.spec.", "moekit.cli."))]
     found = import_alone(names, preload=[])
     assert {name: answer for name, answer in found.items() if answer != ["", []]} == {}
@@ -142,7 +157,7 @@ def test_torch_free_rooms_import_no_torch() -> None:
 
 
 def test_nothing_imports_in_a_circle() -> None:
-    """So it is no matter what is imported first."""
+    """So modules can be imported in any order."""
     names = {module_name(path): path for path in FILES}
     graph: dict[str, set[str]] = {}
     for name, path in names.items():
@@ -150,13 +165,13 @@ def test_nothing_imports_in_a_circle() -> None:
         around = {
             other for other in taken if name.startswith(f"{other}.") and any(t.startswith(f"{other}.") for t in taken)
         }
-        graph[name] = taken - around - {name}  # a module may take others from the package that both are in
+        graph[name] = taken - around - {name}  # a module may import others from the package that both are in
     assert sum(len(others) for others in graph.values()) > 3 * len(graph)
-    TopologicalSorter(graph).prepare()  # a circle is told, and with it who is in it
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the modules of a circle
 
 
 @pytest.mark.slow
-def test_every_module_imports_alone() -> None:
+def test_every_module_can_be_imported_first() -> None:
     roots = {name.partition(".")[0] for path in FILES for name in imports(path, top=True)}
     libraries = sorted(r for r in roots if r and not r.startswith("moekit") and r not in sys.stdlib_module_names)
     found = import_alone(modules(), preload=libraries)
@@ -164,21 +179,27 @@ def test_every_module_imports_alone() -> None:
     assert len(found) == len(modules())
 
 
-def test_no_file_is_long() -> None:
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda path: path.stem)
+def test_every_benchmark_script_can_be_imported(path: Path) -> None:
+    """The rest of the suite runs none of them, so a renamed name would stay unnoticed."""
+    importlib.import_module(path.stem)
+
+
+def test_files_of_more_than_250_lines_have_a_reason() -> None:
     long = {relative(p): n for p in FILES if (n := len(p.read_text(encoding="utf-8").splitlines())) > 250}
     assert {name: n for name, n in long.items() if name not in LONG} == {}
-    assert set(LONG) <= set(long), "listed as long without need"
+    assert set(LONG) <= set(long), "listed as long, but short"
 
 
-def test_every_room_has_its_oracle() -> None:
-    rooms = [p.parent for plugin in PLUGINS for p in plugin.rglob("module.py")]
-    bare = {relative(room) for room in rooms if not (room / "naive.py").is_file()}
-    assert {room for room in bare if room not in NO_ORACLE and room.partition("/")[0] not in NO_ORACLE} == set()
-    assert {name for name in NO_ORACLE if not any(f"{room}/".startswith(f"{name}/") for room in bare)} == set()
+def test_every_package_of_a_plugin_has_a_reference_implementation() -> None:
+    packages = [p.parent for plugin in PLUGINS for p in plugin.rglob("module.py")]
+    bare = {relative(package) for package in packages if not (package / "naive.py").is_file()}
+    assert {name for name in bare if name not in NO_ORACLE and name.partition("/")[0] not in NO_ORACLE} == set()
+    assert {name for name in NO_ORACLE if not any(f"{package}/".startswith(f"{name}/") for package in bare)} == set()
 
 
 def public(path: Path) -> Iterator[tuple[str, ast.AST]]:
-    """The module, its public functions and classes, and the public methods of these, with what holds the docstring."""
+    """The module, its public functions, classes and their public methods: each name, with the node of its docstring."""
     yield "module", tree(path)
     for node in tree(path).body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not node.name.startswith("_"):
@@ -220,7 +241,7 @@ def test_every_pytest_raises_has_match() -> None:
 
 
 def legend() -> set[str]:
-    """The letters of the table in docs/conventions.md: the one legend of the project."""
+    """The letters of the table of shapes in docs/conventions.md."""
     text = (ROOT / "docs" / "conventions.md").read_text(encoding="utf-8")
     return set(re.findall(r"^\| ([A-Za-z]) \|", text, flags=re.MULTILINE))
 
@@ -257,26 +278,26 @@ def subclasses(base: type) -> Iterator[type]:
 
 
 def test_classes_are_abstract_or_final() -> None:
-    """Nothing concrete is subclassed: what two components share is an abstract class or a function."""
+    """No concrete class is subclassed: components share code through abstract classes and functions."""
     for component in current().components():
         if component.spec is not Recipe:
             component.load()
-    promises = [
+    interfaces = [
         c for c in vars(contracts).values() if inspect.isclass(c) and c.__module__.startswith(contracts.__name__)
     ]
-    ours = {c for base in promises for c in subclasses(base) if c.__module__.startswith("moekit")}
+    ours = {c for base in interfaces for c in subclasses(base) if c.__module__.startswith("moekit")}
     assert len(ours) > 20
     wrong = [
         f"{c.__qualname__} subclasses the concrete {base.__qualname__}"
         for c in ours
         for base in c.__bases__
-        if base in ours and base not in promises and not inspect.isabstract(base)
+        if base in ours and base not in interfaces and not inspect.isabstract(base)
     ]
     assert wrong == []
 
 
 def specs() -> dict[str, type[Spec]]:
-    """Spec classes of every component and kind, and the groups inside them, by name."""
+    """Spec classes of every component and of a mixture layer, and the groups of options in them, by name."""
     found: dict[str, type[Spec]] = {}
 
     def add(spec: type[Spec]) -> None:
@@ -294,7 +315,7 @@ def specs() -> dict[str, type[Spec]]:
 
 
 @pytest.mark.parametrize("name", specs())
-def test_every_spec_field_says_what_it_means(name: str) -> None:
+def test_every_option_has_a_help_text(name: str) -> None:
     spec = specs()[name]
     assert [field for field, info in fields_of(spec).items() if not info.help.strip()] == []
     assert spec.__doc__
@@ -302,13 +323,13 @@ def test_every_spec_field_says_what_it_means(name: str) -> None:
 
 
 @pytest.mark.parametrize("component", current().components(), ids=lambda c: f"{c.kind}/{c.full_name}")
-def test_every_component_says_what_it_is(component: Component) -> None:
+def test_every_component_has_a_summary_of_one_line(component: Component) -> None:
     assert component.summary.strip()
     assert "\n" not in component.summary
     assert not component.summary.endswith(".")
 
 
-def test_nothing_public_passes_keywords_through() -> None:
+def test_no_public_function_takes_any_keyword() -> None:
     """No ``**kwargs``: options are declared once, in specs."""
     wrong = [
         f"{relative(path)}: {node.name}"
@@ -322,6 +343,6 @@ def test_nothing_public_passes_keywords_through() -> None:
 
 
 def test_names_of_test_files_are_unique() -> None:
-    """Tests are no packages, so two files of one name could not be told apart."""
+    """Tests are not packages, so pytest could not distinguish two files of one name."""
     names = Counter(path.name for path in (ROOT / "tests").rglob("*.py") if path.name != "conftest.py")
     assert {name: count for name, count in names.items() if count > 1} == {}

@@ -1,4 +1,4 @@
-"""``.ci/tested.py``: versions that the suite was run on, in README and in ``moekit --version --verbose``."""
+"""``.ci/tested.py`` records the versions that passed the suite, for README and ``moekit --version --verbose``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ REPORT = (
 
 @pytest.fixture
 def tested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The script, with a README and a list of its own."""
+    """The script, with a README and a table in a temporary folder."""
     spec = importlib.util.spec_from_file_location("tested", ROOT / ".ci" / "tested.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -55,7 +55,7 @@ def test_a_new_run_replaces_that_of_the_same_minor_versions(tested: ModuleType) 
     )
 
 
-def test_a_check_names_what_is_not_in_the_table_what_failed_and_an_old_readme(tested: ModuleType) -> None:
+def test_a_check_names_missing_versions_failures_and_an_outdated_readme(tested: ModuleType) -> None:
     tested.write([cell("3.12.1", "2.15.0")])
     assert tested.check([cell("3.12.7", "2.15.3")]) == ""
     tested.README.write_text(tested.README.read_text().replace("1,234", "9,999"))
@@ -66,7 +66,7 @@ def test_a_check_names_what_is_not_in_the_table_what_failed_and_an_old_readme(te
     ]
 
 
-def test_readme_has_the_table_of_the_package(tested: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_readme_shows_the_table_of_the_package(tested: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tested, "README", ROOT / "README.md")
     monkeypatch.setattr(tested, "TESTED", ROOT / "moekit" / "tested.json")
     cells = json.loads(tested.TESTED.read_text(encoding="utf-8"))

@@ -1,8 +1,8 @@
-"""Expert Choice: experts choose tokens, instead of tokens choosing experts. A whole moekit plugin in one file.
+"""Expert Choice: experts choose tokens, instead of tokens choosing experts. A complete moekit plugin in one file.
 
-What is unusual: every expert gets exactly the same number of tokens, so nothing needs balancing and nothing is dropped;
-a token may get no expert, or all of them. Who is chosen depends on the whole batch, later tokens included: the router
-is not causal, and moekit refuses it in a decoder.
+Every expert takes the same number of tokens, so nothing needs balancing and nothing is dropped. A token may get no
+expert, or all of them. The choice depends on the whole batch, later tokens included: the router is not causal, and
+moekit refuses it in a decoder.
 
 Source: Zhou, Lei, Liu, et al. 2022, "Mixture-of-Experts with Expert Choice Routing" (arXiv 2202.09368), section 3.2.
 Oracle: ``tests/test_expert_choice.py``.
@@ -25,7 +25,7 @@ MOEKIT_API = 1
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertChoiceSpec(RouterSpec):
-    """Options of the Expert Choice router, and what it claims of itself."""
+    """Options and capabilities of the Expert Choice router."""
 
     form: ClassVar[Form] = "expert_choice"
     takes_bias: ClassVar[bool] = False
@@ -39,38 +39,38 @@ class ExpertChoiceSpec(RouterSpec):
 
 
 class ExpertChoiceRouter(Router):
-    """Each expert takes the ``C = ceil(c·T/E)`` tokens that suit it best: ``S = softmax_E(X W)``, top C of each column.
+    """Each expert takes its ``C = ceil(c·T/E)`` tokens of highest score: ``S = softmax_E(X W)``, top C of each column.
 
     Shapes and dtypes: ``x_TD``, any float; logits, scores and ``gate_EC`` are fp32, or fp64 for fp64 tokens or weights;
     ``token_EC`` is int64, best token first.
 
-    Gates are the scores as they are, not renormalised. Ties go to the earlier token. Padding takes no place: with n
-    valid tokens an expert takes ``ceil(c·n/E)`` of them, and its other places hold padding, which goes nowhere.
+    Gates are the scores, not renormalised. Ties go to the earlier token. Padding is never chosen: of n valid tokens an
+    expert takes ``ceil(c·n/E)``, and its other places hold padding, which is not sent.
 
-    Gradient: reaches the weight and the tokens through the gates; choosing itself has none.
+    Gradients reach the weight and the tokens through the gates alone; the choice has none.
 
     Args:
-        spec: its options.
+        spec: options.
         dims: D and E.
 
     Raises:
-        MoekitError: more experts per token than there are.
+        MoekitError: ``per_token`` is more than E.
     """
 
     def __init__(self, spec: ExpertChoiceSpec, dims: LayerDims) -> None:
         super().__init__()
         if spec.per_token > dims.num_experts:
-            raise MoekitError(f"per_token={spec.per_token} is more than the {dims.num_experts} experts there are")
+            raise MoekitError(f"per_token={spec.per_token} is more than the layer's {dims.num_experts} experts")
         self.spec = spec
         self.weight_ED = nn.Parameter(torch.randn(dims.num_experts, dims.dim) * dims.dim**-0.5)
 
     def forward(
         self, x_TD: Tensor, *, valid_T: Tensor | None = None, selection_bias_E: Tensor | None = None
     ) -> ExpertChoice:
-        """Lets every expert choose among T tokens.
+        """Every expert chooses among T tokens.
 
         Raises:
-            MoekitError: a selection bias is given; loads are even without one.
+            MoekitError: a selection bias is given; loads are equal without one.
         """
         if selection_bias_E is not None:
             raise MoekitError("expert_choice balances by construction: remove the balancer that gives a selection bias")
@@ -86,10 +86,10 @@ class ExpertChoiceRouter(Router):
         )
 
     def _choose(self, key_ET: Tensor, valid_T: Tensor | None) -> Tensor:
-        """``token_EC``: each expert's best tokens; where places outnumber valid tokens' share, padding fills them."""
+        """``token_EC``: each expert's tokens of highest score; padding fills places beyond its share of tokens."""
         E, T = key_ET.shape
         if valid_T is not None:
-            share = -(-self.spec.per_token * valid_T.sum() // E)  # ceil, in whole numbers
+            share = -(-self.spec.per_token * valid_T.sum() // E)  # ceil, in integers
             key_ET = key_ET.masked_fill(~valid_T, -1.0)  # scores are >= 0, so: valid tokens, then padding
             rank_ET = best_first(key_ET).argsort(dim=1)
             key_ET = key_ET.masked_fill(valid_T & (rank_ET >= share), -2.0)  # valid tokens past the share come last
@@ -97,19 +97,19 @@ class ExpertChoiceRouter(Router):
 
 
 def best_first(key_ET: Tensor) -> Tensor:
-    """Each expert's tokens by falling key; the earlier token first among equals."""
+    """Each expert's tokens in descending order of key; of equal keys, the earlier token first."""
     return key_ET.argsort(dim=1, descending=True, stable=True)
 
 
 @hookimpl
 def moekit_routers() -> list[Component]:
-    """What this plugin offers to moekit."""
+    """The routers of this plugin."""
     return [
         Component(
             name="expert_choice",
             spec=ExpertChoiceSpec,
             target=ExpertChoiceRouter,
-            summary="experts choose tokens: even load by construction; not causal",
+            summary="experts choose tokens: equal load by construction; not causal",
             paper="Zhou et al. 2022",
         )
     ]

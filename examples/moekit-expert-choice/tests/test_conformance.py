@@ -1,4 +1,4 @@
-"""Every promise of a moekit router, one test each: ``router/expert_choice.1-check_padding`` and so on."""
+"""The conformance checks of a router, one test each: ``router/expert_choice.1-check_padding`` and so on."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from moekit.contracts import ExpertBank, LayerDims
 from moekit.layer import MoELayer
 from moekit.routing import TokenChoice
 from moekit.spec.kinds import MoE
-from moekit.testing.fixtures.reference import NameExperts
+from moekit.testing.fixtures.reference import OneHotExperts
 from moekit_dispatchers.capacity import Capacity
 from moekit_dispatchers.capacity.module import CapacityDispatcher
 from moekit_dispatchers.loop import Loop
@@ -39,7 +39,7 @@ def routing(expert_TK: list[list[int]], E: int, gates: list[list[float]] | None 
 def kept(spec: Capacity, routed: TokenChoice, B: int = 1) -> list[list[float]]:
     """The weight of each expert in each token's output; missing pairs must be counted as dropped."""
     E, T = routed.num_experts, routed.expert_TK.shape[0]
-    out = dispatcher(spec, E)(torch.randn(T, D), routed, NameExperts(E).float(), num_sequences=B)
+    out = dispatcher(spec, E)(torch.randn(T, D), routed, OneHotExperts(E).float(), num_sequences=B)
     assert int((out.y_TO != 0).sum() + out.dropped) == int(routed.load_E().sum())
     weights: list[list[float]] = out.y_TO.tolist()
     return weights
@@ -158,7 +158,7 @@ def test_evaluation_can_have_another_factor() -> None:
     routed = routing([[0]] * 8, 4)
     switch, same = (dispatcher(Capacity(factor=1.0, eval_factor=f), 4) for f in (2.0, None))
     for part, training, dropped in ((switch, True, 6), (switch, False, 4), (same, False, 6)):
-        assert int(part.train(training)(torch.randn(8, D), routed, NameExperts(4).float()).dropped) == dropped
+        assert int(part.train(training)(torch.randn(8, D), routed, OneHotExperts(4).float()).dropped) == dropped
 
 
 # ---- groups ---------------------------------------------------------------------------------------------------------
@@ -186,7 +186,7 @@ def test_slots_are_counted_for_each_batch_sequence_or_group() -> None:
 )
 def test_uneven_groups_are_rejected(spec: Capacity, B: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        dispatcher(spec, 2)(torch.randn(8, D), routing([[0]] * 8, 2), NameExperts(2).float(), num_sequences=B)
+        dispatcher(spec, 2)(torch.randn(8, D), routing([[0]] * 8, 2), OneHotExperts(2).float(), num_sequences=B)
 
 
 # ---- cases that other libraries get wrong ---------------------------------------------------------------------------
@@ -212,12 +212,12 @@ def test_padding_takes_no_slot_and_a_nan_stays_with_its_token(order: str) -> Non
     valid_T = torch.tensor([False, True, False, True, True, False])
     padded = TokenChoice(**(vars(routed) | {"valid_T": valid_T}))
     x_TD = torch.randn(6, D).masked_fill(~valid_T[:, None], torch.nan)
-    out = dispatcher(Capacity(factor=1.0, order=order), 2)(x_TD, padded, NameExperts(2).float())  # C = 3
+    out = dispatcher(Capacity(factor=1.0, order=order), 2)(x_TD, padded, OneHotExperts(2).float())  # C = 3
     assert out.y_TO[:, 0].tolist() == valid_T.tolist() and int(out.dropped) == 0
     bad = routed.scores_TE.clone()
     bad[5, 0] = torch.nan
     nan = TokenChoice(**(vars(routed) | {"scores_TE": bad, "logits_TE": bad}))
-    out = dispatcher(Capacity(factor=1.0, order=order), 2)(torch.randn(6, D), nan, NameExperts(2).float())
+    out = dispatcher(Capacity(factor=1.0, order=order), 2)(torch.randn(6, D), nan, OneHotExperts(2).float())
     assert out.y_TO[:, 0].tolist() == [1, 1, 1, 0, 0, 0]
 
 

@@ -11,7 +11,7 @@ from moekit.errors import MoekitError
 from moekit.layer import MoELayer
 from moekit.routing import TokenChoice
 from moekit.spec.kinds import DispatcherSpec, MoE
-from moekit.testing.fixtures.reference import NameExperts
+from moekit.testing.fixtures.reference import OneHotExperts
 from moekit_dispatchers.capacity import Capacity
 from moekit_dispatchers.device_capacity import DeviceCapacity
 from moekit_dispatchers.device_capacity.module import DeviceCapacityDispatcher
@@ -44,20 +44,20 @@ ALL_ON_DEVICE_0 = routing([[0, 1], [1, 0], [0, 1], [1, 2]], [[0.6, 0.1], [0.5, 0
 
 def test_a_full_device_drops_its_lowest_affinities_and_keeps_gates() -> None:
     """Eight pairs on two devices: four each. Seven choose device 0, which keeps .7, .6, .5 and .4."""
-    out = dispatcher()(torch.randn(4, D), ALL_ON_DEVICE_0, NameExperts(E).float())
+    out = dispatcher()(torch.randn(4, D), ALL_ON_DEVICE_0, OneHotExperts(E).float())
     assert int(out.dropped) == 3
     want = [[0.6, 0, 0, 0], [0, 0.5, 0, 0], [0.4, 0, 0, 0], [0, 0.7, 0.15, 0]]
     torch.testing.assert_close(out.y_TO.detach(), torch.tensor(want))
 
 
 def test_evaluation_drops_nothing() -> None:
-    out = dispatcher(factor=0.1).eval()(torch.randn(4, D), ALL_ON_DEVICE_0, NameExperts(E).float())
+    out = dispatcher(factor=0.1).eval()(torch.randn(4, D), ALL_ON_DEVICE_0, OneHotExperts(E).float())
     assert int(out.dropped) == 0 and int((out.y_TO != 0).sum()) == 8
 
 
 def test_of_equal_affinities_the_earlier_pairs_are_kept() -> None:
     routed = routing([[0], [1], [0], [1]], [[0.5]] * 4)
-    out = dispatcher()(torch.randn(4, D), routed, NameExperts(E).float())
+    out = dispatcher()(torch.randn(4, D), routed, OneHotExperts(E).float())
     assert out.y_TO.any(1).tolist() == [True, True, False, False]
 
 
@@ -68,7 +68,7 @@ def test_padding_takes_no_budget_and_a_token_of_nan_is_dropped_first() -> None:
     for valid, kept in (([False, True, True], [False, True, True]), ([True, True, True], [True, False, True])):
         nan = TokenChoice(**(vars(routed) | {"scores_TE": scores_TE, "valid_T": torch.tensor(valid)}))
         part = dispatcher(groups=1, factor=1.0 if sum(valid) == 2 else 0.7)  # two fit either time
-        assert part(torch.randn(3, D), nan, NameExperts(E).float()).y_TO.any(1).tolist() == kept
+        assert part(torch.randn(3, D), nan, OneHotExperts(E).float()).y_TO.any(1).tolist() == kept
 
 
 def test_exempt_sequences_lose_nothing_and_use_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,7 +76,7 @@ def test_exempt_sequences_lose_nothing_and_use_the_budget(monkeypatch: pytest.Mo
     routed = routing([[0], [1], [0], [1]], [[0.9], [0.8], [0.2], [0.1]])
     draws = torch.tensor([0.5, 0.05])
     monkeypatch.setattr(torch, "rand", lambda *size, device: draws)
-    out = dispatcher(exempt=0.1)(torch.randn(4, D), routed, NameExperts(E).float(), num_sequences=2)
+    out = dispatcher(exempt=0.1)(torch.randn(4, D), routed, OneHotExperts(E).float(), num_sequences=2)
     assert out.y_TO.any(1).tolist() == [False, False, True, True] and int(out.dropped) == 2
 
 
@@ -86,7 +86,7 @@ def test_about_a_tenth_of_the_sequences_is_exempt_and_each_pass_samples_anew() -
     part = dispatcher(factor=2e-5, exempt=0.1)  # a budget of 0: only exempt pairs are kept
     torch.manual_seed(0)
     first, second = (
-        part(torch.randn(B, D), routed, NameExperts(E).float(), num_sequences=B).y_TO.any(1) for _ in range(2)
+        part(torch.randn(B, D), routed, OneHotExperts(E).float(), num_sequences=B).y_TO.any(1) for _ in range(2)
     )
     for kept in (first, second):
         assert 0.08 < float(kept.float().mean()) < 0.12
@@ -95,7 +95,7 @@ def test_about_a_tenth_of_the_sequences_is_exempt_and_each_pass_samples_anew() -
 
 def test_without_exemption_no_random_number_is_used() -> None:
     before = torch.get_rng_state()
-    dispatcher()(torch.ones(4, D), ALL_ON_DEVICE_0, NameExperts(E).float())
+    dispatcher()(torch.ones(4, D), ALL_ON_DEVICE_0, OneHotExperts(E).float())
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -103,7 +103,7 @@ def test_inner_drops_are_added_and_choices_that_are_not_sent_are_no_drops() -> N
     sent_TK = torch.tensor([[True, False], [True, True], [True, False], [True, True]])
     routed = TokenChoice(**(vars(ALL_ON_DEVICE_0) | {"sent_TK": sent_TK}))
     # Six pairs sent, three a device: .7, .6, .5 stay, .4 and .3 go; inside, one slot an expert: .7 finds none.
-    out = dispatcher(inner=Capacity(factor=0.5))(torch.randn(4, D), routed, NameExperts(E).float())
+    out = dispatcher(inner=Capacity(factor=0.5))(torch.randn(4, D), routed, OneHotExperts(E).float())
     assert int(out.dropped) == 2 + 1
     assert out.y_TO.any(1).tolist() == [True, True, False, True]
 
@@ -162,4 +162,4 @@ def test_options_and_the_inner_dispatcher_come_from_yaml_and_are_checked() -> No
 
 def test_sequences_of_unequal_length_are_rejected() -> None:
     with pytest.raises(ValueError, match=r"4 tokens are not 3 sequences of one length"):
-        dispatcher(exempt=0.1)(torch.randn(4, D), ALL_ON_DEVICE_0, NameExperts(E).float(), num_sequences=3)
+        dispatcher(exempt=0.1)(torch.randn(4, D), ALL_ON_DEVICE_0, OneHotExperts(E).float(), num_sequences=3)

@@ -1,7 +1,8 @@
-"""``moekit`` as a command whose micro-batches are written down, and one of whose ranks may send itself a signal.
+"""``moekit`` as a command that records its micro-batches, and one of whose ranks may send itself a signal.
 
-``lost_rank.py FOLDER RANK STEP SIGNAL train ...``: a line for each micro-batch, its step and hash, in a file of its
-rank; in STEP, RANK sends itself SIGNAL, a number; STEP -n: while it validates after step n. RANK -1 for none.
+``interrupted_rank.py FOLDER RANK STEP SIGNAL train ...``: each rank writes a line for each micro-batch, its step and
+hash, to a file of its own in FOLDER. In step STEP, rank RANK sends itself SIGNAL, a number; with STEP -n, while it
+validates after step n. RANK -1: no rank.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ FOLDER, RANK, STEP, SIGNAL = Path(sys.argv[1]), *map(int, sys.argv[2:5])
 training_step, validation_step = LitMoE.training_step, LitMoE.validation_step
 
 
-def recorded(module: LitMoE, batch: Batch, batch_idx: int) -> Tensor:
+def recorded_training_step(module: LitMoE, batch: Batch, batch_idx: int) -> Tensor:
     step = module.trainer.global_step + 1
     digest = hashlib.sha256(batch.inputs.numpy().tobytes()).hexdigest()
     with (FOLDER / f"{module.global_rank}.txt").open("a") as file:
@@ -32,7 +33,7 @@ def recorded(module: LitMoE, batch: Batch, batch_idx: int) -> Tensor:
     return loss
 
 
-def told_late(module: LitMoE, batch: Batch, batch_idx: int) -> None:
+def interrupted_validation_step(module: LitMoE, batch: Batch, batch_idx: int) -> None:
     validation_step(module, batch, batch_idx)
     if module.global_rank == RANK and module.trainer.global_step == -STEP:
         os.kill(os.getpid(), SIGNAL)
@@ -40,6 +41,6 @@ def told_late(module: LitMoE, batch: Batch, batch_idx: int) -> None:
 
 if __name__ == "__main__":
     FOLDER.mkdir(exist_ok=True)
-    LitMoE.training_step = recorded  # type: ignore[method-assign]
-    LitMoE.validation_step = told_late  # type: ignore[method-assign]
+    LitMoE.training_step = recorded_training_step  # type: ignore[method-assign]
+    LitMoE.validation_step = interrupted_validation_step  # type: ignore[method-assign]
     sys.exit(main(sys.argv[5:]))

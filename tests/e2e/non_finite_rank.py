@@ -1,4 +1,4 @@
-"""What ``test_faults_ranks`` runs in every process: something is not finite, on one rank or in one expert alone."""
+"""Run in every rank by ``test_non_finite_ranks``: a tensor becomes NaN or infinite on one rank, or in one expert."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from moekit.training import LitMoE
 from moekit.training.run.folder import RunFolder
 from moekit.training.run.prepare import make_trainer, quiet
 
-EXPERT = 5  # of 8; of two ranks that share them, the second holds it
+EXPERT = 5  # of 8; of two ranks that share them, rank 1 holds it
 NAN = float("nan")
-Plant = Callable[[LitMoE], None]
+Fault = Callable[[LitMoE], None]
 
 
 def rank() -> int:
@@ -31,11 +31,11 @@ def rank() -> int:
 
 
 def held(module: LitMoE, name: str) -> Tensor | None:
-    """This rank's piece of a parameter of the expert, in whatever layout; None when it holds none."""
+    """This rank's shard of a parameter of the expert, in any layout; None if it holds none of it."""
     layer = next(m for m in module.modules() if isinstance(m, MoELayer))
     here = layer.dispatcher.local_experts or range(8)
     mine = local(layer.experts.get_parameter(name)).detach()
-    if len(mine) < len(here):  # cut along the experts
+    if len(mine) < len(here):  # sharded along the experts
         here = here[len(mine) * rank() : len(mine) * (rank() + 1)]
     return mine[EXPERT - here[0]] if EXPERT in here else None
 
@@ -52,37 +52,37 @@ def overflow(module: LitMoE) -> None:
 
 
 def activation(module: LitMoE) -> None:
-    """In the tokens of the second rank, in the second step."""
+    """NaN in the tokens of rank 1, in step 2."""
 
-    def plant(_: Any, args: Any, output: Tensor) -> Tensor:
+    def inject(_: Any, args: Any, output: Tensor) -> Tensor:
         return output * NAN if rank() == 1 and module.trainer.global_step == 1 else output
 
-    module.model.get_submodule("blocks.0.attention").register_forward_hook(plant)
+    module.model.get_submodule("blocks.0.attention").register_forward_hook(inject)
 
 
 def gradient(module: LitMoE) -> None:
-    """Of what comes out of the first block, on the second rank, in the second step."""
+    """NaN gradient of the first block's output, on rank 1, in step 2."""
 
-    def plant(_: Any, args: Any, output: tuple[Tensor, Any]) -> None:
+    def inject(_: Any, args: Any, output: tuple[Tensor, Any]) -> None:
         if rank() == 1 and module.trainer.global_step == 1 and output[0].requires_grad:
             output[0].register_hook(lambda grad: grad * NAN)
 
-    module.model.get_submodule("blocks.0").register_forward_hook(plant)
+    module.model.get_submodule("blocks.0").register_forward_hook(inject)
 
 
-PLANTS: dict[str, Plant] = {p.__name__: p for p in (weight, overflow, activation, gradient)}
+FAULTS: dict[str, Fault] = {p.__name__: p for p in (weight, overflow, activation, gradient)}
 
 
-class Planting(L.Callback):
-    """Plants when the model is there; keeps the weights after each step."""
+class FaultInjection(L.Callback):
+    """Injects the fault when training starts; keeps the weights after each step."""
 
-    def __init__(self, plant: Plant) -> None:
-        self.plant = plant
+    def __init__(self, inject: Fault) -> None:
+        self.inject = inject
         self.after: list[list[Tensor]] = []
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, LitMoE)
-        self.plant(pl_module)
+        self.inject(pl_module)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         tensors = [*pl_module.parameters(), *pl_module.buffers()]
@@ -91,25 +91,25 @@ class Planting(L.Callback):
 
 def main(spec: str, options: str, out: str) -> None:
     results: dict[str, Any] = {}
-    for name, plant in PLANTS.items():
+    for name, inject in FAULTS.items():
         for policy in ("stop", "skip"):
             if policy == "skip" and name in ("weight", "overflow"):
                 continue
             recipe = load(spec, [*json.loads(options), f"non_finite={policy}"])
-            planting = Planting(plant)
+            injection = FaultInjection(inject)
             module = LitMoE(recipe)
-            trainer = make_trainer(recipe, RunFolder(Path("nowhere")), callbacks=[planting])
-            said = ""
+            trainer = make_trainer(recipe, RunFolder(Path("nowhere")), callbacks=[injection])
+            error = ""
             try:
                 trainer.fit(module)
-            except MoekitError as error:
-                said = str(error)
-            results[f"{name} {policy}"] = {"said": said, "count": module.skips.count, **moved(planting.after)}
+            except MoekitError as stopped:
+                error = str(stopped)
+            results[f"{name} {policy}"] = {"error": error, "count": module.skips.count, **moved(injection.after)}
     (Path(out) / f"rank{rank()}.json").write_text(json.dumps(results))
 
 
 def moved(after: list[list[Tensor]]) -> Mapping[str, Any]:
-    """In which steps after the first anything moved; whether all is finite at the end."""
+    """Which steps after the first changed any tensor; whether all tensors are finite at the end."""
     steps = [not all(map(torch.equal, a, b)) for a, b in pairwise(after)]
     return {"moved": steps, "finite": all(bool(torch.isfinite(t).all()) for t in (after[-1] if after else []))}
 

@@ -1,7 +1,8 @@
-"""What a stranger's experts cost: a GLU written with ``groups.linear`` alone, of no standard form, beside the bank of
-the first party, both through ``grouped``; and through ``auto``, which has no other way for the stranger's.
+"""The cost of third-party experts: a GLU written with ``groups.linear`` alone against the first-party ``glu``.
 
-python benchmarks/stranger.py fine small --threads 2
+Both run through ``grouped``. The third-party GLU, whose weights have no standard form, also runs through ``auto``.
+
+python benchmarks/third_party_experts.py fine small --threads 2
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from moekit.contracts.layer import Groups
 from moekit.spec.kinds import DispatcherSpec
 from moekit.spec.loading import component_spec
 
-BASE = "first party's, grouped"
+FIRST, THIRD = "first party", "third party"
 
 
-class StrangersGlu(ExpertBank):
-    """``y = down(silu(gate(x)) * up(x))``, with a weight for each of the three, as anyone would write it."""
+class PlainGlu(ExpertBank):
+    """``y = down(silu(gate(x)) * up(x))``, with one weight for each of the three products."""
 
     def __init__(self, num_experts: int, dim: int, hidden: int) -> None:
         super().__init__()
@@ -49,27 +50,24 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    print("| shape | experts, dispatcher | ms | over the first party's: best (median) |\n|---|---|---|---|")
+    print("| shape | experts, dispatcher | ms | over first party: best (median) |\n|---|---|---|---|")
     for shape in args.shapes:
         work = make_workload(SHAPES[shape], "cpu", torch.float32)
         banks = {
-            "first party's": work.experts(),
-            "stranger's": StrangersGlu(work.shape.E, work.shape.D, work.shape.H),
+            FIRST: work.experts(),
+            THIRD: PlainGlu(work.shape.E, work.shape.D, work.shape.H),
         }
         variants = []
-        for whose, name in (("first party's", "grouped"), ("stranger's", "grouped"), ("stranger's", "auto")):
+        for author, name in ((FIRST, "grouped"), (THIRD, "grouped"), (THIRD, "auto")):
             spec = component_spec("dispatcher", {"use": name})
             assert isinstance(spec, DispatcherSpec)
-            variants.append(dispatcher_variant(f"{whose}, {name}", build(spec, work.dims), work, banks[whose], spec))
+            variants.append(dispatcher_variant(f"{author}, {name}", build(spec, work.dims), work, banks[author], spec))
         samples = time_interleaved(
             variants, rounds=args.rounds, warmup=2, clock=Clock("cpu"), on_progress=lambda text: None
         )
         for name, found in samples.items():
-            over = ratio(found.total, samples[BASE].total)
-            print(
-                f"| `{shape}` | {name} | {min(found.total) * 1e3:.1f} | {over.best:.2f} ({over.median:.2f}) |",
-                flush=True,
-            )
+            over = ratio(found.total, samples[f"{FIRST}, grouped"].total)
+            print(f"| `{shape}` | {name} | {min(found.total) * 1e3:.1f} | {over.best:.2f} ({over.median:.2f}) |")
 
 
 if __name__ == "__main__":
