@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from moekit.contracts import Model
 from moekit.errors import MoekitError
 from moekit.layer import MoELayer
-from moekit.parallel.sharding import cut_of
+from moekit.parallel.sharding import shard_dim
 from moekit.params import replace_each_tensor
 from moekit.registry import build
 from moekit.spec.kinds import OptimizerSpec
@@ -89,7 +89,7 @@ class Weight:
 
     def shard_dim(self, layout: Layout) -> int:
         """The dimension along which it is sharded."""
-        return cut_of(self.local_shape(layout), self.ranks(layout))
+        return shard_dim(self.local_shape(layout), self.ranks(layout))
 
     def shard_shape(self, layout: Layout) -> tuple[int, ...]:
         """The shape of rank 0's shard, which is the largest: rows are not split."""

@@ -14,8 +14,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard
 
-from moekit.parallel.mesh import EXPERT, mesh_of
-from moekit.shards.shard import expert_parallel_layers, shards_of
+from moekit.parallel.mesh import EXPERT, expert_mesh
+from moekit.shards.shard import expert_parallel_layers, parameter_shards
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ def parameter_layouts(module: nn.Module) -> dict[nn.Parameter, ParameterLayout]:
         assert layer.dispatcher.local_experts is not None and layer.spec is not None
         ep = layer.spec.experts.count // len(layer.dispatcher.local_experts)
         for p in layer.experts.parameters():
-            dealt[p] = mesh_of(ep, p.device.type).get_group(EXPERT)
+            dealt[p] = expert_mesh(ep, p.device.type).get_group(EXPERT)
     found = {}
-    for box, p in zip(shards_of(module).values(), module.parameters(), strict=True):
+    for box, p in zip(parameter_shards(module).values(), module.parameters(), strict=True):
         cuts = list(_cuts(p)) + ([(0, dealt[p])] if p in dealt else [])
         found[p] = ParameterLayout(box.global_shape, tuple(cut for cut in cuts if cut[1].size() > 1))
     return found

@@ -122,7 +122,7 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def shards_of(module: nn.Module) -> dict[str, TensorShard]:
+def parameter_shards(module: nn.Module) -> dict[str, TensorShard]:
     """What this process holds of every parameter: the global shape, the offset of the local part, the local part.
 
     The same on any layout: a plain model holds every parameter whole. A parameter that several ranks hold whole
@@ -138,7 +138,7 @@ def shards_of(module: nn.Module) -> dict[str, TensorShard]:
     return {name: _box(name, p.detach(), first.get(p)) for name, p in module.named_parameters()}
 
 
-def tensors_of(module: nn.Module) -> dict[str, TensorShard]:
+def state_dict_shards(module: nn.Module) -> dict[str, TensorShard]:
     """As ``shards_of``, of everything in the module's state dict: buffers too (each rank holds them whole, and alike).
 
     A tied parameter is there under each of its names.
@@ -148,7 +148,7 @@ def tensors_of(module: nn.Module) -> dict[str, TensorShard]:
     return {name: _box(name, t.detach(), first.get(t)) for name, t in held.items()}  # type: ignore[call-overload]
 
 
-def state_shards_of(module: nn.Module, optimizer: Any) -> dict[str, dict[str, TensorShard | Any]]:
+def optimizer_state_shards(module: nn.Module, optimizer: Any) -> dict[str, dict[str, TensorShard | Any]]:
     """What this process holds of an optimizer's state, by parameter name and by the optimizer's own keys.
 
     State of its parameter's shape is laid out as the parameter; what the optimizer has reduced along a dimension, as it
@@ -162,7 +162,7 @@ def state_shards_of(module: nn.Module, optimizer: Any) -> dict[str, dict[str, Te
         optimizer: a ``torch.optim.Optimizer``; parameters that have no state yet are left out.
     """
     first = _first_experts(module)
-    boxes, reduced = shards_of(module), reduced_dims(optimizer)
+    boxes, reduced = parameter_shards(module), reduced_dims(optimizer)
     found: dict[str, dict[str, TensorShard | Any]] = {}
     for name, p in module.named_parameters():
         if not (state := optimizer.state.get(p)):

@@ -14,7 +14,7 @@ from ranks import run_forked, run_ranks
 from tiny_runs import assert_same_tensors, state_of
 from torch import Tensor
 
-from moekit.checkpoints.reading import is_whole, open_checkpoint
+from moekit.checkpoints.reading import is_intact, open_checkpoint
 from moekit.inference.generate import load_run
 
 SCRIPT = Path(__file__).with_name("checkpoint_run.py")
@@ -40,7 +40,7 @@ def ranks(tmp_path: Path, world: int, stages: list[Stage], start: Callable[..., 
 
 def state(path: Path | str) -> dict[str, Tensor]:
     """The model's and the optimizer's tensors of a checkpoint, by name."""
-    assert is_whole(Path(path))
+    assert is_intact(Path(path))
     return state_of(open_checkpoint(Path(path)).whole())
 
 

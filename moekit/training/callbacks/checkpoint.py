@@ -14,7 +14,7 @@ from lightning.pytorch.plugins.io import CheckpointIO
 
 from moekit.checkpoints.background import Background
 from moekit.checkpoints.files import Retention, last_of, recover, remove, step_name, step_of, target_of, write_pointer
-from moekit.checkpoints.format import fill
+from moekit.checkpoints.format import map_leaves
 from moekit.checkpoints.reading import Checkpoint, Handle, open_checkpoint
 from moekit.checkpoints.writing import save_tree
 from moekit.errors import SaveError
@@ -108,9 +108,9 @@ class SaveCheckpoints(CheckpointCallback):
         self._saved = trainer.global_step
         self._wait(trainer)
         self._failed = None
-        path, keeping = self.folder / step_name(trainer.global_step), Retention(best=is_best, keep=self.keep)
+        path, retention = self.folder / step_name(trainer.global_step), Retention(best=is_best, keep=self.keep)
         try:
-            trainer.save_checkpoint(path, storage_options=keeping)
+            trainer.save_checkpoint(path, storage_options=retention)
         except SaveError as error:
             self._record_failure(trainer, error)
             trainer.strategy.barrier("Trainer.save_checkpoint")  # where other ranks may be waiting
@@ -155,7 +155,7 @@ class AtomicCheckpointIO(CheckpointIO):
         """
         self._opened = None  # this save may overwrite or remove it
         step = checkpoint.get("global_step")
-        save_tree(checkpoint, Path(path), step=step, keeping=storage_options, behind=self._background)
+        save_tree(checkpoint, Path(path), step=step, retention=storage_options, background=self._background)
 
     def open(self, path: str | os.PathLike[str]) -> Checkpoint:
         """The checkpoint at a path: ``opened`` if it is that one and nothing was saved since, else newly opened.
@@ -185,7 +185,7 @@ class AtomicCheckpointIO(CheckpointIO):
             CheckpointError: it is missing, damaged or not a checkpoint.
         """
         plain: dict[str, Any] = self.open(path).plain
-        return {key: value if key in names else fill(value, Handle.whole, Handle) for key, value in plain.items()}
+        return {key: value if key in names else map_leaves(value, Handle.whole, Handle) for key, value in plain.items()}
 
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
         """Removes a directory."""

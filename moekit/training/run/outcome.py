@@ -14,7 +14,7 @@ import numpy as np
 from moekit.checkpoints.files import replace_file
 from moekit.errors import MoekitError
 from moekit.params import count_parameters
-from moekit.shards.shard import shards_of
+from moekit.shards.shard import parameter_shards
 from moekit.training.module import LitMoE
 from moekit.training.run.folder import RunFolder
 from moekit.training.run.metrics_log import Row, points_of
@@ -105,7 +105,7 @@ def outcome_of(label: str, folder: RunFolder, module: LitMoE, rows: Mapping[int,
         count = count_parameters(module.recipe)  # of the recipe: fine-tuning may have frozen parts of the model
         total, active = count.total, count.active()
     except MoekitError:  # the router does not say how many experts it activates
-        total = active = sum(math.prod(shard.global_shape) for shard in shards_of(module.model).values())
+        total = active = sum(math.prod(shard.global_shape) for shard in parameter_shards(module.model).values())
     return Outcome(
         label=label,
         folder=folder.path,

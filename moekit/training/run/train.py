@@ -23,7 +23,7 @@ from moekit.errors import CheckpointError, MoekitError
 from moekit.parallel.launch import decide_on_rank_zero, is_rank_zero
 from moekit.screen import Screen
 from moekit.shards.gather import gather
-from moekit.shards.shard import tensors_of
+from moekit.shards.shard import state_dict_shards
 from moekit.spec import dump
 from moekit.spec.recipe import Recipe
 from moekit.training.build import FOR_A_RUN, build_model, check_trainable, dense_recipe
@@ -179,7 +179,7 @@ def gather_model(module: LitMoE) -> Model | None:
     data = module.data
     if data is None or (type(data).scores is Data.scores and type(data).picture is Data.picture):
         return None
-    tensors = gather(tensors_of(module.model))
+    tensors = gather(state_dict_shards(module.model))
     if tensors is None:
         return None
     model = build_model(module.recipe)

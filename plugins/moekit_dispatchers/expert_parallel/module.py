@@ -11,7 +11,7 @@ from torch import Tensor
 
 from moekit.contracts import Dispatched, Dispatcher, ExpertBank, LayerDims
 from moekit.distributed import is_distributed
-from moekit.parallel.mesh import EXPERT, mesh_of, place_of
+from moekit.parallel.mesh import EXPERT, expert_mesh, mesh_coordinate
 from moekit.registry import build
 from moekit.routing import Routing
 from moekit_dispatchers.auto import Auto
@@ -26,7 +26,7 @@ class ExpertParallelDispatcher(Dispatcher):
     """``y_t = sum of gate · expert(x_t)`` over the pairs of token t, each computed by the rank that holds the expert.
 
     Rank r of an expert group of G ranks holds experts ``r · E/G`` to ``(r + 1) · E/G - 1`` (``local_experts``); the
-    groups are the rows of ``moekit.parallel.mesh.mesh_of``. A token is sent once to each rank that holds experts of its
+    groups are the rows of ``moekit.parallel.mesh.expert_mesh``. A token is sent once to each rank that holds experts of its
     choice, with its gates there. That rank sums its experts' gated outputs and returns one row per token; the rows of
     all ranks are added. If a router limits a token to M of G groups (DeepSeek-V2, section 2.2.2; V3's nodes, section
     2.1.2), the token is sent to at most M ranks.
@@ -65,7 +65,7 @@ class ExpertParallelDispatcher(Dispatcher):
         self.compute: Dispatcher | None = None
         if self.size == 1:
             return
-        _, rank = place_of(self.size)
+        _, rank = mesh_coordinate(self.size)
         held, rest = divmod(dims.num_experts, self.size)
         if rest:
             raise ValueError(
@@ -103,7 +103,7 @@ class ExpertParallelDispatcher(Dispatcher):
     @torch.compiler.disable(reason=_REASON)  # type: ignore[untyped-decorator, no-untyped-call]
     def dispatch(self, x_TD: Tensor, routing: Routing) -> tuple[ExchangePlan, Pending]:
         """Starts to send tokens to their ranks, each with its gates and expert numbers."""
-        group = mesh_of(self.size, x_TD.device.type).get_group(EXPERT)
+        group = expert_mesh(self.size, x_TD.device.type).get_group(EXPERT)
         plan = plan_exchange(routing, group)
         tensors = (plan.rows(x_TD), plan.gate_NC, plan.number_NC)
         return plan, exchange(group, plan.send_counts, plan.receive_counts, *tensors)
@@ -116,7 +116,7 @@ class ExpertParallelDispatcher(Dispatcher):
         x_ND, gate_NK, number_NK = pending.tensors
         routing = received(number_NK, gate_NK, experts.num_experts, plan.num_pairs)
         out = cast(Dispatched, self.compute(x_ND, routing, experts))
-        group = mesh_of(self.size, x_ND.device.type).get_group(EXPERT)
+        group = expert_mesh(self.size, x_ND.device.type).get_group(EXPERT)
         pending = exchange(group, plan.receive_counts, plan.send_counts, out.y_TO)
         pending.wait()
         (y_NO,) = pending.tensors

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from moekit.shards.layout import ParameterLayout, Sum, add_up, parameter_layouts
+from moekit.shards.layout import ParameterLayout, PartialSum, all_reduce_sums, parameter_layouts
 from moekit.shards.shard import local
 from moekit_optimizers.adafactor import Adafactor
 from moekit_optimizers.decay import groups
@@ -75,14 +75,14 @@ class AdafactorOptimizer(Optimizer):
                 if partial_sums := next(each, None):
                     waiting.append(each)
                     sums += partial_sums
-            add_up(sums)
+            all_reduce_sums(sums)
             pending = waiting
         return loss
 
 
 def update(
     p: nn.Parameter, state: State, layout: ParameterLayout, options: Mapping[str, Any], scratch: Scratch
-) -> Iterator[list[Sum]]:
+) -> Iterator[list[PartialSum]]:
     """Updates one parameter. If it is sharded, pauses at each sum that must be all-reduced before the next equation.
 
     Args:
@@ -111,25 +111,25 @@ def update(
         variance = local(state["variance"])
         variance.lerp_(squares.to(variance.dtype), rate)
         factors = [variance.to(squares.dtype).clamp(min=least**2).rsqrt()]
-        if layout.cuts:
-            yield [(size, layout.among())]
+        if layout.sharded_dims:
+            yield [(size, layout.groups_along())]
     else:
         row, col = squares.sum(-1, keepdim=True), squares.sum(-2, keepdim=True)
-        if layout.cuts:
-            yield [(size, layout.among()), (row, layout.among(-1)), (col, layout.among(-2))]
+        if layout.sharded_dims:
+            yield [(size, layout.groups_along()), (row, layout.groups_along(-1)), (col, layout.groups_along(-2))]
         row_var, col_var = state["row_var"], state["col_var"]
         row_var.lerp_((row / layout.shape[-1]).to(row_var.dtype), rate)
         col_var.lerp_((col / layout.shape[-2]).to(col_var.dtype), rate)
         mean = row_var.sum(-2, keepdim=True, dtype=squares.dtype)
-        if layout.cuts:
-            yield [(mean, layout.among(-2))]
+        if layout.sharded_dims:
+            yield [(mean, layout.groups_along(-2))]
         mean = (mean / layout.shape[-2]).clamp(min=least)
         factors = [(row_var / mean).rsqrt(), col_var.to(mean.dtype).rsqrt()]
 
     step = direction(g, factors, least, scratch)
     step_size = sum_of_squares(step)
-    if layout.cuts:
-        yield [(step_size, layout.among())]
+    if layout.sharded_dims:
+        yield [(step_size, layout.groups_along())]
         step = direction(g, factors, least, scratch)
     length = (size / numbers).sqrt().clamp(min=least_size) * min(lr, t**-0.5)
     length /= ((step_size / numbers).sqrt() / options["d"]).clamp(min=1)

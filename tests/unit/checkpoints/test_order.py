@@ -16,7 +16,7 @@ import torch
 from moekit.checkpoints import files as keeping
 from moekit.checkpoints import format as checkpoint_format
 from moekit.checkpoints.files import Retention, last_of, recover, remove, step_name, steps_in, target_of
-from moekit.checkpoints.reading import is_whole, open_checkpoint
+from moekit.checkpoints.reading import is_intact, open_checkpoint
 from moekit.checkpoints.writing import save_tree
 from moekit.errors import CheckpointError, SaveError
 
@@ -71,7 +71,7 @@ def test_a_best_that_cannot_be_named_takes_no_checkpoint_away(tmp_path: Path, mo
         save(tmp_path, 2, best=True)
     last, best = last_of(tmp_path), target_of(tmp_path, "best")
     assert last == tmp_path / step_name(2) and best == tmp_path / step_name(1)
-    assert is_whole(last) and is_whole(best)
+    assert is_intact(last) and is_intact(best)
 
 
 def test_a_removal_that_breaks_off_leaves_nothing_like_a_checkpoint(

@@ -27,7 +27,7 @@ from moekit.checkpoints import writing
 from moekit.checkpoints.background import Background
 from moekit.checkpoints.files import Retention, last_of, recover, step_name, steps_in, target_of, write_pointer
 from moekit.checkpoints.format import decode, encode
-from moekit.checkpoints.reading import is_checkpoint, is_whole, open_checkpoint
+from moekit.checkpoints.reading import is_checkpoint, is_intact, open_checkpoint
 from moekit.checkpoints.writing import save_tree
 from moekit.errors import CheckpointError, SaveError
 
@@ -149,7 +149,7 @@ def test_damage_is_refused_with_the_files_name_and_whole_ones_are_named(what: st
     first, second, last = (save(tmp_path, step, keep=3) for step in (1, 2, 3))
     flip(second / "tensors-00001-of-00001.safetensors", -1)
     damage(last / name)
-    assert not is_whole(last)
+    assert not is_intact(last)
     with pytest.raises(CheckpointError) as caught:
         open_checkpoint(last).whole()
     message = str(caught.value)
@@ -260,7 +260,7 @@ def test_a_full_disk_leaves_the_last_good_one(
         f"  the last good one is untouched: {first}"
     )
     assert {p.name for p in tmp_path.iterdir()} == {"step-00000001", "last"}
-    assert is_whole(first) and last_of(tmp_path) == first
+    assert is_intact(first) and last_of(tmp_path) == first
     attempt()  # the disk has room again
     assert last_of(tmp_path) == target_of(tmp_path, "best") == tmp_path / "step-00000002"
 
@@ -286,7 +286,7 @@ except SaveError as error:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == f"could not save the checkpoint {tmp_path / 'step-00000002'}: File too large"
     assert {p.name for p in tmp_path.iterdir()} == {"step-00000001", "last"}
-    assert is_whole(tmp_path / "step-00000001")
+    assert is_intact(tmp_path / "step-00000001")
 
 
 KILLED = """
@@ -331,10 +331,10 @@ def test_killed_at_any_stage_a_run_goes_on_from_a_whole_checkpoint(tmp_path: Pat
         folder, there = tmp_path / name, name in {"point-after", "prune-before", "prune-after", "write_pointer-after"}
         last = last_of(folder)
         assert last == folder / ("step-00000002" if there else "step-00000001"), name
-        assert is_whole(last), name
+        assert is_intact(last), name
         recover(folder)
         best = target_of(folder, "best")
-        assert best is not None and is_whole(best), name
+        assert best is not None and is_intact(best), name
         left = {"step-00000001"} if name in {"prune-before", "point-after"} else set()
         assert {p.name for p in folder.iterdir()} == {"last", "best", last.name, best.name} | left, name
         save(folder, 3, best=True)

@@ -16,7 +16,7 @@ from moekit.errors import MoekitError
 from moekit.parallel.deferred_init import DeferredInit, ShardWriter, defer_init
 from moekit.parallel.sharding import shard
 from moekit.parallel.strategy import ShardedStrategy, with_expert_parallel
-from moekit.shards.shard import expert_parallel_layers, local, tensors_of
+from moekit.shards.shard import expert_parallel_layers, local, state_dict_shards
 from moekit.spec.recipe import Recipe
 from moekit.spec.sharding import Sharded
 from moekit.training.build import build_model, build_seeded, build_unsharded
@@ -45,7 +45,7 @@ def assert_same(recipe: Recipe, ep: int, dtype: torch.dtype = torch.float32) -> 
     for each in (whole, model):
         shard(each, ep, "cpu")
     waiting.draw(model, "cpu")
-    expected, found = tensors_of(whole), tensors_of(model)
+    expected, found = state_dict_shards(whole), state_dict_shards(model)
     assert list(expected) == list(found)
     for name, box in expected.items():
         assert (box.global_shape, box.offset) == (found[name].global_shape, found[name].offset)

@@ -59,7 +59,7 @@ def layer_of(module: LitMoE) -> MoELayer:
     return next(m for m in module.modules() if isinstance(m, MoELayer))
 
 
-def fill(module: LitMoE, names: Sequence[str], value: float, experts: Sequence[int] = ()) -> None:
+def map_leaves(module: LitMoE, names: Sequence[str], value: float, experts: Sequence[int] = ()) -> None:
     """Fills weights, or those of some experts, with a value."""
     for name in names:
         weight = module.model.get_parameter(name).data
@@ -78,7 +78,7 @@ def fill(module: LitMoE, names: Sequence[str], value: float, experts: Sequence[i
 )
 def test_a_non_finite_weight_is_named(recipe: Make, name: str, experts: list[int], named: str, value: float) -> None:
     module = LitMoE(recipe())
-    fill(module, [name], value, experts)
+    map_leaves(module, [name], value, experts)
     assert named_part(module) == f"weights that are not finite: {named}"
 
 
@@ -116,7 +116,7 @@ def test_a_part_with_finite_weights_that_overflows_is_named(
     tree = recipe()
     tree["model"]["moe"] |= moe
     module = LitMoE(tree)
-    fill(module, weights, value, experts)
+    map_leaves(module, weights, value, experts)
     assert named_part(module) == f"first not finite: {named}inputs and weights are finite)"
 
 
@@ -124,7 +124,7 @@ def test_only_experts_that_the_token_chose_are_named(recipe: Make) -> None:
     tree = recipe()
     tree["model"]["moe"]["dispatcher"] = {"use": "fused"}
     module = LitMoE(tree)
-    fill(module, [GATE_UP, DOWN], 1e30)
+    map_leaves(module, [GATE_UP, DOWN], 1e30)
     assert re.fullmatch(rf"first not finite: experts \d, \d of {EXPERTS} \(inputs .*\)", named_part(module))
 
 
@@ -140,7 +140,7 @@ def test_an_expert_that_overflows_only_in_fp16_is_named(recipe: Make) -> None:
     """fp16 ends at 65,504; in fp32 the same weights train."""
     for half in (True, False):
         module = LitMoE(recipe())
-        fill(module, [GATE_UP, DOWN], 300.0, [2])
+        map_leaves(module, [GATE_UP, DOWN], 300.0, [2])
         if half:
             scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
             named = named_part(module, plugins=[MixedPrecision("16-mixed", "cpu", scaler=scaler)])
