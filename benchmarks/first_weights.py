@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from moekit import load
-from moekit.parallel.deferred_init import late
+from moekit.parallel.deferred_init import defer_init
 from moekit.parallel.sharding import shard
 from moekit.parallel.strategy import with_expert_parallel
 from moekit.shards.shard import local
@@ -47,10 +47,10 @@ def main() -> None:
         model = build_seeded(spec, 0)
         shard(model, args.ep, "cpu")
     else:
-        with late() as waiting:
+        with defer_init() as waiting:
             model = build_seeded(spec, 0)
         shard(model, args.ep, "cpu")
-        waiting.draw(model, "cpu")
+        waiting.materialize(model, "cpu")
     took, above = time.perf_counter() - began, peak() - before
     kept = sum(local(p).numel() * p.element_size() for p in model.parameters()) / 2**30
     print(f"rank {dist.get_rank()}: keeps {kept:.2f} GiB, took {above:.2f} GiB at most and {took:.1f} s")

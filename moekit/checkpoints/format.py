@@ -152,15 +152,15 @@ def decode(plain: Any, tensor: Callable[[str], Any]) -> Any:
     raise CheckpointError(f"{key!r} is no part of this format: written by a newer moekit?")
 
 
-def fill(tree: Any, value_of: Callable[[Any], Any], kind: type) -> Any:
+def map_leaves(tree: Any, value_of: Callable[[Any], Any], kind: type) -> Any:
     """The tree with ``value_of(leaf)`` for each leaf of one type."""
     if isinstance(tree, kind):
         return value_of(tree)
     if isinstance(tree, dict):
-        return {key: fill(value, value_of, kind) for key, value in tree.items()}
+        return {key: map_leaves(value, value_of, kind) for key, value in tree.items()}
     if isinstance(tree, list):
-        return [fill(value, value_of, kind) for value in tree]
-    return tuple(fill(value, value_of, kind) for value in tree) if isinstance(tree, tuple) else tree
+        return [map_leaves(value, value_of, kind) for value in tree]
+    return tuple(map_leaves(value, value_of, kind) for value in tree) if isinstance(tree, tuple) else tree
 
 
 FORMAT = 1

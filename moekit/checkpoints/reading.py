@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from moekit.checkpoints.files import POINTERS, step_of, steps_in, target_of
-from moekit.checkpoints.format import MANIFEST, Manifest, decode, fill
+from moekit.checkpoints.format import MANIFEST, Manifest, decode, map_leaves
 from moekit.checkpoints.safetensors_file import DTYPES, TensorFile
 from moekit.checkpoints.writing import STATE
 from moekit.errors import CheckpointError
@@ -154,7 +154,7 @@ class Checkpoint:
         Raises:
             CheckpointError: a file is damaged.
         """
-        return fill(self.plain, Handle.whole, Handle)
+        return map_leaves(self.plain, Handle.whole, Handle)
 
     def verify(self) -> None:
         """Compares every byte with the manifest, now: for whoever changes things before all tensors are read.
@@ -231,14 +231,14 @@ def _advised(path: Path, error: CheckpointError) -> CheckpointError:
     """The error, with the whole checkpoints beside this one, newest first. None is taken without being asked for."""
     if step_of(path) < 0:
         return error
-    others = [other for other in reversed(steps_in(path.parent).values()) if other != path and is_whole(other)]
+    others = [other for other in reversed(steps_in(path.parent).values()) if other != path and is_intact(other)]
     if not others:
         return CheckpointError(f"{error}\n  no other checkpoint beside it is whole")
     listed = "".join(f"\n    {other}" for other in others)
     return CheckpointError(f"{error}\n  whole ones beside it, to be named in place of the run:{listed}")
 
 
-def is_whole(path: Path) -> bool:
+def is_intact(path: Path) -> bool:
     """Whether a checkpoint holds what it was written with, to the last bit. Reads all of it."""
     try:
         files = _open(path).files

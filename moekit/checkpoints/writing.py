@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,13 +29,53 @@ from weakref import WeakKeyDictionary
 import torch
 import torch.distributed as dist
 
-from moekit.checkpoints.background import Background
 from moekit.checkpoints.files import Retention, last_of, remove, sync_directory, temporary
 from moekit.checkpoints.format import Manifest, encode, write_file
 from moekit.checkpoints.safetensors_file import NAMES, Digest, write_tensors
 from moekit.compat import timeout_of
 from moekit.errors import CheckpointError, SaveError
 from moekit.shards.shard import Dims, TensorShard, tiling_error
+
+
+class Background:
+    """At most one piece of work is under way. What went wrong in it is raised when it is waited for.
+
+    The thread is no daemon: a process that ends in good order lets it finish.
+    """
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+        self._wrong: BaseException | None = None
+
+    def start(self, work: Callable[[], None]) -> None:
+        """Begins; waits for what is under way first.
+
+        Raises:
+            Exception: that of the earlier piece of work.
+        """
+        self.wait()
+        self._thread = threading.Thread(target=self._do, args=(work,), name="checkpoint")
+        self._thread.start()
+
+    def _do(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except BaseException as error:
+            self._wrong = error
+
+    def wait(self) -> None:
+        """Returns when nothing is under way.
+
+        Raises:
+            Exception: that of the piece of work.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        wrong, self._wrong = self._wrong, None
+        if wrong is not None:
+            raise wrong
+
 
 _groups: WeakKeyDictionary[dist.ProcessGroup, dist.ProcessGroup] = WeakKeyDictionary()
 
@@ -183,7 +224,7 @@ class Save:
     plain: Any
     plan: Plan
     ranks: Ranks
-    keeping: Retention | None
+    retention: Retention | None
 
     @property
     def beside(self) -> Path:
@@ -196,8 +237,8 @@ def save_tree(
     path: Path,
     *,
     step: int | None = None,
-    keeping: Retention | None = None,
-    behind: Background | None = None,
+    retention: Retention | None = None,
+    background: Background | None = None,
 ) -> None:
     """Saves a tree of plain values and tensors in a directory of its own.
 
@@ -218,23 +259,23 @@ def save_tree(
         SaveError: it could not be written; on every rank the same. With ``behind``: an earlier one could not.
         CheckpointError: something in the tree that cannot be saved.
     """
-    if behind is not None:
-        behind.wait()
-    save = begin(tree, path, step, keeping)
-    if behind is None:
+    if background is not None:
+        background.wait()
+    save = begin(tree, path, step, retention)
+    if background is None:
         finish(save)
     else:
         held = hold(save)
-        behind.start(lambda: finish(held))
+        background.start(lambda: finish(held))
 
 
-def begin(tree: Any, path: Path, step: int | None, keeping: Retention | None) -> Save:
+def begin(tree: Any, path: Path, step: int | None, retention: Retention | None) -> Save:
     """Stage 1."""
     encoded = encode(tree)
     ranks = all_ranks() if encoded.pieces else Ranks()
     if ranks.rank == 0:
         remove(temporary(path))
-    return Save(path, step, encoded.plain, make_plan(encoded.boxes, encoded.pieces, ranks), ranks, keeping)
+    return Save(path, step, encoded.plain, make_plan(encoded.boxes, encoded.pieces, ranks), ranks, retention)
 
 
 def hold(save: Save) -> Save:
@@ -264,16 +305,16 @@ def finish(save: Save) -> None:
         if save.ranks.rank == 0:
             remove(save.beside, strict=False)
         raise
-    if save.keeping is not None and save.ranks.rank == 0:
-        prune(save, save.keeping)
+    if save.retention is not None and save.ranks.rank == 0:
+        prune(save, save.retention)
 
 
 def _finish_alone(save: Save, files: dict[str, Digest]) -> None:
     seal(save, files)
     publish(save)
-    if save.keeping is not None:
+    if save.retention is not None:
         try:
-            point(save, save.keeping)
+            point(save, save.retention)
         except OSError:
             if last_of(save.path.parent) != save.path:
                 remove(save.path, strict=False)  # a directory that no pointer names would only take up room
@@ -348,11 +389,11 @@ def publish(save: Save) -> None:
     remove(old)
 
 
-def point(save: Save, keeping: Retention) -> None:
+def point(save: Save, retention: Retention) -> None:
     """Stage 7."""
-    keeping.point(save.path)
+    retention.point(save.path)
 
 
-def prune(save: Save, keeping: Retention) -> None:
+def prune(save: Save, retention: Retention) -> None:
     """Stage 8."""
-    keeping.prune(save.path)
+    retention.prune(save.path)

@@ -46,7 +46,7 @@ class DeferredInit:
         drawn = {p for module, *_ in self._asked for p in module.parameters()}
         return all(p in drawn for p in model.parameters() if p.is_meta)
 
-    def draw(self, model: nn.Module, device_type: str) -> None:
+    def materialize(self, model: nn.Module, device_type: str) -> None:
         """Gives what has no memory some, and draws; in the dtype that was torch's default when it was put off.
 
         Args:

@@ -36,7 +36,7 @@ def world_mesh(device_type: str) -> DeviceMesh:
     return _mesh(0, device_type)
 
 
-def mesh_of(ep: int, device_type: str) -> DeviceMesh:
+def expert_mesh(ep: int, device_type: str) -> DeviceMesh:
     """The ranks as a table ``(replica, expert)``: rank = replica · ep + expert.
 
     The ``ep`` neighbours of a row share the experts of a layer; the ranks of a column hold the same experts.
@@ -52,11 +52,11 @@ def mesh_of(ep: int, device_type: str) -> DeviceMesh:
         RuntimeError: there is no process group.
         ValueError: ``ep`` does not divide the number of ranks.
     """
-    place_of(ep)
+    mesh_coordinate(ep)
     return _mesh(ep, device_type)
 
 
-def place_of(ep: int) -> tuple[int, int]:
+def mesh_coordinate(ep: int) -> tuple[int, int]:
     """This rank's ``(replica, expert)`` in that table. Communicates with nobody, and makes no group.
 
     Raises:

@@ -15,7 +15,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import Shard
 
 from moekit.contracts import Model
-from moekit.parallel.mesh import REPLICA, mesh_of, world_mesh
+from moekit.parallel.mesh import REPLICA, expert_mesh, world_mesh
 from moekit.shards.shard import expert_parallel_layers
 
 
@@ -39,7 +39,7 @@ def shard(model: Model, ep: int, device_type: str, policy: MixedPrecisionPolicy 
     world = world_mesh(device_type)
     alone: set[nn.Parameter] = set()
     for layer in expert_parallel_layers(model):
-        mesh = mesh_of(ep, device_type)[REPLICA]
+        mesh = expert_mesh(ep, device_type)[REPLICA]
         if mesh.size() == 1:
             alone.update(layer.experts.parameters())
             continue
@@ -62,7 +62,7 @@ def _cut(
     """Cuts up what no part of a module has been cut for, evenly where that is possible (``cut_of``)."""
 
     def along(parameter: nn.Parameter) -> Shard:
-        return Shard(cut_of(parameter.shape, mesh.size()))
+        return Shard(shard_dim(parameter.shape, mesh.size()))
 
     fully_shard(module, mesh=mesh, mp_policy=policy, ignored_params=but, shard_placement_fn=along)
 
@@ -71,7 +71,7 @@ ENOUGH = 8
 """Rows of the first dimension for each rank, from which it does not matter that they do not come out even."""
 
 
-def cut_of(shape: Sequence[int], ranks: int) -> int:
+def shard_dim(shape: Sequence[int], ranks: int) -> int:
     """The dimension that a weight is cut along.
 
     The first one, whose whole rows are dealt out, unless that would leave ranks without: a bank's rows are experts, and

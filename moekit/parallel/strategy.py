@@ -21,7 +21,7 @@ from moekit.parallel.deferred_init import DeferredInit
 from moekit.parallel.mesh import world_mesh
 from moekit.parallel.sharding import shard
 from moekit.registry import current
-from moekit.shards.shard import fill_shards, tensors_of
+from moekit.shards.shard import fill_shards, state_dict_shards
 from moekit.spec.fields import ConflictError, Spec
 from moekit.spec.kinds import DispatcherSpec, MoE
 from moekit.spec.recipe import Recipe
@@ -79,7 +79,7 @@ class ShardedStrategy(ModelParallelStrategy):
         policy = MixedPrecisionPolicy(reduce_dtype=torch.float32 if half else None)
         shard(model, self.layout.ep, self.root_device.type, policy)
         if waiting is not None:
-            waiting.draw(model, self.root_device.type)
+            waiting.materialize(model, self.root_device.type)
 
     # Checkpoints: every rank saves, and reads, the pieces that it holds.
 
@@ -90,7 +90,7 @@ class ShardedStrategy(ModelParallelStrategy):
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """What this rank holds of the module's tensors, as boxes."""
-        return dict(tensors_of(self._module))
+        return dict(state_dict_shards(self._module))
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """What this rank holds of an optimizer's state, as boxes."""
@@ -116,7 +116,7 @@ class ShardedStrategy(ModelParallelStrategy):
         Raises:
             CheckpointError: names or shapes are not the module's.
         """
-        saved, boxes = checkpoint["state_dict"], tensors_of(self._module)
+        saved, boxes = checkpoint["state_dict"], state_dict_shards(self._module)
         strays = [name for name in {**saved, **boxes} if name not in saved or name not in boxes]
         strays += [n for n, b in boxes.items() if n in saved and tuple(saved[n].shape) != b.global_shape]
         if strays:

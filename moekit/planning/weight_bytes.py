@@ -11,7 +11,7 @@ from torch import nn
 from moekit.contracts import Model
 from moekit.errors import MoekitError
 from moekit.layer import MoELayer
-from moekit.parallel.sharding import cut_of
+from moekit.parallel.sharding import shard_dim
 from moekit.planning.optimizer_bytes import Kind
 
 
@@ -63,7 +63,7 @@ class Weight:
 
     def cut(self, layout: Layout) -> int:
         """The dimension that it is cut along."""
-        return cut_of(self.held(layout), self.ranks(layout))
+        return shard_dim(self.held(layout), self.ranks(layout))
 
     def shard(self, layout: Layout) -> tuple[int, ...]:
         """The shape of the part that the first rank keeps, which has the most: rows are dealt out whole."""

@@ -14,8 +14,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard
 
-from moekit.parallel.mesh import EXPERT, mesh_of
-from moekit.shards.shard import expert_parallel_layers, shards_of
+from moekit.parallel.mesh import EXPERT, expert_mesh
+from moekit.shards.shard import expert_parallel_layers, parameter_shards
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class ParameterLayout:
     shape: tuple[int, ...]
     cuts: tuple[tuple[int, dist.ProcessGroup], ...] = ()
 
-    def among(self, *dims: int) -> tuple[dist.ProcessGroup, ...]:
+    def groups_along(self, *dims: int) -> tuple[dist.ProcessGroup, ...]:
         """The ranks over which a sum along these dimensions is to be added up, group after group; all dims if none."""
         along = {dim % len(self.shape) for dim in dims} or range(len(self.shape))
         return tuple(group for dim, group in self.cuts if dim in along)
@@ -48,9 +48,9 @@ def parameter_layouts(module: nn.Module) -> dict[nn.Parameter, ParameterLayout]:
         assert layer.dispatcher.local_experts is not None and layer.spec is not None
         ep = layer.spec.experts.count // len(layer.dispatcher.local_experts)
         for p in layer.experts.parameters():
-            dealt[p] = mesh_of(ep, p.device.type).get_group(EXPERT)
+            dealt[p] = expert_mesh(ep, p.device.type).get_group(EXPERT)
     found = {}
-    for box, p in zip(shards_of(module).values(), module.parameters(), strict=True):
+    for box, p in zip(parameter_shards(module).values(), module.parameters(), strict=True):
         cuts = list(_cuts(p)) + ([(0, dealt[p])] if p in dealt else [])
         found[p] = ParameterLayout(box.global_shape, tuple(cut for cut in cuts if cut[1].size() > 1))
     return found
@@ -63,11 +63,11 @@ def _cuts(p: nn.Parameter) -> Iterable[tuple[int, dist.ProcessGroup]]:
                 yield placement.dim, p.device_mesh.get_group(mesh_dim)
 
 
-Sum = tuple[Tensor, tuple[dist.ProcessGroup, ...]]
+PartialSum = tuple[Tensor, tuple[dist.ProcessGroup, ...]]
 """What this rank has summed, and the groups over which that is to be added up, one after the other."""
 
 
-def add_up(sums: Iterable[Sum]) -> None:
+def all_reduce_sums(sums: Iterable[PartialSum]) -> None:
     """Adds up over ranks, in place: one message a group, whatever the number of tensors; one more for each dtype.
 
     Collective: the ranks of a group bring tensors of the same shapes in the same order.

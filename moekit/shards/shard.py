@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from moekit.compat import shard_bounds
+from moekit.distributed import is_distributed
 from moekit.errors import MoekitError
 from moekit.layer import MoELayer
 
@@ -122,7 +124,7 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def shards_of(module: nn.Module) -> dict[str, TensorShard]:
+def parameter_shards(module: nn.Module) -> dict[str, TensorShard]:
     """What this process holds of every parameter: the global shape, the offset of the local part, the local part.
 
     The same on any layout: a plain model holds every parameter whole. A parameter that several ranks hold whole
@@ -138,7 +140,7 @@ def shards_of(module: nn.Module) -> dict[str, TensorShard]:
     return {name: _box(name, p.detach(), first.get(p)) for name, p in module.named_parameters()}
 
 
-def tensors_of(module: nn.Module) -> dict[str, TensorShard]:
+def state_dict_shards(module: nn.Module) -> dict[str, TensorShard]:
     """As ``shards_of``, of everything in the module's state dict: buffers too (each rank holds them whole, and alike).
 
     A tied parameter is there under each of its names.
@@ -148,7 +150,7 @@ def tensors_of(module: nn.Module) -> dict[str, TensorShard]:
     return {name: _box(name, t.detach(), first.get(t)) for name, t in held.items()}  # type: ignore[call-overload]
 
 
-def state_shards_of(module: nn.Module, optimizer: Any) -> dict[str, dict[str, TensorShard | Any]]:
+def optimizer_state_shards(module: nn.Module, optimizer: Any) -> dict[str, dict[str, TensorShard | Any]]:
     """What this process holds of an optimizer's state, by parameter name and by the optimizer's own keys.
 
     State of its parameter's shape is laid out as the parameter; what the optimizer has reduced along a dimension, as it
@@ -162,7 +164,7 @@ def state_shards_of(module: nn.Module, optimizer: Any) -> dict[str, dict[str, Te
         optimizer: a ``torch.optim.Optimizer``; parameters that have no state yet are left out.
     """
     first = _first_experts(module)
-    boxes, reduced = shards_of(module), reduced_dims(optimizer)
+    boxes, reduced = parameter_shards(module), reduced_dims(optimizer)
     found: dict[str, dict[str, TensorShard | Any]] = {}
     for name, p in module.named_parameters():
         if not (state := optimizer.state.get(p)):
@@ -229,3 +231,28 @@ def reduced_bounds(box: TensorShard, dim: int) -> tuple[Dims, Dims, Dims]:
         return (*place[:dim], number, *place[dim + 1 :])
 
     return put(box.global_shape, 1), put(box.offset, 0), put(box.sizes, 1)
+
+
+def gather(boxes: Mapping[str, TensorShard]) -> dict[str, Tensor] | None:
+    """Whole tensors by name, on the CPU of rank 0; None on other ranks. One tensor after the other.
+
+    Collective: every rank has the same names, in the same order (``sharding.shards_of``, ``tensors_of``).
+
+    Args:
+        boxes: what this process holds of each tensor.
+    """
+    if not is_distributed():
+        return {name: box.tensor.cpu() for name, box in boxes.items()}
+    first = dist.get_rank() == 0
+    whole: dict[str, Tensor] = {}
+    for name, box in boxes.items():
+        pieces: list[Any] | None = [None] * dist.get_world_size() if first else None
+        mine = box.tensor.numel() and (first or box.sizes != box.global_shape)  # what is whole, rank 0 has itself
+        dist.gather_object((box.offset, box.tensor.detach().cpu().clone()) if mine else None, pieces)
+        if pieces is not None:
+            whole[name] = torch.empty(box.global_shape, dtype=box.tensor.dtype)
+            for piece in pieces:
+                if piece is not None:
+                    offset, tensor = piece
+                    whole[name][slices_of(offset, tuple(tensor.shape))] = tensor
+    return whole if first else None

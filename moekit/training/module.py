@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 import moekit
-from moekit.checkpoints.format import fill
+from moekit.checkpoints.format import map_leaves
 from moekit.checkpoints.reading import Handle
 from moekit.compat import trainer_of
 from moekit.contracts import Batch, Data, LossSum, Model, ModelOutput, Objective
@@ -284,7 +284,7 @@ class LitMoE(L.LightningModule):
         module = cls(saved.plain["hyper_parameters"]["spec"])
         module.build()
         try:
-            module.load_state_dict(fill(saved.plain["state_dict"], Handle.whole, Handle))
+            module.load_state_dict(map_leaves(saved.plain["state_dict"], Handle.whole, Handle))
         except RuntimeError as error:
             raise CheckpointError(
                 f"{saved.path} does not fit the model that its own spec describes\n  {error}"

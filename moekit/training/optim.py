@@ -18,7 +18,15 @@ from moekit.compat import resume_schedule
 from moekit.contracts import Model
 from moekit.errors import CheckpointError
 from moekit.registry import build
-from moekit.shards.shard import Dims, TensorShard, reduced_bounds, reduced_dims, shards_of, slices_of, state_shards_of
+from moekit.shards.shard import (
+    Dims,
+    TensorShard,
+    optimizer_state_shards,
+    parameter_shards,
+    reduced_bounds,
+    reduced_dims,
+    slices_of,
+)
 from moekit.spec.recipe import Recipe
 
 
@@ -88,7 +96,7 @@ def _named(optimizer: Optimizer, state: State, model: nn.Module) -> State:
     name_of = {p: name for name, p in model.named_parameters()}
     names = [name_of[p] for group in optimizer.param_groups for p in group["params"]]
     groups = [{**group, "params": [names[i] for i in group["params"]]} for group in state["param_groups"]]
-    held = state_shards_of(model, optimizer)
+    held = optimizer_state_shards(model, optimizer)
     return {
         "state": {n: {k: _plain(v) for k, v in held[n].items()} for n in names if n in held},
         "param_groups": groups,
@@ -106,7 +114,7 @@ def _numbered(optimizer: Optimizer, state: State, model: nn.Module) -> State:
         CheckpointError: it is of other parameters.
     """
     name_of = {p: name for name, p in model.named_parameters()}
-    boxes, reduced = shards_of(model), reduced_dims(optimizer)
+    boxes, reduced = parameter_shards(model), reduced_dims(optimizer)
     saved_group = {name: group for group in state["param_groups"] for name in group["params"]}
     held = {name_of[p] for group in optimizer.param_groups for p in group["params"]}
     if strays := sorted(held.symmetric_difference(saved_group)):

@@ -19,8 +19,7 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from moekit import Batch, Source
-from moekit.shards.gather import gather
-from moekit.shards.shard import TensorShard, local, shards_of, tensors_of
+from moekit.shards.shard import TensorShard, gather, local, parameter_shards, state_dict_shards
 from moekit.spec import load
 from moekit.spec.recipe import Recipe
 from moekit.training import LitMoE
@@ -97,7 +96,7 @@ class Watched(LitMoE):
         done = self._finished
         assert done is not None and done.load is not None
         boxes = {}
-        for (name, box), p in zip(shards_of(self.model).items(), self.model.parameters(), strict=True):
+        for (name, box), p in zip(parameter_shards(self.model).items(), self.model.parameters(), strict=True):
             held = torch.zeros_like(box.tensor) if p.grad is None else local(p.grad).clone()
             boxes[name] = TensorShard(name, box.global_shape, box.offset, held)
         self.seen["gradients"].append(gather(boxes))
@@ -125,7 +124,7 @@ def train(run: Mapping[str, Any], rank: int = 0, world: int = 1) -> dict[str, An
     together = run.get("together", 1) if world == 1 else 1  # what ranks see in one pass, in one pass
     micros = Micros(recipe, run["steps"], run["accumulate"], rank, world, together)
     trainer.fit(module, micros)
-    return {**module.seen, "tensors": gather(tensors_of(module.model))}
+    return {**module.seen, "tensors": gather(state_dict_shards(module.model))}
 
 
 def apart(found: Any, expected: Any) -> float:

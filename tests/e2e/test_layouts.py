@@ -13,7 +13,7 @@ from checkpoint_run import train_quietly as train
 from ranks import run_forked, run_ranks
 from torch import Tensor
 
-from moekit.checkpoints.reading import is_whole, open_checkpoint
+from moekit.checkpoints.reading import is_intact, open_checkpoint
 from moekit.inference.generate import load_run
 
 SCRIPT = Path(__file__).with_name("checkpoint_run.py")
@@ -46,7 +46,7 @@ def tensors(tree: Any, at: str = "") -> dict[str, Tensor]:
 
 def state(path: Path | str) -> dict[str, Tensor]:
     """The model's and the optimizer's tensors of a checkpoint, by name."""
-    assert is_whole(Path(path))
+    assert is_intact(Path(path))
     contents = open_checkpoint(Path(path)).whole()
     return tensors({key: contents[key] for key in ("state_dict", "optimizer_states")})
 

@@ -12,11 +12,10 @@ import lightning as L
 from lightning.pytorch.callbacks import Checkpoint as CheckpointCallback
 from lightning.pytorch.plugins.io import CheckpointIO
 
-from moekit.checkpoints.background import Background
 from moekit.checkpoints.files import Retention, last_of, recover, remove, step_name, step_of, target_of, write_pointer
-from moekit.checkpoints.format import fill
+from moekit.checkpoints.format import map_leaves
 from moekit.checkpoints.reading import Checkpoint, Handle, open_checkpoint
-from moekit.checkpoints.writing import save_tree
+from moekit.checkpoints.writing import Background, save_tree
 from moekit.errors import SaveError
 
 MONITOR = "val/loss"
@@ -108,9 +107,9 @@ class SaveCheckpoints(CheckpointCallback):
         self._saved = trainer.global_step
         self._wait(trainer)
         self._failed = None
-        path, keeping = self.folder / step_name(trainer.global_step), Retention(best=is_best, keep=self.keep)
+        path, retention = self.folder / step_name(trainer.global_step), Retention(best=is_best, keep=self.keep)
         try:
-            trainer.save_checkpoint(path, storage_options=keeping)
+            trainer.save_checkpoint(path, storage_options=retention)
         except SaveError as error:
             self._note(trainer, error)
             trainer.strategy.barrier("Trainer.save_checkpoint")  # others may be waiting there
@@ -156,7 +155,7 @@ class AtomicCheckpointIO(CheckpointIO):
         """
         self._opened = None  # which may be saved over, or removed as one too many
         step = checkpoint.get("global_step")
-        save_tree(checkpoint, Path(path), step=step, keeping=storage_options, behind=self._behind)
+        save_tree(checkpoint, Path(path), step=step, retention=storage_options, background=self._behind)
 
     def open(self, path: str | os.PathLike[str]) -> Checkpoint:
         """A checkpoint: the one that is open already, until something is saved, or one that is opened now.
@@ -186,7 +185,7 @@ class AtomicCheckpointIO(CheckpointIO):
             CheckpointError: it is missing, damaged or no checkpoint.
         """
         plain: dict[str, Any] = self.open(path).plain
-        return {key: value if key in names else fill(value, Handle.whole, Handle) for key, value in plain.items()}
+        return {key: value if key in names else map_leaves(value, Handle.whole, Handle) for key, value in plain.items()}
 
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
         """Removes a directory."""

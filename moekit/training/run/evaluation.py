@@ -8,8 +8,7 @@ from rich.console import Console
 from torch.distributed.fsdp import FSDPModule
 
 from moekit.contracts import Data, Model
-from moekit.shards.gather import gather
-from moekit.shards.shard import tensors_of
+from moekit.shards.shard import gather, state_dict_shards
 from moekit.training.build import build_model
 from moekit.training.module import LitMoE
 
@@ -51,7 +50,7 @@ def gather_model(module: LitMoE) -> Model | None:
     data = module.data
     if data is None or (type(data).scores is Data.scores and type(data).picture is Data.picture):
         return None
-    tensors = gather(tensors_of(module.model))
+    tensors = gather(state_dict_shards(module.model))
     if tensors is None:
         return None
     model = build_model(module.recipe)

@@ -14,7 +14,7 @@ import numpy as np
 from moekit.checkpoints.files import replace_file
 from moekit.errors import MoekitError
 from moekit.params import count_parameters
-from moekit.shards.shard import shards_of
+from moekit.shards.shard import parameter_shards
 from moekit.training.module import LitMoE
 from moekit.training.run.folder import RunFolder
 from moekit.training.run.metrics_log import Row, curve
@@ -105,7 +105,7 @@ def outcome_of(label: str, folder: RunFolder, module: LitMoE, rows: Mapping[int,
         count = count_parameters(module.recipe)  # not the model: fine-tuning may have frozen parts
         total, active = count.total, count.active()
     except MoekitError:  # a router that does not say how many experts it activates
-        total = active = sum(math.prod(box.global_shape) for box in shards_of(module.model).values())
+        total = active = sum(math.prod(box.global_shape) for box in parameter_shards(module.model).values())
     return Outcome(
         label=label,
         folder=folder.path,

@@ -18,7 +18,7 @@ from moekit.contracts import Data
 from moekit.errors import CheckpointError, Problem, SpecError
 from moekit.layer import MoELayer
 from moekit.parallel.launch import decide_on_rank_zero
-from moekit.shards.shard import fill_shards, tensors_of
+from moekit.shards.shard import fill_shards, state_dict_shards
 from moekit.spec.recipe import Recipe, Start
 from moekit.training.run.folder import RUNS, checkpoint_of
 from moekit.training.run.resume import read_checkpoint
@@ -90,7 +90,7 @@ class StartingPoint:
         path = checkpoint_of(self.start.run, RUNS)
         contents = read_checkpoint(path).plain
         saved = {k.removeprefix(PREFIX): v for k, v in contents["state_dict"].items() if k.startswith(PREFIX)}
-        boxes = tensors_of(model)
+        boxes = state_dict_shards(model)
         check_weights_fit(path, saved, {name: box.global_shape for name, box in boxes.items()})
         fill_shards(list(boxes.values()), lambda name, offset, sizes: saved[name].read(offset, sizes))
         self._loaded = True

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from moekit.contracts import Dispatched, Dispatcher, ExpertBank, LayerDims
 from moekit.distributed import is_distributed
-from moekit.parallel.mesh import EXPERT, mesh_of, place_of
+from moekit.parallel.mesh import EXPERT, expert_mesh, mesh_coordinate
 from moekit.registry import build
 from moekit.routing import Routing
 from moekit_dispatchers.auto import Auto
@@ -26,7 +26,7 @@ class ExpertParallelDispatcher(Dispatcher):
     """``y_t = sum of gate · expert(x_t)`` over the pairs of token t, each computed by the rank that holds the expert.
 
     Rank r of an expert group of G ranks holds experts ``r · E/G`` to ``(r + 1) · E/G - 1`` (``here``); the groups are
-    the rows of ``moekit.parallel.mesh.mesh_of``. A token goes once to each rank that it needs, with its gates there;
+    rows of ``moekit.parallel.mesh.expert_mesh``. A token goes once to each rank that it needs, with its gates there;
     that rank weighs and sums, and one row comes back, to be added to those of other ranks. Where a router limits a
     token to M of G groups (DeepSeek-V2, section 2.2.2; V3's nodes, section 2.1.2), it is sent to at most M ranks.
 
@@ -63,7 +63,7 @@ class ExpertParallelDispatcher(Dispatcher):
         self.carrier: Dispatcher | None = None
         if self.size == 1:
             return
-        _, rank = place_of(self.size)
+        _, rank = mesh_coordinate(self.size)
         held, rest = divmod(dims.num_experts, self.size)
         if rest:
             raise ValueError(
@@ -98,7 +98,7 @@ class ExpertParallelDispatcher(Dispatcher):
     @torch.compiler.disable(reason=_WHY)  # type: ignore[untyped-decorator, no-untyped-call]
     def leave(self, x_TD: Tensor, routing: Routing) -> tuple[Plan, Underway]:
         """Tokens set out, each with its gates and the numbers of its experts."""
-        group = mesh_of(self.size, x_TD.device.type).get_group(EXPERT)
+        group = expert_mesh(self.size, x_TD.device.type).get_group(EXPERT)
         way = plan(routing, group)
         return way, exchange(group, way.sends, way.gets, way.rows(x_TD), way.gate_NC, way.number_NC)
 
@@ -110,7 +110,7 @@ class ExpertParallelDispatcher(Dispatcher):
         x_ND, gate_NK, number_NK = underway.tensors
         chosen = received(number_NK, gate_NK, experts.num_experts, way.num_pairs)
         out = cast(Dispatched, self.carrier(x_ND, chosen, experts))
-        back = exchange(mesh_of(self.size, x_ND.device.type).get_group(EXPERT), way.gets, way.sends, out.y_TO)
+        back = exchange(expert_mesh(self.size, x_ND.device.type).get_group(EXPERT), way.gets, way.sends, out.y_TO)
         back.wait()
         (y_NO,) = back.tensors
         dtype = torch.promote_types(gate_NK.dtype, y_NO.dtype)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from moekit.shards.layout import ParameterLayout, Sum, add_up, parameter_layouts
+from moekit.shards.layout import ParameterLayout, PartialSum, all_reduce_sums, parameter_layouts
 from moekit.shards.shard import local
 from moekit_optimizers.adafactor import Adafactor
 from moekit_optimizers.decay import groups
@@ -81,14 +81,14 @@ class AdafactorOptimizer(Optimizer):
                 if asked := next(each, None):
                     waiting.append(each)
                     sums += asked
-            add_up(sums)
+            all_reduce_sums(sums)
             moving = waiting
         return loss
 
 
 def moved(
     p: nn.Parameter, state: State, lies: ParameterLayout, options: Mapping[str, Any], scratch: Scratch
-) -> Iterator[list[Sum]]:
+) -> Iterator[list[PartialSum]]:
     """Moves one parameter. Where it is in shards, stops whenever sums must be added up over ranks before it can go on.
 
     Args:
@@ -118,24 +118,24 @@ def moved(
         variance.lerp_(squares.to(variance.dtype), rate)
         factors = [variance.to(squares.dtype).clamp(min=least**2).rsqrt()]
         if lies.cuts:
-            yield [(size, lies.among())]
+            yield [(size, lies.groups_along())]
     else:
         row, col = squares.sum(-1, keepdim=True), squares.sum(-2, keepdim=True)
         if lies.cuts:
-            yield [(size, lies.among()), (row, lies.among(-1)), (col, lies.among(-2))]
+            yield [(size, lies.groups_along()), (row, lies.groups_along(-1)), (col, lies.groups_along(-2))]
         row_var, col_var = state["row_var"], state["col_var"]
         row_var.lerp_((row / lies.shape[-1]).to(row_var.dtype), rate)
         col_var.lerp_((col / lies.shape[-2]).to(col_var.dtype), rate)
         mean = row_var.sum(-2, keepdim=True, dtype=squares.dtype)
         if lies.cuts:
-            yield [(mean, lies.among(-2))]
+            yield [(mean, lies.groups_along(-2))]
         mean = (mean / lies.shape[-2]).clamp(min=least)
         factors = [(row_var / mean).rsqrt(), col_var.to(mean.dtype).rsqrt()]
 
     update = direction(g, factors, least, scratch)
     update_size = sum_of_squares(update)
     if lies.cuts:
-        yield [(update_size, lies.among())]
+        yield [(update_size, lies.groups_along())]
         update = direction(g, factors, least, scratch)
     length = (size / numbers).sqrt().clamp(min=least_size) * min(lr, t**-0.5)
     length /= ((update_size / numbers).sqrt() / options["d"]).clamp(min=1)

@@ -13,17 +13,17 @@ from typing import Any
 import pytest
 import torch
 
-from moekit.checkpoints import files as keeping
+from moekit.checkpoints import files as retention
 from moekit.checkpoints import format as checkpoint_format
 from moekit.checkpoints.files import Retention, last_of, recover, remove, step_name, steps_in, target_of
-from moekit.checkpoints.reading import is_whole, open_checkpoint
+from moekit.checkpoints.reading import is_intact, open_checkpoint
 from moekit.checkpoints.writing import save_tree
 from moekit.errors import CheckpointError, SaveError
 
 
 def save(folder: Path, step: int, **options: Any) -> Path:
     path = folder / step_name(step)
-    save_tree({"w": torch.full((300,), float(step)), "step": step}, path, step=step, keeping=Retention(**options))
+    save_tree({"w": torch.full((300,), float(step)), "step": step}, path, step=step, retention=Retention(**options))
     return path
 
 
@@ -59,19 +59,19 @@ def test_nothing_is_named_before_it_is_on_the_disk(tmp_path: Path, monkeypatch: 
 def test_a_best_that_cannot_be_named_takes_no_checkpoint_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The disk is full between the two pointers: ``last`` names the new one already."""
     save(tmp_path, 1, best=True)
-    real = keeping.write_pointer
+    real = retention.write_pointer
 
     def full(folder: Path, name: str, target: str) -> None:
         if name == "best":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         real(folder, name, target)
 
-    monkeypatch.setattr(keeping, "write_pointer", full)
+    monkeypatch.setattr(retention, "write_pointer", full)
     with pytest.raises(SaveError, match="No space left on device"):
         save(tmp_path, 2, best=True)
     last, best = last_of(tmp_path), target_of(tmp_path, "best")
     assert last == tmp_path / step_name(2) and best == tmp_path / step_name(1)
-    assert is_whole(last) and is_whole(best)
+    assert is_intact(last) and is_intact(best)
 
 
 def test_a_removal_that_breaks_off_leaves_nothing_like_a_checkpoint(

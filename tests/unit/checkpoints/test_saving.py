@@ -22,13 +22,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import moekit
-from moekit.checkpoints import files as keeping
+from moekit.checkpoints import files as retention
 from moekit.checkpoints import writing
-from moekit.checkpoints.background import Background
 from moekit.checkpoints.files import Retention, last_of, recover, step_name, steps_in, target_of, write_pointer
 from moekit.checkpoints.format import decode, encode
-from moekit.checkpoints.reading import is_checkpoint, is_whole, open_checkpoint
-from moekit.checkpoints.writing import save_tree
+from moekit.checkpoints.reading import is_checkpoint, is_intact, open_checkpoint
+from moekit.checkpoints.writing import Background, save_tree
 from moekit.errors import CheckpointError, SaveError
 
 Write = Callable[[], None]
@@ -40,7 +39,7 @@ def numbers(step: int) -> dict[str, Any]:
 
 def save(folder: Path, step: int, **options: Any) -> Path:
     path = folder / step_name(step)
-    save_tree(numbers(step), path, step=step, keeping=Retention(**options))
+    save_tree(numbers(step), path, step=step, retention=Retention(**options))
     return path
 
 
@@ -149,7 +148,7 @@ def test_damage_is_refused_with_the_files_name_and_whole_ones_are_named(what: st
     first, second, last = (save(tmp_path, step, keep=3) for step in (1, 2, 3))
     flip(second / "tensors-00001-of-00001.safetensors", -1)
     damage(last / name)
-    assert not is_whole(last)
+    assert not is_intact(last)
     with pytest.raises(CheckpointError) as caught:
         open_checkpoint(last).whole()
     message = str(caught.value)
@@ -238,16 +237,16 @@ def full(*args: Any) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-@pytest.mark.parametrize("behind", [False, True], ids=["at once", "in the background"])
+@pytest.mark.parametrize("background", [False, True], ids=["at once", "in the background"])
 @pytest.mark.parametrize("stage", ["write_tensors", "write_file", "sync_directory", "seal", "publish", "point"])
 def test_a_full_disk_leaves_the_last_good_one(
-    stage: str, behind: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stage: str, background: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = save(tmp_path, 1)
-    background = Background() if behind else None
+    background = Background() if background else None
 
     def attempt() -> None:
-        save_tree(numbers(2), tmp_path / step_name(2), step=2, keeping=Retention(best=True), behind=background)
+        save_tree(numbers(2), tmp_path / step_name(2), step=2, retention=Retention(best=True), background=background)
         if background is not None:
             background.wait()
 
@@ -260,7 +259,7 @@ def test_a_full_disk_leaves_the_last_good_one(
         f"  the last good one is untouched: {first}"
     )
     assert {p.name for p in tmp_path.iterdir()} == {"step-00000001", "last"}
-    assert is_whole(first) and last_of(tmp_path) == first
+    assert is_intact(first) and last_of(tmp_path) == first
     attempt()  # the disk has room again
     assert last_of(tmp_path) == target_of(tmp_path, "best") == tmp_path / "step-00000002"
 
@@ -275,18 +274,18 @@ from moekit.checkpoints.files import Retention
 from moekit.checkpoints.writing import save_tree
 from moekit.errors import SaveError
 folder = Path({str(tmp_path)!r})
-save_tree({{"w": torch.zeros(100)}}, folder / "step-00000001", keeping=Retention())
+save_tree({{"w": torch.zeros(100)}}, folder / "step-00000001", retention=Retention())
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:
-    save_tree({{"w": torch.zeros(100_000)}}, folder / "step-00000002", keeping=Retention())
+    save_tree({{"w": torch.zeros(100_000)}}, folder / "step-00000002", retention=Retention())
 except SaveError as error:
     print(str(error).splitlines()[0])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == f"could not save the checkpoint {tmp_path / 'step-00000002'}: File too large"
     assert {p.name for p in tmp_path.iterdir()} == {"step-00000001", "last"}
-    assert is_whole(tmp_path / "step-00000001")
+    assert is_intact(tmp_path / "step-00000001")
 
 
 KILLED = """
@@ -300,7 +299,7 @@ from moekit.checkpoints.writing import save_tree
 
 def save(folder, step):
     save_tree({"w": torch.full((300,), float(step)), "step": step}, folder / f"step-{step:08d}", step=step,
-              keeping=Retention(best=True, keep=1))
+              retention=Retention(best=True, keep=1))
 
 for name in sys.argv[2:]:
     folder, (stage, when) = Path(sys.argv[1]) / name, name.split("-")
@@ -331,10 +330,10 @@ def test_killed_at_any_stage_a_run_goes_on_from_a_whole_checkpoint(tmp_path: Pat
         folder, there = tmp_path / name, name in {"point-after", "prune-before", "prune-after", "write_pointer-after"}
         last = last_of(folder)
         assert last == folder / ("step-00000002" if there else "step-00000001"), name
-        assert is_whole(last), name
+        assert is_intact(last), name
         recover(folder)
         best = target_of(folder, "best")
-        assert best is not None and is_whole(best), name
+        assert best is not None and is_intact(best), name
         left = {"step-00000001"} if name in {"prune-before", "point-after"} else set()
         assert {p.name for p in folder.iterdir()} == {"last", "best", last.name, best.name} | left, name
         save(folder, 3, best=True)
@@ -394,9 +393,9 @@ def test_a_failed_removal_is_told_unless_nobody_asks(tmp_path: Path, monkeypatch
         raise OSError("no")
 
     monkeypatch.setattr(os, "rename", fail)
-    keeping.remove(tmp_path / "x", strict=False)
+    retention.remove(tmp_path / "x", strict=False)
     with pytest.raises(OSError, match="no"):
-        keeping.remove(tmp_path / "x")
+        retention.remove(tmp_path / "x")
 
 
 # ---- in the background -----------------------------------------------------------------------------------------------
@@ -411,7 +410,7 @@ def test_what_is_saved_is_what_there_was_when_it_was_asked_for(tmp_path: Path, m
 
     monkeypatch.setattr(writing, "write", late)
     background, tree = Background(), {"w": torch.arange(5.0), "list": [1]}
-    save_tree(tree, tmp_path / "step-00000001", keeping=Retention(), behind=background)
+    save_tree(tree, tmp_path / "step-00000001", retention=Retention(), background=background)
     tree["w"].add_(1)  # training goes on
     tree["list"].append(2)
     assert last_of(tmp_path) is None
@@ -442,7 +441,7 @@ def test_one_is_under_way_at_most_and_errors_come_to_light(tmp_path: Path) -> No
 
     background.start(fail)
     with pytest.raises(SaveError, match="full"):
-        save_tree(numbers(1), tmp_path / "c", behind=background)
+        save_tree(numbers(1), tmp_path / "c", background=background)
 
     def leave() -> None:
         raise SystemExit("whatever it is")
@@ -450,7 +449,7 @@ def test_one_is_under_way_at_most_and_errors_come_to_light(tmp_path: Path) -> No
     background.start(leave)
     with pytest.raises(SystemExit, match="whatever it is"):
         background.wait()
-    save_tree(numbers(1), tmp_path / "c", behind=background)
+    save_tree(numbers(1), tmp_path / "c", background=background)
     background.wait()
     background.wait()
     assert math.isclose(float(open_checkpoint(tmp_path / "c").plain["w"].whole().mean()), 1.0)

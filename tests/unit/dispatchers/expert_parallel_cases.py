@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from moekit.contracts import Dispatched, ExpertBank, LayerDims
-from moekit.parallel.mesh import REPLICA, mesh_of
+from moekit.parallel.mesh import REPLICA, expert_mesh
 from moekit.registry import build
 from moekit.routing import Routing, TokenChoice
 from moekit.spec.kinds import DispatcherSpec, Form
@@ -146,7 +146,7 @@ def parity(
     gate_grad, expected_grad = gates_of(routing).grad, gates_of(routing_expected).grad
     assert gate_grad is not None and expected_grad is not None
     close(gate_grad, expected_grad, f"gradient of gates of {what}")
-    replicas = mesh_of(size, "cpu").get_group(REPLICA)
+    replicas = expert_mesh(size, "cpu").get_group(REPLICA)
     here = dispatcher.local_experts
     for (name, p), whole_p in zip(part.named_parameters(), whole.parameters(), strict=True):
         assert p.grad is not None and whole_p.grad is not None, f"{name} of {what}"

@@ -34,7 +34,7 @@ from torch.utils.checkpoint import checkpoint
 from moekit.contracts import ExpertBank, Init, LayerDims
 from moekit.contracts.layer import Groups
 from moekit.layer import MoELayer
-from moekit.parallel.mesh import EXPERT, REPLICA, mesh_of, world_mesh
+from moekit.parallel.mesh import EXPERT, REPLICA, expert_mesh, world_mesh
 from moekit.parallel.traffic import choices_of, rows_of, traffic
 from moekit.registry import build
 from moekit.routing import TokenChoice
@@ -170,7 +170,7 @@ def layers(size: int, local: DispatcherSpec, *, recompute: bool) -> None:
     expected = [passes(whole, r) for r in range(world())][rank()]
     layer = build_layer(replace(spec, dispatcher=ExpertParallel(size=size, local=local)))
     first, again = grads(), grads()
-    everyone, replicas = world_mesh("cpu").get_group(), mesh_of(size, "cpu").get_group(REPLICA)
+    everyone, replicas = world_mesh("cpu").get_group(), expert_mesh(size, "cpu").get_group(REPLICA)
     here = layer.dispatcher.local_experts
     assert here is not None and layer.experts.num_experts == len(here)
     for name, p in whole.named_parameters():
@@ -270,8 +270,8 @@ def refusals() -> None:
 
 
 def meshes(size: int) -> None:
-    mesh = mesh_of(size, "cpu")
-    assert mesh is mesh_of(size, "cpu")
+    mesh = expert_mesh(size, "cpu")
+    assert mesh is expert_mesh(size, "cpu")
     assert mesh.get_coordinate() == divmod(rank(), size)
     mine = rank() // size * size
     assert dist.get_process_group_ranks(mesh.get_group(EXPERT)) == list(range(mine, mine + size))

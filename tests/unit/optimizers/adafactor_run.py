@@ -24,7 +24,7 @@ from moekit.contracts import Init, Model
 from moekit.layer import MoELayer
 from moekit.parallel.sharding import shard
 from moekit.registry import build
-from moekit.shards.shard import TensorShard, local, shards_of, slices_of, state_shards_of
+from moekit.shards.shard import TensorShard, local, optimizer_state_shards, parameter_shards, slices_of
 from moekit.spec.kinds import MoE
 from moekit.training.optim import save_by_name, split_by_layout
 from moekit.weights import init_weights
@@ -79,7 +79,7 @@ def take(model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
     """A step along gradients that are made up; none for what is idle."""
     for group in optimizer.param_groups:
         group["lr"] = 0.05 / (1 + step)
-    for (name, box), p in zip(shards_of(model).items(), model.parameters(), strict=True):
+    for (name, box), p in zip(parameter_shards(model).items(), model.parameters(), strict=True):
         if "idle" in name:
             continue
         g = torch.Generator().manual_seed(100 * step + sum(map(ord, name)))
@@ -92,9 +92,9 @@ def take(model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
 
 def held(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, TensorShard]:
     """What this rank has of weights and of state."""
-    state = state_shards_of(model, optimizer)
+    state = optimizer_state_shards(model, optimizer)
     boxes = {f"{name}/{key}": cast(TensorShard, box) for name, kept in state.items() for key, box in kept.items()}
-    return shards_of(model) | boxes
+    return parameter_shards(model) | boxes
 
 
 @cache
@@ -134,7 +134,7 @@ def messages(model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> i
 def read(model: nn.Module, optimizer: torch.optim.Optimizer, path: Path) -> None:
     """Fills a model and its optimizer from a checkpoint, whatever its layout."""
     saved = open_checkpoint(path).plain
-    for name, box in shards_of(model).items():
+    for name, box in parameter_shards(model).items():
         local(box.tensor).copy_(saved["model"][name].read(box.offset, box.sizes))
     optimizer.load_state_dict(saved["optimizer"])
 
@@ -155,7 +155,7 @@ def run(layout: tuple[int, int], folder: Path) -> list[dict[str, Any]]:
         take(model, optimizer, STEPS)
         rows.append({"layout": layout, "read": True, **apart(model, optimizer, alone(experts, STEPS + 1))})
     else:
-        save_tree({"model": shards_of(model), "optimizer": optimizer.state_dict()}, left)
+        save_tree({"model": parameter_shards(model), "optimizer": optimizer.state_dict()}, left)
     return rows
 
 

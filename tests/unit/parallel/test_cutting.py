@@ -19,7 +19,7 @@ from moekit.contracts import Model
 from moekit.parallel.sharding import shard
 from moekit.parallel.strategy import with_expert_parallel
 from moekit.registry import build
-from moekit.shards.shard import local, shards_of
+from moekit.shards.shard import local, parameter_shards
 from moekit.spec.sharding import Sharded
 
 
@@ -74,7 +74,7 @@ def test_a_block_is_gathered_at_a_time_and_gradients_are_summed_in_the_policy_s_
         gradients = [local(p.grad) for p in model.parameters() if isinstance(p, DTensor) and p.grad is not None]
 
     expected: Counter[str] = Counter()
-    for name, box in shards_of(model).items():
+    for name, box in parameter_shards(model).items():
         unit = next((unit for unit in units if name.startswith(unit)), "the rest")
         routed = name.startswith(PARTS[1])
         expected[unit] += math.prod(box.global_shape) * (min(experts, 1) if routed else 1) // (ep if routed else 1)
@@ -90,7 +90,7 @@ def test_experts_that_do_not_go_round_are_cut_across(ep: int) -> None:
     with as_rank(3):
         model: Model = build(with_expert_parallel(load("deepseek_v3", [*OPTIONS, *changes]), Sharded(ep=ep)).model)
         shard(model, ep, "cpu")
-        held = {name: box for name, box in shards_of(model).items() if ".experts." in name}
+        held = {name: box for name, box in parameter_shards(model).items() if ".experts." in name}
     assert held
     for name, box in held.items():
         assert box.tensor.numel() * WORLD == math.prod(box.global_shape), name

@@ -16,7 +16,7 @@ from moekit.errors import MoekitError
 from moekit.parallel.deferred_init import DeferredInit, ShardWriter, defer_init
 from moekit.parallel.sharding import shard
 from moekit.parallel.strategy import ShardedStrategy, with_expert_parallel
-from moekit.shards.shard import expert_parallel_layers, local, tensors_of
+from moekit.shards.shard import expert_parallel_layers, local, state_dict_shards
 from moekit.spec.recipe import Recipe
 from moekit.spec.sharding import Sharded
 from moekit.training.build import build_model, build_seeded, build_uncut
@@ -44,8 +44,8 @@ def assert_same(recipe: Recipe, ep: int, dtype: torch.dtype = torch.float32) -> 
     model.to(dtype)
     for each in (whole, model):
         shard(each, ep, "cpu")
-    waiting.draw(model, "cpu")
-    expected, found = tensors_of(whole), tensors_of(model)
+    waiting.materialize(model, "cpu")
+    expected, found = state_dict_shards(whole), state_dict_shards(model)
     assert list(expected) == list(found)
     for name, box in expected.items():
         assert (box.global_shape, box.offset) == (found[name].global_shape, found[name].offset)
@@ -78,7 +78,7 @@ def test_the_dtype_is_that_of_building_and_not_of_whoever_has_it_built() -> None
     torch.set_default_dtype(torch.float64)
     try:
         model, waiting = build_uncut(recipe, ShardedStrategy(Sharded(ep=1)))
-        waiting.draw(model, "cpu")
+        waiting.materialize(model, "cpu")
     finally:
         torch.set_default_dtype(torch.float32)
     for p, q in zip(model.parameters(), build_model(recipe).parameters(), strict=True):
@@ -93,7 +93,7 @@ def test_what_is_tied_stays_tied_and_what_is_frozen_frozen() -> None:
         assert first is last is not None
         model.requires_grad_(False)
         shard(model, 1, "cpu")
-        waiting.draw(model, "cpu")
+        waiting.materialize(model, "cpu")
         first, last = model.embeddings()
         assert first is last is not None and local(first).std() > 0
         assert not any(p.requires_grad for p in model.parameters())
@@ -116,7 +116,7 @@ def test_no_more_than_a_module_or_an_expert_is_drawn_at_once(monkeypatch: pytest
         routed = [layer.experts for layer in expert_parallel_layers(model)]
         names = {name for name, p in model.named_parameters() if any(p is q for r in routed for q in r.parameters())}
         shard(model, 2, "cpu")
-        waiting.draw(model, "cpu")
+        waiting.materialize(model, "cpu")
     assert len(names) > 2
     for name in names:  # the second of two replicas, each of 32 experts
         assert drawn[name] == list(range(16, 32))
@@ -136,7 +136,7 @@ def test_a_recipes_model_that_draws_itself_is_built_whole() -> None:
     model, waiting = build_uncut(recipe, ShardedStrategy(Sharded(ep=1)))
     expected = build_model(recipe)
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), expected.parameters(), strict=True))
-    waiting.draw(model, "cpu")
+    waiting.materialize(model, "cpu")
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), expected.parameters(), strict=True))
 
 
@@ -173,7 +173,7 @@ def test_a_matrix_that_two_modules_share_is_one_without_memory_too() -> None:
         model = Shared()
         init_weights(model, Init(), 0)
     assert model.one.weight is model.other.weight and model.one.weight.is_meta
-    waiting.draw(model, "cpu")
+    waiting.materialize(model, "cpu")
     assert model.one.weight is model.other.weight
     expected = Shared()
     init_weights(expected, Init(), 0)
@@ -196,7 +196,7 @@ def test_a_router_may_draw_vectors_and_keep_others() -> None:
     with defer_init() as waiting:
         router = Particular()
         init_weights(router, Init(), 4)
-    waiting.draw(router, "cpu")
+    waiting.materialize(router, "cpu")
     expected = Particular()
     init_weights(expected, Init(), 4)
     for p, q in zip(router.parameters(), expected.parameters(), strict=True):
@@ -215,7 +215,7 @@ def test_a_matrix_that_nobody_draws_is_told() -> None:
         model = nn.ModuleDict({"bank": Forgetful(Glu(count=2, hidden=4), LayerDims(dim=3, num_experts=2))})
         init_weights(model, Init(), 0)
     with pytest.raises(MoekitError, match=r"bank\.w_gate_up_EHD: Forgetful .* init_weights does not write"):
-        waiting.draw(model, "cpu")
+        waiting.materialize(model, "cpu")
 
 
 def test_a_parameter_without_a_shape_yet_is_left_alone() -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from moekit.parallel.mesh import mesh_of, place_of, world_mesh
+from moekit.parallel.mesh import expert_mesh, mesh_coordinate, world_mesh
 
 
 def test_one_process_has_no_mesh() -> None:
     with pytest.raises(RuntimeError, match="no process group: several processes train together once torch"):
         world_mesh("cpu")
     with pytest.raises(RuntimeError, match="no process group"):
-        mesh_of(2, "cpu")
+        expert_mesh(2, "cpu")
     with pytest.raises(RuntimeError, match="no process group"):
-        place_of(1)
+        mesh_coordinate(1)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from moekit.contracts import Model
 from moekit.layer import MoELayer
 from moekit.parallel.sharding import shard
-from moekit.shards.layout import ParameterLayout, Sum, add_up, parameter_layouts
+from moekit.shards.layout import ParameterLayout, PartialSum, all_reduce_sums, parameter_layouts
 from moekit.spec.kinds import MoE
 from moekit_dispatchers.expert_parallel import ExpertParallel
 from moekit_dispatchers.grouped import Grouped
@@ -53,9 +53,16 @@ def test_who_has_the_other_parts(ep: int, bank: list[tuple[int, list[int]]]) -> 
         w_EOH, scale_EH = experts.get_parameter("w_down_EOH"), experts.get_parameter("scale_EH")
         assert cuts(w_EOH) == cuts(scale_EH) == bank and cuts(model.across) == [(1, list(range(WORLD)))]
         assert lies[w_EOH].shape == (4, 5, 6) and lies[scale_EH].shape == (4, 6)  # of all experts
-        assert lies[w_EOH].among(-1) == lies[w_EOH].among(1) == () and len(lies[w_EOH].among()) == len(bank)
-        assert lies[scale_EH].among(-2) == lies[scale_EH].among() and lies[scale_EH].among(-1) == ()
-        assert lies[model.across].among(-1) == lies[model.across].among(1, 0) and lies[model.across].among(-2) == ()
+        assert lies[w_EOH].groups_along(-1) == lies[w_EOH].groups_along(1) == () and len(
+            lies[w_EOH].groups_along()
+        ) == len(bank)
+        assert (
+            lies[scale_EH].groups_along(-2) == lies[scale_EH].groups_along() and lies[scale_EH].groups_along(-1) == ()
+        )
+        assert (
+            lies[model.across].groups_along(-1) == lies[model.across].groups_along(1, 0)
+            and lies[model.across].groups_along(-2) == ()
+        )
 
 
 def test_a_plain_model_lies_whole() -> None:
@@ -72,8 +79,8 @@ def test_one_message_for_all_sums_of_a_group_and_dtype() -> None:
         message.mul_(2)
 
     a, b, c, d = torch.tensor(1.0), torch.tensor([[2.0], [3.0]]), torch.tensor([4.0]), torch.tensor(5.0).double()
-    sums: list[Sum] = [(a, (one, other)), (b, (one,)), (c, ()), (torch.zeros(0, 3), (one,)), (d, (one,))]
+    sums: list[PartialSum] = [(a, (one, other)), (b, (one,)), (c, ()), (torch.zeros(0, 3), (one,)), (d, (one,))]
     with mock.patch.object(dist, "all_reduce", twice):
-        add_up(sums)
+        all_reduce_sums(sums)
     assert sent == [("one", [1.0, 2.0, 3.0]), ("other", [2.0]), ("one", [5.0])]
     assert (a.item(), b.tolist(), c.item(), d.item()) == (4.0, [[4.0], [6.0]], 4.0, 10.0)

@@ -22,7 +22,7 @@ from moekit.parallel.norm import total_norm
 from moekit.parallel.sharding import shard
 from moekit.parallel.strategy import with_expert_parallel
 from moekit.registry import build
-from moekit.shards.shard import TensorShard, shards_of, slices_of, state_shards_of, tensors_of
+from moekit.shards.shard import TensorShard, optimizer_state_shards, parameter_shards, slices_of, state_dict_shards
 from moekit.spec.sharding import Sharded
 from moekit.weights import init_weights
 
@@ -94,9 +94,9 @@ def look(model: Model) -> Seen:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9, foreach=False)
     optimizer.step()
     return Seen(
-        weights=shards_of(model),
-        state={name: kept["momentum_buffer"] for name, kept in state_shards_of(model, optimizer).items()},
-        saved={name for name, box in tensors_of(model).items() if box.sizes == box.global_shape},
+        weights=parameter_shards(model),
+        state={name: kept["momentum_buffer"] for name, kept in optimizer_state_shards(model, optimizer).items()},
+        saved={name for name, box in state_dict_shards(model).items() if box.sizes == box.global_shape},
         meshes={name: mesh.get(name, [dist.get_rank()]) for name, _ in model.named_parameters()},
         norm=norm,
         squares=squares,

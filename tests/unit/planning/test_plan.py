@@ -12,7 +12,7 @@ from torch import Tensor
 from moekit import load
 from moekit.contracts import Batch
 from moekit.errors import MoekitError
-from moekit.parallel.sharding import cut_of
+from moekit.parallel.sharding import shard_dim
 from moekit.params import build_on_meta
 from moekit.planning.advice import advise
 from moekit.planning.empty_batch import empty_batch
@@ -75,11 +75,13 @@ def test_what_one_process_holds_to_the_byte(name: str, optimizer: str, words: tu
 
 def test_a_dense_layer_is_cut_too() -> None:
     """It is a bank of one expert: by its first dimension, one device would hold it all."""
-    assert cut_of((1, 864, 128), 4) == 1 and cut_of((1, 7, 5), 4) == 0
+    assert shard_dim((1, 864, 128), 4) == 1 and shard_dim((1, 7, 5), 4) == 0
     assert (
-        cut_of((256, 4096, 7168), 32) == 0 and cut_of((4, 4096, 7168), 32) == 1 and cut_of((4, 7168, 2048), 2048) == 2
+        shard_dim((256, 4096, 7168), 32) == 0
+        and shard_dim((4, 4096, 7168), 32) == 1
+        and shard_dim((4, 7168, 2048), 2048) == 2
     )
-    assert cut_of((129281, 7168), 2048) == 0 and cut_of((), 4) == 0
+    assert shard_dim((129281, 7168), 2048) == 0 and shard_dim((), 4) == 0
 
 
 @pytest.mark.parametrize("ep", [1, 2, 4, 8])

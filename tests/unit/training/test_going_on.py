@@ -15,7 +15,7 @@ from rich.console import Console
 from moekit import CheckpointError, load
 from moekit.checkpoints import format as checkpoint_format
 from moekit.checkpoints.files import step_name
-from moekit.checkpoints.format import fill
+from moekit.checkpoints.format import map_leaves
 from moekit.checkpoints.reading import Handle
 from moekit.checkpoints.writing import save_tree
 from moekit.parallel import launch
@@ -121,7 +121,7 @@ def test_what_is_open_is_read_until_something_is_saved(
     reader = strategy if sharded else io
 
     def weights(path: Path) -> list[float]:
-        found: list[float] = fill(reader.load_checkpoint(path), Handle.whole, Handle)["state_dict"]["w"].tolist()
+        found: list[float] = map_leaves(reader.load_checkpoint(path), Handle.whole, Handle)["state_dict"]["w"].tolist()
         return found
 
     once = {f"{saved.name}/{name}": 1 for name in (STATE, TENSORS)}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from moekit import DataError, MoekitError, MoELayer, SpecError, load, to_plain
-from moekit.checkpoints.format import fill
+from moekit.checkpoints.format import map_leaves
 from moekit.checkpoints.reading import Handle
 from moekit.seeds import seed_all
 from moekit.training import AtomicCheckpointIO, LitMoE, StepLoader
@@ -186,7 +186,7 @@ def test_a_checkpoint_is_plain_data_and_makes_the_module_again(recipe: Make, tmp
     t.save_checkpoint(tmp_path / "step-00000003")
     contents = read_checkpoint(tmp_path / "step-00000003").plain
     assert contents["hyper_parameters"]["spec"] == to_plain(module.recipe)
-    json.dumps(fill(contents, lambda handle: list(handle.shape), Handle))
+    json.dumps(map_leaves(contents, lambda handle: list(handle.shape), Handle))
     names = {name for name, _ in module.model.named_parameters()}
     (optimizer,) = contents["optimizer_states"]
     assert optimizer["state"].keys() == names == {n for group in optimizer["param_groups"] for n in group["params"]}

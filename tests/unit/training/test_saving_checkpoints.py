@@ -14,7 +14,7 @@ import torch
 
 from moekit.checkpoints import writing
 from moekit.checkpoints.files import last_of, step_name, steps_in, target_of, write_pointer
-from moekit.checkpoints.reading import is_whole, open_checkpoint
+from moekit.checkpoints.reading import is_intact, open_checkpoint
 from moekit.errors import SaveError
 from moekit.spec import load
 from moekit.training import LitMoE
@@ -67,7 +67,7 @@ def test_the_best_is_the_lowest_of_all_also_of_those_before_a_resumption(
         trainer = fit(recipe, tmp_path, steps, start, checkpoints={"keep": 1})
         start = folder / step_name(steps)
         assert target_of(folder, "best") == folder / step_name(best) and set(steps_in(folder)) == {best, steps}
-        assert callback(trainer).best_step == best and is_whole(folder / step_name(best))
+        assert callback(trainer).best_step == best and is_intact(folder / step_name(best))
 
 
 @pytest.mark.parametrize("relative", [False, True])
@@ -108,7 +108,7 @@ def test_a_full_disk_is_told_and_training_goes_on(
     monkeypatch.setattr(writing, "write_tensors", sometimes)
     folder, options = tmp_path / "checkpoints", {"checkpoints": {"asynchronous": asynchronous, "keep": 9}}
     fit(recipe, tmp_path, 6, **options)
-    assert list(steps_in(folder)) == [2, 6] and all(map(is_whole, steps_in(folder).values()))
+    assert list(steps_in(folder)) == [2, 6] and all(map(is_intact, steps_in(folder).values()))
     said = capsys.readouterr().out
     assert f"could not save the checkpoint {folder / step_name(4)}: No space left on device" in said
     assert f"the last good one is untouched: {folder / step_name(2)}\n  training goes on" in said
