@@ -117,24 +117,24 @@ def moved(
         variance = local(state["variance"])
         variance.lerp_(squares.to(variance.dtype), rate)
         factors = [variance.to(squares.dtype).clamp(min=least**2).rsqrt()]
-        if lies.cuts:
+        if lies.sharded_dims:
             yield [(size, lies.groups_along())]
     else:
         row, col = squares.sum(-1, keepdim=True), squares.sum(-2, keepdim=True)
-        if lies.cuts:
+        if lies.sharded_dims:
             yield [(size, lies.groups_along()), (row, lies.groups_along(-1)), (col, lies.groups_along(-2))]
         row_var, col_var = state["row_var"], state["col_var"]
         row_var.lerp_((row / lies.shape[-1]).to(row_var.dtype), rate)
         col_var.lerp_((col / lies.shape[-2]).to(col_var.dtype), rate)
         mean = row_var.sum(-2, keepdim=True, dtype=squares.dtype)
-        if lies.cuts:
+        if lies.sharded_dims:
             yield [(mean, lies.groups_along(-2))]
         mean = (mean / lies.shape[-2]).clamp(min=least)
         factors = [(row_var / mean).rsqrt(), col_var.to(mean.dtype).rsqrt()]
 
     update = direction(g, factors, least, scratch)
     update_size = sum_of_squares(update)
-    if lies.cuts:
+    if lies.sharded_dims:
         yield [(update_size, lies.groups_along())]
         update = direction(g, factors, least, scratch)
     length = (size / numbers).sqrt().clamp(min=least_size) * min(lr, t**-0.5)
