@@ -1,4 +1,4 @@
-"""The norm of gradients, however they are laid out."""
+"""The norm of all gradients of a model, in any layout."""
 
 from __future__ import annotations
 
@@ -14,34 +14,33 @@ from moekit.shards.shard import expert_parallel_layers, local
 
 
 def total_norm(module: nn.Module) -> Tensor:
-    """0-d: the norm of all gradients of a module together; 0 where there are none. Stays on the device.
+    """The 2-norm of all gradients of a module together, 0-d, on its device; 0 if there are none.
 
-    What is in shards is added up over all ranks, each shard being on one of them; what every rank holds whole counts
-    once. Each gradient's own norm is taken in fp32 at least, and they are put together in fp64 (on MPS, which has none,
-    in fp32). Collective where anything is in shards: every rank calls it.
+    Squares of sharded gradients are summed over all ranks; a replicated gradient counts once. The norm of each gradient
+    is computed in at least fp32, their sum in fp64 (fp32 on MPS, which has no fp64). Collective for a sharded model.
 
     Args:
-        module: a plain model, or one that ``shard`` has cut up.
+        module: a plain model, or one that ``moekit.parallel.sharding.shard`` has sharded.
     """
     experts = {p for layer in expert_parallel_layers(module) for p in layer.experts.parameters()}
     parameters = list(module.parameters())
-    in_shards = [p for p in parameters if isinstance(p, DTensor) or p in experts]
-    whole = [p for p in parameters if not (isinstance(p, DTensor) or p in experts)]
-    squares = _squares(whole, parameters)
-    if in_shards:
-        apart = _squares(in_shards, parameters)
-        dist.all_reduce(apart)
-        squares = squares + apart
+    sharded = [p for p in parameters if isinstance(p, DTensor) or p in experts]
+    replicated = [p for p in parameters if not (isinstance(p, DTensor) or p in experts)]
+    device = parameters[0].device if parameters else torch.device("cpu")
+    squares = _sum_of_squares(replicated, device)
+    if sharded:
+        sharded_squares = _sum_of_squares(sharded, device)
+        dist.all_reduce(sharded_squares)
+        squares = squares + sharded_squares
     return squares.sqrt()
 
 
-def _squares(some: list[nn.Parameter], among: list[nn.Parameter]) -> Tensor:
-    """0-d: the sum of squares of what this process holds of some gradients, on the device of the first of ``among``."""
+def _sum_of_squares(parameters: list[nn.Parameter], device: torch.device) -> Tensor:
+    """The sum of squares of this rank's parts of the gradients, 0-d, on ``device``."""
     by_kind: dict[tuple[torch.device, torch.dtype], list[Tensor]] = defaultdict(list)
-    for p in some:
-        if p.grad is not None and (held := local(p.grad)).numel():
-            by_kind[held.device, held.dtype].append(held)
-    device = among[0].device if among else torch.device("cpu")
+    for p in parameters:
+        if p.grad is not None and (grad := local(p.grad)).numel():
+            by_kind[grad.device, grad.dtype].append(grad)
     total = torch.zeros((), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
     for (_, dtype), grads in by_kind.items():
         norms = foreach_norm(grads, torch.promote_types(dtype, torch.float32))
