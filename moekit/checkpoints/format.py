@@ -27,46 +27,32 @@ from moekit.errors import CheckpointError
 from moekit.shards.shard import TensorShard, local_shard
 
 
-@dataclass(frozen=True)
 class Encoded:
     """A tree, separated into plain values and tensors.
-
-    Args:
-        plain: the tree for JSON, with references in place of tensors.
-        shards: this rank's shards of the tensors, by name.
-        sharded: names of the tensors that came as a ``TensorShard`` or ``DTensor``: other ranks hold the rest.
-    """
-
-    plain: Any
-    shards: Mapping[str, TensorShard]
-    sharded: frozenset[str]
-
-
-def encode(tree: Any) -> Encoded:
-    """Separates a tree into plain values and tensors.
 
     Containers are copied, tensors are not. A tensor that occurs more than once gets one name and is written once.
 
     Args:
         tree: dicts, lists and tuples of None, bool, int, float, str, bytes, tensors, ``DTensor``s and ``TensorShard``s.
 
+    Attributes:
+        plain: the tree for JSON, with references in place of tensors.
+        shards: this rank's shards of the tensors, by name.
+        sharded: names of the tensors that came as a ``TensorShard`` or ``DTensor``: other ranks hold the rest.
+
     Raises:
         CheckpointError: the tree contains something else; the message says where.
     """
-    encoder = _Encoder()
-    plain = encoder.encode(tree, ())
-    return Encoded(plain, encoder.shards, frozenset(encoder.sharded))
 
-
-class _Encoder:
-    def __init__(self) -> None:
+    def __init__(self, tree: Any) -> None:
         self.shards: dict[str, TensorShard] = {}
         self.sharded: set[str] = set()
-        self.names: dict[tuple[Any, ...], str] = {}
+        self._names: dict[tuple[Any, ...], str] = {}
+        self.plain = self._encode(tree, ())
 
-    def encode(self, value: Any, path: tuple[str, ...]) -> Any:
+    def _encode(self, value: Any, path: tuple[str, ...]) -> Any:
         if isinstance(value, Tensor | TensorShard):
-            return {"$tensor": self.name_of(value, path)}
+            return {"$tensor": self._name_of(value, path)}
         if value is None or isinstance(value, bool):
             return value
         if isinstance(value, str):
@@ -78,22 +64,22 @@ class _Encoder:
         if isinstance(value, bytes):
             return {"$bytes": base64.b64encode(value).decode("ascii")}
         if isinstance(value, Mapping):
-            items = [(key, self.encode(each, (*path, str(key)))) for key, each in value.items()]
+            items = [(key, self._encode(each, (*path, str(key)))) for key, each in value.items()]
             if all(isinstance(key, str) and not key.startswith("$") for key in value):
                 return dict(items)
-            return {"$pairs": [[self.encode(key, (*path, "a key")), each] for key, each in items]}
+            return {"$pairs": [[self._encode(key, (*path, "a key")), each] for key, each in items]}
         if isinstance(value, list | tuple):
-            each = [self.encode(item, (*path, str(i))) for i, item in enumerate(value)]
+            each = [self._encode(item, (*path, str(i))) for i, item in enumerate(value)]
             return each if isinstance(value, list) else {"$tuple": each}
         raise CheckpointError(
             f"cannot save a {type(value).__module__}.{type(value).__qualname__} at {'.'.join(path)}\n"
             "  expected plain values (None, bool, int, float, str, bytes, dict, list, tuple) and tensors"
         )
 
-    def name_of(self, value: Tensor | TensorShard, path: tuple[str, ...]) -> str:
+    def _name_of(self, value: Tensor | TensorShard, path: tuple[str, ...]) -> str:
         identity = _identity(value)
-        if identity in self.names:
-            return self.names[identity]
+        if identity in self._names:
+            return self._names[identity]
         base = name = ".".join(path) or "tensor"
         repeat = 1
         while name in self.shards:
@@ -105,7 +91,7 @@ class _Encoder:
             self.shards[name] = local_shard(name, value.detach())
         if isinstance(value, TensorShard | DTensor):
             self.sharded.add(name)
-        self.names[identity] = name
+        self._names[identity] = name
         return name
 
 
@@ -124,11 +110,11 @@ def decode(plain: Any, tensor: Callable[[str], Any]) -> Any:
     """The tree that was encoded.
 
     Args:
-        plain: the plain part of what ``encode`` returned, read back from JSON.
+        plain: ``Encoded.plain``, read back from JSON.
         tensor: returns what to insert for the tensor of a name.
 
     Raises:
-        CheckpointError: an object has a ``$`` key that ``encode`` does not write.
+        CheckpointError: an object has a ``$`` key that ``Encoded`` does not write.
     """
     if isinstance(plain, list):
         return [decode(item, tensor) for item in plain]

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,15 +25,8 @@ from moekit.errors import CheckpointError
 from moekit.shards.shard import Dims, intersection, slices_of
 
 
-@dataclass(frozen=True)
-class Part:
-    """A shard of a tensor in a file.
-
-    Args:
-        file: its name.
-        offset: where the shard begins in the global tensor.
-        sizes: the shard's shape.
-    """
+class Part(NamedTuple):
+    """A shard of a tensor, stored in a file under the tensor's name."""
 
     file: str
     offset: Dims
@@ -42,28 +35,16 @@ class Part:
 
 @dataclass(frozen=True)
 class Handle:
-    """A tensor of a checkpoint that has not been read.
-
-    Args:
-        name: in the files.
-        shape: of the global tensor.
-        dtype: of the tensor.
-        parts: the shards that tile the tensor.
-        files: the checkpoint's files.
-    """
+    """A tensor of a checkpoint that has not been read; its parts tile it."""
 
     name: str
     shape: torch.Size
     dtype: torch.dtype
     parts: tuple[Part, ...]
-    files: Files = field(repr=False)
+    checkpoint: Checkpoint = field(repr=False)
 
     def read(self, offset: Dims, sizes: Dims) -> Tensor:
-        """Reads a slice, and no other bytes; on the CPU.
-
-        Args:
-            offset: where the slice begins.
-            sizes: its shape.
+        """Reads the slice of shape ``sizes`` at ``offset``, and no other bytes; on the CPU.
 
         Raises:
             CheckpointError: a file is damaged, or the slice exceeds the tensor.
@@ -72,7 +53,7 @@ class Handle:
             (part, common) for part in self.parts if (common := intersection(offset, sizes, part.offset, part.sizes))
         ]
         if sum(math.prod(common[1]) for _, common in overlaps) != math.prod(sizes):
-            raise CheckpointError(f"{self.files.path}: {self.name} {list(self.shape)} has no {sizes} at {offset}")
+            raise CheckpointError(f"{self.checkpoint.path}: {self.name} {list(self.shape)} has no {sizes} at {offset}")
         if len(overlaps) == 1:
             return self._read_part(overlaps[0][0], offset, sizes)
         out = torch.empty(sizes, dtype=self.dtype)
@@ -82,77 +63,51 @@ class Handle:
 
     def _read_part(self, part: Part, offset: Dims, sizes: Dims) -> Tensor:
         start = tuple(o - p for o, p in zip(offset, part.offset, strict=True))
-        return self.files.read(part.file, self.name, start, sizes)
+        return self.checkpoint.file(part.file).read(self.name, start, sizes)
 
     def whole(self) -> Tensor:
-        """Reads the whole tensor, on the CPU.
-
-        Raises:
-            CheckpointError: a file is damaged.
-        """
+        """Reads the whole tensor, on the CPU."""
         return self.read((0,) * len(self.shape), tuple(self.shape))
 
 
-class Files:
-    """The files of a checkpoint, each verified once, before it is first read.
-
-    Args:
-        path: the checkpoint's directory.
-        manifest: their sizes and checksums.
-    """
-
-    def __init__(self, path: Path, manifest: Manifest) -> None:
-        self.path = path
-        self.manifest = manifest
-        self._open: dict[str, TensorFile] = {}
-        self._verified: set[str] = set()
-
-    def verify(self, names: Iterable[str]) -> None:
-        """Verifies the checksums of files that have not been verified yet, several at a time.
-
-        Raises:
-            CheckpointError: a file is damaged; names the first.
-        """
-        new = [name for name in names if name not in self._verified]
-        self.manifest.verify(self.path, new)
-        self._verified.update(new)
-
-    def read(self, file: str, name: str, offset: Dims, sizes: Dims) -> Tensor:
-        """Reads a slice of a tensor from a file.
-
-        Raises:
-            CheckpointError: the file is damaged; lists the intact checkpoints in the same folder.
-        """
-        if file not in self._open:
-            with _listing_intact(self.path):
-                self.verify([file])
-            self._open[file] = TensorFile(self.path / file)
-        return self._open[file].read(name, offset, sizes)
-
-
-@dataclass(frozen=True)
 class Checkpoint:
-    """An open checkpoint.
+    """An open checkpoint (``open_checkpoint``).
 
-    Args:
+    Attributes:
         path: its directory.
         manifest: of its files.
         plain: the saved tree, with a ``Handle`` in place of each tensor.
-        files: its files.
+
+    Raises:
+        CheckpointError: it is damaged; names the file.
     """
 
-    path: Path
-    manifest: Manifest
-    plain: Any
-    files: Files = field(repr=False)
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.manifest = Manifest.read(path)
+        self._files: dict[str, TensorFile] = {}
+        self._verified: set[str] = set()
+        self.manifest.check_sizes(path)
+        if STATE not in self.manifest.files:
+            raise CheckpointError(f"{path / STATE} is missing from the manifest")
+        self._verify([STATE])
+        try:
+            state = json.loads((path / STATE).read_bytes())
+            handles = {name: self._handle(name, entry) for name, entry in state["tensors"].items()}
+            self.plain = decode(state["plain"], handles.__getitem__)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise CheckpointError(f"{path / STATE} is damaged: {type(error).__name__}: {error}") from error
 
-    def whole(self) -> Any:
-        """The saved tree, with every tensor read.
+    def _handle(self, name: str, entry: Mapping[str, Any]) -> Handle:
+        parts = tuple(Part(p["file"], tuple(p["offset"]), tuple(p["shape"])) for p in entry["parts"])
+        if unknown := [part.file for part in parts if part.file not in self.manifest.files]:
+            raise ValueError(f"{name} is stored in {unknown[0]}, which is not in the manifest")
+        return Handle(name, torch.Size(entry["shape"]), DTYPES[entry["dtype"]], parts, self)
 
-        Raises:
-            CheckpointError: a file is damaged.
-        """
-        return map_leaves(self.plain, Handle.whole, Handle)
+    def _verify(self, names: Iterable[str]) -> None:
+        new = [name for name in names if name not in self._verified]
+        self.manifest.verify(self.path, new)
+        self._verified.update(new)
 
     def verify(self) -> None:
         """Verifies all files now: for callers that change something before they have read all tensors.
@@ -161,7 +116,23 @@ class Checkpoint:
             CheckpointError: names the first damaged file, and the intact checkpoints in the same folder.
         """
         with _listing_intact(self.path):
-            self.files.verify(self.manifest.files)
+            self._verify(self.manifest.files)
+
+    def file(self, name: str) -> TensorFile:
+        """A file of tensors, verified when it is first requested.
+
+        Raises:
+            CheckpointError: it is damaged; lists the intact checkpoints in the same folder.
+        """
+        if name not in self._files:
+            with _listing_intact(self.path):
+                self._verify([name])
+            self._files[name] = TensorFile(self.path / name)
+        return self._files[name]
+
+    def whole(self) -> Any:
+        """The saved tree, with every tensor read."""
+        return map_leaves(self.plain, Handle.whole, Handle)
 
 
 def is_checkpoint(path: Path) -> bool:
@@ -193,29 +164,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if not path.is_dir():
         raise CheckpointError(f"no checkpoint at {path}\n  a run writes its first after its first validation")
     with _listing_intact(path):
-        return _open(path)
-
-
-def _open(path: Path) -> Checkpoint:
-    manifest = Manifest.read(path)
-    manifest.check_sizes(path)
-    if STATE not in manifest.files:
-        raise CheckpointError(f"{path / STATE} is missing from the manifest")
-    files = Files(path, manifest)
-    files.verify([STATE])
-    try:
-        state = json.loads((path / STATE).read_bytes())
-        handles = {name: _handle(name, entry, files) for name, entry in state["tensors"].items()}
-        return Checkpoint(path, manifest, decode(state["plain"], handles.__getitem__), files)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{path / STATE} is damaged: {type(error).__name__}: {error}") from error
-
-
-def _handle(name: str, entry: Mapping[str, Any], files: Files) -> Handle:
-    parts = tuple(Part(p["file"], tuple(p["offset"]), tuple(p["shape"])) for p in entry["parts"])
-    if unknown := [part.file for part in parts if part.file not in files.manifest.files]:
-        raise ValueError(f"{name} is stored in {unknown[0]}, which is not in the manifest")
-    return Handle(name, torch.Size(entry["shape"]), DTYPES[entry["dtype"]], parts, files)
+        return Checkpoint(path)
 
 
 @contextmanager
@@ -236,10 +185,10 @@ def _listing_intact(path: Path) -> Iterator[None]:
 
 
 def is_intact(path: Path) -> bool:
-    """Whether every file of a checkpoint matches its checksum. Reads all of it."""
+    """Whether a checkpoint can be opened and every file matches its checksum. Reads all of it."""
     try:
-        files = _open(path).files
-        files.verify(files.manifest.files)
+        opened = Checkpoint(path)
+        opened._verify(opened.manifest.files)
     except CheckpointError:
         return False
     return True

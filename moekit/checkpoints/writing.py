@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from dataclasses import dataclass, replace
@@ -31,7 +31,7 @@ import torch
 import torch.distributed as dist
 
 from moekit.checkpoints.files import Retention, last_of, remove, sync_directory, temporary
-from moekit.checkpoints.format import Manifest, encode
+from moekit.checkpoints.format import Encoded, Manifest
 from moekit.checkpoints.safetensors_file import NAMES, Digest, write_file, write_tensors
 from moekit.compat import timeout_of
 from moekit.errors import CheckpointError, SaveError
@@ -124,27 +124,14 @@ Table = dict[str, dict[str, Any]]
 """By tensor: ``dtype``, ``shape``, and ``parts``, each with ``file``, ``offset`` and ``shape``; part of the JSON."""
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Which rank writes which shard.
-
-    Args:
-        table: where each shard of each tensor will be stored; the same on every rank.
-        to_write: the shards that this rank writes.
-        file: this rank's file.
-    """
-
-    table: Table
-    to_write: Mapping[str, TensorShard]
-    file: str
-
-
 def file_of(rank: int, world: int) -> str:
     """The name of a rank's file."""
     return f"tensors-{rank + 1:05d}-of-{world:05d}.safetensors"
 
 
-def make_plan(shards: Mapping[str, TensorShard], sharded: frozenset[str], ranks: Ranks) -> Plan:
+def make_plan(
+    shards: Mapping[str, TensorShard], sharded: Set[str], ranks: Ranks
+) -> tuple[Table, dict[str, TensorShard]]:
     """Assigns each shard to a rank that holds it. Collective.
 
     Rank 0 writes the tensors that are not sharded. A shard that several ranks hold is written by the one that has least
@@ -155,6 +142,9 @@ def make_plan(shards: Mapping[str, TensorShard], sharded: frozenset[str], ranks:
         shards: the tensors of this rank's tree, by name.
         sharded: names of those that the ranks hold together.
         ranks: all ranks that save.
+
+    Returns:
+        Where each shard of each tensor will be stored, the same on every rank; and the shards that this rank writes.
 
     Raises:
         CheckpointError: a dtype is not supported, or the shards do not tile their tensor.
@@ -185,7 +175,7 @@ def make_plan(shards: Mapping[str, TensorShard], sharded: frozenset[str], ranks:
             if writer == ranks.rank:
                 to_write[name] = shards[name]
         table[name] = {"dtype": dtype, "shape": list(shape), "parts": parts}
-    return Plan(table, to_write, file_of(ranks.rank, ranks.world))
+    return table, to_write
 
 
 def _agreed(name: str, entries: list[Any]) -> tuple[str, Dims]:
@@ -213,7 +203,8 @@ class Save:
         path: its final place.
         step: number of optimizer steps done; None if it is not of a training run.
         plain: its plain values, for JSON.
-        plan: which rank writes which shard.
+        table: where each shard of each tensor will be stored.
+        to_write: the shards that this rank writes.
         ranks: the ranks that save.
         retention: which pointers to set and which checkpoints to remove; None: neither.
     """
@@ -221,7 +212,8 @@ class Save:
     path: Path
     step: int | None
     plain: Any
-    plan: Plan
+    table: Table
+    to_write: Mapping[str, TensorShard]
     ranks: Ranks
     retention: Retention | None
 
@@ -271,25 +263,22 @@ def save_tree(
 
 def begin(tree: Any, path: Path, step: int | None, retention: Retention | None) -> Save:
     """Stage 1."""
-    encoded = encode(tree)
+    encoded = Encoded(tree)
     ranks = all_ranks() if encoded.sharded else Ranks()
     if ranks.rank == 0:
         remove(temporary(path))
-    return Save(path, step, encoded.plain, make_plan(encoded.shards, encoded.sharded, ranks), ranks, retention)
+    return Save(path, step, encoded.plain, *make_plan(encoded.shards, encoded.sharded, ranks), ranks, retention)
 
 
 def snapshot(save: Save) -> Save:
     """Stage 2: all tensors at once, from a GPU to pinned memory."""
-    shards = save.plan.to_write
-    copies = {name: _copied(shard) for name, shard in shards.items()}
-    if any(shard.tensor.is_cuda for shard in shards.values()):
+    copies = {}
+    for name, shard in save.to_write.items():
+        copy = torch.empty(shard.sizes, dtype=shard.tensor.dtype, pin_memory=shard.tensor.is_cuda)
+        copies[name] = replace(shard, tensor=copy.copy_(shard.tensor, non_blocking=True))
+    if any(shard.tensor.is_cuda for shard in save.to_write.values()):
         torch.cuda.current_stream().synchronize()
-    return replace(save, plan=replace(save.plan, to_write=copies))
-
-
-def _copied(shard: TensorShard) -> TensorShard:
-    copy = torch.empty(shard.sizes, dtype=shard.tensor.dtype, pin_memory=shard.tensor.is_cuda)
-    return replace(shard, tensor=copy.copy_(shard.tensor, non_blocking=True))
+    return replace(save, to_write=copies)
 
 
 def finish(save: Save) -> None:
@@ -351,10 +340,11 @@ def _raise_together(save: Save, messages: list[str], cause: Exception | None) ->
 def write(save: Save) -> dict[str, Digest]:
     """Stage 3: the digest of this rank's file; none if it has nothing to write."""
     save.temporary.mkdir(parents=True, exist_ok=True)
-    if not save.plan.to_write:
+    if not save.to_write:
         return {}
-    tensors = {name: shard.tensor for name, shard in save.plan.to_write.items()}
-    return {save.plan.file: write_tensors(save.temporary / save.plan.file, tensors, {"format": "pt"})}
+    file = file_of(save.ranks.rank, save.ranks.world)
+    tensors = {name: shard.tensor for name, shard in save.to_write.items()}
+    return {file: write_tensors(save.temporary / file, tensors, {"format": "pt"})}
 
 
 def exchange(save: Save, own: dict[str, Digest], error: Exception | None) -> dict[str, Digest]:
@@ -375,7 +365,7 @@ def seal(save: Save, digests: dict[str, Digest]) -> None:
     Raises:
         OSError: the disk is full, or a rank's file is not on this file system.
     """
-    state = json.dumps({"plain": save.plain, "tensors": save.plan.table}, allow_nan=False).encode()
+    state = json.dumps({"plain": save.plain, "tensors": save.table}, allow_nan=False).encode()
     manifest = Manifest(save.step, {**digests, STATE: write_file(save.temporary / STATE, [state])})
     try:
         manifest.check_sizes(save.temporary)

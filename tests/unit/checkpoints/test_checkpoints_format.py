@@ -14,7 +14,7 @@ from fake_ranks import as_rank
 from torch.distributed.tensor import DTensor, Shard
 
 from moekit.checkpoints import format as checkpoint_format
-from moekit.checkpoints.format import decode, encode
+from moekit.checkpoints.format import Encoded, decode
 from moekit.checkpoints.safetensors_file import write_file
 from moekit.errors import CheckpointError
 from moekit.parallel.mesh import world_mesh
@@ -25,16 +25,16 @@ def test_only_equal_views_of_one_memory_are_written_once() -> None:
     """A view that is transposed, of another dtype, or begins elsewhere is a tensor of its own; so is another shard."""
     w = torch.arange(4.0).reshape(2, 2)
     views = {"w": w, "again": w[:], "turned": w.t(), "bits": w.view(torch.int32), "first": w[0], "second": w[1]}
-    assert list(encode(views).shards) == ["w", "turned", "bits", "first", "second"]
+    assert list(Encoded(views).shards) == ["w", "turned", "bits", "first", "second"]
     regions = [((4,), (0,)), ((4,), (2,)), ((6,), (0,)), ((4,), (0,))]
-    found = encode({"abcd"[i]: TensorShard("", *region, w[0]) for i, region in enumerate(regions)})
+    found = Encoded({"abcd"[i]: TensorShard("", *region, w[0]) for i, region in enumerate(regions)})
     assert list(found.shards) == ["a", "b", "c"] and found.sharded == {"a", "b", "c"}
 
 
 def test_tensors_are_named_by_their_path_and_names_are_unique() -> None:
     w = torch.randn(3, 4)
     model = {"a.w": w, "tied": w, "a": {"w": w * 4}}
-    found = encode({"model": model, "list": [torch.zeros(2)], "model.a": {"w": w * 2}})
+    found = Encoded({"model": model, "list": [torch.zeros(2)], "model.a": {"w": w * 2}})
     assert list(found.shards) == ["model.a.w", "model.a.w#2", "list.0", "model.a.w#3"]
     decoded = decode(json.loads(json.dumps(found.plain)), lambda name: found.shards[name].tensor)
     assert decoded["model"]["tied"] is decoded["model"]["a.w"] and torch.equal(decoded["model"]["a"]["w"], w * 4)
@@ -44,7 +44,7 @@ def test_tensors_are_named_by_their_path_and_names_are_unique() -> None:
 def test_of_a_distributed_tensor_each_rank_encodes_its_shard() -> None:
     with as_rank(2):
         w = DTensor.from_local(torch.ones(1, 3), world_mesh("cpu"), [Shard(0)], run_check=False)
-        found = encode({"w": w})
+        found = Encoded({"w": w})
     assert found.sharded == {"w"}
     shard = found.shards["w"]
     assert (shard.global_shape, shard.offset, shard.sizes) == ((4, 3), (2, 0), (1, 3))
@@ -52,7 +52,7 @@ def test_of_a_distributed_tensor_each_rank_encodes_its_shard() -> None:
 
 def test_a_value_that_cannot_be_encoded_is_rejected_with_its_path() -> None:
     with pytest.raises(CheckpointError, match=r"cannot save a pathlib.*Path at callbacks\.mine\.0\n  expected plain"):
-        encode({"callbacks": {"mine": [Path("x")]}})
+        Encoded({"callbacks": {"mine": [Path("x")]}})
 
 
 def test_a_key_of_a_newer_format_is_rejected() -> None:

@@ -22,7 +22,7 @@ from moekit.checkpoints import format as checkpoint_format
 from moekit.checkpoints.format import Manifest
 from moekit.checkpoints.reading import is_checkpoint, is_intact, open_checkpoint
 from moekit.checkpoints.safetensors_file import digest_of
-from moekit.checkpoints.writing import Ranks, Save, begin, make_plan, publish, save_tree, seal, write
+from moekit.checkpoints.writing import Save, begin, make_plan, publish, save_tree, seal, write
 from moekit.errors import CheckpointError
 from moekit.shards.shard import TensorShard, local_shard, slices_of
 
@@ -69,7 +69,7 @@ def test_tied_tensors_and_views_are_read_as_they_were_saved(tmp_path: Path) -> N
     assert equal(open_checkpoint(tmp_path / "c").whole(), tree)
 
 
-def test_the_files_of_a_checkpoint_and_what_an_open_one_tells(tmp_path: Path) -> None:
+def test_the_files_of_a_checkpoint_and_the_attributes_of_an_open_one(tmp_path: Path) -> None:
     path = save(tmp_path, 3)
     assert {p.name for p in path.iterdir()} == {TENSORS, "state.json", "manifest.json"}
     assert {p.name for p in tmp_path.iterdir()} == {"step-00000003", "last"}
@@ -96,7 +96,7 @@ def save_shards(path: Path, trees: list[dict[str, TensorShard]]) -> None:
     sharded = frozenset(trees[0])
     files, saves = {}, []
     for tree, ranks in zip(trees, exchanged(trees, sharded), strict=True):
-        saves.append(Save(path, 3, plain, make_plan(tree, sharded, ranks), Ranks(), None))
+        saves.append(Save(path, 3, plain, *make_plan(tree, sharded, ranks), ranks, None))
         files |= write(saves[-1])
     seal(saves[0], files)
     publish(saves[0])

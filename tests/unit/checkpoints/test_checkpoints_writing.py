@@ -23,7 +23,7 @@ from checkpoint_cases import SimulatedRanks, exchanged, numbers, save
 from moekit.checkpoints import files, writing
 from moekit.checkpoints.files import Retention, last_of, recover, step_name, target_of
 from moekit.checkpoints.reading import is_intact, open_checkpoint
-from moekit.checkpoints.writing import SMALL, Background, all_ranks, make_plan, save_tree
+from moekit.checkpoints.writing import SMALL, Background, all_ranks, file_of, make_plan, save_tree
 from moekit.compat import timeout_of
 from moekit.errors import CheckpointError, SaveError
 from moekit.shards.shard import TensorShard, local_shard
@@ -37,10 +37,10 @@ def test_a_shard_of_several_ranks_is_written_once_and_the_work_is_shared() -> No
     trees = [{n: TensorShard(n, (4, half), (r // 2 * 2, 0), torch.zeros(2, half)) for n in "abcd"} for r in range(4)]
     ranks = exchanged(trees, frozenset("abcd"))
     plans = [make_plan(tree, frozenset("abcd"), each) for tree, each in zip(trees, ranks, strict=True)]
-    assert all(plan.table == plans[0].table for plan in plans)
-    assert [sum(shard.tensor.numel() for shard in plan.to_write.values()) for plan in plans] == [4 * half] * 4
-    parts = [part for entry in plans[0].table.values() for part in entry["parts"]]
-    assert len(parts) == 8 and {part["file"] for part in parts} == {plan.file for plan in plans}
+    assert all(table == plans[0][0] for table, _ in plans)
+    assert [sum(shard.tensor.numel() for shard in to_write.values()) for _, to_write in plans] == [4 * half] * 4
+    parts = [part for entry in plans[0][0].values() for part in entry["parts"]]
+    assert len(parts) == 8 and {part["file"] for part in parts} == {file_of(rank, 4) for rank in range(4)}
 
 
 def test_work_is_shared_by_elements_and_rank_0_writes_what_is_not_sharded() -> None:
@@ -52,7 +52,7 @@ def test_work_is_shared_by_elements_and_rank_0_writes_what_is_not_sharded() -> N
     assert ranks[0].received is not None
     assert [json.loads(text).keys() for text in ranks[0].received] == [sizes.keys(), sharded]
     plans = [make_plan(tree, sharded, each) for each in ranks]
-    assert [list(plan.to_write) for plan in plans] == [["large", "own"], ["a", "b", "c"]]
+    assert [list(to_write) for _, to_write in plans] == [["large", "own"], ["a", "b", "c"]]
 
 
 def test_shards_that_are_not_of_one_tensor_are_rejected() -> None:

@@ -184,10 +184,10 @@ class Particular(TopKRouter):
 
     def __init__(self) -> None:
         super().__init__(TopK(top_k=1), LayerDims(dim=3, num_experts=2))
-        self.drawn_E, self.kept_E = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.tensor([5.0, 6.0]))
+        self.random_E, self.kept_E = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.tensor([5.0, 6.0]))
 
     def init_weights(self, init: Init) -> None:
-        nn.init.normal_(self.drawn_E)
+        nn.init.normal_(self.random_E)
         init.draw(self.weight_ED)
 
 

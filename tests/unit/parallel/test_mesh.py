@@ -8,7 +8,7 @@ from moekit.parallel.mesh import expert_mesh, mesh_coordinate, world_mesh
 
 
 def test_a_mesh_needs_a_process_group() -> None:
-    with pytest.raises(RuntimeError, match="no process group: call torch.distributed.init_process_group first"):
+    with pytest.raises(RuntimeError, match=r"no process group: call torch\.distributed\.init_process_group first"):
         world_mesh("cpu")
     with pytest.raises(RuntimeError, match="no process group"):
         expert_mesh(2, "cpu")
