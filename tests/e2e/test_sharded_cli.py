@@ -133,11 +133,11 @@ def test_a_damaged_file_ends_both_and_changes_nothing(folder: Path) -> None:
     file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     before = {each: each.stat().st_mtime_ns for each in path.rglob("*")}
     resume = ("train", "--resume", str(path), "--no-compare", "trainer.max_steps=6")
-    damaged = f"{file} is damaged: its sha256 is not the one it was written with\n"
+    damaged = f"{file} is damaged: its sha256 does not match the manifest\n"
     (first, _, said), (other, _, heard) = by_slurm(folder, *resume)
     assert (first, other) == (2, 2), said + heard
-    assert said.startswith(f"error: {damaged}  whole ones beside it, to be named in place of the run:\n"), said
-    assert heard == f"error: the first process of this run has ended: {damaged}"
+    assert said.startswith(f"error: {damaged}  intact checkpoints in this folder (pass one instead of the run):\n"), said
+    assert heard == f"error: rank 0 of this run has ended: {damaged}"
     for start in (TORCHRUN, MOEKIT):  # Lightning starts the second when the first has compared it
         done = run([*start, *resume], timeout=240, cwd=folder)
         assert done.returncode != 0 and f"error: {damaged}" in done.stderr, done.stderr

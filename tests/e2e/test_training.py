@@ -291,7 +291,7 @@ def test_a_damaged_checkpoint_is_named_and_so_are_whole_ones(
             assert main(argv) == 2
             said = capsys.readouterr().err
             assert f"{tensors} is damaged: " in said
-            assert f"whole ones beside it, to be named in place of the run:\n    {older[-1]}\n" in said
+            assert f"intact checkpoints in this folder (pass one instead of the run):\n    {older[-1]}\n" in said
     assert last_step(copy) == int(last.name[5:])  # nothing was changed
     assert main(["train", "--resume", str(copy), "model.dim=32", "--no-compare"]) == 2
     assert "is damaged" in capsys.readouterr().err
