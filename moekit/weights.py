@@ -20,14 +20,7 @@ from moekit.seeds import seed_of, seed_torch
 
 
 class OwnedParameter(NamedTuple):
-    """A parameter and the module that owns it.
-
-    Attributes:
-        module: the owner.
-        attribute: the parameter's name in its owner.
-        name: the parameter's name in the model.
-        parameter: the parameter.
-    """
+    """A parameter, the module that owns it, and its names: in its owner, and in the model."""
 
     module: nn.Module
     attribute: str
@@ -111,9 +104,7 @@ def _init_experts(
 ) -> None:
     """Initialises stacked experts one by one, each as if the bank held it alone; other banks as a whole.
 
-    Args:
-        bank, init, seed, writer, name: as above.
-        first_expert: index of the bank's first expert among all experts of its layer.
+    ``first_expert`` is the index of the bank's first expert among all experts of its layer.
     """
     owned = _owned(bank, name)
     if any(o.parameter.ndim < 1 or o.parameter.shape[0] != bank.num_experts for o in owned):

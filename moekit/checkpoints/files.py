@@ -113,11 +113,10 @@ def temporary(path: Path, what: str = "new") -> Path:
 
 
 def remove(path: Path, *, strict: bool = True) -> None:
-    """Removes a directory or file. A kill halfway leaves nothing that looks like a checkpoint.
+    """Removes a directory or file, if it exists. A kill halfway leaves nothing that looks like a checkpoint.
 
-    Args:
-        path: it need not exist.
-        strict: False: ignore errors.
+    Raises:
+        OSError: it cannot be removed; ignored unless ``strict``.
     """
     try:
         if path.is_dir() and not path.name.startswith(".tmp-"):

@@ -39,12 +39,7 @@ LONGEST_HEADER = 100_000_000  # bytes; the format's own limit
 
 @dataclass(frozen=True)
 class Digest:
-    """A file's checksum and size.
-
-    Args:
-        sha256: in hexadecimal.
-        size: in bytes.
-    """
+    """A file's checksum, in hexadecimal, and its size in bytes."""
 
     sha256: str
     size: int

@@ -41,31 +41,20 @@ from moekit.shards.shard import Dims, TensorShard, tiling_error
 
 
 class Background:
-    """Runs one job at a time in a thread. ``wait`` raises what a job raised.
-
-    A process that exits normally waits for the thread.
-    """
+    """Runs one job at a time in a thread, for which a process that exits normally waits."""
 
     def __init__(self) -> None:
         self._job: Future[None] | None = None
 
     def start(self, job: Callable[[], None]) -> None:
-        """Waits for the previous job, then starts this one.
-
-        Raises:
-            Exception: the previous job failed.
-        """
+        """Waits for the previous job, raises what it raised, and starts this one."""
         self.wait()
         executor = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._job = executor.submit(job)
         executor.shutdown(wait=False)
 
     def wait(self) -> None:
-        """Returns when no job is running.
-
-        Raises:
-            Exception: the job failed.
-        """
+        """Returns when no job is running; raises what the job raised."""
         if self._job is not None:
             wait_for([self._job])
             job, self._job = self._job, None
@@ -73,11 +62,7 @@ class Background:
 
 
 class Ranks:
-    """The ranks that save a checkpoint together.
-
-    Args:
-        group: their process group; None for one process.
-    """
+    """The ranks of a process group, which save a checkpoint together; without a group, this process alone."""
 
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:
         self.group = group
@@ -200,13 +185,10 @@ class Save:
     """A checkpoint that is being saved.
 
     Args:
-        path: its final place.
-        step: number of optimizer steps done; None if it is not of a training run.
-        plain: its plain values, for JSON.
-        table: where each shard of each tensor will be stored.
-        to_write: the shards that this rank writes.
+        path, step, retention: of ``save_tree``.
+        plain: plain values, for JSON.
+        table, to_write: of ``make_plan``.
         ranks: the ranks that save.
-        retention: which pointers to set and which checkpoints to remove; None: neither.
     """
 
     path: Path
@@ -242,8 +224,8 @@ def save_tree(
     Args:
         tree: nested dicts, lists and tuples.
         path: the directory; it appears when it is complete.
-        step: number of optimizer steps done.
-        retention: which pointers to set and which older checkpoints to remove.
+        step: number of optimizer steps done; None if it is not of a training run.
+        retention: which pointers to set and which older checkpoints to remove; None: neither.
         background: writes while training continues; the call returns once the tensors are copied. None: returns when
             the checkpoint is saved.
 

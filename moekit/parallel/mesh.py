@@ -5,8 +5,6 @@ The ranks of an expert group are neighbours, so their all-to-all stays within a 
 
 from __future__ import annotations
 
-from datetime import timedelta
-from typing import cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -26,9 +24,6 @@ def world_mesh(device_type: str) -> DeviceMesh:
 
     Collective: every rank calls it, in the same order among other such calls. Cached per default process group.
 
-    Args:
-        device_type: ``cpu`` or ``cuda``.
-
     Raises:
         RuntimeError: there is no process group.
     """
@@ -40,10 +35,6 @@ def expert_mesh(ep: int, device_type: str) -> DeviceMesh:
 
     A row is an expert group, whose ``ep`` ranks share the experts of a layer; the ranks of a column are replicas, which
     hold the same experts. Collective and cached, as ``world_mesh``. Its process groups have the default one's timeout.
-
-    Args:
-        ep: size of an expert group; a divisor of the number of ranks.
-        device_type: ``cpu`` or ``cuda``.
 
     Raises:
         RuntimeError: there is no process group.
@@ -83,22 +74,16 @@ def _mesh(ep: int, device_type: str) -> DeviceMesh:
     world = _world_group()
     cached = _meshes.setdefault(world, {})
     if (ep, device_type) not in cached:
-        cached[ep, device_type] = _new_mesh(world, ep, device_type)
+        ranks = torch.arange(dist.get_world_size())
+        if ep:
+            table = ranks.reshape(-1, ep)
+            # DeviceMesh would create groups with torch's default timeout instead of the run's.
+            timeout, groups = timeout_of(world, torch.device(device_type)), []
+            for lines in (table.T.tolist(), table.tolist()):
+                group, _ = dist.new_subgroups_by_enumeration(lines, timeout=timeout)  # type: ignore[no-untyped-call]
+                groups.append(group)  # of all these groups, the one that contains this rank
+            mesh = DeviceMesh.from_group(groups, device_type, mesh=table, mesh_dim_names=(REPLICA, EXPERT))
+        else:
+            mesh = DeviceMesh.from_group(world, device_type, mesh=ranks, mesh_dim_names=(WORLD,))
+        cached[ep, device_type] = mesh
     return cached[ep, device_type]
-
-
-def _new_mesh(world: dist.ProcessGroup, ep: int, device_type: str) -> DeviceMesh:
-    ranks = torch.arange(dist.get_world_size())
-    if not ep:
-        return DeviceMesh.from_group(world, device_type, mesh=ranks, mesh_dim_names=(WORLD,))
-    table = ranks.reshape(-1, ep)
-    # DeviceMesh would create groups with torch's default timeout instead of the run's.
-    timeout = timeout_of(world, torch.device(device_type))
-    groups = [_own_group(lines.tolist(), timeout) for lines in (table.T, table)]
-    return DeviceMesh.from_group(groups, device_type, mesh=table, mesh_dim_names=(REPLICA, EXPERT))
-
-
-def _own_group(lines: list[list[int]], timeout: timedelta) -> dist.ProcessGroup:
-    """Creates a process group for each line of ranks and returns the one that contains this rank."""
-    group, _ = dist.new_subgroups_by_enumeration(lines, timeout=timeout)  # type: ignore[no-untyped-call]
-    return cast(dist.ProcessGroup, group)

@@ -18,9 +18,6 @@ def total_norm(module: nn.Module) -> Tensor:
 
     Squares of sharded gradients are summed over all ranks; a replicated gradient counts once. The norm of each gradient
     is computed in at least fp32, their sum in fp64 (fp32 on MPS, which has no fp64). Collective for a sharded model.
-
-    Args:
-        module: a plain model, or one that ``moekit.parallel.sharding.shard`` has sharded.
     """
     experts = {p for layer in expert_parallel_layers(module) for p in layer.experts.parameters()}
     parameters = list(module.parameters())

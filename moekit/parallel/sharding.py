@@ -77,10 +77,6 @@ def shard_dim(shape: Sequence[int], ranks: int) -> int:
 
     FSDP2's default, always the first, would leave ranks without a shard: the first dimension of stacked weights is
     experts, and a dense layer is stacked weights of one expert.
-
-    Args:
-        shape: of the weight.
-        ranks: number of shards.
     """
     if not shape or shape[0] >= ROWS_PER_RANK * ranks:
         return 0

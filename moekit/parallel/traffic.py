@@ -6,7 +6,7 @@ arXiv 2412.19437).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import comb
 
 import torch
@@ -38,13 +38,7 @@ class Traffic:
 
     def __add__(self, other: Traffic) -> Traffic:
         """The traffic of both: of several layers or micro-batches."""
-        return Traffic(
-            rows=self.rows + other.rows,
-            forward=self.forward + other.forward,
-            backward=self.backward + other.backward,
-            forward_messages=self.forward_messages + other.forward_messages,
-            backward_messages=self.backward_messages + other.backward_messages,
-        )
+        return Traffic(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
 
 
 def traffic(

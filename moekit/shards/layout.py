@@ -39,11 +39,7 @@ class ParameterLayout:
 
 
 def parameter_layouts(module: nn.Module) -> dict[nn.Parameter, ParameterLayout]:
-    """The layout of each parameter. Collective for a sharded model: the first call may create process groups.
-
-    Args:
-        module: a plain model, or one that ``moekit.parallel.sharding.shard`` has sharded.
-    """
+    """The layout of each parameter. Collective for a sharded model: the first call may create process groups."""
     expert_groups = {}
     for layer in expert_parallel_layers(module):
         assert layer.dispatcher.local_experts is not None and layer.spec is not None
@@ -71,10 +67,7 @@ PartialSum = tuple[Tensor, tuple[dist.ProcessGroup, ...]]
 def all_reduce_sums(sums: Iterable[PartialSum]) -> None:
     """All-reduces many tensors in place, with one message for each process group and dtype.
 
-    Collective: the ranks of a group pass tensors of the same shapes in the same order.
-
-    Args:
-        sums: no two of their tensors share memory.
+    Collective: the ranks of a group pass tensors of the same shapes in the same order. No two share memory.
     """
     batches: dict[tuple[dist.ProcessGroup, torch.dtype], list[Tensor]] = {}
     for tensor, groups in sums:

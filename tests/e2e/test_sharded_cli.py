@@ -136,7 +136,9 @@ def test_a_damaged_file_ends_both_and_changes_nothing(folder: Path) -> None:
     damaged = f"{file} is damaged: its sha256 does not match the manifest\n"
     (first, _, said), (other, _, heard) = by_slurm(folder, *resume)
     assert (first, other) == (2, 2), said + heard
-    assert said.startswith(f"error: {damaged}  intact checkpoints in this folder (pass one instead of the run):\n"), said
+    assert said.startswith(f"error: {damaged}  intact checkpoints in this folder (pass one instead of the run):\n"), (
+        said
+    )
     assert heard == f"error: rank 0 of this run has ended: {damaged}"
     for start in (TORCHRUN, MOEKIT):  # Lightning starts the second when the first has compared it
         done = run([*start, *resume], timeout=240, cwd=folder)
