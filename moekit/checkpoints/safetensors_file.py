@@ -106,11 +106,7 @@ class Entry:
 
 
 class TensorFile:
-    """A safetensors file to read slices from; only its header is kept in memory.
-
-    Attributes:
-        entries: the tensors by name.
-        metadata: the file's own texts.
+    """A safetensors file to read slices from; only its header, the ``entries`` by name, is kept in memory.
 
     Raises:
         CheckpointError: the file is unreadable, truncated or not in this format.
@@ -123,9 +119,9 @@ class TensorFile:
             with path.open("rb") as file:
                 length = int.from_bytes(file.read(8), "little")
                 if not 2 <= length <= min(LONGEST_HEADER, size - 8):
-                    raise ValueError("its header exceeds it")
+                    raise ValueError("the header is longer than the file")
                 header = json.loads(file.read(length))
-            self.metadata: dict[str, str] = header.pop("__metadata__", {})
+            header.pop("__metadata__", None)
             self.entries = {name: _entry(entry, 8 + length, size) for name, entry in header.items()}
         except OSError as error:
             raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
@@ -160,9 +156,9 @@ class TensorFile:
 def _entry(entry: Any, data: int, size: int) -> Entry:
     dtype, shape, (start, end) = DTYPES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"]
     if not all(isinstance(n, int) and n >= 0 for n in (*shape, start, end)):
-        raise ValueError("a negative size in its header")
+        raise ValueError("a size in the header is negative")
     if end - start != math.prod(shape) * dtype.itemsize or data + end > size:
-        raise ValueError("a tensor exceeds it")
+        raise ValueError("a tensor is longer than the file, or than its shape")
     return Entry(dtype, shape, data + start)
 
 

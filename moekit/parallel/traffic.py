@@ -7,7 +7,6 @@ arXiv 2412.19437).
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from math import comb
 
 import torch
 from torch import Tensor
@@ -55,7 +54,7 @@ def traffic(
     """The traffic of a number of rows.
 
     Args:
-        rows: sent to other ranks (``rows_of``, or ``expected_rows`` times the number of tokens).
+        rows: sent to other ranks (``rows_of``; expected: ``RouterSpec.ranks_reached``).
         size: size of the expert group.
         choices: experts per row (``choices_of``).
         dim: D.
@@ -99,20 +98,6 @@ def rows_of(routing: Routing, size: int, rank: int) -> int:
     """
     reached_TG = reached(sent(routing), size)
     return int(reached_TG.sum()) - int(reached_TG[:, rank].sum())
-
-
-def expected_rows(num_experts: int, top_k: int, size: int, top_groups: int = 0) -> float:
-    """The mean number of rows per token sent to other ranks, if every choice of ``top_k`` experts is equally likely.
-
-    Args:
-        num_experts: E.
-        top_k: K.
-        size: size of the expert group; a divisor of E.
-        top_groups: most ranks per token that the router allows (device-limited routing); 0: any number.
-    """
-    ranks, held = top_groups or size, num_experts // size
-    missed = comb((ranks - 1) * held, top_k) / comb(ranks * held, top_k)
-    return ranks * (1 - missed) * (size - 1) / size
 
 
 def choices_of(routing: Routing, size: int) -> int:

@@ -149,14 +149,10 @@ def _expert_rows(module: nn.Module) -> Mapping[nn.Parameter, tuple[int, int]]:
 def parameter_shards(module: nn.Module) -> dict[str, TensorShard]:
     """This rank's shard of every parameter.
 
-    The result has the same form in any layout: of a plain model, each shard is a whole parameter. A parameter that is
-    replicated has the same shard on each rank. A shard may be empty. A tied parameter is listed once.
+    The result has the same form in any layout: of a plain model, each shard is a whole parameter. A replicated
+    parameter has the same shard on each rank. A shard may be empty. A tied parameter is listed once.
 
-    Args:
-        module: a model, or a module that contains one (``LitMoE``).
-
-    Returns:
-        Shards by parameter name, in the order of ``named_parameters``; their tensors share the parameters' memory.
+    Shards are in the order of ``named_parameters``; their tensors share the parameters' memory.
     """
     rows = _expert_rows(module)
     return {name: local_shard(name, p.detach(), rows.get(p)) for name, p in module.named_parameters()}
@@ -177,11 +173,8 @@ def optimizer_state_shards(module: nn.Module, optimizer: Any) -> dict[str, dict[
 
     State of the parameter's shape is sharded as the parameter is. State that is reduced along a dimension is sharded as
     ``ReducedState`` says. Any other tensor, such as a count of steps, is replicated and comes as one whole shard.
-    Shards are named ``parameter/key``. Values that are not tensors are returned as they are.
-
-    Args:
-        module: whose parameters the optimizer updates.
-        optimizer: a ``torch.optim.Optimizer``; parameters without state are omitted.
+    Shards are named ``parameter/key``. Values that are not tensors are returned as they are. Parameters without state
+    are omitted.
     """
     rows, reduced = _expert_rows(module), reduced_dims(optimizer)
     found: dict[str, dict[str, TensorShard | Any]] = {}

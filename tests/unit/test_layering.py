@@ -32,9 +32,9 @@ PLUGINS = sorted(path for path in (ROOT / "plugins").iterdir() if (path / "__ini
 FILES = sorted(path for folder in (CORE, *PLUGINS) for path in folder.rglob("*.py"))
 
 LONG: dict[str, str] = {
-    "moekit/checkpoints/format.py": "what a checkpoint's two JSON files say",
     "moekit/checkpoints/writing.py": "one protocol: who writes what, and every stage of a save, in order",
     "moekit/contracts/layer.py": "the contracts of a layer, side by side",
+    "moekit/shards/shard.py": "what a rank holds of a tensor, a model and an optimizer",
     "moekit/training/health/diagnosis.py": "one search for the part to blame, forward and backward",
     "moekit/training/module.py": "one class: everything that Lightning calls on LitMoE",
 }

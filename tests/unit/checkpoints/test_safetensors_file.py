@@ -54,7 +54,6 @@ def test_the_formats_own_package_reads_every_dtype_that_is_written(name: str, tm
     ours = TensorFile(path)
     assert all(entry.start % entry.dtype.itemsize == 0 for entry in ours.entries.values())  # for memory maps
     assert bits(ours.read("a.b", (1, 2, 0), (2, 1, 1))) == bits(tensor[1:, 2:3, :1])
-    assert ours.metadata == {"format": "pt", "note": "é"}
 
 
 def test_files_of_the_formats_own_package_are_read(tmp_path: Path) -> None:

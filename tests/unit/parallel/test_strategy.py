@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 import torch
-from lightning.pytorch.plugins import HalfPrecision
+from lightning.pytorch.plugins import DoublePrecision, HalfPrecision, Precision
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 
@@ -36,33 +36,31 @@ def test_dispatchers_are_wrapped_for_expert_groups_of_the_layouts_size() -> None
     assert {cast(Any, moe.dispatcher).size for moe in mixtures(with_expert_parallel(own, Sharded(ep=2)).model)} == {4}
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
-def test_gradients_of_half_precision_are_reduced_in_fp32(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("precision", "dtype", "reduce_dtype"),
+    [
+        (Precision(), torch.float32, None),
+        (DoublePrecision(), torch.float64, None),
+        (HalfPrecision("bf16-true"), torch.bfloat16, torch.float32),
+        (HalfPrecision("16-true"), torch.float16, torch.float32),
+    ],
+    ids=lambda each: type(each).__name__,
+)
+def test_a_model_is_converted_and_then_sharded_with_gradients_reduced_in_at_least_fp32(
+    precision: Precision, dtype: torch.dtype, reduce_dtype: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sharded parameters cannot be converted."""
     calls: list[Any] = []
-    monkeypatch.setattr("moekit.parallel.strategy.shard", lambda *args: calls.append(args))
+    monkeypatch.setattr("moekit.parallel.strategy.shard", lambda *args: calls.append((args[0].weight.dtype, *args)))
     strategy = ShardedStrategy(Sharded(ep=2))
     strategy.parallel_devices = [torch.device("cpu")]
     strategy.cluster_environment = cast(Any, SimpleNamespace(local_rank=lambda: 0))
-    model = cast(Model, nn.Linear(2, 2).to(dtype))
+    strategy.precision_plugin = precision
+    model = cast(Model, nn.Linear(2, 2))
     strategy.shard(model)
-    ((sharded, ep, device, policy),) = calls
-    assert (sharded, ep, device) == (model, 2, "cpu")
-    assert policy.reduce_dtype == (torch.float32 if dtype in (torch.bfloat16, torch.float16) else None)
-    assert policy.param_dtype is None
-
-
-def test_a_model_is_converted_to_the_trainers_precision_before_it_is_sharded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its dtype determines the reduction's, and sharded parameters cannot be replaced."""
-    seen: list[Any] = []
-    monkeypatch.setattr(
-        "moekit.parallel.strategy.shard", lambda model, *args: seen.append((model.weight.dtype, args[-1].reduce_dtype))
-    )
-    strategy = ShardedStrategy(Sharded())
-    strategy.parallel_devices = [torch.device("cpu")]
-    strategy.cluster_environment = cast(Any, SimpleNamespace(local_rank=lambda: 0))
-    strategy.precision_plugin = HalfPrecision("bf16-true")
-    strategy.shard(cast(Model, nn.Linear(2, 2)))
-    assert seen == [(torch.bfloat16, torch.float32)]
+    ((found, sharded, ep, device, policy),) = calls
+    assert (found, sharded, ep, device) == (dtype, model, 2, "cpu")
+    assert (policy.reduce_dtype, policy.param_dtype) == (reduce_dtype, None)
 
 
 def test_every_rank_gets_different_samples(monkeypatch: pytest.MonkeyPatch) -> None:

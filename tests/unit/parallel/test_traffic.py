@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from itertools import combinations
-
 import pytest
 import torch
 
 from moekit.contracts import LayerDims
-from moekit.parallel.traffic import choices_of, expected_rows, reached, row_dtype, rows_of, sent, traffic
+from moekit.parallel.traffic import choices_of, reached, row_dtype, rows_of, sent, traffic
 from moekit.registry import build
 from moekit.routing import TokenChoice
 from moekit.testing.routings import some_routing
@@ -59,23 +57,6 @@ def test_a_row_lists_at_most_the_experts_of_a_rank() -> None:
     routing = some_routing("token_choice", 5, 8, K=3)
     assert [choices_of(routing, size) for size in (1, 2, 4, 8)] == [3, 3, 2, 1]
     assert choices_of(some_routing("expert_choice", 5, 8), 2) == 4
-
-
-@pytest.mark.parametrize(("E", "K", "size"), [(8, 1, 4), (8, 2, 4), (8, 3, 2), (6, 4, 3), (8, 8, 4)])
-def test_expected_rows_are_the_mean_over_every_choice(E: int, K: int, size: int) -> None:
-    choices = [list(c) for c in combinations(range(E), K)]
-    mean = sum(rows_of(chosen(choices, E), size, r) for r in range(size)) / size / len(choices)
-    assert expected_rows(E, K, size) == pytest.approx(mean)
-
-
-def test_expected_rows_of_a_limited_router_are_those_of_its_groups() -> None:
-    choices = [
-        list(c)
-        for pair in combinations(range(4), 2)
-        for c in combinations([2 * g + i for g in pair for i in (0, 1)], 3)
-    ]
-    mean = sum(rows_of(chosen(choices, 8), 4, r) for r in range(4)) / 4 / len(choices)
-    assert expected_rows(8, 3, 4, top_groups=2) == pytest.approx(mean)
 
 
 @pytest.mark.parametrize("groups", [4, 8])
