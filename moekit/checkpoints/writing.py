@@ -93,9 +93,8 @@ def all_ranks() -> Ranks:
     if not dist.is_initialized() or world is None:
         return Ranks()
     if world not in _gloo_groups:
-        group = dist.new_group(
-            backend="gloo", timeout=timeout_of(world)
-        )  # torch's default may be longer than the run's
+        # torch's default timeout may be longer than the run's.
+        group = dist.new_group(backend="gloo", timeout=timeout_of(world))
         assert isinstance(group, dist.ProcessGroup)
         _gloo_groups[world] = group
     return Ranks(_gloo_groups[world])

@@ -1,9 +1,9 @@
 """Shards: what a rank holds of a tensor, of a model, and of an optimizer's state.
 
 A shard is a rectangular region of a tensor, given by its offset and its shape. One description serves three cases: a
-plain tensor (one shard, the whole tensor), a ``DTensor`` of FSDP2, and the experts of an expert-parallel layer, which
-are plain tensors whose place among all experts only the dispatcher knows. Checkpoints store shards, and any region of a
-tensor can be assembled from those that intersect it; hence a model saved in one layout can be loaded in any other.
+plain tensor (one shard, the whole tensor), a ``DTensor`` of FSDP2, and the experts of an expert-parallel layer, whose
+place among all experts only the dispatcher knows. Checkpoints store shards, and any region of a tensor can be assembled
+from those that intersect it; hence a model saved in one layout can be loaded in any other.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def local_shard(name: str, tensor: Tensor, expert_rows: tuple[int, int] | None =
         name: of the global tensor.
         tensor: a plain tensor or a ``DTensor``.
         expert_rows: for stacked weights of a part of a layer's experts: the index of the first, and the number of all.
-            Such weights are plain tensors, different on each rank, so a ``DTensor`` cannot say it.
+            No ``DTensor`` says so, since they are different tensors on each rank.
 
     Raises:
         ValueError: a ``DTensor``'s local tensor is not of the shape that its placements imply.

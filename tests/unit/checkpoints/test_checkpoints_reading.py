@@ -193,6 +193,19 @@ def test_a_missing_checkpoint_is_an_error(tmp_path: Path) -> None:
         open_checkpoint(tmp_path)
 
 
+def test_a_manifest_that_does_not_list_a_needed_file_is_an_error(tmp_path: Path) -> None:
+    path = save(tmp_path, 1)
+    files = dict(Manifest.read(path).files)
+    Manifest(1, {"state.json": files["state.json"]}).write(path)
+    with pytest.raises(
+        CheckpointError, match=rf"state\.json is damaged: .*w is stored in {TENSORS}, which is not in the"
+    ):
+        open_checkpoint(path)
+    Manifest(1, {TENSORS: files[TENSORS]}).write(path)
+    with pytest.raises(CheckpointError, match=r"state\.json is missing from the manifest"):
+        open_checkpoint(path)
+
+
 def test_every_file_is_verified_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However often a checkpoint is verified and read."""
     path, verified, real = save(tmp_path, 1), [], checkpoint_format.digest_of
