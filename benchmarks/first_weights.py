@@ -47,7 +47,7 @@ def main() -> None:
         with defer_init() as waiting:
             model = build_seeded(spec, 0)
         shard(model, args.ep, "cpu")
-        waiting.draw(model, "cpu")
+        waiting.materialize(model, "cpu")
     took, above = time.perf_counter() - began, peak() - before
     kept = sum(local(p).numel() * p.element_size() for p in model.parameters()) / 2**30
     print(f"rank {dist.get_rank()}: keeps {kept:.2f} GiB, took {above:.2f} GiB at its peak and {took:.1f} s")

@@ -1,4 +1,4 @@
-"""Writes the tables of ``docs/scaling_out.md`` that ``moekit plan`` makes, in the page, between their marks.
+"""Updates the tables and formulas of ``docs/scaling_out.md`` with the output of ``moekit plan``.
 
 python docs/make_scaling_out.py
 """
@@ -20,7 +20,7 @@ GIB = 2**30
 
 
 class Case(NamedTuple):
-    """A sizing: a recipe, its devices and layouts, and what each device reads."""
+    """A call of ``moekit plan``."""
 
     recipe: str
     devices: int
@@ -30,7 +30,7 @@ class Case(NamedTuple):
 
     @property
     def command(self) -> str:
-        """What prints it."""
+        """The command line."""
         eps = ",".join(map(str, self.eps))
         return (
             f"moekit plan {self.recipe} --devices {self.devices} --ep {eps} --batch {self.batch} --sequence 4096 "
@@ -46,7 +46,7 @@ CASES = (
 
 
 def tables(case: Case) -> str:
-    """Both tables of a sizing, in Markdown."""
+    """Memory and traffic of a case, as two Markdown tables."""
     recipe = load(case.recipe)
     request = PlanRequest(
         devices=case.devices,
@@ -62,19 +62,19 @@ def tables(case: Case) -> str:
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """Rows as a table."""
+    """Rows as a Markdown table."""
     head, *others = ["| " + " | ".join(row) + " |\n" for row in rows]
     return head + "|" + "---|" * len(rows[0]) + "\n" + "".join(others)
 
 
 def page() -> str:
-    """The page, its generated parts made anew."""
-    made = {f"sizing {i}": tables(case) for i, case in enumerate(CASES, start=1)}
-    made["formulas"] = f"```text\n{EXPLAIN}\n```\n"
+    """The page with its generated parts updated."""
+    parts = {f"sizing {i}": tables(case) for i, case in enumerate(CASES, start=1)}
+    parts["formulas"] = f"```text\n{EXPLAIN}\n```\n"
     text = PAGE.read_text(encoding="utf-8")
-    for name, part in made.items():
+    for name, part in parts.items():
         mark = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->\n)", re.DOTALL)
-        assert mark.search(text), f"{PAGE} has no place for {name}"
+        assert mark.search(text), f"{PAGE} has no mark <!-- {name} -->"
         text = mark.sub(lambda found, part=part: f"{found[1]}{part}{found[2]}", text)
     return text
 

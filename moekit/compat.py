@@ -1,10 +1,10 @@
-"""Private interfaces of torch and Lightning that moekit uses: all of them are here, each with what it is for.
+"""All private interfaces of torch and Lightning that moekit uses, each behind a function that says what it is for.
 
-A new version of torch or Lightning may change any of them. ``tests/unit/test_compat.py`` has a test for each, and a
-test that the rest of the source uses none. They were seen to work in torch 2.12 to 2.15 and Lightning 2.6.0 to 2.6.6,
-which is also what ``pyproject.toml`` allows; ``moekit --version --verbose`` prints what is installed beside it.
+Any new version of torch or Lightning may change them. ``tests/unit/test_compat.py`` tests each, and that no other file
+uses one. They work in torch 2.12 to 2.15 and Lightning 2.6.0 to 2.6.6, the versions that ``pyproject.toml`` allows;
+``moekit --version --verbose`` prints the installed versions.
 
-One private method is overridden and not called: ``nn.Module._apply``, by ``moekit.contracts.Balancer``.
+One private method is overridden elsewhere: ``nn.Module._apply``, by ``moekit.contracts.Balancer``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_iter
 __all__ = ["FakeTensorMode", "TorchDispatchMode", "tree_iter"]
 
 HOST_READS = (DataDependentOutputException, DynamicOutputShapeException)
-"""What a ``FakeTensorMode`` raises where code reads a number, or a size that depends on one."""
+"""What ``FakeTensorMode`` raises when code reads a value on the host, or needs a shape that depends on one."""
 
 
 # ---- torch ----------------------------------------------------------------------------------------------------------
@@ -43,7 +43,7 @@ def timeout_of(group: dist.ProcessGroup, device: torch.device | None = None) -> 
 
     Args:
         group: any process group.
-        device: whose backend is asked; the group's first when left out.
+        device: whose backend to ask; default: the group's first.
     """
     options = group._get_backend(device or group._device_types[0]).options
     timeout: timedelta = options._timeout
@@ -51,23 +51,23 @@ def timeout_of(group: dist.ProcessGroup, device: torch.device | None = None) -> 
 
 
 def storage_id(storage: torch.UntypedStorage) -> int:
-    """A number that identifies a storage, also that of a fake tensor, for as long as the storage exists."""
+    """A number that identifies a storage during its lifetime, also that of a fake tensor."""
     number: int = storage._cdata
     return number
 
 
 def foreach_norm(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """0-d: the 2-norm of each tensor, taken in ``dtype``; one call for tensors of one device and dtype."""
+    """The 2-norm of each tensor, 0-d, computed in ``dtype``; the tensors share a device and a dtype."""
     return list(torch._foreach_norm(list(tensors), 2.0, dtype=dtype))
 
 
 def replace_tensors(module: nn.Module, make: Callable[[Tensor], Tensor]) -> None:
-    """Replaces every parameter and buffer by ``make`` of it, in the one way that FSDP2 notices."""
+    """Replaces every parameter and buffer by ``make`` of it, in the only way that FSDP2 notices."""
     module._apply(make)  # type: ignore[no-untyped-call]
 
 
 def resume_schedule(schedule: torch.optim.lr_scheduler.LambdaLR, step: int) -> None:
-    """Sets a schedule to a step, without changing the rates of its optimizer, which has been restored already."""
+    """Sets a schedule to a step; the learning rates of its optimizer, already restored, stay as they are."""
     groups = schedule.optimizer.param_groups
     schedule.last_epoch = step
     schedule._step_count = step + 1
@@ -84,12 +84,12 @@ def init_process_group(strategy: Any) -> None:
 
 
 def trainer_of(module: Any) -> Any:
-    """The ``Trainer`` that a ``LightningModule`` is attached to; None without one, where ``module.trainer`` raises."""
+    """The ``Trainer`` of a ``LightningModule``; None without one, where ``module.trainer`` raises."""
     return module._trainer
 
 
 def kill_started_processes(launcher: object) -> None:
-    """Kills the processes that Lightning has started from this one; nothing where something else started them."""
+    """Kills the processes that Lightning started from this one; does nothing under torchrun or SLURM."""
     from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
     if isinstance(launcher, _SubprocessScriptLauncher):
@@ -97,6 +97,6 @@ def kill_started_processes(launcher: object) -> None:
 
 
 def loop_counters(checkpoint: dict[str, Any]) -> Iterable[dict[str, int]]:
-    """The counters of micro-batches in what Lightning saves of its training loop, to be changed in place."""
+    """The micro-batch counters in a checkpoint's state of Lightning's training loop; the caller may change them."""
     progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
     return progress["total"], progress["current"]

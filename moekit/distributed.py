@@ -1,4 +1,4 @@
-"""Whether this process is one of several that train together."""
+"""Whether this process is a rank of a distributed run."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import torch.distributed as dist
 
 
 def is_distributed() -> bool:
-    """True where ``torch.distributed`` is there and initialised, so that sums must be taken over ranks."""
+    """Whether a default process group exists, so that sums must be all-reduced."""
     return dist.is_available() and dist.is_initialized()

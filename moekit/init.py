@@ -1,4 +1,4 @@
-"""How weights are drawn before training: one rule for a whole model, which each part applies to its own weights."""
+"""The distribution of initial weights: one rule for a whole model, which each component applies to its own weights."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, kw_only=True)
 class Init:
-    """Draws a weight from N(0, std²); or, with a ``scale``, by its number of inputs.
+    """N(0, std²); or, with a ``scale``, a truncated normal distribution whose variance is scale / inputs.
 
     Attributes:
-        std: standard deviation of the normal distribution.
-        scale: s of Switch Transformer 2021, section 2.4: a normal distribution of standard deviation sqrt(s / n), cut
-            at two of them, n the number of inputs; ``std`` is not used then. (s stands inside the root: from s = 1 to
-            0.1 the standard deviation falls by .316.)
+        std: standard deviation; unused with a ``scale``.
+        scale: s of Switch Transformer 2021, section 2.4: standard deviation sqrt(s / n) for n inputs, truncated at two
+            standard deviations. s is inside the root: from s = 1 to 0.1 the standard deviation shrinks by .316.
     """
 
     std: float = 0.02
@@ -24,15 +23,15 @@ class Init:
 
     @classmethod
     def of(cls, std: float | None, scale: float | None) -> Init:
-        """What a model's spec says, of which at most one is given."""
+        """From a model's spec, which gives at most one of the two."""
         return cls(scale=scale) if std is None else cls(std=std)
 
     def draw(self, weight: Tensor, inputs: int | None = None) -> None:
-        """Draws one weight anew, in place.
+        """Initialises one weight, in place.
 
         Args:
-            weight: laid out like ``nn.Linear``, inputs last.
-            inputs: n, where it is not the last dimension (an embedding's is 1: one row is looked up).
+            weight: as in ``nn.Linear``, inputs last.
+            inputs: n, if it is not the size of the last dimension (1 for an embedding: one row is looked up).
         """
         if self.scale is None:
             nn.init.normal_(weight, std=self.std)
@@ -42,9 +41,9 @@ class Init:
 
 
 def init_matrices(module: nn.Module, init: Init) -> None:
-    """Draws every weight of two or more dimensions by ``init`` and sets biases (named ``b_...``, ``bias``) to 0.
+    """Initialises every weight of two or more dimensions by ``init``; biases (named ``b_...``, ``bias``) become 0.
 
-    One-dimensional parameters that are no biases (norms' gains, learned scales) keep what they have.
+    Other one-dimensional parameters (gains of norms, learned scales) keep their values.
     """
     for name, parameter in module.named_parameters():
         if name.rpartition(".")[2].startswith(("b_", "bias")):

@@ -1,4 +1,4 @@
-"""Seeds made of what they are for, so that nothing drawn depends on what was drawn before it."""
+"""Seeds derived from what they are used for, so that no random draw depends on an earlier one."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ import torch
 
 
 def seed_of(*parts: int | str) -> int:
-    """A 63-bit seed from whole numbers and names, the same on every machine and in every process."""
+    """A 63-bit seed from integers and names, the same on every machine and in every process."""
     digest = hashlib.sha256(",".join(str(p) for p in parts).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
 def random_seed() -> int:
-    """A seed drawn from torch's own generator."""
-    return int(torch.randint(2**62, (), device="cpu"))  # also where models are built on the meta device
+    """A seed from torch's default generator."""
+    return int(torch.randint(2**62, (), device="cpu"))  # a meta device may be the default
 
 
 def seed_torch(seed: int) -> None:
-    """Seeds torch's own generators, as ``torch.manual_seed`` does, on every device that is there.
+    """Seeds torch's default generators on every available device, as ``torch.manual_seed`` does.
 
-    Where none is but the CPU, ``torch.manual_seed`` notes the stack for a GPU that may come: 150 times as long.
+    On a machine without a GPU ``torch.manual_seed`` records the call stack, in case one is initialised later; seeding
+    the CPU's generator alone is 150 times as fast.
     """
     if torch.accelerator.is_available():
         torch.manual_seed(seed)

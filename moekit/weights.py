@@ -1,8 +1,8 @@
-"""Drawing the weights of a whole model: by name, so that a seed names one model however it is laid out.
+"""Initialises the weights of a whole model from one seed, with the same result in every layout.
 
-Every part is drawn under a seed of its own, made of the model's seed and the part's name; every routed expert under one
-of its own, with its number among all experts. What else is built, in which order, and how many of the experts live in
-this process changes no weight.
+Each module draws under a seed of its own, made of the model's seed and the module's name; each routed expert under one
+made of its layer's name and its index among all experts. So no weight depends on which other modules exist, on the
+order in which they are built, or on how many experts this process holds.
 """
 
 from __future__ import annotations
@@ -20,35 +20,31 @@ from moekit.seeds import seed_of, seed_torch
 
 
 class OwnedParameter(NamedTuple):
-    """A parameter where it stands.
-
-    Attributes:
-        module: that has it.
-        own: its name there.
-        name: its name in the model.
-        parameter: itself.
-    """
+    """A parameter, the module that owns it, and its names: in its owner, and in the model."""
 
     module: nn.Module
-    own: str
+    attribute: str
     name: str
     parameter: nn.Parameter
 
 
 class ParameterWriter:
-    """How what is drawn comes into a parameter: here, in place."""
+    """How initial values get into a parameter: here, they are written into its own memory.
 
-    def wants(self, owned: OwnedParameter, expert: int) -> bool:
-        """Whether an expert's part of a bank's parameter is to be drawn at all; ``expert`` counts from 0 here."""
+    ``moekit.parallel.deferred_init`` overrides it for parameters of which a rank holds a shard.
+    """
+
+    def needs(self, owned: OwnedParameter, expert: int) -> bool:
+        """Whether this rank holds any value of an expert in stacked weights; ``expert`` is a row of the parameter."""
         return True
 
-    def take(self, owned: OwnedParameter, expert: int | None) -> Tensor:
-        """What is to be drawn into: all of the parameter, or ``[1, ...]`` of it for one expert of a bank."""
+    def buffer(self, owned: OwnedParameter, expert: int | None) -> Tensor:
+        """The tensor to initialise: as the whole parameter, or as ``[1, ...]`` of it for one expert."""
         whole = owned.parameter.detach()
         return whole if expert is None else whole[expert : expert + 1]
 
-    def give(self, owned: OwnedParameter, expert: int | None, drawn: Tensor) -> None:
-        """Puts it into its place, if it is not there yet."""
+    def store(self, owned: OwnedParameter, expert: int | None, values: Tensor) -> None:
+        """Copies the initialised buffer into the parameter, if it is not the parameter's own memory."""
 
 
 deferred: ContextVar[Callable[[nn.Module, Init, int], None] | None] = ContextVar("deferred", default=None)
@@ -56,92 +52,94 @@ deferred: ContextVar[Callable[[nn.Module, Init, int], None] | None] = ContextVar
 
 
 def init_weights(module: nn.Module, init: Init, seed: int) -> None:
-    """Draws every matrix below ``module`` by ``init`` and sets biases to 0; norms stay 1.
+    """Initialises every matrix of a module by ``init`` and sets biases to 0; norms stay 1.
 
-    Routers and expert banks draw their own (``Router.init_weights``): they may know better. Where nothing can be drawn,
-    on the meta device, nothing is.
+    Routers and experts modules initialise their own parameters (``Router.init_weights``, ``ExpertBank.init_weights``).
+    Modules on the meta device are skipped.
 
     Args:
         module: a model.
-        init: how.
-        seed: best drawn (``draw_seed``) before the model is built: building draws too, and not alike in every layout.
+        init: the distribution.
+        seed: take it (``random_seed``) before the model is built: how many random numbers building takes depends on
+            the layout.
     """
-    (deferred.get() or draw)(module, init, seed)
+    (deferred.get() or init_weights_now)(module, init, seed)
 
 
-def draw(module: nn.Module, init: Init, seed: int, hand: ParameterWriter | None = None) -> None:
-    """The same, now, by some hand."""
+def init_weights_now(module: nn.Module, init: Init, seed: int, writer: ParameterWriter | None = None) -> None:
+    """As ``init_weights``, never deferred, through a writer of one's own."""
     with torch.random.fork_rng(devices=[]):
-        _draw(module, init, seed, hand or ParameterWriter(), "")
+        _init_module(module, init, seed, writer or ParameterWriter(), "")
 
 
-def _draw(module: nn.Module, init: Init, seed: int, hand: ParameterWriter, name: str, first: int = 0) -> None:
+def _init_module(
+    module: nn.Module, init: Init, seed: int, writer: ParameterWriter, name: str, first_expert: int = 0
+) -> None:
     if any(parameter.is_meta for parameter in module.parameters()):
         return
     if isinstance(module, ExpertBank):
-        _draw_experts(module, init, seed, hand, name, first)
+        _init_experts(module, init, seed, writer, name, first_expert)
         return
     seed_torch(seed_of(seed, name))
     if isinstance(module, Router):
-        _stand_in(_owned(module, name), hand, lambda: module.init_weights(init))
+        _init_through(writer, _owned(module, name), lambda: module.init_weights(init))
         return
-    _stand_in(_owned(module, name, recurse=False), hand, lambda: _draw_own(module, init))
-    here = module.dispatcher.local_experts if isinstance(module, MoELayer) else None
+    _init_through(writer, _owned(module, name, recurse=False), lambda: _init_own(module, init))
+    held = module.dispatcher.local_experts if isinstance(module, MoELayer) else None
     for child_name, child in module.named_children():
-        start = here.start if here and child_name == "experts" else 0
-        _draw(child, init, seed, hand, _join(name, child_name), start)
+        first = held.start if held and child_name == "experts" else 0
+        _init_module(child, init, seed, writer, _join(name, child_name), first)
 
 
-def _draw_own(module: nn.Module, init: Init) -> None:
-    for own, parameter in module.named_parameters(recurse=False):
+def _init_own(module: nn.Module, init: Init) -> None:
+    for attribute, parameter in module.named_parameters(recurse=False):
         if parameter.ndim >= 2:
             init.draw(parameter, inputs=1 if isinstance(module, nn.Embedding) else None)
-        elif own.startswith("b"):
+        elif attribute.startswith("b"):
             nn.init.zeros_(parameter)
 
 
-def _draw_experts(bank: ExpertBank, init: Init, seed: int, hand: ParameterWriter, name: str, first: int) -> None:
-    """Draws a bank expert by expert, as if it held that one alone; one that is not stacked, as a whole.
+def _init_experts(
+    bank: ExpertBank, init: Init, seed: int, writer: ParameterWriter, name: str, first_expert: int
+) -> None:
+    """Initialises stacked experts one by one, each as if the bank held it alone; other banks as a whole.
 
-    Args:
-        bank: its parameters are written.
-        init, seed, hand, name: as above.
-        first: number of the bank's first expert among all of its layer.
+    ``first_expert`` is the index of the bank's first expert among all experts of its layer.
     """
     owned = _owned(bank, name)
     if any(o.parameter.ndim < 1 or o.parameter.shape[0] != bank.num_experts for o in owned):
         seed_torch(seed_of(seed, name))
-        _stand_in(owned, hand, lambda: bank.init_weights(init))
+        _init_through(writer, owned, lambda: bank.init_weights(init))
         return
     for e in range(bank.num_experts):
-        if any(hand.wants(o, e) for o in owned):
-            seed_torch(seed_of(seed, name, first + e))
-            _stand_in(owned, hand, lambda: bank.init_weights(init), e)
+        if any(writer.needs(o, e) for o in owned):
+            seed_torch(seed_of(seed, name, first_expert + e))
+            _init_through(writer, owned, lambda: bank.init_weights(init), e)
 
 
-def _stand_in(
-    owned: Sequence[OwnedParameter], hand: ParameterWriter, write: Callable[[], None], expert: int | None = None
+def _init_through(
+    writer: ParameterWriter, owned: Sequence[OwnedParameter], init: Callable[[], None], expert: int | None = None
 ) -> None:
-    """Has ``write`` write what the hand takes in the parameters' stead."""
-    taken = [hand.take(o, expert) for o in owned]
+    """Runs ``init`` with the writer's buffers in place of the parameters, then has the writer store them."""
+    buffers = [writer.buffer(o, expert) for o in owned]
     try:
-        for o, tensor in zip(owned, taken, strict=True):
-            setattr(o.module, o.own, nn.Parameter(tensor, requires_grad=False))
-        write()
+        for o, buffer in zip(owned, buffers, strict=True):
+            setattr(o.module, o.attribute, nn.Parameter(buffer, requires_grad=False))
+        init()
     finally:
         for o in owned:
-            setattr(o.module, o.own, o.parameter)
-    for o, tensor in zip(owned, taken, strict=True):
-        hand.give(o, expert, tensor)
+            setattr(o.module, o.attribute, o.parameter)
+    for o, buffer in zip(owned, buffers, strict=True):
+        writer.store(o, expert, buffer)
 
 
 def _owned(module: nn.Module, name: str, recurse: bool = True) -> list[OwnedParameter]:
     return [
-        OwnedParameter(m, own, _join(_join(name, inner), own), p)
-        for inner, m in (module.named_modules() if recurse else [("", module)])
-        for own, p in m.named_parameters(recurse=False)
+        OwnedParameter(owner, attribute, _join(_join(name, inner), attribute), p)
+        for inner, owner in (module.named_modules() if recurse else [("", module)])
+        for attribute, p in owner.named_parameters(recurse=False)
     ]
 
 
-def _join(name: str, own: str) -> str:
-    return f"{name}.{own}" if name and own else name or own
+def _join(name: str, child: str) -> str:
+    return f"{name}.{child}" if name and child else name or child

@@ -1,4 +1,4 @@
-"""Ranks one after the other in one process: torch's fake process group makes every group, and sends nothing."""
+"""Simulated ranks in one process: torch's fake process group creates every group and sends nothing."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ WORLD = 4
 
 @contextmanager
 def as_rank(rank: int) -> Iterator[None]:
-    """This process is one of four."""
+    """In this context, this process is one of four ranks."""
     options = FakeProcessGroup.Options()
     dist.init_process_group("fake", rank=rank, world_size=WORLD, store=FakeStore(), pg_options=options)
     try:
         yield
     finally:
         dist.destroy_process_group()
-        _clear_sharding_prop_cache()  # torch would take the next rank's meshes for this one's: they are equal
+        _clear_sharding_prop_cache()  # it would confuse the next rank's meshes with this one's

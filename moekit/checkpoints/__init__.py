@@ -1,4 +1,4 @@
-"""Checkpoints: directories of safetensors and JSON that are written whole or not at all, and never unpickled.
+"""Checkpoints: directories of safetensors and JSON files, written atomically, verified by checksums, free of pickle.
 
-One format for one process and for many: ``docs/checkpoints.md`` says what lies in a directory.
+The format is the same for one process and for many; ``docs/checkpoints.md`` describes it.
 """

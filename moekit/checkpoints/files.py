@@ -1,6 +1,6 @@
-"""Which checkpoints of a folder stay, and which of them is meant: ``step-00000300/`` by ``last`` and ``best``.
+"""The checkpoints of a run's folder: directories ``step-00000300/``, and the pointers ``last`` and ``best`` to them.
 
-A pointer is a small file that holds a directory's name. A checkpoint is there when ``last`` names it.
+A pointer is a small file that contains a directory's name. A checkpoint counts once ``last`` points to it.
 """
 
 from __future__ import annotations
@@ -19,45 +19,48 @@ LONGEST_POINTER = 255  # bytes: that of a file's name
 
 @dataclass(frozen=True)
 class Retention:
-    """What is to happen when a checkpoint stands.
+    """Which pointers to set to a new checkpoint, and which older checkpoints to remove.
 
     Args:
-        best: it is the best so far.
-        keep: how many of the newest stay, besides the best.
+        best: whether it is the best so far.
+        keep: how many of the newest checkpoints to keep, besides the best.
     """
 
     best: bool = False
     keep: int = 1
 
     def point(self, path: Path) -> None:
-        """Has the pointers name ``path``."""
+        """Sets the pointers to ``path``."""
         write_pointer(path.parent, "last", path.name)
-        if self.best:  # after ``last``: whatever a pointer names must not be newer than what ``last`` names
+        if self.best:  # after ``last``, since ``recover`` removes checkpoints newer than ``last``
             write_pointer(path.parent, "best", path.name)
 
     def prune(self, path: Path) -> None:
-        """Removes all but the newest and the best. Later steps are those of a run that was gone back on."""
+        """Removes all checkpoints but the newest and the best, and those of later steps than ``path``.
+
+        Later steps are left over from before the run was resumed from an older checkpoint.
+        """
         steps = steps_in(path.parent)
         newest = [each for step, each in steps.items() if step <= step_of(path)][-self.keep :]
-        stay = {*newest, path, target_of(path.parent, "best")}
+        kept = {*newest, path, target_of(path.parent, "best")}
         for each in steps.values():
-            if each not in stay:
+            if each not in kept:
                 remove(each)
 
 
 def step_name(step: int) -> str:
-    """The name of the directory of a step."""
+    """The name of a step's directory."""
     return f"step-{step:08d}"
 
 
 def step_of(path: Path) -> int:
-    """The step that a directory's name says; -1 for any other name."""
+    """The step in a directory's name; -1 for any other name."""
     match = STEP.fullmatch(path.name)
     return int(match[1]) if match else -1
 
 
 def steps_in(folder: Path) -> dict[int, Path]:
-    """The checkpoints of a folder by step, in order, whole or not."""
+    """The checkpoints of a folder by step, in ascending order, intact or not."""
     if not folder.is_dir():
         return {}
     found = {step: path for path in folder.iterdir() if (step := step_of(path)) >= 0 and path.is_dir()}
@@ -65,12 +68,12 @@ def steps_in(folder: Path) -> dict[int, Path]:
 
 
 def write_pointer(folder: Path, name: str, target: str) -> None:
-    """Has a pointer name a directory beside it, in one step."""
+    """Sets a pointer to a directory of the same folder, atomically."""
     replace_file(folder / name, lambda path: path.write_text(target + "\n", encoding="utf-8"))
 
 
 def target_of(folder: Path, name: str) -> Path | None:
-    """The directory that a pointer names; None where there is no pointer, or nothing at its end."""
+    """The directory that a pointer points to; None if there is no pointer or no such directory."""
     try:
         text = (folder / name).read_bytes()[: LONGEST_POINTER + 1].decode("utf-8").strip()
     except (OSError, UnicodeDecodeError):
@@ -80,18 +83,18 @@ def target_of(folder: Path, name: str) -> Path | None:
 
 
 def last_of(folder: Path) -> Path | None:
-    """The newest checkpoint of a folder."""
+    """The newest checkpoint of a folder: the target of ``last``."""
     return target_of(folder, "last")
 
 
 def recover(folder: Path, resumed_from: Path | None = None) -> None:
-    """Clears away what a killed process left: directories half written, and those that no pointer came to name.
+    """Removes what a killed process left: temporary files, and checkpoints newer than ``last``.
 
-    Where ``last`` names nothing, no checkpoint is touched: they may be all that there is.
+    Without a valid ``last`` no checkpoint is removed: there may be no other.
 
     Args:
         folder: of checkpoints; it need not exist.
-        going_on_from: is left alone whatever its step.
+        resumed_from: a checkpoint to keep, whatever its step.
     """
     if not folder.is_dir():
         return
@@ -105,16 +108,15 @@ def recover(folder: Path, resumed_from: Path | None = None) -> None:
 
 
 def temporary(path: Path, what: str = "new") -> Path:
-    """A place beside ``path`` that ``recover`` clears."""
+    """A temporary path in the same folder as ``path``, which ``recover`` removes."""
     return path.with_name(f".tmp-{what}-{path.name}")
 
 
 def remove(path: Path, *, strict: bool = True) -> None:
-    """Removes a directory or file, so that a kill half-way leaves nothing that looks like a checkpoint.
+    """Removes a directory or file, if it exists. A kill halfway leaves nothing that looks like a checkpoint.
 
-    Args:
-        path: what; it need not exist.
-        strict: False: without complaint where it cannot be.
+    Raises:
+        OSError: it cannot be removed; ignored unless ``strict``.
     """
     try:
         if path.is_dir() and not path.name.startswith(".tmp-"):
@@ -132,25 +134,29 @@ def remove(path: Path, *, strict: bool = True) -> None:
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Has ``write`` fill a temporary file beside ``path``, then moves it to ``path`` in one step."""
+    """Has ``write`` fill a temporary file, flushes it, and moves it to ``path`` atomically.
+
+    Raises:
+        OSError: the disk is full, or the like; it names ``path``.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.tmp")
+    partial = path.with_name(f".{path.name}.tmp")
     try:
-        write(beside)
-        with beside.open("rb") as file:
+        write(partial)
+        with partial.open("rb") as file:
             os.fsync(file.fileno())
-        os.replace(beside, path)
+        os.replace(partial, path)
     except OSError as error:
         if error.filename or error.errno is None:
             raise
-        raise OSError(error.errno, error.strerror, str(path)) from error  # a write that fails does not say where
+        raise OSError(error.errno, error.strerror, str(path)) from error  # a failed write does not name its file
     finally:
-        beside.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
     sync_directory(path.parent)
 
 
 def sync_directory(path: Path) -> None:
-    """Has the names in a directory on the disk."""
+    """Flushes a directory's entries to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

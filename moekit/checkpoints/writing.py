@@ -1,17 +1,17 @@
-"""Writing a checkpoint: whatever happens on the way, the last good one and its pointer stay as they are.
+"""Writing a checkpoint. Whatever happens meanwhile, the last good checkpoint and its pointer stay as they are.
 
-The stages, in order, each a function of this file that may be killed, or fail, at any point:
+The stages, in order; a kill or a failure is safe at any point:
 
-1. ``begin``: rank 0 clears the temporary directory beside the checkpoint's place; the ranks agree who writes what.
-2. ``hold``: tensors are copied to the host's memory, where the rest is done by a thread while training goes on.
-3. ``write``: each rank writes its file through to the disk, and its sum is taken on the way.
-4. ``settle``: the ranks tell each other their sums, or what went wrong; if anything did, all give up together.
-5. ``seal``: rank 0 writes the plain values and the manifest, and has the directory on the disk.
-6. ``publish``: rank 0 moves the directory to its place, in one step.
-7. ``point``: rank 0 replaces the pointers, each in one step; only now is the checkpoint there.
-8. ``prune``: rank 0 removes checkpoints that are not to be kept.
+1. ``begin``: rank 0 clears the checkpoint's temporary directory; the ranks agree which rank writes which shard.
+2. ``snapshot``: only in the background: copies tensors to host memory, so that training can continue.
+3. ``write``: each rank writes its file, flushes it to the disk, and computes its checksum meanwhile.
+4. ``exchange``: the ranks exchange checksums and errors; if one rank failed, all fail.
+5. ``seal``: rank 0 writes the plain values and the manifest, and flushes the directory.
+6. ``publish``: rank 0 moves the directory to its place, atomically.
+7. ``Retention.point``: rank 0 replaces the pointers, each atomically; only now does the checkpoint count.
+8. ``Retention.prune``: rank 0 removes older checkpoints.
 
-What a kill leaves behind is removed by ``keeping.recover`` when a run goes on.
+What a kill leaves behind is removed by ``files.recover`` when the run is resumed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,77 +30,82 @@ from weakref import WeakKeyDictionary
 import torch
 import torch.distributed as dist
 
-from moekit.checkpoints.background import Background
 from moekit.checkpoints.files import Retention, last_of, remove, sync_directory, temporary
-from moekit.checkpoints.format import Manifest, encode, write_file
-from moekit.checkpoints.safetensors_file import NAMES, Digest, write_tensors
+from moekit.checkpoints.format import Encoded, Manifest
+from moekit.checkpoints.safetensors_file import NAMES, Digest, write_file, write_tensors
 from moekit.compat import timeout_of
 from moekit.errors import CheckpointError, SaveError
 from moekit.shards.shard import Dims, TensorShard, tiling_error
 
-_groups: WeakKeyDictionary[dist.ProcessGroup, dist.ProcessGroup] = WeakKeyDictionary()
+# ---- where the work runs ---------------------------------------------------------------------------------------------
+
+
+class Background:
+    """Runs one job at a time in a thread, for which a process that exits normally waits."""
+
+    def __init__(self) -> None:
+        self._job: Future[None] | None = None
+
+    def start(self, job: Callable[[], None]) -> None:
+        """Waits for the previous job, raises what it raised, and starts this one."""
+        self.wait()
+        executor = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._job = executor.submit(job)
+        executor.shutdown(wait=False)
+
+    def wait(self) -> None:
+        """Returns when no job is running; raises what the job raised."""
+        if self._job is not None:
+            wait_for([self._job])
+            job, self._job = self._job, None
+            job.result()
 
 
 class Ranks:
-    """The processes that take part.
-
-    Args:
-        group: theirs; None for one process alone.
-    """
+    """The ranks of a process group, which save a checkpoint together; without a group, this process alone."""
 
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:
         self.group = group
         self.rank = 0 if group is None else dist.get_rank(group)
         self.world = 1 if group is None else dist.get_world_size(group)
 
-    def gather(self, text: str) -> list[str]:
-        """What each rank says, in their order; every rank calls this, and waits for all."""
+    def all_gather(self, text: str) -> list[str]:
+        """Every rank's text, by rank. Collective."""
         if self.group is None:
             return [text]
-        said = torch.frombuffer(bytearray(b"=" + text.encode()), dtype=torch.uint8)  # never empty
+        own = torch.frombuffer(bytearray(b"=" + text.encode()), dtype=torch.uint8)  # never empty
         sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world)]
-        dist.all_gather(sizes, torch.tensor([len(said)]), group=self.group)
+        dist.all_gather(sizes, torch.tensor([len(own)]), group=self.group)
         longest = max(int(size) for size in sizes)
         padded = torch.zeros(longest, dtype=torch.uint8)
-        padded[: len(said)] = said
-        heard = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.world)]
-        dist.all_gather(heard, padded, group=self.group)
-        return [bytes(h[1 : int(n)].tolist()).decode() for h, n in zip(heard, sizes, strict=True)]
+        padded[: len(own)] = own
+        texts = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.world)]
+        dist.all_gather(texts, padded, group=self.group)
+        return [bytes(each[1 : int(n)].tolist()).decode() for each, n in zip(texts, sizes, strict=True)]
+
+
+_gloo_groups: WeakKeyDictionary[dist.ProcessGroup, dist.ProcessGroup] = WeakKeyDictionary()
 
 
 def all_ranks() -> Ranks:
-    """All ranks of the run. Collective: every rank asks for it; the group is made once per process group,
-    whose patience it has."""
-    everyone = dist.group.WORLD
-    if not dist.is_initialized() or everyone is None:
+    """All ranks of the run. Collective; their gloo group is cached per default process group and has its timeout."""
+    world = dist.group.WORLD
+    if not dist.is_initialized() or world is None:
         return Ranks()
-    if everyone not in _groups:
-        # They wait as long as the run does, and not as long as torch would have them.
-        made = dist.new_group(backend="gloo", timeout=timeout_of(everyone))
-        assert isinstance(made, dist.ProcessGroup)
-        _groups[everyone] = made
-    return Ranks(_groups[everyone])
+    if world not in _gloo_groups:
+        # torch's default timeout may be longer than the run's.
+        group = dist.new_group(backend="gloo", timeout=timeout_of(world))
+        assert isinstance(group, dist.ProcessGroup)
+        _gloo_groups[world] = group
+    return Ranks(_gloo_groups[world])
 
 
-SMALL = 1 << 16  # elements of a piece that is no work to write
+# ---- who writes what -------------------------------------------------------------------------------------------------
+
+SMALL = 1 << 16  # elements up to which a replicated shard is always written by the lowest rank
 
 Table = dict[str, dict[str, Any]]
-"""By tensor: ``dtype``, ``shape``, and ``parts``, each with ``file``, ``offset`` and ``shape``. It goes into JSON."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is to be written.
-
-    Args:
-        table: where each piece of each tensor will lie; the same on every rank.
-        mine: the pieces that this rank writes.
-        file: its file.
-    """
-
-    table: Table
-    mine: Mapping[str, TensorShard]
-    file: str
+"""By tensor: ``dtype``, ``shape``, and ``parts``, each with ``file``, ``offset`` and ``shape``; part of the JSON."""
 
 
 def file_of(rank: int, world: int) -> str:
@@ -106,60 +113,67 @@ def file_of(rank: int, world: int) -> str:
     return f"tensors-{rank + 1:05d}-of-{world:05d}.safetensors"
 
 
-def make_plan(boxes: Mapping[str, TensorShard], pieces: frozenset[str], ranks: Ranks) -> Plan:
-    """Deals out the writing. Collective.
+def make_plan(
+    shards: Mapping[str, TensorShard], sharded: Set[str], ranks: Ranks
+) -> tuple[Table, dict[str, TensorShard]]:
+    """Assigns each shard to a rank that holds it. Collective.
 
-    A tensor that is no piece is the first rank's to write; a piece that several ranks hold is written by the one that
-    has least to write so far, or by the first of them where it is small: whoever reads one number of a file has to read
-    it whole, for its sum, and balancers' biases in every file would have every rank read all of them.
+    Rank 0 writes the tensors that are not sharded. A shard that several ranks hold is written by the one that has least
+    to write so far; a small one by the lowest of them. To read anything from a file, its whole checksum must be
+    verified; if balancers' biases were spread over all files, every rank would have to read all files.
 
     Args:
-        boxes: the tensors of this rank's tree, by name.
-        pieces: which of them are pieces of tensors that the ranks hold together.
-        ranks: all that take part.
+        shards: the tensors of this rank's tree, by name.
+        sharded: names of those that the ranks hold together.
+        ranks: all ranks that save.
+
+    Returns:
+        Where each shard of each tensor will be stored, the same on every rank; and the shards that this rank writes.
 
     Raises:
-        CheckpointError: a type that cannot be written, or pieces that do not tile their tensor.
+        CheckpointError: a dtype is not supported, or the shards do not tile their tensor.
     """
-    told = {
-        name: (str(NAMES.get(box.tensor.dtype, box.tensor.dtype)), box.global_shape, box.offset, box.sizes)
-        for name, box in boxes.items()
-        if name in pieces or ranks.rank == 0
+    own = {
+        name: (str(NAMES.get(shard.tensor.dtype, shard.tensor.dtype)), shard.global_shape, shard.offset, shard.sizes)
+        for name, shard in shards.items()
+        if name in sharded or ranks.rank == 0
     }
-    heard = [json.loads(text) for text in ranks.gather(json.dumps(told))]
+    by_rank = [json.loads(text) for text in ranks.all_gather(json.dumps(own))]
     table: Table = {}
-    load = [0] * ranks.world
-    mine = {}
-    for name in dict.fromkeys(name for each in heard for name in each):
-        dtype, shape = _agreed(name, [each[name] for each in heard if name in each])
+    elements_to_write = [0] * ranks.world
+    to_write = {}
+    for name in dict.fromkeys(name for entries in by_rank for name in entries):
+        dtype, shape = _agreed(name, [entries[name] for entries in by_rank if name in entries])
         holders: dict[tuple[Dims, Dims], list[int]] = {}
-        for rank, each in enumerate(heard):
-            if name in each and math.prod(sizes := tuple(each[name][3])):
-                holders.setdefault((tuple(each[name][2]), sizes), []).append(rank)
-        if wrong := tiling_error(shape, list(holders)):
-            raise CheckpointError(f"cannot save {name} {list(shape)}: {wrong}")
+        for rank, entries in enumerate(by_rank):
+            if name in entries and math.prod(sizes := tuple(entries[name][3])):
+                holders.setdefault((tuple(entries[name][2]), sizes), []).append(rank)
+        if error := tiling_error(shape, list(holders)):
+            raise CheckpointError(f"cannot save {name} {list(shape)}: {error}")
         parts = []
         for (offset, sizes), held_by in holders.items():
-            small = math.prod(sizes) <= SMALL
-            writer = held_by[0] if small else min(held_by, key=lambda rank: (load[rank], rank))
-            load[writer] += math.prod(sizes)
+            is_small = math.prod(sizes) <= SMALL
+            writer = held_by[0] if is_small else min(held_by, key=lambda rank: (elements_to_write[rank], rank))
+            elements_to_write[writer] += math.prod(sizes)
             parts.append({"file": file_of(writer, ranks.world), "offset": list(offset), "shape": list(sizes)})
             if writer == ranks.rank:
-                mine[name] = boxes[name]
+                to_write[name] = shards[name]
         table[name] = {"dtype": dtype, "shape": list(shape), "parts": parts}
-    return Plan(table, mine, file_of(ranks.rank, ranks.world))
+    return table, to_write
 
 
-def _agreed(name: str, told: list[Any]) -> tuple[str, Dims]:
-    """The type and the whole shape, on which all ranks must agree."""
-    kinds = {(dtype, tuple(shape)) for dtype, shape, *_ in told}
+def _agreed(name: str, entries: list[Any]) -> tuple[str, Dims]:
+    """The dtype and global shape of a tensor, which must be the same on all ranks."""
+    kinds = {(dtype, tuple(shape)) for dtype, shape, *_ in entries}
     if len(kinds) != 1:
-        raise CheckpointError(f"cannot save {name}: ranks hold pieces of different tensors: {sorted(kinds)}")
+        raise CheckpointError(f"cannot save {name}: its dtype or shape differs between ranks: {sorted(kinds)}")
     ((dtype, shape),) = kinds
     if dtype not in NAMES.values():
-        raise CheckpointError(f"cannot save {name}: the file format has no name for tensors of {dtype}")
+        raise CheckpointError(f"cannot save {name}: safetensors does not support {dtype}")
     return dtype, shape
 
+
+# ---- the stages ------------------------------------------------------------------------------------------------------
 
 STATE = "state.json"
 Result = TypeVar("Result")
@@ -167,27 +181,26 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Save:
-    """A checkpoint on its way.
+    """A checkpoint that is being saved.
 
     Args:
-        path: its place.
-        step: optimizer steps behind it; None where it is of no training run.
-        plain: its plain values, for JSON.
-        plan: who writes what.
-        ranks: who takes part.
-        keeping: what is to happen to pointers and older checkpoints; None for nothing.
+        path, step, retention: of ``save_tree``.
+        plain: plain values, for JSON.
+        table, to_write: of ``make_plan``.
+        ranks: the ranks that save.
     """
 
     path: Path
     step: int | None
     plain: Any
-    plan: Plan
+    table: Table
+    to_write: Mapping[str, TensorShard]
     ranks: Ranks
-    keeping: Retention | None
+    retention: Retention | None
 
     @property
-    def beside(self) -> Path:
-        """The directory that is filled before it is moved into place."""
+    def temporary(self) -> Path:
+        """The directory that is filled before it is moved to its place."""
         return temporary(self.path)
 
 
@@ -196,163 +209,159 @@ def save_tree(
     path: Path,
     *,
     step: int | None = None,
-    keeping: Retention | None = None,
-    behind: Background | None = None,
+    retention: Retention | None = None,
+    background: Background | None = None,
 ) -> None:
-    """Saves a tree of plain values and tensors in a directory of its own.
+    """Saves a tree of plain values and tensors as a directory.
 
-    A tree that holds pieces (``Box``, ``DTensor``) is saved by all ranks at once, each calling this with a tree of the
-    same form; its other values are those of rank 0. A tree without pieces is saved by the process that calls.
+    A tree with shards (``TensorShard``, ``DTensor``) is saved by all ranks together: each calls this with a tree of the
+    same form, and plain values are rank 0's. A tree without shards is saved by the calling process alone.
 
-    Saving again over a directory that is there takes two moves, and a kill between them leaves none: give every
-    checkpoint a name of its own.
+    Give every checkpoint a path of its own: to replace an existing directory takes two moves, and a kill between them
+    leaves no checkpoint.
 
     Args:
         tree: nested dicts, lists and tuples.
-        path: the directory to be; it appears when it is whole.
-        step: optimizer steps behind it.
-        keeping: which pointers are to name it, and how many others stay.
-        behind: writes while training goes on; returns as soon as everything is copied. None: returns when all is done.
+        path: the directory; it appears when it is complete.
+        step: number of optimizer steps done; None if it is not of a training run.
+        retention: which pointers to set and which older checkpoints to remove; None: neither.
+        background: writes while training continues; the call returns once the tensors are copied. None: returns when
+            the checkpoint is saved.
 
     Raises:
-        SaveError: it could not be written; on every rank the same. With ``behind``: an earlier one could not.
-        CheckpointError: something in the tree that cannot be saved.
+        SaveError: it could not be written; the same on every rank. With ``background``: the previous one.
+        CheckpointError: the tree contains something that cannot be saved.
     """
-    if behind is not None:
-        behind.wait()
-    save = begin(tree, path, step, keeping)
-    if behind is None:
+    if background is not None:
+        background.wait()
+    save = begin(tree, path, step, retention)
+    if background is None:
         finish(save)
     else:
-        held = hold(save)
-        behind.start(lambda: finish(held))
+        copied = snapshot(save)
+        background.start(lambda: finish(copied))
 
 
-def begin(tree: Any, path: Path, step: int | None, keeping: Retention | None) -> Save:
+def begin(tree: Any, path: Path, step: int | None, retention: Retention | None) -> Save:
     """Stage 1."""
-    encoded = encode(tree)
-    ranks = all_ranks() if encoded.pieces else Ranks()
+    encoded = Encoded(tree)
+    ranks = all_ranks() if encoded.sharded else Ranks()
     if ranks.rank == 0:
         remove(temporary(path))
-    return Save(path, step, encoded.plain, make_plan(encoded.boxes, encoded.pieces, ranks), ranks, keeping)
+    return Save(path, step, encoded.plain, *make_plan(encoded.shards, encoded.sharded, ranks), ranks, retention)
 
 
-def hold(save: Save) -> Save:
-    """Stage 2. Copies to pinned memory where the tensors lie on a GPU, all at once."""
-    boxes = save.plan.mine
-    on_gpu = any(box.tensor.is_cuda for box in boxes.values())
-    held = {name: _held(box) for name, box in boxes.items()}
-    if on_gpu:
+def snapshot(save: Save) -> Save:
+    """Stage 2: all tensors at once, from a GPU to pinned memory."""
+    copies = {}
+    for name, shard in save.to_write.items():
+        copy = torch.empty(shard.sizes, dtype=shard.tensor.dtype, pin_memory=shard.tensor.is_cuda)
+        copies[name] = replace(shard, tensor=copy.copy_(shard.tensor, non_blocking=True))
+    if any(shard.tensor.is_cuda for shard in save.to_write.values()):
         torch.cuda.current_stream().synchronize()
-    return replace(save, plan=replace(save.plan, mine=held))
-
-
-def _held(box: TensorShard) -> TensorShard:
-    copy = torch.empty(box.sizes, dtype=box.tensor.dtype, pin_memory=box.tensor.is_cuda)
-    return replace(box, tensor=copy.copy_(box.tensor, non_blocking=True))
+    return replace(save, to_write=copies)
 
 
 def finish(save: Save) -> None:
-    """Stages 3 to 8. Every rank learns how it ended."""
+    """Stages 3 to 8. Succeeds, or fails, on every rank.
+
+    Raises:
+        SaveError: a rank failed.
+    """
     try:
-        files, wrong = _attempt(lambda: write(save))
-        all_files = settle(save, files or {}, wrong)
+        own, error = _attempt(lambda: write(save))
+        digests = exchange(save, own or {}, error)
         if save.ranks.rank == 0:
-            _, wrong = _attempt(lambda: _finish_alone(save, all_files))
-        _give_up(save, save.ranks.gather(_words(wrong)), wrong)
+            _, error = _attempt(lambda: _finish_on_rank_zero(save, digests))
+        _raise_together(save, save.ranks.all_gather(_message(error)), error)
     except BaseException:
         if save.ranks.rank == 0:
-            remove(save.beside, strict=False)
+            remove(save.temporary, strict=False)
         raise
-    if save.keeping is not None and save.ranks.rank == 0:
-        prune(save, save.keeping)
+    if save.retention is not None and save.ranks.rank == 0:
+        save.retention.prune(save.path)
 
 
-def _finish_alone(save: Save, files: dict[str, Digest]) -> None:
-    seal(save, files)
+def _finish_on_rank_zero(save: Save, digests: dict[str, Digest]) -> None:
+    seal(save, digests)
     publish(save)
-    if save.keeping is not None:
+    if save.retention is not None:
         try:
-            point(save, save.keeping)
+            save.retention.point(save.path)
         except OSError:
             if last_of(save.path.parent) != save.path:
-                remove(save.path, strict=False)  # a directory that no pointer names would only take up room
+                remove(save.path, strict=False)  # without a pointer it would only take up space
             raise
 
 
 def _attempt(work: Callable[[], Result]) -> tuple[Result | None, Exception | None]:
-    """What it returns, or why it failed, whatever that is: the other ranks wait to hear of it."""
+    """The result, or any error: it must reach the other ranks, which wait for this one."""
     try:
         return work(), None
     except Exception as error:
         return None, error
 
 
-def _words(error: Exception | None) -> str:
+def _message(error: Exception | None) -> str:
     if isinstance(error, OSError):
         return error.strerror or str(error)
     return "" if error is None else f"{type(error).__name__}: {error}"
 
 
-def _give_up(save: Save, said: list[str], cause: Exception | None) -> None:
-    """Raises on every rank, if one of them says what is wrong."""
-    for rank, wrong in enumerate(said):
-        if wrong:
-            who = f" (on rank {rank})" if save.ranks.world > 1 else ""
+def _raise_together(save: Save, messages: list[str], cause: Exception | None) -> None:
+    """Raises on every rank if one of them has an error message."""
+    for rank, message in enumerate(messages):
+        if message:
+            where = f" (on rank {rank})" if save.ranks.world > 1 else ""
             last = last_of(save.path.parent)
-            stands = "" if last is None else f"\n  the last good one is untouched: {last}"
-            raise SaveError(f"could not save the checkpoint {save.path}: {wrong}{who}{stands}") from cause
+            untouched = "" if last is None else f"\n  the last good one is untouched: {last}"
+            raise SaveError(f"could not save the checkpoint {save.path}: {message}{where}{untouched}") from cause
 
 
 def write(save: Save) -> dict[str, Digest]:
-    """Stage 3: this rank's file, if anything is its to write."""
-    save.beside.mkdir(parents=True, exist_ok=True)
-    if not save.plan.mine:
+    """Stage 3: the digest of this rank's file; none if it has nothing to write."""
+    save.temporary.mkdir(parents=True, exist_ok=True)
+    if not save.to_write:
         return {}
-    tensors = {name: box.tensor for name, box in save.plan.mine.items()}
-    return {save.plan.file: write_tensors(save.beside / save.plan.file, tensors, {"format": "pt"})}
+    file = file_of(save.ranks.rank, save.ranks.world)
+    tensors = {name: shard.tensor for name, shard in save.to_write.items()}
+    return {file: write_tensors(save.temporary / file, tensors, {"format": "pt"})}
 
 
-def settle(save: Save, mine: dict[str, Digest], wrong: Exception | None) -> dict[str, Digest]:
+def exchange(save: Save, own: dict[str, Digest], error: Exception | None) -> dict[str, Digest]:
     """Stage 4: the digests of all ranks' files.
 
     Raises:
-        SaveError: a rank says what went wrong.
+        SaveError: a rank could not write its file.
     """
-    told = {"files": {name: [d.sha256, d.size] for name, d in mine.items()}, "wrong": _words(wrong)}
-    heard = [json.loads(text) for text in save.ranks.gather(json.dumps(told))]
-    _give_up(save, [each["wrong"] for each in heard], wrong)
-    return {name: Digest(*digest) for each in heard for name, digest in each["files"].items()}
+    result = {"files": {name: [d.sha256, d.size] for name, d in own.items()}, "error": _message(error)}
+    results = [json.loads(text) for text in save.ranks.all_gather(json.dumps(result))]
+    _raise_together(save, [each["error"] for each in results], error)
+    return {name: Digest(*digest) for each in results for name, digest in each["files"].items()}
 
 
-def seal(save: Save, files: dict[str, Digest]) -> None:
-    """Stage 5."""
-    state = json.dumps({"plain": save.plain, "tensors": save.plan.table}, allow_nan=False).encode()
-    manifest = Manifest(save.step, {**files, STATE: write_file(save.beside / STATE, state)})
+def seal(save: Save, digests: dict[str, Digest]) -> None:
+    """Stage 5.
+
+    Raises:
+        OSError: the disk is full, or a rank's file is not on this file system.
+    """
+    state = json.dumps({"plain": save.plain, "tensors": save.table}, allow_nan=False).encode()
+    manifest = Manifest(save.step, {**digests, STATE: write_file(save.temporary / STATE, [state])})
     try:
-        manifest.check_sizes(save.beside)
+        manifest.check_sizes(save.temporary)
     except CheckpointError as error:
         raise OSError(f"{error}\n  all ranks must write to one file system") from error
-    manifest.write(save.beside)
-    sync_directory(save.beside)
+    manifest.write(save.temporary)
+    sync_directory(save.temporary)
 
 
 def publish(save: Save) -> None:
     """Stage 6."""
-    old = temporary(save.path, "old")
-    remove(old)
+    replaced = temporary(save.path, "old")
+    remove(replaced)
     if save.path.exists():
-        os.rename(save.path, old)
-    os.rename(save.beside, save.path)
+        os.rename(save.path, replaced)
+    os.rename(save.temporary, save.path)
     sync_directory(save.path.parent)
-    remove(old)
-
-
-def point(save: Save, keeping: Retention) -> None:
-    """Stage 7."""
-    keeping.point(save.path)
-
-
-def prune(save: Save, keeping: Retention) -> None:
-    """Stage 8."""
-    keeping.prune(save.path)
+    remove(replaced)

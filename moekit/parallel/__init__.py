@@ -1,1 +1,1 @@
-"""Training that is spread over several processes."""
+"""Distributed training: launch, device meshes, sharding, expert-parallel traffic."""

@@ -1,8 +1,9 @@
-"""A model that is laid out before its weights are drawn: no process ever holds one whole.
+"""Deferred initialisation: shard a model on the meta device, then initialise the local shards alone.
 
-Built as usual, a model in shards would first lie whole in the memory of every process. Here its matrices are built
-without memory, cut up, given the memory of a rank's own pieces, and then drawn one module at a time, of a bank one
-expert at a time, each rank keeping what is its own. The weights are those of ``moekit.weights``, to the last bit.
+Built as usual, a model would be whole in the memory of every rank before it is sharded. Here its matrices are built on
+the meta device and sharded there; then each rank allocates its shards. Each rank initialises one module after another,
+stacked weights one expert after another, in a buffer of which it keeps its shard. The weights equal those of
+``moekit.weights`` on an unsharded model, to the last bit.
 """
 
 from __future__ import annotations
@@ -20,133 +21,130 @@ from moekit.compat import replace_tensors
 from moekit.contracts import Init
 from moekit.contracts.layer import ModuleExperts
 from moekit.errors import MoekitError
-from moekit.shards.shard import TensorShard, intersection, local_shard, slices_of
-from moekit.weights import OwnedParameter, ParameterWriter, deferred, draw
+from moekit.shards.shard import intersection, local_shard, slices_of
+from moekit.weights import OwnedParameter, ParameterWriter, deferred, init_weights_now
 
 
 class DeferredInit:
-    """What is still to be drawn."""
+    """The calls of ``init_weights`` that are still to be run."""
 
     def __init__(self) -> None:
-        self._asked: list[tuple[nn.Module, Init, int, ShardWriter]] = []
+        self._calls: list[tuple[nn.Module, Init, int, ShardWriter]] = []
 
-    def note(self, module: nn.Module, init: Init, seed: int) -> None:
-        """Remembers what ``init_weights`` was asked for, the dtype, and vectors' values: a module may keep them."""
+    def record(self, module: nn.Module, init: Init, seed: int) -> None:
+        """Records a call, torch's default dtype, and the values of vectors, which ``init_weights`` may leave as is."""
         parameters = module.named_parameters(remove_duplicate=False)
-        small = {name: p.detach().clone() for name, p in parameters if not p.is_meta}
-        self._asked.append((module, init, seed, ShardWriter(small, torch.get_default_dtype())))
+        vectors = {name: p.detach().clone() for name, p in parameters if not p.is_meta}
+        self._calls.append((module, init, seed, ShardWriter(vectors, torch.get_default_dtype())))
 
     def covers(self, model: nn.Module) -> bool:
-        """Whether all that has no memory is going to be drawn.
+        """Whether the recorded calls initialise every meta parameter.
 
-        A model may draw its weights in its own way, and modules that were made into a bank keep those they came with.
+        They do not where a model initialises weights without ``init_weights``, or keeps the weights of modules that
+        it was given as experts.
         """
         if any(isinstance(module, ModuleExperts) for module in model.modules()):
             return False
-        drawn = {p for module, *_ in self._asked for p in module.parameters()}
-        return all(p in drawn for p in model.parameters() if p.is_meta)
+        covered = {p for module, *_ in self._calls for p in module.parameters()}
+        return all(p in covered for p in model.parameters() if p.is_meta)
 
-    def draw(self, model: nn.Module, device_type: str) -> None:
-        """Gives what has no memory some, and draws; in the dtype that was torch's default when it was put off.
+    def materialize(self, model: nn.Module, device_type: str) -> None:
+        """Allocates meta parameters and runs the recorded calls, in the default dtype at the time of each call.
 
         Args:
-            model: cut up, and converted to its dtype.
+            model: sharded, and converted to its dtype.
             device_type: ``cpu`` or ``cuda``.
 
         Raises:
-            MoekitError: a router or a bank leaves a matrix as it was built.
+            MoekitError: a router or an experts module does not initialise one of its matrices.
         """
         allocate(model, torch.device(device_type))
-        for module, init, seed, hand in self._asked:
-            draw(module, init, seed, hand)
-        self._asked.clear()
+        for module, init, seed, writer in self._calls:
+            init_weights_now(module, init, seed, writer)
+        self._calls.clear()
 
 
 @contextmanager
 def defer_init() -> Iterator[DeferredInit]:
-    """Matrices of modules that are built meanwhile have no memory, and ``init_weights`` is put off."""
-    waiting = DeferredInit()
-    without = WeakTensorKeyDictionary()
+    """In this context, matrices of new modules are on the meta device, and calls of ``init_weights`` are recorded."""
+    deferred_init = DeferredInit()
+    meta_of = WeakTensorKeyDictionary()
 
-    def empty(module: nn.Module, name: str, parameter: nn.Parameter) -> nn.Parameter | None:
+    def to_meta(module: nn.Module, name: str, parameter: nn.Parameter) -> nn.Parameter | None:
         if nn.parameter.is_lazy(parameter) or parameter.ndim < 2 or parameter.is_meta:
             return None
-        if parameter not in without:  # two modules may share one
-            without[parameter] = nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
-        made: nn.Parameter = without[parameter]
-        return made
+        if parameter not in meta_of:  # a tied parameter is registered more than once
+            meta_of[parameter] = nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
+        replacement: nn.Parameter = meta_of[parameter]
+        return replacement
 
-    hook = register_module_parameter_registration_hook(empty)  # type: ignore[arg-type] # its type says None alone
-    token = deferred.set(waiting.note)
+    hook = register_module_parameter_registration_hook(to_meta)  # type: ignore[arg-type] # its type says None alone
+    token = deferred.set(deferred_init.record)
     try:
-        yield waiting
+        yield deferred_init
     finally:
         deferred.reset(token)
         hook.remove()
 
 
 def allocate(model: nn.Module, device: torch.device) -> None:
-    """Gives memory, of whatever content, to parameters without; the others, and buffers, stay as they are."""
-    made: dict[nn.Parameter, nn.Parameter] = {}
+    """Allocates meta parameters, with undefined values; other parameters, and buffers, stay as they are."""
+    allocated: dict[nn.Parameter, nn.Parameter] = {}
     for module in model.modules():
-        for own, p in module.named_parameters(recurse=False):
+        for attribute, p in module.named_parameters(recurse=False):
             if p.is_meta and not isinstance(p, DTensor):
-                made.setdefault(p, nn.Parameter(torch.empty_like(p, device=device), p.requires_grad))
-                setattr(module, own, made[p])
-    # FSDP2 hears of it in this way alone; a DTensor stays the object that it is, so that what is tied stays tied.
+                allocated.setdefault(p, nn.Parameter(torch.empty_like(p, device=device), p.requires_grad))
+                setattr(module, attribute, allocated[p])
+    # FSDP2 notices no other way to replace a DTensor. It stays the same object, so tied parameters stay tied.
     replace_tensors(model, lambda t: torch.empty_like(t, device=device) if t.is_meta else t)
 
 
 class ShardWriter(ParameterWriter):
-    """Draws aside, and keeps what is this rank's own.
+    """Initialises a buffer of the global parameter's shape and keeps this rank's shard of it.
 
     Args:
-        small: values, by name, of the parameters that had memory when drawing was put off.
-        dtype: to draw in.
+        vectors: values, by name, of the parameters that were not on the meta device when the call was recorded.
+        dtype: of the buffers of matrices.
     """
 
-    def __init__(self, small: dict[str, Tensor], dtype: torch.dtype) -> None:
-        self._small = small
+    def __init__(self, vectors: dict[str, Tensor], dtype: torch.dtype) -> None:
+        self._vectors = vectors
         self._dtype = dtype
 
-    def wants(self, owned: OwnedParameter, expert: int) -> bool:
-        """Whether a row of the bank, or part of one, lies here."""
-        return _common(owned, expert) is not None
+    def needs(self, owned: OwnedParameter, expert: int) -> bool:
+        """Whether this rank holds any value of the expert."""
+        return _held_region(owned, expert) is not None
 
-    def take(self, owned: OwnedParameter, expert: int | None) -> Tensor:
-        """Memory of its own; a vector with its values, a matrix with none."""
-        if owned.name in self._small:
-            whole = self._small[owned.name].clone()
+    def buffer(self, owned: OwnedParameter, expert: int | None) -> Tensor:
+        """New memory: a vector with its recorded values, a matrix of NaN."""
+        if owned.name in self._vectors:
+            whole = self._vectors[owned.name].clone()
             return whole if expert is None else whole[expert : expert + 1]
         rows = owned.parameter.shape[:1] if expert is None else (1,)
         return torch.full((*rows, *owned.parameter.shape[1:]), torch.nan, dtype=self._dtype)
 
-    def give(self, owned: OwnedParameter, expert: int | None, drawn: Tensor) -> None:
-        """Copies the piece.
+    def store(self, owned: OwnedParameter, expert: int | None, values: Tensor) -> None:
+        """Copies this rank's region of the buffer into its shard.
 
         Raises:
-            MoekitError: nothing was drawn into a matrix.
+            MoekitError: the buffer was not initialised.
         """
-        if drawn.isnan().any():
+        if values.isnan().any():
             raise MoekitError(
-                f"{owned.name}: {type(owned.module).__name__} is built with a matrix that init_weights does not write; "
-                "in shards no rank has what it was built with: draw or set every matrix in init_weights"
+                f"{owned.name}: {type(owned.module).__name__}.init_weights does not initialise this matrix; a sharded "
+                "model loses the values that a matrix is built with: set every matrix in init_weights"
             )
-        if common := _common(owned, expert):
-            box, (start, sizes) = _box(owned), common
+        if region := _held_region(owned, expert):
+            shard, (start, sizes) = local_shard(owned.name, owned.parameter.detach()), region
             with torch.no_grad():
-                piece = drawn[slices_of(start, sizes, (expert or 0, *(0,) * (drawn.ndim - 1)))]
-                box.tensor[slices_of(start, sizes, box.offset)].copy_(piece)
+                held = values[slices_of(start, sizes, (expert or 0, *(0,) * (values.ndim - 1)))]
+                shard.tensor[slices_of(start, sizes, shard.offset)].copy_(held)
 
 
-def _box(owned: OwnedParameter) -> TensorShard:
-    return local_shard(owned.name, owned.parameter.detach())
-
-
-def _common(owned: OwnedParameter, expert: int | None) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    """Offset and sizes of what is drawn and lies here; None for nothing."""
-    box = _box(owned)
+def _held_region(owned: OwnedParameter, expert: int | None) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """The region (offset, sizes) of a parameter, or of one expert's row, that this rank holds; None if empty."""
+    shard = local_shard(owned.name, owned.parameter.detach())
     if expert is None:
-        return (box.offset, box.sizes) if box.tensor.numel() else None
-    rest = box.global_shape[1:]
-    return intersection(box.offset, box.sizes, (expert, *(0,) * len(rest)), (1, *rest))
+        return (shard.offset, shard.sizes) if shard.tensor.numel() else None
+    rest = shard.global_shape[1:]
+    return intersection(shard.offset, shard.sizes, (expert, *(0,) * len(rest)), (1, *rest))

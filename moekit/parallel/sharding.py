@@ -1,8 +1,8 @@
-"""A model in shards: each rank keeps some of the experts, and a piece of everything else.
+"""Shards a model with FSDP2 (``torch.distributed.fsdp.fully_shard``), next to expert parallelism.
 
-The routed experts of a layer are spread over an expert group (``expert_parallel`` built only a rank's own), and those
-of a rank are cut again over the ranks that have the same. Whatever else there is, is cut over all ranks. Cutting,
-gathering before use and adding gradients up afterwards is FSDP2's work (``torch.distributed.fsdp.fully_shard``).
+``expert_parallel`` distributes the routed experts of a layer over an expert group: each rank builds only its own. Those
+are sharded again over the replicas, the ranks that hold the same experts. Every other parameter is sharded over all
+ranks. FSDP2 all-gathers parameters before use and reduce-scatters gradients.
 """
 
 from __future__ import annotations
@@ -20,67 +20,64 @@ from moekit.shards.shard import expert_parallel_layers
 
 
 def shard(model: Model, ep: int, device_type: str, policy: MixedPrecisionPolicy | None = None) -> None:
-    """Cuts a model's parameters up, in place; on every rank.
+    """Shards a model's parameters in place, on every rank.
 
-    A mixture layer is a unit of its own, whose parameters are the bank's, gathered over the ranks that hold the same
-    experts before the layer runs: dispatchers may then use the bank's weights without calling it. Its router and its
-    shared experts are units beside it, gathered over all ranks, as is every module of ``model.stack()``, and the rest.
-    Experts that no other rank holds are left as they are.
+    FSDP units, each all-gathered at once:
 
-    From then on ``backward`` adds gradients up over the ranks that share a parameter: sums, not means.
+    * the experts of each expert-parallel layer, over its replicas, before the layer runs, so that dispatchers can use
+      the weights without calling the experts module. Experts without replicas are not sharded.
+    * the router and the shared experts of such a layer, over all ranks;
+    * each module of ``model.stack()``, and what remains of the model, over all ranks.
+
+    From then on ``backward`` sums gradients over the ranks that share a parameter; it does not average them.
 
     Args:
-        model: built alike on every rank, but for the experts.
-        ep: ranks that share the experts of a layer.
+        model: the same on every rank, except for the routed experts.
+        ep: size of an expert group.
         device_type: ``cpu`` or ``cuda``.
-        policy: in which dtypes parameters are gathered and gradients added up; their own when left out.
+        policy: dtypes of all-gathers and of gradient reduction; default: the parameters' own.
     """
     policy = policy or MixedPrecisionPolicy()
     world = world_mesh(device_type)
-    alone: set[nn.Parameter] = set()
+    without_replicas: set[nn.Parameter] = set()
     for layer in expert_parallel_layers(model):
-        mesh = expert_mesh(ep, device_type)[REPLICA]
-        if mesh.size() == 1:
-            alone.update(layer.experts.parameters())
+        replicas = expert_mesh(ep, device_type)[REPLICA]
+        if replicas.size() == 1:
+            without_replicas.update(layer.experts.parameters())
             continue
-        beside: list[nn.Module] = [layer.router] if layer.shared is None else [layer.router, layer.shared]
-        for part in beside:
-            if any(True for _ in part.parameters()):
-                _cut(part, world, policy)
-        _cut(layer, mesh, policy)
+        for part in (layer.router, layer.shared):
+            if part is not None and any(True for _ in part.parameters()):
+                _fully_shard(part, world, policy)
+        _fully_shard(layer, replicas, policy)
     for unit in (*model.stack(), model):
-        _cut(unit, world, policy, alone)
+        _fully_shard(unit, world, policy, without_replicas)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
 
 
-def _cut(
-    module: nn.Module, mesh: DeviceMesh, policy: MixedPrecisionPolicy, but: set[nn.Parameter] | None = None
+def _fully_shard(
+    module: nn.Module, mesh: DeviceMesh, policy: MixedPrecisionPolicy, ignored: set[nn.Parameter] | None = None
 ) -> None:
-    """Cuts up what no part of a module has been cut for, evenly where that is possible (``cut_of``)."""
+    """Shards the parameters of a module that belong to no unit yet, along ``shard_dim``."""
 
-    def along(parameter: nn.Parameter) -> Shard:
+    def placement(parameter: nn.Parameter) -> Shard:
         return Shard(shard_dim(parameter.shape, mesh.size()))
 
-    fully_shard(module, mesh=mesh, mp_policy=policy, ignored_params=but, shard_placement_fn=along)
+    fully_shard(module, mesh=mesh, mp_policy=policy, ignored_params=ignored, shard_placement_fn=placement)
 
 
-ENOUGH = 8
-"""Rows of the first dimension for each rank, from which it does not matter that they do not come out even."""
+ROWS_PER_RANK = 8
+"""From this many rows of the first dimension per rank on, shards of unequal size do not matter."""
 
 
 def shard_dim(shape: Sequence[int], ranks: int) -> int:
-    """The dimension that a weight is cut along.
+    """The dimension along which to shard a weight: the first one if it is long, else the first that divides evenly.
 
-    The first one, whose whole rows are dealt out, unless that would leave ranks without: a bank's rows are experts, and
-    a dense layer is a bank of one. Then the first dimension that divides evenly, if there is one.
-
-    Args:
-        shape: of what is cut.
-        ranks: over how many.
+    FSDP2's default, always the first, would leave ranks without a shard: the first dimension of stacked weights is
+    experts, and a dense layer is stacked weights of one expert.
     """
-    if not shape or shape[0] >= ENOUGH * ranks:
+    if not shape or shape[0] >= ROWS_PER_RANK * ranks:
         return 0
     return next((d for d, n in enumerate(shape) if n % ranks == 0), 0)

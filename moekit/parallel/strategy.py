@@ -1,4 +1,4 @@
-"""The Lightning strategy of a model in shards: a process group, FSDP2, and every rank with batches of its own."""
+"""The Lightning strategy for sharded models: process group, FSDP2, different batches on each rank."""
 
 from __future__ import annotations
 
@@ -33,24 +33,24 @@ HALF = (torch.bfloat16, torch.float16)
 
 @runtime_checkable
 class ReadsShards(Protocol):
-    """A checkpoint plugin that reads any shard of a tensor, such as ``moekit.training.AtomicCheckpointIO``."""
+    """A Lightning checkpoint plugin that can read slices of tensors, as ``moekit.training.AtomicCheckpointIO``."""
 
     def load_handles(self, path: str | os.PathLike[str], names: Collection[str]) -> dict[str, Any]:
-        """The tree of a checkpoint; below the keys ``names`` each tensor is a handle with ``read(offset, shape)``."""
+        """A checkpoint's tree; below the keys ``names`` each tensor is a handle with ``read(offset, sizes)``."""
 
 
 class ShardedStrategy(ModelParallelStrategy):
-    """Trains a model whose parameters, gradients and optimizer state are in shards. Gradients come out as sums.
+    """Trains a model with sharded parameters, gradients and optimizer state. Gradients are summed over ranks.
 
-    ``LitMoE.configure_model`` builds the model as ``laid_out`` says and hands it to ``shard``. The process group is
-    gloo's on a CPU and NCCL's on CUDA.
+    ``LitMoE.configure_model`` builds the model (``with_expert_parallel``) and passes it to ``shard``. The process group
+    uses gloo on CPUs and NCCL on CUDA.
 
-    Precision is the Trainer's. Under ``*-mixed`` weights are gathered in fp32 and autocast makes of them what it makes
-    of them in one process, so that routers keep theirs. Under ``*-true`` with half precision weights are gathered as
-    they are, and gradients are added up over ranks in fp32.
+    The Trainer sets the precision. Under ``*-mixed`` weights are all-gathered in fp32 and autocast works as in one
+    process, so routers stay in fp32. Under ``bf16-true`` and ``16-true`` weights are all-gathered in half precision,
+    and gradients are reduced in fp32.
 
     Args:
-        layout: how many ranks share the experts, and how long one waits for the others.
+        layout: size of an expert group, and the timeout of collectives.
     """
 
     def __init__(self, layout: Sharded) -> None:
@@ -58,78 +58,82 @@ class ShardedStrategy(ModelParallelStrategy):
         self.layout = layout
 
     def setup_environment(self) -> None:
-        """Makes the process group, and the mesh of all ranks."""
+        """Creates the process group and the mesh of all ranks."""
         init_process_group(self)
         self._device_mesh = world_mesh(self.root_device.type)
 
     @property
     def distributed_sampler_kwargs(self) -> dict[str, Any]:
-        """Every rank sees data of its own."""
+        """Every rank gets different samples."""
         return {"num_replicas": self.world_size, "rank": self.global_rank}
 
-    def shard(self, model: Model, waiting: DeferredInit | None = None) -> None:
-        """Converts a model that was built as ``laid_out`` says to the Trainer's precision, and cuts it up.
+    def shard(self, model: Model, deferred_init: DeferredInit | None = None) -> None:
+        """Converts a model to the Trainer's precision, shards it, and runs its deferred initialisation.
 
         Args:
-            model: on the CPU.
-            waiting: draws what of it has no memory yet.
+            model: built from ``with_expert_parallel``'s recipe, on the CPU or the meta device.
+            deferred_init: initialises the parameters on the meta device.
         """
         self.precision_plugin.convert_module(model)
         half = any(p.dtype in HALF for p in model.parameters())
         policy = MixedPrecisionPolicy(reduce_dtype=torch.float32 if half else None)
         shard(model, self.layout.ep, self.root_device.type, policy)
-        if waiting is not None:
-            waiting.draw(model, self.root_device.type)
+        if deferred_init is not None:
+            deferred_init.materialize(model, self.root_device.type)
 
-    # Checkpoints: every rank saves, and reads, the pieces that it holds.
+    # Checkpoints: every rank saves and loads its own shards.
 
     @property
     def lightning_restore_optimizer(self) -> bool:
-        """Lightning is to hand over an optimizer's state, as it does elsewhere."""
+        """Lightning restores optimizers through ``load_optimizer_state_dict``, as for other strategies."""
         return True
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """What this rank holds of the module's tensors, as boxes."""
+        """This rank's shards of the module's tensors."""
         return dict(state_dict_shards(self._module))
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """What this rank holds of an optimizer's state, as boxes."""
+        """This rank's shards of an optimizer's state."""
         inner = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
         return inner.state_dict()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
-        """Saves, with all ranks."""
+        """Saves on all ranks together."""
         self.checkpoint_io.save_checkpoint(checkpoint, filepath, storage_options=storage_options)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        """The tree of a checkpoint. Of the model and of optimizers it holds handles, from which a rank reads slices."""
+        """A checkpoint's tree, with handles for the tensors of the model and of optimizers; a rank reads its slices.
+
+        Raises:
+            CheckpointError: the checkpoint plugin cannot read slices, or the checkpoint is missing or damaged.
+        """
         if not isinstance(self.checkpoint_io, ReadsShards):
             raise CheckpointError(
-                f"{type(self.checkpoint_io).__name__} cannot read a checkpoint shard by shard\n"
+                f"{type(self.checkpoint_io).__name__} cannot read slices of tensors from a checkpoint\n"
                 "  expected Trainer(plugins=[moekit.training.AtomicCheckpointIO()])"
             )
         return self.checkpoint_io.load_handles(checkpoint_path, ("state_dict", "optimizer_states"))
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
-        """Fills this rank's pieces.
+        """Loads this rank's shards of the model.
 
         Raises:
-            CheckpointError: names or shapes are not the module's.
+            CheckpointError: names or shapes differ from the module's.
         """
-        saved, boxes = checkpoint["state_dict"], state_dict_shards(self._module)
-        strays = [name for name in {**saved, **boxes} if name not in saved or name not in boxes]
-        strays += [n for n, b in boxes.items() if n in saved and tuple(saved[n].shape) != b.global_shape]
-        if strays:
-            raise CheckpointError(f"the checkpoint does not fit the model: {', '.join(strays[:5])}")
-        fill_shards(list(boxes.values()), lambda name, offset, sizes: saved[name].read(offset, sizes))
+        saved, shards = checkpoint["state_dict"], state_dict_shards(self._module)
+        different = [name for name in {**saved, **shards} if name not in saved or name not in shards]
+        different += [n for n, each in shards.items() if n in saved and tuple(saved[n].shape) != each.global_shape]
+        if different:
+            raise CheckpointError(f"the checkpoint does not fit the model: {', '.join(different[:5])}")
+        fill_shards(list(shards.values()), lambda name, offset, sizes: saved[name].read(offset, sizes))
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """Hands each optimizer its state."""
+        """Loads this rank's shards of each optimizer's state."""
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             optimizer.load_state_dict(state)
 
     def teardown(self) -> None:
-        """Waits for what is being written, too."""
+        """Also waits for a checkpoint that is still being written."""
         super().teardown()
         self.checkpoint_io.teardown()
 
@@ -140,41 +144,43 @@ class ShardedStrategy(ModelParallelStrategy):
 
 
 def with_expert_parallel(recipe: Recipe, layout: Sharded) -> Recipe:
-    """The recipe as every rank builds it: each mixture's dispatcher within ``expert_parallel`` where ranks share."""
+    """The recipe that every rank builds: if ``ep`` > 1, each mixture's dispatcher is wrapped in ``expert_parallel``."""
     if layout.ep == 1:
         return recipe
     parallel = current().get("dispatcher", "expert_parallel").spec
 
-    def within(dispatcher: DispatcherSpec) -> DispatcherSpec:
+    def wrapped(dispatcher: DispatcherSpec) -> DispatcherSpec:
         if isinstance(dispatcher, parallel):
             return dispatcher
         return cast(DispatcherSpec, cast(Any, parallel)(size=layout.ep, local=dispatcher))
 
-    return replace_all(recipe, DispatcherSpec, within)
+    return replace_all(recipe, DispatcherSpec, wrapped)
 
 
 def check_layout(recipe: Recipe, layout: Sharded, world: int) -> None:
-    """Refuses a layout that does not come out even.
+    """Checks that a recipe can be trained in a layout.
 
     Args:
-        recipe: of the model.
-        layout: how many ranks share the experts.
-        world: all ranks.
+        recipe: of the run.
+        layout: size of an expert group.
+        world: number of ranks.
 
     Raises:
-        SpecError: ``ep`` does not divide the ranks, or the experts of a layer; or their dispatcher cannot share; or the
-            optimizer looks at whole tensors.
+        SpecError: ``ep`` does not divide the number of ranks or the experts of a layer; a dispatcher does not work
+            within ``expert_parallel``; or the optimizer needs unsharded tensors.
     """
     optimizer = recipe.optimizer
     if optimizer is not None and not optimizer.takes_shards and world > 1:
-        what = f"{type(optimizer).__name__} looks at whole tensors, and no rank has one whole"
+        what = f"{type(optimizer).__name__} needs unsharded tensors, but this run shards parameters"
         expected = "one such as adamw or adafactor, or trainer.strategy=ddp"
         raise SpecError([Problem(what=what, at="optimizer", expected=expected, list_with="moekit ls optimizers")])
     if world % layout.ep:
-        raise SpecError([_uneven(layout.ep, f"the {world} rank{'s' if world > 1 else ''}", world)])
+        raise SpecError([_does_not_divide(layout.ep, f"the {world} rank{'s' if world > 1 else ''}", world)])
     for moe in find_all(recipe.model, MoE):
         if moe.experts.count % layout.ep:
-            raise SpecError([_uneven(layout.ep, f"the {moe.experts.count} experts of a layer", moe.experts.count)])
+            raise SpecError(
+                [_does_not_divide(layout.ep, f"the {moe.experts.count} experts of a layer", moe.experts.count)]
+            )
     try:
         with_expert_parallel(recipe, layout)
     except ConflictError as error:
@@ -183,10 +189,10 @@ def check_layout(recipe: Recipe, layout: Sharded, world: int) -> None:
         ) from error
 
 
-def _uneven(ep: int, what: str, of: int) -> Problem:
+def _does_not_divide(ep: int, what: str, of: int) -> Problem:
     return Problem(
         what=f"ep={ep} does not divide {what}",
         at="trainer.strategy.ep",
         expected="one of " + ", ".join(str(n) for n in range(1, of + 1) if of % n == 0),
-        notes=() if of > 1 else ("trainer.devices says how many ranks there are on a machine; 1 when left out",),
+        notes=() if of > 1 else ("trainer.devices sets the number of ranks per machine; default: 1",),
     )

@@ -1,1 +1,1 @@
-"""What a process holds of tensors that no process need hold whole: shards, and the layout of a model's parameters."""
+"""Shards: what a rank holds of tensors, and the layout of a model's parameters."""

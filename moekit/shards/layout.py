@@ -1,7 +1,7 @@
-"""How parameters lie over ranks: which of their dimensions are cut, and between whom.
+"""The layout of a model: along which dimensions each parameter is sharded, and over which ranks.
 
-For optimizers that look at more than one number at a time: what they sum along a dimension that is cut is added up over
-the ranks between whom it is cut.
+For optimizers that reduce over a whole tensor, such as Adafactor: a sum along a sharded dimension has to be all-reduced
+over the ranks that share it.
 """
 
 from __future__ import annotations
@@ -20,66 +20,60 @@ from moekit.shards.shard import expert_parallel_layers, parameter_shards
 
 @dataclass(frozen=True)
 class ParameterLayout:
-    """How a parameter lies.
+    """How a parameter is sharded.
 
     Attributes:
-        shape: of the whole.
-        cuts: dimensions that are cut, each with the ranks that hold the parts. Experts that are dealt out and cut again
-            among the ranks that have the same make two, perhaps of one dimension. None where this rank holds it whole.
+        shape: of the global tensor.
+        sharded_dims: each sharded dimension, with the process group that shares it; empty where this rank holds the
+            whole parameter. Experts that are distributed over an expert group and sharded again over its replicas have
+            two entries, perhaps of one dimension.
     """
 
     shape: tuple[int, ...]
-    cuts: tuple[tuple[int, dist.ProcessGroup], ...] = ()
+    sharded_dims: tuple[tuple[int, dist.ProcessGroup], ...] = ()
 
-    def among(self, *dims: int) -> tuple[dist.ProcessGroup, ...]:
-        """The ranks over which a sum along these dimensions is to be added up, group after group; all dims if none."""
+    def groups_along(self, *dims: int) -> tuple[dist.ProcessGroup, ...]:
+        """The process groups over which a sum along ``dims`` (default: all) must be all-reduced, one after another."""
         along = {dim % len(self.shape) for dim in dims} or range(len(self.shape))
-        return tuple(group for dim, group in self.cuts if dim in along)
+        return tuple(group for dim, group in self.sharded_dims if dim in along)
 
 
 def parameter_layouts(module: nn.Module) -> dict[nn.Parameter, ParameterLayout]:
-    """How each parameter lies. Collective where anything is in shards: the first call may make process groups.
-
-    Args:
-        module: a plain model, or one that ``shard`` has cut up.
-    """
-    dealt = {}
+    """The layout of each parameter. Collective for a sharded model: the first call may create process groups."""
+    expert_groups = {}
     for layer in expert_parallel_layers(module):
         assert layer.dispatcher.local_experts is not None and layer.spec is not None
         ep = layer.spec.experts.count // len(layer.dispatcher.local_experts)
         for p in layer.experts.parameters():
-            dealt[p] = expert_mesh(ep, p.device.type).get_group(EXPERT)
-    found = {}
-    for box, p in zip(parameter_shards(module).values(), module.parameters(), strict=True):
-        cuts = list(_cuts(p)) + ([(0, dealt[p])] if p in dealt else [])
-        found[p] = ParameterLayout(box.global_shape, tuple(cut for cut in cuts if cut[1].size() > 1))
-    return found
+            expert_groups[p] = expert_mesh(ep, p.device.type).get_group(EXPERT)
+    layouts = {}
+    for shard, p in zip(parameter_shards(module).values(), module.parameters(), strict=True):
+        dims = _placements(p) + ([(0, expert_groups[p])] if p in expert_groups else [])
+        layouts[p] = ParameterLayout(shard.global_shape, tuple((dim, group) for dim, group in dims if group.size() > 1))
+    return layouts
 
 
-def _cuts(p: nn.Parameter) -> Iterable[tuple[int, dist.ProcessGroup]]:
-    if isinstance(p, DTensor):
-        for mesh_dim, placement in enumerate(p.placements):
-            if isinstance(placement, Shard):
-                yield placement.dim, p.device_mesh.get_group(mesh_dim)
+def _placements(p: nn.Parameter) -> list[tuple[int, dist.ProcessGroup]]:
+    if not isinstance(p, DTensor):
+        return []
+    placements = enumerate(p.placements)
+    return [(each.dim, p.device_mesh.get_group(i)) for i, each in placements if isinstance(each, Shard)]
 
 
-Sum = tuple[Tensor, tuple[dist.ProcessGroup, ...]]
-"""What this rank has summed, and the groups over which that is to be added up, one after the other."""
+PartialSum = tuple[Tensor, tuple[dist.ProcessGroup, ...]]
+"""This rank's part of a sum, and the process groups over which to all-reduce it, one after another."""
 
 
-def add_up(sums: Iterable[Sum]) -> None:
-    """Adds up over ranks, in place: one message a group, whatever the number of tensors; one more for each dtype.
+def all_reduce_sums(sums: Iterable[PartialSum]) -> None:
+    """All-reduces many tensors in place, with one message for each process group and dtype.
 
-    Collective: the ranks of a group bring tensors of the same shapes in the same order.
-
-    Args:
-        sums: tensors; no two share memory.
+    Collective: the ranks of a group pass tensors of the same shapes in the same order. No two share memory.
     """
-    wanted: dict[tuple[dist.ProcessGroup, torch.dtype], list[Tensor]] = {}
+    batches: dict[tuple[dist.ProcessGroup, torch.dtype], list[Tensor]] = {}
     for tensor, groups in sums:
         for group in groups:
-            wanted.setdefault((group, tensor.dtype), []).append(tensor)
-    for (group, _), tensors in wanted.items():
+            batches.setdefault((group, tensor.dtype), []).append(tensor)
+    for (group, _), tensors in batches.items():
         message = torch.cat([tensor.flatten() for tensor in tensors])
         dist.all_reduce(message, group=group)
         totals = message.split_with_sizes([tensor.numel() for tensor in tensors])

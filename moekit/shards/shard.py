@@ -1,7 +1,9 @@
-"""Boxes: rectangular pieces of tensors that no process need hold whole.
+"""Shards: what a rank holds of a tensor, of a model, and of an optimizer's state.
 
-A checkpoint knows a tensor as boxes that tile it. Which process wrote which box is of no account when it is read: any
-other box of the same tensor is put together from those that meet it.
+A shard is a rectangular region of a tensor, given by its offset and its shape. One description serves three cases: a
+plain tensor (one shard, the whole tensor), a ``DTensor`` of FSDP2, and the experts of an expert-parallel layer, whose
+place among all experts only the dispatcher knows. Checkpoints store shards, and any region of a tensor can be assembled
+from those that intersect it; hence a model saved in one layout can be loaded in any other.
 """
 
 from __future__ import annotations
@@ -12,29 +14,31 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from moekit.compat import shard_bounds
+from moekit.distributed import is_distributed
 from moekit.errors import MoekitError
 from moekit.layer import MoELayer
 
 Dims = tuple[int, ...]
-"""A point of a tensor, or the sizes of a box: a number for each dimension."""
+"""One number for each dimension of a tensor: an offset or a shape."""
 
 
 @dataclass(frozen=True)
 class TensorShard:
-    """A piece of a tensor, held by this process.
+    """The part of a tensor that this rank holds.
 
     Args:
-        name: of the whole tensor.
-        global_shape: of the whole tensor.
-        offset: where the piece begins in it.
-        tensor: the piece; it may be empty.
+        name: of the global tensor.
+        global_shape: of the global tensor.
+        offset: where the shard begins in the global tensor.
+        tensor: the shard's values; it may be empty.
 
     Raises:
-        ValueError: the piece does not lie inside the whole.
+        ValueError: the shard reaches beyond the global tensor.
     """
 
     name: str
@@ -43,42 +47,27 @@ class TensorShard:
     tensor: Tensor
 
     def __post_init__(self) -> None:
-        sizes = tuple(self.tensor.shape)
-        same = len(sizes) == len(self.offset) == len(self.global_shape)
-        if not same or any(o < 0 or o + n > g for o, n, g in zip(self.offset, sizes, self.global_shape, strict=True)):
-            raise ValueError(f"{self.name}: a box of {sizes} at {self.offset} is not inside {self.global_shape}")
+        if not contains(self.global_shape, self.offset, self.sizes):
+            raise ValueError(f"{self.name}: a shard of {self.sizes} at {self.offset} exceeds {self.global_shape}")
 
     @property
     def sizes(self) -> Dims:
-        """The shape of the piece."""
+        """The shard's shape."""
         return tuple(self.tensor.shape)
 
 
-def unsharded(name: str, tensor: Tensor) -> TensorShard:
-    """A tensor that this process holds whole."""
-    return TensorShard(name, tuple(tensor.shape), (0,) * tensor.dim(), tensor)
+# ---- regions of a tensor ---------------------------------------------------------------------------------------------
 
 
-def shard_of_dtensor(name: str, tensor: DTensor) -> TensorShard:
-    """This process's piece of a ``DTensor``. Pieces that several processes hold are told apart by nothing.
-
-    The mesh must be all there is to know: a plain tensor of *different* values on each rank, such as the experts that a
-    rank keeps, is no ``DTensor`` over them, and needs a ``Box`` of its own.
-    """
-    sizes, offset = shard_bounds(tensor)
-    local = tensor.to_local()
-    if tuple(local.shape) != sizes:
-        raise ValueError(f"{name}: the local part is {tuple(local.shape)}, its placement says {sizes}")
-    return TensorShard(name, tuple(tensor.shape), offset if local.numel() else (0,) * local.dim(), local)
-
-
-def local_shard(name: str, tensor: Tensor) -> TensorShard:
-    """What this process holds of a tensor: its piece of a ``DTensor``, all of any other."""
-    return shard_of_dtensor(name, tensor) if isinstance(tensor, DTensor) else unsharded(name, tensor)
+def contains(shape: Dims, offset: Dims, sizes: Dims) -> bool:
+    """Whether a tensor of this shape has the region ``(offset, sizes)``."""
+    if not len(shape) == len(offset) == len(sizes):
+        return False
+    return all(o >= 0 and o + n <= size for o, n, size in zip(offset, sizes, shape, strict=True))
 
 
 def intersection(offset: Dims, sizes: Dims, other_offset: Dims, other_sizes: Dims) -> tuple[Dims, Dims] | None:
-    """The offset and sizes of what two boxes have in common; None where that is nothing."""
+    """The offset and sizes of the region that two regions share; None if they are disjoint."""
     starts = tuple(map(max, offset, other_offset))
     ends = tuple(min(a + n, b + m) for a, n, b, m in zip(offset, sizes, other_offset, other_sizes, strict=True))
     if any(end <= start for start, end in zip(starts, ends, strict=True)):
@@ -86,83 +75,108 @@ def intersection(offset: Dims, sizes: Dims, other_offset: Dims, other_sizes: Dim
     return starts, tuple(end - start for start, end in zip(starts, ends, strict=True))
 
 
-def slices_of(offset: Dims, sizes: Dims, within: Dims = ()) -> tuple[slice, ...]:
-    """The slices of a box; seen from a box that begins at ``within``."""
-    within = within or (0,) * len(offset)
-    return tuple(slice(o - w, o - w + n) for o, n, w in zip(offset, sizes, within, strict=True))
+def slices_of(offset: Dims, sizes: Dims, origin: Dims = ()) -> tuple[slice, ...]:
+    """The slices that select a region from a tensor whose first element is at ``origin`` (default: 0)."""
+    origin = origin or (0,) * len(offset)
+    return tuple(slice(o - start, o - start + n) for o, n, start in zip(offset, sizes, origin, strict=True))
 
 
-def tiling_error(global_shape: Dims, boxes: Sequence[tuple[Dims, Dims]]) -> str:
-    """What keeps boxes (offset, sizes) from tiling a tensor: each element in one of them; empty where they do."""
-    for i, (offset, sizes) in enumerate(boxes):
-        for other_offset, other_sizes in boxes[:i]:
+def tiling_error(global_shape: Dims, regions: Sequence[tuple[Dims, Dims]]) -> str:
+    """Why regions ``(offset, sizes)`` do not cover each element of a tensor exactly once; empty if they do."""
+    for i, (offset, sizes) in enumerate(regions):
+        for other_offset, other_sizes in regions[:i]:
             if common := intersection(offset, sizes, other_offset, other_sizes):
-                return f"two pieces hold {list(common[1])} elements at {list(common[0])}"
-    held, all_ = sum(math.prod(sizes) for _, sizes in boxes), math.prod(global_shape)
-    return "" if held == all_ else f"the pieces hold {held} of {all_} elements"
+                return f"two shards hold {list(common[1])} elements at {list(common[0])}"
+    covered, total = sum(math.prod(sizes) for _, sizes in regions), math.prod(global_shape)
+    return "" if covered == total else f"the shards hold {covered} of {total} elements"
 
 
-def fill_shards(boxes: Sequence[TensorShard], read: Callable[[str, Dims, Dims], Tensor]) -> None:
-    """Fills the boxes' tensors, in place, with what ``read(name, offset, sizes)`` gives."""
-    with torch.no_grad():
-        for box in boxes:
-            if box.tensor.numel():
-                box.tensor.copy_(read(box.name, box.offset, box.sizes))
+# ---- shards of tensors, models and optimizers ------------------------------------------------------------------------
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What this rank holds of a tensor, sharing its memory; a plain tensor is returned as it is."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def local_shard(name: str, tensor: Tensor, expert_rows: tuple[int, int] | None = None) -> TensorShard:
+    """This rank's shard of a tensor, sharing its memory; of a plain tensor, all of it.
+
+    Args:
+        name: of the global tensor.
+        tensor: a plain tensor or a ``DTensor``.
+        expert_rows: for stacked weights of a part of a layer's experts: the index of the first, and the number of all.
+            No ``DTensor`` says so, since they are different tensors on each rank.
+
+    Raises:
+        ValueError: a ``DTensor``'s local tensor is not of the shape that its placements imply.
+    """
+    shape, offset, held = tuple(tensor.shape), (0,) * tensor.dim(), local(tensor)
+    if isinstance(tensor, DTensor):
+        sizes, start = shard_bounds(tensor)
+        if tuple(held.shape) != sizes:
+            raise ValueError(f"{name}: the local tensor is {tuple(held.shape)}, its placements imply {sizes}")
+        offset = start if held.numel() else offset
+    if expert_rows is not None:
+        first, count = expert_rows
+        shape, offset = (count, *shape[1:]), (first + offset[0], *offset[1:])
+    return TensorShard(name, shape, offset, held)
 
 
 def expert_parallel_layers(module: nn.Module) -> Iterator[MoELayer]:
-    """The mixture layers whose experts live on several ranks."""
+    """The mixture layers whose experts are distributed over several ranks."""
     for layer in module.modules():
         if isinstance(layer, MoELayer) and layer.dispatcher.local_experts is not None:
             yield layer
 
 
-def local(tensor: Tensor) -> Tensor:
-    """What this process holds of a tensor, sharing its memory; a plain tensor itself."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+def _expert_rows(module: nn.Module) -> Mapping[nn.Parameter, tuple[int, int]]:
+    """For each parameter of distributed experts: the index of this rank's first expert, and the number of experts.
+
+    Raises:
+        MoekitError: a layer was not built from a spec, which says how many experts it has.
+    """
+    found = {}
+    for layer in expert_parallel_layers(module):
+        if layer.spec is None:
+            raise MoekitError("a mixture layer whose experts are distributed over ranks must be built from a spec")
+        assert layer.dispatcher.local_experts is not None
+        for p in layer.experts.parameters():
+            found[p] = (layer.dispatcher.local_experts.start, layer.spec.experts.count)
+    return found
 
 
 def parameter_shards(module: nn.Module) -> dict[str, TensorShard]:
-    """What this process holds of every parameter: the global shape, the offset of the local part, the local part.
+    """This rank's shard of every parameter.
 
-    The same on any layout: a plain model holds every parameter whole. A parameter that several ranks hold whole
-    (no strategy cuts it up) has the same box on each. A part may be empty. A tied parameter is there once.
+    The result has the same form in any layout: of a plain model, each shard is a whole parameter. A replicated
+    parameter has the same shard on each rank. A shard may be empty. A tied parameter is listed once.
 
-    Args:
-        module: a model, or one that holds one (``LitMoE``).
-
-    Returns:
-        Boxes by parameter name, in the order of ``named_parameters``; their tensors share the parameters' memory.
+    Shards are in the order of ``named_parameters``; their tensors share the parameters' memory.
     """
-    first = _first_experts(module)
-    return {name: _box(name, p.detach(), first.get(p)) for name, p in module.named_parameters()}
+    rows = _expert_rows(module)
+    return {name: local_shard(name, p.detach(), rows.get(p)) for name, p in module.named_parameters()}
 
 
 def state_dict_shards(module: nn.Module) -> dict[str, TensorShard]:
-    """As ``shards_of``, of everything in the module's state dict: buffers too (each rank holds them whole, and alike).
+    """This rank's shard of every tensor in the state dict: as ``parameter_shards``, and buffers, which are replicated.
 
-    A tied parameter is there under each of its names.
+    A tied parameter is listed under each of its names.
     """
-    first = _first_experts(module)
+    rows = _expert_rows(module)
     held: Mapping[str, Tensor] = module.state_dict(keep_vars=True)
-    return {name: _box(name, t.detach(), first.get(t)) for name, t in held.items()}  # type: ignore[call-overload]
+    return {name: local_shard(name, t.detach(), rows.get(t)) for name, t in held.items()}  # type: ignore[call-overload]
 
 
 def optimizer_state_shards(module: nn.Module, optimizer: Any) -> dict[str, dict[str, TensorShard | Any]]:
-    """What this process holds of an optimizer's state, by parameter name and by the optimizer's own keys.
+    """What this rank holds of an optimizer's state, by parameter name and by the optimizer's own keys.
 
-    State of its parameter's shape is laid out as the parameter; what the optimizer has reduced along a dimension, as it
-    says (``Reduces``); any other tensor (a count of steps) is the same on every rank that holds the parameter, and
-    comes as a whole box. Boxes are named ``parameter/key``. Other values come as they are.
-    Param groups are cut by layout (``optimizing.py``), so their number is no property of the run: take a group's
-    options by the parameters in it.
-
-    Args:
-        module: whose parameters are moved.
-        optimizer: a ``torch.optim.Optimizer``; parameters that have no state yet are left out.
+    State of the parameter's shape is sharded as the parameter is. State that is reduced along a dimension is sharded as
+    ``ReducedState`` says. Any other tensor, such as a count of steps, is replicated and comes as one whole shard.
+    Shards are named ``parameter/key``. Values that are not tensors are returned as they are. Parameters without state
+    are omitted.
     """
-    first = _first_experts(module)
-    boxes, reduced = parameter_shards(module), reduced_dims(optimizer)
+    rows, reduced = _expert_rows(module), reduced_dims(optimizer)
     found: dict[str, dict[str, TensorShard | Any]] = {}
     for name, p in module.named_parameters():
         if not (state := optimizer.state.get(p)):
@@ -170,62 +184,75 @@ def optimizer_state_shards(module: nn.Module, optimizer: Any) -> dict[str, dict[
         found[name] = {}
         for key, value in state.items():
             if key in reduced:
-                shape, offset, _ = reduced_bounds(boxes[name], reduced[key])
+                shape, offset, _ = reduced_bounds(local_shard(name, p.detach(), rows.get(p)), reduced[key])
                 found[name][key] = TensorShard(f"{name}/{key}", shape, offset, value.detach())
             elif isinstance(value, Tensor):
-                of_experts = first.get(p) if value.ndim and value.shape[0] == p.shape[0] else None
-                found[name][key] = _box(f"{name}/{key}", value.detach(), of_experts)
+                per_expert = value.ndim and value.shape[0] == p.shape[0]
+                found[name][key] = local_shard(f"{name}/{key}", value.detach(), rows.get(p) if per_expert else None)
             else:
                 found[name][key] = value
     return found
 
 
-def _first_experts(module: nn.Module) -> Mapping[nn.Parameter, tuple[int, int]]:
-    """For each parameter of a spread bank: the number of its first expert, and of all experts of the layer."""
-    found = {}
-    for layer in expert_parallel_layers(module):
-        here, spec = layer.dispatcher.local_experts, layer.spec
-        assert here is not None
-        if spec is None:
-            raise MoekitError("a mixture layer whose experts are spread over ranks must be built from a spec")
-        for p in layer.experts.parameters():
-            found[p] = (here.start, spec.experts.count)
-    return found
-
-
-def _box(name: str, tensor: Tensor, of_experts: tuple[int, int] | None) -> TensorShard:
-    box = local_shard(name, tensor)
-    if of_experts is None:
-        return box
-    first, count = of_experts
-    start, *others = box.offset
-    return TensorShard(name, (count, *box.global_shape[1:]), (first + start, *others), box.tensor)
-
-
 @runtime_checkable
 class ReducedState(Protocol):
-    """An optimizer whose state holds sums or means along a dimension of a parameter.
+    """An optimizer whose state holds sums or means along a dimension of a parameter, as Adafactor's does.
 
-    Such state has the parameter's dimensions, that one of length 1. It is a plain tensor: along that dimension the same
-    on all ranks between whom it is cut, along the others cut as the parameter.
+    Such state has the parameter's dimensions, the reduced one with length 1. It is a plain tensor. Along the reduced
+    dimension all ranks that share the parameter hold the same values; along the others it is sharded as the parameter.
 
     Attributes:
-        reduced: the dimension, by the state's key; -1 is the parameter's last.
+        reduced: the reduced dimension for each key of the state; -1 is the parameter's last.
     """
 
     reduced: Mapping[str, int]
 
 
 def reduced_dims(optimizer: object) -> Mapping[str, int]:
-    """What an optimizer says it reduces; nothing for one that does not."""
+    """The reduced dimension for each key of an optimizer's state that has one (``ReducedState``)."""
     return optimizer.reduced if isinstance(optimizer, ReducedState) else {}
 
 
-def reduced_bounds(box: TensorShard, dim: int) -> tuple[Dims, Dims, Dims]:
-    """Global shape, offset and sizes of what is reduced along a dimension of a parameter that lies as ``box``."""
-    dim %= len(box.global_shape)
+def reduced_bounds(shard: TensorShard, dim: int) -> tuple[Dims, Dims, Dims]:
+    """Global shape, offset and sizes of what is reduced along dimension ``dim`` of a parameter's shard."""
+    dim %= len(shard.global_shape)
 
-    def put(place: Dims, number: int) -> Dims:
-        return (*place[:dim], number, *place[dim + 1 :])
+    def replaced(dims: Dims, number: int) -> Dims:
+        return (*dims[:dim], number, *dims[dim + 1 :])
 
-    return put(box.global_shape, 1), put(box.offset, 0), put(box.sizes, 1)
+    return replaced(shard.global_shape, 1), replaced(shard.offset, 0), replaced(shard.sizes, 1)
+
+
+# ---- filling and gathering -------------------------------------------------------------------------------------------
+
+
+def fill_shards(shards: Sequence[TensorShard], read: Callable[[str, Dims, Dims], Tensor]) -> None:
+    """Overwrites the shards' tensors, in place, with ``read(name, offset, sizes)``."""
+    with torch.no_grad():
+        for shard in shards:
+            if shard.tensor.numel():
+                shard.tensor.copy_(read(shard.name, shard.offset, shard.sizes))
+
+
+def gather(shards: Mapping[str, TensorShard]) -> dict[str, Tensor] | None:
+    """Assembles whole tensors from all ranks' shards, on the CPU of rank 0, one tensor at a time.
+
+    Collective: every rank passes the same names in the same order (``parameter_shards``, ``state_dict_shards``).
+
+    Returns:
+        Tensors by name on rank 0; None on other ranks.
+    """
+    if not is_distributed():
+        return {name: shard.tensor.cpu() for name, shard in shards.items()}
+    is_destination = dist.get_rank() == 0
+    tensors: dict[str, Tensor] = {}
+    for name, shard in shards.items():
+        received: list[Any] | None = [None] * dist.get_world_size() if is_destination else None
+        # Of a replicated tensor, rank 0 needs no copy but its own.
+        needed = shard.tensor.numel() and (is_destination or shard.sizes != shard.global_shape)
+        dist.gather_object((shard.offset, shard.tensor.detach().cpu().clone()) if needed else None, received)
+        if received is not None:
+            tensors[name] = torch.empty(shard.global_shape, dtype=shard.tensor.dtype)
+            for offset, tensor in filter(None, received):
+                tensors[name][slices_of(offset, tuple(tensor.shape))] = tensor
+    return tensors if is_destination else None

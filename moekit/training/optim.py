@@ -19,7 +19,15 @@ from moekit.compat import resume_schedule
 from moekit.contracts import Model
 from moekit.errors import CheckpointError
 from moekit.registry import build
-from moekit.shards.shard import Dims, TensorShard, reduced_bounds, reduced_dims, parameter_shards, slices_of, optimizer_state_shards
+from moekit.shards.shard import (
+    Dims,
+    TensorShard,
+    optimizer_state_shards,
+    parameter_shards,
+    reduced_bounds,
+    reduced_dims,
+    slices_of,
+)
 from moekit.spec.recipe import Recipe
 
 

@@ -1,4 +1,4 @@
-"""Each private interface of torch and Lightning that ``moekit.compat`` uses still does what it is used for."""
+"""Each private interface of torch and Lightning that ``moekit.compat`` wraps works as moekit needs it."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from moekit import compat
 
 ROOT = Path(__file__).parents[2]
 SOURCES = [p for folder in ("moekit", "plugins") for p in (ROOT / folder).rglob("*.py") if p.name != "compat.py"]
-NOT_THEIRS = {"_replace", "_asdict", "_fields", "_option_string_actions", "_to_copy"}
-"""Public methods of named tuples, an attribute of argparse, and an operator of torch that has this name."""
+ALLOWED = {"_replace", "_asdict", "_fields", "_option_string_actions", "_to_copy"}
+"""Public methods of named tuples, an attribute of argparse, and an operator of torch."""
 
 
 def defined(tree: ast.AST) -> Iterator[str]:
@@ -43,7 +43,7 @@ def private(name: str) -> bool:
 def test_only_compat_uses_private_interfaces_of_other_packages() -> None:
     """By name: a private attribute that no file of ours defines, or an import of a private module or name."""
     trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in SOURCES}
-    ours = {name for tree in trees.values() for name in defined(tree)} | NOT_THEIRS
+    ours = {name for tree in trees.values() for name in defined(tree)} | ALLOWED
     found = set()
     for path, tree in trees.items():
         for node in ast.walk(tree):
@@ -55,7 +55,7 @@ def test_only_compat_uses_private_interfaces_of_other_packages() -> None:
     assert found == set()
 
 
-def test_the_bounds_of_a_shard_are_those_of_its_tensor() -> None:
+def test_shard_bounds_are_the_shape_and_offset_of_the_local_tensor() -> None:
     with as_rank(1):
         mesh = init_device_mesh("cpu", (WORLD,))
         tensor = distribute_tensor(torch.arange(20.0).reshape(10, 2), mesh, [Shard(0)], src_data_rank=None)
@@ -63,7 +63,7 @@ def test_the_bounds_of_a_shard_are_those_of_its_tensor() -> None:
         assert torch.equal(tensor.to_local(), torch.arange(20.0).reshape(10, 2)[3:6])
 
 
-def test_the_timeout_of_a_process_group_is_the_one_it_was_made_with(tmp_path: Path) -> None:
+def test_timeout_of_a_process_group_is_the_one_it_was_created_with(tmp_path: Path) -> None:
     dist.init_process_group(
         "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1, timeout=timedelta(0, 7)
     )
@@ -75,7 +75,7 @@ def test_the_timeout_of_a_process_group_is_the_one_it_was_made_with(tmp_path: Pa
         dist.destroy_process_group()
 
 
-def test_views_share_the_id_of_their_storage_also_without_memory() -> None:
+def test_views_share_the_id_of_their_storage_also_as_fake_tensors() -> None:
     with compat.FakeTensorMode():
         x, y = torch.zeros(4), torch.zeros(4)
         assert compat.storage_id(x[1:].untyped_storage()) == compat.storage_id(x.untyped_storage())
@@ -83,8 +83,8 @@ def test_views_share_the_id_of_their_storage_also_without_memory() -> None:
 
 
 @pytest.mark.parametrize("read", [lambda x: x.item(), lambda x: x.nonzero()], ids=["a number", "a size"])
-def test_fake_tensors_refuse_to_be_read_on_the_host(read: object) -> None:
-    with compat.FakeTensorMode(), pytest.raises(compat.HOST_READS):
+def test_reading_a_fake_tensor_on_the_host_raises(read: object) -> None:
+    with compat.FakeTensorMode(), pytest.raises(compat.HOST_READS, match=r"aten\."):
         read(torch.ones(()))  # type: ignore[operator]
 
 
@@ -102,19 +102,19 @@ def test_a_dispatch_mode_sees_every_operator() -> None:
     assert list(compat.tree_iter({"a": [1, (2,)]})) == [1, 2]
 
 
-def test_norms_of_many_tensors_are_their_own() -> None:
+def test_foreach_norm_is_the_norm_of_each_tensor_in_the_given_dtype() -> None:
     tensors = [torch.tensor([3.0, 4.0], dtype=torch.bfloat16), torch.tensor([[5.0], [12.0]], dtype=torch.bfloat16)]
     norms = compat.foreach_norm(tensors, torch.float32)
     assert [(float(norm), norm.dtype) for norm in norms] == [(5.0, torch.float32), (13.0, torch.float32)]
 
 
-def test_every_parameter_and_buffer_is_replaced() -> None:
+def test_replace_tensors_replaces_every_parameter_and_buffer() -> None:
     module = nn.BatchNorm1d(2, device="meta")
     compat.replace_tensors(module, lambda t: torch.full_like(t, 7, device="cpu"))
     assert all((t == 7).all() for t in [*module.parameters(), *module.buffers()])
 
 
-def test_a_resumed_schedule_keeps_the_optimizer_s_rates_and_goes_on_from_its_step() -> None:
+def test_a_resumed_schedule_continues_at_its_step_and_keeps_the_optimizers_rates() -> None:
     optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=8.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
     optimizer.param_groups[0]["lr"] = 1.0
@@ -126,14 +126,14 @@ def test_a_resumed_schedule_keeps_the_optimizer_s_rates_and_goes_on_from_its_ste
     assert optimizer.param_groups[0]["lr"] == 0.5
 
 
-def test_a_module_is_asked_for_its_trainer_without_an_error() -> None:
+def test_trainer_of_a_module_without_one_is_none() -> None:
     module, trainer = L.LightningModule(), L.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
     assert compat.trainer_of(module) is None
     module.trainer = trainer
     assert compat.trainer_of(module) is trainer
 
 
-def test_processes_that_lightning_started_are_killed() -> None:
+def test_processes_that_lightning_has_started_are_killed() -> None:
     from lightning.fabric.plugins.environments import LightningEnvironment
     from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 

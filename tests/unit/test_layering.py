@@ -34,9 +34,9 @@ FILES = sorted(path for folder in (CORE, *PLUGINS) for path in folder.rglob("*.p
 
 LONG: dict[str, str] = {
     "moekit/bench/step.py": "one comparison of training steps, and the two loops that it runs interleaved",
-    "moekit/checkpoints/format.py": "what a checkpoint's two JSON files say",
     "moekit/checkpoints/writing.py": "one protocol: who writes what, and every stage of a save, in order",
     "moekit/contracts/layer.py": "the contracts of a layer, in the order in which it uses them",
+    "moekit/shards/shard.py": "what a rank holds of a tensor, a model and an optimizer",
     "moekit/testing/checks/common.py": "all checks of every torch module",
     "moekit/testing/checks/router.py": "all checks of routers",
     "moekit/training/health/diagnosis.py": "one search for the non-finite component, forward and backward",

@@ -1,4 +1,4 @@
-"""Weights are drawn by name: a seed names one model, whatever else is built and however it is laid out."""
+"""Weights are initialised by name: a seed gives one model, whatever else is built and in any layout."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from moekit_routers.topk import TopK
 from moekit_routers.topk.module import TopKRouter
 
 
-class Stubborn(ExpertBank):
-    """A bank that draws its weights in its own way."""
+class Constant(ExpertBank):
+    """An experts module that is not stacked and initialises its weights in its own way."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,8 +32,8 @@ class Stubborn(ExpertBank):
         return self.inner(x_ND)
 
 
-class Holder(nn.Module):
-    """A parameter of its own beside children."""
+class Model(nn.Module):
+    """A parameter of its own, and children."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,77 +41,77 @@ class Holder(nn.Module):
         self.linear = nn.Linear(200, 200)
         self.norm = RMSNorm(200)
         self.bank = GluExperts(Glu(count=2, hidden=100), LayerDims(dim=200, num_experts=2))
-        self.stubborn = Stubborn()
+        self.constant = Constant()
 
 
-def test_weights_are_drawn_and_norms_and_biases_are_not() -> None:
-    model = Holder()
+def test_weights_get_the_distribution_and_norms_and_biases_do_not() -> None:
+    model = Model()
     init_weights(model, Init(std=0.01), seed=0)
     for weight in (model.table, model.linear.weight, model.bank.w_gate_up_EHD, model.bank.w_down_EOH):
         assert weight.std().item() == pytest.approx(0.01, rel=0.05)
     assert not model.linear.bias.any()
     assert (model.norm.weight == 1).all()
-    assert (model.stubborn.inner.weight == 7).all()
+    assert (model.constant.inner.weight == 7).all()
 
 
-class Some(Dispatcher):
-    """Holds some of the experts; carries nothing."""
+class SomeExperts(Dispatcher):
+    """Holds some of the experts; dispatches nothing."""
 
-    def __init__(self, here: range | None) -> None:
+    def __init__(self, held: range | None) -> None:
         super().__init__()
-        self.local_experts = here
+        self.local_experts = held
 
     def forward(self, x_TD: Tensor, routing: Routing, experts: ExpertBank, *, num_sequences: int = 1) -> Dispatched:
         raise NotImplementedError
 
 
-def layer(here: range | None = None, count: int = 4) -> MoELayer:
-    held = count if here is None else len(here)
+def layer(held: range | None = None, count: int = 4) -> MoELayer:
+    num_held = count if held is None else len(held)
     return MoELayer(
         router=TopKRouter(TopK(top_k=1), LayerDims(dim=6, num_experts=count)),
-        experts=GluExperts(Glu(count=held, hidden=5), LayerDims(dim=6, num_experts=held)),
-        dispatcher=Some(here),
+        experts=GluExperts(Glu(count=num_held, hidden=5), LayerDims(dim=6, num_experts=num_held)),
+        dispatcher=SomeExperts(held),
     )
 
 
-def drawn(*layers: MoELayer, seed: int = 1, init: Init | None = None) -> nn.ModuleList:
+def initialised(*layers: MoELayer, seed: int = 1, init: Init | None = None) -> nn.ModuleList:
     model = nn.ModuleList(layers)
     init_weights(model, init or Init(std=0.5), seed)
     return model
 
 
 @pytest.mark.parametrize("init", [Init(std=0.3), Init(scale=0.5)], ids=str)
-def test_experts_drawn_where_they_live_are_those_drawn_together(init: Init) -> None:
-    (whole,) = drawn(layer(), init=init)
-    for here in (range(2), range(2, 4), range(1, 2)):
-        (some,) = drawn(layer(here), init=init)
+def test_an_expert_has_the_same_weights_whichever_others_its_rank_holds(init: Init) -> None:
+    (whole,) = initialised(layer(), init=init)
+    for held in (range(2), range(2, 4), range(1, 2)):
+        (some,) = initialised(layer(held), init=init)
         assert torch.equal(some.router.weight_ED, whole.router.weight_ED)
         for part, all_of_it in zip(some.experts.parameters(), whole.experts.parameters(), strict=True):
-            assert torch.equal(part, all_of_it[here.start : here.stop])
+            assert torch.equal(part, all_of_it[held.start : held.stop])
             assert part.requires_grad and part.grad is None
 
 
-def test_what_else_is_built_or_drawn_changes_nothing() -> None:
-    (alone,) = drawn(layer())
+def test_other_modules_and_earlier_draws_change_no_weight() -> None:
+    (alone,) = initialised(layer())
     torch.rand(7)
-    first, second = drawn(layer(), layer())
+    first, second = initialised(layer(), layer())
     assert torch.equal(alone.experts.w_down_EOH, first.experts.w_down_EOH)
     assert not torch.equal(first.experts.w_down_EOH, second.experts.w_down_EOH)
     assert not torch.equal(first.router.weight_ED, second.router.weight_ED)
     assert not torch.equal(first.experts.w_down_EOH[0], first.experts.w_down_EOH[1])
-    (other,) = drawn(layer(), seed=2)
+    (other,) = initialised(layer(), seed=2)
     assert not torch.equal(alone.experts.w_down_EOH, other.experts.w_down_EOH)
 
 
-def test_drawing_leaves_torchs_generator_as_it_was() -> None:
-    made = layer()
+def test_initialisation_leaves_torchs_generator_as_it_was() -> None:
+    model = layer()
     before = torch.get_rng_state()
-    drawn(made)
+    initialised(model)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_nothing_is_drawn_on_the_meta_device() -> None:
+def test_meta_parameters_are_skipped() -> None:
     with torch.device("meta"):
-        made = layer(count=4096)
-    drawn(made)
-    assert all(parameter.is_meta for parameter in made.parameters())
+        model = layer(count=4096)
+    initialised(model)
+    assert all(parameter.is_meta for parameter in model.parameters())

@@ -12,11 +12,10 @@ import lightning as L
 from lightning.pytorch.callbacks import Checkpoint as CheckpointCallback
 from lightning.pytorch.plugins.io import CheckpointIO
 
-from moekit.checkpoints.background import Background
 from moekit.checkpoints.files import Retention, last_of, recover, remove, step_name, step_of, target_of, write_pointer
 from moekit.checkpoints.format import map_leaves
 from moekit.checkpoints.reading import Checkpoint, Handle, open_checkpoint
-from moekit.checkpoints.writing import save_tree
+from moekit.checkpoints.writing import Background, save_tree
 from moekit.errors import SaveError
 
 MONITOR = "val/loss"

@@ -22,8 +22,7 @@ from moekit.distributed import is_distributed
 from moekit.errors import CheckpointError, MoekitError
 from moekit.parallel.launch import decide_on_rank_zero, is_rank_zero
 from moekit.screen import Screen
-from moekit.shards.gather import gather
-from moekit.shards.shard import state_dict_shards
+from moekit.shards.shard import gather, state_dict_shards
 from moekit.spec import dump
 from moekit.spec.recipe import Recipe
 from moekit.training.build import FOR_A_RUN, build_model, check_trainable, dense_recipe

@@ -26,8 +26,8 @@ class ExpertParallelDispatcher(Dispatcher):
     """``y_t = sum of gate · expert(x_t)`` over the pairs of token t, each computed by the rank that holds the expert.
 
     Rank r of an expert group of G ranks holds experts ``r · E/G`` to ``(r + 1) · E/G - 1`` (``local_experts``); the
-    groups are the rows of ``moekit.parallel.mesh.expert_mesh``. A token is sent once to each rank that holds experts of its
-    choice, with its gates there. That rank sums its experts' gated outputs and returns one row per token; the rows of
+    groups are the rows of ``moekit.parallel.mesh.expert_mesh``. A token is sent once to each rank that holds experts of
+    its choice, with its gates there. That rank sums its experts' gated outputs and returns one row per token; the rows of
     all ranks are added. If a router limits a token to M of G groups (DeepSeek-V2, section 2.2.2; V3's nodes, section
     2.1.2), the token is sent to at most M ranks.
 

@@ -24,7 +24,7 @@ from moekit.contracts import Init, Model
 from moekit.layer import MoELayer
 from moekit.parallel.sharding import shard
 from moekit.registry import build
-from moekit.shards.shard import TensorShard, local, parameter_shards, slices_of, optimizer_state_shards
+from moekit.shards.shard import TensorShard, local, optimizer_state_shards, parameter_shards, slices_of
 from moekit.spec.kinds import MoE
 from moekit.training.optim import save_by_name, split_by_layout
 from moekit.weights import init_weights

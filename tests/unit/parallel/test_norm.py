@@ -1,4 +1,4 @@
-"""The norm of gradients in one process: of any dtypes, and of parameters without one. In shards: ``test_sharded``."""
+"""The norm of all gradients in one process, and clipping. Of sharded models: ``test_sharding``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def with_gradients(*gradients: torch.Tensor | None) -> nn.ParameterList:
     return parameters
 
 
-def test_it_is_that_of_all_numbers_together() -> None:
+def test_the_norm_is_that_of_all_elements_together() -> None:
     g = torch.Generator().manual_seed(0)
     gradients = [torch.randn(shape, generator=g, dtype=torch.float64) for shape in ((3, 4), (5,), (0, 2))]
     norm = total_norm(with_gradients(*gradients, None))
@@ -24,19 +24,19 @@ def test_it_is_that_of_all_numbers_together() -> None:
     torch.testing.assert_close(norm, torch.cat([x.flatten() for x in gradients]).norm(), rtol=1e-14, atol=0)
 
 
-def test_half_precision_is_added_up_in_full() -> None:
+def test_half_precision_is_summed_in_fp32() -> None:
     """A sum of 4096 squares in bf16 stops growing at 256."""
     parts = (torch.full((4096,), 0.5).bfloat16(), torch.full((9,), 2.0), torch.full((4096,), 0.5).half())
     assert float(total_norm(with_gradients(*parts))) == pytest.approx((2 * 4096 / 4 + 36) ** 0.5, rel=1e-6)
 
 
-def test_none_is_zero() -> None:
+def test_the_norm_of_no_gradients_is_zero() -> None:
     assert total_norm(with_gradients(None)) == 0
     assert total_norm(nn.Module()) == 0
 
 
 @pytest.mark.parametrize(("most", "factor"), [(1.0, 1 / 5), (10.0, 1.0)])
-def test_clipping_scales_all_alike(most: float, factor: float) -> None:
+def test_clipping_scales_all_gradients_alike(most: float, factor: float) -> None:
     parameters = with_gradients(torch.tensor([3.0]), torch.tensor([4.0]).bfloat16())
     clip(parameters, total_norm(parameters), most)
     first, second = (p.grad for p in parameters)
@@ -44,7 +44,7 @@ def test_clipping_scales_all_alike(most: float, factor: float) -> None:
     assert float(first) == pytest.approx(3 * factor, rel=1e-5) and float(second) == pytest.approx(4 * factor, rel=4e-3)
 
 
-def test_clipping_by_value_and_dividing() -> None:
+def test_gradients_are_divided_and_clipped_by_value() -> None:
     parameters = with_gradients(torch.tensor([3.0, -4.0, 1.0]), None)
     divide(parameters, torch.tensor(2.0))
     clip_values(parameters, 1.0)

@@ -1,4 +1,4 @@
-"""The strategy's own decisions, without other processes. What comes of them: ``tests/e2e/test_sharded``."""
+"""The strategy's own decisions, in one process. Sharded runs: ``tests/e2e/test_sharded``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 import torch
-from lightning.pytorch.plugins import HalfPrecision
+from lightning.pytorch.plugins import DoublePrecision, HalfPrecision, Precision
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 
@@ -27,8 +27,8 @@ from moekit_dispatchers.expert_parallel import ExpertParallel
 from moekit_dispatchers.grouped import Grouped
 
 
-def test_ranks_share_experts_by_the_layouts_number_of_them() -> None:
-    """Not over all ranks; and a recipe that deals its experts out itself is left as it is."""
+def test_dispatchers_are_wrapped_for_expert_groups_of_the_layouts_size() -> None:
+    """But not one that is ``expert_parallel`` already."""
     recipe = load("deepseek_v3", ["model.moe.dispatcher={use: grouped}"])
     assert {moe.dispatcher for moe in find_all(with_expert_parallel(recipe, Sharded(ep=2)).model, MoE)} == {
         ExpertParallel(size=2, local=Grouped())
@@ -40,37 +40,35 @@ def test_ranks_share_experts_by_the_layouts_number_of_them() -> None:
     } == {4}
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
-def test_gradients_of_half_precision_are_added_up_in_fp32(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    given: list[Any] = []
-    monkeypatch.setattr("moekit.parallel.strategy.shard", lambda *args: given.append(args))
+@pytest.mark.parametrize(
+    ("precision", "dtype", "reduce_dtype"),
+    [
+        (Precision(), torch.float32, None),
+        (DoublePrecision(), torch.float64, None),
+        (HalfPrecision("bf16-true"), torch.bfloat16, torch.float32),
+        (HalfPrecision("16-true"), torch.float16, torch.float32),
+    ],
+    ids=lambda each: type(each).__name__,
+)
+def test_a_model_is_converted_and_then_sharded_with_gradients_reduced_in_at_least_fp32(
+    precision: Precision, dtype: torch.dtype, reduce_dtype: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sharded parameters cannot be converted."""
+    calls: list[Any] = []
+    monkeypatch.setattr("moekit.parallel.strategy.shard", lambda *args: calls.append((args[0].weight.dtype, *args)))
     strategy = ShardedStrategy(Sharded(ep=2))
     strategy.parallel_devices = [torch.device("cpu")]
     strategy.cluster_environment = cast(Any, SimpleNamespace(local_rank=lambda: 0))
-    model = cast(Model, nn.Linear(2, 2).to(dtype))
+    strategy.precision_plugin = precision
+    model = cast(Model, nn.Linear(2, 2))
     strategy.shard(model)
-    ((cut, ep, device, policy),) = given
-    assert (cut, ep, device) == (model, 2, "cpu")
-    assert policy.reduce_dtype == (torch.float32 if dtype in (torch.bfloat16, torch.float16) else None)
-    assert policy.param_dtype is None
+    ((found, sharded, ep, device, policy),) = calls
+    assert (found, sharded, ep, device) == (dtype, model, 2, "cpu")
+    assert (policy.reduce_dtype, policy.param_dtype) == (reduce_dtype, None)
 
 
-def test_a_model_has_the_trainers_precision_before_it_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its dtype says how gradients are added up, and a parameter that is in shards is no longer to be exchanged."""
-    seen: list[Any] = []
-    monkeypatch.setattr(
-        "moekit.parallel.strategy.shard", lambda model, *args: seen.append((model.weight.dtype, args[-1].reduce_dtype))
-    )
-    strategy = ShardedStrategy(Sharded())
-    strategy.parallel_devices = [torch.device("cpu")]
-    strategy.cluster_environment = cast(Any, SimpleNamespace(local_rank=lambda: 0))
-    strategy.precision_plugin = HalfPrecision("bf16-true")
-    strategy.shard(cast(Model, nn.Linear(2, 2)))
-    assert seen == [(torch.bfloat16, torch.float32)]
-
-
-def test_every_rank_samples_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stock ``ModelParallelStrategy`` would deal samples out by its data parallel dimension."""
+def test_every_rank_gets_different_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``ModelParallelStrategy`` would distribute samples over its own data-parallel dimension."""
     strategy = ShardedStrategy(Sharded())
     monkeypatch.setattr(ShardedStrategy, "world_size", 4)
     monkeypatch.setattr(ShardedStrategy, "global_rank", 3)
@@ -83,12 +81,12 @@ def sharded_strategy() -> ShardedStrategy:
     return strategy
 
 
-def test_one_waits_as_long_as_the_layout_says() -> None:
+def test_the_timeout_is_the_layouts() -> None:
     assert ShardedStrategy(Sharded(timeout=7))._timeout == timedelta(seconds=7)
 
 
-def test_of_models_and_optimizers_slices_are_read_and_all_else_at_once(tmp_path: Path) -> None:
-    """Whole, an optimizer's state alone would be twice a model in the memory of every rank."""
+def test_of_models_and_optimizers_only_slices_are_read(tmp_path: Path) -> None:
+    """An unsharded optimizer's state would take the memory of two models on every rank."""
     tensor = torch.arange(6.0)
     states = [{"state": {"w": {"exp_avg": tensor}}}]
     save_tree({"state_dict": {"w": tensor}, "optimizer_states": states, "loops": ({"seen": tensor},)}, tmp_path / "c")
@@ -99,7 +97,7 @@ def test_of_models_and_optimizers_slices_are_read_and_all_else_at_once(tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("saved", "stray"),
+    ("saved", "different"),
     [
         ({"weight": torch.ones(2, 3), "bias": torch.ones(2)}, ""),
         ({"weight": torch.ones(2, 3)}, "bias"),
@@ -107,43 +105,42 @@ def test_of_models_and_optimizers_slices_are_read_and_all_else_at_once(tmp_path:
         ({"weight": torch.ones(3, 3), "bias": torch.ones(2)}, "weight"),
     ],
 )
-def test_a_checkpoint_of_another_model_is_refused_and_fills_nothing(
-    tmp_path: Path, saved: dict[str, Tensor], stray: str
+def test_a_checkpoint_of_another_model_is_rejected_and_changes_nothing(
+    tmp_path: Path, saved: dict[str, Tensor], different: str
 ) -> None:
     save_tree({"state_dict": saved}, tmp_path / "c")
     strategy, module = sharded_strategy(), nn.Linear(3, 2)
     strategy._lightning_module = cast(Any, module)
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     checkpoint = strategy.load_checkpoint(tmp_path / "c")
-    if stray:
-        with pytest.raises(CheckpointError, match=f"the checkpoint does not fit the model: {stray}$"):
+    if different:
+        with pytest.raises(CheckpointError, match=f"the checkpoint does not fit the model: {different}$"):
             strategy.load_model_state_dict(checkpoint)
     else:
         strategy.load_model_state_dict(checkpoint)
-    expected = before if stray else saved
+    expected = before if different else saved
     assert all(torch.equal(tensor, expected[name]) for name, tensor in module.state_dict().items())
 
 
-def test_a_run_does_not_end_before_what_it_saves_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[str] = []
-    monkeypatch.setattr(ModelParallelStrategy, "teardown", lambda self: told.append("processes"))
+def test_teardown_waits_for_a_checkpoint_that_is_being_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr(ModelParallelStrategy, "teardown", lambda self: calls.append("processes"))
     strategy = ShardedStrategy(Sharded())
-    strategy.checkpoint_io = cast(Any, SimpleNamespace(teardown=lambda: told.append("written")))
+    strategy.checkpoint_io = cast(Any, SimpleNamespace(teardown=lambda: calls.append("written")))
     strategy.teardown()
-    assert told == ["processes", "written"]
+    assert calls == ["processes", "written"]
 
 
-def test_a_layout_that_does_not_come_out_even_is_told_what_would() -> None:
+@pytest.mark.parametrize(
+    ("ep", "world", "problem"),
+    [
+        (2, 1, "the 1 rank\n  at trainer.strategy.ep\n  expected one of 1\n  note: trainer.devices sets the number"),
+        (4, 4, "the 6 experts of a layer\n  at trainer.strategy.ep\n  expected one of 1, 2, 3, 6$"),
+    ],
+)
+def test_an_uneven_layout_is_rejected_with_the_sizes_that_fit(ep: int, world: int, problem: str) -> None:
     few = ["groups=1", "top_groups=1", "top_k=2"]
     recipe = load("deepseek_v3", ["model.moe.experts.count=6", *(f"model.moe.router.{option}" for option in few)])
-    with pytest.raises(SpecError) as caught:
-        check_layout(recipe, Sharded(ep=2), 1)
-    (problem,) = caught.value.problems
-    assert (problem.what, problem.expected) == ("ep=2 does not divide the 1 rank", "one of 1")
-    assert problem.notes == ("trainer.devices says how many ranks there are on a machine; 1 when left out",)
-    with pytest.raises(SpecError) as caught:
-        check_layout(recipe, Sharded(ep=4), 4)
-    (problem,) = caught.value.problems
-    assert (problem.what, problem.expected) == ("ep=4 does not divide the 6 experts of a layer", "one of 1, 2, 3, 6")
-    assert problem.notes == () and problem.at == "trainer.strategy.ep"
     check_layout(recipe, Sharded(ep=3), 6)
+    with pytest.raises(SpecError, match=f"ep={ep} does not divide {problem}"):
+        check_layout(recipe, Sharded(ep=ep), world)

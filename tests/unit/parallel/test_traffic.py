@@ -1,6 +1,4 @@
-"""What expert parallelism sends, without sending it. That it is what really passes the network is tested where the
-dispatcher runs in several processes (``expert_parallel_run``).
-"""
+"""Computed traffic of expert parallelism. ``expert_parallel_run`` compares it with what several processes send."""
 
 from __future__ import annotations
 
@@ -22,7 +20,7 @@ def chosen(expert_TK: list[list[int]], E: int, **more: torch.Tensor) -> TokenCho
     return TokenChoice(logits_TE=scores_TE.log(), scores_TE=scores_TE, expert_TK=expert, gate_TK=gate_TK, **more)
 
 
-def test_a_token_is_one_row_for_each_other_rank_that_it_needs() -> None:
+def test_a_token_is_one_row_for_each_other_rank_that_holds_its_experts() -> None:
     """Ranks hold experts 0 1, 2 3, 4 5, 6 7; seen from rank 1."""
     routing = chosen([[0, 1, 4], [2, 3, 7], [2, 4, 6], [5, 4, 2]], 8)
     assert rows_of(routing, 4, 1) == 2 + 1 + 2 + 1
@@ -33,8 +31,8 @@ def test_a_token_is_one_row_for_each_other_rank_that_it_needs() -> None:
     assert rows_of(routing, 1, 0) == 0
 
 
-def test_bytes_of_one_row() -> None:
-    """Eight numbers of two bytes there and six back, three gates, three numbers; 16 bytes to each of three others."""
+def test_the_bytes_and_messages_of_ten_rows() -> None:
+    """Of 8 elements of 2 bytes, 6 in the output, with 3 gates and 3 indices; and 16 bytes to each of 3 other ranks."""
     found = traffic(10, size=4, choices=3, dim=8, out_dim=6, element=2)
     assert found.forward == 10 * (8 * 2 + 3 * 4 + 3 * 4 + 6 * 2) + 3 * 16
     assert found.backward == 10 * (8 * 2 + 3 * 4 + 6 * 2)
@@ -45,17 +43,17 @@ def test_bytes_of_one_row() -> None:
 
 
 @pytest.mark.parametrize("narrow", [torch.bfloat16, torch.float16])
-def test_a_row_is_sent_as_autocast_would_round_it_and_never_wider(narrow: torch.dtype) -> None:
+def test_a_row_is_sent_in_the_dtype_to_which_autocast_rounds_it(narrow: torch.dtype) -> None:
     dtypes = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
     assert [row_dtype(torch.ones(1, dtype=dtype)) for dtype in dtypes] == list(dtypes)
     with torch.autocast("cpu", narrow):
         assert [row_dtype(torch.ones(1, dtype=dtype)) for dtype in dtypes] == [narrow, *dtypes[1:]]
-        assert row_dtype(torch.ones(1, device="meta")) == torch.float32, "autocast is the CPU's"
+        assert row_dtype(torch.ones(1, device="meta")) == torch.float32, "autocast is on for the CPU alone"
         with torch.autocast("cpu", enabled=False):
             assert row_dtype(torch.ones(1)) == torch.float32
 
 
-def test_a_row_names_no_more_experts_than_a_rank_holds() -> None:
+def test_a_row_lists_at_most_the_experts_of_a_rank() -> None:
     routing = some_routing("token_choice", 5, 8, K=3)
     assert [choices_of(routing, size) for size in (1, 2, 4, 8)] == [3, 3, 2, 1]
     assert choices_of(some_routing("expert_choice", 5, 8), 2) == 4

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from moekit import load
 from moekit.errors import MoekitError
-from moekit.parallel.sharding import shard_dim, shard
+from moekit.parallel.sharding import shard, shard_dim
 from moekit.parallel.strategy import with_expert_parallel
 from moekit.params import build_on_meta
 from moekit.planning.weight_bytes import Layout, gathered_numbers, optimizer_bytes, optimizer_state, weights_of
@@ -59,7 +59,9 @@ def test_parameters_are_cut_along_a_dimension_with_rows_for_every_rank() -> None
     """A dense layer is a bank of one expert: cut along its first dimension, it would be on one device."""
     assert shard_dim((1, 864, 128), 4) == 1 and shard_dim((1, 7, 5), 4) == 0
     assert (
-        shard_dim((256, 4096, 7168), 32) == 0 and shard_dim((4, 4096, 7168), 32) == 1 and shard_dim((4, 7168, 2048), 2048) == 2
+        shard_dim((256, 4096, 7168), 32) == 0
+        and shard_dim((4, 4096, 7168), 32) == 1
+        and shard_dim((4, 7168, 2048), 2048) == 2
     )
     assert shard_dim((129281, 7168), 2048) == 0 and shard_dim((), 4) == 0
 

@@ -1,4 +1,4 @@
-"""Laid out before it is drawn, a model has the weights of one that is drawn whole and then cut."""
+"""A model that is sharded before it is initialised has the weights of one that is initialised and then sharded."""
 
 from __future__ import annotations
 
@@ -19,111 +19,110 @@ from moekit.parallel.strategy import ShardedStrategy, with_expert_parallel
 from moekit.shards.shard import expert_parallel_layers, local, state_dict_shards
 from moekit.spec.recipe import Recipe
 from moekit.spec.sharding import Sharded
-from moekit.training.build import build_model, build_seeded, build_unsharded
+from moekit.training.build import build_model, build_seeded, build_uncut
 from moekit.weights import OwnedParameter, init_weights
 from moekit_experts.glu import Glu
 from moekit_experts.glu.module import GluExperts
 from moekit_routers.topk import TopK
 from moekit_routers.topk.module import TopKRouter
 
-DRAWS_ITSELF = "jacobs1991"
+INITIALISES_ITSELF = "jacobs1991"
 
 
-def waiting_for(recipe: Recipe, ep: int) -> tuple[Model, DeferredInit]:
-    with defer_init() as waiting:
+def build_deferred(recipe: Recipe, ep: int) -> tuple[Model, DeferredInit]:
+    with defer_init() as deferred:
         model: Model = build_seeded(with_expert_parallel(recipe, Sharded(ep=ep)).model, recipe.seed)
-    return model, waiting
+    return model, deferred
 
 
-def assert_same(recipe: Recipe, ep: int, dtype: torch.dtype = torch.float32) -> Model:
-    """Both ways to a model in shards end at the same bits; the one that was late."""
+def assert_same(recipe: Recipe, ep: int, dtype: torch.dtype = torch.float32) -> None:
+    """Initialised before and after it is sharded, a model has the same weights, to the last bit."""
     whole = build_seeded(with_expert_parallel(recipe, Sharded(ep=ep)).model, recipe.seed).to(dtype)
-    model, waiting = waiting_for(recipe, ep)
-    assert waiting.covers(model)
+    model, deferred = build_deferred(recipe, ep)
+    assert deferred.covers(model)
     assert all(p.is_meta == (p.ndim >= 2) for p in model.parameters())
     model.to(dtype)
     for each in (whole, model):
         shard(each, ep, "cpu")
-    waiting.draw(model, "cpu")
+    deferred.materialize(model, "cpu")
     expected, found = state_dict_shards(whole), state_dict_shards(model)
     assert list(expected) == list(found)
-    for name, box in expected.items():
-        assert (box.global_shape, box.offset) == (found[name].global_shape, found[name].offset)
-        assert torch.equal(box.tensor, found[name].tensor), name
-    return model
+    for name, each in expected.items():
+        assert (each.global_shape, each.offset) == (found[name].global_shape, found[name].offset)
+        assert torch.equal(each.tensor, found[name].tensor), name
 
 
 @LAYOUTS
 @pytest.mark.parametrize("rank", range(WORLD))
-def test_a_rank_has_the_same_weights_drawn_before_and_after_it_is_cut(ep: int, rank: int) -> None:
+def test_weights_are_the_same_initialised_before_and_after_sharding(ep: int, rank: int) -> None:
     with as_rank(rank):
         assert_same(RECIPE, ep)
 
 
 @pytest.mark.parametrize("name", ["deepseek_v3", "glam", "st_moe", "shazeer2017-h"])
-def test_every_kind_of_model_can_be_drawn_late(name: str) -> None:
+def test_every_kind_of_model_can_be_initialised_after_sharding(name: str) -> None:
     with as_rank(1):
         assert_same(load(name), 1)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_weights_are_drawn_in_fp32_whatever_they_become(dtype: torch.dtype) -> None:
+def test_weights_are_initialised_in_fp32_and_then_converted(dtype: torch.dtype) -> None:
     with as_rank(2):
         assert_same(RECIPE, 2, dtype)
 
 
-def test_the_dtype_is_that_of_building_and_not_of_whoever_has_it_built() -> None:
+def test_weights_are_initialised_in_fp32_under_another_default_dtype() -> None:
     """Lightning configures a model under a default of fp64 where the precision is 64-true."""
     recipe = load("switch")
     torch.set_default_dtype(torch.float64)
     try:
-        model, waiting = build_unsharded(recipe, ShardedStrategy(Sharded(ep=1)))
-        waiting.draw(model, "cpu")
+        model, deferred = build_uncut(recipe, ShardedStrategy(Sharded(ep=1)))
+        deferred.materialize(model, "cpu")
     finally:
         torch.set_default_dtype(torch.float32)
     for p, q in zip(model.parameters(), build_model(recipe).parameters(), strict=True):
         assert torch.equal(p, q)
 
 
-def test_what_is_tied_stays_tied_and_what_is_frozen_frozen() -> None:
+def test_tied_parameters_stay_tied_and_frozen_ones_frozen() -> None:
     recipe = load("glam", ["model.tied=true"])
     with as_rank(1):
-        model, waiting = waiting_for(recipe, 1)
+        model, deferred = build_deferred(recipe, 1)
         first, last = model.embeddings()
         assert first is last is not None
         model.requires_grad_(False)
         shard(model, 1, "cpu")
-        waiting.draw(model, "cpu")
+        deferred.materialize(model, "cpu")
         first, last = model.embeddings()
         assert first is last is not None and local(first).std() > 0
         assert not any(p.requires_grad for p in model.parameters())
 
 
-def test_no_more_than_a_module_or_an_expert_is_drawn_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And of a bank that is cut over replicas, none of the experts that lie elsewhere."""
-    drawn: dict[str, list[int]] = {}
-    take = ShardWriter.take
+def test_one_expert_at_a_time_is_initialised_and_only_by_ranks_that_hold_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of stacked weights that are sharded over replicas, a rank initialises none of the others' experts."""
+    initialised: dict[str, list[int]] = {}
+    buffer = ShardWriter.buffer
 
-    def noted(self: ShardWriter, owned: OwnedParameter, expert: int | None) -> Tensor:
-        taken = take(self, owned, expert)
-        assert expert is None or len(taken) == 1
-        drawn.setdefault(owned.name, []).append(-1 if expert is None else expert)
-        return taken
+    def recorded(self: ShardWriter, owned: OwnedParameter, expert: int | None) -> Tensor:
+        tensor = buffer(self, owned, expert)
+        assert expert is None or len(tensor) == 1
+        initialised.setdefault(owned.name, []).append(-1 if expert is None else expert)
+        return tensor
 
-    monkeypatch.setattr(ShardWriter, "take", noted)
+    monkeypatch.setattr(ShardWriter, "buffer", recorded)
     with as_rank(3):
-        model, waiting = waiting_for(load("deepseek_v3", ["model.moe.experts.count=64"]), 2)
+        model, deferred = build_deferred(load("deepseek_v3", ["model.moe.experts.count=64"]), 2)
         routed = [layer.experts for layer in expert_parallel_layers(model)]
         names = {name for name, p in model.named_parameters() if any(p is q for r in routed for q in r.parameters())}
         shard(model, 2, "cpu")
-        waiting.draw(model, "cpu")
+        deferred.materialize(model, "cpu")
     assert len(names) > 2
     for name in names:  # the second of two replicas, each of 32 experts
-        assert drawn[name] == list(range(16, 32))
+        assert initialised[name] == list(range(16, 32))
 
 
-class Own(nn.Module):
-    """Draws itself."""
+class InitialisesItself(nn.Module):
+    """In its constructor."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -131,35 +130,35 @@ class Own(nn.Module):
         nn.init.constant_(self.linear.weight, 2.0)
 
 
-def test_a_recipes_model_that_draws_itself_is_built_whole() -> None:
-    recipe = load(DRAWS_ITSELF)
-    model, waiting = build_unsharded(recipe, ShardedStrategy(Sharded(ep=1)))
+def test_a_recipes_model_that_initialises_itself_is_built_unsharded() -> None:
+    recipe = load(INITIALISES_ITSELF)
+    model, deferred = build_uncut(recipe, ShardedStrategy(Sharded(ep=1)))
     expected = build_model(recipe)
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), expected.parameters(), strict=True))
-    waiting.draw(model, "cpu")
+    deferred.materialize(model, "cpu")
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), expected.parameters(), strict=True))
 
 
-def test_a_model_that_draws_itself_is_not_covered() -> None:
-    with defer_init() as waiting:
-        model = Own()
-    assert not waiting.covers(model)
-    with defer_init() as waiting:
-        model = Own()
+def test_a_model_that_initialises_itself_is_not_covered() -> None:
+    with defer_init() as deferred:
+        model = InitialisesItself()
+    assert not deferred.covers(model)
+    with defer_init() as deferred:
+        model = InitialisesItself()
         init_weights(model.linear, Init(), 0)
-    assert waiting.covers(model)
-    assert Own().linear.weight.eq(2).all(), "the hook is gone"
+    assert deferred.covers(model)
+    assert InitialisesItself().linear.weight.eq(2).all(), "the hook is still there"
 
 
-def test_modules_made_into_a_bank_keep_the_weights_they_came_with() -> None:
-    with defer_init() as waiting:
+def test_modules_that_are_given_as_experts_keep_their_weights() -> None:
+    with defer_init() as deferred:
         model = nn.ModuleDict({"bank": ExpertBank.from_modules([nn.Linear(3, 3)], 3)})
         init_weights(model, Init(), 0)
-    assert not waiting.covers(model)
+    assert not deferred.covers(model)
 
 
-class Shared(nn.Module):
-    """One matrix under two names, made before either."""
+class Tied(nn.Module):
+    """One matrix under two names, created before either."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -168,35 +167,35 @@ class Shared(nn.Module):
         self.one.weight = self.other.weight = both
 
 
-def test_a_matrix_that_two_modules_share_is_one_without_memory_too() -> None:
-    with defer_init() as waiting:
-        model = Shared()
+def test_a_tied_matrix_is_one_meta_parameter() -> None:
+    with defer_init() as deferred:
+        model = Tied()
         init_weights(model, Init(), 0)
     assert model.one.weight is model.other.weight and model.one.weight.is_meta
-    waiting.draw(model, "cpu")
+    deferred.materialize(model, "cpu")
     assert model.one.weight is model.other.weight
-    expected = Shared()
+    expected = Tied()
     init_weights(expected, Init(), 0)
     assert torch.equal(model.one.weight, expected.one.weight)
 
 
 class Particular(TopKRouter):
-    """Draws a vector, keeps another."""
+    """Initialises one vector and keeps the value of another."""
 
     def __init__(self) -> None:
         super().__init__(TopK(top_k=1), LayerDims(dim=3, num_experts=2))
-        self.drawn_E, self.kept_E = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.tensor([5.0, 6.0]))
+        self.random_E, self.kept_E = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.tensor([5.0, 6.0]))
 
     def init_weights(self, init: Init) -> None:
-        nn.init.normal_(self.drawn_E)
+        nn.init.normal_(self.random_E)
         init.draw(self.weight_ED)
 
 
-def test_a_router_may_draw_vectors_and_keep_others() -> None:
-    with defer_init() as waiting:
+def test_a_router_may_initialise_one_vector_and_keep_another() -> None:
+    with defer_init() as deferred:
         router = Particular()
         init_weights(router, Init(), 4)
-    waiting.draw(router, "cpu")
+    deferred.materialize(router, "cpu")
     expected = Particular()
     init_weights(expected, Init(), 4)
     for p, q in zip(router.parameters(), expected.parameters(), strict=True):
@@ -204,20 +203,20 @@ def test_a_router_may_draw_vectors_and_keep_others() -> None:
 
 
 class Forgetful(GluExperts):
-    """Leaves a matrix as it was built."""
+    """Does not initialise one of its matrices."""
 
     def init_weights(self, init: Init) -> None:
         init.draw(self.w_down_EOH)
 
 
-def test_a_matrix_that_nobody_draws_is_told() -> None:
-    with defer_init() as waiting:
+def test_a_matrix_that_is_not_initialised_is_an_error() -> None:
+    with defer_init() as deferred:
         model = nn.ModuleDict({"bank": Forgetful(Glu(count=2, hidden=4), LayerDims(dim=3, num_experts=2))})
         init_weights(model, Init(), 0)
-    with pytest.raises(MoekitError, match=r"bank\.w_gate_up_EHD: Forgetful .* init_weights does not write"):
-        waiting.draw(model, "cpu")
+    with pytest.raises(MoekitError, match=r"bank\.w_gate_up_EHD: Forgetful\.init_weights does not initialise"):
+        deferred.materialize(model, "cpu")
 
 
-def test_a_parameter_without_a_shape_yet_is_left_alone() -> None:
+def test_a_lazy_parameter_stays_as_it_is() -> None:
     with defer_init():
         assert nn.parameter.is_lazy(cast(nn.Parameter, nn.LazyLinear(3).weight))

@@ -1,4 +1,4 @@
-"""How parameters lie, as four ranks see it one after the other; and what is sent for many sums at once."""
+"""Layouts of parameters, seen from one of four simulated ranks; and the messages of many all-reduces."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from moekit.contracts import Model
 from moekit.layer import MoELayer
 from moekit.parallel.sharding import shard
-from moekit.shards.layout import ParameterLayout, Sum, add_up, parameter_layouts
+from moekit.shards.layout import ParameterLayout, PartialSum, all_reduce_sums, parameter_layouts
 from moekit.spec.kinds import MoE
 from moekit_dispatchers.expert_parallel import ExpertParallel
 from moekit_dispatchers.grouped import Grouped
@@ -36,44 +36,45 @@ class Net(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("ep", "bank"),
+    ("ep", "experts"),
     [(1, [(0, [0, 1, 2, 3])]), (2, [(0, [1, 3]), (0, [0, 1])]), (4, [(0, [0, 1, 2, 3])])],
 )
-def test_who_has_the_other_parts(ep: int, bank: list[tuple[int, list[int]]]) -> None:
-    """Rank 1: experts are dealt out among neighbours, and a rank's own cut among those that have the same."""
+def test_a_layout_names_the_ranks_that_share_each_dimension(ep: int, experts: list[tuple[int, list[int]]]) -> None:
+    """Seen from rank 1: experts are distributed over neighbours, and sharded over the ranks that hold the same ones."""
     with as_rank(1):
         model = Net(ep)
         shard(cast(Model, model), ep, "cpu")
-        lies = parameter_layouts(model)
+        layouts = parameter_layouts(model)
+        bank = model.layer.experts
+        w_EOH, scale_EH = (layouts[bank.get_parameter(name)] for name in ("w_down_EOH", "scale_EH"))
+        across = layouts[model.across]
 
-        def cuts(p: nn.Parameter) -> list[tuple[int, list[int]]]:
-            return [(dim, dist.get_process_group_ranks(group)) for dim, group in lies[p].cuts]
+        def ranks(layout: ParameterLayout) -> list[tuple[int, list[int]]]:
+            return [(dim, dist.get_process_group_ranks(group)) for dim, group in layout.sharded_dims]
 
-        experts = model.layer.experts
-        w_EOH, scale_EH = experts.get_parameter("w_down_EOH"), experts.get_parameter("scale_EH")
-        assert cuts(w_EOH) == cuts(scale_EH) == bank and cuts(model.across) == [(1, list(range(WORLD)))]
-        assert lies[w_EOH].shape == (4, 5, 6) and lies[scale_EH].shape == (4, 6)  # of all experts
-        assert lies[w_EOH].among(-1) == lies[w_EOH].among(1) == () and len(lies[w_EOH].among()) == len(bank)
-        assert lies[scale_EH].among(-2) == lies[scale_EH].among() and lies[scale_EH].among(-1) == ()
-        assert lies[model.across].among(-1) == lies[model.across].among(1, 0) and lies[model.across].among(-2) == ()
+        assert ranks(w_EOH) == ranks(scale_EH) == experts and ranks(across) == [(1, list(range(WORLD)))]
+        assert w_EOH.shape == (4, 5, 6) and scale_EH.shape == (4, 6)  # of all experts
+        assert w_EOH.groups_along(-1) == w_EOH.groups_along(1) == () and len(w_EOH.groups_along()) == len(experts)
+        assert scale_EH.groups_along(-2) == scale_EH.groups_along() and scale_EH.groups_along(-1) == ()
+        assert across.groups_along(-1) == across.groups_along(1, 0) and across.groups_along(-2) == ()
 
 
-def test_a_plain_model_lies_whole() -> None:
+def test_a_plain_model_has_no_sharded_dimension() -> None:
     model = nn.Linear(3, 2)
     assert parameter_layouts(model) == {model.weight: ParameterLayout((2, 3)), model.bias: ParameterLayout((2,))}
 
 
-def test_one_message_for_all_sums_of_a_group_and_dtype() -> None:
+def test_sums_of_one_group_and_dtype_are_one_message() -> None:
     one, other = cast(dist.ProcessGroup, "one"), cast(dist.ProcessGroup, "other")
     sent: list[tuple[Any, list[float]]] = []
 
-    def twice(message: Tensor, group: Any) -> None:  # two ranks that have the same
+    def twice(message: Tensor, group: Any) -> None:  # as if two ranks had the same
         sent.append((group, message.tolist()))
         message.mul_(2)
 
     a, b, c, d = torch.tensor(1.0), torch.tensor([[2.0], [3.0]]), torch.tensor([4.0]), torch.tensor(5.0).double()
-    sums: list[Sum] = [(a, (one, other)), (b, (one,)), (c, ()), (torch.zeros(0, 3), (one,)), (d, (one,))]
+    sums: list[PartialSum] = [(a, (one, other)), (b, (one,)), (c, ()), (torch.zeros(0, 3), (one,)), (d, (one,))]
     with mock.patch.object(dist, "all_reduce", twice):
-        add_up(sums)
+        all_reduce_sums(sums)
     assert sent == [("one", [1.0, 2.0, 3.0]), ("other", [2.0]), ("one", [5.0])]
     assert (a.item(), b.tolist(), c.item(), d.item()) == (4.0, [[4.0], [6.0]], 4.0, 10.0)
