@@ -16,7 +16,7 @@ VERBS = {
     "plugins": "list plugins, and why some failed",
     "config": "print, validate or compare specs",
     "params": "count parameters, total and active, part by part",
-    "plan": "size a run on many devices: bytes on each of them, bytes on the wire",
+    "plan": "estimate memory per device and traffic of a run on many devices",
     "bench": "measure layers, routers and training steps, side by side",
     "train": "train a recipe",
     "generate": "generate text with a trained language model",

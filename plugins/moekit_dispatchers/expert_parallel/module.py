@@ -27,8 +27,8 @@ class ExpertParallelDispatcher(Dispatcher):
 
     Rank r of an expert group of G ranks holds experts ``r · E/G`` to ``(r + 1) · E/G - 1`` (``local_experts``); the
     groups are the rows of ``moekit.parallel.mesh.expert_mesh``. A token is sent once to each rank that holds experts of
-    its choice, with its gates there. That rank sums its experts' gated outputs and returns one row per token; the rows of
-    all ranks are added. If a router limits a token to M of G groups (DeepSeek-V2, section 2.2.2; V3's nodes, section
+    its choice, with its gates there. That rank sums its experts' gated outputs and returns one row per token; the rows
+    of all ranks are added. If a router limits a token to M of G groups (DeepSeek-V2, section 2.2.2; V3's nodes, section
     2.1.2), the token is sent to at most M ranks.
 
     Source: Lepikhin et al. 2020, GShard (arXiv 2006.16668), section 3, for the all-to-all; DeepSeek-AI 2024,

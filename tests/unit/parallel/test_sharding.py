@@ -17,7 +17,6 @@ import pytest
 import torch
 import torch.distributed as dist
 from fake_ranks import WORLD, as_rank
-from moekit.parallel.norm import total_norm
 from torch import Tensor
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
@@ -37,6 +36,7 @@ from moekit.shards.shard import (
     state_dict_shards,
 )
 from moekit.spec.sharding import Sharded
+from moekit.training.step import total_norm
 from moekit.weights import init_weights
 
 LAYOUTS = pytest.mark.parametrize("ep", [1, 2, 4])

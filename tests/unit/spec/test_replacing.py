@@ -43,7 +43,7 @@ def test_maps_are_searched_and_a_spec_without_any_is_returned_itself(real_plugin
     assert moe.balancers == dict.fromkeys(recipe.model.moe.balancers, ZLoss(weight=0.5))  # type: ignore[attr-defined]
 
 
-def test_every_outermost_one_is_found_in_order() -> None:
+def test_every_outermost_one_is_found_in_order(real_plugins: None) -> None:
     recipe = load("gshard")
     assert find_all(recipe, RouterSpec) == [moe.router for moe in find_all(recipe.model, MoE)] != []
     assert find_all(load("base/language_model"), RouterSpec) == []
