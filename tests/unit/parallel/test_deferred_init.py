@@ -19,7 +19,7 @@ from moekit.parallel.strategy import ShardedStrategy, with_expert_parallel
 from moekit.shards.shard import expert_parallel_layers, local, state_dict_shards
 from moekit.spec.recipe import Recipe
 from moekit.spec.sharding import Sharded
-from moekit.training.build import build_model, build_seeded, build_uncut
+from moekit.training.build import build_model, build_seeded, build_unsharded
 from moekit.weights import OwnedParameter, init_weights
 from moekit_experts.glu import Glu
 from moekit_experts.glu.module import GluExperts
@@ -76,7 +76,7 @@ def test_weights_are_initialised_in_fp32_under_another_default_dtype() -> None:
     recipe = load("switch")
     torch.set_default_dtype(torch.float64)
     try:
-        model, deferred = build_uncut(recipe, ShardedStrategy(Sharded(ep=1)))
+        model, deferred = build_unsharded(recipe, ShardedStrategy(Sharded(ep=1)))
         deferred.materialize(model, "cpu")
     finally:
         torch.set_default_dtype(torch.float32)
@@ -132,7 +132,7 @@ class InitialisesItself(nn.Module):
 
 def test_a_recipes_model_that_initialises_itself_is_built_unsharded() -> None:
     recipe = load(INITIALISES_ITSELF)
-    model, deferred = build_uncut(recipe, ShardedStrategy(Sharded(ep=1)))
+    model, deferred = build_unsharded(recipe, ShardedStrategy(Sharded(ep=1)))
     expected = build_model(recipe)
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), expected.parameters(), strict=True))
     deferred.materialize(model, "cpu")
