@@ -63,5 +63,6 @@ def test_a_mistake_in_verb_or_arguments_is_reported(given: str, expected: str, c
 @pytest.mark.parametrize(("verb", "missing"), [("params", "name"), ("plan", "--devices"), ("bench", "what")])
 def test_overrides_and_shapes_may_be_omitted(verb: str, missing: str, capsys: Captured) -> None:
     assert main([verb]) == 2
-    error = capsys.readouterr().err.splitlines()[0]
-    assert error == f"error: moekit {verb}: the following arguments are required: {missing}"
+    error, _, names = capsys.readouterr().err.splitlines()[0].partition(" are required: ")
+    assert error == f"error: moekit {verb}: the following arguments"
+    assert missing in names.split(", ") and set(names.split(", ")) <= {missing, "name"}  # Python 3.13.5 names more
