@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch.distributed as dist
+from lightning.pytorch.callbacks import LambdaCallback
 from rich.console import Console
 from torch.distributed.fsdp import FSDPModule
 
@@ -113,10 +114,13 @@ def fit(run: Prepared, console: Console) -> None:
         KeyboardInterrupt, SystemExit: stopped by Ctrl-C or by SIGTERM; the command to resume is printed before.
         MoekitError: the loss became NaN or infinite; the checkpoint does not fit; or another rank was lost.
     """
+    start = None if run.checkpoint is None else run.checkpoint.path
     if is_rank_zero():
         run.folder.create()
-        replace_file(run.folder.spec, lambda path: path.write_text(dump(run.module.recipe), encoding="utf-8"))
-    start = None if run.checkpoint is None else run.checkpoint.path
+        if start is None:
+            write_spec(run)
+        else:  # once the checkpoint is loaded: if it cannot be, the run stays as it was
+            run.trainer.callbacks.append(LambdaCallback(on_train_start=lambda trainer, module: write_spec(run)))  # type: ignore[attr-defined]
     try:
         run.trainer.fit(run.module, ckpt_path=start, weights_only=True)
         if run.interrupt.agree(run.trainer):
@@ -136,6 +140,11 @@ def fit(run: Prepared, console: Console) -> None:
         if start is not None and run.trainer.global_step == 0:
             raise CheckpointError(f"cannot resume from {start}\n  {error}") from error
         raise
+
+
+def write_spec(run: Prepared) -> None:
+    """Writes the resolved recipe to ``spec.yaml`` in the run's folder."""
+    replace_file(run.folder.spec, lambda path: path.write_text(dump(run.module.recipe), encoding="utf-8"))
 
 
 def _how_to_resume(run: Prepared) -> str:
