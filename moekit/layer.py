@@ -38,6 +38,7 @@ class MoELayer(nn.Module):
 
     Raises:
         TypeError: a part is not a module, but for example its spec.
+        ValueError: a balancer is named ``router``.
     """
 
     def __init__(
@@ -55,6 +56,8 @@ class MoELayer(nn.Module):
             if not isinstance(part, nn.Module):
                 kind = type(part).__name__
                 raise TypeError(f"{name}: {kind} is not a module; build a spec with moekit.build(spec, dims)")
+        if "router" in (balancers or {}):
+            raise ValueError("a balancer cannot be named 'router': the report has the router's own loss under that name")
         self.router = router
         self.experts = experts
         self.dispatcher = dispatcher
