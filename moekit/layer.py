@@ -57,7 +57,9 @@ class MoELayer(nn.Module):
                 kind = type(part).__name__
                 raise TypeError(f"{name}: {kind} is not a module; build a spec with moekit.build(spec, dims)")
         if "router" in (balancers or {}):
-            raise ValueError("a balancer cannot be named 'router': the report has the router's own loss under that name")
+            raise ValueError(
+                "a balancer cannot be named 'router': the report has the router's own loss under that name"
+            )
         self.router = router
         self.experts = experts
         self.dispatcher = dispatcher
