@@ -8,6 +8,7 @@ from __future__ import annotations
 import shlex
 import signal
 import sys
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -74,9 +75,17 @@ def train(
         console = Console(quiet=True)
     recipe = recipe if resume is not None else with_checkpoint_path(recipe, root)
     dense = dense_recipe(recipe) if with_dense and recipe.compare is not None else None
-    with quiet():
-        path = decide_on_rank_zero("run_folder", lambda: (resume or RunFolder.new(root, label)).name)
-        folder = RunFolder(Path(path), None if resume is None else resume.chosen)
+    with quiet(), ExitStack() as stack:
+
+        def choose_folder() -> str:
+            if resume is not None:
+                return stack.enter_context(resume.locked()).name
+            claimed = RunFolder.claim(root, label)
+            stack.callback(claimed.release)  # removes it if the run is rejected before anything is written
+            return stack.enter_context(claimed.locked()).name
+
+        path = Path(decide_on_rank_zero("run_folder", choose_folder))
+        folder = RunFolder(path, None if resume is None else resume.chosen)
         saved = None if resume is None else read_checkpoint(folder.checkpoint())
         dense_path = folder.dense.last if dense is not None else None
         dense_saved = None if dense_path is None else read_checkpoint(dense_path)
