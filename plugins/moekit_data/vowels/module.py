@@ -2,43 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
-from statistics import mean
 
 import torch
-from torch import Tensor
 
 from moekit.contracts import Batch, Data, Model
-from moekit.errors import DataError, MoekitError
+from moekit.errors import MoekitError
 from moekit_data.vowels import Vowels
-
-
-@dataclass(frozen=True)
-class Cases:
-    """Some utterances.
-
-    Attributes:
-        x_TD: fp32 ``[T, 2]``: F1 and F2 in kHz.
-        d_TO: fp32 ``[T, 1]``: 0 or 1.
-        vowels: the vowel of each.
-    """
-
-    x_TD: Tensor
-    d_TO: Tensor
-    vowels: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Speakers:
-    """The cases of the training speakers, those of the test speakers, and the vowels in the spec's order."""
-
-    train: Cases
-    test: Cases
-    vowels: tuple[str, ...]
+from moekit_data.vowels.table import Cases, Speakers, cases_of, read_table, targets_of
 
 
 class VowelData(Data):
@@ -63,11 +35,11 @@ class VowelData(Data):
         if self._speakers is not None:
             return
         spec, num_train = self.spec, self.spec.train_speakers
-        rows = [row for row in _read_table() if row.vowel in spec.vowels]
+        rows = [row for row in read_table() if row.vowel in spec.vowels]
         train = [row for row in rows if row.speaker <= num_train]
         test = [row for row in rows if num_train < row.speaker <= num_train + spec.test_speakers]
-        target = _targets(train, spec)
-        self._speakers = Speakers(_cases(train, target), _cases(test, target), tuple(spec.vowels))
+        target = targets_of(train, spec)
+        self._speakers = Speakers(cases_of(train, target), cases_of(test, target), tuple(spec.vowels))
 
     @property
     def speakers(self) -> Speakers:
@@ -113,36 +85,3 @@ class VowelData(Data):
         from moekit_data.vowels.picture import draw  # loads matplotlib
 
         return [draw(model, self.speakers, folder / "vowels.png")]
-
-
-@dataclass(frozen=True)
-class _Row:
-    speaker: int
-    vowel: str
-    f1: float
-    f2: float
-
-
-def _read_table() -> list[_Row]:
-    path = files("moekit_data.vowels") / "peterson_barney.csv"
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        return [_Row(int(r["speaker"]), r["vowel"], float(r["f1"]), float(r["f2"])) for r in csv.DictReader(lines)]
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise DataError(f"cannot read the formant table {path}: {error}\n  reinstall moekit to restore it") from error
-
-
-def _targets(rows: list[_Row], spec: Vowels) -> dict[str, float]:
-    """The target of each vowel, from its rank by mean F1."""
-    by_f1 = sorted(spec.vowels, key=lambda v: mean(row.f1 for row in rows if row.vowel == v))
-    if spec.coding == "turns":
-        return {v: float(rank % 2 == 0) for rank, v in enumerate(by_f1)}
-    return {v: float(rank in (0, len(by_f1) - 1)) for rank, v in enumerate(by_f1)}
-
-
-def _cases(rows: list[_Row], target: Mapping[str, float]) -> Cases:
-    return Cases(
-        x_TD=torch.tensor([[row.f1 / 1000, row.f2 / 1000] for row in rows]),
-        d_TO=torch.tensor([[target[row.vowel]] for row in rows]),
-        vowels=tuple(row.vowel for row in rows),
-    )

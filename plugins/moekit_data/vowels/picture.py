@@ -15,7 +15,7 @@ from torch import Tensor
 
 from moekit.contracts import LayerReport, Model, ModelOutput
 from moekit.routing import ExpertChoice, Routing, Soft, TokenChoice
-from moekit_data.vowels.module import Cases, Speakers
+from moekit_data.vowels.table import Cases, Speakers
 
 SIDE = 300  # points along each axis of the plane
 WORDS = {

@@ -6,7 +6,7 @@ import torch
 
 from moekit.errors import DataError, MoekitError
 from moekit.registry import build
-from moekit_data.vowels import Vowels, module
+from moekit_data.vowels import Vowels, table
 
 
 def prepared(**options):
@@ -89,7 +89,7 @@ def test_nothing_is_read_before_prepare():
 
 def test_a_damaged_table_is_named(tmp_path, monkeypatch):
     (tmp_path / "peterson_barney.csv").write_text("speaker,vowel\n1,iy\n")
-    monkeypatch.setattr(module, "files", lambda package: tmp_path)
+    monkeypatch.setattr(table, "files", lambda package: tmp_path)
     with pytest.raises(DataError, match=r"cannot read the formant table .*peterson_barney\.csv: 'f1'"):
         prepared()
 
