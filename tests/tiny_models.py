@@ -1,13 +1,14 @@
-"""Tiny models that decode with a cache: a decoder and an encoder-decoder with mixtures, in fp64."""
+"""Tiny models that decode with a cache, in fp64; and options of parts that see later tokens, which models refuse."""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 
 from moekit import Model, build
-from moekit.spec.kinds import DispatcherSpec
+from moekit.spec.kinds import DispatcherSpec, RouterSpec
 from moekit_dispatchers.grouped import Grouped
 from moekit_experts.glu import Glu
 from moekit_models.decoder import MTP, At, Decoder, DecoderMoE
@@ -52,3 +53,18 @@ def model_of(spec: Any) -> Model:
     torch.manual_seed(1)
     model: Model = build(spec)
     return model.double().eval()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batchwise(RouterSpec):
+    """A router whose choices depend on later tokens."""
+
+    causal: ClassVar[bool] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crowding(DispatcherSpec):
+    """A dispatcher in which later tokens may displace earlier ones."""
+
+    def causal(self) -> bool:
+        return False
