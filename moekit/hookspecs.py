@@ -44,7 +44,10 @@ def moekit_balancers() -> list[Component]:  # type: ignore[empty-body]
 
 @hookspec
 def moekit_attention() -> list[Component]:  # type: ignore[empty-body]
-    """Attention: ``Target(spec: AttentionSpec, dim: int, causal: bool)``, a module ``x_BSD -> y_BSD``."""
+    """Attention: ``Target(spec: AttentionSpec, dim: int, causal: bool)``, a module ``x_BSD -> y_BSD`` of width D = dim.
+
+    If ``causal``, a position attends to none after it.
+    """
 
 
 @hookspec

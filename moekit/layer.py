@@ -144,12 +144,7 @@ class MoELayer(nn.Module):
         return torch.stack(biases).sum(0) if len(biases) > 1 else (biases[0] if biases else None)
 
     def step(self, load_E: Tensor, *, progress: float = 0.0) -> None:
-        """Updates the balancers' state. To be called once per optimizer step.
-
-        Args:
-            load_E: int64, tokens sent to each expert in the whole global batch.
-            progress: fraction of training completed, 0 to 1, for rates that change during training.
-        """
+        """Updates the balancers' state. To be called once per optimizer step; see ``Balancer.step``."""
         for balancer in self.balancers.values():
             balancer.step(load_E, progress=progress)
 

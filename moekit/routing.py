@@ -211,3 +211,13 @@ def pairs_of(routing: Routing) -> Pairs:
             f"'{routing.form}'; the dispatcher 'soft' takes that"
         )
     return routing.pairs()
+
+
+def gates_of(routing: Routing) -> Tensor:
+    """The weights of the experts' outputs, in the shape of the routing's form."""
+    if isinstance(routing, TokenChoice):
+        return routing.gate_TK
+    if isinstance(routing, ExpertChoice):
+        return routing.gate_EC
+    assert isinstance(routing, Soft)
+    return routing.combine_TEP

@@ -28,7 +28,7 @@ from moekit.bench.workload import (
 )
 from moekit.contracts import Dispatcher, ExpertBank, LayerDims, Router
 from moekit.layer import run_on_all
-from moekit.routing import ExpertChoice, Soft, TokenChoice
+from moekit.routing import gates_of
 from moekit.spec.fields import Spec
 
 
@@ -178,16 +178,13 @@ def router_variant(name: str, router: Router, work: Workload) -> Variant:
     """A router; its gates are differentiated."""
     weights = list(router.parameters())
 
-    def forward() -> Tensor:
-        routing = router(work.x_TD)
-        if isinstance(routing, TokenChoice):
-            return routing.gate_TK
-        if isinstance(routing, ExpertChoice):
-            return routing.gate_EC
-        assert isinstance(routing, Soft)
-        return routing.combine_TEP
-
-    return Variant(name=name, forward=forward, leaves=[work.x_TD, *weights], weights=weights, agrees=False)
+    return Variant(
+        name=name,
+        forward=lambda: gates_of(router(work.x_TD)),
+        leaves=[work.x_TD, *weights],
+        weights=weights,
+        agrees=False,
+    )
 
 
 def explanations(built: Mapping[str, Any], work: Workload, experts: ExpertBank) -> dict[str, str]:

@@ -48,9 +48,6 @@ class ShardedStrategy(ModelParallelStrategy):
     The Trainer sets the precision. Under ``*-mixed`` weights are all-gathered in fp32 and autocast works as in one
     process, so routers stay in fp32. Under ``bf16-true`` and ``16-true`` weights are all-gathered in half precision,
     and gradients are reduced in fp32.
-
-    Args:
-        layout: size of an expert group, and the timeout of collectives.
     """
 
     def __init__(self, layout: Sharded) -> None:
@@ -158,12 +155,7 @@ def with_expert_parallel(recipe: Recipe, layout: Sharded) -> Recipe:
 
 
 def check_layout(recipe: Recipe, layout: Sharded, world: int) -> None:
-    """Checks that a recipe can be trained in a layout.
-
-    Args:
-        recipe: of the run.
-        layout: size of an expert group.
-        world: number of ranks.
+    """Checks that a recipe can be trained in a layout by ``world`` ranks.
 
     Raises:
         SpecError: ``ep`` does not divide the number of ranks or the experts of a layer; a dispatcher does not work

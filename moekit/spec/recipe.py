@@ -6,19 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from moekit.spec import kinds
 from moekit.spec.fields import Spec, group, option, slot
-from moekit.spec.kinds import (
-    AttentionSpec,
-    BalancerSpec,
-    DataSpec,
-    DispatcherSpec,
-    ExpertSpec,
-    ModelSpec,
-    ObjectiveSpec,
-    OptimizerSpec,
-    RouterSpec,
-    ScheduleSpec,
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,11 +79,11 @@ class Recipe(Spec):
     summary: str = option("", "one line")
     paper: Paper | None = group("the paper that it follows", default=None)
     seed: int = option(0, "seed of weights, sampling and noise", ge=0)
-    model: ModelSpec = slot("model", "the model")
-    objective: ObjectiveSpec | None = slot("objective", "the training objective", optional=True)
-    data: DataSpec | None = slot("data", "the training and validation data", optional=True)
-    optimizer: OptimizerSpec | None = slot("optimizer", "updates the weights", optional=True)
-    schedule: ScheduleSpec | None = slot("schedule", "schedule of the learning rate", optional=True)
+    model: kinds.ModelSpec = slot("model", "the model")
+    objective: kinds.ObjectiveSpec | None = slot("objective", "the training objective", optional=True)
+    data: kinds.DataSpec | None = slot("data", "the training and validation data", optional=True)
+    optimizer: kinds.OptimizerSpec | None = slot("optimizer", "updates the weights", optional=True)
+    schedule: kinds.ScheduleSpec | None = slot("schedule", "schedule of the learning rate", optional=True)
     start: Start | None = group("trained weights to start from; null for fresh ones", default=None)
     stop: Stop | None = group("early stopping", default=None)
     compare: Compare | None = group("the dense model to compare with", default=None)
@@ -134,16 +123,16 @@ class Recipe(Spec):
 KINDS: dict[str, type[Spec]] = {
     base.kind: base
     for base in (
-        RouterSpec,
-        ExpertSpec,
-        DispatcherSpec,
-        BalancerSpec,
-        AttentionSpec,
-        ModelSpec,
-        ObjectiveSpec,
-        DataSpec,
-        OptimizerSpec,
-        ScheduleSpec,
+        kinds.RouterSpec,
+        kinds.ExpertSpec,
+        kinds.DispatcherSpec,
+        kinds.BalancerSpec,
+        kinds.AttentionSpec,
+        kinds.ModelSpec,
+        kinds.ObjectiveSpec,
+        kinds.DataSpec,
+        kinds.OptimizerSpec,
+        kinds.ScheduleSpec,
         Recipe,
     )
 }

@@ -34,11 +34,8 @@ M = TypeVar("M")
 class Case:
     """One component under test, with one example of its options.
 
-    Args:
-        component: the component.
-        spec: its options.
-        dims: sizes of the layer it is built for.
-        label: its name in tests and messages: ``router/mine``, or ``router/mine.2`` for a second example.
+    It is built for a layer of sizes ``dims``. Its label in tests and messages is ``router/mine``, or ``router/mine.2``
+    for a second example.
     """
 
     component: Component

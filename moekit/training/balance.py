@@ -67,10 +67,7 @@ class BalanceStep:
         self._counts: dict[str, Tensor] = {}
 
     def observe(self, reports: Mapping[str, LayerReport]) -> None:
-        """Adds the load of one training forward pass.
-
-        Args:
-            reports: each layer's report, by the layer's name in the model (``ModelOutput.reports``).
+        """Adds the load of one training forward pass, by the layer's name (``ModelOutput.reports``).
 
         Raises:
             ValueError: a name is not that of an MoE layer of the model.
@@ -91,10 +88,7 @@ class BalanceStep:
     def step(self, *, progress: float = 0.0) -> StepLoad | None:
         """Sums the counts over ranks, calls ``step`` of every observed layer, and resets the counts to zero.
 
-        Call it once per optimizer step, on every rank, after the last backward.
-
-        Args:
-            progress: the fraction of training completed, for balancers whose rate changes during a run.
+        Call it once per optimizer step, on every rank, after the last backward. ``progress`` is passed to balancers.
 
         Returns:
             The counts of the step; None when nothing was observed since the last one.

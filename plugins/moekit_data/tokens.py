@@ -127,11 +127,7 @@ class PairTokens(Tokens):
 
 
 def from_state(state: Mapping[str, Any], kind: str) -> Tokens | None:
-    """The tokens that ``state`` holds; None for byte pairs that are not learnt yet.
-
-    Args:
-        state: of earlier ``Tokens``.
-        kind: ``bytes`` or ``bpe``, as in the spec.
+    """The tokens, ``bytes`` or ``bpe``, that ``state`` holds; None for byte pairs that are not learnt yet.
 
     Raises:
         DataError: the state is of the other kind, or damaged.

@@ -14,12 +14,7 @@ def at_least_fp32(x: Tensor) -> Tensor:
 
 
 def sum_over_cases(error_T: Tensor, y_TO: Tensor, batch: Batch) -> LossSum:
-    """The sum of ``error_T`` over valid cases, with the metrics of every objective over cases.
-
-    Args:
-        error_T: each case's error.
-        y_TO: the model's (blended) output.
-        batch: targets and validity.
+    """The sum of each case's error over valid cases, with the metrics of every objective over cases.
 
     Returns:
         Metrics: ``loss``; ``blend_mse``, the squared error of the output, summed over outputs and averaged over

@@ -21,12 +21,10 @@ class Constant(ScheduleSpec):
 def constant(spec: Constant, total_steps: int) -> Callable[[int], float]:
     """``step -> factor``: k/warmup at the k-th step of the warm-up, then 1.
 
+    A run that ends within the warm-up never reaches the full rate.
+
     *Source*: the linear warm-up ("gradual warmup") of Goyal et al., "Accurate, large minibatch SGD"
     (arXiv:1706.02677), section 2.2.
-
-    Args:
-        spec: length of the warm-up; a run that ends within it never reaches the full rate.
-        total_steps: optimizer steps of the run; not used.
     """
     return lambda step: progress(step, 0, spec.warmup)
 

@@ -28,10 +28,6 @@ def cosine(spec: Cosine, total_steps: int) -> Callable[[int], float]:
 
     *Source*: Loshchilov and Hutter, "SGDR" (2017, arXiv:1608.03983), equation 5, without restarts; warm-up as in
     ``constant``.
-
-    Args:
-        spec: length of the warm-up and the final fraction.
-        total_steps: optimizer steps of the run.
     """
 
     def factor(step: int) -> float:

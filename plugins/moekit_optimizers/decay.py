@@ -13,10 +13,6 @@ def decays(name: str, parameter: nn.Parameter) -> bool:
     Matrices are all parameters with two or more dimensions: linear weights, routers, embeddings and stacked experts'
     weights. Biases and scales stacked over experts (``[E, H]``) are not, by the first word of their own name: ``bias``,
     ``bias_EH``, ``b_up_EH``, ``scale_EH``. Balancers' state is in buffers, which no optimizer updates.
-
-    Args:
-        name: qualified name of the parameter in its model.
-        parameter: the parameter itself.
     """
     own_name = name.rpartition(".")[2]
     return parameter.ndim >= 2 and own_name.partition("_")[0] not in ("bias", "b", "scale")

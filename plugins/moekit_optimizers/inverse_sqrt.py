@@ -25,10 +25,6 @@ def inverse_sqrt(spec: InverseSqrt, total_steps: int) -> Callable[[int], float]:
 
     *Source*: Vaswani et al., "Attention is all you need" (2017, arXiv:1706.03762), equation 3, with the full rate in
     place of ``dim^-.5 · w^-.5``.
-
-    Args:
-        spec: length of the warm-up.
-        total_steps: optimizer steps of the run; not used.
     """
     warmup = max(spec.warmup, 1)
 

@@ -34,10 +34,6 @@ def steps(spec: Steps, total_steps: int) -> Callable[[int], float]:
 
     *Source*: DeepSeek-AI, "DeepSeek LLM" (2024, arXiv:2401.02954), section 2.3: 31.6% after 80% of the tokens, 10%
     after 90%; DeepSeekMoE has the same, DeepSeek-V2 after 60% and 90%. Warm-up as in ``constant``.
-
-    Args:
-        spec: length of the warm-up, the fractions and the factor.
-        total_steps: optimizer steps of the run.
     """
     falls = [round(fraction * total_steps) for fraction in spec.at]
 

@@ -29,10 +29,6 @@ def wsd(spec: WSD, total_steps: int) -> Callable[[int], float]:
 
     *Source*: Hu et al., "MiniCPM" (2024, arXiv:2404.06395), section 4; their decay is exponential, the straight line
     here is the linear cooldown of Hägele et al. (2024, arXiv:2405.18392). Warm-up as in ``constant``.
-
-    Args:
-        spec: length of the warm-up (steps) and of the decay (a fraction of training), and the final fraction.
-        total_steps: optimizer steps of the run.
     """
     wanted = max(round(spec.decay * total_steps), 1) if spec.decay > 0 else 0
     length = max(min(wanted, total_steps - spec.warmup), 0)

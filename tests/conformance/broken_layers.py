@@ -31,6 +31,7 @@ from moekit import (
     TokenChoice,
     UniformGroups,
 )
+from moekit.routing import gates_of
 from moekit.testing.fixtures.routings import with_gates
 
 
@@ -131,7 +132,7 @@ class FloatSum(WalkDispatcher):
 
 class ForgetsPadding(WalkDispatcher):
     def forward(self, x_TD: Tensor, routing: Routing, experts: ExpertBank, *, num_sequences: int = 1) -> Dispatched:
-        unmasked = with_gates(routing, getattr(routing, _GATES[routing.form]))
+        unmasked = with_gates(routing, gates_of(routing))
         object.__setattr__(unmasked, "valid_T", None)
         return super().forward(x_TD, unmasked, experts)
 
@@ -147,9 +148,6 @@ class MasksOutput(ForgetsPadding):
 class WeighsOutputs(WalkDispatcher):
     def own(self, y_TEO: Tensor, combine_TEP: Tensor) -> Tensor:
         return y_TEO * combine_TEP
-
-
-_GATES = {"token_choice": "gate_TK", "expert_choice": "gate_EC", "soft": "combine_TEP"}
 
 
 class ShortAnswer(LookAttention):

@@ -37,20 +37,7 @@ from moekit import (
     option,
 )
 from moekit.contracts.layer import LoopGroups
-from moekit.spec.kinds import (
-    ALL_FORMS,
-    AttentionSpec,
-    BalancerSpec,
-    DataSpec,
-    DispatcherSpec,
-    ExpertSpec,
-    Form,
-    ModelSpec,
-    ObjectiveSpec,
-    OptimizerSpec,
-    RouterSpec,
-    ScheduleSpec,
-)
+from moekit.spec import kinds
 
 
 def component(spec: type[Spec], target: Callable[..., object], summary: str = "for the kit's own tests") -> Component:
@@ -62,7 +49,7 @@ def components(spec: type[Spec], *targets: Callable[..., object]) -> list[Compon
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pick(RouterSpec):
+class Pick(kinds.RouterSpec):
     top_k: int = option(2, "experts a token runs through", ge=1)
 
     def active(self, num_experts: int) -> float:
@@ -121,7 +108,7 @@ class PickUnbiasedRouter(PickRouter):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tanh(ExpertSpec):
+class Tanh(kinds.ExpertSpec):
     pass
 
 
@@ -136,8 +123,8 @@ class TanhBank(ExpertBank):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Walk(DispatcherSpec):
-    forms: ClassVar[frozenset[Form]] = ALL_FORMS
+class Walk(kinds.DispatcherSpec):
+    forms: ClassVar[frozenset[kinds.Form]] = kinds.ALL_FORMS
 
 
 class WalkDispatcher(Dispatcher):
@@ -188,7 +175,7 @@ class WalkDispatcher(Dispatcher):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limit(DispatcherSpec):
+class Limit(kinds.DispatcherSpec):
     dropless: ClassVar[bool] = False
 
 
@@ -208,7 +195,7 @@ def _none(x_TD: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Look(AttentionSpec):
+class Look(kinds.AttentionSpec):
     pass
 
 
@@ -279,8 +266,8 @@ class NoisyPickRouter(PickRouter):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Even(BalancerSpec):
-    forms: ClassVar[frozenset[Form]] = frozenset({"token_choice"})
+class Even(kinds.BalancerSpec):
+    forms: ClassVar[frozenset[kinds.Form]] = frozenset({"token_choice"})
 
 
 class EvenLoss(Balancer):
@@ -303,8 +290,8 @@ class EvenLoss(Balancer):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Nudge(BalancerSpec):
-    forms: ClassVar[frozenset[Form]] = frozenset({"token_choice"})
+class Nudge(kinds.BalancerSpec):
+    forms: ClassVar[frozenset[kinds.Form]] = frozenset({"token_choice"})
     gives_bias: ClassVar[bool] = True
 
 
@@ -338,7 +325,7 @@ def layer() -> MoELayer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tiny(ModelSpec):
+class Tiny(kinds.ModelSpec):
     vocab: int = option(11, "tokens in the vocabulary", ge=1)
 
 
@@ -364,7 +351,7 @@ class TinyModel(Model):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Guess(ObjectiveSpec):
+class Guess(kinds.ObjectiveSpec):
     pass
 
 
@@ -383,7 +370,7 @@ class GuessObjective(Objective):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dice(DataSpec):
+class Dice(kinds.DataSpec):
     pass
 
 
@@ -405,7 +392,7 @@ class DiceData(Data):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Descent(OptimizerSpec):
+class Descent(kinds.OptimizerSpec):
     pass
 
 
@@ -414,7 +401,7 @@ def descent(spec: Descent, model: nn.Module) -> torch.optim.Optimizer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Level(ScheduleSpec):
+class Level(kinds.ScheduleSpec):
     pass
 
 
@@ -423,7 +410,7 @@ def level(spec: Level, total_steps: int) -> Callable[[int], float]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Echo(ModelSpec):
+class Echo(kinds.ModelSpec):
     takes: ClassVar[str] = "pairs"
     vocab: int = option(11, "tokens in the vocabulary", ge=1)
 

@@ -41,15 +41,7 @@ class Ended:
 
 @dataclass(frozen=True)
 class Trainer:
-    """Trains in a folder, in ``devices`` ranks.
-
-    Args:
-        cwd: the folder; ``prepare`` fills it.
-        devices: number of ranks.
-        strategy: an override.
-        start: begins the command.
-        accumulate: micro-batches of a step on each rank.
-    """
+    """Trains in a folder that ``prepare`` filled, in ``devices`` ranks, which ``start`` begins."""
 
     cwd: Path
     devices: int = 2

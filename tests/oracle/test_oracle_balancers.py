@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from routings import token_choice
 from torch import Tensor
 
 from moekit.contracts import BalanceContext, Balancer, LayerDims
@@ -86,14 +87,9 @@ def cases(draw: st.DrawFn, sigmoid: bool = True) -> Case:
     expert_TK = (
         first_top_k(scores_TE, K) if draw(st.booleans()) else torch.rand(T, E, generator=generator).argsort(-1)[:, :K]
     )
-    routing = TokenChoice(
-        logits_TE=logits_TE,
-        scores_TE=scores_TE,
-        valid_T=torch.rand(T, generator=generator) < 0.6 if draw(st.booleans()) else None,
-        expert_TK=expert_TK,
-        gate_TK=scores_TE.gather(1, expert_TK),
-        sent_TK=torch.rand(T, K, generator=generator) < 0.7 if draw(st.booleans()) else None,
-    )
+    valid_T = torch.rand(T, generator=generator) < 0.6 if draw(st.booleans()) else None
+    sent_TK = torch.rand(T, K, generator=generator) < 0.7 if draw(st.booleans()) else None
+    routing = token_choice(scores_TE, expert_TK, valid_T, logits_TE=logits_TE, sent_TK=sent_TK)
     return Case(logits_TE, scores_TE, routing, B, G)
 
 
@@ -297,9 +293,7 @@ def test_even_load_gives_no_gradient_for_any_affinities(E: int, K: int, seed: in
     logits_TE = (5 * torch.randn(2 * E, E, generator=generator, dtype=torch.float64)).requires_grad_()
     scores_TE = logits_TE.softmax(-1)
     expert_TK = (torch.arange(2 * E)[:, None] + torch.arange(K)) % E
-    routing = TokenChoice(
-        logits_TE=logits_TE, scores_TE=scores_TE, expert_TK=expert_TK, gate_TK=scores_TE.gather(1, expert_TK)
-    )
+    routing = token_choice(scores_TE, expert_TK, logits_TE=logits_TE)
     case = Case(logits_TE, scores_TE, routing, 2, 2)
     for kind in KINDS.keys() - {"communication"}:
         (grad_TE,) = torch.autograd.grad(value_of(KINDS[kind](case), case), logits_TE, retain_graph=True)

@@ -7,6 +7,7 @@ import torch
 from agreement import assert_agree
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from routings import token_choice
 from torch import Tensor
 
 from moekit.contracts import LayerDims
@@ -42,14 +43,7 @@ def any_routing(T: int, E: int, K: int, padded: bool, unsent: bool, ties: bool, 
         gate_TK[~valid_T], scores_TE[~valid_T] = torch.nan, torch.nan
     if sent_TK is not None:
         gate_TK[~sent_TK] = torch.nan
-    return TokenChoice(
-        logits_TE=scores_TE.log(),
-        scores_TE=scores_TE,
-        valid_T=valid_T,
-        expert_TK=expert_TK,
-        gate_TK=gate_TK.requires_grad_(),
-        sent_TK=sent_TK,
-    )
+    return token_choice(scores_TE, expert_TK, valid_T, gate_TK=gate_TK.requires_grad_(), sent_TK=sent_TK)
 
 
 def counted(routing: TokenChoice) -> Tensor:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from routings import token_choice
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -59,14 +60,7 @@ def routing(expert_TK: Tensor, E: int, valid_T: Tensor | None = None, sent_TK: T
     gate_TK = torch.rand(T, K, device=DEVICE)
     if valid_T is not None:
         gate_TK[~valid_T] = torch.nan
-    return TokenChoice(
-        logits_TE=zeros_TE,
-        scores_TE=zeros_TE,
-        expert_TK=expert_TK.to(DEVICE),
-        gate_TK=gate_TK.requires_grad_(),
-        valid_T=valid_T,
-        sent_TK=sent_TK,
-    )
+    return token_choice(zeros_TE, expert_TK.to(DEVICE), valid_T, gate_TK=gate_TK.requires_grad_(), sent_TK=sent_TK)
 
 
 def results(dispatcher: Dispatcher, x_TD: Tensor, routed: Routing, gate: Tensor, experts: ExpertBank) -> list[Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from routings import token_choice
 from torch import Tensor
 
 from moekit import (
@@ -33,14 +34,8 @@ class FirstExpert(Router):
     ) -> TokenChoice:
         scores_TE = torch.zeros(x_TD.shape[0], E)
         best = 0 if selection_bias_E is None else int(selection_bias_E.argmax())
-        expert_TK = torch.full((x_TD.shape[0], 1), best)
-        return TokenChoice(
-            logits_TE=scores_TE,
-            scores_TE=scores_TE,
-            valid_T=valid_T,
-            expert_TK=expert_TK,
-            gate_TK=torch.ones(x_TD.shape[0], 1),
-        )
+        expert_TK, gate_TK = torch.full((x_TD.shape[0], 1), best), torch.ones(x_TD.shape[0], 1)
+        return token_choice(scores_TE, expert_TK, valid_T, gate_TK=gate_TK)
 
 
 class Scale(ExpertBank):

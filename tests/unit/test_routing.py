@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import routings
 import torch
 
 from moekit import ExpertChoice, Soft, TokenChoice
@@ -11,14 +12,8 @@ from moekit.routing import share_of
 
 
 def token_choice(valid_T: torch.Tensor | None = None) -> TokenChoice:
-    scores_TE = torch.rand(3, 4)
-    return TokenChoice(
-        logits_TE=scores_TE,
-        scores_TE=scores_TE,
-        valid_T=valid_T,
-        expert_TK=torch.tensor([[0, 2], [2, 3], [2, 0]]),
-        gate_TK=torch.tensor([[0.1, 0.2], [0.3, 0.4], [0.5, 0.6]]),
-    )
+    gate_TK = torch.tensor([[0.1, 0.2], [0.3, 0.4], [0.5, 0.6]])
+    return routings.token_choice(torch.rand(3, 4), [[0, 2], [2, 3], [2, 0]], valid_T, gate_TK=gate_TK)
 
 
 def test_token_choice_counts_every_choice() -> None:
@@ -89,12 +84,7 @@ def test_soft_load_is_every_valid_token() -> None:
 
 
 def test_a_routing_of_no_tokens_has_no_load_and_no_pairs() -> None:
-    empty = TokenChoice(
-        logits_TE=torch.zeros(0, 4),
-        scores_TE=torch.zeros(0, 4),
-        expert_TK=torch.zeros(0, 2, dtype=torch.int64),
-        gate_TK=torch.zeros(0, 2),
-    )
+    empty = routings.token_choice(torch.zeros(0, 4), torch.zeros(0, 2, dtype=torch.int64))
     assert empty.load_E().tolist() == [0, 0, 0, 0]
     assert empty.pairs().token_N.shape == (0,)
     assert empty.num_valid() == 0

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from moekit.routing import TokenChoice
+from moekit.routing import TokenChoice, gates_of
 from moekit.spec.kinds import DispatcherSpec
 from moekit.testing.assertions import require, require_equal
 from moekit.testing.case import Case, Check, normal
@@ -24,7 +24,7 @@ from moekit.testing.fixtures.dispatcher_runs import (
     with_nan_gates,
 )
 from moekit.testing.fixtures.inputs import claimed_forms
-from moekit.testing.fixtures.reference import chosen_TE, gates_of, naive_sum, one_expert
+from moekit.testing.fixtures.reference import chosen_TE, naive_sum, one_expert
 from moekit.testing.fixtures.routings import some_routing, with_gates
 
 

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from moekit.errors import MoekitError
-from moekit.routing import ExpertChoice, LossTerm, Routing, TokenChoice
+from moekit.routing import ExpertChoice, LossTerm, Routing, TokenChoice, gates_of
 from moekit.spec.kinds import RouterSpec
 from moekit.testing.assertions import require, require_equal, require_finite
 from moekit.testing.case import Case, Check, normal, seeded, tensors_in
 from moekit.testing.fixtures.inputs import route, routing_tensors
-from moekit.testing.fixtures.reference import chosen_TE, gates_of, weights_TX
+from moekit.testing.fixtures.reference import chosen_TE, weights_TX
 
 
 def checks(case: Case) -> Iterator[Check]:

@@ -64,12 +64,9 @@ def draw_plots(run: Prepared, dense: Prepared | None) -> list[Path]:
 def draw_curves(
     path: Path, curves: Sequence[Curve], *, title: str, y_label: str, x_label: str = "step", y_from: float | None = None
 ) -> Path:
-    """Draws lines over steps (or seconds). Lines with the same label share a colour.
+    """Draws lines over steps (or seconds). Lines with the same label share a colour; empty ones are skipped.
 
-    Args:
-        path: the PNG to write.
-        curves: the lines; empty ones are skipped.
-        y_from: lower end of the axis; default: from the data.
+    ``y_from`` is the lower end of the axis (default: from the data).
     """
     figure, (axes,) = _figure(8.0, 4.2, [1])
     colours: dict[str, str] = {}
@@ -98,12 +95,7 @@ def draw_curves(
 
 
 def draw_load(path: Path, steps: Sequence[int], loads: Mapping[str, np.ndarray], *, title: str) -> Path:
-    """Draws each layer's load as a heat map (experts by steps), with MaxVio over time below.
-
-    Args:
-        path: the PNG to write.
-        steps, loads: R steps, and the load by layer: int ``[R, E]``.
-    """
+    """Draws each layer's load as a heat map (experts by R steps), with MaxVio over time below."""
     layers = list(loads)
     heights = [1.5] * len(layers) + [1.5]
     figure, axes = _figure(8.0, 0.9 + 1.75 * (len(layers) + 1), heights)

@@ -40,12 +40,7 @@ class SignBiasBalancer(Balancer):
 
     @torch.no_grad()
     def step(self, load_E: Tensor, *, progress: float = 0.0) -> None:
-        """Moves each bias against its load; a load without tokens moves nothing.
-
-        Args:
-            load_E: tokens per expert over all micro-batches and ranks; integers of any size are compared exactly.
-            progress: fraction of training completed, 0 to 1.
-        """
+        """Moves each bias against its load; a load without tokens moves nothing. Integers are compared exactly."""
         if progress >= self.spec.until < 1:
             return
         load_E = load_E.to(self.bias_E.device)

@@ -201,14 +201,7 @@ class TranslationData(Data):
 def describe_training(
     train: Sequence[Pair], token_pairs: Sequence[TokenPair], vocabulary: Vocabulary, kind: str
 ) -> dict[str, str]:
-    """Languages, placeholders and tokens of the training pairs, as text.
-
-    Args:
-        train: the pairs.
-        token_pairs: the same as tokens.
-        vocabulary: of the tokens.
-        kind: ``bytes`` or ``bpe``.
-    """
+    """Languages, placeholders and tokens (``bytes`` or ``bpe``) of the training pairs, as text."""
     sizes = Counter(pair.language for pair in train)
     counts = [sizes[name] for name in vocabulary.languages]
     names = ", ".join(vocabulary.languages[:MAX_NAMED]) + ", ..." * (len(counts) > MAX_NAMED)

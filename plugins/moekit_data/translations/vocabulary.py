@@ -83,11 +83,7 @@ class Vocabulary:
 
 
 def restore(state: Mapping[str, Any], kind: str) -> Vocabulary:
-    """The vocabulary of a stored state.
-
-    Args:
-        state: of an earlier ``Vocabulary``.
-        kind: ``bytes`` or ``bpe``, as in the spec.
+    """The vocabulary of a stored state, of the kind of token ``bytes`` or ``bpe``.
 
     Raises:
         DataError: the state is damaged, or of the other kind of token.

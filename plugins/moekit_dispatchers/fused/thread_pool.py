@@ -78,10 +78,6 @@ def _thread_pool(threads: int, process: int) -> ThreadPoolExecutor:
 
     All threads start here: ``torch.set_num_threads`` in one thread also changes the default of threads that start
     later, so the caller's number is restored after the last of them has set its own.
-
-    Args:
-        threads: how many.
-        process: the process that the threads belong to.
     """
     before, all_started = torch.get_num_threads(), threading.Barrier(threads)
     pool = ThreadPoolExecutor(threads, "moekit-experts", initializer=_use_one_thread)

@@ -217,13 +217,9 @@ FUSION: Mapping[str, Any] = {"enable_fp_fusion": True}
 
 
 def _options(x_XX: Tensor, height: int, columns: int, depth: int) -> dict[str, Any]:
-    """Block sizes and arithmetic of a product. fp32 is as exact as ``torch.set_float32_matmul_precision`` says.
+    """Block sizes and arithmetic of a product; ``depth`` is the size of its sum.
 
-    Args:
-        x_XX: gives the dtype.
-        height: rows in a block.
-        columns: columns in a block.
-        depth: the size of the summed dimension.
+    fp32 is as exact as ``torch.set_float32_matmul_precision`` says.
     """
     exact = torch.get_float32_matmul_precision() == "highest"
     return {

@@ -22,12 +22,7 @@ from moekit_models.decoder import Decoder
 
 
 class Block(nn.Module):
-    """``x + attention(norm(x))``, then ``x + ffn(norm(x))``.
-
-    Args:
-        spec: the decoder's options.
-        is_moe: whether the feed-forward part is a mixture of experts.
-    """
+    """``x + attention(norm(x))``, then ``x + ffn(norm(x))``; ``ffn`` may be a mixture."""
 
     def __init__(self, spec: Decoder, is_moe: bool) -> None:
         super().__init__()
@@ -49,11 +44,8 @@ class Block(nn.Module):
 class Ahead(nn.Module):
     """One module of multi-token prediction: ``TRM(M [norm(h); norm(Emb(t))])``, in the paper's order.
 
+    Its block is a mixture if the last layer of the main stack is one.
     Released weights concatenate in the opposite order: code that reads them must swap the halves of M.
-
-    Args:
-        spec: the decoder's options.
-        is_moe: whether the block's feed-forward part is a mixture, as in the last layer of the main stack.
     """
 
     def __init__(self, spec: Decoder, is_moe: bool) -> None:

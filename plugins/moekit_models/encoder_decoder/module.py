@@ -21,12 +21,7 @@ from moekit_models.encoder_decoder import Cross, EncoderDecoder
 
 
 class CrossAttention(nn.Module):
-    """Softmax attention of a target's positions to a source's, scale ``1/sqrt(head_dim)``, no biases, no positions.
-
-    Args:
-        spec: its options.
-        dim: D, width of the tokens.
-    """
+    """Softmax attention of a target's positions to a source's, scale ``1/sqrt(head_dim)``, no biases, no positions."""
 
     def __init__(self, spec: Cross, dim: int) -> None:
         super().__init__()
@@ -51,12 +46,8 @@ class CrossAttention(nn.Module):
 
 
 class Block(nn.Module):
-    """``x + part(norm(x))`` for each part in turn: attention, in a decoder cross-attention, the feed-forward part.
-
-    Args:
-        spec: the model's options.
-        is_moe: whether the feed-forward part is a mixture of experts.
-        encoder: which stack the block is in.
+    """``x + part(norm(x))`` for each part in turn: attention, in a decoder cross-attention, then feed-forward or
+    a mixture.
     """
 
     def __init__(self, spec: EncoderDecoder, is_moe: bool, *, encoder: bool) -> None:
@@ -96,12 +87,7 @@ class Block(nn.Module):
 
 
 class Stack(nn.Module):
-    """The blocks of an encoder or of a decoder, and the norm after them.
-
-    Args:
-        spec: the model's options.
-        encoder: which of the two.
-    """
+    """The blocks of an encoder or of a decoder, and the norm after them."""
 
     def __init__(self, spec: EncoderDecoder, *, encoder: bool) -> None:
         super().__init__()

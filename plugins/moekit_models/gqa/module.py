@@ -15,13 +15,7 @@ from moekit_models.rotary import rotate, score_scale, turns
 
 @final
 class GroupedQueryAttention(nn.Module):
-    """Softmax attention, scale ``1/sqrt(head_dim)`` (times YaRN's factor, if it is on), no biases.
-
-    Args:
-        spec: its options.
-        dim: D, width of the tokens.
-        causal: whether a position attends to none after it.
-    """
+    """Softmax attention, scale ``1/sqrt(head_dim)`` (times YaRN's factor, if it is on), no biases."""
 
     def __init__(self, spec: GQA, dim: int, causal: bool = True) -> None:
         super().__init__()

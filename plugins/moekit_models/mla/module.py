@@ -23,11 +23,6 @@ class MultiHeadLatentAttention(nn.Module):
 
     Projections of one input are stacked in one matrix: ``q_up`` holds each head's ``[W_UQ; W_QR]``, ``kv_down``
     holds ``[W_DKV; W_KR]``, ``kv_up`` each head's ``[W_UK; W_UV]``.
-
-    Args:
-        spec: its options.
-        dim: D, width of the tokens.
-        causal: whether a position attends to none after it.
     """
 
     def __init__(self, spec: MLA, dim: int, causal: bool = True) -> None:

@@ -16,13 +16,7 @@ from moekit_models.relative import Relative
 
 @final
 class RelativeAttention(nn.Module):
-    """Softmax attention over ``scale · q·k + bias[bucket(distance)]``, no other biases.
-
-    Args:
-        spec: its options.
-        dim: D, width of the tokens.
-        causal: whether a position attends to none after it.
-    """
+    """Softmax attention over ``scale · q·k + bias[bucket(distance)]``, no other biases."""
 
     def __init__(self, spec: Relative, dim: int, causal: bool = True) -> None:
         super().__init__()

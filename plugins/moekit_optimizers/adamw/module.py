@@ -14,14 +14,10 @@ FUSED = ("cpu", "cuda")
 
 
 def adamw(spec: AdamW, model: nn.Module) -> Optimizer:
-    """AdamW over the model's trainable parameters, tied ones once.
+    """AdamW over the model's trainable parameters (``requires_grad``), tied ones once.
 
     One kernel (``fused``) when all parameters are real and on a CPU or on CUDA, else the ``foreach`` form; the two
     differ in rounding alone. Measured on two CPU cores in fp32, 2.6 million weights: 3.4 ms a step against 13.4.
-
-    Args:
-        spec: rate, betas, decay and epsilon.
-        model: its parameters are updated, except frozen ones (``requires_grad`` false).
 
     Returns:
         The optimizer: first the group with decay, then the one without; empty groups are omitted.

@@ -10,11 +10,7 @@ from moekit_optimizers.sgd import SGD
 
 
 def sgd(spec: SGD, model: nn.Module) -> Optimizer:
-    """Gradient descent over the model's trainable parameters, without weight decay.
-
-    Args:
-        spec: rate and momentum.
-        model: its parameters are updated, except frozen ones (``requires_grad`` false).
+    """Gradient descent over the model's trainable parameters (``requires_grad``), without weight decay.
 
     Raises:
         ValueError: the model has no trainable parameter.

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from routings import token_choice
 
 from moekit.contracts import BalanceContext, LayerDims, LayerReport
 from moekit.registry import current
-from moekit.routing import TokenChoice
 from moekit.spec.fields import default_of, fields_of
 from moekit.training.metrics import balance_sum
 from moekit_balancers.load_balance import LoadBalance
@@ -20,9 +20,7 @@ def report_of(chosen: Sequence[int], weight: float) -> LayerReport:
     """The report of a layer of two experts whose tokens chose these, with affinity 1."""
     expert_TK = torch.tensor(chosen)[:, None]
     scores_TE = F.one_hot(expert_TK[:, 0], 2).double()
-    routing = TokenChoice(
-        logits_TE=scores_TE, scores_TE=scores_TE, expert_TK=expert_TK, gate_TK=scores_TE.gather(1, expert_TK)
-    )
+    routing = token_choice(scores_TE, expert_TK)
     balancer = LoadBalanceLoss(LoadBalance(weight=weight), LayerDims(dim=1, num_experts=2))
     term = balancer.loss(routing, BalanceContext(num_sequences=1, training=True))
     dropped = torch.zeros((), dtype=torch.int64)

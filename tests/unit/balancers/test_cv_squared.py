@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import pytest
 import torch
+from routings import loss_of, token_choice
 from torch import Tensor
 
 from moekit import MoELayer
@@ -26,44 +27,36 @@ CONTEXT = BalanceContext(num_sequences=1, training=True)
 
 
 def routing_of(chosen: list[list[int]], gates: list[list[float]], E: int) -> TokenChoice:
-    logits_TE = torch.zeros(len(chosen), E, dtype=torch.float64)
-    return TokenChoice(
-        logits_TE=logits_TE,
-        scores_TE=logits_TE.softmax(-1),
-        expert_TK=torch.tensor(chosen),
-        gate_TK=torch.tensor(gates, dtype=torch.float64),
-    )
+    return token_choice([[1 / E] * E] * len(chosen), chosen, gate_TK=torch.tensor(gates, dtype=torch.float64))
 
 
-def loss_of(routing: Routing, of: str = "importance") -> Tensor:
-    term = CVSquaredLoss(CVSquared(of=of), LayerDims(dim=1, num_experts=routing.num_experts)).loss(routing, CONTEXT)
-    assert term is not None
-    assert term.weight == 0.1
-    return term.value
+def cv_loss(routing: Routing, of: str = "importance") -> Tensor:
+    assert CVSquared(of=of).weight == 0.1
+    return loss_of(CVSquared(of=of), routing)
 
 
 def test_the_variance_is_that_of_the_population() -> None:
     """(3, 1): 1 over 4, where the unbiased variance would give 0.5."""
-    assert loss_of(routing_of([[0]] * 3 + [[1]], [[1.0]] * 4, 2)).item() == pytest.approx(0.25, rel=1e-9)
+    assert cv_loss(routing_of([[0]] * 3 + [[1]], [[1.0]] * 4, 2)).item() == pytest.approx(0.25, rel=1e-9)
 
 
 def test_importance_sums_gates_not_tokens() -> None:
     """One gate of 3 weighs as three tokens of 1; both experts get two tokens here, and load is even."""
     routing = routing_of([[0, 1], [0, 1]], [[2.0, 0.5], [1.0, 0.5]], 2)
-    assert loss_of(routing).item() == pytest.approx(0.25, rel=1e-9)
+    assert cv_loss(routing).item() == pytest.approx(0.25, rel=1e-9)
     even = replace(routing, smooth_load_E=routing.load_E().double())
-    assert loss_of(even, "load").item() == 0
+    assert cv_loss(even, "load").item() == 0
 
 
 @pytest.mark.parametrize("E", [1, 2, 5])
 def test_the_loss_is_zero_at_balance_and_e_minus_one_at_collapse(E: int) -> None:
     balanced = routing_of([[t % E] for t in range(3 * E)], [[0.7]] * (3 * E), E)
-    assert loss_of(balanced).item() == pytest.approx(0, abs=1e-12)
+    assert cv_loss(balanced).item() == pytest.approx(0, abs=1e-12)
     collapsed = routing_of([[0]] * 4, [[0.7]] * 4, E)
-    assert loss_of(collapsed).item() == pytest.approx(E - 1, rel=1e-9)
+    assert cv_loss(collapsed).item() == pytest.approx(E - 1, rel=1e-9)
     one_E = torch.zeros(E, dtype=torch.float64)
     one_E[0] = 9.0
-    assert loss_of(replace(collapsed, smooth_load_E=one_E), "load").item() == pytest.approx(E - 1, rel=1e-9)
+    assert cv_loss(replace(collapsed, smooth_load_E=one_E), "load").item() == pytest.approx(E - 1, rel=1e-9)
 
 
 def test_without_a_smooth_load_there_is_no_loss_of_load() -> None:
@@ -80,7 +73,7 @@ def test_importance_excludes_padding_and_choices_that_are_not_sent() -> None:
         valid_T=torch.tensor([True, False, True]),
         sent_TK=torch.tensor([[True, True], [True, True], [True, False]]),
     )
-    value = loss_of(routing)
+    value = cv_loss(routing)
     importance = torch.tensor([0.6, 0.4, 0.5])
     assert value.item() == pytest.approx((importance.var(correction=0) / importance.mean() ** 2).item(), rel=1e-5)
     (grad_TK,) = torch.autograd.grad(value, gate_TK)
@@ -97,17 +90,17 @@ def test_importance_is_defined_for_every_form() -> None:
     }
     gate_EC = torch.tensor([[1.0, 2.0], [1.0, 5.0]], dtype=torch.float64)
     by_expert = ExpertChoice(**shared, token_EC=torch.tensor([[0, 1], [0, 2]]), gate_EC=gate_EC)
-    assert loss_of(by_expert).item() == pytest.approx(0.25, rel=1e-9)
+    assert cv_loss(by_expert).item() == pytest.approx(0.25, rel=1e-9)
     combine_TEP = torch.tensor([[[1.0, 0.5], [0.25, 0.0]], [[1.0, 0.5], [0.5, 0.25]], [[9.0, 9.0], [0.0, 0.0]]])
-    assert loss_of(Soft(**shared, combine_TEP=combine_TEP.double())).item() == pytest.approx(0.25, rel=1e-9)
+    assert cv_loss(Soft(**shared, combine_TEP=combine_TEP.double())).item() == pytest.approx(0.25, rel=1e-9)
 
 
 def test_micro_batches_are_less_balanced_than_the_batch() -> None:
     """As the docstring says: each half has all its gates on one expert; together they are even."""
     halves = [routing_of([[e]] * 3, [[1.0]] * 3, 2) for e in (0, 1)]
     whole = routing_of([[0]] * 3 + [[1]] * 3, [[1.0]] * 6, 2)
-    assert [loss_of(half).item() for half in halves] == pytest.approx([1, 1])
-    assert loss_of(whole).item() == 0
+    assert [cv_loss(half).item() for half in halves] == pytest.approx([1, 1])
+    assert cv_loss(whole).item() == 0
 
 
 @dataclass(frozen=True, kw_only=True)

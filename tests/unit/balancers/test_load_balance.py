@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from ranks import run_forked
+from routings import loss_of, token_choice
 from torch import Tensor
 
 from moekit.contracts import BalanceContext, LayerDims
@@ -20,57 +21,44 @@ RANK = Path(__file__).with_name("load_balance_rank.py")
 SCOPES = ["sequence", "micro_batch", "global_batch", "step"]
 
 
-def routing_of(scores: list[list[float]], chosen: list[list[int]], valid: list[bool] | None = None) -> TokenChoice:
-    scores_TE, expert_TK = torch.tensor(scores, dtype=torch.float64), torch.tensor(chosen)
-    return TokenChoice(
-        logits_TE=scores_TE.log(),
-        scores_TE=scores_TE,
-        valid_T=None if valid is None else torch.tensor(valid),
-        expert_TK=expert_TK,
-        gate_TK=scores_TE.gather(1, expert_TK),
-    )
-
-
-def loss_of(routing: TokenChoice, *, num_sequences: int = 1, **options: Any) -> Tensor:
-    balancer = LoadBalanceLoss(LoadBalance(**options), LayerDims(dim=1, num_experts=routing.num_experts))
-    return balancer.loss(routing, BalanceContext(num_sequences=num_sequences, training=True)).value
+def load_loss(routing: TokenChoice, *, num_sequences: int = 1, **options: Any) -> Tensor:
+    return loss_of(LoadBalance(**options), routing, num_sequences)
 
 
 def test_the_worked_example_of_switch_transformer() -> None:
-    routing = routing_of([[0.6, 0.4]] * 4, [[0], [0], [0], [1]])
-    term = LoadBalanceLoss(LoadBalance(weight=0.01), LayerDims(dim=1, num_experts=2)).loss(
-        routing, BalanceContext(num_sequences=1, training=True)
-    )
-    assert term.weight * term.value.item() == pytest.approx(0.011)  # f = (.75, .25), P = (.6, .4)
+    routing = token_choice([[0.6, 0.4]] * 4, [[0], [0], [0], [1]])
+    assert 0.01 * loss_of(LoadBalance(weight=0.01), routing).item() == pytest.approx(
+        0.011
+    )  # f = (.75, .25), P = (.6, .4)
 
 
 def test_the_balanced_value_is_no_lower_bound() -> None:
-    routing = routing_of([[0.51, 0.49]] * 3 + [[0.0, 1.0]], [[0], [0], [0], [1]])
-    assert loss_of(routing).item() == pytest.approx(0.8825)
+    routing = token_choice([[0.51, 0.49]] * 3 + [[0.0, 1.0]], [[0], [0], [0], [1]])
+    assert load_loss(routing).item() == pytest.approx(0.8825)
 
 
 def test_raw_sigmoids_at_balance_give_e_times_their_mean() -> None:
-    routing = routing_of([[0.7] * 4] * 4, [[t] for t in range(4)])
-    assert loss_of(routing).item() == pytest.approx(1)
-    assert loss_of(routing, normalize=False).item() == pytest.approx(4 * 0.7)
+    routing = token_choice([[0.7] * 4] * 4, [[t] for t in range(4)])
+    assert load_loss(routing).item() == pytest.approx(1)
+    assert load_loss(routing, normalize=False).item() == pytest.approx(4 * 0.7)
 
 
 def test_first_choices_alone_can_be_counted() -> None:
     """GShard, ST-MoE: the second choices are uneven in one routing and even in the other; only the first count."""
-    even = routing_of([[0.6, 0.3, 0.1]] * 3, [[0, 1], [1, 2], [2, 0]])
-    uneven = routing_of([[0.6, 0.3, 0.1]] * 3, [[0, 1], [1, 0], [2, 0]])
-    assert loss_of(even, count="first").item() == loss_of(uneven, count="first").item() == pytest.approx(1)
-    assert loss_of(uneven).item() == pytest.approx(3 * (0.6 * 3 + 0.3 * 2 + 0.1) / 6)
-    one = routing_of([[0.6, 0.3, 0.1]] * 3, [[0], [1], [0]])
-    assert loss_of(one, count="first").item() == loss_of(one).item()
+    even = token_choice([[0.6, 0.3, 0.1]] * 3, [[0, 1], [1, 2], [2, 0]])
+    uneven = token_choice([[0.6, 0.3, 0.1]] * 3, [[0, 1], [1, 0], [2, 0]])
+    assert load_loss(even, count="first").item() == load_loss(uneven, count="first").item() == pytest.approx(1)
+    assert load_loss(uneven).item() == pytest.approx(3 * (0.6 * 3 + 0.3 * 2 + 0.1) / 6)
+    one = token_choice([[0.6, 0.3, 0.1]] * 3, [[0], [1], [0]])
+    assert load_loss(one, count="first").item() == load_loss(one).item()
 
 
 @pytest.mark.parametrize("scope", ["sequence", "micro_batch", "global_batch"])
 @pytest.mark.parametrize(("E", "K"), [(4, 2), (6, 3)])
 def test_counting_first_choices_gives_e_at_collapse(scope: str, E: int, K: int) -> None:
-    collapsed = routing_of([[1.0] + [0.0] * (E - 1)] * 4, [list(range(K))] * 4)
-    assert loss_of(collapsed, count="first", num_sequences=2, scope=scope).item() == pytest.approx(E)
-    assert loss_of(collapsed, num_sequences=2, scope=scope).item() == pytest.approx(E / K)
+    collapsed = token_choice([[1.0] + [0.0] * (E - 1)] * 4, [list(range(K))] * 4)
+    assert load_loss(collapsed, count="first", num_sequences=2, scope=scope).item() == pytest.approx(E)
+    assert load_loss(collapsed, num_sequences=2, scope=scope).item() == pytest.approx(E / K)
 
 
 def test_counting_first_choices_of_a_step_is_rejected() -> None:

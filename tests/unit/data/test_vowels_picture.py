@@ -2,12 +2,13 @@ import matplotlib
 import pytest
 import torch
 from matplotlib.image import imread
+from routings import token_choice
 from torch import nn
 
 from moekit.contracts import LayerDims, Model, ModelOutput
 from moekit.layer import MoELayer
 from moekit.registry import build
-from moekit.routing import ExpertChoice, Soft, TokenChoice
+from moekit.routing import ExpertChoice, Soft
 from moekit_data.vowels import Vowels
 from moekit_data.vowels.picture import _Plane, largest_gate_T
 from moekit_dispatchers.soft import Soft as SoftDispatcher
@@ -87,11 +88,8 @@ def test_the_largest_gate_is_found_in_every_form_of_routing():
     scores_TE = torch.zeros(3, 4)
     common = {"logits_TE": scores_TE, "scores_TE": scores_TE}
     soft = Soft(**common, combine_TEP=torch.eye(4)[[2, 0, 3]][:, :, None])
-    token = TokenChoice(
-        **common,
-        expert_TK=torch.tensor([[1, 2], [0, 3], [3, 1]]),
-        gate_TK=torch.tensor([[0.4, 0.6], [0.9, 0.1], [0.7, 0.3]]),
-    )
+    gate_TK = torch.tensor([[0.4, 0.6], [0.9, 0.1], [0.7, 0.3]])
+    token = token_choice(scores_TE, [[1, 2], [0, 3], [3, 1]], gate_TK=gate_TK)
     expert = ExpertChoice(
         **common, token_EC=torch.tensor([[1], [0], [0], [2]]), gate_EC=torch.tensor([[1.0], [0.2], [0.3], [1.0]])
     )

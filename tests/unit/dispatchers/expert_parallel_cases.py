@@ -12,9 +12,8 @@ from torch import Tensor
 from moekit.contracts import Dispatched, ExpertBank, LayerDims
 from moekit.parallel.mesh import REPLICA, expert_mesh
 from moekit.registry import build
-from moekit.routing import Routing, TokenChoice
+from moekit.routing import Routing, TokenChoice, gates_of
 from moekit.spec.kinds import DispatcherSpec, Form
-from moekit.testing.fixtures.reference import gates_of
 from moekit.testing.fixtures.routings import some_routing, with_gates
 from moekit_dispatchers.auto import Auto
 from moekit_dispatchers.capacity import Capacity

@@ -37,9 +37,8 @@ from moekit.layer import MoELayer
 from moekit.parallel.mesh import EXPERT, REPLICA, expert_mesh, world_mesh
 from moekit.parallel.traffic import choices_of, rows_of, traffic
 from moekit.registry import build
-from moekit.routing import TokenChoice
+from moekit.routing import TokenChoice, gates_of
 from moekit.spec.kinds import DispatcherSpec, Form, MoE
-from moekit.testing.fixtures.reference import gates_of
 from moekit.weights import init_weights
 from moekit_balancers.load_balance import LoadBalance
 from moekit_balancers.sign_bias import SignBias

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from routings import best_of_random
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -24,9 +25,7 @@ DIMS = LayerDims(dim=D, num_experts=E)
 
 def routing() -> TokenChoice:
     torch.manual_seed(0)
-    logits_TE = torch.randn(T, E)
-    gate_TK, expert_TK = logits_TE.softmax(1).topk(K)
-    return TokenChoice(logits_TE=logits_TE, scores_TE=logits_TE, expert_TK=expert_TK, gate_TK=gate_TK)
+    return best_of_random(T, E, K)
 
 
 def soft() -> Soft:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from routings import token_choice
 from torch import Tensor
 
 from moekit.contracts import ExpertBank, LayerDims
@@ -26,14 +27,10 @@ def dispatcher(spec: Capacity, E: int) -> CapacityDispatcher:
     return CapacityDispatcher(spec, LayerDims(dim=D, num_experts=E))
 
 
-def routing(expert_TK: list[list[int]], E: int, gates: list[list[float]] | None = None) -> TokenChoice:
+def routing(chosen: list[list[int]], E: int, gates: list[list[float]] | None = None) -> TokenChoice:
     """Affinities are the gates; 1 / (1 + k) for choice k where none are given."""
-    index_TK = torch.tensor(expert_TK)
-    gate_TK = (
-        1 / (1.0 + torch.arange(index_TK.shape[1])).expand(index_TK.shape) if gates is None else torch.tensor(gates)
-    )
-    scores_TE = torch.zeros(index_TK.shape[0], E).scatter(1, index_TK, gate_TK)
-    return TokenChoice(logits_TE=scores_TE, scores_TE=scores_TE, expert_TK=index_TK, gate_TK=gate_TK.clone())
+    gates = gates or [[1 / (1 + k) for k in range(len(chosen[0]))]] * len(chosen)
+    return token_choice(torch.zeros(len(chosen), E).scatter(1, torch.tensor(chosen), torch.tensor(gates)), chosen)
 
 
 def kept(spec: Capacity, routed: TokenChoice, B: int = 1) -> list[list[float]]:

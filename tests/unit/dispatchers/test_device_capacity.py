@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from routings import token_choice
 
 from moekit import load
 from moekit.contracts import LayerDims
@@ -25,11 +26,9 @@ from moekit_routers.topk import TopK
 D, E = 4, 4
 
 
-def routing(expert_TK: list[list[int]], gates: list[list[float]]) -> TokenChoice:
+def routing(chosen: list[list[int]], gates: list[list[float]]) -> TokenChoice:
     """Affinities are the gates."""
-    index_TK, gate_TK = torch.tensor(expert_TK), torch.tensor(gates)
-    scores_TE = torch.zeros(index_TK.shape[0], E).scatter(1, index_TK, gate_TK)
-    return TokenChoice(logits_TE=scores_TE, scores_TE=scores_TE, expert_TK=index_TK, gate_TK=gate_TK)
+    return token_choice(torch.zeros(len(chosen), E).scatter(1, torch.tensor(chosen), torch.tensor(gates)), chosen)
 
 
 def dispatcher(

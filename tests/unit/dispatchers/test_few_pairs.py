@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from unittest.mock import patch
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from routings import token_choice
 from torch import Tensor
 
 from moekit.contracts import ExpertBank, LayerDims
@@ -41,14 +43,10 @@ def bank_of(kind: str, E: int) -> ExpertBank:
 
 def chosen(T: int, E: int, K: int, *, padded: bool, unsent: bool) -> TokenChoice:
     scores_TE = torch.rand(T, E, dtype=F64)
-    return TokenChoice(
-        logits_TE=scores_TE,
-        scores_TE=scores_TE,
-        valid_T=torch.rand(T) < 0.6 if padded else None,
-        expert_TK=scores_TE.topk(K).indices,
-        gate_TK=torch.rand(T, K, dtype=F64),
-        sent_TK=torch.rand(T, K) < 0.6 if unsent else None,
-    )
+    valid_T = torch.rand(T) < 0.6 if padded else None
+    sent_TK = torch.rand(T, K) < 0.6 if unsent else None
+    gate_TK = torch.rand(T, K, dtype=F64)
+    return token_choice(scores_TE, scores_TE.topk(K).indices, valid_T, gate_TK=gate_TK, sent_TK=sent_TK)
 
 
 def tokens(routing: Routing) -> Tensor:
@@ -125,7 +123,7 @@ def test_both_paths_agree_up_to_rounding(few_calls: list[int]) -> None:
 def test_dtypes_are_those_of_the_grouped_path(gate: torch.dtype, few_calls: list[int]) -> None:
     bank = bank_of("ffn", 12).bfloat16()
     routing = chosen(3, 12, 2, padded=False, unsent=False)
-    routing = TokenChoice(**{**vars(routing), "gate_TK": routing.gate_TK.to(gate)})
+    routing = replace(routing, gate_TK=routing.gate_TK.to(gate))
     x_TD = tokens(routing).bfloat16()
     many = GROUPED(x_TD, routing, bank).y_TO
     with torch.no_grad():

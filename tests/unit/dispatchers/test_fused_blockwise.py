@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from routings import best_of_random
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -97,9 +98,7 @@ DIMS = LayerDims(dim=D, num_experts=E)
 
 def layer(seed: int, hidden: int = H) -> tuple[Tensor, TokenChoice, GluExperts]:
     torch.manual_seed(seed)
-    logits_TE = torch.randn(T, E, dtype=torch.float64)
-    gate_TK, expert_TK = logits_TE.softmax(1).topk(K)
-    routing = TokenChoice(logits_TE=logits_TE, scores_TE=logits_TE, expert_TK=expert_TK, gate_TK=gate_TK)
+    routing = best_of_random(T, E, K, torch.float64)
     experts = GluExperts(Glu(count=E, hidden=hidden), DIMS).double()
     return torch.randn(T, D, dtype=torch.float64, requires_grad=True), routing, experts
 

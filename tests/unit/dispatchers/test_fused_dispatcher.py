@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from routings import best_of_random
 from torch import Tensor
 
 from moekit.contracts import ExpertBank, LayerDims
@@ -20,12 +22,10 @@ T, D, H, E, K = 10, 8, 6, 4, 2
 DIMS = LayerDims(dim=D, num_experts=E)
 
 
-def routing(dtype: torch.dtype = torch.float32) -> TokenChoice:
+def routing() -> TokenChoice:
     torch.manual_seed(0)
-    logits_TE = torch.randn(T, E, dtype=dtype)
-    gate_TK, expert_TK = logits_TE.softmax(1).topk(K)
-    gate_TK = gate_TK.detach().requires_grad_()
-    return TokenChoice(logits_TE=logits_TE, scores_TE=logits_TE, expert_TK=expert_TK, gate_TK=gate_TK)
+    random = best_of_random(T, E, K)
+    return replace(random, gate_TK=random.gate_TK.requires_grad_())
 
 
 def glu(**changes: Any) -> GluExperts:

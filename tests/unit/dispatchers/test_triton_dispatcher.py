@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from routings import best_of_random
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from moekit.contracts import LayerDims, StandardForm
 from moekit.errors import MoekitError
-from moekit.routing import TokenChoice
 from moekit_dispatchers.grouped import Grouped
 from moekit_dispatchers.grouped.module import GroupedDispatcher
 from moekit_dispatchers.triton import Triton
@@ -23,12 +23,6 @@ from moekit_experts.glu.module import GluExperts
 
 T, D, H, E, K = 6, 8, 5, 4, 2
 DIMS = LayerDims(dim=D, num_experts=E)
-
-
-def routing() -> TokenChoice:
-    logits_TE = torch.randn(T, E)
-    gate_TK, expert_TK = logits_TE.softmax(1).topk(K)
-    return TokenChoice(logits_TE=logits_TE, scores_TE=logits_TE, expert_TK=expert_TK, gate_TK=gate_TK)
 
 
 def form(dtype: torch.dtype = torch.float32, **changes: Any) -> StandardForm:
@@ -44,7 +38,11 @@ def on_gpu(dtype: torch.dtype = torch.float32) -> torch.Tensor:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_on_a_cpu_it_is_the_grouped_dispatcher(dtype: torch.dtype) -> None:
-    x_TD, way, bank = torch.randn(T, D, dtype=dtype), routing(), GluExperts(Glu(count=E, hidden=H), DIMS).to(dtype)
+    x_TD, way, bank = (
+        torch.randn(T, D, dtype=dtype),
+        best_of_random(T, E, K),
+        GluExperts(Glu(count=E, hidden=H), DIMS).to(dtype),
+    )
     found, expected = (
         d(x_TD, way, bank).y_TO for d in (TritonDispatcher(Triton(), DIMS), GroupedDispatcher(Grouped(), DIMS))
     )
@@ -86,7 +84,7 @@ def test_a_missing_package_is_named_with_its_remedies() -> None:
     dispatcher.installed, dispatcher.interpreted = False, True
     bank = GluExperts(Glu(count=E, hidden=H), DIMS)
     with pytest.raises(MoekitError, match=r"(?s)not installed.*pip install 'moekit\[triton\]'.*'grouped' or 'auto'"):
-        dispatcher(torch.randn(T, D), routing(), bank)
+        dispatcher(torch.randn(T, D), best_of_random(T, E, K), bank)
 
 
 def test_building_it_imports_no_triton() -> None:

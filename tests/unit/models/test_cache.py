@@ -10,26 +10,22 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_models import DIM, VOCAB, decoder, model_of, moe_of, pairs
 from torch import Tensor, nn
 
 from moekit import Cache, Component, MoekitError, Source, build, hookimpl, temporary
 from moekit.contracts import Model, ModelOutput
-from moekit.spec.kinds import AttentionSpec, DispatcherSpec, MoE
+from moekit.spec.kinds import AttentionSpec, MoE
 from moekit_dispatchers.capacity import Capacity
-from moekit_dispatchers.grouped import Grouped
 from moekit_dispatchers.loop import Loop
 from moekit_experts.ffn import Ffn
-from moekit_experts.glu import Glu
-from moekit_models.decoder import MTP, At, Decoder, DecoderMoE
-from moekit_models.encoder_decoder import Cross, EncoderDecoder, StackMoE
+from moekit_models.encoder_decoder import EncoderDecoder
 from moekit_models.gqa import GQA
 from moekit_models.lstm import LSTM
 from moekit_models.mla import MLA
 from moekit_models.relative import Relative
 from moekit_models.yarn import Yarn
-from moekit_routers.topk import TopK
 
-DIM, VOCAB, GROUPED = 12, 17, Grouped()
 ATTENTION: dict[str, AttentionSpec] = {
     "mha": GQA(heads=3, head_dim=4),
     "gqa": GQA(heads=4, kv_heads=2, head_dim=6, qk_norm=True, yarn=Yarn(factor=4.0, original=8)),
@@ -153,64 +149,19 @@ def test_a_copy_of_a_cache_is_independent() -> None:
 # ---- models ----
 
 
-def moe_of(kind: type[MoE], dispatcher: DispatcherSpec, **more: Any) -> Any:
-    return kind(
-        router=TopK(top_k=2, score="sigmoid", renormalize=True),
-        experts=Glu(count=6, hidden=5),
-        shared=Glu(hidden=5),
-        dispatcher=dispatcher,
-        **more,
-    )
-
-
-def decoder(attention: AttentionSpec = ATTENTION["mla"], dispatcher: DispatcherSpec = GROUPED) -> Decoder:
-    return Decoder(
-        vocab=VOCAB,
-        dim=DIM,
-        depth=3,
-        attention=attention,
-        ffn=Glu(hidden=8),
-        moe=moe_of(DecoderMoE, dispatcher, at=At(first=1)),
-        mtp=MTP(depth=1),
-        init_std=0.4,
-    )
-
-
-def pairs(attention: AttentionSpec = ATTENTION["relative"], dispatcher: DispatcherSpec = GROUPED) -> EncoderDecoder:
-    return EncoderDecoder(
-        vocab=VOCAB,
-        dim=DIM,
-        depth=2,
-        decoder_depth=3,
-        attention=attention,
-        cross=Cross(heads=2, head_dim=5),
-        ffn=Glu(hidden=8),
-        moe=moe_of(StackMoE, dispatcher, at=At(layers=[1]), dense_too=True),
-        dropout=0.1,
-        scaled_head=True,
-        init_std=0.4,
-    )
-
-
 LSTM_MOE = LSTM(vocab=VOCAB, dim=DIM, moe=moe_of(MoE, Loop()), init_std=0.4)
 MODELS = {
-    **{f"decoder, {name}": decoder(spec) for name, spec in ATTENTION.items()},
+    **{f"decoder, {name}": decoder(attention=spec) for name, spec in ATTENTION.items()},
     "decoder, loop": decoder(dispatcher=Loop()),
     "decoder, slots for all": decoder(dispatcher=Capacity(factor=100.0)),
     "decoder, recompute": replace(decoder(), recompute="blocks"),
-    **{f"pairs, {name}": pairs(ATTENTION[name]) for name in ("gqa", "mla", "relative")},
+    **{f"pairs, {name}": pairs(attention=ATTENTION[name]) for name in ("gqa", "mla", "relative")},
     "pairs, tied": replace(pairs(), tied=True, moe=None),
     "lstm": LSTM_MOE,
     "lstm, projected": replace(LSTM_MOE, hidden=DIM + 3),
     "lstm, dense": LSTM(vocab=VOCAB, dim=DIM, ffn=Ffn(hidden=5)),
 }
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
-
-
-def model_of(spec: Any) -> Model:
-    torch.manual_seed(1)
-    model: Model = build(spec)
-    return model.double().eval()
 
 
 def source_of(spec: Any, B: int) -> Source | None:
@@ -316,7 +267,7 @@ class SumsPlugin:
 
 def test_an_attention_without_a_cache_runs_in_one_pass() -> None:
     with temporary(SumsPlugin):
-        for spec in (decoder(Sums()), pairs(Sums())):
+        for spec in (decoder(attention=Sums()), pairs(attention=Sums())):
             model = model_of(spec)
             assert model.start_cache(source_of(spec, 2)) is None
             with pytest.raises(MoekitError, match="has no cache to decode with"):

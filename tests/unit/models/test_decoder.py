@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from tiny_models import Batchwise
 from torch import Tensor
 
 from moekit.contracts import ModelOutput
@@ -213,13 +214,6 @@ def test_two_initialisations_are_refused() -> None:
     assert spec_of(init_std=0.1).init_scale is None
     with pytest.raises(ValueError, match=r"init_std=0.1 and init_scale=0.5 both initialise weights: set one"):
         spec_of(init_std=0.1, init_scale=0.5)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Batchwise(RouterSpec):
-    """A router whose choices depend on later tokens."""
-
-    causal: ClassVar[bool] = False
 
 
 def test_a_router_that_sees_later_tokens_is_refused() -> None:

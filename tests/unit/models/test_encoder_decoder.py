@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from tiny_models import Batchwise, Crowding
 from torch import Tensor
 
 from moekit import Batch, MoekitError, Source
 from moekit.params import count_parameters
-from moekit.spec.kinds import AttentionSpec, DispatcherSpec, Form, RouterSpec
+from moekit.spec.kinds import AttentionSpec
 from moekit_balancers.load_balance import LoadBalance
 from moekit_dispatchers.capacity import Capacity
 from moekit_dispatchers.grouped import Grouped
@@ -59,33 +60,17 @@ def pair(B: int = 2) -> tuple[Tensor, Source]:
     return torch.randint(VOCAB, (B, 6)), Source(source, torch.ones_like(source, dtype=torch.bool))
 
 
-@dataclass(frozen=True, kw_only=True)
-class WholeBatch(DispatcherSpec):
-    """A dispatcher in which later tokens may displace earlier ones."""
-
-    def causal(self) -> bool:
-        return False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Batchwise(RouterSpec):
-    """A router whose choices depend on later tokens."""
-
-    causal: ClassVar[bool] = False
-    form: ClassVar[Form] = "token_choice"
-
-
 def test_parts_that_see_later_tokens_are_refused_in_the_decoder() -> None:
-    with pytest.raises(ValueError, match=r"dispatcher WholeBatch would leak .* in the decoder.*moe.encoder_dispatcher"):
-        spec_of(moe=moe_of(dispatcher=WholeBatch()))
+    with pytest.raises(ValueError, match=r"dispatcher Crowding would leak .* in the decoder.*moe.encoder_dispatcher"):
+        spec_of(moe=moe_of(dispatcher=Crowding()))
     with pytest.raises(ValueError, match="router Batchwise would leak later tokens in the decoder"):
         spec_of(moe=moe_of(router=Batchwise()))
 
 
 def test_the_encoder_may_have_a_dispatcher_that_is_not_causal() -> None:
-    spec = spec_of(moe=moe_of(encoder_dispatcher=WholeBatch()))
+    spec = spec_of(moe=moe_of(encoder_dispatcher=Crowding()))
     assert spec.moe is not None
-    assert spec.moe.layer(encoder=True).dispatcher == WholeBatch()
+    assert spec.moe.layer(encoder=True).dispatcher == Crowding()
     assert spec.moe.layer(encoder=False).dispatcher == Grouped()
     model = model_of(moe=moe_of(encoder_dispatcher=Loop()))
     kinds = [type(model.get_submodule(f"{stack}.blocks.1.ffn.dispatcher")).__name__ for stack in ("encoder", "decoder")]

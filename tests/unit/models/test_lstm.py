@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from tiny_models import Batchwise, Crowding
 from torch import Tensor, nn
 
 from moekit.layer import MoELayer
 from moekit.params import count_parameters
-from moekit.spec.kinds import DispatcherSpec, MoE, RouterSpec
+from moekit.spec.kinds import MoE
 from moekit_balancers.load_balance import LoadBalance
 from moekit_dispatchers.grouped import Grouped
 from moekit_experts.ffn import Ffn
@@ -139,24 +140,6 @@ def test_the_dense_baseline_is_one_wide_expert(shared: Ffn | None) -> None:
 
 def test_experts_without_a_hidden_width_have_no_dense_baseline() -> None:
     assert spec_of(moe=moe_of(experts=Linear(count=6))).dense_baseline() is None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Batchwise(RouterSpec):
-    """A router whose choices depend on later tokens."""
-
-    causal: ClassVar[bool] = False
-
-    def active(self, num_experts: int) -> float:
-        return 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class Crowding(DispatcherSpec):
-    """A dispatcher in which later tokens may displace earlier ones."""
-
-    def causal(self) -> bool:
-        return False
 
 
 @pytest.mark.parametrize(

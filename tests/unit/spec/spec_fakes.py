@@ -14,25 +14,13 @@ from pages import whole
 from moekit.component import Component
 from moekit.errors import SpecError
 from moekit.plugin import Plugin
-from moekit.spec import validate
+from moekit.spec import kinds, validate
 from moekit.spec.fields import Spec, group, option, slot
-from moekit.spec.kinds import (
-    BalancerSpec,
-    DataSpec,
-    DispatcherSpec,
-    ExpertSpec,
-    Form,
-    ModelSpec,
-    MoE,
-    ObjectiveSpec,
-    OptimizerSpec,
-    RouterSpec,
-)
 from moekit.spec.recipe import plural
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pick(RouterSpec):
+class Pick(kinds.RouterSpec):
     top_k: int = option(help="experts a token runs through", ge=1, le=8)
     score: Literal["softmax", "sigmoid"] = option("softmax", "score function")
     scale: float = option(1.0, "factor on the gates", gt=0)
@@ -46,40 +34,40 @@ class Pick(RouterSpec):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Blend(RouterSpec):
-    form: ClassVar[Form] = "soft"
+class Blend(kinds.RouterSpec):
+    form: ClassVar[kinds.Form] = "soft"
     takes_bias: ClassVar[bool] = False
     bias: bool = option(True, "whether the gate has a bias")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wide(ExpertSpec):
+class Wide(kinds.ExpertSpec):
     hidden: int = option(help="width of the hidden layer", ge=1)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Flat(ExpertSpec):
+class Flat(kinds.ExpertSpec):
     pass
 
 
 @dataclass(frozen=True, kw_only=True)
-class Walk(DispatcherSpec):
+class Walk(kinds.DispatcherSpec):
     pass
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pour(DispatcherSpec):
-    forms: ClassVar[frozenset[Form]] = frozenset({"soft"})
+class Pour(kinds.DispatcherSpec):
+    forms: ClassVar[frozenset[kinds.Form]] = frozenset({"soft"})
 
 
 @dataclass(frozen=True, kw_only=True)
-class Nudge(BalancerSpec):
+class Nudge(kinds.BalancerSpec):
     gives_bias: ClassVar[bool] = True
     rate: float = option(1e-3, "step of the bias", gt=0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fair(BalancerSpec):
+class Fair(kinds.BalancerSpec):
     weight: float = option(0.01, "coefficient", ge=0)
 
 
@@ -90,35 +78,35 @@ class Head(Spec):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tower(ModelSpec):
+class Tower(kinds.ModelSpec):
     width: int = option(help="D", ge=1)
     vocab: int = option(256, "V", ge=1)
     note: str | None = option("plain", "a remark")
-    ffn: ExpertSpec | None = slot("expert", "the dense layers", optional=True)
-    moe: MoE | None = group("the sparse layers", default=None)
+    ffn: kinds.ExpertSpec | None = slot("expert", "the dense layers", optional=True)
+    moe: kinds.MoE | None = group("the sparse layers", default=None)
     head: Head | None = group("further heads", default=None)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stack(ModelSpec):
+class Stack(kinds.ModelSpec):
     takes: ClassVar[str] = "cases"
     gives: ClassVar[str] = "mixture"
     inputs: int = option(2, "inputs", ge=1)
-    moe: MoE | None = group("the mixture", default=None)
+    moe: kinds.MoE | None = group("the mixture", default=None)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Porch(ModelSpec):
+class Porch(kinds.ModelSpec):
     head: Head = group("the head")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Odd(ModelSpec):
+class Odd(kinds.ModelSpec):
     number: complex = option(1j, "a type that no spec can hold")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bag(ModelSpec):
+class Bag(kinds.ModelSpec):
     """Options of every type."""
 
     count: int = option(0, "an integer")
@@ -136,35 +124,35 @@ class Bag(ModelSpec):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Next(ObjectiveSpec):
+class Next(kinds.ObjectiveSpec):
     pass
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lines(DataSpec):
+class Lines(kinds.DataSpec):
     seq: int = option(64, "S", ge=1)
     vocab: int = option(256, "V", ge=1)
     path: str | None = option(None, "a folder")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cases(DataSpec):
+class Cases(kinds.DataSpec):
     yields: ClassVar[str] = "cases"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step(OptimizerSpec):
+class Step(kinds.OptimizerSpec):
     lr: float = option(help="learning rate", gt=0)
     betas: list[float] = option([0.9, 0.95], "decay of the moments", ge=0, lt=1)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Unregistered(RouterSpec):
+class Unregistered(kinds.RouterSpec):
     pass
 
 
 @dataclass(frozen=True, kw_only=True)
-class OtherPick(RouterSpec):
+class OtherPick(kinds.RouterSpec):
     top_k: int = option(1, "experts a token runs through", ge=1)
 
 

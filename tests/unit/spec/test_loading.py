@@ -9,22 +9,9 @@ from pathlib import Path
 from types import MappingProxyType
 
 import pytest
+import spec_fakes as fakes
 from fake_plugins import plugin
 from pages import cases, whole
-from spec_fakes import (
-    Blend,
-    Fair,
-    Head,
-    Lines,
-    Nudge,
-    Pick,
-    Step,
-    Tower,
-    Walk,
-    Wide,
-    base_plugin,
-    check_overrides,
-)
 
 import moekit
 from moekit import registry
@@ -41,17 +28,17 @@ Write = Callable[[str, str], str]
 def test_a_recipe_is_loaded_by_name() -> None:
     recipe = load("small")
     assert recipe.name == "small"
-    assert recipe.model == Tower(
+    assert recipe.model == fakes.Tower(
         width=8,
         vocab=256,
         moe=MoE(
-            router=Pick(top_k=2),
-            experts=Wide(count=4, hidden=16),
-            dispatcher=Walk(),
-            balancers={"bias": Nudge(rate=1e-2)},
+            router=fakes.Pick(top_k=2),
+            experts=fakes.Wide(count=4, hidden=16),
+            dispatcher=fakes.Walk(),
+            balancers={"bias": fakes.Nudge(rate=1e-2)},
         ),
     )
-    assert (recipe.data, recipe.optimizer) == (Lines(seq=32), Step(lr=3e-3))
+    assert (recipe.data, recipe.optimizer) == (fakes.Lines(seq=32), fakes.Step(lr=3e-3))
     assert recipe.trainer == {"max_steps": 10}
     assert moekit.load is load
 
@@ -64,10 +51,10 @@ def test_a_name_a_file_a_mapping_and_a_recipe_are_loaded_alike(write: Write) -> 
     assert load(str(Path("mine.yaml").resolve())) == by_name
     assert load(by_name) is by_name
     assert load(to_plain(by_name)) == by_name
-    mapping = MappingProxyType({"model": {"use": "bag", "pair": (3, 4)}, "optimizer": Step(lr=1.0)})
+    mapping = MappingProxyType({"model": {"use": "bag", "pair": (3, 4)}, "optimizer": fakes.Step(lr=1.0)})
     from_mapping = load(mapping)
     assert from_mapping.name == ""
-    assert (from_mapping.model.pair, from_mapping.optimizer) == ((3, 4.0), Step(lr=1.0))
+    assert (from_mapping.model.pair, from_mapping.optimizer) == ((3, 4.0), fakes.Step(lr=1.0))
 
 
 def test_a_recipe_is_named_by_its_file_unless_it_says_otherwise() -> None:
@@ -79,7 +66,7 @@ def test_a_recipe_is_named_by_its_file_unless_it_says_otherwise() -> None:
 def test_a_recipe_can_be_overridden() -> None:
     recipe = load("small", ["model.moe.router.top_k=3"])
     changed = load(recipe, ["model.moe.router.use=blend", "model.moe.dispatcher=pour", "model.moe.balancers.bias=null"])
-    assert changed.model.moe.router == Blend()
+    assert changed.model.moe.router == fakes.Blend()
     assert changed.model.moe.balancers == {}
     assert (changed.name, changed.data) == ("small", recipe.data)
 
@@ -92,16 +79,20 @@ def test_one_override_may_be_given_as_text() -> None:
 @pytest.mark.parametrize(
     ("overrides", "path", "value"),
     [
-        (["model.moe.router.top_k=4"], "model.moe.router", Pick(top_k=4)),
-        (["model.moe.router={use: pick, top_k: 4}"], "model.moe.router", Pick(top_k=4)),
-        (["model.moe.router.use=pick"], "model.moe.router", Pick(top_k=2)),
+        (["model.moe.router.top_k=4"], "model.moe.router", fakes.Pick(top_k=4)),
+        (["model.moe.router={use: pick, top_k: 4}"], "model.moe.router", fakes.Pick(top_k=4)),
+        (["model.moe.router.use=pick"], "model.moe.router", fakes.Pick(top_k=2)),
         (["model.moe.experts=flat"], "model.moe.experts.count", 1),
         (["model.moe.balancers.bias=null"], "model.moe.balancers", {}),
-        (["model.moe.balancers.load=fair"], "model.moe.balancers", {"bias": Nudge(rate=1e-2), "load": Fair()}),
+        (
+            ["model.moe.balancers.load=fair"],
+            "model.moe.balancers",
+            {"bias": fakes.Nudge(rate=1e-2), "load": fakes.Fair()},
+        ),
         (["model.moe.balancers=null"], "model.moe.balancers", {}),
         (["model.moe=null"], "model.moe", None),
-        (["model.head={}"], "model.head", Head()),
-        (["model.head.depth=2"], "model.head", Head(depth=2)),
+        (["model.head={}"], "model.head", fakes.Head()),
+        (["model.head.depth=2"], "model.head", fakes.Head(depth=2)),
         (["model.note=null"], "model.note", None),
         (["optimizer.betas=null"], "optimizer.betas", [0.9, 0.95]),
         (["optimizer.betas=[0, 0.5]"], "optimizer.betas", [0.0, 0.5]),
@@ -187,7 +178,7 @@ requires: 'base' is not a mapping
 
 @cases(REQUIREMENTS)
 def test_a_requirement_that_is_not_met_is_reported(given: str, expected: str) -> None:
-    check_overrides(given, expected)
+    fakes.check_overrides(given, expected)
 
 
 def test_a_requirement_that_is_met_changes_nothing() -> None:
@@ -195,23 +186,23 @@ def test_a_requirement_that_is_met_changes_nothing() -> None:
 
 
 def test_a_required_plugin_must_state_a_version(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    plugins = [base_plugin(list(recipes_in(tmp_path / "recipes"))), plugin("bare")]
+    plugins = [fakes.base_plugin(list(recipes_in(tmp_path / "recipes"))), plugin("bare")]
     monkeypatch.setattr(registry, "_current", Registry(plugins))
     message = (
         "this spec requires plugin 'bare' >=1, which states no version\n"
         "  at requires.bare  in command line\n"
         "  list them: moekit plugins"
     )
-    check_overrides("\"requires={bare: '>=1'}\"", message)
+    fakes.check_overrides("\"requires={bare: '>=1'}\"", message)
 
 
 @pytest.mark.parametrize(
     ("kind", "node", "spec"),
     [
-        ("router", {"use": "pick", "top_k": 2}, Pick(top_k=2)),
-        ("router", {"use": "base/pick", "top_k": "${.scale}", "scale": 3}, Pick(top_k=3, scale=3.0)),
-        ("dispatcher", "walk", Walk()),
-        ("recipe", {"model": {"use": "tower", "width": 1}}, Recipe(model=Tower(width=1))),
+        ("router", {"use": "pick", "top_k": 2}, fakes.Pick(top_k=2)),
+        ("router", {"use": "base/pick", "top_k": "${.scale}", "scale": 3}, fakes.Pick(top_k=3, scale=3.0)),
+        ("dispatcher", "walk", fakes.Walk()),
+        ("recipe", {"model": {"use": "tower", "width": 1}}, Recipe(model=fakes.Tower(width=1))),
     ],
 )
 def test_the_spec_of_one_component_is_made_of_its_node(kind: str, node: object, spec: object) -> None:
