@@ -37,8 +37,8 @@ TERMS = {
 """The terms of ``Memory``, with their names in the table."""
 
 EXPLAIN = """\
-  N devices, ep of them share a layer's experts, R = N / ep have the same ones; b bytes a number: 4, or 2 or 8 by dtype
-  weights      sum over parameters of b * their shard: a routed bank's E/ep experts are sharded over R ranks, all else
+  N devices, ep of them share a layer's experts, R = N / ep hold the same ones; b bytes a number: 4, or 2 or 8 by dtype
+  weights      sum over parameters of b * their shard: a layer's E/ep routed experts are sharded over R ranks, all else
                over N, along the first dimension of 8 N rows or more, or the first that divides evenly; and all buffers
   gradients    the same, of trained parameters
   optimizer    the same for each tensor of the optimizer's state; its tensors are found by one step of a tiny model
