@@ -37,7 +37,7 @@ class MoELayer(nn.Module):
         shared: shared experts, whose ungated outputs are added for every token.
 
     Raises:
-        TypeError: a part is not a module, but for example its spec.
+        TypeError: a component is not a module, but for example its spec.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class MoELayer(nn.Module):
             ``y`` of shape ``[..., O]``, and the layer's report.
 
         Raises:
-            ValueError: ``valid`` is not bool or not of ``x``'s shape; router and bank differ in the number of experts.
+            ValueError: ``valid`` is not bool or not of ``x``'s shape; router and experts differ in number.
             TypeError: the router did not return a ``Routing``.
         """
         if valid is not None and (valid.dtype != torch.bool or valid.shape != x.shape[:-1]):
@@ -112,8 +112,8 @@ class MoELayer(nn.Module):
         if self.experts.num_experts != (routing.num_experts if here is None else len(here)):
             local = "" if here is None else f", {len(here)} of them here"
             raise ValueError(
-                f"the router routes to {routing.num_experts} experts{local}, but the bank has "
-                f"{self.experts.num_experts}; give both the same number (LayerDims.num_experts, and count of the "
+                f"the router routes to {routing.num_experts} experts{local}, but the experts module "
+                f"has {self.experts.num_experts}; give both the same number (LayerDims.num_experts, and count of the "
                 "experts' spec)"
             )
         num_sequences = x.shape[0] if x.ndim == 3 else 1

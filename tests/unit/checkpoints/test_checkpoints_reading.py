@@ -131,8 +131,8 @@ def test_small_replicated_tensors_are_in_one_file(tmp_path: Path) -> None:
     trees = [shard | {n: local_shard(n, torch.zeros(8)) for n in biases} for shard in shards]
     save_shards(tmp_path / "step-00000003", trees)
     saved = open_checkpoint(tmp_path / "step-00000003").plain
-    assert {part.file[:13] for name in biases for part in saved[name].parts} == {"tensors-00001"}
-    assert [part.file[:13] for part in saved["w"].parts] == [f"tensors-0000{r + 1}" for r in range(rows)]
+    assert {shard.file[:13] for name in biases for shard in saved[name].shards} == {"tensors-00001"}
+    assert [shard.file[:13] for shard in saved["w"].shards] == [f"tensors-0000{r + 1}" for r in range(rows)]
 
 
 # ---- damage ----------------------------------------------------------------------------------------------------------

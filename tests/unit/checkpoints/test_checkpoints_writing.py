@@ -143,7 +143,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(
 
     message = (
         f"could not save the checkpoint {tmp_path / 'step-00000002'}: No space left on device\n"
-        f"  the last good one is untouched: {first}"
+        f"  the last intact one is untouched: {first}"
     )
     with monkeypatch.context() as patch:
         patch.setattr(Retention if stage == "point" else writing, stage, full)

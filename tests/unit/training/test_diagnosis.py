@@ -261,9 +261,7 @@ def test_a_fault_that_does_not_repeat_is_reported_as_such(recipe: Make) -> None:
 
     module.model.get_submodule("head").register_forward_hook(once)
     batch = Batch(torch.zeros(1, 4, dtype=torch.int64), torch.zeros(1, 4, dtype=torch.int64))
-    assert named_part(module, batch) == (
-        "run again, every part of the step is finite: it does not repeat (a hardware fault?)"
-    )
+    assert named_part(module, batch) == ("run again, the whole step is finite: it does not repeat (a hardware fault?)")
 
 
 def test_micro_batches_run_again_under_the_same_noise(recipe: Make) -> None:

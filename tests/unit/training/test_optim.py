@@ -104,7 +104,7 @@ def test_a_state_loads_into_other_groups() -> None:
 def test_a_state_of_other_parameters_is_rejected(bias: bool) -> None:
     saved = trained(nn.Linear(3, 3, bias=bias), ["weight", "bias"] if bias else ["weight"]).state_dict()
     other = trained(nn.Linear(3, 3, bias=not bias), ["weight"] if bias else ["weight", "bias"])
-    with pytest.raises(CheckpointError, match=r"the optimizer's state is of other parameters: bias$"):
+    with pytest.raises(CheckpointError, match=r"the optimizer's state was saved for other parameters: bias$"):
         other.load_state_dict(saved)
 
 
