@@ -1,5 +1,6 @@
-"""MoELayer: a router decides which experts process which tokens; a dispatcher sends the tokens there and combines the
-outputs; balancers add losses and a selection bias. Nothing else happens here.
+"""MoELayer: calls router, dispatcher, experts and balancers, and returns a report. Nothing else happens here.
+
+The dispatcher sends tokens where the router decides and combines outputs; balancers add losses and a selection bias.
 """
 
 from __future__ import annotations
@@ -50,10 +51,10 @@ class MoELayer(nn.Module):
         shared: ExpertBank | None = None,
     ) -> None:
         super().__init__()
-        parts: dict[str, object] = {"router": router, "experts": experts, "dispatcher": dispatcher}
-        for name, part in parts.items():
-            if not isinstance(part, nn.Module):
-                kind = type(part).__name__
+        components: dict[str, object] = {"router": router, "experts": experts, "dispatcher": dispatcher}
+        for name, component in components.items():
+            if not isinstance(component, nn.Module):
+                kind = type(component).__name__
                 raise TypeError(f"{name}: {kind} is not a module; build a spec with moekit.build(spec, dims)")
         self.router = router
         self.experts = experts
@@ -150,7 +151,7 @@ class MoELayer(nn.Module):
 
 
 def run_on_all(experts: ExpertBank, x_TD: Tensor) -> Tensor:
-    """``y_TO``: the sum over all experts of a bank, on every token (dense layers, shared experts)."""
+    """``y_TO``: the sum over all experts of a module, on every token (dense layers, shared experts)."""
     E, T = experts.num_experts, x_TD.shape[0]
     if E == 1:
         return cast(Tensor, experts(x_TD, UniformGroups(1, T)))

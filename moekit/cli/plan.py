@@ -231,7 +231,7 @@ def _verdict(plan: RunPlan, advice: list[Advice]) -> Iterator[str]:
         planned = f"planned with dispatcher '{plan.substitute}'"
         yield f"  {planned}: the recipe's needs real loads; on CPUs it saves less"
     if plan.request.devices > 1 and plan.whole_tensors:
-        rejected = "needs whole tensors, so sharded training rejects it (trainer.strategy)"
+        rejected = "needs unsharded tensors, so sharded training rejects it (trainer.strategy)"
         yield f"  optimizer '{plan.optimizer}' {rejected}; others: moekit ls optimizers"
     for change in advice:
         takes = f"ep={change.row.layout.ep} {'' if change.fits else 'still '}takes {bytes_of(change.row.memory.total)}"

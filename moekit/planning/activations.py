@@ -82,7 +82,7 @@ def measure(spec: ModelSpec, objective: ObjectiveSpec | None, *, batch: int, seq
     Without an objective, the loss is the mean of the output. ``precision`` is a key of ``DTYPES``.
 
     Raises:
-        MoekitError: a part that is no dispatcher reads numbers on the host, so it cannot run without storage.
+        MoekitError: a module that is not a dispatcher reads numbers on the host, so it cannot run without storage.
     """
     try:
         return _without_storage(spec, objective, batch, sequence, precision)

@@ -44,7 +44,7 @@ def test_the_worked_example_of_switch_transformer() -> None:
     assert term.weight * term.value.item() == pytest.approx(0.011)  # f = (.75, .25), P = (.6, .4)
 
 
-def test_the_balanced_value_is_no_lower_bound() -> None:
+def test_the_balanced_value_is_not_a_lower_bound() -> None:
     routing = routing_of([[0.51, 0.49]] * 3 + [[0.0, 1.0]], [[0], [0], [0], [1]])
     assert loss_of(routing).item() == pytest.approx(0.8825)
 

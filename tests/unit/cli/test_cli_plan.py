@@ -48,6 +48,6 @@ def test_an_optimizer_that_is_rejected_in_shards_is_reported(capsys: Captured, m
     assert "rejects" not in capsys.readouterr().out
     monkeypatch.setattr(Adafactor, "takes_shards", False)
     assert main([*adafactor, "2"]) == 0
-    assert "optimizer 'adafactor' needs whole tensors, so sharded training rejects it" in capsys.readouterr().out
+    assert "optimizer 'adafactor' needs unsharded tensors, so sharded training rejects it" in capsys.readouterr().out
     assert main([*adafactor, "1"]) == 0
     assert "rejects" not in capsys.readouterr().out
