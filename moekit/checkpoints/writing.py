@@ -113,7 +113,7 @@ def file_of(rank: int, world: int) -> str:
     return f"tensors-{rank + 1:05d}-of-{world:05d}.safetensors"
 
 
-def make_plan(
+def assign_shards(
     shards: Mapping[str, TensorShard], sharded: Set[str], ranks: Ranks
 ) -> tuple[Table, dict[str, TensorShard]]:
     """Assigns each shard to a rank that holds it. Collective.
@@ -248,7 +248,7 @@ def begin(tree: Any, path: Path, step: int | None, retention: Retention | None) 
     ranks = all_ranks() if encoded.sharded else Ranks()
     if ranks.rank == 0:
         remove(temporary(path))
-    return Save(path, step, encoded.plain, *make_plan(encoded.shards, encoded.sharded, ranks), ranks, retention)
+    return Save(path, step, encoded.plain, *assign_shards(encoded.shards, encoded.sharded, ranks), ranks, retention)
 
 
 def snapshot(save: Save) -> Save:

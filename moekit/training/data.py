@@ -93,18 +93,18 @@ class ValidationShard:
     Args:
         data: already prepared.
         rank, world: this rank, and the number of ranks.
-        most: the limit of batches over all ranks; None for the whole set.
+        limit: the number of batches of all ranks together; None for the whole set.
     """
 
-    def __init__(self, data: Data, rank: int = 0, world: int = 1, most: int | None = None) -> None:
+    def __init__(self, data: Data, rank: int = 0, world: int = 1, limit: int | None = None) -> None:
         self.data = data
         self.rank = rank
         self.world = world
-        self.most = most
+        self.limit = limit
 
     def __iter__(self) -> Iterator[Batch]:
         """This rank's batches, always in the same order."""
-        batches = islice(self.data.validation_batches(), self.most)
+        batches = islice(self.data.validation_batches(), self.limit)
         while round_ := list(islice(batches, self.world)):
             yield round_[self.rank] if self.rank < len(round_) else padding_like(round_[0])
 

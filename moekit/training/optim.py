@@ -122,10 +122,10 @@ def _numbered(optimizer: Optimizer, state: State, model: nn.Module) -> State:
     return numbered
 
 
-def first_few(names: Iterable[str], most: int = 5) -> str:
+def first_few(names: Iterable[str], limit: int = 5) -> str:
     """The first names, and how many more there are, for an error message."""
     listed = list(names)
-    return ", ".join(listed[:most]) + (f", and {len(listed) - most} more" if len(listed) > most else "")
+    return ", ".join(listed[:limit]) + (f", and {len(listed) - limit} more" if len(listed) > limit else "")
 
 
 def _sharded(value: Any, p: nn.Parameter, shard: TensorShard, reduced: int | None) -> Any:

@@ -62,7 +62,7 @@ class Found(NamedTuple):
 def diagnose(
     model: Model,
     objective: Objective,
-    micros: Sequence[MicroBatch],
+    micro_batches: Sequence[MicroBatch],
     autocast: Callable[[], AbstractContextManager[object]],
     *,
     finite_loss: bool,
@@ -71,7 +71,7 @@ def diagnose(
 
     Args:
         model, objective: of the step.
-        micros: this rank's micro-batches of the step; the same number on every rank.
+        micro_batches: this rank's micro-batches of the step; the same number on every rank.
         autocast: makes the context of a forward pass.
         finite_loss: whether the step's loss, over all ranks, is finite: then its gradients are not.
 
@@ -82,10 +82,10 @@ def diagnose(
         if found := _agree(_first_non_finite(model, tensors)):
             return f"{kind} that are not finite: {found.what}", True
     order: list[str] = []
-    for number, micro in enumerate(micros, start=1):
+    for number, micro in enumerate(micro_batches, start=1):
         found, order = _forward(model, objective, micro, autocast)
         if found := _agree(found):
-            of = f", in micro-batch {number} of {len(micros)}" if len(micros) > 1 else ""
+            of = f", in micro-batch {number} of {len(micro_batches)}" if len(micro_batches) > 1 else ""
             return f"first not finite: {found.what}{of}", False
     if not finite_loss:
         return "run again, the whole step is finite: it does not repeat (a hardware fault?)", False
@@ -184,7 +184,7 @@ def _largest(model: Model) -> Found | None:
     return Found(size, f"{name}, up to {size:.1e}") if name else None
 
 
-INNER = ("losses", "own_loss", "smooth_load_E")
+IGNORED_FIELDS = ("losses", "own_loss", "smooth_load_E")
 """Fields of reports that are ignored during the pass: the layers' losses are checked by name after it."""
 
 
@@ -249,7 +249,7 @@ def finite(value: Any) -> bool:
     if isinstance(value, tuple | list):
         return all(finite(each) for each in value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return all(finite(getattr(value, f.name)) for f in dataclasses.fields(value) if f.name not in INNER)
+        return all(finite(getattr(value, f.name)) for f in dataclasses.fields(value) if f.name not in IGNORED_FIELDS)
     return True
 
 

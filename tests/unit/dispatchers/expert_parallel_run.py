@@ -113,8 +113,8 @@ def bytes_sent(size: int, dtype: torch.dtype, form: Form = "token_choice", *, au
         choices=choices_of(routing, size),
         dim=D,
         out_dim=O,
-        element=2 if autocast else x_TD.element_size(),
-        gate_element=gates_of(routing).element_size(),
+        element_bytes=2 if autocast else x_TD.element_size(),
+        gate_bytes=gates_of(routing).element_size(),
     )
     dist.all_to_all_single = counted
     try:

@@ -163,7 +163,7 @@ def test_batches_of_finite_steps_are_not_kept() -> None:
     with pytest.raises(MoekitError, match="step 3: the loss is nan") as caught:
         trainer(3, limit_val_batches=0).fit(module, Batches(*batches))
     assert str(caught.value).splitlines()[1].endswith("the data: its inputs or targets are not finite")
-    assert not module._step._micros
+    assert not module._step._micro_batches
 
 
 def test_a_non_finite_objective_is_named(recipe: Make) -> None:
