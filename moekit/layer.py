@@ -1,7 +1,4 @@
-"""MoELayer: calls router, dispatcher, experts and balancers, and returns a report. Nothing else happens here.
-
-The dispatcher sends tokens where the router decides and combines outputs; balancers add losses and a selection bias.
-"""
+"""MoELayer: calls router, dispatcher, experts and balancers, and returns a report. Nothing else happens here."""
 
 from __future__ import annotations
 
@@ -34,7 +31,7 @@ class MoELayer(nn.Module):
         router: decides which experts process which tokens.
         experts: the routed experts.
         dispatcher: sends tokens to the experts and combines the outputs.
-        balancers: by name; their losses are reported in this order.
+        balancers: add losses and a selection bias; by name, in the order in which losses are reported.
         shared: shared experts, whose ungated outputs are added for every token.
 
     Raises:

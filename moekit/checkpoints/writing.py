@@ -186,7 +186,7 @@ class Save:
     Args:
         path, step, retention: as in ``save_tree``.
         plain: plain values, for JSON.
-        table, to_write: from ``make_plan``.
+        table, to_write: from ``assign_shards``.
         ranks: the ranks that save.
     """
 

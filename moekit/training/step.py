@@ -109,12 +109,10 @@ class OptimizerStep:
         self, loss: Tensor, norm: Tensor, micro_batches: Sequence[MicroBatch], precision: Precision
     ) -> NonFiniteStep:
         what = f"the loss is {float(loss)}, the norm of its gradients {float(norm)}"
-        scale, finite_loss = precision.scale(), bool(torch.isfinite(loss))
-        if scale is not None and scale > 1 and finite_loss:
+        scale, finite = precision.scale(), bool(torch.isfinite(loss))
+        if scale is not None and scale > 1 and finite:
             return NonFiniteStep(what=what, scale=scale)
-        where, lasting = diagnose(
-            self.model, self.objective, micro_batches, precision.autocast, finite_loss=finite_loss
-        )
+        where, lasting = diagnose(self.model, self.objective, micro_batches, precision.autocast, finite_loss=finite)
         return NonFiniteStep(what=what, where=where, lasting=lasting)
 
 
