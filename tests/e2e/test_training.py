@@ -238,7 +238,7 @@ def test_a_run_without_validation_ends_without_a_comparison(root: Path, tmp_path
         (["train", "jacobs1991", "--name", "../x"], "invalid run name '../x': "),
         (["train", "jacobs1991", "--name", ""], "invalid run name '': "),
         (["train", "--resume", "nothing"], "no run at 'nothing'"),
-        (["train", "--resume", "nothing", "deepseek_v3"], " option=value"),
+        (["train", "--resume", "nothing", "deepseek_v3"], "expected only path.to.option=value"),
         (["generate", "nothing", "x"], "no run at 'nothing'"),
         (["export", "nothing"], "no run at 'nothing'"),
         (["generate", "nothing", ""], "prompt is empty"),
