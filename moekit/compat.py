@@ -67,11 +67,13 @@ def replace_tensors(module: nn.Module, make: Callable[[Tensor], Tensor]) -> None
 
 
 def resume_schedule(schedule: torch.optim.lr_scheduler.LambdaLR, step: int) -> None:
-    """Sets a schedule to a step; the learning rates of its optimizer, already restored, stay as they are."""
+    """Sets a schedule to a step, and the learning rates of its optimizer, already restored, to those of that step."""
     groups = schedule.optimizer.param_groups
     schedule.last_epoch = step
     schedule._step_count = step + 1
     schedule.base_lrs = [group["initial_lr"] for group in groups]
+    for group, base, factor in zip(groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
+        group["lr"] = base * factor(step)
     schedule._last_lr = [group["lr"] for group in groups]
 
 

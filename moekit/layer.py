@@ -9,15 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from moekit.contracts import (
-    BalanceContext,
-    Balancer,
-    Dispatcher,
-    ExpertBank,
-    LayerDims,
-    LayerReport,
-    Router,
-)
+from moekit.contracts import BalanceContext, Balancer, Dispatcher, ExpertBank, LayerDims, LayerReport, Router
 from moekit.contracts.layer import UniformGroups
 from moekit.registry import build
 from moekit.routing import Routing
@@ -36,6 +28,7 @@ class MoELayer(nn.Module):
 
     Raises:
         TypeError: a component is not a module, but for example its spec.
+        ValueError: a balancer is named ``router``.
     """
 
     def __init__(
@@ -53,6 +46,10 @@ class MoELayer(nn.Module):
             if not isinstance(component, nn.Module):
                 kind = type(component).__name__
                 raise TypeError(f"{name}: {kind} is not a module; build a spec with moekit.build(spec, dims)")
+        if "router" in (balancers or {}):
+            raise ValueError(
+                "a balancer cannot be named 'router': the report has the router's own loss under that name"
+            )
         self.router = router
         self.experts = experts
         self.dispatcher = dispatcher

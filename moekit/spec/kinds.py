@@ -151,6 +151,8 @@ class MoE(Spec):
 
     def check(self) -> Iterable[str]:
         """Conflicts between parts: too few experts, a form that one does not take, a selection bias without effect."""
+        if "router" in self.balancers:
+            yield "a balancer cannot be named 'router': the report has the router's own loss under that name"
         yield from self.router.check_experts(self.experts.count)
         yield from self.dispatcher.check_experts(self.experts.count)
         form = self.router.form

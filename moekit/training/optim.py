@@ -6,7 +6,7 @@ one. Two hooks of torch's optimizers translate numbers to names and back, so tha
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -44,14 +44,14 @@ def optimizer_of(recipe: Recipe, model: Model, steps: int) -> Any:
 
 
 class StepSchedule(torch.optim.lr_scheduler.LambdaLR):
-    """A schedule whose state is only the step; the optimizer's state, saved by name, has the learning rates."""
+    """A schedule whose state is only the step; the optimizer's state, saved by name, has the initial learning rates."""
 
     def state_dict(self) -> dict[str, Any]:
         """The step."""
         return {"step": self.last_epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores the step. The optimizer must have its state already: its rates and their initial values."""
+        """Restores the step and sets the rates of that step. The optimizer must have its state already."""
         resume_schedule(self, int(state_dict["step"]))
 
 
@@ -77,15 +77,27 @@ def save_by_name(optimizer: Optimizer, model: nn.Module) -> None:
 
     State with the shape of a sharded parameter, or of one reduced along a dimension, is saved as a ``TensorShard``.
     It is loaded from a tensor, or from a ``Handle``, of which each rank reads only its slice.
+
+    Options of param groups are restored with the state, but an option that is configured otherwise now than when the
+    state was saved keeps its new value. So a resumed run applies a changed ``optimizer.lr``.
     """
-    optimizer.register_state_dict_post_hook(lambda opt, state: _named(opt, state, model))
-    optimizer.register_load_state_dict_pre_hook(lambda opt, state: _numbered(opt, state, model))
+    configured = {p: {k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups for p in g["params"]}
+    optimizer.register_state_dict_post_hook(lambda opt, state: _named(opt, state, model, configured))
+    optimizer.register_load_state_dict_pre_hook(lambda opt, state: _numbered(opt, state, model, configured))
 
 
-def _named(optimizer: Optimizer, state: State, model: nn.Module) -> State:
+Configured = Mapping[nn.Parameter, Mapping[str, Any]]
+"""The options of each parameter's group, as the optimizer was built with them."""
+
+
+def _named(optimizer: Optimizer, state: State, model: nn.Module, configured: Configured) -> State:
     name_of = {p: name for name, p in model.named_parameters()}
     names = [name_of[p] for group in optimizer.param_groups for p in group["params"]]
-    groups = [{**group, "params": [names[i] for i in group["params"]]} for group in state["param_groups"]]
+    built = [dict(configured[group["params"][0]]) if group["params"] else {} for group in optimizer.param_groups]
+    groups = [
+        {**group, "params": [names[i] for i in group["params"]], "configured": options}
+        for group, options in zip(state["param_groups"], built, strict=True)
+    ]
     held = optimizer_state_shards(model, optimizer)
     return {
         "state": {n: {k: _plain(v) for k, v in held[n].items()} for n in names if n in held},
@@ -97,7 +109,7 @@ def _plain(value: Any) -> Any:
     return value.tensor if isinstance(value, TensorShard) and value.sizes == value.global_shape else value
 
 
-def _numbered(optimizer: Optimizer, state: State, model: nn.Module) -> State:
+def _numbered(optimizer: Optimizer, state: State, model: nn.Module, configured: Configured) -> State:
     """The saved state with this optimizer's numbers, sharded as its parameters are.
 
     Raises:
@@ -112,8 +124,14 @@ def _numbered(optimizer: Optimizer, state: State, model: nn.Module) -> State:
     numbered: State = {"state": {}, "param_groups": []}
     at = 0
     for group in optimizer.param_groups:
-        first = saved_group[name_of[group["params"][0]]] if group["params"] else group
-        numbered["param_groups"].append({**first, "params": list(range(at, at + len(group["params"])))})
+        restored = dict(group)
+        if group["params"]:
+            now, restored = configured[group["params"][0]], dict(saved_group[name_of[group["params"][0]]])
+            then = restored.pop("configured", {})
+            restored |= {key: value for key, value in now.items() if key in then and then[key] != value}
+            if now.get("lr") != then.get("lr") and "initial_lr" in restored:
+                restored["initial_lr"] = now["lr"]  # from which a schedule computes the rates
+        numbered["param_groups"].append({**restored, "params": list(range(at, at + len(group["params"])))})
         for p in group["params"]:
             if saved := state["state"].get(name_of[p]):
                 shard = shards[name_of[p]]

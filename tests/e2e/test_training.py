@@ -126,6 +126,23 @@ def test_a_resumed_run_equals_an_uninterrupted_one(root: Path) -> None:
     assert all(torch.equal(a["state_dict"][key], b["state_dict"][key]) for key in a["state_dict"])
 
 
+def test_an_optimizer_option_given_on_resume_is_applied(root: Path) -> None:
+    """The schedule of the longer run counts from the first resumed step, and ``spec.yaml`` says what was trained."""
+    out = root / "options"
+    assert train(root, out, "trainer.max_steps=2", "trainer.log_every_n_steps=1", "--no-compare") == 0
+    folders = [only(out / "deepseek_v3"), out / "other" / "copy"]
+    shutil.copytree(folders[0], folders[1])
+    for folder, options in zip(folders, ([], ["optimizer.lr=1.0", "optimizer.weight_decay=9.0"]), strict=True):
+        assert resume(folder, "trainer.max_steps=4", "--no-compare", *options) == 0
+    rates = [[read_metrics(folder / "metrics.csv")[step]["lr"] for step in (3, 4)] for folder in folders]
+    scale = 1.0 / load(folders[0] / "spec.yaml").optimizer.lr  # type: ignore[union-attr]
+    assert rates[1] == pytest.approx([scale * rate for rate in rates[0]])
+    a, b = (contents(folder) for folder in folders)
+    assert load(folders[1] / "spec.yaml").optimizer.lr == 1.0  # type: ignore[union-attr]
+    assert not all(torch.equal(a["state_dict"][key], b["state_dict"][key]) for key in a["state_dict"])
+    assert {g["weight_decay"] for g in b["optimizer_states"][0]["param_groups"]} == {0.0, 9.0}
+
+
 def test_the_commands_to_try_next_can_be_pasted(
     root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

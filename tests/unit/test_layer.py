@@ -119,6 +119,11 @@ def test_losses_are_weighted_and_receive_the_number_of_sequences() -> None:
     assert report.loss() == 1.5
 
 
+def test_a_balancer_named_router_raises_because_the_routers_loss_has_that_name() -> None:
+    with pytest.raises(ValueError, match="a balancer cannot be named 'router': the report has the router's own loss"):
+        layer(balancers={"router": CountSequences()})
+
+
 def test_padding_counts_as_no_load() -> None:
     valid = torch.tensor([[True, False], [True, True]])
     _, report = layer()(torch.randn(2, 2, D), valid=valid)

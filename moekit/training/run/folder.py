@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from moekit.checkpoints.files import steps_in, target_of
@@ -12,7 +16,13 @@ from moekit.checkpoints.reading import is_checkpoint
 from moekit.errors import CheckpointError, MoekitError
 from moekit.registry import current
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 RUNS = Path("runs")
+LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -22,20 +32,58 @@ class RunFolder:
     Args:
         path: the folder.
         chosen: the checkpoint to use; None for the last.
+        new_parents: parents that ``claim`` made, the innermost first.
     """
 
     path: Path
     chosen: Path | None = None
+    new_parents: tuple[Path, ...] = field(default=(), compare=False)
 
     @classmethod
-    def new(cls, root: Path, name: str) -> RunFolder:
-        """A folder named by the current time, which does not exist yet."""
+    def claim(cls, root: Path, name: str) -> RunFolder:
+        """Makes a new folder, named by the current time. Runs that start at the same time get different ones."""
         stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
         path, again = root / name / stamp, 1
-        while path.exists():
-            again += 1
-            path = root / name / f"{stamp}-{again}"
-        return cls(path)
+        parents = tuple(parent for parent in path.parents if not parent.exists())
+        while True:
+            try:
+                path.mkdir(parents=True)
+                return cls(path, new_parents=parents)
+            except FileExistsError:
+                again += 1
+                path = root / name / f"{stamp}-{again}"
+
+    def release(self) -> None:
+        """Removes a claimed folder, and the parents made for it, if nothing was written there."""
+        if {path.name for path in self.path.iterdir()} <= {LOCK}:
+            (self.path / LOCK).unlink(missing_ok=True)
+            with suppress(OSError):
+                for path in (self.path, *self.new_parents):
+                    path.rmdir()
+
+    @contextmanager
+    def locked(self) -> Iterator[RunFolder]:
+        """Keeps other processes from training in this folder. The system unlocks it when this process ends.
+
+        Raises:
+            MoekitError: another process trains in it; the message names its host and process number.
+        """
+        with (self.path / LOCK).open("a+", encoding="utf-8") as file:
+            try:
+                if fcntl is not None:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                file.seek(0)
+                owner = file.read() or "another process"
+                raise MoekitError(
+                    f"{self.name} is in use: {owner} is training in it\n  wait for it, or stop it"
+                ) from error
+            except OSError:
+                pass  # a file system without locks
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+            yield self
 
     @classmethod
     def find(cls, run: str, root: Path = RUNS) -> RunFolder:

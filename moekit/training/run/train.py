@@ -8,10 +8,12 @@ from __future__ import annotations
 import shlex
 import signal
 import sys
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 import torch.distributed as dist
+from lightning.pytorch.callbacks import LambdaCallback
 from rich.console import Console
 from torch.distributed.fsdp import FSDPModule
 
@@ -73,9 +75,17 @@ def train(
         console = Console(quiet=True)
     recipe = recipe if resume is not None else with_checkpoint_path(recipe, root)
     dense = dense_recipe(recipe) if with_dense and recipe.compare is not None else None
-    with quiet():
-        path = decide_on_rank_zero("run_folder", lambda: (resume or RunFolder.new(root, label)).name)
-        folder = RunFolder(Path(path), None if resume is None else resume.chosen)
+    with quiet(), ExitStack() as stack:
+
+        def choose_folder() -> str:
+            if resume is not None:
+                return stack.enter_context(resume.locked()).name
+            claimed = RunFolder.claim(root, label)
+            stack.callback(claimed.release)  # removes it if the run is rejected before anything is written
+            return stack.enter_context(claimed.locked()).name
+
+        path = Path(decide_on_rank_zero("run_folder", choose_folder))
+        folder = RunFolder(path, None if resume is None else resume.chosen)
         saved = None if resume is None else read_checkpoint(folder.checkpoint())
         dense_path = folder.dense.last if dense is not None else None
         dense_saved = None if dense_path is None else read_checkpoint(dense_path)
@@ -113,10 +123,13 @@ def fit(run: Prepared, console: Console) -> None:
         KeyboardInterrupt, SystemExit: stopped by Ctrl-C or by SIGTERM; the command to resume is printed before.
         MoekitError: the loss became NaN or infinite; the checkpoint does not fit; or another rank was lost.
     """
+    start = None if run.checkpoint is None else run.checkpoint.path
     if is_rank_zero():
         run.folder.create()
-        replace_file(run.folder.spec, lambda path: path.write_text(dump(run.module.recipe), encoding="utf-8"))
-    start = None if run.checkpoint is None else run.checkpoint.path
+        if start is None:
+            write_spec(run)
+        else:  # once the checkpoint is loaded: if it cannot be, the run stays as it was
+            run.trainer.callbacks.append(LambdaCallback(on_train_start=lambda trainer, module: write_spec(run)))  # type: ignore[attr-defined]
     try:
         run.trainer.fit(run.module, ckpt_path=start, weights_only=True)
         if run.interrupt.agree(run.trainer):
@@ -136,6 +149,11 @@ def fit(run: Prepared, console: Console) -> None:
         if start is not None and run.trainer.global_step == 0:
             raise CheckpointError(f"cannot resume from {start}\n  {error}") from error
         raise
+
+
+def write_spec(run: Prepared) -> None:
+    """Writes the resolved recipe to ``spec.yaml`` in the run's folder."""
+    replace_file(run.folder.spec, lambda path: path.write_text(dump(run.module.recipe), encoding="utf-8"))
 
 
 def _how_to_resume(run: Prepared) -> str:

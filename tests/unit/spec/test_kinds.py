@@ -15,6 +15,10 @@ Blend routes by 'soft', but dispatcher Walk takes expert_choice, token_choice
 balancer 'bias' (Nudge) gives a selection bias, but router Blend takes none: balance by a loss, or choose another router
   at model.moe  in command line
 
+$ model.moe.balancers.router=nudge  # a name that the report uses
+a balancer cannot be named 'router': the report has the router's own loss under that name
+  at model.moe  in command line
+
 $ model.moe.dispatcher.use=pour  # conflict of dispatcher
 Pick routes by 'token_choice', but dispatcher Pour takes soft
   at model.moe  in command line

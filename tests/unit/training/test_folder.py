@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -49,7 +52,7 @@ def test_a_name_that_leaves_the_folder_of_all_runs_is_rejected(name: str) -> Non
 def test_a_name_may_have_folders(tmp_path: Path) -> None:
     for name in ("a/b", "..a", "a..", "a b"):
         check_run_name(name)
-        folder = RunFolder.new(tmp_path, name)
+        folder = RunFolder.claim(tmp_path, name)
         run_at(folder.path)
         assert folder.path.parent == tmp_path / name and RunFolder.find(name, tmp_path) == folder
 
@@ -112,14 +115,42 @@ def test_a_dense_baseline_belongs_to_the_run_around_it(tmp_path: Path) -> None:
     assert alone.main == alone
 
 
-def test_runs_within_one_second_get_different_folders(tmp_path: Path) -> None:
-    paths = set()
-    for _ in range(3):
-        folder = RunFolder.new(tmp_path, "tiny")
-        assert not folder.path.exists()
-        folder.create()
-        paths.add(folder.path)
-    assert len(paths) == 3
+def test_runs_that_start_at_once_get_different_folders(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        folders = list(pool.map(lambda _: RunFolder.claim(tmp_path, "tiny"), range(40)))
+    assert len({folder.path for folder in folders}) == 40 and all(folder.path.is_dir() for folder in folders)
+
+
+def test_a_released_folder_leaves_nothing_unless_something_was_written(tmp_path: Path) -> None:
+    empty, used = RunFolder.claim(tmp_path, "empty"), RunFolder.claim(tmp_path, "used")
+    for folder in (empty, used):
+        with folder.locked():
+            pass
+    used.spec.write_text("schema: 1\n")
+    empty.release()
+    used.release()
+    assert {*tmp_path.rglob("*")} == {used.path.parent, used.path, used.spec, used.path / ".lock"}
+
+
+def test_a_second_process_cannot_train_in_the_folder_until_the_first_has_ended(tmp_path: Path) -> None:
+    """Even if it was killed: the system removes its lock."""
+    script = (
+        "import sys, time; from pathlib import Path; from moekit.training.run.folder import RunFolder\n"
+        "with RunFolder(Path(sys.argv[1])).locked(): print('locked', flush=True); time.sleep(60)"
+    )
+    owner = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert owner.stdout is not None and owner.stdout.readline() == "locked\n"
+        with (
+            pytest.raises(MoekitError, match=f"is in use: process {owner.pid} on .* is training in it\n  wait for it"),
+            RunFolder(tmp_path).locked(),
+        ):
+            pass
+    finally:
+        owner.kill()
+        owner.wait()
+    with RunFolder(tmp_path).locked():
+        assert f"process {os.getpid()} on " in (tmp_path / ".lock").read_text()
 
 
 def test_a_folder_that_cannot_be_written_is_rejected(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def scheduled(lr: float, steps: int, state: tuple[Any, Any] | None = None) -> tu
 
 
 def test_a_resumed_schedule_uses_the_saved_step_and_rates() -> None:
-    """Also in an optimizer that was made with another rate."""
+    """Also in an optimizer that was made with another rate, if no state is saved by name."""
     whole, _ = scheduled(0.5, 6)
     first, saved = scheduled(0.5, 3)
     assert saved[1] == {"step": 3}
@@ -74,11 +74,11 @@ def test_a_resumed_schedule_uses_the_saved_step_and_rates() -> None:
     assert first == whole[:3] and then == pytest.approx(whole[2:])
 
 
-def trained(model: nn.Module, *groups: list[str]) -> torch.optim.AdamW:
-    """An optimizer over groups of names after one step; each group has its own learning rate."""
+def trained(model: nn.Module, *groups: list[str], **options: Any) -> torch.optim.AdamW:
+    """An optimizer over groups of names after one step; a group's learning rate depends on its first name."""
     named = dict(model.named_parameters())
     optimizer = torch.optim.AdamW(
-        [{"params": [named[n] for n in names], "lr": 0.1 + i} for i, names in enumerate(groups)]
+        [{"params": [named[n] for n in names], "lr": 1.1 if "bias" in names[0] else 0.1, **options} for names in groups]
     )
     save_by_name(optimizer, model)
     for i, parameter in enumerate(named.values()):
@@ -98,6 +98,36 @@ def test_a_state_loads_into_other_groups() -> None:
             assert torch.equal(found["state"][name][key], value), (name, key)
     assert [group["params"] for group in found["param_groups"]] == [["bias"], ["weight"]]
     assert [group["lr"] for group in found["param_groups"]] == [1.1, 0.1]
+
+
+def test_an_option_that_changed_since_the_state_was_saved_keeps_its_new_value() -> None:
+    """Other options are restored, also those that were changed in training."""
+    before = trained(nn.Linear(3, 3), ["weight", "bias"], weight_decay=0.5, eps=1e-3)
+    before.param_groups[0]["eps"] = 2e-3
+    after = trained(nn.Linear(3, 3), ["weight", "bias"], weight_decay=0.25, eps=1e-3, betas=(0.5, 0.6))
+    after.load_state_dict(before.state_dict())
+    (group,) = after.param_groups
+    assert (group["weight_decay"], group["betas"], group["eps"], group["lr"]) == (0.25, (0.5, 0.6), 2e-3, 0.1)
+
+
+def test_a_changed_rate_and_a_longer_schedule_count_from_the_first_resumed_step() -> None:
+    model = nn.Linear(3, 3)
+
+    def built(lr: float, steps: int) -> tuple[torch.optim.SGD, StepSchedule]:
+        optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+        save_by_name(optimizer, model)
+        return optimizer, StepSchedule(optimizer, lambda step: 1 - step / steps)
+
+    optimizer, schedule = built(0.5, 4)
+    for _ in range(3):
+        optimizer.step()
+        schedule.step()
+    states = optimizer.state_dict(), schedule.state_dict()
+    for lr, steps, expected in [(0.5, 4, 0.125), (0.5, 6, 0.25), (1.0, 6, 0.5)]:
+        optimizer, schedule = built(lr, steps)
+        optimizer.load_state_dict(states[0])
+        schedule.load_state_dict(states[1])
+        assert optimizer.param_groups[0]["lr"] == schedule.get_last_lr()[0] == expected
 
 
 @pytest.mark.parametrize("bias", [False, True])
