@@ -1,6 +1,4 @@
-"""MoELayer: a router decides which experts process which tokens; a dispatcher sends the tokens there and combines the
-outputs; balancers add losses and a selection bias. Nothing else happens here.
-"""
+"""MoELayer: calls router, dispatcher, experts and balancers, and returns a report. Nothing else happens here."""
 
 from __future__ import annotations
 
@@ -11,15 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from moekit.contracts import (
-    BalanceContext,
-    Balancer,
-    Dispatcher,
-    ExpertBank,
-    LayerDims,
-    LayerReport,
-    Router,
-)
+from moekit.contracts import BalanceContext, Balancer, Dispatcher, ExpertBank, LayerDims, LayerReport, Router
 from moekit.contracts.layer import UniformGroups
 from moekit.registry import build
 from moekit.routing import Routing
@@ -33,11 +23,11 @@ class MoELayer(nn.Module):
         router: decides which experts process which tokens.
         experts: the routed experts.
         dispatcher: sends tokens to the experts and combines the outputs.
-        balancers: by name; their losses are reported in this order.
+        balancers: add losses and a selection bias; by name, in the order in which losses are reported.
         shared: shared experts, whose ungated outputs are added for every token.
 
     Raises:
-        TypeError: a part is not a module, but for example its spec.
+        TypeError: a component is not a module, but for example its spec.
         ValueError: a balancer is named ``router``.
     """
 
@@ -51,10 +41,10 @@ class MoELayer(nn.Module):
         shared: ExpertBank | None = None,
     ) -> None:
         super().__init__()
-        parts: dict[str, object] = {"router": router, "experts": experts, "dispatcher": dispatcher}
-        for name, part in parts.items():
-            if not isinstance(part, nn.Module):
-                kind = type(part).__name__
+        components: dict[str, object] = {"router": router, "experts": experts, "dispatcher": dispatcher}
+        for name, component in components.items():
+            if not isinstance(component, nn.Module):
+                kind = type(component).__name__
                 raise TypeError(f"{name}: {kind} is not a module; build a spec with moekit.build(spec, dims)")
         if "router" in (balancers or {}):
             raise ValueError(
@@ -102,7 +92,7 @@ class MoELayer(nn.Module):
             ``y`` of shape ``[..., O]``, and the layer's report.
 
         Raises:
-            ValueError: ``valid`` is not bool or not of ``x``'s shape; router and bank differ in the number of experts.
+            ValueError: ``valid`` is not bool or not of ``x``'s shape; router and experts differ in number.
             TypeError: the router did not return a ``Routing``.
         """
         if valid is not None and (valid.dtype != torch.bool or valid.shape != x.shape[:-1]):
@@ -117,8 +107,8 @@ class MoELayer(nn.Module):
         if self.experts.num_experts != (routing.num_experts if here is None else len(here)):
             local = "" if here is None else f", {len(here)} of them here"
             raise ValueError(
-                f"the router routes to {routing.num_experts} experts{local}, but the bank has "
-                f"{self.experts.num_experts}; give both the same number (LayerDims.num_experts, and count of the "
+                f"the router routes to {routing.num_experts} experts{local}, but the experts module "
+                f"has {self.experts.num_experts}; give both the same number (LayerDims.num_experts, and count of the "
                 "experts' spec)"
             )
         num_sequences = x.shape[0] if x.ndim == 3 else 1
@@ -150,7 +140,7 @@ class MoELayer(nn.Module):
 
 
 def run_on_all(experts: ExpertBank, x_TD: Tensor) -> Tensor:
-    """``y_TO``: the sum over all experts of a bank, on every token (dense layers, shared experts)."""
+    """``y_TO``: the sum over all experts of a module, on every token (dense layers, shared experts)."""
     E, T = experts.num_experts, x_TD.shape[0]
     if E == 1:
         return cast(Tensor, experts(x_TD, UniformGroups(1, T)))

@@ -1,8 +1,8 @@
 """Initialises the weights of a whole model from one seed, with the same result in every layout.
 
-Each module draws under a seed of its own, made of the model's seed and the module's name; each routed expert under one
-made of its layer's name and its index among all experts. So no weight depends on which other modules exist, on the
-order in which they are built, or on how many experts this process holds.
+Each module is initialised under a seed of its own, made of the model's seed and the module's name; each routed expert
+under one made of its layer's name and its index among all experts. So no weight depends on which other modules exist,
+on the order in which they are built, or on how many experts this process holds.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def init_weights(module: nn.Module, init: Init, seed: int) -> None:
 
 
 def init_weights_now(module: nn.Module, init: Init, seed: int, writer: ParameterWriter | None = None) -> None:
-    """As ``init_weights``, never deferred, through a writer of one's own."""
+    """As ``init_weights``, but never deferred, and through ``writer``, which puts the values into the parameters."""
     with torch.random.fork_rng(devices=[]):
         _init_module(module, init, seed, writer or ParameterWriter(), "")
 
@@ -102,9 +102,9 @@ def _init_own(module: nn.Module, init: Init) -> None:
 def _init_experts(
     bank: ExpertBank, init: Init, seed: int, writer: ParameterWriter, name: str, first_expert: int
 ) -> None:
-    """Initialises stacked experts one by one, each as if the bank held it alone; other banks as a whole.
+    """Initialises stacked experts one by one, each as if the module held it alone; others as a whole.
 
-    ``first_expert`` is the index of the bank's first expert among all experts of its layer.
+    ``first_expert`` is the index of the module's first expert among all experts of its layer.
     """
     owned = _owned(bank, name)
     if any(o.parameter.ndim < 1 or o.parameter.shape[0] != bank.num_experts for o in owned):

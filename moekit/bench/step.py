@@ -23,7 +23,7 @@ from moekit.contracts import Data
 from moekit.planning.live_memory import Saved, saved_for_backward
 from moekit.spec import to_plain
 from moekit.spec.recipe import Compare, Recipe
-from moekit.training.build import FOR_A_RUN, check_trainable, dense_recipe
+from moekit.training.build import RUN_SLOTS, check_trainable, dense_recipe
 from moekit.training.callbacks.load_history import LoadHistory
 from moekit.training.data import batch_at
 from moekit.training.module import LitMoE
@@ -95,7 +95,7 @@ def compare_steps(title: str, recipe: Recipe, settings: Settings, *, against: Se
         SpecError, DataError: the recipe cannot be trained.
         MoekitError: a requested library cannot be used, or has no such model.
     """
-    check_trainable(recipe, FOR_A_RUN)  # before building: the model may be too large for this machine
+    check_trainable(recipe, RUN_SLOTS)  # before building: the model may be too large for this machine
     libraries = [peers.load_models(name) for name in against]
     with quiet(), tempfile.TemporaryDirectory() as temporary:
         settings.on_progress("building and reading data")

@@ -23,7 +23,7 @@ class Retention:
 
     Args:
         best: whether it is the best so far.
-        keep: how many of the newest checkpoints to keep, besides the best.
+        keep: how many of the newest checkpoints to keep, in addition to the best.
     """
 
     best: bool = False

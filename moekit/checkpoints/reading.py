@@ -25,7 +25,7 @@ from moekit.errors import CheckpointError
 from moekit.shards.shard import Dims, intersection, slices_of
 
 
-class Part(NamedTuple):
+class StoredShard(NamedTuple):
     """A shard of a tensor, stored in a file under the tensor's name."""
 
     file: str
@@ -35,12 +35,12 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Handle:
-    """A tensor of a checkpoint that has not been read; its parts tile it."""
+    """A tensor of a checkpoint that has not been read; its shards tile it."""
 
     name: str
     shape: torch.Size
     dtype: torch.dtype
-    parts: tuple[Part, ...]
+    shards: tuple[StoredShard, ...]
     checkpoint: Checkpoint = field(repr=False)
 
     def read(self, offset: Dims, sizes: Dims) -> Tensor:
@@ -50,20 +50,20 @@ class Handle:
             CheckpointError: a file is damaged, or the slice exceeds the tensor.
         """
         overlaps = [
-            (part, common) for part in self.parts if (common := intersection(offset, sizes, part.offset, part.sizes))
+            (each, common) for each in self.shards if (common := intersection(offset, sizes, each.offset, each.sizes))
         ]
         if sum(math.prod(common[1]) for _, common in overlaps) != math.prod(sizes):
             raise CheckpointError(f"{self.checkpoint.path}: {self.name} {list(self.shape)} has no {sizes} at {offset}")
         if len(overlaps) == 1:
-            return self._read_part(overlaps[0][0], offset, sizes)
+            return self._read_shard(overlaps[0][0], offset, sizes)
         out = torch.empty(sizes, dtype=self.dtype)
-        for part, common in overlaps:
-            out[slices_of(*common, offset)] = self._read_part(part, *common)
+        for shard, common in overlaps:
+            out[slices_of(*common, offset)] = self._read_shard(shard, *common)
         return out
 
-    def _read_part(self, part: Part, offset: Dims, sizes: Dims) -> Tensor:
-        start = tuple(o - p for o, p in zip(offset, part.offset, strict=True))
-        return self.checkpoint.file(part.file).read(self.name, start, sizes)
+    def _read_shard(self, shard: StoredShard, offset: Dims, sizes: Dims) -> Tensor:
+        start = tuple(o - first for o, first in zip(offset, shard.offset, strict=True))
+        return self.checkpoint.file(shard.file).read(self.name, start, sizes)
 
     def whole(self) -> Tensor:
         """Reads the whole tensor, on the CPU."""
@@ -99,10 +99,10 @@ class Checkpoint:
             raise CheckpointError(f"{path / STATE} is damaged: {type(error).__name__}: {error}") from error
 
     def _handle(self, name: str, entry: Mapping[str, Any]) -> Handle:
-        parts = tuple(Part(p["file"], tuple(p["offset"]), tuple(p["shape"])) for p in entry["parts"])
-        if unknown := [part.file for part in parts if part.file not in self.manifest.files]:
+        shards = tuple(StoredShard(s["file"], tuple(s["offset"]), tuple(s["shape"])) for s in entry["parts"])
+        if unknown := [shard.file for shard in shards if shard.file not in self.manifest.files]:
             raise ValueError(f"{name} is stored in {unknown[0]}, which is not in the manifest")
-        return Handle(name, torch.Size(entry["shape"]), DTYPES[entry["dtype"]], parts, self)
+        return Handle(name, torch.Size(entry["shape"]), DTYPES[entry["dtype"]], shards, self)
 
     def _verify(self, names: Iterable[str]) -> None:
         new = [name for name in names if name not in self._verified]

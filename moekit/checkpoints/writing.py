@@ -1,4 +1,4 @@
-"""Writing a checkpoint. Whatever happens meanwhile, the last good checkpoint and its pointer stay as they are.
+"""Writing a checkpoint. Whatever happens meanwhile, the last intact checkpoint and its pointer stay as they are.
 
 The stages, in order; a kill or a failure is safe at any point:
 
@@ -105,7 +105,7 @@ def all_ranks() -> Ranks:
 SMALL = 1 << 16  # elements up to which a replicated shard is always written by the lowest rank
 
 Table = dict[str, dict[str, Any]]
-"""By tensor: ``dtype``, ``shape``, and ``parts``, each with ``file``, ``offset`` and ``shape``; part of the JSON."""
+"""JSON: by tensor ``dtype``, ``shape`` and its shards as ``parts``, each with ``file``, ``offset`` and ``shape``."""
 
 
 def file_of(rank: int, world: int) -> str:
@@ -113,7 +113,7 @@ def file_of(rank: int, world: int) -> str:
     return f"tensors-{rank + 1:05d}-of-{world:05d}.safetensors"
 
 
-def make_plan(
+def assign_shards(
     shards: Mapping[str, TensorShard], sharded: Set[str], ranks: Ranks
 ) -> tuple[Table, dict[str, TensorShard]]:
     """Assigns each shard to a rank that holds it. Collective.
@@ -184,9 +184,9 @@ class Save:
     """A checkpoint that is being saved.
 
     Args:
-        path, step, retention: of ``save_tree``.
+        path, step, retention: as in ``save_tree``.
         plain: plain values, for JSON.
-        table, to_write: of ``make_plan``.
+        table, to_write: from ``assign_shards``.
         ranks: the ranks that save.
     """
 
@@ -243,16 +243,16 @@ def save_tree(
 
 
 def begin(tree: Any, path: Path, step: int | None, retention: Retention | None) -> Save:
-    """Stage 1."""
+    """Stage 1: separates tensors from plain values and agrees who writes what."""
     encoded = Encoded(tree)
     ranks = all_ranks() if encoded.sharded else Ranks()
     if ranks.rank == 0:
         remove(temporary(path))
-    return Save(path, step, encoded.plain, *make_plan(encoded.shards, encoded.sharded, ranks), ranks, retention)
+    return Save(path, step, encoded.plain, *assign_shards(encoded.shards, encoded.sharded, ranks), ranks, retention)
 
 
 def snapshot(save: Save) -> Save:
-    """Stage 2: all tensors at once, from a GPU to pinned memory."""
+    """Stage 2: copies all tensors, from a GPU to pinned memory."""
     copies = {}
     for name, shard in save.to_write.items():
         copy = torch.empty(shard.sizes, dtype=shard.tensor.dtype, pin_memory=shard.tensor.is_cuda)
@@ -314,7 +314,7 @@ def _raise_together(save: Save, messages: list[str], cause: Exception | None) ->
         if message:
             where = f" (on rank {rank})" if save.ranks.world > 1 else ""
             last = last_of(save.path.parent)
-            untouched = "" if last is None else f"\n  the last good one is untouched: {last}"
+            untouched = "" if last is None else f"\n  the last intact one is untouched: {last}"
             raise SaveError(f"could not save the checkpoint {save.path}: {message}{where}{untouched}") from cause
 
 
@@ -341,7 +341,7 @@ def exchange(save: Save, own: dict[str, Digest], error: Exception | None) -> dic
 
 
 def seal(save: Save, digests: dict[str, Digest]) -> None:
-    """Stage 5.
+    """Stage 5: writes the plain values and the manifest.
 
     Raises:
         OSError: the disk is full, or a rank's file is not on this file system.
@@ -357,7 +357,7 @@ def seal(save: Save, digests: dict[str, Digest]) -> None:
 
 
 def publish(save: Save) -> None:
-    """Stage 6."""
+    """Stage 6: moves the directory to its place."""
     replaced = temporary(save.path, "old")
     remove(replaced)
     if save.path.exists():

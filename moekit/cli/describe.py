@@ -1,4 +1,4 @@
-"""Describes a component by its spec class alone: options, slots, claims. Imports no target and no torch."""
+"""Describes a component by its spec class alone: options, slots, capabilities. Imports no target and no torch."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ def slot_rows(spec: type[Spec], prefix: str = "") -> Iterator[tuple[str, str, st
             yield f"{prefix}{name}", takes, info.help, f"moekit ls {plural(info.component)}"
 
 
-def claims(spec: type[Spec]) -> dict[str, str]:
-    """The claims of a spec class, which are class variables, such as the form of routing.
+def capabilities(spec: type[Spec]) -> dict[str, str]:
+    """The capabilities that a spec class states in class variables, such as the form of routing.
 
-    A property in place of a claim is printed as 'depends on its options'.
+    A property in place of a class variable is printed as 'depends on its options'.
     """
     names: dict[str, None] = {}
     for base in reversed(spec.__mro__):
         for name, annotation in vars(base).get("__annotations__", {}).items():
             if "ClassVar" in str(annotation) and name != "kind":
                 names[name] = None
-    return {name: _claim(getattr(spec, name)) for name in names if not name.startswith("_")}
+    return {name: _capability(getattr(spec, name)) for name in names if not name.startswith("_")}
 
 
 def docstring(component: Component) -> str:
@@ -109,7 +109,7 @@ def _default_text(spec: type[Spec], name: str, info: FieldInfo) -> str:
     return "optional" if default is None and info.kind != "option" else value_text(default)
 
 
-def _claim(value: Any) -> str:
+def _capability(value: Any) -> str:
     if isinstance(value, property):
         return "depends on its options"
     if isinstance(value, bool):

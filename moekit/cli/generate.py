@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cache",
         action=argparse.BooleanOptionalAction,
-        help="use a cache (default: unless experts have a capacity, for they would then drop other tokens)",
+        help="use a cache (default: yes, unless experts have a capacity: then they would drop other tokens)",
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of sampling (default: 0)")
     parser.add_argument("--out", default="runs", metavar="DIR", help="folder of all runs (default: runs)")
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     """Prints text as it is generated; of a model that continues its prompt, after the prompt.
 
     Raises:
-        MoekitError: an option is out of range, the prompt is empty, or the run has no language model.
+        MoekitError: an option is out of range, the prompt is empty, or the run's model is not a language model.
     """
     from moekit.errors import MoekitError
 
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     with quiet():
         module = load_run(args.run, Path(args.out))
     if module.recipe.model.gives != "next_token" or module.data is None:
-        raise MoekitError(f"'{args.run}' is no language model: there is nothing to generate")
+        raise MoekitError(f"'{args.run}' is not a language model: it cannot generate text")
     prompt, generator = module.data.encode(args.prompt), torch.Generator().manual_seed(args.seed)
     options = {
         "tokens": args.tokens,

@@ -37,8 +37,8 @@ TERMS = {
 """The terms of ``Memory``, with their names in the table."""
 
 EXPLAIN = """\
-  N devices, ep of them share a layer's experts, R = N / ep have the same ones; b bytes a number: 4, or 2 or 8 by dtype
-  weights      sum over parameters of b * their shard: a routed bank's E/ep experts are sharded over R ranks, all else
+  N devices, ep of them share a layer's experts, R = N / ep hold the same ones; b bytes a number: 4, or 2 or 8 by dtype
+  weights      sum over parameters of b * their shard: a layer's E/ep routed experts are sharded over R ranks, all else
                over N, along the first dimension of 8 N rows or more, or the first that divides evenly; and all buffers
   gradients    the same, of trained parameters
   optimizer    the same for each tensor of the optimizer's state; its tensors are found by one step of a tiny model
@@ -231,7 +231,7 @@ def _verdict(plan: RunPlan, advice: list[Advice]) -> Iterator[str]:
         planned = f"planned with dispatcher '{plan.substitute}'"
         yield f"  {planned}: the recipe's needs real loads; on CPUs it saves less"
     if plan.request.devices > 1 and plan.whole_tensors:
-        rejected = "needs whole tensors, so sharded training rejects it (trainer.strategy)"
+        rejected = "needs unsharded tensors, so sharded training rejects it (trainer.strategy)"
         yield f"  optimizer '{plan.optimizer}' {rejected}; others: moekit ls optimizers"
     for change in advice:
         takes = f"ep={change.row.layout.ep} {'' if change.fits else 'still '}takes {bytes_of(change.row.memory.total)}"

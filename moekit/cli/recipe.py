@@ -31,8 +31,8 @@ def page(registry: Registry, component: Component) -> list[str]:
         "",
         *text.table(about, fold=(1,)),
         "",
-        text.bold("parts"),
-        *text.table(list(part_rows(registry, recipe)), fold=(2,)),
+        text.bold("components"),
+        *text.table(list(component_rows(registry, recipe)), fold=(2,)),
         "",
         text.bold("YAML"),
         *(f"  {line}".rstrip() for line in Path(str(component.target)).read_text(encoding="utf-8").splitlines()),
@@ -42,17 +42,17 @@ def page(registry: Registry, component: Component) -> list[str]:
     ]
 
 
-def part_rows(registry: Registry, spec: Spec, prefix: str = "") -> Iterator[tuple[str, str, str]]:
+def component_rows(registry: Registry, spec: Spec, prefix: str = "") -> Iterator[tuple[str, str, str]]:
     """Path, name and summary of each component in a spec."""
     for name, info in fields_of(type(spec)).items():
         value = getattr(spec, name)
         if info.kind == "option" or value is None:
             continue
-        parts = {f"{name}.{key}": part for key, part in value.items()} if info.kind == "slots" else {name: value}
-        for path, part in parts.items():
+        specs = {f"{name}.{key}": each for key, each in value.items()} if info.kind == "slots" else {name: value}
+        for path, each in specs.items():
             if info.kind != "group":
-                yield f"{prefix}{path}", registry.use_name(part), registry.component_of(part).summary
-            yield from part_rows(registry, part, f"{prefix}{path}.")
+                yield f"{prefix}{path}", registry.use_name(each), registry.component_of(each).summary
+            yield from component_rows(registry, each, f"{prefix}{path}.")
 
 
 def _paper_rows(paper: Paper) -> Iterator[tuple[str, str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from moekit.cli import text
-from moekit.cli.describe import claims, docstring, option_rows, slot_rows
+from moekit.cli.describe import capabilities, docstring, option_rows, slot_rows
 from moekit.component import Component
 from moekit.errors import Problem, UnknownName, nearest
 from moekit.registry import Registry, current, kind_named
@@ -79,7 +79,7 @@ def _page(registry: Registry, component: Component, *, doc: bool) -> list[str]:
     lines += ["", *text.table([row for row in [*about, ("class", target)] if row[1]], fold=(1,))]
     lines += section("options", list(option_rows(component.spec)), fold=(1, 4))
     lines += section("slots", list(slot_rows(component.spec)), fold=(2,))
-    lines += section("claims", list(claims(component.spec).items()), fold=(1,))
+    lines += section("capabilities", list(capabilities(component.spec).items()), fold=(1,))
     must = "".join(f", {name}: ..." for name in required(component.spec))
     lines += ["", text.bold("in YAML"), f"  {{use: {registry.short_name(component)}{must}}}"]
     if doc:

@@ -43,7 +43,9 @@ def run(args: argparse.Namespace) -> int:
         # With --resume the first positional argument can only be an override.
         overrides = ([args.recipe] if args.recipe else []) + overrides
         if strays := [text for text in overrides if "=" not in text]:
-            raise MoekitError(f"--resume takes the recipe from the run: '{strays[0]}' is no option=value")
+            raise MoekitError(
+                f"--resume takes the recipe from the run, not '{strays[0]}'\n  expected only path.to.option=value"
+            )
         from moekit.training.run.folder import RunFolder
 
         resume = RunFolder.find(args.resume, root)

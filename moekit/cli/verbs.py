@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import gc
 import importlib
+import re
 from typing import NoReturn, Protocol, cast
 
 from moekit.cli import VERBS
@@ -28,21 +29,20 @@ class Verb(Protocol):
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that raises ``MoekitError``, with the nearest option."""
+    """An argument parser that raises ``MoekitError``, with the nearest option or choice."""
 
     def error(self, message: str) -> NoReturn:
         """Raises instead of exiting.
 
         Raises:
-            MoekitError: always, with the mistake, the nearest option and the usage.
+            MoekitError: always, with the mistake, the nearest option or choice, and the usage.
         """
-        lines = [f"{self.prog}: {message}"]
-        wrong = [word for word in message.split() if word.startswith("--")]
-        near = nearest(wrong[-1], list(self._option_string_actions)) if "unrecognized" in message and wrong else ""
-        if near:
-            lines.append(f"  did you mean '{near}'?")
-        lines.append("  " + " ".join(self.format_usage().split()))
-        lines.append(f"  more: {self.prog} --help")
+        wrong, choices = re.search(r"unrecognized .*?(--\S+)", message), list(self._option_string_actions)
+        if wrong is None and (wrong := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)):
+            choices = re.findall(r"[\w-]+", wrong[2])
+        near = nearest(wrong[1], choices) if wrong else ""
+        lines = [f"{self.prog}: {message}", *([f"  did you mean '{near}'?"] if near else [])]
+        lines += ["  " + " ".join(self.format_usage().split()), f"  more: {self.prog} --help"]
         raise MoekitError("\n".join(lines))
 
 

@@ -1,4 +1,4 @@
-"""The contracts of a Mixture-of-Experts layer: what each of its parts must do, and what passes between them.
+"""The interfaces of a Mixture-of-Experts layer: what each component must do, and what passes between them.
 
 In the order in which a layer uses them: ``LayerDims`` (sizes), ``Groups`` (rows sorted by expert), ``ExpertBank`` (all
 routed experts as one module), ``Router`` (tokens to ``Routing``), ``Dispatcher`` (tokens to experts and back),
@@ -24,7 +24,7 @@ from moekit.routing import LossTerm, Routing
 
 @dataclass(frozen=True, kw_only=True)
 class LayerDims:
-    """The sizes that the parts of a layer share.
+    """The sizes that the components of a layer share.
 
     Attributes:
         dim: D, width of the layer's input.
@@ -66,7 +66,7 @@ class Groups(ABC):
     def split(self, x_ND: Tensor) -> list[Tensor]:
         """The rows of each expert, E tensors ``[n_e, D]``, for experts whose weights are not stacked.
 
-        The concatenation of the experts' outputs is the start of the bank's output; the remaining rows are 0.
+        The concatenation of the experts' outputs begins the output of the experts module; the remaining rows are 0.
         """
 
 
@@ -141,10 +141,10 @@ class LoopGroups(Groups):
 
 @dataclass(frozen=True, kw_only=True)
 class StandardForm:
-    """The weights of a bank that computes exactly ``down(act(gate(x)) * up(x))`` or ``down(act(up(x)))``.
+    """The weights of an experts module that computes exactly ``down(act(gate(x)) * up(x))`` or ``down(act(up(x)))``.
 
-    A dispatcher with a fused kernel may use these weights instead of calling the bank. The bank's ``forward`` remains
-    the reference that the kernel is tested against.
+    A dispatcher with a fused kernel may use these weights instead of calling the module, whose ``forward`` remains the
+    reference that the kernel is tested against.
 
     Attributes:
         activation: ``silu``, ``gelu`` (exact), ``relu`` or ``sigmoid``.
@@ -180,17 +180,17 @@ class ExpertBank(nn.Module, ABC):
         init_matrices(self, init)
 
     def standard_form(self) -> StandardForm | None:
-        """The weights, if this bank currently computes what fused kernels can compute; else None."""
+        """The weights, if this module currently computes what fused kernels can compute; else None."""
         return None
 
     @staticmethod
     def from_modules(modules: Iterable[nn.Module], out_dim: int) -> ExpertBank:
-        """A bank of arbitrary modules ``[n, D] -> [n, O]``, run one after the other."""
+        """An experts module of arbitrary modules ``[n, D] -> [n, O]``, run one after the other."""
         return ModuleExperts(modules, out_dim)
 
 
 class ModuleExperts(ExpertBank):
-    """A bank of independent modules, run in a Python loop."""
+    """An experts module of independent modules, run in a Python loop."""
 
     def __init__(self, modules: Iterable[nn.Module], out_dim: int) -> None:
         super().__init__()
@@ -252,11 +252,11 @@ class Dispatched:
 class Dispatcher(nn.Module, ABC):
     """Sends tokens to the experts that a routing names, and combines their outputs. Built as ``Target(spec, dims)``.
 
-    Has no weights. Its spec claims which forms of routing it takes.
+    Has no weights. Its spec states which forms of routing it takes.
 
     Attributes:
-        local_experts: indices of the experts whose weights this rank holds; None for all. The layer builds its bank
-            with this number of experts.
+        local_experts: indices of the experts whose weights this rank holds; None for all. The layer builds its
+            experts module with this number of experts.
     """
 
     local_experts: range | None = None
@@ -268,7 +268,7 @@ class Dispatcher(nn.Module, ABC):
         Args:
             x_TD: tokens, sequence after sequence.
             routing: the router's decision.
-            experts: the bank.
+            experts: the experts module.
             num_sequences: B, for dispatchers that treat each sequence separately.
         """
 

@@ -1,4 +1,4 @@
-"""The contracts of a training run: ``Model``, ``Objective`` and ``Data``, and the values that pass between them."""
+"""The interfaces of a training run: ``Model``, ``Objective`` and ``Data``, and the values that pass between them."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def decide_on_rank_zero(what: str, choose: Callable[[], str], timeout: timedelta
     """Runs ``choose`` on rank 0 and returns its result on every rank. If it raises, the other ranks raise too.
 
     Args:
-        what: names the choice, in letters and underscores. Without a process group each choice is made once per run.
+        what: a name for the choice, in letters and underscores. Without a process group it is made once per run.
         choose: called on rank 0 only. If Lightning has yet to start the other ranks, an error starts none.
         timeout: how long other ranks wait while there is no process group.
 
@@ -51,7 +51,7 @@ def decide_on_rank_zero(what: str, choose: Callable[[], str], timeout: timedelta
         os.environ[variable] = choose()  # inherited by the processes that Lightning starts
     if variable not in os.environ:
         raise MoekitError(
-            f"this process is not rank 0 of its run, and it does not know the run's {what}\n"
+            f"this process is not rank 0 of its run, and does not know what rank 0 chose: {variable} is not set\n"
             f"  start all processes with torchrun, or set {variable} to the same value for each"
         )
     return os.environ[variable]

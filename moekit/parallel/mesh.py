@@ -54,9 +54,7 @@ def mesh_coordinate(ep: int) -> tuple[int, int]:
     world = dist.get_world_size()
     if ep < 1 or world % ep:
         divisors = ", ".join(str(n) for n in range(1, world + 1) if world % n == 0)
-        raise ValueError(
-            f"{ep} ranks cannot share the experts where {world} train together: choose a divisor of {world}: {divisors}"
-        )
+        raise ValueError(f"ep={ep} does not divide the {world} ranks of this run; expected one of {divisors}")
     return divmod(dist.get_rank(), ep)
 
 

@@ -47,9 +47,9 @@ def traffic(
     choices: int,
     dim: int,
     out_dim: int = 0,
-    element: int = 4,
-    out_element: int = 0,
-    gate_element: int = 4,
+    element_bytes: int = 4,
+    out_element_bytes: int = 0,
+    gate_bytes: int = 4,
 ) -> Traffic:
     """The traffic of a number of rows.
 
@@ -59,12 +59,12 @@ def traffic(
         choices: experts per row (``choices_of``).
         dim: D.
         out_dim: O; default: D.
-        element: bytes per element of a row (``row_dtype``).
-        out_element: bytes per element of an expert's output; default: ``element``.
-        gate_element: bytes of a gate: 4, or 8 in an fp64 model.
+        element_bytes: of a number in a row (``row_dtype``).
+        out_element_bytes: of a number in an expert's output; default: ``element_bytes``.
+        gate_bytes: of a gate: 4, or 8 in an fp64 model.
     """
-    dispatched, combined = dim * element, (out_dim or dim) * (out_element or element)
-    gates, peers = choices * gate_element, size - 1
+    dispatched, combined = dim * element_bytes, (out_dim or dim) * (out_element_bytes or element_bytes)
+    gates, peers = choices * gate_bytes, size - 1
     return Traffic(
         rows=rows,
         forward=rows * (dispatched + gates + choices * INDEX_BYTES + combined) + peers * COUNT_BYTES,

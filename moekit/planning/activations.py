@@ -42,14 +42,14 @@ class LayerUse:
     Attributes:
         tokens: T.
         dim, out_dim: D and O.
-        element, out_element: bytes of a number in the rows sent to experts, and in the rows sent back.
+        element_bytes, out_element_bytes: of a number in the rows sent to experts, and in the rows sent back.
     """
 
     tokens: int
     dim: int
     out_dim: int
-    element: int
-    out_element: int
+    element_bytes: int
+    out_element_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +82,7 @@ def measure(spec: ModelSpec, objective: ObjectiveSpec | None, *, batch: int, seq
     Without an objective, the loss is the mean of the output. ``precision`` is a key of ``DTYPES``.
 
     Raises:
-        MoekitError: a part that is no dispatcher reads numbers on the host, so it cannot run without storage.
+        MoekitError: a module that is not a dispatcher reads numbers on the host, so it cannot run without storage.
     """
     try:
         return _without_storage(spec, objective, batch, sequence, precision)
@@ -195,8 +195,8 @@ def _watched(model: Model, saved: SavedStorages, layers: dict[str, LayerUse]) ->
             tokens=x.shape[:-1].numel(),
             dim=x.shape[-1],
             out_dim=y.shape[-1],
-            element=row_dtype(x).itemsize,
-            out_element=y.element_size(),
+            element_bytes=row_dtype(x).itemsize,
+            out_element_bytes=y.element_size(),
         )
         layers.setdefault(names[module], use)
 

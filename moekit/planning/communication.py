@@ -104,9 +104,9 @@ def layer_traffic(moe: MoE, use: LayerUse, ep: int, accumulate: int, *, recomput
         choices=min(ceil(moe.router.active(E)), E // ep),
         dim=use.dim,
         out_dim=use.out_dim,
-        element=use.element,
-        out_element=use.out_element,
-        gate_element=max(4, use.element),
+        element_bytes=use.element_bytes,
+        out_element_bytes=use.out_element_bytes,
+        gate_bytes=max(4, use.element_bytes),
     )
     total = sent.forward * (1 + recompute) + sent.backward
     return LayerTraffic(

@@ -227,8 +227,10 @@ def _exchange_bytes(traffic: DeviceTraffic, layers: Mapping[str, LayerUse]) -> i
     The fp32 buffer in which combined rows are summed is never larger than the transient term, so it is not counted.
     """
     per_layer = (
-        2 * traffic.layers[name].reached * use.tokens * max(use.dim * use.element, use.out_dim * use.out_element)
+        traffic.layers[name].reached
+        * use.tokens
+        * max(use.dim * use.element_bytes, use.out_dim * use.out_element_bytes)
         for name, use in layers.items()
         if traffic.layers[name].rows
     )
-    return round(max(per_layer, default=0))
+    return round(2 * max(per_layer, default=0))

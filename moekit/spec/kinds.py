@@ -1,7 +1,7 @@
-"""The kinds of component, each with the base class of its specs and the claims a spec makes.
+"""The kinds of component, each with the base class of its specs and the capabilities a spec states.
 
-A claim is a class variable that states a fact about the component. Specs are checked by their claims without importing
-torch (does this dispatcher take that form of routing?); the conformance kit tests whether the claims are true.
+A capability is a class variable that states a fact about the component. Composition reads it without importing torch
+(does this dispatcher take that form of routing?); the conformance kit tests whether it is true.
 """
 
 from __future__ import annotations

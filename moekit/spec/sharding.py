@@ -42,7 +42,7 @@ def check_sharded(strategy: Any, report: Report) -> None:
         return
     here = ("trainer", "strategy")
     if "use" not in strategy:
-        report.add(here, "no 'use' says which strategy this is", expected=f"use: {NAME}")
+        report.add(here, "'use' is missing: it names the strategy", expected=f"use: {NAME}")
         return
     if strategy["use"] != NAME:
         report.add((*here, "use"), f"a strategy with options is '{NAME}', not {strategy['use']!r}", expected=NAME)

@@ -17,8 +17,8 @@ from moekit.registry import build
 from moekit.seeds import seed_torch
 from moekit.spec.recipe import Recipe, plural
 
-FOR_A_RUN = ("objective", "data", "optimizer")
-"""Slots that a whole run needs; a ``LitMoE`` in the user's own code may get its data elsewhere."""
+RUN_SLOTS = ("objective", "data", "optimizer")
+"""Slots that a run needs; a ``LitMoE`` in the user's own code may get its data elsewhere."""
 
 
 def build_model(recipe: Recipe) -> Model:
@@ -28,7 +28,7 @@ def build_model(recipe: Recipe) -> Model:
 
 
 def build_unsharded(recipe: Recipe, strategy: ShardedStrategy) -> tuple[Model, DeferredInit]:
-    """The same model, to be passed to ``strategy.shard``; it holds only this rank's experts.
+    """The recipe's model, to be passed to ``strategy.shard``; it holds only this rank's experts.
 
     Its weight matrices are on the meta device, and the returned ``DeferredInit`` initialises them after sharding. A
     model that initialises weights by other means than ``moekit.weights.init_weights`` is built whole on every rank.
@@ -49,9 +49,9 @@ def build_seeded(spec: Any, seed: int) -> Any:
 
 
 def compile_parts(model: Model) -> None:
-    """Compiles each part of the model's stack with ``torch.compile``, in place; without a stack, the whole model."""
-    for part in model.stack() or [model]:
-        part.compile()
+    """Compiles each block of the model's stack with ``torch.compile``, in place; without a stack, the whole model."""
+    for block in model.stack() or [model]:
+        block.compile()
 
 
 @contextmanager

@@ -18,8 +18,8 @@ from moekit.errors import DataError
 from moekit.seeds import seed_of
 
 ENDLESS = 2**40
-"""Length of an endless loader. Of a loader without a length, Lightning fetches one batch ahead, and saves a position
-that is one too far."""
+"""Length of an endless loader. From a loader without a length, Lightning fetches one batch too many, and so saves a
+position that is one too far."""
 
 
 def batch_at(data: Data, *, seed: int, step: int, micro: int = 0) -> Batch:
@@ -39,7 +39,7 @@ class StepLoader:
         data: samples the batches; already prepared.
         seed: the run's seed.
         accumulate: micro-batches of one rank in an optimizer step.
-        rank, world: among the ranks that see different data.
+        rank, world: this rank, and the number of ranks that see different data.
         steps: optimizer steps in an epoch; None for one endless epoch.
     """
 
@@ -92,19 +92,19 @@ class ValidationShard:
 
     Args:
         data: already prepared.
-        rank, world: of this process.
-        most: batches of all ranks together; None for the whole set.
+        rank, world: this rank, and the number of ranks.
+        limit: the number of batches of all ranks together; None for the whole set.
     """
 
-    def __init__(self, data: Data, rank: int = 0, world: int = 1, most: int | None = None) -> None:
+    def __init__(self, data: Data, rank: int = 0, world: int = 1, limit: int | None = None) -> None:
         self.data = data
         self.rank = rank
         self.world = world
-        self.most = most
+        self.limit = limit
 
     def __iter__(self) -> Iterator[Batch]:
         """This rank's batches, always in the same order."""
-        batches = islice(self.data.validation_batches(), self.most)
+        batches = islice(self.data.validation_batches(), self.limit)
         while round_ := list(islice(batches, self.world)):
             yield round_[self.rank] if self.rank < len(round_) else padding_like(round_[0])
 

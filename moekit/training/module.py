@@ -208,9 +208,9 @@ class LitMoE(L.LightningModule):
         """This rank's batches of the validation set; empty for a recipe without data."""
         if self.data is None:
             return []
-        limit = self.trainer.limit_val_batches
-        most = limit if isinstance(limit, int) else None  # of all ranks; Lightning applies it to each rank
-        return ValidationShard(self.prepare(), self.global_rank, self.trainer.world_size, most)
+        given = self.trainer.limit_val_batches
+        limit = given if isinstance(given, int) else None  # of all ranks; Lightning applies it to each rank
+        return ValidationShard(self.prepare(), self.global_rank, self.trainer.world_size, limit)
 
     def forward(self, inputs: Tensor, valid: Tensor | None = None) -> ModelOutput:
         """The model's output."""

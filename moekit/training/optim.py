@@ -58,7 +58,7 @@ class StepSchedule(torch.optim.lr_scheduler.LambdaLR):
 def split_by_layout(optimizer: torch.optim.Optimizer) -> None:
     """Splits param groups so that all parameters of a group have one layout, as torch's ``foreach`` kernels require.
 
-    Parts keep the options of their group, and their order. The groups of a model that is not sharded stay the same.
+    The new groups keep the options of the old one, and the order. Groups of a model that is not sharded stay the same.
     """
     groups = []
     for group in optimizer.param_groups:
@@ -113,14 +113,14 @@ def _numbered(optimizer: Optimizer, state: State, model: nn.Module, configured: 
     """The saved state with this optimizer's numbers, sharded as its parameters are.
 
     Raises:
-        CheckpointError: it is of other parameters.
+        CheckpointError: it belongs to other parameters.
     """
     name_of = {p: name for name, p in model.named_parameters()}
     shards, reduced = parameter_shards(model), reduced_dims(optimizer)
     saved_group = {name: group for group in state["param_groups"] for name in group["params"]}
     held = {name_of[p] for group in optimizer.param_groups for p in group["params"]}
     if strays := sorted(held.symmetric_difference(saved_group)):
-        raise CheckpointError(f"the optimizer's state is of other parameters: {first_few(strays)}")
+        raise CheckpointError(f"the optimizer's state was saved for other parameters: {first_few(strays)}")
     numbered: State = {"state": {}, "param_groups": []}
     at = 0
     for group in optimizer.param_groups:
@@ -140,14 +140,14 @@ def _numbered(optimizer: Optimizer, state: State, model: nn.Module, configured: 
     return numbered
 
 
-def first_few(names: Iterable[str], most: int = 5) -> str:
+def first_few(names: Iterable[str], limit: int = 5) -> str:
     """The first names, and how many more there are, for an error message."""
     listed = list(names)
-    return ", ".join(listed[:most]) + (f", and {len(listed) - most} more" if len(listed) > most else "")
+    return ", ".join(listed[:limit]) + (f", and {len(listed) - limit} more" if len(listed) > limit else "")
 
 
 def _sharded(value: Any, p: nn.Parameter, shard: TensorShard, reduced: int | None) -> Any:
-    """This rank's part of a saved value: of a state tensor as its parameter is sharded; any other value unchanged."""
+    """This rank's shard of a saved state tensor, in the layout of its parameter; any other value unchanged."""
     if not isinstance(value, Tensor | Handle):
         return value
     if reduced is not None:

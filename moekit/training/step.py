@@ -69,11 +69,11 @@ class OptimizerStep:
         self.objective = objective
         self.balance = balance
         self._meter = Meter()
-        self._micros: list[MicroBatch] = []
+        self._micro_batches: list[MicroBatch] = []
 
     def add(self, output: ModelOutput, loss: LossSum, micro: MicroBatch) -> Tensor:
         """Adds one micro-batch. Returns the 0-d sum to differentiate: the objective's, plus the layers' losses."""
-        self._micros.append(micro)
+        self._micro_batches.append(micro)
         self.balance.observe(output.reports)
         sums, total = loss_sums(loss), loss.total
         balance = balance_sum(output.reports, dict.fromkeys(output.of_source, loss.count))
@@ -95,10 +95,10 @@ class OptimizerStep:
         total, tokens = sums["objective"].unbind()
         divide(self.model.parameters(), tokens.clamp(min=1) / averaged)
         norm = total_norm(self.model)
-        micros, self._micros = self._micros, []
+        micro_batches, self._micro_batches = self._micro_batches, []
         non_finite = None
         if not torch.isfinite(total) & torch.isfinite(norm):  # the only wait for the device
-            non_finite = self._diagnose(total / tokens, norm, micros, precision)
+            non_finite = self._diagnose(total / tokens, norm, micro_batches, precision)
             for parameter in self.model.parameters():
                 parameter.grad = None  # the optimizer then skips the parameter, its state and its weight decay
             self.balance.discard()
@@ -106,13 +106,13 @@ class OptimizerStep:
         return StepResult(sums=sums, tokens=tokens, norm=norm, load=load, non_finite=non_finite)
 
     def _diagnose(
-        self, loss: Tensor, norm: Tensor, micros: Sequence[MicroBatch], precision: Precision
+        self, loss: Tensor, norm: Tensor, micro_batches: Sequence[MicroBatch], precision: Precision
     ) -> NonFiniteStep:
         what = f"the loss is {float(loss)}, the norm of its gradients {float(norm)}"
-        scale, finite_loss = precision.scale(), bool(torch.isfinite(loss))
-        if scale is not None and scale > 1 and finite_loss:
+        scale, finite = precision.scale(), bool(torch.isfinite(loss))
+        if scale is not None and scale > 1 and finite:
             return NonFiniteStep(what=what, scale=scale)
-        where, lasting = diagnose(self.model, self.objective, micros, precision.autocast, finite_loss=finite_loss)
+        where, lasting = diagnose(self.model, self.objective, micro_batches, precision.autocast, finite_loss=finite)
         return NonFiniteStep(what=what, where=where, lasting=lasting)
 
 
@@ -123,20 +123,20 @@ def divide(parameters: Iterable[nn.Parameter], by: Tensor) -> None:
             local(parameter.grad).div_(by)
 
 
-def clip(parameters: Iterable[nn.Parameter], norm: Tensor, most: float) -> None:
-    """Scales all gradients, whose ``total_norm`` is ``norm`` (0-d), to a norm of at most ``most``, in place."""
-    factor = (most / (norm + 1e-6)).clamp(max=1.0)
+def clip(parameters: Iterable[nn.Parameter], norm: Tensor, max_norm: float) -> None:
+    """Scales all gradients, whose ``total_norm`` is ``norm`` (0-d), to a norm of at most ``max_norm``, in place."""
+    factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
     for parameter in parameters:
         if parameter.grad is not None:
             held = local(parameter.grad)
             held.mul_(factor.to(held.device, held.dtype))
 
 
-def clip_values(parameters: Iterable[nn.Parameter], most: float) -> None:
-    """Clamps every element of every gradient to ``[-most, most]``, in place."""
+def clip_values(parameters: Iterable[nn.Parameter], limit: float) -> None:
+    """Clamps every element of every gradient to ``[-limit, limit]``, in place."""
     for parameter in parameters:
         if parameter.grad is not None:
-            local(parameter.grad).clamp_(-most, most)
+            local(parameter.grad).clamp_(-limit, limit)
 
 
 def total_norm(module: nn.Module) -> Tensor:

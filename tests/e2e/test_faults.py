@@ -94,7 +94,7 @@ def test_skipped_steps_are_reported_as_they_happen_and_at_the_end(moekit: Moekit
     out = moekit.cwd / "non_finite"
     done = moekit.train(out, 5, "optimizer.lr=1e30")
     assert done.code == 2 and "error: step 2: the loss is" in done.output
-    assert "backwards from: " in done.output and "no weight was touched in this step" in done.output
+    assert "backwards from: " in done.output and "no weight was changed in this step" in done.output
     done = moekit.train(out, 5, "non_finite=skip", "optimizer.lr=1e30", "--name", "skipping")
     succeeded(done)
     assert "step 5 " in done.output and "(4 so far): the loss is" in done.output
@@ -182,7 +182,7 @@ def test_after_a_full_disk_a_run_resumes_its_last_good_checkpoint(moekit: Moekit
     output = done.stdout + done.stderr
     assert done.returncode == 0, output
     assert "No space left on device" in output and "ended with 2" in output and "Traceback" not in output, output
-    assert "the last good one is untouched: " in output and "step-00000008" in output
+    assert "the last intact one is untouched: " in output and "step-00000008" in output
     assert_same(only_run(moekit.cwd / "kept"), only_run(moekit.cwd / "full-whole"))
 
 

@@ -133,7 +133,7 @@ def test_valid_of_another_shape_or_dtype_raises(valid: Tensor) -> None:
 
 def test_router_and_bank_of_different_sizes_raise() -> None:
     mismatched = MoELayer(router=FirstExpert(), experts=Scale([2.0, 3.0, 4.0]), dispatcher=PerToken())
-    with pytest.raises(ValueError, match="routes to 2 experts, but the bank has 3"):
+    with pytest.raises(ValueError, match="routes to 2 experts, but the experts module has 3"):
         mismatched(torch.randn(4, D))
 
 

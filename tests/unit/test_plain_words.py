@@ -41,7 +41,7 @@ INSTEAD = {
     r"asked for": "requested",
     r"beside": "next to, in addition to",
     r"stands(?! for)": "is, is written",
-    r"is no(?! longer| more) (?!less|more|matter|later)": "is not a",
+    r"(?<!there )is no(?= (?!longer|later|wider|more|less|matter))": "is not a",
     r"cut up": "sharded",
     r"nobody|anybody|everybody": "no rank, no user, every caller",
 }
@@ -82,9 +82,9 @@ def test_sentences_and_names_use_the_glossary() -> None:
 
 
 def test_the_lint_sees_an_expression_in_a_sentence_and_in_a_name() -> None:
-    for line in ("A run goes on from it.", "def test_a_run_goes_on():", "It Lies here"):
+    for line in ("A run goes on from it.", "def test_a_run_goes_on():", "It Lies here", "this is no bound"):
         assert list(matches(line)), line
-    assert not list(matches("what applies, belongs inside, relies on it and stands for it"))
+    assert not list(matches("what applies, belongs inside, relies on it and stands for it; there is no more"))
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ class SaveCheckpoints(CheckpointCallback):
     run ends with an error, since its end is lost.
 
     Args:
-        folder: of checkpoints.
+        folder: of the run's checkpoints.
         keep: how many of the newest to keep, in addition to the best.
         report: prints a line.
     """
@@ -47,7 +47,7 @@ class SaveCheckpoints(CheckpointCallback):
         return {"best": self.best, "best_step": self.best_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores them."""
+        """Restores both."""
         self.best, self.best_step = float(state_dict["best"]), int(state_dict["best_step"])
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -77,7 +77,7 @@ class SaveCheckpoints(CheckpointCallback):
             self._save(trainer, is_best)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Saves the last step, unless a validation did; waits for an asynchronous save.
+        """Saves the last step, unless a validation did; waits for a background save.
 
         Raises:
             SaveError: the last save of the run failed.
@@ -87,7 +87,7 @@ class SaveCheckpoints(CheckpointCallback):
         self._wait(trainer)
         if self._failed is not None:
             raise SaveError(
-                f"{self._failed}\n  it was the last of the run: make room, and resume from the one before it"
+                f"{self._failed}\n  it was the run's last checkpoint: make room, and resume from the one before it"
             )
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -100,7 +100,7 @@ class SaveCheckpoints(CheckpointCallback):
             self.on_train_start(trainer, pl_module)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Waits for an asynchronous save, whatever ended the run."""
+        """Waits for a background save, whatever ended the run."""
         self._wait(trainer)
 
     def _save(self, trainer: L.Trainer, is_best: bool) -> None:
@@ -132,8 +132,8 @@ class AtomicCheckpointIO(CheckpointIO):
     """A Lightning checkpoint plugin: ``Trainer(plugins=[AtomicCheckpointIO()])``. Local directories only.
 
     Args:
-        asynchronous: write while training continues. An error is raised by the next save, or at the end.
-        opened: the checkpoint to resume, if it is open: verified files of it are not verified again.
+        asynchronous: save in the background, while training continues. The next save, or the end, raises its error.
+        opened: the checkpoint to resume, if it is open already: its verified files are not verified again.
     """
 
     def __init__(self, *, asynchronous: bool = False, opened: Checkpoint | None = None) -> None:
@@ -150,7 +150,7 @@ class AtomicCheckpointIO(CheckpointIO):
             storage_options: which pointers will name it, and how many others to keep.
 
         Raises:
-            SaveError: it could not be written; if asynchronous, the one before could not.
+            SaveError: it could not be written; in the background: the previous one could not.
         """
         self._opened = None  # this save may overwrite or remove it
         step = checkpoint.get("global_step")
@@ -191,7 +191,7 @@ class AtomicCheckpointIO(CheckpointIO):
         remove(Path(path))
 
     def wait(self) -> None:
-        """Waits for an asynchronous save.
+        """Waits for a background save.
 
         Raises:
             SaveError: it failed.

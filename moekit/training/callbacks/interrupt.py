@@ -27,7 +27,7 @@ class StopOnInterrupt(Callback):
 
     Attributes:
         report: prints a line.
-        signal: that stops this run, on whichever rank it arrived; None without one.
+        signal: the signal that stops this run, on whichever rank it arrived; None before.
     """
 
     def __init__(self, report: Callable[[str], object]) -> None:

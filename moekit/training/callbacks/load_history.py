@@ -22,16 +22,16 @@ class LoadHistory(Callback):
 
     Args:
         file: to write; an existing one is read first.
-        upto: rows of later steps are dropped: a resumed run trains them again.
+        upto: rows of later steps are discarded, because a resumed run trains them again.
     """
 
-    def __init__(self, file: Path, upto: int = 0) -> None:
+    def __init__(self, file: Path, last_step: int = 0) -> None:
         self.file = file
         self.steps: list[int] = []
         self.loads: dict[str, list[np.ndarray]] = {}
         if file.is_file():
             with np.load(file) as saved:
-                keep = saved["step"] <= upto
+                keep = saved["step"] <= last_step
                 self.steps = saved["step"][keep].tolist()
                 self.loads = {name: list(saved[name][keep]) for name in saved.files if name != "step"}
 

@@ -15,7 +15,7 @@ from moekit.spec.recipe import Recipe
 
 MAX_LINES = 20  # without a terminal
 SHOWN = ("bits_per_byte", "blend_mse", "accuracy")  # the objective's metrics that are shown, in addition to the loss
-WORDS = {"bits_per_byte": "bits per byte", "blend_mse": "blend mse"}
+LABELS = {"bits_per_byte": "bits per byte", "blend_mse": "blend mse"}
 
 
 class TrainingProgress(ProgressBar):
@@ -115,7 +115,7 @@ def metrics_line(values: Mapping[str, float], unit: str = "tokens") -> str:
 def validation_line(values: Mapping[str, float]) -> str:
     """The validation metrics that exist, in one line; the loss comes last."""
     names = [name for name in (*SHOWN, "loss") if f"val/{name}" in values]
-    return ", ".join(f"{WORDS.get(name, name)} {values[f'val/{name}']:.3f}" for name in names)
+    return ", ".join(f"{LABELS.get(name, name)} {values[f'val/{name}']:.3f}" for name in names)
 
 
 def counted_unit(recipe: Recipe) -> str:

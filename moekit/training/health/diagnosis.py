@@ -1,8 +1,8 @@
-"""Which part of a model made a step non-finite, found by running the step's micro-batches again.
+"""Which module made a step non-finite, found by running the step's micro-batches again.
 
-The part to blame is the first with finite inputs and a non-finite output. The forward passes are repeated without
-gradients, under the same noise, with a hook on every module. Ranks then agree on the first part that any of them found.
-Every rank runs the same number of passes, so that models which exchange tokens or gather weights work too. If all
+The module to blame is the first with finite inputs and a non-finite output. The forward passes are repeated without
+gradients, under the same noise, with a hook on every module. Ranks then agree on the first that any of them found.
+Every rank runs the same number of passes, so that models with all-to-all or sharded weights work too. If all
 passes are finite, gradients are searched from the end of the model.
 
 A finite step costs nothing but references to its batches.
@@ -62,33 +62,33 @@ class Found(NamedTuple):
 def diagnose(
     model: Model,
     objective: Objective,
-    micros: Sequence[MicroBatch],
+    micro_batches: Sequence[MicroBatch],
     autocast: Callable[[], AbstractContextManager[object]],
     *,
     finite_loss: bool,
 ) -> tuple[str, bool]:
-    """Finds the part to blame. A collective; the step's gradients must still exist.
+    """Finds the module to blame. A collective; the step's gradients must still exist.
 
     Args:
         model, objective: of the step.
-        micros: this rank's micro-batches of the step; the same number on every rank.
+        micro_batches: this rank's micro-batches of the step; the same number on every rank.
         autocast: makes the context of a forward pass.
         finite_loss: whether the step's loss, over all ranks, is finite: then its gradients are not.
 
     Returns:
-        The description of the part, and whether its weights or buffers are non-finite.
+        The description of the module, and whether its weights or buffers are non-finite.
     """
     for kind, tensors in (("weights", model.named_parameters()), ("buffers", _buffers(model))):
         if found := _agree(_first_non_finite(model, tensors)):
             return f"{kind} that are not finite: {found.what}", True
     order: list[str] = []
-    for number, micro in enumerate(micros, start=1):
+    for number, micro in enumerate(micro_batches, start=1):
         found, order = _forward(model, objective, micro, autocast)
         if found := _agree(found):
-            of = f", in micro-batch {number} of {len(micros)}" if len(micros) > 1 else ""
+            of = f", in micro-batch {number} of {len(micro_batches)}" if len(micro_batches) > 1 else ""
             return f"first not finite: {found.what}{of}", False
     if not finite_loss:
-        return "run again, every part of the step is finite: it does not repeat (a hardware fault?)", False
+        return "run again, the whole step is finite: it does not repeat (a hardware fault?)", False
     if found := _agree(_gradients(model, order), last=True):
         return f"the forward pass is finite, the gradients are not, backwards from: {found.what}", False
     found = _agree(_largest(model), last=True)
@@ -125,7 +125,7 @@ def _buffers(model: Model) -> Iterator[tuple[str, Tensor]]:
 def _forward(
     model: Model, objective: Objective, micro: MicroBatch, autocast: Callable[[], AbstractContextManager[object]]
 ) -> tuple[Found | None, list[str]]:
-    """The first non-finite part in one micro-batch; and the names of modules in the order in which they returned."""
+    """The first non-finite module in one micro-batch; and the names of modules in the order in which they returned."""
     batch = micro.batch
     with torch.no_grad(), torch.compiler.set_stance("force_eager"), autocast(), Watch(model) as watch:
         seed_all(micro.seed)
@@ -184,7 +184,7 @@ def _largest(model: Model) -> Found | None:
     return Found(size, f"{name}, up to {size:.1e}") if name else None
 
 
-INNER = ("losses", "own_loss", "smooth_load_E")
+IGNORED_FIELDS = ("losses", "own_loss", "smooth_load_E")
 """Fields of reports that are ignored during the pass: the layers' losses are checked by name after it."""
 
 
@@ -195,7 +195,7 @@ class Watch:
 
     Attributes:
         order: names of modules in the order in which they returned.
-        found: the first part with finite inputs and a non-finite output; empty when there is none.
+        found: the first module with finite inputs and a non-finite output; empty when there is none.
         place: its position in ``order``.
     """
 
@@ -249,7 +249,7 @@ def finite(value: Any) -> bool:
     if isinstance(value, tuple | list):
         return all(finite(each) for each in value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return all(finite(getattr(value, f.name)) for f in dataclasses.fields(value) if f.name not in INNER)
+        return all(finite(getattr(value, f.name)) for f in dataclasses.fields(value) if f.name not in IGNORED_FIELDS)
     return True
 
 

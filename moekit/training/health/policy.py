@@ -20,7 +20,7 @@ class NonFiniteStep:
 
     Attributes:
         what: the values of the loss and of the gradients' norm.
-        where: the part of the model that caused it.
+        where: the module that caused it.
         lasting: whether weights or buffers are non-finite themselves, so that no later step can be finite.
         scale: the loss scale, if fp16 gradients overflowed although the loss is finite; a smaller scale follows. Else
             None.
@@ -64,7 +64,7 @@ class NonFinitePolicy:
             return
         report = f"step {step}: {cause.what}\n  {cause.where}\n  {REMEDIES}\n  training stopped"
         if self.policy == "stop":
-            raise MoekitError(f"{report}; no weight was touched in this step; non_finite=skip skips such steps")
+            raise MoekitError(f"{report}; no weight was changed in this step; non_finite=skip skips such steps")
         self.count, self.in_a_row = self.count + 1, self.in_a_row + 1
         if cause.lasting:
             raise MoekitError(f"{report}: skipping steps cannot repair weights or buffers")

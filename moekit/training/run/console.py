@@ -19,7 +19,7 @@ from moekit.training.run.outcome import Comparison, Outcome
 from moekit.training.run.prepare import Prepared
 
 NO_ROW = ("objective", "max_violation")  # validation metrics without a row of their own
-WORDS = {
+LABELS = {
     "bits_per_byte": "bits per byte",
     "blend_mse": "squared error of the blend",
     "bleu": "BLEU",
@@ -36,7 +36,7 @@ def print_summary(outcome: Outcome, module: LitMoE, console: Console) -> None:
     first = [outcome.metric] if outcome.metric in outcome.validation else []
     for name in [*first, *(n for n in outcome.validation if n not in (outcome.metric, *NO_ROW))]:
         trained = f"   (training {outcome.train[name]:.3f})" if name in outcome.train else ""
-        words = "validation " + WORDS.get(name, name.replace("_", " "))
+        words = "validation " + LABELS.get(name, name.replace("_", " "))
         grid.add_row(words, f"[bold]{outcome.validation[name]:.3f}[/bold]{trained}")
     dense = outcome.comparison.dense_scores if outcome.comparison is not None else None
     for words, value in score_rows(outcome.scores, dense):
@@ -72,7 +72,7 @@ def print_summary(outcome: Outcome, module: LitMoE, console: Console) -> None:
 
 def comparison_lines(c: Comparison, outcome: Outcome) -> list[str]:
     """The comparison as text: per token and per second."""
-    words = WORDS.get(c.metric, c.metric)
+    words = LABELS.get(c.metric, c.metric)
     lines = [
         f"against a dense model of as many multiply-adds a token ({words}, lower is better):",
         f"  active parameters  {c.moe_active:,} of {c.moe_total:,}; dense {c.dense_active:,}",
@@ -98,7 +98,7 @@ def score_rows(scores: Mapping[str, float], dense: Mapping[str, float] | None = 
     """The name and value of each score as text, with the dense model's value if it differs."""
     rows = []
     for name, value in scores.items():
-        words = WORDS.get(name, name.replace("_", " "))
+        words = LABELS.get(name, name.replace("_", " "))
         ours, other = _number(value), _number(dense[name]) if dense and name in dense else ""
         rows.append((words, f"{ours}   (dense {other})" if other not in ("", ours) else ours))
     return rows

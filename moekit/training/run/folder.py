@@ -90,7 +90,7 @@ class RunFolder:
         """The folder of ``run``: a run folder, a checkpoint in one, or a name, for its latest run with a checkpoint.
 
         Raises:
-            CheckpointError: there is no such run, or it is another file of a run.
+            CheckpointError: there is no such run, or ``run`` is another file of one.
         """
         path = Path(run)
         if (path / "spec.yaml").is_file():
@@ -210,7 +210,7 @@ def check_run_name(name: str) -> None:
     path = Path(name)
     if path.is_absolute() or ".." in path.parts or not name.strip() or not path.parts:
         raise MoekitError(
-            f"a run cannot be called '{name}': its folder would not be inside the folder of all runs\n"
+            f"invalid run name '{name}': its folder would not be inside the folder of all runs\n"
             "  expected --name NAME: such as trial, or trials/first; --out DIR: the folder for all runs"
         )
 

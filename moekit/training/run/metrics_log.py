@@ -25,15 +25,15 @@ class RunLog(Logger):
     Args:
         csv_file: the metrics file; an existing one is read first.
         tensorboard: folder of the event files; None for none.
-        upto: rows of later steps are dropped: a resumed run trains them again.
+        upto: rows of later steps are discarded, because a resumed run trains them again.
     """
 
-    def __init__(self, csv_file: Path, tensorboard: Path | None = None, upto: int = 0) -> None:
+    def __init__(self, csv_file: Path, tensorboard: Path | None = None, last_step: int = 0) -> None:
         super().__init__()
         self.csv_file = csv_file
         self.tensorboard = tensorboard
-        self.rows: dict[int, Row] = {step: row for step, row in read_metrics(csv_file).items() if step <= upto}
-        self._upto = upto
+        self.rows: dict[int, Row] = {step: row for step, row in read_metrics(csv_file).items() if step <= last_step}
+        self._last_step = last_step
         self._writer: Any = None
 
     @property
@@ -59,7 +59,7 @@ class RunLog(Logger):
             if self._writer is None:
                 from torch.utils.tensorboard import SummaryWriter  # slow to import
 
-                self._writer = SummaryWriter(str(self.tensorboard), purge_step=self._upto + 1)
+                self._writer = SummaryWriter(str(self.tensorboard), purge_step=self._last_step + 1)
             for key, value in metrics.items():
                 self._writer.add_scalar(key, value, step)
 

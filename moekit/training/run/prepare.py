@@ -203,14 +203,14 @@ def prepare(recipe: Recipe, folder: RunFolder, console: Console, *, label: str, 
         SpecError, DataError, CheckpointError: anything that would make the run fail.
     """
     module = LitMoE(recipe)
-    upto = 0
+    last_step = 0
     if saved is not None:
         contents = saved.plain
         check_same_model(saved.path, contents["hyper_parameters"]["spec"], to_plain(recipe))
-        upto = int(contents["global_step"])
+        last_step = int(contents["global_step"])
         module.on_load_checkpoint(contents)  # it restores a learnt vocabulary, which must precede reading the data
-    log = RunLog(folder.metrics, folder.tensorboard, upto=upto)
-    loads = LoadHistory(folder.loads, upto=upto)
+    log = RunLog(folder.metrics, folder.tensorboard, last_step=last_step)
+    loads = LoadHistory(folder.loads, last_step=last_step)
     interrupt = StopOnInterrupt(lambda line: console.print(line, highlight=False))
     callbacks: list[Any] = [loads, interrupt]
     if recipe.trainer.get("enable_progress_bar", True):
@@ -228,5 +228,5 @@ def prepare(recipe: Recipe, folder: RunFolder, console: Console, *, label: str, 
         loads=loads,
         interrupt=interrupt,
         checkpoint=saved,
-        done=upto,
+        done=last_step,
     )

@@ -25,7 +25,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     plain = checkpoint.plain
     if not isinstance(plain, dict) or "moekit" not in plain or "spec" not in plain.get("hyper_parameters", {}):
         raise CheckpointError(
-            f"{checkpoint.path} is not a checkpoint of a moekit run (it has no 'moekit' part, or no spec)"
+            f"{checkpoint.path} is not a checkpoint of a moekit run (it has no key 'moekit', or no spec)"
         )
     return checkpoint
 
@@ -43,7 +43,7 @@ def verify_checkpoints(checkpoints: Sequence[Checkpoint]) -> None:
     def verify() -> str:
         for checkpoint in checkpoints:
             checkpoint.verify()
-        return "whole"
+        return "intact"
 
     size = sum(digest.size for checkpoint in checkpoints for digest in checkpoint.manifest.files.values())
     if checkpoints:
@@ -84,7 +84,7 @@ def recount(checkpoint: dict[str, Any], accumulate: int) -> None:
     A step of 4 ranks with 1 micro-batch each is a step of 1 rank with 4. The checkpoint has the old number.
 
     Raises:
-        CheckpointError: it was saved within a step, and the number changes.
+        CheckpointError: it was saved within a step, and this number changed.
     """
     was = int(checkpoint["moekit"]["accumulate"])
     if was == accumulate:
@@ -94,7 +94,7 @@ def recount(checkpoint: dict[str, Any], accumulate: int) -> None:
             steps, rest = divmod(count, was)
             if rest:
                 raise CheckpointError(
-                    f"it was saved within a step of {was} micro-batches, and cannot be resumed with {accumulate}\n"
+                    f"a checkpoint within a step of {was} micro-batches cannot be resumed with steps of {accumulate}\n"
                     f"  expected trainer.accumulate_grad_batches={was}"
                 )
             counters[key] = steps * accumulate

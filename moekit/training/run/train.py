@@ -27,7 +27,7 @@ from moekit.screen import Screen
 from moekit.shards.shard import gather, state_dict_shards
 from moekit.spec import dump
 from moekit.spec.recipe import Recipe
-from moekit.training.build import FOR_A_RUN, build_model, check_trainable, dense_recipe
+from moekit.training.build import RUN_SLOTS, build_model, check_trainable, dense_recipe
 from moekit.training.module import LitMoE
 from moekit.training.run.console import print_header, print_summary
 from moekit.training.run.folder import RUNS, RunFolder, check_run_name, check_writable
@@ -64,7 +64,7 @@ def train(
         SpecError, DataError, CheckpointError: before anything is written.
         MoekitError: the run folder cannot be written; or as in ``fit``.
     """
-    check_trainable(recipe, FOR_A_RUN)  # first: the model may be too large to build
+    check_trainable(recipe, RUN_SLOTS)  # first: the model may be too large to build
     label = (recipe.name or "run") if name is None else name
     if resume is None:
         check_run_name(label)
@@ -161,7 +161,7 @@ def _how_to_resume(run: Prepared) -> str:
     return f"resume: moekit train --resume {shlex.quote(main.name)}" if main.last else "no checkpoint was written yet"
 
 
-LOST_RANK = "another process of this run is gone, or did not answer in time"
+LOST_RANK = "another rank of this run has crashed, or did not answer in time"
 
 
 def lost_rank(error: Exception) -> bool:
@@ -176,7 +176,7 @@ def summarize(run: Prepared, model: Model | None, console: Console) -> Outcome:
 
 
 def evaluate(data: Data | None, model: Model | None, label: str, console: Console) -> dict[str, float]:
-    """The data's scores of a model; empty if the data has none. Prints that it is at work."""
+    """The data's scores of a model; empty if the data has none. Prints a status line."""
     if data is None or model is None or type(data).scores is Data.scores:
         return {}
     text = f"{label}: scoring the trained model"
@@ -189,7 +189,7 @@ def evaluate(data: Data | None, model: Model | None, label: str, console: Consol
 def gather_model(module: LitMoE) -> Model | None:
     """The whole trained model on rank 0, if the data scores or plots models; else, and on other ranks, None.
 
-    A sharded model is gathered on the CPU, tensor by tensor. A collective. Not sharded, it is returned on every rank.
+    A sharded model is gathered on the CPU, tensor by tensor: a collective. A replicated one is returned on every rank.
     """
     if not isinstance(module.model, FSDPModule):
         return module.model

@@ -27,7 +27,7 @@ class CVSquaredLoss(Balancer):
 
     Gradient: reaches the gates (importance) or the router's smooth load.
 
-    Micro-batches: statistics are those of one forward pass on one rank, and CV² is no mean over tokens. Averaged over
+    Micro-batches: statistics are of one forward pass on one rank, and CV² is not a mean over tokens. Averaged over
     micro-batches, weighted by tokens, it is larger than the CV² of the whole batch, because chance imbalances of small
     batches cancel in their sum. So k micro-batches or ranks do not equal one large batch; which ranks compute the k
     micro-batches does not matter.

@@ -23,7 +23,7 @@ class DeviceBalanceLoss(Balancer):
     than the whole batch. Under ``sequence`` they give the same, as long as they keep sequences whole; each sequence is
     weighted by its valid tokens. In both scopes it does not matter which ranks compute the micro-batches.
 
-    Value: 1 at perfect balance, for any K, E and G; this is no lower bound. G when one device gets everything. With
+    Value: 1 at perfect balance, for any K, E and G; this is not a lower bound. G when one device gets everything. With
     ``groups`` = E it is the expert-level loss; with ``groups`` = 1 it is the constant 1, without a gradient.
 
     P is the mean of ``s_te / sum_j s_tj`` (a softmax is normalised already). The gradient flows through P alone; f is

@@ -36,7 +36,7 @@ class LoadBalanceLoss(Balancer):
     loss, divide the weight by E². Mixtral's implementation in transformers does not divide by K and is K at balance:
     multiply the weight by K.
 
-    Value: 1 at perfect balance, for any K and E (with ``normalize=false``: E times the mean affinity). This is no lower
+    Value: 1 at perfect balance, for any K and E (with ``normalize=false``: E times the mean affinity). Not a lower
     bound: a loss below 1 is possible. It is E when one expert takes all tokens with all affinity.
 
     f is a constant: the gradient flows through P alone, and P covers all experts. f counts choices before capacity

@@ -16,7 +16,7 @@ class SequenceBalanceLoss(Balancer):
     Source: DeepSeek-V3 2024, eq. 17 to 20. There f counts the K experts of highest affinity, without the selection
     bias (``count=affinity``); ``count=routed`` counts the experts that the router chose (by bias and groups too).
 
-    Value: 1 at perfect balance, for any K and E; this is no lower bound. Each sequence is weighted by its number of
+    Value: 1 at perfect balance, for any K and E; this is not a lower bound. Each sequence is weighted by its number of
     valid tokens, so the value is a mean over tokens: micro-batches or ranks that keep sequences whole give the loss of
     the whole batch.
 

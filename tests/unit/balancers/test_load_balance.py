@@ -27,12 +27,11 @@ def load_loss(routing: TokenChoice, *, num_sequences: int = 1, **options: Any) -
 
 def test_the_worked_example_of_switch_transformer() -> None:
     routing = token_choice([[0.6, 0.4]] * 4, [[0], [0], [0], [1]])
-    assert 0.01 * loss_of(LoadBalance(weight=0.01), routing).item() == pytest.approx(
-        0.011
-    )  # f = (.75, .25), P = (.6, .4)
+    loss = loss_of(LoadBalance(weight=0.01), routing).item()
+    assert 0.01 * loss == pytest.approx(0.011)  # f = (.75, .25), P = (.6, .4)
 
 
-def test_the_balanced_value_is_no_lower_bound() -> None:
+def test_the_balanced_value_is_not_a_lower_bound() -> None:
     routing = token_choice([[0.51, 0.49]] * 3 + [[0.0, 1.0]], [[0], [0], [0], [1]])
     assert load_loss(routing).item() == pytest.approx(0.8825)
 

@@ -121,7 +121,7 @@ def test_the_bias_stays_fp32_and_keeps_its_bits_when_the_model_is_cast(cast: str
     assert isinstance(balancer, SignBiasBalancer)
     for _ in range(1001):
         balancer.step(torch.tensor([3, 0, 0]))
-    before = balancer.selection_bias().clone()  # -1.001 is no bf16 number
+    before = balancer.selection_bias().clone()  # -1.001 is not a bf16 number
     getattr(model, cast)()
     assert balancer.selection_bias().dtype == torch.float32
     assert list(balancer.state_dict()) == ["bias_E"]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from moekit.checkpoints.files import Retention, step_name
-from moekit.checkpoints.writing import Ranks, make_plan, save_tree
+from moekit.checkpoints.writing import Ranks, assign_shards, save_tree
 from moekit.errors import CheckpointError
 from moekit.shards.shard import TensorShard
 
@@ -51,7 +51,7 @@ def exchanged(trees: list[dict[str, TensorShard]], sharded: frozenset[str]) -> l
     for rank, tree in enumerate(trees):
         alone = SimulatedRanks(rank, world)
         try:
-            make_plan(tree, sharded, alone)
+            assign_shards(tree, sharded, alone)
         except CheckpointError:
             pass  # alone, it does not hold every shard
         sent.append(alone.sent)

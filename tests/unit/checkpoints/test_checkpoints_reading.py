@@ -22,7 +22,7 @@ from moekit.checkpoints import format as checkpoint_format
 from moekit.checkpoints.format import Manifest
 from moekit.checkpoints.reading import is_checkpoint, is_intact, open_checkpoint
 from moekit.checkpoints.safetensors_file import digest_of
-from moekit.checkpoints.writing import Save, begin, make_plan, publish, save_tree, seal, write
+from moekit.checkpoints.writing import Save, assign_shards, begin, publish, save_tree, seal, write
 from moekit.errors import CheckpointError
 from moekit.shards.shard import TensorShard, local_shard, slices_of
 
@@ -96,7 +96,7 @@ def save_shards(path: Path, trees: list[dict[str, TensorShard]]) -> None:
     sharded = frozenset(trees[0])
     files, saves = {}, []
     for tree, ranks in zip(trees, exchanged(trees, sharded), strict=True):
-        saves.append(Save(path, 3, plain, *make_plan(tree, sharded, ranks), ranks, None))
+        saves.append(Save(path, 3, plain, *assign_shards(tree, sharded, ranks), ranks, None))
         files |= write(saves[-1])
     seal(saves[0], files)
     publish(saves[0])
@@ -131,8 +131,8 @@ def test_small_replicated_tensors_are_in_one_file(tmp_path: Path) -> None:
     trees = [shard | {n: local_shard(n, torch.zeros(8)) for n in biases} for shard in shards]
     save_shards(tmp_path / "step-00000003", trees)
     saved = open_checkpoint(tmp_path / "step-00000003").plain
-    assert {part.file[:13] for name in biases for part in saved[name].parts} == {"tensors-00001"}
-    assert [part.file[:13] for part in saved["w"].parts] == [f"tensors-0000{r + 1}" for r in range(rows)]
+    assert {shard.file[:13] for name in biases for shard in saved[name].shards} == {"tensors-00001"}
+    assert [shard.file[:13] for shard in saved["w"].shards] == [f"tensors-0000{r + 1}" for r in range(rows)]
 
 
 # ---- damage ----------------------------------------------------------------------------------------------------------

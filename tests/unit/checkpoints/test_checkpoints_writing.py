@@ -23,7 +23,7 @@ from checkpoint_cases import SimulatedRanks, exchanged, numbers, save
 from moekit.checkpoints import files, writing
 from moekit.checkpoints.files import Retention, last_of, recover, step_name, target_of
 from moekit.checkpoints.reading import is_intact, open_checkpoint
-from moekit.checkpoints.writing import SMALL, Background, all_ranks, file_of, make_plan, save_tree
+from moekit.checkpoints.writing import SMALL, Background, all_ranks, assign_shards, file_of, save_tree
 from moekit.compat import timeout_of
 from moekit.errors import CheckpointError, SaveError
 from moekit.shards.shard import TensorShard, local_shard
@@ -36,7 +36,7 @@ def test_a_shard_of_several_ranks_is_written_once_and_the_work_is_shared() -> No
     half = SMALL + 2
     trees = [{n: TensorShard(n, (4, half), (r // 2 * 2, 0), torch.zeros(2, half)) for n in "abcd"} for r in range(4)]
     ranks = exchanged(trees, frozenset("abcd"))
-    plans = [make_plan(tree, frozenset("abcd"), each) for tree, each in zip(trees, ranks, strict=True)]
+    plans = [assign_shards(tree, frozenset("abcd"), each) for tree, each in zip(trees, ranks, strict=True)]
     assert all(table == plans[0][0] for table, _ in plans)
     assert [sum(shard.tensor.numel() for shard in to_write.values()) for _, to_write in plans] == [4 * half] * 4
     parts = [part for entry in plans[0][0].values() for part in entry["parts"]]
@@ -51,7 +51,7 @@ def test_work_is_shared_by_elements_and_rank_0_writes_what_is_not_sharded() -> N
     ranks = exchanged([tree, tree], sharded)
     assert ranks[0].received is not None
     assert [json.loads(text).keys() for text in ranks[0].received] == [sizes.keys(), sharded]
-    plans = [make_plan(tree, sharded, each) for each in ranks]
+    plans = [assign_shards(tree, sharded, each) for each in ranks]
     assert [list(to_write) for _, to_write in plans] == [["large", "own"], ["a", "b", "c"]]
 
 
@@ -59,11 +59,13 @@ def test_shards_that_are_not_of_one_tensor_are_rejected() -> None:
     tree, sharded = {"w": TensorShard("w", (4,), (0,), torch.zeros(2))}, frozenset("w")
     sent = [json.dumps({"w": [dtype, [4], [2 * r], [2]]}) for r, dtype in enumerate(("F32", "F64"))]
     with pytest.raises(CheckpointError, match="cannot save w: its dtype or shape differs between ranks"):
-        make_plan(tree, sharded, SimulatedRanks(0, 2, sent))
+        assign_shards(tree, sharded, SimulatedRanks(0, 2, sent))
     with pytest.raises(CheckpointError, match=r"cannot save w \[4\]: the shards hold 2 of 4 elements"):
-        make_plan(tree, sharded, SimulatedRanks(0, 1))
+        assign_shards(tree, sharded, SimulatedRanks(0, 1))
     with pytest.raises(CheckpointError, match=r"cannot save w: safetensors does not support torch\.complex128"):
-        make_plan({"w": local_shard("w", torch.zeros(2, dtype=torch.complex128))}, frozenset(), SimulatedRanks(0, 1))
+        assign_shards(
+            {"w": local_shard("w", torch.zeros(2, dtype=torch.complex128))}, frozenset(), SimulatedRanks(0, 1)
+        )
 
 
 @contextmanager
@@ -143,7 +145,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(
 
     message = (
         f"could not save the checkpoint {tmp_path / 'step-00000002'}: No space left on device\n"
-        f"  the last good one is untouched: {first}"
+        f"  the last intact one is untouched: {first}"
     )
     with monkeypatch.context() as patch:
         patch.setattr(Retention if stage == "point" else writing, stage, full)

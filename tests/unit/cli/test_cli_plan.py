@@ -23,6 +23,7 @@ Captured = pytest.CaptureFixture[str]
         (["--devices", "4", "--ep", "1,x"], "invalid --ep '1,x'\n  expected whole numbers, such as 1,2,4"),
         (["--devices", "4", "--ep", ","], "invalid --ep ','"),
         (["--devices", "4", "--precision", "bf17-mixed"], "did you mean 'bf16-mixed'?"),
+        (["--devices", "4", "--recompute", "block"], "did you mean 'blocks'?"),
         (["--devices", "4", "trainer.precision=bf17-mixed"], "at trainer.precision  in command line"),
         (["--devices", "4", "trainer.accumulate_grad_batches=two"], "accumulate_grad_batches: 'two' is not an integer"),
         (["--devices", "4", "--device-memory", "nan"], "--device-memory nan is out of range"),
@@ -48,6 +49,6 @@ def test_an_optimizer_that_is_rejected_in_shards_is_reported(capsys: Captured, m
     assert "rejects" not in capsys.readouterr().out
     monkeypatch.setattr(Adafactor, "takes_shards", False)
     assert main([*adafactor, "2"]) == 0
-    assert "optimizer 'adafactor' needs whole tensors, so sharded training rejects it" in capsys.readouterr().out
+    assert "optimizer 'adafactor' needs unsharded tensors, so sharded training rejects it" in capsys.readouterr().out
     assert main([*adafactor, "1"]) == 0
     assert "rejects" not in capsys.readouterr().out

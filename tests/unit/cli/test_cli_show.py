@@ -28,7 +28,7 @@ options
   style  fair | loaded  fair            kind of lottery
   seed   int | null     null      >= 0  seed; null for none
 
-claims
+capabilities
   form               token_choice
   takes_bias         yes
   causal             no
@@ -56,7 +56,7 @@ slots
   extra         router, optional   a second opinion          moekit ls routers
   keepers       balancers by name  what keeps the load even  moekit ls balancers
 
-claims
+capabilities
   takes  tokens
   gives  next_token
 
@@ -139,8 +139,8 @@ def test_a_recipe_in_a_file_is_shown(recipe: Path, capsys: Captured, monkeypatch
     out = capsys.readouterr().out
     assert out.startswith(f"recipe {recipe}\n  a test\n\n  paper       On Tests, Me, 2025\n  claim       it works\n")
     assert "  parameters  24 in total, 14 active, as published\n" in out
-    parts = dict(line.split(None, 1) for line in out.partition("parts\n")[2].partition("\n\n")[0].splitlines())
-    assert parts == {
+    rows = dict(line.split(None, 1) for line in out.partition("components\n")[2].partition("\n\n")[0].splitlines())
+    assert rows == {
         path: f"{name:<{len('mixture')}}  {current().get(kind, name).summary}"
         for path, kind, name in (
             ("model", "model", "mixture"),

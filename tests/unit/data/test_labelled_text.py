@@ -99,7 +99,7 @@ def test_a_vocab_without_an_end_is_refused() -> None:
 def test_guessing_is_the_frequency_of_the_commonest_label(
     data: LabelledTextData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rather than one over the number of labels: always answering with the commonest one is no achievement."""
+    """Rather than one over the number of labels: always answering with the commonest one is not an achievement."""
     batch = side_by_side(
         [torch.tensor([1, 2])] * 4, [torch.tensor([7])] * 4, end=END, domain=torch.tensor([1, 1, 0, 1])
     )

@@ -112,8 +112,8 @@ def bytes_sent(size: int, dtype: torch.dtype, form: Form = "token_choice", *, au
         choices=choices_of(routing, size),
         dim=D,
         out_dim=O,
-        element=2 if autocast else x_TD.element_size(),
-        gate_element=gates_of(routing).element_size(),
+        element_bytes=2 if autocast else x_TD.element_size(),
+        gate_bytes=gates_of(routing).element_size(),
     )
     dist.all_to_all_single = counted
     try:
@@ -256,7 +256,7 @@ def shared_experts_run_during_the_exchange() -> None:
 
 
 def refusals() -> None:
-    with pytest.raises(ValueError, match=r"5 ranks cannot share the experts where \d train together: choose a divisor"):
+    with pytest.raises(ValueError, match=r"ep=5 does not divide the \d ranks of this run; expected one of 1, "):
         build(ExpertParallel(size=5, local=Loop()), LayerDims(dim=D, num_experts=10))
     with pytest.raises(ValueError, match="ranks cannot share 7 experts evenly: give expert_parallel a size"):
         build(ExpertParallel(local=Loop()), LayerDims(dim=D, num_experts=7))

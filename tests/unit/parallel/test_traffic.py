@@ -33,7 +33,7 @@ def test_a_token_is_one_row_for_each_other_rank_that_holds_its_experts() -> None
 
 def test_the_bytes_and_messages_of_ten_rows() -> None:
     """Of 8 elements of 2 bytes, 6 in the output, with 3 gates and 3 indices; and 16 bytes to each of 3 other ranks."""
-    found = traffic(10, size=4, choices=3, dim=8, out_dim=6, element=2)
+    found = traffic(10, size=4, choices=3, dim=8, out_dim=6, element_bytes=2)
     assert found.forward == 10 * (8 * 2 + 3 * 4 + 3 * 4 + 6 * 2) + 3 * 16
     assert found.backward == 10 * (8 * 2 + 3 * 4 + 6 * 2)
     assert (found.forward_messages, found.backward_messages) == (15, 9)

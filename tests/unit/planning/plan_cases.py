@@ -24,7 +24,7 @@ WEIGHTS = [
     Weight(name="blocks.2.ffn.w_up", shape=(1, 24, 16), experts=0, unit=2, trained=True),  # 384
 ]
 SPEC = MoE(router=TopK(top_k=3), experts=Glu(count=8, hidden=8), dispatcher=Grouped())
-USE = LayerUse(tokens=10, dim=16, out_dim=12, element=2, out_element=4)
+USE = LayerUse(tokens=10, dim=16, out_dim=12, element_bytes=2, out_element_bytes=4)
 REQUEST = PlanRequest(
     devices=4, eps=(2,), batch=1, sequence=10, accumulate=3, precision="bf16-mixed", device_memory=2**30
 )

@@ -51,7 +51,7 @@ def test_a_pass_without_storage_takes_the_bytes_of_a_real_one(name: str, precisi
     assert planned.peak > planned.activations > 0 and REST in planned.saved
     assert (planned.copies > 0) == (precision == "bf16-mixed")
     sent = 4 if precision == "32-true" else 2
-    assert all((use.element, use.out_element) == (sent, sent) for use in planned.layers.values())
+    assert all((use.element_bytes, use.out_element_bytes) == (sent, sent) for use in planned.layers.values())
 
 
 @pytest.mark.parametrize("name", ["deepseek_v3", "switch"])

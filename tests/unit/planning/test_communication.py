@@ -31,12 +31,12 @@ def test_bytes_of_gathered_weights_and_scattered_gradients() -> None:
     assert traffic_of(Layout(devices=1, ep=1), REQUEST, WEIGHTS, layers, "none").collectives == 0
 
 
-@pytest.mark.parametrize(("element", "gate"), [(2, 4), (8, 8)])
-def test_bytes_of_tokens_with_gates_and_expert_numbers(element: int, gate: int) -> None:
+@pytest.mark.parametrize(("element_bytes", "gate"), [(2, 4), (8, 8)])
+def test_bytes_of_tokens_with_gates_and_expert_numbers(element_bytes: int, gate: int) -> None:
     """Four ranks have two experts each, so a row of three choices names two. 20 of 56 choices miss a rank."""
-    use = replace(USE, element=element)
+    use = replace(USE, element_bytes=element_bytes)
     rows = 3 * (1 - 20 / 56)
-    there, back = 16 * element, 12 * 4
+    there, back = 16 * element_bytes, 12 * 4
     forward = rows * (there + 2 * gate + 2 * 4 + back) + 3 * 16 / 10  # counts to three ranks, once for ten tokens
     backward = rows * (back + there + 2 * gate)
     once, twice = (layer_traffic(SPEC, use, 4, 3, recompute=recompute) for recompute in (False, True))

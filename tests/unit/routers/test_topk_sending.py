@@ -65,7 +65,7 @@ def test_gates_of_sent_choices_are_not_rescaled() -> None:
     torch.testing.assert_close(routing.gate_TK, torch.tensor([[0.8, 0.2]]).expand(TOKENS, 2))
 
 
-def test_a_choice_that_is_not_sent_is_no_load_and_no_pair() -> None:
+def test_a_choice_that_is_not_sent_counts_as_neither_load_nor_pair() -> None:
     routing = route([0.8, 0.2], TopK(top_k=2, renormalize=True, send_threshold=0.5))
     assert routing.sent_TK is not None
     num_sent = int(routing.sent_TK[:, 1].sum())

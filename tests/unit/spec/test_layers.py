@@ -183,7 +183,7 @@ override 'model.width' is malformed
   in command line
   expected path.to.option=value
 
-$ 'model={use: tower'  # override that is no yaml
+$ 'model={use: tower'  # an override that is not YAML
 not valid YAML: while parsing a flow mapping, did not find expected ',' or '}'
   at model  in command line
 

@@ -126,7 +126,7 @@ def test_a_file_with_the_name_is_offered(write: Write) -> None:
         load("mine")
 
 
-def test_a_folder_or_a_file_of_another_ending_is_no_recipe(write: Write) -> None:
+def test_a_folder_or_a_file_of_another_ending_is_not_a_recipe(write: Write) -> None:
     write("run/spec.yaml", "extends: small\n")
     write("mine.yaml.txt", "extends: small\n")
     for name, what, near in (("run", "folder", str(Path("run", "spec.yaml"))), ("mine.yaml.txt", "file", "")):
@@ -169,7 +169,7 @@ $ 'requires={base: new}'  # requires nonsense
   at requires.base  in command line
   expected versions, such as '>=1.2,<2'
 
-$ requires=base  # requires is no mapping
+$ requires=base  # requires is not a mapping
 requires: 'base' is not a mapping
   at requires  in command line
   expected a mapping to text

@@ -60,7 +60,7 @@ dispatcher 'walk' has no option 'speed'
   at model.moe.dispatcher.speed  in command line
   expected no option at all
 
-$ model.moe.router.use=3  # use is no text
+$ model.moe.router.use=3  # use is not text
 use: 3 is not a name
   at model.moe.router.use  in command line
   expected the name of a router

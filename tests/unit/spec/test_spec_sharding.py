@@ -25,7 +25,7 @@ def test_a_strategy_is_read_from_its_name_or_mapping(real_plugins: None) -> None
         ("{use: shard, ep: 2}", "a strategy with options is 'sharded', not 'shard'"),
         (
             "{ep: 2}",
-            "no 'use' says which strategy this is\n  at trainer.strategy  in command line\n  expected use: sharded",
+            "'use' is missing: it names the strategy\n  at trainer.strategy  in command line\n  expected use: sharded",
         ),
         ("{use: sharded, ep: 0}", "ep=0"),
         ("{use: sharded, timeout: 0.0}", "timeout=0"),

@@ -169,7 +169,7 @@ lr: 'fast' is not a number
   at optimizer.lr  in command line
   expected a number > 0
 
-$ 'summary=[a]'  # a list is no text
+$ 'summary=[a]'  # a list is not text
 summary: a list is not text
   at summary  in command line
   expected text
@@ -204,7 +204,7 @@ betas[1]: 1.5 is out of range
   at optimizer.betas[1]  in command line
   expected a list of numbers >= 0 and < 1
 
-$ schema=new  # schema is no number
+$ schema=new  # schema is not a number
 schema: 'new' is not an integer
   at schema  in command line
   expected an integer >= 1 and <= 1

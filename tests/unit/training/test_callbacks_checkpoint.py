@@ -111,9 +111,9 @@ def test_a_full_disk_is_reported_and_training_continues(
     assert list(steps_in(folder)) == [2, 6] and all(map(is_intact, steps_in(folder).values()))
     said = capsys.readouterr().out
     assert f"could not save the checkpoint {folder / step_name(4)}: No space left on device" in said
-    assert f"the last good one is untouched: {folder / step_name(2)}\n  training continues" in said
+    assert f"the last intact one is untouched: {folder / step_name(2)}\n  training continues" in said
     full_at |= {8}
-    with pytest.raises(SaveError, match="it was the last of the run: make room, and resume from the one before it"):
+    with pytest.raises(SaveError, match="it was the run's last checkpoint: make room, and resume from"):
         fit(recipe, tmp_path, 8, start=folder / step_name(6), **options)
     assert last_of(folder) == folder / step_name(6) and list(steps_in(folder)) == [2, 6]
     assert not list(folder.glob(".tmp*"))

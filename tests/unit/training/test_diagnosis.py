@@ -163,7 +163,7 @@ def test_batches_of_finite_steps_are_not_kept() -> None:
     with pytest.raises(MoekitError, match="step 3: the loss is nan") as caught:
         trainer(3, limit_val_batches=0).fit(module, Batches(*batches))
     assert str(caught.value).splitlines()[1].endswith("the data: its inputs or targets are not finite")
-    assert not module._step._micros
+    assert not module._step._micro_batches
 
 
 def test_a_non_finite_objective_is_named(recipe: Make) -> None:
@@ -261,9 +261,7 @@ def test_a_fault_that_does_not_repeat_is_reported_as_such(recipe: Make) -> None:
 
     module.model.get_submodule("head").register_forward_hook(once)
     batch = Batch(torch.zeros(1, 4, dtype=torch.int64), torch.zeros(1, 4, dtype=torch.int64))
-    assert named_part(module, batch) == (
-        "run again, every part of the step is finite: it does not repeat (a hardware fault?)"
-    )
+    assert named_part(module, batch) == ("run again, the whole step is finite: it does not repeat (a hardware fault?)")
 
 
 def test_micro_batches_run_again_under_the_same_noise(recipe: Make) -> None:

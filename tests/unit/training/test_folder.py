@@ -44,7 +44,7 @@ def test_a_file_of_a_run_does_not_stand_for_its_last_checkpoint(tmp_path: Path, 
 
 @pytest.mark.parametrize("name", ["../x", "a/../../x", "..", "/x", "", " ", ".", "./"])
 def test_a_name_that_leaves_the_folder_of_all_runs_is_rejected(name: str) -> None:
-    with pytest.raises(MoekitError, match=r"a run cannot be called '.*': its folder would not be inside") as caught:
+    with pytest.raises(MoekitError, match=r"invalid run name '.*': its folder would not be inside") as caught:
         check_run_name(name)
     assert f"'{name}'" in str(caught.value) and "expected --name NAME: such as" in str(caught.value)
 

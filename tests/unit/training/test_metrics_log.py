@@ -15,7 +15,7 @@ def test_a_resumed_log_drops_later_rows_and_appends(tmp_path: Path) -> None:
     assert not log.csv_file.exists()  # training does not wait for a disk
     log.finalize("success")
     assert log.csv_file.read_text() == "step,train/loss,val/loss\n2,0.2,\n4,0.4,0.25\n6,0.6,\n"
-    again = RunLog(tmp_path / "metrics.csv", upto=4)
+    again = RunLog(tmp_path / "metrics.csv", last_step=4)
     again.log_metrics({"train/loss": 0.55}, 6)
     again.write()
     rows = read_metrics(again.csv_file)

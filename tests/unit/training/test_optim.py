@@ -134,7 +134,7 @@ def test_a_changed_rate_and_a_longer_schedule_count_from_the_first_resumed_step(
 def test_a_state_of_other_parameters_is_rejected(bias: bool) -> None:
     saved = trained(nn.Linear(3, 3, bias=bias), ["weight", "bias"] if bias else ["weight"]).state_dict()
     other = trained(nn.Linear(3, 3, bias=not bias), ["weight"] if bias else ["weight", "bias"])
-    with pytest.raises(CheckpointError, match=r"the optimizer's state is of other parameters: bias$"):
+    with pytest.raises(CheckpointError, match=r"the optimizer's state was saved for other parameters: bias$"):
         other.load_state_dict(saved)
 
 

@@ -173,7 +173,7 @@ def test_the_policy_stops_or_counts() -> None:
     with pytest.raises(MoekitError, match="step 4: the loss is nan\n  first not finite: head\n") as caught:
         NonFinitePolicy("stop").skip(4, non_finite)
     assert str(caught.value).endswith(
-        "training stopped; no weight was touched in this step; non_finite=skip skips such steps"
+        "training stopped; no weight was changed in this step; non_finite=skip skips such steps"
     )
     skips = NonFinitePolicy("skip")
     for step in range(1, MAX_IN_A_ROW):
