@@ -74,7 +74,10 @@ def test_init_matrices_initialises_weights_and_zeroes_biases() -> None:
 
 
 def test_a_bank_of_modules_runs_each_on_its_own_rows() -> None:
+    """Rows of no expert are 0."""
     bank = ExpertBank.from_modules([nn.Linear(3, 1), nn.Linear(3, 1)], out_dim=1)
     x = torch.randn(6, 3)
     experts = list(bank.experts)  # type: ignore[arg-type]
     torch.testing.assert_close(bank(x, UniformGroups(2, 6)), torch.cat([experts[0](x[:3]), experts[1](x[3:])]))
+    some = torch.cat([experts[0](x[:1]), experts[1](x[1:4]), torch.zeros(2, 1)])
+    torch.testing.assert_close(bank(x, LoopGroups([1, 3], num_rows=6)), some)

@@ -14,8 +14,8 @@ from fake_ranks import as_rank
 from torch.distributed.tensor import DTensor, Shard
 
 from moekit.checkpoints import format as checkpoint_format
-from moekit.checkpoints.format import Encoded, decode
-from moekit.checkpoints.safetensors_file import write_file
+from moekit.checkpoints.format import Encoded, Manifest, decode
+from moekit.checkpoints.safetensors_file import Digest, write_file
 from moekit.errors import CheckpointError
 from moekit.parallel.mesh import world_mesh
 from moekit.shards.shard import TensorShard
@@ -58,6 +58,14 @@ def test_a_value_that_cannot_be_encoded_is_rejected_with_its_path() -> None:
 def test_a_key_of_a_newer_format_is_rejected() -> None:
     with pytest.raises(CheckpointError, match=r"'\$new' is not in this format"):
         decode({"$new": 1}, str)
+
+
+@pytest.mark.parametrize("name", ["../other", "/etc/passwd", "a/b", ".hidden", ""])
+def test_a_manifest_names_no_file_outside_of_its_directory(name: str, tmp_path: Path) -> None:
+    """Also if its own checksum is right, which a forger can compute."""
+    Manifest(1, {name: Digest("00", 1)}).write(tmp_path)
+    with pytest.raises(CheckpointError, match=r"manifest\.json is damaged"):
+        Manifest.read(tmp_path)
 
 
 def test_checksums_are_computed_in_parallel_and_the_first_mismatch_is_named(

@@ -175,6 +175,13 @@ def test_an_error_names_the_damaged_file_and_the_intact_checkpoints(what: str, t
         open_checkpoint(last).whole()
 
 
+def test_an_error_lists_the_newest_intact_checkpoint_first(tmp_path: Path) -> None:
+    first, second, last = (save(tmp_path, step, keep=3) for step in (1, 2, 3))
+    flip(last / TENSORS, -1)
+    with pytest.raises(CheckpointError, match=f":\n    {second}\n    {first}$"):
+        open_checkpoint(last).verify()
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_any_flipped_bit_is_detected(tmp_path_factory: Any, data: st.DataObject) -> None:

@@ -108,10 +108,10 @@ def test_at_most_megabytes_are_read_of_a_domain(tmp_path):
 
 
 def test_domains_too_short_for_a_window_are_skipped_and_described(tmp_path):
-    write(tmp_path, {"a/1.txt": "long enough text", "a/2.txt": "here as well", "b/1.txt": "x", "b/2.txt": "y"})
+    write(tmp_path, {"a/1.txt": "long enough text", "a/2.txt": "here as well", "b/1.txt": "xyz", "b/2.txt": "uvw"})
     data = prepared(tmp_path)
     assert data.domain_names() == ("a",)
-    assert data.describe()["b"] == "skipped: 2 tokens of training text, a window needs 5"
+    assert data.describe()["b"] == "skipped: 4 tokens of training text, a window needs 5"
 
 
 def test_a_domain_without_validation_still_trains(tmp_path):

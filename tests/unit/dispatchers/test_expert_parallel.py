@@ -22,7 +22,7 @@ from moekit_dispatchers.auto import Auto
 from moekit_dispatchers.capacity import Capacity
 from moekit_dispatchers.device_capacity import DeviceCapacity
 from moekit_dispatchers.expert_parallel import ExpertParallel, module
-from moekit_dispatchers.expert_parallel.exchange import received
+from moekit_dispatchers.expert_parallel.exchange import ExchangePlan, received
 from moekit_dispatchers.grouped import Grouped
 from moekit_dispatchers.loop import Loop
 from moekit_dispatchers.soft import Soft
@@ -121,3 +121,18 @@ def test_received_rows_are_a_routing_whose_pairs_are_those_sent() -> None:
     assert pairs.gate_N.tolist() == pytest.approx([0.5, 0.2, 0.3, 0.7])
     assert routing.load_E().tolist() == [1, 1, 1, 1]
     assert routing.expert_TK.tolist() == [[2, 0], [1, 3], [0, 1]], "distinct along K, sent or not"
+
+
+def test_a_tokens_gradients_are_summed_in_its_own_dtype() -> None:
+    """Under autocast rows have half precision, in which this sum would be 1."""
+    first_N, rows_N, none_N1 = torch.zeros(2, dtype=torch.int64), torch.arange(2), torch.zeros(2, 1)
+    plan = ExchangePlan(
+        send_counts=[1, 1], receive_counts=[], num_pairs=0, token_N=first_N, number_NC=none_N1, gate_NC=none_N1,
+        by_token_N=rows_N, start_T=torch.tensor([0, 2]),
+    )  # fmt: skip
+    x_TD = torch.ones(1, 3, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        x_ND = plan.rows(x_TD)
+    assert x_ND.dtype == torch.bfloat16
+    x_ND.backward(torch.tensor([1.0, 2**-9]).bfloat16()[:, None].expand(2, 3))
+    assert x_TD.grad is not None and x_TD.grad.tolist() == [[1 + 2**-9] * 3]

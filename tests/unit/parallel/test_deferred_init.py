@@ -202,6 +202,22 @@ def test_a_router_may_initialise_one_vector_and_keep_another() -> None:
         assert torch.equal(p, q)
 
 
+class Scaled(GluExperts):
+    """Keeps one factor for each expert."""
+
+    def __init__(self) -> None:
+        super().__init__(Glu(count=2, hidden=4), LayerDims(dim=3, num_experts=2))
+        self.scale_E = nn.Parameter(torch.tensor([5.0, 6.0]))
+
+
+def test_stacked_experts_may_keep_the_values_of_a_vector() -> None:
+    with defer_init() as deferred:
+        bank = Scaled()
+        init_weights(bank, Init(), 4)
+    deferred.materialize(bank, "cpu")
+    assert bank.scale_E.tolist() == [5.0, 6.0]
+
+
 class Forgetful(GluExperts):
     """Does not initialise one of its matrices."""
 

@@ -1,4 +1,4 @@
-"""What is saved for backward: the exact sum, on functions whose sum is known. Peaks: ``test_activations``."""
+"""What is alive, and what is saved for backward: exact sums, where they are known. Peaks: ``test_activations``."""
 
 from __future__ import annotations
 
@@ -8,11 +8,25 @@ from torch import Tensor
 from moekit.bench.layers import dense_variant
 from moekit.bench.request import Shape
 from moekit.bench.workload import make_workload
-from moekit.planning.live_memory import saved_for_backward
+from moekit.planning.live_memory import LiveBytes, saved_for_backward
 
 
 def leaf(*shape: int) -> Tensor:
     return torch.ones(shape, requires_grad=True)
+
+
+def test_living_storages_count_but_not_copies_of_banks_in_another_dtype() -> None:
+    """Nor what the caller skips. The peak remembers what was freed."""
+    x, bank = torch.ones(3, 4), torch.ones(2, 5)
+    with LiveBytes([x, bank], [bank]) as live:
+        copy, narrow, view = bank.bfloat16(), x.bfloat16(), x[1:]
+        assert live.now == narrow.nbytes == 24 and list(live.copies.values()) == [copy.nbytes]
+        live.skips = lambda tensor: tensor.ndim == 1
+        skipped, double = torch.ones(100), x.double()
+        assert live.now == 24 + 96
+        del copy, double
+        assert (live.now, live.peak, live.copies) == (24, 120, {})
+    assert view.numel() == 8 and skipped.numel() == 100
 
 
 def test_a_product_saves_both_factors() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from moekit.shards.shard import (
     fill_shards,
     intersection,
     local_shard,
+    optimizer_state_shards,
     parameter_shards,
     slices_of,
     tiling_error,
@@ -77,6 +80,22 @@ def test_stacked_weights_of_some_experts_are_rows_of_all_experts() -> None:
     assert shard.tensor is held
     whole = local_shard("w", held)
     assert (whole.global_shape, whole.offset, whole.tensor is held) == ((2, 5), (0, 0), True)
+
+
+def test_optimizer_state_with_a_row_for_each_expert_is_sharded_as_the_experts_are() -> None:
+    """Also if it has another shape than the weights; other state is whole on every rank."""
+    layer = MoELayer.from_spec(MoE(router=TopK(top_k=1), experts=Glu(count=2, hidden=6), dispatcher=Grouped()), dim=5)
+    assert layer.spec is not None
+    layer.spec = replace(layer.spec, experts=Glu(count=8, hidden=6))
+    layer.dispatcher.local_experts = range(4, 6)
+    (name, p), *_ = ((n, p) for n, p in layer.named_parameters() if n.startswith("experts."))
+    state = {p: {"moment": torch.zeros_like(p), "scale": torch.zeros(2), "step": torch.tensor(1.0)}}
+    found = optimizer_state_shards(layer, SimpleNamespace(state=state))[name]
+    assert {key: (shard.global_shape, shard.offset) for key, shard in found.items()} == {
+        "moment": ((8, *p.shape[1:]), (4, 0, 0)),
+        "scale": ((8,), (4,)),
+        "step": ((), ()),
+    }
 
 
 def test_distributed_experts_of_a_layer_without_a_spec_are_an_error() -> None:

@@ -51,6 +51,21 @@ def test_the_first_signal_ends_the_run_after_its_step_and_handlers_are_restored(
     assert {each: signal.getsignal(each) for each in SIGNALS} == before
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_ends_the_process_at_once(number: signal.Signals) -> None:
+    """Whichever came first, both have their usual effect again."""
+    before = {each: signal.getsignal(each) for each in SIGNALS}
+    stop = StopOnInterrupt(lambda line: None)
+    try:
+        stop.on_train_start(cast(Any, None), cast(Any, None))
+        signal.raise_signal(number)
+        after = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    assert stop.signal == number and after == (signal.default_int_handler, signal.SIG_DFL)
+
+
 def test_lightning_keeps_its_handler_for_slurms_requeueing(recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"NTASKS": "1", "JOB_ID": "7", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}.items():
         monkeypatch.setenv(f"SLURM_{name}", value)

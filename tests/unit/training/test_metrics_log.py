@@ -33,3 +33,16 @@ def test_tensorboard_gets_the_same_values_as_the_file(tmp_path: Path) -> None:
     events.Reload()
     (point,) = events.Scalars("train/loss")
     assert (point.step, point.value) == (7, 0.5)
+
+
+def test_tensorboard_drops_the_later_steps_of_a_resumed_run(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for upto, steps in ((0, (2, 4, 6)), (4, (5,))):
+        log = RunLog(tmp_path / "metrics.csv", tmp_path / "tensorboard", upto=upto)
+        for step in steps:
+            log.log_metrics({"train/loss": 0.5}, step)
+        log.finalize("success")
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [point.step for point in events.Scalars("train/loss")] == [2, 4, 5]

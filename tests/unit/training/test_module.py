@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import pytest
@@ -19,7 +19,7 @@ from moekit.checkpoints.format import map_leaves
 from moekit.checkpoints.reading import Handle
 from moekit.seeds import seed_all
 from moekit.training import AtomicCheckpointIO, LitMoE, StepLoader
-from moekit.training.data import noise_seed
+from moekit.training.data import ValidationShard, noise_seed
 from moekit.training.module import TrainingClock
 from moekit.training.run.prepare import metric_names
 from moekit.training.run.resume import read_checkpoint
@@ -351,3 +351,14 @@ def test_the_objective_gets_the_fraction_of_training_completed(recipe: Make, mon
     for step, expected in ((4, early), (5, late)):
         at_step(monkeypatch, step)
         torch.testing.assert_close(module.training_step(batch, 0), expected)
+
+
+def test_a_limit_of_validation_batches_counts_those_of_all_ranks(recipe: Make) -> None:
+    """A fraction is left to Lightning."""
+    module = LitMoE(recipe())
+    found = []
+    for limit in (3, 0.5):
+        module.trainer = cast(Any, SimpleNamespace(limit_val_batches=limit, world_size=2, global_rank=1))
+        loader = cast(ValidationShard, module.val_dataloader())
+        found.append((loader.rank, loader.world, loader.most))
+    assert found == [(1, 2, 3), (1, 2, None)]
