@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from moekit.lazy import lazy_exports
+from moekit.lazy import imports_in, lazy_exports
 
 if TYPE_CHECKING:
     from moekit.training.balance import BalanceStep as BalanceStep
@@ -17,13 +17,4 @@ if TYPE_CHECKING:
     from moekit.training.data import StepLoader as StepLoader
     from moekit.training.module import LitMoE as LitMoE
 
-_MODULE_OF = {
-    "AtomicCheckpointIO": "moekit.training.callbacks.checkpoint",
-    "BalanceStep": "moekit.training.balance",
-    "LitMoE": "moekit.training.module",
-    "StepLoad": "moekit.training.balance",
-    "StepLoader": "moekit.training.data",
-    "max_violation": "moekit.training.balance",
-}
-
-__getattr__, __dir__, __all__ = lazy_exports(__name__, _MODULE_OF)
+__getattr__, __dir__, __all__ = lazy_exports(__name__, imports_in(__file__))

@@ -170,6 +170,27 @@ def test_nothing_imports_in_a_circle() -> None:
     TopologicalSorter(graph).prepare()  # raises CycleError, which names the modules of a circle
 
 
+def test_only_compat_uses_private_interfaces_of_other_packages() -> None:
+    """By name: a private attribute that no file of ours defines, or an import of a private module or name."""
+    files = [path for path in FILES if path.name != "compat.py"]
+    ours = {name for path in files for name in stored_names(path)}
+    ours |= {"_replace", "_asdict", "_option_string_actions", "_to_copy"}  # named tuples, argparse, an operator
+    private = re.compile(r"(?:.*\.)?_[A-Za-z]\w*(?:\..*)?")
+    attributes = {
+        f"{relative(path)}:{node.lineno}: .{node.attr}"
+        for path in files
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Attribute) and private.fullmatch(node.attr) and node.attr not in ours
+    }
+    imported = {
+        f"{relative(p)}: {name}"
+        for p in files
+        for name in imports(p)
+        if name[:6] != "moekit" and private.fullmatch(name)
+    }
+    assert attributes | imported == set()
+
+
 @pytest.mark.slow
 def test_every_module_can_be_imported_first() -> None:
     roots = {name.partition(".")[0] for path in FILES for name in imports(path, top=True)}

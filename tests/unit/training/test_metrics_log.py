@@ -39,7 +39,7 @@ def test_tensorboard_drops_the_later_steps_of_a_resumed_run(tmp_path: Path) -> N
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     for upto, steps in ((0, (2, 4, 6)), (4, (5,))):
-        log = RunLog(tmp_path / "metrics.csv", tmp_path / "tensorboard", upto=upto)
+        log = RunLog(tmp_path / "metrics.csv", tmp_path / "tensorboard", last_step=upto)
         for step in steps:
             log.log_metrics({"train/loss": 0.5}, step)
         log.finalize("success")

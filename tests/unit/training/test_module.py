@@ -360,5 +360,5 @@ def test_a_limit_of_validation_batches_counts_those_of_all_ranks(recipe: Make) -
     for limit in (3, 0.5):
         module.trainer = cast(Any, SimpleNamespace(limit_val_batches=limit, world_size=2, global_rank=1))
         loader = cast(ValidationShard, module.val_dataloader())
-        found.append((loader.rank, loader.world, loader.most))
+        found.append((loader.rank, loader.world, loader.limit))
     assert found == [(1, 2, 3), (1, 2, None)]

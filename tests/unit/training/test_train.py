@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import signal
-import subprocess
-import sys
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch.distributed as dist
-from lightning.pytorch.plugins.environments import LightningEnvironment
-from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from rich.console import Console
 from torch import nn
 
 from moekit import SpecError, load
-from moekit.compat import kill_started_processes
 from moekit.contracts import Batch, Data, Model
 from moekit.registry import current
 from moekit.training.run.train import evaluate, lost_rank, train
@@ -56,21 +50,6 @@ def test_a_failed_collective_is_recognised_as_a_lost_rank(several: bool, monkeyp
     monkeypatch.setattr("moekit.training.run.train.is_distributed", lambda: several)
     assert lost_rank(RuntimeError(GLOO)) == lost_rank(dist.DistBackendError("NCCL timed out")) == several
     assert not lost_rank(RuntimeError("shape '[2]' is invalid for input of size 3")) and not lost_rank(KeyError("w"))
-
-
-def test_a_stopped_process_that_lightning_started_is_killed() -> None:
-    """It would not react to SIGTERM. Without a launcher of Lightning, nothing is killed."""
-    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-    try:
-        child.send_signal(signal.SIGSTOP)
-        launcher = _SubprocessScriptLauncher(LightningEnvironment(), num_processes=2, num_nodes=1)
-        launcher.procs = [child]
-        kill_started_processes(launcher)
-        assert child.wait(timeout=60) == -signal.SIGKILL
-    finally:
-        child.kill()
-        child.wait()
-    kill_started_processes(None)
 
 
 class Silent(Data):
