@@ -70,10 +70,7 @@ class Variant:
 class Clock:
     """Marks moments in the order of the device's work, and gives the seconds between two of them.
 
-    On a GPU marks are events on its stream. They measure launching where a pass takes longer to launch than to run.
-
-    Args:
-        device: ``cpu`` or ``cuda``.
+    On ``cuda`` marks are events on its stream. They measure launching where a pass takes longer to launch than to run.
     """
 
     def __init__(self, device: str) -> None:

@@ -51,9 +51,8 @@ def sample(
         model: a language model, in evaluation mode.
         prompt: int64 ``[S]``, at least one token.
         tokens: how many to generate.
-        temperature, top_p, generator: as in ``next_token``.
         context: the model reads at most this many of the last tokens.
-        cached: as in ``start_decoding``.
+        temperature, top_p, generator, cached: as in ``next_token`` and ``start_decoding``.
 
     Raises:
         MoekitError: the prompt is empty.
@@ -88,13 +87,9 @@ def targets(
 
     Args:
         model: one that takes pairs, in evaluation mode.
-        source: B sequences.
-        start: the first token of every target.
-        end: the last token of every target.
+        start, end: the first and the last token of every target.
         tokens: how many to generate at most.
-        temperature, top_p: as in ``next_token``.
-        cached: as in ``start_decoding``.
-        generator: as in ``next_token``, on the model's device.
+        temperature, top_p, generator, cached: as in ``sample``; the generator is on the model's device.
 
     Yields:
         int64 ``[B]``: the next token of each target; ``end`` for those that ended before.
@@ -125,13 +120,7 @@ def answer(
     cached: bool | None = None,
     generator: torch.Generator | None = None,
 ) -> Iterator[int]:
-    """The target of one source, token by token, without its end token.
-
-    Args:
-        model: one that takes pairs, in evaluation mode.
-        data: defines the token that ends, and starts, a target.
-        source: int64 ``[S]``.
-        tokens, temperature, top_p, cached, generator: as in ``targets``.
+    """The target of one source, int64 ``[S]``, token by token, without its end token. Options as in ``targets``.
 
     Raises:
         MoekitError: the data has no such token.
@@ -147,12 +136,7 @@ def answer(
 
 
 def translate(model: Model, source: Source, *, start: int, end: int, max_tokens: int) -> list[Tensor]:
-    """The most likely targets, greedily: int64 on the CPU, at most ``max_tokens``, without ``start`` and ``end``.
-
-    Args:
-        model, source, start, end: as in ``targets``.
-        max_tokens: of a target.
-    """
+    """The most likely targets, greedily: int64 on the CPU, at most ``max_tokens``, without ``start`` and ``end``."""
     steps = list(targets(model, source, start=start, end=end, tokens=max_tokens))
     if not steps:
         return [torch.empty(0, dtype=torch.int64) for _ in source.tokens]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,12 +17,7 @@ from moekit.errors import MoekitError
 
 
 class GluExpert(nn.Module):
-    """One expert of a bank as a module of its own, which is what st_moe_pytorch takes.
-
-    Args:
-        w_gate_up_HD: gate and up, one above the other.
-        w_down_OH: down.
-    """
+    """One expert of a bank as a module of its own, which is what st_moe_pytorch takes; gate is stacked above up."""
 
     def __init__(self, w_gate_up_HD: Tensor, w_down_OH: Tensor) -> None:
         super().__init__()
@@ -44,17 +40,8 @@ def st_moe_pytorch(work: Workload, experts: ExpertBank) -> list[Variant]:
         layer: Any = library.MoE(
             dim=D, num_experts=E, gating_top_n=K, experts=modules, threshold_train=0.0, capacity_factor_train=1.0
         )
-    parameters = list(layer.parameters())
-    return [
-        Variant(
-            name="st_moe_pytorch",
-            forward=lambda: layer(work.x_TD[None])[0][0],
-            leaves=[work.x_TD, *parameters],
-            weights=parameters,
-            agrees=False,
-            note="its own router, timed too; capacity by its own rule",
-        )
-    ]
+    note = "its own router, timed too; capacity by its own rule"
+    return [_own_layer("st_moe_pytorch", layer, lambda: layer(work.x_TD[None])[0][0], work, note)]
 
 
 def megablocks(work: Workload, experts: ExpertBank) -> list[Variant]:
@@ -80,23 +67,19 @@ def megablocks(work: Workload, experts: ExpertBank) -> list[Variant]:
         fp16=work.x_TD.dtype == torch.float16,
     )
     layer: Any = importlib.import_module("megablocks.layers.dmoe").dMoE(options).to(work.x_TD.device, work.x_TD.dtype)
-    parameters = list(layer.parameters())
 
     def forward() -> Tensor:
         out = layer(work.x_TD[None])
         y_TO: Tensor = (out[0] if isinstance(out, tuple) else out)[0]
         return y_TO
 
-    return [
-        Variant(
-            name="megablocks",
-            forward=forward,
-            leaves=[work.x_TD, *parameters],
-            weights=parameters,
-            agrees=False,
-            note="its own router, timed too; its own weights",
-        )
-    ]
+    return [_own_layer("megablocks", layer, forward, work, "its own router, timed too; its own weights")]
+
+
+def _own_layer(name: str, layer: nn.Module, forward: Callable[[], Tensor], work: Workload, note: str) -> Variant:
+    """A layer with a router of its own, so that its output is not compared."""
+    weights = list(layer.parameters())
+    return Variant(name=name, forward=forward, leaves=[work.x_TD, *weights], weights=weights, agrees=False, note=note)
 
 
 def scattermoe(work: Workload, experts: ExpertBank) -> list[Variant]:

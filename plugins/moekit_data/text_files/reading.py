@@ -50,11 +50,7 @@ def searched_folder(path: Path) -> str:
 
 
 def json_object(line: str, malformed: Callable[[str], DataError]) -> dict[str, Any]:
-    """The object in a line of JSON.
-
-    Args:
-        line: the line.
-        malformed: makes the error, from what was found.
+    """The object in a line of JSON. ``malformed`` makes the error from what was found.
 
     Raises:
         DataError: something else than an object.

@@ -21,11 +21,7 @@ TAG = re.compile(rf"\s*<({LANGUAGE})>\s*")
 
 
 class Vocabulary:
-    """Turns texts with a tag into tokens and back.
-
-    Args:
-        tokens: of the text.
-        languages: in the order of their tags.
+    """Turns texts with a tag into ``tokens`` and back; ``languages`` are in the order of their tags.
 
     Attributes:
         end: the token that ends a target, and starts it.

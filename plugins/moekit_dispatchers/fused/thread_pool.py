@@ -32,11 +32,9 @@ class Share(NamedTuple):
 
 
 def shares(sizes: list[int], threads: int) -> list[Share]:
-    """The experts split into at most ``threads`` runs with about equal rows; one run if they would be too uneven.
+    """The experts, of ``sizes`` rows each, split into at most ``threads`` runs with about equal rows.
 
-    Args:
-        sizes: rows of each expert, in order.
-        threads: the most runs.
+    One run if they would be too uneven.
     """
     total, whole = sum(sizes), [Share(0, len(sizes), 0)]
     if threads < 2 or not total:

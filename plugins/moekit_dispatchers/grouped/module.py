@@ -62,12 +62,7 @@ class GroupedGroups(Groups):
 
 @final
 class ListedGroups(Groups):
-    """Rows whose experts are known on the host: one product for each expert that has rows.
-
-    Args:
-        experts: the expert of each row, ascending.
-        num_experts: E.
-    """
+    """Rows whose ``experts``, ascending, are known on the host: one product for each expert that has rows."""
 
     def __init__(self, experts: list[int], num_experts: int) -> None:
         self.num_experts = num_experts

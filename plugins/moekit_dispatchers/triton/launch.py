@@ -87,16 +87,8 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``y_TO``; and for backward ``h_NX``, the first product's output, and ``acted_NH``, the activation's.
 
-    A tensor that ``save`` does not keep has no rows. Rows without an expert are not written.
-
-    Args:
-        x_TD: tokens, contiguous.
-        gate_N: fp32.
-        w_in_EXD: any view.
-        w_out_EOH: any view; the widths say whether there is a gate.
-        route: rows and tokens.
-        activation: its name.
-        save: ``all``, ``minimum`` or ``nothing``.
+    ``x_TD`` is contiguous, ``gate_N`` fp32, the weights any views, whose widths say whether there is a gate. A tensor
+    that ``save`` (``all``, ``minimum``, ``nothing``) does not keep has no rows. Rows without an expert are not written.
     """
     N, X, H = route.token_N.shape[0], w_in_EXD.shape[1], w_out_EOH.shape[2]
     h_NX, acted_NH = x_TD.new_empty(0 if save == "nothing" else N, X), x_TD.new_empty(N, H)
@@ -130,18 +122,8 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of tokens, gates, and both weights; empty if not needed, except that of the gates.
 
-    Args:
-        g_TO: the output's gradient.
-        x_TD: as in ``forward``; likewise the next three.
-        gate_N: see above.
-        w_in_EXD: see above.
-        w_out_EOH: see above.
-        h_NX: returned by ``forward``; likewise the next.
-        acted_NH: see above.
-        route: rows and tokens.
-        activation: its name.
-        save: as in ``forward``.
-        needs: whether the gradients of tokens, first weight and second weight are needed.
+    ``g_TO`` is the output's gradient; ``h_NX`` and ``acted_NH`` are results of ``forward``, as are its
+    arguments. ``needs`` says of tokens and of both weights whether their gradients are needed.
     """
     N, X, H = route.token_N.shape[0], w_in_EXD.shape[1], w_out_EOH.shape[2]
     cut = tiles(route.end_E, N, tile_height(N, len(route.end_E), x_TD.dtype))
