@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,12 +14,17 @@ from torch.distributed.tensor import DTensor, Shard
 from moekit import load
 from moekit.contracts import Model
 from moekit.errors import CheckpointError
+from moekit.layer import MoELayer
 from moekit.parallel.mesh import world_mesh
 from moekit.parallel.sharding import shard
 from moekit.parallel.strategy import with_expert_parallel
 from moekit.registry import build
+from moekit.spec.kinds import MoE
 from moekit.spec.sharding import Sharded
 from moekit.training.optim import StepSchedule, optimizer_of, save_by_name, split_by_layout
+from moekit_dispatchers.grouped import Grouped
+from moekit_experts.glu import Glu
+from moekit_routers.topk import TopK
 
 SMALL = [
     "model.attention={use: gqa, heads: 2, kv_heads: 1, head_dim: 8}", "model.dim=16", "model.depth=2", "model.vocab=48",
@@ -98,6 +104,18 @@ def test_a_state_loads_into_other_groups() -> None:
             assert torch.equal(found["state"][name][key], value), (name, key)
     assert [group["params"] for group in found["param_groups"]] == [["bias"], ["weight"]]
     assert [group["lr"] for group in found["param_groups"]] == [1.1, 0.1]
+
+
+def test_a_rank_loads_the_state_of_its_own_experts() -> None:
+    layer = MoELayer.from_spec(MoE(router=TopK(top_k=1), experts=Glu(count=2, hidden=6), dispatcher=Grouped()), dim=5)
+    assert layer.spec is not None
+    layer.spec = replace(layer.spec, experts=Glu(count=8, hidden=6))
+    layer.dispatcher.local_experts = range(4, 6)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    save_by_name(optimizer, layer)
+    name, p = next((n, p) for n, p in layer.named_parameters() if n.startswith("experts."))
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": {name: {"scale": torch.arange(8.0)}}})
+    assert optimizer.state[p]["scale"].tolist() == [4.0, 5.0]
 
 
 @pytest.mark.parametrize("bias", [False, True])
