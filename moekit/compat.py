@@ -39,12 +39,7 @@ def shard_bounds(tensor: DTensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 def timeout_of(group: dist.ProcessGroup, device: torch.device | None = None) -> timedelta:
-    """How long the collectives of a process group wait for other ranks.
-
-    Args:
-        group: any process group.
-        device: whose backend to ask; default: the group's first.
-    """
+    """How long the collectives of a process group wait for other ranks. Default device: the group's first."""
     options = group._get_backend(device or group._device_types[0]).options
     timeout: timedelta = options._timeout
     return timeout

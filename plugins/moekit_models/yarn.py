@@ -49,9 +49,7 @@ class Yarn(Spec):
     def bounds(self, width: int, theta: float) -> tuple[float, float]:
         """Under ``ramp: index``: pairs up to the first index keep their angles, from the second on they are divided.
 
-        Args:
-            width: R, of the rotary part of a head.
-            theta: base of the angles.
+        ``width`` is that of the rotary part of a head, ``theta`` the base of the angles.
         """
         fast, slow = (
             width * math.log(self.original / (2 * math.pi * turns)) / (2 * math.log(theta))

@@ -82,12 +82,8 @@ def bucket_of(distance_X: Tensor, starts: Sequence[int], *, both: bool) -> Tenso
 def starts(side: int, max_distance: int) -> list[int]:
     """The smallest distance of each of one side's buckets, by integer arithmetic, so that rounding moves no boundary.
 
-    Of n buckets the first n/2 hold one distance each, 0 to n/2 - 1. The boundaries of the rest are evenly spaced in the
-    logarithm; the last bucket starts below ``max_distance`` and holds all beyond it.
-
-    Args:
-        side: n.
-        max_distance: where a bucket after the last would start.
+    Of n = ``side`` buckets the first n/2 hold one distance each, 0 to n/2 - 1. The boundaries of the rest are evenly
+    spaced in the logarithm: a bucket after the last would start at ``max_distance``. The last holds all beyond it.
     """
     exact = side // 2
     rest = side - exact

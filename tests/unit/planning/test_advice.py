@@ -29,15 +29,22 @@ def test_advice_is_the_smallest_change_that_fits_or_the_nearest() -> None:
 def test_advice_finds_the_largest_micro_batch_in_few_passes() -> None:
     """Of 2^20 cases to one, in as many passes as a bisection takes."""
     recipe = load("jacobs1991")
-    least = [plan_of(recipe, batch=2**i).rows[0].memory.total for i in (6, 7)]
+    least = plan_of(recipe, batch=64).rows[0].memory.total
     passes: list[str] = []
     planner = RunPlanner(recipe, passes.append)
-    plan = planner.plan(request_for(recipe, batch=2**20, device_memory=sum(least) // 2), "")
+    plan = planner.plan(request_for(recipe, batch=2**20, device_memory=least), "")
     (advice,) = advise(planner, plan)
-    assert advice.fits and advice.row.memory.total == least[0]
+    assert advice.fits and advice.row.memory.total == least
     assert advice.what == f"--batch 64 --accumulate {2**20 // 64}"
     assert passes[0] == f"a pass over {2**20} x 16 tokens, recompute none"
     assert len(passes) <= 1 + 1 + 5  # the plan's own; the smallest; 19 others
+
+
+def test_advice_keeps_the_tokens_of_a_step() -> None:
+    recipe = load("jacobs1991")
+    planner = RunPlanner(recipe)
+    plan = planner.plan(request_for(recipe, batch=3, device_memory=plan_of(recipe, batch=1).rows[0].memory.total), "")
+    assert [advice.what for advice in advise(planner, plan)] == ["--batch 1 --accumulate 3"]
 
 
 def test_advice_stays_within_the_ranges_of_a_request() -> None:

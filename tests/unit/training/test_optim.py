@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,12 +14,17 @@ from torch.distributed.tensor import DTensor, Shard
 from moekit import load
 from moekit.contracts import Model
 from moekit.errors import CheckpointError
+from moekit.layer import MoELayer
 from moekit.parallel.mesh import world_mesh
 from moekit.parallel.sharding import shard
 from moekit.parallel.strategy import with_expert_parallel
 from moekit.registry import build
+from moekit.spec.kinds import MoE
 from moekit.spec.sharding import Sharded
 from moekit.training.optim import StepSchedule, optimizer_of, save_by_name, split_by_layout
+from moekit_dispatchers.grouped import Grouped
+from moekit_experts.glu import Glu
+from moekit_routers.topk import TopK
 
 SMALL = [
     "model.attention={use: gqa, heads: 2, kv_heads: 1, head_dim: 8}", "model.dim=16", "model.depth=2", "model.vocab=48",
@@ -47,31 +53,6 @@ def test_every_group_of_a_recipes_optimizer_has_one_layout() -> None:
         optimizer = optimizer_of(recipe, model, 10)["optimizer"]
         kinds = [{isinstance(p, DTensor) for p in group["params"]} for group in optimizer.param_groups]
     assert all(len(kind) == 1 for kind in kinds) and {True, False} == set().union(*kinds)
-
-
-def scheduled(lr: float, steps: int, state: tuple[Any, Any] | None = None) -> tuple[list[float], tuple[Any, Any]]:
-    """The rates of some steps of an optimizer that was made with ``lr``, and the state saved then."""
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=lr)
-    scheduler = StepSchedule(optimizer, lambda step: 1 / (1 + step))
-    rates = []
-    if state is not None:
-        optimizer.load_state_dict(state[0])
-        scheduler.load_state_dict(state[1])
-        rates.append(scheduler.get_last_lr()[0])
-    for _ in range(steps):
-        optimizer.step()
-        scheduler.step()
-        rates.append(optimizer.param_groups[0]["lr"])
-    return rates, (optimizer.state_dict(), scheduler.state_dict())
-
-
-def test_a_resumed_schedule_uses_the_saved_step_and_rates() -> None:
-    """Also in an optimizer that was made with another rate, if no state is saved by name."""
-    whole, _ = scheduled(0.5, 6)
-    first, saved = scheduled(0.5, 3)
-    assert saved[1] == {"step": 3}
-    then, _ = scheduled(0.3, 3, saved)
-    assert first == whole[:3] and then == pytest.approx(whole[2:])
 
 
 def trained(model: nn.Module, *groups: list[str], **options: Any) -> torch.optim.AdamW:
@@ -123,11 +104,24 @@ def test_a_changed_rate_and_a_longer_schedule_count_from_the_first_resumed_step(
         optimizer.step()
         schedule.step()
     states = optimizer.state_dict(), schedule.state_dict()
+    assert states[1] == {"step": 3}
     for lr, steps, expected in [(0.5, 4, 0.125), (0.5, 6, 0.25), (1.0, 6, 0.5)]:
         optimizer, schedule = built(lr, steps)
         optimizer.load_state_dict(states[0])
         schedule.load_state_dict(states[1])
         assert optimizer.param_groups[0]["lr"] == schedule.get_last_lr()[0] == expected
+
+
+def test_a_rank_loads_the_state_of_its_own_experts() -> None:
+    layer = MoELayer.from_spec(MoE(router=TopK(top_k=1), experts=Glu(count=2, hidden=6), dispatcher=Grouped()), dim=5)
+    assert layer.spec is not None
+    layer.spec = replace(layer.spec, experts=Glu(count=8, hidden=6))
+    layer.dispatcher.local_experts = range(4, 6)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    save_by_name(optimizer, layer)
+    name, p = next((n, p) for n, p in layer.named_parameters() if n.startswith("experts."))
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": {name: {"scale": torch.arange(8.0)}}})
+    assert optimizer.state[p]["scale"].tolist() == [4.0, 5.0]
 
 
 @pytest.mark.parametrize("bias", [False, True])

@@ -85,3 +85,5 @@ def test_an_optimizer_that_needs_whole_tensors_is_rejected_with_shards(
     with pytest.raises(SpecError, match="Adafactor needs unsharded tensors"):
         make_trainer(load("deepseek_v3", [*options, "trainer.strategy=sharded"]), RunFolder(tmp_path / "run"))
     make_trainer(load("deepseek_v3", [*options, "trainer.strategy=ddp"]), RunFolder(tmp_path / "run"))
+    alone = [*options[:2], "trainer.devices=1", "trainer.accelerator=cpu", "trainer.strategy=sharded"]
+    make_trainer(load("deepseek_v3", alone), RunFolder(tmp_path / "run"))

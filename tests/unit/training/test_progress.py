@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from io import StringIO
+from types import SimpleNamespace
 
 from rich.console import Console
 
-from moekit.training.callbacks.progress import TrainingProgress, metrics_line, validation_line
+from moekit.training.callbacks.progress import MAX_LINES, TrainingProgress, metrics_line, validation_line
 
 
 def test_metrics_are_formatted_in_one_line() -> None:
@@ -35,3 +36,17 @@ def test_progress_without_a_terminal_is_a_few_lines() -> None:
         module.logged_step = step // 10 * 10
         bar.on_train_batch_end(run, module)  # type: ignore[arg-type]
     assert len(out.getvalue().splitlines()) == 10
+
+
+def test_lines_of_validations_are_few_and_include_that_of_a_stopped_run() -> None:
+    out = StringIO()
+    bar = TrainingProgress(Console(file=out, width=120), "tiny")
+    run = SimpleNamespace(
+        global_step=0, max_steps=1000, sanity_checking=False, should_stop=False, callback_metrics={"val/loss": 1.0}
+    )
+    bar.on_train_start(run, SimpleNamespace())  # type: ignore[arg-type]
+    for run.global_step in range(1, 801):
+        run.should_stop = run.global_step == 800
+        bar.on_validation_end(run, SimpleNamespace())  # type: ignore[arg-type]
+    lines = out.getvalue().splitlines()
+    assert len(lines) < MAX_LINES and lines[-1] == "tiny  step 800/1000  validation: loss 1.000"
