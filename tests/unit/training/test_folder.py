@@ -138,17 +138,12 @@ def test_a_second_process_cannot_train_in_the_folder_until_the_first_has_ended(t
         "import sys, time; from pathlib import Path; from moekit.training.run.folder import RunFolder\n"
         "with RunFolder(Path(sys.argv[1])).locked(): print('locked', flush=True); time.sleep(60)"
     )
-    owner = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-    try:
+    with subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True) as owner:
         assert owner.stdout is not None and owner.stdout.readline() == "locked\n"
-        with (
-            pytest.raises(MoekitError, match=f"is in use: process {owner.pid} on .* is training in it\n  wait for it"),
-            RunFolder(tmp_path).locked(),
-        ):
+        message = f"is in use: process {owner.pid} on .* is training in it\n  wait for it"
+        with pytest.raises(MoekitError, match=message), RunFolder(tmp_path).locked():
             pass
-    finally:
         owner.kill()
-        owner.wait()
     with RunFolder(tmp_path).locked():
         assert f"process {os.getpid()} on " in (tmp_path / ".lock").read_text()
 
