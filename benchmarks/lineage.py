@@ -33,7 +33,7 @@ METRICS = ("bits_per_byte", "loss", "blend_mse")
 def trainable() -> list[str]:
     """First-party recipes that have a paper and data, oldest paper first."""
     found = []
-    for component in current().components("recipe"):
+    for component in current().recipes:
         recipe = load(component.name)
         if component.plugin == "papers" and recipe.data is not None and recipe.paper is not None:
             found.append((recipe.paper.year, recipe.paper.arxiv, recipe.start is not None, component.name))

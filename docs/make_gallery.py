@@ -91,7 +91,7 @@ class Entry(NamedTuple):
 def papers() -> list[list[Entry]]:
     """The recipes of each paper, oldest first; within a paper those with data come first, then by size."""
     found: dict[str, list[Entry]] = {}
-    for component in current().components("recipe"):
+    for component in current().recipes:
         recipe = load(component.name)
         if component.plugin == "papers" and recipe.paper is not None and recipe.paper.title:
             entry = Entry(component.name, recipe, recipe.paper, count_parameters(recipe))

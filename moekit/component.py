@@ -1,19 +1,72 @@
-"""``Component``: what a plugin offers under one name. Torch-free, so that listing and validating are fast."""
+"""What a plugin offers: ``Component``, ``Kind``, ``RecipeFile`` and ``Verb``. Plain data.
+
+Classes are named by import strings (``"package.module:Class"``), so that finding plugins imports neither torch nor
+the specs of components that are not used.
+"""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from moekit.errors import PluginError
-from moekit.spec.fields import Spec
-from moekit.spec.recipe import Recipe
+from moekit.spec.fields import check_declaration
 
-API_VERSION = 1
-"""Version of the plugin API. A plugin states the version that it was written for: ``MOEKIT_API = 1``."""
+API_VERSION = 2
+"""Version of the plugin API. A plugin states the version that it was written for: ``MOEKIT_API = 2``."""
+
+Importable = str | Callable[..., Any]
+"""A class or function, or its import string: ``"package.module:name"``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """A kind of component, such as ``router``. A plugin can add its own.
+
+    Args:
+        name: singular, as in ``slot("router")``.
+        spec: base class of the specs of this kind.
+        summary: one line: what a component of this kind does.
+        context: names of what a target is called with, after its spec.
+        makes: base class of what a target makes; empty for any.
+        plural: as in ``moekit ls routers`` (default: the name with an s).
+        checks: module of the conformance checks of this kind; empty for those of all kinds alone.
+        imports: base class of the classes that ``class: package.module.Name`` may name in a slot; empty for none.
+        plugin: name of the plugin that offers it; set when the plugin is loaded.
+    """
+
+    name: str
+    spec: Importable
+    summary: str = ""
+    context: tuple[str, ...] = ()
+    makes: Importable = ""
+    plural: str = ""
+    checks: str = ""
+    imports: Importable = ""
+    plugin: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.plural:
+            object.__setattr__(self, "plural", f"{self.name}s")
+
+    def spec_class(self) -> Any:
+        """The base class of its specs.
+
+        Raises:
+            PluginError: it cannot be imported.
+        """
+        return imported(self.spec, f"kind '{self.name}': cannot import its spec")
+
+    def contract(self) -> Any:
+        """The base class of what its targets make; None for any.
+
+        Raises:
+            PluginError: it cannot be imported.
+        """
+        return imported(self.makes, f"kind '{self.name}': cannot import what it makes") if self.makes else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,102 +75,144 @@ class Component:
 
     Args:
         name: the name after ``use:`` in a spec.
-        spec: the frozen dataclass of its options, a subclass of the base of its kind.
-        target: the class or function that builds it, as ``"package.module:Class"`` (imported when built) or itself.
-            For a recipe: the path of its YAML file.
+        spec: the class of its options, a subclass of the spec of its kind; or its import string.
+        target: the class or function that builds it, or its import string.
         summary: one line for ``moekit ls``.
+        kind: its kind; may be omitted where ``spec`` is a class, which states it.
         paper: the source of the idea.
-        year: of a recipe: the year of its paper; 0 if it names none.
-        trains: of a recipe: whether it has data to train on. The others serve to read and to count parameters.
+        default: whether it fills a slot of its kind that has ``default="kind"`` and is not given.
         plugin: name of the plugin that offers it; set when the plugin is loaded.
     """
 
     name: str
-    spec: type[Spec]
-    target: str | Callable[..., Any]
+    spec: Importable
+    target: Importable
     summary: str
+    kind: str = ""
     paper: str = ""
-    year: int = 0
-    trains: bool = True
+    default: bool = False
     plugin: str = ""
 
-    @property
-    def kind(self) -> str:
-        """Its kind (``"router"``, ``"expert"``, ...), which its spec class determines."""
-        return self.spec.kind
+    def __post_init__(self) -> None:
+        if not self.kind and not isinstance(self.spec, str):
+            object.__setattr__(self, "kind", getattr(self.spec, "kind", ""))
 
     @property
     def full_name(self) -> str:
         """``plugin/name``: unambiguous where two plugins offer the same name."""
         return f"{self.plugin}/{self.name}" if self.plugin else self.name
 
+    @property
+    def spec_id(self) -> str:
+        """The import string of its spec class, which identifies the component: a spec is built by its class."""
+        return self.spec if isinstance(self.spec, str) else import_string(self.spec)
+
+    def spec_class(self) -> Any:
+        """The class of its options, imported if necessary, and checked.
+
+        Raises:
+            PluginError: it cannot be imported, or it is not a spec class of this kind.
+        """
+        here = f"{self.kind} '{self.full_name}'"
+        spec = imported(self.spec, f"{here}: cannot import its spec")
+        check_spec_class(spec, self.kind, here)
+        if isinstance(self.spec, str) and self.spec != import_string(spec):
+            raise PluginError(f"{here}: its spec '{self.spec}' is defined as '{import_string(spec)}'; name that")
+        return spec
+
     def load(self) -> Any:
         """The target, imported if necessary.
 
         Raises:
-            PluginError: the target cannot be imported, or the component is a recipe.
+            PluginError: the target cannot be imported.
         """
-        if self.spec is Recipe:
-            raise PluginError(f"recipe '{self.full_name}' is a file; read it with moekit.load({self.name!r})")
-        if not isinstance(self.target, str):
-            return self.target
-        module, _, attribute = self.target.partition(":")
-        try:
-            return getattr(importlib.import_module(module), attribute)
-        except Exception as error:
-            raise PluginError(
-                f"{self.kind} '{self.full_name}': cannot import its target '{self.target}'\n"
-                f"  {type(error).__name__}: {error}"
-            ) from error
+        return imported(self.target, f"{self.kind} '{self.full_name}': cannot import its target")
 
 
-def recipes_in(folder: Path) -> Iterator[Component]:
-    """Every ``*.yaml`` file below ``folder`` as a recipe, named by its relative path without the suffix.
+@dataclass(frozen=True, kw_only=True)
+class RecipeFile:
+    """A YAML file that a plugin offers under a name.
 
-    Summary, paper and data are found line by line, also in the files of the folder that a recipe extends, because
-    parsing YAML would make listing slow.
+    Args:
+        name: what ``moekit train`` takes; ``folder/name`` for a file in a folder.
+        path: the file.
+        plugin: name of the plugin that offers it; set when the plugin is loaded.
     """
-    paths = {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))}
-    heads = {name: _head_of(path) for name, path in paths.items()}
-    for name, path in paths.items():
-        own, whole = heads[name], _with_bases(name, heads)
-        year = whole.get("year", "")
-        yield Component(
-            name=name,
-            spec=Recipe,
-            target=str(path),
-            summary=own.get("summary", ""),
-            paper=" ".join(filter(None, [whole.get("title", "").partition(":")[0], year])),
-            year=int(year) if year.isdecimal() else 0,
-            trains=whole.get("data", "null").partition("#")[0].strip() not in ("null", "~"),
-        )
+
+    name: str
+    path: Path
+    plugin: str = ""
+
+    @property
+    def full_name(self) -> str:
+        """``plugin/name``: unambiguous where two plugins offer the same name."""
+        return f"{self.plugin}/{self.name}" if self.plugin else self.name
 
 
-def _head_of(path: Path) -> dict[str, str]:
-    """The summary, ``extends``, title and year of the paper, and data in a recipe's file."""
-    head: dict[str, str] = {}
-    outer = ""
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            key, colon, value = line.partition(":")
-            if not colon:
-                continue
-            inner = key.startswith((" ", "#"))
-            outer = outer if inner else key
-            if key in ("summary", "extends", "data") or (outer == "paper" and key.strip() in ("title", "year")):
-                head.setdefault(key.strip(), value.strip().strip("\"'"))
-    return head
+def recipes_in(folder: Path) -> Iterator[RecipeFile]:
+    """Every ``*.yaml`` file below ``folder``, named by its relative path without the suffix."""
+    for path in sorted(folder.rglob("*.yaml")):
+        yield RecipeFile(name=path.relative_to(folder).with_suffix("").as_posix(), path=path)
 
 
-def _with_bases(name: str, heads: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
-    """The head of a recipe, completed by the heads of the recipes that it extends."""
-    whole: dict[str, str] = {}
-    waiting, seen = [name], set[str]()
-    while waiting:
-        here = waiting.pop(0)
-        if here in seen or here not in heads:
-            continue
-        seen.add(here)
-        whole = {**heads[here], **whole}
-        waiting += [base.strip(" '\"") for base in heads[here].get("extends", "").strip("[]").split(",")]
-    return whole
+@dataclass(frozen=True, kw_only=True)
+class Verb:
+    """A verb of the command line: ``moekit NAME``.
+
+    Args:
+        name: the verb.
+        target: a module with ``EXAMPLES``, ``add_arguments(parser)`` and ``run(args) -> int``, imported when used.
+        summary: one line for ``moekit help``.
+        plugin: name of the plugin that offers it; set when the plugin is loaded.
+    """
+
+    name: str
+    target: str
+    summary: str
+    plugin: str = ""
+
+    @property
+    def full_name(self) -> str:
+        """``plugin/name``: unambiguous where two plugins offer the same name."""
+        return f"{self.plugin}/{self.name}" if self.plugin else self.name
+
+
+def imported(what: Importable, failure: str) -> Any:
+    """The class or function that an import string names; anything else as it is.
+
+    Raises:
+        PluginError: it cannot be imported. The message begins with ``failure``.
+    """
+    if not isinstance(what, str):
+        return what
+    module, _, name = what.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (Exception, SystemExit) as error:
+        raise PluginError(f"{failure} '{what}'\n  {type(error).__name__}: {error}") from error
+
+
+def import_string(what: Any) -> str:
+    """The import string of a class or function: ``package.module:Class``."""
+    return f"{what.__module__}:{what.__qualname__}"
+
+
+def is_import_string(text: object) -> bool:
+    """Whether ``text`` has the form ``package.module:name``."""
+    module, colon, name = text.partition(":") if isinstance(text, str) else ("", "", "")
+    return bool(colon) and name.isidentifier() and all(part.isidentifier() for part in module.split("."))
+
+
+def check_spec_class(spec: Any, kind: str, here: str) -> None:
+    """Checks that ``spec`` declares options of components of ``kind``.
+
+    Raises:
+        PluginError: it does not. The message begins with ``here``.
+    """
+    if not isinstance(spec, type) or getattr(spec, "kind", None) != kind:
+        got = getattr(spec, "__name__", repr(spec))
+        raise PluginError(f"{here}: its spec must be a subclass of the spec of kind '{kind}', got {got}")
+    try:
+        check_declaration(spec)
+    except (TypeError, ValueError) as error:
+        raise PluginError(f"{here}: {error}") from error

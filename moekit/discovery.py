@@ -5,44 +5,127 @@ A plugin that fails is kept with its error and traceback, so that it does not st
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.metadata
+import sys
+import time
 import traceback
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 from importlib.metadata import Distribution, EntryPoint
-from typing import Any
 
-from moekit.errors import PluginError
-from moekit.plugin import Plugin, check_unique, load_plugin
-from moekit.spec.recipe import Recipe
+from moekit import __version__, builtin
+from moekit.errors import PluginError, nearest
+from moekit.plugin import Plugin, load_plugin, shared_spec
 
 ENTRY_POINT_GROUP = "moekit"
+BUILTIN = "moekit"
+"""The name of the plugin of moekit's own kinds."""
 
 
 def installed(*, disabled: Collection[str] = (), strict: bool = False) -> list[Plugin]:
-    """Every installed plugin, sorted by name, including those that failed.
+    """moekit's own kinds, then every installed plugin, sorted by name, including those that failed.
 
     Args:
         disabled: names of plugins to omit without importing them.
-        strict: raise on the first plugin that fails.
+        strict: raise on the first plugin that fails, also for a spec that cannot be imported.
 
     Raises:
         PluginError: a plugin failed, and ``strict`` is set.
     """
-    plugins: list[Plugin] = []
+    plugins = [load_plugin(BUILTIN, builtin, distribution="moekit", version=__version__)]
     for entry, distribution, version in _entries():
         if entry.name in disabled:
             continue
         plugin = Plugin(name=entry.name, module=entry.value, distribution=distribution, version=version)
-        module: Any = None
-        try:
-            check_unique(plugin, plugins)
+        taken = next((p for p in plugins if p.name == plugin.name), None)
+        if taken is not None:
+            plugin = plugin.failed(f"the name is taken by {taken.origin}; uninstall it, or rename one")
+        plugins.append(plugin if taken else _loaded(plugin, entry, strict=strict))
+    plugins = checked(plugins)
+    for plugin in plugins if strict else ():
+        if plugin.error is not None:
+            raise PluginError(_unusable(plugin, plugin.error))
+        for component in plugin.components:
+            component.spec_class()
+    return plugins
+
+
+def checked(plugins: Iterable[Plugin]) -> list[Plugin]:
+    """The same plugins, of which those that conflict with another are marked as failed.
+
+    A spec class belongs to the plugin in whose package it is defined, the name of a kind to the first plugin.
+    """
+    out = list(plugins)
+    accepted: list[Plugin] = []
+    for i in sorted(range(len(out)), key=lambda i: _offers_imported_spec(out[i])):
+        if out[i].error is None:
+            why = _spec_conflict(out[i], accepted)
+            out[i] = out[i].failed(why) if why else out[i]
+            accepted += [] if why else [out[i]]
+    while True:  # a plugin that fails takes its kinds with it
+        owners = {kind.name: p for p in reversed(out) for kind in p.kinds}
+        failed = {i: why for i, p in enumerate(out) if p.error is None and (why := _kind_conflict(p, owners))}
+        if not failed:
+            return out
+        out = [p.failed(failed[i]) if i in failed else p for i, p in enumerate(out)]
+
+
+def _kind_conflict(plugin: Plugin, owners: Mapping[str, Plugin]) -> str:
+    """Why its kinds, or the kinds of its components, cannot be used; empty if they can."""
+    for kind in plugin.kinds:
+        if owners[kind.name] is not plugin:
+            return f"kind '{kind.name}' is offered by plugin '{owners[kind.name].name}' already"
+    for component in plugin.components:
+        if component.kind not in owners:
+            near = nearest(component.kind, list(owners))
+            hint = f"; did you mean '{near}'?" if near else f" (kinds: {', '.join(sorted(owners))})"
+            return f"component '{component.name}': unknown kind '{component.kind}'{hint}"
+    return ""
+
+
+def _spec_conflict(plugin: Plugin, accepted: list[Plugin]) -> str:
+    """Why its spec classes cannot be used: another plugin offers one of them. Empty if they can."""
+    mine = {c.spec_id: c for c in plugin.components}
+    for other in accepted:
+        for theirs in other.components:
+            if theirs.spec_id in mine:
+                return shared_spec(mine[theirs.spec_id], theirs, other.origin)
+    return ""
+
+
+def _offers_imported_spec(plugin: Plugin) -> bool:
+    """Whether a spec class comes from another package than the plugin."""
+    home = plugin.module.partition(".")[0]
+    return any(c.spec_id.partition(":")[0].partition(".")[0] != home for c in plugin.components)
+
+
+def _loaded(plugin: Plugin, entry: EntryPoint, *, strict: bool) -> Plugin:
+    """The plugin of an entry point, imported. What it prints goes to stderr, so that it spoils no output."""
+    module: object = None
+    start = time.perf_counter()
+    try:
+        if entry.pattern.match(entry.value) is None:
+            raise PluginError(f"its entry point is '{entry.value}'; expected the name of a module")
+        with contextlib.redirect_stdout(sys.stderr):
             module = entry.load()
-            plugin = load_plugin(entry.name, module, distribution=distribution, version=version)
-        except (Exception, SystemExit) as error:
-            plugin = _failed(plugin, error, api=getattr(module, "MOEKIT_API", None), strict=strict)
-        plugins.append(plugin)
-    return _with_one_owner_per_spec(plugins, strict=strict)
+            seconds = time.perf_counter() - start
+            loaded = load_plugin(plugin.name, module, distribution=plugin.distribution, version=plugin.version)
+        return dataclasses.replace(loaded, seconds=seconds)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        why = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
+        why = " ".join(why.removeprefix(f"plugin '{plugin.name}': ").split())
+        if strict:
+            raise PluginError(_unusable(plugin, why)) from error
+        stated = getattr(module, "MOEKIT_API", None)
+        plugin = dataclasses.replace(plugin, api=stated if isinstance(stated, int) else None)
+        return plugin.failed(why, "".join(traceback.format_exception(error)))
+
+
+def _unusable(plugin: Plugin, why: str) -> str:
+    return f"plugin '{plugin.name}' ({plugin.origin}) cannot be used: {why}"
 
 
 def _entries() -> list[tuple[EntryPoint, str, str]]:
@@ -61,33 +144,3 @@ def _origin(distribution: Distribution) -> tuple[str, str]:
     head = (distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or "").partition("\n\n")[0]
     fields = dict(line.split(": ", 1) for line in reversed(head.splitlines()) if ": " in line)
     return fields.get("Name", ""), fields.get("Version", "")
-
-
-def _failed(plugin: Plugin, error: BaseException, *, api: Any = None, strict: bool) -> Plugin:
-    why = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
-    why = " ".join(why.removeprefix(f"plugin '{plugin.name}': ").split())
-    if strict:
-        raise PluginError(f"plugin '{plugin.name}' ({plugin.origin}) cannot be used: {why}") from error
-    trace = "".join(traceback.format_exception(error))
-    return dataclasses.replace(plugin, api=api, components=(), error=why, trace=trace)
-
-
-def _with_one_owner_per_spec(plugins: list[Plugin], *, strict: bool) -> list[Plugin]:
-    """The same plugins, but one that offers a spec class of another has failed; the package of the class keeps it."""
-    out = list(plugins)
-    owners_first = sorted(range(len(out)), key=lambda i: _offers_imported_spec(out[i]))
-    accepted: list[Plugin] = []
-    for i in owners_first:
-        if out[i].error is None:
-            try:
-                check_unique(out[i], accepted)
-                accepted.append(out[i])
-            except PluginError as error:
-                out[i] = _failed(out[i], error, api=out[i].api, strict=strict)
-    return out
-
-
-def _offers_imported_spec(plugin: Plugin) -> bool:
-    """Whether a spec class comes from another package than the plugin."""
-    home = plugin.module.partition(".")[0]
-    return any(c.spec is not Recipe and c.spec.__module__.partition(".")[0] != home for c in plugin.components)

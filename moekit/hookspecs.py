@@ -1,80 +1,111 @@
-"""The hooks that a plugin may implement, one for each kind of component. Each returns a list of ``Component``.
+"""The hooks that a plugin may implement: five say what it offers, five are called during the life of a run.
 
-A plugin is a module that an entry point of the group ``moekit`` names. It states ``MOEKIT_API = 1`` and implements any
+A plugin is a module that an entry point of the group ``moekit`` names. It states ``MOEKIT_API = 2`` and implements any
 of the hooks, marked with ``moekit.hookimpl``::
 
     from moekit import Component, hookimpl
 
-    MOEKIT_API = 1
+    MOEKIT_API = 2
 
     @hookimpl
-    def moekit_routers():
-        return [Component(name="mine", spec=Mine, target="my_package.router:MyRouter", summary="...")]
+    def moekit_components():
+        return [Component(kind="router", name="mine", spec="my_package:Mine", target="my_package.module:MyRouter", ...)]
+
+The hooks of what a plugin offers are called once, when plugins are first needed. A mistake in one fails that plugin
+alone; ``moekit plugins`` prints it. Hooks are called in the order of the plugins' names, and ``tryfirst`` and
+``trylast`` change it; ``wrapper`` is refused, because a plugin must not be able to stop another.
 """
 
 from __future__ import annotations
 
 import pluggy
 
-from moekit.component import Component
+TYPE_CHECKING = False  # importing typing slows the start of every command
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from typing import Any
+
+    from moekit.component import Component, Kind, RecipeFile, Verb
+    from moekit.spec.recipe import Recipe
+    from moekit.training.module import LitMoE
 
 hookspec = pluggy.HookspecMarker("moekit")
 hookimpl = pluggy.HookimplMarker("moekit")
 
 
 @hookspec
-def moekit_routers() -> list[Component]:  # type: ignore[empty-body]
-    """Routers: ``Target(spec: RouterSpec, dims: LayerDims)``, a ``moekit.Router``."""
+def moekit_components() -> Iterable[Component]:  # type: ignore[empty-body]
+    """Its components: routers, experts, data, callbacks and so on, of its own kinds too."""
 
 
 @hookspec
-def moekit_experts() -> list[Component]:  # type: ignore[empty-body]
-    """Experts modules: ``Target(spec: ExpertSpec, dims: LayerDims)``, a ``moekit.ExpertBank``."""
+def moekit_kinds() -> Iterable[Kind]:  # type: ignore[empty-body]
+    """Its kinds of component, which slots may then take: ``slot("reward")``."""
 
 
 @hookspec
-def moekit_dispatchers() -> list[Component]:  # type: ignore[empty-body]
-    """Dispatchers: ``Target(spec: DispatcherSpec, dims: LayerDims)``, a ``moekit.Dispatcher``."""
+def moekit_recipes() -> Iterable[RecipeFile]:  # type: ignore[empty-body]
+    """Its recipes: usually ``moekit.recipes_in(folder)`` of a folder of YAML files."""
 
 
 @hookspec
-def moekit_balancers() -> list[Component]:  # type: ignore[empty-body]
-    """Balancers: ``Target(spec: BalancerSpec, dims: LayerDims)``, a ``moekit.Balancer``."""
+def moekit_verbs() -> Iterable[Verb]:  # type: ignore[empty-body]
+    """Its verbs of the command line."""
 
 
 @hookspec
-def moekit_attention() -> list[Component]:  # type: ignore[empty-body]
-    """Attention: ``Target(spec: AttentionSpec, dim: int, causal: bool)``, a module ``x_BSD -> y_BSD`` of width D = dim.
+def moekit_resolvers() -> Mapping[str, str]:  # type: ignore[empty-body]
+    """Its resolvers of interpolations by name: ``{"acme.square": "acme.math:square"}`` for ``${acme.square:3}``."""
 
-    If ``causal``, a position attends to none after it.
+
+@hookspec
+def moekit_recipe_loaded(recipe: Recipe) -> Iterable[str] | None:
+    """Called at the end of every ``load``, with the recipe, whose options are all valid. Imports no torch.
+
+    Returns conflicts, one sentence each; ``load`` reports them. An exception ends ``load``; a note names the plugin.
     """
 
 
 @hookspec
-def moekit_models() -> list[Component]:  # type: ignore[empty-body]
-    """Models: ``Target(spec: ModelSpec)``, a ``moekit.Model``."""
+def moekit_module_built(module: LitMoE) -> None:
+    """Called on every rank once the model has its weights, before it is compiled and trained.
+
+    An exception ends the run; a note names the plugin.
+    """
 
 
 @hookspec
-def moekit_objectives() -> list[Component]:  # type: ignore[empty-body]
-    """Objectives: ``Target(spec: ObjectiveSpec)``, a ``moekit.Objective``."""
+def moekit_run_starting(run: Any) -> None:
+    """Called on every rank when the data is read and nothing is written yet. ``run.callbacks.append`` adds a callback.
+
+    An exception ends the run; a note names the plugin.
+    """
 
 
 @hookspec
-def moekit_data() -> list[Component]:  # type: ignore[empty-body]
-    """Data: ``Target(spec: DataSpec)``, a ``moekit.Data``."""
+def moekit_step_ended(run: Any) -> None:
+    """Called on rank 0 after every optimizer step, with its number and the metrics logged so far.
+
+    After an exception the hook is not called again in this run, and a warning names the plugin.
+    """
 
 
 @hookspec
-def moekit_optimizers() -> list[Component]:  # type: ignore[empty-body]
-    """Optimizers: ``target(spec: OptimizerSpec, model: nn.Module)``, a ``torch.optim.Optimizer``."""
+def moekit_run_ended(run: Any) -> Iterable[Any] | None:
+    """Called on rank 0 before the report is printed and written, also after a failure.
+
+    Returns rows for the report's table. After an exception, a warning names the plugin.
+    """
 
 
-@hookspec
-def moekit_schedules() -> list[Component]:  # type: ignore[empty-body]
-    """Schedules: ``target(spec: ScheduleSpec, total_steps: int)``, a function ``step -> factor`` of the rate."""
+OFFERS = ("moekit_components", "moekit_kinds", "moekit_recipes", "moekit_verbs", "moekit_resolvers")
+"""The hooks that say what a plugin offers."""
 
-
-@hookspec
-def moekit_recipes() -> list[Component]:  # type: ignore[empty-body]
-    """Recipes: usually ``list(moekit.recipes_in(folder))`` of a folder of YAML files."""
+LIFE_CYCLE = (
+    "moekit_recipe_loaded",
+    "moekit_module_built",
+    "moekit_run_starting",
+    "moekit_step_ended",
+    "moekit_run_ended",
+)
+"""The hooks that are called during the life of a run, in this order."""

@@ -1,25 +1,24 @@
-"""``Plugin``, and the checks of a plugin when it is loaded: its API version, its hooks, and each of its components.
+"""``Plugin``, and the checks of a plugin when it is loaded: its API version, its hooks, and each thing that it offers.
 
-Loading imports no torch, because targets are names that are imported when they are built.
+Loading imports neither torch nor any spec that is named by an import string.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import pluggy
 
 from moekit import hookspecs
-from moekit.component import API_VERSION, Component
+from moekit.component import API_VERSION, Component, Kind, RecipeFile, Verb, check_spec_class, is_import_string
 from moekit.errors import PluginError, nearest
-from moekit.spec.fields import Spec
-from moekit.spec.recipe import KINDS, Recipe, plural
 
-_SIGNS = str.maketrans("", "", "_-.")  # allowed in a component's name, in addition to letters and digits
-_KIND_OF_HOOK = {f"moekit_{plural(kind)}": kind for kind in KINDS}
+HOOKS = (*hookspecs.OFFERS, *hookspecs.LIFE_CYCLE)
+_SIGNS = str.maketrans("", "", "_-.")  # allowed in a name, in addition to letters and digits
+_O = TypeVar("_O")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +30,11 @@ class Plugin:
         module: the module that the entry point names.
         distribution, version: the installed package that it belongs to; empty for one added by ``temporary``.
         api: the API version that it states; None if it states none or could not be imported.
-        components: what it offers.
+        components, kinds, recipes, verbs, resolvers: what it offers.
+        hooks: its implementations of the life-cycle hooks, by the hook's name.
         error: None, or one line that says why it is not used.
         trace: the traceback of the failure.
+        seconds: how long its import took.
     """
 
     name: str
@@ -42,17 +43,29 @@ class Plugin:
     version: str = ""
     api: int | None = None
     components: tuple[Component, ...] = ()
+    kinds: tuple[Kind, ...] = ()
+    recipes: tuple[RecipeFile, ...] = ()
+    verbs: tuple[Verb, ...] = ()
+    resolvers: Mapping[str, str] = field(default_factory=dict)
+    hooks: Mapping[str, pluggy.HookImpl] = field(default_factory=dict)
     error: str | None = None
     trace: str = ""
+    seconds: float = 0.0
 
     @property
     def origin(self) -> str:
         """Its package and version, as ``acme-moe 1.2``; without a package, the name of its module."""
         return f"{self.distribution} {self.version}".strip() or self.module
 
+    def failed(self, why: str, trace: str = "") -> Plugin:
+        """The same plugin, which offers nothing."""
+        nothing = Plugin(name=self.name, module=self.module)
+        kept = {"distribution", "version", "api", "seconds"}
+        return dataclasses.replace(nothing, error=why, trace=trace, **{name: getattr(self, name) for name in kept})
+
 
 def load_plugin(name: str, module: Any, *, distribution: str = "", version: str = "") -> Plugin:
-    """Checks a plugin and collects its components.
+    """Checks a plugin and collects what it offers.
 
     Args:
         name: the plugin's name.
@@ -60,65 +73,54 @@ def load_plugin(name: str, module: Any, *, distribution: str = "", version: str 
         distribution, version: the installed package that it belongs to, for messages.
 
     Raises:
-        PluginError: the plugin states another API version, has an unknown hook or one with arguments, a hook raises,
-            or a component is invalid.
+        PluginError: the plugin states another API version, has an unknown hook or one with wrong arguments, a hook
+            raises, or something that it offers is invalid.
     """
     api = getattr(module, "MOEKIT_API", None)
     if api != API_VERSION:
         said = "states no MOEKIT_API" if api is None else f"was written for plugin API {api!r}"
         supported = f"this moekit supports API {API_VERSION}: MOEKIT_API = {API_VERSION}"
         raise PluginError(f"plugin '{name}': {said}; {supported}")
-    components: list[Component] = []
-    for hook, function in _hooks(name, module):
+    hooks = _hooks(name, module)
+
+    def offered(hook: str, cls: type[_O], check: Callable[[_O, str], None]) -> tuple[_O, ...]:
         where = f"plugin '{name}': hook {hook}"
-        try:
-            offered = function()
-            found = None if offered is None else list(offered)
-        except Exception as error:
-            raise PluginError(f"{where} raised {type(error).__name__}: {error}") from error
-        if found is None:
-            raise PluginError(f"{where} returned None; expected a list of Component")
-        components += [dataclasses.replace(_checked(c, _KIND_OF_HOOK[hook], where), plugin=name) for c in found]
-    _check_distinct(name, components)
-    return Plugin(
+        found = list(_called(hooks[hook].function, where, f"a list of {cls.__name__}")) if hook in hooks else []
+        for each in found:
+            if not isinstance(each, cls):
+                raise PluginError(f"{where}: expected {cls.__name__}, got {type(each).__name__}")
+            check(each, where)
+        return tuple(dataclasses.replace(each, plugin=name) for each in found)
+
+    plugin = Plugin(
         name=name,
         module=getattr(module, "__name__", type(module).__name__),
         distribution=distribution,
         version=version,
         api=api,
-        components=tuple(components),
+        components=offered("moekit_components", Component, _check_component),
+        kinds=offered("moekit_kinds", Kind, _check_kind),
+        recipes=offered("moekit_recipes", RecipeFile, _check_recipe),
+        verbs=offered("moekit_verbs", Verb, _check_verb),
+        resolvers=_resolvers(name, hooks),
+        hooks={hook: hooks[hook] for hook in hookspecs.LIFE_CYCLE if hook in hooks},
     )
-
-
-def check_unique(plugin: Plugin, others: Iterable[Plugin]) -> None:
-    """Checks that no other plugin has the same name or offers one of its spec classes.
-
-    Raises:
-        PluginError: one does. A spec class must identify its component, for a spec is built by its class.
-    """
-    mine = {c.spec: c for c in plugin.components if c.spec is not Recipe}
-    for other in others:
-        if other.name == plugin.name:
-            raise PluginError(
-                f"plugin '{plugin.name}': the name is taken by {other.origin}; uninstall it, or rename one"
-            )
-        for theirs in other.components:
-            if theirs.spec in mine:
-                raise PluginError(f"plugin '{plugin.name}': {_shared(mine[theirs.spec], theirs, other.origin)}")
+    _check_distinct(plugin)
+    return plugin
 
 
 class _Manager(pluggy.PluginManager):
     """pluggy's manager, made faster: it inspects only marked functions, not every attribute of a module."""
 
     def parse_hookspec_opts(self, module_or_class: Any, name: str) -> Any:
-        return super().parse_hookspec_opts(module_or_class, name) if name in _KIND_OF_HOOK else None
+        return super().parse_hookspec_opts(module_or_class, name) if name in HOOKS else None
 
     def parse_hookimpl_opts(self, plugin: Any, name: str) -> Any:
         marked = getattr(getattr(plugin, name, None), "moekit_impl", None)
         return super().parse_hookimpl_opts(plugin, name) if marked else None
 
 
-def _hooks(name: str, module: Any) -> list[tuple[str, Any]]:
+def _hooks(name: str, module: Any) -> dict[str, pluggy.HookImpl]:
     """The hooks that a module implements, checked by pluggy and for mistakes that pluggy does not report."""
     manager = _Manager("moekit")
     manager.add_hookspecs(hookspecs)
@@ -127,66 +129,131 @@ def _hooks(name: str, module: Any) -> list[tuple[str, Any]]:
     except pluggy.PluginValidationError as error:
         said = " ".join(str(error).splitlines()[1:])
         raise PluginError(f"plugin '{name}': {said or error}") from error
-    found: list[tuple[str, Any]] = []
+    found: dict[str, pluggy.HookImpl] = {}
     for hook in sorted(vars(manager.hook)):
         caller = getattr(manager.hook, hook)
         if not isinstance(caller, pluggy.HookCaller):
             continue
         for implementation in caller.get_hookimpls():
             if caller.has_spec():
-                found.append((hook, implementation.function))
+                found[hook] = implementation
             elif not implementation.optionalhook:
-                near = nearest(hook, list(_KIND_OF_HOOK))
-                hint = f"did you mean '{near}'?" if near else f"hooks are {', '.join(_KIND_OF_HOOK)}"
+                near = nearest(hook, list(HOOKS))
+                hint = f"did you mean '{near}'?" if near else f"hooks are {', '.join(HOOKS)}"
                 raise PluginError(f"plugin '{name}': unknown hook '{hook}'; {hint}")
-    marked = {hook for hook, _ in found}
-    for hook in _KIND_OF_HOOK:
-        if hook not in marked and callable(getattr(module, hook, None)):
+            if implementation.wrapper or implementation.hookwrapper:
+                raise PluginError(f"plugin '{name}': '{hook}' is a wrapper, which could stop other plugins")
+    for hook in HOOKS:
+        if hook not in found and callable(getattr(module, hook, None)):
             raise PluginError(f"plugin '{name}': '{hook}' is not marked; write @moekit.hookimpl above it")
     return found
 
 
-def _checked(offered: object, kind: str, where: str) -> Component:
-    base: type[Spec] = KINDS[kind]
-    if not isinstance(offered, Component):
-        raise PluginError(f"{where}: expected Component, got {type(offered).__name__}")
-    here = f"{where}, component '{offered.name}'"
-    parts = offered.name.split("/") if kind == "recipe" else [offered.name]
-    if not all(part[:1].isalnum() and part.translate(_SIGNS).isalnum() for part in parts):
+def _called(function: Callable[[], Any], where: str, expected: str) -> Any:
+    """What a hook returns; of an iterable, all of it."""
+    try:
+        found = function()
+        out = found if found is None or isinstance(found, Mapping) else list(found)
+    except (Exception, SystemExit) as error:
+        raise PluginError(f"{where} raised {type(error).__name__}: {error}") from error
+    if out is None:
+        raise PluginError(f"{where} returned None; expected {expected}")
+    return out
+
+
+def _check_component(offered: Component, where: str) -> None:
+    here = _named(offered, "component", where)
+    if not isinstance(offered.kind, str) or not offered.kind:
+        raise PluginError(f'{here}: it states no kind; write kind="router", for example')
+    if isinstance(offered.spec, str):
+        _check_import(offered.spec, here, "its spec")
+    else:
+        check_spec_class(offered.spec, offered.kind, here)
+    if not callable(offered.target):
+        _check_import(offered.target, here, "its target")
+
+
+def _check_kind(offered: Kind, where: str) -> None:
+    here = _named(offered, "kind", where)
+    for field_name in ("spec", "makes", "imports"):
+        value = getattr(offered, field_name)
+        if not callable(value) and (value or field_name == "spec"):
+            _check_import(value, here, f"its {field_name}")
+
+
+def _check_recipe(offered: RecipeFile, where: str) -> None:
+    here = _named(offered, "recipe", where, parts=str(offered.name).split("/"))
+    if not hasattr(offered.path, "__fspath__"):
+        raise PluginError(f"{here}: its path must be a pathlib.Path, got {offered.path!r}")
+
+
+def _check_verb(offered: Verb, where: str) -> None:
+    here = _named(offered, "verb", where)
+    if not isinstance(offered.target, str) or not all(part.isidentifier() for part in offered.target.split(".")):
+        raise PluginError(f"{here}: its target must be a module's name, got {offered.target!r}")
+
+
+def _named(offered: Any, what: str, where: str, parts: Iterable[Any] = ()) -> str:
+    """``where`` with the name of what is offered, whose texts are checked.
+
+    Raises:
+        PluginError: its name has other characters, or another field that should be text is not.
+    """
+    here = f"{where}, {what} '{offered.name}'"
+    names = list(parts) or [offered.name]
+    if not all(isinstance(n, str) and n[:1].isalnum() and n.translate(_SIGNS).isalnum() for n in names):
         raise PluginError(f"{here}: a name is made of letters, digits, '_', '-' and '.'")
-    spec: object = offered.spec
-    if not (isinstance(spec, type) and issubclass(spec, base)):
-        got = getattr(spec, "__name__", repr(spec))
-        raise PluginError(f"{here}: its spec must be a subclass of {base.__name__}, got {got}")
-    parameters = vars(spec).get("__dataclass_params__")
-    if parameters is None or not parameters.frozen:
-        raise PluginError(f"{here}: write @dataclass(frozen=True, kw_only=True) above its spec {spec.__name__}")
-    bare = [f.name for f in dataclasses.fields(spec) if "moekit" not in f.metadata]  # type: ignore[arg-type]
-    if bare:
-        raise PluginError(f"{here}: {spec.__name__}.{bare[0]}: declare it with option(), slot(), slots() or group()")
-    if kind != "recipe" and not callable(offered.target) and not _is_import_name(offered.target):
-        raise PluginError(f"{here}: its target must be 'package.module:Class' or a class, got {offered.target!r}")
-    return offered
+    for name in ("summary", "paper", "plural"):
+        value = getattr(offered, name, "")
+        if not isinstance(value, str):
+            raise PluginError(f"{here}: its {name} must be text, got {value!r}")
+    return here
 
 
-def _is_import_name(target: object) -> bool:
-    module, colon, name = target.partition(":") if isinstance(target, str) else ("", "", "")
-    return bool(colon) and name.isidentifier() and all(part.isidentifier() for part in module.split("."))
+def _check_import(target: object, here: str, what: str) -> None:
+    if not is_import_string(target):
+        raise PluginError(f"{here}: {what} must be 'package.module:Class' or a class, got {target!r}")
 
 
-def _check_distinct(name: str, components: list[Component]) -> None:
+def _resolvers(name: str, hooks: Mapping[str, pluggy.HookImpl]) -> dict[str, str]:
+    hook = "moekit_resolvers"
+    if hook not in hooks:
+        return {}
+    where = f"plugin '{name}': hook {hook}"
+    found = _called(hooks[hook].function, where, "a mapping of names to import strings")
+    if not isinstance(found, Mapping):
+        raise PluginError(f"{where}: expected a mapping of names to import strings, got {type(found).__name__}")
+    for resolver, target in found.items():
+        here = f"{where}, resolver '{resolver}'"
+        if not isinstance(resolver, str) or not all(part.isidentifier() for part in resolver.split(".")):
+            raise PluginError(f"{here}: a name is made of letters, digits, '_' and '.'")
+        _check_import(target, here, "it")
+    return dict(found)
+
+
+def _check_distinct(plugin: Plugin) -> None:
+    """Each name is offered once, and each spec class by one component."""
     names: set[tuple[str, str]] = set()
-    specs: dict[type[Spec], Component] = {}
-    for component in components:
-        if (component.kind, component.name) in names:
-            raise PluginError(f"plugin '{name}': offers {component.kind} '{component.name}' twice")
-        names.add((component.kind, component.name))
-        if component.spec is not Recipe:
-            first = specs.setdefault(component.spec, component)
-            if first is not component:
-                raise PluginError(f"plugin '{name}': {_shared(component, first)}")
+    specs: dict[str, Component] = {}
+    for what, offered in offers_of(plugin):
+        if (what, offered.name) in names:
+            raise PluginError(f"plugin '{plugin.name}': offers {what} '{offered.name}' twice")
+        names.add((what, offered.name))
+    for component in plugin.components:
+        first = specs.setdefault(component.spec_id, component)
+        if first is not component:
+            raise PluginError(f"plugin '{plugin.name}': {shared_spec(component, first)}")
 
 
-def _shared(mine: Component, theirs: Component, origin: str = "") -> str:
+def offers_of(plugin: Plugin) -> Iterable[tuple[str, Component | RecipeFile | Verb]]:
+    """What a plugin offers by name, each with its kind: a component's kind, ``recipe`` or ``verb``."""
+    yield from ((component.kind, component) for component in plugin.components)
+    yield from (("recipe", recipe) for recipe in plugin.recipes)
+    yield from (("verb", verb) for verb in plugin.verbs)
+
+
+def shared_spec(mine: Component, theirs: Component, origin: str = "") -> str:
+    """The message about two components with one spec class."""
     whose = f"{theirs.kind} '{theirs.full_name}'" + (f" ({origin})" if origin else "")
-    return f"{mine.kind} '{mine.name}' has the spec class {mine.spec.__name__} of {whose}; each needs its own"
+    spec = mine.spec_id.rpartition(":")[2].rpartition(".")[2]
+    return f"{mine.kind} '{mine.name}' has the spec class {spec} of {whose}; each needs its own"

@@ -1,4 +1,4 @@
-"""The registry: the components of the installed plugins, by name. It is immutable.
+"""The registry: what the installed plugins offer, by name. It is immutable.
 
 ``MOEKIT_DISABLE_PLUGINS=a,b`` disables plugins; ``MOEKIT_STRICT_PLUGINS=1`` raises on the first that fails.
 """
@@ -6,46 +6,56 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any
 
-from moekit.component import Component
-from moekit.discovery import installed
+from moekit.component import Component, Kind, RecipeFile, Verb
+from moekit.discovery import checked, installed
 from moekit.errors import PluginError, Problem, UnknownName, nearest
-from moekit.plugin import Plugin, check_unique, load_plugin
-from moekit.spec.fields import Spec
-from moekit.spec.recipe import KINDS, Recipe, plural
+from moekit.plugin import Plugin, load_plugin, offers_of
 
-__all__ = ["Plugin", "Registry", "build", "current", "discover", "kind_named", "load_plugin", "temporary"]
+__all__ = ["Plugin", "Registry", "build", "current", "discover", "load_plugin", "temporary"]
 
 MAX_LISTED = 20  # an error lists no more names than this; above, it says how many there are
 
 
 class Registry:
-    """The components of a list of plugins. Immutable.
+    """What a list of plugins offers. Immutable.
 
     Attributes:
         plugins: the plugins, loaded and failed.
         disabled: names of plugins that the user disabled.
+        kinds: the kinds of component by name, in the singular.
     """
 
     def __init__(self, plugins: Iterable[Plugin], *, disabled: Iterable[str] = ()) -> None:
         self.plugins: tuple[Plugin, ...] = tuple(plugins)
         self.disabled: tuple[str, ...] = tuple(sorted(disabled))
-        self._by_name: dict[str, dict[str, list[Component]]] = {kind: {} for kind in KINDS}
-        self._by_spec: dict[type[Spec], Component] = {}
+        self.kinds: Mapping[str, Kind] = MappingProxyType({kind.name: kind for p in self.plugins for kind in p.kinds})
+        self._offers: dict[str, dict[str, list[Any]]] = {}
+        self._by_spec: dict[str, Component] = {}
         for plugin in self.plugins:
-            for component in plugin.components:
-                self._by_name[component.kind].setdefault(component.name, []).append(component)
-                if component.spec is not Recipe:
-                    self._by_spec[component.spec] = component
+            for what, offer in offers_of(plugin):
+                self._offers.setdefault(what, {}).setdefault(offer.name, []).append(offer)
+                if isinstance(offer, Component):
+                    self._by_spec[offer.spec_id] = offer
 
     @property
     def failed(self) -> tuple[Plugin, ...]:
         """Plugins that are installed but cannot be used."""
         return tuple(p for p in self.plugins if p.error is not None)
+
+    @property
+    def recipes(self) -> list[RecipeFile]:
+        """The recipes, sorted by name."""
+        return self._sorted("recipe")
+
+    @property
+    def verbs(self) -> list[Verb]:
+        """The verbs of plugins, sorted by name."""
+        return self._sorted("verb")
 
     def components(self, kind: str | None = None) -> list[Component]:
         """All components of one kind, or of every kind, sorted by name.
@@ -53,8 +63,7 @@ class Registry:
         Raises:
             UnknownName: there is no such kind.
         """
-        kinds = [kind_named(kind)] if kind else list(KINDS)
-        return [c for k in kinds for name in sorted(self._by_name[k]) for c in self._by_name[k][name]]
+        return [c for k in ([self.kind(kind).name] if kind else self.kinds) for c in self._sorted(k)]
 
     def names(self, kind: str) -> list[str]:
         """The names of this kind that ``use:`` takes, sorted.
@@ -62,42 +71,97 @@ class Registry:
         Raises:
             UnknownName: there is no such kind.
         """
-        return sorted(self._by_name[kind_named(kind)])
+        return sorted(self._offers.get(self.kind(kind).name, {}))
 
-    def get(self, kind: str, name: str) -> Component:
+    def kind(self, name: str) -> Kind:
+        """The kind of a name, singular or plural: ``router`` or ``routers``.
+
+        Raises:
+            UnknownName: there is no such kind.
+        """
+        for kind in self.kinds.values():
+            if name in (kind.name, kind.plural):
+                return kind
+        plurals = [kind.plural for kind in self.kinds.values()]
+        raise UnknownName(
+            Problem(
+                what=f"unknown kind '{name}' (kinds: {', '.join(plurals)})",
+                nearest=nearest(name, [*plurals, *self.kinds]),
+                list_with="moekit ls",
+            )
+        )
+
+    def get(self, kind: str, name: str, *, prefer: Collection[str] = ()) -> Component:
         """The component that ``use: name`` refers to; ``plugin/name`` chooses where two plugins offer the name.
+
+        Args:
+            kind: its kind, singular or plural.
+            name: its name, or ``plugin/name``.
+            prefer: names of plugins: of two that offer the name, the one that is among these is meant.
 
         Raises:
             UnknownName: the kind does not exist, no component of this kind has the name, or two plugins offer it.
             PluginError: ``plugin/name`` names a plugin that failed to load.
         """
-        kind = kind_named(kind)
-        found = self._by_name[kind].get(name, [])
-        plugin, _, rest = name.partition("/")
-        if not found and rest:
-            found = [c for c in self._by_name[kind].get(rest, []) if c.plugin == plugin]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            raise UnknownName(self._ambiguous(kind, name, found))
-        if rest:
-            self._reject_failed(plugin, kind, name)
-        raise UnknownName(self._unknown(kind, name))
+        of = self.kind(kind)
+        found: Component = self._find(of.name, of.plural, name, prefer)
+        return found
 
-    def component_of(self, spec: Spec) -> Component:
+    def recipe(self, name: str, *, prefer: Collection[str] = ()) -> RecipeFile:
+        """The recipe of a name; ``plugin/name`` chooses where two plugins offer it, and ``prefer`` does as in ``get``.
+
+        Raises:
+            UnknownName: no recipe has the name, or two plugins offer it.
+            PluginError: ``plugin/name`` names a plugin that failed to load.
+        """
+        found: RecipeFile = self._find("recipe", "recipes", name, prefer)
+        return found
+
+    def verb(self, name: str) -> Verb:
+        """The verb of a name; ``plugin/name`` chooses where two plugins offer it.
+
+        Raises:
+            UnknownName: no plugin offers the verb, or two do.
+            PluginError: ``plugin/name`` names a plugin that failed to load.
+        """
+        found: Verb = self._find("verb", "verbs", name, ())
+        return found
+
+    def default(self, kind: str) -> Component | None:
+        """The component that fills a slot of this kind by default; None if none claims to.
+
+        Raises:
+            UnknownName: there is no such kind, or several components claim to be the default.
+        """
+        found = [c for c in self.components(kind) if c.default]
+        if len(found) > 1:
+            claims = ", ".join(f"{c.full_name} ({self.origin(c)})" for c in found)
+            listing = f"moekit ls {self.kind(kind).plural}"
+            raise UnknownName(
+                Problem(what=f"{len(found)} {kind}s claim to be the default: {claims}; name one", list_with=listing)
+            )
+        return found[0] if found else None
+
+    def component_of(self, spec: object) -> Component:
         """The component that ``spec`` configures.
 
         Raises:
-            PluginError: no plugin registered this spec class.
+            PluginError: no plugin registered this spec class, or ``spec`` is not a spec.
         """
-        try:
-            return self._by_spec[type(spec)]
-        except KeyError:
+        cls = type(spec)
+        component = self._by_spec.get(f"{cls.__module__}:{cls.__qualname__}")
+        if component is not None and component.spec_class() is cls:
+            return component
+        if not getattr(cls, "kind", ""):
             raise PluginError(
-                f"no plugin registered a component with the spec class {type(spec).__qualname__}; see: moekit plugins"
-            ) from None
+                f"{spec!r} is of class {cls.__name__}, not a spec; build takes a spec such as TopK(top_k=2), "
+                "which moekit.component_spec(kind, {'use': name, ...}) makes of a name"
+            )
+        raise PluginError(
+            f"no plugin registered a component with the spec class {cls.__qualname__}; see: moekit plugins"
+        )
 
-    def use_name(self, spec: Spec) -> str:
+    def use_name(self, spec: object) -> str:
         """The shortest name after ``use:`` for this spec's component.
 
         Raises:
@@ -105,11 +169,11 @@ class Registry:
         """
         return self.short_name(self.component_of(spec))
 
-    def short_name(self, component: Component) -> str:
-        """The shortest name after ``use:`` for a component: its own, or ``plugin/name`` where two plugins offer it."""
-        return component.name if len(self._by_name[component.kind][component.name]) == 1 else component.full_name
+    def short_name(self, offer: Component | RecipeFile | Verb) -> str:
+        """The shortest name of an offer: its own, or ``plugin/name`` where two plugins offer it."""
+        return offer.name if len(self._offers[_what(offer)][offer.name]) == 1 else offer.full_name
 
-    def build(self, spec: Spec, *context: Any) -> Any:
+    def build(self, spec: Any, *context: Any) -> Any:
         """Builds the component that ``spec`` configures: ``Target(spec, *context)``.
 
         Raises:
@@ -131,56 +195,60 @@ class Registry:
             notes.append(f"MOEKIT_DISABLE_PLUGINS disables {', '.join(self.disabled)}")
         return tuple(notes)
 
-    def origin(self, component: Component) -> str:
-        """The package and version that a component comes from: ``acme-moe 1.2``."""
-        return next(p.origin for p in self.plugins if p.name == component.plugin and p.error is None)
+    def origin(self, offer: Component | RecipeFile | Verb) -> str:
+        """The package and version that an offer comes from: ``acme-moe 1.2``."""
+        return next(p.origin for p in self.plugins if p.name == offer.plugin and p.error is None)
 
-    def _ambiguous(self, kind: str, name: str, found: list[Component]) -> Problem:
+    def _sorted(self, what: str) -> list[Any]:
+        offers = self._offers.get(what, {})
+        return [offer for name in sorted(offers) for offer in offers[name]]
+
+    def _find(self, what: str, plural: str, name: str, prefer: Collection[str]) -> Any:
+        offers = self._offers.get(what, {})
+        found = offers.get(name, [])
+        plugin, _, rest = name.partition("/")
+        if not found and rest:
+            found = [offer for offer in offers.get(rest, []) if offer.plugin == plugin]
+        preferred = [offer for offer in found if offer.plugin in prefer] if len(found) > 1 else []
+        if len(found) == 1 or len(preferred) == 1:
+            return (preferred or found)[0]
+        if found:
+            raise UnknownName(self._ambiguous(what, name, found))
+        if rest:
+            self._reject_failed(plugin, what, name)
+        raise UnknownName(self._unknown(what, plural, name))
+
+    def _ambiguous(self, what: str, name: str, found: Sequence[Any]) -> Problem:
         offers = ", ".join(f"{c.full_name} ({self.origin(c)})" for c in found)
         return Problem(
-            what=f"{kind} '{name}' is offered by {len(found)} plugins: {offers}",
+            what=f"{what} '{name}' is offered by {len(found)} plugins: {offers}",
             expected=" or ".join(f"'{c.full_name}'" for c in found),
             list_with="moekit plugins",
         )
 
-    def _unknown(self, kind: str, name: str) -> Problem:
-        names = self.names(kind)
-        choices = [c.full_name for c in self.components(kind)] if "/" in name else []
-        named = f"{len(names)} {plural(kind)}" if len(names) > MAX_LISTED else ", ".join(names) or "none"
+    def _unknown(self, what: str, plural: str, name: str) -> Problem:
+        names = sorted(self._offers.get(what, {}))
+        choices = [offer.full_name for offer in self._sorted(what)] if "/" in name else []
+        named = f"{len(names)} {plural}" if len(names) > MAX_LISTED else ", ".join(names) or "none"
         return Problem(
-            what=f"unknown {kind} '{name}' (installed: {named})",
+            what=f"unknown {what} '{name}' (installed: {named})",
             nearest=nearest(name, [*names, *choices]),
-            list_with=f"moekit ls {plural(kind)}",
+            list_with=f"moekit ls {plural}",
             notes=self.notes(),
         )
 
-    def _reject_failed(self, plugin: str, kind: str, name: str) -> None:
+    def _reject_failed(self, plugin: str, what: str, name: str) -> None:
         for failed in self.failed:
             if failed.name == plugin:
                 raise PluginError(
-                    f"{kind} '{name}' cannot be used: plugin '{plugin}' ({failed.origin}) failed to load\n"
+                    f"{what} '{name}' cannot be used: plugin '{plugin}' ({failed.origin}) failed to load\n"
                     f"  {failed.error}\n"
                     "  see: moekit plugins"
                 )
 
 
-def kind_named(name: str) -> str:
-    """The kind of a name, singular or plural: ``router`` for ``routers``.
-
-    Raises:
-        UnknownName: there is no such kind.
-    """
-    for kind in KINDS:
-        if name in (kind, plural(kind)):
-            return kind
-    plurals = [plural(kind) for kind in KINDS]
-    raise UnknownName(
-        Problem(
-            what=f"unknown kind '{name}' (kinds: {', '.join(plurals)})",
-            nearest=nearest(name, [*plurals, *KINDS]),
-            list_with="moekit ls",
-        )
-    )
+def _what(offer: Component | RecipeFile | Verb) -> str:
+    return offer.kind if isinstance(offer, Component) else "recipe" if isinstance(offer, RecipeFile) else "verb"
 
 
 def discover() -> Registry:
@@ -205,7 +273,7 @@ def current() -> Registry:
     return _current
 
 
-def build(spec: Spec, *context: Any) -> Any:
+def build(spec: Any, *context: Any) -> Any:
     """Builds the component that ``spec`` configures, from the current registry: ``Target(spec, *context)``.
 
     Raises:
@@ -222,15 +290,22 @@ def temporary(*modules: ModuleType | type) -> Iterator[Registry]:
         ``with temporary(my_plugin): load("my_recipe.yaml")``
 
     Raises:
-        PluginError: a plugin is invalid, or its name or a spec class is taken.
+        PluginError: a plugin is invalid, or its name, a kind or a spec class is taken.
     """
     global _current
     before = current()
+    added = [load_plugin(module.__name__.rpartition(".")[2], module) for module in modules]
     plugins = list(before.plugins)
-    for module in modules:
-        plugin = load_plugin(module.__name__.rpartition(".")[2], module)
-        check_unique(plugin, plugins)
+    for plugin in added:
+        taken = next((p for p in plugins if p.name == plugin.name), None)
+        if taken is not None:
+            raise PluginError(
+                f"plugin '{plugin.name}': the name is taken by {taken.origin}; uninstall it, or rename one"
+            )
         plugins.append(plugin)
+    for plugin, after in zip(plugins, checked(plugins), strict=True):
+        if after.error != plugin.error:
+            raise PluginError(f"plugin '{plugin.name}': {after.error}")
     _current = Registry(plugins, disabled=before.disabled)
     try:
         yield _current

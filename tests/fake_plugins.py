@@ -5,21 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 from types import ModuleType
 
-from moekit.component import Component
+from moekit import builtin
+from moekit.component import API_VERSION
 from moekit.hookspecs import hookimpl
 from moekit.plugin import Plugin, load_plugin
 
+KINDS = load_plugin("moekit", builtin, distribution="moekit", version="0.1.0")
+"""The plugin of moekit's own kinds, which every registry needs."""
 
-def module(name: str, **offers: list[Component]) -> ModuleType:
-    """A plugin module with a hook for each kind, named in the plural: ``module("acme", routers=[...])``."""
+
+def module(name: str, **offers: object) -> ModuleType:
+    """A plugin module with a hook for each offer, named without ``moekit_``: ``module("acme", components=[...])``."""
     made = ModuleType(name)
-    made.MOEKIT_API = 1  # type: ignore[attr-defined]
-    for kind, components in offers.items():
-        setattr(made, f"moekit_{kind}", hookimpl(lambda components=components: components))
+    made.MOEKIT_API = API_VERSION  # type: ignore[attr-defined]
+    for what, offered in offers.items():
+        setattr(made, f"moekit_{what}", hookimpl(lambda offered=offered: offered))
     return made
 
 
-def plugin(name: str, distribution: str = "", version: str = "", **offers: list[Component]) -> Plugin:
+def plugin(name: str, distribution: str = "", version: str = "", **offers: object) -> Plugin:
     """The same, loaded."""
     return load_plugin(name, module(f"{name}_moe", **offers), distribution=distribution, version=version)
 

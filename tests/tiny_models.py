@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -55,14 +54,12 @@ def model_of(spec: Any) -> Model:
     return model.double().eval()
 
 
-@dataclass(frozen=True, kw_only=True)
 class Batchwise(RouterSpec):
     """A router whose choices depend on later tokens."""
 
     causal: ClassVar[bool] = False
 
 
-@dataclass(frozen=True, kw_only=True)
 class Crowding(DispatcherSpec):
     """A dispatcher in which later tokens may displace earlier ones."""
 

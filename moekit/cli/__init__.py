@@ -6,23 +6,11 @@ only inside ``run``. The first page is static text, so that ``moekit --help`` ta
 
 import sys
 
+from moekit.cli.core import VERBS
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-VERBS = {
-    "ls": "list recipes and components",
-    "show": "explain a component or a recipe",
-    "plugins": "list plugins, and why some failed",
-    "config": "print, validate or compare specs",
-    "params": "count parameters, total and active, part by part",
-    "plan": "estimate memory per device and traffic of a run on many devices",
-    "bench": "measure layers, routers and training steps, side by side",
-    "train": "train a recipe",
-    "generate": "generate text with a trained language model",
-    "export": "write a trained model's weights to one safetensors file",
-}
-"""The verbs and their summaries, in the order of the first page. A test compares them with each ``SUMMARY``."""
 
 
 def main(argv: "Sequence[str] | None" = None) -> int:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from moekit.component import Component
+from moekit.registry import current
 from moekit.spec.fields import FieldInfo, Spec, default_of, fields_of, group_class, types_of
-from moekit.spec.recipe import plural
 
 
 def option_rows(spec: type[Spec], prefix: str = "") -> Iterator[tuple[str, str, str, str, str]]:
@@ -35,7 +35,7 @@ def slot_rows(spec: type[Spec], prefix: str = "") -> Iterator[tuple[str, str, st
         elif info.kind != "option":
             takes = f"{info.component}s by name" if info.kind == "slots" else info.component
             takes += ", optional" if info.kind == "slot" and default else ""
-            yield f"{prefix}{name}", takes, info.help, f"moekit ls {plural(info.component)}"
+            yield f"{prefix}{name}", takes, info.help, f"moekit ls {current().kind(info.component).plural}"
 
 
 def capabilities(spec: type[Spec]) -> dict[str, str]:

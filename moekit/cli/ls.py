@@ -7,15 +7,16 @@ import re
 import sys
 
 from moekit.cli import text
-from moekit.component import Component
-from moekit.registry import Registry, current, kind_named
-from moekit.spec.recipe import KINDS, Recipe, plural
+from moekit.component import Component, RecipeFile
+from moekit.registry import Registry, current
+from moekit.spec.heads import Head, head_of
 
 WIDE = 110  # a narrower terminal has no column of papers; ``moekit show`` prints them
 SUMMARY = "list recipes and components"
 EXAMPLES = """\
   moekit ls                   everything, kind by kind
   moekit ls routers           what 'router: {use: ...}' takes
+  moekit ls kinds             the kinds of component, those of plugins too
   moekit ls recipes --json    for a program
 """
 RECIPES = "recipes"
@@ -24,21 +25,25 @@ SIZES = "recipes at the sizes of their papers, to read and to count (moekit para
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
-    kinds = ", ".join(plural(kind) for kind in KINDS)
-    parser.add_argument("kind", nargs="?", help=f"one of {kinds}, or its singular")
+    kinds = ", ".join(kind.plural for kind in current().kinds.values())
+    parser.add_argument("kind", nargs="?", help=f"one of {kinds}, or its singular; recipes; or kinds")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints a table for each kind."""
+    """Prints a table for each kind, then the recipes."""
     registry = current()
-    kinds = [kind_named(args.kind)] if args.kind else list(KINDS)
+    if args.kind == "kinds":
+        return _kinds(registry, as_json=args.json)
+    recipes = args.kind in (None, "recipe", RECIPES)
+    kinds = [] if recipes and args.kind else [registry.kind(args.kind)] if args.kind else list(registry.kinds.values())
+    heads = [(recipe, head_of(recipe, registry)) for recipe in registry.recipes] if recipes else []
     if args.json:
-        import json
-
-        print(json.dumps([_plain(registry, c) for kind in kinds for c in registry.components(kind)], indent=2))
+        components = [_plain(registry, c) for kind in kinds for c in registry.components(kind.name)]
+        _print_json([*components, *(_plain_recipe(registry, recipe, head) for recipe, head in heads)])
         return 0
-    tables = [table for kind in kinds for table in _tables(registry, kind)]
+    tables = [(kind.plural, [_row(registry, c) for c in registry.components(kind.name)]) for kind in kinds]
+    tables += _recipe_tables(registry, heads)
     everything = [row for _, rows in tables for row in rows]
     widths = text.columns(everything) if everything else []
     blocks = []
@@ -52,15 +57,23 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _tables(registry: Registry, kind: str) -> list[tuple[str, list[tuple[str, ...]]]]:
-    """Titles with their rows: one table per kind, sorted by name; two for recipes, sorted by year and name."""
-    components = registry.components(kind)
-    if kind != Recipe.kind:
-        return [(plural(kind), [_row(registry, c) for c in components])]
-    by_year = sorted(components, key=lambda c: (c.year == 0, c.year, _numeric_key(c.name)))  # without a paper last
-    trained, counted = ([c for c in by_year if c.trains is trains] for trains in (True, False))
-    tables = [(RECIPES, trained), (SIZES, counted)] if counted else [(RECIPES, trained)]
-    return [(title, [_row(registry, c) for c in some]) for title, some in tables]
+def _kinds(registry: Registry, *, as_json: bool) -> int:
+    kinds = registry.kinds.values()
+    if as_json:
+        _print_json([{"kind": k.name, "plural": k.plural, "summary": k.summary, "plugin": k.plugin} for k in kinds])
+    else:
+        print("\n".join([text.bold("kinds"), *text.table([(k.plural, k.summary, k.plugin) for k in kinds], fold=(1,))]))
+    return 0
+
+
+def _recipe_tables(
+    registry: Registry, heads: list[tuple[RecipeFile, Head]]
+) -> list[tuple[str, list[tuple[str, str, str, str]]]]:
+    """One table of recipes that train, and one of those at published sizes; sorted by year and name."""
+    by_year = sorted(heads, key=lambda both: (both[1].year == 0, both[1].year, _numeric_key(both[0].name)))
+    trained, counted = ([both for both in by_year if both[1].trains is trains] for trains in (True, False))
+    tables = [(RECIPES, trained), (SIZES, counted)] if counted else [(RECIPES, trained)] if trained else []
+    return [(title, [_recipe_row(registry, recipe, head) for recipe, head in some]) for title, some in tables]
 
 
 def _numeric_key(name: str) -> list[str | int]:
@@ -69,9 +82,13 @@ def _numeric_key(name: str) -> list[str | int]:
 
 
 def _row(registry: Registry, component: Component) -> tuple[str, str, str, str]:
-    wide = (text.width() or WIDE) >= WIDE
-    paper = component.paper if wide else str(component.year or "")
+    paper = component.paper if (text.width() or WIDE) >= WIDE else ""
     return registry.short_name(component), component.summary, component.plugin, paper
+
+
+def _recipe_row(registry: Registry, recipe: RecipeFile, head: Head) -> tuple[str, str, str, str]:
+    paper = head.paper if (text.width() or WIDE) >= WIDE else str(head.year or "")
+    return registry.short_name(recipe), head.summary, recipe.plugin, paper
 
 
 def _plain(registry: Registry, component: Component) -> dict[str, object]:
@@ -82,5 +99,23 @@ def _plain(registry: Registry, component: Component) -> dict[str, object]:
         "summary": component.summary,
         "plugin": component.plugin,
         "paper": component.paper,
-        **({"year": component.year, "trains": component.trains} if component.spec is Recipe else {}),
     }
+
+
+def _plain_recipe(registry: Registry, recipe: RecipeFile, head: Head) -> dict[str, object]:
+    return {
+        "kind": "recipe",
+        "name": recipe.name,
+        "use": registry.short_name(recipe),
+        "summary": head.summary,
+        "plugin": recipe.plugin,
+        "paper": head.paper,
+        "year": head.year,
+        "trains": head.trains,
+    }
+
+
+def _print_json(plain: object) -> None:
+    import json  # the tables need none
+
+    print(json.dumps(plain, indent=2))

@@ -7,8 +7,7 @@ from collections import Counter
 
 from moekit.cli import text
 from moekit.plugin import Plugin
-from moekit.registry import current
-from moekit.spec.recipe import KINDS, plural
+from moekit.registry import Registry, current
 
 SUMMARY = "list plugins, and why some failed"
 EXAMPLES = """\
@@ -27,7 +26,10 @@ def run(args: argparse.Namespace) -> int:
     """Prints a table of plugins, then the failures. Returns 1 if there are any."""
     registry = current()
     header = ("plugin", "package", "API", "offers")
-    rows = [header, *((p.name, p.origin, "-" if p.api is None else str(p.api), _offers(p)) for p in registry.plugins)]
+    rows = [
+        header,
+        *((p.name, p.origin, "-" if p.api is None else str(p.api), _offers(registry, p)) for p in registry.plugins),
+    ]
     head, *lines = text.table(rows, indent=0)
     print("\n".join([text.bold(head), *lines]))
     for plugin in registry.failed:
@@ -41,9 +43,18 @@ def run(args: argparse.Namespace) -> int:
     return 1 if registry.failed else 0
 
 
-def _offers(plugin: Plugin) -> str:
+def _offers(registry: Registry, plugin: Plugin) -> str:
     if plugin.error is not None:
         return "failed"
     counts = Counter(component.kind for component in plugin.components)
-    words = [f"{counts[kind]} {kind if counts[kind] == 1 else plural(kind)}" for kind in KINDS if counts[kind]]
+    plurals = {kind.name: kind.plural for kind in registry.kinds.values()}
+    words = [f"{counts[kind]} {kind if counts[kind] == 1 else plurals[kind]}" for kind in plurals if counts[kind]]
+    others = {
+        "kind": plugin.kinds,
+        "recipe": plugin.recipes,
+        "verb": plugin.verbs,
+        "resolver": plugin.resolvers,
+        "hook": plugin.hooks,
+    }
+    words += [f"{len(some)} {what}{'' if len(some) == 1 else 's'}" for what, some in others.items() if some]
     return ", ".join(words) or "nothing"

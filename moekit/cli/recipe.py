@@ -3,31 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from moekit.cli import text
-from moekit.component import Component
+from moekit.component import RecipeFile
 from moekit.registry import Registry
 from moekit.spec import load
 from moekit.spec.fields import Spec, fields_of
 from moekit.spec.recipe import Paper, Recipe
 
 
-def page(registry: Registry, component: Component) -> list[str]:
+def page(registry: Registry, file: RecipeFile) -> list[str]:
     """The lines of the page.
 
     Raises:
         SpecError: with every mistake in the recipe.
     """
-    name = registry.short_name(component) if component.plugin else component.name
+    name = registry.short_name(file) if file.plugin else file.name
     recipe = load(name)
     about = list(_paper_rows(recipe.paper)) if recipe.paper else []
-    if component.plugin:
-        about.append(("plugin", f"{component.plugin} ({registry.origin(component)})"))
-    about.append(("file", str(component.target)))
+    if file.plugin:
+        about.append(("plugin", f"{file.plugin} ({registry.origin(file)})"))
+    about.append(("file", str(file.path)))
     return [
-        text.bold(f"recipe {component.name}"),
-        *text.paragraph(recipe.summary or component.summary),
+        text.bold(f"recipe {file.name}"),
+        *text.paragraph(recipe.summary),
         "",
         *text.table(about, fold=(1,)),
         "",
@@ -35,7 +34,7 @@ def page(registry: Registry, component: Component) -> list[str]:
         *text.table(list(component_rows(registry, recipe)), fold=(2,)),
         "",
         text.bold("YAML"),
-        *(f"  {line}".rstrip() for line in Path(str(component.target)).read_text(encoding="utf-8").splitlines()),
+        *(f"  {line}".rstrip() for line in file.path.read_text(encoding="utf-8").splitlines()),
         "",
         text.bold("next"),
         *text.table(_next(registry, name, recipe)),
@@ -68,7 +67,9 @@ def _paper_rows(paper: Paper) -> Iterator[tuple[str, str]]:
 
 def _next(registry: Registry, name: str, recipe: Recipe) -> list[tuple[str, str]]:
     trains = recipe.objective is not None and recipe.data is not None
-    first = recipe.start.run if recipe.start is not None and recipe.start.run in registry.names("recipe") else ""
+    first = (
+        recipe.start.run if recipe.start is not None and recipe.start.run in [r.name for r in registry.recipes] else ""
+    )
     return [
         *([(f"moekit train {first}", "first: it starts from these weights")] if first else []),
         *([(f"moekit train {name}", "train it")] if trains else []),

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from moekit.cli import text
 from moekit.cli.describe import capabilities, docstring, option_rows, slot_rows
-from moekit.component import Component
+from moekit.component import Component, RecipeFile, import_string
 from moekit.errors import Problem, UnknownName, nearest
-from moekit.registry import Registry, current, kind_named
+from moekit.registry import Registry, current
 from moekit.spec.fields import required
-from moekit.spec.recipe import Recipe, plural
 
 SUMMARY = "explain a component or a recipe"
 EXAMPLES = """\
@@ -32,35 +32,44 @@ def run(args: argparse.Namespace) -> int:
     """Prints a page for each component of that name."""
     registry = current()
     pages = []
-    for component in named(registry, args.name, kind_named(args.kind) if args.kind else None):
-        if component.spec is Recipe:
+    for offer in named(registry, args.name, args.kind):
+        if isinstance(offer, RecipeFile):
             from moekit.cli.recipe import page  # reads YAML
 
-            pages.append(page(registry, component))
+            pages.append(page(registry, offer))
         else:
-            pages.append(_page(registry, component, doc=args.doc))
+            pages.append(_page(registry, offer, doc=args.doc))
     print("\n\n\n".join("\n".join(page) for page in pages))
     return 0
 
 
-def named(registry: Registry, name: str, kind: str | None = None) -> list[Component]:
-    """Every component that ``name`` matches: a name, ``kind/name``, ``plugin/name``, or the file of a recipe.
+def named(registry: Registry, name: str, kind: str | None = None) -> list[Component | RecipeFile]:
+    """Every component and recipe that ``name`` matches: a name, ``kind/name``, ``plugin/name``, or a recipe's file.
 
     Raises:
-        UnknownName: no component has the name.
+        UnknownName: nothing has the name, or there is no such kind.
         PluginError: a kind is given, and the plugin in the name failed to load.
     """
     if name.endswith((".yaml", ".yml")):
-        return [Component(name=name, spec=Recipe, target=name, summary="")]
-    components = registry.components(kind)
-    found = [c for c in components if name in (c.name, c.full_name, f"{c.kind}/{c.name}", f"{plural(c.kind)}/{c.name}")]
+        return [RecipeFile(name=name, path=Path(name))]
+    recipes = kind in ("recipe", "recipes")
+    components = [] if recipes else registry.components(kind)
+    found: list[Component | RecipeFile] = [
+        c
+        for c in components
+        if name in (c.name, c.full_name, f"{c.kind}/{c.name}", f"{registry.kinds[c.kind].plural}/{c.name}")
+    ]
+    offered = registry.recipes if kind is None or recipes else []
+    found += [r for r in offered if name in (r.name, r.full_name, f"recipe/{r.name}", f"recipes/{r.name}")]
     if found:
         return found
     if kind is not None:
-        return [registry.get(kind, name)]  # raises
-    choices = [c.name for c in components]
+        return [registry.recipe(name) if recipes else registry.get(kind, name)]  # raises
+    offers: list[tuple[str, Component | RecipeFile]] = [(c.kind, c) for c in components]
+    offers += [("recipe", r) for r in offered]
+    choices = [offer.name for _, offer in offers]
     if "/" in name:
-        choices += [c.full_name for c in components] + [f"{c.kind}/{c.name}" for c in components]
+        choices += [offer.full_name for _, offer in offers] + [f"{what}/{offer.name}" for what, offer in offers]
     raise UnknownName(
         Problem(
             what=f"nothing is named '{name}'",
@@ -72,15 +81,15 @@ def named(registry: Registry, name: str, kind: str | None = None) -> list[Compon
 
 
 def _page(registry: Registry, component: Component, *, doc: bool) -> list[str]:
-    made = component.target
-    target = made if isinstance(made, str) else f"{made.__module__}:{made.__qualname__}"
+    made, spec = component.target, component.spec_class()
+    target = made if isinstance(made, str) else import_string(made)
     lines = [text.bold(f"{component.kind} {component.name}"), *text.paragraph(component.summary)]
     about = [("paper", component.paper), ("plugin", f"{component.plugin} ({registry.origin(component)})")]
     lines += ["", *text.table([row for row in [*about, ("class", target)] if row[1]], fold=(1,))]
-    lines += section("options", list(option_rows(component.spec)), fold=(1, 4))
-    lines += section("slots", list(slot_rows(component.spec)), fold=(2,))
-    lines += section("capabilities", list(capabilities(component.spec).items()), fold=(1,))
-    must = "".join(f", {name}: ..." for name in required(component.spec))
+    lines += section("options", list(option_rows(spec)), fold=(1, 4))
+    lines += section("slots", list(slot_rows(spec)), fold=(2,))
+    lines += section("capabilities", list(capabilities(spec).items()), fold=(1,))
+    must = "".join(f", {name}: ..." for name in required(spec))
     lines += ["", text.bold("in YAML"), f"  {{use: {registry.short_name(component)}{must}}}"]
     if doc:
         lines += ["", text.bold("docstring"), *(f"  {line}".rstrip() for line in docstring(component).splitlines())]

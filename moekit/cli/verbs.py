@@ -8,7 +8,7 @@ import importlib
 import re
 from typing import NoReturn, Protocol, cast
 
-from moekit.cli import VERBS
+from moekit.cli.core import VERBS
 from moekit.errors import MoekitError, nearest
 
 QUICK = ("ls", "show", "plugins", "config")

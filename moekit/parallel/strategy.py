@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Mapping
 from datetime import timedelta
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
@@ -144,12 +144,12 @@ def with_expert_parallel(recipe: Recipe, layout: Sharded) -> Recipe:
     """The recipe that every rank builds: if ``ep`` > 1, each mixture's dispatcher is wrapped in ``expert_parallel``."""
     if layout.ep == 1:
         return recipe
-    parallel = current().get("dispatcher", "expert_parallel").spec
+    parallel = current().get("dispatcher", "expert_parallel").spec_class()
 
     def wrapped(dispatcher: DispatcherSpec) -> DispatcherSpec:
-        if isinstance(dispatcher, parallel):
-            return dispatcher
-        return cast(DispatcherSpec, cast(Any, parallel)(size=layout.ep, local=dispatcher))
+        if not isinstance(dispatcher, parallel):
+            dispatcher = parallel(size=layout.ep, local=dispatcher)
+        return dispatcher
 
     return replace_all(recipe, DispatcherSpec, wrapped)
 

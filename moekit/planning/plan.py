@@ -118,7 +118,7 @@ class RunPlanner:
         self.weights: list[Weight] = weights_of(model)
         self.buffers = sum(b.numel() * b.element_size() for b in model.buffers())
         self.mixtures = {name: m.spec for name, m in model.named_modules() if isinstance(m, MoELayer)}
-        default = recipe.optimizer or current().get("optimizer", DEFAULT_OPTIMIZER).spec()
+        default = recipe.optimizer or current().get("optimizer", DEFAULT_OPTIMIZER).spec_class()()
         self.optimizer = cast(OptimizerSpec, default)
         self._states: dict[str, Mapping[str, tuple[StateTensor, ...]]] = {}
         self._passes: dict[tuple[str, int, int, str], Pass] = {}

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from moekit.registry import current
 from moekit.spec.fields import Spec, default_of, fields_of
 from moekit.spec.places import Keys, show
 from moekit.spec.recipe import Paper, Recipe
@@ -142,8 +143,4 @@ def text_of(value: Any, *, depth: int = 0, without: Sequence[str] = (), only: Se
 
 
 def _name(spec: Spec) -> str:
-    if not spec.kind or isinstance(spec, Recipe):
-        return ""
-    from moekit.registry import current
-
-    return current().use_name(spec)
+    return current().use_name(spec) if spec.kind else ""

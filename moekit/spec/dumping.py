@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from moekit.registry import current
 from moekit.spec.fields import Spec, fields_of
 from moekit.spec.interpolation import escape
-from moekit.spec.recipe import Recipe
 
 
 def to_plain(spec: Spec) -> dict[str, Any]:
@@ -17,9 +17,7 @@ def to_plain(spec: Spec) -> dict[str, Any]:
         PluginError: no loaded plugin offers a component for one of the specs in it.
     """
     out: dict[str, Any] = {}
-    if spec.kind and not isinstance(spec, Recipe):
-        from moekit.registry import current
-
+    if spec.kind:
         out["use"] = current().use_name(spec)
     for name, info in fields_of(type(spec)).items():
         value = getattr(spec, name)

@@ -10,10 +10,13 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass
 from functools import cache
-from typing import Any, ClassVar, Literal, TypeVar, cast
+from typing import Any, ClassVar, Literal, NoReturn, TypeVar, cast
+
+from moekit.errors import PluginError, nearest
+from moekit.spec.hints import describe
 
 FieldKind = Literal["option", "slot", "slots", "group"]
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -108,22 +111,61 @@ class ConflictError(ValueError):
         super().__init__("; ".join(sentences))
 
 
+@typing.dataclass_transform(kw_only_default=True, frozen_default=True)
 class Spec:
-    """Base of every spec dataclass (write ``@dataclass(frozen=True, kw_only=True)``).
+    """Base of every spec. A subclass is a frozen dataclass with keyword arguments; it needs no decorator.
 
     Raises:
         ConflictError: (a ``ValueError``) on construction: an option has another type or is out of range, or
             ``check`` found conflicts.
+        TypeError: an argument is unknown or missing.
     """
 
     kind: ClassVar[str] = ""
+
+    def __init_subclass__(cls) -> None:
+        # The methods are inherited, because dataclass() would compile new ones for each class, which is slow.
+        dataclass(init=False, repr=False, eq=False, kw_only=True)(cls)
+
+    def __init__(self, **given: Any) -> None:
+        cls, values = type(self), self.__dict__
+        for name, default in _defaults(cls).items():
+            if name in given:
+                values[name] = given.pop(name)
+            elif default is MISSING:
+                raise TypeError(f"{cls.__name__} needs {name}=...")
+            else:
+                values[name] = default.copy() if isinstance(default, dict | list) else default
+        for name in given:
+            near = nearest(name, list(_defaults(cls)))
+            hint = f"did you mean {near}?" if near else f"options are {', '.join(_defaults(cls)) or 'none'}"
+            raise TypeError(f"{cls.__name__} has no option {name}; {hint}")
+        self.__post_init__()
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise dataclasses.FrozenInstanceError(f"cannot assign to field '{name}'; make another with dataclasses.replace")
+
+    def __delattr__(self, name: str) -> NoReturn:
+        raise dataclasses.FrozenInstanceError(f"cannot delete field '{name}'")
+
+    def __repr__(self) -> str:
+        return f"{type(self).__qualname__}({', '.join(f'{name}={value!r}' for name, value in self._values())})"
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self._values() == other._values()
+
+    def __hash__(self) -> int:
+        return hash((type(self), *self._values()))
+
+    def _values(self) -> list[tuple[str, Any]]:
+        return [(name, getattr(self, name)) for name in _defaults(type(self))]
 
     def check(self) -> Iterable[str]:
         """Conflicts between options, one sentence each. Override; every field is set and in range when it is called."""
         return ()
 
     def __post_init__(self) -> None:
-        problems = [p for name in fields_of(type(self)) if (p := self._problem_of(name))] or list(self.check())
+        problems = [p for name in fields_of(type(self)) if (p := self._problem_of(name))] or self._conflicts()
         if problems:
             raise ConflictError(*problems)
 
@@ -133,10 +175,24 @@ class Spec:
         if info.kind != "option":
             return ""
         if not info.choices and not is_a(value, hint):
-            from moekit.spec.values import describe  # a circular import otherwise; needed only for a message
-
             return f"{name}: {value!r} is not {describe(hint)}"
         return "" if info.allows(value) else f"{name}={value!r} is out of range ({info.range_text()})"
+
+    def _conflicts(self) -> list[str]:
+        """What ``check`` says.
+
+        Raises:
+            PluginError: ``check`` itself fails: the mistake is in the plugin, not in the options.
+        """
+        here = f"{type(self).__module__}:{type(self).__qualname__}.check"
+        try:
+            said: Any = self.check()
+            found = None if said is None else list(said)
+        except Exception as error:
+            raise PluginError(f"{here} raised {type(error).__name__}: {error}") from error
+        if found is None or not all(isinstance(sentence, str) for sentence in found):
+            raise PluginError(f"{here} returned {said!r}; expected sentences: yield one for each conflict")
+        return found
 
 
 def is_a(value: Any, hint: Any) -> bool:
@@ -176,6 +232,49 @@ def fields_of(spec: type[Spec]) -> dict[str, FieldInfo]:
         choices = literal_choices(types_of(spec)[f.name])
         out[f.name] = dataclasses.replace(info, choices=choices) if choices else info
     return out
+
+
+@_cached
+def check_declaration(spec: type[Spec]) -> None:
+    """Checks that a spec class declares its fields properly.
+
+    Raises:
+        TypeError: a field is not declared with ``option`` and the like, its type is unknown or none that YAML can hold,
+            or a slot is annotated with the spec of another kind.
+        ValueError: the default of an option is not in its range.
+    """
+    try:
+        known = fields_of(spec)
+    except NameError as error:
+        raise TypeError(f"{spec.__qualname__}: cannot read the types of its fields: {error}") from error
+    for name, info in known.items():
+        hint, default = types_of(spec)[name], default_of(spec, name)
+        where = f"{spec.__qualname__}.{name}"
+        if info.kind == "option":
+            if not is_plain(hint):
+                raise TypeError(
+                    f"{where}: an option of type {describe(hint)}; int, float, bool, str, Literal, list, "
+                    "tuple and dict of these, and None, can be read from YAML"
+                )
+            if default is not MISSING and not (info.allows(default) and (info.choices or is_a(default, hint))):
+                expected = " ".join(filter(None, [describe(hint), "" if info.choices else info.range_text()]))
+                raise ValueError(f"{where}: its default {default!r} is not {expected}")
+        elif info.kind == "slot":
+            kinds = {
+                cls.kind for cls in typing.get_args(hint) or (hint,) if isinstance(cls, type) and issubclass(cls, Spec)
+            }
+            if kinds - {info.component, ""}:
+                raise TypeError(f"{where}: a slot of kind '{info.component}' with the type of kind '{min(kinds)}'")
+
+
+def is_plain(hint: Any) -> bool:
+    """Whether YAML can hold values of this type."""
+    args, origin = typing.get_args(hint), typing.get_origin(hint)
+    if origin is Literal or hint in (int, float, bool, str, Any, None, type(None), list, dict, tuple):
+        return True
+    if origin in (dict, Mapping):
+        return args[0] is str and is_plain(args[1])
+    return origin in (list, tuple, typing.Union, types.UnionType) and all(a is ... or is_plain(a) for a in args)
 
 
 def literal_choices(hint: Any) -> tuple[Any, ...]:

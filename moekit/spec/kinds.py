@@ -7,7 +7,6 @@ A capability is a class variable that states a fact about the component. Composi
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from moekit.errors import PluginError
@@ -51,7 +50,6 @@ class RouterSpec(Spec):
         return ()
 
 
-@dataclass(frozen=True, kw_only=True)
 class ExpertSpec(Spec):
     """Base of expert specs: ``count`` experts of one shape with stacked weights."""
 
@@ -139,7 +137,6 @@ class ScheduleSpec(Spec):
     kind: ClassVar[str] = "schedule"
 
 
-@dataclass(frozen=True, kw_only=True)
 class MoE(Spec):
     """A Mixture-of-Experts layer: router, experts, dispatcher and balancers."""
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from moekit.errors import PluginError, SpecError, UnknownName
+from moekit.registry import current
 from moekit.spec.merging import merge
 from moekit.spec.places import COMMAND_LINE, Keys, Place, Report, Tree, found, reject, show
 from moekit.spec.yaml_text import read
@@ -121,10 +122,8 @@ def _is_file_name(name: str) -> bool:
 
 
 def _open_recipe(name: str, at: Keys = (), place: Place | None = None) -> Layer:
-    from moekit.registry import current
-
     try:
-        component = current().get("recipe", name)
+        recipe = current().recipe(name)
     except UnknownName as error:
         files = (f"{name}.yaml", os.path.join(name, "spec.yaml"))  # a file without its ending; a run's folder
         near = next((file for file in files if Path(file).is_file()), error.problem.nearest)
@@ -136,7 +135,7 @@ def _open_recipe(name: str, at: Keys = (), place: Place | None = None) -> Layer:
         raise SpecError([problem]) from None
     except PluginError as error:
         reject(str(error), at=at, place=place)
-    return _open_file(Path(str(component.target)), f"{component.name}.yaml")
+    return _open_file(recipe.path, f"{recipe.name}.yaml")
 
 
 def _open_file(path: Path, label: str, at: Keys = (), place: Place | None = None) -> Layer:

@@ -8,12 +8,13 @@ from dataclasses import replace
 from pathlib import PurePath
 from typing import Any
 
+from moekit.registry import current
 from moekit.spec.composing import compose
 from moekit.spec.dumping import to_plain
 from moekit.spec.fields import Spec
 from moekit.spec.layers import compose_layers, open_source, plain_tree
 from moekit.spec.places import Keys, Place, Report, Tree
-from moekit.spec.recipe import KINDS, Recipe
+from moekit.spec.recipe import Recipe
 
 Source = str | os.PathLike[str] | Mapping[str, Any] | Recipe
 """What a spec can be loaded from."""
@@ -61,14 +62,10 @@ def component_spec(kind: str, node: str | Mapping[str, Any]) -> Spec:
 
     Raises:
         SpecError: with every mistake found.
-        ValueError: there is no such kind.
+        UnknownName: there is no such kind.
     """
-    if kind not in KINDS:
-        raise ValueError(f"unknown kind '{kind}': one of {', '.join(KINDS)}")
-    if kind == "recipe":
-        return load(node)
     places: dict[Keys, Place] = {}
-    return compose(Tree(plain_tree(node, (), places), places), kind)
+    return compose(Tree(plain_tree(node, (), places), places), current().kind(kind).name)
 
 
 def _check_requires(tree: Tree) -> None:
@@ -78,8 +75,6 @@ def _check_requires(tree: Tree) -> None:
         SpecError: with every requirement that is not met.
     """
     from packaging.specifiers import InvalidSpecifier, SpecifierSet
-
-    from moekit.registry import current
 
     wanted = tree.data["requires"]
     plugins = {plugin.name: plugin for plugin in current().plugins}

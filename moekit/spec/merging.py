@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from moekit.registry import current
 from moekit.spec.places import Keys, Tree
-from moekit.spec.recipe import KINDS
 
 
 def merge(base: Tree, over: Tree) -> Tree:
@@ -48,12 +48,9 @@ def same_use(base: Any, over: Any) -> bool:
 
 def _same(one: str, other: str) -> bool:
     """Whether two names, at least one of them with its plugin, name the same component."""
-    from moekit.registry import current
-
     offered = {one: set[str](), other: set[str]()}
-    for kind in KINDS:
-        for component in current().components(kind):
-            for name, meant in offered.items():
-                if name in (component.name, component.full_name):
-                    meant.add(f"{kind} {component.full_name}")
+    for component in current().components():
+        for name, meant in offered.items():
+            if name in (component.name, component.full_name):
+                meant.add(f"{component.kind} {component.full_name}")
     return bool(offered[one]) and offered[one] == offered[other]

@@ -8,12 +8,13 @@ from dataclasses import MISSING, dataclass, field
 from typing import Any, Final
 
 from moekit.errors import MoekitError, UnknownName, nearest
+from moekit.registry import current
 from moekit.spec.fields import FieldInfo, Spec, default_of, fields_of, group_class, types_of
+from moekit.spec.hints import describe
 from moekit.spec.interpolation import interpolated
 from moekit.spec.places import Keys, Report, found, one_of, show
-from moekit.spec.recipe import plural
 from moekit.spec.trainer_options import TRAINER_OPTIONS
-from moekit.spec.values import BROKEN, describe
+from moekit.spec.values import BROKEN
 
 LEFT_OPEN: Final = "???"
 """OmegaConf's mark for a value that a file leaves to those that extend it."""
@@ -91,9 +92,7 @@ class Planner:
 
     def component(self, kind: str, value: Any, path: Keys) -> Any:
         """The node that ``value`` describes in a slot of ``kind``; ``BROKEN`` if it has a mistake."""
-        from moekit.registry import current
-
-        listing = f"moekit ls {plural(kind)}"
+        listing = f"moekit ls {current().kind(kind).plural}"
         if isinstance(value, str):
             value = {"use": value}
         if not isinstance(value, dict):
@@ -126,13 +125,15 @@ class Planner:
             )
         except MoekitError as error:  # its plugin failed to load
             return self._broken(at, str(error))
-        return self.plan(component.spec, value, path, use)
+        return self.plan(component.spec_class(), value, path, use)
 
     def _map(self, kind: str, value: Any, path: Keys) -> Any:
         if not isinstance(value, dict):
             shown = _as_map(value) if isinstance(value, list) else f"name: {{use: <{kind}>, ...}}"
             return self._broken(
-                path, f"{found(value)} where a named map of {plural(kind)} belongs", expected=f"{{{shown}}}"
+                path,
+                f"{found(value)} where a named map of {current().kind(kind).plural} belongs",
+                expected=f"{{{shown}}}",
             )
         entries: dict[str, Any] = {}
         for name, item in value.items():
@@ -176,7 +177,7 @@ class Planner:
         self.unread.append(here)
         if info.kind == "slot":
             expected = f"{name}: {{use: <{info.component}>, ...}}"
-            listing = f"moekit ls {plural(info.component)}"
+            listing = f"moekit ls {current().kind(info.component).plural}"
         else:
             kind = describe(types_of(node.spec)[name]) if info.kind == "option" else "a mapping"
             limits = "" if info.choices else info.range_text()

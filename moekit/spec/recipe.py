@@ -1,16 +1,14 @@
-"""``Recipe``, the root of every YAML file, and the table of all kinds."""
+"""``Recipe``, the root of every YAML file, and its groups of options."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from moekit.spec import kinds
 from moekit.spec.fields import Spec, group, option, slot
 
 
-@dataclass(frozen=True, kw_only=True)
 class Paper(Spec):
     """The paper that a recipe follows."""
 
@@ -30,7 +28,6 @@ class Paper(Spec):
     )
 
 
-@dataclass(frozen=True, kw_only=True)
 class Stop(Spec):
     """Early stopping: ends training when a logged metric falls to a bound."""
 
@@ -38,14 +35,12 @@ class Stop(Spec):
     below: float = option(help="stop when the metric is at most this")
 
 
-@dataclass(frozen=True, kw_only=True)
 class Compare(Spec):
     """Also trains the dense baseline: a model of the same active parameters, on the same tokens."""
 
     lr: float | None = option(None, "learning rate of the dense model (default: the recipe's own)", gt=0)
 
 
-@dataclass(frozen=True, kw_only=True)
 class Start(Spec):
     """Fine-tuning: starts from trained weights, with a new optimizer, at step 0. The weights must fit exactly."""
 
@@ -60,7 +55,6 @@ class Start(Spec):
             yield "run is empty; give a run folder, a checkpoint or a run's name"
 
 
-@dataclass(frozen=True, kw_only=True)
 class Checkpoints(Spec):
     """Which checkpoints are kept. One is saved at every validation (``trainer.val_check_interval``)."""
 
@@ -68,11 +62,9 @@ class Checkpoints(Spec):
     asynchronous: bool = option(False, "write in the background, while training continues; needs a copy in host memory")
 
 
-@dataclass(frozen=True, kw_only=True)
 class Recipe(Spec):
     """A whole training run, or a whole model: the root of every YAML file."""
 
-    kind: ClassVar[str] = "recipe"
     schema: int = option(1, "version of the spec format", ge=1, le=1)
     requires: dict[str, str] = option({}, "plugins this recipe needs, by entry-point name: {acme: '>=1.2'}")
     name: str = option("", "name of the run's folder (default: the recipe's name)")
@@ -118,27 +110,3 @@ class Recipe(Spec):
                 f"objective {type(self.objective).__name__} takes {', '.join(sorted(self.objective.takes))}, "
                 f"but model {type(self.model).__name__} gives '{self.model.offers()}'"
             )
-
-
-KINDS: dict[str, type[Spec]] = {
-    base.kind: base
-    for base in (
-        kinds.RouterSpec,
-        kinds.ExpertSpec,
-        kinds.DispatcherSpec,
-        kinds.BalancerSpec,
-        kinds.AttentionSpec,
-        kinds.ModelSpec,
-        kinds.ObjectiveSpec,
-        kinds.DataSpec,
-        kinds.OptimizerSpec,
-        kinds.ScheduleSpec,
-        Recipe,
-    )
-}
-"""Base class of each kind's specs, by the name of the kind, which is singular."""
-
-
-def plural(kind: str) -> str:
-    """The plural of a kind, as in names of hooks and ``moekit ls``: ``routers``, ``data``, ``attention``."""
-    return kind if kind in ("data", "attention") else f"{kind}s"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, cast
 
 from moekit.errors import nearest
@@ -14,7 +13,6 @@ from moekit.spec.places import Report
 NAME = "sharded"
 
 
-@dataclass(frozen=True, kw_only=True)
 class Sharded(Spec):
     """Shards parameters, gradients and optimizer state: experts over ``ep`` ranks, all else over every rank."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import types
 import typing
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -11,13 +10,11 @@ from typing import Any, Final, Literal
 
 from moekit.errors import PluginError, nearest
 from moekit.spec.fields import FieldInfo
+from moekit.spec.hints import describe, is_optional, members
 from moekit.spec.places import Keys, Report, found, one_of, show
 
 BROKEN: Final = object()
 """Takes the place of a value that has a mistake; the report has the reason."""
-
-_WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "text", Any: "a plain value"}
-_MANY = {int: "integers", float: "numbers", bool: "true or false", str: "text", Any: "plain values"}
 
 
 class Values:
@@ -49,16 +46,16 @@ class Values:
         expected = f"{describe(hint)} {limits}".rstrip()
         if hint is Any:
             return self._plain(value, path)
-        if value is None and _optional(hint):
+        if value is None and is_optional(hint):
             return None
-        members = _members(hint)
-        if len(members) > 1:
+        members_of = members(hint)
+        if len(members_of) > 1:
             for fits in (_is_exactly, _converts):
-                for member in members:
+                for member in members_of:
                     if fits(value, member):
                         return self.convert(value, member, path, limits)
             return self._wrong(path, value, f"is not {describe(hint)}", expected=expected)
-        (hint,) = members
+        (hint,) = members_of
         origin = typing.get_origin(hint)
         if origin is Literal:
             return self._choice(value, typing.get_args(hint), path)
@@ -170,34 +167,3 @@ def _is_exactly(value: Any, hint: Any) -> bool:
 
 def _converts(value: Any, hint: Any) -> bool:
     return Values(trial := Report()).convert(value, hint, ()) is not BROKEN and not trial
-
-
-def _optional(hint: Any) -> bool:
-    return hint is None or hint is type(None) or type(None) in typing.get_args(hint)
-
-
-def _members(hint: Any) -> tuple[Any, ...]:
-    """The types of a union, without None; of another type, that type alone."""
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return tuple(arg for arg in typing.get_args(hint) if arg is not type(None))
-    return (hint,)
-
-
-def describe(hint: Any) -> str:
-    """A type as messages describe it: ``an integer``, ``a list of numbers``, ``text or null``."""
-    if hint is Any:
-        return _WORDS[Any]
-    words = []
-    for member in _members(hint):
-        origin, args = typing.get_origin(member) or member, typing.get_args(member)
-        if origin is Literal:
-            words.append(one_of(str(a) for a in args))
-        elif origin in (list, tuple):
-            words.append(f"a list of {_MANY.get(args[0], 'values')}" if args else "a list")
-        elif origin in (dict, Mapping):
-            words.append(f"a mapping to {_MANY.get(args[1], 'values')}" if args else "a mapping")
-        else:
-            words.append(_WORDS.get(member, str(member)))
-    if _optional(hint):
-        words.append("null")
-    return " or ".join(words)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, TypeVar, cast
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from moekit.component import Component
 from moekit.contracts import LayerDims
+from moekit.registry import current
 from moekit.seeds import seed_torch
 from moekit.spec.fields import Spec
 from moekit.spec.kinds import ExpertSpec
@@ -55,11 +57,12 @@ class Case:
 
     def build_raw(self, seed: int = 0, *, dims: LayerDims | None = None) -> Any:
         """What the component's target returns, unchanged."""
+        kind = current().kinds[self.kind]
         context: tuple[Any, ...] = ()
-        if self.kind in DIMS:
+        if kind.context == ("dims",):
             context = (dims or self.dims,)
-        elif self.kind == "attention":
-            context = (ATTENTION_DIM,)
+        elif kind.context:
+            context = importlib.import_module(kind.checks).context(self)
         with seeded(seed):
             return self.component.load()(self.spec, *context)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,37 +12,12 @@ import pytest
 from moekit.component import Component
 from moekit.contracts import LayerDims
 from moekit.errors import MoekitError, nearest
+from moekit.registry import current
 from moekit.spec.fields import Spec, required
 from moekit.spec.kinds import ExpertSpec
-from moekit.spec.recipe import Recipe
 from moekit.testing.assertions import CheckFailure
 from moekit.testing.case import DIMS, Case, Check
-from moekit.testing.checks import (
-    attention,
-    balancer,
-    common,
-    data,
-    dispatcher,
-    experts,
-    model,
-    objective,
-    optimizer,
-    router,
-)
-
-OF_KIND = {
-    "router": router,
-    "expert": experts,
-    "dispatcher": dispatcher,
-    "balancer": balancer,
-    "attention": attention,
-    "model": model,
-    "objective": objective,
-    "data": data,
-    "optimizer": optimizer,
-    "schedule": optimizer,
-}
-"""The file with the checks of each kind; those of ``common`` hold for all."""
+from moekit.testing.checks import common
 
 
 @dataclass(frozen=True)
@@ -81,7 +57,9 @@ class BoundCheck:
 
 def checks_for(case: Case) -> list[BoundCheck]:
     """All checks that apply to the case's kind and claims, in order."""
-    return [BoundCheck(check, case) for file in (common, OF_KIND[case.kind]) for check in file.checks(case)]
+    module = current().kinds[case.kind].checks
+    files = [common, *([importlib.import_module(module)] if module else [])]
+    return [BoundCheck(check, case) for file in files for check in file.checks(case)]
 
 
 def cases_of(
@@ -94,20 +72,20 @@ def cases_of(
     Raises:
         MoekitError: a component without an example has options without a default; an example's component is unknown.
     """
-    components = [c for c in components if c.spec is not Recipe]
+    components = list(components)
     names = [c.name for c in components] + [f"{c.kind}/{c.name}" for c in components]
     _refuse_unknown(examples, names, "examples for")
     for component in components:
         specs = list(examples.get(f"{component.kind}/{component.name}", examples.get(component.name, ())))
         if not specs:
-            missing = required(component.spec)
+            missing = required(component.spec_class())
             if missing:
-                name = component.spec.__name__
+                name = component.spec_class().__name__
                 raise MoekitError(
                     f"{component.kind} '{component.name}' has no default for {', '.join(missing)}: give an example, "
                     f"examples={{'{component.name}': [{name}({missing[0]}=...)]}}"
                 )
-            specs = [component.spec()]
+            specs = [component.spec_class()()]
         for number, spec in enumerate(specs, 1):
             label = f"{component.kind}/{component.name}" + (f".{number}" if len(specs) > 1 else "")
             yield _case(component, spec, dims, label)
@@ -123,7 +101,7 @@ def parametrize_checks(
     """A decorator that parametrizes a test over all checks of all components, as its argument ``check``.
 
     Args:
-        components: the components to test; recipes are skipped.
+        components: the components to test.
         examples: specs to build a component with, by its name (or ``kind/name``), for options without a default or to
             test several settings. Tests are then numbered: ``router/mine.1``, ``router/mine.2``.
         expected_failures: ``{"router/mine": {"check_compile": "why"}}``: checks known to fail, with the reason.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -13,9 +13,9 @@ from moekit.contracts import Model
 from moekit.errors import Problem, SpecError
 from moekit.parallel.deferred_init import DeferredInit, defer_init
 from moekit.parallel.strategy import ShardedStrategy, with_expert_parallel
-from moekit.registry import build
+from moekit.registry import build, current
 from moekit.seeds import seed_torch
-from moekit.spec.recipe import Recipe, plural
+from moekit.spec.recipe import Recipe
 
 RUN_SLOTS = ("objective", "data", "optimizer")
 """Slots that a run needs; a ``LitMoE`` in the user's own code may get its data elsewhere."""
@@ -75,7 +75,7 @@ def check_trainable(recipe: Recipe, needs: Sequence[str] = ("objective", "optimi
         Problem(
             what=f"a recipe without {slot} cannot be trained",
             at=slot,
-            list_with=f"moekit ls {plural(slot)}",
+            list_with=f"moekit ls {current().kind(slot).plural}",
             notes=(note,) if slot == "data" else (),
         )
         for slot in needs
@@ -97,7 +97,7 @@ def dense_recipe(recipe: Recipe) -> Recipe | None:
         return None
     optimizer = recipe.optimizer
     if recipe.compare.lr is not None and optimizer is not None:
-        if "lr" not in {f.name for f in fields(optimizer)}:  # type: ignore[arg-type]
+        if "lr" not in {f.name for f in fields(optimizer)}:
             raise SpecError([Problem(what="the optimizer has no option 'lr' to set", at="compare.lr")])
-        optimizer = replace(optimizer, lr=recipe.compare.lr)  # type: ignore[type-var]
+        optimizer = replace(cast(Any, optimizer), lr=recipe.compare.lr)
     return replace(recipe, model=model, optimizer=optimizer, compare=None, stop=None)

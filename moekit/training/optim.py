@@ -33,7 +33,7 @@ from moekit.spec.recipe import Recipe
 
 def optimizer_of(recipe: Recipe, model: Model, steps: int) -> Any:
     """The recipe's optimizer, and its schedule if any, for a run of ``steps`` steps, in Lightning's format."""
-    optimizer = build(recipe.optimizer, model)  # type: ignore[arg-type]
+    optimizer = build(recipe.optimizer, model)
     split_by_layout(optimizer)
     save_by_name(optimizer, model)
     if recipe.schedule is None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from moekit.spec.fields import option, slot
 from moekit.spec.kinds import DataSpec
 
 
-@dataclass(frozen=True, kw_only=True)
 class TextSpec(DataSpec):
     """Base of the specs of text."""
 
@@ -29,7 +27,6 @@ class TextSpec(DataSpec):
             yield f"tokens=bpe starts from 256 bytes, so vocab={self.vocab} must be more than 256"
 
 
-@dataclass(frozen=True, kw_only=True)
 class DerivedSpec(DataSpec):
     """Base of the specs of pairs that are made of another data set's text.
 

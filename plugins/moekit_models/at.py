@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from moekit.spec.fields import Spec, fields_of, option
 from moekit.spec.kinds import ExpertSpec, MoE
 
 
-@dataclass(frozen=True, kw_only=True)
 class At(Spec):
     """Which layers are mixtures, by exactly one of three options. Layers are counted from 0."""
 

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Literal
 
 from moekit.spec.fields import Spec, option
 
 
-@dataclass(frozen=True, kw_only=True)
 class Yarn(Spec):
     """Options of YaRN. It applies at every length: to train within ``original``, set the group to null.
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
-from moekit.component import Component
 from moekit.spec.fields import option
 from moekit.spec.kinds import ScheduleSpec
 from moekit_optimizers.phases import progress
 
 
-@dataclass(frozen=True, kw_only=True)
 class Constant(ScheduleSpec):
     """Options of the constant schedule."""
 
@@ -27,12 +24,3 @@ def constant(spec: Constant, total_steps: int) -> Callable[[int], float]:
     (arXiv:1706.02677), section 2.2.
     """
     return lambda step: progress(step, 0, spec.warmup)
-
-
-COMPONENT = Component(
-    name="constant",
-    spec=Constant,
-    target="moekit_optimizers.constant:constant",
-    summary="the full rate throughout, after a warm-up",
-    paper="Goyal et al. 2017, arXiv:1706.02677 (warm-up)",
-)

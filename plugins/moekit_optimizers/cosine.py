@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
-from moekit.component import Component
 from moekit.spec.fields import option
 from moekit.spec.kinds import ScheduleSpec
 from moekit_optimizers.phases import progress
 
 
-@dataclass(frozen=True, kw_only=True)
 class Cosine(ScheduleSpec):
     """Options of the cosine schedule."""
 
@@ -37,12 +34,3 @@ def cosine(spec: Cosine, total_steps: int) -> Callable[[int], float]:
         return spec.final + (1 - spec.final) * (1 + math.cos(math.pi * done)) / 2
 
     return factor
-
-
-COMPONENT = Component(
-    name="cosine",
-    spec=Cosine,
-    target="moekit_optimizers.cosine:cosine",
-    summary="half a cosine from the full rate to a final one, after a warm-up",
-    paper="Loshchilov and Hutter 2017, arXiv:1608.03983",
-)

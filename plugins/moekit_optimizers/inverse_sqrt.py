@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
-from moekit.component import Component
 from moekit.spec.fields import option
 from moekit.spec.kinds import ScheduleSpec
 
 
-@dataclass(frozen=True, kw_only=True)
 class InverseSqrt(ScheduleSpec):
     """Options of the inverse square root schedule."""
 
@@ -33,12 +30,3 @@ def inverse_sqrt(spec: InverseSqrt, total_steps: int) -> Callable[[int], float]:
         return min(done, 1 / math.sqrt(done))
 
     return factor
-
-
-COMPONENT = Component(
-    name="inverse_sqrt",
-    spec=InverseSqrt,
-    target="moekit_optimizers.inverse_sqrt:inverse_sqrt",
-    summary="a warm-up, then down with one over the square root of the step",
-    paper="Vaswani et al. 2017, arXiv:1706.03762",
-)

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
-from moekit.component import Component
 from moekit.spec.fields import option
 from moekit.spec.kinds import ScheduleSpec
 from moekit_optimizers.phases import progress
 
 
-@dataclass(frozen=True, kw_only=True)
 class Steps(ScheduleSpec):
     """Options of the step schedule."""
 
@@ -41,12 +38,3 @@ def steps(spec: Steps, total_steps: int) -> Callable[[int], float]:
         return progress(step, 0, spec.warmup) * spec.gamma ** sum(step >= fall for fall in falls)
 
     return factor
-
-
-COMPONENT = Component(
-    name="steps",
-    spec=Steps,
-    target="moekit_optimizers.steps:steps",
-    summary="the full rate, multiplied by a factor at fractions of training, after a warm-up",
-    paper="DeepSeek-AI 2024, arXiv:2401.02954",
-)

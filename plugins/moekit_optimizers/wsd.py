@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
-from moekit.component import Component
 from moekit.spec.fields import option
 from moekit.spec.kinds import ScheduleSpec
 from moekit_optimizers.phases import progress
 
 
-@dataclass(frozen=True, kw_only=True)
 class WSD(ScheduleSpec):
     """Options of the warm-up, stable, decay schedule."""
 
@@ -41,12 +38,3 @@ def wsd(spec: WSD, total_steps: int) -> Callable[[int], float]:
         return spec.final + (1 - spec.final) * (1 - done)
 
     return factor
-
-
-COMPONENT = Component(
-    name="wsd",
-    spec=WSD,
-    target="moekit_optimizers.wsd:wsd",
-    summary="warm-up, then the full rate, then a linear decay to a final one",
-    paper="Hu et al. 2024, arXiv:2404.06395; Hägele et al. 2024, arXiv:2405.18392",
-)

@@ -14,7 +14,6 @@ from moekit.contracts import Init
 from moekit.spec.kinds import RouterSpec
 
 
-@dataclass(frozen=True, kw_only=True)
 class NoHelp(Pick):
     depth: int = option(1)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -37,12 +37,10 @@ class LosesMask(PickRouter):
         return replace(routing, valid_T=None)
 
 
-@dataclass(frozen=True, kw_only=True)
 class ClaimsSoft(Pick):
     form: ClassVar[Form] = "soft"
 
 
-@dataclass(frozen=True, kw_only=True)
 class ClaimsAll(Pick):
     def active(self, num_experts: int) -> float:
         return num_experts

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -63,7 +62,6 @@ class DividesByLoad(NudgeBias):
         return 1 / len(load_E) - load_E / load_E.sum()
 
 
-@dataclass(frozen=True, kw_only=True)
 class ClaimsNoBias(Nudge):
     gives_bias: ClassVar[bool] = False
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -48,7 +47,6 @@ def components(spec: type[Spec], *targets: Callable[..., object]) -> list[Compon
     return [component(spec, target) for target in targets]
 
 
-@dataclass(frozen=True, kw_only=True)
 class Pick(kinds.RouterSpec):
     top_k: int = option(2, "experts a token runs through", ge=1)
 
@@ -95,7 +93,6 @@ class PickRouter(Router):
         return scores_TE.gather(1, expert_TK)
 
 
-@dataclass(frozen=True, kw_only=True)
 class PickUnbiased(Pick):
     takes_bias: ClassVar[bool] = False
 
@@ -107,7 +104,6 @@ class PickUnbiasedRouter(PickRouter):
         return super().forward(x_TD, valid_T=valid_T)
 
 
-@dataclass(frozen=True, kw_only=True)
 class Tanh(kinds.ExpertSpec):
     pass
 
@@ -122,7 +118,6 @@ class TanhBank(ExpertBank):
         return torch.tanh(groups.linear(x_ND, self.w_EOD))
 
 
-@dataclass(frozen=True, kw_only=True)
 class Walk(kinds.DispatcherSpec):
     forms: ClassVar[frozenset[kinds.Form]] = kinds.ALL_FORMS
 
@@ -174,7 +169,6 @@ class WalkDispatcher(Dispatcher):
         return 0
 
 
-@dataclass(frozen=True, kw_only=True)
 class Limit(kinds.DispatcherSpec):
     dropless: ClassVar[bool] = False
 
@@ -194,7 +188,6 @@ def _none(x_TD: Tensor) -> Tensor:
     return torch.zeros((), dtype=torch.int64, device=x_TD.device)
 
 
-@dataclass(frozen=True, kw_only=True)
 class Look(kinds.AttentionSpec):
     pass
 
@@ -219,7 +212,6 @@ class LookAttention(nn.Module):
         return score_BSS.softmax(-1) @ v
 
 
-@dataclass(frozen=True, kw_only=True)
 class NoisyPick(Pick):
     gives_smooth_load: ClassVar[bool] = True
 
@@ -265,7 +257,6 @@ class NoisyPickRouter(PickRouter):
         return LossTerm(value=(self.level[0].to(mean.dtype) - mean - 1).square(), weight=1.0)
 
 
-@dataclass(frozen=True, kw_only=True)
 class Even(kinds.BalancerSpec):
     forms: ClassVar[frozenset[kinds.Form]] = frozenset({"token_choice"})
 
@@ -289,7 +280,6 @@ class EvenLoss(Balancer):
         return len(load_E) * (load_E / load_E.sum() * P_E).sum()
 
 
-@dataclass(frozen=True, kw_only=True)
 class Nudge(kinds.BalancerSpec):
     forms: ClassVar[frozenset[kinds.Form]] = frozenset({"token_choice"})
     gives_bias: ClassVar[bool] = True
@@ -324,7 +314,6 @@ def layer() -> MoELayer:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
 class Tiny(kinds.ModelSpec):
     vocab: int = option(11, "tokens in the vocabulary", ge=1)
 
@@ -350,7 +339,6 @@ class TinyModel(Model):
         return self.embed.weight, self.head.weight
 
 
-@dataclass(frozen=True, kw_only=True)
 class Guess(kinds.ObjectiveSpec):
     pass
 
@@ -369,7 +357,6 @@ class GuessObjective(Objective):
         return LossSum(total=total, count=count, metrics={"loss": (total.detach(), count)})
 
 
-@dataclass(frozen=True, kw_only=True)
 class Dice(kinds.DataSpec):
     pass
 
@@ -391,7 +378,6 @@ class DiceData(Data):
         return Batch(tokens_BS[:, :-1], tokens_BS[:, 1:])
 
 
-@dataclass(frozen=True, kw_only=True)
 class Descent(kinds.OptimizerSpec):
     pass
 
@@ -400,7 +386,6 @@ def descent(spec: Descent, model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
 
 
-@dataclass(frozen=True, kw_only=True)
 class Level(kinds.ScheduleSpec):
     pass
 
@@ -409,7 +394,6 @@ def level(spec: Level, total_steps: int) -> Callable[[int], float]:
     return lambda step: 1.0
 
 
-@dataclass(frozen=True, kw_only=True)
 class Echo(kinds.ModelSpec):
     takes: ClassVar[str] = "pairs"
     vocab: int = option(11, "tokens in the vocabulary", ge=1)
@@ -443,7 +427,6 @@ class EchoModel(Model):
         return output
 
 
-@dataclass(frozen=True, kw_only=True)
 class Recall(Look):
     caches: ClassVar[bool] = True
 
@@ -470,7 +453,6 @@ class RecallAttention(LookAttention):
         return keys - queries
 
 
-@dataclass(frozen=True, kw_only=True)
 class Sums(Tiny):
     pass
 

@@ -14,7 +14,6 @@ from moekit import load
 from moekit.registry import current
 from moekit.spec.fields import Spec, required
 from moekit.spec.kinds import MoE
-from moekit.spec.recipe import Recipe
 from moekit.testing import parametrize_checks
 from moekit_balancers.communication_balance import CommunicationBalance
 from moekit_balancers.cv_squared import CVSquared
@@ -204,12 +203,12 @@ def examples() -> dict[str, list[Spec]]:
     """``EXAMPLES``, and from the recipes one for each component that has options without a default."""
     found = {name: list(specs) for name, specs in EXAMPLES.items()}
     missing = {
-        c.spec: f"{c.kind}/{c.name}"
+        c.spec_class(): f"{c.kind}/{c.name}"
         for c in current().components()
-        if c.spec is not Recipe and required(c.spec) and f"{c.kind}/{c.name}" not in found
+        if required(c.spec_class()) and f"{c.kind}/{c.name}" not in found
     }
     if missing:
-        for recipe in current().components("recipe"):
+        for recipe in current().recipes:
             for spec in specs_in(load(recipe.name)):
                 if type(spec) in missing:
                     found.setdefault(missing[type(spec)], [spec])

@@ -8,6 +8,7 @@ import pytest
 from healthy import Pick, PickRouter, component
 
 from moekit import MoekitError
+from moekit.registry import current
 from moekit.spec.recipe import Recipe
 from moekit.testing import parametrize_checks
 from moekit.testing.parametrize import cases_of
@@ -82,12 +83,14 @@ def test_unknown_names_raise_an_error_with_the_nearest_one(arguments: dict[str, 
 
 
 def test_options_without_a_default_need_an_example() -> None:
-    from moekit_routers.topk import COMPONENT, TopK
+    from moekit_routers.topk import TopK
+
+    component = current().get("router", "topk")
 
     message = "router 'topk' has no default for top_k: give an example, examples={'topk': [TopK(top_k=...)]}"
     with pytest.raises(MoekitError, match=f"^{re.escape(message)}$"):
-        parametrize_checks([COMPONENT])
-    (case,) = cases_of([COMPONENT], {"topk": [TopK(top_k=2)]})
+        parametrize_checks([component])
+    (case,) = cases_of([component], {"topk": [TopK(top_k=2)]})
     assert case.label == "router/topk"
 
 

@@ -106,7 +106,7 @@ def test_the_components_in_yaml_fragments_compose(page: Path) -> None:
 @PAGES
 def test_every_component_and_recipe_named_in_the_prose_exists(page: Path) -> None:
     words = set(re.findall(r"`([a-z0-9_]+)`", prose(page))) - {"assert", "shared", "x"}  # Python, a slot, a variable
-    assert len(words) > 15 and not words - {component.name for component in current().components(None)}
+    assert len(words) > 15 and not words - {offer.name for offer in [*current().components(), *current().recipes]}
 
 
 @PAGES

@@ -33,8 +33,8 @@ import yaml
 
 from moekit import registry
 from moekit.cli import main
+from moekit.registry import current
 from moekit.spec import validate
-from moekit.spec.recipe import KINDS, Recipe, plural
 from moekit.testing.checks.router import check_padding_nan
 
 TOP = Path(__file__).parents[2]
@@ -180,13 +180,12 @@ def test_the_failure_on_the_plugin_page_is_the_docstring_of_its_check() -> None:
         assert line in page
 
 
-def test_the_plugin_page_names_every_hook_and_capability() -> None:
+def test_the_plugin_page_names_every_kind_and_capability() -> None:
     page = (TOP / "docs" / "writing_a_plugin.md").read_text(encoding="utf-8")
-    for kind, base in KINDS.items():
-        assert f"`moekit_{plural(kind)}`" in page, f"no row for the hook of {kind}"
-        assert base is Recipe or f"`{base.__name__}`" in page
+    for kind, base in ((kind.name, kind.spec_class()) for kind in current().kinds.values()):
+        assert f"| `{kind}` | `{base.__name__}` |" in page, f"no row for the kind {kind}"
         if kind in ("router", "dispatcher", "balancer"):
-            options = {field.name for field in dataclasses.fields(base)} if dataclasses.is_dataclass(base) else set()
+            options = {field.name for field in dataclasses.fields(base)}
             claims = {c for c in vars(base).get("__annotations__", {}) if c != "kind"} - options
             for claim in claims:
                 assert f"`{base.__name__}.{claim}`" in page, f"no row for the claim {base.__name__}.{claim}"

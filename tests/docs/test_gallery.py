@@ -21,13 +21,13 @@ def test_the_gallery_is_up_to_date() -> None:
 
 def test_every_recipe_of_a_paper_is_in_the_gallery() -> None:
     page = (DOCS / "gallery.md").read_text(encoding="utf-8")
-    names = [c.name for c in current().components("recipe") if c.plugin == "papers" and not c.name.startswith("base/")]
+    names = [c.name for c in current().recipes if c.plugin == "papers" and not c.name.startswith("base/")]
     assert len(names) > 30
     assert [name for name in names if f"`{name}`" not in page] == []
 
 
 def test_every_paper_says_who_when_and_what() -> None:
-    for component in current().components("recipe"):
+    for component in current().recipes:
         paper = load(component.name).paper
         if component.plugin == "papers" and paper is not None:
             assert paper.title
@@ -38,7 +38,7 @@ def test_every_paper_says_who_when_and_what() -> None:
 
 
 def test_every_paper_has_a_recipe_to_train() -> None:
-    recipes = [load(c.name) for c in current().components("recipe") if c.plugin == "papers"]
+    recipes = [load(c.name) for c in current().recipes if c.plugin == "papers"]
     titles = {recipe.paper.title for recipe in recipes if recipe.paper is not None}
     assert titles == {r.paper.title for r in recipes if r.paper is not None and r.data is not None}
     assert len(titles) == 10

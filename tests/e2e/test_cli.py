@@ -21,14 +21,13 @@ PLUGIN = """
 from dataclasses import dataclass
 from moekit import Component, RouterSpec, hookimpl, option
 
-MOEKIT_API = 1
+MOEKIT_API = 2
 
-@dataclass(frozen=True, kw_only=True)
 class Coin(RouterSpec):
     sides: int = option(2, "sides of the coin", ge=2)
 
 @hookimpl
-def moekit_routers():
+def moekit_components():
     return [Component(name="{name}", spec=Coin, target="{target}", summary="flips a coin", paper="Pascal 1654")]
 """
 

@@ -14,7 +14,7 @@ from moekit import load
 from moekit.cli import main
 from moekit.registry import current
 
-TRAINABLE = [c.name for c in current().components("recipe") if c.plugin == "papers" and load(c.name).data is not None]
+TRAINABLE = [c.name for c in current().recipes if c.plugin == "papers" and load(c.name).data is not None]
 
 
 def arguments(name: str, out: Path, *overrides: str) -> list[str]:

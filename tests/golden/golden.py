@@ -29,7 +29,7 @@ SEQUENCES, LENGTH = 3, 16
 
 def recipes() -> list[str]:
     """First-party recipes with data: those at paper size have none, and would not fit into memory."""
-    first_party = [c.name for c in current().components("recipe") if c.plugin == "papers"]
+    first_party = [c.name for c in current().recipes if c.plugin == "papers"]
     return [name for name in first_party if load(name).data is not None]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import FrozenInstanceError, dataclass, replace
+from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 
 import pytest
@@ -12,10 +12,8 @@ from pages import whole
 from moekit.component import Component, recipes_in
 from moekit.errors import PluginError
 from moekit.spec.kinds import RouterSpec
-from moekit.spec.recipe import Recipe
 
 
-@dataclass(frozen=True, kw_only=True)
 class Lottery(RouterSpec):
     pass
 
@@ -67,46 +65,13 @@ def test_a_target_that_cannot_be_imported_is_reported_with_the_cause(
     sys.modules.pop(target.partition(":")[0], None)
 
 
-def test_a_recipe_has_no_class() -> None:
-    recipe = Component(name="base/small", spec=Recipe, target="/x/base/small.yaml", summary="", plugin="papers")
-    message = "recipe 'papers/base/small' is a file; read it with moekit.load('base/small')"
-    with pytest.raises(PluginError, match=whole(message)):
-        recipe.load()
-
-
 def test_recipes_in_a_folder_are_named_by_their_paths(tmp_path: Path) -> None:
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "small.yaml").write_text('schema: 1\nsummary: "A small one: for tests"\n')
     (tmp_path / "big.yaml").write_text("schema: 1\nmodel:\n  summary: not at the top level\n")
     (tmp_path / "notes.txt").write_text("# no recipe\n")
     found = list(recipes_in(tmp_path))
-    assert [(c.name, c.summary, c.kind) for c in found] == [
-        ("base/small", "A small one: for tests", "recipe"),
-        ("big", "", "recipe"),
+    assert [(r.name, r.path) for r in found] == [
+        ("base/small", tmp_path / "base" / "small.yaml"),
+        ("big", tmp_path / "big.yaml"),
     ]
-    assert [c.target for c in found] == [str(tmp_path / "base" / "small.yaml"), str(tmp_path / "big.yaml")]
-
-
-def test_a_recipe_inherits_its_paper_and_data_from_what_it_extends(tmp_path: Path) -> None:
-    files = {
-        "paper": 'paper:\n  title: "Tall: a model"\n  year: 2021\ndata:\n  use: vowels\n  title: none of its own\n',
-        "base/plain": "data: vowels\n",
-        "small": "extends: paper\npaper: {claim: small}\n",
-        "both": "extends: [base/plain, paper]\n",
-        "counted": "extends: small\ndata: null  # to count\n",
-        "round": "extends: trip\n",
-        "trip": "extends: round\n",
-    }
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).with_suffix(".yaml").write_text(text)
-    found = {c.name: (c.paper, c.year, c.trains) for c in recipes_in(tmp_path)}
-    assert found == {
-        "paper": ("Tall 2021", 2021, True),
-        "base/plain": ("", 0, True),
-        "small": ("Tall 2021", 2021, True),
-        "both": ("Tall 2021", 2021, True),
-        "counted": ("Tall 2021", 2021, False),
-        "round": ("", 0, False),
-        "trip": ("", 0, False),
-    }

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import fake_plugins
 import pytest
+from fake_plugins import KINDS
 from pages import whole
 
 from moekit.discovery import installed
@@ -19,13 +20,12 @@ GOOD = """
 from dataclasses import dataclass
 from moekit import Component, RouterSpec, hookimpl
 
-MOEKIT_API = 1
+MOEKIT_API = 2
 
-@dataclass(frozen=True, kw_only=True)
 class Mine(RouterSpec): pass
 
 @hookimpl
-def moekit_routers():
+def moekit_components():
     return [Component(name="mine", spec=Mine, target="nowhere.at_all:Mine", summary="mine")]
 """
 
@@ -56,11 +56,11 @@ def found(name: str = "acme") -> Plugin:
 def test_a_plugin_is_found_by_its_entry_point(install: Install) -> None:
     install(GOOD)
     plugin = found()
-    assert (plugin.error, plugin.trace, plugin.api) == (None, "", 1)
+    assert (plugin.error, plugin.trace, plugin.api) == (None, "", 2)
     assert (plugin.distribution, plugin.version, plugin.module) == ("acme-moe", "1.2", "acme_moe_plugin")
     assert plugin.origin == "acme-moe 1.2"
     assert [c.full_name for c in plugin.components] == ["acme/mine"]
-    assert Registry([plugin]).names("router") == ["mine"]
+    assert Registry([KINDS, plugin]).names("router") == ["mine"]
 
 
 def test_first_party_plugins_are_found_by_their_entry_points() -> None:
@@ -75,7 +75,7 @@ def test_first_party_plugins_are_found_by_their_entry_points() -> None:
         ("import no_such_kernel", "ModuleNotFoundError: No module named 'no_such_kernel'", None),
         ("def (", "SyntaxError: invalid syntax (acme_moe_plugin.py, line 1)", None),
         ("raise SystemExit(3)", "SystemExit: 3", None),
-        ("MOEKIT_API = 7", "was written for plugin API 7; this moekit supports API 1: MOEKIT_API = 1", 7),
+        ("MOEKIT_API = 7", "was written for plugin API 7; this moekit supports API 2: MOEKIT_API = 2", 7),
     ],
 )
 def test_a_broken_plugin_is_kept_with_its_error_and_stops_no_other_unless_strict(
@@ -113,7 +113,7 @@ def test_a_disabled_plugin_is_not_even_imported(install: Install, monkeypatch: p
 def test_a_target_that_cannot_be_imported_fails_only_when_loaded(install: Install) -> None:
     install(GOOD)
     component = found().components[0]
-    assert component.spec() == component.spec()
+    assert component.spec_class()() == component.spec_class()()
     message = (
         "router 'acme/mine': cannot import its target 'nowhere.at_all:Mine'\n"
         "  ModuleNotFoundError: No module named 'nowhere'"
@@ -141,10 +141,10 @@ BORROWED = """
 from moekit import Component, hookimpl
 from acme_moe_plugin import Mine
 
-MOEKIT_API = 1
+MOEKIT_API = 2
 
 @hookimpl
-def moekit_routers():
+def moekit_components():
     return [Component(name="borrowed", spec=Mine, target="nowhere:Other", summary="another's options")]
 """
 

@@ -25,7 +25,6 @@ from moekit.component import Component
 from moekit.registry import current
 from moekit.spec import kinds
 from moekit.spec.fields import Spec, fields_of, types_of
-from moekit.spec.recipe import Recipe
 
 ROOT = Path(__file__).parents[2]
 CORE = ROOT / "moekit"
@@ -36,8 +35,13 @@ LONG: dict[str, str] = {
     "moekit/bench/step.py": "one comparison of training steps, and the two loops that it runs interleaved",
     "moekit/checkpoints/writing.py": "one protocol: who writes what, and every stage of a save, in order",
     "moekit/contracts/layer.py": "the contracts of a layer, in the order in which it uses them",
+    "moekit/plugin.py": "every check of a plugin when it is loaded",
+    "moekit/registry.py": "every question about a name, and the messages for those without an answer",
     "moekit/shards/shard.py": "what a rank holds of a tensor, a model and an optimizer",
+    "moekit/spec/fields.py": "how a spec class declares its options, and what holds for every spec",
+    "moekit/testing/checks/balancer.py": "all checks of balancers",
     "moekit/testing/checks/common.py": "all checks of every torch module",
+    "moekit/testing/checks/dispatcher.py": "all checks of dispatchers",
     "moekit/testing/checks/router.py": "all checks of routers",
     "moekit/training/health/diagnosis.py": "one search for the non-finite component, forward and backward",
     "moekit/training/module.py": "one class: everything that Lightning calls on LitMoE",
@@ -81,16 +85,25 @@ def tree(path: Path) -> ast.Module:
 def imports(path: Path, *, top: bool = False) -> Iterator[str]:
     """Every module that a file imports, relative imports resolved; with ``top``, only by statements at its top level.
 
-    Names imported from a module are listed below it, since they may be modules too.
+    Names imported from a module are listed below it, since they may be modules too. What type checkers alone import
+    does not count.
     """
     package = module_name(path).split(".") if path.name == "__init__.py" else module_name(path).split(".")[:-1]
-    for node in tree(path).body if top else ast.walk(tree(path)):
+    for node in tree(path).body if top else executed(tree(path)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             up = package[: len(package) - node.level + 1] if node.level else []
             source = ".".join([*up, *([node.module] if node.module else [])])
             yield from (source, *(f"{source}.{alias.name}" for alias in node.names))
+
+
+def executed(node: ast.AST) -> Iterator[ast.AST]:
+    """The nodes below one, except those under ``if TYPE_CHECKING:``."""
+    for child in ast.iter_child_nodes(node):
+        if not (isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING"):
+            yield child
+            yield from executed(child)
 
 
 def modules() -> list[str]:
@@ -157,11 +170,11 @@ def test_torch_free_modules_import_no_torch() -> None:
 
 
 def test_nothing_imports_in_a_circle() -> None:
-    """So modules can be imported in any order."""
+    """So modules can be imported in any order. Imports inside functions count too: they would only hide a circle."""
     names = {module_name(path): path for path in FILES}
     graph: dict[str, set[str]] = {}
     for name, path in names.items():
-        taken = {other for other in imports(path, top=True) if other in names}
+        taken = {other for other in imports(path) if other in names}
         around = {
             other for other in taken if name.startswith(f"{other}.") and any(t.startswith(f"{other}.") for t in taken)
         }
@@ -301,8 +314,7 @@ def subclasses(base: type) -> Iterator[type]:
 def test_classes_are_abstract_or_final() -> None:
     """No concrete class is subclassed: components share code through abstract classes and functions."""
     for component in current().components():
-        if component.spec is not Recipe:
-            component.load()
+        component.load()
     interfaces = [
         c for c in vars(contracts).values() if inspect.isclass(c) and c.__module__.startswith(contracts.__name__)
     ]
@@ -330,7 +342,7 @@ def specs() -> dict[str, type[Spec]]:
                     add(hint if inspect.isclass(hint) else next(a for a in hint.__args__ if a is not type(None)))
 
     for component in current().components():
-        add(component.spec)
+        add(component.spec_class())
     add(kinds.MoE)
     return found
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -204,6 +204,5 @@ def test_a_router_spec_without_active_is_rejected() -> None:
         Silent().active(4)
 
 
-@dataclass(frozen=True, kw_only=True)
 class Silent(RouterSpec):
     """Options of a router without ``active``."""

@@ -3,35 +3,32 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import replace
+from pathlib import Path
 from types import ModuleType
 
 import pytest
-from fake_plugins import module, plugin
+from fake_plugins import KINDS, module, plugin
 from pages import cases, whole
 
 from moekit import hookspecs, registry
-from moekit.component import Component
+from moekit.component import Component, RecipeFile
 from moekit.errors import PluginError, UnknownName
 from moekit.hookspecs import hookimpl
 from moekit.plugin import Plugin
-from moekit.registry import Registry, current, kind_named, temporary
+from moekit.registry import Registry, current, temporary
 from moekit.spec.fields import option
 from moekit.spec.kinds import RouterSpec
-from moekit.spec.recipe import KINDS, Recipe, plural
 
 
-@dataclass(frozen=True, kw_only=True)
 class Hash(RouterSpec):
     seed: int = option(0, "seed of the hash")
 
 
-@dataclass(frozen=True, kw_only=True)
 class OtherHash(RouterSpec):
     buckets: int = option(8, "buckets")
 
 
-@dataclass(frozen=True, kw_only=True)
 class Unregistered(RouterSpec):
     pass
 
@@ -48,14 +45,14 @@ def router(name: str, spec: type[RouterSpec]) -> Component:
 
 
 HASH = router("hash", Hash)
-ACME = plugin("acme", "acme-moe", "1.2", routers=[HASH])
-BETA = plugin("beta", "beta", "0.3.1", routers=[router("hash", OtherHash)])
-RECIPES = [Component(name=f"r{n}", spec=Recipe, target="r.yaml", summary="") for n in range(21)]
+ACME = plugin("acme", "acme-moe", "1.2", components=[HASH])
+BETA = plugin("beta", "beta", "0.3.1", components=[router("hash", OtherHash)])
+RECIPES = [RecipeFile(name=f"r{n}", path=Path("r.yaml")) for n in range(21)]
 BROKEN = Plugin(name="broken", module="b", distribution="broken-moe", version="2.0", error="ImportError: no triton")
 
 
 def test_a_component_is_found_by_its_name_and_by_its_plugin() -> None:
-    both = Registry([ACME])
+    both = Registry([KINDS, ACME])
     assert both.get("router", "hash") is both.get("router", "acme/hash") is both.get("routers", "hash")
     assert both.names("router") == ["hash"]
     assert [c.full_name for c in both.components("router")] == ["acme/hash"]
@@ -63,11 +60,11 @@ def test_a_component_is_found_by_its_name_and_by_its_plugin() -> None:
 
 
 def test_a_plugin_and_a_name_choose_among_namesakes() -> None:
-    both = Registry([ACME, BETA])
-    assert both.get("router", "acme/hash").spec is Hash
-    assert both.get("router", "beta/hash").spec is OtherHash
+    both = Registry([KINDS, ACME, BETA])
+    assert both.get("router", "acme/hash").spec_class() is Hash
+    assert both.get("router", "beta/hash").spec_class() is OtherHash
     assert both.use_name(Hash()) == "acme/hash"
-    assert Registry([ACME]).use_name(Hash()) == "hash"
+    assert Registry([KINDS, ACME]).use_name(Hash()) == "hash"
 
 
 MISTAKES = """
@@ -110,7 +107,7 @@ router 'broken/topk' cannot be used: plugin 'broken' (broken-moe 2.0) failed to 
 
 $ ruoter/hash  # an unknown kind
 unknown kind 'ruoter' (kinds: routers, experts, dispatchers, balancers, attention, models, objectives, data, \
-optimizers, schedules, recipes)
+optimizers, schedules)
   did you mean 'router'?
   list them: moekit ls
 """
@@ -118,25 +115,29 @@ optimizers, schedules, recipes)
 
 @cases(MISTAKES)
 def test_a_name_that_means_no_single_component_is_reported(given: str, expected: str) -> None:
-    plugins = [ACME, BETA, plugin("papers", recipes=RECIPES), BROKEN]
+    plugins = [KINDS, ACME, BETA, plugin("papers", recipes=RECIPES), BROKEN]
     with pytest.raises((UnknownName, PluginError), match=whole(expected)):
-        Registry(plugins, disabled=["gamma", "delta"]).get(*given.split("/", 1))
+        kind, name = given.split("/", 1)
+        registry = Registry(plugins, disabled=["gamma", "delta"])
+        registry.recipe(name) if kind == "recipe" else registry.get(kind, name)
 
 
 def test_a_recipe_may_have_a_folder_in_its_name() -> None:
-    recipe = Component(name="base/small", spec=Recipe, target="/somewhere/base/small.yaml", summary="")
+    recipe = RecipeFile(name="base/small", path=Path("/somewhere/base/small.yaml"))
     found = Registry([plugin("papers", recipes=[recipe])])
-    assert found.get("recipe", "base/small") is found.get("recipe", "papers/base/small")
+    assert found.recipe("base/small") is found.recipe("papers/base/small")
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_kind_is_named_in_the_singular_or_plural(kind: str) -> None:
-    assert kind_named(kind) == kind_named(plural(kind)) == kind
+def test_a_kind_is_named_in_the_singular_or_plural() -> None:
+    registry = Registry([KINDS])
+    assert len(registry.kinds) >= 10
+    for name, kind in registry.kinds.items():
+        assert registry.kind(name) is registry.kind(kind.plural) is kind
 
 
 def test_a_component_is_built_by_the_class_of_its_spec() -> None:
     spec = OtherHash(buckets=4)
-    built = Registry([ACME, BETA]).build(spec, "dims", 3)
+    built = Registry([KINDS, ACME, BETA]).build(spec, "dims", 3)
     assert isinstance(built, Built)
     assert built.spec is spec
     assert built.context == ("dims", 3)
@@ -145,7 +146,7 @@ def test_a_component_is_built_by_the_class_of_its_spec() -> None:
 def test_a_spec_that_no_plugin_registered_cannot_be_built() -> None:
     message = "no plugin registered a component with the spec class Unregistered; see: moekit plugins"
     with pytest.raises(PluginError, match=whole(message)):
-        Registry([ACME]).build(Unregistered())
+        Registry([KINDS, ACME]).build(Unregistered())
 
 
 def test_an_exception_of_a_target_names_its_component() -> None:
@@ -153,17 +154,17 @@ def test_an_exception_of_a_target_names_its_component() -> None:
         def __init__(self, spec: RouterSpec) -> None:
             raise ZeroDivisionError("nothing to divide by")
 
-    failing = plugin("acme", routers=[Component(name="hash", spec=Hash, target=Broken, summary="breaks")])
+    failing = plugin("acme", components=[Component(name="hash", spec=Hash, target=Broken, summary="breaks")])
     with pytest.raises(ZeroDivisionError, match="nothing to divide by") as caught:
-        Registry([failing]).build(Hash())
+        Registry([KINDS, failing]).build(Hash())
     assert caught.value.__notes__ == ["while building router 'acme/hash'"]
 
 
 def test_temporary_adds_a_plugin_for_a_block() -> None:
     before = current()
-    with temporary(module("acme_moe", routers=[HASH])) as during:
+    with temporary(module("acme_moe", components=[HASH])) as during:
         assert current() is during
-        assert during.get("router", "acme_moe/hash").spec is Hash
+        assert during.get("router", "acme_moe/hash").spec_class() is Hash
         assert isinstance(registry.build(Hash()), Built)
         assert set(before.names("router")) < set(during.names("router"))
     assert current() is before
@@ -172,11 +173,11 @@ def test_temporary_adds_a_plugin_for_a_block() -> None:
 
 def test_temporary_takes_a_class_with_static_hooks() -> None:
     class acme:
-        MOEKIT_API = 1
+        MOEKIT_API = 2
 
         @staticmethod
         @hookimpl
-        def moekit_routers() -> list[Component]:
+        def moekit_components() -> list[Component]:
             return [HASH]
 
     with temporary(acme) as during:
@@ -185,8 +186,8 @@ def test_temporary_takes_a_class_with_static_hooks() -> None:
 
 def test_temporary_blocks_nest() -> None:
     outermost = current()
-    with temporary(module("acme", routers=[HASH])) as outer:
-        with temporary(module("beta", routers=[router("other", OtherHash)])) as inner:
+    with temporary(module("acme", components=[HASH])) as outer:
+        with temporary(module("beta", components=[router("other", OtherHash)])) as inner:
             assert {"hash", "other"} <= set(inner.names("router"))
         assert current() is outer
         assert "other" not in outer.names("router")
@@ -195,7 +196,7 @@ def test_temporary_blocks_nest() -> None:
 
 def test_temporary_is_undone_by_an_exception() -> None:
     before = current()
-    with pytest.raises(RuntimeError, match="inside"), temporary(module("acme", routers=[HASH])):
+    with pytest.raises(RuntimeError, match="inside"), temporary(module("acme", components=[HASH])):
         raise RuntimeError("inside")
     assert current() is before
 
@@ -211,10 +212,10 @@ def test_temporary_rejects_a_name_or_spec_class_that_is_taken() -> None:
     taken = "plugin 'beta': router 'mine' has the spec class Hash of router 'acme/hash' (acme); each needs its own"
     for rejected, message in (
         (module("acme"), "plugin 'acme': the name is taken by acme; uninstall it, or rename one"),
-        (module("beta", routers=[router("mine", Hash)]), taken),
+        (module("beta", components=[router("mine", Hash)]), taken),
     ):
         with (
-            temporary(module("acme", routers=[HASH])),
+            temporary(module("acme", components=[HASH])),
             pytest.raises(PluginError, match=whole(message)),
             temporary(rejected),
         ):
@@ -226,12 +227,33 @@ def test_every_installed_component_is_found_by_its_full_name() -> None:
     assert not installed.failed
     for component in installed.components():
         assert installed.get(component.kind, component.full_name) is component
-        if component.spec is not Recipe:
-            assert installed._by_spec[component.spec] is component
+        assert installed.component_of(component.spec_class().__new__(component.spec_class())) is component
 
 
-def test_every_hook_has_a_kind_and_every_kind_a_hook() -> None:
+def test_every_hook_is_documented() -> None:
     hooks = {name for name in vars(hookspecs) if re.fullmatch("moekit_.*", name)}
-    assert hooks == {f"moekit_{plural(kind)}" for kind in KINDS}
+    assert hooks == {*hookspecs.OFFERS, *hookspecs.LIFE_CYCLE}
     for hook in hooks:
         assert getattr(hookspecs, hook).__doc__
+
+
+def test_a_preferred_plugin_decides_among_namesakes() -> None:
+    both = Registry([KINDS, ACME, BETA])
+    assert both.get("router", "hash", prefer={"beta"}).plugin == "beta"
+    for undecided in ({"beta", "acme"}, {"other"}):
+        with pytest.raises(UnknownName, match="is offered by 2 plugins"):
+            both.get("router", "hash", prefer=undecided)
+
+
+def test_a_default_is_claimed_by_one_component() -> None:
+    claims = [replace(router("hash", Hash), default=True), replace(router("other", OtherHash), default=True)]
+    assert Registry([KINDS, ACME]).default("router") is None
+    one = Registry([KINDS, plugin("acme", components=claims[:1])])
+    assert one.default("routers") is one.get("router", "hash")
+    with pytest.raises(UnknownName, match=r"2 routers claim to be the default: acme/hash .*, acme/other .*; name one"):
+        Registry([KINDS, plugin("acme", components=claims)]).default("router")
+
+
+def test_building_something_else_says_what_a_spec_is() -> None:
+    with pytest.raises(PluginError, match=r"'topk' is of class str, not a spec; build takes a spec such as TopK"):
+        Registry([KINDS, ACME]).build("topk")

@@ -10,7 +10,6 @@ Oracle: ``tests/test_expert_choice.py``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -20,10 +19,9 @@ from moekit import Component, ExpertChoice, LayerDims, MoekitError, Router, hook
 from moekit.router_math import router_logits
 from moekit.spec.kinds import Form, RouterSpec
 
-MOEKIT_API = 1
+MOEKIT_API = 2
 
 
-@dataclass(frozen=True, kw_only=True)
 class ExpertChoiceSpec(RouterSpec):
     """Options and capabilities of the Expert Choice router."""
 
@@ -102,7 +100,7 @@ def best_first(key_ET: Tensor) -> Tensor:
 
 
 @hookimpl
-def moekit_routers() -> list[Component]:
+def moekit_components() -> list[Component]:
     """The routers of this plugin."""
     return [
         Component(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from moekit_expert_choice import ExpertChoiceSpec, moekit_routers
+from moekit_expert_choice import ExpertChoiceSpec, moekit_components
 
 from moekit.testing import parametrize_checks
 
 
-@parametrize_checks(moekit_routers(), examples={"expert_choice": [ExpertChoiceSpec(per_token=c) for c in (1, 2, 16)]})
+@parametrize_checks(
+    moekit_components(), examples={"expert_choice": [ExpertChoiceSpec(per_token=c) for c in (1, 2, 16)]}
+)
 def test_conformance(check: Callable[[], None]) -> None:
     check()

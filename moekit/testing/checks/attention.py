@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
+from torch import Tensor, nn
 
 from moekit.contracts import Cache
 from moekit.spec.kinds import AttentionSpec
 from moekit.testing.assertions import require, require_equal
 from moekit.testing.case import ATTENTION_DIM, Case, Check, normal, seeded
+from moekit.testing.fixtures.inputs import Probe
+
+
+def context(case: Case) -> tuple[object, ...]:
+    """What the target is called with, after the spec."""
+    return (ATTENTION_DIM,)
+
+
+def probe(case: Case) -> Probe:
+    """The standard input of the common checks, and how to run a module on it."""
+
+    def run(module: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {"y_BSD": module(inputs["x_BSD"])}
+
+    return Probe(inputs={"x_BSD": normal(2, 5, ATTENTION_DIM)}, run=run)
 
 
 def checks(case: Case) -> Iterator[Check]:

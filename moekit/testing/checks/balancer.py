@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from moekit.contracts import BalanceContext, Balancer
 from moekit.routing import Routing
 from moekit.spec.kinds import BalancerSpec
 from moekit.testing.assertions import require, require_equal, require_finite, require_same_state, state_of
 from moekit.testing.case import Case, Check, normal
-from moekit.testing.fixtures.inputs import claimed_forms
+from moekit.testing.fixtures.inputs import Probe, claimed_forms
 from moekit.testing.fixtures.routings import balanced, padded, rescored, skewed, some_routing
+
+
+def probe(case: Case) -> Probe:
+    """The standard input of the common checks, and how to run a module on it."""
+    E, form = case.dims.num_experts, claimed_forms(case)[-1]
+    template = some_routing(form, 6, E, dtype=torch.float32)
+
+    def run(module: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        assert isinstance(module, Balancer)
+        routing = rescored(template, inputs["logits_TE"])
+        term, bias_E = module.loss(routing, BalanceContext(num_sequences=2, training=True)), module.selection_bias()
+        out = {} if term is None else {"loss": term.value}
+        return out if bias_E is None else {**out, "selection_bias_E": bias_E}
+
+    return Probe(inputs={"logits_TE": normal(6, E)}, run=run)
 
 
 def checks(case: Case) -> Iterator[Check]:

@@ -5,6 +5,7 @@ and state, how it runs, compiles and trains.
 from __future__ import annotations
 
 import copy
+import importlib
 import inspect
 import pickle
 import warnings
@@ -14,36 +15,19 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.gradcheck import GradcheckError, gradcheck
 
-from moekit.contracts import (
-    Balancer,
-    Dispatcher,
-    ExpertBank,
-    Init,
-    Model,
-    Objective,
-    Router,
-)
+from moekit.contracts import Init
+from moekit.registry import current
 from moekit.spec.fields import fields_of
-from moekit.spec.recipe import KINDS
 from moekit.testing.assertions import require, require_equal, require_finite, require_same_state, state_of
 from moekit.testing.case import Case, Check, normal, seeded
-from moekit.testing.fixtures.inputs import Probe, probe_for
-
-CONTRACTS: dict[str, type] = {
-    "router": Router,
-    "expert": ExpertBank,
-    "dispatcher": Dispatcher,
-    "balancer": Balancer,
-    "attention": nn.Module,
-    "model": Model,
-    "objective": Objective,
-}
+from moekit.testing.fixtures.inputs import Probe
 
 
 def checks(case: Case) -> Iterator[Check]:
     """The checks that apply to a case's kind."""
     yield from (check_description, check_constructor)
-    if case.kind not in CONTRACTS:
+    contract = current().kinds[case.kind].contract()
+    if contract is None or not issubclass(contract, nn.Module):
         return
     yield from (check_contract, check_ready_when_built, check_state_dict, check_copies)
     if case.kind in ("router", "expert", "attention"):
@@ -59,17 +43,22 @@ def checks(case: Case) -> Iterator[Check]:
         yield check_gradient_reaches_weights
 
 
-def check_description(case: Case) -> None:
-    """Describes itself: a frozen spec of its kind, a summary line, and a line of help for every option.
+def probe_for(case: Case) -> Probe:
+    """The standard input of a case's kind, by ``probe`` in the module of its checks."""
+    probe: Probe = importlib.import_module(current().kinds[case.kind].checks).probe(case)
+    return probe
 
-    ``moekit ls``, ``moekit show`` and the documentation print these. A frozen spec cannot come to differ from the one
-    that a run has saved.
+
+def check_description(case: Case) -> None:
+    """Describes itself: a spec of its kind, a summary line, and a line of help for every option.
+
+    ``moekit ls``, ``moekit show`` and the documentation print these.
     """
-    spec = case.component.spec
+    spec, base = case.component.spec_class(), current().kinds[case.kind].spec_class()
     require(
-        issubclass(spec, KINDS[case.kind]) and spec.__dataclass_params__.frozen,  # type: ignore[attr-defined]
+        issubclass(spec, base),
         found=f"{spec.__qualname__}, bases {', '.join(b.__name__ for b in spec.__bases__)}",
-        expected=f"@dataclass(frozen=True, kw_only=True), a subclass of {KINDS[case.kind].__name__}",
+        expected=f"a subclass of {base.__name__}",
     )
     require(bool(case.component.summary.strip()), found="an empty summary", expected="Component(summary=one line)")
     for name, info in fields_of(spec).items():
@@ -81,25 +70,18 @@ def check_constructor(case: Case) -> None:
 
     All options belong in the spec: other arguments could be neither set from YAML nor saved with a run.
     """
-    expected = {
-        "attention": "(spec, dim, causal)",
-        "model": "(spec)",
-        "objective": "(spec)",
-        "data": "(spec)",
-        "optimizer": "(spec, model)",
-        "schedule": "(spec, total_steps)",
-    }.get(case.kind, "(spec, dims)")
+    names = ("spec", *current().kinds[case.kind].context)
     parameters = list(inspect.signature(case.component.load()).parameters.values())
-    fits = len(parameters) == expected.count(",") + 1 and all(
+    fits = len(parameters) == len(names) and all(
         p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters
     )
-    require(fits, found=f"({', '.join(str(p) for p in parameters)})", expected=expected)
+    require(fits, found=f"({', '.join(str(p) for p in parameters)})", expected=f"({', '.join(names)})")
 
 
 def check_contract(case: Case) -> None:
     """Builds an instance of its kind's base class: ``moekit.Router``, ``moekit.ExpertBank``, ..."""
     module = case.build_raw()
-    contract = CONTRACTS[case.kind]
+    contract = current().kinds[case.kind].contract()
     require(
         isinstance(module, contract),
         found=f"{type(module).__name__}, bases {', '.join(b.__name__ for b in type(module).__bases__)}",

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import torch
+from torch import Tensor, nn
 
 from moekit.routing import TokenChoice, gates_of
 from moekit.spec.kinds import DispatcherSpec
 from moekit.testing.assertions import require, require_equal
-from moekit.testing.case import Case, Check, normal
+from moekit.testing.case import Case, Check, normal, tensors_in
 from moekit.testing.fixtures.dispatcher_runs import (
     TOKENS,
     dispatch,
@@ -23,9 +24,28 @@ from moekit.testing.fixtures.dispatcher_runs import (
     run,
     with_nan_gates,
 )
-from moekit.testing.fixtures.inputs import claimed_forms
-from moekit.testing.fixtures.reference import chosen_TE, naive_sum, one_expert
+from moekit.testing.fixtures.inputs import Probe, claimed_forms
+from moekit.testing.fixtures.reference import TanhExperts, chosen_TE, naive_sum, one_expert
 from moekit.testing.fixtures.routings import some_routing, with_gates
+
+
+def probe(case: Case) -> Probe:
+    """The standard input of the common checks, and how to run a module on it."""
+    form, dims = claimed_forms(case)[-1], case.dims
+    template = some_routing(form, 7, dims.num_experts)
+    gates = weights = {"token_choice": "gate_TK", "expert_choice": "gate_EC", "soft": "combine_TEP"}[form]
+    gates_value: Tensor = getattr(template, weights)
+
+    experts = {
+        dtype: TanhExperts(dims.num_experts, dims.dim, dims.out_dim, dtype=dtype)
+        for dtype in (torch.float32, torch.float64)
+    }
+
+    def run(module: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        x_TD = inputs["x_TD"]
+        return tensors_in(module(x_TD, with_gates(template, inputs[gates]), experts[x_TD.dtype]))
+
+    return Probe(inputs={"x_TD": normal(7, dims.dim), gates: gates_value.float()}, run=run, fullgraph=False)
 
 
 def checks(case: Case) -> Iterator[Check]:

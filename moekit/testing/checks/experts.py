@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
+from torch import Tensor, nn
 
 from moekit.contracts import ExpertBank
 from moekit.contracts.layer import LoopGroups, UniformGroups
 from moekit.testing.assertions import require, require_equal, require_finite
 from moekit.testing.case import Case, Check, normal
+from moekit.testing.fixtures.inputs import Probe
+
+
+def probe(case: Case) -> Probe:
+    """The standard input of the common checks, and how to run a module on it."""
+    E = case.dims.num_experts
+
+    def run(module: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {"y_NO": module(inputs["x_ND"], UniformGroups(E, inputs["x_ND"].shape[0]))}
+
+    return Probe(inputs={"x_ND": normal(3 * E, case.dims.dim)}, run=run)
 
 
 def checks(case: Case) -> Iterator[Check]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
+from torch import Tensor, nn
 
 from moekit.contracts import Batch, Cache, Model, ModelOutput, Source
 from moekit.errors import MoekitError
@@ -12,7 +13,22 @@ from moekit.layer import MoELayer
 from moekit.spec.kinds import ModelSpec
 from moekit.testing.assertions import require, require_equal, require_finite
 from moekit.testing.case import Case, Check
-from moekit.testing.fixtures.inputs import model_inputs, model_source
+from moekit.testing.fixtures.inputs import Probe, model_inputs, model_source
+
+
+def probe(case: Case) -> Probe:
+    """The standard input of the common checks, and how to run a module on it."""
+
+    def run(module: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        assert isinstance(module, Model)
+        tokens = inputs["inputs"]
+        source = Source(inputs["source"]) if "source" in inputs else None
+        output = module.on(Batch(tokens, tokens, source=source))
+        return {"y": output.y} | {f"future[{k}]": y for k, y in enumerate(output.future)}
+
+    inputs, source = model_inputs(case), model_source(case)
+    named = {"inputs": inputs} if source is None else {"inputs": inputs, "source": source.tokens}
+    return Probe(inputs=named, run=run, fullgraph=False)
 
 
 def checks(case: Case) -> Iterator[Check]:

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from moekit.contracts import LossSum, Objective
 from moekit.testing.assertions import require, require_equal, require_finite
-from moekit.testing.case import Case, Check
-from moekit.testing.fixtures.inputs import objective_inputs, probe_for
+from moekit.testing.case import Case, Check, normal
+from moekit.testing.fixtures.inputs import Probe, objective_inputs
+
+
+def probe(case: Case) -> Probe:
+    """The standard input of the common checks, and how to run a module on it."""
+
+    def run(module: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        output, batch = objective_inputs(case, inputs["y"])
+        loss = module(output, batch)
+        return {"total": loss.total, "count": loss.count}
+
+    soft = "mixture" in case.spec.takes or "prediction" in case.spec.takes  # type: ignore[attr-defined]
+    y = normal(6, 1) if soft else normal(2, 4, 11)
+    return Probe(inputs={"y": y}, run=run, fullgraph=False)
 
 
 def checks(case: Case) -> Iterator[Check]:
@@ -62,7 +75,7 @@ def check_objective_gradient(case: Case) -> None:
 
 
 def _y(case: Case) -> Tensor:
-    return probe_for(case).cast(torch.float64)["y"]
+    return probe(case).cast(torch.float64)["y"]
 
 
 def _valid(y: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,17 @@ from moekit.routing import ExpertChoice, LossTerm, Routing, TokenChoice, gates_o
 from moekit.spec.kinds import RouterSpec
 from moekit.testing.assertions import require, require_equal, require_finite
 from moekit.testing.case import Case, Check, normal, seeded, tensors_in
-from moekit.testing.fixtures.inputs import route, routing_tensors
+from moekit.testing.fixtures.inputs import Probe, route, routing_tensors
 from moekit.testing.fixtures.reference import chosen_TE, weights_TX
+
+
+def probe(case: Case) -> Probe:
+    """The standard input of the common checks, and how to run a module on it."""
+
+    def run(module: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return routing_tensors(route(module, inputs["x_TD"]))
+
+    return Probe(inputs={"x_TD": normal(5, case.dims.dim)}, run=run)
 
 
 def checks(case: Case) -> Iterator[Check]:

@@ -15,6 +15,7 @@ from moekit.checkpoints.files import steps_in, target_of
 from moekit.checkpoints.reading import is_checkpoint
 from moekit.errors import CheckpointError, MoekitError
 from moekit.registry import current
+from moekit.spec.heads import head_of
 
 try:
     import fcntl
@@ -107,8 +108,9 @@ class RunFolder:
                 resumable = [run for run in runs if cls(run).last is not None] or runs
                 return cls(max(resumable, key=lambda p: ((p / "spec.yaml").stat().st_mtime_ns, p.name)))
         known = sorted(p.parent.parent.relative_to(root).as_posix() for p in root.glob("**/*/spec.yaml"))
-        recipes = {component.name: component.trains for component in current().components("recipe")}
-        make = f"\n  train one first: moekit train {run}" if recipes.get(run) else ""
+        offered = [recipe for recipe in current().recipes if recipe.name == run]
+        trains = any(head_of(recipe, current()).trains for recipe in offered)
+        make = f"\n  train one first: moekit train {run}" if trains else ""
         raise CheckpointError(
             f"no run at '{run}': neither a run folder, nor a checkpoint in one, nor the name of a run below {root}/\n"
             f"  runs there: {', '.join(dict.fromkeys(known)) or 'none'}{make}"

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import ClassVar
 
-from moekit.component import Component
 from moekit.spec.fields import option
 from moekit.spec.kinds import BalancerSpec, Form, RouterSpec
 from moekit_balancers.devices import uneven_devices
 
 
-@dataclass(frozen=True, kw_only=True)
 class CommunicationBalance(BalancerSpec):
     """Options of the communication balance loss."""
 
@@ -30,12 +27,3 @@ class CommunicationBalance(BalancerSpec):
     def check_router(self, router: RouterSpec, num_experts: int) -> Iterable[str]:
         """Devices must hold equal numbers of experts."""
         yield from uneven_devices(self.groups, num_experts)
-
-
-COMPONENT = Component(
-    name="communication_balance",
-    spec=CommunicationBalance,
-    target="moekit_balancers.communication_balance.module:CommunicationBalanceLoss",
-    summary="loss sum f·P over devices, f the tokens a device receives; 1 at balance when all M devices are used",
-    paper="DeepSeek-V2 2024",
-)

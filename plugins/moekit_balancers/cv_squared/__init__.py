@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from moekit.component import Component
 from moekit.spec.fields import option
 from moekit.spec.kinds import BalancerSpec, RouterSpec
 
 
-@dataclass(frozen=True, kw_only=True)
 class CVSquared(BalancerSpec):
     """Options of the CV² loss."""
 
@@ -32,12 +29,3 @@ class CVSquared(BalancerSpec):
                 f"of=load needs a differentiable load, which {type(router).__name__} does not give (counts have no "
                 "gradient): set of=importance, or use the router noisy_topk or hierarchical"
             )
-
-
-COMPONENT = Component(
-    name="cv_squared",
-    spec=CVSquared,
-    target="moekit_balancers.cv_squared.module:CVSquaredLoss",
-    summary="loss CV² (variance over squared mean) of the experts' importance or load; 0 at balance",
-    paper="Shazeer et al. 2017",
-)

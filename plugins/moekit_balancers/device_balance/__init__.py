@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from moekit.component import Component
 from moekit.spec.fields import option
 from moekit.spec.kinds import BalancerSpec, Form, RouterSpec
 from moekit_balancers.devices import uneven_devices
 
 
-@dataclass(frozen=True, kw_only=True)
 class DeviceBalance(BalancerSpec):
     """Options of the device-level balance loss."""
 
@@ -26,12 +23,3 @@ class DeviceBalance(BalancerSpec):
     def check_router(self, router: RouterSpec, num_experts: int) -> Iterable[str]:
         """Devices must hold equal numbers of experts."""
         yield from uneven_devices(self.groups, num_experts)
-
-
-COMPONENT = Component(
-    name="device_balance",
-    spec=DeviceBalance,
-    target="moekit_balancers.device_balance.module:DeviceBalanceLoss",
-    summary="loss sum f·P over devices, groups of experts; 1 at balance",
-    paper="DeepSeekMoE 2024, DeepSeek-V2 2024",
-)

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from moekit.component import Component
 from moekit.spec.fields import option
 from moekit.spec.kinds import BalancerSpec, Form
 
 
-@dataclass(frozen=True, kw_only=True)
 class LoadBalance(BalancerSpec):
     """Options of the load-balance loss."""
 
@@ -35,12 +32,3 @@ class LoadBalance(BalancerSpec):
                 "count=first with scope=step: the load of a step counts all choices; set count=all, or "
                 "scope=global_batch"
             )
-
-
-COMPONENT = Component(
-    name="load_balance",
-    spec=LoadBalance,
-    target="moekit_balancers.load_balance.module:LoadBalanceLoss",
-    summary="loss E sum f·P: share of choices (all, or the first) times mean affinity; 1 at balance",
-    paper="GShard 2020, Switch Transformer 2021",
-)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from moekit.component import Component
 from moekit.spec.fields import option
 from moekit.spec.kinds import BalancerSpec, Form
 
 
-@dataclass(frozen=True, kw_only=True)
 class SequenceBalance(BalancerSpec):
     """Options of the sequence-wise balance loss."""
 
@@ -19,12 +16,3 @@ class SequenceBalance(BalancerSpec):
     count: Literal["routed", "affinity"] = option(
         "routed", "what f counts: the experts chosen, or the k of highest affinity (no bias, no groups), as printed"
     )
-
-
-COMPONENT = Component(
-    name="sequence_balance",
-    spec=SequenceBalance,
-    target="moekit_balancers.sequence_balance.module:SequenceBalanceLoss",
-    summary="loss sum f·P within each sequence, on normalised affinities; 1 at balance",
-    paper="DeepSeek-V3 2024",
-)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from moekit.component import Component
 from moekit.spec.fields import option
 from moekit.spec.kinds import BalancerSpec, Form
 
 
-@dataclass(frozen=True, kw_only=True)
 class SignBias(BalancerSpec):
     """Options of the sign-bias balancer."""
 
@@ -24,12 +21,3 @@ class SignBias(BalancerSpec):
     until: float = option(
         1.0, "fraction of training after which the bias stays fixed (DeepSeek-V3: 14.3 of 14.8 T tokens)", ge=0, le=1
     )
-
-
-COMPONENT = Component(
-    name="sign_bias",
-    spec=SignBias,
-    target="moekit_balancers.sign_bias.module:SignBiasBalancer",
-    summary="a selection bias that moves against each expert's load, by a fixed step or in proportion; no loss",
-    paper="Wang et al. 2024 (loss-free balancing), DeepSeek-V3 2024",
-)

@@ -6,21 +6,8 @@ tasks of this form.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from moekit.component import Component
 from moekit_data.specs import DerivedSpec
 
 
-@dataclass(frozen=True, kw_only=True)
 class LabelledText(DerivedSpec):
     """Options of labelled text. For a model that was pre-trained by span corruption, keep ``text`` and ``vocab``."""
-
-
-COMPONENT = Component(
-    name="labelled_text",
-    spec=LabelledText,
-    target="moekit_data.labelled_text.module:LabelledTextData",
-    summary="a window of text, and the name of its domain: a task to fine-tune on",
-    paper="Raffel et al. 2020, arXiv:1910.10683",
-)

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
-from moekit.component import Component
 from moekit.spec.fields import option
 from moekit_data.specs import TextSpec
 
 DOMAINS = ("python", "torch_python", "cpp", "prose")
 
 
-@dataclass(frozen=True, kw_only=True)
 class LocalText(TextSpec):
     """Options of local text. Domains: Python's library, torch's Python, torch's C++ headers, English prose."""
 
@@ -29,11 +26,3 @@ class LocalText(TextSpec):
             yield f"domains={self.domains!r} has {', '.join(unknown)}; the choices are {', '.join(DOMAINS)}"
         elif not self.domains or len(set(self.domains)) < len(self.domains):
             yield f"domains={self.domains!r} must name at least one domain, and each once"
-
-
-COMPONENT = Component(
-    name="local_text",
-    spec=LocalText,
-    target="moekit_data.local_text.module:LocalTextData",
-    summary="code and prose by domain, from files every installation has",
-)

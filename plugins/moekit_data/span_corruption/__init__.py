@@ -6,14 +6,11 @@ Source: Raffel et al. 2020, T5 (arXiv 1910.10683, sections 3.1.4 and 3.3.4), whi
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
-from moekit.component import Component
 from moekit.spec.fields import option
 from moekit_data.specs import DerivedSpec
 
 
-@dataclass(frozen=True, kw_only=True)
 class SpanCorruption(DerivedSpec):
     """Options of span corruption. In the source a sentinel replaces each span; the target has each sentinel's span."""
 
@@ -44,12 +41,3 @@ class SpanCorruption(DerivedSpec):
             return 0, 0
         num_cut = min(max(round(length * self.density), 1), max(length - 1, 1))
         return num_cut, min(max(round(num_cut / self.mean_span), 1), num_cut, length - num_cut + 1)
-
-
-COMPONENT = Component(
-    name="span_corruption",
-    spec=SpanCorruption,
-    target="moekit_data.span_corruption.module:SpanCorruptionData",
-    summary="text in which sentinels replace spans, and the spans: T5's pre-training",
-    paper="Raffel et al. 2020, arXiv:1910.10683",
-)

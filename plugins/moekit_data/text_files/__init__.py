@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
-from moekit.component import Component
 from moekit.spec.fields import option
 from moekit_data.specs import TextSpec
 
 
-@dataclass(frozen=True, kw_only=True)
 class TextFiles(TextSpec):
     """Options of a user's own text. JSON lines hold ``text`` and, where there are several kinds, ``domain``."""
 
@@ -30,11 +27,3 @@ class TextFiles(TextSpec):
             yield "validation_path is empty; give a file or a folder, or null"
         if not self.suffixes or not all(s.startswith(".") and len(s) > 1 for s in self.suffixes):
             yield f"suffixes={self.suffixes!r} must be file endings such as .txt"
-
-
-COMPONENT = Component(
-    name="text_files",
-    spec=TextFiles,
-    target="moekit_data.text_files.module:TextFilesData",
-    summary="your own text: a file, a folder by domain, or JSON lines",
-)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from moekit.component import Component
 from moekit.spec.fields import option
 from moekit.spec.kinds import DataSpec
 
@@ -16,7 +14,6 @@ LANGUAGE = r"[\w@.+-]+"
 """The pattern of a language's name, so that ``<name>`` can be a tag."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class Translations(DataSpec):
     """Options of translation pairs. The vocabulary holds text tokens, the end of a target, and a tag per language."""
 
@@ -61,11 +58,3 @@ class Translations(DataSpec):
 
 def _languages(names: list[str] | None) -> str:
     return "1 language" if names is None or len(names) == 1 else f"{len(names)} languages"
-
-
-COMPONENT = Component(
-    name="translations",
-    spec=Translations,
-    target="moekit_data.translations.module:TranslationData",
-    summary="English into up to 96 languages: short texts of Django's catalogs, or your own pairs",
-)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from moekit.component import Component
 from moekit.spec.fields import option
 from moekit.spec.kinds import DataSpec
 
@@ -14,7 +12,6 @@ NUM_SPEAKERS = 76
 VOWELS = ("iy", "ih", "eh", "ae", "ah", "aa", "ao", "uh", "uw", "er")
 
 
-@dataclass(frozen=True, kw_only=True)
 class Vowels(DataSpec):
     """Options of the vowel data. The defaults are the cases of Jacobs et al. 1991: 400 to train, 200 to test."""
 
@@ -38,12 +35,3 @@ class Vowels(DataSpec):
                 f"train_speakers={self.train_speakers} and test_speakers={self.test_speakers} add up to more than "
                 f"the {NUM_SPEAKERS} speakers there are"
             )
-
-
-COMPONENT = Component(
-    name="vowels",
-    spec=Vowels,
-    target="moekit_data.vowels.module:VowelData",
-    summary="four vowels by two formants, 75 speakers: the cases of 1991",
-    paper="Peterson and Barney 1952; Jacobs et al. 1991",
-)

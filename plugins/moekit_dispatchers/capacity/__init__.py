@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from moekit.component import Component
 from moekit.spec.fields import option
 from moekit.spec.kinds import DispatcherSpec, Form
 
 
-@dataclass(frozen=True, kw_only=True)
 class Capacity(DispatcherSpec):
     """Options of the capacity dispatcher.
 
@@ -49,12 +46,3 @@ class Capacity(DispatcherSpec):
         the slot of an earlier token's second. ``position`` leaks nothing. (C itself depends on the number of tokens.)
         """
         return self.order in ("position", "choice")
-
-
-COMPONENT = Component(
-    name="capacity",
-    spec=Capacity,
-    target="moekit_dispatchers.capacity.module:CapacityDispatcher",
-    summary="C slots per expert, all experts in one batched product; drops the rest; compiles whole",
-    paper="Lepikhin et al. 2020, GShard (arXiv 2006.16668); Fedus et al. 2021, Switch Transformer (arXiv 2101.03961)",
-)

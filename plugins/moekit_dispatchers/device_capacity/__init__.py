@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import ClassVar
 
-from moekit.component import Component
 from moekit.spec.fields import option, slot
 from moekit.spec.kinds import DispatcherSpec, Form
 
 
-@dataclass(frozen=True, kw_only=True)
 class DeviceCapacity(DispatcherSpec):
     """Options of dropping by device. A device is a group of consecutive experts, independent of real devices."""
 
@@ -46,12 +43,3 @@ class DeviceCapacity(DispatcherSpec):
                 "choose a divisor for groups, or a multiple of it for count"
             )
         yield from self.inner.check_experts(num_experts)
-
-
-COMPONENT = Component(
-    name="device_capacity",
-    spec=DeviceCapacity,
-    target="moekit_dispatchers.device_capacity.module:DeviceCapacityDispatcher",
-    summary="in training, drops each device's lowest affinities beyond its budget; wraps another dispatcher",
-    paper="DeepSeek-AI 2024, DeepSeek-V2 (arXiv 2405.04434)",
-)

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
-from moekit.component import Component
 from moekit.spec.fields import option, slot
 from moekit.spec.kinds import PAIR_FORMS, DispatcherSpec, Form
 
 
-@dataclass(frozen=True, kw_only=True)
 class ExpertParallel(DispatcherSpec):
     """Options of expert parallelism. In one process it behaves as the dispatcher ``local``."""
 
@@ -49,12 +46,3 @@ class ExpertParallel(DispatcherSpec):
                 "choose a divisor for size, or a multiple of it for count"
             )
         yield from self.local.check_experts(num_experts)
-
-
-COMPONENT = Component(
-    name="expert_parallel",
-    spec=ExpertParallel,
-    target="moekit_dispatchers.expert_parallel.module:ExpertParallelDispatcher",
-    summary="experts split over ranks; sends each token once to every rank that it needs; in one process, another",
-    paper="Lepikhin et al. 2020, GShard (arXiv 2006.16668); DeepSeek-AI 2024, DeepSeek-V2 and V3",
-)

@@ -5,15 +5,12 @@ For CPUs, where allocating large arrays costs more than sorting: it allocates no
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
-from moekit.component import Component
 from moekit.spec.fields import option
 from moekit.spec.kinds import DispatcherSpec
 
 
-@dataclass(frozen=True, kw_only=True)
 class Fused(DispatcherSpec):
     """Options of the fused dispatcher."""
 
@@ -22,11 +19,3 @@ class Fused(DispatcherSpec):
         "what is saved for backward besides tokens and routing. all: outputs of the first product and of the "
         "activation; minimum: of the first product; nothing: neither",
     )
-
-
-COMPONENT = Component(
-    name="fused",
-    spec=Fused,
-    target="moekit_dispatchers.fused.module:FusedDispatcher",
-    summary="expert by expert in cache-sized buffers, saving little for backward; GLU and FFN banks, on CPUs",
-)

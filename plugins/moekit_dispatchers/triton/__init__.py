@@ -6,15 +6,12 @@ which is imported at the first computation.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
-from moekit.component import Component
 from moekit.spec.fields import option
 from moekit.spec.kinds import DispatcherSpec
 
 
-@dataclass(frozen=True, kw_only=True)
 class Triton(DispatcherSpec):
     """Options of the triton dispatcher."""
 
@@ -23,11 +20,3 @@ class Triton(DispatcherSpec):
         "what is saved for backward besides tokens and routing. all: outputs of the first product and of the "
         "activation; minimum: of the first product; nothing: neither",
     )
-
-
-COMPONENT = Component(
-    name="triton",
-    spec=Triton,
-    target="moekit_dispatchers.triton.module:TritonDispatcher",
-    summary="gathers, multiplies, activates and combines in Triton kernels; dropless; GLU and FFN banks, on GPUs",
-)

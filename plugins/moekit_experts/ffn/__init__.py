@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
-from moekit.component import Component
 from moekit.spec.fields import option
 from moekit.spec.kinds import ExpertSpec
 
 
-@dataclass(frozen=True, kw_only=True)
 class Ffn(ExpertSpec):
     """Options of FFN experts. Each has 2·D·H parameters, and H + D more with biases."""
 
@@ -18,12 +15,3 @@ class Ffn(ExpertSpec):
     activation: Literal["relu", "gelu", "silu"] = option("relu", "of the hidden layer")
     bias: bool = option(False, "whether both layers have biases")
     dropout: float = option(0.0, "share of the hidden layer's outputs set to 0, in training", ge=0, lt=1)
-
-
-COMPONENT = Component(
-    name="ffn",
-    spec=Ffn,
-    target="moekit_experts.ffn.module:FfnExperts",
-    summary="feed-forward net of two layers, with or without biases; 2·D·H parameters each",
-    paper="Vaswani et al. 2017, Attention Is All You Need (arXiv 1706.03762)",
-)

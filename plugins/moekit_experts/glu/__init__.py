@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
-from moekit.component import Component
 from moekit.spec.fields import option
 from moekit.spec.kinds import ExpertSpec
 
 
-@dataclass(frozen=True, kw_only=True)
 class Glu(ExpertSpec):
     """Options of GLU experts. Each has 3·D·H parameters, and H more with ``scale_bias``."""
 
@@ -20,12 +17,3 @@ class Glu(ExpertSpec):
     )
     dropout: float = option(0.0, "share of the hidden layer's outputs set to 0, in training", ge=0, lt=1)
     scale_bias: bool = option(False, "whether each hidden unit has a learned factor, initially 1 (ST-MoE)")
-
-
-COMPONENT = Component(
-    name="glu",
-    spec=Glu,
-    target="moekit_experts.glu.module:GluExperts",
-    summary="gated feed-forward net: SwiGLU, GEGLU, ReGLU or GLU; 3·D·H parameters each",
-    paper="Shazeer 2020, GLU Variants Improve Transformer (arXiv 2002.05202)",
-)

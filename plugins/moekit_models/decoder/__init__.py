@@ -9,31 +9,27 @@ Source: Vaswani et al. 2017 with RMSNorm, rotary positions and no biases; multi-
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import ClassVar, Literal
 
-from moekit.component import Component
 from moekit.spec.fields import Spec, group, option, slot
 from moekit.spec.kinds import AttentionSpec, ExpertSpec, ModelSpec, MoE
 from moekit_models.at import At as At
 from moekit_models.at import check_dense, check_init, dense_equivalent, no_leak
 
 
-@dataclass(frozen=True, kw_only=True)
 class DecoderMoE(MoE):
     """The mixture layers of a decoder: what they are, and where."""
 
     at: At = group("which layers are mixtures")
 
 
-@dataclass(frozen=True, kw_only=True)
 class MTP(Spec):
     """Multi-token prediction."""
 
     depth: int = option(1, "how many tokens past the next one are predicted", ge=1)
 
 
-@dataclass(frozen=True, kw_only=True)
 class Decoder(ModelSpec):
     """Options of the decoder."""
 
@@ -81,12 +77,3 @@ class Decoder(ModelSpec):
             return None
         ffn = dense_equivalent(self.ffn, self.moe, self.dim, layers=self.depth, mixtures=len(self.moe_layers))
         return None if ffn is None else replace(self, moe=None, ffn=ffn)
-
-
-COMPONENT = Component(
-    name="decoder",
-    spec=Decoder,
-    target="moekit_models.decoder.module:DecoderModel",
-    summary="a decoder transformer, each layer dense or a mixture of experts; multi-token prediction",
-    paper="Vaswani et al. 2017; DeepSeek-V3 2024 (multi-token prediction)",
-)

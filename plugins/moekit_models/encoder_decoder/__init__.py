@@ -11,16 +11,14 @@ encoder's own dispatcher: ST-MoE 2022 (arXiv 2202.08906, appendix C; batch prior
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from typing import ClassVar, Literal
 
-from moekit.component import Component
 from moekit.spec.fields import ConflictError, Spec, group, option, slot
 from moekit.spec.kinds import AttentionSpec, DispatcherSpec, ExpertSpec, ModelSpec, MoE
 from moekit_models.at import At, check_dense, check_init, dense_equivalent, no_leak
 
 
-@dataclass(frozen=True, kw_only=True)
 class Cross(Spec):
     """The decoder's attention to the source, without positions."""
 
@@ -28,7 +26,6 @@ class Cross(Spec):
     head_dim: int = option(help="width of a head; heads times this need not be the tokens' width", ge=1)
 
 
-@dataclass(frozen=True, kw_only=True)
 class StackMoE(MoE):
     """The mixture layers of both stacks: what they are, and where."""
 
@@ -56,7 +53,6 @@ class StackMoE(MoE):
         return MoE(**parts)
 
 
-@dataclass(frozen=True, kw_only=True)
 class EncoderDecoder(ModelSpec):
     """Options of the encoder-decoder."""
 
@@ -120,12 +116,3 @@ class EncoderDecoder(ModelSpec):
             self.ffn, self.moe, self.dim, layers=layers, mixtures=mixtures, dense_too=self.moe.dense_too
         )
         return None if ffn is None else replace(self, moe=None, ffn=ffn)
-
-
-COMPONENT = Component(
-    name="encoder_decoder",
-    spec=EncoderDecoder,
-    target="moekit_models.encoder_decoder.module:EncoderDecoderModel",
-    summary="an encoder-decoder transformer, each layer of both stacks dense or a mixture of experts",
-    paper="Vaswani et al. 2017; T5 2020; GShard 2020, Switch Transformer 2021, ST-MoE 2022 (mixtures)",
-)

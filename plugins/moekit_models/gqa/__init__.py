@@ -8,16 +8,13 @@ Source: Ainslie et al. 2023, "GQA" (section 2.2), over Vaswani et al. 2017 (eq. 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import ClassVar
 
-from moekit.component import Component
 from moekit.spec.fields import group, option
 from moekit.spec.kinds import AttentionSpec
 from moekit_models.yarn import Yarn
 
 
-@dataclass(frozen=True, kw_only=True)
 class GQA(AttentionSpec):
     """Options of grouped-query attention."""
 
@@ -39,12 +36,3 @@ class GQA(AttentionSpec):
             yield f"head_dim={self.head_dim} must be even: rotary positions rotate pairs"
         if self.yarn is not None:
             yield from self.yarn.check_base(self.rope_theta)
-
-
-COMPONENT = Component(
-    name="gqa",
-    spec=GQA,
-    target="moekit_models.gqa.module:GroupedQueryAttention",
-    summary="causal attention with rotary positions; heads may share keys and values",
-    paper="Ainslie et al. 2023",
-)

@@ -7,16 +7,14 @@ the LSTM with a projection is Sak et al. 2014 (arXiv 1402.1128).
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import ClassVar
 
-from moekit.component import Component
 from moekit.spec.fields import group, option, slot
 from moekit.spec.kinds import ExpertSpec, ModelSpec, MoE
 from moekit_models.at import check_dense, dense_equivalent, no_leak
 
 
-@dataclass(frozen=True, kw_only=True)
 class LSTM(ModelSpec):
     """Options of the LSTM model. Exactly one of ``moe`` and ``ffn`` is between its two LSTMs."""
 
@@ -58,12 +56,3 @@ class LSTM(ModelSpec):
         one_expert = replace(self.moe.experts, count=1)
         ffn = dense_equivalent(one_expert, self.moe, self.dim, layers=1, mixtures=1)
         return None if ffn is None else replace(self, moe=None, ffn=ffn)
-
-
-COMPONENT = Component(
-    name="lstm",
-    spec=LSTM,
-    target="moekit_models.lstm.module:LSTMModel",
-    summary="two LSTMs with a mixture of experts between them, applied at every position",
-    paper="Shazeer et al. 2017, Outrageously Large Neural Networks (arXiv 1701.06538)",
-)

@@ -5,15 +5,12 @@ Source: Jacobs, Jordan, Nowlan, Hinton 1991, "Adaptive Mixtures of Local Experts
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
-from moekit.component import Component
 from moekit.spec.fields import group, option
 from moekit.spec.kinds import ModelSpec, MoE
 
 
-@dataclass(frozen=True, kw_only=True)
 class Mixture(ModelSpec):
     """Options of the mixture."""
 
@@ -28,12 +25,3 @@ class Mixture(ModelSpec):
     def offers(self) -> str:
         """Under a soft gate every expert's own output, which the errors of 1991 need; otherwise their sum alone."""
         return "mixture" if self.moe.router.form == "soft" else "prediction"
-
-
-COMPONENT = Component(
-    name="mixture",
-    spec=Mixture,
-    target="moekit_models.mixture.module:MixtureModel",
-    summary="one layer of experts on plain cases, blended by a gate",
-    paper="Jacobs et al. 1991",
-)

@@ -9,16 +9,13 @@ Source: DeepSeek-V2 2024 (section 2.1, eqs 9 to 19; arXiv 2405.04434); DeepSeek-
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import ClassVar
 
-from moekit.component import Component
 from moekit.spec.fields import group, option
 from moekit.spec.kinds import AttentionSpec
 from moekit_models.yarn import Yarn
 
 
-@dataclass(frozen=True, kw_only=True)
 class MLA(AttentionSpec):
     """Options of multi-head latent attention."""
 
@@ -40,12 +37,3 @@ class MLA(AttentionSpec):
             yield f"rope_dim={self.rope_dim} must be even: rotary positions rotate pairs"
         if self.yarn is not None:
             yield from self.yarn.check_base(self.rope_theta)
-
-
-COMPONENT = Component(
-    name="mla",
-    spec=MLA,
-    target="moekit_models.mla.module:MultiHeadLatentAttention",
-    summary="causal attention with keys and values from one small latent a token, and a shared rotary key",
-    paper="DeepSeek-V2 2024",
-)

@@ -5,15 +5,12 @@ Source: Rumelhart, Hinton, Williams 1986; as the baseline of Jacobs et al. 1991 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
-from moekit.component import Component
 from moekit.spec.fields import option
 from moekit.spec.kinds import ModelSpec
 
 
-@dataclass(frozen=True, kw_only=True)
 class MLP(ModelSpec):
     """Options of the net."""
 
@@ -24,12 +21,3 @@ class MLP(ModelSpec):
     hidden: int = option(help="hidden units", ge=1)
     outputs: int = option(1, "numbers to predict", ge=1)
     init_range: float = option(0.5, "initial weights and biases are uniform within plus or minus this", gt=0)
-
-
-COMPONENT = Component(
-    name="mlp",
-    spec=MLP,
-    target="moekit_models.mlp.module:MLPModel",
-    summary="a net with one hidden layer of logistic units and logistic outputs",
-    paper="Rumelhart et al. 1986",
-)

@@ -13,15 +13,12 @@ Switch Transformer have it too.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import ClassVar
 
-from moekit.component import Component
 from moekit.spec.fields import option
 from moekit.spec.kinds import AttentionSpec
 
 
-@dataclass(frozen=True, kw_only=True)
 class Relative(AttentionSpec):
     """Options of attention with relative position biases."""
 
@@ -42,12 +39,3 @@ class Relative(AttentionSpec):
                 f"max_distance={self.max_distance} must be more than {self.buckets // 2}: "
                 f"that many of the {self.buckets} buckets hold one distance each"
             )
-
-
-COMPONENT = Component(
-    name="relative",
-    spec=Relative,
-    target="moekit_models.relative.module:RelativeAttention",
-    summary="multi-head attention with a learned bias by distance, in buckets that widen with it",
-    paper="Raffel et al. 2020, T5",
-)

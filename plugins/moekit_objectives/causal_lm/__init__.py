@@ -9,15 +9,12 @@ It also serves targets of a source: it depends on logits and targets alone.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
-from moekit.component import Component
 from moekit.spec.fields import option
 from moekit.spec.kinds import ObjectiveSpec
 
 
-@dataclass(frozen=True, kw_only=True)
 class CausalLM(ObjectiveSpec):
     """Options of next-token prediction."""
 
@@ -34,12 +31,3 @@ class CausalLM(ObjectiveSpec):
         if self.mtp_late_weight is not None and progress >= self.mtp_late_from:
             return self.mtp_late_weight
         return self.mtp_weight
-
-
-COMPONENT = Component(
-    name="causal_lm",
-    spec=CausalLM,
-    target="moekit_objectives.causal_lm.module:CausalLMObjective",
-    summary="cross entropy of the next token, and of later ones under multi-token prediction",
-    paper="DeepSeek-V3 2024 (multi-token prediction)",
-)

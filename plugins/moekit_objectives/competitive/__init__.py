@@ -5,15 +5,12 @@ Source: Jacobs, Jordan, Nowlan, Hinton 1991, "Adaptive Mixtures of Local Experts
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from moekit.component import Component
 from moekit.spec.fields import option
 from moekit.spec.kinds import ObjectiveSpec
 
 
-@dataclass(frozen=True, kw_only=True)
 class Competitive(ObjectiveSpec):
     """Options of 1991's errors."""
 
@@ -21,12 +18,3 @@ class Competitive(ObjectiveSpec):
     error: Literal["cooperative", "competitive", "likelihood"] = option(
         "likelihood", "eq. 1.1 (error of the blend), 1.2 (blend of errors) or 1.3 (-log of a mixture of Gaussians)"
     )
-
-
-COMPONENT = Component(
-    name="competitive",
-    spec=Competitive,
-    target="moekit_objectives.competitive.module:CompetitiveObjective",
-    summary="the errors of 1991, under which experts cooperate or compete for cases",
-    paper="Jacobs et al. 1991, eqs 1.1 to 1.3",
-)

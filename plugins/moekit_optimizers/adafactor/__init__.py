@@ -8,16 +8,13 @@ the paper: its ``eps`` bounds the means of squared gradients from below, while t
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
-from moekit.component import Component
 from moekit.spec.fields import option
 from moekit.spec.kinds import OptimizerSpec
 
 SMALLEST_EPS = 1.0e-18  # its square is still a normal number of fp32
 
 
-@dataclass(frozen=True, kw_only=True)
 class Adafactor(OptimizerSpec):
     """Options of Adafactor. At step t a weight changes by about ``max(eps[1], RMS(weights)) · min(lr, 1/sqrt(t))``.
 
@@ -34,12 +31,3 @@ class Adafactor(OptimizerSpec):
         """Two epsilons; the first one's square must not vanish in fp32, or a row without gradient would be 0/0."""
         if len(self.eps) != 2 or self.eps[0] < SMALLEST_EPS or self.eps[1] < 0:
             yield f"eps={self.eps!r} must be two numbers: the first >= {SMALLEST_EPS:g}, the second >= 0"
-
-
-COMPONENT = Component(
-    name="adafactor",
-    spec=Adafactor,
-    target="moekit_optimizers.adafactor.module:AdafactorOptimizer",
-    summary="second moments by rows and columns, steps relative to the weights' size, clipped updates",
-    paper="Shazeer and Stern 2018, arXiv:1804.04235",
-)

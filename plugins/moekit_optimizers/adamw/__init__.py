@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
-from moekit.component import Component
 from moekit.spec.fields import option
 from moekit.spec.kinds import OptimizerSpec
 
 
-@dataclass(frozen=True, kw_only=True)
 class AdamW(OptimizerSpec):
     """Options of AdamW. Weight matrices decay; norms and biases do not (see ``moekit_optimizers.decay``)."""
 
@@ -23,12 +20,3 @@ class AdamW(OptimizerSpec):
         """Two betas, each at least 0 and below 1."""
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             yield f"betas={self.betas!r} must be two numbers, each at least 0 and below 1"
-
-
-COMPONENT = Component(
-    name="adamw",
-    spec=AdamW,
-    target="moekit_optimizers.adamw.module:adamw",
-    summary="Adam with decoupled weight decay, on weight matrices alone",
-    paper="Loshchilov and Hutter 2019, arXiv:1711.05101",
-)

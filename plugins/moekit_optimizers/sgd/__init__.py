@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from moekit.component import Component
 from moekit.spec.fields import option
 from moekit.spec.kinds import OptimizerSpec
 
 
-@dataclass(frozen=True, kw_only=True)
 class SGD(OptimizerSpec):
     """Options of gradient descent, which trained the mixtures of 1991."""
 
     lr: float = option(0.1, "learning rate at the schedule's peak", gt=0)
     momentum: float = option(0.0, "fraction of the last step that is added again", ge=0, lt=1)
-
-
-COMPONENT = Component(
-    name="sgd",
-    spec=SGD,
-    target="moekit_optimizers.sgd.module:sgd",
-    summary="gradient descent, with optional momentum",
-    paper="Robbins and Monro 1951",
-)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
-from moekit.component import Component
 from moekit.spec.fields import option
 from moekit.spec.kinds import Form, RouterSpec
 
 
-@dataclass(frozen=True, kw_only=True)
 class Dense(RouterSpec):
     """Options of the dense router."""
 
@@ -21,12 +18,3 @@ class Dense(RouterSpec):
     def active(self, num_experts: int) -> float:
         """All of them."""
         return num_experts
-
-
-COMPONENT = Component(
-    name="dense",
-    spec=Dense,
-    target="moekit_routers.dense.module:DenseRouter",
-    summary="softmax over all experts; every expert works for every token",
-    paper="Jacobs, Jordan, Nowlan, Hinton 1991",
-)

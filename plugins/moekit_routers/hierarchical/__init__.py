@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import ClassVar
 
-from moekit.component import Component
 from moekit.spec.fields import option
 from moekit.spec.kinds import RouterSpec
 from moekit.spec.reach import ranks_reached_by_level
 
 
-@dataclass(frozen=True, kw_only=True)
 class Hierarchical(RouterSpec):
     """Options of the hierarchical router. A token runs through ``top_groups · top_k`` experts."""
 
@@ -62,12 +59,3 @@ class Hierarchical(RouterSpec):
                 f"top_k={self.top_k} is more than the {size} experts of a group "
                 f"({num_experts} experts in branches={self.branches}): lower top_k or branches"
             )
-
-
-COMPONENT = Component(
-    name="hierarchical",
-    spec=Hierarchical,
-    target="moekit_routers.hierarchical.module:HierarchicalRouter",
-    summary="two levels of noisy top-k: the best groups, then the best experts of each",
-    paper="Shazeer et al. 2017",
-)

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import ClassVar
 
-from moekit.component import Component
 from moekit.spec.fields import option
 from moekit.spec.kinds import RouterSpec
 
 
-@dataclass(frozen=True, kw_only=True)
 class NoisyTopK(RouterSpec):
     """Options of the noisy top-k router. Noise is for training alone."""
 
@@ -38,12 +35,3 @@ class NoisyTopK(RouterSpec):
         """There must be at least ``top_k`` experts."""
         if self.top_k > num_experts:
             yield f"top_k={self.top_k} is more than the {num_experts} experts there are: lower top_k, or raise count"
-
-
-COMPONENT = Component(
-    name="noisy_topk",
-    spec=NoisyTopK,
-    target="moekit_routers.noisy_topk.module:NoisyTopKRouter",
-    summary="each token takes its k best experts by logits with learned noise; gives the expected load",
-    paper="Shazeer et al. 2017",
-)

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import ClassVar
 
-from moekit.component import Component
 from moekit.spec.fields import option
 from moekit.spec.kinds import RouterSpec
 
 
-@dataclass(frozen=True, kw_only=True)
 class Strict(RouterSpec):
     """Options of the strictly balanced router."""
 
@@ -28,12 +25,3 @@ class Strict(RouterSpec):
         """No expert can keep more tokens than there are."""
         if self.top_k > num_experts:
             yield f"top_k={self.top_k} is more than the {num_experts} experts there are: lower top_k, or raise count"
-
-
-COMPONENT = Component(
-    name="strict",
-    spec=Strict,
-    target="moekit_routers.strict.module:StrictRouter",
-    summary="each expert keeps its k·T/E best tokens in training, and in evaluation those above a learned threshold",
-    paper="Shazeer et al. 2017",
-)

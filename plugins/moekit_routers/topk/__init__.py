@@ -7,16 +7,13 @@ choice, whether groups limit the choice, whether gates are renormalised and scal
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Literal
 
-from moekit.component import Component
 from moekit.spec.fields import option
 from moekit.spec.kinds import RouterSpec
 from moekit.spec.reach import ranks_reached
 
 
-@dataclass(frozen=True, kw_only=True)
 class TopK(RouterSpec):
     """Options of the top-k router. Gates are renormalised first, then scaled: two independent switches."""
 
@@ -95,12 +92,3 @@ class TopK(RouterSpec):
                 f"group_score=top2_sum needs two experts or more in a group; groups={self.groups} of "
                 f"{num_experts} experts hold {size}: use group_score=max"
             )
-
-
-COMPONENT = Component(
-    name="topk",
-    spec=TopK,
-    target="moekit_routers.topk.module:TopKRouter",
-    summary="each token takes its k best experts: softmax or sigmoid, groups, selection bias, renormalise, scale",
-    paper="Shazeer et al. 2017 to DeepSeek-V3 2024",
-)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import ClassVar
 
 import pytest
@@ -103,7 +103,6 @@ def test_micro_batches_are_less_balanced_than_the_batch() -> None:
     assert cv_loss(whole).item() == 0
 
 
-@dataclass(frozen=True, kw_only=True)
 class Noisy(RouterSpec):
     """A router that gives a smooth load."""
 

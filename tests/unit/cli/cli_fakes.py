@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import pytest
@@ -20,7 +19,6 @@ Captured = pytest.CaptureFixture[str]
 Use = Callable[..., None]
 
 
-@dataclass(frozen=True, kw_only=True)
 class Lottery(RouterSpec):
     causal: ClassVar[bool] = False
     draws: int = option(help="experts sampled for a token", ge=1)
@@ -28,18 +26,15 @@ class Lottery(RouterSpec):
     seed: int | None = option(None, "seed; null for none", ge=0)
 
 
-@dataclass(frozen=True, kw_only=True)
 class Lottery2(RouterSpec):
     pass
 
 
-@dataclass(frozen=True, kw_only=True)
 class Where(Spec):
     first: int = option(0, "from this layer on", ge=0)
     router: RouterSpec = slot("router", "who decides")
 
 
-@dataclass(frozen=True, kw_only=True)
 class Tower(ModelSpec):
     depth: int = option(2, "layers", ge=1, le=9)
     widths: list[int] = option([8, 16], "widths of the layers")
@@ -48,7 +43,6 @@ class Tower(ModelSpec):
     keepers: dict[str, BalancerSpec] = slots("balancer", "what keeps the load even")
 
 
-@dataclass(frozen=True, kw_only=True)
 class Keeper(BalancerSpec):
     forms: ClassVar[frozenset[Form]] = frozenset({"soft", "token_choice"})
 
@@ -68,11 +62,13 @@ ACME = plugin(
     "acme",
     "acme-moe",
     "1.2",
-    routers=[lottery(Lottery, "draws lots", "Fate 1900")],
-    models=[Component(name="tower", spec=Tower, target="acme.tower:Tower", summary="a tower of layers")],
-    balancers=[Component(name="keeper", spec=Keeper, target="acme.keeper:Keeper", summary="keeps the load even")],
+    components=[
+        lottery(Lottery, "draws lots", "Fate 1900"),
+        Component(name="tower", spec=Tower, target="acme.tower:Tower", summary="a tower of layers"),
+        Component(name="keeper", spec=Keeper, target="acme.keeper:Keeper", summary="keeps the load even"),
+    ],
 )
-BETA = plugin("beta", "beta", "0.3", routers=[lottery(Lottery2, "draws other lots")])
+BETA = plugin("beta", "beta", "0.3", components=[lottery(Lottery2, "draws other lots")])
 BROKEN = Plugin(
     name="broken",
     module="broken_moe",

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from fake_plugins import KINDS
 
 from moekit import registry
 from moekit.plugin import Plugin
@@ -23,7 +24,7 @@ def use(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """``use(plugin, ...)`` makes these the only plugins."""
 
     def only(*plugins: Plugin, disabled: tuple[str, ...] = ()) -> None:
-        monkeypatch.setattr(registry, "_current", Registry(plugins, disabled=disabled))
+        monkeypatch.setattr(registry, "_current", Registry([KINDS, *plugins], disabled=disabled))
 
     return only
 

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from cli_fakes import ACME, BETA, BROKEN, Captured, Use, check_output
+from fake_plugins import plugin
 from pages import cases
 
 from moekit.cli import main
-from moekit.cli.ls import SIZES
-from moekit.component import Component
-from moekit.plugin import Plugin
+from moekit.cli.ls import RECIPES, SIZES
+from moekit.component import recipes_in
 from moekit.registry import current
 from moekit.spec import load
-from moekit.spec.recipe import KINDS, Paper, Recipe, plural
+from moekit.spec.heads import head_of
+from moekit.spec.recipe import Paper
 
 LISTINGS = """
 $ ls  # every kind
@@ -42,7 +43,7 @@ data
 
 $ ls rooter  # an unknown kind
 error: unknown kind 'rooter' (kinds: routers, experts, dispatchers, balancers, attention, models, objectives, data, \
-optimizers, schedules, recipes)
+optimizers, schedules)
   did you mean 'router'?
   list them: moekit ls
 """
@@ -93,20 +94,18 @@ def test_json_has_the_fields_of_each_component(use: Use, capsys: Captured) -> No
 
 
 def test_recipes_to_train_come_first_then_those_to_count_by_year_and_size(
-    use: Use, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+    use: Use, capsys: Captured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    recipes = (
-        Component(
-            name="tall-64b", spec=Recipe, target="t.yaml", summary="as big", paper="Tall 2021", year=2021, trains=False
-        ),
-        Component(
-            name="tall-8b", spec=Recipe, target="t.yaml", summary="big", paper="Tall 2021", year=2021, trains=False
-        ),
-        Component(name="small", spec=Recipe, target="s.yaml", summary="no paper"),
-        Component(name="tall", spec=Recipe, target="t.yaml", summary="tiny", paper="Tall 2021", year=2021),
-        Component(name="zeroth", spec=Recipe, target="z.yaml", summary="old", paper="Zeroth 1991", year=1991),
-    )
-    use(Plugin(name="acme", module="acme", components=tuple(replace(recipe, plugin="acme") for recipe in recipes)))
+    files = {
+        "tall-64b": "summary: as big\nextends: tall\ndata: null\n",
+        "tall-8b": "summary: big\nextends: tall\ndata: null\n",
+        "small": "summary: no paper\ndata: vowels\n",
+        "tall": "summary: tiny\npaper: {title: 'Tall: a model', year: 2021}\ndata: vowels\n",
+        "zeroth": "summary: old\npaper: {title: Zeroth, year: 1991}\ndata: vowels\n",
+    }
+    for name, written in files.items():
+        (tmp_path / f"{name}.yaml").write_text(written)
+    use(plugin("acme", recipes=list(recipes_in(tmp_path))))
     wide = (
         "recipes\n"
         "  zeroth    old       acme  Zeroth 1991\n"
@@ -123,12 +122,11 @@ def test_recipes_to_train_come_first_then_those_to_count_by_year_and_size(
 
 
 def test_a_recipe_is_listed_with_the_year_paper_and_data_of_its_file() -> None:
-    """Listing parses no YAML: these are found line by line, also in the files that a recipe extends."""
-    for component in current().components("recipe"):
-        recipe = load(component.name)
+    for offered in current().recipes:
+        recipe, head = load(offered.name), head_of(offered, current())
         paper = recipe.paper or Paper()
-        assert (component.year, component.trains) == (paper.year, recipe.data is not None), component.name
-        assert component.paper == " ".join(filter(None, [paper.title.partition(":")[0], str(paper.year or "")]))
+        assert (head.year, head.trains) == (paper.year, recipe.data is not None), offered.name
+        assert head.paper == " ".join(filter(None, [paper.title.partition(":")[0], str(paper.year or "")]))
 
 
 def test_every_installed_component_is_listed(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,4 +135,8 @@ def test_every_installed_component_is_listed(capsys: Captured, monkeypatch: pyte
     lines = capsys.readouterr().out.splitlines()
     for component in current().components():
         assert any(line.split()[:1] == [component.name] and component.summary in line for line in lines)
-    assert [line for line in lines if line and not line.startswith(" ")] == [*map(plural, KINDS), SIZES]
+    assert [line for line in lines if line and not line.startswith(" ")] == [
+        *(kind.plural for kind in current().kinds.values()),
+        RECIPES,
+        SIZES,
+    ]

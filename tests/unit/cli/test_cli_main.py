@@ -9,7 +9,8 @@ import sys
 import pytest
 from cli_fakes import Captured
 
-from moekit.cli import VERBS, first_page, main
+from moekit.cli import first_page, main
+from moekit.cli.core import VERBS
 
 
 @pytest.mark.parametrize("words", [[], ["-h"], ["--help"], ["help"]])

@@ -11,8 +11,9 @@ def test_each_plugin_is_listed_with_what_it_offers(use: Use, capsys: Captured) -
     use(ACME, BETA)
     table = (
         "plugin  package       API  offers\n"
-        "acme    acme-moe 1.2  1    1 router, 1 balancer, 1 model\n"
-        "beta    beta 0.3      1    1 router"
+        "moekit  moekit 0.1.0  2    10 kinds\n"
+        "acme    acme-moe 1.2  2    1 router, 1 balancer, 1 model\n"
+        "beta    beta 0.3      2    1 router"
     )
     check_output("plugins", table, capsys)
 
@@ -22,7 +23,8 @@ def test_a_failed_plugin_is_listed_with_its_error_and_ends_with_code_1(use: Use,
     assert main(["plugins"]) == 1
     assert capsys.readouterr().out == (
         "plugin  package         API  offers\n"
-        "acme    acme-moe 1.2    1    1 router, 1 balancer, 1 model\n"
+        "moekit  moekit 0.1.0    2    10 kinds\n"
+        "acme    acme-moe 1.2    2    1 router, 1 balancer, 1 model\n"
         "broken  broken-moe 2.0  -    failed\n"
         "\n"
         "broken failed: ModuleNotFoundError: No module named 'triton'\n"

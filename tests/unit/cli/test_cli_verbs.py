@@ -6,7 +6,8 @@ import pytest
 from cli_fakes import Captured, check_output
 from pages import cases
 
-from moekit.cli import VERBS, main, verbs
+from moekit.cli import main, verbs
+from moekit.cli.core import VERBS
 
 
 @pytest.mark.parametrize("verb", VERBS)

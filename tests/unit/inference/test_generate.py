@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -36,7 +35,6 @@ from moekit.training.run.train import train
 END = 10
 
 
-@dataclass(frozen=True, kw_only=True)
 class Mirror(DataSpec):
     """Pairs of digits and the same digits backwards."""
 
@@ -88,11 +86,11 @@ class EndlessData(MirrorData):
 
 
 class Acme:
-    MOEKIT_API = 1
+    MOEKIT_API = 2
 
     @staticmethod
     @hookimpl
-    def moekit_data() -> list[Component]:
+    def moekit_components() -> list[Component]:
         return [Component(name="mirror", spec=Mirror, target=MirrorData, summary="digits backwards")]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -241,7 +241,6 @@ def test_a_model_without_a_cache_refuses_to_decode_with_one() -> None:
         model_of(pairs()).start_cache()
 
 
-@dataclass(frozen=True, kw_only=True)
 class Sums(AttentionSpec):
     """An attention without support for a cache."""
 
@@ -257,11 +256,11 @@ class SumsAttention(nn.Module):
 
 
 class SumsPlugin:
-    MOEKIT_API = 1
+    MOEKIT_API = 2
 
     @staticmethod
     @hookimpl
-    def moekit_attention() -> list[Component]:
+    def moekit_components() -> list[Component]:
         return [Component(name="sums", spec=Sums, target=SumsAttention, summary="sums")]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import pytest
@@ -232,7 +232,6 @@ def test_a_decoders_mixture_is_checked_like_any() -> None:
         moe_of(At(first=1), router=NoBias(), balancers={"bias": SignBias(rate=0.1)})
 
 
-@dataclass(frozen=True, kw_only=True)
 class NoBias(RouterSpec):
     """A router that ignores a selection bias."""
 

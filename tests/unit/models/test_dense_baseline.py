@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -66,7 +66,6 @@ def test_a_feed_forward_part_without_a_hidden_width_has_no_dense_baseline() -> N
 
 
 def test_a_model_has_no_dense_baseline_by_default() -> None:
-    @dataclass(frozen=True, kw_only=True)
     class Plain(Mixture):
         pass
 

@@ -104,7 +104,7 @@ def moe_of(name: str) -> MoE:
 
 
 def test_the_table_has_every_recipe() -> None:
-    assert {c.name for c in current().components("recipe") if c.plugin == "papers"} == {*ROUTING, DENSE}
+    assert {c.name for c in current().recipes if c.plugin == "papers"} == {*ROUTING, DENSE}
 
 
 @pytest.mark.parametrize("name", ROUTING)

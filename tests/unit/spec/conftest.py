@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from fake_plugins import KINDS
 from spec_fakes import ACME, BROKEN, SMALL, base_plugin
 
 from moekit import registry
@@ -24,7 +25,7 @@ def _only_fakes(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pyt
     (folder / "more").mkdir(parents=True)
     (folder / "small.yaml").write_text(SMALL, encoding="utf-8")
     (folder / "more" / "tiny.yaml").write_text("extends: small\nmodel: {width: 4}\n", encoding="utf-8")
-    monkeypatch.setattr(registry, "_current", Registry([base_plugin(list(recipes_in(folder))), BROKEN]))
+    monkeypatch.setattr(registry, "_current", Registry([KINDS, base_plugin(list(recipes_in(folder))), BROKEN]))
 
 
 @pytest.fixture

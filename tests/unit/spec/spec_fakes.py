@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import pytest
 from fake_plugins import plugin
 from pages import whole
 
-from moekit.component import Component
+from moekit.component import Component, RecipeFile
 from moekit.errors import SpecError
 from moekit.plugin import Plugin
 from moekit.spec import kinds, validate
 from moekit.spec.fields import Spec, group, option, slot
-from moekit.spec.recipe import plural
 
 
-@dataclass(frozen=True, kw_only=True)
 class Pick(kinds.RouterSpec):
     top_k: int = option(help="experts a token runs through", ge=1, le=8)
     score: Literal["softmax", "sigmoid"] = option("softmax", "score function")
@@ -33,51 +30,42 @@ class Pick(kinds.RouterSpec):
             yield "top_k=1 with score=sigmoid is not wanted here"
 
 
-@dataclass(frozen=True, kw_only=True)
 class Blend(kinds.RouterSpec):
     form: ClassVar[kinds.Form] = "soft"
     takes_bias: ClassVar[bool] = False
     bias: bool = option(True, "whether the gate has a bias")
 
 
-@dataclass(frozen=True, kw_only=True)
 class Wide(kinds.ExpertSpec):
     hidden: int = option(help="width of the hidden layer", ge=1)
 
 
-@dataclass(frozen=True, kw_only=True)
 class Flat(kinds.ExpertSpec):
     pass
 
 
-@dataclass(frozen=True, kw_only=True)
 class Walk(kinds.DispatcherSpec):
     pass
 
 
-@dataclass(frozen=True, kw_only=True)
 class Pour(kinds.DispatcherSpec):
     forms: ClassVar[frozenset[kinds.Form]] = frozenset({"soft"})
 
 
-@dataclass(frozen=True, kw_only=True)
 class Nudge(kinds.BalancerSpec):
     gives_bias: ClassVar[bool] = True
     rate: float = option(1e-3, "step of the bias", gt=0)
 
 
-@dataclass(frozen=True, kw_only=True)
 class Fair(kinds.BalancerSpec):
     weight: float = option(0.01, "coefficient", ge=0)
 
 
-@dataclass(frozen=True, kw_only=True)
 class Head(Spec):
     depth: int = option(1, "extra tokens", ge=1)
     tied: bool = option(True, "whether weights are shared")
 
 
-@dataclass(frozen=True, kw_only=True)
 class Tower(kinds.ModelSpec):
     width: int = option(help="D", ge=1)
     vocab: int = option(256, "V", ge=1)
@@ -87,7 +75,6 @@ class Tower(kinds.ModelSpec):
     head: Head | None = group("further heads", default=None)
 
 
-@dataclass(frozen=True, kw_only=True)
 class Stack(kinds.ModelSpec):
     takes: ClassVar[str] = "cases"
     gives: ClassVar[str] = "mixture"
@@ -95,17 +82,10 @@ class Stack(kinds.ModelSpec):
     moe: kinds.MoE | None = group("the mixture", default=None)
 
 
-@dataclass(frozen=True, kw_only=True)
 class Porch(kinds.ModelSpec):
     head: Head = group("the head")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Odd(kinds.ModelSpec):
-    number: complex = option(1j, "a type that no spec can hold")
-
-
-@dataclass(frozen=True, kw_only=True)
 class Bag(kinds.ModelSpec):
     """Options of every type."""
 
@@ -123,35 +103,29 @@ class Bag(kinds.ModelSpec):
     anything: dict[str, Any] = option({}, "plain values by name")
 
 
-@dataclass(frozen=True, kw_only=True)
 class Next(kinds.ObjectiveSpec):
     pass
 
 
-@dataclass(frozen=True, kw_only=True)
 class Lines(kinds.DataSpec):
     seq: int = option(64, "S", ge=1)
     vocab: int = option(256, "V", ge=1)
     path: str | None = option(None, "a folder")
 
 
-@dataclass(frozen=True, kw_only=True)
 class Cases(kinds.DataSpec):
     yields: ClassVar[str] = "cases"
 
 
-@dataclass(frozen=True, kw_only=True)
 class Step(kinds.OptimizerSpec):
     lr: float = option(help="learning rate", gt=0)
     betas: list[float] = option([0.9, 0.95], "decay of the moments", ge=0, lt=1)
 
 
-@dataclass(frozen=True, kw_only=True)
 class Unregistered(kinds.RouterSpec):
     pass
 
 
-@dataclass(frozen=True, kw_only=True)
 class OtherPick(kinds.RouterSpec):
     top_k: int = option(1, "experts a token runs through", ge=1)
 
@@ -160,18 +134,16 @@ def component(name: str, spec: type[Spec]) -> Component:
     return Component(name=name, spec=spec, target="nowhere:Nothing", summary=f"the fake {name}")
 
 
-SPECS = (Pick, Blend, Wide, Flat, Walk, Pour, Nudge, Fair, Tower, Stack, Bag, Porch, Odd, Next, Lines, Cases, Step)
+SPECS = (Pick, Blend, Wide, Flat, Walk, Pour, Nudge, Fair, Tower, Stack, Bag, Porch, Next, Lines, Cases, Step)
 
 
-def base_plugin(recipes: list[Component]) -> Plugin:
+def base_plugin(recipes: list[RecipeFile]) -> Plugin:
     """A plugin with every spec above, named by its class in lower case, and recipes."""
-    offers: dict[str, list[Component]] = {"recipes": recipes}
-    for spec in SPECS:
-        offers.setdefault(plural(spec.kind), []).append(component(spec.__name__.lower(), spec))
-    return plugin("base", "moekit-base", "1.4.0", **offers)
+    components = [component(spec.__name__.lower(), spec) for spec in SPECS]
+    return plugin("base", "moekit-base", "1.4.0", components=components, recipes=recipes)
 
 
-ACME = plugin("acme", "moekit-acme", "2.0", routers=[component("pick", OtherPick)])
+ACME = plugin("acme", "moekit-acme", "2.0", components=[component("pick", OtherPick)])
 """A second plugin with a router of the same name."""
 
 BROKEN = Plugin(name="broken", module="moekit_broken", distribution="moekit-broken", error="ImportError: no such luck")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import pytest
@@ -11,7 +10,6 @@ from pages import whole
 from moekit.spec.fields import ConflictError, Spec, is_a, option
 
 
-@dataclass(frozen=True, kw_only=True)
 class Tower(Spec):
     floors: int = option(3, "storeys", ge=1)
     height: float | None = option(None, "metres", gt=0)

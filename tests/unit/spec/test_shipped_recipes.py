@@ -8,7 +8,7 @@ from moekit.registry import current, discover
 from moekit.spec import diff, dump, load, to_plain
 from moekit.spec.yaml_text import read
 
-RECIPES = [component.full_name for component in discover().components("recipe")]
+RECIPES = [recipe.full_name for recipe in discover().recipes]
 
 
 def test_recipes_are_shipped_with_moekit() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -52,7 +52,6 @@ def test_the_dense_recipe_differs_only_in_model_rate_and_stop() -> None:
     assert same.optimizer == recipe.optimizer
 
 
-@dataclass(frozen=True, kw_only=True)
 class Rateless(OptimizerSpec):
     """An optimizer that finds its own rate."""
 

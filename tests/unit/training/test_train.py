@@ -14,9 +14,10 @@ from torch import nn
 from moekit import SpecError, load
 from moekit.contracts import Batch, Data, Model
 from moekit.registry import current
+from moekit.spec.heads import head_of
 from moekit.training.run.train import evaluate, lost_rank, train
 
-NOT_TRAINABLE = [component.name for component in current().components("recipe") if not component.trains]
+NOT_TRAINABLE = [recipe.name for recipe in current().recipes if not head_of(recipe, current()).trains]
 
 
 def test_some_recipes_cannot_be_trained() -> None:

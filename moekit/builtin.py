@@ -1,0 +1,95 @@
+"""The first-party kinds, offered by the same hook as those of other plugins."""
+
+from __future__ import annotations
+
+from moekit.component import Kind
+from moekit.hookspecs import hookimpl
+
+MOEKIT_API = 2
+
+_CHECKS = "moekit.testing.checks"
+
+
+@hookimpl
+def moekit_kinds() -> list[Kind]:
+    """The kinds of component that moekit itself uses."""
+    return [
+        Kind(
+            name="router",
+            spec="moekit.spec.kinds:RouterSpec",
+            summary="turns tokens into a routing",
+            context=("dims",),
+            makes="moekit.contracts:Router",
+            checks=f"{_CHECKS}.router",
+        ),
+        Kind(
+            name="expert",
+            spec="moekit.spec.kinds:ExpertSpec",
+            summary="experts of one shape, with stacked weights",
+            context=("dims",),
+            makes="moekit.contracts:ExpertBank",
+            checks=f"{_CHECKS}.experts",
+        ),
+        Kind(
+            name="dispatcher",
+            spec="moekit.spec.kinds:DispatcherSpec",
+            summary="sends tokens to their experts and sums what comes back",
+            context=("dims",),
+            makes="moekit.contracts:Dispatcher",
+            checks=f"{_CHECKS}.dispatcher",
+        ),
+        Kind(
+            name="balancer",
+            spec="moekit.spec.kinds:BalancerSpec",
+            summary="keeps the load even, by a loss or a selection bias",
+            context=("dims",),
+            makes="moekit.contracts:Balancer",
+            checks=f"{_CHECKS}.balancer",
+        ),
+        Kind(
+            name="attention",
+            spec="moekit.spec.kinds:AttentionSpec",
+            summary="a module x_BSD -> y_BSD of width D = dim; if causal, a position attends to none after it",
+            context=("dim", "causal"),
+            makes="torch.nn:Module",
+            plural="attention",
+            checks=f"{_CHECKS}.attention",
+        ),
+        Kind(
+            name="model",
+            spec="moekit.spec.kinds:ModelSpec",
+            summary="a whole model",
+            makes="moekit.contracts:Model",
+            checks=f"{_CHECKS}.model",
+        ),
+        Kind(
+            name="objective",
+            spec="moekit.spec.kinds:ObjectiveSpec",
+            summary="turns a model's output and a batch into a loss",
+            makes="moekit.contracts:Objective",
+            checks=f"{_CHECKS}.objective",
+        ),
+        Kind(
+            name="data",
+            spec="moekit.spec.kinds:DataSpec",
+            summary="the training and validation data",
+            makes="moekit.contracts:Data",
+            plural="data",
+            checks=f"{_CHECKS}.data",
+        ),
+        Kind(
+            name="optimizer",
+            spec="moekit.spec.kinds:OptimizerSpec",
+            summary="updates the weights",
+            context=("model",),
+            makes="torch.optim:Optimizer",
+            checks=f"{_CHECKS}.optimizer",
+        ),
+        Kind(
+            name="schedule",
+            spec="moekit.spec.kinds:ScheduleSpec",
+            summary="a function of the step that multiplies the learning rate",
+            context=("total_steps",),
+            checks=f"{_CHECKS}.optimizer",
+        ),
+    ]
