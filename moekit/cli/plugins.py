@@ -9,7 +9,6 @@ from moekit.cli import text
 from moekit.plugin import Plugin
 from moekit.registry import Registry, current
 
-SUMMARY = "list plugins, and why some failed"
 EXAMPLES = """\
   moekit plugins                                      the exit code is 1 if one failed
   moekit plugins --trace                              with the tracebacks of those that failed

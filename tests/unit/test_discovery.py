@@ -157,3 +157,15 @@ def test_a_spec_class_stays_with_the_package_that_defines_it(borrower: str, inst
     assert found(borrower).error == (
         "router 'borrowed' has the spec class Mine of router 'acme/mine' (acme-moe 1.2); each needs its own"
     )
+
+
+def test_a_verb_of_moekits_own_cannot_be_taken(install: Install) -> None:
+    install(
+        "from moekit import Verb, hookimpl\n"
+        "MOEKIT_API = 2\n"
+        "@hookimpl\n"
+        "def moekit_verbs(): return [Verb(name=name, target='acme', summary='') for name in ('score', 'train')]\n"
+    )
+    plugin = found()
+    assert plugin.error == "verb 'train' is one of moekit's own; give it another name"
+    assert (plugin.origin, plugin.verbs) == ("acme-moe 1.2", ())
