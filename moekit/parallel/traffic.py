@@ -54,7 +54,7 @@ def traffic(
     """The traffic of a number of rows.
 
     Args:
-        rows: sent to other ranks (``rows_of``; expected: ``RouterSpec.ranks_reached``).
+        rows: sent to other ranks (``rows_of``).
         size: size of the expert group.
         choices: experts per row (``choices_of``).
         dim: D.

@@ -6,9 +6,8 @@ import argparse
 import dataclasses
 from typing import Any
 
-from moekit.bench.request import BENCHMARKS, DTYPES, GROWTHS, SHAPES, BenchRequest
+from moekit_bench.request import BENCHMARKS, DTYPES, GROWTHS, SHAPES, BenchRequest
 
-SUMMARY = "measure layers, routers and training steps, side by side"
 EXAMPLES = """\
   moekit bench layer                                        every dispatcher against a dense layer of equal work
   moekit bench layer fine --dispatchers loop,grouped --memory
@@ -87,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
 
         recipe = load(request.names[0], request.names[1:])  # reports mistakes before torch is imported
 
-    from moekit.bench.run import run as measure
+    from moekit_bench.run import run as measure
 
     measure(request, recipe)
     return 0

@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from moekit.bench.request import Shape
 from moekit.errors import MoekitError, Problem, SpecError, UnknownName
 from moekit.registry import current
 from moekit.spec.fields import Spec, fields_of
 from moekit.spec.kinds import DispatcherSpec, RouterSpec
 from moekit.spec.loading import component_spec
 from moekit.spec.yaml_text import read
+from moekit_bench.request import Shape
 
 Node = Mapping[str, Any]
 EXPECTED: Final = {

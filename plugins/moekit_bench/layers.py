@@ -10,12 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moekit.bench import peers
-from moekit.bench.components import dispatchers_for, routers_for
-from moekit.bench.measure import Settings, Variant, measure
-from moekit.bench.request import Shape, titled
-from moekit.bench.results import ShapeResult
-from moekit.bench.workload import (
+from moekit.contracts import Dispatcher, ExpertBank, LayerDims, Router
+from moekit.layer import run_on_all
+from moekit.routing import gates_of
+from moekit.spec.fields import Spec
+from moekit_bench import peers
+from moekit_bench.components import dispatchers_for, routers_for
+from moekit_bench.measure import Settings, Variant, measure
+from moekit_bench.request import Shape, titled
+from moekit_bench.results import ShapeResult
+from moekit_bench.workload import (
     IdentityExperts,
     Workload,
     build_in,
@@ -26,10 +30,6 @@ from moekit.bench.workload import (
     plain_dispatch,
     stacked_weights,
 )
-from moekit.contracts import Dispatcher, ExpertBank, LayerDims, Router
-from moekit.layer import run_on_all
-from moekit.routing import gates_of
-from moekit.spec.fields import Spec
 
 
 def compare_layers(
@@ -38,7 +38,7 @@ def compare_layers(
     """E GLU experts, K per token, with each dispatcher and by hand, against a dense GLU of hidden K·H.
 
     The routing is uniform and given. A ratio above 1 is the cost of being sparse. All dispatchers that fit are measured
-    if ``dispatchers`` is empty. ``against`` names other libraries (see ``moekit.bench.peers``).
+    if ``dispatchers`` is empty. ``against`` names other libraries (see ``moekit_bench.peers``).
 
     Raises:
         MoekitError: a requested dispatcher or library cannot be used.

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from moekit.bench.results import Ratio, ShapeResult, StepResult, StepRow, VariantRow
+from moekit_bench.results import Ratio, ShapeResult, StepResult, StepRow, VariantRow
 
 REPORTED_ERROR = 0.03
 """A difference between variants of one function that is reported; bf16 rounds by less."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from moekit.planning.live_memory import Saved
+from moekit.saved_memory import Saved
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,16 +9,16 @@ from functools import partial
 import torch
 from rich.console import Console
 
-from moekit.bench import peers
-from moekit.bench.components import Selection, dispatchers_for, routers_for
-from moekit.bench.layers import compare_dispatch, compare_layers, compare_routers
-from moekit.bench.measure import Settings
-from moekit.bench.report import sentence, show, show_steps, show_summary
-from moekit.bench.request import FOR_CPU, FOR_GPU, BenchRequest, Shape, check_cpu_limits, select_shapes, series_of
-from moekit.bench.results import ShapeResult, machine, to_json
 from moekit.errors import MoekitError
 from moekit.screen import Screen, status_line
 from moekit.spec.recipe import Recipe
+from moekit_bench import peers
+from moekit_bench.components import Selection, dispatchers_for, routers_for
+from moekit_bench.layers import compare_dispatch, compare_layers, compare_routers
+from moekit_bench.measure import Settings
+from moekit_bench.report import sentence, show, show_steps, show_summary
+from moekit_bench.request import FOR_CPU, FOR_GPU, BenchRequest, Shape, check_cpu_limits, select_shapes, series_of
+from moekit_bench.results import ShapeResult, machine, to_json
 
 Compare = Callable[[str, Shape, Settings], ShapeResult]
 
@@ -61,7 +61,7 @@ def run(request: BenchRequest, recipe: Recipe | None = None) -> None:
 
 
 def _run_steps(request: BenchRequest, recipe: Recipe, settings: Settings, out: Console | None) -> object:
-    from moekit.bench.step import compare_steps  # imports Lightning, which layers do not need
+    from moekit_bench.step import compare_steps  # imports Lightning, which layers do not need
 
     result = compare_steps(" ".join(request.names), recipe, settings, against=request.against)
     if out is not None:

@@ -15,12 +15,8 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from moekit.bench import peers
-from moekit.bench.measure import Clock, Settings, rotated
-from moekit.bench.results import StepResult, StepRow, ratio
-from moekit.bench.stopwatch import OUTSIDE, Stopwatch
 from moekit.contracts import Data
-from moekit.planning.live_memory import Saved, saved_for_backward
+from moekit.saved_memory import Saved, saved_for_backward
 from moekit.spec import to_plain
 from moekit.spec.recipe import Compare, Recipe
 from moekit.training.build import RUN_SLOTS, check_trainable, dense_recipe
@@ -30,6 +26,10 @@ from moekit.training.module import LitMoE
 from moekit.training.run.folder import RunFolder
 from moekit.training.run.metrics_log import RunLog
 from moekit.training.run.prepare import make_trainer, quiet, trainer_options
+from moekit_bench import peers
+from moekit_bench.measure import Clock, Settings, rotated
+from moekit_bench.results import StepResult, StepRow, ratio
+from moekit_bench.stopwatch import OUTSIDE, Stopwatch
 
 STEPS: Final = 5
 """Optimizer steps of a round: one that is not timed, then plain ones, and a last one that logs (if anything does)."""

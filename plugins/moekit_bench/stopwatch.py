@@ -9,8 +9,8 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from moekit.bench.measure import Clock
 from moekit.training.module import LitMoE
+from moekit_bench.measure import Clock
 
 TIMED: Final = ("data", "forward", "objective", "backward", "optimizer", "balance", "bookkeeping", "logging")
 """Timed parts of a step, each without the parts nested in it; the rest of the step is ``lightning``: its loop."""

@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moekit.bench.request import Shape
 from moekit.contracts import ExpertBank, LayerDims
 from moekit.contracts.layer import Groups
 from moekit.params import multiply_adds
@@ -19,6 +18,7 @@ from moekit.registry import build
 from moekit.routing import TokenChoice
 from moekit.spec.kinds import ExpertSpec
 from moekit.spec.loading import component_spec
+from moekit_bench.request import Shape
 
 EXPERTS = "glu"
 """The experts that are measured, by their name in the registry."""

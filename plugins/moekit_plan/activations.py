@@ -16,10 +16,11 @@ from moekit.errors import MoekitError
 from moekit.layer import MoELayer
 from moekit.parallel.traffic import row_dtype
 from moekit.params import build_on_meta, replace_each_tensor
-from moekit.planning.live_memory import LiveBytes, SavedStorages
 from moekit.registry import build, current
+from moekit.saved_memory import SavedStorages
 from moekit.spec.kinds import DispatcherSpec, ModelSpec, ObjectiveSpec
 from moekit.spec.replacing import replace_all
+from moekit_plan.live_memory import LiveBytes
 
 REST = "the rest"
 SUBSTITUTE = "grouped"

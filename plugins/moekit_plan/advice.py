@@ -6,8 +6,8 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from moekit.planning.plan import LayoutPlan, RunPlan, RunPlanner
-from moekit.planning.request import MAX_COUNT, PlanRequest
+from moekit_plan.plan import LayoutPlan, RunPlan, RunPlanner
+from moekit_plan.request import MAX_COUNT, PlanRequest
 
 POLICIES = ("none", "experts", "blocks")
 

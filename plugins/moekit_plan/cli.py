@@ -11,10 +11,9 @@ from moekit.cli import text
 from moekit.cli.config import one_name
 
 if TYPE_CHECKING:
-    from moekit.planning.advice import Advice
-    from moekit.planning.plan import LayoutPlan, RunPlan
+    from moekit_plan.advice import Advice
+    from moekit_plan.plan import LayoutPlan, RunPlan
 
-SUMMARY = "estimate memory per device and traffic of a run on many devices"
 EXAMPLES = """\
   moekit plan deepseek_v3 --devices 4
   moekit plan deepseek_moe-16b --devices 64 --precision bf16-mixed --recompute blocks
@@ -88,8 +87,8 @@ def run(args: argparse.Namespace) -> int:
         MoekitError: the recipe has mistakes, an option is out of range, or the model cannot be planned.
     """
     name, overrides = one_name("plan", [args.name, *args.overrides])
-    from moekit.planning.request import PlanRequest, bytes_of_gib, eps_of, parse_eps, precision_of, shape_of
     from moekit.spec import load
+    from moekit_plan.request import PlanRequest, bytes_of_gib, eps_of, parse_eps, precision_of, shape_of
 
     recipe = load(name, overrides)
     batch, sequence = shape_of(recipe)
@@ -104,9 +103,9 @@ def run(args: argparse.Namespace) -> int:
         precision=precision_of(recipe, args.precision),
         device_memory=bytes_of_gib(args.device_memory),
     )
-    from moekit.planning.advice import advise  # imports torch, so only once the request is valid
-    from moekit.planning.plan import RunPlanner, recompute_of
     from moekit.screen import Screen, status_line
+    from moekit_plan.advice import advise  # imports torch, so only once the request is valid
+    from moekit_plan.plan import RunPlanner, recompute_of
 
     with status_line(Screen(stderr=True)) as on_progress:
         planner = RunPlanner(recipe, on_progress)

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from math import ceil, prod
 
 from moekit.parallel.traffic import traffic
-from moekit.planning.activations import LayerUse
-from moekit.planning.request import PlanRequest
-from moekit.planning.weight_bytes import Layout, Weight
 from moekit.spec.kinds import MoE
+from moekit_plan.activations import LayerUse
+from moekit_plan.reach import ranks_of
+from moekit_plan.request import PlanRequest
+from moekit_plan.weight_bytes import Layout, Weight
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +95,7 @@ def layer_traffic(moe: MoE, use: LayerUse, ep: int, accumulate: int, *, recomput
     With ``recompute``, backward recomputes the forward pass.
     """
     E = moe.experts.count
-    reached = moe.router.ranks_reached(E, ep)
+    reached = ranks_of(moe.router, E, ep)
     rows = reached * (ep - 1) / ep
     if ep == 1:
         return LayerTraffic(reached=reached, rows=0.0, bytes_per_token=0.0, bytes=0.0, messages=0)

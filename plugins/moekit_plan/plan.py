@@ -10,10 +10,13 @@ from typing import Any, cast
 from moekit.errors import MoekitError
 from moekit.layer import MoELayer
 from moekit.params import build_on_meta, countable
-from moekit.planning.activations import DTYPES, REST, LayerUse, Pass, measure
-from moekit.planning.communication import DeviceTraffic, traffic_of
-from moekit.planning.request import PlanRequest
-from moekit.planning.weight_bytes import (
+from moekit.registry import current
+from moekit.spec.kinds import ModelSpec, MoE, OptimizerSpec
+from moekit.spec.recipe import Recipe
+from moekit_plan.activations import DTYPES, REST, LayerUse, Pass, measure
+from moekit_plan.communication import DeviceTraffic, traffic_of
+from moekit_plan.request import PlanRequest
+from moekit_plan.weight_bytes import (
     Layout,
     StateTensor,
     Weight,
@@ -23,11 +26,6 @@ from moekit.planning.weight_bytes import (
     sharded_numbers,
     weights_of,
 )
-from moekit.registry import current
-from moekit.spec.kinds import ModelSpec, MoE, OptimizerSpec
-from moekit.spec.recipe import Recipe
-
-DEFAULT_OPTIMIZER = "adamw"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +106,7 @@ class RunPlanner:
     """Plans one recipe for any number of requests. Each kind of pass is measured once.
 
     Args:
-        recipe: its model is built on the meta device. Without an optimizer it is planned with AdamW.
+        recipe: its model is built on the meta device. Without an optimizer it is planned with the default one.
         on_progress: called before every pass is measured: a pass of a large model takes seconds.
     """
 
@@ -118,8 +116,7 @@ class RunPlanner:
         self.weights: list[Weight] = weights_of(model)
         self.buffers = sum(b.numel() * b.element_size() for b in model.buffers())
         self.mixtures = {name: m.spec for name, m in model.named_modules() if isinstance(m, MoELayer)}
-        default = recipe.optimizer or current().get("optimizer", DEFAULT_OPTIMIZER).spec_class()()
-        self.optimizer = cast(OptimizerSpec, default)
+        self.optimizer = recipe.optimizer or _default_optimizer()
         self._states: dict[str, Mapping[str, tuple[StateTensor, ...]]] = {}
         self._passes: dict[tuple[str, int, int, str], Pass] = {}
 
@@ -209,6 +206,13 @@ class RunPlanner:
         if spec is None:
             raise MoekitError(f"{name}: only a layer built from a spec can be planned\n  expected MoELayer.from_spec")
         return spec
+
+
+def _default_optimizer() -> OptimizerSpec:
+    component = current().default("optimizer")
+    if component is None:
+        raise MoekitError("the recipe has no optimizer, and no plugin offers a default one\n  expected optimizer=NAME")
+    return cast(OptimizerSpec, component.spec_class()())
 
 
 def recompute_of(spec: ModelSpec) -> str:

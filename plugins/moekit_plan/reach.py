@@ -12,8 +12,19 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from math import comb, floor
 
+from moekit.spec.kinds import RouterSpec
+
 Missed = Callable[[tuple[int, ...]], Fraction]
 """The probability that a token reaches no expert of a rank, given how many experts of each group the rank holds."""
+
+
+def ranks_of(router: RouterSpec, num_experts: int, ranks: int) -> float:
+    """The expected number of ranks that hold one of a token's experts under a router, its own rank among them."""
+    groups, top_groups, per_group = router.group_limit()
+    if per_group:
+        return ranks_reached_by_level(num_experts, ranks, groups=groups, top_groups=top_groups, per_group=per_group)
+    choices = min(router.active(num_experts), num_experts)
+    return ranks_reached(num_experts, ranks, choices, groups=groups, top_groups=top_groups)
 
 
 def ranks_reached(num_experts: int, ranks: int, choices: float, *, groups: int = 1, top_groups: int = 1) -> float:

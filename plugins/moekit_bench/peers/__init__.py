@@ -13,11 +13,11 @@ from typing import Any, Final, cast
 
 from torch import Tensor, nn
 
-from moekit.bench.measure import Variant
-from moekit.bench.workload import Workload
 from moekit.contracts import Batch, ExpertBank
 from moekit.errors import MoekitError, nearest
 from moekit.spec.recipe import Recipe
+from moekit_bench.measure import Variant
+from moekit_bench.workload import Workload
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moekit.bench.measure import Variant
-from moekit.bench.workload import Workload, default_dtype, stacked_weights
 from moekit.contracts import ExpertBank
 from moekit.errors import MoekitError
+from moekit_bench.measure import Variant
+from moekit_bench.workload import Workload, default_dtype, stacked_weights
 
 
 class GluExpert(nn.Module):

@@ -13,13 +13,13 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from moekit.bench.measure import Variant
-from moekit.bench.peers import PeerModel
-from moekit.bench.workload import Workload, stacked_weights
 from moekit.contracts import Batch, ExpertBank
 from moekit.errors import MoekitError
 from moekit.spec import to_plain
 from moekit.spec.recipe import Recipe
+from moekit_bench.measure import Variant
+from moekit_bench.peers import PeerModel
+from moekit_bench.workload import Workload, stacked_weights
 
 IMPLEMENTATIONS: Final = ("grouped_mm", "eager")
 NEEDS_VERSION_5: Final = "--against transformers: needs version 5 or later, whose experts are stacked"

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from moekit.planning.activations import LayerUse
-from moekit.planning.plan import RunPlan, RunPlanner, recompute_of
-from moekit.planning.request import PlanRequest, eps_of
-from moekit.planning.weight_bytes import Weight
 from moekit.spec.kinds import MoE
 from moekit.spec.recipe import Recipe
 from moekit_dispatchers.grouped import Grouped
 from moekit_experts.glu import Glu
+from moekit_plan.activations import LayerUse
+from moekit_plan.plan import RunPlan, RunPlanner, recompute_of
+from moekit_plan.request import PlanRequest, eps_of
+from moekit_plan.weight_bytes import Weight
 from moekit_routers.topk import TopK
 
 GIB = 2**30

@@ -5,9 +5,9 @@ from __future__ import annotations
 from plan_cases import GIB, plan_of, request_for
 
 from moekit import load
-from moekit.planning.advice import advise
-from moekit.planning.plan import RunPlanner
-from moekit.planning.request import MAX_COUNT
+from moekit_plan.advice import advise
+from moekit_plan.plan import RunPlanner
+from moekit_plan.request import MAX_COUNT
 
 
 def test_advice_is_the_smallest_change_that_fits_or_the_nearest() -> None:

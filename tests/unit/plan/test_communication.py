@@ -10,9 +10,10 @@ from plan_cases import REQUEST, SPEC, USE, WEIGHTS
 
 from moekit import LayerDims
 from moekit.parallel.traffic import rows_of
-from moekit.planning.communication import layer_traffic, traffic_of
-from moekit.planning.weight_bytes import Layout
 from moekit.registry import build
+from moekit_plan.communication import layer_traffic, traffic_of
+from moekit_plan.reach import ranks_of
+from moekit_plan.weight_bytes import Layout
 from moekit_routers.topk import TopK
 
 T = 4096
@@ -58,14 +59,14 @@ def test_recomputed_experts_get_their_tokens_once_more(recompute: str, again: in
 def test_expected_rows_of_free_choices_match_a_real_router(E: int, K: int, ep: int) -> None:
     """Within 2 %: by chance, a router prefers some experts."""
     spec = TopK(top_k=K)
-    assert counted(spec, E, ep) == pytest.approx(spec.ranks_reached(E, ep) * (ep - 1) / ep, rel=0.02)
+    assert counted(spec, E, ep) == pytest.approx(ranks_of(spec, E, ep) * (ep - 1) / ep, rel=0.02)
 
 
 @pytest.mark.parametrize("ep", [2, 4, 8, 16])
 def test_expected_rows_of_limited_groups_are_slightly_too_few(ep: int) -> None:
     """A group is chosen for its best experts, so a token reaches slightly more ranks than with random groups."""
     spec = TopK(top_k=8, score="sigmoid", groups=8, top_groups=4, group_score="top2_sum", renormalize=True)
-    expected = spec.ranks_reached(64, ep) * (ep - 1) / ep
+    expected = ranks_of(spec, 64, ep) * (ep - 1) / ep
     assert expected <= counted(spec, 64, ep) < 1.1 * expected
 
 

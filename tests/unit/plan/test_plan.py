@@ -10,11 +10,11 @@ from torch import Tensor
 
 from moekit import load
 from moekit.errors import MoekitError
-from moekit.planning.activations import REST, Pass, empty_batch
-from moekit.planning.plan import Memory, RunPlanner
-from moekit.planning.weight_bytes import Weight
 from moekit.training import LitMoE
 from moekit.training.optim import optimizer_of
+from moekit_plan.activations import REST, Pass, empty_batch
+from moekit_plan.plan import Memory, RunPlanner
+from moekit_plan.weight_bytes import Weight
 
 
 def size(tensors: object) -> int:

@@ -9,9 +9,9 @@ from plan_cases import REQUEST, SPEC, request_for
 
 from moekit import load
 from moekit.errors import MoekitError
-from moekit.planning import request as request_module
-from moekit.planning.request import PlanRequest, divisors, eps_of, precision_of, shape_of
 from moekit_experts.glu import Glu
+from moekit_plan import request as request_module
+from moekit_plan.request import PlanRequest, divisors, eps_of, precision_of, shape_of
 
 
 def test_layouts_divide_devices_and_experts_and_others_are_rejected() -> None:

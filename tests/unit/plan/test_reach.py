@@ -6,7 +6,7 @@ from itertools import combinations, product
 
 import pytest
 
-from moekit.spec.reach import ranks_reached, ranks_reached_by_level
+from moekit_plan.reach import ranks_of, ranks_reached, ranks_reached_by_level
 from moekit_routers.hierarchical import Hierarchical
 from moekit_routers.noisy_topk import NoisyTopK
 from moekit_routers.topk import TopK
@@ -20,7 +20,7 @@ def mean_reached(choices: list[tuple[int, ...]], held: int) -> float:
 def test_free_choice_is_the_mean_of_all_choices(E: int, ranks: int, K: int) -> None:
     every = list(combinations(range(E), K))
     assert ranks_reached(E, ranks, K) == pytest.approx(mean_reached(every, E // ranks), rel=1e-12)
-    assert NoisyTopK(top_k=max(K, 2)).ranks_reached(E, ranks) == ranks_reached(E, ranks, max(K, 2))
+    assert ranks_of(NoisyTopK(top_k=max(K, 2)), E, ranks) == ranks_reached(E, ranks, max(K, 2))
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_choice_in_a_few_groups_is_the_mean_of_all_choices(E: int, ranks: int, g
     ]
     expected = mean_reached(every, E // ranks)
     assert ranks_reached(E, ranks, K, groups=groups, top_groups=top) == pytest.approx(expected, rel=1e-12)
-    assert TopK(top_k=K, groups=groups, top_groups=top).ranks_reached(E, ranks) == pytest.approx(expected, rel=1e-12)
+    assert ranks_of(TopK(top_k=K, groups=groups, top_groups=top), E, ranks) == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize(("E", "ranks", "groups", "top", "K"), [(12, 12, 4, 2, 2), (12, 3, 4, 2, 2), (12, 2, 3, 2, 3)])
@@ -51,7 +51,7 @@ def test_choice_at_two_levels_is_the_mean_of_all_choices(E: int, ranks: int, gro
     expected = mean_reached(every, E // ranks)
     found = ranks_reached_by_level(E, ranks, groups=groups, top_groups=top, per_group=K)
     assert found == pytest.approx(expected, rel=1e-12)
-    assert Hierarchical(branches=groups, top_groups=top, top_k=K).ranks_reached(E, ranks) == found
+    assert ranks_of(Hierarchical(branches=groups, top_groups=top, top_k=K), E, ranks) == found
 
 
 def test_limits_of_the_expected_number_of_ranks() -> None:
@@ -63,4 +63,4 @@ def test_limits_of_the_expected_number_of_ranks() -> None:
     low, high = (ranks_reached(256, 8, k, groups=8, top_groups=2) for k in (3, 4))
     assert ranks_reached(256, 8, 3.25, groups=8, top_groups=2) == pytest.approx(0.75 * low + 0.25 * high)
     assert low < high < 2
-    assert TopK(top_k=8).ranks_reached(256, 8) == free
+    assert ranks_of(TopK(top_k=8), 256, 8) == free
