@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, prod
 
-from moekit.parallel.traffic import traffic
 from moekit.spec.kinds import MoE
 from moekit_plan.activations import LayerUse
 from moekit_plan.reach import ranks_of
 from moekit_plan.request import PlanRequest
+from moekit_plan.traffic import traffic
 from moekit_plan.weight_bytes import Layout, Weight
 
 

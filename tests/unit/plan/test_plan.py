@@ -10,6 +10,7 @@ from torch import Tensor
 
 from moekit import load
 from moekit.errors import MoekitError
+from moekit.registry import Registry
 from moekit.training import LitMoE
 from moekit.training.optim import optimizer_of
 from moekit_plan.activations import REST, Pass, empty_batch
@@ -50,6 +51,14 @@ def test_a_plan_of_one_process_is_exact_to_the_byte(name: str, optimizer: str, o
     assert memory.gradients == size(p.grad for p in module.model.parameters() if p.grad is not None)
     assert memory.optimizer == size(state)
     assert memory.gathered == memory.gathered_gradients == memory.copies == memory.exchange == 0
+
+
+def test_without_an_optimizer_the_default_one_is_planned(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = replace(load("deepseek_v3"), optimizer=None, schedule=None)
+    assert plan_of(recipe).optimizer == "adamw"
+    monkeypatch.setattr(Registry, "default", lambda self, kind: None)
+    with pytest.raises(MoekitError, match="no plugin offers a default one\n  expected optimizer=NAME"):
+        plan_of(recipe)
 
 
 def test_traffic_grows_with_ranks_recomputation_and_accumulation() -> None:
