@@ -197,8 +197,8 @@ def test_an_interrupt_ends_with_code_130(install: Install, tmp_path: Path) -> No
         signal.signal(signal.SIGINT, before)
     with process:
         try:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "reached\n"
+            assert process.stderr is not None
+            assert process.stderr.readline() == "reached\n"
             time.sleep(0.05)
             process.send_signal(signal.SIGINT)
             _, err = process.communicate(timeout=30)

@@ -53,9 +53,7 @@ RELAY = Component(name="relay", spec=Relay, target="acme.relay:Relay", summary="
 def test_which_of_two_expert_parallel_dispatchers_is_meant_must_be_said() -> None:
     recipe = load("deepseek_v3", ["model.moe.dispatcher={use: grouped}"])
     with temporary(module("acme", components=[RELAY])):
-        with pytest.raises(
-            SpecError, match=r"^2 dispatchers .*: dispatchers/expert_parallel, acme/relay\n  at trainer"
-        ):
+        with pytest.raises(SpecError, match=r"^2 dispatchers .*: dispatchers/expert_parallel, acme/relay\n"):
             with_expert_parallel(recipe, Sharded(ep=2))
         own = load("deepseek_v3", ["model.moe.dispatcher={use: relay, local: {use: grouped}}"])
         assert with_expert_parallel(own, Sharded(ep=2)) == own
