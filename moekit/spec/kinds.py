@@ -97,8 +97,10 @@ class ModelSpec(Spec):
     """Base of model specs."""
 
     kind: ClassVar[str] = "model"
-    takes: ClassVar[str] = "tokens"  # what its data must yield: 'tokens', 'pairs' (source and target) or 'cases'
-    gives: ClassVar[str] = "next_token"  # the kind of its output: 'next_token', 'mixture' or 'prediction'
+    takes: ClassVar[str] = (
+        "tokens"  # what its data must yield: 'tokens', 'pairs' (source and target), 'cases', or a word of yours
+    )
+    gives: ClassVar[str] = "next_token"  # its output: 'next_token', 'mixture', 'prediction', or a word of yours
 
     def offers(self) -> str:
         """What a model with these options gives: ``gives``. Override where the options decide."""
