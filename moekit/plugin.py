@@ -35,6 +35,7 @@ class Plugin:
         error: None, or one line that says why it is not used.
         trace: the traceback of the failure.
         seconds: how long its import took.
+        imports_torch: whether its import imports torch, which slows every command.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Plugin:
     error: str | None = None
     trace: str = ""
     seconds: float = 0.0
+    imports_torch: bool = False
 
     @property
     def origin(self) -> str:
