@@ -10,7 +10,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from moekit.routing import Routing, TokenChoice
+from moekit.routing import TokenChoice
 from moekit_dispatchers.grouped.ops import narrow_keys
 
 
@@ -44,20 +44,6 @@ def affinities(routing: TokenChoice) -> Tensor:
 def as_written(factor: float) -> tuple[int, int]:
     """A factor as the exact fraction of its decimals: 1.1 is 11/10, so that 1.1 · 10 is 11 and rounds up to 11."""
     return Fraction(str(factor)).as_integer_ratio()
-
-
-def token_choice(routing: Routing, name: str) -> TokenChoice:
-    """The routing, if it is by token choice.
-
-    Raises:
-        ValueError: the routing is of another form.
-    """
-    if not isinstance(routing, TokenChoice):
-        raise ValueError(
-            f"the dispatcher '{name}' takes routings by token choice (form token_choice), but the router gave "
-            f"'{routing.form}'; the dispatchers 'grouped' (experts choose) and 'soft' take the other forms"
-        )
-    return routing
 
 
 def length(num_tokens: int, num_sequences: int) -> int:

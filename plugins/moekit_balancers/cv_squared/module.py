@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 
 from moekit.contracts import BalanceContext, Balancer, LayerDims, LossTerm
+from moekit.errors import MoekitError
 from moekit.routing import ExpertChoice, Routing, Soft, TokenChoice
 from moekit_balancers.cv_squared import CVSquared
-
-GUARD = 1e-10  # added to the squared mean, so that a batch without tokens gives 0, not NaN
 
 
 class CVSquaredLoss(Balancer):
@@ -20,8 +19,9 @@ class CVSquaredLoss(Balancer):
     router gives it (``Routing.smooth_load_E``) in training; without it there is no loss of load. The paper uses both,
     each with weight 0.1 in language models: configure two balancers.
 
-    The variance is that of the population, as in the authors' code. Ports that use the unbiased variance are off by a
-    factor of E / (E - 1).
+    The variance is that of the population, as in the authors' code. Their 1e-10 next to the squared mean is left out:
+    gates that are all small, as sigmoids may be, would reach it, and the loss would vanish. Ports that use the unbiased
+    variance are off by a factor of E / (E - 1).
 
     Value: 0 at balance, and with one expert; E - 1 when one expert has everything. Scaling all gates changes nothing.
 
@@ -40,15 +40,25 @@ class CVSquaredLoss(Balancer):
         self.spec = spec
 
     def loss(self, routing: Routing, context: BalanceContext) -> LossTerm | None:
-        """The loss of one pass; None if it is of a load that the router does not give (without noise)."""
+        """The loss of one pass; in evaluation None if it is of load, which a router without noise does not give.
+
+        Raises:
+            MoekitError: in training the router gives no differentiable load.
+        """
         v_E = importance_E(routing) if self.spec.of == "importance" else routing.smooth_load_E
+        if v_E is None and context.training:
+            raise MoekitError(
+                "cv_squared with of=load needs a differentiable load (Routing.smooth_load_E), which the router does "
+                "not give in training\n  expected of=importance, or a noisy router: noisy_topk, hierarchical"
+            )
         return None if v_E is None else LossTerm(value=cv_squared(v_E), weight=self.spec.weight)
 
 
 def cv_squared(v_E: Tensor) -> Tensor:
     """0-d: population variance over squared mean; 0 for a single value, and where all are 0."""
     mean = v_E.mean()
-    return (v_E - mean).square().mean() / (mean.square() + GUARD)
+    over_mean_E = v_E / mean.where(mean.abs() >= torch.finfo(mean.dtype).tiny, 1)  # first: a small mean's square is 0
+    return (over_mean_E - over_mean_E.mean()).square().mean()
 
 
 def importance_E(routing: Routing) -> Tensor:

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from moekit.contracts import Dispatched, Dispatcher, ExpertBank, LayerDims
 from moekit.contracts.layer import UniformGroups
-from moekit.routing import Routing, TokenChoice
+from moekit.routing import Routing, TokenChoice, token_choice_of
 from moekit_dispatchers.capacity import Capacity
-from moekit_dispatchers.queues import affinities, as_written, length, places, token_choice
+from moekit_dispatchers.queues import affinities, as_written, length, places
 
 
 class Queued(NamedTuple):
@@ -61,7 +61,7 @@ class CapacityDispatcher(Dispatcher):
 
     def forward(self, x_TD: Tensor, routing: Routing, experts: ExpertBank, *, num_sequences: int = 1) -> Dispatched:
         """Queues pairs, fills the slots, computes, sums by token."""
-        routing = token_choice(routing, "capacity")
+        routing = token_choice_of(routing, "dispatcher 'capacity'")
         (T, K), E = routing.expert_TK.shape, routing.num_experts
         queued = self.enqueue(routing, num_sequences)
         (G, S, C), expert_TK, place_TK, kept_TK = queued
@@ -84,7 +84,7 @@ class CapacityDispatcher(Dispatcher):
 
     def limit(self, routing: Routing, num_sequences: int) -> tuple[Routing, Tensor]:
         """The choices that have a slot."""
-        routing = token_choice(routing, "capacity")
+        routing = token_choice_of(routing, "dispatcher 'capacity'")
         queued = self.enqueue(routing, num_sequences)
         return replace(routing, sent_TK=queued.kept_TK), queued.dropped(routing.num_experts)
 

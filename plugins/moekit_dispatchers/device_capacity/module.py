@@ -10,9 +10,9 @@ from torch import Tensor
 
 from moekit.contracts import Dispatched, Dispatcher, ExpertBank, LayerDims
 from moekit.registry import build
-from moekit.routing import Routing, TokenChoice
+from moekit.routing import Routing, TokenChoice, token_choice_of
 from moekit_dispatchers.device_capacity import DeviceCapacity
-from moekit_dispatchers.queues import affinities, as_written, length, places, token_choice
+from moekit_dispatchers.queues import affinities, as_written, length, places
 
 
 @final
@@ -51,7 +51,7 @@ class DeviceCapacityDispatcher(Dispatcher):
 
     def drop(self, routing: Routing, num_sequences: int) -> tuple[Routing, Tensor]:
         """The routing within the devices' budgets, and how many pairs it dropped: none in evaluation."""
-        routing = token_choice(routing, "device_capacity")
+        routing = token_choice_of(routing, "dispatcher 'device_capacity'")
         if not self.training:
             return super().limit(routing, num_sequences)
         counts_TK = routing.counts_TK()
