@@ -52,8 +52,7 @@ class Routing(ABC):
     Attributes:
         logits_TE: the router's outputs.
         scores_TE: affinities: logits after the score function (softmax, sigmoid, ...), without any selection bias.
-        sigmoid: whether ``scores_TE`` are the sigmoids of ``logits_TE``. Shares of affinity are then computed from the
-            logits, because sigmoids may be too small to be divided by their sum.
+        sigmoid: whether ``scores_TE`` are the sigmoids of ``logits_TE``, from which shares are then computed.
         valid_T: bool, False for padding; None when all tokens are valid. Padding reaches no expert and no statistic.
         smooth_load_E: the expected number of valid tokens of each expert under the router's noise, differentiable; None
             from routers without noise, and outside training.
@@ -214,10 +213,7 @@ def share_of(load_BE: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def token_choice_of(routing: Routing, part: str) -> TokenChoice:
-    """The routing, for a part that takes no other form than token choice.
-
-    Args:
-        part: which takes it, for the message: ``balancer 'load_balance'``.
+    """The routing, for a part such as ``balancer 'load_balance'`` that takes no other form than token choice.
 
     Raises:
         MoekitError: the routing is of another form.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass
 from functools import cache
 from typing import Any, ClassVar, Literal, TypeVar, cast
@@ -130,13 +130,27 @@ class Spec:
     def _problem_of(self, name: str) -> str:
         """The mistake in one field's value by itself; empty if there is none."""
         info, hint, value = fields_of(type(self))[name], types_of(type(self))[name], getattr(self, name)
+        if info.kind != "option" and not _fits(type(self), name, info, value):
+            from moekit.spec.misplaced import misplaced  # a circular import otherwise; needed only for a message
+
+            return misplaced(type(self), name, value)
         if info.kind != "option":
             return ""
         if not info.choices and not is_a(value, hint):
-            from moekit.spec.values import describe  # a circular import otherwise; needed only for a message
+            from moekit.spec.values import describe  # as above
 
             return f"{name}: {value!r} is not {describe(hint)}"
         return "" if info.allows(value) else f"{name}={value!r} is out of range ({info.range_text()})"
+
+
+def _fits(spec: type[Spec], name: str, info: FieldInfo, value: Any) -> bool:
+    """Whether a slot, a map of slots or a group may hold a value."""
+    if value is None:
+        return default_of(spec, name) is None
+    if info.kind == "group":
+        return isinstance(value, group_class(spec, name))
+    parts = [value] if info.kind == "slot" else list(value.values()) if isinstance(value, Mapping) else [None]
+    return all(isinstance(part, Spec) and part.kind == info.component for part in parts)
 
 
 def is_a(value: Any, hint: Any) -> bool:

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from moekit.contracts import BalanceContext, Balancer, LayerDims, LossTerm
-from moekit.errors import MoekitError
 from moekit.routing import ExpertChoice, Routing, Soft, TokenChoice
 from moekit_balancers.cv_squared import CVSquared
 
@@ -40,17 +39,8 @@ class CVSquaredLoss(Balancer):
         self.spec = spec
 
     def loss(self, routing: Routing, context: BalanceContext) -> LossTerm | None:
-        """The loss of one pass; in evaluation None if it is of load, which a router without noise does not give.
-
-        Raises:
-            MoekitError: in training the router gives no differentiable load.
-        """
+        """The loss of one pass; None if it is of a load that the router does not give (without noise)."""
         v_E = importance_E(routing) if self.spec.of == "importance" else routing.smooth_load_E
-        if v_E is None and context.training:
-            raise MoekitError(
-                "cv_squared with of=load needs a differentiable load (Routing.smooth_load_E), which the router does "
-                "not give in training\n  expected of=importance, or a noisy router: noisy_topk, hierarchical"
-            )
         return None if v_E is None else LossTerm(value=cv_squared(v_E), weight=self.spec.weight)
 
 
