@@ -155,7 +155,7 @@ class MoELayer(nn.Module):
         """The sum of the balancers' selection biases, or None if none has one.
 
         Raises:
-            PluginError: a bias is no float tensor ``[E]``.
+            PluginError: a bias is not a float tensor ``[E]``.
         """
         biases = []
         for balancer in self.balancers.values():

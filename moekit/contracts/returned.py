@@ -32,7 +32,7 @@ def check_routing(router: object, routing: Routing, x_TD: Tensor, valid_T: Tenso
         PluginError: the first part that is wrong: the router, what was found, what was expected.
     """
     if not isinstance(routing, Routing):
-        _reject(router, "a Routing: a TokenChoice, ExpertChoice or Soft", type(routing).__name__)
+        reject(router, "a Routing: a TokenChoice, ExpertChoice or Soft", type(routing).__name__)
     T = x_TD.shape[0]
     scores_TE = routing.scores_TE
     if not isinstance(scores_TE, Tensor) or scores_TE.ndim != 2 or not _is_float(scores_TE, T, scores_TE.shape[1]):
@@ -42,7 +42,7 @@ def check_routing(router: object, routing: Routing, x_TD: Tensor, valid_T: Tenso
     if not _is_float(logits_TE, T, E):
         _misshapen(router, "logits_TE", logits_TE, "a float", (T, E))
     if (routing.valid_T is None) != (valid_T is None):
-        _reject(router, "valid_T in the routing, as the router was given it", f"valid_T = {_found(routing.valid_T)}")
+        reject(router, "valid_T in the routing, as the router was given it", f"valid_T = {_found(routing.valid_T)}")
     if routing.valid_T is not None and not _is(routing.valid_T, torch.bool, (T,)):
         _misshapen(router, "valid_T", routing.valid_T, "a bool", (T,))
     if isinstance(routing, TokenChoice):
@@ -114,7 +114,7 @@ def check_routing_values(router: object, routing: Routing, x_TD: Tensor) -> None
     wrong = ~gate.isfinite() & finite
     if wrong.any():
         at = wrong.nonzero()[0].tolist()
-        _reject(
+        reject(
             router, "finite gates for tokens whose input and logits are finite", f"a gate of {gate[tuple(at)]} at {at}"
         )
 
@@ -122,7 +122,7 @@ def check_routing_values(router: object, routing: Routing, x_TD: Tensor) -> None
 def _check_range(router: object, name: str, index: Tensor, top: int, what: str) -> None:
     if index.numel() and not bool(((index >= 0) & (index < top)).all()):
         found = f"{name} from {int(index.min())} to {int(index.max())}"
-        _reject(router, f"indices of {what} from 0 to {top - 1}", found)
+        reject(router, f"indices of {what} from 0 to {top - 1}", found)
 
 
 def _check_distinct(router: object, name: str, index: Tensor, of: str, to: str) -> None:
@@ -131,17 +131,17 @@ def _check_distinct(router: object, name: str, index: Tensor, of: str, to: str) 
     if twice.any():
         row, column = twice.nonzero()[0].tolist()
         found = f"{of} {int(ordered[row, column])} twice in row {row} of {name}"
-        _reject(router, f"distinct {of}s for every {to}", found)
+        reject(router, f"distinct {of}s for every {to}", found)
 
 
 def check_dispatched(dispatcher: object, out: Any, x_TD: Tensor, num_experts: int, out_dim: int) -> None:
     """Checks what a dispatcher returned for T tokens.
 
     Raises:
-        PluginError: it is no ``Dispatched``, or a part of it has another shape or dtype.
+        PluginError: it is not a ``Dispatched``, or a part of it has another shape or dtype.
     """
     if not hasattr(out, "y_TO"):
-        _reject(dispatcher, "a Dispatched", type(out).__name__)
+        reject(dispatcher, "a Dispatched", type(out).__name__)
     T = x_TD.shape[0]
     y_TO, dropped, expert_TEO = out.y_TO, out.dropped, out.expert_TEO
     if not _is_float(y_TO, T, out_dim):
@@ -156,7 +156,7 @@ def check_rows(bank: Any, inputs: tuple[Any, ...], y_NO: Any) -> None:
     """Checks what an experts module returned for N rows: a forward hook of every ``ExpertBank``.
 
     Raises:
-        PluginError: it is no float tensor ``[N, O]``.
+        PluginError: it is not a float tensor ``[N, O]``.
     """
     N, out_dim = inputs[0].shape[0], bank.out_dim
     if not _is_float(y_NO, N, out_dim):
@@ -167,23 +167,23 @@ def check_loss_term(part: object, term: Any, what: str = "its loss") -> None:
     """Checks a loss that a balancer or a router returned; None is one without a loss.
 
     Raises:
-        PluginError: it is no ``LossTerm`` of a 0-d float value and a number.
+        PluginError: it is not a ``LossTerm`` of a 0-d float value and a number.
     """
     if term is None:
         return
     if not isinstance(term, LossTerm):
-        _reject(part, f"{what} as a LossTerm(value=..., weight=...) or None", type(term).__name__)
+        reject(part, f"{what} as a LossTerm(value=..., weight=...) or None", type(term).__name__)
     if not _is_float(term.value):
         _misshapen(part, f"{what}, LossTerm.value", term.value, "a float", ())
     if not isinstance(term.weight, int | float):
-        _reject(part, f"{what} with a number as its weight", f"LossTerm.weight = {_found(term.weight)}")
+        reject(part, f"{what} with a number as its weight", f"LossTerm.weight = {_found(term.weight)}")
 
 
 def check_bias(balancer: object, bias_E: Any, num_experts: int) -> None:
     """Checks a balancer's selection bias; None is no bias.
 
     Raises:
-        PluginError: it is no float tensor ``[E]``.
+        PluginError: it is not a float tensor ``[E]``.
     """
     if bias_E is not None and not _is_float(bias_E, num_experts):
         _misshapen(balancer, "a selection bias", bias_E, "a float", (num_experts,))
@@ -202,10 +202,15 @@ def _found(value: Any) -> str:
 
 
 def _misshapen(part: object, name: str, value: Any, dtype: str, shape: Iterable[int | str]) -> NoReturn:
-    _reject(part, f"{dtype} tensor [{', '.join(map(str, shape))}]", f"{name} = {_found(value)}")
+    reject(part, f"{dtype} tensor [{', '.join(map(str, shape))}]", f"{name} = {_found(value)}")
 
 
-def _reject(part: object, expected: str, found: str) -> NoReturn:
+def reject(part: object, expected: str, found: str) -> NoReturn:
+    """Reports what a component returned.
+
+    Raises:
+        PluginError: always; the message names the interface and the class of ``part``.
+    """
     bases = (base.__name__ for base in type(part).__mro__[1:] if base.__module__.startswith("moekit.contracts"))
     kind = next(bases, "")
     raise PluginError(f"{kind} {type(part).__name__} returned {found}\n  expected {expected}".lstrip())

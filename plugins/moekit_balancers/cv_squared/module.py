@@ -18,8 +18,8 @@ class CVSquaredLoss(Balancer):
     router gives it (``Routing.smooth_load_E``) in training; without it there is no loss of load. The paper uses both,
     each with weight 0.1 in language models: configure two balancers.
 
-    The variance is that of the population, as in the authors' code. Their 1e-10 next to the squared mean is left out:
-    gates that are all small, as sigmoids may be, would reach it, and the loss would vanish. Ports that use the unbiased
+    The variance is that of the population, as in the authors' code. They also add 1e-10 to the squared mean, which
+    gates that are all small, as sigmoids may be, would reach: the loss would vanish. Ports that use the unbiased
     variance are off by a factor of E / (E - 1).
 
     Value: 0 at balance, and with one expert; E - 1 when one expert has everything. Scaling all gates changes nothing.
