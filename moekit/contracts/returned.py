@@ -180,7 +180,7 @@ def check_loss_term(part: object, term: Any, what: str = "its loss") -> None:
 
 
 def check_bias(balancer: object, bias_E: Any, num_experts: int) -> None:
-    """Checks a balancer's selection bias; None is no bias.
+    """Checks a balancer's selection bias, unless it is None.
 
     Raises:
         PluginError: it is not a float tensor ``[E]``.

@@ -36,7 +36,7 @@ def optimizer_of(recipe: Recipe, model: Model, steps: int) -> Any:
     """The recipe's optimizer, and its schedule if any, for a run of ``steps`` steps, in Lightning's format.
 
     Raises:
-        PluginError: what a plugin built is no optimizer or no schedule.
+        PluginError: what a plugin built is not an optimizer, or not a schedule.
     """
     assert recipe.optimizer is not None
     optimizer = build(recipe.optimizer, model)

@@ -41,9 +41,13 @@ def affinities(routing: TokenChoice) -> Tensor:
     return affinity_TK.where(ranked_TK, -torch.inf)
 
 
-def as_written(factor: float) -> tuple[int, int]:
-    """A factor as the exact fraction of its decimals: 1.1 is 11/10, so that 1.1 · 10 is 11 and rounds up to 11."""
-    return Fraction(str(factor)).as_integer_ratio()
+def as_fraction(factor: float) -> tuple[int, int]:
+    """The fraction that a factor stands for: the nearest one whose denominator is at most ten million.
+
+    So both ways to give a factor are exact: as a decimal of up to seven digits (1.1 is 11/10, and 1.1 · 10 rounds up to
+    11, not 12), and as a computed quotient such as ``C · E / (K · S)``, also where floats round on the way.
+    """
+    return Fraction(factor).limit_denominator(10**7).as_integer_ratio()
 
 
 def length(num_tokens: int, num_sequences: int) -> int:

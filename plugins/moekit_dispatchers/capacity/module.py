@@ -12,7 +12,9 @@ from moekit.contracts import Dispatched, Dispatcher, ExpertBank, LayerDims
 from moekit.contracts.layer import UniformGroups
 from moekit.routing import Routing, TokenChoice, token_choice_of
 from moekit_dispatchers.capacity import Capacity
-from moekit_dispatchers.queues import affinities, as_written, length, places
+from moekit_dispatchers.queues import affinities, as_fraction, length, places
+
+DEFAULT_FACTOR = 1.25
 
 
 class Queued(NamedTuple):
@@ -56,8 +58,8 @@ class CapacityDispatcher(Dispatcher):
     def __init__(self, spec: Capacity, dims: LayerDims) -> None:
         super().__init__()
         self.spec = spec
-        self.factor = as_written(spec.factor)
-        self.eval_factor = self.factor if spec.eval_factor is None else as_written(spec.eval_factor)
+        self.factor = as_fraction(DEFAULT_FACTOR if spec.factor is None else spec.factor)
+        self.eval_factor = self.factor if spec.eval_factor is None else as_fraction(spec.eval_factor)
 
     def forward(self, x_TD: Tensor, routing: Routing, experts: ExpertBank, *, num_sequences: int = 1) -> Dispatched:
         """Queues pairs, fills the slots, computes, sums by token."""
@@ -118,6 +120,8 @@ class CapacityDispatcher(Dispatcher):
 
     def slots(self, tokens: int, choices: int, num_experts: int) -> int:
         """C: slots of an expert for each group of ``tokens`` with ``choices`` each."""
+        if self.spec.slots is not None:
+            return min(self.spec.slots, tokens)
         above, below = self.factor if self.training else self.eval_factor
         above *= tokens * (choices if self.spec.count == "pairs" else 1)
         below *= num_experts
@@ -150,4 +154,6 @@ class CapacityDispatcher(Dispatcher):
     def extra_repr(self) -> str:
         """Options, for ``print(model)``."""
         spec = self.spec
-        return f"factor={spec.factor}, count={spec.count}, order={spec.order}, per={spec.per}"
+        above, below = self.factor
+        size = f"factor={above / below:g}" if spec.slots is None else f"slots={spec.slots}"
+        return f"{size}, count={spec.count}, order={spec.order}, per={spec.per}"
