@@ -78,6 +78,7 @@ def _check_soft(router: object, routing: Soft, shape: torch.Size) -> None:
             _misshapen(router, name, weights, "a float", (*shape, "P" if P < 0 else P))
 
 
+@torch.no_grad()  # what is saved for backward must not depend on the check, which recomputation omits
 def check_routing_values(router: object, routing: Routing, x_TD: Tensor) -> None:
     """Checks indices and gates of a routing with the right shapes. Reads the device.
 
