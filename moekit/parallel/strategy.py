@@ -26,7 +26,7 @@ from moekit.spec.fields import ConflictError
 from moekit.spec.kinds import DispatcherSpec, MoE
 from moekit.spec.recipe import Recipe
 from moekit.spec.replacing import find_all, replace_all
-from moekit.spec.sharding import Sharded
+from moekit.spec.sharding import SCALE_FREE, Sharded, no_loss_scale
 
 HALF = (torch.bfloat16, torch.float16)
 
@@ -70,7 +70,12 @@ class ShardedStrategy(ModelParallelStrategy):
         Args:
             model: built from ``with_expert_parallel``'s recipe, on the CPU or the meta device.
             deferred_init: initialises the parameters on the meta device.
+
+        Raises:
+            SpecError: 16-mixed with an ``ep`` above 1.
         """
+        if self.layout.ep > 1 and getattr(self.precision_plugin, "scaler", None) is not None:
+            raise SpecError([Problem(what=no_loss_scale(self.layout.ep), at="trainer.precision", expected=SCALE_FREE)])
         self.precision_plugin.convert_module(model)
         half = any(p.dtype in HALF for p in model.parameters())
         policy = MixedPrecisionPolicy(reduce_dtype=torch.float32 if half else None)
