@@ -19,6 +19,7 @@ from moekit.contracts.returned import (
     check_routing,
     check_routing_values,
 )
+from moekit.errors import MoekitError
 from moekit.registry import build
 from moekit.spec.fields import ConflictError
 from moekit.spec.kinds import BalancerSpec, MoE, RouterSpec, balancer_conflicts
@@ -80,6 +81,7 @@ class MoELayer(nn.Module):
 
         Raises:
             TypeError: ``spec`` is not an ``MoE``, but for example a mapping or a name.
+            MoekitError: ranks are to share experts that are not stacked weights.
         """
         given: object = spec  # users without a type checker may pass anything
         if not isinstance(given, MoE):
@@ -88,6 +90,9 @@ class MoELayer(nn.Module):
         dims = LayerDims(dim=dim, num_experts=spec.experts.count, out_dim=out_dim)
         dispatcher = build(spec.dispatcher, dims)
         held = dims.num_experts if dispatcher.local_experts is None else len(dispatcher.local_experts)
+        if held < dims.num_experts:
+            with torch.device("meta"):
+                check_stacked(build(spec.experts, dims))
         layer = cls(
             router=build(spec.router, dims),
             experts=build(replace(spec.experts, count=held), replace(dims, num_experts=held)),
@@ -187,3 +192,18 @@ def run_on_all(experts: ExpertBank, x_TD: Tensor) -> Tensor:
         return cast(Tensor, experts(x_TD, UniformGroups(1, T)))
     y_NO: Tensor = experts(x_TD.repeat(E, 1), UniformGroups(E, E * T))
     return y_NO.reshape(E, T, experts.out_dim).sum(0)
+
+
+def check_stacked(experts: ExpertBank) -> None:
+    """Checks that ranks can share the experts of a module: a part of it is the same module with fewer experts.
+
+    Raises:
+        MoekitError: a parameter is not stacked over experts, as where experts differ.
+    """
+    for name, tensor in experts.named_parameters():
+        if tensor.shape[:1] != (experts.num_experts,):
+            raise MoekitError(
+                f"ranks cannot share the {experts.num_experts} experts of {type(experts).__name__}: '{name}' is "
+                f"{list(tensor.shape)}, not stacked over experts\n"
+                f"  expected ep=1, or weights of shape [{experts.num_experts}, ...] alone"
+            )

@@ -17,9 +17,11 @@ from torch.optim import Optimizer
 from moekit.compat import init_process_group
 from moekit.contracts import Model
 from moekit.errors import CheckpointError, Problem, SpecError
+from moekit.layer import MoELayer, check_stacked
 from moekit.parallel.deferred_init import DeferredInit
 from moekit.parallel.mesh import world_mesh
 from moekit.parallel.sharding import shard
+from moekit.params import build_on_meta
 from moekit.registry import current
 from moekit.shards.shard import fill_shards, state_dict_shards
 from moekit.spec.fields import ConflictError
@@ -165,6 +167,7 @@ def check_layout(recipe: Recipe, layout: Sharded, world: int) -> None:
     Raises:
         SpecError: ``ep`` does not divide the number of ranks or the experts of a layer; a dispatcher does not work
             within ``expert_parallel``; or the optimizer needs unsharded tensors.
+        MoekitError: ranks cannot share the experts of a layer, because they differ.
     """
     optimizer = recipe.optimizer
     if optimizer is not None and not optimizer.takes_shards and world > 1:
@@ -178,6 +181,10 @@ def check_layout(recipe: Recipe, layout: Sharded, world: int) -> None:
             raise SpecError(
                 [_does_not_divide(layout.ep, f"the {moe.experts.count} experts of a layer", moe.experts.count)]
             )
+    if layout.ep > 1:
+        for module in build_on_meta(recipe.model).modules():
+            if isinstance(module, MoELayer):
+                check_stacked(module.experts)
     try:
         with_expert_parallel(recipe, layout)
     except ConflictError as error:
