@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from moekit.contracts import Dispatched, Dispatcher, ExpertBank, LayerDims
+from moekit.contracts.layer import UniformGroups
 from moekit.registry import build
 from moekit.routing import TokenChoice
 from moekit.spec.kinds import DispatcherSpec, ExpertSpec
@@ -36,8 +37,9 @@ from moekit_experts.ffn import Ffn
 from moekit_experts.glu import Glu
 
 D, O, H, BIG = 8, 6, 5, 10**6  # noqa: E741
-WITHIN = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 0.06}
-"""Of the largest value of a tensor; in bf16 about 15 roundings of 2**-8."""
+WITHIN = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 0.1}
+"""Of the largest value of a tensor; in bf16 about 25 roundings of 2**-8. A gate's gradient is a sum over an expert's
+outputs that may cancel, so there it is of the largest sum of absolute outputs."""
 
 DROPLESS: dict[str, DispatcherSpec] = {
     "loop": Loop(),
@@ -157,12 +159,24 @@ def run(
     return {"y": y_TO.detach(), **{f"gradient of {name}": g for name, g in zip(leaves, grads, strict=True)}}
 
 
-def compare(case: Corner, name: str, found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+def largest_output(case: Corner, exact: ExpertBank) -> float:
+    """The largest sum of absolute outputs of any expert for any token."""
+    x_ND = case.x_TD.detach().double().repeat(exact.num_experts, 1)
+    with torch.no_grad():
+        sums_N = exact(x_ND, UniformGroups(exact.num_experts, len(x_ND))).abs().sum(1)
+    return float(sums_N.max()) if len(x_ND) else 0.0
+
+
+def compare(
+    case: Corner, name: str, found: dict[str, Tensor], expected: dict[str, Tensor], largest_output: float
+) -> None:
     for what, want in expected.items():
         got, within = found[what].double(), WITHIN[case.x_TD.dtype]
         assert got.shape == want.shape, f"{name}, {what}: {list(got.shape)}; {case.describe}"
         apart = float((got - want).abs().max()) if want.numel() else 0.0
         largest = float(want.abs().max()) if want.numel() else 0.0
+        if what == "gradient of gates" and largest:
+            largest = largest_output
         assert apart <= within * largest, f"{name}, {what}: {apart:.2e} apart, of {largest:.2e}; {case.describe}"
 
 
@@ -181,6 +195,7 @@ def comparisons(seeds: range) -> Iterator[str]:
         case = corner(seed)
         exact = deepcopy(case.bank).double()
         dims = LayerDims(dim=D, num_experts=case.bank.num_experts, out_dim=O)
+        most = largest_output(case, exact)
         plain: dict[tuple[int | None, int | None], dict[str, Tensor]] = {}
         limits = {name: (spec, None, None) for name, spec in DROPLESS.items()} | DROPPING
         for name, (spec, slots, budget) in limits.items():
@@ -194,7 +209,7 @@ def comparisons(seeds: range) -> Iterator[str]:
                 continue
             dropped: list[Tensor] = []
             found = run(case, case.bank, case.x_TD.dtype, partial(dispatched, dispatcher, dropped))
-            compare(case, name, found, plain[slots, budget])
+            compare(case, name, found, plain[slots, budget], most)
             kept = int(kept_by(case.routing, slots, budget).sum())
             assert int(dropped[0]) == int(case.routing.load_E().sum()) - kept, f"{name}: dropped; {case.describe}"
             yield name
