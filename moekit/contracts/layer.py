@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from moekit.contracts.returned import check_rows
 from moekit.init import Init, init_matrices
 from moekit.routing import LossTerm, Routing
 
@@ -163,6 +164,8 @@ class StandardForm:
 class ExpertBank(nn.Module, ABC):
     """All E routed experts of a layer, as one module. Built as ``Target(spec, dims)``.
 
+    A call raises ``PluginError`` unless ``forward`` returns a row of width O for every row.
+
     Attributes:
         num_experts: E.
         out_dim: O.
@@ -170,6 +173,10 @@ class ExpertBank(nn.Module, ABC):
 
     num_experts: int
     out_dim: int
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_forward_hook(check_rows)  # here, because dispatchers of third parties call the module
 
     @abstractmethod
     def forward(self, x_ND: Tensor, groups: Groups) -> Tensor:

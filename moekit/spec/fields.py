@@ -172,6 +172,8 @@ class Spec:
     def _problem_of(self, name: str) -> str:
         """The mistake in one field's value by itself; empty if there is none."""
         info, hint, value = fields_of(type(self))[name], types_of(type(self))[name], getattr(self, name)
+        if info.kind != "option" and not _fits(type(self), name, info, value):
+            return _misplaced(type(self), name, value)
         if info.kind != "option":
             return ""
         if not info.choices and not is_a(value, hint):
@@ -193,6 +195,39 @@ class Spec:
         if found is None or not all(isinstance(sentence, str) for sentence in found):
             raise PluginError(f"{here} returned {said!r}; expected sentences: yield one for each conflict")
         return found
+
+
+def _fits(spec: type[Spec], name: str, info: FieldInfo, value: Any) -> bool:
+    """Whether a slot, a map of slots or a group may hold a value."""
+    if value is None:
+        return default_of(spec, name) is None
+    if info.kind == "group":
+        return isinstance(value, group_class(spec, name))
+    parts = [value] if info.kind == "slot" else list(value.values()) if isinstance(value, Mapping) else [None]
+    return all(isinstance(part, Spec) and part.kind == info.component for part in parts)
+
+
+def _misplaced(spec: type[Spec], name: str, value: Any) -> str:
+    """Why a slot, a map of slots or a group cannot hold a value made in Python, as a sentence."""
+    info = fields_of(spec)[name]
+    if info.kind == "group":
+        return f"{name} is {_named(value)}; expected {group_class(spec, name).__name__}(...)"
+    if info.kind == "slots" and not isinstance(value, Mapping):
+        return f"{name} is {_named(value)}; expected a mapping from names to specs of {info.component}s"
+    parts = {f"{name}[{key!r}]": each for key, each in value.items()} if info.kind == "slots" else {name: value}
+    wrong = {k: v for k, v in parts.items() if not isinstance(v, Spec) or v.kind != info.component}
+    where, each = next(iter(wrong.items()))
+    expected = f"the spec of a component of kind '{info.component}' (list them: moekit ls {info.component})"
+    return f"{where} is {_named(each)}; expected {expected}"
+
+
+def _named(value: Any) -> str:
+    """What a value is: ``LoadBalance (a spec of kind 'balancer')``, ``the class TopK``, ``a dict``, ``None``."""
+    if isinstance(value, Spec):
+        return type(value).__name__ + (f" (a spec of kind '{value.kind}')" if value.kind else "")
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    return "None" if value is None else f"a {type(value).__name__}"
 
 
 def is_a(value: Any, hint: Any) -> bool:

@@ -10,10 +10,8 @@ from moekit.lazy import names_in
 
 
 def test_every_listed_name_is_imported_from_its_module() -> None:
-    assert (
-        {"MoELayer", "load", "Spec"} <= set(moekit.__all__) <= set(dir(moekit))
-    assert set(moekit.__all__) == set(names_in(moekit.__file__ + "i"))
-    )
+    assert {"MoELayer", "load", "Spec"} <= set(moekit.__all__) <= set(dir(moekit))
+    assert set(moekit.__all__) == set(names_in(f"{moekit.__file__}i"))
     assert all(getattr(moekit, name) is not None for name in moekit.__all__)
     assert moekit.MoELayer is layer.MoELayer
 

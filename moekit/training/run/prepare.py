@@ -93,9 +93,15 @@ def trainer_options(recipe: Recipe) -> dict[str, Any]:
 
 
 def default_precision(accelerator: str) -> str:
-    """``bf16-mixed`` if training runs on a GPU that supports bf16, else ``32-true``."""
+    """``bf16-mixed`` if training runs on a GPU that computes in bf16 itself, else ``32-true``.
+
+    Older GPUs (V100, T4: compute capability below 8) emulate it, slowly; torch reports that as support.
+    """
     on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
+    if not on_gpu:
+        return "32-true"
+    native = torch.version.hip is not None or torch.cuda.get_device_capability()[0] >= 8
+    return "bf16-mixed" if native and torch.cuda.is_bf16_supported() else "32-true"
 
 
 def make_trainer(
