@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, InterpolationToMissingValueError
 
 from moekit.errors import nearest
-from moekit.spec.places import LEFT_OPEN, MAX_DEPTH, MAX_NODES, Keys, Report, show
+from moekit.spec.places import LEFT_OPEN, MAX_DEPTH, MAX_NODES, Keys, Report, reject, show
 from moekit.spec.values import BROKEN
 
 MAX_STEPS = 2_000
@@ -54,6 +54,7 @@ class References:
         self._report = report
         self._if_open = if_open
         self._targets: dict[Keys, list[Keys]] = {}
+        self._nearest = {"": ""}  # for a key that does not exist
         self._open: list[tuple[Keys, str]] = []
         self._steps_of: dict[Keys, int] = {}
         self._steps = 0
@@ -101,8 +102,9 @@ class References:
             whole = _TARGET.fullmatch(text.strip())
             missing = show(targets[0]) if whole else (match[2] or match[1]) if match else ""
             why = f"'{missing}' does not exist" if missing else _first_line(error)
-            near = nearest(missing, sorted(_paths(OmegaConf.to_container(self._tree)))) if missing else ""
-            self._report.add(path, f"cannot resolve '{text}': {why}", nearest=near)
+            if missing not in self._nearest:
+                self._nearest[missing] = nearest(missing, sorted(_paths(OmegaConf.to_container(self._tree))))
+            self._report.add(path, f"cannot resolve '{text}': {why}", nearest=self._nearest[missing])
         except Exception as error:  # a resolver may raise anything
             self._report.add(path, f"cannot resolve '{text}': {_first_line(error)}")
         return BROKEN
@@ -120,8 +122,8 @@ class References:
         """
         self._count += new
         if len(path) > MAX_DEPTH or self._count > MAX_NODES:
-            self._report.add(path[:MAX_DEPTH], f"references repeat more than {MAX_NODES:,} values, or without end")
-            self._report.raise_if_any()
+            what = f"references repeat more than {MAX_NODES:,} values, or without end"
+            reject(what, at=path[:MAX_DEPTH], place=self._report.place(path))
 
     def _count_steps(self, targets: list[Keys], path: Keys) -> None:
         """Counts the references that OmegaConf follows to resolve one, before it does: they may double at each step."""
@@ -130,8 +132,8 @@ class References:
         except RecursionError:
             self._steps = MAX_STEPS + 1
         if self._steps > MAX_STEPS:
-            self._report.add(path, f"references refer to others more than {MAX_STEPS:,} times")
-            self._report.raise_if_any()
+            what = f"references refer to others more than {MAX_STEPS:,} times"
+            reject(what, at=path, place=self._report.place(path))
 
     def _steps_to(self, path: Keys) -> int:
         """How many references must be followed to read the value at ``path``."""
