@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Literal, TypeVar, cast
 
 FieldKind = Literal["option", "slot", "slots", "group"]
 LARGEST = 2**64 - 1
-"""The largest integer of an option, and of a seed: nothing else comes near, and a list of so many layers is no list."""
+"""The largest integer of an option, and of a seed: torch has none that is larger."""
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 

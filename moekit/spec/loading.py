@@ -12,7 +12,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from moekit.registry import Registry, current
 from moekit.spec.composing import compose
 from moekit.spec.fields import Spec
-from moekit.spec.layers import plain_tree, read_layers
+from moekit.spec.intake import plain_tree
+from moekit.spec.layers import read_layers
 from moekit.spec.merging import Merged
 from moekit.spec.places import Keys, Report, found, reject
 from moekit.spec.recipe import KINDS, Recipe, plural

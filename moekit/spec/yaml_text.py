@@ -75,7 +75,7 @@ def read(text: str, source: str, *, lines: bool = True, prefix: Keys = ()) -> Tr
         if mark is not None and text.startswith("\t", mark.index):
             said = "a tab, where YAML is indented by spaces"
         reject(f"not valid YAML: {said}", at=prefix, place=Place(source, line))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeEncodeError) as error:
         reject(f"not valid YAML: {' '.join(str(error).split())}", at=prefix, place=Place(source))
     reader = _Reader(source, lines)
     data = None if root is None else reader.value(root, prefix)

@@ -64,8 +64,15 @@ def value(rng: random.Random, depth: int = 0) -> Any:
 
 
 def paths(tree: Any, path: Keys = ()) -> list[Keys]:
-    """The path of every part."""
-    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    """The path of every part, down to the tenth level."""
+    inner = len(path) < 10
+    items = (
+        tree.items()
+        if isinstance(tree, dict) and inner
+        else enumerate(tree)
+        if isinstance(tree, list) and inner
+        else ()
+    )
     return [path, *(found for key, item in items for found in paths(item, (*path, key)))]
 
 

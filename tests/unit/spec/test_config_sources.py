@@ -40,7 +40,7 @@ def test_sources_in_a_list_are_merged_in_order() -> None:
 
 
 @pytest.mark.parametrize("source", [OmegaConf.create({}), OmegaConf.create([]), 3, None, [["small"]]])
-def test_what_is_no_source_is_rejected(source: Any) -> None:
+def test_another_source_is_rejected(source: Any) -> None:
     with pytest.raises(SpecError, match=r"is not a spec\n  expected a recipe's name|a recipe needs 'model'"):
         load(source)
 
@@ -58,7 +58,7 @@ def test_a_config_is_not_changed() -> None:
     assert OmegaConf.to_yaml(config) == before
 
 
-def test_a_part_of_a_larger_config_is_resolved_where_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_of_a_larger_config_is_resolved_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MOEKIT_TEST_SEQ", "16")
     app = OmegaConf.create(
         {

@@ -160,7 +160,7 @@ def test_a_value_that_is_wrong_only_where_it_is_referred_to_is_reported_there() 
         (["model.moe.shared={use: '${..experts.use}', hidden: 2}"], "model.moe.shared", fakes.Wide(hidden=2)),
         (["model.note=walk", "model.moe.dispatcher=${model.note}"], "model.moe.dispatcher", fakes.Walk()),
         (["model.ffn=${.moe.shared}"], "model.ffn", None),
-        (["model.moe.balancers.twin=${.bias}", "model.moe.balancers.bias.rate=2"], "model.moe.balancers.twin.rate", 2.0),
+        (["model.moe.balancers.again=${.bias}", "model.moe.balancers.bias.rate=2"], "model.moe.balancers.again.rate", 2.0),
         (["model.head=${model.moe.shared}"], "model.head", None),
         (["trainer={a: {depth: 3}}", "model.head=${trainer.a}", "trainer.a=null"], "model.head", None),
         (["model.head.depth=${model.moe.router.top_k}"], "model.head.depth", 2),
