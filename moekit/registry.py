@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType, ModuleType
@@ -188,6 +190,21 @@ class Registry:
             error.add_note(f"while building {component.kind} '{component.full_name}'")
             raise
 
+    def companions(self, plugin: str) -> frozenset[str]:
+        """The plugins that a recipe of ``plugin`` can count on: those of its package and of the packages it depends on.
+
+        A short name in the recipe means one of theirs first, so that installing another plugin changes no recipe.
+        """
+        home = next((p.distribution for p in self.plugins if p.name == plugin), "")
+        if not home:
+            return frozenset({plugin})
+        try:
+            required = importlib.metadata.requires(home) or []
+        except importlib.metadata.PackageNotFoundError:
+            required = []
+        names = {_normalized(home), *(_normalized(re.split(r"[^\w.-]", line)[0]) for line in required)}
+        return frozenset(p.name for p in self.plugins if p.name == plugin or _normalized(p.distribution) in names)
+
     def notes(self) -> tuple[str, ...]:
         """Why a name may be missing: plugins that failed, and plugins that the user disabled."""
         notes = [f"plugin '{p.name}' failed to load ({p.error}); see: moekit plugins" for p in self.failed]
@@ -245,6 +262,11 @@ class Registry:
                     f"  {failed.error}\n"
                     "  see: moekit plugins"
                 )
+
+
+def _normalized(distribution: str) -> str:
+    """The name of a package, spelt as packaging compares it."""
+    return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
 def _what(offer: Component | RecipeFile | Verb) -> str:

@@ -8,6 +8,7 @@ checks types, ranges and choices, and ``check`` checks rules between fields.
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -19,6 +20,9 @@ from moekit.errors import PluginError, nearest
 from moekit.spec.hints import describe
 
 FieldKind = Literal["option", "slot", "slots", "group"]
+LARGEST = 2**64 - 1
+"""The largest integer of an option, and of a seed: torch has none that is larger."""
+
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
@@ -39,6 +43,7 @@ class FieldInfo:
     le: float | None = None
     lt: float | None = None
     choices: tuple[Any, ...] = ()
+    finite: bool = True  # whether infinity is refused
 
     def range_text(self) -> str:
         """The range as text: ``>= 1``, ``one of softmax, sigmoid``; empty where there is no limit."""
@@ -53,6 +58,8 @@ class FieldInfo:
             return True
         if isinstance(value, list | tuple):
             return all(self.allows(item) for item in value)
+        if isinstance(value, int) and abs(value) > LARGEST:
+            return False
         if self.choices:
             return value in self.choices
         return (
@@ -77,6 +84,7 @@ def option(
     gt: float | None = None,
     le: float | None = None,
     lt: float | None = None,
+    finite: bool = True,
 ) -> Any:
     """A plain value: int, float, bool, str, a ``Literal`` of choices, ``list[...]``, ``dict[str, ...]``, or None.
 
@@ -84,8 +92,9 @@ def option(
         default: without one, the option must be given.
         help: one line: the meaning, and the unit if there is one.
         ge, gt, le, lt: bounds of a number, or of each number in a list.
+        finite: whether infinity is refused; NaN always is.
     """
-    return _field(FieldInfo("option", help, ge=ge, gt=gt, le=le, lt=lt), default)
+    return _field(FieldInfo("option", help, ge=ge, gt=gt, le=le, lt=lt, finite=finite), default)
 
 
 def slot(component: str, help: str = "", *, optional: bool = False) -> Any:
@@ -178,6 +187,8 @@ class Spec:
             return ""
         if not info.choices and not is_a(value, hint):
             return f"{name}: {value!r} is not {describe(hint)}"
+        if info.finite and not is_finite(value):
+            return f"{name}={value!r} is not finite"
         return "" if info.allows(value) else f"{name}={value!r} is out of range ({info.range_text()})"
 
     def _conflicts(self) -> list[str]:
@@ -228,6 +239,15 @@ def _named(value: Any) -> str:
     if isinstance(value, type):
         return f"the class {value.__name__}"
     return "None" if value is None else f"a {type(value).__name__}"
+
+
+def is_finite(value: Any) -> bool:
+    """Whether no number in a plain value is infinite or NaN."""
+    if isinstance(value, Mapping):
+        return all(map(is_finite, value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(is_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def is_a(value: Any, hint: Any) -> bool:

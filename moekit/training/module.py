@@ -36,7 +36,7 @@ from moekit.parallel.strategy import ShardedStrategy
 from moekit.registry import build
 from moekit.seeds import seed_all
 from moekit.spec import load, to_plain
-from moekit.spec.recipe import Recipe
+from moekit.spec.loading import Source
 from moekit.spec.sharding import sharded_of
 from moekit.training.balance import BalanceStep, StepLoad
 from moekit.training.build import build_model, build_seeded, build_unsharded, check_trainable, compile_parts
@@ -98,7 +98,7 @@ class LitMoE(L.LightningModule):
     """Trains a recipe. ``Trainer(max_steps=...).fit(LitMoE("deepseek_v3"))`` is a whole training run.
 
     Args:
-        spec: a recipe, its name, the path of its file, or the plain mapping in a checkpoint.
+        spec: what ``moekit.load`` takes: a recipe, its name, a file, a mapping, or an OmegaConf config.
 
     Attributes:
         recipe: the resolved recipe.
@@ -122,9 +122,9 @@ class LitMoE(L.LightningModule):
     objective: Objective
     balance: BalanceStep
 
-    def __init__(self, spec: Recipe | Mapping[str, Any] | str | Path) -> None:
+    def __init__(self, spec: Source) -> None:
         super().__init__()
-        self.recipe = spec if isinstance(spec, Recipe) else load(spec)
+        self.recipe = load(spec)
         self.save_hyperparameters({"spec": to_plain(self.recipe)}, logger=False)
         check_trainable(self.recipe)
         self.objective = build_seeded(self.recipe.objective, self.recipe.seed)

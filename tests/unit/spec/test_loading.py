@@ -139,8 +139,11 @@ def test_a_folder_or_a_file_of_another_ending_is_not_a_recipe(write: Write) -> N
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ({"model": {"use": "bag"}, 3: 4}, "key 3 is not text"),
-        ({"model": {"use": "bag", 3: 4}}, "key 3 is not text\n  at model"),
+        ({"model": {"use": "bag"}, 3: 4}, "key 3 is not text\n  expected a name, in quotes if need be"),
+        (
+            {"model": {"use": "bag", 3: 4}},
+            "key 3 is not text\n  at model\n  expected a name, in quotes if need be",
+        ),
         (
             {"model": {"use": "bag"}, "trainer": {"devices": object()}},
             "devices: an object of type object is not a plain value\n"
@@ -229,16 +232,11 @@ def test_namesakes_must_be_chosen_by_plugin(with_acme: None) -> None:
 
 
 def test_shipped_recipes_are_validated_without_heavy_imports() -> None:
-    """Torch, and OmegaConf where nothing needs conversion; ``seed=x`` is reported, and needs OmegaConf."""
     code = (
         "import sys\n"
         "from moekit.spec import validate\n"
-        "heavy = {'torch', 'lightning', 'rich', 'packaging', 'omegaconf'}\n"
         "for recipe in ('jacobs1991', 'deepseek_v3'): validate(recipe)\n"
-        "print(sorted(heavy & set(sys.modules)))\n"
-        "try: validate('deepseek_v3', ['seed=x'])\n"
-        "except ValueError as error: assert 'seed' in str(error), error\n"
-        "print(sorted(heavy & set(sys.modules)))"
+        "print(sorted({'torch', 'lightning', 'numpy', 'rich', 'packaging'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split("\n") == ["[]", "['omegaconf']", ""]
+    assert done.stdout == "[]\n"

@@ -12,6 +12,7 @@ from typing import Any, cast
 import lightning as L
 import pytest
 import torch
+from omegaconf import OmegaConf
 from training_helpers import tensors, trainer
 
 from moekit import DataError, MoELayer, SpecError, load, to_plain
@@ -173,12 +174,13 @@ def test_a_checkpoint_is_plain_data_and_restores_the_module(recipe: Make, tmp_pa
     )
 
 
-def test_a_module_can_be_made_from_a_recipe_a_name_a_file_or_a_mapping(recipe: Make, tmp_path: Path) -> None:
-    from moekit.spec import dump
+def test_a_module_can_be_made_from_a_recipe_a_name_a_file_a_mapping_or_a_config(recipe: Make, tmp_path: Path) -> None:
+    from moekit.spec import dump, to_config
 
     spec = load(recipe())
     (tmp_path / "mine.yaml").write_text(dump(spec))
-    for source in (spec, recipe(), tmp_path / "mine.yaml", str(tmp_path / "mine.yaml")):
+    part = OmegaConf.create({"seed": spec.seed, "run": {**to_plain(spec), "seed": "${seed}"}}).run
+    for source in (spec, recipe(), tmp_path / "mine.yaml", str(tmp_path / "mine.yaml"), to_config(spec), part):
         assert LitMoE(source).recipe == spec
     assert LitMoE("jacobs1991").recipe.model.gives == "mixture"
 
