@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from moekit.component import Component
 from moekit.hookspecs import hookimpl
-from moekit_optimizers import adafactor, adamw, constant, cosine, inverse_sqrt, sgd, steps, wsd
+from moekit_optimizers import adafactor, adamw, constant, cosine, inverse_sqrt, sgd, stages, steps, wsd
 
 MOEKIT_API = 1
 
@@ -18,4 +18,11 @@ def moekit_optimizers() -> list[Component]:
 @hookimpl
 def moekit_schedules() -> list[Component]:
     """The schedules of this plugin."""
-    return [constant.COMPONENT, cosine.COMPONENT, inverse_sqrt.COMPONENT, steps.COMPONENT, wsd.COMPONENT]
+    return [
+        constant.COMPONENT,
+        cosine.COMPONENT,
+        inverse_sqrt.COMPONENT,
+        stages.COMPONENT,
+        steps.COMPONENT,
+        wsd.COMPONENT,
+    ]
