@@ -19,6 +19,18 @@ def test_the_gallery_is_up_to_date() -> None:
     assert make_gallery.page() == stored, "run: python docs/make_gallery.py"
 
 
+def test_the_verdict_calls_a_tie_a_tie() -> None:
+    def run(moe: float, dense: float) -> dict[str, object]:
+        return {"curve": [[1, 9.0], [2, moe]], "dense_curve": [[1, 9.0], [2, dense]]}
+
+    found = make_gallery.verdict({"a": run(1.9, 2.0), "b": run(2.004, 2.0), "c": run(1.99, 2.0), "d": run(2.1, 2.0)})
+    assert found == (
+        "\nAhead of their dense baselines at equal tokens: `a` (+5.0%). "
+        "Tied (less than 1% apart): `b` (-0.2%), `c` (+0.5%). Behind: `d` (-5.0%).\n"
+    )
+    assert "Behind" not in make_gallery.verdict({"a": run(1.9, 2.0), "b": run(2.0, 2.0)})
+
+
 def test_every_recipe_of_a_paper_is_in_the_gallery() -> None:
     page = (DOCS / "gallery.md").read_text(encoding="utf-8")
     names = [c.name for c in current().components("recipe") if c.plugin == "papers" and not c.name.startswith("base/")]
