@@ -75,7 +75,7 @@ Where a published number cannot be right, or is matched only approximately:
   gated ones of width 2816 in the paper's table make 27.1B. Base is plain there, too, with as many parameters.
 - **GLaM**: the small models match with a vocabulary of 32,000, not 256,000. 20B for 1.7B/32E does not fit the other
   models (14.0B); 105B and 1.886B for 1.7B/256E are counted as 104.2B and 1.884B; 0.145B active for 0.1B/64E as 0.152B.
-- **ST-MoE**: the totals are those of 24 layers with a dense part beside each mixture (`dense_too`) and a head of its
+- **ST-MoE**: the totals are those of 24 layers with a dense part after each mixture (`dense_too`) and a head of its
   own, as in the authors' configuration.
 - **DeepSeek-V2-Lite**: 2.4B active is 2.451B without the input embedding, rounded down.
 """

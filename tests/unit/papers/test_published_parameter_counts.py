@@ -132,9 +132,9 @@ def test_encoder_decoders_have_the_parameters_of_their_layers(name: str) -> None
     matrices = {"Glu": 3, "Ffn": 2}
     dense, expert = (matrices[type(e).__name__] * s.dim * e.hidden for e in (s.ffn, s.moe.experts))  # type: ignore[attr-defined]
     mixtures = len(s.moe_layers(encoder=True))
-    beside = mixtures if s.moe.dense_too else 0  # dense parts in the layers of mixtures, each with a norm
-    feed = mixtures * s.moe.experts.count * (expert + s.dim) + (s.depth - mixtures + beside) * dense
-    norms = (2 * s.depth + 1 + 3 * s.depth + 1 + 2 * beside) * s.dim
+    both = mixtures if s.moe.dense_too else 0  # mixtures with a dense part after them, which has its own norm
+    feed = mixtures * s.moe.experts.count * (expert + s.dim) + (s.depth - mixtures + both) * dense
+    norms = (2 * s.depth + 1 + 3 * s.depth + 1 + 2 * both) * s.dim
     embeddings = (1 if s.tied else 2) * s.vocab * s.dim
     total = 2 * (s.depth * (attention + table) + feed) + s.depth * cross + norms + embeddings
     assert count_parameters(s).total == total
@@ -173,7 +173,7 @@ def test_switch_with_the_gated_widths_of_the_papers_table(name: str, hidden: int
     ("name", "tied", "untied", "without"),
     [("st_moe-l", 4.073e9, 4.106e9, 4.002e9), ("st_moe-32b", 268.94e9, 269.10e9, 265.3e9)],
 )
-def test_st_moe_has_a_dense_part_beside_each_mixture_in_its_total(
+def test_st_moe_has_a_dense_part_after_each_mixture_in_its_total(
     name: str, tied: float, untied: float, without: float
 ) -> None:
     """24 layers, six of them with both, in each stack. 269B and 4.1B are published; with either kind of head."""
