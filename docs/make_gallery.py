@@ -42,7 +42,8 @@ TRAINED = """
 `python benchmarks/lineage.py --docs` trained each recipe to its end, and its dense baseline: as many multiply-adds a
 token, on the same batches. The table has the metric at the first and the last validation; MaxVio per batch (mean of the
 first and of the last tenth of the steps) and of the load over the whole validation set; and the pairs dropped in the
-last steps (in brackets, the tokens that lost all their experts). There is one seed: a difference of one percent means nothing.
+last steps (in brackets, the tokens that lost all their experts). There is one seed: a difference of one percent means
+nothing.
 
 ![Validation curves of every recipe and of its dense baseline](images/lineage.png)
 
