@@ -56,6 +56,18 @@ COMPONENTS = """
 
 """
 
+FIELD = """
+## One field for all
+
+Papers differ in everything; the recipes of `lineage/` differ in the mixture alone: decoder, rotary attention, data,
+tokens, optimizer and schedule are the same. Experts have equal total and equal active widths; only routers' sizes
+differ. GLaM's mixture is GShard's, here in every other layer. Hash layers (Roller et al. 2021) are missing: a router
+sees vectors, not tokens. `moekit config diff lineage/switch lineage/deepseek_v3` prints what a step changed.
+
+| recipe | router · experts · dispatcher · balance | parameters, active |
+|---|---|---|
+"""
+
 SIZES = """
 ## At the sizes of their papers
 
@@ -115,7 +127,9 @@ def page() -> str:
     results = json.loads(RESULTS.read_text(encoding="utf-8"))
     trained = "".join(f"{trained_row(name, numbers)}\n" for name, numbers in results.items())
     trained += verdict(results) + notes(results)
-    return f"{HEAD}{overview}{TRAINED}{trained}{COMPONENTS}{sections}\n{SIZES}{sizes}{PRINTS}"
+    field = [c for c in current().components("recipe") if c.name.startswith("lineage/")]
+    lineage = "".join(f"{field_row(component.name)}\n" for component in field)
+    return f"{HEAD}{overview}{TRAINED}{trained}{FIELD}{lineage}{COMPONENTS}{sections}\n{SIZES}{sizes}{PRINTS}"
 
 
 TIE = 0.01
@@ -186,13 +200,27 @@ def trained_row(name: str, numbers: dict[str, Any]) -> str:
 
 def overview_row(e: Entry) -> str:
     """One recipe with data, in a line."""
-    moe: Any = getattr(e.recipe.model, "moe", None)
+    size = f"{rounded(e.count.total)}, {rounded(e.count.active())}"
+    return f"| {e.paper.year} | {e.paper.title} | `{e.name}` | {parts(e.recipe)} | {size} | {e.paper.claim} |"
+
+
+def field_row(name: str) -> str:
+    """One recipe of ``lineage/``, in a line."""
+    recipe = load(name)
+    count = count_parameters(recipe)
+    return f"| `{name}` | {parts(recipe)} | {rounded(count.total)}, {rounded(count.active())} |"
+
+
+def parts(recipe: Recipe) -> str:
+    """Router, experts, dispatcher and balancers of a recipe's mixtures, by name."""
+    moe: Any = getattr(recipe.model, "moe", None)
+    if moe is None:
+        return "none: a dense model"
     names = [current().use_name(spec) for spec in (moe.router, moe.experts, moe.dispatcher)]
     if moe.shared is not None:
         names[1] += " + shared"
     names.append(", ".join(current().use_name(b) for b in moe.balancers.values()) or "none")
-    size = f"{rounded(e.count.total)}, {rounded(e.count.active())}"
-    return f"| {e.paper.year} | {e.paper.title} | `{e.name}` | {' · '.join(names)} | {size} | {e.paper.claim} |"
+    return " · ".join(names)
 
 
 def section(entries: list[Entry]) -> Iterator[str]:
