@@ -151,6 +151,7 @@ class MoELayer(nn.Module):
             routing=routing,
             load_E=routing.load_E(),
             dropped=out.dropped,
+            dropped_tokens=out.dropped_tokens,
             losses={name: term for name, term in terms.items() if term is not None},
             expert_TEO=out.expert_TEO,
         )

@@ -226,6 +226,19 @@ def token_choice_of(routing: Routing, part: str) -> TokenChoice:
     return routing
 
 
+def lost_tokens(before: Routing, after: Routing) -> Tensor:
+    """0-d int64: the valid tokens that had an expert before a limit on a token choice, and have none after it."""
+    return (_has_expert_T(before) & ~_has_expert_T(after)).sum()
+
+
+def _has_expert_T(routing: Routing) -> Tensor:
+    """bool: tokens that are sent to some expert; all of them in forms in which tokens do not choose."""
+    counts_TK = routing.counts_TK() if isinstance(routing, TokenChoice) else None
+    if counts_TK is None:
+        return torch.ones(len(routing.scores_TE), dtype=torch.bool, device=routing.scores_TE.device)
+    return counts_TK.any(1)
+
+
 def pairs_of(routing: Routing) -> Pairs:
     """The token-expert pairs of a sparse routing.
 

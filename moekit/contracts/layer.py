@@ -247,12 +247,14 @@ class Dispatched:
     Attributes:
         y_TO: combined outputs; 0 for padding, and for a token whose pairs were all dropped.
         dropped: 0-d int64, the number of pairs beyond capacity.
+        dropped_tokens: 0-d int64, the tokens of which every pair was dropped; None where nothing can be dropped.
         expert_TEO: every expert's own output for every token, for objectives over experts; None unless the dispatcher
             computes it (soft routing without slots).
     """
 
     y_TO: Tensor
     dropped: Tensor
+    dropped_tokens: Tensor | None = None
     expert_TEO: Tensor | None = None
 
 
@@ -358,6 +360,7 @@ class LayerReport:
         routing: the router's decision.
         load_E: int64, valid tokens sent to each expert, before drops.
         dropped: 0-d int64, pairs beyond capacity.
+        dropped_tokens: 0-d int64, tokens that lost all their experts; None where nothing can be dropped.
         losses: the balancers' losses by name; the router's own loss, if it has one, as ``router``.
         expert_TEO: every expert's own output for every token, under soft routing without slots; else None.
     """
@@ -365,6 +368,7 @@ class LayerReport:
     routing: Routing
     load_E: Tensor
     dropped: Tensor
+    dropped_tokens: Tensor | None = None
     losses: Mapping[str, LossTerm] = field(default_factory=dict)
     expert_TEO: Tensor | None = None
 

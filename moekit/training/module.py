@@ -205,6 +205,7 @@ class LitMoE(L.LightningModule):
             rank=self.global_rank,
             world=self.trainer.world_size,
             steps=None if self.trainer.max_steps > 0 else int(self.recipe.trainer.get("max_steps", DEFAULT_STEPS)),
+            ramp=self.recipe.batch_ramp,
         )
 
     def val_dataloader(self) -> Iterable[Batch]:

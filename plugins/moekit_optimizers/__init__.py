@@ -65,6 +65,14 @@ def moekit_components() -> list[Component]:
         ),
         Component(
             kind="schedule",
+            name="stages",
+            spec="moekit_optimizers.stages:Stages",
+            target="moekit_optimizers.stages:stages",
+            summary="stages that hold the rate or move it, in a line or along a cosine, after a warm-up",
+            paper="DeepSeek-AI 2024, arXiv:2412.19437",
+        ),
+        Component(
+            kind="schedule",
             name="steps",
             spec="moekit_optimizers.steps:Steps",
             target="moekit_optimizers.steps:steps",

@@ -2,19 +2,13 @@ from moekit.component import Component
 from moekit_optimizers.adafactor import Adafactor as Adafactor
 from moekit_optimizers.adafactor.module import AdafactorOptimizer as AdafactorOptimizer
 from moekit_optimizers.adamw import AdamW as AdamW
-from moekit_optimizers.adamw.module import adamw as adamw
 from moekit_optimizers.constant import Constant as Constant
-from moekit_optimizers.constant import constant as constant
 from moekit_optimizers.cosine import Cosine as Cosine
-from moekit_optimizers.cosine import cosine as cosine
 from moekit_optimizers.inverse_sqrt import InverseSqrt as InverseSqrt
-from moekit_optimizers.inverse_sqrt import inverse_sqrt as inverse_sqrt
 from moekit_optimizers.sgd import SGD as SGD
-from moekit_optimizers.sgd.module import sgd as sgd
+from moekit_optimizers.stages import Stages as Stages
 from moekit_optimizers.steps import Steps as Steps
-from moekit_optimizers.steps import steps as steps
 from moekit_optimizers.wsd import WSD as WSD
-from moekit_optimizers.wsd import wsd as wsd
 
 MOEKIT_API: int
 

@@ -140,7 +140,7 @@ def attempt(rng: random.Random, recipe: str, folder: Path) -> str:
 
 def fuzz(seed: int, count: int, folder: Path) -> dict[str, int]:
     """Loads many random specs; how many were loaded, and how many refused."""
-    recipes = [component.name for component in current().components("recipe")]
+    recipes = [component.name for component in current().recipes]
     seen = {"loaded": 0, "refused": 0}
     for i in range(count):
         rng = random.Random(seed * 1_000_003 + i)

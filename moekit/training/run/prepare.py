@@ -197,7 +197,7 @@ def quiet() -> Iterator[None]:
 def metric_names(module: LitMoE) -> list[str]:
     """Names of the objective's metrics in training, found by one forward pass without side effects."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        batch = batch_at(module.prepare(), seed=module.recipe.seed, step=0)
+        batch = batch_at(module.prepare(), seed=module.recipe.seed, step=0, ramp=module.recipe.batch_ramp)
         loss = module.objective(module.model.on(batch), batch)
     return [f"train/{name}" for name in loss_sums(loss)]
 

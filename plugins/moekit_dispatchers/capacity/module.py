@@ -10,7 +10,7 @@ from torch import Tensor
 
 from moekit.contracts import Dispatched, Dispatcher, ExpertBank, LayerDims
 from moekit.contracts.layer import UniformGroups
-from moekit.routing import Routing, TokenChoice, token_choice_of
+from moekit.routing import Routing, TokenChoice, lost_tokens, token_choice_of
 from moekit_dispatchers.capacity import Capacity
 from moekit_dispatchers.queues import affinities, as_fraction, length, places
 
@@ -82,7 +82,8 @@ class CapacityDispatcher(Dispatcher):
         out_TKO = out_NO.index_select(0, slot_TK.where(kept_TK, 0).flatten()).reshape(T, K, experts.out_dim)
         gate_TK = routing.gate_TK.where(kept_TK, 0)
         y_TO = (gate_TK[:, :, None] * out_TKO.where(kept_TK[:, :, None], 0)).sum(1)
-        return Dispatched(y_TO=y_TO.to(out_NO.dtype), dropped=queued.dropped(E))
+        lost = lost_tokens(routing, replace(routing, sent_TK=kept_TK))
+        return Dispatched(y_TO=y_TO.to(out_NO.dtype), dropped=queued.dropped(E), dropped_tokens=lost)
 
     def limit(self, routing: Routing, num_sequences: int) -> tuple[Routing, Tensor]:
         """The choices that have a slot."""

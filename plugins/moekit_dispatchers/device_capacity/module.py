@@ -10,7 +10,7 @@ from torch import Tensor
 
 from moekit.contracts import Dispatched, Dispatcher, ExpertBank, LayerDims
 from moekit.registry import build
-from moekit.routing import Routing, TokenChoice, token_choice_of
+from moekit.routing import Routing, TokenChoice, lost_tokens, token_choice_of
 from moekit_dispatchers.device_capacity import DeviceCapacity
 from moekit_dispatchers.queues import affinities, as_fraction, length, places
 
@@ -41,7 +41,10 @@ class DeviceCapacityDispatcher(Dispatcher):
         """Drops pairs in training; the inner dispatcher takes the rest, and its drops are added."""
         kept, dropped = self.drop(routing, num_sequences)
         out = self.inner(x_TD, kept, experts, num_sequences=num_sequences)
-        return cast(Dispatched, replace(out, dropped=out.dropped + dropped))
+        lost = lost_tokens(routing, kept)
+        if out.dropped_tokens is not None:
+            lost = lost + out.dropped_tokens
+        return cast(Dispatched, replace(out, dropped=out.dropped + dropped, dropped_tokens=lost))
 
     def limit(self, routing: Routing, num_sequences: int) -> tuple[Routing, Tensor]:
         """The pairs within the devices' budgets and within the inner dispatcher's limits."""

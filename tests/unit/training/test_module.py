@@ -198,6 +198,23 @@ def test_validation_changes_no_balancer_and_no_load(recipe: Make) -> None:
     assert torch.equal(load_a, load_b)
 
 
+def test_a_batch_ramp_trains_on_growing_batches_and_counts_their_tokens(recipe: Make) -> None:
+    class Sizes(L.Callback):
+        def __init__(self) -> None:
+            self.seen: list[int] = []
+
+        def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, i: int) -> None:
+            self.seen.append(len(batch.inputs))
+
+    sizes, tree = Sizes(), recipe(batch_ramp={"first": 0.5, "steps": 2})
+    batch, seq = tree["data"]["batch"], tree["data"]["seq"]
+    module = LitMoE(tree)
+    t = trainer(4, log_every_n_steps=1, callbacks=[sizes])
+    t.fit(module)
+    assert sizes.seen == [round(share * batch) for share in (0.5, 0.75, 1, 1)]
+    assert module.logged["tokens"] == sum(sizes.seen) * seq
+
+
 def test_the_last_step_is_validated_and_logged_whatever_the_intervals(recipe: Make) -> None:
     class Steps(L.Callback):
         seen: list[int]
