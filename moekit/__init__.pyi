@@ -27,7 +27,7 @@ from moekit.errors import MoekitError as MoekitError
 from moekit.errors import PluginError as PluginError
 from moekit.errors import SpecError as SpecError
 from moekit.hookspecs import hookimpl as hookimpl
-from moekit.layer import MoELayer as MoELayer
+from moekit.moe_layer import MoELayer as MoELayer
 from moekit.registry import build as build
 from moekit.registry import temporary as temporary
 from moekit.routing import ExpertChoice as ExpertChoice

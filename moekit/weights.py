@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from moekit.contracts import ExpertBank, Init, Router, Table
-from moekit.layer import MoELayer
+from moekit.moe_layer import MoELayer
 from moekit.seeds import seed_of, seed_torch
 
 

@@ -3,7 +3,7 @@
 In the order in which a layer uses them: ``LayerDims`` (sizes), ``Groups`` (rows sorted by expert), ``ExpertBank`` (all
 routed experts as one module), ``Router`` (tokens to ``Routing``), ``Dispatcher`` (tokens to experts and back),
 ``Balancer`` (keeps the load even), ``LayerReport`` (what a forward pass returns besides its output).
-``moekit/layer.py`` connects them; plugins implement them.
+``moekit/moe_layer.py`` connects them; plugins implement them.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from moekit.compat import init_process_group
 from moekit.contracts import Model
 from moekit.errors import CheckpointError, Problem, SpecError
-from moekit.layer import MoELayer, check_stacked
+from moekit.moe_layer import MoELayer, check_stacked
 from moekit.parallel.deferred_init import DeferredInit
 from moekit.parallel.mesh import world_mesh
 from moekit.parallel.sharding import shard

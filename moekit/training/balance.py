@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from moekit.contracts import LayerReport
 from moekit.distributed import is_distributed
-from moekit.layer import MoELayer
+from moekit.moe_layer import MoELayer
 
 
 @dataclass(frozen=True, kw_only=True)

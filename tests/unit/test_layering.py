@@ -69,7 +69,7 @@ TORCH_FREE = (
 
 
 def relative(path: Path) -> str:
-    """``moekit/layer.py``; for a plugin's file, the path below ``plugins/``."""
+    """``moekit/moe_layer.py``; for a plugin's file, the path below ``plugins/``."""
     return path.relative_to(ROOT if path.is_relative_to(CORE) else ROOT / "plugins").as_posix()
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from moekit.contracts import Dispatched, Dispatcher, ExpertBank, Init, LayerDims, Table
-from moekit.layer import MoELayer
+from moekit.moe_layer import MoELayer
 from moekit.routing import Routing
 from moekit.weights import init_weights
 from moekit_experts.glu import Glu

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from moekit.contracts import Batch, Cache, Model, ModelOutput, Source
 from moekit.errors import MoekitError
-from moekit.layer import MoELayer
+from moekit.moe_layer import MoELayer
 from moekit.spec.kinds import ModelSpec
 from moekit.testing.assertions import require, require_equal, require_finite
 from moekit.testing.case import Case, Check

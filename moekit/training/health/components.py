@@ -16,7 +16,7 @@ from moekit.component import Component
 from moekit.contracts import LossSum, ModelOutput
 from moekit.contracts.returned import reject
 from moekit.errors import PluginError
-from moekit.layer import MoELayer
+from moekit.moe_layer import MoELayer
 from moekit.registry import current
 from moekit.spec.fields import Spec
 

@@ -11,7 +11,7 @@ from routings import token_choice
 from torch import Tensor
 
 from moekit.contracts import ExpertBank, LayerDims
-from moekit.layer import MoELayer
+from moekit.moe_layer import MoELayer
 from moekit.routing import TokenChoice
 from moekit.spec.fields import ConflictError
 from moekit.spec.kinds import MoE

@@ -9,7 +9,7 @@ from routings import token_choice
 from moekit import load
 from moekit.contracts import LayerDims
 from moekit.errors import MoekitError
-from moekit.layer import MoELayer
+from moekit.moe_layer import MoELayer
 from moekit.routing import TokenChoice
 from moekit.spec.fields import ConflictError
 from moekit.spec.kinds import DispatcherSpec, MoE

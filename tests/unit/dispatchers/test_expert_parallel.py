@@ -16,7 +16,7 @@ from moekit import load
 from moekit.component import Component
 from moekit.contracts import ExpertBank, LayerDims
 from moekit.errors import MoekitError
-from moekit.layer import MoELayer
+from moekit.moe_layer import MoELayer
 from moekit.parallel.strategy import check_layout
 from moekit.registry import build, temporary
 from moekit.routing import TokenChoice

@@ -17,7 +17,7 @@ from moekit import Balancer, LossSum, LossTerm, Router, Routing, build
 from moekit.component import Component
 from moekit.contracts import BalanceContext, Batch, LayerDims, ModelOutput, Objective
 from moekit.errors import PluginError
-from moekit.layer import MoELayer
+from moekit.moe_layer import MoELayer
 from moekit.registry import temporary
 from moekit.spec.fields import option
 from moekit.spec.kinds import BalancerSpec, ObjectiveSpec, OptimizerSpec, RouterSpec, ScheduleSpec

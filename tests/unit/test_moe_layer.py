@@ -22,7 +22,7 @@ from moekit import (
     TokenChoice,
     build,
 )
-from moekit.layer import run_on_all
+from moekit.moe_layer import run_on_all
 from moekit.spec.fields import ConflictError
 from moekit.spec.kinds import BalancerSpec, RouterSpec
 from moekit_balancers.cv_squared import CVSquared
