@@ -26,6 +26,7 @@ from moekit.errors import DataError as DataError
 from moekit.errors import MoekitError as MoekitError
 from moekit.errors import PluginError as PluginError
 from moekit.errors import SpecError as SpecError
+from moekit.front import layer as layer
 from moekit.hookspecs import hookimpl as hookimpl
 from moekit.moe_layer import MoELayer as MoELayer
 from moekit.registry import build as build
@@ -35,7 +36,9 @@ from moekit.routing import Pairs as Pairs
 from moekit.routing import Routing as Routing
 from moekit.routing import Soft as Soft
 from moekit.routing import TokenChoice as TokenChoice
+from moekit.spec import component_spec as component_spec
 from moekit.spec import load as load
+from moekit.spec import to_config as to_config
 from moekit.spec import to_plain as to_plain
 from moekit.spec.fields import Spec as Spec
 from moekit.spec.fields import group as group

@@ -21,7 +21,8 @@ from moekit.contracts.returned import (
 )
 from moekit.errors import MoekitError
 from moekit.registry import build
-from moekit.spec.fields import ConflictError
+from moekit.spec.diffing import text_of
+from moekit.spec.fields import ConflictError, Spec
 from moekit.spec.kinds import BalancerSpec, MoE, RouterSpec, balancer_conflicts
 
 
@@ -102,6 +103,13 @@ class MoELayer(nn.Module):
         )
         layer.spec = spec
         return layer
+
+    def extra_repr(self) -> str:
+        """Its parts with the options that are not at their default, as ``print(layer)`` shows them."""
+        of = self if self.spec is None else self.spec
+        parts = {"router": of.router, "experts": of.experts, "dispatcher": of.dispatcher, "shared": of.shared}
+        named = {n: getattr(part, "spec", part) for n, part in {**parts, **dict(of.balancers)}.items()}
+        return "\n".join(f"{name}: {text_of(spec)}" for name, spec in named.items() if isinstance(spec, Spec))
 
     def forward(self, x: Tensor, *, valid: Tensor | None = None) -> tuple[Tensor, LayerReport]:
         """Runs the layer.

@@ -38,6 +38,7 @@ class FieldInfo:
     kind: FieldKind
     help: str
     component: str = ""  # the component kind that a slot takes
+    claimed: bool = False  # whether a slot that is not given gets the component that claims to be the kind's default
     ge: float | None = None
     gt: float | None = None
     le: float | None = None
@@ -97,9 +98,17 @@ def option(
     return _field(FieldInfo("option", help, ge=ge, gt=gt, le=le, lt=lt, finite=finite), default)
 
 
-def slot(component: str, help: str = "", *, optional: bool = False) -> Any:
-    """One component of kind ``component``: ``{use: name, ...}`` in YAML, its spec in Python."""
-    return _field(FieldInfo("slot", help, component), None if optional else MISSING)
+def slot(component: str, help: str = "", *, optional: bool = False, default: Literal["kind"] | None = None) -> Any:
+    """One component of kind ``component``: ``{use: name, ...}`` in YAML, its spec in Python.
+
+    Args:
+        component: the kind.
+        help: one line.
+        optional: whether there may be none.
+        default: ``"kind"``: where none is given, the component of the kind that claims to be the default
+            (``Component(default=True)``). A spec made in Python needs one nevertheless.
+    """
+    return _field(FieldInfo("slot", help, component, claimed=default == "kind"), None if optional else MISSING)
 
 
 def slots(component: str, help: str = "") -> Any:
@@ -138,17 +147,16 @@ class Spec:
 
     def __init__(self, **given: Any) -> None:
         cls, values = type(self), self.__dict__
-        for name, default in _defaults(cls).items():
-            if name in given:
-                values[name] = given.pop(name)
-            elif default is MISSING:
-                raise TypeError(f"{cls.__name__} needs {name}=...")
-            else:
-                values[name] = default.copy() if isinstance(default, dict | list) else default
         for name in given:
-            near = nearest(name, list(_defaults(cls)))
-            hint = f"did you mean {near}?" if near else f"options are {', '.join(_defaults(cls)) or 'none'}"
-            raise TypeError(f"{cls.__name__} has no option {name}; {hint}")
+            if name not in _defaults(cls):
+                near = nearest(name, list(_defaults(cls)))
+                hint = f"did you mean {near}?" if near else f"options are {', '.join(_defaults(cls)) or 'none'}"
+                raise TypeError(f"{cls.__name__} has no option {name}; {hint}")
+        for name, default in _defaults(cls).items():
+            if name not in given and default is MISSING:
+                raise TypeError(f"{cls.__name__} needs {name}=...")
+            value = given.get(name, default)
+            values[name] = value.copy() if value is default and isinstance(value, dict | list) else value
         self.__post_init__()
 
     def __setattr__(self, name: str, value: object) -> NoReturn:

@@ -144,7 +144,9 @@ class MoE(Spec):
 
     router: RouterSpec = slot("router", "turns tokens into a routing")
     experts: ExpertSpec = slot("expert", "the routed experts")
-    dispatcher: DispatcherSpec = slot("dispatcher", "sends tokens to the experts and sums what comes back")
+    dispatcher: DispatcherSpec = slot(
+        "dispatcher", "sends tokens to the experts and sums what comes back", default="kind"
+    )
     shared: ExpertSpec | None = slot("expert", "shared experts: every token passes them, ungated", optional=True)
     balancers: Mapping[str, BalancerSpec] = slots("balancer", "what keeps the load even")
 

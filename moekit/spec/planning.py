@@ -154,7 +154,12 @@ class Planner:
     def _default(self, node: Node, name: str, info: FieldInfo) -> None:
         """Gives a field that is absent its default, which interpolations may refer to."""
         default = default_of(node.spec, name)
-        if default is MISSING:
+        claim = self.registry.default(info.component) if info.claimed else None
+        if claim is not None:
+            value = {"use": self.registry.short_name(claim)}
+            node.config[name] = dict(value)
+            node.children[name] = self.component(info.component, node.config[name], value, (*node.path, name))
+        elif default is MISSING:
             self.mistakes.missing(node, name, info)
         elif info.kind == "option":
             node.config[name] = plain_value(default)
