@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from moekit.checkpoints.files import replace_file
 from moekit.checkpoints.safetensors_file import Digest, write_tensors
 from moekit.errors import MoekitError
+from moekit.files import replace_file
 from moekit.training.run.folder import RUNS, RunFolder, checkpoint_of
 from moekit.training.run.resume import read_checkpoint
 from moekit.training.run.start import PREFIX

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
 
-from moekit.checkpoints.files import replace_file
+from moekit.files import replace_file
 from moekit.training.run.metrics_log import RunLog
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from moekit.checkpoints.files import replace_file
+from moekit.files import replace_file
 
 Row = dict[str, float]
 

@@ -17,11 +17,11 @@ from lightning.pytorch.callbacks import LambdaCallback
 from rich.console import Console
 from torch.distributed.fsdp import FSDPModule
 
-from moekit.checkpoints.files import replace_file
 from moekit.compat import kill_started_processes
 from moekit.contracts import Data, Model
 from moekit.distributed import is_distributed
 from moekit.errors import CheckpointError, MoekitError
+from moekit.files import replace_file
 from moekit.parallel.launch import decide_on_rank_zero, is_rank_zero
 from moekit.screen import Screen
 from moekit.shards.shard import gather, state_dict_shards
