@@ -108,6 +108,7 @@ class LitMoE(L.LightningModule):
         logged: the training metrics last logged, by name.
         logged_step: the optimizer step of these metrics.
         step_load: the load of the last optimizer step.
+        fingerprint: the checksum of the data, once it is prepared.
         sparse_layers: names of the layers whose load can be uneven (all but those with soft routing).
         stopped_after: the optimizer steps until ``stop.metric`` fell to ``stop.below``; None before.
         skips: the policy for non-finite steps, and how many were skipped.
@@ -132,6 +133,7 @@ class LitMoE(L.LightningModule):
         self.logged: dict[str, float] = {}
         self.logged_step = 0
         self.step_load: StepLoad | None = None
+        self.fingerprint = ""
         self.sparse_layers: list[str] = []
         self.stopped_after: int | None = None
         self.skips = NonFinitePolicy(self.recipe.non_finite)
@@ -190,6 +192,7 @@ class LitMoE(L.LightningModule):
             if self.is_built:
                 self.starting.load(self.model, self._restored)  # before data is read, so that a misfit fails early
             self.data.prepare()
+            self.fingerprint = self.data.fingerprint()
             self._data_ready = True
         return self.data
 
@@ -341,9 +344,12 @@ class LitMoE(L.LightningModule):
         checkpoint["moekit"] = {
             "version": moekit.__version__,
             "data": {} if self.data is None else self.data.state(),
+            "fingerprint": self.fingerprint,
+            "precision": str(self.trainer.precision),
             "seconds": self.clock.seconds,
             "tokens": self.clock.tokens,
             "skipped": self.skips.count,
+            "logged": self.logged_step,
             "accumulate": self.trainer.accumulate_grad_batches,
         }
 
@@ -352,12 +358,15 @@ class LitMoE(L.LightningModule):
         self._restored = checkpoint.get("moekit")
         if self._restored is not None and trainer_of(self) is not None:
             recount(checkpoint, self.trainer.accumulate_grad_batches)
+            if len(checkpoint["lr_schedulers"]) != (self.recipe.schedule is not None):  # added or removed on resume
+                checkpoint["lr_schedulers"] = [{"step": checkpoint["global_step"]}] * (self.recipe.schedule is not None)
         if self._restored is not None and self.data is not None:
             self.data.load_state(self._restored["data"])
 
     def on_train_start(self) -> None:
         """Loads the weights to start from, if any, and starts the clock."""
         self.starting.load(self.model, self._restored)
-        restored = self._restored or {"seconds": 0.0, "tokens": 0.0, "skipped": 0}
+        restored = self._restored or {"seconds": 0.0, "tokens": 0.0, "skipped": 0, "logged": 0}
         self.clock.start(float(restored["seconds"]), float(restored["tokens"]))
         self.skips.count = int(restored["skipped"])
+        self.logged_step = int(restored["logged"])

@@ -18,7 +18,7 @@ from lightning.pytorch.strategies import StrategyRegistry
 from rich.console import Console
 
 from moekit.checkpoints.reading import Checkpoint
-from moekit.errors import Problem, SpecError, nearest
+from moekit.errors import CheckpointError, Problem, SpecError, nearest
 from moekit.parallel.strategy import ShardedStrategy, check_layout
 from moekit.spec import to_plain
 from moekit.spec.recipe import Recipe
@@ -31,8 +31,8 @@ from moekit.training.data import batch_at
 from moekit.training.metrics import loss_sums, unknown_metric
 from moekit.training.module import DEFAULT_STEPS, LitMoE
 from moekit.training.run.folder import RunFolder
-from moekit.training.run.metrics_log import RunLog
-from moekit.training.run.resume import check_same_model
+from moekit.training.run.metrics_log import LogWrites, RunLog, lost_rows
+from moekit.training.run.resume import changes, check_resumable, check_same_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,8 +196,46 @@ def metric_names(module: LitMoE) -> list[str]:
     return [f"train/{name}" for name in loss_sums(loss)]
 
 
-def prepare(recipe: Recipe, folder: RunFolder, console: Console, *, label: str, saved: Checkpoint | None) -> Prepared:
+def lost_logs(saved: Checkpoint, log: RunLog, loads: LoadHistory) -> list[str]:
+    """What the logs of a run lack of the steps before its checkpoint: a line for each file that lacks any."""
+    recorded = saved.plain["callbacks"].get(loads.state_key, {"step": 0})["step"]
+    missing = {
+        log.csv_file: lost_rows(log.damage, log.rows, saved.plain["moekit"]["logged"]),
+        loads.file: lost_rows(loads.damage, loads.steps, recorded),
+    }
+    return [f"{file} {what}: training does not need it, and logs on" for file, what in missing.items() if what]
+
+
+def check_unchanged(
+    saved: Checkpoint, recipe: Recipe, precision: str, fingerprint: str, *, allow: bool, console: Console
+) -> None:
+    """Rejects, or with ``allow`` prints, what would make a resumed run differ from an uninterrupted one.
+
+    Raises:
+        CheckpointError: naming what has changed.
+    """
+    found = "".join(f"\n  {line}" for line in changes(saved, to_plain(recipe), precision, fingerprint))
+    if found and not allow:
+        raise CheckpointError(
+            f"{saved.path} cannot be resumed exactly, for this has changed:{found}\n"
+            "  give the run what it had, or resume it with the changes: --allow-changes"
+        )
+    if found:
+        console.print(f"resumed with changes (--allow-changes):{found}", highlight=False, markup=False, soft_wrap=True)
+
+
+def prepare(
+    recipe: Recipe,
+    folder: RunFolder,
+    console: Console,
+    *,
+    label: str,
+    saved: Checkpoint | None,
+    allow_changes: bool = False,
+) -> Prepared:
     """Builds everything and reads the data of a run, new or resumed from ``saved``; creates no file.
+
+    ``allow_changes`` is that of ``train``.
 
     Raises:
         SpecError, DataError, CheckpointError: anything that would make the run fail.
@@ -205,18 +243,26 @@ def prepare(recipe: Recipe, folder: RunFolder, console: Console, *, label: str, 
     module = LitMoE(recipe)
     last_step = 0
     if saved is not None:
+        check_resumable(saved)
         contents = saved.plain
         check_same_model(saved.path, contents["hyper_parameters"]["spec"], to_plain(recipe))
         last_step = int(contents["global_step"])
         module.on_load_checkpoint(contents)  # it restores a learnt vocabulary, which must precede reading the data
-    log = RunLog(folder.metrics, folder.tensorboard, last_step=last_step)
-    loads = LoadHistory(folder.loads, last_step=last_step)
+    writes = LogWrites(lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True))
+    log = RunLog(folder.metrics, folder.tensorboard, last_step=last_step, writes=writes)
+    loads = LoadHistory(folder.loads, last_step=last_step, writes=writes)
+    if saved is not None:
+        for line in lost_logs(saved, log, loads):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
     interrupt = StopOnInterrupt(lambda line: console.print(line, highlight=False))
     callbacks: list[Any] = [loads, interrupt]
     if recipe.trainer.get("enable_progress_bar", True):
         callbacks.append(TrainingProgress(console, label, counted_unit(recipe)))
     trainer = make_trainer(recipe, folder, loggers=[log], callbacks=callbacks, opened=saved)
     module.prepare()
+    if saved is not None:
+        precision = str(trainer.precision)
+        check_unchanged(saved, recipe, precision, module.fingerprint, allow=allow_changes, console=console)
     if recipe.stop is not None and module.is_built and recipe.stop.metric not in (known := metric_names(module)):
         raise unknown_metric(recipe.stop.metric, known)
     return Prepared(

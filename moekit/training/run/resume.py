@@ -7,10 +7,35 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from moekit.checkpoints.reading import Checkpoint, open_checkpoint
+from moekit.checkpoints.reading import Checkpoint, Handle, open_checkpoint
 from moekit.compat import loop_counters
 from moekit.errors import CheckpointError
 from moekit.parallel.launch import RANK_ZERO_TIMEOUT, decide_on_rank_zero
+
+ANY = "*"
+FORM: Mapping[str, Any] = {
+    "global_step": int,
+    "state_dict": {ANY: Handle},
+    "moekit": {"version": str, "data": Mapping},
+    "hyper_parameters": {"spec": Mapping},
+}
+"""What every checkpoint of ``LitMoE`` holds."""
+
+RESUMED: Mapping[str, Any] = {
+    "epoch": int,
+    "loops": {"fit_loop": {"epoch_loop.batch_progress": {name: {ANY: int} for name in ("total", "current")}}},
+    "callbacks": {ANY: Mapping},
+    "optimizer_states": [{"state": {ANY: Mapping}, "param_groups": [{"params": [str]}]}],
+    "lr_schedulers": [{"step": int}],
+    "moekit": {
+        "seconds": float, "tokens": float, "skipped": int, "logged": int, "accumulate": int, "fingerprint": str,
+        "precision": str,
+    },
+}  # fmt: skip
+"""What a checkpoint also holds from which a run is resumed."""
+
+CALLBACKS: Mapping[str, Any] = {"SaveCheckpoints": {"best": float, "best_step": object}, "LoadHistory": {"step": int}}
+"""The state of callbacks, by their names."""
 
 MIN_READ_RATE = 100e6  # bytes/s: the slowest disk for which other ranks wait long enough
 
@@ -27,7 +52,67 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(
             f"{checkpoint.path} is not a checkpoint of a moekit run (it has no key 'moekit', or no spec)"
         )
+    check_form(checkpoint.path, plain, FORM)
     return checkpoint
+
+
+def check_form(path: Path, tree: Any, form: Any, at: str = "") -> None:
+    """Rejects a checkpoint whose plain values are not of the form that ``LitMoE`` writes.
+
+    Args:
+        path: of the checkpoint.
+        tree: what it holds.
+        form: a type; a mapping of the keys that there must be, with their forms; a list with the form of each item; or
+            ``{ANY: form}`` for the form of the values of any keys.
+        at: the place of ``tree`` in the checkpoint.
+
+    Raises:
+        CheckpointError: naming the first value of another form.
+    """
+    if isinstance(form, Mapping):
+        _check_type(path, tree, Mapping, at)
+        for key in tree if ANY in form else form:
+            if key not in tree:
+                raise CheckpointError(f"{path} is not a whole checkpoint of a run: it has no {_joined(at, key)}")
+            check_form(path, tree[key], form[ANY if ANY in form else key], _joined(at, key))
+    elif isinstance(form, list):
+        _check_type(path, tree, list, at)
+        for i, item in enumerate(tree):
+            check_form(path, item, form[0], _joined(at, str(i)))
+    else:
+        _check_type(path, tree, form, at)
+
+
+def _check_type(path: Path, value: Any, kind: type, at: str) -> None:
+    wanted: Any = int | float if kind is float else kind
+    if not isinstance(value, wanted) or (isinstance(value, bool) and kind is not bool):
+        words = {Mapping: "a mapping", Handle: "a tensor", int: "an integer", str: "text", list: "a list"}
+        found = type(value).__name__ if isinstance(value, Mapping | list | Handle) else f"{value!r:.40}"
+        raise CheckpointError(
+            f"{path} is not a checkpoint of a run: {at} is {found}, not {words.get(kind, 'a number')}\n"
+            "  it was changed, or is of another version of moekit"
+        )
+    if kind is int and value < 0:
+        raise CheckpointError(f"{path} is not a checkpoint of a run: {at} is {value}, less than 0")
+
+
+def _joined(at: str, key: str) -> str:
+    return f"{at}.{key}" if at else str(key)
+
+
+def check_resumable(checkpoint: Checkpoint) -> None:
+    """Rejects a checkpoint from which no run can be resumed, although it may hold a model.
+
+    Raises:
+        CheckpointError: naming the first value that is missing or of another form.
+    """
+    check_form(checkpoint.path, checkpoint.plain, RESUMED)
+    for name, state in checkpoint.plain["callbacks"].items():
+        for callback, form in CALLBACKS.items():
+            if callback in name:
+                check_form(checkpoint.path, state, form, f"callbacks.{name}")
+    if len(checkpoint.plain["optimizer_states"]) != 1 or checkpoint.plain["moekit"]["accumulate"] < 1:
+        raise CheckpointError(f"{checkpoint.path} is not a checkpoint of a run: it has not one optimizer")
 
 
 def verify_checkpoints(checkpoints: Sequence[Checkpoint]) -> None:
@@ -61,13 +146,37 @@ def check_same_model(path: Path, saved: Mapping[str, Any], spec: Mapping[str, An
         for part in ("model", "objective")
         for key, was, now in differences(saved.get(part), spec.get(part))
     ]
-    for part, key in (("optimizer", "use"), ("start", "update")):  # they determine the optimizer's state
+    # The first two determine the optimizer's state; the weights to start from are not loaded again.
+    for part, key in (("optimizer", "use"), ("start", "update"), ("start", "run")):
         was, now = ((tree.get(part) or {}).get(key) for tree in (saved, spec))
         if was != now:
             found.append((f"{part}.{key}", was, now))
     if found:
         lines = [f"  {key}: {was!r} in the checkpoint, {now!r} now" for key, was, now in found[:5]]
         raise CheckpointError(f"cannot resume from {path}: it holds another model\n" + "\n".join(lines))
+
+
+def changes(saved: Checkpoint, spec: Mapping[str, Any], precision: str, fingerprint: str) -> list[str]:
+    """What differs from the run that is resumed, in a line each, so that it would not continue as if uninterrupted.
+
+    Args:
+        saved: the checkpoint.
+        spec: the resumed run's plain spec.
+        precision: the resumed run's.
+        fingerprint: of the resumed run's data (``Data.fingerprint``).
+    """
+    before, then = saved.plain["hyper_parameters"]["spec"], saved.plain["moekit"]
+    found = [
+        (f"{part}.{key}" if key else part, was, now)
+        for part in ("data", "seed")
+        for key, was, now in differences(before.get(part), spec.get(part))
+    ]
+    if then["precision"] != precision:
+        found.append(("trainer.precision", then["precision"], precision))
+    lines = [f"{key}: {was!r} in the checkpoint, {now!r} now" for key, was, now in found]
+    if then["fingerprint"] != fingerprint:
+        lines.append("the contents of the data are not those that the run was trained on so far")
+    return lines
 
 
 def differences(a: Any, b: Any, at: str = "") -> list[tuple[str, Any, Any]]:
