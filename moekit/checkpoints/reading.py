@@ -22,7 +22,10 @@ from moekit.checkpoints.format import MANIFEST, Manifest, decode, map_leaves
 from moekit.checkpoints.safetensors_file import DTYPES, TensorFile
 from moekit.checkpoints.writing import STATE
 from moekit.errors import CheckpointError
+from moekit.files import read_regular
 from moekit.shards.shard import Dims, intersection, slices_of
+
+LARGEST_STATE = 1 << 30  # bytes of plain values
 
 
 class StoredShard(NamedTuple):
@@ -92,9 +95,11 @@ class Checkpoint:
             raise CheckpointError(f"{path / STATE} is missing from the manifest")
         self._verify([STATE])
         try:
-            state = json.loads((path / STATE).read_bytes())
+            state = json.loads(read_regular(path / STATE, LARGEST_STATE))
             handles = {name: self._handle(name, entry) for name, entry in state["tensors"].items()}
             self.plain = decode(state["plain"], handles.__getitem__)
+        except OSError as error:
+            raise CheckpointError(f"cannot read {path / STATE}: {error.strerror}") from error
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CheckpointError(f"{path / STATE} is damaged: {type(error).__name__}: {error}") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ import numpy as np
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
 
+from moekit.checkpoints.reading import Checkpoint
 from moekit.files import open_regular, replace_file
-from moekit.training.run.metrics_log import LogWrites, RunLog
+from moekit.training.run.metrics_log import LogWrites, RunLog, lost_rows
 
 LARGEST = 1 << 32  # bytes of a file that are read
 
@@ -89,15 +91,29 @@ def salvage_loads(path: Path) -> tuple[dict[str, np.ndarray], str]:
     try:
         with open_regular(path, LARGEST) as file, np.load(file) as saved:
             arrays = dict(saved)
-        steps = arrays["step"].tolist()
-        if arrays["step"].ndim != 1 or any(a.dtype != np.int64 or len(a) != len(steps) for a in arrays.values()):
-            raise ValueError("its arrays differ in length")
-        if any(load.ndim != 2 for name, load in arrays.items() if name != "step"):
-            raise ValueError("an array is not of rows of experts")
-        if any(a >= b for a, b in pairwise(steps)):
-            raise ValueError("its steps do not ascend")
+        _check_arrays(arrays)
         return arrays, ""
     except FileNotFoundError:
         return {}, ""
     except Exception as error:  # the packages zipfile, zlib and numpy raise a dozen kinds
         return {}, f"cannot be read: {getattr(error, 'strerror', None) or error or type(error).__name__}"
+
+
+def _check_arrays(arrays: Mapping[str, np.ndarray]) -> None:
+    steps = arrays["step"].tolist()
+    if arrays["step"].ndim != 1 or any(a.dtype != np.int64 or len(a) != len(steps) for a in arrays.values()):
+        raise ValueError("its arrays differ in length")
+    if any(load.ndim != 2 for name, load in arrays.items() if name != "step"):
+        raise ValueError("an array is not of rows of experts")
+    if any(a >= b for a, b in pairwise(steps)):
+        raise ValueError("its steps do not ascend")
+
+
+def lost_logs(saved: Checkpoint, log: RunLog, loads: LoadHistory) -> list[str]:
+    """What the logs of a run lack of the steps before its checkpoint: a line for each file that lacks any."""
+    recorded = saved.plain["callbacks"].get(loads.state_key, {"step": 0})["step"]
+    missing = {
+        log.csv_file: lost_rows(log.damage, log.rows, saved.plain["moekit"]["logged"]),
+        loads.file: lost_rows(loads.damage, loads.steps, recorded),
+    }
+    return [f"{file} {what}: training does not need it, and logs on" for file, what in missing.items() if what]

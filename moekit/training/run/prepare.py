@@ -18,21 +18,21 @@ from lightning.pytorch.strategies import StrategyRegistry
 from rich.console import Console
 
 from moekit.checkpoints.reading import Checkpoint
-from moekit.errors import CheckpointError, Problem, SpecError, nearest
+from moekit.errors import Problem, SpecError, nearest
 from moekit.parallel.strategy import ShardedStrategy, check_layout
 from moekit.spec import to_plain
 from moekit.spec.recipe import Recipe
 from moekit.spec.sharding import NAME, sharded_of
 from moekit.training.callbacks.checkpoint import AtomicCheckpointIO, SaveCheckpoints
 from moekit.training.callbacks.interrupt import StopOnInterrupt
-from moekit.training.callbacks.load_history import LoadHistory
+from moekit.training.callbacks.load_history import LoadHistory, lost_logs
 from moekit.training.callbacks.progress import TrainingProgress, counted_unit
 from moekit.training.data import batch_at
 from moekit.training.metrics import loss_sums, unknown_metric
 from moekit.training.module import DEFAULT_STEPS, LitMoE
 from moekit.training.run.folder import RunFolder
-from moekit.training.run.metrics_log import LogWrites, RunLog, lost_rows
-from moekit.training.run.resume import changes, check_resumable, check_same_model
+from moekit.training.run.metrics_log import LogWrites, RunLog
+from moekit.training.run.resume import check_resumable, check_same_model, check_unchanged
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,34 +194,6 @@ def metric_names(module: LitMoE) -> list[str]:
         batch = batch_at(module.prepare(), seed=module.recipe.seed, step=0)
         loss = module.objective(module.model.on(batch), batch)
     return [f"train/{name}" for name in loss_sums(loss)]
-
-
-def lost_logs(saved: Checkpoint, log: RunLog, loads: LoadHistory) -> list[str]:
-    """What the logs of a run lack of the steps before its checkpoint: a line for each file that lacks any."""
-    recorded = saved.plain["callbacks"].get(loads.state_key, {"step": 0})["step"]
-    missing = {
-        log.csv_file: lost_rows(log.damage, log.rows, saved.plain["moekit"]["logged"]),
-        loads.file: lost_rows(loads.damage, loads.steps, recorded),
-    }
-    return [f"{file} {what}: training does not need it, and logs on" for file, what in missing.items() if what]
-
-
-def check_unchanged(
-    saved: Checkpoint, recipe: Recipe, precision: str, fingerprint: str, *, allow: bool, console: Console
-) -> None:
-    """Rejects, or with ``allow`` prints, what would make a resumed run differ from an uninterrupted one.
-
-    Raises:
-        CheckpointError: naming what has changed.
-    """
-    found = "".join(f"\n  {line}" for line in changes(saved, to_plain(recipe), precision, fingerprint))
-    if found and not allow:
-        raise CheckpointError(
-            f"{saved.path} cannot be resumed exactly, for this has changed:{found}\n"
-            "  give the run what it had, or resume it with the changes: --allow-changes"
-        )
-    if found:
-        console.print(f"resumed with changes (--allow-changes):{found}", highlight=False, markup=False, soft_wrap=True)
 
 
 def prepare(

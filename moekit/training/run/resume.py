@@ -7,10 +7,14 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from moekit.checkpoints.reading import Checkpoint, Handle, open_checkpoint
 from moekit.compat import loop_counters
 from moekit.errors import CheckpointError
 from moekit.parallel.launch import RANK_ZERO_TIMEOUT, decide_on_rank_zero
+from moekit.spec import to_plain
+from moekit.spec.recipe import Recipe
 
 ANY = "*"
 FORM: Mapping[str, Any] = {
@@ -154,6 +158,24 @@ def check_same_model(path: Path, saved: Mapping[str, Any], spec: Mapping[str, An
     if found:
         lines = [f"  {key}: {was!r} in the checkpoint, {now!r} now" for key, was, now in found[:5]]
         raise CheckpointError(f"cannot resume from {path}: it holds another model\n" + "\n".join(lines))
+
+
+def check_unchanged(
+    saved: Checkpoint, recipe: Recipe, precision: str, fingerprint: str, *, allow: bool, console: Console
+) -> None:
+    """Rejects, or with ``allow`` prints, what would make a resumed run differ from an uninterrupted one.
+
+    Raises:
+        CheckpointError: naming what has changed.
+    """
+    found = "".join(f"\n  {line}" for line in changes(saved, to_plain(recipe), precision, fingerprint))
+    if found and not allow:
+        raise CheckpointError(
+            f"{saved.path} cannot be resumed exactly, for this has changed:{found}\n"
+            "  give the run what it had, or resume it with the changes: --allow-changes"
+        )
+    if found:
+        console.print(f"resumed with changes (--allow-changes):{found}", highlight=False, markup=False, soft_wrap=True)
 
 
 def changes(saved: Checkpoint, spec: Mapping[str, Any], precision: str, fingerprint: str) -> list[str]:
