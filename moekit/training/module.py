@@ -107,6 +107,7 @@ class LitMoE(L.LightningModule):
         clock: training time (without validation) and tokens so far.
         logged: the training metrics last logged, by name.
         logged_step: the optimizer step of these metrics.
+        validated_step: the optimizer step of the last whole validation.
         step_load: the load of the last optimizer step.
         fingerprint: the checksum of the data, once it is prepared.
         sparse_layers: names of the layers whose load can be uneven (all but those with soft routing).
@@ -132,6 +133,7 @@ class LitMoE(L.LightningModule):
         self.clock = TrainingClock()
         self.logged: dict[str, float] = {}
         self.logged_step = 0
+        self.validated_step = -1
         self.step_load: StepLoad | None = None
         self.fingerprint = ""
         self.sparse_layers: list[str] = []
@@ -197,20 +199,28 @@ class LitMoE(L.LightningModule):
         return self.data
 
     def train_dataloader(self) -> StepLoader:
-        """Batches by (seed, step, micro-batch, rank); one endless epoch if the trainer counts steps."""
+        """Batches by (seed, step, micro-batch, rank); one endless epoch if the trainer counts steps.
+
+        Without a trainer: those of one rank, as many in a step as the recipe says.
+        """
+        if (trainer := trainer_of(self)) is None:
+            accumulate = int(self.recipe.trainer.get("accumulate_grad_batches") or 1)
+            return StepLoader(self.prepare(), seed=self.recipe.seed, accumulate=accumulate)
         return StepLoader(
             self.prepare(),
             seed=self.recipe.seed,
-            accumulate=self.trainer.accumulate_grad_batches,
+            accumulate=trainer.accumulate_grad_batches,
             rank=self.global_rank,
-            world=self.trainer.world_size,
-            steps=None if self.trainer.max_steps > 0 else int(self.recipe.trainer.get("max_steps", DEFAULT_STEPS)),
+            world=trainer.world_size,
+            steps=None if trainer.max_steps > 0 else int(self.recipe.trainer.get("max_steps", DEFAULT_STEPS)),
         )
 
     def val_dataloader(self) -> Iterable[Batch]:
-        """This rank's batches of the validation set; empty for a recipe without data."""
+        """This rank's batches of the validation set, without a trainer all; empty for a recipe without data."""
         if self.data is None:
             return []
+        if trainer_of(self) is None:
+            return ValidationShard(self.prepare())
         given = self.trainer.limit_val_batches
         limit = given if isinstance(given, int) else None  # of all ranks; Lightning applies it to each rank
         return ValidationShard(self.prepare(), self.global_rank, self.trainer.world_size, limit)
@@ -253,7 +263,8 @@ class LitMoE(L.LightningModule):
             self._publish({"train/skipped": float(self.skips.count)}, step)
         else:
             self.skips.in_a_row = 0
-            if self.recipe.stop is not None and reached(self.recipe.stop, done.sums):
+            stop = self.recipe.stop
+            if stop is not None and not stop.metric.startswith("val/") and reached(stop, done.sums):
                 self.stopped_after = step - 1
         last = step == self.trainer.max_steps or self.stopped_after is not None
         if last:
@@ -304,12 +315,21 @@ class LitMoE(L.LightningModule):
         values = self._validation.take()
         if values and not self.trainer.sanity_checking:
             values |= {"seconds": self.clock.seconds, "tokens": self.clock.tokens}
+            self.validated_step = self.trainer.global_step
             self._publish(values, self.trainer.global_step)
+            stop = self.recipe.stop
+            if stop is not None and stop.metric.startswith("val/") and values[stop.metric] <= stop.below:
+                self.stopped_after = self.trainer.global_step
+                self.trainer.should_stop = True
+
+    def discard_validation(self) -> None:
+        """Forgets the batches of a validation that is abandoned, so that no metrics are logged."""
+        self._validation = Validation()
 
     def on_validation_start(self) -> None:
         """Stops the training clock, and resets the validation sums."""
         self.clock.pause()
-        self._validation = Validation()
+        self.discard_validation()
 
     def on_validation_end(self) -> None:
         """Starts the training clock again."""

@@ -189,11 +189,14 @@ def quiet() -> Iterator[None]:
 
 
 def metric_names(module: LitMoE) -> list[str]:
-    """Names of the objective's metrics in training, found by one forward pass without side effects."""
+    """Names of the objective's metrics, in training and validation, found by one forward pass without side effects."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         batch = batch_at(module.prepare(), seed=module.recipe.seed, step=0)
-        loss = module.objective(module.model.on(batch), batch)
-    return [f"train/{name}" for name in loss_sums(loss)]
+        output = module.model.on(batch)
+        loss = module.objective(output, batch)
+    is_sparse = any(report.routing.form != "soft" for report in output.reports.values())
+    names = [f"{part}/{name}" for part in ("train", "val") for name in loss_sums(loss)]
+    return [*names, *(["val/max_violation"] if is_sparse else [])]
 
 
 def prepare(

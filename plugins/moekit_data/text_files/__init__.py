@@ -31,8 +31,10 @@ class TextFiles(TextSpec):
         if self.validation_path is not None and not self.validation_path.strip():
             yield "validation_path is empty; give a file or a folder, or null"
         try:
-            codecs.lookup(self.encoding).incrementaldecoder(errors="strict").decode(b"")
-        except (LookupError, TypeError, ValueError):
+            is_text = isinstance(codecs.getincrementaldecoder(self.encoding)().decode(b""), str)
+        except (LookupError, ValueError):
+            is_text = False
+        if not is_text:
             yield f"encoding={self.encoding!r} is unknown; give one of Python's, such as utf-8, latin-1 or utf-16"
         if not self.suffixes or not all(s.startswith(".") and len(s) > 1 for s in self.suffixes):
             yield f"suffixes={self.suffixes!r} must be file endings such as .txt"
