@@ -164,10 +164,14 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if path.is_file():
         raise CheckpointError(
             f"{path} is a file, but a checkpoint of moekit is a directory\n"
-            "  files of torch.save are not read, because they can contain code that would run"
+            "  a .ckpt file of Lightning's ModelCheckpoint around LitMoE can be loaded, not resumed"
         )
     if not path.is_dir():
         raise CheckpointError(f"no checkpoint at {path}\n  a run writes its first after its first validation")
+    if not (path / MANIFEST).exists() and (path / "checkpoints").is_dir():
+        held = [path / "checkpoints" / name for name in ("best", "last") if target_of(path / "checkpoints", name)]
+        there = " or ".join(map(str, held)) or "it has none yet"
+        raise CheckpointError(f"{path} is a run, not a checkpoint\n  expected one of its checkpoints: {there}")
     with _listing_intact(path):
         return Checkpoint(path)
 

@@ -21,7 +21,7 @@ def load_run(run: str, root: Path = RUNS) -> LitMoE:
     """The trained module of a run, in evaluation mode on the CPU; its data can encode and decode.
 
     Args:
-        run: a run folder, a checkpoint, or a name, for its latest run below ``root``.
+        run: a run folder, a checkpoint (also a ``.ckpt`` file of Lightning), or a name, for its latest run in ``root``.
         root: folder of all runs.
 
     Raises:

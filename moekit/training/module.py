@@ -42,9 +42,10 @@ from moekit.training.build import build_model, build_seeded, build_unsharded, ch
 from moekit.training.data import StepLoader, ValidationShard, noise_seed
 from moekit.training.health.diagnosis import MicroBatch
 from moekit.training.health.policy import NonFinitePolicy
-from moekit.training.metrics import Validation, is_logged_step, load_metrics, progress, ratios, reached
+from moekit.training.metrics import Validation, is_logged_step, load_metrics, progress, ratios, reached, unknown_metric
 from moekit.training.optim import optimizer_of
-from moekit.training.run.resume import read_checkpoint, recount
+from moekit.training.run.resume import recount
+from moekit.training.run.saved import read_any_checkpoint
 from moekit.training.run.start import StartingPoint
 from moekit.training.step import OptimizerStep, Precision, StepResult, clip, clip_values
 
@@ -311,16 +312,23 @@ class LitMoE(L.LightningModule):
         self._validation.add(self.objective(output, batch), output.reports)
 
     def on_validation_epoch_end(self) -> None:
-        """Logs the metrics of the validation set: ``val/loss``, the objective's, ``val/max_violation``."""
+        """Logs the metrics of the validation set: ``val/loss``, the objective's, ``val/max_violation``.
+
+        Raises:
+            SpecError: ``stop.metric`` is none of them.
+        """
         values = self._validation.take()
         if values and not self.trainer.sanity_checking:
             values |= {"seconds": self.clock.seconds, "tokens": self.clock.tokens}
             self.validated_step = self.trainer.global_step
             self._publish(values, self.trainer.global_step)
             stop = self.recipe.stop
-            if stop is not None and stop.metric.startswith("val/") and values[stop.metric] <= stop.below:
-                self.stopped_after = self.trainer.global_step
-                self.trainer.should_stop = True
+            if stop is not None and stop.metric.startswith("val/"):
+                if stop.metric not in values:
+                    raise unknown_metric(stop.metric, [name for name in values if name.startswith("val/")])
+                if values[stop.metric] <= stop.below:
+                    self.stopped_after = self.trainer.global_step
+                    self.trainer.should_stop = True
 
     def discard_validation(self) -> None:
         """Forgets the batches of a validation that is abandoned, so that no metrics are logged."""
@@ -340,13 +348,14 @@ class LitMoE(L.LightningModule):
         """The module in a checkpoint, whole, whatever layout it was saved in.
 
         Args:
-            checkpoint_path: its directory, or a pointer to it (``checkpoints/last``).
+            checkpoint_path: its directory, a pointer to it (``checkpoints/last``), or a ``.ckpt`` file that Lightning's
+                ``ModelCheckpoint`` wrote around this module. Nothing is unpickled but tensors and plain values.
             map_location: the device to move the module to; default: the CPU.
 
         Raises:
             CheckpointError: the checkpoint is missing, damaged or not of a run, or does not fit its own spec.
         """
-        saved = read_checkpoint(Path(checkpoint_path))
+        saved = read_any_checkpoint(Path(checkpoint_path))
         module = cls(saved.plain["hyper_parameters"]["spec"])
         module.build()
         try:

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import lightning as L
@@ -32,7 +33,8 @@ from moekit.training.metrics import loss_sums, unknown_metric
 from moekit.training.module import DEFAULT_STEPS, LitMoE
 from moekit.training.run.folder import RunFolder
 from moekit.training.run.metrics_log import LogWrites, RunLog
-from moekit.training.run.resume import check_resumable, check_same_model, check_unchanged
+from moekit.training.run.resume import check_same_model, check_unchanged
+from moekit.training.run.saved import check_resumable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,9 +196,9 @@ def metric_names(module: LitMoE) -> list[str]:
         batch = batch_at(module.prepare(), seed=module.recipe.seed, step=0)
         output = module.model.on(batch)
         loss = module.objective(output, batch)
-    is_sparse = any(report.routing.form != "soft" for report in output.reports.values())
     names = [f"{part}/{name}" for part in ("train", "val") for name in loss_sums(loss)]
-    return [*names, *(["val/max_violation"] if is_sparse else [])]
+    sparse = [name for name, report in output.reports.items() if report.routing.form != "soft"]
+    return [*names, "val/max_violation"] if sparse else names
 
 
 def prepare(
@@ -223,21 +225,21 @@ def prepare(
         check_same_model(saved.path, contents["hyper_parameters"]["spec"], to_plain(recipe))
         last_step = int(contents["global_step"])
         module.on_load_checkpoint(contents)  # it restores a learnt vocabulary, which must precede reading the data
-    writes = LogWrites(lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True))
+    say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
+    writes = LogWrites(say)
     log = RunLog(folder.metrics, folder.tensorboard, last_step=last_step, writes=writes)
     loads = LoadHistory(folder.loads, last_step=last_step, writes=writes)
-    if saved is not None:
-        for line in lost_logs(saved, log, loads):
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
-    interrupt = StopOnInterrupt(lambda line: console.print(line, highlight=False))
+    for line in () if saved is None else lost_logs(saved, log, loads):
+        say(line)
+    interrupt = StopOnInterrupt(say)
     callbacks: list[Any] = [loads, interrupt]
     if recipe.trainer.get("enable_progress_bar", True):
         callbacks.append(TrainingProgress(console, label, counted_unit(recipe)))
     trainer = make_trainer(recipe, folder, loggers=[log], callbacks=callbacks, opened=saved)
     module.prepare()
     if saved is not None:
-        precision = str(trainer.precision)
-        check_unchanged(saved, recipe, precision, module.fingerprint, allow=allow_changes, console=console)
+        now = str(trainer.precision), module.fingerprint
+        check_unchanged(saved, recipe, *now, allow=allow_changes, report=say)
     if recipe.stop is not None and module.is_built and recipe.stop.metric not in (known := metric_names(module)):
         raise unknown_metric(recipe.stop.metric, known)
     return Prepared(

@@ -1,122 +1,20 @@
-"""Resuming a run: reading and verifying its checkpoint, and checking that it fits the recipe."""
+"""Resuming a run: verifying its checkpoint, and checking that it fits the recipe."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from moekit.checkpoints.reading import Checkpoint, Handle, open_checkpoint
+from moekit.checkpoints.reading import Checkpoint
 from moekit.compat import loop_counters
 from moekit.errors import CheckpointError
 from moekit.parallel.launch import RANK_ZERO_TIMEOUT, decide_on_rank_zero
 from moekit.spec import to_plain
 from moekit.spec.recipe import Recipe
 
-ANY = "*"
-FORM: Mapping[str, Any] = {
-    "global_step": int,
-    "state_dict": {ANY: Handle},
-    "moekit": {"version": str, "data": Mapping},
-    "hyper_parameters": {"spec": Mapping},
-}
-"""What every checkpoint of ``LitMoE`` holds."""
-
-RESUMED: Mapping[str, Any] = {
-    "epoch": int,
-    "loops": {"fit_loop": {"epoch_loop.batch_progress": {name: {ANY: int} for name in ("total", "current")}}},
-    "callbacks": {ANY: Mapping},
-    "optimizer_states": [{"state": {ANY: Mapping}, "param_groups": [{"params": [str]}]}],
-    "lr_schedulers": [{"step": int}],
-    "moekit": {
-        "seconds": float, "tokens": float, "skipped": int, "logged": int, "accumulate": int, "fingerprint": str,
-        "precision": str,
-    },
-}  # fmt: skip
-"""What a checkpoint also holds from which a run is resumed."""
-
-CALLBACKS: Mapping[str, Any] = {"SaveCheckpoints": {"best": float, "best_step": object}, "LoadHistory": {"step": int}}
-"""The state of callbacks, by their names."""
-
 MIN_READ_RATE = 100e6  # bytes/s: the slowest disk for which other ranks wait long enough
-
-
-def read_checkpoint(path: Path) -> Checkpoint:
-    """Opens a checkpoint that ``LitMoE`` wrote.
-
-    Raises:
-        CheckpointError: it is missing, damaged, or not a checkpoint of a training run.
-    """
-    checkpoint = open_checkpoint(path)
-    plain = checkpoint.plain
-    if not isinstance(plain, dict) or "moekit" not in plain or "spec" not in plain.get("hyper_parameters", {}):
-        raise CheckpointError(
-            f"{checkpoint.path} is not a checkpoint of a moekit run (it has no key 'moekit', or no spec)"
-        )
-    check_form(checkpoint.path, plain, FORM)
-    return checkpoint
-
-
-def check_form(path: Path, tree: Any, form: Any, at: str = "") -> None:
-    """Rejects a checkpoint whose plain values are not of the form that ``LitMoE`` writes.
-
-    Args:
-        path: of the checkpoint.
-        tree: what it holds.
-        form: a type; a mapping of the keys that there must be, with their forms; a list with the form of each item; or
-            ``{ANY: form}`` for the form of the values of any keys.
-        at: the place of ``tree`` in the checkpoint.
-
-    Raises:
-        CheckpointError: naming the first value of another form.
-    """
-    if isinstance(form, Mapping):
-        _check_type(path, tree, Mapping, at)
-        for key in tree if ANY in form else form:
-            if key not in tree:
-                raise CheckpointError(f"{path} is not a whole checkpoint of a run: it has no {_joined(at, key)}")
-            check_form(path, tree[key], form[ANY if ANY in form else key], _joined(at, key))
-    elif isinstance(form, list):
-        _check_type(path, tree, list, at)
-        for i, item in enumerate(tree):
-            check_form(path, item, form[0], _joined(at, str(i)))
-    else:
-        _check_type(path, tree, form, at)
-
-
-def _check_type(path: Path, value: Any, kind: type, at: str) -> None:
-    wanted: Any = int | float if kind is float else kind
-    if not isinstance(value, wanted) or (isinstance(value, bool) and kind is not bool):
-        words = {Mapping: "a mapping", Handle: "a tensor", int: "an integer", str: "text", list: "a list"}
-        found = type(value).__name__ if isinstance(value, Mapping | list | Handle) else f"{value!r:.40}"
-        raise CheckpointError(
-            f"{path} is not a checkpoint of a run: {at} is {found}, not {words.get(kind, 'a number')}\n"
-            "  it was changed, or is of another version of moekit"
-        )
-    if kind is int and value < 0:
-        raise CheckpointError(f"{path} is not a checkpoint of a run: {at} is {value}, less than 0")
-
-
-def _joined(at: str, key: str) -> str:
-    return f"{at}.{key}" if at else str(key)
-
-
-def check_resumable(checkpoint: Checkpoint) -> None:
-    """Rejects a checkpoint from which no run can be resumed, although it may hold a model.
-
-    Raises:
-        CheckpointError: naming the first value that is missing or of another form.
-    """
-    check_form(checkpoint.path, checkpoint.plain, RESUMED)
-    for name, state in checkpoint.plain["callbacks"].items():
-        for callback, form in CALLBACKS.items():
-            if callback in name:
-                check_form(checkpoint.path, state, form, f"callbacks.{name}")
-    if len(checkpoint.plain["optimizer_states"]) != 1 or checkpoint.plain["moekit"]["accumulate"] < 1:
-        raise CheckpointError(f"{checkpoint.path} is not a checkpoint of a run: it has not one optimizer")
 
 
 def verify_checkpoints(checkpoints: Sequence[Checkpoint]) -> None:
@@ -161,9 +59,9 @@ def check_same_model(path: Path, saved: Mapping[str, Any], spec: Mapping[str, An
 
 
 def check_unchanged(
-    saved: Checkpoint, recipe: Recipe, precision: str, fingerprint: str, *, allow: bool, console: Console
+    saved: Checkpoint, recipe: Recipe, precision: str, fingerprint: str, *, allow: bool, report: Callable[[str], object]
 ) -> None:
-    """Rejects, or with ``allow`` prints, what would make a resumed run differ from an uninterrupted one.
+    """Rejects, or with ``allow`` reports, what would make a resumed run differ from an uninterrupted one.
 
     Raises:
         CheckpointError: naming what has changed.
@@ -175,7 +73,7 @@ def check_unchanged(
             "  give the run what it had, or resume it with the changes: --allow-changes"
         )
     if found:
-        console.print(f"resumed with changes (--allow-changes):{found}", highlight=False, markup=False, soft_wrap=True)
+        report(f"resumed with changes (--allow-changes):{found}")
 
 
 def changes(saved: Checkpoint, spec: Mapping[str, Any], precision: str, fingerprint: str) -> list[str]:

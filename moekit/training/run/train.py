@@ -34,7 +34,8 @@ from moekit.training.run.folder import RUNS, RunFolder, check_run_name, check_wr
 from moekit.training.run.outcome import Outcome, compare, outcome_of, write_summary
 from moekit.training.run.plots import draw_plots
 from moekit.training.run.prepare import Prepared, prepare, quiet
-from moekit.training.run.resume import read_checkpoint, verify_checkpoints
+from moekit.training.run.resume import verify_checkpoints
+from moekit.training.run.saved import read_checkpoint
 from moekit.training.run.start import with_checkpoint_path
 
 

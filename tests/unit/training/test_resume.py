@@ -33,7 +33,8 @@ from moekit.spec.sharding import Sharded
 from moekit.training.callbacks.checkpoint import AtomicCheckpointIO
 from moekit.training.run.folder import LOCK, RunFolder
 from moekit.training.run.metrics_log import read_metrics
-from moekit.training.run.resume import check_same_model, differences, read_checkpoint, recount, verify_checkpoints
+from moekit.training.run.resume import check_same_model, differences, recount, verify_checkpoints
+from moekit.training.run.saved import read_checkpoint
 from moekit.training.run.train import train
 
 Make = Callable[..., dict[str, Any]]
