@@ -27,6 +27,9 @@ def merge(base: Tree, over: Tree) -> Tree:
 
 def _merged(base: Any, over: Any, path: Keys, replaced: list[Keys]) -> Any:
     if isinstance(over, str) and isinstance(base, dict) and "use" in base:
+        if path == ("trainer", "strategy") and over != base["use"]:
+            replaced.append(path)
+            return over  # a name of Lightning's, which has no options
         over = {"use": over}
     elif isinstance(base, str) and isinstance(over, dict) and "use" not in over:
         base = {"use": base}

@@ -202,13 +202,7 @@ def metric_names(module: LitMoE) -> list[str]:
 
 
 def prepare(
-    recipe: Recipe,
-    folder: RunFolder,
-    console: Console,
-    *,
-    label: str,
-    saved: Checkpoint | None,
-    allow_changes: bool = False,
+    recipe: Recipe, folder: RunFolder, console: Console, *, label: str, saved: Checkpoint | None, allow_changes: bool
 ) -> Prepared:
     """Builds everything and reads the data of a run, new or resumed from ``saved``; creates no file.
 
