@@ -67,7 +67,7 @@ def test_an_empty_base_takes_everything() -> None:
 
 
 def test_a_strategy_with_options_is_replaced_by_a_name() -> None:
-    """As when a sharded run is resumed in one process: ``auto`` is no component with options of its own."""
+    """As when a sharded run is resumed in one process: ``auto`` has no options of its own."""
     sharded = "trainer: {strategy: {use: sharded, ep: 2}}"
     assert merged(sharded, "trainer: {strategy: auto}") == {"trainer": {"strategy": "auto"}}
     assert merged(sharded, "trainer: {strategy: sharded}") == {"trainer": {"strategy": {"use": "sharded", "ep": 2}}}
