@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from moekit.errors import PluginError, SpecError, UnknownName
+from moekit.files import read_regular
 from moekit.registry import Registry
 from moekit.spec.fields import Spec
 from moekit.spec.intake import plain_tree
@@ -19,6 +20,7 @@ from moekit.spec.places import COMMAND_LINE, Keys, Place, Report, Tree, check_si
 from moekit.spec.references import is_reference
 from moekit.spec.yaml_text import read
 
+LARGEST_FILE = 10_000_000  # bytes
 SCHEMA = 1
 """Version of the spec format."""
 
@@ -116,9 +118,8 @@ def _is_file_name(name: str) -> bool:
 
 
 def _open_recipe(name: str, registry: Registry, at: Keys = (), place: Place | None = None) -> Layer:
-    prefer = place.prefer if place else frozenset[str]()
     try:
-        recipe = registry.recipe(name, prefer=prefer)
+        recipe = registry.recipe(name, home=place.plugin if place else "")
     except UnknownName as error:
         files = (f"{name}.yaml", os.path.join(name, "spec.yaml"))  # a file without its ending; a run's folder
         near = next((file for file in files if Path(file).is_file()), error.problem.nearest)
@@ -131,15 +132,13 @@ def _open_recipe(name: str, registry: Registry, at: Keys = (), place: Place | No
     except PluginError as error:
         reject(str(error), at=at, place=place)
     layer = _open_file(recipe.path, f"{recipe.name}.yaml")
-    places = {
-        path: each._replace(prefer=registry.companions(recipe.plugin)) for path, each in layer.tree.places.items()
-    }
+    places = {path: each._replace(plugin=recipe.plugin) for path, each in layer.tree.places.items()}
     return replace(layer, tree=Tree(layer.tree.data, places))
 
 
 def _open_file(path: Path, label: str, at: Keys = (), place: Place | None = None) -> Layer:
     try:
-        raw = path.read_bytes()
+        raw = read_regular(path, LARGEST_FILE)
     except OSError as error:
         reject(f"cannot read {label}: {error.strerror}", at=at, place=place, expected="a YAML file")
     try:

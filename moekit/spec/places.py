@@ -26,12 +26,12 @@ MAX_NODES: Final = 10_000
 class Place(NamedTuple):
     """A file, as messages name it, and a line; line 0 means that there are no lines.
 
-    ``prefer`` are the plugins that a short name written there means first: those of the package of a recipe.
+    ``plugin`` is the name of the plugin that ships the file: a short name in it means one of its companions first.
     """
 
     source: str
     line: int = 0
-    prefer: frozenset[str] = frozenset()
+    plugin: str = ""
 
     def __str__(self) -> str:
         return f"{self.source}, line {self.line}" if self.line else self.source

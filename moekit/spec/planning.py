@@ -192,7 +192,7 @@ class Planner:
             what = f"use: {found(use)} is not a name"
             return self.mistakes.broken(at, what, expected=f"the name of a {kind}", list_with=listing)
         try:
-            component = self.registry.get(kind, use, prefer=self.report.place(at).prefer)
+            component = self.registry.get(kind, use, home=self.report.place(at).plugin)
         except UnknownName as error:
             p = error.problem
             return self.mistakes.broken(

@@ -219,16 +219,18 @@ def test_mistakes_in_the_spec_of_one_component_are_reported() -> None:
         component_spec("ruoter", "pick")
 
 
-def test_namesakes_must_be_chosen_by_plugin(with_acme: None) -> None:
+def test_namesakes_must_be_chosen_by_plugin_except_in_a_recipe_of_one_of_them(with_acme: None, write: Write) -> None:
     message = (
         "router 'pick' is offered by 2 plugins: base/pick (moekit-base 1.4.0), acme/pick (moekit-acme 2.0)\n"
-        "  at model.moe.router.use  in small.yaml, line 9\n"
+        "  at model.moe.router.use  in mine.yaml, line 2\n"
         "  expected 'base/pick' or 'acme/pick'\n"
         "  list them: moekit plugins"
     )
+    mine = write("mine.yaml", "extends: small\nmodel: {moe: {router: {use: pick, top_k: 1}}}\n")
     with pytest.raises(SpecError, match=whole(message)):
-        load("small")
-    assert load("small", ["model.moe.router.use=acme/pick"]).model.moe.router.top_k == 1
+        load(mine)
+    assert isinstance(load("small").model.moe.router, fakes.Pick)
+    assert load("small", ["model.moe.router=acme/pick"]).model.moe.router == fakes.OtherPick(top_k=1)
 
 
 def test_shipped_recipes_are_validated_without_heavy_imports() -> None:
