@@ -2,9 +2,9 @@
 
 Several pytest processes for every core repeat the tests of these promises. Every second one has more threads than
 cores, and each fills new memory with other bytes, so that reading it before it is written would show. What a failure
-leaves stays beside the log that it names: checkpoints, and the tensors that differ (``different.pt``).
+leaves stays next to the log that it names: checkpoints, and the tensors that differ (``different.pt``).
 
-The number of rounds is ``MOEKIT_ATTACK_ROUNDS``, by default ``ROUNDS``.
+``MOEKIT_ATTACK_ROUNDS`` multiplies the number of rounds.
 """
 
 from __future__ import annotations
@@ -19,10 +19,8 @@ import pytest
 pytestmark = pytest.mark.slow
 
 TESTS = Path(__file__).parents[1]
-RESUME = ("unit/training/test_module.py", "bit_for_bit", 10)
-STOP = ("e2e/test_interrupted_ranks.py", "a_signal", 1)
-ROUNDS = 1
-PROCESSES = 4  # for every core
+RESUME = ("unit/training/test_module.py", "bit_for_bit", 4, 10)  # processes for every core, rounds
+STOP = ("e2e/test_interrupted_ranks.py", "a_signal", 2, 1)
 REPEAT = """\
 import sys, pytest, torch
 folder, rounds, threads, file, which = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:]
@@ -36,11 +34,11 @@ for n in range(rounds):
 """
 
 
-@pytest.mark.parametrize(("file", "which", "times"), [RESUME, STOP], ids=["resume", "stop"])
-def test_a_promise_holds_on_a_busy_machine(file: str, which: str, times: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("file", "which", "processes", "rounds"), [RESUME, STOP], ids=["resume", "stop"])
+def test_a_promise_holds_on_a_busy_machine(file: str, which: str, processes: int, rounds: int, tmp_path: Path) -> None:
     cores = os.cpu_count() or 1
-    rounds = times * int(os.environ.get("MOEKIT_ATTACK_ROUNDS", ROUNDS))
-    logs = [tmp_path / f"{n}.log" for n in range(PROCESSES * cores)]
+    rounds *= int(os.environ.get("MOEKIT_ATTACK_ROUNDS", "1"))
+    logs = [tmp_path / f"{n}.log" for n in range(processes * cores)]
     started = []
     try:
         for n, log in enumerate(logs):
