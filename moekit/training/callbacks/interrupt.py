@@ -60,14 +60,12 @@ class StopOnInterrupt(Callback):
     def agree(self, trainer: L.Trainer) -> signal.Signals | None:
         """The signal that stops the run, the same on every rank. A collective.
 
-        Call it again after training: a signal may arrive while the last step is validated and saved. One that arrives
-        while ranks agree counts the next time, since the other ranks cannot know it yet.
+        Call it again after training: a signal may arrive while the last step is validated and saved.
         """
-        if trainer.world_size == 1:
-            return self.signal
-        own = torch.tensor(self.signal or 0, device=trainer.strategy.root_device)
-        agreed = int(trainer.strategy.reduce(own, reduce_op="max"))
-        if not agreed:
-            return None
-        self.signal = signal.Signals(agreed)
+        if trainer.world_size > 1:
+            number = torch.tensor(self.signal or 0, device=trainer.strategy.root_device)
+            number = trainer.strategy.reduce(number, reduce_op="max")
+            if not number:
+                return None  # a signal that arrived meanwhile counts the next time: other ranks do not know it yet
+            self.signal = signal.Signals(int(number))
         return self.signal
