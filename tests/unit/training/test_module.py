@@ -12,6 +12,7 @@ from typing import Any, cast
 import lightning as L
 import pytest
 import torch
+from fake_ranks import as_rank
 from states import assert_same_tensors, tensors
 from training_helpers import trainer
 
@@ -109,6 +110,17 @@ class StopAt(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         trainer.should_stop = trainer.global_step == self.step
+
+
+def test_ranks_leave_their_process_group_when_python_exits(recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr("moekit.training.module.leave_process_group_at_exit", lambda: asked.append(True))
+    module = LitMoE(recipe())
+    module.setup("fit")
+    assert asked == []
+    with as_rank(1):
+        module.setup("fit")
+    assert asked == [True]
 
 
 def test_jitter_is_a_function_of_the_micro_batch(recipe: Make) -> None:
