@@ -31,6 +31,7 @@ from moekit.checkpoints.format import map_leaves
 from moekit.checkpoints.reading import Handle
 from moekit.compat import trainer_of
 from moekit.contracts import Batch, Data, LossSum, Model, ModelOutput, Objective
+from moekit.distributed import is_distributed, leave_process_group_at_exit
 from moekit.errors import CheckpointError, DataError
 from moekit.parallel.strategy import ShardedStrategy
 from moekit.registry import build
@@ -161,6 +162,11 @@ class LitMoE(L.LightningModule):
         """Builds the whole model, unless it exists."""
         if not self.is_built:
             self._set_model(build_model(self.recipe))
+
+    def setup(self, stage: str) -> None:
+        """Has a process group destroyed before Python exits."""
+        if is_distributed():
+            leave_process_group_at_exit()
 
     def configure_model(self) -> None:
         """Builds the model if needed, as the trainer's strategy shards it, and compiles it if the recipe says so."""
