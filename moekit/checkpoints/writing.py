@@ -29,12 +29,14 @@ from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
-from moekit.checkpoints.files import Retention, last_of, remove, sync_directory, temporary
+from moekit.checkpoints.files import Retention, last_of, remove, temporary
 from moekit.checkpoints.format import Encoded, Manifest
 from moekit.checkpoints.safetensors_file import NAMES, Digest, write_file, write_tensors
 from moekit.compat import timeout_of
 from moekit.errors import CheckpointError, SaveError
+from moekit.files import make_directory, sync_directory
 from moekit.shards.shard import Dims, TensorShard, tiling_error
 
 # ---- where the work runs ---------------------------------------------------------------------------------------------
@@ -247,19 +249,40 @@ def begin(tree: Any, path: Path, step: int | None, retention: Retention | None) 
     encoded = Encoded(tree)
     ranks = all_ranks() if encoded.sharded else Ranks()
     if ranks.rank == 0:
-        remove(temporary(path))
+        remove(temporary(path), strict=False)  # what is left there is overwritten, or named by no manifest
     return Save(path, step, encoded.plain, *assign_shards(encoded.shards, encoded.sharded, ranks), ranks, retention)
 
 
+STAGING = 1 << 28  # bytes of pinned memory; a power of two, to which torch would round it up
+
+
 def snapshot(save: Save) -> Save:
-    """Stage 2: copies all tensors, from a GPU to pinned memory."""
+    """Stage 2: copies all tensors, from a GPU through one buffer of pinned memory.
+
+    Pinned copies of whole tensors would each be rounded up to a power of two, and locked until the process ends.
+    """
+    on_gpu = any(shard.tensor.is_cuda for shard in save.to_write.values())
+    staging = torch.empty(STAGING if on_gpu else 0, dtype=torch.uint8, pin_memory=on_gpu)
     copies = {}
     for name, shard in save.to_write.items():
-        copy = torch.empty(shard.sizes, dtype=shard.tensor.dtype, pin_memory=shard.tensor.is_cuda)
-        copies[name] = replace(shard, tensor=copy.copy_(shard.tensor, non_blocking=True))
-    if any(shard.tensor.is_cuda for shard in save.to_write.values()):
-        torch.cuda.current_stream().synchronize()
+        if shard.tensor.is_cuda:
+            copies[name] = replace(shard, tensor=copy_through(staging, shard.tensor))
+        else:
+            copies[name] = replace(shard, tensor=shard.tensor.detach().clone(memory_format=torch.contiguous_format))
     return replace(save, to_write=copies)
+
+
+def copy_through(staging: Tensor, tensor: Tensor) -> Tensor:
+    """A contiguous copy of a tensor on the CPU, made piece by piece through a buffer of bytes there."""
+    copy = torch.empty(tensor.shape, dtype=tensor.dtype)
+    source, target = (t.detach().contiguous().view(-1).view(torch.uint8) for t in (tensor, copy))
+    for pieces in zip(torch.split(source, len(staging)), torch.split(target, len(staging)), strict=True):
+        piece = staging[: len(pieces[0])]
+        piece.copy_(pieces[0], non_blocking=True)
+        if tensor.is_cuda:
+            torch.cuda.current_stream().synchronize()
+        pieces[1].copy_(piece)
+    return copy
 
 
 def finish(save: Save) -> None:
@@ -320,7 +343,7 @@ def _raise_together(save: Save, messages: list[str], cause: Exception | None) ->
 
 def write(save: Save) -> dict[str, Digest]:
     """Stage 3: the digest of this rank's file; none if it has nothing to write."""
-    save.temporary.mkdir(parents=True, exist_ok=True)
+    make_directory(save.temporary)
     if not save.to_write:
         return {}
     file = file_of(save.ranks.rank, save.ranks.world)
@@ -359,9 +382,9 @@ def seal(save: Save, digests: dict[str, Digest]) -> None:
 def publish(save: Save) -> None:
     """Stage 6: moves the directory to its place."""
     replaced = temporary(save.path, "old")
-    remove(replaced)
+    remove(replaced, strict=False)
     if save.path.exists():
         os.rename(save.path, replaced)
     os.rename(save.temporary, save.path)
     sync_directory(save.path.parent)
-    remove(replaced)
+    remove(replaced, strict=False)

@@ -7,8 +7,9 @@ What is unusual, and why:
   gradients.
 - Layers return their loads; ``BalanceStep`` sums them and updates the balancers once per optimizer step.
 - A training batch, and all noise in the model, is a function of (seed, step, micro-batch), where micro-batches are
-  numbered over all ranks. So a resumed run repeats an uninterrupted one bit for bit, and several ranks see the same
-  batches as one rank that accumulates.
+  numbered over all ranks. So several ranks see the same batches as one rank that accumulates, and a resumed run repeats
+  an uninterrupted one, bit for bit where the device's operators are deterministic: on a CPU always, on a GPU with
+  ``trainer.deterministic: true`` (flash attention's backward adds in no fixed order).
 - A step with a non-finite loss or gradient changes nothing: neither weights, nor optimizer, nor balancers.
 - A checkpoint holds only plain data and tensors, by parameter name, and fits any number of ranks:
   ``docs/checkpoints.md``.
@@ -30,21 +31,24 @@ from moekit.checkpoints.format import map_leaves
 from moekit.checkpoints.reading import Handle
 from moekit.compat import trainer_of
 from moekit.contracts import Batch, Data, LossSum, Model, ModelOutput, Objective
+from moekit.distributed import is_distributed, leave_process_group_at_exit
 from moekit.errors import CheckpointError, DataError
 from moekit.parallel.strategy import ShardedStrategy
 from moekit.registry import build
 from moekit.seeds import seed_all
 from moekit.spec import load, to_plain
-from moekit.spec.recipe import Recipe
+from moekit.spec.loading import Source
 from moekit.spec.sharding import sharded_of
 from moekit.training.balance import BalanceStep, StepLoad
 from moekit.training.build import build_model, build_seeded, build_unsharded, check_trainable, compile_parts
 from moekit.training.data import StepLoader, ValidationShard, noise_seed
+from moekit.training.health.components import NameComponent, check_loss, check_output, values_checked
 from moekit.training.health.diagnosis import MicroBatch
 from moekit.training.health.policy import NonFinitePolicy
-from moekit.training.metrics import Validation, is_logged_step, load_metrics, progress, ratios, reached
+from moekit.training.metrics import Validation, is_logged_step, load_metrics, progress, ratios, reached, unknown_metric
 from moekit.training.optim import optimizer_of
-from moekit.training.run.resume import read_checkpoint, recount
+from moekit.training.run.resume import recount
+from moekit.training.run.saved import read_any_checkpoint
 from moekit.training.run.start import StartingPoint
 from moekit.training.step import OptimizerStep, Precision, StepResult, clip, clip_values
 
@@ -96,7 +100,7 @@ class LitMoE(L.LightningModule):
     """Trains a recipe. ``Trainer(max_steps=...).fit(LitMoE("deepseek_v3"))`` is a whole training run.
 
     Args:
-        spec: a recipe, its name, the path of its file, or the plain mapping in a checkpoint.
+        spec: what ``moekit.load`` takes: a recipe, its name, a file, a mapping, or an OmegaConf config.
 
     Attributes:
         recipe: the resolved recipe.
@@ -107,7 +111,9 @@ class LitMoE(L.LightningModule):
         clock: training time (without validation) and tokens so far.
         logged: the training metrics last logged, by name.
         logged_step: the optimizer step of these metrics.
+        validated_step: the optimizer step of the last whole validation.
         step_load: the load of the last optimizer step.
+        fingerprint: the checksum of the data, once it is prepared.
         sparse_layers: names of the layers whose load can be uneven (all but those with soft routing).
         stopped_after: the optimizer steps until ``stop.metric`` fell to ``stop.below``; None before.
         skips: the policy for non-finite steps, and how many were skipped.
@@ -120,10 +126,10 @@ class LitMoE(L.LightningModule):
     objective: Objective
     balance: BalanceStep
 
-    def __init__(self, spec: Recipe | Mapping[str, Any] | str | Path) -> None:
+    def __init__(self, spec: Source) -> None:
         super().__init__()
-        self.recipe = spec if isinstance(spec, Recipe) else load(spec)
-        self.save_hyperparameters({"spec": to_plain(self.recipe)}, logger=False)
+        self.recipe = load(spec)
+        self.save_hyperparameters({"spec": to_plain(self.recipe, full_names=True)}, logger=False)
         check_trainable(self.recipe)
         self.objective = build_seeded(self.recipe.objective, self.recipe.seed)
         self.data: Data | None = None if self.recipe.data is None else build(self.recipe.data)
@@ -131,13 +137,16 @@ class LitMoE(L.LightningModule):
         self.clock = TrainingClock()
         self.logged: dict[str, float] = {}
         self.logged_step = 0
+        self.validated_step = -1
         self.step_load: StepLoad | None = None
+        self.fingerprint = ""
         self.sparse_layers: list[str] = []
         self.stopped_after: int | None = None
         self.skips = NonFinitePolicy(self.recipe.non_finite)
         self._finished: StepResult | None = None
         self._validation = Validation()
         self._tokens: Tensor | None = None  # not yet in ``clock``; on the device
+        self._first_step = 0
         self._step: OptimizerStep
         self._configured = self._data_ready = False
         self._restored: Mapping[str, Any] | None = None
@@ -153,6 +162,11 @@ class LitMoE(L.LightningModule):
         """Builds the whole model, unless it exists."""
         if not self.is_built:
             self._set_model(build_model(self.recipe))
+
+    def setup(self, stage: str) -> None:
+        """Has a process group destroyed before Python exits."""
+        if is_distributed():
+            leave_process_group_at_exit()
 
     def configure_model(self) -> None:
         """Builds the model if needed, as the trainer's strategy shards it, and compiles it if the recipe says so."""
@@ -190,24 +204,34 @@ class LitMoE(L.LightningModule):
             if self.is_built:
                 self.starting.load(self.model, self._restored)  # before data is read, so that a misfit fails early
             self.data.prepare()
+            self.fingerprint = self.data.fingerprint()
             self._data_ready = True
         return self.data
 
     def train_dataloader(self) -> StepLoader:
-        """Batches by (seed, step, micro-batch, rank); one endless epoch if the trainer counts steps."""
+        """Batches by (seed, step, micro-batch, rank); one endless epoch if the trainer counts steps.
+
+        Without a trainer: those of one rank, as many in a step as the recipe says.
+        """
+        if (trainer := trainer_of(self)) is None:
+            accumulate = int(self.recipe.trainer.get("accumulate_grad_batches") or 1)
+            return StepLoader(self.prepare(), seed=self.recipe.seed, accumulate=accumulate)
         return StepLoader(
             self.prepare(),
             seed=self.recipe.seed,
-            accumulate=self.trainer.accumulate_grad_batches,
+            accumulate=trainer.accumulate_grad_batches,
             rank=self.global_rank,
-            world=self.trainer.world_size,
-            steps=None if self.trainer.max_steps > 0 else int(self.recipe.trainer.get("max_steps", DEFAULT_STEPS)),
+            ramp=self.recipe.batch_ramp,
+            world=trainer.world_size,
+            steps=None if trainer.max_steps > 0 else int(self.recipe.trainer.get("max_steps", DEFAULT_STEPS)),
         )
 
     def val_dataloader(self) -> Iterable[Batch]:
-        """This rank's batches of the validation set; empty for a recipe without data."""
+        """This rank's batches of the validation set, without a trainer all; empty for a recipe without data."""
         if self.data is None:
             return []
+        if trainer_of(self) is None:
+            return ValidationShard(self.prepare())
         given = self.trainer.limit_val_batches
         limit = given if isinstance(given, int) else None  # of all ranks; Lightning applies it to each rank
         return ValidationShard(self.prepare(), self.global_rank, self.trainer.world_size, limit)
@@ -227,12 +251,32 @@ class LitMoE(L.LightningModule):
         micro = batch_idx % self.trainer.accumulate_grad_batches * self.trainer.world_size + self.global_rank
         seed = noise_seed(seed=self.recipe.seed, step=self.trainer.global_step, micro=micro)
         record = MicroBatch(batch, seed, progress(self.trainer))
-        seed_all(seed)
-        output = self.model.on(batch)
+        output = self._run(batch, seed)
         loss: LossSum = self.objective(output, batch, progress=record.progress)
+        check_loss(self.objective, loss)
         if not self.sparse_layers:
             self.sparse_layers = [name for name, r in output.reports.items() if r.routing.form != "soft"]
         return self._step.add(output, loss, record) * self.trainer.accumulate_grad_batches
+
+    def _run(self, batch: Batch, seed: int) -> ModelOutput:
+        """The forward pass of a micro-batch; in the first step of a run the values of routings are checked too."""
+        seed_all(seed)
+        if self.trainer.global_step == self._first_step:
+            with values_checked(self.model):
+                if not self.recipe.compile:
+                    return self._checked(self.model.on(batch))
+                with torch.no_grad(), torch.compiler.set_stance("force_eager"):  # compiled, the reads would stay in
+                    self.model.on(batch)
+            seed_all(seed)
+        return self._checked(self.model.on(batch))
+
+    def _checked(self, output: ModelOutput) -> ModelOutput:
+        check_output(self.model, output)
+        return output
+
+    def configure_callbacks(self) -> list[Any]:
+        """Names the component and plugin in whose code an exception was raised."""
+        return [NameComponent()]
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Divides gradients by the step's tokens, updates the balancers, logs, and decides whether to stop.
@@ -250,7 +294,8 @@ class LitMoE(L.LightningModule):
             self._publish({"train/skipped": float(self.skips.count)}, step)
         else:
             self.skips.in_a_row = 0
-            if self.recipe.stop is not None and reached(self.recipe.stop, done.sums):
+            stop = self.recipe.stop
+            if stop is not None and not stop.metric.startswith("val/") and reached(stop, done.sums):
                 self.stopped_after = step - 1
         last = step == self.trainer.max_steps or self.stopped_after is not None
         if last:
@@ -293,20 +338,38 @@ class LitMoE(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Adds one batch's sums and load, without updating a balancer."""
-        output = self.model.on(batch)
-        self._validation.add(self.objective(output, batch), output.reports)
+        output = self._checked(self.model.on(batch))
+        loss: LossSum = self.objective(output, batch)
+        check_loss(self.objective, loss)
+        self._validation.add(loss, output.reports)
 
     def on_validation_epoch_end(self) -> None:
-        """Logs the metrics of the validation set: ``val/loss``, the objective's, ``val/max_violation``."""
+        """Logs the metrics of the validation set: ``val/loss``, the objective's, ``val/max_violation``.
+
+        Raises:
+            SpecError: ``stop.metric`` is none of them.
+        """
         values = self._validation.take()
         if values and not self.trainer.sanity_checking:
             values |= {"seconds": self.clock.seconds, "tokens": self.clock.tokens}
+            self.validated_step = self.trainer.global_step
             self._publish(values, self.trainer.global_step)
+            stop = self.recipe.stop
+            if stop is not None and stop.metric.startswith("val/"):
+                if stop.metric not in values:
+                    raise unknown_metric(stop.metric, [name for name in values if name.startswith("val/")])
+                if values[stop.metric] <= stop.below:
+                    self.stopped_after = self.trainer.global_step
+                    self.trainer.should_stop = True
+
+    def discard_validation(self) -> None:
+        """Forgets the batches of a validation that is abandoned, so that no metrics are logged."""
+        self._validation = Validation()
 
     def on_validation_start(self) -> None:
         """Stops the training clock, and resets the validation sums."""
         self.clock.pause()
-        self._validation = Validation()
+        self.discard_validation()
 
     def on_validation_end(self) -> None:
         """Starts the training clock again."""
@@ -317,13 +380,14 @@ class LitMoE(L.LightningModule):
         """The module in a checkpoint, whole, whatever layout it was saved in.
 
         Args:
-            checkpoint_path: its directory, or a pointer to it (``checkpoints/last``).
+            checkpoint_path: its directory, a pointer to it (``checkpoints/last``), or a ``.ckpt`` file that Lightning's
+                ``ModelCheckpoint`` wrote around this module. Nothing is unpickled but tensors and plain values.
             map_location: the device to move the module to; default: the CPU.
 
         Raises:
             CheckpointError: the checkpoint is missing, damaged or not of a run, or does not fit its own spec.
         """
-        saved = read_checkpoint(Path(checkpoint_path))
+        saved = read_any_checkpoint(Path(checkpoint_path))
         module = cls(saved.plain["hyper_parameters"]["spec"])
         module.build()
         try:
@@ -341,9 +405,12 @@ class LitMoE(L.LightningModule):
         checkpoint["moekit"] = {
             "version": moekit.__version__,
             "data": {} if self.data is None else self.data.state(),
+            "fingerprint": self.fingerprint,
+            "precision": str(self.trainer.precision),
             "seconds": self.clock.seconds,
             "tokens": self.clock.tokens,
             "skipped": self.skips.count,
+            "logged": self.logged_step,
             "accumulate": self.trainer.accumulate_grad_batches,
         }
 
@@ -352,12 +419,16 @@ class LitMoE(L.LightningModule):
         self._restored = checkpoint.get("moekit")
         if self._restored is not None and trainer_of(self) is not None:
             recount(checkpoint, self.trainer.accumulate_grad_batches)
+            if len(checkpoint["lr_schedulers"]) != (self.recipe.schedule is not None):  # added or removed on resume
+                checkpoint["lr_schedulers"] = [{"step": checkpoint["global_step"]}] * (self.recipe.schedule is not None)
         if self._restored is not None and self.data is not None:
             self.data.load_state(self._restored["data"])
 
     def on_train_start(self) -> None:
         """Loads the weights to start from, if any, and starts the clock."""
         self.starting.load(self.model, self._restored)
-        restored = self._restored or {"seconds": 0.0, "tokens": 0.0, "skipped": 0}
+        self._first_step = self.trainer.global_step
+        restored = self._restored or {"seconds": 0.0, "tokens": 0.0, "skipped": 0, "logged": 0}
         self.clock.start(float(restored["seconds"]), float(restored["tokens"]))
         self.skips.count = int(restored["skipped"])
+        self.logged_step = int(restored["logged"])

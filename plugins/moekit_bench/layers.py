@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moekit.contracts import Dispatcher, ExpertBank, LayerDims, Router
-from moekit.layer import run_on_all
+from moekit.moe_layer import run_on_all
 from moekit.routing import gates_of
 from moekit.spec.fields import Spec
 from moekit_bench import peers

@@ -8,7 +8,7 @@ from math import prod
 from typing import Any, cast
 
 from moekit.errors import MoekitError
-from moekit.layer import MoELayer
+from moekit.moe_layer import MoELayer
 from moekit.params import build_on_meta, countable
 from moekit.registry import current
 from moekit.spec.kinds import ModelSpec, MoE, OptimizerSpec

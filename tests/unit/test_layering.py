@@ -43,6 +43,7 @@ LONG: dict[str, str] = {
     "moekit/testing/checks/common.py": "all checks of every torch module",
     "moekit/testing/checks/dispatcher.py": "all checks of dispatchers",
     "moekit/testing/checks/router.py": "all checks of routers",
+    "moekit/training/run/folder.py": "a run's folder: its paths, and how it is found, claimed and locked",
     "moekit/training/health/diagnosis.py": "one search for the non-finite component, forward and backward",
     "moekit/training/module.py": "one class: everything that Lightning calls on LitMoE",
 }
@@ -83,7 +84,7 @@ TERMS: dict[str, str] = {
 
 
 def relative(path: Path) -> str:
-    """``moekit/layer.py``; for a plugin's file, the path below ``plugins/``."""
+    """``moekit/moe_layer.py``; for a plugin's file, the path below ``plugins/``."""
     return path.relative_to(ROOT if path.is_relative_to(CORE) else ROOT / "plugins").as_posix()
 
 
@@ -207,7 +208,8 @@ def test_torch_free_modules_import_no_torch() -> None:
     names += [verb.target for verb in current().verbs if verb.target.startswith("moekit_")]
     names += [m for m in modules() if m in TORCH_FREE or m.startswith(("moekit.spec.", "moekit.cli."))]
     found = import_alone(names, preload=[])
-    assert {name: answer for name, answer in found.items() if answer != ["", []]} == {}
+    heavy = {name: (error, set(loaded) - {"omegaconf"}) for name, (error, loaded) in found.items()}
+    assert {name: answer for name, answer in heavy.items() if answer != ("", set())} == {}
     assert len(found) > 60
 
 

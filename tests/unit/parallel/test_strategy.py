@@ -9,14 +9,16 @@ from typing import Any, cast
 
 import pytest
 import torch
+import torch.distributed as dist
 from fake_plugins import KINDS, module
-from lightning.pytorch.plugins import DoublePrecision, HalfPrecision, Precision
+from lightning.pytorch.plugins import DoublePrecision, HalfPrecision, MixedPrecision, Precision
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 
 from moekit import load, registry
 from moekit.checkpoints.reading import Handle
 from moekit.checkpoints.writing import save_tree
+from moekit.compat import timeout_of
 from moekit.component import Component
 from moekit.contracts import Model
 from moekit.errors import CheckpointError, SpecError
@@ -115,8 +117,18 @@ def sharded_strategy() -> ShardedStrategy:
     return strategy
 
 
-def test_the_timeout_is_the_layouts() -> None:
-    assert ShardedStrategy(Sharded(timeout=7))._timeout == timedelta(seconds=7)
+def test_the_timeout_is_the_layouts_once_training_starts(tmp_path: Path) -> None:
+    """Before, a rank may import, read its data and load a checkpoint for longer."""
+    strategy = ShardedStrategy(Sharded(timeout=7))
+    assert strategy._timeout == timedelta(minutes=10)
+    assert ShardedStrategy(Sharded(timeout=900))._timeout == timedelta(minutes=15)
+    store = f"file://{tmp_path}/store"
+    dist.init_process_group("gloo", init_method=store, rank=0, world_size=1, timeout=timedelta(minutes=10))
+    try:
+        strategy.on_train_start()
+        assert dist.group.WORLD is not None and timeout_of(dist.group.WORLD) == timedelta(seconds=7)
+    finally:
+        dist.destroy_process_group()
 
 
 def test_of_models_and_optimizers_only_slices_are_read(tmp_path: Path) -> None:
@@ -178,3 +190,22 @@ def test_an_uneven_layout_is_rejected_with_the_sizes_that_fit(ep: int, world: in
     check_layout(recipe, Sharded(ep=3), 6)
     with pytest.raises(SpecError, match=f"ep={ep} does not divide {problem}"):
         check_layout(recipe, Sharded(ep=ep), world)
+
+
+@pytest.mark.parametrize("precision", ["16-mixed", 16])
+def test_a_loss_scale_and_expert_parallelism_are_rejected_in_the_spec(precision: str | int) -> None:
+    strategy = "trainer.strategy={use: sharded, ep: 2}"
+    with pytest.raises(
+        SpecError, match=r"16-mixed cannot be used with ep=2: (?s:.*)at trainer.precision(?s:.*)or ep: 1"
+    ):
+        load("deepseek_v3", [strategy, f"trainer.precision={precision}"])
+    load("deepseek_v3", [strategy, "trainer.precision=bf16-mixed"])
+    load("deepseek_v3", ["trainer.strategy={use: sharded}", f"trainer.precision={precision}"])
+
+
+def test_a_loss_scale_and_expert_parallelism_are_rejected_by_the_strategy() -> None:
+    """Of a Trainer made by hand, whose precision no spec knows."""
+    strategy = ShardedStrategy(Sharded(ep=2))
+    strategy.precision_plugin = MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu"))
+    with pytest.raises(SpecError, match="16-mixed cannot be used with ep=2"):
+        strategy.shard(cast(Model, nn.Linear(2, 2)))
