@@ -106,7 +106,7 @@ def run(name: str, argv: list[str]) -> int:
 
     Raises:
         MoekitError: the user's mistake.
-        Exception: any exception of a plugin's verb, with a note that names the verb and its plugin.
+        Exception: any other exception of a plugin's verb, with a note that names the verb and its plugin.
     """
     verb = find(name)
     parser = parser_of(verb)
@@ -122,10 +122,10 @@ def run(name: str, argv: list[str]) -> int:
 
 @contextmanager
 def _named(verb: Verb) -> Iterator[None]:
-    """Adds a note to an exception of a plugin's verb."""
+    """Adds a note to an exception of a plugin's verb, unless it is the user's mistake."""
     try:
         yield
     except Exception as error:
-        if verb.plugin:
+        if verb.plugin and not isinstance(error, MoekitError):
             error.add_note(f"while running verb '{verb.full_name}' ({current().origin(verb)})")
         raise
