@@ -112,6 +112,7 @@ def test_a_target_that_does_not_import_fails_only_when_built(run: Run, install: 
     assert built.stderr == (
         "error: router 'acme/coin': cannot import its target 'nowhere.at_all:Coin'\n"
         "  ModuleNotFoundError: No module named 'nowhere'\n"
+        "  while building model 'models/mixture'\n"
     )
 
 
@@ -189,13 +190,16 @@ def test_a_third_party_verb_cannot_take_the_name_of_moekits_own(run: Run, instal
     assert run("train", "--help").stdout.startswith("usage: moekit train ")
 
 
-def test_a_namesake_affects_only_the_recipes_that_use_the_name(run: Run, install: Install, tmp_path: Path) -> None:
+def test_a_namesake_affects_no_shipped_recipe_but_a_users_own_short_name(
+    run: Run, install: Install, tmp_path: Path
+) -> None:
     install("acme", name="topk")
-    assert run("config", "validate", "jacobs1991").returncode == 0
-    unclear = run("config", "validate", "deepseek_v3")
+    assert run("config", "validate", "deepseek_v3").returncode == 0
+    own = ("config", "validate", "deepseek_v3", "model.moe.router={use: topk, top_k: 2}")
+    unclear = run(*own)
     assert unclear.returncode == 2
     assert "acme/topk (acme-moe 1.2), routers/topk (moekit " in unclear.stderr
-    skips = run("config", "validate", "deepseek_v3", MOEKIT_DISABLE_PLUGINS="acme")
+    skips = run(*own, MOEKIT_DISABLE_PLUGINS="acme")
     assert (skips.returncode, skips.stderr) == (0, "")
 
 
