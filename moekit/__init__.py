@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from moekit.contracts import Data as Data
     from moekit.contracts import Dispatched as Dispatched
     from moekit.contracts import Dispatcher as Dispatcher
+    from moekit.contracts import Evaluation as Evaluation
+    from moekit.contracts import Evaluator as Evaluator
     from moekit.contracts import ExpertBank as ExpertBank
     from moekit.contracts import Init as Init
     from moekit.contracts import LayerDims as LayerDims
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from moekit.contracts import Objective as Objective
     from moekit.contracts import Router as Router
     from moekit.contracts import Source as Source
+    from moekit.contracts import Tokenizer as Tokenizer
+    from moekit.contracts import Trained as Trained
     from moekit.contracts.layer import Groups as Groups
     from moekit.contracts.layer import UniformGroups as UniformGroups
     from moekit.errors import CheckpointError as CheckpointError
@@ -49,6 +53,7 @@ if TYPE_CHECKING:
     from moekit.routing import TokenChoice as TokenChoice
     from moekit.spec import load as load
     from moekit.spec import to_plain as to_plain
+    from moekit.spec.fields import MetricInfo as MetricInfo
     from moekit.spec.fields import Spec as Spec
     from moekit.spec.fields import group as group
     from moekit.spec.fields import option as option
@@ -58,12 +63,14 @@ if TYPE_CHECKING:
     from moekit.spec.kinds import BalancerSpec as BalancerSpec
     from moekit.spec.kinds import DataSpec as DataSpec
     from moekit.spec.kinds import DispatcherSpec as DispatcherSpec
+    from moekit.spec.kinds import EvaluatorSpec as EvaluatorSpec
     from moekit.spec.kinds import ExpertSpec as ExpertSpec
     from moekit.spec.kinds import ModelSpec as ModelSpec
     from moekit.spec.kinds import ObjectiveSpec as ObjectiveSpec
     from moekit.spec.kinds import OptimizerSpec as OptimizerSpec
     from moekit.spec.kinds import RouterSpec as RouterSpec
     from moekit.spec.kinds import ScheduleSpec as ScheduleSpec
+    from moekit.spec.kinds import TokenizerSpec as TokenizerSpec
 
 __version__ = "0.1.0"
 __getattr__, __dir__, __all__ = lazy_exports(__name__, imports_in(__file__))

@@ -88,9 +88,12 @@ def option(
     return _field(FieldInfo("option", help, ge=ge, gt=gt, le=le, lt=lt), default)
 
 
-def slot(component: str, help: str = "", *, optional: bool = False) -> Any:
-    """One component of kind ``component``: ``{use: name, ...}`` in YAML, its spec in Python."""
-    return _field(FieldInfo("slot", help, component), None if optional else MISSING)
+def slot(component: str, help: str = "", *, optional: bool = False, default: Any = MISSING) -> Any:
+    """One component of kind ``component``: ``{use: name, ...}`` in YAML, its spec in Python.
+
+    ``default`` is a spec; with ``optional`` it is None.
+    """
+    return _field(FieldInfo("slot", help, component), None if optional else default)
 
 
 def slots(component: str, help: str = "") -> Any:
@@ -109,6 +112,35 @@ class ConflictError(ValueError):
     def __init__(self, *sentences: str) -> None:
         self.sentences = sentences
         super().__init__("; ".join(sentences))
+
+
+@dataclass(frozen=True)
+class MetricInfo:
+    """How a metric is shown. Components declare theirs by ``Spec.metrics``.
+
+    Attributes:
+        label: the metric in words.
+        unit: such as ``nats per token``; empty for none.
+        lower_is_better: False for a score such as BLEU.
+        headline: whether it is the main metric of a run; else the loss is.
+        digits: decimal places.
+        live: whether it is shown beside the loss while training goes on.
+    """
+
+    label: str
+    unit: str = ""
+    lower_is_better: bool = True
+    headline: bool = False
+    digits: int = 3
+    live: bool = False
+
+    def format(self, value: float) -> str:
+        """The value with ``digits`` decimal places."""
+        return f"{value:,.{self.digits}f}"
+
+    def with_unit(self) -> str:
+        """The label, with the unit in brackets if there is one."""
+        return f"{self.label} ({self.unit})" if self.unit else self.label
 
 
 @typing.dataclass_transform(kw_only_default=True, frozen_default=True)
@@ -164,6 +196,10 @@ class Spec:
         """Conflicts between options, one sentence each. Override; every field is set and in range when it is called."""
         return ()
 
+    def metrics(self) -> Mapping[str, MetricInfo]:
+        """The metrics that this component logs, by name, without ``train/`` or ``val/``. Override where it logs any."""
+        return {}
+
     def __post_init__(self) -> None:
         problems = [p for name in fields_of(type(self)) if (p := self._problem_of(name))] or self._conflicts()
         if problems:
@@ -193,6 +229,20 @@ class Spec:
         if found is None or not all(isinstance(sentence, str) for sentence in found):
             raise PluginError(f"{here} returned {said!r}; expected sentences: yield one for each conflict")
         return found
+
+
+def metrics_of(spec: Spec, *, without: str = "") -> dict[str, MetricInfo]:
+    """The metrics that a spec and all components in it declare; of a name declared twice, the first.
+
+    Components of the kind ``without`` are skipped.
+    """
+    found = dict(spec.metrics())
+    for name, info in fields_of(type(spec)).items():
+        held = getattr(spec, name)
+        for part in held.values() if info.kind == "slots" else [held]:
+            if isinstance(part, Spec) and info.component != (without or None):
+                found = metrics_of(part, without=without) | found
+    return found
 
 
 def is_a(value: Any, hint: Any) -> bool:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from moekit.errors import PluginError, SpecError, UnknownName
-from moekit.registry import current
 from moekit.files import read_regular
+from moekit.registry import current
 from moekit.spec.merging import merge
 from moekit.spec.places import COMMAND_LINE, Keys, Place, Report, Tree, found, reject, show
 from moekit.spec.yaml_text import read

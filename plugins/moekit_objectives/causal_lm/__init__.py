@@ -9,9 +9,10 @@ It also serves targets of a source: it depends on logits and targets alone.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
-from moekit.spec.fields import option
+from moekit.spec.fields import MetricInfo, option
 from moekit.spec.kinds import ObjectiveSpec
 
 
@@ -25,6 +26,14 @@ class CausalLM(ObjectiveSpec):
         0.676, "fraction of training from which it applies; DeepSeek-V3: 10T/14.8T", ge=0, le=1
     )
     exact: bool = option(False, "log the share of sequences in which every valid target is the likeliest token")
+
+    def metrics(self) -> Mapping[str, MetricInfo]:
+        """The loss, bits per byte where tokens spell text, and ``exact`` if asked for."""
+        found = {
+            "loss": MetricInfo("loss", unit="nats per token"),
+            "bits_per_byte": MetricInfo("bits per byte", headline=True),
+        }
+        return found | ({"exact": MetricInfo("exact", lower_is_better=False)} if self.exact else {})
 
     def weight_at(self, progress: float) -> float:
         """Lambda at the fraction ``progress`` of training completed."""

@@ -45,7 +45,7 @@ def test_a_file_of_lightnings_own_callback_is_loaded(ckpt: Path, tmp_path: Path)
     module = LitMoE.load_from_checkpoint(ckpt)
     saved = torch.load(ckpt, weights_only=True)
     assert all(torch.equal(tensor, saved["state_dict"][name]) for name, tensor in module.state_dict().items())
-    assert module.data is not None and module.data.decode(module.data.encode("abc")) == "abc"
+    assert module.data is not None and module.data.tokenizer.decode(module.data.tokenizer.encode("abc")) == "abc"
     assert load_run(str(ckpt)).data is not None
     path, _, _ = export(str(ckpt), tmp_path / "w.safetensors")
     weights = load_file(path)
