@@ -32,14 +32,14 @@ class DerivedData(Data):
         DataError: the text has no tokenizer.
     """
 
-    def __init__(self, spec: DerivedSpec, *, sentinels: int = 0) -> None:
+    def __init__(self, spec: DerivedSpec) -> None:
         self.spec = spec
         self.text: Data = build(spec.text)
         self.end = spec.text_vocab()
         if self.text.tokenizer is None:
             raise DataError(f"{type(self.text).__name__} has no tokenizer, so no pairs can be made of its text")
         self.tokenizer: Tokenizer = SentinelTokenizer(
-            self.text.tokenizer, end=self.end, sentinels=sentinels, vocab=spec.vocab
+            self.text.tokenizer, end=self.end, sentinels=spec.num_sentinels(), vocab=spec.vocab
         )
 
     @abstractmethod

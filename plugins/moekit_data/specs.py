@@ -35,6 +35,10 @@ class DerivedSpec(DataSpec):
         """V, the number of tokens of the text."""
         return self.text.num_tokens() or 0
 
+    def num_sentinels(self) -> int:
+        """How many sentinels a prompt may have; override where there are any."""
+        return 0
+
     def smallest_vocab(self) -> int:
         """The smallest ``vocab`` with room for the text's tokens and the end."""
         return self.text_vocab() + 1

@@ -25,7 +25,7 @@ class SpanCorruptionData(DerivedData):
     """
 
     def __init__(self, spec: SpanCorruption) -> None:
-        super().__init__(spec, sentinels=spec.sentinels)
+        super().__init__(spec)
         self.spec: SpanCorruption = spec
 
     def pairs(self, batch: Batch, generator: torch.Generator) -> Batch:
