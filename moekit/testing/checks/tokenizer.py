@@ -69,9 +69,8 @@ def check_stream(case: Case) -> None:
     expected = [token for text in TEXTS for token in [*tokenizer.encode(text).tolist(), *last]]
     found = tokenizer.stream(text.encode() for text in TEXTS)
     same = not found.is_floating_point() and found.tolist() == expected
-    require(
-        same, found=f"{found.dtype}, {len(found)} tokens", expected=f"the {len(expected)} tokens of each, with ends"
-    )
+    wanted = f"the {len(expected)} tokens of all, with ends"
+    require(same, found=f"{found.dtype}, {len(found)} tokens", expected=wanted)
 
 
 def check_learning_repeats(case: Case) -> None:
