@@ -1,6 +1,10 @@
 """The contracts that plugins implement and all of moekit relies on: of a layer (``layer``), of a run (``run``)."""
 
 from moekit.cache import Cache as Cache
+from moekit.contracts.evaluation import Evaluation as Evaluation
+from moekit.contracts.evaluation import Evaluator as Evaluator
+from moekit.contracts.evaluation import Generate as Generate
+from moekit.contracts.evaluation import Trained as Trained
 from moekit.contracts.layer import BalanceContext as BalanceContext
 from moekit.contracts.layer import Balancer as Balancer
 from moekit.contracts.layer import Dispatched as Dispatched
@@ -13,16 +17,12 @@ from moekit.contracts.layer import Router as Router
 from moekit.contracts.layer import StandardForm as StandardForm
 from moekit.contracts.run import Batch as Batch
 from moekit.contracts.run import Data as Data
-from moekit.contracts.run import Evaluation as Evaluation
-from moekit.contracts.run import Evaluator as Evaluator
-from moekit.contracts.run import Generate as Generate
 from moekit.contracts.run import LossSum as LossSum
 from moekit.contracts.run import Model as Model
 from moekit.contracts.run import ModelOutput as ModelOutput
 from moekit.contracts.run import Objective as Objective
 from moekit.contracts.run import Source as Source
-from moekit.contracts.run import Tokenizer as Tokenizer
-from moekit.contracts.run import Trained as Trained
+from moekit.contracts.tokenizer import Tokenizer as Tokenizer
 from moekit.init import Init as Init
 from moekit.init import init_matrices as init_matrices
 from moekit.routing import LossTerm as LossTerm

@@ -1,20 +1,20 @@
-"""The interfaces of a run: model, objective, data, tokenizer, evaluator; and the values that pass between them."""
+"""The interfaces of a training run: ``Model``, ``Objective`` and ``Data``, and the values that pass between them."""
 
 from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from moekit.cache import Cache
 from moekit.contracts.layer import LayerReport
+from moekit.contracts.tokenizer import Tokenizer
 from moekit.errors import MoekitError
 
 
@@ -157,70 +157,6 @@ class Objective(nn.Module, ABC):
         """
 
 
-class Tokenizer(ABC):
-    """Turns text into tokens and back. Built as ``Target(spec)``."""
-
-    @property
-    @abstractmethod
-    def spelling(self) -> Sequence[bytes]:
-        """The bytes of text that each token spells, by its number: none for the end, or a tag.
-
-        Empty before ``train`` or ``load_state`` if tokens are learnt.
-        """
-
-    @abstractmethod
-    def encode(self, text: str) -> Tensor:
-        """Text as tokens, int64 ``[S]``, without an end.
-
-        Raises:
-            MoekitError: the tokens are not learnt yet.
-        """
-
-    def train(self, documents: Iterable[bytes]) -> None:
-        """Learns the tokens from UTF-8 documents. By default there is nothing to learn."""
-        return None
-
-    def decode(self, ids: Tensor) -> str:
-        """Tokens, int64 ``[S]``, as text. Invalid UTF-8 becomes U+FFFD; numbers that are no token spell nothing."""
-        spelling = self.spelling
-        return b"".join(spelling[i] for i in ids.tolist() if 0 <= i < len(spelling)).decode("utf-8", errors="replace")
-
-    @property
-    def end(self) -> int | None:
-        """The token that ends a document or a target, and with which a decoder starts; None if there is none."""
-        return None
-
-    def example(self) -> str:
-        """A short text that ``encode`` accepts, shown to users as an example of a prompt."""
-        return "The "
-
-    def describe(self) -> str:
-        """The tokens in a few words, printed at the start of a run."""
-        return f"{len(self.spelling):,} tokens"
-
-    def stream(self, documents: Iterable[bytes]) -> Tensor:
-        """UTF-8 documents as one row of tokens of any integer type, each with the end after it. Override for speed."""
-        last = torch.tensor([] if self.end is None else [self.end], dtype=torch.int64)
-        pieces = (piece for text in documents for piece in (self.encode(text.decode("utf-8")), last))
-        return torch.cat([last[:0], *pieces])
-
-    def num_bytes_V(self) -> Tensor:
-        """int64 ``[V]``: how many bytes of text each token spells."""
-        return torch.tensor([len(piece) for piece in self.spelling])
-
-    def state(self) -> dict[str, Any]:
-        """What was learnt, as plain values; saved in checkpoints."""
-        return {}
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Restores the result of ``state``, so that nothing needs to be learnt.
-
-        Raises:
-            DataError: it is the state of another kind of tokenizer, or damaged.
-        """
-        return None
-
-
 class Data(ABC):
     """The data that a model is trained on. Built as ``Target(spec)``; reads nothing before ``prepare``.
 
@@ -277,67 +213,3 @@ class Data(ABC):
         """Restores the result of ``state``, before ``prepare`` or instead of it."""
         if self.tokenizer is not None:
             self.tokenizer.load_state(state)
-
-
-class Generate(Protocol):
-    """Generates greedily with a trained model."""
-
-    def __call__(self, given: Source | Tensor, *, max_tokens: int) -> list[Tensor]:
-        """The most likely tokens, int64 on the CPU.
-
-        Args:
-            given: sources, for a model that takes pairs; or a text to continue, int64 ``[S]``.
-            max_tokens: how many to generate at most.
-
-        Returns:
-            The targets of all sources, each without the end; or the continuation alone, in a list of one.
-        """
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trained:
-    """What an evaluator gets.
-
-    Attributes:
-        model: in evaluation mode.
-        data: prepared.
-        folder: the run's folder, for files.
-        generate: generates with the model.
-    """
-
-    model: Model
-    data: Data
-    folder: Path
-    generate: Generate
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """The data's tokenizer.
-
-        Raises:
-            MoekitError: the data is not text.
-        """
-        if self.data.tokenizer is None:
-            raise MoekitError(f"{type(self.data).__name__} has no tokenizer: it is not text")
-        return self.data.tokenizer
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """What an evaluator found.
-
-    Attributes:
-        values: numbers by metric; ``EvaluatorSpec.metrics`` declares them.
-        files: what it wrote.
-    """
-
-    values: Mapping[str, float] = field(default_factory=dict)
-    files: Sequence[Path] = ()
-
-
-class Evaluator(ABC):
-    """Evaluates a trained model: scores that are no mean over tokens (BLEU), pictures. Built as ``Target(spec)``."""
-
-    @abstractmethod
-    def evaluate(self, trained: Trained) -> Evaluation:
-        """Evaluates, once at the end of a run, without gradients."""

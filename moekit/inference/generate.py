@@ -145,7 +145,10 @@ def end_of(tokenizer: Tokenizer) -> int:
 
 
 def greedy(model: Model, tokenizer: Tokenizer | None) -> Generate:
-    """What an evaluator generates with: the most likely targets, or the most likely continuation."""
+    """What an evaluator generates with: the most likely targets, or the most likely continuation.
+
+    Targets need a tokenizer with an end: without one, the function raises ``MoekitError``.
+    """
 
     def generate(given: Source | Tensor, *, max_tokens: int) -> list[Tensor]:
         if isinstance(given, Tensor):

@@ -124,7 +124,7 @@ class MetricInfo:
         lower_is_better: False for a score such as BLEU.
         headline: whether it is the main metric of a run; else the loss is.
         digits: decimal places.
-        live: whether it is shown beside the loss while training goes on.
+        live: whether it is shown next to the loss during training.
     """
 
     label: str

@@ -120,7 +120,7 @@ class Recipe(Spec):
             near = nearest(self.stop.metric, names)
             yield (
                 f"stop.metric: training logs no metric '{self.stop.metric}'"
-                + (f"; did you mean '{near}'?" if near else "")
+                + (f" (did you mean '{near}'?)" if near else "")
                 + f"; the metrics are {', '.join(names)}"
             )
 

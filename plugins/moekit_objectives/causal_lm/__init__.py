@@ -28,7 +28,7 @@ class CausalLM(ObjectiveSpec):
     exact: bool = option(False, "log the share of sequences in which every valid target is the likeliest token")
 
     def metrics(self) -> Mapping[str, MetricInfo]:
-        """The loss, bits per byte where tokens spell text, and ``exact`` if asked for."""
+        """The loss, bits per byte where tokens spell text, and ``exact`` if the option says so."""
         found = {
             "loss": MetricInfo("loss", unit="nats per token"),
             "bits_per_byte": MetricInfo("bits per byte", headline=True),

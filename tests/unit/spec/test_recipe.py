@@ -41,7 +41,7 @@ PAPER = "jacobs1991"
         (
             PAPER,
             ["stop.metric=train/blend_mes"],
-            ["stop.metric: training logs no metric 'train/blend_mes'; did you mean 'train/blend_mse'?"],
+            ["stop.metric: training logs no metric 'train/blend_mes' (did you mean 'train/blend_mse'?); the "],
         ),
         (
             PAPER,
