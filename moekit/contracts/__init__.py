@@ -24,5 +24,6 @@ from moekit.contracts.run import Objective as Objective
 from moekit.contracts.run import Source as Source
 from moekit.contracts.tokenizer import Tokenizer as Tokenizer
 from moekit.init import Init as Init
+from moekit.init import Table as Table
 from moekit.init import init_matrices as init_matrices
 from moekit.routing import LossTerm as LossTerm

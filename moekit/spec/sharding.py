@@ -34,6 +34,28 @@ def sharded_of(trainer: Mapping[str, Any]) -> Sharded | None:
     return Sharded(**{name: value for name, value in strategy.items() if name != "use"})
 
 
+SCALE_FREE = "bf16-mixed, 32-true or another precision without a loss scale; or ep: 1"
+
+
+def no_loss_scale(ep: int) -> str:
+    """Why fp16 with a loss scale and expert parallelism exclude each other, as a sentence.
+
+    torch's ``GradScaler`` unscales all gradients in one call, which takes tensors of one layout alone, and agrees on
+    infinite gradients within the ranks of the first one's mesh; experts have another mesh, or none.
+    """
+    return (
+        f"16-mixed cannot be used with ep={ep}: its loss scale needs gradients of one layout, and experts have another"
+    )
+
+
+def check_loss_scale(options: Mapping[str, Any], report: Report) -> None:
+    """Reports a ``trainer`` with fp16 mixed precision and expert parallelism."""
+    strategy = options.get("strategy")
+    ep = strategy.get("ep", 1) if isinstance(strategy, Mapping) and strategy.get("use") == NAME else 1
+    if str(options.get("precision")) in ("16", "16-mixed") and isinstance(ep, int) and ep > 1:
+        report.add(("trainer", "precision"), no_loss_scale(ep), expected=SCALE_FREE)
+
+
 def check_sharded(strategy: Any, report: Report) -> None:
     """Reports the mistakes in a ``trainer.strategy`` that is a mapping."""
     if not isinstance(strategy, Mapping):

@@ -7,7 +7,7 @@ from typing import Any
 
 from moekit.errors import nearest
 from moekit.spec.places import Report, found, one_of
-from moekit.spec.sharding import check_sharded
+from moekit.spec.sharding import check_loss_scale, check_sharded
 
 TRAINER_OPTIONS: tuple[str, ...] = (
     "accelerator",
@@ -96,6 +96,7 @@ LEAST: Mapping[str, tuple[type, int]] = {
 def check_trainer(options: Mapping[str, Any], report: Report) -> None:
     """Reports options of a recipe's ``trainer`` that are unknown or that moekit sets itself, and invalid values."""
     check_sharded(options.get("strategy"), report)
+    check_loss_scale(options, report)
     allowed = [name for name in TRAINER_OPTIONS if name not in SET_BY_MOEKIT]
     for name in options:
         if name in SET_BY_MOEKIT:

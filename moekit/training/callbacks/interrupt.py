@@ -34,7 +34,7 @@ class StopOnInterrupt(Callback):
     """After the first signal, completes the optimizer step, saves, and stops. It validates nothing.
 
     A checkpoint within an optimizer step would lose its gradients. So the callback sets ``trainer.should_stop`` just
-    before a step is taken. A validation that has begun is abandoned: whoever sent the signal may not wait for its end.
+    before a step is taken. A validation that has begun is abandoned: the sender of the signal may not wait for its end.
     All ranks stop at the same step, whichever rank gets the signal.
 
     SIGUSR1, with which Lightning saves and requeues under SLURM, keeps its handler.
@@ -103,7 +103,9 @@ class StopOnInterrupt(Callback):
         if trainer.world_size > 1:
             number = torch.tensor(self.signal or 0, device=trainer.strategy.root_device)
             number = trainer.strategy.reduce(number, reduce_op="max")
-            self.signal = signal.Signals(int(number)) if number else None
+            if not number:
+                return None  # a signal that arrived meanwhile counts the next time: other ranks do not know it yet
+            self.signal = signal.Signals(int(number))
         return self.signal
 
 

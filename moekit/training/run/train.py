@@ -169,7 +169,7 @@ def fit(run: Prepared, console: Console) -> None:
 
 def write_spec(run: Prepared) -> None:
     """Writes the resolved recipe to ``spec.yaml`` in the run's folder, unless it is there: a disk may be full."""
-    text = dump(run.module.recipe)
+    text = dump(run.module.recipe, full_names=True)
     if not run.folder.spec.is_file() or run.folder.spec.read_bytes() != text.encode():
         replace_file(run.folder.spec, lambda path: path.write_bytes(text.encode()))
 
@@ -198,7 +198,9 @@ def summarize(run: Prepared, model: Model | None, console: Console) -> Outcome:
     if not console.is_terminal:
         console.print(text, highlight=False, markup=False)
     with console.status(text):
-        found = evaluate(run.evaluators, model, run.module.data, run.folder.path)
+        found = evaluate(
+            run.evaluators, model, run.module.data, run.folder.path, device=run.trainer.strategy.root_device
+        )
     return replace(outcome, scores=dict(found.values), files=list(found.files))
 
 

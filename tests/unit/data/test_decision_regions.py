@@ -7,7 +7,7 @@ from torch import nn
 
 from moekit.contracts import LayerDims, Model, ModelOutput
 from moekit.inference.evaluation import evaluate
-from moekit.layer import MoELayer
+from moekit.moe_layer import MoELayer
 from moekit.registry import build
 from moekit.routing import ExpertChoice, Soft
 from moekit_data.decision_regions import DecisionRegions

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import torch
@@ -49,6 +49,20 @@ def test_evaluators_run_in_evaluation_mode_and_the_mode_is_restored(tmp_path: Pa
     assert model.training and first.seen == second.seen
     (trained,) = first.seen
     assert (trained.model, trained.data, trained.tokenizer) == (model, data, data.tokenizer)
+
+
+def test_a_model_is_evaluated_on_the_device_that_it_was_trained_on(tmp_path: Path, monkeypatch: Any) -> None:
+    model, data = made(Tokens())
+    places: list[str] = []
+
+    class Where(Notes):
+        def evaluate(self, trained: Trained) -> Evaluation:
+            places.append("evaluated")
+            return super().evaluate(trained)
+
+    monkeypatch.setattr(model, "to", lambda device: places.append(str(device)))
+    evaluate({"one": Where(1.0)}, model, data, tmp_path, device=torch.device("cuda", 1))
+    assert places == ["cuda:1", "evaluated", "cpu"]
 
 
 def test_the_mode_is_restored_after_a_failure(tmp_path: Path) -> None:
