@@ -59,6 +59,11 @@ class Registry:
         """The verbs of plugins, sorted by name."""
         return self._sorted("verb")
 
+    @property
+    def resolvers(self) -> dict[str, tuple[str, str]]:
+        """The plugin and the import string of each resolver; of two of one name, those of the first plugin."""
+        return {name: (p.name, target) for p in reversed(self.plugins) for name, target in p.resolvers.items()}
+
     def components(self, kind: str | None = None) -> list[Component]:
         """All components of one kind, or of every kind, sorted by name.
 
