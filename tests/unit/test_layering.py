@@ -24,7 +24,7 @@ from moekit import contracts
 from moekit.component import Component
 from moekit.registry import current
 from moekit.spec import kinds
-from moekit.spec.fields import Spec, fields_of, types_of
+from moekit.spec.fields import Spec, fields_of, required, types_of
 
 ROOT = Path(__file__).parents[2]
 CORE = ROOT / "moekit"
@@ -128,6 +128,28 @@ def test_the_core_imports_no_plugin() -> None:
         (relative(p), name) for p in FILES if p.is_relative_to(CORE) for name in imports(p) if name[:7] == "moekit_"
     ]
     assert wrong == []
+
+
+def test_plugins_import_nothing_of_training_and_inference() -> None:
+    """What they need of a run is handed to them (``moekit.contracts.Trained``)."""
+    upper = ("moekit.training", "moekit.inference")
+    files = [path for plugin in PLUGINS for path in plugin.rglob("*.py")]
+    assert [(relative(path), name) for path in files for name in imports(path) if name.startswith(upper)] == []
+
+
+def test_the_core_names_no_metric_of_a_plugin() -> None:
+    """Labels, digits and the headline of a run come from the components that log the metrics."""
+    classes = [component.spec_class() for component in current().components()]
+    names = {name for spec in classes if not required(spec) for name in spec().metrics()} - {"loss"}
+    assert {"bits_per_byte", "blend_mse", "bleu", "accuracy"} <= names
+    texts = {
+        f"{relative(path)}: {node.value}"
+        for path in FILES
+        if path.is_relative_to(CORE)
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.rpartition("/")[2] in names
+    }
+    assert texts == set()
 
 
 def test_plugins_import_no_other_plugin() -> None:
