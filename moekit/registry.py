@@ -56,7 +56,7 @@ class Registry:
 
     @property
     def verbs(self) -> list[Verb]:
-        """The verbs of plugins, sorted by name."""
+        """The verbs, moekit's own and those of plugins, sorted by name."""
         return self._sorted("verb")
 
     @property
@@ -257,7 +257,7 @@ class Registry:
         return Problem(
             what=f"unknown {what} '{name}' (installed: {named})",
             nearest=nearest(name, [*names, *choices]),
-            list_with=f"moekit ls {plural}",
+            list_with="moekit help" if what == "verb" else f"moekit ls {plural}",
             notes=self.notes(),
         )
 
