@@ -79,6 +79,20 @@ def moekit_kinds() -> list[Kind]:
             checks=f"{_CHECKS}.data",
         ),
         Kind(
+            name="tokenizer",
+            spec="moekit.spec.kinds:TokenizerSpec",
+            summary="turns text into tokens and back",
+            makes="moekit.contracts:Tokenizer",
+            checks=f"{_CHECKS}.tokenizer",
+        ),
+        Kind(
+            name="evaluator",
+            spec="moekit.spec.kinds:EvaluatorSpec",
+            summary="scores and pictures of a trained model, at the end of a run",
+            makes="moekit.contracts:Evaluator",
+            checks=f"{_CHECKS}.evaluator",
+        ),
+        Kind(
             name="optimizer",
             spec="moekit.spec.kinds:OptimizerSpec",
             summary="updates the weights",

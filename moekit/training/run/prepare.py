@@ -19,17 +19,18 @@ from lightning.pytorch.strategies import StrategyRegistry
 from rich.console import Console
 
 from moekit.checkpoints.reading import Checkpoint
+from moekit.contracts import Evaluator
 from moekit.errors import Problem, SpecError, nearest
 from moekit.parallel.strategy import ShardedStrategy, check_layout
+from moekit.registry import build
 from moekit.spec import to_plain
+from moekit.spec.fields import metrics_of
 from moekit.spec.recipe import Recipe
 from moekit.spec.sharding import NAME, sharded_of
 from moekit.training.callbacks.checkpoint import AtomicCheckpointIO, SaveCheckpoints
 from moekit.training.callbacks.interrupt import StopOnInterrupt
 from moekit.training.callbacks.load_history import LoadHistory, lost_logs
 from moekit.training.callbacks.progress import TrainingProgress, counted_unit
-from moekit.training.data import batch_at
-from moekit.training.metrics import loss_sums, unknown_metric
 from moekit.training.module import DEFAULT_STEPS, LitMoE
 from moekit.training.run.folder import RunFolder
 from moekit.training.run.metrics_log import LogWrites, RunLog
@@ -42,6 +43,7 @@ class Prepared:
     """A run that has passed every check and has not written anything yet.
 
     Attributes:
+        evaluators: of the trained model, by name.
         checkpoint: to resume; None for a new run.
         done: optimizer steps until that checkpoint.
     """
@@ -53,6 +55,7 @@ class Prepared:
     log: RunLog
     loads: LoadHistory
     interrupt: StopOnInterrupt
+    evaluators: Mapping[str, Evaluator]
     checkpoint: Checkpoint | None
     done: int
 
@@ -196,17 +199,6 @@ def quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def metric_names(module: LitMoE) -> list[str]:
-    """Names of the objective's metrics, in training and validation, found by one forward pass without side effects."""
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        batch = batch_at(module.prepare(), seed=module.recipe.seed, step=0, ramp=module.recipe.batch_ramp)
-        output = module.model.on(batch)
-        loss = module.objective(output, batch)
-    names = [f"{part}/{name}" for part in ("train", "val") for name in loss_sums(loss)]
-    sparse = [name for name, report in output.reports.items() if report.routing.form != "soft"]
-    return [*names, "val/max_violation"] if sparse else names
-
-
 def prepare(
     recipe: Recipe, folder: RunFolder, console: Console, *, label: str, saved: Checkpoint | None, allow_changes: bool
 ) -> Prepared:
@@ -218,6 +210,7 @@ def prepare(
         SpecError, DataError, CheckpointError: anything that would make the run fail.
     """
     module = LitMoE(recipe)
+    evaluators = {name: build(spec) for name, spec in recipe.evaluators.items()}
     last_step = 0
     if saved is not None:
         check_resumable(saved)
@@ -234,14 +227,12 @@ def prepare(
     interrupt = StopOnInterrupt(say)
     callbacks: list[Any] = [loads, interrupt]
     if recipe.trainer.get("enable_progress_bar", True):
-        callbacks.append(TrainingProgress(console, label, counted_unit(recipe)))
+        callbacks.append(TrainingProgress(console, label, counted_unit(recipe), metrics_of(recipe)))
     trainer = make_trainer(recipe, folder, loggers=[log], callbacks=callbacks, opened=saved)
     module.prepare()
     if saved is not None:
         now = str(trainer.precision), module.fingerprint
         check_unchanged(saved, recipe, *now, allow=allow_changes, report=say)
-    if recipe.stop is not None and module.is_built and recipe.stop.metric not in (known := metric_names(module)):
-        raise unknown_metric(recipe.stop.metric, known)
     return Prepared(
         label=label,
         folder=folder,
@@ -250,6 +241,7 @@ def prepare(
         log=log,
         loads=loads,
         interrupt=interrupt,
+        evaluators=evaluators,
         checkpoint=saved,
         done=last_step,
     )

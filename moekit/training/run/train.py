@@ -12,17 +12,17 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 import torch.distributed as dist
 from lightning.pytorch.callbacks import LambdaCallback
 from rich.console import Console
 from torch.distributed.fsdp import FSDPModule
 
 from moekit.compat import kill_started_processes
-from moekit.contracts import Data, Model
+from moekit.contracts import Model
 from moekit.distributed import is_distributed
 from moekit.errors import CheckpointError, MoekitError
 from moekit.files import replace_file
+from moekit.inference.evaluation import evaluate
 from moekit.parallel.launch import decide_on_rank_zero, is_rank_zero
 from moekit.screen import Screen
 from moekit.shards.shard import gather, state_dict_shards
@@ -117,10 +117,7 @@ def train(
             dense_outcome = summarize(baseline, models[1], console)
             if outcome.validation and dense_outcome.validation:
                 outcome = replace(outcome, comparison=compare(outcome, dense_outcome))
-        plots = draw_plots(run, baseline)
-        if models[0] is not None and run.module.data is not None:
-            plots += run.module.data.picture(models[0], folder.path)
-        outcome = replace(outcome, files=plots)
+        outcome = replace(outcome, files=[*draw_plots(run, baseline), *outcome.files])
     write_summary(folder.summary, outcome)
     print_summary(outcome, run.module, console)
     return outcome
@@ -193,39 +190,28 @@ def lost_rank(error: Exception) -> bool:
 
 
 def summarize(run: Prepared, model: Model | None, console: Console) -> Outcome:
-    """The results of a run, with the data's scores of the trained model."""
+    """The results of a run, with those of its evaluators. Prints a status line if there are any."""
     outcome = outcome_of(run.label, run.folder, run.module, run.log.rows)
-    device = run.trainer.strategy.root_device
-    return replace(outcome, scores=evaluate(run.module.data, model, run.label, console, device))
-
-
-def evaluate(
-    data: Data | None, model: Model | None, label: str, console: Console, device: torch.device
-) -> dict[str, float]:
-    """The data's scores of a model; empty if the data has none. Prints a status line.
-
-    The model is scored on ``device``, that of training, and then is on the CPU, to which Lightning moves it after fit.
-    """
-    if data is None or model is None or type(data).scores is Data.scores:
-        return {}
-    text = f"{label}: scoring the trained model"
+    if model is None or run.module.data is None or not run.evaluators:
+        return outcome
+    text = f"{run.label}: evaluating the trained model"
     if not console.is_terminal:
         console.print(text, highlight=False, markup=False)
     with console.status(text):
-        scores = dict(data.scores(model.to(device)))
-    model.to("cpu")
-    return scores
+        found = evaluate(
+            run.evaluators, model, run.module.data, run.folder.path, device=run.trainer.strategy.root_device
+        )
+    return replace(outcome, scores=dict(found.values), files=list(found.files))
 
 
 def gather_model(module: LitMoE) -> Model | None:
-    """The whole trained model on rank 0, if the data scores or plots models; else, and on other ranks, None.
+    """The whole trained model on rank 0, if the recipe has evaluators; else, and on other ranks, None.
 
     A sharded model is gathered on the CPU, tensor by tensor: a collective. A replicated one is returned on every rank.
     """
     if not isinstance(module.model, FSDPModule):
         return module.model
-    data = module.data
-    if data is None or (type(data).scores is Data.scores and type(data).picture is Data.picture):
+    if not module.recipe.evaluators:
         return None
     tensors = gather(state_dict_shards(module.model))
     if tensors is None:

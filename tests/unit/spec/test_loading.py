@@ -102,7 +102,7 @@ def test_one_override_may_be_given_as_text() -> None:
         (["seed='7'"], "seed", 7),
         (["trainer.max_steps=null", "trainer.precision=bf16-mixed"], "trainer", {"precision": "bf16-mixed"}),
         (["trainer.max_time=00:00:10:00"], "trainer.max_time", "00:00:10:00"),
-        (["stop={metric: loss, below: 1}"], "stop", Stop(metric="loss", below=1.0)),
+        (["stop={metric: val/loss, below: 1}"], "stop", Stop(metric="val/loss", below=1.0)),
         (["data.vocab=512"], "model.vocab", 512),
         (["data.path=${.seq}-${seed}"], "data.path", "32-0"),
         (["data.path=\\${x}"], "data.path", "${x}"),
