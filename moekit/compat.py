@@ -45,6 +45,12 @@ def timeout_of(group: dist.ProcessGroup, device: torch.device | None = None) -> 
     return timeout
 
 
+def set_timeouts(timeout: timedelta) -> None:
+    """Sets how long the collectives of every process group of this process wait for other ranks, from now on."""
+    for group in list(dist.distributed_c10d._world.pg_map):
+        dist.distributed_c10d._set_pg_timeout(timeout, group)
+
+
 def storage_id(storage: torch.UntypedStorage) -> int:
     """A number that identifies a storage during its lifetime, also that of a fake tensor."""
     number: int = storage._cdata

@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+from moekit.files import discard_partial, read_regular, replace_file, sync_directory
 
 STEP = re.compile(r"step-(\d{8,})")
 POINTERS = ("last", "best")
@@ -24,28 +25,32 @@ class Retention:
     Args:
         best: whether it is the best so far.
         keep: how many of the newest checkpoints to keep, in addition to the best.
+        after: the step of the checkpoint before it. Others of later steps are left over from before the run was resumed
+            from an older one, and are removed. None: they are kept.
     """
 
     best: bool = False
     keep: int = 1
+    after: int | None = None
 
     def point(self, path: Path) -> None:
         """Sets the pointers to ``path``."""
         write_pointer(path.parent, "last", path.name)
-        if self.best:  # after ``last``, since ``recover`` removes checkpoints newer than ``last``
+        if self.best:
             write_pointer(path.parent, "best", path.name)
 
     def prune(self, path: Path) -> None:
-        """Removes all checkpoints but the newest and the best, and those of later steps than ``path``.
+        """Removes all checkpoints but ``path``, the newest before it, and the best.
 
-        Later steps are left over from before the run was resumed from an older checkpoint.
+        One that cannot be removed is left for the next save.
         """
         steps = steps_in(path.parent)
-        newest = [each for step, each in steps.items() if step <= step_of(path)][-self.keep :]
-        kept = {*newest, path, target_of(path.parent, "best")}
-        for each in steps.values():
-            if each not in kept:
-                remove(each)
+        after = step_of(path) if self.after is None else self.after
+        before = [each for step, each in steps.items() if step <= after and each != path]
+        kept = {path, target_of(path.parent, "best"), *before[max(len(before) - self.keep + 1, 0) :]}
+        for step, each in steps.items():
+            if each not in kept and (step <= after or self.after is not None):
+                remove(each, strict=False)
 
 
 def step_name(step: int) -> str:
@@ -75,7 +80,7 @@ def write_pointer(folder: Path, name: str, target: str) -> None:
 def target_of(folder: Path, name: str) -> Path | None:
     """The directory that a pointer points to; None if there is no pointer or no such directory."""
     try:
-        text = (folder / name).read_bytes()[: LONGEST_POINTER + 1].decode("utf-8").strip()
+        text = read_regular(folder / name, LONGEST_POINTER).decode("utf-8").strip()
     except (OSError, UnicodeDecodeError):
         return None
     path = folder / text
@@ -87,24 +92,20 @@ def last_of(folder: Path) -> Path | None:
     return target_of(folder, "last")
 
 
-def recover(folder: Path, resumed_from: Path | None = None) -> None:
-    """Removes what a killed process left: temporary files, and checkpoints newer than ``last``.
+def recover(folder: Path) -> None:
+    """Removes what a killed process left half-done, and puts a checkpoint back that it was about to replace.
 
-    Without a valid ``last`` no checkpoint is removed: there may be no other.
+    No checkpoint is removed, also none newer than ``last``: only a newer save may do that.
 
     Args:
         folder: of checkpoints; it need not exist.
-        resumed_from: a checkpoint to keep, whatever its step.
     """
-    if not folder.is_dir():
-        return
-    for path in (*folder.glob(".tmp-*"), *folder.glob(".*.tmp")):
+    for old in folder.glob(".tmp-old-*"):
+        if not (path := folder / old.name.removeprefix(".tmp-old-")).exists():
+            os.rename(old, path)
+    for path in folder.glob(".tmp-*"):
         remove(path)
-    last, kept = last_of(folder), resumed_from and resumed_from.resolve()
-    if last is not None:
-        for step, path in steps_in(folder).items():
-            if step > step_of(last) and path.resolve() != kept:
-                remove(path)
+    discard_partial(folder)
 
 
 def temporary(path: Path, what: str = "new") -> Path:
@@ -123,6 +124,7 @@ def remove(path: Path, *, strict: bool = True) -> None:
             doomed = temporary(path, "removed")
             shutil.rmtree(doomed, ignore_errors=True)
             os.rename(path, doomed)
+            sync_directory(path.parent)  # first the name, then the files: also if power fails meanwhile
             path = doomed
         if path.is_dir():
             shutil.rmtree(path)
@@ -131,34 +133,3 @@ def remove(path: Path, *, strict: bool = True) -> None:
     except OSError:
         if strict:
             raise
-
-
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Has ``write`` fill a temporary file, flushes it, and moves it to ``path`` atomically.
-
-    Raises:
-        OSError: the disk is full, or the like; it names ``path``.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.tmp")
-    try:
-        write(partial)
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        if error.filename or error.errno is None:
-            raise
-        raise OSError(error.errno, error.strerror, str(path)) from error  # a failed write does not name its file
-    finally:
-        partial.unlink(missing_ok=True)
-    sync_directory(path.parent)
-
-
-def sync_directory(path: Path) -> None:
-    """Flushes a directory's entries to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -24,6 +24,7 @@ from torch.distributed.tensor import DTensor
 import moekit
 from moekit.checkpoints.safetensors_file import Digest, digest_of, write_file
 from moekit.errors import CheckpointError
+from moekit.files import read_regular
 from moekit.shards.shard import TensorShard, local_shard
 
 
@@ -149,6 +150,7 @@ def map_leaves(tree: Any, value_of: Callable[[Any], Any], kind: type) -> Any:
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+LARGEST_MANIFEST = 1 << 26  # bytes; a hundred for each file
 MAX_THREADS = 8  # files hashed concurrently: more would strain the disk and memory
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -187,7 +189,7 @@ class Manifest:
         """
         path = directory / MANIFEST
         try:
-            plain = json.loads(path.read_bytes())
+            plain = json.loads(read_regular(path, LARGEST_MANIFEST))
             checksum = plain.pop("sha256")
             if plain["format"] != FORMAT:
                 raise CheckpointError(

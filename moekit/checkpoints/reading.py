@@ -22,7 +22,10 @@ from moekit.checkpoints.format import MANIFEST, Manifest, decode, map_leaves
 from moekit.checkpoints.safetensors_file import DTYPES, TensorFile
 from moekit.checkpoints.writing import STATE
 from moekit.errors import CheckpointError
+from moekit.files import read_regular
 from moekit.shards.shard import Dims, intersection, slices_of
+
+LARGEST_STATE = 1 << 30  # bytes of plain values
 
 
 class StoredShard(NamedTuple):
@@ -92,9 +95,11 @@ class Checkpoint:
             raise CheckpointError(f"{path / STATE} is missing from the manifest")
         self._verify([STATE])
         try:
-            state = json.loads((path / STATE).read_bytes())
+            state = json.loads(read_regular(path / STATE, LARGEST_STATE))
             handles = {name: self._handle(name, entry) for name, entry in state["tensors"].items()}
             self.plain = decode(state["plain"], handles.__getitem__)
+        except OSError as error:
+            raise CheckpointError(f"cannot read {path / STATE}: {error.strerror}") from error
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CheckpointError(f"{path / STATE} is damaged: {type(error).__name__}: {error}") from error
 
@@ -159,10 +164,14 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if path.is_file():
         raise CheckpointError(
             f"{path} is a file, but a checkpoint of moekit is a directory\n"
-            "  files of torch.save are not read, because they can contain code that would run"
+            "  a .ckpt file of Lightning's ModelCheckpoint around LitMoE can be loaded, not resumed"
         )
     if not path.is_dir():
         raise CheckpointError(f"no checkpoint at {path}\n  a run writes its first after its first validation")
+    if not (path / MANIFEST).exists() and (path / "checkpoints").is_dir():
+        held = [path / "checkpoints" / name for name in ("best", "last") if target_of(path / "checkpoints", name)]
+        there = " or ".join(map(str, held)) or "it has none yet"
+        raise CheckpointError(f"{path} is a run, not a checkpoint\n  expected one of its checkpoints: {there}")
     with _listing_intact(path):
         return Checkpoint(path)
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from moekit.errors import CheckpointError
+from moekit.files import open_regular
 from moekit.shards.shard import Dims, contains
 
 DTYPES: dict[str, torch.dtype] = {
@@ -115,8 +116,8 @@ class TensorFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            size = path.stat().st_size
-            with path.open("rb") as file:
+            with open_regular(path) as file:
+                size = os.fstat(file.fileno()).st_size
                 length = int.from_bytes(file.read(8), "little")
                 if not 2 <= length <= min(LONGEST_HEADER, size - 8):
                     raise ValueError("the header is longer than the file")
@@ -141,7 +142,7 @@ class TensorFile:
             raise CheckpointError(f"{self.path}: {name} {list(entry.shape)} has no {list(sizes)} at {list(offset)}")
         out = torch.empty(sizes, dtype=entry.dtype)
         memory, at = bytes_of(out), 0
-        with self.path.open("rb", buffering=0) as file:
+        with open_regular(self.path) as file:
             for start, length in runs(entry.shape, offset, sizes):
                 file.seek(entry.start + start * out.element_size())
                 end = at + length * out.element_size()
@@ -183,5 +184,5 @@ def digest_of(path: Path) -> Digest:
     Raises:
         OSError: it cannot be read.
     """
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return Digest(hashlib.file_digest(file, "sha256").hexdigest(), file.tell())

@@ -30,11 +30,12 @@ from weakref import WeakKeyDictionary
 import torch
 import torch.distributed as dist
 
-from moekit.checkpoints.files import Retention, last_of, remove, sync_directory, temporary
+from moekit.checkpoints.files import Retention, last_of, remove, temporary
 from moekit.checkpoints.format import Encoded, Manifest
 from moekit.checkpoints.safetensors_file import NAMES, Digest, write_file, write_tensors
 from moekit.compat import timeout_of
 from moekit.errors import CheckpointError, SaveError
+from moekit.files import make_directory, sync_directory
 from moekit.shards.shard import Dims, TensorShard, tiling_error
 
 # ---- where the work runs ---------------------------------------------------------------------------------------------
@@ -247,7 +248,7 @@ def begin(tree: Any, path: Path, step: int | None, retention: Retention | None) 
     encoded = Encoded(tree)
     ranks = all_ranks() if encoded.sharded else Ranks()
     if ranks.rank == 0:
-        remove(temporary(path))
+        remove(temporary(path), strict=False)  # what is left there is overwritten, or named by no manifest
     return Save(path, step, encoded.plain, *assign_shards(encoded.shards, encoded.sharded, ranks), ranks, retention)
 
 
@@ -320,7 +321,7 @@ def _raise_together(save: Save, messages: list[str], cause: Exception | None) ->
 
 def write(save: Save) -> dict[str, Digest]:
     """Stage 3: the digest of this rank's file; none if it has nothing to write."""
-    save.temporary.mkdir(parents=True, exist_ok=True)
+    make_directory(save.temporary)
     if not save.to_write:
         return {}
     file = file_of(save.ranks.rank, save.ranks.world)
@@ -359,9 +360,9 @@ def seal(save: Save, digests: dict[str, Digest]) -> None:
 def publish(save: Save) -> None:
     """Stage 6: moves the directory to its place."""
     replaced = temporary(save.path, "old")
-    remove(replaced)
+    remove(replaced, strict=False)
     if save.path.exists():
         os.rename(save.path, replaced)
     os.rename(save.temporary, save.path)
     sync_directory(save.path.parent)
-    remove(replaced)
+    remove(replaced, strict=False)

@@ -24,6 +24,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume", default="", metavar="RUN", help="resume a run: its folder, its name, or one of its checkpoints"
     )
+    parser.add_argument(
+        "--allow-changes",
+        action="store_true",
+        help="resume although the data, its options, the seed or the precision have changed",
+    )
     parser.add_argument("--no-compare", action="store_true", help="do not train the recipe's dense baseline")
 
 
@@ -46,10 +51,14 @@ def run(args: argparse.Namespace) -> int:
             raise MoekitError(
                 f"--resume takes the recipe from the run, not '{strays[0]}'\n  expected only path.to.option=value"
             )
+        if args.name is not None:
+            raise MoekitError(f"--resume keeps the run's folder: it takes no --name {args.name}")
         from moekit.training.run.folder import RunFolder
 
         resume = RunFolder.find(args.resume, root)
         recipe = load(resume.spec, overrides)
+    elif args.allow_changes:
+        raise MoekitError("--allow-changes is for a run that is resumed\n  expected --resume RUN")
     elif not args.recipe:
         raise MoekitError(
             "no recipe is given\n  expected a recipe's name or a YAML file\n  list them: moekit ls recipes"
@@ -62,5 +71,12 @@ def run(args: argparse.Namespace) -> int:
 
     keep_freed_memory()  # before the first large array
 
-    train(recipe, root=root, name=args.name, resume=resume, with_dense=not args.no_compare)
+    train(
+        recipe,
+        root=root,
+        name=args.name,
+        resume=resume,
+        with_dense=not args.no_compare,
+        allow_changes=args.allow_changes,
+    )
     return 0

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -205,6 +207,21 @@ class Data(ABC):
     def end_token(self) -> int | None:
         """The token that ends a target, and with which a decoder starts; None if there is no such token."""
         return None
+
+    def fingerprint(self) -> str:
+        """A checksum of what batches are made of; a run that is resumed on other data is refused.
+
+        The default is that of a few batches. Override it in data of which a change may not show there. Called after
+        ``prepare``.
+        """
+        digest = hashlib.sha256()
+        batches = [self.train_batch(torch.Generator().manual_seed(seed)) for seed in range(4)]
+        for batch in (*batches, *islice(self.validation_batches(), 1)):
+            for tensor in (*batch[:-1], *(batch.source or ())):
+                if tensor is not None:
+                    digest.update(f"{tensor.dtype} {list(tensor.shape)}".encode())
+                    digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
 
     def state(self) -> dict[str, Any]:
         """What ``encode`` and ``decode`` need in order to work without the data, saved in checkpoints: plain values."""

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from moekit.checkpoints.files import replace_file
+from torch import Tensor
+
+from moekit.checkpoints.reading import Handle
 from moekit.checkpoints.safetensors_file import Digest, write_tensors
 from moekit.errors import MoekitError
+from moekit.files import replace_file
 from moekit.training.run.folder import RUNS, RunFolder, checkpoint_of
-from moekit.training.run.resume import read_checkpoint
+from moekit.training.run.saved import CkptFile, read_any_checkpoint
 from moekit.training.run.start import PREFIX
 
 
@@ -20,8 +23,8 @@ def export(run: str, out: Path | None = None, root: Path = RUNS) -> tuple[Path, 
     and the version of moekit. The weights fit ``moekit.build(moekit.load(json.loads(spec)).model)``.
 
     Args:
-        run: a run folder, a checkpoint, or a name, for its latest run below ``root``.
-        out: the file; default: ``weights-<step>.safetensors`` in the run's folder.
+        run: a run folder, a checkpoint (also a ``.ckpt`` file of Lightning), or a name, for its latest run in ``root``.
+        out: the file; default: ``weights-<step>.safetensors`` in the run's folder, or beside the ``.ckpt`` file.
         root: folder of all runs.
 
     Returns:
@@ -31,14 +34,17 @@ def export(run: str, out: Path | None = None, root: Path = RUNS) -> tuple[Path, 
         CheckpointError: there is no such run, or its checkpoint is damaged.
         MoekitError: the file exists already.
     """
-    saved = read_checkpoint(checkpoint_of(run, root))
+    saved = read_any_checkpoint(checkpoint_of(run, root))
     step = int(saved.plain["global_step"])
     if out is None:
-        out = RunFolder.find(str(saved.path)).path / f"weights-{step:08d}.safetensors"
+        folder = saved.path.parent if isinstance(saved, CkptFile) else RunFolder.find(str(saved.path)).path
+        out = folder / f"weights-{step:08d}.safetensors"
     if out.exists():
         raise MoekitError(f"{out} exists already\n  give another with --out, or remove it")
-    handles = {name: handle for name, handle in saved.plain["state_dict"].items() if name.startswith(PREFIX)}
-    tensors = {name.removeprefix(PREFIX): handle.whole() for name, handle in handles.items()}
+    held = {name: tensor for name, tensor in saved.plain["state_dict"].items() if name.startswith(PREFIX)}
+    tensors: dict[str, Tensor] = {
+        name.removeprefix(PREFIX): each.whole() if isinstance(each, Handle) else each for name, each in held.items()
+    }
     metadata = {
         "format": "pt",
         "moekit": str(saved.plain["moekit"]["version"]),

@@ -21,7 +21,7 @@ def load_run(run: str, root: Path = RUNS) -> LitMoE:
     """The trained module of a run, in evaluation mode on the CPU; its data can encode and decode.
 
     Args:
-        run: a run folder, a checkpoint, or a name, for its latest run below ``root``.
+        run: a run folder, a checkpoint (also a ``.ckpt`` file of Lightning), or a name, for its latest run in ``root``.
         root: folder of all runs.
 
     Raises:
@@ -165,16 +165,16 @@ def next_token(
 
 
 def stream(data: Data, ids: Iterable[int]) -> Iterator[str]:
-    """Yields text as tokens arrive; the bytes of an incomplete character wait for the rest of it."""
+    """Yields text as tokens arrive; the bytes of an incomplete character wait for the rest of it.
+
+    If it never comes, they are dropped: the text ends with a whole character.
+    """
     seen: list[int] = []
-    text, length = "", 0
+    length = 0
     for token in ids:
         seen.append(token)
         text = data.decode(torch.tensor(seen))
-        # An incomplete character is decoded as one U+FFFD at the end; everything before it is final.
-        final = len(text) - text.endswith("\ufffd")
+        final = len(text.rstrip("\ufffd"))  # as which incomplete characters are decoded
         if final > length:
             yield text[length:final]
             length = final
-    if len(text) > length:
-        yield text[length:]

@@ -14,7 +14,7 @@ from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.optim import Optimizer
 
-from moekit.compat import init_process_group
+from moekit.compat import init_process_group, set_timeouts
 from moekit.contracts import Model
 from moekit.errors import CheckpointError, Problem, SpecError
 from moekit.parallel.deferred_init import DeferredInit
@@ -27,6 +27,9 @@ from moekit.spec.kinds import DispatcherSpec, MoE
 from moekit.spec.recipe import Recipe
 from moekit.spec.replacing import find_all, replace_all
 from moekit.spec.sharding import Sharded
+
+START_TIMEOUT = timedelta(minutes=10)
+"""How long a rank waits for another that imports, reads its data or loads a checkpoint, if not longer."""
 
 HALF = (torch.bfloat16, torch.float16)
 
@@ -51,13 +54,17 @@ class ShardedStrategy(ModelParallelStrategy):
     """
 
     def __init__(self, layout: Sharded) -> None:
-        super().__init__(timeout=timedelta(seconds=layout.timeout))
+        super().__init__(timeout=max(START_TIMEOUT, timedelta(seconds=layout.timeout)))
         self.layout = layout
 
     def setup_environment(self) -> None:
         """Creates the process group and the mesh of all ranks."""
         init_process_group(self)
         self._device_mesh = world_mesh(self.root_device.type)
+
+    def on_train_start(self) -> None:
+        """From now on a rank waits as long as the layout says. One that starts slowly is waited for longer."""
+        set_timeouts(timedelta(seconds=self.layout.timeout))
 
     @property
     def distributed_sampler_kwargs(self) -> dict[str, Any]:

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from moekit.errors import PluginError, SpecError, UnknownName
+from moekit.files import read_regular
 from moekit.registry import current
 from moekit.spec.merging import merge
 from moekit.spec.places import COMMAND_LINE, Keys, Place, Report, Tree, found, reject, show
 from moekit.spec.yaml_text import read
 
+LARGEST_FILE = 10_000_000  # bytes
 SCHEMA = 1
 """Version of the spec format."""
 
@@ -140,7 +142,7 @@ def _open_recipe(name: str, at: Keys = (), place: Place | None = None) -> Layer:
 
 def _open_file(path: Path, label: str, at: Keys = (), place: Place | None = None) -> Layer:
     try:
-        raw = path.read_bytes()
+        raw = read_regular(path, LARGEST_FILE)
     except OSError as error:
         reject(f"cannot read {label}: {error.strerror}", at=at, place=place, expected="a YAML file")
     try:

@@ -42,9 +42,10 @@ from moekit.training.build import build_model, build_seeded, build_unsharded, ch
 from moekit.training.data import StepLoader, ValidationShard, noise_seed
 from moekit.training.health.diagnosis import MicroBatch
 from moekit.training.health.policy import NonFinitePolicy
-from moekit.training.metrics import Validation, is_logged_step, load_metrics, progress, ratios, reached
+from moekit.training.metrics import Validation, is_logged_step, load_metrics, progress, ratios, reached, unknown_metric
 from moekit.training.optim import optimizer_of
-from moekit.training.run.resume import read_checkpoint, recount
+from moekit.training.run.resume import recount
+from moekit.training.run.saved import read_any_checkpoint
 from moekit.training.run.start import StartingPoint
 from moekit.training.step import OptimizerStep, Precision, StepResult, clip, clip_values
 
@@ -107,7 +108,9 @@ class LitMoE(L.LightningModule):
         clock: training time (without validation) and tokens so far.
         logged: the training metrics last logged, by name.
         logged_step: the optimizer step of these metrics.
+        validated_step: the optimizer step of the last whole validation.
         step_load: the load of the last optimizer step.
+        fingerprint: the checksum of the data, once it is prepared.
         sparse_layers: names of the layers whose load can be uneven (all but those with soft routing).
         stopped_after: the optimizer steps until ``stop.metric`` fell to ``stop.below``; None before.
         skips: the policy for non-finite steps, and how many were skipped.
@@ -131,7 +134,9 @@ class LitMoE(L.LightningModule):
         self.clock = TrainingClock()
         self.logged: dict[str, float] = {}
         self.logged_step = 0
+        self.validated_step = -1
         self.step_load: StepLoad | None = None
+        self.fingerprint = ""
         self.sparse_layers: list[str] = []
         self.stopped_after: int | None = None
         self.skips = NonFinitePolicy(self.recipe.non_finite)
@@ -190,24 +195,33 @@ class LitMoE(L.LightningModule):
             if self.is_built:
                 self.starting.load(self.model, self._restored)  # before data is read, so that a misfit fails early
             self.data.prepare()
+            self.fingerprint = self.data.fingerprint()
             self._data_ready = True
         return self.data
 
     def train_dataloader(self) -> StepLoader:
-        """Batches by (seed, step, micro-batch, rank); one endless epoch if the trainer counts steps."""
+        """Batches by (seed, step, micro-batch, rank); one endless epoch if the trainer counts steps.
+
+        Without a trainer: those of one rank, as many in a step as the recipe says.
+        """
+        if (trainer := trainer_of(self)) is None:
+            accumulate = int(self.recipe.trainer.get("accumulate_grad_batches") or 1)
+            return StepLoader(self.prepare(), seed=self.recipe.seed, accumulate=accumulate)
         return StepLoader(
             self.prepare(),
             seed=self.recipe.seed,
-            accumulate=self.trainer.accumulate_grad_batches,
+            accumulate=trainer.accumulate_grad_batches,
             rank=self.global_rank,
-            world=self.trainer.world_size,
-            steps=None if self.trainer.max_steps > 0 else int(self.recipe.trainer.get("max_steps", DEFAULT_STEPS)),
+            world=trainer.world_size,
+            steps=None if trainer.max_steps > 0 else int(self.recipe.trainer.get("max_steps", DEFAULT_STEPS)),
         )
 
     def val_dataloader(self) -> Iterable[Batch]:
-        """This rank's batches of the validation set; empty for a recipe without data."""
+        """This rank's batches of the validation set, without a trainer all; empty for a recipe without data."""
         if self.data is None:
             return []
+        if trainer_of(self) is None:
+            return ValidationShard(self.prepare())
         given = self.trainer.limit_val_batches
         limit = given if isinstance(given, int) else None  # of all ranks; Lightning applies it to each rank
         return ValidationShard(self.prepare(), self.global_rank, self.trainer.world_size, limit)
@@ -250,7 +264,8 @@ class LitMoE(L.LightningModule):
             self._publish({"train/skipped": float(self.skips.count)}, step)
         else:
             self.skips.in_a_row = 0
-            if self.recipe.stop is not None and reached(self.recipe.stop, done.sums):
+            stop = self.recipe.stop
+            if stop is not None and not stop.metric.startswith("val/") and reached(stop, done.sums):
                 self.stopped_after = step - 1
         last = step == self.trainer.max_steps or self.stopped_after is not None
         if last:
@@ -297,16 +312,32 @@ class LitMoE(L.LightningModule):
         self._validation.add(self.objective(output, batch), output.reports)
 
     def on_validation_epoch_end(self) -> None:
-        """Logs the metrics of the validation set: ``val/loss``, the objective's, ``val/max_violation``."""
+        """Logs the metrics of the validation set: ``val/loss``, the objective's, ``val/max_violation``.
+
+        Raises:
+            SpecError: ``stop.metric`` is none of them.
+        """
         values = self._validation.take()
         if values and not self.trainer.sanity_checking:
             values |= {"seconds": self.clock.seconds, "tokens": self.clock.tokens}
+            self.validated_step = self.trainer.global_step
             self._publish(values, self.trainer.global_step)
+            stop = self.recipe.stop
+            if stop is not None and stop.metric.startswith("val/"):
+                if stop.metric not in values:
+                    raise unknown_metric(stop.metric, [name for name in values if name.startswith("val/")])
+                if values[stop.metric] <= stop.below:
+                    self.stopped_after = self.trainer.global_step
+                    self.trainer.should_stop = True
+
+    def discard_validation(self) -> None:
+        """Forgets the batches of a validation that is abandoned, so that no metrics are logged."""
+        self._validation = Validation()
 
     def on_validation_start(self) -> None:
         """Stops the training clock, and resets the validation sums."""
         self.clock.pause()
-        self._validation = Validation()
+        self.discard_validation()
 
     def on_validation_end(self) -> None:
         """Starts the training clock again."""
@@ -317,13 +348,14 @@ class LitMoE(L.LightningModule):
         """The module in a checkpoint, whole, whatever layout it was saved in.
 
         Args:
-            checkpoint_path: its directory, or a pointer to it (``checkpoints/last``).
+            checkpoint_path: its directory, a pointer to it (``checkpoints/last``), or a ``.ckpt`` file that Lightning's
+                ``ModelCheckpoint`` wrote around this module. Nothing is unpickled but tensors and plain values.
             map_location: the device to move the module to; default: the CPU.
 
         Raises:
             CheckpointError: the checkpoint is missing, damaged or not of a run, or does not fit its own spec.
         """
-        saved = read_checkpoint(Path(checkpoint_path))
+        saved = read_any_checkpoint(Path(checkpoint_path))
         module = cls(saved.plain["hyper_parameters"]["spec"])
         module.build()
         try:
@@ -341,9 +373,12 @@ class LitMoE(L.LightningModule):
         checkpoint["moekit"] = {
             "version": moekit.__version__,
             "data": {} if self.data is None else self.data.state(),
+            "fingerprint": self.fingerprint,
+            "precision": str(self.trainer.precision),
             "seconds": self.clock.seconds,
             "tokens": self.clock.tokens,
             "skipped": self.skips.count,
+            "logged": self.logged_step,
             "accumulate": self.trainer.accumulate_grad_batches,
         }
 
@@ -352,12 +387,15 @@ class LitMoE(L.LightningModule):
         self._restored = checkpoint.get("moekit")
         if self._restored is not None and trainer_of(self) is not None:
             recount(checkpoint, self.trainer.accumulate_grad_batches)
+            if len(checkpoint["lr_schedulers"]) != (self.recipe.schedule is not None):  # added or removed on resume
+                checkpoint["lr_schedulers"] = [{"step": checkpoint["global_step"]}] * (self.recipe.schedule is not None)
         if self._restored is not None and self.data is not None:
             self.data.load_state(self._restored["data"])
 
     def on_train_start(self) -> None:
         """Loads the weights to start from, if any, and starts the clock."""
         self.starting.load(self.model, self._restored)
-        restored = self._restored or {"seconds": 0.0, "tokens": 0.0, "skipped": 0}
+        restored = self._restored or {"seconds": 0.0, "tokens": 0.0, "skipped": 0, "logged": 0}
         self.clock.start(float(restored["seconds"]), float(restored["tokens"]))
         self.skips.count = int(restored["skipped"])
+        self.logged_step = int(restored["logged"])

@@ -129,15 +129,31 @@ def _numbered(optimizer: Optimizer, state: State, model: nn.Module, configured: 
             now, restored = configured[group["params"][0]], dict(saved_group[name_of[group["params"][0]]])
             then = restored.pop("configured", {})
             restored |= {key: value for key, value in now.items() if key in then and then[key] != value}
-            if now.get("lr") != then.get("lr") and "initial_lr" in restored:
+            if "initial_lr" not in group and restored.pop("initial_lr", None) is not None:
+                restored["lr"] = now["lr"]  # the schedule was removed
+            elif "initial_lr" in group and (now.get("lr") != then.get("lr") or "initial_lr" not in restored):
                 restored["initial_lr"] = now["lr"]  # from which a schedule computes the rates
         numbered["param_groups"].append({**restored, "params": list(range(at, at + len(group["params"])))})
         for p in group["params"]:
             if saved := state["state"].get(name_of[p]):
                 shard = shards[name_of[p]]
+                if type(optimizer).__module__.startswith("torch.optim"):
+                    _check_shapes(saved, shard)
                 numbered["state"][at] = {k: _sharded(v, p, shard, reduced.get(k)) for k, v in saved.items()}
             at += 1
     return numbered
+
+
+def _check_shapes(saved: Mapping[str, Any], shard: TensorShard) -> None:
+    """Rejects a tensor in the state of one of torch's optimizers that has neither its parameter's shape nor one number.
+
+    Raises:
+        CheckpointError: naming it.
+    """
+    for key, value in saved.items():
+        if isinstance(value, Tensor | Handle) and tuple(value.shape) not in ((), (1,), shard.global_shape):
+            found, shape = list(value.shape), list(shard.global_shape)
+            raise CheckpointError(f"the optimizer's state has {key} {found} for {shard.name} {shape}")
 
 
 def first_few(names: Iterable[str], limit: int = 5) -> str:

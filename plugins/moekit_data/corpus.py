@@ -99,6 +99,15 @@ def is_new(text: bytes, seen: set[bytes]) -> bool:
     return is_first
 
 
+def fingerprint(texts: Iterable[bytes]) -> str:
+    """The checksum of texts in their order."""
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(len(text).to_bytes(8))
+        digest.update(text)
+    return digest.hexdigest()
+
+
 def to_utf8(raw: bytes) -> bytes | None:
     """File contents as UTF-8, without a byte-order mark, invalid bytes as U+FFFD; None for binary contents."""
     if b"\0" in raw:

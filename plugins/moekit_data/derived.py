@@ -58,6 +58,10 @@ class DerivedData(Data):
         """The description of the text."""
         return self.text.describe()
 
+    def fingerprint(self) -> str:
+        """The text's."""
+        return self.text.fingerprint()
+
     def encode(self, text: str) -> Tensor:
         """Text as a source, int64 ``[S]``."""
         return self.text.encode(text)

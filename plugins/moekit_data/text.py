@@ -11,7 +11,7 @@ from torch import Tensor
 
 from moekit.contracts import Batch, Data
 from moekit.errors import DataError, MoekitError
-from moekit_data.corpus import Domain
+from moekit_data.corpus import Domain, fingerprint
 from moekit_data.specs import TextSpec
 from moekit_data.tokens import PairTokens, Tokens, from_state
 from moekit_data.windows import Windows
@@ -32,6 +32,7 @@ class TextData(Data):
         self._validation: Windows | None = None
         self._names: list[str] = []
         self._described: dict[str, str] = {}
+        self._fingerprint = ""
 
     @abstractmethod
     def read(self) -> tuple[list[Domain], dict[str, str]]:
@@ -50,6 +51,7 @@ class TextData(Data):
         if self._train is not None:
             return
         domains, notes = self.read()
+        self._fingerprint = fingerprint(text for d in domains for text in (d.name.encode(), *d.train, *d.validation))
         if self._tokens is None:
             self._tokens = PairTokens.learn((d for domain in domains for d in domain.train), self.spec.vocab)
         tokens = self._tokens
@@ -96,6 +98,10 @@ class TextData(Data):
     def describe(self) -> Mapping[str, str]:
         """Per domain: files, megabytes of both splits, what was skipped; then the tokens."""
         return dict(self._described)
+
+    def fingerprint(self) -> str:
+        """The checksum of all text that was read."""
+        return self._fingerprint
 
     def encode(self, text: str) -> Tensor:
         """Text as tokens, int64 ``[S]``. ``"\\0"`` starts a document.

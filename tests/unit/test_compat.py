@@ -38,6 +38,9 @@ def test_timeout_of_a_process_group_is_the_one_it_was_created_with(tmp_path: Pat
         assert dist.group.WORLD is not None
         assert compat.timeout_of(dist.group.WORLD) == timedelta(seconds=7)
         assert compat.timeout_of(dist.group.WORLD, torch.device("cpu")) == timedelta(seconds=7)
+        other = dist.new_group([0], timeout=timedelta(0, 8))
+        compat.set_timeouts(timedelta(0, 9))
+        assert compat.timeout_of(dist.group.WORLD) == compat.timeout_of(other) == timedelta(seconds=9)
     finally:
         dist.destroy_process_group()
 

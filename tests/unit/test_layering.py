@@ -43,6 +43,7 @@ LONG: dict[str, str] = {
     "moekit/testing/checks/common.py": "all checks of every torch module",
     "moekit/testing/checks/dispatcher.py": "all checks of dispatchers",
     "moekit/testing/checks/router.py": "all checks of routers",
+    "moekit/training/run/folder.py": "a run's folder: its paths, and how it is found, claimed and locked",
     "moekit/training/health/diagnosis.py": "one search for the non-finite component, forward and backward",
     "moekit/training/module.py": "one class: everything that Lightning calls on LitMoE",
 }

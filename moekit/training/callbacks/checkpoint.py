@@ -54,11 +54,11 @@ class SaveCheckpoints(CheckpointCallback):
         """Removes what a killed process left behind; makes the pointers name the checkpoint that the run resumes.
 
         They do not name it if the process was killed between writing the two, or if an older checkpoint was chosen.
-        This hook is the first in which ``trainer.ckpt_path`` is set; before, that checkpoint could be removed.
+        Then those of later steps stay until the next save stands.
         """
         start = None if trainer.ckpt_path is None else Path(trainer.ckpt_path)
         if trainer.is_global_zero:
-            recover(self.folder, start)
+            recover(self.folder)
         if start is None or start.resolve().parent != self.folder.resolve():
             return
         self._saved = trainer.global_step
@@ -91,13 +91,15 @@ class SaveCheckpoints(CheckpointCallback):
             )
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Runs ``on_train_start`` if nothing was left to train: the process may have been killed in its last save.
+        """Completes the last save if nothing was left to train: the process may have been killed in it.
 
         It does not if an older checkpoint was chosen: then ``last`` stays the same.
         """
         last, start = last_of(self.folder), trainer.ckpt_path
         if self._saved < 0 and start is not None and last is not None and Path(start).resolve() == last.resolve():
             self.on_train_start(trainer, pl_module)
+            if trainer.is_global_zero:
+                Retention(keep=self.keep).prune(last)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Waits for a background save, whatever ended the run."""
@@ -107,7 +109,8 @@ class SaveCheckpoints(CheckpointCallback):
         self._saved = trainer.global_step
         self._wait(trainer)
         self._failed = None
-        path, retention = self.folder / step_name(trainer.global_step), Retention(best=is_best, keep=self.keep)
+        path, before = self.folder / step_name(trainer.global_step), last_of(self.folder)
+        retention = Retention(best=is_best, keep=self.keep, after=None if before is None else step_of(before))
         try:
             trainer.save_checkpoint(path, storage_options=retention)
         except SaveError as error:

@@ -1,27 +1,41 @@
-"""Stopping a run by signal: SIGINT (Ctrl-C), or SIGTERM (sent by clusters, ``docker stop`` and ``kill``).
+"""Stopping a run by signal: SIGINT (Ctrl-C), SIGTERM (sent by clusters, ``docker stop`` and ``kill``), or SIGHUP (sent
+when a terminal closes, as when ``ssh`` is cut).
 
 The first signal ends training after the current optimizer step, with a checkpoint; the second ends it at once.
 """
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
 NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+if hasattr(signal, "SIGHUP"):  # not on Windows
+    NAMES[signal.SIGHUP] = "SIGHUP"
+
+
+@runtime_checkable
+class Validates(Protocol):
+    """A module that computes validation metrics of its own, as ``LitMoE``."""
+
+    def discard_validation(self) -> None:
+        """Forgets the batches of a validation that is abandoned."""
 
 
 class StopOnInterrupt(Callback):
-    """After the first Ctrl-C or SIGTERM, completes the optimizer step, validates, saves, and stops.
+    """After the first signal, completes the optimizer step, saves, and stops. It validates nothing.
 
     A checkpoint within an optimizer step would lose its gradients. So the callback sets ``trainer.should_stop`` just
-    before a step is taken, and Lightning then validates and saves after it. All ranks stop at the same step, whichever
-    rank gets the signal.
+    before a step is taken. A validation that has begun is abandoned: whoever sent the signal may not wait for its end.
+    All ranks stop at the same step, whichever rank gets the signal.
 
     SIGUSR1, with which Lightning saves and requeues under SLURM, keeps its handler.
 
@@ -42,12 +56,16 @@ class StopOnInterrupt(Callback):
         """
         if threading.current_thread() is threading.main_thread():
             for number in NAMES:
-                signal.signal(number, self._on_signal)
+                if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+                    signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, frame: object) -> None:
         self.signal = signal.Signals(number)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for each in NAMES:
+            if signal.getsignal(each) != signal.SIG_IGN:
+                signal.signal(each, signal.default_int_handler if each == signal.SIGINT else signal.SIG_DFL)
+        if NAMES[self.signal] == "SIGHUP":
+            leave_terminal()
         self.report(f"\nstopping after this step ({NAMES[self.signal]} again: at once)")
 
     def on_before_optimizer_step(
@@ -56,14 +74,46 @@ class StopOnInterrupt(Callback):
         """Makes this step the last if any rank got a signal."""
         if self.agree(trainer):
             trainer.should_stop = True
+            trainer.limit_val_batches = 0  # else Lightning validates the last step
+
+    def on_validation_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Abandons the validation if any rank got a signal.
+
+        Raises:
+            StopIteration: it is abandoned; Lightning's loop ends as if this were the end of the data.
+        """
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and self.agree(trainer):
+            trainer.should_stop = True
+            if isinstance(pl_module, Validates):
+                pl_module.discard_validation()
+            raise StopIteration
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Makes the step that was validated the last if any rank got a signal in its last batch."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and self.agree(trainer):
+            trainer.should_stop = True
 
     def agree(self, trainer: L.Trainer) -> signal.Signals | None:
         """The signal that stops the run, the same on every rank. A collective.
 
-        Call it again after training: a signal may arrive while the last step is validated and saved.
+        Call it again after training: a signal may arrive while the last step is saved.
         """
         if trainer.world_size > 1:
             number = torch.tensor(self.signal or 0, device=trainer.strategy.root_device)
             number = trainer.strategy.reduce(number, reduce_op="max")
             self.signal = signal.Signals(int(number)) if number else None
         return self.signal
+
+
+def leave_terminal() -> None:
+    """Sends output that would go to a terminal, which is closed, to the null device: each line would be an error."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if os.isatty(stream.fileno()):
+                null = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(null, stream.fileno())
+                os.close(null)
+        except (OSError, ValueError):  # a stream without a descriptor, as in a test
+            pass

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
-import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
 
-from moekit.checkpoints.files import replace_file
-from moekit.training.run.metrics_log import RunLog
+from moekit.checkpoints.reading import Checkpoint
+from moekit.files import open_regular, replace_file
+from moekit.training.run.metrics_log import LogWrites, RunLog, lost_rows
+
+LARGEST = 1 << 32  # bytes of a file that are read
 
 
 class LoadHistory(Callback):
@@ -22,18 +26,25 @@ class LoadHistory(Callback):
 
     Args:
         file: to write; an existing one is read first.
-        upto: rows of later steps are discarded, because a resumed run trains them again.
+        last_step: rows of later steps are discarded, because a resumed run trains them again.
+        writes: writes the file.
+
+    Attributes:
+        damage: why an existing file could not be used; empty if it could.
     """
 
-    def __init__(self, file: Path, last_step: int = 0) -> None:
+    def __init__(self, file: Path, last_step: int = 0, writes: LogWrites | None = None) -> None:
         self.file = file
-        self.steps: list[int] = []
-        self.loads: dict[str, list[np.ndarray]] = {}
-        if file.is_file():
-            with np.load(file) as saved:
-                keep = saved["step"] <= last_step
-                self.steps = saved["step"][keep].tolist()
-                self.loads = {name: list(saved[name][keep]) for name in saved.files if name != "step"}
+        saved, self.damage = salvage_loads(file)
+        steps = saved.pop("step", np.zeros(0, dtype=np.int64))
+        keep = steps <= last_step
+        self.steps: list[int] = steps[keep].tolist()
+        self.loads: dict[str, list[np.ndarray]] = {name: list(load[keep]) for name, load in saved.items()}
+        self._writes = writes or LogWrites()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The last step that was recorded."""
+        return {"step": self.steps[-1] if self.steps else 0}
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *args: Any) -> None:
         """Adds a row if the step was logged."""
@@ -41,9 +52,12 @@ class LoadHistory(Callback):
         step = pl_module.logged_step
         if load is None or step != trainer.global_step or (self.steps and self.steps[-1] >= step):
             return
+        row = {name: load.load_E[name].to("cpu").numpy().astype(np.int64) for name in pl_module.sparse_layers}
+        if self.steps and {n: e.shape for n, e in row.items()} != {n: e[-1].shape for n, e in self.loads.items()}:
+            self.steps, self.loads = [], {}  # a file of other layers was in the place of this run's
         self.steps.append(step)
-        for name in pl_module.sparse_layers:
-            self.loads.setdefault(name, []).append(load.load_E[name].to("cpu", torch.int64).numpy())
+        for name, load_E in row.items():
+            self.loads.setdefault(name, []).append(load_E)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Writes the files, as often as checkpoints are written."""
@@ -55,7 +69,7 @@ class LoadHistory(Callback):
 
     @rank_zero_only
     def write(self, trainer: L.Trainer) -> None:
-        """Writes ``load.npz`` and the run's metrics file."""
+        """Writes ``load.npz`` and the run's metrics file, if possible."""
         for logger in trainer.loggers:
             if isinstance(logger, RunLog):
                 logger.write()
@@ -65,8 +79,41 @@ class LoadHistory(Callback):
                 with path.open("wb") as file:
                     np.savez_compressed(file, step=np.array(self.steps, dtype=np.int64), **self.arrays())  # type: ignore[arg-type]
 
-            replace_file(self.file, save)
+            self._writes.attempt(self.file, lambda: replace_file(self.file, save))
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Load ``[R, E]`` by layer."""
         return {name: np.stack(rows) for name, rows in self.loads.items()}
+
+
+def salvage_loads(path: Path) -> tuple[dict[str, np.ndarray], str]:
+    """The arrays of a ``load.npz``, and why they cannot be used; none and ``""`` without a file."""
+    try:
+        with open_regular(path, LARGEST) as file, np.load(file) as saved:
+            arrays = dict(saved)
+        _check_arrays(arrays)
+        return arrays, ""
+    except FileNotFoundError:
+        return {}, ""
+    except Exception as error:  # the packages zipfile, zlib and numpy raise a dozen kinds
+        return {}, f"cannot be read: {getattr(error, 'strerror', None) or error or type(error).__name__}"
+
+
+def _check_arrays(arrays: Mapping[str, np.ndarray]) -> None:
+    steps = arrays["step"].tolist()
+    if arrays["step"].ndim != 1 or any(a.dtype != np.int64 or len(a) != len(steps) for a in arrays.values()):
+        raise ValueError("its arrays differ in length")
+    if any(load.ndim != 2 for name, load in arrays.items() if name != "step"):
+        raise ValueError("an array is not of rows of experts")
+    if any(a >= b for a, b in pairwise(steps)):
+        raise ValueError("its steps do not ascend")
+
+
+def lost_logs(saved: Checkpoint, log: RunLog, loads: LoadHistory) -> list[str]:
+    """What the logs of a run lack of the steps before its checkpoint: a line for each file that lacks any."""
+    recorded = saved.plain["callbacks"].get(loads.state_key, {"step": 0})["step"]
+    missing = {
+        log.csv_file: lost_rows(log.damage, log.rows, saved.plain["moekit"]["logged"]),
+        loads.file: lost_rows(loads.damage, loads.steps, recorded),
+    }
+    return [f"{file} {what}: training does not need it, and logs on" for file, what in missing.items() if what]

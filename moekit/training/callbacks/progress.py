@@ -68,14 +68,14 @@ class TrainingProgress(ProgressBar):
             self.console.print(line, highlight=False)
             self._next_line = step + max(1, 2 * trainer.max_steps // MAX_LINES)
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Prints the validation's line, unless validations are too frequent."""
+    def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Prints the validation's line, unless validations are too frequent, or this one was abandoned."""
         step = trainer.global_step
-        if step < self._next_validation and not trainer.should_stop:
+        if pl_module.validated_step != step or (step < self._next_validation and not trainer.should_stop):
             return
         self._next_validation = step + 2 * trainer.max_steps // (MAX_LINES + 1)
         values = {key: float(v) for key, v in trainer.callback_metrics.items() if key.startswith("val/")}
-        if self._enabled and values and not trainer.sanity_checking:
+        if self._enabled and values:
             line = f"{self.label}  step {step}/{trainer.max_steps}  validation: {validation_line(values)}"
             console = self._bar.console if self._bar is not None else self.console
             console.print(line, highlight=False)

@@ -127,7 +127,9 @@ def _verdict(moe: float, dense: float) -> str:
 def _print_files(outcome: Outcome, module: LitMoE, console: Console) -> None:
     run, quoted = outcome.folder.as_posix(), shlex.quote(outcome.folder.as_posix())
     pictures = [p.relative_to(outcome.folder).as_posix() for p in outcome.files]
-    written = ["spec.yaml", "metrics.csv", *(["load.npz"] if outcome.max_violation else []), "summary.json"]
+    names = ("spec.yaml", "metrics.csv", "load.npz", "summary.json")
+    kept = ("checkpoints/last", "checkpoints/best", "tensorboard")
+    written, held = ([name for name in part if (outcome.folder / name).exists()] for part in (names, kept))
     if module.data is not None and type(module.data).encode is not Data.encode:
         first = f'moekit generate {quoted} "{module.data.example()}"'
     else:
@@ -141,7 +143,7 @@ def _print_files(outcome: Outcome, module: LitMoE, console: Console) -> None:
     grid.add_column(overflow="fold")
     grid.add_row("folder", escape(run))
     grid.add_row("files", "  ".join(written))
-    grid.add_row("", "checkpoints/last  checkpoints/best  tensorboard/")
+    grid.add_row("", "  ".join(held))
     grid.add_row("pictures", "  ".join(pictures))
     console.print()
     console.print(grid, highlight=False)

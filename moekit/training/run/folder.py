@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import tempfile
 import time
@@ -14,6 +15,7 @@ from pathlib import Path
 from moekit.checkpoints.files import steps_in, target_of
 from moekit.checkpoints.reading import is_checkpoint
 from moekit.errors import CheckpointError, MoekitError
+from moekit.files import discard_partial, make_directory, sync_directory
 from moekit.registry import current
 from moekit.spec.heads import head_of
 
@@ -24,6 +26,7 @@ except ImportError:  # Windows
 
 RUNS = Path("runs")
 LOCK = ".lock"
+STARTED = re.compile(r"(\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d)(?:-(\d+))?")
 
 
 @dataclass(frozen=True)
@@ -42,17 +45,23 @@ class RunFolder:
 
     @classmethod
     def claim(cls, root: Path, name: str) -> RunFolder:
-        """Makes a new folder, named by the current time. Runs that start at the same time get different ones."""
-        stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
-        path, again = root / name / stamp, 1
-        parents = tuple(parent for parent in path.parents if not parent.exists())
+        """Makes a new folder, named by the current time. Runs that start at the same time get different ones.
+
+        Its name sorts after those of earlier runs (``started``), also if the clock was set back meanwhile.
+        """
+        folder = root / name
+        parents = tuple(parent for parent in (folder, *folder.parents) if not parent.exists())
+        make_directory(folder)
         while True:
+            latest = max((started(path) for path in folder.iterdir()), default=("", 0))
+            stamp, again = max((time.strftime("%Y-%m-%d_%H-%M-%S"), 0), (latest[0], latest[1] + 1))
+            path = folder / (f"{stamp}-{again}" if again else stamp)
             try:
-                path.mkdir(parents=True)
+                path.mkdir()
+                sync_directory(folder)
                 return cls(path, new_parents=parents)
             except FileExistsError:
-                again += 1
-                path = root / name / f"{stamp}-{again}"
+                continue
 
     def release(self) -> None:
         """Removes a claimed folder, and the parents made for it, if nothing was written there."""
@@ -81,9 +90,9 @@ class RunFolder:
                 ) from error
             except OSError:
                 pass  # a file system without locks
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}")
-            file.flush()
+            with suppress(OSError):  # a full disk: the lock holds, but does not say whose it is
+                file.truncate(0)
+                os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
             yield self
 
     @classmethod
@@ -106,7 +115,7 @@ class RunFolder:
             runs = [spec.parent for spec in folder.glob("*/spec.yaml") if (spec.parent / "checkpoints").is_dir()]
             if runs:
                 resumable = [run for run in runs if cls(run).last is not None] or runs
-                return cls(max(resumable, key=lambda p: ((p / "spec.yaml").stat().st_mtime_ns, p.name)))
+                return cls(max(resumable, key=lambda path: (started(path), path.name)))
         known = sorted(p.parent.parent.relative_to(root).as_posix() for p in root.glob("**/*/spec.yaml"))
         offered = [recipe for recipe in current().recipes if recipe.name == run]
         trains = any(head_of(recipe, current()).trains for recipe in offered)
@@ -117,8 +126,9 @@ class RunFolder:
         )
 
     def create(self) -> None:
-        """Makes the folder and the one for checkpoints."""
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        """Makes the folder and the one for checkpoints; removes half-written files of a killed process."""
+        make_directory(self.checkpoints)
+        discard_partial(self.path)
 
     @property
     def name(self) -> str:
@@ -178,7 +188,7 @@ class RunFolder:
             if not others:
                 why = f"a run writes its first after its first validation; start again: moekit train {self.spec}"
                 if pickled := sorted(path.name for path in self.checkpoints.glob("*.ckpt")):
-                    why += f"\n  {', '.join(pickled)}: pickled files of an older moekit are not read"
+                    why += f"\n  {', '.join(pickled)}: no run is resumed from a .ckpt file"
             raise CheckpointError(f"no checkpoint in {self.checkpoints}\n  {why}")
         return path
 
@@ -192,6 +202,12 @@ class RunFolder:
         """The folder of the run that a dense baseline belongs to; for any other run its own."""
         outer = RunFolder(self.path.parent)
         return outer if outer.dense.path == self.path and outer.spec.is_file() else self
+
+
+def started(path: Path) -> tuple[str, int]:
+    """When a run was started, by its folder's name: the time, and a number among runs of that time; or ("", 0)."""
+    match = STARTED.fullmatch(path.name)
+    return (match[1], int(match[2] or 0)) if match else ("", 0)
 
 
 def _no_checkpoint(path: Path, run: RunFolder) -> CheckpointError:
@@ -234,12 +250,14 @@ def check_writable(path: Path) -> None:
 
 
 def checkpoint_of(run: str, root: Path = RUNS) -> Path:
-    """The checkpoint of ``run``: a checkpoint itself, or the last one of a run folder or of a name's latest run.
+    """The checkpoint of ``run``: itself (also a ``.ckpt`` file), or the last of a run folder or of a name's latest run.
 
     Raises:
         CheckpointError: there is no such run, or it has no checkpoint.
     """
     path = Path(run)
+    if path.suffix == ".ckpt" and path.exists():
+        return path
     if is_checkpoint(path):
         return target_of(path.parent, path.name) or path
     return RunFolder.find(run, root).checkpoint()

@@ -2,21 +2,57 @@
 
 Rows are kept in memory; the whole file is written a few times in a run. So training does not wait for a disk, and a
 file is never half-written. A resumed run keeps the rows up to its checkpoint.
+
+No run depends on its logs: training continues if they cannot be written, and a run resumes if they are damaged.
 """
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from moekit.checkpoints.files import replace_file
+from moekit.files import read_regular, replace_file
+from moekit.training.run.event_file import EventFile
 
 Row = dict[str, float]
+LARGEST = 1 << 30  # bytes of a metrics file that are read
+
+
+class LogWrites:
+    """Writes log files. One that cannot be written is reported once, and written the next time that is possible.
+
+    Args:
+        report: prints a line.
+    """
+
+    def __init__(self, report: Callable[[str], object] = print) -> None:
+        self._report = report
+        self._failing: dict[Path, str] = {}
+
+    def attempt(self, path: Path, write: Callable[[], object]) -> None:
+        """Calls ``write``, which writes the file ``path`` and may raise ``OSError``."""
+        try:
+            write()
+        except OSError as error:
+            if not self._failing:
+                why = error.strerror or str(error)
+                self._report(f"\ncannot write {path}: {why}\n  training continues; logs are written when this is over")
+            self._failing[path] = error.strerror or str(error)
+        else:
+            if self._failing.pop(path, "") and not self._failing:
+                self._report("\nall logs are written again")
+
+    def end(self) -> None:
+        """Reports the files that could not be written to the last."""
+        for path, why in self._failing.items():
+            self._report(f"\n{path} is incomplete: {why}")
+        self._failing.clear()
 
 
 class RunLog(Logger):
@@ -25,16 +61,27 @@ class RunLog(Logger):
     Args:
         csv_file: the metrics file; an existing one is read first.
         tensorboard: folder of the event files; None for none.
-        upto: rows of later steps are discarded, because a resumed run trains them again.
+        last_step: rows of later steps are discarded, because a resumed run trains them again.
+        writes: writes the files.
+
+    Attributes:
+        rows: by step.
+        damage: what could not be read of an existing file; empty if all could.
     """
 
-    def __init__(self, csv_file: Path, tensorboard: Path | None = None, last_step: int = 0) -> None:
+    def __init__(
+        self,
+        csv_file: Path,
+        tensorboard: Path | None = None,
+        last_step: int = 0,
+        writes: LogWrites | None = None,
+    ) -> None:
         super().__init__()
         self.csv_file = csv_file
-        self.tensorboard = tensorboard
-        self.rows: dict[int, Row] = {step: row for step, row in read_metrics(csv_file).items() if step <= last_step}
-        self._last_step = last_step
-        self._writer: Any = None
+        rows, self.damage = salvage_metrics(csv_file)
+        self.rows: dict[int, Row] = {step: row for step, row in rows.items() if step <= last_step}
+        self._events = None if tensorboard is None else EventFile(tensorboard, last_step + 1)
+        self._writes = writes or LogWrites()
 
     @property
     def name(self) -> str:
@@ -55,29 +102,26 @@ class RunLog(Logger):
         """Adds values to a step's row."""
         assert step is not None
         self.rows.setdefault(step, {}).update(metrics)
-        if self.tensorboard is not None:
-            if self._writer is None:
-                from torch.utils.tensorboard import SummaryWriter  # slow to import
-
-                self._writer = SummaryWriter(str(self.tensorboard), purge_step=self._last_step + 1)
-            for key, value in metrics.items():
-                self._writer.add_scalar(key, value, step)
+        if self._events is not None:
+            self._events.add(metrics, step)
+            if self._events.is_due:
+                self._writes.attempt(self._events.path, self._events.write)
 
     @rank_zero_only
     def write(self) -> None:
-        """Writes the file."""
+        """Writes the files, if possible."""
         if self.rows:
-            replace_file(self.csv_file, lambda path: write_metrics(path, self.rows))
-        if self._writer is not None:
-            self._writer.flush()
+            self._writes.attempt(
+                self.csv_file, lambda: replace_file(self.csv_file, lambda path: write_metrics(path, self.rows))
+            )
+            if self._events is not None:
+                self._writes.attempt(self._events.path, self._events.write)
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Writes the file and closes the event files."""
+        """Writes the files a last time."""
         self.write()
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        self._writes.end()
 
 
 def write_metrics(path: Path, rows: Mapping[int, Row]) -> None:
@@ -90,14 +134,57 @@ def write_metrics(path: Path, rows: Mapping[int, Row]) -> None:
 
 
 def read_metrics(path: Path) -> dict[int, Row]:
-    """The rows of a metrics file by step; none without a file."""
-    if not path.is_file():
-        return {}
-    with path.open(newline="", encoding="utf-8") as file:
-        return {
-            int(row["step"]): {key: float(value) for key, value in row.items() if key != "step" and value}
-            for row in csv.DictReader(file)
-        }
+    """The rows of a metrics file by step; none without a file. Damaged rows are omitted."""
+    return salvage_metrics(path)[0]
+
+
+def salvage_metrics(path: Path) -> tuple[dict[int, Row], str]:
+    """The whole rows of a metrics file by step, and what is wrong with the rest; no rows and ``""`` without a file."""
+    try:
+        lines = read_regular(path, LARGEST).decode("utf-8", errors="replace").split("\n")
+    except FileNotFoundError:
+        return {}, ""
+    except OSError as error:
+        return {}, f"cannot be read: {error.strerror}"
+    header, *rest = [_cells(line) for line in lines]
+    if rest[-1:] == [[]]:  # after the last line's end
+        rest.pop()
+    elif rest:
+        rest[-1] = []  # it was cut
+    if header[:1] != ["step"] or len(set(header)) < len(header):
+        return {}, "has no header of metrics"
+    rows: dict[int, Row] = {}
+    for cells in rest:
+        try:
+            step, *values = cells
+            row = {name: float(value) for name, value in zip(header[1:], values, strict=True) if value}
+            rows[int(step)] = row
+        except ValueError:
+            continue
+    if any(a >= b for a, b in pairwise(rows)) or min(rows, default=0) < 0:
+        return {}, "has steps that do not ascend"
+    lost = len(rest) - len(rows)
+    return rows, f"has {lost} damaged line{'' if lost == 1 else 's'} of {len(rest)}" if lost else ""
+
+
+def _cells(line: str) -> list[str]:
+    """The cells of a line of CSV; none if it is damaged."""
+    try:
+        return next(csv.reader([line.removesuffix("\r")], strict=True), [])
+    except csv.Error:
+        return []
+
+
+def lost_rows(damage: str, steps: Iterable[int], logged: int) -> str:
+    """What a log lacks, in words; empty if nothing.
+
+    Args:
+        damage: what could not be read of it.
+        steps: those that could be read.
+        logged: the last logged step before the checkpoint.
+    """
+    last = max(steps, default=0)
+    return ", and ".join(filter(None, [damage, f"lacks steps after {last}, up to {logged}" if last < logged else ""]))
 
 
 def points_of(rows: Mapping[int, Row], key: str, x: str = "step") -> tuple[list[float], list[float]]:

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from moekit.checkpoints.files import replace_file
 from moekit.errors import MoekitError
+from moekit.files import replace_file
 from moekit.params import count_parameters
 from moekit.shards.shard import parameter_shards
 from moekit.training.module import LitMoE

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import lightning as L
@@ -25,14 +26,15 @@ from moekit.spec.recipe import Recipe
 from moekit.spec.sharding import NAME, sharded_of
 from moekit.training.callbacks.checkpoint import AtomicCheckpointIO, SaveCheckpoints
 from moekit.training.callbacks.interrupt import StopOnInterrupt
-from moekit.training.callbacks.load_history import LoadHistory
+from moekit.training.callbacks.load_history import LoadHistory, lost_logs
 from moekit.training.callbacks.progress import TrainingProgress, counted_unit
 from moekit.training.data import batch_at
 from moekit.training.metrics import loss_sums, unknown_metric
 from moekit.training.module import DEFAULT_STEPS, LitMoE
 from moekit.training.run.folder import RunFolder
-from moekit.training.run.metrics_log import RunLog
-from moekit.training.run.resume import check_same_model
+from moekit.training.run.metrics_log import LogWrites, RunLog
+from moekit.training.run.resume import check_same_model, check_unchanged
+from moekit.training.run.saved import check_resumable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,15 +191,28 @@ def quiet() -> Iterator[None]:
 
 
 def metric_names(module: LitMoE) -> list[str]:
-    """Names of the objective's metrics in training, found by one forward pass without side effects."""
+    """Names of the objective's metrics, in training and validation, found by one forward pass without side effects."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         batch = batch_at(module.prepare(), seed=module.recipe.seed, step=0)
-        loss = module.objective(module.model.on(batch), batch)
-    return [f"train/{name}" for name in loss_sums(loss)]
+        output = module.model.on(batch)
+        loss = module.objective(output, batch)
+    names = [f"{part}/{name}" for part in ("train", "val") for name in loss_sums(loss)]
+    sparse = [name for name, report in output.reports.items() if report.routing.form != "soft"]
+    return [*names, "val/max_violation"] if sparse else names
 
 
-def prepare(recipe: Recipe, folder: RunFolder, console: Console, *, label: str, saved: Checkpoint | None) -> Prepared:
+def prepare(
+    recipe: Recipe,
+    folder: RunFolder,
+    console: Console,
+    *,
+    label: str,
+    saved: Checkpoint | None,
+    allow_changes: bool = False,
+) -> Prepared:
     """Builds everything and reads the data of a run, new or resumed from ``saved``; creates no file.
+
+    ``allow_changes`` is that of ``train``.
 
     Raises:
         SpecError, DataError, CheckpointError: anything that would make the run fail.
@@ -205,18 +220,26 @@ def prepare(recipe: Recipe, folder: RunFolder, console: Console, *, label: str, 
     module = LitMoE(recipe)
     last_step = 0
     if saved is not None:
+        check_resumable(saved)
         contents = saved.plain
         check_same_model(saved.path, contents["hyper_parameters"]["spec"], to_plain(recipe))
         last_step = int(contents["global_step"])
         module.on_load_checkpoint(contents)  # it restores a learnt vocabulary, which must precede reading the data
-    log = RunLog(folder.metrics, folder.tensorboard, last_step=last_step)
-    loads = LoadHistory(folder.loads, last_step=last_step)
-    interrupt = StopOnInterrupt(lambda line: console.print(line, highlight=False))
+    say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
+    writes = LogWrites(say)
+    log = RunLog(folder.metrics, folder.tensorboard, last_step=last_step, writes=writes)
+    loads = LoadHistory(folder.loads, last_step=last_step, writes=writes)
+    for line in () if saved is None else lost_logs(saved, log, loads):
+        say(line)
+    interrupt = StopOnInterrupt(say)
     callbacks: list[Any] = [loads, interrupt]
     if recipe.trainer.get("enable_progress_bar", True):
         callbacks.append(TrainingProgress(console, label, counted_unit(recipe)))
     trainer = make_trainer(recipe, folder, loggers=[log], callbacks=callbacks, opened=saved)
     module.prepare()
+    if saved is not None:
+        now = str(trainer.precision), module.fingerprint
+        check_unchanged(saved, recipe, *now, allow=allow_changes, report=say)
     if recipe.stop is not None and module.is_built and recipe.stop.metric not in (known := metric_names(module)):
         raise unknown_metric(recipe.stop.metric, known)
     return Prepared(

@@ -1,33 +1,20 @@
-"""Resuming a run: reading and verifying its checkpoint, and checking that it fits the recipe."""
+"""Resuming a run: verifying its checkpoint, and checking that it fits the recipe."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from moekit.checkpoints.reading import Checkpoint, open_checkpoint
+from moekit.checkpoints.reading import Checkpoint
 from moekit.compat import loop_counters
 from moekit.errors import CheckpointError
 from moekit.parallel.launch import RANK_ZERO_TIMEOUT, decide_on_rank_zero
+from moekit.spec import to_plain
+from moekit.spec.recipe import Recipe
 
 MIN_READ_RATE = 100e6  # bytes/s: the slowest disk for which other ranks wait long enough
-
-
-def read_checkpoint(path: Path) -> Checkpoint:
-    """Opens a checkpoint that ``LitMoE`` wrote.
-
-    Raises:
-        CheckpointError: it is missing, damaged, or not a checkpoint of a training run.
-    """
-    checkpoint = open_checkpoint(path)
-    plain = checkpoint.plain
-    if not isinstance(plain, dict) or "moekit" not in plain or "spec" not in plain.get("hyper_parameters", {}):
-        raise CheckpointError(
-            f"{checkpoint.path} is not a checkpoint of a moekit run (it has no key 'moekit', or no spec)"
-        )
-    return checkpoint
 
 
 def verify_checkpoints(checkpoints: Sequence[Checkpoint]) -> None:
@@ -61,13 +48,55 @@ def check_same_model(path: Path, saved: Mapping[str, Any], spec: Mapping[str, An
         for part in ("model", "objective")
         for key, was, now in differences(saved.get(part), spec.get(part))
     ]
-    for part, key in (("optimizer", "use"), ("start", "update")):  # they determine the optimizer's state
+    # The first two determine the optimizer's state; the weights to start from are not loaded again.
+    for part, key in (("optimizer", "use"), ("start", "update"), ("start", "run")):
         was, now = ((tree.get(part) or {}).get(key) for tree in (saved, spec))
         if was != now:
             found.append((f"{part}.{key}", was, now))
     if found:
         lines = [f"  {key}: {was!r} in the checkpoint, {now!r} now" for key, was, now in found[:5]]
         raise CheckpointError(f"cannot resume from {path}: it holds another model\n" + "\n".join(lines))
+
+
+def check_unchanged(
+    saved: Checkpoint, recipe: Recipe, precision: str, fingerprint: str, *, allow: bool, report: Callable[[str], object]
+) -> None:
+    """Rejects, or with ``allow`` reports, what would make a resumed run differ from an uninterrupted one.
+
+    Raises:
+        CheckpointError: naming what has changed.
+    """
+    found = "".join(f"\n  {line}" for line in changes(saved, to_plain(recipe), precision, fingerprint))
+    if found and not allow:
+        raise CheckpointError(
+            f"{saved.path} cannot be resumed exactly, for this has changed:{found}\n"
+            "  give the run what it had, or resume it with the changes: --allow-changes"
+        )
+    if found:
+        report(f"resumed with changes (--allow-changes):{found}")
+
+
+def changes(saved: Checkpoint, spec: Mapping[str, Any], precision: str, fingerprint: str) -> list[str]:
+    """What differs from the run that is resumed, in a line each, so that it would not continue as if uninterrupted.
+
+    Args:
+        saved: the checkpoint.
+        spec: the resumed run's plain spec.
+        precision: the resumed run's.
+        fingerprint: of the resumed run's data (``Data.fingerprint``).
+    """
+    before, then = saved.plain["hyper_parameters"]["spec"], saved.plain["moekit"]
+    found = [
+        (f"{part}.{key}" if key else part, was, now)
+        for part in ("data", "seed")
+        for key, was, now in differences(before.get(part), spec.get(part))
+    ]
+    if then["precision"] != precision:
+        found.append(("trainer.precision", then["precision"], precision))
+    lines = [f"{key}: {was!r} in the checkpoint, {now!r} now" for key, was, now in found]
+    if then["fingerprint"] != fingerprint:
+        lines.append("the contents of the data are not those that the run was trained on so far")
+    return lines
 
 
 def differences(a: Any, b: Any, at: str = "") -> list[tuple[str, Any, Any]]:

@@ -17,11 +17,11 @@ from lightning.pytorch.callbacks import LambdaCallback
 from rich.console import Console
 from torch.distributed.fsdp import FSDPModule
 
-from moekit.checkpoints.files import replace_file
 from moekit.compat import kill_started_processes
 from moekit.contracts import Data, Model
 from moekit.distributed import is_distributed
 from moekit.errors import CheckpointError, MoekitError
+from moekit.files import replace_file
 from moekit.parallel.launch import decide_on_rank_zero, is_rank_zero
 from moekit.screen import Screen
 from moekit.shards.shard import gather, state_dict_shards
@@ -34,7 +34,8 @@ from moekit.training.run.folder import RUNS, RunFolder, check_run_name, check_wr
 from moekit.training.run.outcome import Outcome, compare, outcome_of, write_summary
 from moekit.training.run.plots import draw_plots
 from moekit.training.run.prepare import Prepared, prepare, quiet
-from moekit.training.run.resume import read_checkpoint, verify_checkpoints
+from moekit.training.run.resume import verify_checkpoints
+from moekit.training.run.saved import read_checkpoint
 from moekit.training.run.start import with_checkpoint_path
 
 
@@ -45,6 +46,7 @@ def train(
     name: str | None = None,
     resume: RunFolder | None = None,
     with_dense: bool = True,
+    allow_changes: bool = False,
     console: Console | None = None,
 ) -> Outcome | None:
     """Trains a recipe into a run folder, then its dense baseline if the recipe has ``compare``.
@@ -55,7 +57,8 @@ def train(
         root: folder of all runs.
         name: of the run, below ``root``; default: the recipe's.
         resume: the folder of a run to resume, from its last checkpoint or the chosen one.
-        with_dense: False skips the comparison.
+        with_dense: False skips the comparison, also whenever the run is resumed.
+        allow_changes: resume although the data's contents or options, the seed or the precision have changed.
 
     Returns:
         The results of the run; None on ranks other than 0.
@@ -74,7 +77,9 @@ def train(
     else:
         console = Console(quiet=True)
     recipe = recipe if resume is not None else with_checkpoint_path(recipe, root)
-    dense = dense_recipe(recipe) if with_dense and recipe.compare is not None else None
+    if not with_dense:
+        recipe = replace(recipe, compare=None)
+    dense = None if recipe.compare is None else dense_recipe(recipe)
     with quiet(), ExitStack() as stack:
 
         def choose_folder() -> str:
@@ -90,8 +95,12 @@ def train(
         dense_path = folder.dense.last if dense is not None else None
         dense_saved = None if dense_path is None else read_checkpoint(dense_path)
         verify_checkpoints([checkpoint for checkpoint in (saved, dense_saved) if checkpoint is not None])
-        run = prepare(recipe, folder, console, label=label, saved=saved)
-        baseline = None if dense is None else prepare(dense, folder.dense, console, label="dense", saved=dense_saved)
+        run = prepare(recipe, folder, console, label=label, saved=saved, allow_changes=allow_changes)
+        baseline = None
+        if dense is not None:
+            baseline = prepare(
+                dense, folder.dense, console, label="dense", saved=dense_saved, allow_changes=allow_changes
+            )
         print_header(run, console)
         fit(run, console)
         if baseline is not None:
@@ -124,12 +133,19 @@ def fit(run: Prepared, console: Console) -> None:
         MoekitError: the loss became NaN or infinite; the checkpoint does not fit; or another rank was lost.
     """
     start = None if run.checkpoint is None else run.checkpoint.path
+    has_begun = start is None
+
+    def begin(*_: object) -> None:
+        nonlocal has_begun
+        has_begun = True
+        if is_rank_zero() and start is not None:
+            write_spec(run)  # now: if the checkpoint cannot be loaded, the run stays as it was
+
     if is_rank_zero():
         run.folder.create()
         if start is None:
             write_spec(run)
-        else:  # once the checkpoint is loaded: if it cannot be, the run stays as it was
-            run.trainer.callbacks.append(LambdaCallback(on_train_start=lambda trainer, module: write_spec(run)))  # type: ignore[attr-defined]
+    run.trainer.callbacks.append(LambdaCallback(on_train_start=begin))  # type: ignore[attr-defined]
     try:
         run.trainer.fit(run.module, ckpt_path=start, weights_only=True)
         if run.interrupt.agree(run.trainer):
@@ -138,22 +154,26 @@ def fit(run: Prepared, console: Console) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         text = f"\nstopped at step {run.trainer.global_step}; {_how_to_resume(run)}"
         console.print(text, highlight=False, markup=False, soft_wrap=True)
-        if run.interrupt.signal == signal.SIGTERM:
+        if run.interrupt.signal not in (None, signal.SIGINT):
             raise SystemExit(0) from None  # the exit code that the sender of SIGTERM expects
         raise KeyboardInterrupt from None
-    except (RuntimeError, KeyError) as error:
+    except (MoekitError, OSError):
+        raise
+    except Exception as error:
         if lost_rank(error):
             kill_started_processes(run.trainer.strategy.launcher)  # one that hangs would outlive this process
             at = f"after step {run.trainer.global_step}"
             raise MoekitError(f"{at} {LOST_RANK}\n  {str(error).splitlines()[0]}\n  {_how_to_resume(run)}") from error
-        if start is not None and run.trainer.global_step == 0:
-            raise CheckpointError(f"cannot resume from {start}\n  {error}") from error
+        if not has_begun:
+            raise CheckpointError(f"cannot resume from {start}\n  {type(error).__name__}: {error}") from error
         raise
 
 
 def write_spec(run: Prepared) -> None:
-    """Writes the resolved recipe to ``spec.yaml`` in the run's folder."""
-    replace_file(run.folder.spec, lambda path: path.write_text(dump(run.module.recipe), encoding="utf-8"))
+    """Writes the resolved recipe to ``spec.yaml`` in the run's folder, unless it is there: a disk may be full."""
+    text = dump(run.module.recipe)
+    if not run.folder.spec.is_file() or run.folder.spec.read_bytes() != text.encode():
+        replace_file(run.folder.spec, lambda path: path.write_bytes(text.encode()))
 
 
 def _how_to_resume(run: Prepared) -> str:
@@ -165,7 +185,9 @@ LOST_RANK = "another rank of this run has crashed, or did not answer in time"
 
 
 def lost_rank(error: Exception) -> bool:
-    """Whether a collective failed because another rank was lost. gloo only says so in its message."""
+    """Whether another rank was lost, before all had met or after. gloo only says so in its message."""
+    if isinstance(error, dist.DistStoreError | dist.DistNetworkError):
+        return True
     return is_distributed() and (isinstance(error, dist.DistError) or "/gloo/" in str(error))
 
 

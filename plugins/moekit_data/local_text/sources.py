@@ -15,6 +15,7 @@ import sysconfig
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from moekit.files import open_regular
 from moekit_data.corpus import MAX_FILE, Document, is_new, shuffled, to_utf8, truncate
 
 _NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "pydoc_data", "__pycache__"}
@@ -94,7 +95,7 @@ def _read(paths: dict[str, Path], *, backwards: bool = False) -> Iterator[Docume
 def _document(key: str, path: Path) -> Document | None:
     """The file's text; None when it cannot be read or is binary."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             text = to_utf8(file.read(MAX_FILE + 1))
     except OSError:
         return None

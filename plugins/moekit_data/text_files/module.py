@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from moekit.errors import DataError
-from moekit_data.corpus import Document, Domain, Split, shuffled, skipped_duplicates, texts, truncate
+from moekit_data.corpus import Document, Domain, Split, count, shuffled, skipped_duplicates, texts, truncate
 from moekit_data.text import TextData
 from moekit_data.text_files import TextFiles
-from moekit_data.text_files.reading import read
+from moekit_data.text_files.reading import compressed, read
 
 
 class TextFilesData(TextData):
@@ -46,13 +46,17 @@ class TextFilesData(TextData):
             else:
                 validation = held_out[name].documents if name in held_out else []
             domains.append(Domain(name, texts(train), texts(validation), _notes(given[name])))
-        return domains, {}
+        skipped = [*compressed(self.spec.path, self.spec.suffixes)]
+        if self.spec.validation_path:
+            skipped += compressed(self.spec.validation_path, self.spec.suffixes)
+        note = f"{count(len(skipped), 'compressed file')} skipped, such as {skipped[0]}: unpack" if skipped else ""
+        return domains, {"compressed": note} if note else {}
 
     def _collect(self, path: str, seen: set[bytes]) -> dict[str, Split]:
         """The texts of each domain, up to ``megabytes``, without those in ``seen``."""
         limit = round(self.spec.megabytes * 1e6)
         splits: dict[str, Split] = {}
-        for name, document in read(Path(path), self.spec.suffixes, limit):
+        for name, document in read(Path(path), self.spec.suffixes, limit, self.spec.encoding):
             if document.text.strip():
                 splits.setdefault(name, Split(limit)).add(document, seen)
         found = {name: split for name, split in splits.items() if split.documents}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -10,30 +11,34 @@ from pathlib import Path
 from typing import Any
 
 from moekit.errors import DataError
+from moekit.files import open_regular
 from moekit_data.corpus import Document, to_utf8
 
 JSON_LINES = (".jsonl", ".ndjson")
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 DEFAULT_DOMAIN = "text"
 """The domain of text that is in no subfolder and whose record names none."""
 
 
-def read(path: Path, suffixes: Sequence[str], limit: int) -> Iterator[tuple[str, Document]]:
+def read(path: Path, suffixes: Sequence[str], limit: int, encoding: str = "utf-8") -> Iterator[tuple[str, Document]]:
     """Every text below ``path`` with its domain, in order of name; each is read when it is requested.
 
     Args:
         path: a text file, a JSON lines file, or a folder. The first subfolder's name is the domain.
         suffixes: which files of a folder are read, upper or lower case; hidden files and folders are skipped.
         limit: bytes that are read of a text file, or of one line of JSON; a longer line is an error.
+        encoding: of text files.
 
     Raises:
-        DataError: nothing there, nothing readable, binary contents, or a malformed JSON line.
+        DataError: nothing there, nothing readable, binary contents, bytes that the encoding lacks, or a malformed JSON
+            line.
     """
     path = Path(os.path.expanduser(path))
     try:
         if path.is_dir():
-            yield from _folder(path, suffixes, limit)
-        elif path.is_file():
-            yield from _file(path, path.name, DEFAULT_DOMAIN, limit)
+            yield from _folder(path, suffixes, limit, encoding)
+        elif path.exists():
+            yield from _file(path, path.name, DEFAULT_DOMAIN, limit, encoding)
         else:
             raise DataError(
                 f"no such file or folder: {path}{searched_folder(path)}\n"
@@ -64,15 +69,27 @@ def json_object(line: str, malformed: Callable[[str], DataError]) -> dict[str, A
     return record
 
 
-def _folder(root: Path, suffixes: Sequence[str], limit: int) -> Iterator[tuple[str, Document]]:
-    wanted = {suffix.lower() for suffix in suffixes}
-    found = [
+def compressed(path: str, suffixes: Sequence[str]) -> list[str]:
+    """The relative names of compressed files in a folder of text, which are not read; none for a single file."""
+    root = Path(os.path.expanduser(path))
+    return [file.relative_to(root).as_posix() for file in _files(root, COMPRESSED, (*suffixes, ""))]
+
+
+def _files(root: Path, suffixes: Sequence[str], inner: Sequence[str] = ()) -> list[Path]:
+    """The files below a folder that end in one of the suffixes, after one of ``inner``, without hidden ones."""
+    wanted, before = ({suffix.lower() for suffix in each} for each in (suffixes, inner))
+    return [
         path
         for path in sorted(root.rglob("*"))
         if path.suffix.lower() in wanted
-        and path.is_file()
+        and (not inner or Path(path.stem).suffix.lower() in before)
+        and not path.is_dir()
         and not any(part.startswith(".") for part in path.relative_to(root).parts)
     ]
+
+
+def _folder(root: Path, suffixes: Sequence[str], limit: int, encoding: str) -> Iterator[tuple[str, Document]]:
+    found = _files(root, suffixes)
     if not found:
         raise DataError(
             f"no text in folder {root}\n  expected files that end with {', '.join(suffixes)} (option data.suffixes)"
@@ -80,34 +97,61 @@ def _folder(root: Path, suffixes: Sequence[str], limit: int) -> Iterator[tuple[s
     for path in found:
         relative = path.relative_to(root)
         domain = relative.parts[0] if len(relative.parts) > 1 else DEFAULT_DOMAIN
-        yield from _file(path, relative.as_posix(), domain, limit)
+        yield from _file(path, relative.as_posix(), domain, limit, encoding)
 
 
-def _file(path: Path, key: str, domain: str, limit: int) -> Iterator[tuple[str, Document]]:
+def _file(path: Path, key: str, domain: str, limit: int, encoding: str) -> Iterator[tuple[str, Document]]:
     if path.suffix.lower() in JSON_LINES:
         yield from _records(path, key, domain, limit)
         return
-    with path.open("rb") as file:
-        text = to_utf8(file.read(limit + 1))  # one byte more than is used, so that truncation is noticed
-    if text is None:
-        raise DataError(f"not a text file: {path} (it contains the byte 0)\n  expected UTF-8 text")
-    yield domain, Document(key, text)
+    with open_regular(path) as file:
+        raw = file.read(limit + 1)  # one byte more than is used, so that truncation is noticed
+    text = decoded(raw, encoding, str(path), is_whole=len(raw) <= limit)
+    if "\0" in text:
+        raise DataError(f"not a text file: {path} (it contains the byte 0)\n  expected {encoding} text")
+    yield domain, Document(key, text.encode())
+
+
+def decoded(raw: bytes, encoding: str, name: str, *, is_whole: bool = True, start: int = 0) -> str:
+    """Bytes as text, without a byte-order mark.
+
+    Args:
+        raw: the bytes, which may end within a character unless they are a whole text.
+        encoding: one of Python's.
+        name: of the file, for messages.
+        is_whole: whether the text ends where the bytes end.
+        start: offset of the bytes in the file.
+
+    Raises:
+        DataError: a byte that the encoding lacks; names the file and the offset.
+    """
+    try:
+        text = codecs.getincrementaldecoder(encoding)(errors="strict").decode(raw, final=is_whole)
+    except UnicodeError as error:
+        at, found = getattr(error, "start", 0), getattr(error, "reason", str(error))
+        raise DataError(
+            f"not {encoding} text: {name}, byte {start + at:,} (0x{raw[at : at + 1].hex()}): {found}\n"
+            "  expected text in that encoding; for another, set data.encoding (text files) or convert the file"
+        ) from error
+    return text.removeprefix("\ufeff")
 
 
 def _records(path: Path, key: str, domain: str, limit: int) -> Iterator[tuple[str, Document]]:
-    with path.open("rb") as file:
-        number = 0
+    with open_regular(path) as file:
+        number = start = 0
         while line := file.readline(limit):
             number += 1
             if len(line) == limit and not line.endswith(b"\n"):
                 raise _malformed(path, number, f"longer than the {limit:,} bytes that data.megabytes allows")
             if line.strip():
-                name, text = _record(line, domain, path, number)
-                yield name, Document(f"{key}:{number}", text)
+                text = decoded(line, "utf-8", f"{path}, line {number}", start=start)
+                name, document = _record(text, domain, path, number)
+                yield name, Document(f"{key}:{number}", document)
+            start += len(line)
 
 
-def _record(line: bytes, domain: str, path: Path, number: int) -> tuple[str, bytes]:
-    record = json_object(line.decode("utf-8-sig", errors="replace"), partial(_malformed, path, number))
+def _record(line: str, domain: str, path: Path, number: int) -> tuple[str, bytes]:
+    record = json_object(line, partial(_malformed, path, number))
     if not isinstance(record.get("text"), str):
         found = "no 'text'" if "text" not in record else f"'text' is a {type(record['text']).__name__}"
         raise _malformed(path, number, found)

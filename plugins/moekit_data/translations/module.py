@@ -12,7 +12,7 @@ from torch import Tensor
 
 from moekit.contracts import Batch, Data, Model
 from moekit.errors import DataError, MoekitError
-from moekit_data.corpus import count
+from moekit_data.corpus import count, fingerprint
 from moekit_data.padding import side_by_side
 from moekit_data.tokens import ByteTokens, PairTokens, Tokens
 from moekit_data.translations import Translations
@@ -46,6 +46,7 @@ class TranslationData(Data):
         self._num_bytes_V: Tensor = torch.zeros(0)
         self._ratio = 1.0
         self._described: dict[str, str] = {}
+        self._fingerprint = ""
 
     def prepare(self) -> None:
         """Reads and splits the pairs, and learns byte pairs where ``tokens=bpe`` (unless a checkpoint had them).
@@ -71,6 +72,7 @@ class TranslationData(Data):
                 f"too few pairs in {origin}: {len(train)} to train on, {len(validation)} to validate with\n"
                 "  give more pairs, or another data.validation"
             )
+        self._fingerprint = fingerprint(text.encode() for pair in (*train, *self._validation) for text in pair)
         if self._vocabulary is None:
             self._vocabulary = self._new_vocabulary(train, languages)
         token_pairs = encode(train, self._vocabulary)
@@ -118,6 +120,10 @@ class TranslationData(Data):
     def describe(self) -> Mapping[str, str]:
         """Where the pairs come from, how many each split has, the languages, the tokens."""
         return dict(self._described)
+
+    def fingerprint(self) -> str:
+        """The checksum of all pairs."""
+        return self._fingerprint
 
     def encode(self, text: str) -> Tensor:
         """``<de> Save changes`` as a source, int64 ``[S]``.

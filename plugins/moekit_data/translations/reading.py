@@ -10,7 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from moekit.errors import DataError
-from moekit_data.text_files.reading import JSON_LINES, json_object, searched_folder
+from moekit.files import open_regular
+from moekit_data.text_files.reading import JSON_LINES, decoded, json_object, searched_folder
 from moekit_data.translations import LANGUAGE
 from moekit_data.translations.pairs import Pair
 
@@ -84,7 +85,7 @@ def read_files(path: Path) -> Iterator[Pair]:
         if path.is_dir():
             found = sorted(p for p in path.rglob("*") if p.suffix.lower() in (*JSON_LINES, *TABS) and p.is_file())
         else:
-            found = [path] if path.is_file() else []
+            found = [path] if path.exists() else []
         if not found:
             raise DataError(
                 f"no pairs at {path}{searched_folder(path)}\n  expected a .jsonl or .tsv file, or a folder of them"
@@ -96,10 +97,12 @@ def read_files(path: Path) -> Iterator[Pair]:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    with path.open(encoding="utf-8-sig", errors="replace", newline="\n") as file:
+    with open_regular(path) as file:
+        start = 0
         for number, line in enumerate(file, 1):
             if line.strip():
-                yield number, line.rstrip("\r\n")
+                yield number, decoded(line, "utf-8", f"{path}, line {number}", start=start).rstrip("\r\n")
+            start += len(line)
 
 
 def _json_lines(path: Path) -> Iterator[Pair]:

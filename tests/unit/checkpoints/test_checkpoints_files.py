@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from checkpoint_cases import save
 
-from moekit.checkpoints.files import last_of, recover, remove, step_name, steps_in, target_of, write_pointer
+from moekit.checkpoints.files import Retention, last_of, recover, remove, step_name, steps_in, target_of, write_pointer
+from moekit.checkpoints.reading import is_intact
 
 
 def test_the_newest_and_the_best_checkpoint_are_kept(tmp_path: Path) -> None:
@@ -18,27 +19,41 @@ def test_the_newest_and_the_best_checkpoint_are_kept(tmp_path: Path) -> None:
         save(tmp_path, step, best=best, keep=2)
     assert list(steps_in(tmp_path)) == [2, 4, 5]
     assert (last_of(tmp_path), target_of(tmp_path, "best")) == (tmp_path / step_name(5), tmp_path / step_name(2))
-    save(tmp_path, 3, keep=2)  # resumed from an older checkpoint: later steps belong to no run any more
+    save(tmp_path, 3, keep=2, after=2)  # resumed from an older checkpoint: later steps belong to no run any more
     assert list(steps_in(tmp_path)) == [2, 3]
     save(tmp_path, 10**8, keep=1)
     assert list(steps_in(tmp_path)) == [2, 10**8]
 
 
-def test_recovery_keeps_checkpoints_that_may_be_the_only_ones(tmp_path: Path) -> None:
+def test_recovery_removes_half_written_files_and_no_checkpoint(tmp_path: Path) -> None:
+    """Also none newer than ``last``: the run may have been resumed from an older one, and have saved nothing since."""
     recover(tmp_path / "none")
     save(tmp_path, 1)
     save(tmp_path, 2, keep=5)
-    (tmp_path / "last").unlink()
     (tmp_path / ".tmp-new-step-00000003").mkdir()
+    (tmp_path / ".last.tmp").write_text("half")
     (tmp_path / "own").mkdir()
-    recover(tmp_path)
-    assert list(steps_in(tmp_path)) == [1, 2] and (tmp_path / "own").is_dir()
-    assert not (tmp_path / ".tmp-new-step-00000003").exists()
     write_pointer(tmp_path, "last", step_name(1))
-    recover(tmp_path, resumed_from=tmp_path / step_name(2))
-    assert list(steps_in(tmp_path)) == [1, 2]
     recover(tmp_path)
-    assert list(steps_in(tmp_path)) == [1]
+    assert {path.name for path in tmp_path.iterdir()} == {step_name(1), step_name(2), "last", "own"}
+
+
+def test_recovery_puts_a_checkpoint_back_that_was_about_to_be_replaced(tmp_path: Path) -> None:
+    """A kill between the two moves; after both, the old one is removed."""
+    path = save(tmp_path, 1)
+    path.rename(tmp_path / f".tmp-old-{path.name}")
+    recover(tmp_path)
+    assert is_intact(path)
+    shutil.copytree(path, tmp_path / f".tmp-old-{path.name}")
+    recover(tmp_path)
+    assert {each.name for each in tmp_path.iterdir()} == {path.name, "last"} and is_intact(path)
+
+
+def test_a_complete_run_keeps_later_checkpoints_when_it_prunes(tmp_path: Path) -> None:
+    for step in (1, 2, 3, 4):
+        save(tmp_path, step, keep=9)
+    Retention(keep=1).prune(tmp_path / step_name(3))
+    assert list(steps_in(tmp_path)) == [3, 4]
 
 
 @pytest.mark.parametrize("text", ["", "step-00000009\n", "../step-00000001\n", "/etc\n", "\xff", "x" * 500])

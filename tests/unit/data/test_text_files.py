@@ -6,6 +6,7 @@ import torch
 
 from moekit.errors import DataError
 from moekit.registry import build
+from moekit.spec.fields import ConflictError
 from moekit_data.text_files import TextFiles
 
 SMALL = {"seq": 4, "batch": 3, "validation_windows": 5}
@@ -93,10 +94,34 @@ def test_a_validation_path_leaves_all_of_path_to_training_except_copies(tmp_path
     assert data.describe()["text"].endswith("1 exact duplicate skipped")
 
 
-def test_invalid_utf8_is_replaced(tmp_path):
-    write(tmp_path, {"a.txt": b"\xef\xbb\xbfcaf\xe9 au lait"})
-    train, validation = splits(tmp_path / "a.txt")["text"]
-    assert (train[0] + validation[0]).decode() == "caf\ufffd au lait"
+def test_bytes_of_another_encoding_are_refused_with_file_and_offset(tmp_path):
+    write(tmp_path, {"a.txt": b"\xef\xbb\xbfcaf\xe9 au lait", "b.jsonl": b'{"text": "x"}\n{"text": "\xe9"}\n'})
+    assert refused(tmp_path / "a.txt").startswith(f"not utf-8 text: {tmp_path / 'a.txt'}, byte 6 (0xe9): invalid cont")
+    assert refused(tmp_path / "b.jsonl").startswith(f"not utf-8 text: {tmp_path / 'b.jsonl'}, line 2, byte 24 (0xe9): ")
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_text_of_another_encoding_is_read_if_it_is_named(tmp_path, encoding):
+    write(tmp_path, {"a.txt": "café au lait".encode(encoding)})
+    train, validation = splits(tmp_path / "a.txt", encoding=encoding)["text"]
+    assert (train[0] + validation[0]).decode() == "café au lait"
+
+
+def test_an_unknown_encoding_is_refused():
+    for name in ("klingon", "hex"):
+        with pytest.raises(ConflictError, match=f"encoding='{name}' is unknown"):
+            TextFiles(path="x", encoding=name)
+
+
+def test_compressed_files_beside_text_are_told(tmp_path):
+    write(tmp_path, {"a.txt": "plain text " * 9, "b.txt.gz": b"\x1f\x8b", "c.gz": b"\x1f\x8b", "d.png.gz": b""})
+    assert prepared(tmp_path).describe()["compressed"] == "2 compressed files skipped, such as b.txt.gz: unpack"
+
+
+def test_a_fifo_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "a.txt")
+    for path in (tmp_path, tmp_path / "a.txt"):
+        assert refused(path).startswith(f"cannot read {tmp_path / 'a.txt'}: Not a regular file")
 
 
 def test_at_most_megabytes_are_read_of_a_domain(tmp_path):
@@ -147,7 +172,7 @@ def refused(path, **options):
         ),
         ({"a.txt": ""}, "a.txt", "no text in {}: all of it is empty\n  expected UTF-8 text"),
         ({"a.txt": " \n\n"}, "a.txt", "no text in {}: all of it is empty\n  expected UTF-8 text"),
-        ({"b.txt": b"\x7fELF\0\0"}, "b.txt", "not a text file: {} (it contains the byte 0)\n  expected UTF-8 text"),
+        ({"b.txt": b"\x7fELF\0\0"}, "b.txt", "not a text file: {} (it contains the byte 0)\n  expected utf-8 text"),
     ],
     ids=["missing", "folder without text", "empty", "blank", "binary"],
 )
@@ -169,10 +194,10 @@ def test_an_unreadable_file_is_named(tmp_path, monkeypatch):
     path = tmp_path / "a.txt"
     if os.geteuid() == 0:  # root may read everything: make the system call fail
 
-        def refuse(self, *args, **kwargs):
-            raise PermissionError(13, "Permission denied", str(self))
+        def refuse(path, *args, **kwargs):
+            raise PermissionError(13, "Permission denied", str(path))
 
-        monkeypatch.setattr(type(path), "open", refuse)
+        monkeypatch.setattr("moekit_data.text_files.reading.open_regular", refuse)
     else:
         path.chmod(0)
     assert refused(path) == f"cannot read {path}: Permission denied\n  expected a readable text file"

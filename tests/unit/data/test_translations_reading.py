@@ -189,3 +189,10 @@ def test_the_first_of_a_source_and_language_is_kept_if_it_is_short():
 )
 def test_placeholders_are_found_in_text(text, found):
     assert placeholders(text) == found
+
+
+def test_bytes_that_are_not_utf_8_are_refused_with_line_and_offset(tmp_path):
+    path = tmp_path / "a.tsv"
+    path.write_bytes(b"Save\tSichern\tde\nClose\tSchlie\xdfen\tde\n")
+    with pytest.raises(DataError, match=r"not utf-8 text: .*a.tsv, line 2, byte 28 \(0xdf\): invalid"):
+        list(read_files(path))

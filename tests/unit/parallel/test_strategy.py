@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+import torch.distributed as dist
 from lightning.pytorch.plugins import DoublePrecision, HalfPrecision, Precision
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from moekit import load
 from moekit.checkpoints.reading import Handle
 from moekit.checkpoints.writing import save_tree
+from moekit.compat import timeout_of
 from moekit.contracts import Model
 from moekit.errors import CheckpointError, SpecError
 from moekit.parallel.strategy import ShardedStrategy, check_layout, with_expert_parallel
@@ -81,8 +83,18 @@ def sharded_strategy() -> ShardedStrategy:
     return strategy
 
 
-def test_the_timeout_is_the_layouts() -> None:
-    assert ShardedStrategy(Sharded(timeout=7))._timeout == timedelta(seconds=7)
+def test_the_timeout_is_the_layouts_once_training_starts(tmp_path: Path) -> None:
+    """Before, a rank may import, read its data and load a checkpoint for longer."""
+    strategy = ShardedStrategy(Sharded(timeout=7))
+    assert strategy._timeout == timedelta(minutes=10)
+    assert ShardedStrategy(Sharded(timeout=900))._timeout == timedelta(minutes=15)
+    store = f"file://{tmp_path}/store"
+    dist.init_process_group("gloo", init_method=store, rank=0, world_size=1, timeout=timedelta(minutes=10))
+    try:
+        strategy.on_train_start()
+        assert dist.group.WORLD is not None and timeout_of(dist.group.WORLD) == timedelta(seconds=7)
+    finally:
+        dist.destroy_process_group()
 
 
 def test_of_models_and_optimizers_only_slices_are_read(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def recipe(text: Path) -> Callable[..., Tree]:
     """Makes a plain recipe that trains in milliseconds: ``recipe(**changes at the top)``."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +27,21 @@ Make = Callable[..., dict[str, Any]]
 pytestmark = pytest.mark.usefixtures("quiet_lightning")
 
 
-def fit(recipe: Make, folder: Path, steps: int, start: Path | None = None, **changes: Any) -> L.Trainer:
+def fit(
+    recipe: Make,
+    folder: Path,
+    steps: int,
+    start: Path | None = None,
+    callbacks: Sequence[L.Callback] = (),
+    **changes: Any,
+) -> L.Trainer:
     """Trains with a validation, and thus a save, after every second step."""
     options = {
         "max_steps": steps, "accelerator": "cpu", "precision": "32-true", "val_check_interval": 2,
         "check_val_every_n_epoch": None, "enable_progress_bar": False,
     }  # fmt: skip
     spec = load(recipe(trainer={**options, **changes.pop("trainer", {})}, **changes))
-    trainer = make_trainer(spec, RunFolder(folder))
+    trainer = make_trainer(spec, RunFolder(folder), callbacks=callbacks)
     trainer.fit(LitMoE(spec), ckpt_path=start)
     return trainer
 
@@ -140,7 +147,7 @@ def test_resuming_a_complete_run_repairs_a_kill_in_its_last_save(recipe: Make, t
     (folder / ".best.tmp").write_text("half")
     fit(recipe, tmp_path, 4, start=folder / step_name(4))
     assert (folder / ".best.tmp").is_file() and last_of(folder) == folder / step_name(6)
-    fit(recipe, tmp_path, 6, start=folder / step_name(6))
+    fit(recipe, tmp_path, 6, start=folder / step_name(6), checkpoints={"keep": 9})
     assert not list(folder.glob(".*")) and target_of(folder, "best") == folder / step_name(best)
     assert last_of(folder) == folder / step_name(6) and set(steps_in(folder)) == {2, 4, 6}
 
@@ -153,8 +160,39 @@ def test_resuming_an_older_checkpoint_removes_later_ones(recipe: Make, tmp_path:
     assert target_of(folder, "best") in steps_in(folder).values()
 
 
+class Killed(L.Callback):
+    """Ends training in a step, before it is saved."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
+        if trainer.global_step == self.step:
+            raise ConnectionAbortedError("killed")
+
+
+def test_going_back_deletes_no_checkpoint_before_a_newer_save_stands(recipe: Make, tmp_path: Path) -> None:
+    """Killed right after going back, and once more when resumed: each later checkpoint is still there, and whole."""
+    folder = tmp_path / "checkpoints"
+    fit(recipe, tmp_path, 12, checkpoints={"keep": 9})
+    for start in (folder / step_name(4), folder / "last"):
+        with pytest.raises(ConnectionAbortedError, match="killed"):
+            fit(recipe, tmp_path, 12, RunFolder(tmp_path, start).checkpoint(), [Killed(5)], checkpoints={"keep": 9})
+        assert list(steps_in(folder)) == [2, 4, 6, 8, 10, 12] and all(map(is_intact, steps_in(folder).values()))
+        assert last_of(folder) == folder / step_name(4)
+    fit(recipe, tmp_path, 6, folder / step_name(4), checkpoints={"keep": 9})
+    assert list(steps_in(folder)) == [2, 4, 6] and last_of(folder) == folder / step_name(6)
+
+
+def test_resuming_a_complete_run_removes_what_a_kill_in_its_last_prune_left(recipe: Make, tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    fit(recipe, tmp_path, 6, checkpoints={"keep": 9})
+    best = callback(fit(recipe, tmp_path, 6, folder / step_name(6), checkpoints={"keep": 1})).best_step
+    assert set(steps_in(folder)) == {6, best}
+
+
 def test_resuming_repairs_a_kill_between_writing_two_pointers(recipe: Make, tmp_path: Path) -> None:
-    """``best`` is older than the newest checkpoint says; an orphan and a half-written checkpoint are removed."""
+    """``best`` is older than the newest checkpoint says; a half-written checkpoint, and an orphan, are removed."""
     folder = tmp_path / "checkpoints"
     trainer = fit(recipe, tmp_path, 6, checkpoints={"keep": 9})
     best = callback(trainer).best_step

@@ -25,7 +25,7 @@ def run_at(path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", ["metrics.csv", "checkpoints/last.ckpt", "checkpoints/best", f"{STEP}/state.json"])
+@pytest.mark.parametrize("name", ["metrics.csv", "checkpoints/best", f"{STEP}/state.json"])
 def test_a_file_of_a_run_does_not_stand_for_its_last_checkpoint(tmp_path: Path, name: str) -> None:
     run = run_at(tmp_path / "tiny" / "2026-01-01_00-00-00")
     save_tree({}, run / STEP)
@@ -79,7 +79,7 @@ def test_a_run_is_found_by_folder_file_and_name(tmp_path: Path) -> None:
         RunFolder(stopped_early).checkpoint()
     assert f"start again: moekit train {stopped_early / 'spec.yaml'}" in str(none.value)
     (stopped_early / "checkpoints" / "last.ckpt").write_text("pickled")
-    with pytest.raises(CheckpointError, match=r"\n  last.ckpt: pickled files of an older moekit are not read"):
+    with pytest.raises(CheckpointError, match=r"\n  last.ckpt: no run is resumed from a .ckpt file"):
         RunFolder(stopped_early).checkpoint()
     (older / "checkpoints" / "last").unlink()
     with pytest.raises(CheckpointError, match=r"'last' names none; there are:\n.*step-00000001\n.*step-00000002"):
@@ -113,6 +113,23 @@ def test_a_dense_baseline_belongs_to_the_run_around_it(tmp_path: Path) -> None:
     assert run.dense.main == run and run.main == run
     alone = RunFolder(run_at(tmp_path / "dense"))
     assert alone.main == alone
+
+
+def test_a_run_started_after_the_clock_was_set_back_is_still_the_latest(tmp_path: Path) -> None:
+    """Whatever the times of files say."""
+    early = run_at(tmp_path / "tiny" / "2999-01-01_00-00-00")
+    runs = [run_at(RunFolder.claim(tmp_path, "tiny").path) for _ in range(11)]
+    assert runs[-1].name == "2999-01-01_00-00-00-11"
+    for folder in (early, *runs):
+        os.utime(folder / "spec.yaml", (1 if folder == runs[-1] else 2, 2))
+    assert RunFolder.find("tiny", tmp_path).path == runs[-1]
+
+
+def test_half_written_files_of_a_killed_process_are_removed(tmp_path: Path) -> None:
+    folder = RunFolder(run_at(tmp_path))
+    (tmp_path / ".load.npz.tmp").write_text("half")
+    folder.create()
+    assert not (tmp_path / ".load.npz.tmp").exists()
 
 
 def test_runs_that_start_at_once_get_different_folders(tmp_path: Path) -> None:

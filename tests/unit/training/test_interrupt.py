@@ -21,7 +21,8 @@ from moekit.training.callbacks.interrupt import StopOnInterrupt
 
 pytestmark = pytest.mark.usefixtures("quiet_lightning")
 Make = Callable[..., dict[str, Any]]
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SIGNALS = (*STOPPING, signal.SIGUSR1)
 
 
 class Seen(L.Callback):
@@ -38,7 +39,7 @@ class Seen(L.Callback):
                 os.kill(os.getpid(), self.send)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", STOPPING)
 def test_the_first_signal_ends_the_run_after_its_step_and_handlers_are_restored(
     recipe: Make, number: signal.Signals
 ) -> None:
@@ -51,7 +52,52 @@ def test_the_first_signal_ends_the_run_after_its_step_and_handlers_are_restored(
     assert {each: signal.getsignal(each) for each in SIGNALS} == before
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+class InValidation(L.Callback):
+    """Sends a signal in a batch of the second validation, and records what is validated and saved."""
+
+    def __init__(self, batch: int) -> None:
+        self.batch = batch
+        self.ran: list[tuple[int, int]] = []
+
+    def on_validation_batch_end(
+        self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.ran.append((trainer.global_step, batch_idx))
+        if trainer.global_step == 2 and batch_idx == self.batch:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize(("batch", "validated"), [(0, 1), (2, 2)])
+def test_a_signal_in_a_validation_abandons_it(recipe: Make, batch: int, validated: int) -> None:
+    """In its last batch there is nothing left to abandon. Either way, the step that was validated is the last."""
+    seen, module = InValidation(batch), LitMoE(recipe())
+    t = trainer(5, val_check_interval=1, callbacks=[StopOnInterrupt(lambda line: None), seen])
+    t.fit(module)
+    assert (t.global_step, module.validated_step) == (2, validated)
+    assert seen.ran == [*((1, i) for i in range(3)), *((2, i) for i in range(batch + 1))]
+
+
+def test_a_signal_in_training_validates_nothing(recipe: Make) -> None:
+    seen = InValidation(9)
+    trainer(5, val_check_interval=1, callbacks=[StopOnInterrupt(lambda line: None), Seen(signal.SIGTERM), seen]).fit(
+        LitMoE(recipe())
+    )
+    assert seen.ran == []
+
+
+def test_an_ignored_hangup_stays_ignored(recipe: Make) -> None:
+    """As under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        stop = StopOnInterrupt(lambda line: None)
+        t = trainer(2, limit_val_batches=0, callbacks=[stop, Seen(signal.SIGHUP)])
+        t.fit(LitMoE(recipe()))
+        assert (t.global_step, stop.signal) == (2, None)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("number", STOPPING)
 def test_a_second_signal_ends_the_process_at_once(number: signal.Signals) -> None:
     """Whichever came first, both have their usual effect again."""
     before = {each: signal.getsignal(each) for each in SIGNALS}
@@ -59,11 +105,11 @@ def test_a_second_signal_ends_the_process_at_once(number: signal.Signals) -> Non
     try:
         stop.on_train_start(cast(Any, None), cast(Any, None))
         signal.raise_signal(number)
-        after = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+        after = [signal.getsignal(each) for each in STOPPING]
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
-    assert stop.signal == number and after == (signal.default_int_handler, signal.SIG_DFL)
+    assert stop.signal == number and after == [signal.default_int_handler, signal.SIG_DFL, signal.SIG_DFL]
 
 
 def test_lightning_keeps_its_handler_for_slurms_requeueing(recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,7 +120,7 @@ def test_lightning_keeps_its_handler_for_slurms_requeueing(recipe: Make, monkeyp
     trainer(1, limit_val_batches=0, callbacks=[stop, seen], plugins=[cluster]).fit(LitMoE(recipe()))
     (handler,) = seen.handlers[signal.SIGUSR1].signal_handlers
     assert handler.__name__ == "_slurm_sigusr_handler_fn"
-    assert seen.handlers[signal.SIGTERM] == seen.handlers[signal.SIGINT] == stop._on_signal
+    assert {seen.handlers[each] for each in STOPPING} == {stop._on_signal}
 
 
 class Ranks:

@@ -22,7 +22,7 @@ from moekit.training import AtomicCheckpointIO, LitMoE, StepLoader
 from moekit.training.data import ValidationShard, noise_seed
 from moekit.training.module import TrainingClock
 from moekit.training.run.prepare import metric_names
-from moekit.training.run.resume import read_checkpoint
+from moekit.training.run.saved import read_checkpoint
 
 pytestmark = pytest.mark.usefixtures("quiet_lightning")
 Tree = dict[str, Any]
@@ -239,6 +239,22 @@ def test_stop_ends_the_run_when_the_metric_falls(recipe: Make) -> None:
     assert module.logged["train/loss"] <= 5.5
 
 
+def test_stop_ends_the_run_when_a_validation_metric_falls(recipe: Make) -> None:
+    module = LitMoE(recipe(stop={"metric": "val/loss", "below": 5.5}))
+    t = trainer(200)
+    t.fit(module)
+    assert module.stopped_after == module.validated_step == t.global_step < 200
+    assert t.global_step % 3 == 0 and float(t.callback_metrics["val/loss"]) <= 5.5
+
+
+def test_a_module_without_a_trainer_yields_its_batches(recipe: Make) -> None:
+    module = LitMoE(recipe(trainer={"accumulate_grad_batches": 2}))
+    assert len(list(module.val_dataloader())) == 3
+    loader = module.train_dataloader()
+    next(iter(loader))
+    assert loader.state_dict() == {"step": 0, "micro": 1}
+
+
 def test_an_unknown_stop_metric_is_rejected_with_the_known_ones(recipe: Make) -> None:
     module = LitMoE(recipe(stop={"metric": "train/los", "below": 1.0}))
     message = (
@@ -247,7 +263,10 @@ def test_an_unknown_stop_metric_is_rejected_with_the_known_ones(recipe: Make) ->
     )
     with pytest.raises(SpecError, match=f"^{re.escape(message)}$"):
         trainer(2).fit(module)
-    assert metric_names(module) == ["train/objective", "train/loss", "train/bits_per_byte"]
+    names = ("objective", "loss", "bits_per_byte")
+    assert metric_names(module) == [
+        *(f"train/{name}" for name in names), *(f"val/{name}" for name in names), "val/max_violation"
+    ]  # fmt: skip
 
 
 def test_metric_names_has_no_side_effects(recipe: Make) -> None:

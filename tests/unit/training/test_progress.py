@@ -47,6 +47,7 @@ def test_lines_of_validations_are_few_and_include_that_of_a_stopped_run() -> Non
     bar.on_train_start(run, SimpleNamespace())  # type: ignore[arg-type]
     for run.global_step in range(1, 801):
         run.should_stop = run.global_step == 800
-        bar.on_validation_end(run, SimpleNamespace())  # type: ignore[arg-type]
+        bar.on_validation_end(run, SimpleNamespace(validated_step=run.global_step))  # type: ignore[arg-type]
+    bar.on_validation_end(run, SimpleNamespace(validated_step=799))  # type: ignore[arg-type] # abandoned
     lines = out.getvalue().splitlines()
     assert len(lines) < MAX_LINES and lines[-1] == "tiny  step 800/1000  validation: loss 1.000"

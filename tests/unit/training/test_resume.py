@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from copy import deepcopy
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -19,14 +25,16 @@ from moekit import CheckpointError, load
 from moekit.checkpoints import format as checkpoint_format
 from moekit.checkpoints.files import step_name
 from moekit.checkpoints.format import map_leaves
-from moekit.checkpoints.reading import Handle
+from moekit.checkpoints.reading import Handle, open_checkpoint
 from moekit.checkpoints.writing import save_tree
 from moekit.parallel import launch
 from moekit.parallel.strategy import ShardedStrategy
 from moekit.spec.sharding import Sharded
 from moekit.training.callbacks.checkpoint import AtomicCheckpointIO
 from moekit.training.run.folder import LOCK, RunFolder
-from moekit.training.run.resume import check_same_model, differences, read_checkpoint, recount, verify_checkpoints
+from moekit.training.run.metrics_log import read_metrics
+from moekit.training.run.resume import check_same_model, differences, recount, verify_checkpoints
+from moekit.training.run.saved import read_checkpoint
 from moekit.training.run.train import train
 
 Make = Callable[..., dict[str, Any]]
@@ -50,7 +58,12 @@ def verified(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 def saved(tmp_path: Path) -> Path:
     """A checkpoint of a run."""
     path = tmp_path / step_name(1)
-    tree = {"moekit": {}, "hyper_parameters": {"spec": {}}, "state_dict": {"w": torch.arange(6.0)}, "global_step": 1}
+    tree = {
+        "moekit": {"version": "0", "data": {}},
+        "hyper_parameters": {"spec": {}},
+        "state_dict": {"w": torch.arange(6.0)},
+        "global_step": 1,
+    }
     save_tree(tree, path)
     return path
 
@@ -146,7 +159,8 @@ def test_the_strategy_names_the_plugin_that_it_needs(saved: Path) -> None:
 
 def test_a_checkpoint_that_is_not_of_a_run_is_rejected(tmp_path: Path) -> None:
     good, other = tmp_path / "step-00000001", tmp_path / "step-00000002"
-    save_tree({"moekit": {}, "hyper_parameters": {"spec": {"model": {"use": "decoder"}}}}, good)
+    moekit, spec = {"version": "0", "data": {}}, {"model": {"use": "decoder"}}
+    save_tree({"moekit": moekit, "hyper_parameters": {"spec": spec}, "state_dict": {}, "global_step": 1}, good)
     assert "moekit" in read_checkpoint(good).plain
     for tree in ({"state_dict": {}}, {"moekit": {}}, [1]):
         save_tree(tree, other)
@@ -201,3 +215,174 @@ def test_within_a_step_another_accumulation_is_rejected() -> None:
     assert saved == before
     with pytest.raises(CheckpointError, match=r"a step of 4 micro-batches[\s\S]*expected .*accumulate_grad_batches=4"):
         recount(saved, 2)
+
+
+# ---- what must not change between a kill and resuming ----------------------------------------------------------------
+
+
+class Run:
+    """A run of two steps without a dense baseline, and what it prints; ``resume`` continues it for two steps more."""
+
+    def __init__(self, root: Path, recipe: Make | None, **changes: Any) -> None:
+        """``recipe`` is None for a run that is there already."""
+        self.root = root
+        if recipe is not None:
+            options = {"max_steps": 2, "accelerator": "cpu", "limit_val_batches": 1, "enable_progress_bar": False}
+            self.train(load(recipe(trainer=options, **changes)))
+        (path,) = (root / "tiny").iterdir()
+        self.folder = RunFolder(path)
+
+    def train(self, spec: Any, **options: Any) -> str:
+        with redirect_stdout(StringIO()) as out:
+            train(spec, root=self.root, with_dense=False, console=Console(file=out, width=500), **options)
+        return out.getvalue()
+
+    def resume(self, *overrides: str, **options: Any) -> str:
+        spec = load(self.folder.spec, ["trainer.max_steps=4", *overrides])
+        return self.train(spec, resume=self.folder, **options)
+
+
+@pytest.fixture(scope="module")
+def trained(recipe: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Run(tmp_path_factory.mktemp("trained"), recipe).root
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """A copy of one run."""
+    monkeypatch.setattr("moekit.training.run.train.draw_plots", lambda *_: [])
+    return Run(Path(shutil.copytree(trained, tmp_path / "runs")), None)
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("data.seq=16", "data.seq: 8 in the checkpoint, 16 now"),
+        ("data.batch=3", "data.batch: 2 in the checkpoint, 3 now"),
+        ("seed=7", "seed: 0 in the checkpoint, 7 now"),
+        ("trainer.precision=64-true", "trainer.precision: '32-true' in the checkpoint, '64-true' now"),
+    ],
+)
+def test_a_change_that_ends_exactness_is_refused_unless_asked_for(run: Run, override: str, line: str) -> None:
+    before = run.folder.spec.read_bytes()
+    with pytest.raises(CheckpointError, match="cannot be resumed exactly, for this has changed:\n") as caught:
+        run.resume(override)
+    assert f"\n  {line}\n" in str(caught.value) and str(caught.value).endswith("with the changes: --allow-changes")
+    assert run.folder.spec.read_bytes() == before
+    assert f"resumed with changes (--allow-changes):\n  {line}\n" in run.resume(override, allow_changes=True)
+    assert "resumed with changes" not in run.resume(override, "trainer.max_steps=5")  # it is the new state of things
+
+
+def test_texts_that_have_changed_are_refused_unless_asked_for(
+    recipe: Make, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the same size, so that every batch has the same shape; or at another path, which may be another text."""
+    monkeypatch.setattr("moekit.training.run.train.draw_plots", lambda *_: [])
+    own = Path(shutil.copytree(text, tmp_path / "text"))
+    run = Run(tmp_path, recipe, data={**recipe()["data"], "path": str(own)})
+    with pytest.raises(CheckpointError, match=r"data.path: '.*' in the checkpoint, '.*' now"):
+        run.resume(f"data.path={text}")
+    (own / "low" / "3.txt").write_text((own / "low" / "3.txt").read_text()[::-1])
+    with pytest.raises(CheckpointError, match="the contents of the data are not those that the run was trained on"):
+        run.resume()
+    assert "the contents of the data are not" in run.resume(allow_changes=True)
+
+
+def test_weights_to_start_from_cannot_change_on_resume(run: Run) -> None:
+    with pytest.raises(CheckpointError, match=r"start.run: None in the checkpoint, 'runs/x' now"):
+        run.resume("start={run: runs/x}")
+
+
+@pytest.mark.parametrize("before", [None, {"use": "cosine", "warmup": 2}])
+def test_a_schedule_added_or_removed_on_resume_sets_the_rates(
+    recipe: Make, tmp_path: Path, before: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("moekit.training.run.train.draw_plots", lambda *_: [])
+    run, other = Run(tmp_path, recipe, schedule=before), "null" if before else "{use: cosine, warmup: 4}"
+    run.resume(f"schedule={other}", "trainer.log_every_n_steps=1")
+    rates = [read_metrics(run.folder.metrics)[step]["lr"] for step in (3, 4)]
+    assert rates == ([0.01, 0.01] if before else pytest.approx([0.0075, 0.01]))
+
+
+def test_a_run_without_a_dense_baseline_stays_without_one(recipe: Make, tmp_path: Path) -> None:
+    run = Run(tmp_path, recipe, compare={})
+    assert load(run.folder.spec).compare is None
+
+
+# ---- logs ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_with_damaged_logs_is_resumed_and_says_what_is_lost(run: Run) -> None:
+    run.folder.loads.write_bytes(b"junk")
+    run.folder.metrics.write_bytes(run.folder.metrics.read_bytes()[:-3])
+    said = run.resume()
+    assert f"{run.folder.metrics} has 1 damaged line of 2, and lacks steps after 1, up to 2: training does not" in said
+    assert f"{run.folder.loads} cannot be read: " in said and ", and lacks steps after 0, up to 2: " in said
+    assert list(read_metrics(run.folder.metrics)) == [1, 3, 4]
+    with np.load(run.folder.loads) as loads:
+        assert loads["step"].tolist() == [3, 4]
+
+
+def test_training_continues_without_logs(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        for module in ("training.run.metrics_log", "training.callbacks.load_history"):
+            patch.setattr(f"moekit.{module}.replace_file", full)
+        patch.setattr("moekit.training.run.event_file.make_directory", full)
+        said = run.resume()
+    assert said.count("cannot write") == 1 and "training continues" in said
+    for file in (run.folder.metrics, run.folder.loads):
+        assert f"{file} is incomplete: No space left on device" in said
+    assert run.folder.last == run.folder.checkpoints / step_name(4)
+    assert "lacks steps after 2, up to 4" in run.resume("trainer.max_steps=5")
+
+
+# ---- forged states ---------------------------------------------------------------------------------------------------
+
+FORGED: dict[str, tuple[Any, str]] = {
+    "global_step": ("x", "global_step is 'x', not an integer"),
+    "moekit.seconds": ("x", "moekit.seconds is 'x', not a number"),
+    "moekit.accumulate": (0, "it has not one optimizer"),
+    "optimizer_states": ([], "it has not one optimizer"),
+    "optimizer_states.0.state": (3, "optimizer_states.0.state is 3, not a mapping"),
+    "lr_schedulers": ([{"step": -1}], "lr_schedulers.0.step is -1, less than 0"),
+    "callbacks": ("junk", "callbacks is 'junk', not a mapping"),
+    "callbacks.LoadHistory": ({}, "it has no callbacks.LoadHistory.step"),
+    "callbacks.StopOnInterrupt": (None, "callbacks.StopOnInterrupt is None, not a mapping"),
+    "loops": ({}, "it has no loops.fit_loop"),
+    "state_dict": ({"model.norm.weight": "x"}, "state_dict.model.norm.weight is 'x', not a tensor"),
+    "moekit": ({}, "it has no moekit.version"),
+}
+
+
+@pytest.mark.parametrize("key", FORGED)
+def test_a_forged_state_is_refused_by_name(run: Run, key: str) -> None:
+    value, message = FORGED[key]
+    tree = open_checkpoint(run.folder.checkpoint()).whole()
+    *path, last = key.split(".")
+    node: Any = tree
+    for name in path:
+        node = node[int(name) if name.isdigit() else name]
+    assert last in node or key.endswith("StopOnInterrupt")
+    node[last] = value
+    save_tree(tree, run.folder.checkpoint(), step=2)
+    before = run.folder.spec.read_bytes()
+    with pytest.raises(CheckpointError, match=re.escape(message)):
+        run.resume()
+    assert run.folder.spec.read_bytes() == before
+
+
+@pytest.mark.parametrize("part", ["state_dict", "optimizer_states"])
+def test_a_tensor_of_another_rank_is_refused_by_name(run: Run, part: str) -> None:
+    tree = open_checkpoint(run.folder.checkpoint()).whole()
+    name = "norm.weight"
+    if part == "state_dict":
+        tree[part][f"model.{name}"] = torch.zeros(1, 2, 3)
+    else:
+        tree[part][0]["state"][name]["exp_avg"] = torch.zeros(1, 2, 3)
+    save_tree(tree, run.folder.checkpoint(), step=2)
+    with pytest.raises(CheckpointError, match=rf"{re.escape(name)}.*\[") as caught:
+        run.resume()
+    assert "1, 2, 3" in str(caught.value)

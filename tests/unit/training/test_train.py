@@ -50,6 +50,7 @@ def test_a_failed_collective_is_recognised_as_a_lost_rank(several: bool, monkeyp
     """By gloo's message or NCCL's exception class; never in a run of one process."""
     monkeypatch.setattr("moekit.training.run.train.is_distributed", lambda: several)
     assert lost_rank(RuntimeError(GLOO)) == lost_rank(dist.DistBackendError("NCCL timed out")) == several
+    assert lost_rank(dist.DistStoreError("Timed out after 41 seconds waiting for clients"))  # before all have met
     assert not lost_rank(RuntimeError("shape '[2]' is invalid for input of size 3")) and not lost_rank(KeyError("w"))
 
 

@@ -1,0 +1,109 @@
+"""Files: only regular ones are read, up to a size; a write replaces the whole file and reaches the disk. Torch-free."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable
+from io import BufferedReader
+from pathlib import Path
+
+_READ = (
+    os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+)  # non-blocking: a FIFO may have no writer
+
+
+def open_regular(path: str | os.PathLike[str], limit: int | None = None) -> BufferedReader:
+    """Opens a regular file to read its bytes. A FIFO, socket or device could block for ever, or never end.
+
+    Args:
+        path: the file, or a link to it.
+        limit: bytes that it may have; None for any number.
+
+    Raises:
+        OSError: it cannot be opened, is not a regular file, or is longer than ``limit``; ``strerror`` says which.
+    """
+    handle = os.open(path, _READ)
+    try:
+        found = os.fstat(handle)
+        if stat.S_ISDIR(found.st_mode):
+            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "Not a regular file", os.fspath(path))
+        if limit is not None and found.st_size > limit:
+            raise OSError(errno.EFBIG, f"It has {found.st_size:,} bytes, more than {limit:,}", os.fspath(path))
+        return os.fdopen(handle, "rb")
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def read_regular(path: str | os.PathLike[str], limit: int) -> bytes:
+    """The contents of a regular file of at most ``limit`` bytes.
+
+    Raises:
+        OSError: as ``open_regular``.
+    """
+    with open_regular(path, limit) as file:
+        return file.read(limit)
+
+
+def make_directory(path: Path) -> None:
+    """Makes a directory and its missing parents, and flushes the entry of each to the disk.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    missing = [each for each in (path, *path.parents) if not each.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for each in reversed(missing):
+        sync_directory(each.parent)
+
+
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Has ``write`` fill a temporary file, flushes it, and moves it to ``path`` atomically.
+
+    Raises:
+        OSError: the disk is full, or the like; it names ``path``.
+    """
+    make_directory(path.parent)
+    partial = path.with_name(f".{path.name}.tmp")
+    try:
+        write(partial)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException as error:
+        discard(partial)
+        if isinstance(error, OSError) and not error.filename and error.errno is not None:
+            raise OSError(error.errno, error.strerror, str(path)) from error  # a failed write does not name its file
+        raise
+    sync_directory(path.parent)
+
+
+def discard(path: Path) -> None:
+    """Removes a file, if it exists and can be removed."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:
+        pass
+
+
+def discard_partial(folder: Path) -> None:
+    """Removes the temporary files of ``replace_file`` that a killed process left in a folder."""
+    for path in folder.glob(".*.tmp"):
+        discard(path)
+
+
+def sync_directory(path: Path) -> None:
+    """Flushes a directory's entries to the disk.
+
+    Raises:
+        OSError: it cannot be opened or flushed.
+    """
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
