@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType, ModuleType
 from typing import Any
+
+import pluggy
 
 from moekit.component import Component, Kind, RecipeFile, Verb
 from moekit.discovery import checked, installed
@@ -187,6 +189,44 @@ class Registry:
         except Exception as error:
             error.add_note(f"while building {component.kind} '{component.full_name}'")
             raise
+
+    def hooks(self, name: str) -> list[tuple[Plugin, pluggy.HookImpl]]:
+        """The implementations of a life-cycle hook, in order: by plugin; ``tryfirst`` and ``trylast`` hold."""
+        found = [(p, p.hooks[name]) for p in sorted(self.plugins, key=lambda p: p.name) if name in p.hooks]
+        return sorted(found, key=lambda each: each[1].trylast - each[1].tryfirst)
+
+    def call(
+        self,
+        name: str,
+        failed: Callable[[Plugin, Exception], object] | None = None,
+        without: Collection[str] = (),
+        **given: Any,
+    ) -> list[tuple[Plugin, Any]]:
+        """Calls every implementation of a life-cycle hook; returns what each plugin's returned.
+
+        Args:
+            name: of the hook.
+            failed: called with a plugin and what its implementation raised; the others are called all the same.
+            without: names of plugins that are not called.
+            given: the hook's arguments.
+
+        Raises:
+            Exception: what an implementation raised, with a note that names the hook and the plugin, if there is no
+                ``failed``.
+        """
+        returned = []
+        for plugin, implementation in self.hooks(name):
+            if plugin.name in without:
+                continue
+            try:
+                out = implementation.function(*(given[argument] for argument in implementation.argnames))
+                returned.append((plugin, out if out is None or not isinstance(out, Iterator) else list(out)))
+            except Exception as error:
+                error.add_note(f"in hook {name} of plugin '{plugin.name}' ({plugin.origin})")
+                if failed is None:
+                    raise
+                failed(plugin, error)
+        return returned
 
     def notes(self) -> tuple[str, ...]:
         """Why a name may be missing: plugins that failed, and plugins that the user disabled."""

@@ -8,11 +8,11 @@ from typing import Any
 from moekit.errors import PluginError
 from moekit.spec.dumping import plain_value, to_plain
 from moekit.spec.fields import ConflictError, FieldInfo, Spec, default_of, fields_of, types_of
+from moekit.spec.imported import Imported
 from moekit.spec.interpolation import Resolver, interpolated
 from moekit.spec.places import Keys, Report, Tree
-from moekit.spec.planning import Node, Planner
+from moekit.spec.planning import LEFT_OPEN, Node, Planner
 from moekit.spec.recipe import Recipe
-from moekit.spec.trainer_options import check_trainer
 from moekit.spec.values import BROKEN, Values
 
 
@@ -45,6 +45,8 @@ class _Builder:
         """The spec of ``node``; ``BROKEN`` where the node or one of its children has a mistake."""
         if not isinstance(node, Node):
             return node
+        if node.spec is Imported:
+            return self._imported(node)
         given: dict[str, Any] = {}
         for name, info in fields_of(node.spec).items():
             if info.kind == "option":
@@ -57,8 +59,6 @@ class _Builder:
                     given[name] = BROKEN if any(item is BROKEN for item in entries.values()) else entries
                 else:
                     given[name] = self.build(child)
-        if node.spec is Recipe:
-            self._trainer(given)
         if not node.sound or any(value is BROKEN for value in given.values()):
             return BROKEN
         try:
@@ -67,6 +67,18 @@ class _Builder:
             for sentence in error.sentences if isinstance(error, ConflictError) else (str(error),):
                 self.report.add(node.path, sentence)
             return BROKEN
+
+    def _imported(self, node: Node) -> Any:
+        arguments: dict[str, Any] = {}
+        for name, raw in node.given.items():
+            path = (*node.path, name)
+            value = self.resolver.resolve(raw, path)
+            if value == LEFT_OPEN:
+                self.report.add(path, f"{name}: the recipe leaves this open ('{LEFT_OPEN}')", expected="a plain value")
+                value = BROKEN
+            arguments[name] = value if value is BROKEN else self.values.convert(value, Any, path)
+        broken = any(value is BROKEN for value in arguments.values())
+        return BROKEN if broken else Imported(path=node.use, arguments=arguments)
 
     def _option(self, node: Node, name: str, info: FieldInfo) -> Any:
         path = (*node.path, name)
@@ -81,14 +93,11 @@ class _Builder:
         except PluginError as error:
             raise PluginError(f"{node}, option '{name}': {error}") from error
 
-    def _trainer(self, given: dict[str, Any]) -> None:
-        options = given.get("trainer", BROKEN)
-        if options is not BROKEN:
-            check_trainer(options, self.report)
-
 
 def _plain(node: Node) -> dict[str, Any]:
     """The node as plain data with its defaults, which interpolations may refer to."""
+    if node.spec is Imported:
+        return {"class": node.use, **node.given}
     out: dict[str, Any] = {"use": node.use} if node.use else {}
     for name, info in fields_of(node.spec).items():
         if info.kind == "option":

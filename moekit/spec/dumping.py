@@ -7,6 +7,7 @@ from typing import Any
 
 from moekit.registry import current
 from moekit.spec.fields import Spec, fields_of
+from moekit.spec.imported import Imported
 from moekit.spec.interpolation import escape
 
 
@@ -16,6 +17,8 @@ def to_plain(spec: Spec) -> dict[str, Any]:
     Raises:
         PluginError: no loaded plugin offers a component for one of the specs in it.
     """
+    if isinstance(spec, Imported):
+        return {"class": spec.path, **plain_value(spec.arguments)}
     out: dict[str, Any] = {}
     if spec.kind:
         out["use"] = current().use_name(spec)

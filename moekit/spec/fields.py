@@ -122,6 +122,7 @@ class Spec:
     """
 
     kind: ClassVar[str] = ""
+    refused: ClassVar[Mapping[str, str]] = {}  # names that a user may expect among the options, and why they are none
 
     def __init_subclass__(cls) -> None:
         # The methods are inherited, because dataclass() would compile new ones for each class, which is slow.
@@ -139,6 +140,7 @@ class Spec:
         for name in given:
             near = nearest(name, list(_defaults(cls)))
             hint = f"did you mean {near}?" if near else f"options are {', '.join(_defaults(cls)) or 'none'}"
+            hint = cls.refused.get(name, hint)
             raise TypeError(f"{cls.__name__} has no option {name}; {hint}")
         self.__post_init__()
 

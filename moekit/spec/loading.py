@@ -41,6 +41,7 @@ def load(source: Source, overrides: Iterable[str] = ()) -> Recipe:
     assert isinstance(recipe, Recipe)
     if not recipe.name and top.path is not None:
         recipe = replace(recipe, name=PurePath(top.label).stem)
+    _check_with_plugins(recipe)
     return recipe
 
 
@@ -66,6 +67,19 @@ def component_spec(kind: str, node: str | Mapping[str, Any]) -> Spec:
     """
     places: dict[Keys, Place] = {}
     return compose(Tree(plain_tree(node, (), places), places), current().kind(kind).name)
+
+
+def _check_with_plugins(recipe: Recipe) -> None:
+    """Rejects a recipe in which the hook ``moekit_recipe_loaded`` of a plugin finds conflicts.
+
+    Raises:
+        SpecError: with every conflict.
+    """
+    report = Report()
+    for plugin, said in current().call("moekit_recipe_loaded", recipe=recipe):
+        for sentence in said or ():
+            report.add((), f"{sentence} (plugin '{plugin.name}')")
+    report.raise_if_any()
 
 
 def _check_requires(tree: Tree) -> None:

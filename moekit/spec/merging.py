@@ -26,17 +26,24 @@ def merge(base: Tree, over: Tree) -> Tree:
 
 
 def _merged(base: Any, over: Any, path: Keys, replaced: list[Keys]) -> Any:
-    if isinstance(over, str) and isinstance(base, dict) and "use" in base:
+    if isinstance(over, str) and isinstance(base, dict) and ("use" in base or "class" in base):
         over = {"use": over}
     elif isinstance(base, str) and isinstance(over, dict) and "use" not in over:
         base = {"use": base}
-    if not isinstance(base, dict) or not isinstance(over, dict) or not same_use(base.get("use"), over.get("use", ...)):
+    if not isinstance(base, dict) or not isinstance(over, dict) or not same_part(base, over):
         replaced.append(path)
         return over
     out = dict(base)
     for key, value in over.items():
         out[key] = _merged(base[key], value, (*path, key), replaced) if key in base else value
     return out
+
+
+def same_part(base: dict[str, Any], over: dict[str, Any]) -> bool:
+    """Whether a node keeps what it names, by ``use`` or by ``class``."""
+    if "class" in base or "class" in over:
+        return "use" not in over and over.get("class", base.get("class")) == base.get("class")
+    return same_use(base.get("use"), over.get("use", ...))
 
 
 def same_use(base: Any, over: Any) -> bool:

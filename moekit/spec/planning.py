@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import MISSING, dataclass, field
 from typing import Any, Final
 
@@ -11,9 +11,9 @@ from moekit.errors import MoekitError, UnknownName, nearest
 from moekit.registry import current
 from moekit.spec.fields import FieldInfo, Spec, default_of, fields_of, group_class, types_of
 from moekit.spec.hints import describe
+from moekit.spec.imported import FOREIGN, Imported, is_import_path
 from moekit.spec.interpolation import interpolated
 from moekit.spec.places import Keys, Report, found, one_of, show
-from moekit.spec.trainer_options import TRAINER_OPTIONS
 from moekit.spec.values import BROKEN
 
 LEFT_OPEN: Final = "???"
@@ -100,6 +100,8 @@ class Planner:
             return self._broken(
                 path, f"{kind}: {found(value)} is not a component", expected=expected, list_with=listing
             )
+        if not value.keys().isdisjoint(("class", *FOREIGN)):
+            return self._imported(kind, value, path)
         use = value.get("use")
         if use == LEFT_OPEN:
             what = f"the recipe leaves this {kind} open ('{LEFT_OPEN}')"
@@ -126,6 +128,29 @@ class Planner:
         except MoekitError as error:  # its plugin failed to load
             return self._broken(at, str(error))
         return self.plan(component.spec_class(), value, path, use)
+
+    def _imported(self, kind: str, value: dict[str, Any], path: Keys) -> Any:
+        """The node of a class named by its import path; its arguments are checked when it is imported."""
+        listing = f"moekit ls {current().kind(kind).plural}"
+        wrong = next((name for name in (*FOREIGN, "use") if name in value), "")
+        if not current().kind(kind).imports:
+            here = wrong if wrong in FOREIGN else "class"
+            return self._broken(
+                (*path, here),
+                f"a {kind} cannot be a class by its import path",
+                expected="use: <name>",
+                list_with=listing,
+            )
+        if wrong:
+            expected = "class: package.module.Name, with its arguments beside it"
+            what = "'use' and 'class' exclude each other" if wrong == "use" else f"'{wrong}' is called 'class' here"
+            return self._broken((*path, wrong), what, expected=expected)
+        if not is_import_path(value["class"]):
+            what = f"class: {found(value['class'])} is no import path"
+            return self._broken((*path, "class"), what, expected="package.module.Name")
+        return Node(
+            Imported, path, given={name: item for name, item in value.items() if name != "class"}, use=value["class"]
+        )
 
     def _map(self, kind: str, value: Any, path: Keys) -> Any:
         if not isinstance(value, dict):
@@ -163,11 +188,15 @@ class Planner:
         names = list(fields_of(node.spec))
         here = (*node.path, name)
         self.unread.append(here)
+        if name in node.spec.refused:
+            self.report.add(here, f"'{show(here)}' is not for a spec: {node.spec.refused[name]}")
+            return
+        inside = next((f"{group}.{name}" for group in names if name in _group_options(node.spec, group)), "")
         self.report.add(
             here,
             f"{node} has no option '{name}'",
             expected="" if node.use and names else one_of(names) if names else "no option at all",
-            nearest=f"trainer.{name}" if not node.path and name in TRAINER_OPTIONS else nearest(name, names),
+            nearest=inside or nearest(name, names),
             list_with=f"moekit show {node.use}" if node.use and names else "",
         )
 
@@ -206,6 +235,11 @@ def _as_map(items: list[Any]) -> str:
         name, use = (use.rpartition("/")[2], use) if isinstance(use, str) else ("name", "...")
         shown.append(f"{name}: {{use: {use}, ...}}")
     return ", ".join(shown)
+
+
+def _group_options(spec: type[Spec], name: str) -> Collection[str]:
+    """The names of the options of a group; empty for another field."""
+    return fields_of(group_class(spec, name)) if fields_of(spec)[name].kind == "group" else ()
 
 
 def _takes_null(spec: type[Spec], name: str) -> bool:

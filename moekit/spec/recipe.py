@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Literal
 
 from moekit.spec import kinds
 from moekit.spec.fields import Spec, group, option, slot
+from moekit.spec.trainer import TrainerSpec
 
 
 class Paper(Spec):
@@ -84,7 +85,7 @@ class Recipe(Spec):
     )
     compile: bool = option(False, "compile the model's blocks with torch.compile; worth it on GPUs and in long runs")
     checkpoints: Checkpoints = group("which checkpoints are kept", default=Checkpoints())
-    trainer: dict[str, Any] = option({}, "options of lightning.Trainer, passed through")
+    trainer: TrainerSpec = group("the trainer and its parts", default=TrainerSpec())
 
     def check(self) -> Iterable[str]:
         """Conflicts of model, data and objective: what they yield and take, and the size of the vocabulary.

@@ -59,6 +59,8 @@ def print_summary(outcome: Outcome, module: LitMoE, console: Console) -> None:
         "training", f"{outcome.steps:,} steps, {outcome.tokens:,.0f} {unit} in {_seconds(outcome.seconds)} "
         f"({rate:,.0f} {unit}/s)"
     )  # fmt: skip
+    for name, value in outcome.reported.items():
+        grid.add_row(escape(name), escape(value))
     console.print()
     console.print(grid, highlight=False)
     if outcome.comparison is not None:

@@ -66,6 +66,7 @@ class Outcome:
         curve: the validation curve of the main metric: seconds and values.
         skipped: optimizer steps that were skipped because they were not finite.
         scores: the data's scores of the trained model (BLEU); empty if the data has none.
+        reported: what plugins report, by name.
         comparison: with the dense baseline, if there is one.
         files: plots.
     """
@@ -85,6 +86,7 @@ class Outcome:
     curve: tuple[Sequence[float], Sequence[float]]
     skipped: int = 0
     scores: Mapping[str, float] = field(default_factory=dict)
+    reported: Mapping[str, str] = field(default_factory=dict)
     comparison: Comparison | None = None
     files: Sequence[Path] = field(default_factory=list)
 

@@ -5,11 +5,12 @@ Nothing is written until the spec is valid, the Trainer accepts its options, and
 
 from __future__ import annotations
 
+import json
 import shlex
 import signal
 import sys
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch.distributed as dist
@@ -23,13 +24,16 @@ from moekit.distributed import is_distributed
 from moekit.errors import CheckpointError, MoekitError
 from moekit.files import replace_file
 from moekit.parallel.launch import decide_on_rank_zero, is_rank_zero
+from moekit.plugin import Plugin
+from moekit.registry import current
 from moekit.screen import Screen
 from moekit.shards.shard import gather, state_dict_shards
-from moekit.spec import dump
+from moekit.spec import dump, to_plain
 from moekit.spec.recipe import Recipe
 from moekit.training.build import RUN_SLOTS, build_model, check_trainable, dense_recipe
 from moekit.training.module import LitMoE
 from moekit.training.run.console import print_header, print_summary
+from moekit.training.run.events import EndedRun, ReportRow
 from moekit.training.run.folder import RUNS, RunFolder, check_run_name, check_writable
 from moekit.training.run.outcome import Outcome, compare, outcome_of, write_summary
 from moekit.training.run.plots import draw_plots
@@ -95,19 +99,19 @@ def train(
         dense_path = folder.dense.last if dense is not None else None
         dense_saved = None if dense_path is None else read_checkpoint(dense_path)
         verify_checkpoints([checkpoint for checkpoint in (saved, dense_saved) if checkpoint is not None])
-        run = prepare(recipe, folder, console, label=label, saved=saved, allow_changes=allow_changes)
+        run = prepare(recipe, folder, console, name=label, label=label, saved=saved, allow_changes=allow_changes)
         baseline = None
         if dense is not None:
             baseline = prepare(
-                dense, folder.dense, console, label="dense", saved=dense_saved, allow_changes=allow_changes
+                dense, folder.dense, console, name=label, label="dense", saved=dense_saved, allow_changes=allow_changes
             )
         print_header(run, console)
-        fit(run, console)
+        fit_or_report(run, console)
         if baseline is not None:
             console.print(
                 "\nnow the dense model of as many multiply-adds a token, on the same batches", highlight=False
             )
-            fit(baseline, console)
+            fit_or_report(baseline, console)
         models = [gather_model(each.module) for each in (run, baseline) if each is not None]
         if not is_rank_zero():
             return None  # without waiting for rank 0 to evaluate
@@ -125,6 +129,49 @@ def train(
     return outcome
 
 
+def fit_or_report(run: Prepared, console: Console) -> None:
+    """Trains as ``fit``. If that fails, plugins report too (``moekit_run_ended``), before the failure is raised.
+
+    Raises:
+        BaseException: as in ``fit``.
+    """
+    try:
+        fit(run, console)
+    except BaseException as error:
+        for row in reported(run, console, error):
+            console.print(f"{row.name}: {row.value}", highlight=False, markup=False)
+        raise
+
+
+def reported(run: Prepared, console: Console, failure: BaseException | None = None) -> list[ReportRow]:
+    """What plugins report at the end of a run; empty on ranks other than 0. A plugin that fails is only named."""
+    rows: list[ReportRow] = []
+    if not is_rank_zero():
+        return rows
+
+    def name(plugin: Plugin, error: Exception) -> None:
+        text = f"plugin '{plugin.name}', hook moekit_run_ended: {type(error).__name__}: {error}"
+        console.print(text, highlight=False, markup=False)
+
+    ended = EndedRun(
+        **asdict(run.info),
+        module=run.module,
+        step=run.trainer.global_step,
+        rows=run.log.rows,
+        failure=failure,
+    )
+    for plugin, returned in current().call("moekit_run_ended", name, run=ended):
+        try:
+            given = list(returned or ())
+        except TypeError:
+            given = [returned]
+        strays = [each for each in given if not isinstance(each, ReportRow)]
+        if strays:
+            name(plugin, TypeError(f"expected a list of moekit.ReportRow, got {strays[0]!r}"))
+        rows += [each for each in given if each not in strays]
+    return rows
+
+
 def fit(run: Prepared, console: Console) -> None:
     """Trains, from the start or from a checkpoint.
 
@@ -140,6 +187,8 @@ def fit(run: Prepared, console: Console) -> None:
         has_begun = True
         if is_rank_zero() and start is not None:
             write_spec(run)  # now: if the checkpoint cannot be loaded, the run stays as it was
+        for logger in run.trainer.loggers if start is None else ():
+            logger.log_hyperparams(to_plain(run.module.recipe))
 
     if is_rank_zero():
         run.folder.create()
@@ -170,10 +219,21 @@ def fit(run: Prepared, console: Console) -> None:
 
 
 def write_spec(run: Prepared) -> None:
-    """Writes the resolved recipe to ``spec.yaml`` in the run's folder, unless it is there: a disk may be full."""
-    text = dump(run.module.recipe)
-    if not run.folder.spec.is_file() or run.folder.spec.read_bytes() != text.encode():
-        replace_file(run.folder.spec, lambda path: path.write_bytes(text.encode()))
+    """Writes the resolved recipe to ``spec.yaml`` in the run's folder, and the plugins with life-cycle hooks."""
+    write_text(run.folder.spec, dump(run.module.recipe))
+    hooked = {
+        plugin.name: {"package": plugin.origin, "hooks": sorted(plugin.hooks)}
+        for plugin in current().plugins
+        if plugin.hooks
+    }
+    if hooked:
+        write_text(run.folder.hooks, json.dumps(hooked, indent=2) + "\n")
+
+
+def write_text(file: Path, text: str) -> None:
+    """Writes a file, unless it is there: a disk may be full."""
+    if not file.is_file() or file.read_bytes() != text.encode():
+        replace_file(file, lambda path: path.write_bytes(text.encode()))
 
 
 def _how_to_resume(run: Prepared) -> str:
@@ -194,7 +254,8 @@ def lost_rank(error: Exception) -> bool:
 def summarize(run: Prepared, model: Model | None, console: Console) -> Outcome:
     """The results of a run, with the data's scores of the trained model."""
     outcome = outcome_of(run.label, run.folder, run.module, run.log.rows)
-    return replace(outcome, scores=evaluate(run.module.data, model, run.label, console))
+    scores = evaluate(run.module.data, model, run.label, console)
+    return replace(outcome, scores=scores, reported={row.name: row.value for row in reported(run, console)})
 
 
 def evaluate(data: Data | None, model: Model | None, label: str, console: Console) -> dict[str, float]:

@@ -12,6 +12,7 @@ from spec_fakes import Bag, Head, Pick, Tower, Unregistered
 from moekit.errors import PluginError
 from moekit.spec import component_spec, dump, load, to_plain
 from moekit.spec.recipe import Recipe
+from moekit.spec.trainer import TrainerSpec
 from moekit.spec.yaml_text import read
 
 
@@ -61,8 +62,8 @@ def test_a_spec_that_no_plugin_offers_cannot_be_written() -> None:
 
 def test_plain_data_is_a_copy() -> None:
     recipe = load("small")
-    to_plain(recipe)["trainer"]["max_steps"] = 99
-    assert recipe.trainer == {"max_steps": 10}
+    to_plain(recipe)["trainer"]["callbacks"]["mine"] = 99
+    assert recipe.trainer == TrainerSpec(max_steps=10)
 
 
 ODD = ["${x}", "\\${x}", "\\\\${x}", "a${", "${data.vocab}", "C:\\", "\\", "$", "1e-4", "null", ""]

@@ -189,7 +189,7 @@ betas: a mapping is not a list
   at optimizer.betas  in command line
   expected a list of numbers >= 0 and < 1
 
-$ trainer=fast  # not a mapping
+$ requires=fast  # not a mapping
 trainer: 'fast' is not a mapping
   at trainer  in command line
   expected a mapping to plain values

@@ -20,13 +20,13 @@ from moekit.checkpoints.writing import save_tree
 from moekit.compat import timeout_of
 from moekit.contracts import Model
 from moekit.errors import CheckpointError, SpecError
-from moekit.parallel.strategy import ShardedStrategy, check_layout, with_expert_parallel
 from moekit.spec.kinds import MoE
 from moekit.spec.replacing import find_all
-from moekit.spec.sharding import Sharded
 from moekit.training.callbacks.checkpoint import AtomicCheckpointIO
 from moekit_dispatchers.expert_parallel import ExpertParallel
 from moekit_dispatchers.grouped import Grouped
+from moekit_lightning.sharded import Sharded
+from moekit_lightning.sharded.module import ShardedStrategy, check_layout, with_expert_parallel
 
 
 def test_dispatchers_are_wrapped_for_expert_groups_of_the_layouts_size() -> None:
@@ -57,7 +57,9 @@ def test_a_model_is_converted_and_then_sharded_with_gradients_reduced_in_at_leas
 ) -> None:
     """Sharded parameters cannot be converted."""
     calls: list[Any] = []
-    monkeypatch.setattr("moekit.parallel.strategy.shard", lambda *args: calls.append((args[0].weight.dtype, *args)))
+    monkeypatch.setattr(
+        "moekit_lightning.sharded.module.shard", lambda *args: calls.append((args[0].weight.dtype, *args))
+    )
     strategy = ShardedStrategy(Sharded(ep=2))
     strategy.parallel_devices = [torch.device("cpu")]
     strategy.cluster_environment = cast(Any, SimpleNamespace(local_rank=lambda: 0))
