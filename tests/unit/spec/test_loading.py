@@ -143,9 +143,9 @@ def test_a_folder_or_a_file_of_another_ending_is_not_a_recipe(write: Write) -> N
         ({"model": {"use": "bag"}, 3: 4}, "key 3 is not text"),
         ({"model": {"use": "bag", 3: 4}}, "key 3 is not text\n  at model"),
         (
-            {"model": {"use": "bag"}, "trainer": {"devices": object()}},
-            "devices: an object of type object is not a plain value\n"
-            "  at trainer.devices\n"
+            {"model": {"use": "bag"}, "trainer": {"callbacks": {"a": {"class": "a.B", "x": object()}}}},
+            "x: an object of type object is not a plain value\n"
+            "  at trainer.callbacks.a.x\n"
             "  expected text, a number, a list or a mapping",
         ),
         (

@@ -190,9 +190,9 @@ betas: a mapping is not a list
   expected a list of numbers >= 0 and < 1
 
 $ requires=fast  # not a mapping
-trainer: 'fast' is not a mapping
-  at trainer  in command line
-  expected a mapping to plain values
+requires: 'fast' is not a mapping
+  at requires  in command line
+  expected a mapping to text
 
 $ model.moe.router.top_k=9  # out of range
 top_k: 9 is out of range
