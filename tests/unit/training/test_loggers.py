@@ -70,5 +70,5 @@ def test_a_csv_logger_by_class_gets_every_metric(recipe: Make, tmp_path: Path) -
 def test_a_logger_whose_package_is_missing_is_a_spec_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lightning.pytorch.loggers.wandb._WANDB_AVAILABLE", False)
     recipe = load("jacobs1991", ["trainer.logger.mine=wandb"])
-    with pytest.raises(SpecError, match=r"wandb rejects its options: ModuleNotFoundError(.|\n)*at trainer\.logger\.mine"):
+    with pytest.raises(SpecError, match=r"wandb rejects its options(.|\n)*at trainer\.logger\.mine"):
         build_loggers(recipe, RunInfo(folder=tmp_path, name="n", label="n"))

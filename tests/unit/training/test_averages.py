@@ -73,14 +73,12 @@ def whole(folder: RunFolder) -> dict[str, Any]:
 
 
 @pytest.mark.usefixtures("quiet_lightning")
-@pytest.mark.parametrize("node", [{"use": "ema", "decay": 0.5}, {"use": "swa", "start": 0.2}], ids=["ema", "swa"])
+@pytest.mark.parametrize("node", [{"use": "ema", "decay": 0.5}, {"use": "swa", "start": 0.0}], ids=["ema", "swa"])
 def test_a_resumed_run_equals_an_uninterrupted_one(node: dict[str, Any], recipe: Make, tmp_path: Path) -> None:
     def tree(steps: int) -> dict[str, Any]:
         trainer = {"accelerator": "cpu", "val_check_interval": 2, "enable_progress_bar": False, "max_steps": steps}
         return recipe(schedule=None, trainer={**trainer, "callbacks": {"mean": node}})
 
-    if node["use"] == "swa":
-        node = {**node, "start": 0.0}  # of a run that becomes longer, as a fraction
     through, module = run(tree(6), tmp_path / "through")
     first, _ = run(tree(4), tmp_path / "parts")
     resumed, _ = run(tree(6), tmp_path / "parts", first)
@@ -88,7 +86,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(node: dict[str, Any], recipe:
     for key in ("state_dict", TRAINED):
         assert expected[key].keys() == found[key].keys()
         torch.testing.assert_close(found[key], expected[key], rtol=0, atol=0)
-    assert found["callbacks"] == {**expected["callbacks"]}
+    assert found["callbacks"] == expected["callbacks"]
     trained, averages = expected[TRAINED], expected["state_dict"]
     assert any(not torch.equal(trained[name], averages[name]) for name in trained)
     state = LitMoE.load_from_checkpoint(through.checkpoint()).state_dict()

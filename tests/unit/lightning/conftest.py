@@ -1,4 +1,0 @@
-"""The tiny recipes of the training tests."""
-
-from __future__ import annotations
-
