@@ -198,17 +198,18 @@ class Registry:
     def call(
         self,
         name: str,
+        arguments: Mapping[str, Any],
+        *,
         failed: Callable[[Plugin, Exception], object] | None = None,
         without: Collection[str] = (),
-        **given: Any,
     ) -> list[tuple[Plugin, Any]]:
         """Calls every implementation of a life-cycle hook; returns what each plugin's returned.
 
         Args:
             name: of the hook.
+            arguments: of the hook, by name.
             failed: called with a plugin and what its implementation raised; the others are called all the same.
             without: names of plugins that are not called.
-            given: the hook's arguments.
 
         Raises:
             Exception: what an implementation raised, with a note that names the hook and the plugin, if there is no
@@ -219,7 +220,7 @@ class Registry:
             if plugin.name in without:
                 continue
             try:
-                out = implementation.function(*(given[argument] for argument in implementation.argnames))
+                out = implementation.function(*(arguments[argument] for argument in implementation.argnames))
                 returned.append((plugin, out if out is None or not isinstance(out, Iterator) else list(out)))
             except Exception as error:
                 error.add_note(f"in hook {name} of plugin '{plugin.name}' ({plugin.origin})")

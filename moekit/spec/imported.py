@@ -21,7 +21,7 @@ class Imported(Spec):
     def check(self) -> Iterable[str]:
         """The path must be one."""
         if not is_import_path(self.path):
-            yield f"class: '{self.path}' is no import path; expected package.module.Name"
+            yield f"class: '{self.path}' is not an import path; expected package.module.Name"
 
     @property
     def name(self) -> str:

@@ -76,7 +76,7 @@ def _check_with_plugins(recipe: Recipe) -> None:
         SpecError: with every conflict.
     """
     report = Report()
-    for plugin, said in current().call("moekit_recipe_loaded", recipe=recipe):
+    for plugin, said in current().call("moekit_recipe_loaded", {"recipe": recipe}):
         for sentence in said or ():
             report.add((), f"{sentence} (plugin '{plugin.name}')")
     report.raise_if_any()

@@ -142,11 +142,11 @@ class Planner:
                 list_with=listing,
             )
         if wrong:
-            expected = "class: package.module.Name, with its arguments beside it"
+            expected = "class: package.module.Name, and its arguments next to it"
             what = "'use' and 'class' exclude each other" if wrong == "use" else f"'{wrong}' is called 'class' here"
             return self._broken((*path, wrong), what, expected=expected)
         if not is_import_path(value["class"]):
-            what = f"class: {found(value['class'])} is no import path"
+            what = f"class: {found(value['class'])} is not an import path"
             return self._broken((*path, "class"), what, expected="package.module.Name")
         return Node(
             Imported, path, given={name: item for name, item in value.items() if name != "class"}, use=value["class"]

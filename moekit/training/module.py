@@ -171,7 +171,7 @@ class LitMoE(L.LightningModule):
         self.build()
         if strategy is not None:  # now: later, a checkpoint's fp64 weights would have been rounded to fp32
             strategy.precision_plugin.convert_module(self)
-        current().call("moekit_module_built", module=self)
+        current().call("moekit_module_built", {"module": self})
         if self.recipe.compile:
             compile_parts(self.model)
 

@@ -57,7 +57,7 @@ class HookRelay(Callback):
                 metrics=pl_module.logged,
                 logged=pl_module.logged_step == step,
             )
-            registry.call(HOOK, self._switch_off, self._off, run=ended)
+            registry.call(HOOK, {"run": ended}, failed=self._switch_off, without=self._off)
 
     def _switch_off(self, plugin: Plugin, error: Exception) -> None:
         self._off.add(plugin.name)

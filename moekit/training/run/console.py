@@ -171,10 +171,10 @@ def print_header(run: Prepared, console: Console) -> None:
     if run.checkpoint is None and (starting := run.module.starting.describe()):
         lines["start"] = starting
     if run.checkpoint is not None:
-        done = "" if run.done < trainer.max_steps else ": nothing is left to do, unless trainer.max_steps grows"
-        lines["resuming"] = f"from {run.checkpoint.path}, after step {run.done}{done}"
+        done = "" if run.info.upto < trainer.max_steps else ": nothing is left to do, unless trainer.max_steps grows"
+        lines["resuming"] = f"from {run.checkpoint.path}, after step {run.info.upto}{done}"
     lines["folder"] = run.folder.name
     width = max(map(len, lines))
-    console.print(f"[bold]{escape(run.label)}[/bold]  {escape(recipe.summary)}", highlight=False)
+    console.print(f"[bold]{escape(run.info.label)}[/bold]  {escape(recipe.summary)}", highlight=False)
     for key, value in lines.items():
         console.print(f"  {key:<{width}}  {value}", highlight=False, markup=False)

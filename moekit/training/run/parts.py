@@ -84,7 +84,7 @@ def _check(spec: Imported, kind: str, path: Keys, report: Report) -> None:
         return
     expected = f"a subclass of {base.__module__}.{base.__qualname__}"
     if not (isinstance(cls, type) and issubclass(cls, base)):
-        report.add(here, f"'{spec.path}' is no {kind}", expected=expected)
+        report.add(here, f"'{spec.path}' is not a {kind}", expected=expected)
     elif inspect.isabstract(cls):
         report.add(here, f"'{spec.path}' is abstract", expected=f"{expected} that can be made")
     elif why := refusal(cls):

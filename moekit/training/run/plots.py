@@ -51,12 +51,12 @@ def draw_plots(run: Prepared, dense: Prepared | None) -> list[Path]:
         if each is not None:
             for part, faint in (("train", True), ("val", False)):
                 x, y = points_of(each.log.rows, f"{part}/{metric}")
-                curves.append(Curve(label=each.label, x=x, y=y, faint=faint))
+                curves.append(Curve(label=each.info.label, x=x, y=y, faint=faint))
     words = words.replace("_", " ")
-    title = f"{run.label}: {words} on validation data (training data: faint)"
+    title = f"{run.info.label}: {words} on validation data (training data: faint)"
     paths = [draw_curves(run.folder.path / "loss.png", curves, title=title, y_label=words)]
     if run.loads.loads:
-        title = f"{run.label}: load of each expert over time"
+        title = f"{run.info.label}: load of each expert over time"
         paths.append(draw_load(run.folder.path / "load.png", run.loads.steps, run.loads.arrays(), title=title))
     return paths
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -21,7 +21,6 @@ from rich.console import Console
 from moekit.checkpoints.reading import Checkpoint
 from moekit.errors import Problem, SpecError
 from moekit.parallel.strategy import ShardingStrategy
-from moekit.registry import current
 from moekit.spec import to_plain
 from moekit.spec.fields import fields_of
 from moekit.spec.recipe import Recipe
@@ -30,12 +29,12 @@ from moekit.training.callbacks.checkpoint import AtomicCheckpointIO, SaveCheckpo
 from moekit.training.callbacks.interrupt import StopOnInterrupt
 from moekit.training.callbacks.load_history import LoadHistory, lost_logs
 from moekit.training.callbacks.progress import TrainingProgress, counted_unit
-from moekit.training.callbacks.relay import HookRelay
 from moekit.training.data import batch_at
 from moekit.training.metrics import loss_sums, unknown_metric
 from moekit.training.module import LitMoE
-from moekit.training.run.events import RunInfo, StartingRun
+from moekit.training.run.events import RunInfo
 from moekit.training.run.folder import RunFolder
+from moekit.training.run.hooks import run_starting
 from moekit.training.run.metrics_log import LogWrites, RunLog
 from moekit.training.run.parts import (
     build_callbacks,
@@ -55,10 +54,8 @@ class Prepared:
 
     Attributes:
         checkpoint: to resume; None for a new run.
-        done: optimizer steps until that checkpoint.
     """
 
-    label: str
     info: RunInfo
     folder: RunFolder
     module: LitMoE
@@ -67,7 +64,6 @@ class Prepared:
     loads: LoadHistory
     interrupt: StopOnInterrupt
     checkpoint: Checkpoint | None
-    done: int
 
 
 VALIDATIONS = 10
@@ -237,11 +233,10 @@ def prepare(
         check_unchanged(saved, recipe, *now, allow=allow_changes, report=say)
     if recipe.stop is not None and module.is_built and recipe.stop.metric not in (known := metric_names(module)):
         raise unknown_metric(recipe.stop.metric, known)
-    add_callbacks(trainer, info, module, given, say)
+    run_starting(trainer, info, module, given, say)
     for key in () if saved is None else left_states(saved.plain["callbacks"], trainer.callbacks):  # type: ignore[attr-defined]
         say(f"this run has no callback for a state in the checkpoint, which is dropped: {key}")
     return Prepared(
-        label=label,
         info=info,
         folder=folder,
         module=module,
@@ -250,24 +245,4 @@ def prepare(
         loads=loads,
         interrupt=interrupt,
         checkpoint=saved,
-        done=last_step,
     )
-
-
-def add_callbacks(
-    trainer: L.Trainer, info: RunInfo, module: LitMoE, given: Mapping[str, Callback], say: Callable[[str], object]
-) -> None:
-    """Calls the hook ``moekit_run_starting``; adds the callbacks that plugins append, before those of checkpoints.
-
-    Raises:
-        SpecError: one of them cannot work in a run, or would share a state with another.
-        Exception: what a hook raised, with a note that names it.
-    """
-    run = StartingRun(**asdict(info), module=module, callbacks=[])
-    current().call("moekit_run_starting", run=run)
-    hooks = "of hook moekit_run_starting"
-    every = {**given, **{f"callback {i + 1} {hooks}": each for i, each in enumerate(run.callbacks)}}
-    check_callbacks(every)
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    last = next((i for i, each in enumerate(callbacks) if isinstance(each, SaveCheckpoints)), len(callbacks))
-    callbacks[last:last] = [*run.callbacks, HookRelay(info, every, say)]

@@ -10,7 +10,7 @@ import shlex
 import signal
 import sys
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch.distributed as dist
@@ -22,10 +22,8 @@ from moekit.compat import kill_started_processes
 from moekit.contracts import Data, Model
 from moekit.distributed import is_distributed
 from moekit.errors import CheckpointError, MoekitError
-from moekit.files import replace_file
+from moekit.files import write_if_changed
 from moekit.parallel.launch import decide_on_rank_zero, is_rank_zero
-from moekit.plugin import Plugin
-from moekit.registry import current
 from moekit.screen import Screen
 from moekit.shards.shard import gather, state_dict_shards
 from moekit.spec import dump, to_plain
@@ -33,8 +31,9 @@ from moekit.spec.recipe import Recipe
 from moekit.training.build import RUN_SLOTS, build_model, check_trainable, dense_recipe
 from moekit.training.module import LitMoE
 from moekit.training.run.console import print_header, print_summary
-from moekit.training.run.events import EndedRun, ReportRow
+from moekit.training.run.events import ReportRow
 from moekit.training.run.folder import RUNS, RunFolder, check_run_name, check_writable
+from moekit.training.run.hooks import plugins_with_hooks, run_ended
 from moekit.training.run.outcome import Outcome, compare, outcome_of, write_summary
 from moekit.training.run.plots import draw_plots
 from moekit.training.run.prepare import Prepared, prepare, quiet
@@ -106,12 +105,12 @@ def train(
                 dense, folder.dense, console, name=label, label="dense", saved=dense_saved, allow_changes=allow_changes
             )
         print_header(run, console)
-        fit_or_report(run, console)
+        _fit_or_report(run, console)
         if baseline is not None:
             console.print(
                 "\nnow the dense model of as many multiply-adds a token, on the same batches", highlight=False
             )
-            fit_or_report(baseline, console)
+            _fit_or_report(baseline, console)
         models = [gather_model(each.module) for each in (run, baseline) if each is not None]
         if not is_rank_zero():
             return None  # without waiting for rank 0 to evaluate
@@ -129,12 +128,8 @@ def train(
     return outcome
 
 
-def fit_or_report(run: Prepared, console: Console) -> None:
-    """Trains as ``fit``. If that fails, plugins report too (``moekit_run_ended``), before the failure is raised.
-
-    Raises:
-        BaseException: as in ``fit``.
-    """
+def _fit_or_report(run: Prepared, console: Console) -> None:
+    """Trains as ``fit``. If that fails, plugins report too (``moekit_run_ended``), before the failure is raised."""
     try:
         fit(run, console)
     except BaseException as error:
@@ -144,32 +139,9 @@ def fit_or_report(run: Prepared, console: Console) -> None:
 
 
 def reported(run: Prepared, console: Console, failure: BaseException | None = None) -> list[ReportRow]:
-    """What plugins report at the end of a run; empty on ranks other than 0. A plugin that fails is only named."""
-    rows: list[ReportRow] = []
-    if not is_rank_zero():
-        return rows
-
-    def name(plugin: Plugin, error: Exception) -> None:
-        text = f"plugin '{plugin.name}', hook moekit_run_ended: {type(error).__name__}: {error}"
-        console.print(text, highlight=False, markup=False)
-
-    ended = EndedRun(
-        **asdict(run.info),
-        module=run.module,
-        step=run.trainer.global_step,
-        rows=run.log.rows,
-        failure=failure,
-    )
-    for plugin, returned in current().call("moekit_run_ended", name, run=ended):
-        try:
-            given = list(returned or ())
-        except TypeError:
-            given = [returned]
-        strays = [each for each in given if not isinstance(each, ReportRow)]
-        if strays:
-            name(plugin, TypeError(f"expected a list of moekit.ReportRow, got {strays[0]!r}"))
-        rows += [each for each in given if each not in strays]
-    return rows
+    """What plugins report at the end of a run; empty on ranks other than 0."""
+    step, rows = run.trainer.global_step, run.log.rows
+    return run_ended(run.info, run.module, step, rows, console, failure) if is_rank_zero() else []
 
 
 def fit(run: Prepared, console: Console) -> None:
@@ -220,20 +192,9 @@ def fit(run: Prepared, console: Console) -> None:
 
 def write_spec(run: Prepared) -> None:
     """Writes the resolved recipe to ``spec.yaml`` in the run's folder, and the plugins with life-cycle hooks."""
-    write_text(run.folder.spec, dump(run.module.recipe))
-    hooked = {
-        plugin.name: {"package": plugin.origin, "hooks": sorted(plugin.hooks)}
-        for plugin in current().plugins
-        if plugin.hooks
-    }
-    if hooked:
-        write_text(run.folder.hooks, json.dumps(hooked, indent=2) + "\n")
-
-
-def write_text(file: Path, text: str) -> None:
-    """Writes a file, unless it is there: a disk may be full."""
-    if not file.is_file() or file.read_bytes() != text.encode():
-        replace_file(file, lambda path: path.write_bytes(text.encode()))
+    write_if_changed(run.folder.spec, dump(run.module.recipe))
+    if hooked := plugins_with_hooks():
+        write_if_changed(run.folder.hooks, json.dumps(hooked, indent=2) + "\n")
 
 
 def _how_to_resume(run: Prepared) -> str:
@@ -253,8 +214,8 @@ def lost_rank(error: Exception) -> bool:
 
 def summarize(run: Prepared, model: Model | None, console: Console) -> Outcome:
     """The results of a run, with the data's scores of the trained model."""
-    outcome = outcome_of(run.label, run.folder, run.module, run.log.rows)
-    scores = evaluate(run.module.data, model, run.label, console)
+    outcome = outcome_of(run.info.label, run.folder, run.module, run.log.rows)
+    scores = evaluate(run.module.data, model, run.info.label, console)
     return replace(outcome, scores=scores, reported={row.name: row.value for row in reported(run, console)})
 
 

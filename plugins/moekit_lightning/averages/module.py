@@ -1,7 +1,7 @@
 """A callback that averages the weights: validations use the averages, and checkpoints hold them as the model's.
 
-So ``moekit generate`` and ``export`` use the averages without knowing of them. The trained weights are beside them in
-the checkpoint, and training goes on from these. Buffers, such as selection biases, are those of the last step.
+So ``moekit generate`` and ``export`` use the averages without knowing of them. The checkpoint holds
+the trained weights too, from which training continues. Buffers, such as selection biases, are those of the last step.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from moekit.spec.kinds import LoggerSpec
 
 
 class MLflow(LoggerSpec):
-    """Logs to MLflow. A run that is resumed goes on in the same run there."""
+    """Logs to MLflow. A run that is resumed continues the same run there."""
 
     experiment: str = option("moekit", "name of the experiment")
     uri: str = option("", "the tracking server (default: MLFLOW_TRACKING_URI, else a file in the run's folder)")

@@ -5,7 +5,7 @@ from moekit.spec.kinds import LoggerSpec
 
 
 class WandB(LoggerSpec):
-    """Logs to Weights & Biases. A run that is resumed goes on in the same run there."""
+    """Logs to Weights & Biases. A run that is resumed continues the same run there."""
 
     project: str = option("moekit", "the project there")
     entity: str = option("", "the user or team (default: the one that is logged in)")

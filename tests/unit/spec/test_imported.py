@@ -12,7 +12,7 @@ from moekit.spec import diff, dump, load, to_plain
 from moekit.spec.imported import Imported
 from moekit.spec.yaml_text import read
 
-STOPPING = {"class": "no_such.package.Stopping", "monitor": "val/loss", "patience": 3, "mode": None}
+STOPPING = {"class": "no_such.package.Stopping", "monitor": "val/loss", "min_delta": 3, "mode": None}
 
 
 def loaded(callback: Any, *overrides: str) -> Any:
@@ -20,7 +20,7 @@ def loaded(callback: Any, *overrides: str) -> Any:
 
 
 def test_a_class_is_read_without_an_import() -> None:
-    given = {"monitor": "val/loss", "patience": 3, "mode": None}
+    given = {"monitor": "val/loss", "min_delta": 3, "mode": None}
     assert loaded(STOPPING) == Imported(path="no_such.package.Stopping", arguments=given)
     assert loaded(STOPPING).name == "Stopping"
 
@@ -30,13 +30,13 @@ def test_it_round_trips_through_plain_data_and_yaml() -> None:
         {"model": "bag", "trainer": {"callbacks": {"mine": {**STOPPING, "note": "\\${x", "to": [1, {"a": 2}]}}}}
     )
     plain = to_plain(recipe)["trainer"]["callbacks"]["mine"]
-    assert list(plain) == ["class", "monitor", "patience", "mode", "note", "to"]
+    assert list(plain) == ["class", "monitor", "min_delta", "mode", "note", "to"]
     assert load(to_plain(recipe)) == recipe
     assert load(read(dump(recipe), "dumped").data) == recipe
 
 
 def test_overrides_change_an_argument_replace_the_class_or_delete_the_entry() -> None:
-    assert loaded(STOPPING, "trainer.callbacks.mine.patience=9").arguments["patience"] == 9
+    assert loaded(STOPPING, "trainer.callbacks.mine.min_delta=9").arguments["min_delta"] == 9
     assert loaded(STOPPING, "trainer.callbacks.mine.class=a.B") == Imported(path="a.B")
     other = loaded(STOPPING, "trainer.callbacks.mine={class: a.B, x: 1}")
     assert other == Imported(path="a.B", arguments={"x": 1})
@@ -70,10 +70,10 @@ def test_arguments_may_be_interpolations() -> None:
 @pytest.mark.parametrize(
     ("node", "said"),
     [
-        ({"class": "Stopping"}, "class: 'Stopping' is no import path\n  at trainer.callbacks.mine.class"),
-        ({"class": 3}, "class: 3 is no import path"),
+        ({"class": "Stopping"}, "class: 'Stopping' is not an import path\n  at trainer.callbacks.mine.class"),
+        ({"class": 3}, "class: 3 is not an import path"),
         ({"class": "a.b:C"}, "expected package.module.Name"),
-        ({"class": "${name}"}, "class: '${name}' is no import path"),
+        ({"class": "${name}"}, "class: '${name}' is not an import path"),
         (
             {"class_path": "a.B", "init_args": {}},
             "'class_path' is called 'class' here\n  at trainer.callbacks.mine.class_path",
@@ -99,9 +99,9 @@ def test_a_difference_is_one_change() -> None:
     a = load({"model": "bag", "trainer": {"callbacks": {"mine": STOPPING}}})
     b = load({"model": "bag", "trainer": {"callbacks": {"mine": {"class": "a.B"}}}})
     (change,) = diff(a, b)
-    assert str(change) == "trainer.callbacks.mine: Stopping(monitor=val/loss, patience=3, mode=none) -> B()"
+    assert str(change) == "trainer.callbacks.mine: Stopping(monitor=val/loss, min_delta=3, mode=none) -> B()"
 
 
 def test_a_path_is_checked_in_python_too() -> None:
-    with pytest.raises(ValueError, match="'B' is no import path"):
+    with pytest.raises(ValueError, match="'B' is not an import path"):
         Imported(path="B")

@@ -112,6 +112,6 @@ def test_a_callback_that_needs_whole_weights_is_refused_with_shards() -> None:
     assert load("deepseek_v3", options[1:]).trainer.shards is True
 
 
-def test_an_option_of_the_trainer_at_the_top_is_told_its_place() -> None:
+def test_an_option_of_the_trainer_at_the_top_has_its_place_reported() -> None:
     with pytest.raises(SpecError, match=r"did you mean 'trainer\.max_steps'\?"):
         load({"model": "bag", "max_steps": 3})

@@ -143,7 +143,7 @@ def test_an_exception_in_a_hook_that_may_veto_names_plugin_and_hook(
 
 
 def test_an_exception_in_an_observer_harms_no_run(recipe: Make, tmp_path: Path) -> None:
-    """It is told once; the same hook of other plugins goes on."""
+    """It is reported once; the same hook of other plugins is called as before."""
     steps: list[int] = []
     with temporary(
         plugin("aaa", step_ended=lambda run: bad(), run_ended=lambda run: bad()),
@@ -156,7 +156,7 @@ def test_an_exception_in_an_observer_harms_no_run(recipe: Make, tmp_path: Path) 
     assert json.loads(folder.summary.read_text())["reported"] == {"steps": "4"}
 
 
-def test_rows_that_are_none_are_told(recipe: Make, tmp_path: Path) -> None:
+def test_what_is_not_a_row_is_reported(recipe: Make, tmp_path: Path) -> None:
     with temporary(plugin("acme", run_ended=lambda run: ["steps"])):
         text, _ = run(tiny(recipe), tmp_path)
     assert "plugin 'acme', hook moekit_run_ended: TypeError: expected a list of moekit.ReportRow, got 'steps'" in text

@@ -1,4 +1,4 @@
-"""Loggers: a run logs to them, and a resumed run goes on in the same place."""
+"""Loggers: a run logs to them, and a resumed run continues in the same place."""
 
 from __future__ import annotations
 

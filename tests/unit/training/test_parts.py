@@ -45,7 +45,7 @@ from moekit.training.run.train import train
 
 Make = Callable[..., dict[str, Any]]
 CALLBACKS = "lightning.pytorch.callbacks"
-STOPPING = {"class": f"{CALLBACKS}.EarlyStopping", "monitor": "val/loss", "patience": 1}
+STOPPING = {"class": f"{CALLBACKS}.EarlyStopping", "monitor": "val/loss", "stopping_threshold": -1.0}
 
 
 def with_callbacks(**callbacks: Any) -> Any:
@@ -67,12 +67,15 @@ BASE = "lightning.pytorch.callbacks.callback.Callback"
     [
         (f"{STOP}s, monitor: a", f"has no 'EarlyStoppings'\n  at {MINE}.class\n  did you mean '{STOP[7:]}'?"),
         ("class: no_such_package.Name", "cannot import 'no_such_package.Name': ModuleNotFoundError"),
-        ("class: os.path.join", f"'os.path.join' is no callback\n  at {MINE}.class\n  expected a subclass of {BASE}"),
-        ("class: lightning.pytorch.loggers.CSVLogger, save_dir: x", "is no callback"),
+        (
+            "class: os.path.join",
+            f"'os.path.join' is not a callback\n  at {MINE}.class\n  expected a subclass of {BASE}",
+        ),
+        ("class: lightning.pytorch.loggers.CSVLogger, save_dir: x", "is not a callback"),
         (f"{STOP}, monitr: a", f"EarlyStopping takes no 'monitr'\n  at {MINE}.monitr"),
         (f"{STOP}, monitr: a", "did you mean 'monitor'?"),
         (STOP, f"EarlyStopping needs 'monitor'\n  at {MINE}.monitor"),
-        (f"{STOP}, monitor: a, patience: many", f"patience: 'many' is not an integer\n  at {MINE}.patience"),
+        (f"{STOP}, monitor: a, strict: many", f"strict: 'many' is not true or false\n  at {MINE}.strict"),
         (f"class: {CALLBACKS}.LearningRateMonitor, logging_interval: stp", "'stp' is none of its choices"),
         (
             f"class: {CALLBACKS}.ModelCheckpoint",
@@ -87,7 +90,7 @@ def test_a_mistake_in_a_class_is_reported_with_its_path(node: str, said: str) ->
 
 
 def test_all_mistakes_come_in_one_report() -> None:
-    report = said_about(a="class: no.Such", b=f"class: {CALLBACKS}.EarlyStopping, monitr: x, patience: many")
+    report = said_about(a="class: no.Such", b=f"class: {CALLBACKS}.EarlyStopping, monitr: x, strict: many")
     assert report.startswith("4 problems\n")
 
 
@@ -112,7 +115,7 @@ def test_callbacks_that_cannot_work_are_refused_wherever_they_come_from(refused:
 
 
 def test_two_callbacks_that_share_a_state_are_refused_by_path() -> None:
-    pair = {"trainer.callbacks.a": EarlyStopping("x"), "trainer.callbacks.b": EarlyStopping("x", patience=9)}
+    pair = {"trainer.callbacks.a": EarlyStopping("x"), "trainer.callbacks.b": EarlyStopping("x", strict=False)}
     with pytest.raises(SpecError, match=r"key of trainer\.callbacks\.a in (.|\n)*at trainer\.callbacks\.b"):
         check_callbacks(pair)
     check_callbacks(
@@ -236,8 +239,8 @@ def test_a_published_metric_is_logged_at_its_step(recipe: Make, tmp_path: Path) 
 
 
 @pytest.mark.usefixtures("quiet_lightning")
-def test_states_come_back_start_fresh_or_are_told_to_be_dropped(recipe: Make, tmp_path: Path) -> None:
-    mine, stop = {"class": f"{HERE}.Stateful"}, {**STOPPING, "patience": 9}
+def test_states_come_back_start_fresh_or_are_reported_to_be_dropped(recipe: Make, tmp_path: Path) -> None:
+    mine, stop = {"class": f"{HERE}.Stateful"}, STOPPING
     before = recipe(trainer=options(callbacks={"mine": mine, "stop": stop}))
     first = train(load(before), root=tmp_path, console=Console(quiet=True))
     assert first is not None
