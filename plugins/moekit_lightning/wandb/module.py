@@ -5,9 +5,23 @@ from __future__ import annotations
 import hashlib
 
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
 
 from moekit.training.run.events import RunInfo
 from moekit_lightning.wandb import WandB
+
+
+class OneRunLogger(WandbLogger):
+    """Ends its run there with the training. Otherwise the next run in this process, of a baseline, would log to it."""
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Ends the run there."""
+        super().finalize(status)
+        import wandb
+
+        if wandb.run is not None and wandb.run.id == self.version:
+            wandb.run.finish(exit_code=0 if status == "success" else 1)
 
 
 def wandb_logger(spec: WandB, run: RunInfo) -> WandbLogger:
@@ -16,7 +30,7 @@ def wandb_logger(spec: WandB, run: RunInfo) -> WandbLogger:
     Raises:
         ImportError: wandb is not installed.
     """
-    return WandbLogger(
+    return OneRunLogger(
         name=f"{run.name}/{run.label}" if run.label != run.name else run.name,
         id=hashlib.sha256(str(run.folder.absolute()).encode()).hexdigest()[:16],
         save_dir=run.folder,

@@ -225,10 +225,14 @@ HERE = "test_parts"
 
 @pytest.mark.usefixtures("quiet_lightning")
 def test_a_published_metric_is_logged_at_its_step(recipe: Make, tmp_path: Path) -> None:
-    """Published before a step is taken, after it, and at a validation, the value is the step: columns equal rows."""
-    given = {"mine": {"class": f"{HERE}.Stateful"}, "stop": {**STOPPING, "monitor": "val/seen", "mode": "max"}}
+    """Published before a step is taken, after it, and at a validation, the value is the step: columns equal rows.
+
+    ``EarlyStopping`` reads the published metric, and stops after step 4 of 8.
+    """
+    stop = {**STOPPING, "monitor": "val/seen", "mode": "max", "stopping_threshold": 3.0}
+    given = {"mine": {"class": f"{HERE}.Stateful"}, "stop": stop}
     outcome = train(
-        load(recipe(trainer=options(callbacks=given, accumulate_grad_batches=2, val_check_interval=4))),
+        load(recipe(trainer=options(callbacks=given, max_steps=8, accumulate_grad_batches=2, val_check_interval=4))),
         root=tmp_path, console=Console(quiet=True),
     )  # fmt: skip
     assert outcome is not None
