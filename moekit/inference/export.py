@@ -24,7 +24,7 @@ def export(run: str, out: Path | None = None, root: Path = RUNS) -> tuple[Path, 
 
     Args:
         run: a run folder, a checkpoint (also a ``.ckpt`` file of Lightning), or a name, for its latest run in ``root``.
-        out: the file; default: ``weights-<step>.safetensors`` in the run's folder, or beside the ``.ckpt`` file.
+        out: the file; default: ``weights-<step>.safetensors`` in the run's folder, or in that of the ``.ckpt`` file.
         root: folder of all runs.
 
     Returns:

@@ -54,7 +54,7 @@ class SaveCheckpoints(CheckpointCallback):
         """Removes what a killed process left behind; makes the pointers name the checkpoint that the run resumes.
 
         They do not name it if the process was killed between writing the two, or if an older checkpoint was chosen.
-        Then those of later steps stay until the next save stands.
+        Then those of later steps stay until the next save is complete.
         """
         start = None if trainer.ckpt_path is None else Path(trainer.ckpt_path)
         if trainer.is_global_zero:

@@ -34,7 +34,7 @@ class StopOnInterrupt(Callback):
     """After the first signal, completes the optimizer step, saves, and stops. It validates nothing.
 
     A checkpoint within an optimizer step would lose its gradients. So the callback sets ``trainer.should_stop`` just
-    before a step is taken. A validation that has begun is abandoned: whoever sent the signal may not wait for its end.
+    before a step is taken. A validation that has begun is abandoned: the sender of the signal may not wait for its end.
     All ranks stop at the same step, whichever rank gets the signal.
 
     SIGUSR1, with which Lightning saves and requeues under SLURM, keeps its handler.

@@ -1,7 +1,7 @@
 """TensorBoard's event files: scalars, appended without a thread.
 
-The writer of the tensorboard package writes in a thread of its own, which ends with a traceback when the disk is full;
-whoever waits for it then waits for ever.
+The writer of the tensorboard package writes in a thread of its own, which ends with a traceback when the disk is full.
+To wait for it is then to wait for ever.
 """
 
 from __future__ import annotations

@@ -194,7 +194,7 @@ def prepare(
     name: str,
     label: str,
     saved: Checkpoint | None,
-    allow_changes: bool = False,
+    allow_changes: bool,
 ) -> Prepared:
     """Builds everything and reads the data of a run, new or resumed from ``saved``; creates no file.
 

@@ -113,7 +113,7 @@ def test_an_unknown_encoding_is_refused():
             TextFiles(path="x", encoding=name)
 
 
-def test_compressed_files_beside_text_are_told(tmp_path):
+def test_compressed_files_are_reported(tmp_path):
     write(tmp_path, {"a.txt": "plain text " * 9, "b.txt.gz": b"\x1f\x8b", "c.gz": b"\x1f\x8b", "d.png.gz": b""})
     assert prepared(tmp_path).describe()["compressed"] == "2 compressed files skipped, such as b.txt.gz: unpack"
 

@@ -64,3 +64,10 @@ def test_places_follow_the_values() -> None:
 
 def test_an_empty_base_takes_everything() -> None:
     assert merge(Tree({}), read("{a: 1}", "over")).data == {"a": 1}
+
+
+def test_a_strategy_with_options_is_replaced_by_a_name() -> None:
+    """As when a sharded run is resumed in one process: ``auto`` has no options of its own."""
+    sharded = "trainer: {strategy: {use: sharded, ep: 2}}"
+    assert merged(sharded, "trainer: {strategy: auto}") == {"trainer": {"strategy": {"use": "auto"}}}
+    assert merged(sharded, "trainer: {strategy: sharded}") == {"trainer": {"strategy": {"use": "sharded", "ep": 2}}}

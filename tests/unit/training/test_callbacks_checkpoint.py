@@ -171,7 +171,7 @@ class Killed(L.Callback):
             raise ConnectionAbortedError("killed")
 
 
-def test_going_back_deletes_no_checkpoint_before_a_newer_save_stands(recipe: Make, tmp_path: Path) -> None:
+def test_going_back_deletes_no_checkpoint_before_a_newer_save(recipe: Make, tmp_path: Path) -> None:
     """Killed right after going back, and once more when resumed: each later checkpoint is still there, and whole."""
     folder = tmp_path / "checkpoints"
     fit(recipe, tmp_path, 12, checkpoints={"keep": 9})

@@ -155,7 +155,9 @@ def test_a_logger_is_a_class_too(tmp_path: Path) -> None:
 
 
 def prepared(tree: dict[str, Any], folder: Path) -> Prepared:
-    return prepare(load(tree), RunFolder(folder), Console(quiet=True), name="n", label="n", saved=None)
+    return prepare(
+        load(tree), RunFolder(folder), Console(quiet=True), name="n", label="n", saved=None, allow_changes=False
+    )
 
 
 def options(**more: Any) -> dict[str, Any]:

@@ -263,7 +263,7 @@ def run(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
         ("trainer.precision=64-true", "trainer.precision: '32-true' in the checkpoint, '64-true' now"),
     ],
 )
-def test_a_change_that_ends_exactness_is_refused_unless_asked_for(run: Run, override: str, line: str) -> None:
+def test_a_change_that_ends_exactness_is_refused_unless_allowed(run: Run, override: str, line: str) -> None:
     before = run.folder.spec.read_bytes()
     with pytest.raises(CheckpointError, match="cannot be resumed exactly, for this has changed:\n") as caught:
         run.resume(override)
@@ -273,7 +273,7 @@ def test_a_change_that_ends_exactness_is_refused_unless_asked_for(run: Run, over
     assert "resumed with changes" not in run.resume(override, "trainer.max_steps=5")  # it is the new state of things
 
 
-def test_texts_that_have_changed_are_refused_unless_asked_for(
+def test_texts_that_have_changed_are_refused_unless_allowed(
     recipe: Make, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of the same size, so that every batch has the same shape; or at another path, which may be another text."""
