@@ -41,11 +41,6 @@ class WeightAverage(Callback):
         self.step = 0
         self._trained: dict[str, Tensor] = {}  # the trained weights, while the module has the averages
 
-    @property
-    def state_key(self) -> str:
-        """Of the kind of average: ``ema`` and ``swa`` are two callbacks."""
-        return "WeightAverage of all" if self.decay is None else "WeightAverage"
-
     def state_dict(self) -> dict[str, Any]:
         """Two counters. The averages are in the checkpoint's ``state_dict``."""
         return {"count": self.count, "step": self.step}

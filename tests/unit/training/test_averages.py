@@ -12,10 +12,11 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from moekit import load
+from moekit import SpecError, load
 from moekit.checkpoints.reading import open_checkpoint
 from moekit.training.module import LitMoE
 from moekit.training.run.folder import RunFolder
+from moekit.training.run.parts import build_callbacks, check_callbacks
 from moekit.training.run.train import train
 from moekit_lightning.averages import EMA, SWA
 from moekit_lightning.averages.module import TRAINED, WeightAverage, aliases, ema, swa
@@ -51,6 +52,15 @@ def test_tied_weights_are_found() -> None:
     module = nn.ModuleDict({"a": nn.Linear(2, 2, bias=False), "b": nn.Linear(2, 2, bias=False)})
     module["b"].weight = module["a"].weight
     assert aliases(module) == [("b.weight", "a.weight")]
+
+
+def test_a_run_has_one_average() -> None:
+    """Two would both take the place of the weights: they share the key of their states, and are rejected by it."""
+    recipe = load("jacobs1991", ["trainer.callbacks={a: ema, b: swa}"])
+    with pytest.raises(
+        SpecError, match=r"key of trainer\.callbacks\.a in checkpoints: WeightAverage\n  at trainer\.callbacks\.b"
+    ):
+        check_callbacks(build_callbacks(recipe))
 
 
 def run(tree: dict[str, Any], root: Path, resume: RunFolder | None = None) -> tuple[RunFolder, LitMoE]:
