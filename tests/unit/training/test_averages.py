@@ -57,9 +57,7 @@ def test_tied_weights_are_found() -> None:
 def test_a_run_has_one_average() -> None:
     """Two would both take the place of the weights: they share the key of their states, and are rejected by it."""
     recipe = load("jacobs1991", ["trainer.callbacks={a: ema, b: swa}"])
-    with pytest.raises(
-        SpecError, match=r"key of trainer\.callbacks\.a in checkpoints: WeightAverage\n  at trainer\.callbacks\.b"
-    ):
+    with pytest.raises(SpecError, match=r"key of trainer\.callbacks\.a in checkpoints: WeightAverage\n"):
         check_callbacks(build_callbacks(recipe))
 
 

@@ -27,6 +27,7 @@ from moekit.training.callbacks.interrupt import StopOnInterrupt
 from moekit.training.callbacks.load_history import LoadHistory
 from moekit.training.callbacks.progress import TrainingProgress
 from moekit.training.callbacks.relay import HookRelay
+from moekit.training.module import LitMoE
 from moekit.training.run.events import RunInfo
 from moekit.training.run.folder import RunFolder
 from moekit.training.run.metrics_log import read_metrics
@@ -172,6 +173,13 @@ def test_callbacks_come_after_ours_and_before_checkpoints(recipe: Make, tmp_path
     assert found == [
         LoadHistory, StopOnInterrupt, TrainingProgress, EarlyStopping, LearningRateMonitor, HookRelay, SaveCheckpoints,
     ]  # fmt: skip
+
+
+def test_a_model_is_built_and_read_without_importing_the_classes(recipe: Make) -> None:
+    """As in ``moekit.open``, ``generate`` and ``export``: the classes may not be installed where a run is read."""
+    tree = recipe(trainer=options(callbacks={"gone": {"class": "no.Such"}}, logger={"gone": {"class": "no.Log"}}))
+    module = LitMoE(tree)
+    assert LitMoE(module.hparams["spec"]).recipe == module.recipe == load(tree)
 
 
 @pytest.mark.usefixtures("quiet_lightning")
