@@ -72,7 +72,7 @@ def run_ended(
         given = returned if isinstance(returned, list | tuple) else [] if returned is None else [returned]
         strays = [each for each in given if not isinstance(each, ReportRow)]
         if strays:
-            report(plugin, TypeError(f"expected a list of moekit.ReportRow, got {strays[0]!r}"))
+            report(plugin, TypeError(f"expected a list of ReportRow, got {strays[0]!r}"))
         found += [each for each in given if isinstance(each, ReportRow)]
     return found
 

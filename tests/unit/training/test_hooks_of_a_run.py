@@ -159,7 +159,7 @@ def test_an_exception_in_an_observer_harms_no_run(recipe: Make, tmp_path: Path) 
 def test_what_is_not_a_row_is_reported(recipe: Make, tmp_path: Path) -> None:
     with temporary(plugin("acme", run_ended=lambda run: ["steps"])):
         text, _ = run(tiny(recipe), tmp_path)
-    assert "plugin 'acme', hook moekit_run_ended: TypeError: expected a list of moekit.ReportRow, got 'steps'" in text
+    assert "plugin 'acme', hook moekit_run_ended: TypeError: expected a list of ReportRow, got 'steps'" in text
 
 
 def test_a_failed_run_is_reported_too(recipe: Make, tmp_path: Path) -> None:
