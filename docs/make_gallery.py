@@ -1,4 +1,4 @@
-"""Generates ``docs/gallery.md`` from the recipes of the first-party plugins, by paper and year.
+"""Generates ``docs/gallery.md`` from the recipes of the first-party plugins, by paper and year, and figures in data.md.
 
 python docs/make_gallery.py
 """
@@ -19,6 +19,8 @@ from moekit.spec.recipe import Paper, Recipe
 
 PAGE = Path(__file__).with_name("gallery.md")
 RESULTS = Path(__file__).with_name("lineage.json")
+DATA_PAGE = Path(__file__).with_name("data.md")
+BEGIN, END = "<!-- written by docs/make_gallery.py -->\n", "<!-- end -->\n"
 
 HEAD = """\
 # Gallery
@@ -40,7 +42,8 @@ TRAINED = """
 `python benchmarks/lineage.py --docs` trained each recipe to its end, and its dense baseline: as many multiply-adds a
 token, on the same batches. The table has the metric at the first and the last validation; MaxVio per batch (mean of the
 first and of the last tenth of the steps) and of the load over the whole validation set; and the pairs dropped in the
-last steps. There is one seed: a difference of one percent means nothing.
+last steps (in brackets, the tokens that lost all their experts). There is one seed: a difference of one percent means
+nothing.
 
 ![Validation curves of every recipe and of its dense baseline](images/lineage.png)
 
@@ -53,11 +56,24 @@ COMPONENTS = """
 
 """
 
+FIELD = """
+## One field for all
+
+Papers differ in everything; the recipes of `lineage/` differ in the mixture alone: decoder, rotary attention, data,
+tokens, optimizer and schedule are the same. Experts have equal total and equal active widths; only routers' sizes
+differ. GLaM's mixture is GShard's, here in every other layer. Hash layers (Roller et al. 2021) are missing: a router
+sees vectors, not tokens. `moekit config diff lineage/switch lineage/deepseek_v3` prints what a step changed.
+
+| recipe | router · experts · dispatcher · balance | parameters, active |
+|---|---|---|
+"""
+
 SIZES = """
 ## At the sizes of their papers
 
-For counting and comparing; nothing of this size is allocated. *Active* are the parameters that one token passes, in
-the reading that the paper uses.
+For counting and comparing; nothing of this size is allocated. Where the authors' code is public, a test compares each
+recipe with their configuration field by field (`tests/unit/papers/published_fields.csv`); a recipe that differs says so
+in a comment. *Active* are the parameters that one token passes, in the reading that the paper uses.
 
 | recipe | published | counted | active, published | active, counted | reading |
 |---|---|---|---|---|---|
@@ -70,11 +86,12 @@ Where a published number cannot be right, or is matched only approximately:
 - **Switch-XXL**: the paper's table says 64 experts; only 128 make its 395B (64 make 201B).
 - **GShard**: 36684 and 12228 experts in all are misprints of 36,864 = 18 · 2048 and 12,288 = 6 · 2048. Its totals are
   rounded down, by 3 to 6 %, and exclude embeddings.
-- **Switch-Large**: 26B is the count with plain feed-forward nets of width 4096 (26.3B); the gated ones in its table
-  make 27.1B.
+- **Switch-Large**: 26B is the count with plain feed-forward nets of width 4096, as in the authors' configuration; the
+  gated ones of width 2816 in the paper's table make 27.1B. Base is plain there, too, with as many parameters.
 - **GLaM**: the small models match with a vocabulary of 32,000, not 256,000. 20B for 1.7B/32E does not fit the other
   models (14.0B); 105B and 1.886B for 1.7B/256E are counted as 104.2B and 1.884B; 0.145B active for 0.1B/64E as 0.152B.
-- **ST-MoE**: the totals match without the extra dense layers (`dense_too`) that the paper tried.
+- **ST-MoE**: the totals are those of 24 layers with a dense part after each mixture (`dense_too`) and a head of its
+  own, as in the authors' configuration.
 - **DeepSeek-V2-Lite**: 2.4B active is 2.451B without the input embedding, rounded down.
 """
 
@@ -108,16 +125,58 @@ def page() -> str:
     sections = "\n".join("\n".join(section(entries)) for entries in every)
     sizes = "".join(f"{size_row(e)}\n" for entries in every for e in entries if e.recipe.data is None)
     results = json.loads(RESULTS.read_text(encoding="utf-8"))
-    trained = "".join(f"{trained_row(name, numbers)}\n" for name, numbers in results.items()) + verdict(results)
-    return f"{HEAD}{overview}{TRAINED}{trained}{COMPONENTS}{sections}\n{SIZES}{sizes}{PRINTS}"
+    trained = "".join(f"{trained_row(name, numbers)}\n" for name, numbers in results.items())
+    trained += verdict(results) + notes(results)
+    field = [c for c in current().recipes if c.name.startswith("lineage/")]
+    lineage = "".join(f"{field_row(component.name)}\n" for component in field)
+    return f"{HEAD}{overview}{TRAINED}{trained}{FIELD}{lineage}{COMPONENTS}{sections}\n{SIZES}{sizes}{PRINTS}"
+
+
+TIE = 0.01
+"""A relative difference below this means nothing with one seed: with three the gap of one recipe varied by 2 %."""
 
 
 def verdict(results: dict[str, dict[str, Any]]) -> str:
-    """Which mixtures end ahead of their dense baselines, and which behind."""
+    """Which mixtures end ahead of their dense baselines, which behind, and which are too close to tell."""
     ends = {name: (r["curve"][-1][1], r["dense_curve"][-1][1]) for name, r in results.items() if r["dense_curve"]}
-    ahead = [f"`{name}` ({(dense - moe) / dense:.1%})" for name, (moe, dense) in ends.items() if moe < dense]
-    behind = [f"`{name}` ({(moe - dense) / dense:.1%})" for name, (moe, dense) in ends.items() if moe >= dense]
-    return f"\nAhead of their dense baselines at equal tokens: {', '.join(ahead)}. Behind: {', '.join(behind)}.\n"
+    gain = {name: (dense - moe) / dense for name, (moe, dense) in ends.items()}
+    groups = {
+        "Ahead of their dense baselines at equal tokens": {n: g for n, g in gain.items() if g >= TIE},
+        f"Tied (less than {TIE:.0%} apart)": {n: g for n, g in gain.items() if abs(g) < TIE},
+        "Behind": {n: g for n, g in gain.items() if g <= -TIE},
+    }
+    said = [
+        f"{words}: {', '.join(f'`{name}` ({value:+.1%})' for name, value in group.items())}."
+        for words, group in groups.items()
+        if group
+    ]
+    return f"\n{' '.join(said)}\n"
+
+
+def notes(results: dict[str, dict[str, Any]]) -> str:
+    """What has changed since a recipe was trained, by recipes of which it is true."""
+    found: dict[str, list[str]] = {}
+    for name, numbers in results.items():
+        if numbers.get("note"):
+            found.setdefault(numbers["note"], []).append(f"`{name}`")
+    return "".join(f"\n{', '.join(names)}: {note}.\n" for note, names in found.items())
+
+
+def data_page(stored: str) -> str:
+    """``data.md`` with its generated paragraph anew: the results of translating."""
+    numbers = json.loads(RESULTS.read_text(encoding="utf-8"))["gshard"]
+    ours, dense = numbers["scores"], numbers["comparison"]["dense_scores"]
+    bits, dense_bits = numbers["comparison"]["moe"], numbers["comparison"]["dense"]
+    apart = abs(bits - dense_bits) / dense_bits
+    said = "too close for one seed to separate them" if apart < TIE else f"{apart:.1%} apart"
+    paragraph = (
+        f"`moekit train gshard` ({numbers['steps']} steps, one seed) ends with BLEU {ours['bleu']:.1f} and chrF "
+        f"{ours['chrf']:.1f} of 100, its dense baseline\nwith {dense['bleu']:.1f} and {dense['chrf']:.1f}, on "
+        f"{ours['scored_pairs']:.0f} pairs: both mostly write memorised fragments. Their bits per byte are\n"
+        f"{bits:.3f} and {dense_bits:.3f}, {said}.\n"
+    )
+    before, _, rest = stored.partition(BEGIN)
+    return f"{before}{BEGIN}{paragraph}{END}{rest.partition(END)[2]}"
 
 
 def trained_row(name: str, numbers: dict[str, Any]) -> str:
@@ -128,6 +187,8 @@ def trained_row(name: str, numbers: dict[str, Any]) -> str:
     if numbers["max_violation"]:
         spread = " to ".join(f"{value:.2f}" for value in numbers["max_violation"])
         over, dropped = f"{numbers['validation']['max_violation']:.2f}", f"{numbers['dropped']:.1%}"
+        if "dropped_tokens" in numbers:
+            dropped += f" ({numbers['dropped_tokens']:.1%})"
     dense_scores = (numbers.get("comparison") or {}).get("dense_scores") or {}
     scores = [
         f"{key.replace('_', ' ')} {value:.3g}" + (f" ({dense_scores[key]:.3g})" if key in dense_scores else "")
@@ -139,13 +200,27 @@ def trained_row(name: str, numbers: dict[str, Any]) -> str:
 
 def overview_row(e: Entry) -> str:
     """One recipe with data, in a line."""
-    moe: Any = getattr(e.recipe.model, "moe", None)
+    size = f"{rounded(e.count.total)}, {rounded(e.count.active())}"
+    return f"| {e.paper.year} | {e.paper.title} | `{e.name}` | {parts(e.recipe)} | {size} | {e.paper.claim} |"
+
+
+def field_row(name: str) -> str:
+    """One recipe of ``lineage/``, in a line."""
+    recipe = load(name)
+    count = count_parameters(recipe)
+    return f"| `{name}` | {parts(recipe)} | {rounded(count.total)}, {rounded(count.active())} |"
+
+
+def parts(recipe: Recipe) -> str:
+    """Router, experts, dispatcher and balancers of a recipe's mixtures, by name."""
+    moe: Any = getattr(recipe.model, "moe", None)
+    if moe is None:
+        return "none: a dense model"
     names = [current().use_name(spec) for spec in (moe.router, moe.experts, moe.dispatcher)]
     if moe.shared is not None:
         names[1] += " + shared"
     names.append(", ".join(current().use_name(b) for b in moe.balancers.values()) or "none")
-    size = f"{rounded(e.count.total)}, {rounded(e.count.active())}"
-    return f"| {e.paper.year} | {e.paper.title} | `{e.name}` | {' · '.join(names)} | {size} | {e.paper.claim} |"
+    return " · ".join(names)
 
 
 def section(entries: list[Entry]) -> Iterator[str]:
@@ -196,4 +271,5 @@ def size_row(e: Entry) -> str:
 
 if __name__ == "__main__":
     PAGE.write_text(page(), encoding="utf-8")
-    print(PAGE)
+    DATA_PAGE.write_text(data_page(DATA_PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    print(PAGE, DATA_PAGE)

@@ -103,7 +103,7 @@ def _offers_imported_spec(plugin: Plugin) -> bool:
 def _loaded(plugin: Plugin, entry: EntryPoint, *, strict: bool) -> Plugin:
     """The plugin of an entry point, imported. What it prints goes to stderr, so that it spoils no output."""
     module: object = None
-    start = time.perf_counter()
+    start, had_torch = time.perf_counter(), "torch" in sys.modules
     try:
         if entry.pattern.match(entry.value) is None:
             raise PluginError(f"its entry point is '{entry.value}'; expected the name of a module")
@@ -111,7 +111,8 @@ def _loaded(plugin: Plugin, entry: EntryPoint, *, strict: bool) -> Plugin:
             module = entry.load()
             seconds = time.perf_counter() - start
             loaded = load_plugin(plugin.name, module, distribution=plugin.distribution, version=plugin.version)
-        return dataclasses.replace(loaded, seconds=seconds)
+        imports_torch = not had_torch and "torch" in sys.modules
+        return dataclasses.replace(loaded, seconds=seconds, imports_torch=imports_torch)
     except KeyboardInterrupt:
         raise
     except BaseException as error:

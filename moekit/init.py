@@ -26,7 +26,7 @@ class Init:
         """From a model's spec, which gives at most one of the two."""
         return cls(scale=scale) if std is None else cls(std=std)
 
-    def draw(self, weight: Tensor, inputs: int | None = None) -> None:
+    def draw(self, weight: Tensor, inputs: float | None = None) -> None:
         """Initialises one weight, in place.
 
         Args:
@@ -38,6 +38,24 @@ class Init:
         else:
             std = math.sqrt(self.scale / (inputs or weight.shape[-1]))
             nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
+
+
+class Table(nn.Embedding):
+    """Rows that are looked up, with a rule of its own for initial values.
+
+    Args:
+        rows, width: shape of the table.
+        std: standard deviation, whatever the model's distribution is; None for the model's.
+        inputs: n of the model's distribution, if it has a ``scale``; 1 is the rule of every embedding.
+    """
+
+    def __init__(self, rows: int, width: int, *, std: float | None = None, inputs: float = 1) -> None:
+        super().__init__(rows, width)
+        self.std, self.inputs = std, inputs
+
+    def draw(self, init: Init) -> None:
+        """Initialises the table, in place, in a model with the distribution ``init``."""
+        (init if self.std is None else Init(std=self.std)).draw(self.weight, self.inputs)
 
 
 def init_matrices(module: nn.Module, init: Init) -> None:

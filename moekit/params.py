@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from moekit.contracts import ExpertBank, LayerDims, Model
 from moekit.errors import MoekitError
-from moekit.layer import MoELayer, run_on_all
+from moekit.moe_layer import MoELayer, run_on_all
 from moekit.registry import build
 from moekit.spec.kinds import ExpertSpec, ModelSpec, RouterSpec
 from moekit.spec.recipe import Recipe

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any, TypeVar
 
 import pluggy
@@ -35,6 +36,7 @@ class Plugin:
         error: None, or one line that says why it is not used.
         trace: the traceback of the failure.
         seconds: how long its import took.
+        imports_torch: whether its import imports torch, which slows every command.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Plugin:
     error: str | None = None
     trace: str = ""
     seconds: float = 0.0
+    imports_torch: bool = False
 
     @property
     def origin(self) -> str:
@@ -116,6 +119,8 @@ class _Manager(pluggy.PluginManager):
         return super().parse_hookspec_opts(module_or_class, name) if name in HOOKS else None
 
     def parse_hookimpl_opts(self, plugin: Any, name: str) -> Any:
+        if isinstance(plugin, ModuleType) and name not in vars(plugin):
+            return None  # a name that is imported on first use, which could import torch
         marked = getattr(getattr(plugin, name, None), "moekit_impl", None)
         return super().parse_hookimpl_opts(plugin, name) if marked else None
 

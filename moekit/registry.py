@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType, ModuleType
@@ -93,30 +95,30 @@ class Registry:
             )
         )
 
-    def get(self, kind: str, name: str, *, prefer: Collection[str] = ()) -> Component:
+    def get(self, kind: str, name: str, *, home: str = "") -> Component:
         """The component that ``use: name`` refers to; ``plugin/name`` chooses where two plugins offer the name.
 
         Args:
             kind: its kind, singular or plural.
             name: its name, or ``plugin/name``.
-            prefer: names of plugins: of two that offer the name, the one that is among these is meant.
+            home: the plugin whose recipe uses the name: of several that offer it, a companion of that plugin is meant.
 
         Raises:
             UnknownName: the kind does not exist, no component of this kind has the name, or two plugins offer it.
             PluginError: ``plugin/name`` names a plugin that failed to load.
         """
         of = self.kind(kind)
-        found: Component = self._find(of.name, of.plural, name, prefer)
+        found: Component = self._find(of.name, of.plural, name, home)
         return found
 
-    def recipe(self, name: str, *, prefer: Collection[str] = ()) -> RecipeFile:
-        """The recipe of a name; ``plugin/name`` chooses where two plugins offer it, and ``prefer`` does as in ``get``.
+    def recipe(self, name: str, *, home: str = "") -> RecipeFile:
+        """The recipe of a name; ``plugin/name`` chooses where two plugins offer it, and ``home`` as in ``get``.
 
         Raises:
             UnknownName: no recipe has the name, or two plugins offer it.
             PluginError: ``plugin/name`` names a plugin that failed to load.
         """
-        found: RecipeFile = self._find("recipe", "recipes", name, prefer)
+        found: RecipeFile = self._find("recipe", "recipes", name, home)
         return found
 
     def verb(self, name: str) -> Verb:
@@ -126,7 +128,7 @@ class Registry:
             UnknownName: no plugin offers the verb, or two do.
             PluginError: ``plugin/name`` names a plugin that failed to load.
         """
-        found: Verb = self._find("verb", "verbs", name, ())
+        found: Verb = self._find("verb", "verbs", name)
         return found
 
     def default(self, kind: str) -> Component | None:
@@ -229,6 +231,21 @@ class Registry:
                 failed(plugin, error)
         return returned
 
+    def companions(self, plugin: str) -> frozenset[str]:
+        """The plugins that a recipe of ``plugin`` can count on: those of its package and of the packages it depends on.
+
+        A short name in the recipe means one of theirs first, so that installing another plugin changes no recipe.
+        """
+        home = next((p.distribution for p in self.plugins if p.name == plugin), "")
+        if not home:
+            return frozenset({plugin})
+        try:
+            required = importlib.metadata.requires(home) or []
+        except importlib.metadata.PackageNotFoundError:
+            required = []
+        names = {_normalized(home), *(_normalized(re.split(r"[^\w.-]", line)[0]) for line in required)}
+        return frozenset(p.name for p in self.plugins if p.name == plugin or _normalized(p.distribution) in names)
+
     def notes(self) -> tuple[str, ...]:
         """Why a name may be missing: plugins that failed, and plugins that the user disabled."""
         notes = [f"plugin '{p.name}' failed to load ({p.error}); see: moekit plugins" for p in self.failed]
@@ -244,15 +261,17 @@ class Registry:
         offers = self._offers.get(what, {})
         return [offer for name in sorted(offers) for offer in offers[name]]
 
-    def _find(self, what: str, plural: str, name: str, prefer: Collection[str]) -> Any:
+    def _find(self, what: str, plural: str, name: str, home: str = "") -> Any:
         offers = self._offers.get(what, {})
         found = offers.get(name, [])
         plugin, _, rest = name.partition("/")
         if not found and rest:
             found = [offer for offer in offers.get(rest, []) if offer.plugin == plugin]
-        preferred = [offer for offer in found if offer.plugin in prefer] if len(found) > 1 else []
-        if len(found) == 1 or len(preferred) == 1:
-            return (preferred or found)[0]
+        if len(found) > 1 and home:
+            companions = self.companions(home)
+            found = [offer for offer in found if offer.plugin in companions] or found
+        if len(found) == 1:
+            return found[0]
         if found:
             raise UnknownName(self._ambiguous(what, name, found))
         if rest:
@@ -286,6 +305,11 @@ class Registry:
                     f"  {failed.error}\n"
                     "  see: moekit plugins"
                 )
+
+
+def _normalized(distribution: str) -> str:
+    """The name of a package, spelt as packaging compares it."""
+    return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
 def _what(offer: Component | RecipeFile | Verb) -> str:

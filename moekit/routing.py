@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from moekit.errors import MoekitError
 from moekit.spec.kinds import Form
-
-SUM_GUARD = 1e-20  # added to a token's sum of affinities, so that sigmoids that are all 0 give shares 0, not NaN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +52,7 @@ class Routing(ABC):
     Attributes:
         logits_TE: the router's outputs.
         scores_TE: affinities: logits after the score function (softmax, sigmoid, ...), without any selection bias.
+        sigmoid: whether ``scores_TE`` are the sigmoids of ``logits_TE``, from which shares are then computed.
         valid_T: bool, False for padding; None when all tokens are valid. Padding reaches no expert and no statistic.
         smooth_load_E: the expected number of valid tokens of each expert under the router's noise, differentiable; None
             from routers without noise, and outside training.
@@ -61,6 +62,7 @@ class Routing(ABC):
     form: ClassVar[Form]
     logits_TE: Tensor
     scores_TE: Tensor
+    sigmoid: bool = False
     valid_T: Tensor | None = None
     smooth_load_E: Tensor | None = None
     own_loss: LossTerm | None = None
@@ -80,6 +82,21 @@ class Routing(ABC):
             return torch.full((), self.scores_TE.shape[0], dtype=torch.int64, device=self.scores_TE.device)
         return self.valid_T.sum()
 
+    def share_TE(self) -> Tensor:
+        """Each valid token's affinities, divided by their sum; 0 for padding. Differentiable.
+
+        Nothing is added to the sum. Next to a guard such as 1e-20 a token's shares would vanish once its sigmoids are
+        smaller, and lowering all logits would "solve" a balance loss (Megatron-LM, issue 1545).
+        """
+        if self.sigmoid:
+            return self._of_valid(F.logsigmoid(self._of_valid(self.logits_TE)).softmax(-1))
+        scores_TE = self._of_valid(self.scores_TE)
+        sum_T1 = scores_TE.sum(-1, keepdim=True)
+        return scores_TE / sum_T1.where(sum_T1 >= torch.finfo(sum_T1.dtype).tiny, 1)
+
+    def _of_valid(self, of_TE: Tensor) -> Tensor:
+        return of_TE if self.valid_T is None else of_TE.masked_fill(~self.valid_T[:, None], 0)
+
     def mean_score_BE(self, num_units: int, *, normalize: bool) -> Tensor:
         """``P`` of balance losses, differentiable: per unit, each expert's summed affinity over **all** valid tokens.
 
@@ -89,11 +106,7 @@ class Routing(ABC):
             num_units: B, equal runs of consecutive tokens that are balanced apart: sequences, or 1 for all tokens.
             normalize: divide a token's affinities by their sum first (sigmoids need it; a softmax sums to 1 already).
         """
-        scores_TE = self.scores_TE
-        if self.valid_T is not None:
-            scores_TE = scores_TE.masked_fill(~self.valid_T[:, None], 0)
-        if normalize:
-            scores_TE = scores_TE / (scores_TE.sum(-1, keepdim=True) + SUM_GUARD)
+        scores_TE = self.share_TE() if normalize else self._of_valid(self.scores_TE)
         T, E = scores_TE.shape
         sum_BE = scores_TE.reshape(num_units, T // max(num_units, 1), E).sum(1)
         return sum_BE / (max(T, 1) if self.valid_T is None else self.num_valid().clamp(min=1))
@@ -197,6 +210,33 @@ class Soft(Routing):
 def share_of(load_BE: Tensor, dtype: torch.dtype) -> Tensor:
     """``f`` of balance losses: each expert's share of a unit's load; sums to 1, or to 0 for a unit without tokens."""
     return load_BE.to(dtype) / load_BE.sum(-1, keepdim=True).clamp(min=1)
+
+
+def token_choice_of(routing: Routing, part: str) -> TokenChoice:
+    """The routing, for a part such as ``balancer 'load_balance'`` that takes no other form than token choice.
+
+    Raises:
+        MoekitError: the routing is of another form.
+    """
+    if not isinstance(routing, TokenChoice):
+        raise MoekitError(
+            f"the {part} takes routings by token choice (form token_choice), but the router gave '{routing.form}'\n"
+            f"  expected a router that chooses experts for each token, or another {part.partition(' ')[0]}"
+        )
+    return routing
+
+
+def lost_tokens(before: Routing, after: Routing) -> Tensor:
+    """0-d int64: the valid tokens that had an expert before a limit on a token choice, and have none after it."""
+    return (_has_expert_T(before) & ~_has_expert_T(after)).sum()
+
+
+def _has_expert_T(routing: Routing) -> Tensor:
+    """bool: tokens that are sent to some expert; all of them in forms in which tokens do not choose."""
+    counts_TK = routing.counts_TK() if isinstance(routing, TokenChoice) else None
+    if counts_TK is None:
+        return torch.ones(len(routing.scores_TE), dtype=torch.bool, device=routing.scores_TE.device)
+    return counts_TK.any(1)
 
 
 def pairs_of(routing: Routing) -> Pairs:

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from moekit.contracts import ExpertBank, Init, Router
-from moekit.layer import MoELayer
+from moekit.contracts import ExpertBank, Init, Router, Table
+from moekit.moe_layer import MoELayer
 from moekit.seeds import seed_of, seed_torch
 
 
@@ -92,6 +92,9 @@ def _init_module(
 
 
 def _init_own(module: nn.Module, init: Init) -> None:
+    if isinstance(module, Table):
+        module.draw(init)
+        return
     for attribute, parameter in module.named_parameters(recurse=False):
         if parameter.ndim >= 2:
             init.draw(parameter, inputs=1 if isinstance(module, nn.Embedding) else None)

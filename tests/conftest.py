@@ -1,12 +1,18 @@
-"""Shared by every test: one thread for each worker, plots without a window, the same random seed."""
+"""Shared by every test: one thread per worker, plots without a window, no GPU without ``-m gpu``, the same seed."""
 
 from __future__ import annotations
 
 import os
+import sys
+
+from gpu_marker import wants_gpu
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("COLUMNS", "120")
+
+if "PYTEST_XDIST_WORKER" not in os.environ and not wants_gpu(sys.argv[1:]):  # workers inherit the variable
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # else tests of whole runs would train on it, in another precision
 
 import pytest
 import torch

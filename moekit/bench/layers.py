@@ -27,7 +27,7 @@ from moekit.bench.workload import (
     stacked_weights,
 )
 from moekit.contracts import Dispatcher, ExpertBank, LayerDims, Router
-from moekit.layer import run_on_all
+from moekit.moe_layer import run_on_all
 from moekit.routing import gates_of
 from moekit.spec.fields import Spec
 

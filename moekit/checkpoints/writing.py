@@ -29,6 +29,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from moekit.checkpoints.files import Retention, last_of, remove, temporary
 from moekit.checkpoints.format import Encoded, Manifest
@@ -252,15 +253,36 @@ def begin(tree: Any, path: Path, step: int | None, retention: Retention | None) 
     return Save(path, step, encoded.plain, *assign_shards(encoded.shards, encoded.sharded, ranks), ranks, retention)
 
 
+STAGING = 1 << 28  # bytes of pinned memory; a power of two, to which torch would round it up
+
+
 def snapshot(save: Save) -> Save:
-    """Stage 2: copies all tensors, from a GPU to pinned memory."""
+    """Stage 2: copies all tensors, from a GPU through one buffer of pinned memory.
+
+    Pinned copies of whole tensors would each be rounded up to a power of two, and locked until the process ends.
+    """
+    on_gpu = any(shard.tensor.is_cuda for shard in save.to_write.values())
+    staging = torch.empty(STAGING if on_gpu else 0, dtype=torch.uint8, pin_memory=on_gpu)
     copies = {}
     for name, shard in save.to_write.items():
-        copy = torch.empty(shard.sizes, dtype=shard.tensor.dtype, pin_memory=shard.tensor.is_cuda)
-        copies[name] = replace(shard, tensor=copy.copy_(shard.tensor, non_blocking=True))
-    if any(shard.tensor.is_cuda for shard in save.to_write.values()):
-        torch.cuda.current_stream().synchronize()
+        if shard.tensor.is_cuda:
+            copies[name] = replace(shard, tensor=copy_through(staging, shard.tensor))
+        else:
+            copies[name] = replace(shard, tensor=shard.tensor.detach().clone(memory_format=torch.contiguous_format))
     return replace(save, to_write=copies)
+
+
+def copy_through(staging: Tensor, tensor: Tensor) -> Tensor:
+    """A contiguous copy of a tensor on the CPU, made piece by piece through a buffer of bytes there."""
+    copy = torch.empty(tensor.shape, dtype=tensor.dtype)
+    source, target = (t.detach().contiguous().view(-1).view(torch.uint8) for t in (tensor, copy))
+    for pieces in zip(torch.split(source, len(staging)), torch.split(target, len(staging)), strict=True):
+        piece = staging[: len(pieces[0])]
+        piece.copy_(pieces[0], non_blocking=True)
+        if tensor.is_cuda:
+            torch.cuda.current_stream().synchronize()
+        pieces[1].copy_(piece)
+    return copy
 
 
 def finish(save: Save) -> None:

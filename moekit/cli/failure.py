@@ -39,7 +39,7 @@ def _message(error: MoekitError | OSError) -> str:
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}"
-    return str(error)
+    return "\n  ".join([str(error), *getattr(error, "__notes__", ())])
 
 
 def _close_quietly() -> int:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
+from collections.abc import Iterator
 
 from moekit.cli import text
+from moekit.errors import PluginError
 from moekit.plugin import Plugin
 from moekit.registry import Registry, current
 
+SLOW = 1.0  # seconds of a plugin's import that are worth a note
 SUMMARY = "list plugins, and why some failed"
 EXAMPLES = """\
   moekit plugins                                      the exit code is 1 if one failed
@@ -36,11 +39,28 @@ def run(args: argparse.Namespace) -> int:
         print(f"\n{text.bold(f'{plugin.name} failed')}: {plugin.error}")
         if args.trace:
             print("\n".join(f"  {line}" for line in plugin.trace.rstrip().splitlines()))
+    broken = list(_broken_specs(registry))
+    slow = [p for p in registry.plugins if p.seconds > SLOW]
+    torch = [p for p in registry.plugins if p.imports_torch]
+    lines = [f"{text.bold(f'{plugin.name} is incomplete')}: {error}" for plugin, error in broken]
+    lines += [f"note: importing {p.name} ({p.module}) takes {p.seconds:.1f} s, which slows every command" for p in slow]
+    lines += [f"note: {p.name} ({p.module}) imports torch when plugins are listed: name its classes" for p in torch]
+    print("".join(f"\n{line}\n" for line in lines), end="")
     if registry.failed and not args.trace:
         print("\ntracebacks: moekit plugins --trace")
     if registry.disabled:
         print(f"\ndisabled by MOEKIT_DISABLE_PLUGINS: {', '.join(registry.disabled)}")
-    return 1 if registry.failed else 0
+    return 1 if registry.failed or broken else 0
+
+
+def _broken_specs(registry: Registry) -> Iterator[tuple[Plugin, PluginError]]:
+    """The plugins with a component whose spec cannot be imported or is invalid; each with the first such error."""
+    for plugin in registry.plugins:
+        try:
+            for component in plugin.components:
+                component.spec_class()
+        except PluginError as error:
+            yield plugin, error
 
 
 def _offers(registry: Registry, plugin: Plugin) -> str:

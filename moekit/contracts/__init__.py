@@ -19,5 +19,6 @@ from moekit.contracts.run import ModelOutput as ModelOutput
 from moekit.contracts.run import Objective as Objective
 from moekit.contracts.run import Source as Source
 from moekit.init import Init as Init
+from moekit.init import Table as Table
 from moekit.init import init_matrices as init_matrices
 from moekit.routing import LossTerm as LossTerm

@@ -3,7 +3,7 @@
 In the order in which a layer uses them: ``LayerDims`` (sizes), ``Groups`` (rows sorted by expert), ``ExpertBank`` (all
 routed experts as one module), ``Router`` (tokens to ``Routing``), ``Dispatcher`` (tokens to experts and back),
 ``Balancer`` (keeps the load even), ``LayerReport`` (what a forward pass returns besides its output).
-``moekit/layer.py`` connects them; plugins implement them.
+``moekit/moe_layer.py`` connects them; plugins implement them.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from moekit.contracts.returned import check_rows
 from moekit.init import Init, init_matrices
 from moekit.routing import LossTerm, Routing
 
@@ -163,6 +164,8 @@ class StandardForm:
 class ExpertBank(nn.Module, ABC):
     """All E routed experts of a layer, as one module. Built as ``Target(spec, dims)``.
 
+    A call raises ``PluginError`` unless ``forward`` returns a row of width O for every row.
+
     Attributes:
         num_experts: E.
         out_dim: O.
@@ -170,6 +173,10 @@ class ExpertBank(nn.Module, ABC):
 
     num_experts: int
     out_dim: int
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_forward_hook(check_rows)  # here, because dispatchers of third parties call the module
 
     @abstractmethod
     def forward(self, x_ND: Tensor, groups: Groups) -> Tensor:
@@ -240,12 +247,14 @@ class Dispatched:
     Attributes:
         y_TO: combined outputs; 0 for padding, and for a token whose pairs were all dropped.
         dropped: 0-d int64, the number of pairs beyond capacity.
+        dropped_tokens: 0-d int64, the tokens of which every pair was dropped; None where nothing can be dropped.
         expert_TEO: every expert's own output for every token, for objectives over experts; None unless the dispatcher
             computes it (soft routing without slots).
     """
 
     y_TO: Tensor
     dropped: Tensor
+    dropped_tokens: Tensor | None = None
     expert_TEO: Tensor | None = None
 
 
@@ -351,6 +360,7 @@ class LayerReport:
         routing: the router's decision.
         load_E: int64, valid tokens sent to each expert, before drops.
         dropped: 0-d int64, pairs beyond capacity.
+        dropped_tokens: 0-d int64, tokens that lost all their experts; None where nothing can be dropped.
         losses: the balancers' losses by name; the router's own loss, if it has one, as ``router``.
         expert_TEO: every expert's own output for every token, under soft routing without slots; else None.
     """
@@ -358,6 +368,7 @@ class LayerReport:
     routing: Routing
     load_E: Tensor
     dropped: Tensor
+    dropped_tokens: Tensor | None = None
     losses: Mapping[str, LossTerm] = field(default_factory=dict)
     expert_TEO: Tensor | None = None
 

@@ -172,6 +172,21 @@ class Data(ABC):
     def train_batch(self, generator: torch.Generator) -> Batch:
         """Samples one batch. All randomness comes from ``generator``, so that a batch can be reproduced."""
 
+    def partial_batch(self, generator: torch.Generator, share: float) -> Batch:
+        """Samples a smaller batch, for ``batch_ramp``. Override it in data whose batch may have any size.
+
+        Args:
+            generator: as in ``train_batch``.
+            share: of the usual size, more than 0 and less than 1.
+
+        Raises:
+            MoekitError: this data's batches have one size.
+        """
+        raise MoekitError(
+            f"{type(self).__name__} has batches of one size, so its batch cannot grow\n"
+            "  expected batch_ramp: null, or text: moekit ls data"
+        )
+
     @abstractmethod
     def validation_batches(self) -> Iterator[Batch]:
         """The validation set, always in the same order."""

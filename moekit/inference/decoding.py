@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from moekit.contracts import Model, ModelOutput, Source
-from moekit.layer import MoELayer
+from moekit.moe_layer import MoELayer
 
 DecodeStep = Callable[[Tensor, Tensor | None], Tensor]
 """``(tokens_BS, valid_BS) -> logits_BV``: takes new tokens, returns the logits of the token after the last one."""

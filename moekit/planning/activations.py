@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from moekit.compat import HOST_READS, FakeTensorMode
 from moekit.contracts import Batch, Model, Source
 from moekit.errors import MoekitError
-from moekit.layer import MoELayer
+from moekit.moe_layer import MoELayer
 from moekit.parallel.traffic import row_dtype
 from moekit.params import build_on_meta, replace_each_tensor
 from moekit.planning.live_memory import LiveBytes, SavedStorages

@@ -8,7 +8,7 @@ from math import prod
 from typing import Any, cast
 
 from moekit.errors import MoekitError
-from moekit.layer import MoELayer
+from moekit.moe_layer import MoELayer
 from moekit.params import build_on_meta, countable
 from moekit.planning.activations import DTYPES, REST, LayerUse, Pass, measure
 from moekit.planning.communication import DeviceTraffic, traffic_of

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from moekit.contracts import Model
 from moekit.errors import MoekitError
-from moekit.layer import MoELayer
+from moekit.moe_layer import MoELayer
 from moekit.parallel.sharding import shard_dim
 from moekit.params import replace_each_tensor
 from moekit.registry import build

@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor
 from moekit.compat import shard_bounds
 from moekit.distributed import is_distributed
 from moekit.errors import MoekitError
-from moekit.layer import MoELayer
+from moekit.moe_layer import MoELayer
 
 Dims = tuple[int, ...]
 """One number for each dimension of a tensor: an offset or a shape."""

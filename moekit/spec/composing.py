@@ -1,43 +1,52 @@
-"""Makes a spec of a merged tree: resolves and converts its values, then constructs specs from the leaves up."""
+"""Makes a spec of merged layers: plans its nodes, resolves and converts values, constructs specs from the leaves up."""
 
 from __future__ import annotations
 
-from dataclasses import MISSING
 from typing import Any
 
 from moekit.errors import PluginError
-from moekit.spec.dumping import plain_value, to_plain
-from moekit.spec.fields import ConflictError, FieldInfo, Spec, default_of, fields_of, types_of
+from moekit.registry import Registry
+from moekit.spec.fields import ConflictError, FieldInfo, Spec, fields_of, types_of
 from moekit.spec.imported import Imported
-from moekit.spec.interpolation import Resolver, interpolated
-from moekit.spec.places import Keys, Report, Tree
-from moekit.spec.planning import LEFT_OPEN, Node, Planner
-from moekit.spec.recipe import Recipe
+from moekit.spec.merging import Merged
+from moekit.spec.nodes import Node
+from moekit.spec.places import LEFT_OPEN, Keys, Report
+from moekit.spec.planning import Planner
+from moekit.spec.references import References, is_reference
 from moekit.spec.values import BROKEN, Values
 
+ARGUMENT = FieldInfo("option", "")
 
-def compose(tree: Tree, kind: str) -> Spec:
-    """The spec that ``tree`` describes: of a component of ``kind``, or of a whole recipe for ``recipe``.
+
+def compose(layers: Merged, root: type[Spec] | str, registry: Registry) -> Spec:
+    """The spec that merged layers describe.
+
+    Args:
+        layers: the layers; they are changed.
+        root: the class of the spec, or the kind of a component whose class ``use`` says.
+        registry: what ``use`` names.
 
     Raises:
-        SpecError: with every mistake in the tree.
+        SpecError: with every mistake in the layers.
         PluginError: a spec class declares an option of a type that no spec can hold.
     """
-    report = Report(tree.places)
-    planner = Planner(report)
-    root = planner.plan(Recipe, tree.data, ()) if kind == "recipe" else planner.component(kind, tree.data, ())
-    out: Any = BROKEN
-    if isinstance(root, Node):
-        out = _Builder(root, report, planner.unread).build(root)
+    report = Report(layers.places)
+    planner = Planner(layers, registry, report)
+    node = planner.root(root)
+    out = _Builder(planner.references, report, list(layers.unread)).build(node)
+    if out is BROKEN and not report:
+        planner.references.report_open()
+    report.keep(planner.references.is_news)
     report.raise_if_any()
     assert isinstance(out, Spec)
     return out
 
 
 class _Builder:
-    def __init__(self, root: Node, report: Report, unread: list[Keys]) -> None:
+    def __init__(self, references: References, report: Report, unread: list[Keys]) -> None:
+        self.references = references
         self.report = report
-        self.resolver = Resolver(_plain(root), report, unread)
+        self.unread = unread
         self.origin: dict[Keys, str] = {}
         self.values = Values(report, lambda path: self.origin.get(path, ""))
 
@@ -46,71 +55,44 @@ class _Builder:
         if not isinstance(node, Node):
             return node
         if node.spec is Imported:
-            return self._imported(node)
+            arguments = {name: self._option(node, name, ARGUMENT, Any) for name in node.options}
+            broken = any(value is BROKEN for value in arguments.values())
+            return BROKEN if broken else Imported(path=node.use, arguments=arguments)
         given: dict[str, Any] = {}
         for name, info in fields_of(node.spec).items():
-            if info.kind == "option":
-                if name in node.given:
-                    given[name] = self._option(node, name, info)
+            child = node.children.get(name)
+            if name in node.options:
+                given[name] = self._option(node, name, info, types_of(node.spec)[name])
+            elif info.kind == "slots" and isinstance(child, dict):
+                entries = {key: self.build(item) for key, item in child.items()}
+                given[name] = BROKEN if any(item is BROKEN for item in entries.values()) else entries
             elif name in node.children:
-                child = node.children[name]
-                if info.kind == "slots" and child is not BROKEN:
-                    entries = {key: self.build(item) for key, item in child.items()}
-                    given[name] = BROKEN if any(item is BROKEN for item in entries.values()) else entries
-                else:
-                    given[name] = self.build(child)
+                given[name] = self.build(child)
         if not node.sound or any(value is BROKEN for value in given.values()):
             return BROKEN
         try:
             return node.spec(**given)
+        except ConflictError as error:
+            sentences = list(error.sentences)
         except ValueError as error:
-            for sentence in error.sentences if isinstance(error, ConflictError) else (str(error),):
-                self.report.add(node.path, sentence)
-            return BROKEN
+            sentences = [str(error)]
+        except Exception as error:  # a mistake in a plugin
+            sentences = [f"{node} cannot be checked: {type(error).__name__}: {error}"]
+        for sentence in sentences:
+            self.report.add(node.path, sentence)
+        return BROKEN
 
-    def _imported(self, node: Node) -> Any:
-        arguments: dict[str, Any] = {}
-        for name, raw in node.given.items():
-            path = (*node.path, name)
-            value = self.resolver.resolve(raw, path)
-            if value == LEFT_OPEN:
-                self.report.add(path, f"{name}: the recipe leaves this open ('{LEFT_OPEN}')", expected="a plain value")
-                value = BROKEN
-            arguments[name] = value if value is BROKEN else self.values.convert(value, Any, path)
-        broken = any(value is BROKEN for value in arguments.values())
-        return BROKEN if broken else Imported(path=node.use, arguments=arguments)
-
-    def _option(self, node: Node, name: str, info: FieldInfo) -> Any:
-        path = (*node.path, name)
-        raw = node.given[name]
-        value = self.resolver.resolve(raw, path)
-        if value is BROKEN:
+    def _option(self, node: Node, name: str, info: FieldInfo, hint: Any) -> Any:
+        path, written = (*node.path, name), node.written[name]
+        if written == LEFT_OPEN:  # elsewhere planning finds it
+            self.report.add(path, f"{name}: the recipe leaves this open ('{LEFT_OPEN}')", expected="a plain value")
             return BROKEN
-        if isinstance(raw, str) and interpolated(raw):
-            self.origin[path] = f" (from {raw})"
+        value = self.references.value(node.config, name, written, path)
+        if value is BROKEN or any(here[: len(path)] == path for here in self.unread):
+            return BROKEN
+        if is_reference(written):
+            self.origin[path] = f" (from {written})"
         try:
-            return self.values.read(value, types_of(node.spec)[name], info, path)
+            return self.values.read(value, hint, info, path)
         except PluginError as error:
             raise PluginError(f"{node}, option '{name}': {error}") from error
-
-
-def _plain(node: Node) -> dict[str, Any]:
-    """The node as plain data with its defaults, which interpolations may refer to."""
-    if node.spec is Imported:
-        return {"class": node.use, **node.given}
-    out: dict[str, Any] = {"use": node.use} if node.use else {}
-    for name, info in fields_of(node.spec).items():
-        if info.kind == "option":
-            if name in node.given:
-                out[name] = node.given[name]
-            elif (value := default_of(node.spec, name)) is not MISSING:
-                out[name] = plain_value(value)
-            continue
-        child = node.children.get(name)
-        if isinstance(child, Node):
-            out[name] = _plain(child)
-        elif isinstance(child, Spec):
-            out[name] = to_plain(child)
-        elif isinstance(child, dict):
-            out[name] = {key: _plain(item) for key, item in child.items() if isinstance(item, Node)}
-    return out

@@ -8,6 +8,7 @@ checks types, ranges and choices, and ``check`` checks rules between fields.
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -19,6 +20,9 @@ from moekit.errors import PluginError, nearest
 from moekit.spec.hints import describe
 
 FieldKind = Literal["option", "slot", "slots", "group"]
+LARGEST = 2**64 - 1
+"""The largest integer of an option, and of a seed: torch has none that is larger."""
+
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
@@ -34,11 +38,13 @@ class FieldInfo:
     kind: FieldKind
     help: str
     component: str = ""  # the component kind that a slot takes
+    claimed: bool = False  # whether a slot that is not given gets the component that claims to be the kind's default
     ge: float | None = None
     gt: float | None = None
     le: float | None = None
     lt: float | None = None
     choices: tuple[Any, ...] = ()
+    finite: bool = True  # whether infinity is refused
 
     def range_text(self) -> str:
         """The range as text: ``>= 1``, ``one of softmax, sigmoid``; empty where there is no limit."""
@@ -53,6 +59,8 @@ class FieldInfo:
             return True
         if isinstance(value, list | tuple):
             return all(self.allows(item) for item in value)
+        if isinstance(value, int) and abs(value) > LARGEST:
+            return False
         if self.choices:
             return value in self.choices
         return (
@@ -77,6 +85,7 @@ def option(
     gt: float | None = None,
     le: float | None = None,
     lt: float | None = None,
+    finite: bool = True,
 ) -> Any:
     """A plain value: int, float, bool, str, a ``Literal`` of choices, ``list[...]``, ``dict[str, ...]``, or None.
 
@@ -84,13 +93,22 @@ def option(
         default: without one, the option must be given.
         help: one line: the meaning, and the unit if there is one.
         ge, gt, le, lt: bounds of a number, or of each number in a list.
+        finite: whether infinity is refused; NaN always is.
     """
-    return _field(FieldInfo("option", help, ge=ge, gt=gt, le=le, lt=lt), default)
+    return _field(FieldInfo("option", help, ge=ge, gt=gt, le=le, lt=lt, finite=finite), default)
 
 
-def slot(component: str, help: str = "", *, optional: bool = False) -> Any:
-    """One component of kind ``component``: ``{use: name, ...}`` in YAML, its spec in Python."""
-    return _field(FieldInfo("slot", help, component), None if optional else MISSING)
+def slot(component: str, help: str = "", *, optional: bool = False, default: Literal["kind"] | None = None) -> Any:
+    """One component of kind ``component``: ``{use: name, ...}`` in YAML, its spec in Python.
+
+    Args:
+        component: the kind.
+        help: one line.
+        optional: whether there may be none.
+        default: ``"kind"``: where none is given, the component of the kind that claims to be the default
+            (``Component(default=True)``). A spec made in Python needs one nevertheless.
+    """
+    return _field(FieldInfo("slot", help, component, claimed=default == "kind"), None if optional else MISSING)
 
 
 def slots(component: str, help: str = "") -> Any:
@@ -130,18 +148,16 @@ class Spec:
 
     def __init__(self, **given: Any) -> None:
         cls, values = type(self), self.__dict__
-        for name, default in _defaults(cls).items():
-            if name in given:
-                values[name] = given.pop(name)
-            elif default is MISSING:
-                raise TypeError(f"{cls.__name__} needs {name}=...")
-            else:
-                values[name] = default.copy() if isinstance(default, dict | list) else default
         for name in given:
-            near = nearest(name, list(_defaults(cls)))
-            hint = f"did you mean {near}?" if near else f"options are {', '.join(_defaults(cls)) or 'none'}"
-            hint = cls.refused.get(name, hint)
-            raise TypeError(f"{cls.__name__} has no option {name}; {hint}")
+            if name not in _defaults(cls):
+                near = nearest(name, list(_defaults(cls)))
+                hint = f"did you mean {near}?" if near else f"options are {', '.join(_defaults(cls)) or 'none'}"
+                raise TypeError(f"{cls.__name__} has no option {name}; {cls.refused.get(name, hint)}")
+        for name, default in _defaults(cls).items():
+            if name not in given and default is MISSING:
+                raise TypeError(f"{cls.__name__} needs {name}=...")
+            value = given.get(name, default)
+            values[name] = value.copy() if value is default and isinstance(value, dict | list) else value
         self.__post_init__()
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
@@ -174,10 +190,14 @@ class Spec:
     def _problem_of(self, name: str) -> str:
         """The mistake in one field's value by itself; empty if there is none."""
         info, hint, value = fields_of(type(self))[name], types_of(type(self))[name], getattr(self, name)
+        if info.kind != "option" and not _fits(type(self), name, info, value):
+            return _misplaced(type(self), name, value)
         if info.kind != "option":
             return ""
         if not info.choices and not is_a(value, hint):
             return f"{name}: {value!r} is not {describe(hint)}"
+        if info.finite and not is_finite(value):
+            return f"{name}={value!r} is not finite"
         return "" if info.allows(value) else f"{name}={value!r} is out of range ({info.range_text()})"
 
     def _conflicts(self) -> list[str]:
@@ -195,6 +215,58 @@ class Spec:
         if found is None or not all(isinstance(sentence, str) for sentence in found):
             raise PluginError(f"{here} returned {said!r}; expected sentences: yield one for each conflict")
         return found
+
+
+def _fits(spec: type[Spec], name: str, info: FieldInfo, value: Any) -> bool:
+    """Whether a slot, a map of slots or a group may hold a value."""
+    if value is None:
+        return default_of(spec, name) is None
+    if info.kind == "group":
+        return isinstance(value, group_class(spec, name))
+    parts = [value] if info.kind == "slot" else list(value.values()) if isinstance(value, Mapping) else [None]
+    return all(_is_part(part, info.component, types_of(spec)[name]) for part in parts)
+
+
+def _is_part(value: Any, kind: str, hint: Any) -> bool:
+    """Whether a slot of ``kind`` may hold a value: a spec of that kind, or of a class that the annotation names."""
+    return isinstance(value, Spec) and (value.kind == kind or type(value) in _leaves(hint))
+
+
+def _leaves(hint: Any) -> tuple[Any, ...]:
+    """The classes that a type is made of."""
+    return tuple(leaf for arg in typing.get_args(hint) for leaf in _leaves(arg)) or (hint,)
+
+
+def _misplaced(spec: type[Spec], name: str, value: Any) -> str:
+    """Why a slot, a map of slots or a group cannot hold a value made in Python, as a sentence."""
+    info = fields_of(spec)[name]
+    if info.kind == "group":
+        return f"{name} is {_named(value)}; expected {group_class(spec, name).__name__}(...)"
+    if info.kind == "slots" and not isinstance(value, Mapping):
+        return f"{name} is {_named(value)}; expected a mapping from names to specs of {info.component}s"
+    parts = {f"{name}[{key!r}]": each for key, each in value.items()} if info.kind == "slots" else {name: value}
+    wrong = {k: v for k, v in parts.items() if not _is_part(v, info.component, types_of(spec)[name])}
+    where, each = next(iter(wrong.items()))
+    expected = f"the spec of a component of kind '{info.component}' (list them: moekit ls {info.component})"
+    return f"{where} is {_named(each)}; expected {expected}"
+
+
+def _named(value: Any) -> str:
+    """What a value is: ``LoadBalance (a spec of kind 'balancer')``, ``the class TopK``, ``a dict``, ``None``."""
+    if isinstance(value, Spec):
+        return type(value).__name__ + (f" (a spec of kind '{value.kind}')" if value.kind else "")
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    return "None" if value is None else f"a {type(value).__name__}"
+
+
+def is_finite(value: Any) -> bool:
+    """Whether no number in a plain value is infinite or NaN."""
+    if isinstance(value, Mapping):
+        return all(map(is_finite, value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(is_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def is_a(value: Any, hint: Any) -> bool:

@@ -6,7 +6,7 @@ A capability is a class variable that states a fact about the component. Composi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import ClassVar, Literal
 
 from moekit.errors import PluginError
@@ -97,8 +97,10 @@ class ModelSpec(Spec):
     """Base of model specs."""
 
     kind: ClassVar[str] = "model"
-    takes: ClassVar[str] = "tokens"  # what its data must yield: 'tokens', 'pairs' (source and target) or 'cases'
-    gives: ClassVar[str] = "next_token"  # the kind of its output: 'next_token', 'mixture' or 'prediction'
+    takes: ClassVar[str] = (
+        "tokens"  # what its data must yield: 'tokens', 'pairs' (source and target), 'cases', or a word of yours
+    )
+    gives: ClassVar[str] = "next_token"  # its output: 'next_token', 'mixture', 'prediction', or a word of yours
 
     def offers(self) -> str:
         """What a model with these options gives: ``gives``. Override where the options decide."""
@@ -156,13 +158,19 @@ class StrategySpec(Spec):
     kind: ClassVar[str] = "strategy"
     shards: ClassVar[bool] = False  # whether it makes a ``moekit.parallel.strategy.ShardingStrategy``
 
+    def check_precision(self, precision: str | None) -> Iterable[str]:
+        """Conflicts with the Trainer's precision, one sentence each. Override; the spec of the trainer calls it."""
+        return ()
+
 
 class MoE(Spec):
     """A Mixture-of-Experts layer: router, experts, dispatcher and balancers."""
 
     router: RouterSpec = slot("router", "turns tokens into a routing")
     experts: ExpertSpec = slot("expert", "the routed experts")
-    dispatcher: DispatcherSpec = slot("dispatcher", "sends tokens to the experts and sums what comes back")
+    dispatcher: DispatcherSpec = slot(
+        "dispatcher", "sends tokens to the experts and sums what comes back", default="kind"
+    )
     shared: ExpertSpec | None = slot("expert", "shared experts: every token passes them, ungated", optional=True)
     balancers: Mapping[str, BalancerSpec] = slots("balancer", "what keeps the load even")
 
@@ -178,22 +186,27 @@ class MoE(Spec):
                 f"{type(self.router).__name__} routes by '{form}', but dispatcher {type(self.dispatcher).__name__} "
                 f"takes {', '.join(sorted(self.dispatcher.forms))}"
             )
-        for name, balancer in self.balancers.items():
-            if form not in balancer.forms:
-                yield (
-                    f"{type(self.router).__name__} routes by '{form}', but balancer '{name}' "
-                    f"({type(balancer).__name__}) takes {', '.join(sorted(balancer.forms))}"
-                )
-            if balancer.gives_bias and not self.router.takes_bias:
-                yield (
-                    f"balancer '{name}' ({type(balancer).__name__}) gives a selection bias, "
-                    f"but router {type(self.router).__name__} takes none: balance by a loss, or choose another router"
-                )
-            for conflict in balancer.check_router(self.router, self.experts.count):
-                yield f"balancer '{name}': {conflict}"
+        yield from balancer_conflicts(self.router, self.experts.count, self.balancers)
 
     def leak(self) -> str:
         """The part that lets later tokens affect earlier ones, as ``router TopK``; empty if there is none."""
         if not self.router.causal:
             return f"router {type(self.router).__name__}"
         return "" if self.dispatcher.causal() else f"dispatcher {type(self.dispatcher).__name__}"
+
+
+def balancer_conflicts(router: RouterSpec, num_experts: int, balancers: Mapping[str, BalancerSpec]) -> Iterator[str]:
+    """Conflicts between a layer's router and its balancers, one sentence each."""
+    for name, balancer in balancers.items():
+        if router.form not in balancer.forms:
+            yield (
+                f"{type(router).__name__} routes by '{router.form}', but balancer '{name}' "
+                f"({type(balancer).__name__}) takes {', '.join(sorted(balancer.forms))}"
+            )
+        if balancer.gives_bias and not router.takes_bias:
+            yield (
+                f"balancer '{name}' ({type(balancer).__name__}) gives a selection bias, "
+                f"but router {type(router).__name__} takes none: balance by a loss, or choose another router"
+            )
+        for conflict in balancer.check_router(router, num_experts):
+            yield f"balancer '{name}': {conflict}"

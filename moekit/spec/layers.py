@@ -1,4 +1,4 @@
-"""Makes one tree of the layers of a spec: a recipe or file, what it extends, and overrides on top."""
+"""The layers of a spec: a recipe, file, mapping or config, what it extends, and overrides on top."""
 
 from __future__ import annotations
 
@@ -8,16 +8,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from moekit.errors import PluginError, SpecError, UnknownName
 from moekit.files import read_regular
-from moekit.registry import current
-from moekit.spec.merging import merge
-from moekit.spec.places import COMMAND_LINE, Keys, Place, Report, Tree, found, reject, show
+from moekit.registry import Registry
+from moekit.spec.fields import Spec
+from moekit.spec.intake import plain_tree
+from moekit.spec.merging import Merged
+from moekit.spec.places import COMMAND_LINE, Keys, Place, Report, Tree, check_size, found, reject, show
+from moekit.spec.references import is_reference
 from moekit.spec.yaml_text import read
 
 LARGEST_FILE = 10_000_000  # bytes
 SCHEMA = 1
 """Version of the spec format."""
+
+CONTENT = "a mapping of options: 'model:', 'data:', ..."
+"""What a spec is, in messages."""
 
 
 @dataclass(frozen=True)
@@ -34,61 +42,47 @@ class Layer:
         return str(self.path.resolve()) if self.path else self.label
 
 
-def open_source(source: str | os.PathLike[str] | Mapping[str, Any]) -> Layer:
-    """The layer that ``source`` names: a recipe, a YAML file, or a mapping.
+def read_layers(source: Any, overrides: Iterable[str], registry: Registry) -> tuple[list[Tree], str]:
+    """The layers of a spec, the lowest first, without ``extends``; and the name that it has if it states none.
+
+    Args:
+        source: a recipe, the name of one, a YAML file, a mapping, or a list of these, each over the one before.
+        overrides: ``path.to.option=value``; they are over all.
+        registry: the recipes that can be named.
 
     Raises:
-        SpecError: no recipe has the name, or the file cannot be read or is not a mapping.
-    """
-    if isinstance(source, Mapping):
-        places: dict[Keys, Place] = {}
-        return Layer(Tree(plain_tree(source, (), places), places), "the given mapping", None)
-    if isinstance(source, os.PathLike) or _is_file_name(source):
-        return _open_file(Path(source), os.fspath(source))
-    return _open_recipe(source)
-
-
-def plain_tree(value: Any, path: Keys, places: dict[Keys, Place]) -> Any:
-    """A copy of mappings, lists and specs as plain data; every path is added to ``places``.
-
-    Raises:
-        SpecError: a key is not text.
-    """
-    from moekit.spec.dumping import to_plain
-    from moekit.spec.fields import Spec
-
-    places[path] = Place("")
-    if isinstance(value, Spec):
-        value = to_plain(value)
-    if isinstance(value, Mapping):
-        for key in value:
-            if not isinstance(key, str):
-                reject(f"key {key!r} is not text", at=path)
-        return {key: plain_tree(item, (*path, key), places) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain_tree(item, (*path, i), places) for i, item in enumerate(value)]
-    return value
-
-
-def compose_layers(top: Layer, overrides: Iterable[str]) -> Tree:
-    """The tree of ``top`` merged over everything that it extends, with ``overrides`` merged over ``top``.
-
-    Raises:
-        SpecError: a file cannot be read or has another spec format, ``extends`` goes in a circle, or an override
+        SpecError: a source cannot be read or has another spec format, ``extends`` goes in a circle, or an override
             is malformed.
     """
+    if OmegaConf.is_list(source):
+        source = OmegaConf.to_container(source)
     layers: dict[str, Layer] = {}
-    _gather(top, (), layers)
-    tree = Tree({})
-    for layer in layers.values():
-        data = {key: value for key, value in layer.tree.data.items() if key != "extends"}
-        tree = merge(tree, Tree(data, layer.tree.places))
-    tree = merge(tree, parse_overrides(overrides))
-    _check_schema(tree)
-    return tree
+    for i, one in enumerate(source if isinstance(source, list | tuple) else [source]):
+        _gather(_open_source(one, i, registry), (), layers, registry)
+    trees = [
+        Tree({k: v for k, v in one.tree.data.items() if k != "extends"}, one.tree.places) for one in layers.values()
+    ]
+    named = [one.path.stem for one in layers.values() if one.path]
+    over = parse_overrides(overrides, registry)
+    for tree in over:
+        _check_schema(tree)
+    return [*trees, *over], named[-1] if named else ""
 
 
-def _gather(layer: Layer, chain: tuple[Layer, ...], done: dict[str, Layer]) -> None:
+def _open_source(source: Any, index: int, registry: Registry) -> Layer:
+    if isinstance(source, Mapping | Spec):
+        tree = plain_tree(source, registry=registry)
+        if not isinstance(tree.data, dict):  # a DictConfig that is null or left open
+            reject(f"the given config is {found(tree.data)}", expected=CONTENT)
+        return Layer(tree, f"the given mapping {index or ''}".strip(), None)
+    if isinstance(source, os.PathLike) or (isinstance(source, str) and _is_file_name(source)):
+        return _open_file(Path(source), os.fspath(source))
+    if not isinstance(source, str):
+        reject(f"{found(source)} is not a spec", expected="a recipe's name, a YAML file, a mapping, or a list of them")
+    return _open_recipe(source, registry)
+
+
+def _gather(layer: Layer, chain: tuple[Layer, ...], done: dict[str, Layer], registry: Registry) -> None:
     """Adds ``layer`` to ``done``, after everything that it extends. A file reached twice keeps its first place."""
     if layer.key in done:
         return
@@ -98,16 +92,16 @@ def _gather(layer: Layer, chain: tuple[Layer, ...], done: dict[str, Layer]) -> N
     for i, name in enumerate(names if isinstance(names, list) else [] if names is None else [names]):
         at: Keys = ("extends", i) if isinstance(names, list) else ("extends",)
         place = layer.tree.places.get(at, Place(""))
-        parent = _open_parent(layer, name, at, place)
+        parent = _open_parent(layer, name, at, place, registry)
         for i_seen, seen in enumerate(chain):
             if seen.key == parent.key:
                 circle = " -> ".join(link.label for link in (*chain[i_seen:], parent))
                 reject(f"extends goes in a circle: {circle}", at=at, place=place)
-        _gather(parent, chain, done)
+        _gather(parent, chain, done, registry)
     done[layer.key] = layer
 
 
-def _open_parent(layer: Layer, name: object, at: Keys, place: Place) -> Layer:
+def _open_parent(layer: Layer, name: object, at: Keys, place: Place, registry: Registry) -> Layer:
     if not isinstance(name, str) or not name:
         reject(
             f"extends: {found(name)} is not a name", at=at, place=place, expected="a recipe, a file, or a list of them"
@@ -116,16 +110,16 @@ def _open_parent(layer: Layer, name: object, at: Keys, place: Place) -> Layer:
         folder = layer.path.parent if layer.path else Path()
         label = os.path.normpath(os.path.join(os.path.dirname(layer.label) if layer.path else "", name))
         return _open_file(folder / name, label, at, place)
-    return _open_recipe(name, at, place)
+    return _open_recipe(name, registry, at, place)
 
 
 def _is_file_name(name: str) -> bool:
     return name.endswith((".yaml", ".yml"))
 
 
-def _open_recipe(name: str, at: Keys = (), place: Place | None = None) -> Layer:
+def _open_recipe(name: str, registry: Registry, at: Keys = (), place: Place | None = None) -> Layer:
     try:
-        recipe = current().recipe(name)
+        recipe = registry.recipe(name, home=place.plugin if place else "")
     except UnknownName as error:
         files = (f"{name}.yaml", os.path.join(name, "spec.yaml"))  # a file without its ending; a run's folder
         near = next((file for file in files if Path(file).is_file()), error.problem.nearest)
@@ -137,7 +131,9 @@ def _open_recipe(name: str, at: Keys = (), place: Place | None = None) -> Layer:
         raise SpecError([problem]) from None
     except PluginError as error:
         reject(str(error), at=at, place=place)
-    return _open_file(recipe.path, f"{recipe.name}.yaml")
+    layer = _open_file(recipe.path, f"{recipe.name}.yaml")
+    places = {path: each._replace(plugin=recipe.plugin) for path, each in layer.tree.places.items()}
+    return replace(layer, tree=Tree(layer.tree.data, places))
 
 
 def _open_file(path: Path, label: str, at: Keys = (), place: Place | None = None) -> Layer:
@@ -151,13 +147,9 @@ def _open_file(path: Path, label: str, at: Keys = (), place: Place | None = None
         reject("not UTF-8 text", place=Place(label, raw.count(b"\n", 0, error.start) + 1))
     tree = read(text, label)
     if tree.data is None:
-        reject("the file is empty", place=Place(label), expected="a mapping of options: 'model:', 'data:', ...")
+        reject("the file is empty", place=Place(label), expected=CONTENT)
     if not isinstance(tree.data, dict):
-        reject(
-            f"the file holds {found(tree.data)}",
-            place=Place(label),
-            expected="a mapping of options: 'model:', 'data:', ...",
-        )
+        reject(f"the file holds {found(tree.data)}", place=Place(label), expected=CONTENT)
     return Layer(tree, label, path)
 
 
@@ -168,35 +160,45 @@ def _check_schema(tree: Tree) -> None:
         reject(f"written in spec format {schema}; this moekit reads format {SCHEMA}", at=("schema",), place=place)
 
 
-def parse_overrides(overrides: Iterable[str]) -> Tree:
-    """``a.b.c=value`` strings as one tree; of two overrides of one path the later wins.
+def parse_overrides(overrides: Iterable[str], registry: Registry) -> list[Tree]:
+    """``a.b.c=value`` strings as layers, mostly one; of two overrides of one path the later wins.
+
+    They are merged with each other before they are merged over a recipe, so that ``router.use`` may come after
+    ``router.top_k``. An override of a part of an earlier ``a=${...}`` begins another layer.
 
     Raises:
         SpecError: with every override that is malformed.
     """
     report = Report()
-    out = Tree({})
+    out: list[Merged] = []
+    place = Place(COMMAND_LINE)
     for text in overrides:
         name, equals, value = text.partition("=")
         keys = tuple(name.strip().split("."))
         if not equals or not all(keys):
-            report.add(
-                (), f"override '{text}' is malformed", expected="path.to.option=value", place=Place(COMMAND_LINE)
-            )
-            continue
-        if keys[0] == "extends":
-            report.add(
-                ("extends",),
-                "extends cannot be set by an override",
-                expected="a file that extends the recipe",
-                place=Place(COMMAND_LINE),
-            )
-            continue
-        tree = read(value, COMMAND_LINE, lines=False, prefix=keys) if value.strip() else Tree("")
-        data = tree.data
-        for key in reversed(keys):
-            data = {key: data}
-        around: dict[Keys, Place] = {keys[:end]: Place(COMMAND_LINE) for end in range(1, len(keys) + 1)}
-        out = merge(out, Tree(data, {**around, **tree.places}))
+            report.add((), f"override '{text}' is malformed", expected="path.to.option=value", place=place)
+        elif keys[0] == "extends":
+            expected = "a file that extends the recipe"
+            report.add(keys[:1], "extends cannot be set by an override", expected=expected, place=place)
+        else:
+            check_size(keys, 0, COMMAND_LINE)
+            tree = read(value, COMMAND_LINE, lines=False, prefix=keys) if value.strip() else Tree("")
+            data = tree.data
+            for key in reversed(keys):
+                data = {key: data}
+            around: dict[Keys, Place] = {keys[:end]: place for end in range(1, len(keys) + 1)}
+            new = Tree(data, {**around, **tree.places})
+            if not out or _crosses_reference(out[-1].plain().data, data):
+                out.append(Merged(registry))
+            out[-1].lay(new)
     report.raise_if_any()
-    return out
+    return [merged.plain() for merged in out]
+
+
+def _crosses_reference(base: Any, over: Any) -> bool:
+    """Whether ``over`` has a mapping where ``base`` has an interpolation."""
+    if not isinstance(over, dict):
+        return False
+    return is_reference(base) or (
+        isinstance(base, dict) and any(_crosses_reference(base.get(k), over[k]) for k in over)
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, NoReturn
 
@@ -13,15 +13,45 @@ Keys = tuple[str | int, ...]
 
 COMMAND_LINE: Final = "command line"
 
+LEFT_OPEN: Final = "???"
+"""OmegaConf's mark for a value that a file leaves to those that extend it."""
+
+MAX_DEPTH: Final = 50
+"""Levels of nesting that a spec may have. A recipe has about eight."""
+
+MAX_NODES: Final = 10_000
+"""Keys and items that one source of a spec may have, each use of an alias counted. A recipe has about a hundred."""
+
 
 class Place(NamedTuple):
-    """A file, as messages name it, and a line; line 0 means that there are no lines."""
+    """A file, as messages name it, and a line; line 0 means that there are no lines.
+
+    ``plugin`` is the name of the plugin that ships the file: a short name in it means one of its companions first.
+    """
 
     source: str
     line: int = 0
+    plugin: str = ""
 
     def __str__(self) -> str:
         return f"{self.source}, line {self.line}" if self.line else self.source
+
+
+def check_size(path: Keys, count: int, source: str) -> None:
+    """Rejects data that no spec needs and that would take minutes to read: an alias of aliases, a list in a list in ...
+
+    Raises:
+        SpecError: ``path`` is too deep, or ``count`` parts are too many.
+    """
+    if len(path) > MAX_DEPTH:
+        reject(
+            "nested too deeply, or an alias that holds itself",
+            place=Place(source),
+            expected=f"at most {MAX_DEPTH} levels",
+        )
+    if count > MAX_NODES:
+        what = f"more than {MAX_NODES:,} keys and items, counting each use of an alias"
+        reject(what, place=Place(source), expected="a spec, which has some hundred")
 
 
 @dataclass
@@ -50,6 +80,8 @@ def found(value: Any) -> str:
         return {None: "null", True: "true", False: "false"}[value]
     if not isinstance(value, str | int | float):
         return f"an object of type {type(value).__name__}"
+    if isinstance(value, int) and value.bit_length() > 10_000:
+        return "an integer of thousands of digits"  # which Python refuses to print
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
@@ -62,8 +94,8 @@ class Report:
     """
 
     def __init__(self, places: Mapping[Keys, Place] | None = None) -> None:
-        self.places: Mapping[Keys, Place] = places or {}
-        self._found: list[tuple[Place, Problem]] = []
+        self.places: Mapping[Keys, Place] = {} if places is None else places
+        self._found: list[tuple[Place, Keys, Problem]] = []
 
     def place(self, path: Keys) -> Place:
         """The place of ``path``, or of its nearest parent that was written somewhere."""
@@ -94,16 +126,21 @@ class Report:
             list_with=list_with,
             notes=notes,
         )
-        self._found.append((place, problem))
+        self._found.append((place, path, problem))
 
     def __bool__(self) -> bool:
         return bool(self._found)
 
     def problems(self) -> list[Problem]:
         """The problems, by file and line."""
-        sources = list(dict.fromkeys(place.source for place, _ in self._found))
+        sources = list(dict.fromkeys(place.source for place, _, _ in self._found))
         ordered = sorted(self._found, key=lambda item: (sources.index(item[0].source), item[0].line))
-        return [problem for _, problem in ordered]
+        return [problem for _, _, problem in ordered]
+
+    def keep(self, wanted: Callable[[Keys, Collection[Keys]], bool]) -> None:
+        """Keeps the problems with a ``wanted`` path, or all if none is; it is given a path and the paths of all."""
+        paths = {path for _, path, _ in self._found}
+        self._found = [found for found in self._found if wanted(found[1], paths)] or self._found
 
     def raise_if_any(self) -> None:
         """Raises if there is any problem.

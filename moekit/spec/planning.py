@@ -1,230 +1,249 @@
-"""First pass over a merged tree: finds the spec class of every node, and every name that has no place there."""
+"""First pass over merged layers: finds the class of every node, and every name that has no place there.
+
+Defaults are written into the tree, because interpolations may refer to them.
+"""
 
 from __future__ import annotations
 
 import typing
-from collections.abc import Collection, Mapping
-from dataclasses import MISSING, dataclass, field
-from typing import Any, Final
+from collections import deque
+from collections.abc import Callable
+from dataclasses import MISSING
+from functools import partial
+from typing import Any
 
-from moekit.errors import MoekitError, UnknownName, nearest
-from moekit.registry import current
+from omegaconf import DictConfig, OmegaConf
+
+from moekit.errors import MoekitError, UnknownName
+from moekit.registry import Registry
+from moekit.spec.dumping import plain_value, to_plain
 from moekit.spec.fields import FieldInfo, Spec, default_of, fields_of, group_class, types_of
-from moekit.spec.hints import describe
 from moekit.spec.imported import FOREIGN, Imported, is_import_path
-from moekit.spec.interpolation import interpolated
-from moekit.spec.places import Keys, Report, found, one_of, show
+from moekit.spec.merging import Merged
+from moekit.spec.nodes import Mistakes, Node
+from moekit.spec.places import LEFT_OPEN, Keys, Report, found
+from moekit.spec.references import References, is_reference
 from moekit.spec.values import BROKEN
-
-LEFT_OPEN: Final = "???"
-"""OmegaConf's mark for a value that a file leaves to those that extend it."""
-
-
-@dataclass
-class Node:
-    """A component or a group of known class, before its values are read.
-
-    Attributes:
-        use: the component's name as written; empty for a group.
-        given: the options as written.
-        children: the nodes in each slot, map and group; ``BROKEN`` for one with a mistake.
-        sound: whether the node itself has no mistake.
-    """
-
-    spec: type[Spec]
-    path: Keys
-    use: str = ""
-    given: dict[str, Any] = field(default_factory=dict)
-    children: dict[str, Any] = field(default_factory=dict)
-    sound: bool = True
-
-    def __str__(self) -> str:
-        if self.use:
-            return f"{self.spec.kind} '{self.use}'"
-        return f"'{show(self.path)}'" if self.path else "a recipe"
 
 
 class Planner:
-    """Plans the nodes of one tree.
+    """Plans the nodes of merged layers.
+
+    Args:
+        layers: the layers; their tree gets the defaults.
+        registry: what ``use`` names.
+        report: receives the mistakes.
 
     Attributes:
-        unread: paths whose mistakes are already in the report; a reference to one of them adds no other.
+        references: resolves the interpolations of the tree.
     """
 
-    def __init__(self, report: Report) -> None:
+    def __init__(self, layers: Merged, registry: Registry, report: Report) -> None:
+        self.layers = layers
+        self.registry = registry
         self.report = report
-        self.unread: list[Keys] = []
+        self.references = References(layers.tree, report)
+        self.mistakes = Mistakes(layers.tree, report, registry)
+        self.waiting: deque[Callable[[], None]] = deque()  # what refers to another part, to be planned last
 
-    def plan(self, spec: type[Spec], given: Mapping[str, Any], path: Keys, use: str = "") -> Node:
-        """The node of class ``spec`` with the fields ``given``."""
-        node = Node(spec, path, use)
-        known = fields_of(spec)
-        for name, value in given.items():
-            if name == "use" and use:
-                continue
-            if name not in known:
-                self._unknown_option(node, name)
-            elif value is not None or _takes_null(spec, name):
-                node.given[name] = value
-        for name, info in known.items():
-            here = (*path, name)
-            value = node.given.get(name)
-            if info.kind == "option":
-                if name not in node.given and default_of(spec, name) is MISSING:
-                    self._missing(node, name, info)
-                elif value == LEFT_OPEN:
-                    self._left_open(node, name)
-                continue
-            if value is None:
-                default = default_of(spec, name)
-                if default is MISSING:
-                    self._missing(node, name, info)
-                    node.children[name] = BROKEN
-                else:
-                    node.children[name] = default
-            elif info.kind == "slot":
-                node.children[name] = self.component(info.component, value, here)
-            elif info.kind == "slots":
-                node.children[name] = self._map(info.component, value, here)
-            else:
-                node.children[name] = self._group(group_class(spec, name), value, here)
+    def root(self, root: type[Spec] | str) -> Any:
+        """The node of the whole tree: of a class, or of a component of a kind; ``BROKEN`` if it has a mistake."""
+        self._tell_unread()
+        self._merge_over_copies()
+        tree = self.layers.tree
+        written: Any = OmegaConf.to_container(tree)
+        node = self.component(root, tree, written, ()) if isinstance(root, str) else self.plan(root, tree, written, ())
+        while self.waiting:
+            self.waiting.popleft()()
         return node
 
-    def component(self, kind: str, value: Any, path: Keys) -> Any:
-        """The node that ``value`` describes in a slot of ``kind``; ``BROKEN`` if it has a mistake."""
-        listing = f"moekit ls {current().kind(kind).plural}"
+    def _tell_unread(self) -> None:
+        for path, text in self.layers.unread.items():
+            shown = found(text)[1:-1] if len(text) > 60 else text
+            expected = "'${path.to.option}', or '\\${' for these characters themselves"
+            self.report.add(path, f"cannot read the interpolation '{shown}'", expected=expected)
+            self.mistakes.close(path)
+
+    def _merge_over_copies(self) -> None:
+        while self.layers.over:
+            path = next(iter(self.layers.over))
+            held = self.layers.over.pop(path)
+            config: Any = self.layers.tree
+            for parent in path[:-1]:
+                config = config[parent]
+            written: Any = OmegaConf.to_container(config)
+            if self._copy(config, str(path[-1]), written[path[-1]], path) is BROKEN:
+                self.mistakes.close(path)
+            else:
+                for layer in held:
+                    self.layers.lay(layer)
+
+    def plan(self, spec: type[Spec], config: DictConfig, written: dict[str, Any], path: Keys, use: str = "") -> Node:
+        """The node of class ``spec`` that ``config`` holds."""
+        node = Node(spec, config, written, path, use)
+        for name in written:
+            if name not in fields_of(spec) and not (name == "use" and use):
+                self.mistakes.unknown_option(node, name)
+        for name, info in fields_of(spec).items():
+            value = written.get(name)
+            if value == LEFT_OPEN:
+                self.mistakes.left_open(node, name, info)
+            elif info.kind == "option" and (value is not None or (name in written and _takes_null(spec, name))):
+                node.options.append(name)
+            elif value is None:
+                self._default(node, name, info)
+            else:
+                make = partial(self._child, node, name, info)
+                self._put(
+                    node.children, config, name, value, (*path, name), make, partial(self._default, node, name, info)
+                )
+        return node
+
+    def _put(
+        self,
+        children: dict[str, Any],
+        config: DictConfig,
+        name: str,
+        value: Any,
+        path: Keys,
+        make: Callable[[Any], Any],
+        absent: Callable[[], Any],
+    ) -> None:
+        """Puts what ``make`` makes of ``value`` among the children, or calls ``absent`` where it refers to null.
+
+        A reference waits until all else is planned: it may be to a default.
+        """
+        if not is_reference(value) and not (isinstance(value, dict) and is_reference(value.get("use"))):
+            children[name] = make(value)
+            return
+
+        def copy() -> None:
+            copied = self._copy(config, name, value, path)
+            if copied is None:
+                absent()
+            else:
+                children[name] = copied if copied is BROKEN else make(copied)
+
+        children[name] = BROKEN
+        self.waiting.append(copy)
+
+    def _child(self, node: Node, name: str, info: FieldInfo, value: Any) -> Any:
+        path = (*node.path, name)
+        if info.kind == "slot":
+            return self._slot(info.component, node.config, name, value, path=path)
+        if info.kind == "slots":
+            return self._map(info.component, node.config[name], value, path)
+        spec = group_class(node.spec, name)
+        if isinstance(value, dict):
+            return self.plan(spec, node.config[name], value, path)
+        return self.mistakes.broken(
+            path, f"{found(value)} where a mapping belongs", expected=f"options: {', '.join(fields_of(spec))}"
+        )
+
+    def _copy(self, config: DictConfig, key: str, written: Any, path: Keys) -> Any:
+        """``written`` at ``config[key]``; of an interpolation, a copy of what it refers to, put in its place."""
+        if not is_reference(written):
+            return written
+        value = self.references.follow(config, key, written, path)
+        if OmegaConf.is_config(value):
+            value = OmegaConf.to_container(value)
+            self.references.count(_size(value), path)
+        if value is None or isinstance(value, str | int | float | list | dict):
+            config[key] = value
+        return value
+
+    def _default(self, node: Node, name: str, info: FieldInfo) -> None:
+        """Gives a field that is absent its default, which interpolations may refer to."""
+        default = default_of(node.spec, name)
+        claim = self.registry.default(info.component) if info.claimed else None
+        if claim is not None:
+            value = {"use": self.registry.short_name(claim)}
+            node.config[name] = dict(value)
+            node.children[name] = self.component(info.component, node.config[name], value, (*node.path, name))
+        elif default is MISSING:
+            self.mistakes.missing(node, name, info)
+        elif info.kind == "option":
+            node.config[name] = plain_value(default)
+        else:
+            node.children[name] = default
+            node.config[name] = to_plain(default, registry=self.registry) if isinstance(default, Spec) else default
+
+    def _slot(self, kind: str, config: DictConfig, key: str, value: Any, *, path: Keys) -> Any:
         if isinstance(value, str):
-            value = {"use": value}
+            config[key] = value = {"use": value}
+        return self.component(kind, config[key], value, path)
+
+    def component(self, kind: str, config: DictConfig, value: Any, path: Keys) -> Any:
+        """The node that ``value``, at ``config``, describes in a slot of ``kind``; ``BROKEN`` if it has a mistake."""
+        listing = f"moekit ls {self.registry.kind(kind).plural}"
         if not isinstance(value, dict):
-            expected = f"{{use: <{kind}>, ...}}"
-            return self._broken(
-                path, f"{kind}: {found(value)} is not a component", expected=expected, list_with=listing
-            )
+            what = f"{kind}: {found(value)} is not a component"
+            return self.mistakes.broken(path, what, expected=f"{{use: <{kind}>, ...}}", list_with=listing)
         if not value.keys().isdisjoint(("class", *FOREIGN)):
-            return self._imported(kind, value, path)
-        use = value.get("use")
+            return self._imported(kind, config, value, path)
+        at = (*path, "use") if "use" in value else path
+        use = self._copy(config, "use", value.get("use"), at)
+        if use is BROKEN or not self.mistakes.closed.isdisjoint((path, at)):
+            return self.mistakes.close(path)
         if use == LEFT_OPEN:
             what = f"the recipe leaves this {kind} open ('{LEFT_OPEN}')"
-            return self._broken(path, what, expected="use: <name>", list_with=listing)
-        at = (*path, "use") if "use" in value else path
+            return self.mistakes.broken(path, what, expected="use: <name>", list_with=listing)
         if use is None:
             what = f"'use' is missing: it names the {kind}"
-            return self._broken(path, what, expected="use: <name>", list_with=listing)
+            return self.mistakes.broken(path, what, expected="use: <name>", list_with=listing)
         if not isinstance(use, str):
-            return self._broken(
-                at, f"use: {found(use)} is not a name", expected=f"the name of a {kind}", list_with=listing
-            )
-        if interpolated(use):
-            return self._broken(
-                at, f"use: '{use}' is an interpolation", expected=f"the name of a {kind}", list_with=listing
-            )
+            what = f"use: {found(use)} is not a name"
+            return self.mistakes.broken(at, what, expected=f"the name of a {kind}", list_with=listing)
         try:
-            component = current().get(kind, use)
+            component = self.registry.get(kind, use, home=self.report.place(at).plugin)
         except UnknownName as error:
             p = error.problem
-            return self._broken(
+            return self.mistakes.broken(
                 at, p.what, expected=p.expected, nearest=p.nearest, list_with=p.list_with, notes=p.notes
             )
         except MoekitError as error:  # its plugin failed to load
-            return self._broken(at, str(error))
-        return self.plan(component.spec_class(), value, path, use)
+            return self.mistakes.broken(at, str(error))
+        return self.plan(component.spec_class(), config, value, path, use)
 
-    def _imported(self, kind: str, value: dict[str, Any], path: Keys) -> Any:
+    def _imported(self, kind: str, config: DictConfig, value: dict[str, Any], path: Keys) -> Any:
         """The node of a class named by its import path; its arguments are checked when it is imported."""
-        listing = f"moekit ls {current().kind(kind).plural}"
         wrong = next((name for name in (*FOREIGN, "use") if name in value), "")
-        if not current().kind(kind).imports:
-            here = wrong if wrong in FOREIGN else "class"
-            return self._broken(
-                (*path, here),
-                f"a {kind} cannot be a class by its import path",
-                expected="use: <name>",
-                list_with=listing,
-            )
+        of = self.registry.kind(kind)
+        if not of.imports:
+            here = (*path, wrong if wrong in FOREIGN else "class")
+            what = f"a {kind} cannot be a class by its import path"
+            return self.mistakes.broken(here, what, expected="use: <name>", list_with=f"moekit ls {of.plural}")
         if wrong:
-            expected = "class: package.module.Name, and its arguments next to it"
             what = "'use' and 'class' exclude each other" if wrong == "use" else f"'{wrong}' is called 'class' here"
-            return self._broken((*path, wrong), what, expected=expected)
+            expected = "class: package.module.Name, and its arguments next to it"
+            return self.mistakes.broken((*path, wrong), what, expected=expected)
         if not is_import_path(value["class"]):
             what = f"class: {found(value['class'])} is not an import path"
-            return self._broken((*path, "class"), what, expected="package.module.Name")
-        return Node(
-            Imported, path, given={name: item for name, item in value.items() if name != "class"}, use=value["class"]
-        )
+            return self.mistakes.broken((*path, "class"), what, expected="package.module.Name")
+        node = Node(Imported, config, value, path, value["class"])
+        node.options = [name for name in value if name != "class"]
+        return node
 
-    def _map(self, kind: str, value: Any, path: Keys) -> Any:
+    def _map(self, kind: str, config: DictConfig, value: Any, path: Keys) -> Any:
         if not isinstance(value, dict):
             shown = _as_map(value) if isinstance(value, list) else f"name: {{use: <{kind}>, ...}}"
-            return self._broken(
-                path,
-                f"{found(value)} where a named map of {current().kind(kind).plural} belongs",
-                expected=f"{{{shown}}}",
-            )
+            what = f"{found(value)} where a named map of {self.registry.kind(kind).plural} belongs"
+            return self.mistakes.broken(path, what, expected=f"{{{shown}}}")
         entries: dict[str, Any] = {}
         for name, item in value.items():
             here = (*path, name)
             if not name.replace("-", "_").isidentifier():
-                entries[name] = self._broken(
-                    here, f"'{name}' is not a valid name", expected="a letter, then letters, digits, '_' or '-'"
-                )
+                expected = "a letter, then letters, digits, '_' or '-'"
+                entries[name] = self.mistakes.broken(here, f"'{name}' is not a valid name", expected=expected)
             elif item is not None:
-                entries[name] = self.component(kind, item, here)
+                make = partial(self._slot, kind, config, name, path=here)
+                self._put(entries, config, name, item, here, make, partial(entries.pop, name))
         return entries
 
-    def _group(self, spec: type[Spec], value: Any, path: Keys) -> Any:
-        if not isinstance(value, dict):
-            return self._broken(
-                path, f"{found(value)} where a mapping belongs", expected=f"options: {', '.join(fields_of(spec))}"
-            )
-        return self.plan(spec, value, path)
 
-    def _broken(self, path: Keys, what: str, **more: Any) -> Any:
-        self.unread.append(path[:-1] if path and path[-1] == "use" else path)
-        self.report.add(path, what, **more)
-        return BROKEN
-
-    def _unknown_option(self, node: Node, name: str) -> None:
-        node.sound = False
-        names = list(fields_of(node.spec))
-        here = (*node.path, name)
-        self.unread.append(here)
-        if name in node.spec.refused:
-            self.report.add(here, f"'{show(here)}' is not for a spec: {node.spec.refused[name]}")
-            return
-        inside = next((f"{group}.{name}" for group in names if name in _group_options(node.spec, group)), "")
-        self.report.add(
-            here,
-            f"{node} has no option '{name}'",
-            expected="" if node.use and names else one_of(names) if names else "no option at all",
-            nearest=inside or nearest(name, names),
-            list_with=f"moekit show {node.use}" if node.use and names else "",
-        )
-
-    def _missing(self, node: Node, name: str, info: FieldInfo) -> None:
-        node.sound = False
-        here = (*node.path, name)
-        self.unread.append(here)
-        if info.kind == "slot":
-            expected = f"{name}: {{use: <{info.component}>, ...}}"
-            listing = f"moekit ls {current().kind(info.component).plural}"
-        else:
-            kind = describe(types_of(node.spec)[name]) if info.kind == "option" else "a mapping"
-            limits = "" if info.choices else info.range_text()
-            expected = f"{name}: {kind} {limits}".rstrip() + (f" ({info.help})" if info.help else "")
-            listing = f"moekit show {node.use}" if node.use else ""
-        written = here if here in self.report.places else (*node.path, "use") if node.use else node.path
-        place = self.report.place(written)
-        self.report.add(here, f"{node} needs '{name}'", expected=expected, list_with=listing, place=place)
-
-    def _left_open(self, node: Node, name: str) -> None:
-        node.sound = False
-        here = (*node.path, name)
-        self.unread.append(here)
-        del node.given[name]
-        info = fields_of(node.spec)[name]
-        kind = describe(types_of(node.spec)[name])
-        expected = f"{kind} {'' if info.choices else info.range_text()}".rstrip()
-        self.report.add(here, f"{name}: the recipe leaves this open ('{LEFT_OPEN}')", expected=expected)
+def _size(value: Any) -> int:
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + sum(map(_size, items))
 
 
 def _as_map(items: list[Any]) -> str:
@@ -235,11 +254,6 @@ def _as_map(items: list[Any]) -> str:
         name, use = (use.rpartition("/")[2], use) if isinstance(use, str) else ("name", "...")
         shown.append(f"{name}: {{use: {use}, ...}}")
     return ", ".join(shown)
-
-
-def _group_options(spec: type[Spec], name: str) -> Collection[str]:
-    """The names of the options of a group; empty for another field."""
-    return fields_of(group_class(spec, name)) if fields_of(spec)[name].kind == "group" else ()
 
 
 def _takes_null(spec: type[Spec], name: str) -> bool:

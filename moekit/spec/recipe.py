@@ -56,6 +56,17 @@ class Start(Spec):
             yield "run is empty; give a run folder, a checkpoint or a run's name"
 
 
+class BatchRamp(Spec):
+    """A batch that grows at the start of training, step by step, from a share of the data's batch to all of it."""
+
+    first: float = option(help="share of the batch in the first step", gt=0, le=1)
+    steps: int = option(help="steps until the whole batch", ge=1)
+
+    def share(self, step: int) -> float:
+        """The share of the batch in a step, counted from 0: a straight line from ``first`` to 1, then 1."""
+        return min(self.first + (1 - self.first) * step / self.steps, 1.0)
+
+
 class Checkpoints(Spec):
     """Which checkpoints are kept. One is saved at every validation (``trainer.val_check_interval``)."""
 
@@ -77,6 +88,7 @@ class Recipe(Spec):
     data: kinds.DataSpec | None = slot("data", "the training and validation data", optional=True)
     optimizer: kinds.OptimizerSpec | None = slot("optimizer", "updates the weights", optional=True)
     schedule: kinds.ScheduleSpec | None = slot("schedule", "schedule of the learning rate", optional=True)
+    batch_ramp: BatchRamp | None = group("a smaller batch at first; null for the same in every step", default=None)
     start: Start | None = group("trained weights to start from; null for fresh ones", default=None)
     stop: Stop | None = group("early stopping", default=None)
     compare: Compare | None = group("the dense model to compare with", default=None)

@@ -77,13 +77,15 @@ class TrainerSpec(Spec):
     sync_batchnorm: bool = option(False, "share the statistics of batch normalisation between ranks")
 
     def check(self) -> Iterable[str]:
-        """Validations within an optimizer step; a callback that cannot work with a model in shards."""
+        """Validations within a step; a precision or a callback that the strategy cannot have."""
         interval, accumulate = self.val_check_interval, self.accumulate_grad_batches
         if interval is not None and interval % accumulate:
             yield (
                 f"val_check_interval={interval} counts micro-batches, and is not a whole number of steps of "
                 f"{accumulate}: the checkpoint of a validation within a step would lose its gradients"
             )
+        if isinstance(self.strategy, StrategySpec):
+            yield from self.strategy.check_precision(self.precision)
         for name, callback in self.callbacks.items() if self.shards else ():
             if isinstance(callback, CallbackSpec) and not callback.takes_shards:
                 yield f"callback '{name}' ({type(callback).__name__}) needs whole weights, but the strategy shards them"

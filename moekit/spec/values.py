@@ -8,10 +8,12 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, Final, Literal
 
+import omegaconf
+
 from moekit.errors import PluginError, nearest
-from moekit.spec.fields import FieldInfo
+from moekit.spec.fields import LARGEST, FieldInfo, is_finite
 from moekit.spec.hints import describe, is_optional, members
-from moekit.spec.places import Keys, Report, found, one_of, show
+from moekit.spec.places import LEFT_OPEN, Keys, Report, found, one_of, show
 
 BROKEN: Final = object()
 """Takes the place of a value that has a mistake; the report has the reason."""
@@ -32,18 +34,37 @@ class Values:
     def read(self, value: Any, hint: Any, info: FieldInfo, path: Keys) -> Any:
         """``value`` as the type ``hint`` and in the range of ``info``; else ``BROKEN``."""
         out = self.convert(value, hint, path, info.range_text() if not info.choices else "")
-        if out is BROKEN or info.allows(out):
+        if out is BROKEN:
+            return out
+        if info.finite and not is_finite(out):
+            return self._not_finite(out, path, expected=f"{describe(hint)} {info.range_text()}".rstrip())
+        if info.allows(out):
             return out
         many = isinstance(out, list | tuple)
         for i, item in enumerate(out) if many else [(0, out)]:
             if not info.allows(item):
                 here = (*path, i) if many else path
-                self._wrong(here, item, "is out of range", expected=f"{describe(hint)} {info.range_text()}")
+                limits = info.range_text() or f"of at most {LARGEST:,}"
+                self._wrong(here, item, "is out of range", expected=f"{describe(hint)} {limits}")
+        return BROKEN
+
+    def _not_finite(self, value: Any, path: Keys, *, expected: str) -> Any:
+        many = (
+            value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()
+        )
+        for key, item in many:
+            if not is_finite(item):
+                self._not_finite(item, (*path, key), expected=expected)
+        if isinstance(value, float):
+            self._wrong(path, value, "is not finite", expected=expected)
         return BROKEN
 
     def convert(self, value: Any, hint: Any, path: Keys, limits: str = "") -> Any:
         """``value`` as the type ``hint``; else ``BROKEN``. Messages add ``limits`` to the expected type."""
         expected = f"{describe(hint)} {limits}".rstrip()
+        if value == LEFT_OPEN:
+            self.report.add(path, f"{_name(path)}: the recipe leaves this open ('{LEFT_OPEN}')", expected=expected)
+            return BROKEN
         if hint is Any:
             return self._plain(value, path)
         if value is None and is_optional(hint):
@@ -93,6 +114,9 @@ class Values:
     def _dict(self, value: Any, hint: Any, path: Keys, expected: str, limits: str) -> Any:
         if not isinstance(value, Mapping):
             return self._wrong(path, value, "is not a mapping", expected=expected)
+        for key in value:
+            if not isinstance(key, str):
+                return self._wrong(path, value, f"has key {key!r}, which is not text", expected=expected)
         args = typing.get_args(hint)
         inner = args[1] if args else Any
         items = {k: self.convert(v, inner, (*path, k), limits) for k, v in value.items() if v is not None}
@@ -109,18 +133,20 @@ class Values:
         return self._wrong(path, value, "is not a plain value", expected=expected)
 
     def _wrong(self, path: Keys, value: Any, said: str, *, expected: str, nearest: str = "") -> Any:
-        start = next((i for i in range(len(path) - 1, -1, -1) if isinstance(path[i], str)), 0)
-        name = show(path[start:]) or "value"
-        what = f"{name}: {found(value)}{self.origin(path)} {said}"
+        what = f"{_name(path)}: {found(value)}{self.origin(path)} {said}"
         self.report.add(path, what, expected=expected, nearest=nearest)
         return BROKEN
+
+
+def _name(path: Keys) -> str:
+    """The last key of a path, with the indices below it."""
+    start = next((i for i in range(len(path) - 1, -1, -1) if isinstance(path[i], str)), 0)
+    return show(path[start:]) or "value"
 
 
 @cache
 def _node(kind: type) -> Any:
     """OmegaConf's node for a scalar type, which converts values to it."""
-    import omegaconf
-
     nodes = {
         int: omegaconf.IntegerNode,
         float: omegaconf.FloatNode,
@@ -141,10 +167,6 @@ def scalar(value: Any, kind: type) -> Any:
     Raises:
         PluginError: ``kind`` is another type.
     """
-    if type(value) is kind and value == value and kind in (int, float, bool, str):
-        return value  # needs no conversion, and so no import of OmegaConf, which is slow
-    import omegaconf
-
     node = _node(kind)
     if value is None or (isinstance(value, bool) != (kind is bool) and not isinstance(value, str)):
         return BROKEN

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from moekit.spec.places import Keys, Place, Report, Tree, reject
+from moekit.spec.places import Keys, Place, Report, Tree, check_size, reject
 
 _FLOAT = re.compile(
     r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|\.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE][-+]?[0-9]+"
@@ -75,13 +75,10 @@ def read(text: str, source: str, *, lines: bool = True, prefix: Keys = ()) -> Tr
         if mark is not None and text.startswith("\t", mark.index):
             said = "a tab, where YAML is indented by spaces"
         reject(f"not valid YAML: {said}", at=prefix, place=Place(source, line))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeEncodeError) as error:
         reject(f"not valid YAML: {' '.join(str(error).split())}", at=prefix, place=Place(source))
     reader = _Reader(source, lines)
-    try:
-        data = None if root is None else reader.value(root, prefix)
-    except RecursionError:
-        reject("nested too deeply, or an alias that holds itself", at=prefix, place=Place(source))
+    data = None if root is None else reader.value(root, prefix)
     reader.report.raise_if_any()
     return Tree(data, reader.places)
 
@@ -90,12 +87,15 @@ class _Reader:
     def __init__(self, source: str, lines: bool) -> None:
         self.source = source
         self.lines = lines
+        self.count = 0
         self.places: dict[Keys, Place] = {}
         self.report = Report(self.places)
 
     def value(self, node: yaml.Node, path: Keys) -> Any:
         if not self.places:
             self.places[path] = Place(self.source)
+        self.count += 1
+        check_size(path, self.count, self.source)
         if isinstance(node, yaml.MappingNode) and node.tag == f"{_PREFIX}map":
             return self.mapping(node, path)
         if isinstance(node, yaml.SequenceNode) and node.tag == f"{_PREFIX}seq":

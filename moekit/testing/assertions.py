@@ -61,11 +61,12 @@ def require_finite(tensor: Tensor | None, what: str) -> None:
 
 
 def state_of(module: nn.Module) -> dict[str, Any]:
-    """All state of a module: parameters, buffers, and plain attributes with values."""
+    """All state of a module: parameters, buffers, and plain attributes with values, those that begin with ``_`` too."""
     state: dict[str, Any] = {}
+    of_torch = {"training", *vars(nn.Module())}
     for path, part in module.named_modules():
         own: dict[str, Any] = dict([*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)])
-        own |= {k: v for k, v in vars(part).items() if not k.startswith("_") and k != "training"}
+        own |= {k: v for k, v in vars(part).items() if k not in of_torch}
         for name, value in own.items():
             key = f"{path}.{name}".lstrip(".")
             if isinstance(value, Tensor):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from moekit.component import Component
-from moekit.contracts import LayerDims
+from moekit.contracts import Batch, LayerDims, ModelOutput
 from moekit.registry import current
 from moekit.seeds import seed_torch
 from moekit.spec.fields import Spec
@@ -37,13 +37,16 @@ class Case:
     """One component under test, with one example of its options.
 
     It is built for a layer of sizes ``dims``. Its label in tests and messages is ``router/mine``, or ``router/mine.2``
-    for a second example.
+    for a second example. ``batch`` is what a model runs on, and ``output`` with it what an objective gets, where the
+    kit has no standard one.
     """
 
     component: Component
     spec: Spec
     dims: LayerDims
     label: str
+    batch: Batch | None = None
+    output: ModelOutput | None = None
 
     @property
     def kind(self) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 from moekit.component import Component
-from moekit.contracts import LayerDims
+from moekit.contracts import Batch, LayerDims, ModelOutput
 from moekit.errors import MoekitError, nearest
 from moekit.registry import current
 from moekit.spec.fields import Spec, required
@@ -18,6 +18,10 @@ from moekit.spec.kinds import ExpertSpec
 from moekit.testing.assertions import CheckFailure
 from moekit.testing.case import DIMS, Case, Check
 from moekit.testing.checks import common
+from moekit.testing.fixtures.inputs import needs_batch
+
+ExampleBatch = Batch | tuple[ModelOutput, Batch]
+"""What a model runs on; or a model's output and its batch, for an objective."""
 
 
 @dataclass(frozen=True)
@@ -66,58 +70,61 @@ def cases_of(
     components: Iterable[Component],
     examples: Mapping[str, Sequence[Spec]],
     dims: LayerDims | None = None,
+    batches: Mapping[str, ExampleBatch] | None = None,
 ) -> Iterator[Case]:
     """One case for each example of each component. Without an example, options have their defaults.
 
     Raises:
-        MoekitError: a component without an example has options without a default; an example's component is unknown.
+        MoekitError: an example is for an unknown component, or a component cannot be tested without one.
     """
-    components = list(components)
-    names = [c.name for c in components] + [f"{c.kind}/{c.name}" for c in components]
-    _refuse_unknown(examples, names, "examples for")
+    components, batches = list(components), batches or {}
+    _refuse_unknown_components(components, examples, batches)
     for component in components:
-        specs = list(examples.get(f"{component.kind}/{component.name}", examples.get(component.name, ())))
-        if not specs:
-            missing = required(component.spec_class())
-            if missing:
-                name = component.spec_class().__name__
-                raise MoekitError(
-                    f"{component.kind} '{component.name}' has no default for {', '.join(missing)}: give an example, "
-                    f"examples={{'{component.name}': [{name}({missing[0]}=...)]}}"
-                )
-            specs = [component.spec_class()()]
-        for number, spec in enumerate(specs, 1):
-            label = f"{component.kind}/{component.name}" + (f".{number}" if len(specs) > 1 else "")
-            yield _case(component, spec, dims, label)
+        yield from _cases(component, examples, dims, batches)
 
 
 def parametrize_checks(
     components: Iterable[Component],
     *,
     examples: Mapping[str, Sequence[Spec]] | None = None,
+    batches: Mapping[str, ExampleBatch] | None = None,
     expected_failures: Mapping[str, Mapping[str, str]] | None = None,
     dims: LayerDims | None = None,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """A decorator that parametrizes a test over all checks of all components, as its argument ``check``.
 
+    A component that cannot be tested, for want of an example or a batch, is one failing test; the others run.
+
     Args:
         components: the components to test.
         examples: specs to build a component with, by its name (or ``kind/name``), for options without a default or to
             test several settings. Tests are then numbered: ``router/mine.1``, ``router/mine.2``.
+        batches: by name (or ``kind/name``): a ``Batch`` for a model that takes something else than tokens, pairs or
+            cases, and a ``ModelOutput`` with its ``Batch`` for an objective that takes another output. If a model's
+            batch has a valid mask, the content of its padding must not matter.
         expected_failures: ``{"router/mine": {"check_compile": "why"}}``: checks known to fail, with the reason.
             ``router/mine.2`` selects one example. A check that passes nevertheless fails the test.
-        dims: sizes of the layer; default: the kit's own.
+        dims: sizes of the layer (D, E, O); default: the kit's own, unequal ones for each kind.
 
     Raises:
-        MoekitError: an example is missing, or examples or expected failures name something that is not tested.
+        MoekitError: examples, batches or expected failures name something that is not tested.
     """
+    components, examples, batches = list(components), examples or {}, batches or {}
+    _refuse_unknown_components(components, examples, batches)
     known = {name: dict(checks) for name, checks in (expected_failures or {}).items()}
-    bound = [check for case in cases_of(components, examples or {}, dims) for check in checks_for(case)]
+    bound: list[BoundCheck] = []
+    failed: dict[str, MoekitError] = {}
+    for component in components:
+        try:
+            bound += [check for case in _cases(component, examples, dims, batches) for check in checks_for(case)]
+        except MoekitError as error:
+            failed[f"{component.kind}/{component.name}"] = error
     whole = {b.case.label: f"{b.case.kind}/{b.case.component.name}" for b in bound}
-    _refuse_unknown(known, [*whole.keys(), *whole.values()], "expected failures of")
+    _refuse_unknown(known, [*whole.keys(), *whole.values(), *failed], "expected failures of")
     for name, reasons in known.items():
         run = [b.name for b in bound if name in (b.case.label, whole[b.case.label])]
-        _refuse_unknown(reasons, run, f"an expected failure of '{name}' in")
+        if run:
+            _refuse_unknown(reasons, run, f"an expected failure of '{name}' in")
     params = []
     for b in bound:
         reasons = known.get(whole[b.case.label], {}) | known.get(b.case.label, {})
@@ -125,14 +132,58 @@ def parametrize_checks(
             [pytest.mark.xfail(reason=reasons[b.name], strict=True, raises=CheckFailure)] if b.name in reasons else []
         )
         params.append(pytest.param(b, id=f"{b.case.label}-{b.name}", marks=marks))
+    params += [pytest.param(_failing(error), id=f"{label}-example") for label, error in failed.items()]
     return pytest.mark.parametrize("check", params)
 
 
-def _case(component: Component, spec: Spec, dims: LayerDims | None, label: str) -> Case:
-    dims = dims or DIMS.get(component.kind, DIMS["router"])
-    if isinstance(spec, ExpertSpec):
-        spec = replace(spec, count=dims.num_experts)
-    return Case(component=component, spec=spec, dims=dims, label=label)
+def _failing(error: MoekitError) -> Callable[[], None]:
+    def check() -> None:
+        __tracebackhide__ = True
+        raise CheckFailure(str(error))
+
+    return check
+
+
+def _cases(
+    component: Component,
+    examples: Mapping[str, Sequence[Spec]],
+    dims: LayerDims | None,
+    batches: Mapping[str, ExampleBatch],
+) -> Iterator[Case]:
+    label = f"{component.kind}/{component.name}"
+    specs = list(examples.get(label, examples.get(component.name, ())))
+    cls = component.spec_class()
+    if not specs:
+        missing = required(cls)
+        if missing:
+            raise MoekitError(
+                f"{component.kind} '{component.name}' has no default for {', '.join(missing)}: give an example, "
+                f"examples={{'{component.name}': [{cls.__name__}({missing[0]}=...)]}}"
+            )
+        specs = [cls()]
+    given = batches.get(label, batches.get(component.name))
+    batch, output = (given, None) if given is None or isinstance(given, Batch) else (given[1], given[0])
+    for number, spec in enumerate(specs, 1):
+        takes = "" if given is not None else needs_batch(spec)
+        if takes:
+            example = "Batch(...)" if component.kind == "model" else "(ModelOutput(...), Batch(...))"
+            raise MoekitError(
+                f"{component.kind} '{component.name}' takes {takes}, which the kit has no example of: give one, "
+                f"batches={{'{component.name}': {example}}}"
+            )
+        sizes = dims or DIMS.get(component.kind, DIMS["router"])
+        if isinstance(spec, ExpertSpec):
+            spec = replace(spec, count=sizes.num_experts)
+        name = f"{label}.{number}" if len(specs) > 1 else label
+        yield Case(component=component, spec=spec, dims=sizes, label=name, batch=batch, output=output)
+
+
+def _refuse_unknown_components(
+    components: Sequence[Component], examples: Mapping[str, object], batches: Mapping[str, object]
+) -> None:
+    names = [c.name for c in components] + [f"{c.kind}/{c.name}" for c in components]
+    _refuse_unknown(examples, names, "examples for")
+    _refuse_unknown(batches, names, "batches for")
 
 
 def _refuse_unknown(given: Iterable[str], known: Sequence[str], what: str) -> None:

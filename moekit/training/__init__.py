@@ -5,16 +5,6 @@ Names are imported on first use: Lightning takes seconds to import, and ``Balanc
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from moekit.lazy import from_stub
 
-from moekit.lazy import imports_in, lazy_exports
-
-if TYPE_CHECKING:
-    from moekit.training.balance import BalanceStep as BalanceStep
-    from moekit.training.balance import StepLoad as StepLoad
-    from moekit.training.balance import max_violation as max_violation
-    from moekit.training.callbacks.checkpoint import AtomicCheckpointIO as AtomicCheckpointIO
-    from moekit.training.data import StepLoader as StepLoader
-    from moekit.training.module import LitMoE as LitMoE
-
-__getattr__, __dir__, __all__ = lazy_exports(__name__, imports_in(__file__))
+__getattr__, __dir__, __all__ = from_stub(__name__, __file__)

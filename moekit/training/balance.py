@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from moekit.contracts import LayerReport
 from moekit.distributed import is_distributed
-from moekit.layer import MoELayer
+from moekit.moe_layer import MoELayer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,17 +37,24 @@ class StepLoad:
     Attributes:
         load_E: int64 ``[E]``, tokens sent to each expert, before drops.
         dropped: 0-d int64, pairs beyond capacity.
+        dropped_tokens: 0-d int64, tokens that lost all their experts.
         tokens: 0-d int64, valid tokens that passed through the layer.
     """
 
     load_E: Mapping[str, Tensor]
     dropped: Mapping[str, Tensor]
+    dropped_tokens: Mapping[str, Tensor]
     tokens: Mapping[str, Tensor]
 
     def dropped_fraction(self) -> Tensor:
         """0-d float: dropped pairs of all layers, divided by all pairs; 0 without pairs."""
         pairs = torch.stack([load.sum() for load in self.load_E.values()]).sum()
         return torch.stack(list(self.dropped.values())).sum() / pairs.clamp(min=1)
+
+    def dropped_tokens_fraction(self) -> Tensor:
+        """0-d float: tokens that lost all their experts, divided by all tokens, over all layers; 0 without tokens."""
+        tokens = torch.stack(list(self.tokens.values())).sum()
+        return torch.stack(list(self.dropped_tokens.values())).sum() / tokens.clamp(min=1)
 
 
 class BalanceStep:
@@ -77,7 +84,9 @@ class BalanceStep:
                 raise ValueError(
                     f"a report of '{name}', which is not an MoELayer of the model; its layers: {', '.join(self.layers)}"
                 )
-            seen = torch.cat([report.load_E, torch.stack([report.dropped, report.routing.num_valid()])]).detach()
+            lost = torch.zeros_like(report.dropped) if report.dropped_tokens is None else report.dropped_tokens
+            others = torch.stack([report.dropped, lost, report.routing.num_valid()])
+            seen = torch.cat([report.load_E, others]).detach()
             self._counts[name] = self._counts[name] + seen if name in self._counts else seen
 
     def discard(self) -> None:
@@ -103,10 +112,11 @@ class BalanceStep:
         counts = dict(zip(names, torch.split(flat, sizes), strict=True))
         self._counts = {}
         for name, count in counts.items():
-            self.layers[name].step(count[:-2], progress=progress)
+            self.layers[name].step(count[:-3], progress=progress)
         return StepLoad(
-            load_E={name: count[:-2] for name, count in counts.items()},
-            dropped={name: count[-2] for name, count in counts.items()},
+            load_E={name: count[:-3] for name, count in counts.items()},
+            dropped={name: count[-3] for name, count in counts.items()},
+            dropped_tokens={name: count[-2] for name, count in counts.items()},
             tokens={name: count[-1] for name, count in counts.items()},
         )
 

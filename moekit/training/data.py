@@ -16,15 +16,18 @@ from torch.utils.data import get_worker_info
 from moekit.contracts import Batch, Data, Source
 from moekit.errors import DataError
 from moekit.seeds import seed_of
+from moekit.spec.recipe import BatchRamp
 
 ENDLESS = 2**40
 """Length of an endless loader. From a loader without a length, Lightning fetches one batch too many, and so saves a
 position that is one too far."""
 
 
-def batch_at(data: Data, *, seed: int, step: int, micro: int = 0) -> Batch:
+def batch_at(data: Data, *, seed: int, step: int, micro: int = 0, ramp: BatchRamp | None = None) -> Batch:
     """The training batch of one micro-batch of one step; micro-batches are numbered over all ranks."""
-    return data.train_batch(torch.Generator().manual_seed(seed_of(seed, "batch", step, micro)))
+    generator = torch.Generator().manual_seed(seed_of(seed, "batch", step, micro))
+    share = 1.0 if ramp is None else ramp.share(step)
+    return data.train_batch(generator) if share >= 1 else data.partial_batch(generator, share)
 
 
 def noise_seed(*, seed: int, step: int, micro: int) -> int:
@@ -41,16 +44,26 @@ class StepLoader:
         accumulate: micro-batches of one rank in an optimizer step.
         rank, world: this rank, and the number of ranks that see different data.
         steps: optimizer steps in an epoch; None for one endless epoch.
+        ramp: how every micro-batch grows at first; a function of the step, so that a run resumes exactly.
     """
 
     def __init__(
-        self, data: Data, *, seed: int, accumulate: int = 1, rank: int = 0, world: int = 1, steps: int | None = None
+        self,
+        data: Data,
+        *,
+        seed: int,
+        accumulate: int = 1,
+        rank: int = 0,
+        world: int = 1,
+        steps: int | None = None,
+        ramp: BatchRamp | None = None,
     ) -> None:
         self.data = data
         self.seed = seed
         self.accumulate = accumulate
         self.rank, self.world = rank, world
         self.steps = steps
+        self.ramp = ramp
         self.position = 0  # batches returned since the start of the run
 
     def __len__(self) -> int:
@@ -72,7 +85,8 @@ class StepLoader:
         while self.position < end:
             step, micro = divmod(self.position, self.accumulate)
             self.position += 1
-            yield batch_at(self.data, seed=self.seed, step=step, micro=micro * self.world + self.rank)
+            number = micro * self.world + self.rank
+            yield batch_at(self.data, seed=self.seed, step=step, micro=number, ramp=self.ramp)
 
     def state_dict(self) -> dict[str, Any]:
         """The position: optimizer steps, and micro-batches of the current one."""

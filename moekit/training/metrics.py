@@ -72,11 +72,18 @@ def balance_sum(reports: Mapping[str, LayerReport], tokens: Mapping[str, Tensor]
 
 
 def load_metrics(load: StepLoad | None, layers: Sequence[str]) -> dict[str, float]:
-    """MaxVio (mean over sparse ``layers``, by name) and the fraction of dropped pairs; empty without such layers."""
+    """MaxVio (mean over sparse ``layers``, by name), dropped pairs, and tokens that lost all their experts.
+
+    Both are fractions. Empty without sparse layers.
+    """
     if load is None or not layers:
         return {}
     uneven = torch.stack([max_violation(load.load_E[name]) for name in layers])
-    return {"train/max_violation": float(uneven.mean()), "train/dropped": float(load.dropped_fraction())}
+    return {
+        "train/max_violation": float(uneven.mean()),
+        "train/dropped": float(load.dropped_fraction()),
+        "train/dropped_tokens": float(load.dropped_tokens_fraction()),
+    }
 
 
 def progress(trainer: L.Trainer) -> float:

@@ -7,8 +7,9 @@ What is unusual, and why:
   gradients.
 - Layers return their loads; ``BalanceStep`` sums them and updates the balancers once per optimizer step.
 - A training batch, and all noise in the model, is a function of (seed, step, micro-batch), where micro-batches are
-  numbered over all ranks. So a resumed run repeats an uninterrupted one bit for bit, and several ranks see the same
-  batches as one rank that accumulates.
+  numbered over all ranks. So several ranks see the same batches as one rank that accumulates, and a resumed run repeats
+  an uninterrupted one, bit for bit where the device's operators are deterministic: on a CPU always, on a GPU with
+  ``trainer.deterministic: true`` (flash attention's backward adds in no fixed order).
 - A step with a non-finite loss or gradient changes nothing: neither weights, nor optimizer, nor balancers.
 - A checkpoint holds only plain data and tensors, by parameter name, and fits any number of ranks:
   ``docs/checkpoints.md``.
@@ -30,15 +31,17 @@ from moekit.checkpoints.format import map_leaves
 from moekit.checkpoints.reading import Handle
 from moekit.compat import trainer_of
 from moekit.contracts import Batch, Data, LossSum, Model, ModelOutput, Objective
+from moekit.distributed import is_distributed, leave_process_group_at_exit
 from moekit.errors import CheckpointError, DataError
 from moekit.parallel.strategy import ShardingStrategy
 from moekit.registry import build, current
 from moekit.seeds import seed_all
 from moekit.spec import load, to_plain
-from moekit.spec.recipe import Recipe
+from moekit.spec.loading import Source
 from moekit.training.balance import BalanceStep, StepLoad
 from moekit.training.build import build_model, build_seeded, build_unsharded, check_trainable, compile_parts
 from moekit.training.data import StepLoader, ValidationShard, noise_seed
+from moekit.training.health.components import NameComponent, check_loss, check_output, values_checked
 from moekit.training.health.diagnosis import MicroBatch
 from moekit.training.health.policy import NonFinitePolicy
 from moekit.training.metrics import Validation, is_logged_step, load_metrics, progress, ratios, reached, unknown_metric
@@ -94,7 +97,7 @@ class LitMoE(L.LightningModule):
     """Trains a recipe. ``Trainer(max_steps=...).fit(LitMoE("deepseek_v3"))`` is a whole training run.
 
     Args:
-        spec: a recipe, its name, the path of its file, or the plain mapping in a checkpoint.
+        spec: what ``moekit.load`` takes: a recipe, its name, a file, a mapping, or an OmegaConf config.
 
     Attributes:
         recipe: the resolved recipe.
@@ -120,10 +123,10 @@ class LitMoE(L.LightningModule):
     objective: Objective
     balance: BalanceStep
 
-    def __init__(self, spec: Recipe | Mapping[str, Any] | str | Path) -> None:
+    def __init__(self, spec: Source) -> None:
         super().__init__()
-        self.recipe = spec if isinstance(spec, Recipe) else load(spec)
-        self.save_hyperparameters({"spec": to_plain(self.recipe)}, logger=False)
+        self.recipe = load(spec)
+        self.save_hyperparameters({"spec": to_plain(self.recipe, full_names=True)}, logger=False)
         check_trainable(self.recipe)
         self.objective = build_seeded(self.recipe.objective, self.recipe.seed)
         self.data: Data | None = None if self.recipe.data is None else build(self.recipe.data)
@@ -140,6 +143,7 @@ class LitMoE(L.LightningModule):
         self._finished: StepResult | None = None
         self._validation = Validation()
         self._tokens: Tensor | None = None  # not yet in ``clock``; on the device
+        self._first_step = 0
         self._step: OptimizerStep
         self._step_begun = 0  # the optimizer step that the last micro-batch belongs to
         self._configured = self._data_ready = False
@@ -156,6 +160,11 @@ class LitMoE(L.LightningModule):
         """Builds the whole model, unless it exists."""
         if not self.is_built:
             self._set_model(build_model(self.recipe))
+
+    def setup(self, stage: str) -> None:
+        """Has a process group destroyed before Python exits."""
+        if is_distributed():
+            leave_process_group_at_exit()
 
     def configure_model(self) -> None:
         """Builds the model if needed, as the trainer's strategy shards it, and compiles it if the recipe says so."""
@@ -211,6 +220,7 @@ class LitMoE(L.LightningModule):
             seed=self.recipe.seed,
             accumulate=trainer.accumulate_grad_batches,
             rank=self.global_rank,
+            ramp=self.recipe.batch_ramp,
             world=trainer.world_size,
             steps=None if trainer.max_steps > 0 else self.recipe.trainer.max_steps,
         )
@@ -241,12 +251,32 @@ class LitMoE(L.LightningModule):
         micro = batch_idx % self.trainer.accumulate_grad_batches * self.trainer.world_size + self.global_rank
         seed = noise_seed(seed=self.recipe.seed, step=self.trainer.global_step, micro=micro)
         record = MicroBatch(batch, seed, progress(self.trainer))
-        seed_all(seed)
-        output = self.model.on(batch)
+        output = self._run(batch, seed)
         loss: LossSum = self.objective(output, batch, progress=record.progress)
+        check_loss(self.objective, loss)
         if not self.sparse_layers:
             self.sparse_layers = [name for name, r in output.reports.items() if r.routing.form != "soft"]
         return self._step.add(output, loss, record) * self.trainer.accumulate_grad_batches
+
+    def _run(self, batch: Batch, seed: int) -> ModelOutput:
+        """The forward pass of a micro-batch; in the first step of a run the values of routings are checked too."""
+        seed_all(seed)
+        if self.trainer.global_step == self._first_step:
+            with values_checked(self.model):
+                if not self.recipe.compile:
+                    return self._checked(self.model.on(batch))
+                with torch.no_grad(), torch.compiler.set_stance("force_eager"):  # compiled, the reads would stay in
+                    self.model.on(batch)
+            seed_all(seed)
+        return self._checked(self.model.on(batch))
+
+    def _checked(self, output: ModelOutput) -> ModelOutput:
+        check_output(self.model, output)
+        return output
+
+    def configure_callbacks(self) -> list[Any]:
+        """Names the component and plugin in whose code an exception was raised."""
+        return [NameComponent()]
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Divides gradients by the step's tokens, updates the balancers, logs, and decides whether to stop.
@@ -319,8 +349,10 @@ class LitMoE(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Adds one batch's sums and load, without updating a balancer."""
-        output = self.model.on(batch)
-        self._validation.add(self.objective(output, batch), output.reports)
+        output = self._checked(self.model.on(batch))
+        loss: LossSum = self.objective(output, batch)
+        check_loss(self.objective, loss)
+        self._validation.add(loss, output.reports)
 
     def on_validation_epoch_end(self) -> None:
         """Logs the metrics of the validation set: ``val/loss``, the objective's, ``val/max_violation``.
@@ -406,6 +438,7 @@ class LitMoE(L.LightningModule):
     def on_train_start(self) -> None:
         """Loads the weights to start from, if any, and starts the clock."""
         self.starting.load(self.model, self._restored)
+        self._first_step = self.trainer.global_step
         restored = self._restored or {"seconds": 0.0, "tokens": 0.0, "skipped": 0, "logged": 0}
         self.clock.start(float(restored["seconds"]), float(restored["tokens"]))
         self.skips.count = int(restored["skipped"])

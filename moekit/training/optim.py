@@ -29,17 +29,23 @@ from moekit.shards.shard import (
     slices_of,
 )
 from moekit.spec.recipe import Recipe
+from moekit.training.health.components import check_optimizer, checked_schedule
 
 
 def optimizer_of(recipe: Recipe, model: Model, steps: int) -> Any:
-    """The recipe's optimizer, and its schedule if any, for a run of ``steps`` steps, in Lightning's format."""
+    """The recipe's optimizer, and its schedule if any, for a run of ``steps`` steps, in Lightning's format.
+
+    Raises:
+        PluginError: what a plugin built is not an optimizer, or not a schedule.
+    """
+    assert recipe.optimizer is not None
     optimizer = build(recipe.optimizer, model)
+    check_optimizer(recipe.optimizer, optimizer)
     split_by_layout(optimizer)
     save_by_name(optimizer, model)
     if recipe.schedule is None:
         return optimizer
-    factor = build(recipe.schedule, steps)
-    scheduler = StepSchedule(optimizer, lambda step: float(factor(step)))
+    scheduler = StepSchedule(optimizer, checked_schedule(recipe.schedule, build(recipe.schedule, steps)))
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 

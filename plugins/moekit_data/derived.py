@@ -45,6 +45,10 @@ class DerivedData(Data):
         """A training batch of the text, made into pairs."""
         return self.pairs(self.text.train_batch(generator), generator)
 
+    def partial_batch(self, generator: torch.Generator, share: float) -> Batch:
+        """A smaller training batch of the text, made into pairs."""
+        return self.pairs(self.text.partial_batch(generator, share), generator)
+
     def validation_batches(self) -> Iterator[Batch]:
         """The text's validation set, made into the same pairs every time."""
         generator = torch.Generator().manual_seed(VALIDATION_SEED)

@@ -87,6 +87,10 @@ class TextData(Data):
         """``batch`` windows: a domain, then a start, each chosen uniformly."""
         return self._ready(self._train).draw(self.spec.batch, generator)
 
+    def partial_batch(self, generator: torch.Generator, share: float) -> Batch:
+        """That share of ``batch`` windows, rounded, but at least one."""
+        return self._ready(self._train).draw(max(round(share * self.spec.batch), 1), generator)
+
     def validation_batches(self) -> Iterator[Batch]:
         """Windows evenly spread over the validation split, as many of each domain, always the same."""
         return self._ready(self._validation).spread(self.spec.validation_windows, self.spec.batch)

@@ -10,7 +10,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from moekit.routing import Routing, TokenChoice
+from moekit.routing import TokenChoice
 from moekit_dispatchers.grouped.ops import narrow_keys
 
 
@@ -41,23 +41,13 @@ def affinities(routing: TokenChoice) -> Tensor:
     return affinity_TK.where(ranked_TK, -torch.inf)
 
 
-def as_written(factor: float) -> tuple[int, int]:
-    """A factor as the exact fraction of its decimals: 1.1 is 11/10, so that 1.1 · 10 is 11 and rounds up to 11."""
-    return Fraction(str(factor)).as_integer_ratio()
+def as_fraction(factor: float) -> tuple[int, int]:
+    """The fraction that a factor stands for: the nearest one whose denominator is at most ten million.
 
-
-def token_choice(routing: Routing, name: str) -> TokenChoice:
-    """The routing, if it is by token choice.
-
-    Raises:
-        ValueError: the routing is of another form.
+    So both ways to give a factor are exact: as a decimal of up to seven digits (1.1 is 11/10, and 1.1 · 10 rounds up to
+    11, not 12), and as a computed quotient such as ``C · E / (K · S)``, also where floats round on the way.
     """
-    if not isinstance(routing, TokenChoice):
-        raise ValueError(
-            f"the dispatcher '{name}' takes routings by token choice (form token_choice), but the router gave "
-            f"'{routing.form}'; the dispatchers 'grouped' (experts choose) and 'soft' take the other forms"
-        )
-    return routing
+    return Fraction(factor).limit_denominator(10**7).as_integer_ratio()
 
 
 def length(num_tokens: int, num_sequences: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from moekit.spec.fields import Spec, fields_of, option
@@ -26,15 +26,19 @@ class At(Spec):
 
     def indices(self, depth: int) -> tuple[int, ...]:
         """The mixture layers of a stack of ``depth`` layers, in order."""
+        return tuple(self._indices(depth))
+
+    def _indices(self, depth: int) -> Sequence[int]:
+        """The same as a range where there is one: a check costs no memory, however large ``depth`` is."""
         if self.first is not None:
-            return tuple(range(self.first, depth))
+            return range(self.first, depth)
         if self.every is not None:
-            return tuple(range(self.every - 1, depth, self.every))
-        return tuple(sorted(self.layers or ()))
+            return range(self.every - 1, depth, self.every)
+        return sorted(self.layers or ())
 
     def check_depth(self, depth: int, stack: str) -> Iterable[str]:
         """An error for layers that ``stack``, of ``depth`` layers, lacks, or for naming none."""
-        indices = self.indices(depth)
+        indices = self._indices(depth)
         if not indices or indices[-1] >= depth:
             yield f"moe.at names {list(indices) or 'no layer'}, but the {stack} has layers 0 to {depth - 1}"
 

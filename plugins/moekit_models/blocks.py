@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from moekit.contracts import Cache, ExpertBank, LayerDims, LayerReport
-from moekit.layer import MoELayer, run_on_all
+from moekit.moe_layer import MoELayer, run_on_all
 from moekit.registry import build
 from moekit.spec.kinds import ExpertSpec, MoE
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from moekit.component import Component
 from moekit.hookspecs import hookimpl
+from moekit.lazy import from_stub
 
 MOEKIT_API = 2
+__getattr__, __dir__, __all__ = from_stub(__name__, __file__)
 
 
 @hookimpl
@@ -60,6 +62,14 @@ def moekit_components() -> list[Component]:
             target="moekit_optimizers.inverse_sqrt:inverse_sqrt",
             summary="a warm-up, then down with one over the square root of the step",
             paper="Vaswani et al. 2017, arXiv:1706.03762",
+        ),
+        Component(
+            kind="schedule",
+            name="stages",
+            spec="moekit_optimizers.stages:Stages",
+            target="moekit_optimizers.stages:stages",
+            summary="stages that hold the rate or move it, in a line or along a cosine, after a warm-up",
+            paper="DeepSeek-AI 2024, arXiv:2412.19437",
         ),
         Component(
             kind="schedule",

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import random
 import shutil
+import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -98,11 +100,18 @@ def check(root: Path, acknowledged: int, has_spec: bool) -> None:
     assert left == {step + 1} | ({step_of(folder.best)} if folder.best else set())
 
 
+@pytest.fixture
+def memory(tmp_path: Path) -> Iterator[Path]:
+    """A folder in memory, where there is one: thousands of small trees are written."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else tmp_path) as folder:
+        yield Path(folder)
+
+
 @pytest.mark.parametrize(("rounds", "most"), [(1, 1), pytest.param(6, 60, marks=pytest.mark.slow)])
 def test_a_run_survives_a_power_cut_at_any_moment(
-    tmp_path: Path, rounds: int, most: int, monkeypatch: pytest.MonkeyPatch
+    memory: Path, rounds: int, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root = tmp_path / "disk"
+    root = memory / "disk"
     root.mkdir()
     disk, rng, run = Disk(root), random.Random(most), Run(root, rounds)
     states: dict[str, tuple[Any, int, bool, str]] = {}
@@ -119,7 +128,7 @@ def test_a_run_survives_a_power_cut_at_any_moment(
     assert len(states) > (5000 if most > 1 else 200)
     monkeypatch.setattr("os.fsync", lambda _: None)  # from here on, power does not fail
     for i, (tree, acknowledged, has_spec, what) in enumerate(states.values()):
-        state = tmp_path / str(i)
+        state = memory / str(i)
         write_tree(state, tree)
         try:
             check(state, acknowledged, has_spec)

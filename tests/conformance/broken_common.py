@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,16 +10,10 @@ from torch import Tensor, nn
 
 from moekit import Component, LayerDims, Routing, TokenChoice, option
 from moekit.contracts import Init
-from moekit.spec.kinds import RouterSpec
 
 
 class NoHelp(Pick):
     depth: int = option(1)
-
-
-@dataclass(kw_only=True)
-class NotFrozen(RouterSpec):
-    top_k: int = option(2, "experts a token runs through", ge=1)
 
 
 class TakesMore(PickRouter):
@@ -166,7 +159,6 @@ class IdleWeight(PickRouter):
 BROKEN: dict[str, list[Component]] = {
     "check_description": [
         component(NoHelp, PickRouter),
-        component(NotFrozen, PickRouter),
         component(Pick, PickRouter, summary=" "),
     ],
     "check_constructor": components(Pick, TakesMore, TakesAnything),

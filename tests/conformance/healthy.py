@@ -156,7 +156,14 @@ class WalkDispatcher(Dispatcher):
         token_N, gate_N = pairs.token_N[order_N], pairs.gate_N[order_N]
         y_NO = experts(x_TD[token_N], LoopGroups(sizes)) * self.weigh(gate_N)[:, None].to(x_TD.dtype)
         y_TO = x_TD.new_zeros(x_TD.shape[0], experts.out_dim).index_add(0, token_N, y_NO)
-        return Dispatched(y_TO=y_TO, dropped=_none(x_TD) + self.dropped(pairs.expert_N, experts.num_experts, sizes))
+        had_T, kept_T = (torch.zeros(len(x_TD), dtype=torch.bool) for _ in range(2))
+        had_T[pairs.token_N[pairs.expert_N < experts.num_experts]] = True
+        kept_T[token_N] = True
+        return Dispatched(
+            y_TO=y_TO,
+            dropped=_none(x_TD) + self.dropped(pairs.expert_N, experts.num_experts, sizes),
+            dropped_tokens=(had_T & ~kept_T).sum(),
+        )
 
     def keep(self, expert_N: Tensor, E: int) -> tuple[Tensor, list[int]]:
         sizes = torch.bincount(expert_N, minlength=E + 1)[:E].tolist()

@@ -9,8 +9,8 @@ from healthy import Pick, PickRouter, component
 
 from moekit import MoekitError
 from moekit.registry import current
-from moekit.spec.recipe import Recipe
 from moekit.testing import parametrize_checks
+from moekit.testing.assertions import CheckFailure
 from moekit.testing.parametrize import cases_of
 
 pytest_plugins = ["pytester"]
@@ -89,11 +89,11 @@ def test_options_without_a_default_need_an_example() -> None:
 
     message = "router 'topk' has no default for top_k: give an example, examples={'topk': [TopK(top_k=...)]}"
     with pytest.raises(MoekitError, match=f"^{re.escape(message)}$"):
-        parametrize_checks([component])
+        list(cases_of([component], {}))
+    names = [param.id for param in parametrize_checks([component, MINE]).args[1]]
+    assert names[-1] == "router/topk-example"
+    assert "router/pick-check_shapes" in names
+    with pytest.raises(CheckFailure, match=f"^{re.escape(message)}$"):
+        parametrize_checks([component]).args[1][0].values[0]()
     (case,) = cases_of([component], {"topk": [TopK(top_k=2)]})
     assert case.label == "router/topk"
-
-
-def test_recipes_are_skipped() -> None:
-    recipe = component(Recipe, lambda spec: spec)
-    assert [case.label for case in cases_of([recipe, MINE], {})] == ["router/pick"]

@@ -19,6 +19,29 @@ def test_the_gallery_is_up_to_date() -> None:
     assert make_gallery.page() == stored, "run: python docs/make_gallery.py"
 
 
+def test_the_data_pages_figures_are_those_of_the_stored_run() -> None:
+    stored = (DOCS / "data.md").read_text(encoding="utf-8")
+    assert make_gallery.data_page(stored) == stored, "run: python docs/make_gallery.py"
+    assert stored.count(make_gallery.BEGIN) == 1 and "BLEU" in stored.partition(make_gallery.BEGIN)[2]
+
+
+def test_what_changed_since_a_recipe_was_trained_is_said_once() -> None:
+    said = make_gallery.notes({"a": {"note": "before x"}, "b": {}, "c": {"note": "before x"}})
+    assert said == "\n`a`, `c`: before x.\n"
+
+
+def test_the_verdict_calls_a_tie_a_tie() -> None:
+    def run(moe: float, dense: float) -> dict[str, object]:
+        return {"curve": [[1, 9.0], [2, moe]], "dense_curve": [[1, 9.0], [2, dense]]}
+
+    found = make_gallery.verdict({"a": run(1.9, 2.0), "b": run(2.004, 2.0), "c": run(1.99, 2.0), "d": run(2.1, 2.0)})
+    assert found == (
+        "\nAhead of their dense baselines at equal tokens: `a` (+5.0%). "
+        "Tied (less than 1% apart): `b` (-0.2%), `c` (+0.5%). Behind: `d` (-5.0%).\n"
+    )
+    assert "Behind" not in make_gallery.verdict({"a": run(1.9, 2.0), "b": run(2.0, 2.0)})
+
+
 def test_every_recipe_of_a_paper_is_in_the_gallery() -> None:
     page = (DOCS / "gallery.md").read_text(encoding="utf-8")
     names = [c.name for c in current().recipes if c.plugin == "papers" and not c.name.startswith("base/")]

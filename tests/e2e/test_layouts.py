@@ -11,7 +11,8 @@ import pytest
 import torch
 from checkpoint_run import train
 from ranks import run_forked, run_ranks
-from tiny_runs import assert_same_tensors, state_of
+from states import assert_same_tensors
+from tiny_runs import state_of
 from torch import Tensor
 
 from moekit.checkpoints.reading import is_intact, open_checkpoint

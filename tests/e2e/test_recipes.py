@@ -14,7 +14,11 @@ from moekit import load
 from moekit.cli import main
 from moekit.registry import current
 
-TRAINABLE = [c.name for c in current().recipes if c.plugin == "papers" and load(c.name).data is not None]
+TRAINABLE = [
+    pytest.param(c.name, marks=[pytest.mark.slow] if c.name.startswith("lineage/") else [])
+    for c in current().recipes
+    if c.plugin == "papers" and load(c.name).data is not None
+]
 
 
 def arguments(name: str, out: Path, *overrides: str) -> list[str]:

@@ -83,7 +83,15 @@ def test_a_run_folder_holds_spec_metrics_plots_checkpoints_and_the_dense_baselin
     assert len([name for name in names if name.startswith("checkpoints/") and name.count("/") == 1]) in (4, 5)
     rows = read_metrics(run / "metrics.csv")
     assert list(rows) == [1, 2, 3, 4]
-    names = {"train/loss", "train/max_violation", "train/dropped", "lr", "val/bits_per_byte", "val/max_violation"}
+    names = {
+        "train/loss",
+        "train/max_violation",
+        "train/dropped",
+        "train/dropped_tokens",
+        "lr",
+        "val/bits_per_byte",
+        "val/max_violation",
+    }
     assert names <= set(rows[4])
     summary = json.loads((run / "summary.json").read_text())
     assert summary["validation"]["max_violation"] == rows[4]["val/max_violation"] > 0

@@ -4,13 +4,13 @@ of checkpoints.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from ranks import fork
+from states import assert_same_tensors, tensors
 from torch import Tensor
 
 from moekit.checkpoints.reading import open_checkpoint
@@ -121,18 +121,3 @@ def assert_same(a: Path, b: Path) -> None:
 def state_of(contents: dict[str, Any]) -> dict[str, Tensor]:
     """The model's and the optimizer's tensors of a checkpoint's contents, by their paths."""
     return tensors({key: contents[key] for key in ("state_dict", "optimizer_states")})
-
-
-def assert_same_tensors(found: dict[str, Tensor], expected: dict[str, Tensor], more_than: int) -> None:
-    """Bit for bit, in any order; ``more_than``: guards against comparing nothing."""
-    assert found.keys() == expected.keys() and len(found) > more_than
-    different = [n for n, t in found.items() if t.dtype != expected[n].dtype or not torch.equal(t, expected[n])]
-    assert different == []
-
-
-def tensors(tree: Any, at: str = "") -> dict[str, Tensor]:
-    """The tensors of a tree by their paths."""
-    if isinstance(tree, Tensor):
-        return {at: tree}
-    items = tree.items() if isinstance(tree, Mapping) else enumerate(tree) if isinstance(tree, list | tuple) else ()
-    return {path: t for key, value in items for path, t in tensors(value, f"{at}.{key}").items()}

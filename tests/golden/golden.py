@@ -28,9 +28,12 @@ SEQUENCES, LENGTH = 3, 16
 
 
 def recipes() -> list[str]:
-    """First-party recipes with data: those at paper size have none, and would not fit into memory."""
+    """First-party recipes with data: those at paper size have none, and would not fit into memory.
+
+    Without ``lineage/``: its parts are those of the others.
+    """
     first_party = [c.name for c in current().recipes if c.plugin == "papers"]
-    return [name for name in first_party if load(name).data is not None]
+    return [name for name in first_party if load(name).data is not None and not name.startswith("lineage/")]
 
 
 def numbers(name: str) -> dict[str, Any]:

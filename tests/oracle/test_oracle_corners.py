@@ -17,7 +17,7 @@ from torch.autograd import gradgradcheck
 
 from moekit.contracts import Dispatcher, LayerDims
 from moekit.errors import MoekitError
-from moekit.layer import MoELayer
+from moekit.moe_layer import MoELayer
 from moekit.registry import build
 from moekit.routing import TokenChoice
 from moekit.spec.kinds import DispatcherSpec, MoE

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from moekit import Batch, Source
 from moekit.contracts import Model
-from moekit.layer import MoELayer, run_on_all
+from moekit.moe_layer import MoELayer, run_on_all
 from moekit.spec.kinds import MoE, RouterSpec
 from moekit_dispatchers.loop import Loop
 from moekit_experts.ffn import Ffn

@@ -45,6 +45,23 @@ def test_prediction_loss_before_and_after_lambda_changes(
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
 
 
+@given(st.integers(1, 3), st.integers(1, 4), st.floats(0, 1), st.integers(0, 2**16))
+@settings(max_examples=25, deadline=None)
+def test_the_z_loss_of_the_output_softmax_is_the_references(B: int, S: int, weight: float, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits_BSV = torch.randn(B, S, 5, generator=generator, dtype=torch.float64, requires_grad=True)
+    tokens_BS = torch.randint(5, (B, S), generator=generator)
+    valid_BS = torch.randint(2, (B, S), generator=generator).bool()
+    valid_BS[0, 0] = True
+    batch = Batch(tokens_BS, tokens_BS, valid_BS)
+    plain, both = (CausalLMObjective(CausalLM(z_loss=w))(ModelOutput(y=logits_BSV), batch) for w in (0.0, weight))
+    expected = weight * causal_naive.mean_squared_z(logits_BSV, valid_BS)
+    found = (both.total - plain.total) / both.count
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+    for a, b in zip(torch.autograd.grad(found, logits_BSV), torch.autograd.grad(expected, logits_BSV), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
 def test_deepseek_v3_trains_10_of_14_8_trillion_tokens_with_the_larger_lambda() -> None:
     spec = CausalLM(mtp_late_weight=0.1)
     assert [spec.weight_at(tokens / 14.8) for tokens in (0.0, 9.99, 10.01, 14.8)] == [0.3, 0.3, 0.1, 0.1]

@@ -75,6 +75,7 @@ def test_first_party_plugins_are_found_by_their_entry_points() -> None:
         ("import no_such_kernel", "ModuleNotFoundError: No module named 'no_such_kernel'", None),
         ("def (", "SyntaxError: invalid syntax (acme_moe_plugin.py, line 1)", None),
         ("raise SystemExit(3)", "SystemExit: 3", None),
+        ("class Odd(BaseException): pass\nraise Odd('no error')", "Odd: no error", None),
         ("MOEKIT_API = 7", "was written for plugin API 7; this moekit supports API 2: MOEKIT_API = 2", 7),
     ],
 )
@@ -157,3 +158,49 @@ def test_a_spec_class_stays_with_the_package_that_defines_it(borrower: str, inst
     assert found(borrower).error == (
         "router 'borrowed' has the spec class Mine of router 'acme/mine' (acme-moe 1.2); each needs its own"
     )
+
+
+def test_an_entry_point_that_names_no_module_is_reported(install: Install, tmp_path: Path) -> None:
+    install(GOOD)
+    (tmp_path / "acme-moe" / "acme_moe-1.2.dist-info" / "entry_points.txt").write_text("[moekit]\nacme = ??\n")
+    assert found().error == "its entry point is '??'; expected the name of a module"
+
+
+def test_what_a_plugin_prints_at_import_goes_to_stderr(install: Install, capsys: pytest.CaptureFixture[str]) -> None:
+    install(f"print('hello')\n{GOOD}")
+    assert found().error is None
+    assert capsys.readouterr() == ("", "hello\n")
+
+
+def test_a_plugin_that_imports_torch_is_marked(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    install(f"import sys\nsys.modules['torch'] = sys\n{GOOD}")
+    plugin = found()
+    assert (plugin.error, plugin.imports_torch, plugin.seconds > 0) == (None, True, True)
+
+
+KIND = """
+from moekit import Component, Spec, hookimpl
+from moekit.component import Kind
+
+MOEKIT_API = 2
+
+class RewardSpec(Spec):
+    kind = "reward"
+
+@hookimpl
+def moekit_kinds():
+    return [Kind(name="reward", spec=RewardSpec)]
+"""
+
+
+def test_the_name_of_a_kind_belongs_to_the_first_plugin(install: Install) -> None:
+    install(KIND, plugin="acme", distribution="acme")
+    install(KIND, plugin="beta", distribution="beta")
+    assert found("acme").error is None
+    assert found("beta").error == "kind 'reward' is offered by plugin 'acme' already"
+
+
+def test_a_component_of_an_unknown_kind_fails_its_plugin(install: Install) -> None:
+    install(GOOD.replace('Component(name="mine", spec=Mine', 'Component(kind="ruoter", name="mine", spec="a.b:Mine"'))
+    assert found().error == "component 'mine': unknown kind 'ruoter'; did you mean 'router'?"

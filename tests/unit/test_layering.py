@@ -71,7 +71,7 @@ TORCH_FREE = (
 
 
 def relative(path: Path) -> str:
-    """``moekit/layer.py``; for a plugin's file, the path below ``plugins/``."""
+    """``moekit/moe_layer.py``; for a plugin's file, the path below ``plugins/``."""
     return path.relative_to(ROOT if path.is_relative_to(CORE) else ROOT / "plugins").as_posix()
 
 
@@ -167,7 +167,8 @@ def test_torch_free_modules_import_no_torch() -> None:
     names += [module_name(package / "__init__.py") for package in packages]
     names += [m for m in modules() if m in TORCH_FREE or m.startswith(("moekit.spec.", "moekit.cli."))]
     found = import_alone(names, preload=[])
-    assert {name: answer for name, answer in found.items() if answer != ["", []]} == {}
+    heavy = {name: (error, set(loaded) - {"omegaconf"}) for name, (error, loaded) in found.items()}
+    assert {name: answer for name, answer in heavy.items() if answer != ("", set())} == {}
     assert len(found) > 60
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from moekit import build, load
-from moekit.layer import MoELayer
+from moekit.moe_layer import MoELayer
 from moekit.spec.kinds import BalancerSpec, DispatcherSpec, MoE, RouterSpec
 from moekit_balancers.communication_balance import CommunicationBalance
 from moekit_balancers.cv_squared import CVSquared

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import moekit
 from moekit.contracts import ExpertBank, LayerDims, Model, ModelOutput, Router
 from moekit.errors import MoekitError
-from moekit.layer import MoELayer
+from moekit.moe_layer import MoELayer
 from moekit.params import PARTS, ParameterCount, build_on_meta, count_parameters
 from moekit.spec.kinds import RouterSpec
 from moekit_balancers.load_balance import LoadBalance

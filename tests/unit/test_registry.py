@@ -237,12 +237,14 @@ def test_every_hook_is_documented() -> None:
         assert getattr(hookspecs, hook).__doc__
 
 
-def test_a_preferred_plugin_decides_among_namesakes() -> None:
-    both = Registry([KINDS, ACME, BETA])
-    assert both.get("router", "hash", prefer={"beta"}).plugin == "beta"
-    for undecided in ({"beta", "acme"}, {"other"}):
-        with pytest.raises(UnknownName, match="is offered by 2 plugins"):
-            both.get("router", "hash", prefer=undecided)
+def test_a_short_name_in_a_recipe_means_a_plugin_of_its_own_package_first() -> None:
+    twin = plugin("acme_recipes", "acme-moe", "1.2")
+    both = Registry([KINDS, ACME, BETA, twin])
+    assert both.companions("acme_recipes") == {"acme", "acme_recipes"}
+    assert both.get("router", "hash", home="acme_recipes").plugin == "acme"
+    assert both.get("router", "hash", home="beta").plugin == "beta"
+    with pytest.raises(UnknownName, match="is offered by 2 plugins"):
+        both.get("router", "hash", home="papers")
 
 
 def test_a_default_is_claimed_by_one_component() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from moekit.contracts import Dispatched, Dispatcher, ExpertBank, Init, LayerDims
-from moekit.layer import MoELayer
+from moekit.contracts import Dispatched, Dispatcher, ExpertBank, Init, LayerDims, Table
+from moekit.moe_layer import MoELayer
 from moekit.routing import Routing
 from moekit.weights import init_weights
 from moekit_experts.glu import Glu
@@ -52,6 +54,22 @@ def test_weights_get_the_distribution_and_norms_and_biases_do_not() -> None:
     assert not model.linear.bias.any()
     assert (model.norm.weight == 1).all()
     assert (model.constant.inner.weight == 7).all()
+
+
+@pytest.mark.parametrize(
+    ("init", "expected"),
+    [
+        (Init(std=0.02), (0.02, 0.02, 1.0)),  # inputs matter under a scale alone
+        (Init(scale=0.5), (0.88 * math.sqrt(0.5), 0.88 * math.sqrt(0.5 / 50), 1.0)),  # .88: truncated at two
+    ],
+)
+def test_a_table_has_the_models_distribution_for_its_inputs_or_its_own_deviation(
+    init: Init, expected: tuple[float, float, float]
+) -> None:
+    tables = nn.ModuleList([Table(100, 100), Table(100, 100, inputs=50), Table(100, 100, std=1.0)])
+    init_weights(tables, init, seed=0)
+    found = tuple(float(table.weight.detach().std()) for table in tables if isinstance(table, Table))
+    assert found == pytest.approx(expected, rel=0.03)
 
 
 class SomeExperts(Dispatcher):

@@ -104,7 +104,7 @@ def check_skewed_load(case: Case) -> None:
 
 
 def check_dropped_is_counted(case: Case) -> None:
-    """Reports as ``dropped`` (0-d int64) exactly the pairs of valid tokens that no expert computed."""
+    """Reports as ``dropped`` (0-d int64) the pairs that no expert computed; as ``dropped_tokens``, lost tokens."""
     E = case.dims.num_experts
     for form, _ in forms_of(case):
         if form == "soft":
@@ -124,11 +124,11 @@ def check_dropped_is_counted(case: Case) -> None:
             stray = int((kept_TE & ~chosen).sum())
             require(stray == 0, found=f"{stray} outputs of experts that no token chose", expected="chosen pairs only")
             missing = int((chosen & ~kept_TE).sum())
-            require(
-                int(out.dropped) == missing,
-                found=f"dropped = {int(out.dropped)} with {missing} of {int(chosen.sum())} pairs uncomputed ({form})",
-                expected=f"{missing}",
-            )
+            found = f"dropped = {int(out.dropped)} with {missing} of {int(chosen.sum())} pairs uncomputed ({form})"
+            require(int(out.dropped) == missing, found=found, expected=f"{missing}")
+            lost = int((chosen.any(1) & ~kept_TE.any(1)).sum())
+            found = f"dropped_tokens = {out.dropped_tokens} where {lost} tokens lost all their experts ({form})"
+            require(int(out.dropped_tokens or 0) == lost, found=found, expected=f"{lost} (moekit.routing.lost_tokens)")
 
 
 def check_dropless(case: Case) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from moekit.contracts import Batch, Cache, Model, ModelOutput, Source
 from moekit.errors import MoekitError
-from moekit.layer import MoELayer
+from moekit.moe_layer import MoELayer
 from moekit.spec.kinds import ModelSpec
 from moekit.testing.assertions import require, require_equal, require_finite
 from moekit.testing.case import Case, Check
@@ -23,7 +23,7 @@ def probe(case: Case) -> Probe:
         assert isinstance(module, Model)
         tokens = inputs["inputs"]
         source = Source(inputs["source"]) if "source" in inputs else None
-        output = module.on(Batch(tokens, tokens, source=source))
+        output = module.on(batch_of(case, tokens, source=source))
         return {"y": output.y} | {f"future[{k}]": y for k, y in enumerate(output.future)}
 
     inputs, source = model_inputs(case), model_source(case)
@@ -31,9 +31,18 @@ def probe(case: Case) -> Probe:
     return Probe(inputs=named, run=run, fullgraph=False)
 
 
+def batch_of(case: Case, inputs: Tensor, valid: Tensor | None = None, source: Source | None = None) -> Batch:
+    """A batch of these inputs, with everything else as in the case's batch if it has one."""
+    if case.batch is None:
+        return Batch(inputs, inputs, valid, source=source)
+    return case.batch._replace(inputs=inputs, valid=valid if valid is not None else case.batch.valid, source=source)
+
+
 def checks(case: Case) -> Iterator[Check]:
     """The model checks that a case's claims call for."""
-    yield from (check_output, check_reports, check_model_padding, check_model_trains)
+    yield from (check_output, check_reports, check_model_trains)
+    if case.batch is None or case.batch.valid is not None:
+        yield check_model_padding
     yield from (check_parts, check_counted_without_memory)
     if case.spec_as(ModelSpec).gives == "next_token":
         yield from (check_model_causal, check_model_cache)
@@ -42,9 +51,14 @@ def checks(case: Case) -> Iterator[Check]:
 
 
 def check_output(case: Case) -> None:
-    """Returns logits ``[B, S, V]`` for tokens (``gives = "next_token"``), or ``[T, O]`` for cases."""
+    """Returns logits ``[B, S, V]`` for tokens (``gives = "next_token"``), ``[T, O]`` for cases, else a row an input."""
     inputs = model_inputs(case)
     output = _run(case, case.build_as(Model).eval(), inputs)
+    if case.batch is not None:
+        rows = f"y of {output.y.shape[0] if output.y.ndim else 0} rows"
+        require(output.y.ndim > 0 and len(output.y) == len(inputs), found=rows, expected=f"{len(inputs)}, one an input")
+        require_finite(output.y, "y")
+        return
     next_token = case.spec_as(ModelSpec).gives == "next_token"
     wanted = (*inputs.shape, case.spec.vocab) if next_token else inputs.shape[:1]  # type: ignore[attr-defined]
     shape = tuple(output.y.shape)
@@ -65,6 +79,12 @@ def check_reports(case: Case) -> None:
 def check_model_padding(case: Case) -> None:
     """Excludes padding from its layers' loads, and its content changes no output of earlier tokens."""
     model, inputs = case.build_as(Model).eval(), model_inputs(case)
+    if case.batch is not None and case.batch.valid is not None:
+        valid = case.batch.valid
+        other = torch.where(valid.reshape(*valid.shape, *[1] * (inputs.ndim - valid.ndim)), inputs, inputs.flip(0))
+        one, two = (_run(case, model, x, valid) for x in (inputs, other))
+        require_equal(two.y[valid], one.y[valid], "y of valid positions when padding changes", tolerance=1e-5)
+        return
     valid = torch.ones(inputs.shape[:2] if inputs.dtype == torch.int64 else inputs.shape[:1], dtype=torch.bool)
     valid[..., -3:] = False
     other = inputs.clone()
@@ -199,7 +219,7 @@ def _run(
     valid: torch.Tensor | None = None,
     source: Source | None = None,
 ) -> ModelOutput:
-    return model.on(Batch(inputs, inputs, valid, source=source or model_source(case)))
+    return model.on(batch_of(case, inputs, valid, source or model_source(case)))
 
 
 def _source(case: Case) -> Source:

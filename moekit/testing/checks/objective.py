@@ -21,6 +21,8 @@ def probe(case: Case) -> Probe:
         loss = module(output, batch)
         return {"total": loss.total, "count": loss.count}
 
+    if case.output is not None:
+        return Probe(inputs={"y": case.output.y.detach().float()}, run=run, fullgraph=False)
     soft = "mixture" in case.spec.takes or "prediction" in case.spec.takes  # type: ignore[attr-defined]
     y = normal(6, 1) if soft else normal(2, 4, 11)
     return Probe(inputs={"y": y}, run=run, fullgraph=False)

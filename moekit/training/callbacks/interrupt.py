@@ -103,7 +103,9 @@ class StopOnInterrupt(Callback):
         if trainer.world_size > 1:
             number = torch.tensor(self.signal or 0, device=trainer.strategy.root_device)
             number = trainer.strategy.reduce(number, reduce_op="max")
-            self.signal = signal.Signals(int(number)) if number else None
+            if not number:
+                return None  # a signal that arrived meanwhile counts the next time: other ranks do not know it yet
+            self.signal = signal.Signals(int(number))
         return self.signal
 
 

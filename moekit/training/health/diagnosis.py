@@ -26,7 +26,7 @@ from torch.utils.hooks import RemovableHandle
 from moekit.contracts import Batch, Dispatched, Dispatcher, ExpertBank, Model, ModelOutput, Objective, Router
 from moekit.contracts.layer import Groups, UniformGroups
 from moekit.distributed import is_distributed
-from moekit.layer import MoELayer
+from moekit.moe_layer import MoELayer
 from moekit.routing import ExpertChoice, Routing, TokenChoice
 from moekit.seeds import seed_all
 from moekit.shards.shard import local

@@ -49,7 +49,9 @@ def print_summary(outcome: Outcome, module: LitMoE, console: Console) -> None:
         grid.add_row("not reached", f"{module.recipe.stop.metric} <= {module.recipe.stop.below:g}")
     if outcome.max_violation is not None:
         grid.add_row("MaxVio", _max_violation_words(*outcome.max_violation, outcome.validation.get("max_violation")))
-        grid.add_row("dropped", f"{outcome.dropped:.1%} of token-expert pairs")
+        grid.add_row(
+            "dropped", f"{outcome.dropped:.1%} of token-expert pairs; {outcome.dropped_tokens:.1%} of tokens lost all"
+        )
     if outcome.skipped:
         grid.add_row(
             "skipped", f"{outcome.skipped:,} of {outcome.steps:,} steps, whose loss or gradients were not finite"

@@ -61,6 +61,7 @@ class Outcome:
         validation: by metric, the last values.
         max_violation: MaxVio, means over the first and the last tenth of logged steps; None without sparse layers.
         dropped: fraction of dropped pairs, mean over the last tenth; None without sparse layers.
+        dropped_tokens: as ``dropped``, of tokens that lost all their experts.
         stopped_after: steps until the metric fell to ``stop.below``; None if it did not.
         total, active: parameters.
         curve: the validation curve of the main metric: seconds and values.
@@ -80,6 +81,7 @@ class Outcome:
     validation: Mapping[str, float]
     max_violation: tuple[float, float] | None
     dropped: float | None
+    dropped_tokens: float | None
     stopped_after: int | None
     total: int
     active: int
@@ -118,6 +120,7 @@ def outcome_of(label: str, folder: RunFolder, module: LitMoE, rows: Mapping[int,
         validation=validation,
         max_violation=_tenths(rows, "train/max_violation") if sparse else None,
         dropped=train["dropped"] if sparse else None,
+        dropped_tokens=train["dropped_tokens"] if sparse else None,
         stopped_after=module.stopped_after,
         total=total,
         active=active,

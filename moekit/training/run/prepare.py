@@ -91,9 +91,15 @@ def trainer_options(recipe: Recipe) -> dict[str, Any]:
 
 
 def default_precision(accelerator: str) -> str:
-    """``bf16-mixed`` if training runs on a GPU that supports bf16, else ``32-true``."""
+    """``bf16-mixed`` if training runs on a GPU that computes in bf16 itself, else ``32-true``.
+
+    Older GPUs (V100, T4: compute capability below 8) emulate it, slowly; torch reports that as support.
+    """
     on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
+    if not on_gpu:
+        return "32-true"
+    native = torch.version.hip is not None or torch.cuda.get_device_capability()[0] >= 8
+    return "bf16-mixed" if native and torch.cuda.is_bf16_supported() else "32-true"
 
 
 def make_trainer(
@@ -178,7 +184,7 @@ def quiet() -> Iterator[None]:
 def metric_names(module: LitMoE) -> list[str]:
     """Names of the objective's metrics, in training and validation, found by one forward pass without side effects."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        batch = batch_at(module.prepare(), seed=module.recipe.seed, step=0)
+        batch = batch_at(module.prepare(), seed=module.recipe.seed, step=0, ramp=module.recipe.batch_ramp)
         output = module.model.on(batch)
         loss = module.objective(output, batch)
     names = [f"{part}/{name}" for part in ("train", "val") for name in loss_sums(loss)]
@@ -211,7 +217,7 @@ def prepare(
     if saved is not None:
         check_resumable(saved)
         contents = saved.plain
-        check_same_model(saved.path, contents["hyper_parameters"]["spec"], to_plain(recipe))
+        check_same_model(saved.path, contents["hyper_parameters"]["spec"], to_plain(recipe, full_names=True))
         last_step = int(contents["global_step"])
         module.on_load_checkpoint(contents)  # it restores a learnt vocabulary, which must precede reading the data
     say = partial(console.print, highlight=False, markup=False, soft_wrap=True)

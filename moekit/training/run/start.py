@@ -16,7 +16,7 @@ from torch import nn
 from moekit.checkpoints.reading import Handle
 from moekit.contracts import Data
 from moekit.errors import CheckpointError, Problem, SpecError
-from moekit.layer import MoELayer
+from moekit.moe_layer import MoELayer
 from moekit.parallel.launch import decide_on_rank_zero
 from moekit.shards.shard import fill_shards, state_dict_shards
 from moekit.spec.recipe import Recipe, Start

@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
 from lightning.pytorch.callbacks import LambdaCallback
 from rich.console import Console
@@ -192,7 +193,7 @@ def fit(run: Prepared, console: Console) -> None:
 
 def write_spec(run: Prepared) -> None:
     """Writes the resolved recipe to ``spec.yaml`` in the run's folder, and the plugins with life-cycle hooks."""
-    write_if_changed(run.folder.spec, dump(run.module.recipe))
+    write_if_changed(run.folder.spec, dump(run.module.recipe, full_names=True))
     if hooked := plugins_with_hooks():
         write_if_changed(run.folder.hooks, json.dumps(hooked, indent=2) + "\n")
 
@@ -215,19 +216,26 @@ def lost_rank(error: Exception) -> bool:
 def summarize(run: Prepared, model: Model | None, console: Console) -> Outcome:
     """The results of a run, with the data's scores of the trained model."""
     outcome = outcome_of(run.info.label, run.folder, run.module, run.log.rows)
-    scores = evaluate(run.module.data, model, run.info.label, console)
+    scores = evaluate(run.module.data, model, run.info.label, console, run.trainer.strategy.root_device)
     return replace(outcome, scores=scores, reported={row.name: row.value for row in reported(run, console)})
 
 
-def evaluate(data: Data | None, model: Model | None, label: str, console: Console) -> dict[str, float]:
-    """The data's scores of a model; empty if the data has none. Prints a status line."""
+def evaluate(
+    data: Data | None, model: Model | None, label: str, console: Console, device: torch.device
+) -> dict[str, float]:
+    """The data's scores of a model; empty if the data has none. Prints a status line.
+
+    The model is scored on ``device``, that of training, and then is on the CPU, to which Lightning moves it after fit.
+    """
     if data is None or model is None or type(data).scores is Data.scores:
         return {}
     text = f"{label}: scoring the trained model"
     if not console.is_terminal:
         console.print(text, highlight=False, markup=False)
     with console.status(text):
-        return dict(data.scores(model))
+        scores = dict(data.scores(model.to(device)))
+    model.to("cpu")
+    return scores
 
 
 def gather_model(module: LitMoE) -> Model | None:

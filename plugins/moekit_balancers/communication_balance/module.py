@@ -6,7 +6,7 @@ import torch
 
 from moekit.contracts import BalanceContext, Balancer, LayerDims, LossTerm
 from moekit.errors import MoekitError
-from moekit.routing import Routing, TokenChoice
+from moekit.routing import Routing, token_choice_of
 from moekit_balancers.communication_balance import CommunicationBalance
 from moekit_balancers.devices import uneven_devices
 
@@ -44,8 +44,12 @@ class CommunicationBalanceLoss(Balancer):
         self.spec = spec
 
     def loss(self, routing: Routing, context: BalanceContext) -> LossTerm:
-        """The loss of one pass."""
-        assert isinstance(routing, TokenChoice)
+        """The loss of one pass.
+
+        Raises:
+            MoekitError: the routing is not by token choice.
+        """
+        routing = token_choice_of(routing, "balancer 'communication_balance'")
         G, M, B, T = self.spec.groups, self.spec.top_groups, context.num_sequences, routing.expert_TK.shape[0]
         P_BG = torch.unflatten(routing.mean_score_BE(B, normalize=True), 1, (G, -1)).sum(-1)
         device_TK, counts_TK = routing.expert_TK // (routing.num_experts // G), routing.counts_TK()

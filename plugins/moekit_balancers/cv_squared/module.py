@@ -9,8 +9,6 @@ from moekit.contracts import BalanceContext, Balancer, LayerDims, LossTerm
 from moekit.routing import ExpertChoice, Routing, Soft, TokenChoice
 from moekit_balancers.cv_squared import CVSquared
 
-GUARD = 1e-10  # added to the squared mean, so that a batch without tokens gives 0, not NaN
-
 
 class CVSquaredLoss(Balancer):
     """``CV(v)² = var(v) / mean(v)²`` over the experts' ``v``: importance or load.
@@ -20,8 +18,9 @@ class CVSquaredLoss(Balancer):
     router gives it (``Routing.smooth_load_E``) in training; without it there is no loss of load. The paper uses both,
     each with weight 0.1 in language models: configure two balancers.
 
-    The variance is that of the population, as in the authors' code. Ports that use the unbiased variance are off by a
-    factor of E / (E - 1).
+    The variance is that of the population, as in the authors' code. They also add 1e-10 to the squared mean, which
+    gates that are all small, as sigmoids may be, would reach: the loss would vanish. Ports that use the unbiased
+    variance are off by a factor of E / (E - 1).
 
     Value: 0 at balance, and with one expert; E - 1 when one expert has everything. Scaling all gates changes nothing.
 
@@ -48,7 +47,8 @@ class CVSquaredLoss(Balancer):
 def cv_squared(v_E: Tensor) -> Tensor:
     """0-d: population variance over squared mean; 0 for a single value, and where all are 0."""
     mean = v_E.mean()
-    return (v_E - mean).square().mean() / (mean.square() + GUARD)
+    over_mean_E = v_E / mean.where(mean.abs() >= torch.finfo(mean.dtype).tiny, 1)  # first: a small mean's square is 0
+    return (over_mean_E - over_mean_E.mean()).square().mean()
 
 
 def importance_E(routing: Routing) -> Tensor:

@@ -22,8 +22,8 @@ def importance(gates: Iterable[tuple[int, Tensor]], num_experts: int, zero: Tens
 
 
 def cv_squared(values: Sequence[Tensor]) -> Tensor:
-    """Population variance divided by (squared mean + 1e-10), as in the authors' code."""
+    """Population variance divided by squared mean; 0 if all are 0. (The authors' code adds 1e-10 to the latter.)"""
     mean = sum(values[1:], values[0]) / len(values)
     squares = [(v - mean) ** 2 for v in values]
     variance = sum(squares[1:], squares[0]) / len(values)
-    return variance / (mean**2 + 1e-10)
+    return variance / mean**2 if mean.item() else variance

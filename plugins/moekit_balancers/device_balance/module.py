@@ -6,7 +6,7 @@ import torch
 
 from moekit.contracts import BalanceContext, Balancer, LayerDims, LossTerm
 from moekit.errors import MoekitError
-from moekit.routing import Routing, TokenChoice, share_of
+from moekit.routing import Routing, share_of, token_choice_of
 from moekit_balancers.device_balance import DeviceBalance
 from moekit_balancers.devices import uneven_devices
 
@@ -42,8 +42,12 @@ class DeviceBalanceLoss(Balancer):
         self.spec = spec
 
     def loss(self, routing: Routing, context: BalanceContext) -> LossTerm:
-        """The loss of one pass."""
-        assert isinstance(routing, TokenChoice)
+        """The loss of one pass.
+
+        Raises:
+            MoekitError: the routing is not by token choice.
+        """
+        routing = token_choice_of(routing, "balancer 'device_balance'")
         G, B = self.spec.groups, context.num_sequences if self.spec.scope == "sequence" else 1
         load_BE, P_BE = routing.load_BE(B), routing.mean_score_BE(B, normalize=True)
         load_BG, P_BG = (torch.unflatten(t_BE, 1, (G, -1)).sum(-1) for t_BE in (load_BE, P_BE))

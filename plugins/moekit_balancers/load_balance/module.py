@@ -10,7 +10,7 @@ from torch import Tensor
 
 from moekit.contracts import BalanceContext, Balancer, LayerDims, LossTerm
 from moekit.distributed import is_distributed
-from moekit.routing import Routing, TokenChoice, share_of
+from moekit.routing import Routing, TokenChoice, share_of, token_choice_of
 from moekit_balancers.load_balance import LoadBalance
 
 
@@ -68,8 +68,12 @@ class LoadBalanceLoss(Balancer):
             self.register_buffer("share_E", torch.full((E,), 1 / E, dtype=torch.float32))
 
     def loss(self, routing: Routing, context: BalanceContext) -> LossTerm:
-        """The loss of one pass."""
-        assert isinstance(routing, TokenChoice)
+        """The loss of one pass.
+
+        Raises:
+            MoekitError: the routing is not by token choice.
+        """
+        routing = token_choice_of(routing, "balancer 'load_balance'")
         num_units = context.num_sequences if self.spec.scope == "sequence" else 1
         P_BE = routing.mean_score_BE(num_units, normalize=self.spec.normalize)
         share_BE = self._share(routing, num_units, context).to(P_BE.dtype)

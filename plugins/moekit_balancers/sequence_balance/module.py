@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from moekit.contracts import BalanceContext, Balancer, LayerDims, LossTerm
 from moekit.router_math import first_top_k
-from moekit.routing import Routing, TokenChoice, share_of
+from moekit.routing import Routing, share_of, token_choice_of
 from moekit_balancers.sequence_balance import SequenceBalance
 
 
@@ -30,8 +30,12 @@ class SequenceBalanceLoss(Balancer):
         self.spec = spec
 
     def loss(self, routing: Routing, context: BalanceContext) -> LossTerm:
-        """The loss of one pass."""
-        assert isinstance(routing, TokenChoice)
+        """The loss of one pass.
+
+        Raises:
+            MoekitError: the routing is not by token choice.
+        """
+        routing = token_choice_of(routing, "balancer 'sequence_balance'")
         B, counted = context.num_sequences, routing
         if self.spec.count == "affinity":
             best_TK = first_top_k(routing.scores_TE, routing.expert_TK.shape[1])

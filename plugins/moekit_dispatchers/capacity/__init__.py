@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import ClassVar, Literal
 
 from moekit.spec.fields import option
@@ -14,7 +15,8 @@ class Capacity(DispatcherSpec):
     A group of S tokens with K choices each gets C slots at each of E experts: ``factor · K · S / E`` counting pairs,
     ``factor · S / E`` counting tokens; rounded, raised to ``at_least``, raised to a multiple, and never more than S.
     (Papers state the factor either way: 1.0 by pairs is 2.0 by tokens when K = 2.) S includes padding, to keep shapes
-    static; padding itself takes no slot.
+    static; padding itself takes no slot. A factor is read as the nearest fraction with a denominator of at most ten
+    million, so 1.1 means 11/10, and a quotient computed in floats is exact. ``slots`` states C itself instead.
 
     S counts the tokens of one forward pass. Decoding token by token with a cache has groups of a few tokens, so it
     drops other pairs than a pass over whole sequences; none, when it decodes a single sequence.
@@ -23,8 +25,11 @@ class Capacity(DispatcherSpec):
     forms: ClassVar[frozenset[Form]] = frozenset({"token_choice"})
     dropless: ClassVar[bool] = False
 
-    factor: float = option(1.25, "slots over what an even load needs", gt=0)
+    factor: float | None = option(None, "slots over what an even load needs; none: 1.25, or by slots", gt=0)
     eval_factor: float | None = option(None, "the factor in evaluation; none: the same", gt=0)
+    slots: int | None = option(
+        None, "C itself, slots of an expert in each group, in training and evaluation; none: by factor", ge=1
+    )
     count: Literal["pairs", "tokens"] = option(
         "pairs", "what an even load is: K·S/E (pairs), or S/E whatever K is (tokens)"
     )
@@ -38,6 +43,15 @@ class Capacity(DispatcherSpec):
     )
     per: Literal["batch", "sequence"] = option("batch", "a group is the whole batch of one forward pass, or a sequence")
     group_size: int | None = option(None, "splits that further, into groups of this many tokens", ge=1)
+
+    def check(self) -> Iterable[str]:
+        """C is given by a factor or as it is, not both."""
+        if self.slots is None:
+            return
+        defaults = type(self)()
+        for name in ("factor", "eval_factor", "count", "rounding", "at_least", "multiple"):
+            if (value := getattr(self, name)) != getattr(defaults, name):
+                yield f"slots={self.slots} is C itself, so {name}={value} has no effect: give one of them"
 
     def causal(self) -> bool:
         """False where affinities of later tokens can displace a token's pair: a decoder must not drop by them.

@@ -10,9 +10,11 @@ from torch import Tensor
 
 from moekit.contracts import Dispatched, Dispatcher, ExpertBank, LayerDims
 from moekit.contracts.layer import UniformGroups
-from moekit.routing import Routing, TokenChoice
+from moekit.routing import Routing, TokenChoice, lost_tokens, token_choice_of
 from moekit_dispatchers.capacity import Capacity
-from moekit_dispatchers.queues import affinities, as_written, length, places, token_choice
+from moekit_dispatchers.queues import affinities, as_fraction, length, places
+
+DEFAULT_FACTOR = 1.25
 
 
 class Queued(NamedTuple):
@@ -56,12 +58,12 @@ class CapacityDispatcher(Dispatcher):
     def __init__(self, spec: Capacity, dims: LayerDims) -> None:
         super().__init__()
         self.spec = spec
-        self.factor = as_written(spec.factor)
-        self.eval_factor = self.factor if spec.eval_factor is None else as_written(spec.eval_factor)
+        self.factor = as_fraction(DEFAULT_FACTOR if spec.factor is None else spec.factor)
+        self.eval_factor = self.factor if spec.eval_factor is None else as_fraction(spec.eval_factor)
 
     def forward(self, x_TD: Tensor, routing: Routing, experts: ExpertBank, *, num_sequences: int = 1) -> Dispatched:
         """Queues pairs, fills the slots, computes, sums by token."""
-        routing = token_choice(routing, "capacity")
+        routing = token_choice_of(routing, "dispatcher 'capacity'")
         (T, K), E = routing.expert_TK.shape, routing.num_experts
         queued = self.enqueue(routing, num_sequences)
         (G, S, C), expert_TK, place_TK, kept_TK = queued
@@ -80,11 +82,12 @@ class CapacityDispatcher(Dispatcher):
         out_TKO = out_NO.index_select(0, slot_TK.where(kept_TK, 0).flatten()).reshape(T, K, experts.out_dim)
         gate_TK = routing.gate_TK.where(kept_TK, 0)
         y_TO = (gate_TK[:, :, None] * out_TKO.where(kept_TK[:, :, None], 0)).sum(1)
-        return Dispatched(y_TO=y_TO.to(out_NO.dtype), dropped=queued.dropped(E))
+        lost = lost_tokens(routing, replace(routing, sent_TK=kept_TK))
+        return Dispatched(y_TO=y_TO.to(out_NO.dtype), dropped=queued.dropped(E), dropped_tokens=lost)
 
     def limit(self, routing: Routing, num_sequences: int) -> tuple[Routing, Tensor]:
         """The choices that have a slot."""
-        routing = token_choice(routing, "capacity")
+        routing = token_choice_of(routing, "dispatcher 'capacity'")
         queued = self.enqueue(routing, num_sequences)
         return replace(routing, sent_TK=queued.kept_TK), queued.dropped(routing.num_experts)
 
@@ -118,6 +121,8 @@ class CapacityDispatcher(Dispatcher):
 
     def slots(self, tokens: int, choices: int, num_experts: int) -> int:
         """C: slots of an expert for each group of ``tokens`` with ``choices`` each."""
+        if self.spec.slots is not None:
+            return min(self.spec.slots, tokens)
         above, below = self.factor if self.training else self.eval_factor
         above *= tokens * (choices if self.spec.count == "pairs" else 1)
         below *= num_experts
@@ -150,4 +155,6 @@ class CapacityDispatcher(Dispatcher):
     def extra_repr(self) -> str:
         """Options, for ``print(model)``."""
         spec = self.spec
-        return f"factor={spec.factor}, count={spec.count}, order={spec.order}, per={spec.per}"
+        above, below = self.factor
+        size = f"factor={above / below:g}" if spec.slots is None else f"slots={spec.slots}"
+        return f"{size}, count={spec.count}, order={spec.order}, per={spec.per}"

@@ -11,9 +11,16 @@ from torch import Tensor
 
 
 def naive_slots(
-    tokens: int, choices: int, num_experts: int, factor: str, count: str, rounding: str, at_least: int, multiple: int
+    tokens: int,
+    choices: int,
+    num_experts: int,
+    factor: Fraction | str,
+    count: str,
+    rounding: str,
+    at_least: int,
+    multiple: int,
 ) -> int:
-    """C, from the factor as it is written (``"1.25"``)."""
+    """C, from the factor that is meant: as it is written (``"1.25"``), or a fraction."""
     share = Fraction(factor) * tokens / num_experts
     if count == "pairs":
         share *= choices

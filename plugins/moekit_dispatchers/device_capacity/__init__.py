@@ -16,7 +16,10 @@ class DeviceCapacity(DispatcherSpec):
     dropless: ClassVar[bool] = False
 
     groups: int = option(help="G, devices; the experts are split over them evenly, in order", ge=1)
-    factor: float = option(1.0, "budget of a device, divided by its even share of the pairs", gt=0)
+    factor: float | None = option(
+        None, "budget of a device, divided by its even share of the pairs; none: 1.0, or by budget", gt=0
+    )
+    budget: int | None = option(None, "the budget itself, in pairs; none: by factor", ge=0)
     exempt: float = option(0.1, "share of the sequences, sampled in each pass, that lose nothing", ge=0, le=1)
     inner: DispatcherSpec = slot("dispatcher", "takes the remaining pairs")
 
@@ -28,7 +31,9 @@ class DeviceCapacity(DispatcherSpec):
         return self.inner.causal()
 
     def check(self) -> Iterable[str]:
-        """The inner dispatcher must take routings by token choice."""
+        """The inner dispatcher must take routings by token choice; the budget is given in one way."""
+        if self.budget is not None and self.factor is not None:
+            yield f"budget={self.budget} is the budget itself, so factor={self.factor} has no effect: give one of them"
         if not self.forms <= self.inner.forms:
             yield (
                 f"inner: dispatcher {type(self.inner).__name__} takes {', '.join(sorted(self.inner.forms))}, "

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from moekit.contracts import Dispatched, Dispatcher, ExpertBank, LayerDims
 from moekit.registry import build
-from moekit.routing import Routing, TokenChoice
+from moekit.routing import Routing, TokenChoice, lost_tokens, token_choice_of
 from moekit_dispatchers.device_capacity import DeviceCapacity
-from moekit_dispatchers.queues import affinities, as_written, length, places, token_choice
+from moekit_dispatchers.queues import affinities, as_fraction, length, places
 
 
 @final
@@ -33,15 +33,18 @@ class DeviceCapacityDispatcher(Dispatcher):
         super().__init__()
         for conflict in spec.check_experts(dims.num_experts):
             raise ValueError(conflict)
-        self.num_groups, self.exempt = spec.groups, spec.exempt
-        self.factor = as_written(spec.factor)
+        self.num_groups, self.exempt, self.budget = spec.groups, spec.exempt, spec.budget
+        self.factor = as_fraction(1.0 if spec.factor is None else spec.factor)
         self.inner = cast(Dispatcher, build(spec.inner, dims))
 
     def forward(self, x_TD: Tensor, routing: Routing, experts: ExpertBank, *, num_sequences: int = 1) -> Dispatched:
         """Drops pairs in training; the inner dispatcher takes the rest, and its drops are added."""
         kept, dropped = self.drop(routing, num_sequences)
         out = self.inner(x_TD, kept, experts, num_sequences=num_sequences)
-        return cast(Dispatched, replace(out, dropped=out.dropped + dropped))
+        lost = lost_tokens(routing, kept)
+        if out.dropped_tokens is not None:
+            lost = lost + out.dropped_tokens
+        return cast(Dispatched, replace(out, dropped=out.dropped + dropped, dropped_tokens=lost))
 
     def limit(self, routing: Routing, num_sequences: int) -> tuple[Routing, Tensor]:
         """The pairs within the devices' budgets and within the inner dispatcher's limits."""
@@ -51,7 +54,7 @@ class DeviceCapacityDispatcher(Dispatcher):
 
     def drop(self, routing: Routing, num_sequences: int) -> tuple[Routing, Tensor]:
         """The routing within the devices' budgets, and how many pairs it dropped: none in evaluation."""
-        routing = token_choice(routing, "device_capacity")
+        routing = token_choice_of(routing, "dispatcher 'device_capacity'")
         if not self.training:
             return super().limit(routing, num_sequences)
         counts_TK = routing.counts_TK()
@@ -71,7 +74,8 @@ class DeviceCapacityDispatcher(Dispatcher):
         queue_1N = affinity_TK.reshape(1, -1).argsort(dim=1, descending=True, stable=True)
         place_TK = places(device_TK.reshape(1, -1), queue_1N, G).reshape(device_TK.shape)
         above, below = self.factor
-        keep_TK = place_TK < counts_TK.sum() * above // (below * G)
+        budget = counts_TK.sum() * above // (below * G) if self.budget is None else self.budget
+        keep_TK = place_TK < budget
         return keep_TK if exempt_T1 is None else keep_TK | exempt_T1
 
     def sample_exempt(self, counts_TK: Tensor, num_sequences: int) -> Tensor | None:
@@ -86,4 +90,5 @@ class DeviceCapacityDispatcher(Dispatcher):
     def extra_repr(self) -> str:
         """Options, for ``print(model)``."""
         above, below = self.factor
-        return f"groups={self.num_groups}, factor={above / below:g}, exempt={self.exempt}"
+        size = f"factor={above / below:g}" if self.budget is None else f"budget={self.budget}"
+        return f"groups={self.num_groups}, {size}, exempt={self.exempt}"

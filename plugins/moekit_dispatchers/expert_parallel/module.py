@@ -13,7 +13,7 @@ from moekit.contracts import Dispatched, Dispatcher, ExpertBank, LayerDims
 from moekit.distributed import is_distributed
 from moekit.parallel.mesh import EXPERT, expert_mesh, mesh_coordinate
 from moekit.registry import build
-from moekit.routing import Routing
+from moekit.routing import Routing, lost_tokens
 from moekit_dispatchers.auto import Auto
 from moekit_dispatchers.expert_parallel import ExpertParallel
 from moekit_dispatchers.expert_parallel.exchange import ExchangePlan, Pending, exchange, plan_exchange, received
@@ -98,7 +98,8 @@ class ExpertParallelDispatcher(Dispatcher):
             )
         kept, dropped = self.local.limit(routing, num_sequences)
         plan, pending = self.dispatch(x_TD, kept)
-        return lambda: Dispatched(y_TO=self.combine(plan, pending, experts), dropped=dropped)
+        lost = lost_tokens(routing, kept)
+        return lambda: Dispatched(y_TO=self.combine(plan, pending, experts), dropped=dropped, dropped_tokens=lost)
 
     @torch.compiler.disable(reason=_REASON)  # type: ignore[untyped-decorator, no-untyped-call]
     def dispatch(self, x_TD: Tensor, routing: Routing) -> tuple[ExchangePlan, Pending]:

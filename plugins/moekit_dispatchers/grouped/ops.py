@@ -111,7 +111,7 @@ def grouped_linear(x_ND: Tensor, w_EHD: Tensor, end_E: Tensor) -> Tensor:
         end_E: int32, where each expert's rows end.
     """
     N, H = x_ND.shape[0], w_EHD.shape[1]
-    if N and _supports(x_ND):
+    if N and _supports(x_ND, end_E.shape[0]):
         y_NH = F.grouped_mm(_aligned(x_ND), _aligned(w_EHD).mT, offs=end_E)[:, :H].contiguous()
         return _clear_tail(y_NH, end_E[-1])
     y_NH = x_ND.new_zeros(N, H)
@@ -129,8 +129,13 @@ def _(x_ND: Tensor, w_EHD: Tensor, end_E: Tensor) -> Tensor:
 def grouped_outer(g_NH: Tensor, x_ND: Tensor, end_E: Tensor) -> Tensor:
     """``w_EHD``: each expert's sum over its rows of ``g_NH`` outer ``x_ND``: the weight gradient of the above."""
     E, N, H, D = end_E.shape[0], *g_NH.shape, x_ND.shape[1]
-    if N and _supports(x_ND):
-        return F.grouped_mm(_aligned(g_NH).t(), _aligned(x_ND), offs=end_E)[:, :H, :D].contiguous()
+    if N and _supports(x_ND, E):
+        w_EHD = F.grouped_mm(_aligned(g_NH).t(), _aligned(x_ND), offs=end_E)[:, :H, :D].contiguous()
+        if _on_host(x_ND):
+            return w_EHD
+        # On sm100 the products of experts without rows are undefined (pytorch issue 172439).
+        idle_E = end_E == F.pad(end_E[:-1], (1, 0))
+        return w_EHD.masked_fill_(idle_E[:, None, None], 0)
     w_EHD = x_ND.new_zeros(E, H, D)
     for e, rows in _slices(end_E) if N else ():
         torch.mm(g_NH[rows].t(), x_ND[rows], out=w_EHD[e])
@@ -172,22 +177,31 @@ def narrow_keys(key: Tensor, largest: int) -> Tensor:
     return key.to(torch.int16 if largest < 2**15 else torch.int32)
 
 
-def _supports(t: Tensor) -> bool:
-    """Whether ``F.grouped_mm`` supports such a tensor; otherwise (mainly for float64) a loop over experts runs."""
+GROUPED_MM_LIMIT = 1024
+"""``F.grouped_mm`` in bf16 raises for this number of experts and more where it has a grouped kernel (sm90, sm100)."""
+
+
+def _supports(t: Tensor, num_experts: int) -> bool:
+    """Whether ``F.grouped_mm`` supports such a tensor and number of experts; otherwise a loop over experts runs."""
+    if t.device.type == "cuda" and t.dtype == torch.bfloat16 and num_experts >= GROUPED_MM_LIMIT:
+        return False
     return t.dtype in (torch.float32, torch.bfloat16, torch.float16) and t.device.type in ("cpu", "cuda")
 
 
 def _aligned(t: Tensor) -> Tensor:
-    """The tensor as ``F.grouped_mm`` requires it: widths and strides are multiples of 16 bytes, padded with zeros.
+    """The tensor as ``F.grouped_mm`` requires it: it starts at, and has widths and strides of, multiples of 16 bytes.
 
-    Copies only where necessary (odd widths, expanded gradients, slices of odd arrays); a tensor that is aligned, or
-    the transposed view of one, is returned as it is.
+    Rows ``[N, D]`` must have consecutive elements; weights may be a transposed view. Copies only where necessary (odd
+    widths, which are padded with zeros; expanded gradients, transposed rows, slices of odd arrays). Violations end in
+    an assertion on a GPU, which loses its context, and in nothing on a CPU.
     """
     unit = 16 // t.element_size()
     widths = t.shape[1:]  # D of rows ``[N, D]``; H and D of weights ``[E, H, D]``
     if any(width % unit for width in widths):
         return F.pad(t, [p for width in reversed(widths) for p in (0, -width % unit)])
-    if 1 in t.stride()[-2:] and all(stride == 1 or (stride and stride % unit == 0) for stride in t.stride()):
+    consecutive = t.stride(-1) == 1 or (t.ndim == 3 and t.stride(-2) == 1)
+    spaced = all(stride == 1 or (stride and stride % unit == 0) for stride in t.stride())
+    if consecutive and spaced and t.data_ptr() % 16 == 0:
         return t
     return t.clone(memory_format=torch.contiguous_format)
 

@@ -17,16 +17,18 @@ from torch.optim import Optimizer
 from moekit.compat import init_process_group, set_timeouts
 from moekit.contracts import Model
 from moekit.errors import CheckpointError, Problem, SpecError
+from moekit.moe_layer import MoELayer, check_stacked
 from moekit.parallel.deferred_init import DeferredInit
 from moekit.parallel.mesh import world_mesh
 from moekit.parallel.sharding import shard
+from moekit.params import build_on_meta
 from moekit.registry import current
 from moekit.shards.shard import fill_shards, state_dict_shards
 from moekit.spec.fields import ConflictError
 from moekit.spec.kinds import DispatcherSpec, MoE
 from moekit.spec.recipe import Recipe
 from moekit.spec.replacing import find_all, replace_all
-from moekit_lightning.sharded import Sharded
+from moekit_lightning.sharded import SCALE_FREE, Sharded, no_loss_scale
 
 START_TIMEOUT = timedelta(minutes=10)
 """How long a rank waits for another that imports, reads its data or loads a checkpoint, if not longer."""
@@ -89,7 +91,12 @@ class ShardedStrategy(ModelParallelStrategy):
         Args:
             model: built from the recipe of ``per_rank``, on the CPU or the meta device.
             deferred_init: initialises the parameters on the meta device.
+
+        Raises:
+            SpecError: 16-mixed with an ``ep`` above 1.
         """
+        if self.layout.ep > 1 and getattr(self.precision_plugin, "scaler", None) is not None:
+            raise SpecError([Problem(what=no_loss_scale(self.layout.ep), at="trainer.precision", expected=SCALE_FREE)])
         self.precision_plugin.convert_module(model)
         half = any(p.dtype in HALF for p in model.parameters())
         policy = MixedPrecisionPolicy(reduce_dtype=torch.float32 if half else None)
@@ -184,6 +191,7 @@ def check_layout(recipe: Recipe, layout: Sharded, world: int) -> None:
     Raises:
         SpecError: ``ep`` does not divide the number of ranks or the experts of a layer; a dispatcher does not work
             within ``expert_parallel``; or the optimizer needs unsharded tensors.
+        MoekitError: ranks cannot share the experts of a layer, because they differ.
     """
     optimizer = recipe.optimizer
     if optimizer is not None and not optimizer.takes_shards and world > 1:
@@ -197,6 +205,10 @@ def check_layout(recipe: Recipe, layout: Sharded, world: int) -> None:
             raise SpecError(
                 [_does_not_divide(layout.ep, f"the {moe.experts.count} experts of a layer", moe.experts.count)]
             )
+    if layout.ep > 1:
+        for module in build_on_meta(recipe.model).modules():
+            if isinstance(module, MoELayer):
+                check_stacked(module.experts)
     try:
         with_expert_parallel(recipe, layout)
     except ConflictError as error:

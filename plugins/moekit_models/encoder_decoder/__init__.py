@@ -76,6 +76,9 @@ class EncoderDecoder(ModelSpec):
     init_scale: float | None = option(
         None, "instead: initial weights have std sqrt(this / inputs), truncated at two (Switch: .1)", gt=0
     )
+    embedding_std: float | None = option(
+        None, "standard deviation of the token embedding, if it differs from the other weights' rule; T5: 1", gt=0
+    )
     norm_eps: float = option(1e-6, "added inside the norms' square root", gt=0)
     recompute: Literal["none", "experts", "blocks"] = option(
         "none", "activations that backward recomputes instead of keeping them: of mixtures, or of whole blocks"

@@ -11,7 +11,7 @@ from typing import NamedTuple, cast, final
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moekit.contracts import Batch, Cache, Init, LayerReport, Model, ModelOutput, Source
+from moekit.contracts import Batch, Cache, Init, LayerReport, Model, ModelOutput, Source, Table
 from moekit.errors import MoekitError
 from moekit.registry import build
 from moekit.seeds import random_seed
@@ -138,7 +138,7 @@ class EncoderDecoderModel(Model):
     def __init__(self, spec: EncoderDecoder) -> None:
         super().__init__()
         self.spec, seed = spec, random_seed()
-        self.embedding = nn.Embedding(spec.vocab, spec.dim)
+        self.embedding = Table(spec.vocab, spec.dim, std=spec.embedding_std)
         self.encoder = Stack(spec, encoder=True)
         self.decoder = Stack(spec, encoder=False)
         self.head = None if spec.tied else nn.Linear(spec.dim, spec.vocab, bias=False)

@@ -7,7 +7,7 @@ from typing import cast, final
 from torch import Tensor, nn
 
 from moekit.contracts import Cache, ExpertBank, Init, LayerDims, LayerReport, Model, ModelOutput, Source
-from moekit.layer import MoELayer, run_on_all
+from moekit.moe_layer import MoELayer, run_on_all
 from moekit.registry import build
 from moekit.seeds import random_seed
 from moekit.weights import init_weights

@@ -7,7 +7,7 @@ from typing import final
 from torch import Tensor, nn
 
 from moekit.contracts import Model, ModelOutput
-from moekit.layer import MoELayer
+from moekit.moe_layer import MoELayer
 from moekit_models.mixture import Mixture
 
 

@@ -3,6 +3,9 @@
 Short distances have a number each. Longer ones share buckets that widen with the distance, up to ``max_distance``; the
 last bucket holds all beyond it. In an encoder, half of the buckets are for earlier positions, half for later ones.
 
+A table starts with a variance of ``init_scale`` over the mean of buckets and heads, as in T5X (flaxformer ``moe.gin``:
+variance scaling by the mean fan; there the distribution is uniform). For its effect see docs/measurements.md.
+
 Two things differ from T5: every layer has a table of its own (T5's layers share the first one's), and dot products are
 divided by sqrt(head_dim) (T5 does that by the initial weights of queries instead; ``scale: 1`` is its form).
 

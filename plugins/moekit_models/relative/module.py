@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moekit.contracts import Cache
+from moekit.contracts import Cache, Table
 from moekit_models.blocks import mask, positions_before
 from moekit_models.relative import Relative
 
@@ -27,7 +27,7 @@ class RelativeAttention(nn.Module):
         self.k = nn.Linear(dim, width, bias=False)
         self.v = nn.Linear(dim, width, bias=False)
         self.out = nn.Linear(width, dim, bias=False)
-        self.bias = nn.Embedding(spec.buckets, spec.heads)
+        self.bias = Table(spec.buckets, spec.heads, inputs=(spec.buckets + spec.heads) / 2)
         self.starts = starts(spec.buckets if causal else spec.buckets // 2, spec.max_distance)
 
     def forward(self, x_BSD: Tensor, *, valid_BS: Tensor | None = None, cache: Cache | None = None) -> Tensor:

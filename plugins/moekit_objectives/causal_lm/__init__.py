@@ -5,6 +5,10 @@ positions with a token k places after the next, yet divides by T; so does this. 
 14.8T tokens and .1 from then on (section 4.2).
 
 It also serves targets of a source: it depends on logits and targets alone.
+
+The z-loss of the output softmax, ``weight · mean(logsumexp(logits)²)``, keeps logits from drifting: 1e-4 in Mesh
+TensorFlow (``transformer.py``), lingvo's GShard builder and the T5X configurations of Switch and ST-MoE (flaxformer
+``tokens_choose_base.gin``; ``t5x/losses.py``).
 """
 
 from __future__ import annotations
@@ -24,6 +28,7 @@ class CausalLM(ObjectiveSpec):
     mtp_late_from: float = option(
         0.676, "fraction of training from which it applies; DeepSeek-V3: 10T/14.8T", ge=0, le=1
     )
+    z_loss: float = option(0.0, "weight of the mean squared logsumexp of the next token's logits; T5X: 1e-4", ge=0)
     exact: bool = option(False, "log the share of sequences in which every valid target is the likeliest token")
 
     def weight_at(self, progress: float) -> float:

@@ -19,7 +19,8 @@ IGNORED = -100  # a target that cross entropy skips
 class CausalLMObjective(Objective):
     """``sum_i -log p(t_{i+1}) + weight/depth · sum_k sum_i -log p_k(t_{i+1+k})``, over valid targets.
 
-    Divided by the count of valid targets it is the paper's ``L + weight/depth · sum_k L_k``.
+    Divided by the count of valid targets it is the paper's ``L + weight/depth · sum_k L_k``. With ``z_loss`` it adds
+    that weight times ``sum_i logsumexp(logits_i)²``.
     """
 
     def __init__(self, spec: CausalLM) -> None:
@@ -41,6 +42,8 @@ class CausalLMObjective(Objective):
         if weight and output.future:
             ahead = [_nats(logits, target_BS[:, k:]) for k, logits in enumerate(output.future, start=1)]
             total = nats + weight * torch.stack(ahead).mean()
+        if self.spec.z_loss:
+            total = total + self.spec.z_loss * _squared_z(output.y, target_BS)
         metrics = {"loss": (nats.detach(), count)}
         if batch.num_bytes is not None:
             metrics["bits_per_byte"] = (nats.detach() / math.log(2), batch.num_bytes)
@@ -51,10 +54,18 @@ class CausalLMObjective(Objective):
 
 def _nats(logits_BSV: Tensor, target_BS: Tensor) -> Tensor:
     """0-d: the sum of ``-log p(target)``, at least in fp32."""
-    wide = torch.promote_types(logits_BSV.dtype, torch.float32)
     return F.cross_entropy(
-        logits_BSV.flatten(0, 1).to(wide), target_BS.flatten(), ignore_index=IGNORED, reduction="sum"
+        _widened(logits_BSV).flatten(0, 1), target_BS.flatten(), ignore_index=IGNORED, reduction="sum"
     )
+
+
+def _squared_z(logits_BSV: Tensor, target_BS: Tensor) -> Tensor:
+    """0-d: the sum of ``logsumexp(logits)²`` over positions with a target."""
+    return _widened(logits_BSV).logsumexp(-1).where(target_BS != IGNORED, 0).square().sum()
+
+
+def _widened(logits_BSV: Tensor) -> Tensor:
+    return logits_BSV.to(torch.promote_types(logits_BSV.dtype, torch.float32))
 
 
 def _exact(logits_BSV: Tensor, target_BS: Tensor) -> tuple[Tensor, Tensor]:

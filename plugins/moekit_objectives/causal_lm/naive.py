@@ -29,6 +29,17 @@ def mean_loss(tokens_BT: Tensor, probs: Sequence[Tensor], weight: float) -> Tens
     return losses[0] + (weight / depth * torch.stack(losses[1:]).sum() if depth else 0)
 
 
+def mean_squared_z(logits_BSV: Tensor, valid_BS: Tensor) -> Tensor:
+    """The mean over valid positions of the squared logarithm of the softmax's denominator (``t5x/losses.py``)."""
+    terms = [
+        torch.log(torch.stack([torch.exp(z) for z in logits_BSV[b, i]]).sum()) ** 2
+        for b in range(valid_BS.shape[0])
+        for i in range(valid_BS.shape[1])
+        if valid_BS[b, i]
+    ]
+    return torch.stack(terms).mean()
+
+
 def weight_at(tokens_done: float, *, early: float, late: float, turn: float) -> float:
     """Lambda after so many tokens: ``early`` for the first ``turn`` tokens, ``late`` for the rest (section 4.2)."""
     return early if tokens_done < turn else late

@@ -11,8 +11,6 @@ from moekit.router_math import router_logits
 from moekit.routing import LossTerm, TokenChoice
 from moekit_routers.strict import Strict
 
-GUARD = 1e-20  # added to the sum that gates are divided by, so that a token without experts has gates 0, not NaN
-
 
 class StrictRouter(Router):
     """Gates are ``softmax(W x) · mask``, divided by their sum over experts; the mask keeps the load even.
@@ -78,14 +76,16 @@ class StrictRouter(Router):
             own_loss = self._threshold_loss(passes_TE, kept_TE, scores_TE.detach(), valid_T)
         else:
             kept_TE = passes_TE | scores_TE.isnan()  # NaN exceeds no threshold, but its token must come out NaN
-        gate_TE = scores_TE.where(kept_TE, 0)
+        # from logits, since the softmax values of a token's experts may be too small to be divided by their sum
+        out_TE = ~kept_TE & kept_TE.any(-1, keepdim=True)
+        gate_TE = logits_TE.masked_fill(out_TE, -torch.inf).softmax(-1).where(kept_TE, 0)
         return TokenChoice(
             logits_TE=logits_TE,
             scores_TE=scores_TE,
             valid_T=valid_T,
             own_loss=own_loss,
             expert_TK=torch.arange(logits_TE.shape[1], device=logits_TE.device).expand(logits_TE.shape),
-            gate_TK=gate_TE / (gate_TE.sum(-1, keepdim=True) + GUARD),
+            gate_TK=gate_TE,
             sent_TK=kept_TE,
         )
 

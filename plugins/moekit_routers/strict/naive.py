@@ -54,7 +54,7 @@ def route(
     gates = []
     for t in range(T):
         masked = [X[t][e] if (t, e) in kept else X[t][e] * 0 for e in range(E)]
-        total = sum(masked[1:], masked[0]) + 1e-20
-        gates.append(torch.stack([g / total for g in masked]))
+        total = sum(masked[1:], masked[0])
+        gates.append(torch.stack([g / total if total.item() else g for g in masked]))
     gate_TE = torch.stack(gates) if gates else x_TD.new_zeros(0, E)
     return Routed([[e for e in range(E) if (t, e) in kept] for t in range(T)], gate_TE, loss)

@@ -7,6 +7,7 @@ negative ``score + bias``), and the selection bias never enters a gate. Referenc
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moekit.contracts import LayerDims, Router
@@ -14,8 +15,6 @@ from moekit.errors import MoekitError
 from moekit.router_math import above_inf, first_top_k, router_logits, top_two_sum
 from moekit.routing import TokenChoice
 from moekit_routers.topk import TopK
-
-GUARD = 1e-20  # added to the sum that gates are divided by, so that sigmoids that are all 0 give gates 0, not NaN
 
 
 class TopKRouter(Router):
@@ -72,14 +71,16 @@ class TopKRouter(Router):
         else:
             expert_TK = self._choose(logits_TE, selection_bias_E)
             gate_TK = self._score(logits_TE.gather(1, expert_TK))
-        if spec.renormalize:
-            gate_TK = gate_TK / (gate_TK.sum(-1, keepdim=True) + GUARD)
+        if spec.renormalize:  # from logits, since scores may be too small to be divided by their sum
+            chosen_TK = logits_TE.gather(1, expert_TK)
+            gate_TK = (F.logsigmoid(chosen_TK) if spec.score == "sigmoid" else chosen_TK).softmax(-1)
         sent_TK = self._sent(gate_TK)
         if spec.scale != 1:
             gate_TK = gate_TK * spec.scale
         return TokenChoice(
             logits_TE=logits_TE,
             scores_TE=scores_TE,
+            sigmoid=spec.score == "sigmoid",
             valid_T=valid_T,
             expert_TK=expert_TK,
             gate_TK=gate_TK,

@@ -82,7 +82,9 @@ def route(
         picks = choose(keys, top_k, groups, top_groups, group_score)
         g = [s[e] for e in picks] if score_over == "all" else score([z[e] for e in picks], kind)
         if renormalize:
-            total = sum(g[1:], g[0]) + 1e-20
+            if max(z[e].item() for e in picks) < -500:  # a sigmoid is then exp(z), which fp64 may not represent
+                g = score([z[e] for e in picks], "softmax")
+            total = sum(g[1:], g[0])
             g = [g_e / total for g_e in g]
         sends = [True] * top_k
         if send_threshold is not None and u_TK is not None:

@@ -23,7 +23,16 @@ from checkpoint_cases import SimulatedRanks, exchanged, numbers, save
 from moekit.checkpoints import files, writing
 from moekit.checkpoints.files import Retention, last_of, recover, step_name, step_of, target_of
 from moekit.checkpoints.reading import is_intact, open_checkpoint
-from moekit.checkpoints.writing import SMALL, Background, all_ranks, assign_shards, file_of, save_tree
+from moekit.checkpoints.writing import (
+    SMALL,
+    STAGING,
+    Background,
+    all_ranks,
+    assign_shards,
+    copy_through,
+    file_of,
+    save_tree,
+)
 from moekit.compat import timeout_of
 from moekit.errors import CheckpointError, SaveError
 from moekit.shards.shard import TensorShard, local_shard
@@ -318,3 +327,18 @@ def test_an_error_in_the_background_is_raised_once_by_the_next_save(error: BaseE
     background.wait()
     background.wait()
     assert open_checkpoint(tmp_path / "c").whole()["w"].mean() == 1.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.int64, torch.bool])
+@pytest.mark.parametrize("shape", [(), (0,), (1,), (7, 5), (64,), (3, 0, 2)])
+def test_a_copy_through_a_small_buffer_is_exact_and_its_own(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    tensor, staging = (torch.randn(shape) * 9).to(dtype), torch.empty(16, dtype=torch.uint8)
+    for given in (tensor, tensor.mT if tensor.ndim == 2 else tensor):
+        copy = copy_through(staging, given)
+        assert copy.dtype == dtype and copy.is_contiguous() and torch.equal(copy, given)
+        assert not given.numel() or copy.data_ptr() != given.data_ptr()
+
+
+def test_the_staging_buffer_is_a_power_of_two() -> None:
+    """torch rounds pinned memory up to one."""
+    assert STAGING.bit_count() == 1

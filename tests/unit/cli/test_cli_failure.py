@@ -43,6 +43,14 @@ def test_a_mistake_is_a_message_without_a_traceback(
     assert capsys.readouterr().err == said
 
 
+def test_the_notes_of_a_mistake_are_printed(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    error = MoekitError("it is wrong")
+    error.add_note("raised in model.router (Odd), plugin 'acme'")
+    breaks(monkeypatch, error)
+    assert main(["ls"]) == 2
+    assert capsys.readouterr().err == "error: it is wrong\n  raised in model.router (Odd), plugin 'acme'\n"
+
+
 def test_debugging_prints_the_traceback(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MOEKIT_DEBUG", "1")
     breaks(monkeypatch, MoekitError("it is wrong"))

@@ -99,7 +99,7 @@ def test_more_than_one_name_is_rejected(recipe: Path, capsys: Captured) -> None:
     )
 
 
-@pytest.mark.parametrize("dim", [10**12, 10**25])
+@pytest.mark.parametrize("dim", [10**12, 10**19])
 def test_a_model_too_large_to_be_counted_is_reported(dim: int, capsys: Captured) -> None:
     assert main(["params", "deepseek_v3", f"model.dim={dim}"]) == 2
     assert "some tensor would have 2**63 bytes or more\n  expected fewer or smaller layers" in capsys.readouterr().err

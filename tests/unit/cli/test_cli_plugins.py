@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from cli_fakes import ACME, BETA, BROKEN, Captured, Use, check_output
 
 from moekit.cli import main
+from moekit.component import Component
 
 
 def test_each_plugin_is_listed_with_what_it_offers(use: Use, capsys: Captured) -> None:
@@ -55,3 +58,21 @@ def test_first_party_plugins_are_listed(capsys: Captured) -> None:
     out = capsys.readouterr().out
     assert "papers" in out
     assert "recipes" in out
+
+
+def test_what_slows_every_command_is_said(use: Use, capsys: Captured) -> None:
+    use(replace(ACME, seconds=1.5, imports_torch=True))
+    assert main(["plugins"]) == 0
+    out = capsys.readouterr().out
+    assert "note: importing acme (acme_moe) takes 1.5 s, which slows every command" in out
+    assert "note: acme (acme_moe) imports torch when plugins are listed: name its classes" in out
+
+
+def test_a_spec_that_cannot_be_imported_is_said_and_ends_with_code_1(use: Use, capsys: Captured) -> None:
+    late = Component(kind="router", name="late", spec="no_such_specs:Late", target="a.b:C", summary="", plugin="acme")
+    use(replace(ACME, components=(*ACME.components, late)))
+    assert main(["plugins"]) == 1
+    assert (
+        "acme is incomplete: router 'acme/late': cannot import its spec 'no_such_specs:Late'\n"
+        "  ModuleNotFoundError: No module named 'no_such_specs'"
+    ) in capsys.readouterr().out

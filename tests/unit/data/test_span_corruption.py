@@ -107,6 +107,11 @@ def test_a_batch_has_source_target_and_bytes_of_its_windows(folder: str) -> None
     assert int(batch.targets.max()) < data.spec.vocab
 
 
+def test_a_partial_batch_has_a_source_and_a_target_of_each_of_its_windows(folder: str) -> None:
+    batch = made(SpanCorruption(text=text(folder))).partial_batch(draws(), 0.5)
+    assert batch.source is not None and len(batch.source.tokens) == len(batch.targets) == 2
+
+
 def test_equal_windows_are_corrupted_differently() -> None:
     data, generator = made(SpanCorruption(text=text())), draws(5)
     assert len({tuple(data.corrupt(torch.arange(32), generator)[0].tolist()) for _ in range(5)}) == 5

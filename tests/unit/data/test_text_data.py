@@ -105,6 +105,15 @@ def test_validation_has_as_many_windows_of_each_domain(folder):
     assert torch.cat([b.domain for b in batches]).tolist() == [0, 1] * 3
 
 
+@pytest.mark.parametrize(("share", "windows"), [(0.6, 2), (0.3, 1), (0.01, 1)])
+def test_a_partial_batch_has_that_share_of_windows_and_at_least_one(folder, share, windows):
+    data = make(folder)
+    data.prepare()
+    batch = data.partial_batch(torch.Generator().manual_seed(0), share)
+    assert batch.inputs.shape == batch.targets.shape == (windows, 8)
+    assert batch.num_bytes <= 8 * windows and batch.domain.shape == (windows,)
+
+
 @pytest.mark.parametrize("options", [{}, PAIRS])
 def test_batches_before_prepare_are_refused(folder, options):
     data = make(folder, **options)

@@ -6,7 +6,7 @@ from routings import token_choice
 from torch import nn
 
 from moekit.contracts import LayerDims, Model, ModelOutput
-from moekit.layer import MoELayer
+from moekit.moe_layer import MoELayer
 from moekit.registry import build
 from moekit.routing import ExpertChoice, Soft
 from moekit_data.vowels import Vowels

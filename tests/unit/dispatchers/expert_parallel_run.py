@@ -33,7 +33,7 @@ from torch.utils.checkpoint import checkpoint
 
 from moekit.contracts import ExpertBank, Init, LayerDims
 from moekit.contracts.layer import Groups
-from moekit.layer import MoELayer
+from moekit.moe_layer import MoELayer
 from moekit.parallel.mesh import EXPERT, REPLICA, expert_mesh, world_mesh
 from moekit.parallel.traffic import choices_of, rows_of, traffic
 from moekit.registry import build

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+from typing import Any
+
 import pytest
 import torch
 from routings import token_choice
 from torch import Tensor
 
 from moekit.contracts import ExpertBank, LayerDims
-from moekit.layer import MoELayer
+from moekit.moe_layer import MoELayer
 from moekit.routing import TokenChoice
+from moekit.spec.fields import ConflictError
 from moekit.spec.kinds import MoE
 from moekit.testing.fixtures.reference import OneHotExperts
 from moekit_dispatchers.capacity import Capacity
 from moekit_dispatchers.capacity.module import CapacityDispatcher
+from moekit_dispatchers.capacity.naive import naive_slots
 from moekit_dispatchers.loop import Loop
 from moekit_dispatchers.loop.module import LoopDispatcher
+from moekit_dispatchers.queues import as_fraction
 from moekit_experts.glu import Glu
 from moekit_experts.glu.module import GluExperts
 from moekit_routers.topk import TopK
@@ -149,6 +155,61 @@ def test_priority_goes_by_the_best_choice_though_a_selection_bias_named_another_
 )
 def test_slots_are_rounded_as_five_libraries_round_them(spec: Capacity, tokens: int, slots: int) -> None:
     assert dispatcher(spec, 8).slots(tokens, 2, 8) == slots
+
+
+SIZES = [
+    (E, K, S) for E in (3, 6, 7, 8, 12, 60, 64, 160, 256) for K in (1, 2, 3, 6, 8) for S in (7, 48, 60, 1000, 4096)
+]
+
+
+@pytest.mark.parametrize("rounding", ["ceil", "floor", "round"])
+@pytest.mark.parametrize("order", [0, 1], ids=["one division", "two divisions"])
+def test_a_factor_computed_for_a_number_of_slots_gives_exactly_these(rounding: str, order: int) -> None:
+    """``C·E / (K·S)`` in floats; the literal decimals of that float would give a slot too many or too few."""
+    wrong = []
+    for E, K, S in SIZES:
+        for C in {1, 2, 3, S // 3, S // 2 + 1, S - 1}:
+            factor = C / S * E / K if order else C * E / (K * S)
+            found = dispatcher(Capacity(factor=factor, rounding=rounding), E).slots(S, K, E)  # type: ignore[arg-type]
+            assert naive_slots(S, K, E, Fraction(C * E, K * S), "pairs", rounding, 1, 1) == C
+            wrong += [(E, K, S, C, found)] if found != C else []
+    assert not wrong
+
+
+def test_a_decimal_factor_is_what_is_written() -> None:
+    assert as_fraction(1.1) == (11, 10) and as_fraction(1.25) == (5, 4) and as_fraction(0.333) == (333, 1000)
+    assert as_fraction(1.234567) == (1234567, 1000000) and as_fraction(1 / 3) == (1, 3) and as_fraction(2.0) == (2, 1)
+    assert dispatcher(Capacity(factor=1.1), 8).slots(80, 1, 8) == 11
+
+
+def test_without_any_size_the_factor_is_the_papers() -> None:
+    assert dispatcher(Capacity(), 8).slots(64, 2, 8) == dispatcher(Capacity(factor=1.25), 8).slots(64, 2, 8) == 20
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(("slots", "expected"), [(1, 1), (5, 5), (9, 8)])
+def test_slots_can_be_given_as_a_number(slots: int, expected: int, training: bool) -> None:
+    counted = dispatcher(Capacity(slots=slots), 4).train(training)
+    assert counted.slots(8, 2, 4) == expected
+    assert f"slots={slots}" in repr(counted) and "factor" not in repr(counted)
+
+
+def test_one_slot_of_an_expert_keeps_one_pair() -> None:
+    assert kept(Capacity(slots=1), routing([[0], [0], [1]], 2)) == [[1, 0], [0, 0], [0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("given", "what"),
+    [
+        ({"factor": 1.0}, "factor=1.0"),
+        ({"eval_factor": 2.0}, "eval_factor=2.0"),
+        ({"rounding": "floor"}, "rounding=floor"),
+        ({"multiple": 4}, "multiple=4"),
+    ],
+)
+def test_slots_and_a_way_to_compute_them_are_rejected_together(given: dict[str, Any], what: str) -> None:
+    with pytest.raises(ConflictError, match=f"slots=3 is C itself, so {what} has no effect: give one of them"):
+        Capacity(slots=3, **given)
 
 
 def test_evaluation_can_have_another_factor() -> None:

@@ -9,8 +9,9 @@ from routings import token_choice
 from moekit import load
 from moekit.contracts import LayerDims
 from moekit.errors import MoekitError
-from moekit.layer import MoELayer
+from moekit.moe_layer import MoELayer
 from moekit.routing import TokenChoice
+from moekit.spec.fields import ConflictError
 from moekit.spec.kinds import DispatcherSpec, MoE
 from moekit.testing.fixtures.reference import OneHotExperts
 from moekit_dispatchers.capacity import Capacity
@@ -47,6 +48,17 @@ def test_a_full_device_drops_its_lowest_affinities_and_keeps_gates() -> None:
     assert int(out.dropped) == 3
     want = [[0.6, 0, 0, 0], [0, 0.5, 0, 0], [0.4, 0, 0, 0], [0, 0.7, 0.15, 0]]
     torch.testing.assert_close(out.y_TO.detach(), torch.tensor(want))
+
+
+@pytest.mark.parametrize("budget", [0, 1, 4, 9])
+def test_the_budget_can_be_given_in_pairs(budget: int) -> None:
+    spec = DeviceCapacity(groups=2, budget=budget, exempt=0, inner=Grouped())
+    counted = DeviceCapacityDispatcher(spec, LayerDims(dim=D, num_experts=E))
+    out = counted(torch.randn(4, D), ALL_ON_DEVICE_0, OneHotExperts(E).float())
+    assert int(out.dropped) == max(7 - budget, 0) + (budget == 0)
+    assert f"budget={budget}" in repr(counted)
+    with pytest.raises(ConflictError, match="is the budget itself, so factor=1"):
+        DeviceCapacity(groups=2, budget=budget, factor=1.0, inner=Grouped())
 
 
 def test_evaluation_drops_nothing() -> None:

@@ -7,7 +7,7 @@ import torch
 
 from moekit import build
 from moekit.contracts import ExpertBank, LayerDims
-from moekit.layer import MoELayer
+from moekit.moe_layer import MoELayer
 from moekit.routing import TokenChoice
 from moekit.spec.kinds import DispatcherSpec, Form, MoE
 from moekit.testing.fixtures.routings import some_routing

@@ -6,17 +6,21 @@ import re
 from pathlib import Path
 from typing import Any
 
+import fake_plugins
 import pytest
 import torch
 from fake_ranks import as_rank
 from ranks import run_forked, run_ranks
 
-from moekit.contracts import LayerDims
-from moekit.layer import MoELayer
-from moekit.registry import build
+from moekit import load
+from moekit.component import Component
+from moekit.contracts import ExpertBank, LayerDims
+from moekit.errors import MoekitError
+from moekit.moe_layer import MoELayer
+from moekit.registry import build, temporary
 from moekit.routing import TokenChoice
 from moekit.spec.fields import ConflictError
-from moekit.spec.kinds import DispatcherSpec, MoE
+from moekit.spec.kinds import DispatcherSpec, ExpertSpec, MoE
 from moekit.testing.fixtures.routings import some_routing
 from moekit_dispatchers.auto import Auto
 from moekit_dispatchers.capacity import Capacity
@@ -27,6 +31,8 @@ from moekit_dispatchers.grouped import Grouped
 from moekit_dispatchers.loop import Loop
 from moekit_dispatchers.soft import Soft
 from moekit_experts.glu import Glu
+from moekit_lightning.sharded import Sharded
+from moekit_lightning.sharded.module import check_layout
 from moekit_routers.dense import Dense
 from moekit_routers.topk import TopK
 
@@ -136,3 +142,31 @@ def test_a_tokens_gradients_are_summed_in_its_own_dtype() -> None:
     assert x_ND.dtype == torch.bfloat16
     x_ND.backward(torch.tensor([1.0, 2**-9]).bfloat16()[:, None].expand(2, 3))
     assert x_TD.grad is not None and x_TD.grad.tolist() == [[1 + 2**-9] * 3]
+
+
+class Zoo(ExpertSpec):
+    """Experts of different kinds: two GLUs, and what ``count`` leaves as identities."""
+
+
+def zoo(spec: Zoo, dims: LayerDims) -> ExpertBank:
+    glu = [torch.nn.Linear(dims.dim, dims.dim) for _ in range(min(spec.count, 2))]
+    return ExpertBank.from_modules([*glu, *(torch.nn.Identity() for _ in range(spec.count - 2))], dims.out_dim)
+
+
+def test_experts_that_differ_are_not_shared_by_ranks() -> None:
+    """Each rank would build the first experts of the list, and train another model."""
+    offer = Component(name="zoo", spec=Zoo, target=zoo, summary="s")
+    message = (
+        r"ranks cannot share the 8 experts of ModuleExperts: 'experts.0.weight' is \[4, 4\], not stacked over experts"
+    )
+    with temporary(fake_plugins.module("zoos", components=[offer])):
+        moe = MoE(router=TopK(top_k=2), experts=Zoo(count=8), dispatcher=ExpertParallel(local=Grouped()))
+        MoELayer.from_spec(moe, dim=4)
+        with as_rank(1), pytest.raises(MoekitError, match=message):
+            MoELayer.from_spec(moe, dim=4)
+        few = ["model.dim=4", "model.moe.router={use: topk, top_k: 2, groups: 1, top_groups: 1, group_score: max}"]
+        few.append("model.moe.experts={use: zoo, count: 8}")
+        recipe = load("deepseek_v3", few)
+        check_layout(recipe, Sharded(ep=1), 2)
+        with pytest.raises(MoekitError, match=message):
+            check_layout(recipe, Sharded(ep=2), 2)

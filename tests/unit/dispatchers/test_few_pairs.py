@@ -14,7 +14,7 @@ from routings import token_choice
 from torch import Tensor
 
 from moekit.contracts import ExpertBank, LayerDims
-from moekit.layer import MoELayer
+from moekit.moe_layer import MoELayer
 from moekit.routing import ExpertChoice, Routing, TokenChoice
 from moekit.spec.kinds import MoE
 from moekit_dispatchers.grouped import Grouped, module

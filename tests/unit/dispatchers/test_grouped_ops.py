@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -130,6 +133,83 @@ def test_operators_take_no_tokens_and_no_rows() -> None:
     y_NH = grouped_linear(rand(0, 4, dtype=torch.float32), w_EHD, ends)
     assert y_NH.shape == (0, 8)
     assert not torch.autograd.grad(y_NH.sum(), w_EHD)[0].any()
+
+
+# ---- what F.grouped_mm does on a GPU --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "num_experts", "expected"),
+    [
+        ("cuda", torch.bfloat16, 1023, True),
+        ("cuda", torch.bfloat16, 1024, False),  # there it raises: group_count < 1024
+        ("cuda", torch.bfloat16, 65536, False),
+        ("cuda", torch.float32, 2048, True),
+        ("cpu", torch.bfloat16, 2048, True),
+        ("cuda", torch.float64, 8, False),
+        ("mps", torch.float32, 8, False),
+    ],
+)
+def test_many_experts_in_bf16_take_the_loop_on_a_gpu(
+    device: str, dtype: torch.dtype, num_experts: int, expected: bool
+) -> None:
+    tensor: Any = SimpleNamespace(device=torch.device(device), dtype=dtype)
+    assert ops._supports(tensor, num_experts) == expected
+
+
+def test_the_loop_of_many_experts_equals_the_grouped_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    end_E = torch.arange(1, 1025, dtype=torch.int32) // 64
+    x_ND, w_EHD = rand(N, 8, dtype=torch.bfloat16), rand(1024, 8, 8, dtype=torch.bfloat16)
+    grouped_NH = grouped_linear(x_ND, w_EHD, end_E)
+    grouped = torch.autograd.grad(grouped_NH.square().sum(), (x_ND, w_EHD))
+    monkeypatch.setattr(ops, "_supports", lambda t, num_experts: False)
+    looped_NH = grouped_linear(x_ND, w_EHD, end_E)
+    looped = torch.autograd.grad(looped_NH.square().sum(), (x_ND, w_EHD))
+    for found, expected in zip((looped_NH, *looped), (grouped_NH, *grouped), strict=True):
+        torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2)
+
+
+def test_the_gradient_of_an_idle_experts_weight_is_zero_whatever_the_product_returns(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On sm100 ``F.grouped_mm`` leaves the weight gradients of experts without rows undefined."""
+    real = F.grouped_mm
+
+    def undefined(a: Tensor, b: Tensor, *, offs: Tensor) -> Tensor:
+        return real(a, b, offs=offs).masked_fill_((offs == F.pad(offs[:-1], (1, 0)))[:, None, None], torch.nan)
+
+    monkeypatch.setattr(F, "grouped_mm", undefined)
+    monkeypatch.setattr(ops, "_on_host", lambda t: False)
+    for ends, idle in (([4, 4, 13], [1]), ([0, 16, 16], [0, 2]), ([0, 0, 0], [0, 1, 2])):
+        w_EHD = grouped_outer(torch.ones(N, 8), torch.ones(N, 8), torch.tensor(ends, dtype=torch.int32))
+        assert not w_EHD[idle].any() and bool(w_EHD.isfinite().all())
+
+
+@pytest.mark.parametrize("operand", [0, 1])
+def test_rows_reach_the_product_with_consecutive_elements_from_an_aligned_start(
+    operand: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Transposed rows, and views that start within 16 bytes, end in an assertion on a GPU and in nothing on a CPU."""
+    real, seen = F.grouped_mm, 0
+
+    def checked(a: Tensor, b: Tensor, *, offs: Tensor) -> Tensor:
+        nonlocal seen
+        seen += 1
+        rows = (a, b) if b.ndim == 3 else (a.t(), b)  # of the outer product, the first is transposed
+        for t in rows:
+            assert t.stride(-1) == 1 or (t.ndim == 3 and t.stride(-2) == 1)
+            assert t.data_ptr() % 16 == 0 and all(s == 1 or s % 4 == 0 for s in t.stride())
+        return real(a, b, offs=offs)
+
+    monkeypatch.setattr(F, "grouped_mm", checked)
+    views = [torch.randn(8, N).T, torch.randn(N * 8 + 2)[2:].view(N, 8), torch.randn(N, 12)[:, 2:10]]
+    for view in views:
+        x_ND, g_NH = [(view, torch.randn(N, 8)), (torch.randn(N, 8), view)][operand]
+        w_EHD = torch.randn(3, 8, 8)
+        plain_NH = torch.cat([x_ND[:4] @ w_EHD[0].T, x_ND[4:13] @ w_EHD[2].T, torch.zeros(3, 8)])
+        torch.testing.assert_close(grouped_linear(x_ND, w_EHD, ENDS), plain_NH)
+        torch.testing.assert_close(grouped_outer(g_NH, x_ND, ENDS)[2], g_NH[4:13].T @ x_ND[4:13])
+    assert seen == 6
 
 
 # ---- layouts ------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import torch
 
 from moekit.contracts import LayerDims
 from moekit.registry import build
-from moekit.routing import TokenChoice
+from moekit.routing import TokenChoice, lost_tokens
 from moekit.spec.kinds import DispatcherSpec
 from moekit_dispatchers.capacity import Capacity
 from moekit_dispatchers.device_capacity import DeviceCapacity
@@ -43,5 +43,9 @@ def test_a_limited_routing_gives_the_same_result_through_another_dispatcher(
     torch.testing.assert_close(carried.y_TO, whole.y_TO, rtol=0, atol=1e-12)
     assert dropped.dtype == torch.int64
     assert int(dropped) == int(whole.dropped) == int(routing.load_E().sum() - left.load_E().sum())
+    lost = int(lost_tokens(routing, left))
+    assert lost == (0 if whole.dropped_tokens is None else int(whole.dropped_tokens))
+    counts_TK = left.counts_TK()
+    assert counts_TK is not None and lost == int((valid_T & ~counts_TK.any(1)).sum())
     limits = not spec.dropless and (training or not isinstance(spec, DeviceCapacity) or not spec.inner.dropless)
     assert (int(dropped) > 0) == limits

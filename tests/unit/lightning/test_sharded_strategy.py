@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 import torch
 import torch.distributed as dist
-from lightning.pytorch.plugins import DoublePrecision, HalfPrecision, Precision
+from lightning.pytorch.plugins import DoublePrecision, HalfPrecision, MixedPrecision, Precision
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 
@@ -158,3 +158,22 @@ def test_an_uneven_layout_is_rejected_with_the_sizes_that_fit(ep: int, world: in
     check_layout(recipe, Sharded(ep=3), 6)
     with pytest.raises(SpecError, match=f"ep={ep} does not divide {problem}"):
         check_layout(recipe, Sharded(ep=ep), world)
+
+
+@pytest.mark.parametrize("precision", ["16-mixed", 16])
+def test_a_loss_scale_and_expert_parallelism_are_rejected_in_the_spec(precision: str | int) -> None:
+    strategy = "trainer.strategy={use: sharded, ep: 2}"
+    with pytest.raises(
+        SpecError, match=r"16-mixed cannot be used with ep=2: (?s:.*)at trainer.precision(?s:.*)or ep: 1"
+    ):
+        load("deepseek_v3", [strategy, f"trainer.precision={precision}"])
+    load("deepseek_v3", [strategy, "trainer.precision=bf16-mixed"])
+    load("deepseek_v3", ["trainer.strategy={use: sharded}", f"trainer.precision={precision}"])
+
+
+def test_a_loss_scale_and_expert_parallelism_are_rejected_by_the_strategy() -> None:
+    """Of a Trainer made by hand, whose precision no spec knows."""
+    strategy = ShardedStrategy(Sharded(ep=2))
+    strategy.precision_plugin = MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu"))
+    with pytest.raises(SpecError, match="16-mixed cannot be used with ep=2"):
+        strategy.shard(cast(Model, nn.Linear(2, 2)))

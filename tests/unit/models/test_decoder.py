@@ -11,7 +11,7 @@ from tiny_models import Batchwise
 from torch import Tensor
 
 from moekit.contracts import ModelOutput
-from moekit.layer import MoELayer
+from moekit.moe_layer import MoELayer
 from moekit.spec.kinds import MoE, RouterSpec
 from moekit_balancers.load_balance import LoadBalance
 from moekit_balancers.sign_bias import SignBias

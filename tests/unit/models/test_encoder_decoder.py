@@ -219,6 +219,19 @@ def test_recomputation_changes_no_gradient(recompute: str, dropout: float) -> No
         torch.testing.assert_close(p.grad, q.grad, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("how", [{"init_std": 0.006}, {"init_scale": 0.1}])
+def test_the_token_embedding_may_have_a_deviation_of_its_own(how: dict[str, float]) -> None:
+    spec = replace(spec_of(**how), vocab=400, dim=16, moe=None)
+    models = []
+    for one in (spec, replace(spec, embedding_std=1.0)):
+        torch.manual_seed(0)
+        models.append(EncoderDecoderModel(one))
+    usual, own = models
+    assert float(own.embedding.weight.detach().std()) == pytest.approx(1.0, rel=0.03)
+    assert float(usual.embedding.weight.detach().std()) < 0.3
+    assert torch.equal(usual.head.weight, own.head.weight)  # type: ignore[union-attr] # a weight of another name
+
+
 @pytest.mark.parametrize("scale", [None, 0.1])
 def test_initial_weights_have_the_deviation_of_std_or_scale(scale: float | None) -> None:
     how = {"init_std": 0.006} if scale is None else {"init_scale": scale}

@@ -10,7 +10,7 @@ import torch
 from tiny_models import Batchwise, Crowding
 from torch import Tensor, nn
 
-from moekit.layer import MoELayer
+from moekit.moe_layer import MoELayer
 from moekit.params import count_parameters
 from moekit.spec.kinds import MoE
 from moekit_balancers.load_balance import LoadBalance

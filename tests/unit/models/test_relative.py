@@ -7,6 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moekit.contracts import Init
+from moekit.weights import init_weights
 from moekit_models.relative import Relative, naive
 from moekit_models.relative.module import RelativeAttention, bucket_of, starts
 
@@ -60,6 +62,16 @@ def test_a_large_bias_makes_a_head_attend_to_its_distance() -> None:
             w.copy_(torch.eye(6))
     x = torch.randn(1, 8, 6, dtype=torch.float64)
     torch.testing.assert_close(attention(x)[:, 2:], x[:, :-2], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_tables_start_with_the_variance_of_their_mean_fan(causal: bool) -> None:
+    """flaxformer ``moe.gin``: variance SCALE / mean(heads, buckets); as an embedding it would be SCALE, std .3 to 1."""
+    attention = RelativeAttention(Relative(heads=28, head_dim=2, buckets=36), 8, causal=causal)
+    init_weights(attention, Init(scale=0.32), seed=0)
+    assert float(attention.bias.weight.detach().std()) == pytest.approx(
+        0.88 * 0.1, rel=0.05
+    )  # truncated at two deviations
 
 
 def test_dot_products_are_divided_by_the_root_of_the_width_by_default() -> None:

@@ -83,3 +83,24 @@ def test_a_batch_without_valid_targets_has_loss_0_and_no_gradient() -> None:
     out.total.backward()
     assert out.total == 0 and out.count == 0
     assert logits.grad is not None and not logits.grad.any()
+
+
+def test_the_z_loss_is_minimised_but_not_reported_and_pulls_logits_of_valid_positions_to_0() -> None:
+    valid = torch.tensor([[True] * 5, [True, True, False, False, False]])
+    batch = batch_of(valid=valid)
+    logits = torch.full((2, 5, 4), 3.0, requires_grad=True)  # logsumexp = 3 + log 4; shifting all changes no p
+    output = ModelOutput(y=logits)
+    plain, both = (CausalLMObjective(CausalLM(z_loss=w))(output, batch) for w in (0.0, 1e-4))
+    assert ((both.total - plain.total) / both.count).item() == pytest.approx(1e-4 * (3 + math.log(4)) ** 2, rel=1e-3)
+    assert both.metrics["loss"][0] == plain.metrics["loss"][0] == plain.total.detach()
+    (both.total - plain.total).backward()
+    assert logits.grad is not None and (logits.grad[valid] > 0).all() and (logits.grad[~valid] == 0).all()
+
+
+def test_padding_that_holds_nan_adds_no_z_loss() -> None:
+    valid = torch.tensor([[True, True, False]])
+    logits = torch.randn(1, 3, 4)
+    logits[0, 2] = torch.nan
+    batch = batch_of(B=1, S=3, valid=valid)
+    total = CausalLMObjective(CausalLM(z_loss=1.0))(ModelOutput(y=logits), batch).total
+    assert total.isfinite()

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from moekit.checkpoints.reading import open_checkpoint
 from moekit.checkpoints.writing import save_tree
 from moekit.contracts import Init, Model
-from moekit.layer import MoELayer
+from moekit.moe_layer import MoELayer
 from moekit.parallel.sharding import shard
 from moekit.registry import build
 from moekit.shards.shard import TensorShard, local, optimizer_state_shards, parameter_shards, slices_of

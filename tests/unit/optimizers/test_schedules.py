@@ -11,6 +11,7 @@ from moekit_optimizers.constant import Constant
 from moekit_optimizers.cosine import Cosine
 from moekit_optimizers.inverse_sqrt import InverseSqrt
 from moekit_optimizers.phases import progress
+from moekit_optimizers.stages import Stages
 from moekit_optimizers.steps import Steps
 from moekit_optimizers.wsd import WSD
 
@@ -44,6 +45,17 @@ def test_progress_counts_the_kth_of_n_steps():
         (WSD(decay=0.01, final=0.1), [*[1] * 9, 0.1]),  # a short decay still ends on the final rate
         (InverseSqrt(warmup=4), [0.25, 0.5, 0.75, 1, *(math.sqrt(4 / k) for k in range(5, 10))]),
         (InverseSqrt(), [1, 1 / math.sqrt(2), 1 / math.sqrt(3), 0.5]),
+        (Stages(), [1, 1, 1]),
+        (Stages(warmup=2), [0.5, 1, 1]),
+        (Stages(to=[0.0], shape=["linear"]), [0.75, 0.5, 0.25, 0]),
+        (
+            Stages(
+                until=[0.2, 0.6, 0.8], to=[1.0, 0.2, 0.2, 0.1], shape=["constant", "cosine", "constant", "constant"]
+            ),
+            [1, 1, *(0.2 + 0.8 * (1 + math.cos(math.pi * k / 4)) / 2 for k in (1, 2, 3, 4)), 0.2, 0.2, 0.1, 0.1],
+        ),
+        (Stages(until=[0.5], to=[0.5, 1.0], shape=["linear", "linear"]), [0.75, 0.5, 0.75, 1]),
+        (Stages(until=[0.5], to=[1.0, 0.5], shape=["constant"] * 2, warmup=4), [0.25, 0.5, 0.375, 0.5]),
         (Steps(), [*[1] * 8, 0.316, 0.316**2]),
         (Steps(warmup=2, at=[0.6, 0.9], gamma=0.5), [0.5, 1, 1, 1, 1, 1, 0.5, 0.5, 0.5, 0.25]),
         (Steps(at=[]), [1, 1, 1]),
@@ -72,7 +84,38 @@ def test_fractions_that_do_not_rise_are_refused(at):
         Steps(at=at)
 
 
-@pytest.mark.parametrize("spec", [Constant(warmup=20), Cosine(warmup=20), WSD(warmup=20), InverseSqrt(warmup=20)])
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"to": [1.0, 0.1], "shape": ["constant", "cosine"]}, "until has 0 entries, to 2 and shape 2; n stages have n"),
+        ({"to": [1.0, 0.1], "until": [0.5]}, "until has 1 entries, to 2 and shape 1"),
+        (
+            {"until": [0.9, 0.6], "to": [1.0] * 3, "shape": ["constant"] * 3},
+            r"until=\[0.9, 0.6\] must be rising fractions of training",
+        ),
+        ({"shape": ["cosin"]}, "has cosin; the choices are constant, linear, cosine"),
+    ],
+)
+def test_stages_that_do_not_fit_together_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        Stages(**wrong)
+
+
+def test_a_schedule_of_stages_stays_at_its_last_rate_after_the_run():
+    factor = build(Stages(until=[0.5], to=[1.0, 0.25], shape=["constant", "linear"]), 10)
+    assert factor(9) == factor(10) == factor(1000) == 0.25
+
+
+@examples
+@given(warmups, lengths, shares)
+def test_a_cosine_stage_of_a_whole_run_is_the_cosine_schedule(warmup, total, final):
+    """Up to the warm-up, which the cosine schedule takes out of the run, and stages multiply."""
+    assert rates(Stages(to=[final], shape=["cosine"]), total) == pytest.approx(rates(Cosine(final=final), total))
+
+
+@pytest.mark.parametrize(
+    "spec", [Constant(warmup=20), Cosine(warmup=20), WSD(warmup=20), InverseSqrt(warmup=20), Stages(warmup=20)]
+)
 def test_a_run_that_ends_within_the_warmup_only_rises(spec):
     assert rates(spec, 3) == [1 / 20, 2 / 20, 3 / 20]
 
@@ -111,7 +154,7 @@ def test_a_schedule_depends_on_the_step_alone():
     assert [factor(s) for s in (30, 2, 49, 2)] == [factor(30), factor(2), factor(49), factor(2)]
 
 
-@pytest.mark.parametrize("name", ["constant", "cosine", "inverse_sqrt", "steps", "wsd"])
+@pytest.mark.parametrize("name", ["constant", "cosine", "inverse_sqrt", "stages", "steps", "wsd"])
 def test_each_schedule_names_its_source(name):
     function = getattr(importlib.import_module(f"moekit_optimizers.{name}"), name)
     assert "*Source*" in function.__doc__

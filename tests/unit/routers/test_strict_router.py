@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from moekit.contracts import Init, LayerDims
-from moekit.layer import MoELayer
+from moekit.moe_layer import MoELayer
 from moekit.routing import TokenChoice
 from moekit.spec.kinds import MoE
 from moekit_dispatchers.grouped import Grouped

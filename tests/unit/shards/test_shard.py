@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from region_splits import Dims, Split, two_splits
 
 from moekit.errors import MoekitError
-from moekit.layer import MoELayer
+from moekit.moe_layer import MoELayer
 from moekit.shards.shard import (
     TensorShard,
     fill_shards,

@@ -12,7 +12,7 @@ from fake_ranks import WORLD, as_rank
 from torch import Tensor, nn
 
 from moekit.contracts import Model
-from moekit.layer import MoELayer
+from moekit.moe_layer import MoELayer
 from moekit.parallel.sharding import shard
 from moekit.shards.layout import ParameterLayout, PartialSum, all_reduce_sums, parameter_layouts
 from moekit.spec.kinds import MoE

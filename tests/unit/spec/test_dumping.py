@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from omegaconf import DictConfig, OmegaConf
 from spec_fakes import Bag, Head, Pick, Tower, Unregistered
 
 from moekit.errors import PluginError
-from moekit.spec import component_spec, dump, load, to_plain
+from moekit.spec import component_spec, dump, load, to_config, to_plain
+from moekit.spec.fields import LARGEST
 from moekit.spec.recipe import Recipe
 from moekit.spec.trainer import TrainerSpec
 from moekit.spec.yaml_text import read
@@ -60,6 +62,13 @@ def test_a_spec_that_no_plugin_offers_cannot_be_written() -> None:
         to_plain(Unregistered())
 
 
+def test_a_config_is_resolved_and_refers_to_nothing() -> None:
+    config = to_config(load("small"))
+    assert isinstance(config, DictConfig)
+    assert (config.model.vocab, config.model.moe.router.use) == (256, "pick")
+    assert OmegaConf.to_container(config, resolve=True) == to_plain(load("small"))
+
+
 def test_plain_data_is_a_copy() -> None:
     recipe = load("small")
     to_plain(recipe)["trainer"]["callbacks"]["mine"] = 99
@@ -73,27 +82,29 @@ ODD = ["${x}", "\\${x}", "\\\\${x}", "a${", "${data.vocab}", "C:\\", "\\", "$", 
 def test_text_that_looks_like_something_else_round_trips(text: str) -> None:
     recipe = Recipe(model=Bag(text=text, texts=[text, "${seed}"], anything={"k": text}))
     assert load(to_plain(recipe)) == recipe
+    assert load(to_config(recipe)) == recipe
     assert load(read(dump(recipe), "f").data) == recipe
 
 
 TEXT = st.text(max_size=10) | st.sampled_from([*ODD, "yes", "~", "0x1", "a: b", "- x", "#", "\u2028"])
 TEXT = TEXT.filter(lambda text: text != "???")
+INTEGER = st.integers(-LARGEST, LARGEST)
 FLOAT = st.floats(allow_nan=False, allow_infinity=False, min_value=0, max_value=1e100)
 PLAIN: st.SearchStrategy[Any] = st.recursive(
-    st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXT,
+    st.booleans() | INTEGER | st.floats(allow_nan=False, allow_infinity=False) | TEXT,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
     max_leaves=6,
 )
 BAGS = st.builds(
     Bag,
-    count=st.integers(),
-    maybe=st.none() | st.integers(),
+    count=INTEGER,
+    maybe=st.none() | INTEGER,
     rate=st.floats(-1e299, 1e299),
     flag=st.booleans(),
     text=TEXT,
     choice=st.sampled_from(["a", "b", None]),
-    mixed=st.just("auto") | st.integers() | st.lists(st.integers(), max_size=3),
-    pair=st.tuples(st.integers(), FLOAT),
+    mixed=st.just("auto") | INTEGER | st.lists(INTEGER, max_size=3),
+    pair=st.tuples(INTEGER, FLOAT),
     numbers=st.lists(FLOAT, max_size=3),
     texts=st.lists(TEXT, max_size=3),
     shares=st.dictionaries(TEXT, FLOAT, max_size=3),
@@ -101,16 +112,16 @@ BAGS = st.builds(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(BAGS)
 def test_any_values_round_trip(bag: Bag) -> None:
-    assert component_spec("model", to_plain(bag)) == bag
+    assert component_spec("model", to_plain(bag)) == component_spec("model", to_config(bag)) == bag
     back = component_spec("model", read(dump(bag), "f").data)
     assert back == bag
     assert [type(value) for value in vars(back).values()] == [type(value) for value in vars(bag).values()]
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     width=st.integers(1, 2**40),
     top_k=st.integers(2, 8),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import pytest
@@ -25,6 +26,9 @@ class Tower(Spec):
         ({"floors": 2.0}, "floors: 2.0 is not an integer"),
         ({"floors": True}, "floors: True is not an integer"),
         ({"floors": 0}, "floors=0 is out of range (>= 1)"),
+        ({"floors": 10**30}, f"floors={10**30} is out of range (>= 1)"),
+        ({"height": math.inf}, "height=inf is not finite"),
+        ({"height": math.nan}, "height=nan is not finite"),
         ({"height": "tall"}, "height: 'tall' is not a number or null"),
         ({"roof": "round"}, "roof='round' is out of range (one of flat, steep)"),
         ({"lit": 1}, "lit: 1 is not true or false"),
@@ -35,6 +39,13 @@ class Tower(Spec):
 def test_a_value_of_another_type_or_out_of_range_is_rejected(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ConflictError, match=whole(message)):
         Tower(**given)
+
+
+def test_an_option_may_mean_infinity() -> None:
+    class Sea(Spec):
+        depth: float = option(math.inf, "metres", gt=0, finite=False)
+
+    assert Sea().depth == math.inf
 
 
 def test_valid_values_are_kept() -> None:

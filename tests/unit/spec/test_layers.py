@@ -13,8 +13,10 @@ from pages import cases, whole
 from spec_fakes import Pick, Step, check_overrides
 
 from moekit.errors import SpecError
+from moekit.registry import current
 from moekit.spec import load
 from moekit.spec.layers import parse_overrides
+from moekit.spec.places import Tree
 
 Write = Callable[[str, str], str]
 
@@ -152,6 +154,11 @@ def test_a_file_that_cannot_be_read_is_reported_with_its_line(given: str, expect
         load("mine.yaml")
 
 
+def overridden(*texts: str) -> Tree:
+    (layer,) = parse_overrides(texts, current())
+    return layer
+
+
 def test_overrides_become_one_tree_whatever_their_order() -> None:
     texts = ["m.r.bias=false", "m.r.use=blend", "a.b={use: x}", "c=", "d=null", "e=[1, two]", "f=a=b"]
     expected = {
@@ -162,19 +169,28 @@ def test_overrides_become_one_tree_whatever_their_order() -> None:
         "e": [1, "two"],
         "f": "a=b",
     }
-    assert parse_overrides(texts).data == expected
-    assert parse_overrides(reversed(texts)).data == expected
+    assert overridden(*texts).data == expected
+    assert overridden(*reversed(texts)).data == expected
 
 
 def test_the_later_of_two_overrides_counts() -> None:
-    assert parse_overrides(["a.b=1", "a.b=2"]).data == {"a": {"b": 2}}
-    assert parse_overrides(["r.use=pick", "r.top_k=2", "r.use=blend"]).data == {"r": {"use": "blend"}}
+    assert overridden("a.b=1", "a.b=2").data == {"a": {"b": 2}}
+    assert overridden("r.use=pick", "r.top_k=2", "r.use=blend").data == {"r": {"use": "blend"}}
 
 
 def test_places_of_an_override() -> None:
-    tree = parse_overrides(["a.b={c: 1}"])
+    tree = overridden("a.b={c: 1}")
     assert {str(place) for place in tree.places.values()} == {"command line"}
     assert set(tree.places) == {("a",), ("a", "b"), ("a", "b", "c")}
+
+
+def test_a_text_that_cannot_be_parsed_survives_the_merging_of_overrides() -> None:
+    assert overridden("a.b=${", "a.c=1", "a.d=[1, '${x']").data == {"a": {"b": "${", "c": 1, "d": [1, "${x"]}}
+
+
+def test_an_override_of_a_part_of_a_reference_begins_another_layer() -> None:
+    layers = parse_overrides(["a=${b}", "c=1", "a.d=2", "e=3"], current())
+    assert [layer.data for layer in layers] == [{"a": "${b}", "c": 1}, {"a": {"d": 2}, "e": 3}]
 
 
 OVERRIDES = r"""

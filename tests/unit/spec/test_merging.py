@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from moekit.spec.merging import merge
-from moekit.spec.places import Place, Tree
+from moekit.registry import current
+from moekit.spec.merging import Merged
+from moekit.spec.places import Place
 from moekit.spec.yaml_text import read
 
 
-def merged(base: str, over: str) -> object:
-    return merge(read(base, "base"), read(over, "over")).data
+def merge(*layers: str) -> Merged:
+    return Merged(current(), [read(text, f"layer {i}") for i, text in enumerate(layers)])
+
+
+def merged(*layers: str) -> object:
+    return merge(*layers).plain().data
 
 
 @pytest.mark.parametrize(
@@ -27,6 +32,14 @@ def merged(base: str, over: str) -> object:
         ("{r: {use: pick, top_k: 2}}", "{r: blend}", {"r": {"use": "blend"}}),
         ("{r: {use: pick, top_k: 2}}", "{r: pick}", {"r": {"use": "pick", "top_k": 2}}),
         ("{r: pick}", "{r: {top_k: 4}}", {"r": {"use": "pick", "top_k": 4}}),
+        ("{r: pick}", "{r: [1]}", {"r": [1]}),
+        ("{r: {use: pick}}", "{r: [1]}", {"r": [1]}),
+        ("{a: [1]}", "{a: {b: 1}}", {"a": {"b": 1}}),
+        ("{a: 1}", "{a: '???'}", {"a": "???"}),
+        ("{a: {b: 1}}", "{a: '???'}", {"a": "???"}),
+        ("{a: '???'}", "{a: {b: 1}}", {"a": {"b": 1}}),
+        ("{r: {use: pick, top_k: 2}}", "{r: '${x}'}", {"r": "${x}"}),
+        ("{r: {use: '${x}', top_k: 2}}", "{r: {use: pick}}", {"r": {"use": "pick"}}),
         ("{r: pick}", "{r: {use: blend, bias: false}}", {"r": {"use": "blend", "bias": False}}),
         ("{r: {use: pick, top_k: 2}}", "{r: {use: null}}", {"r": {"use": None}}),
         ("{m: {use: tower, moe: {r: pick}}}", "{m: {use: stack}}", {"m": {"use": "stack"}}),
@@ -44,26 +57,25 @@ def test_namesakes_are_not_one_component(with_acme: None) -> None:
     assert merged("{r: {use: pick, top_k: 2}}", "{r: {use: acme/pick}}") == {"r": {"use": "acme/pick"}}
 
 
-def test_neither_tree_is_changed() -> None:
-    base, over = read("{a: {b: 1}, r: {use: pick}}", "base"), read("{a: {c: 2}, r: blend}", "over")
-    merge(base, over)
+def test_layers_are_not_changed() -> None:
+    base, over = read("{a: {b: 1}, r: {use: pick}}", "base"), read("{a: {c: 2}, r: blend, x: '${'}", "over")
+    Merged(current(), [base, over])
     assert base.data == {"a": {"b": 1}, "r": {"use": "pick"}}
-    assert over.data == {"a": {"c": 2}, "r": "blend"}
+    assert over.data == {"a": {"c": 2}, "r": "blend", "x": "${"}
     assert base.places[("r", "use")] == Place("base", 1)
 
 
 def test_places_follow_the_values() -> None:
-    base = read("r:\n  use: pick\n  top_k: 2\na:\n  b: 1\n", "base")
-    over = read("a:\n  c: 1\nr: {use: blend}\n", "over")
-    places = merge(base, over).places
-    assert places[("a",)] == Place("over", 1)
-    assert places[("a", "b")] == Place("base", 5)
-    assert places[("r", "use")] == Place("over", 3)
+    places = merge("r:\n  use: pick\n  top_k: 2\na:\n  b: 1\n", "a:\n  c: 1\nr: {use: blend}\n").places
+    assert places[("a",)] == Place("layer 1", 1)
+    assert places[("a", "b")] == Place("layer 0", 5)
+    assert places[("r", "use")] == Place("layer 1", 3)
     assert ("r", "top_k") not in places
 
 
-def test_an_empty_base_takes_everything() -> None:
-    assert merge(Tree({}), read("{a: 1}", "over")).data == {"a": 1}
+def test_references_are_merged_as_they_are_written() -> None:
+    assert merged("{a: '${b}', c: {d: '${.e}'}}", "{a: [1], c: {e: 2}}") == {"a": [1], "c": {"d": "${.e}", "e": 2}}
+    assert merged("{a: {b: 1}}", "{a: '${c}'}") == {"a": "${c}"}
 
 
 def test_a_strategy_with_options_is_replaced_by_a_name() -> None:
@@ -71,3 +83,29 @@ def test_a_strategy_with_options_is_replaced_by_a_name() -> None:
     sharded = "trainer: {strategy: {use: sharded, ep: 2}}"
     assert merged(sharded, "trainer: {strategy: auto}") == {"trainer": {"strategy": {"use": "auto"}}}
     assert merged(sharded, "trainer: {strategy: sharded}") == {"trainer": {"strategy": {"use": "sharded", "ep": 2}}}
+
+
+def test_a_mapping_over_a_reference_waits_for_all_layers() -> None:
+    layers = merge("a: {i: '${n}'}\nn: {x: 1}", "a:\n  i: {y: 2}", "n: {x: 3}")
+    assert layers.plain().data == {"a": {"i": "${n}"}, "n": {"x": 3}}
+    ((path, held),) = layers.over.items()
+    assert path == ("a", "i")
+    assert [layer.data for layer in held] == [{"a": {"i": {"y": 2}}}]
+    assert held[0].places == {("a", "i"): Place("layer 1", 2), ("a", "i", "y"): Place("layer 1", 2)}
+
+
+def test_a_mapping_over_a_reference_that_is_replaced_is_dropped() -> None:
+    layers = merge("a: {i: '${n}'}", "a: {i: {y: 2}}", "a: {i: 3}")
+    assert layers.over == {}
+    assert layers.plain().data == {"a": {"i": 3}}
+
+
+def test_a_text_that_cannot_be_parsed_does_not_spoil_the_others() -> None:
+    layers = merge("{a: '${', b: ['${c', '${a}'], c: '${x y'}", "{c: 3}")
+    assert layers.unread == {("a",): "${", ("b", 0): "${c"}
+    assert layers.plain().data == {"a": "${", "b": ["${c", "${a}"], "c": 3}
+
+
+@pytest.mark.parametrize("text", ["${" * 900 + "}" * 900, "${a}" * 2000])
+def test_a_text_that_takes_long_to_parse_is_not_parsed(text: str) -> None:
+    assert merge(f"a: '{text}'").unread == {("a",): text}

@@ -35,7 +35,6 @@ def read(value: object, hint: object, info: FieldInfo = INFO) -> tuple[object, l
         (-1e3, int, -1000),
         (3, float, 3.0),
         ("1e-4", float, 1e-4),
-        (math.inf, float, math.inf),
         (True, bool, True),
         ("yes", bool, True),
         ("false", bool, False),
@@ -74,6 +73,16 @@ def test_values_convert_where_nothing_is_lost(value: object, hint: object, out: 
     [
         (2.5, int, "x: 2.5 is not an integer"),
         (math.inf, int, "x: inf is not an integer"),
+        (math.inf, float, "x: inf is not finite"),
+        (-math.inf, float | None, "x: -inf is not finite"),
+        ("inf", float, "x: inf is not finite"),
+        ([0.5, math.inf], list[float], "x[1]: inf is not finite"),
+        ({"a": [1, math.inf], "b": math.nan}, dict[str, Any], "a[1]: inf is not finite; b: nan is not finite"),
+        (2**64, int, f"x: {2**64} is out of range"),
+        pytest.param(10**5000, int, "x: an integer of thousands of digits is out of range", id="5000 digits"),
+        ("???", int, "x: the recipe leaves this open ('???')"),
+        ({"a": ["???"]}, dict[str, Any], "a[0]: the recipe leaves this open ('???')"),
+        ({1: 2}, dict[str, Any], "x: a mapping has key 1, which is not text"),
         (True, int, "x: true is not an integer"),
         (False, float, "x: false is not a number"),
         (10**400, float, f"x: {'1' + '0' * 56}... is not a number"),
@@ -101,6 +110,13 @@ def test_values_that_do_not_fit_are_reported(value: object, hint: object, proble
     got, problems = read(value, hint)
     assert got is BROKEN
     assert "; ".join(problems) == problem
+
+
+def test_an_option_may_mean_infinity() -> None:
+    info = FieldInfo("option", "a bound", gt=0, finite=False)
+    assert read(math.inf, float, info) == (math.inf, [])
+    assert read(-math.inf, float, info) == (BROKEN, ["x: -inf is out of range"])
+    assert read(math.nan, float, info) == (BROKEN, ["x: nan is not a number"])
 
 
 def test_ranges_hold_for_every_item() -> None:

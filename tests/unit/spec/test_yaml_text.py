@@ -187,6 +187,7 @@ $ "model: {use: tower, width: !!int x}\n"  # bad int
 $ "model: &m {use: tower, moe: *m}\n"  # recursive
 nested too deeply, or an alias that holds itself
   in mine.yaml
+  expected at most 50 levels
 
 $ "model: &m {use: tower, width: 1}\ndata:\n  <<: *m\n"  # merge key
 '<<' is not supported

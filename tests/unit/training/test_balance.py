@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -16,6 +16,7 @@ from moekit import Batch, MoELayer, load
 from moekit.spec.kinds import MoE
 from moekit.training import BalanceStep, LitMoE
 from moekit.training.balance import max_violation
+from moekit.training.metrics import load_metrics
 
 Tree = dict[str, Any]
 BIAS: Tree = {"bias": {"use": "sign_bias", "rate": 0.01}}
@@ -216,6 +217,20 @@ def test_loads_are_summed_over_the_given_group(holder: Holder, monkeypatch: pyte
     assert seen is not None and groups == [some]
     assert seen.load_E["one"].tolist() == [4, 2, 0, 0] and seen.load_E["two"].tolist() == [0, 0, 2, 0]
     assert (int(seen.dropped["one"]), int(seen.tokens["one"])) == (2, 6)
+
+
+def test_lost_tokens_are_summed_over_layers_and_divided_by_all_tokens(holder: Holder) -> None:
+    """None, of a dispatcher that drops nothing, counts as 0."""
+    balance = BalanceStep(holder)
+    balance.observe(
+        {"one": replace(report([0] * 5, dropped=3), dropped_tokens=torch.tensor(3)), "two": report([1] * 5)}
+    )
+    balance.observe({"one": replace(report([0] * 2, dropped=1), dropped_tokens=torch.tensor(1))})
+    seen = balance.step()
+    assert seen is not None
+    assert {name: int(count) for name, count in seen.dropped_tokens.items()} == {"one": 4, "two": 0}
+    assert float(seen.dropped_tokens_fraction()) == pytest.approx(4 / 12)
+    assert load_metrics(seen, ["one", "two"])["train/dropped_tokens"] == pytest.approx(4 / 12)
 
 
 def test_the_dropped_fraction_is_0_without_pairs(holder: Holder) -> None:

@@ -31,8 +31,8 @@ def test_scores_are_printed_with_those_of_the_dense_model() -> None:
 def outcome(seconds: float, values: list[float]) -> Outcome:
     return Outcome(
         label="m", folder=Path("runs/m/1"), steps=10, tokens=1000.0, seconds=seconds, train={}, max_violation=None,
-        validation={"bits_per_byte": values[-1]}, dropped=None, stopped_after=None, total=9, active=3,
-        curve=([seconds * (i + 1) / len(values) for i in range(len(values))], values),
+        validation={"bits_per_byte": values[-1]}, dropped=None, dropped_tokens=None, stopped_after=None,
+        total=9, active=3, curve=([seconds * (i + 1) / len(values) for i in range(len(values))], values),
     )  # fmt: skip
 
 

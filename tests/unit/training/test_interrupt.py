@@ -159,6 +159,20 @@ def test_ranks_stop_together_whichever_got_the_signal(
     assert after.agree(cast(Any, both)) == after.signal == agreed  # arrived after the last step
 
 
+def test_a_signal_during_the_agreement_stops_the_next_step() -> None:
+    """Python runs a handler between two lines, so also after the reduction and before its result is read."""
+    stop, both = StopOnInterrupt(lambda line: None), Ranks(0)
+
+    class Interrupted(Ranks):
+        def reduce(self, tensor: Tensor, reduce_op: str) -> Tensor:
+            reduced = super().reduce(tensor, reduce_op)
+            stop.signal = signal.SIGTERM  # what the handler does
+            return reduced
+
+    assert stop.agree(cast(Any, Interrupted(0))) is None  # the other rank cannot know yet
+    assert stop.agree(cast(Any, both)) == signal.SIGTERM
+
+
 def test_handlers_do_not_change_in_another_thread() -> None:
     """Python allows handlers only in the main thread; a run in another thread, as in a notebook, must not fail."""
     wrong: list[BaseException] = []

@@ -12,7 +12,10 @@ from typing import Any, cast
 import lightning as L
 import pytest
 import torch
-from training_helpers import tensors, trainer
+from fake_ranks import as_rank
+from omegaconf import OmegaConf
+from states import assert_same_tensors, tensors
+from training_helpers import trainer
 
 from moekit import DataError, MoELayer, SpecError, load, to_plain
 from moekit.checkpoints.format import map_leaves
@@ -94,13 +97,11 @@ def test_a_resumed_run_repeats_an_uninterrupted_one_bit_for_bit(
     assert list(resumed_losses.seen) == [7, 8, 9, 10, 11, 12]
     assert resumed_losses.seen == {step: loss for step, loss in whole_losses.seen.items() if step > 6}
     assert saving.seen == {step: loss for step, loss in whole_losses.seen.items() if step <= 7}
-    for a, b in (
-        (whole.state_dict(), resumed.state_dict()),
-        (first.optimizers[0].state_dict(), second.optimizers[0].state_dict()),
-    ):
-        found, expected = tensors(b), tensors(a)
-        assert len(found) == len(expected) > 3
-        assert all(torch.equal(x, y) for x, y in zip(found, expected, strict=True))
+    found, expected = (
+        tensors({"model": module.state_dict(), "optimizer": each.optimizers[0].state_dict()})
+        for module, each in ((resumed, second), (whole, first))
+    )
+    assert_same_tensors(found, expected, more_than=32, keep=tmp_path / "different.pt")
     assert whole.clock.tokens == resumed.clock.tokens
 
 
@@ -110,6 +111,17 @@ class StopAt(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         trainer.should_stop = trainer.global_step == self.step
+
+
+def test_ranks_leave_their_process_group_when_python_exits(recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr("moekit.training.module.leave_process_group_at_exit", lambda: asked.append(True))
+    module = LitMoE(recipe())
+    module.setup("fit")
+    assert asked == []
+    with as_rank(1):
+        module.setup("fit")
+    assert asked == [True]
 
 
 def test_jitter_is_a_function_of_the_micro_batch(recipe: Make) -> None:
@@ -168,17 +180,16 @@ def test_a_checkpoint_is_plain_data_and_restores_the_module(recipe: Make, tmp_pa
     assert optimizer["state"].keys() == names == {n for group in optimizer["param_groups"] for n in group["params"]}
     again = LitMoE.load_from_checkpoint(tmp_path / "step-00000003")
     assert again.recipe == module.recipe
-    assert all(
-        torch.equal(a, b) for a, b in zip(tensors(again.state_dict()), tensors(module.state_dict()), strict=True)
-    )
+    assert_same_tensors(tensors(again.state_dict()), tensors(module.state_dict()), more_than=3)
 
 
-def test_a_module_can_be_made_from_a_recipe_a_name_a_file_or_a_mapping(recipe: Make, tmp_path: Path) -> None:
-    from moekit.spec import dump
+def test_a_module_can_be_made_from_a_recipe_a_name_a_file_a_mapping_or_a_config(recipe: Make, tmp_path: Path) -> None:
+    from moekit.spec import dump, to_config
 
     spec = load(recipe())
     (tmp_path / "mine.yaml").write_text(dump(spec))
-    for source in (spec, recipe(), tmp_path / "mine.yaml", str(tmp_path / "mine.yaml")):
+    part = OmegaConf.create({"seed": spec.seed, "run": {**to_plain(spec), "seed": "${seed}"}}).run
+    for source in (spec, recipe(), tmp_path / "mine.yaml", str(tmp_path / "mine.yaml"), to_config(spec), part):
         assert LitMoE(source).recipe == spec
     assert LitMoE("jacobs1991").recipe.model.gives == "mixture"
 
@@ -194,6 +205,23 @@ def test_validation_changes_no_balancer_and_no_load(recipe: Make) -> None:
     assert often.step_load is not None and never.step_load is not None
     (load_a,), (load_b,) = often.step_load.load_E.values(), never.step_load.load_E.values()
     assert torch.equal(load_a, load_b)
+
+
+def test_a_batch_ramp_trains_on_growing_batches_and_counts_their_tokens(recipe: Make) -> None:
+    class Sizes(L.Callback):
+        def __init__(self) -> None:
+            self.seen: list[int] = []
+
+        def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, i: int) -> None:
+            self.seen.append(len(batch.inputs))
+
+    sizes, tree = Sizes(), recipe(batch_ramp={"first": 0.5, "steps": 2})
+    batch, seq = tree["data"]["batch"], tree["data"]["seq"]
+    module = LitMoE(tree)
+    t = trainer(4, log_every_n_steps=1, callbacks=[sizes])
+    t.fit(module)
+    assert sizes.seen == [round(share * batch) for share in (0.5, 0.75, 1, 1)]
+    assert module.logged["tokens"] == sum(sizes.seen) * seq
 
 
 def test_the_last_step_is_validated_and_logged_whatever_the_intervals(recipe: Make) -> None:

@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor, Shard
 from moekit import load
 from moekit.contracts import Model
 from moekit.errors import CheckpointError
-from moekit.layer import MoELayer
+from moekit.moe_layer import MoELayer
 from moekit.parallel.mesh import world_mesh
 from moekit.parallel.sharding import shard
 from moekit.registry import build

@@ -6,10 +6,11 @@ import warnings
 from pathlib import Path
 
 import pytest
+import torch
 
 from moekit import SpecError, load
 from moekit.training.run.folder import RunFolder
-from moekit.training.run.prepare import make_trainer, quiet, trainer_options
+from moekit.training.run.prepare import default_precision, make_trainer, quiet, trainer_options
 from moekit_optimizers.adafactor import Adafactor
 
 
@@ -23,6 +24,26 @@ def test_trainer_options_have_defaults_for_a_run_in_steps() -> None:
     assert options["log_every_n_steps"] == 4
     assert options["precision"] == "16-mixed"
     assert options["devices"] == 1
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "capability", "expected"),
+    [
+        ("auto", (9, 0), "bf16-mixed"),
+        ("gpu", (8, 0), "bf16-mixed"),
+        ("auto", (7, 5), "32-true"),  # T4: torch emulates bf16, and reports that as support
+        ("cuda", (7, 0), "32-true"),
+        ("cpu", (9, 0), "32-true"),
+        ("auto", None, "32-true"),
+    ],
+)
+def test_the_default_precision_is_bf16_only_on_gpus_that_compute_in_it(
+    accelerator: str, capability: tuple[int, int] | None, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    assert default_precision(accelerator) == expected
 
 
 def test_a_validation_within_a_step_is_rejected() -> None:

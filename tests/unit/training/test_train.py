@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import torch.distributed as dist
 from rich.console import Console
 from torch import nn
@@ -74,6 +75,23 @@ class Scored(Silent):
 )
 def test_data_with_scores_evaluates_the_model(data: Data | None, line: str) -> None:
     out = StringIO()
-    found = evaluate(data, nn.Identity(), "tiny", Console(file=out))  # type: ignore[arg-type]
+    found = evaluate(data, nn.Identity(), "tiny", Console(file=out), torch.device("cpu"))  # type: ignore[arg-type]
     assert found == ({"bleu": 12.3456, "scored_pairs": 1256.0} if line else {})
     assert out.getvalue() == line
+
+
+def test_a_model_is_scored_on_the_device_that_it_was_trained_on() -> None:
+    places: list[str] = []
+
+    class Placed(nn.Module):
+        def to(self, device: Any) -> Placed:  # type: ignore[override]
+            places.append(str(device))
+            return self
+
+    class Where(Silent):
+        def scores(self, model: Model) -> dict[str, float]:
+            places.append("scored")
+            return {}
+
+    evaluate(Where(), Placed(), "tiny", Console(file=StringIO()), torch.device("cuda", 1))  # type: ignore[arg-type]
+    assert places == ["cuda:1", "scored", "cpu"]

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, IterableDataset
 
-from moekit import Batch, Data, DataError, Source
+from moekit import Batch, Data, DataError, MoekitError, Source
+from moekit.spec.recipe import BatchRamp
 from moekit.training.data import ENDLESS, StepLoader, ValidationShard, batch_at, noise_seed, padding_like
 
 
@@ -26,6 +27,17 @@ class Noise(Data):
             yield Batch(torch.tensor([i]), torch.tensor([i]))
 
 
+class Rows(Noise):
+    """Batches of 20 rows, or of a share of them."""
+
+    def train_batch(self, generator: torch.Generator) -> Batch:
+        return self.partial_batch(generator, 1.0)
+
+    def partial_batch(self, generator: torch.Generator, share: float) -> Batch:
+        x = torch.randint(0, 2**40, (round(20 * share),), generator=generator)
+        return Batch(x, x)
+
+
 def take(loader: StepLoader, n: int) -> list[list[int]]:
     it = iter(loader)
     return [next(it).inputs.tolist() for _ in range(n)]
@@ -37,6 +49,31 @@ class Wrapped(IterableDataset[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:
         return iter(self.loader)
+
+
+RAMP = BatchRamp(first=0.2, steps=4)
+
+
+def test_a_batch_grows_in_a_straight_line_to_the_whole_batch_and_stays() -> None:
+    loader = StepLoader(Rows(), seed=5, accumulate=2, ramp=RAMP)
+    assert [len(rows) for rows in take(loader, 12)] == [4, 4, 8, 8, 12, 12, 16, 16, 20, 20, 20, 20]
+    assert [RAMP.share(step) for step in (0, 2, 4, 100)] == pytest.approx([0.2, 0.6, 1.0, 1.0])
+    assert take(StepLoader(Rows(), seed=5), 5)[4] == take(StepLoader(Rows(), seed=5, ramp=RAMP), 5)[4]
+
+
+def test_a_growing_batch_resumes_exactly() -> None:
+    """In the middle of a step of the ramp, too: a batch is a function of the step, and no state is kept."""
+    whole = take(StepLoader(Rows(), seed=5, accumulate=2, ramp=RAMP), 10)
+    first = StepLoader(Rows(), seed=5, accumulate=2, ramp=RAMP)
+    take(first, 3)
+    then = StepLoader(Rows(), seed=5, accumulate=2, ramp=RAMP)
+    then.load_state_dict(first.state_dict())
+    assert take(then, 7) == whole[3:]
+
+
+def test_data_whose_batches_have_one_size_refuses_to_grow() -> None:
+    with pytest.raises(MoekitError, match=r"Noise has batches of one size, so its batch cannot grow\n  expected batch"):
+        take(StepLoader(Noise(), seed=5, ramp=RAMP), 1)
 
 
 def test_a_step_loader_in_worker_processes_is_rejected() -> None:

@@ -1,4 +1,4 @@
-"""Helpers of the training tests: a Trainer for a few steps, the tensors in a tree, a layer's report."""
+"""Helpers of the training tests: a Trainer for a few steps, a layer's report."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor
 
 from moekit import LayerReport, LossTerm, TokenChoice
 
@@ -30,15 +29,6 @@ def trainer(steps: int, folder: Path | None = None, **options: Any) -> L.Trainer
             **options,
         }
     )
-
-
-def tensors(tree: Any) -> list[Tensor]:
-    """The tensors in nested dicts, lists and tuples, in the order of keys."""
-    if isinstance(tree, Tensor):
-        return [tree]
-    if isinstance(tree, dict):
-        return [t for key in sorted(tree, key=str) for t in tensors(tree[key])]
-    return [t for item in tree for t in tensors(item)] if isinstance(tree, list | tuple) else []
 
 
 def report(experts: list[int], E: int = 4, dropped: int = 0, losses: dict[str, LossTerm] | None = None) -> LayerReport:

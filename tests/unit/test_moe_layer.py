@@ -20,8 +20,16 @@ from moekit import (
     Router,
     Routing,
     TokenChoice,
+    build,
 )
-from moekit.layer import run_on_all
+from moekit.moe_layer import run_on_all
+from moekit.spec.fields import ConflictError
+from moekit.spec.kinds import BalancerSpec, RouterSpec
+from moekit_balancers.cv_squared import CVSquared
+from moekit_balancers.load_balance import LoadBalance
+from moekit_balancers.sign_bias import SignBias
+from moekit_routers.dense import Dense
+from moekit_routers.topk import TopK
 
 D, E = 3, 2
 
@@ -142,13 +150,29 @@ def test_a_spec_instead_of_a_module_raises() -> None:
         MoELayer(router=FirstExpert(), experts=Scale([2.0]), dispatcher=LayerDims(dim=D, num_experts=E))  # type: ignore[arg-type]
 
 
-def test_a_router_that_returns_no_routing_raises() -> None:
-    class Says(FirstExpert):
-        def forward(self, *args: object, **options: object) -> TokenChoice:
-            return {}  # type: ignore[return-value]
-
-    with pytest.raises(TypeError, match="Says returned dict; expected a Routing"):
-        MoELayer(router=Says(), experts=Scale([2.0]), dispatcher=PerToken())(torch.randn(4, D))
+@pytest.mark.parametrize(
+    ("router", "balancer", "message"),
+    [
+        (
+            TopK(top_k=1),
+            CVSquared(of="load"),
+            "balancer 'b': of=load needs a differentiable load, which TopK does not give",
+        ),
+        (Dense(), LoadBalance(), r"^Dense routes by 'soft', but balancer 'b' \(LoadBalance\) takes token_choice$"),
+        (Dense(), SignBias(), "balancer 'b' .* gives a selection bias, but router Dense takes none"),
+    ],
+)
+def test_a_balancer_that_does_not_fit_the_router_raises_in_a_layer_built_by_hand(
+    router: RouterSpec, balancer: BalancerSpec, message: str
+) -> None:
+    dims = LayerDims(dim=D, num_experts=E)
+    with pytest.raises(ConflictError, match=message):
+        MoELayer(
+            router=build(router, dims),
+            experts=Scale([2.0, 3.0]),
+            dispatcher=PerToken(),
+            balancers={"b": build(balancer, dims)},
+        )
 
 
 def test_step_reaches_every_balancer() -> None:

@@ -1,7 +1,8 @@
-"""MoELayer: calls router, dispatcher, experts and balancers, and returns a report. Nothing else happens here."""
+"""MoELayer: calls router, dispatcher, experts and balancers, checks what they return, and returns a report."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import cast
@@ -11,9 +12,18 @@ from torch import Tensor, nn
 
 from moekit.contracts import BalanceContext, Balancer, Dispatcher, ExpertBank, LayerDims, LayerReport, Router
 from moekit.contracts.layer import UniformGroups
+from moekit.contracts.returned import (
+    check_bias,
+    check_dispatched,
+    check_loss_term,
+    check_routing,
+    check_routing_values,
+)
+from moekit.errors import MoekitError
 from moekit.registry import build
-from moekit.routing import Routing
-from moekit.spec.kinds import MoE
+from moekit.spec.diffing import text_of
+from moekit.spec.fields import ConflictError, Spec
+from moekit.spec.kinds import BalancerSpec, MoE, RouterSpec, balancer_conflicts
 
 
 class MoELayer(nn.Module):
@@ -26,9 +36,15 @@ class MoELayer(nn.Module):
         balancers: add losses and a selection bias; by name, in the order in which losses are reported.
         shared: shared experts, whose ungated outputs are added for every token.
 
+    Attributes:
+        check_values: whether ``forward`` also checks the values of a routing (indices in range, no pair twice, no NaN
+            in a gate), which reads the device. Initially, whether ``MOEKIT_CHECK=1`` is set; ``LitMoE`` sets it for the
+            first step of a run.
+
     Raises:
         TypeError: a component is not a module, but for example its spec.
         ValueError: a balancer is named ``router``.
+        ConflictError: a balancer does not fit the router, by the specs that both have as their attribute ``spec``.
     """
 
     def __init__(
@@ -55,6 +71,9 @@ class MoELayer(nn.Module):
         self.dispatcher = dispatcher
         self.balancers: Mapping[str, Balancer] = cast("Mapping[str, Balancer]", nn.ModuleDict(dict(balancers or {})))
         self.shared = shared
+        self.check_values = os.environ.get("MOEKIT_CHECK", "") not in ("", "0")
+        if conflicts := self._conflicts():
+            raise ConflictError(*conflicts)
         self.spec: MoE | None = None  # the spec that it was built from, if any
 
     @classmethod
@@ -63,6 +82,7 @@ class MoELayer(nn.Module):
 
         Raises:
             TypeError: ``spec`` is not an ``MoE``, but for example a mapping or a name.
+            MoekitError: ranks are to share experts that are not stacked weights.
         """
         given: object = spec  # users without a type checker may pass anything
         if not isinstance(given, MoE):
@@ -71,6 +91,9 @@ class MoELayer(nn.Module):
         dims = LayerDims(dim=dim, num_experts=spec.experts.count, out_dim=out_dim)
         dispatcher = build(spec.dispatcher, dims)
         held = dims.num_experts if dispatcher.local_experts is None else len(dispatcher.local_experts)
+        if held < dims.num_experts:
+            with torch.device("meta"):
+                check_stacked(build(spec.experts, dims))
         layer = cls(
             router=build(spec.router, dims),
             experts=build(replace(spec.experts, count=held), replace(dims, num_experts=held)),
@@ -80,6 +103,13 @@ class MoELayer(nn.Module):
         )
         layer.spec = spec
         return layer
+
+    def extra_repr(self) -> str:
+        """Its parts with the options that are not at their default, as ``print(layer)`` shows them."""
+        of = self if self.spec is None else self.spec
+        parts = {"router": of.router, "experts": of.experts, "dispatcher": of.dispatcher, "shared": of.shared}
+        named = {n: getattr(part, "spec", part) for n, part in {**parts, **dict(of.balancers)}.items()}
+        return "\n".join(f"{name}: {text_of(spec)}" for name, spec in named.items() if isinstance(spec, Spec))
 
     def forward(self, x: Tensor, *, valid: Tensor | None = None) -> tuple[Tensor, LayerReport]:
         """Runs the layer.
@@ -93,17 +123,20 @@ class MoELayer(nn.Module):
 
         Raises:
             ValueError: ``valid`` is not bool or not of ``x``'s shape; router and experts differ in number.
-            TypeError: the router did not return a ``Routing``.
+            PluginError: what a component returned has another shape or dtype than its interface says; with
+                ``check_values``, or values that it must not have.
         """
         if valid is not None and (valid.dtype != torch.bool or valid.shape != x.shape[:-1]):
             found, expected = f"{valid.dtype} {list(valid.shape)}", f"torch.bool {list(x.shape[:-1])}"
             raise ValueError(f"valid is {found}; expected {expected}, True where x holds a token")
         x_TD = x.reshape(-1, x.shape[-1])
         valid_T = None if valid is None else valid.reshape(-1)
-        routing = self.router(x_TD, valid_T=valid_T, selection_bias_E=self.selection_bias())
-        if not isinstance(routing, Routing):
-            raise TypeError(f"{type(self.router).__name__} returned {type(routing).__name__}; expected a Routing")
         here = self.dispatcher.local_experts
+        bias_E = self.selection_bias()
+        routing = self.router(x_TD, valid_T=valid_T, selection_bias_E=bias_E)
+        check_routing(self.router, routing, x_TD, valid_T)
+        if self.check_values:
+            check_routing_values(self.router, routing, x_TD)
         if self.experts.num_experts != (routing.num_experts if here is None else len(here)):
             local = "" if here is None else f", {len(here)} of them here"
             raise ValueError(
@@ -115,23 +148,45 @@ class MoELayer(nn.Module):
         finish = self.dispatcher.start(x_TD, routing, self.experts, num_sequences=num_sequences)
         shared_TO = None if self.shared is None else run_on_all(self.shared, x_TD)
         out = finish()
+        check_dispatched(self.dispatcher, out, x_TD, routing.num_experts, self.experts.out_dim)
         y_TO = out.y_TO if shared_TO is None else out.y_TO + shared_TO
         context = BalanceContext(num_sequences=num_sequences, training=self.training)
         terms = {name: balancer.loss(routing, context) for name, balancer in self.balancers.items()}
+        for name, term in terms.items():
+            check_loss_term(self.balancers[name], term)
         terms["router"] = routing.own_loss
         report = LayerReport(
             routing=routing,
             load_E=routing.load_E(),
             dropped=out.dropped,
+            dropped_tokens=out.dropped_tokens,
             losses={name: term for name, term in terms.items() if term is not None},
             expert_TEO=out.expert_TEO,
         )
         return y_TO.reshape(*x.shape[:-1], y_TO.shape[-1]), report
 
     def selection_bias(self) -> Tensor | None:
-        """The sum of the balancers' selection biases, or None if none has one."""
-        biases = [b for b in (balancer.selection_bias() for balancer in self.balancers.values()) if b is not None]
+        """The sum of the balancers' selection biases, or None if none has one.
+
+        Raises:
+            PluginError: a bias is not a float tensor ``[E]``.
+        """
+        biases = []
+        for balancer in self.balancers.values():
+            if (bias_E := balancer.selection_bias()) is not None:
+                if self.dispatcher.local_experts is None:  # else E is not known here
+                    check_bias(balancer, bias_E, self.experts.num_experts)
+                biases.append(bias_E)
         return torch.stack(biases).sum(0) if len(biases) > 1 else (biases[0] if biases else None)
+
+    def _conflicts(self) -> list[str]:
+        """Conflicts between the router's spec and the balancers', where they have one and all experts are here."""
+        router = getattr(self.router, "spec", None)
+        specs = {name: getattr(balancer, "spec", None) for name, balancer in self.balancers.items()}
+        known = {name: spec for name, spec in specs.items() if isinstance(spec, BalancerSpec)}
+        if not isinstance(router, RouterSpec) or self.dispatcher.local_experts is not None:
+            return []
+        return list(balancer_conflicts(router, self.experts.num_experts, known))
 
     def step(self, load_E: Tensor, *, progress: float = 0.0) -> None:
         """Updates the balancers' state. To be called once per optimizer step; see ``Balancer.step``."""
@@ -146,3 +201,18 @@ def run_on_all(experts: ExpertBank, x_TD: Tensor) -> Tensor:
         return cast(Tensor, experts(x_TD, UniformGroups(1, T)))
     y_NO: Tensor = experts(x_TD.repeat(E, 1), UniformGroups(E, E * T))
     return y_NO.reshape(E, T, experts.out_dim).sum(0)
+
+
+def check_stacked(experts: ExpertBank) -> None:
+    """Checks that ranks can share the experts of a module: a part of it is the same module with fewer experts.
+
+    Raises:
+        MoekitError: a parameter is not stacked over experts, as where experts differ.
+    """
+    for name, tensor in experts.named_parameters():
+        if tensor.shape[:1] != (experts.num_experts,):
+            raise MoekitError(
+                f"ranks cannot share the {experts.num_experts} experts of {type(experts).__name__}: '{name}' is "
+                f"{list(tensor.shape)}, not stacked over experts\n"
+                f"  expected ep=1, or weights of shape [{experts.num_experts}, ...] alone"
+            )

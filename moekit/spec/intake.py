@@ -1,0 +1,105 @@
+"""Python data and OmegaConf's configs as plain data."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from enum import Enum
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import ConfigKeyError
+
+from moekit.registry import Registry
+from moekit.spec.dumping import plain_value, to_plain
+from moekit.spec.fields import Spec
+from moekit.spec.places import LEFT_OPEN, Keys, Place, Report, Tree, check_size, found
+from moekit.spec.references import References
+from moekit.spec.values import BROKEN
+
+
+def plain_tree(value: Any, label: str = "", *, registry: Registry) -> Tree:
+    """Python data as a tree: a copy of mappings, lists, configs and specs as plain data.
+
+    A config that is a part of a larger one is resolved where it is; any other keeps its interpolations.
+
+    Args:
+        value: a mapping, a list, a spec, or a ``DictConfig`` or ``ListConfig``.
+        label: the source that messages name.
+        registry: the names of the components in a spec.
+
+    Raises:
+        SpecError: with every key that is not text, every value that is not plain data, and every interpolation of a
+            part of a config that cannot be resolved.
+    """
+    intake = _Intake(label, registry)
+    data = intake.value(value, ())
+    intake.report.raise_if_any()
+    return Tree(data, intake.places)
+
+
+class _Intake:
+    def __init__(self, label: str, registry: Registry) -> None:
+        self.label = label
+        self.registry = registry
+        self.places: dict[Keys, Place] = {}
+        self.report = Report(self.places)
+
+    def value(self, value: Any, path: Keys) -> Any:
+        self.places[path] = Place(self.label)
+        check_size(path, len(self.places), self.label)
+        if isinstance(value, Spec):
+            value = to_plain(value, registry=self.registry)
+        elif OmegaConf.is_config(value):
+            value = self.config(value, path)
+            if value is BROKEN:
+                return None
+        if isinstance(value, Mapping):
+            return {key: self.value(item, (*path, key)) for key, item in value.items() if self.is_name(key, path)}
+        if isinstance(value, list | tuple):
+            return [self.value(item, (*path, i)) for i, item in enumerate(value)]
+        if isinstance(value, Enum):
+            return value.name  # as OmegaConf has it
+        if value is None or isinstance(value, bool):
+            return value
+        if isinstance(value, str) and not _is_unicode(value):
+            self.report.add(path, f"{found(value)} holds half of a character", expected="text")
+            return None
+        for kind in (str, int, float):
+            if isinstance(value, kind):
+                return kind(value)
+        if isinstance(value, os.PathLike):
+            return os.fspath(value)
+        name = f"{path[-1]}: " if path else ""
+        expected = "text, a number, a list or a mapping"
+        self.report.add(path, f"{name}{found(value)} is not a plain value", expected=expected)
+        return None
+
+    def is_name(self, key: object, path: Keys) -> bool:
+        if not isinstance(key, str):
+            self.report.add(path, f"key {key!r} is not text", expected="a name, in quotes if need be")
+        return isinstance(key, str)
+
+    def config(self, config: Any, path: Keys) -> Any:
+        plain: Any = OmegaConf.to_container(config, resolve=False, enum_to_str=True)
+        try:
+            parent = OmegaConf.select(config, "..")
+        except ConfigKeyError:  # OmegaConf 2.3: there is none
+            parent = None
+        if parent is None or not isinstance(plain, dict | list):
+            return plain
+        references = References(config, self.report, if_open=LEFT_OPEN)
+        items = plain.items() if isinstance(plain, dict) else enumerate(plain)
+        found = [(key, references.value(config, key, item, (*path, key))) for key, item in items]
+        if any(item is BROKEN for _, item in found):
+            return BROKEN
+        return plain_value(dict(found) if isinstance(plain, dict) else [item for _, item in found])
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether no character is a lone surrogate, which no file can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

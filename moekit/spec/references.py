@@ -1,0 +1,197 @@
+"""``${data.vocab}``: a value given elsewhere in the spec. OmegaConf resolves it; what it cannot resolve is reported."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection
+from functools import cached_property
+from typing import Any, TypeGuard
+
+import omegaconf
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationKeyError, InterpolationToMissingValueError
+
+from moekit.errors import nearest
+from moekit.spec.places import LEFT_OPEN, MAX_DEPTH, MAX_NODES, Keys, Report, reject, show
+from moekit.spec.values import BROKEN
+
+MAX_STEPS = 2_000
+"""References that one spec may follow, those that lead to others counted again for each. A recipe follows two."""
+
+_KEY = r"[\w-]+(?:\.[\w-]+|\[\d+\])*"
+_TARGET = re.compile(rf"\$\{{\s*(\.*)({_KEY})\s*\}}")
+_MISSING_KEY = re.compile(r"Interpolation key '([^']*)' not found(?: \(resolved to '([^']*)'\))?")
+
+
+def is_reference(value: Any) -> TypeGuard[str]:
+    """Whether this is text with an interpolation in it."""
+    return isinstance(value, str) and "${" in value
+
+
+def escape(text: str) -> str:
+    """Text that resolves to ``text``, with every ``${`` in it literal."""
+    return re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", text)
+
+
+def register_resolver(name: str, function: Callable[..., Any]) -> None:
+    """Makes ``${name:...}`` call ``function``, in place of an earlier resolver of that name."""
+    old = omegaconf.__version__.startswith("2.3.")  # which has another function of the newer name
+    register = OmegaConf.register_new_resolver if old else OmegaConf.register_resolver
+    register(name, function, replace=True)
+
+
+class References:
+    """Resolves the interpolations of one tree.
+
+    Args:
+        tree: what they refer to. A default that is filled in before they are resolved counts.
+        report: receives the interpolations that cannot be resolved.
+        if_open: what a reference to a value that is left open (``???``) gives.
+    """
+
+    def __init__(self, tree: DictConfig, report: Report, if_open: Any = BROKEN) -> None:
+        self._tree = tree
+        self._report = report
+        self._if_open = if_open
+        self._targets: dict[Keys, list[Keys]] = {}
+        self._nearest = {"": ""}  # for a key that does not exist
+        self._open: list[tuple[Keys, str]] = []
+        self._steps_of: dict[Keys, int] = {}
+        self._steps = 0
+        self._count = 0
+
+    def value(self, config: Any, key: str | int, written: Any, path: Keys) -> Any:
+        """``config[key]`` as plain data, every interpolation in it resolved; ``BROKEN`` if one cannot be.
+
+        Args:
+            config: the node of the tree that holds the value.
+            key: the value's key or index there.
+            written: the value as plain data, not resolved.
+            path: path of the value in the spec.
+
+        Raises:
+            SpecError: the references repeat values without end.
+        """
+        if is_reference(written):
+            found = self.follow(config, key, written, path)
+            if isinstance(found, str) or not OmegaConf.is_config(found):
+                return found
+            config, written = found, OmegaConf.to_container(found)
+        elif isinstance(written, dict | list):
+            config = config[key]
+        else:
+            return written
+        self.count(len(written), path)
+        if isinstance(written, dict):
+            named = {name: self.value(config, name, item, (*path, name)) for name, item in written.items()}
+            return BROKEN if any(item is BROKEN for item in named.values()) else named
+        items = [self.value(config, i, item, (*path, i)) for i, item in enumerate(written)]
+        return BROKEN if any(item is BROKEN for item in items) else items
+
+    def follow(self, config: Any, key: str | int, text: str, path: Keys) -> Any:
+        """What ``text``, an interpolation at ``config[key]``, refers to; ``BROKEN`` if it cannot be resolved."""
+        targets = self._targets[path] = _targets(text, path)
+        self._count_steps(targets, path)
+        try:
+            return config[key]
+        except InterpolationToMissingValueError:
+            self._open.append((path, text))
+            return self._if_open
+        except InterpolationKeyError as error:
+            match = _MISSING_KEY.search(str(error))
+            whole = _TARGET.fullmatch(text.strip())
+            missing = show(targets[0]) if whole else (match[2] or match[1]) if match else ""
+            why = f"'{missing}' does not exist" if missing else _first_line(error)
+            if missing not in self._nearest:
+                self._nearest[missing] = nearest(missing, sorted(_paths(OmegaConf.to_container(self._tree))))
+            self._report.add(path, f"cannot resolve '{text}': {why}", nearest=self._nearest[missing])
+        except Exception as error:  # a resolver may raise anything
+            self._report.add(path, f"cannot resolve '{text}': {_first_line(error)}")
+        return BROKEN
+
+    def report_open(self) -> None:
+        """Reports the references to open values: for a report that says nothing of these values themselves."""
+        for path, text in self._open:
+            self._report.add(path, f"cannot resolve '{text}': it is left open ('{LEFT_OPEN}')")
+
+    def count(self, new: int, path: Keys) -> None:
+        """Counts values that references repeat.
+
+        Raises:
+            SpecError: they are too many, or nested too deeply.
+        """
+        self._count += new
+        if len(path) > MAX_DEPTH or self._count > MAX_NODES:
+            what = f"references repeat more than {MAX_NODES:,} values, or without end"
+            reject(what, at=path[:MAX_DEPTH], place=self._report.place(path))
+
+    def _count_steps(self, targets: list[Keys], path: Keys) -> None:
+        """Counts the references that OmegaConf follows to resolve one, before it does: they may double at each step."""
+        try:
+            self._steps += sum(1 + self._steps_to(target) for target in targets)
+        except RecursionError:
+            self._steps = MAX_STEPS + 1
+        if self._steps > MAX_STEPS:
+            what = f"references refer to others more than {MAX_STEPS:,} times"
+            reject(what, at=path, place=self._report.place(path))
+
+    def _steps_to(self, path: Keys) -> int:
+        """How many references must be followed to read the value at ``path``."""
+        if path not in self._steps_of:
+            self._steps_of[path] = 0  # of a circle, which OmegaConf reports
+            node = self._written
+            for end, key in enumerate(path, 1):
+                inside = isinstance(node, dict) or (isinstance(node, list) and isinstance(key, int) and key < len(node))
+                node = (node.get(key) if isinstance(node, dict) else node[key]) if inside else None
+                if is_reference(node):
+                    targets = [(*target, *path[end:]) for target in _targets(node, path[:end])]
+                    self._steps_of[path] = sum(1 + self._steps_to(target) for target in targets)
+                    break
+        return self._steps_of[path]
+
+    @cached_property
+    def _written(self) -> Any:
+        return OmegaConf.to_container(self._tree)
+
+    def is_news(self, path: Keys, problems: Collection[Keys]) -> bool:
+        """Whether the problem at ``path`` is its own: no value that it refers to has one. ``problems``: all paths."""
+        seen: set[Keys] = set()
+        waiting = [path]
+        while waiting and len(seen) < MAX_NODES:
+            for target in self._targets_of(waiting.pop()):
+                if target == path:
+                    return True  # a circle: every member is reported
+                if target not in seen and len(target) <= MAX_DEPTH:
+                    seen.add(target)
+                    waiting.append(target)
+        return not any(target in problems for target in seen)
+
+    def _targets_of(self, path: Keys) -> list[Keys]:
+        """The paths that the value at ``path`` repeats: it, or a part that contains it, is a reference."""
+        for end in range(len(path), 0, -1):
+            if path[:end] in self._targets:
+                return [(*target, *path[end:]) for target in self._targets[path[:end]]]
+        return []
+
+
+def _targets(text: str, path: Keys) -> list[Keys]:
+    """The paths that the references in ``text`` mean.
+
+    A leading dot is the mapping that contains ``path``, two dots the one above.
+    """
+    out: list[Keys] = []
+    for dots, keys in _TARGET.findall(text):
+        start = path[: max(0, len(path) - len(dots))] if dots else ()
+        out.append((*start, *(int(key) if key.isdigit() else key for key in re.findall(r"[\w-]+", keys))))
+    return out
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).split("\n", 1)[0][:300] or type(error).__name__
+
+
+def _paths(tree: Any, prefix: str = "") -> set[str]:
+    out: set[str] = set()
+    for key, value in tree.items() if isinstance(tree, dict) else ():
+        out |= {f"{prefix}{key}", *_paths(value, f"{prefix}{key}.")}
+    return out

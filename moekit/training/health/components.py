@@ -1,0 +1,163 @@
+"""What the components of a run return, checked; and, for an exception, in which component and plugin it was raised."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor, nn
+
+from moekit.component import Component
+from moekit.contracts import LossSum, ModelOutput
+from moekit.contracts.returned import reject
+from moekit.errors import PluginError
+from moekit.moe_layer import MoELayer
+from moekit.registry import current
+from moekit.spec.fields import Spec
+
+
+@contextmanager
+def values_checked(model: nn.Module) -> Iterator[None]:
+    """Within it, the mixture layers of a model also check the values of their routings."""
+    before = {module: module.check_values for module in model.modules() if isinstance(module, MoELayer)}
+    for layer in before:
+        layer.check_values = True
+    try:
+        yield
+    finally:
+        for layer, was in before.items():
+            layer.check_values = was
+
+
+def check_output(model: object, output: Any) -> None:
+    """Checks what a model returned.
+
+    Raises:
+        PluginError: it is not a ``ModelOutput`` with a float tensor ``y``.
+    """
+    if not isinstance(output, ModelOutput):
+        reject(model, "a ModelOutput", type(output).__name__)
+    y: object = output.y
+    if not isinstance(y, Tensor) or not y.is_floating_point():
+        reject(model, "a ModelOutput whose y is a float tensor", f"y = {type(y).__name__}")
+
+
+def check_loss(objective: object, loss: Any) -> None:
+    """Checks what an objective returned.
+
+    Raises:
+        PluginError: it is not a ``LossSum`` of 0-d tensors.
+    """
+    if not isinstance(loss, LossSum):
+        reject(objective, "a LossSum(total=..., count=...)", type(loss).__name__)
+    sums = {"total": loss.total, "count": loss.count}
+    for name, pair in loss.metrics.items():
+        if not isinstance(pair, tuple) or len(pair) != 2:
+            reject(
+                objective, "metrics of two 0-d tensors each, a sum and its denominator", f"metrics[{name!r}] = {pair!r}"
+            )
+        sums |= {f"metrics[{name!r}][{i}]": each for i, each in enumerate(pair)}
+    for name, value in sums.items():
+        if not isinstance(value, Tensor) or value.ndim:
+            found = f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else repr(value)
+            reject(objective, "a LossSum of 0-d tensors", f"{name} = {found}")
+
+
+def check_optimizer(spec: Spec, optimizer: Any) -> None:
+    """Checks what a recipe's optimizer was built into.
+
+    Raises:
+        PluginError: it is not a ``torch.optim.Optimizer``.
+    """
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise PluginError(f"{_name_of(spec)} returned {optimizer!r}\n  expected a torch.optim.Optimizer")
+
+
+def checked_schedule(spec: Spec, factor: Any) -> Callable[[int], float]:
+    """A recipe's schedule, which checks each factor that it returns.
+
+    Raises:
+        PluginError: it is not a function; or, when called, it does not return a finite number of at least 0.
+    """
+    name = _name_of(spec)
+    if not callable(factor):
+        raise PluginError(f"{name} returned {factor!r}\n  expected a function from a step to a factor of the rate")
+
+    def checked(step: int) -> float:
+        found = factor(step)
+        number = not isinstance(found, bool) and (isinstance(found, int | float) or getattr(found, "ndim", None) == 0)
+        if not number or not math.isfinite(found) or found < 0:
+            raise PluginError(f"{name} returned {found!r} for step {step}\n  expected a finite number of at least 0")
+        return float(found)
+
+    return checked
+
+
+def _name_of(spec: Spec) -> str:
+    component = current().component_of(spec)
+    return f"{component.kind} '{component.full_name}'"
+
+
+class NameComponent(Callback):
+    """Adds a note to an exception that ends training: the component in whose code it was raised, and its plugin."""
+
+    def on_exception(self, trainer: Any, pl_module: nn.Module, exception: BaseException) -> None:
+        """Adds the note, if a component's code was running."""
+        if note := raised_in(exception, pl_module):
+            exception.add_note(note)
+
+
+def raised_in(error: BaseException, module: nn.Module) -> str:
+    """``raised in model.blocks.0.ffn.router (BadRouter), plugin 'acme'``; empty for an exception of moekit's own.
+
+    The innermost call whose first argument is a module inside ``module`` gives the path; the innermost call into a
+    plugin's code, or into a module of a plugin's class, gives the plugin. Calls outside of ``module``'s own methods do
+    not count.
+    """
+    names = {id(each): name for name, each in module.named_modules() if name}
+    where = plugin = ""
+    for frame in _innermost_first(error):
+        first = _first_argument(frame)
+        if first is module:
+            break
+        place = names.get(id(first), "")
+        if place:
+            where = where or f"{place} ({type(first).__name__})"
+            plugin = plugin or _plugin_of(type(first).__module__)
+        plugin = plugin or _plugin_of(str(frame.f_globals.get("__name__", "")))
+        if plugin and where:
+            break
+    if not plugin:
+        return f"raised in {where}" if where else ""
+    return "raised in " + ", ".join(filter(None, [where, f"plugin '{plugin}'"]))
+
+
+def _innermost_first(error: BaseException) -> Iterator[FrameType]:
+    frames, trace = [], error.__traceback__
+    while trace is not None:
+        frames.append(trace.tb_frame)
+        trace = trace.tb_next
+    yield from reversed(frames)
+
+
+def _first_argument(frame: FrameType) -> Any:
+    code = frame.f_code
+    return frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
+
+
+def _plugin_of(module: str) -> str:
+    """The plugin that a Python module belongs to: of the target with the longest common path; empty if none has any."""
+
+    def shared(component: Component) -> int:
+        target = component.target if isinstance(component.target, str) else component.target.__module__
+        pairs = zip(target.partition(":")[0].split("."), module.split("."), strict=False)
+        return next((i for i, (a, b) in enumerate(pairs) if a != b), min(target.count(".") + 1, module.count(".") + 1))
+
+    known = current().components()
+    best = max(known, key=shared, default=None)
+    return best.plugin if best is not None and shared(best) and not module.startswith("moekit.") else ""
