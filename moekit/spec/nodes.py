@@ -11,7 +11,8 @@ from moekit.errors import nearest
 from moekit.registry import Registry
 from moekit.spec.fields import FieldInfo, Spec, fields_of, group_class, types_of
 from moekit.spec.hints import describe
-from moekit.spec.places import LEFT_OPEN, Keys, Place, Report, one_of, show
+from moekit.spec.imported import FOREIGN, Imported, is_import_path
+from moekit.spec.places import LEFT_OPEN, Keys, Place, Report, found, one_of, show
 from moekit.spec.recipe import Recipe
 from moekit.spec.values import BROKEN
 
@@ -101,7 +102,7 @@ class Mistakes:
             name,
             f"{node} has no option '{name}'",
             expected="" if node.use and names else one_of(names) if names else "no option at all",
-            nearest=inside[0] if inside else nearest(name, names),
+            nearest=inside[0] if inside else nearest(str(name), names),
             list_with=f"moekit show {node.use}" if node.use and names else "",
         )
 
@@ -138,3 +139,25 @@ class Mistakes:
     def _unsound(self, node: Node, name: str, what: str, **more: Any) -> None:
         node.sound = False
         self.broken((*node.path, name), what, **more)
+
+
+def class_node(mistakes: Mistakes, kind: str, config: DictConfig, value: dict[str, Any], path: Keys) -> Any:
+    """The node of a class named by its import path, in a slot of ``kind``; ``BROKEN`` if it has a mistake.
+
+    Its arguments are checked when the class is imported.
+    """
+    wrong = next((name for name in (*FOREIGN, "use") if name in value), "")
+    of = mistakes.registry.kind(kind)
+    if not of.imports:
+        here = (*path, wrong if wrong in FOREIGN else "class")
+        what = f"a {kind} cannot be a class by its import path"
+        return mistakes.broken(here, what, expected="use: <name>", list_with=f"moekit ls {of.plural}")
+    if wrong:
+        what = "'use' and 'class' exclude each other" if wrong == "use" else f"'{wrong}' is called 'class' here"
+        expected = "class: package.module.Name, and its arguments next to it"
+        return mistakes.broken((*path, wrong), what, expected=expected)
+    if not is_import_path(value["class"]):
+        what = f"class: {found(value['class'])} is not an import path"
+        return mistakes.broken((*path, "class"), what, expected="package.module.Name")
+    arguments = [name for name in value if name != "class"]
+    return Node(Imported, config, value, path, value["class"], options=arguments)

@@ -18,9 +18,9 @@ from moekit.errors import MoekitError, UnknownName
 from moekit.registry import Registry
 from moekit.spec.dumping import plain_value, to_plain
 from moekit.spec.fields import FieldInfo, Spec, default_of, fields_of, group_class, types_of
-from moekit.spec.imported import FOREIGN, Imported, is_import_path
+from moekit.spec.imported import FOREIGN
 from moekit.spec.merging import Merged
-from moekit.spec.nodes import Mistakes, Node
+from moekit.spec.nodes import Mistakes, Node, class_node
 from moekit.spec.places import LEFT_OPEN, Keys, Report, found
 from moekit.spec.references import References, is_reference
 from moekit.spec.values import BROKEN
@@ -180,7 +180,7 @@ class Planner:
             what = f"{kind}: {found(value)} is not a component"
             return self.mistakes.broken(path, what, expected=f"{{use: <{kind}>, ...}}", list_with=listing)
         if not value.keys().isdisjoint(("class", *FOREIGN)):
-            return self._imported(kind, config, value, path)
+            return class_node(self.mistakes, kind, config, value, path)
         at = (*path, "use") if "use" in value else path
         use = self._copy(config, "use", value.get("use"), at)
         if use is BROKEN or not self.mistakes.closed.isdisjoint((path, at)):
@@ -204,25 +204,6 @@ class Planner:
         except MoekitError as error:  # its plugin failed to load
             return self.mistakes.broken(at, str(error))
         return self.plan(component.spec_class(), config, value, path, use)
-
-    def _imported(self, kind: str, config: DictConfig, value: dict[str, Any], path: Keys) -> Any:
-        """The node of a class named by its import path; its arguments are checked when it is imported."""
-        wrong = next((name for name in (*FOREIGN, "use") if name in value), "")
-        of = self.registry.kind(kind)
-        if not of.imports:
-            here = (*path, wrong if wrong in FOREIGN else "class")
-            what = f"a {kind} cannot be a class by its import path"
-            return self.mistakes.broken(here, what, expected="use: <name>", list_with=f"moekit ls {of.plural}")
-        if wrong:
-            what = "'use' and 'class' exclude each other" if wrong == "use" else f"'{wrong}' is called 'class' here"
-            expected = "class: package.module.Name, and its arguments next to it"
-            return self.mistakes.broken((*path, wrong), what, expected=expected)
-        if not is_import_path(value["class"]):
-            what = f"class: {found(value['class'])} is not an import path"
-            return self.mistakes.broken((*path, "class"), what, expected="package.module.Name")
-        node = Node(Imported, config, value, path, value["class"])
-        node.options = [name for name in value if name != "class"]
-        return node
 
     def _map(self, kind: str, config: DictConfig, value: Any, path: Keys) -> Any:
         if not isinstance(value, dict):

@@ -10,14 +10,15 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 
+from moekit.parallel.launch import is_rank_zero
 from moekit.plugin import Plugin
 from moekit.registry import current
 from moekit.training.callbacks.checkpoint import SaveCheckpoints
 from moekit.training.callbacks.relay import HookRelay
 from moekit.training.module import LitMoE
 from moekit.training.run.events import EndedRun, ReportRow, RunInfo, StartingRun
-from moekit.training.run.metrics_log import Row
 from moekit.training.run.parts import check_callbacks
+from moekit.training.run.prepared import Prepared
 
 
 def run_starting(
@@ -44,29 +45,23 @@ def run_starting(
     callbacks[last:last] = [*run.callbacks, HookRelay(info, every, say)]
 
 
-def run_ended(
-    info: RunInfo,
-    module: LitMoE,
-    step: int,
-    rows: Mapping[int, Row],
-    console: Console,
-    failure: BaseException | None = None,
-) -> list[ReportRow]:
-    """Calls ``moekit_run_ended``; returns the rows of all plugins. A plugin that fails is reported.
+def run_ended(run: Prepared, console: Console, failure: BaseException | None = None) -> list[ReportRow]:
+    """Calls ``moekit_run_ended`` on rank 0; returns the rows of all plugins. A plugin that fails is reported.
 
     Args:
-        info, module: of the run.
-        step: optimizer steps so far.
-        rows: the logged metrics.
+        run: the run.
         console: for a failure of a plugin.
         failure: what ended the run; None for success.
     """
+    if not is_rank_zero():
+        return []
 
     def report(plugin: Plugin, error: Exception) -> None:
         text = f"plugin '{plugin.name}', hook moekit_run_ended: {type(error).__name__}: {error}"
         console.print(text, highlight=False, markup=False)
 
-    ended = EndedRun(**asdict(info), module=module, step=step, rows=rows, failure=failure)
+    step = run.trainer.global_step
+    ended = EndedRun(**asdict(run.info), module=run.module, step=step, rows=run.log.rows, failure=failure)
     found: list[ReportRow] = []
     for plugin, returned in current().call("moekit_run_ended", {"run": ended}, failed=report):
         given = returned if isinstance(returned, list | tuple) else [] if returned is None else [returned]

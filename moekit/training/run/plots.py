@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from moekit.training.balance import max_violation
 from moekit.training.run.metrics_log import points_of
-from moekit.training.run.prepare import Prepared
+from moekit.training.run.prepared import Prepared
 
 INK, FAINT, GRID = "#222222", "#777777", "#e6e6e6"
 COLOURS = ("#1f5fa8", "#d1603d", "#2c8c6a", "#8a5fb0", "#b08a1e", "#4a4a4a")

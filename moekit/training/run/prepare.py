@@ -6,7 +6,6 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -44,27 +43,9 @@ from moekit.training.run.parts import (
     check_parts,
     left_states,
 )
+from moekit.training.run.prepared import Prepared
 from moekit.training.run.resume import check_same_model, check_unchanged
 from moekit.training.run.saved import check_resumable
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prepared:
-    """A run that has passed every check and has not written anything yet.
-
-    Attributes:
-        checkpoint: to resume; None for a new run.
-    """
-
-    info: RunInfo
-    folder: RunFolder
-    module: LitMoE
-    trainer: L.Trainer
-    log: RunLog
-    loads: LoadHistory
-    interrupt: StopOnInterrupt
-    checkpoint: Checkpoint | None
-
 
 VALIDATIONS = 10
 VALIDATIONS_TO_STOP = 50  # with ``stop``, ``max_steps`` is an upper limit that is seldom reached

@@ -32,12 +32,12 @@ from moekit.spec.recipe import Recipe
 from moekit.training.build import RUN_SLOTS, build_model, check_trainable, dense_recipe
 from moekit.training.module import LitMoE
 from moekit.training.run.console import print_header, print_summary
-from moekit.training.run.events import ReportRow
 from moekit.training.run.folder import RUNS, RunFolder, check_run_name, check_writable
 from moekit.training.run.hooks import plugins_with_hooks, run_ended
 from moekit.training.run.outcome import Outcome, compare, outcome_of, write_summary
 from moekit.training.run.plots import draw_plots
-from moekit.training.run.prepare import Prepared, prepare, quiet
+from moekit.training.run.prepare import prepare, quiet
+from moekit.training.run.prepared import Prepared
 from moekit.training.run.resume import verify_checkpoints
 from moekit.training.run.saved import read_checkpoint
 from moekit.training.run.start import with_checkpoint_path
@@ -134,15 +134,9 @@ def _fit_or_report(run: Prepared, console: Console) -> None:
     try:
         fit(run, console)
     except BaseException as error:
-        for row in reported(run, console, error):
+        for row in run_ended(run, console, error):
             console.print(f"{row.name}: {row.value}", highlight=False, markup=False)
         raise
-
-
-def reported(run: Prepared, console: Console, failure: BaseException | None = None) -> list[ReportRow]:
-    """What plugins report at the end of a run; empty on ranks other than 0."""
-    step, rows = run.trainer.global_step, run.log.rows
-    return run_ended(run.info, run.module, step, rows, console, failure) if is_rank_zero() else []
 
 
 def fit(run: Prepared, console: Console) -> None:
@@ -217,7 +211,7 @@ def summarize(run: Prepared, model: Model | None, console: Console) -> Outcome:
     """The results of a run, with the data's scores of the trained model."""
     outcome = outcome_of(run.info.label, run.folder, run.module, run.log.rows)
     scores = evaluate(run.module.data, model, run.info.label, console, run.trainer.strategy.root_device)
-    return replace(outcome, scores=scores, reported={row.name: row.value for row in reported(run, console)})
+    return replace(outcome, scores=scores, reported={row.name: row.value for row in run_ended(run, console)})
 
 
 def evaluate(

@@ -163,9 +163,7 @@ def test_an_uneven_layout_is_rejected_with_the_sizes_that_fit(ep: int, world: in
 @pytest.mark.parametrize("precision", ["16-mixed", 16])
 def test_a_loss_scale_and_expert_parallelism_are_rejected_in_the_spec(precision: str | int) -> None:
     strategy = "trainer.strategy={use: sharded, ep: 2}"
-    with pytest.raises(
-        SpecError, match=r"16-mixed cannot be used with ep=2: (?s:.*)at trainer.precision(?s:.*)or ep: 1"
-    ):
+    with pytest.raises(SpecError, match=r"16-mixed cannot be used with ep=2: (?s:.*)or ep: 1(?s:.*)at trainer"):
         load("deepseek_v3", [strategy, f"trainer.precision={precision}"])
     load("deepseek_v3", [strategy, "trainer.precision=bf16-mixed"])
     load("deepseek_v3", ["trainer.strategy={use: sharded}", f"trainer.precision={precision}"])

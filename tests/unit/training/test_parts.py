@@ -41,7 +41,8 @@ from moekit.training.run.parts import (
     check_states,
     left_states,
 )
-from moekit.training.run.prepare import Prepared, prepare
+from moekit.training.run.prepare import prepare
+from moekit.training.run.prepared import Prepared
 from moekit.training.run.train import train
 
 Make = Callable[..., dict[str, Any]]
