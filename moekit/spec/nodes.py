@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from moekit.errors import nearest
-from moekit.registry import Registry
+from moekit.registry import MAX_LISTED, Registry
 from moekit.spec.fields import FieldInfo, Spec, fields_of, group_class, types_of
 from moekit.spec.hints import describe
 from moekit.spec.imported import FOREIGN, Imported, is_import_path
@@ -97,12 +97,14 @@ class Mistakes:
             return self._unsound(node, name, what)
         groups = [group for group, info in fields_of(node.spec).items() if info.kind == "group"]
         inside = [f"{group}.{name}" for group in groups if name in fields_of(group_class(node.spec, group))]
+        near = inside[0] if inside else nearest(str(name), names)
+        many = node.use or (near and len(names) > MAX_LISTED)
         self._unsound(
             node,
             name,
             f"{node} has no option '{name}'",
-            expected="" if node.use and names else one_of(names) if names else "no option at all",
-            nearest=inside[0] if inside else nearest(str(name), names),
+            expected="" if many and names else one_of(names) if names else "no option at all",
+            nearest=near,
             list_with=f"moekit show {node.use}" if node.use and names else "",
         )
 
