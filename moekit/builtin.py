@@ -107,6 +107,30 @@ def moekit_kinds() -> list[Kind]:
             context=("total_steps",),
             checks=f"{_CHECKS}.optimizer",
         ),
+        Kind(
+            name="callback",
+            spec="moekit.spec.kinds:CallbackSpec",
+            summary="is called by the Trainer during training",
+            makes="lightning.pytorch.callbacks:Callback",
+            imports="lightning.pytorch.callbacks:Callback",
+        ),
+        Kind(
+            name="logger",
+            spec="moekit.spec.kinds:LoggerSpec",
+            summary="gets the metrics of every logged step",
+            context=("run",),
+            makes="lightning.pytorch.loggers:Logger",
+            imports="lightning.pytorch.loggers:Logger",
+        ),
+        Kind(
+            name="strategy",
+            spec="moekit.spec.kinds:StrategySpec",
+            summary="places the model on devices and combines the ranks' gradients",
+            context=("recipe",),
+            makes="lightning.pytorch.strategies:Strategy",
+            plural="strategies",
+            imports="lightning.pytorch.strategies:Strategy",
+        ),
     ]
 
 

@@ -14,6 +14,7 @@ EXAMPLES = """\
   moekit config print deepseek_v3                                  every option, resolved
   moekit config print deepseek_v3 model.depth=8 --only model.moe   a part of it, with one option changed
   moekit config validate mine.yaml                                 all its mistakes in one report
+  moekit config validate mine.yaml --deep                          also of classes of other libraries
   moekit config diff jacobs1991 deepseek_v3                        how two papers differ
   moekit config diff deepseek_v3 model.moe.router.top_k=4          what an override changes
   moekit config schema > recipe.schema.json                        of recipes with every installed plugin, for editors
@@ -28,6 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", metavar="print|validate|diff|schema", help="what to do")
     parser.add_argument("sources", nargs="*", metavar="NAME|key=value", help="recipes or YAML files, and overrides")
     parser.add_argument("--only", metavar="PATH", help="print: only the part at this path, such as model.moe")
+    parser.add_argument(
+        "--deep", action="store_true", help="validate: also import the classes that the trainer's parts name by 'class'"
+    )
     parser.add_argument("--json", action="store_true", help="print: JSON instead of YAML")
 
 
@@ -44,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     names, overrides = split(args.sources)
     if args.action == "validate":
         _expect(command, names, "one name or more", bool(names))
-        return _validate(names, overrides)
+        return _validate(names, overrides, deep=args.deep)
     if args.action == "diff":
         _expect(
             command,
@@ -120,13 +124,17 @@ def _print(name: str, overrides: list[str], *, only: str | None, as_json: bool) 
     return 0
 
 
-def _validate(names: list[str], overrides: list[str]) -> int:
-    from moekit.spec import validate
+def _validate(names: list[str], overrides: list[str], *, deep: bool) -> int:
+    from moekit.spec import load
 
     wrong = 0
     for name in names:
         try:
-            validate(name, overrides)
+            recipe = load(name, overrides)
+            if deep:
+                from moekit.training.run.parts import check_parts
+
+                check_parts(recipe)
         except MoekitError as error:
             if len(names) == 1:
                 raise

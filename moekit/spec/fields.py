@@ -171,6 +171,7 @@ class Spec:
     """
 
     kind: ClassVar[str] = ""
+    refused: ClassVar[Mapping[str, str]] = {}  # names that a user may expect among the options, and why they are none
 
     def __init_subclass__(cls) -> None:
         # The methods are inherited, because dataclass() would compile new ones for each class, which is slow.
@@ -182,7 +183,7 @@ class Spec:
             if name not in _defaults(cls):
                 near = nearest(name, list(_defaults(cls)))
                 hint = f"did you mean {near}?" if near else f"options are {', '.join(_defaults(cls)) or 'none'}"
-                raise TypeError(f"{cls.__name__} has no option {name}; {hint}")
+                raise TypeError(f"{cls.__name__} has no option {name}; {cls.refused.get(name, hint)}")
         for name, default in _defaults(cls).items():
             if name not in given and default is MISSING:
                 raise TypeError(f"{cls.__name__} needs {name}=...")
@@ -272,7 +273,17 @@ def _fits(spec: type[Spec], name: str, info: FieldInfo, value: Any) -> bool:
     if info.kind == "group":
         return isinstance(value, group_class(spec, name))
     parts = [value] if info.kind == "slot" else list(value.values()) if isinstance(value, Mapping) else [None]
-    return all(isinstance(part, Spec) and part.kind == info.component for part in parts)
+    return all(_is_part(part, info.component, types_of(spec)[name]) for part in parts)
+
+
+def _is_part(value: Any, kind: str, hint: Any) -> bool:
+    """Whether a slot of ``kind`` may hold a value: a spec of that kind, or of a class that the annotation names."""
+    return isinstance(value, Spec) and (value.kind == kind or type(value) in _leaves(hint))
+
+
+def _leaves(hint: Any) -> tuple[Any, ...]:
+    """The classes that a type is made of."""
+    return tuple(leaf for arg in typing.get_args(hint) for leaf in _leaves(arg)) or (hint,)
 
 
 def _misplaced(spec: type[Spec], name: str, value: Any) -> str:
@@ -283,7 +294,7 @@ def _misplaced(spec: type[Spec], name: str, value: Any) -> str:
     if info.kind == "slots" and not isinstance(value, Mapping):
         return f"{name} is {_named(value)}; expected a mapping from names to specs of {info.component}s"
     parts = {f"{name}[{key!r}]": each for key, each in value.items()} if info.kind == "slots" else {name: value}
-    wrong = {k: v for k, v in parts.items() if not isinstance(v, Spec) or v.kind != info.component}
+    wrong = {k: v for k, v in parts.items() if not _is_part(v, info.component, types_of(spec)[name])}
     where, each = next(iter(wrong.items()))
     expected = f"the spec of a component of kind '{info.component}' (list them: moekit ls {info.component})"
     return f"{where} is {_named(each)}; expected {expected}"

@@ -180,6 +180,30 @@ class ScheduleSpec(Spec):
     kind: ClassVar[str] = "schedule"
 
 
+class CallbackSpec(Spec):
+    """Base of callback specs. A callback is called by the Trainer at every point of a run."""
+
+    kind: ClassVar[str] = "callback"
+    takes_shards: ClassVar[bool] = True  # whether it works with a model in shards
+
+
+class LoggerSpec(Spec):
+    """Base of logger specs. A logger gets the metrics of every logged step."""
+
+    kind: ClassVar[str] = "logger"
+
+
+class StrategySpec(Spec):
+    """Base of strategy specs. A strategy places the model on devices and combines the ranks' gradients."""
+
+    kind: ClassVar[str] = "strategy"
+    shards: ClassVar[bool] = False  # whether it makes a ``moekit.parallel.strategy.ShardingStrategy``
+
+    def check_precision(self, precision: str | None) -> Iterable[str]:
+        """Conflicts with the Trainer's precision, one sentence each. Override; the spec of the trainer calls it."""
+        return ()
+
+
 class MoE(Spec):
     """A Mixture-of-Experts layer: router, experts, dispatcher and balancers."""
 

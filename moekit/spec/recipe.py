@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Literal
 
 from moekit.errors import nearest
 from moekit.spec import kinds
 from moekit.spec.fields import Spec, group, metrics_of, option, slot, slots
+from moekit.spec.trainer import TrainerSpec
 
 
 class Paper(Spec):
@@ -98,7 +99,7 @@ class Recipe(Spec):
     )
     compile: bool = option(False, "compile the model's blocks with torch.compile; worth it on GPUs and in long runs")
     checkpoints: Checkpoints = group("which checkpoints are kept", default=Checkpoints())
-    trainer: dict[str, Any] = option({}, "options of lightning.Trainer, passed through")
+    trainer: TrainerSpec = group("the trainer and its parts", default=TrainerSpec())
 
     def check(self) -> Iterable[str]:
         """Conflicts of model, data and objective: what they yield and take, and the size of the vocabulary.

@@ -51,6 +51,7 @@ LONG: dict[str, str] = {
 """Files of more than 250 lines, each with the one idea that makes it so."""
 
 NO_ORACLE = {
+    "moekit_lightning": "wraps Lightning, except averages of weights, whose formulas are tested, and sharded layouts",
     "moekit_data": "reads files; there is no equation",
     "moekit_optimizers": "torch's own, except adafactor; schedules are closed forms, tested at their corners",
     "moekit_dispatchers/loop": "is the oracle of the other dispatchers; its own oracle is in tests/oracle",

@@ -16,7 +16,7 @@ from moekit.spec.fields import MetricInfo, metrics_of
 from moekit.training.callbacks.progress import counted_unit
 from moekit.training.module import LitMoE
 from moekit.training.run.outcome import Comparison, Outcome
-from moekit.training.run.prepare import Prepared
+from moekit.training.run.prepared import Prepared
 
 NO_ROW = ("objective", "max_violation")  # validation metrics without a row of their own
 
@@ -57,6 +57,8 @@ def print_summary(outcome: Outcome, module: LitMoE, console: Console) -> None:
         "training", f"{outcome.steps:,} steps, {outcome.tokens:,.0f} {unit} in {_seconds(outcome.seconds)} "
         f"({rate:,.0f} {unit}/s)"
     )  # fmt: skip
+    for name, value in outcome.reported.items():
+        grid.add_row(escape(name), escape(value))
     console.print()
     console.print(grid, highlight=False)
     if outcome.comparison is not None:
@@ -171,10 +173,10 @@ def print_header(run: Prepared, console: Console) -> None:
     if run.checkpoint is None and (starting := run.module.starting.describe()):
         lines["start"] = starting
     if run.checkpoint is not None:
-        done = "" if run.done < trainer.max_steps else ": nothing is left to do, unless trainer.max_steps grows"
-        lines["resuming"] = f"from {run.checkpoint.path}, after step {run.done}{done}"
+        done = "" if run.info.upto < trainer.max_steps else ": nothing is left to do, unless trainer.max_steps grows"
+        lines["resuming"] = f"from {run.checkpoint.path}, after step {run.info.upto}{done}"
     lines["folder"] = run.folder.name
     width = max(map(len, lines))
-    console.print(f"[bold]{escape(run.label)}[/bold]  {escape(recipe.summary)}", highlight=False)
+    console.print(f"[bold]{escape(run.info.label)}[/bold]  {escape(recipe.summary)}", highlight=False)
     for key, value in lines.items():
         console.print(f"  {key:<{width}}  {value}", highlight=False, markup=False)

@@ -68,6 +68,7 @@ class Outcome:
         curve: the validation curve of the main metric: seconds and values.
         skipped: optimizer steps that were skipped because they were not finite.
         scores: what evaluators found of the trained model (BLEU); empty without evaluators.
+        reported: what plugins report, by name.
         comparison: with the dense baseline, if there is one.
         files: plots, and what evaluators wrote.
         metric: the main metric of the run: the first headline that a part of the recipe declares and validation logged,
@@ -90,6 +91,7 @@ class Outcome:
     curve: tuple[Sequence[float], Sequence[float]]
     skipped: int = 0
     scores: Mapping[str, float] = field(default_factory=dict)
+    reported: Mapping[str, str] = field(default_factory=dict)
     comparison: Comparison | None = None
     files: Sequence[Path] = field(default_factory=list)
     metric: str = "loss"
