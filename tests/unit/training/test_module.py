@@ -172,7 +172,7 @@ def test_a_checkpoint_is_plain_data_and_restores_the_module(recipe: Make, tmp_pa
     t.fit(module)
     t.save_checkpoint(tmp_path / "step-00000003")
     contents = read_checkpoint(tmp_path / "step-00000003").plain
-    assert contents["hyper_parameters"]["spec"] == to_plain(module.recipe)
+    assert contents["hyper_parameters"]["spec"] == to_plain(module.recipe, full_names=True)
     json.dumps(map_leaves(contents, lambda handle: list(handle.shape), Handle))
     names = {name for name, _ in module.model.named_parameters()}
     (optimizer,) = contents["optimizer_states"]

@@ -20,7 +20,7 @@ from moekit.training.module import LitMoE
 
 OURS = (registry.__file__, f"{Path(spec.__file__).parent}/")
 PLUGGY = f"{Path(pluggy.__file__).parent}/"
-LAYER = str(Path(registry.__file__).parent / "layer.py")
+LAYER = str(Path(registry.__file__).parent / "moe_layer.py")
 
 Tree = dict[str, Any]
 

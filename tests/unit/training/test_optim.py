@@ -112,12 +112,16 @@ def test_a_changed_rate_and_a_longer_schedule_count_from_the_first_resumed_step(
         assert optimizer.param_groups[0]["lr"] == schedule.get_last_lr()[0] == expected
 
 
+class Scaled(torch.optim.SGD):
+    """An optimizer with a number for each expert in its state."""
+
+
 def test_a_rank_loads_the_state_of_its_own_experts() -> None:
     layer = MoELayer.from_spec(MoE(router=TopK(top_k=1), experts=Glu(count=2, hidden=6), dispatcher=Grouped()), dim=5)
     assert layer.spec is not None
     layer.spec = replace(layer.spec, experts=Glu(count=8, hidden=6))
     layer.dispatcher.local_experts = range(4, 6)
-    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    optimizer = Scaled(layer.parameters(), lr=0.1)
     save_by_name(optimizer, layer)
     name, p = next((n, p) for n, p in layer.named_parameters() if n.startswith("experts."))
     optimizer.load_state_dict({**optimizer.state_dict(), "state": {name: {"scale": torch.arange(8.0)}}})
