@@ -41,6 +41,9 @@ from moekit.routing import Pairs as Pairs
 from moekit.routing import Routing as Routing
 from moekit.routing import Soft as Soft
 from moekit.routing import TokenChoice as TokenChoice
+from moekit.run import Run as Run
+from moekit.run import open as open
+from moekit.run import train as train
 from moekit.spec import component_spec as component_spec
 from moekit.spec import load as load
 from moekit.spec import to_config as to_config

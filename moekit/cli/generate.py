@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 
 EXAMPLES = """\
   moekit generate deepseek_v3 "def forward("
@@ -50,32 +48,20 @@ def run(args: argparse.Namespace) -> int:
     if not args.prompt:
         raise MoekitError("the prompt is empty: give at least one character")
 
-    import torch
+    from moekit import run as runs  # after the arguments: it imports torch
 
-    from moekit.inference.generate import DEFAULT_CONTEXT, answer, load_run, sample, stream
-    from moekit.training.run.prepare import quiet
-
-    with quiet():
-        module = load_run(args.run, Path(args.out))
-    tokenizer = None if module.data is None else module.data.tokenizer
-    if module.recipe.model.gives != "next_token" or tokenizer is None:
-        raise MoekitError(f"'{args.run}' is not a language model: it cannot generate text")
-    prompt, generator = tokenizer.encode(args.prompt), torch.Generator().manual_seed(args.seed)
-    options = {
-        "tokens": args.tokens,
-        "temperature": args.temperature,
-        "top_p": args.top_p,
-        "cached": args.cache,
-        "generator": generator,
-    }
-    ids: Iterator[int]
-    if module.recipe.model.takes == "pairs":
-        ids = answer(module.model, tokenizer, prompt, **options)
-    else:
-        context = int(getattr(module.recipe.data, "seq", DEFAULT_CONTEXT))
-        ids = sample(module.model, prompt, context=context, **options)
+    found = runs.open(args.run, out=args.out)
+    new = found.stream(
+        args.prompt,
+        tokens=args.tokens,
+        temperature=args.temperature,
+        top_p=args.top_p,
+        seed=args.seed,
+        cached=args.cache,
+    )
+    if found.recipe.model.takes != "pairs":
         sys.stdout.write(args.prompt)
-    for text in stream(tokenizer, ids):
+    for text in new:
         sys.stdout.write(text)
         sys.stdout.flush()
     sys.stdout.write("\n")

@@ -32,6 +32,10 @@ def print_summary(outcome: Outcome, module: LitMoE, console: Console) -> None:
         info = info_of(name, metrics)
         trained = f"   (training {info.format(outcome.train[name])})" if name in outcome.train else ""
         grid.add_row(f"validation {info.label}", f"[bold]{info.format(outcome.validation[name])}[/bold]{trained}")
+    for name in metrics:
+        if name in outcome.train and name not in outcome.validation:  # a callback's
+            info = info_of(name, metrics)
+            grid.add_row(f"training {info.label}", info.format(outcome.train[name]))
     dense = outcome.comparison.dense_scores if outcome.comparison is not None else None
     for words, value in score_rows(outcome.scores, metrics, dense):
         grid.add_row(words, value)

@@ -170,6 +170,8 @@ def prepare(
     label: str,
     saved: Checkpoint | None,
     allow_changes: bool,
+    callbacks: Sequence[Callback] = (),
+    loggers: Sequence[Logger] = (),
 ) -> Prepared:
     """Builds everything and reads the data of a run, new or resumed from ``saved``; creates no file.
 
@@ -179,7 +181,7 @@ def prepare(
         SpecError, DataError, CheckpointError: anything that would make the run fail.
     """
     check_parts(recipe)
-    given = build_callbacks(recipe)
+    given = build_callbacks(recipe) | {f"callback {i} of train(...)": each for i, each in enumerate(callbacks, 1)}
     check_callbacks(given)
     module = LitMoE(recipe)
     evaluators = {name: build(spec) for name, spec in recipe.evaluators.items()}
@@ -198,11 +200,11 @@ def prepare(
     for line in () if saved is None else lost_logs(saved, log, loads):
         say(line)
     interrupt = StopOnInterrupt(say)
-    callbacks: list[Callback] = [loads, interrupt]
+    own: list[Callback] = [loads, interrupt]
     if recipe.trainer.enable_progress_bar and not any(isinstance(each, ProgressBar) for each in given.values()):
-        callbacks.append(TrainingProgress(console, label, counted_unit(recipe), metrics_of(recipe)))
-    loggers = [log, *build_loggers(recipe, info)]
-    trainer = make_trainer(recipe, folder, loggers=loggers, callbacks=[*callbacks, *given.values()], opened=saved)
+        own.append(TrainingProgress(console, label, counted_unit(recipe), metrics_of(recipe)))
+    logs = [log, *build_loggers(recipe, info), *loggers]
+    trainer = make_trainer(recipe, folder, loggers=logs, callbacks=[*own, *given.values()], opened=saved)
     module.prepare()
     if saved is not None:
         now = str(trainer.precision), module.fingerprint

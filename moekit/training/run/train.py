@@ -9,12 +9,14 @@ import json
 import shlex
 import signal
 import sys
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 import torch.distributed as dist
-from lightning.pytorch.callbacks import LambdaCallback
+from lightning.pytorch.callbacks import Callback, LambdaCallback
+from lightning.pytorch.loggers import Logger
 from rich.console import Console
 from torch.distributed.fsdp import FSDPModule
 
@@ -52,6 +54,9 @@ def train(
     with_dense: bool = True,
     allow_changes: bool = False,
     console: Console | None = None,
+    callbacks: Sequence[Callback] = (),
+    loggers: Sequence[Logger] = (),
+    started: Callable[[RunFolder], object] = lambda folder: None,
 ) -> Outcome | None:
     """Trains a recipe into a run folder, then its dense baseline if the recipe has ``compare``.
 
@@ -63,6 +68,8 @@ def train(
         resume: the folder of a run to resume, from its last checkpoint or the chosen one.
         with_dense: False skips the comparison, also whenever the run is resumed.
         allow_changes: resume although the data's contents or options, the seed or the precision have changed.
+        callbacks, loggers: Lightning's, in addition to those of the recipe; not for the dense baseline.
+        started: called with the run's folder when it has been chosen.
 
     Returns:
         The results of the run; None on ranks other than 0.
@@ -95,11 +102,15 @@ def train(
 
         path = Path(decide_on_rank_zero("run_folder", choose_folder))
         folder = RunFolder(path, None if resume is None else resume.chosen)
+        started(folder)
         saved = None if resume is None else read_checkpoint(folder.checkpoint())
         dense_path = folder.dense.last if dense is not None else None
         dense_saved = None if dense_path is None else read_checkpoint(dense_path)
         verify_checkpoints([checkpoint for checkpoint in (saved, dense_saved) if checkpoint is not None])
-        run = prepare(recipe, folder, console, name=label, label=label, saved=saved, allow_changes=allow_changes)
+        run = prepare(
+            recipe, folder, console, name=label, label=label, saved=saved, allow_changes=allow_changes,
+            callbacks=callbacks, loggers=loggers,
+        )  # fmt: skip
         baseline = None
         if dense is not None:
             baseline = prepare(

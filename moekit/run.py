@@ -1,0 +1,255 @@
+"""``moekit.train`` and ``moekit.open``: a run from Python, and what is in its folder."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig
+
+from moekit.contracts import Data, Model, Tokenizer
+from moekit.errors import MoekitError
+from moekit.files import read_regular
+from moekit.inference.generate import DEFAULT_CONTEXT, answer, load_run, sample, stream
+from moekit.screen import Screen
+from moekit.spec import load
+from moekit.spec.fields import Spec
+from moekit.spec.loading import Source
+from moekit.spec.recipe import Recipe
+from moekit.training.module import LitMoE
+from moekit.training.run import train as training
+from moekit.training.run.folder import RUNS, RunFolder
+from moekit.training.run.metrics_log import LARGEST
+from moekit.training.run.prepare import quiet as quietly
+
+Part = str | Mapping[str, Any] | DictConfig | Spec
+"""A component: its name, a mapping or config with ``use``, or its spec."""
+
+
+class Run:
+    """A run, finished or not. Everything is read when it is first used.
+
+    Attributes:
+        path: its folder.
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.path = folder.path
+        self._folder = folder
+
+    def __repr__(self) -> str:
+        return f"moekit.open({self.path.as_posix()!r})"
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """The resolved recipe.
+
+        Raises:
+            SpecError: a plugin that it needs is missing.
+        """
+        return load(self._folder.spec)
+
+    @cached_property
+    def module(self) -> LitMoE:
+        """The trained ``LitMoE``, in evaluation mode on the CPU.
+
+        Raises:
+            CheckpointError: there is no checkpoint, or it is damaged.
+        """
+        chosen = self._folder.chosen
+        with quietly():
+            return load_run(os.fspath(self._folder.path if chosen is None else chosen))
+
+    @property
+    def model(self) -> Model:
+        """The trained model."""
+        return self.module.model
+
+    @property
+    def data(self) -> Data | None:
+        """The data, not read yet; None for a recipe without data."""
+        return self.module.data
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The trained tokenizer; None for data that is not text."""
+        return None if self.module.data is None else self.module.data.tokenizer
+
+    @cached_property
+    def metrics(self) -> dict[str, list[float | None]]:
+        """The columns of ``metrics.csv`` by name, ``step`` among them; None where a metric was not logged.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        text = read_regular(self._folder.metrics, LARGEST).decode("utf-8")
+        rows = list(csv.DictReader(io.StringIO(text)))
+        names = rows[0].keys() if rows else []
+        return {name: [float(row[name]) if row[name] else None for row in rows] for name in names}
+
+    @cached_property
+    def outcome(self) -> dict[str, Any]:
+        """The results in ``summary.json``; empty until the run has ended."""
+        summary = self._folder.summary
+        if not summary.is_file():
+            return {}
+        found: dict[str, Any] = json.loads(read_regular(summary, LARGEST))
+        return found
+
+    @property
+    def dense(self) -> Run | None:
+        """The dense baseline that was trained beside it; None without one."""
+        dense = self._folder.dense
+        return Run(dense) if dense.spec.is_file() else None
+
+    def stream(
+        self,
+        prompt: str,
+        *,
+        tokens: int = 200,
+        temperature: float = 0.8,
+        top_p: float = 0.95,
+        seed: int = 0,
+        cached: bool | None = None,
+    ) -> Iterator[str]:
+        """Generated text, piece by piece: the continuation of a prompt, or the target of a source.
+
+        Args:
+            prompt: at least one character.
+            tokens: how many to generate at most.
+            temperature: divides the logits; 0 takes the most likely token.
+            top_p: samples from the fewest tokens whose probabilities sum to at least this.
+            seed: of sampling.
+            cached: whether to use a cache (default: yes, unless experts have a capacity).
+
+        Raises:
+            MoekitError: an option is out of range, the prompt is empty, or the model is not a language model.
+        """
+        if tokens < 0 or not 0 <= temperature < float("inf") or not 0 < top_p <= 1:
+            raise MoekitError("expected tokens >= 0, a finite temperature >= 0 and 0 < top-p <= 1")
+        if not 0 <= seed < 2**63:
+            raise MoekitError(f"seed {seed} is out of range\n  expected 0 <= seed < 2**63")
+        if not prompt:
+            raise MoekitError("the prompt is empty: give at least one character")
+        module, tokenizer = self.module, self.tokenizer
+        if module.recipe.model.gives != "next_token" or tokenizer is None:
+            raise MoekitError(f"'{self.path.as_posix()}' is not a language model: it cannot generate text")
+        ids, generator = tokenizer.encode(prompt), torch.Generator().manual_seed(seed)
+        new: Iterator[int]
+        if module.recipe.model.takes == "pairs":
+            new = answer(
+                module.model, tokenizer, ids, tokens=tokens, temperature=temperature, top_p=top_p, cached=cached,
+                generator=generator,
+            )  # fmt: skip
+        else:
+            new = sample(
+                module.model, ids, tokens=tokens, temperature=temperature, top_p=top_p, cached=cached,
+                context=int(getattr(module.recipe.data, "seq", DEFAULT_CONTEXT)), generator=generator,
+            )  # fmt: skip
+        return stream(tokenizer, new)
+
+    def generate(
+        self, prompt: str, *, tokens: int = 200, temperature: float = 0.8, top_p: float = 0.95, seed: int = 0
+    ) -> str:
+        """The same as one text, without the prompt.
+
+        Raises:
+            MoekitError: as in ``stream``.
+        """
+        return "".join(self.stream(prompt, tokens=tokens, temperature=temperature, top_p=top_p, seed=seed))
+
+
+def open(run: str | os.PathLike[str], *, out: str | os.PathLike[str] = RUNS) -> Run:
+    """The run of a folder, of a checkpoint in one, or of a name (its latest run).
+
+    Args:
+        run: a run folder, a checkpoint, or the name of runs below ``out``.
+        out: folder of all runs.
+
+    Raises:
+        CheckpointError: there is no such run.
+
+    Example:
+        ``moekit.open("runs/deepseek_v3/…").generate("def ")``
+    """
+    return Run(RunFolder.find(os.fspath(run), Path(out)))
+
+
+def train(
+    recipe: Source | None = None,
+    overrides: Iterable[str] = (),
+    *,
+    out: str | os.PathLike[str] = RUNS,
+    name: str | None = None,
+    resume: str | os.PathLike[str] | Run | None = None,
+    callbacks: Mapping[str, Part | Callback | None] | Sequence[Callback] = (),
+    logger: Mapping[str, Part | Logger | None] | Sequence[Logger] = (),
+    compare: bool = True,
+    allow_changes: bool = False,
+    quiet: bool = False,
+) -> Run:
+    """Trains a recipe into a new run folder, or resumes a run: what ``moekit train`` does.
+
+    Args:
+        recipe: what ``moekit.load`` takes; None if a run is resumed.
+        overrides: ``path.to.option=value``.
+        out: folder of all runs.
+        name: of the run's folder (default: the recipe's name).
+        resume: a run, its folder, its name, or one of its checkpoints.
+        callbacks: by name, as below ``trainer.callbacks`` of a recipe (None deletes one); or Lightning callbacks. Those
+            given as objects are not in the recipe: give them again to resume.
+        logger: the same below ``trainer.logger``, or Lightning loggers.
+        compare: whether the dense baseline is trained too, if the recipe has ``compare``.
+        allow_changes: resume although the data, its options, the seed or the precision have changed.
+        quiet: print nothing.
+
+    Raises:
+        MoekitError: a mistake in the recipe, the data or the arguments; nothing has been written. Or training failed.
+
+    Example:
+        ``moekit.train("deepseek_v3", ["trainer.max_steps=100"], callbacks={"ema": {"use": "ema", "decay": 0.99}})``
+    """
+    if (recipe is None) == (resume is None):
+        raise MoekitError("train takes a recipe, or resume=RUN; the resumed run has its own recipe")
+    if resume is not None and name is not None:
+        raise MoekitError(f"a resumed run keeps its folder: it takes no name={name!r}")
+    folder = None
+    if resume is not None:
+        folder = resume._folder if isinstance(resume, Run) else RunFolder.find(os.fspath(resume), Path(out))
+    parts, objects = _split(callbacks)
+    logger_parts, loggers = _split(logger)
+    given = {key: each for key, each in (("callbacks", parts), ("logger", logger_parts)) if each}
+    source: Any = recipe if folder is None else folder.spec
+    sources = [*(source if isinstance(source, list | tuple) else [source]), *([{"trainer": given}] if given else [])]
+    spec = load(sources if len(sources) > 1 else source, overrides)
+    chosen: list[RunFolder] = []
+    training.train(
+        spec,
+        root=Path(out),
+        name=name,
+        resume=folder,
+        with_dense=compare,
+        allow_changes=allow_changes,
+        console=Screen(quiet=True) if quiet else None,
+        callbacks=objects,
+        loggers=loggers,
+        started=chosen.append,
+    )
+    return Run(RunFolder(chosen[0].path))
+
+
+def _split(given: Mapping[str, Any] | Sequence[Any]) -> tuple[dict[str, Any], list[Any]]:
+    """Parts by name, and Lightning's own objects."""
+    if not isinstance(given, Mapping):
+        return {}, list(given)
+    objects = {name: each for name, each in given.items() if isinstance(each, Callback | Logger)}
+    return {name: each for name, each in given.items() if name not in objects}, list(objects.values())
