@@ -4,8 +4,6 @@ A capability is a class variable that states a fact about the component. Composi
 (does this dispatcher take that form of routing?); the conformance kit tests whether it is true.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 from typing import ClassVar, Literal
 
@@ -106,7 +104,7 @@ class ModelSpec(Spec):
         """What a model with these options gives: ``gives``. Override where the options decide."""
         return self.gives
 
-    def dense_baseline(self) -> ModelSpec | None:
+    def dense_baseline(self) -> "ModelSpec | None":
         """The dense baseline: as many multiply-adds per token, without experts; None if there is none."""
         return None
 

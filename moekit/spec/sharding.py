@@ -1,7 +1,5 @@
 """``trainer.strategy: {use: sharded, ...}``: training on several ranks, sharded. Torch-free."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from typing import Any, cast
