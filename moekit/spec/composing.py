@@ -9,12 +9,12 @@ from moekit.registry import Registry
 from moekit.spec.fields import ConflictError, FieldInfo, Spec, fields_of, types_of
 from moekit.spec.merging import Merged
 from moekit.spec.nodes import Node
-from moekit.spec.places import Keys, Report
+from moekit.spec.places import BROKEN, Keys, Report
 from moekit.spec.planning import Planner
 from moekit.spec.recipe import Recipe
 from moekit.spec.references import References, is_reference
 from moekit.spec.trainer_options import check_trainer
-from moekit.spec.values import BROKEN, Values
+from moekit.spec.values import Values
 
 
 def compose(layers: Merged, root: type[Spec] | str, registry: Registry) -> Spec:
@@ -69,12 +69,10 @@ class _Builder:
             return BROKEN
         try:
             return node.spec(**given)
-        except ConflictError as error:
-            sentences = list(error.sentences)
         except ValueError as error:
-            sentences = [str(error)]
+            sentences = error.sentences if isinstance(error, ConflictError) else (str(error),)
         except Exception as error:  # a mistake in a plugin
-            sentences = [f"{node} cannot be checked: {type(error).__name__}: {error}"]
+            sentences = (f"{node} cannot be checked: {type(error).__name__}: {error}",)
         for sentence in sentences:
             self.report.add(node.path, sentence)
         return BROKEN

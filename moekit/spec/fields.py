@@ -14,7 +14,7 @@ import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass
 from functools import cache
-from typing import Any, ClassVar, Literal, NoReturn, TypeVar, cast
+from typing import Any, ClassVar, Literal, NamedTuple, NoReturn, TypeVar, cast
 
 from moekit.errors import PluginError, nearest
 from moekit.spec.hints import describe
@@ -31,8 +31,7 @@ def _cached(function: _F) -> _F:
     return cast(_F, cache(function))
 
 
-@dataclass(frozen=True)
-class FieldInfo:
+class FieldInfo(NamedTuple):
     """What a spec field may hold: the kind of field, the component kind of a slot, a help text and a range."""
 
     kind: FieldKind
@@ -189,10 +188,8 @@ class Spec:
     def _problem_of(self, name: str) -> str:
         """The mistake in one field's value by itself; empty if there is none."""
         info, hint, value = fields_of(type(self))[name], types_of(type(self))[name], getattr(self, name)
-        if info.kind != "option" and not _fits(type(self), name, info, value):
-            return _misplaced(type(self), name, value)
         if info.kind != "option":
-            return ""
+            return _misplaced(type(self), name, value)
         if not info.choices and not is_a(value, hint):
             return f"{name}: {value!r} is not {describe(hint)}"
         if info.finite and not is_finite(value):
@@ -216,28 +213,22 @@ class Spec:
         return found
 
 
-def _fits(spec: type[Spec], name: str, info: FieldInfo, value: Any) -> bool:
-    """Whether a slot, a map of slots or a group may hold a value."""
-    if value is None:
-        return default_of(spec, name) is None
-    if info.kind == "group":
-        return isinstance(value, group_class(spec, name))
-    parts = [value] if info.kind == "slot" else list(value.values()) if isinstance(value, Mapping) else [None]
-    return all(isinstance(part, Spec) and part.kind == info.component for part in parts)
-
-
 def _misplaced(spec: type[Spec], name: str, value: Any) -> str:
-    """Why a slot, a map of slots or a group cannot hold a value made in Python, as a sentence."""
+    """Why a slot, a map of slots or a group cannot hold a value made in Python; empty if it can."""
     info = fields_of(spec)[name]
+    if value is None and default_of(spec, name) is None:
+        return ""
     if info.kind == "group":
-        return f"{name} is {_named(value)}; expected {group_class(spec, name).__name__}(...)"
+        cls = group_class(spec, name)
+        return "" if isinstance(value, cls) else f"{name} is {_named(value)}; expected {cls.__name__}(...)"
     if info.kind == "slots" and not isinstance(value, Mapping):
         return f"{name} is {_named(value)}; expected a mapping from names to specs of {info.component}s"
     parts = {f"{name}[{key!r}]": each for key, each in value.items()} if info.kind == "slots" else {name: value}
-    wrong = {k: v for k, v in parts.items() if not isinstance(v, Spec) or v.kind != info.component}
-    where, each = next(iter(wrong.items()))
-    expected = f"the spec of a component of kind '{info.component}' (list them: moekit ls {info.component})"
-    return f"{where} is {_named(each)}; expected {expected}"
+    for where, each in parts.items():
+        if not isinstance(each, Spec) or each.kind != info.component:
+            expected = f"the spec of a component of kind '{info.component}' (list them: moekit ls {info.component})"
+            return f"{where} is {_named(each)}; expected {expected}"
+    return ""
 
 
 def _named(value: Any) -> str:
@@ -293,7 +284,7 @@ def fields_of(spec: type[Spec]) -> dict[str, FieldInfo]:
         if info is None:
             raise TypeError(f"{spec.__qualname__}.{f.name}: declare it with option(), slot(), slots() or group()")
         choices = literal_choices(types_of(spec)[f.name])
-        out[f.name] = dataclasses.replace(info, choices=choices) if choices else info
+        out[f.name] = info._replace(choices=choices) if choices else info
     return out
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from enum import Enum
 from typing import Any
@@ -13,9 +14,10 @@ from omegaconf.errors import ConfigKeyError
 from moekit.registry import Registry
 from moekit.spec.dumping import plain_value, to_plain
 from moekit.spec.fields import Spec
-from moekit.spec.places import LEFT_OPEN, Keys, Place, Report, Tree, check_size, found
+from moekit.spec.places import BROKEN, LEFT_OPEN, Keys, Place, Report, Tree, check_size, found
 from moekit.spec.references import References
-from moekit.spec.values import BROKEN
+
+_HALF = re.compile("[\ud800-\udfff]")  # a lone surrogate, which no file can hold
 
 
 def plain_tree(value: Any, label: str = "", *, registry: Registry) -> Tree:
@@ -62,7 +64,7 @@ class _Intake:
             return value.name  # as OmegaConf has it
         if value is None or isinstance(value, bool):
             return value
-        if isinstance(value, str) and not _is_unicode(value):
+        if isinstance(value, str) and _HALF.search(value):
             self.report.add(path, f"{found(value)} holds half of a character", expected="text")
             return None
         for kind in (str, int, float):
@@ -94,12 +96,3 @@ class _Intake:
         if any(item is BROKEN for _, item in found):
             return BROKEN
         return plain_value(dict(found) if isinstance(plain, dict) else [item for _, item in found])
-
-
-def _is_unicode(text: str) -> bool:
-    """Whether no character is a lone surrogate, which no file can hold."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
