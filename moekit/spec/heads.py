@@ -1,14 +1,18 @@
-"""What a recipe's file says about itself at the top: for lists of recipes, which need not compose every one."""
+"""What the file of a recipe says at its top: for lists of recipes, which compose none and import no OmegaConf."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from moekit.component import RecipeFile
-from moekit.errors import SpecError
+from moekit.errors import MoekitError
 from moekit.registry import Registry
-from moekit.spec.layers import read_layers
+from moekit.spec.yaml_text import read
+
+_read = lru_cache(read)  # by the text: many recipes extend the same few
 
 
 class Head(NamedTuple):
@@ -21,29 +25,47 @@ class Head(NamedTuple):
         trains: whether it has data to train on. The others serve to read and to count parameters.
     """
 
-    summary: str = ""
-    paper: str = ""
-    year: int = 0
-    trains: bool = False
+    summary: str
+    paper: str
+    year: int
+    trains: bool
 
 
 def head_of(recipe: RecipeFile, registry: Registry) -> Head:
-    """The head of ``recipe``, completed by what it extends. A recipe that cannot be read says nothing."""
-    try:
-        trees, _ = read_layers(recipe.full_name, (), registry)
-    except SpecError:
-        return Head()
+    """The head of ``recipe``, completed by what it extends. A file that cannot be read says nothing."""
+    tops: dict[Path, Mapping[str, Any]] = {}
+    own = _gather(recipe.path, registry, tops)
     whole: dict[str, Any] = {}
     paper: dict[str, Any] = {}
-    for tree in trees:
-        whole |= tree.data
-        if isinstance(tree.data.get("paper"), Mapping):
-            paper |= tree.data["paper"]
+    for top in (*tops.values(), own):
+        whole |= top
+        paper |= top["paper"] if isinstance(top.get("paper"), Mapping) else {}
     year = paper.get("year")
     short = str(paper.get("title", "")).partition(":")[0]
     return Head(
-        summary=str(trees[-1].data.get("summary", "")),
+        summary=str(own.get("summary", "")),
         paper=" ".join(filter(None, [short, str(year or "")])),
         year=year if isinstance(year, int) else 0,
         trains=whole.get("data") is not None,
     )
+
+
+def _gather(path: Path, registry: Registry, tops: dict[Path, Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The top of a file. Adds those that it extends to ``tops``, the lowest first."""
+    try:
+        data = _read(path.read_text(encoding="utf-8"), path.name).data
+    except (OSError, ValueError):
+        return {}
+    top: Mapping[str, Any] = data if isinstance(data, Mapping) else {}
+    names = top.get("extends") or []
+    for name in map(str, names if isinstance(names, list) else [names]):
+        try:
+            base = path.parent / name if name.endswith((".yaml", ".yml")) else registry.recipe(name).path
+        except MoekitError:
+            continue
+        if base not in tops:
+            tops[base] = {}  # so that a circle ends
+            top_of_base = _gather(base, registry, tops)
+            del tops[base]
+            tops[base] = top_of_base
+    return top
