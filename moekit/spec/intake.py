@@ -55,7 +55,7 @@ class _Intake:
         elif OmegaConf.is_config(value):
             value = self.config(value, path)
             if value is BROKEN:
-                return None
+                return value
         if isinstance(value, Mapping):
             return {key: self.value(item, (*path, key)) for key, item in value.items() if self.is_name(key, path)}
         if isinstance(value, list | tuple):
@@ -65,8 +65,7 @@ class _Intake:
         if value is None or isinstance(value, bool):
             return value
         if isinstance(value, str) and _HALF.search(value):
-            self.report.add(path, f"{found(value)} holds half of a character", expected="text")
-            return None
+            return self.report.add(path, f"{found(value)} holds half of a character", expected="text")
         for kind in (str, int, float):
             if isinstance(value, kind):
                 return kind(value)
@@ -74,8 +73,7 @@ class _Intake:
             return os.fspath(value)
         name = f"{path[-1]}: " if path else ""
         expected = "text, a number, a list or a mapping"
-        self.report.add(path, f"{name}{found(value)} is not a plain value", expected=expected)
-        return None
+        return self.report.add(path, f"{name}{found(value)} is not a plain value", expected=expected)
 
     def is_name(self, key: object, path: Keys) -> bool:
         if not isinstance(key, str):

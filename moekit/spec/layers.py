@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -137,11 +138,11 @@ def _open_recipe(name: str, registry: Registry, at: Keys = (), place: Place | No
 
 def _open_file(path: Path, label: str, at: Keys = (), place: Place | None = None) -> Layer:
     try:
-        raw = read_regular(path, LARGEST_FILE)
+        raw = read_regular(path, LARGEST_FILE).removeprefix(BOM_UTF8)
     except OSError as error:
         reject(f"cannot read {label}: {error.strerror}", at=at, place=place, expected="a YAML file")
     try:
-        text = raw.decode("utf-8-sig")
+        text = raw.decode()
     except UnicodeDecodeError as error:
         reject("not UTF-8 text", place=Place(label, raw.count(b"\n", 0, error.start) + 1))
     tree = read(text, label)

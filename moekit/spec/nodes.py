@@ -16,7 +16,7 @@ from moekit.spec.recipe import Recipe
 from moekit.spec.trainer_options import TRAINER_OPTIONS
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Node:
     """A component or a group of known class, before its values are read.
 

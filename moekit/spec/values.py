@@ -112,8 +112,7 @@ class Values:
             return self._list(value, list[Any], path, "", "")
         if value is None or isinstance(value, bool | int | float | str):
             return value
-        expected = "text, a number, a list or a mapping"
-        return self._wrong(path, value, "is not a plain value", expected=expected)
+        return self._wrong(path, value, "is not a plain value", expected="text, a number, a list or a mapping")
 
     def _wrong(self, path: Keys, value: Any, said: str, *, expected: str, nearest: str = "") -> Any:
         what = f"{_name(path)}: {found(value)}{self.origin(path)} {said}"
