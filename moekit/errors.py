@@ -6,7 +6,8 @@ Each is a ``ValueError``; the command line prints it without a traceback and exi
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+
+from moekit.record import Record
 
 
 class MoekitError(ValueError):
@@ -29,8 +30,7 @@ class PluginError(MoekitError):
     """A plugin that cannot be used: it fails to import, breaks a rule of the hooks, or states another API version."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Problem:
+class Problem(Record):
     """One mistake, printed in a few lines.
 
     Args:

@@ -12,11 +12,12 @@ import math
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import MISSING, dataclass
+from dataclasses import MISSING
 from functools import cache
-from typing import Any, ClassVar, Literal, NamedTuple, NoReturn, TypeVar, cast
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, cast
 
-from moekit.errors import PluginError, nearest
+from moekit.errors import PluginError
+from moekit.record import Record, defaults_of
 from moekit.spec.hints import describe
 
 FieldKind = Literal["option", "slot", "slots", "group"]
@@ -128,8 +129,7 @@ class ConflictError(ValueError):
         super().__init__("; ".join(sentences))
 
 
-@typing.dataclass_transform(kw_only_default=True, frozen_default=True)
-class Spec:
+class Spec(Record):
     """Base of every spec. A subclass is a frozen dataclass with keyword arguments; it needs no decorator.
 
     Raises:
@@ -139,42 +139,6 @@ class Spec:
     """
 
     kind: ClassVar[str] = ""
-
-    def __init_subclass__(cls) -> None:
-        # The methods are inherited, because dataclass() would compile new ones for each class, which is slow.
-        dataclass(init=False, repr=False, eq=False, kw_only=True)(cls)
-
-    def __init__(self, **given: Any) -> None:
-        cls, values = type(self), self.__dict__
-        for name in given:
-            if name not in _defaults(cls):
-                near = nearest(name, list(_defaults(cls)))
-                hint = f"did you mean {near}?" if near else f"options are {', '.join(_defaults(cls)) or 'none'}"
-                raise TypeError(f"{cls.__name__} has no option {name}; {hint}")
-        for name, default in _defaults(cls).items():
-            if name not in given and default is MISSING:
-                raise TypeError(f"{cls.__name__} needs {name}=...")
-            value = given.get(name, default)
-            values[name] = value.copy() if value is default and isinstance(value, dict | list) else value
-        self.__post_init__()
-
-    def __setattr__(self, name: str, value: object) -> NoReturn:
-        raise dataclasses.FrozenInstanceError(f"cannot assign to field '{name}'; make another with dataclasses.replace")
-
-    def __delattr__(self, name: str) -> NoReturn:
-        raise dataclasses.FrozenInstanceError(f"cannot delete field '{name}'")
-
-    def __repr__(self) -> str:
-        return f"{type(self).__qualname__}({', '.join(f'{name}={value!r}' for name, value in self._values())})"
-
-    def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and self._values() == other._values()
-
-    def __hash__(self) -> int:
-        return hash((type(self), *self._values()))
-
-    def _values(self) -> list[tuple[str, Any]]:
-        return [(name, getattr(self, name)) for name in _defaults(type(self))]
 
     def check(self) -> Iterable[str]:
         """Conflicts between options, one sentence each. Override; every field is set and in range when it is called."""
@@ -268,7 +232,7 @@ def is_a(value: Any, hint: Any) -> bool:
 def types_of(spec: type[Spec]) -> dict[str, Any]:
     """The type of each field, in order of declaration."""
     hints = typing.get_type_hints(spec)
-    return {f.name: hints[f.name] for f in dataclasses.fields(spec)}  # type: ignore[arg-type]
+    return {f.name: hints[f.name] for f in dataclasses.fields(spec)}
 
 
 @_cached
@@ -279,7 +243,7 @@ def fields_of(spec: type[Spec]) -> dict[str, FieldInfo]:
         TypeError: a field is a plain dataclass field, not declared with ``option`` and the like.
     """
     out: dict[str, FieldInfo] = {}
-    for f in dataclasses.fields(spec):  # type: ignore[arg-type]
+    for f in dataclasses.fields(spec):
         info = f.metadata.get("moekit")
         if info is None:
             raise TypeError(f"{spec.__qualname__}.{f.name}: declare it with option(), slot(), slots() or group()")
@@ -355,17 +319,9 @@ def group_class(spec: type[Spec], name: str) -> type[Spec]:
 
 def required(spec: type[Spec]) -> list[str]:
     """Names of the fields that have no default."""
-    return [name for name, default in _defaults(spec).items() if default is MISSING]
-
-
-@_cached
-def _defaults(spec: type[Spec]) -> dict[str, Any]:
-    return {
-        f.name: f.default_factory() if f.default_factory is not MISSING else f.default
-        for f in dataclasses.fields(spec)  # type: ignore[arg-type]
-    }
+    return [name for name, default in defaults_of(spec).items() if default is MISSING]
 
 
 def default_of(spec: type[Spec], name: str) -> Any:
     """The default of a field, shared: do not change it. ``dataclasses.MISSING`` if the field must be given."""
-    return _defaults(spec)[name]
+    return defaults_of(spec)[name]
