@@ -1,6 +1,7 @@
 from moekit.cache import Cache as Cache
 from moekit.component import API_VERSION as API_VERSION
 from moekit.component import Component as Component
+from moekit.component import Verb as Verb
 from moekit.component import recipes_in as recipes_in
 from moekit.contracts import BalanceContext as BalanceContext
 from moekit.contracts import Balancer as Balancer
@@ -50,6 +51,7 @@ from moekit.spec.kinds import BalancerSpec as BalancerSpec
 from moekit.spec.kinds import DataSpec as DataSpec
 from moekit.spec.kinds import DispatcherSpec as DispatcherSpec
 from moekit.spec.kinds import ExpertSpec as ExpertSpec
+from moekit.spec.kinds import GroupLimit as GroupLimit
 from moekit.spec.kinds import ModelSpec as ModelSpec
 from moekit.spec.kinds import ObjectiveSpec as ObjectiveSpec
 from moekit.spec.kinds import OptimizerSpec as OptimizerSpec

@@ -1,8 +1,9 @@
-"""The first-party kinds, offered by the same hook as those of other plugins."""
+"""moekit's own kinds and verbs, offered by the same hooks as those of other plugins."""
 
 from __future__ import annotations
 
-from moekit.component import Kind
+from moekit.cli.core import VERBS
+from moekit.component import Kind, Verb
 from moekit.hookspecs import hookimpl
 
 MOEKIT_API = 2
@@ -93,3 +94,9 @@ def moekit_kinds() -> list[Kind]:
             checks=f"{_CHECKS}.optimizer",
         ),
     ]
+
+
+@hookimpl
+def moekit_verbs() -> list[Verb]:
+    """moekit's own verbs."""
+    return [Verb(name=name, target=f"moekit.cli.{name}", summary=summary) for name, summary in VERBS.items()]

@@ -56,8 +56,13 @@ class Registry:
 
     @property
     def verbs(self) -> list[Verb]:
-        """The verbs of plugins, sorted by name."""
+        """The verbs, moekit's own and those of plugins, sorted by name."""
         return self._sorted("verb")
+
+    @property
+    def resolvers(self) -> dict[str, tuple[str, str]]:
+        """The plugin and the import string of each resolver; of two of one name, those of the first plugin."""
+        return {name: (p.name, target) for p in reversed(self.plugins) for name, target in p.resolvers.items()}
 
     def components(self, kind: str | None = None) -> list[Component]:
         """All components of one kind, or of every kind, sorted by name.
@@ -252,7 +257,7 @@ class Registry:
         return Problem(
             what=f"unknown {what} '{name}' (installed: {named})",
             nearest=nearest(name, [*names, *choices]),
-            list_with=f"moekit ls {plural}",
+            list_with="moekit help" if what == "verb" else f"moekit ls {plural}",
             notes=self.notes(),
         )
 

@@ -10,7 +10,6 @@ from typing import Any
 from moekit.cli import text
 from moekit.errors import MoekitError, Problem, UnknownName, nearest
 
-SUMMARY = "print, validate or compare specs"
 EXAMPLES = """\
   moekit config print deepseek_v3                                  every option, resolved
   moekit config print deepseek_v3 model.depth=8 --only model.moe   a part of it, with one option changed

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-SUMMARY = "generate text with a trained language model"
 EXAMPLES = """\
   moekit generate deepseek_v3 "def forward("
   moekit generate runs/deepseek_v3/2026-01-31_12-00-00 "The " --tokens 400 --temperature 1.0

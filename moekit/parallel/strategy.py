@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Collection, Mapping
 from datetime import timedelta
@@ -16,7 +17,7 @@ from torch.optim import Optimizer
 
 from moekit.compat import init_process_group, set_timeouts
 from moekit.contracts import Model
-from moekit.errors import CheckpointError, Problem, SpecError
+from moekit.errors import CheckpointError, PluginError, Problem, SpecError
 from moekit.moe_layer import MoELayer, check_stacked
 from moekit.parallel.deferred_init import DeferredInit
 from moekit.parallel.mesh import world_mesh
@@ -25,7 +26,7 @@ from moekit.params import build_on_meta
 from moekit.registry import current
 from moekit.shards.shard import fill_shards, state_dict_shards
 from moekit.spec.fields import ConflictError
-from moekit.spec.kinds import DispatcherSpec, MoE
+from moekit.spec.kinds import DispatcherSpec, ExpertParallelSpec, MoE
 from moekit.spec.recipe import Recipe
 from moekit.spec.replacing import find_all, replace_all
 from moekit.spec.sharding import SCALE_FREE, Sharded, no_loss_scale
@@ -155,17 +156,42 @@ class ShardedStrategy(ModelParallelStrategy):
 
 
 def with_expert_parallel(recipe: Recipe, layout: Sharded) -> Recipe:
-    """The recipe that every rank builds: if ``ep`` > 1, each mixture's dispatcher is wrapped in ``expert_parallel``."""
+    """The recipe that every rank builds: if ``ep`` > 1, each mixture's dispatcher is wrapped in an expert-parallel one.
+
+    Raises:
+        SpecError: no dispatcher is expert-parallel, or several are.
+    """
     if layout.ep == 1:
         return recipe
-    parallel = current().get("dispatcher", "expert_parallel").spec_class()
 
     def wrapped(dispatcher: DispatcherSpec) -> DispatcherSpec:
-        if not isinstance(dispatcher, parallel):
-            dispatcher = parallel(size=layout.ep, local=dispatcher)
+        if not isinstance(dispatcher, ExpertParallelSpec):
+            dispatcher = _expert_parallel()(size=layout.ep, local=dispatcher)
         return dispatcher
 
     return replace_all(recipe, DispatcherSpec, wrapped)
+
+
+def _expert_parallel() -> type[ExpertParallelSpec]:
+    """The spec class of the dispatcher that distributes experts over ranks."""
+    found: dict[str, type[ExpertParallelSpec]] = {}
+    for component in current().components("dispatcher"):
+        with contextlib.suppress(PluginError):  # of another dispatcher, which this run does not use
+            if issubclass(spec := component.spec_class(), ExpertParallelSpec):
+                found[component.full_name] = spec
+    if len(found) != 1:
+        listed = ": " + ", ".join(found) if found else ""
+        raise SpecError(
+            [
+                Problem(
+                    what=f"{len(found) or 'no'} dispatchers distribute experts over ranks{listed}",
+                    at="trainer.strategy.ep",
+                    expected="each layer's dispatcher to be one of them" if found else "1",
+                    list_with="moekit ls dispatchers",
+                )
+            ]
+        )
+    return next(iter(found.values()))
 
 
 def check_layout(recipe: Recipe, layout: Sharded, world: int) -> None:
@@ -173,13 +199,13 @@ def check_layout(recipe: Recipe, layout: Sharded, world: int) -> None:
 
     Raises:
         SpecError: ``ep`` does not divide the number of ranks or the experts of a layer; a dispatcher does not work
-            within ``expert_parallel``; or the optimizer needs unsharded tensors.
+            under expert parallelism; or the optimizer needs unsharded tensors.
         MoekitError: ranks cannot share the experts of a layer, because they differ.
     """
     optimizer = recipe.optimizer
     if optimizer is not None and not optimizer.takes_shards and world > 1:
         what = f"{type(optimizer).__name__} needs unsharded tensors, but this run shards parameters"
-        expected = "one such as adamw or adafactor, or trainer.strategy=ddp"
+        expected = "one that takes shards, or trainer.strategy=ddp"
         raise SpecError([Problem(what=what, at="optimizer", expected=expected, list_with="moekit ls optimizers")])
     if world % layout.ep:
         raise SpecError([_does_not_divide(layout.ep, f"the {world} rank{'s' if world > 1 else ''}", world)])

@@ -12,7 +12,7 @@ from moekit.spec.nodes import Node
 from moekit.spec.places import BROKEN, Keys, Report
 from moekit.spec.planning import Planner
 from moekit.spec.recipe import Recipe
-from moekit.spec.references import References, is_reference
+from moekit.spec.references import References, is_reference, register_plugins_resolvers
 from moekit.spec.trainer_options import check_trainer
 from moekit.spec.values import Values
 
@@ -29,6 +29,7 @@ def compose(layers: Merged, root: type[Spec] | str, registry: Registry) -> Spec:
         SpecError: with every mistake in the layers.
         PluginError: a spec class declares an option of a type that no spec can hold.
     """
+    register_plugins_resolvers(registry)
     report = Report(layers.places)
     planner = Planner(layers, registry, report)
     node = planner.root(root)

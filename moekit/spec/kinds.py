@@ -5,15 +5,25 @@ A capability is a class variable that states a fact about the component. Composi
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 from moekit.errors import PluginError
 from moekit.spec.fields import Spec, option, slot, slots
-from moekit.spec.reach import ranks_reached
 
 Form = Literal["token_choice", "expert_choice", "soft"]
 ALL_FORMS: frozenset[Form] = frozenset({"token_choice", "expert_choice", "soft"})
 PAIR_FORMS: frozenset[Form] = frozenset({"token_choice", "expert_choice"})
+
+
+class GroupLimit(NamedTuple):
+    """A token chooses its experts in ``top_groups`` of ``groups`` equal groups of experts, in order.
+
+    If ``per_group`` is not 0, it chooses that many in each; otherwise any of them.
+    """
+
+    groups: int = 1
+    top_groups: int = 1
+    per_group: int = 0
 
 
 class RouterSpec(Spec):
@@ -36,12 +46,9 @@ class RouterSpec(Spec):
             "  expected a method active(self, num_experts) in that spec"
         )
 
-    def ranks_reached(self, num_experts: int, ranks: int) -> float:
-        """The mean number of ranks that hold one of a token's experts, when every choice is equally likely.
-
-        ``ranks`` ranks share the experts. Override it where one choice limits the others, as with groups of experts.
-        """
-        return ranks_reached(num_experts, ranks, min(self.active(num_experts), num_experts))
+    def group_limit(self) -> GroupLimit:
+        """How groups limit a token's choice, from which ``moekit plan`` computes traffic. Override."""
+        return GroupLimit()
 
     def check_experts(self, num_experts: int) -> Iterable[str]:
         """Conflicts with the number of routed experts, one sentence each. Override; the spec of the layer calls it."""
@@ -69,6 +76,13 @@ class DispatcherSpec(Spec):
     def check_experts(self, num_experts: int) -> Iterable[str]:
         """Conflicts with the number of routed experts, one sentence each. Override; the spec of the layer calls it."""
         return ()
+
+
+class ExpertParallelSpec(DispatcherSpec):
+    """Base of the specs of dispatchers that distribute a layer's experts over ranks, and exchange tokens."""
+
+    size: int | None = option(None, "ranks that share the experts, with consecutive numbers; none: all ranks", ge=1)
+    local: DispatcherSpec = slot("dispatcher", "decides what is dropped; also computes on each rank, if it is dropless")
 
 
 class BalancerSpec(Spec):

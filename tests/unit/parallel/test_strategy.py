@@ -10,18 +10,21 @@ from typing import Any, cast
 import pytest
 import torch
 import torch.distributed as dist
+from fake_plugins import KINDS, module
 from lightning.pytorch.plugins import DoublePrecision, HalfPrecision, MixedPrecision, Precision
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 
-from moekit import load
+from moekit import load, registry
 from moekit.checkpoints.reading import Handle
 from moekit.checkpoints.writing import save_tree
 from moekit.compat import timeout_of
+from moekit.component import Component
 from moekit.contracts import Model
 from moekit.errors import CheckpointError, SpecError
 from moekit.parallel.strategy import ShardedStrategy, check_layout, with_expert_parallel
-from moekit.spec.kinds import MoE
+from moekit.registry import Registry, temporary
+from moekit.spec.kinds import ExpertParallelSpec, MoE
 from moekit.spec.replacing import find_all
 from moekit.spec.sharding import Sharded
 from moekit.training.callbacks.checkpoint import AtomicCheckpointIO
@@ -40,6 +43,37 @@ def test_dispatchers_are_wrapped_for_expert_groups_of_the_layouts_size() -> None
     assert {
         cast(Any, moe.dispatcher).size for moe in find_all(with_expert_parallel(own, Sharded(ep=2)).model, MoE)
     } == {4}
+
+
+class Relay(ExpertParallelSpec):
+    """A second dispatcher that distributes experts over ranks."""
+
+
+RELAY = Component(name="relay", spec=Relay, target="acme.relay:Relay", summary="another")
+
+
+def test_which_of_two_expert_parallel_dispatchers_is_meant_must_be_said() -> None:
+    recipe = load("deepseek_v3", ["model.moe.dispatcher={use: grouped}"])
+    with temporary(module("acme", components=[RELAY])):
+        with pytest.raises(SpecError, match=r"^2 dispatchers .*: dispatchers/expert_parallel, acme/relay\n"):
+            with_expert_parallel(recipe, Sharded(ep=2))
+        own = load("deepseek_v3", ["model.moe.dispatcher={use: relay, local: {use: grouped}}"])
+        assert with_expert_parallel(own, Sharded(ep=2)) == own
+
+
+def test_without_an_expert_parallel_dispatcher_ep_must_be_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = load("deepseek_v3", ["model.moe.dispatcher={use: grouped}"])
+    monkeypatch.setattr(registry, "_current", Registry([KINDS]))
+    with pytest.raises(SpecError, match=r"^no dispatchers distribute .*\n  at trainer.strategy.ep\n  expected 1\n"):
+        with_expert_parallel(recipe, Sharded(ep=2))
+
+
+def test_a_dispatcher_that_cannot_be_imported_does_not_stop_a_run_without_it() -> None:
+    recipe = load("deepseek_v3", ["model.moe.dispatcher={use: grouped}"])
+    gone = Component(kind="dispatcher", name="gone", spec="acme.gone:Gone", target="acme.gone:Gone", summary="gone")
+    with temporary(module("acme", components=[gone])):
+        wrapped = with_expert_parallel(recipe, Sharded(ep=2)).model
+    assert {type(moe.dispatcher) for moe in find_all(wrapped, MoE)} == {ExpertParallel}
 
 
 @pytest.mark.parametrize(

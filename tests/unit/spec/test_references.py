@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import spec_fakes as fakes
+from fake_plugins import module
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
@@ -17,6 +18,7 @@ from pages import cases, whole
 from spec_fakes import check_overrides
 
 from moekit.errors import SpecError
+from moekit.registry import temporary
 from moekit.spec import load
 from moekit.spec.places import Report
 from moekit.spec.references import References, escape, is_reference, register_resolver
@@ -329,3 +331,20 @@ def test_what_a_resolver_returns_is_checked(made: object, what: str) -> None:
             load("small", ["trainer=${odd:}"])
     finally:
         OmegaConf.clear_resolver("odd")
+
+
+def square(number: int) -> int:
+    return number * number
+
+
+def failing(number: int) -> int:
+    raise ZeroDivisionError(f"cannot divide {number}")
+
+
+def test_plugins_offer_resolvers_and_are_named_where_one_fails() -> None:
+    offers = {"acme.square": "test_references:square", "acme.failing": "test_references:failing"}
+    with temporary(module("acme_math", resolvers=offers)):
+        assert load("small", ["model.width=${acme.square:3}"]).model.width == 9  # type: ignore[attr-defined]
+        message = r"resolver 'acme\.failing' of plugin 'acme_math': ZeroDivisionError: cannot divide 2"
+        with pytest.raises(SpecError, match=message):
+            load("small", ["model.width=${acme.failing:2}"])
