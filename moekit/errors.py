@@ -6,8 +6,7 @@ Each is a ``ValueError``; the command line prints it without a traceback and exi
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-
-from moekit.record import Record
+from dataclasses import dataclass
 
 
 class MoekitError(ValueError):
@@ -30,7 +29,8 @@ class PluginError(MoekitError):
     """A plugin that cannot be used: it fails to import, breaks a rule of the hooks, or states another API version."""
 
 
-class Problem(Record):
+@dataclass(frozen=True, kw_only=True)
+class Problem:
     """One mistake, printed in a few lines.
 
     Args:

@@ -6,6 +6,8 @@ import typing
 from dataclasses import MISSING, FrozenInstanceError, dataclass, fields
 from typing import Any, NoReturn
 
+from moekit.errors import nearest
+
 
 @typing.dataclass_transform(kw_only_default=True, frozen_default=True)
 class Record:
@@ -25,8 +27,6 @@ class Record:
         cls, values, known = type(self), self.__dict__, defaults_of(type(self))
         for name in given:
             if name not in known:
-                from moekit.errors import nearest
-
                 near = nearest(name, list(known))
                 hint = f"did you mean {near}?" if near else f"options are {', '.join(known) or 'none'}"
                 raise TypeError(f"{cls.__name__} has no option {name}; {hint}")
