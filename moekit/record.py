@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import typing
+from collections.abc import Mapping
 from dataclasses import MISSING, FrozenInstanceError, dataclass, fields
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 from moekit.errors import nearest
 
@@ -20,6 +21,8 @@ class Record:
         TypeError: an argument is unknown or missing.
     """
 
+    refused: ClassVar[Mapping[str, str]] = {}  # names that a user may expect among the options, and why they are none
+
     def __init_subclass__(cls) -> None:
         dataclass(init=False, repr=False, eq=False, kw_only=True)(cls)
 
@@ -29,7 +32,7 @@ class Record:
             if name not in known:
                 near = nearest(name, list(known))
                 hint = f"did you mean {near}?" if near else f"options are {', '.join(known) or 'none'}"
-                raise TypeError(f"{cls.__name__} has no option {name}; {hint}")
+                raise TypeError(f"{cls.__name__} has no option {name}; {cls.refused.get(name, hint)}")
         for name, default in known.items():
             if name not in given and default is MISSING:
                 raise TypeError(f"{cls.__name__} needs {name}=...")

@@ -57,9 +57,10 @@ def run(args: argparse.Namespace) -> int:
 
     with quiet():
         module = load_run(args.run, Path(args.out))
-    if module.recipe.model.gives != "next_token" or module.data is None:
+    tokenizer = None if module.data is None else module.data.tokenizer
+    if module.recipe.model.gives != "next_token" or tokenizer is None:
         raise MoekitError(f"'{args.run}' is not a language model: it cannot generate text")
-    prompt, generator = module.data.encode(args.prompt), torch.Generator().manual_seed(args.seed)
+    prompt, generator = tokenizer.encode(args.prompt), torch.Generator().manual_seed(args.seed)
     options = {
         "tokens": args.tokens,
         "temperature": args.temperature,
@@ -69,12 +70,12 @@ def run(args: argparse.Namespace) -> int:
     }
     ids: Iterator[int]
     if module.recipe.model.takes == "pairs":
-        ids = answer(module.model, module.data, prompt, **options)
+        ids = answer(module.model, tokenizer, prompt, **options)
     else:
         context = int(getattr(module.recipe.data, "seq", DEFAULT_CONTEXT))
         ids = sample(module.model, prompt, context=context, **options)
         sys.stdout.write(args.prompt)
-    for text in stream(module.data, ids):
+    for text in stream(tokenizer, ids):
         sys.stdout.write(text)
         sys.stdout.flush()
     sys.stdout.write("\n")

@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from moekit.registry import Registry, current
 from moekit.spec.fields import Spec, fields_of
+from moekit.spec.imported import Imported
 from moekit.spec.references import escape
 
 
@@ -21,13 +22,15 @@ def to_plain(spec: Spec, *, registry: Registry | None = None, full_names: bool =
         PluginError: no loaded plugin offers a component for one of the specs in it.
     """
     registry = current() if registry is None else registry
+    if isinstance(spec, Imported):
+        return {"class": spec.path, **plain_value(spec.arguments)}
 
     def plain(value: Any) -> Any:
         if isinstance(value, Mapping):
             return {key: plain(item) for key, item in value.items()}
-        return (
-            to_plain(value, registry=registry, full_names=full_names) if isinstance(value, Spec) else plain_value(value)
-        )
+        if isinstance(value, Spec):
+            return to_plain(value, registry=registry, full_names=full_names)
+        return plain_value(value)
 
     out: dict[str, Any] = {}
     if spec.kind:

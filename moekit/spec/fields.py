@@ -98,7 +98,7 @@ def option(
     return _field(FieldInfo("option", help, ge=ge, gt=gt, le=le, lt=lt, finite=finite), default)
 
 
-def slot(component: str, help: str = "", *, optional: bool = False, default: Literal["kind"] | None = None) -> Any:
+def slot(component: str, help: str = "", *, optional: bool = False, default: Any = None) -> Any:
     """One component of kind ``component``: ``{use: name, ...}`` in YAML, its spec in Python.
 
     Args:
@@ -106,9 +106,11 @@ def slot(component: str, help: str = "", *, optional: bool = False, default: Lit
         help: one line.
         optional: whether there may be none.
         default: ``"kind"``: where none is given, the component of the kind that claims to be the default
-            (``Component(default=True)``). A spec made in Python needs one nevertheless.
+            (``Component(default=True)``); a spec made in Python needs one nevertheless. Or a spec, for both.
     """
-    return _field(FieldInfo("slot", help, component, claimed=default == "kind"), None if optional else MISSING)
+    claimed = default == "kind"
+    absent = None if optional else MISSING if claimed or default is None else default
+    return _field(FieldInfo("slot", help, component, claimed=claimed), absent)
 
 
 def slots(component: str, help: str = "") -> Any:
@@ -129,6 +131,34 @@ class ConflictError(ValueError):
         super().__init__("; ".join(sentences))
 
 
+class MetricInfo(NamedTuple):
+    """How a metric is shown. Components declare theirs by ``Spec.metrics``.
+
+    Attributes:
+        label: the metric in words.
+        unit: such as ``nats per token``; empty for none.
+        lower_is_better: False for a score such as BLEU.
+        headline: whether it is the main metric of a run; else the loss is.
+        digits: decimal places.
+        live: whether it is shown next to the loss during training.
+    """
+
+    label: str
+    unit: str = ""
+    lower_is_better: bool = True
+    headline: bool = False
+    digits: int = 3
+    live: bool = False
+
+    def format(self, value: float) -> str:
+        """The value with ``digits`` decimal places."""
+        return f"{value:,.{self.digits}f}"
+
+    def with_unit(self) -> str:
+        """The label, with the unit in brackets if there is one."""
+        return f"{self.label} ({self.unit})" if self.unit else self.label
+
+
 class Spec(Record):
     """Base of every spec. A subclass is a frozen dataclass with keyword arguments; it needs no decorator.
 
@@ -143,6 +173,10 @@ class Spec(Record):
     def check(self) -> Iterable[str]:
         """Conflicts between options, one sentence each. Override; every field is set and in range when it is called."""
         return ()
+
+    def metrics(self) -> Mapping[str, MetricInfo]:
+        """The metrics that this component logs, by name, without ``train/`` or ``val/``. Override where it logs any."""
+        return {}
 
     def __post_init__(self) -> None:
         problems = [p for name in fields_of(type(self)) if (p := self._problem_of(name))] or self._conflicts()
@@ -177,6 +211,30 @@ class Spec(Record):
         return found
 
 
+def metrics_of(spec: Spec, *, without: str = "") -> dict[str, MetricInfo]:
+    """The metrics that a spec and all components in it declare; of a name declared twice, the first.
+
+    Components of the kind ``without`` are skipped.
+    """
+    found = dict(spec.metrics())
+    for name, info in fields_of(type(spec)).items():
+        held = getattr(spec, name)
+        for part in held.values() if info.kind == "slots" else [held]:
+            if isinstance(part, Spec) and info.component != (without or None):
+                found = metrics_of(part, without=without) | found
+    return found
+
+
+def _is_part(value: Any, kind: str, hint: Any) -> bool:
+    """Whether a slot of ``kind`` may hold a value: a spec of that kind, or of a class that the annotation names."""
+    return isinstance(value, Spec) and (value.kind == kind or type(value) in _leaves(hint))
+
+
+def _leaves(hint: Any) -> tuple[Any, ...]:
+    """The classes that a type is made of."""
+    return tuple(leaf for arg in typing.get_args(hint) for leaf in _leaves(arg)) or (hint,)
+
+
 def _misplaced(spec: type[Spec], name: str, value: Any) -> str:
     """Why a slot, a map of slots or a group cannot hold a value made in Python; empty if it can."""
     info = fields_of(spec)[name]
@@ -189,7 +247,7 @@ def _misplaced(spec: type[Spec], name: str, value: Any) -> str:
         return f"{name} is {_named(value)}; expected a mapping from names to specs of {info.component}s"
     parts = {f"{name}[{key!r}]": each for key, each in value.items()} if info.kind == "slots" else {name: value}
     for where, each in parts.items():
-        if not isinstance(each, Spec) or each.kind != info.component:
+        if not _is_part(each, info.component, types_of(spec)[name]):
             expected = f"the spec of a component of kind '{info.component}' (list them: moekit ls {info.component})"
             return f"{where} is {_named(each)}; expected {expected}"
     return ""

@@ -131,10 +131,37 @@ class ObjectiveSpec(Spec):
 
 
 class DataSpec(Spec):
-    """Base of data specs. ``vocab``, where a spec has it, is the number of tokens; a model's must not be smaller."""
+    """Base of data specs."""
 
     kind: ClassVar[str] = "data"
     yields: ClassVar[str] = "tokens"  # values of ModelSpec.takes
+
+    def num_tokens(self) -> int | None:
+        """The number of tokens, which a model's ``vocab`` must not be below; None if the data is not text.
+
+        It is the option ``vocab`` of the data, or else that of its ``tokenizer``. Override it if neither is there.
+        """
+        tokenizer = getattr(self, "tokenizer", None)
+        found = getattr(self, "vocab", tokenizer.vocab if isinstance(tokenizer, TokenizerSpec) else None)
+        return found if isinstance(found, int) else None
+
+
+class TokenizerSpec(Spec):
+    """Base of tokenizer specs."""
+
+    kind: ClassVar[str] = "tokenizer"
+    vocab: int = option(256, "number of tokens, at most", ge=1)
+
+
+class EvaluatorSpec(Spec):
+    """Base of evaluator specs. An evaluator scores a trained model, or draws what it does."""
+
+    kind: ClassVar[str] = "evaluator"
+    takes: ClassVar[frozenset[str]] = frozenset({"tokens", "pairs", "cases"})  # values of DataSpec.yields
+
+    def check_data(self, data: DataSpec) -> Iterable[str]:
+        """Conflicts with the data, one sentence each. Override; the recipe calls it."""
+        return ()
 
 
 class OptimizerSpec(Spec):
@@ -149,6 +176,30 @@ class ScheduleSpec(Spec):
     """Base of learning-rate schedule specs."""
 
     kind: ClassVar[str] = "schedule"
+
+
+class CallbackSpec(Spec):
+    """Base of callback specs. A callback is called by the Trainer at every point of a run."""
+
+    kind: ClassVar[str] = "callback"
+    takes_shards: ClassVar[bool] = True  # whether it works with a model in shards
+
+
+class LoggerSpec(Spec):
+    """Base of logger specs. A logger gets the metrics of every logged step."""
+
+    kind: ClassVar[str] = "logger"
+
+
+class StrategySpec(Spec):
+    """Base of strategy specs. A strategy places the model on devices and combines the ranks' gradients."""
+
+    kind: ClassVar[str] = "strategy"
+    shards: ClassVar[bool] = False  # whether it makes a ``moekit.parallel.strategy.ShardingStrategy``
+
+    def check_precision(self, precision: str | None) -> Iterable[str]:
+        """Conflicts with the Trainer's precision, one sentence each. Override; the spec of the trainer calls it."""
+        return ()
 
 
 class MoE(Spec):

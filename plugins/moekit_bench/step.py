@@ -149,17 +149,18 @@ class RecipeRunner(Runner):
 
     def __init__(self, name: str, recipe: Recipe, settings: Settings, folder: Path) -> None:
         self.log_every = int(trainer_options(recipe)["log_every_n_steps"])
-        options = {
-            **recipe.trainer,
-            "max_steps": STEPS,
-            "log_every_n_steps": STEPS + 1,  # Lightning logs the last step of a fit anyway
-            "limit_val_batches": 0,
-            "enable_checkpointing": False,
-            "enable_progress_bar": False,
-            "accelerator": "gpu" if settings.device == "cuda" else "cpu",
-            "precision": "bf16-mixed" if settings.dtype == torch.bfloat16 else "32-true",
-        }
-        self.recipe = replace(recipe, trainer=options, stop=None, start=None, compare=None)
+        trainer = replace(
+            recipe.trainer,
+            max_steps=STEPS,
+            log_every_n_steps=STEPS + 1,  # Lightning logs the last step of a fit anyway
+            val_check_interval=None,
+            limit_val_batches=0,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            accelerator="gpu" if settings.device == "cuda" else "cpu",
+            precision="bf16-mixed" if settings.dtype == torch.bfloat16 else "32-true",
+        )
+        self.recipe = replace(recipe, trainer=trainer, stop=None, start=None, compare=None)
         self.folder = RunFolder(folder)
         self.folder.create()
         self.module = LitMoE(self.recipe)
@@ -202,7 +203,7 @@ class LoopRunner(Runner):
     def __init__(self, peer: peers.PeerModel, recipe: Recipe, data: Data, settings: Settings) -> None:
         super().__init__(peer.name, peer.model.to(settings.device).train(), settings, peer.note)
         self.loss, self.recipe, self.data = peer.loss, recipe, data
-        self.clip = recipe.trainer.get("gradient_clip_val")
+        self.clip = recipe.trainer.gradient_clip_val
         options = {key: value for key, value in to_plain(recipe)["optimizer"].items() if key != "use"}
         self.optimizer = torch.optim.AdamW(self.model.parameters(), **options, fused=True)
         self.clock = Clock(settings.device)

@@ -97,9 +97,7 @@ def run(args: argparse.Namespace) -> int:
         eps=eps_of(recipe, args.devices, parse_eps(args.ep)),
         batch=batch if args.batch is None else args.batch,
         sequence=sequence if args.sequence is None else args.sequence,
-        accumulate=int(recipe.trainer.get("accumulate_grad_batches", 1))
-        if args.accumulate is None
-        else args.accumulate,
+        accumulate=recipe.trainer.accumulate_grad_batches if args.accumulate is None else args.accumulate,
         precision=precision_of(recipe, args.precision),
         device_memory=bytes_of_gib(args.device_memory),
     )

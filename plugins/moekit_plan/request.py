@@ -100,7 +100,7 @@ def parse_eps(listed: str) -> tuple[int, ...]:
 
 def precision_of(recipe: Recipe, requested: str = "") -> str:
     """The full name of the requested precision, or of the recipe's."""
-    given = requested or str(recipe.trainer.get("precision", "32-true"))
+    given = requested or (recipe.trainer.precision or "32-true")
     return ALIASES.get(given, given)
 
 

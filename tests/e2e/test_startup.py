@@ -99,6 +99,7 @@ HEAVY = ("torch", "lightning", "numpy", "rich", "matplotlib", "tokenizers")
         "config print deepseek_v3",
         "config validate deepseek_v3 jacobs1991",
         "config diff jacobs1991 deepseek_v3",
+        "config schema",
         "params --help",
         "help",
         "help plan",

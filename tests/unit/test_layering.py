@@ -24,7 +24,7 @@ from moekit import contracts
 from moekit.component import Component
 from moekit.registry import current
 from moekit.spec import kinds
-from moekit.spec.fields import Spec, fields_of, types_of
+from moekit.spec.fields import Spec, fields_of, required, types_of
 
 ROOT = Path(__file__).parents[2]
 CORE = ROOT / "moekit"
@@ -35,7 +35,6 @@ LONG: dict[str, str] = {
     "moekit_bench/step.py": "one comparison of training steps, and the two loops that it runs interleaved",
     "moekit/checkpoints/writing.py": "one protocol: who writes what, and every stage of a save, in order",
     "moekit/contracts/layer.py": "the contracts of a layer, in the order in which it uses them",
-    "moekit/contracts/run.py": "the contracts of a run, in the order in which it uses them",
     "moekit/plugin.py": "every check of a plugin when it is loaded",
     "moekit/registry.py": "every question about a name, and the messages for those without an answer",
     "moekit/routing.py": "the three forms of a routing, and what each says of itself",
@@ -52,6 +51,7 @@ LONG: dict[str, str] = {
 """Files of more than 250 lines, each with the one idea that makes it so."""
 
 NO_ORACLE = {
+    "moekit_lightning": "wraps Lightning, except averages of weights, whose formulas are tested, and sharded layouts",
     "moekit_data": "reads files; there is no equation",
     "moekit_optimizers": "torch's own, except adafactor; schedules are closed forms, tested at their corners",
     "moekit_dispatchers/loop": "is the oracle of the other dispatchers; its own oracle is in tests/oracle",
@@ -73,6 +73,7 @@ TORCH_FREE = (
 
 TERMS: dict[str, str] = {
     "auto": "a value of Lightning's options",
+    "bytes": "a unit of memory, and a type of Python",
     "capacity": "the limit of an expert's tokens",
     "dense": "a model without experts; the name of its run folder",
     "ffn": "the feed-forward part of a block",
@@ -151,6 +152,29 @@ def test_the_core_imports_no_plugin() -> None:
         (relative(p), name) for p in FILES if p.is_relative_to(CORE) for name in imports(p) if name[:7] == "moekit_"
     ]
     assert wrong == []
+
+
+def test_data_and_evaluators_import_nothing_of_training_and_inference() -> None:
+    """What they need of a run is handed to them (``moekit.contracts.Trained``)."""
+    upper = ("moekit.training", "moekit.inference")
+    files = [path for path in FILES if relative(path).startswith("moekit_data/")]
+    assert files
+    assert [(relative(path), name) for path in files for name in imports(path) if name.startswith(upper)] == []
+
+
+def test_the_core_names_no_metric_of_a_plugin() -> None:
+    """Labels, digits and the headline of a run come from the components that log the metrics."""
+    classes = [component.spec_class() for component in current().components()]
+    names = {name for spec in classes if not required(spec) for name in spec().metrics()} - {"loss"}
+    assert {"bits_per_byte", "blend_mse", "bleu", "accuracy"} <= names
+    texts = {
+        f"{relative(path)}: {node.value}"
+        for path in FILES
+        if path.is_relative_to(CORE)
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.rpartition("/")[2] in names
+    }
+    assert texts == set()
 
 
 def test_the_core_names_no_component() -> None:

@@ -6,11 +6,13 @@ from routings import token_choice
 from torch import nn
 
 from moekit.contracts import LayerDims, Model, ModelOutput
+from moekit.inference.evaluation import evaluate
 from moekit.moe_layer import MoELayer
 from moekit.registry import build
 from moekit.routing import ExpertChoice, Soft
+from moekit_data.decision_regions import DecisionRegions
+from moekit_data.decision_regions.picture import _Plane, largest_gate_T
 from moekit_data.vowels import Vowels
-from moekit_data.vowels.picture import _Plane, largest_gate_T
 from moekit_dispatchers.soft import Soft as SoftDispatcher
 from moekit_experts.linear import Linear
 from moekit_routers.dense import Dense
@@ -74,7 +76,7 @@ def test_gate_regions_follow_the_gate(data):
 def test_the_picture_is_plotted_without_side_effects(data, tmp_path, model, is_wide):
     before = dict(matplotlib.rcParams)
     model = model().train()
-    (path,) = data.picture(model, tmp_path / "plots")
+    (path,) = evaluate({"regions": build(DecisionRegions())}, model, data, tmp_path / "plots").files
     pixels = imread(path)
     assert path == tmp_path / "plots" / "vowels.png"
     assert pixels.std() > 0.05

@@ -9,7 +9,7 @@ from unicodedata import category
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from moekit_data.translations.scoring import Translation, by_language, chrf
+from moekit_data.bleu.scoring import Translation, by_language, chrf
 
 INK, GREY, BLUE = "#222222", "#777777", "#1f5fa8"
 

@@ -1,4 +1,4 @@
-"""Translates pairs with a model, and scores the result: BLEU, chrF, and the share of placeholders kept."""
+"""The scores of translations: BLEU, chrF, and the share of placeholders kept."""
 
 from __future__ import annotations
 
@@ -6,16 +6,10 @@ from collections.abc import Iterable, Sequence
 from statistics import fmean
 from typing import NamedTuple
 
-from moekit.contracts import Model, Source
-from moekit_data.padding import pad
-from moekit_data.translations.batches import slices
-from moekit_data.translations.pairs import Pair, placeholders
-from moekit_data.translations.vocabulary import Vocabulary
+from moekit_data.translations.pairs import placeholders
 
 NO_SPACES = ("ja", "th", "km", "lo", "my")
 """Languages that put no space between words: BLEU counts their characters. Chinese has a tokenizer of its own."""
-MARGIN = 8
-"""Tokens that any translation may have beyond twice the usual length for its source."""
 
 
 class Translation(NamedTuple):
@@ -25,44 +19,6 @@ class Translation(NamedTuple):
     source: str
     reference: str
     output: str
-
-
-def translate_pairs(
-    model: Model, pairs: Sequence[Pair], vocabulary: Vocabulary, *, batch_tokens: int, ratio: float
-) -> list[Translation]:
-    """Greedy translations, in the order of the pairs. The model's mode is restored.
-
-    Args:
-        model: source to target.
-        pairs: what to translate, and the references.
-        vocabulary: of the model.
-        batch_tokens: source tokens at a time, padding included; sources of similar length are translated together.
-        ratio: tokens of a target to one of its source, on average. Translations are truncated at twice the length
-            that it predicts for the longest source in their batch, plus ``MARGIN`` tokens.
-    """
-    from moekit.inference.generate import translate  # this module imports all of training
-
-    sources = [vocabulary.source(pair.source, pair.language) for pair in pairs]
-    order = sorted(range(len(pairs)), key=lambda i: len(sources[i]))
-    outputs = [""] * len(pairs)
-    was_training = model.training
-    model.eval()
-    try:
-        for part in slices([len(sources[i]) for i in order], batch_tokens):
-            chosen = order[part.start : part.stop]
-            tokens, valid = pad([sources[i] for i in chosen], vocabulary.end)
-            made = translate(
-                model,
-                Source(tokens, valid),
-                start=vocabulary.end,
-                end=vocabulary.end,
-                max_tokens=round(2 * ratio * tokens.shape[1]) + MARGIN,
-            )
-            for i, ids in zip(chosen, made, strict=True):
-                outputs[i] = vocabulary.decode(ids)
-    finally:
-        model.train(was_training)
-    return [Translation(p.language, p.source, p.target, text) for p, text in zip(pairs, outputs, strict=True)]
 
 
 def figures(made: Sequence[Translation]) -> dict[str, float]:

@@ -1,12 +1,21 @@
 """Scores of models with known translations: one copies its source, one writes nothing."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from moekit import Batch, Model, ModelOutput
+from moekit import Batch, Model, ModelOutput, Trained
+from moekit.errors import DataError
+from moekit.inference.evaluation import evaluate
+from moekit.inference.generate import greedy
 from moekit.registry import build
-from moekit_data.translations import Translations
-from moekit_data.translations.scoring import Translation, bleu, chrf, figures
+from moekit_data.bleu import Bleu
+from moekit_data.bleu.module import translations
+from moekit_data.bleu.scoring import Translation, bleu, chrf, figures
+from moekit_data.bpe import BytePairs
+from moekit_data.bytes import Bytes
+from moekit_data.translations import Translations, reading
 
 
 class Copies(Model):
@@ -41,20 +50,33 @@ def path(tmp_path_factory):
     return str(file)
 
 
-def prepared(path, **options):
+PAIRS = BytePairs(vocab=297)
+
+
+def prepared(path, tokenizer=PAIRS, **options):
     data = build(
         Translations(
-            path=path, **{"languages": ["copy", "he"], "vocab": 300, "batch_tokens": 200, "validation": 0.4, **options}
+            path=path,
+            **{"languages": ["copy", "he"], "vocab": 300, "batch_tokens": 200, "validation": 0.4, **options},
+            tokenizer=tokenizer,
         )
     )
     data.prepare()
     return data
 
 
-def test_a_copy_scores_100_where_it_is_right(path):
+def trained(data, model, folder=Path()):
+    return Trained(model=model, data=data, folder=folder, generate=greedy(model, data.tokenizer))
+
+
+def scores(data, model, folder):
+    return evaluate({"bleu": build(Bleu())}, model, data, folder).values
+
+
+def test_a_copy_scores_100_where_it_is_right(path, tmp_path):
     data = prepared(path, languages=["copy"])
-    model = Copies(data.end_token()).train()
-    values = data.scores(model)
+    model = Copies(data.tokenizer.end).train()
+    values = scores(data, model, tmp_path)
     count = sum(len(batch.inputs) for batch in data.validation_batches())
     assert values == {
         "bleu": pytest.approx(100),
@@ -64,39 +86,39 @@ def test_a_copy_scores_100_where_it_is_right(path):
         "pairs_with_placeholders": count,
     }
     assert model.training and set(model.modes) == {False}  # decoded in evaluation mode, and left as it was
-    assert data.scores(model) == values
+    assert scores(data, model, tmp_path) == values
 
 
-def test_scores_are_means_over_languages(path):
+def test_scores_are_means_over_languages(path, tmp_path):
     data = prepared(path)
-    values = data.scores(Copies(data.end_token()))
-    made = data.translate(Copies(data.end_token()))
+    values = scores(data, Copies(data.tokenizer.end), tmp_path)
+    made = translations(trained(data, Copies(data.tokenizer.end)))
     parts = [[each for each in made if each.language == name] for name in ("copy", "he")]
     assert values["bleu"] == pytest.approx((100 + bleu(parts[1])) / 2) and bleu(parts[1]) < 50
     assert values["chrf"] == pytest.approx((100 + chrf(parts[1])) / 2) and chrf(parts[1]) < 50
 
 
 def test_translations_are_in_the_order_of_their_sources(path):
-    """Although they are decoded in order of length."""
+    """Language by language, although batches mix them."""
     data = prepared(path, batch_tokens=64)
-    made = data.translate(Copies(data.end_token()))
+    made = translations(trained(data, Copies(data.tokenizer.end)))
     assert [each.output for each in made] == [each.source for each in made]
     assert len({each.source for each in made}) > 4
 
 
-def test_empty_translations_score_0(path):
+def test_empty_translations_score_0(path, tmp_path):
     data = prepared(path)
-    values = data.scores(Copies(data.end_token(), upto=0))
+    values = scores(data, Copies(data.tokenizer.end, upto=0), tmp_path)
     assert values["bleu"] == values["chrf"] == values["placeholders_kept"] == 0
-    assert {each.output for each in data.translate(Copies(data.end_token(), upto=0))} == {""}
+    assert {each.output for each in translations(trained(data, Copies(data.tokenizer.end, upto=0)))} == {""}
 
 
 def test_a_translation_that_never_ends_is_truncated(path):
-    """At twice the usual length for the longest source in its batch, plus a few tokens."""
-    data = prepared(path, languages=["copy"], tokens="bytes", vocab=258)
-    model = Copies(data.end_token())
+    """At twice the longest reference in its batch, plus a few tokens."""
+    data = prepared(path, languages=["copy"], tokenizer=Bytes(), vocab=258)
+    model = Copies(data.tokenizer.end)
     model.end = ord("x")  # writes this without end
-    made = data.translate(model)
+    made = translations(trained(data, model))
     longest = max(len(each.source) for each in made) + 1
     for each in made:
         assert each.output.startswith(each.source) and set(each.output[len(each.source) :]) == {"x"}
@@ -152,17 +174,24 @@ def chrf_by_hand(output, reference, beta=2.0):
 
 def test_a_run_writes_a_table_and_a_plot_of_its_translations(path, tmp_path):
     data = prepared(path)
-    table, bars = data.picture(Copies(data.end_token()), tmp_path / "run")
+    run = trained(data, Copies(data.tokenizer.end), tmp_path / "run")
+    table, bars = build(Bleu()).evaluate(run).files
     assert (table.name, bars.name) == ("translations.tsv", "translations.png")
     head, *rows = [line.split("\t") for line in table.read_text(encoding="utf-8").splitlines()]
     assert head == ["language", "source", "reference", "output"]
-    assert [tuple(row) for row in rows] == data.translate(Copies(data.end_token()))
+    assert [tuple(row) for row in rows] == translations(trained(data, Copies(data.tokenizer.end)))
     assert bars.read_bytes().startswith(b"\x89PNG")
 
 
 def test_control_characters_are_escaped_in_the_table(tmp_path):
-    from moekit_data.translations.picture import write
+    from moekit_data.bleu.picture import write
 
     path = write([Translation("de", "two\nlines", "a\tb", "é\x85\u2028\0 \\n\xa0\ufffd")], tmp_path / "t.tsv")
     _, row = path.read_text(encoding="utf-8").splitlines()
     assert row.split("\t") == ["de", "two\\nlines", "a\\tb", "é\\x85\\u2028\\x00 \\n\xa0\ufffd"]
+
+
+def test_a_missing_sacrebleu_is_reported_when_the_evaluator_is_built(monkeypatch):
+    monkeypatch.setattr(reading, "find_spec", lambda name: None)
+    with pytest.raises(DataError, match=r"sacrebleu \(it scores translations\) is not installed(.|\n)*pip install -e"):
+        build(Bleu())
