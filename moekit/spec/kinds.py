@@ -109,9 +109,8 @@ class ModelSpec(Spec):
     """Base of model specs."""
 
     kind: ClassVar[str] = "model"
-    takes: ClassVar[str] = (
-        "tokens"  # what its data must yield: 'tokens', 'pairs' (source and target), 'cases', or a word of yours
-    )
+    # what its data must yield: 'tokens', 'pairs' (source and target), 'cases', or a word of yours
+    takes: ClassVar[str] = "tokens"
     gives: ClassVar[str] = "next_token"  # its output: 'next_token', 'mixture', 'prediction', or a word of yours
 
     def offers(self) -> str:
