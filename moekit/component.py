@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from moekit.errors import PluginError
+from moekit.record import Record
 from moekit.spec.fields import check_declaration
 
 API_VERSION = 2
@@ -22,8 +22,7 @@ Importable = str | Callable[..., Any]
 """A class or function, or its import string: ``"package.module:name"``."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Kind:
+class Kind(Record):
     """A kind of component, such as ``router``. A plugin can add its own.
 
     Args:
@@ -69,8 +68,7 @@ class Kind:
         return imported(self.makes, f"kind '{self.name}': cannot import what it makes") if self.makes else None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Component:
+class Component(Record):
     """One named thing that a plugin offers.
 
     Args:
@@ -129,8 +127,7 @@ class Component:
         return imported(self.target, f"{self.kind} '{self.full_name}': cannot import its target")
 
 
-@dataclass(frozen=True, kw_only=True)
-class RecipeFile:
+class RecipeFile(Record):
     """A YAML file that a plugin offers under a name.
 
     Args:
@@ -155,8 +152,7 @@ def recipes_in(folder: Path) -> Iterator[RecipeFile]:
         yield RecipeFile(name=path.relative_to(folder).with_suffix("").as_posix(), path=path)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Verb:
+class Verb(Record):
     """A verb of the command line: ``moekit NAME``.
 
     Args:

@@ -10,7 +10,6 @@ import dataclasses
 import importlib.metadata
 import sys
 import time
-import traceback
 from collections.abc import Collection, Iterable, Mapping
 from importlib.metadata import Distribution, EntryPoint
 
@@ -119,6 +118,8 @@ def _loaded(plugin: Plugin, entry: EntryPoint, *, strict: bool) -> Plugin:
     except KeyboardInterrupt:
         raise
     except BaseException as error:
+        import traceback  # not needed by a start without mistakes
+
         why = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
         why = " ".join(why.removeprefix(f"plugin '{plugin.name}': ").split())
         if strict:

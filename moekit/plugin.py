@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -16,14 +16,14 @@ import pluggy
 from moekit import hookspecs
 from moekit.component import API_VERSION, Component, Kind, RecipeFile, Verb, check_spec_class, is_import_string
 from moekit.errors import PluginError, nearest
+from moekit.record import Record
 
 HOOKS = (*hookspecs.OFFERS, *hookspecs.LIFE_CYCLE)
 _SIGNS = str.maketrans("", "", "_-.")  # allowed in a name, in addition to letters and digits
 _O = TypeVar("_O")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Plugin:
+class Plugin(Record):
     """One plugin, loaded or failed.
 
     Attributes:

@@ -10,10 +10,10 @@ from moekit.spec.fields import ConflictError, FieldInfo, Spec, fields_of, types_
 from moekit.spec.imported import Imported
 from moekit.spec.merging import Merged
 from moekit.spec.nodes import Node
-from moekit.spec.places import LEFT_OPEN, Keys, Report
+from moekit.spec.places import BROKEN, LEFT_OPEN, Keys, Report
 from moekit.spec.planning import Planner
 from moekit.spec.references import References, is_reference, register_plugins_resolvers
-from moekit.spec.values import BROKEN, Values
+from moekit.spec.values import Values
 
 ARGUMENT = FieldInfo("option", "")
 
@@ -73,12 +73,10 @@ class _Builder:
             return BROKEN
         try:
             return node.spec(**given)
-        except ConflictError as error:
-            sentences = list(error.sentences)
         except ValueError as error:
-            sentences = [str(error)]
+            sentences = error.sentences if isinstance(error, ConflictError) else (str(error),)
         except Exception as error:  # a mistake in a plugin
-            sentences = [f"{node} cannot be checked: {type(error).__name__}: {error}"]
+            sentences = (f"{node} cannot be checked: {type(error).__name__}: {error}",)
         for sentence in sentences:
             self.report.add(node.path, sentence)
         return BROKEN

@@ -24,18 +24,18 @@ def to_plain(spec: Spec, *, registry: Registry | None = None, full_names: bool =
     registry = current() if registry is None else registry
     if isinstance(spec, Imported):
         return {"class": spec.path, **plain_value(spec.arguments)}
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, Spec):
+            return to_plain(value, registry=registry, full_names=full_names)
+        return plain_value(value)
+
     out: dict[str, Any] = {}
     if spec.kind:
         out["use"] = registry.component_of(spec).full_name if full_names else registry.use_name(spec)
-    for name, info in fields_of(type(spec)).items():
-        value = getattr(spec, name)
-        if info.kind == "option":
-            out[name] = plain_value(value)
-        elif info.kind == "slots":
-            out[name] = {key: to_plain(item, registry=registry, full_names=full_names) for key, item in value.items()}
-        else:
-            out[name] = None if value is None else to_plain(value, registry=registry, full_names=full_names)
-    return out
+    return out | {name: plain(getattr(spec, name)) for name in fields_of(type(spec))}
 
 
 def to_config(spec: Spec, *, registry: Registry | None = None) -> DictConfig:

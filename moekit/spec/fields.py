@@ -12,11 +12,12 @@ import math
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import MISSING, dataclass
+from dataclasses import MISSING
 from functools import cache
-from typing import Any, ClassVar, Literal, NoReturn, TypeVar, cast
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, cast
 
-from moekit.errors import PluginError, nearest
+from moekit.errors import PluginError
+from moekit.record import Record, defaults_of
 from moekit.spec.hints import describe
 
 FieldKind = Literal["option", "slot", "slots", "group"]
@@ -31,8 +32,7 @@ def _cached(function: _F) -> _F:
     return cast(_F, cache(function))
 
 
-@dataclass(frozen=True)
-class FieldInfo:
+class FieldInfo(NamedTuple):
     """What a spec field may hold: the kind of field, the component kind of a slot, a help text and a range."""
 
     kind: FieldKind
@@ -131,8 +131,7 @@ class ConflictError(ValueError):
         super().__init__("; ".join(sentences))
 
 
-@dataclass(frozen=True)
-class MetricInfo:
+class MetricInfo(NamedTuple):
     """How a metric is shown. Components declare theirs by ``Spec.metrics``.
 
     Attributes:
@@ -160,8 +159,7 @@ class MetricInfo:
         return f"{self.label} ({self.unit})" if self.unit else self.label
 
 
-@typing.dataclass_transform(kw_only_default=True, frozen_default=True)
-class Spec:
+class Spec(Record):
     """Base of every spec. A subclass is a frozen dataclass with keyword arguments; it needs no decorator.
 
     Raises:
@@ -171,43 +169,6 @@ class Spec:
     """
 
     kind: ClassVar[str] = ""
-    refused: ClassVar[Mapping[str, str]] = {}  # names that a user may expect among the options, and why they are none
-
-    def __init_subclass__(cls) -> None:
-        # The methods are inherited, because dataclass() would compile new ones for each class, which is slow.
-        dataclass(init=False, repr=False, eq=False, kw_only=True)(cls)
-
-    def __init__(self, **given: Any) -> None:
-        cls, values = type(self), self.__dict__
-        for name in given:
-            if name not in _defaults(cls):
-                near = nearest(name, list(_defaults(cls)))
-                hint = f"did you mean {near}?" if near else f"options are {', '.join(_defaults(cls)) or 'none'}"
-                raise TypeError(f"{cls.__name__} has no option {name}; {cls.refused.get(name, hint)}")
-        for name, default in _defaults(cls).items():
-            if name not in given and default is MISSING:
-                raise TypeError(f"{cls.__name__} needs {name}=...")
-            value = given.get(name, default)
-            values[name] = value.copy() if value is default and isinstance(value, dict | list) else value
-        self.__post_init__()
-
-    def __setattr__(self, name: str, value: object) -> NoReturn:
-        raise dataclasses.FrozenInstanceError(f"cannot assign to field '{name}'; make another with dataclasses.replace")
-
-    def __delattr__(self, name: str) -> NoReturn:
-        raise dataclasses.FrozenInstanceError(f"cannot delete field '{name}'")
-
-    def __repr__(self) -> str:
-        return f"{type(self).__qualname__}({', '.join(f'{name}={value!r}' for name, value in self._values())})"
-
-    def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and self._values() == other._values()
-
-    def __hash__(self) -> int:
-        return hash((type(self), *self._values()))
-
-    def _values(self) -> list[tuple[str, Any]]:
-        return [(name, getattr(self, name)) for name in _defaults(type(self))]
 
     def check(self) -> Iterable[str]:
         """Conflicts between options, one sentence each. Override; every field is set and in range when it is called."""
@@ -225,10 +186,8 @@ class Spec:
     def _problem_of(self, name: str) -> str:
         """The mistake in one field's value by itself; empty if there is none."""
         info, hint, value = fields_of(type(self))[name], types_of(type(self))[name], getattr(self, name)
-        if info.kind != "option" and not _fits(type(self), name, info, value):
-            return _misplaced(type(self), name, value)
         if info.kind != "option":
-            return ""
+            return _misplaced(type(self), name, value)
         if not info.choices and not is_a(value, hint):
             return f"{name}: {value!r} is not {describe(hint)}"
         if info.finite and not is_finite(value):
@@ -266,16 +225,6 @@ def metrics_of(spec: Spec, *, without: str = "") -> dict[str, MetricInfo]:
     return found
 
 
-def _fits(spec: type[Spec], name: str, info: FieldInfo, value: Any) -> bool:
-    """Whether a slot, a map of slots or a group may hold a value."""
-    if value is None:
-        return default_of(spec, name) is None
-    if info.kind == "group":
-        return isinstance(value, group_class(spec, name))
-    parts = [value] if info.kind == "slot" else list(value.values()) if isinstance(value, Mapping) else [None]
-    return all(_is_part(part, info.component, types_of(spec)[name]) for part in parts)
-
-
 def _is_part(value: Any, kind: str, hint: Any) -> bool:
     """Whether a slot of ``kind`` may hold a value: a spec of that kind, or of a class that the annotation names."""
     return isinstance(value, Spec) and (value.kind == kind or type(value) in _leaves(hint))
@@ -287,17 +236,21 @@ def _leaves(hint: Any) -> tuple[Any, ...]:
 
 
 def _misplaced(spec: type[Spec], name: str, value: Any) -> str:
-    """Why a slot, a map of slots or a group cannot hold a value made in Python, as a sentence."""
+    """Why a slot, a map of slots or a group cannot hold a value made in Python; empty if it can."""
     info = fields_of(spec)[name]
+    if value is None and default_of(spec, name) is None:
+        return ""
     if info.kind == "group":
-        return f"{name} is {_named(value)}; expected {group_class(spec, name).__name__}(...)"
+        cls = group_class(spec, name)
+        return "" if isinstance(value, cls) else f"{name} is {_named(value)}; expected {cls.__name__}(...)"
     if info.kind == "slots" and not isinstance(value, Mapping):
         return f"{name} is {_named(value)}; expected a mapping from names to specs of {info.component}s"
     parts = {f"{name}[{key!r}]": each for key, each in value.items()} if info.kind == "slots" else {name: value}
-    wrong = {k: v for k, v in parts.items() if not _is_part(v, info.component, types_of(spec)[name])}
-    where, each = next(iter(wrong.items()))
-    expected = f"the spec of a component of kind '{info.component}' (list them: moekit ls {info.component})"
-    return f"{where} is {_named(each)}; expected {expected}"
+    for where, each in parts.items():
+        if not _is_part(each, info.component, types_of(spec)[name]):
+            expected = f"the spec of a component of kind '{info.component}' (list them: moekit ls {info.component})"
+            return f"{where} is {_named(each)}; expected {expected}"
+    return ""
 
 
 def _named(value: Any) -> str:
@@ -337,7 +290,7 @@ def is_a(value: Any, hint: Any) -> bool:
 def types_of(spec: type[Spec]) -> dict[str, Any]:
     """The type of each field, in order of declaration."""
     hints = typing.get_type_hints(spec)
-    return {f.name: hints[f.name] for f in dataclasses.fields(spec)}  # type: ignore[arg-type]
+    return {f.name: hints[f.name] for f in dataclasses.fields(spec)}
 
 
 @_cached
@@ -348,12 +301,12 @@ def fields_of(spec: type[Spec]) -> dict[str, FieldInfo]:
         TypeError: a field is a plain dataclass field, not declared with ``option`` and the like.
     """
     out: dict[str, FieldInfo] = {}
-    for f in dataclasses.fields(spec):  # type: ignore[arg-type]
+    for f in dataclasses.fields(spec):
         info = f.metadata.get("moekit")
         if info is None:
             raise TypeError(f"{spec.__qualname__}.{f.name}: declare it with option(), slot(), slots() or group()")
         choices = literal_choices(types_of(spec)[f.name])
-        out[f.name] = dataclasses.replace(info, choices=choices) if choices else info
+        out[f.name] = info._replace(choices=choices) if choices else info
     return out
 
 
@@ -424,17 +377,9 @@ def group_class(spec: type[Spec], name: str) -> type[Spec]:
 
 def required(spec: type[Spec]) -> list[str]:
     """Names of the fields that have no default."""
-    return [name for name, default in _defaults(spec).items() if default is MISSING]
-
-
-@_cached
-def _defaults(spec: type[Spec]) -> dict[str, Any]:
-    return {
-        f.name: f.default_factory() if f.default_factory is not MISSING else f.default
-        for f in dataclasses.fields(spec)  # type: ignore[arg-type]
-    }
+    return [name for name, default in defaults_of(spec).items() if default is MISSING]
 
 
 def default_of(spec: type[Spec], name: str) -> Any:
     """The default of a field, shared: do not change it. ``dataclasses.MISSING`` if the field must be given."""
-    return _defaults(spec)[name]
+    return defaults_of(spec)[name]

@@ -1,20 +1,21 @@
-"""What a recipe's file says about itself at the top: for lists of recipes, which need not compose every one."""
+"""What the file of a recipe says at its top: for lists of recipes, which compose none and import no OmegaConf."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from moekit.component import RecipeFile
 from moekit.errors import MoekitError
 from moekit.registry import Registry
 from moekit.spec.yaml_text import read
 
+_read = lru_cache(read)  # by the text: many recipes extend the same few
 
-@dataclass(frozen=True, kw_only=True)
-class Head:
+
+class Head(NamedTuple):
     """The head of a recipe.
 
     Attributes:
@@ -32,21 +33,13 @@ class Head:
 
 def head_of(recipe: RecipeFile, registry: Registry) -> Head:
     """The head of ``recipe``, completed by what it extends. A file that cannot be read says nothing."""
+    tops: dict[Path, Mapping[str, Any]] = {}
+    own = _gather(recipe.path, registry, tops)
     whole: dict[str, Any] = {}
     paper: dict[str, Any] = {}
-    own = _top(recipe.path)
-    waiting, seen = [(recipe.path, own)], {recipe.path}
-    while waiting:
-        path, top = waiting.pop(0)
-        whole = {**top, **whole}
-        if isinstance(top.get("paper"), Mapping):
-            paper = {**top["paper"], **paper}
-        extends = top.get("extends", [])
-        for name in extends if isinstance(extends, list) else [extends]:
-            base = _base(str(name), path, registry)
-            if base is not None and base not in seen:
-                seen.add(base)
-                waiting.append((base, _top(base)))
+    for top in (*tops.values(), own):
+        whole |= top
+        paper |= top["paper"] if isinstance(top.get("paper"), Mapping) else {}
     year = paper.get("year")
     short = str(paper.get("title", "")).partition(":")[0]
     return Head(
@@ -57,18 +50,22 @@ def head_of(recipe: RecipeFile, registry: Registry) -> Head:
     )
 
 
-def _top(path: Path) -> Mapping[str, Any]:
+def _gather(path: Path, registry: Registry, tops: dict[Path, Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The top of a file. Adds those that it extends to ``tops``, the lowest first."""
     try:
-        data = read(path.read_text(encoding="utf-8"), path.name).data
-    except (OSError, ValueError, MoekitError):
+        data = _read(path.read_text(encoding="utf-8"), path.name).data
+    except (OSError, ValueError):
         return {}
-    return data if isinstance(data, Mapping) else {}
-
-
-def _base(name: str, path: Path, registry: Registry) -> Path | None:
-    if name.endswith((".yaml", ".yml")):
-        return path.parent / name
-    try:
-        return registry.recipe(name).path
-    except MoekitError:
-        return None
+    top: Mapping[str, Any] = data if isinstance(data, Mapping) else {}
+    names = top.get("extends") or []
+    for name in map(str, names if isinstance(names, list) else [names]):
+        try:
+            base = path.parent / name if name.endswith((".yaml", ".yml")) else registry.recipe(name).path
+        except MoekitError:
+            continue
+        if base not in tops:
+            tops[base] = {}  # so that a circle ends
+            top_of_base = _gather(base, registry, tops)
+            del tops[base]
+            tops[base] = top_of_base
+    return top

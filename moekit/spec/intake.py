@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from enum import Enum
 from typing import Any
@@ -13,9 +14,10 @@ from omegaconf.errors import ConfigKeyError
 from moekit.registry import Registry
 from moekit.spec.dumping import plain_value, to_plain
 from moekit.spec.fields import Spec
-from moekit.spec.places import LEFT_OPEN, Keys, Place, Report, Tree, check_size, found
+from moekit.spec.places import BROKEN, LEFT_OPEN, Keys, Place, Report, Tree, check_size, found
 from moekit.spec.references import References
-from moekit.spec.values import BROKEN
+
+_HALF = re.compile("[\ud800-\udfff]")  # a lone surrogate, which no file can hold
 
 
 def plain_tree(value: Any, label: str = "", *, registry: Registry) -> Tree:
@@ -53,7 +55,7 @@ class _Intake:
         elif OmegaConf.is_config(value):
             value = self.config(value, path)
             if value is BROKEN:
-                return None
+                return value
         if isinstance(value, Mapping):
             return {key: self.value(item, (*path, key)) for key, item in value.items() if self.is_name(key, path)}
         if isinstance(value, list | tuple):
@@ -62,9 +64,8 @@ class _Intake:
             return value.name  # as OmegaConf has it
         if value is None or isinstance(value, bool):
             return value
-        if isinstance(value, str) and not _is_unicode(value):
-            self.report.add(path, f"{found(value)} holds half of a character", expected="text")
-            return None
+        if isinstance(value, str) and _HALF.search(value):
+            return self.report.add(path, f"{found(value)} holds half of a character", expected="text")
         for kind in (str, int, float):
             if isinstance(value, kind):
                 return kind(value)
@@ -72,8 +73,7 @@ class _Intake:
             return os.fspath(value)
         name = f"{path[-1]}: " if path else ""
         expected = "text, a number, a list or a mapping"
-        self.report.add(path, f"{name}{found(value)} is not a plain value", expected=expected)
-        return None
+        return self.report.add(path, f"{name}{found(value)} is not a plain value", expected=expected)
 
     def is_name(self, key: object, path: Keys) -> bool:
         if not isinstance(key, str):
@@ -94,12 +94,3 @@ class _Intake:
         if any(item is BROKEN for _, item in found):
             return BROKEN
         return plain_value(dict(found) if isinstance(plain, dict) else [item for _, item in found])
-
-
-def _is_unicode(text: str) -> bool:
-    """Whether no character is a lone surrogate, which no file can hold."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -4,8 +4,6 @@ A capability is a class variable that states a fact about the component. Composi
 (does this dispatcher take that form of routing?); the conformance kit tests whether it is true.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 from typing import ClassVar, Literal, NamedTuple
 
@@ -111,16 +109,15 @@ class ModelSpec(Spec):
     """Base of model specs."""
 
     kind: ClassVar[str] = "model"
-    takes: ClassVar[str] = (
-        "tokens"  # what its data must yield: 'tokens', 'pairs' (source and target), 'cases', or a word of yours
-    )
+    # what its data must yield: 'tokens', 'pairs' (source and target), 'cases', or a word of yours
+    takes: ClassVar[str] = "tokens"
     gives: ClassVar[str] = "next_token"  # its output: 'next_token', 'mixture', 'prediction', or a word of yours
 
     def offers(self) -> str:
         """What a model with these options gives: ``gives``. Override where the options decide."""
         return self.gives
 
-    def dense_baseline(self) -> ModelSpec | None:
+    def dense_baseline(self) -> "ModelSpec | None":
         """The dense baseline: as many multiply-adds per token, without experts; None if there is none."""
         return None
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
 
@@ -15,7 +16,7 @@ from moekit.files import read_regular
 from moekit.registry import Registry
 from moekit.spec.fields import Spec
 from moekit.spec.intake import plain_tree
-from moekit.spec.merging import Merged
+from moekit.spec.merging import Merged, nested
 from moekit.spec.places import COMMAND_LINE, Keys, Place, Report, Tree, check_size, found, reject, show
 from moekit.spec.references import is_reference
 from moekit.spec.yaml_text import read
@@ -28,8 +29,7 @@ CONTENT = "a mapping of options: 'model:', 'data:', ..."
 """What a spec is, in messages."""
 
 
-@dataclass(frozen=True)
-class Layer:
+class Layer(NamedTuple):
     """One file or mapping of a spec, before merging; ``path`` is None for a mapping."""
 
     tree: Tree
@@ -133,16 +133,16 @@ def _open_recipe(name: str, registry: Registry, at: Keys = (), place: Place | No
         reject(str(error), at=at, place=place)
     layer = _open_file(recipe.path, f"{recipe.name}.yaml")
     places = {path: each._replace(plugin=recipe.plugin) for path, each in layer.tree.places.items()}
-    return replace(layer, tree=Tree(layer.tree.data, places))
+    return layer._replace(tree=Tree(layer.tree.data, places))
 
 
 def _open_file(path: Path, label: str, at: Keys = (), place: Place | None = None) -> Layer:
     try:
-        raw = read_regular(path, LARGEST_FILE)
+        raw = read_regular(path, LARGEST_FILE).removeprefix(BOM_UTF8)
     except OSError as error:
         reject(f"cannot read {label}: {error.strerror}", at=at, place=place, expected="a YAML file")
     try:
-        text = raw.decode("utf-8-sig")
+        text = raw.decode()
     except UnicodeDecodeError as error:
         reject("not UTF-8 text", place=Place(label, raw.count(b"\n", 0, error.start) + 1))
     tree = read(text, label)
@@ -182,10 +182,8 @@ def parse_overrides(overrides: Iterable[str], registry: Registry) -> list[Tree]:
             report.add(keys[:1], "extends cannot be set by an override", expected=expected, place=place)
         else:
             check_size(keys, 0, COMMAND_LINE)
-            tree = read(value, COMMAND_LINE, lines=False, prefix=keys) if value.strip() else Tree("")
-            data = tree.data
-            for key in reversed(keys):
-                data = {key: data}
+            tree = read(value, COMMAND_LINE, lines=False, prefix=keys) if value.strip() else Tree("", {})
+            data = nested(keys, tree.data)
             around: dict[Keys, Place] = {keys[:end]: place for end in range(1, len(keys) + 1)}
             new = Tree(data, {**around, **tree.places})
             if not out or _crosses_reference(out[-1].plain().data, data):

@@ -29,7 +29,7 @@ class Merged:
     Attributes:
         tree: the merged data.
         places: where each part of it was written.
-        unread: the texts whose interpolation OmegaConf cannot parse; the tree has null in their place.
+        unread: the texts whose interpolation OmegaConf cannot parse; the tree has ``???`` in their place.
         over: layers that hold a mapping over an interpolation, by its path; they are not merged yet.
     """
 
@@ -54,7 +54,7 @@ class Merged:
                 del kept[path]
         for path, mapping in held.items():
             below = {here: place for here, place in layer.places.items() if here[: len(path)] == path}
-            self.over.setdefault(path, []).append(Tree(_nested(path, mapping), below))
+            self.over.setdefault(path, []).append(Tree(nested(path, mapping), below))
         self.places |= layer.places
         self.unread |= unread
         new = OmegaConf.create(data)
@@ -129,7 +129,7 @@ def names_part(node: DictConfig) -> bool:
     return "use" in node.keys() or "class" in node.keys()
 
 
-def _nested(path: Keys, value: Any) -> Any:
+def nested(path: Keys, value: Any) -> Any:
     """``value`` in mappings, so that it is at ``path``."""
     for key in reversed(path):
         value = {key: value}
@@ -150,5 +150,5 @@ def _readable(value: Any, path: Keys, unread: dict[Keys, str]) -> Any:
         except (GrammarParseError, RecursionError):
             pass
         unread[path] = value
-        return None
+        return LEFT_OPEN
     return value

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from moekit.errors import nearest
 from moekit.registry import MAX_LISTED, Registry
@@ -14,10 +14,9 @@ from moekit.spec.hints import describe
 from moekit.spec.imported import FOREIGN, Imported, is_import_path
 from moekit.spec.places import LEFT_OPEN, Keys, Place, Report, found, one_of, show
 from moekit.spec.recipe import Recipe
-from moekit.spec.values import BROKEN
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Node:
     """A component or a group of known class, before its values are read.
 
@@ -46,48 +45,12 @@ class Node:
 
 
 class Mistakes:
-    """Reports mistakes, and marks their paths in the tree.
+    """Reports the mistakes in nodes."""
 
-    Attributes:
-        closed: paths that are open because of a mistake that is in the report.
-    """
-
-    def __init__(self, tree: DictConfig, report: Report, registry: Registry) -> None:
-        self.tree = tree
+    def __init__(self, report: Report, registry: Registry) -> None:
         self.registry = registry
         self.report = report
-        self.closed: set[Keys] = set()
-
-    def broken(
-        self,
-        path: Keys,
-        what: str,
-        *,
-        expected: str = "",
-        nearest: str = "",
-        list_with: str = "",
-        notes: tuple[str, ...] = (),
-        place: Place | None = None,
-    ) -> Any:
-        """Adds a mistake to the report, and gives ``BROKEN``."""
-        self.report.add(path, what, expected=expected, nearest=nearest, list_with=list_with, notes=notes, place=place)
-        return self.close(path[:-1] if path[-1:] == ("use",) else path)
-
-    def close(self, path: Keys) -> Any:
-        """Marks ``path``, which has a mistake in the report, as open: a reference to it then adds no other."""
-        self.closed.add(path)
-        node: Any = self.tree
-        for key in path[:-1]:
-            if (
-                not OmegaConf.is_config(node)
-                or OmegaConf.is_interpolation(node, key)
-                or OmegaConf.is_missing(node, key)
-            ):
-                return BROKEN
-            node = node[key]
-        if path and OmegaConf.is_config(node):
-            node[path[-1]] = LEFT_OPEN
-        return BROKEN
+        self.broken = report.add
 
     def unknown_option(self, node: Node, name: str) -> None:
         """The spec class has no such field."""
@@ -103,44 +66,52 @@ class Mistakes:
             node,
             name,
             f"{node} has no option '{name}'",
-            expected="" if many and names else one_of(names) if names else "no option at all",
+            "" if many and names else one_of(names) if names else "no option at all",
+            f"moekit show {node.use}" if node.use and names else "",
             nearest=near,
-            list_with=f"moekit show {node.use}" if node.use and names else "",
         )
 
     def missing(self, node: Node, name: str, info: FieldInfo) -> None:
         """A field without a default is not given."""
         here = (*node.path, name)
-        if info.kind == "slot":
-            expected = f"{name}: {{use: <{info.component}>, ...}}"
-            listing = f"moekit ls {self.registry.kind(info.component).plural}"
-        else:
-            kind = describe(types_of(node.spec)[name]) if info.kind == "option" else "a mapping"
-            limits = "" if info.choices else info.range_text()
-            expected = f"{name}: {kind} {limits}".rstrip() + (f" ({info.help})" if info.help else "")
+        value, listing = self._expected(node, name, info)
+        if info.kind != "slot":
+            value += f" ({info.help})" if info.help else ""
             listing = f"moekit show {node.use}" if node.use else ""
         written = here if here in self.report.places else (*node.path, "use") if node.use else node.path
         place = self.report.place(written)
-        self._unsound(node, name, f"{node} needs '{name}'", expected=expected, list_with=listing, place=place)
+        self._unsound(node, name, f"{node} needs '{name}'", f"{name}: {value}", listing, place=place)
 
     def left_open(self, node: Node, name: str, info: FieldInfo) -> None:
         """A field is ``???``."""
-        here = (*node.path, name)
-        if here in self.closed:
-            node.sound = False
-            return
+        value, listing = self._expected(node, name, info)
+        what = f"{name}: the recipe leaves this open ('{LEFT_OPEN}')"
         if info.kind == "slot":
-            what = f"the recipe leaves this {info.component} open ('{LEFT_OPEN}')"
-            expected, listing = "use: <name>", f"moekit ls {self.registry.kind(info.component).plural}"
-        else:
-            what, listing = f"{name}: the recipe leaves this open ('{LEFT_OPEN}')", ""
-            kind = describe(types_of(node.spec)[name]) if info.kind == "option" else "a mapping"
-            expected = f"{kind} {'' if info.choices else info.range_text()}".rstrip()
-        self._unsound(node, name, what, expected=expected, list_with=listing)
+            what, value = f"the recipe leaves this {info.component} open ('{LEFT_OPEN}')", "use: <name>"
+        self._unsound(node, name, what, value, listing)
 
-    def _unsound(self, node: Node, name: str, what: str, **more: Any) -> None:
+    def _expected(self, node: Node, name: str, info: FieldInfo) -> tuple[str, str]:
+        """What a field takes, and the command that lists it."""
+        if info.kind == "slot":
+            return f"{{use: <{info.component}>, ...}}", f"moekit ls {self.registry.kind(info.component).plural}"
+        if info.kind != "option":
+            return "a mapping", ""
+        return f"{describe(types_of(node.spec)[name])} {'' if info.choices else info.range_text()}".rstrip(), ""
+
+    def _unsound(
+        self,
+        node: Node,
+        name: str,
+        what: str,
+        expected: str = "",
+        list_with: str = "",
+        nearest: str = "",
+        place: Place | None = None,
+    ) -> None:
         node.sound = False
-        self.broken((*node.path, name), what, **more)
+        path = (*node.path, name)
+        if path not in self.report:  # its interpolation cannot be read
+            self.report.add(path, what, expected=expected, nearest=nearest, list_with=list_with, place=place)
 
 
 def class_node(mistakes: Mistakes, kind: str, config: DictConfig, value: dict[str, Any], path: Keys) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, NoReturn
 
 from moekit.errors import Problem, SpecError
@@ -15,6 +14,9 @@ COMMAND_LINE: Final = "command line"
 
 LEFT_OPEN: Final = "???"
 """OmegaConf's mark for a value that a file leaves to those that extend it."""
+
+BROKEN: Final = object()
+"""Takes the place of a value that has a mistake; the report has the reason."""
 
 MAX_DEPTH: Final = 50
 """Levels of nesting that a spec may have. A recipe has about eight."""
@@ -44,22 +46,18 @@ def check_size(path: Keys, count: int, source: str) -> None:
         SpecError: ``path`` is too deep, or ``count`` parts are too many.
     """
     if len(path) > MAX_DEPTH:
-        reject(
-            "nested too deeply, or an alias that holds itself",
-            place=Place(source),
-            expected=f"at most {MAX_DEPTH} levels",
-        )
+        what = "nested too deeply, or an alias that holds itself"
+        reject(what, place=Place(source), expected=f"at most {MAX_DEPTH} levels")
     if count > MAX_NODES:
         what = f"more than {MAX_NODES:,} keys and items, counting each use of an alias"
         reject(what, place=Place(source), expected="a spec, which has some hundred")
 
 
-@dataclass
-class Tree:
+class Tree(NamedTuple):
     """Plain data, and the place of every key in it."""
 
     data: Any
-    places: dict[Keys, Place] = field(default_factory=dict)
+    places: dict[Keys, Place]
 
 
 def show(path: Keys) -> str:
@@ -95,7 +93,8 @@ class Report:
 
     def __init__(self, places: Mapping[Keys, Place] | None = None) -> None:
         self.places: Mapping[Keys, Place] = {} if places is None else places
-        self._found: list[tuple[Place, Keys, Problem]] = []
+        self._found: dict[tuple[Place, Keys, Problem], None] = {}  # in order
+        self._paths: set[Keys] = set()
 
     def place(self, path: Keys) -> Place:
         """The place of ``path``, or of its nearest parent that was written somewhere."""
@@ -114,19 +113,19 @@ class Report:
         list_with: str = "",
         notes: tuple[str, ...] = (),
         place: Place | None = None,
-    ) -> None:
-        """Adds one problem at ``path``; without ``place``, the place is looked up."""
+    ) -> Any:
+        """Adds one problem at ``path``, once, and gives ``BROKEN``; without ``place``, the place is looked up."""
         place = self.place(path) if place is None else place
+        at, source = show(path), str(place)
         problem = Problem(
-            what=what,
-            at=show(path),
-            source=str(place),
-            expected=expected,
-            nearest=nearest,
-            list_with=list_with,
-            notes=notes,
+            what=what, at=at, source=source, expected=expected, nearest=nearest, list_with=list_with, notes=notes
         )
-        self._found.append((place, path, problem))
+        self._found[place, path, problem] = None
+        self._paths.add(path)
+        return BROKEN
+
+    def __contains__(self, path: Keys) -> bool:
+        return path in self._paths
 
     def __bool__(self) -> bool:
         return bool(self._found)
@@ -139,8 +138,7 @@ class Report:
 
     def keep(self, wanted: Callable[[Keys, Collection[Keys]], bool]) -> None:
         """Keeps the problems with a ``wanted`` path, or all if none is; it is given a path and the paths of all."""
-        paths = {path for _, path, _ in self._found}
-        self._found = [found for found in self._found if wanted(found[1], paths)] or self._found
+        self._found = {entry: None for entry in self._found if wanted(entry[1], self._paths)} or self._found
 
     def raise_if_any(self) -> None:
         """Raises if there is any problem.

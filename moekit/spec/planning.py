@@ -21,9 +21,8 @@ from moekit.spec.fields import FieldInfo, Spec, default_of, fields_of, group_cla
 from moekit.spec.imported import FOREIGN
 from moekit.spec.merging import Merged
 from moekit.spec.nodes import Mistakes, Node, class_node
-from moekit.spec.places import LEFT_OPEN, Keys, Report, found
+from moekit.spec.places import BROKEN, LEFT_OPEN, Keys, Report, found
 from moekit.spec.references import References, is_reference
-from moekit.spec.values import BROKEN
 
 
 class Planner:
@@ -43,7 +42,7 @@ class Planner:
         self.registry = registry
         self.report = report
         self.references = References(layers.tree, report)
-        self.mistakes = Mistakes(layers.tree, report, registry)
+        self.mistakes = Mistakes(report, registry)
         self.waiting: deque[Callable[[], None]] = deque()  # what refers to another part, to be planned last
 
     def root(self, root: type[Spec] | str) -> Any:
@@ -62,7 +61,6 @@ class Planner:
             shown = found(text)[1:-1] if len(text) > 60 else text
             expected = "'${path.to.option}', or '\\${' for these characters themselves"
             self.report.add(path, f"cannot read the interpolation '{shown}'", expected=expected)
-            self.mistakes.close(path)
 
     def _merge_over_copies(self) -> None:
         while self.layers.over:
@@ -72,9 +70,7 @@ class Planner:
             for parent in path[:-1]:
                 config = config[parent]
             written: Any = OmegaConf.to_container(config)
-            if self._copy(config, str(path[-1]), written[path[-1]], path) is BROKEN:
-                self.mistakes.close(path)
-            else:
+            if self._copy(config, str(path[-1]), written[path[-1]], path) is not BROKEN:
                 for layer in held:
                     self.layers.lay(layer)
 
@@ -183,8 +179,8 @@ class Planner:
             return class_node(self.mistakes, kind, config, value, path)
         at = (*path, "use") if "use" in value else path
         use = self._copy(config, "use", value.get("use"), at)
-        if use is BROKEN or not self.mistakes.closed.isdisjoint((path, at)):
-            return self.mistakes.close(path)
+        if use is BROKEN or at in self.report:
+            return BROKEN
         if use == LEFT_OPEN:
             what = f"the recipe leaves this {kind} open ('{LEFT_OPEN}')"
             return self.mistakes.broken(path, what, expected="use: <name>", list_with=listing)

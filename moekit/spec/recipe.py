@@ -1,7 +1,5 @@
 """``Recipe``, the root of every YAML file, and its groups of options."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from typing import Literal
 

@@ -14,8 +14,7 @@ from omegaconf.errors import InterpolationKeyError, InterpolationToMissingValueE
 from moekit.component import imported
 from moekit.errors import PluginError, nearest
 from moekit.registry import Registry
-from moekit.spec.places import LEFT_OPEN, MAX_DEPTH, MAX_NODES, Keys, Report, reject, show
-from moekit.spec.values import BROKEN
+from moekit.spec.places import BROKEN, LEFT_OPEN, MAX_DEPTH, MAX_NODES, Keys, Report, reject, show
 
 MAX_STEPS = 2_000
 """References that one spec may follow, those that lead to others counted again for each. A recipe follows two."""
@@ -190,7 +189,12 @@ class References:
                 if target not in seen and len(target) <= MAX_DEPTH:
                     seen.add(target)
                     waiting.append(target)
-        return not any(target in problems for target in seen)
+        return not any(self._is_broken(target, problems) for target in seen)
+
+    @staticmethod
+    def _is_broken(path: Keys, problems: Collection[Keys]) -> bool:
+        """Whether the value at ``path`` has a problem, or is in a component whose name has one."""
+        return path in problems or any((*path[:end], "use") in problems for end in range(len(path) + 1))
 
     def _targets_of(self, path: Keys) -> list[Keys]:
         """The paths that the value at ``path`` repeats: it, or a part that contains it, is a reference."""

@@ -15,12 +15,12 @@ T = TypeVar("T", bound=Spec)
 def replace_all(spec: T, kind: type[S], change: Callable[[S], S]) -> T:
     """A copy of ``spec`` in which ``change`` has replaced every outermost component of class ``kind``."""
     changes = {}
-    for field in fields(spec):  # type: ignore[arg-type]
+    for field in fields(spec):
         before = getattr(spec, field.name)
         after = _changed(before, kind, change)
         if after is not before:
             changes[field.name] = after
-    return replace(spec, **changes) if changes else spec  # type: ignore[type-var]
+    return replace(spec, **changes) if changes else spec
 
 
 def find_all(spec: Spec, kind: type[S]) -> list[S]:

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import math
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import omegaconf
 
 from moekit.errors import PluginError, nearest
 from moekit.spec.fields import LARGEST, FieldInfo, is_finite
 from moekit.spec.hints import describe, is_optional, members
-from moekit.spec.places import LEFT_OPEN, Keys, Report, found, one_of, show
-
-BROKEN: Final = object()
-"""Takes the place of a value that has a mistake; the report has the reason."""
+from moekit.spec.places import BROKEN, LEFT_OPEN, Keys, Report, found, one_of, show
 
 
 class Values:
@@ -34,37 +31,23 @@ class Values:
     def read(self, value: Any, hint: Any, info: FieldInfo, path: Keys) -> Any:
         """``value`` as the type ``hint`` and in the range of ``info``; else ``BROKEN``."""
         out = self.convert(value, hint, path, info.range_text() if not info.choices else "")
-        if out is BROKEN:
+        if out is BROKEN or (info.allows(out) and (not info.finite or is_finite(out))):
             return out
-        if info.finite and not is_finite(out):
-            return self._not_finite(out, path, expected=f"{describe(hint)} {info.range_text()}".rstrip())
-        if info.allows(out):
-            return out
-        many = isinstance(out, list | tuple)
-        for i, item in enumerate(out) if many else [(0, out)]:
-            if not info.allows(item):
-                here = (*path, i) if many else path
-                limits = info.range_text() or f"of at most {LARGEST:,}"
+        for here, item in _leaves(out, path):
+            limits = info.range_text()
+            if info.finite and not is_finite(item):
+                self._wrong(here, item, "is not finite", expected=f"{describe(hint)} {limits}".rstrip())
+            elif not info.allows(item):
+                limits = limits or f"of at most {LARGEST:,}"
                 self._wrong(here, item, "is out of range", expected=f"{describe(hint)} {limits}")
-        return BROKEN
-
-    def _not_finite(self, value: Any, path: Keys, *, expected: str) -> Any:
-        many = (
-            value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()
-        )
-        for key, item in many:
-            if not is_finite(item):
-                self._not_finite(item, (*path, key), expected=expected)
-        if isinstance(value, float):
-            self._wrong(path, value, "is not finite", expected=expected)
         return BROKEN
 
     def convert(self, value: Any, hint: Any, path: Keys, limits: str = "") -> Any:
         """``value`` as the type ``hint``; else ``BROKEN``. Messages add ``limits`` to the expected type."""
         expected = f"{describe(hint)} {limits}".rstrip()
         if value == LEFT_OPEN:
-            self.report.add(path, f"{_name(path)}: the recipe leaves this open ('{LEFT_OPEN}')", expected=expected)
-            return BROKEN
+            what = f"{_name(path)}: the recipe leaves this open ('{LEFT_OPEN}')"
+            return self.report.add(path, what, expected=expected)
         if hint is Any:
             return self._plain(value, path)
         if value is None and is_optional(hint):
@@ -129,13 +112,20 @@ class Values:
             return self._list(value, list[Any], path, "", "")
         if value is None or isinstance(value, bool | int | float | str):
             return value
-        expected = "text, a number, a list or a mapping"
-        return self._wrong(path, value, "is not a plain value", expected=expected)
+        return self._wrong(path, value, "is not a plain value", expected="text, a number, a list or a mapping")
 
     def _wrong(self, path: Keys, value: Any, said: str, *, expected: str, nearest: str = "") -> Any:
         what = f"{_name(path)}: {found(value)}{self.origin(path)} {said}"
-        self.report.add(path, what, expected=expected, nearest=nearest)
-        return BROKEN
+        return self.report.add(path, what, expected=expected, nearest=nearest)
+
+
+def _leaves(value: Any, path: Keys) -> Iterator[tuple[Keys, Any]]:
+    """Every plain value in a list or mapping, with its path."""
+    if isinstance(value, Mapping | list | tuple):
+        for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
+            yield from _leaves(item, (*path, key))
+    else:
+        yield path, value
 
 
 def _name(path: Keys) -> str:

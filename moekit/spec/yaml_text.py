@@ -145,8 +145,7 @@ class _Reader:
                     bare = text.replace("_", "").lower()
                     return float(bare.replace(".inf", "inf").replace(".nan", "nan"))
         except (KeyError, ValueError):
-            self.report.add(path, f"'{text[:40]}' is not a YAML {kind}", place=self.place(node))
-            return None
+            return self.report.add(path, f"'{text[:40]}' is not a YAML {kind}", place=self.place(node))
         return self.reject_tag(node, path)
 
     def reject_tag(self, node: yaml.Node, path: Keys) -> None:

@@ -1,7 +1,5 @@
 """Options that several data sets share: those of text, and those of pairs made of text. Torch-free."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import ClassVar
 

@@ -1,7 +1,5 @@
 """What the models' specs share: where mixtures are, common checks, and the width of the dense baseline. Torch-free."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 

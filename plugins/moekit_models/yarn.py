@@ -4,8 +4,6 @@ Source: Peng et al. 2023, "YaRN" (arXiv 2309.00071), section 3; DeepSeek-V2 2024
 (section 4.3) for the values.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 from typing import Literal

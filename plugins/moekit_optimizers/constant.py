@@ -1,7 +1,5 @@
 """A constant rate after a linear warm-up. Torch-free."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from moekit.spec.fields import option

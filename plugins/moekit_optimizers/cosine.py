@@ -1,7 +1,5 @@
 """Half a cosine from the full rate to a final one. Torch-free."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """A rate that falls with one over the square root of the step. Torch-free."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """A rate that passes through stages: held, moved in a line or along a cosine. Torch-free."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Callable, Iterable

@@ -1,7 +1,5 @@
 """A rate that falls by a factor at given fractions of training. Torch-free."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Iterable
 

@@ -1,7 +1,5 @@
 """Warm-up, stable, decay: the full rate, then a linear decay over the last steps. Torch-free."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from moekit.spec.fields import option

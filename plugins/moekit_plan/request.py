@@ -137,7 +137,7 @@ def shape_of(recipe: Recipe) -> tuple[int, int]:
         spec = waiting.pop()
         if not isinstance(spec, Spec):
             continue
-        for field in dataclasses.fields(spec):  # type: ignore[arg-type]
+        for field in dataclasses.fields(spec):
             value = getattr(spec, field.name)
             if field.name in found and isinstance(value, int):
                 found[field.name] = value

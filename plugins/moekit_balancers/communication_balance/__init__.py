@@ -1,7 +1,5 @@
 """DeepSeek-V2's communication loss: every device should receive the same number of tokens. Torch-free."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import ClassVar
 

@@ -1,7 +1,5 @@
 """Shazeer's two losses: the squared coefficient of variation of importance, and of load. Torch-free."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import ClassVar, Literal
 

@@ -1,7 +1,5 @@
 """DeepSeekMoE's device-level loss: loads of devices should be even, those of experts need not be. Torch-free."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import ClassVar, Literal
 

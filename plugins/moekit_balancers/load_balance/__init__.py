@@ -1,7 +1,5 @@
 """The load-balance loss of Switch and GShard: share of tokens times mean affinity. Torch-free."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import ClassVar, Literal
 

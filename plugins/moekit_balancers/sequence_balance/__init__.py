@@ -1,7 +1,5 @@
 """DeepSeek-V3's complementary loss: prevents extreme imbalance within a sequence. Torch-free."""
 
-from __future__ import annotations
-
 from typing import ClassVar, Literal
 
 from moekit.spec.fields import option

@@ -1,7 +1,5 @@
 """Balancing without a loss: a selection bias, moved against the load after each step. Torch-free."""
 
-from __future__ import annotations
-
 from typing import ClassVar, Literal
 
 from moekit.spec.fields import option

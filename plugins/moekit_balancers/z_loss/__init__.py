@@ -1,7 +1,5 @@
 """The router z-loss of ST-MoE: keeps router logits small. Torch-free."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 from moekit.spec.fields import option

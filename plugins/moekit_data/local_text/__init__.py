@@ -1,7 +1,5 @@
 """Text by domain, from files that every installation has, without a download."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 from moekit.spec.fields import option

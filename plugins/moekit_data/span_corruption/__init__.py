@@ -3,8 +3,6 @@
 Source: Raffel et al. 2020, T5 (arXiv 1910.10683, sections 3.1.4 and 3.3.4), which Switch and ST-MoE pre-train with.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 from moekit.spec.fields import option

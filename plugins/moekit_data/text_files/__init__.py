@@ -1,7 +1,5 @@
 """Your own text: a file, a folder whose subfolders are domains, or JSON lines."""
 
-from __future__ import annotations
-
 import codecs
 from collections.abc import Iterable
 

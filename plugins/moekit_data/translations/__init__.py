@@ -1,7 +1,5 @@
 """Translation pairs, English into many languages: Django's own catalogs, or a user's files."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from typing import ClassVar

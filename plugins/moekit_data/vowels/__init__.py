@@ -1,7 +1,5 @@
 """Vowels to classify by two formants: the data of the first mixture of experts. ``SOURCE.md`` describes the table."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import ClassVar, Literal
 

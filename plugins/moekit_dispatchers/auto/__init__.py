@@ -1,7 +1,5 @@
 """The automatic dispatcher: chooses the fastest dispatcher that can take the tokens."""
 
-from __future__ import annotations
-
 from typing import ClassVar, Literal
 
 from moekit.spec.fields import option

@@ -1,7 +1,5 @@
 """The capacity dispatcher: every expert has C slots; pairs beyond them are dropped. Torch-free: options, component."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import ClassVar, Literal
 

@@ -1,7 +1,5 @@
 """Dropping by device: in training, each group of experts has a budget. Torch-free: options and component."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import ClassVar
 

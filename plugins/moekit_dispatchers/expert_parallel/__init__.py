@@ -1,7 +1,5 @@
 """Expert parallelism: ranks share the experts of a layer and exchange tokens. Torch-free: options and component."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 from moekit.spec.kinds import PAIR_FORMS, ExpertParallelSpec, Form

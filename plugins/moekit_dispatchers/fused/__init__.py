@@ -3,8 +3,6 @@
 For CPUs, where allocating large arrays costs more than sorting: it allocates none but what backward needs.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 from moekit.spec.fields import option

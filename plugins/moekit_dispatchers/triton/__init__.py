@@ -4,8 +4,6 @@ Reference implementation: the dispatcher ``loop``. Needs the package ``triton`` 
 which is imported at the first computation.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 from moekit.spec.fields import option

@@ -1,7 +1,5 @@
 """FFN experts: a feed-forward net of two matrices, the expert of Shazeer 2017, GShard and Switch. Torch-free."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from moekit.spec.fields import option

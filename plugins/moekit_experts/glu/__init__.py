@@ -1,7 +1,5 @@
 """GLU experts: a gated feed-forward net, three matrices and no bias. Torch-free: options and component."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from moekit.spec.fields import option

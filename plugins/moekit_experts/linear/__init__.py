@@ -1,7 +1,5 @@
 """Experts of one layer: ``linear``, and ``logistic`` with a sigmoid on its outputs. Torch-free."""
 
-from __future__ import annotations
-
 from moekit.spec.fields import option
 from moekit.spec.kinds import ExpertSpec
 

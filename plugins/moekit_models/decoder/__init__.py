@@ -6,8 +6,6 @@ Source: Vaswani et al. 2017 with RMSNorm, rotary positions and no biases; multi-
 (section 2.2, eqs 21 to 25; arXiv 2412.19437).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import ClassVar, Literal
@@ -67,7 +65,7 @@ class Decoder(ModelSpec):
         """Indices of the layers that are mixtures."""
         return () if self.moe is None else self.moe.at.indices(self.depth)
 
-    def dense_baseline(self) -> Decoder | None:
+    def dense_baseline(self) -> "Decoder | None":
         """The dense decoder with as many feed-forward multiply-adds a token, averaged over layers and rounded.
 
         Routers and multi-token prediction are not counted; the latter stays, with a dense block. None if this decoder

@@ -8,8 +8,6 @@ Source: Vaswani et al. 2017 in T5's arrangement (Raffel et al. 2020, section 2.1
 encoder's own dispatcher: ST-MoE 2022 (arXiv 2202.08906, appendix C; batch prioritised routing).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import fields, replace
 from typing import ClassVar, Literal
@@ -106,7 +104,7 @@ class EncoderDecoder(ModelSpec):
         """Indices of the layers of one stack that are mixtures."""
         return () if self.moe is None else self.moe.at.indices(self.depth if encoder else self.decoder_layers)
 
-    def dense_baseline(self) -> EncoderDecoder | None:
+    def dense_baseline(self) -> "EncoderDecoder | None":
         """The dense model with as many feed-forward multiply-adds a token, averaged over all layers and rounded.
 
         Routers are not counted. None if this model is dense itself, or if its ``ffn`` has no ``hidden`` width to set.

@@ -5,8 +5,6 @@ Groups of one head make multi-head attention, a single group makes multi-query a
 Source: Ainslie et al. 2023, "GQA" (section 2.2), over Vaswani et al. 2017 (eq. 1); positions: RoFormer.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import ClassVar
 

@@ -4,8 +4,6 @@ Source: Shazeer et al. 2017, "Outrageously Large Neural Networks" (arXiv 1701.06
 the LSTM with a projection is Sak et al. 2014 (arXiv 1402.1128).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import ClassVar
@@ -46,7 +44,7 @@ class LSTM(ModelSpec):
         if self.moe is not None:
             yield from no_leak(self.moe, "an LSTM")
 
-    def dense_baseline(self) -> LSTM | None:
+    def dense_baseline(self) -> "LSTM | None":
         """The model with one expert of as many multiply-adds a token: the paper's MoE-1-Wide, of width K·H.
 
         Routers are not counted. None if this model is dense itself, or if its experts have no ``hidden`` width to set.

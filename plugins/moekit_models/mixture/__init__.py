@@ -3,8 +3,6 @@
 Source: Jacobs, Jordan, Nowlan, Hinton 1991, "Adaptive Mixtures of Local Experts" (Neural Computation 3(1)).
 """
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 from moekit.spec.fields import group, option

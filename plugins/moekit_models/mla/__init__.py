@@ -6,8 +6,6 @@ A second, rotary part of each head carries positions; all heads share one vector
 Source: DeepSeek-V2 2024 (section 2.1, eqs 9 to 19; arXiv 2405.04434); DeepSeek-V3 2024 (section 2.1.1).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import ClassVar
 

@@ -3,8 +3,6 @@
 Source: Rumelhart, Hinton, Williams 1986; as the baseline of Jacobs et al. 1991 (Table 1).
 """
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 from moekit.spec.fields import option

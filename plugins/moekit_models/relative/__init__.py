@@ -13,8 +13,6 @@ Source: Raffel et al. 2020, "Exploring the Limits of Transfer Learning" (T5, sec
 Switch Transformer have it too.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import ClassVar
 

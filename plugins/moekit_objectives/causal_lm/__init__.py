@@ -11,8 +11,6 @@ TensorFlow (``transformer.py``), lingvo's GShard builder and the T5X configurati
 ``tokens_choose_base.gin``; ``t5x/losses.py``).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import ClassVar
 

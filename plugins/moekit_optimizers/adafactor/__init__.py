@@ -5,8 +5,6 @@ one device or sharded. Switch, GLaM and ST-MoE train with it. Reference implemen
 the paper: its ``eps`` bounds the means of squared gradients from below, while the paper adds it to each of them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 from moekit.spec.fields import option

@@ -1,7 +1,5 @@
 """AdamW. Source: Loshchilov and Hutter, "Decoupled weight decay regularization" (2019), algorithm 2."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 from moekit.spec.fields import option

@@ -1,7 +1,5 @@
 """Gradient descent, with optional momentum. Source: Robbins and Monro (1951); Polyak (1964) for momentum."""
 
-from __future__ import annotations
-
 from moekit.spec.fields import option
 from moekit.spec.kinds import OptimizerSpec
 

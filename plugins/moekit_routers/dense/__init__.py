@@ -1,7 +1,5 @@
 """The dense gate: every expert works for every token, weighted by a softmax. Torch-free: options and component."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 from moekit.spec.fields import option

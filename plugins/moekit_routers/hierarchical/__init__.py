@@ -1,7 +1,5 @@
 """Hierarchical noisy top-k: a token chooses the best groups, then the best experts of each. Torch-free."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import ClassVar
 

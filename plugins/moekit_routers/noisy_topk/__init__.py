@@ -1,7 +1,5 @@
 """Noisy top-k: each token takes the k best experts by logits with learned noise. Torch-free: options and component."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import ClassVar
 

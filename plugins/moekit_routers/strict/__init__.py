@@ -1,7 +1,5 @@
 """Strictly balanced gating: in training each expert keeps its best tokens of the batch. Torch-free."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import ClassVar
 

@@ -4,8 +4,6 @@ One router serves many papers, which differ in a few options: which score, wheth
 choice, whether groups limit the choice, whether gates are renormalised and scaled.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Literal
 
