@@ -107,7 +107,7 @@ class Run:
 
     @property
     def dense(self) -> Run | None:
-        """The dense baseline that was trained beside it; None without one."""
+        """The dense baseline that was trained with it; None without one."""
         dense = self._folder.dense
         return Run(dense) if dense.spec.is_file() else None
 

@@ -1,4 +1,4 @@
-"""A plugin of one file, outside the repository: a verb, a callback, a metric, a resolver, hooks and a kind of its own."""
+"""A plugin of one file, outside the repository: verb, callback, metric, resolver, hooks, and a kind of its own."""
 
 from __future__ import annotations
 

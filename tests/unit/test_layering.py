@@ -38,6 +38,7 @@ LONG: dict[str, str] = {
     "moekit/plugin.py": "every check of a plugin when it is loaded",
     "moekit/registry.py": "every question about a name, and the messages for those without an answer",
     "moekit/routing.py": "the three forms of a routing, and what each says of itself",
+    "moekit/run.py": "one class: what is in a run folder; and the two functions that return it",
     "moekit/shards/shard.py": "what a rank holds of a tensor, a model and an optimizer",
     "moekit/spec/fields.py": "how a spec class declares its options, and what holds for every spec",
     "moekit/testing/checks/balancer.py": "all checks of balancers",
@@ -45,7 +46,9 @@ LONG: dict[str, str] = {
     "moekit/testing/checks/dispatcher.py": "all checks of dispatchers",
     "moekit/testing/checks/router.py": "all checks of routers",
     "moekit/training/run/folder.py": "a run's folder: its paths, and how it is found, claimed and locked",
+    "moekit_lightning/sharded/module.py": "one strategy: everything that Lightning calls on it",
     "moekit/training/health/diagnosis.py": "one search for the non-finite component, forward and backward",
+    "moekit/training/run/train.py": "a run from start to end, in order",
     "moekit/training/module.py": "one class: everything that Lightning calls on LitMoE",
 }
 """Files of more than 250 lines, each with the one idea that makes it so."""
@@ -80,6 +83,7 @@ TERMS: dict[str, str] = {
     "loop": "a loop over experts",
     "mixture": "a kind of a model's output; the model with experts, in tables",
     "relative": "as in relative error",
+    "sharded": "of a model whose tensors are split over ranks",
     "soft": "a form of routing",
     "steps": "optimizer steps",
 }

@@ -40,7 +40,7 @@ REFUSED: Mapping[type[Callback], str] = {
     GradientAccumulationScheduler: "the micro-batches of a step are fixed; say trainer.accumulate_grad_batches",
     BatchSizeFinder: "it would change the recipe that the run folder holds; set data.batch",
     LearningRateFinder: "it would change the recipe that the run folder holds; set optimizer.lr",
-    StochasticWeightAveraging: "it counts epochs, of which a run has none; say {use: swa}",
+    StochasticWeightAveraging: "it counts epochs, of which a run has none; see: moekit ls callbacks",
 }
 """Callbacks of Lightning that cannot work in a run, and why."""
 
