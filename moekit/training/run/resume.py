@@ -66,7 +66,7 @@ def check_unchanged(
     Raises:
         CheckpointError: naming what has changed.
     """
-    found = "".join(f"\n  {line}" for line in changes(saved, to_plain(recipe), precision, fingerprint))
+    found = "".join(f"\n  {line}" for line in changes(saved, to_plain(recipe, full_names=True), precision, fingerprint))
     if found and not allow:
         raise CheckpointError(
             f"{saved.path} cannot be resumed exactly, for this has changed:{found}\n"
