@@ -135,7 +135,7 @@ def _print_files(outcome: Outcome, module: LitMoE, console: Console) -> None:
     if module.data is not None and type(module.data).encode is not Data.encode:
         first = f'moekit generate {quoted} "{module.data.example()}"'
     else:
-        first = f"look at {run}/{pictures[-1]}"
+        first = f"look at {run}/{pictures[-1] if pictures else 'metrics.csv'}"
     if outcome.stopped_after is None:
         second = f"moekit train --resume {quoted} trainer.max_steps={2 * outcome.steps}"
     else:

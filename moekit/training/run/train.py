@@ -8,7 +8,8 @@ from __future__ import annotations
 import shlex
 import signal
 import sys
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -117,11 +118,15 @@ def train(
             dense_outcome = summarize(baseline, models[1], console)
             if outcome.validation and dense_outcome.validation:
                 outcome = replace(outcome, comparison=compare(outcome, dense_outcome))
-        plots = draw_plots(run, baseline)
-        if models[0] is not None and run.module.data is not None:
-            plots += run.module.data.picture(models[0], folder.path)
-        outcome = replace(outcome, files=plots)
-    write_summary(folder.summary, outcome)
+        pictures: list[Path] = []
+        with warned(folder.path, console):
+            pictures += draw_plots(run, baseline)
+        with warned(folder.path, console):
+            if models[0] is not None and run.module.data is not None:
+                pictures += run.module.data.picture(models[0], folder.path)
+        outcome = replace(outcome, files=pictures)
+    with warned(folder.summary, console):
+        write_summary(folder.summary, outcome)
     print_summary(outcome, run.module, console)
     return outcome
 
@@ -190,6 +195,20 @@ def lost_rank(error: Exception) -> bool:
     if isinstance(error, dist.DistStoreError | dist.DistNetworkError):
         return True
     return is_distributed() and (isinstance(error, dist.DistError) or "/gloo/" in str(error))
+
+
+@contextmanager
+def warned(path: Path, console: Console) -> Iterator[None]:
+    """Prints a line if a result cannot be written to ``path``, or to the file that the error names.
+
+    A disk may be full. The weights are saved by then, so that the run has not failed.
+    """
+    try:
+        yield
+    except OSError as error:
+        file, why = error.filename2 or error.filename or path, error.strerror or str(error)
+        text = f"\ncannot write {file}: {why}\n  the weights are saved; resume the run to write it"
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def summarize(run: Prepared, model: Model | None, console: Console) -> Outcome:
