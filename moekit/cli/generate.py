@@ -40,7 +40,8 @@ def run(args: argparse.Namespace) -> int:
     """Prints text as it is generated; of a model that continues its prompt, after the prompt.
 
     Raises:
-        MoekitError: an option is out of range, the prompt is empty or not UTF-8, or the run's model is not a language model.
+        MoekitError: an option is out of range, the prompt is empty or not UTF-8, or the run's model is not a language
+            model.
     """
     from moekit.errors import MoekitError
 
@@ -51,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.prompt:
         raise MoekitError("the prompt is empty: give at least one character")
     if any("\ud800" <= letter <= "\udfff" for letter in args.prompt):
-        raise MoekitError(f"the prompt {ascii(args.prompt)} has bytes that are not UTF-8")
+        raise MoekitError(f"the prompt {args.prompt!a} has bytes that are not UTF-8")
 
     import torch
 

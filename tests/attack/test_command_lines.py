@@ -216,7 +216,7 @@ def argument_lists(rng: random.Random) -> Iterator[list[str]]:
                 (
                     ["show", choose(*names), *options(kind=kind, doc=on)],
                     ["ls", choose(*kind), *options(json=on)],
-                    ["plugins", *options(trace=on)],
+                    ["plugins", choose(("--help",), ("--klingon", "x"))],
                     [
                         *(
                             "bench",
