@@ -19,10 +19,10 @@ import torch.distributed as dist
 from moekit import load
 from moekit.parallel.deferred_init import defer_init
 from moekit.parallel.sharding import shard
-from moekit.parallel.strategy import with_expert_parallel
 from moekit.shards.shard import local
-from moekit.spec.sharding import Sharded
 from moekit.training.build import build_seeded
+from moekit_lightning.sharded import Sharded
+from moekit_lightning.sharded.module import with_expert_parallel
 
 
 def peak() -> float:

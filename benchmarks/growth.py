@@ -4,7 +4,7 @@
 
 Every rank runs a layer's forward and backward pass at once, group sizes interleaved. A group of n ranks has n times as
 many experts, and the same work for each rank, so a ratio above 1 is the cost of all-to-all: planning, copies, waiting.
-Rows, bytes and messages are counted without sending (``moekit.parallel.traffic``), exactly for this routing.
+Rows, bytes and messages are counted without sending (``moekit_plan.traffic``), exactly for this routing.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from moekit.contracts import Dispatcher, ExpertBank, LayerDims
-from moekit.parallel.traffic import choices_of, rows_of, traffic
+from moekit.parallel.traffic import choices_of, rows_of
 from moekit.registry import build
 from moekit.routing import TokenChoice
 from moekit_dispatchers.auto import Auto
 from moekit_dispatchers.expert_parallel import ExpertParallel
 from moekit_experts.glu import Glu
+from moekit_plan.traffic import traffic
 
 
 @dataclass(frozen=True)

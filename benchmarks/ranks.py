@@ -21,12 +21,12 @@ from typing import Any
 import lightning as L
 
 from moekit import load
-from moekit.planning.plan import RunPlanner
-from moekit.planning.request import PlanRequest
 from moekit.spec.recipe import Recipe
 from moekit.training import LitMoE
 from moekit.training.run.folder import RunFolder
 from moekit.training.run.prepare import make_trainer, quiet
+from moekit_plan.plan import RunPlanner
+from moekit_plan.request import PlanRequest
 
 WORLDS = (1, 2, 4)
 HELD, BATCH, SEQUENCE = 16, 8, 128

@@ -158,7 +158,7 @@ def work(threads: int, options: list[str]) -> None:
     module.prepare()
     trainer = L.Trainer(
         accelerator="cpu", devices=1, precision="32-true", max_steps=10**6, log_every_n_steps=10**6,
-        limit_val_batches=0, gradient_clip_val=module.recipe.trainer.get("gradient_clip_val"), callbacks=[Turns()],
+        limit_val_batches=0, gradient_clip_val=module.recipe.trainer.gradient_clip_val, callbacks=[Turns()],
         logger=False, enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
     )  # fmt: skip
     answer(f"{sum(p.numel() for p in module.parameters()):,} parameters")

@@ -14,15 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moekit import build
-from moekit.bench.layers import dispatcher_variant
-from moekit.bench.measure import Clock, time_interleaved
-from moekit.bench.request import SHAPES
-from moekit.bench.results import ratio
-from moekit.bench.workload import make_workload
 from moekit.contracts import ExpertBank
 from moekit.contracts.layer import Groups
 from moekit.spec.kinds import DispatcherSpec
 from moekit.spec.loading import component_spec
+from moekit_bench.layers import dispatcher_variant
+from moekit_bench.measure import Clock, time_interleaved
+from moekit_bench.request import SHAPES
+from moekit_bench.results import ratio
+from moekit_bench.workload import make_workload
 
 FIRST, THIRD = "first party", "third party"
 

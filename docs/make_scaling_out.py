@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from moekit import load
-from moekit.cli.plan import EXPLAIN, memory_table, traffic_table
-from moekit.planning.plan import RunPlanner
-from moekit.planning.request import PlanRequest
+from moekit_plan.cli import EXPLAIN, memory_table, traffic_table
+from moekit_plan.plan import RunPlanner
+from moekit_plan.request import PlanRequest
 
 PAGE = Path(__file__).with_name("scaling_out.md")
 GIB = 2**30

@@ -1,4 +1,4 @@
-"""MoELayer in your own model and LightningModule: no YAML, no registry; of moekit's training only ``BalanceStep``.
+"""A mixture layer in your own model and LightningModule: no YAML; of moekit's training only ``BalanceStep``.
 
 Eight experts learn a function that differs in each of eight uneven regions. The selection bias balances the load while
 the loss falls. Run ``python examples/own_module.py`` (seconds on a laptop).
@@ -15,17 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from moekit import LayerDims, LayerReport, MoELayer
+import moekit
+from moekit import LayerReport
 from moekit.training import BalanceStep
 from moekit.training.balance import max_violation
-from moekit_balancers.sign_bias import SignBias
-from moekit_balancers.sign_bias.module import SignBiasBalancer
-from moekit_dispatchers.grouped import Grouped
-from moekit_dispatchers.grouped.module import GroupedDispatcher
-from moekit_experts.glu import Glu
-from moekit_experts.glu.module import GluExperts
-from moekit_routers.topk import TopK
-from moekit_routers.topk.module import TopKRouter
 
 DIM, EXPERTS, STEPS, ACCUMULATE = 32, 8, 100, 4
 
@@ -35,13 +28,12 @@ class Net(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        dims = LayerDims(dim=DIM, num_experts=EXPERTS)
         self.inp = nn.Linear(2, DIM)
-        self.moe = MoELayer(
-            router=TopKRouter(TopK(top_k=2, score="sigmoid", renormalize=True), dims),
-            experts=GluExperts(Glu(count=EXPERTS, hidden=16), dims),
-            dispatcher=GroupedDispatcher(Grouped(), dims),
-            balancers={"bias": SignBiasBalancer(SignBias(rate=1e-2), dims)},
+        self.moe = moekit.layer(
+            dim=DIM,
+            router={"use": "topk", "top_k": 2, "score": "sigmoid", "renormalize": True},
+            experts={"use": "glu", "count": EXPERTS, "hidden": 16},
+            balancers={"bias": {"use": "sign_bias", "rate": 1e-2}},
         )
         self.out = nn.Linear(DIM, 1)
 

@@ -1,6 +1,7 @@
 from moekit.cache import Cache as Cache
 from moekit.component import API_VERSION as API_VERSION
 from moekit.component import Component as Component
+from moekit.component import Verb as Verb
 from moekit.component import recipes_in as recipes_in
 from moekit.contracts import BalanceContext as BalanceContext
 from moekit.contracts import Balancer as Balancer
@@ -8,6 +9,8 @@ from moekit.contracts import Batch as Batch
 from moekit.contracts import Data as Data
 from moekit.contracts import Dispatched as Dispatched
 from moekit.contracts import Dispatcher as Dispatcher
+from moekit.contracts import Evaluation as Evaluation
+from moekit.contracts import Evaluator as Evaluator
 from moekit.contracts import ExpertBank as ExpertBank
 from moekit.contracts import Init as Init
 from moekit.contracts import LayerDims as LayerDims
@@ -19,6 +22,8 @@ from moekit.contracts import ModelOutput as ModelOutput
 from moekit.contracts import Objective as Objective
 from moekit.contracts import Router as Router
 from moekit.contracts import Source as Source
+from moekit.contracts import Tokenizer as Tokenizer
+from moekit.contracts import Trained as Trained
 from moekit.contracts.layer import Groups as Groups
 from moekit.contracts.layer import UniformGroups as UniformGroups
 from moekit.errors import CheckpointError as CheckpointError
@@ -40,6 +45,7 @@ from moekit.spec import component_spec as component_spec
 from moekit.spec import load as load
 from moekit.spec import to_config as to_config
 from moekit.spec import to_plain as to_plain
+from moekit.spec.fields import MetricInfo as MetricInfo
 from moekit.spec.fields import Spec as Spec
 from moekit.spec.fields import group as group
 from moekit.spec.fields import option as option
@@ -49,11 +55,14 @@ from moekit.spec.kinds import AttentionSpec as AttentionSpec
 from moekit.spec.kinds import BalancerSpec as BalancerSpec
 from moekit.spec.kinds import DataSpec as DataSpec
 from moekit.spec.kinds import DispatcherSpec as DispatcherSpec
+from moekit.spec.kinds import EvaluatorSpec as EvaluatorSpec
 from moekit.spec.kinds import ExpertSpec as ExpertSpec
+from moekit.spec.kinds import GroupLimit as GroupLimit
 from moekit.spec.kinds import ModelSpec as ModelSpec
 from moekit.spec.kinds import ObjectiveSpec as ObjectiveSpec
 from moekit.spec.kinds import OptimizerSpec as OptimizerSpec
 from moekit.spec.kinds import RouterSpec as RouterSpec
 from moekit.spec.kinds import ScheduleSpec as ScheduleSpec
+from moekit.spec.kinds import TokenizerSpec as TokenizerSpec
 
 __version__: str

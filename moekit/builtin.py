@@ -1,8 +1,9 @@
-"""The first-party kinds, offered by the same hook as those of other plugins."""
+"""moekit's own kinds and verbs, offered by the same hooks as those of other plugins."""
 
 from __future__ import annotations
 
-from moekit.component import Kind
+from moekit.cli.core import VERBS
+from moekit.component import Kind, Verb
 from moekit.hookspecs import hookimpl
 
 MOEKIT_API = 2
@@ -78,6 +79,20 @@ def moekit_kinds() -> list[Kind]:
             checks=f"{_CHECKS}.data",
         ),
         Kind(
+            name="tokenizer",
+            spec="moekit.spec.kinds:TokenizerSpec",
+            summary="turns text into tokens and back",
+            makes="moekit.contracts:Tokenizer",
+            checks=f"{_CHECKS}.tokenizer",
+        ),
+        Kind(
+            name="evaluator",
+            spec="moekit.spec.kinds:EvaluatorSpec",
+            summary="scores and pictures of a trained model, at the end of a run",
+            makes="moekit.contracts:Evaluator",
+            checks=f"{_CHECKS}.evaluator",
+        ),
+        Kind(
             name="optimizer",
             spec="moekit.spec.kinds:OptimizerSpec",
             summary="updates the weights",
@@ -92,4 +107,34 @@ def moekit_kinds() -> list[Kind]:
             context=("total_steps",),
             checks=f"{_CHECKS}.optimizer",
         ),
+        Kind(
+            name="callback",
+            spec="moekit.spec.kinds:CallbackSpec",
+            summary="is called by the Trainer during training",
+            makes="lightning.pytorch.callbacks:Callback",
+            imports="lightning.pytorch.callbacks:Callback",
+        ),
+        Kind(
+            name="logger",
+            spec="moekit.spec.kinds:LoggerSpec",
+            summary="gets the metrics of every logged step",
+            context=("run",),
+            makes="lightning.pytorch.loggers:Logger",
+            imports="lightning.pytorch.loggers:Logger",
+        ),
+        Kind(
+            name="strategy",
+            spec="moekit.spec.kinds:StrategySpec",
+            summary="places the model on devices and combines the ranks' gradients",
+            context=("recipe",),
+            makes="lightning.pytorch.strategies:Strategy",
+            plural="strategies",
+            imports="lightning.pytorch.strategies:Strategy",
+        ),
     ]
+
+
+@hookimpl
+def moekit_verbs() -> list[Verb]:
+    """moekit's own verbs."""
+    return [Verb(name=name, target=f"moekit.cli.{name}", summary=summary) for name, summary in VERBS.items()]

@@ -54,13 +54,14 @@ def installed(*, disabled: Collection[str] = (), strict: bool = False) -> list[P
 def checked(plugins: Iterable[Plugin]) -> list[Plugin]:
     """The same plugins, of which those that conflict with another are marked as failed.
 
-    A spec class belongs to the plugin in whose package it is defined, the name of a kind to the first plugin.
+    A spec class belongs to the plugin in whose package it is defined, the name of a kind to the first plugin, and a
+    verb of moekit's own to moekit.
     """
     out = list(plugins)
     accepted: list[Plugin] = []
     for i in sorted(range(len(out)), key=lambda i: _offers_imported_spec(out[i])):
         if out[i].error is None:
-            why = _spec_conflict(out[i], accepted)
+            why = _conflict(out[i], accepted)
             out[i] = out[i].failed(why) if why else out[i]
             accepted += [] if why else [out[i]]
     while True:  # a plugin that fails takes its kinds with it
@@ -84,13 +85,15 @@ def _kind_conflict(plugin: Plugin, owners: Mapping[str, Plugin]) -> str:
     return ""
 
 
-def _spec_conflict(plugin: Plugin, accepted: list[Plugin]) -> str:
-    """Why its spec classes cannot be used: another plugin offers one of them. Empty if they can."""
+def _conflict(plugin: Plugin, accepted: list[Plugin]) -> str:
+    """Why it cannot be used: another plugin offers one of its spec classes, or moekit one of its verbs."""
     mine = {c.spec_id: c for c in plugin.components}
     for other in accepted:
         for theirs in other.components:
             if theirs.spec_id in mine:
                 return shared_spec(mine[theirs.spec_id], theirs, other.origin)
+        if other.name == BUILTIN and (taken := {v.name for v in plugin.verbs} & {v.name for v in other.verbs}):
+            return f"verb '{min(taken)}' is one of moekit's own; give it another name"
     return ""
 
 

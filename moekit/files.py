@@ -82,6 +82,12 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     sync_directory(path.parent)
 
 
+def write_if_changed(file: Path, text: str) -> None:
+    """Writes a text file as ``replace_file`` does, unless it is there with this text: a disk may be full."""
+    if not file.is_file() or file.read_bytes() != text.encode():
+        replace_file(file, lambda path: path.write_bytes(text.encode()))
+
+
 def discard(path: Path) -> None:
     """Removes a file, if it exists and can be removed."""
     try:

@@ -23,11 +23,11 @@ import pluggy
 TYPE_CHECKING = False  # importing typing slows the start of every command
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-    from typing import Any
 
     from moekit.component import Component, Kind, RecipeFile, Verb
     from moekit.spec.recipe import Recipe
     from moekit.training.module import LitMoE
+    from moekit.training.run.events import EndedRun, EndedStep, ReportRow, StartingRun
 
 hookspec = pluggy.HookspecMarker("moekit")
 hookimpl = pluggy.HookimplMarker("moekit")
@@ -75,7 +75,7 @@ def moekit_module_built(module: LitMoE) -> None:
 
 
 @hookspec
-def moekit_run_starting(run: Any) -> None:
+def moekit_run_starting(run: StartingRun) -> None:
     """Called on every rank when the data is read and nothing is written yet. ``run.callbacks.append`` adds a callback.
 
     An exception ends the run; a note names the plugin.
@@ -83,7 +83,7 @@ def moekit_run_starting(run: Any) -> None:
 
 
 @hookspec
-def moekit_step_ended(run: Any) -> None:
+def moekit_step_ended(run: EndedStep) -> None:
     """Called on rank 0 after every optimizer step, with its number and the metrics logged so far.
 
     After an exception the hook is not called again in this run, and a warning names the plugin.
@@ -91,7 +91,7 @@ def moekit_step_ended(run: Any) -> None:
 
 
 @hookspec
-def moekit_run_ended(run: Any) -> Iterable[Any] | None:
+def moekit_run_ended(run: EndedRun) -> Iterable[ReportRow] | None:
     """Called on rank 0 before the report is printed and written, also after a failure.
 
     Returns rows for the report's table. After an exception, a warning names the plugin.

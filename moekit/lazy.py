@@ -19,7 +19,7 @@ def names_in(stub: str) -> dict[str, str]:
 def from_stub(package: str, file: str) -> tuple[Callable[[str], object], Callable[[], list[str]], list[str]]:
     """``__getattr__``, ``__dir__`` and ``__all__`` of ``package``, whose names its stub lists: ``__init__.pyi``.
 
-    Type checkers and editors read the stub; at run time it is read when a name is first asked for. The ``__getattr__``
+    Type checkers and editors read the stub; at run time it is read when the package is imported. The ``__getattr__``
     raises AttributeError for a name that is not in it.
 
     Args:

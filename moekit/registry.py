@@ -8,10 +8,12 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType, ModuleType
 from typing import Any
+
+import pluggy
 
 from moekit.component import Component, Kind, RecipeFile, Verb
 from moekit.discovery import checked, installed
@@ -56,8 +58,13 @@ class Registry:
 
     @property
     def verbs(self) -> list[Verb]:
-        """The verbs of plugins, sorted by name."""
+        """The verbs, moekit's own and those of plugins, sorted by name."""
         return self._sorted("verb")
+
+    @property
+    def resolvers(self) -> dict[str, tuple[str, str]]:
+        """The plugin and the import string of each resolver; of two of one name, those of the first plugin."""
+        return {name: (p.name, target) for p in reversed(self.plugins) for name, target in p.resolvers.items()}
 
     def components(self, kind: str | None = None) -> list[Component]:
         """All components of one kind, or of every kind, sorted by name.
@@ -190,6 +197,45 @@ class Registry:
             error.add_note(f"while building {component.kind} '{component.full_name}'")
             raise
 
+    def hooks(self, name: str) -> list[tuple[Plugin, pluggy.HookImpl]]:
+        """The implementations of a life-cycle hook, in order: by plugin; ``tryfirst`` and ``trylast`` hold."""
+        found = [(p, p.hooks[name]) for p in sorted(self.plugins, key=lambda p: p.name) if name in p.hooks]
+        return sorted(found, key=lambda each: each[1].trylast - each[1].tryfirst)
+
+    def call(
+        self,
+        name: str,
+        arguments: Mapping[str, Any],
+        *,
+        failed: Callable[[Plugin, Exception], object] | None = None,
+        without: Collection[str] = (),
+    ) -> list[tuple[Plugin, Any]]:
+        """Calls every implementation of a life-cycle hook; returns what each plugin's returned.
+
+        Args:
+            name: of the hook.
+            arguments: of the hook, by name.
+            failed: called with a plugin and what its implementation raised; the others are called all the same.
+            without: names of plugins that are not called.
+
+        Raises:
+            Exception: what an implementation raised, with a note that names the hook and the plugin, if there is no
+                ``failed``.
+        """
+        returned = []
+        for plugin, implementation in self.hooks(name):
+            if plugin.name in without:
+                continue
+            try:
+                out = implementation.function(*(arguments[argument] for argument in implementation.argnames))
+                returned.append((plugin, out if out is None or not isinstance(out, Iterator) else list(out)))
+            except Exception as error:
+                error.add_note(f"in hook {name} of plugin '{plugin.name}' ({plugin.origin})")
+                if failed is None:
+                    raise
+                failed(plugin, error)
+        return returned
+
     def companions(self, plugin: str) -> frozenset[str]:
         """The plugins that a recipe of ``plugin`` can count on: those of its package and of the packages it depends on.
 
@@ -252,7 +298,7 @@ class Registry:
         return Problem(
             what=f"unknown {what} '{name}' (installed: {named})",
             nearest=nearest(name, [*names, *choices]),
-            list_with=f"moekit ls {plural}",
+            list_with="moekit help" if what == "verb" else f"moekit ls {plural}",
             notes=self.notes(),
         )
 

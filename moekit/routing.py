@@ -248,7 +248,7 @@ def pairs_of(routing: Routing) -> Pairs:
     if not isinstance(routing, TokenChoice | ExpertChoice):
         raise ValueError(
             f"this dispatcher takes token-expert pairs (forms token_choice, expert_choice), but the router gave "
-            f"'{routing.form}'; the dispatcher 'soft' takes that"
+            f"'{routing.form}'; choose a dispatcher that takes that form"
         )
     return routing.pairs()
 

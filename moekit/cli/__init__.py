@@ -1,7 +1,8 @@
-"""The command line. Each verb is a module of this package, imported when it is used.
+"""The command line. Each of moekit's own verbs is a module of this package, imported when it is used.
 
-A verb's module has ``SUMMARY``, ``EXAMPLES``, ``add_arguments(parser)`` and ``run(args) -> int``, and imports torch
-only inside ``run``. The first page is static text, so that ``moekit --help`` takes little longer than starting Python.
+A verb's module has ``EXAMPLES``, ``add_arguments(parser)`` and ``run(args) -> int``, and imports torch only inside
+``run``. The first page is static text, so that ``moekit --help`` takes little longer than starting Python; it lists no
+verbs of plugins, which ``moekit help`` does.
 """
 
 import sys
@@ -56,6 +57,8 @@ examples:
   moekit ls routers                                      what a recipe can say after 'router: {{use: ...}}'
   moekit train deepseek_v3 model.moe.router.top_k=4      train a recipe with one option changed
   moekit config diff deepseek_v3 jacobs1991              how two papers differ
+
+verbs of plugins: moekit help
 """
 
 
@@ -68,8 +71,6 @@ def _open_closed() -> None:
 
 
 def _dispatch(args: "list[str]") -> int:
-    if args[:1] == ["help"]:
-        args = [*args[1:2], "--help"]
     verb = args[0] if args else "--help"
     if verb in ("-h", "--help"):
         sys.stdout.write(first_page())

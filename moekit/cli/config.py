@@ -1,4 +1,4 @@
-"""``moekit config``: print, validate or compare specs."""
+"""``moekit config``: print, validate or compare specs; a JSON schema of them."""
 
 from __future__ import annotations
 
@@ -10,21 +10,28 @@ from typing import Any
 from moekit.cli import text
 from moekit.errors import MoekitError, Problem, UnknownName, nearest
 
-SUMMARY = "print, validate or compare specs"
 EXAMPLES = """\
   moekit config print deepseek_v3                                  every option, resolved
   moekit config print deepseek_v3 model.depth=8 --only model.moe   a part of it, with one option changed
   moekit config validate mine.yaml                                 all its mistakes in one report
+  moekit config validate mine.yaml --deep                          also of classes of other libraries
   moekit config diff jacobs1991 deepseek_v3                        how two papers differ
   moekit config diff deepseek_v3 model.moe.router.top_k=4          what an override changes
+  moekit config schema > recipe.schema.json                        of recipes with every installed plugin, for editors
+
+An editor with yaml-language-server (VS Code's YAML extension, for one) completes and checks a recipe that begins with
+  # yaml-language-server: $schema=recipe.schema.json
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
-    parser.add_argument("action", metavar="print|validate|diff", help="what to do")
-    parser.add_argument("sources", nargs="+", metavar="NAME|key=value", help="recipes or YAML files, and overrides")
+    parser.add_argument("action", metavar="print|validate|diff|schema", help="what to do")
+    parser.add_argument("sources", nargs="*", metavar="NAME|key=value", help="recipes or YAML files, and overrides")
     parser.add_argument("--only", metavar="PATH", help="print: only the part at this path, such as model.moe")
+    parser.add_argument(
+        "--deep", action="store_true", help="validate: also import the classes that the trainer's parts name by 'class'"
+    )
     parser.add_argument("--json", action="store_true", help="print: JSON instead of YAML")
 
 
@@ -41,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     names, overrides = split(args.sources)
     if args.action == "validate":
         _expect(command, names, "one name or more", bool(names))
-        return _validate(names, overrides)
+        return _validate(names, overrides, deep=args.deep)
     if args.action == "diff":
         _expect(
             command,
@@ -50,7 +57,10 @@ def run(args: argparse.Namespace) -> int:
             len(names) == 2 or (len(names) == 1 and bool(overrides)),
         )
         return _diff(names[0], names[-1], overrides)
-    actions = ("print", "validate", "diff")
+    if args.action == "schema":
+        _expect(command, args.sources, "no name: the schema is that of every recipe", not args.sources)
+        return _schema()
+    actions = ("print", "validate", "diff", "schema")
     raise UnknownName(
         Problem(
             what=f"unknown action '{args.action}' (actions: {', '.join(actions)})",
@@ -114,13 +124,17 @@ def _print(name: str, overrides: list[str], *, only: str | None, as_json: bool) 
     return 0
 
 
-def _validate(names: list[str], overrides: list[str]) -> int:
-    from moekit.spec import validate
+def _validate(names: list[str], overrides: list[str], *, deep: bool) -> int:
+    from moekit.spec import load
 
     wrong = 0
     for name in names:
         try:
-            validate(name, overrides)
+            recipe = load(name, overrides)
+            if deep:
+                from moekit.training.run.parts import check_parts
+
+                check_parts(recipe)
         except MoekitError as error:
             if len(names) == 1:
                 raise
@@ -129,6 +143,16 @@ def _validate(names: list[str], overrides: list[str]) -> int:
         else:
             print(f"{name}: valid")
     return 2 if wrong else 0
+
+
+def _schema() -> int:
+    import json
+
+    from moekit.registry import current
+    from moekit.spec.schema import recipe_schema
+
+    print(json.dumps(recipe_schema(current()), indent=1, allow_nan=False))
+    return 0
 
 
 def _diff(first: str, second: str, overrides: list[str]) -> int:

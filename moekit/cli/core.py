@@ -1,4 +1,4 @@
-"""The verbs of moekit itself, as static text: ``moekit --help`` prints it without looking for plugins."""
+"""moekit's own verbs, as static text: ``moekit --help`` prints them without looking for plugins."""
 
 VERBS = {
     "ls": "list recipes and components",
@@ -6,10 +6,9 @@ VERBS = {
     "plugins": "list plugins, and why some failed",
     "config": "print, validate or compare specs",
     "params": "count parameters, total and active, part by part",
-    "plan": "estimate memory per device and traffic of a run on many devices",
-    "bench": "measure layers, routers and training steps, side by side",
     "train": "train a recipe",
     "generate": "generate text with a trained language model",
     "export": "write a trained model's weights to one safetensors file",
+    "help": "list every verb, also those of plugins; or explain one",
 }
-"""The verbs and their summaries, in the order of the first page. A test compares them with each ``SUMMARY``."""
+"""The verbs and their summaries, in the order of the first page. Each is a module of ``moekit.cli``."""

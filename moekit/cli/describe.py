@@ -46,7 +46,7 @@ def capabilities(spec: type[Spec]) -> dict[str, str]:
     names: dict[str, None] = {}
     for base in reversed(spec.__mro__):
         for name, annotation in vars(base).get("__annotations__", {}).items():
-            if "ClassVar" in str(annotation) and name != "kind":
+            if "ClassVar" in str(annotation) and name not in ("kind", "refused"):
                 names[name] = None
     return {name: _capability(getattr(spec, name)) for name in names if not name.startswith("_")}
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-SUMMARY = "write a trained model's weights to one safetensors file"
 EXAMPLES = """\
   moekit export deepseek_v3
   moekit export runs/deepseek_v3/2026-01-31_12-00-00/checkpoints/best --out deepseek.safetensors

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-SUMMARY = "generate text with a trained language model"
 EXAMPLES = """\
   moekit generate deepseek_v3 "def forward("
   moekit generate runs/deepseek_v3/2026-01-31_12-00-00 "The " --tokens 400 --temperature 1.0
@@ -61,9 +60,10 @@ def run(args: argparse.Namespace) -> int:
 
     with quiet():
         module = load_run(args.run, Path(args.out))
-    if module.recipe.model.gives != "next_token" or module.data is None:
+    tokenizer = None if module.data is None else module.data.tokenizer
+    if module.recipe.model.gives != "next_token" or tokenizer is None:
         raise MoekitError(f"'{args.run}' is not a language model: it cannot generate text")
-    prompt, generator = module.data.encode(args.prompt), torch.Generator().manual_seed(args.seed)
+    prompt, generator = tokenizer.encode(args.prompt), torch.Generator().manual_seed(args.seed)
     options = {
         "tokens": args.tokens,
         "temperature": args.temperature,
@@ -73,12 +73,12 @@ def run(args: argparse.Namespace) -> int:
     }
     ids: Iterator[int]
     if module.recipe.model.takes == "pairs":
-        ids = answer(module.model, module.data, prompt, **options)
+        ids = answer(module.model, tokenizer, prompt, **options)
     else:
         context = int(getattr(module.recipe.data, "seq", DEFAULT_CONTEXT))
         ids = sample(module.model, prompt, context=context, **options)
         sys.stdout.write(args.prompt)
-    for text in stream(module.data, ids):
+    for text in stream(tokenizer, ids):
         sys.stdout.write(text)
         sys.stdout.flush()
     sys.stdout.write("\n")

@@ -12,7 +12,6 @@ from moekit.registry import Registry, current
 from moekit.spec.heads import Head, head_of
 
 WIDE = 110  # a narrower terminal has no column of papers; ``moekit show`` prints them
-SUMMARY = "list recipes and components"
 EXAMPLES = """\
   moekit ls                   everything, kind by kind
   moekit ls routers           what 'router: {use: ...}' takes

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from moekit.params import ParameterCount, Reading
     from moekit.spec.recipe import Paper
 
-SUMMARY = "count parameters, total and active, part by part"
 EXAMPLES = """\
   moekit params deepseek_v3
   moekit params deepseek_v3-671b                       allocates no memory

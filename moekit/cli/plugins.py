@@ -12,7 +12,6 @@ from moekit.plugin import Plugin
 from moekit.registry import Registry, current
 
 SLOW = 1.0  # seconds of a plugin's import that are worth a note
-SUMMARY = "list plugins, and why some failed"
 EXAMPLES = """\
   moekit plugins                                      the exit code is 1 if one failed
   moekit plugins --trace                              with the tracebacks of those that failed

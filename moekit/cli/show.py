@@ -12,7 +12,6 @@ from moekit.errors import Problem, UnknownName, nearest
 from moekit.registry import Registry, current
 from moekit.spec.fields import required
 
-SUMMARY = "explain a component or a recipe"
 EXAMPLES = """\
   moekit show topk                    every component of that name
   moekit show router/topk --doc       by kind, with the docstring of its class

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-SUMMARY = "train a recipe"
 EXAMPLES = """\
   moekit train deepseek_v3
   moekit train deepseek_v3 model.moe.router.top_k=4 trainer.max_steps=200

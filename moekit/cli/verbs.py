@@ -1,4 +1,4 @@
-"""Runs one verb: imports its module, parses its arguments, calls it."""
+"""Finds one verb, moekit's own or a plugin's, imports its module, parses its arguments, and runs it."""
 
 from __future__ import annotations
 
@@ -6,19 +6,22 @@ import argparse
 import gc
 import importlib
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NoReturn, Protocol, cast
 
 from moekit.cli.core import VERBS
-from moekit.errors import MoekitError, nearest
+from moekit.component import Verb
+from moekit.errors import MoekitError, PluginError, nearest
+from moekit.registry import current
 
-QUICK = ("ls", "show", "plugins", "config")
+QUICK = ("ls", "show", "plugins", "config", "help")
 """Verbs that end before garbage collection is worth its time. They import no torch."""
 
 
-class Verb(Protocol):
+class VerbModule(Protocol):
     """The interface of a verb's module."""
 
-    SUMMARY: str
     EXAMPLES: str
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
@@ -46,30 +49,55 @@ class Parser(argparse.ArgumentParser):
         raise MoekitError("\n".join(lines))
 
 
-def load(name: str) -> Verb:
+def find(name: str) -> Verb:
+    """The verb of a name: moekit's own, or a plugin's; ``plugin/name`` chooses where two plugins offer it.
+
+    Raises:
+        MoekitError: there is no such verb, or two plugins offer it.
+    """
+    if name in VERBS:  # without looking for plugins
+        return Verb(name=name, target=f"moekit.cli.{name}", summary=VERBS[name])
+    if name.startswith("-"):
+        near = nearest(name, ["--help", "--version"])
+        hint = [f"  did you mean '{near}'?"] if near else []
+        raise MoekitError("\n".join([f"unknown option '{name}' (options: --help, --version)", *hint]))
+    return current().verb(name)
+
+
+def module_of(verb: Verb) -> VerbModule:
     """The module of a verb, imported.
 
     Raises:
-        MoekitError: there is no such verb.
+        PluginError: it cannot be imported, or lacks something.
     """
-    if name not in VERBS:
-        what = f"unknown {'option' if name.startswith('-') else 'verb'} '{name}' (verbs: {', '.join(VERBS)})"
-        near = nearest(name, [*VERBS, "--help", "--version"])
-        raise MoekitError("\n".join([what, *([f"  did you mean '{near}'?"] if near else []), "  more: moekit --help"]))
-    return cast(Verb, importlib.import_module(f"moekit.cli.{name}"))
+    here = f"verb '{verb.full_name}'"
+    try:
+        module = importlib.import_module(verb.target)
+    except (Exception, SystemExit) as error:
+        raise PluginError(f"{here}: cannot import '{verb.target}'\n  {type(error).__name__}: {error}") from error
+    lacking = [name for name in ("EXAMPLES", "add_arguments", "run") if not hasattr(module, name)]
+    if lacking:
+        needed = "EXAMPLES, add_arguments(parser) and run(args)"
+        raise PluginError(f"{here}: '{verb.target}' has no {', '.join(lacking)}\n  expected {needed}")
+    return cast(VerbModule, module)
 
 
-def parser_of(name: str) -> Parser:
-    """The argument parser of a verb, with its summary above and its examples below."""
-    verb = load(name)
+def parser_of(verb: Verb) -> Parser:
+    """The argument parser of a verb, with its summary above and its examples below.
+
+    Raises:
+        PluginError: the verb's module cannot be used.
+    """
+    module = module_of(verb)
     parser = Parser(
-        prog=f"moekit {name}",
-        description=f"{verb.SUMMARY[:1].upper()}{verb.SUMMARY[1:]}.",
-        epilog=f"examples:\n{verb.EXAMPLES.rstrip()}\n",
+        prog=f"moekit {current().short_name(verb) if verb.plugin else verb.name}",
+        description=f"{verb.summary[:1].upper()}{verb.summary[1:]}.",
+        epilog=f"examples:\n{module.EXAMPLES.rstrip()}\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    verb.add_arguments(parser)
+    with _named(verb):
+        module.add_arguments(parser)
     return parser
 
 
@@ -78,12 +106,26 @@ def run(name: str, argv: list[str]) -> int:
 
     Raises:
         MoekitError: the user's mistake.
+        Exception: any other exception of a plugin's verb, with a note that names the verb and its plugin.
     """
-    parser = parser_of(name)
+    verb = find(name)
+    parser = parser_of(verb)
     try:
         args = parser.parse_intermixed_args(argv)  # options may be between overrides
     except SystemExit as stop:  # --help printed its page
         return int(stop.code or 0)
     if name not in QUICK:
         gc.enable()  # disabled in moekit.cli
-    return load(name).run(args)
+    with _named(verb):
+        return module_of(verb).run(args)
+
+
+@contextmanager
+def _named(verb: Verb) -> Iterator[None]:
+    """Adds a note to an exception of a plugin's verb, unless it is the user's mistake."""
+    try:
+        yield
+    except Exception as error:
+        if verb.plugin and not isinstance(error, MoekitError):
+            error.add_note(f"while running verb '{verb.full_name}' ({current().origin(verb)})")
+        raise

@@ -1,6 +1,10 @@
 """The contracts that plugins implement and all of moekit relies on: of a layer (``layer``), of a run (``run``)."""
 
 from moekit.cache import Cache as Cache
+from moekit.contracts.evaluation import Evaluation as Evaluation
+from moekit.contracts.evaluation import Evaluator as Evaluator
+from moekit.contracts.evaluation import Generate as Generate
+from moekit.contracts.evaluation import Trained as Trained
 from moekit.contracts.layer import BalanceContext as BalanceContext
 from moekit.contracts.layer import Balancer as Balancer
 from moekit.contracts.layer import Dispatched as Dispatched
@@ -18,6 +22,7 @@ from moekit.contracts.run import Model as Model
 from moekit.contracts.run import ModelOutput as ModelOutput
 from moekit.contracts.run import Objective as Objective
 from moekit.contracts.run import Source as Source
+from moekit.contracts.tokenizer import Tokenizer as Tokenizer
 from moekit.init import Init as Init
 from moekit.init import Table as Table
 from moekit.init import init_matrices as init_matrices

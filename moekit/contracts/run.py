@@ -7,7 +7,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from moekit.cache import Cache
 from moekit.contracts.layer import LayerReport
+from moekit.contracts.tokenizer import Tokenizer
 from moekit.errors import MoekitError
 
 
@@ -158,7 +158,13 @@ class Objective(nn.Module, ABC):
 
 
 class Data(ABC):
-    """The data that a model is trained on. Built as ``Target(spec)``; reads nothing before ``prepare``."""
+    """The data that a model is trained on. Built as ``Target(spec)``; reads nothing before ``prepare``.
+
+    Attributes:
+        tokenizer: turns its text into tokens; None if it is not text.
+    """
+
+    tokenizer: Tokenizer | None = None
 
     @abstractmethod
     def prepare(self) -> None:
@@ -199,30 +205,6 @@ class Data(ABC):
         """Names of the domains that ``Batch.domain`` indexes; empty if there are no labels."""
         return ()
 
-    def encode(self, text: str) -> Tensor:
-        """Text as tokens, int64 ``[S]``. A learnt vocabulary needs ``prepare`` or ``load_state`` first.
-
-        Raises:
-            MoekitError: this data is not text.
-        """
-        raise MoekitError(f"{type(self).__name__} holds no text: it cannot turn a prompt into tokens")
-
-    def example(self) -> str:
-        """A short text that ``encode`` accepts, shown to users as an example of a prompt."""
-        return "The "
-
-    def decode(self, ids: Tensor) -> str:
-        """Tokens, int64 ``[S]``, as text; invalid UTF-8 becomes U+FFFD.
-
-        Raises:
-            MoekitError: this data is not text.
-        """
-        raise MoekitError(f"{type(self).__name__} holds no text: it cannot turn tokens into words")
-
-    def end_token(self) -> int | None:
-        """The token that ends a target, and with which a decoder starts; None if there is no such token."""
-        return None
-
     def fingerprint(self) -> str:
         """A checksum of what batches are made of; a run that is resumed on other data is refused.
 
@@ -239,17 +221,10 @@ class Data(ABC):
         return digest.hexdigest()
 
     def state(self) -> dict[str, Any]:
-        """What ``encode`` and ``decode`` need in order to work without the data, saved in checkpoints: plain values."""
-        return {}
+        """What is saved in checkpoints, plain values: the tokenizer's state, so that it works without the data."""
+        return {} if self.tokenizer is None else self.tokenizer.state()
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Restores the result of ``state``, before ``prepare`` or instead of it."""
-        return None
-
-    def scores(self, model: Model) -> Mapping[str, float]:
-        """Scores of the trained model that are not a mean over tokens (BLEU), computed once at the end of a run."""
-        return {}
-
-    def picture(self, model: Model, folder: Path) -> list[Path]:
-        """Plots what the trained model does with this data, and returns the files; none by default."""
-        return []
+        if self.tokenizer is not None:
+            self.tokenizer.load_state(state)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from moekit.contracts import Data, Model, Source
+from moekit.contracts import Generate, Model, Source, Tokenizer
 from moekit.errors import MoekitError
 from moekit.inference.decoding import start_decoding
 from moekit.training.module import LitMoE
@@ -18,7 +18,7 @@ DEFAULT_CONTEXT = 1024
 
 
 def load_run(run: str, root: Path = RUNS) -> LitMoE:
-    """The trained module of a run, in evaluation mode on the CPU; its data can encode and decode.
+    """The trained module of a run, in evaluation mode on the CPU; the tokenizer of its data is loaded.
 
     Args:
         run: a run folder, a checkpoint (also a ``.ckpt`` file of Lightning), or a name, for its latest run in ``root``.
@@ -111,7 +111,7 @@ def targets(
 
 def answer(
     model: Model,
-    data: Data,
+    tokenizer: Tokenizer,
     source: Tensor,
     *,
     tokens: int,
@@ -123,11 +123,9 @@ def answer(
     """The target of one source, int64 ``[S]``, token by token, without its end token. Options as in ``targets``.
 
     Raises:
-        MoekitError: the data has no such token.
+        MoekitError: the tokenizer has no such token.
     """
-    end = data.end_token()
-    if end is None:
-        raise MoekitError(f"{type(data).__name__} names no token that ends a target: end_token() must return it")
+    end = end_of(tokenizer)
     steps = targets(
         model, Source(source[None]), start=end, end=end, tokens=tokens, temperature=temperature, top_p=top_p,
         cached=cached, generator=generator,
@@ -135,13 +133,37 @@ def answer(
     return (int(token_B) for token_B in steps if int(token_B) != end)
 
 
-def translate(model: Model, source: Source, *, start: int, end: int, max_tokens: int) -> list[Tensor]:
-    """The most likely targets, greedily: int64 on the CPU, at most ``max_tokens``, without ``start`` and ``end``."""
-    steps = list(targets(model, source, start=start, end=end, tokens=max_tokens))
-    if not steps:
-        return [torch.empty(0, dtype=torch.int64) for _ in source.tokens]
-    rows_BS = torch.stack(steps, dim=1).cpu()
-    return [row_S[: int((row_S != end).sum())] for row_S in rows_BS]  # after the first ``end`` come only others
+def end_of(tokenizer: Tokenizer) -> int:
+    """The token that ends a target.
+
+    Raises:
+        MoekitError: the tokenizer has none.
+    """
+    if tokenizer.end is None:
+        raise MoekitError(f"{type(tokenizer).__name__} names no token that ends a target: 'end' must return it")
+    return tokenizer.end
+
+
+def greedy(model: Model, tokenizer: Tokenizer | None) -> Generate:
+    """What an evaluator generates with: the most likely targets, or the most likely continuation.
+
+    Targets need a tokenizer with an end: without one, the function raises ``MoekitError``.
+    """
+
+    def generate(given: Source | Tensor, *, max_tokens: int) -> list[Tensor]:
+        if isinstance(given, Tensor):
+            prompt = given.to(next(model.parameters()).device)
+            return [torch.tensor(list(sample(model, prompt, tokens=max_tokens, temperature=0)), dtype=torch.int64)]
+        if tokenizer is None:
+            raise MoekitError("the data has no tokenizer, so no target of a source can be generated")
+        end = end_of(tokenizer)
+        steps = list(targets(model, given, start=end, end=end, tokens=max_tokens))
+        if not steps:
+            return [torch.empty(0, dtype=torch.int64) for _ in given.tokens]
+        rows_BS = torch.stack(steps, dim=1).cpu()
+        return [row_S[: int((row_S != end).sum())] for row_S in rows_BS]  # after the first end come only others
+
+    return generate
 
 
 def next_token(
@@ -164,7 +186,7 @@ def next_token(
     return order_BV.gather(1, torch.multinomial(probs_BV, 1, generator=generator))[:, 0]
 
 
-def stream(data: Data, ids: Iterable[int]) -> Iterator[str]:
+def stream(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
     """Yields text as tokens arrive; the bytes of an incomplete character wait for the rest of it.
 
     If it never comes, they are dropped: the text ends with a whole character.
@@ -173,7 +195,7 @@ def stream(data: Data, ids: Iterable[int]) -> Iterator[str]:
     length = 0
     for token in ids:
         seen.append(token)
-        text = data.decode(torch.tensor(seen))
+        text = tokenizer.decode(torch.tensor(seen))
         final = len(text.rstrip("\ufffd"))  # as which incomplete characters are decoded
         if final > length:
             yield text[length:final]

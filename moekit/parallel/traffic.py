@@ -1,4 +1,4 @@
-"""The traffic of expert parallelism: exact for a given routing, expected for given sizes. Nothing is communicated.
+"""What expert parallelism sends for a given routing. Nothing is communicated here.
 
 A token is sent once to each other rank that holds at least one of its experts (DeepSeek-V3, section 3.2.2;
 arXiv 2412.19437).
@@ -6,72 +6,10 @@ arXiv 2412.19437).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-
 import torch
 from torch import Tensor
 
 from moekit.routing import Routing, TokenChoice, pairs_of
-
-INDEX_BYTES = 4  # of an expert's index, int32
-COUNT_BYTES = 16  # sent to each rank before the rows: the number of rows and of pairs, int64
-
-
-@dataclass(frozen=True, kw_only=True)
-class Traffic:
-    """What the tokens of one rank send and receive over the network, in one pass through one layer.
-
-    Attributes:
-        rows: rows sent, one for each pair (token, other rank).
-        forward: bytes of dispatch and combine.
-        backward: bytes of their gradients.
-        forward_messages: messages that this rank sends: one to each other rank in every all-to-all.
-        backward_messages: the same for the gradients.
-    """
-
-    rows: float
-    forward: float
-    backward: float
-    forward_messages: int
-    backward_messages: int
-
-    def __add__(self, other: Traffic) -> Traffic:
-        """The traffic of both: of several layers or micro-batches."""
-        return Traffic(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
-
-
-def traffic(
-    rows: float,
-    *,
-    size: int,
-    choices: int,
-    dim: int,
-    out_dim: int = 0,
-    element_bytes: int = 4,
-    out_element_bytes: int = 0,
-    gate_bytes: int = 4,
-) -> Traffic:
-    """The traffic of a number of rows.
-
-    Args:
-        rows: sent to other ranks (``rows_of``; expected: ``RouterSpec.ranks_reached``).
-        size: size of the expert group.
-        choices: experts per row (``choices_of``).
-        dim: D.
-        out_dim: O; default: D.
-        element_bytes: of a number in a row (``row_dtype``).
-        out_element_bytes: of a number in an expert's output; default: ``element_bytes``.
-        gate_bytes: of a gate: 4, or 8 in an fp64 model.
-    """
-    dispatched, combined = dim * element_bytes, (out_dim or dim) * (out_element_bytes or element_bytes)
-    gates, peers = choices * gate_bytes, size - 1
-    return Traffic(
-        rows=rows,
-        forward=rows * (dispatched + gates + choices * INDEX_BYTES + combined) + peers * COUNT_BYTES,
-        backward=rows * (combined + dispatched + gates),
-        forward_messages=5 * peers,  # counts, tokens, gates, indices; outputs
-        backward_messages=3 * peers,  # of outputs; of tokens, of gates
-    )
 
 
 def row_dtype(x_TD: Tensor) -> torch.dtype:

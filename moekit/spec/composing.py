@@ -7,14 +7,15 @@ from typing import Any
 from moekit.errors import PluginError
 from moekit.registry import Registry
 from moekit.spec.fields import ConflictError, FieldInfo, Spec, fields_of, types_of
+from moekit.spec.imported import Imported
 from moekit.spec.merging import Merged
 from moekit.spec.nodes import Node
-from moekit.spec.places import Keys, Report
+from moekit.spec.places import LEFT_OPEN, Keys, Report
 from moekit.spec.planning import Planner
-from moekit.spec.recipe import Recipe
-from moekit.spec.references import References, is_reference
-from moekit.spec.trainer_options import check_trainer
+from moekit.spec.references import References, is_reference, register_plugins_resolvers
 from moekit.spec.values import BROKEN, Values
+
+ARGUMENT = FieldInfo("option", "")
 
 
 def compose(layers: Merged, root: type[Spec] | str, registry: Registry) -> Spec:
@@ -29,6 +30,7 @@ def compose(layers: Merged, root: type[Spec] | str, registry: Registry) -> Spec:
         SpecError: with every mistake in the layers.
         PluginError: a spec class declares an option of a type that no spec can hold.
     """
+    register_plugins_resolvers(registry)
     report = Report(layers.places)
     planner = Planner(layers, registry, report)
     node = planner.root(root)
@@ -53,18 +55,20 @@ class _Builder:
         """The spec of ``node``; ``BROKEN`` where the node or one of its children has a mistake."""
         if not isinstance(node, Node):
             return node
+        if node.spec is Imported:
+            arguments = {name: self._option(node, name, ARGUMENT, Any) for name in node.options}
+            broken = any(value is BROKEN for value in arguments.values())
+            return BROKEN if broken else Imported(path=node.use, arguments=arguments)
         given: dict[str, Any] = {}
         for name, info in fields_of(node.spec).items():
             child = node.children.get(name)
             if name in node.options:
-                given[name] = self._option(node, name, info)
+                given[name] = self._option(node, name, info, types_of(node.spec)[name])
             elif info.kind == "slots" and isinstance(child, dict):
                 entries = {key: self.build(item) for key, item in child.items()}
                 given[name] = BROKEN if any(item is BROKEN for item in entries.values()) else entries
             elif name in node.children:
                 given[name] = self.build(child)
-        if node.spec is Recipe and given.get("trainer", BROKEN) is not BROKEN:
-            check_trainer(given["trainer"], self.report)
         if not node.sound or any(value is BROKEN for value in given.values()):
             return BROKEN
         try:
@@ -79,14 +83,17 @@ class _Builder:
             self.report.add(node.path, sentence)
         return BROKEN
 
-    def _option(self, node: Node, name: str, info: FieldInfo) -> Any:
+    def _option(self, node: Node, name: str, info: FieldInfo, hint: Any) -> Any:
         path, written = (*node.path, name), node.written[name]
+        if written == LEFT_OPEN:  # elsewhere planning finds it
+            self.report.add(path, f"{name}: the recipe leaves this open ('{LEFT_OPEN}')", expected="a plain value")
+            return BROKEN
         value = self.references.value(node.config, name, written, path)
         if value is BROKEN or any(here[: len(path)] == path for here in self.unread):
             return BROKEN
         if is_reference(written):
             self.origin[path] = f" (from {written})"
         try:
-            return self.values.read(value, types_of(node.spec)[name], info, path)
+            return self.values.read(value, hint, info, path)
         except PluginError as error:
             raise PluginError(f"{node}, option '{name}': {error}") from error

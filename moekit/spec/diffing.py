@@ -8,6 +8,7 @@ from typing import Any
 
 from moekit.registry import current
 from moekit.spec.fields import Spec, default_of, fields_of
+from moekit.spec.imported import Imported
 from moekit.spec.places import Keys, show
 from moekit.spec.recipe import Paper, Recipe
 
@@ -55,7 +56,7 @@ def diff(a: Spec, b: Spec) -> list[Change]:
 def _node(a: Any, b: Any, path: Keys) -> Iterator[Change]:
     if a == b:
         return
-    if isinstance(a, Paper) or isinstance(b, Paper):
+    if isinstance(a, Paper | Imported) or isinstance(b, Paper | Imported):
         yield Change(show(path), a, b)
     elif isinstance(a, Spec) and isinstance(b, Spec):
         names = [*fields_of(type(a)), *fields_of(type(b))]
@@ -126,6 +127,9 @@ def text_of(value: Any, *, depth: int = 0, without: Sequence[str] = (), only: Se
         return "none"
     if isinstance(value, Paper):
         return " ".join(filter(None, [value.title or "untitled", f"({value.year})" if value.year else ""]))
+    if isinstance(value, Imported):
+        given = ", ".join(f"{name}={text_of(item, depth=depth + 1)}" for name, item in value.arguments.items())
+        return f"{value.name}({'...' if depth and given else given})"
     if isinstance(value, Spec):
         names = list(only) or [name for name in _non_default(value) if name not in without]
         if only and not value.kind:  # a group of alternatives, of which one is set

@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from moekit.registry import Registry, current
 from moekit.spec.fields import Spec, fields_of
+from moekit.spec.imported import Imported
 from moekit.spec.references import escape
 
 
@@ -21,6 +22,8 @@ def to_plain(spec: Spec, *, registry: Registry | None = None, full_names: bool =
         PluginError: no loaded plugin offers a component for one of the specs in it.
     """
     registry = current() if registry is None else registry
+    if isinstance(spec, Imported):
+        return {"class": spec.path, **plain_value(spec.arguments)}
     out: dict[str, Any] = {}
     if spec.kind:
         out["use"] = registry.component_of(spec).full_name if full_names else registry.use_name(spec)

@@ -98,7 +98,7 @@ def option(
     return _field(FieldInfo("option", help, ge=ge, gt=gt, le=le, lt=lt, finite=finite), default)
 
 
-def slot(component: str, help: str = "", *, optional: bool = False, default: Literal["kind"] | None = None) -> Any:
+def slot(component: str, help: str = "", *, optional: bool = False, default: Any = None) -> Any:
     """One component of kind ``component``: ``{use: name, ...}`` in YAML, its spec in Python.
 
     Args:
@@ -106,9 +106,11 @@ def slot(component: str, help: str = "", *, optional: bool = False, default: Lit
         help: one line.
         optional: whether there may be none.
         default: ``"kind"``: where none is given, the component of the kind that claims to be the default
-            (``Component(default=True)``). A spec made in Python needs one nevertheless.
+            (``Component(default=True)``); a spec made in Python needs one nevertheless. Or a spec, for both.
     """
-    return _field(FieldInfo("slot", help, component, claimed=default == "kind"), None if optional else MISSING)
+    claimed = default == "kind"
+    absent = None if optional else MISSING if claimed or default is None else default
+    return _field(FieldInfo("slot", help, component, claimed=claimed), absent)
 
 
 def slots(component: str, help: str = "") -> Any:
@@ -129,6 +131,35 @@ class ConflictError(ValueError):
         super().__init__("; ".join(sentences))
 
 
+@dataclass(frozen=True)
+class MetricInfo:
+    """How a metric is shown. Components declare theirs by ``Spec.metrics``.
+
+    Attributes:
+        label: the metric in words.
+        unit: such as ``nats per token``; empty for none.
+        lower_is_better: False for a score such as BLEU.
+        headline: whether it is the main metric of a run; else the loss is.
+        digits: decimal places.
+        live: whether it is shown next to the loss during training.
+    """
+
+    label: str
+    unit: str = ""
+    lower_is_better: bool = True
+    headline: bool = False
+    digits: int = 3
+    live: bool = False
+
+    def format(self, value: float) -> str:
+        """The value with ``digits`` decimal places."""
+        return f"{value:,.{self.digits}f}"
+
+    def with_unit(self) -> str:
+        """The label, with the unit in brackets if there is one."""
+        return f"{self.label} ({self.unit})" if self.unit else self.label
+
+
 @typing.dataclass_transform(kw_only_default=True, frozen_default=True)
 class Spec:
     """Base of every spec. A subclass is a frozen dataclass with keyword arguments; it needs no decorator.
@@ -140,6 +171,7 @@ class Spec:
     """
 
     kind: ClassVar[str] = ""
+    refused: ClassVar[Mapping[str, str]] = {}  # names that a user may expect among the options, and why they are none
 
     def __init_subclass__(cls) -> None:
         # The methods are inherited, because dataclass() would compile new ones for each class, which is slow.
@@ -151,7 +183,7 @@ class Spec:
             if name not in _defaults(cls):
                 near = nearest(name, list(_defaults(cls)))
                 hint = f"did you mean {near}?" if near else f"options are {', '.join(_defaults(cls)) or 'none'}"
-                raise TypeError(f"{cls.__name__} has no option {name}; {hint}")
+                raise TypeError(f"{cls.__name__} has no option {name}; {cls.refused.get(name, hint)}")
         for name, default in _defaults(cls).items():
             if name not in given and default is MISSING:
                 raise TypeError(f"{cls.__name__} needs {name}=...")
@@ -180,6 +212,10 @@ class Spec:
     def check(self) -> Iterable[str]:
         """Conflicts between options, one sentence each. Override; every field is set and in range when it is called."""
         return ()
+
+    def metrics(self) -> Mapping[str, MetricInfo]:
+        """The metrics that this component logs, by name, without ``train/`` or ``val/``. Override where it logs any."""
+        return {}
 
     def __post_init__(self) -> None:
         problems = [p for name in fields_of(type(self)) if (p := self._problem_of(name))] or self._conflicts()
@@ -216,6 +252,20 @@ class Spec:
         return found
 
 
+def metrics_of(spec: Spec, *, without: str = "") -> dict[str, MetricInfo]:
+    """The metrics that a spec and all components in it declare; of a name declared twice, the first.
+
+    Components of the kind ``without`` are skipped.
+    """
+    found = dict(spec.metrics())
+    for name, info in fields_of(type(spec)).items():
+        held = getattr(spec, name)
+        for part in held.values() if info.kind == "slots" else [held]:
+            if isinstance(part, Spec) and info.component != (without or None):
+                found = metrics_of(part, without=without) | found
+    return found
+
+
 def _fits(spec: type[Spec], name: str, info: FieldInfo, value: Any) -> bool:
     """Whether a slot, a map of slots or a group may hold a value."""
     if value is None:
@@ -223,7 +273,17 @@ def _fits(spec: type[Spec], name: str, info: FieldInfo, value: Any) -> bool:
     if info.kind == "group":
         return isinstance(value, group_class(spec, name))
     parts = [value] if info.kind == "slot" else list(value.values()) if isinstance(value, Mapping) else [None]
-    return all(isinstance(part, Spec) and part.kind == info.component for part in parts)
+    return all(_is_part(part, info.component, types_of(spec)[name]) for part in parts)
+
+
+def _is_part(value: Any, kind: str, hint: Any) -> bool:
+    """Whether a slot of ``kind`` may hold a value: a spec of that kind, or of a class that the annotation names."""
+    return isinstance(value, Spec) and (value.kind == kind or type(value) in _leaves(hint))
+
+
+def _leaves(hint: Any) -> tuple[Any, ...]:
+    """The classes that a type is made of."""
+    return tuple(leaf for arg in typing.get_args(hint) for leaf in _leaves(arg)) or (hint,)
 
 
 def _misplaced(spec: type[Spec], name: str, value: Any) -> str:
@@ -234,7 +294,7 @@ def _misplaced(spec: type[Spec], name: str, value: Any) -> str:
     if info.kind == "slots" and not isinstance(value, Mapping):
         return f"{name} is {_named(value)}; expected a mapping from names to specs of {info.component}s"
     parts = {f"{name}[{key!r}]": each for key, each in value.items()} if info.kind == "slots" else {name: value}
-    wrong = {k: v for k, v in parts.items() if not isinstance(v, Spec) or v.kind != info.component}
+    wrong = {k: v for k, v in parts.items() if not _is_part(v, info.component, types_of(spec)[name])}
     where, each = next(iter(wrong.items()))
     expected = f"the spec of a component of kind '{info.component}' (list them: moekit ls {info.component})"
     return f"{where} is {_named(each)}; expected {expected}"

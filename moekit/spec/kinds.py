@@ -7,15 +7,25 @@ A capability is a class variable that states a fact about the component. Composi
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 from moekit.errors import PluginError
 from moekit.spec.fields import Spec, option, slot, slots
-from moekit.spec.reach import ranks_reached
 
 Form = Literal["token_choice", "expert_choice", "soft"]
 ALL_FORMS: frozenset[Form] = frozenset({"token_choice", "expert_choice", "soft"})
 PAIR_FORMS: frozenset[Form] = frozenset({"token_choice", "expert_choice"})
+
+
+class GroupLimit(NamedTuple):
+    """A token chooses its experts in ``top_groups`` of ``groups`` equal groups of experts, in order.
+
+    If ``per_group`` is not 0, it chooses that many in each; otherwise any of them.
+    """
+
+    groups: int = 1
+    top_groups: int = 1
+    per_group: int = 0
 
 
 class RouterSpec(Spec):
@@ -38,12 +48,9 @@ class RouterSpec(Spec):
             "  expected a method active(self, num_experts) in that spec"
         )
 
-    def ranks_reached(self, num_experts: int, ranks: int) -> float:
-        """The mean number of ranks that hold one of a token's experts, when every choice is equally likely.
-
-        ``ranks`` ranks share the experts. Override it where one choice limits the others, as with groups of experts.
-        """
-        return ranks_reached(num_experts, ranks, min(self.active(num_experts), num_experts))
+    def group_limit(self) -> GroupLimit:
+        """How groups limit a token's choice, from which ``moekit plan`` computes traffic. Override."""
+        return GroupLimit()
 
     def check_experts(self, num_experts: int) -> Iterable[str]:
         """Conflicts with the number of routed experts, one sentence each. Override; the spec of the layer calls it."""
@@ -71,6 +78,13 @@ class DispatcherSpec(Spec):
     def check_experts(self, num_experts: int) -> Iterable[str]:
         """Conflicts with the number of routed experts, one sentence each. Override; the spec of the layer calls it."""
         return ()
+
+
+class ExpertParallelSpec(DispatcherSpec):
+    """Base of the specs of dispatchers that distribute a layer's experts over ranks, and exchange tokens."""
+
+    size: int | None = option(None, "ranks that share the experts, with consecutive numbers; none: all ranks", ge=1)
+    local: DispatcherSpec = slot("dispatcher", "decides what is dropped; also computes on each rank, if it is dropless")
 
 
 class BalancerSpec(Spec):
@@ -119,10 +133,37 @@ class ObjectiveSpec(Spec):
 
 
 class DataSpec(Spec):
-    """Base of data specs. ``vocab``, where a spec has it, is the number of tokens; a model's must not be smaller."""
+    """Base of data specs."""
 
     kind: ClassVar[str] = "data"
     yields: ClassVar[str] = "tokens"  # values of ModelSpec.takes
+
+    def num_tokens(self) -> int | None:
+        """The number of tokens, which a model's ``vocab`` must not be below; None if the data is not text.
+
+        It is the option ``vocab`` of the data, or else that of its ``tokenizer``. Override it if neither is there.
+        """
+        tokenizer = getattr(self, "tokenizer", None)
+        found = getattr(self, "vocab", tokenizer.vocab if isinstance(tokenizer, TokenizerSpec) else None)
+        return found if isinstance(found, int) else None
+
+
+class TokenizerSpec(Spec):
+    """Base of tokenizer specs."""
+
+    kind: ClassVar[str] = "tokenizer"
+    vocab: int = option(256, "number of tokens, at most", ge=1)
+
+
+class EvaluatorSpec(Spec):
+    """Base of evaluator specs. An evaluator scores a trained model, or draws what it does."""
+
+    kind: ClassVar[str] = "evaluator"
+    takes: ClassVar[frozenset[str]] = frozenset({"tokens", "pairs", "cases"})  # values of DataSpec.yields
+
+    def check_data(self, data: DataSpec) -> Iterable[str]:
+        """Conflicts with the data, one sentence each. Override; the recipe calls it."""
+        return ()
 
 
 class OptimizerSpec(Spec):
@@ -137,6 +178,30 @@ class ScheduleSpec(Spec):
     """Base of learning-rate schedule specs."""
 
     kind: ClassVar[str] = "schedule"
+
+
+class CallbackSpec(Spec):
+    """Base of callback specs. A callback is called by the Trainer at every point of a run."""
+
+    kind: ClassVar[str] = "callback"
+    takes_shards: ClassVar[bool] = True  # whether it works with a model in shards
+
+
+class LoggerSpec(Spec):
+    """Base of logger specs. A logger gets the metrics of every logged step."""
+
+    kind: ClassVar[str] = "logger"
+
+
+class StrategySpec(Spec):
+    """Base of strategy specs. A strategy places the model on devices and combines the ranks' gradients."""
+
+    kind: ClassVar[str] = "strategy"
+    shards: ClassVar[bool] = False  # whether it makes a ``moekit.parallel.strategy.ShardingStrategy``
+
+    def check_precision(self, precision: str | None) -> Iterable[str]:
+        """Conflicts with the Trainer's precision, one sentence each. Override; the spec of the trainer calls it."""
+        return ()
 
 
 class MoE(Spec):

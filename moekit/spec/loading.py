@@ -44,7 +44,9 @@ def load(source: Source, overrides: Iterable[str] = (), *, registry: Registry | 
     _check_requires(merged, registry)
     recipe = compose(merged, Recipe, registry)
     assert isinstance(recipe, Recipe)
-    return recipe if recipe.name or not name else replace(recipe, name=name)
+    recipe = recipe if recipe.name or not name else replace(recipe, name=name)
+    _check_with_plugins(recipe, registry)
+    return recipe
 
 
 def validate(source: Source, overrides: Iterable[str] = (), *, registry: Registry | None = None) -> None:
@@ -75,6 +77,19 @@ def component_spec(kind: str, node: str | Mapping[str, Any] | DictConfig, *, reg
         expected, listing = f"{{use: <{of.name}>, ...}}", f"moekit ls {of.plural}"
         reject(f"{of.name}: {found(tree.data)} is not a component", expected=expected, list_with=listing)
     return compose(Merged(registry, [tree]), of.name, registry)
+
+
+def _check_with_plugins(recipe: Recipe, registry: Registry) -> None:
+    """Rejects a recipe in which the hook ``moekit_recipe_loaded`` of a plugin finds conflicts.
+
+    Raises:
+        SpecError: with every conflict.
+    """
+    report = Report()
+    for plugin, said in registry.call("moekit_recipe_loaded", {"recipe": recipe}):
+        for sentence in said or ():
+            report.add((), f"{sentence} (plugin '{plugin.name}')")
+    report.raise_if_any()
 
 
 def _check_requires(layers: Merged, registry: Registry) -> None:

@@ -91,10 +91,10 @@ class Merged:
                 old = None
             else:
                 old = None if OmegaConf.is_missing(base, key) else base[key]
-            if isinstance(new, str) and isinstance(old, DictConfig) and "use" in old.keys() and new != LEFT_OPEN:
+            if isinstance(new, str) and isinstance(old, DictConfig) and names_part(old) and new != LEFT_OPEN:
                 if not is_reference(new):
                     over[key] = new = {"use": new}
-            elif isinstance(new, dict) and isinstance(old, str) and "use" not in new:
+            elif isinstance(new, dict) and isinstance(old, str) and "use" not in new and "class" not in new:
                 base[key] = {"use": old}
                 old = base[key]
             if isinstance(new, dict) and isinstance(old, DictConfig) and self._same_use(old, new):
@@ -104,7 +104,13 @@ class Merged:
                 replaced.add(here)
 
     def _same_use(self, base: DictConfig, over: dict[str, Any]) -> bool:
-        """Whether a node keeps its component: ``use`` is absent, unchanged, or another name of the same component."""
+        """Whether a node keeps its component: ``use`` is absent, unchanged, or another name of the same component.
+
+        A class by its import path is kept in the same way.
+        """
+        if "class" in over or "class" in base.keys():
+            kept = OmegaConf.to_container(base).get("class")  # type: ignore[union-attr]
+            return "use" not in over and over.get("class", kept) == kept
         old, new = OmegaConf.to_container(base).get("use"), over.get("use", ...)  # type: ignore[union-attr]
         if new is ... or old is None or old == new:
             return True
@@ -116,6 +122,11 @@ class Merged:
     def _offered(self, name: str) -> list[tuple[str, str]]:
         """The kind and full name of every component that ``name`` may mean."""
         return [(c.kind, c.full_name) for c in self._registry.components() if name in (c.name, c.full_name)]
+
+
+def names_part(node: DictConfig) -> bool:
+    """Whether a node names a component or a class."""
+    return "use" in node.keys() or "class" in node.keys()
 
 
 def _nested(path: Keys, value: Any) -> Any:

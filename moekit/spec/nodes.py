@@ -8,12 +8,12 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from moekit.errors import nearest
-from moekit.registry import Registry
-from moekit.spec.fields import FieldInfo, Spec, fields_of, types_of
+from moekit.registry import MAX_LISTED, Registry
+from moekit.spec.fields import FieldInfo, Spec, fields_of, group_class, types_of
 from moekit.spec.hints import describe
-from moekit.spec.places import LEFT_OPEN, Keys, Place, Report, one_of, show
+from moekit.spec.imported import FOREIGN, Imported, is_import_path
+from moekit.spec.places import LEFT_OPEN, Keys, Place, Report, found, one_of, show
 from moekit.spec.recipe import Recipe
-from moekit.spec.trainer_options import TRAINER_OPTIONS
 from moekit.spec.values import BROKEN
 
 
@@ -92,12 +92,19 @@ class Mistakes:
     def unknown_option(self, node: Node, name: str) -> None:
         """The spec class has no such field."""
         names = list(fields_of(node.spec))
+        if name in node.spec.refused:
+            what = f"'{show((*node.path, name))}' is not for a spec: {node.spec.refused[name]}"
+            return self._unsound(node, name, what)
+        groups = [group for group, info in fields_of(node.spec).items() if info.kind == "group"]
+        inside = [f"{group}.{name}" for group in groups if name in fields_of(group_class(node.spec, group))]
+        near = inside[0] if inside else nearest(str(name), names)
+        many = node.use or (near and len(names) > MAX_LISTED)
         self._unsound(
             node,
             name,
             f"{node} has no option '{name}'",
-            expected="" if node.use and names else one_of(names) if names else "no option at all",
-            nearest=f"trainer.{name}" if not node.path and name in TRAINER_OPTIONS else nearest(name, names),
+            expected="" if many and names else one_of(names) if names else "no option at all",
+            nearest=near,
             list_with=f"moekit show {node.use}" if node.use and names else "",
         )
 
@@ -134,3 +141,25 @@ class Mistakes:
     def _unsound(self, node: Node, name: str, what: str, **more: Any) -> None:
         node.sound = False
         self.broken((*node.path, name), what, **more)
+
+
+def class_node(mistakes: Mistakes, kind: str, config: DictConfig, value: dict[str, Any], path: Keys) -> Any:
+    """The node of a class named by its import path, in a slot of ``kind``; ``BROKEN`` if it has a mistake.
+
+    Its arguments are checked when the class is imported.
+    """
+    wrong = next((name for name in (*FOREIGN, "use") if name in value), "")
+    of = mistakes.registry.kind(kind)
+    if not of.imports:
+        here = (*path, wrong if wrong in FOREIGN else "class")
+        what = f"a {kind} cannot be a class by its import path"
+        return mistakes.broken(here, what, expected="use: <name>", list_with=f"moekit ls {of.plural}")
+    if wrong:
+        what = "'use' and 'class' exclude each other" if wrong == "use" else f"'{wrong}' is called 'class' here"
+        expected = "class: package.module.Name, and its arguments next to it"
+        return mistakes.broken((*path, wrong), what, expected=expected)
+    if not is_import_path(value["class"]):
+        what = f"class: {found(value['class'])} is not an import path"
+        return mistakes.broken((*path, "class"), what, expected="package.module.Name")
+    arguments = [name for name in value if name != "class"]
+    return Node(Imported, config, value, path, value["class"], options=arguments)

@@ -18,8 +18,9 @@ from moekit.errors import MoekitError, UnknownName
 from moekit.registry import Registry
 from moekit.spec.dumping import plain_value, to_plain
 from moekit.spec.fields import FieldInfo, Spec, default_of, fields_of, group_class, types_of
+from moekit.spec.imported import FOREIGN
 from moekit.spec.merging import Merged
-from moekit.spec.nodes import Mistakes, Node
+from moekit.spec.nodes import Mistakes, Node, class_node
 from moekit.spec.places import LEFT_OPEN, Keys, Report, found
 from moekit.spec.references import References, is_reference
 from moekit.spec.values import BROKEN
@@ -178,6 +179,8 @@ class Planner:
         if not isinstance(value, dict):
             what = f"{kind}: {found(value)} is not a component"
             return self.mistakes.broken(path, what, expected=f"{{use: <{kind}>, ...}}", list_with=listing)
+        if not value.keys().isdisjoint(("class", *FOREIGN)):
+            return class_node(self.mistakes, kind, config, value, path)
         at = (*path, "use") if "use" in value else path
         use = self._copy(config, "use", value.get("use"), at)
         if use is BROKEN or not self.mistakes.closed.isdisjoint((path, at)):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping
+from typing import Literal
 
+from moekit.errors import nearest
 from moekit.spec import kinds
-from moekit.spec.fields import Spec, group, option, slot
+from moekit.spec.fields import Spec, group, metrics_of, option, slot, slots
+from moekit.spec.trainer import TrainerSpec
 
 
 class Paper(Spec):
@@ -85,6 +87,7 @@ class Recipe(Spec):
     model: kinds.ModelSpec = slot("model", "the model")
     objective: kinds.ObjectiveSpec | None = slot("objective", "the training objective", optional=True)
     data: kinds.DataSpec | None = slot("data", "the training and validation data", optional=True)
+    evaluators: Mapping[str, kinds.EvaluatorSpec] = slots("evaluator", "scores and pictures of the trained model")
     optimizer: kinds.OptimizerSpec | None = slot("optimizer", "updates the weights", optional=True)
     schedule: kinds.ScheduleSpec | None = slot("schedule", "schedule of the learning rate", optional=True)
     batch_ramp: BatchRamp | None = group("a smaller batch at first; null for the same in every step", default=None)
@@ -96,7 +99,7 @@ class Recipe(Spec):
     )
     compile: bool = option(False, "compile the model's blocks with torch.compile; worth it on GPUs and in long runs")
     checkpoints: Checkpoints = group("which checkpoints are kept", default=Checkpoints())
-    trainer: dict[str, Any] = option({}, "options of lightning.Trainer, passed through")
+    trainer: TrainerSpec = group("the trainer and its parts", default=TrainerSpec())
 
     def check(self) -> Iterable[str]:
         """Conflicts of model, data and objective: what they yield and take, and the size of the vocabulary.
@@ -111,14 +114,41 @@ class Recipe(Spec):
                 f"but model {type(self.model).__name__} takes '{self.model.takes}'; "
                 "others: moekit ls data, moekit ls models"
             )
-        given, known = getattr(self.data, "vocab", None), getattr(self.model, "vocab", None)
-        if isinstance(given, int) and isinstance(known, int) and given > known:
+        given = None if self.data is None else self.data.num_tokens()
+        known = getattr(self.model, "vocab", None)
+        if given is not None and isinstance(known, int) and given > known:
+            option = "data.vocab" if hasattr(self.data, "vocab") else "data.tokenizer.vocab"
             yield (
                 f"data {type(self.data).__name__} yields tokens of a vocab of {given}, "
-                f"but model {type(self.model).__name__} has one of {known}; vocab: ${{data.vocab}} keeps them equal"
+                f"but model {type(self.model).__name__} has one of {known}; vocab: ${{{option}}} keeps them equal"
             )
         if self.objective is not None and self.model.offers() not in self.objective.takes:
             yield (
                 f"objective {type(self.objective).__name__} takes {', '.join(sorted(self.objective.takes))}, "
                 f"but model {type(self.model).__name__} gives '{self.model.offers()}'"
             )
+        for name, evaluator in self.evaluators.items():
+            yield from (f"evaluator '{name}': {conflict}" for conflict in self._misfit(evaluator))
+        if self.stop is not None and self.objective is not None and self.stop.metric not in (names := self.logged()):
+            near = nearest(self.stop.metric, names)
+            yield (
+                f"stop.metric: training logs no metric '{self.stop.metric}'"
+                + (f" (did you mean '{near}'?)" if near else "")
+                + f"; the metrics are {', '.join(names)}"
+            )
+
+    def _misfit(self, evaluator: kinds.EvaluatorSpec) -> Iterable[str]:
+        if self.data is None:
+            return ["it needs data, and the recipe has none"]
+        if self.data.yields not in evaluator.takes:
+            name, takes = type(evaluator).__name__, ", ".join(sorted(evaluator.takes))
+            return [f"{name} takes {takes}, but data {type(self.data).__name__} yields '{self.data.yields}'"]
+        return evaluator.check_data(self.data)
+
+    def logged(self) -> list[str]:
+        """Names of the metrics that training and validation may log, by what the recipe's parts declare.
+
+        Not in it are what evaluators find at the end.
+        """
+        names = dict.fromkeys(["objective", "loss", *metrics_of(self, without="evaluator")])
+        return [*(f"{part}/{name}" for part in ("train", "val") for name in names), "val/max_violation"]

@@ -11,7 +11,9 @@ import omegaconf
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, InterpolationToMissingValueError
 
-from moekit.errors import nearest
+from moekit.component import imported
+from moekit.errors import PluginError, nearest
+from moekit.registry import Registry
 from moekit.spec.places import LEFT_OPEN, MAX_DEPTH, MAX_NODES, Keys, Report, reject, show
 from moekit.spec.values import BROKEN
 
@@ -38,6 +40,30 @@ def register_resolver(name: str, function: Callable[..., Any]) -> None:
     old = omegaconf.__version__.startswith("2.3.")  # which has another function of the newer name
     register = OmegaConf.register_new_resolver if old else OmegaConf.register_resolver
     register(name, function, replace=True)
+
+
+def register_plugins_resolvers(registry: Registry) -> None:
+    """Registers the resolvers that plugins offer. An exception in one of them names the plugin."""
+    for name, (plugin, target) in registry.resolvers.items():
+        if _REGISTERED.get(name) != target:
+            register_resolver(name, _named_resolver(name, plugin, target))
+            _REGISTERED[name] = target
+
+
+_REGISTERED: dict[str, str] = {}  # OmegaConf's own table of resolvers is one for the whole process, too
+
+
+def _named_resolver(name: str, plugin: str, target: str) -> Callable[..., Any]:
+    here = f"resolver '{name}' of plugin '{plugin}'"
+
+    def resolve(*arguments: Any) -> Any:
+        function = imported(target, f"{here}: cannot import")
+        try:
+            return function(*arguments)
+        except Exception as error:
+            raise PluginError(f"{here}: {type(error).__name__}: {error}") from error
+
+    return resolve
 
 
 class References:

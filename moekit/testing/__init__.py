@@ -3,9 +3,9 @@
 The author of a plugin writes, in a test file::
 
     from moekit.testing import parametrize_checks
-    from my_package import COMPONENT, Mine
+    from my_package import Mine, moekit_components
 
-    @parametrize_checks([COMPONENT], examples={"mine": [Mine(top_k=2)]})
+    @parametrize_checks(moekit_components(), examples={"mine": [Mine(top_k=2)]})
     def test_conformance(check):
         check()
 

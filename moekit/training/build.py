@@ -12,7 +12,7 @@ import torch
 from moekit.contracts import Model
 from moekit.errors import Problem, SpecError
 from moekit.parallel.deferred_init import DeferredInit, defer_init
-from moekit.parallel.strategy import ShardedStrategy, with_expert_parallel
+from moekit.parallel.strategy import ShardingStrategy
 from moekit.registry import build, current
 from moekit.seeds import seed_torch
 from moekit.spec.recipe import Recipe
@@ -27,13 +27,13 @@ def build_model(recipe: Recipe) -> Model:
     return model
 
 
-def build_unsharded(recipe: Recipe, strategy: ShardedStrategy) -> tuple[Model, DeferredInit]:
+def build_unsharded(recipe: Recipe, strategy: ShardingStrategy) -> tuple[Model, DeferredInit]:
     """The recipe's model, to be passed to ``strategy.shard``; it holds only this rank's experts.
 
     Its weight matrices are on the meta device, and the returned ``DeferredInit`` initialises them after sharding. A
     model that initialises weights by other means than ``moekit.weights.init_weights`` is built whole on every rank.
     """
-    spec = with_expert_parallel(recipe, strategy.layout).model
+    spec = strategy.per_rank(recipe).model
     with defer_init() as deferred:
         model: Model = build_seeded(spec, recipe.seed)
     if not deferred.covers(model):

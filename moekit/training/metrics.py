@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import lightning as L
 import torch
@@ -12,7 +12,8 @@ from torch import Tensor
 from moekit.contracts import LayerReport, LossSum
 from moekit.distributed import is_distributed
 from moekit.errors import Problem, SpecError, nearest
-from moekit.spec.recipe import Stop
+from moekit.spec.fields import MetricInfo, metrics_of
+from moekit.spec.recipe import Recipe, Stop
 from moekit.training.balance import StepLoad, max_violation
 
 
@@ -114,6 +115,18 @@ def unknown_metric(name: str, known: Sequence[str]) -> SpecError:
     expected = "one of " + ", ".join(known)
     what = f"training logs no metric '{name}'"
     return SpecError([Problem(what=what, at="stop.metric", expected=expected, nearest=nearest(name, list(known)))])
+
+
+def headline(recipe: Recipe, logged: Collection[str]) -> tuple[str, MetricInfo]:
+    """The main metric of a run: the first headline that a part of the recipe declares, if ``val/<name>`` is logged.
+
+    Else it is the loss.
+    """
+    declared = metrics_of(recipe)
+    for name, info in declared.items():
+        if info.headline and f"val/{name}" in logged:
+            return name, info
+    return "loss", declared.get("loss", MetricInfo("loss"))
 
 
 class Validation:

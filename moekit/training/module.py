@@ -33,12 +33,11 @@ from moekit.compat import trainer_of
 from moekit.contracts import Batch, Data, LossSum, Model, ModelOutput, Objective
 from moekit.distributed import is_distributed, leave_process_group_at_exit
 from moekit.errors import CheckpointError, DataError
-from moekit.parallel.strategy import ShardedStrategy
-from moekit.registry import build
+from moekit.parallel.strategy import ShardingStrategy
+from moekit.registry import build, current
 from moekit.seeds import seed_all
 from moekit.spec import load, to_plain
 from moekit.spec.loading import Source
-from moekit.spec.sharding import sharded_of
 from moekit.training.balance import BalanceStep, StepLoad
 from moekit.training.build import build_model, build_seeded, build_unsharded, check_trainable, compile_parts
 from moekit.training.data import StepLoader, ValidationShard, noise_seed
@@ -51,8 +50,6 @@ from moekit.training.run.resume import recount
 from moekit.training.run.saved import read_any_checkpoint
 from moekit.training.run.start import StartingPoint
 from moekit.training.step import OptimizerStep, Precision, StepResult, clip, clip_values
-
-DEFAULT_STEPS = 1000
 
 
 class TrainingClock:
@@ -148,9 +145,10 @@ class LitMoE(L.LightningModule):
         self._tokens: Tensor | None = None  # not yet in ``clock``; on the device
         self._first_step = 0
         self._step: OptimizerStep
+        self._step_begun = 0  # the optimizer step that the last micro-batch belongs to
         self._configured = self._data_ready = False
         self._restored: Mapping[str, Any] | None = None
-        if sharded_of(self.recipe.trainer) is None:
+        if not self.recipe.trainer.shards:
             self._set_model(build_model(self.recipe))
 
     @property
@@ -175,13 +173,14 @@ class LitMoE(L.LightningModule):
         self._configured = True
         trainer = trainer_of(self)
         strategy = None if trainer is None else trainer.strategy
-        if isinstance(strategy, ShardedStrategy):
+        if isinstance(strategy, ShardingStrategy):
             model, deferred = build_unsharded(self.recipe, strategy)
             self._set_model(model)
             strategy.shard(model, deferred)
         self.build()
         if strategy is not None:  # now: later, a checkpoint's fp64 weights would have been rounded to fp32
             strategy.precision_plugin.convert_module(self)
+        current().call("moekit_module_built", {"module": self})
         if self.recipe.compile:
             compile_parts(self.model)
 
@@ -214,7 +213,7 @@ class LitMoE(L.LightningModule):
         Without a trainer: those of one rank, as many in a step as the recipe says.
         """
         if (trainer := trainer_of(self)) is None:
-            accumulate = int(self.recipe.trainer.get("accumulate_grad_batches") or 1)
+            accumulate = self.recipe.trainer.accumulate_grad_batches
             return StepLoader(self.prepare(), seed=self.recipe.seed, accumulate=accumulate)
         return StepLoader(
             self.prepare(),
@@ -223,7 +222,7 @@ class LitMoE(L.LightningModule):
             rank=self.global_rank,
             ramp=self.recipe.batch_ramp,
             world=trainer.world_size,
-            steps=None if trainer.max_steps > 0 else int(self.recipe.trainer.get("max_steps", DEFAULT_STEPS)),
+            steps=None if trainer.max_steps > 0 else self.recipe.trainer.max_steps,
         )
 
     def val_dataloader(self) -> Iterable[Batch]:
@@ -248,6 +247,7 @@ class LitMoE(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The summed loss of a micro-batch, times the accumulation count, by which Lightning divides it."""
+        self._step_begun = self.trainer.global_step + 1
         micro = batch_idx % self.trainer.accumulate_grad_batches * self.trainer.world_size + self.global_rank
         seed = noise_seed(seed=self.recipe.seed, step=self.trainer.global_step, micro=micro)
         record = MicroBatch(batch, seed, progress(self.trainer))
@@ -284,8 +284,8 @@ class LitMoE(L.LightningModule):
         Raises:
             MoekitError: the loss or a gradient is not finite, and the policy stops the run.
         """
-        # DDP averages gradients over ranks; the sharded strategy sums them.
-        averaged = 1 if isinstance(self.trainer.strategy, ShardedStrategy) else self.trainer.world_size
+        # DDP averages gradients over ranks; a sharding strategy sums them.
+        averaged = 1 if isinstance(self.trainer.strategy, ShardingStrategy) else self.trainer.world_size
         done = self._step.finish(averaged, progress(self.trainer), Precision(self.trainer.precision_plugin))
         self._finished, step = done, self.trainer.global_step + 1
         self._tokens = done.tokens if self._tokens is None else self._tokens + done.tokens
@@ -324,6 +324,17 @@ class LitMoE(L.LightningModule):
         values["seconds"], values["tokens"] = self.clock.seconds, self.clock.tokens
         self.logged, self.logged_step = values, step
         self._publish(values, step)
+
+    def publish(self, values: Mapping[str, float]) -> None:
+        """Logs metrics of a callback: to every logger at the current optimizer step, and for ``EarlyStopping``.
+
+        Unlike ``log``, it may be called in every hook of a callback, and never at the step before. The name of a metric
+        of training begins with ``train/``, one of validation with ``val/``. Every rank must publish the same values.
+        """
+        values = {name: float(value) for name, value in values.items()}
+        self.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
+        for logger in self.loggers:
+            logger.log_metrics(values, max(self.trainer.global_step, self._step_begun))
 
     def _new_tokens(self) -> float:
         tokens, self._tokens = self._tokens, None

@@ -1,4 +1,7 @@
-"""First-party data: vowels measured in 1952, text, source-target pairs made of text, and translations."""
+"""First-party data, the tokenizers of its text, and the evaluators of models trained on it.
+
+Data: vowels measured in 1952, text, source-target pairs made of text, and translations.
+"""
 
 from __future__ import annotations
 
@@ -58,5 +61,44 @@ def moekit_components() -> list[Component]:
             target="moekit_data.vowels.module:VowelData",
             summary="four vowels by two formants, 75 speakers: the cases of 1991",
             paper="Peterson and Barney 1952; Jacobs et al. 1991",
+        ),
+        Component(
+            kind="tokenizer",
+            name="bytes",
+            spec="moekit_data.bytes:Bytes",
+            target="moekit_data.bytes.module:ByteTokenizer",
+            summary="a token is a byte of UTF-8",
+            default=True,
+        ),
+        Component(
+            kind="tokenizer",
+            name="bpe",
+            spec="moekit_data.bpe:BytePairs",
+            target="moekit_data.bpe.module:BytePairTokenizer",
+            summary="byte pairs, learnt from the training text",
+            paper="Sennrich et al. 2016, arXiv:1508.07909",
+        ),
+        Component(
+            kind="evaluator",
+            name="accuracy",
+            spec="moekit_data.accuracy:Accuracy",
+            target="moekit_data.accuracy.module:AccuracyEvaluator",
+            summary="the share of targets that the model gives exactly",
+        ),
+        Component(
+            kind="evaluator",
+            name="bleu",
+            spec="moekit_data.bleu:Bleu",
+            target="moekit_data.bleu.module:BleuEvaluator",
+            summary="BLEU and chrF of greedy translations, by language; a table and a plot of them",
+            paper="Papineni et al. 2002; Popovic 2015",
+        ),
+        Component(
+            kind="evaluator",
+            name="decision_regions",
+            spec="moekit_data.decision_regions:DecisionRegions",
+            target="moekit_data.decision_regions.module:DecisionRegionsEvaluator",
+            summary="a picture of where a model of vowels decides for what, and which expert leads where",
+            paper="Jacobs et al. 1991",
         ),
     ]

@@ -1,4 +1,14 @@
 from moekit.component import Component
+from moekit_data.accuracy import Accuracy as Accuracy
+from moekit_data.accuracy.module import AccuracyEvaluator as AccuracyEvaluator
+from moekit_data.bleu import Bleu as Bleu
+from moekit_data.bleu.module import BleuEvaluator as BleuEvaluator
+from moekit_data.bpe import BytePairs as BytePairs
+from moekit_data.bpe.module import BytePairTokenizer as BytePairTokenizer
+from moekit_data.bytes import Bytes as Bytes
+from moekit_data.bytes.module import ByteTokenizer as ByteTokenizer
+from moekit_data.decision_regions import DecisionRegions as DecisionRegions
+from moekit_data.decision_regions.module import DecisionRegionsEvaluator as DecisionRegionsEvaluator
 from moekit_data.labelled_text import LabelledText as LabelledText
 from moekit_data.labelled_text.module import LabelledTextData as LabelledTextData
 from moekit_data.local_text import LocalText as LocalText

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moekit.contracts import Batch, Data
+from moekit.contracts import Batch, Data, Tokenizer
+from moekit.errors import DataError
 from moekit.registry import build
+from moekit_data.sentinels import SentinelTokenizer
 from moekit_data.specs import DerivedSpec
-from moekit_data.text import TextData
 
 VALIDATION_SEED = 0
 
@@ -26,12 +27,20 @@ class DerivedData(Data):
 
     A training batch's generator makes all its random choices; the validation set always uses the same seed. Errors of
     reading, encoding and loading are those of the text.
+
+    Raises:
+        DataError: the text has no tokenizer.
     """
 
     def __init__(self, spec: DerivedSpec) -> None:
         self.spec = spec
         self.text: Data = build(spec.text)
         self.end = spec.text_vocab()
+        if self.text.tokenizer is None:
+            raise DataError(f"{type(self.text).__name__} has no tokenizer, so no pairs can be made of its text")
+        self.tokenizer: Tokenizer = SentinelTokenizer(
+            self.text.tokenizer, end=self.end, sentinels=spec.num_sentinels(), vocab=spec.vocab
+        )
 
     @abstractmethod
     def pairs(self, batch: Batch, generator: torch.Generator) -> Batch:
@@ -66,43 +75,9 @@ class DerivedData(Data):
         """The text's."""
         return self.text.fingerprint()
 
-    def encode(self, text: str) -> Tensor:
-        """Text as a source, int64 ``[S]``."""
-        return self.text.encode(text)
-
-    def decode(self, ids: Tensor) -> str:
-        """Tokens up to the end as text, sentinels as ``<0>``, ``<1>`` and so on."""
-        parts: list[str] = []
-        run: list[int] = []
-        for token in [*ids.tolist(), self.end]:
-            if token < self.end:
-                run.append(token)
-                continue
-            parts.append(self.text.decode(torch.tensor(run, dtype=torch.int64)) if run else "")
-            run = []
-            if token == self.end:
-                break
-            parts.append(f"<{token - self.end - 1}>")
-        return "".join(parts)
-
-    def end_token(self) -> int | None:
-        """The token after those of text."""
-        return self.end
-
-    def state(self) -> dict[str, Any]:
-        """The text's."""
-        return self.text.state()
-
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Restores the text's state."""
         self.text.load_state(state)
-
-    def num_bytes_V(self) -> Tensor | None:
-        """int64 ``[V]``: bytes that each token spells, 0 for the end and sentinels; None if the text has no count."""
-        if not isinstance(self.text, TextData):
-            return None
-        of_text = self.text.num_bytes_V()
-        return torch.cat([of_text, of_text.new_zeros(self.spec.vocab - len(of_text))])
 
 
 def text_of(batch: Batch) -> list[Tensor]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from moekit.spec.fields import option, slot
-from moekit.spec.kinds import DataSpec
+from moekit.spec.kinds import DataSpec, TokenizerSpec
+from moekit_data.bytes import Bytes
 
 
 class TextSpec(DataSpec):
@@ -14,17 +15,9 @@ class TextSpec(DataSpec):
 
     seq: int = option(256, "tokens in a window", ge=1)
     batch: int = option(16, "windows in a batch", ge=1)
-    tokens: Literal["bytes", "bpe"] = option("bytes", "bytes of UTF-8, or byte pairs learnt from the training text")
-    vocab: int = option(256, "number of tokens: 256 for bytes, more for byte pairs", ge=256)
+    tokenizer: TokenizerSpec = slot("tokenizer", "turns the text into tokens", default=Bytes())
     validation: float = option(0.1, "share of the text that is kept for validation, by whole files", gt=0, lt=1)
     validation_windows: int = option(64, "windows per domain in the validation set, at most", ge=1)
-
-    def check(self) -> Iterable[str]:
-        """The kind of token determines the size of the vocabulary."""
-        if self.tokens == "bytes" and self.vocab != 256:
-            yield f"tokens=bytes makes a vocab of 256, not {self.vocab}; set tokens=bpe for a larger one"
-        if self.tokens == "bpe" and self.vocab <= 256:
-            yield f"tokens=bpe starts from 256 bytes, so vocab={self.vocab} must be more than 256"
 
 
 class DerivedSpec(DataSpec):
@@ -40,7 +33,11 @@ class DerivedSpec(DataSpec):
 
     def text_vocab(self) -> int:
         """V, the number of tokens of the text."""
-        return int(getattr(self.text, "vocab", 0))
+        return self.text.num_tokens() or 0
+
+    def num_sentinels(self) -> int:
+        """How many sentinels a prompt may have; override where there are any."""
+        return 0
 
     def smallest_vocab(self) -> int:
         """The smallest ``vocab`` with room for the text's tokens and the end."""

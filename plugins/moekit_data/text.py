@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moekit.contracts import Batch, Data
+from moekit.contracts import Batch, Data, Tokenizer
 from moekit.errors import DataError, MoekitError
+from moekit.registry import build
 from moekit_data.corpus import Domain, fingerprint
 from moekit_data.specs import TextSpec
-from moekit_data.tokens import PairTokens, Tokens, from_state
 from moekit_data.windows import Windows
 
 
@@ -27,7 +27,7 @@ class TextData(Data):
 
     def __init__(self, spec: TextSpec) -> None:
         self.spec = spec
-        self._tokens: Tokens | None = from_state({}, spec.tokens)
+        self.tokenizer: Tokenizer = build(spec.tokenizer)
         self._train: Windows | None = None
         self._validation: Windows | None = None
         self._names: list[str] = []
@@ -43,7 +43,7 @@ class TextData(Data):
         """
 
     def prepare(self) -> None:
-        """Reads the text, learns byte pairs where ``tokens=bpe`` (unless a checkpoint had them), and makes windows.
+        """Reads the text, learns the tokens (unless a checkpoint had them), and makes windows.
 
         Raises:
             DataError: nothing to read, or too little for one window in either split.
@@ -52,18 +52,18 @@ class TextData(Data):
             return
         domains, notes = self.read()
         self._fingerprint = fingerprint(text for d in domains for text in (d.name.encode(), *d.train, *d.validation))
-        if self._tokens is None:
-            self._tokens = PairTokens.learn((d for domain in domains for d in domain.train), self.spec.vocab)
-        tokens = self._tokens
+        tokens = self.tokenizer
+        if not tokens.spelling:
+            tokens.train(d for domain in domains for d in domain.train)
         train, validation = [], []
         for domain in domains:
-            stream = tokens.encode(domain.train)
+            stream = tokens.stream(domain.train)
             if len(stream) <= self.spec.seq:
                 notes[domain.name] = (
                     f"skipped: {len(stream)} tokens of training text, a window needs {self.spec.seq + 1}"
                 )
                 continue
-            held_out = tokens.encode(domain.validation)
+            held_out = tokens.stream(domain.validation)
             if len(held_out) <= self.spec.seq:
                 domain.notes.append(f"no validation: {len(held_out)} tokens, a window needs {self.spec.seq + 1}")
                 held_out = held_out[:0]
@@ -107,34 +107,6 @@ class TextData(Data):
         """The checksum of all text that was read."""
         return self._fingerprint
 
-    def encode(self, text: str) -> Tensor:
-        """Text as tokens, int64 ``[S]``. ``"\\0"`` starts a document.
-
-        Raises:
-            MoekitError: byte pairs are neither learnt nor loaded yet.
-        """
-        return self._known_tokens().encode_text(text)
-
-    def decode(self, ids: Tensor) -> str:
-        """Tokens as text; invalid UTF-8 becomes U+FFFD, separators disappear.
-
-        Raises:
-            MoekitError: byte pairs are neither learnt nor loaded yet.
-        """
-        return self._known_tokens().decode(ids)
-
-    def num_bytes_V(self) -> Tensor:
-        """int64 ``[V]``: bytes of text that each token spells; 0 for the separator.
-
-        Raises:
-            MoekitError: byte pairs are neither learnt nor loaded yet.
-        """
-        return self._known_tokens().num_bytes_V()
-
-    def state(self) -> dict[str, Any]:
-        """The learnt byte pairs as JSON text under ``bpe``; empty for bytes."""
-        return {} if self._tokens is None else dict(self._tokens.state)
-
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Restores the tokens, so that ``prepare`` learns none. After ``prepare`` it reads the text again.
 
@@ -143,16 +115,11 @@ class TextData(Data):
         """
         if dict(state) == self.state():
             return
-        self._tokens = from_state(state, self.spec.tokens)
+        super().load_state(state)
         if self._train is not None:  # its windows hold tokens of another vocabulary
             self._train = self._validation = None
             self._names = []
             self.prepare()
-
-    def _known_tokens(self) -> Tokens:
-        if self._tokens is None:
-            raise MoekitError(f"{type(self).__name__} knows no byte pairs yet: call prepare() or load_state() first")
-        return self._tokens
 
     def _ready(self, windows: Windows | None) -> Windows:
         if windows is None:
@@ -160,8 +127,8 @@ class TextData(Data):
         return windows
 
     def _describe_tokens(self, domains: list[Domain], train: list[Tensor]) -> str:
-        if self.spec.tokens == "bytes":
-            return "bytes"
+        words = self.tokenizer.describe()
+        if not (self.tokenizer.num_bytes_V() > 1).any():
+            return words
         size = sum(len(text) for d in domains if d.name in self._names for text in d.train)
-        known = len(self._known_tokens().spelling)
-        return f"{known:,} byte pairs, {size / sum(map(len, train)):.2f} bytes a token"
+        return f"{words}, {size / sum(map(len, train)):.2f} bytes a token"

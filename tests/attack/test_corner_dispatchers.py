@@ -1,4 +1,4 @@
-"""All dispatchers against plain loops in fp64, forward and gradients, over corner cases drawn from a seed.
+"""All dispatchers against plain loops in fp64, forward and gradients, over corner cases sampled by a seed.
 
 Corners: no tokens, one expert, K = E, idle experts, all tokens on the same experts, capacities of 1, budgets of 0,
 padding, choices that are not sent, inputs and gates in odd memory layouts; fp64, fp32, bf16.

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import ClassVar
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -18,11 +21,14 @@ from moekit import (
     Data,
     Dispatched,
     Dispatcher,
+    Evaluation,
+    Evaluator,
     ExpertBank,
     Groups,
     LayerDims,
     LossSum,
     LossTerm,
+    MetricInfo,
     Model,
     ModelOutput,
     MoELayer,
@@ -33,6 +39,8 @@ from moekit import (
     Source,
     Spec,
     TokenChoice,
+    Tokenizer,
+    Trained,
     option,
 )
 from moekit.contracts.layer import LoopGroups
@@ -385,6 +393,60 @@ class DiceData(Data):
         return Batch(tokens_BS[:, :-1], tokens_BS[:, 1:])
 
 
+class Runs(kinds.TokenizerSpec):
+    vocab: int = option(300, "tokens: bytes, the end, and the commonest words of the documents", ge=257)
+
+
+class RunTokenizer(Tokenizer):
+    """Bytes and whole words, which are learnt; 0 is the end."""
+
+    def __init__(self, spec: Runs) -> None:
+        self.spec = spec
+        self.words: list[bytes] = []
+
+    @property
+    def spelling(self) -> Sequence[bytes]:
+        return [b"", *(bytes([i]) for i in range(1, 256)), *self.words]
+
+    @property
+    def end(self) -> int | None:
+        return 0
+
+    def train(self, documents: Iterable[bytes]) -> None:
+        counts = Counter(word for text in documents for word in re.findall(rb"[a-z]{2,}", text))
+        self.words = [word for word, _ in counts.most_common(self.spec.vocab - 256)]
+
+    def encode(self, text: str) -> Tensor:
+        pieces = re.findall(rb"[a-z]{2,}|.", text.encode(), re.DOTALL)
+        ids = [[256 + self.words.index(p)] if p in self.words else list(p) for p in pieces]
+        return torch.tensor([token for part in ids for token in part], dtype=torch.int64)
+
+    def state(self) -> dict[str, Any]:
+        return {"words": [word.decode() for word in self.words]}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        self.words = [word.encode() for word in state["words"]]
+
+
+class Mean(kinds.EvaluatorSpec):
+    def metrics(self) -> Mapping[str, MetricInfo]:
+        return {"mean_output": MetricInfo("mean output")}
+
+
+class MeanEvaluator(Evaluator):
+    def __init__(self, spec: Mean) -> None:
+        self.spec = spec
+
+    def evaluate(self, trained: Trained) -> Evaluation:
+        outputs = [trained.model.on(batch).y.mean() for batch in trained.data.validation_batches()]
+        file = trained.folder / "mean.txt"
+        file.write_text("made")
+        return self.found(float(torch.stack(outputs).mean()), file)
+
+    def found(self, value: float, file: Path) -> Evaluation:
+        return Evaluation(values={"mean_output": value}, files=[file])
+
+
 class Descent(kinds.OptimizerSpec):
     pass
 
@@ -502,6 +564,8 @@ HEALTHY = [
     component(Echo, EchoModel),
     component(Guess, GuessObjective),
     component(Dice, DiceData),
+    component(Runs, RunTokenizer),
+    component(Mean, MeanEvaluator),
     component(Descent, descent),
     component(Level, level),
 ]

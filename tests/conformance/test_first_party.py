@@ -21,6 +21,8 @@ from moekit_balancers.device_balance import DeviceBalance
 from moekit_balancers.load_balance import LoadBalance
 from moekit_balancers.sequence_balance import SequenceBalance
 from moekit_balancers.sign_bias import SignBias
+from moekit_data.bpe import BytePairs
+from moekit_data.bytes import Bytes
 from moekit_data.labelled_text import LabelledText
 from moekit_data.local_text import LocalText
 from moekit_data.span_corruption import SpanCorruption
@@ -174,8 +176,10 @@ EXAMPLES: dict[str, list[Spec]] = {
     "objective/competitive": [Competitive(error=error) for error in ("cooperative", "competitive", "likelihood")],
     "data/local_text": [LocalText(domains=["python"], megabytes=0.2, seq=16, batch=2)],
     "data/translations": [
-        Translations(languages=["de", "th"], vocab=300, batch_tokens=64, validation_pairs=3),
-        Translations(languages=["el"], tokens="bytes", vocab=258, batch_tokens=64, max_chars=20),
+        Translations(
+            languages=["de", "th"], tokenizer=BytePairs(vocab=297), vocab=300, batch_tokens=64, validation_pairs=3
+        ),
+        Translations(languages=["el"], tokenizer=Bytes(), vocab=258, batch_tokens=64, max_chars=20),
     ],
     "data/labelled_text": [
         LabelledText(text=LocalText(domains=["python", "prose"], megabytes=0.2, seq=16, batch=2)),
@@ -184,6 +188,7 @@ EXAMPLES: dict[str, list[Spec]] = {
         SpanCorruption(text=LocalText(domains=["python"], megabytes=0.2, seq=16, batch=2)),
         SpanCorruption(text=LocalText(domains=["python"], megabytes=0.2, seq=16, batch=2), density=0.5, mean_span=1.0),
     ],
+    "tokenizer/bpe": [BytePairs(vocab=300)],
     "data/text_files": [TextFiles(path=str(Path(__file__).parents[2] / "docs"), seq=16, batch=2)],
 }
 
@@ -223,4 +228,5 @@ def test_conformance(check: Callable[[], None]) -> None:
 def test_first_party_components_cover_every_kind() -> None:
     kinds = {c.kind for c in current().components()}
     assert kinds >= {"router", "expert", "dispatcher", "balancer", "attention", "model", "objective", "data"}
+    assert kinds >= {"tokenizer", "evaluator"}
     assert not current().failed

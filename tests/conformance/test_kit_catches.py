@@ -7,6 +7,7 @@ import pkgutil
 from collections.abc import Callable
 
 import broken_common
+import broken_evaluation
 import broken_layers
 import broken_models
 import broken_routers
@@ -21,7 +22,7 @@ from moekit.testing.case import Check
 from moekit.testing.parametrize import cases_of
 
 BROKEN: dict[str, list[Component]] = {}
-for file in (broken_common, broken_routers, broken_layers, broken_training, broken_models):
+for file in (broken_common, broken_routers, broken_layers, broken_training, broken_models, broken_evaluation):
     BROKEN |= file.BROKEN
 
 

@@ -21,7 +21,6 @@ OPTIONS = [
     *TINY_V3, "model.moe.router.input_jitter=0.1", "model.init_std=0.3", "model.init_scale=null",
     "data.use=text_files", "data.validation=0.3", "data.validation_windows=8", "trainer.gradient_clip_val=0.5",
     "trainer.enable_progress_bar=false", "optimizer.lr=1e-2", "trainer.max_steps=8",
-    "trainer.check_val_every_n_epoch=null",
 ]  # fmt: skip
 
 

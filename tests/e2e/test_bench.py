@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from moekit.bench import run as bench_run
-from moekit.bench.stopwatch import TIMED
 from moekit.cli import main
+from moekit_bench import run as bench_run
+from moekit_bench.stopwatch import TIMED
 
 Captured = pytest.CaptureFixture[str]
 QUICK = ["--rounds", "2", "--warmup", "1", "--threads", "1", "--device", "cpu"]

@@ -112,6 +112,7 @@ def test_a_target_that_does_not_import_fails_only_when_built(run: Run, install: 
     assert built.stderr == (
         "error: router 'acme/coin': cannot import its target 'nowhere.at_all:Coin'\n"
         "  ModuleNotFoundError: No module named 'nowhere'\n"
+        "  while building model 'models/mixture'\n"
     )
 
 
@@ -147,13 +148,58 @@ def test_a_broken_plugin_is_reported_and_stops_nothing_unless_strict_or_disabled
     assert disabled.stdout.endswith("\ndisabled by MOEKIT_DISABLE_PLUGINS: broken\n")
 
 
-def test_a_namesake_affects_only_the_recipes_that_use_the_name(run: Run, install: Install, tmp_path: Path) -> None:
+VERB = """
+from moekit import MoekitError, Verb, hookimpl
+
+MOEKIT_API = 2
+EXAMPLES = "  moekit {name} 3"
+
+@hookimpl
+def moekit_verbs():
+    return [Verb(name="{name}", target=__name__, summary="keeps the score")]
+
+def add_arguments(parser):
+    parser.add_argument("points", type=int)
+
+def run(args):
+    if args.points < 0:
+        raise MoekitError("the points are negative")
+    print(6 // args.points)
+    return 0
+"""
+
+
+def test_a_third_party_verb_of_one_file_runs_and_its_bugs_name_it(run: Run, install: Install) -> None:
+    install("acme", VERB, name="score")
+    assert "\n  score     keeps the score " in run("help").stdout
+    assert run("help", "score").stdout.startswith("usage: moekit score [-h] points\n\nKeeps the score.\n")
+    done = run("score", "3")
+    assert (done.stdout, done.stderr, done.returncode) == ("2\n", "", 0)
+    mistake = run("score", "--", "-1")
+    assert (mistake.stderr, mistake.returncode) == ("error: the points are negative\n", 2)
+    bug = run("score", "0")
+    assert bug.stderr.startswith("Traceback (most recent call last):\n") and bug.returncode == 1
+    assert bug.stderr.endswith("\nwhile running verb 'acme/score' (acme-moe 1.2)\n")
+
+
+def test_a_third_party_verb_cannot_take_the_name_of_moekits_own(run: Run, install: Install) -> None:
+    install("acme", VERB, name="train")
+    listed = run("plugins")
+    assert "\nacme failed: verb 'train' is one of moekit's own; give it another name\n" in listed.stdout
+    assert listed.returncode == 1
+    assert run("train", "--help").stdout.startswith("usage: moekit train ")
+
+
+def test_a_namesake_affects_no_shipped_recipe_but_a_users_own_short_name(
+    run: Run, install: Install, tmp_path: Path
+) -> None:
     install("acme", name="topk")
-    assert run("config", "validate", "jacobs1991").returncode == 0
-    unclear = run("config", "validate", "deepseek_v3")
+    assert run("config", "validate", "deepseek_v3").returncode == 0
+    own = ("config", "validate", "deepseek_v3", "model.moe.router={use: topk, top_k: 2}")
+    unclear = run(*own)
     assert unclear.returncode == 2
     assert "acme/topk (acme-moe 1.2), routers/topk (moekit " in unclear.stderr
-    skips = run("config", "validate", "deepseek_v3", MOEKIT_DISABLE_PLUGINS="acme")
+    skips = run(*own, MOEKIT_DISABLE_PLUGINS="acme")
     assert (skips.returncode, skips.stderr) == (0, "")
 
 
@@ -197,8 +243,8 @@ def test_an_interrupt_ends_with_code_130(install: Install, tmp_path: Path) -> No
         signal.signal(signal.SIGINT, before)
     with process:
         try:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "reached\n"
+            assert process.stderr is not None
+            assert process.stderr.readline() == "reached\n"
             time.sleep(0.05)
             process.send_signal(signal.SIGINT)
             _, err = process.communicate(timeout=30)

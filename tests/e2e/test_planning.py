@@ -11,10 +11,10 @@ from ranks import run_forked, run_ranks
 from sharded_run import SMALL
 
 from moekit import load
-from moekit.parallel.traffic import COUNT_BYTES
-from moekit.planning.communication import DeviceTraffic
-from moekit.planning.plan import RunPlanner
-from moekit.planning.request import PlanRequest
+from moekit_plan.communication import DeviceTraffic
+from moekit_plan.plan import RunPlanner
+from moekit_plan.request import PlanRequest
+from moekit_plan.traffic import COUNT_BYTES
 
 RUN = Path(__file__).with_name("planning_run.py")
 

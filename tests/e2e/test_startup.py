@@ -99,7 +99,10 @@ HEAVY = ("torch", "lightning", "numpy", "rich", "matplotlib", "tokenizers")
         "config print deepseek_v3",
         "config validate deepseek_v3 jacobs1991",
         "config diff jacobs1991 deepseek_v3",
+        "config schema",
         "params --help",
+        "help",
+        "help plan",
         "bench --help",
         "train --help",
         "generate --help",
@@ -121,7 +124,7 @@ def test_the_first_page_imports_next_to_nothing() -> None:
         "print(sorted(set(sys.modules) - before), file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stderr.strip() == "['__future__', 'moekit', 'moekit.cli', 'moekit.lazy']"
+    assert done.stderr.strip() == "['__future__', 'moekit', 'moekit.cli', 'moekit.cli.core', 'moekit.lazy']"
 
 
 def test_python_m_moekit_prints_the_same_as_the_script() -> None:

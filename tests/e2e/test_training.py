@@ -236,7 +236,7 @@ def test_jacobs1991_stops_at_its_criterion_plots_decision_regions_and_cannot_gen
     summary = json.loads((folder / "summary.json").read_text())
     assert 0 < summary["stopped_after"] < 6000
     out = capsys.readouterr().out
-    assert "reached" in out and "blend mse <= 0.24" in out and "vowels.png" in out
+    assert "reached" in out and "squared error of the blend <= 0.24" in out and "vowels.png" in out
     assert main(["generate", "jacobs1991", "x", "--out", str(tmp_path)]) == 2
     assert "language model" in capsys.readouterr().err
 

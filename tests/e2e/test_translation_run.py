@@ -11,7 +11,7 @@ from moekit.cli import main
 
 WORDS = ["save", "open", "close", "print", "find", "undo", "cut", "copy", "paste", "help"]
 SMALL = (
-    "data={use: translations, path: pairs.tsv, languages: [loud], tokens: bytes, vocab: 258, batch_tokens: 128, "
+    "data={use: translations, path: pairs.tsv, languages: [loud], tokenizer: bytes, vocab: 258, batch_tokens: 128, "
     "validation_pairs: 4}",
     "model.dim=16",
     "model.attention={use: relative, heads: 2, head_dim: 8}",
@@ -31,7 +31,7 @@ def test_a_translation_run_scores_the_mixture_and_its_dense_baseline_and_generat
     Path("pairs.tsv").write_text("\n".join(rows))
     assert main(["train", "gshard", *SMALL]) == 0
     output = capsys.readouterr().out
-    assert "dense: scoring the trained model" in output and "BLEU" in output and "placeholders kept" in output
+    assert "dense: evaluating the trained model" in output and "BLEU" in output and "placeholders kept" in output
     assert "generate runs/gshard" in output and '"<loud> Save changes"' in output
     (run,) = Path("runs/gshard").iterdir()
     summary = json.loads((run / "summary.json").read_text())

@@ -160,6 +160,18 @@ def test_a_spec_class_stays_with_the_package_that_defines_it(borrower: str, inst
     )
 
 
+def test_a_verb_of_moekits_own_cannot_be_taken(install: Install) -> None:
+    install(
+        "from moekit import Verb, hookimpl\n"
+        "MOEKIT_API = 2\n"
+        "@hookimpl\n"
+        "def moekit_verbs(): return [Verb(name=name, target='acme', summary='') for name in ('score', 'train')]\n"
+    )
+    plugin = found()
+    assert plugin.error == "verb 'train' is one of moekit's own; give it another name"
+    assert (plugin.origin, plugin.verbs) == ("acme-moe 1.2", ())
+
+
 def test_an_entry_point_that_names_no_module_is_reported(install: Install, tmp_path: Path) -> None:
     install(GOOD)
     (tmp_path / "acme-moe" / "acme_moe-1.2.dist-info" / "entry_points.txt").write_text("[moekit]\nacme = ??\n")

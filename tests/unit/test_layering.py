@@ -24,7 +24,7 @@ from moekit import contracts
 from moekit.component import Component
 from moekit.registry import current
 from moekit.spec import kinds
-from moekit.spec.fields import Spec, fields_of, types_of
+from moekit.spec.fields import Spec, fields_of, required, types_of
 
 ROOT = Path(__file__).parents[2]
 CORE = ROOT / "moekit"
@@ -32,11 +32,12 @@ PLUGINS = sorted(path for path in (ROOT / "plugins").iterdir() if (path / "__ini
 FILES = sorted(path for folder in (CORE, *PLUGINS) for path in folder.rglob("*.py"))
 
 LONG: dict[str, str] = {
-    "moekit/bench/step.py": "one comparison of training steps, and the two loops that it runs interleaved",
+    "moekit_bench/step.py": "one comparison of training steps, and the two loops that it runs interleaved",
     "moekit/checkpoints/writing.py": "one protocol: who writes what, and every stage of a save, in order",
     "moekit/contracts/layer.py": "the contracts of a layer, in the order in which it uses them",
     "moekit/plugin.py": "every check of a plugin when it is loaded",
     "moekit/registry.py": "every question about a name, and the messages for those without an answer",
+    "moekit/routing.py": "the three forms of a routing, and what each says of itself",
     "moekit/shards/shard.py": "what a rank holds of a tensor, a model and an optimizer",
     "moekit/spec/fields.py": "how a spec class declares its options, and what holds for every spec",
     "moekit/testing/checks/balancer.py": "all checks of balancers",
@@ -50,6 +51,7 @@ LONG: dict[str, str] = {
 """Files of more than 250 lines, each with the one idea that makes it so."""
 
 NO_ORACLE = {
+    "moekit_lightning": "wraps Lightning, except averages of weights, whose formulas are tested, and sharded layouts",
     "moekit_data": "reads files; there is no equation",
     "moekit_optimizers": "torch's own, except adafactor; schedules are closed forms, tested at their corners",
     "moekit_dispatchers/loop": "is the oracle of the other dispatchers; its own oracle is in tests/oracle",
@@ -67,6 +69,21 @@ TORCH_FREE = (
     *("moekit", "moekit.component", "moekit.discovery", "moekit.errors", "moekit.hookspecs", "moekit.plugin"),
     *("moekit.registry", "moekit.spec", "moekit.cli"),
 )
+
+
+TERMS: dict[str, str] = {
+    "auto": "a value of Lightning's options",
+    "bytes": "a unit of memory, and a type of Python",
+    "capacity": "the limit of an expert's tokens",
+    "dense": "a model without experts; the name of its run folder",
+    "ffn": "the feed-forward part of a block",
+    "loop": "a loop over experts",
+    "mixture": "a kind of a model's output; the model with experts, in tables",
+    "relative": "as in relative error",
+    "soft": "a form of routing",
+    "steps": "optimizer steps",
+}
+"""Names of components that the core also uses as words, each with its meaning there."""
 
 
 def relative(path: Path) -> str:
@@ -107,6 +124,15 @@ def executed(node: ast.AST) -> Iterator[ast.AST]:
             yield from executed(child)
 
 
+def texts(node: ast.AST) -> Iterator[ast.Constant]:
+    """The string constants below a node, without docstrings and other bare texts, and without ``EXAMPLES``."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Constant) and isinstance(child.value, str) and not isinstance(node, ast.Expr):
+            yield child
+        elif not (isinstance(child, ast.Assign) and ast.unparse(child.targets[0]) == "EXAMPLES"):
+            yield from texts(child)
+
+
 def modules() -> list[str]:
     """Every module of the project except ``moekit.__main__``, which runs a command when imported."""
     return [module_name(path) for path in FILES if path.name != "__main__.py"]
@@ -126,6 +152,47 @@ def test_the_core_imports_no_plugin() -> None:
         (relative(p), name) for p in FILES if p.is_relative_to(CORE) for name in imports(p) if name[:7] == "moekit_"
     ]
     assert wrong == []
+
+
+def test_data_and_evaluators_import_nothing_of_training_and_inference() -> None:
+    """What they need of a run is handed to them (``moekit.contracts.Trained``)."""
+    upper = ("moekit.training", "moekit.inference")
+    files = [path for path in FILES if relative(path).startswith("moekit_data/")]
+    assert files
+    assert [(relative(path), name) for path in files for name in imports(path) if name.startswith(upper)] == []
+
+
+def test_the_core_names_no_metric_of_a_plugin() -> None:
+    """Labels, digits and the headline of a run come from the components that log the metrics."""
+    classes = [component.spec_class() for component in current().components()]
+    names = {name for spec in classes if not required(spec) for name in spec().metrics()} - {"loss"}
+    assert {"bits_per_byte", "blend_mse", "bleu", "accuracy"} <= names
+    texts = {
+        f"{relative(path)}: {node.value}"
+        for path in FILES
+        if path.is_relative_to(CORE)
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.rpartition("/")[2] in names
+    }
+    assert texts == set()
+
+
+def test_the_core_names_no_component() -> None:
+    """In no text but docstrings and examples. A default is claimed by a component; a capability is stated by its spec.
+
+    A name that is also a term is allowed as a word, but not in quotes, which would name the component.
+    """
+    names = {component.name for component in current().components()}
+    assert len(names) > 40 and set(TERMS) <= names
+    named = re.compile(r"\b(" + "|".join(sorted(names - set(TERMS))) + r")\b|use: *(\w+)|'(" + "|".join(TERMS) + r")'")
+    wrong = {
+        f"{relative(path)}:{node.lineno}: {node.value!r}"
+        for path in FILES
+        if path.is_relative_to(CORE)
+        for node in texts(tree(path))
+        if named.search(node.value)
+    }
+    assert wrong == set()
 
 
 def test_plugins_import_no_other_plugin() -> None:
@@ -160,10 +227,11 @@ def test_an_oracle_imports_nothing_of_its_plugin() -> None:
 
 
 def test_torch_free_modules_import_no_torch() -> None:
-    """``__init__`` of plugins and of their packages, which hold specs; the registry, specs and verbs of the core."""
+    """``__init__`` of plugins and of their packages, which hold specs; the registry and specs of the core; verbs."""
     packages = [p.parent for plugin in PLUGINS for p in plugin.rglob("module.py")]
     names = [module_name(plugin / "__init__.py") for plugin in PLUGINS]
     names += [module_name(package / "__init__.py") for package in packages]
+    names += [verb.target for verb in current().verbs if verb.target.startswith("moekit_")]
     names += [m for m in modules() if m in TORCH_FREE or m.startswith(("moekit.spec.", "moekit.cli."))]
     found = import_alone(names, preload=[])
     heavy = {name: (error, set(loaded) - {"omegaconf"}) for name, (error, loaded) in found.items()}

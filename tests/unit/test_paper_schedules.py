@@ -36,7 +36,7 @@ FALLS = {
 def test_deepseek_recipes_use_the_papers_adamw(name: str) -> None:
     recipe = load(name)
     assert recipe.optimizer == AdamW(lr=PEAKS[name], weight_decay=0.1, betas=[0.9, 0.95])
-    assert recipe.trainer["gradient_clip_val"] == 1.0
+    assert recipe.trainer.gradient_clip_val == 1.0
 
 
 @pytest.mark.parametrize("name", FALLS)

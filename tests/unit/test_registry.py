@@ -107,7 +107,7 @@ router 'broken/topk' cannot be used: plugin 'broken' (broken-moe 2.0) failed to 
 
 $ ruoter/hash  # an unknown kind
 unknown kind 'ruoter' (kinds: routers, experts, dispatchers, balancers, attention, models, objectives, data, \
-optimizers, schedules)
+tokenizers, evaluators, optimizers, schedules, callbacks, loggers, strategies)
   did you mean 'router'?
   list them: moekit ls
 """
@@ -238,8 +238,8 @@ def test_every_hook_is_documented() -> None:
 
 
 def test_a_short_name_in_a_recipe_means_a_plugin_of_its_own_package_first() -> None:
-    twin = plugin("acme_recipes", "acme-moe", "1.2")
-    both = Registry([KINDS, ACME, BETA, twin])
+    companion = plugin("acme_recipes", "acme-moe", "1.2")
+    both = Registry([KINDS, ACME, BETA, companion])
     assert both.companions("acme_recipes") == {"acme", "acme_recipes"}
     assert both.get("router", "hash", home="acme_recipes").plugin == "acme"
     assert both.get("router", "hash", home="beta").plugin == "beta"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import lightning as L
@@ -11,21 +12,30 @@ from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from moekit.spec.fields import MetricInfo
 from moekit.spec.recipe import Recipe
 
 MAX_LINES = 20  # without a terminal
-SHOWN = ("bits_per_byte", "blend_mse", "accuracy")  # the objective's metrics that are shown, in addition to the loss
-LABELS = {"bits_per_byte": "bits per byte", "blend_mse": "blend mse"}
 
 
 class TrainingProgress(ProgressBar):
-    """Shows step, loss, speed (in ``unit``: tokens or cases), learning rate, MaxVio, time left, and validations."""
+    """Shows step, loss, speed (in ``unit``: tokens or cases), learning rate, MaxVio, time left, and validations.
 
-    def __init__(self, console: Console, label: str, unit: str = "tokens") -> None:
+    ``metrics`` are those that the recipe's parts declare; of these, the live ones and the headline are shown.
+    """
+
+    def __init__(
+        self,
+        console: Console,
+        label: str,
+        unit: str = "tokens",
+        metrics: Mapping[str, MetricInfo] = MappingProxyType({}),
+    ) -> None:
         super().__init__()
         self.console = console
         self.label = label
         self.unit = unit
+        self.metrics = metrics
         self._enabled = True
         self._bar: Progress | None = None
         self._task: Any = None
@@ -61,10 +71,10 @@ class TrainingProgress(ProgressBar):
             now = time.monotonic()
             if now - self._updated > 0.1 or step >= trainer.max_steps:
                 self._updated = now
-                text = f"{step}/{trainer.max_steps}  {metrics_line(pl_module.logged, self.unit)}"
+                text = f"{step}/{trainer.max_steps}  {metrics_line(pl_module.logged, self.metrics, self.unit)}"
                 self._bar.update(self._task, completed=step, text=text)
         elif pl_module.logged_step == step and step >= self._next_line:
-            line = f"step {step}/{trainer.max_steps}  {metrics_line(pl_module.logged, self.unit)}"
+            line = f"step {step}/{trainer.max_steps}  {metrics_line(pl_module.logged, self.metrics, self.unit)}"
             self.console.print(line, highlight=False)
             self._next_line = step + max(1, 2 * trainer.max_steps // MAX_LINES)
 
@@ -76,7 +86,7 @@ class TrainingProgress(ProgressBar):
         self._next_validation = step + 2 * trainer.max_steps // (MAX_LINES + 1)
         values = {key: float(v) for key, v in trainer.callback_metrics.items() if key.startswith("val/")}
         if self._enabled and values:
-            line = f"{self.label}  step {step}/{trainer.max_steps}  validation: {validation_line(values)}"
+            line = f"{self.label}  step {step}/{trainer.max_steps}  validation: {validation_line(values, self.metrics)}"
             console = self._bar.console if self._bar is not None else self.console
             console.print(line, highlight=False)
 
@@ -94,14 +104,12 @@ class TrainingProgress(ProgressBar):
             self._bar = None
 
 
-def metrics_line(values: Mapping[str, float], unit: str = "tokens") -> str:
+def metrics_line(values: Mapping[str, float], metrics: Mapping[str, MetricInfo], unit: str = "tokens") -> str:
     """The training metrics that exist, in one line."""
     parts = []
     if "train/loss" in values:
         parts.append(f"loss {values['train/loss']:.3f}")
-    parts += [
-        f"{name.replace('_', ' ')} {values[f'train/{name}']:.3f}" for name in SHOWN[1:] if f"train/{name}" in values
-    ]
+    parts += _shown(values, "train/", {name: info for name, info in metrics.items() if info.live})
     if "tokens_per_second" in values:
         parts.append(f"{values['tokens_per_second']:,.0f} {unit}/s")
     if "lr" in values:
@@ -112,10 +120,16 @@ def metrics_line(values: Mapping[str, float], unit: str = "tokens") -> str:
     return "  ".join(parts)
 
 
-def validation_line(values: Mapping[str, float]) -> str:
+def validation_line(values: Mapping[str, float], metrics: Mapping[str, MetricInfo]) -> str:
     """The validation metrics that exist, in one line; the loss comes last."""
-    names = [name for name in (*SHOWN, "loss") if f"val/{name}" in values]
-    return ", ".join(f"{LABELS.get(name, name)} {values[f'val/{name}']:.3f}" for name in names)
+    shown = {name: info for name, info in metrics.items() if (info.live or info.headline) and name != "loss"}
+    return ", ".join(_shown(values, "val/", {**shown, "loss": MetricInfo("loss")}))
+
+
+def _shown(values: Mapping[str, float], part: str, metrics: Mapping[str, MetricInfo]) -> list[str]:
+    return [
+        f"{info.label} {info.format(values[part + name])}" for name, info in metrics.items() if part + name in values
+    ]
 
 
 def counted_unit(recipe: Recipe) -> str:

@@ -10,41 +10,37 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from moekit.contracts import Data
 from moekit.errors import MoekitError
 from moekit.params import count_parameters
+from moekit.spec.fields import MetricInfo, metrics_of
 from moekit.training.callbacks.progress import counted_unit
 from moekit.training.module import LitMoE
 from moekit.training.run.outcome import Comparison, Outcome
-from moekit.training.run.prepare import Prepared
+from moekit.training.run.prepared import Prepared
 
 NO_ROW = ("objective", "max_violation")  # validation metrics without a row of their own
-LABELS = {
-    "bits_per_byte": "bits per byte",
-    "blend_mse": "squared error of the blend",
-    "bleu": "BLEU",
-    "chrf": "chrF",
-}
 
 
 def print_summary(outcome: Outcome, module: LitMoE, console: Console) -> None:
     """Prints the results of a run, and which commands to try next."""
-    unit = counted_unit(module.recipe)
+    unit, metrics = counted_unit(module.recipe), metrics_of(module.recipe)
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim")
     grid.add_column()
     first = [outcome.metric] if outcome.metric in outcome.validation else []
     for name in [*first, *(n for n in outcome.validation if n not in (outcome.metric, *NO_ROW))]:
-        trained = f"   (training {outcome.train[name]:.3f})" if name in outcome.train else ""
-        words = "validation " + LABELS.get(name, name.replace("_", " "))
-        grid.add_row(words, f"[bold]{outcome.validation[name]:.3f}[/bold]{trained}")
+        info = info_of(name, metrics)
+        trained = f"   (training {info.format(outcome.train[name])})" if name in outcome.train else ""
+        grid.add_row(f"validation {info.label}", f"[bold]{info.format(outcome.validation[name])}[/bold]{trained}")
     dense = outcome.comparison.dense_scores if outcome.comparison is not None else None
-    for words, value in score_rows(outcome.scores, dense):
+    for words, value in score_rows(outcome.scores, metrics, dense):
         grid.add_row(words, value)
     if outcome.stopped_after is not None and module.recipe.stop is not None:
         stop = module.recipe.stop
-        name = stop.metric.removeprefix("train/").replace("_", " ")
-        grid.add_row("reached", f"{name} <= {stop.below:g} after {outcome.stopped_after:,} steps")
+        name = stop.metric.rpartition("/")[2]
+        grid.add_row(
+            "reached", f"{info_of(name, metrics).label} <= {stop.below:g} after {outcome.stopped_after:,} steps"
+        )
     elif module.recipe.stop is not None:
         grid.add_row("not reached", f"{module.recipe.stop.metric} <= {module.recipe.stop.below:g}")
     if outcome.max_violation is not None:
@@ -61,32 +57,40 @@ def print_summary(outcome: Outcome, module: LitMoE, console: Console) -> None:
         "training", f"{outcome.steps:,} steps, {outcome.tokens:,.0f} {unit} in {_seconds(outcome.seconds)} "
         f"({rate:,.0f} {unit}/s)"
     )  # fmt: skip
+    for name, value in outcome.reported.items():
+        grid.add_row(escape(name), escape(value))
     console.print()
     console.print(grid, highlight=False)
     if outcome.comparison is not None:
         console.print()
-        for line in comparison_lines(outcome.comparison, outcome):
+        for line in comparison_lines(outcome.comparison, outcome, metrics):
             console.print(line, highlight=False, markup=False)
     elif module.recipe.compare is not None and module.recipe.model.dense_baseline() is None:
         console.print("no comparison: this model has no dense baseline", highlight=False)
     _print_files(outcome, module, console)
 
 
-def comparison_lines(c: Comparison, outcome: Outcome) -> list[str]:
+def info_of(name: str, metrics: Mapping[str, MetricInfo]) -> MetricInfo:
+    """How a metric is shown, also one that no part of the recipe declares."""
+    return metrics.get(name.rpartition("/")[2]) or MetricInfo(name.replace("_", " "))
+
+
+def comparison_lines(c: Comparison, outcome: Outcome, metrics: Mapping[str, MetricInfo]) -> list[str]:
     """The comparison as text: per token and per second."""
-    words = LABELS.get(c.metric, c.metric)
+    info = info_of(c.metric, metrics)
+    better = "lower" if info.lower_is_better else "higher"
     lines = [
-        f"against a dense model of as many multiply-adds a token ({words}, lower is better):",
+        f"against a dense model of as many multiply-adds a token ({info.label}, {better} is better):",
         f"  active parameters  {c.moe_active:,} of {c.moe_total:,}; dense {c.dense_active:,}",
-        f"  per token          {c.moe:.3f}, dense {c.dense:.3f}, after the same {outcome.tokens:,.0f} tokens: "
-        + _verdict(c.moe, c.dense),
+        f"  per token          {info.format(c.moe)}, dense {info.format(c.dense)}, "
+        f"after the same {outcome.tokens:,.0f} tokens: " + _verdict(c.moe, c.dense, info),
     ]
     if math.isnan(c.moe_then) or math.isnan(c.dense_then):
         lines.append("  per second         one run ended before the other's first validation: nothing to compare")
         return lines
     lines.append(
-        f"  per second         {c.moe_then:.3f}, dense {c.dense_then:.3f}, after the same {_seconds(c.seconds)}: "
-        + _verdict(c.moe_then, c.dense_then)
+        f"  per second         {info.format(c.moe_then)}, dense {info.format(c.dense_then)}, "
+        f"after the same {_seconds(c.seconds)}: " + _verdict(c.moe_then, c.dense_then, info)
     )
     slower, longer = ("mixture", c.moe_seconds) if c.moe_seconds > c.dense_seconds else ("dense model", c.dense_seconds)
     lines.append(
@@ -96,18 +100,16 @@ def comparison_lines(c: Comparison, outcome: Outcome) -> list[str]:
     return lines
 
 
-def score_rows(scores: Mapping[str, float], dense: Mapping[str, float] | None = None) -> list[tuple[str, str]]:
+def score_rows(
+    scores: Mapping[str, float], metrics: Mapping[str, MetricInfo], dense: Mapping[str, float] | None = None
+) -> list[tuple[str, str]]:
     """The name and value of each score as text, with the dense model's value if it differs."""
     rows = []
     for name, value in scores.items():
-        words = LABELS.get(name, name.replace("_", " "))
-        ours, other = _number(value), _number(dense[name]) if dense and name in dense else ""
-        rows.append((words, f"{ours}   (dense {other})" if other not in ("", ours) else ours))
+        info = info_of(name, metrics)
+        ours, other = info.format(value), info.format(dense[name]) if dense and name in dense else ""
+        rows.append((info.label, f"{ours}   (dense {other})" if other not in ("", ours) else ours))
     return rows
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if value == round(value) else f"{value:.4g}"
 
 
 def _max_violation_words(start: float, end: float, validation: float | None) -> str:
@@ -119,11 +121,11 @@ def _seconds(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
 
 
-def _verdict(moe: float, dense: float) -> str:
-    if f"{moe:.3f}" == f"{dense:.3f}":
+def _verdict(moe: float, dense: float, info: MetricInfo) -> str:
+    if info.format(moe) == info.format(dense):
         return "a tie"
-    winner = "the mixture" if moe < dense else "the dense model"
-    return f"{winner} is better by {abs(moe - dense):.3f} ({abs(moe - dense) / max(moe, dense):.1%})"
+    winner = "the mixture" if (moe < dense) == info.lower_is_better else "the dense model"
+    return f"{winner} is better by {info.format(abs(moe - dense))} ({abs(moe - dense) / max(moe, dense):.1%})"
 
 
 def _print_files(outcome: Outcome, module: LitMoE, console: Console) -> None:
@@ -132,8 +134,8 @@ def _print_files(outcome: Outcome, module: LitMoE, console: Console) -> None:
     names = ("spec.yaml", "metrics.csv", "load.npz", "summary.json")
     kept = ("checkpoints/last", "checkpoints/best", "tensorboard")
     written, held = ([name for name in part if (outcome.folder / name).exists()] for part in (names, kept))
-    if module.data is not None and type(module.data).encode is not Data.encode:
-        first = f'moekit generate {quoted} "{module.data.example()}"'
+    if module.data is not None and module.data.tokenizer is not None:
+        first = f'moekit generate {quoted} "{module.data.tokenizer.example()}"'
     else:
         first = f"look at {run}/{pictures[-1] if pictures else 'metrics.csv'}"
     if outcome.stopped_after is None:
@@ -171,10 +173,10 @@ def print_header(run: Prepared, console: Console) -> None:
     if run.checkpoint is None and (starting := run.module.starting.describe()):
         lines["start"] = starting
     if run.checkpoint is not None:
-        done = "" if run.done < trainer.max_steps else ": nothing is left to do, unless trainer.max_steps grows"
-        lines["resuming"] = f"from {run.checkpoint.path}, after step {run.done}{done}"
+        done = "" if run.info.upto < trainer.max_steps else ": nothing is left to do, unless trainer.max_steps grows"
+        lines["resuming"] = f"from {run.checkpoint.path}, after step {run.info.upto}{done}"
     lines["folder"] = run.folder.name
     width = max(map(len, lines))
-    console.print(f"[bold]{escape(run.label)}[/bold]  {escape(recipe.summary)}", highlight=False)
+    console.print(f"[bold]{escape(run.info.label)}[/bold]  {escape(recipe.summary)}", highlight=False)
     for key, value in lines.items():
         console.print(f"  {key:<{width}}  {value}", highlight=False, markup=False)

@@ -141,6 +141,11 @@ class RunFolder:
         return self.path / "spec.yaml"
 
     @property
+    def hooks(self) -> Path:
+        """The plugins whose life-cycle hooks the run called, as JSON; missing if there were none."""
+        return self.path / "hooks.json"
+
+    @property
     def metrics(self) -> Path:
         """Training and validation metrics, one row per logged step."""
         return self.path / "metrics.csv"

@@ -15,6 +15,7 @@ from moekit.errors import MoekitError
 from moekit.files import replace_file
 from moekit.params import count_parameters
 from moekit.shards.shard import parameter_shards
+from moekit.training.metrics import headline
 from moekit.training.module import LitMoE
 from moekit.training.run.folder import RunFolder
 from moekit.training.run.metrics_log import Row, points_of
@@ -25,14 +26,14 @@ class Comparison:
     """The model compared with its dense baseline, which does the same number of multiply-adds per token.
 
     Attributes:
-        metric: the validation metric that is compared; lower is better.
+        metric: the validation metric that is compared.
         moe, dense: its values after the same tokens.
         seconds: the training time of the faster run.
         moe_then, dense_then: both values at that time, from the validation curves; NaN before a curve's first point.
         moe_seconds, dense_seconds: training time of each whole run.
         moe_active, dense_active: active parameters per token, with both embeddings.
         moe_total: all parameters of the mixture.
-        dense_scores: the data's scores of the dense model; empty if the data has none.
+        dense_scores: what evaluators found of the dense model.
     """
 
     metric: str
@@ -66,9 +67,12 @@ class Outcome:
         total, active: parameters.
         curve: the validation curve of the main metric: seconds and values.
         skipped: optimizer steps that were skipped because they were not finite.
-        scores: the data's scores of the trained model (BLEU); empty if the data has none.
+        scores: what evaluators found of the trained model (BLEU); empty without evaluators.
+        reported: what plugins report, by name.
         comparison: with the dense baseline, if there is one.
-        files: plots.
+        files: plots, and what evaluators wrote.
+        metric: the main metric of the run: the first headline that a part of the recipe declares and validation logged,
+            else the loss.
     """
 
     label: str
@@ -87,13 +91,10 @@ class Outcome:
     curve: tuple[Sequence[float], Sequence[float]]
     skipped: int = 0
     scores: Mapping[str, float] = field(default_factory=dict)
+    reported: Mapping[str, str] = field(default_factory=dict)
     comparison: Comparison | None = None
     files: Sequence[Path] = field(default_factory=list)
-
-    @property
-    def metric(self) -> str:
-        """The main metric of the run: bits per byte for text, else the loss."""
-        return "bits_per_byte" if "bits_per_byte" in self.validation else "loss"
+    metric: str = "loss"
 
 
 def outcome_of(label: str, folder: RunFolder, module: LitMoE, rows: Mapping[int, Row]) -> Outcome:
@@ -101,7 +102,7 @@ def outcome_of(label: str, folder: RunFolder, module: LitMoE, rows: Mapping[int,
     names = dict.fromkeys(key for row in rows.values() for key in row if key != "train/skipped")
     train = {n.removeprefix("train/"): _tenths(rows, n)[1] for n in names if n.startswith("train/")}
     validation = {n.removeprefix("val/"): points_of(rows, n)[1][-1] for n in names if n.startswith("val/")}
-    metric = "val/bits_per_byte" if "bits_per_byte" in validation else "val/loss"
+    metric, _ = headline(module.recipe, names)
     sparse = "max_violation" in train
     try:
         count = count_parameters(module.recipe)  # of the recipe: fine-tuning may have frozen parts of the model
@@ -122,8 +123,9 @@ def outcome_of(label: str, folder: RunFolder, module: LitMoE, rows: Mapping[int,
         stopped_after=module.stopped_after,
         total=total,
         active=active,
-        curve=points_of(rows, metric, x="seconds"),
+        curve=points_of(rows, f"val/{metric}", x="seconds"),
         skipped=module.skips.count,
+        metric=metric,
     )
 
 

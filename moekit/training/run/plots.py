@@ -19,8 +19,9 @@ from matplotlib.figure import Figure
 
 from moekit.files import replace_file
 from moekit.training.balance import max_violation
+from moekit.training.metrics import headline
 from moekit.training.run.metrics_log import points_of
-from moekit.training.run.prepare import Prepared
+from moekit.training.run.prepared import Prepared
 
 INK, FAINT, GRID = "#222222", "#777777", "#e6e6e6"
 COLOURS = ("#1f5fa8", "#d1603d", "#2c8c6a", "#8a5fb0", "#b08a1e", "#4a4a4a")
@@ -44,20 +45,18 @@ class Curve:
 
 def draw_plots(run: Prepared, dense: Prepared | None) -> list[Path]:
     """Writes ``loss.png``, and ``load.png`` for sparse layers."""
-    metric, words = "loss", "loss" if run.module.recipe.model.takes == "cases" else "loss (nats per token)"
-    if any("val/bits_per_byte" in row for row in run.log.rows.values()):
-        metric = words = "bits_per_byte"
+    metric, info = headline(run.module.recipe, {key for row in run.log.rows.values() for key in row})
     curves = []
     for each in (run, dense):
         if each is not None:
             for part, faint in (("train", True), ("val", False)):
                 x, y = points_of(each.log.rows, f"{part}/{metric}")
-                curves.append(Curve(label=each.label, x=x, y=y, faint=faint))
-    words = words.replace("_", " ")
-    title = f"{run.label}: {words} on validation data (training data: faint)"
+                curves.append(Curve(label=each.info.label, x=x, y=y, faint=faint))
+    words = info.with_unit()
+    title = f"{run.info.label}: {words} on validation data (training data: faint)"
     paths = [draw_curves(run.folder.path / "loss.png", curves, title=title, y_label=words)]
     if run.loads.loads:
-        title = f"{run.label}: load of each expert over time"
+        title = f"{run.info.label}: load of each expert over time"
         paths.append(draw_load(run.folder.path / "load.png", run.loads.steps, run.loads.arrays(), title=title))
     return paths
 

@@ -6,56 +6,45 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.precision import DoublePrecision
-from lightning.pytorch.strategies import StrategyRegistry
+from lightning.pytorch.strategies import ModelParallelStrategy
 from rich.console import Console
 
 from moekit.checkpoints.reading import Checkpoint
-from moekit.errors import Problem, SpecError, nearest
-from moekit.parallel.strategy import ShardedStrategy, check_layout
+from moekit.errors import Problem, SpecError
+from moekit.parallel.strategy import ShardingStrategy
+from moekit.registry import build
 from moekit.spec import to_plain
+from moekit.spec.fields import fields_of, metrics_of
 from moekit.spec.recipe import Recipe
-from moekit.spec.sharding import NAME, sharded_of
+from moekit.spec.trainer import TrainerSpec
 from moekit.training.callbacks.checkpoint import AtomicCheckpointIO, SaveCheckpoints
 from moekit.training.callbacks.interrupt import StopOnInterrupt
 from moekit.training.callbacks.load_history import LoadHistory, lost_logs
 from moekit.training.callbacks.progress import TrainingProgress, counted_unit
-from moekit.training.data import batch_at
-from moekit.training.metrics import loss_sums, unknown_metric
-from moekit.training.module import DEFAULT_STEPS, LitMoE
+from moekit.training.module import LitMoE
+from moekit.training.run.events import RunInfo
 from moekit.training.run.folder import RunFolder
+from moekit.training.run.hooks import run_starting
 from moekit.training.run.metrics_log import LogWrites, RunLog
+from moekit.training.run.parts import (
+    build_callbacks,
+    build_loggers,
+    build_strategy,
+    check_callbacks,
+    check_parts,
+    left_states,
+)
+from moekit.training.run.prepared import Prepared
 from moekit.training.run.resume import check_same_model, check_unchanged
 from moekit.training.run.saved import check_resumable
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prepared:
-    """A run that has passed every check and has not written anything yet.
-
-    Attributes:
-        checkpoint: to resume; None for a new run.
-        done: optimizer steps until that checkpoint.
-    """
-
-    label: str
-    folder: RunFolder
-    module: LitMoE
-    trainer: L.Trainer
-    log: RunLog
-    loads: LoadHistory
-    interrupt: StopOnInterrupt
-    checkpoint: Checkpoint | None
-    done: int
-
 
 VALIDATIONS = 10
 VALIDATIONS_TO_STOP = 50  # with ``stop``, ``max_steps`` is an upper limit that is seldom reached
@@ -65,32 +54,19 @@ ROWS = 100
 def trainer_options(recipe: Recipe) -> dict[str, Any]:
     """The options for ``lightning.Trainer``: the recipe's own, and defaults for the others.
 
-    Defaults: about 10 validations and 100 logged steps in a run; bf16 on a GPU that supports it; one device.
-
-    Raises:
-        SpecError: ``max_steps`` is not positive, or validations (and thus checkpoints) would fall within a step.
+    Defaults: about 10 validations and 100 logged steps in a run; bf16 on a GPU that supports it.
     """
-    given = dict(recipe.trainer)
-    steps = given.setdefault("max_steps", DEFAULT_STEPS)
-    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
-        raise SpecError([Problem(what=f"{steps!r} is not a number of steps", at="trainer.max_steps", expected=">= 1")])
-    accumulate = int(given.get("accumulate_grad_batches") or 1)
-    interval = given.get("val_check_interval")
-    if isinstance(interval, int) and interval % accumulate:
-        raise SpecError([_within_a_step(interval, accumulate)])
+    trainer = recipe.trainer
+    validations = VALIDATIONS if recipe.stop is None else VALIDATIONS_TO_STOP
     defaults = {
-        "accelerator": "auto",
-        "devices": 1,
-        "precision": default_precision(str(given.get("accelerator", "auto"))),
-        "log_every_n_steps": max(1, min(25, steps // ROWS)),
-        "num_sanity_val_steps": 0,
-        "enable_model_summary": False,
-    }
-    if "check_val_every_n_epoch" not in given:
-        validations = VALIDATIONS if recipe.stop is None else VALIDATIONS_TO_STOP
+        "precision": default_precision(trainer.accelerator),
+        "log_every_n_steps": max(1, min(25, trainer.max_steps // ROWS)),
         # Lightning counts micro-batches here, and, without epochs, over the whole run.
-        defaults["val_check_interval"] = max(1, steps // validations) * accumulate
-        defaults["check_val_every_n_epoch"] = None
+        "val_check_interval": max(1, trainer.max_steps // validations) * trainer.accumulate_grad_batches,
+        "check_val_every_n_epoch": None,
+    }
+    names = [name for name, info in fields_of(TrainerSpec).items() if info.kind == "option"]
+    given = {name: getattr(trainer, name) for name in names if getattr(trainer, name) is not None}
     return {**defaults, **given}
 
 
@@ -118,7 +94,7 @@ def make_trainer(
 
     Args:
         recipe, folder, loggers: of the run.
-        callbacks: in addition to the one that saves.
+        callbacks: all but the one that saves, which comes last.
         opened: the checkpoint that ``fit`` will resume, if it is open already.
 
     Raises:
@@ -127,14 +103,16 @@ def make_trainer(
     options = trainer_options(recipe)
     saving = recipe.checkpoints
     plugins: list[Any] = [AtomicCheckpointIO(asynchronous=saving.asynchronous, opened=opened)]
-    if (layout := sharded_of(options)) is not None:
-        options["strategy"] = ShardedStrategy(layout)
+    strategy: Any = build_strategy(recipe)
+    if strategy is not None:
+        options["strategy"] = strategy
+    if recipe.trainer.shards:
         options.setdefault("inference_mode", False)  # FSDP2 all-gathers weights, which fails under inference mode
-        if str(options["precision"]) in ("64", "64-true"):  # with this strategy, Lightning accepts it only as a plugin
-            del options["precision"]
-            plugins.append(DoublePrecision())
+    if isinstance(strategy, ModelParallelStrategy) and str(options["precision"]) in ("64", "64-true"):
+        del options["precision"]  # with these strategies, Lightning accepts it only as a plugin
+        plugins.append(DoublePrecision())
     more: list[Callback] = []
-    if options.get("enable_checkpointing", True):
+    if recipe.trainer.enable_checkpointing:
         more.append(SaveCheckpoints(folder.checkpoints, keep=saving.keep))
     try:
         trainer = L.Trainer(
@@ -150,28 +128,15 @@ def make_trainer(
         if type(error).__module__.startswith("lightning"):
             raise SpecError([_rejected(error, options)]) from error
         raise
-    if layout is not None:
-        check_layout(recipe, layout, trainer.world_size)
+    if isinstance(strategy, ShardingStrategy):
+        strategy.check_ranks(recipe, trainer.world_size)
     return trainer
-
-
-def _within_a_step(interval: int, accumulate: int) -> Problem:
-    return Problem(
-        what=f"val_check_interval={interval} counts micro-batches, and is not a whole number of steps of {accumulate}",
-        at="trainer.val_check_interval",
-        expected=f"a multiple of accumulate_grad_batches={accumulate}",
-        notes=("every validation saves a checkpoint; within a step it would lose the gradients so far",),
-    )
 
 
 def _rejected(error: Exception, options: Mapping[str, Any]) -> Problem:
     text = " ".join(str(error).split())
-    near = nearest(str(options.get("strategy")), [NAME, "auto", *StrategyRegistry.available_strategies()])
-    return Problem(
-        what=f"the Trainer rejects its options: {text}",
-        at=next((f"trainer.{name}" for name in options if f"{name}=" in text or f"`{name}`" in text), "trainer"),
-        nearest=near if "strategy name" in text else "",
-    )
+    at = next((f"trainer.{name}" for name in options if f"{name}=" in text or f"`{name}`" in text), "trainer")
+    return Problem(what=f"the Trainer rejects its options: {text}", at=at)
 
 
 @contextmanager
@@ -196,28 +161,28 @@ def quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def metric_names(module: LitMoE) -> list[str]:
-    """Names of the objective's metrics, in training and validation, found by one forward pass without side effects."""
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        batch = batch_at(module.prepare(), seed=module.recipe.seed, step=0, ramp=module.recipe.batch_ramp)
-        output = module.model.on(batch)
-        loss = module.objective(output, batch)
-    names = [f"{part}/{name}" for part in ("train", "val") for name in loss_sums(loss)]
-    sparse = [name for name, report in output.reports.items() if report.routing.form != "soft"]
-    return [*names, "val/max_violation"] if sparse else names
-
-
 def prepare(
-    recipe: Recipe, folder: RunFolder, console: Console, *, label: str, saved: Checkpoint | None, allow_changes: bool
+    recipe: Recipe,
+    folder: RunFolder,
+    console: Console,
+    *,
+    name: str,
+    label: str,
+    saved: Checkpoint | None,
+    allow_changes: bool,
 ) -> Prepared:
     """Builds everything and reads the data of a run, new or resumed from ``saved``; creates no file.
 
-    ``allow_changes`` is that of ``train``.
+    ``name`` is the run's, ``label`` what it is called in its output; ``allow_changes`` is that of ``train``.
 
     Raises:
         SpecError, DataError, CheckpointError: anything that would make the run fail.
     """
+    check_parts(recipe)
+    given = build_callbacks(recipe)
+    check_callbacks(given)
     module = LitMoE(recipe)
+    evaluators = {name: build(spec) for name, spec in recipe.evaluators.items()}
     last_step = 0
     if saved is not None:
         check_resumable(saved)
@@ -226,30 +191,33 @@ def prepare(
         last_step = int(contents["global_step"])
         module.on_load_checkpoint(contents)  # it restores a learnt vocabulary, which must precede reading the data
     say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
+    info = RunInfo(folder=folder.path, name=name, label=label, upto=last_step)
     writes = LogWrites(say)
     log = RunLog(folder.metrics, folder.tensorboard, last_step=last_step, writes=writes)
     loads = LoadHistory(folder.loads, last_step=last_step, writes=writes)
     for line in () if saved is None else lost_logs(saved, log, loads):
         say(line)
     interrupt = StopOnInterrupt(say)
-    callbacks: list[Any] = [loads, interrupt]
-    if recipe.trainer.get("enable_progress_bar", True):
-        callbacks.append(TrainingProgress(console, label, counted_unit(recipe)))
-    trainer = make_trainer(recipe, folder, loggers=[log], callbacks=callbacks, opened=saved)
+    callbacks: list[Callback] = [loads, interrupt]
+    if recipe.trainer.enable_progress_bar and not any(isinstance(each, ProgressBar) for each in given.values()):
+        callbacks.append(TrainingProgress(console, label, counted_unit(recipe), metrics_of(recipe)))
+    loggers = [log, *build_loggers(recipe, info)]
+    trainer = make_trainer(recipe, folder, loggers=loggers, callbacks=[*callbacks, *given.values()], opened=saved)
     module.prepare()
     if saved is not None:
         now = str(trainer.precision), module.fingerprint
         check_unchanged(saved, recipe, *now, allow=allow_changes, report=say)
-    if recipe.stop is not None and module.is_built and recipe.stop.metric not in (known := metric_names(module)):
-        raise unknown_metric(recipe.stop.metric, known)
+    run_starting(trainer, info, module, given, say)
+    for key in () if saved is None else left_states(saved.plain["callbacks"], trainer.callbacks):  # type: ignore[attr-defined]
+        say(f"this run has no callback for a state in the checkpoint, which is dropped: {key}")
     return Prepared(
-        label=label,
+        info=info,
         folder=folder,
         module=module,
         trainer=trainer,
         log=log,
         loads=loads,
         interrupt=interrupt,
+        evaluators=evaluators,
         checkpoint=saved,
-        done=last_step,
     )

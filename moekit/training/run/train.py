@@ -5,6 +5,7 @@ Nothing is written until the spec is valid, the Trainer accepts its options, and
 
 from __future__ import annotations
 
+import json
 import shlex
 import signal
 import sys
@@ -13,29 +14,31 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 import torch.distributed as dist
 from lightning.pytorch.callbacks import LambdaCallback
 from rich.console import Console
 from torch.distributed.fsdp import FSDPModule
 
 from moekit.compat import kill_started_processes
-from moekit.contracts import Data, Model
+from moekit.contracts import Model
 from moekit.distributed import is_distributed
 from moekit.errors import CheckpointError, MoekitError
-from moekit.files import replace_file
+from moekit.files import write_if_changed
+from moekit.inference.evaluation import evaluate
 from moekit.parallel.launch import decide_on_rank_zero, is_rank_zero
 from moekit.screen import Screen
 from moekit.shards.shard import gather, state_dict_shards
-from moekit.spec import dump
+from moekit.spec import dump, to_plain
 from moekit.spec.recipe import Recipe
 from moekit.training.build import RUN_SLOTS, build_model, check_trainable, dense_recipe
 from moekit.training.module import LitMoE
 from moekit.training.run.console import print_header, print_summary
 from moekit.training.run.folder import RUNS, RunFolder, check_run_name, check_writable
+from moekit.training.run.hooks import plugins_with_hooks, run_ended
 from moekit.training.run.outcome import Outcome, compare, outcome_of, write_summary
 from moekit.training.run.plots import draw_plots
-from moekit.training.run.prepare import Prepared, prepare, quiet
+from moekit.training.run.prepare import prepare, quiet
+from moekit.training.run.prepared import Prepared
 from moekit.training.run.resume import verify_checkpoints
 from moekit.training.run.saved import read_checkpoint
 from moekit.training.run.start import with_checkpoint_path
@@ -97,19 +100,19 @@ def train(
         dense_path = folder.dense.last if dense is not None else None
         dense_saved = None if dense_path is None else read_checkpoint(dense_path)
         verify_checkpoints([checkpoint for checkpoint in (saved, dense_saved) if checkpoint is not None])
-        run = prepare(recipe, folder, console, label=label, saved=saved, allow_changes=allow_changes)
+        run = prepare(recipe, folder, console, name=label, label=label, saved=saved, allow_changes=allow_changes)
         baseline = None
         if dense is not None:
             baseline = prepare(
-                dense, folder.dense, console, label="dense", saved=dense_saved, allow_changes=allow_changes
+                dense, folder.dense, console, name=label, label="dense", saved=dense_saved, allow_changes=allow_changes
             )
         print_header(run, console)
-        fit(run, console)
+        _fit_or_report(run, console)
         if baseline is not None:
             console.print(
                 "\nnow the dense model of as many multiply-adds a token, on the same batches", highlight=False
             )
-            fit(baseline, console)
+            _fit_or_report(baseline, console)
         models = [gather_model(each.module) for each in (run, baseline) if each is not None]
         if not is_rank_zero():
             return None  # without waiting for rank 0 to evaluate
@@ -118,17 +121,22 @@ def train(
             dense_outcome = summarize(baseline, models[1], console)
             if outcome.validation and dense_outcome.validation:
                 outcome = replace(outcome, comparison=compare(outcome, dense_outcome))
-        pictures: list[Path] = []
         with warned(folder.path, console):
-            pictures += draw_plots(run, baseline)
-        with warned(folder.path, console):
-            if models[0] is not None and run.module.data is not None:
-                pictures += run.module.data.picture(models[0], folder.path)
-        outcome = replace(outcome, files=pictures)
+            outcome = replace(outcome, files=[*draw_plots(run, baseline), *outcome.files])
     with warned(folder.summary, console):
         write_summary(folder.summary, outcome)
     print_summary(outcome, run.module, console)
     return outcome
+
+
+def _fit_or_report(run: Prepared, console: Console) -> None:
+    """Trains as ``fit``. If that fails, plugins report too (``moekit_run_ended``), before the failure is raised."""
+    try:
+        fit(run, console)
+    except BaseException as error:
+        for row in run_ended(run, console, error):
+            console.print(f"{row.name}: {row.value}", highlight=False, markup=False)
+        raise
 
 
 def fit(run: Prepared, console: Console) -> None:
@@ -146,6 +154,8 @@ def fit(run: Prepared, console: Console) -> None:
         has_begun = True
         if is_rank_zero() and start is not None:
             write_spec(run)  # now: if the checkpoint cannot be loaded, the run stays as it was
+        for logger in run.trainer.loggers if start is None else ():
+            logger.log_hyperparams(to_plain(run.module.recipe))
 
     if is_rank_zero():
         run.folder.create()
@@ -176,10 +186,10 @@ def fit(run: Prepared, console: Console) -> None:
 
 
 def write_spec(run: Prepared) -> None:
-    """Writes the resolved recipe to ``spec.yaml`` in the run's folder, unless it is there: a disk may be full."""
-    text = dump(run.module.recipe, full_names=True)
-    if not run.folder.spec.is_file() or run.folder.spec.read_bytes() != text.encode():
-        replace_file(run.folder.spec, lambda path: path.write_bytes(text.encode()))
+    """Writes the resolved recipe to ``spec.yaml`` in the run's folder, and the plugins with life-cycle hooks."""
+    write_if_changed(run.folder.spec, dump(run.module.recipe, full_names=True))
+    if hooked := plugins_with_hooks():
+        write_if_changed(run.folder.hooks, json.dumps(hooked, indent=2) + "\n")
 
 
 def _how_to_resume(run: Prepared) -> str:
@@ -212,39 +222,34 @@ def warned(path: Path, console: Console) -> Iterator[None]:
 
 
 def summarize(run: Prepared, model: Model | None, console: Console) -> Outcome:
-    """The results of a run, with the data's scores of the trained model."""
-    outcome = outcome_of(run.label, run.folder, run.module, run.log.rows)
-    device = run.trainer.strategy.root_device
-    return replace(outcome, scores=evaluate(run.module.data, model, run.label, console, device))
+    """The results of a run, with those of its evaluators and of plugins. Prints a status line if it has evaluators."""
+    outcome = outcome_of(run.info.label, run.folder, run.module, run.log.rows)
+    with warned(run.folder.path, console):
+        outcome = _evaluated(run, outcome, model, console)
+    return replace(outcome, reported={row.name: row.value for row in run_ended(run, console)})
 
 
-def evaluate(
-    data: Data | None, model: Model | None, label: str, console: Console, device: torch.device
-) -> dict[str, float]:
-    """The data's scores of a model; empty if the data has none. Prints a status line.
-
-    The model is scored on ``device``, that of training, and then is on the CPU, to which Lightning moves it after fit.
-    """
-    if data is None or model is None or type(data).scores is Data.scores:
-        return {}
-    text = f"{label}: scoring the trained model"
+def _evaluated(run: Prepared, outcome: Outcome, model: Model | None, console: Console) -> Outcome:
+    if model is None or run.module.data is None or not run.evaluators:
+        return outcome
+    text = f"{run.info.label}: evaluating the trained model"
     if not console.is_terminal:
         console.print(text, highlight=False, markup=False)
     with console.status(text):
-        scores = dict(data.scores(model.to(device)))
-    model.to("cpu")
-    return scores
+        found = evaluate(
+            run.evaluators, model, run.module.data, run.folder.path, device=run.trainer.strategy.root_device
+        )
+    return replace(outcome, scores=dict(found.values), files=list(found.files))
 
 
 def gather_model(module: LitMoE) -> Model | None:
-    """The whole trained model on rank 0, if the data scores or plots models; else, and on other ranks, None.
+    """The whole trained model on rank 0, if the recipe has evaluators; else, and on other ranks, None.
 
     A sharded model is gathered on the CPU, tensor by tensor: a collective. A replicated one is returned on every rank.
     """
     if not isinstance(module.model, FSDPModule):
         return module.model
-    data = module.data
-    if data is None or (type(data).scores is Data.scores and type(data).picture is Data.picture):
+    if not module.recipe.evaluators:
         return None
     tensors = gather(state_dict_shards(module.model))
     if tensors is None:

@@ -18,6 +18,10 @@ class SpanCorruption(DerivedSpec):
     mean_span: float = option(3.0, "mean length of a span, tokens", ge=1)
     sentinels: int = option(63, "how many different sentinels there are: the most spans in a window", ge=1)
 
+    def num_sentinels(self) -> int:
+        """As many as the option says."""
+        return self.sentinels
+
     def smallest_vocab(self) -> int:
         """The smallest ``vocab`` with room for the text's tokens, the end and the sentinels."""
         return self.text_vocab() + 1 + self.sentinels

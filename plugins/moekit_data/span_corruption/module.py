@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Mapping
 from typing import final
 
@@ -15,8 +14,6 @@ from moekit.errors import DataError
 from moekit_data.derived import DerivedData, text_of
 from moekit_data.padding import side_by_side
 from moekit_data.span_corruption import SpanCorruption
-
-SENTINEL = re.compile(r"<(\d{1,9})>")
 
 
 @final
@@ -39,7 +36,9 @@ class SpanCorruptionData(DerivedData):
         """
         made = [self.corrupt(window_S, generator) for window_S in text_of(batch)]
         sources, targets = [source for source, _ in made], [target for _, target in made]
-        return side_by_side(sources, targets, end=self.end, domain=batch.domain, num_bytes_V=self.num_bytes_V())
+        return side_by_side(
+            sources, targets, end=self.end, domain=batch.domain, num_bytes_V=self.tokenizer.num_bytes_V()
+        )
 
     def corrupt(self, window_S: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Source and target of one window, both int64, the target without the end.
@@ -64,24 +63,6 @@ class SpanCorruptionData(DerivedData):
         source = [piece for both in zip(pieces[:-2:2], marks, strict=True) for piece in both]
         target = [piece for both in zip(marks, pieces[1:-2:2], strict=True) for piece in both]
         return torch.cat([*source, pieces[-2]]), torch.cat(target)
-
-    def encode(self, text: str) -> Tensor:
-        """Text with sentinels as a source, int64 ``[S]``: ``The <0> jumps over <1>.`` has two.
-
-        Raises:
-            MoekitError: byte pairs are neither learnt nor loaded yet.
-        """
-        out: list[Tensor] = []
-        at = 0
-        for match in SENTINEL.finditer(text):
-            if int(match[1]) < self.spec.sentinels:
-                out += [self.text.encode(text[at : match.start()]), torch.tensor([self.end + 1 + int(match[1])])]
-                at = match.end()
-        return torch.cat([*out, self.text.encode(text[at:])])
-
-    def example(self) -> str:
-        """A text with two sentinels."""
-        return "The <0> of the <1>."
 
     def describe(self) -> Mapping[str, str]:
         """The description of the text, and how much is removed."""

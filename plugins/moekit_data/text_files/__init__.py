@@ -22,7 +22,6 @@ class TextFiles(TextSpec):
 
     def check(self) -> Iterable[str]:
         """Paths must not be empty, and suffixes must begin with a dot."""
-        yield from super().check()
         if not self.path.strip():
             yield "path is empty; give a text file, a .jsonl file or a folder"
         if self.validation_path is not None and not self.validation_path.strip():

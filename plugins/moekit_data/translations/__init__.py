@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import ClassVar, Literal
+from typing import ClassVar
 
-from moekit.spec.fields import option
-from moekit.spec.kinds import DataSpec
+from moekit.spec.fields import option, slot
+from moekit.spec.kinds import DataSpec, TokenizerSpec
+from moekit_data.bpe import BytePairs
 
-NUM_BYTES = 256
 LANGUAGE = r"[\w@.+-]+"
 """The pattern of a language's name, so that ``<name>`` can be a tag."""
 
@@ -25,8 +25,10 @@ class Translations(DataSpec):
     min_pairs: int = option(500, "pairs that a language must have to be included when languages is null", ge=1)
     max_chars: int = option(100, "pairs with a longer side are skipped, characters", ge=1)
     batch_tokens: int = option(1024, "tokens in a batch, source or target, whichever has more, padding included", ge=1)
-    tokens: Literal["bytes", "bpe"] = option(
-        "bpe", "bytes of UTF-8, or byte pairs learnt from both sides of the training pairs"
+    tokenizer: TokenizerSpec = slot(
+        "tokenizer",
+        "turns text into tokens; learnt from both sides of the training pairs",
+        default=BytePairs(vocab=1920),
     )
     vocab: int = option(2048, "number of tokens: those of text, 1 for the end, 1 for each language", ge=1)
     temperature: float = option(
@@ -47,13 +49,13 @@ class Translations(DataSpec):
                 yield f"languages={self.languages!r} must be one or more different languages; null takes all"
         if self.vocab < (need := self.smallest_vocab(len(self.languages or ("one",)))):
             yield (
-                f"vocab={self.vocab} is too small: {NUM_BYTES} bytes{' and a merge' * (self.tokens == 'bpe')}, the end "
-                f"and {_languages(self.languages)} need vocab={need} at least"
+                f"vocab={self.vocab} is too small: tokenizer.vocab={self.tokenizer.vocab}, the end and "
+                f"{_languages(self.languages)} need vocab={need} at least"
             )
 
     def smallest_vocab(self, num_languages: int) -> int:
         """The smallest ``vocab`` with room for a number of languages."""
-        return NUM_BYTES + (self.tokens == "bpe") + 1 + num_languages
+        return self.tokenizer.vocab + 1 + num_languages
 
 
 def _languages(names: list[str] | None) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from moekit_data.padding import MULTIPLE
 from moekit_data.translations.pairs import Pair
-from moekit_data.translations.vocabulary import Vocabulary
+from moekit_data.translations.tags import TaggedTokenizer
 
 BATCHES = 8
 """How many batches' worth of pairs are sampled to make one batch."""
@@ -22,7 +22,7 @@ class TokenPair(NamedTuple):
     Attributes:
         source: int64 ``[S]``, the tag and the source's tokens.
         target: int64 ``[S]``, the target's tokens, without an end.
-        domain: the language's index in the vocabulary.
+        domain: the language's index among the tags.
     """
 
     source: Tensor
@@ -30,16 +30,16 @@ class TokenPair(NamedTuple):
     domain: int
 
 
-def encode(pairs: Iterable[Pair], vocabulary: Vocabulary) -> list[TokenPair]:
+def encode(pairs: Iterable[Pair], tokenizer: TaggedTokenizer) -> list[TokenPair]:
     """Every pair as tokens, in the same order."""
     texts: dict[str, Tensor] = {}  # a source occurs once for each language
     out = []
     for pair in pairs:
         if pair.source not in texts:
-            texts[pair.source] = vocabulary.tokens.encode_text(pair.source)
-        source = torch.cat([torch.tensor([vocabulary.tag(pair.language)]), texts[pair.source]])
-        target = vocabulary.tokens.encode_text(pair.target)
-        out.append(TokenPair(source, target, vocabulary.languages.index(pair.language)))
+            texts[pair.source] = tokenizer.text.encode(pair.source)
+        source = torch.cat([torch.tensor([tokenizer.tag(pair.language)]), texts[pair.source]])
+        target = tokenizer.text.encode(pair.target)
+        out.append(TokenPair(source, target, tokenizer.languages.index(pair.language)))
     return out
 
 

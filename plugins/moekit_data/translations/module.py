@@ -1,4 +1,4 @@
-"""Translation pairs as data: sampled by language, batched, translated by a model and scored."""
+"""Translation pairs as data: sampled by language, and batched."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moekit.contracts import Batch, Data, Model
+from moekit.contracts import Batch, Data
 from moekit.errors import DataError, MoekitError
+from moekit.registry import build
 from moekit_data.corpus import count, fingerprint
 from moekit_data.padding import side_by_side
-from moekit_data.tokens import ByteTokens, PairTokens, Tokens
 from moekit_data.translations import Translations
 from moekit_data.translations.batches import Bucket, TokenPair, encode, slices, width
 from moekit_data.translations.pairs import Pair, choose_languages, keep, placeholders, sample, split
-from moekit_data.translations.reading import read_django, read_files, require
-from moekit_data.translations.scoring import Translation, figures, translate_pairs
-from moekit_data.translations.vocabulary import Vocabulary, restore
+from moekit_data.translations.reading import read_django, read_files
+from moekit_data.translations.tags import TaggedTokenizer
 
 MAX_NAMED = 12  # languages that are named at the start of a run
 
@@ -40,30 +39,27 @@ class TranslationData(Data):
 
     def __init__(self, spec: Translations) -> None:
         self.spec = spec
-        self._vocabulary: Vocabulary | None = None
+        self.tokenizer: TaggedTokenizer = TaggedTokenizer(build(spec.tokenizer))
         self._bucket: Bucket | None = None
         self._validation: list[Pair] = []
         self._num_bytes_V: Tensor = torch.zeros(0)
-        self._ratio = 1.0
         self._described: dict[str, str] = {}
         self._fingerprint = ""
 
     def prepare(self) -> None:
-        """Reads and splits the pairs, and learns byte pairs where ``tokens=bpe`` (unless a checkpoint had them).
+        """Reads and splits the pairs, and learns the tokens (unless a checkpoint had them).
 
         Raises:
             DataError: a package is not installed, a file is malformed, a language is missing, or ``vocab`` too small.
         """
         if self._bucket is not None:
             return
-        require("sacrebleu", "it scores translations")
         if self.spec.path is None:
             origin, read = "Django's catalogs", read_django()
         else:
             origin, read = self.spec.path, read_files(Path(self.spec.path))
         pairs, notes = keep(read, self.spec.max_chars)
-        known = self._vocabulary
-        languages = choose_languages(self.spec, pairs, origin) if known is None else known.languages
+        languages = self.tokenizer.languages or choose_languages(self.spec, pairs, origin)
         pairs = [pair for pair in pairs if pair.language in set(languages)]
         train, validation = split(pairs, self.spec.validation)
         self._validation = sample(validation, languages, self.spec.validation_pairs)
@@ -73,11 +69,10 @@ class TranslationData(Data):
                 "  give more pairs, or another data.validation"
             )
         self._fingerprint = fingerprint(text.encode() for pair in (*train, *self._validation) for text in pair)
-        if self._vocabulary is None:
-            self._vocabulary = self._new_vocabulary(train, languages)
-        token_pairs = encode(train, self._vocabulary)
-        self._num_bytes_V = self._vocabulary.num_bytes_V()
-        self._ratio = sum(len(pair.target) for pair in token_pairs) / sum(len(pair.source) for pair in token_pairs)
+        if not self.tokenizer.languages:
+            self._learn(train, languages)
+        token_pairs = encode(train, self.tokenizer)
+        self._num_bytes_V = self.tokenizer.num_bytes_V()
         self._bucket = Bucket(
             token_pairs, len(languages), batch_tokens=self.spec.batch_tokens, temperature=self.spec.temperature
         )
@@ -85,22 +80,18 @@ class TranslationData(Data):
             "pairs": f"{origin}: train {len(train):,}, validation {len(self._validation):,} of {len(validation):,}, "
             f"split by {count(len({pair.source for pair in (*train, *validation)}), 'source string')}",
             **({"skipped": ", ".join(notes)} if notes else {}),
-            **describe_training(train, token_pairs, self._vocabulary, self.spec.tokens),
+            **describe_training(train, token_pairs, self.tokenizer),
         }
 
-    def _new_vocabulary(self, train: Sequence[Pair], languages: Sequence[str]) -> Vocabulary:
+    def _learn(self, train: Sequence[Pair], languages: Sequence[str]) -> None:
         need = self.spec.smallest_vocab(len(languages))
         if self.spec.vocab < need:
             raise DataError(
                 f"data.vocab={self.spec.vocab} has no room for {count(len(languages), 'language')}\n"
                 f"  set data.vocab={need} or more, or name fewer in data.languages"
             )
-        tokens: Tokens = ByteTokens()
-        if self.spec.tokens == "bpe":
-            sources = dict.fromkeys(pair.source for pair in train)
-            texts = [*sources, *(pair.target for pair in train)]
-            tokens = PairTokens.learn((text.encode() for text in texts), self.spec.vocab - 1 - len(languages))
-        return Vocabulary(tokens, languages)
+        texts = [*dict.fromkeys(pair.source for pair in train), *(pair.target for pair in train)]
+        self.tokenizer.learn(languages, (text.encode() for text in texts))
 
     def train_batch(self, generator: torch.Generator) -> Batch:
         """About ``batch_tokens`` tokens of pairs of similar length, sampled by temperature."""
@@ -109,13 +100,13 @@ class TranslationData(Data):
     def validation_batches(self) -> Iterator[Batch]:
         """At most ``validation_pairs`` of each language, short ones first, always the same."""
         self._ready()
-        pairs = sorted(encode(self._validation, self._known()), key=width)
+        pairs = sorted(encode(self._validation, self.tokenizer), key=width)
         for chosen in slices([width(pair) for pair in pairs], self.spec.batch_tokens):
             yield self._collate(pairs[chosen.start : chosen.stop])
 
     def domain_names(self) -> Sequence[str]:
         """The languages, in the order of their tags."""
-        return () if self._vocabulary is None else self._vocabulary.languages
+        return self.tokenizer.languages
 
     def describe(self) -> Mapping[str, str]:
         """Where the pairs come from, how many each split has, the languages, the tokens."""
@@ -125,34 +116,6 @@ class TranslationData(Data):
         """The checksum of all pairs."""
         return self._fingerprint
 
-    def encode(self, text: str) -> Tensor:
-        """``<de> Save changes`` as a source, int64 ``[S]``.
-
-        Raises:
-            MoekitError: no tag, or an unknown one; or no vocabulary is learnt or loaded yet.
-        """
-        return self._known().prompt(text)
-
-    def example(self) -> str:
-        """``<de> Save changes``, for the first language."""
-        return f"<{self._known().languages[0]}> Save changes"
-
-    def decode(self, ids: Tensor) -> str:
-        """Tokens up to the end as text; a tag as ``<de> ``.
-
-        Raises:
-            MoekitError: no vocabulary is learnt or loaded yet.
-        """
-        return self._known().decode(ids)
-
-    def end_token(self) -> int | None:
-        """The token after those of text; None before a vocabulary is learnt or loaded."""
-        return None if self._vocabulary is None else self._vocabulary.end
-
-    def state(self) -> dict[str, Any]:
-        """The languages, and the learnt byte pairs."""
-        return {} if self._vocabulary is None else dict(self._vocabulary.state)
-
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Restores languages and byte pairs, so that ``prepare`` learns none. After ``prepare`` it reads pairs again.
 
@@ -161,42 +124,21 @@ class TranslationData(Data):
         """
         if dict(state) == self.state():
             return
-        self._vocabulary = restore(state, self.spec.tokens)
+        super().load_state(state)
         if self._bucket is not None:
             self._bucket = None
             self.prepare()
 
-    def scores(self, model: Model) -> Mapping[str, float]:
-        """BLEU, chrF and the share of placeholders kept, of greedy translations of the validation pairs."""
-        return figures(self.translate(model))
-
-    def picture(self, model: Model, folder: Path) -> list[Path]:
-        """``translations.tsv``: validation pairs with their translations; ``translations.png``: chrF by language."""
-        from moekit_data.translations.picture import draw, write  # loads matplotlib
-
-        made = self.translate(model)
-        return [write(made, folder / "translations.tsv"), draw(made, folder / "translations.png")]
-
-    def translate(self, model: Model) -> list[Translation]:
-        """The validation pairs with the model's greedy translations, language after language."""
-        self._ready()
-        return translate_pairs(
-            model, self._validation, self._known(), batch_tokens=self.spec.batch_tokens, ratio=self._ratio
-        )
-
     def _collate(self, pairs: Sequence[TokenPair]) -> Batch:
+        end = self.tokenizer.end
+        assert end is not None  # the pairs are tokens
         return side_by_side(
             [pair.source for pair in pairs],
             [pair.target for pair in pairs],
-            end=self._known().end,
+            end=end,
             domain=torch.tensor([pair.domain for pair in pairs]),
             num_bytes_V=self._num_bytes_V,
         )
-
-    def _known(self) -> Vocabulary:
-        if self._vocabulary is None:
-            raise MoekitError(f"{type(self).__name__} knows no languages yet: call prepare() or load_state() first")
-        return self._vocabulary
 
     def _ready(self) -> Bucket:
         if self._bucket is None:
@@ -205,18 +147,18 @@ class TranslationData(Data):
 
 
 def describe_training(
-    train: Sequence[Pair], token_pairs: Sequence[TokenPair], vocabulary: Vocabulary, kind: str
+    train: Sequence[Pair], token_pairs: Sequence[TokenPair], tokenizer: TaggedTokenizer
 ) -> dict[str, str]:
-    """Languages, placeholders and tokens (``bytes`` or ``bpe``) of the training pairs, as text."""
+    """Languages, placeholders and tokens of the training pairs, as text."""
     sizes = Counter(pair.language for pair in train)
-    counts = [sizes[name] for name in vocabulary.languages]
-    names = ", ".join(vocabulary.languages[:MAX_NAMED]) + ", ..." * (len(counts) > MAX_NAMED)
+    counts = [sizes[name] for name in tokenizer.languages]
+    names = ", ".join(tokenizer.languages[:MAX_NAMED]) + ", ..." * (len(counts) > MAX_NAMED)
     num_marked = sum(bool(placeholders(pair.source)) for pair in train)
     size = sum(len(pair.target.encode()) for pair in train) / len(train)
     length = sum(len(pair.target) for pair in token_pairs) / len(train)
     return {
         "languages": f"{len(counts)}: {names} (each {min(counts):,} to {max(counts):,} training pairs)",
         "placeholders": f"in {num_marked:,} training pairs ({num_marked / len(train):.0%}), such as %(name)s",
-        "tokens": f"{kind if kind == 'bytes' else f'{vocabulary.end:,} byte pairs'}, the end, "
+        "tokens": f"{tokenizer.describe()}, the end, "
         f"{count(len(counts), 'language tag')}; a target has {size:.1f} bytes in {length:.1f} tokens",
     }

@@ -28,7 +28,7 @@ def require(package: str, why: str) -> Path:
     """
     spec = find_spec(package)
     if spec is None or spec.origin is None:
-        raise DataError(f"data translations needs {package} ({why}), which is not installed\n  {INSTALL}")
+        raise DataError(f"{package} ({why}) is not installed\n  {INSTALL}")
     origin = Path(spec.origin)
     return origin.parent if origin.name == "__init__.py" else origin
 

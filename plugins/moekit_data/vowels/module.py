@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 import torch
 
-from moekit.contracts import Batch, Data, Model
+from moekit.contracts import Batch, Data
 from moekit.errors import MoekitError
 from moekit_data.vowels import Vowels
 from moekit_data.vowels.table import Cases, Speakers, cases_of, read_table, targets_of
@@ -79,9 +78,3 @@ class VowelData(Data):
             "train": f"{len(self.train.vowels)} cases, speakers 1 to {self.spec.train_speakers}",
             "test": f"{len(self.test.vowels)} cases, speakers {self.spec.train_speakers + 1} to {last}",
         }
-
-    def picture(self, model: Model, folder: Path) -> list[Path]:
-        """``vowels.png``: the cases, the model's decision boundary, and which expert has the largest gate."""
-        from moekit_data.vowels.picture import draw  # loads matplotlib
-
-        return [draw(model, self.speakers, folder / "vowels.png")]

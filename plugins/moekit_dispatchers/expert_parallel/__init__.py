@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from moekit.spec.fields import option, slot
-from moekit.spec.kinds import PAIR_FORMS, DispatcherSpec, Form
+from moekit.spec.kinds import PAIR_FORMS, ExpertParallelSpec, Form
 
 
-class ExpertParallel(DispatcherSpec):
+class ExpertParallel(ExpertParallelSpec):
     """Options of expert parallelism. In one process it behaves as the dispatcher ``local``."""
-
-    size: int | None = option(None, "ranks that share the experts, with consecutive numbers; none: all ranks", ge=1)
-    local: DispatcherSpec = slot("dispatcher", "decides what is dropped; also computes on each rank, if it is dropless")
 
     @property
     def forms(self) -> frozenset[Form]:  # type: ignore[override] # a class variable elsewhere; here it depends on the options
@@ -30,7 +26,7 @@ class ExpertParallel(DispatcherSpec):
 
     def check(self) -> Iterable[str]:
         """The local dispatcher must take pairs, and run on one rank."""
-        if isinstance(self.local, ExpertParallel):
+        if isinstance(self.local, ExpertParallelSpec):
             yield "local: expert_parallel within expert_parallel; use one of them"
         elif not self.forms:
             yield (

@@ -13,9 +13,10 @@ TensorFlow (``transformer.py``), lingvo's GShard builder and the T5X configurati
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
-from moekit.spec.fields import option
+from moekit.spec.fields import MetricInfo, option
 from moekit.spec.kinds import ObjectiveSpec
 
 
@@ -30,6 +31,14 @@ class CausalLM(ObjectiveSpec):
     )
     z_loss: float = option(0.0, "weight of the mean squared logsumexp of the next token's logits; T5X: 1e-4", ge=0)
     exact: bool = option(False, "log the share of sequences in which every valid target is the likeliest token")
+
+    def metrics(self) -> Mapping[str, MetricInfo]:
+        """The loss, bits per byte where tokens spell text, and ``exact`` if the option says so."""
+        found = {
+            "loss": MetricInfo("loss", unit="nats per token"),
+            "bits_per_byte": MetricInfo("bits per byte", headline=True),
+        }
+        return found | ({"exact": MetricInfo("exact", lower_is_better=False)} if self.exact else {})
 
     def weight_at(self, progress: float) -> float:
         """Lambda at the fraction ``progress`` of training completed."""

@@ -6,8 +6,7 @@ from collections.abc import Iterable
 from typing import ClassVar
 
 from moekit.spec.fields import option
-from moekit.spec.kinds import RouterSpec
-from moekit.spec.reach import ranks_reached_by_level
+from moekit.spec.kinds import GroupLimit, RouterSpec
 
 
 class Hierarchical(RouterSpec):
@@ -29,11 +28,9 @@ class Hierarchical(RouterSpec):
         """``top_groups · top_k``."""
         return self.top_groups * self.top_k
 
-    def ranks_reached(self, num_experts: int, ranks: int) -> float:
-        """The ranks that hold ``top_k`` experts of each of ``top_groups`` groups."""
-        return ranks_reached_by_level(
-            num_experts, ranks, groups=self.branches, top_groups=self.top_groups, per_group=self.top_k
-        )
+    def group_limit(self) -> GroupLimit:
+        """``top_k`` experts in each of ``top_groups`` groups."""
+        return GroupLimit(self.branches, self.top_groups, per_group=self.top_k)
 
     def check(self) -> Iterable[str]:
         """There must be enough groups, and gates of both levels must have a gradient."""

@@ -10,8 +10,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 from moekit.spec.fields import option
-from moekit.spec.kinds import RouterSpec
-from moekit.spec.reach import ranks_reached
+from moekit.spec.kinds import GroupLimit, RouterSpec
 
 
 class TopK(RouterSpec):
@@ -45,10 +44,9 @@ class TopK(RouterSpec):
         """``top_k``."""
         return self.top_k
 
-    def ranks_reached(self, num_experts: int, ranks: int) -> float:
-        """The ranks that hold a token's choices, which are in ``top_groups`` of the groups."""
-        top_groups = self.top_groups or self.groups
-        return ranks_reached(num_experts, ranks, self.top_k, groups=self.groups, top_groups=top_groups)
+    def group_limit(self) -> GroupLimit:
+        """``top_groups`` of the groups."""
+        return GroupLimit(self.groups, self.top_groups or self.groups)
 
     def check(self) -> Iterable[str]:
         """Groups must be consistent, and gates must have a gradient."""

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from moekit.bench.components import dispatchers_for, nodes_of, routers_for
-from moekit.bench.request import Shape
 from moekit.errors import MoekitError, SpecError
+from moekit_bench.components import dispatchers_for, nodes_of, routers_for
+from moekit_bench.request import Shape
 
 SHAPE = Shape(16, 8, 16, 8, 4)
 

@@ -8,9 +8,13 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from moekit.bench import layers
-from moekit.bench.components import dispatchers_for
-from moekit.bench.layers import (
+from moekit.contracts import ExpertBank
+from moekit.errors import MoekitError
+from moekit.registry import current
+from moekit.saved_memory import saved_for_backward
+from moekit_bench import layers
+from moekit_bench.components import dispatchers_for
+from moekit_bench.layers import (
     compare_dispatch,
     compare_layers,
     compare_routers,
@@ -19,12 +23,9 @@ from moekit.bench.layers import (
     explanations,
     plain_variant,
 )
-from moekit.bench.measure import Settings, Variant
-from moekit.bench.request import Shape
-from moekit.bench.workload import Workload, build_in, counted_multiply_adds, make_workload
-from moekit.contracts import ExpertBank
-from moekit.errors import MoekitError
-from moekit.registry import current
+from moekit_bench.measure import Settings, Variant
+from moekit_bench.request import Shape
+from moekit_bench.workload import Workload, build_in, counted_multiply_adds, make_workload
 
 SHAPE = Shape(16, 8, 16, 8, 4)
 ONE = Settings(rounds=1, warmup=1)
@@ -128,3 +129,12 @@ def test_explain_without_a_dispatcher_that_chooses_fails_before_timing(monkeypat
     monkeypatch.setattr(layers, "measure", never)
     with pytest.raises(MoekitError, match="none of loop chooses for itself"):
         compare_layers("test", SHAPE, replace(ONE, explain=True), dispatchers=["loop"])
+
+
+def test_the_dense_layer_saves_tokens_and_four_hidden_arrays() -> None:
+    """x; gate and up as one array of 2·K·H a token; silu(gate); their product."""
+    T, D, H, _, K = shape = Shape(8, 4, 6, 4, 2)
+    work = make_workload(shape, "cpu", torch.float32)
+    dense = dense_variant(work)
+    found = saved_for_backward(dense.forward, dense.weights)
+    assert found.bytes == 4 * (T * D + T * 2 * K * H + T * K * H + T * K * H)

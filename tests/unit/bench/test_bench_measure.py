@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from moekit.bench.layers import dense_variant, plain_variant
-from moekit.bench.measure import Clock, Settings, Variant, measure, time_interleaved
-from moekit.bench.request import Shape
-from moekit.bench.workload import make_workload
+from moekit_bench.layers import dense_variant, plain_variant
+from moekit_bench.measure import Clock, Settings, Variant, measure, time_interleaved
+from moekit_bench.request import Shape
+from moekit_bench.workload import make_workload
 
 
 class Ticks(Clock):

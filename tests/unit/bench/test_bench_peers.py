@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from moekit.bench import peers
-from moekit.bench.request import Shape
-from moekit.bench.workload import make_workload
 from moekit.errors import MoekitError
+from moekit_bench import peers
+from moekit_bench.request import Shape
+from moekit_bench.workload import make_workload
 
 
 @pytest.fixture
@@ -72,5 +72,5 @@ def test_libraries_for_gpus_are_rejected_on_a_cpu(name: str, library: Path) -> N
 def test_an_adapter_imports_its_library_only_when_it_runs(adapter: str) -> None:
     before = set(sys.modules)
     module, _, function = adapter.partition(".")
-    assert callable(getattr(importlib.import_module(f"moekit.bench.peers.{module}"), function))
+    assert callable(getattr(importlib.import_module(f"moekit_bench.peers.{module}"), function))
     assert not {name.partition(".")[0] for name in set(sys.modules) - before} & set(peers.LAYERS)

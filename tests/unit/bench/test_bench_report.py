@@ -6,8 +6,8 @@ import io
 
 from rich.console import Console
 
-from moekit.bench.report import show
-from moekit.bench.results import Ratio, ShapeResult, VariantRow
+from moekit_bench.report import show
+from moekit_bench.results import Ratio, ShapeResult, VariantRow
 
 ONE = Ratio(best=1.0, median=1.0, low=1.0, high=1.0)
 

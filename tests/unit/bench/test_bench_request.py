@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from moekit.bench.request import (
+from moekit.errors import MoekitError
+from moekit_bench.request import (
     BENCHMARKS,
     FOR_CPU,
     FOR_GPU,
@@ -20,7 +21,6 @@ from moekit.bench.request import (
     shape_named,
     titled,
 )
-from moekit.errors import MoekitError
 
 GB = 10**9
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from moekit.bench.results import ratio
+from moekit_bench.results import ratio
 
 
 def test_a_ratio_has_best_rounds_and_quartiles_within_rounds() -> None:

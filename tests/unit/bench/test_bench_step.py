@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moekit import build, load
-from moekit.bench.measure import Settings
-from moekit.bench.peers import PeerModel
-from moekit.bench.step import STEPS, LoopRunner
 from moekit.contracts import Batch
+from moekit_bench.measure import Settings
+from moekit_bench.peers import PeerModel
+from moekit_bench.step import STEPS, LoopRunner
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from moekit.bench.request import SHAPES, Shape
-from moekit.bench.workload import IdentityExperts, counted_multiply_adds, make_workload, plain_dispatch
 from moekit.contracts.layer import UniformGroups
+from moekit_bench.request import SHAPES, Shape
+from moekit_bench.workload import IdentityExperts, counted_multiply_adds, make_workload, plain_dispatch
 
 SHAPE = Shape(16, 8, 16, 8, 4)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from moekit import load
-from moekit.bench.peers.transformers import family_of
 from moekit.errors import MoekitError
 from moekit.spec import to_plain
+from moekit_bench.peers.transformers import family_of
 
 MIXTRAL = [
     *("model.attention={use: gqa, heads: 4, kv_heads: 2, head_dim: 32}", "model.mtp=null", "model.moe.shared=null"),

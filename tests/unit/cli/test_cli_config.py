@@ -1,4 +1,4 @@
-"""``moekit config``: print, validate, diff."""
+"""``moekit config``: print, validate, diff, schema."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from cli_fakes import Captured, check_output
 from pages import cases
 
 from moekit.cli import main
+from moekit.registry import current
 from moekit.spec import load, to_plain
+from moekit.spec.schema import recipe_schema
 
 
 def test_print_is_a_spec_that_loads_again(recipe: Path, tmp_path: Path, capsys: Captured) -> None:
@@ -71,7 +73,20 @@ def test_diff_of_two_papers_reads_like_history(capsys: Captured, monkeypatch: py
     assert len(lines) < 25
 
 
+def test_schema_writes_the_schema_of_recipes_as_json(capsys: Captured) -> None:
+    assert main(["config", "schema"]) == 0
+    assert json.loads(capsys.readouterr().out) == recipe_schema(current())
+
+
 MISTAKES = """
+$ config schema deepseek_v3  # a name for the schema
+error: moekit config schema: expected no name: the schema is that of every recipe, got deepseek_v3
+  more: moekit config --help
+
+$ config validate  # nothing to validate
+error: moekit config validate: expected one name or more, got none
+  more: moekit config --help
+
 $ config print jacobs1991 --only model.mo.experts  # a path that does not exist
 error: no value at 'model.mo.experts': model has no 'mo' (it has: use, inputs, outputs, moe, init_range)
   did you mean 'moe'?
@@ -100,7 +115,7 @@ error: moekit config diff: expected two names, or one name and overrides, got a,
   more: moekit config --help
 
 $ config pritn a  # an unknown action
-error: unknown action 'pritn' (actions: print, validate, diff)
+error: unknown action 'pritn' (actions: print, validate, diff, schema)
   did you mean 'print'?
   list them: moekit config --help
 """

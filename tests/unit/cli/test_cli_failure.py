@@ -19,7 +19,7 @@ def breaks(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     def run(args: argparse.Namespace) -> int:
         raise error
 
-    monkeypatch.setattr(verbs.load("ls"), "run", run)
+    monkeypatch.setattr(verbs.module_of(verbs.find("ls")), "run", run)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import torch
 
 from moekit.errors import DataError
 from moekit.registry import build
+from moekit_data.bpe import BytePairs
 from moekit_data.corpus import Document
 from moekit_data.local_text import LocalText
 from moekit_data.local_text.sources import SOURCES
@@ -46,18 +47,18 @@ def test_no_validation_document_is_in_training():
 
 
 def test_byte_pairs_are_exact_in_bytes():
-    data = prepared(tokens="bpe", vocab=400, domains=["python", "prose"])
+    data = prepared(tokenizer=BytePairs(vocab=400), domains=["python", "prose"])
     assert data.describe()["tokens"].startswith("400 byte pairs, ")
     pieces = data.state()["bpe"]
-    again = build(LocalText(**SMALL, tokens="bpe", vocab=400))
+    again = build(LocalText(**SMALL, tokenizer=BytePairs(vocab=400)))
     again.load_state({"bpe": pieces})
     for batch in [data.train_batch(torch.Generator().manual_seed(1)), *data.validation_batches()]:
         assert batch.targets.max() < 400
-        windows = [again.decode(row) for row in batch.targets]
+        windows = [again.tokenizer.decode(row) for row in batch.targets]
         if not any("\ufffd" in text for text in windows):  # otherwise a window ends within a character
             assert batch.num_bytes.item() == sum(len(text.encode()) for text in windows)
     text = "def f(x):\n    return x  # naïve\n"
-    assert data.decode(data.encode(text)) == text
+    assert data.tokenizer.decode(data.tokenizer.encode(text)) == text
 
 
 def test_a_missing_domain_is_skipped_and_described(monkeypatch):
@@ -79,9 +80,6 @@ def test_an_error_only_when_all_domains_are_missing(monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"vocab": 512}, "tokens=bytes makes a vocab of 256, not 512; set tokens=bpe for a larger one"),
-        ({"tokens": "bpe"}, "tokens=bpe starts from 256 bytes, so vocab=256 must be more than 256"),
-        ({"vocab": 255}, r"vocab=255 is out of range \(>= 256\)"),
         ({"domains": ["python", "klingon"]}, "has klingon; the choices are python, torch_python, cpp, prose"),
         ({"domains": []}, "must name at least one domain, and each once"),
         ({"domains": ["cpp", "cpp"]}, "must name at least one domain, and each once"),

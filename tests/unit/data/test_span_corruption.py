@@ -15,6 +15,7 @@ from torch import Tensor
 from moekit.contracts import Batch
 from moekit.errors import DataError
 from moekit.registry import build
+from moekit_data.bpe import BytePairs
 from moekit_data.span_corruption import SpanCorruption
 from moekit_data.span_corruption.module import SpanCorruptionData, parts
 from moekit_data.text_files import TextFiles
@@ -158,28 +159,29 @@ def test_all_partitions_are_equally_likely() -> None:
 
 def test_sentinels_are_encoded_and_decoded_as_numbers_in_brackets(folder: str) -> None:
     data = made(SpanCorruption(text=text(folder)))
-    ids = data.encode("The <0> naïve<1>")
+    ids = data.tokenizer.encode("The <0> naïve<1>")
     assert ids[4] == END + 1 and ids[-1] == END + 2 and ids.dtype == torch.int64
-    assert data.decode(ids) == "The <0> naïve<1>"
-    assert data.decode(torch.cat([ids[:4], torch.tensor([END]), ids])) == "The "  # up to the end
-    assert data.encode("array<63> <x>").max() < END  # there are sentinels 0 to 62
-    assert data.encode("").shape == (0,) and data.decode(ids[:0]) == ""
-    assert data.end_token() == END
-    assert [token for token in data.encode(data.example()).tolist() if token > END] == [END + 1, END + 2]
+    assert data.tokenizer.decode(ids) == "The <0> naïve<1>"
+    assert data.tokenizer.decode(torch.cat([ids[:4], torch.tensor([END]), ids])) == "The "  # up to the end
+    assert data.tokenizer.encode("array<63> <x>").max() < END  # there are sentinels 0 to 62
+    assert data.tokenizer.encode("").shape == (0,) and data.tokenizer.decode(ids[:0]) == ""
+    assert data.tokenizer.end == END
+    example = data.tokenizer.encode(data.tokenizer.example())
+    assert example[example > END].tolist() == [END + 1, END + 2]
     assert data.domain_names() == ("one", "two")
     assert data.describe()["corruption"] == "5 of 32 tokens removed, in 2 spans"
 
 
 def test_the_state_is_the_texts_byte_pairs(folder: str) -> None:
-    spec = SpanCorruption(text=text(folder, tokens="bpe", vocab=300), vocab=320, sentinels=19)
+    spec = SpanCorruption(text=text(folder, tokenizer=BytePairs(vocab=300)), vocab=320, sentinels=19)
     data = made(spec)
     batch = data.train_batch(draws())
     assert batch.num_bytes is not None
-    texts = [data.text.decode(t[t < 300]) for t in batch.targets]
+    texts = [data.text.tokenizer.decode(t[t < 300]) for t in batch.targets]
     assert int(batch.num_bytes) >= sum(len(s.encode()) for s in texts if "\ufffd" not in s) > 0
-    alone = build(SpanCorruption(text=text(tokens="bpe", vocab=300), vocab=320, sentinels=19))
+    alone = build(SpanCorruption(text=text(tokenizer=BytePairs(vocab=300)), vocab=320, sentinels=19))
     alone.load_state(data.state())
-    assert data.state() and alone.encode("naïve <0>").tolist() == data.encode("naïve <0>").tolist()
+    assert data.state() and alone.tokenizer.encode("naïve <0>").tolist() == data.tokenizer.encode("naïve <0>").tolist()
 
 
 def test_impossible_options_and_too_long_windows_are_refused() -> None:

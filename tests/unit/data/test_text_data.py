@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from moekit.errors import MoekitError
 from moekit.registry import build
+from moekit_data.bpe import BytePairs
 from moekit_data.text_files import TextFiles
 
 WORDS = "the quick brown fox jumps over the lazy dog again and again\n"
@@ -27,7 +28,7 @@ def make(folder, **options):
     return build(TextFiles(path=folder, **{"seq": 8, "batch": 4, "validation_windows": 3, **options}))
 
 
-PAIRS = {"tokens": "bpe", "vocab": 300}
+PAIRS = {"tokenizer": BytePairs(vocab=300)}
 
 
 @pytest.mark.parametrize("options", [{}, PAIRS], ids=["bytes", "bpe"])
@@ -38,15 +39,15 @@ def test_the_state_is_plain_and_enough_to_encode_and_decode(folder, options):
     alone = make("/nowhere/at/all", **options)
     alone.load_state(stored)
     prompt = "the quick naïve fox"
-    assert alone.encode(prompt).tolist() == data.encode(prompt).tolist()
-    assert alone.decode(data.encode(prompt)) == prompt
+    assert alone.tokenizer.encode(prompt).tolist() == data.tokenizer.encode(prompt).tolist()
+    assert alone.tokenizer.decode(data.tokenizer.encode(prompt)) == prompt
     assert (stored == {}) is (options == {})
 
 
 def test_prepare_keeps_a_loaded_vocabulary(folder):
     first = make(folder, **PAIRS)
     first.prepare()
-    second = make(folder, tokens="bpe", vocab=280)
+    second = make(folder, tokenizer=BytePairs(vocab=280))
     second.load_state(first.state())
     second.prepare()
     assert second.state() == first.state()
@@ -63,7 +64,7 @@ def test_a_vocabulary_loaded_after_prepare_replaces_the_windows(folder, tmp_path
     data.load_state(stored.state())
     assert data.state() == stored.state()
     assert data.domain_names() == ("one", "two")
-    text = data.decode(data.train_batch(torch.Generator().manual_seed(0)).inputs.flatten())
+    text = data.tokenizer.decode(data.train_batch(torch.Generator().manual_seed(0)).inputs.flatten())
     assert set(text.split()) & set(WORDS.split())
 
 
@@ -91,9 +92,9 @@ def test_windows_come_from_the_training_files_alone(tmp_path_factory, seed):
     data = make(str(root / "t.txt"), validation_path=str(root / "v.txt"))
     data.prepare()
     train = data.train_batch(torch.Generator().manual_seed(seed))
-    assert set(data.decode(train.inputs.flatten())) <= set("abcdefgh")
+    assert set(data.tokenizer.decode(train.inputs.flatten())) <= set("abcdefgh")
     for batch in data.validation_batches():
-        assert set(data.decode(batch.inputs.flatten())) <= set("01234567")
+        assert set(data.tokenizer.decode(batch.inputs.flatten())) <= set("01234567")
         assert batch.num_bytes == (batch.targets != 0).sum()
 
 
@@ -127,7 +128,9 @@ def test_batches_before_prepare_are_refused(folder, options):
 
 def test_byte_pairs_need_learning_or_loading(folder):
     data = make(folder, **PAIRS)
-    for ask in (lambda: data.encode("x"), lambda: data.decode(torch.tensor([1]))):
-        with pytest.raises(MoekitError, match=r"knows no byte pairs yet: call prepare\(\) or load_state\(\) first"):
+    for ask in (lambda: data.tokenizer.encode("x"), lambda: data.tokenizer.decode(torch.tensor([1]))):
+        with pytest.raises(
+            MoekitError, match=r"no byte pairs are known yet: call prepare\(\) or load_state\(\) of the data first"
+        ):
             ask()
     assert data.state() == {}

@@ -4,12 +4,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moekit.errors import DataError
-from moekit_data.tokens import ByteTokens, PairTokens, chunks, from_state
+from moekit.registry import build
+from moekit_data.bpe import BytePairs
+from moekit_data.bpe.module import chunks
+from moekit_data.bytes import Bytes
 
 examples = settings(max_examples=80, deadline=None)
 CORPUS = [b"the cat sat on the mat. " * 20, "naïve café, the thé\n".encode() * 20, b"def the():\n    return the\n" * 20]
-PAIRS = PairTokens.learn(CORPUS, 280)
-both = pytest.mark.parametrize("tokens", [ByteTokens(), PAIRS], ids=["bytes", "pairs"])
+
+
+def learnt(corpus=CORPUS, vocab=280):
+    tokens = build(BytePairs(vocab=vocab))
+    tokens.train(corpus)
+    return tokens
+
+
+PAIRS = learnt()
+both = pytest.mark.parametrize("tokens", [build(Bytes()), PAIRS], ids=["bytes", "pairs"])
 texts = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=60)
 
 
@@ -17,7 +28,7 @@ texts = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]
 @examples
 @given(text=texts)
 def test_any_text_is_spelt_exactly(tokens, text):
-    ids = tokens.encode_text(text)
+    ids = tokens.encode(text)
     assert ids.dtype == torch.int64
     assert tokens.decode(ids) == text
     assert tokens.num_bytes_V()[ids].sum() == len(text.encode())
@@ -26,24 +37,23 @@ def test_any_text_is_spelt_exactly(tokens, text):
 @both
 @examples
 @given(documents=st.lists(texts, max_size=4))
-def test_a_stream_is_the_documents_and_a_separator_after_each(tokens, documents):
-    stream = tokens.encode([d.encode() for d in documents])
-    assert stream.dtype == tokens.dtype
-    separator = tokens.encode([b""])
-    expected = [t for d in documents for t in [*tokens.encode_text(d).tolist(), separator.item()]]
+def test_a_stream_is_the_documents_and_the_end_after_each(tokens, documents):
+    stream = tokens.stream([d.encode() for d in documents])
+    assert stream.element_size() <= 4
+    expected = [t for d in documents for t in [*tokens.encode(d).tolist(), tokens.end]]
     assert stream.tolist() == expected
     assert tokens.num_bytes_V()[stream.long()].sum() == sum(len(d.encode()) for d in documents)
-    assert tokens.num_bytes_V()[separator.long()] == 0
+    assert tokens.num_bytes_V()[tokens.end] == 0
     assert tokens.decode(stream) == "".join(documents)
 
 
 @both
-def test_the_separator_is_the_character_nul(tokens):
-    assert tokens.encode_text("\0").tolist() == tokens.encode([b""]).tolist()
+def test_the_end_is_the_character_nul(tokens):
+    assert tokens.encode("\0").tolist() == tokens.stream([b""]).tolist() == [tokens.end]
 
 
 def test_byte_tokens_are_the_bytes_of_utf8():
-    assert ByteTokens().encode_text("aé").tolist() == [97, 0xC3, 0xA9]
+    assert build(Bytes()).encode("aé").tolist() == [97, 0xC3, 0xA9]
 
 
 @both
@@ -54,47 +64,61 @@ def test_half_a_character_becomes_the_replacement(tokens):
 
 @both
 def test_lone_surrogates_are_replaced(tokens):
-    assert tokens.decode(tokens.encode_text("a\ud800b")) == "a?b"
+    assert tokens.decode(tokens.encode("a\ud800b")) == "a?b"
 
 
 @both
 def test_numbers_beyond_the_vocabulary_spell_nothing(tokens):
-    assert tokens.decode(torch.tensor([100_000, *tokens.encode_text("ok").tolist(), -1])) == "ok"
+    assert tokens.decode(torch.tensor([100_000, *tokens.encode("ok").tolist(), -1])) == "ok"
 
 
 def test_pairs_are_learnt_and_shorten_text():
     assert len(PAIRS.spelling) == 280
     assert len(set(PAIRS.spelling)) == 280
     assert b" the" in PAIRS.spelling
-    assert len(PAIRS.encode_text("the cat on the mat")) < 9
-    assert not any(b"\0" in piece and piece != b"\0" for piece in PAIRS.spelling)
+    assert len(PAIRS.encode("the cat on the mat")) < 9
+    assert not any(b"\0" in piece for piece in PAIRS.spelling)
 
 
 def test_learning_is_deterministic():
-    assert PairTokens.learn(CORPUS, 280).state == PAIRS.state
+    assert learnt().state() == PAIRS.state()
 
 
 def test_little_text_gives_fewer_pairs():
-    assert 256 < len(PairTokens.learn([b"abab"], 4096).spelling) < 300
+    assert 256 < len(learnt([b"abab"], 4096).spelling) < 300
 
 
 def test_a_state_restores_the_same_tokens():
-    again = from_state(PAIRS.state, "bpe")
-    assert again.spelling == PAIRS.spelling
-    assert again.encode_text("the naïve cat").tolist() == PAIRS.encode_text("the naïve cat").tolist()
-    assert from_state(ByteTokens().state, "bytes").encode_text("x").tolist() == [120]
-    assert from_state({}, "bpe") is None
+    again = build(BytePairs(vocab=300))
+    assert not again.spelling and again.end is None and again.state() == {}
+    again.load_state(PAIRS.state())
+    assert again.spelling == PAIRS.spelling and again.end == PAIRS.end
+    assert again.encode("the naïve cat").tolist() == PAIRS.encode("the naïve cat").tolist()
+    again.load_state({})
+    assert not again.spelling and again.state() == {}
 
 
-@pytest.mark.parametrize("json", ["", "{}", '{"model": 3}', PAIRS.state["bpe"][:500], 7])
+@pytest.mark.parametrize("json", ["", "{}", '{"model": 3}', PAIRS.state()["bpe"][:500], 7])
 def test_a_damaged_state_is_refused(json):
     with pytest.raises(DataError, match="not a byte-pair tokenizer that moekit wrote"):
-        from_state({"bpe": json}, "bpe")
+        build(BytePairs(vocab=300)).load_state({"bpe": json})
 
 
-def test_a_state_of_the_other_kind_is_refused():
-    with pytest.raises(DataError, match="the stored state holds byte pairs, but the spec says tokens=bytes"):
-        from_state(PAIRS.state, "bytes")
+def test_a_state_of_another_kind_is_refused():
+    with pytest.raises(DataError, match="the stored state is of learnt tokens, but the tokenizer is bytes"):
+        build(Bytes()).load_state(PAIRS.state())
+
+
+@pytest.mark.parametrize(
+    ("spec", "options", "message"),
+    [
+        (Bytes, {"vocab": 512}, r"vocab=512 is out of range \(>= 256 and <= 256\)"),
+        (BytePairs, {"vocab": 256}, r"vocab=256 is out of range \(> 256\)"),
+    ],
+)
+def test_the_size_of_a_vocabulary_is_checked(spec, options, message):
+    with pytest.raises(ValueError, match=message):
+        spec(**options)
 
 
 @examples

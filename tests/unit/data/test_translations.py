@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 
 from moekit.errors import DataError, MoekitError
 from moekit.registry import build
-from moekit_data.tokens import ByteTokens
-from moekit_data.translations import Translations, reading
+from moekit_data.bpe import BytePairs
+from moekit_data.bytes import Bytes
+from moekit_data.translations import Translations
 from moekit_data.translations.batches import Bucket, TokenPair, slices, width
 from moekit_data.translations.pairs import Pair, sample, split
-from moekit_data.translations.vocabulary import Vocabulary
+from moekit_data.translations.tags import TaggedTokenizer
 
 WORDS = ["one %(n)s", "two words", "three little words", "the fourth of them is longer than the others", "five", "six"]
 LANGUAGES = ("de", "th", "el")
@@ -37,7 +38,7 @@ def path(tmp_path_factory):
 
 def make(path, **options):
     defaults = {"languages": list(LANGUAGES), "batch_tokens": 96, "vocab": 300, "validation": 0.3}
-    return build(Translations(path=path, **{**defaults, **options}))
+    return build(Translations(path=path, **{**defaults, "tokenizer": BytePairs(vocab=296), **options}))
 
 
 def prepared(path, **options):
@@ -50,7 +51,7 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-BYTES = {"tokens": "bytes", "vocab": 260}
+BYTES = {"tokenizer": Bytes(), "vocab": 260}
 KINDS = pytest.mark.parametrize("kind", [{}, BYTES], ids=["bpe", "bytes"])
 
 
@@ -58,7 +59,7 @@ def test_a_source_is_in_one_split_with_all_its_translations(path):
     data = prepared(path, validation_pairs=99)
     trained = [data.train_batch(generator(seed)) for seed in range(60)]
     train, validation = (
-        {data.decode(row).partition("> ")[2] for batch in batches for row in batch.source.tokens}
+        {data.tokenizer.decode(row).partition("> ")[2] for batch in batches for row in batch.source.tokens}
         for batches in (trained, data.validation_batches())
     )
     assert train and validation and not train & validation
@@ -81,7 +82,7 @@ def test_validation_has_the_same_sources_in_each_language(path):
     by_language = {name: set() for name in data.domain_names()}
     for batch in data.validation_batches():
         for row, domain in zip(batch.source.tokens, batch.domain.tolist(), strict=True):
-            by_language[data.domain_names()[domain]].add(data.decode(row).partition("> ")[2])
+            by_language[data.domain_names()[domain]].add(data.tokenizer.decode(row).partition("> ")[2])
     assert {len(sources) for sources in by_language.values()} == {4}
     assert by_language["de"] == by_language["th"]
     pairs = [Pair(str(n), "x", name) for n in range(9) for name in LANGUAGES]
@@ -91,7 +92,7 @@ def test_validation_has_the_same_sources_in_each_language(path):
 @KINDS
 def test_a_batch_is_laid_out_as_decoders_and_encoders_need_it(path, kind):
     data = prepared(path, **kind)
-    end = data.end_token()
+    end = data.tokenizer.end
     for batch in (data.train_batch(generator()), *data.validation_batches()):
         inputs, targets, valid, num_bytes, domain, source = batch
         assert inputs.dtype == targets.dtype == source.tokens.dtype == torch.int64
@@ -106,10 +107,10 @@ def test_a_batch_is_laid_out_as_decoders_and_encoders_need_it(path, kind):
             tag, *text = source.tokens[row][source.valid[row]].tolist()
             assert tag == end + 1 + int(domain[row]) and max(text) < end
             language = data.domain_names()[int(domain[row])]
-            words = data.decode(torch.tensor(target))
-            assert data.decode(torch.tensor([tag, *text])) == f"<{language}> {words.rpartition(' ')[0]}".replace(
-                " auf", "" if language == "de" else " auf"
-            )
+            words = data.tokenizer.decode(torch.tensor(target))
+            assert data.tokenizer.decode(
+                torch.tensor([tag, *text])
+            ) == f"<{language}> {words.rpartition(' ')[0]}".replace(" auf", "" if language == "de" else " auf")
             total += len(words.encode())
         assert int(num_bytes) == total
         for mask in (valid, source.valid):
@@ -173,9 +174,9 @@ def test_languages_are_the_named_ones_or_all_that_have_enough(path):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"vocab": 260}, "256 bytes and a merge, the end and 3 languages need vocab=261 at least"),
-        ({"vocab": 259, "tokens": "bytes"}, "256 bytes, the end and 3 languages need vocab=260 at least"),
-        ({"vocab": 258, "languages": None}, "the end and 1 language need vocab=259"),
+        ({"vocab": 299}, "tokenizer.vocab=296, the end and 3 languages need vocab=300 at least"),
+        ({"vocab": 259, "tokenizer": Bytes()}, "tokenizer.vocab=256, the end and 3 languages need vocab=260 at least"),
+        ({"vocab": 297, "languages": None}, "the end and 1 language need vocab=298"),
         ({"languages": ["de", "de"]}, "one or more different languages"),
         ({"languages": []}, "one or more different languages"),
         ({"languages": ["d e"]}, "'d e' is not a language name"),
@@ -188,21 +189,21 @@ def test_impossible_options_are_refused_before_anything_is_read(path, options, s
 
 
 def test_a_vocabulary_without_room_for_all_languages_is_refused(path):
-    with pytest.raises(DataError, match=r"no room for 3 languages\n  set data\.vocab=261 or more"):
-        prepared(path, languages=None, min_pairs=1, vocab=259)
+    with pytest.raises(DataError, match=r"no room for 3 languages\n  set data\.vocab=300 or more"):
+        prepared(path, languages=None, min_pairs=1, vocab=298)
 
 
 def test_the_vocabulary_has_at_most_the_given_size(path):
     for vocab in (261, 270, 300):
-        data = prepared(path, vocab=vocab)
-        assert data.end_token() + len(LANGUAGES) < vocab
+        data = prepared(path, vocab=vocab, tokenizer=BytePairs(vocab=vocab - 4))
+        assert data.tokenizer.end + len(LANGUAGES) < vocab
         assert max(int(data.train_batch(generator(n)).source.tokens.max()) for n in range(9)) < vocab
 
 
 def test_byte_pairs_are_learnt_from_both_sides_of_the_training_pairs_alone(path):
-    data = prepared(path, vocab=600)
-    assert len(data.encode("<de> three little words")) < 8
-    assert len(data.encode("<de> auf Deutsch")) < 6
+    data = prepared(path, vocab=600, tokenizer=BytePairs(vocab=596))
+    assert len(data.tokenizer.encode("<de> three little words")) < 8
+    assert len(data.tokenizer.encode("<de> auf Deutsch")) < 6
 
 
 def test_byte_pairs_are_not_learnt_from_validation_pairs(tmp_path):
@@ -212,7 +213,7 @@ def test_byte_pairs_are_not_learnt_from_validation_pairs(tmp_path):
     (tmp_path / "pairs.tsv").write_text("\n".join(rows))
     data = prepared(str(tmp_path / "pairs.tsv"), languages=["de"])
     assert 30 < len(held_out) < 90
-    assert len(data.encode("<de> qwert")) == 2 and len(data.encode("<de> zzyzx")) == 6
+    assert len(data.tokenizer.encode("<de> qwert")) == 2 and len(data.tokenizer.encode("<de> zzyzx")) == 6
 
 
 def test_too_few_pairs_are_refused(tmp_path):
@@ -221,35 +222,31 @@ def test_too_few_pairs_are_refused(tmp_path):
         prepared(str(tmp_path / "one.tsv"), languages=["de"])
 
 
-def test_a_missing_sacrebleu_is_reported_before_training(path, monkeypatch):
-    monkeypatch.setattr(reading, "find_spec", lambda name: None)
-    with pytest.raises(DataError, match=r"needs sacrebleu \(it scores translations\)(.|\n)*pip install -e"):
-        prepared(path)
-
-
 @KINDS
 def test_a_prompt_begins_with_its_language(path, kind):
     data = prepared(path, **kind)
-    ids = data.encode(" <th> two words")
-    assert ids[0] == data.end_token() + 1 + LANGUAGES.index("th")
-    assert data.decode(ids) == "<th> two words"
-    assert data.decode(data.encode(data.example())) == data.example() == "<de> Save changes"
+    ids = data.tokenizer.encode(" <th> two words")
+    assert ids[0] == data.tokenizer.end + 1 + LANGUAGES.index("th")
+    assert data.tokenizer.decode(ids) == "<th> two words"
+    example = data.tokenizer.example()
+    assert data.tokenizer.decode(data.tokenizer.encode(example)) == example == "<de> Save changes"
     with pytest.raises(MoekitError, match=r"names no language(.|\n)*'<de> Save changes'\n  languages: de, th, el"):
-        data.encode("two words")
+        data.tokenizer.encode("two words")
     with pytest.raises(MoekitError, match=r"no tag <tj>(.|\n)*languages: de, th, el"):
-        data.encode("<tj> two words")
+        data.tokenizer.encode("<tj> two words")
 
 
 @given(st.text(max_size=8), st.text(max_size=8))
 @settings(max_examples=40, deadline=None)
 def test_decoding_stops_at_the_end(before, after):
-    vocabulary = Vocabulary(ByteTokens(), ["de", "pt_BR"])
-    encode = vocabulary.tokens.encode_text
-    ids = torch.cat([encode(before), torch.tensor([vocabulary.end]), encode(after)])
-    assert vocabulary.decode(ids) == before.encode(errors="replace").decode().replace("\0", "")
-    assert vocabulary.decode(torch.tensor([], dtype=torch.int64)) == ""
-    assert vocabulary.decode(torch.tensor([vocabulary.tag("pt_BR")])) == "<pt_BR> "
-    assert vocabulary.size == 259 and len(vocabulary.num_bytes_V()) == 259
+    tokenizer = TaggedTokenizer(build(Bytes()))
+    tokenizer.learn(["de", "pt_BR"], [])
+    encode = tokenizer.text.encode
+    ids = torch.cat([encode(before), torch.tensor([tokenizer.end]), encode(after)])
+    assert tokenizer.decode(ids) == before.encode(errors="replace").decode().replace("\0", "")
+    assert tokenizer.decode(torch.tensor([], dtype=torch.int64)) == ""
+    assert tokenizer.decode(torch.tensor([tokenizer.tag("pt_BR")])) == "<pt_BR> "
+    assert len(tokenizer.spelling) == len(tokenizer.num_bytes_V()) == 259
 
 
 @KINDS
@@ -257,18 +254,18 @@ def test_the_state_is_plain_and_enough_to_encode_and_decode_pairs(path, kind):
     data = prepared(path, **kind)
     stored = json.loads(json.dumps(data.state()))
     alone = make("/nowhere/at/all", languages=None, **kind)
-    assert alone.end_token() is None and alone.domain_names() == () and alone.state() == {}
+    assert alone.tokenizer.end is None and alone.domain_names() == () and alone.state() == {}
     with pytest.raises(MoekitError, match=r"prepare\(\) or load_state\(\)"):
-        alone.encode("<de> two")
+        alone.tokenizer.encode("<de> two")
     alone.load_state(stored)
-    assert alone.encode("<el> two words").tolist() == data.encode("<el> two words").tolist()
-    assert alone.end_token() == data.end_token() and alone.domain_names() == data.domain_names()
+    assert alone.tokenizer.encode("<el> two words").tolist() == data.tokenizer.encode("<el> two words").tolist()
+    assert alone.tokenizer.end == data.tokenizer.end and alone.domain_names() == data.domain_names()
     with pytest.raises(MoekitError, match=r"call prepare\(\) first"):
         alone.train_batch(generator())
 
 
 def test_a_vocabulary_loaded_after_prepare_replaces_the_batches(path):
-    first = prepared(path, languages=["el", "de"], vocab=280)
+    first = prepared(path, languages=["el", "de"], vocab=280, tokenizer=BytePairs(vocab=277))
     second = prepared(path)
     second.load_state(first.state())
     assert second.state() == first.state()

@@ -85,7 +85,7 @@ def test_a_missing_package_is_named_with_the_command(tmp_path, monkeypatch, miss
     django_at(tmp_path, monkeypatch, de=CATALOG)
     found = reading.find_spec
     monkeypatch.setattr(reading, "find_spec", lambda name: None if name == missing else found(name))
-    with pytest.raises(DataError, match=rf"needs {missing} .*\n  pip install -e '\.\[translation\]'$"):
+    with pytest.raises(DataError, match=rf"{missing} .* is not installed\n  pip install -e '\.\[translation\]'$"):
         list(read_django())
 
 

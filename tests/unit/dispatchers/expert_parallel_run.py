@@ -35,7 +35,7 @@ from moekit.contracts import ExpertBank, Init, LayerDims
 from moekit.contracts.layer import Groups
 from moekit.moe_layer import MoELayer
 from moekit.parallel.mesh import EXPERT, REPLICA, expert_mesh, world_mesh
-from moekit.parallel.traffic import choices_of, rows_of, traffic
+from moekit.parallel.traffic import choices_of, rows_of
 from moekit.registry import build
 from moekit.routing import TokenChoice, gates_of
 from moekit.spec.kinds import DispatcherSpec, Form, MoE
@@ -50,6 +50,7 @@ from moekit_dispatchers.fused import Fused
 from moekit_dispatchers.grouped import Grouped
 from moekit_dispatchers.loop import Loop
 from moekit_experts.glu import Glu
+from moekit_plan.traffic import traffic
 from moekit_routers.topk import TopK
 
 TIMEOUT = timedelta(seconds=200)  # which every group of ranks must inherit

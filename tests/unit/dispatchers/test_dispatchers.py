@@ -33,9 +33,9 @@ def token_choice(expert_TK: list[list[int]], gates: list[list[float]], E: int) -
         (
             Loop(),
             "soft",
-            r"forms token_choice, expert_choice\), but the router gave 'soft'; the dispatcher 'soft' takes",
+            r"forms token_choice, expert_choice\), but the router gave 'soft'; choose a dispatcher that takes",
         ),
-        (Grouped(), "soft", r"but the router gave 'soft'; the dispatcher 'soft' takes that"),
+        (Grouped(), "soft", r"but the router gave 'soft'; choose a dispatcher that takes that form"),
         (Capacity(), "expert_choice", r"'capacity' takes routings by token choice .* gave 'expert_choice'"),
         (
             DeviceCapacity(groups=2, inner=Grouped()),

@@ -17,12 +17,10 @@ from moekit.component import Component
 from moekit.contracts import ExpertBank, LayerDims
 from moekit.errors import MoekitError
 from moekit.moe_layer import MoELayer
-from moekit.parallel.strategy import check_layout
 from moekit.registry import build, temporary
 from moekit.routing import TokenChoice
 from moekit.spec.fields import ConflictError
 from moekit.spec.kinds import DispatcherSpec, ExpertSpec, MoE
-from moekit.spec.sharding import Sharded
 from moekit.testing.fixtures.routings import some_routing
 from moekit_dispatchers.auto import Auto
 from moekit_dispatchers.capacity import Capacity
@@ -33,6 +31,8 @@ from moekit_dispatchers.grouped import Grouped
 from moekit_dispatchers.loop import Loop
 from moekit_dispatchers.soft import Soft
 from moekit_experts.glu import Glu
+from moekit_lightning.sharded import Sharded
+from moekit_lightning.sharded.module import check_layout
 from moekit_routers.dense import Dense
 from moekit_routers.topk import TopK
 

@@ -20,13 +20,14 @@ from moekit import (
     ModelOutput,
     MoekitError,
     Source,
+    Tokenizer,
     hookimpl,
     load,
     option,
     temporary,
 )
 from moekit.cli import main
-from moekit.inference.generate import answer, next_token, stream, targets, translate
+from moekit.inference.generate import answer, greedy, next_token, stream, targets
 from moekit.spec.kinds import DataSpec
 from moekit.training.callbacks.progress import counted_unit
 from moekit.training.module import LitMoE
@@ -43,9 +44,26 @@ class Mirror(DataSpec):
     batch: int = option(4, "pairs a batch", ge=1)
 
 
+class Digits(Tokenizer):
+    def __init__(self, end: int | None = END) -> None:
+        self._end = end
+
+    @property
+    def spelling(self) -> list[bytes]:
+        return [*(str(digit).encode() for digit in range(10)), b"10"]
+
+    @property
+    def end(self) -> int | None:
+        return self._end
+
+    def encode(self, text: str) -> Tensor:
+        return torch.tensor([int(letter) for letter in text])
+
+
 class MirrorData(Data):
     def __init__(self, spec: Mirror) -> None:
         self.spec = spec
+        self.tokenizer = Digits()
 
     def prepare(self) -> None:
         return None
@@ -69,20 +87,6 @@ class MirrorData(Data):
 
     def validation_batches(self) -> Iterator[Batch]:
         yield self.train_batch(torch.Generator().manual_seed(5))
-
-    def encode(self, text: str) -> Tensor:
-        return torch.tensor([int(letter) for letter in text])
-
-    def decode(self, ids: Tensor) -> str:
-        return "".join(str(int(token)) for token in ids)
-
-    def end_token(self) -> int | None:
-        return END
-
-
-class EndlessData(MirrorData):
-    def end_token(self) -> int | None:
-        return None
 
 
 class Acme:
@@ -171,7 +175,7 @@ def test_a_model_learns_targets_from_its_source() -> None:
     assert losses[-1] < 0.5 < 2 < losses[0]
     batch = data.train_batch(torch.Generator().manual_seed(0))
     assert batch.source is not None and batch.valid is not None
-    written = translate(module.model, batch.source, start=END, end=END, max_tokens=9)
+    written = greedy(module.model, data.tokenizer)(batch.source, max_tokens=9)
     expected = [t[v][:-1].tolist() for t, v in zip(batch.targets, batch.valid, strict=True)]
     right = sum(w.tolist() == e for w, e in zip(written, expected, strict=True))
     assert right >= 3
@@ -196,14 +200,14 @@ class Script(Model):
         return output
 
 
-def test_translate_stops_each_target_at_its_end() -> None:
+def test_greedy_targets_stop_at_their_end() -> None:
     model, source = Script(), Source(torch.tensor([[3, 4, END, 7, 7], [5, END, 1, 1, 1], [1, 2, 3, END, 4]]))
-    found = translate(model, source, start=0, end=END, max_tokens=5)
+    found = greedy(model, Digits())(source, max_tokens=5)
     assert [row.tolist() for row in found] == [[3, 4], [5], [1, 2, 3]]
     assert len(model.seen) == 4  # none is left after that
     assert model.seen[-1].tolist() == [[True, True, True, False], [True, True, False, False], [True, True, True, True]]
-    assert [row.tolist() for row in translate(model, source, start=0, end=END, max_tokens=2)] == [[3, 4], [5], [1, 2]]
-    assert [row.tolist() for row in translate(model, source, start=0, end=END, max_tokens=0)] == [[], [], []]
+    assert [row.tolist() for row in greedy(model, Digits())(source, max_tokens=2)] == [[3, 4], [5], [1, 2]]
+    assert [row.tolist() for row in greedy(model, Digits())(source, max_tokens=0)] == [[], [], []]
 
 
 def test_targets_repeat_the_end_for_those_that_ended() -> None:
@@ -214,9 +218,13 @@ def test_targets_repeat_the_end_for_those_that_ended() -> None:
 
 def test_answer_ends_before_the_end_token() -> None:
     source = torch.tensor([3, 4, END, 5])
-    assert list(answer(Script(), MirrorData(Mirror()), source, tokens=9)) == [3, 4]
-    with pytest.raises(MoekitError, match="EndlessData names no token that ends a target"):
-        answer(Script(), EndlessData(Mirror()), source, tokens=9)
+    assert list(answer(Script(), Digits(), source, tokens=9)) == [3, 4]
+    with pytest.raises(MoekitError, match="Digits names no token that ends a target"):
+        answer(Script(), Digits(end=None), source, tokens=9)
+    with pytest.raises(MoekitError, match="Digits names no token that ends a target"):
+        greedy(Script(), Digits(end=None))(Source(source[None]), max_tokens=9)
+    with pytest.raises(MoekitError, match="the data has no tokenizer"):
+        greedy(Script(), None)(Source(source[None]), max_tokens=9)
 
 
 def test_rows_are_sampled_independently() -> None:

@@ -15,14 +15,14 @@ from moekit.contracts import ExpertBank, Init, LayerDims, Model
 from moekit.errors import MoekitError
 from moekit.parallel.deferred_init import DeferredInit, ShardWriter, defer_init
 from moekit.parallel.sharding import shard
-from moekit.parallel.strategy import ShardedStrategy, with_expert_parallel
 from moekit.shards.shard import expert_parallel_layers, local, state_dict_shards
 from moekit.spec.recipe import Recipe
-from moekit.spec.sharding import Sharded
 from moekit.training.build import build_model, build_seeded, build_unsharded
 from moekit.weights import OwnedParameter, init_weights
 from moekit_experts.glu import Glu
 from moekit_experts.glu.module import GluExperts
+from moekit_lightning.sharded import Sharded
+from moekit_lightning.sharded.module import ShardedStrategy, with_expert_parallel
 from moekit_routers.topk import TopK
 from moekit_routers.topk.module import TopKRouter
 

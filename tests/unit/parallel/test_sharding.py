@@ -25,7 +25,6 @@ from moekit import load
 from moekit.compat import TorchDispatchMode
 from moekit.contracts import Init, Model
 from moekit.parallel.sharding import shard
-from moekit.parallel.strategy import with_expert_parallel
 from moekit.registry import build
 from moekit.shards.shard import (
     TensorShard,
@@ -35,9 +34,10 @@ from moekit.shards.shard import (
     slices_of,
     state_dict_shards,
 )
-from moekit.spec.sharding import Sharded
 from moekit.training.step import total_norm
 from moekit.weights import init_weights
+from moekit_lightning.sharded import Sharded
+from moekit_lightning.sharded.module import with_expert_parallel
 
 LAYOUTS = pytest.mark.parametrize("ep", [1, 2, 4])
 OPTIONS = [

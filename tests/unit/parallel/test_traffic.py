@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from moekit.contracts import LayerDims
-from moekit.parallel.traffic import choices_of, reached, row_dtype, rows_of, sent, traffic
+from moekit.parallel.traffic import choices_of, reached, row_dtype, rows_of, sent
 from moekit.registry import build
 from moekit.routing import TokenChoice
 from moekit.testing.fixtures.routings import some_routing
@@ -29,17 +29,6 @@ def test_a_token_is_one_row_for_each_other_rank_that_holds_its_experts() -> None
     sent_TK = torch.tensor([[True, False, False]] * 4)
     assert rows_of(chosen([[0, 1, 4], [2, 3, 7], [2, 4, 6], [5, 4, 2]], 8, sent_TK=sent_TK), 4, 1) == 1 + 1
     assert rows_of(routing, 1, 0) == 0
-
-
-def test_the_bytes_and_messages_of_ten_rows() -> None:
-    """Of 8 elements of 2 bytes, 6 in the output, with 3 gates and 3 indices; and 16 bytes to each of 3 other ranks."""
-    found = traffic(10, size=4, choices=3, dim=8, out_dim=6, element_bytes=2)
-    assert found.forward == 10 * (8 * 2 + 3 * 4 + 3 * 4 + 6 * 2) + 3 * 16
-    assert found.backward == 10 * (8 * 2 + 3 * 4 + 6 * 2)
-    assert (found.forward_messages, found.backward_messages) == (15, 9)
-    twice = found + found
-    assert (twice.rows, twice.forward, twice.backward) == (20, 2 * found.forward, 2 * found.backward)
-    assert (twice.forward_messages, twice.backward_messages) == (30, 18)
 
 
 @pytest.mark.parametrize("narrow", [torch.bfloat16, torch.float16])

@@ -14,6 +14,7 @@ from moekit.errors import PluginError
 from moekit.spec import component_spec, dump, load, to_config, to_plain
 from moekit.spec.fields import LARGEST
 from moekit.spec.recipe import Recipe
+from moekit.spec.trainer import TrainerSpec
 from moekit.spec.yaml_text import read
 
 
@@ -70,8 +71,8 @@ def test_a_config_is_resolved_and_refers_to_nothing() -> None:
 
 def test_plain_data_is_a_copy() -> None:
     recipe = load("small")
-    to_plain(recipe)["trainer"]["max_steps"] = 99
-    assert recipe.trainer == {"max_steps": 10}
+    to_plain(recipe)["trainer"]["callbacks"]["mine"] = 99
+    assert recipe.trainer == TrainerSpec(max_steps=10)
 
 
 ODD = ["${x}", "\\${x}", "\\\\${x}", "a${", "${data.vocab}", "C:\\", "\\", "$", "1e-4", "null", ""]

@@ -21,6 +21,7 @@ from moekit.registry import Registry
 from moekit.spec import component_spec, load, to_plain, validate
 from moekit.spec.kinds import MoE
 from moekit.spec.recipe import Stop
+from moekit.spec.trainer import TrainerSpec
 
 Write = Callable[[str, str], str]
 
@@ -39,7 +40,7 @@ def test_a_recipe_is_loaded_by_name() -> None:
         ),
     )
     assert (recipe.data, recipe.optimizer) == (fakes.Lines(seq=32), fakes.Step(lr=3e-3))
-    assert recipe.trainer == {"max_steps": 10}
+    assert recipe.trainer == TrainerSpec(max_steps=10)
     assert moekit.load is load
 
 
@@ -100,14 +101,14 @@ def test_one_override_may_be_given_as_text() -> None:
         (["optimizer.lr=1e-4"], "optimizer.lr", 1e-4),
         (["seed=1e3"], "seed", 1000),
         (["seed='7'"], "seed", 7),
-        (["trainer.max_steps=null", "trainer.precision=bf16-mixed"], "trainer", {"precision": "bf16-mixed"}),
+        (["trainer.max_steps=null", "trainer.precision=bf16-mixed"], "trainer", TrainerSpec(precision="bf16-mixed")),
         (["trainer.max_time=00:00:10:00"], "trainer.max_time", "00:00:10:00"),
-        (["stop={metric: loss, below: 1}"], "stop", Stop(metric="loss", below=1.0)),
+        (["stop={metric: val/loss, below: 1}"], "stop", Stop(metric="val/loss", below=1.0)),
         (["data.vocab=512"], "model.vocab", 512),
         (["data.path=${.seq}-${seed}"], "data.path", "32-0"),
         (["data.path=\\${x}"], "data.path", "${x}"),
         (["optimizer.betas=['${optimizer.lr}', 0.5]"], "optimizer.betas", [3e-3, 0.5]),
-        (["trainer.gradient_clip_val=${optimizer.lr}"], "trainer", {"max_steps": 10, "gradient_clip_val": 3e-3}),
+        (["trainer.gradient_clip_val=${optimizer.lr}"], "trainer", TrainerSpec(max_steps=10, gradient_clip_val=3e-3)),
         (["data.path=${name}"], "data.path", ""),
         (["summary=${model.moe.router.score}"], "summary", "softmax"),
         (["summary=${seed}"], "summary", "0"),
@@ -145,9 +146,9 @@ def test_a_folder_or_a_file_of_another_ending_is_not_a_recipe(write: Write) -> N
             "key 3 is not text\n  at model\n  expected a name, in quotes if need be",
         ),
         (
-            {"model": {"use": "bag"}, "trainer": {"devices": object()}},
-            "devices: an object of type object is not a plain value\n"
-            "  at trainer.devices\n"
+            {"model": {"use": "bag"}, "trainer": {"callbacks": {"a": {"class": "a.B", "x": object()}}}},
+            "x: an object of type object is not a plain value\n"
+            "  at trainer.callbacks.a.x\n"
             "  expected text, a number, a list or a mapping",
         ),
         (

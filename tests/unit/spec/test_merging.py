@@ -78,6 +78,13 @@ def test_references_are_merged_as_they_are_written() -> None:
     assert merged("{a: {b: 1}}", "{a: '${c}'}") == {"a": "${c}"}
 
 
+def test_a_strategy_with_options_is_replaced_by_a_name() -> None:
+    """As when a sharded run is resumed in one process: ``auto`` has no options of its own."""
+    sharded = "trainer: {strategy: {use: sharded, ep: 2}}"
+    assert merged(sharded, "trainer: {strategy: auto}") == {"trainer": {"strategy": {"use": "auto"}}}
+    assert merged(sharded, "trainer: {strategy: sharded}") == {"trainer": {"strategy": {"use": "sharded", "ep": 2}}}
+
+
 def test_a_mapping_over_a_reference_waits_for_all_layers() -> None:
     layers = merge("a: {i: '${n}'}\nn: {x: 1}", "a:\n  i: {y: 2}", "n: {x: 3}")
     assert layers.plain().data == {"a": {"i": "${n}"}, "n": {"x": 3}}

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import spec_fakes as fakes
+from fake_plugins import module
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
@@ -17,6 +18,7 @@ from pages import cases, whole
 from spec_fakes import check_overrides
 
 from moekit.errors import SpecError
+from moekit.registry import temporary
 from moekit.spec import load
 from moekit.spec.places import Report
 from moekit.spec.references import References, escape, is_reference, register_resolver
@@ -90,22 +92,25 @@ def test_a_reference_to_what_holds_it_is_reported(written: object) -> None:
 @pytest.mark.parametrize(
     ("tree", "what"),
     [
-        ({"a0": ["${trainer.a1}"] * 11, "a1": [0] * 1000}, "references repeat more than 10,000 values"),
+        ({"a0": ["${trainer.callbacks.c.a1}"] * 11, "a1": [0] * 1000}, "references repeat more than 10,000 values"),
         (
-            {f"a{i}": [f"${{trainer.a{i + 1}}}"] * 9 for i in range(12)},
+            {f"a{i}": [f"${{trainer.callbacks.c.a{i + 1}}}"] * 9 for i in range(12)},
             "references refer to others more than 2,000 times",
         ),
         (
-            {f"a{i}": f"${{trainer.a{i + 1}}}" * 2 for i in range(60)},
+            {f"a{i}": f"${{trainer.callbacks.c.a{i + 1}}}" * 2 for i in range(60)},
             "references refer to others more than 2,000 times",
         ),
-        ({f"a{i}": f"${{trainer.a{i + 1}}}" for i in range(3000)}, "references refer to others more than 2,000 times"),
+        (
+            {f"a{i}": f"${{trainer.callbacks.c.a{i + 1}}}" for i in range(3000)},
+            "references refer to others more than 2,000 times",
+        ),
     ],
     ids=["a list", "lists", "texts", "a chain"],
 )
 def test_references_that_multiply_are_rejected(tree: dict[str, Any], what: str) -> None:
-    with pytest.raises(SpecError, match=rf"^{what}.*\n  at trainer\.a"):
-        load({"extends": "small", "trainer": tree})
+    with pytest.raises(SpecError, match=rf"^{what}.*\n  at trainer\.callbacks\.c\.a"):
+        load({"extends": "small", "trainer": {"callbacks": {"c": {"class": "a.B", **tree}}}})
 
 
 def test_every_broken_interpolation_is_reported() -> None:
@@ -162,7 +167,7 @@ def test_a_value_that_is_wrong_only_where_it_is_referred_to_is_reported_there() 
         (["model.ffn=${.moe.shared}"], "model.ffn", None),
         (["model.moe.balancers.again=${.bias}", "model.moe.balancers.bias.rate=2"], "model.moe.balancers.again.rate", 2.0),
         (["model.head=${model.moe.shared}"], "model.head", None),
-        (["trainer={a: {depth: 3}}", "model.head=${trainer.a}", "trainer.a=null"], "model.head", None),
+        (["trainer.callbacks.c={class: a.B, a: {depth: 3}}", "model.head=${trainer.callbacks.c.a}", "trainer.callbacks.c.a=null"], "model.head", None),
         (["model.head.depth=${model.moe.router.top_k}"], "model.head.depth", 2),
         (["model.head={}", "seed=${model.head.depth}"], "seed", 1),
         (["seed=${checkpoints.keep}"], "seed", 2),
@@ -192,7 +197,7 @@ def test_a_mapping_over_a_reference_is_a_copy(write: Write) -> None:
     [
         (["model.moe=${model}"], "model.moe"),
         (["model.moe.shared=${.experts}", "model.moe.experts=${.shared}"], "model.moe.shared"),
-        (["trainer={a: ['${trainer}']}"], "trainer.a[0]"),
+        (["trainer.callbacks.c={class: a.B, a: ['${trainer}']}"], "trainer.callbacks.c.a[0]"),
     ],
 )
 def test_a_part_that_refers_to_itself_ends(overrides: list[str], at: str) -> None:
@@ -318,14 +323,31 @@ def test_an_exception_of_a_resolver_is_reported_with_its_line(write: Write) -> N
 @pytest.mark.parametrize(
     ("made", "what"),
     [
-        ({1: 2}, "trainer: a mapping (from ${odd:}) has key 1, which is not text"),
-        (object(), "trainer: an object of type object (from ${odd:}) is not a mapping"),
+        ({1: 2}, "requires: a mapping (from ${odd:}) has key 1, which is not text"),
+        (object(), "requires: an object of type object (from ${odd:}) is not a mapping"),
     ],
 )
 def test_what_a_resolver_returns_is_checked(made: object, what: str) -> None:
     register_resolver("odd", lambda: made)
     try:
-        with pytest.raises(SpecError, match=rf"^{re.escape(what)}.*\n  at trainer  in command line"):
-            load("small", ["trainer=${odd:}"])
+        with pytest.raises(SpecError, match=rf"^{re.escape(what)}.*\n  at requires  in command line"):
+            load("small", ["requires=${odd:}"])
     finally:
         OmegaConf.clear_resolver("odd")
+
+
+def square(number: int) -> int:
+    return number * number
+
+
+def failing(number: int) -> int:
+    raise ZeroDivisionError(f"cannot divide {number}")
+
+
+def test_plugins_offer_resolvers_and_are_named_where_one_fails() -> None:
+    offers = {"acme.square": "test_references:square", "acme.failing": "test_references:failing"}
+    with temporary(module("acme_math", resolvers=offers)):
+        assert load("small", ["model.width=${acme.square:3}"]).model.width == 9  # type: ignore[attr-defined]
+        message = r"resolver 'acme\.failing' of plugin 'acme_math': ZeroDivisionError: cannot divide 2"
+        with pytest.raises(SpecError, match=message):
+            load("small", ["model.width=${acme.failing:2}"])

@@ -41,7 +41,7 @@ def test_two_related_papers_differ_in_eleven_lines(real_plugins: None) -> None:
     assert "model.moe.at: (every=2) -> (first=1)" in lines
 
 
-def test_two_distant_papers_differ_in_less_than_twenty_lines(real_plugins: None) -> None:
+def test_two_distant_papers_differ_in_at_most_twenty_lines(real_plugins: None) -> None:
     lines = [str(change) for change in diff(load("jacobs1991"), load("deepseek_v3"))]
     assert lines[0].startswith(
         "paper: Adaptive Mixtures of Local Experts (1991) -> DeepSeek-V3 Technical Report (2024)"
@@ -49,7 +49,7 @@ def test_two_distant_papers_differ_in_less_than_twenty_lines(real_plugins: None)
     assert [line.partition("(")[0] for line in lines if line.startswith("model.moe.router")] == [
         "model.moe.router: dense"
     ]
-    assert len(lines) < 20
+    assert len(lines) <= 20
     assert current().failed == ()
 
 

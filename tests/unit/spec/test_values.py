@@ -205,10 +205,10 @@ betas: a mapping is not a list
   at optimizer.betas  in command line
   expected a list of numbers >= 0 and < 1
 
-$ trainer=fast  # not a mapping
-trainer: 'fast' is not a mapping
-  at trainer  in command line
-  expected a mapping to plain values
+$ requires=fast  # not a mapping
+requires: 'fast' is not a mapping
+  at requires  in command line
+  expected a mapping to text
 
 $ model.moe.router.top_k=9  # out of range
 top_k: 9 is out of range

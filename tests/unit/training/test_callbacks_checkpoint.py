@@ -38,7 +38,7 @@ def fit(
     """Trains with a validation, and thus a save, after every second step."""
     options = {
         "max_steps": steps, "accelerator": "cpu", "precision": "32-true", "val_check_interval": 2,
-        "check_val_every_n_epoch": None, "enable_progress_bar": False,
+        "enable_progress_bar": False,
     }  # fmt: skip
     spec = load(recipe(trainer={**options, **changes.pop("trainer", {})}, **changes))
     trainer = make_trainer(spec, RunFolder(folder), callbacks=callbacks)

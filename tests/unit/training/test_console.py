@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 from training_helpers import trainer
 
+from moekit.spec.fields import MetricInfo
 from moekit.training import LitMoE
 from moekit.training.run.console import comparison_lines, print_summary, score_rows
 from moekit.training.run.folder import RunFolder
@@ -21,11 +22,12 @@ from moekit.training.run.outcome import Outcome, compare, outcome_of
 
 def test_scores_are_printed_with_those_of_the_dense_model() -> None:
     scores = {"bleu": 12.3456, "placeholders_kept": 0.5, "scored_pairs": 1256.0}
-    assert score_rows(scores) == [("BLEU", "12.35"), ("placeholders kept", "0.5"), ("scored pairs", "1,256")]
+    metrics = {"bleu": MetricInfo("BLEU", digits=2), "scored_pairs": MetricInfo("pairs", digits=0)}
+    assert score_rows(scores, metrics) == [("BLEU", "12.35"), ("placeholders kept", "0.500"), ("pairs", "1,256")]
     dense = {"bleu": 11.0, "scored_pairs": 1256.0}
-    assert score_rows(scores, dense)[0] == ("BLEU", "12.35   (dense 11)")
-    assert score_rows(scores, dense)[1:] == score_rows(scores)[1:]
-    assert score_rows({}, dense) == []
+    assert score_rows(scores, metrics, dense)[0] == ("BLEU", "12.35   (dense 11.00)")
+    assert score_rows(scores, metrics, dense)[1:] == score_rows(scores, metrics)[1:]
+    assert score_rows({}, metrics, dense) == []
 
 
 def outcome(seconds: float, values: list[float]) -> Outcome:
@@ -33,19 +35,30 @@ def outcome(seconds: float, values: list[float]) -> Outcome:
         label="m", folder=Path("runs/m/1"), steps=10, tokens=1000.0, seconds=seconds, train={}, max_violation=None,
         validation={"bits_per_byte": values[-1]}, dropped=None, dropped_tokens=None, stopped_after=None,
         total=9, active=3, curve=([seconds * (i + 1) / len(values) for i in range(len(values))], values),
+        metric="bits_per_byte",
     )  # fmt: skip
 
 
 def test_the_comparison_names_the_better_model_per_token_and_per_second() -> None:
     found = compare(outcome(20.0, [4.0, 3.0, 2.5, 2.0]), outcome(10.0, [3.5, 2.8, 2.4, 2.2]))
     assert (found.seconds, found.moe_then, found.dense_then) == (10.0, 3.0, 2.2)
-    lines = comparison_lines(found, outcome(20.0, [2.0]))
+    metrics = {"bits_per_byte": MetricInfo("bits per byte")}
+    lines = comparison_lines(found, outcome(20.0, [2.0]), metrics)
+    assert lines[0].endswith("(bits per byte, lower is better):")
     assert "2.000, dense 2.200, after the same 1,000 tokens: the mixture is better by 0.200 (9.1%)" in lines[2]
     assert "3.000, dense 2.200, after the same 10 s: the dense model is better by 0.800 (26.7%)" in lines[3]
     assert "the mixture takes 2.0 times as long a step" in lines[4]
     early = compare(outcome(40.0, [4.0, 3.0]), outcome(10.0, [3.5, 2.8]))
     assert math.isnan(early.moe_then)
-    assert "nothing to compare" in comparison_lines(early, outcome(40.0, [3.0]))[3]
+    assert "nothing to compare" in comparison_lines(early, outcome(40.0, [3.0]), metrics)[3]
+
+
+def test_a_score_is_compared_the_other_way_round() -> None:
+    found = replace(compare(outcome(20.0, [0.5]), outcome(10.0, [0.75])), metric="share")
+    metrics = {"share": MetricInfo("share of it", lower_is_better=False, digits=2)}
+    lines = comparison_lines(found, outcome(20.0, [0.5]), metrics)
+    assert lines[0].endswith("(share of it, higher is better):")
+    assert lines[2].endswith("0.50, dense 0.75, after the same 1,000 tokens: the dense model is better by 0.25 (33.3%)")
 
 
 @pytest.mark.usefixtures("quiet_lightning")

@@ -37,8 +37,8 @@ def test_averaged_and_summed_gradients_give_the_same_step(averaged: int) -> None
 
 def test_only_the_sharded_strategy_sums_gradients_over_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     """DDP averages over all four ranks, and so the step must multiply by four."""
-    from moekit.parallel.strategy import ShardedStrategy
-    from moekit.spec.sharding import Sharded
+    from moekit_lightning.sharded import Sharded
+    from moekit_lightning.sharded.module import ShardedStrategy
 
     module = LitMoE(load("jacobs1991"))
     received: list[int] = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,8 +24,6 @@ def test_trainer_options_have_defaults_for_a_run_in_steps() -> None:
     assert options["log_every_n_steps"] == 4
     assert options["precision"] == "16-mixed"
     assert options["devices"] == 1
-    with pytest.raises(SpecError, match="0 is not a number of steps"):
-        trainer_options(replace(load("jacobs1991"), trainer={"max_steps": 0}))
 
 
 @pytest.mark.parametrize(
@@ -51,23 +48,24 @@ def test_the_default_precision_is_bf16_only_on_gpus_that_compute_in_it(
 
 def test_a_validation_within_a_step_is_rejected() -> None:
     """Lightning counts micro-batches; a checkpoint within a step would lose the step's first gradients."""
-    options = ["trainer.accumulate_grad_batches=4", "trainer.check_val_every_n_epoch=null"]
+    options = ["trainer.accumulate_grad_batches=4"]
     assert trainer_options(load("jacobs1991", [*options, "trainer.val_check_interval=8"]))["val_check_interval"] == 8
-    with pytest.raises(SpecError, match="a multiple of accumulate_grad_batches=4"):
+    with pytest.raises(
+        SpecError, match="val_check_interval=6 counts micro-batches, and is not a whole number of steps of 4"
+    ):
         trainer_options(load("jacobs1991", [*options, "trainer.val_check_interval=6"]))
 
 
 @pytest.mark.usefixtures("quiet_lightning")
 @pytest.mark.parametrize(
     "bad",
-    ["trainer.accelerator=abacus", "trainer.strategy=shardedd", "trainer.devices=0", "trainer.devices=-3"],
+    ["trainer.accelerator=abacus", "trainer.devices=0", "trainer.devices=-3"],
 )
 def test_options_that_the_trainer_rejects_are_a_spec_error(bad: str, tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="the Trainer rejects its options") as caught:
         make_trainer(load("jacobs1991", [bad, "trainer.accelerator=cpu"][::-1]), RunFolder(tmp_path / "run"))
     said = str(caught.value)
     assert f"\n  at {bad.partition('=')[0]}" in said
-    assert ("did you mean 'sharded'?" in said) is ("sharded" in bad)
     assert not (tmp_path / "run").exists()
 
 

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 from rich.console import Console
 
+from moekit.spec.fields import MetricInfo
 from moekit.training.callbacks.progress import MAX_LINES, TrainingProgress, metrics_line, validation_line
 
 
@@ -14,9 +15,16 @@ def test_metrics_are_formatted_in_one_line() -> None:
     values = {
         "train/loss": 2.5, "tokens_per_second": 12345.6, "lr": 0.003, "train/max_violation": 0.5, "train/dropped": 0.01
     }  # fmt: skip
-    assert metrics_line(values) == "loss 2.500  12,346 tokens/s  lr 0.003  MaxVio 0.50  dropped 1.0%"
-    assert metrics_line({"train/loss": 0.1, "train/blend_mse": 0.2}, "cases") == "loss 0.100  blend mse 0.200"
-    assert validation_line({"val/loss": 1.5, "val/bits_per_byte": 2.0}) == "bits per byte 2.000, loss 1.500"
+    assert metrics_line(values, {}) == "loss 2.500  12,346 tokens/s  lr 0.003  MaxVio 0.50  dropped 1.0%"
+    metrics = {
+        "bits_per_byte": MetricInfo("bits per byte", headline=True),
+        "blend_mse": MetricInfo("blend", live=True, digits=2),
+        "exact": MetricInfo("exact"),
+    }
+    seen = {"train/loss": 0.1, "train/blend_mse": 0.2, "train/exact": 0.3, "train/bits_per_byte": 4.0}
+    assert metrics_line(seen, metrics, "cases") == "loss 0.100  blend 0.20"
+    seen = {"val/loss": 1.5, "val/bits_per_byte": 2.0, "val/exact": 0.3, "val/blend_mse": 0.2}
+    assert validation_line(seen, metrics) == "bits per byte 2.000, blend 0.20, loss 1.500"
 
 
 def test_progress_without_a_terminal_is_a_few_lines() -> None:

@@ -28,14 +28,14 @@ from moekit.checkpoints.format import map_leaves
 from moekit.checkpoints.reading import Handle, open_checkpoint
 from moekit.checkpoints.writing import save_tree
 from moekit.parallel import launch
-from moekit.parallel.strategy import ShardedStrategy
-from moekit.spec.sharding import Sharded
 from moekit.training.callbacks.checkpoint import AtomicCheckpointIO
 from moekit.training.run.folder import LOCK, RunFolder
 from moekit.training.run.metrics_log import read_metrics
 from moekit.training.run.resume import check_same_model, differences, recount, verify_checkpoints
 from moekit.training.run.saved import read_checkpoint
 from moekit.training.run.train import train
+from moekit_lightning.sharded import Sharded
+from moekit_lightning.sharded.module import ShardedStrategy
 
 Make = Callable[..., dict[str, Any]]
 STATE, TENSORS = "state.json", "tensors-00001-of-00001.safetensors"

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("quiet_lightning")
 def ckpt(recipe: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What Lightning's own callback writes, with byte pairs that were learnt."""
     folder = tmp_path_factory.mktemp("ckpt")
-    data = {**recipe()["data"], "tokens": "bpe", "vocab": 270}
+    data = {**recipe()["data"], "tokenizer": {"use": "bpe", "vocab": 270}}
     model = {**recipe()["model"], "vocab": 270}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -45,7 +45,8 @@ def test_a_file_of_lightnings_own_callback_is_loaded(ckpt: Path, tmp_path: Path)
     module = LitMoE.load_from_checkpoint(ckpt)
     saved = torch.load(ckpt, weights_only=True)
     assert all(torch.equal(tensor, saved["state_dict"][name]) for name, tensor in module.state_dict().items())
-    assert module.data is not None and module.data.decode(module.data.encode("abc")) == "abc"
+    tokenizer = module.data and module.data.tokenizer
+    assert tokenizer is not None and tokenizer.decode(tokenizer.encode("abc")) == "abc"
     assert load_run(str(ckpt)).data is not None
     path, _, _ = export(str(ckpt), tmp_path / "w.safetensors")
     weights = load_file(path)

@@ -139,7 +139,7 @@ def test_weights_of_another_model_are_rejected_and_nothing_is_loaded(recipe: Mak
 
 def test_a_learnt_vocabulary_comes_with_the_weights(recipe: Make, trained: Path, tmp_path: Path) -> None:
     (tmp_path / "other.txt").write_text("wholly different words here " * 40)
-    pairs = {"tokens": "bpe", "vocab": 270}
+    pairs = {"tokenizer": {"use": "bpe", "vocab": 270}}
     spec = recipe()
     spec["data"] |= pairs
     spec["model"]["vocab"] = 270

@@ -1,22 +1,16 @@
-"""A whole run: recipes that cannot be trained, lost ranks, and scores of the trained model."""
+"""A whole run: recipes that cannot be trained, and lost ranks."""
 
 from __future__ import annotations
 
-from io import StringIO
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 import torch.distributed as dist
-from rich.console import Console
-from torch import nn
 
 from moekit import SpecError, load
-from moekit.contracts import Batch, Data, Model
 from moekit.registry import current
 from moekit.spec.heads import head_of
-from moekit.training.run.train import evaluate, lost_rank, train
+from moekit.training.run.train import lost_rank, train
 
 NOT_TRAINABLE = [recipe.name for recipe in current().recipes if not head_of(recipe, current()).trains]
 
@@ -53,45 +47,3 @@ def test_a_failed_collective_is_recognised_as_a_lost_rank(several: bool, monkeyp
     assert lost_rank(RuntimeError(GLOO)) == lost_rank(dist.DistBackendError("NCCL timed out")) == several
     assert lost_rank(dist.DistStoreError("Timed out after 41 seconds waiting for clients"))  # before all have met
     assert not lost_rank(RuntimeError("shape '[2]' is invalid for input of size 3")) and not lost_rank(KeyError("w"))
-
-
-class Silent(Data):
-    def prepare(self) -> None: ...
-
-    def train_batch(self, generator: Any) -> Batch:
-        raise NotImplementedError
-
-    def validation_batches(self) -> Any:
-        raise NotImplementedError
-
-
-class Scored(Silent):
-    def scores(self, model: Model) -> dict[str, float]:
-        return {"bleu": 12.3456, "scored_pairs": 1256.0}
-
-
-@pytest.mark.parametrize(
-    ("data", "line"), [(None, ""), (Silent(), ""), (Scored(), "tiny: scoring the trained model\n")]
-)
-def test_data_with_scores_evaluates_the_model(data: Data | None, line: str) -> None:
-    out = StringIO()
-    found = evaluate(data, nn.Identity(), "tiny", Console(file=out), torch.device("cpu"))  # type: ignore[arg-type]
-    assert found == ({"bleu": 12.3456, "scored_pairs": 1256.0} if line else {})
-    assert out.getvalue() == line
-
-
-def test_a_model_is_scored_on_the_device_that_it_was_trained_on() -> None:
-    places: list[str] = []
-
-    class Placed(nn.Module):
-        def to(self, device: Any) -> Placed:  # type: ignore[override]
-            places.append(str(device))
-            return self
-
-    class Where(Silent):
-        def scores(self, model: Model) -> dict[str, float]:
-            places.append("scored")
-            return {}
-
-    evaluate(Where(), Placed(), "tiny", Console(file=StringIO()), torch.device("cuda", 1))  # type: ignore[arg-type]
-    assert places == ["cuda:1", "scored", "cpu"]

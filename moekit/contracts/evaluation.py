@@ -1,0 +1,79 @@
+"""The interface of evaluators, which run on a trained model."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor
+
+from moekit.contracts.run import Data, Model, Source
+from moekit.contracts.tokenizer import Tokenizer
+from moekit.errors import MoekitError
+
+
+class Generate(Protocol):
+    """Generates greedily with a trained model."""
+
+    def __call__(self, given: Source | Tensor, *, max_tokens: int) -> list[Tensor]:
+        """The most likely tokens, int64 on the CPU.
+
+        Args:
+            given: sources, for a model that takes pairs; or a text to continue, int64 ``[S]``.
+            max_tokens: how many to generate at most.
+
+        Returns:
+            The targets of all sources, each without the end; or the continuation alone, in a list of one.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What an evaluator gets.
+
+    Attributes:
+        model: in evaluation mode.
+        data: prepared.
+        folder: the run's folder, for files.
+        generate: generates with the model.
+    """
+
+    model: Model
+    data: Data
+    folder: Path
+    generate: Generate
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The data's tokenizer.
+
+        Raises:
+            MoekitError: the data is not text.
+        """
+        if self.data.tokenizer is None:
+            raise MoekitError(f"{type(self.data).__name__} has no tokenizer: it is not text")
+        return self.data.tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What an evaluator found.
+
+    Attributes:
+        values: numbers by metric; ``EvaluatorSpec.metrics`` declares them.
+        files: what it wrote.
+    """
+
+    values: Mapping[str, float] = field(default_factory=dict)
+    files: Sequence[Path] = ()
+
+
+class Evaluator(ABC):
+    """Evaluates a trained model: scores that are no mean over tokens (BLEU), pictures. Built as ``Target(spec)``."""
+
+    @abstractmethod
+    def evaluate(self, trained: Trained) -> Evaluation:
+        """Evaluates, once at the end of a run, without gradients."""

@@ -1,0 +1,61 @@
+"""First-party callbacks, loggers and strategies of Lightning's Trainer."""
+
+from __future__ import annotations
+
+from moekit.component import Component
+from moekit.hookspecs import hookimpl
+
+MOEKIT_API = 2
+
+
+@hookimpl
+def moekit_components() -> list[Component]:
+    """The components of this plugin."""
+    return [
+        Component(
+            kind="callback",
+            name="ema",
+            spec="moekit_lightning.averages:EMA",
+            target="moekit_lightning.averages.module:ema",
+            summary="validates and saves an exponential moving average of the weights",
+            paper="Polyak and Juditsky 1992",
+        ),
+        Component(
+            kind="callback",
+            name="swa",
+            spec="moekit_lightning.averages:SWA",
+            target="moekit_lightning.averages.module:swa",
+            summary="validates and saves the mean of the weights in the last part of the run",
+            paper="Izmailov et al. 2018, arXiv:1803.05407",
+        ),
+        Component(
+            kind="logger",
+            name="wandb",
+            spec="moekit_lightning.wandb:WandB",
+            target="moekit_lightning.wandb.module:wandb_logger",
+            summary="logs to Weights & Biases, online or offline",
+        ),
+        Component(
+            kind="logger",
+            name="mlflow",
+            spec="moekit_lightning.mlflow:MLflow",
+            target="moekit_lightning.mlflow.module:mlflow_logger",
+            summary="logs to MLflow, on a server or in a file",
+        ),
+        Component(
+            kind="strategy",
+            name="ddp",
+            spec="moekit_lightning.ddp:DDP",
+            target="moekit_lightning.ddp.module:ddp",
+            summary="every rank holds the whole model; gradients are averaged",
+            paper="Li et al. 2020, arXiv:2006.15704",
+        ),
+        Component(
+            kind="strategy",
+            name="sharded",
+            spec="moekit_lightning.sharded:Sharded",
+            target="moekit_lightning.sharded.module:sharded",
+            summary="shards weights, gradients and optimizer state; experts over groups of ranks",
+            paper="Lepikhin et al. 2020, arXiv:2006.16668; Rajbhandari et al. 2020, arXiv:1910.02054",
+        ),
+    ]

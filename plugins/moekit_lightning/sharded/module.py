@@ -1,0 +1,252 @@
+"""The strategy for sharded models: process group, FSDP2, different batches on each rank."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Collection, Mapping
+from datetime import timedelta
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import nn
+from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.optim import Optimizer
+
+from moekit.compat import init_process_group, set_timeouts
+from moekit.contracts import Model
+from moekit.errors import CheckpointError, PluginError, Problem, SpecError
+from moekit.moe_layer import MoELayer, check_stacked
+from moekit.parallel.deferred_init import DeferredInit
+from moekit.parallel.mesh import world_mesh
+from moekit.parallel.sharding import shard
+from moekit.params import build_on_meta
+from moekit.registry import current
+from moekit.shards.shard import fill_shards, state_dict_shards
+from moekit.spec.fields import ConflictError
+from moekit.spec.kinds import DispatcherSpec, ExpertParallelSpec, MoE
+from moekit.spec.recipe import Recipe
+from moekit.spec.replacing import find_all, replace_all
+from moekit_lightning.sharded import SCALE_FREE, Sharded, no_loss_scale
+
+START_TIMEOUT = timedelta(minutes=10)
+"""How long a rank waits for another that imports, reads its data or loads a checkpoint, if not longer."""
+
+HALF = (torch.bfloat16, torch.float16)
+
+
+@runtime_checkable
+class ReadsShards(Protocol):
+    """A Lightning checkpoint plugin that can read slices of tensors, as ``moekit.training.AtomicCheckpointIO``."""
+
+    def load_handles(self, path: str | os.PathLike[str], names: Collection[str]) -> dict[str, Any]:
+        """A checkpoint's tree; below the keys ``names`` each tensor is a handle with ``read(offset, sizes)``."""
+
+
+class ShardedStrategy(ModelParallelStrategy):
+    """Trains a model with sharded parameters, gradients and optimizer state. Gradients are summed over ranks.
+
+    ``LitMoE.configure_model`` builds the model of ``per_rank`` and passes it to ``shard``. The process group uses gloo
+    on CPUs and NCCL on CUDA.
+
+    The Trainer sets the precision. Under ``*-mixed`` weights are all-gathered in fp32 and autocast works as in one
+    process, so routers stay in fp32. Under ``bf16-true`` and ``16-true`` weights are all-gathered in half precision,
+    and gradients are reduced in fp32.
+    """
+
+    def __init__(self, layout: Sharded) -> None:
+        super().__init__(timeout=max(START_TIMEOUT, timedelta(seconds=layout.timeout)))
+        self.layout = layout
+
+    def per_rank(self, recipe: Recipe) -> Recipe:
+        """The recipe that every rank builds (``with_expert_parallel``)."""
+        return with_expert_parallel(recipe, self.layout)
+
+    def check_ranks(self, recipe: Recipe, ranks: int) -> None:
+        """Checks the layout (``check_layout``).
+
+        Raises:
+            SpecError: ``ranks`` ranks cannot train the recipe in it.
+        """
+        check_layout(recipe, self.layout, ranks)
+
+    def setup_environment(self) -> None:
+        """Creates the process group and the mesh of all ranks."""
+        init_process_group(self)
+        self._device_mesh = world_mesh(self.root_device.type)
+
+    def on_train_start(self) -> None:
+        """From now on a rank waits as long as the layout says. One that starts slowly is waited for longer."""
+        set_timeouts(timedelta(seconds=self.layout.timeout))
+
+    @property
+    def distributed_sampler_kwargs(self) -> dict[str, Any]:
+        """Every rank gets different samples."""
+        return {"num_replicas": self.world_size, "rank": self.global_rank}
+
+    def shard(self, model: Model, deferred_init: DeferredInit | None = None) -> None:
+        """Converts a model to the Trainer's precision, shards it, and runs its deferred initialisation.
+
+        Args:
+            model: built from the recipe of ``per_rank``, on the CPU or the meta device.
+            deferred_init: initialises the parameters on the meta device.
+
+        Raises:
+            SpecError: 16-mixed with an ``ep`` above 1.
+        """
+        if self.layout.ep > 1 and getattr(self.precision_plugin, "scaler", None) is not None:
+            raise SpecError([Problem(what=no_loss_scale(self.layout.ep), at="trainer.precision", expected=SCALE_FREE)])
+        self.precision_plugin.convert_module(model)
+        half = any(p.dtype in HALF for p in model.parameters())
+        policy = MixedPrecisionPolicy(reduce_dtype=torch.float32 if half else None)
+        shard(model, self.layout.ep, self.root_device.type, policy)
+        if deferred_init is not None:
+            deferred_init.materialize(model, self.root_device.type)
+
+    # Checkpoints: every rank saves and loads its own shards.
+
+    @property
+    def lightning_restore_optimizer(self) -> bool:
+        """Lightning restores optimizers through ``load_optimizer_state_dict``, as for other strategies."""
+        return True
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """This rank's shards of the module's tensors."""
+        return dict(state_dict_shards(self._module))
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """This rank's shards of an optimizer's state."""
+        inner = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
+        return inner.state_dict()
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        """Saves on all ranks together."""
+        self.checkpoint_io.save_checkpoint(checkpoint, filepath, storage_options=storage_options)
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """A checkpoint's tree, with handles for the tensors of the model and of optimizers; a rank reads its slices.
+
+        Raises:
+            CheckpointError: the checkpoint plugin cannot read slices, or the checkpoint is missing or damaged.
+        """
+        if not isinstance(self.checkpoint_io, ReadsShards):
+            raise CheckpointError(
+                f"{type(self.checkpoint_io).__name__} cannot read slices of tensors from a checkpoint\n"
+                "  expected Trainer(plugins=[moekit.training.AtomicCheckpointIO()])"
+            )
+        return self.checkpoint_io.load_handles(checkpoint_path, ("state_dict", "optimizer_states"))
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        """Loads this rank's shards of the model.
+
+        Raises:
+            CheckpointError: names or shapes differ from the module's.
+        """
+        saved, shards = checkpoint["state_dict"], state_dict_shards(self._module)
+        different = [name for name in {**saved, **shards} if name not in saved or name not in shards]
+        different += [n for n, each in shards.items() if n in saved and tuple(saved[n].shape) != each.global_shape]
+        if different:
+            raise CheckpointError(f"the checkpoint does not fit the model: {', '.join(different[:5])}")
+        fill_shards(list(shards.values()), lambda name, offset, sizes: saved[name].read(offset, sizes))
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """Loads this rank's shards of each optimizer's state."""
+        for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            optimizer.load_state_dict(state)
+
+    def teardown(self) -> None:
+        """Also waits for a checkpoint that is still being written."""
+        super().teardown()
+        self.checkpoint_io.teardown()
+
+    @property
+    def _module(self) -> nn.Module:
+        assert self.lightning_module is not None
+        return self.lightning_module
+
+
+def sharded(spec: Sharded, recipe: Recipe) -> ShardedStrategy:
+    """The strategy."""
+    return ShardedStrategy(spec)
+
+
+def with_expert_parallel(recipe: Recipe, layout: Sharded) -> Recipe:
+    """The recipe that every rank builds: if ``ep`` > 1, each mixture's dispatcher is wrapped in an expert-parallel one.
+
+    Raises:
+        SpecError: no dispatcher is expert-parallel, or several are.
+    """
+    if layout.ep == 1:
+        return recipe
+
+    def wrapped(dispatcher: DispatcherSpec) -> DispatcherSpec:
+        if not isinstance(dispatcher, ExpertParallelSpec):
+            dispatcher = _expert_parallel()(size=layout.ep, local=dispatcher)
+        return dispatcher
+
+    return replace_all(recipe, DispatcherSpec, wrapped)
+
+
+def _expert_parallel() -> type[ExpertParallelSpec]:
+    """The spec class of the dispatcher that distributes experts over ranks."""
+    found: dict[str, type[ExpertParallelSpec]] = {}
+    for component in current().components("dispatcher"):
+        with contextlib.suppress(PluginError):  # of another dispatcher, which this run does not use
+            if issubclass(spec := component.spec_class(), ExpertParallelSpec):
+                found[component.full_name] = spec
+    if len(found) != 1:
+        listed = ": " + ", ".join(found) if found else ""
+        raise SpecError(
+            [
+                Problem(
+                    what=f"{len(found) or 'no'} dispatchers distribute experts over ranks{listed}",
+                    at="trainer.strategy.ep",
+                    expected="each layer's dispatcher to be one of them" if found else "1",
+                    list_with="moekit ls dispatchers",
+                )
+            ]
+        )
+    return next(iter(found.values()))
+
+
+def check_layout(recipe: Recipe, layout: Sharded, world: int) -> None:
+    """Checks that a recipe can be trained in a layout by ``world`` ranks.
+
+    Raises:
+        SpecError: ``ep`` does not divide the number of ranks or the experts of a layer; a dispatcher does not work
+            under expert parallelism; or the optimizer needs unsharded tensors.
+        MoekitError: ranks cannot share the experts of a layer, because they differ.
+    """
+    optimizer = recipe.optimizer
+    if optimizer is not None and not optimizer.takes_shards and world > 1:
+        what = f"{type(optimizer).__name__} needs unsharded tensors, but this run shards parameters"
+        expected = "one that takes shards, or trainer.strategy=ddp"
+        raise SpecError([Problem(what=what, at="optimizer", expected=expected, list_with="moekit ls optimizers")])
+    if world % layout.ep:
+        raise SpecError([_does_not_divide(layout.ep, f"the {world} rank{'s' if world > 1 else ''}", world)])
+    for moe in find_all(recipe.model, MoE):
+        if moe.experts.count % layout.ep:
+            raise SpecError(
+                [_does_not_divide(layout.ep, f"the {moe.experts.count} experts of a layer", moe.experts.count)]
+            )
+    if layout.ep > 1:
+        for module in build_on_meta(recipe.model).modules():
+            if isinstance(module, MoELayer):
+                check_stacked(module.experts)
+    try:
+        with_expert_parallel(recipe, layout)
+    except ConflictError as error:
+        raise SpecError(
+            Problem(what=sentence, at="trainer.strategy.ep", expected="1") for sentence in error.sentences
+        ) from error
+
+
+def _does_not_divide(ep: int, what: str, of: int) -> Problem:
+    return Problem(
+        what=f"ep={ep} does not divide {what}",
+        at="trainer.strategy.ep",
+        expected="one of " + ", ".join(str(n) for n in range(1, of + 1) if of % n == 0),
+        notes=() if of > 1 else ("trainer.devices sets the number of ranks per machine; default: 1",),
+    )

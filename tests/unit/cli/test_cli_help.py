@@ -1,0 +1,50 @@
+"""``moekit help``: every verb, also those of plugins."""
+
+from __future__ import annotations
+
+from cli_fakes import BROKEN, Captured, Use, check_output
+from fake_plugins import plugin
+
+from moekit.cli import main
+from moekit.cli.core import VERBS
+from moekit.component import Verb
+from moekit.plugin import Plugin
+
+OWN = "\n".join(["verbs", *(f"  {verb:<10}  {summary}" for verb, summary in VERBS.items())])
+
+
+def scorer(name: str, *verbs: str) -> Plugin:
+    offered = [Verb(name=verb, target="nowhere", summary=f"{verb} for {name}") for verb in verbs]
+    return plugin(name, f"{name}-moe", "1.2", verbs=offered)
+
+
+def test_without_plugins_moekits_own_verbs_are_listed(use: Use, capsys: Captured) -> None:
+    use()
+    check_output("help", "\n".join(["verbs", *(f"  {v:<8}  {summary}" for v, summary in VERBS.items())]), capsys)
+
+
+def test_verbs_of_plugins_are_listed_with_their_package_and_namesakes_with_their_plugin(
+    use: Use, capsys: Captured
+) -> None:
+    use(scorer("acme", "win", "score"), scorer("beta", "score"))
+    assert main(["help"]) == 0
+    own, others = capsys.readouterr().out.rstrip().split("\n\n")
+    assert own == OWN
+    assert [" ".join(line.split()) for line in others.splitlines()] == [
+        "verbs of plugins",
+        "acme/score score for acme acme-moe 1.2",
+        "beta/score score for beta beta-moe 1.2",
+        "win win for acme acme-moe 1.2",
+    ]
+
+
+def test_first_party_plugins_offer_bench_and_plan(capsys: Captured) -> None:
+    assert main(["help"]) == 0
+    others = capsys.readouterr().out.partition("verbs of plugins\n")[2]
+    assert [line.split()[0] for line in others.splitlines()] == ["bench", "plan"]
+
+
+def test_a_plugin_that_failed_is_named(use: Use, capsys: Captured) -> None:
+    use(BROKEN)
+    assert main(["help"]) == 0
+    assert capsys.readouterr().err == "note: plugin 'broken' failed to load; see: moekit plugins\n"
