@@ -36,7 +36,7 @@ ODD_RECIPES = (
         "\udcff",
         "a" * 300,
         "nul.yaml",
-        "~nobody/x.yaml",
+        "~klingon/x.yaml",
     ),
 )
 RUN_PATHS = ("run", "run/checkpoints/last", "run/checkpoints/best", "run/checkpoints/step-00000002")
@@ -313,8 +313,8 @@ def run_command(argv: list[str]) -> tuple[int, str, str]:
         raise AssertionError(f"{argv} ended with a traceback") from error
     for stream in (out, err):
         stream.flush()
-    said, told = (stream.buffer.getvalue().decode() for stream in (out, err))  # type: ignore[attr-defined]
-    return code, said, told
+    said, errors = (stream.buffer.getvalue().decode() for stream in (out, err))  # type: ignore[attr-defined]
+    return code, said, errors
 
 
 @pytest.mark.parametrize("number", [40, pytest.param(500, marks=pytest.mark.slow)])

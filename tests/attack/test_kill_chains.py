@@ -55,7 +55,7 @@ class Chains:
             self._whole[variant] = only_run(self.moekit.cwd / out)
         return self._whole[variant]
 
-    def go_on(self, out: str, variant: tuple[str, ...], **what: Any) -> Ended:
+    def proceed(self, out: str, variant: tuple[str, ...], **what: Any) -> Ended:
         """What a user does: resumes the run; starts another one if it has no checkpoint yet."""
         runs = [spec.parent for spec in (self.moekit.cwd / out).glob("*/*/spec.yaml")]
         if not runs or RunFolder(runs[0]).last is None:
@@ -77,10 +77,10 @@ class Chains:
                     )
                 )
             )
-            done = self.go_on(out, variant, **moments[-1])
+            done = self.proceed(out, variant, **moments[-1])
             assert done.code in (0, -signal.SIGKILL), (seed, moments, done.output)  # 0: it ended before that moment
             self.killed += done.code != 0
-        done = self.go_on(out, variant)
+        done = self.proceed(out, variant)
         assert done.code == 0 and "Traceback" not in done.output, (seed, moments, done.output)
         run, whole = only_run(self.moekit.cwd / out), self.whole(variant)
         try:

@@ -89,7 +89,7 @@ def test_a_full_disk_is_reported_and_harms_no_checkpoint(moekit: Moekit, uninter
     assert_same(run, uninterrupted)
 
 
-def test_pictures_and_a_summary_that_cannot_be_written_are_told_and_fail_no_run(moekit: Moekit) -> None:
+def test_pictures_and_a_summary_that_cannot_be_written_are_reported_and_fail_no_run(moekit: Moekit) -> None:
     """Its weights are saved by then. No room for pictures: files may not grow to their size."""
     succeeded(moekit.train("no-room", 8))
     run = only_run(moekit.cwd / "no-room")

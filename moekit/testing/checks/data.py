@@ -89,7 +89,7 @@ def check_validation_order(case: Case) -> None:
 
 
 def check_fingerprint(case: Case) -> None:
-    """Has a fingerprint that a second build shares, whatever was drawn before: a run is resumed only on equal data."""
+    """Has a fingerprint that a second build shares, whatever was sampled before: runs resume only on equal data."""
     data, other = _prepared(case), _prepared(case)
     first = data.fingerprint()
     require(isinstance(first, str) and bool(first), found=repr(first), expected="a checksum as text, not empty")
