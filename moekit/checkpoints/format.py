@@ -226,8 +226,12 @@ class Manifest:
         Raises:
             CheckpointError: a checksum does not match; names the first such file in the order of ``names``.
         """
+        paths = [directory / name for name in names]
+        if len(paths) < 2:  # most checkpoints: a thread would cost more than a small file
+            list(map(self._verify, paths))
+            return
         with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as threads:  # hashing releases the GIL
-            list(threads.map(lambda name: self._verify(directory / name), names))  # raises the first error in order
+            list(threads.map(self._verify, paths))  # raises the first error in order
 
     def _verify(self, path: Path) -> None:
         try:

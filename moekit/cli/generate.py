@@ -37,7 +37,8 @@ def run(args: argparse.Namespace) -> int:
     """Prints text as it is generated; of a model that continues its prompt, after the prompt.
 
     Raises:
-        MoekitError: an option is out of range, the prompt is empty, or the run's model is not a language model.
+        MoekitError: an option is out of range, the prompt is empty or not UTF-8, or the run's model is not a language
+            model.
     """
     from moekit.errors import MoekitError
 
@@ -47,6 +48,8 @@ def run(args: argparse.Namespace) -> int:
         raise MoekitError(f"--seed {args.seed} is out of range\n  expected 0 <= --seed < 2**63")
     if not args.prompt:
         raise MoekitError("the prompt is empty: give at least one character")
+    if any("\ud800" <= letter <= "\udfff" for letter in args.prompt):
+        raise MoekitError(f"the prompt {args.prompt!a} has bytes that are not UTF-8")
 
     from moekit import run as runs  # after the arguments: it imports torch
 

@@ -109,10 +109,13 @@ def fingerprint(texts: Iterable[bytes]) -> str:
 
 
 def to_utf8(raw: bytes) -> bytes | None:
-    """File contents as UTF-8, without a byte-order mark, invalid bytes as U+FFFD; None for binary contents."""
+    """File contents as UTF-8, without a byte-order mark; None for binary contents and for other encodings."""
     if b"\0" in raw:
         return None
-    return raw.decode("utf-8-sig", errors="replace").encode("utf-8")
+    try:
+        return raw.decode("utf-8-sig").encode()
+    except UnicodeDecodeError:
+        return None
 
 
 def truncate(text: bytes, limit: int) -> bytes:

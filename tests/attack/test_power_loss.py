@@ -107,7 +107,7 @@ def memory(tmp_path: Path) -> Iterator[Path]:
         yield Path(folder)
 
 
-@pytest.mark.parametrize(("rounds", "most"), [(1, 1), pytest.param(6, 60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("rounds", "most"), [(1, 1), pytest.param(3, 30, marks=pytest.mark.slow)])
 def test_a_run_survives_a_power_cut_at_any_moment(
     memory: Path, rounds: int, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

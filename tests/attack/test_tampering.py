@@ -1,6 +1,6 @@
 """Files of a run that were damaged or replaced at random: each command ends with a message, or with the right weights.
 
-The slow versions take 200 tamperings and 500 command lines.
+The slow version takes 200 tamperings.
 """
 
 from __future__ import annotations
@@ -92,40 +92,3 @@ def test_a_tampered_run_is_refused_or_resumes_to_the_same_weights(
             assert said.err.startswith("error: "), (file, said)
         shutil.rmtree(copy)
     assert 0 < resumed < number
-
-
-WORDS = (
-    *("train", "generate", "export", "config", "params", "plan", "ls", "show", "validate", "print", "diff"),
-    *("--resume", "--out", "--name", "--allow-changes", "--no-compare", "--help", "--tokens", "--seed", "-x", "--"),
-    *(
-        "nothing",
-        "tiny.yaml",
-        "text",
-        "fifo.yaml",
-        "/dev/zero",
-        "",
-        "=",
-        "a=b",
-        "trainer.max_steps=0",
-        "seed=-1",
-        "é",
-    ),
-    *("model.depth=x", "model=null", "data={", "trainer=[", "optimizer.lr=.inf", "trainer.strategy=ddp_x", "-1", "1e9"),
-)
-
-
-@pytest.mark.parametrize("number", [60, pytest.param(500, marks=pytest.mark.slow)])
-def test_a_mistaken_command_line_ends_with_a_message(
-    runs: tuple[Path, Path], number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """No traceback and nothing that waits: words of commands, of files and of mistakes, at random."""
-    root = runs[0].parents[2]
-    monkeypatch.chdir(root)
-    if not Path("fifo.yaml").exists():
-        os.mkfifo("fifo.yaml")
-    rng = random.Random(number)
-    for _ in range(number):
-        argv = [rng.choice(WORDS[:9]), *rng.choices(WORDS[9:], k=rng.randrange(5)), "trainer.accelerator=klingon"]
-        code = main(argv)
-        said = capsys.readouterr()
-        assert code in (0, 2) and (code == 0 or said.err.startswith("error: ")), (argv, said)

@@ -138,6 +138,27 @@ class OtherEachTime(DiceData):
         yield self.train_batch(torch.default_generator)
 
 
+class OtherObject(DiceData):
+    def fingerprint(self) -> str:
+        return hex(id(self))
+
+
+class CountsDraws(DiceData):
+    draws = 0
+
+    def train_batch(self, generator: torch.Generator) -> Batch:
+        self.draws += 1
+        return super().train_batch(generator)
+
+    def fingerprint(self) -> str:
+        return str(self.draws)
+
+
+class NoFingerprint(DiceData):
+    def fingerprint(self) -> str:
+        return ""
+
+
 def frozen_too(spec: Descent, model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.parameters(), lr=0.1)
 
@@ -198,6 +219,7 @@ BROKEN: dict[str, list[Component]] = {
     "check_batches": components(Dice, Copies),
     "check_sampled_from_generator": components(Dice, GlobalDraw, DrawsBeside),
     "check_validation_order": components(Dice, OtherEachTime),
+    "check_fingerprint": components(Dice, OtherObject, CountsDraws, NoFingerprint),
     "check_every_parameter_once": components(Descent, frozen_too),
     "check_optimizer_moves": components(Descent, ascent),
     "check_takes_shards": components(Descent, normed, misnamed),

@@ -89,6 +89,23 @@ def test_a_full_disk_is_reported_and_harms_no_checkpoint(moekit: Moekit, uninter
     assert_same(run, uninterrupted)
 
 
+def test_pictures_and_a_summary_that_cannot_be_written_are_reported_and_fail_no_run(moekit: Moekit) -> None:
+    """Its weights are saved by then. No room for pictures: files may not grow to their size."""
+    succeeded(moekit.train("no-room", 8))
+    run = only_run(moekit.cwd / "no-room")
+    for name in ("loss.png", "load.png", "summary.json"):
+        (run / name).unlink()
+    (run / "summary.json").mkdir()
+    done = moekit.resume(run, 8, file_limit=10_000)
+    succeeded(done)
+    assert f"cannot write {run / 'loss.png'}: File too large" in done.output
+    assert f"cannot write {run / 'summary.json'}: Is a directory" in done.output
+    assert "Traceback" not in done.output and not list(run.glob(".*.tmp"))
+    (run / "summary.json").rmdir()
+    succeeded(moekit.resume(run, 8))
+    assert {"loss.png", "load.png", "summary.json"} <= {path.name for path in run.iterdir() if path.is_file()}
+
+
 def test_skipped_steps_are_reported_as_they_happen_and_at_the_end(moekit: Moekit) -> None:
     """A rate of 1e30 makes weights that overflow: the optimizer takes the first step, all others are skipped."""
     out = moekit.cwd / "non_finite"

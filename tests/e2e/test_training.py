@@ -267,6 +267,7 @@ def test_a_run_without_validation_ends_without_a_comparison(root: Path, tmp_path
         (["generate", "nothing", "x"], "no run at 'nothing'"),
         (["export", "nothing"], "no run at 'nothing'"),
         (["generate", "nothing", ""], "prompt is empty"),
+        (["generate", "nothing", "caf\udce9"], "the prompt 'caf\\udce9' has bytes that are not UTF-8"),
     ],
 )
 def test_bad_input_is_an_error_message_and_writes_nothing(

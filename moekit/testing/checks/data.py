@@ -16,7 +16,7 @@ from moekit.testing.case import Case, Check, seeded
 
 def checks(case: Case) -> Iterator[Check]:
     """The checks of data."""
-    yield from (check_batches, check_sampled_from_generator, check_validation_order)
+    yield from (check_batches, check_sampled_from_generator, check_validation_order, check_fingerprint)
 
 
 def check_batches(case: Case) -> None:
@@ -86,6 +86,18 @@ def check_validation_order(case: Case) -> None:
     once, twice = (list(data.validation_batches()) for _ in range(2))
     same = len(once) == len(twice) > 0 and all(_same(a, b) for a, b in zip(once, twice, strict=True))
     require(same, found=f"{len(once)}, then {len(twice)} batches, not the same", expected="the same, one or more")
+
+
+def check_fingerprint(case: Case) -> None:
+    """Has a fingerprint that a second build shares, whatever was sampled before: runs resume only on equal data."""
+    data, other = _prepared(case), _prepared(case)
+    first = data.fingerprint()
+    require(isinstance(first, str) and bool(first), found=repr(first), expected="a checksum as text, not empty")
+    data.train_batch(_generator(5))
+    next(iter(data.validation_batches()))
+    with seeded(1):
+        found = [data.fingerprint(), other.fingerprint()]
+    require(found == [first, first], found=f"{first}, then {' and '.join(found)}", expected="the same each time")
 
 
 def _same(one: Batch, other: Batch) -> bool:

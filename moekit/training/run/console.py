@@ -141,7 +141,7 @@ def _print_files(outcome: Outcome, module: LitMoE, console: Console) -> None:
     if module.data is not None and module.data.tokenizer is not None:
         first = f'moekit generate {quoted} "{module.data.tokenizer.example()}"'
     else:
-        first = f"look at {run}/{pictures[-1]}"
+        first = f"look at {run}/{pictures[-1] if pictures else 'metrics.csv'}"
     if outcome.stopped_after is None:
         second = f"moekit train --resume {quoted} trainer.max_steps={2 * outcome.steps}"
     else:

@@ -111,7 +111,7 @@ class RunFolder:
                 raise _no_checkpoint(path, cls(inside[0]))
             if inside:
                 return cls(inside[0], path if is_checkpoint(path) else None)
-        for folder in (root / run, path):
+        for folder in (root / run, path) if run else ():  # '' would be the folder where the command runs
             runs = [spec.parent for spec in folder.glob("*/spec.yaml") if (spec.parent / "checkpoints").is_dir()]
             if runs:
                 resumable = [run for run in runs if cls(run).last is not None] or runs
@@ -231,9 +231,9 @@ def check_run_name(name: str) -> None:
         MoekitError: saying what was expected.
     """
     path = Path(name)
-    if path.is_absolute() or ".." in path.parts or not name.strip() or not path.parts:
+    if path.is_absolute() or ".." in path.parts or not name.strip() or not path.parts or "\0" in name:
         raise MoekitError(
-            f"invalid run name '{name}': its folder would not be inside the folder of all runs\n"
+            f"invalid run name {name!r}: it names no folder inside the folder of all runs\n"
             "  expected --name NAME: such as trial, or trials/first; --out DIR: the folder for all runs"
         )
 

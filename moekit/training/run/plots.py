@@ -17,6 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
+from moekit.files import replace_file
 from moekit.training.balance import max_violation
 from moekit.training.metrics import headline
 from moekit.training.run.metrics_log import points_of
@@ -184,6 +185,8 @@ def _style(axes: Axes, *, title: str, x_label: str, y_label: str) -> None:
 
 
 def _save(figure: Figure, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, bbox_inches="tight", pad_inches=0.12)
+    def save(partial: Path) -> None:
+        figure.savefig(partial, format="png", bbox_inches="tight", pad_inches=0.12)
+
+    replace_file(path, save)
     return path

@@ -9,8 +9,8 @@ import json
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -131,8 +131,10 @@ def train(
             dense_outcome = summarize(baseline, models[1], console)
             if outcome.validation and dense_outcome.validation:
                 outcome = replace(outcome, comparison=compare(outcome, dense_outcome))
-        outcome = replace(outcome, files=[*draw_plots(run, baseline), *outcome.files])
-    write_summary(folder.summary, outcome)
+        with warned(folder.path, console):
+            outcome = replace(outcome, files=[*draw_plots(run, baseline), *outcome.files])
+    with warned(folder.summary, console):
+        write_summary(folder.summary, outcome)
     print_summary(outcome, run.module, console)
     return outcome
 
@@ -215,10 +217,25 @@ def lost_rank(error: Exception) -> bool:
     return is_distributed() and (isinstance(error, dist.DistError) or "/gloo/" in str(error))
 
 
+@contextmanager
+def warned(path: Path, console: Console) -> Iterator[None]:
+    """Prints a line if a result cannot be written to ``path``, or to the file that the error names.
+
+    A disk may be full. The weights are saved by then, so that the run has not failed.
+    """
+    try:
+        yield
+    except OSError as error:
+        file, why = error.filename2 or error.filename or path, error.strerror or str(error)
+        text = f"\ncannot write {file}: {why}\n  the weights are saved; resume the run to write it"
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
 def summarize(run: Prepared, model: Model | None, console: Console) -> Outcome:
     """The results of a run, with those of its evaluators and of plugins. Prints a status line if it has evaluators."""
     outcome = outcome_of(run.info.label, run.folder, run.module, run.log.rows)
-    outcome = _evaluated(run, outcome, model, console)
+    with warned(run.folder.path, console):
+        outcome = _evaluated(run, outcome, model, console)
     return replace(outcome, reported={row.name: row.value for row in run_ended(run, console)})
 
 

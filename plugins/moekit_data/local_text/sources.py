@@ -93,37 +93,48 @@ def _read(paths: dict[str, Path], *, backwards: bool = False) -> Iterator[Docume
 
 
 def _document(key: str, path: Path) -> Document | None:
-    """The file's text; None when it cannot be read or is binary."""
+    """The file's text; None when it cannot be read, is binary, or is not UTF-8: replacing bytes would make up text."""
     try:
         with open_regular(path) as file:
-            text = to_utf8(file.read(MAX_FILE + 1))
+            text = to_utf8(truncate(file.read(MAX_FILE + 1), MAX_FILE))
     except OSError:
         return None
-    return None if text is None else Document(key, truncate(text, MAX_FILE))
+    return None if text is None else Document(key, text)
 
 
 def _distributions() -> Iterator[importlib.metadata.Distribution]:
-    """Installed packages, each once: the first on the path hides others of its name."""
+    """Installed packages, each once: the first on the path hides others of its name.
+
+    Those whose description is not UTF-8 are skipped.
+    """
     seen: set[str] = set()
     for distribution in importlib.metadata.distributions():
-        about = distribution.metadata
-        name = about["Name"].lower() if "Name" in about else ""
-        if name and name not in seen:
-            seen.add(name)
-            yield distribution
+        if _text(distribution, "METADATA"):
+            about = distribution.metadata
+            name = about["Name"].lower() if "Name" in about else ""
+            if name and name not in seen:
+                seen.add(name)
+                yield distribution
+
+
+def _text(distribution: importlib.metadata.Distribution, file: str) -> str:
+    """A file about a package; empty if it is missing or not UTF-8."""
+    try:
+        return distribution.read_text(file) or ""
+    except UnicodeDecodeError:
+        return ""
 
 
 def _descriptions() -> Iterator[Document]:
     for distribution in _distributions():
-        body = (distribution.read_text("METADATA") or "").partition("\n\n")[2]
-        text = to_utf8(body.encode("utf-8", errors="replace"))
+        text = to_utf8(_text(distribution, "METADATA").partition("\n\n")[2].encode())
         if text:
             yield Document(f"description/{distribution.metadata['Name'].lower()}", truncate(text, MAX_FILE))
 
 
 def _licences() -> Iterator[Document]:
     for distribution in _distributions():
-        for line in (distribution.read_text("RECORD") or "").splitlines():
+        for line in _text(distribution, "RECORD").splitlines():
             name = line.partition(",")[0]
             folder, _, inside = name.partition("/")
             if folder.endswith(".dist-info") and inside.rpartition("/")[2].upper().startswith(_LICENCE_NAMES):

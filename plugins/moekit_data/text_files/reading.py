@@ -158,7 +158,10 @@ def _record(line: str, domain: str, path: Path, number: int) -> tuple[str, bytes
     name = domain if record.get("domain") is None else record["domain"]
     if not isinstance(name, str) or not name:
         raise _malformed(path, number, f"'domain' is {name!r}")
-    text = to_utf8(record["text"].encode("utf-8", errors="replace"))
+    try:
+        text = to_utf8(record["text"].encode())
+    except UnicodeEncodeError as error:
+        raise _malformed(path, number, f"'text' contains half a surrogate pair at {error.start:,}") from error
     if text is None:
         raise _malformed(path, number, "'text' contains the character U+0000")
     return name, text

@@ -12,12 +12,13 @@ examples = settings(max_examples=80, deadline=None)
     [
         (b"plain", b"plain"),
         (b"\xef\xbb\xbfmarked", b"marked"),
-        (b"caf\xe9!", "caf\ufffd!".encode()),
+        ("caf\xe9!".encode(), "caf\xe9!".encode()),
+        (b"caf\xe9!", None),
         (b"bin\0ary", None),
         (b"", b""),
     ],
 )
-def test_file_contents_become_utf8_and_binary_ones_none(raw, text):
+def test_file_contents_become_utf8_and_those_of_binary_files_or_other_encodings_none(raw, text):
     assert to_utf8(raw) == text
 
 

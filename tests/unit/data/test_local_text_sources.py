@@ -31,6 +31,7 @@ def library(tmp_path, monkeypatch):
         },
     )
     (root / "binary.py").write_bytes(b"x\0y")
+    (root / "latin.py").write_bytes(b"# caf\xe9\n")
     (root / "gone.py").symlink_to(root / "nowhere.py")
     monkeypatch.setattr(sources, "_stdlib", lambda: root)
     monkeypatch.setattr(sources, "_package", lambda name: None)
@@ -100,6 +101,22 @@ def test_a_package_without_name_or_description_is_skipped(tmp_path, monkeypatch)
     found = [importlib.metadata.PathDistribution(tmp_path / name) for name in ("a.dist-info", "b.dist-info")]
     monkeypatch.setattr(importlib.metadata, "distributions", lambda: iter(found))
     assert list(sources._descriptions()) == []
+
+
+def test_a_package_whose_metadata_is_not_utf8_is_skipped(tmp_path, monkeypatch):
+    fake_package(tmp_path, "a.dist-info", {"METADATA": "Name: a\n\nabout a"})
+    (tmp_path / "a.dist-info" / "RECORD").write_bytes(b"a.dist-info/LICENSE-\xe9,,\n")
+    fake_package(tmp_path, "b.dist-info", {"LICENSE": "no", "RECORD": "b.dist-info/LICENSE,,\n"})
+    (tmp_path / "b.dist-info" / "METADATA").write_bytes(b"Name: b\n\ncaf\xe9")
+    found = [importlib.metadata.PathDistribution(tmp_path / name) for name in ("a.dist-info", "b.dist-info")]
+    monkeypatch.setattr(importlib.metadata, "distributions", lambda: iter(found))
+    assert [d.key for d in sources._descriptions()] == ["description/a"] and list(sources._licences()) == []
+
+
+def test_a_long_file_is_cut_between_characters_and_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "MAX_FILE", 10)
+    (tmp_path / "a.py").write_bytes("123456789é and more".encode())
+    assert sources._document("a", tmp_path / "a.py") == sources.Document("a", b"123456789")
 
 
 def test_missing_sources_yield_nothing(monkeypatch):

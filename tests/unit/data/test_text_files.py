@@ -4,6 +4,7 @@ import os
 import pytest
 import torch
 
+from moekit.contracts import Data
 from moekit.errors import DataError
 from moekit.registry import build
 from moekit.spec.fields import ConflictError
@@ -270,3 +271,32 @@ def test_too_little_text_for_one_window_is_refused(tmp_path):
 def test_the_text_files_spec_is_checked(options, message):
     with pytest.raises(ValueError, match=message):
         TextFiles(**options)
+
+
+def test_a_record_with_half_a_surrogate_pair_is_refused(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "ok \\ud83d\\ude00"}\n{"text": "bad \\ud83d"}\n')
+    with pytest.raises(DataError, match=r"a\.jsonl, line 2: 'text' contains half a surrogate pair at 4"):
+        prepared(path)
+
+
+def test_the_fingerprint_changes_with_any_text_and_with_no_window(tmp_path):
+    files = {f"{n}.txt": f"text number {n} " * 9 for n in range(6)}
+    same = prepared(write(tmp_path / "a", files)).fingerprint()
+    assert prepared(write(tmp_path / "b", files), seq=3, batch=2).fingerprint() == same
+    for name, text in files.items():  # of training as of validation
+        assert prepared(write(tmp_path / name, files | {name: text[:-1] + "."})).fingerprint() != same
+    assert prepared(write(tmp_path / "c", {f"d/{name}": text for name, text in files.items()})).fingerprint() != same
+
+
+def test_the_default_fingerprint_is_that_of_batches(tmp_path):
+    files = {f"{n}.txt": f"text number {n} " * 9 for n in range(6)}
+    path = write(tmp_path / "a", files)
+    found = [
+        Data.fingerprint(prepared(where, **options))
+        for where, options in (
+            *((path, options) for options in ({}, {}, {"seq": 3}, {"batch": 2})),
+            (write(tmp_path / "b", files | {"0.txt": "another text " * 9}), {}),
+        )
+    ]
+    assert found[0] == found[1] and len(set(found)) == 4

@@ -42,11 +42,11 @@ def test_a_file_of_a_run_does_not_stand_for_its_last_checkpoint(tmp_path: Path, 
         ]
 
 
-@pytest.mark.parametrize("name", ["../x", "a/../../x", "..", "/x", "", " ", ".", "./"])
+@pytest.mark.parametrize("name", ["../x", "a/../../x", "..", "/x", "", " ", ".", "./", "a\0b"])
 def test_a_name_that_leaves_the_folder_of_all_runs_is_rejected(name: str) -> None:
-    with pytest.raises(MoekitError, match=r"invalid run name '.*': its folder would not be inside") as caught:
+    with pytest.raises(MoekitError, match=r"invalid run name '.*': it names no folder inside") as caught:
         check_run_name(name)
-    assert f"'{name}'" in str(caught.value) and "expected --name NAME: such as" in str(caught.value)
+    assert repr(name) in str(caught.value) and "expected --name NAME: such as" in str(caught.value)
 
 
 def test_a_name_may_have_folders(tmp_path: Path) -> None:
@@ -90,6 +90,16 @@ def test_a_run_is_found_by_folder_file_and_name(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no run at 'tony'") as caught:
         RunFolder.find("tony", tmp_path)
     assert "runs there: tiny" in str(caught.value) and "train" not in str(caught.value)
+
+
+def test_no_name_is_no_run_also_where_the_folder_holds_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As from a variable of the shell that is not set."""
+    monkeypatch.chdir(tmp_path)
+    run_at(tmp_path / "one")
+    (tmp_path / "one" / "checkpoints").mkdir(exist_ok=True)
+    assert RunFolder.find(".").path == Path("one")
+    with pytest.raises(CheckpointError, match="no run at ''"):
+        RunFolder.find("")
 
 
 def test_an_untrained_recipe_is_reported_with_the_command_to_train_it(tmp_path: Path) -> None:
