@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from moekit.component import Component
 from moekit.hookspecs import hookimpl
+from moekit.lazy import from_stub
 
 MOEKIT_API = 2
+__getattr__, __dir__, __all__ = from_stub(__name__, __file__)
 
 
 @hookimpl

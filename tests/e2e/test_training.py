@@ -255,7 +255,7 @@ def test_a_run_without_validation_ends_without_a_comparison(root: Path, tmp_path
     [
         (["train", "deepseek_v4"], "unknown recipe 'deepseek_v4'"),
         (["train"], "list them: moekit ls recipes"),
-        (["train", "deepseek_v3", "trainer.max_step=3"], "the Trainer has no option 'max_step'"),
+        (["train", "deepseek_v3", "trainer.max_step=3"], "'trainer' has no option 'max_step'"),
         (["train", "deepseek_v3", "trainer.precision=12"], "precision: 12 is none of its choices"),
         (["train", "deepseek_v3", "trainer.accelerator=abacus"], " its options: "),
         (["train", "deepseek_v3", "data.use=text_files", "data.path=/nowhere"], "/nowhere"),

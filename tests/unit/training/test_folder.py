@@ -92,7 +92,9 @@ def test_a_run_is_found_by_folder_file_and_name(tmp_path: Path) -> None:
     assert "runs there: tiny" in str(caught.value) and "train" not in str(caught.value)
 
 
-def test_no_name_is_no_run_also_where_the_folder_holds_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_name_names_no_run_where_the_folder_holds_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As from a variable of the shell that is not set."""
     monkeypatch.chdir(tmp_path)
     run_at(tmp_path / "one")
