@@ -8,7 +8,7 @@ from fake_plugins import module
 from moekit.component import Component
 from moekit.errors import SpecError
 from moekit.registry import current, discover, temporary
-from moekit.spec import diff, dump, load, to_plain
+from moekit.spec import diff, dump, load, to_config, to_plain
 from moekit.spec.kinds import RouterSpec
 from moekit.spec.yaml_text import read
 
@@ -27,7 +27,7 @@ def test_recipes_are_shipped_with_moekit() -> None:
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_shipped_recipe_round_trips(name: str, real_plugins: None) -> None:
     recipe = load(name)
-    assert load(to_plain(recipe)) == recipe
+    assert load(to_plain(recipe)) == load(to_config(recipe)) == recipe
     assert load(read(dump(recipe), "dump").data) == recipe
     assert diff(recipe, recipe) == []
     folder = "lineage-" if "/lineage/" in name else ""  # so that its runs are not taken for the paper's recipe's
