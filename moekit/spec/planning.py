@@ -125,6 +125,9 @@ class Planner:
 
     def _child(self, node: Node, name: str, info: FieldInfo, value: Any) -> Any:
         path = (*node.path, name)
+        if value == LEFT_OPEN:  # OmegaConf 2.3: a resolver gave it
+            self.mistakes.left_open(node, name, info)
+            return BROKEN
         if info.kind == "slot":
             return self._slot(info.component, node.config, name, value, path=path)
         if info.kind == "slots":
