@@ -68,7 +68,27 @@ class Kind(Record):
         return imported(self.makes, f"kind '{self.name}': cannot import what it makes") if self.makes else None
 
 
-class Component(Record):
+class Offer(Record):
+    """What a plugin offers under a name, which another plugin may offer too."""
+
+    name: str
+    plugin: str = ""
+
+    @property
+    def what(self) -> str:
+        """What it is, as messages say it: a component's kind, ``recipe`` or ``verb``."""
+        raise NotImplementedError
+
+    @property
+    def full_name(self) -> str:
+        """``plugin/name``: unambiguous where two plugins offer the same name."""
+        return f"{self.plugin}/{self.name}" if self.plugin else self.name
+
+    def __str__(self) -> str:
+        return f"{self.what} '{self.full_name}'"
+
+
+class Component(Offer):
     """One named thing that a plugin offers.
 
     Args:
@@ -82,23 +102,21 @@ class Component(Record):
         plugin: name of the plugin that offers it; set when the plugin is loaded.
     """
 
-    name: str
     spec: Importable
     target: Importable
     summary: str
     kind: str = ""
     paper: str = ""
     default: bool = False
-    plugin: str = ""
 
     def __post_init__(self) -> None:
         if not self.kind and not isinstance(self.spec, str):
             object.__setattr__(self, "kind", getattr(self.spec, "kind", ""))
 
     @property
-    def full_name(self) -> str:
-        """``plugin/name``: unambiguous where two plugins offer the same name."""
-        return f"{self.plugin}/{self.name}" if self.plugin else self.name
+    def what(self) -> str:
+        """Its kind."""
+        return self.kind
 
     @property
     def spec_id(self) -> str:
@@ -111,7 +129,7 @@ class Component(Record):
         Raises:
             PluginError: it cannot be imported, or it is not a spec class of this kind.
         """
-        here = f"{self.kind} '{self.full_name}'"
+        here = str(self)
         spec = imported(self.spec, f"{here}: cannot import its spec")
         check_spec_class(spec, self.kind, here)
         if isinstance(self.spec, str) and self.spec != import_string(spec):
@@ -124,10 +142,10 @@ class Component(Record):
         Raises:
             PluginError: the target cannot be imported.
         """
-        return imported(self.target, f"{self.kind} '{self.full_name}': cannot import its target")
+        return imported(self.target, f"{self}: cannot import its target")
 
 
-class RecipeFile(Record):
+class RecipeFile(Offer):
     """A YAML file that a plugin offers under a name.
 
     Args:
@@ -136,14 +154,12 @@ class RecipeFile(Record):
         plugin: name of the plugin that offers it; set when the plugin is loaded.
     """
 
-    name: str
     path: Path
-    plugin: str = ""
 
     @property
-    def full_name(self) -> str:
-        """``plugin/name``: unambiguous where two plugins offer the same name."""
-        return f"{self.plugin}/{self.name}" if self.plugin else self.name
+    def what(self) -> str:
+        """``recipe``."""
+        return "recipe"
 
 
 def recipes_in(folder: Path) -> Iterator[RecipeFile]:
@@ -152,7 +168,7 @@ def recipes_in(folder: Path) -> Iterator[RecipeFile]:
         yield RecipeFile(name=path.relative_to(folder).with_suffix("").as_posix(), path=path)
 
 
-class Verb(Record):
+class Verb(Offer):
     """A verb of the command line: ``moekit NAME``.
 
     Args:
@@ -162,15 +178,13 @@ class Verb(Record):
         plugin: name of the plugin that offers it; set when the plugin is loaded.
     """
 
-    name: str
     target: str
     summary: str
-    plugin: str = ""
 
     @property
-    def full_name(self) -> str:
-        """``plugin/name``: unambiguous where two plugins offer the same name."""
-        return f"{self.plugin}/{self.name}" if self.plugin else self.name
+    def what(self) -> str:
+        """``verb``."""
+        return "verb"
 
 
 def imported(what: Importable, failure: str) -> Any:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import pluggy
 
 from moekit import hookspecs
-from moekit.component import API_VERSION, Component, Kind, RecipeFile, Verb, check_spec_class, is_import_string
+from moekit.component import API_VERSION, Component, Kind, Offer, RecipeFile, Verb, check_spec_class, is_import_string
 from moekit.errors import PluginError, nearest
 from moekit.record import Record
 
@@ -240,25 +240,23 @@ def _check_distinct(plugin: Plugin) -> None:
     """Each name is offered once, and each spec class by one component."""
     names: set[tuple[str, str]] = set()
     specs: dict[str, Component] = {}
-    for what, offered in offers_of(plugin):
-        if (what, offered.name) in names:
-            raise PluginError(f"plugin '{plugin.name}': offers {what} '{offered.name}' twice")
-        names.add((what, offered.name))
+    for offered in offers_of(plugin):
+        if (offered.what, offered.name) in names:
+            raise PluginError(f"plugin '{plugin.name}': offers {offered.what} '{offered.name}' twice")
+        names.add((offered.what, offered.name))
     for component in plugin.components:
         first = specs.setdefault(component.spec_id, component)
         if first is not component:
             raise PluginError(f"plugin '{plugin.name}': {shared_spec(component, first)}")
 
 
-def offers_of(plugin: Plugin) -> Iterable[tuple[str, Component | RecipeFile | Verb]]:
-    """What a plugin offers by name, each with its kind: a component's kind, ``recipe`` or ``verb``."""
-    yield from ((component.kind, component) for component in plugin.components)
-    yield from (("recipe", recipe) for recipe in plugin.recipes)
-    yield from (("verb", verb) for verb in plugin.verbs)
+def offers_of(plugin: Plugin) -> tuple[Offer, ...]:
+    """What a plugin offers by name."""
+    return (*plugin.components, *plugin.recipes, *plugin.verbs)
 
 
 def shared_spec(mine: Component, theirs: Component, origin: str = "") -> str:
     """The message about two components with one spec class."""
-    whose = f"{theirs.kind} '{theirs.full_name}'" + (f" ({origin})" if origin else "")
+    whose = f"{theirs}" + (f" ({origin})" if origin else "")
     spec = mine.spec_id.rpartition(":")[2].rpartition(".")[2]
     return f"{mine.kind} '{mine.name}' has the spec class {spec} of {whose}; each needs its own"

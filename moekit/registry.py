@@ -15,7 +15,7 @@ from typing import Any
 
 import pluggy
 
-from moekit.component import Component, Kind, RecipeFile, Verb
+from moekit.component import Component, Kind, Offer, RecipeFile, Verb
 from moekit.discovery import checked, installed
 from moekit.errors import PluginError, Problem, UnknownName, nearest
 from moekit.plugin import Plugin, load_plugin, offers_of
@@ -41,8 +41,8 @@ class Registry:
         self._offers: dict[str, dict[str, list[Any]]] = {}
         self._by_spec: dict[str, Component] = {}
         for plugin in self.plugins:
-            for what, offer in offers_of(plugin):
-                self._offers.setdefault(what, {}).setdefault(offer.name, []).append(offer)
+            for offer in offers_of(plugin):
+                self._offers.setdefault(offer.what, {}).setdefault(offer.name, []).append(offer)
                 if isinstance(offer, Component):
                     self._by_spec[offer.spec_id] = offer
 
@@ -178,9 +178,9 @@ class Registry:
         """
         return self.short_name(self.component_of(spec))
 
-    def short_name(self, offer: Component | RecipeFile | Verb) -> str:
+    def short_name(self, offer: Offer) -> str:
         """The shortest name of an offer: its own, or ``plugin/name`` where two plugins offer it."""
-        return offer.name if len(self._offers[_what(offer)][offer.name]) == 1 else offer.full_name
+        return offer.name if len(self._offers[offer.what][offer.name]) == 1 else offer.full_name
 
     def build(self, spec: Any, *context: Any) -> Any:
         """Builds the component that ``spec`` configures: ``Target(spec, *context)``.
@@ -194,7 +194,7 @@ class Registry:
         try:
             return target(spec, *context)
         except Exception as error:
-            error.add_note(f"while building {component.kind} '{component.full_name}'")
+            error.add_note(f"while building {component}")
             raise
 
     def hooks(self, name: str) -> list[tuple[Plugin, pluggy.HookImpl]]:
@@ -258,7 +258,7 @@ class Registry:
             notes.append(f"MOEKIT_DISABLE_PLUGINS disables {', '.join(self.disabled)}")
         return tuple(notes)
 
-    def origin(self, offer: Component | RecipeFile | Verb) -> str:
+    def origin(self, offer: Offer) -> str:
         """The package and version that an offer comes from: ``acme-moe 1.2``."""
         return next(p.origin for p in self.plugins if p.name == offer.plugin and p.error is None)
 
@@ -315,10 +315,6 @@ class Registry:
 def _normalized(distribution: str) -> str:
     """The name of a package, spelt as packaging compares it."""
     return re.sub(r"[-_.]+", "-", distribution).lower()
-
-
-def _what(offer: Component | RecipeFile | Verb) -> str:
-    return offer.kind if isinstance(offer, Component) else "recipe" if isinstance(offer, RecipeFile) else "verb"
 
 
 def discover() -> Registry:

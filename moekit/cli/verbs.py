@@ -70,7 +70,7 @@ def module_of(verb: Verb) -> VerbModule:
     Raises:
         PluginError: it cannot be imported, or lacks something.
     """
-    here = f"verb '{verb.full_name}'"
+    here = str(verb)
     try:
         module = importlib.import_module(verb.target)
     except (Exception, SystemExit) as error:
@@ -127,5 +127,5 @@ def _named(verb: Verb) -> Iterator[None]:
         yield
     except Exception as error:
         if verb.plugin and not isinstance(error, MoekitError):
-            error.add_note(f"while running verb '{verb.full_name}' ({current().origin(verb)})")
+            error.add_note(f"while running {verb} ({current().origin(verb)})")
         raise

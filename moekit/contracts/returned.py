@@ -42,7 +42,7 @@ def check_routing(router: object, routing: Routing, x_TD: Tensor, valid_T: Tenso
     if not _is_float(logits_TE, T, E):
         _misshapen(router, "logits_TE", logits_TE, "a float", (T, E))
     if (routing.valid_T is None) != (valid_T is None):
-        reject(router, "valid_T in the routing, as the router was given it", f"valid_T = {_found(routing.valid_T)}")
+        reject(router, "valid_T in the routing, as the router was given it", f"valid_T = {shape_of(routing.valid_T)}")
     if routing.valid_T is not None and not _is(routing.valid_T, torch.bool, (T,)):
         _misshapen(router, "valid_T", routing.valid_T, "a bool", (T,))
     if isinstance(routing, TokenChoice):
@@ -177,7 +177,7 @@ def check_loss_term(part: object, term: Any, what: str = "its loss") -> None:
     if not _is_float(term.value):
         _misshapen(part, f"{what}, LossTerm.value", term.value, "a float", ())
     if not isinstance(term.weight, int | float):
-        reject(part, f"{what} with a number as its weight", f"LossTerm.weight = {_found(term.weight)}")
+        reject(part, f"{what} with a number as its weight", f"LossTerm.weight = {shape_of(term.weight)}")
 
 
 def check_bias(balancer: object, bias_E: Any, num_experts: int) -> None:
@@ -198,12 +198,13 @@ def _is_float(value: Any, *shape: int) -> bool:
     return isinstance(value, Tensor) and value.shape == shape and value.is_floating_point()
 
 
-def _found(value: Any) -> str:
+def shape_of(value: Any) -> str:
+    """Dtype and shape of a tensor, and anything else as it is, as messages have it."""
     return f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else repr(value)
 
 
 def _misshapen(part: object, name: str, value: Any, dtype: str, shape: Iterable[int | str]) -> NoReturn:
-    reject(part, f"{dtype} tensor [{', '.join(map(str, shape))}]", f"{name} = {_found(value)}")
+    reject(part, f"{dtype} tensor [{', '.join(map(str, shape))}]", f"{name} = {shape_of(value)}")
 
 
 def reject(part: object, expected: str, found: str) -> NoReturn:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from moekit.component import Component
 from moekit.contracts import LossSum, ModelOutput
-from moekit.contracts.returned import reject
+from moekit.contracts.returned import reject, shape_of
 from moekit.errors import PluginError
 from moekit.moe_layer import MoELayer
 from moekit.registry import current
@@ -64,8 +64,7 @@ def check_loss(objective: object, loss: Any) -> None:
         sums |= {f"metrics[{name!r}][{i}]": each for i, each in enumerate(pair)}
     for name, value in sums.items():
         if not isinstance(value, Tensor) or value.ndim:
-            found = f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else repr(value)
-            reject(objective, "a LossSum of 0-d tensors", f"{name} = {found}")
+            reject(objective, "a LossSum of 0-d tensors", f"{name} = {shape_of(value)}")
 
 
 def check_optimizer(spec: Spec, optimizer: Any) -> None:
@@ -75,7 +74,7 @@ def check_optimizer(spec: Spec, optimizer: Any) -> None:
         PluginError: it is not a ``torch.optim.Optimizer``.
     """
     if not isinstance(optimizer, torch.optim.Optimizer):
-        raise PluginError(f"{_name_of(spec)} returned {optimizer!r}\n  expected a torch.optim.Optimizer")
+        raise PluginError(f"{current().component_of(spec)} returned {optimizer!r}\n  expected a torch.optim.Optimizer")
 
 
 def checked_schedule(spec: Spec, factor: Any) -> Callable[[int], float]:
@@ -84,7 +83,7 @@ def checked_schedule(spec: Spec, factor: Any) -> Callable[[int], float]:
     Raises:
         PluginError: it is not a function; or, when called, it does not return a finite number of at least 0.
     """
-    name = _name_of(spec)
+    name = str(current().component_of(spec))
     if not callable(factor):
         raise PluginError(f"{name} returned {factor!r}\n  expected a function from a step to a factor of the rate")
 
@@ -96,11 +95,6 @@ def checked_schedule(spec: Spec, factor: Any) -> Callable[[int], float]:
         return float(found)
 
     return checked
-
-
-def _name_of(spec: Spec) -> str:
-    component = current().component_of(spec)
-    return f"{component.kind} '{component.full_name}'"
 
 
 class NameComponent(Callback):
