@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,6 +18,7 @@ from moekit.contracts import Data, Model, Tokenizer
 from moekit.errors import MoekitError
 from moekit.files import read_regular
 from moekit.inference.generate import DEFAULT_CONTEXT, answer, load_run, sample, stream
+from moekit.inference.sampling import check_sampling
 from moekit.screen import Screen
 from moekit.spec import load
 from moekit.spec.fields import Spec
@@ -28,7 +27,7 @@ from moekit.spec.recipe import Recipe
 from moekit.training.module import LitMoE
 from moekit.training.run import train as training
 from moekit.training.run.folder import RUNS, RunFolder
-from moekit.training.run.metrics_log import LARGEST
+from moekit.training.run.metrics_log import LARGEST, read_metrics
 from moekit.training.run.prepare import quiet as quietly
 
 Part = str | Mapping[str, Any] | DictConfig | Spec
@@ -88,13 +87,12 @@ class Run:
     def metrics(self) -> dict[str, list[float | None]]:
         """The columns of ``metrics.csv`` by name, ``step`` among them; None where a metric was not logged.
 
-        Raises:
-            OSError: the file cannot be read.
+        Damaged rows are omitted; without a file there are no columns.
         """
-        text = read_regular(self._folder.metrics, LARGEST).decode("utf-8")
-        rows = list(csv.DictReader(io.StringIO(text)))
-        names = rows[0].keys() if rows else []
-        return {name: [float(row[name]) if row[name] else None for row in rows] for name in names}
+        rows = read_metrics(self._folder.metrics)
+        names = dict.fromkeys(name for row in rows.values() for name in row)
+        columns = {name: [row.get(name) for row in rows.values()] for name in names}
+        return {"step": [float(step) for step in rows], **columns} if rows else {}
 
     @cached_property
     def outcome(self) -> dict[str, Any]:
@@ -134,12 +132,7 @@ class Run:
         Raises:
             MoekitError: an option is out of range, the prompt is empty, or the model is not a language model.
         """
-        if tokens < 0 or not 0 <= temperature < float("inf") or not 0 < top_p <= 1:
-            raise MoekitError("expected tokens >= 0, a finite temperature >= 0 and 0 < top-p <= 1")
-        if not 0 <= seed < 2**63:
-            raise MoekitError(f"seed {seed} is out of range\n  expected 0 <= seed < 2**63")
-        if not prompt:
-            raise MoekitError("the prompt is empty: give at least one character")
+        check_sampling(prompt=prompt, tokens=tokens, temperature=temperature, top_p=top_p, seed=seed)
         module, tokenizer = self.module, self.tokenizer
         if module.recipe.model.gives != "next_token" or tokenizer is None:
             raise MoekitError(f"'{self.path.as_posix()}' is not a language model: it cannot generate text")

@@ -40,16 +40,16 @@ def run(args: argparse.Namespace) -> int:
         MoekitError: an option is out of range, the prompt is empty or not UTF-8, or the run's model is not a language
             model.
     """
-    from moekit.errors import MoekitError
+    from moekit.inference.sampling import check_sampling
 
-    if args.tokens < 0 or not 0 <= args.temperature < float("inf") or not 0 < args.top_p <= 1:
-        raise MoekitError("expected --tokens >= 0, a finite --temperature >= 0 and 0 < --top-p <= 1")
-    if not 0 <= args.seed < 2**63:
-        raise MoekitError(f"--seed {args.seed} is out of range\n  expected 0 <= --seed < 2**63")
-    if not args.prompt:
-        raise MoekitError("the prompt is empty: give at least one character")
-    if any("\ud800" <= letter <= "\udfff" for letter in args.prompt):
-        raise MoekitError(f"the prompt {args.prompt!a} has bytes that are not UTF-8")
+    check_sampling(
+        prompt=args.prompt,
+        tokens=args.tokens,
+        temperature=args.temperature,
+        top_p=args.top_p,
+        seed=args.seed,
+        sign="--",
+    )
 
     from moekit import run as runs  # after the arguments: it imports torch
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 EXAMPLES = """\
   moekit train deepseek_v3
@@ -40,9 +39,8 @@ def run(args: argparse.Namespace) -> int:
     from moekit.errors import MoekitError
     from moekit.spec import load
 
-    root = Path(args.out)
     overrides = list(args.overrides)
-    resume = None
+    recipe = None
     if args.resume:
         # With --resume the first positional argument can only be an override.
         overrides = ([args.recipe] if args.recipe else []) + overrides
@@ -52,10 +50,6 @@ def run(args: argparse.Namespace) -> int:
             )
         if args.name is not None:
             raise MoekitError(f"--resume keeps the run's folder: it takes no --name {args.name}")
-        from moekit.training.run.folder import RunFolder
-
-        resume = RunFolder.find(args.resume, root)
-        recipe = load(resume.spec, overrides)
     elif args.allow_changes:
         raise MoekitError("--allow-changes is for a run that is resumed\n  expected --resume RUN")
     elif not args.recipe:
@@ -63,19 +57,20 @@ def run(args: argparse.Namespace) -> int:
             "no recipe is given\n  expected a recipe's name or a YAML file\n  list them: moekit ls recipes"
         )
     else:
-        recipe = load(args.recipe, overrides)  # reports mistakes before torch and Lightning are imported
+        recipe, overrides = load(args.recipe, overrides), []  # reports mistakes before torch is imported
 
+    from moekit import run as runs
     from moekit.training.run.allocator import keep_freed_memory
-    from moekit.training.run.train import train
 
     keep_freed_memory()  # before the first large array
 
-    train(
+    runs.train(
         recipe,
-        root=root,
+        overrides,
+        out=args.out,
         name=args.name,
-        resume=resume,
-        with_dense=not args.no_compare,
+        resume=args.resume or None,
+        compare=not args.no_compare,
         allow_changes=args.allow_changes,
     )
     return 0

@@ -38,7 +38,6 @@ LONG: dict[str, str] = {
     "moekit/plugin.py": "every check of a plugin when it is loaded",
     "moekit/registry.py": "every question about a name, and the messages for those without an answer",
     "moekit/routing.py": "the three forms of a routing, and what each says of itself",
-    "moekit/run.py": "one class: what is in a run folder; and the two functions that return it",
     "moekit/shards/shard.py": "what a rank holds of a tensor, a model and an optimizer",
     "moekit/spec/fields.py": "how a spec class declares its options, and what holds for every spec",
     "moekit/testing/checks/balancer.py": "all checks of balancers",
