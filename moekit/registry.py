@@ -142,12 +142,13 @@ class Registry:
         Raises:
             UnknownName: there is no such kind, or several components claim to be the default.
         """
-        found = [c for c in self.components(kind) if c.default]
+        of = self.kind(kind)
+        found = [c for c in self.components(of.name) if c.default]
         if len(found) > 1:
             claims = ", ".join(f"{c.full_name} ({self.origin(c)})" for c in found)
-            listing = f"moekit ls {self.kind(kind).plural}"
+            listing = f"moekit ls {of.plural}"
             raise UnknownName(
-                Problem(what=f"{len(found)} {kind}s claim to be the default: {claims}; name one", list_with=listing)
+                Problem(what=f"{len(found)} {of.plural} claim to be the default: {claims}; name one", list_with=listing)
             )
         return found[0] if found else None
 

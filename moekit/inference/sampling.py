@@ -10,7 +10,7 @@ def check_sampling(*, prompt: str, tokens: int, temperature: float, top_p: float
 
     Args:
         prompt, tokens, temperature, top_p, seed: the options.
-        sign: stands before their names in messages: ``--`` on the command line.
+        sign: written before their names in messages: ``--`` on the command line.
 
     Raises:
         MoekitError: an option is out of range, or the prompt is empty or not UTF-8.

@@ -336,9 +336,7 @@ def check_declaration(spec: type[Spec]) -> None:
                 expected = " ".join(filter(None, [describe(hint), "" if info.choices else info.range_text()]))
                 raise ValueError(f"{where}: its default {default!r} is not {expected}")
         elif info.kind == "slot":
-            kinds = {
-                cls.kind for cls in typing.get_args(hint) or (hint,) if isinstance(cls, type) and issubclass(cls, Spec)
-            }
+            kinds = {cls.kind for cls in _specs_in(hint)}
             if kinds - {info.component, ""}:
                 raise TypeError(f"{where}: a slot of kind '{info.component}' with the type of kind '{min(kinds)}'")
 
@@ -368,11 +366,15 @@ def group_class(spec: type[Spec], name: str) -> type[Spec]:
     Raises:
         TypeError: the field has another type.
     """
-    hint = types_of(spec)[name]
-    classes = [arg for arg in typing.get_args(hint) or (hint,) if isinstance(arg, type) and issubclass(arg, Spec)]
+    classes = _specs_in(types_of(spec)[name])
     if len(classes) != 1:
         raise TypeError(f"{spec.__qualname__}.{name}: a group's type is one spec class (or that class | None)")
     return classes[0]
+
+
+def _specs_in(hint: Any) -> list[type[Spec]]:
+    """The spec classes of a type: itself, or the members of a union."""
+    return [arg for arg in typing.get_args(hint) or (hint,) if isinstance(arg, type) and issubclass(arg, Spec)]
 
 
 def required(spec: type[Spec]) -> list[str]:

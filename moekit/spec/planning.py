@@ -5,7 +5,6 @@ Defaults are written into the tree, because interpolations may refer to them.
 
 from __future__ import annotations
 
-import typing
 from collections import deque
 from collections.abc import Callable
 from dataclasses import MISSING
@@ -18,6 +17,7 @@ from moekit.errors import MoekitError, UnknownName
 from moekit.registry import Registry
 from moekit.spec.dumping import plain_value, to_plain
 from moekit.spec.fields import FieldInfo, Spec, default_of, fields_of, group_class, types_of
+from moekit.spec.hints import is_optional
 from moekit.spec.imported import FOREIGN
 from moekit.spec.merging import Merged
 from moekit.spec.nodes import Mistakes, Node, class_node
@@ -84,7 +84,9 @@ class Planner:
             value = written.get(name)
             if value == LEFT_OPEN:
                 self.mistakes.left_open(node, name, info)
-            elif info.kind == "option" and (value is not None or (name in written and _takes_null(spec, name))):
+            elif info.kind == "option" and (
+                value is not None or (name in written and is_optional(types_of(spec)[name]))
+            ):
                 node.options.append(name)
             elif value is None:
                 self._default(node, name, info)
@@ -234,8 +236,3 @@ def _as_map(items: list[Any]) -> str:
         name, use = (use.rpartition("/")[2], use) if isinstance(use, str) else ("name", "...")
         shown.append(f"{name}: {{use: {use}, ...}}")
     return ", ".join(shown)
-
-
-def _takes_null(spec: type[Spec], name: str) -> bool:
-    """Whether null is a value of this option; elsewhere null means *absent*."""
-    return fields_of(spec)[name].kind == "option" and type(None) in typing.get_args(types_of(spec)[name])

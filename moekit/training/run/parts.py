@@ -161,11 +161,7 @@ def build_callbacks(recipe: Recipe) -> dict[str, Callback]:
     Raises:
         SpecError: one of them rejects its options, or cannot work in a run, or two would share a state.
     """
-    found: dict[str, Callback] = {}
-    for name, spec in recipe.trainer.callbacks.items():
-        path = (*HERE, "callbacks", name)
-        found[show(path)] = _of_class(build_part(spec, path), Callback, path)
-    return found
+    return {show(path): each for path, each in _built(recipe, "callback", Callback)}
 
 
 def build_loggers(recipe: Recipe, run: RunInfo) -> list[Logger]:
@@ -174,8 +170,7 @@ def build_loggers(recipe: Recipe, run: RunInfo) -> list[Logger]:
     Raises:
         SpecError: one of them rejects its options.
     """
-    parts = [(spec, (*HERE, "logger", name)) for name, spec in recipe.trainer.logger.items()]
-    return [_of_class(build_part(spec, path, run), Logger, path) for spec, path in parts]
+    return [logger for _, logger in _built(recipe, "logger", Logger, run)]
 
 
 def build_strategy(recipe: Recipe) -> Strategy | None:
@@ -184,15 +179,19 @@ def build_strategy(recipe: Recipe) -> Strategy | None:
     Raises:
         SpecError: it rejects its options.
     """
-    spec, path = recipe.trainer.strategy, (*HERE, "strategy")
-    return None if spec is None else _of_class(build_part(spec, path, recipe), Strategy, path)
+    return next((strategy for _, strategy in _built(recipe, "strategy", Strategy, recipe)), None)
 
 
-def _of_class(made: Any, cls: type, path: Keys) -> Any:
-    if not isinstance(made, cls):
-        what = f"its target returned an object of type {type(made).__name__}"
-        raise SpecError([Problem(what=what, at=show(path), expected=f"a {cls.__module__}.{cls.__name__}")])
-    return made
+def _built(recipe: Recipe, kind: str, cls: type, *context: Any) -> Iterator[tuple[Keys, Any]]:
+    """The path of each part of ``kind`` of the trainer, and what is built of it, which must be a ``cls``."""
+    for path, of, spec in parts_of(recipe):
+        if of != kind:
+            continue
+        made = build_part(spec, path, *context)
+        if not isinstance(made, cls):
+            what = f"its target returned an object of type {type(made).__name__}"
+            raise SpecError([Problem(what=what, at=show(path), expected=f"a {cls.__module__}.{cls.__name__}")])
+        yield path, made
 
 
 def check_callbacks(callbacks: Mapping[str, Callback]) -> None:
