@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -34,7 +35,7 @@ class Head(NamedTuple):
 def head_of(recipe: RecipeFile, registry: Registry) -> Head:
     """The head of ``recipe``, completed by what it extends. A file that cannot be read says nothing."""
     tops: dict[Path, Mapping[str, Any]] = {}
-    own = _gather(recipe.path, registry, tops)
+    own = _gather(recipe, registry, tops)
     whole: dict[str, Any] = {}
     paper: dict[str, Any] = {}
     for top in (*tops.values(), own):
@@ -50,22 +51,25 @@ def head_of(recipe: RecipeFile, registry: Registry) -> Head:
     )
 
 
-def _gather(path: Path, registry: Registry, tops: dict[Path, Mapping[str, Any]]) -> Mapping[str, Any]:
+def _gather(file: RecipeFile, registry: Registry, tops: dict[Path, Mapping[str, Any]]) -> Mapping[str, Any]:
     """The top of a file. Adds those that it extends to ``tops``, the lowest first."""
     try:
-        data = _read(path.read_text(encoding="utf-8"), path.name).data
+        data = _read(file.path.read_text(encoding="utf-8"), file.path.name).data
     except (OSError, ValueError):
         return {}
     top: Mapping[str, Any] = data if isinstance(data, Mapping) else {}
     names = top.get("extends") or []
     for name in map(str, names if isinstance(names, list) else [names]):
         try:
-            base = path.parent / name if name.endswith((".yaml", ".yml")) else registry.recipe(name).path
+            if name.endswith((".yaml", ".yml")):
+                base = dataclasses.replace(file, path=file.path.parent / name)
+            else:
+                base = registry.recipe(name, home=file.plugin)
         except MoekitError:
             continue
-        if base not in tops:
-            tops[base] = {}  # so that a circle ends
+        if base.path not in tops:
+            tops[base.path] = {}  # so that a circle ends
             top_of_base = _gather(base, registry, tops)
-            del tops[base]
-            tops[base] = top_of_base
+            del tops[base.path]
+            tops[base.path] = top_of_base
     return top

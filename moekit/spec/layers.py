@@ -109,7 +109,7 @@ def _open_parent(layer: Layer, name: object, at: Keys, place: Place, registry: R
     if _is_file_name(name):
         folder = layer.path.parent if layer.path else Path()
         label = os.path.normpath(os.path.join(os.path.dirname(layer.label) if layer.path else "", name))
-        return _open_file(folder / name, label, at, place)
+        return _open_file(folder / name, label, at, place, plugin=place.plugin)
     return _open_recipe(name, registry, at, place)
 
 
@@ -131,12 +131,10 @@ def _open_recipe(name: str, registry: Registry, at: Keys = (), place: Place | No
         raise SpecError([problem]) from None
     except PluginError as error:
         reject(str(error), at=at, place=place)
-    layer = _open_file(recipe.path, f"{recipe.name}.yaml")
-    places = {path: each._replace(plugin=recipe.plugin) for path, each in layer.tree.places.items()}
-    return layer._replace(tree=Tree(layer.tree.data, places))
+    return _open_file(recipe.path, f"{recipe.name}.yaml", plugin=recipe.plugin)
 
 
-def _open_file(path: Path, label: str, at: Keys = (), place: Place | None = None) -> Layer:
+def _open_file(path: Path, label: str, at: Keys = (), place: Place | None = None, *, plugin: str = "") -> Layer:
     try:
         raw = read_regular(path, LARGEST_FILE).removeprefix(BOM_UTF8)
     except OSError as error:
@@ -150,7 +148,8 @@ def _open_file(path: Path, label: str, at: Keys = (), place: Place | None = None
         reject("the file is empty", place=Place(label), expected=CONTENT)
     if not isinstance(tree.data, dict):
         reject(f"the file holds {found(tree.data)}", place=Place(label), expected=CONTENT)
-    return Layer(tree, label, path)
+    places = {key: each._replace(plugin=plugin) for key, each in tree.places.items()} if plugin else tree.places
+    return Layer(Tree(tree.data, places), label, path)
 
 
 def _check_schema(tree: Tree) -> None:

@@ -243,3 +243,9 @@ def test_shipped_recipes_are_validated_without_heavy_imports() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_a_file_that_a_recipe_extends_means_the_plugins_of_that_recipe_first(with_acme: None, tmp_path: Path) -> None:
+    (tmp_path / "recipes" / "part.yaml").write_text(fakes.SMALL)
+    (tmp_path / "recipes" / "small.yaml").write_text("extends: part.yaml\n")
+    assert isinstance(load("small").model.moe.router, fakes.Pick)
