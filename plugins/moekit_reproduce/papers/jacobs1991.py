@@ -123,7 +123,7 @@ def study(spec: Jacobs1991) -> Study:
         ),
         columns={"epochs": "epochs", "converged": "converged", "accuracy": "test accuracy", "active": "active experts"},
         score="epochs",
-        tuning_seeds=3,
+        tuning_seeds=2,
         pictures="moekit_reproduce.papers.jacobs1991:pictures",
     )
 
