@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import lightning as L
+import torch
 
 from moekit.component import imported
 from moekit.contracts import Data
@@ -79,8 +80,16 @@ def train(recipe: Recipe, arm: Arm, seed: int, report: Report) -> dict[str, Any]
     return values
 
 
-def fit(recipe: Recipe, watch: Watch, *, validations: int = 1) -> tuple[LitMoE, L.Trainer]:
-    """Trains a recipe on the CPU, with so many validations, the last at the end.
+def fit(
+    recipe: Recipe, watch: Watch, *, validations: int = 1, before: Callable[[LitMoE], object] = lambda module: None
+) -> tuple[LitMoE, L.Trainer]:
+    """Trains a recipe on the CPU.
+
+    Args:
+        recipe: with data.
+        watch: counts.
+        validations: how many; the last is at the end.
+        before: is called with the module before it is trained.
 
     Raises:
         MoekitError: the recipe cannot be trained.
@@ -100,12 +109,23 @@ def fit(recipe: Recipe, watch: Watch, *, validations: int = 1) -> tuple[LitMoE, 
         "log_every_n_steps": max(1, watch.steps // 100),
         "val_check_interval": max(1, watch.steps // validations),
     }
+    before(module)
     keep_freed_memory()
     with quiet():
         trainer = L.Trainer(**trainer_options(recipe) | own)
         trainer.fit(module, StepLoader(data, seed=recipe.seed), ValidationShard(data))
     module.eval()
     return module, trainer
+
+
+@torch.no_grad()
+def validation_loss(module: LitMoE, data: Data) -> float:
+    """The objective's loss over the validation set, in nats, as training logs it."""
+    total, count = 0.0, 0.0
+    for batch in data.validation_batches():
+        loss = module.objective(module.model.on(batch), batch)
+        total, count = total + float(loss.total), count + float(loss.count)
+    return total / count
 
 
 class Watch(L.Callback):

@@ -25,9 +25,10 @@ class ClaimSpec(Spec):
     """
 
     kind: ClassVar[str] = "claim"
-    quick: ClassVar[Mapping[str, Any]] = {"seeds": 2, "steps": 6, "tune": False}
+    quick: ClassVar[Mapping[str, Any]] = {"seeds": 2, "steps": 6, "windows": 4, "tune": False}
     seeds: int = option(3, "seeds of every arm, from 1; arms are compared seed by seed", ge=2)
-    steps: int = option(250, "optimizer steps of a run", ge=1)
+    steps: int = option(300, "optimizer steps of a run", ge=1)
+    windows: int = option(64, "windows of text of each domain in the validation set", ge=1)
     tune: bool = option(True, "search each arm's learning rate; false: take the middle of its rates")
 
 

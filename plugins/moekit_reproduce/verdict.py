@@ -4,9 +4,9 @@ A contrast is computed for each seed from systems that saw the same batches. Of 
 interval: each of its ends is wrong in 5 % of cases, so a verdict in one direction errs with a probability of 5 %.
 With ``at_least`` stated before the run:
 
-- *holds*: the whole interval is at ``at_least`` or above;
+- *holds*: the whole interval is at ``at_least`` or above, and above 0 unless ``at_least`` is negative;
 - *direction only*: it is not, but all of it is above 0;
-- *does not hold here*: all of it is below ``at_least``, and not all above 0;
+- *does not hold here*: all of it is below ``at_least``, or at 0 or below if the claim is of a difference;
 - *too noisy to say*: anything else.
 """
 
@@ -51,11 +51,12 @@ def interval(values: Sequence[float]) -> Interval:
 
 def verdict(found: Interval, at_least: float) -> Verdict:
     """What an interval says about a claim that the mean is ``at_least`` so much."""
-    if found.low >= at_least:
+    if found.low >= at_least and (found.low > 0 or at_least < 0):
         return "holds"
     if found.low > 0:
         return "direction only"
-    return "does not hold here" if found.high < at_least else "too noisy to say"
+    refuted = found.high < at_least or (found.high <= 0 <= at_least)
+    return "does not hold here" if refuted else "too noisy to say"
 
 
 def t_quantile(p: float, df: int) -> float:
