@@ -25,13 +25,13 @@ What papers claim, in a small honest form, measured by `moekit reproduce`, which
 in `ledger/`. The models have some 100,000 active parameters and see some 250,000 bytes of text: a claim that does not
 hold here may hold at the paper's size, and one that holds here may not.
 
-**The rule.** Every system is trained with the same seeds, on the same batches. A contrast is computed seed by seed. Of
-its mean, Student's t gives the 90 % interval: each end is wrong in 5 % of cases. A claim *holds* if the whole interval
-is at its threshold or above, and above 0 unless the threshold is negative; *direction only*: it is not, but all of it is
-above 0; *does not hold here*: all of it is below the threshold, or at 0 or below where the claim is of a difference;
-*too noisy to say*: anything else. The threshold was written before the run: half of the paper's effect where the paper
-has a figure that can be carried over, else 0; for a claim that something costs nothing, minus the cost that counts as
-nothing. Of so many verdicts, some are wrong.
+**The rule.** Every system is trained with the same seeds, on the same batches. A contrast is computed seed by seed.
+Of its mean, Student's t gives the 90 % interval: each end is wrong in 5 % of cases. A claim *holds* if the whole
+interval is at its threshold or above, and above 0 unless the threshold is negative; *direction only*: it is not, but
+all of it is above 0; *does not hold here*: all of it is below the threshold, or at 0 or below where the claim is of a
+difference; *too noisy to say*: anything else. The threshold was written before the run: half of the paper's effect
+where the paper has a figure that can be carried over, else 0; for a claim that something costs nothing, minus the
+cost that counts as nothing. Of so many verdicts, some are wrong.
 
 **Tuning.** Each system's learning rate is the best of a grid, and beyond its end while the best is there (twice at
 most), with seeds that are not measured. A system that takes another's rate says so. Nothing else is tuned.

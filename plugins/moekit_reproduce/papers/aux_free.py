@@ -35,8 +35,9 @@ def study(spec: AuxFree) -> Study:
         title="Wang et al. 2024: Auxiliary-Loss-Free Load Balancing",
         about=(
             "Top-6 of 30 fine-grained experts and 2 shared ones, with raw sigmoid gates, in two of three layers. "
-            "Nothing but the balancing differs; the learning rate is that of the model without any. The bias moves by "
-            "1e-3 a step in the paper, over 40,000 steps; before the run 1e-2 was stated as the rate that is compared here."
+            "Nothing but the balancing differs; the learning rate is that of the model without any. The bias moves "
+            "by 1e-3 a step in the paper, over 40,000 steps; before the run 1e-2 was stated as the rate that is "
+            "compared here."
         ),
         arms=(arm("none", {}), *bias, *loss),
         predictions=(

@@ -53,9 +53,9 @@ def study(spec: DeepSeekV2) -> Study:
         about=(
             "Top-6 of 64 experts on 8 devices and 2 shared ones, in two of three layers, with the paper's three "
             "balance losses and no drops. M is the number of devices that a token may use. Latent attention keeps "
-            "24 + 8 numbers of a token and layer, as many as one key head of 16; four key heads keep 128. At the paper's "
-            "size the cache is 1.8 % of that of as many key heads, which four heads cannot show. Bytes are those of a "
-            "token's rows to its devices and back, in fp32, if each device were elsewhere."
+            "24 + 8 numbers of a token and layer, as many as one key head of 16; four key heads keep 128. At the "
+            "paper's size the cache is 1.8 % of that of as many key heads, which four heads cannot show. Bytes are "
+            "those of a token's rows to its devices and back, in fp32, if each device were elsewhere."
         ),
         arms=(*arms, arm("MHA, M = 3", 3, mha), arm("1 key head, M = 3", 3, mqa)),
         predictions=(

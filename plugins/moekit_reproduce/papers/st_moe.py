@@ -59,11 +59,11 @@ def study(spec: STMoE) -> Study:
     return Study(
         title="Zoph et al. 2022: ST-MoE",
         about=(
-            "A decoder in bf16 (autocast; the router in fp32), top-2 of 16 experts in two of three layers, "
-            f"capacity 1.25. The rate is searched without z-loss, and all four take it, once raised by {FACTOR:g}. A run is stable if "
-            f"its loss is at most {STABLE:g} times that of its model at the rate itself. Fine-tuning: the recipe "
-            f"`st_moe`, 64 wide, learns to fill in spans for {3 * spec.finetune_steps} steps, then to name a text's "
-            f"kind for {spec.finetune_steps}, three times from the same weights; one rate for all (1e-3)."
+            "A decoder in bf16 (autocast; the router in fp32), top-2 of 16 experts in two of three layers, capacity "
+            f"1.25. The rate is searched without z-loss, and all four take it, once raised by {FACTOR:g}. A run is "
+            f"stable if its loss is at most {STABLE:g} times that of its model at the rate itself. Fine-tuning: the "
+            f"recipe `st_moe`, 64 wide, learns to fill in spans for {3 * spec.finetune_steps} steps, then to name a "
+            f"text's kind for {spec.finetune_steps}, three times from the same weights; one rate for all (1e-3)."
         ),
         arms=(
             arm("no z-loss", False),

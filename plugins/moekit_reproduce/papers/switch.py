@@ -29,10 +29,10 @@ def study(spec: Switch) -> Study:
     return Study(
         title="Fedus, Zoph, Shazeer 2021: Switch Transformers",
         about=(
-            "A decoder on text in place of an encoder-decoder that fills in spans; the authors' schedule "
-            "(inverse square root of the step), under which a loss in mid-run can be compared. One of 16 experts as wide as the dense "
-            "layer, in two of three layers; capacity 2.0 in evaluation. The steps to the dense model's last loss are "
-            "read off 20 validations, and interpolated between two."
+            "A decoder on text in place of an encoder-decoder that fills in spans; the authors' schedule (inverse "
+            "square root of the step), under which a loss in mid-run can be compared. One of 16 experts as wide as "
+            "the dense layer, in two of three layers; capacity 2.0 in evaluation. The steps to the dense model's "
+            "last loss are read off 20 validations, and interpolated between two."
         ),
         arms=(
             arm("Switch, 1.25", routed(one, 1.25)),
