@@ -1,4 +1,4 @@
-"""``moekit reproduce``: measures what papers claim, and keeps a ledger."""
+"""``moekit reproduce``: measures what papers claim, and keeps a ledger. Interrupted, the same command resumes."""
 
 from __future__ import annotations
 
@@ -25,8 +25,6 @@ EXAMPLES = """\
   moekit reproduce switch steps=500           other sizes: moekit show claim switch
   moekit reproduce --all --ledger docs        write docs/ledger.md, its JSON and its plots
 """
-
-DESCRIPTION = "Interrupt it at any time; the same command goes on with the measurements that are finished."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -158,7 +156,7 @@ def _progress(name: str, total: int) -> Iterator[Progress]:
         def done(line: str, kept: bool) -> None:
             bars.advance(task)
             if bars.tasks[0].completed > (bars.tasks[0].total or 0):
-                bars.update(task, total=bars.tasks[0].completed)  # a search went on beyond its rates
+                bars.update(task, total=bars.tasks[0].completed)  # a search continues beyond its rates
             if not kept:
                 screen.print(f"  {name}: {line}", highlight=False)
 

@@ -21,15 +21,15 @@ from moekit_reproduce.store import Store
 from moekit_reproduce.study import Arm, ClaimSpec, Found, Seen, Study, Values
 
 EXTENSIONS = 2
-"""How often a search of rates goes on beyond its end."""
+"""How often a search of rates continues beyond its end."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """What the engine tells while it works; each is called with words.
+    """What the engine reports while it works; each is called with words.
 
     Attributes:
-        step: the run that is going on.
+        step: the current run.
         done: a finished measurement, in a line; and whether it was kept from an earlier command.
     """
 
@@ -38,7 +38,7 @@ class Progress:
 
 
 def planned(study: Study, spec: ClaimSpec) -> int:
-    """How many measurements a study needs, if no search goes on beyond its rates."""
+    """How many measurements a study needs, if no search continues beyond its rates."""
     searched = sum(len(arm.rates) for arm in study.arms) if spec.tune else 0
     return searched * study.tuning_seeds + len(study.arms) * spec.seeds
 
@@ -49,7 +49,7 @@ class Engine:
     Args:
         study, spec: what the claim's component says.
         store: where measurements are kept.
-        progress: is told what happens.
+        progress: gets a report of each step.
     """
 
     def __init__(self, study: Study, spec: ClaimSpec, store: Store, progress: Progress) -> None:

@@ -17,8 +17,8 @@ from moekit.registry import build
 from moekit.spec.kinds import DataSpec, MoE
 from moekit.spec.recipe import Recipe
 from moekit.spec.replacing import find_all
+from moekit.training.balance import max_violation
 from moekit.training.data import StepLoader, ValidationShard
-from moekit.training.metrics import max_violation
 from moekit.training.module import LitMoE
 from moekit.training.run.allocator import keep_freed_memory
 from moekit.training.run.prepare import quiet, trainer_options
@@ -93,6 +93,7 @@ def fit(
 
     Raises:
         MoekitError: the recipe cannot be trained.
+        KeyboardInterrupt: a signal stopped the training.
     """
     assert recipe.data is not None
     data, _ = prepared(recipe.data)
@@ -113,7 +114,10 @@ def fit(
     keep_freed_memory()
     with quiet():
         trainer = L.Trainer(**trainer_options(recipe) | own)
-        trainer.fit(module, StepLoader(data, seed=recipe.seed), ValidationShard(data))
+        try:
+            trainer.fit(module, StepLoader(data, seed=recipe.seed), ValidationShard(data))
+        except SystemExit as stopped:  # Lightning's answer to a signal, which would say nothing
+            raise KeyboardInterrupt from stopped
     module.eval()
     return module, trainer
 

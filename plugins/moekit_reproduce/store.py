@@ -47,7 +47,7 @@ class Store:
             found: dict[str, Any] = json.loads(read_regular(path, LARGEST))
             return {**found, "values": {name: _number(value) for name, value in found["values"].items()}}
         except (OSError, ValueError, KeyError, AttributeError) as error:
-            raise MoekitError(f"{path} is no measurement: {error}\n  delete it, and it is measured again") from error
+            raise MoekitError(f"{path} is not a measurement: {error}\n  delete it, and it is measured again") from error
 
     def write(self, path: Path, measured: Mapping[str, Any]) -> None:
         """Keeps a measurement.

@@ -1,4 +1,4 @@
-"""A paper's claims as data: what is trained (arms), what must come out (predictions), what is drawn. Torch-free."""
+"""A paper's claims as data: what is trained (arms), what must come out (predictions), what is plotted. Torch-free."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class Arm:
     Attributes:
         name: in tables.
         recipe: what is trained; the engine adds the seed and the learning rate.
-        rates: learning rates to search, from low to high, at equal ratios. While the best is at an end, the search goes
-            on beyond it, at most twice. Empty: the recipe's own rate.
+        rates: learning rates to search, from low to high, at equal ratios. While the best is at an end, the search
+            continues beyond it, at most twice. Empty: the recipe's own rate.
         rate_of: instead, the arm whose best rate it takes.
         factor: multiplies the rate that was found.
         measure: import string of ``(recipe, arm, seed, report) -> Values``; ``report`` takes a word on the progress.

@@ -185,7 +185,7 @@ def test_the_core_names_no_component() -> None:
 
     A name that is also a term is allowed as a word, but not in quotes, which would name the component.
     """
-    names = {component.name for component in current().components()}
+    names = {component.name for component in current().components() if component.kind != "claim"}  # named as recipes
     assert len(names) > 40 and set(TERMS) <= names
     named = re.compile(r"\b(" + "|".join(sorted(names - set(TERMS))) + r")\b|use: *(\w+)|'(" + "|".join(TERMS) + r")'")
     wrong = {

@@ -26,7 +26,7 @@ def study(spec: GLaM) -> Study:
             steps = round(spec.steps * length)
             four = {"model": {"depth": 4, "ffn": {"activation": "gelu"}}}
             tuned = {"rates": RATES} if steps == middle else {"rate_of": f"{name}, {middle}"}
-            found.append(Arm(name=f"{name}, {steps}", recipe=decoder(spec, four, *changes, steps=steps), **tuned))  # type: ignore[arg-type]
+            found.append(Arm(name=f"{name}, {steps}", recipe=decoder(spec, four, *changes, steps=steps), **tuned))
         return found
 
     routed = {
