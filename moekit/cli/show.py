@@ -53,13 +53,15 @@ def named(registry: Registry, name: str, kind: str | None = None) -> list[Compon
         return [RecipeFile(name=name, path=Path(name))]
     recipes = kind in ("recipe", "recipes")
     components = [] if recipes else registry.components(kind)
+    offered = registry.recipes if kind is None or recipes else []
     found: list[Component | RecipeFile] = [
+        r for r in offered if name in (r.name, r.full_name, f"recipe/{r.name}", f"recipes/{r.name}")
+    ]
+    found += [
         c
         for c in components
         if name in (c.name, c.full_name, f"{c.kind}/{c.name}", f"{registry.kinds[c.kind].plural}/{c.name}")
     ]
-    offered = registry.recipes if kind is None or recipes else []
-    found += [r for r in offered if name in (r.name, r.full_name, f"recipe/{r.name}", f"recipes/{r.name}")]
     if found:
         return found
     if kind is not None:

@@ -14,6 +14,7 @@ from moekit.errors import MoekitError
 from moekit.registry import current
 
 if TYPE_CHECKING:
+    from moekit.component import Component
     from moekit_reproduce.engine import Progress
     from moekit_reproduce.study import ClaimSpec, Study
 
@@ -22,7 +23,7 @@ EXAMPLES = """\
   moekit reproduce switch                     one paper, in its full form: up to 15 minutes on two cores
   moekit reproduce --quick --all              every paper in minutes, to see that all of it runs
   moekit reproduce --all --seeds 5            more seeds; what is measured already is not repeated
-  moekit reproduce switch steps=500           other sizes: moekit show claim switch
+  moekit reproduce switch steps=500           other sizes: moekit show switch
   moekit reproduce --all --ledger docs        write docs/ledger.md, its JSON and its plots
 """
 
@@ -47,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         MoekitError: no such paper, an option is out of range, or a run failed.
     """
-    claims = {claim.name: claim for claim in current().components("claim")}
+    claims = {claim.name: claim for claim in sorted(current().components("claim"), key=_year)}
     if args.list:
         print("\n".join(text.table([(name, claim.summary, claim.paper) for name, claim in claims.items()])))
         return 0
@@ -64,6 +65,11 @@ def run(args: argparse.Namespace) -> int:
     for name, spec in specs.items():
         _reproduce(name, spec, args, options)
     return 0
+
+
+def _year(claim: Component) -> tuple[str, str]:
+    """The order of papers: by the year in ``paper``; others last."""
+    return next((word for word in claim.paper.replace(",", " ").split() if word.isdigit()), "9999"), claim.name
 
 
 def spec_of(name: str, options: list[str], *, quick: bool, seeds: int | None) -> ClaimSpec:

@@ -182,7 +182,7 @@ def number(value: Any) -> str:
     value = float(value)
     if not math.isfinite(value) or value == 0:
         return f"{value:g}"
-    digits = max(0, 2 - math.floor(math.log10(abs(value))))
+    digits = max(0, 2 - math.floor(math.log10(abs(float(f"{value:.2e}")))))
     return f"{value:.{min(digits, 5)}f}"
 
 

@@ -46,7 +46,7 @@ class Store:
         try:
             found: dict[str, Any] = json.loads(read_regular(path, LARGEST))
             return {**found, "values": {name: _number(value) for name, value in found["values"].items()}}
-        except (OSError, ValueError, KeyError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
             raise MoekitError(f"{path} is not a measurement: {error}\n  delete it, and it is measured again") from error
 
     def write(self, path: Path, measured: Mapping[str, Any]) -> None:
