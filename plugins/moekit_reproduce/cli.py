@@ -16,7 +16,7 @@ from moekit.registry import current
 if TYPE_CHECKING:
     from moekit.component import Component
     from moekit_reproduce.engine import Progress
-    from moekit_reproduce.study import ClaimSpec, Study
+    from moekit_reproduce.study import ClaimSpec
 
 EXAMPLES = """\
   moekit reproduce --list                     the papers, and what is measured of each
@@ -62,8 +62,24 @@ def run(args: argparse.Namespace) -> int:
         raise MoekitError(f"--threads {args.threads}: expected 1 or more")
     options = [each for each in args.names if "=" in each]
     specs = {name: spec_of(name, options, quick=args.quick, seeds=args.seeds) for name in names or claims}
+    from moekit.registry import build
+    from moekit_reproduce.engine import planned
+    from moekit_reproduce.paper import reproduce
+
+    flags = [*(["--quick"] if args.quick else []), *([f"--seeds {args.seeds}"] if args.seeds else [])]
     for name, spec in specs.items():
-        _reproduce(name, spec, args, options)
+        with _progress(name, planned(build(spec), spec)) as progress:
+            row = reproduce(
+                name,
+                spec,
+                out=args.out,
+                page=args.ledger,
+                quick=args.quick,
+                command=" ".join(["moekit reproduce", name, *map(shlex.quote, options), *flags]),
+                threads=args.threads,
+                progress=progress,
+            )
+        print("\n".join(_report(row)))
     return 0
 
 
@@ -95,40 +111,7 @@ def spec_of(name: str, options: list[str], *, quick: bool, seeds: int | None) ->
     return spec
 
 
-def _reproduce(name: str, spec: ClaimSpec, args: argparse.Namespace, options: list[str]) -> None:
-    import torch
-
-    from moekit.component import imported
-    from moekit.registry import build
-    from moekit_reproduce import ledger
-    from moekit_reproduce.engine import Engine, by_seed, machine, planned, versions
-    from moekit_reproduce.plot import draw
-    from moekit_reproduce.store import Store
-
-    torch.set_num_threads(args.threads)
-    study: Study = build(spec)
-    out = args.out / "quick" if args.quick else args.out
-    folder = (args.ledger or args.out) / ("quick" if args.quick else "")
-    with _progress(name, planned(study, spec)) as progress:
-        found = Engine(study, spec, Store(out / "measurements" / name), progress).run()
-    pictures = [draw(study, found, folder / "images" / f"ledger-{name}.png")]
-    if study.pictures:
-        own = imported(study.pictures, f"claim '{name}': cannot import its pictures")
-        pictures += own(study, found, folder / "images")
-    flags = [*(["--quick"] if args.quick else []), *([f"--seeds {args.seeds}"] if args.seeds else [])]
-    about_run = {
-        "quick": args.quick,
-        "machine": machine(),
-        "versions": versions(),
-        "pictures": [f"images/{path.name}" for path in pictures],
-    }
-    command = " ".join(["moekit reproduce", shlex.quote(name), *map(shlex.quote, options), *flags])
-    row = ledger.row_of(name, study, found, by_seed(found), command=command, about_run=about_run)
-    page = ledger.write(folder, row)
-    print("\n".join(_report(row, page)))
-
-
-def _report(row: dict[str, Any], page: Path) -> Iterator[str]:
+def _report(row: dict[str, Any]) -> Iterator[str]:
     from moekit_reproduce.ledger import number
 
     yield text.bold(row["title"])
@@ -142,7 +125,7 @@ def _report(row: dict[str, Any], page: Path) -> Iterator[str]:
         for c in row["claims"]
     ]
     yield from text.table([("claim", "mean (90 % interval)", "threshold", "verdict"), *rows], fold=(0,))
-    yield f"  {row['minutes']:.1f} minutes of measurements; {page}"
+    yield f"  {row['minutes']:.1f} minutes of measurements"
 
 
 @contextmanager

@@ -7,23 +7,35 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, Final, get_args
 
 from moekit.errors import MoekitError
 from moekit.files import read_regular, replace_file
 from moekit_reproduce.store import LARGEST, write_json
 from moekit_reproduce.study import Found, Seen, Study
-from moekit_reproduce.verdict import interval, verdict
+from moekit_reproduce.verdict import Verdict, interval, verdict
 
 PAGE = "ledger.md"
 FOLDER = "ledger"
+VERDICTS: Final = get_args(Verdict)
 
 HEAD = """\
 # Ledger of claims
 
 What papers claim, in a small honest form, measured by `moekit reproduce`, which generates this page from the JSON files
-in `ledger/`. The models have some 100,000 active parameters and see some 250,000 bytes of text: a claim that does not
-hold here may hold at the paper's size, and one that holds here may not.
+in `ledger/`.
+
+```console
+$ moekit reproduce --list
+```
+
+```bash
+moekit reproduce switch              # one paper; interrupted, the same command resumes
+moekit reproduce --all --ledger docs # this page
+```
+
+The models have some 150,000 active parameters and see some 300,000 bytes of text: a claim that does not hold here may
+hold at the paper's size, and one that holds here may not.
 
 **The rule.** Every system is trained with the same seeds, on the same batches. A contrast is computed seed by seed.
 Of its mean, Student's t gives the 90 % interval: each end is wrong in 5 % of cases. A claim *holds* if the whole
@@ -34,7 +46,8 @@ where the paper has a figure that can be carried over, else 0; for a claim that 
 cost that counts as nothing. Of so many verdicts, some are wrong.
 
 **Tuning.** Each system's learning rate is the best of a grid, and beyond its end while the best is there (twice at
-most), with seeds that are not measured. A system that takes another's rate says so. Nothing else is tuned.
+most), with seeds that are not measured. A system that takes another's rate says so; one without a rate here has its
+recipe's. Nothing else is tuned.
 
 **Work.** `multiply-adds` are those of a token by its active parameters, without the input embedding; `executed` those
 that were computed in training, without pairs that were dropped or not sent.
@@ -112,10 +125,7 @@ def row_of(
 
 
 def write(folder: Path, row: Mapping[str, Any]) -> Path:
-    """Writes a paper's JSON and generates the page from those of all papers.
-
-    Returns:
-        The page.
+    """Writes a paper's JSON, generates the page from those of all papers, and returns the page's path.
 
     Raises:
         MoekitError: the JSON of another paper is damaged.
@@ -147,7 +157,17 @@ def rows_in(folder: Path) -> list[dict[str, Any]]:
 
 def page_of(rows: Sequence[Mapping[str, Any]]) -> str:
     """The page, from what the JSON files hold."""
-    return HEAD + "\n".join(line for row in rows for line in _section(row)).rstrip() + "\n"
+    lines = [*_summary(rows), *(line for row in rows for line in _section(row))]
+    return HEAD + "\n".join(lines).rstrip() + "\n"
+
+
+def _summary(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    yield f"| paper | {' | '.join(VERDICTS)} |\n|---|{'---|' * len(VERDICTS)}"
+    for row in rows:
+        found = [claim["verdict"] for claim in row["claims"]]
+        counts = " | ".join(str(found.count(each) or "") for each in VERDICTS)
+        yield f"| {row['title']} | {counts} |"
+    yield ""
 
 
 def _section(row: Mapping[str, Any]) -> Iterator[str]:
