@@ -64,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
     specs = {name: spec_of(name, options, quick=args.quick, seeds=args.seeds) for name in names or claims}
     from moekit.registry import build
     from moekit_reproduce.engine import planned
+    from moekit_reproduce.ledger import PAGE
     from moekit_reproduce.paper import reproduce
 
     flags = [*(["--quick"] if args.quick else []), *([f"--seeds {args.seeds}"] if args.seeds else [])]
@@ -80,6 +81,8 @@ def run(args: argparse.Namespace) -> int:
                 progress=progress,
             )
         print("\n".join(_report(row)))
+    page = (args.ledger or args.out) / ("quick" if args.quick else "") / PAGE
+    print(f"the ledger: {page}")
     return 0
 
 

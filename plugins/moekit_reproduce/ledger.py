@@ -34,7 +34,7 @@ moekit reproduce switch              # one paper; interrupted, the same command 
 moekit reproduce --all --ledger docs # this page
 ```
 
-The models have some 150,000 active parameters and see some 300,000 bytes of text: a claim that does not hold here may
+The models have some 190,000 active parameters and see some 300,000 bytes of text: a claim that does not hold here may
 hold at the paper's size, and one that holds here may not.
 
 **The rule.** Every system is trained with the same seeds, on the same batches. A contrast is computed seed by seed.
