@@ -99,11 +99,11 @@ def test_a_measure_that_fails_keeps_what_was_finished(tmp_path: Path, monkeypatc
 
     def fail(recipe: object, arm: object, seed: int, report: object) -> dict[str, object]:
         if len(fake_study.calls) == 5:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt("stop")
         return whole(recipe, arm, seed, report)  # type: ignore[arg-type]
 
     monkeypatch.setattr(fake_study, "measure", fail)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match="stop"):
         run(fake_study.study(), tmp_path)
     monkeypatch.setattr(fake_study, "measure", whole)
     _, lines = run(fake_study.study(), tmp_path)
