@@ -49,6 +49,9 @@ cost that counts as nothing. Of so many verdicts, some are wrong.
 most), with seeds that are not measured. A system that takes another's rate says so; one without a rate here has its
 recipe's. Nothing else is tuned.
 
+**Plots.** A dot is a seed, and a grey line joins the dots of one seed: systems are compared along it. A diamond is the
+mean, with its own 90 % interval.
+
 **Work.** `multiply-adds` are those of a token by its active parameters, without the input embedding; `executed` those
 that were computed in training, without pairs that were dropped or not sent.
 

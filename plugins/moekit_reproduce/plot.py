@@ -56,6 +56,8 @@ def _curves(axes: Axes, found: Mapping[str, Found]) -> None:
 
 def _rows(axes: Axes, panel: Panel, found: Mapping[str, Found]) -> None:
     shown = [(name, numbers) for name, of in found.items() if (numbers := _numbers(of, panel.value))]
+    for seed in zip(*(numbers for _, numbers in shown), strict=True):  # systems are compared seed by seed
+        axes.plot(seed, [row + 0.12 for row in range(len(shown))], color="#bbbbbb", lw=0.8, zorder=0)
     for row, (_, numbers) in enumerate(shown):
         colour = COLOURS[row % len(COLOURS)]
         axes.plot(numbers, [row + 0.12] * len(numbers), ".", color=colour, alpha=0.5, ms=6)

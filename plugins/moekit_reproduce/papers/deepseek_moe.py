@@ -51,7 +51,7 @@ def study(spec: DeepSeekMoE) -> Study:
         predictions=(
             Prediction(
                 claim="fine-grained experts are better at equal parameters and work",
-                paper="no figure that we have seen (figure 3 shows relative scores)",
+                paper="no figure that we have seen",
                 source="section 4.4, figure 3",
                 measure=SHARE,
                 contrast=saved("8 of 64", "2 of 16"),
@@ -66,7 +66,7 @@ def study(spec: DeepSeekMoE) -> Study:
             ),
             Prediction(
                 claim="a shared expert among fine-grained ones is better than none",
-                paper="no figure that we have seen (figure 3 shows relative scores)",
+                paper="no figure that we have seen",
                 source="section 4.4, figure 3",
                 measure=SHARE,
                 contrast=saved("7 of 63 and 1 shared", "8 of 64"),
