@@ -144,7 +144,8 @@ def run_checks(module: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_relative_link_of_a_page_names_an_existing_file(page: Path) -> None:
-    targets = [t for t in re.findall(r"\]\(([^)\s]+)\)", prose(page)) if not t.startswith(("http://", "https://", "#"))]
+    found = [*re.findall(r"\]\(([^)\s]+)\)", prose(page)), *re.findall(r"\bsrc(?:set)?=\"([^\"]+)\"", prose(page))]
+    targets = [target for target in found if not target.startswith(("http://", "https://", "#"))]
     missing = [t for t in targets if not (page.parent / t.partition("#")[0]).exists()]
     assert not missing, f"{page.name} links to {missing}"
 
