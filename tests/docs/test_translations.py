@@ -1,6 +1,6 @@
-"""The page "Mixture of Experts by hand" in two languages: the same code, and components that exist under its names.
+"""Pages in two languages: the same code, headings, tables and figures, and components that exist under their names.
 
-``test_docs.py`` runs its blocks in both languages.
+``test_docs.py`` runs their blocks in both languages.
 """
 
 from __future__ import annotations
@@ -20,8 +20,21 @@ from moekit.spec import component_spec
 from moekit.spec.fields import Spec
 from moekit.spec.kinds import MoE
 
-ENGLISH, CHINESE = TOP / "docs" / "by_hand.md", TOP / "docs" / "by_hand.zh.md"
-PAGES = pytest.mark.parametrize("page", [ENGLISH, CHINESE], ids=lambda page: page.name)
+DOCS = TOP / "docs"
+
+
+def translation(english: Path) -> Path:
+    """The Chinese page."""
+    return english.with_suffix(".zh.md")
+
+
+TRANSLATED = [path.with_name(path.name.replace(".zh", "")) for path in (*TOP.glob("*.zh.md"), *DOCS.glob("*.zh.md"))]
+LESSONS = [DOCS / "by_hand.md", DOCS / "future.md"]  # pages that teach by code, equations and components
+PAIRS = pytest.mark.parametrize("english", TRANSLATED, ids=lambda page: page.name)
+PAGES = pytest.mark.parametrize(
+    "page", [p for page in LESSONS for p in (page, translation(page))], ids=lambda p: p.name
+)
+NO_COMPONENTS = {"assert", "causal", "groups", "rule", "shared", "start", "x"}  # Python, options, slots, a variable
 SLOTS = {"router": "router", "experts": "expert", "shared": "expert", "dispatcher": "dispatcher"}
 
 
@@ -49,14 +62,25 @@ def fragments(page: Path) -> Iterator[dict[str, Any]]:
             yield yaml.safe_load(text)
 
 
-def test_both_languages_have_the_same_code() -> None:
-    english, chinese = (
+def test_the_pages_that_teach_are_translated() -> None:
+    assert {*LESSONS, TOP / "README.md", DOCS / "gallery.md"} <= set(TRANSLATED)
+
+
+@PAIRS
+def test_both_languages_have_the_same_code(english: Path) -> None:
+    blocks, chinese = (
         [(language, meaning(language, text)) for language, text in FENCED.findall(page.read_text(encoding="utf-8"))]
-        for page in (ENGLISH, CHINESE)
+        for page in (english, translation(english))
     )
-    assert len(english) > 40
-    for one, other in zip(english, chinese, strict=True):
+    assert len(blocks) > (12 if english in LESSONS else -1)
+    for one, other in zip(blocks, chinese, strict=True):
         assert one == other
+
+
+@PAIRS
+def test_each_page_links_to_its_translation(english: Path) -> None:
+    for page, other in ((english, translation(english)), (translation(english), english)):
+        assert f"]({other.name})" in page.read_text(encoding="utf-8").partition("\n## ")[0]
 
 
 @pytest.mark.parametrize(
@@ -72,13 +96,14 @@ def test_translations_may_change_comments_and_printed_strings_alone(one: str, ot
     assert (meaning("python", one) == meaning("python", other)) is same
 
 
-def test_both_languages_have_the_same_headings_tables_inline_code_and_numbers() -> None:
-    english, chinese = prose(ENGLISH), prose(CHINESE)
-    assert re.findall(r"^#+", english, re.MULTILINE) == re.findall(r"^#+", chinese, re.MULTILINE)
-    assert len(re.findall(r"^\|", english, re.MULTILINE)) == len(re.findall(r"^\|", chinese, re.MULTILINE))
-    assert re.findall(r"#\d{3,}", english) == re.findall(r"#\d{3,}", chinese)  # issues
-    assert sorted(re.findall(r"`[^`\n]+`", english)) == sorted(re.findall(r"`[^`\n]+`", chinese))
-    assert sorted(re.findall(r"\d+\.\d+", english)) == sorted(re.findall(r"\d+\.\d+", chinese))
+@PAIRS
+def test_both_languages_have_the_same_headings_tables_inline_code_and_numbers(english: Path) -> None:
+    one, other = prose(english), prose(translation(english))
+    assert re.findall(r"^#+", one, re.MULTILINE) == re.findall(r"^#+", other, re.MULTILINE)
+    assert len(re.findall(r"^\|", one, re.MULTILINE)) == len(re.findall(r"^\|", other, re.MULTILINE))
+    assert re.findall(r"#\d{3,}", one) == re.findall(r"#\d{3,}", other)  # issues
+    assert sorted(re.findall(r"`[^`\n]+`", one)) == sorted(re.findall(r"`[^`\n]+`", other))
+    assert sorted(re.findall(r"\d+\.\d+", one)) == sorted(re.findall(r"\d+\.\d+", other))
 
 
 @PAGES
@@ -100,18 +125,14 @@ def test_the_components_in_yaml_fragments_compose(page: Path) -> None:
             parts |= {key: spec} if key in SLOTS else {}
             count += 1
         MoE(**parts)
-    assert count >= 20
+    assert count >= (20 if page.name.startswith("by_hand") else 8)
 
 
 @PAGES
 def test_every_component_and_recipe_named_in_the_prose_exists(page: Path) -> None:
-    words = set(re.findall(r"`([a-z0-9_]+)`", prose(page))) - {
-        "assert",
-        "groups",
-        "shared",
-        "x",
-    }  # Python, an option, a slot, a variable
-    assert len(words) > 15 and not words - {offer.name for offer in [*current().components(), *current().recipes]}
+    words = set(re.findall(r"`([a-z0-9_]+)`", prose(page))) - NO_COMPONENTS
+    assert len(words) > (15 if page.name.startswith("by_hand") else 3)
+    assert not words - {offer.name for offer in [*current().components(), *current().recipes]}
 
 
 @PAGES
@@ -120,4 +141,4 @@ def test_every_anchor_on_the_page_is_a_heading(page: Path) -> None:
     headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
     github_anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
     linked = re.findall(r"\]\(#([^)\s]+)\)", text)
-    assert len(linked) == 11 and not [anchor for anchor in linked if anchor not in github_anchors]
+    assert len(linked) >= 9 and not [anchor for anchor in linked if anchor not in github_anchors]
