@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from test_docs import FENCED, TOP, prose
+from test_docs import FENCED, TESTED, TOP, prose
 
 from moekit.registry import current
 from moekit.spec import component_spec
@@ -53,7 +53,7 @@ def meaning(language: str, text: str) -> str:
     """A block without what a translation may change: comments, printed strings, text in formulas."""
     if language == "python":
         return ast.dump(WithoutPrintedText().visit(ast.parse(text)))
-    return re.sub(r"\\text\{[^}]*\}", "", text)
+    return re.sub(r"\\text\{[^}]*\}" if language == "math" else r" +# .*", "", text)
 
 
 def fragments(page: Path) -> Iterator[dict[str, Any]]:
@@ -98,7 +98,7 @@ def test_translations_may_change_comments_and_printed_strings_alone(one: str, ot
 
 @PAIRS
 def test_both_languages_have_the_same_headings_tables_inline_code_and_numbers(english: Path) -> None:
-    one, other = prose(english), prose(translation(english))
+    one, other = TESTED.sub("", prose(english)), prose(translation(english))
     assert re.findall(r"^#+", one, re.MULTILINE) == re.findall(r"^#+", other, re.MULTILINE)
     assert len(re.findall(r"^\|", one, re.MULTILINE)) == len(re.findall(r"^\|", other, re.MULTILINE))
     assert re.findall(r"#\d{3,}", one) == re.findall(r"#\d{3,}", other)  # issues
