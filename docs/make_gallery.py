@@ -197,8 +197,9 @@ def newcomer(results: Results) -> dict[str, Any]:
 def proof(results: Results, words: Words) -> str:
     """README's table of claims."""
     ahead, tied, behind = (len(group) for group in gains(results))
+    counted = {"ahead": ahead, "tied": tied, "behind": behind, "compared": ahead + tied + behind}
     total = count_parameters(load("deepseek_v3-671b")).total
-    return words["proof"].format(**newcomer(results) | {"total": total}, ahead=ahead, tied=tied, behind=behind)
+    return words["proof"].format(**newcomer(results) | counted | {"total": total})
 
 
 def result(results: Results, words: Words) -> str:

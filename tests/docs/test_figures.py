@@ -17,7 +17,7 @@ import make_figures  # noqa: E402
 PICTURE = re.compile(r"!\[([^\]]*)\]\(([^)\s]+)\)|<img alt=\"([^\"]*)\" src=\"([^\"]+)\"")
 
 
-def test_every_drawing_is_stored_for_light_and_dark_and_drawn_alike_each_time(tmp_path: Path) -> None:
+def test_every_drawing_is_stored_for_light_and_dark_and_plotted_alike_each_time(tmp_path: Path) -> None:
     first = {path.name: path.read_bytes() for path in make_figures.draw(tmp_path)}
     assert list(first) == ["layer.svg", "layer.dark.svg", "dispatch.svg", "dispatch.dark.svg"]
     assert {path.name: path.read_bytes() for path in make_figures.draw(tmp_path)} == first
