@@ -135,6 +135,14 @@ def test_every_component_and_recipe_named_in_the_prose_exists(page: Path) -> Non
     assert not words - {offer.name for offer in [*current().components(), *current().recipes]}
 
 
+def test_what_the_future_page_calls_missing_is_missing() -> None:
+    """A change that adds one of these also says on ``future.md``, in both languages, where it is."""
+    missing = {"hash", "relu", "soft_slots", "threshold", "quantile_bias", "latent"}
+    assert not missing & {component.name for component in current().components()}
+    page = (DOCS / "future.md").read_text(encoding="utf-8")
+    assert page.count("**Here.**") == page.count("Missing: ") == 8
+
+
 @PAGES
 def test_every_anchor_on_the_page_is_a_heading(page: Path) -> None:
     text = prose(page)
