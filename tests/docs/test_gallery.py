@@ -105,6 +105,12 @@ def test_every_recipe_of_a_paper_is_in_the_gallery() -> None:
     assert [name for name in names if f"`{name}`" not in page] == []
 
 
+def test_the_chinese_gallery_translates_what_every_trainable_recipe_says() -> None:
+    names = {c.name for c in current().recipes if c.plugin == "papers" and "/" not in c.name and load(c.name).data}
+    assert set(make_gallery.CHINESE.summaries) == set(make_gallery.CHINESE.claims) == names
+    assert set(make_gallery.CHINESE.texts) <= set(make_gallery.ENGLISH.texts)
+
+
 def test_every_paper_says_who_when_and_what() -> None:
     for component in current().recipes:
         paper = load(component.name).paper
