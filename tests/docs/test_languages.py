@@ -135,6 +135,11 @@ def test_every_component_and_recipe_named_in_the_prose_exists(page: Path) -> Non
     assert not words - {offer.name for offer in [*current().components(), *current().recipes]}
 
 
+@pytest.mark.parametrize("page", [p for page in TRANSLATED for p in (page, translation(page))], ids=lambda p: p.name)
+def test_no_phrase_of_a_page_is_repeated_at_once(page: Path) -> None:
+    assert not [match[0] for match in re.finditer(r"([^|`\s-][^|`\n]{7,})\1", prose(page))]
+
+
 def test_what_the_future_page_calls_missing_is_missing() -> None:
     """A change that adds one of these also says on ``future.md``, in both languages, where it is."""
     missing = {"hash", "relu", "soft_slots", "threshold", "quantile_bias", "latent"}
