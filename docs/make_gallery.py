@@ -7,6 +7,7 @@ Every language is written here, with the words of ``words.en.yaml`` and ``words.
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -76,6 +77,7 @@ class Entry(NamedTuple):
     count: ParameterCount
 
 
+@functools.cache
 def papers() -> list[list[Entry]]:
     """The recipes of each paper, oldest first; within a paper those with data come first, then by size."""
     found: dict[str, list[Entry]] = {}
