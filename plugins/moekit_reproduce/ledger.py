@@ -192,7 +192,7 @@ def _section(row: Mapping[str, Any]) -> Iterator[str]:
         yield f"| {arm['name']} | {_rate(arm)} | {' | '.join(cells)} |"
     yield ""
     for picture in row["pictures"]:
-        yield f"![{row['name']}]({picture})\n"
+        yield f"![What was measured for {row['name']}]({picture})\n"
     versions = ", ".join(f"{name} {version}" for name, version in row["versions"].items())
     yield (
         f"`{row['command']}`: {row['seeds']} seeds; {row['minutes']:.1f} minutes, {row['cpu_minutes']:.1f} of them "

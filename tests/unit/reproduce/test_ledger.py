@@ -33,7 +33,7 @@ def test_a_row_has_the_claim_the_papers_figure_ours_and_the_verdict(row: dict[st
     assert "| b is better | 1 against 2 (table 1) | a − b: 0.100 (0.100 to 0.100) | 0.05 | **holds** |" in page
     assert "| a | 10 of 5, 10, 20, 40 | 0.8000 ± 0.1000 | 24 | 24 | 24 |" in page
     assert "`moekit reproduce a`: 3 seeds;" in page and "a machine; torch 2." in page
-    assert "![a](images/a.png)" in page
+    assert "![What was measured for a](images/a.png)" in page
     assert "| Author 1999: A title | 1 |  |  |  |" in page
     assert json.loads((tmp_path / "ledger" / "a.json").read_text())["claims"][0]["values"] == pytest.approx([0.1] * 3)
 
