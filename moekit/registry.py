@@ -18,7 +18,7 @@ import pluggy
 from moekit.component import Component, Kind, Offer, RecipeFile, Verb
 from moekit.discovery import checked, installed
 from moekit.errors import PluginError, Problem, UnknownName, nearest
-from moekit.plugin import Plugin, load_plugin, offers_of
+from moekit.plugin import Plugin, load_plugin
 
 __all__ = ["Plugin", "Registry", "build", "current", "discover", "load_plugin", "temporary"]
 
@@ -41,10 +41,9 @@ class Registry:
         self._offers: dict[str, dict[str, list[Any]]] = {}
         self._by_spec: dict[str, Component] = {}
         for plugin in self.plugins:
-            for offer in offers_of(plugin):
-                self._offers.setdefault(offer.what, {}).setdefault(offer.name, []).append(offer)
-                if isinstance(offer, Component):
-                    self._by_spec[offer.spec_id] = offer
+            for offer in plugin.offers:
+                self._offers.setdefault(offer.kind, {}).setdefault(offer.name, []).append(offer)
+            self._by_spec |= {component.spec_id: component for component in plugin.components}
 
     @property
     def failed(self) -> tuple[Plugin, ...]:
@@ -181,7 +180,7 @@ class Registry:
 
     def short_name(self, offer: Offer) -> str:
         """The shortest name of an offer: its own, or ``plugin/name`` where two plugins offer it."""
-        return offer.name if len(self._offers[offer.what][offer.name]) == 1 else offer.full_name
+        return offer.name if len(self._offers[offer.kind][offer.name]) == 1 else offer.full_name
 
     def build(self, spec: Any, *context: Any) -> Any:
         """Builds the component that ``spec`` configures: ``Target(spec, *context)``.
