@@ -80,7 +80,7 @@ def checked(plugins: Iterable[Plugin]) -> list[Plugin]:
 def _borrows(plugin: Plugin) -> bool:
     """Whether a spec class comes from another package than the plugin."""
     home = plugin.module.partition(".")[0]
-    return any([c.spec_id.partition(":")[0].partition(".")[0] != home for c in plugin.components])
+    return any(c.spec_id.partition(":")[0].partition(".")[0] != home for c in plugin.components)
 
 
 def _kind_conflict(plugin: Plugin, owners: Mapping[str, Plugin]) -> str:

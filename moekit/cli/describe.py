@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from moekit.component import Component
+from moekit.record import defaults_of
 from moekit.registry import current
-from moekit.spec.fields import FieldInfo, Spec, default_of, fields_of, group_class, types_of
+from moekit.spec.fields import FieldInfo, Spec, fields_of, group_class, types_of
 
 
 def option_rows(spec: type[Spec], prefix: str = "") -> Iterator[tuple[str, str, str, str, str]]:
@@ -103,7 +104,7 @@ def _fields(spec: type[Spec]) -> dict[str, tuple[FieldInfo, Any, str]]:
 
 
 def _default_text(spec: type[Spec], name: str, info: FieldInfo) -> str:
-    default = default_of(spec, name)
+    default = defaults_of(spec)[name]
     if default is dataclasses.MISSING:
         return "" if info.kind == "slot" else "required"
     return "optional" if default is None and info.kind != "option" else value_text(default)

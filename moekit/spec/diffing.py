@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from moekit.record import defaults_of
 from moekit.registry import current
-from moekit.spec.fields import Spec, default_of, fields_of
-from moekit.spec.imported import Imported
+from moekit.spec.fields import Spec, fields_of
+from moekit.spec.kinds import Imported
 from moekit.spec.places import Keys, show
 from moekit.spec.recipe import Paper, Recipe
 
@@ -111,7 +112,7 @@ def _shared(a: Spec, b: Spec) -> list[str]:
 
 def _non_default(spec: Spec) -> list[str]:
     """Names of the fields that are not at their default."""
-    return [name for name in fields_of(type(spec)) if getattr(spec, name) != default_of(type(spec), name)]
+    return [name for name, default in defaults_of(type(spec)).items() if getattr(spec, name) != default]
 
 
 def text_of(value: Any, *, depth: int = 0, without: Sequence[str] = (), only: Sequence[str] = ()) -> str:

@@ -23,8 +23,7 @@ from moekit.parallel.strategy import ShardingStrategy
 from moekit.registry import build
 from moekit.spec import to_plain
 from moekit.spec.fields import fields_of, metrics_of
-from moekit.spec.recipe import Recipe
-from moekit.spec.trainer import TrainerSpec
+from moekit.spec.recipe import Recipe, TrainerSpec
 from moekit.training.callbacks.checkpoint import AtomicCheckpointIO, SaveCheckpoints
 from moekit.training.callbacks.interrupt import StopOnInterrupt
 from moekit.training.callbacks.load_history import LoadHistory, lost_logs

@@ -8,7 +8,7 @@ from fake_plugins import plugin
 
 from moekit.component import RecipeFile, recipes_in
 from moekit.registry import Registry
-from moekit.spec.heads import Head, head_of
+from moekit.spec.loading import Head, head_of
 
 
 def test_a_recipe_inherits_its_paper_and_data_from_what_it_extends(tmp_path: Path) -> None:

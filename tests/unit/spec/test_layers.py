@@ -15,7 +15,7 @@ from spec_fakes import Pick, Step, check_overrides
 from moekit.errors import SpecError
 from moekit.registry import current
 from moekit.spec import load
-from moekit.spec.layers import parse_overrides
+from moekit.spec.loading import parse_overrides
 from moekit.spec.places import Tree
 
 Write = Callable[[str, str], str]

@@ -13,9 +13,9 @@ from pages import cases
 from spec_fakes import check_overrides
 
 from moekit.errors import PluginError
+from moekit.spec.composing import _NODES, BROKEN, Values, describe, scalar
 from moekit.spec.fields import FieldInfo
 from moekit.spec.places import Report
-from moekit.spec.values import BROKEN, Values, _node, describe, scalar
 
 INFO = FieldInfo("option", "an option")
 
@@ -169,7 +169,7 @@ def test_a_type_that_no_option_can_have_is_a_plugin_error() -> None:
     )
 )
 def test_a_value_of_the_right_type_is_what_omegaconf_makes_of_it(value: Any) -> None:
-    converted = _node(type(value)).validate_and_convert(value)
+    converted = _NODES[type(value)].validate_and_convert(value)
     assert scalar(value, type(value)) == converted
     assert type(scalar(value, type(value))) is type(converted)
 
