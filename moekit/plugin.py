@@ -32,6 +32,9 @@ from moekit.component import (
 from moekit.errors import PluginError, nearest
 from moekit.record import Record
 
+OFFERED = {"components": Component, "kinds": Kind, "recipes": RecipeFile, "verbs": Verb, "resolvers": dict}
+"""What the hooks ``moekit_components`` and so on return lists of; ``moekit_resolvers`` returns a mapping."""
+
 HOOKS = (*hookspecs.OFFERS, *hookspecs.LIFE_CYCLE)
 _NAME = re.compile(r"[^\W_][\w.-]*")
 _PATH = re.compile(rf"{_NAME.pattern}(?:/{_NAME.pattern})*")  # of a recipe: folder/name
@@ -106,17 +109,18 @@ def load_plugin(name: str, module: Any, *, distribution: str = "", version: str 
         supported = f"this moekit supports API {API_VERSION}: MOEKIT_API = {API_VERSION}"
         raise PluginError(f"plugin '{name}': {said}; {supported}")
     hooks = _hooks(name, module)
+    offers: dict[str, Any] = {
+        what: _offered(hooks[hook], f"plugin '{name}': hook {hook}", cls, name)
+        for what, cls in OFFERED.items()
+        if (hook := f"moekit_{what}") in hooks
+    }
     plugin = Plugin(
         name=name,
         module=getattr(module, "__name__", type(module).__name__),
         distribution=distribution,
         version=version,
         api=api,
-        components=_offered(name, hooks, "moekit_components", Component),
-        kinds=_offered(name, hooks, "moekit_kinds", Kind),
-        recipes=_offered(name, hooks, "moekit_recipes", RecipeFile),
-        verbs=_offered(name, hooks, "moekit_verbs", Verb),
-        resolvers=_resolvers(name, hooks),
+        **offers,
         hooks={hook: hooks[hook] for hook in hookspecs.LIFE_CYCLE if hook in hooks},
     )
     _check_distinct(plugin)
@@ -160,25 +164,27 @@ def _hooks(name: str, module: Any) -> dict[str, pluggy.HookImpl]:
     return {caller.name: implementation for caller, implementation in found.items() if caller.has_spec()}
 
 
-def _returned(hook: pluggy.HookImpl, where: str, expected: str) -> Any:
-    """What a hook returns; of an iterable, all of it."""
+def _offered(hook: pluggy.HookImpl, where: str, cls: type[Any], plugin: str) -> Any:
+    """What a hook returns, checked, as offers of the plugin."""
+    expected = "a mapping of names to import strings" if cls is dict else f"a list of {cls.__name__}"
     try:
         found: Any = hook.function()
-        out = found if found is None or isinstance(found, Mapping) else list(found)
+        returned = found if found is None or isinstance(found, Mapping) else list(found)
     except (Exception, SystemExit) as error:
         raise PluginError(f"{where} raised {type(error).__name__}: {error}") from error
-    if out is None:
+    if returned is None:
         raise PluginError(f"{where} returned None; expected {expected}")
-    return out
-
-
-def _offered(plugin: str, hooks: Mapping[str, pluggy.HookImpl], hook: str, cls: type[_O]) -> tuple[_O, ...]:
-    """What a hook returns, checked, as offers of the plugin."""
-    if hook not in hooks:
-        return ()
-    where = f"plugin '{plugin}': hook {hook}"
-    returned = _returned(hooks[hook], where, f"a list of {cls.__name__}")
-    return tuple([_checked(each, cls, where, plugin) for each in returned])
+    if cls is not dict:
+        return tuple([_checked(each, cls, where, plugin) for each in returned])
+    if not isinstance(returned, Mapping):
+        raise PluginError(f"{where}: expected {expected}, got {type(returned).__name__}")
+    for name, target in returned.items():
+        here = f"{where}, resolver '{name}'"
+        if not isinstance(name, str) or not DOTTED.fullmatch(name):
+            raise PluginError(f"{here}: a name is made of letters, digits, '_' and '.'")
+        if not isinstance(target, str) or not IMPORT_STRING.fullmatch(target):
+            raise PluginError(f"{here}: it {_IMPORTABLE}, got {target!r}")
+    return dict(returned)
 
 
 def _checked(offer: object, cls: type[_O], where: str, plugin: str) -> _O:
@@ -216,22 +222,6 @@ def _checked(offer: object, cls: type[_O], where: str, plugin: str) -> _O:
     made: _O = copy.copy(offer)
     vars(made)["plugin"] = plugin  # quicker than dataclasses.replace, which would check it again
     return made
-
-
-def _resolvers(plugin: str, hooks: Mapping[str, pluggy.HookImpl]) -> dict[str, str]:
-    if (hook := "moekit_resolvers") not in hooks:
-        return {}
-    where, expected = f"plugin '{plugin}': hook {hook}", "a mapping of names to import strings"
-    found = _returned(hooks[hook], where, expected)
-    if not isinstance(found, Mapping):
-        raise PluginError(f"{where}: expected {expected}, got {type(found).__name__}")
-    for resolver, target in found.items():
-        here = f"{where}, resolver '{resolver}'"
-        if not isinstance(resolver, str) or not DOTTED.fullmatch(resolver):
-            raise PluginError(f"{here}: a name is made of letters, digits, '_' and '.'")
-        if not isinstance(target, str) or not IMPORT_STRING.fullmatch(target):
-            raise PluginError(f"{here}: it {_IMPORTABLE}, got {target!r}")
-    return dict(found)
 
 
 def _check_distinct(plugin: Plugin) -> None:

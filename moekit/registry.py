@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from operator import attrgetter
 from types import MappingProxyType, ModuleType
 from typing import Any
 
@@ -199,7 +200,7 @@ class Registry:
 
     def hooks(self, name: str) -> list[tuple[Plugin, pluggy.HookImpl]]:
         """The implementations of a life-cycle hook, in order: by plugin; ``tryfirst`` and ``trylast`` hold."""
-        found = [(p, p.hooks[name]) for p in sorted(self.plugins, key=lambda p: p.name) if name in p.hooks]
+        found = [(p, p.hooks[name]) for p in sorted(self.plugins, key=attrgetter("name")) if name in p.hooks]
         return sorted(found, key=lambda each: each[1].trylast - each[1].tryfirst)
 
     def call(

@@ -33,7 +33,7 @@ def to_plain(spec: Spec, *, registry: Registry | None = None, full_names: bool =
         PluginError: no loaded plugin offers a component for one of the specs in it.
     """
     registry = current() if registry is None else registry
-    plain: dict[str, Any] = _plain(spec, registry, full_names)
+    plain: dict[str, Any] = plain_value(spec, registry, full_names)
     return plain
 
 
@@ -46,16 +46,12 @@ def to_config(spec: Spec, *, registry: Registry | None = None) -> DictConfig:
     return OmegaConf.create(to_plain(spec, registry=registry))
 
 
-def plain_value(value: Any) -> Any:
-    """An option's value for YAML: tuples become lists, and ``${`` is escaped."""
-    return _plain(value, None, False)
-
-
-def _plain(value: Any, registry: Registry | None, full_names: bool) -> Any:
+def plain_value(value: Any, registry: Registry | None = None, full_names: bool = False) -> Any:
+    """An option's value for YAML: tuples become lists, and ``${`` is escaped. Specs in it are named by ``registry``."""
     if isinstance(value, str):
-        return escape(value)
+        return escape(value) if "${" in value else value
     if isinstance(value, list | tuple):
-        return [_plain(item, registry, full_names) for item in value]
+        return [plain_value(item, registry, full_names) for item in value]
     if isinstance(value, Imported):
         value = {"class": value.path, **value.arguments}
     elif isinstance(value, Spec):
@@ -65,7 +61,7 @@ def _plain(value: Any, registry: Registry | None, full_names: bool) -> Any:
             fields = {"use": use, **fields}
         value = fields
     if isinstance(value, Mapping):
-        return {key: _plain(item, registry, full_names) for key, item in value.items()}
+        return {key: plain_value(item, registry, full_names) for key, item in value.items()}
     return value
 
 

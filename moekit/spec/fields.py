@@ -218,6 +218,8 @@ def _problem_of(spec: type[Spec], name: str, value: Any) -> str:
     info, hint = fields_of(spec)[name], types_of(spec)[name]
     if info.kind != "option":
         return _misplaced(spec, name, value)
+    if type(value) in (bool, str, type(None)) and type(value) in scalars_in(hint):
+        return ""
     if type(value) not in scalars_in(hint) and not is_a(value, hint):
         said = f"is out of range ({info.range_text()})" if info.choices else f"is not {describe(hint)}"
         return f"{name}={value!r} {said}" if info.choices else f"{name}: {value!r} {said}"
@@ -312,6 +314,7 @@ def is_a(value: Any, hint: Any) -> bool:
     return hint is Any or origin is not None or not isinstance(hint, type) or isinstance(value, hint)
 
 
+@_cached
 def is_plain(hint: Any) -> bool:
     """Whether YAML can hold values of this type."""
     args, origin = typing.get_args(hint), typing.get_origin(hint)
@@ -340,13 +343,14 @@ def fields_of(spec: type[Spec]) -> dict[str, FieldInfo]:
         TypeError: a field is a plain dataclass field, not declared with ``option`` and the like.
     """
     out: dict[str, FieldInfo] = {}
+    hints = types_of(spec)
     for f in dataclasses.fields(spec):
         info = f.metadata.get("moekit")
         if info is None:
             raise TypeError(f"{spec.__qualname__}.{f.name}: declare it with option(), slot(), slots() or group()")
-        first, *others = members(types_of(spec)[f.name])
-        choices = typing.get_args(first) if typing.get_origin(first) is Literal and not others else ()
-        out[f.name] = info._replace(choices=choices)
+        only, *others = [hints[f.name]] if isinstance(hints[f.name], type) else members(hints[f.name])
+        literal = typing.get_origin(only) is Literal and not others
+        out[f.name] = info._replace(choices=typing.get_args(only)) if literal else info
     return out
 
 
@@ -363,8 +367,9 @@ def check_declaration(spec: type[Spec]) -> None:
         known = fields_of(spec)
     except NameError as error:
         raise TypeError(f"{spec.__qualname__}: cannot read the types of its fields: {error}") from error
+    hints, defaults = types_of(spec), defaults_of(spec)
     for name, info in known.items():
-        hint, default = types_of(spec)[name], defaults_of(spec)[name]
+        hint, default = hints[name], defaults[name]
         where = f"{spec.__qualname__}.{name}"
         if info.kind == "option" and not is_plain(hint):
             raise TypeError(

@@ -58,11 +58,10 @@ def load(source: Source, overrides: Iterable[str] = (), *, registry: Registry | 
     registry = current() if registry is None else registry
     layers, name = read_layers(source, overrides, registry)
     merged = Merged(registry, layers)
-    if name and not merged.data.get("name"):
-        merged.data["name"] = name
     _check_requires(merged, registry)
     recipe = compose(merged, Recipe, registry)
     assert isinstance(recipe, Recipe)
+    recipe = recipe if recipe.name or not name else replace(recipe, name=name)
     report = Report()
     for plugin, said in registry.call("moekit_recipe_loaded", {"recipe": recipe}):
         for sentence in said or ():

@@ -214,6 +214,7 @@ class Planner:
         if isinstance(value, str):
             key: Any = path[-1]
             holder[key] = value = {"use": value}
+            self.references.put(path, value)
         return self._component(kind, value, path)
 
     def _component(self, kind: str, value: Any, path: Keys) -> Any:

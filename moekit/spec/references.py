@@ -43,7 +43,7 @@ def is_readable(text: str) -> bool:
 
 def escape(text: str) -> str:
     """Text that resolves to ``text``, with every ``${`` in it literal."""
-    return re.sub(r"(\\*)\$\{", r"\1\1\\${", text) if "${" in text else text
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
 
 
 def register_resolver(name: str, function: Callable[..., Any]) -> None:

@@ -38,7 +38,6 @@ LONG: dict[str, str] = {
     "moekit/registry.py": "every question about a name, and the messages for those without an answer",
     "moekit/routing.py": "the three forms of a routing, and what each says of itself",
     "moekit/shards/shard.py": "what a rank holds of a tensor, a model and an optimizer",
-    "moekit/plugin.py": "every check of a plugin when it is loaded",
     "moekit/spec/composing.py": "from planned nodes to specs: resolve, convert, construct",
     "moekit/spec/fields.py": "how a spec class declares its options, and what holds for every spec",
     "moekit/spec/kinds.py": "the specs of every kind, which plugin authors subclass",
