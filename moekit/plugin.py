@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import field
 from functools import cache
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any, TypeVar
 
 import pluggy
@@ -139,7 +139,8 @@ def _hooks(name: str, module: Any) -> dict[str, pluggy.HookImpl]:
     """The hooks that a module implements, checked by pluggy and for mistakes that pluggy does not report."""
     names = vars(module) if isinstance(module, ModuleType) else dir(module)  # none that is imported on first use
     given = {each: getattr(module, each) for each in names}
-    marked = SimpleNamespace(**{each: value for each, value in given.items() if hasattr(value, "moekit_impl")})
+    marked = ModuleType(name)
+    vars(marked).update({each: value for each, value in given.items() if hasattr(value, "moekit_impl")})
     manager = _manager()
     try:
         manager.register(marked, name)

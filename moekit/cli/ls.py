@@ -9,7 +9,7 @@ import sys
 from moekit.cli import text
 from moekit.component import Component, RecipeFile
 from moekit.registry import Registry, current
-from moekit.spec.loading import Head, head_of
+from moekit.spec.layers import Head, head_of
 
 WIDE = 110  # a narrower terminal has no column of papers; ``moekit show`` prints them
 EXAMPLES = """\

@@ -1,29 +1,24 @@
 """``load`` makes a valid spec of a recipe's name, a file, a mapping, a config or a recipe.
 
-First it reads the layers of the spec: what is given, what that extends, and overrides on top.
+Its layers are what is given, what that extends, and overrides on top.
 """
 
 from __future__ import annotations
 
 import os
-from codecs import BOM_UTF8
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from moekit.component import RecipeFile
-from moekit.errors import MoekitError, PluginError, SpecError, UnknownName
-from moekit.files import read_regular
 from moekit.registry import Registry, current
 from moekit.spec.composing import compose
 from moekit.spec.dumping import plain_tree
 from moekit.spec.fields import Spec
+from moekit.spec.layers import CONTENT, Layer, check_schema, extended, open_source
 from moekit.spec.merging import Merged, nested
-from moekit.spec.places import COMMAND_LINE, Keys, Place, Report, Tree, check_size, found, reject, show
+from moekit.spec.places import COMMAND_LINE, Keys, Place, Report, Tree, check_size, found, reject
 from moekit.spec.recipe import Recipe
 from moekit.spec.references import is_reference
 from moekit.spec.yaml_text import read
@@ -31,13 +26,6 @@ from moekit.spec.yaml_text import read
 OneSource = str | os.PathLike[str] | Mapping[str, Any] | DictConfig | Recipe
 Source = OneSource | Sequence[OneSource] | ListConfig
 """What a spec can be loaded from."""
-
-LARGEST_FILE = 10_000_000  # bytes
-SCHEMA = 1
-"""Version of the spec format."""
-
-CONTENT = "a mapping of options: 'model:', 'data:', ..."
-"""What a spec is, in messages."""
 
 
 def load(source: Source, overrides: Iterable[str] = (), *, registry: Registry | None = None) -> Recipe:
@@ -100,56 +88,6 @@ def component_spec(kind: str, node: str | Mapping[str, Any] | DictConfig, *, reg
     return compose(Merged(registry, [tree]), of.name, registry)
 
 
-class Head(NamedTuple):
-    """What the file of a recipe says at its top, for lists of recipes.
-
-    Attributes:
-        summary: one line; empty if it has none of its own.
-        paper: the short title and year of its paper, which it may inherit; empty if it has none.
-        year: of its paper; 0 if unknown.
-        trains: whether it has data to train on. The others serve to read and to count parameters.
-    """
-
-    summary: str = ""
-    paper: str = ""
-    year: int = 0
-    trains: bool = False
-
-
-def head_of(recipe: RecipeFile, registry: Registry) -> Head:
-    """The head of a recipe, completed by what it extends. A recipe that cannot be read says nothing."""
-    layers: dict[str, _Layer] = {}
-    try:
-        _gather(_open_file(recipe.path, recipe.name, plugin=recipe.plugin), (), layers, registry)
-    except MoekitError:
-        return Head()
-    tops = [layer.tree.data for layer in layers.values()]
-    paper: dict[str, Any] = {}
-    for top in tops:
-        paper |= top["paper"] if isinstance(top.get("paper"), Mapping) else {}
-    year = paper.get("year")
-    short = str(paper.get("title", "")).partition(":")[0]
-    return Head(
-        summary=str(tops[-1].get("summary", "")),
-        paper=" ".join(filter(None, [short, str(year or "")])),
-        year=year if isinstance(year, int) else 0,
-        trains={key: item for top in tops for key, item in top.items()}.get("data") is not None,
-    )
-
-
-class _Layer(NamedTuple):
-    """One file or mapping of a spec, before merging; ``path`` is None for a mapping."""
-
-    tree: Tree
-    label: str
-    path: Path | None
-
-    @property
-    def key(self) -> str:
-        """Identifies the layer: the absolute path of its file."""
-        return str(self.path.resolve()) if self.path else self.label
-
-
 def read_layers(source: Any, overrides: Iterable[str], registry: Registry) -> tuple[list[Tree], str]:
     """The layers of a spec, the lowest first, without ``extends``; and the name that it has if it states none.
 
@@ -164,113 +102,26 @@ def read_layers(source: Any, overrides: Iterable[str], registry: Registry) -> tu
     """
     if OmegaConf.is_list(source):
         source = OmegaConf.to_container(source)
-    layers: dict[str, _Layer] = {}
-    for i, one in enumerate(source if isinstance(source, list | tuple) else [source]):
-        _gather(_open_source(one, i, registry), (), layers, registry)
-    trees = [
-        Tree({k: v for k, v in one.tree.data.items() if k != "extends"}, one.tree.places) for one in layers.values()
-    ]
-    named = [one.path.stem for one in layers.values() if one.path]
+    sources = source if isinstance(source, list | tuple) else [source]
+    layers = extended([_layer_of(one, i, registry) for i, one in enumerate(sources)], registry)
+    trees = [Tree({k: v for k, v in one.tree.data.items() if k != "extends"}, one.tree.places) for one in layers]
+    named = [one.path.stem for one in layers if one.path]
     over = parse_overrides(overrides, registry)
     for tree in over:
-        _check_schema(tree)
+        check_schema(tree)
     return [*trees, *over], named[-1] if named else ""
 
 
-def _open_source(source: Any, index: int, registry: Registry) -> _Layer:
+def _layer_of(source: Any, index: int, registry: Registry) -> Layer:
     if isinstance(source, Mapping | Spec):
         tree = plain_tree(source, registry=registry)
         if not isinstance(tree.data, dict):  # a DictConfig that is null or left open
             reject(f"the given config is {found(tree.data)}", expected=CONTENT)
-        return _Layer(tree, f"the given mapping {index or ''}".strip(), None)
-    if isinstance(source, os.PathLike) or (isinstance(source, str) and _is_file_name(source)):
-        return _open_file(Path(source), os.fspath(source))
-    if not isinstance(source, str):
+        label = f"the given mapping {index or ''}".strip()
+        return Layer(tree, label, None, label)
+    if not isinstance(source, str | os.PathLike):
         reject(f"{found(source)} is not a spec", expected="a recipe's name, a YAML file, a mapping, or a list of them")
-    return _open_recipe(source, registry)
-
-
-def _gather(layer: _Layer, chain: tuple[_Layer, ...], done: dict[str, _Layer], registry: Registry) -> None:
-    """Adds ``layer`` to ``done``, after everything that it extends. A file reached twice keeps its first place."""
-    if layer.key in done:
-        return
-    _check_schema(layer.tree)
-    chain = (*chain, layer)
-    names = layer.tree.data.get("extends")
-    for i, name in enumerate(names if isinstance(names, list) else [] if names is None else [names]):
-        at: Keys = ("extends", i) if isinstance(names, list) else ("extends",)
-        place = layer.tree.places.get(at, Place(""))
-        parent = _open_parent(layer, name, at, place, registry)
-        for i_seen, seen in enumerate(chain):
-            if seen.key == parent.key:
-                circle = " -> ".join(link.label for link in (*chain[i_seen:], parent))
-                reject(f"extends goes in a circle: {circle}", at=at, place=place)
-        _gather(parent, chain, done, registry)
-    done[layer.key] = layer
-
-
-def _open_parent(layer: _Layer, name: object, at: Keys, place: Place, registry: Registry) -> _Layer:
-    if not isinstance(name, str) or not name:
-        reject(
-            f"extends: {found(name)} is not a name", at=at, place=place, expected="a recipe, a file, or a list of them"
-        )
-    if _is_file_name(name):
-        folder = layer.path.parent if layer.path else Path()
-        label = os.path.normpath(os.path.join(os.path.dirname(layer.label) if layer.path else "", name))
-        return _open_file(folder / name, label, at, place, plugin=place.plugin)
-    return _open_recipe(name, registry, at, place)
-
-
-def _is_file_name(name: str) -> bool:
-    return name.endswith((".yaml", ".yml"))
-
-
-def _open_recipe(name: str, registry: Registry, at: Keys = (), place: Place | None = None) -> _Layer:
-    try:
-        recipe = registry.recipe(name, home=place.plugin if place else "")
-    except UnknownName as error:
-        files = (f"{name}.yaml", os.path.join(name, "spec.yaml"))  # a file without its ending; a run's folder
-        near = next((file for file in files if Path(file).is_file()), error.problem.nearest)
-        notes = error.problem.notes
-        if name and Path(name).exists():
-            what = "folder" if Path(name).is_dir() else "file"
-            notes += (f"'{name}' is a {what}; the file of a recipe ends in .yaml",)
-        problem = replace(error.problem, at=show(at), source=str(place or ""), nearest=near, notes=notes)
-        raise SpecError([problem]) from None
-    except PluginError as error:
-        reject(str(error), at=at, place=place)
-    return _open_file(recipe.path, f"{recipe.name}.yaml", plugin=recipe.plugin)
-
-
-def _open_file(path: Path, label: str, at: Keys = (), place: Place | None = None, *, plugin: str = "") -> _Layer:
-    try:
-        raw = read_regular(path, LARGEST_FILE).removeprefix(BOM_UTF8)
-    except OSError as error:
-        reject(f"cannot read {label}: {error.strerror}", at=at, place=place, expected="a YAML file")
-    try:
-        text = raw.decode()
-    except UnicodeDecodeError as error:
-        reject("not UTF-8 text", place=Place(label, raw.count(b"\n", 0, error.start) + 1))
-    tree = _read(text, label, plugin)
-    if tree.data is None:
-        reject("the file is empty", place=Place(label), expected=CONTENT)
-    if not isinstance(tree.data, dict):
-        reject(f"the file holds {found(tree.data)}", place=Place(label), expected=CONTENT)
-    return _Layer(tree, label, path)
-
-
-@lru_cache(256)
-def _read(text: str, label: str, plugin: str) -> Tree:
-    """The tree of a file, which many recipes extend: it is read once and not changed."""
-    tree = read(text, label)
-    return Tree(tree.data, {key: each._replace(plugin=plugin) for key, each in tree.places.items()})
-
-
-def _check_schema(tree: Tree) -> None:
-    schema = tree.data.get("schema")
-    if isinstance(schema, int) and schema != SCHEMA:
-        place = tree.places.get(("schema",))
-        reject(f"written in spec format {schema}; this moekit reads format {SCHEMA}", at=("schema",), place=place)
+    return open_source(source, registry)
 
 
 def parse_overrides(overrides: Iterable[str], registry: Registry) -> list[Tree]:

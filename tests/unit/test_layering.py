@@ -41,7 +41,6 @@ LONG: dict[str, str] = {
     "moekit/spec/composing.py": "from planned nodes to specs: resolve, convert, construct",
     "moekit/spec/fields.py": "how a spec class declares its options, and what holds for every spec",
     "moekit/spec/kinds.py": "the specs of every kind, which plugin authors subclass",
-    "moekit/spec/loading.py": "from what is given to the layers of a spec, and load itself",
     "moekit/spec/planning.py": "one pass from the root to the leaves, and the mistakes that it finds",
     "moekit/spec/references.py": "interpolations: what they refer to, their values, their mistakes",
     "moekit/testing/checks/balancer.py": "all checks of balancers",

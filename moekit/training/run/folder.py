@@ -17,7 +17,7 @@ from moekit.checkpoints.reading import is_checkpoint
 from moekit.errors import CheckpointError, MoekitError
 from moekit.files import discard_partial, make_directory, sync_directory
 from moekit.registry import current
-from moekit.spec.loading import head_of
+from moekit.spec.layers import head_of
 
 try:
     import fcntl

@@ -1,0 +1,176 @@
+"""One file of a spec and what it extends, without OmegaConf: lists of recipes read only the heads of their files."""
+
+from __future__ import annotations
+
+import os
+from codecs import BOM_UTF8
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from moekit.component import RecipeFile
+from moekit.errors import MoekitError, PluginError, SpecError, UnknownName
+from moekit.files import read_regular
+from moekit.registry import Registry
+from moekit.spec.places import Keys, Place, Tree, found, reject, show
+from moekit.spec.yaml_text import read
+
+LARGEST_FILE = 10_000_000  # bytes
+SCHEMA = 1
+"""Version of the spec format."""
+
+_read = lru_cache(256)(read)
+
+CONTENT = "a mapping of options: 'model:', 'data:', ..."
+"""What a spec is, in messages."""
+
+
+class Layer(NamedTuple):
+    """One file or mapping of a spec, before merging; ``path`` is None for a mapping, ``key`` identifies it."""
+
+    tree: Tree
+    label: str
+    path: Path | None
+    key: object
+
+
+def extended(sources: Iterable[Layer], registry: Registry) -> list[Layer]:
+    """The layers of several sources, each after everything that it extends. A file reached twice keeps its first place.
+
+    Raises:
+        SpecError: a file cannot be read or has another spec format, or ``extends`` goes in a circle.
+    """
+    done: dict[object, Layer] = {}
+    for source in sources:
+        _gather(source, (), done, registry)
+    return list(done.values())
+
+
+def _gather(layer: Layer, chain: tuple[Layer, ...], done: dict[object, Layer], registry: Registry) -> None:
+    if layer.key in done:
+        return
+    check_schema(layer.tree)
+    chain = (*chain, layer)
+    names = layer.tree.data.get("extends")
+    for i, name in enumerate(names if isinstance(names, list) else [] if names is None else [names]):
+        at: Keys = ("extends", i) if isinstance(names, list) else ("extends",)
+        place = layer.tree.places.get(at, Place(""))
+        parent = _open_parent(layer, name, at, place, registry)
+        for i_seen, seen in enumerate(chain):
+            if seen.key == parent.key:
+                circle = " -> ".join(link.label for link in (*chain[i_seen:], parent))
+                reject(f"extends goes in a circle: {circle}", at=at, place=place)
+        _gather(parent, chain, done, registry)
+    done[layer.key] = layer
+
+
+def _open_parent(layer: Layer, name: object, at: Keys, place: Place, registry: Registry) -> Layer:
+    if not isinstance(name, str) or not name:
+        reject(
+            f"extends: {found(name)} is not a name", at=at, place=place, expected="a recipe, a file, or a list of them"
+        )
+    if _is_file_name(name):
+        folder = layer.path.parent if layer.path else Path()
+        label = os.path.normpath(os.path.join(os.path.dirname(layer.label) if layer.path else "", name))
+        return _open_file(folder / name, label, at, place, plugin=place.plugin)
+    return _open_recipe(name, registry, at, place)
+
+
+def _is_file_name(name: str) -> bool:
+    return name.endswith((".yaml", ".yml"))
+
+
+def open_source(name: str | os.PathLike[str], registry: Registry) -> Layer:
+    """The layer of a YAML file, or of a recipe by its name.
+
+    Raises:
+        SpecError: there is none, or it cannot be read.
+    """
+    if isinstance(name, os.PathLike) or _is_file_name(name):
+        return _open_file(Path(name), os.fspath(name))
+    return _open_recipe(name, registry)
+
+
+def _open_recipe(name: str, registry: Registry, at: Keys = (), place: Place | None = None) -> Layer:
+    try:
+        recipe = registry.recipe(name, home=place.plugin if place else "")
+    except UnknownName as error:
+        files = (f"{name}.yaml", os.path.join(name, "spec.yaml"))  # a file without its ending; a run's folder
+        near = next((file for file in files if Path(file).is_file()), error.problem.nearest)
+        notes = error.problem.notes
+        if name and Path(name).exists():
+            what = "folder" if Path(name).is_dir() else "file"
+            notes += (f"'{name}' is a {what}; the file of a recipe ends in .yaml",)
+        problem = replace(error.problem, at=show(at), source=str(place or ""), nearest=near, notes=notes)
+        raise SpecError([problem]) from None
+    except PluginError as error:
+        reject(str(error), at=at, place=place)
+    return _open_file(recipe.path, f"{recipe.name}.yaml", plugin=recipe.plugin)
+
+
+def _open_file(path: Path, label: str, at: Keys = (), place: Place | None = None, *, plugin: str = "") -> Layer:
+    try:
+        raw = read_regular(path, LARGEST_FILE).removeprefix(BOM_UTF8)
+        file = path.stat()
+    except OSError as error:
+        reject(f"cannot read {label}: {error.strerror}", at=at, place=place, expected="a YAML file")
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError as error:
+        reject("not UTF-8 text", place=Place(label, raw.count(b"\n", 0, error.start) + 1))
+    tree = _read(text, label, plugin=plugin)  # not changed, and many recipes extend the same few
+    if tree.data is None:
+        reject("the file is empty", place=Place(label), expected=CONTENT)
+    if not isinstance(tree.data, dict):
+        reject(f"the file holds {found(tree.data)}", place=Place(label), expected=CONTENT)
+    return Layer(tree, label, path, (file.st_dev, file.st_ino))
+
+
+def check_schema(tree: Tree) -> None:
+    """Rejects a layer of another version of the spec format.
+
+    Raises:
+        SpecError: it is one.
+    """
+    schema = tree.data.get("schema")
+    if isinstance(schema, int) and schema != SCHEMA:
+        place = tree.places.get(("schema",))
+        reject(f"written in spec format {schema}; this moekit reads format {SCHEMA}", at=("schema",), place=place)
+
+
+class Head(NamedTuple):
+    """What the file of a recipe says at its top, for lists of recipes.
+
+    Attributes:
+        summary: one line; empty if it has none of its own.
+        paper: the short title and year of its paper, which it may inherit; empty if it has none.
+        year: of its paper; 0 if unknown.
+        trains: whether it has data to train on. The others serve to read and to count parameters.
+    """
+
+    summary: str = ""
+    paper: str = ""
+    year: int = 0
+    trains: bool = False
+
+
+def head_of(recipe: RecipeFile, registry: Registry) -> Head:
+    """The head of a recipe, completed by what it extends. A recipe that cannot be read says nothing."""
+    try:
+        layers = extended([_open_file(recipe.path, f"{recipe.name}.yaml", plugin=recipe.plugin)], registry)
+    except MoekitError:
+        return Head()
+    tops = [layer.tree.data for layer in layers]
+    paper: dict[str, Any] = {}
+    for top in tops:
+        paper |= top["paper"] if isinstance(top.get("paper"), Mapping) else {}
+    year = paper.get("year")
+    short = str(paper.get("title", "")).partition(":")[0]
+    return Head(
+        summary=str(tops[-1].get("summary", "")),
+        paper=" ".join(filter(None, [short, str(year or "")])),
+        year=year if isinstance(year, int) else 0,
+        trains={key: item for top in tops for key, item in top.items()}.get("data") is not None,
+    )
