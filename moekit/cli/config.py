@@ -114,9 +114,7 @@ def _print(name: str, overrides: list[str], *, only: str | None, as_json: bool) 
             )
         plain = plain[key]
     if as_json:
-        import json
-
-        print(json.dumps(plain, indent=2))
+        text.print_json(plain)
     else:
         from moekit.spec.yaml_text import write
 
@@ -146,12 +144,10 @@ def _validate(names: list[str], overrides: list[str], *, deep: bool) -> int:
 
 
 def _schema() -> int:
-    import json
-
     from moekit.registry import current
     from moekit.spec.schema import recipe_schema
 
-    print(json.dumps(recipe_schema(current()), indent=1, allow_nan=False))
+    text.print_json(recipe_schema(current()), indent=1)
     return 0
 
 

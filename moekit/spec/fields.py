@@ -293,8 +293,8 @@ def describe(hint: Any) -> str:
 @_cached
 def scalars_in(hint: Any) -> frozenset[type]:
     """The scalar classes among the members of a type: a value of one of them needs no conversion."""
-    known = {int, float, bool, str, *([type(None)] if is_optional(hint) else [])}
-    return frozenset(known.intersection([*members(hint), type(None)]))
+    found = {int, float, bool, str}.intersection(members(hint))
+    return frozenset([*found, type(None)] if is_optional(hint) else found)
 
 
 def is_a(value: Any, hint: Any) -> bool:
