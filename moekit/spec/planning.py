@@ -17,7 +17,7 @@ from moekit.component import Kind
 from moekit.errors import MoekitError, UnknownName, nearest
 from moekit.record import defaults_of
 from moekit.registry import MAX_LISTED, Registry
-from moekit.spec.dumping import plain_value, to_plain
+from moekit.spec.dumping import plain_value
 from moekit.spec.fields import FieldInfo, Spec, describe, fields_of, group_class, is_optional, types_of
 from moekit.spec.kinds import FOREIGN, Imported, is_import_path
 from moekit.spec.merging import Merged
@@ -208,7 +208,7 @@ class Planner:
             self._missing(node, name, info)
         else:
             node.children[name] = default
-            node.written[name] = to_plain(default, registry=self._registry) if isinstance(default, Spec) else default
+            node.written[name] = plain_value(default, self._registry)
 
     def _slot(self, kind: str, holder: dict[str, Any], path: Keys, value: Any) -> Any:
         if isinstance(value, str):

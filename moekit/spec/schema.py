@@ -18,7 +18,7 @@ from moekit.component import Component, import_string
 from moekit.errors import PluginError
 from moekit.record import defaults_of
 from moekit.registry import Registry
-from moekit.spec.dumping import plain_value, to_plain
+from moekit.spec.dumping import plain_value
 from moekit.spec.fields import FieldInfo, Spec, fields_of, group_class, is_optional, members, types_of
 from moekit.spec.places import LEFT_OPEN
 from moekit.spec.recipe import Recipe
@@ -81,8 +81,7 @@ class _Writer:
         if info.help:
             out["description"] = info.help
         if default is not MISSING and default not in (math.inf, -math.inf):
-            plain = to_plain(default, registry=self.registry) if isinstance(default, Spec) else plain_value(default)
-            out["default"] = plain
+            out["default"] = plain_value(default, self.registry)
         return out
 
     def group(self, spec: type[Spec]) -> Schema:
