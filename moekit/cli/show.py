@@ -71,19 +71,12 @@ def named(registry: Registry, name: str, kind: str | None = None) -> list[Compon
         return found
     if kind is not None:
         return [registry.recipe(name) if recipes else registry.get(kind, name)]  # raises
-    offers: list[tuple[str, Component | RecipeFile]] = [(c.kind, c) for c in components]
-    offers += [("recipe", r) for r in offered]
-    choices = [offer.name for _, offer in offers]
+    offers = [*components, *offered]
+    choices = [offer.name for offer in offers]
     if "/" in name:
-        choices += [offer.full_name for _, offer in offers] + [f"{what}/{offer.name}" for what, offer in offers]
-    raise UnknownName(
-        Problem(
-            what=f"nothing is named '{name}'",
-            nearest=nearest(name, choices),
-            list_with="moekit ls",
-            notes=registry.notes(),
-        )
-    )
+        choices += [offer.full_name for offer in offers] + [f"{offer.kind}/{offer.name}" for offer in offers]
+    near, what = nearest(name, choices), f"nothing is named '{name}'"
+    raise UnknownName(Problem(what=what, nearest=near, list_with="moekit ls", notes=registry.notes()))
 
 
 def _page(registry: Registry, component: Component, *, doc: bool) -> list[str]:
