@@ -7,6 +7,7 @@ the specs of components that are not used.
 from __future__ import annotations
 
 import importlib
+import os
 import re
 from collections.abc import Callable
 from functools import cached_property
@@ -167,8 +168,9 @@ class RecipeFile(Offer):
 
 def recipes_in(folder: Path) -> list[RecipeFile]:
     """Every ``*.yaml`` file below ``folder``, named by its relative path without the suffix."""
-    paths = sorted(folder.rglob("*.yaml"))
-    return [RecipeFile(name=path.relative_to(folder).with_suffix("").as_posix(), path=path) for path in paths]
+    start, end = len(os.path.join(folder, "")), -len(".yaml")
+    files = [os.path.join(here, name) for here, _, names in os.walk(folder) for name in names if name.endswith(".yaml")]
+    return [RecipeFile(name=file[start:end].replace(os.sep, "/"), path=Path(file)) for file in sorted(files)]
 
 
 class Verb(Offer):
