@@ -192,7 +192,7 @@ def _checked(offer: object, cls: type[_O], where: str, plugin: str) -> _O:
     """``offer`` as one of the plugin.
 
     Raises:
-        PluginError: it is no ``cls``, its name has other characters, or a field is not what it should be.
+        PluginError: it is not a ``cls``, its name has other characters, or a field is not what it should be.
     """
     if not isinstance(offer, cls):
         raise PluginError(f"{where}: expected {cls.__name__}, got {type(offer).__name__}")

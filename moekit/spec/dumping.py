@@ -61,7 +61,8 @@ def plain_value(value: Any, registry: Registry | None = None, full_names: bool =
             fields = {"use": use, **fields}
         value = fields
     if isinstance(value, Mapping):
-        return {key: plain_value(item, registry, full_names) for key, item in value.items()}
+        plain = (int, float, bool, type(None))  # as most options are
+        return {k: v if type(v) in plain else plain_value(v, registry, full_names) for k, v in value.items()}
     return value
 
 

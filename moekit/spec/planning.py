@@ -151,7 +151,7 @@ class Planner:
         """
         name: Any = path[-1]
         value = holder[name]
-        if not is_reference(value) and not (isinstance(value, dict) and is_reference(value.get("use"))):
+        if not is_reference(value.get("use") if isinstance(value, dict) else value):
             children[name] = make(value)
             return
 
