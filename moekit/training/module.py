@@ -39,7 +39,7 @@ from moekit.seeds import seed_all
 from moekit.spec import load, to_plain
 from moekit.spec.loading import Source
 from moekit.training.balance import BalanceStep, StepLoad
-from moekit.training.build import build_model, build_seeded, build_unsharded, check_trainable, compile_parts
+from moekit.training.build import build_model, build_seeded, check_trainable, compile_parts
 from moekit.training.data import StepLoader, ValidationShard, noise_seed
 from moekit.training.health.components import NameComponent, check_loss, check_output, values_checked
 from moekit.training.health.diagnosis import MicroBatch
@@ -174,9 +174,7 @@ class LitMoE(L.LightningModule):
         trainer = trainer_of(self)
         strategy = None if trainer is None else trainer.strategy
         if isinstance(strategy, ShardingStrategy):
-            model, deferred = build_unsharded(self.recipe, strategy)
-            self._set_model(model)
-            strategy.shard(model, deferred)
+            strategy.build(self.recipe, self._set_model)
         self.build()
         if strategy is not None:  # now: later, a checkpoint's fp64 weights would have been rounded to fp32
             strategy.precision_plugin.convert_module(self)

@@ -1,4 +1,4 @@
-"""Bytes of a model's weights and of the optimizer's state, on a device, as ``moekit.parallel.sharding`` shards them.
+"""Bytes of weights and optimizer state on a device, as the strategy that shards a model lays them out.
 
 What an optimizer keeps is read off one that has taken a step on a tiny copy of the model. No two dimensions of a tiny
 parameter have the same length, so the length of each dimension of the state shows which of the parameter's it follows.
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from moekit.contracts import Model
 from moekit.errors import MoekitError
 from moekit.moe_layer import MoELayer
-from moekit.parallel.sharding import shard_dim
+from moekit.parallel.mesh import shard_dim
 from moekit.params import replace_each_tensor
 from moekit.registry import build
 from moekit.spec.kinds import OptimizerSpec
