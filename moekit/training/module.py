@@ -355,6 +355,8 @@ class LitMoE(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Logs the metrics of the validation set: ``val/loss``, the objective's, ``val/max_violation``.
 
+        Loggers then write their files, before a checkpoint is saved.
+
         Raises:
             SpecError: ``stop.metric`` is none of them.
         """
@@ -370,6 +372,16 @@ class LitMoE(L.LightningModule):
                 if values[stop.metric] <= stop.below:
                     self.stopped_after = self.trainer.global_step
                     self.trainer.should_stop = True
+
+        self._save_logs()
+
+    def on_train_epoch_end(self) -> None:
+        """Has loggers write their files, before the run's last checkpoint is saved."""
+        self._save_logs()
+
+    def _save_logs(self) -> None:
+        for logger in self.loggers:  # Lightning does so only for what it logs itself
+            logger.save()
 
     def discard_validation(self) -> None:
         """Forgets the batches of a validation that is abandoned, so that no metrics are logged."""

@@ -20,11 +20,11 @@ from moekit.saved_memory import Saved, saved_for_backward
 from moekit.spec import to_plain
 from moekit.spec.recipe import Compare, Recipe
 from moekit.training.build import RUN_SLOTS, check_trainable, dense_recipe
-from moekit.training.callbacks.load_history import LoadHistory
 from moekit.training.data import batch_at
 from moekit.training.module import LitMoE
 from moekit.training.run.folder import RunFolder
-from moekit.training.run.metrics_log import RunLog
+from moekit.training.run.hooks import RunInfo, run_starting
+from moekit.training.run.metrics_log import LogWrites, RunLog
 from moekit.training.run.prepare import make_trainer, quiet, trainer_options
 from moekit_bench import peers
 from moekit_bench.measure import Clock, Settings, rotated
@@ -171,9 +171,14 @@ class RecipeRunner(Runner):
 
     def round(self, *, counts: bool) -> None:
         """Trains for ``STEPS`` optimizer steps, the first of which is never counted."""
-        log, loads = RunLog(self.folder.metrics, self.folder.tensorboard), LoadHistory(self.folder.loads)
+        writes = LogWrites()
+        log = RunLog(self.folder.metrics, self.folder.tensorboard, writes=writes)
         log.log_metrics({}, 0)  # opens the event file, which happens once in a run
-        trainer = make_trainer(self.recipe, self.folder, loggers=[log], callbacks=[loads, self.watch])
+        trainer = make_trainer(self.recipe, self.folder, loggers=[log])
+        run_starting(
+            trainer, RunInfo(folder=self.folder.path, name=self.name, label=self.name), self.module, {}, writes
+        )
+        trainer.callbacks.append(self.watch)  # type: ignore[attr-defined] # after those that log
         trainer.fit(self.module)
         *plain, last = self.watch.steps
         if counts:

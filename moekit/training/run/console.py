@@ -16,7 +16,7 @@ from moekit.spec.fields import MetricInfo, metrics_of
 from moekit.training.callbacks.progress import counted_unit
 from moekit.training.module import LitMoE
 from moekit.training.run.outcome import Comparison, Outcome
-from moekit.training.run.prepared import Prepared
+from moekit.training.run.prepare import Prepared
 
 NO_ROW = ("objective", "max_violation")  # validation metrics without a row of their own
 

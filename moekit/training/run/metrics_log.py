@@ -27,12 +27,12 @@ LARGEST = 1 << 30  # bytes of a metrics file that are read
 class LogWrites:
     """Writes log files. One that cannot be written is reported once, and written the next time that is possible.
 
-    Args:
+    Attributes:
         report: prints a line.
     """
 
     def __init__(self, report: Callable[[str], object] = print) -> None:
-        self._report = report
+        self.report = report
         self._failing: dict[Path, str] = {}
 
     def attempt(self, path: Path, write: Callable[[], object]) -> None:
@@ -42,16 +42,16 @@ class LogWrites:
         except OSError as error:
             if not self._failing:
                 why = error.strerror or str(error)
-                self._report(f"\ncannot write {path}: {why}\n  training continues; logs are written when this is over")
+                self.report(f"\ncannot write {path}: {why}\n  training continues; logs are written when this is over")
             self._failing[path] = error.strerror or str(error)
         else:
             if self._failing.pop(path, "") and not self._failing:
-                self._report("\nall logs are written again")
+                self.report("\nall logs are written again")
 
     def end(self) -> None:
         """Reports the files that could not be written to the last."""
         for path, why in self._failing.items():
-            self._report(f"\n{path} is incomplete: {why}")
+            self.report(f"\n{path} is incomplete: {why}")
         self._failing.clear()
 
 
@@ -108,7 +108,7 @@ class RunLog(Logger):
                 self._writes.attempt(self._events.path, self._events.write)
 
     @rank_zero_only
-    def write(self) -> None:
+    def save(self) -> None:
         """Writes the files, if possible."""
         if self.rows:
             self._writes.attempt(
@@ -120,7 +120,7 @@ class RunLog(Logger):
     @rank_zero_only
     def finalize(self, status: str) -> None:
         """Writes the files a last time."""
-        self.write()
+        self.save()
         self._writes.end()
 
 
@@ -187,7 +187,7 @@ def lost_rows(damage: str, steps: Iterable[int], logged: int) -> str:
     return ", and ".join(filter(None, [damage, f"lacks steps after {last}, up to {logged}" if last < logged else ""]))
 
 
-def points_of(rows: Mapping[int, Row], key: str, x: str = "step") -> tuple[list[float], list[float]]:
+def points_of(rows: Mapping[int, Mapping[str, float]], key: str, x: str = "step") -> tuple[list[float], list[float]]:
     """The x and y values of one metric: over steps, or over another column (``seconds``, ``tokens``)."""
     points = [(step, row) for step, row in sorted(rows.items()) if key in row and (x == "step" or x in row)]
     return [float(step) if x == "step" else row[x] for step, row in points], [row[key] for _, row in points]

@@ -31,7 +31,10 @@ from moekit.spec.imported import Imported
 from moekit.spec.places import Keys, Report, show
 from moekit.spec.recipe import Recipe
 from moekit.spec.values import Values
-from moekit.training.run.events import RunInfo
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from moekit.training.run.hooks import RunInfo
 
 HERE: Keys = ("trainer",)
 

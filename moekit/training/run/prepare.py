@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -18,6 +19,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from rich.console import Console
 
 from moekit.checkpoints.reading import Checkpoint
+from moekit.contracts import Evaluator
 from moekit.errors import Problem, SpecError
 from moekit.parallel.strategy import ShardingStrategy
 from moekit.registry import build
@@ -27,13 +29,11 @@ from moekit.spec.recipe import Recipe
 from moekit.spec.trainer import TrainerSpec
 from moekit.training.callbacks.checkpoint import AtomicCheckpointIO, SaveCheckpoints
 from moekit.training.callbacks.interrupt import StopOnInterrupt
-from moekit.training.callbacks.load_history import LoadHistory, lost_logs
 from moekit.training.callbacks.progress import TrainingProgress, counted_unit
 from moekit.training.module import LitMoE
-from moekit.training.run.events import RunInfo
 from moekit.training.run.folder import RunFolder
-from moekit.training.run.hooks import run_starting
-from moekit.training.run.metrics_log import LogWrites, RunLog
+from moekit.training.run.hooks import RunInfo, run_starting
+from moekit.training.run.metrics_log import LogWrites, RunLog, lost_rows
 from moekit.training.run.parts import (
     build_callbacks,
     build_loggers,
@@ -42,7 +42,6 @@ from moekit.training.run.parts import (
     check_parts,
     left_states,
 )
-from moekit.training.run.prepared import Prepared
 from moekit.training.run.resume import check_same_model, check_unchanged
 from moekit.training.run.saved import check_resumable
 
@@ -161,6 +160,25 @@ def quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A run that has passed every check and has not written anything yet.
+
+    Attributes:
+        evaluators: of the trained model, by name.
+        checkpoint: to resume; None for a new run.
+    """
+
+    info: RunInfo
+    folder: RunFolder
+    module: LitMoE
+    trainer: L.Trainer
+    log: RunLog
+    interrupt: StopOnInterrupt
+    evaluators: Mapping[str, Evaluator]
+    checkpoint: Checkpoint | None
+
+
 def prepare(
     recipe: Recipe,
     folder: RunFolder,
@@ -196,11 +214,10 @@ def prepare(
     info = RunInfo(folder=folder.path, name=name, label=label, upto=last_step)
     writes = LogWrites(say)
     log = RunLog(folder.metrics, folder.tensorboard, last_step=last_step, writes=writes)
-    loads = LoadHistory(folder.loads, last_step=last_step, writes=writes)
-    for line in () if saved is None else lost_logs(saved, log, loads):
-        say(line)
+    if saved is not None and (missing := lost_rows(log.damage, log.rows, contents["moekit"]["logged"])):
+        say(f"{log.csv_file} {missing}: training does not need it, and logs on")
     interrupt = StopOnInterrupt(say)
-    own: list[Callback] = [loads, interrupt]
+    own: list[Callback] = [interrupt]
     if recipe.trainer.enable_progress_bar and not any(isinstance(each, ProgressBar) for each in given.values()):
         own.append(TrainingProgress(console, label, counted_unit(recipe), metrics_of(recipe)))
     logs = [log, *build_loggers(recipe, info), *loggers]
@@ -209,7 +226,7 @@ def prepare(
     if saved is not None:
         now = str(trainer.precision), module.fingerprint
         check_unchanged(saved, recipe, *now, allow=allow_changes, report=say)
-    run_starting(trainer, info, module, given, say)
+    run_starting(trainer, info, module, given, writes)
     for key in () if saved is None else left_states(saved.plain["callbacks"], trainer.callbacks):  # type: ignore[attr-defined]
         say(f"this run has no callback for a state in the checkpoint, which is dropped: {key}")
     return Prepared(
@@ -218,7 +235,6 @@ def prepare(
         module=module,
         trainer=trainer,
         log=log,
-        loads=loads,
         interrupt=interrupt,
         evaluators=evaluators,
         checkpoint=saved,

@@ -36,7 +36,7 @@ RESUMED: Mapping[str, Any] = {
 }  # fmt: skip
 """What a checkpoint also holds from which a run is resumed."""
 
-CALLBACKS: Mapping[str, Any] = {"SaveCheckpoints": {"best": float, "best_step": object}, "LoadHistory": {"step": int}}
+CALLBACKS: Mapping[str, Any] = {"SaveCheckpoints": {"best": float, "best_step": object}}
 """The state of callbacks, by their names."""
 
 

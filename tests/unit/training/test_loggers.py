@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 
 from moekit import SpecError, load
-from moekit.training.run.events import RunInfo
 from moekit.training.run.folder import RunFolder
+from moekit.training.run.hooks import RunInfo
 from moekit.training.run.parts import build_loggers
 from moekit.training.run.train import train
 

@@ -23,7 +23,7 @@ def test_a_resumed_log_drops_later_rows_and_appends(tmp_path: Path) -> None:
     assert log.csv_file.read_text() == "step,train/loss,val/loss\n2,0.2,\n4,0.4,0.25\n6,0.6,\n"
     again = RunLog(tmp_path / "metrics.csv", last_step=4)
     again.log_metrics({"train/loss": 0.55}, 6)
-    again.write()
+    again.save()
     rows = read_metrics(again.csv_file)
     assert points_of(rows, "train/loss") == ([2.0, 4.0, 6.0], [0.2, 0.4, 0.55])
     assert points_of(rows, "val/loss", x="train/loss") == ([0.4], [0.25])
@@ -104,8 +104,8 @@ def test_logs_that_cannot_be_written_are_reported_once_and_catch_up(
         with monkeypatch.context() as patch:
             patch.setattr(patched, name, full)
             log.log_metrics({"a": 0.5}, len(log.rows) + 1)
-            log.write()
-            log.write()
+            log.save()
+            log.save()
     assert [line for line in said if "cannot write" in line] == said[:1] + said[2:3]
     assert f"cannot write {tmp_path / 'metrics.csv'}: {os.strerror(number)}\n  training continues" in said[0]
     log.log_metrics({"a": 0.25}, 3)

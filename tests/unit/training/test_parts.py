@@ -24,12 +24,10 @@ from rich.console import Console
 from moekit import MoekitError, SpecError, load
 from moekit.training.callbacks.checkpoint import SaveCheckpoints
 from moekit.training.callbacks.interrupt import StopOnInterrupt
-from moekit.training.callbacks.load_history import LoadHistory
 from moekit.training.callbacks.progress import TrainingProgress
-from moekit.training.callbacks.relay import HookRelay
 from moekit.training.module import LitMoE
-from moekit.training.run.events import RunInfo
 from moekit.training.run.folder import RunFolder
+from moekit.training.run.hooks import HookRelay, RunInfo
 from moekit.training.run.metrics_log import read_metrics
 from moekit.training.run.parts import (
     REFUSED,
@@ -41,9 +39,9 @@ from moekit.training.run.parts import (
     check_states,
     left_states,
 )
-from moekit.training.run.prepare import prepare
-from moekit.training.run.prepared import Prepared
+from moekit.training.run.prepare import Prepared, prepare
 from moekit.training.run.train import train
+from moekit_lightning.load_history import LoadHistory
 
 Make = Callable[..., dict[str, Any]]
 CALLBACKS = "lightning.pytorch.callbacks"
@@ -172,7 +170,7 @@ def test_callbacks_come_after_ours_and_before_checkpoints(recipe: Make, tmp_path
     run = prepared(recipe(trainer=options(callbacks=given, enable_progress_bar=True)), tmp_path)
     found = [type(callback) for callback in run.trainer.callbacks]  # type: ignore[attr-defined]
     assert found == [
-        LoadHistory, StopOnInterrupt, TrainingProgress, EarlyStopping, LearningRateMonitor, HookRelay, SaveCheckpoints,
+        StopOnInterrupt, TrainingProgress, EarlyStopping, LearningRateMonitor, LoadHistory, HookRelay, SaveCheckpoints,
     ]  # fmt: skip
 
 
