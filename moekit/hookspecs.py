@@ -77,9 +77,10 @@ def moekit_module_built(module: LitMoE) -> None:
 
 @hookspec
 def moekit_run_starting(run: StartingRun) -> None:
-    """Called on every rank when the data is read and nothing is written yet. ``run.callbacks.append`` adds a callback.
+    """Called on every rank when the data is read and nothing is written yet.
 
-    An exception ends the run; a note names the plugin.
+    ``run.callbacks.append`` adds a callback, ``run.loggers.append`` a logger. An exception ends the run; a note names
+    the plugin.
     """
 
 

@@ -172,12 +172,13 @@ class RecipeRunner(Runner):
     def round(self, *, counts: bool) -> None:
         """Trains for ``STEPS`` optimizer steps, the first of which is never counted."""
         writes = LogWrites()
-        log = RunLog(self.folder.metrics, self.folder.tensorboard, writes=writes)
-        log.log_metrics({}, 0)  # opens the event file, which happens once in a run
+        log = RunLog(self.folder.metrics, writes=writes)
         trainer = make_trainer(self.recipe, self.folder, loggers=[log])
         run_starting(
             trainer, RunInfo(folder=self.folder.path, name=self.name, label=self.name), self.module, {}, writes
         )
+        for logger in trainer.loggers:
+            logger.log_metrics({}, 0)  # an event file is begun, which happens once in a run
         trainer.callbacks.append(self.watch)  # type: ignore[attr-defined] # after those that log
         trainer.fit(self.module)
         *plain, last = self.watch.steps

@@ -55,7 +55,7 @@ class Run:
                     self.save(folder, step, log, loads)
 
     def logs(self, folder: RunFolder, step: int) -> tuple[RunLog, LoadHistory]:
-        return RunLog(folder.metrics, folder.tensorboard, step), LoadHistory(folder.loads, step)
+        return RunLog(folder.metrics, step), LoadHistory(folder.loads, step)
 
     def save(self, folder: RunFolder, step: int, log: RunLog, loads: LoadHistory) -> None:
         log.log_metrics({"train/loss": step / 10}, step)

@@ -161,11 +161,6 @@ class RunFolder:
         return self.path / "summary.json"
 
     @property
-    def tensorboard(self) -> Path:
-        """TensorBoard's event files."""
-        return self.path / "tensorboard"
-
-    @property
     def checkpoints(self) -> Path:
         """A directory for each checkpoint, by step; the pointers ``last`` and ``best`` name two of them."""
         return self.path / "checkpoints"

@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
 
 from moekit.parallel.launch import is_rank_zero
 from moekit.plugin import Plugin
@@ -45,12 +46,13 @@ class StartingRun(RunInfo):
 
     Attributes:
         module: what is trained; ``module.recipe`` is the recipe.
-        callbacks: empty; the callbacks that hooks append are called after those of the recipe.
+        callbacks, loggers: empty; what hooks append is called after the recipe's callbacks, and before its loggers.
         logs: writes log files; if one cannot be written, the user is told, and training continues.
     """
 
     module: LitMoE
     callbacks: list[Callback]
+    loggers: list[Logger]
     logs: LogWrites
 
     @property
@@ -104,7 +106,7 @@ class ReportRow:
 def run_starting(
     trainer: L.Trainer, info: RunInfo, module: LitMoE, given: Mapping[str, Callback], logs: LogWrites
 ) -> None:
-    """Calls ``moekit_run_starting``; adds the callbacks that plugins append, before the one that saves checkpoints.
+    """Calls ``moekit_run_starting``; adds what plugins append: callbacks before the one that saves checkpoints.
 
     Args:
         trainer, info, module: of the run.
@@ -115,7 +117,7 @@ def run_starting(
         SpecError: a callback cannot work in a run, or would share a state with another.
         Exception: what a hook raised, with a note that names it.
     """
-    run = StartingRun(**vars(info), module=module, callbacks=[], logs=logs)
+    run = StartingRun(**vars(info), module=module, callbacks=[], loggers=[], logs=logs)
     current().call("moekit_run_starting", {"run": run})
     added = {f"callback {i + 1} of hook moekit_run_starting": each for i, each in enumerate(run.callbacks)}
     every = {**given, **added}
@@ -123,6 +125,7 @@ def run_starting(
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     last = next((i for i, each in enumerate(callbacks) if isinstance(each, SaveCheckpoints)), len(callbacks))
     callbacks[last:last] = [*run.callbacks, HookRelay(info, every, logs.report)]
+    trainer.loggers = [*run.loggers, *trainer.loggers]  # the run's own last: it reports files that cannot be written
 
 
 class HookRelay(Callback):

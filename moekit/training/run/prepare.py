@@ -149,7 +149,6 @@ def quiet() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"lightning\..*")
-            warnings.filterwarnings("ignore", module=r"torch\.utils\.tensorboard.*")
             # An MoE layer returns a view; the blocks do not add to it in place.
             warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
             # Such a gradient, of experts in a grouped product, is copied when DDP sums it.
@@ -213,9 +212,9 @@ def prepare(
     say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
     info = RunInfo(folder=folder.path, name=name, label=label, upto=last_step)
     writes = LogWrites(say)
-    log = RunLog(folder.metrics, folder.tensorboard, last_step=last_step, writes=writes)
+    log = RunLog(folder.metrics, last_step=last_step, writes=writes)
     if saved is not None and (missing := lost_rows(log.damage, log.rows, contents["moekit"]["logged"])):
-        say(f"{log.csv_file} {missing}: training does not need it, and logs on")
+        say(f"{log.path} {missing}: training does not need it, and logs on")
     interrupt = StopOnInterrupt(say)
     own: list[Callback] = [interrupt]
     if recipe.trainer.enable_progress_bar and not any(isinstance(each, ProgressBar) for each in given.values()):

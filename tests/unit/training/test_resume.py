@@ -330,7 +330,7 @@ def test_training_continues_without_logs(run: Run, monkeypatch: pytest.MonkeyPat
     with monkeypatch.context() as patch:
         for module in ("moekit.training.run.metrics_log", "moekit_lightning.load_history"):
             patch.setattr(f"{module}.replace_file", full)
-        patch.setattr("moekit.training.run.event_file.make_directory", full)
+        patch.setattr("moekit_lightning.event_file.make_directory", full)
         said = run.resume()
     assert said.count("cannot write") == 1 and "training continues" in said
     for file in (run.folder.metrics, run.folder.loads):
