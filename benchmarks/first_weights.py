@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from moekit import load
-from moekit.shards.shard import local
+from moekit.shards import local
 from moekit.training.build import build_seeded
 from moekit_lightning.sharded import Sharded
 from moekit_lightning.sharded.deferred_init import defer_init

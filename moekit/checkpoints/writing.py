@@ -37,7 +37,7 @@ from moekit.checkpoints.safetensors_file import NAMES, Digest, write_file, write
 from moekit.compat import timeout_of
 from moekit.errors import CheckpointError, SaveError
 from moekit.files import make_directory, sync_directory
-from moekit.shards.shard import Dims, TensorShard, tiling_error
+from moekit.shards import Dims, TensorShard, tiling_error
 
 # ---- where the work runs ---------------------------------------------------------------------------------------------
 

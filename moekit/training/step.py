@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 
 from moekit.compat import foreach_norm
 from moekit.contracts import LossSum, Model, ModelOutput, Objective
-from moekit.shards.shard import expert_parallel_layers, local
+from moekit.shards import expert_parallel_layers, local
 from moekit.training.balance import BalanceStep, StepLoad
 from moekit.training.health.diagnosis import MicroBatch, diagnose
 from moekit.training.health.policy import NonFiniteStep

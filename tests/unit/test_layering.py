@@ -38,7 +38,7 @@ LONG: dict[str, str] = {
     "moekit/plugin.py": "every check of a plugin when it is loaded",
     "moekit/registry.py": "every question about a name, and the messages for those without an answer",
     "moekit/routing.py": "the three forms of a routing, and what each says of itself",
-    "moekit/shards/shard.py": "what a rank holds of a tensor, a model and an optimizer",
+    "moekit/shards.py": "what a rank holds of a tensor, a model and an optimizer",
     "moekit/spec/fields.py": "how a spec class declares its options, and what holds for every spec",
     "moekit/testing/checks/balancer.py": "all checks of balancers",
     "moekit/testing/checks/common.py": "all checks of every torch module",
@@ -210,7 +210,7 @@ def test_plugins_import_no_other_plugin() -> None:
 
 
 def test_parallel_imports_nothing_of_checkpoints() -> None:
-    """Both build on ``moekit/shards``: a layout must not depend on how it is stored."""
+    """Both build on ``moekit/shards.py``: a layout must not depend on how it is stored."""
     files = [path for path in FILES if path.is_relative_to(CORE / "parallel")]
     assert files
     wrong = [(relative(p), name) for p in files for name in imports(p) if name.startswith("moekit.checkpoints")]

@@ -18,7 +18,7 @@ from moekit.contracts import Data
 from moekit.errors import CheckpointError, Problem, SpecError
 from moekit.moe_layer import MoELayer
 from moekit.parallel.launch import decide_on_rank_zero
-from moekit.shards.shard import fill_shards, state_dict_shards
+from moekit.shards import fill_shards, state_dict_shards
 from moekit.spec.recipe import Recipe, Start
 from moekit.training.optim import first_few
 from moekit.training.run.folder import RUNS, checkpoint_of

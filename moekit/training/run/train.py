@@ -29,7 +29,7 @@ from moekit.files import write_if_changed
 from moekit.inference.evaluation import evaluate
 from moekit.parallel.launch import decide_on_rank_zero, is_rank_zero
 from moekit.screen import Screen
-from moekit.shards.shard import gather, state_dict_shards
+from moekit.shards import gather, state_dict_shards
 from moekit.spec import dump, to_plain
 from moekit.spec.recipe import Recipe
 from moekit.training.build import RUN_SLOTS, build_model, check_trainable, dense_recipe

@@ -14,7 +14,7 @@ from torch.distributed.tensor import Shard
 
 from moekit.contracts import Model
 from moekit.parallel.mesh import REPLICA, expert_mesh, shard_dim, world_mesh
-from moekit.shards.shard import expert_parallel_layers
+from moekit.shards import expert_parallel_layers
 
 
 def shard(model: Model, ep: int, device_type: str, policy: MixedPrecisionPolicy | None = None) -> None:

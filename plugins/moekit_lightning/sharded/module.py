@@ -22,7 +22,7 @@ from moekit.moe_layer import MoELayer, check_stacked
 from moekit.parallel.mesh import world_mesh
 from moekit.params import build_on_meta
 from moekit.registry import current
-from moekit.shards.shard import fill_shards, state_dict_shards
+from moekit.shards import fill_shards, state_dict_shards
 from moekit.spec.fields import ConflictError
 from moekit.spec.kinds import DispatcherSpec, ExpertParallelSpec, MoE
 from moekit.spec.recipe import Recipe

@@ -10,7 +10,7 @@ import torch
 from moekit.checkpoints.files import Retention, step_name
 from moekit.checkpoints.writing import Ranks, assign_shards, save_tree
 from moekit.errors import CheckpointError
-from moekit.shards.shard import TensorShard
+from moekit.shards import TensorShard
 
 TENSORS = "tensors-00001-of-00001.safetensors"
 

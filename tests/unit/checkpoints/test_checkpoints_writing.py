@@ -35,7 +35,7 @@ from moekit.checkpoints.writing import (
 )
 from moekit.compat import timeout_of
 from moekit.errors import CheckpointError, SaveError
-from moekit.shards.shard import TensorShard, local_shard
+from moekit.shards import TensorShard, local_shard
 
 # ---- who writes what -------------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from moekit import load
 from moekit.contracts import ExpertBank, Init, LayerDims, Model
 from moekit.errors import MoekitError
-from moekit.shards.shard import expert_parallel_layers, local, state_dict_shards
+from moekit.shards import expert_parallel_layers, local, state_dict_shards
 from moekit.spec.recipe import Recipe
 from moekit.training.build import build_model, build_seeded
 from moekit.weights import OwnedParameter, init_weights

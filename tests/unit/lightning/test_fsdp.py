@@ -25,7 +25,7 @@ from moekit import load
 from moekit.compat import TorchDispatchMode
 from moekit.contracts import Init, Model
 from moekit.registry import build
-from moekit.shards.shard import (
+from moekit.shards import (
     TensorShard,
     local,
     optimizer_state_shards,

@@ -23,7 +23,7 @@ from moekit.checkpoints.writing import save_tree
 from moekit.contracts import Init, Model
 from moekit.moe_layer import MoELayer
 from moekit.registry import build
-from moekit.shards.shard import TensorShard, local, optimizer_state_shards, parameter_shards, slices_of
+from moekit.shards import TensorShard, local, optimizer_state_shards, parameter_shards, slices_of
 from moekit.spec.kinds import MoE
 from moekit.training.optim import save_by_name, split_by_layout
 from moekit.weights import init_weights

@@ -14,7 +14,7 @@ from moekit.errors import MoekitError
 from moekit.parallel.mesh import shard_dim
 from moekit.params import build_on_meta
 from moekit.registry import build
-from moekit.shards.shard import local
+from moekit.shards import local
 from moekit.spec.recipe import Recipe
 from moekit.training.optim import optimizer_of
 from moekit_lightning.sharded import Sharded

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from moekit.contracts import Model
 from moekit.moe_layer import MoELayer
-from moekit.shards.layout import ParameterLayout, PartialSum, all_reduce_sums, parameter_layouts
+from moekit.parallel.layout import ParameterLayout, PartialSum, all_reduce_sums, parameter_layouts
 from moekit.spec.kinds import MoE
 from moekit_dispatchers.expert_parallel import ExpertParallel
 from moekit_dispatchers.grouped import Grouped
