@@ -44,12 +44,12 @@ from moekit.training.data import StepLoader, ValidationShard, noise_seed
 from moekit.training.health.components import NameComponent, check_loss, check_output, values_checked
 from moekit.training.health.diagnosis import MicroBatch
 from moekit.training.health.policy import NonFinitePolicy
-from moekit.training.metrics import Validation, is_logged_step, load_metrics, progress, ratios, reached, unknown_metric
+from moekit.training.metrics import Validation, is_logged_step, load_metrics, progress, ratios, reached
 from moekit.training.optim import optimizer_of
 from moekit.training.run.resume import recount
 from moekit.training.run.saved import read_any_checkpoint
 from moekit.training.run.start import StartingPoint
-from moekit.training.step import OptimizerStep, Precision, StepResult, clip, clip_values
+from moekit.training.step import OptimizerStep, StepResult, clip, clip_values
 
 
 class TrainingClock:
@@ -284,7 +284,7 @@ class LitMoE(L.LightningModule):
         """
         # DDP averages gradients over ranks; a sharding strategy sums them.
         averaged = 1 if isinstance(self.trainer.strategy, ShardingStrategy) else self.trainer.world_size
-        done = self._step.finish(averaged, progress(self.trainer), Precision(self.trainer.precision_plugin))
+        done = self._step.finish(averaged, progress(self.trainer), self.trainer.precision_plugin)
         self._finished, step = done, self.trainer.global_step + 1
         self._tokens = done.tokens if self._tokens is None else self._tokens + done.tokens
         if done.non_finite:
@@ -293,7 +293,7 @@ class LitMoE(L.LightningModule):
         else:
             self.skips.in_a_row = 0
             stop = self.recipe.stop
-            if stop is not None and not stop.metric.startswith("val/") and reached(stop, done.sums):
+            if stop is not None and not stop.metric.startswith("val/") and reached(stop, ratios(done.sums, "train/")):
                 self.stopped_after = step - 1
         last = step == self.trainer.max_steps or self.stopped_after is not None
         if last:
@@ -366,12 +366,9 @@ class LitMoE(L.LightningModule):
             self.validated_step = self.trainer.global_step
             self._publish(values, self.trainer.global_step)
             stop = self.recipe.stop
-            if stop is not None and stop.metric.startswith("val/"):
-                if stop.metric not in values:
-                    raise unknown_metric(stop.metric, [name for name in values if name.startswith("val/")])
-                if values[stop.metric] <= stop.below:
-                    self.stopped_after = self.trainer.global_step
-                    self.trainer.should_stop = True
+            if stop is not None and stop.metric.startswith("val/") and reached(stop, values):
+                self.stopped_after = self.trainer.global_step
+                self.trainer.should_stop = True
 
         self._save_logs()
 

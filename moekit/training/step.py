@@ -7,8 +7,7 @@ whole step.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,22 +44,6 @@ class StepResult:
     non_finite: NonFiniteStep | None
 
 
-class Precision:
-    """What ``OptimizerStep`` needs of a trainer's precision plugin."""
-
-    def __init__(self, plugin: Any) -> None:
-        self._plugin = plugin
-
-    def autocast(self) -> AbstractContextManager[object]:
-        """The context of a forward pass."""
-        return self._plugin.train_step_context()  # type: ignore[no-any-return]
-
-    def scale(self) -> float | None:
-        """The loss scale that keeps fp16 gradients from vanishing; None without one. Waits for the device."""
-        scaler = getattr(self._plugin, "scaler", None)
-        return None if scaler is None else float(scaler.get_scale())
-
-
 class OptimizerStep:
     """Accumulates micro-batches, and completes the step just before the optimizer's."""
 
@@ -83,13 +66,13 @@ class OptimizerStep:
         self._meter.add(sums)
         return total
 
-    def finish(self, averaged: int, progress: float, precision: Precision) -> StepResult:
+    def finish(self, averaged: int, progress: float, precision: Any) -> StepResult:
         """Divides the gradients by the step's tokens, updates the balancers, and resets. Call it on every rank.
 
         Args:
             averaged: the number of ranks over which gradients were averaged; 1 if they were summed.
             progress: the fraction of training completed.
-            precision: of the forward passes.
+            precision: the trainer's precision plugin, for more forward passes and the loss scale.
         """
         sums = self._meter.take()
         total, tokens = sums["objective"].unbind()
@@ -106,37 +89,39 @@ class OptimizerStep:
         return StepResult(sums=sums, tokens=tokens, norm=norm, load=load, non_finite=non_finite)
 
     def _diagnose(
-        self, loss: Tensor, norm: Tensor, micro_batches: Sequence[MicroBatch], precision: Precision
+        self, loss: Tensor, norm: Tensor, micro_batches: Sequence[MicroBatch], precision: Any
     ) -> NonFiniteStep:
         what = f"the loss is {float(loss)}, the norm of its gradients {float(norm)}"
-        scale, finite = precision.scale(), bool(torch.isfinite(loss))
-        if scale is not None and scale > 1 and finite:
+        scaler, finite = getattr(precision, "scaler", None), bool(torch.isfinite(loss))
+        if scaler is not None and finite and (scale := float(scaler.get_scale())) > 1:
             return NonFiniteStep(what=what, scale=scale)
-        where, lasting = diagnose(self.model, self.objective, micro_batches, precision.autocast, finite_loss=finite)
+        autocast = precision.train_step_context
+        where, lasting = diagnose(self.model, self.objective, micro_batches, autocast, finite_loss=finite)
         return NonFiniteStep(what=what, where=where, lasting=lasting)
+
+
+def local_gradients(parameters: Iterable[nn.Parameter]) -> Iterator[Tensor]:
+    """What this rank holds of each gradient that there is, sharing its memory."""
+    return (local(parameter.grad) for parameter in parameters if parameter.grad is not None)
 
 
 def divide(parameters: Iterable[nn.Parameter], by: Tensor) -> None:
     """Divides every gradient by a 0-d tensor, in place."""
-    for parameter in parameters:
-        if parameter.grad is not None:
-            local(parameter.grad).div_(by)
+    for grad in local_gradients(parameters):
+        grad.div_(by)
 
 
 def clip(parameters: Iterable[nn.Parameter], norm: Tensor, max_norm: float) -> None:
     """Scales all gradients, whose ``total_norm`` is ``norm`` (0-d), to a norm of at most ``max_norm``, in place."""
     factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
-    for parameter in parameters:
-        if parameter.grad is not None:
-            held = local(parameter.grad)
-            held.mul_(factor.to(held.device, held.dtype))
+    for grad in local_gradients(parameters):
+        grad.mul_(factor.to(grad.device, grad.dtype))
 
 
 def clip_values(parameters: Iterable[nn.Parameter], limit: float) -> None:
     """Clamps every element of every gradient to ``[-limit, limit]``, in place."""
-    for parameter in parameters:
-        if parameter.grad is not None:
-            local(parameter.grad).clamp_(-limit, limit)
+    for grad in local_gradients(parameters):
+        grad.clamp_(-limit, limit)
 
 
 def total_norm(module: nn.Module) -> Tensor:
@@ -162,9 +147,9 @@ def total_norm(module: nn.Module) -> Tensor:
 def _squares(parameters: list[nn.Parameter], device: torch.device) -> Tensor:
     """0-d, on ``device``: the sum of squares of this rank's part of the gradients."""
     by_kind: dict[tuple[torch.device, torch.dtype], list[Tensor]] = defaultdict(list)
-    for p in parameters:
-        if p.grad is not None and (held := local(p.grad)).numel():
-            by_kind[held.device, held.dtype].append(held)
+    for grad in local_gradients(parameters):
+        if grad.numel():
+            by_kind[grad.device, grad.dtype].append(grad)
     total = torch.zeros((), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
     for (_, dtype), grads in by_kind.items():
         norms = foreach_norm(grads, torch.promote_types(dtype, torch.float32))

@@ -35,9 +35,7 @@ from moekit.training.run.folder import RunFolder
 from moekit.training.run.hooks import RunInfo, run_starting
 from moekit.training.run.metrics_log import LogWrites, RunLog, lost_rows
 from moekit.training.run.parts import (
-    build_callbacks,
-    build_loggers,
-    build_strategy,
+    build_parts,
     check_callbacks,
     check_parts,
     left_states,
@@ -102,7 +100,7 @@ def make_trainer(
     options = trainer_options(recipe)
     saving = recipe.checkpoints
     plugins: list[Any] = [AtomicCheckpointIO(asynchronous=saving.asynchronous, opened=opened)]
-    strategy: Any = build_strategy(recipe)
+    strategy = next(iter(build_parts(recipe, "strategy", recipe).values()), None)
     if strategy is not None:
         options["strategy"] = strategy
     if recipe.trainer.shards:
@@ -198,7 +196,8 @@ def prepare(
         SpecError, DataError, CheckpointError: anything that would make the run fail.
     """
     check_parts(recipe)
-    given = build_callbacks(recipe) | {f"callback {i} of train(...)": each for i, each in enumerate(callbacks, 1)}
+    given: dict[str, Callback] = build_parts(recipe, "callback")
+    given |= {f"callback {i} of train(...)": each for i, each in enumerate(callbacks, 1)}
     check_callbacks(given)
     module = LitMoE(recipe)
     evaluators = {name: build(spec) for name, spec in recipe.evaluators.items()}
@@ -219,7 +218,7 @@ def prepare(
     own: list[Callback] = [interrupt]
     if recipe.trainer.enable_progress_bar and not any(isinstance(each, ProgressBar) for each in given.values()):
         own.append(TrainingProgress(console, label, counted_unit(recipe), metrics_of(recipe)))
-    logs = [log, *build_loggers(recipe, info), *loggers]
+    logs = [log, *build_parts(recipe, "logger", info).values(), *loggers]
     trainer = make_trainer(recipe, folder, loggers=logs, callbacks=[*own, *given.values()], opened=saved)
     module.prepare()
     if saved is not None:

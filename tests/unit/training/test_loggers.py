@@ -12,7 +12,7 @@ from rich.console import Console
 from moekit import SpecError, load
 from moekit.training.run.folder import RunFolder
 from moekit.training.run.hooks import RunInfo
-from moekit.training.run.parts import build_loggers
+from moekit.training.run.parts import build_parts
 from moekit.training.run.train import train
 
 Make = Callable[..., dict[str, Any]]
@@ -68,4 +68,4 @@ def test_a_logger_whose_package_is_missing_is_a_spec_error(tmp_path: Path, monke
     monkeypatch.setattr("lightning.pytorch.loggers.wandb._WANDB_AVAILABLE", False)
     recipe = load("jacobs1991", ["trainer.logger.mine=wandb"])
     with pytest.raises(SpecError, match=r"wandb rejects its options(.|\n)*at trainer\.logger\.mine"):
-        build_loggers(recipe, RunInfo(folder=tmp_path, name="n", label="n"))
+        build_parts(recipe, "logger", RunInfo(folder=tmp_path, name="n", label="n"))
