@@ -16,7 +16,6 @@ import torch
 from torch import nn
 
 from moekit.contracts import Data
-from moekit.saved_memory import Saved, saved_for_backward
 from moekit.spec import to_plain
 from moekit.spec.recipe import Compare, Recipe
 from moekit.training.build import RUN_SLOTS, check_trainable, dense_recipe
@@ -29,6 +28,7 @@ from moekit.training.run.prepare import make_trainer, quiet, trainer_options
 from moekit_bench import peers
 from moekit_bench.measure import Clock, Settings, rotated
 from moekit_bench.results import StepResult, StepRow, ratio
+from moekit_bench.saved import Saved, saved_for_backward
 from moekit_bench.stopwatch import OUTSIDE, Stopwatch
 
 STEPS: Final = 5

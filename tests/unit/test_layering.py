@@ -44,7 +44,6 @@ LONG: dict[str, str] = {
     "moekit/testing/checks/common.py": "all checks of every torch module",
     "moekit/testing/checks/dispatcher.py": "all checks of dispatchers",
     "moekit/testing/checks/router.py": "all checks of routers",
-    "moekit/training/run/folder.py": "a run's folder: its paths, and how it is found, claimed and locked",
     "moekit_lightning/sharded/module.py": "one strategy: everything that Lightning calls on it",
     "moekit/training/health/diagnosis.py": "one search for the non-finite component, forward and backward",
     "moekit/training/run/train.py": "a run from start to end, in order",
