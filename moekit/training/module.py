@@ -24,6 +24,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
 import moekit
@@ -43,7 +44,7 @@ from moekit.training.build import build_model, build_seeded, check_trainable, co
 from moekit.training.data import StepLoader, ValidationShard, noise_seed
 from moekit.training.health.components import NameComponent, check_loss, check_output, values_checked
 from moekit.training.health.diagnosis import MicroBatch
-from moekit.training.health.policy import NonFinitePolicy
+from moekit.training.health.policy import NonFinitePolicy, log_on_rank_zero
 from moekit.training.metrics import Validation, is_logged_step, load_metrics, progress, ratios, reached
 from moekit.training.optim import optimizer_of
 from moekit.training.run.resume import recount
@@ -331,8 +332,8 @@ class LitMoE(L.LightningModule):
         """
         values = {name: float(value) for name, value in values.items()}
         self.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
-        for logger in self.loggers:
-            logger.log_metrics(values, max(self.trainer.global_step, self._step_begun))
+        step = max(self.trainer.global_step, self._step_begun)
+        self.each_logger(lambda logger: logger.log_metrics(values, step))
 
     def _new_tokens(self) -> float:
         tokens, self._tokens = self._tokens, None
@@ -342,8 +343,18 @@ class LitMoE(L.LightningModule):
         # Loggers are called here with the exact step; Lightning would count from 0 in training and lag in validation.
         # All ranks have the same values, but Lightning warns about validation metrics without ``sync_dist``.
         self.log_dict(dict(values), logger=False, sync_dist=self.trainer.validating and self.trainer.world_size > 1)
-        for logger in self.loggers:
-            logger.log_metrics(dict(values), step)
+        self.each_logger(lambda logger: logger.log_metrics(dict(values), step))
+
+    def each_logger(self, call: Callable[[Logger], object]) -> None:
+        """Calls a function with every logger. One that raises is reported and removed: no run needs its logs."""
+        loggers: list[Logger] = self.trainer.loggers
+        for logger in loggers:
+            try:
+                call(logger)
+            except Exception as error:
+                self.trainer.loggers = [each for each in self.trainer.loggers if each is not logger]
+                what = f"logger {type(logger).__name__}: {type(error).__name__}: {error}"
+                log_on_rank_zero(f"{what}\n  training continues without it")
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Adds one batch's sums and load, without updating a balancer."""
@@ -370,15 +381,11 @@ class LitMoE(L.LightningModule):
                 self.stopped_after = self.trainer.global_step
                 self.trainer.should_stop = True
 
-        self._save_logs()
+        self.each_logger(lambda logger: logger.save())
 
     def on_train_epoch_end(self) -> None:
         """Has loggers write their files, before the run's last checkpoint is saved."""
-        self._save_logs()
-
-    def _save_logs(self) -> None:
-        for logger in self.loggers:  # Lightning does so only for what it logs itself
-            logger.save()
+        self.each_logger(lambda logger: logger.save())
 
     def discard_validation(self) -> None:
         """Forgets the batches of a validation that is abandoned, so that no metrics are logged."""

@@ -125,7 +125,8 @@ def run_starting(
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     last = next((i for i, each in enumerate(callbacks) if isinstance(each, SaveCheckpoints)), len(callbacks))
     callbacks[last:last] = [*run.callbacks, HookRelay(info, every, logs.report)]
-    trainer.loggers = [*run.loggers, *trainer.loggers]  # the run's own last: it reports files that cannot be written
+    if not trainer.fast_dev_run:  # type: ignore[attr-defined] # which has no logs
+        trainer.loggers = [*run.loggers, *trainer.loggers]  # the run's own last: it reports what cannot be written
 
 
 class HookRelay(Callback):

@@ -5,6 +5,7 @@ Nothing is written until the spec is valid, the Trainer accepts its options, and
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shlex
 import signal
@@ -21,13 +22,14 @@ from lightning.pytorch.loggers import Logger
 from rich.console import Console
 from torch.distributed.fsdp import FSDPModule
 
+from moekit import __version__
 from moekit.compat import kill_started_processes
 from moekit.contracts import Model
 from moekit.distributed import is_distributed
 from moekit.errors import CheckpointError, MoekitError
 from moekit.files import write_if_changed
 from moekit.inference.evaluation import evaluate
-from moekit.parallel.launch import decide_on_rank_zero, is_rank_zero
+from moekit.parallel.launch import check_same_run, decide_on_rank_zero, is_rank_zero
 from moekit.screen import Screen
 from moekit.shards import gather, state_dict_shards
 from moekit.spec import dump, to_plain
@@ -86,6 +88,7 @@ def train(
         console = console or (Screen() if sys.stdout.isatty() else Screen(width=120))
     else:
         console = Console(quiet=True)
+    check_same_run(f"moekit {__version__}, recipe {hashlib.sha256(repr(recipe).encode()).hexdigest()[:12]}")
     recipe = recipe if resume is not None else with_checkpoint_path(recipe, root)
     if not with_dense:
         recipe = replace(recipe, compare=None)
@@ -169,8 +172,8 @@ def fit(run: Prepared, console: Console) -> None:
         has_begun = True
         if is_rank_zero() and start is not None:
             write_spec(run)  # now: if the checkpoint cannot be loaded, the run stays as it was
-        for logger in run.trainer.loggers if start is None else ():
-            logger.log_hyperparams(to_plain(run.module.recipe))
+        if start is None:
+            run.module.each_logger(lambda logger: logger.log_hyperparams(to_plain(run.module.recipe)))
 
     if is_rank_zero():
         run.folder.create()
