@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from rich.console import Console
 from torch import nn
 
 from moekit.contracts import Data
@@ -174,9 +175,8 @@ class RecipeRunner(Runner):
         writes = LogWrites()
         log = RunLog(self.folder.metrics, writes=writes)
         trainer = make_trainer(self.recipe, self.folder, loggers=[log])
-        run_starting(
-            trainer, RunInfo(folder=self.folder.path, name=self.name, label=self.name), self.module, {}, writes
-        )
+        run = RunInfo(folder=self.folder.path, name=self.name, label=self.name)
+        run_starting(trainer, run, self.module, {}, Console(quiet=True), writes)
         for logger in trainer.loggers:
             logger.log_metrics({}, 0)  # an event file is begun, which happens once in a run
         trainer.callbacks.append(self.watch)  # type: ignore[attr-defined] # after those that log

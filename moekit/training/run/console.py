@@ -13,7 +13,7 @@ from rich.table import Table
 from moekit.errors import MoekitError
 from moekit.params import count_parameters
 from moekit.spec.fields import MetricInfo, metrics_of
-from moekit.training.callbacks.progress import counted_unit
+from moekit.spec.recipe import Recipe
 from moekit.training.module import LitMoE
 from moekit.training.run.outcome import Comparison, Outcome
 from moekit.training.run.prepare import Prepared
@@ -157,6 +157,11 @@ def _print_files(outcome: Outcome, module: LitMoE, console: Console) -> None:
     console.print(grid, highlight=False)
     for head, command in (("try next", first), ("        ", second)):  # soft_wrap: no line breaks in what users copy
         console.print(f"[dim]{head}[/dim]  {escape(command)}", highlight=False, soft_wrap=True)
+
+
+def counted_unit(recipe: Recipe) -> str:
+    """The unit of a run's data."""
+    return "cases" if recipe.model.takes == "cases" else "tokens"
 
 
 def print_header(run: Prepared, console: Console) -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.loggers import Logger
+from rich.console import Console
 
 from moekit.parallel.launch import is_rank_zero
 from moekit.plugin import Plugin
@@ -47,13 +48,17 @@ class StartingRun(RunInfo):
     Attributes:
         module: what is trained; ``module.recipe`` is the recipe.
         callbacks, loggers: empty; what hooks append is called after the recipe's callbacks, and before its loggers.
+        console: for what it prints; silent on all ranks but 0.
         logs: writes log files; if one cannot be written, the user is told, and training continues.
+        shows_progress: whether a progress bar is wanted: the recipe asks for one, and has none among its callbacks.
     """
 
     module: LitMoE
     callbacks: list[Callback]
     loggers: list[Logger]
+    console: Console
     logs: LogWrites
+    shows_progress: bool
 
     @property
     def recipe(self) -> Recipe:
@@ -104,20 +109,29 @@ class ReportRow:
 
 
 def run_starting(
-    trainer: L.Trainer, info: RunInfo, module: LitMoE, given: Mapping[str, Callback], logs: LogWrites
+    trainer: L.Trainer, info: RunInfo, module: LitMoE, given: Mapping[str, Callback], console: Console, logs: LogWrites
 ) -> None:
     """Calls ``moekit_run_starting``; adds what plugins append: callbacks before the one that saves checkpoints.
 
     Args:
         trainer, info, module: of the run.
         given: the recipe's callbacks by path, which the trainer has already.
-        logs: writes the run's log files.
+        console, logs: for what the run prints, and for its log files.
 
     Raises:
         SpecError: a callback cannot work in a run, or would share a state with another.
         Exception: what a hook raised, with a note that names it.
     """
-    run = StartingRun(**vars(info), module=module, callbacks=[], loggers=[], logs=logs)
+    has_bar = any(isinstance(each, ProgressBar) for each in given.values())
+    run = StartingRun(
+        **vars(info),
+        module=module,
+        callbacks=[],
+        loggers=[],
+        console=console,
+        logs=logs,
+        shows_progress=module.recipe.trainer.enable_progress_bar and not has_bar,
+    )
     current().call("moekit_run_starting", {"run": run})
     added = {f"callback {i + 1} of hook moekit_run_starting": each for i, each in enumerate(run.callbacks)}
     every = {**given, **added}

@@ -24,12 +24,11 @@ from moekit.errors import Problem, SpecError
 from moekit.parallel.strategy import ShardingStrategy
 from moekit.registry import build
 from moekit.spec import to_plain
-from moekit.spec.fields import fields_of, metrics_of
+from moekit.spec.fields import fields_of
 from moekit.spec.recipe import Recipe
 from moekit.spec.trainer import TrainerSpec
 from moekit.training.callbacks.checkpoint import AtomicCheckpointIO, SaveCheckpoints
 from moekit.training.callbacks.interrupt import StopOnInterrupt
-from moekit.training.callbacks.progress import TrainingProgress, counted_unit
 from moekit.training.module import LitMoE
 from moekit.training.run.folder import RunFolder
 from moekit.training.run.hooks import RunInfo, run_starting
@@ -108,6 +107,8 @@ def make_trainer(
     if isinstance(strategy, ModelParallelStrategy) and str(options["precision"]) in ("64", "64-true"):
         del options["precision"]  # with these strategies, Lightning accepts it only as a plugin
         plugins.append(DoublePrecision())
+    if not any(isinstance(each, ProgressBar) for each in callbacks):
+        options["enable_progress_bar"] = False  # Lightning would add one of its own
     more: list[Callback] = []
     if recipe.trainer.enable_checkpointing:
         more.append(SaveCheckpoints(folder.checkpoints, keep=saving.keep))
@@ -215,16 +216,13 @@ def prepare(
     if saved is not None and (missing := lost_rows(log.damage, log.rows, contents["moekit"]["logged"])):
         say(f"{log.path} {missing}: training does not need it, and logs on")
     interrupt = StopOnInterrupt(say)
-    own: list[Callback] = [interrupt]
-    if recipe.trainer.enable_progress_bar and not any(isinstance(each, ProgressBar) for each in given.values()):
-        own.append(TrainingProgress(console, label, counted_unit(recipe), metrics_of(recipe)))
     logs = [log, *build_parts(recipe, "logger", info).values(), *loggers]
-    trainer = make_trainer(recipe, folder, loggers=logs, callbacks=[*own, *given.values()], opened=saved)
+    trainer = make_trainer(recipe, folder, loggers=logs, callbacks=[interrupt, *given.values()], opened=saved)
     module.prepare()
     if saved is not None:
         now = str(trainer.precision), module.fingerprint
         check_unchanged(saved, recipe, *now, allow=allow_changes, report=say)
-    run_starting(trainer, info, module, given, writes)
+    run_starting(trainer, info, module, given, console, writes)
     for key in () if saved is None else left_states(saved.plain["callbacks"], trainer.callbacks):  # type: ignore[attr-defined]
         say(f"this run has no callback for a state in the checkpoint, which is dropped: {key}")
     return Prepared(

@@ -24,7 +24,6 @@ from rich.console import Console
 from moekit import MoekitError, SpecError, load
 from moekit.training.callbacks.checkpoint import SaveCheckpoints
 from moekit.training.callbacks.interrupt import StopOnInterrupt
-from moekit.training.callbacks.progress import TrainingProgress
 from moekit.training.module import LitMoE
 from moekit.training.run.folder import RunFolder
 from moekit.training.run.hooks import HookRelay, RunInfo
@@ -40,6 +39,7 @@ from moekit.training.run.parts import (
 from moekit.training.run.prepare import Prepared, prepare
 from moekit.training.run.train import train
 from moekit_lightning.load_history import LoadHistory
+from moekit_lightning.progress import TrainingProgress
 
 Make = Callable[..., dict[str, Any]]
 CALLBACKS = "lightning.pytorch.callbacks"
@@ -168,7 +168,7 @@ def test_callbacks_come_after_ours_and_before_checkpoints(recipe: Make, tmp_path
     run = prepared(recipe(trainer=options(callbacks=given, enable_progress_bar=True)), tmp_path)
     found = [type(callback) for callback in run.trainer.callbacks]  # type: ignore[attr-defined]
     assert found == [
-        StopOnInterrupt, TrainingProgress, EarlyStopping, LearningRateMonitor, LoadHistory, HookRelay, SaveCheckpoints,
+        StopOnInterrupt, EarlyStopping, LearningRateMonitor, TrainingProgress, LoadHistory, HookRelay, SaveCheckpoints,
     ]  # fmt: skip
 
 
