@@ -47,8 +47,7 @@ from moekit.training.health.diagnosis import MicroBatch
 from moekit.training.health.policy import NonFinitePolicy, log_on_rank_zero
 from moekit.training.metrics import Validation, is_logged_step, load_metrics, progress, ratios, reached
 from moekit.training.optim import optimizer_of
-from moekit.training.run.resume import recount
-from moekit.training.run.saved import read_any_checkpoint
+from moekit.training.run.saved import read_any_checkpoint, recount
 from moekit.training.run.start import StartingPoint
 from moekit.training.step import OptimizerStep, StepResult, clip, clip_values
 

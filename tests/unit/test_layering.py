@@ -46,6 +46,7 @@ LONG: dict[str, str] = {
     "moekit/testing/checks/router.py": "all checks of routers",
     "moekit_lightning/sharded/module.py": "one strategy: everything that Lightning calls on it",
     "moekit/training/health/diagnosis.py": "one search for the non-finite component, forward and backward",
+    "moekit/training/run/saved.py": "what a checkpoint of a run holds, and whether a run can be resumed from one",
     "moekit/training/run/train.py": "a run from start to end, in order",
     "moekit/training/module.py": "one class: everything that Lightning calls on LitMoE",
 }

@@ -39,8 +39,7 @@ from moekit.training.run.parts import (
     check_parts,
     left_states,
 )
-from moekit.training.run.resume import check_same_model, check_unchanged
-from moekit.training.run.saved import check_resumable
+from moekit.training.run.saved import check_resumable, check_same_model, check_unchanged
 
 VALIDATIONS = 10
 VALIDATIONS_TO_STOP = 50  # with ``stop``, ``max_steps`` is an upper limit that is seldom reached

@@ -41,8 +41,7 @@ from moekit.training.run.folder import RUNS, RunFolder, check_run_name, check_wr
 from moekit.training.run.hooks import EndedRun, plugins_with_hooks, run_ended, unwritten
 from moekit.training.run.outcome import Outcome, compare, outcome_of, write_summary
 from moekit.training.run.prepare import Prepared, prepare, quiet
-from moekit.training.run.resume import verify_checkpoints
-from moekit.training.run.saved import read_checkpoint
+from moekit.training.run.saved import read_checkpoint, verify_checkpoints
 from moekit.training.run.start import with_checkpoint_path
 
 

@@ -31,8 +31,7 @@ from moekit.parallel import launch
 from moekit.training.callbacks.checkpoint import AtomicCheckpointIO
 from moekit.training.run.folder import LOCK, RunFolder
 from moekit.training.run.metrics_log import read_metrics
-from moekit.training.run.resume import check_same_model, differences, recount, verify_checkpoints
-from moekit.training.run.saved import read_checkpoint
+from moekit.training.run.saved import check_same_model, differences, read_checkpoint, recount, verify_checkpoints
 from moekit.training.run.train import train
 from moekit_lightning.sharded import Sharded
 from moekit_lightning.sharded.module import ShardedStrategy
@@ -116,8 +115,8 @@ def test_other_ranks_verify_only_the_files_that_they_read(
 
 def test_other_ranks_wait_longer_for_larger_checkpoints(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[Any] = []
-    monkeypatch.setattr("moekit.training.run.resume.decide_on_rank_zero", lambda *_, timeout: waits.append(timeout))
-    monkeypatch.setattr("moekit.training.run.resume.MIN_READ_RATE", 1.0)
+    monkeypatch.setattr("moekit.training.run.saved.decide_on_rank_zero", lambda *_, timeout: waits.append(timeout))
+    monkeypatch.setattr("moekit.training.run.saved.MIN_READ_RATE", 1.0)
     checkpoint = read_checkpoint(saved)
     size = sum((saved / name).stat().st_size for name in (STATE, TENSORS))
     verify_checkpoints([])

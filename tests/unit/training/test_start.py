@@ -21,7 +21,7 @@ from moekit.spec.recipe import Start
 from moekit.training.callbacks.checkpoint import AtomicCheckpointIO
 from moekit.training.module import LitMoE
 from moekit.training.run.folder import checkpoint_of
-from moekit.training.run.resume import check_same_model
+from moekit.training.run.saved import check_same_model
 from moekit.training.run.start import StartingPoint, expert_parameters, with_checkpoint_path
 
 Make = Callable[..., dict[str, Any]]
