@@ -44,12 +44,11 @@ from moekit.training.build import build_model, build_seeded, check_trainable, co
 from moekit.training.data import StepLoader, ValidationShard, noise_seed
 from moekit.training.health.components import NameComponent, check_loss, check_output, values_checked
 from moekit.training.health.diagnosis import MicroBatch
-from moekit.training.health.policy import NonFinitePolicy, log_on_rank_zero
 from moekit.training.metrics import Validation, is_logged_step, load_metrics, progress, ratios, reached
 from moekit.training.optim import optimizer_of
 from moekit.training.run.saved import read_any_checkpoint, recount
-from moekit.training.run.start import StartingPoint
-from moekit.training.step import OptimizerStep, StepResult, clip, clip_values
+from moekit.training.run.start import freeze, load_vocabulary, load_weights
+from moekit.training.step import NonFinitePolicy, OptimizerStep, StepResult, clip, clip_values, log_on_rank_zero
 
 
 class TrainingClock:
@@ -104,7 +103,6 @@ class LitMoE(L.LightningModule):
         model, objective, data: built from the recipe; ``data`` is None for a recipe without data. A sharded model is
             built when the trainer's strategy is known, any other model at once.
         balance: the balancers' step.
-        starting: the weights that the recipe starts from, and which parameters are trained.
         clock: training time (without validation) and tokens so far.
         logged: the training metrics last logged, by name.
         logged_step: the optimizer step of these metrics.
@@ -130,7 +128,7 @@ class LitMoE(L.LightningModule):
         check_trainable(self.recipe)
         self.objective = build_seeded(self.recipe.objective, self.recipe.seed)
         self.data: Data | None = None if self.recipe.data is None else build(self.recipe.data)
-        self.starting = StartingPoint(self.recipe.start)
+        self._start = self.recipe.start  # None once its weights are loaded, and in a resumed run
         self.clock = TrainingClock()
         self.logged: dict[str, float] = {}
         self.logged_step = 0
@@ -184,7 +182,7 @@ class LitMoE(L.LightningModule):
 
     def _set_model(self, model: Model) -> None:
         self.model = model
-        self.starting.freeze(model)
+        freeze(model, self.recipe.start)
         self.balance = BalanceStep(model)
         self._step = OptimizerStep(model, self.objective, self.balance)
 
@@ -197,13 +195,24 @@ class LitMoE(L.LightningModule):
         if self.data is None:
             raise DataError("the recipe names no data: add a 'data:' node, or give Trainer.fit a datamodule")
         if not self._data_ready:
-            self.starting.load_vocabulary(self.data, self._restored)  # first: the data then learns none of its own
+            if self._start is not None:
+                load_vocabulary(self.data, self._start)  # first: the data then learns none of its own
             if self.is_built:
-                self.starting.load(self.model, self._restored)  # before data is read, so that a misfit fails early
+                self.load_start()  # before data is read, so that a misfit fails early
             self.data.prepare()
             self.fingerprint = self.data.fingerprint()
             self._data_ready = True
         return self.data
+
+    def load_start(self) -> None:
+        """Loads the weights that the recipe starts from, once, unless the run is resumed.
+
+        Raises:
+            CheckpointError: there is no such run, or its weights do not fit.
+        """
+        if self._start is not None:
+            load_weights(self.model, self._start)
+            self._start = None
 
     def train_dataloader(self) -> StepLoader:
         """Batches by (seed, step, micro-batch, rank); one endless epoch if the trainer counts steps.
@@ -441,6 +450,7 @@ class LitMoE(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restores the data's state; ``on_train_start`` restores the rest."""
         self._restored = checkpoint.get("moekit")
+        self._start = self._start if self._restored is None else None
         if self._restored is not None and trainer_of(self) is not None:
             recount(checkpoint, self.trainer.accumulate_grad_batches)
             if len(checkpoint["lr_schedulers"]) != (self.recipe.schedule is not None):  # added or removed on resume
@@ -450,7 +460,7 @@ class LitMoE(L.LightningModule):
 
     def on_train_start(self) -> None:
         """Loads the weights to start from, if any, and starts the clock."""
-        self.starting.load(self.model, self._restored)
+        self.load_start()
         self._first_step = self.trainer.global_step
         restored = self._restored or {"seconds": 0.0, "tokens": 0.0, "skipped": 0, "logged": 0}
         self.clock.start(float(restored["seconds"]), float(restored["tokens"]))

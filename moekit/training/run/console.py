@@ -17,6 +17,7 @@ from moekit.spec.recipe import Recipe
 from moekit.training.module import LitMoE
 from moekit.training.run.outcome import Comparison, Outcome
 from moekit.training.run.prepare import Prepared
+from moekit.training.run.start import describe
 
 NO_ROW = ("objective", "max_violation")  # validation metrics without a row of their own
 
@@ -179,8 +180,8 @@ def print_header(run: Prepared, console: Console) -> None:
     device = trainer.strategy.root_device.type
     ranks = f", {trainer.world_size} processes" if trainer.world_size > 1 else ""
     lines["training"] = f"{trainer.max_steps} steps on {device}, {trainer.precision}{ranks}"
-    if run.checkpoint is None and (starting := run.module.starting.describe()):
-        lines["start"] = starting
+    if run.checkpoint is None and recipe.start is not None:
+        lines["start"] = describe(recipe.start, run.module.model if run.module.is_built else None)
     if run.checkpoint is not None:
         done = "" if run.info.upto < trainer.max_steps else ": nothing is left to do, unless trainer.max_steps grows"
         lines["resuming"] = f"from {run.checkpoint.path}, after step {run.info.upto}{done}"

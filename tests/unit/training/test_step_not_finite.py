@@ -18,8 +18,8 @@ from training_helpers import trainer
 
 from moekit import MoekitError, MoELayer
 from moekit.training import LitMoE
-from moekit.training.health.policy import MAX_IN_A_ROW, NonFinitePolicy, NonFiniteStep
 from moekit.training.run.metrics_log import RunLog, read_metrics
+from moekit.training.step import MAX_IN_A_ROW, NonFinitePolicy, NonFiniteStep
 
 pytestmark = pytest.mark.usefixtures("quiet_lightning")
 Make = Callable[..., dict[str, Any]]
