@@ -49,7 +49,7 @@ class StartingRun(RunInfo):
         module: what is trained; ``module.recipe`` is the recipe.
         callbacks, loggers: empty; what hooks append is called after the recipe's callbacks, and before its loggers.
         console: for what it prints; silent on all ranks but 0.
-        logs: writes log files; if one cannot be written, the user is told, and training continues.
+        logs: writes log files; one that cannot be written is reported, and training continues.
         shows_progress: whether a progress bar is wanted: the recipe asks for one, and has none among its callbacks.
     """
 

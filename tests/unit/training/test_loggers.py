@@ -73,7 +73,7 @@ def test_a_logger_whose_package_is_missing_is_a_spec_error(tmp_path: Path, monke
 
 
 class Failing(Logger):
-    """Raises in the method that it is told; in ``save``, not before there is something to save."""
+    """Raises in one method; in ``save``, not before there is something to save."""
 
     def __init__(self, at: str) -> None:
         super().__init__()
