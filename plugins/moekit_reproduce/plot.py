@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import cycle
 from pathlib import Path
 from statistics import fmean
 from typing import Final
@@ -58,8 +59,9 @@ def _rows(axes: Axes, panel: Panel, found: Mapping[str, Found]) -> None:
     shown = [(name, numbers) for name, of in found.items() if (numbers := _numbers(of, panel.value))]
     for seed in zip(*(numbers for _, numbers in shown), strict=True):  # systems are compared seed by seed
         axes.plot(seed, [row + 0.12 for row in range(len(shown))], color="#bbbbbb", lw=0.8, zorder=0)
-    for row, (_, numbers) in enumerate(shown):
-        colour = COLOURS[row % len(COLOURS)]
+    colours = dict(zip(found, cycle(COLOURS), strict=False))  # an arm has one colour in all panels
+    for row, (name, numbers) in enumerate(shown):
+        colour = colours[name]
         axes.plot(numbers, [row + 0.12] * len(numbers), ".", color=colour, alpha=0.5, ms=6)
         _bar(axes, interval(numbers).low, interval(numbers).high, row - 0.12, colour)
         axes.plot([fmean(numbers)], [row - 0.12], "D", color=colour, ms=5)
