@@ -19,7 +19,7 @@ import moekit_testing.checks
 from moekit import Component
 from moekit_testing import BoundCheck, CheckFailure, checks_for, parametrize_checks
 from moekit_testing.case import Check
-from moekit_testing.parametrize import cases_of
+from moekit_testing.cases import cases_of
 
 BROKEN: dict[str, list[Component]] = {}
 for file in (broken_common, broken_routers, broken_layers, broken_training, broken_models, broken_evaluation):

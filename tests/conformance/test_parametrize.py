@@ -11,7 +11,7 @@ from moekit import MoekitError
 from moekit.registry import current
 from moekit_testing import parametrize_checks
 from moekit_testing.assertions import CheckFailure
-from moekit_testing.parametrize import cases_of
+from moekit_testing.cases import cases_of
 
 pytest_plugins = ["pytester"]
 
