@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
+import importlib
 import unittest
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -122,7 +122,7 @@ def checks_module(kind: str) -> Any:
     """
     row = current().kinds[kind]
     name = row.checks or (f"{__package__}.checks.{kind}" if row.plugin == BUILTIN else "")
-    return importlib.import_module(name) if name and importlib.util.find_spec(name) else None
+    return importlib.import_module(name) if name else None
 
 
 @contextlib.contextmanager

@@ -20,8 +20,9 @@ STYLES: dict[Status, str] = {"passed": "green", "failed": "bold red", "known fai
 def show(console: Console, results: Sequence[Result]) -> None:
     """Prints a table for each case, and below it what its failures demanded."""
     for (case, options), group in groupby(results, key=lambda result: (result.case, result.options)):
-        table = Table(title=escape(f"{case}  {options}"), title_justify="left")
-        table.add_column("check")
+        console.print(f"[bold]{escape(case)}[/]  {escape(options)}", highlight=False)
+        table = Table()
+        table.add_column("check", no_wrap=True)
         table.add_column("result", no_wrap=True)
         table.add_column("s", justify="right")
         table.add_column("reason", overflow="fold")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import textwrap
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -137,8 +139,10 @@ def run(bound: BoundCheck) -> Result:
     except CheckFailure as failure:
         if bound.known:
             return result("known failure", bound.known)
-        found = [line.strip() for line in str(failure).splitlines() if line.startswith(("  found ", "  expected "))]
-        return result("failed", "\n".join(found), str(failure))
+        text = str(failure)
+        reason = text[text.index("  found     ") : text.index("\n  options   ")]
+        trace = "".join(traceback.format_exception(failure.__cause__)) if failure.__cause__ else ""
+        return result("failed", textwrap.dedent(reason), trace + text)
     if bound.known:
         return result("failed", f"passes, but is declared to fail ({bound.known}): delete its entry")
     return result("passed")

@@ -11,6 +11,7 @@ import broken_evaluation
 import broken_layers
 import broken_models
 import broken_routers
+import broken_runs
 import broken_training
 import pytest
 from healthy import HEALTHY
@@ -22,7 +23,15 @@ from moekit_testing.case import Check
 from moekit_testing.cases import cases_of
 
 BROKEN: dict[str, list[Component]] = {}
-for file in (broken_common, broken_routers, broken_layers, broken_training, broken_models, broken_evaluation):
+for file in (
+    broken_common,
+    broken_routers,
+    broken_layers,
+    broken_training,
+    broken_models,
+    broken_evaluation,
+    broken_runs,
+):
     BROKEN |= file.BROKEN
 
 

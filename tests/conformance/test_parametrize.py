@@ -88,6 +88,7 @@ def test_options_without_a_default_need_an_example() -> None:
     component = current().get("router", "topk")
 
     message = "router 'topk' has no default for top_k: give an example, examples={'topk': [TopK(top_k=...)]}"
+    message += "\n  in the shell: moekit check router/topk top_k=..."
     with pytest.raises(MoekitError, match=f"^{re.escape(message)}$"):
         list(cases_of([component], {}))
     names = [param.id for param in parametrize_checks([component, MINE]).args[1]]

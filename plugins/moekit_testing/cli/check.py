@@ -136,10 +136,8 @@ def _check_only(only: Sequence[str], components: Sequence[Component]) -> None:
     known = sorted({name for component in components for name in names_of_checks(component.kind)})
     for name in only:
         if name not in known:
-            expected = ", ".join(known)
-            raise UnknownName(
-                Problem(what=f"no check is named '{name}'", expected=expected, nearest=nearest(name, known))
-            )
+            what, near = f"no check of these components is named '{name}'", nearest(name, known)
+            raise UnknownName(Problem(what=what, expected="" if near else f"one of {', '.join(known)}", nearest=near))
 
 
 def _path(component: Component) -> str:
