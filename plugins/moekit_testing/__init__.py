@@ -29,4 +29,5 @@ def moekit_verbs() -> list[Verb]:
     """The verbs of this plugin."""
     return [
         Verb(name="check", target="moekit_testing.cli.check", summary="run the conformance checks of components"),
+        Verb(name="new", target="moekit_testing.cli.new", summary="write the package of a plugin to start from"),
     ]

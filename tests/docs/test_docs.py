@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import importlib.metadata
 import inspect
 import re
 import shlex
@@ -26,10 +25,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
 import yaml
+from fake_plugins import install_project
 
 from moekit import registry
 from moekit.cli import main
@@ -92,7 +91,8 @@ def test_every_code_block_of_a_page_runs(page: Path, folder: Path, monkeypatch: 
             (folder / block.file).write_text(block.text, encoding="utf-8")
             importlib.invalidate_caches()
         if block.file == "pyproject.toml":
-            install(tomllib.loads(block.text), folder)
+            install_project(folder)
+            importlib.invalidate_caches()
             monkeypatch.setattr(registry, "_current", None)
         elif block.file.startswith("test_"):
             run_checks(block.file.removesuffix(".py"))
@@ -114,22 +114,6 @@ def test_every_code_block_of_a_page_runs(page: Path, folder: Path, monkeypatch: 
             yaml.safe_load(block.text)
         elif block.language == "toml":
             tomllib.loads(block.text)
-
-
-def install(project: dict[str, Any], folder: Path) -> None:
-    """Writes the files of ``pip install -e .`` that importlib.metadata reads."""
-    name, version = project["project"]["name"], project["project"]["version"]
-    info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
-    lines = [
-        line
-        for group, entries in project["project"]["entry-points"].items()
-        for line in (f"[{group}]", *(f"{key} = {value}" for key, value in entries.items()))
-    ]
-    (info / "entry_points.txt").write_text("\n".join(lines) + "\n")
-    importlib.invalidate_caches()
-    assert importlib.metadata.version(name) == version
 
 
 def run_checks(module: str) -> None:
