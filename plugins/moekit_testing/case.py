@@ -112,7 +112,7 @@ def claimed(case: Case, claim: str, *checks: Check) -> Iterator[Check | Omitted]
 
 
 class CheckSkipped(unittest.SkipTest):
-    """A check cannot run here, for a reason that is no fault of the component. pytest reports it as skipped."""
+    """A check cannot run here, through no fault of the component. pytest reports it as skipped."""
 
 
 def checks_module(kind: str) -> Any:

@@ -45,7 +45,7 @@ class Seen(NamedTuple):
 
 
 def see(module: nn.Module, out: Any) -> Seen:
-    """Reads ``y`` or ``(y, aux)``; an ``aux`` that is no scalar is ignored.
+    """Reads ``y`` or ``(y, aux)``; an ``aux`` of several numbers is ignored.
 
     Raises:
         TypeError: the output is something else.

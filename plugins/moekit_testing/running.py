@@ -120,7 +120,7 @@ class Result:
 
 
 def run(bound: BoundCheck) -> Result:
-    """Runs a check, and tells what became of it.
+    """Runs a check, and returns what became of it.
 
     A check that passes although it is known to fail has failed: its entry is out of date.
     """

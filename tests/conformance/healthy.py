@@ -63,6 +63,9 @@ def components(spec: type[Spec], *targets: Callable[..., object]) -> list[Compon
 
 
 class Pick(kinds.RouterSpec):
+    takes_bias: ClassVar[bool] = True
+    causal: ClassVar[bool] = True
+
     top_k: int = option(2, "experts a token runs through", ge=1)
 
     def active(self, num_experts: int) -> float:
@@ -134,6 +137,7 @@ class TanhBank(ExpertBank):
 
 
 class Walk(kinds.DispatcherSpec):
+    dropless: ClassVar[bool] = True
     forms: ClassVar[frozenset[kinds.Form]] = kinds.ALL_FORMS
 
 
@@ -192,6 +196,7 @@ class WalkDispatcher(Dispatcher):
 
 
 class Limit(kinds.DispatcherSpec):
+    forms: ClassVar[frozenset[kinds.Form]] = kinds.PAIR_FORMS
     dropless: ClassVar[bool] = False
 
 
@@ -280,6 +285,7 @@ class NoisyPickRouter(PickRouter):
 
 
 class Even(kinds.BalancerSpec):
+    at_balance: ClassVar[float | None] = 1.0
     forms: ClassVar[frozenset[kinds.Form]] = frozenset({"token_choice"})
 
 
@@ -455,7 +461,7 @@ class MeanEvaluator(Evaluator):
 
 
 class Descent(kinds.OptimizerSpec):
-    pass
+    takes_shards: ClassVar[bool] = True
 
 
 def descent(spec: Descent, model: nn.Module) -> torch.optim.Optimizer:

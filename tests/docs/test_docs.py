@@ -30,8 +30,9 @@ import pytest
 import yaml
 from fake_plugins import install_project
 
-from moekit import registry
+from moekit import hookspecs, registry
 from moekit.cli import main
+from moekit.plugin import HOOKS
 from moekit.registry import current
 from moekit.spec import validate
 from moekit_testing.checks.router import check_padding_nan
@@ -173,3 +174,15 @@ def test_the_plugin_page_names_every_kind_and_capability() -> None:
             claims = {c for c in vars(base).get("__annotations__", {}) if c != "kind"} - options
             for claim in claims:
                 assert f"`{base.__name__}.{claim}`" in page, f"no row for the claim {base.__name__}.{claim}"
+
+
+def test_the_page_of_hooks_has_each_with_its_arguments_and_what_hookspecs_says_of_it() -> None:
+    page = (TOP / "docs" / "hooks.md").read_text(encoding="utf-8")
+    quoted = " ".join(word for line in page.splitlines() if line.startswith(">") for word in line.split()[1:])
+    headings = re.findall(r"^### `(.*)`$", page, re.MULTILINE)
+    specs = {name: getattr(hookspecs, name) for name in HOOKS}
+    assert headings == [f"{name}({', '.join(inspect.signature(spec).parameters)})" for name, spec in specs.items()]
+    for name, spec in specs.items():
+        assert " ".join((spec.__doc__ or "").split()) in quoted, f"{name} is described otherwise in hookspecs.py"
+        section = page.split(f"### `{name}(")[1].split("\n### ")[0]
+        assert f"def {name}(" in section, f"no example of {name}"

@@ -277,7 +277,7 @@ def check_bias_chooses_only(case: Case) -> None:
 
 
 def check_bias_is_ignored(case: Case) -> None:
-    """Ignores a selection bias, or raises ``MoekitError``, as it claims (``takes_bias = False``)."""
+    """Ignores a selection bias, or raises ``MoekitError``, if it does not claim ``takes_bias``."""
     router, x_TD = case.build().eval(), normal(9, case.dims.dim)
     plain = tensors_in(route(router, x_TD))
     try:
@@ -285,7 +285,7 @@ def check_bias_is_ignored(case: Case) -> None:
     except MoekitError:
         return
     for name, value in plain.items():
-        require_equal(biased[name], value, f"{name} under a bias")
+        require_equal(biased[name], value, f"{name} under a bias, without the claim takes_bias = True,")
 
 
 def check_causal(case: Case) -> None:
