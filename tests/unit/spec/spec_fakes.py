@@ -49,6 +49,7 @@ class Flat(kinds.ExpertSpec):
 
 
 class Walk(kinds.DispatcherSpec):
+    forms: ClassVar[frozenset[kinds.Form]] = kinds.PAIR_FORMS
     dropless: ClassVar[bool] = True
 
 
@@ -63,6 +64,8 @@ class Nudge(kinds.BalancerSpec):
 
 
 class Fair(kinds.BalancerSpec):
+    forms: ClassVar[frozenset[kinds.Form]] = kinds.ALL_FORMS
+
     weight: float = option(0.01, "coefficient", ge=0)
 
 
@@ -134,6 +137,9 @@ class Unregistered(kinds.RouterSpec):
 
 
 class OtherPick(kinds.RouterSpec):
+    takes_bias: ClassVar[bool] = True
+    causal: ClassVar[bool] = True
+
     top_k: int = option(1, "experts a token runs through", ge=1)
 
 
