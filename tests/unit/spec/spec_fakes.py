@@ -59,6 +59,7 @@ class Pour(kinds.DispatcherSpec):
 
 
 class Nudge(kinds.BalancerSpec):
+    forms: ClassVar[frozenset[kinds.Form]] = kinds.ALL_FORMS
     gives_bias: ClassVar[bool] = True
     rate: float = option(1e-3, "step of the bias", gt=0)
 
