@@ -108,6 +108,16 @@ class Foreign:
         return normal(TOKENS, self.dim, seed=1)
 
 
+def skip_unless(condition: bool, reason: str) -> None:
+    """Skips the check unless ``condition`` holds.
+
+    Raises:
+        CheckSkipped: it does not hold.
+    """
+    if not condition:
+        raise CheckSkipped(reason)
+
+
 def check_foreign_input(foreign: Foreign) -> None:
     """Does not modify its input, in training either: the caller's residual stream shares the memory."""
     for training in (True, False):
@@ -123,8 +133,8 @@ def check_foreign_drops(foreign: Foreign) -> None:
     """
     module = foreign.fresh(training=False)
     alone = foreign.run(module, foreign.x_TD[:1]).y
-    if alone is None:
-        raise CheckSkipped("it returns no output for each token")
+    skip_unless(alone is not None, "it returns no output for each token")
+    assert alone is not None
     alone_O = foreign.rows(alone)[0]
     crowds = {"among others": foreign.x_TD, "among tokens equal to it": foreign.x_TD[:1].expand(TOKENS, -1).clone()}
     for where, x_TD in crowds.items():
@@ -145,8 +155,7 @@ def check_foreign_padding(foreign: Foreign) -> None:
 
     Padding is alike, so it all goes to the same experts: counted, it is what is balanced.
     """
-    if foreign.masked is None:
-        raise CheckSkipped("no `masked`, so it is not known how it takes a mask")
+    skip_unless(foreign.masked is not None, "no `masked`, so it is not known how it takes a mask")
     valid_T = torch.arange(TOKENS) % 3 != 0
     x_TD = foreign.x_TD.where(valid_T[:, None], 0.0)
     module = foreign.fresh(training=True)
@@ -159,8 +168,7 @@ def check_foreign_padding(foreign: Foreign) -> None:
         )
         if found is not None and expected is not None
     ]
-    if not seen:
-        raise CheckSkipped("it shows neither loads nor a balance loss")
+    skip_unless(bool(seen), "it shows neither loads nor a balance loss")
     for what, found, expected in seen:
         require_equal(found, expected, f"{what} with padding", tolerance=1e-5)
 
@@ -171,8 +179,8 @@ def check_foreign_gates(foreign: Foreign) -> None:
     Gates of noised, detached, rounded or biased scores are not what the paper's equation says.
     """
     seen = foreign.run(module := foreign.fresh(training=False), foreign.x_TD)
-    if seen.logits_TE is None or seen.expert_TK is None:
-        raise CheckSkipped("it shows no logits and chosen experts")
+    skip_unless(seen.logits_TE is not None and seen.expert_TK is not None, "it shows no logits and chosen experts")
+    assert seen.logits_TE is not None and seen.expert_TK is not None
     gate_TK = foreign.gates(seen.logits_TE, seen.expert_TK)
     if seen.gate_TK is not None:
         require_equal(seen.gate_TK, gate_TK, "gates", tolerance=1e-5)
@@ -189,8 +197,8 @@ def check_foreign_balance_loss(foreign: Foreign) -> None:
     """Trains the router by its balance loss: the loss has a finite, nonzero gradient to the router's weights."""
     module = foreign.fresh(training=True)
     aux = foreign.run(module, foreign.x_TD).aux
-    if aux is None:
-        raise CheckSkipped("it returns no balance loss")
+    skip_unless(aux is not None, "it returns no balance loss")
+    assert aux is not None
     named = dict(module.named_parameters())
     weights = {n: p for n, p in named.items() if n.startswith(foreign.router)}
     require(bool(weights), found=f"no parameter whose name begins with '{foreign.router}'", expected=", ".join(named))

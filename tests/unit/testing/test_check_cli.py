@@ -100,7 +100,7 @@ def test_a_check_whose_capability_is_not_claimed_is_skipped_with_the_reason(caps
     ("known", "level", "code", "status"),
     [(RIGHT, "2", 0, "known failure"), (WRONG, "1", 1, "failed"), ({}, "2", 1, "failed")],
 )
-def test_a_known_failure_is_no_failure_until_it_passes(
+def test_a_known_failure_counts_as_one_only_once_it_passes(
     capsys: Captured, known: dict[str, str], level: str, code: int, status: str
 ) -> None:
     class Known(Flat):
