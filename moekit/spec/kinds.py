@@ -1,7 +1,7 @@
 """The kinds of component, each with the base class of its specs and the capabilities a spec states.
 
-A capability is a class variable that claims something of the component; by default nothing. Composition reads it, without
-torch (does this dispatcher take that form of routing?); the conformance kit tests whether it is true.
+A capability is a class variable that claims something of the component; by default nothing. Composition reads it
+without torch (does this dispatcher take that form of routing?); the conformance kit tests whether it is true.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
