@@ -23,7 +23,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy, Strategy
 
 from moekit import Component
 from moekit.spec.recipe import Recipe
-from moekit.training.run.events import RunInfo
+from moekit.training.run.hooks import RunInfo
 
 
 def not_a_callback(spec: Count) -> object:

@@ -49,7 +49,7 @@ from moekit import (
 from moekit.contracts.layer import LoopGroups
 from moekit.spec import kinds
 from moekit.spec.recipe import Recipe
-from moekit.training.run.events import RunInfo
+from moekit.training.run.hooks import RunInfo
 from moekit_lightning.sharded import Sharded
 from moekit_lightning.sharded.module import ShardedStrategy
 

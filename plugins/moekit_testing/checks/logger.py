@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lightning.pytorch.loggers import Logger
 
-from moekit.training.run.events import RunInfo
+from moekit.training.run.hooks import RunInfo
 from moekit_testing.assertions import require
 from moekit_testing.case import Case, Check, CheckSkipped
 from moekit_testing.fixtures import runs

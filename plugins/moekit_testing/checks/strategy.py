@@ -12,7 +12,7 @@ from lightning.pytorch.strategies import Strategy
 from moekit.parallel.strategy import ShardingStrategy
 from moekit.spec import load
 from moekit.spec.kinds import StrategySpec
-from moekit.spec.trainer import Precision
+from moekit.spec.recipe import Precision
 from moekit_testing.assertions import require, require_equal
 from moekit_testing.case import Case, Check, Omitted, claimed
 from moekit_testing.fixtures import runs
