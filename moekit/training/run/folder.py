@@ -156,6 +156,11 @@ class RunFolder:
         return self.path / "load.npz"
 
     @property
+    def routing(self) -> Path:
+        """A folder of routing statistics, if a callback writes any: ``moekit.tables``."""
+        return self.path / "routing"
+
+    @property
     def summary(self) -> Path:
         """The run's results as JSON."""
         return self.path / "summary.json"

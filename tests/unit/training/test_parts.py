@@ -44,6 +44,7 @@ from moekit.training.run.parts import (
 from moekit.training.run.prepare import prepare
 from moekit.training.run.prepared import Prepared
 from moekit.training.run.train import train
+from moekit_report.routing.module import RoutingRecorder
 
 Make = Callable[..., dict[str, Any]]
 CALLBACKS = "lightning.pytorch.callbacks"
@@ -172,7 +173,8 @@ def test_callbacks_come_after_ours_and_before_checkpoints(recipe: Make, tmp_path
     run = prepared(recipe(trainer=options(callbacks=given, enable_progress_bar=True)), tmp_path)
     found = [type(callback) for callback in run.trainer.callbacks]  # type: ignore[attr-defined]
     assert found == [
-        LoadHistory, StopOnInterrupt, TrainingProgress, EarlyStopping, LearningRateMonitor, HookRelay, SaveCheckpoints,
+        LoadHistory, StopOnInterrupt, TrainingProgress, EarlyStopping, LearningRateMonitor, RoutingRecorder, HookRelay,
+        SaveCheckpoints,
     ]  # fmt: skip
 
 

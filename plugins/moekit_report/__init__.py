@@ -1,0 +1,43 @@
+"""Experts made visible: statistics of routing during training, reports in HTML, comparisons, sweeps, a live view.
+
+Every run records its routing in ``routing/`` in its folder. ``docs/seeing_experts.md`` describes the columns and the
+verbs.
+"""
+
+from __future__ import annotations
+
+from moekit.component import Component
+from moekit.hookspecs import hookimpl
+from moekit.lazy import from_stub
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from moekit.training.run.events import StartingRun
+
+MOEKIT_API = 2
+__getattr__, __dir__, __all__ = from_stub(__name__, __file__)
+
+
+@hookimpl
+def moekit_components() -> list[Component]:
+    """The components of this plugin."""
+    return [
+        Component(
+            kind="callback",
+            name="routing",
+            spec="moekit_report.routing:RoutingStatistics",
+            target="moekit_report.routing.module:routing_statistics",
+            summary="records load, entropy, drops and changes of routing; every run has it",
+        )
+    ]
+
+
+@hookimpl
+def moekit_run_starting(run: StartingRun) -> None:
+    """Adds the callback ``routing`` to a run of a mixture, unless its recipe has one."""
+    from moekit_report.routing import RoutingStatistics
+    from moekit_report.routing.module import routing_statistics
+
+    specs = run.recipe.trainer.callbacks.values()
+    if not any(isinstance(each, RoutingStatistics) for each in specs):
+        run.callbacks.append(routing_statistics(RoutingStatistics()))

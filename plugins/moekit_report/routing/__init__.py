@@ -1,0 +1,11 @@
+"""``callbacks: {routing: {use: routing}}``: statistics of routing during a run."""
+
+from moekit.spec.fields import option
+from moekit.spec.kinds import CallbackSpec
+
+
+class RoutingStatistics(CallbackSpec):
+    """Statistics of routing, at logged steps and over every validation. Every run has this callback by default."""
+
+    train: bool = option(True, "record logged steps of training")
+    validation: bool = option(True, "record validations")
