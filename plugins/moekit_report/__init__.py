@@ -6,7 +6,7 @@ verbs.
 
 from __future__ import annotations
 
-from moekit.component import Component
+from moekit.component import Component, Verb
 from moekit.hookspecs import hookimpl
 from moekit.lazy import from_stub
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from moekit.training.run.events import StartingRun
 
 MOEKIT_API = 2
+VERBS = {"report": "write a page about the experts of a run"}
 __getattr__, __dir__, __all__ = from_stub(__name__, __file__)
 
 
@@ -30,6 +31,12 @@ def moekit_components() -> list[Component]:
             summary="records load, entropy, drops and changes of routing; every run has it",
         )
     ]
+
+
+@hookimpl
+def moekit_verbs() -> list[Verb]:
+    """The verbs of this plugin."""
+    return [Verb(name=name, target=f"moekit_report.verbs.{name}", summary=summary) for name, summary in VERBS.items()]
 
 
 @hookimpl

@@ -55,9 +55,7 @@ def findings(
         out += _starved(name, log, recipe)
         out += _dropped(name, log, recipe)
         out += _growing(name, log, recipe)
-        out += _entropy(name, log)
-    for name, log in validation.items():
-        out += _changing(name, log)
+    out += _changing(validation)
     if train and not any(each.kind == "starved" for each in out):
         text = f"Every expert of every layer gets at least {STARVED:.0%} of a fair share at the end of training."
         out.append(Finding(kind="load", level="good", text=text))
@@ -68,13 +66,13 @@ def findings(
 
 
 def _starved(name: str, log: LayerLog, recipe: Mapping[str, Any]) -> list[Finding]:
-    starved_RE = log.share_RE < STARVED
-    count = int(starved_RE[-1].sum())
+    starved_XE = log.share_XE < STARVED
+    count = int(starved_XE[-1].sum())
     if not count:
         return []
-    always = np.cumprod(starved_RE[::-1], axis=0)[::-1].astype(bool)  # starved from this row to the end
-    since = int(log.step_R[np.argmax(always.any(1))])
-    E = starved_RE.shape[1]
+    always = np.cumprod(starved_XE[::-1], axis=0)[::-1].astype(bool)  # starved from this row to the end
+    since = int(log.step_X[np.argmax(always.any(1))])
+    E = starved_XE.shape[1]
     verb = "expert gets" if count == 1 else "experts get"
     text = f"Layer {name}: {count} of {E} {verb} less than {STARVED:.0%} of a fair share, the first since step {since}."
     return [Finding(kind="starved", level="warning", text=text, key=balance_key(recipe))]
@@ -85,7 +83,9 @@ def _dropped(name: str, log: LayerLog, recipe: Mapping[str, Any]) -> list[Findin
     if not pairs or dropped / pairs < DROPPED:
         return []
     lost, tokens = (_last_tenth(log.values[key]).sum() for key in ("dropped_tokens", "tokens"))
-    text = f"Layer {name}: {dropped / pairs:.1%} of pairs are dropped at the end, and {lost / tokens:.1%} of tokens lose"
+    text = (
+        f"Layer {name}: {dropped / pairs:.1%} of pairs are dropped at the end, and {lost / tokens:.1%} of tokens lose"
+    )
     at = _find(recipe, "dispatcher")
     options = [key for key in ("factor",) if at and at[1].get(key) is not None]
     key = f"raise {at[0]}.{options[0]} (now {at[1][options[0]]})" if at and options else "use a dropless dispatcher"
@@ -107,19 +107,16 @@ def _growing(name: str, log: LayerLog, recipe: Mapping[str, Any]) -> list[Findin
     return [Finding(kind="logits", level="note", text=text, key=key)]
 
 
-def _entropy(name: str, log: LayerLog) -> list[Finding]:
-    part = float(np.mean(_last_tenth(log.values["entropy"]))) / np.log2(max(log.load_RE.shape[1], 2))
-    if part > 0.98:
-        text = f"Layer {name}: affinities are almost the same for all experts ({part:.0%} of the highest entropy)."
-        return [Finding(kind="entropy", level="note", text=text)]
-    return []
-
-
-def _changing(name: str, log: LayerLog) -> list[Finding]:
-    changed = log.values["changed"]
-    if not len(changed) or not changed[-1] > CHANGING:
+def _changing(validation: Mapping[str, LayerLog]) -> list[Finding]:
+    last = {name: float(log.values["changed"][-1]) for name, log in validation.items() if len(log.values["changed"])}
+    most = {name: share for name, share in last.items() if share > CHANGING}  # not of NaN
+    if not most:
         return []
-    text = f"Layer {name}: {changed[-1]:.0%} of tokens changed their first expert between the last two validations."
+    name = max(most, key=lambda each: most[each])
+    text = (
+        f"{len(most)} of {len(last)} layers: more than {CHANGING:.0%} of tokens changed their first expert between the "
+        f"last two validations; most of all layer {name}: {most[name]:.0%}."
+    )
     return [Finding(kind="changes", level="note", text=text, key="train longer, or let the learning rate decay")]
 
 

@@ -15,45 +15,45 @@ STARVED = 0.1
 
 @dataclass(frozen=True, kw_only=True)
 class LayerLog:
-    """The record of one layer in one part, R rows by step.
+    """The record of one layer in one part, X rows by step.
 
     Attributes:
-        step_R: optimizer steps.
-        load_RE: int64, tokens sent to each expert.
-        bias_RE: selection bias after the step; NaN without one.
-        values: columns of the table ``layers``, by name, each ``[R]``.
+        step_X: optimizer steps.
+        load_XE: int64, tokens sent to each expert.
+        bias_XE: selection bias after the step; NaN without one.
+        values: columns of the table ``layers``, by name, each ``[X]``.
     """
 
-    step_R: np.ndarray
-    load_RE: np.ndarray
-    bias_RE: np.ndarray
+    step_X: np.ndarray
+    load_XE: np.ndarray
+    bias_XE: np.ndarray
     values: Mapping[str, np.ndarray]
 
     @property
-    def share_RE(self) -> np.ndarray:
+    def share_XE(self) -> np.ndarray:
         """Load as a multiple of a fair share: 1 for every expert at balance, 0 for a dead one."""
-        total_R1 = self.load_RE.sum(1, keepdims=True)
-        return np.asarray(self.load_RE * self.load_RE.shape[1] / np.maximum(total_R1, 1))
+        total_X1 = self.load_XE.sum(1, keepdims=True)
+        return np.asarray(self.load_XE * self.load_XE.shape[1] / np.maximum(total_X1, 1))
 
     @property
-    def max_violation_R(self) -> np.ndarray:
+    def max_violation_X(self) -> np.ndarray:
         """MaxVio of each row: of a step in training (its batch MaxVio), of the whole set in validation (global)."""
-        share_RE = self.share_RE
-        return np.asarray(np.where(self.load_RE.sum(1) > 0, share_RE.max(1) - 1, 0.0))
+        share_XE = self.share_XE
+        return np.asarray(np.where(self.load_XE.sum(1) > 0, share_XE.max(1) - 1, 0.0))
 
     @property
-    def dead_R(self) -> np.ndarray:
+    def dead_X(self) -> np.ndarray:
         """Number of experts without any token, of each row."""
-        return np.asarray((self.load_RE == 0).sum(1))
+        return np.asarray((self.load_XE == 0).sum(1))
 
     @property
-    def starved_R(self) -> np.ndarray:
+    def starved_X(self) -> np.ndarray:
         """Number of experts with less than a tenth of a fair share, of each row."""
-        return np.asarray((self.share_RE < STARVED).sum(1))
+        return np.asarray((self.share_XE < STARVED).sum(1))
 
     def percentiles(self, of: Sequence[float] = (0, 25, 50, 75, 100)) -> np.ndarray:
-        """``[R, len(of)]``: percentiles over experts of the load, as multiples of a fair share."""
-        return np.asarray(np.percentile(self.share_RE, of, axis=1).T)
+        """``[X, len(of)]``: percentiles over experts of the load, as multiples of a fair share."""
+        return np.asarray(np.percentile(self.share_XE, of, axis=1).T)
 
 
 def layer_logs(tables: Mapping[str, Table], part: str) -> dict[str, LayerLog]:
@@ -72,9 +72,9 @@ def layer_logs(tables: Mapping[str, Table], part: str) -> dict[str, LayerLog]:
         rows = rows[: len(rows) // num * num]
         values_at = _by_name(layers["layer"])[name]
         out[name] = LayerLog(
-            step_R=experts["step"][rows].reshape(-1, num)[:, 0],
-            load_RE=experts["load"][rows].reshape(-1, num),
-            bias_RE=experts["bias"][rows].reshape(-1, num),
+            step_X=experts["step"][rows].reshape(-1, num)[:, 0],
+            load_XE=experts["load"][rows].reshape(-1, num),
+            bias_XE=experts["bias"][rows].reshape(-1, num),
             values={key: column[values_at] for key, column in layers.items()},
         )
     return dict(sorted(out.items(), key=lambda each: _natural(each[0])))

@@ -2,8 +2,8 @@
 
 Tokens of one text resemble each other, so whole sequences are the units: the test permutes the labels of sequences.
 One set of permutations serves all layers. A layer counts as specialised only if its mutual information is beyond what
-the *best* layer has in 99 of 100 permutations, and so does a cell of a table. So one false finding in a whole report has
-a probability of at most 1 %, however many layers, experts and domains there are (Westfall and Young 1993).
+the *best* layer has in 99 of 100 permutations, and so does a cell of a table. So a whole report has a
+false finding with a probability of at most 1 %, however many layers and experts there are (Westfall and Young 1993).
 """
 
 from __future__ import annotations
@@ -39,6 +39,13 @@ class Specialisation:
     def is_found(self) -> bool:
         """Whether the layer is specialised, by the test."""
         return self.p <= LEVEL
+
+    @property
+    def entropy_E(self) -> np.ndarray:
+        """Of each expert, the entropy in bits of the domain of its pairs, all domains weighted equally."""
+        of_XE = self.share_XE / np.maximum(self.share_XE.sum(0), 1e-12)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.asarray(-np.where(of_XE > 0, of_XE * np.log2(of_XE), 0.0).sum(0))
 
 
 def information(share_XE: np.ndarray) -> np.ndarray:

@@ -14,9 +14,9 @@ def test_max_violation_is_what_training_and_validation_log(run: Run) -> None:
         logs = layer_logs(run.routing, part)
         assert list(logs) == ["blocks.1.ffn", "blocks.2.ffn"]
         logged = dict(zip(run.metrics["step"], run.metrics[metric], strict=True))
-        steps = next(iter(logs.values())).step_R.tolist()
-        mean_R = np.mean([log.max_violation_R for log in logs.values()], axis=0)
-        assert dict(zip(steps, mean_R, strict=True)) == pytest.approx(
+        steps = next(iter(logs.values())).step_X.tolist()
+        mean_X = np.mean([log.max_violation_X for log in logs.values()], axis=0)
+        assert dict(zip(steps, mean_X, strict=True)) == pytest.approx(
             {step: value for step, value in logged.items() if value is not None}
         )
 
@@ -30,9 +30,9 @@ def test_dead_and_starved_experts_and_percentiles_by_hand() -> None:
     }  # fmt: skip
     layers = {"step": np.array([1, 2]), "part": experts["part"][:2], "layer": experts["layer"][:2]}
     log = layer_logs({"experts": experts, "layers": layers}, "train")["x.10"]
-    assert log.dead_R.tolist() == [2, 0]
-    assert log.starved_R.tolist() == [3, 0]  # 2 of 20 is a tenth, not less
-    assert log.max_violation_R.tolist() == [pytest.approx(97 / 20 - 1), 0]
+    assert log.dead_X.tolist() == [2, 0]
+    assert log.starved_X.tolist() == [3, 0]  # 2 of 20 is a tenth, not less
+    assert log.max_violation_X.tolist() == [pytest.approx(97 / 20 - 1), 0]
     assert log.percentiles([0, 50, 100]).tolist() == [[0, 0.05, 4.85], [1, 1, 1]]
 
 
@@ -41,9 +41,9 @@ def test_matrices_of_the_last_validation_sum_to_its_load(run: Run) -> None:
     logs = layer_logs(tables, "val")
     domains = sorted(set(tables["domains"]["domain"]))
     by_domain = last_matrix(tables, "domains", "domain", domains)
-    pairs = last_pairs(tables, {name: 4 for name in logs})
+    pairs = last_pairs(tables, dict.fromkeys(logs, 4))
     for name, log in logs.items():
-        assert by_domain[name].sum(0).tolist() == log.load_RE[-1].tolist()
-        assert pairs[name].sum(1).tolist() == log.load_RE[-1].tolist()  # of two experts a token, each has one other
+        assert by_domain[name].sum(0).tolist() == log.load_XE[-1].tolist()
+        assert pairs[name].sum(1).tolist() == log.load_XE[-1].tolist()  # of two experts a token, each has one other
         assert (pairs[name] == pairs[name].T).all()
     assert layer_logs({}, "val") == last_matrix({}, "domains", "domain", []) == last_pairs({}, {}) == {}

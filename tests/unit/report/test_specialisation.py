@@ -42,6 +42,7 @@ def test_a_planted_specialisation_is_found_in_its_layer_and_cell() -> None:
     planted = found["layer 1"]
     assert planted.p == pytest.approx(1 / 1000) and planted.bits > planted.chance
     assert np.argwhere(planted.high_XE).tolist() == [[2, 5]]
+    assert planted.entropy_E.argmin() == 5 and 0 < planted.entropy_E.min() < planted.entropy_E.max() <= 2
 
 
 def test_information_is_that_of_the_definition() -> None:
