@@ -15,7 +15,13 @@ if TYPE_CHECKING:
     from moekit.training.run.events import StartingRun
 
 MOEKIT_API = 2
-VERBS = {"report": "write a page about the experts of a run"}
+VERBS = {
+    "report": "write a page about the experts of a run",
+    "compare": "compare runs, seeds pooled",
+    "eval": "score a trained model by domain",
+    "watch": "watch a run in the terminal",
+    "sweep": "train a recipe over a grid of options and seeds",
+}
 __getattr__, __dir__, __all__ = from_stub(__name__, __file__)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,18 +13,27 @@ import moekit
 from moekit.errors import MoekitError
 from moekit.run import Run
 from moekit.spec import to_plain
-from moekit.spec.fields import MetricInfo
 from moekit.training.metrics import headline
 from moekit_report.examination import Examination, examine, passages, text_batches, typical_tokens
-from moekit_report.findings import Finding, findings
-from moekit_report.packing import LOAD_SCALE, every, packed, packed_lift, plain, rounded, shares, thinned, within
+from moekit_report.findings import findings
+from moekit_report.packing import (
+    LOAD_SCALE,
+    POINTS,
+    every,
+    packed,
+    packed_lift,
+    plain,
+    rounded,
+    shares,
+    thinned,
+    within,
+)
 from moekit_report.reading import LayerLog, last_matrix, last_pairs, layer_logs
+from moekit_report.results import against_dense, curves, facts
 from moekit_report.routing.classes import CLASSES
-from moekit_report.routing.sums import MEANS
 from moekit_report.specialisation import Specialisation, specialisation
 
 FRAMES = 100  # of the heat map and of biases over time
-POINTS = 400  # of a curve
 PAIR_BYTES = 1_500_000  # of all matrices of pairs
 
 
@@ -61,17 +69,18 @@ def contents(run: Run, *, text: Sequence[Path] = (), sequences: int = 256, model
     rows = len(next(iter(train.values())).step_X) if train else 0
     if step_every > 1:
         notes.append(f"Pictures over time are thinned: they show every {step_every}th of {rows:,} recorded steps.")
-    said = [*_against_dense(run, metric, info), *findings(train, validation, to_plain(run.recipe), special)]
+    said = [*against_dense(run, metric, info), *findings(train, validation, to_plain(run.recipe), special)]
     names = list(dict.fromkeys([*train, *validation, *([] if examined is None else examined.load_NE)]))
+    experts = {name: _num_experts(name, train, validation, examined) for name in names}
     layers = {
         name: {
-            "experts": _num_experts(name, train, validation, examined),
+            "experts": experts[name],
             "train": _log(train.get(name)),
             "val": _log(validation.get(name)),
         }
         for name in names
     }
-    pairs = last_pairs(tables, {name: each["experts"] for name, each in layers.items()})
+    pairs = last_pairs(tables, experts)
     kept = within(pairs, PAIR_BYTES)
     if len(kept) < len(pairs):
         notes.append(
@@ -83,11 +92,11 @@ def contents(run: Run, *, text: Sequence[Path] = (), sequences: int = 256, model
         "name": run.recipe.name or run.path.parent.name,
         "folder": run.path.as_posix(),
         "summary": run.recipe.summary,
-        "facts": _facts(run, metric, info),
+        "facts": facts(run, metric, info),
         "notes": notes,
         "findings": [each.plain() for each in said],
         "metric": {"name": metric, "label": info.with_unit(), "digits": info.digits},
-        "curves": _curves(run, metric),
+        "curves": curves(run, metric),
         "layers": layers,
         "pairs": {name: packed_lift(pairs[name], validation[name]) for name in kept},
         "domains": _domains(examined, special),
@@ -128,65 +137,6 @@ def _num_experts(
     return int(examined.load_NE[name].shape[1])
 
 
-def _facts(run: Run, metric: str, info: MetricInfo) -> list[tuple[str, str]]:
-    outcome, recipe = run.outcome, run.recipe
-    facts = [("run", run.path.as_posix())]
-    if recipe.paper is not None:
-        facts.append(("paper", f"{recipe.paper.title} ({recipe.paper.year})"))
-    if outcome:
-        facts += [
-            ("steps", f"{outcome['steps']:,}"),
-            ("tokens", f"{outcome['tokens']:,.0f}"),
-            ("training time", f"{outcome['seconds']:,.0f} s"),
-            ("parameters", f"{outcome['total']:,}; active in a token {outcome['active']:,}"),
-        ]
-        if metric in outcome["validation"]:
-            facts.append((f"validation, {info.with_unit()}", info.format(outcome["validation"][metric])))
-        if outcome["max_violation"]:
-            facts.append(
-                ("MaxVio at the start and at the end", " and ".join(f"{v:.2f}" for v in outcome["max_violation"]))
-            )
-    elif run.metrics:
-        facts.append(("steps so far", f"{run.metrics['step'][-1]:,.0f}"))
-    return facts
-
-
-def _against_dense(run: Run, metric: str, info: MetricInfo) -> list[Finding]:
-    compared = run.outcome.get("comparison") if run.outcome else None
-    if not compared:
-        return []
-    out = []
-    for when, moe, dense in (
-        ("after the same tokens", compared["moe"], compared["dense"]),
-        (f"after the same {compared['seconds']:,.0f} s", compared["moe_then"], compared["dense_then"]),
-    ):
-        if all(value is not None and math.isfinite(value) for value in (moe, dense)):
-            better = (moe < dense) == info.lower_is_better
-            text = (
-                f"The mixture is {'better' if better else 'worse'} than its dense baseline {when}: "
-                f"{info.format(moe)} against {info.format(dense)} {info.label}."
-            )
-            out.append(Finding(kind="dense", level="good" if better else "note", text=text))
-    return out
-
-
-def _curves(run: Run, metric: str) -> list[dict[str, Any]]:
-    """Loss and throughput of the run and of its dense baseline, over steps, seconds and tokens."""
-    out = []
-    for label, each in (("mixture", run), ("dense", run.dense)):
-        if each is None or not each.metrics:
-            continue
-        columns = each.metrics
-        wanted = [("train", f"train/{metric}"), ("val", f"val/{metric}"), ("speed", "tokens_per_second")]
-        for part, key in wanted:
-            rows = [i for i, value in enumerate(columns.get(key, ())) if value is not None]
-            rows = rows[:: every(len(rows), POINTS)] + rows[-1:] * (len(rows) % every(len(rows), POINTS) != 1)
-            point = {x: [plain(columns[x][i]) for i in rows] for x in ("step", "seconds", "tokens") if x in columns}
-            if rows:
-                out.append({"label": label, "part": part, **point, "y": [plain(columns[key][i]) for i in rows]})
-    return out
-
-
 def _log(log: LayerLog | None) -> dict[str, Any] | None:
     """A layer's record, thinned; loads and biases as packed frames."""
     if log is None:
@@ -196,7 +146,7 @@ def _log(log: LayerLog | None) -> dict[str, Any] | None:
     tokens = np.maximum(log.values["tokens"], 1)
     all_tokens = np.maximum(log.values["tokens"] + log.values["padded_tokens"], 1)
     percentiles_XN = log.percentiles((10, 50, 90))
-    series = {
+    series: dict[str, np.ndarray] = {
         "MaxVio": log.max_violation_X,
         "dead experts": log.dead_X,
         "starved experts": log.starved_X,
@@ -222,7 +172,7 @@ def _log(log: LayerLog | None) -> dict[str, Any] | None:
         "series": {
             name: [plain(value) for value in column[some]]
             for name, column in series.items()
-            if np.isfinite(column).any() and (name in ("MaxVio", *MEANS) or np.nanmax(np.abs(column)) > 0)
+            if np.isfinite(column).any() and (name == "MaxVio" or np.nanmax(np.abs(column)) > 0)
         },
     }
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from moekit_report.reading import LayerLog
 
+POINTS = 400  # of a curve
 LOAD_SCALE, LIFT_SCALE = 50, 40  # a byte holds up to 5.1 times a fair share, and a lift of up to 6.4
 
 
@@ -34,7 +35,8 @@ def packed_lift(count_EE: np.ndarray, log: LayerLog) -> str:
 
 def within(pairs: Mapping[str, np.ndarray], room: int) -> list[str]:
     """The first layers whose matrices have so many cells together; one at least."""
-    kept, size = [], 0
+    kept: list[str] = []
+    size = 0
     for name, matrix in pairs.items():
         size += matrix.size
         if size <= room or not kept:

@@ -24,11 +24,7 @@ def html_of(contents: Mapping[str, Any]) -> str:
     Args:
         contents: of the report, plain values; see ``moekit_report.contents``.
     """
-    scripts = [(HERE / name).read_text(encoding="utf-8") for name in SCRIPTS]
-    style = (HERE / "report.css").read_text(encoding="utf-8")
     parts = {
-        "policy": policy_of(scripts),
-        "style": style,
         "title": escape(f"{contents['name']}: routing report"),
         "name": escape(str(contents["name"])),
         "summary": escape(str(contents["summary"])),
@@ -36,12 +32,33 @@ def html_of(contents: Mapping[str, Any]) -> str:
         "findings": "".join(_finding(each) for each in contents["findings"]) or "<li>Nothing was found.</li>",
         "notes": "".join(f"<p class=note>{escape(note)}</p>" for note in contents["notes"]),
         "version": escape(str(contents["version"])),
-        "data": data_of(contents),
+    }
+    return filled("report.html", parts, contents, scripts_of(SCRIPTS))
+
+
+def scripts_of(names: Sequence[str]) -> list[str]:
+    """The text of scripts."""
+    return [(HERE / name).read_text(encoding="utf-8") for name in names]
+
+
+def filled(template: str, parts: Mapping[str, str], data: Mapping[str, Any], scripts: Sequence[str]) -> str:
+    """A page: a template with its parts, data, style, policy and scripts.
+
+    Args:
+        template: a file with ``@@name@@`` for each part.
+        parts: escaped already, by name.
+        data: what the last script reads.
+        scripts: run in their order.
+    """
+    every = {
+        **parts,
+        "policy": policy_of(scripts),
+        "style": (HERE / "report.css").read_text(encoding="utf-8"),
+        "data": data_of(data),
         "scripts": "".join(f"<script>{script}</script>\n" for script in scripts),
     }
-    page = (HERE / "report.html").read_text(encoding="utf-8")
-    pieces = page.split("@@")  # one pass: what is inserted is not searched again
-    return "".join(parts[piece] if i % 2 else piece for i, piece in enumerate(pieces))
+    pieces = (HERE / template).read_text(encoding="utf-8").split("@@")  # one pass: what is inserted is not searched
+    return "".join(every[piece] if i % 2 else piece for i, piece in enumerate(pieces))
 
 
 def policy_of(scripts: Sequence[str]) -> str:
