@@ -1,10 +1,11 @@
-"""``moekit ls``: list recipes and components."""
+"""``moekit ls``: list recipes, components and runs."""
 
 from __future__ import annotations
 
 import argparse
 import re
 import sys
+from pathlib import Path
 
 from moekit.cli import text
 from moekit.component import Component, RecipeFile
@@ -17,6 +18,7 @@ EXAMPLES = """\
   moekit ls routers           what 'router: {use: ...}' takes
   moekit ls kinds             the kinds of component, those of plugins too
   moekit ls recipes --json    for a program
+  moekit ls runs              your runs, with their state and result
 """
 RECIPES = "recipes"
 SIZES = "recipes at the sizes of their papers, to read and to count (moekit params NAME)"
@@ -25,7 +27,8 @@ SIZES = "recipes at the sizes of their papers, to read and to count (moekit para
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
     kinds = ", ".join(kind.plural for kind in current().kinds.values())
-    parser.add_argument("kind", nargs="?", help=f"one of {kinds}, or its singular; recipes; or kinds")
+    parser.add_argument("kind", nargs="?", help=f"one of {kinds}, or its singular; recipes; kinds; or runs")
+    parser.add_argument("--out", default="runs", metavar="DIR", help="folder of all runs (default: runs)")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -34,6 +37,10 @@ def run(args: argparse.Namespace) -> int:
     registry = current()
     if args.kind == "kinds":
         return _kinds(registry, as_json=args.json)
+    if args.kind == "runs":
+        from moekit.cli import ls_runs  # reading runs takes torch
+
+        return ls_runs.run(Path(args.out), as_json=args.json)
     recipes = args.kind in (None, "recipe", RECIPES)
     kinds = [] if recipes and args.kind else [registry.kind(args.kind)] if args.kind else list(registry.kinds.values())
     heads = [(recipe, head_of(recipe, registry)) for recipe in registry.recipes] if recipes else []

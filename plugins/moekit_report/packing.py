@@ -51,7 +51,7 @@ def every(rows: int, most: int) -> int:
 
 def thinned(rows: int, most: int) -> np.ndarray:
     """Row numbers, evenly spread, the first and the last among them."""
-    return np.unique(np.linspace(0, rows - 1, min(rows, most)).round().astype(int))
+    return np.unique(np.linspace(0, max(rows - 1, 0), min(rows, most)).round().astype(int))
 
 
 def packed(values: np.ndarray) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from moekit.run import Run
 from moekit.spec.fields import MetricInfo
 from moekit_report.findings import Finding
-from moekit_report.packing import POINTS, every, plain
+from moekit_report.packing import POINTS, plain, thinned
 
 
 def facts(run: Run, metric: str, info: MetricInfo) -> list[tuple[str, str]]:
@@ -64,11 +64,10 @@ def curves(run: Run, metric: str) -> list[dict[str, Any]]:
         columns = each.metrics
         wanted = [("train", f"train/{metric}"), ("val", f"val/{metric}"), ("speed", "tokens_per_second")]
         for part, key in wanted:
-            rows = [i for i, value in enumerate(columns.get(key, ())) if value is not None]
-            rows = rows[:: every(len(rows), POINTS)] + rows[-1:] * (len(rows) % every(len(rows), POINTS) != 1)
-            point: dict[str, Any] = {
-                x: [plain(columns[x][i]) for i in rows] for x in ("step", "seconds", "tokens") if x in columns
-            }
+            logged = [i for i, value in enumerate(columns.get(key, ())) if value is not None]
+            rows = [logged[i] for i in thinned(len(logged), POINTS)]
+            over = [x for x in ("step", "seconds", "tokens") if x in columns]
+            point: dict[str, Any] = {x: [plain(columns[x][i]) for i in rows] for x in over}
             if rows:
                 out.append({"label": label, "part": part, **point, "y": [plain(columns[key][i]) for i in rows]})
     return out

@@ -24,7 +24,7 @@ def test_a_verb_has_a_summary_of_one_line_and_examples(verb: str) -> None:
     assert len(VERBS[verb]) < 70
 
 
-@pytest.mark.parametrize("verb", [*VERBS, "bench", "plan"])
+@pytest.mark.parametrize("verb", [*VERBS, "bench", "plan", "report", "compare", "eval", "watch", "sweep"])
 @pytest.mark.parametrize("words", ["{verb} --help", "help {verb}", "{verb} -h"])
 def test_a_verb_has_a_help_page(verb: str, words: str, capsys: Captured) -> None:
     assert main(words.format(verb=verb).split()) == 0
@@ -40,17 +40,17 @@ def test_quick_verbs_are_verbs() -> None:
 
 MISTAKES = """
 $ sohw topk  # an unknown verb
-error: unknown verb 'sohw' (installed: bench, config, export, generate, help, ls, params, plan, plugins, show, train)
+error: unknown verb 'sohw' (installed: bench, compare, config, eval, export, generate, help, ls, params, plan, plugins, report, show, sweep, train, watch)
   did you mean 'show'?
   list them: moekit help
 
 $ bnech layer  # an unknown verb near one of a plugin
-error: unknown verb 'bnech' (installed: bench, config, export, generate, help, ls, params, plan, plugins, show, train)
+error: unknown verb 'bnech' (installed: bench, compare, config, eval, export, generate, help, ls, params, plan, plugins, report, show, sweep, train, watch)
   did you mean 'bench'?
   list them: moekit help
 
 $ help sohw  # help for an unknown verb
-error: unknown verb 'sohw' (installed: bench, config, export, generate, help, ls, params, plan, plugins, show, train)
+error: unknown verb 'sohw' (installed: bench, compare, config, eval, export, generate, help, ls, params, plan, plugins, report, show, sweep, train, watch)
   did you mean 'show'?
   list them: moekit help
 
@@ -61,7 +61,7 @@ error: unknown option '--verison' (options: --help, --version)
 $ ls --jsno  # an unknown option of a verb
 error: moekit ls: unrecognized arguments: --jsno
   did you mean '--json'?
-  usage: moekit ls [-h] [--json] [kind]
+  usage: moekit ls [-h] [--json] [--out DIR] [kind]
   more: moekit ls --help
 
 $ show  # a missing argument

@@ -76,6 +76,6 @@ def test_specialisation_is_said_only_where_the_test_found_it() -> None:
         assert (found.kind, found.level) == ("domains", level)
 
 
-def test_a_recipe_without_balancer_is_told_to_add_one() -> None:
+def test_a_recipe_without_balancer_should_add_one() -> None:
     assert balance_key(to_plain(load("switch"))).startswith("raise model.moe.balancers.")
     assert balance_key({"model": {}}).startswith("add a balancer: ")

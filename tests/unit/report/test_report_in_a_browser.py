@@ -56,7 +56,7 @@ def opened(browser: Any, address: str, **options: Any) -> tuple[Any, list[str], 
 
 @pytest.mark.parametrize("width", [390, 1200])
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_it_is_drawn_in_both_themes_and_on_a_phone_without_errors_or_serious_findings_of_axe(
+def test_it_renders_in_both_themes_and_on_a_phone_without_errors_or_serious_findings_of_axe(
     browser: Any, address: str, theme: str, width: int
 ) -> None:
     page, said, requests = opened(

@@ -70,6 +70,10 @@ def test_the_data_is_what_was_recorded_and_examined(run: Run, shown: dict[str, A
     assert [passage["domain"] for passage in shown["passages"]] == shown["domains"]["names"]
     for passage in shown["passages"]:
         assert len(passage["tokens"]) == len(passage["first"]["blocks.1.ffn"]) == 16
+    for curve in shown["curves"]:
+        key = "tokens_per_second" if curve["part"] == "speed" else f"{curve['part']}/bits_per_byte"
+        logged = [value for value in run.metrics[key] if value is not None]
+        assert curve["y"] == pytest.approx(logged, rel=1e-5) and len(curve["step"]) == len(logged)
     assert shown["notes"] == [] and json.dumps(shown, allow_nan=False)
 
 
