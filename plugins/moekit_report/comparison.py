@@ -167,7 +167,7 @@ def _results(run: Run, metric: str, seconds: float) -> dict[str, float]:
     vio, dropped = _column(run, "train/max_violation"), _column(run, "train/dropped")
     tokens, time = max(_column(run, "tokens"), default=math.nan), max(_column(run, "seconds"), default=math.nan)
     dense = run.dense
-    twin = [] if dense is None or not dense.metrics else _column(dense, f"val/{metric}")
+    baseline = [] if dense is None or not dense.metrics else _column(dense, f"val/{metric}")
     return {
         "steps": float(run.metrics["step"][-1] or 0),
         "tokens": tokens,
@@ -175,7 +175,7 @@ def _results(run: Run, metric: str, seconds: float) -> dict[str, float]:
         "tokens per second": tokens / time if time else math.nan,
         "result": curve[1][-1] if curve[1] else math.nan,
         "after the same time": value_at(curve, seconds),
-        "dense baseline": twin[-1] if twin else math.nan,
+        "dense baseline": baseline[-1] if baseline else math.nan,
         "MaxVio": _end(vio),
         "dropped": _end(dropped),
     }

@@ -12,7 +12,7 @@ from moekit_report.packing import POINTS, plain, thinned
 
 
 def facts(run: Run, metric: str, info: MetricInfo) -> list[tuple[str, str]]:
-    """What stands above a report: sizes, steps, the main result."""
+    """The head of a report: sizes, steps, the main result."""
     outcome, recipe = run.outcome, run.recipe
     found = [("run", run.path.as_posix())]
     if recipe.paper is not None:

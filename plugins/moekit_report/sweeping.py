@@ -88,7 +88,7 @@ def parse(recipe: str, given: Sequence[str], *, seeds: int, sample: int = 0) -> 
     for text in given:
         key, equals, value = text.partition("=")
         if not equals or not key:
-            raise MoekitError(f"'{text}' is no option\n  expected key=value, or key=a,b,c for an axis of the grid")
+            raise MoekitError(f"'{text}' is not an option\n  expected key=value, or key=a,b,c for an axis of the grid")
         values = split(value)
         if len(values) > 1:
             grid.append((key, tuple(dict.fromkeys(values))))

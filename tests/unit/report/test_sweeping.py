@@ -50,7 +50,7 @@ def test_a_comma_inside_brackets_does_not_divide() -> None:
 @pytest.mark.parametrize(
     ("given", "seeds", "why"),
     [
-        (["lr"], 1, "'lr' is no option"),
+        (["lr"], 1, "'lr' is not an option"),
         (["lr=1"], 1, "the sweep has one run"),
         (["seed=1,2"], 1, "a sweep counts seeds itself"),
         (["a.x=1,2"], 0, "expected 1 seed or more"),
@@ -132,7 +132,7 @@ def stripped(found: Any) -> Any:
 
 
 @pytest.mark.slow
-def test_a_sweep_killed_at_a_random_moment_goes_on_and_ends_in_the_same_table(tiny: Make, tmp_path: Path) -> None:
+def test_a_sweep_killed_at_a_random_moment_resumes_and_ends_in_the_same_table(tiny: Make, tmp_path: Path) -> None:
     """Its trials die with it, and are resumed from their checkpoints."""
     recipe = tmp_path / "tiny.yaml"
     recipe.write_text(yaml.safe_dump(tiny(trainer={"max_steps": 6, "val_check_interval": 2})))
