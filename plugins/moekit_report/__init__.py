@@ -6,7 +6,10 @@ verbs.
 
 from __future__ import annotations
 
-from moekit.component import Component, Verb
+from collections.abc import Iterable
+from pathlib import Path
+
+from moekit.component import Component, RecipeFile, Verb, recipes_in
 from moekit.hookspecs import hookimpl
 from moekit.lazy import from_stub
 
@@ -37,6 +40,12 @@ def moekit_components() -> list[Component]:
             summary="records load, entropy, drops and changes of routing; every run has it",
         )
     ]
+
+
+@hookimpl
+def moekit_recipes() -> Iterable[RecipeFile]:
+    """The recipe ``atlas``."""
+    return recipes_in(Path(__file__).with_name("recipes"))
 
 
 @hookimpl

@@ -1,4 +1,6 @@
-from moekit.component import Component, Verb
+from collections.abc import Iterable
+
+from moekit.component import Component, RecipeFile, Verb
 from moekit.training.run.events import StartingRun
 from moekit_report.routing import RoutingStatistics as RoutingStatistics
 
@@ -6,5 +8,6 @@ MOEKIT_API: int
 VERBS: dict[str, str]
 
 def moekit_components() -> list[Component]: ...
+def moekit_recipes() -> Iterable[RecipeFile]: ...
 def moekit_verbs() -> list[Verb]: ...
 def moekit_run_starting(run: StartingRun) -> None: ...

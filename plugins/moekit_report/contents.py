@@ -63,7 +63,7 @@ def contents(run: Run, *, text: Sequence[Path] = (), sequences: int = 256, model
     if examined is not None and len(np.unique(examined.domain_N)) > 1:
         special = specialisation(examined.load_NE, examined.domain_N.tolist())
     if not tables:
-        notes.append("The run has no record of its routing: it was trained without the callback 'routing'.")
+        notes.append("There is no record of routing: every expert sees every token, or the callback 'routing' was off.")
     metric, info = headline(run.recipe, set(run.metrics))
     step_every = every(len(next(iter(train.values())).step_X), FRAMES) if train else 1
     rows = len(next(iter(train.values())).step_X) if train else 0

@@ -170,10 +170,13 @@
   // Domains and classes.
   function matrix(id, labels, share, title, high) {
     const E = share[0].length, fair = 1 / E;
+    // Experts by the row that has most of them, then by their share: a specialised layer shows a diagonal.
+    const most = d3.range(E).map((e) => d3.greatestIndex(share, (row) => row[e]));
+    const order = d3.range(E).sort((a, b) => most[a] - most[b] || share[most[b]][b] - share[most[a]][a]);
     const cells = share.flatMap((row, i) => row.map((value, expert) => ({label: labels[i], expert, times: value / fair, share: value, high: high?.[i][expert]})));
     put(id, (width) => ({
       ariaLabel: title, height: Math.max(100, 28 * labels.length + 60), marginLeft: Math.min(160, 16 + 7 * d3.max(labels, (name) => name.length)), padding: 0.04,
-      x: {label: "expert", tickFormat: (e) => e % Math.ceil(E / (width / 34)) ? "" : e, tickSize: 0}, y: {label: null, domain: labels},
+      x: {label: "expert", domain: order, tickFormat: (e, i) => i % Math.ceil(E / (width / 34)) ? "" : e, tickSize: 0}, y: {label: null, domain: labels},
       color: {type: "linear", domain: [0, 1, 4], range: heat(), clamp: true, legend: true, label: "share, times a fair one"},
       marks: [
         Plot.cell(cells, {x: "expert", y: "label", fill: "times", stroke: "currentColor", strokeOpacity: 0.15, tip: true, channels: {share: "share"}}),

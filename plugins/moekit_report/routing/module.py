@@ -64,7 +64,8 @@ class RoutingRecorder(Callback):
             pl_module.observers.append(self._observe)
 
     def teardown(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
-        """Listens no longer."""
+        """Listens no longer, and reports a file that could not be written to the last."""
+        self._writes.end()
         if self._observe in pl_module.observers:
             pl_module.observers.remove(self._observe)
 

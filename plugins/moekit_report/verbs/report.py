@@ -12,6 +12,7 @@ EXAMPLES = """\
   moekit report deepseek_v3 --text mine.txt yours.txt     examine the model with your own text, each file a domain
   moekit report deepseek_v3 --no-model                    only what was recorded in training
   moekit report deepseek_v3 --json > routing.json         the same as numbers
+  moekit report atlas --pictures docs/images              experts by domains, light and dark, and a text for them
 """
 
 
@@ -24,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--sequences", type=int, default=256, metavar="N", help="sequences to examine at least (default: 256)"
     )
     parser.add_argument("--no-model", action="store_true", help="do not run the model: show what was recorded")
+    parser.add_argument("--pictures", default="", metavar="DIR", help="also draw experts by domains, as SVG")
     parser.add_argument("--json", action="store_true", help="print JSON instead of writing a page")
     parser.add_argument("--out", default="runs", metavar="DIR", help="folder of all runs (default: runs)")
 
@@ -58,5 +60,10 @@ def run(args: argparse.Namespace) -> int:
         print(f"{finding['level']:8}{finding['text']}" + (f"\n        {finding['key']}" if finding["key"] else ""))
     for note in shown["notes"]:
         print(f"{'note':8}{note}")
+    if args.pictures:
+        from moekit_report.pictures import draw_of
+
+        files, words = draw_of(Path(args.pictures), shown["domains"])
+        print(f"wrote {', '.join(map(str, files))}: {words}")
     print(f"wrote {path} ({len(page.encode()) / 1e6:.1f} MB)")
     return 0

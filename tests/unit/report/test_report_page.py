@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from moekit import open as open_run
 from moekit.cli import main
 from moekit.errors import MoekitError
 from moekit.run import Run
@@ -154,13 +155,22 @@ def test_the_page_of_a_long_run_is_small_and_says_that_it_is_thinned(
     copy.mkdir()
     (copy / "spec.yaml").write_text((run.path / "spec.yaml").read_text())
     long_record(copy / "routing", rows=rows, every=every, layers=12, experts=64)
-    from moekit import open as open_run
-
     shown = contents(open_run(copy), model=False)
     assert len(html_of(shown).encode()) < limit
     assert f"they show every {rows // 100}th of {rows:,} recorded steps" in shown["notes"][0]
     frames = shown["layers"]["blocks.11.ffn"]["train"]["frames"]
     assert (frames[0], frames[-1], len(frames)) == (every, rows * every, 100)
+
+
+def test_a_run_without_checkpoint_or_record_has_a_page_that_says_so(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "spec.yaml").write_text((run.path / "spec.yaml").read_text())
+    shown = contents(open_run(tmp_path))
+    assert [note.partition(":")[0] for note in shown["notes"]] == [
+        "The trained model was not examined",
+        "There is no record of routing",
+    ]
+    assert shown["layers"] == shown["domains"] == {} and shown["findings"] == shown["curves"] == []
+    assert "Nothing was found." in html_of(shown)
 
 
 def test_the_verb_writes_the_page_and_prints_the_findings(run: Run, tmp_path: Path, capsys: Any) -> None:
