@@ -109,13 +109,17 @@ def draw(
     paths = []
     for name, theme in THEMES.items():
         path = folder / f"experts.{name}.svg"
-        figure = _figure(special[chosen], domains, theme)
-        with rc_context({"svg.hashsalt": "moekit", "svg.fonttype": "none", "font.family": "sans-serif"}):
-            replace_file(
-                path, lambda partial, figure=figure: figure.savefig(partial, format="svg", metadata={"Date": None})
-            )
+        _save(path, _figure(special[chosen], domains, theme))
         paths.append(path)
     return paths, words
+
+
+def _save(path: Path, figure: Figure) -> None:
+    def save(partial: Path) -> None:
+        with rc_context({"svg.hashsalt": "moekit", "svg.fonttype": "none", "font.family": "sans-serif"}):
+            figure.savefig(partial, format="svg", metadata={"Date": None})
+
+    replace_file(path, save)
 
 
 def draw_of(folder: Path, shown: Mapping[str, Any]) -> tuple[list[Path], str]:
