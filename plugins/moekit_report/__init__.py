@@ -15,7 +15,7 @@ from moekit.lazy import from_stub
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from moekit.training.run.events import StartingRun
+    from moekit.training.run.hooks import StartingRun
 
 MOEKIT_API = 2
 VERBS = {
@@ -58,8 +58,8 @@ def moekit_verbs() -> list[Verb]:
 def moekit_run_starting(run: StartingRun) -> None:
     """Adds the callback ``routing`` to a run of a mixture, unless its recipe has one."""
     from moekit_report.routing import RoutingStatistics
-    from moekit_report.routing.module import routing_statistics
+    from moekit_report.routing.module import RoutingRecorder
 
     specs = run.recipe.trainer.callbacks.values()
     if not any(isinstance(each, RoutingStatistics) for each in specs):
-        run.callbacks.append(routing_statistics(RoutingStatistics()))
+        run.callbacks.append(RoutingRecorder(writes=run.logs))

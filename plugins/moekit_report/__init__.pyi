@@ -1,7 +1,7 @@
 from collections.abc import Iterable
 
 from moekit.component import Component, RecipeFile, Verb
-from moekit.training.run.events import StartingRun
+from moekit.training.run.hooks import StartingRun
 from moekit_report.routing import RoutingStatistics as RoutingStatistics
 
 MOEKIT_API: int

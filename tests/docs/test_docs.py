@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import importlib.metadata
 import inspect
 import re
 import shlex
@@ -26,20 +25,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
 import yaml
+from fake_plugins import install_project
 
-from moekit import registry
+from moekit import hookspecs, registry
 from moekit.cli import main
+from moekit.plugin import HOOKS
 from moekit.registry import current
 from moekit.spec import validate
 from moekit_testing.checks.router import check_padding_nan
 
 TOP = Path(__file__).parents[2]
-PAGES = [TOP / "README.md", TOP / "CONTRIBUTING.md", *sorted((TOP / "docs").glob("*.md"))]
+PAGES = [TOP / "README.md", TOP / "README.zh.md", TOP / "CONTRIBUTING.md", *sorted((TOP / "docs").glob("*.md"))]
 FENCED = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+TESTED = re.compile(r"<!-- tested: .*?<!-- /tested -->\n", re.DOTALL)  # versions, written by CI into README alone
 LANGUAGES = {"python", "console", "yaml", "yaml fragment", "toml", "text", "math", "bash"}
 
 
@@ -92,7 +93,8 @@ def test_every_code_block_of_a_page_runs(page: Path, folder: Path, monkeypatch: 
             (folder / block.file).write_text(block.text, encoding="utf-8")
             importlib.invalidate_caches()
         if block.file == "pyproject.toml":
-            install(tomllib.loads(block.text), folder)
+            install_project(folder)
+            importlib.invalidate_caches()
             monkeypatch.setattr(registry, "_current", None)
         elif block.file.startswith("test_"):
             run_checks(block.file.removesuffix(".py"))
@@ -116,22 +118,6 @@ def test_every_code_block_of_a_page_runs(page: Path, folder: Path, monkeypatch: 
             tomllib.loads(block.text)
 
 
-def install(project: dict[str, Any], folder: Path) -> None:
-    """Writes the files of ``pip install -e .`` that importlib.metadata reads."""
-    name, version = project["project"]["name"], project["project"]["version"]
-    info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
-    lines = [
-        line
-        for group, entries in project["project"]["entry-points"].items()
-        for line in (f"[{group}]", *(f"{key} = {value}" for key, value in entries.items()))
-    ]
-    (info / "entry_points.txt").write_text("\n".join(lines) + "\n")
-    importlib.invalidate_caches()
-    assert importlib.metadata.version(name) == version
-
-
 def run_checks(module: str) -> None:
     """Runs a file of conformance tests as pytest does."""
     tests = [value for name, value in vars(importlib.import_module(module)).items() if name.startswith("test_")]
@@ -144,7 +130,8 @@ def run_checks(module: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_relative_link_of_a_page_names_an_existing_file(page: Path) -> None:
-    targets = [t for t in re.findall(r"\]\(([^)\s]+)\)", prose(page)) if not t.startswith(("http://", "https://", "#"))]
+    found = [*re.findall(r"\]\(([^)\s]+)\)", prose(page)), *re.findall(r"\bsrc(?:set)?=\"([^\"]+)\"", prose(page))]
+    targets = [target for target in found if not target.startswith(("http://", "https://", "#"))]
     missing = [t for t in targets if not (page.parent / t.partition("#")[0]).exists()]
     assert not missing, f"{page.name} links to {missing}"
 
@@ -166,9 +153,10 @@ def test_every_file_in_the_tree_of_packages_exists() -> None:
     assert len(names) > 30 and not [name for name in names if not (TOP / name).exists()]
 
 
-def test_the_readme_shows_the_command_to_train_and_the_command_to_test() -> None:
-    shell = "\n".join(b.text for b in blocks(TOP / "README.md") if b.language == "bash")
-    commands = [re.sub(r"\s+#.*$", "", line).strip() for line in shell.splitlines()]
+@pytest.mark.parametrize("name", ["README.md", "README.zh.md"])
+def test_the_first_screen_shows_the_command_to_train_and_the_command_to_test(name: str) -> None:
+    first = "\n".join((TOP / name).read_text(encoding="utf-8").splitlines()[:20])
+    commands = [re.sub(r"\s+#.*$", "", line).strip() for line in first.splitlines()]
     assert "pip install -e . && moekit train deepseek_v3" in commands
     assert "pip install -e '.[test]' && pytest" in commands
 
@@ -189,3 +177,15 @@ def test_the_plugin_page_names_every_kind_and_capability() -> None:
             claims = {c for c in vars(base).get("__annotations__", {}) if c != "kind"} - options
             for claim in claims:
                 assert f"`{base.__name__}.{claim}`" in page, f"no row for the claim {base.__name__}.{claim}"
+
+
+def test_the_page_of_hooks_has_each_with_its_arguments_and_what_hookspecs_says_of_it() -> None:
+    page = (TOP / "docs" / "hooks.md").read_text(encoding="utf-8")
+    quoted = " ".join(word for line in page.splitlines() if line.startswith(">") for word in line.split()[1:])
+    headings = re.findall(r"^### `(.*)`$", page, re.MULTILINE)
+    specs = {name: getattr(hookspecs, name) for name in HOOKS}
+    assert headings == [f"{name}({', '.join(inspect.signature(spec).parameters)})" for name, spec in specs.items()]
+    for name, spec in specs.items():
+        assert " ".join((spec.__doc__ or "").split()) in quoted, f"{name} is described otherwise in hookspecs.py"
+        section = page.split(f"### `{name}(")[1].split("\n### ")[0]
+        assert f"def {name}(" in section, f"no example of {name}"

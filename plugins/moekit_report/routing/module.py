@@ -33,9 +33,10 @@ class RoutingRecorder(Callback):
     Args:
         train: whether to record logged steps of training.
         validation: whether to record validations.
+        writes: writes the files.
     """
 
-    def __init__(self, *, train: bool = True, validation: bool = True) -> None:
+    def __init__(self, *, train: bool = True, validation: bool = True, writes: LogWrites | None = None) -> None:
         self.train = train
         self.validation = validation
         self._rows: list[Rows] = []
@@ -44,7 +45,7 @@ class RoutingRecorder(Callback):
         self._epoch: Passes | None = None
         self._steps_before = self._skips_before = 0
         self._first: dict[tuple[str, int], Tensor] = {}
-        self._writes = LogWrites()
+        self._writes = writes or LogWrites()
         self._trainer: L.Trainer
         self._module: LitMoE
 
