@@ -24,6 +24,7 @@ from moekit.spec import load
 from moekit.spec.fields import Spec
 from moekit.spec.loading import Source
 from moekit.spec.recipe import Recipe
+from moekit.tables import Table, read_tables
 from moekit.training.module import LitMoE
 from moekit.training.run import train as training
 from moekit.training.run.folder import RUNS, RunFolder
@@ -93,6 +94,15 @@ class Run:
         names = dict.fromkeys(name for row in rows.values() for name in row)
         columns = {name: [row.get(name) for row in rows.values()] for name in names}
         return {"step": [float(step) for step in rows], **columns} if rows else {}
+
+    @property
+    def routing(self) -> dict[str, Table]:
+        """The routing statistics of the run so far: tables of columns, as in ``docs/seeing_experts.md``.
+
+        Raises:
+            MoekitError: a file of them is damaged.
+        """
+        return read_tables(self._folder.routing)
 
     @cached_property
     def outcome(self) -> dict[str, Any]:

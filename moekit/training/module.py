@@ -112,6 +112,8 @@ class LitMoE(L.LightningModule):
         sparse_layers: names of the layers whose load can be uneven (all but those with soft routing).
         stopped_after: the optimizer steps until ``stop.metric`` fell to ``stop.below``; None before.
         skips: the policy for non-finite steps, and how many were skipped.
+        observers: called with the output and the batch of every forward pass of training and of validation, once each,
+            also under recomputation. A callback adds its function before training, and removes it.
 
     Raises:
         SpecError: the spec has a mistake, or no objective.
@@ -138,6 +140,7 @@ class LitMoE(L.LightningModule):
         self.sparse_layers: list[str] = []
         self.stopped_after: int | None = None
         self.skips = NonFinitePolicy(self.recipe.non_finite)
+        self.observers: list[Callable[[ModelOutput, Batch], object]] = []
         self._finished: StepResult | None = None
         self._validation = Validation()
         self._tokens: Tensor | None = None  # not yet in ``clock``; on the device
@@ -261,9 +264,14 @@ class LitMoE(L.LightningModule):
         output = self._run(batch, seed)
         loss: LossSum = self.objective(output, batch, progress=record.progress)
         check_loss(self.objective, loss)
+        self._observe(output, batch)
         if not self.sparse_layers:
             self.sparse_layers = [name for name, r in output.reports.items() if r.routing.form != "soft"]
         return self._step.add(output, loss, record) * self.trainer.accumulate_grad_batches
+
+    def _observe(self, output: ModelOutput, batch: Batch) -> None:
+        for observe in self.observers:
+            observe(output, batch)
 
     def _run(self, batch: Batch, seed: int) -> ModelOutput:
         """The forward pass of a micro-batch; in the first step of a run the values of routings are checked too."""
@@ -369,6 +377,7 @@ class LitMoE(L.LightningModule):
         output = self._checked(self.model.on(batch))
         loss: LossSum = self.objective(output, batch)
         check_loss(self.objective, loss)
+        self._observe(output, batch)
         self._validation.add(loss, output.reports)
 
     def on_validation_epoch_end(self) -> None:

@@ -44,6 +44,7 @@ class RunFolder:
         hooks: the plugins whose life-cycle hooks the run called, as JSON; missing if there were none.
         metrics: training and validation metrics, one row per logged step.
         loads: load per step, layer and expert.
+        routing: a folder of routing statistics, if a callback writes any: ``moekit.tables``.
         summary: the run's results as JSON.
         checkpoints: a directory for each checkpoint, by step; the pointers ``last`` and ``best`` name two of them.
     """
@@ -58,6 +59,7 @@ class RunFolder:
         self.hooks = self.path / "hooks.json"
         self.metrics = self.path / "metrics.csv"
         self.loads = self.path / "load.npz"
+        self.routing = self.path / "routing"
         self.summary = self.path / "summary.json"
         self.checkpoints = self.path / "checkpoints"
 

@@ -5,14 +5,18 @@ from collections.abc import Iterable
 from moekit.spec.fields import option
 from moekit_data.specs import TextSpec
 
-DOMAINS = ("python", "torch_python", "cpp", "prose")
+DOMAINS = ("python", "torch_python", "cpp", "prose", "stubs", "fonts", "code_pages", "file_lists", "characters")
 
 
 class LocalText(TextSpec):
-    """Options of local text. Domains: Python's library, torch's Python, torch's C++ headers, English prose."""
+    """Options of local text.
+
+    Domains: Python's library, torch's Python, torch's C++ headers, English prose, stubs of types, metrics of fonts,
+    tables of code pages, lists of files with checksums, and names of Unicode's characters.
+    """
 
     domains: list[str] = option(
-        ["python", "cpp", "prose"], "kinds of text, of: python, torch_python, cpp, prose; equally likely in a batch"
+        ["python", "cpp", "prose"], f"kinds of text, of: {', '.join(DOMAINS)}; equally likely in a batch"
     )
     megabytes: float = option(4.0, "text per domain, MB (10^6 bytes), both splits together", gt=0, le=50)
 

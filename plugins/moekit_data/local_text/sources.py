@@ -12,6 +12,7 @@ import inspect
 import os
 import re
 import sysconfig
+import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -55,11 +56,58 @@ def prose() -> Iterator[Document]:
         yield Document(document.key, _new_paragraphs(_docstrings(document.text), seen))
 
 
+def stubs() -> Iterator[Document]:
+    """Stubs of types that installed packages bring; keys start with ``stubs/``."""
+    yield from _read(_files("stubs", _site(), (".pyi",)))
+
+
+def fonts() -> Iterator[Document]:
+    """The metrics of fonts that matplotlib brings, a line for each glyph; keys start with ``fonts/``."""
+    yield from _read(_files("fonts", _package("matplotlib"), (".afm",)))
+
+
+def code_pages() -> Iterator[Document]:
+    """The tables of Python's encodings; keys start with ``encodings/``.
+
+    They are part of ``python`` too: a recipe that names both should name this one first, since a text counts once.
+    """
+    stdlib = _stdlib()
+    yield from _read(_files("encodings", stdlib / "encodings" if stdlib else None, (".py",)))
+
+
+def file_lists() -> Iterator[Document]:
+    """What installed packages list of their files: names, checksums, sizes; keys start with ``files/``."""
+    texts = {d.metadata["Name"].lower(): _text(d, "RECORD") for d in _distributions()}
+    for name in shuffled(texts):
+        if texts[name]:
+            yield Document(f"files/{name}", truncate(texts[name].encode(), MAX_FILE))
+
+
+def characters() -> Iterator[Document]:
+    """Unicode's characters, 64 in a text: number, character, category and name; keys start with ``characters/``.
+
+    Those named by their number, such as Chinese ones, are omitted.
+    """
+    texts: dict[str, list[str]] = {}
+    for number in range(0x20, 0x20000):
+        name = unicodedata.name(chr(number), "")
+        if name and not name.endswith(f"-{number:X}"):
+            line = f"U+{number:04X} {chr(number)} {unicodedata.category(chr(number))} {name}\n"
+            texts.setdefault(f"characters/{number // 64:04x}", []).append(line)
+    for key in shuffled(texts):
+        yield Document(key, "".join(texts[key]).encode())
+
+
 SOURCES: dict[str, Callable[[], Iterator[Document]]] = {
     "python": python,
     "torch_python": torch_python,
     "cpp": cpp,
     "prose": prose,
+    "stubs": stubs,
+    "fonts": fonts,
+    "code_pages": code_pages,
+    "file_lists": file_lists,
+    "characters": characters,
 }
 """The documents of each domain, by its name in the spec."""
 
@@ -67,6 +115,11 @@ SOURCES: dict[str, Callable[[], Iterator[Document]]] = {
 def _stdlib() -> Path | None:
     path = sysconfig.get_path("stdlib")
     return Path(path) if path else None
+
+
+def _site() -> Path | None:
+    torch = _package("torch")  # where packages are installed, whatever kind of environment this is
+    return torch.parent if torch else None
 
 
 def _package(name: str) -> Path | None:

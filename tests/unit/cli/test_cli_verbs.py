@@ -65,7 +65,7 @@ error: unknown option '--verison' (options: --help, --version)
 $ ls --jsno  # an unknown option of a verb
 error: moekit ls: unrecognized arguments: --jsno
   did you mean '--json'?
-  usage: moekit ls [-h] [--json] [kind]
+  usage: moekit ls [-h] [--out DIR] [--json] [kind]
   more: moekit ls --help
 
 $ show  # a missing argument

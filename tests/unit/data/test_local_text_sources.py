@@ -125,6 +125,31 @@ def test_missing_sources_yield_nothing(monkeypatch):
     assert list(sources.python()) == []
     monkeypatch.setattr(sources, "_package", lambda name: None)
     assert list(sources.cpp()) == list(sources.torch_python()) == []
+    assert list(sources.stubs()) == list(sources.fonts()) == list(sources.code_pages()) == []
+
+
+def test_stubs_fonts_code_pages_and_lists_of_files_are_found(tmp_path, monkeypatch):
+    torch = fake_package(tmp_path / "site", "torch", {"a.pyi": "a: int", "a.py": "a = 1", "b.afm": "C 32"})
+    fake_package(tmp_path / "library", "encodings", {"cp1.py": "table"})
+    fake_package(tmp_path / "site", "c.dist-info", {"METADATA": "Name: C\n\nabout c", "RECORD": "c.py,sha256=1,2\n"})
+    monkeypatch.setattr(sources, "_package", lambda name: torch)
+    monkeypatch.setattr(sources, "_stdlib", lambda: tmp_path / "library")
+    found = [importlib.metadata.PathDistribution(tmp_path / "site" / "c.dist-info")]
+    monkeypatch.setattr(importlib.metadata, "distributions", lambda: iter(found))
+    kinds = (sources.stubs, sources.fonts, sources.code_pages, sources.file_lists)
+    assert [(d.key, d.text) for kind in kinds for d in kind()] == [
+        ("stubs/torch/a.pyi", b"a: int"),
+        ("fonts/b.afm", b"C 32"),
+        ("encodings/cp1.py", b"table"),
+        ("files/c", b"c.py,sha256=1,2\n"),
+    ]
+
+
+def test_characters_are_listed_by_number_without_those_named_by_it():
+    texts = {d.key: d.text.decode() for d in sources.characters()}
+    assert "U+0041 A Lu LATIN CAPITAL LETTER A\n" in texts["characters/0001"]
+    assert "characters/0138" not in texts  # U+4E00 to U+4E3F: CJK UNIFIED IDEOGRAPH-4E00 and so on
+    assert sum(map(len, texts.values())) > 1e6
 
 
 @pytest.mark.parametrize("domain", DOMAINS)

@@ -1,0 +1,44 @@
+"""``moekit ls runs``: the runs below a folder, with their state and results."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from moekit.cli import text
+
+
+def rows_of(root: Path) -> Iterator[dict[str, Any]]:
+    """Every run below ``root``, the oldest of a name first: folder, state, steps, tokens, main metric and its value."""
+    from moekit.files import read_regular
+    from moekit.training.run.folder import RunFolder, started
+    from moekit.training.run.metrics_log import LARGEST, read_metrics
+
+    found = [path.parent for path in root.rglob("spec.yaml") if path.parent.name != "dense"]
+    for path in sorted(found, key=lambda path: (path.parent.as_posix(), started(path), path.name)):
+        folder = RunFolder(path)
+        row: dict[str, Any] = {"run": path.as_posix(), "state": "begun", "steps": 0, "tokens": 0.0, "metric": ""}
+        if folder.summary.is_file():
+            summary = json.loads(read_regular(folder.summary, LARGEST))
+            row |= {"state": "complete", "steps": summary["steps"], "tokens": summary["tokens"]}
+            row |= {"metric": summary["metric"], "value": summary["validation"].get(summary["metric"])}
+        elif rows := read_metrics(folder.metrics):
+            row |= {"steps": max(rows), "tokens": max(each.get("tokens", 0.0) for each in rows.values())}
+            row["state"] = "begun" if folder.last is None else "resumable"
+        yield row
+
+
+def run(root: Path, *, as_json: bool) -> int:
+    """Prints them."""
+    found = list(rows_of(root))
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return 0
+    cells = [("run", "state", "steps", "tokens", "result")]
+    for row in found:
+        result = "" if row.get("value") is None else f"{row['value']:,.4g} {row['metric'].replace('_', ' ')}"
+        cells.append((row["run"], row["state"], f"{row['steps']:,}", f"{row['tokens']:,.0f}", result))
+    print("\n".join(text.table(cells)) if found else f"no runs below {root}/; train one: moekit train RECIPE")
+    return 0

@@ -1,0 +1,91 @@
+"""Tables of columns in ``.npz`` files: what a run records over time, readable with numpy alone.
+
+A file holds some tables. The column ``load`` of the table ``experts`` is the array ``experts.load``; all columns of a
+table have the same length. A column of integers may have names: ``experts.layer`` holds indices into the array
+``experts.layer.names``. A folder of such files, one for each part of a run, is read as one: ``step-00000100.npz`` has
+the rows up to step 100 that no file before it has.
+"""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from moekit.errors import MoekitError
+from moekit.files import open_regular, replace_file
+
+LARGEST = 1 << 32  # bytes of a file that are read
+Table = dict[str, np.ndarray]
+"""The columns of a table by name, all of one length. A column with names is an object array of text."""
+
+NAMES = "names"
+FILE = re.compile(r"step-(\d+)(?:-(\d+))?\.npz")
+
+
+def save_tables(
+    path: Path, tables: Mapping[str, Mapping[str, np.ndarray]], names: Mapping[str, Sequence[str]] | None = None
+) -> None:
+    """Writes tables to a file, whole or not at all.
+
+    Args:
+        path: the file.
+        tables: columns by table and name.
+        names: for every table, the names that a column of this name holds indices into.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    arrays = {f"{table}.{name}": column for table, columns in tables.items() for name, column in columns.items()}
+    for column, texts in (names or {}).items():
+        arrays |= {f"{t}.{column}.{NAMES}": np.array(list(texts), dtype=str) for t in tables if column in tables[t]}
+
+    def save(partial: Path) -> None:
+        with partial.open("wb") as file:
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+
+    replace_file(path, save)
+
+
+def read_tables(folder: Path) -> dict[str, Table]:
+    """The tables in all files of a folder, rows in the order of the files' steps; empty without any.
+
+    Raises:
+        MoekitError: a file is damaged.
+    """
+    parts: dict[str, list[Table]] = {}
+    for path in table_files(folder):
+        for table, columns in _read(path).items():
+            parts.setdefault(table, []).append(columns)
+    return {
+        table: {name: np.concatenate([columns[name] for columns in some]) for name in some[0]}
+        for table, some in parts.items()
+    }
+
+
+def table_files(folder: Path) -> list[Path]:
+    """The files of tables in a folder, by their steps."""
+    found = {path: match for path in folder.glob("*.npz") if (match := FILE.fullmatch(path.name))}
+    return sorted(found, key=lambda path: (int(found[path][1]), int(found[path][2] or 0)))
+
+
+def _read(path: Path) -> dict[str, Table]:
+    tables: dict[str, Table] = {}
+    try:
+        with open_regular(path, LARGEST) as file, np.load(file) as saved:
+            for key in saved.files:
+                table, _, name = key.partition(".")
+                if not name.endswith(f".{NAMES}"):
+                    column, names = saved[key], f"{key}.{NAMES}"
+                    tables.setdefault(table, {})[name] = (
+                        saved[names].astype(object)[column] if names in saved.files else column
+                    )
+    except (OSError, ValueError, IndexError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        why = getattr(error, "strerror", None) or error or type(error).__name__
+        raise MoekitError(
+            f"{path} cannot be read: {why}\n  expected a file of tables; delete it to do without"
+        ) from error
+    return tables

@@ -1,0 +1,160 @@
+"""The callback that records statistics of routing in ``routing/`` in the run's folder.
+
+A logged step is recorded from all its micro-batches, a validation from all its batches, on all ranks together. The
+other steps cost nothing. Files are written with every checkpoint, so that a resumed run has what it had.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from moekit.contracts import Batch, ModelOutput
+from moekit.errors import MoekitError
+from moekit.files import discard
+from moekit.tables import FILE, save_tables, table_files
+from moekit.training.metrics import is_logged_step
+from moekit.training.module import LitMoE
+from moekit.training.run.metrics_log import LogWrites
+from moekit_report.routing import RoutingStatistics
+from moekit_report.routing.classes import CLASSES, class_V
+from moekit_report.routing.recording import PARTS, TRAIN, VALIDATION, Passes, Rows, joined
+
+FOLDER = "routing"
+
+
+class RoutingRecorder(Callback):
+    """Records the routing of a ``LitMoE``.
+
+    Args:
+        train: whether to record logged steps of training.
+        validation: whether to record validations.
+        writes: writes the files.
+    """
+
+    def __init__(self, *, train: bool = True, validation: bool = True, writes: LogWrites | None = None) -> None:
+        self.train = train
+        self.validation = validation
+        self._rows: list[Rows] = []
+        self._names: list[str] = []
+        self._step: Passes | None = None
+        self._epoch: Passes | None = None
+        self._steps_before = self._skips_before = 0
+        self._first: dict[tuple[str, int], Tensor] = {}
+        self._writes = writes or LogWrites()
+        self._trainer: L.Trainer
+        self._module: LitMoE
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Listens to the module.
+
+        Raises:
+            MoekitError: it is not a ``LitMoE``.
+        """
+        if not isinstance(pl_module, LitMoE):
+            kind = type(pl_module).__name__
+            raise MoekitError(
+                f"the callback 'routing' records a LitMoE, not {kind}\n  expected Trainer.fit(LitMoE(...))"
+            )
+        self._trainer, self._module = trainer, pl_module
+        if stage == "fit":
+            pl_module.observers.append(self._observe)
+
+    def teardown(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+        """Listens no longer, and reports a file that could not be written to the last."""
+        self._writes.end()
+        if self._observe in pl_module.observers:
+            pl_module.observers.remove(self._observe)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Removes the files of later steps, which a resumed run trains again."""
+        self._steps_before, self._skips_before = trainer.global_step, pl_module.skips.count
+        if trainer.is_global_zero:
+            for path in table_files(self._folder()):
+                if (match := FILE.fullmatch(path.name)) and int(match[1]) > trainer.global_step:
+                    discard(path)
+
+    def _observe(self, output: ModelOutput, batch: Batch) -> None:
+        if self._trainer.validating or self._trainer.sanity_checking:
+            if self._epoch is not None:
+                self._epoch.add(output, batch)
+        elif self.train and (is_logged_step(self._trainer) or self._trainer.global_step + 1 == self._trainer.max_steps):
+            if self._step is None:
+                self._step = Passes(self._module.balance.layers, TRAIN)
+            self._step.add(output, batch)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *args: Any) -> None:
+        """Adds the rows of a step that ended. One that was skipped because it was not finite has none."""
+        if trainer.global_step == self._steps_before:
+            return
+        skipped = pl_module.skips.count > self._skips_before
+        self._steps_before, self._skips_before = trainer.global_step, pl_module.skips.count
+        step, self._step = self._step, None
+        if step is not None and not skipped:
+            self._take(step)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Begins the statistics of a validation."""
+        self._epoch = None
+        if self.validation and trainer.state.fn == "fit" and not trainer.sanity_checking:
+            data = self._module.data
+            spelling = () if data is None or data.tokenizer is None else data.tokenizer.spelling
+            self._epoch = Passes(
+                self._module.balance.layers,
+                VALIDATION,
+                domains=0 if data is None else len(data.domain_names()),
+                class_V=class_V(spelling) if spelling else None,
+                before=self._first,
+            )
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Adds the rows of a whole validation. One that was abandoned has none."""
+        epoch, self._epoch = self._epoch, None
+        if epoch is not None and pl_module.validated_step == trainer.global_step:
+            self._take(epoch)
+            self._first = epoch.first
+            self._write()
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Writes the rows up to this checkpoint."""
+        self._write()
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Writes the last rows."""
+        self._write()
+
+    def _take(self, passes: Passes) -> None:
+        self._names = list(dict.fromkeys([*self._names, *self._module.balance.layers]))
+        rows = passes.take(self._trainer.global_step, self._names)
+        if rows and self._trainer.is_global_zero:
+            self._rows.append(rows)
+
+    def _folder(self) -> Path:
+        return Path(self._trainer.default_root_dir) / FOLDER
+
+    def _write(self) -> None:
+        """Writes a new file of the rows since the last; keeps them if it cannot be written."""
+        if not self._rows:
+            return
+        tables = {t: joined([rows[t] for rows in self._rows if t in rows]) for rows in self._rows for t in rows}
+        data = self._module.data
+        names = {"layer": self._names, "part": PARTS, "class": CLASSES}
+        names["domain"] = () if data is None else data.domain_names()
+        stem = f"step-{self._trainer.global_step:08d}"
+        taken = len(list(self._folder().glob(f"{stem}*.npz")))
+        path = self._folder() / (f"{stem}-{taken}.npz" if taken else f"{stem}.npz")
+
+        def write() -> None:
+            save_tables(path, tables, names)
+            self._rows = []
+
+        self._writes.attempt(path, write)
+
+
+def routing_statistics(spec: RoutingStatistics) -> RoutingRecorder:
+    """The callback of a spec."""
+    return RoutingRecorder(train=spec.train, validation=spec.validation)

@@ -1,0 +1,1 @@
+"""The verbs of this plugin, one file each. A verb imports torch only when it runs."""
