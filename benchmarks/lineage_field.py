@@ -7,7 +7,7 @@ Each recipe's learning rate is tuned over the same rates with the first seed; th
 Then dense models follow: one as wide as the work that a mixture executed, where that differs, and one that trains for
 as many steps as fit into a mixture's time, with a schedule over these steps.
 
-A run is recorded when it ends, all in one file, so the command may be stopped at any time: it resumes with the next run.
+A run is recorded when it ends, all in one file, so the command may be stopped at any time and resumes with the next.
 """
 
 from __future__ import annotations

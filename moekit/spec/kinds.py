@@ -117,8 +117,17 @@ class ModelSpec(Spec):
         """What a model with these options gives: ``gives``. Override where the options decide."""
         return self.gives
 
-    def dense_baseline(self) -> "ModelSpec | None":
-        """The dense baseline: as many multiply-adds per token, without experts; None if there is none."""
+    def feed_forward_work(self, experts_per_token: float | None = None) -> float | None:
+        """Multiply-adds of all feed-forward parts on one token, without routers; None if that is not known.
+
+        Args:
+            experts_per_token: routed experts that compute a token in a mixture layer, on average, as training measures
+                it (``train/experts_per_token``); default: as many as the router chooses.
+        """
+        return None
+
+    def dense_baseline(self, experts_per_token: float | None = None) -> "ModelSpec | None":
+        """The dense baseline: as much ``feed_forward_work``, without experts; None if there is none."""
         return None
 
 

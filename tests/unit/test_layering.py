@@ -40,6 +40,7 @@ LONG: dict[str, str] = {
     "moekit/routing.py": "the three forms of a routing, and what each says of itself",
     "moekit/shards/shard.py": "what a rank holds of a tensor, a model and an optimizer",
     "moekit/spec/fields.py": "how a spec class declares its options, and what holds for every spec",
+    "moekit/spec/kinds.py": "the base class of the specs of every kind, with what each can state",
     "moekit/testing/checks/balancer.py": "all checks of balancers",
     "moekit/testing/checks/common.py": "all checks of every torch module",
     "moekit/testing/checks/dispatcher.py": "all checks of dispatchers",

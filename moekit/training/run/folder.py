@@ -203,10 +203,16 @@ class RunFolder:
         return RunFolder(self.path / "dense")
 
     @property
+    def dense_as_long(self) -> RunFolder:
+        """The folder of the dense baseline that trained for as long as this run."""
+        return RunFolder(self.path / "dense_as_long")
+
+    @property
     def main(self) -> RunFolder:
         """The folder of the run that a dense baseline belongs to; for any other run its own."""
         outer = RunFolder(self.path.parent)
-        return outer if outer.dense.path == self.path and outer.spec.is_file() else self
+        baselines = (outer.dense.path, outer.dense_as_long.path)
+        return outer if self.path in baselines and outer.spec.is_file() else self
 
 
 def started(path: Path) -> tuple[str, int]:

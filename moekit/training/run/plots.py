@@ -43,7 +43,7 @@ class Curve:
     faint: bool = False
 
 
-def draw_plots(run: Prepared, dense: Prepared | None) -> list[Path]:
+def draw_plots(run: Prepared, dense: Prepared | None = None) -> list[Path]:
     """Writes ``loss.png``, and ``load.png`` for sparse layers."""
     metric, info = headline(run.module.recipe, {key for row in run.log.rows.values() for key in row})
     curves = []
