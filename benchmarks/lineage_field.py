@@ -4,8 +4,8 @@
     python benchmarks/lineage_field.py --out mine.json --rates 0.004 --seeds 1   # a smaller field of your own
 
 Each recipe's learning rate is tuned over the same rates with the first seed; the best is trained with the other seeds.
-Then dense models follow: one as wide as the work that a mixture executed, where that differs, and one that trains for
-as many steps as fit into a mixture's time, with a schedule over these steps.
+For each seed, dense models follow: as wide as the work that each mixture executed, where that differs, and dense models
+of more steps with a schedule over these, from which the page reads what the dense model reaches in a mixture's time.
 
 A run is recorded when it ends, all in one file, so the command may be stopped at any time and resumes with the next.
 """
@@ -18,7 +18,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,10 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "lineage_field.json"
 METRIC = "bits_per_byte"
 VALIDATIONS = 4
+SAME_WORK = 0.01
+LONGER = (1.5, 2.0)
+"""Times the steps: what the dense model reaches in a mixture's time is interpolated between these runs."""
+
 DENSE = "dense"
 
 Runs = dict[str, dict[str, Any]]
@@ -76,37 +80,28 @@ class Trial:
         return found if self.hidden is None else [*found, f"model.ffn.hidden={self.hidden}"]
 
 
-class Counts(Callback):
-    """Counts the processor's seconds of each step, and the token-expert pairs that experts computed."""
+class StepTimes(Callback):
+    """Measures each step in seconds of the processor, which other processes do not lengthen as they do wall time."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
-        self.pairs = torch.zeros(2, dtype=torch.int64)
         self._since = 0.0
 
     def on_train_batch_start(self, *args: Any) -> None:
         """Starts the clock."""
         self._since = time.process_time()
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
-        """Stops the clock, and adds the step's pairs and tokens over all mixture layers."""
+    def on_train_batch_end(self, *args: Any) -> None:
+        """Stops the clock."""
         self.seconds.append(time.process_time() - self._since)
-        if (load := pl_module.step_load) is not None:
-            for name, load_E in load.load_E.items():
-                self.pairs += torch.stack([load_E.sum() - load.dropped[name], load.tokens[name]])
-
-    def experts_per_token(self) -> float | None:
-        """Experts that computed a token, mean over tokens and mixture layers; None without mixtures."""
-        pairs, tokens = self.pairs.tolist()
-        return pairs / tokens if tokens else None
 
 
 def train(trial: Trial) -> dict[str, Any]:
     """Trains one run, and returns what the file keeps of it."""
-    counts = Counts()
+    times = StepTimes()
     with tempfile.TemporaryDirectory() as out:
         run = moekit.train(
-            f"lineage/{trial.recipe}", trial.overrides(), out=out, compare=False, quiet=True, callbacks=[counts]
+            f"lineage/{trial.recipe}", trial.overrides(), out=out, compare=False, quiet=True, callbacks=[times]
         )
         found, metrics = run.outcome, run.metrics
     values = zip(metrics["step"], metrics[f"val/{METRIC}"], strict=True)
@@ -115,8 +110,8 @@ def train(trial: Trial) -> dict[str, Any]:
         "curve": [[int(step or 0), value] for step, value in values if value is not None],
         "steps": found["steps"],
         "tokens": found["tokens"],
-        "step_seconds": statistics.median(counts.seconds),
-        "experts_per_token": counts.experts_per_token(),
+        "step_seconds": statistics.median(times.seconds),
+        "experts_per_token": found["experts_per_token"],
         "dropped": found["dropped"],
         "max_violation": found["max_violation"],
         "total": found["total"],
@@ -132,22 +127,42 @@ class Field:
     seeds: tuple[int, ...]
     runs: Runs
 
-    def best_rate(self, recipe: str) -> float | None:
-        """The rate of the lowest value with the first seed; None until all have been trained."""
-        values = {rate: self.runs.get(Trial(recipe=recipe, rate=rate, seed=self.seeds[0]).key) for rate in self.rates}
-        if any(found is None for found in values.values()):
-            return None
-        return min(self.rates, key=lambda rate: values[rate]["value"])  # type: ignore[index]
-
     def planned(self) -> Iterator[Trial]:
         """All runs, in the order in which they are trained; later ones depend on the results of earlier ones."""
         names = recipes()
         middle_first = sorted(self.rates, key=lambda rate: abs(self.rates.index(rate) - len(self.rates) // 2))
         for rate in middle_first:
             yield from (Trial(recipe=name, rate=rate, seed=self.seeds[0]) for name in names)
-        best = {name: rate for name in names if (rate := self.best_rate(name)) is not None}
-        for seed in self.seeds[1:]:
-            yield from (Trial(recipe=name, rate=best[name], seed=seed) for name in names if name in best)
+        for seed in self.seeds:
+            found = [trial for name in names if (trial := self.at_best(name, seed)) is not None]
+            twins = [twin for name in names if (twin := self.twin(name, seed)) is not None]
+            yield from dict.fromkeys([*found, *twins, *self.longer(seed)])
+
+    def at_best(self, recipe: str, seed: int) -> Trial | None:
+        """A run at the rate of the lowest value with the first seed; None until all rates have been tried."""
+        trials = [Trial(recipe=recipe, rate=rate, seed=self.seeds[0]) for rate in self.rates]
+        if any(trial.key not in self.runs for trial in trials):
+            return None
+        best = min(trials, key=lambda trial: float(self.runs[trial.key]["value"]))
+        return replace(best, seed=seed)
+
+    def twin(self, recipe: str, seed: int) -> Trial | None:
+        """The dense model as wide as the work that a mixture executed with the first seed; it may be the dense recipe.
+
+        None for the dense recipe itself, and until both have been trained at each rate.
+        """
+        best, dense = self.at_best(recipe, self.seeds[0]), self.at_best(DENSE, seed)
+        if recipe == DENSE or best is None or dense is None:
+            return None
+        baseline = moekit.load(f"lineage/{recipe}").model.dense_baseline(self.runs[best.key]["experts_per_token"])
+        hidden, whole = (int(model.ffn.hidden) for model in (baseline, moekit.load(f"lineage/{DENSE}").model))  # type: ignore
+        return dense if abs(hidden / whole - 1) < SAME_WORK else replace(dense, hidden=hidden)
+
+    def longer(self, seed: int) -> list[Trial]:
+        """Dense models that train for more steps, each with a schedule over its own."""
+        dense = self.at_best(DENSE, seed)
+        steps = moekit.load(f"lineage/{DENSE}").trainer.max_steps
+        return [] if dense is None else [replace(dense, steps=round(times * steps)) for times in LONGER]
 
 
 def recipes() -> list[str]:
