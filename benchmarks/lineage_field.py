@@ -39,6 +39,20 @@ LONGER = (1.5, 2.0)
 
 DENSE = "dense"
 
+CHANGES: dict[str, dict[str, list[str]]] = {
+    "switch": {
+        "gated experts": ["model.moe.experts={use: glu, count: 16, hidden: 216}"],
+        "no drops": ["model.moe.dispatcher={use: auto}"],
+        "no jitter": ["model.moe.router.input_jitter=0"],
+    },
+    "glam": {"gated experts": ["model.moe.experts={use: glu, count: 47, hidden: 108}"]},
+    "st_moe": {
+        "no drops, every second choice": ["model.moe.router.send_threshold=null", "model.moe.dispatcher={use: auto}"],
+        "no z-loss": ["model.moe.balancers.z=null"],
+    },
+}
+"""What may keep a recipe behind, by a name: options that undo it, at the same number of parameters."""
+
 Runs = dict[str, dict[str, Any]]
 
 
@@ -52,6 +66,7 @@ class Trial:
         seed: of weights, batches and noise.
         hidden: width of a dense model; None for the recipe's.
         steps: None for the recipe's.
+        change: the name of what is changed in the recipe; empty for nothing.
     """
 
     recipe: str
@@ -59,12 +74,13 @@ class Trial:
     seed: int
     hidden: int | None = None
     steps: int | None = None
+    change: str = ""
 
     @property
     def key(self) -> str:
         """Its name in the file."""
-        more = {"hidden": self.hidden, "steps": self.steps}
-        given = "".join(f" {name}={value}" for name, value in more.items() if value is not None)
+        more = {"hidden": self.hidden, "steps": self.steps, "change": self.change}
+        given = "".join(f" {name}={value}" for name, value in more.items() if value)
         return f"{self.recipe} lr={self.rate:g} seed={self.seed}{given}"
 
     def overrides(self) -> list[str]:
@@ -77,7 +93,8 @@ class Trial:
             f"trainer.val_check_interval={steps // VALIDATIONS}",
             "trainer.enable_checkpointing=false",
         ]
-        return found if self.hidden is None else [*found, f"model.ffn.hidden={self.hidden}"]
+        found += [] if self.hidden is None else [f"model.ffn.hidden={self.hidden}"]
+        return found + (CHANGES[self.recipe][self.change] if self.change else [])
 
 
 class StepTimes(Callback):
@@ -128,30 +145,46 @@ class Field:
     runs: Runs
 
     def planned(self) -> Iterator[Trial]:
-        """All runs, in the order in which they are trained; later ones depend on the results of earlier ones."""
-        names = recipes()
-        middle_first = sorted(self.rates, key=lambda rate: abs(self.rates.index(rate) - len(self.rates) // 2))
-        for rate in middle_first:
-            yield from (Trial(recipe=name, rate=rate, seed=self.seeds[0]) for name in names)
-        for seed in self.seeds:
-            found = [trial for name in names if (trial := self.at_best(name, seed)) is not None]
-            twins = [twin for name in names if (twin := self.twin(name, seed)) is not None]
-            yield from dict.fromkeys([*found, *twins, *self.longer(seed)])
+        """All runs, in the order in which they are trained; later ones depend on the results of earlier ones.
 
-    def at_best(self, recipe: str, seed: int) -> Trial | None:
-        """A run at the rate of the lowest value with the first seed; None until all rates have been tried."""
+        The first rates are tried with the first seed; then other seeds at the best rate so far, so that there is a
+        spread early on; then the last rate. If it is better for some recipe, that recipe's seeds are trained again.
+        """
+        names, first = recipes(), self.seeds[0]
+        middle_first = sorted(self.rates, key=lambda rate: abs(self.rates.index(rate) - len(self.rates) // 2))
+        for rate in middle_first[:2]:
+            yield from (Trial(recipe=name, rate=rate, seed=first) for name in names)
+        for seed in self.seeds[:2]:
+            yield from self.at_best(seed)
+        yield from self.changed(first)
+        yield from (Trial(recipe=name, rate=rate, seed=first) for rate in middle_first[2:] for name in names)
+        for seed in self.seeds:
+            yield from self.at_best(seed)
+            yield from self.changed(seed)
+
+    def at_best(self, seed: int) -> list[Trial]:
+        """The recipes at their best rates so far, and the dense models to compare with."""
+        found = [trial for name in recipes() if (trial := self.best(name, seed)) is not None]
+        twins = [twin for name in recipes() if (twin := self.twin(name, seed)) is not None]
+        return list(dict.fromkeys([*found, *twins, *self.longer(seed)]))
+
+    def changed(self, seed: int) -> list[Trial]:
+        """Recipes with something undone that may keep them behind."""
+        found = [trial for name in CHANGES if (trial := self.best(name, seed)) is not None]
+        return [replace(trial, change=change) for trial in found for change in CHANGES[trial.recipe]]
+
+    def best(self, recipe: str, seed: int) -> Trial | None:
+        """A run at the rate of the lowest value with the first seed, of the rates that have been tried; None before."""
         trials = [Trial(recipe=recipe, rate=rate, seed=self.seeds[0]) for rate in self.rates]
-        if any(trial.key not in self.runs for trial in trials):
-            return None
-        best = min(trials, key=lambda trial: float(self.runs[trial.key]["value"]))
-        return replace(best, seed=seed)
+        tried = [trial for trial in trials if trial.key in self.runs]
+        return replace(min(tried, key=lambda trial: float(self.runs[trial.key]["value"])), seed=seed) if tried else None
 
     def twin(self, recipe: str, seed: int) -> Trial | None:
         """The dense model as wide as the work that a mixture executed with the first seed; it may be the dense recipe.
 
-        None for the dense recipe itself, and until both have been trained at each rate.
+        None for the dense recipe itself, and until both have been trained.
         """
-        best, dense = self.at_best(recipe, self.seeds[0]), self.at_best(DENSE, seed)
+        best, dense = self.best(recipe, self.seeds[0]), self.best(DENSE, seed)
         if recipe == DENSE or best is None or dense is None:
             return None
         baseline = moekit.load(f"lineage/{recipe}").model.dense_baseline(self.runs[best.key]["experts_per_token"])
@@ -160,7 +193,7 @@ class Field:
 
     def longer(self, seed: int) -> list[Trial]:
         """Dense models that train for more steps, each with a schedule over its own."""
-        dense = self.at_best(DENSE, seed)
+        dense = self.best(DENSE, seed)
         steps = moekit.load(f"lineage/{DENSE}").trainer.max_steps
         return [] if dense is None else [replace(dense, steps=round(times * steps)) for times in LONGER]
 
