@@ -165,8 +165,8 @@ class Field:
     def at_best(self, seed: int) -> list[Trial]:
         """The recipes at their best rates so far, and the dense models to compare with."""
         found = [trial for name in recipes() if (trial := self.best(name, seed)) is not None]
-        twins = [twin for name in recipes() if (twin := self.twin(name, seed)) is not None]
-        return list(dict.fromkeys([*found, *twins, *self.longer(seed)]))
+        dense = [trial for name in recipes() if (trial := self.same_work(name, seed)) is not None]
+        return list(dict.fromkeys([*found, *dense, *self.longer(seed)]))
 
     def changed(self, seed: int) -> list[Trial]:
         """Recipes with something undone that may keep them behind."""
@@ -179,7 +179,7 @@ class Field:
         tried = [trial for trial in trials if trial.key in self.runs]
         return replace(min(tried, key=lambda trial: float(self.runs[trial.key]["value"])), seed=seed) if tried else None
 
-    def twin(self, recipe: str, seed: int) -> Trial | None:
+    def same_work(self, recipe: str, seed: int) -> Trial | None:
         """The dense model as wide as the work that a mixture executed with the first seed; it may be the dense recipe.
 
         None for the dense recipe itself, and until both have been trained.

@@ -100,9 +100,9 @@ class Results:
         found = {s: self.value(None if trial is None else replace(trial, change=change)) for s, trial in trials.items()}
         return {seed: value for seed, value in found.items() if value is not None}
 
-    def of_twins(self, recipe: str) -> dict[int, float]:
+    def of_same_work(self, recipe: str) -> dict[int, float]:
         """The values of the dense model of the recipe's work, by seed."""
-        found = {seed: self.value(self.field.twin(recipe, seed)) for seed in self.field.seeds}
+        found = {seed: self.value(self.field.same_work(recipe, seed)) for seed in self.field.seeds}
         return {seed: value for seed, value in found.items() if value is not None}
 
     def in_same_time(self, recipe: str) -> dict[int, float]:
@@ -170,7 +170,7 @@ def page(results: Results) -> str:
     parts = [HEAD]
     parts.append(
         f"The field: {recipe.trainer.max_steps} steps, {tokens:,} tokens; width {recipe.model.dim}, "
-        f"{recipe.model.depth} layers. Trained so far: {done} of the {len(set(planned))} runs that the command plans.\n\n"
+        f"{recipe.model.depth} layers. Trained so far: {done} of {len(set(planned))} planned runs.\n\n"
         f"![Loss over steps, over executed work and over time](images/{PLOT.name})\n"
     )
     parts += [COMPARED, *main_table(results, names)]
@@ -195,7 +195,7 @@ def main_table(results: Results, names: list[str]) -> Iterator[str]:
         run = results.field.runs[trial.key]
         cells = ["-", "-", "-"]
         if name != DENSE:
-            cells = [verdict(ours, other) for other in (dense, results.of_twins(name), results.in_same_time(name))]
+            cells = [verdict(ours, other) for other in (dense, results.of_same_work(name), results.in_same_time(name))]
         computed = results.computed(name)
         of = "-" if computed is None else f"{computed:.2f} of {chosen(name):g}"
         sizes = f"{run['total'] / 1e6:.2f}M, {run['active'] / 1e6:.2f}M"
@@ -216,7 +216,7 @@ def summary(results: Results, names: list[str]) -> str:
     dense, mixtures, lines = results.of_seeds(DENSE), [name for name in names if name != DENSE], []
     kinds = {
         "the same tokens": lambda name: dense,
-        "the same tokens and work": results.of_twins,
+        "the same tokens and work": results.of_same_work,
         "the same time": results.in_same_time,
     }
     for words, others in kinds.items():

@@ -60,10 +60,10 @@ def test_a_dense_model_is_as_wide_as_the_work_that_a_mixture_executed() -> None:
     dense = Trial(recipe="dense", rate=2e-3, seed=0)
     half = field((dense, run(3.0)), (Trial(recipe="switch", rate=2e-3, seed=0), run(3.0, experts=0.5)))
     hidden = 216 * (1 + 3 * 0.5) / 4  # one of four layers is dense
-    assert half.twin("switch", 1) == Trial(recipe="dense", rate=2e-3, seed=1, hidden=round(hidden))
+    assert half.same_work("switch", 1) == Trial(recipe="dense", rate=2e-3, seed=1, hidden=round(hidden))
     whole = field((dense, run(3.0)), (Trial(recipe="switch", rate=2e-3, seed=0), run(3.0, experts=0.999)))
-    assert whole.twin("switch", 1) == Trial(recipe="dense", rate=2e-3, seed=1)
-    assert half.twin("dense", 0) is None and half.twin("glam", 0) is None
+    assert whole.same_work("switch", 1) == Trial(recipe="dense", rate=2e-3, seed=1)
+    assert half.same_work("dense", 0) is None and half.same_work("glam", 0) is None
 
 
 def test_the_same_time_is_interpolated_in_the_logarithm_of_steps() -> None:
