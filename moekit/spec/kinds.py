@@ -33,6 +33,7 @@ class RouterSpec(Spec):
     form: ClassVar[Form] = "token_choice"  # the form of the routings it returns
     takes_bias: ClassVar[bool] = True  # whether a selection bias has an effect
     causal: ClassVar[bool] = True  # whether a token's routing is independent of later tokens
+    needs_tokens: ClassVar[bool] = False  # whether it reads token ids, which language models pass to it
     gives_smooth_load: ClassVar[bool] = False  # whether its routings have ``smooth_load_E`` in training
 
     def active(self, num_experts: int) -> float:

@@ -32,6 +32,7 @@ def test_the_field_has_the_papers_from_2017_to_2024() -> None:
         "shazeer2017",
         "gshard",
         "switch",
+        "hash",
         "glam",
         "st_moe",
         "deepseek_moe",
