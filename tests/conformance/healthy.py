@@ -44,6 +44,7 @@ from moekit import (
     option,
 )
 from moekit.contracts.layer import LoopGroups
+from moekit.errors import MoekitError
 from moekit.spec import kinds
 
 
@@ -137,7 +138,8 @@ class PickByTokenRouter(PickRouter):
     ) -> Routing:
         if token_T is None:
             raise MoekitError("it reads token ids, and was given none")
-        x_TD = x_TD + 3 * F.one_hot(token_T % x_TD.shape[1], x_TD.shape[1])
+        wide_TD = x_TD.to(torch.promote_types(x_TD.dtype, torch.float32))
+        x_TD = wide_TD + 3 * F.one_hot(token_T % x_TD.shape[1], x_TD.shape[1])
         return super().forward(x_TD, valid_T=valid_T, selection_bias_E=selection_bias_E)
 
 
