@@ -61,9 +61,8 @@ FIELD = """
 
 Papers differ in everything; the recipes of `lineage/` differ in the mixture alone: decoder, rotary attention, data,
 tokens, optimizer and schedule are the same. Experts have equal total and equal active widths; only routers' sizes
-differ. GLaM's mixture is GShard's, here in every other layer. Hash layers (Roller et al. 2021) are missing: a router
-sees vectors, not tokens. [What each step brought](lineage.md): each recipe at its best learning rate, against dense
-models of the same tokens, the same work and the same time.
+differ. GLaM's mixture is GShard's, here in every other layer. [What each step brought](lineage.md) compares them, each
+at its best learning rate, with dense models of the same tokens, the same work and the same time.
 
 | recipe | router · experts · dispatcher · balance | parameters, active |
 |---|---|---|
