@@ -147,20 +147,17 @@ class Field:
     def planned(self) -> Iterator[Trial]:
         """All runs, in the order in which they are trained; later ones depend on the results of earlier ones.
 
-        The first rates are tried with the first seed; then other seeds at the best rate so far, so that there is a
-        spread early on; then the last rate. If it is better for some recipe, that recipe's seeds are trained again.
+        The first rates are tried with the first seed, then what depends on the best of these; then the other rates and
+        seeds. If a later rate is better for some recipe, what depends on it is trained again.
         """
         names, first = recipes(), self.seeds[0]
         middle_first = sorted(self.rates, key=lambda rate: abs(self.rates.index(rate) - len(self.rates) // 2))
-        for rate in middle_first[:2]:
-            yield from (Trial(recipe=name, rate=rate, seed=first) for name in names)
-        for seed in self.seeds[:2]:
-            yield from self.at_best(seed)
-        yield from self.changed(first)
-        yield from (Trial(recipe=name, rate=rate, seed=first) for rate in middle_first[2:] for name in names)
-        for seed in self.seeds:
-            yield from self.at_best(seed)
-            yield from self.changed(seed)
+        for rates, seeds in ((middle_first[:2], self.seeds[:1]), (middle_first[2:], self.seeds)):
+            for rate in rates:
+                yield from (Trial(recipe=name, rate=rate, seed=first) for name in names)
+            for seed in seeds:
+                yield from self.at_best(seed)
+                yield from self.changed(seed)
 
     def at_best(self, seed: int) -> list[Trial]:
         """The recipes at their best rates so far, and the dense models to compare with."""

@@ -45,7 +45,7 @@ def test_a_difference_that_the_spread_covers_is_a_tie(ours: dict[int, float], sa
     assert make_lineage.verdict(ours, {0: 2.0, 1: 2.0}) == said
 
 
-def test_the_first_rates_come_first_then_other_seeds_at_the_best_so_far_then_the_last_rate() -> None:
+def test_first_rates_come_first_then_what_depends_on_the_best_then_other_rates_and_seeds() -> None:
     planned = list(field().planned())
     assert [trial.rate for trial in planned] == [2e-3] * len(recipes()) + [1e-3] * len(recipes()) + [4e-3] * len(
         recipes()
@@ -53,7 +53,9 @@ def test_the_first_rates_come_first_then_other_seeds_at_the_best_so_far_then_the
     known = [(Trial(recipe=name, rate=rate, seed=0), run(3 + rate)) for name in recipes() for rate in (1e-3, 2e-3)]
     missing = [trial for trial in field(*known).planned() if trial.key not in field(*known).runs]
     assert {trial.recipe for trial in missing[:2]} == {"dense"}  # of more steps
-    assert next(trial for trial in missing if trial.recipe == "switch") == Trial(recipe="switch", rate=1e-3, seed=1)
+    assert {trial.change for trial in missing[2:8]} > {"no drops", "gated experts"}
+    assert [trial.rate for trial in missing[8:]][: len(recipes())] == [4e-3] * len(recipes())
+    assert next(trial for trial in missing if trial.seed == 1) == Trial(recipe="dense", rate=1e-3, seed=1)
 
 
 def test_a_dense_model_is_as_wide_as_the_work_that_a_mixture_executed() -> None:
