@@ -70,7 +70,7 @@ interpolated, in the logarithm of steps, between dense models that trained {time
 RATES = """
 ## Learning rates
 
-With the first seed. The best is bold; a best at the end of the grid says that the grid should go on.
+With the first seed. The best is bold; a best at the end of the grid says that the grid is too short.
 
 """
 

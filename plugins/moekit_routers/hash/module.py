@@ -18,8 +18,8 @@ class HashRouter(Router):
     """Token t runs through the expert ``table[id_t]``, with gate 1.
 
     Source: Roller, Sukhbaatar, Szlam, Weston 2021, Hash Layers For Large Sparse Models: the random hash. Ids are
-    shuffled and dealt to the experts in turn, so that experts have equally many ids, within one; their load depends on
-    how frequent these are.
+    shuffled and distributed to the experts in turn, so that experts have equally many ids, within one; their load
+    depends on how frequent these are.
 
     Shapes and dtypes: ``x_TD``, any float, is not read; logits, scores (1 for the expert, else 0) and gates are fp32,
     or fp64 for fp64 tokens, under any autocast. ``expert_TK`` is int64 with K = 1. The table is a persistent buffer,
