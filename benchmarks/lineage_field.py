@@ -39,16 +39,21 @@ LONGER = (1.5, 2.0)
 
 DENSE = "dense"
 
+LARGER_GATES = "gates of a dense layer's size"
 CHANGES: dict[str, dict[str, list[str]]] = {
     "switch": {
-        "gated experts": ["model.moe.experts={use: glu, count: 16, hidden: 216}"],
+        LARGER_GATES: ["model.moe.router.scale=8"],  # the largest of 16 probabilities is about 1/8 at first
         "no drops": ["model.moe.dispatcher={use: auto}"],
-        "no jitter": ["model.moe.router.input_jitter=0"],
+        "gated experts": ["model.moe.experts={use: glu, count: 16, hidden: 216}"],
     },
-    "glam": {"gated experts": ["model.moe.experts={use: glu, count: 47, hidden: 108}"]},
+    "gshard": {LARGER_GATES: ["model.moe.router.scale=2"]},  # two experts of half the width, each with gate 1
+    "glam": {
+        LARGER_GATES: ["model.moe.router.scale=2"],
+        "gated experts": ["model.moe.experts={use: glu, count: 47, hidden: 108}"],
+    },
     "st_moe": {
+        LARGER_GATES: ["model.moe.router.scale=2"],
         "no drops, every second choice": ["model.moe.router.send_threshold=null", "model.moe.dispatcher={use: auto}"],
-        "no z-loss": ["model.moe.balancers.z=null"],
     },
 }
 """What may keep a recipe behind, by a name: options that undo it, at the same number of parameters."""
@@ -158,12 +163,13 @@ class Field:
             for seed in seeds:
                 yield from self.at_best(seed)
                 yield from self.changed(seed)
+                yield from self.longer(seed)
 
     def at_best(self, seed: int) -> list[Trial]:
-        """The recipes at their best rates so far, and the dense models to compare with."""
+        """The recipes at their best rates so far, and dense models of their work."""
         found = [trial for name in recipes() if (trial := self.best(name, seed)) is not None]
         dense = [trial for name in recipes() if (trial := self.same_work(name, seed)) is not None]
-        return list(dict.fromkeys([*found, *dense, *self.longer(seed)]))
+        return list(dict.fromkeys([*found, *dense]))
 
     def changed(self, seed: int) -> list[Trial]:
         """Recipes with something undone that may keep them behind."""

@@ -77,8 +77,10 @@ With the first seed. The best is bold; a best at the end of the grid says that t
 BEHIND = """
 ## What keeps a recipe behind
 
-One thing undone at a time, at the recipe's best rate and the same number of parameters. The difference is to the recipe
-as it is; negative means that what was undone had kept it behind.
+One thing changed at a time, at the recipe's best rate and the same number of parameters. The difference is to the
+recipe as it is; negative means that this had kept it behind. A gate multiplies an expert's output. Switch's is the
+largest of 16 probabilities, and two gates that sum to 1 halve the output of experts of half the width, where a dense
+layer adds all its hidden units with weight 1. So a mixture begins with less effect.
 
 """
 
@@ -255,7 +257,7 @@ def changes_table(results: Results) -> Iterator[str]:
                     f"| {verdict(found, results.of_seeds(name))} |\n"
                 )
     if rows:
-        yield "| recipe | undone | seeds | bits per byte | against the recipe |\n|---|---|---|---|---|\n"
+        yield "| recipe | changed | seeds | bits per byte | against the recipe |\n|---|---|---|---|---|\n"
         yield from rows
 
 
