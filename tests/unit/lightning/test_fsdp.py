@@ -1,0 +1,236 @@
+"""Sharded models, seen from four simulated ranks one after another (``fake_ranks.py``).
+
+Layouts and the calls of collectives are tested here; what they send and sum, in several processes
+(``tests/e2e/test_sharded``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+import torch.distributed as dist
+from fake_ranks import WORLD, as_rank
+from torch import Tensor
+from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.distributed.tensor import DTensor
+
+from moekit import load
+from moekit.compat import TorchDispatchMode
+from moekit.contracts import Init, Model
+from moekit.registry import build
+from moekit.shards import (
+    TensorShard,
+    local,
+    optimizer_state_shards,
+    parameter_shards,
+    slices_of,
+    state_dict_shards,
+)
+from moekit.training.step import total_norm
+from moekit.weights import init_weights
+from moekit_lightning.sharded import Sharded
+from moekit_lightning.sharded.fsdp import shard
+from moekit_lightning.sharded.module import with_expert_parallel
+
+LAYOUTS = pytest.mark.parametrize("ep", [1, 2, 4])
+OPTIONS = [
+    "model.attention={use: mla, heads: 2, query_rank: 8, kv_rank: 8, nope_dim: 4, rope_dim: 4, value_dim: 4}",
+    "model.dim=16", "model.depth=2", "model.ffn.hidden=24", "model.vocab=48", "model.moe.router.top_k=3",
+    "model.moe.router.groups=4", "model.moe.router.top_groups=2", "model.moe.experts.count=8",
+    "model.moe.experts.hidden=8", "model.moe.shared.hidden=8", "model.mtp=null", "data=null",
+]  # fmt: skip
+RECIPE = load("deepseek_v3", OPTIONS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankView:
+    """A sharded model, as one rank has it.
+
+    Attributes:
+        weights, state: shards of parameters, and of their momentum.
+        replicated: names in the state dict that are not sharded.
+        meshes: the ranks over which each parameter is sharded; without FSDP, this rank.
+        norm, squares: of ``norm_of``.
+    """
+
+    weights: dict[str, TensorShard]
+    state: dict[str, TensorShard]
+    replicated: set[str]
+    meshes: dict[str, list[int]]
+    norm: float
+    squares: list[Tensor]
+
+
+def model_of(ep: int) -> Model:
+    model: Model = build(with_expert_parallel(RECIPE, Sharded(ep=ep)).model)
+    init_weights(model, Init(std=0.5), seed=3)
+    return model
+
+
+@cache
+def views(ep: int) -> tuple[RankView, ...]:
+    """The sharded model on each rank."""
+    found = []
+    for rank in range(WORLD):
+        with as_rank(rank):
+            model = model_of(ep)
+            shard(model, ep, "cpu")
+            found.append(view_of(model))
+    return tuple(found)
+
+
+def norm_of(model: Model) -> tuple[float, list[Tensor]]:
+    """The norm of gradients that equal the weights, without what is all-reduced; and that."""
+    for p in model.parameters():
+        p.grad = p.detach().clone()
+    squares: list[Tensor] = []
+
+    def all_reduce(tensor: Tensor, group: dist.ProcessGroup | None = None) -> None:
+        assert group is None, "not over all ranks"
+        squares.append(tensor.clone())
+        tensor.zero_()
+
+    with mock.patch.object(dist, "all_reduce", all_reduce):
+        return float(total_norm(model)), squares
+
+
+def view_of(model: Model) -> RankView:
+    mesh = {name: p.device_mesh.mesh.tolist() for name, p in model.named_parameters() if isinstance(p, DTensor)}
+    norm, squares = norm_of(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9, foreach=False)
+    optimizer.step()
+    return RankView(
+        weights=parameter_shards(model),
+        state={name: state["momentum_buffer"] for name, state in optimizer_state_shards(model, optimizer).items()},
+        replicated={name for name, each in state_dict_shards(model).items() if each.sizes == each.global_shape},
+        meshes={name: mesh.get(name, [dist.get_rank()]) for name, _ in model.named_parameters()},
+        norm=norm,
+        squares=squares,
+    )
+
+
+@LAYOUTS
+@pytest.mark.parametrize("what", ["weights", "state"])
+def test_every_element_is_on_one_rank_at_its_place(ep: int, what: str) -> None:
+    """Experts are distributed and sharded over replicas, all else over every rank; momentum alike."""
+    ranks: list[dict[str, TensorShard]] = [getattr(view, what) for view in views(ep)]
+    expected = {name: p.detach() for name, p in model_of(1).named_parameters()}
+    assert all(shards.keys() == expected.keys() for shards in ranks)
+    for name, tensor in expected.items():
+        times, whole = torch.zeros(tensor.shape), torch.zeros_like(tensor)
+        for each in (shards[name] for shards in ranks):
+            assert each.global_shape == tensor.shape
+            times[slices_of(each.offset, each.sizes)] += 1
+            whole[slices_of(each.offset, each.sizes)] = each.tensor
+        assert (times == 1).all(), name
+        assert torch.equal(whole, tensor), name
+
+
+@LAYOUTS
+def test_experts_are_sharded_over_their_replicas_and_all_else_over_every_rank(ep: int) -> None:
+    for rank, view in enumerate(views(ep)):
+        for name, ranks in view.meshes.items():
+            routed = ".experts." in name and ep > 1
+            assert ranks == (list(range(rank % ep, WORLD, ep)) if routed else list(range(WORLD))), name
+
+
+@LAYOUTS
+def test_the_norm_counts_every_gradient_once(ep: int) -> None:
+    assert all(view.norm == 0 for view in views(ep)), "something is counted on every rank"
+    squares = torch.stack([torch.stack(view.squares).sum() for view in views(ep)])
+    expected = torch.cat([p.detach().flatten().double() for p in model_of(1).parameters()]).norm()
+    torch.testing.assert_close(squares.sum().sqrt(), expected, rtol=1e-6, atol=0)
+
+
+def test_the_norm_all_reduces_no_replicated_gradient() -> None:
+    """In a training loop of one's own: experts are distributed, and nothing is sharded."""
+    with as_rank(1):
+        model = model_of(2)
+        norm, squares = norm_of(model)
+    replicated = [p.detach().flatten().double() for name, p in model.named_parameters() if ".experts." not in name]
+    routed = [p.detach().flatten().double() for name, p in model.named_parameters() if ".experts." in name]
+    assert norm == pytest.approx(float(torch.cat(replicated).norm()), rel=1e-6)
+    assert float(torch.stack(squares).sum().sqrt()) == pytest.approx(float(torch.cat(routed).norm()), rel=1e-6)
+
+
+def test_buffers_are_replicated() -> None:
+    model = model_of(1)
+    buffers = model.state_dict().keys() - dict(model.named_parameters()).keys()
+    assert buffers and all(buffers <= view.replicated for view in views(2))
+
+
+class Collectives(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts all-gathers and reduce-scatters by elements and dtype; the result of every reduction is 1."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.gathered: Counter[tuple[int, torch.dtype]] = Counter()
+        self.reduced: Counter[tuple[int, torch.dtype]] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func is torch.ops.c10d._allgather_base_.default:
+            self.gathered[args[0].numel(), args[0].dtype] += 1
+            args[0].view(-1, args[1].numel()).copy_(args[1].clone())
+        elif func is torch.ops.c10d._reduce_scatter_base_.default:
+            self.reduced[args[1].numel(), args[1].dtype] += 1
+            args[0].fill_(1)
+        elif func is torch.ops.c10d.alltoall_base_.default:
+            args[0].copy_(args[1])  # as if every rank had the same tokens
+        return result
+
+
+FFN = "blocks.1.ffn"
+PARTS = (f"{FFN}.router.", f"{FFN}.experts.", f"{FFN}.shared.")
+
+
+@pytest.mark.filterwarnings("ignore:FSDP2-wrapped module .* returned a view tensor")
+@pytest.mark.parametrize(
+    ("ep", "units", "experts_are_gathered"),
+    [
+        (1, ("blocks.0.", "blocks.1."), True),
+        (2, (*PARTS, "blocks.0.", "blocks.1."), True),  # experts are a unit: they have fewer ranks
+        (4, ("blocks.0.", "blocks.1."), False),
+    ],
+)
+def test_a_unit_is_gathered_at_once_and_gradients_are_summed_in_the_policys_dtype(
+    ep: int, units: tuple[str, ...], experts_are_gathered: bool
+) -> None:
+    """Sizes of all all-gathers in a forward pass, and of all reduce-scatters in backward."""
+    with as_rank(1):
+        model = model_of(ep)
+        shard(model, ep, "cpu", MixedPrecisionPolicy(reduce_dtype=torch.float64))
+        with Collectives() as forward:
+            output = model(torch.zeros(2, 8, dtype=torch.int64))
+        with Collectives() as backward:
+            output.y.sum().backward()
+        gradients = [local(p.grad) for p in model.parameters() if isinstance(p, DTensor) and p.grad is not None]
+
+    expected: Counter[str] = Counter()
+    for name, each in parameter_shards(model).items():
+        unit = next((unit for unit in units if name.startswith(unit)), "the rest")
+        routed, size = name.startswith(PARTS[1]), math.prod(each.global_shape)
+        expected[unit] += size // ep * experts_are_gathered if routed else size
+    assert forward.gathered == Counter((size, torch.float32) for size in expected.values())
+    assert backward.reduced == Counter((size, torch.float64) for size in expected.values())
+    assert gradients and all((gradient == 1).all() for gradient in gradients), "divided after they were reduced"
+
+
+@pytest.mark.parametrize("ep", [1, 2])
+def test_experts_that_do_not_divide_evenly_are_sharded_along_another_dimension(ep: int) -> None:
+    """Six over four ranks, or three over two, would leave some with more: each has a part of every expert."""
+    changes = ["model.moe.experts.count=6", "model.moe.router.groups=2", "model.moe.router.top_groups=1"]
+    with as_rank(3):
+        model: Model = build(with_expert_parallel(load("deepseek_v3", [*OPTIONS, *changes]), Sharded(ep=ep)).model)
+        shard(model, ep, "cpu")
+        held = {name: each for name, each in parameter_shards(model).items() if ".experts." in name}
+    assert held
+    for name, each in held.items():
+        assert each.tensor.numel() * WORLD == math.prod(each.global_shape), name
