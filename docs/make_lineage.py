@@ -85,6 +85,25 @@ layer adds all its hidden units with weight 1. So a mixture begins with less eff
 """
 
 
+READ = """
+## What we read from it
+
+From the first seed, at the two lower rates; more seeds may change it. Dense models of nearly equal widths, trained for
+the first table, differ by some hundredths of a bit: smaller differences than that mean nothing.
+
+- At equal tokens, fine-grained experts (2024) are clearly ahead of the dense model, and balancing by a bias alone most.
+  The recipes of 2020 to 2022 are near it, and noisy top-k of 2017 is behind.
+- The work that drops and unsent choices save is not what keeps those behind: dense models of as little work are hardly
+  worse. ST-MoE executes the least of all and is the best of the recipes with a capacity.
+- Switch is behind through two choices, each of about the same effect: plain experts where the dense model has gated
+  ones, and drops, of which there are many until the load is even. Larger gates do not help Switch, GShard or GLaM.
+- A hash table, whose router learns nothing, is as good as the best learned router in a training this short. Its experts
+  are Switch's, without drops and gates. So routers are still learning here what a table gives from the first step on.
+- At equal time the dense model catches up with every learned router that has been compared: a step of a mixture takes
+  longer on one core, and in a training this short each further step is worth a lot.
+"""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Results:
     """The field with what the page reads from it."""
@@ -181,6 +200,7 @@ def page(results: Results) -> str:
     parts += [summary(results, names), RATES, *rates_table(results, names)]
     if changed := list(changes_table(results)):
         parts += [BEHIND, *changed]
+    parts.append(READ)
     return "".join(parts)
 
 

@@ -10,6 +10,7 @@ from moekit.spec.kinds import RouterSpec
 class Hash(RouterSpec):
     """Options of the hash router."""
 
+    causal: ClassVar[bool] = True
     takes_bias: ClassVar[bool] = False
     needs_tokens: ClassVar[bool] = True
     vocab: int = option(help="tokens in the vocabulary: ${model.vocab}", ge=1)
