@@ -93,10 +93,9 @@ the first table, differ by some hundredths of a bit: smaller differences than th
 
 - At equal tokens, fine-grained experts (2024) are clearly ahead of the dense model, and balancing by a bias alone most.
   The recipes of 2020 to 2022 are near it, and noisy top-k of 2017 is behind.
-- The work that drops and unsent choices save is not what keeps those behind: dense models of as little work are hardly
-  worse. ST-MoE executes the least of all and is the best of the recipes with a capacity.
-- Switch is behind through two choices, each of about the same effect: plain experts where the dense model has gated
-  ones, and drops, of which there are many until the load is even. Larger gates do not help Switch, GShard or GLaM.
+- Less work alone is not what keeps those behind: dense models of as little work are hardly worse. But computing every
+  choice helps: ST-MoE gains most by it, and Switch something, in which many pairs are dropped until the load is even.
+- Plain experts, where the dense model has gated ones, keep Switch behind, and GLaM less. Larger gates help none.
 - A hash table, whose router learns nothing, is as good as the best learned router in a training this short. Its experts
   are Switch's, without drops and gates. So routers are still learning here what a table gives from the first step on.
 - At equal time the dense model catches up with every learned router that has been compared: a step of a mixture takes
