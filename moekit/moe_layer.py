@@ -111,29 +111,33 @@ class MoELayer(nn.Module):
         named = {n: getattr(part, "spec", part) for n, part in {**parts, **dict(of.balancers)}.items()}
         return "\n".join(f"{name}: {text_of(spec)}" for name, spec in named.items() if isinstance(spec, Spec))
 
-    def forward(self, x: Tensor, *, valid: Tensor | None = None) -> tuple[Tensor, LayerReport]:
+    def forward(
+        self, x: Tensor, *, valid: Tensor | None = None, tokens: Tensor | None = None
+    ) -> tuple[Tensor, LayerReport]:
         """Runs the layer.
 
         Args:
             x: tokens ``[..., D]``. Three dimensions are read as ``[B, S, D]``, anything else as one sequence.
             valid: bool ``[...]``, False for padding.
+            tokens: int64 ``[...]``, the ids of the tokens, for a router that reads them.
 
         Returns:
             ``y`` of shape ``[..., O]``, and the layer's report.
 
         Raises:
-            ValueError: ``valid`` is not bool or not of ``x``'s shape; router and experts differ in number.
+            ValueError: ``valid`` is not bool, ``tokens`` not int64, or either not of ``x``'s shape; router and experts
+                differ in number.
             PluginError: what a component returned has another shape or dtype than its interface says; with
                 ``check_values``, or values that it must not have.
         """
-        if valid is not None and (valid.dtype != torch.bool or valid.shape != x.shape[:-1]):
-            found, expected = f"{valid.dtype} {list(valid.shape)}", f"torch.bool {list(x.shape[:-1])}"
-            raise ValueError(f"valid is {found}; expected {expected}, True where x holds a token")
+        _check_like("valid", valid, torch.bool, x, "True where x holds a token")
+        _check_like("tokens", tokens, torch.int64, x, "the ids of the tokens")
         x_TD = x.reshape(-1, x.shape[-1])
         valid_T = None if valid is None else valid.reshape(-1)
         here = self.dispatcher.local_experts
         bias_E = self.selection_bias()
-        routing = self.router(x_TD, valid_T=valid_T, selection_bias_E=bias_E)
+        token_T = None if tokens is None else tokens.reshape(-1)
+        routing = self.router(x_TD, valid_T=valid_T, selection_bias_E=bias_E, token_T=token_T)
         check_routing(self.router, routing, x_TD, valid_T)
         if self.check_values:
             check_routing_values(self.router, routing, x_TD)
@@ -192,6 +196,12 @@ class MoELayer(nn.Module):
         """Updates the balancers' state. To be called once per optimizer step; see ``Balancer.step``."""
         for balancer in self.balancers.values():
             balancer.step(load_E, progress=progress)
+
+
+def _check_like(name: str, given: Tensor | None, dtype: torch.dtype, x: Tensor, meaning: str) -> None:
+    if given is not None and (given.dtype != dtype or given.shape != x.shape[:-1]):
+        found, expected = f"{given.dtype} {list(given.shape)}", f"{dtype} {list(x.shape[:-1])}"
+        raise ValueError(f"{name} is {found}; expected {expected}, {meaning}")
 
 
 def run_on_all(experts: ExpertBank, x_TD: Tensor) -> Tensor:

@@ -225,7 +225,12 @@ class Router(nn.Module, ABC):
 
     @abstractmethod
     def forward(
-        self, x_TD: Tensor, *, valid_T: Tensor | None = None, selection_bias_E: Tensor | None = None
+        self,
+        x_TD: Tensor,
+        *,
+        valid_T: Tensor | None = None,
+        selection_bias_E: Tensor | None = None,
+        token_T: Tensor | None = None,
     ) -> Routing:
         """Routes T tokens.
 
@@ -233,6 +238,8 @@ class Router(nn.Module, ABC):
             x_TD: tokens, any float dtype.
             valid_T: bool, False for padding; None when all tokens are valid.
             selection_bias_E: fp32, added to the affinities when experts are chosen, and only then.
+            token_T: int64, the ids of the tokens, for routers that read them (``needs_tokens``); None where none are
+                known. Padding has any id of the vocabulary.
         """
 
     def init_weights(self, init: Init) -> None:

@@ -33,6 +33,7 @@ class RouterSpec(Spec):
     form: ClassVar[Form] = "token_choice"  # the form of the routings it returns
     takes_bias: ClassVar[bool] = False  # whether a selection bias has an effect
     causal: ClassVar[bool] = False  # whether a token's routing is independent of later tokens
+    needs_tokens: ClassVar[bool] = False  # whether it reads token ids, which language models pass to it
     gives_smooth_load: ClassVar[bool] = False  # whether its routings have ``smooth_load_E`` in training
 
     def active(self, num_experts: int) -> float:
@@ -117,8 +118,17 @@ class ModelSpec(Spec):
         """What a model with these options gives: ``gives``. Override where the options decide."""
         return self.gives
 
-    def dense_baseline(self) -> "ModelSpec | None":
-        """The dense baseline: as many multiply-adds per token, without experts; None if there is none."""
+    def feed_forward_work(self, experts_per_token: float | None = None) -> float | None:
+        """Multiply-adds of all feed-forward parts on one token, without routers; None if that is not known.
+
+        Args:
+            experts_per_token: routed experts that compute a token in a mixture layer, on average, as training measures
+                it (``train/experts_per_token``); default: as many as the router chooses.
+        """
+        return None
+
+    def dense_baseline(self, experts_per_token: float | None = None) -> "ModelSpec | None":
+        """The dense baseline: as much ``feed_forward_work``, without experts; None if there is none."""
         return None
 
 

@@ -51,6 +51,11 @@ class StepLoad:
         pairs = torch.stack([load.sum() for load in self.load_E.values()]).sum()
         return torch.stack(list(self.dropped.values())).sum() / pairs.clamp(min=1)
 
+    def experts_per_token(self) -> Tensor:
+        """0-d float: pairs that experts computed (sent and not dropped), divided by tokens, over all layers."""
+        pairs = torch.stack([load.sum() - self.dropped[name] for name, load in self.load_E.items()]).sum()
+        return pairs / torch.stack(list(self.tokens.values())).sum().clamp(min=1)
+
     def dropped_tokens_fraction(self) -> Tensor:
         """0-d float: tokens that lost all their experts, divided by all tokens, over all layers; 0 without tokens."""
         tokens = torch.stack(list(self.tokens.values())).sum()

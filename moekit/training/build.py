@@ -69,14 +69,17 @@ def check_trainable(recipe: Recipe, needs: Sequence[str] = ("objective", "optimi
         raise SpecError(problems)
 
 
-def dense_recipe(recipe: Recipe) -> Recipe | None:
+def dense_recipe(recipe: Recipe, experts_per_token: float | None = None) -> Recipe | None:
     """The recipe of the dense baseline: same data, seed, steps and schedule. None for a model without one.
+
+    Args:
+        experts_per_token: the mixture's, as training measured it (default: as many as its router chooses).
 
     Raises:
         SpecError: ``compare.lr`` is given, but the optimizer has no ``lr``.
     """
     assert recipe.compare is not None
-    model = recipe.model.dense_baseline()
+    model = recipe.model.dense_baseline(experts_per_token)
     if model is None:
         return None
     optimizer = recipe.optimizer

@@ -73,9 +73,10 @@ def balance_sum(reports: Mapping[str, LayerReport], tokens: Mapping[str, Tensor]
 
 
 def load_metrics(load: StepLoad | None, layers: Sequence[str]) -> dict[str, float]:
-    """MaxVio (mean over sparse ``layers``, by name), dropped pairs, and tokens that lost all their experts.
+    """MaxVio (mean over sparse ``layers``, by name), and what was dropped and computed. Empty without sparse layers.
 
-    Both are fractions. Empty without sparse layers.
+    ``dropped`` is a fraction of pairs, ``dropped_tokens`` one of tokens: those that lost all their experts.
+    ``experts_per_token`` is the work done: experts that computed a token, without drops and choices that were not sent.
     """
     if load is None or not layers:
         return {}
@@ -84,6 +85,7 @@ def load_metrics(load: StepLoad | None, layers: Sequence[str]) -> dict[str, floa
         "train/max_violation": float(uneven.mean()),
         "train/dropped": float(load.dropped_fraction()),
         "train/dropped_tokens": float(load.dropped_tokens_fraction()),
+        "train/experts_per_token": float(load.experts_per_token()),
     }
 
 

@@ -110,6 +110,8 @@ def _checked(kind: str, node: Node, shape: Shape) -> Spec:
     spec = component_spec(kind, node)
     assert isinstance(spec, DispatcherSpec | RouterSpec)
     problems = list(spec.check_experts(shape.E))
+    if isinstance(spec, RouterSpec) and spec.needs_tokens:
+        problems.append("reads token ids, and tokens to measure with have none")
     if isinstance(spec, DispatcherSpec) and "token_choice" not in spec.forms:
         problems.append(f"takes {', '.join(sorted(spec.forms))}, and the routing is token_choice")
     if problems:

@@ -63,18 +63,39 @@ def check_init(std: float | None, scale: float | None) -> Iterable[str]:
         yield f"init_std={std} and init_scale={scale} both initialise weights: set one of them to null"
 
 
-def dense_equivalent(
-    ffn: ExpertSpec, moe: MoE, dim: int, *, layers: int, mixtures: int, dense_too: bool = False
-) -> ExpertSpec | None:
-    """``ffn`` with the width at which purely dense layers do as many multiply-adds a token as these layers.
+def feed_forward_work(
+    ffn: ExpertSpec,
+    moe: MoE | None,
+    dim: int,
+    *,
+    layers: int,
+    mixtures: int,
+    dense_too: bool = False,
+    experts_per_token: float | None = None,
+) -> float:
+    """Multiply-adds of the feed-forward parts of ``layers`` layers on one token, without routers.
 
     Args:
         ffn: the feed-forward part of dense layers.
-        moe: the mixtures; their routers are not counted.
+        moe: the mixtures; None without any.
         dim: D, width of the tokens.
         layers: how many layers there are.
         mixtures: how many of them are mixtures.
         dense_too: whether each mixture has a dense part in addition.
+        experts_per_token: as in ``ModelSpec.feed_forward_work``.
+    """
+    from moekit.params import multiply_adds  # loads torch
+
+    work: float = multiply_adds(ffn, dim) * (layers if dense_too else layers - mixtures)
+    if moe is not None and mixtures:
+        computed = moe.router.active(moe.experts.count) if experts_per_token is None else experts_per_token
+        shared = 0 if moe.shared is None else moe.shared.count * multiply_adds(moe.shared, dim)
+        work += mixtures * (computed * multiply_adds(moe.experts, dim) + shared)
+    return work
+
+
+def dense_equivalent(ffn: ExpertSpec, dim: int, *, layers: int, work: float) -> ExpertSpec | None:
+    """``ffn`` with the width at which purely dense layers do this work (multiply-adds a token), rounded.
 
     Returns:
         None if ``ffn`` has no ``hidden`` width to set.
@@ -83,10 +104,5 @@ def dense_equivalent(
         return None
     from moekit.params import multiply_adds  # loads torch
 
-    dense = multiply_adds(ffn, dim)
-    mixture = moe.router.active(moe.experts.count) * multiply_adds(moe.experts, dim)
-    mixture += 0 if moe.shared is None else moe.shared.count * multiply_adds(moe.shared, dim)
-    mixture += dense if dense_too else 0
-    mean = (mixtures * mixture + (layers - mixtures) * dense) / layers
-    hidden = max(1, round(ffn.hidden * mean / dense))  # type: ignore[attr-defined]
+    hidden = max(1, round(ffn.hidden * work / (layers * multiply_adds(ffn, dim))))  # type: ignore[attr-defined]
     return replace(ffn, hidden=hidden)  # type: ignore[call-arg]

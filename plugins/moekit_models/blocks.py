@@ -89,11 +89,15 @@ def feed_forward(dense: ExpertSpec, moe: MoE | None, dim: int) -> MoELayer | Exp
 
 
 def feed(
-    ffn: MoELayer | ExpertBank, x_BSD: Tensor, valid_BS: Tensor | None, recompute: Recompute = "none"
+    ffn: MoELayer | ExpertBank,
+    x_BSD: Tensor,
+    valid_BS: Tensor | None,
+    tokens_BS: Tensor | None = None,
+    recompute: Recompute = "none",
 ) -> tuple[Tensor, LayerReport | None]:
     """``y_BSD`` of a block's feed-forward part, and its report if it is a mixture; ``experts`` recomputes mixtures."""
     if isinstance(ffn, MoELayer):
-        return _run(ffn, recompute == "experts", x_BSD, valid=valid_BS)
+        return _run(ffn, recompute == "experts", x_BSD, valid=valid_BS, tokens=tokens_BS)
     return run_on_all(ffn, x_BSD.flatten(0, 1)).view_as(x_BSD), None
 
 

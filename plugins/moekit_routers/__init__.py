@@ -24,6 +24,14 @@ def moekit_components() -> list[Component]:
         ),
         Component(
             kind="router",
+            name="hash",
+            spec="moekit_routers.hash:Hash",
+            target="moekit_routers.hash.module:HashRouter",
+            summary="a fixed table sends each token id to an expert; no gate, nothing learned",
+            paper="Roller et al. 2021, arXiv:2106.04426",
+        ),
+        Component(
+            kind="router",
             name="hierarchical",
             spec="moekit_routers.hierarchical:Hierarchical",
             target="moekit_routers.hierarchical.module:HierarchicalRouter",

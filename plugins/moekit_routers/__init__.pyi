@@ -1,6 +1,8 @@
 from moekit.component import Component
 from moekit_routers.dense import Dense as Dense
 from moekit_routers.dense.module import DenseRouter as DenseRouter
+from moekit_routers.hash import Hash as Hash
+from moekit_routers.hash.module import HashRouter as HashRouter
 from moekit_routers.hierarchical import Hierarchical as Hierarchical
 from moekit_routers.hierarchical.module import HierarchicalRouter as HierarchicalRouter
 from moekit_routers.noisy_topk import NoisyTopK as NoisyTopK

@@ -7,7 +7,16 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from healthy import NoisyPick, NoisyPickRouter, Pick, PickRouter, PickUnbiased, components
+from healthy import (
+    NoisyPick,
+    NoisyPickRouter,
+    Pick,
+    PickByToken,
+    PickByTokenRouter,
+    PickRouter,
+    PickUnbiased,
+    components,
+)
 from torch import Tensor
 
 from moekit import Component, LossTerm, Routing, TokenChoice
@@ -35,6 +44,32 @@ class CountsFromOne(PickRouter):
 class LosesMask(PickRouter):
     def routing(self, routing: TokenChoice) -> Routing:
         return replace(routing, valid_T=None)
+
+
+class AllTokensAlike(PickByTokenRouter):
+    def forward(
+        self,
+        x_TD: Tensor,
+        *,
+        valid_T: Tensor | None = None,
+        selection_bias_E: Tensor | None = None,
+        token_T: Tensor | None = None,
+    ) -> Routing:
+        first_T = None if token_T is None else torch.zeros_like(token_T)
+        return super().forward(x_TD, valid_T=valid_T, selection_bias_E=selection_bias_E, token_T=first_T)
+
+
+class ReadsTokensIfGiven(PickByTokenRouter):
+    def forward(
+        self,
+        x_TD: Tensor,
+        *,
+        valid_T: Tensor | None = None,
+        selection_bias_E: Tensor | None = None,
+        token_T: Tensor | None = None,
+    ) -> Routing:
+        token_T = torch.zeros(len(x_TD), dtype=torch.int64, device=x_TD.device) if token_T is None else token_T
+        return super().forward(x_TD, valid_T=valid_T, selection_bias_E=selection_bias_E, token_T=token_T)
 
 
 class ClaimsSoft(Pick):
@@ -155,7 +190,12 @@ class BiasTrained(PickRouter):
 
 class BiasUnheard(PickRouter):
     def forward(
-        self, x_TD: Tensor, *, valid_T: Tensor | None = None, selection_bias_E: Tensor | None = None
+        self,
+        x_TD: Tensor,
+        *,
+        valid_T: Tensor | None = None,
+        selection_bias_E: Tensor | None = None,
+        token_T: Tensor | None = None,
     ) -> Routing:
         return super().forward(x_TD, valid_T=valid_T)
 
@@ -251,4 +291,6 @@ BROKEN: dict[str, list[Component]] = {
         NoisyPick, NoLoad, MeanLoad, LoadWithPadding, LoadOfTheNext, LoadWithoutGradient, LoadInEval, PickRouter
     ),
     "check_no_smooth_load": components(Pick, NoisyPickRouter),
+    "check_reads_tokens": components(PickByToken, PickRouter, AllTokensAlike),
+    "check_ignores_tokens": components(Pick, ReadsTokensIfGiven),
 }

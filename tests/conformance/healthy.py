@@ -47,6 +47,7 @@ from moekit import (
     option,
 )
 from moekit.contracts.layer import LoopGroups
+from moekit.errors import MoekitError
 from moekit.spec import kinds
 from moekit.spec.recipe import Recipe
 from moekit.training.run.hooks import RunInfo
@@ -79,7 +80,12 @@ class PickRouter(Router):
         self.w_ED = nn.Parameter(torch.randn(dims.num_experts, dims.dim) * dims.dim**-0.5)
 
     def forward(
-        self, x_TD: Tensor, *, valid_T: Tensor | None = None, selection_bias_E: Tensor | None = None
+        self,
+        x_TD: Tensor,
+        *,
+        valid_T: Tensor | None = None,
+        selection_bias_E: Tensor | None = None,
+        token_T: Tensor | None = None,
     ) -> Routing:
         logits_TE = self.logits(self.clean(x_TD, valid_T))
         scores_TE = self.score(logits_TE)
@@ -117,9 +123,34 @@ class PickUnbiased(Pick):
 
 class PickUnbiasedRouter(PickRouter):
     def forward(
-        self, x_TD: Tensor, *, valid_T: Tensor | None = None, selection_bias_E: Tensor | None = None
+        self,
+        x_TD: Tensor,
+        *,
+        valid_T: Tensor | None = None,
+        selection_bias_E: Tensor | None = None,
+        token_T: Tensor | None = None,
     ) -> Routing:
         return super().forward(x_TD, valid_T=valid_T)
+
+
+class PickByToken(Pick):
+    needs_tokens: ClassVar[bool] = True
+
+
+class PickByTokenRouter(PickRouter):
+    def forward(
+        self,
+        x_TD: Tensor,
+        *,
+        valid_T: Tensor | None = None,
+        selection_bias_E: Tensor | None = None,
+        token_T: Tensor | None = None,
+    ) -> Routing:
+        if token_T is None:
+            raise MoekitError("it reads token ids, and was given none")
+        wide_TD = x_TD.to(torch.promote_types(x_TD.dtype, torch.float32))
+        x_TD = wide_TD + 3 * F.one_hot(token_T % x_TD.shape[1], x_TD.shape[1])
+        return super().forward(x_TD, valid_T=valid_T, selection_bias_E=selection_bias_E)
 
 
 class Tanh(kinds.ExpertSpec):
@@ -251,7 +282,12 @@ class NoisyPickRouter(PickRouter):
         self.level = nn.Parameter(torch.zeros(1))
 
     def forward(
-        self, x_TD: Tensor, *, valid_T: Tensor | None = None, selection_bias_E: Tensor | None = None
+        self,
+        x_TD: Tensor,
+        *,
+        valid_T: Tensor | None = None,
+        selection_bias_E: Tensor | None = None,
+        token_T: Tensor | None = None,
     ) -> Routing:
         logits_TE = self.logits(self.clean(x_TD, valid_T))
         noisy_TE = self.noisy(logits_TE) if self.training else logits_TE
@@ -635,6 +671,7 @@ def split(spec: Split, recipe: Recipe) -> Strategy:
 HEALTHY = [
     component(Pick, PickRouter),
     component(PickUnbiased, PickUnbiasedRouter),
+    component(PickByToken, PickByTokenRouter),
     component(NoisyPick, NoisyPickRouter),
     component(Tanh, TanhBank),
     component(Walk, WalkDispatcher),

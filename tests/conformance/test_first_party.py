@@ -46,6 +46,7 @@ from moekit_models.yarn import Yarn
 from moekit_objectives.causal_lm import CausalLM
 from moekit_objectives.competitive import Competitive
 from moekit_routers.dense import Dense
+from moekit_routers.hash import Hash
 from moekit_routers.hierarchical import Hierarchical
 from moekit_routers.noisy_topk import NoisyTopK
 from moekit_routers.strict import Strict
@@ -106,6 +107,7 @@ EXAMPLES: dict[str, list[Spec]] = {
     ],
     "router/noisy_topk": [NoisyTopK(top_k=2), NoisyTopK(top_k=4, noise_epsilon=0.0, zero_init=False)],
     "router/hierarchical": [Hierarchical(branches=4), Hierarchical(branches=2, top_k=3, zero_init=False)],
+    "router/hash": [Hash(vocab=64), Hash(vocab=19, seed=1)],
     "router/strict": [Strict(top_k=2), Strict(top_k=1, threshold_weight=0.1)],
     "router/dense": [Dense(), Dense(bias=False)],
     "dispatcher/capacity": [

@@ -7,6 +7,7 @@ import os
 import shlex
 import shutil
 import signal
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from moekit.contracts import Batch
 from moekit.spec import load
 from moekit.training.module import LitMoE
 from moekit.training.run.metrics_log import read_metrics
+from moekit.training.run.outcome import steps_in_same_time
 
 TINY = [*TINY_V3, "data.validation_windows=2"]
 
@@ -110,6 +112,38 @@ def test_the_summary_compares_with_the_dense_baseline_on_the_same_tokens(run: Pa
     assert dense[4]["tokens"] == summary["tokens"] == 4 * 2 * 16
     assert load(run / "dense" / "spec.yaml").model.moe is None  # type: ignore[attr-defined]
     assert load(run / "dense" / "spec.yaml").optimizer.lr == load(run / "spec.yaml").compare.lr  # type: ignore[union-attr]
+
+
+def test_the_dense_baseline_does_the_work_that_the_mixture_did_within_a_percent(root: Path, tmp_path: Path) -> None:
+    """Not what its router chose: this one drops pairs, and sends few second choices."""
+    options = ["compare={}", "model.dim=16", "model.attention.head_dim=4", "data.batch=2", "data.seq=16"]
+    text = ["data.use=text_files", f"data.path={root}", "data.validation=0.3", "data.validation_windows=2"]
+    model = ["model.ffn.hidden=200", "trainer.max_steps=4"]
+    assert main(["train", "lineage/st_moe", *text, *options, *model, "--out", str(tmp_path)]) == 0
+    (spec,) = tmp_path.glob("*/*/spec.yaml")
+    summary = json.loads((spec.parent / "summary.json").read_text())
+    rows, comparison = read_metrics(spec.parent / "metrics.csv"), summary["comparison"]
+    computed = [row["train/experts_per_token"] for row in rows.values() if "train/experts_per_token" in row]
+    assert len(computed) == 4 and summary["experts_per_token"] == pytest.approx(sum(computed) / 4)
+    assert 0.9 < summary["experts_per_token"] < 1.9
+    mixture, dense = load(spec).model, load(spec.parent / "dense" / "spec.yaml").model
+    assert comparison["moe_work"] == summary["work"] == mixture.feed_forward_work(summary["experts_per_token"])
+    assert comparison["dense_work"] == dense.feed_forward_work()
+    assert comparison["dense_work"] == pytest.approx(comparison["moe_work"], rel=0.01)
+    assert abs(comparison["dense_work"] / (mixture.feed_forward_work() or 1) - 1) > 0.02
+
+
+def test_the_dense_model_trains_for_as_long_as_the_mixture_with_a_schedule_of_its_own(run: Path) -> None:
+    comparison = json.loads((run / "summary.json").read_text())["comparison"]
+    folder = run / "dense_as_long"
+    steps = steps_in_same_time(read_metrics(run / "metrics.csv"), read_metrics(run / "dense" / "metrics.csv"))
+    if not steps:  # this machine took as long for both
+        assert comparison["dense_as_long"] is None and not folder.exists()
+        return
+    recipe, rows = load(folder / "spec.yaml"), read_metrics(folder / "metrics.csv")
+    assert (recipe.trainer.max_steps, comparison["as_long_steps"], max(rows)) == (steps, steps, steps)
+    assert replace(recipe, trainer=load(run / "dense" / "spec.yaml").trainer) == load(run / "dense" / "spec.yaml")
+    assert comparison["dense_as_long"] == rows[steps]["val/bits_per_byte"]
 
 
 def test_resume_continues_in_the_same_folder(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

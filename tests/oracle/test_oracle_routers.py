@@ -12,10 +12,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from moekit.contracts import LayerDims
+from moekit.moe_layer import MoELayer
+from moekit.registry import build
 from moekit.routing import TokenChoice
+from moekit_dispatchers.grouped import Grouped
+from moekit_experts.ffn import Ffn
 from moekit_routers.dense import Dense
 from moekit_routers.dense import naive as dense_naive
 from moekit_routers.dense.module import DenseRouter
+from moekit_routers.hash import Hash
+from moekit_routers.hash import naive as hash_naive
+from moekit_routers.hash.module import HashRouter
 from moekit_routers.hierarchical import Hierarchical
 from moekit_routers.hierarchical import naive as hierarchical_naive
 from moekit_routers.hierarchical.module import HierarchicalRouter
@@ -409,3 +416,20 @@ def test_strict_sends_no_token_that_only_reaches_the_threshold() -> None:
     with torch.no_grad():
         router.threshold_E[1] -= 1e-6
     assert router(torch.randn(5, 3)).load_E().tolist() == [0, 5, 0, 0]
+
+
+# ---- hash -----------------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None)
+@given(ids=st.lists(st.integers(0, 18), min_size=1, max_size=12), seed=st.integers(0, 5))
+def test_hash_layers_are_their_loops(ids: list[int], seed: int) -> None:
+    """The whole layer, since there is nothing but the choice of an expert."""
+    experts = build(Ffn(count=4, hidden=3), LayerDims(dim=5, num_experts=4)).double()
+    router = HashRouter(Hash(vocab=19, seed=seed), LayerDims(dim=5, num_experts=4))
+    layer = MoELayer(router=router, experts=experts, dispatcher=build(Grouped(), LayerDims(dim=5, num_experts=4)))
+    x_TD = torch.randn(len(ids), 5, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    y_TD, _ = layer(x_TD, tokens=torch.tensor(ids))
+    up_EHD, down_EDH = experts.w_up_EHD.detach(), experts.w_down_EOH.detach()
+    outputs = [[down_EDH[e] @ (up_EHD[e] @ x).relu() for e in range(4)] for x in x_TD]
+    close(y_TD, torch.stack(hash_naive.combine(ids, router.expert_V.tolist(), outputs)))

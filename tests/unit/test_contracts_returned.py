@@ -45,7 +45,12 @@ class BadRouter(Router):
         self.inner, self.change, self.form = build(TopK(top_k=K), DIMS), change, form
 
     def forward(
-        self, x_TD: Tensor, *, valid_T: Tensor | None = None, selection_bias_E: Tensor | None = None
+        self,
+        x_TD: Tensor,
+        *,
+        valid_T: Tensor | None = None,
+        selection_bias_E: Tensor | None = None,
+        token_T: Tensor | None = None,
     ) -> Routing:
         routing = self.inner(x_TD, valid_T=valid_T, selection_bias_E=selection_bias_E)
         common = {"logits_TE": routing.logits_TE, "scores_TE": routing.scores_TE, "valid_T": valid_T}

@@ -38,7 +38,12 @@ class FirstExpert(Router):
     """Sends every token to expert 0, or to the expert with the largest selection bias."""
 
     def forward(
-        self, x_TD: Tensor, *, valid_T: Tensor | None = None, selection_bias_E: Tensor | None = None
+        self,
+        x_TD: Tensor,
+        *,
+        valid_T: Tensor | None = None,
+        selection_bias_E: Tensor | None = None,
+        token_T: Tensor | None = None,
     ) -> TokenChoice:
         scores_TE = torch.zeros(x_TD.shape[0], E)
         best = 0 if selection_bias_E is None else int(selection_bias_E.argmax())

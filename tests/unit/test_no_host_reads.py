@@ -28,6 +28,7 @@ from moekit_dispatchers.grouped import Grouped, ops
 from moekit_dispatchers.soft import Soft
 from moekit_experts.glu import Glu
 from moekit_routers.dense import Dense
+from moekit_routers.hash import Hash
 from moekit_routers.hierarchical import Hierarchical
 from moekit_routers.noisy_topk import NoisyTopK
 from moekit_routers.strict import Strict
@@ -42,6 +43,7 @@ ROUTERS: dict[str, RouterSpec] = {
     ),
     "chosen": TopK(top_k=3, score_over="chosen", bias=True),
     "noisy": NoisyTopK(top_k=2),
+    "hash": Hash(vocab=64),
     "hierarchical": Hierarchical(branches=4),
     "strict": Strict(top_k=2),
 }
@@ -72,7 +74,8 @@ def layer_of(router: RouterSpec, dispatcher: DispatcherSpec) -> MoELayer:
 
 
 def trained(layer: MoELayer, x_BSD: torch.Tensor, valid_BS: torch.Tensor | None) -> torch.Tensor:
-    y_BSD, report = layer(x_BSD, valid=valid_BS)
+    tokens_BS = torch.ones(x_BSD.shape[:-1], dtype=torch.int64, device=x_BSD.device)
+    y_BSD, report = layer(x_BSD, valid=valid_BS, tokens=tokens_BS)
     return y_BSD.float().square().mean() + report.loss() + 0 * report.load_E.sum()
 
 
@@ -147,10 +150,10 @@ DECODERS = ("base/language_model", "deepseek_v3", "deepseek_v2", "deepseek_moe",
 def test_a_recipes_block_compiles_into_one_graph(recipe: str, autocast: bool) -> None:
     model = build(load(recipe).model).train()
     blocks = model.blocks if hasattr(model, "blocks") else model.encoder.blocks
-    x_BSD = torch.randn(2, 24, model.spec.dim)
+    x_BSD, tokens_BS = torch.randn(2, 24, model.spec.dim), torch.zeros(2, 24, dtype=torch.int64)
 
     def run(x: torch.Tensor) -> torch.Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            return blocks[-1](x, None)[0]
+            return blocks[-1](x, None, tokens_BS)[0]
 
     assert graph_breaks(run, x_BSD) == 0

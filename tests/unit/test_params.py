@@ -134,7 +134,7 @@ class Nameless(Router):
         super().__init__()
         self.inner = TopKRouter(TopK(top_k=1), LayerDims(dim=4, num_experts=2))
 
-    def forward(self, x_TD, *, valid_T=None, selection_bias_E=None):  # type: ignore[no-untyped-def]
+    def forward(self, x_TD, *, valid_T=None, selection_bias_E=None, token_T=None):  # type: ignore[no-untyped-def]
         return self.inner(x_TD, valid_T=valid_T, selection_bias_E=selection_bias_E)
 
 

@@ -61,7 +61,12 @@ class ExpertChoiceRouter(Router):
         self.weight_ED = nn.Parameter(torch.randn(dims.num_experts, dims.dim) * dims.dim**-0.5)
 
     def forward(
-        self, x_TD: Tensor, *, valid_T: Tensor | None = None, selection_bias_E: Tensor | None = None
+        self,
+        x_TD: Tensor,
+        *,
+        valid_T: Tensor | None = None,
+        selection_bias_E: Tensor | None = None,
+        token_T: Tensor | None = None,
     ) -> ExpertChoice:
         """Every expert chooses among T tokens.
 

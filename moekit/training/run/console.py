@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 from collections.abc import Mapping
 
@@ -53,6 +52,9 @@ def print_summary(outcome: Outcome, module: LitMoE, console: Console) -> None:
         grid.add_row(
             "dropped", f"{outcome.dropped:.1%} of token-expert pairs; {outcome.dropped_tokens:.1%} of tokens lost all"
         )
+    if outcome.experts_per_token is not None:
+        work = "" if outcome.work is None else f", {outcome.work:,.0f} multiply-adds of feed-forward parts"
+        grid.add_row("computed", f"{outcome.experts_per_token:.2f} experts a token{work}")
     if outcome.skipped:
         grid.add_row(
             "skipped", f"{outcome.skipped:,} of {outcome.steps:,} steps, whose loss or gradients were not finite"
@@ -87,21 +89,23 @@ def comparison_lines(c: Comparison, outcome: Outcome, metrics: Mapping[str, Metr
     lines = [
         f"against a dense model of as many multiply-adds a token ({info.label}, {better} is better):",
         f"  active parameters  {c.moe_active:,} of {c.moe_total:,}; dense {c.dense_active:,}",
+        *(
+            []
+            if c.moe_work is None
+            else [f"  feed-forward work  {c.moe_work:,.0f} multiply-adds a token; dense {c.dense_work:,.0f}"]
+        ),
         f"  per token          {info.format(c.moe)}, dense {info.format(c.dense)}, "
         f"after the same {outcome.tokens:,.0f} tokens: " + _verdict(c.moe, c.dense, info),
     ]
-    if math.isnan(c.moe_then) or math.isnan(c.dense_then):
-        lines.append("  per second         one run ended before the other's first validation: nothing to compare")
+    if c.dense_as_long is None:
+        lines.append("  per second         the same: a step of each takes as long here")
         return lines
-    lines.append(
-        f"  per second         {info.format(c.moe_then)}, dense {info.format(c.dense_then)}, "
-        f"after the same {_seconds(c.seconds)}: " + _verdict(c.moe_then, c.dense_then, info)
-    )
-    slower, longer = ("mixture", c.moe_seconds) if c.moe_seconds > c.dense_seconds else ("dense model", c.dense_seconds)
-    lines.append(
-        f"                     (the {slower} takes {longer / c.seconds:.1f} times as long a step here; "
-        "its value is read in mid-schedule)"
-    )
+    lines += [
+        f"  per second         {info.format(c.moe)}, dense {info.format(c.dense_as_long)}, "
+        f"after the same {_seconds(c.moe_seconds)}: " + _verdict(c.moe, c.dense_as_long, info),
+        f"                     (the dense model trained {c.as_long_steps:,} steps in {_seconds(c.as_long_seconds)}, "
+        "with a schedule over them)",
+    ]
     return lines
 
 

@@ -31,10 +31,9 @@ STARTED = re.compile(r"(\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d)(?:-(\d+))?")
 
 @dataclass
 class RunFolder:
-    """The paths of a run's files. ``create`` makes the folder.
+    """The paths of a run's files. ``create`` makes the folder ``path``.
 
     Args:
-        path: the folder.
         chosen: the checkpoint to use; None for the last.
         new_parents: parents that ``claim`` made, the innermost first.
 
@@ -183,10 +182,15 @@ class RunFolder:
         return RunFolder(self.path / "dense")
 
     @property
+    def dense_as_long(self) -> RunFolder:
+        """The folder of the dense baseline that trained for as long as this run."""
+        return RunFolder(self.path / "dense_as_long")
+
+    @property
     def main(self) -> RunFolder:
         """The folder of the run that a dense baseline belongs to; for any other run its own."""
         outer = RunFolder(self.path.parent)
-        return outer if outer.dense.path == self.path and outer.spec.is_file() else self
+        return outer if self.path in (outer.dense.path, outer.dense_as_long.path) and outer.spec.is_file() else self
 
 
 def started(path: Path) -> tuple[str, int]:

@@ -23,14 +23,15 @@ from moekit.training.run.metrics_log import Row, points_of
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """The model compared with its dense baseline, which does the same number of multiply-adds per token.
+    """The model compared with its dense baseline, which does as many multiply-adds per token as the mixture did.
 
     Attributes:
         metric: the validation metric that is compared.
         moe, dense: its values after the same tokens.
-        seconds: the training time of the faster run.
-        moe_then, dense_then: both values at that time, from the validation curves; NaN before a curve's first point.
-        moe_seconds, dense_seconds: training time of each whole run.
+        dense_as_long: its value for the dense model that trained for as long as the mixture did; None without one.
+        as_long_steps: that model's steps, over which its schedule ran.
+        moe_seconds, dense_seconds, as_long_seconds: training time of each whole run.
+        moe_work, dense_work: multiply-adds of the feed-forward parts per token, in training; None if not known.
         moe_active, dense_active: active parameters per token, with both embeddings.
         moe_total: all parameters of the mixture.
         dense_scores: what evaluators found of the dense model.
@@ -39,11 +40,13 @@ class Comparison:
     metric: str
     moe: float
     dense: float
-    seconds: float
-    moe_then: float
-    dense_then: float
+    dense_as_long: float | None
+    as_long_steps: int
     moe_seconds: float
     dense_seconds: float
+    as_long_seconds: float
+    moe_work: float | None
+    dense_work: float | None
     moe_active: int
     dense_active: int
     moe_total: int
@@ -63,6 +66,8 @@ class Outcome:
         max_violation: MaxVio, means over the first and the last tenth of logged steps; None without sparse layers.
         dropped: fraction of dropped pairs, mean over the last tenth; None without sparse layers.
         dropped_tokens: as ``dropped``, of tokens that lost all their experts.
+        experts_per_token: experts that computed a token, mean over all logged steps; None without sparse layers.
+        work: multiply-adds of the feed-forward parts per token, with these experts; None if the model does not say.
         stopped_after: steps until the metric fell to ``stop.below``; None if it did not.
         total, active: parameters.
         curve: the validation curve of the main metric: seconds and values.
@@ -85,10 +90,11 @@ class Outcome:
     max_violation: tuple[float, float] | None
     dropped: float | None
     dropped_tokens: float | None
+    experts_per_token: float | None
+    work: float | None
     stopped_after: int | None
     total: int
     active: int
-    curve: tuple[Sequence[float], Sequence[float]]
     skipped: int = 0
     scores: Mapping[str, float] = field(default_factory=dict)
     reported: Mapping[str, str] = field(default_factory=dict)
@@ -109,6 +115,7 @@ def outcome_of(label: str, folder: RunFolder, module: LitMoE, rows: Mapping[int,
         total, active = count.total, count.active()
     except MoekitError:  # the router does not say how many experts it activates
         total = active = sum(math.prod(shard.global_shape) for shard in parameter_shards(module.model).values())
+    computed = experts_per_token(rows)
     return Outcome(
         label=label,
         folder=folder.path,
@@ -120,10 +127,11 @@ def outcome_of(label: str, folder: RunFolder, module: LitMoE, rows: Mapping[int,
         max_violation=_tenths(rows, "train/max_violation") if sparse else None,
         dropped=train["dropped"] if sparse else None,
         dropped_tokens=train["dropped_tokens"] if sparse else None,
+        experts_per_token=computed,
+        work=module.recipe.model.feed_forward_work(computed),
         stopped_after=module.stopped_after,
         total=total,
         active=active,
-        curve=points_of(rows, f"val/{metric}", x="seconds"),
         skipped=module.skips.count,
         metric=metric,
     )
@@ -136,18 +144,39 @@ def _tenths(rows: Mapping[int, Row], key: str) -> tuple[float, float]:
     return float(np.mean(values[:n])), float(np.mean(values[-n:]))
 
 
-def compare(moe: Outcome, dense: Outcome) -> Comparison:
-    """Compares both after the same tokens, and at the time when the faster run ended."""
-    seconds = min(moe.seconds, dense.seconds)
+def experts_per_token(rows: Mapping[int, Row]) -> float | None:
+    """Experts that computed a token, mean over all logged steps; None without sparse layers."""
+    values = points_of(rows, "train/experts_per_token")[1]
+    return float(np.mean(values)) if len(values) else None
+
+
+def steps_in_same_time(moe: Mapping[int, Row], dense: Mapping[int, Row]) -> int:
+    """How many steps of the dense model fit into the mixture's training time, by the rows of both runs.
+
+    0 if there is nothing to compare: no validation, or within 2 % the steps that the dense model has trained.
+    """
+    seconds, dense_seconds = (
+        max((row["seconds"] for row in rows.values() if "seconds" in row), default=0.0) for rows in (moe, dense)
+    )
+    if not dense_seconds or not any(key.startswith("val/") for row in dense.values() for key in row):
+        return 0
+    fit = max(1, int(max(dense) * seconds / dense_seconds))
+    return 0 if abs(fit - max(dense)) < 0.02 * max(dense) else fit
+
+
+def compare(moe: Outcome, dense: Outcome, as_long: Outcome | None) -> Comparison:
+    """Compares a mixture with the dense model of the same tokens, and with that of the same time."""
     return Comparison(
         metric=moe.metric,
         moe=moe.validation[moe.metric],
         dense=dense.validation[moe.metric],
-        seconds=seconds,
-        moe_then=value_at(moe.curve, seconds),
-        dense_then=value_at(dense.curve, seconds),
+        dense_as_long=None if as_long is None else as_long.validation.get(moe.metric),
+        as_long_steps=0 if as_long is None else as_long.steps,
         moe_seconds=moe.seconds,
         dense_seconds=dense.seconds,
+        as_long_seconds=0.0 if as_long is None else as_long.seconds,
+        moe_work=moe.work,
+        dense_work=dense.work,
         moe_active=moe.active,
         dense_active=dense.active,
         moe_total=moe.total,
@@ -155,16 +184,10 @@ def compare(moe: Outcome, dense: Outcome) -> Comparison:
     )
 
 
-def value_at(points: tuple[Sequence[float], Sequence[float]], x: float) -> float:
-    """A curve's value at ``x``, linearly interpolated; NaN before its first point, the last value after its end."""
-    xs, ys = points
-    return math.nan if not len(xs) or x < xs[0] else float(np.interp(x, xs, ys))
-
-
 def write_summary(path: Path, outcome: Outcome) -> None:
-    """Writes the results as JSON, without the curve."""
+    """Writes the results as JSON."""
     plain: dict[str, Any] = asdict(outcome)
     plain["folder"] = outcome.folder.as_posix()
     plain["files"] = [p.as_posix() for p in outcome.files]
-    text = json.dumps({key: value for key, value in plain.items() if key != "curve"}, indent=2)
+    text = json.dumps(plain, indent=2)
     replace_file(path, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))

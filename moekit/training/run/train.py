@@ -32,14 +32,21 @@ from moekit.inference.evaluation import evaluate
 from moekit.parallel.launch import check_same_run, decide_on_rank_zero, is_rank_zero
 from moekit.screen import Screen
 from moekit.shards import gather, state_dict_shards
-from moekit.spec import dump, to_plain
+from moekit.spec import dump, load, to_plain
 from moekit.spec.recipe import Recipe
 from moekit.training.build import RUN_SLOTS, build_model, check_trainable, dense_recipe
 from moekit.training.module import LitMoE
 from moekit.training.run.console import print_header, print_summary
 from moekit.training.run.folder import RUNS, RunFolder, check_run_name, check_writable
 from moekit.training.run.hooks import EndedRun, plugins_with_hooks, run_ended, unwritten
-from moekit.training.run.outcome import Outcome, compare, outcome_of, write_summary
+from moekit.training.run.outcome import (
+    Outcome,
+    compare,
+    experts_per_token,
+    outcome_of,
+    steps_in_same_time,
+    write_summary,
+)
 from moekit.training.run.prepare import Prepared, prepare, quiet
 from moekit.training.run.saved import read_checkpoint, verify_checkpoints
 from moekit.training.run.start import with_checkpoint_path
@@ -105,37 +112,55 @@ def train(
         folder = RunFolder(path, None if resume is None else resume.chosen)
         started(folder)
         saved = None if resume is None else read_checkpoint(folder.checkpoint())
-        dense_path = folder.dense.last if dense is not None else None
-        dense_saved = None if dense_path is None else read_checkpoint(dense_path)
-        verify_checkpoints([checkpoint for checkpoint in (saved, dense_saved) if checkpoint is not None])
+        of_dense = [] if dense is None else [each.last for each in (folder.dense, folder.dense_as_long)]
+        started_before = [read_checkpoint(path) for path in of_dense if path is not None]
+        verify_checkpoints([*([] if saved is None else [saved]), *started_before])
         run = prepare(
             recipe, folder, console, name=label, label=label, saved=saved, allow_changes=allow_changes,
             callbacks=callbacks, loggers=loggers,
         )  # fmt: skip
-        baseline = None
-        if dense is not None:
-            baseline = prepare(
-                dense, folder.dense, console, name=label, label="dense", saved=dense_saved, allow_changes=allow_changes
-            )
         print_header(run, console)
         _fit_or_report(run, console)
-        if baseline is not None:
-            console.print(
-                "\nnow the dense model of as many multiply-adds a token, on the same batches", highlight=False
-            )
-            _fit_or_report(baseline, console)
-        models = [gather_model(each.module) for each in (run, baseline) if each is not None]
+        baselines = [] if dense is None else list(_train_baselines(run, allow_changes, console))
+        models = [gather_model(each.module) for each in (run, *baselines)]
         if not is_rank_zero():
             return None  # without waiting for rank 0 to evaluate
-        outcome = summarize(run, models[0], console)
-        if baseline is not None:
-            dense_outcome = summarize(baseline, models[1], console)
-            if outcome.validation and dense_outcome.validation:
-                outcome = replace(outcome, comparison=compare(outcome, dense_outcome))
+        outcome, *others = (summarize(*each, console) for each in zip((run, *baselines), models, strict=True))
+        if others and outcome.validation and others[0].validation:
+            outcome = replace(outcome, comparison=compare(outcome, others[0], others[1] if len(others) > 1 else None))
     with warned(folder.summary, console):
         write_summary(folder.summary, outcome)
     print_summary(outcome, run.module, console)
     return outcome
+
+
+def _train_baselines(run: Prepared, allow_changes: bool, console: Console) -> Iterator[Prepared]:
+    """Trains dense models of as much work as the mixture did: on its tokens, then for as long as it trained.
+
+    One that was begun before keeps its width, also if the mixture has trained on since.
+    """
+    recipe, folders = run.module.recipe, (run.folder.dense, run.folder.dense_as_long)
+    computed = json.loads(decide_on_rank_zero("experts_per_token", lambda: json.dumps(experts_per_token(run.log.rows))))
+    dense = dense_recipe(recipe, computed)
+    assert dense is not None
+    if folders[0].last is not None:
+        dense = replace(dense, model=load(folders[0].spec).model)
+
+    def trained(what: Recipe, folder: RunFolder, label: str) -> Prepared:
+        saved = None if folder.last is None else read_checkpoint(folder.last)
+        baseline = prepare(
+            what, folder, console, name=run.info.name, label=label, saved=saved, allow_changes=allow_changes
+        )
+        _fit_or_report(baseline, console)
+        return baseline
+
+    console.print("\nnow a dense model of as many multiply-adds a token, on the same batches", highlight=False)
+    yield (baseline := trained(dense, folders[0], "dense"))
+    steps = int(decide_on_rank_zero("dense_steps", lambda: str(steps_in_same_time(run.log.rows, baseline.log.rows))))
+    if steps:
+        console.print(f"\nnow the same for as long as the mixture trained: {steps:,} steps", highlight=False)
+        longer = replace(dense, trainer=replace(dense.trainer, max_steps=steps))
+        yield trained(longer, folders[1], "dense, as long")
 
 
 def _fit_or_report(run: Prepared, console: Console) -> None:

@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 from moekit.spec.fields import Spec, group, option, slot
 from moekit.spec.kinds import AttentionSpec, ExpertSpec, ModelSpec, MoE
 from moekit_models.at import At as At
-from moekit_models.at import check_dense, check_init, dense_equivalent, no_leak
+from moekit_models.at import check_dense, check_init, dense_equivalent, feed_forward_work, no_leak
 
 
 class DecoderMoE(MoE):
@@ -65,13 +65,21 @@ class Decoder(ModelSpec):
         """Indices of the layers that are mixtures."""
         return () if self.moe is None else self.moe.at.indices(self.depth)
 
-    def dense_baseline(self) -> "Decoder | None":
-        """The dense decoder with as many feed-forward multiply-adds a token, averaged over layers and rounded.
+    def feed_forward_work(self, experts_per_token: float | None = None) -> float:
+        """Multiply-adds of the blocks' feed-forward parts on one token, without those of multi-token prediction."""
+        return feed_forward_work(
+            self.ffn, self.moe, self.dim, layers=self.depth, mixtures=len(self.moe_layers),
+            experts_per_token=experts_per_token,
+        )  # fmt: skip
 
-        Routers and multi-token prediction are not counted; the latter stays, with a dense block. None if this decoder
-        is dense itself, or if its ``ffn`` has no ``hidden`` width to set.
+    def dense_baseline(self, experts_per_token: float | None = None) -> "Decoder | None":
+        """The dense decoder with as much ``feed_forward_work``, the same in each layer, rounded.
+
+        Multi-token prediction stays, with a dense block. None if this decoder is dense itself, or if its ``ffn`` has no
+        ``hidden`` width to set.
         """
         if self.moe is None:
             return None
-        ffn = dense_equivalent(self.ffn, self.moe, self.dim, layers=self.depth, mixtures=len(self.moe_layers))
+        work = self.feed_forward_work(experts_per_token)
+        ffn = dense_equivalent(self.ffn, self.dim, layers=self.depth, work=work)
         return None if ffn is None else replace(self, moe=None, ffn=ffn)

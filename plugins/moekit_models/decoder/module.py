@@ -33,11 +33,11 @@ class Block(nn.Module):
         self.ffn = feed_forward(spec.ffn, spec.moe if is_moe else None, spec.dim)
 
     def forward(
-        self, x_BSD: Tensor, valid_BS: Tensor | None, cache: Cache | None = None
+        self, x_BSD: Tensor, valid_BS: Tensor | None, tokens_BS: Tensor, cache: Cache | None = None
     ) -> tuple[Tensor, LayerReport | None]:
         """``x_BSD -> x_BSD``, and the report, if the feed-forward part is a mixture."""
         x_BSD = x_BSD + attend(self.attention, self.attention_norm(x_BSD), None, cache)
-        y_BSD, report = feed(self.ffn, self.ffn_norm(x_BSD), valid_BS, self.recompute)
+        y_BSD, report = feed(self.ffn, self.ffn_norm(x_BSD), valid_BS, tokens_BS, self.recompute)
         return x_BSD + y_BSD, report
 
 
@@ -121,9 +121,9 @@ class DecoderModel(Model):
         h_BSD = self.embedding(inputs)
         for i, block in enumerate(self.blocks):
             if cache is None:
-                h_BSD, report = run_block(block, self.spec.recompute, h_BSD, valid)
+                h_BSD, report = run_block(block, self.spec.recompute, h_BSD, valid, inputs)
             else:
-                h_BSD, report = block(h_BSD, valid, cache.at(f"blocks.{i}"))
+                h_BSD, report = block(h_BSD, valid, inputs, cache.at(f"blocks.{i}"))
             if report is not None:
                 reports[f"blocks.{i}.ffn"] = report
         return h_BSD, reports
@@ -140,7 +140,7 @@ class DecoderModel(Model):
             assert isinstance(ahead, Ahead)
             merged_BSD = ahead.merged(h_BSD[:, :S], self.embedding(inputs[:, k:]))
             seen_BS = None if valid is None else valid[:, k:]
-            h_BSD, report = run_block(ahead.block, self.spec.recompute, merged_BSD, seen_BS)
+            h_BSD, report = run_block(ahead.block, self.spec.recompute, merged_BSD, seen_BS, inputs[:, k:])
             if report is not None:
                 reports[f"mtp.{k - 1}.block.ffn"] = report
             future.append(self._logits(ahead.norm(h_BSD)))

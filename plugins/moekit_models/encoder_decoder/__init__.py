@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 
 from moekit.spec.fields import ConflictError, Spec, group, option, slot
 from moekit.spec.kinds import AttentionSpec, DispatcherSpec, ExpertSpec, ModelSpec, MoE
-from moekit_models.at import At, check_dense, check_init, dense_equivalent, no_leak
+from moekit_models.at import At, check_dense, check_init, dense_equivalent, feed_forward_work, no_leak
 
 
 class Cross(Spec):
@@ -104,16 +104,21 @@ class EncoderDecoder(ModelSpec):
         """Indices of the layers of one stack that are mixtures."""
         return () if self.moe is None else self.moe.at.indices(self.depth if encoder else self.decoder_layers)
 
-    def dense_baseline(self) -> "EncoderDecoder | None":
-        """The dense model with as many feed-forward multiply-adds a token, averaged over all layers and rounded.
+    def feed_forward_work(self, experts_per_token: float | None = None) -> float:
+        """Multiply-adds of the feed-forward parts of both stacks on one token, as if a token passed through both."""
+        mixtures = len(self.moe_layers(encoder=True)) + len(self.moe_layers(encoder=False))
+        return feed_forward_work(
+            self.ffn, self.moe, self.dim, layers=self.depth + self.decoder_layers, mixtures=mixtures,
+            dense_too=self.moe is not None and self.moe.dense_too, experts_per_token=experts_per_token,
+        )  # fmt: skip
 
-        Routers are not counted. None if this model is dense itself, or if its ``ffn`` has no ``hidden`` width to set.
+    def dense_baseline(self, experts_per_token: float | None = None) -> "EncoderDecoder | None":
+        """The dense model with as much ``feed_forward_work``, the same in each layer, rounded.
+
+        None if this model is dense itself, or if its ``ffn`` has no ``hidden`` width to set.
         """
         if self.moe is None:
             return None
-        layers = self.depth + self.decoder_layers
-        mixtures = len(self.moe_layers(encoder=True)) + len(self.moe_layers(encoder=False))
-        ffn = dense_equivalent(
-            self.ffn, self.moe, self.dim, layers=layers, mixtures=mixtures, dense_too=self.moe.dense_too
-        )
+        work = self.feed_forward_work(experts_per_token)
+        ffn = dense_equivalent(self.ffn, self.dim, layers=self.depth + self.decoder_layers, work=work)
         return None if ffn is None else replace(self, moe=None, ffn=ffn)

@@ -69,6 +69,7 @@ class Block(nn.Module):
         self,
         x_BSD: Tensor,
         valid_BS: Tensor | None,
+        tokens_BS: Tensor,
         memory_BSD: Tensor | None = None,
         memory_valid_BS: Tensor | None = None,
         cache: Cache | None = None,
@@ -79,7 +80,7 @@ class Block(nn.Module):
             read = self.cross_attention.read
             known = read(cast(Tensor, memory_BSD)) if cache is None else cache.at("cross_attention").kept
             x_BSD = x_BSD + self.dropout(self.cross_attention(self.cross_norm(x_BSD), *known, memory_valid_BS))
-        y_BSD, report = feed(self.ffn, self.ffn_norm(x_BSD), valid_BS, self.recompute)
+        y_BSD, report = feed(self.ffn, self.ffn_norm(x_BSD), valid_BS, tokens_BS, self.recompute)
         x_BSD = x_BSD + self.dropout(y_BSD)
         if self.dense is not None and self.dense_norm is not None:
             x_BSD = x_BSD + self.dropout(feed(self.dense, self.dense_norm(x_BSD), valid_BS)[0])
@@ -99,16 +100,21 @@ class Stack(nn.Module):
         self.dropout = nn.Dropout(spec.dropout)
 
     def forward(
-        self, x_BSD: Tensor, valid_BS: Tensor | None, *memory: Tensor | None, cache: Cache | None = None
+        self,
+        x_BSD: Tensor,
+        valid_BS: Tensor | None,
+        tokens_BS: Tensor,
+        *memory: Tensor | None,
+        cache: Cache | None = None,
     ) -> tuple[Tensor, dict[str, LayerReport]]:
         """``x_BSD -> x_BSD``, and the mixtures' reports by name in the stack."""
         reports: dict[str, LayerReport] = {}
         x_BSD = self.dropout(x_BSD)
         for i, block in enumerate(self.blocks):
             if cache is None:
-                x_BSD, report = run_block(block, self.recompute, x_BSD, valid_BS, *memory)
+                x_BSD, report = run_block(block, self.recompute, x_BSD, valid_BS, tokens_BS, *memory)
             else:
-                x_BSD, report = block(x_BSD, valid_BS, *memory, cache=cache.at(f"blocks.{i}"))
+                x_BSD, report = block(x_BSD, valid_BS, tokens_BS, *memory, cache=cache.at(f"blocks.{i}"))
             if report is not None:
                 reports[f"blocks.{i}.ffn"] = report
         return self.dropout(self.norm(x_BSD)), reports
@@ -173,12 +179,14 @@ class EncoderDecoderModel(Model):
 
     def encode(self, source: Source) -> Memory:
         """Runs the encoder on a source."""
-        h_BSD, reports = self.encoder(self.embedding(source.tokens), source.valid)
+        h_BSD, reports = self.encoder(self.embedding(source.tokens), source.valid, source.tokens)
         return Memory(h_BSD, source.valid, {f"encoder.{name}": report for name, report in reports.items()})
 
     def write(self, memory: Memory, inputs: Tensor, valid: Tensor | None = None) -> ModelOutput:
         """Logits for a target, given its encoded source."""
-        y_BSV, reports = self._logits(*self.decoder(self.embedding(inputs), valid, memory.h_BSD, memory.valid_BS))
+        y_BSV, reports = self._logits(
+            *self.decoder(self.embedding(inputs), valid, inputs, memory.h_BSD, memory.valid_BS)
+        )
         return ModelOutput(y=y_BSV, reports={**memory.reports, **reports}, of_source=frozenset(memory.reports))
 
     def start_cache(self, source: Source | None = None) -> Cache | None:
@@ -203,7 +211,9 @@ class EncoderDecoderModel(Model):
         if not self.spec.attention.caches:
             return super().decode(inputs, cache)
         (memory_valid_BS,) = cache.kept or (None,)
-        y_BSV, reports = self._logits(*self.decoder(self.embedding(inputs), valid, None, memory_valid_BS, cache=cache))
+        y_BSV, reports = self._logits(
+            *self.decoder(self.embedding(inputs), valid, inputs, None, memory_valid_BS, cache=cache)
+        )
         return ModelOutput(y=y_BSV, reports=reports)
 
     def _logits(self, x_BSD: Tensor, reports: Mapping[str, LayerReport]) -> tuple[Tensor, dict[str, LayerReport]]:

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from moekit.spec.fields import group, option, slot
 from moekit.spec.kinds import ExpertSpec, ModelSpec, MoE
-from moekit_models.at import check_dense, dense_equivalent, no_leak
+from moekit_models.at import check_dense, dense_equivalent, feed_forward_work, no_leak
 
 
 class LSTM(ModelSpec):
@@ -44,13 +44,25 @@ class LSTM(ModelSpec):
         if self.moe is not None:
             yield from no_leak(self.moe, "an LSTM")
 
-    def dense_baseline(self) -> "LSTM | None":
-        """The model with one expert of as many multiply-adds a token: the paper's MoE-1-Wide, of width K·H.
+    def feed_forward_work(self, experts_per_token: float | None = None) -> float:
+        """Multiply-adds of what is between the LSTMs, on one token."""
+        mixtures = 0 if self.moe is None else 1
+        return feed_forward_work(
+            self._one_expert(), self.moe, self.dim, layers=1, mixtures=mixtures, experts_per_token=experts_per_token
+        )
 
-        Routers are not counted. None if this model is dense itself, or if its experts have no ``hidden`` width to set.
+    def dense_baseline(self, experts_per_token: float | None = None) -> "LSTM | None":
+        """The model with one expert of as much work: the paper's MoE-1-Wide, of width K·H.
+
+        None if this model is dense itself, or if its experts have no ``hidden`` width to set.
         """
         if self.moe is None:
             return None
-        one_expert = replace(self.moe.experts, count=1)
-        ffn = dense_equivalent(one_expert, self.moe, self.dim, layers=1, mixtures=1)
+        work = self.feed_forward_work(experts_per_token)
+        ffn = dense_equivalent(self._one_expert(), self.dim, layers=1, work=work)
         return None if ffn is None else replace(self, moe=None, ffn=ffn)
+
+    def _one_expert(self) -> ExpertSpec:
+        one = self.ffn if self.moe is None else replace(self.moe.experts, count=1)
+        assert one is not None
+        return one

@@ -82,7 +82,7 @@ class LSTMModel(Model):
         """Logits at the positions after those in the cache; arguments as of ``forward``."""
         x_BSD = self.dropout(self.embedding(inputs))
         x_BSD = x_BSD + self.dropout(run_on(self.lower, x_BSD, cache.at("lower")))
-        y_BSD, reports = self._between(x_BSD, valid)
+        y_BSD, reports = self._between(x_BSD, valid, inputs)
         x_BSD = x_BSD + self.dropout(y_BSD.sigmoid())
         x_BSD = x_BSD + self.dropout(run_on(self.upper, x_BSD, cache.at("upper")))
         return ModelOutput(y=self.head(x_BSD), reports=reports)
@@ -91,10 +91,12 @@ class LSTMModel(Model):
         """The input embedding and the head's matrix."""
         return cast(nn.Parameter, self.embedding.weight), cast(nn.Parameter, self.head.weight)
 
-    def _between(self, x_BSD: Tensor, valid_BS: Tensor | None) -> tuple[Tensor, dict[str, LayerReport]]:
+    def _between(
+        self, x_BSD: Tensor, valid_BS: Tensor | None, tokens_BS: Tensor
+    ) -> tuple[Tensor, dict[str, LayerReport]]:
         """The mixture or the expert between the LSTMs, at every position alone."""
         if self.moe is not None:
-            y_BSD, report = self.moe(x_BSD, valid=valid_BS)
+            y_BSD, report = self.moe(x_BSD, valid=valid_BS, tokens=tokens_BS)
             return y_BSD, {"moe": report}
         assert self.ffn is not None
         return run_on_all(self.ffn, x_BSD.flatten(0, 1)).view_as(x_BSD), {}

@@ -31,7 +31,14 @@ class DenseRouter(Router):
         bound = dims.dim**-0.5
         nn.init.uniform_(self.weight_ED, -bound, bound)
 
-    def forward(self, x_TD: Tensor, *, valid_T: Tensor | None = None, selection_bias_E: Tensor | None = None) -> Soft:
+    def forward(
+        self,
+        x_TD: Tensor,
+        *,
+        valid_T: Tensor | None = None,
+        selection_bias_E: Tensor | None = None,
+        token_T: Tensor | None = None,
+    ) -> Soft:
         """Gates T tokens.
 
         Raises:

@@ -63,7 +63,12 @@ class HierarchicalRouter(Router):
                 nn.init.uniform_(weight, -bound, bound)
 
     def forward(
-        self, x_TD: Tensor, *, valid_T: Tensor | None = None, selection_bias_E: Tensor | None = None
+        self,
+        x_TD: Tensor,
+        *,
+        valid_T: Tensor | None = None,
+        selection_bias_E: Tensor | None = None,
+        token_T: Tensor | None = None,
     ) -> TokenChoice:
         """Routes T tokens: groups, then experts in each.
 

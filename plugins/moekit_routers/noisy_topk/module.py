@@ -53,7 +53,12 @@ class NoisyTopKRouter(Router):
                 nn.init.uniform_(weight_ED, -bound, bound)
 
     def forward(
-        self, x_TD: Tensor, *, valid_T: Tensor | None = None, selection_bias_E: Tensor | None = None
+        self,
+        x_TD: Tensor,
+        *,
+        valid_T: Tensor | None = None,
+        selection_bias_E: Tensor | None = None,
+        token_T: Tensor | None = None,
     ) -> TokenChoice:
         """Routes T tokens: noise, choose, gate."""
         logits_TE, raw_TE = router_logits(x_TD, self.weight_ED, None, valid_T), None

@@ -59,7 +59,12 @@ class TopKRouter(Router):
         nn.init.uniform_(self.weight_ED, -bound, bound)
 
     def forward(
-        self, x_TD: Tensor, *, valid_T: Tensor | None = None, selection_bias_E: Tensor | None = None
+        self,
+        x_TD: Tensor,
+        *,
+        valid_T: Tensor | None = None,
+        selection_bias_E: Tensor | None = None,
+        token_T: Tensor | None = None,
     ) -> TokenChoice:
         """Routes T tokens: score, choose, gate."""
         spec = self.spec

@@ -17,7 +17,7 @@ from moekit.routing import ExpertChoice, LossTerm, Routing, TokenChoice, gates_o
 from moekit.spec.kinds import RouterSpec
 from moekit_testing.assertions import require, require_equal, require_finite
 from moekit_testing.case import Case, Check, Omitted, claimed, normal, seeded, tensors_in
-from moekit_testing.fixtures.inputs import Probe, route, routing_tensors
+from moekit_testing.fixtures.inputs import NUM_IDS, Probe, route, routing_tensors
 from moekit_testing.fixtures.reference import chosen_TE, weights_TX
 
 
@@ -40,6 +40,7 @@ def checks(case: Case) -> Iterator[Check | Omitted]:
         yield check_bias_is_ignored
     yield from claimed(case, "causal", check_causal)
     yield from (check_compile_in_training, check_own_loss)
+    yield check_reads_tokens if case.spec_as(RouterSpec).needs_tokens else check_ignores_tokens
     yield from claimed(case, "gives_smooth_load", check_smooth_load)
     if not case.spec_as(RouterSpec).gives_smooth_load:
         yield check_no_smooth_load
@@ -400,6 +401,29 @@ def check_no_smooth_load(case: Case) -> None:
     for training in (True, False):
         given = route(case.build().train(training), normal(5, case.dims.dim)).smooth_load_E
         require(given is None, found="a smooth_load_E", expected="None (or the claim gives_smooth_load = True)")
+
+
+def check_reads_tokens(case: Case) -> None:
+    """Routes by token ids, as it claims (``needs_tokens``), and raises ``MoekitError`` without them."""
+    router, x_TD = case.build().eval(), normal(NUM_IDS, case.dims.dim)
+    try:
+        router(x_TD)
+    except MoekitError:
+        pass
+    else:
+        require(False, found="a routing without token ids", expected="MoekitError (or the claim needs_tokens = False)")
+    one = router(x_TD, token_T=torch.arange(NUM_IDS))
+    other = router(x_TD, token_T=torch.zeros(NUM_IDS, dtype=torch.int64))
+    differs = not torch.equal(weights_TX(one), weights_TX(other))
+    require(differs, found="the same routing for other token ids", expected="one that depends on them")
+
+
+def check_ignores_tokens(case: Case) -> None:
+    """Does not read token ids, as it claims: some models pass none."""
+    router, x_TD = case.build().eval(), normal(9, case.dims.dim)
+    with_ids, without = (tensors_in(router(x_TD, token_T=ids)) for ids in (torch.arange(9), None))
+    for name, value in without.items():
+        require_equal(with_ids[name], value, f"{name} with token ids")
 
 
 def _require_gradient(router: nn.Module, smooth_load_E: Tensor) -> None:

@@ -19,7 +19,9 @@ def test_routers_choose_k_experts_unless_their_options_say_otherwise() -> None:
     assert specs["topk"].top_k == 4
     assert specs["topk(top_k=1)"].top_k == 1
     assert routers_for(SHAPE, []).specs["hierarchical"].active(8) == 4
-    assert "hierarchical" in routers_for(SHAPE._replace(K=2), []).skips
+    assert {"hierarchical", "hash"} <= set(routers_for(SHAPE._replace(K=2), []).skips)
+    with pytest.raises(MoekitError, match="reads token ids, and tokens to measure with have none"):
+        routers_for(SHAPE, ["{use: hash, vocab: 64}"])
 
 
 def test_components_are_given_by_names_or_as_yaml() -> None:

@@ -56,6 +56,17 @@ def test_the_dense_baselines_width_is_the_mean_over_layers() -> None:
     assert baseline is not None and baseline.ffn == Glu(hidden=148)
 
 
+@pytest.mark.parametrize("computed", [0.0, 1.6, 3.0])
+def test_the_dense_baseline_does_the_work_that_was_measured(computed: float) -> None:
+    spec = spec_of(At(first=1), Glu(count=16, hidden=40), Glu(count=1, hidden=40), Glu(hidden=100))
+    glu = 3 * 48  # multiply-adds of a hidden unit
+    assert spec.feed_forward_work(computed) == pytest.approx(glu * (100 + 4 * 40 * (1 + computed)))
+    baseline = spec.dense_baseline(computed)
+    assert baseline is not None
+    assert baseline.feed_forward_work() == pytest.approx(spec.feed_forward_work(computed), rel=0.01)
+    assert spec.feed_forward_work() == spec.feed_forward_work(3.0)
+
+
 def test_a_dense_decoder_has_no_dense_baseline() -> None:
     spec = spec_of(At(first=0), Glu(count=4, hidden=8), None, Glu(hidden=8))
     assert replace(spec, moe=None).dense_baseline() is None

@@ -268,4 +268,6 @@ def test_the_dense_baseline_has_as_many_multiply_adds(dense_too: bool) -> None:
     # 8 layers, 4 of them mixtures of 2 · 40 + 20
     assert baseline is not None and baseline.moe is None and baseline.decoder_depth == 6
     assert baseline.ffn == Glu(hidden=(4 * (100 + (50 if dense_too else 0)) + 4 * 50) // 8)
+    work = spec_of(moe=moe, ffn=Glu(hidden=50), decoder_depth=6).feed_forward_work()
+    assert baseline.feed_forward_work() == work
     assert baseline.dense_baseline() is None

@@ -133,6 +133,8 @@ def test_the_dense_baseline_is_one_wide_expert(shared: Ffn | None) -> None:
     baseline = spec.dense_baseline()
     wide = 2 * 5 + (0 if shared is None else 7)
     assert baseline == replace(spec, moe=None, ffn=Ffn(count=1, hidden=wide))
+    assert baseline.feed_forward_work() == spec.feed_forward_work() == 2 * 8 * wide
+    assert spec.feed_forward_work(1.5) == 2 * 8 * (wide - 0.5 * 5)
     mixture, dense = count_parameters(spec), count_parameters(baseline)
     assert dense.active() == mixture.active() - mixture.active_parts["routers"]
     assert baseline.dense_baseline() is None

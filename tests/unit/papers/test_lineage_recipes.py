@@ -14,7 +14,7 @@ from moekit.spec.diffing import diff
 NAMES = sorted(c.name for c in current().recipes if c.name.startswith("lineage/"))
 MIXTURES = [name for name in NAMES if name != "lineage/dense"]
 FEED = ("routed experts", "shared experts", "dense ffn")
-DIM, ACTIVE, WIDTH = 128, 432, 6912
+DIM, ACTIVE, WIDTH = 64, 216, 3456
 """Width of the tokens; active and total hidden units of gated experts in a layer of mixtures."""
 
 
@@ -32,6 +32,7 @@ def test_the_field_has_the_papers_from_2017_to_2024() -> None:
         "shazeer2017",
         "gshard",
         "switch",
+        "hash",
         "glam",
         "st_moe",
         "deepseek_moe",
@@ -50,10 +51,10 @@ def test_two_recipes_of_the_field_differ_only_below_model_moe(one: str, other: s
 
 @pytest.mark.parametrize("name", MIXTURES)
 def test_mixtures_have_equal_total_and_equal_active_widths(name: str) -> None:
-    """Within .3 %: ST-MoE's experts have scales in addition."""
+    """Within .6 %: ST-MoE's experts have scales in addition."""
     found, dense = count(name), count("lineage/dense")
-    assert widths(dict(found.parts)) == pytest.approx(3 * WIDTH + ACTIVE, rel=3e-3)
-    assert widths(dict(found.active_parts)) == pytest.approx(4 * ACTIVE, rel=3e-3)
+    assert widths(dict(found.parts)) == pytest.approx(3 * WIDTH + ACTIVE, rel=6e-3)
+    assert widths(dict(found.active_parts)) == pytest.approx(4 * ACTIVE, rel=6e-3)
     assert widths(dict(dense.parts)) == widths(dict(dense.active_parts)) == 4 * ACTIVE
     assert found.parts["attention"] == dense.parts["attention"]
 
@@ -61,5 +62,5 @@ def test_mixtures_have_equal_total_and_equal_active_widths(name: str) -> None:
 def test_whole_counts_differ_by_the_routers_alone() -> None:
     totals = {name: count(name) for name in MIXTURES}
     without = [c.total - c.parts["routers"] for c in totals.values()]
-    assert max(without) / min(without) - 1 < 3e-3
+    assert max(without) / min(without) - 1 < 6e-3
     assert max(c.total for c in totals.values()) / min(c.total for c in totals.values()) - 1 < 0.02

@@ -230,6 +230,7 @@ def test_lost_tokens_are_summed_over_layers_and_divided_by_all_tokens(holder: Ho
     assert seen is not None
     assert {name: int(count) for name, count in seen.dropped_tokens.items()} == {"one": 4, "two": 0}
     assert float(seen.dropped_tokens_fraction()) == pytest.approx(4 / 12)
+    assert float(seen.experts_per_token()) == pytest.approx((12 - 4) / 12)  # of 12 pairs, 4 were dropped
     assert load_metrics(seen, ["one", "two"])["train/dropped_tokens"] == pytest.approx(4 / 12)
 
 

@@ -73,7 +73,12 @@ class OddRouterModule(Router):
         self.inner = build(TopK(top_k=2), dims)
 
     def forward(
-        self, x_TD: Tensor, *, valid_T: Tensor | None = None, selection_bias_E: Tensor | None = None
+        self,
+        x_TD: Tensor,
+        *,
+        valid_T: Tensor | None = None,
+        selection_bias_E: Tensor | None = None,
+        token_T: Tensor | None = None,
     ) -> Routing:
         routing = self.inner(x_TD, valid_T=valid_T, selection_bias_E=selection_bias_E)
         self.calls += self.training

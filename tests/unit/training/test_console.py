@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from io import StringIO
@@ -30,35 +29,38 @@ def test_scores_are_printed_with_those_of_the_dense_model() -> None:
     assert score_rows({}, metrics, dense) == []
 
 
-def outcome(seconds: float, values: list[float]) -> Outcome:
+def outcome(seconds: float, value: float, steps: int = 10) -> Outcome:
     return Outcome(
-        label="m", folder=Path("runs/m/1"), steps=10, tokens=1000.0, seconds=seconds, train={}, max_violation=None,
-        validation={"bits_per_byte": values[-1]}, dropped=None, dropped_tokens=None, stopped_after=None,
-        total=9, active=3, curve=([seconds * (i + 1) / len(values) for i in range(len(values))], values),
-        metric="bits_per_byte",
+        label="m", folder=Path("runs/m/1"), steps=steps, tokens=1000.0, seconds=seconds, train={}, max_violation=None,
+        validation={"bits_per_byte": value}, dropped=None, dropped_tokens=None, experts_per_token=None, work=1234.4,
+        stopped_after=None, total=9, active=3, metric="bits_per_byte",
     )  # fmt: skip
 
 
 def test_the_comparison_names_the_better_model_per_token_and_per_second() -> None:
-    found = compare(outcome(20.0, [4.0, 3.0, 2.5, 2.0]), outcome(10.0, [3.5, 2.8, 2.4, 2.2]))
-    assert (found.seconds, found.moe_then, found.dense_then) == (10.0, 3.0, 2.2)
+    """Per second, with the dense model that trained as long, and not with either in mid-schedule."""
+    found = compare(outcome(20.0, 2.0), outcome(10.0, 2.2), outcome(20.4, 1.9, steps=20))
+    assert (found.dense_as_long, found.as_long_steps, found.as_long_seconds) == (1.9, 20, 20.4)
     metrics = {"bits_per_byte": MetricInfo("bits per byte")}
-    lines = comparison_lines(found, outcome(20.0, [2.0]), metrics)
+    lines = comparison_lines(found, outcome(20.0, 2.0), metrics)
     assert lines[0].endswith("(bits per byte, lower is better):")
-    assert "2.000, dense 2.200, after the same 1,000 tokens: the mixture is better by 0.200 (9.1%)" in lines[2]
-    assert "3.000, dense 2.200, after the same 10 s: the dense model is better by 0.800 (26.7%)" in lines[3]
-    assert "the mixture takes 2.0 times as long a step" in lines[4]
-    early = compare(outcome(40.0, [4.0, 3.0]), outcome(10.0, [3.5, 2.8]))
-    assert math.isnan(early.moe_then)
-    assert "nothing to compare" in comparison_lines(early, outcome(40.0, [3.0]), metrics)[3]
+    assert lines[2].endswith("1,234 multiply-adds a token; dense 1,234")
+    assert "2.000, dense 2.200, after the same 1,000 tokens: the mixture is better by 0.200 (9.1%)" in lines[3]
+    assert "2.000, dense 1.900, after the same 20 s: the dense model is better by 0.100 (5.0%)" in lines[4]
+    assert lines[5].strip() == "(the dense model trained 20 steps in 20 s, with a schedule over them)"
+    even = compare(outcome(10.0, 2.0), outcome(10.0, 2.2), None)
+    assert even.dense_as_long is None
+    assert comparison_lines(even, outcome(10.0, 2.0), metrics)[4].endswith(
+        "the same: a step of each takes as long here"
+    )
 
 
 def test_a_score_is_compared_the_other_way_round() -> None:
-    found = replace(compare(outcome(20.0, [0.5]), outcome(10.0, [0.75])), metric="share")
+    found = replace(compare(outcome(20.0, 0.5), outcome(10.0, 0.75), None), metric="share")
     metrics = {"share": MetricInfo("share of it", lower_is_better=False, digits=2)}
-    lines = comparison_lines(found, outcome(20.0, [0.5]), metrics)
+    lines = comparison_lines(found, outcome(20.0, 0.5), metrics)
     assert lines[0].endswith("(share of it, higher is better):")
-    assert lines[2].endswith("0.50, dense 0.75, after the same 1,000 tokens: the dense model is better by 0.25 (33.3%)")
+    assert lines[3].endswith("0.50, dense 0.75, after the same 1,000 tokens: the dense model is better by 0.25 (33.3%)")
 
 
 @pytest.mark.usefixtures("quiet_lightning")

@@ -122,7 +122,7 @@ def test_a_name_without_checkpoints_finds_its_latest_run(tmp_path: Path) -> None
 
 def test_a_dense_baseline_belongs_to_the_run_around_it(tmp_path: Path) -> None:
     run = RunFolder(run_at(tmp_path / "tiny" / "2026-01-01_00-00-00"))
-    assert run.dense.main == run and run.main == run
+    assert run.dense.main == run.dense_as_long.main == run and run.main == run
     alone = RunFolder(run_at(tmp_path / "dense"))
     assert alone.main == alone
 
