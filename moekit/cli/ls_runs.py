@@ -16,7 +16,7 @@ def rows_of(root: Path) -> Iterator[dict[str, Any]]:
     from moekit.training.run.folder import RunFolder, started
     from moekit.training.run.metrics_log import LARGEST, read_metrics
 
-    found = [path.parent for path in root.rglob("spec.yaml") if path.parent.name != "dense"]
+    found = [path.parent for path in root.rglob("spec.yaml") if RunFolder(path.parent).main.path == path.parent]
     for path in sorted(found, key=lambda path: (path.parent.as_posix(), started(path), path.name)):
         folder = RunFolder(path)
         row: dict[str, Any] = {"run": path.as_posix(), "state": "begun", "steps": 0, "tokens": 0.0, "metric": ""}

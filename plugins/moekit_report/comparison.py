@@ -16,7 +16,6 @@ from moekit.spec import to_plain
 from moekit.spec.diffing import diff
 from moekit.spec.fields import MetricInfo
 from moekit.training.metrics import headline
-from moekit.training.run.outcome import value_at
 
 LABELS = ("name", "summary", "seed", "compare", "paper")
 """What a recipe may differ in and still be pooled with another."""
@@ -174,7 +173,7 @@ def _results(run: Run, metric: str, seconds: float) -> dict[str, float]:
         "seconds": time,
         "tokens per second": tokens / time if time else math.nan,
         "result": curve[1][-1] if curve[1] else math.nan,
-        "after the same time": value_at(curve, seconds),
+        "after the same time": _value_at(curve, seconds),
         "dense baseline": baseline[-1] if baseline else math.nan,
         "MaxVio": _end(vio),
         "dropped": _end(dropped),
@@ -187,6 +186,12 @@ def points(run: Run, key: str, x: str) -> tuple[list[float], list[float]]:
     both = zip(columns.get(x, ()), columns.get(key, ()), strict=False)
     found = [(at, value) for at, value in both if at is not None and value is not None]
     return [at for at, _ in found], [value for _, value in found]
+
+
+def _value_at(points: tuple[Sequence[float], Sequence[float]], x: float) -> float:
+    """A curve's value at ``x``, linearly interpolated; NaN before its first point, the last value after its end."""
+    xs, ys = points
+    return math.nan if not len(xs) or x < xs[0] else float(np.interp(x, xs, ys))
 
 
 def _column(run: Run, name: str) -> list[float]:

@@ -33,14 +33,19 @@ class Without(Router):
         self.more = more
 
     def forward(
-        self, x_TD: Tensor, *, valid_T: Tensor | None = None, selection_bias_E: Tensor | None = None
+        self,
+        x_TD: Tensor,
+        *,
+        valid_T: Tensor | None = None,
+        selection_bias_E: Tensor | None = None,
+        token_T: Tensor | None = None,
     ) -> TokenChoice:
         """Routes T tokens; the gates are the softmax over the experts that are left.
 
         Raises:
             MoekitError: the inner router does not choose by token, or scores otherwise than by a softmax.
         """
-        routing = self.inner(x_TD, valid_T=valid_T, selection_bias_E=selection_bias_E)
+        routing = self.inner(x_TD, valid_T=valid_T, selection_bias_E=selection_bias_E, token_T=token_T)
         if not isinstance(routing, TokenChoice) or routing.sigmoid or selection_bias_E is not None:
             raise MoekitError(f"{type(self.inner).__name__}: experts are disabled only under a softmax without a bias")
         logits_TE = routing.logits_TE
