@@ -18,11 +18,11 @@ from typing import Any, NamedTuple
 import yaml
 
 from moekit import load
-from moekit.cli.params import READINGS, rounded, rounded_like
 from moekit.params import ParameterCount, count_parameters
 from moekit.registry import current
 from moekit.spec.diffing import text_of
 from moekit.spec.recipe import Paper, Recipe
+from moekit_plan.params_cli import READINGS, rounded, rounded_like
 
 DOCS = Path(__file__).parent
 RESULTS = DOCS / "lineage.json"

@@ -5,7 +5,6 @@ VERBS = {
     "show": "explain a component or a recipe",
     "plugins": "list plugins, and why some failed",
     "config": "print, validate or compare specs",
-    "params": "count parameters, total and active, part by part",
     "train": "train a recipe",
     "generate": "generate text with a trained language model",
     "export": "write a trained model's weights to one safetensors file",

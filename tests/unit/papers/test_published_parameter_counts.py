@@ -10,10 +10,10 @@ from dataclasses import replace
 
 import pytest
 
-from moekit.cli.params import rounded_like
 from moekit.params import ParameterCount, count_parameters
 from moekit.spec import load
 from moekit_models.encoder_decoder import EncoderDecoder
+from moekit_plan.params_cli import rounded_like
 
 EXACT = {
     "deepseek_moe-16b": 16_375_728_128,

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from moekit.cli import main
-from moekit.cli.params import READINGS, rounded, rounded_like
 from moekit.params import count_parameters
 from moekit.spec import load
+from moekit_plan.params_cli import READINGS, rounded, rounded_like
 
 Captured = pytest.CaptureFixture[str]
 
