@@ -233,9 +233,10 @@ def check_writable(path: Path) -> None:
         with tempfile.TemporaryDirectory(prefix=".moekit-", dir=parent):
             pass
     except OSError as error:
-        raise MoekitError(
+        message = (
             f"cannot write a run to {path}: {parent}: {error.strerror}\n  expected --out DIR: a folder for all runs"
-        ) from error
+        )
+        raise MoekitError(message) from error
 
 
 def checkpoint_of(run: str, root: Path = RUNS) -> Path:

@@ -32,6 +32,7 @@ capabilities
   form               token_choice
   takes_bias         yes
   causal             no
+  needs_tokens       no
   gives_smooth_load  no
 
 in YAML
