@@ -93,6 +93,12 @@ def moekit_kinds() -> list[Kind]:
             checks=f"{_CHECKS}.evaluator",
         ),
         Kind(
+            name="exporter",
+            spec="moekit.spec.kinds:ExporterSpec",
+            summary="writes a trained model for other programs: moekit export --format NAME",
+            makes="moekit.contracts:Exporter",
+        ),
+        Kind(
             name="optimizer",
             spec="moekit.spec.kinds:OptimizerSpec",
             summary="updates the weights",

@@ -22,9 +22,8 @@ from moekit.shards.shard import fill_shards, state_dict_shards
 from moekit.spec.recipe import Recipe, Start
 from moekit.training.optim import first_few
 from moekit.training.run.folder import RUNS, checkpoint_of
-from moekit.training.run.saved import read_checkpoint
+from moekit.training.run.saved import PREFIX, read_checkpoint
 
-PREFIX = "model."  # of the model's tensors in a checkpoint of ``LitMoE``
 FROZEN = {"all": "", "experts": "all but routed experts and routers", "others": "routed experts and routers"}
 
 

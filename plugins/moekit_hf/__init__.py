@@ -1,0 +1,78 @@
+"""Models of Hugging Face: import and export, exact and checked, family by family."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from moekit.component import Component, Kind, RecipeFile, Verb, recipes_in
+from moekit.hookspecs import hookimpl
+from moekit.lazy import from_stub
+
+MOEKIT_API = 2
+__getattr__, __dir__, __all__ = from_stub(__name__, __file__)
+
+_FAMILIES = {
+    "mixtral": ("Mixtral", "Mixtral 8x7B and 8x22B", "Jiang et al. 2024"),
+}
+"""By name: the class in the module of that name, the models, and their paper."""
+
+
+@hookimpl
+def moekit_kinds() -> list[Kind]:
+    """The kind ``format``."""
+    return [
+        Kind(
+            name="format",
+            spec="moekit_hf.format:FormatSpec",
+            summary="a family of Hugging Face models: its configuration and tensors, in both directions",
+            makes="moekit_hf.format:FormatSpec",
+            checks="moekit_hf.checks",
+        )
+    ]
+
+
+@hookimpl
+def moekit_components() -> list[Component]:
+    """A format for each family, the exporter, and the tokenizer."""
+    return [
+        *(
+            Component(
+                kind="format",
+                name=name,
+                spec=f"moekit_hf.families.{name}:{cls}",
+                target="moekit_hf.format:as_it_is",
+                summary=models,
+                paper=paper,
+            )
+            for name, (cls, models, paper) in _FAMILIES.items()
+        ),
+        Component(
+            kind="exporter",
+            name="hf",
+            spec="moekit_hf.exporter:HuggingFace",
+            target="moekit_hf.exporter.module:HuggingFaceExporter",
+            summary="a folder that transformers loads: config.json, safetensors, tokenizer",
+        ),
+        Component(
+            kind="tokenizer",
+            name="tokenizer_json",
+            spec="moekit_hf.tokenizer:TokenizerFile",
+            target="moekit_hf.tokenizer.module:FileTokenizer",
+            summary="the tokens of a tokenizer.json of Hugging Face",
+        ),
+    ]
+
+
+@hookimpl
+def moekit_verbs() -> list[Verb]:
+    """``moekit import`` and ``moekit inspect``."""
+    return [
+        Verb(name="import", target="moekit_hf.cli.import_run", summary="import a model of Hugging Face as a run"),
+        Verb(name="inspect", target="moekit_hf.cli.inspect_folder", summary="say whether a folder can be imported"),
+    ]
+
+
+@hookimpl
+def moekit_recipes() -> list[RecipeFile]:
+    """The published models at their sizes."""
+    return list(recipes_in(Path(__file__).parent / "recipes"))
