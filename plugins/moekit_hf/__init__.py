@@ -12,7 +12,14 @@ MOEKIT_API = 2
 __getattr__, __dir__, __all__ = from_stub(__name__, __file__)
 
 _FAMILIES = {
+    "deepseek_v2": ("DeepseekV2", "DeepSeek-V2, V2-Lite", "DeepSeek-AI 2024"),
+    "deepseek_v3": ("DeepseekV3", "DeepSeek-V3 and R1, Kimi-K2, Moonlight", "DeepSeek-AI 2024"),
+    "llama": ("Llama", "Llama 2 to 3.3 (dense)", "Touvron et al. 2023"),
     "mixtral": ("Mixtral", "Mixtral 8x7B and 8x22B", "Jiang et al. 2024"),
+    "olmoe": ("Olmoe", "OLMoE-1B-7B", "Muennighoff et al. 2024"),
+    "qwen2_moe": ("Qwen2Moe", "Qwen1.5-MoE-A2.7B, Qwen2-57B-A14B", "Yang et al. 2024"),
+    "qwen3": ("Qwen3", "Qwen3-0.6B to 32B (dense)", "Yang et al. 2025"),
+    "qwen3_moe": ("Qwen3Moe", "Qwen3-30B-A3B, Qwen3-235B-A22B", "Yang et al. 2025"),
 }
 """By name: the class in the module of that name, the models, and their paper."""
 

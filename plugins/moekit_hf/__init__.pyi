@@ -1,7 +1,14 @@
 from moekit.component import Component, Kind, RecipeFile, Verb
 from moekit_hf.exporter import HuggingFace as HuggingFace
 from moekit_hf.exporter.module import HuggingFaceExporter as HuggingFaceExporter
+from moekit_hf.families.deepseek_v2 import DeepseekV2 as DeepseekV2
+from moekit_hf.families.deepseek_v3 import DeepseekV3 as DeepseekV3
+from moekit_hf.families.llama import Llama as Llama
 from moekit_hf.families.mixtral import Mixtral as Mixtral
+from moekit_hf.families.olmoe import Olmoe as Olmoe
+from moekit_hf.families.qwen2_moe import Qwen2Moe as Qwen2Moe
+from moekit_hf.families.qwen3 import Qwen3 as Qwen3
+from moekit_hf.families.qwen3_moe import Qwen3Moe as Qwen3Moe
 from moekit_hf.fields import Fields as Fields
 from moekit_hf.fields import FormatError as FormatError
 from moekit_hf.format import FormatSpec as FormatSpec

@@ -91,6 +91,17 @@ class Fields:
             raise FormatError(f"{self.where}: {name}={value!r} is not a whole number above 0")
         return value
 
+    def either(self, *names: str) -> int:
+        """A whole number above 0 that versions of ``transformers`` write under different names.
+
+        Raises:
+            FormatError: it is missing, or two names have different values.
+        """
+        given = {name: self.number(name) for name in names if self.config.get(name) is not None}
+        if len(set(given.values())) != 1:
+            raise FormatError(f"{self.where}: one value of {' or '.join(names)} is expected, not {given or 'none'}")
+        return next(iter(given.values()))
+
     def demand(self, name: str, expected: Any, why: str, *, default: Any = None) -> None:
         """Refuses a configuration whose field has another value; ``default`` is what a missing one means.
 

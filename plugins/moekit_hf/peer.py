@@ -35,9 +35,11 @@ def transformers() -> Any:
 
 
 def make(family: FormatSpec, config: Mapping[str, Any], seed: int = 0) -> Any:
-    """A model of the family with random weights, in which no norm, bias or buffer keeps a value that hides a mistake."""
+    """A model of the family with random weights, in which no norm, bias or buffer has a value that hides mistakes."""
     package = transformers()
-    described = package.AutoConfig.for_model(family.model_type, **config)
+    described = package.AutoConfig.for_model(
+        family.model_type, **{**config, "pad_token_id": None}
+    )  # its row would get no gradient
     model = package.AutoModelForCausalLM.from_config(described, attn_implementation="eager").eval()
     generator = torch.Generator().manual_seed(seed)
     saved = {id(tensor) for tensor in model.state_dict(keep_vars=True).values()}

@@ -6,11 +6,12 @@ Each group has two functions: ``x_options`` reads fields into options, ``x_field
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from moekit_hf.fields import Fields, FormatError
 from moekit_hf.format import Node
-from moekit_hf.rules import Rule
+from moekit_hf.rules import Rule, rotary_pairs
 
 # ---- rows of tables --------------------------------------------------------------------------------------------------
 
@@ -48,6 +49,9 @@ def glu(theirs: str, ours: str, gate: str = "gate_proj", up: str = "up_proj", do
         Rule(f"{theirs}.{gate}.weight", f"{ours}.w_gate_up_EHD", half=0, lead=lead),
         Rule(f"{theirs}.{up}.weight", f"{ours}.w_gate_up_EHD", half=1, lead=lead),
         Rule(f"{theirs}.{down}.weight", f"{ours}.w_down_EOH", lead=lead),
+        Rule(f"{theirs}.{gate}.bias", f"{ours}.b_gate_up_EH", half=0, lead=lead),
+        Rule(f"{theirs}.{up}.bias", f"{ours}.b_gate_up_EH", half=1, lead=lead),
+        Rule(f"{theirs}.{down}.bias", f"{ours}.b_down_EO", lead=lead),
     ]
 
 
@@ -67,6 +71,7 @@ SHARED = tuple(glu(_L + "mlp.shared_experts", _B + "ffn.shared"))
 
 def decoder_options(fields: Fields) -> Node:
     """Sizes, the norms' epsilon, tied embeddings; SwiGLU is the one activation, and dropout is refused."""
+    fields.demand("quantization_config", None, "quantised weights are not read: convert them to bfloat16 first")
     fields.demand("hidden_act", "silu", "only silu is known in this family", default="silu")
     fields.demand("attention_dropout", 0, "attention here has no dropout", default=0)
     return {
@@ -119,26 +124,106 @@ def gqa_fields(model: Node) -> dict[str, Any]:
     }
 
 
-def window_options(fields: Fields) -> Node:
-    """Qwen's sliding window, which two fields state: it counts only if ``use_sliding_window`` is true."""
+def refuse_window(fields: Fields) -> None:
+    """Qwen's sliding window, which counts only if ``use_sliding_window`` is true: no released model has it.
+
+    Raises:
+        FormatError: the model has one.
+    """
     fields.demand("use_sliding_window", False, "a window in some layers alone is no option", default=False)
     for name in ("sliding_window", "max_window_layers"):
         fields.take(name, None)
     kinds = set(fields.take("layer_types", []))
     if kinds - {"full_attention"}:
         raise FormatError(f"{fields.where}: layer_types={sorted(kinds)}: only full_attention is known in this family")
-    return {}
+
+
+def mla_options(fields: Fields) -> Node:
+    """DeepSeek's latent attention. The norms of the latents have an epsilon of 1e-6, whatever ``rms_norm_eps`` says."""
+    heads = fields.number("num_attention_heads")
+    fields.demand("num_key_value_heads", heads, "every head has keys of its own", default=heads)
+    fields.demand("attention_bias", False, "latent attention has no biases here", default=False)
+    rope = fields.number("qk_rope_head_dim")
+    nope = fields.number("qk_nope_head_dim")
+    fields.demand("head_dim", rope, "transformers sets it to qk_rope_head_dim", default=rope)
+    fields.demand("qk_head_dim", nope + rope, "transformers sets it to the sum of both", default=nope + rope)
+    return {
+        "use": "mla",
+        "heads": heads,
+        "query_rank": fields.take("q_lora_rank", None),
+        "kv_rank": fields.number("kv_lora_rank"),
+        "nope_dim": nope,
+        "rope_dim": rope,
+        "value_dim": fields.number("v_head_dim"),
+        "norm_eps": 1e-6,
+        **rope_options(fields, temperature=_mla_temperature),
+    }
+
+
+def mla_fields(model: Node) -> dict[str, Any]:
+    """The same as fields."""
+    attention = model["attention"]
+    fields = {
+        "num_attention_heads": attention["heads"],
+        "num_key_value_heads": attention["heads"],
+        "q_lora_rank": attention["query_rank"],
+        "kv_lora_rank": attention["kv_rank"],
+        "qk_nope_head_dim": attention["nope_dim"],
+        "qk_rope_head_dim": attention["rope_dim"],
+        "v_head_dim": attention["value_dim"],
+        **rope_fields(attention),
+    }
+    if (yarn := attention["yarn"]) is not None:
+        rope: dict[str, Any] = fields["rope_parameters"]
+        rope.pop("attention_factor", None)
+        rope |= {"mscale": round(10 * yarn["mscale"], 10), "mscale_all_dim": round(10 * yarn["mscale"], 10)}
+    return fields
+
+
+def mla_rules(model: Node) -> list[Rule]:
+    """Latent attention. Theirs rotates neighbouring pairs of rows, ours halves: the rotary rows change their order."""
+    a = model["attention"]
+    q_up = rotary_pairs(a["heads"], a["nope_dim"], a["rope_dim"])
+    kv_down = rotary_pairs(1, a["kv_rank"], a["rope_dim"])
+    theirs, ours = _L + "self_attn.", _B + "attention."
+    return [
+        Rule(
+            theirs + ("q_proj" if a["query_rank"] is None else "q_b_proj") + ".weight", ours + "q_up.weight", view=q_up
+        ),
+        Rule(theirs + "q_a_proj.weight", ours + "q_down.weight"),
+        Rule(theirs + "q_a_layernorm.weight", ours + "q_norm.weight"),
+        Rule(theirs + "kv_a_proj_with_mqa.weight", ours + "kv_down.weight", view=kv_down),
+        Rule(theirs + "kv_a_layernorm.weight", ours + "kv_norm.weight"),
+        Rule(theirs + "kv_b_proj.weight", ours + "kv_up.weight"),
+        Rule(theirs + "o_proj.weight", ours + "out.weight"),
+    ]
 
 
 # ---- rotary positions ------------------------------------------------------------------------------------------------
 
-_ROPE = ("rope_type", "type", "rope_theta", "factor")
+
+def _temperature(given: Fields, factor: float) -> float:
+    """m of ``m ln s + 1``, by which queries and keys are each multiplied."""
+    for name in ("mscale", "mscale_all_dim"):
+        given.demand(name, None, "it is known in DeepSeek's families alone")
+    attention = given.take("attention_factor", None)
+    return 0.1 if attention is None else round((float(attention) - 1) / math.log(factor), 12)
 
 
-def rope_options(fields: Fields, theta: float = 10000.0) -> Node:
+def _mla_temperature(given: Fields, factor: float) -> float:
+    """The same from ``mscale_all_dim``; ``mscale`` would multiply the rotary part alone, and equals it everywhere."""
+    given.demand("attention_factor", None, "mscale and mscale_all_dim say it in this family")
+    both = given.take("mscale_all_dim")
+    given.demand("mscale", both, "the rotary part alone would have another scale")
+    return round(0.1 * float(both), 12)
+
+
+def rope_options(
+    fields: Fields, theta: float = 10000.0, temperature: Callable[[Fields, float], float] = _temperature
+) -> Node:
     """``rope_theta`` and ``yarn``, from ``rope_parameters`` or the older ``rope_theta`` and ``rope_scaling``.
 
-    ``llama3`` is YaRN whose ramp is linear in turns and whose scores keep their scale.
+    ``llama3`` is YaRN whose ramp is linear in turns and whose scores keep their scale. ``temperature`` reads YaRN's m.
     """
     given, base = _rope(fields, theta)
     kind = "default" if given is None else given.take("rope_type", given.take("type", "default"))
@@ -151,7 +236,7 @@ def rope_options(fields: Fields, theta: float = 10000.0) -> Node:
     yarn: Node = {"factor": factor, "original": original}
     if kind == "yarn":
         yarn |= {"beta_fast": float(given.take("beta_fast", 32)), "beta_slow": float(given.take("beta_slow", 1))}
-        yarn |= {"mscale": _temperature(given, factor), "truncate": given.take("truncate", True)}
+        yarn |= {"mscale": temperature(given, factor), "truncate": given.take("truncate", True)}
     elif kind == "llama3":
         slow, fast = given.take("low_freq_factor"), given.take("high_freq_factor")
         yarn |= {"beta_slow": float(slow), "beta_fast": float(fast), "mscale": 0.0, "ramp": "turns"}
@@ -167,14 +252,6 @@ def _rope(fields: Fields, theta: float) -> tuple[Fields | None, float]:
     return given, float(base if given is None else given.take("rope_theta", base))
 
 
-def _temperature(given: Fields, factor: float) -> float:
-    """m of ``m ln s + 1``, by which queries and keys are each multiplied."""
-    both, attention = given.take("mscale_all_dim", None), given.take("attention_factor", None)
-    if given.take("mscale", None) is not None or both is not None:
-        raise FormatError(f"{given.where}: mscale is known in DeepSeek's families alone")
-    return 0.1 if attention is None else round((float(attention) - 1) / math.log(factor), 12)
-
-
 def rope_fields(attention: Node) -> dict[str, Any]:
     """The same as fields."""
     yarn, rope = attention["yarn"], {"rope_type": "default", "rope_theta": attention["rope_theta"]}
@@ -188,3 +265,45 @@ def rope_fields(attention: Node) -> dict[str, Any]:
         rope |= {} if yarn["truncate"] else {"truncate": False}
         rope |= {} if yarn["mscale"] == 0.1 else {"attention_factor": yarn["mscale"] * math.log(yarn["factor"]) + 1}
     return {"rope_parameters": rope}
+
+
+# ---- which layers are mixtures ---------------------------------------------------------------------------------------
+
+
+def sparse_options(fields: Fields, depth: int) -> Node | None:
+    """Qwen's ``decoder_sparse_step`` and ``mlp_only_layers`` as ``at``; None for a model without a mixture."""
+    step, dense = fields.number("decoder_sparse_step", 1), set(fields.take("mlp_only_layers", []))
+    layers = [i for i in range(step - 1, depth, step) if i not in dense]
+    if not layers:
+        return None
+    if layers == list(range(step - 1, depth, step)):
+        return {"first": 0} if step == 1 else {"every": step}
+    return {"layers": layers}
+
+
+def sparse_fields(model: Node) -> dict[str, Any]:
+    """The same as fields: a step, or every layer that is not a mixture."""
+    if model["moe"]["at"]["every"] is not None:
+        return {"decoder_sparse_step": model["moe"]["at"]["every"], "mlp_only_layers": []}
+    mixtures = mixture_layers(model)
+    return {"decoder_sparse_step": 1, "mlp_only_layers": [i for i in range(model["depth"]) if i not in mixtures]}
+
+
+def mixture_layers(model: Node) -> list[int]:
+    """The layers of a decoder that are mixtures."""
+    at, depth = model["moe"]["at"], model["depth"]
+    if at["first"] is not None:
+        return list(range(at["first"], depth))
+    return list(range(at["every"] - 1, depth, at["every"])) if at["every"] is not None else sorted(at["layers"])
+
+
+def first_of(model: Node) -> int:
+    """The first mixture of a decoder in which all layers from there on are mixtures.
+
+    Raises:
+        FormatError: some are not.
+    """
+    layers = mixture_layers(model)
+    if layers != list(range(layers[0], model["depth"])):
+        raise FormatError(f"mixtures at {layers}: this family has mixtures from one layer on")
+    return layers[0]

@@ -2,10 +2,10 @@
 
 Groups of one head make multi-head attention, a single group makes multi-query attention.
 
-Source: Ainslie et al. 2023, "GQA" (section 2.2), over Vaswani et al. 2017 (eq. 1); positions: RoFormer. The options of
-open models are those of their released code: a norm over all heads and ``clip`` of OLMoE (Muennighoff et al. 2024, arXiv
-2409.02060), ``sinks`` and ``window`` of gpt-oss (OpenAI 2025, arXiv 2508.10925), ``rotary_dim`` of GLM-4.5 (2025, arXiv
-2508.06471), ``bias`` of Qwen2 (2024, arXiv 2407.10671).
+Source: Ainslie et al. 2023, "GQA" (section 2.2), over Vaswani et al. 2017 (eq. 1); positions: RoFormer. Other
+options are those of released models: ``norm_over`` and ``clip`` of OLMoE (Muennighoff et al. 2024, arXiv 2409.02060),
+``sinks`` and ``window`` of gpt-oss (OpenAI 2025, arXiv 2508.10925), ``rotary_dim`` of GLM-4.5 (2025, arXiv 2508.06471),
+``bias`` of Qwen2 (2024, arXiv 2407.10671).
 """
 
 from collections.abc import Iterable

@@ -18,7 +18,7 @@ from moekit_models.rotary import Turns, rotate, score_scale, turns
 class GroupedQueryAttention(nn.Module):
     """Softmax attention, scale ``1/sqrt(head_dim)`` (times YaRN's factor, if it is on).
 
-    Sinks, if any, are ``sinks_X``, one logit for each query head, initially 0.
+    Sinks, if any, are ``b_sink_X``, one logit for each query head, initially 0.
     """
 
     def __init__(self, spec: GQA, dim: int, causal: bool = True) -> None:
@@ -34,7 +34,7 @@ class GroupedQueryAttention(nn.Module):
         q_size, k_size = (wide, narrow) if spec.norm_over == "all" else (spec.head_dim, spec.head_dim)
         self.q_norm = RMSNorm(q_size, eps=spec.norm_eps) if spec.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(k_size, eps=spec.norm_eps) if spec.qk_norm else nn.Identity()
-        self.sinks_X = nn.Parameter(torch.zeros(spec.heads)) if spec.sinks else None
+        self.b_sink_X = nn.Parameter(torch.zeros(spec.heads)) if spec.sinks else None
 
     def forward(self, x_BSD: Tensor, *, valid_BS: Tensor | None = None, cache: Cache | None = None) -> Tensor:
         """``x_BSD -> y_BSD``; no other position attends to padding.
@@ -52,7 +52,7 @@ class GroupedQueryAttention(nn.Module):
         visible = mask_of_new(q.shape[-2], start, q.device) if start else mask(self.causal, valid_BS)
         if spec.window is not None and k.shape[-2] > spec.window:
             visible = within(spec.window, visible, q.shape[-2], k.shape[-2], q.device)
-        if self.sinks_X is not None:
+        if self.b_sink_X is not None:
             k, v, visible = self._with_sinks(q, k, v, visible)
         shared, scale = self.kv_heads != spec.heads, score_scale(spec.head_dim, spec.yarn)
         y = F.scaled_dot_product_attention(q, k, v, **visible, scale=scale, enable_gqa=shared)
@@ -74,12 +74,12 @@ class GroupedQueryAttention(nn.Module):
 
     def _with_sinks(self, q: Tensor, k: Tensor, v: Tensor, visible: Mask) -> tuple[Tensor, Tensor, Mask]:
         """One more key, whose score is each head's sink, and whose value is 0."""
-        assert self.sinks_X is not None
+        assert self.b_sink_X is not None
         S, L = q.shape[-2], k.shape[-2]
         seen = visible.get("attn_mask", torch.ones(S, L, dtype=torch.bool, device=q.device))
         if visible.get("is_causal"):
             seen = seen.tril()
         bias = torch.zeros(seen.shape, dtype=q.dtype, device=q.device).masked_fill(~seen, -torch.inf)
-        sinks = self.sinks_X.to(q.dtype)[:, None, None].expand(*bias.shape[:-3], -1, S, 1)
-        bias = torch.cat([bias.expand(*bias.shape[:-3], len(self.sinks_X), S, L), sinks], dim=-1)
+        sinks = self.b_sink_X.to(q.dtype)[:, None, None].expand(*bias.shape[:-3], -1, S, 1)
+        bias = torch.cat([bias.expand(*bias.shape[:-3], len(self.b_sink_X), S, L), sinks], dim=-1)
         return F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1)), {"attn_mask": bias}

@@ -29,7 +29,7 @@ def attend(
     Args:
         x_SD: the sequence.
         weights: ``q.weight``, ``k.weight``, ``v.weight``, ``out.weight``; if there are any, the same with ``.bias``,
-            ``q_norm.weight`` and ``k_norm.weight``, ``sinks_X``.
+            ``q_norm.weight`` and ``k_norm.weight``, ``b_sink_X``.
         heads: query heads.
         kv_heads: key and value heads; query head h reads ``h // (heads / kv_heads)``.
         theta: base of the rotary angles.
@@ -52,7 +52,7 @@ def attend(
             query = head(x_SD[s], weights, "q", h, s, how)
             score = [query @ head(x_SD[t], weights, "k", g, t, how) / (math.sqrt(R) * temperature(yarn)) for t in seen]
             odds = [torch.exp(each) for each in score]
-            total = torch.stack(odds).sum() + (torch.exp(weights["sinks_X"][h]) if "sinks_X" in weights else 0)
+            total = torch.stack(odds).sum() + (torch.exp(weights["b_sink_X"][h]) if "b_sink_X" in weights else 0)
             value = [project(x_SD[t], weights, "v", clip)[g * R : (g + 1) * R] for t in seen]
             parts.append(sum((o / total * v for o, v in zip(odds, value, strict=True)), torch.zeros_like(value[0])))
         out.append(project(torch.cat(parts), weights, "out", math.inf))
