@@ -14,7 +14,10 @@ __getattr__, __dir__, __all__ = from_stub(__name__, __file__)
 _FAMILIES = {
     "deepseek_v2": ("DeepseekV2", "DeepSeek-V2, V2-Lite", "DeepSeek-AI 2024"),
     "deepseek_v3": ("DeepseekV3", "DeepSeek-V3 and R1, Kimi-K2, Moonlight", "DeepSeek-AI 2024"),
+    "glm4_moe": ("Glm4Moe", "GLM-4.5, GLM-4.5-Air, GLM-4.6", "GLM-4.5 Team 2025"),
+    "gpt_oss": ("GptOss", "gpt-oss-20b and gpt-oss-120b", "OpenAI 2025"),
     "llama": ("Llama", "Llama 2 to 3.3 (dense)", "Touvron et al. 2023"),
+    "minimax_m2": ("MiniMaxM2", "MiniMax-M2", "MiniMax 2025"),
     "mixtral": ("Mixtral", "Mixtral 8x7B and 8x22B", "Jiang et al. 2024"),
     "olmoe": ("Olmoe", "OLMoE-1B-7B", "Muennighoff et al. 2024"),
     "qwen2_moe": ("Qwen2Moe", "Qwen1.5-MoE-A2.7B, Qwen2-57B-A14B", "Yang et al. 2024"),

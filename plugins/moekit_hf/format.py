@@ -60,7 +60,7 @@ class FormatSpec(Spec):
         """The table of tensors; a rule without a tensor in this model is not used."""
 
     def tiny(self) -> Sequence[Mapping[str, Any]]:
-        """Configurations of tiny models, which the conformance checks build in ``transformers``, one for each branch."""
+        """Configurations of tiny models, one for each branch: the checks have ``transformers`` build them."""
         return ()
 
     def ignored(self, model: Node) -> Sequence[Ignored]:

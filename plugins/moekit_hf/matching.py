@@ -11,6 +11,7 @@ from moekit.spec import component_spec, to_plain
 from moekit.spec.kinds import ModelSpec
 from moekit_hf.fields import Fields, FormatError
 from moekit_hf.format import FormatSpec, Node
+from moekit_hf.shared import indices
 
 LEFT_OUT = ("mtp.",)
 """Prefixes of our tensors that no family has a place for: multi-token prediction serves training alone."""
@@ -109,26 +110,20 @@ def _function(node: Any) -> Any:
         return node
     out = {key: _function(value) for key, value in node.items() if key not in TRAINING}
     if "balancers" in out:
-        out["balancers"] = {name: each for name, each in node["balancers"].items() if _gives_bias(each)}
-        out["balancers"] = {name: "a selection bias" for name in out["balancers"]}
+        biased = [name for name, each in node["balancers"].items() if _gives_bias(each)]
+        out["balancers"] = dict.fromkeys(biased, "a selection bias")
     moe = out.get("moe")
     if isinstance(moe, dict) and "at" in moe:
-        out["moe"] = {**moe, "at": _layers(moe["at"], out["depth"])}
+        out["moe"] = {**moe, "at": indices(moe["at"], out["depth"])}
         if len(out["moe"]["at"]) == out["depth"]:
             out.pop("ffn")
+    if isinstance(other := out.get("other_attention"), dict):
+        out["other_attention"] = {**other, "at": indices(other["at"], out["depth"])}
     return out
 
 
 def _gives_bias(balancer: Node) -> bool:
     return bool(current().get("balancer", balancer["use"]).spec_class().gives_bias)
-
-
-def _layers(at: Node, depth: int) -> list[int]:
-    if at["first"] is not None:
-        return list(range(at["first"], depth))
-    if at["every"] is not None:
-        return list(range(at["every"] - 1, depth, at["every"]))
-    return sorted(at["layers"])
 
 
 def _options(node: Any, path: str = "model") -> Iterator[tuple[str, Any]]:

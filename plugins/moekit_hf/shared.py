@@ -66,6 +66,10 @@ SHARED = tuple(glu(_L + "mlp.shared_experts", _B + "ffn.shared"))
 """Shared experts, which are one net in their files."""
 
 
+SELECTION_BIAS = Rule(_L + "mlp.gate.e_score_correction_bias", _B + "ffn.balancers.bias.bias_E")
+"""The bias that DeepSeek-V3 adds to affinities to choose experts."""
+
+
 # ---- the whole decoder -----------------------------------------------------------------------------------------------
 
 
@@ -103,25 +107,39 @@ def decoder_fields(model: Node) -> dict[str, Any]:
 def gqa_options(fields: Fields, model: Node, theta: float = 10000.0) -> Node:
     """Grouped-query attention of a decoder; ``theta`` is the family's base of rotary angles, if none is given."""
     heads = fields.number("num_attention_heads")
+    head_dim = fields.number("head_dim", model["dim"] // heads)
     return {
         "use": "gqa",
         "heads": heads,
         "kv_heads": fields.number("num_key_value_heads", heads),
-        "head_dim": fields.number("head_dim", model["dim"] // heads),
+        "head_dim": head_dim,
         "norm_eps": model["norm_eps"],
         **rope_options(fields, theta),
+        **_partial(fields, head_dim),
     }
+
+
+def _partial(fields: Fields, head_dim: int) -> Node:
+    """``partial_rotary_factor`` or ``rotary_dim``: how much of a head is rotated."""
+    given = fields.config.get("rope_parameters")
+    inside = given.get("partial_rotary_factor") if isinstance(given, dict) else None
+    share = fields.take("partial_rotary_factor", inside)
+    rotary = fields.take("rotary_dim", head_dim if share is None else int(head_dim * share))
+    return {} if rotary == head_dim else {"rotary_dim": rotary}
 
 
 def gqa_fields(model: Node) -> dict[str, Any]:
     """The same as fields."""
     attention = model["attention"]
-    return {
+    fields = {
         "num_attention_heads": attention["heads"],
         "num_key_value_heads": attention["kv_heads"] or attention["heads"],
         "head_dim": attention["head_dim"],
         **rope_fields(attention),
     }
+    if attention["rotary_dim"] is not None:
+        fields["rope_parameters"]["partial_rotary_factor"] = attention["rotary_dim"] / attention["head_dim"]
+    return fields
 
 
 def refuse_window(fields: Fields) -> None:
@@ -227,6 +245,8 @@ def rope_options(
     """
     given, base = _rope(fields, theta)
     kind = "default" if given is None else given.take("rope_type", given.take("type", "default"))
+    if given is not None:
+        given.take("partial_rotary_factor", None)  # read by the attention, of whose heads it is a share
     if given is None or kind == "default":
         if given is not None:
             given.refuse_unread()
@@ -291,7 +311,11 @@ def sparse_fields(model: Node) -> dict[str, Any]:
 
 def mixture_layers(model: Node) -> list[int]:
     """The layers of a decoder that are mixtures."""
-    at, depth = model["moe"]["at"], model["depth"]
+    return indices(model["moe"]["at"], model["depth"])
+
+
+def indices(at: Node, depth: int) -> list[int]:
+    """The layers that an ``at`` names, in a stack of ``depth``."""
     if at["first"] is not None:
         return list(range(at["first"], depth))
     return list(range(at["every"] - 1, depth, at["every"])) if at["every"] is not None else sorted(at["layers"])
@@ -307,3 +331,47 @@ def first_of(model: Node) -> int:
     if layers != list(range(layers[0], model["depth"])):
         raise FormatError(f"mixtures at {layers}: this family has mixtures from one layer on")
     return layers[0]
+
+
+# ---- DeepSeek-V3's mixture, also in GLM-4.5 --------------------------------------------------------------------------
+
+
+def biased_moe_options(fields: Fields) -> Node:
+    """Dense layers first; sigmoid affinities, groups, a selection bias; gates renormalised, then scaled."""
+    groups, hidden = fields.number("n_group", 1), fields.number("moe_intermediate_size")
+    chosen = fields.number("topk_group", groups)
+    return {
+        "at": {"first": fields.take("first_k_dense_replace", 0)},
+        "router": {
+            "use": "topk",
+            "score": "sigmoid",
+            "top_k": fields.number("num_experts_per_tok"),
+            "renormalize": fields.take("norm_topk_prob", True),
+            "scale": fields.take("routed_scaling_factor", 1.0),
+            **({"groups": groups, "top_groups": chosen, "group_score": "top2_sum"} if groups > 1 else {}),
+        },
+        "experts": {
+            "use": "glu",
+            "count": fields.either("n_routed_experts", "num_experts", "num_local_experts"),
+            "hidden": hidden,
+        },
+        "shared": {"use": "glu", "hidden": fields.number("n_shared_experts") * hidden},  # one net in their files
+        "balancers": {"bias": {"use": "sign_bias"}},
+    }
+
+
+def biased_moe_fields(model: Node) -> dict[str, Any]:
+    """The same as fields."""
+    moe = model["moe"]
+    router, experts = moe["router"], moe["experts"]
+    return {
+        "first_k_dense_replace": first_of(model),
+        "num_experts_per_tok": router["top_k"],
+        "norm_topk_prob": router["renormalize"],
+        "routed_scaling_factor": router["scale"],
+        "n_group": router["groups"],
+        "topk_group": router["top_groups"] or router["groups"],
+        "n_routed_experts": experts["count"],
+        "moe_intermediate_size": experts["hidden"],
+        "n_shared_experts": moe["shared"]["count"] * moe["shared"]["hidden"] // experts["hidden"],
+    }

@@ -8,7 +8,7 @@ from pathlib import Path
 EXAMPLES = """\
   moekit import OLMoE-1B-7B --to runs/olmoe
   moekit import allenai/OLMoE-1B-7B-0924 --to runs/olmoe     (fetched, if huggingface_hub is installed)
-  moekit generate runs/olmoe --prompt "The "
+  moekit generate runs/olmoe "The "
   moekit train runs/olmoe model.moe.balancers.load.weight=0.02 trainer.max_steps=200
 """
 
@@ -35,5 +35,5 @@ def run(args: argparse.Namespace) -> int:
         if claimed is not None and claimed.path.exists():
             claimed.release()
         raise
-    print("\n".join([*lines_of(found), "", f"{to}", f'  moekit generate {to} --prompt "The "', f"  moekit train {to}"]))
+    print("\n".join([*lines_of(found), "", f"{to}", f'  moekit generate {to} "The "', f"  moekit train {to}"]))
     return 0

@@ -17,7 +17,7 @@ TABLE = (
     *shared.ROUTER,
     *shared.EXPERTS,
     *shared.SHARED,
-    Rule("model.layers.{i}.mlp.gate.e_score_correction_bias", "blocks.{i}.ffn.balancers.bias.bias_E"),
+    shared.SELECTION_BIAS,
 )
 
 
@@ -38,49 +38,20 @@ class DeepseekV3(FormatSpec):
         fields.demand("topk_method", "noaux_tc", "this family chooses with a selection bias", default="noaux_tc")
         fields.demand("moe_layer_freq", 1, "all layers after the dense ones are mixtures", default=1)
         fields.demand("rope_interleave", True, "the table takes rotary rows in neighbouring pairs", default=True)
-        groups, hidden = fields.number("n_group", 1), fields.number("moe_intermediate_size")
-        chosen = fields.number("topk_group", groups)
         return {
             **shared.decoder_options(fields),
             "attention": shared.mla_options(fields),
             "ffn": {"use": "glu", "hidden": fields.number("intermediate_size")},
-            "moe": {
-                "at": {"first": fields.take("first_k_dense_replace", 0)},
-                "router": {
-                    "use": "topk",
-                    "score": "sigmoid",
-                    "top_k": fields.number("num_experts_per_tok"),
-                    "renormalize": fields.take("norm_topk_prob", True),
-                    "scale": fields.take("routed_scaling_factor", 1.0),
-                    **({"groups": groups, "top_groups": chosen, "group_score": "top2_sum"} if groups > 1 else {}),
-                },
-                "experts": {
-                    "use": "glu",
-                    "count": fields.either("n_routed_experts", "num_experts", "num_local_experts"),
-                    "hidden": hidden,
-                },
-                "shared": {"use": "glu", "hidden": fields.number("n_shared_experts") * hidden},  # one net in the files
-                "balancers": {"bias": {"use": "sign_bias"}},
-            },
+            "moe": shared.biased_moe_options(fields),
         }
 
     def config(self, model: Node) -> dict[str, Any]:
         """The same as fields."""
-        moe = model["moe"]
-        router, experts = moe["router"], moe["experts"]
         return {
             **shared.decoder_fields(model),
             **shared.mla_fields(model),
+            **shared.biased_moe_fields(model),
             "intermediate_size": model["ffn"]["hidden"],
-            "first_k_dense_replace": shared.first_of(model),
-            "num_experts_per_tok": router["top_k"],
-            "norm_topk_prob": router["renormalize"],
-            "routed_scaling_factor": router["scale"],
-            "n_group": router["groups"],
-            "topk_group": router["top_groups"] or router["groups"],
-            "n_routed_experts": experts["count"],
-            "moe_intermediate_size": experts["hidden"],
-            "n_shared_experts": moe["shared"]["count"] * moe["shared"]["hidden"] // experts["hidden"],
         }
 
     def rules(self, model: Node) -> Sequence[Rule]:
