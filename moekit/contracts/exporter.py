@@ -19,7 +19,7 @@ class Exporter(ABC):
             out: the file or folder to write; it must not exist yet.
 
         Returns:
-            Lines to print: what was written, and what was left out.
+            Lines to print: what was written, and what was omitted.
 
         Raises:
             MoekitError: the format cannot express the model, or ``out`` exists; nothing has been written.

@@ -120,7 +120,7 @@ def compared(case: Case) -> Iterator[tuple[Mapping[str, Any], dict[str, tuple[fl
             theirs = peer.chosen_experts(pair.theirs, ids_BS)
             same = len(chosen) == len(theirs) and all(map(torch.equal, chosen, theirs))
             found["experts of a token"] = (0.0 if same else 1.0, 0.0)
-            with peer.saved(pair.theirs, state_dict=gradients) as folder:
+            with peer.saved(pair.theirs, gradients) as folder:
                 found["gradients"] = (_largest_difference(pair.ours, folder), 1e-4)
             yield config, found
 

@@ -70,7 +70,7 @@ class Folder:
         Raises:
             FormatError: it is none that a model has.
         """
-        found = self._entry(name).dtype
+        found: torch.dtype = self._entry(name).dtype
         if found not in FLOATS:
             raise FormatError(
                 f"{self.path}: {name} has dtype {str(found).removeprefix('torch.')}\n"

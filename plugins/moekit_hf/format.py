@@ -7,10 +7,10 @@ recipe has them below ``model:``, so that a family imports no other plugin.
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
+from moekit.errors import PluginError
 from moekit.spec.fields import Spec
 from moekit_hf.fields import Fields
 from moekit_hf.rules import Ignored, Rule
@@ -37,7 +37,6 @@ class FormatSpec(Spec):
         """Whether a configuration is of this family: by its ``model_type``."""
         return config.get("model_type") == self.model_type
 
-    @abstractmethod
     def spec(self, fields: Fields) -> Node:
         """The model that a configuration describes, as the node ``model:`` of a recipe. Options may be omitted.
 
@@ -45,19 +44,28 @@ class FormatSpec(Spec):
 
         Raises:
             FormatError: the configuration asks for something that no option of a model expresses.
+            PluginError: the format lacks this method.
         """
+        raise self._lacks("spec(self, fields)")
 
-    @abstractmethod
     def config(self, model: Node) -> dict[str, Any]:
         """The fields of ``config.json`` that describe a model, given with every option.
 
         It need not look for options that the family lacks: the caller reads the result back with ``spec``, and
         refuses a model that differs from what comes out.
-        """
 
-    @abstractmethod
+        Raises:
+            PluginError: the format lacks this method.
+        """
+        raise self._lacks("config(self, model)")
+
     def rules(self, model: Node) -> Sequence[Rule]:
-        """The table of tensors; a rule without a tensor in this model is not used."""
+        """The table of tensors; a rule without a tensor in this model is not used.
+
+        Raises:
+            PluginError: the format lacks this method.
+        """
+        raise self._lacks("rules(self, model)")
 
     def tiny(self) -> Sequence[Mapping[str, Any]]:
         """Configurations of tiny models, one for each branch: the checks have ``transformers`` build them."""
@@ -66,6 +74,9 @@ class FormatSpec(Spec):
     def ignored(self, model: Node) -> Sequence[Ignored]:
         """Tensors that files of this family may have and no model of ours needs, each with the reason."""
         return ()
+
+    def _lacks(self, method: str) -> PluginError:
+        return PluginError(f"{type(self).__name__} lacks a method\n  expected {method} in that format")
 
 
 def as_it_is(spec: F) -> F:

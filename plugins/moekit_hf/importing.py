@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from moekit.checkpoints.files import step_name
-from moekit.errors import MoekitError
+from moekit.errors import MoekitError, SaveError
 from moekit.files import make_directory, write_if_changed
 from moekit.params import build_on_meta
 from moekit.registry import build
@@ -114,8 +114,10 @@ def import_folder(path: Path, run: Path) -> Found:
             {} if recipe.data is None else build(recipe.data).state() or _tokens(path),
         )
         write_if_changed(folder.spec, dump(recipe, full_names=True))
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(run, ignore_errors=True)
+        if isinstance(error, SaveError) and isinstance(error.__cause__, FormatError):  # the fault of the folder
+            raise error.__cause__ from None
         raise
     return found
 

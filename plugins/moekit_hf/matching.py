@@ -13,10 +13,10 @@ from moekit_hf.fields import Fields, FormatError
 from moekit_hf.format import FormatSpec, Node
 from moekit_hf.shared import indices
 
-LEFT_OUT = ("mtp.",)
+OMITTED = ("mtp.",)
 """Prefixes of our tensors that no family has a place for: multi-token prediction serves training alone."""
 
-TRAINING = ("init_std", "init_scale", "recompute", "mtp", "dispatcher", "dropout", "input_jitter", "send_threshold")
+TRAINING = ("init_std", "init_scale", "recompute", "mtp", "dropout", "input_jitter", "send_threshold")
 """Options that change no output of a trained model in evaluation."""
 
 
@@ -94,7 +94,12 @@ def misfit(family: FormatSpec, model: ModelSpec) -> list[str]:
         again = to_plain(model_of(family, config, "its config.json"))
     except (MoekitError, KeyError, TypeError, ValueError) as error:
         return [" ".join(f"{type(error).__name__}: {error}".split())] * 99  # far from fitting
-    here, there = dict(_options(_function(node))), dict(_options(_function(again)))
+    return differences(node, again)
+
+
+def differences(one: Node, other: Node) -> list[str]:
+    """The options that differ between two models and change what a trained model computes, as lines."""
+    here, there = dict(_options(_function(one))), dict(_options(_function(other)))
     return [
         f"{path}: {here.get(path)} here, {there.get(path)} there"
         for path in dict.fromkeys([*here, *there])
@@ -112,6 +117,8 @@ def _function(node: Any) -> Any:
     if "balancers" in out:
         biased = [name for name, each in node["balancers"].items() if _gives_bias(each)]
         out["balancers"] = dict.fromkeys(biased, "a selection bias")
+    if "dispatcher" in out and not _drops(node["dispatcher"]):
+        del out["dispatcher"]
     moe = out.get("moe")
     if isinstance(moe, dict) and "at" in moe:
         out["moe"] = {**moe, "at": indices(moe["at"], out["depth"])}
@@ -120,6 +127,15 @@ def _function(node: Any) -> Any:
     if isinstance(other := out.get("other_attention"), dict):
         out["other_attention"] = {**other, "at": indices(other["at"], out["depth"])}
     return out
+
+
+def _drops(dispatcher: Any) -> bool:
+    """Whether a dispatcher, or one that it holds, may leave pairs out."""
+    if not isinstance(dispatcher, dict):
+        return False
+    use = dispatcher.get("use")
+    own = use is not None and not current().get("dispatcher", use).spec_class().dropless
+    return own or any(_drops(each) for each in dispatcher.values())
 
 
 def _gives_bias(balancer: Node) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,7 +27,7 @@ def transformers() -> Any:
     """
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:
-        import transformers as package
+        package: Any = importlib.import_module("transformers")
     except ImportError as error:
         raise FormatError("this needs the package transformers: pip install 'moekit[hf]'") from error
     package.logging.set_verbosity_error()
@@ -54,11 +55,11 @@ def make(family: FormatSpec, config: Mapping[str, Any], seed: int = 0) -> Any:
 
 
 @contextmanager
-def saved(model: Any, **options: Any) -> Iterator[Path]:
-    """The folder that ``transformers`` writes, in the layout of the hub."""
+def saved(model: Any, values: Mapping[str, Tensor] | None = None) -> Iterator[Path]:
+    """The folder that ``transformers`` writes, in the layout of the hub; ``values`` replace those of the model."""
     with TemporaryDirectory(prefix="moekit-hf-") as folder:
         path = Path(folder) / "theirs"
-        model.save_pretrained(path, **options)
+        model.save_pretrained(path, **({} if values is None else {"state_dict": values}))
         yield path
 
 

@@ -31,8 +31,9 @@ class Yarn(Spec):
     truncate: bool = option(True, "under ramp=index, round the two bounds to whole pairs; gpt-oss does not")
 
     def check(self) -> Iterable[str]:
-        """``beta_fast`` is more than ``beta_slow``."""
-        if self.beta_fast <= self.beta_slow:
+        """``beta_fast`` is more than ``beta_slow``; under ``ramp: index`` they may be equal (Kimi-K2: both 1)."""
+        equal = self.beta_fast == self.beta_slow and self.ramp == "index"
+        if self.beta_fast <= self.beta_slow and not equal:
             yield f"beta_fast={self.beta_fast:g} must be more than beta_slow={self.beta_slow:g}"
 
     def check_base(self, theta: float) -> Iterable[str]:

@@ -8,7 +8,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+
+from tiny_folders import byte_level_tokenizer
 
 from moekit import load
 from moekit.registry import current
@@ -36,6 +39,7 @@ from moekit_dispatchers.soft import Soft
 from moekit_experts.ffn import Ffn
 from moekit_experts.glu import Glu
 from moekit_experts.linear import Linear, Logistic
+from moekit_hf.tokenizer import TokenizerFile
 from moekit_models.decoder import MTP, At, Decoder, DecoderMoE, OtherAttention
 from moekit_models.encoder_decoder import Cross, EncoderDecoder, StackMoE
 from moekit_models.gqa import GQA
@@ -53,6 +57,9 @@ from moekit_routers.noisy_topk import NoisyTopK
 from moekit_routers.strict import Strict
 from moekit_routers.topk import TopK
 
+FOLDER = TemporaryDirectory(prefix="moekit-")
+TOKENIZER = Path(FOLDER.name) / "tokenizer.json"
+TOKENIZER.write_text(byte_level_tokenizer())
 DEEPSEEK_V3 = TopK(
     top_k=4, score="sigmoid", groups=4, top_groups=2, group_score="top2_sum", renormalize=True, scale=2.5
 )
@@ -200,6 +207,7 @@ EXAMPLES: dict[str, list[Spec]] = {
         SpanCorruption(text=LocalText(domains=["python"], megabytes=0.2, seq=16, batch=2), density=0.5, mean_span=1.0),
     ],
     "tokenizer/bpe": [BytePairs(vocab=300)],
+    "tokenizer/tokenizer_json": [TokenizerFile(vocab=300, end="<|end|>", file=str(TOKENIZER))],
     "data/text_files": [TextFiles(path=str(Path(__file__).parents[2] / "docs"), seq=16, batch=2)],
 }
 

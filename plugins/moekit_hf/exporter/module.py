@@ -20,7 +20,7 @@ from moekit.training.run.saved import PREFIX, read_any_checkpoint
 from moekit_hf.exporter import HuggingFace
 from moekit_hf.fields import INERT, FormatError
 from moekit_hf.folder import CONFIG, INDEX, KEPT, SINGLE, read_json, write_json
-from moekit_hf.matching import LEFT_OUT, format_for
+from moekit_hf.matching import OMITTED, format_for
 from moekit_hf.rules import Shape
 from moekit_hf.weights import Table
 
@@ -53,7 +53,7 @@ class HuggingFaceExporter(Exporter):
         }
         name, family = format_for(recipe.model, self.spec.family)
         shapes: dict[str, Shape] = {name: tuple(each.shape) for name, each in held.items()}
-        table = Table(f"format '{name}'", family.rules(model), shapes, LEFT_OUT)
+        table = Table(f"format '{name}'", family.rules(model), shapes, OMITTED)
 
         def read(ours: str, offset: Shape, sizes: Shape) -> Tensor:
             each = held[ours]
@@ -81,11 +81,11 @@ class HuggingFaceExporter(Exporter):
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
-        left = sorted({prefix.rstrip(".") for prefix in LEFT_OUT for ours in held if ours.startswith(prefix)})
+        omitted = sorted({prefix.rstrip(".") for prefix in OMITTED for ours in held if ours.startswith(prefix)})
         return [
             f"{name}: {len(table.theirs):,} tensors in {files} file{'s' if files > 1 else ''}"
             + (f", with {', '.join(kept)}" if kept else ""),
-            *([f"left out, since transformers has no place for it: {', '.join(left)}"] if left else []),
+            *([f"omitted, since transformers has no place for it: {', '.join(omitted)}"] if omitted else []),
             f'{out}\n  from transformers import AutoModelForCausalLM; AutoModelForCausalLM.from_pretrained("{out}")',
         ]
 
@@ -108,7 +108,8 @@ class HuggingFaceExporter(Exporter):
                 room = limit
             files[-1].append(theirs)
             room -= size
-        count, where = len(files), {}
+        count = len(files)
+        where: dict[str, str] = {}
         for i, names in enumerate(files, start=1):
             file = SINGLE if count == 1 else f"model-{i:05d}-of-{count:05d}.safetensors"
             write_tensors(

@@ -22,7 +22,11 @@ class DeepseekV2(FormatSpec):
     source: ClassVar[str] = "DeepSeek-AI 2024, DeepSeek-V2 (arXiv 2405.04434)"
 
     def spec(self, fields: Fields) -> Node:
-        """The first layers are dense; gates are scaled, and not renormalised."""
+        """The first layers are dense; gates are scaled, and not renormalised.
+
+        Raises:
+            FormatError: experts are chosen by an unknown method.
+        """
         fields.demand("scoring_func", "softmax", "this family scores by softmax", default="softmax")
         fields.demand("norm_topk_prob", False, "transformers never renormalises in this family", default=False)
         fields.demand("moe_layer_freq", 1, "all layers after the dense ones are mixtures", default=1)
@@ -78,7 +82,12 @@ class DeepseekV2(FormatSpec):
 
     def tiny(self) -> list[Mapping[str, Any]]:
         """As V2-Lite; groups, compressed queries, YaRN, as V2."""
-        base = {"vocab_size": 67, "hidden_size": 32, "intermediate_size": 40, "moe_intermediate_size": 12}
+        base: dict[str, Any] = {
+            "vocab_size": 67,
+            "hidden_size": 32,
+            "intermediate_size": 40,
+            "moe_intermediate_size": 12,
+        }
         base |= {"num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 4, "first_k_dense_replace": 1}
         base |= {"n_routed_experts": 8, "num_experts_per_tok": 3, "n_shared_experts": 2, "q_lora_rank": None}
         base |= {"kv_lora_rank": 12, "qk_nope_head_dim": 8, "qk_rope_head_dim": 6, "v_head_dim": 10}

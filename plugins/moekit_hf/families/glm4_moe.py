@@ -66,10 +66,15 @@ class Glm4Moe(FormatSpec):
 
     def tiny(self) -> list[Mapping[str, Any]]:
         """As GLM-4.5; as Air, without norms; without biases, all of a head rotated, two groups."""
-        base = {"vocab_size": 67, "hidden_size": 32, "intermediate_size": 40, "moe_intermediate_size": 12}
+        base: dict[str, Any] = {
+            "vocab_size": 67,
+            "hidden_size": 32,
+            "intermediate_size": 40,
+            "moe_intermediate_size": 12,
+        }
         base |= {"num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 12}
         base |= {"n_routed_experts": 8, "num_experts_per_tok": 3, "n_shared_experts": 1, "first_k_dense_replace": 1}
         base |= {"attention_bias": True, "routed_scaling_factor": 2.5}
-        plain = {"attention_bias": False, "n_group": 2, "topk_group": 1}
+        plain: dict[str, Any] = {"attention_bias": False, "n_group": 2, "topk_group": 1}
         plain |= {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1.0}}
         return [{**base, "use_qk_norm": True}, base, {**base, **plain}]

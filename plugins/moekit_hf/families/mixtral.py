@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+from moekit_hf import shared
 from moekit_hf.fields import Fields
 from moekit_hf.format import FormatSpec, Node
 from moekit_hf.rules import Rule
-from moekit_hf.shared import ATTENTION, ENDS, NORMS, decoder_fields, decoder_options, glu, gqa_fields, gqa_options
 
 BLOCK = "model.layers.{i}.block_sparse_moe"
 TABLE = (
-    *ENDS,
-    *NORMS,
-    *ATTENTION,
+    *shared.ENDS,
+    *shared.NORMS,
+    *shared.ATTENTION,
     Rule(f"{BLOCK}.gate.weight", "blocks.{i}.ffn.router.weight_ED"),
-    *glu(BLOCK + ".experts.{e}", "blocks.{i}.ffn.experts", gate="w1", up="w3", down="w2"),
+    *shared.glu(BLOCK + ".experts.{e}", "blocks.{i}.ffn.experts", gate="w1", up="w3", down="w2"),
 )
 
 
@@ -29,13 +29,13 @@ class Mixtral(FormatSpec):
 
     def spec(self, fields: Fields) -> Node:
         """Softmax over all experts, the two best, renormalised: the same as a softmax over these two."""
-        model = decoder_options(fields)
+        model = shared.decoder_options(fields)
         fields.demand("router_jitter_noise", 0, "their jitter also multiplies the experts' input", default=0)
         hidden = fields.number("intermediate_size")
         return {
             **model,
             "attention": {
-                **gqa_options(fields, model, theta=1e6),
+                **shared.gqa_options(fields, model, theta=1e6),
                 "window": fields.take("sliding_window", None),
             },
             "ffn": {"use": "glu", "hidden": hidden},  # no layer is dense
@@ -54,8 +54,8 @@ class Mixtral(FormatSpec):
         """The same as fields."""
         router, experts = model["moe"]["router"], model["moe"]["experts"]
         return {
-            **decoder_fields(model),
-            **gqa_fields(model),
+            **shared.decoder_fields(model),
+            **shared.gqa_fields(model),
             "sliding_window": model["attention"]["window"],
             "intermediate_size": experts["hidden"],
             "num_experts_per_tok": router["top_k"],

@@ -89,7 +89,7 @@ class FileTokenizer(Tokenizer):
         """Reads the text of a file.
 
         Raises:
-            DataError: it is no tokenizer of the library, has more tokens than ``vocab``, or lacks ``spec.end``.
+            DataError: the library cannot read it, or it has more tokens than ``vocab``, or lacks ``spec.end``.
         """
         if not state:
             return

@@ -63,7 +63,7 @@ class GroupedQueryAttention(nn.Module):
         spec = self.spec
         if norm is not None and spec.norm_over == "all":
             x = norm(x)
-        x = x.unflatten(-1, (-1, spec.head_dim))
+        x = x.view(*x.shape[:-1], -1, spec.head_dim)
         if norm is not None and spec.norm_over == "head":
             x = norm(x)
         return x if spec.clip is None else x.clamp(-spec.clip, spec.clip)
