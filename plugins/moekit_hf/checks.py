@@ -27,6 +27,9 @@ from moekit_hf.matching import misfit
 LOGITS = 1e-5
 """Largest difference of logits in fp32, as a share of the largest logit where that is above 1."""
 
+GRADIENTS = 1e-4
+"""Largest difference of a gradient in fp32, as a share of the largest of its tensor."""
+
 GREEDY = 64
 
 
@@ -121,7 +124,7 @@ def compared(case: Case) -> Iterator[tuple[Mapping[str, Any], dict[str, tuple[fl
             same = len(chosen) == len(theirs) and all(map(torch.equal, chosen, theirs))
             found["experts of a token"] = (0.0 if same else 1.0, 0.0)
             with peer.saved(pair.theirs, gradients) as folder:
-                found["gradients"] = (_largest_difference(pair.ours, folder), 1e-4)
+                found["gradients"] = (_largest_difference(pair.ours, folder), GRADIENTS)
             yield config, found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ from moekit.training.run.saved import PREFIX, read_any_checkpoint
 from moekit_hf.exporter import HuggingFace
 from moekit_hf.fields import INERT, FormatError
 from moekit_hf.folder import CONFIG, INDEX, KEPT, SINGLE, read_json, write_json
+from moekit_hf.format import FormatSpec
 from moekit_hf.matching import OMITTED, format_for
 from moekit_hf.rules import Shape
 from moekit_hf.weights import Table
@@ -69,7 +71,7 @@ class HuggingFaceExporter(Exporter):
         make_directory(partial)
         try:
             files = self._write_weights(partial, table, dtypes, read)
-            write_json(partial / CONFIG, self._config(family.config(model), family.architecture, source, dtypes))
+            write_json(partial / CONFIG, self._config(family, model, source, dtypes))
             kept = [file for file in KEPT if source is not None and (source / file).is_file()]
             for file in kept:
                 assert source is not None
@@ -124,7 +126,7 @@ class HuggingFaceExporter(Exporter):
         return count
 
     def _config(
-        self, described: dict[str, Any], architecture: str, source: Path | None, dtypes: Mapping[str, torch.dtype]
+        self, family: FormatSpec, model: Any, source: Path | None, dtypes: Mapping[str, torch.dtype]
     ) -> dict[str, Any]:
         """The family's fields over those of the imported model that change nothing, such as its end token."""
         kept = {} if source is None else {k: v for k, v in read_json(source / CONFIG).items() if k in INERT}
@@ -133,8 +135,9 @@ class HuggingFaceExporter(Exporter):
         dtype = list(dtypes.values())[counts.index(max(counts))]
         return {
             **kept,
-            **described,
-            "architectures": [architecture],
+            **family.config(model),
+            "model_type": family.model_type,
+            "architectures": [family.architecture],
             "dtype": str(dtype).removeprefix("torch."),
         }
 
@@ -150,7 +153,11 @@ def source_of(recipe: Recipe, checkpoint: Path) -> Path | None:
 
 
 def write_tokenizer(folder: Path, state: Mapping[str, Any]) -> None:
-    """Writes ``tokenizer.json`` from the state of a run's data, if the folder has none."""
+    """Writes ``tokenizer.json`` from the state of a run's data, if the folder has none and the state is such a file."""
     text = state.get("tokenizer_json", state.get("bpe"))
-    if isinstance(text, str) and not (folder / "tokenizer.json").exists():
-        (folder / "tokenizer.json").write_text(text, encoding="utf-8")
+    if not isinstance(text, str) or (folder / "tokenizer.json").exists():
+        return
+    described = json.loads(text)
+    if described.get("decoder") is None:  # that of the recipe's own byte pairs, which moekit decodes itself
+        described["decoder"] = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
+    write_json(folder / "tokenizer.json", described)

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_folders import mixtral_tensors, write_folder
 
+import moekit
 from moekit import MoekitError, load
 from moekit.errors import UnknownName
 from moekit.registry import build
@@ -51,6 +52,23 @@ def test_an_untouched_run_is_exported_to_the_same_bits(run: Path) -> None:
     config = json.loads((out / "config.json").read_text())
     assert config["eos_token_id"] == 0 and config["dtype"] == "float32" and "torch_dtype" not in config
     assert config["architectures"] == ["MixtralForCausalLM"] and config["max_position_embeddings"] == 64
+
+
+def test_a_model_that_was_trained_here_is_imported_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the byte pairs that it learnt, which then spell the same text."""
+    monkeypatch.chdir(tmp_path)
+    small = ["model.dim=16", "model.depth=1", "model.ffn.hidden=16", "data.seq=16", "data.megabytes=0.1"]
+    small += ["data.tokenizer={use: bpe, vocab: 300}", "data.validation_windows=2", "trainer.max_steps=1"]
+    run = moekit.train("base/language_model", small, name="made", quiet=True)
+    build(HuggingFace()).export(run.path / "checkpoints" / "last", Path("out"))
+    assert json.loads(Path("out/config.json").read_text())["model_type"] == "llama"
+    import_folder(Path("out"), Path("again"))
+    again = moekit.open("again")
+    assert all(torch.equal(t, again.model.state_dict()[name]) for name, t in run.model.state_dict().items())
+    assert run.tokenizer is not None and again.tokenizer is not None
+    for text in ("def add(a, b):\n    return a + b", "naïve"):
+        ids = run.tokenizer.encode(text)
+        assert torch.equal(again.tokenizer.encode(text), ids) and again.tokenizer.decode(ids) == text
 
 
 def test_what_belongs_to_tokenizer_and_generation_is_kept_and_code_is_not(run: Path) -> None:
