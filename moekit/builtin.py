@@ -8,8 +8,6 @@ from moekit.hookspecs import hookimpl
 
 MOEKIT_API = 2
 
-_CHECKS = "moekit.testing.checks"
-
 
 @hookimpl
 def moekit_kinds() -> list[Kind]:
@@ -21,7 +19,6 @@ def moekit_kinds() -> list[Kind]:
             summary="turns tokens into a routing",
             context=("dims",),
             makes="moekit.contracts:Router",
-            checks=f"{_CHECKS}.router",
         ),
         Kind(
             name="expert",
@@ -29,7 +26,6 @@ def moekit_kinds() -> list[Kind]:
             summary="experts of one shape, with stacked weights",
             context=("dims",),
             makes="moekit.contracts:ExpertBank",
-            checks=f"{_CHECKS}.experts",
         ),
         Kind(
             name="dispatcher",
@@ -37,7 +33,6 @@ def moekit_kinds() -> list[Kind]:
             summary="sends tokens to their experts and sums what comes back",
             context=("dims",),
             makes="moekit.contracts:Dispatcher",
-            checks=f"{_CHECKS}.dispatcher",
         ),
         Kind(
             name="balancer",
@@ -45,7 +40,6 @@ def moekit_kinds() -> list[Kind]:
             summary="keeps the load even, by a loss or a selection bias",
             context=("dims",),
             makes="moekit.contracts:Balancer",
-            checks=f"{_CHECKS}.balancer",
         ),
         Kind(
             name="attention",
@@ -54,21 +48,18 @@ def moekit_kinds() -> list[Kind]:
             context=("dim", "causal"),
             makes="torch.nn:Module",
             plural="attention",
-            checks=f"{_CHECKS}.attention",
         ),
         Kind(
             name="model",
             spec="moekit.spec.kinds:ModelSpec",
             summary="a whole model",
             makes="moekit.contracts:Model",
-            checks=f"{_CHECKS}.model",
         ),
         Kind(
             name="objective",
             spec="moekit.spec.kinds:ObjectiveSpec",
             summary="turns a model's output and a batch into a loss",
             makes="moekit.contracts:Objective",
-            checks=f"{_CHECKS}.objective",
         ),
         Kind(
             name="data",
@@ -76,21 +67,18 @@ def moekit_kinds() -> list[Kind]:
             summary="the training and validation data",
             makes="moekit.contracts:Data",
             plural="data",
-            checks=f"{_CHECKS}.data",
         ),
         Kind(
             name="tokenizer",
             spec="moekit.spec.kinds:TokenizerSpec",
             summary="turns text into tokens and back",
             makes="moekit.contracts:Tokenizer",
-            checks=f"{_CHECKS}.tokenizer",
         ),
         Kind(
             name="evaluator",
             spec="moekit.spec.kinds:EvaluatorSpec",
             summary="scores and pictures of a trained model, at the end of a run",
             makes="moekit.contracts:Evaluator",
-            checks=f"{_CHECKS}.evaluator",
         ),
         Kind(
             name="exporter",
@@ -104,14 +92,12 @@ def moekit_kinds() -> list[Kind]:
             summary="updates the weights",
             context=("model",),
             makes="torch.optim:Optimizer",
-            checks=f"{_CHECKS}.optimizer",
         ),
         Kind(
             name="schedule",
             spec="moekit.spec.kinds:ScheduleSpec",
             summary="a function of the step that multiplies the learning rate",
             context=("total_steps",),
-            checks=f"{_CHECKS}.optimizer",
         ),
         Kind(
             name="callback",

@@ -32,7 +32,7 @@ class Kind(Record):
         context: names of what a target is called with, after its spec.
         makes: base class of what a target makes; empty for any.
         plural: as in ``moekit ls routers`` (default: the name with an s).
-        checks: module of the conformance checks of this kind; empty for those of all kinds alone.
+        checks: module of the conformance checks of this kind; moekit_testing has those of moekit's own kinds.
         imports: base class of the classes that ``class: package.module.Name`` may name in a slot; empty for none.
         plugin: name of the plugin that offers it; set when the plugin is loaded.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 from gpu_marker import wants_gpu
@@ -18,6 +19,13 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+
+
+def pytest_configure() -> None:
+    """Hears signals that nohup and a shell's background ignore: the runs that tests start inherit it."""
+    for number, default in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, default)
 
 
 @pytest.fixture(autouse=True)

@@ -15,14 +15,14 @@ from moekit.contracts import Model
 from moekit.inference.generate import load_run, sample
 from moekit.registry import build
 from moekit.routing import TokenChoice
-from moekit.testing.assertions import require
-from moekit.testing.case import Case, Check
 from moekit_hf import peer
 from moekit_hf.exporter import HuggingFace
 from moekit_hf.folder import Folder
 from moekit_hf.format import FormatSpec
 from moekit_hf.importing import import_folder, inspect
 from moekit_hf.matching import misfit
+from moekit_testing.assertions import require
+from moekit_testing.case import Case, Check
 
 LOGITS = 1e-5
 """Largest difference of logits in fp32, as a share of the largest logit where that is above 1."""

@@ -23,7 +23,6 @@ from moekit.contracts.layer import UniformGroups
 from moekit.registry import build
 from moekit.routing import TokenChoice
 from moekit.spec.kinds import DispatcherSpec, ExpertSpec
-from moekit.testing.fixtures.reference import naive_sum
 from moekit_dispatchers.auto import Auto
 from moekit_dispatchers.auto import module as auto
 from moekit_dispatchers.capacity import Capacity
@@ -35,6 +34,7 @@ from moekit_dispatchers.loop import Loop
 from moekit_dispatchers.triton import Triton
 from moekit_experts.ffn import Ffn
 from moekit_experts.glu import Glu
+from moekit_testing.fixtures.reference import naive_sum
 
 D, O, H, BIG = 8, 6, 5, 10**6  # noqa: E741
 WITHIN = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 0.1}

@@ -32,7 +32,7 @@ from moekit import (
     UniformGroups,
 )
 from moekit.routing import gates_of
-from moekit.testing.fixtures.routings import with_gates
+from moekit_testing.fixtures.routings import with_gates
 
 
 class SameWidth(TanhBank):

@@ -17,7 +17,6 @@ from moekit import load
 from moekit.registry import current
 from moekit.spec.fields import Spec, required
 from moekit.spec.kinds import MoE
-from moekit.testing import parametrize_checks
 from moekit_balancers.communication_balance import CommunicationBalance
 from moekit_balancers.cv_squared import CVSquared
 from moekit_balancers.device_balance import DeviceBalance
@@ -56,6 +55,7 @@ from moekit_routers.hierarchical import Hierarchical
 from moekit_routers.noisy_topk import NoisyTopK
 from moekit_routers.strict import Strict
 from moekit_routers.topk import TopK
+from moekit_testing import parametrize_checks
 
 FOLDER = TemporaryDirectory(prefix="moekit-")
 TOKENIZER = Path(FOLDER.name) / "tokenizer.json"

@@ -15,11 +15,11 @@ import broken_training
 import pytest
 from healthy import HEALTHY
 
-import moekit.testing.checks
+import moekit_testing.checks
 from moekit import Component
-from moekit.testing import BoundCheck, CheckFailure, checks_for, parametrize_checks
-from moekit.testing.case import Check
-from moekit.testing.parametrize import cases_of
+from moekit_testing import BoundCheck, CheckFailure, checks_for, parametrize_checks
+from moekit_testing.case import Check
+from moekit_testing.parametrize import cases_of
 
 BROKEN: dict[str, list[Component]] = {}
 for file in (broken_common, broken_routers, broken_layers, broken_training, broken_models, broken_evaluation):
@@ -29,8 +29,8 @@ for file in (broken_common, broken_routers, broken_layers, broken_training, brok
 def all_checks() -> dict[str, Check]:
     """Every check in the kit's files, whether or not a component needs it."""
     found: dict[str, Check] = {}
-    for file in pkgutil.iter_modules(moekit.testing.checks.__path__):
-        module = importlib.import_module(f"moekit.testing.checks.{file.name}")
+    for file in pkgutil.iter_modules(moekit_testing.checks.__path__):
+        module = importlib.import_module(f"moekit_testing.checks.{file.name}")
         for name, value in vars(module).items():
             if name.startswith("check_") and getattr(value, "__module__", "") == module.__name__:
                 assert name not in found, f"two checks are called {name}"

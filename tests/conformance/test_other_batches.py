@@ -21,9 +21,9 @@ from moekit import (
     ObjectiveSpec,
     option,
 )
-from moekit.testing import parametrize_checks
-from moekit.testing.assertions import CheckFailure
-from moekit.testing.parametrize import cases_of, checks_for
+from moekit_testing import parametrize_checks
+from moekit_testing.assertions import CheckFailure
+from moekit_testing.parametrize import cases_of, checks_for
 
 
 class PatchNet(ModelSpec):

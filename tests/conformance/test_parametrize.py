@@ -9,9 +9,9 @@ from healthy import Pick, PickRouter, component
 
 from moekit import MoekitError
 from moekit.registry import current
-from moekit.testing import parametrize_checks
-from moekit.testing.assertions import CheckFailure
-from moekit.testing.parametrize import cases_of
+from moekit_testing import parametrize_checks
+from moekit_testing.assertions import CheckFailure
+from moekit_testing.parametrize import cases_of
 
 pytest_plugins = ["pytester"]
 
@@ -20,7 +20,7 @@ MINE = component(Pick, PickRouter)
 AUTHORS_FILE = """
     from broken_routers import BiasInGate
     from healthy import Pick, PickRouter, component
-    from moekit.testing import parametrize_checks
+    from moekit_testing import parametrize_checks
 
     @parametrize_checks(
         [component(Pick, BiasInGate)],

@@ -35,7 +35,7 @@ from moekit import registry
 from moekit.cli import main
 from moekit.registry import current
 from moekit.spec import validate
-from moekit.testing.checks.router import check_padding_nan
+from moekit_testing.checks.router import check_padding_nan
 
 TOP = Path(__file__).parents[2]
 PAGES = [TOP / "README.md", TOP / "CONTRIBUTING.md", *sorted((TOP / "docs").glob("*.md"))]

@@ -15,10 +15,10 @@ from moekit.contracts import LayerDims
 from moekit.parallel.traffic import rows_of
 from moekit.registry import build
 from moekit.routing import TokenChoice
-from moekit.testing.fixtures.reference import TanhExperts
-from moekit.testing.fixtures.routings import some_routing
 from moekit_dispatchers.expert_parallel.naive import naive_exchange
 from moekit_dispatchers.loop import Loop
+from moekit_testing.fixtures.reference import TanhExperts
+from moekit_testing.fixtures.routings import some_routing
 
 E, D, O = 8, 4, 3  # noqa: E741
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from moekit_expert_choice import ExpertChoiceSpec, moekit_components
 
-from moekit.testing import parametrize_checks
+from moekit_testing import parametrize_checks
 
 
 @parametrize_checks(

@@ -14,7 +14,6 @@ from moekit.parallel.mesh import REPLICA, expert_mesh
 from moekit.registry import build
 from moekit.routing import Routing, TokenChoice, gates_of
 from moekit.spec.kinds import DispatcherSpec, Form
-from moekit.testing.fixtures.routings import some_routing, with_gates
 from moekit_dispatchers.auto import Auto
 from moekit_dispatchers.capacity import Capacity
 from moekit_dispatchers.device_capacity import DeviceCapacity
@@ -23,6 +22,7 @@ from moekit_dispatchers.fused import Fused
 from moekit_dispatchers.grouped import Grouped
 from moekit_dispatchers.loop import Loop
 from moekit_experts.ffn import Ffn
+from moekit_testing.fixtures.routings import some_routing, with_gates
 
 E, D, O = 8, 6, 5  # noqa: E741
 DIMS = LayerDims(dim=D, num_experts=E, out_dim=O)

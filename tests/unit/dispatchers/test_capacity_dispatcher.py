@@ -15,7 +15,6 @@ from moekit.moe_layer import MoELayer
 from moekit.routing import TokenChoice
 from moekit.spec.fields import ConflictError
 from moekit.spec.kinds import MoE
-from moekit.testing.fixtures.reference import OneHotExperts
 from moekit_dispatchers.capacity import Capacity
 from moekit_dispatchers.capacity.module import CapacityDispatcher
 from moekit_dispatchers.capacity.naive import naive_slots
@@ -25,6 +24,7 @@ from moekit_dispatchers.queues import as_fraction
 from moekit_experts.glu import Glu
 from moekit_experts.glu.module import GluExperts
 from moekit_routers.topk import TopK
+from moekit_testing.fixtures.reference import OneHotExperts
 
 D = 4
 

@@ -13,7 +13,6 @@ from moekit.moe_layer import MoELayer
 from moekit.routing import TokenChoice
 from moekit.spec.fields import ConflictError
 from moekit.spec.kinds import DispatcherSpec, MoE
-from moekit.testing.fixtures.reference import OneHotExperts
 from moekit_dispatchers.capacity import Capacity
 from moekit_dispatchers.device_capacity import DeviceCapacity
 from moekit_dispatchers.device_capacity.module import DeviceCapacityDispatcher
@@ -23,6 +22,7 @@ from moekit_dispatchers.loop import Loop
 from moekit_dispatchers.soft import Soft
 from moekit_experts.glu import Glu
 from moekit_routers.topk import TopK
+from moekit_testing.fixtures.reference import OneHotExperts
 
 D, E = 4, 4
 

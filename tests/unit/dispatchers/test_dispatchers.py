@@ -10,7 +10,6 @@ from moekit.contracts import ExpertBank, LayerDims
 from moekit.moe_layer import MoELayer
 from moekit.routing import TokenChoice
 from moekit.spec.kinds import DispatcherSpec, Form, MoE
-from moekit.testing.fixtures.routings import some_routing
 from moekit_dispatchers.capacity import Capacity
 from moekit_dispatchers.device_capacity import DeviceCapacity
 from moekit_dispatchers.grouped import Grouped
@@ -18,6 +17,7 @@ from moekit_dispatchers.loop import Loop
 from moekit_dispatchers.soft import Soft
 from moekit_experts.glu import Glu
 from moekit_routers.topk import TopK
+from moekit_testing.fixtures.routings import some_routing
 
 D = 4
 

@@ -21,7 +21,6 @@ from moekit.registry import build, temporary
 from moekit.routing import TokenChoice
 from moekit.spec.fields import ConflictError
 from moekit.spec.kinds import DispatcherSpec, ExpertSpec, MoE
-from moekit.testing.fixtures.routings import some_routing
 from moekit_dispatchers.auto import Auto
 from moekit_dispatchers.capacity import Capacity
 from moekit_dispatchers.device_capacity import DeviceCapacity
@@ -35,6 +34,7 @@ from moekit_lightning.sharded import Sharded
 from moekit_lightning.sharded.module import check_layout
 from moekit_routers.dense import Dense
 from moekit_routers.topk import TopK
+from moekit_testing.fixtures.routings import some_routing
 
 SCRIPT = Path(__file__).with_name("expert_parallel_run.py")
 DIMS = LayerDims(dim=5, num_experts=4)

@@ -12,7 +12,7 @@ from moekit.contracts import Data, Evaluation, Evaluator, Model, Trained
 from moekit.errors import MoekitError
 from moekit.inference.evaluation import evaluate
 from moekit.spec.kinds import EvaluatorSpec
-from moekit.testing.fixtures.evaluation import subject
+from moekit_testing.fixtures.evaluation import subject
 
 
 class Tokens(EvaluatorSpec):

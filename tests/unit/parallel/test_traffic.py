@@ -9,8 +9,8 @@ from moekit.contracts import LayerDims
 from moekit.parallel.traffic import choices_of, reached, row_dtype, rows_of, sent
 from moekit.registry import build
 from moekit.routing import TokenChoice
-from moekit.testing.fixtures.routings import some_routing
 from moekit_routers.topk import TopK
+from moekit_testing.fixtures.routings import some_routing
 
 
 def chosen(expert_TK: list[list[int]], E: int, **more: torch.Tensor) -> TokenChoice:

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from moekit.contracts import BalanceContext, Balancer
 from moekit.routing import Routing
 from moekit.spec.kinds import BalancerSpec
-from moekit.testing.assertions import require, require_equal, require_finite, require_same_state, state_of
-from moekit.testing.case import Case, Check, normal
-from moekit.testing.fixtures.inputs import Probe, claimed_forms
-from moekit.testing.fixtures.routings import balanced, padded, rescored, skewed, some_routing
+from moekit_testing.assertions import require, require_equal, require_finite, require_same_state, state_of
+from moekit_testing.case import Case, Check, normal
+from moekit_testing.fixtures.inputs import Probe, claimed_forms
+from moekit_testing.fixtures.routings import balanced, padded, rescored, skewed, some_routing
 
 
 def probe(case: Case) -> Probe:

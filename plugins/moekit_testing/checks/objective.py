@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from moekit.contracts import LossSum, Objective
-from moekit.testing.assertions import require, require_equal, require_finite
-from moekit.testing.case import Case, Check, normal
-from moekit.testing.fixtures.inputs import Probe, objective_inputs
+from moekit_testing.assertions import require, require_equal, require_finite
+from moekit_testing.case import Case, Check, normal
+from moekit_testing.fixtures.inputs import Probe, objective_inputs
 
 
 def probe(case: Case) -> Probe:

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from moekit.routing import TokenChoice, gates_of
 from moekit.spec.kinds import DispatcherSpec
-from moekit.testing.assertions import require, require_equal
-from moekit.testing.case import Case, Check, normal, tensors_in
-from moekit.testing.fixtures.dispatcher_runs import (
+from moekit_testing.assertions import require, require_equal
+from moekit_testing.case import Case, Check, normal, tensors_in
+from moekit_testing.fixtures.dispatcher_runs import (
     TOKENS,
     dispatch,
     dispatch_one_hot,
@@ -24,9 +24,9 @@ from moekit.testing.fixtures.dispatcher_runs import (
     run,
     with_nan_gates,
 )
-from moekit.testing.fixtures.inputs import Probe, claimed_forms
-from moekit.testing.fixtures.reference import TanhExperts, chosen_TE, naive_sum, one_expert
-from moekit.testing.fixtures.routings import some_routing, with_gates
+from moekit_testing.fixtures.inputs import Probe, claimed_forms
+from moekit_testing.fixtures.reference import TanhExperts, chosen_TE, naive_sum, one_expert
+from moekit_testing.fixtures.routings import some_routing, with_gates
 
 
 def probe(case: Case) -> Probe:

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from moekit.contracts import Cache
 from moekit.spec.kinds import AttentionSpec
-from moekit.testing.assertions import require, require_equal
-from moekit.testing.case import ATTENTION_DIM, Case, Check, normal, seeded
-from moekit.testing.fixtures.inputs import Probe
+from moekit_testing.assertions import require, require_equal
+from moekit_testing.case import ATTENTION_DIM, Case, Check, normal, seeded
+from moekit_testing.fixtures.inputs import Probe
 
 
 def context(case: Case) -> tuple[object, ...]:

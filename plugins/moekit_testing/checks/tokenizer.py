@@ -9,8 +9,8 @@ import torch
 
 from moekit.contracts import Tokenizer
 from moekit.spec.kinds import TokenizerSpec
-from moekit.testing.assertions import require
-from moekit.testing.case import Case, Check
+from moekit_testing.assertions import require
+from moekit_testing.case import Case, Check
 
 TEXTS = ("the cat sat on the mat", "def add(a, b):\n    return a + b\n", "12 of 345, and a tab:\t.", "")
 DOCUMENTS = tuple(text.encode() * 20 for text in TEXTS)

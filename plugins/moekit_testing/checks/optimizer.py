@@ -1,8 +1,7 @@
-"""Checks of optimizers (``target(spec, model)``) and learning-rate schedules (``target(spec, total_steps)``)."""
+"""Checks of optimizers: ``target(spec, model)``."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import torch
@@ -10,18 +9,15 @@ from torch import Tensor, nn
 
 from moekit.shards.shard import reduced_dims
 from moekit.spec.kinds import OptimizerSpec
-from moekit.testing.assertions import require, require_finite
-from moekit.testing.case import Case, Check
+from moekit_testing.assertions import require, require_finite
+from moekit_testing.case import Case, Check
 
 
 def checks(case: Case) -> Iterator[Check]:
-    """The checks of an optimizer or a schedule."""
-    if case.kind == "optimizer":
-        yield from (check_every_parameter_once, check_optimizer_moves)
-        if isinstance(case.spec, OptimizerSpec) and case.spec.takes_shards:
-            yield check_takes_shards
-    else:
-        yield check_schedule_factors
+    """The checks of an optimizer."""
+    yield from (check_every_parameter_once, check_optimizer_moves)
+    if isinstance(case.spec, OptimizerSpec) and case.spec.takes_shards:
+        yield check_takes_shards
 
 
 def check_every_parameter_once(case: Case) -> None:
@@ -70,20 +66,6 @@ def check_takes_shards(case: Case) -> None:
             found=f"rows that change differently in shards than as one matrix, by {worst:.2g} relative",
             expected="no difference, or `takes_shards = False`, or `reduced` on an optimizer that all-reduces",
         )
-
-
-def check_schedule_factors(case: Case) -> None:
-    """Returns for every step of a run, and after its end, a factor from 0 to 1, and not always 0."""
-    for total in (1, 2, 100):
-        factor = case.component.load()(case.spec, total)
-        factors = [factor(step) for step in range(total + 3)]
-        bad = [(step, f) for step, f in enumerate(factors) if not (math.isfinite(f) and 0 <= f <= 1)]
-        require(
-            not bad,
-            found=f"a factor of {bad[0][1] if bad else 0} at step {bad[0][0] if bad else 0} of {total}",
-            expected="0 to 1",
-        )
-        require(max(factors[:total]) > 0, found=f"only zeros in {total} steps", expected="a rate that trains")
 
 
 def _moved(case: Case, model: _Rows) -> tuple[Tensor, torch.optim.Optimizer]:

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from moekit.errors import MoekitError
 from moekit.routing import ExpertChoice, LossTerm, Routing, TokenChoice, gates_of
 from moekit.spec.kinds import RouterSpec
-from moekit.testing.assertions import require, require_equal, require_finite
-from moekit.testing.case import Case, Check, normal, seeded, tensors_in
-from moekit.testing.fixtures.inputs import Probe, route, routing_tensors
-from moekit.testing.fixtures.reference import chosen_TE, weights_TX
+from moekit_testing.assertions import require, require_equal, require_finite
+from moekit_testing.case import Case, Check, normal, seeded, tensors_in
+from moekit_testing.fixtures.inputs import Probe, route, routing_tensors
+from moekit_testing.fixtures.reference import chosen_TE, weights_TX
 
 
 def probe(case: Case) -> Probe:

@@ -5,7 +5,6 @@ and state, how it runs, compiles and trains.
 from __future__ import annotations
 
 import copy
-import importlib
 import inspect
 import pickle
 import warnings
@@ -18,9 +17,9 @@ from torch.autograd.gradcheck import GradcheckError, gradcheck
 from moekit.contracts import Init
 from moekit.registry import current
 from moekit.spec.fields import fields_of
-from moekit.testing.assertions import require, require_equal, require_finite, require_same_state, state_of
-from moekit.testing.case import Case, Check, normal, seeded
-from moekit.testing.fixtures.inputs import Probe
+from moekit_testing.assertions import require, require_equal, require_finite, require_same_state, state_of
+from moekit_testing.case import Case, Check, checks_module, normal, seeded
+from moekit_testing.fixtures.inputs import Probe
 
 
 def checks(case: Case) -> Iterator[Check]:
@@ -45,7 +44,7 @@ def checks(case: Case) -> Iterator[Check]:
 
 def probe_for(case: Case) -> Probe:
     """The standard input of a case's kind, by ``probe`` in the module of its checks."""
-    probe: Probe = importlib.import_module(current().kinds[case.kind].checks).probe(case)
+    probe: Probe = checks_module(case.kind).probe(case)
     return probe
 
 

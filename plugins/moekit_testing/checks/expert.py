@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from moekit.contracts import ExpertBank
 from moekit.contracts.layer import LoopGroups, UniformGroups
-from moekit.testing.assertions import require, require_equal, require_finite
-from moekit.testing.case import Case, Check, normal
-from moekit.testing.fixtures.inputs import Probe
+from moekit_testing.assertions import require, require_equal, require_finite
+from moekit_testing.case import Case, Check, normal
+from moekit_testing.fixtures.inputs import Probe
 
 
 def probe(case: Case) -> Probe:

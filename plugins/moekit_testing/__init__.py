@@ -2,7 +2,7 @@
 
 The author of a plugin writes, in a test file::
 
-    from moekit.testing import parametrize_checks
+    from moekit_testing import parametrize_checks
     from my_package import Mine, moekit_components
 
     @parametrize_checks(moekit_components(), examples={"mine": [Mine(top_k=2)]})
@@ -16,8 +16,7 @@ are checked too. Every check is a function ``check_...(case)`` whose docstring s
 
 from __future__ import annotations
 
-from moekit.testing.assertions import CheckFailure as CheckFailure
-from moekit.testing.case import Case as Case
-from moekit.testing.parametrize import BoundCheck as BoundCheck
-from moekit.testing.parametrize import checks_for as checks_for
-from moekit.testing.parametrize import parametrize_checks as parametrize_checks
+from moekit.lazy import from_stub
+
+MOEKIT_API = 2
+__getattr__, __dir__, __all__ = from_stub(__name__, __file__)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
+import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, TypeVar, cast
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from moekit.component import Component
 from moekit.contracts import Batch, LayerDims, ModelOutput
+from moekit.discovery import BUILTIN
 from moekit.registry import current
 from moekit.seeds import seed_torch
 from moekit.spec.fields import Spec
@@ -65,7 +66,7 @@ class Case:
         if kind.context == ("dims",):
             context = (dims or self.dims,)
         elif kind.context:
-            context = importlib.import_module(kind.checks).context(self)
+            context = checks_module(self.kind).context(self)
         with seeded(seed):
             return self.component.load()(self.spec, *context)
 
@@ -92,6 +93,16 @@ class Case:
 
 
 Check = Callable[[Case], None]
+
+
+def checks_module(kind: str) -> Any:
+    """The module of a kind's conformance checks; None if it has none but those of every kind.
+
+    The kit has those of moekit's own kinds. The row of another kind names its module.
+    """
+    row = current().kinds[kind]
+    name = row.checks or (f"{__package__}.checks.{kind}" if row.plugin == BUILTIN else "")
+    return importlib.import_module(name) if name and importlib.util.find_spec(name) else None
 
 
 @contextlib.contextmanager

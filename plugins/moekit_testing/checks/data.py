@@ -10,8 +10,8 @@ from torch import Tensor
 
 from moekit.contracts import Batch, Data
 from moekit.spec.kinds import DataSpec
-from moekit.testing.assertions import require
-from moekit.testing.case import Case, Check, seeded
+from moekit_testing.assertions import require
+from moekit_testing.case import Case, Check, seeded
 
 
 def checks(case: Case) -> Iterator[Check]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,13 +11,12 @@ import pytest
 from moekit.component import Component
 from moekit.contracts import Batch, LayerDims, ModelOutput
 from moekit.errors import MoekitError, nearest
-from moekit.registry import current
 from moekit.spec.fields import Spec, required
 from moekit.spec.kinds import ExpertSpec
-from moekit.testing.assertions import CheckFailure
-from moekit.testing.case import DIMS, Case, Check
-from moekit.testing.checks import common
-from moekit.testing.fixtures.inputs import needs_batch
+from moekit_testing.assertions import CheckFailure
+from moekit_testing.case import DIMS, Case, Check, checks_module
+from moekit_testing.checks import common
+from moekit_testing.fixtures.inputs import needs_batch
 
 ExampleBatch = Batch | tuple[ModelOutput, Batch]
 """What a model runs on; or a model's output and its batch, for an objective."""
@@ -61,8 +59,8 @@ class BoundCheck:
 
 def checks_for(case: Case) -> list[BoundCheck]:
     """All checks that apply to the case's kind and claims, in order."""
-    module = current().kinds[case.kind].checks
-    files = [common, *([importlib.import_module(module)] if module else [])]
+    own = checks_module(case.kind)
+    files = [common, *([own] if own else [])]
     return [BoundCheck(check, case) for file in files for check in file.checks(case)]
 
 

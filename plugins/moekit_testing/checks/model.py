@@ -11,9 +11,9 @@ from moekit.contracts import Batch, Cache, Model, ModelOutput, Source
 from moekit.errors import MoekitError
 from moekit.moe_layer import MoELayer
 from moekit.spec.kinds import ModelSpec
-from moekit.testing.assertions import require, require_equal, require_finite
-from moekit.testing.case import Case, Check
-from moekit.testing.fixtures.inputs import Probe, model_inputs, model_source
+from moekit_testing.assertions import require, require_equal, require_finite
+from moekit_testing.case import Case, Check
+from moekit_testing.fixtures.inputs import Probe, model_inputs, model_source
 
 
 def probe(case: Case) -> Probe:

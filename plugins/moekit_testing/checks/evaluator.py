@@ -11,9 +11,9 @@ from moekit.contracts import Data, Evaluation, Evaluator, Model
 from moekit.errors import MoekitError
 from moekit.inference.evaluation import evaluate
 from moekit.spec.kinds import EvaluatorSpec
-from moekit.testing.assertions import require, require_same_state, state_of
-from moekit.testing.case import Case, Check
-from moekit.testing.fixtures.evaluation import subject
+from moekit_testing.assertions import require, require_same_state, state_of
+from moekit_testing.case import Case, Check
+from moekit_testing.fixtures.evaluation import subject
 
 
 def checks(case: Case) -> Iterator[Check]:
