@@ -21,7 +21,6 @@ from moekit.spec.kinds import ModelSpec
 from moekit.spec.recipe import Recipe
 from moekit.training.run.folder import RunFolder
 from moekit.training.run.saved import save_weights
-from moekit_hf.exporter.module import SOURCE
 from moekit_hf.fields import FormatError
 from moekit_hf.folder import CONFIG, KEPT, Folder, read_json
 from moekit_hf.matching import format_of, model_of
@@ -100,7 +99,7 @@ def import_folder(path: Path, run: Path) -> Found:
     found = inspect(path)
     recipe = recipe_of(found, run)
     folder = RunFolder(run)
-    copy_files(path, run / SOURCE)
+    copy_files(path, folder.imported)
     meta = {
         name: torch.empty(shape, dtype=found.dtypes[name], device="meta") for name, shape in found.table.shapes.items()
     }

@@ -161,6 +161,11 @@ class RunFolder:
         return self.path / "summary.json"
 
     @property
+    def imported(self) -> Path:
+        """The files that came with a model from elsewhere, such as its tokenizer's; an export takes them along."""
+        return self.path / "imported"
+
+    @property
     def tensorboard(self) -> Path:
         """TensorBoard's event files."""
         return self.path / "tensorboard"

@@ -17,6 +17,7 @@ from moekit.contracts import Exporter
 from moekit.files import make_directory, sync_directory
 from moekit.spec import load, to_plain
 from moekit.spec.recipe import Recipe
+from moekit.training.run.folder import RunFolder
 from moekit.training.run.saved import PREFIX, read_any_checkpoint
 from moekit_hf.exporter import HuggingFace
 from moekit_hf.fields import INERT, FormatError
@@ -25,8 +26,6 @@ from moekit_hf.format import FormatSpec
 from moekit_hf.matching import OMITTED, format_for
 from moekit_hf.rules import Shape
 from moekit_hf.weights import Table
-
-SOURCE = "hf"  # the folder of a run with the files that came with an imported model
 
 
 @final
@@ -148,7 +147,7 @@ def source_of(recipe: Recipe, checkpoint: Path) -> Path | None:
     if recipe.start is not None:
         start = Path(recipe.start.run)
         runs += [start, *start.parents]
-    found = (run / SOURCE for run in runs)
+    found = (RunFolder(run).imported for run in runs)
     return next((path for path in found if (path / CONFIG).is_file()), None)
 
 
