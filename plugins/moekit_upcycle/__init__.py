@@ -2,7 +2,7 @@
 
 Source: Komatsuzaki et al. 2022, Sparse Upcycling (arXiv 2212.05055); He et al. 2024, Upcycling Large Language Models
 into Mixture of Experts (arXiv 2410.07524), for shards; Nakamura et al. 2025, Drop-Upcycling (arXiv 2502.19261), for
-redrawn units. Shards multiply the last matrix alone: a cube root in each of three, as in Megatron's code, is not exact
+fresh units. Shards multiply the last matrix alone: a cube root in each of three, as in Megatron's code, is not exact
 where an activation is between them.
 """
 

@@ -9,7 +9,7 @@ EXAMPLES = """\
   moekit upcycle runs/llama --to runs/moe "model.moe={at: {every: 2}, router: {use: topk, top_k: 2, renormalize: true},
                                            experts: {use: glu, count: 8, hidden: 8192}}"
   moekit upcycle runs/llama --to runs/moe --shards 4 ...    (experts of a quarter of the width; top_k a multiple of 4)
-  moekit upcycle runs/llama --to runs/moe --redraw 0.5 ...  (half of each expert's units are drawn anew)
+  moekit upcycle runs/llama --to runs/moe --fresh 0.5 ...  (half of each expert's units are initialised anew)
   moekit train runs/moe
 """
 
@@ -22,8 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--shards", type=int, default=1, metavar="G", help="experts that share one net's units (default: 1)"
     )
-    parser.add_argument("--redraw", type=float, default=0.0, metavar="R", help="share of units drawn anew (default: 0)")
-    parser.add_argument("--seed", type=int, default=0, help="of router and redrawn units (default: 0)")
+    parser.add_argument(
+        "--fresh", type=float, default=0.0, metavar="R", help="share of units initialised anew (default: 0)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of router and fresh units (default: 0)")
     parser.add_argument("--runs", default="runs", metavar="DIR", help="folder of all runs (default: runs)")
 
 
@@ -35,20 +37,18 @@ def run(args: argparse.Namespace) -> int:
     """
     from moekit.errors import MoekitError
 
-    if args.shards < 1 or not 0 <= args.redraw <= 1:
-        raise MoekitError(f"--shards {args.shards} --redraw {args.redraw}: expected at least 1, and 0 to 1")
+    if args.shards < 1 or not 0 <= args.fresh <= 1:
+        raise MoekitError(f"--shards {args.shards} --fresh {args.fresh}: expected at least 1, and 0 to 1")
 
     from moekit.params import count_parameters
     from moekit_upcycle.experts import Upcycling
     from moekit_upcycle.upcycling import upcycle
 
-    how = Upcycling(shards=args.shards, redraw=args.redraw, seed=args.seed)
+    how = Upcycling(shards=args.shards, fresh=args.fresh, seed=args.seed)
     made = upcycle(args.run, Path(args.to), args.overrides, how, Path(args.runs))
     count = count_parameters(made.recipe)
     same = (
-        "it computes what the dense model computes"
-        if made.exact
-        else "redrawn units: it is not the dense model any more"
+        "it computes what the dense model computes" if made.exact else "fresh units: it is not the dense model any more"
     )
     print(f"{len(made.layers)} mixtures, {count.total:,} parameters in total, {count.active():,} active; {same}")
     print(f"{args.to}\n  moekit train {args.to}")

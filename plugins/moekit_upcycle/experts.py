@@ -1,4 +1,4 @@
-"""The experts of a mixture, made from one dense feed-forward net: copies, shards, redrawn units."""
+"""The experts of a mixture, made from one dense feed-forward net: copies, shards, fresh units."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ class Upcycling:
 
     Args:
         shards: G, the parts that a net's hidden units are divided into; expert ``r·G + i`` is part i.
-        redraw: share of the hidden units of each expert whose weights are drawn anew.
-        seed: of what is drawn.
+        fresh: share of the hidden units of each expert whose weights are initialised anew.
+        seed: of what is initialised anew.
     """
 
     shards: int = 1
-    redraw: float = 0.0
+    fresh: float = 0.0
     seed: int = 0
 
     def hidden_of(self, expert: int, hidden: int) -> list[int]:
@@ -60,10 +60,10 @@ class Upcycling:
         start = expert % self.shards * size
         return list(range(start, start + size))
 
-    def redrawn(self, layer: str, expert: int, size: int) -> Tensor:
-        """int64: which of an expert's ``size`` units are drawn anew; the same for all of its matrices."""
+    def fresh_units(self, layer: str, expert: int, size: int) -> Tensor:
+        """int64: which of an expert's ``size`` units are initialised anew; the same for all of its matrices."""
         generator = torch.Generator().manual_seed(seed_of(self.seed, f"{layer} {expert}"))
-        return torch.randperm(size, generator=generator)[: round(self.redraw * size)].sort().values
+        return torch.randperm(size, generator=generator)[: round(self.fresh * size)].sort().values
 
     def expert(self, layer: str, expert: int, name: str, dense: Tensor, factor: float) -> Tensor:
         """One expert's parameter.
@@ -87,13 +87,13 @@ class Upcycling:
             units = torch.tensor(self.hidden_of(expert, hidden))
             rows = torch.cat([units + part * hidden for part in range(parts)])
             out = dense.index_select(dim, rows)
-            if self.redraw:
-                drawn = self.redrawn(layer, expert, len(units))
-                places = torch.cat([drawn + part * len(units) for part in range(parts)])
-                self._draw(out, dense, dim, places, f"{layer} {expert} {name}")
+            if self.fresh:
+                chosen = self.fresh_units(layer, expert, len(units))
+                places = torch.cat([chosen + part * len(units) for part in range(parts)])
+                self._initialise(out, dense, dim, places, f"{layer} {expert} {name}")
         return out * factor if scaled and factor != 1 else out.clone()
 
-    def _draw(self, out: Tensor, dense: Tensor, dim: int, places: Tensor, seed: str) -> None:
+    def _initialise(self, out: Tensor, dense: Tensor, dim: int, places: Tensor, seed: str) -> None:
         """Overwrites units of ``out`` from the normal distribution of all of ``dense``: its mean and deviation."""
         values = dense.float()
         shape = [*out.shape[:dim], len(places), *out.shape[dim + 1 :]]

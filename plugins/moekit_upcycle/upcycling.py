@@ -101,7 +101,7 @@ def upcycle(run: str, out: Path, overrides: Iterable[str], how: Upcycling, root:
         shutil.rmtree(out, ignore_errors=True)
         raise
     layers = dict.fromkeys(match[1] for name in meta if (match := FFN.fullmatch(name)))
-    return Made(recipe, tuple(layers), exact=not how.redraw)
+    return Made(recipe, tuple(layers), exact=not how.fresh)
 
 
 class Parts:

@@ -54,7 +54,7 @@ def refuse_window(fields: Fields) -> None:
     Raises:
         FormatError: the model has one.
     """
-    fields.demand("use_sliding_window", False, "a window in some layers alone is no option", default=False)
+    fields.demand("use_sliding_window", False, "layers with and without a window are not read", default=False)
     for name in ("sliding_window", "max_window_layers"):
         fields.take(name, None)
     kinds = set(fields.take("layer_types", []))

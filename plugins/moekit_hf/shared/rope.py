@@ -31,7 +31,7 @@ def rope_options(
 ) -> Node:
     """``rope_theta`` and ``yarn``, from ``rope_parameters`` or the older ``rope_theta`` and ``rope_scaling``.
 
-    ``llama3`` is YaRN whose ramp is linear in turns and whose scores keep their scale. ``temperature`` reads YaRN's m.
+    ``llama3`` is YaRN whose ramp is ``turns`` and whose scores keep their scale. ``temperature`` reads YaRN's m.
 
     Raises:
         FormatError: the angles are scaled in another way.

@@ -1,4 +1,4 @@
-"""Damage to a folder is told by name, before anything is written; no pickle is read and no path leaves the folder."""
+"""Damage to a folder is reported by name, before anything is written; no pickle is read, no path leaves the folder."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_value_that_is_not_finite(tmp_path: Path, value: float, word: str) -> 
     refused(write_folder(tmp_path / "m", tensors), rf"model\.safetensors: {re.escape(W1)} has a {word}")
 
 
-def test_a_dtype_that_is_no_weights(tmp_path: Path) -> None:
+def test_a_dtype_that_weights_do_not_have(tmp_path: Path) -> None:
     tensors = mixtral_tensors()
     tensors[GATE] = tensors[GATE].to(torch.int8)
     refused(
@@ -97,7 +97,7 @@ FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safete
         (3, "it has no weight_map"),
     ],
 )
-def test_an_index_that_lies(tmp_path: Path, file: str | None, message: str) -> None:
+def test_an_index_that_is_wrong(tmp_path: Path, file: str | None, message: str) -> None:
     path = write_folder(tmp_path / "m", shards=2)
     (tmp_path / "secret.safetensors").write_bytes((path / SECOND).read_bytes())
     index = json.loads((path / folders.INDEX).read_text())
@@ -142,7 +142,7 @@ def test_a_damaged_tokenizer(tmp_path: Path) -> None:
     refused(path, r"tokenizer\.json: not a tokenizer\.json")
 
 
-def test_a_name_that_is_no_folder_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_without_a_folder_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
     with pytest.raises(FormatError, match=r"owner/name is not a folder here\n  to fetch .*pip install 'moekit\[hf\]'"):

@@ -53,7 +53,7 @@ def test_a_run_has_a_place_of_its_own_by_default(tmp_path: Path, monkeypatch: py
         (["import", "nowhere"], "nowhere is not a folder"),
     ],
 )
-def test_mistakes_are_told(
+def test_mistakes_are_reported(
     arguments: list[str],
     message: str,
     tmp_path: Path,

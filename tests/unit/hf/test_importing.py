@@ -15,7 +15,7 @@ from tiny_folders import byte_level_tokenizer, mixtral_tensors, write_folder
 import moekit
 from moekit import MoekitError
 from moekit.checkpoints.safetensors_file import TensorFile
-from moekit.errors import CheckpointError
+from moekit.errors import CheckpointError, SpecError
 from moekit_hf.fields import FormatError
 from moekit_hf.importing import import_folder
 from moekit_hf.importing import inspect as inspect_folder
@@ -71,6 +71,42 @@ def test_training_starts_from_the_imported_weights(tmp_path: Path, monkeypatch: 
     assert run.recipe.model.moe.balancers["load"].weight == 0.01  # type: ignore[attr-defined]
     assert run.tokenizer is not None and run.tokenizer.end == 0
     assert isinstance(run.generate("the", tokens=2), str)
+
+
+SMALL = ["data.seq=16", "data.megabytes=0.1", "data.validation_windows=2", "trainer.max_steps=1", "optimizer.lr=1e-30",
+         "optimizer.weight_decay=0"]  # fmt: skip
+
+
+def test_a_balancer_may_have_a_state_that_the_imported_run_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the other way round, if ``fresh`` names it: a selection bias is not lost in silence."""
+    monkeypatch.chdir(tmp_path)
+    import_folder(with_tokenizer(tmp_path / "m"), tmp_path / "imported")
+    bias = "model.moe.balancers={bias: {use: sign_bias, rate: 0.5}}"
+    run = moekit.train("imported", [*SMALL, bias], name="biased", quiet=True)
+    assert float(run.model.state_dict()["blocks.0.ffn.balancers.bias.bias_E"].abs().max()) == 0.5
+    start = ["model.moe.balancers={bias: null}", f"start.run={run.path}"]
+    with pytest.raises(CheckpointError, match=r"not in the model: blocks\.0\.ffn\.balancers\.bias\.bias_E"):
+        moekit.train(run.path / "spec.yaml", [*SMALL, *start], quiet=True)
+    start += ["start.fresh=[balancers]"]
+    again = moekit.train(run.path / "spec.yaml", [*SMALL, *start], name="plain", quiet=True)
+    assert not any("balancers" in name for name in again.model.state_dict())
+    before = moekit.open("imported").model.state_dict()
+    assert all(torch.equal(t, before[name]) for name, t in again.model.state_dict().items())
+
+
+def test_another_router_begins_with_initial_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    import_folder(with_tokenizer(tmp_path / "m"), tmp_path / "imported")
+    router = [*SMALL, "model.moe.router={use: noisy_topk, top_k: 2}"]
+    with pytest.raises(CheckpointError, match="its weights are not those of this model"):
+        moekit.train("imported", router, quiet=True)
+    with pytest.raises(SpecError, match=r"(?s)no tensor has 'routers' in its name.*router"):
+        moekit.train("imported", [*router, "start.fresh=[routers]"], quiet=True)
+    run = moekit.train("imported", [*router, "start.fresh=[router]"], quiet=True)
+    before, after = moekit.open("imported").model.state_dict(), run.model.state_dict()
+    assert all(torch.equal(t, before[name]) for name, t in after.items() if ".router." not in name)
 
 
 def test_an_imported_run_cannot_be_resumed(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A mixture made from a dense run computes what the dense model computes, until units are drawn anew."""
+"""A mixture made from a dense run computes what the dense model computes, until units are initialised anew."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from moekit_upcycle.experts import SPLITS, Upcycling
 from moekit_upcycle.upcycling import Made, upcycle
 
 DENSE = [
-    "model.dim=16", "model.depth=2", "model.ffn.hidden=24",
-    "model.attention={use: gqa, heads: 2, kv_heads: 2, head_dim: 8}", "data.seq=16", "data.megabytes=0.1", "data.validation_windows=2", "trainer.max_steps=1",
+    "model.dim=16", "model.depth=2", "model.ffn.hidden=24", "trainer.max_steps=1",
+    "model.attention={use: gqa, heads: 2, kv_heads: 2, head_dim: 8}",
+    "data.seq=16", "data.megabytes=0.1", "data.validation_windows=2",
 ]  # fmt: skip
 
 
@@ -77,8 +78,8 @@ def test_shards_are_chosen_together_and_are_parts_of_one_net(dense: Path, tmp_pa
     assert torch.equal(weights["blocks.0.ffn.w_down_EOH"], net["blocks.0.ffn.w_down_EOH"])
 
 
-def test_redrawn_units_are_the_same_in_all_matrices_and_of_the_nets_distribution(dense: Path, tmp_path: Path) -> None:
-    found = made(dense, tmp_path / "moe", mixture(4, 24, "top_k: 2, renormalize: true"), redraw=0.5, seed=5)
+def test_fresh_units_are_the_same_in_all_matrices_and_of_the_nets_distribution(dense: Path, tmp_path: Path) -> None:
+    found = made(dense, tmp_path / "moe", mixture(4, 24, "top_k: 2, renormalize: true"), fresh=0.5, seed=5)
     assert not found.exact and largest_difference(dense, tmp_path / "moe") > 1e-3
     weights, net = moekit.open(tmp_path / "moe").model.state_dict(), moekit.open(dense).model.state_dict()
     kept = []
@@ -97,7 +98,7 @@ def test_redrawn_units_are_the_same_in_all_matrices_and_of_the_nets_distribution
 
 def test_the_same_seed_makes_the_same_mixture(dense: Path, tmp_path: Path) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        made(dense, tmp_path / name, mixture(4, 24, "top_k: 2, renormalize: true"), redraw=0.25, seed=seed)
+        made(dense, tmp_path / name, mixture(4, 24, "top_k: 2, renormalize: true"), fresh=0.25, seed=seed)
     one, same, other = (moekit.open(tmp_path / name).model.state_dict() for name in "abc")
     assert all(torch.equal(one[name], same[name]) for name in one)
     assert not torch.equal(one["blocks.0.ffn.router.weight_ED"], other["blocks.0.ffn.router.weight_ED"])
@@ -146,4 +147,4 @@ def test_the_verb_says_what_it_made(dense: Path, tmp_path: Path, capsys: pytest.
     assert "2 mixtures" in (said := capsys.readouterr().out) and "it computes what the dense model computes" in said
     assert main(["upcycle", str(dense), moe, "--to", out]) == 2
     assert "exists already" in capsys.readouterr().err
-    assert main(["upcycle", str(dense), moe, "--to", out + "2", "--redraw", "2"]) == 2
+    assert main(["upcycle", str(dense), moe, "--to", out + "2", "--fresh", "2"]) == 2
