@@ -3,8 +3,9 @@
     python benchmarks/lineage.py                            # all recipes, each with its dense baseline: about an hour
     python benchmarks/lineage.py switch glam --no-compare   # these two, without baselines
 
-``--docs`` writes the numbers to docs/lineage.json and the plot to docs/images/lineage.png, which the gallery shows.
-Recipes that were not trained this time keep the numbers that they have there.
+``--docs`` writes the numbers to docs/lineage.json and the plot to docs/images/lineage.png, which the gallery shows, and
+the two plots of ``deepseek_v3`` that README shows. Recipes that were not trained this time keep the numbers that they
+have there. Then run docs/make_gallery.py.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -62,6 +64,12 @@ def train(name: str, out: Path, extra: list[str]) -> dict[str, Any]:
     return numbers
 
 
+def copy_plots(run: Path) -> None:
+    """Copies the plots of one run to docs/images, for README: the figures next to them are of the same run."""
+    for name in ("loss.png", "load.png"):
+        shutil.copyfile(run / name, ROOT / "docs" / "images" / name)
+
+
 def curve_of(file: Path) -> tuple[str, list[tuple[int, float]]]:
     """The validation metric that a run logged (without validation, the training metric), and its values by step."""
     with file.open(encoding="utf-8") as lines:
@@ -108,6 +116,8 @@ def main() -> None:
             console.print(f"{name} ...")
             extra = ["--no-compare"] if args.no_compare else []
             results[name] = train(name, args.out or Path(temporary), extra)
+            if args.docs and name == "deepseek_v3":
+                copy_plots(max((args.out or Path(temporary)).joinpath(name).glob("*/loss.png")).parent)
             first, last = results[name]["curve"][0][1], results[name]["curve"][-1][1]
             console.print(f"  {results[name]['metric']} {first:.3f} to {last:.3f} in {results[name]['wall']:.0f} s")
     table = Table("recipe", "metric", "first", "last", "dense", "MaxVio", "dropped", "seconds, both")

@@ -1,14 +1,21 @@
-"""Generates ``docs/gallery.md`` from the recipes of the first-party plugins, by paper and year, and figures in data.md.
+"""Generates the gallery, and the marked blocks of other pages, from the recipes and the results in ``lineage.json``.
 
 python docs/make_gallery.py
+
+Every language is written here, with the words of ``words.en.yaml`` and ``words.zh.yaml``.
 """
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import yaml
 
 from moekit import load
 from moekit.cli.params import READINGS, rounded, rounded_like
@@ -17,83 +24,48 @@ from moekit.registry import current
 from moekit.spec.diffing import text_of
 from moekit.spec.recipe import Paper, Recipe
 
-PAGE = Path(__file__).with_name("gallery.md")
-RESULTS = Path(__file__).with_name("lineage.json")
-DATA_PAGE = Path(__file__).with_name("data.md")
-BEGIN, END = "<!-- written by docs/make_gallery.py -->\n", "<!-- end -->\n"
-
-HEAD = """\
-# Gallery
-
-Every paper is a YAML file that combines the same components. `python docs/make_gallery.py` generates this page.
-
-- Train one: `moekit train switch`. Each takes minutes on two cores, on data that is already on your machine. `gshard`
-  needs `pip install -e '.[translation]'` first, `st_moe_finetune` a run of `st_moe`.
-- Print one: `moekit config print switch`. Compare two: `moekit config diff glam deepseek_moe`.
-- Count the parameters at the size of a paper: `moekit params switch-c`.
-
-| year | paper | recipe | router · experts · dispatcher · balance | parameters, active | what the paper reported |
-|---|---|---|---|---|---|
-"""
-
-TRAINED = """
-## Trained here
-
-`python benchmarks/lineage.py --docs` trained each recipe to its end, and its dense baseline: as many multiply-adds a
-token, on the same batches. The table has the metric at the first and the last validation; MaxVio per batch (mean of the
-first and of the last tenth of the steps) and of the load over the whole validation set; and the pairs dropped in the
-last steps (in brackets, the tokens that lost all their experts). There is one seed: a difference of one percent means
-nothing.
-
-![Validation curves of every recipe and of its dense baseline](images/lineage.png)
-
-| recipe | metric | first | last | dense, last | MaxVio, start to end | over validation | dropped | scores (dense) |
-|---|---|---|---|---|---|---|---|---|
-"""
-
-COMPONENTS = """
-## Components of each recipe
-
-"""
-
-FIELD = """
-## One field for all
-
-Papers differ in everything; the recipes of `lineage/` differ in the mixture alone: decoder, rotary attention, data,
-tokens, optimizer and schedule are the same. Experts have equal total and equal active widths; only routers' sizes
-differ. GLaM's mixture is GShard's, here in every other layer. Hash layers (Roller et al. 2021) are missing: a router
-sees vectors, not tokens. `moekit config diff lineage/switch lineage/deepseek_v3` prints what a step changed.
-
-| recipe | router · experts · dispatcher · balance | parameters, active |
-|---|---|---|
-"""
-
-SIZES = """
-## At the sizes of their papers
-
-For counting and comparing; nothing of this size is allocated. Where the authors' code is public, a test compares each
-recipe with their configuration field by field (`tests/unit/papers/published_fields.csv`); a recipe that differs says so
-in a comment. *Active* are the parameters that one token passes, in the reading that the paper uses.
-
-| recipe | published | counted | active, published | active, counted | reading |
-|---|---|---|---|---|---|
-"""
+DOCS = Path(__file__).parent
+RESULTS = DOCS / "lineage.json"
+FILLED = (DOCS.parent / "README.md", DOCS.parent / "README.zh.md", DOCS / "data.md", DOCS / "measurements.md")
+"""Pages written by hand, with blocks that are generated."""
+BLOCK = re.compile(r"(<!-- written by docs/make_gallery\.py: (\w+) -->\n).*?(<!-- end -->\n)", re.DOTALL)
+Results = dict[str, dict[str, Any]]
 
 
-PRINTS = """
-Where a published number cannot be right, or is matched only approximately:
+@dataclass(frozen=True)
+class Words:
+    """Text of one language; ``{...}`` in it are filled in.
 
-- **Switch-XXL**: the paper's table says 64 experts; only 128 make its 395B (64 make 201B).
-- **GShard**: 36684 and 12228 experts in all are misprints of 36,864 = 18 · 2048 and 12,288 = 6 · 2048. Its totals are
-  rounded down, by 3 to 6 %, and exclude embeddings.
-- **Switch-Large**: 26B is the count with plain feed-forward nets of width 4096, as in the authors' configuration; the
-  gated ones of width 2816 in the paper's table make 27.1B. Base is plain there, too, with as many parameters.
-- **GLaM**: the small models match with a vocabulary of 32,000, not 256,000. 20B for 1.7B/32E does not fit the other
-  models (14.0B); 105B and 1.886B for 1.7B/256E are counted as 104.2B and 1.884B; 0.145B active for 0.1B/64E as 0.152B.
-- **ST-MoE**: the totals are those of 24 layers with a dense part after each mixture (`dense_too`) and a head of its
-  own, as in the authors' configuration.
-- **DeepSeek-V2-Lite**: 2.4B active is 2.451B without the input embedding, rounded down.
-"""
+    Attributes:
+        suffix: of the page's file name, before ``.md``.
+        texts: the sections of the gallery and the blocks of other pages, by name.
+        terms: labels, by their English; a missing one stays English.
+        summaries: what each recipe is, by name; a missing one is the recipe's own.
+        claims: what its paper reported, likewise.
+    """
+
+    suffix: str
+    texts: Mapping[str, str]
+    terms: Mapping[str, str]
+    summaries: Mapping[str, str]
+    claims: Mapping[str, str]
+
+    def __getitem__(self, name: str) -> str:
+        return self.texts[name]
+
+    def term(self, english: str) -> str:
+        """A label in this language."""
+        return self.terms.get(english, english)
+
+
+def read_words(language: str, suffix: str) -> Words:
+    """The words of a language, from its file."""
+    texts = yaml.safe_load((DOCS / f"words.{language}.yaml").read_text(encoding="utf-8"))
+    tables = {name: texts.pop(name, {}) for name in ("terms", "summaries", "claims")}
+    return Words(suffix, texts, **tables)
+
+
+ENGLISH, CHINESE = read_words("en", ""), read_words("zh", ".zh")
 
 
 class Entry(NamedTuple):
@@ -105,6 +77,7 @@ class Entry(NamedTuple):
     count: ParameterCount
 
 
+@functools.cache
 def papers() -> list[list[Entry]]:
     """The recipes of each paper, oldest first; within a paper those with data come first, then by size."""
     found: dict[str, list[Entry]] = {}
@@ -118,112 +91,176 @@ def papers() -> list[list[Entry]]:
     return sorted(found.values(), key=lambda entries: (entries[0].paper.year, entries[0].paper.arxiv))
 
 
-def page() -> str:
-    """The whole page."""
-    every = papers()
-    overview = "".join(f"{overview_row(e)}\n" for entries in every for e in entries if e.recipe.data)
-    sections = "\n".join("\n".join(section(entries)) for entries in every)
-    sizes = "".join(f"{size_row(e)}\n" for entries in every for e in entries if e.recipe.data is None)
-    results = json.loads(RESULTS.read_text(encoding="utf-8"))
-    trained = "".join(f"{trained_row(name, numbers)}\n" for name, numbers in results.items())
-    trained += verdict(results) + notes(results)
+def page(words: Words = ENGLISH) -> str:
+    """The whole gallery in one language."""
+    every, results = papers(), stored_results()
+    overview = "".join(f"{overview_row(e, words)}\n" for entries in every for e in entries if e.recipe.data)
+    sections = "\n".join("\n".join(section(entries, words)) for entries in every)
+    sizes = "".join(f"{size_row(e, words)}\n" for entries in every for e in entries if e.recipe.data is None)
+    trained = "".join(f"{trained_row(name, numbers, words)}\n" for name, numbers in results.items())
+    trained += verdict(results, words) + notes(results, words)
     field = [c for c in current().recipes if c.name.startswith("lineage/")]
-    lineage = "".join(f"{field_row(component.name)}\n" for component in field)
-    return f"{HEAD}{overview}{TRAINED}{trained}{FIELD}{lineage}{COMPONENTS}{sections}\n{SIZES}{sizes}{PRINTS}"
+    lineage = "".join(f"{field_row(component.name, words)}\n" for component in field)
+    return (
+        f"{words['head']}{overview}{words['trained']}{trained}{words['field']}{lineage}{words['components']}{sections}\n"
+        f"{words['sizes']}{sizes}{words['prints']}"
+    )
+
+
+def stored_results() -> Results:
+    """What ``benchmarks/lineage.py --docs`` wrote: the one source of every result on the pages."""
+    results: Results = json.loads(RESULTS.read_text(encoding="utf-8"))
+    return results
 
 
 TIE = 0.01
 """A relative difference below this means nothing with one seed: with three the gap of one recipe varied by 2 %."""
 
 
-def verdict(results: dict[str, dict[str, Any]]) -> str:
-    """Which mixtures end ahead of their dense baselines, which behind, and which are too close to tell."""
+def gains(results: Results) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
+    """How far mixtures end ahead of their dense baselines, by name: those ahead, those tied, those behind."""
     ends = {name: (r["curve"][-1][1], r["dense_curve"][-1][1]) for name, r in results.items() if r["dense_curve"]}
     gain = {name: (dense - moe) / dense for name, (moe, dense) in ends.items()}
-    groups = {
-        "Ahead of their dense baselines at equal tokens": {n: g for n, g in gain.items() if g >= TIE},
-        f"Tied (less than {TIE:.0%} apart)": {n: g for n, g in gain.items() if abs(g) < TIE},
-        "Behind": {n: g for n, g in gain.items() if g <= -TIE},
-    }
-    said = [
-        f"{words}: {', '.join(f'`{name}` ({value:+.1%})' for name, value in group.items())}."
-        for words, group in groups.items()
-        if group
-    ]
+    return (
+        {name: g for name, g in gain.items() if g >= TIE},
+        {name: g for name, g in gain.items() if abs(g) < TIE},
+        {name: g for name, g in gain.items() if g <= -TIE},
+    )
+
+
+def verdict(results: Results, words: Words = ENGLISH) -> str:
+    """Which mixtures end ahead of their dense baselines, which behind, and which are too close to tell."""
+    ahead, tied, behind = (
+        words["comma"].join(f"`{name}` ({value:+.1%})" for name, value in group.items()) for group in gains(results)
+    )
+    said = [words["ahead"].format(ahead)] if ahead else []
+    said += [words["tied"].format(TIE, tied)] if tied else []
+    said += [words["behind"].format(behind)] if behind else []
     return f"\n{' '.join(said)}\n"
 
 
-def notes(results: dict[str, dict[str, Any]]) -> str:
+def notes(results: Results, words: Words = ENGLISH) -> str:
     """What has changed since a recipe was trained, by recipes of which it is true."""
     found: dict[str, list[str]] = {}
     for name, numbers in results.items():
         if numbers.get("note"):
             found.setdefault(numbers["note"], []).append(f"`{name}`")
-    return "".join(f"\n{', '.join(names)}: {note}.\n" for note, names in found.items())
+    return "".join(words["note"].format(words["comma"].join(names), words.term(note)) for note, names in found.items())
 
 
-def data_page(stored: str) -> str:
-    """``data.md`` with its generated paragraph anew: the results of translating."""
-    numbers = json.loads(RESULTS.read_text(encoding="utf-8"))["gshard"]
-    ours, dense = numbers["scores"], numbers["comparison"]["dense_scores"]
-    bits, dense_bits = numbers["comparison"]["moe"], numbers["comparison"]["dense"]
-    apart = abs(bits - dense_bits) / dense_bits
-    said = "too close for one seed to separate them" if apart < TIE else f"{apart:.1%} apart"
-    paragraph = (
-        f"`moekit train gshard` ({numbers['steps']} steps, one seed) ends with BLEU {ours['bleu']:.1f} and chrF "
-        f"{ours['chrf']:.1f} of 100, its dense baseline\nwith {dense['bleu']:.1f} and {dense['chrf']:.1f}, on "
-        f"{ours['scored_pairs']:.0f} pairs: both mostly write memorised fragments. Their bits per byte are\n"
-        f"{bits:.3f} and {dense_bits:.3f}, {said}.\n"
+def filled(stored: str, words: Words = ENGLISH) -> str:
+    """A page with its generated blocks anew.
+
+    Raises:
+        KeyError: a block of the page has a name that is not in ``BLOCKS``.
+    """
+    return BLOCK.sub(lambda block: block[1] + BLOCKS[block[2]](stored_results(), words) + block[3], stored)
+
+
+def translation(results: Results, words: Words) -> str:
+    """The results of translating."""
+    numbers = results["gshard"]
+    ours, compared = numbers["scores"], numbers["comparison"]
+    bits, dense_bits = compared["moe"], compared["dense"]
+    difference = abs(bits - dense_bits) / dense_bits
+    return words["translation"].format(
+        steps=numbers["steps"],
+        bleu=ours["bleu"],
+        chrf=ours["chrf"],
+        dense_bleu=compared["dense_scores"]["bleu"],
+        dense_chrf=compared["dense_scores"]["chrf"],
+        pairs=ours["scored_pairs"],
+        bits=bits,
+        dense_bits=dense_bits,
+        said=words["close"] if difference < TIE else words["apart"].format(difference),
     )
-    before, _, rest = stored.partition(BEGIN)
-    return f"{before}{BEGIN}{paragraph}{END}{rest.partition(END)[2]}"
 
 
-def trained_row(name: str, numbers: dict[str, Any]) -> str:
+def newcomer(results: Results) -> dict[str, Any]:
+    """The figures of the first command of README."""
+    numbers = results["deepseek_v3"]
+    compared = numbers["comparison"]
+    return {
+        "steps": numbers["steps"],
+        "tokens": numbers["tokens"],
+        "moe": compared["moe"],
+        "dense": compared["dense"],
+        "gain": (compared["dense"] - compared["moe"]) / compared["dense"],
+        "active": compared["moe_active"],
+        "total": compared["moe_total"],
+        "dense_active": compared["dense_active"],
+        "first": numbers["max_violation"][0],
+        "last": numbers["max_violation"][1],
+        "over": numbers["validation"]["max_violation"],
+        "dropped": numbers["dropped"],
+    }
+
+
+def proof(results: Results, words: Words) -> str:
+    """README's table of claims."""
+    ahead, tied, behind = (len(group) for group in gains(results))
+    counted = {"ahead": ahead, "tied": tied, "behind": behind, "compared": ahead + tied + behind}
+    total = count_parameters(load("deepseek_v3-671b")).total
+    return words["proof"].format(**newcomer(results) | counted | {"total": total})
+
+
+def result(results: Results, words: Words) -> str:
+    """What the first command ends with."""
+    return words["result"].format(**newcomer(results))
+
+
+BLOCKS: dict[str, Callable[[Results, Words], str]] = {"proof": proof, "result": result, "translation": translation}
+"""The generated blocks, by the name in their markers."""
+
+
+def trained_row(name: str, numbers: dict[str, Any], words: Words = ENGLISH) -> str:
     """Results of training one recipe."""
     ends = [f"{numbers['curve'][i][1]:.3f}" for i in (0, -1)]
     dense = f"{numbers['dense_curve'][-1][1]:.3f}" if numbers["dense_curve"] else "-"
     spread, over, dropped = "-", "-", "-"
     if numbers["max_violation"]:
-        spread = " to ".join(f"{value:.2f}" for value in numbers["max_violation"])
+        spread = words.term("{} to {}").format(*(f"{value:.2f}" for value in numbers["max_violation"]))
         over, dropped = f"{numbers['validation']['max_violation']:.2f}", f"{numbers['dropped']:.1%}"
         if "dropped_tokens" in numbers:
             dropped += f" ({numbers['dropped_tokens']:.1%})"
     dense_scores = (numbers.get("comparison") or {}).get("dense_scores") or {}
     scores = [
-        f"{key.replace('_', ' ')} {value:.3g}" + (f" ({dense_scores[key]:.3g})" if key in dense_scores else "")
+        f"{words.term(key.replace('_', ' '))} {value:.3g}"
+        + (f" ({dense_scores[key]:.3g})" if key in dense_scores else "")
         for key, value in (numbers.get("scores") or {}).items()
     ]
-    cells = [numbers["metric"].replace("_", " "), *ends, dense, spread, over, dropped, ", ".join(scores)]
+    cells = [words.term(numbers["metric"].replace("_", " ")), *ends, dense, spread, over, dropped]
+    cells.append(words["comma"].join(scores))
     return f"| `{name}` | {' | '.join(cells)} |"
 
 
-def overview_row(e: Entry) -> str:
+def overview_row(e: Entry, words: Words) -> str:
     """One recipe with data, in a line."""
     size = f"{rounded(e.count.total)}, {rounded(e.count.active())}"
-    return f"| {e.paper.year} | {e.paper.title} | `{e.name}` | {parts(e.recipe)} | {size} | {e.paper.claim} |"
+    claim = words.claims.get(e.name, e.paper.claim)
+    return f"| {e.paper.year} | {e.paper.title} | `{e.name}` | {parts(e.recipe, words)} | {size} | {claim} |"
 
 
-def field_row(name: str) -> str:
+def field_row(name: str, words: Words) -> str:
     """One recipe of ``lineage/``, in a line."""
     recipe = load(name)
     count = count_parameters(recipe)
-    return f"| `{name}` | {parts(recipe)} | {rounded(count.total)}, {rounded(count.active())} |"
+    return f"| `{name}` | {parts(recipe, words)} | {rounded(count.total)}, {rounded(count.active())} |"
 
 
-def parts(recipe: Recipe) -> str:
+def parts(recipe: Recipe, words: Words) -> str:
     """Router, experts, dispatcher and balancers of a recipe's mixtures, by name."""
     moe: Any = getattr(recipe.model, "moe", None)
     if moe is None:
-        return "none: a dense model"
+        return words.term("none: a dense model")
     names = [current().use_name(spec) for spec in (moe.router, moe.experts, moe.dispatcher)]
     if moe.shared is not None:
         names[1] += " + shared"
-    names.append(", ".join(current().use_name(b) for b in moe.balancers.values()) or "none")
+    names.append(", ".join(current().use_name(b) for b in moe.balancers.values()) or words.term("none"))
     return " · ".join(names)
 
 
-def section(entries: list[Entry]) -> Iterator[str]:
+def section(entries: list[Entry], words: Words) -> Iterator[str]:
     """One paper: where it appeared, its recipes and their components."""
     paper = entries[0].paper
     where = f"arXiv [{paper.arxiv}](https://arxiv.org/abs/{paper.arxiv})" if paper.arxiv else paper.where
@@ -231,45 +268,52 @@ def section(entries: list[Entry]) -> Iterator[str]:
     yield f"{paper.authors.rstrip('.')}. {where}.\n"
     for e in entries:
         if e.recipe.data is not None:
-            yield f"**`moekit train {e.name}`**: {e.recipe.summary}."
-            yield f"{rounded(e.count.total)} parameters, {rounded(e.count.active())} active a token.\n"
-            yield "| component | |\n|---|---|"
-            yield from (f"| {part} | `{value}` |" for part, value in components(e.recipe))
+            summary = words.summaries.get(e.name, e.recipe.summary)
+            yield words["section"].format(e.name, summary, rounded(e.count.total), rounded(e.count.active()))
+            yield f"| {words.term('component')} | |\n|---|---|"
+            yield from (f"| {part} | `{value}` |" for part, value in components(e.recipe, words))
             yield ""
     if at_size := [f"`{e.name}`" for e in entries if e.recipe.data is None]:
-        yield f"At its size: {', '.join(at_size)}.\n"
+        yield f"{words.term('At its size')}: {words['comma'].join(at_size)}{words['stop']}\n"
 
 
-def components(recipe: Recipe) -> Iterator[tuple[str, str]]:
+def components(recipe: Recipe, words: Words) -> Iterator[tuple[str, str]]:
     """The components of a recipe, as text."""
     model: Any = recipe.model
-    yield "model", text_of(model, without=["moe", "attention", "ffn", "vocab", "init_std", "init_scale"])
+    yield words.term("model"), text_of(model, without=["moe", "attention", "ffn", "vocab", "init_std", "init_scale"])
     for name in ("attention", "ffn"):
         if getattr(model, name, None) is not None:
-            yield name, text_of(getattr(model, name))
+            yield words.term(name), text_of(getattr(model, name))
     for name in ("at", "router", "experts", "shared", "dispatcher", "encoder_dispatcher"):
         if getattr(model.moe, name, None) is not None:
-            yield {"at": "mixture layers"}.get(name, name.replace("_", "'s ")), text_of(getattr(model.moe, name))
+            label = {"at": "mixture layers"}.get(name, name.replace("_", "'s "))
+            yield words.term(label), text_of(getattr(model.moe, name))
     for name, balancer in model.moe.balancers.items():
-        yield f"balancer `{name}`", text_of(balancer)
-    yield "objective", text_of(recipe.objective)
-    yield "data", text_of(recipe.data)
+        yield f"{words.term('balancer')} `{name}`", text_of(balancer)
+    yield words.term("objective"), text_of(recipe.objective)
+    yield words.term("data"), text_of(recipe.data)
     if recipe.start is not None:
-        yield "starts from", text_of(recipe.start)
+        yield words.term("starts from"), text_of(recipe.start)
 
 
-def size_row(e: Entry) -> str:
+def size_row(e: Entry, words: Words) -> str:
     """Published and counted parameters of one recipe."""
     bare = e.paper.total_reading == "without_either"
     total = e.count.without_embeddings if bare else e.count.total
     active = e.count.active(e.paper.reading or "both")
-    note = READINGS[e.paper.reading or "both"] + ("; total without either" if bare else "")
+    note = words.term(READINGS[e.paper.reading or "both"])
+    note += f"; {words.term('total without either')}" if bare else ""
     cells = [e.paper.total or "-", rounded_like(total, e.paper.total)]
     cells += [e.paper.active or "-", rounded_like(active, e.paper.active)]
     return f"| `{e.name}` | {' | '.join(cells)} | {note} |"
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")
-    DATA_PAGE.write_text(data_page(DATA_PAGE.read_text(encoding="utf-8")), encoding="utf-8")
-    print(PAGE, DATA_PAGE)
+    for words in (ENGLISH, CHINESE):
+        gallery = DOCS / f"gallery{words.suffix}.md"
+        gallery.write_text(page(words), encoding="utf-8")
+        print(gallery)
+        for path in FILLED:
+            if path.name.endswith(".zh.md") == (words.suffix == ".zh"):
+                path.write_text(filled(path.read_text(encoding="utf-8"), words), encoding="utf-8")
+                print(path)

@@ -38,8 +38,9 @@ from moekit.spec import validate
 from moekit_testing.checks.router import check_padding_nan
 
 TOP = Path(__file__).parents[2]
-PAGES = [TOP / "README.md", TOP / "CONTRIBUTING.md", *sorted((TOP / "docs").glob("*.md"))]
+PAGES = [TOP / "README.md", TOP / "README.zh.md", TOP / "CONTRIBUTING.md", *sorted((TOP / "docs").glob("*.md"))]
 FENCED = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+TESTED = re.compile(r"<!-- tested: .*?<!-- /tested -->\n", re.DOTALL)  # versions, written by CI into README alone
 LANGUAGES = {"python", "console", "yaml", "yaml fragment", "toml", "text", "math", "bash"}
 
 
@@ -144,7 +145,8 @@ def run_checks(module: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_relative_link_of_a_page_names_an_existing_file(page: Path) -> None:
-    targets = [t for t in re.findall(r"\]\(([^)\s]+)\)", prose(page)) if not t.startswith(("http://", "https://", "#"))]
+    found = [*re.findall(r"\]\(([^)\s]+)\)", prose(page)), *re.findall(r"\bsrc(?:set)?=\"([^\"]+)\"", prose(page))]
+    targets = [target for target in found if not target.startswith(("http://", "https://", "#"))]
     missing = [t for t in targets if not (page.parent / t.partition("#")[0]).exists()]
     assert not missing, f"{page.name} links to {missing}"
 
@@ -166,9 +168,10 @@ def test_every_file_in_the_tree_of_packages_exists() -> None:
     assert len(names) > 30 and not [name for name in names if not (TOP / name).exists()]
 
 
-def test_the_readme_shows_the_command_to_train_and_the_command_to_test() -> None:
-    shell = "\n".join(b.text for b in blocks(TOP / "README.md") if b.language == "bash")
-    commands = [re.sub(r"\s+#.*$", "", line).strip() for line in shell.splitlines()]
+@pytest.mark.parametrize("name", ["README.md", "README.zh.md"])
+def test_the_first_screen_shows_the_command_to_train_and_the_command_to_test(name: str) -> None:
+    first = "\n".join((TOP / name).read_text(encoding="utf-8").splitlines()[:20])
+    commands = [re.sub(r"\s+#.*$", "", line).strip() for line in first.splitlines()]
     assert "pip install -e . && moekit train deepseek_v3" in commands
     assert "pip install -e '.[test]' && pytest" in commands
 

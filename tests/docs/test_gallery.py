@@ -1,9 +1,14 @@
-"""The gallery is what its generator makes of the current recipes, and has all of them."""
+"""The gallery is what its generator makes of the current recipes, and has all of them; so is every result on a page."""
 
 from __future__ import annotations
 
+import functools
+import re
 import sys
 from pathlib import Path
+
+import pytest
+from test_docs import FENCED, PAGES, TESTED
 
 from moekit import load
 from moekit.registry import current
@@ -13,16 +18,73 @@ sys.path.append(str(DOCS))
 
 import make_gallery  # noqa: E402
 
+LANGUAGES = pytest.mark.parametrize("words", [make_gallery.ENGLISH, make_gallery.CHINESE], ids=["en", "zh"])
+FIGURE = re.compile(r"(?<![\w.])(?:\d*\.\d\d+|\d{1,3}(?:,\d{3})+|\d+(?:\.\d+)? ?%)")
+"""A decimal with two or more places, a number with separators, a percentage."""
 
-def test_the_gallery_is_up_to_date() -> None:
-    stored = (DOCS / "gallery.md").read_text(encoding="utf-8")
-    assert make_gallery.page() == stored, "run: python docs/make_gallery.py"
+
+@LANGUAGES
+def test_the_gallery_is_up_to_date(words: make_gallery.Words) -> None:
+    stored = (DOCS / f"gallery{words.suffix}.md").read_text(encoding="utf-8")
+    assert made_gallery(words.suffix) == stored, "run: python docs/make_gallery.py"
 
 
-def test_the_data_pages_figures_are_those_of_the_stored_run() -> None:
-    stored = (DOCS / "data.md").read_text(encoding="utf-8")
-    assert make_gallery.data_page(stored) == stored, "run: python docs/make_gallery.py"
-    assert stored.count(make_gallery.BEGIN) == 1 and "BLEU" in stored.partition(make_gallery.BEGIN)[2]
+@pytest.mark.parametrize("page", make_gallery.FILLED, ids=lambda page: page.name)
+def test_the_generated_blocks_of_a_page_have_the_figures_of_the_stored_runs(page: Path) -> None:
+    stored = page.read_text(encoding="utf-8")
+    words = make_gallery.CHINESE if page.name.endswith(".zh.md") else make_gallery.ENGLISH
+    assert make_gallery.filled(stored, words) == stored, "run: python docs/make_gallery.py"
+    assert all(re.search(r"\d\.\d", block[0]) for block in make_gallery.BLOCK.finditer(stored))
+    assert stored.count("<!-- written by docs/make_gallery.py") == len(make_gallery.BLOCK.findall(stored)) == 1
+
+
+def test_no_figure_of_a_result_is_typed_into_readme() -> None:
+    for name in ("README.md", "README.zh.md"):
+        text = (DOCS.parent / name).read_text(encoding="utf-8")
+        for generated in (make_gallery.BLOCK, TESTED, FENCED):
+            text = generated.sub("", text)
+        assert not FIGURE.findall(re.sub(r"Python 3.*|torch 2.*|<[^>]*>", "", text)), name
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if not p.name.startswith("gallery")], ids=lambda page: page.name)
+def test_a_table_that_has_a_generator_is_written_by_it(page: Path) -> None:
+    """Whatever has the header of a generated table is part of what the generator wrote."""
+    text = make_gallery.BLOCK.sub("", page.read_text(encoding="utf-8"))
+    typed = [header for header in tables(text) if header in generated_headers()]
+    assert not typed, f"{page.name}: typed by hand: {typed}"
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [("2.207, dense 2.275", 2), ("better by 3.0%", 1), ("7,764 tests", 1), ("top-2 of 64, in 1991", 0), ("GPT-2.1", 0)],
+)
+def test_what_counts_as_a_typed_figure(line: str, found: int) -> None:
+    assert len(FIGURE.findall(line)) == found
+
+
+def tables(text: str) -> list[str]:
+    """The header of each table."""
+    return [match[1] for match in re.finditer(r"^(\|.*\|)\n\|[-| :]+\|$", text, re.MULTILINE)]
+
+
+@functools.cache
+def made_gallery(suffix: str) -> str:
+    """The gallery in one language, made once for all tests."""
+    return make_gallery.page(make_gallery.CHINESE if suffix else make_gallery.ENGLISH)
+
+
+@functools.cache
+def generated_headers() -> set[str]:
+    """The headers of all tables that a generator writes, in both languages."""
+    found = set()
+    for words in (make_gallery.ENGLISH, make_gallery.CHINESE):
+        made = [
+            make(make_gallery.stored_results(), words)
+            for name, make in make_gallery.BLOCKS.items()
+            if name in words.texts
+        ]
+        found |= {header for text in [made_gallery(words.suffix), *made] for header in tables(text)}
+    return found
 
 
 def test_what_changed_since_a_recipe_was_trained_is_said_once() -> None:
@@ -47,6 +109,12 @@ def test_every_recipe_of_a_paper_is_in_the_gallery() -> None:
     names = [c.name for c in current().recipes if c.plugin == "papers" and not c.name.startswith("base/")]
     assert len(names) > 30
     assert [name for name in names if f"`{name}`" not in page] == []
+
+
+def test_the_chinese_gallery_translates_what_every_trainable_recipe_says() -> None:
+    names = {c.name for c in current().recipes if c.plugin == "papers" and "/" not in c.name and load(c.name).data}
+    assert set(make_gallery.CHINESE.summaries) == set(make_gallery.CHINESE.claims) == names
+    assert set(make_gallery.CHINESE.texts) <= set(make_gallery.ENGLISH.texts)
 
 
 def test_every_paper_says_who_when_and_what() -> None:
