@@ -1,10 +1,10 @@
-"""``upcycle``: a run with a mixture from a run with a dense model, one expert at a time in memory."""
+"""``upcycle``: a run with a mixture from one with a dense model, or from several; one expert at a time in memory."""
 
 from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from moekit.checkpoints.files import step_name
+from moekit.checkpoints.reading import Handle
 from moekit.contracts import LayerDims, Router
 from moekit.errors import MoekitError
 from moekit.files import make_directory, write_if_changed
@@ -47,11 +48,12 @@ class Made:
     exact: bool
 
 
-def upcycle(run: str, out: Path, overrides: Iterable[str], how: Upcycling, root: Path = RUNS) -> Made:
+def upcycle(runs: Sequence[str], out: Path, overrides: Iterable[str], how: Upcycling, root: Path = RUNS) -> Made:
     """Makes a run whose model is that of a dense run with mixtures in some layers.
 
     Args:
-        run: the dense run: its folder, a checkpoint, or its name.
+        runs: the dense run: its folder, a checkpoint, or its name. Of several, whose models must have one form and one
+            vocabulary, experts are taken by turns, and all other weights are their mean.
         out: the new run's folder, which must not exist yet.
         overrides: over the dense run's recipe; they name the mixtures below ``model.moe``.
         how: how experts are made.
@@ -63,9 +65,10 @@ def upcycle(run: str, out: Path, overrides: Iterable[str], how: Upcycling, root:
     """
     if out.exists() and any(out.iterdir()):
         raise MoekitError(f"{out} exists already\n  give another folder, or remove it")
-    checkpoint = checkpoint_of(run, root)
+    checkpoint = checkpoint_of(runs[0], root)
     saved = read_checkpoint(checkpoint).plain
-    dense = {name.removeprefix(PREFIX): each for name, each in saved["state_dict"].items() if name.startswith(PREFIX)}
+    models = [_weights(saved), *(_same_form(run, root, saved) for run in runs[1:])]
+    dense = models[0]
     start = {"start": {"run": str(out.absolute())}, "compare": None}
     recipe = load([saved["hyper_parameters"]["spec"], start], overrides)
     moe: Any = getattr(recipe.model, "moe", None)
@@ -93,7 +96,7 @@ def upcycle(run: str, out: Path, overrides: Iterable[str], how: Upcycling, root:
             folder.checkpoints / step_name(0),
             recipe,
             weights,
-            lambda name: parts.pieces(name, sources[name], dense),
+            lambda name: parts.pieces(name, sources[name], models),
             saved["moekit"]["data"],
         )
         write_if_changed(folder.spec, dump(recipe, full_names=True))
@@ -101,7 +104,31 @@ def upcycle(run: str, out: Path, overrides: Iterable[str], how: Upcycling, root:
         shutil.rmtree(out, ignore_errors=True)
         raise
     layers = dict.fromkeys(match[1] for name in meta if (match := FFN.fullmatch(name)))
-    return Made(recipe, tuple(layers), exact=not how.fresh)
+    return Made(recipe, tuple(layers), exact=not how.fresh and len(runs) == 1)
+
+
+def _weights(saved: Any) -> dict[str, Handle]:
+    """A model's weights in a checkpoint, by their names in the model."""
+    return {name.removeprefix(PREFIX): each for name, each in saved["state_dict"].items() if name.startswith(PREFIX)}
+
+
+def _same_form(run: str, root: Path, first: Any) -> dict[str, Handle]:
+    """The weights of another run, which must have the form and the vocabulary of the first.
+
+    Raises:
+        MoekitError: they differ.
+        CheckpointError: there is no such run, or it is damaged.
+    """
+    saved = read_checkpoint(checkpoint_of(run, root)).plain
+    one, other = (
+        {name: (tuple(each.shape), each.dtype) for name, each in _weights(each).items()} for each in (first, saved)
+    )
+    if one != other:
+        name = next(name for name in [*one, *other] if one.get(name) != other.get(name))
+        raise MoekitError(f"{run}: its '{name}' is {other.get(name)}, and {one.get(name)} in the first run")
+    if saved["moekit"]["data"] != first["moekit"]["data"]:
+        raise MoekitError(f"{run}: its tokens are not those of the first run")
+    return _weights(saved)
 
 
 class Parts:
@@ -189,11 +216,11 @@ class Parts:
             )
         return source
 
-    def pieces(self, name: str, source: str, dense: Mapping[str, Any]) -> Iterator[Tensor]:
+    def pieces(self, name: str, source: str, models: Sequence[Mapping[str, Handle]]) -> Iterator[Tensor]:
         """The values of one tensor of the mixture, expert by expert."""
         match = FFN.fullmatch(name)
         if match is None:
-            yield dense[source].whole()
+            yield _mean([model[source] for model in models])
         elif match[2] == "router":
             yield self.router(match[1]).state_dict()[match[3]].float()
         elif match[2] == "balancers":
@@ -201,6 +228,18 @@ class Parts:
             fresh: Any = build(self.moe.balancers[balancer], self.dims)
             yield fresh.state_dict()[rest].float()
         else:
-            whole = dense[source].whole()[0]
             for expert in range(self.dims.num_experts):
-                yield self.how.expert(match[1], expert, match[3], whole, self.factor)
+                if expert % self.how.shards == 0:
+                    net = models[expert // self.how.shards % len(models)][source].whole()[0]
+                yield self.how.expert(match[1], expert, match[3], net, self.factor)
+
+
+def _mean(handles: Sequence[Handle]) -> Tensor:
+    """The mean of tensors; of equal ones, exactly their value."""
+    first = handles[0].whole()
+    if len(handles) == 1:
+        return first
+    total = first.double()
+    for handle in handles[1:]:
+        total += handle.whole()
+    return (total / len(handles)).to(first.dtype)

@@ -34,7 +34,7 @@ def mixture(count: int, hidden: int, router: str, at: str = "first: 0") -> str:
 
 
 def made(dense: Path, out: Path, moe: str, *more: str, **how: Any) -> Made:
-    return upcycle(str(dense), out, [moe, *more], Upcycling(**how))
+    return upcycle([str(dense)], out, [moe, *more], Upcycling(**how))
 
 
 def largest_difference(one: Path, other: Path) -> float:
@@ -104,6 +104,45 @@ def test_the_same_seed_makes_the_same_mixture(dense: Path, tmp_path: Path) -> No
     assert not torch.equal(one["blocks.0.ffn.router.weight_ED"], other["blocks.0.ffn.router.weight_ED"])
 
 
+def test_several_models_give_experts_by_turns_and_the_mean_of_all_else(dense: Path, tmp_path: Path) -> None:
+    other = moekit.train("base/language_model", [*DENSE, "seed=1"], out=tmp_path, quiet=True).path
+    moe = mixture(4, 12, "top_k: 2, renormalize: true")
+    found = upcycle([str(dense), str(other)], tmp_path / "moe", [moe], Upcycling(shards=2))
+    assert not found.exact
+    one, two, both = (moekit.open(run).model.state_dict() for run in (dense, other, tmp_path / "moe"))
+    down = both["blocks.0.ffn.experts.w_down_EOH"]
+    for e, net in enumerate((one, one, two, two)):
+        assert torch.equal(down[e], 2 * net["blocks.0.ffn.w_down_EOH"][0][:, e % 2 * 12 : e % 2 * 12 + 12])
+    name = "blocks.1.attention.q.weight"
+    torch.testing.assert_close(both[name], (one[name] + two[name]) / 2, rtol=1e-6, atol=1e-8)
+
+
+def test_three_times_the_same_model_is_that_model(dense: Path, tmp_path: Path) -> None:
+    moe = mixture(3, 24, "top_k: 2, renormalize: true")
+    upcycle([str(dense)] * 3, tmp_path / "moe", [moe], Upcycling())
+    assert largest_difference(dense, tmp_path / "moe") <= 1e-6
+
+
+def test_models_of_another_form_or_vocabulary_are_refused(dense: Path, tmp_path: Path) -> None:
+    learnt = [*DENSE, "data.tokenizer={use: bpe, vocab: 300}"]
+    runs = {
+        name: str(moekit.train("base/language_model", options, out=tmp_path, name=name, quiet=True).path)
+        for name, options in {
+            "deep": [*DENSE, "model.depth=3"],
+            "code": [*learnt, "data.domains=[python]"],
+            "prose": [*learnt, "data.domains=[prose]"],
+        }.items()
+    }
+    moe = mixture(4, 24, "top_k: 2, renormalize: true")
+    for pair, message in (
+        ([str(dense), runs["deep"]], r"'blocks\.2\..*' is .*None in the first run"),
+        ([runs["code"], runs["prose"]], "its tokens are not those of the first run"),
+    ):
+        with pytest.raises(MoekitError, match=message):
+            upcycle(pair, tmp_path / "moe", [moe], Upcycling())
+        assert not (tmp_path / "moe").exists()
+
+
 def test_a_mixture_trains_on_from_its_weights(dense: Path, tmp_path: Path) -> None:
     moe = mixture(4, 24, "top_k: 2, renormalize: true")
     made(dense, tmp_path / "moe", moe, "model.moe.balancers={bias: {use: sign_bias}, load: {use: load_balance}}")
@@ -148,3 +187,4 @@ def test_the_verb_says_what_it_made(dense: Path, tmp_path: Path, capsys: pytest.
     assert main(["upcycle", str(dense), moe, "--to", out]) == 2
     assert "exists already" in capsys.readouterr().err
     assert main(["upcycle", str(dense), moe, "--to", out + "2", "--fresh", "2"]) == 2
+    assert main(["upcycle", moe, "--to", out + "2"]) == 2 and "no dense run is given" in capsys.readouterr().err
