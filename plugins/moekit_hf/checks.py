@@ -72,7 +72,7 @@ def check_same_function(case: Case) -> None:
 
 
 def check_same_weights_back(case: Case) -> None:
-    """Exports an imported model to the same tensors, bit for bit, under the same names, and the same configuration."""
+    """Exports an imported model to the same tensors, bit for bit, and to a configuration of the same function."""
     for config in _with_transformers(case):
         with imported(case.spec_as(FormatSpec), config) as pair:
             out = _exported(pair)
@@ -83,6 +83,9 @@ def check_same_weights_back(case: Case) -> None:
                 require(same, found=f"{name} differs for {dict(config)}", expected="the same bits")
             one, other = inspect(pair.folder).model, inspect(out).model
             require(one == other, found=f"{other}", expected=f"{one}")
+            again = _loaded(out)(peer.tokens(int(config["vocab_size"]))).logits
+            logits = pair.theirs(peer.tokens(int(config["vocab_size"]))).logits
+            require(torch.equal(again, logits), found=f"other logits for {dict(config)}", expected="the original's")
             require(not (why := misfit(case.spec_as(FormatSpec), one)), found="\n".join(why), expected="no difference")
 
 
@@ -93,8 +96,7 @@ def check_same_text(case: Case) -> None:
     """
     for config in _with_transformers(case)[:1]:
         with imported(case.spec_as(FormatSpec), config) as pair:
-            package = peer.transformers()
-            again = package.AutoModelForCausalLM.from_pretrained(_exported(pair), attn_implementation="eager").eval()
+            again = _loaded(_exported(pair))
             prompt_S = peer.tokens(int(config["vocab_size"]))[0, :5]
             here = list(sample(pair.ours, prompt_S, tokens=GREEDY, temperature=0))
             for name, model in (("the original", pair.theirs), ("the export", again)):
@@ -149,6 +151,11 @@ def _with_transformers(case: Case) -> list[Mapping[str, Any]]:
 
     pytest.importorskip("transformers")
     return list(case.spec_as(FormatSpec).tiny())
+
+
+def _loaded(folder: Path) -> Any:
+    package = peer.transformers()
+    return package.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
 
 
 def _exported(pair: Pair) -> Path:

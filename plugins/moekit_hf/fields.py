@@ -84,6 +84,14 @@ class Fields:
             raise FormatError(f"{self.where}: the field '{name}' is missing")
         return default
 
+    def stated(self, name: str) -> Any:
+        """The value of a field that must be there, but may be null: where null differs from what a missing one means.
+
+        Raises:
+            FormatError: it is missing.
+        """
+        return self.take(name, None) if name in self.config else self.take(name)
+
     def number(self, name: str, default: Any = _REQUIRED) -> int:
         """A field that is a whole number above 0.
 

@@ -36,7 +36,7 @@ class Glm4Moe(FormatSpec):
         return {
             **model,
             "attention": {
-                **shared.gqa_options(fields, model),
+                **shared.gqa_options(fields, model, partial=0.5),
                 "bias": "qkv" if fields.take("attention_bias", False) else "none",
                 "qk_norm": fields.take("use_qk_norm", False),
             },
@@ -45,11 +45,13 @@ class Glm4Moe(FormatSpec):
         }
 
     def config(self, model: Node) -> dict[str, Any]:
-        """The same as fields."""
+        """The same as fields; a missing share of rotary dimensions would mean half."""
         attention = model["attention"]
+        rotary = shared.gqa_fields(model)
+        rotary["rope_parameters"].setdefault("partial_rotary_factor", 1.0)
         return {
             **shared.decoder_fields(model),
-            **shared.gqa_fields(model),
+            **rotary,
             **shared.biased_moe_fields(model),
             "attention_bias": attention["bias"] == "qkv",
             "use_qk_norm": attention["qk_norm"],

@@ -24,11 +24,14 @@ class GptOss(FormatSpec):
     def spec(self, fields: Fields) -> Node:
         """``down(g · sigmoid(alpha · g) · (u + 1))``, g and u clamped; a learned logit for each head in the softmax."""
         model = shared.decoder_options(fields)
+        fields.stated(
+            "rope_parameters" if "rope_scaling" not in fields.config else "rope_scaling"
+        )  # else YaRN is meant
         fields.take("initial_context_length", None)  # of the training; YaRN has its own
         fields.take("experts_per_token", None)  # the same as num_experts_per_tok
         kinds = fields.take("layer_types", [(WINDOW, FULL)[i % 2] for i in range(model["depth"])])
         with_window = {
-            **shared.gqa_options(fields, model, theta=150000.0),
+            **shared.gqa_options(fields, model, theta=150000.0, head_dim=64),
             "bias": "all" if fields.take("attention_bias", True) else "none",
             "sinks": True,
             "window": fields.number("sliding_window", 128),

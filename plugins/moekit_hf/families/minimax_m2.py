@@ -36,7 +36,11 @@ class MiniMaxM2(FormatSpec):
         hidden = fields.number("intermediate_size")
         return {
             **model,
-            "attention": {**shared.gqa_options(fields, model, theta=5e6), "qk_norm": True, "norm_over": "all"},
+            "attention": {
+                **shared.gqa_options(fields, model, theta=5e6, head_dim=128),
+                "qk_norm": True,
+                "norm_over": "all",
+            },
             "ffn": {"use": "glu", "hidden": hidden},  # no layer is dense
             "moe": {
                 "at": {"first": 0},

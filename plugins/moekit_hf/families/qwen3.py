@@ -25,7 +25,7 @@ class Qwen3(FormatSpec):
         model = shared.decoder_options(fields)
         shared.refuse_window(fields)
         bias = "all" if fields.take("attention_bias", False) else "none"
-        attention = {**shared.gqa_options(fields, model), "bias": bias, "qk_norm": True}
+        attention = {**shared.gqa_options(fields, model, head_dim=128), "bias": bias, "qk_norm": True}
         return {**model, "attention": attention, "ffn": {"use": "glu", "hidden": fields.number("intermediate_size")}}
 
     def config(self, model: Node) -> dict[str, Any]:

@@ -10,10 +10,17 @@ from moekit_hf.rules import Rule, rotary_pairs
 from moekit_hf.shared.rope import mla_temperature, rope_fields, rope_options
 
 
-def gqa_options(fields: Fields, model: Node, theta: float = 10000.0) -> Node:
-    """Grouped-query attention of a decoder; ``theta`` is the family's base of rotary angles, if none is given."""
+def gqa_options(
+    fields: Fields, model: Node, *, theta: float = 10000.0, head_dim: int = 0, partial: float = 1.0
+) -> Node:
+    """Grouped-query attention of a decoder.
+
+    ``theta``, ``head_dim`` and ``partial`` are what missing fields mean in a family: ``rope_theta``, ``head_dim`` and
+    ``partial_rotary_factor``.
+    """
     heads = fields.number("num_attention_heads")
-    head_dim = fields.number("head_dim", model["dim"] // heads)
+    missing = 0 if "head_dim" in fields.config else head_dim
+    head_dim = fields.number("head_dim", missing or model["dim"] // heads)
     return {
         "use": "gqa",
         "heads": heads,
@@ -21,16 +28,16 @@ def gqa_options(fields: Fields, model: Node, theta: float = 10000.0) -> Node:
         "head_dim": head_dim,
         "norm_eps": model["norm_eps"],
         **rope_options(fields, theta),
-        **_partial(fields, head_dim),
+        **_partial(fields, head_dim, partial),
     }
 
 
-def _partial(fields: Fields, head_dim: int) -> Node:
+def _partial(fields: Fields, head_dim: int, missing: float) -> Node:
     """``partial_rotary_factor`` or ``rotary_dim``: how much of a head is rotated."""
     given = fields.config.get("rope_parameters")
     inside = given.get("partial_rotary_factor") if isinstance(given, dict) else None
-    share = fields.take("partial_rotary_factor", inside)
-    rotary = fields.take("rotary_dim", head_dim if share is None else int(head_dim * share))
+    share = fields.take("partial_rotary_factor", missing if inside is None else inside)
+    rotary = fields.take("rotary_dim", int(head_dim * share))
     return {} if rotary == head_dim else {"rotary_dim": rotary}
 
 
@@ -74,7 +81,7 @@ def mla_options(fields: Fields) -> Node:
     return {
         "use": "mla",
         "heads": heads,
-        "query_rank": fields.take("q_lora_rank", None),
+        "query_rank": fields.stated("q_lora_rank"),
         "kv_rank": fields.number("kv_lora_rank"),
         "nope_dim": nope,
         "rope_dim": rope,

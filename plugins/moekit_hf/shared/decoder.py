@@ -18,7 +18,7 @@ def decoder_options(fields: Fields) -> Node:
         "vocab": fields.number("vocab_size"),
         "dim": fields.number("hidden_size"),
         "depth": fields.number("num_hidden_layers"),
-        "norm_eps": fields.take("rms_norm_eps", 1e-6),
+        "norm_eps": fields.take("rms_norm_eps"),
         "tied": fields.take("tie_word_embeddings", False),
     }
 
@@ -81,16 +81,16 @@ def first_of(model: Node) -> int:
 
 def biased_moe_options(fields: Fields) -> Node:
     """Dense layers first; sigmoid affinities, groups, a selection bias; gates renormalised, then scaled."""
-    groups, hidden = fields.number("n_group", 1), fields.number("moe_intermediate_size")
-    chosen = fields.number("topk_group", groups)
+    groups, hidden = fields.number("n_group"), fields.number("moe_intermediate_size")
+    chosen = fields.number("topk_group")
     return {
-        "at": {"first": fields.take("first_k_dense_replace", 0)},
+        "at": {"first": fields.take("first_k_dense_replace")},
         "router": {
             "use": "topk",
             "score": "sigmoid",
             "top_k": fields.number("num_experts_per_tok"),
-            "renormalize": fields.take("norm_topk_prob", True),
-            "scale": fields.take("routed_scaling_factor", 1.0),
+            "renormalize": fields.take("norm_topk_prob"),
+            "scale": fields.take("routed_scaling_factor"),
             **({"groups": groups, "top_groups": chosen, "group_score": "top2_sum"} if groups > 1 else {}),
         },
         "experts": {
