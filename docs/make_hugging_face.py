@@ -21,20 +21,20 @@ PAGE = Path(__file__).with_name("hugging_face.md")
 BEGIN, END = "<!-- written by docs/make_hugging_face.py -->\n", "<!-- end -->\n"
 
 REFUSED: Mapping[str, Mapping[str, Any]] = {
-    "deepseek_v2": {"norm_topk_prob": True, "attention_bias": True, "scoring_func": "sigmoid"},
-    "deepseek_v3": {"attention_bias": True, "rope_interleave": False, "scoring_func": "softmax"},
+    "deepseek-v2": {"norm_topk_prob": True, "attention_bias": True, "scoring_func": "sigmoid"},
+    "deepseek-v3": {"attention_bias": True, "rope_interleave": False, "scoring_func": "softmax"},
     "dots1": {"use_sliding_window": True},
-    "glm4_moe": {"scoring_func": "softmax"},
-    "gpt_oss": {"layer_types": ["chunked_attention"] * 3},
+    "glm4-moe": {"scoring_func": "softmax"},
+    "gpt-oss": {"layer_types": ["chunked_attention"] * 3},
     "llama": {},
-    "minimax_m2": {"router_jitter_noise": 0.01, "scoring_func": "softmax"},
+    "minimax-m2": {"router_jitter_noise": 0.01, "scoring_func": "softmax"},
     "mistral": {},
     "mixtral": {"router_jitter_noise": 0.01},
     "olmoe": {"attention_bias": True},
     "qwen2": {"use_sliding_window": True},
-    "qwen2_moe": {"use_sliding_window": True},
+    "qwen2-moe": {"use_sliding_window": True},
     "qwen3": {"use_sliding_window": True},
-    "qwen3_moe": {"use_sliding_window": True},
+    "qwen3-moe": {"use_sliding_window": True},
 }
 """Fields, beyond those that every family refuses, that a family has and refuses; each is tried."""
 

@@ -27,7 +27,7 @@ _FAMILIES = {
     "qwen3": ("Qwen3", "Qwen3-0.6B to 32B (dense)", "Yang et al. 2025"),
     "qwen3_moe": ("Qwen3Moe", "Qwen3-30B-A3B, Qwen3-235B-A22B", "Yang et al. 2025"),
 }
-"""By name: the class in the module of that name, the models, and their paper."""
+"""By module: the class in it, the models, and their paper."""
 
 
 @hookimpl
@@ -51,7 +51,7 @@ def moekit_components() -> list[Component]:
         *(
             Component(
                 kind="format",
-                name=name,
+                name=name.replace("_", "-"),  # recipes have the other names
                 spec=f"moekit_hf.families.{name}:{cls}",
                 target="moekit_hf.format:as_it_is",
                 summary=models,

@@ -79,7 +79,6 @@ TERMS: dict[str, str] = {
     "auto": "a value of Lightning's options",
     "bytes": "a unit of memory, and a type of Python",
     "capacity": "the limit of an expert's tokens",
-    "deepseek_v3": "a recipe, in examples",
     "dense": "a model without experts; the name of its run folder",
     "ffn": "the feed-forward part of a block",
     "loop": "a loop over experts",
