@@ -1,69 +1,110 @@
-"""The source files that three calls enter: a token's forward pass, the end of an optimizer step, a checkpoint save.
+"""The source files and calls of four paths: start of a run, a token's forward pass, end of a step, a checkpoint save.
 
-python benchmarks/call_paths.py [--files]
+The start leads from ``moekit train jacobs1991`` to ``Trainer.fit``. Functions of moekit and its plugins are counted,
+not the bodies of modules and classes, nor comprehensions.
+
+python benchmarks/call_paths.py [--files] [start | token | step | save ...]
 """
 
 from __future__ import annotations
 
 import argparse
+import inspect
 import logging
+import os
+import subprocess
 import sys
 import tempfile
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
-import lightning as L
-import torch
-
-import moekit
-from moekit import MoELayer, load
-from moekit.training import AtomicCheckpointIO, LitMoE
-from moekit.training.callbacks.checkpoint import SaveCheckpoints
-
-ROOT = Path(moekit.__file__).parents[1]
+ROOT = Path(__file__).resolve().parents[1]
 SOURCES = (str(ROOT / "moekit"), str(ROOT / "plugins"))
+PATHS = {"start": "start of a run", "token": "token", "step": "end of a step", "save": "save"}
 TINY = ["model.depth=2", "model.dim=32", "data.batch=2", "data.seq=32", "trainer.accumulate_grad_batches=2"]
 
 
-def entered(call: Callable[[], object]) -> list[str]:
-    """The files of moekit and its plugins whose functions a call enters, in the order of the first entry."""
-    files: dict[str, None] = {}
+def entered(call: Callable[[], object]) -> Counter[str]:
+    """How often a call enters a function of moekit or its plugins, by file, in the order of the first entry."""
+    files: Counter[str] = Counter()
 
     def note(frame: FrameType, event: str, argument: Any) -> None:
-        name = frame.f_code.co_filename
-        if event == "call" and name.startswith(SOURCES) and frame.f_code.co_name != "<module>":
-            files[str(Path(name).relative_to(ROOT))] = None
+        code = frame.f_code
+        body = code.co_name.startswith("<") and code.co_name != "<lambda>"  # of a module, or a comprehension
+        if event == "call" and code.co_filename.startswith(SOURCES) and not body:
+            files[str(Path(code.co_filename).relative_to(ROOT))] += bool(code.co_flags & inspect.CO_NEWLOCALS)
 
     sys.setprofile(note)
     try:
         call()
     finally:
         sys.setprofile(None)
-    return list(files)
+    return +files
 
 
-def token() -> list[str]:
+class Reached(BaseException):
+    """``Trainer.fit`` was called."""
+
+
+def start() -> Counter[str]:
+    """From ``moekit train jacobs1991`` to ``Trainer.fit``. For a fresh process: nothing may be imported yet."""
+    import lightning.pytorch
+
+    from moekit.cli import main
+
+    def fit(*args: object, **kwargs: object) -> NoReturn:
+        raise Reached
+
+    lightning.pytorch.Trainer.fit = fit  # type: ignore[method-assign]
+
+    def run() -> None:
+        try:
+            main(["train", "jacobs1991"])
+        except Reached:
+            pass
+
+    before = os.getcwd()
+    with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere:
+        os.chdir(folder)
+        printed, sys.stdout = sys.stdout, nowhere
+        try:
+            return entered(run)
+        finally:
+            sys.stdout = printed
+            os.chdir(before)
+
+
+def token() -> Counter[str]:
     """The forward pass of one layer of ``deepseek_v3``, after a first one."""
+    import torch
+
+    from moekit import MoELayer, load
+
     model: Any = load("deepseek_v3").model
     layer, x = MoELayer.from_spec(model.moe, dim=model.dim), torch.randn(2, 16, model.dim)
     layer(x)
     return entered(lambda: layer(x))
 
 
-class Probe(LitMoE):
-    """Notes what its second optimizer step enters, which is logged as every step is here."""
+def step_and_save() -> tuple[Counter[str], Counter[str]]:
+    """The end of the last of three optimizer steps, each of which is logged here, and the save after it."""
+    import lightning as L
+    import torch
 
-    step_files: list[str]
+    from moekit import load
+    from moekit.training import AtomicCheckpointIO, LitMoE
+    from moekit.training.callbacks.checkpoint import SaveCheckpoints
 
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        self.step_files = entered(lambda: super(Probe, self).on_before_optimizer_step(optimizer))
+    class Probe(LitMoE):
+        step_files: Counter[str]
 
+        def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+            self.step_files = entered(lambda: super(Probe, self).on_before_optimizer_step(optimizer))
 
-def step_and_save() -> tuple[list[str], list[str]]:
-    """The end of the last of three optimizer steps, and the save after it."""
     module, saves = Probe(load("deepseek_v3", TINY)), []
     with tempfile.TemporaryDirectory() as folder:
         trainer = L.Trainer(
@@ -80,15 +121,26 @@ def step_and_save() -> tuple[list[str], list[str]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--files", action="store_true", help="name the files")
+    parser.add_argument("paths", nargs="*", metavar="PATH", help=f"some of {', '.join(PATHS)} (default: all)")
+    parser.add_argument("--files", action="store_true", help="name the files, with their calls")
     args = parser.parse_args()
+    wanted = args.paths or list(PATHS)
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    step, save = step_and_save()
-    for name, files in (("token", token()), ("end of a step", step), ("save", save)):
-        print(f"{name:<14}{len(files):>3} files")
-        if args.files:
-            print("\n".join(f"    {file}" for file in files))
+    found: dict[str, Counter[str]] = {}
+    if wanted == ["start"]:
+        found["start"] = start()
+    elif "start" in wanted:
+        subprocess.run([sys.executable, __file__, "start", *["--files"] * args.files], check=True)
+    if "token" in wanted:
+        found["token"] = token()
+    if "step" in wanted or "save" in wanted:
+        found["step"], found["save"] = step_and_save()
+    for name, files in found.items():
+        if name in wanted:
+            print(f"{PATHS[name]:<16}{len(files):>3} files {files.total():>6,} calls")
+            if args.files:
+                print("\n".join(f"  {calls:>6,}  {file}" for file, calls in files.most_common()))
 
 
 if __name__ == "__main__":

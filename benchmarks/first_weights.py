@@ -17,11 +17,11 @@ import torch
 import torch.distributed as dist
 
 from moekit import load
-from moekit.parallel.deferred_init import defer_init
-from moekit.parallel.sharding import shard
-from moekit.shards.shard import local
+from moekit.shards import local
 from moekit.training.build import build_seeded
 from moekit_lightning.sharded import Sharded
+from moekit_lightning.sharded.deferred_init import defer_init
+from moekit_lightning.sharded.fsdp import shard
 from moekit_lightning.sharded.module import with_expert_parallel
 
 

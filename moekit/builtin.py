@@ -13,117 +13,62 @@ MOEKIT_API = 2
 def moekit_kinds() -> list[Kind]:
     """The kinds of component that moekit itself uses."""
     return [
-        Kind(
-            name="router",
-            spec="moekit.spec.kinds:RouterSpec",
-            summary="turns tokens into a routing",
-            context=("dims",),
-            makes="moekit.contracts:Router",
+        _kind("router", "turns tokens into a routing", "moekit.contracts:Router", ("dims",)),
+        _kind("expert", "experts of one shape, with stacked weights", "moekit.contracts:ExpertBank", ("dims",)),
+        _kind(
+            "dispatcher",
+            "sends tokens to their experts and sums what comes back",
+            "moekit.contracts:Dispatcher",
+            ("dims",),
         ),
-        Kind(
-            name="expert",
-            spec="moekit.spec.kinds:ExpertSpec",
-            summary="experts of one shape, with stacked weights",
-            context=("dims",),
-            makes="moekit.contracts:ExpertBank",
-        ),
-        Kind(
-            name="dispatcher",
-            spec="moekit.spec.kinds:DispatcherSpec",
-            summary="sends tokens to their experts and sums what comes back",
-            context=("dims",),
-            makes="moekit.contracts:Dispatcher",
-        ),
-        Kind(
-            name="balancer",
-            spec="moekit.spec.kinds:BalancerSpec",
-            summary="keeps the load even, by a loss or a selection bias",
-            context=("dims",),
-            makes="moekit.contracts:Balancer",
-        ),
-        Kind(
-            name="attention",
-            spec="moekit.spec.kinds:AttentionSpec",
-            summary="a module x_BSD -> y_BSD of width D = dim; if causal, a position attends to none after it",
-            context=("dim", "causal"),
-            makes="torch.nn:Module",
+        _kind("balancer", "keeps the load even, by a loss or a selection bias", "moekit.contracts:Balancer", ("dims",)),
+        _kind(
+            "attention",
+            "a module x_BSD -> y_BSD of width D = dim; if causal, a position attends to none after it",
+            "torch.nn:Module",
+            ("dim", "causal"),
             plural="attention",
         ),
-        Kind(
-            name="model",
-            spec="moekit.spec.kinds:ModelSpec",
-            summary="a whole model",
-            makes="moekit.contracts:Model",
+        _kind("model", "a whole model", "moekit.contracts:Model"),
+        _kind("objective", "turns a model's output and a batch into a loss", "moekit.contracts:Objective"),
+        _kind("data", "the training and validation data", "moekit.contracts:Data", plural="data"),
+        _kind("tokenizer", "turns text into tokens and back", "moekit.contracts:Tokenizer"),
+        _kind("evaluator", "scores and pictures of a trained model, at the end of a run", "moekit.contracts:Evaluator"),
+        _kind(
+            "exporter",
+            "writes a trained model for other programs: moekit export --format NAME",
+            "moekit.contracts:Exporter",
         ),
-        Kind(
-            name="objective",
-            spec="moekit.spec.kinds:ObjectiveSpec",
-            summary="turns a model's output and a batch into a loss",
-            makes="moekit.contracts:Objective",
+        _kind("optimizer", "updates the weights", "torch.optim:Optimizer", ("model",)),
+        _kind("schedule", "a function of the step that multiplies the learning rate", "", ("total_steps",)),
+        _kind(
+            "callback", "is called by the Trainer during training", "lightning.pytorch.callbacks:Callback", imports=True
         ),
-        Kind(
-            name="data",
-            spec="moekit.spec.kinds:DataSpec",
-            summary="the training and validation data",
-            makes="moekit.contracts:Data",
-            plural="data",
+        _kind(
+            "logger",
+            "gets the metrics of every logged step",
+            "lightning.pytorch.loggers:Logger",
+            ("run",),
+            imports=True,
         ),
-        Kind(
-            name="tokenizer",
-            spec="moekit.spec.kinds:TokenizerSpec",
-            summary="turns text into tokens and back",
-            makes="moekit.contracts:Tokenizer",
-        ),
-        Kind(
-            name="evaluator",
-            spec="moekit.spec.kinds:EvaluatorSpec",
-            summary="scores and pictures of a trained model, at the end of a run",
-            makes="moekit.contracts:Evaluator",
-        ),
-        Kind(
-            name="exporter",
-            spec="moekit.spec.kinds:ExporterSpec",
-            summary="writes a trained model for other programs: moekit export --format NAME",
-            makes="moekit.contracts:Exporter",
-        ),
-        Kind(
-            name="optimizer",
-            spec="moekit.spec.kinds:OptimizerSpec",
-            summary="updates the weights",
-            context=("model",),
-            makes="torch.optim:Optimizer",
-        ),
-        Kind(
-            name="schedule",
-            spec="moekit.spec.kinds:ScheduleSpec",
-            summary="a function of the step that multiplies the learning rate",
-            context=("total_steps",),
-        ),
-        Kind(
-            name="callback",
-            spec="moekit.spec.kinds:CallbackSpec",
-            summary="is called by the Trainer during training",
-            makes="lightning.pytorch.callbacks:Callback",
-            imports="lightning.pytorch.callbacks:Callback",
-        ),
-        Kind(
-            name="logger",
-            spec="moekit.spec.kinds:LoggerSpec",
-            summary="gets the metrics of every logged step",
-            context=("run",),
-            makes="lightning.pytorch.loggers:Logger",
-            imports="lightning.pytorch.loggers:Logger",
-        ),
-        Kind(
-            name="strategy",
-            spec="moekit.spec.kinds:StrategySpec",
-            summary="places the model on devices and combines the ranks' gradients",
-            context=("recipe",),
-            makes="lightning.pytorch.strategies:Strategy",
+        _kind(
+            "strategy",
+            "places the model on devices and combines the ranks' gradients",
+            "lightning.pytorch.strategies:Strategy",
+            ("recipe",),
             plural="strategies",
-            imports="lightning.pytorch.strategies:Strategy",
+            imports=True,
         ),
     ]
+
+
+def _kind(
+    name: str, summary: str, makes: str, context: tuple[str, ...] = (), *, plural: str = "", imports: bool = False
+) -> Kind:
+    """A kind whose specs have their base class in ``moekit.spec.kinds``; ``imports``: slots also take classes."""
+    spec = f"moekit.spec.kinds:{name.capitalize()}Spec"
+    taken = makes if imports else ""
+    return Kind(name=name, spec=spec, summary=summary, context=context, makes=makes, plural=plural, imports=taken)
 
 
 @hookimpl

@@ -7,7 +7,10 @@ the specs of components that are not used.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator
+import os
+import re
+from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,12 @@ API_VERSION = 2
 
 Importable = str | Callable[..., Any]
 """A class or function, or its import string: ``"package.module:name"``."""
+
+DOTTED = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*")
+"""``package.module``: Python names, joined by dots."""
+
+IMPORT_STRING = re.compile(rf"{DOTTED.pattern}:[^\W\d]\w*")
+"""``package.module:name``."""
 
 
 class Kind(Record):
@@ -75,7 +84,7 @@ class Offer(Record):
     plugin: str = ""
 
     @property
-    def what(self) -> str:
+    def kind(self) -> str:
         """What it is, as messages say it: a component's kind, ``recipe`` or ``verb``."""
         raise NotImplementedError
 
@@ -85,7 +94,7 @@ class Offer(Record):
         return f"{self.plugin}/{self.name}" if self.plugin else self.name
 
     def __str__(self) -> str:
-        return f"{self.what} '{self.full_name}'"
+        return f"{self.kind} '{self.full_name}'"
 
 
 class Component(Offer):
@@ -113,12 +122,7 @@ class Component(Offer):
         if not self.kind and not isinstance(self.spec, str):
             object.__setattr__(self, "kind", getattr(self.spec, "kind", ""))
 
-    @property
-    def what(self) -> str:
-        """Its kind."""
-        return self.kind
-
-    @property
+    @cached_property
     def spec_id(self) -> str:
         """The import string of its spec class, which identifies the component: a spec is built by its class."""
         return self.spec if isinstance(self.spec, str) else import_string(self.spec)
@@ -129,10 +133,14 @@ class Component(Offer):
         Raises:
             PluginError: it cannot be imported, or it is not a spec class of this kind.
         """
+        return self._spec_class
+
+    @cached_property
+    def _spec_class(self) -> Any:
         here = str(self)
         spec = imported(self.spec, f"{here}: cannot import its spec")
         check_spec_class(spec, self.kind, here)
-        if isinstance(self.spec, str) and self.spec != import_string(spec):
+        if self.spec_id != import_string(spec):
             raise PluginError(f"{here}: its spec '{self.spec}' is defined as '{import_string(spec)}'; name that")
         return spec
 
@@ -154,18 +162,15 @@ class RecipeFile(Offer):
         plugin: name of the plugin that offers it; set when the plugin is loaded.
     """
 
+    kind = "recipe"
     path: Path
 
-    @property
-    def what(self) -> str:
-        """``recipe``."""
-        return "recipe"
 
-
-def recipes_in(folder: Path) -> Iterator[RecipeFile]:
+def recipes_in(folder: Path) -> list[RecipeFile]:
     """Every ``*.yaml`` file below ``folder``, named by its relative path without the suffix."""
-    for path in sorted(folder.rglob("*.yaml")):
-        yield RecipeFile(name=path.relative_to(folder).with_suffix("").as_posix(), path=path)
+    start, end = len(os.path.join(folder, "")), -len(".yaml")
+    files = [os.path.join(here, name) for here, _, names in os.walk(folder) for name in names if name.endswith(".yaml")]
+    return [RecipeFile(name=file[start:end].replace(os.sep, "/"), path=Path(file)) for file in sorted(files)]
 
 
 class Verb(Offer):
@@ -178,13 +183,9 @@ class Verb(Offer):
         plugin: name of the plugin that offers it; set when the plugin is loaded.
     """
 
+    kind = "verb"
     target: str
     summary: str
-
-    @property
-    def what(self) -> str:
-        """``verb``."""
-        return "verb"
 
 
 def imported(what: Importable, failure: str) -> Any:
@@ -205,12 +206,6 @@ def imported(what: Importable, failure: str) -> Any:
 def import_string(what: Any) -> str:
     """The import string of a class or function: ``package.module:Class``."""
     return f"{what.__module__}:{what.__qualname__}"
-
-
-def is_import_string(text: object) -> bool:
-    """Whether ``text`` has the form ``package.module:name``."""
-    module, colon, name = text.partition(":") if isinstance(text, str) else ("", "", "")
-    return bool(colon) and name.isidentifier() and all(part.isidentifier() for part in module.split("."))
 
 
 def check_spec_class(spec: Any, kind: str, here: str) -> None:

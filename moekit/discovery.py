@@ -8,12 +8,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib.metadata
+import re
 import sys
 import time
 from collections.abc import Collection, Iterable, Mapping
 from importlib.metadata import Distribution, EntryPoint
 
 from moekit import __version__, builtin
+from moekit.cli.core import VERBS
+from moekit.component import Component
 from moekit.errors import PluginError, nearest
 from moekit.plugin import Plugin, load_plugin, shared_spec
 
@@ -57,18 +60,27 @@ def checked(plugins: Iterable[Plugin]) -> list[Plugin]:
     verb of moekit's own to moekit.
     """
     out = list(plugins)
-    accepted: list[Plugin] = []
-    for i in sorted(range(len(out)), key=lambda i: _offers_imported_spec(out[i])):
-        if out[i].error is None:
-            why = _conflict(out[i], accepted)
-            out[i] = out[i].failed(why) if why else out[i]
-            accepted += [] if why else [out[i]]
+    owners: dict[str, tuple[Component, Plugin]] = {}  # by spec class
+    for i in sorted(range(len(out)), key=[_borrows(plugin) for plugin in out].__getitem__):
+        mine = {component.spec_id: component for component in out[i].components}
+        if shared := min(mine.keys() & owners, default=""):
+            theirs, owner = owners[shared]
+            out[i] = out[i].failed(shared_spec(mine[shared], theirs, owner.origin))
+        if out[i].name != BUILTIN and (taken := VERBS.keys() & {verb.name for verb in out[i].verbs}):
+            out[i] = out[i].failed(f"verb '{min(taken)}' is one of moekit's own; give it another name")
+        owners |= {component.spec_id: (component, out[i]) for component in out[i].components}
     while True:  # a plugin that fails takes its kinds with it
-        owners = {kind.name: p for p in reversed(out) for kind in p.kinds}
-        failed = {i: why for i, p in enumerate(out) if p.error is None and (why := _kind_conflict(p, owners))}
+        kinds = {kind.name: plugin for plugin in reversed(out) for kind in plugin.kinds}
+        failed = {i: why for i, p in enumerate(out) if p.error is None and (why := _kind_conflict(p, kinds))}
         if not failed:
             return out
         out = [p.failed(failed[i]) if i in failed else p for i, p in enumerate(out)]
+
+
+def _borrows(plugin: Plugin) -> bool:
+    """Whether a spec class comes from another package than the plugin."""
+    home = plugin.module.partition(".")[0]
+    return any(c.spec_id.partition(":")[0].partition(".")[0] != home for c in plugin.components)
 
 
 def _kind_conflict(plugin: Plugin, owners: Mapping[str, Plugin]) -> str:
@@ -82,24 +94,6 @@ def _kind_conflict(plugin: Plugin, owners: Mapping[str, Plugin]) -> str:
             hint = f"; did you mean '{near}'?" if near else f" (kinds: {', '.join(sorted(owners))})"
             return f"component '{component.name}': unknown kind '{component.kind}'{hint}"
     return ""
-
-
-def _conflict(plugin: Plugin, accepted: list[Plugin]) -> str:
-    """Why it cannot be used: another plugin offers one of its spec classes, or moekit one of its verbs."""
-    mine = {c.spec_id: c for c in plugin.components}
-    for other in accepted:
-        for theirs in other.components:
-            if theirs.spec_id in mine:
-                return shared_spec(mine[theirs.spec_id], theirs, other.origin)
-        if other.name == BUILTIN and (taken := {v.name for v in plugin.verbs} & {v.name for v in other.verbs}):
-            return f"verb '{min(taken)}' is one of moekit's own; give it another name"
-    return ""
-
-
-def _offers_imported_spec(plugin: Plugin) -> bool:
-    """Whether a spec class comes from another package than the plugin."""
-    home = plugin.module.partition(".")[0]
-    return any(c.spec_id.partition(":")[0].partition(".")[0] != home for c in plugin.components)
 
 
 def _loaded(plugin: Plugin, entry: EntryPoint, *, strict: bool) -> Plugin:
@@ -147,5 +141,5 @@ def _entries() -> list[tuple[EntryPoint, str, str]]:
 def _origin(distribution: Distribution) -> tuple[str, str]:
     """Name and version, from the head of the metadata: ``importlib`` also parses the README, which slows start-up."""
     head = (distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or "").partition("\n\n")[0]
-    fields = dict(line.split(": ", 1) for line in reversed(head.splitlines()) if ": " in line)
+    fields = dict(reversed(re.findall(r"^(\S+): (.*)$", head, re.MULTILINE)))
     return fields.get("Name", ""), fields.get("Version", "")

@@ -11,9 +11,8 @@ from moekit.errors import MoekitError
 from moekit.moe_layer import MoELayer
 from moekit.registry import current
 from moekit.spec.composing import compose
-from moekit.spec.dumping import to_plain
+from moekit.spec.dumping import plain_tree, to_plain
 from moekit.spec.fields import fields_of
-from moekit.spec.intake import plain_tree
 from moekit.spec.kinds import BalancerSpec, DispatcherSpec, ExpertSpec, MoE, RouterSpec
 from moekit.spec.loading import Source, load
 from moekit.spec.merging import Merged

@@ -23,11 +23,12 @@ import pluggy
 TYPE_CHECKING = False  # importing typing slows the start of every command
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from pathlib import Path
 
     from moekit.component import Component, Kind, RecipeFile, Verb
     from moekit.spec.recipe import Recipe
     from moekit.training.module import LitMoE
-    from moekit.training.run.events import EndedRun, EndedStep, ReportRow, StartingRun
+    from moekit.training.run.hooks import EndedRun, EndedStep, ReportRow, StartingRun
 
 hookspec = pluggy.HookspecMarker("moekit")
 hookimpl = pluggy.HookimplMarker("moekit")
@@ -76,9 +77,10 @@ def moekit_module_built(module: LitMoE) -> None:
 
 @hookspec
 def moekit_run_starting(run: StartingRun) -> None:
-    """Called on every rank when the data is read and nothing is written yet. ``run.callbacks.append`` adds a callback.
+    """Called on every rank when the data is read and nothing is written yet.
 
-    An exception ends the run; a note names the plugin.
+    ``run.callbacks.append`` adds a callback, ``run.loggers.append`` a logger. An exception ends the run; a note names
+    the plugin.
     """
 
 
@@ -91,10 +93,11 @@ def moekit_step_ended(run: EndedStep) -> None:
 
 
 @hookspec
-def moekit_run_ended(run: EndedRun) -> Iterable[ReportRow] | None:
+def moekit_run_ended(run: EndedRun) -> Iterable[ReportRow | Path] | None:
     """Called on rank 0 before the report is printed and written, also after a failure.
 
-    Returns rows for the report's table. After an exception, a warning names the plugin.
+    Returns rows for the report's table, and paths of files that it wrote, which the report lists. After an exception, a
+    warning names the plugin.
     """
 
 

@@ -8,13 +8,13 @@ DeepSeek-V3's published total includes it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from moekit.contracts import ExpertBank, LayerDims, Model
@@ -131,21 +131,6 @@ def countable(expected: str) -> Iterator[None]:
         if "overflow" not in str(error).lower():  # in each of torch's messages about it
             raise
         raise MoekitError(f"some tensor would have 2**63 bytes or more\n  expected {expected}") from error
-
-
-def replace_each_tensor(model: nn.Module, make: Callable[[Tensor], Tensor]) -> None:
-    """Replaces every parameter and buffer by ``make`` of it: without storage, or tiny.
-
-    A shared parameter stays shared. (``Module.to_empty`` would make two of it.)
-    """
-    made: dict[nn.Parameter, nn.Parameter] = {}
-    for module in model.modules():
-        for name, parameter in list(module.named_parameters(recurse=False, remove_duplicate=False)):
-            if parameter not in made:
-                made[parameter] = nn.Parameter(make(parameter), requires_grad=parameter.requires_grad)
-            setattr(module, name, made[parameter])
-        for name, buffer in list(module.named_buffers(recurse=False, remove_duplicate=False)):
-            setattr(module, name, make(buffer))
 
 
 def multiply_adds(spec: ExpertSpec, dim: int) -> int:

@@ -5,22 +5,41 @@ Loading imports neither torch nor any spec that is named by an import string.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+import os
+import re
+from collections.abc import Mapping
 from dataclasses import field
+from functools import cache
 from types import ModuleType
 from typing import Any, TypeVar
 
 import pluggy
 
 from moekit import hookspecs
-from moekit.component import API_VERSION, Component, Kind, Offer, RecipeFile, Verb, check_spec_class, is_import_string
+from moekit.component import (
+    API_VERSION,
+    DOTTED,
+    IMPORT_STRING,
+    Component,
+    Kind,
+    Offer,
+    RecipeFile,
+    Verb,
+    check_spec_class,
+)
 from moekit.errors import PluginError, nearest
 from moekit.record import Record
 
+OFFERED = {"components": Component, "kinds": Kind, "recipes": RecipeFile, "verbs": Verb, "resolvers": dict}
+"""What the hooks ``moekit_components`` and so on return lists of; ``moekit_resolvers`` returns a mapping."""
+
 HOOKS = (*hookspecs.OFFERS, *hookspecs.LIFE_CYCLE)
-_SIGNS = str.maketrans("", "", "_-.")  # allowed in a name, in addition to letters and digits
-_O = TypeVar("_O")
+_NAME = re.compile(r"[^\W_][\w.-]*")
+_PATH = re.compile(rf"{_NAME.pattern}(?:/{_NAME.pattern})*")  # of a recipe: folder/name
+_IMPORTABLE = "must be 'package.module:Class' or a class"
+_O = TypeVar("_O", Component, Kind, RecipeFile, Verb)
 
 
 class Plugin(Record):
@@ -60,6 +79,11 @@ class Plugin(Record):
         """Its package and version, as ``acme-moe 1.2``; without a package, the name of its module."""
         return f"{self.distribution} {self.version}".strip() or self.module
 
+    @property
+    def offers(self) -> tuple[Offer, ...]:
+        """What it offers by name."""
+        return (*self.components, *self.recipes, *self.verbs)
+
     def failed(self, why: str, trace: str = "") -> Plugin:
         """The same plugin, which offers nothing."""
         nothing = Plugin(name=self.name, module=self.module)
@@ -85,174 +109,134 @@ def load_plugin(name: str, module: Any, *, distribution: str = "", version: str 
         supported = f"this moekit supports API {API_VERSION}: MOEKIT_API = {API_VERSION}"
         raise PluginError(f"plugin '{name}': {said}; {supported}")
     hooks = _hooks(name, module)
-
-    def offered(hook: str, cls: type[_O], check: Callable[[_O, str], None]) -> tuple[_O, ...]:
-        where = f"plugin '{name}': hook {hook}"
-        found = list(_called(hooks[hook].function, where, f"a list of {cls.__name__}")) if hook in hooks else []
-        for each in found:
-            if not isinstance(each, cls):
-                raise PluginError(f"{where}: expected {cls.__name__}, got {type(each).__name__}")
-            check(each, where)
-        return tuple(dataclasses.replace(each, plugin=name) for each in found)
-
+    offers: dict[str, Any] = {
+        what: _offered(hooks[hook], f"plugin '{name}': hook {hook}", cls, name)
+        for what, cls in OFFERED.items()
+        if (hook := f"moekit_{what}") in hooks
+    }
     plugin = Plugin(
         name=name,
         module=getattr(module, "__name__", type(module).__name__),
         distribution=distribution,
         version=version,
         api=api,
-        components=offered("moekit_components", Component, _check_component),
-        kinds=offered("moekit_kinds", Kind, _check_kind),
-        recipes=offered("moekit_recipes", RecipeFile, _check_recipe),
-        verbs=offered("moekit_verbs", Verb, _check_verb),
-        resolvers=_resolvers(name, hooks),
+        **offers,
         hooks={hook: hooks[hook] for hook in hookspecs.LIFE_CYCLE if hook in hooks},
     )
     _check_distinct(plugin)
     return plugin
 
 
-class _Manager(pluggy.PluginManager):
-    """pluggy's manager, made faster: it inspects only marked functions, not every attribute of a module."""
-
-    def parse_hookspec_opts(self, module_or_class: Any, name: str) -> Any:
-        return super().parse_hookspec_opts(module_or_class, name) if name in HOOKS else None
-
-    def parse_hookimpl_opts(self, plugin: Any, name: str) -> Any:
-        if isinstance(plugin, ModuleType) and name not in vars(plugin):
-            return None  # a name that is imported on first use, which could import torch
-        marked = getattr(getattr(plugin, name, None), "moekit_impl", None)
-        return super().parse_hookimpl_opts(plugin, name) if marked else None
+@cache
+def _manager() -> pluggy.PluginManager:
+    """It knows the arguments of every hook, and calls none: ``Registry.call`` guards the hook of each plugin."""
+    manager = pluggy.PluginManager("moekit")
+    manager.add_hookspecs(hookspecs)
+    return manager
 
 
 def _hooks(name: str, module: Any) -> dict[str, pluggy.HookImpl]:
     """The hooks that a module implements, checked by pluggy and for mistakes that pluggy does not report."""
-    manager = _Manager("moekit")
-    manager.add_hookspecs(hookspecs)
+    names = vars(module) if isinstance(module, ModuleType) else dir(module)  # none that is imported on first use
+    given = {each: getattr(module, each) for each in names}
+    marked = ModuleType(name)
+    vars(marked).update({each: value for each, value in given.items() if hasattr(value, "moekit_impl")})
+    manager = _manager()
     try:
-        manager.register(module, name)
+        manager.register(marked, name)
+        callers = manager.get_hookcallers(marked) or []
+        found = {caller: next(i for i in caller.get_hookimpls() if i.plugin is marked) for caller in callers}
     except pluggy.PluginValidationError as error:
         said = " ".join(str(error).splitlines()[1:])
         raise PluginError(f"plugin '{name}': {said or error}") from error
-    found: dict[str, pluggy.HookImpl] = {}
-    for hook in sorted(vars(manager.hook)):
-        caller = getattr(manager.hook, hook)
-        if not isinstance(caller, pluggy.HookCaller):
-            continue
-        for implementation in caller.get_hookimpls():
-            if caller.has_spec():
-                found[hook] = implementation
-            elif not implementation.optionalhook:
-                near = nearest(hook, list(HOOKS))
-                hint = f"did you mean '{near}'?" if near else f"hooks are {', '.join(HOOKS)}"
-                raise PluginError(f"plugin '{name}': unknown hook '{hook}'; {hint}")
-            if implementation.wrapper or implementation.hookwrapper:
-                raise PluginError(f"plugin '{name}': '{hook}' is a wrapper, which could stop other plugins")
+    finally:
+        if manager.is_registered(marked):
+            manager.unregister(marked)
+    for caller, implementation in found.items():
+        if not caller.has_spec() and not implementation.optionalhook:
+            near = nearest(caller.name, HOOKS)
+            hint = f"did you mean '{near}'?" if near else f"hooks are {', '.join(HOOKS)}"
+            raise PluginError(f"plugin '{name}': unknown hook '{caller.name}'; {hint}")
+        if implementation.wrapper or implementation.hookwrapper:
+            raise PluginError(f"plugin '{name}': '{caller.name}' is a wrapper, which could stop other plugins")
     for hook in HOOKS:
-        if hook not in found and callable(getattr(module, hook, None)):
+        if callable(given.get(hook)) and not hasattr(marked, hook):
             raise PluginError(f"plugin '{name}': '{hook}' is not marked; write @moekit.hookimpl above it")
-    return found
+    return {caller.name: implementation for caller, implementation in found.items() if caller.has_spec()}
 
 
-def _called(function: Callable[[], Any], where: str, expected: str) -> Any:
-    """What a hook returns; of an iterable, all of it."""
+def _offered(hook: pluggy.HookImpl, where: str, cls: type[Any], plugin: str) -> Any:
+    """What a hook returns, checked, as offers of the plugin."""
+    expected = "a mapping of names to import strings" if cls is dict else f"a list of {cls.__name__}"
     try:
-        found = function()
-        out = found if found is None or isinstance(found, Mapping) else list(found)
+        found: Any = hook.function()
+        returned = found if found is None or isinstance(found, Mapping) else list(found)
     except (Exception, SystemExit) as error:
         raise PluginError(f"{where} raised {type(error).__name__}: {error}") from error
-    if out is None:
+    if returned is None:
         raise PluginError(f"{where} returned None; expected {expected}")
-    return out
+    if cls is not dict:
+        return tuple([_checked(each, cls, where, plugin) for each in returned])
+    if not isinstance(returned, Mapping):
+        raise PluginError(f"{where}: expected {expected}, got {type(returned).__name__}")
+    for name, target in returned.items():
+        here = f"{where}, resolver '{name}'"
+        if not isinstance(name, str) or not DOTTED.fullmatch(name):
+            raise PluginError(f"{here}: a name is made of letters, digits, '_' and '.'")
+        if not isinstance(target, str) or not IMPORT_STRING.fullmatch(target):
+            raise PluginError(f"{here}: it {_IMPORTABLE}, got {target!r}")
+    return dict(returned)
 
 
-def _check_component(offered: Component, where: str) -> None:
-    here = _named(offered, "component", where)
-    if not isinstance(offered.kind, str) or not offered.kind:
-        raise PluginError(f'{here}: it states no kind; write kind="router", for example')
-    if isinstance(offered.spec, str):
-        _check_import(offered.spec, here, "its spec")
-    else:
-        check_spec_class(offered.spec, offered.kind, here)
-    if not callable(offered.target):
-        _check_import(offered.target, here, "its target")
-
-
-def _check_kind(offered: Kind, where: str) -> None:
-    here = _named(offered, "kind", where)
-    for field_name in ("spec", "makes", "imports"):
-        value = getattr(offered, field_name)
-        if not callable(value) and (value or field_name == "spec"):
-            _check_import(value, here, f"its {field_name}")
-
-
-def _check_recipe(offered: RecipeFile, where: str) -> None:
-    here = _named(offered, "recipe", where, parts=str(offered.name).split("/"))
-    if not hasattr(offered.path, "__fspath__"):
-        raise PluginError(f"{here}: its path must be a pathlib.Path, got {offered.path!r}")
-
-
-def _check_verb(offered: Verb, where: str) -> None:
-    here = _named(offered, "verb", where)
-    if not isinstance(offered.target, str) or not all(part.isidentifier() for part in offered.target.split(".")):
-        raise PluginError(f"{here}: its target must be a module's name, got {offered.target!r}")
-
-
-def _named(offered: Any, what: str, where: str, parts: Iterable[Any] = ()) -> str:
-    """``where`` with the name of what is offered, whose texts are checked.
+def _checked(offer: object, cls: type[_O], where: str, plugin: str) -> _O:
+    """``offer`` as one of the plugin.
 
     Raises:
-        PluginError: its name has other characters, or another field that should be text is not.
+        PluginError: it is not a ``cls``, its name has other characters, or a field is not what it should be.
     """
-    here = f"{where}, {what} '{offered.name}'"
-    names = list(parts) or [offered.name]
-    if not all(isinstance(n, str) and n[:1].isalnum() and n.translate(_SIGNS).isalnum() for n in names):
+    if not isinstance(offer, cls):
+        raise PluginError(f"{where}: expected {cls.__name__}, got {type(offer).__name__}")
+    here = f"{where}, {'recipe' if cls is RecipeFile else cls.__name__.lower()} '{offer.name}'"
+    pattern = _PATH if cls is RecipeFile else _NAME
+    if not isinstance(offer.name, str) or not pattern.fullmatch(offer.name):
         raise PluginError(f"{here}: a name is made of letters, digits, '_', '-' and '.'")
     for name in ("summary", "paper", "plural"):
-        value = getattr(offered, name, "")
-        if not isinstance(value, str):
-            raise PluginError(f"{here}: its {name} must be text, got {value!r}")
-    return here
-
-
-def _check_import(target: object, here: str, what: str) -> None:
-    if not is_import_string(target):
-        raise PluginError(f"{here}: {what} must be 'package.module:Class' or a class, got {target!r}")
-
-
-def _resolvers(name: str, hooks: Mapping[str, pluggy.HookImpl]) -> dict[str, str]:
-    hook = "moekit_resolvers"
-    if hook not in hooks:
-        return {}
-    where = f"plugin '{name}': hook {hook}"
-    found = _called(hooks[hook].function, where, "a mapping of names to import strings")
-    if not isinstance(found, Mapping):
-        raise PluginError(f"{where}: expected a mapping of names to import strings, got {type(found).__name__}")
-    for resolver, target in found.items():
-        here = f"{where}, resolver '{resolver}'"
-        if not isinstance(resolver, str) or not all(part.isidentifier() for part in resolver.split(".")):
-            raise PluginError(f"{here}: a name is made of letters, digits, '_' and '.'")
-        _check_import(target, here, "it")
-    return dict(found)
+        if not isinstance(text := getattr(offer, name, ""), str):
+            raise PluginError(f"{here}: its {name} must be text, got {text!r}")
+    named: dict[str, object] = {}
+    match offer:
+        case Component():
+            if not isinstance(offer.kind, str) or not offer.kind:
+                raise PluginError(f'{here}: it states no kind; write kind="router", for example')
+            if not isinstance(offer.spec, str):
+                check_spec_class(offer.spec, offer.kind, here)
+            named = {"spec": offer.spec, "target": offer.target}
+        case Kind():
+            named = {"spec": offer.spec, "makes": offer.makes or object, "imports": offer.imports or object}
+        case Verb() if not isinstance(offer.target, str) or not DOTTED.fullmatch(offer.target):
+            raise PluginError(f"{here}: its target must be a module's name, got {offer.target!r}")
+        case RecipeFile() if not isinstance(offer.path, os.PathLike):
+            raise PluginError(f"{here}: its path must be a pathlib.Path, got {offer.path!r}")
+    for name, value in named.items():
+        if not callable(value) and not (isinstance(value, str) and IMPORT_STRING.fullmatch(value)):
+            raise PluginError(f"{here}: its {name} {_IMPORTABLE}, got {value!r}")
+    made: _O = copy.copy(offer)
+    vars(made)["plugin"] = plugin  # quicker than dataclasses.replace, which would check it again
+    return made
 
 
 def _check_distinct(plugin: Plugin) -> None:
     """Each name is offered once, and each spec class by one component."""
     names: set[tuple[str, str]] = set()
     specs: dict[str, Component] = {}
-    for offered in offers_of(plugin):
-        if (offered.what, offered.name) in names:
-            raise PluginError(f"plugin '{plugin.name}': offers {offered.what} '{offered.name}' twice")
-        names.add((offered.what, offered.name))
+    for offer in plugin.offers:
+        if (offer.kind, offer.name) in names:
+            raise PluginError(f"plugin '{plugin.name}': offers {offer.kind} '{offer.name}' twice")
+        names.add((offer.kind, offer.name))
     for component in plugin.components:
         first = specs.setdefault(component.spec_id, component)
         if first is not component:
             raise PluginError(f"plugin '{plugin.name}': {shared_spec(component, first)}")
-
-
-def offers_of(plugin: Plugin) -> tuple[Offer, ...]:
-    """What a plugin offers by name."""
-    return (*plugin.components, *plugin.recipes, *plugin.verbs)
 
 
 def shared_spec(mine: Component, theirs: Component, origin: str = "") -> str:

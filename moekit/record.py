@@ -12,7 +12,7 @@ from moekit.errors import nearest
 
 @typing.dataclass_transform(kw_only_default=True, frozen_default=True)
 class Record:
-    """A frozen dataclass with keyword arguments. A subclass needs no decorator.
+    """A frozen dataclass with keyword arguments. A subclass needs no decorator; ``__post_init__`` may check its fields.
 
     Its methods are inherited, because ``dataclass`` would compile new ones for each class, which slows the start of
     every command.
@@ -22,26 +22,30 @@ class Record:
     """
 
     refused: ClassVar[Mapping[str, str]] = {}  # names that a user may expect among the options, and why they are none
+    _defaults: ClassVar[Mapping[str, Any]] = {}
 
     def __init_subclass__(cls) -> None:
-        dataclass(init=False, repr=False, eq=False, kw_only=True)(cls)
+        made: Any = dataclass(init=False, repr=False, eq=False, kw_only=True)(cls)
+        cls._defaults = {
+            f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(made)
+        }
 
     def __init__(self, **given: Any) -> None:
-        cls, values, known = type(self), self.__dict__, defaults_of(type(self))
-        for name in given:
-            if name not in known:
-                near = nearest(name, list(known))
-                hint = f"did you mean {near}?" if near else f"options are {', '.join(known) or 'none'}"
-                raise TypeError(f"{cls.__name__} has no option {name}; {cls.refused.get(name, hint)}")
+        known, values = self._defaults, self.__dict__
+        if not given.keys() <= known.keys():
+            raise TypeError(self._unknown(next(name for name in given if name not in known)))
         for name, default in known.items():
-            if name not in given and default is MISSING:
-                raise TypeError(f"{cls.__name__} needs {name}=...")
             value = given.get(name, default)
+            if value is MISSING:
+                raise TypeError(f"{type(self).__name__} needs {name}=...")
             values[name] = value.copy() if value is default and isinstance(value, dict | list) else value
-        self.__post_init__()
+        if (check := getattr(self, "__post_init__", None)) is not None:
+            check()
 
-    def __post_init__(self) -> None:
-        """Called once every field is set. Override to check them."""
+    def _unknown(self, name: str) -> str:
+        near = nearest(name, list(self._defaults))
+        hint = f"did you mean {near}?" if near else f"options are {', '.join(self._defaults) or 'none'}"
+        return f"{type(self).__name__} has no option {name}; {self.refused.get(name, hint)}"
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise FrozenInstanceError(f"cannot assign to field '{name}'; make another with dataclasses.replace")
@@ -59,16 +63,9 @@ class Record:
         return hash((type(self), *self._values()))
 
     def _values(self) -> list[tuple[str, Any]]:
-        return [(name, getattr(self, name)) for name in defaults_of(type(self))]
+        return [(name, getattr(self, name)) for name in self._defaults]
 
 
-_known: dict[type, dict[str, Any]] = {}
-
-
-def defaults_of(record: type) -> dict[str, Any]:
+def defaults_of(record: type[Record]) -> Mapping[str, Any]:
     """The default of each field, shared: do not change it. ``dataclasses.MISSING`` if the field must be given."""
-    if record not in _known:
-        _known[record] = {
-            f.name: f.default_factory() if f.default_factory is not MISSING else f.default for f in fields(record)
-        }
-    return _known[record]
+    return record._defaults

@@ -8,8 +8,9 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from operator import attrgetter
 from types import MappingProxyType, ModuleType
 from typing import Any
 
@@ -18,7 +19,7 @@ import pluggy
 from moekit.component import Component, Kind, Offer, RecipeFile, Verb
 from moekit.discovery import checked, installed
 from moekit.errors import PluginError, Problem, UnknownName, nearest
-from moekit.plugin import Plugin, load_plugin, offers_of
+from moekit.plugin import Plugin, load_plugin
 
 __all__ = ["Plugin", "Registry", "build", "current", "discover", "load_plugin", "temporary"]
 
@@ -41,10 +42,9 @@ class Registry:
         self._offers: dict[str, dict[str, list[Any]]] = {}
         self._by_spec: dict[str, Component] = {}
         for plugin in self.plugins:
-            for offer in offers_of(plugin):
-                self._offers.setdefault(offer.what, {}).setdefault(offer.name, []).append(offer)
-                if isinstance(offer, Component):
-                    self._by_spec[offer.spec_id] = offer
+            for offer in plugin.offers:
+                self._offers.setdefault(offer.kind, {}).setdefault(offer.name, []).append(offer)
+            self._by_spec |= {component.spec_id: component for component in plugin.components}
 
     @property
     def failed(self) -> tuple[Plugin, ...]:
@@ -88,17 +88,12 @@ class Registry:
         Raises:
             UnknownName: there is no such kind.
         """
-        for kind in self.kinds.values():
-            if name in (kind.name, kind.plural):
-                return kind
-        plurals = [kind.plural for kind in self.kinds.values()]
-        raise UnknownName(
-            Problem(
-                what=f"unknown kind '{name}' (kinds: {', '.join(plurals)})",
-                nearest=nearest(name, [*plurals, *self.kinds]),
-                list_with="moekit ls",
-            )
-        )
+        plurals = {kind.plural: kind for kind in self.kinds.values()}
+        found = self.kinds.get(name, plurals.get(name))
+        if found is None:
+            near, what = nearest(name, [*plurals, *self.kinds]), f"unknown kind '{name}' (kinds: {', '.join(plurals)})"
+            raise UnknownName(Problem(what=what, nearest=near, list_with="moekit ls"))
+        return found
 
     def get(self, kind: str, name: str, *, home: str = "") -> Component:
         """The component that ``use: name`` refers to; ``plugin/name`` chooses where two plugins offer the name.
@@ -145,11 +140,8 @@ class Registry:
         of = self.kind(kind)
         found = [c for c in self.components(of.name) if c.default]
         if len(found) > 1:
-            claims = ", ".join(f"{c.full_name} ({self.origin(c)})" for c in found)
-            listing = f"moekit ls {of.plural}"
-            raise UnknownName(
-                Problem(what=f"{len(found)} {of.plural} claim to be the default: {claims}; name one", list_with=listing)
-            )
+            what = f"{len(found)} {of.plural} claim to be the default: {self._with_origins(found)}; name one"
+            raise UnknownName(Problem(what=what, list_with=f"moekit ls {of.plural}"))
         return found[0] if found else None
 
     def component_of(self, spec: object) -> Component:
@@ -181,7 +173,7 @@ class Registry:
 
     def short_name(self, offer: Offer) -> str:
         """The shortest name of an offer: its own, or ``plugin/name`` where two plugins offer it."""
-        return offer.name if len(self._offers[offer.what][offer.name]) == 1 else offer.full_name
+        return offer.name if len(self._offers[offer.kind][offer.name]) == 1 else offer.full_name
 
     def build(self, spec: Any, *context: Any) -> Any:
         """Builds the component that ``spec`` configures: ``Target(spec, *context)``.
@@ -200,7 +192,7 @@ class Registry:
 
     def hooks(self, name: str) -> list[tuple[Plugin, pluggy.HookImpl]]:
         """The implementations of a life-cycle hook, in order: by plugin; ``tryfirst`` and ``trylast`` hold."""
-        found = [(p, p.hooks[name]) for p in sorted(self.plugins, key=lambda p: p.name) if name in p.hooks]
+        found = [(p, p.hooks[name]) for p in sorted(self.plugins, key=attrgetter("name")) if name in p.hooks]
         return sorted(found, key=lambda each: each[1].trylast - each[1].tryfirst)
 
     def call(
@@ -279,38 +271,30 @@ class Registry:
         if len(found) == 1:
             return found[0]
         if found:
-            raise UnknownName(self._ambiguous(what, name, found))
-        if rest:
-            self._reject_failed(plugin, what, name)
-        raise UnknownName(self._unknown(what, plural, name))
-
-    def _ambiguous(self, what: str, name: str, found: Sequence[Any]) -> Problem:
-        offers = ", ".join(f"{c.full_name} ({self.origin(c)})" for c in found)
-        return Problem(
-            what=f"{what} '{name}' is offered by {len(found)} plugins: {offers}",
-            expected=" or ".join(f"'{c.full_name}'" for c in found),
-            list_with="moekit plugins",
-        )
-
-    def _unknown(self, what: str, plural: str, name: str) -> Problem:
-        names = sorted(self._offers.get(what, {}))
-        choices = [offer.full_name for offer in self._sorted(what)] if "/" in name else []
+            offered = f"{what} '{name}' is offered by {len(found)} plugins: {self._with_origins(found)}"
+            expected = " or ".join(f"'{offer.full_name}'" for offer in found)
+            raise UnknownName(Problem(what=offered, expected=expected, list_with="moekit plugins"))
+        failed = next((p for p in self.failed if rest and p.name == plugin), None)
+        if failed is not None:
+            raise PluginError(
+                f"{what} '{name}' cannot be used: plugin '{plugin}' ({failed.origin}) failed to load\n"
+                f"  {failed.error}\n"
+                "  see: moekit plugins"
+            )
+        names = sorted(offers)
+        full_names = [offer.full_name for offer in self._sorted(what)] if "/" in name else []
         named = f"{len(names)} {plural}" if len(names) > MAX_LISTED else ", ".join(names) or "none"
-        return Problem(
-            what=f"unknown {what} '{name}' (installed: {named})",
-            nearest=nearest(name, [*names, *choices]),
-            list_with="moekit help" if what == "verb" else f"moekit ls {plural}",
-            notes=self.notes(),
+        raise UnknownName(
+            Problem(
+                what=f"unknown {what} '{name}' (installed: {named})",
+                nearest=nearest(name, [*names, *full_names]),
+                list_with="moekit help" if what == "verb" else f"moekit ls {plural}",
+                notes=self.notes(),
+            )
         )
 
-    def _reject_failed(self, plugin: str, what: str, name: str) -> None:
-        for failed in self.failed:
-            if failed.name == plugin:
-                raise PluginError(
-                    f"{what} '{name}' cannot be used: plugin '{plugin}' ({failed.origin}) failed to load\n"
-                    f"  {failed.error}\n"
-                    "  see: moekit plugins"
-                )
+    def _with_origins(self, offers: Iterable[Offer]) -> str:
+        return ", ".join(f"{offer.full_name} ({self.origin(offer)})" for offer in offers)
 
 
 def _normalized(distribution: str) -> str:

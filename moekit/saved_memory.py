@@ -5,8 +5,7 @@ A storage is counted whole and once, however many views of it there are: it stay
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -52,30 +51,3 @@ class SavedStorages:
                 return tensor
             self.by_place[self.place] = self.by_place.get(self.place, 0) + storage.nbytes()
         return tensor
-
-
-@dataclass(frozen=True, kw_only=True)
-class Saved:
-    """What a forward pass saves for backward.
-
-    Attributes:
-        bytes: of all saved storages but the weights'.
-        tensors: shape, dtype and bytes of each of these storages; shape and dtype are of the first tensor seen of it.
-    """
-
-    bytes: int
-    tensors: tuple[tuple[tuple[int, ...], str, int], ...]
-
-
-def saved_for_backward(forward: Callable[[], object], weights: Iterable[Tensor] = ()) -> Saved:
-    """Runs a forward pass and counts what autograd saves, without the storages of ``weights``."""
-    saved = SavedStorages(weights)
-    with saved.hooks():
-        output = forward()
-    tensors = tuple(
-        (tuple(t.shape), str(t.dtype).removeprefix("torch."), size)
-        for t in saved.tensors.values()
-        if (size := t.untyped_storage().nbytes())
-    )
-    del output
-    return Saved(bytes=sum(saved.by_place.values()), tensors=tensors)

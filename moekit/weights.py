@@ -31,7 +31,7 @@ class OwnedParameter(NamedTuple):
 class ParameterWriter:
     """How initial values get into a parameter: here, they are written into its own memory.
 
-    ``moekit.parallel.deferred_init`` overrides it for parameters of which a rank holds a shard.
+    A strategy that shards a model overrides it for parameters of which a rank holds a shard.
     """
 
     def needs(self, owned: OwnedParameter, expert: int) -> bool:
@@ -48,7 +48,7 @@ class ParameterWriter:
 
 
 deferred: ContextVar[Callable[[nn.Module, Init, int], None] | None] = ContextVar("deferred", default=None)
-"""Replaces initialisation where a model is sharded before it is initialised (``moekit.parallel.deferred_init``)."""
+"""Replaces initialisation where a strategy shards a model before it is initialised."""
 
 
 def init_weights(module: nn.Module, init: Init, seed: int) -> None:

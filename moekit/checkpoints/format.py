@@ -25,7 +25,7 @@ import moekit
 from moekit.checkpoints.safetensors_file import Digest, digest_of, write_file
 from moekit.errors import CheckpointError
 from moekit.files import read_regular
-from moekit.shards.shard import TensorShard, local_shard
+from moekit.shards import TensorShard, local_shard
 
 
 class Encoded:

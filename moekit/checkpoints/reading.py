@@ -23,7 +23,7 @@ from moekit.checkpoints.safetensors_file import DTYPES, TensorFile
 from moekit.checkpoints.writing import STATE
 from moekit.errors import CheckpointError
 from moekit.files import read_regular
-from moekit.shards.shard import Dims, intersection, slices_of
+from moekit.shards import Dims, intersection, slices_of
 
 LARGEST_STATE = 1 << 30  # bytes of plain values
 

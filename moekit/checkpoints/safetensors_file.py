@@ -23,7 +23,7 @@ from torch import Tensor
 
 from moekit.errors import CheckpointError
 from moekit.files import open_regular
-from moekit.shards.shard import Dims, contains
+from moekit.shards import Dims, contains
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,

@@ -37,7 +37,7 @@ from moekit.checkpoints.safetensors_file import NAMES, Digest, Pieces, write_fil
 from moekit.compat import timeout_of
 from moekit.errors import CheckpointError, SaveError
 from moekit.files import make_directory, sync_directory
-from moekit.shards.shard import Dims, TensorShard, tiling_error
+from moekit.shards import Dims, TensorShard, tiling_error
 
 # ---- where the work runs ---------------------------------------------------------------------------------------------
 
@@ -71,19 +71,12 @@ class Ranks:
         self.rank = 0 if group is None else dist.get_rank(group)
         self.world = 1 if group is None else dist.get_world_size(group)
 
-    def all_gather(self, text: str) -> list[str]:
-        """Every rank's text, by rank. Collective."""
-        if self.group is None:
-            return [text]
-        own = torch.frombuffer(bytearray(b"=" + text.encode()), dtype=torch.uint8)  # never empty
-        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world)]
-        dist.all_gather(sizes, torch.tensor([len(own)]), group=self.group)
-        longest = max(int(size) for size in sizes)
-        padded = torch.zeros(longest, dtype=torch.uint8)
-        padded[: len(own)] = own
-        texts = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.world)]
-        dist.all_gather(texts, padded, group=self.group)
-        return [bytes(each[1 : int(n)].tolist()).decode() for each, n in zip(texts, sizes, strict=True)]
+    def all_gather(self, value: Any) -> list[Any]:
+        """Every rank's value, by rank. Collective."""
+        values = [value] * self.world
+        if self.group is not None:
+            dist.all_gather_object(values, value, group=self.group)
+        return values
 
 
 _gloo_groups: WeakKeyDictionary[dist.ProcessGroup, dist.ProcessGroup] = WeakKeyDictionary()
@@ -140,7 +133,7 @@ def assign_shards(
         for name, shard in shards.items()
         if name in sharded or ranks.rank == 0
     }
-    by_rank = [json.loads(text) for text in ranks.all_gather(json.dumps(own))]
+    by_rank = ranks.all_gather(own)
     table: Table = {}
     elements_to_write = [0] * ranks.world
     to_write = {}
@@ -148,8 +141,8 @@ def assign_shards(
         dtype, shape = _agreed(name, [entries[name] for entries in by_rank if name in entries])
         holders: dict[tuple[Dims, Dims], list[int]] = {}
         for rank, entries in enumerate(by_rank):
-            if name in entries and math.prod(sizes := tuple(entries[name][3])):
-                holders.setdefault((tuple(entries[name][2]), sizes), []).append(rank)
+            if name in entries and math.prod(entries[name][3]):
+                holders.setdefault(entries[name][2:], []).append(rank)
         if error := tiling_error(shape, list(holders)):
             raise CheckpointError(f"cannot save {name} {list(shape)}: {error}")
         parts = []
@@ -166,7 +159,7 @@ def assign_shards(
 
 def _agreed(name: str, entries: list[Any]) -> tuple[str, Dims]:
     """The dtype and global shape of a tensor, which must be the same on all ranks."""
-    kinds = {(dtype, tuple(shape)) for dtype, shape, *_ in entries}
+    kinds = {(dtype, shape) for dtype, shape, *_ in entries}
     if len(kinds) != 1:
         raise CheckpointError(f"cannot save {name}: its dtype or shape differs between ranks: {sorted(kinds)}")
     ((dtype, shape),) = kinds
@@ -360,10 +353,9 @@ def exchange(save: Save, own: dict[str, Digest], error: Exception | None) -> dic
     Raises:
         SaveError: a rank could not write its file.
     """
-    result = {"files": {name: [d.sha256, d.size] for name, d in own.items()}, "error": _message(error)}
-    results = [json.loads(text) for text in save.ranks.all_gather(json.dumps(result))]
-    _raise_together(save, [each["error"] for each in results], error)
-    return {name: Digest(*digest) for each in results for name, digest in each["files"].items()}
+    results = save.ranks.all_gather((own, _message(error)))
+    _raise_together(save, [message for _, message in results], error)
+    return {name: digest for files, _ in results for name, digest in files.items()}
 
 
 def seal(save: Save, digests: dict[str, Digest]) -> None:

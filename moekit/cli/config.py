@@ -10,6 +10,7 @@ from typing import Any
 from moekit.cli import text
 from moekit.errors import MoekitError, Problem, UnknownName, nearest
 
+ACTIONS = ("print", "validate", "diff", "schema")
 EXAMPLES = """\
   moekit config print deepseek_v3                                  every option, resolved
   moekit config print deepseek_v3 model.depth=8 --only model.moe   a part of it, with one option changed
@@ -26,7 +27,7 @@ An editor with yaml-language-server (VS Code's YAML extension, for one) complete
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
-    parser.add_argument("action", metavar="print|validate|diff|schema", help="what to do")
+    parser.add_argument("action", metavar="|".join(ACTIONS), help="what to do")
     parser.add_argument("sources", nargs="*", metavar="NAME|key=value", help="recipes or YAML files, and overrides")
     parser.add_argument("--only", metavar="PATH", help="print: only the part at this path, such as model.moe")
     parser.add_argument(
@@ -41,33 +42,24 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         MoekitError: the action is unknown, there are too few or too many names, or a spec has mistakes.
     """
-    command = f"config {args.action}"
-    if args.action == "print":
-        name, overrides = one_name(command, args.sources)
-        return _print(name, overrides, only=args.only, as_json=args.json)
     names, overrides = split(args.sources)
-    if args.action == "validate":
-        _expect(command, names, "one name or more", bool(names))
-        return _validate(names, overrides, deep=args.deep)
-    if args.action == "diff":
-        _expect(
-            command,
-            names,
-            "two names, or one name and overrides",
-            len(names) == 2 or (len(names) == 1 and bool(overrides)),
-        )
-        return _diff(names[0], names[-1], overrides)
-    if args.action == "schema":
-        _expect(command, args.sources, "no name: the schema is that of every recipe", not args.sources)
-        return _schema()
-    actions = ("print", "validate", "diff", "schema")
-    raise UnknownName(
-        Problem(
-            what=f"unknown action '{args.action}' (actions: {', '.join(actions)})",
-            nearest=nearest(args.action, actions),
-            list_with="moekit config --help",
-        )
-    )
+    command = f"config {args.action}"
+    match args.action:
+        case "print":
+            name, _ = one_name(command, args.sources)
+            return _print(name, overrides, only=args.only, as_json=args.json)
+        case "validate":
+            _expect(bool(names), command, names, "one name or more")
+            return _validate(names, overrides, deep=args.deep)
+        case "diff":
+            enough = len(names) == 2 or (len(names) == 1 and bool(overrides))
+            _expect(enough, command, names, "two names, or one name and overrides")
+            return _diff(names[0], names[-1], overrides)
+        case "schema":
+            _expect(not args.sources, command, args.sources, "no name: the schema is that of every recipe")
+            return _schema()
+    what = f"unknown action '{args.action}' (actions: {', '.join(ACTIONS)})"
+    raise UnknownName(Problem(what=what, nearest=nearest(args.action, ACTIONS), list_with="moekit config --help"))
 
 
 def split(sources: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -82,11 +74,11 @@ def one_name(command: str, sources: Sequence[str]) -> tuple[str, list[str]]:
         MoekitError: there are several names, or none.
     """
     names, overrides = split(sources)
-    _expect(command, names, "one name, then key=value", len(names) == 1)
+    _expect(len(names) == 1, command, names, "one name, then key=value")
     return names[0], overrides
 
 
-def _expect(command: str, names: list[str], what: str, holds: bool) -> None:
+def _expect(holds: bool, command: str, names: list[str], what: str) -> None:
     if not holds:
         raise MoekitError(
             f"moekit {command}: expected {what}, got {', '.join(names) or 'none'}\n"
@@ -106,17 +98,11 @@ def _print(name: str, overrides: list[str], *, only: str | None, as_json: bool) 
         if not isinstance(plain, dict) or key not in plain:
             keys = list(plain) if isinstance(plain, dict) else []
             here = ".".join((only or "").split(".")[:depth]) or "the spec"
-            raise UnknownName(
-                Problem(
-                    what=f"no value at '{only}': {here} has no '{key}' (it has: {', '.join(keys) or 'nothing'})",
-                    nearest=nearest(key, keys),
-                )
-            )
+            what = f"no value at '{only}': {here} has no '{key}' (it has: {', '.join(keys) or 'nothing'})"
+            raise UnknownName(Problem(what=what, nearest=nearest(key, keys)))
         plain = plain[key]
     if as_json:
-        import json
-
-        print(json.dumps(plain, indent=2))
+        text.print_json(plain)
     else:
         from moekit.spec.yaml_text import write
 
@@ -146,12 +132,10 @@ def _validate(names: list[str], overrides: list[str], *, deep: bool) -> int:
 
 
 def _schema() -> int:
-    import json
-
     from moekit.registry import current
     from moekit.spec.schema import recipe_schema
 
-    print(json.dumps(recipe_schema(current()), indent=1, allow_nan=False))
+    text.print_json(recipe_schema(current()), indent=1)
     return 0
 
 

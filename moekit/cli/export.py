@@ -53,7 +53,7 @@ def _one_file(args: argparse.Namespace) -> list[str]:
 def _with_exporter(args: argparse.Namespace) -> list[str]:
     from moekit.registry import build, current
     from moekit.spec import component_spec
-    from moekit.spec.layers import parse_overrides
+    from moekit.spec.loading import parse_overrides
 
     node = {"use": args.format}
     for tree in parse_overrides(args.options, current()):

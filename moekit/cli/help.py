@@ -38,6 +38,5 @@ def run(args: argparse.Namespace) -> int:
     sizes = text.columns([row for some in tables.values() for row in some])
     blocks = [[text.bold(title), *text.table(some, fold=(1,), sizes=sizes)] for title, some in tables.items() if some]
     print("\n\n".join("\n".join(block) for block in blocks))
-    for plugin in registry.failed:
-        print(f"note: plugin '{plugin.name}' failed to load; see: moekit plugins", file=sys.stderr)
+    text.note_failed(registry)
     return 0

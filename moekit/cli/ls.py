@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
+from typing import Any
 
 from moekit.cli import text
 from moekit.component import Component, RecipeFile
 from moekit.registry import Registry, current
-from moekit.spec.heads import Head, head_of
+from moekit.spec.layers import head_of
 
 WIDE = 110  # a narrower terminal has no column of papers; ``moekit show`` prints them
 EXAMPLES = """\
@@ -20,6 +20,9 @@ EXAMPLES = """\
 """
 RECIPES = "recipes"
 SIZES = "recipes at the sizes of their papers, to read and to count (moekit params NAME)"
+
+Entry = dict[str, Any]
+"""What ``--json`` prints of a component or a recipe."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,61 +39,35 @@ def run(args: argparse.Namespace) -> int:
         return _kinds(registry, as_json=args.json)
     recipes = args.kind in (None, "recipe", RECIPES)
     kinds = [] if recipes and args.kind else [registry.kind(args.kind)] if args.kind else list(registry.kinds.values())
-    heads = [(recipe, head_of(recipe, registry)) for recipe in registry.recipes] if recipes else []
+    tables = {kind.plural: [_component(registry, c) for c in registry.components(kind.name)] for kind in kinds}
+    if recipes:
+        entries = [_recipe(registry, recipe) for recipe in registry.recipes]
+        tables |= {RECIPES: entries} if args.json else _by_year(entries)
     if args.json:
-        components = [_plain(registry, c) for kind in kinds for c in registry.components(kind.name)]
-        _print_json([*components, *(_plain_recipe(registry, recipe, head) for recipe, head in heads)])
+        text.print_json([entry for entries in tables.values() for entry in entries])
         return 0
-    tables = [(kind.plural, [_row(registry, c) for c in registry.components(kind.name)]) for kind in kinds]
-    tables += _recipe_tables(registry, heads)
-    everything = [row for _, rows in tables for row in rows]
+    rows = {title: [_row(entry) for entry in entries] for title, entries in tables.items() if entries or args.kind}
+    everything = [row for some in rows.values() for row in some]
     widths = text.columns(everything) if everything else []
-    blocks = []
-    for title, rows in tables:
-        if rows or args.kind:
-            lines = text.table(rows, fold=(1, 3), sizes=widths) or ["  none"]
-            blocks.append("\n".join([text.bold(title), *lines]))
+    blocks = [
+        "\n".join([text.bold(title), *(text.table(some, fold=(1, 3), sizes=widths) or ["  none"])])
+        for title, some in rows.items()
+    ]
     print("\n\n".join(blocks) or "nothing is installed; see: moekit plugins")
-    for plugin in registry.failed:
-        print(f"note: plugin '{plugin.name}' failed to load; see: moekit plugins", file=sys.stderr)
+    text.note_failed(registry)
     return 0
 
 
 def _kinds(registry: Registry, *, as_json: bool) -> int:
     kinds = registry.kinds.values()
     if as_json:
-        _print_json([{"kind": k.name, "plural": k.plural, "summary": k.summary, "plugin": k.plugin} for k in kinds])
+        text.print_json([{"kind": k.name, "plural": k.plural, "summary": k.summary, "plugin": k.plugin} for k in kinds])
     else:
         print("\n".join([text.bold("kinds"), *text.table([(k.plural, k.summary, k.plugin) for k in kinds], fold=(1,))]))
     return 0
 
 
-def _recipe_tables(
-    registry: Registry, heads: list[tuple[RecipeFile, Head]]
-) -> list[tuple[str, list[tuple[str, str, str, str]]]]:
-    """One table of recipes that train, and one of those at published sizes; sorted by year and name."""
-    by_year = sorted(heads, key=lambda both: (both[1].year == 0, both[1].year, _numeric_key(both[0].name)))
-    trained, counted = ([both for both in by_year if both[1].trains is trains] for trains in (True, False))
-    tables = [(RECIPES, trained), (SIZES, counted)] if counted else [(RECIPES, trained)] if trained else []
-    return [(title, [_recipe_row(registry, recipe, head) for recipe, head in some]) for title, some in tables]
-
-
-def _numeric_key(name: str) -> list[str | int]:
-    """A sort key by which 8b comes before 64b."""
-    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
-
-
-def _row(registry: Registry, component: Component) -> tuple[str, str, str, str]:
-    paper = component.paper if (text.width() or WIDE) >= WIDE else ""
-    return registry.short_name(component), component.summary, component.plugin, paper
-
-
-def _recipe_row(registry: Registry, recipe: RecipeFile, head: Head) -> tuple[str, str, str, str]:
-    paper = head.paper if (text.width() or WIDE) >= WIDE else str(head.year or "")
-    return registry.short_name(recipe), head.summary, recipe.plugin, paper
-
-
-def _plain(registry: Registry, component: Component) -> dict[str, object]:
+def _component(registry: Registry, component: Component) -> Entry:
     return {
         "kind": component.kind,
         "name": component.name,
@@ -101,7 +78,8 @@ def _plain(registry: Registry, component: Component) -> dict[str, object]:
     }
 
 
-def _plain_recipe(registry: Registry, recipe: RecipeFile, head: Head) -> dict[str, object]:
+def _recipe(registry: Registry, recipe: RecipeFile) -> Entry:
+    head = head_of(recipe, registry)
     return {
         "kind": "recipe",
         "name": recipe.name,
@@ -114,7 +92,19 @@ def _plain_recipe(registry: Registry, recipe: RecipeFile, head: Head) -> dict[st
     }
 
 
-def _print_json(plain: object) -> None:
-    import json  # the tables need none
+def _row(entry: Entry) -> tuple[str, str, str, str]:
+    wide = (text.width() or WIDE) >= WIDE
+    paper = entry["paper"] if wide else str(entry.get("year") or "")
+    return entry["use"], entry["summary"], entry["plugin"], paper
 
-    print(json.dumps(plain, indent=2))
+
+def _by_year(recipes: list[Entry]) -> dict[str, list[Entry]]:
+    """One table of recipes that train, and one of those at published sizes; sorted by year and name."""
+    rows = sorted(recipes, key=lambda entry: (entry["year"] == 0, entry["year"], _numeric_key(entry["name"])))
+    tables = {RECIPES: [e for e in rows if e["trains"]], SIZES: [e for e in rows if not e["trains"]]}
+    return tables if tables[SIZES] else {RECIPES: rows} if rows else {}
+
+
+def _numeric_key(name: str) -> list[str | int]:
+    """A sort key by which 8b comes before 64b."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -51,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
 
     count = count_parameters(recipe)
     if args.json:
-        print(json.dumps(_plain(count), indent=2))
+        text.print_json(_plain(count))
     else:
         print("\n".join(_page(" ".join([name, *overrides]), count, recipe.paper)))
     return 0

@@ -8,6 +8,10 @@ import sys
 import textwrap
 from collections.abc import Iterable, Sequence
 from itertools import zip_longest
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from moekit.registry import Registry
 
 GAP = 2
 NARROWEST = 20  # the least width of a folded column
@@ -69,6 +73,19 @@ def paragraph(text: str, *, indent: int = 2) -> list[str]:
     """Text folded to the terminal's width, or to 100 without a terminal."""
     pad = " " * indent
     return textwrap.wrap(text, width() or 100, initial_indent=pad, subsequent_indent=pad)
+
+
+def print_json(plain: object, *, indent: int = 2) -> None:
+    """Prints plain data as JSON."""
+    import json  # the tables need none
+
+    print(json.dumps(plain, indent=indent))
+
+
+def note_failed(registry: Registry) -> None:
+    """Names the plugins that failed, on stderr."""
+    for plugin in registry.failed:
+        print(f"note: plugin '{plugin.name}' failed to load; see: moekit plugins", file=sys.stderr)
 
 
 def _fitted(sizes: list[int], indent: int, fold: Sequence[int], limit: int | None) -> list[int]:

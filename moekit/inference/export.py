@@ -12,7 +12,8 @@ from moekit.checkpoints.safetensors_file import Digest, write_tensors
 from moekit.errors import MoekitError
 from moekit.files import replace_file
 from moekit.training.run.folder import RUNS, RunFolder, checkpoint_of
-from moekit.training.run.saved import PREFIX, CkptFile, read_any_checkpoint
+from moekit.training.run.saved import CkptFile, read_any_checkpoint
+from moekit.training.run.start import PREFIX
 
 
 def export(run: str, out: Path | None = None, root: Path = RUNS) -> tuple[Path, Digest, int]:

@@ -57,6 +57,24 @@ def decide_on_rank_zero(what: str, choose: Callable[[], str], timeout: timedelta
     return os.environ[variable]
 
 
+def check_same_run(own: str) -> None:
+    """Rejects a rank that runs something else than rank 0: they would train different models, or wait in vain.
+
+    Args:
+        own: what this process runs: the version of moekit and the recipe.
+
+    Raises:
+        MoekitError: naming the rank, and what both run.
+    """
+    first = decide_on_rank_zero("run", lambda: own)
+    if first != own:
+        rank = f"rank {getattr(rank_zero_only, 'rank', 0)}"
+        raise MoekitError(
+            f"{rank} of this run differs from rank 0\n  rank 0 has {first}\n  {rank} has {own}\n"
+            "  expected one version of moekit, and the same recipe and options, on every machine"
+        )
+
+
 def _cluster() -> ClusterEnvironment | None:
     """The launcher that started all processes alike, detected in Lightning's own order; None if there is none."""
     for kind in (TorchElasticEnvironment, SLURMEnvironment):

@@ -1,10 +1,11 @@
-"""The device meshes of a run: one of all ranks, and a table of replicas by expert groups.
+"""The device meshes of a run: one of all ranks, and a table of replicas by expert groups; where weights are split.
 
 The ranks of an expert group are neighbours, so their all-to-all stays within a machine that has enough devices.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from weakref import WeakKeyDictionary
 
 import torch
@@ -85,3 +86,18 @@ def _mesh(ep: int, device_type: str) -> DeviceMesh:
             mesh = DeviceMesh.from_group(world, device_type, mesh=ranks, mesh_dim_names=(WORLD,))
         cached[ep, device_type] = mesh
     return cached[ep, device_type]
+
+
+ROWS_PER_RANK = 8
+"""From this many rows of the first dimension per rank on, shards of unequal size do not matter."""
+
+
+def shard_dim(shape: Sequence[int], ranks: int) -> int:
+    """The dimension along which to shard a weight: the first one if it is long, else the first that divides evenly.
+
+    FSDP2's default, always the first, would leave ranks without a shard: the first dimension of stacked weights is
+    experts, and a dense layer is stacked weights of one expert.
+    """
+    if not shape or shape[0] >= ROWS_PER_RANK * ranks:
+        return 0
+    return next((d for d, n in enumerate(shape) if n % ranks == 0), 0)

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 from moekit.contracts import Model
-from moekit.parallel.deferred_init import DeferredInit
 from moekit.spec.recipe import Recipe
 
 
 @runtime_checkable
 class ShardingStrategy(Protocol):
-    """A Lightning strategy that shards a model which is built for it. It sums gradients over ranks (DDP averages).
+    """A Lightning strategy that builds a recipe's model in shards. It sums gradients over ranks (DDP averages).
 
     Its spec claims ``shards``; ``LitMoE`` then builds no model until the strategy is set up.
     """
 
-    def per_rank(self, recipe: Recipe) -> Recipe:
-        """The recipe that every rank builds, in which a rank may hold only some of the experts."""
-
-    def shard(self, model: Model, deferred_init: DeferredInit | None = None) -> None:
-        """Shards a model that was built from ``per_rank``, then initialises what is still on the meta device."""
+    def build(self, recipe: Recipe, prepare: Callable[[Model], None]) -> Model:
+        """Builds this rank's part of the model, calls ``prepare`` with it, which freezes parameters, and shards it."""
 
     def check_ranks(self, recipe: Recipe, ranks: int) -> None:
         """Checks that ``ranks`` ranks can train the recipe, before anything is written.

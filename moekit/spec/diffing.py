@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from moekit.record import defaults_of
 from moekit.registry import current
-from moekit.spec.fields import Spec, default_of, fields_of
-from moekit.spec.imported import Imported
+from moekit.spec.fields import Spec, fields_of
+from moekit.spec.kinds import Imported
 from moekit.spec.places import Keys, show
 from moekit.spec.recipe import Paper, Recipe
 
@@ -67,7 +68,7 @@ def _node(a: Any, b: Any, path: Keys) -> Iterator[Change]:
             yield Change(show(path), a, b, differ)
             return
         yield from _fields(a, b, path, names)
-    elif _has_parts(a) or _has_parts(b):
+    elif _is_group(a) or _is_group(b):
         yield from _fields(a, b, path, _non_default(b if a is None else a))
     elif isinstance(a, Mapping | None) and isinstance(b, Mapping | None):
         before, after = a or {}, b or {}
@@ -79,7 +80,7 @@ def _node(a: Any, b: Any, path: Keys) -> Iterator[Change]:
 
 def _differing(a: Spec, b: Spec) -> tuple[str, ...]:
     """Names of the options that differ between two specs of one class; empty for a class that holds components."""
-    if any(info.kind != "option" for info in fields_of(type(a)).values()):
+    if _holds_parts(a):
         return ()
     return tuple(name for name in fields_of(type(a)) if getattr(a, name) != getattr(b, name))
 
@@ -90,28 +91,25 @@ def _fields(a: Spec | None, b: Spec | None, path: Keys, names: list[str]) -> Ite
             yield from _node(getattr(a, name, None), getattr(b, name, None), (*path, name))
 
 
-def _has_parts(value: Any) -> bool:
+def _holds_parts(value: Any) -> bool:
+    """Whether this is a spec whose fields hold others."""
+    return isinstance(value, Spec) and any(info.kind != "option" for info in fields_of(type(value)).values())
+
+
+def _is_group(value: Any) -> bool:
     """Whether this is a group that holds components: they are compared one by one, even where one side has no group."""
-    return (
-        isinstance(value, Spec) and not value.kind and any(i.kind != "option" for i in fields_of(type(value)).values())
-    )
+    return _holds_parts(value) and not value.kind
 
 
 def _shared(a: Spec, b: Spec) -> list[str]:
     """Names of the fields that hold the same kind of component in both."""
-    mine, other = fields_of(type(a)), fields_of(type(b))
-    return [
-        name
-        for name, info in mine.items()
-        if info.kind != "option"
-        and name in other
-        and (other[name].kind, other[name].component) == (info.kind, info.component)
-    ]
+    theirs = {(name, info.kind, info.component) for name, info in fields_of(type(b)).items() if info.kind != "option"}
+    return [name for name, info in fields_of(type(a)).items() if (name, info.kind, info.component) in theirs]
 
 
 def _non_default(spec: Spec) -> list[str]:
     """Names of the fields that are not at their default."""
-    return [name for name in fields_of(type(spec)) if getattr(spec, name) != default_of(type(spec), name)]
+    return [name for name, default in defaults_of(type(spec)).items() if getattr(spec, name) != default]
 
 
 def text_of(value: Any, *, depth: int = 0, without: Sequence[str] = (), only: Sequence[str] = ()) -> str:

@@ -1,16 +1,27 @@
-"""Specs as plain data, as a config and as YAML text: resolved, every option written, in the order of declaration."""
+"""Plain data of specs, and of what a spec can be made of in Python; configs and YAML text of specs.
+
+A spec is written resolved, with every option, in the order of declaration.
+"""
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping
+from enum import Enum
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError
 
 from moekit.registry import Registry, current
 from moekit.spec.fields import Spec, fields_of
-from moekit.spec.imported import Imported
-from moekit.spec.references import escape
+from moekit.spec.kinds import Imported
+from moekit.spec.places import BROKEN, LEFT_OPEN, Keys, Place, Report, Tree, check_size, found
+from moekit.spec.references import References, escape
+from moekit.spec.yaml_text import write
+
+_HALF = re.compile("[\ud800-\udfff]")  # a lone surrogate, which no file can hold
 
 
 def to_plain(spec: Spec, *, registry: Registry | None = None, full_names: bool = False) -> dict[str, Any]:
@@ -22,20 +33,8 @@ def to_plain(spec: Spec, *, registry: Registry | None = None, full_names: bool =
         PluginError: no loaded plugin offers a component for one of the specs in it.
     """
     registry = current() if registry is None else registry
-    if isinstance(spec, Imported):
-        return {"class": spec.path, **plain_value(spec.arguments)}
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {key: plain(item) for key, item in value.items()}
-        if isinstance(value, Spec):
-            return to_plain(value, registry=registry, full_names=full_names)
-        return plain_value(value)
-
-    out: dict[str, Any] = {}
-    if spec.kind:
-        out["use"] = registry.component_of(spec).full_name if full_names else registry.use_name(spec)
-    return out | {name: plain(getattr(spec, name)) for name in fields_of(type(spec))}
+    plain: dict[str, Any] = plain_value(spec, registry, full_names)
+    return plain
 
 
 def to_config(spec: Spec, *, registry: Registry | None = None) -> DictConfig:
@@ -47,14 +46,23 @@ def to_config(spec: Spec, *, registry: Registry | None = None) -> DictConfig:
     return OmegaConf.create(to_plain(spec, registry=registry))
 
 
-def plain_value(value: Any) -> Any:
-    """An option's value for YAML: tuples become lists, and ``${`` is escaped."""
+def plain_value(value: Any, registry: Registry | None = None, full_names: bool = False) -> Any:
+    """An option's value for YAML: tuples become lists, and ``${`` is escaped. Specs in it are named by ``registry``."""
     if isinstance(value, str):
-        return escape(value)
-    if isinstance(value, Mapping):
-        return {key: plain_value(item) for key, item in value.items()}
+        return escape(value) if "${" in value else value
     if isinstance(value, list | tuple):
-        return [plain_value(item) for item in value]
+        return [plain_value(item, registry, full_names) for item in value]
+    if isinstance(value, Imported):
+        value = {"class": value.path, **value.arguments}
+    elif isinstance(value, Spec):
+        fields = {name: getattr(value, name) for name in fields_of(type(value))}
+        if value.kind and registry is not None:
+            use = registry.component_of(value).full_name if full_names else registry.use_name(value)
+            fields = {"use": use, **fields}
+        value = fields
+    if isinstance(value, Mapping):
+        plain = (int, float, bool, type(None))  # as most options are
+        return {k: v if type(v) in plain else plain_value(v, registry, full_names) for k, v in value.items()}
     return value
 
 
@@ -64,6 +72,80 @@ def dump(spec: Spec, *, registry: Registry | None = None, full_names: bool = Fal
     Raises:
         PluginError: no loaded plugin offers a component for one of the specs in it.
     """
-    from moekit.spec.yaml_text import write
-
     return write(to_plain(spec, registry=registry, full_names=full_names))
+
+
+def plain_tree(value: Any, label: str = "", *, registry: Registry) -> Tree:
+    """Python data as a tree: a copy of mappings, lists, configs and specs as plain data.
+
+    A config that is a part of a larger one is resolved where it is; any other keeps its interpolations.
+
+    Args:
+        value: a mapping, a list, a spec, or a ``DictConfig`` or ``ListConfig``.
+        label: the source that messages name.
+        registry: the names of the components in a spec.
+
+    Raises:
+        SpecError: with every key that is not text, every value that is not plain data, and every interpolation of a
+            part of a config that cannot be resolved.
+    """
+    intake = _Intake(label, registry)
+    data = intake.value(value, ())
+    intake.report.raise_if_any()
+    return Tree(data, intake.places)
+
+
+class _Intake:
+    def __init__(self, label: str, registry: Registry) -> None:
+        self.label = label
+        self.registry = registry
+        self.places: dict[Keys, Place] = {}
+        self.report = Report(self.places)
+
+    def value(self, value: Any, path: Keys) -> Any:
+        self.places[path] = Place(self.label)
+        check_size(path, len(self.places), self.label)
+        if isinstance(value, Spec):
+            value = to_plain(value, registry=self.registry)
+        elif OmegaConf.is_config(value):
+            value = self.config(value, path)
+            if value is BROKEN:
+                return value
+        if isinstance(value, Mapping):
+            return {key: self.value(item, (*path, key)) for key, item in value.items() if self.is_name(key, path)}
+        if isinstance(value, list | tuple):
+            return [self.value(item, (*path, i)) for i, item in enumerate(value)]
+        if isinstance(value, Enum):
+            return value.name  # as OmegaConf has it
+        if value is None or isinstance(value, bool):
+            return value
+        if isinstance(value, str) and _HALF.search(value):
+            return self.report.add(path, f"{found(value)} holds half of a character", expected="text")
+        for kind in (str, int, float):
+            if isinstance(value, kind):
+                return kind(value)
+        if isinstance(value, os.PathLike):
+            return os.fspath(value)
+        name = f"{path[-1]}: " if path else ""
+        expected = "text, a number, a list or a mapping"
+        return self.report.add(path, f"{name}{found(value)} is not a plain value", expected=expected)
+
+    def is_name(self, key: object, path: Keys) -> bool:
+        if not isinstance(key, str):
+            self.report.add(path, f"key {key!r} is not text", expected="a name, in quotes if need be")
+        return isinstance(key, str)
+
+    def config(self, config: Any, path: Keys) -> Any:
+        plain: Any = OmegaConf.to_container(config, resolve=False, enum_to_str=True)
+        try:
+            parent = OmegaConf.select(config, "..")
+        except ConfigKeyError:  # OmegaConf 2.3: there is none
+            parent = None
+        if parent is None or not isinstance(plain, dict | list):
+            return plain
+        references = References(config, self.report, if_open=LEFT_OPEN)
+        items = plain.items() if isinstance(plain, dict) else enumerate(plain)
+        found = [(key, references.value(config, key, item, (*path, key))) for key, item in items]
+        if any(item is BROKEN for _, item in found):
+            return BROKEN
+        return plain_value(dict(found) if isinstance(plain, dict) else [item for _, item in found])

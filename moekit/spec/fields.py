@@ -18,13 +18,12 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, cast
 
 from moekit.errors import PluginError
 from moekit.record import Record, defaults_of
-from moekit.spec.hints import describe
+from moekit.spec.places import one_of
 
 FieldKind = Literal["option", "slot", "slots", "group"]
+_F = TypeVar("_F", bound=Callable[..., Any])
 LARGEST = 2**64 - 1
 """The largest integer of an option, and of a seed: torch has none that is larger."""
-
-_F = TypeVar("_F", bound=Callable[..., Any])
 
 
 def _cached(function: _F) -> _F:
@@ -53,28 +52,22 @@ class FieldInfo(NamedTuple):
         signs = ((">=", self.ge), (">", self.gt), ("<=", self.le), ("<", self.lt))
         return " and ".join(f"{sign} {bound:g}" for sign, bound in signs if bound is not None)
 
-    def allows(self, value: Any) -> bool:
-        """Whether ``value``, which already has the right type, is in the range; of a list, whether every item is."""
-        if value is None:
-            return True
-        if isinstance(value, list | tuple):
-            return all(self.allows(item) for item in value)
-        if isinstance(value, int) and abs(value) > LARGEST:
-            return False
-        if self.choices:
-            return value in self.choices
-        return (
-            (self.ge is None or value >= self.ge)
+    def fault(self, value: Any) -> str:
+        """What is wrong with a value of the right type, or with one in it: ``is out of range``; empty if nothing is."""
+        if isinstance(value, Mapping | list | tuple):
+            return next(filter(None, map(self.fault, value.values() if isinstance(value, Mapping) else value)), "")
+        if not isinstance(value, int | float):
+            return ""
+        if isinstance(value, float) and (math.isnan(value) or (self.finite and math.isinf(value))):
+            return "is not finite"
+        fits = (
+            (isinstance(value, float) or abs(value) <= LARGEST)
+            and (self.ge is None or value >= self.ge)
             and (self.gt is None or value > self.gt)
             and (self.le is None or value <= self.le)
             and (self.lt is None or value < self.lt)
         )
-
-
-def _field(info: FieldInfo, default: Any) -> Any:
-    if isinstance(default, dict | list):
-        return dataclasses.field(default_factory=default.copy, metadata={"moekit": info})
-    return dataclasses.field(default=default, metadata={"moekit": info})
+        return "" if fits else "is out of range"
 
 
 def option(
@@ -95,7 +88,10 @@ def option(
         ge, gt, le, lt: bounds of a number, or of each number in a list.
         finite: whether infinity is refused; NaN always is.
     """
-    return _field(FieldInfo("option", help, ge=ge, gt=gt, le=le, lt=lt, finite=finite), default)
+    about = {"moekit": FieldInfo("option", help, ge=ge, gt=gt, le=le, lt=lt, finite=finite)}
+    if isinstance(default, dict | list):
+        return dataclasses.field(default_factory=default.copy, metadata=about)
+    return dataclasses.field(default=default, metadata=about)
 
 
 def slot(component: str, help: str = "", *, optional: bool = False, default: Any = None) -> Any:
@@ -110,17 +106,17 @@ def slot(component: str, help: str = "", *, optional: bool = False, default: Any
     """
     claimed = default == "kind"
     absent = None if optional else MISSING if claimed or default is None else default
-    return _field(FieldInfo("slot", help, component, claimed=claimed), absent)
+    return dataclasses.field(default=absent, metadata={"moekit": FieldInfo("slot", help, component, claimed=claimed)})
 
 
 def slots(component: str, help: str = "") -> Any:
     """A map of components by name, empty by default. An override can change or delete one entry by its name."""
-    return _field(FieldInfo("slots", help, component), {})
+    return dataclasses.field(default_factory=dict, metadata={"moekit": FieldInfo("slots", help, component)})
 
 
 def group(help: str = "", *, default: Any = MISSING) -> Any:
     """Options and slots of another spec class, which has no ``use``; ``default=None`` makes the group optional."""
-    return _field(FieldInfo("group", help), default)
+    return dataclasses.field(default=default, metadata={"moekit": FieldInfo("group", help)})
 
 
 class ConflictError(ValueError):
@@ -179,20 +175,12 @@ class Spec(Record):
         return {}
 
     def __post_init__(self) -> None:
-        problems = [p for name in fields_of(type(self)) if (p := self._problem_of(name))] or self._conflicts()
+        spec = type(self)
+        check_declaration(spec)  # also of the defaults, so that only what is given is checked here
+        given = [name for name, default in defaults_of(spec).items() if getattr(self, name) is not default]
+        problems = [p for name in given if (p := _problem_of(spec, name, getattr(self, name)))] or self._conflicts()
         if problems:
             raise ConflictError(*problems)
-
-    def _problem_of(self, name: str) -> str:
-        """The mistake in one field's value by itself; empty if there is none."""
-        info, hint, value = fields_of(type(self))[name], types_of(type(self))[name], getattr(self, name)
-        if info.kind != "option":
-            return _misplaced(type(self), name, value)
-        if not info.choices and not is_a(value, hint):
-            return f"{name}: {value!r} is not {describe(hint)}"
-        if info.finite and not is_finite(value):
-            return f"{name}={value!r} is not finite"
-        return "" if info.allows(value) else f"{name}={value!r} is out of range ({info.range_text()})"
 
     def _conflicts(self) -> list[str]:
         """What ``check`` says.
@@ -225,20 +213,25 @@ def metrics_of(spec: Spec, *, without: str = "") -> dict[str, MetricInfo]:
     return found
 
 
-def _is_part(value: Any, kind: str, hint: Any) -> bool:
-    """Whether a slot of ``kind`` may hold a value: a spec of that kind, or of a class that the annotation names."""
-    return isinstance(value, Spec) and (value.kind == kind or type(value) in _leaves(hint))
-
-
-def _leaves(hint: Any) -> tuple[Any, ...]:
-    """The classes that a type is made of."""
-    return tuple(leaf for arg in typing.get_args(hint) for leaf in _leaves(arg)) or (hint,)
+def _problem_of(spec: type[Spec], name: str, value: Any) -> str:
+    """The mistake in one field's value by itself; empty if there is none."""
+    info, hint = fields_of(spec)[name], types_of(spec)[name]
+    if info.kind != "option":
+        return _misplaced(spec, name, value)
+    if type(value) in (bool, str, type(None)) and type(value) in scalars_in(hint):
+        return ""
+    if type(value) not in scalars_in(hint) and not is_a(value, hint):
+        said = f"is out of range ({info.range_text()})" if info.choices else f"is not {describe(hint)}"
+        return f"{name}={value!r} {said}" if info.choices else f"{name}: {value!r} {said}"
+    if said := info.fault(value):
+        return f"{name}={value!r} {said}" + (f" ({info.range_text()})" if said == "is out of range" else "")
+    return ""
 
 
 def _misplaced(spec: type[Spec], name: str, value: Any) -> str:
     """Why a slot, a map of slots or a group cannot hold a value made in Python; empty if it can."""
-    info = fields_of(spec)[name]
-    if value is None and default_of(spec, name) is None:
+    info, hint = fields_of(spec)[name], types_of(spec)[name]
+    if value is None and defaults_of(spec)[name] is None:
         return ""
     if info.kind == "group":
         cls = group_class(spec, name)
@@ -247,7 +240,7 @@ def _misplaced(spec: type[Spec], name: str, value: Any) -> str:
         return f"{name} is {_named(value)}; expected a mapping from names to specs of {info.component}s"
     parts = {f"{name}[{key!r}]": each for key, each in value.items()} if info.kind == "slots" else {name: value}
     for where, each in parts.items():
-        if not _is_part(each, info.component, types_of(spec)[name]):
+        if not isinstance(each, Spec) or (each.kind != info.component and type(each) not in specs_in(hint)):
             expected = f"the spec of a component of kind '{info.component}' (list them: moekit ls {info.component})"
             return f"{where} is {_named(each)}; expected {expected}"
     return ""
@@ -262,13 +255,46 @@ def _named(value: Any) -> str:
     return "None" if value is None else f"a {type(value).__name__}"
 
 
-def is_finite(value: Any) -> bool:
-    """Whether no number in a plain value is infinite or NaN."""
-    if isinstance(value, Mapping):
-        return all(map(is_finite, value.values()))
-    if isinstance(value, list | tuple):
-        return all(map(is_finite, value))
-    return not isinstance(value, float) or math.isfinite(value)
+# The declared types of options.
+
+
+def members(hint: Any) -> tuple[Any, ...]:
+    """The types of a union, without None; of another type, that type alone."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return tuple(arg for arg in typing.get_args(hint) if arg is not type(None))
+    return (hint,)
+
+
+def is_optional(hint: Any) -> bool:
+    """Whether null is a value of this type."""
+    return hint in (None, type(None)) or type(None) in typing.get_args(hint)
+
+
+_WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "text", Any: "a plain value"}
+_MANY = {int: "integers", float: "numbers", bool: "true or false", str: "text", Any: "plain values"}
+
+
+def describe(hint: Any) -> str:
+    """A type as messages describe it: ``an integer``, ``a list of numbers``, ``text or null``."""
+    words = []
+    for member in members(hint):
+        origin, args = typing.get_origin(member) or member, typing.get_args(member)
+        if origin is Literal:
+            words.append(one_of(map(str, args)))
+        elif origin in (list, tuple):
+            words.append(f"a list of {_MANY.get(args[0], 'values')}" if args else "a list")
+        elif origin in (dict, Mapping):
+            words.append(f"a mapping to {_MANY.get(args[1], 'values')}" if args else "a mapping")
+        else:
+            words.append(_WORDS.get(member, str(member)))
+    return " or ".join([*words, "null"] if is_optional(hint) else words)
+
+
+@_cached
+def scalars_in(hint: Any) -> frozenset[type]:
+    """The scalar classes among the members of a type: a value of one of them needs no conversion."""
+    found = {int, float, bool, str}.intersection(members(hint))
+    return frozenset([*found, type(None)] if is_optional(hint) else found)
 
 
 def is_a(value: Any, hint: Any) -> bool:
@@ -276,6 +302,8 @@ def is_a(value: Any, hint: Any) -> bool:
     args, origin = typing.get_args(hint), typing.get_origin(hint)
     if origin in (typing.Union, types.UnionType):
         return any(is_a(value, arg) for arg in args)
+    if origin is Literal:
+        return any(type(value) is type(choice) and value == choice for choice in args)
     if origin in (list, tuple):
         if not isinstance(value, list | tuple):
             return False
@@ -287,60 +315,6 @@ def is_a(value: Any, hint: Any) -> bool:
 
 
 @_cached
-def types_of(spec: type[Spec]) -> dict[str, Any]:
-    """The type of each field, in order of declaration."""
-    hints = typing.get_type_hints(spec)
-    return {f.name: hints[f.name] for f in dataclasses.fields(spec)}
-
-
-@_cached
-def fields_of(spec: type[Spec]) -> dict[str, FieldInfo]:
-    """What each field of a spec class may hold, in order of declaration.
-
-    Raises:
-        TypeError: a field is a plain dataclass field, not declared with ``option`` and the like.
-    """
-    out: dict[str, FieldInfo] = {}
-    for f in dataclasses.fields(spec):
-        info = f.metadata.get("moekit")
-        if info is None:
-            raise TypeError(f"{spec.__qualname__}.{f.name}: declare it with option(), slot(), slots() or group()")
-        choices = literal_choices(types_of(spec)[f.name])
-        out[f.name] = info._replace(choices=choices) if choices else info
-    return out
-
-
-@_cached
-def check_declaration(spec: type[Spec]) -> None:
-    """Checks that a spec class declares its fields properly.
-
-    Raises:
-        TypeError: a field is not declared with ``option`` and the like, its type is unknown or none that YAML can hold,
-            or a slot is annotated with the spec of another kind.
-        ValueError: the default of an option is not in its range.
-    """
-    try:
-        known = fields_of(spec)
-    except NameError as error:
-        raise TypeError(f"{spec.__qualname__}: cannot read the types of its fields: {error}") from error
-    for name, info in known.items():
-        hint, default = types_of(spec)[name], default_of(spec, name)
-        where = f"{spec.__qualname__}.{name}"
-        if info.kind == "option":
-            if not is_plain(hint):
-                raise TypeError(
-                    f"{where}: an option of type {describe(hint)}; int, float, bool, str, Literal, list, "
-                    "tuple and dict of these, and None, can be read from YAML"
-                )
-            if default is not MISSING and not (info.allows(default) and (info.choices or is_a(default, hint))):
-                expected = " ".join(filter(None, [describe(hint), "" if info.choices else info.range_text()]))
-                raise ValueError(f"{where}: its default {default!r} is not {expected}")
-        elif info.kind == "slot":
-            kinds = {cls.kind for cls in _specs_in(hint)}
-            if kinds - {info.component, ""}:
-                raise TypeError(f"{where}: a slot of kind '{info.component}' with the type of kind '{min(kinds)}'")
-
-
 def is_plain(hint: Any) -> bool:
     """Whether YAML can hold values of this type."""
     args, origin = typing.get_args(hint), typing.get_origin(hint)
@@ -351,13 +325,64 @@ def is_plain(hint: Any) -> bool:
     return origin in (list, tuple, typing.Union, types.UnionType) and all(a is ... or is_plain(a) for a in args)
 
 
-def literal_choices(hint: Any) -> tuple[Any, ...]:
-    """The values of a ``Literal`` (also inside ``... | None``), else an empty tuple."""
-    args = typing.get_args(hint)
-    if typing.get_origin(hint) is Literal:
-        return args
-    inner = [a for a in args if a is not type(None)]
-    return literal_choices(inner[0]) if len(inner) == 1 and len(args) == 2 else ()
+# What a spec class declares. Each answer is computed once.
+
+
+@_cached
+def types_of(spec: type[Spec]) -> dict[str, Any]:
+    """The type of each field, in order of declaration."""
+    hints = typing.get_type_hints(spec)
+    return {name: hints[name] for name in defaults_of(spec)}
+
+
+@_cached
+def fields_of(spec: type[Spec]) -> dict[str, FieldInfo]:
+    """What each field of a spec class may hold, in order of declaration.
+
+    Raises:
+        TypeError: a field is a plain dataclass field, not declared with ``option`` and the like.
+    """
+    out: dict[str, FieldInfo] = {}
+    hints = types_of(spec)
+    for f in dataclasses.fields(spec):
+        info = f.metadata.get("moekit")
+        if info is None:
+            raise TypeError(f"{spec.__qualname__}.{f.name}: declare it with option(), slot(), slots() or group()")
+        only, *others = [hints[f.name]] if isinstance(hints[f.name], type) else members(hints[f.name])
+        literal = typing.get_origin(only) is Literal and not others
+        out[f.name] = info._replace(choices=typing.get_args(only)) if literal else info
+    return out
+
+
+@_cached
+def check_declaration(spec: type[Spec]) -> None:
+    """Checks that a spec class declares its fields properly.
+
+    Raises:
+        TypeError: a field is not declared with ``option`` and the like, its type is unknown or none that YAML can hold,
+            or a slot is annotated with the spec of another kind.
+        ValueError: a default is none that the field can hold.
+    """
+    try:
+        known = fields_of(spec)
+    except NameError as error:
+        raise TypeError(f"{spec.__qualname__}: cannot read the types of its fields: {error}") from error
+    hints, defaults = types_of(spec), defaults_of(spec)
+    for name, info in known.items():
+        hint, default = hints[name], defaults[name]
+        where = f"{spec.__qualname__}.{name}"
+        if info.kind == "option" and not is_plain(hint):
+            raise TypeError(
+                f"{where}: an option of type {describe(hint)}; int, float, bool, str, Literal, list, "
+                "tuple and dict of these, and None, can be read from YAML"
+            )
+        if info.kind == "slot" and (kinds := {cls.kind for cls in specs_in(hint)} - {info.component, ""}):
+            raise TypeError(f"{where}: a slot of kind '{info.component}' with the type of kind '{min(kinds)}'")
+        if default is not MISSING and (problem := _problem_of(spec, name, default)):
+            if info.kind != "option":
+                raise ValueError(f"{where}: its default: {problem}")
+            expected = " ".join(filter(None, [describe(hint), "" if info.choices else info.range_text()]))
+            raise ValueError(f"{where}: its default {default!r} is not {expected}")
 
 
 def group_class(spec: type[Spec], name: str) -> type[Spec]:
@@ -366,22 +391,20 @@ def group_class(spec: type[Spec], name: str) -> type[Spec]:
     Raises:
         TypeError: the field has another type.
     """
-    classes = _specs_in(types_of(spec)[name])
+    classes = specs_in(types_of(spec)[name])
     if len(classes) != 1:
         raise TypeError(f"{spec.__qualname__}.{name}: a group's type is one spec class (or that class | None)")
     return classes[0]
 
 
-def _specs_in(hint: Any) -> list[type[Spec]]:
-    """The spec classes of a type: itself, or the members of a union."""
-    return [arg for arg in typing.get_args(hint) or (hint,) if isinstance(arg, type) and issubclass(arg, Spec)]
+@_cached
+def specs_in(hint: Any) -> tuple[type[Spec], ...]:
+    """The spec classes of a type: itself, the members of a union, or those of the values of a mapping."""
+    if isinstance(hint, type) and issubclass(hint, Spec):
+        return (hint,)
+    return tuple(spec for arg in typing.get_args(hint) for spec in specs_in(arg))
 
 
 def required(spec: type[Spec]) -> list[str]:
     """Names of the fields that have no default."""
     return [name for name, default in defaults_of(spec).items() if default is MISSING]
-
-
-def default_of(spec: type[Spec], name: str) -> Any:
-    """The default of a field, shared: do not change it. ``dataclasses.MISSING`` if the field must be given."""
-    return defaults_of(spec)[name]

@@ -5,7 +5,7 @@ A capability is a class variable that states a fact about the component. Composi
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Final, Literal, NamedTuple
 
 from moekit.errors import PluginError
 from moekit.spec.fields import Spec, option, slot, slots
@@ -205,6 +205,35 @@ class StrategySpec(Spec):
     def check_precision(self, precision: str | None) -> Iterable[str]:
         """Conflicts with the Trainer's precision, one sentence each. Override; the spec of the trainer calls it."""
         return ()
+
+
+class Imported(Spec):
+    """A class of another library in a slot, named by its import path: ``{class: package.module.Name, ...}``.
+
+    ``moekit.training.run.parts`` imports the class and checks the arguments that it is called with.
+    """
+
+    path: str = option(help="package.module.Name")
+    arguments: dict[str, Any] = option({}, "plain values, by the names of the class")
+
+    def check(self) -> Iterable[str]:
+        """The path must be one."""
+        if not is_import_path(self.path):
+            yield f"class: '{self.path}' is not an import path; expected package.module.Name"
+
+    @property
+    def name(self) -> str:
+        """The name of the class alone."""
+        return self.path.rpartition(".")[2]
+
+
+FOREIGN: Final = ("class_path", "_target_")
+"""What other tools call ``class``."""
+
+
+def is_import_path(path: object) -> bool:
+    """Whether ``path`` has the form ``package.module.Name``."""
+    return isinstance(path, str) and "." in path and all(part.isidentifier() for part in path.split("."))
 
 
 class MoE(Spec):

@@ -1,4 +1,4 @@
-"""The layers of a spec: a recipe, file, mapping or config, what it extends, and overrides on top."""
+"""One file of a spec and what it extends, without OmegaConf: lists of recipes read only the heads of their files."""
 
 from __future__ import annotations
 
@@ -6,88 +6,52 @@ import os
 from codecs import BOM_UTF8
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from omegaconf import OmegaConf
-
-from moekit.errors import PluginError, SpecError, UnknownName
+from moekit.component import RecipeFile
+from moekit.errors import MoekitError, PluginError, SpecError, UnknownName
 from moekit.files import read_regular
 from moekit.registry import Registry
-from moekit.spec.fields import Spec
-from moekit.spec.intake import plain_tree
-from moekit.spec.merging import Merged, nested
-from moekit.spec.places import COMMAND_LINE, Keys, Place, Report, Tree, check_size, found, reject, show
-from moekit.spec.references import is_reference
+from moekit.spec.places import Keys, Place, Tree, found, reject, show
 from moekit.spec.yaml_text import read
 
 LARGEST_FILE = 10_000_000  # bytes
 SCHEMA = 1
 """Version of the spec format."""
 
+_read = lru_cache(256)(read)
+
 CONTENT = "a mapping of options: 'model:', 'data:', ..."
 """What a spec is, in messages."""
 
 
 class Layer(NamedTuple):
-    """One file or mapping of a spec, before merging; ``path`` is None for a mapping."""
+    """One file or mapping of a spec, before merging; ``path`` is None for a mapping, ``key`` identifies it."""
 
     tree: Tree
     label: str
     path: Path | None
-
-    @property
-    def key(self) -> str:
-        """Identifies the layer: the absolute path of its file."""
-        return str(self.path.resolve()) if self.path else self.label
+    key: object
 
 
-def read_layers(source: Any, overrides: Iterable[str], registry: Registry) -> tuple[list[Tree], str]:
-    """The layers of a spec, the lowest first, without ``extends``; and the name that it has if it states none.
-
-    Args:
-        source: a recipe, the name of one, a YAML file, a run's folder, a mapping, or a list of these, each over the one
-            before.
-        overrides: ``path.to.option=value``; they are over all.
-        registry: the recipes that can be named.
+def extended(sources: Iterable[Layer], registry: Registry) -> list[Layer]:
+    """The layers of several sources, each after everything that it extends. A file reached twice keeps its first place.
 
     Raises:
-        SpecError: a source cannot be read or has another spec format, ``extends`` goes in a circle, or an override
-            is malformed.
+        SpecError: a file cannot be read or has another spec format, or ``extends`` goes in a circle.
     """
-    if OmegaConf.is_list(source):
-        source = OmegaConf.to_container(source)
-    layers: dict[str, Layer] = {}
-    for i, one in enumerate(source if isinstance(source, list | tuple) else [source]):
-        _gather(_open_source(one, i, registry), (), layers, registry)
-    trees = [
-        Tree({k: v for k, v in one.tree.data.items() if k != "extends"}, one.tree.places) for one in layers.values()
-    ]
-    named = [one.path.stem for one in layers.values() if one.path]
-    over = parse_overrides(overrides, registry)
-    for tree in over:
-        _check_schema(tree)
-    return [*trees, *over], named[-1] if named else ""
+    done: dict[object, Layer] = {}
+    for source in sources:
+        _gather(source, (), done, registry)
+    return list(done.values())
 
 
-def _open_source(source: Any, index: int, registry: Registry) -> Layer:
-    if isinstance(source, Mapping | Spec):
-        tree = plain_tree(source, registry=registry)
-        if not isinstance(tree.data, dict):  # a DictConfig that is null or left open
-            reject(f"the given config is {found(tree.data)}", expected=CONTENT)
-        return Layer(tree, f"the given mapping {index or ''}".strip(), None)
-    if isinstance(source, os.PathLike) or (isinstance(source, str) and _is_file_name(source)):
-        return _open_file(Path(source), os.fspath(source))
-    if not isinstance(source, str):
-        reject(f"{found(source)} is not a spec", expected="a recipe's name, a YAML file, a mapping, or a list of them")
-    return _open_recipe(source, registry)
-
-
-def _gather(layer: Layer, chain: tuple[Layer, ...], done: dict[str, Layer], registry: Registry) -> None:
-    """Adds ``layer`` to ``done``, after everything that it extends. A file reached twice keeps its first place."""
+def _gather(layer: Layer, chain: tuple[Layer, ...], done: dict[object, Layer], registry: Registry) -> None:
     if layer.key in done:
         return
-    _check_schema(layer.tree)
+    check_schema(layer.tree)
     chain = (*chain, layer)
     names = layer.tree.data.get("extends")
     for i, name in enumerate(names if isinstance(names, list) else [] if names is None else [names]):
@@ -118,6 +82,17 @@ def _is_file_name(name: str) -> bool:
     return name.endswith((".yaml", ".yml"))
 
 
+def open_source(name: str | os.PathLike[str], registry: Registry) -> Layer:
+    """The layer of a YAML file, or of a recipe by its name.
+
+    Raises:
+        SpecError: there is none, or it cannot be read.
+    """
+    if isinstance(name, os.PathLike) or _is_file_name(name):
+        return _open_file(Path(name), os.fspath(name))
+    return _open_recipe(name, registry)
+
+
 def _open_recipe(name: str, registry: Registry, at: Keys = (), place: Place | None = None) -> Layer:
     try:
         recipe = registry.recipe(name, home=place.plugin if place else "")
@@ -140,65 +115,64 @@ def _open_recipe(name: str, registry: Registry, at: Keys = (), place: Place | No
 def _open_file(path: Path, label: str, at: Keys = (), place: Place | None = None, *, plugin: str = "") -> Layer:
     try:
         raw = read_regular(path, LARGEST_FILE).removeprefix(BOM_UTF8)
+        file = path.stat()
     except OSError as error:
         reject(f"cannot read {label}: {error.strerror}", at=at, place=place, expected="a YAML file")
     try:
         text = raw.decode()
     except UnicodeDecodeError as error:
         reject("not UTF-8 text", place=Place(label, raw.count(b"\n", 0, error.start) + 1))
-    tree = read(text, label)
+    tree = _read(text, label, plugin=plugin)  # not changed, and many recipes extend the same few
     if tree.data is None:
         reject("the file is empty", place=Place(label), expected=CONTENT)
     if not isinstance(tree.data, dict):
         reject(f"the file holds {found(tree.data)}", place=Place(label), expected=CONTENT)
-    places = {key: each._replace(plugin=plugin) for key, each in tree.places.items()} if plugin else tree.places
-    return Layer(Tree(tree.data, places), label, path)
+    return Layer(tree, label, path, (file.st_dev, file.st_ino))
 
 
-def _check_schema(tree: Tree) -> None:
+def check_schema(tree: Tree) -> None:
+    """Rejects a layer of another version of the spec format.
+
+    Raises:
+        SpecError: it is one.
+    """
     schema = tree.data.get("schema")
     if isinstance(schema, int) and schema != SCHEMA:
         place = tree.places.get(("schema",))
         reject(f"written in spec format {schema}; this moekit reads format {SCHEMA}", at=("schema",), place=place)
 
 
-def parse_overrides(overrides: Iterable[str], registry: Registry) -> list[Tree]:
-    """``a.b.c=value`` strings as layers, mostly one; of two overrides of one path the later wins.
+class Head(NamedTuple):
+    """What the file of a recipe says at its top, for lists of recipes.
 
-    They are merged with each other before they are merged over a recipe, so that ``router.use`` may come after
-    ``router.top_k``. An override of a part of an earlier ``a=${...}`` begins another layer.
-
-    Raises:
-        SpecError: with every override that is malformed.
+    Attributes:
+        summary: one line; empty if it has none of its own.
+        paper: the short title and year of its paper, which it may inherit; empty if it has none.
+        year: of its paper; 0 if unknown.
+        trains: whether it has data to train on. The others serve to read and to count parameters.
     """
-    report = Report()
-    out: list[Merged] = []
-    place = Place(COMMAND_LINE)
-    for text in overrides:
-        name, equals, value = text.partition("=")
-        keys = tuple(name.strip().split("."))
-        if not equals or not all(keys):
-            report.add((), f"override '{text}' is malformed", expected="path.to.option=value", place=place)
-        elif keys[0] == "extends":
-            expected = "a file that extends the recipe"
-            report.add(keys[:1], "extends cannot be set by an override", expected=expected, place=place)
-        else:
-            check_size(keys, 0, COMMAND_LINE)
-            tree = read(value, COMMAND_LINE, lines=False, prefix=keys) if value.strip() else Tree("", {})
-            data = nested(keys, tree.data)
-            around: dict[Keys, Place] = {keys[:end]: place for end in range(1, len(keys) + 1)}
-            new = Tree(data, {**around, **tree.places})
-            if not out or _crosses_reference(out[-1].plain().data, data):
-                out.append(Merged(registry))
-            out[-1].lay(new)
-    report.raise_if_any()
-    return [merged.plain() for merged in out]
+
+    summary: str = ""
+    paper: str = ""
+    year: int = 0
+    trains: bool = False
 
 
-def _crosses_reference(base: Any, over: Any) -> bool:
-    """Whether ``over`` has a mapping where ``base`` has an interpolation."""
-    if not isinstance(over, dict):
-        return False
-    return is_reference(base) or (
-        isinstance(base, dict) and any(_crosses_reference(base.get(k), over[k]) for k in over)
+def head_of(recipe: RecipeFile, registry: Registry) -> Head:
+    """The head of a recipe, completed by what it extends. A recipe that cannot be read says nothing."""
+    try:
+        layers = extended([_open_file(recipe.path, f"{recipe.name}.yaml", plugin=recipe.plugin)], registry)
+    except MoekitError:
+        return Head()
+    tops = [layer.tree.data for layer in layers]
+    paper: dict[str, Any] = {}
+    for top in tops:
+        paper |= top["paper"] if isinstance(top.get("paper"), Mapping) else {}
+    year = paper.get("year")
+    short = str(paper.get("title", "")).partition(":")[0]
+    return Head(
+        summary=str(tops[-1].get("summary", "")),
+        paper=" ".join(filter(None, [short, str(year or "")])),
+        year=year if isinstance(year, int) else 0,
+        trains={key: item for top in tops for key, item in top.items()}.get("data") is not None,
     )

@@ -1,226 +1,349 @@
 """First pass over merged layers: finds the class of every node, and every name that has no place there.
 
-Defaults are written into the tree, because interpolations may refer to them.
+Defaults are written into the data, because interpolations may refer to them.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import MISSING
+from dataclasses import MISSING, dataclass, field
 from functools import partial
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
-from moekit.errors import MoekitError, UnknownName
-from moekit.registry import Registry
-from moekit.spec.dumping import plain_value, to_plain
-from moekit.spec.fields import FieldInfo, Spec, default_of, fields_of, group_class, types_of
-from moekit.spec.hints import is_optional
-from moekit.spec.imported import FOREIGN
+from moekit.component import Kind
+from moekit.errors import MoekitError, UnknownName, nearest
+from moekit.record import defaults_of
+from moekit.registry import MAX_LISTED, Registry
+from moekit.spec.dumping import plain_value
+from moekit.spec.fields import FieldInfo, Spec, describe, fields_of, group_class, is_optional, types_of
+from moekit.spec.kinds import FOREIGN, Imported, is_import_path
 from moekit.spec.merging import Merged
-from moekit.spec.nodes import Mistakes, Node, class_node
-from moekit.spec.places import BROKEN, LEFT_OPEN, Keys, Report, found
-from moekit.spec.references import References, is_reference
+from moekit.spec.places import BROKEN, LEFT_OPEN, Keys, Place, Report, found, one_of, show
+from moekit.spec.recipe import Recipe
+from moekit.spec.references import References, is_readable, is_reference
+
+
+@dataclass(eq=False, repr=False)
+class Node:
+    """A component or a group of known class, before its values are read.
+
+    Attributes:
+        written: its part of the data; defaults are added to it.
+        use: the component's name as written; empty for a group.
+        children: the node in each slot, map and group; ``BROKEN`` for one with a mistake.
+        options: names of the options that are given.
+        sound: whether the node itself has no mistake.
+    """
+
+    spec: type[Spec]
+    written: dict[str, Any]
+    path: Keys
+    use: str = ""
+    children: dict[str, Any] = field(default_factory=dict)
+    options: list[str] = field(default_factory=list)
+    sound: bool = True
+
+    def __str__(self) -> str:
+        if self.use:
+            return f"{self.spec.kind} '{self.use}'"
+        return f"'{show(self.path)}'" if self.path else "a recipe" if self.spec is Recipe else self.spec.__name__
 
 
 class Planner:
     """Plans the nodes of merged layers.
 
     Args:
-        layers: the layers; their tree gets the defaults.
+        layers: the layers; their data gets the defaults.
         registry: what ``use`` names.
         report: receives the mistakes.
 
     Attributes:
-        references: resolves the interpolations of the tree.
+        references: resolves the interpolations in the data.
+        unread: paths of the texts whose interpolation cannot be parsed.
     """
 
     def __init__(self, layers: Merged, registry: Registry, report: Report) -> None:
-        self.layers = layers
-        self.registry = registry
-        self.report = report
-        self.references = References(layers.tree, report)
-        self.mistakes = Mistakes(report, registry)
-        self.waiting: deque[Callable[[], None]] = deque()  # what refers to another part, to be planned last
+        self.unread: list[Keys] = []
+        self._layers = layers
+        self._registry = registry
+        self._report = report
+        self._waiting: deque[Callable[[], None]] = deque()  # what refers to another part, to be planned last
+        self.references = References(layers.data, report)
 
     def root(self, root: type[Spec] | str) -> Any:
-        """The node of the whole tree: of a class, or of a component of a kind; ``BROKEN`` if it has a mistake."""
-        self._tell_unread()
+        """The node of all data: of a class, or of a component of a kind; ``BROKEN`` if it has a mistake."""
+        data = self._layers.data
+        self._take_unread(data, ())
         self._merge_over_copies()
-        tree = self.layers.tree
-        written: Any = OmegaConf.to_container(tree)
-        node = self.component(root, tree, written, ()) if isinstance(root, str) else self.plan(root, tree, written, ())
-        while self.waiting:
-            self.waiting.popleft()()
+        node = self._component(root, data, ()) if isinstance(root, str) else self._plan(root, data, ())
+        self.references.renew()  # with the defaults
+        while self._waiting:
+            self._waiting.popleft()()
         return node
 
-    def _tell_unread(self) -> None:
-        for path, text in self.layers.unread.items():
-            shown = found(text)[1:-1] if len(text) > 60 else text
-            expected = "'${path.to.option}', or '\\${' for these characters themselves"
-            self.report.add(path, f"cannot read the interpolation '{shown}'", expected=expected)
+    def value(self, written: Any, path: Keys) -> Any:
+        """What is written at ``path``, every interpolation in it resolved; ``BROKEN`` if one cannot be."""
+        if not _refers(written):
+            return written
+        return self.references.value(self.references.config_at(path[:-1]), path[-1], written, path)
+
+    def _take_unread(self, items: Any, path: Keys) -> None:
+        """Reports the texts that OmegaConf cannot parse. It rejects all data with one of them: they become ``???``."""
+        for key, value in items.items() if isinstance(items, dict) else enumerate(items):
+            here = (*path, key)
+            if isinstance(value, dict | list):
+                self._take_unread(value, here)
+            elif is_reference(value) and not is_readable(value):
+                items[key] = LEFT_OPEN
+                self.unread.append(here)
+                shown = found(value)[1:-1] if len(value) > 60 else value
+                expected = "'${path.to.option}', or '\\${' for these characters themselves"
+                self._report.add(here, f"cannot read the interpolation '{shown}'", expected=expected)
 
     def _merge_over_copies(self) -> None:
-        while self.layers.over:
-            path = next(iter(self.layers.over))
-            held = self.layers.over.pop(path)
-            config: Any = self.layers.tree
-            for parent in path[:-1]:
-                config = config[parent]
-            written: Any = OmegaConf.to_container(config)
-            if self._copy(config, str(path[-1]), written[path[-1]], path) is not BROKEN:
+        while self._layers.over:
+            path = next(iter(self._layers.over))
+            held = self._layers.over.pop(path)
+            holder: Any = self._layers.data
+            for key in path[:-1]:
+                holder = holder[key]
+            if self._copy(holder, path) is not BROKEN:
                 for layer in held:
-                    self.layers.lay(layer)
+                    self._layers.lay(layer)
+                self._take_unread(self._layers.data, ())
+                self.references.renew()
 
-    def plan(self, spec: type[Spec], config: DictConfig, written: dict[str, Any], path: Keys, use: str = "") -> Node:
-        """The node of class ``spec`` that ``config`` holds."""
-        node = Node(spec, config, written, path, use)
-        for name in written:
-            if name not in fields_of(spec) and not (name == "use" and use):
-                self.mistakes.unknown_option(node, name)
-        for name, info in fields_of(spec).items():
+    def _plan(self, spec: type[Spec], written: dict[str, Any], path: Keys, use: str = "") -> Node:
+        """The node of class ``spec`` that is written at ``path``."""
+        node = Node(spec, written, path, use)
+        known, hints, defaults = fields_of(spec), types_of(spec), defaults_of(spec)
+        for name in [name for name in written if name not in known and not (use and name == "use")]:
+            self._unknown_option(node, name)
+        for name, info in known.items():
             value = written.get(name)
             if value == LEFT_OPEN:
-                self.mistakes.left_open(node, name, info)
-            elif info.kind == "option" and (
-                value is not None or (name in written and is_optional(types_of(spec)[name]))
-            ):
+                self._left_open(node, name, info)
+            elif info.kind == "option" and (value is not None or (name in written and is_optional(hints[name]))):
                 node.options.append(name)
+            elif info.kind == "option" and defaults[name] is not MISSING:
+                written[name] = plain_value(defaults[name])
             elif value is None:
                 self._default(node, name, info)
             else:
-                make = partial(self._child, node, name, info)
-                self._put(
-                    node.children, config, name, value, (*path, name), make, partial(self._default, node, name, info)
-                )
+                make, absent = partial(self._child, node, name, info), partial(self._default, node, name, info)
+                self._put(node.children, written, (*path, name), make, absent)
         return node
 
     def _put(
         self,
         children: dict[str, Any],
-        config: DictConfig,
-        name: str,
-        value: Any,
+        holder: dict[str, Any],
         path: Keys,
         make: Callable[[Any], Any],
         absent: Callable[[], Any],
     ) -> None:
-        """Puts what ``make`` makes of ``value`` among the children, or calls ``absent`` where it refers to null.
+        """Puts what ``make`` makes of the value at ``path`` among the children; ``absent`` is for a reference to null.
 
         A reference waits until all else is planned: it may be to a default.
         """
-        if not is_reference(value) and not (isinstance(value, dict) and is_reference(value.get("use"))):
+        name: Any = path[-1]
+        value = holder[name]
+        if not is_reference(value.get("use") if isinstance(value, dict) else value):
             children[name] = make(value)
             return
 
         def copy() -> None:
-            copied = self._copy(config, name, value, path)
+            copied = self._copy(holder, path)
+            if copied is BROKEN:
+                return
             if copied is None:
                 absent()
             else:
-                children[name] = copied if copied is BROKEN else make(copied)
+                children[name] = make(copied)
+            self.references.put(path, holder[name])  # now with its defaults
 
         children[name] = BROKEN
-        self.waiting.append(copy)
+        self._waiting.append(copy)
 
-    def _child(self, node: Node, name: str, info: FieldInfo, value: Any) -> Any:
-        path = (*node.path, name)
-        if value == LEFT_OPEN:  # OmegaConf 2.3: a resolver gave it
-            self.mistakes.left_open(node, name, info)
-            return BROKEN
-        if info.kind == "slot":
-            return self._slot(info.component, node.config, name, value, path=path)
-        if info.kind == "slots":
-            return self._map(info.component, node.config[name], value, path)
-        spec = group_class(node.spec, name)
-        if isinstance(value, dict):
-            return self.plan(spec, node.config[name], value, path)
-        return self.mistakes.broken(
-            path, f"{found(value)} where a mapping belongs", expected=f"options: {', '.join(fields_of(spec))}"
-        )
-
-    def _copy(self, config: DictConfig, key: str, written: Any, path: Keys) -> Any:
-        """``written`` at ``config[key]``; of an interpolation, a copy of what it refers to, put in its place."""
-        if not is_reference(written):
+    def _copy(self, holder: dict[str, Any], path: Keys) -> Any:
+        """What ``holder`` has at ``path``; of an interpolation, a copy of what it refers to, put in its place."""
+        key: Any = path[-1]
+        if not is_reference(written := holder[key]):
             return written
-        value = self.references.follow(config, key, written, path)
+        value = self.references.follow(self.references.config_at(path[:-1]), key, written, path)
         if OmegaConf.is_config(value):
             value = OmegaConf.to_container(value)
             self.references.count(_size(value), path)
         if value is None or isinstance(value, str | int | float | list | dict):
-            config[key] = value
+            holder[key] = value
+            self.references.put(path, value)
         return value
 
+    def _child(self, node: Node, name: str, info: FieldInfo, value: Any) -> Any:
+        path = (*node.path, name)
+        if value == LEFT_OPEN:  # OmegaConf 2.3: a resolver gave it
+            self._left_open(node, name, info)
+            return BROKEN
+        if info.kind == "slot":
+            return self._slot(info.component, node.written, path, value)
+        if info.kind == "slots":
+            return self._map(info.component, value, path)
+        spec = group_class(node.spec, name)
+        if isinstance(value, dict):
+            return self._plan(spec, value, path)
+        what = f"{found(value)} where a mapping belongs"
+        return self._report.add(path, what, expected=f"options: {', '.join(fields_of(spec))}")
+
     def _default(self, node: Node, name: str, info: FieldInfo) -> None:
-        """Gives a field that is absent its default, which interpolations may refer to."""
-        default = default_of(node.spec, name)
-        claim = self.registry.default(info.component) if info.claimed else None
+        """Gives a slot, a map or a group that is absent its default."""
+        default = defaults_of(node.spec)[name]
+        claim = self._registry.default(info.component) if info.claimed else None
         if claim is not None:
-            value = {"use": self.registry.short_name(claim)}
-            node.config[name] = dict(value)
-            node.children[name] = self.component(info.component, node.config[name], value, (*node.path, name))
+            node.written[name] = self._registry.short_name(claim)
+            node.children[name] = self._slot(info.component, node.written, (*node.path, name), node.written[name])
         elif default is MISSING:
-            self.mistakes.missing(node, name, info)
-        elif info.kind == "option":
-            node.config[name] = plain_value(default)
+            self._missing(node, name, info)
         else:
             node.children[name] = default
-            node.config[name] = to_plain(default, registry=self.registry) if isinstance(default, Spec) else default
+            node.written[name] = plain_value(default, self._registry)
 
-    def _slot(self, kind: str, config: DictConfig, key: str, value: Any, *, path: Keys) -> Any:
+    def _slot(self, kind: str, holder: dict[str, Any], path: Keys, value: Any) -> Any:
         if isinstance(value, str):
-            config[key] = value = {"use": value}
-        return self.component(kind, config[key], value, path)
+            key: Any = path[-1]
+            holder[key] = value = {"use": value}
+            self.references.put(path, value)
+        return self._component(kind, value, path)
 
-    def component(self, kind: str, config: DictConfig, value: Any, path: Keys) -> Any:
-        """The node that ``value``, at ``config``, describes in a slot of ``kind``; ``BROKEN`` if it has a mistake."""
-        listing = f"moekit ls {self.registry.kind(kind).plural}"
+    def _component(self, kind: str, value: Any, path: Keys) -> Any:
+        """The node that ``value`` describes in a slot of ``kind``; ``BROKEN`` if it has a mistake."""
+        of = self._registry.kind(kind)
+        listing = f"moekit ls {of.plural}"
         if not isinstance(value, dict):
             what = f"{kind}: {found(value)} is not a component"
-            return self.mistakes.broken(path, what, expected=f"{{use: <{kind}>, ...}}", list_with=listing)
+            return self._report.add(path, what, expected=f"{{use: <{kind}>, ...}}", list_with=listing)
         if not value.keys().isdisjoint(("class", *FOREIGN)):
-            return class_node(self.mistakes, kind, config, value, path)
+            return self._class(of, value, path)
         at = (*path, "use") if "use" in value else path
-        use = self._copy(config, "use", value.get("use"), at)
-        if use is BROKEN or at in self.report:
+        use = self._copy(value, at) if "use" in value else None
+        if use is BROKEN or at in self._report:
             return BROKEN
-        if use == LEFT_OPEN:
-            what = f"the recipe leaves this {kind} open ('{LEFT_OPEN}')"
-            return self.mistakes.broken(path, what, expected="use: <name>", list_with=listing)
-        if use is None:
-            what = f"'use' is missing: it names the {kind}"
-            return self.mistakes.broken(path, what, expected="use: <name>", list_with=listing)
-        if not isinstance(use, str):
-            what = f"use: {found(use)} is not a name"
-            return self.mistakes.broken(at, what, expected=f"the name of a {kind}", list_with=listing)
+        if not isinstance(use, str) or use == LEFT_OPEN:
+            what, expected = f"use: {found(use)} is not a name", f"the name of a {kind}"
+            if use is None or use == LEFT_OPEN:
+                at, expected = path, "use: <name>"
+                what = f"the recipe leaves this {kind} open ('{LEFT_OPEN}')"
+                what = f"'use' is missing: it names the {kind}" if use is None else what
+            return self._report.add(at, what, expected=expected, list_with=listing)
         try:
-            component = self.registry.get(kind, use, home=self.report.place(at).plugin)
+            component = self._registry.get(kind, use, home=self._report.place(at).plugin)
         except UnknownName as error:
             p = error.problem
-            return self.mistakes.broken(
+            return self._report.add(
                 at, p.what, expected=p.expected, nearest=p.nearest, list_with=p.list_with, notes=p.notes
             )
         except MoekitError as error:  # its plugin failed to load
-            return self.mistakes.broken(at, str(error))
-        return self.plan(component.spec_class(), config, value, path, use)
+            return self._report.add(at, str(error))
+        return self._plan(component.spec_class(), value, path, use)
 
-    def _map(self, kind: str, config: DictConfig, value: Any, path: Keys) -> Any:
+    def _class(self, kind: Kind, value: dict[str, Any], path: Keys) -> Any:
+        """The node of a class named by its import path; ``BROKEN`` if it has a mistake.
+
+        Its arguments are checked when the class is imported.
+        """
+        wrong = next((name for name in (*FOREIGN, "use") if name in value), "")
+        if not kind.imports:
+            here = (*path, wrong if wrong in FOREIGN else "class")
+            what = f"a {kind.name} cannot be a class by its import path"
+            return self._report.add(here, what, expected="use: <name>", list_with=f"moekit ls {kind.plural}")
+        if wrong:
+            what = "'use' and 'class' exclude each other" if wrong == "use" else f"'{wrong}' is called 'class' here"
+            expected = "class: package.module.Name, and its arguments next to it"
+            return self._report.add((*path, wrong), what, expected=expected)
+        if not is_import_path(value["class"]):
+            what = f"class: {found(value['class'])} is not an import path"
+            return self._report.add((*path, "class"), what, expected="package.module.Name")
+        return Node(Imported, value, path, value["class"], options=[name for name in value if name != "class"])
+
+    def _map(self, kind: str, value: Any, path: Keys) -> Any:
         if not isinstance(value, dict):
             shown = _as_map(value) if isinstance(value, list) else f"name: {{use: <{kind}>, ...}}"
-            what = f"{found(value)} where a named map of {self.registry.kind(kind).plural} belongs"
-            return self.mistakes.broken(path, what, expected=f"{{{shown}}}")
+            what = f"{found(value)} where a named map of {self._registry.kind(kind).plural} belongs"
+            return self._report.add(path, what, expected=f"{{{shown}}}")
         entries: dict[str, Any] = {}
         for name, item in value.items():
             here = (*path, name)
             if not name.replace("-", "_").isidentifier():
                 expected = "a letter, then letters, digits, '_' or '-'"
-                entries[name] = self.mistakes.broken(here, f"'{name}' is not a valid name", expected=expected)
+                entries[name] = self._report.add(here, f"'{name}' is not a valid name", expected=expected)
             elif item is not None:
-                make = partial(self._slot, kind, config, name, path=here)
-                self._put(entries, config, name, item, here, make, partial(entries.pop, name))
+                self._put(entries, value, here, partial(self._slot, kind, value, here), partial(entries.pop, name))
         return entries
+
+    def _unknown_option(self, node: Node, name: str) -> None:
+        """Reports an option that the spec class does not have."""
+        names = list(fields_of(node.spec))
+        if name in node.spec.refused:
+            what = f"'{show((*node.path, name))}' is not for a spec: {node.spec.refused[name]}"
+            return self._unsound(node, name, what)
+        groups = [group for group, info in fields_of(node.spec).items() if info.kind == "group"]
+        inside = [f"{group}.{name}" for group in groups if name in fields_of(group_class(node.spec, group))]
+        near = inside[0] if inside else nearest(str(name), names)
+        many = node.use or (near and len(names) > MAX_LISTED)
+        expected = "" if many and names else one_of(names) if names else "no option at all"
+        listing = f"moekit show {node.use}" if node.use and names else ""
+        self._unsound(node, name, f"{node} has no option '{name}'", expected, listing, nearest=near)
+
+    def _missing(self, node: Node, name: str, info: FieldInfo) -> None:
+        """Reports a field without a default that is not given."""
+        here = (*node.path, name)
+        value, listing = self._expected(node, name, info)
+        if info.kind != "slot":
+            value += f" ({info.help})" if info.help else ""
+            listing = f"moekit show {node.use}" if node.use else ""
+        written = here if here in self._report.places else (*node.path, "use") if node.use else node.path
+        place = self._report.place(written)
+        self._unsound(node, name, f"{node} needs '{name}'", f"{name}: {value}", listing, place=place)
+
+    def _left_open(self, node: Node, name: str, info: FieldInfo) -> None:
+        """Reports a field that is ``???``."""
+        value, listing = self._expected(node, name, info)
+        what = f"{name}: the recipe leaves this open ('{LEFT_OPEN}')"
+        if info.kind == "slot":
+            what, value = f"the recipe leaves this {info.component} open ('{LEFT_OPEN}')", "use: <name>"
+        self._unsound(node, name, what, value, listing)
+
+    def _expected(self, node: Node, name: str, info: FieldInfo) -> tuple[str, str]:
+        """What a field takes, and the command that lists it."""
+        if info.kind == "slot":
+            return f"{{use: <{info.component}>, ...}}", f"moekit ls {self._registry.kind(info.component).plural}"
+        if info.kind != "option":
+            return "a mapping", ""
+        return f"{describe(types_of(node.spec)[name])} {'' if info.choices else info.range_text()}".rstrip(), ""
+
+    def _unsound(
+        self,
+        node: Node,
+        name: str,
+        what: str,
+        expected: str = "",
+        list_with: str = "",
+        nearest: str = "",
+        place: Place | None = None,
+    ) -> None:
+        node.sound = False
+        path = (*node.path, name)
+        if path not in self._report:  # its interpolation cannot be read
+            self._report.add(path, what, expected=expected, nearest=nearest, list_with=list_with, place=place)
+
+
+def _refers(value: Any) -> bool:
+    """Whether an interpolation is in a value."""
+    if isinstance(value, dict | list):
+        return any(map(_refers, value.values() if isinstance(value, dict) else value))
+    return is_reference(value)
 
 
 def _size(value: Any) -> int:

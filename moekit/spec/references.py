@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, TypeGuard
 
 import omegaconf
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import InterpolationKeyError, InterpolationToMissingValueError
+from omegaconf.errors import GrammarParseError, InterpolationKeyError, InterpolationToMissingValueError
 
 from moekit.component import imported
 from moekit.errors import PluginError, nearest
@@ -18,6 +18,9 @@ from moekit.spec.places import BROKEN, LEFT_OPEN, MAX_DEPTH, MAX_NODES, Keys, Re
 
 MAX_STEPS = 2_000
 """References that one spec may follow, those that lead to others counted again for each. A recipe follows two."""
+
+MAX_TEXT = 4_000
+"""Characters of a text with interpolations. Parsing them takes OmegaConf a second for each 20,000."""
 
 _KEY = r"[\w-]+(?:\.[\w-]+|\[\d+\])*"
 _TARGET = re.compile(rf"\$\{{\s*(\.*)({_KEY})\s*\}}")
@@ -29,9 +32,18 @@ def is_reference(value: Any) -> TypeGuard[str]:
     return isinstance(value, str) and "${" in value
 
 
+@lru_cache
+def is_readable(text: str) -> bool:
+    """Whether OmegaConf can parse the interpolations in a text, and in less than a second."""
+    try:
+        return len(text) <= MAX_TEXT and OmegaConf.create({"text": text}) is not None
+    except (GrammarParseError, RecursionError):
+        return False
+
+
 def escape(text: str) -> str:
     """Text that resolves to ``text``, with every ``${`` in it literal."""
-    return re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", text)
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
 
 
 def register_resolver(name: str, function: Callable[..., Any]) -> None:
@@ -69,12 +81,12 @@ class References:
     """Resolves the interpolations of one tree.
 
     Args:
-        tree: what they refer to. A default that is filled in before they are resolved counts.
+        tree: what they refer to: a config, or plain data of which a config is made when the first is resolved.
         report: receives the interpolations that cannot be resolved.
         if_open: what a reference to a value that is left open (``???``) gives.
     """
 
-    def __init__(self, tree: DictConfig, report: Report, if_open: Any = BROKEN) -> None:
+    def __init__(self, tree: DictConfig | dict[str, Any], report: Report, if_open: Any = BROKEN) -> None:
         self._tree = tree
         self._report = report
         self._if_open = if_open
@@ -84,6 +96,26 @@ class References:
         self._steps_of: dict[Keys, int] = {}
         self._steps = 0
         self._count = 0
+
+    @cached_property
+    def _config(self) -> Any:
+        return OmegaConf.create(self._tree) if isinstance(self._tree, dict) else self._tree
+
+    def config_at(self, path: Keys) -> Any:
+        """The node at a path, none of whose parents is an interpolation."""
+        node = self._config
+        for key in path:
+            node = node[key]
+        return node
+
+    def renew(self) -> None:
+        """The plain data has changed."""
+        vars(self).pop("_config", None)
+
+    def put(self, path: Keys, value: Any) -> None:
+        """The plain data has changed at ``path`` alone."""
+        if "_config" in vars(self):
+            self.config_at(path[:-1])[path[-1]] = value
 
     def value(self, config: Any, key: str | int, written: Any, path: Keys) -> Any:
         """``config[key]`` as plain data, every interpolation in it resolved; ``BROKEN`` if one cannot be.
@@ -128,7 +160,7 @@ class References:
             missing = show(targets[0]) if whole else (match[2] or match[1]) if match else ""
             why = f"'{missing}' does not exist" if missing else _first_line(error)
             if missing not in self._nearest:
-                self._nearest[missing] = nearest(missing, sorted(_paths(OmegaConf.to_container(self._tree))))
+                self._nearest[missing] = nearest(missing, sorted(_paths(self._written)))
             self._report.add(path, f"cannot resolve '{text}': {why}", nearest=self._nearest[missing])
         except Exception as error:  # a resolver may raise anything
             self._report.add(path, f"cannot resolve '{text}': {_first_line(error)}")
@@ -176,7 +208,7 @@ class References:
 
     @cached_property
     def _written(self) -> Any:
-        return OmegaConf.to_container(self._tree)
+        return self._tree if isinstance(self._tree, dict) else OmegaConf.to_container(self._tree)
 
     def is_news(self, path: Keys, problems: Collection[Keys]) -> bool:
         """Whether the problem at ``path`` is its own: no value that it refers to has one. ``problems``: all paths."""

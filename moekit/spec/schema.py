@@ -7,6 +7,7 @@ converts: a number without quotes, and text that looks like a number in quotes.
 
 from __future__ import annotations
 
+import math
 import typing
 from collections.abc import Mapping
 from dataclasses import MISSING
@@ -15,10 +16,10 @@ from urllib.parse import quote
 
 from moekit.component import Component, import_string
 from moekit.errors import PluginError
+from moekit.record import defaults_of
 from moekit.registry import Registry
-from moekit.spec.dumping import plain_value, to_plain
-from moekit.spec.fields import FieldInfo, Spec, default_of, fields_of, group_class, is_finite, types_of
-from moekit.spec.hints import is_optional, members
+from moekit.spec.dumping import plain_value
+from moekit.spec.fields import FieldInfo, Spec, fields_of, group_class, is_optional, members, types_of
 from moekit.spec.places import LEFT_OPEN
 from moekit.spec.recipe import Recipe
 
@@ -64,7 +65,7 @@ class _Writer:
 
     def field(self, spec: type[Spec], name: str, info: FieldInfo) -> Schema:
         """The schema of one field, with its help and default."""
-        default = default_of(spec, name)
+        default = defaults_of(spec)[name]
         if info.kind == "option":
             choices = _choices(types_of(spec)[name], info)
         elif info.kind == "slot":
@@ -79,9 +80,8 @@ class _Writer:
         out: Schema = {"anyOf": [*choices, _ref("reference"), _NULL]}
         if info.help:
             out["description"] = info.help
-        if default is not MISSING and is_finite(default):
-            plain = to_plain(default, registry=self.registry) if isinstance(default, Spec) else plain_value(default)
-            out["default"] = plain
+        if default is not MISSING and default not in (math.inf, -math.inf):
+            out["default"] = plain_value(default, self.registry)
         return out
 
     def group(self, spec: type[Spec]) -> Schema:

@@ -50,7 +50,7 @@ def write(plain: Any) -> str:
     return yaml.dump(plain, Dumper=_Dumper, sort_keys=False, default_flow_style=False, width=120, allow_unicode=True)
 
 
-def read(text: str, source: str, *, lines: bool = True, prefix: Keys = ()) -> Tree:
+def read(text: str, source: str, *, lines: bool = True, prefix: Keys = (), plugin: str = "") -> Tree:
     """One YAML document as plain data, with the place of every key.
 
     Args:
@@ -58,6 +58,7 @@ def read(text: str, source: str, *, lines: bool = True, prefix: Keys = ()) -> Tr
         source: its name in messages: a file's name, or ``command line``.
         lines: whether places have line numbers.
         prefix: path of the document in a larger tree.
+        plugin: name of the plugin that ships the file.
 
     Raises:
         SpecError: with the first mistake in the YAML; or, in valid YAML, with everything that a spec may not hold.
@@ -77,23 +78,24 @@ def read(text: str, source: str, *, lines: bool = True, prefix: Keys = ()) -> Tr
         reject(f"not valid YAML: {said}", at=prefix, place=Place(source, line))
     except (yaml.YAMLError, UnicodeEncodeError) as error:
         reject(f"not valid YAML: {' '.join(str(error).split())}", at=prefix, place=Place(source))
-    reader = _Reader(source, lines)
+    reader = _Reader(source, lines, plugin)
     data = None if root is None else reader.value(root, prefix)
     reader.report.raise_if_any()
     return Tree(data, reader.places)
 
 
 class _Reader:
-    def __init__(self, source: str, lines: bool) -> None:
+    def __init__(self, source: str, lines: bool, plugin: str) -> None:
         self.source = source
         self.lines = lines
+        self.plugin = plugin
         self.count = 0
         self.places: dict[Keys, Place] = {}
         self.report = Report(self.places)
 
     def value(self, node: yaml.Node, path: Keys) -> Any:
         if not self.places:
-            self.places[path] = Place(self.source)
+            self.places[path] = Place(self.source, 0, self.plugin)
         self.count += 1
         check_size(path, self.count, self.source)
         if isinstance(node, yaml.MappingNode) and node.tag == f"{_PREFIX}map":
@@ -153,4 +155,4 @@ class _Reader:
         self.report.add(path, f"tag '{tag}' is not supported", expected="plain values", place=self.place(node))
 
     def place(self, node: yaml.Node) -> Place:
-        return Place(self.source, node.start_mark.line + 1 if self.lines else 0)
+        return Place(self.source, node.start_mark.line + 1 if self.lines else 0, self.plugin)

@@ -1,4 +1,4 @@
-"""Building the model of a recipe, whole or as a strategy shards it, and the recipe of its dense baseline."""
+"""Building the model of a recipe, and the recipe of its dense baseline."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ import torch
 
 from moekit.contracts import Model
 from moekit.errors import Problem, SpecError
-from moekit.parallel.deferred_init import DeferredInit, defer_init
-from moekit.parallel.strategy import ShardingStrategy
 from moekit.registry import build, current
 from moekit.seeds import seed_torch
 from moekit.spec.recipe import Recipe
@@ -25,20 +23,6 @@ def build_model(recipe: Recipe) -> Model:
     """The recipe's model under the recipe's seed, whole, on the CPU, in fp32."""
     model: Model = build_seeded(recipe.model, recipe.seed)
     return model
-
-
-def build_unsharded(recipe: Recipe, strategy: ShardingStrategy) -> tuple[Model, DeferredInit]:
-    """The recipe's model, to be passed to ``strategy.shard``; it holds only this rank's experts.
-
-    Its weight matrices are on the meta device, and the returned ``DeferredInit`` initialises them after sharding. A
-    model that initialises weights by other means than ``moekit.weights.init_weights`` is built whole on every rank.
-    """
-    spec = strategy.per_rank(recipe).model
-    with defer_init() as deferred:
-        model: Model = build_seeded(spec, recipe.seed)
-    if not deferred.covers(model):
-        model, deferred = build_seeded(spec, recipe.seed), DeferredInit()
-    return model, deferred
 
 
 def build_seeded(spec: Any, seed: int) -> Any:

@@ -98,23 +98,17 @@ def is_logged_step(trainer: L.Trainer) -> bool:
     return every > 0 and (trainer.global_step + 1) % every == 0
 
 
-def reached(stop: Stop, pairs: Mapping[str, Tensor]) -> bool:
-    """Whether the metric of ``stop`` has fallen to its bound. Waits for the device.
+def reached(stop: Stop, values: Mapping[str, float]) -> bool:
+    """Whether the metric of ``stop`` has fallen to its bound.
 
     Raises:
-        SpecError: training logs no such metric.
+        SpecError: it is none of ``values``, the metrics of a training step or of a validation.
     """
-    name = stop.metric.removeprefix("train/")
-    if name not in pairs:
-        raise unknown_metric(stop.metric, [f"train/{known}" for known in pairs])
-    return bool((pairs[name][0] / pairs[name][1]).item() <= stop.below)
-
-
-def unknown_metric(name: str, known: Sequence[str]) -> SpecError:
-    """The error for a ``stop.metric`` that training does not log."""
-    expected = "one of " + ", ".join(known)
-    what = f"training logs no metric '{name}'"
-    return SpecError([Problem(what=what, at="stop.metric", expected=expected, nearest=nearest(name, list(known)))])
+    if stop.metric not in values:
+        known = [name for name in values if "/" in name]
+        what, expected = f"training logs no metric '{stop.metric}'", "one of " + ", ".join(known)
+        raise SpecError([Problem(what=what, at="stop.metric", expected=expected, nearest=nearest(stop.metric, known))])
+    return values[stop.metric] <= stop.below
 
 
 def headline(recipe: Recipe, logged: Collection[str]) -> tuple[str, MetricInfo]:

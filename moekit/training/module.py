@@ -24,6 +24,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
 import moekit
@@ -39,17 +40,15 @@ from moekit.seeds import seed_all
 from moekit.spec import load, to_plain
 from moekit.spec.loading import Source
 from moekit.training.balance import BalanceStep, StepLoad
-from moekit.training.build import build_model, build_seeded, build_unsharded, check_trainable, compile_parts
+from moekit.training.build import build_model, build_seeded, check_trainable, compile_parts
 from moekit.training.data import StepLoader, ValidationShard, noise_seed
 from moekit.training.health.components import NameComponent, check_loss, check_output, values_checked
 from moekit.training.health.diagnosis import MicroBatch
-from moekit.training.health.policy import NonFinitePolicy
-from moekit.training.metrics import Validation, is_logged_step, load_metrics, progress, ratios, reached, unknown_metric
+from moekit.training.metrics import Validation, is_logged_step, load_metrics, progress, ratios, reached
 from moekit.training.optim import optimizer_of
-from moekit.training.run.resume import recount
-from moekit.training.run.saved import read_any_checkpoint
-from moekit.training.run.start import StartingPoint
-from moekit.training.step import OptimizerStep, Precision, StepResult, clip, clip_values
+from moekit.training.run.saved import read_any_checkpoint, recount
+from moekit.training.run.start import freeze, load_vocabulary, load_weights
+from moekit.training.step import NonFinitePolicy, OptimizerStep, StepResult, clip, clip_values, log_on_rank_zero
 
 
 class TrainingClock:
@@ -104,7 +103,6 @@ class LitMoE(L.LightningModule):
         model, objective, data: built from the recipe; ``data`` is None for a recipe without data. A sharded model is
             built when the trainer's strategy is known, any other model at once.
         balance: the balancers' step.
-        starting: the weights that the recipe starts from, and which parameters are trained.
         clock: training time (without validation) and tokens so far.
         logged: the training metrics last logged, by name.
         logged_step: the optimizer step of these metrics.
@@ -130,7 +128,7 @@ class LitMoE(L.LightningModule):
         check_trainable(self.recipe)
         self.objective = build_seeded(self.recipe.objective, self.recipe.seed)
         self.data: Data | None = None if self.recipe.data is None else build(self.recipe.data)
-        self.starting = StartingPoint(self.recipe.start)
+        self._start = self.recipe.start  # None once its weights are loaded, and in a resumed run
         self.clock = TrainingClock()
         self.logged: dict[str, float] = {}
         self.logged_step = 0
@@ -174,9 +172,7 @@ class LitMoE(L.LightningModule):
         trainer = trainer_of(self)
         strategy = None if trainer is None else trainer.strategy
         if isinstance(strategy, ShardingStrategy):
-            model, deferred = build_unsharded(self.recipe, strategy)
-            self._set_model(model)
-            strategy.shard(model, deferred)
+            strategy.build(self.recipe, self._set_model)
         self.build()
         if strategy is not None:  # now: later, a checkpoint's fp64 weights would have been rounded to fp32
             strategy.precision_plugin.convert_module(self)
@@ -186,7 +182,7 @@ class LitMoE(L.LightningModule):
 
     def _set_model(self, model: Model) -> None:
         self.model = model
-        self.starting.freeze(model)
+        freeze(model, self.recipe.start)
         self.balance = BalanceStep(model)
         self._step = OptimizerStep(model, self.objective, self.balance)
 
@@ -199,13 +195,24 @@ class LitMoE(L.LightningModule):
         if self.data is None:
             raise DataError("the recipe names no data: add a 'data:' node, or give Trainer.fit a datamodule")
         if not self._data_ready:
-            self.starting.load_vocabulary(self.data, self._restored)  # first: the data then learns none of its own
+            if self._start is not None:
+                load_vocabulary(self.data, self._start)  # first: the data then learns none of its own
             if self.is_built:
-                self.starting.load(self.model, self._restored)  # before data is read, so that a misfit fails early
+                self.load_start()  # before data is read, so that a misfit fails early
             self.data.prepare()
             self.fingerprint = self.data.fingerprint()
             self._data_ready = True
         return self.data
+
+    def load_start(self) -> None:
+        """Loads the weights that the recipe starts from, once, unless the run is resumed.
+
+        Raises:
+            CheckpointError: there is no such run, or its weights do not fit.
+        """
+        if self._start is not None:
+            load_weights(self.model, self._start)
+            self._start = None
 
     def train_dataloader(self) -> StepLoader:
         """Batches by (seed, step, micro-batch, rank); one endless epoch if the trainer counts steps.
@@ -286,7 +293,7 @@ class LitMoE(L.LightningModule):
         """
         # DDP averages gradients over ranks; a sharding strategy sums them.
         averaged = 1 if isinstance(self.trainer.strategy, ShardingStrategy) else self.trainer.world_size
-        done = self._step.finish(averaged, progress(self.trainer), Precision(self.trainer.precision_plugin))
+        done = self._step.finish(averaged, progress(self.trainer), self.trainer.precision_plugin)
         self._finished, step = done, self.trainer.global_step + 1
         self._tokens = done.tokens if self._tokens is None else self._tokens + done.tokens
         if done.non_finite:
@@ -295,7 +302,7 @@ class LitMoE(L.LightningModule):
         else:
             self.skips.in_a_row = 0
             stop = self.recipe.stop
-            if stop is not None and not stop.metric.startswith("val/") and reached(stop, done.sums):
+            if stop is not None and not stop.metric.startswith("val/") and reached(stop, ratios(done.sums, "train/")):
                 self.stopped_after = step - 1
         last = step == self.trainer.max_steps or self.stopped_after is not None
         if last:
@@ -333,8 +340,8 @@ class LitMoE(L.LightningModule):
         """
         values = {name: float(value) for name, value in values.items()}
         self.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
-        for logger in self.loggers:
-            logger.log_metrics(values, max(self.trainer.global_step, self._step_begun))
+        step = max(self.trainer.global_step, self._step_begun)
+        self.each_logger(lambda logger: logger.log_metrics(values, step))
 
     def _new_tokens(self) -> float:
         tokens, self._tokens = self._tokens, None
@@ -344,8 +351,18 @@ class LitMoE(L.LightningModule):
         # Loggers are called here with the exact step; Lightning would count from 0 in training and lag in validation.
         # All ranks have the same values, but Lightning warns about validation metrics without ``sync_dist``.
         self.log_dict(dict(values), logger=False, sync_dist=self.trainer.validating and self.trainer.world_size > 1)
-        for logger in self.loggers:
-            logger.log_metrics(dict(values), step)
+        self.each_logger(lambda logger: logger.log_metrics(dict(values), step))
+
+    def each_logger(self, call: Callable[[Logger], object]) -> None:
+        """Calls a function with every logger. One that raises is reported and removed: no run needs its logs."""
+        loggers: list[Logger] = self.trainer.loggers
+        for logger in loggers:
+            try:
+                call(logger)
+            except Exception as error:
+                self.trainer.loggers = [each for each in self.trainer.loggers if each is not logger]
+                what = f"logger {type(logger).__name__}: {type(error).__name__}: {error}"
+                log_on_rank_zero(f"{what}\n  training continues without it")
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Adds one batch's sums and load, without updating a balancer."""
@@ -357,6 +374,8 @@ class LitMoE(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Logs the metrics of the validation set: ``val/loss``, the objective's, ``val/max_violation``.
 
+        Loggers then write their files, before a checkpoint is saved.
+
         Raises:
             SpecError: ``stop.metric`` is none of them.
         """
@@ -366,12 +385,15 @@ class LitMoE(L.LightningModule):
             self.validated_step = self.trainer.global_step
             self._publish(values, self.trainer.global_step)
             stop = self.recipe.stop
-            if stop is not None and stop.metric.startswith("val/"):
-                if stop.metric not in values:
-                    raise unknown_metric(stop.metric, [name for name in values if name.startswith("val/")])
-                if values[stop.metric] <= stop.below:
-                    self.stopped_after = self.trainer.global_step
-                    self.trainer.should_stop = True
+            if stop is not None and stop.metric.startswith("val/") and reached(stop, values):
+                self.stopped_after = self.trainer.global_step
+                self.trainer.should_stop = True
+
+        self.each_logger(lambda logger: logger.save())
+
+    def on_train_epoch_end(self) -> None:
+        """Has loggers write their files, before the run's last checkpoint is saved."""
+        self.each_logger(lambda logger: logger.save())
 
     def discard_validation(self) -> None:
         """Forgets the batches of a validation that is abandoned, so that no metrics are logged."""
@@ -428,6 +450,7 @@ class LitMoE(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restores the data's state; ``on_train_start`` restores the rest."""
         self._restored = checkpoint.get("moekit")
+        self._start = self._start if self._restored is None else None
         if self._restored is not None and trainer_of(self) is not None:
             recount(checkpoint, self.trainer.accumulate_grad_batches)
             if len(checkpoint["lr_schedulers"]) != (self.recipe.schedule is not None):  # added or removed on resume
@@ -437,7 +460,7 @@ class LitMoE(L.LightningModule):
 
     def on_train_start(self) -> None:
         """Loads the weights to start from, if any, and starts the clock."""
-        self.starting.load(self.model, self._restored)
+        self.load_start()
         self._first_step = self.trainer.global_step
         restored = self._restored or {"seconds": 0.0, "tokens": 0.0, "skipped": 0, "logged": 0}
         self.clock.start(float(restored["seconds"]), float(restored["tokens"]))

@@ -19,7 +19,7 @@ from moekit.compat import resume_schedule
 from moekit.contracts import Model
 from moekit.errors import CheckpointError
 from moekit.registry import build
-from moekit.shards.shard import (
+from moekit.shards import (
     Dims,
     TensorShard,
     optimizer_state_shards,

@@ -6,24 +6,43 @@ whole step.
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from moekit.compat import foreach_norm
 from moekit.contracts import LossSum, Model, ModelOutput, Objective
-from moekit.shards.shard import expert_parallel_layers, local
+from moekit.errors import MoekitError
+from moekit.shards import expert_parallel_layers, local
 from moekit.training.balance import BalanceStep, StepLoad
 from moekit.training.health.diagnosis import MicroBatch, diagnose
-from moekit.training.health.policy import NonFiniteStep
 from moekit.training.metrics import Meter, balance_sum, loss_sums
+
+
+@dataclass(frozen=True, kw_only=True)
+class NonFiniteStep:
+    """Why an optimizer step is not finite.
+
+    Attributes:
+        what: the values of the loss and of the gradients' norm.
+        where: the module that caused it.
+        lasting: whether weights or buffers are non-finite themselves, so that no later step can be finite.
+        scale: the loss scale, if fp16 gradients overflowed although the loss is finite; a smaller scale follows. Else
+            None.
+    """
+
+    what: str
+    where: str = ""
+    lasting: bool = False
+    scale: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,22 +62,6 @@ class StepResult:
     norm: Tensor
     load: StepLoad | None
     non_finite: NonFiniteStep | None
-
-
-class Precision:
-    """What ``OptimizerStep`` needs of a trainer's precision plugin."""
-
-    def __init__(self, plugin: Any) -> None:
-        self._plugin = plugin
-
-    def autocast(self) -> AbstractContextManager[object]:
-        """The context of a forward pass."""
-        return self._plugin.train_step_context()  # type: ignore[no-any-return]
-
-    def scale(self) -> float | None:
-        """The loss scale that keeps fp16 gradients from vanishing; None without one. Waits for the device."""
-        scaler = getattr(self._plugin, "scaler", None)
-        return None if scaler is None else float(scaler.get_scale())
 
 
 class OptimizerStep:
@@ -83,13 +86,13 @@ class OptimizerStep:
         self._meter.add(sums)
         return total
 
-    def finish(self, averaged: int, progress: float, precision: Precision) -> StepResult:
+    def finish(self, averaged: int, progress: float, precision: Any) -> StepResult:
         """Divides the gradients by the step's tokens, updates the balancers, and resets. Call it on every rank.
 
         Args:
             averaged: the number of ranks over which gradients were averaged; 1 if they were summed.
             progress: the fraction of training completed.
-            precision: of the forward passes.
+            precision: the trainer's precision plugin, for more forward passes and the loss scale.
         """
         sums = self._meter.take()
         total, tokens = sums["objective"].unbind()
@@ -106,37 +109,42 @@ class OptimizerStep:
         return StepResult(sums=sums, tokens=tokens, norm=norm, load=load, non_finite=non_finite)
 
     def _diagnose(
-        self, loss: Tensor, norm: Tensor, micro_batches: Sequence[MicroBatch], precision: Precision
+        self, loss: Tensor, norm: Tensor, micro_batches: Sequence[MicroBatch], precision: Any
     ) -> NonFiniteStep:
         what = f"the loss is {float(loss)}, the norm of its gradients {float(norm)}"
-        scale, finite = precision.scale(), bool(torch.isfinite(loss))
-        if scale is not None and scale > 1 and finite:
+        scaler, finite = getattr(precision, "scaler", None), bool(torch.isfinite(loss))
+        if scaler is not None and finite and (scale := float(scaler.get_scale())) > 1:
             return NonFiniteStep(what=what, scale=scale)
-        where, lasting = diagnose(self.model, self.objective, micro_batches, precision.autocast, finite_loss=finite)
+        autocast = precision.train_step_context
+        where, lasting = diagnose(self.model, self.objective, micro_batches, autocast, finite_loss=finite)
         return NonFiniteStep(what=what, where=where, lasting=lasting)
+
+
+# ---- gradients -------------------------------------------------------------------------------------------------------
+
+
+def local_gradients(parameters: Iterable[nn.Parameter]) -> Iterator[Tensor]:
+    """What this rank holds of each gradient that there is, sharing its memory."""
+    return (local(parameter.grad) for parameter in parameters if parameter.grad is not None)
 
 
 def divide(parameters: Iterable[nn.Parameter], by: Tensor) -> None:
     """Divides every gradient by a 0-d tensor, in place."""
-    for parameter in parameters:
-        if parameter.grad is not None:
-            local(parameter.grad).div_(by)
+    for grad in local_gradients(parameters):
+        grad.div_(by)
 
 
 def clip(parameters: Iterable[nn.Parameter], norm: Tensor, max_norm: float) -> None:
     """Scales all gradients, whose ``total_norm`` is ``norm`` (0-d), to a norm of at most ``max_norm``, in place."""
     factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
-    for parameter in parameters:
-        if parameter.grad is not None:
-            held = local(parameter.grad)
-            held.mul_(factor.to(held.device, held.dtype))
+    for grad in local_gradients(parameters):
+        grad.mul_(factor.to(grad.device, grad.dtype))
 
 
 def clip_values(parameters: Iterable[nn.Parameter], limit: float) -> None:
     """Clamps every element of every gradient to ``[-limit, limit]``, in place."""
-    for parameter in parameters:
-        if parameter.grad is not None:
-            local(parameter.grad).clamp_(-limit, limit)
+    for grad in local_gradients(parameters):
+        grad.clamp_(-limit, limit)
 
 
 def total_norm(module: nn.Module) -> Tensor:
@@ -162,11 +170,65 @@ def total_norm(module: nn.Module) -> Tensor:
 def _squares(parameters: list[nn.Parameter], device: torch.device) -> Tensor:
     """0-d, on ``device``: the sum of squares of this rank's part of the gradients."""
     by_kind: dict[tuple[torch.device, torch.dtype], list[Tensor]] = defaultdict(list)
-    for p in parameters:
-        if p.grad is not None and (held := local(p.grad)).numel():
-            by_kind[held.device, held.dtype].append(held)
+    for grad in local_gradients(parameters):
+        if grad.numel():
+            by_kind[grad.device, grad.dtype].append(grad)
     total = torch.zeros((), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
     for (_, dtype), grads in by_kind.items():
         norms = foreach_norm(grads, torch.promote_types(dtype, torch.float32))
         total += torch.stack(norms).to(total.device, total.dtype).square().sum()
     return total
+
+
+# ---- steps that are not finite ---------------------------------------------------------------------------------------
+
+REMEDIES = "what helps most often: a lower optimizer.lr, more schedule.warmup, trainer.gradient_clip_val=1.0"
+MAX_IN_A_ROW = 10  # consecutive skips that end a run: bad data seldom causes so many, a broken model always does
+LOG = logging.getLogger("moekit.training")
+
+
+class NonFinitePolicy:
+    """Stops the run at a non-finite step, or skips and counts it.
+
+    While the loss scale of fp16 is being found, infinite gradients are normal: both policies skip such steps.
+
+    Args:
+        policy: the recipe's ``non_finite``: ``stop`` or ``skip``.
+
+    Attributes:
+        count: optimizer steps skipped since the run began, also before it was resumed.
+        in_a_row: consecutive skips, overflows of the loss scale excepted. The caller sets it to 0 after a finite step.
+    """
+
+    def __init__(self, policy: str) -> None:
+        self.policy = policy
+        self.count = 0
+        self.in_a_row = 0
+
+    def skip(self, step: int, cause: NonFiniteStep) -> None:
+        """Counts and logs a skipped step (counted from 1), or stops the run.
+
+        Raises:
+            MoekitError: the policy is ``stop``; or weights or buffers are not finite; or too many steps in a row were.
+        """
+        if cause.scale is not None:
+            self.count += 1
+            log_on_rank_zero(
+                f"step {step} skipped: gradients overflow at a loss scale of {cause.scale:g}; a smaller scale follows"
+            )
+            return
+        report = f"step {step}: {cause.what}\n  {cause.where}\n  {REMEDIES}\n  training stopped"
+        if self.policy == "stop":
+            raise MoekitError(f"{report}; no weight was changed in this step; non_finite=skip skips such steps")
+        self.count, self.in_a_row = self.count + 1, self.in_a_row + 1
+        if cause.lasting:
+            raise MoekitError(f"{report}: skipping steps cannot repair weights or buffers")
+        if self.in_a_row >= MAX_IN_A_ROW:
+            raise MoekitError(f"{report}: {MAX_IN_A_ROW} steps in a row were skipped")
+        log_on_rank_zero(f"step {step} skipped ({self.count} so far): {cause.what}; {cause.where}")
+
+
+@rank_zero_only
+def log_on_rank_zero(line: str) -> None:
+    """Logs a warning, once for all ranks; unlike ``print``, it does not break a progress bar."""
+    LOG.warning(line)

@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from moekit.saved_memory import Saved, saved_for_backward
 from moekit_bench.results import VariantRow, ratio
+from moekit_bench.saved import Saved, saved_for_backward
 
 Item = TypeVar("Item")
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from moekit.saved_memory import Saved
+from moekit_bench.saved import Saved
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,22 +13,23 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from rich.console import Console
 from torch import nn
 
 from moekit.contracts import Data
-from moekit.saved_memory import Saved, saved_for_backward
 from moekit.spec import to_plain
 from moekit.spec.recipe import Compare, Recipe
 from moekit.training.build import RUN_SLOTS, check_trainable, dense_recipe
-from moekit.training.callbacks.load_history import LoadHistory
 from moekit.training.data import batch_at
 from moekit.training.module import LitMoE
 from moekit.training.run.folder import RunFolder
-from moekit.training.run.metrics_log import RunLog
+from moekit.training.run.hooks import RunInfo, run_starting
+from moekit.training.run.metrics_log import LogWrites, RunLog
 from moekit.training.run.prepare import make_trainer, quiet, trainer_options
 from moekit_bench import peers
 from moekit_bench.measure import Clock, Settings, rotated
 from moekit_bench.results import StepResult, StepRow, ratio
+from moekit_bench.saved import Saved, saved_for_backward
 from moekit_bench.stopwatch import OUTSIDE, Stopwatch
 
 STEPS: Final = 5
@@ -171,9 +172,14 @@ class RecipeRunner(Runner):
 
     def round(self, *, counts: bool) -> None:
         """Trains for ``STEPS`` optimizer steps, the first of which is never counted."""
-        log, loads = RunLog(self.folder.metrics, self.folder.tensorboard), LoadHistory(self.folder.loads)
-        log.log_metrics({}, 0)  # opens the event file, which happens once in a run
-        trainer = make_trainer(self.recipe, self.folder, loggers=[log], callbacks=[loads, self.watch])
+        writes = LogWrites()
+        log = RunLog(self.folder.metrics, writes=writes)
+        trainer = make_trainer(self.recipe, self.folder, loggers=[log])
+        run = RunInfo(folder=self.folder.path, name=self.name, label=self.name)
+        run_starting(trainer, run, self.module, {}, Console(quiet=True), writes)
+        for logger in trainer.loggers:
+            logger.log_metrics({}, 0)  # an event file is begun, which happens once in a run
+        trainer.callbacks.append(self.watch)  # type: ignore[attr-defined] # after those that log
         trainer.fit(self.module)
         *plain, last = self.watch.steps
         if counts:

@@ -20,7 +20,7 @@ from moekit.spec.dumping import dump
 from moekit.spec.kinds import ModelSpec
 from moekit.spec.recipe import Recipe
 from moekit.training.run.folder import RunFolder
-from moekit.training.run.saved import save_weights
+from moekit.training.run.imported import save_weights
 from moekit_hf.fields import FormatError
 from moekit_hf.folder import CONFIG, KEPT, Folder, read_json
 from moekit_hf.matching import format_of, model_of

@@ -1,10 +1,16 @@
-"""First-party callbacks, loggers and strategies of Lightning's Trainer."""
+"""First-party callbacks, loggers and strategies; progress, load history, events and plots of every run."""
 
 from __future__ import annotations
 
 from moekit.component import Component
 from moekit.hookspecs import hookimpl
 from moekit.lazy import from_stub
+
+TYPE_CHECKING = False  # importing typing slows the start of every command
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from moekit.training.run.hooks import EndedRun, StartingRun
 
 MOEKIT_API = 2
 __getattr__, __dir__, __all__ = from_stub(__name__, __file__)
@@ -61,3 +67,24 @@ def moekit_components() -> list[Component]:
             paper="Lepikhin et al. 2020, arXiv:2006.16668; Rajbhandari et al. 2020, arXiv:1910.02054",
         ),
     ]
+
+
+@hookimpl
+def moekit_run_starting(run: StartingRun) -> None:
+    """Has every run show its progress, record the load of its experts, and write TensorBoard's events."""
+    from moekit_lightning.event_file import EventFile
+    from moekit_lightning.load_history import LoadHistory
+    from moekit_lightning.progress import progress_of
+
+    if run.shows_progress:
+        run.callbacks.append(progress_of(run))
+    run.callbacks.append(LoadHistory(run.folder / "load.npz", run.upto, run.logs))
+    run.loggers.append(EventFile(run.folder / "tensorboard", run.upto + 1, run.logs))
+
+
+@hookimpl
+def moekit_run_ended(run: EndedRun) -> list[Path]:
+    """Draws the plots of every run."""
+    from moekit_lightning.plots import draw_plots
+
+    return draw_plots(run)

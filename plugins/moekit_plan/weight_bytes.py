@@ -1,4 +1,4 @@
-"""Bytes of a model's weights and of the optimizer's state, on a device, as ``moekit.parallel.sharding`` shards them.
+"""Bytes of weights and optimizer state on a device, as the strategy that shards a model lays them out.
 
 What an optimizer keeps is read off one that has taken a step on a tiny copy of the model. No two dimensions of a tiny
 parameter have the same length, so the length of each dimension of the state shows which of the parameter's it follows.
@@ -7,7 +7,7 @@ This works for any optimizer whose state has its parameter's sizes, or some of t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Final
@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from moekit.contracts import Model
 from moekit.errors import MoekitError
 from moekit.moe_layer import MoELayer
-from moekit.parallel.sharding import shard_dim
-from moekit.params import replace_each_tensor
+from moekit.parallel.mesh import shard_dim
 from moekit.registry import build
 from moekit.spec.kinds import OptimizerSpec
 
@@ -174,3 +173,18 @@ def optimizer_bytes(weights: Iterable[Weight], state: Mapping[str, Sequence[Stat
 def _state_tensor(value: Tensor) -> StateTensor:
     dims = tuple(PRIMES.index(n) if n in PRIMES else -1 for n in value.shape)
     return StateTensor(dims=dims, lengths=tuple(value.shape), itemsize=value.element_size())
+
+
+def replace_each_tensor(model: nn.Module, make: Callable[[Tensor], Tensor]) -> None:
+    """Replaces every parameter and buffer by ``make`` of it: without storage, or tiny.
+
+    A shared parameter stays shared. (``Module.to_empty`` would make two of it.)
+    """
+    made: dict[nn.Parameter, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False, remove_duplicate=False)):
+            if parameter not in made:
+                made[parameter] = nn.Parameter(make(parameter), requires_grad=parameter.requires_grad)
+            setattr(module, name, made[parameter])
+        for name, buffer in list(module.named_buffers(recurse=False, remove_duplicate=False)):
+            setattr(module, name, make(buffer))

@@ -26,7 +26,9 @@ from moekit.spec.dumping import dump
 from moekit.spec.kinds import MoE
 from moekit.spec.recipe import Recipe
 from moekit.training.run.folder import RUNS, RunFolder, checkpoint_of
-from moekit.training.run.saved import PREFIX, read_checkpoint, save_weights
+from moekit.training.run.imported import save_weights
+from moekit.training.run.saved import read_checkpoint
+from moekit.training.run.start import PREFIX
 from moekit_upcycle.experts import Upcycling
 
 FFN = re.compile(r"(.*\.ffn)\.(experts|router|balancers)\.(.+)")

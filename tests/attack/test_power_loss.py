@@ -12,8 +12,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,9 +23,9 @@ from moekit.checkpoints.files import Retention, last_of, recover, step_name, ste
 from moekit.checkpoints.reading import is_intact, open_checkpoint
 from moekit.checkpoints.writing import save_tree
 from moekit.files import replace_file
-from moekit.training.callbacks.load_history import LoadHistory, salvage_loads
 from moekit.training.run.folder import RunFolder
 from moekit.training.run.metrics_log import RunLog, salvage_metrics
+from moekit_lightning.load_history import LoadHistory, salvage_loads
 
 
 class Run:
@@ -56,13 +55,14 @@ class Run:
                     self.save(folder, step, log, loads)
 
     def logs(self, folder: RunFolder, step: int) -> tuple[RunLog, LoadHistory]:
-        return RunLog(folder.metrics, folder.tensorboard, step), LoadHistory(folder.loads, step)
+        return RunLog(folder.metrics, step), LoadHistory(folder.loads, step)
 
     def save(self, folder: RunFolder, step: int, log: RunLog, loads: LoadHistory) -> None:
         log.log_metrics({"train/loss": step / 10}, step)
         loads.steps.append(step)
         loads.loads.setdefault("blocks.1.ffn", []).append(np.array([step, 0]))
-        loads.write(cast(Any, SimpleNamespace(loggers=[log])))
+        log.save()
+        loads.write()
         before = last_of(folder.checkpoints)
         retention = Retention(best=step % 6 == 2, keep=4, after=before and step_of(before))
         tree = {"w": torch.full((3,), float(step)), "global_step": step}

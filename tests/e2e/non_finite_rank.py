@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from moekit import MoekitError, MoELayer
-from moekit.shards.shard import local
+from moekit.shards import local
 from moekit.spec import load
 from moekit.training import LitMoE
 from moekit.training.run.folder import RunFolder

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from sharded_run import SMALL, Micros
 from torch import Tensor
 
-from moekit.shards.shard import local
+from moekit.shards import local
 from moekit.spec import load
 from moekit.training import LitMoE
 from moekit.training.run.folder import RunFolder

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from moekit import Batch, Source
-from moekit.shards.shard import TensorShard, gather, local, parameter_shards, state_dict_shards
+from moekit.shards import TensorShard, gather, local, parameter_shards, state_dict_shards
 from moekit.spec import load
 from moekit.spec.recipe import Recipe
 from moekit.training import LitMoE

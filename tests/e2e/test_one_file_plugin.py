@@ -109,7 +109,7 @@ def moekit_step_ended(run):
 
 @hookimpl
 def moekit_run_ended(run):
-    from moekit.training.run.events import ReportRow
+    from moekit.training.run.hooks import ReportRow
 
     return [ReportRow("canvas", f"finished after {run.step} steps")]
 '''

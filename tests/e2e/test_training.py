@@ -242,9 +242,15 @@ def test_jacobs1991_stops_at_its_criterion_plots_decision_regions_and_cannot_gen
 
 
 @pytest.mark.parametrize("options", [["trainer.limit_val_batches=0"], ["trainer.fast_dev_run=true"]])
-def test_a_run_without_validation_ends_without_a_comparison(root: Path, tmp_path: Path, options: list[str]) -> None:
+def test_a_run_without_validation_ends_without_a_comparison(
+    root: Path, tmp_path: Path, options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert train(root, tmp_path, "trainer.max_steps=2", *options) == 0
     folder = only(tmp_path / "deepseek_v3")
+    said = capsys.readouterr().out
+    listed = said[said.index("\nfiles  ") :].partition("\ntry next")[0].replace("\nfiles", "").replace("\npictures", "")
+    assert "loss.png" in listed and [name for name in listed.split() if not (folder / name).exists()] == []
+    assert (folder / "tensorboard").exists() == ("limit" in options[0])
     assert json.loads((folder / "summary.json").read_text())["comparison"] is None
     if "limit" in options[0]:
         assert last_step(folder) == 2

@@ -35,19 +35,21 @@ LONG: dict[str, str] = {
     "moekit_bench/step.py": "one comparison of training steps, and the two loops that it runs interleaved",
     "moekit/checkpoints/writing.py": "one protocol: who writes what, and every stage of a save, in order",
     "moekit/contracts/layer.py": "the contracts of a layer, in the order in which it uses them",
-    "moekit/plugin.py": "every check of a plugin when it is loaded",
     "moekit/registry.py": "every question about a name, and the messages for those without an answer",
     "moekit/routing.py": "the three forms of a routing, and what each says of itself",
-    "moekit/shards/shard.py": "what a rank holds of a tensor, a model and an optimizer",
+    "moekit/shards.py": "what a rank holds of a tensor, a model and an optimizer",
+    "moekit/spec/composing.py": "from planned nodes to specs: resolve, convert, construct",
     "moekit/spec/fields.py": "how a spec class declares its options, and what holds for every spec",
-    "moekit/spec/kinds.py": "the base class of the specs of every kind",
+    "moekit/spec/kinds.py": "the specs of every kind, which plugin authors subclass",
+    "moekit/spec/planning.py": "one pass from the root to the leaves, and the mistakes that it finds",
+    "moekit/spec/references.py": "interpolations: what they refer to, their values, their mistakes",
     "moekit_testing/checks/balancer.py": "all checks of balancers",
     "moekit_testing/checks/common.py": "all checks of every torch module",
     "moekit_testing/checks/dispatcher.py": "all checks of dispatchers",
     "moekit_testing/checks/router.py": "all checks of routers",
-    "moekit/training/run/folder.py": "a run's folder: its paths, and how it is found, claimed and locked",
     "moekit_lightning/sharded/module.py": "one strategy: everything that Lightning calls on it",
     "moekit/training/health/diagnosis.py": "one search for the non-finite component, forward and backward",
+    "moekit/training/run/saved.py": "what a checkpoint of a run holds, and whether a run can be resumed from one",
     "moekit/training/run/train.py": "a run from start to end, in order",
     "moekit/training/module.py": "one class: everything that Lightning calls on LitMoE",
 }
@@ -215,7 +217,7 @@ def test_plugins_import_no_other_plugin() -> None:
 
 
 def test_parallel_imports_nothing_of_checkpoints() -> None:
-    """Both build on ``moekit/shards``: a layout must not depend on how it is stored."""
+    """Both build on ``moekit/shards.py``: a layout must not depend on how it is stored."""
     files = [path for path in FILES if path.is_relative_to(CORE / "parallel")]
     assert files
     wrong = [(relative(p), name) for p in files for name in imports(p) if name.startswith("moekit.checkpoints")]

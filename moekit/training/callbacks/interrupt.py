@@ -11,23 +11,17 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from moekit.training.module import LitMoE
+
 NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 if hasattr(signal, "SIGHUP"):  # not on Windows
     NAMES[signal.SIGHUP] = "SIGHUP"
-
-
-@runtime_checkable
-class Validates(Protocol):
-    """A module that computes validation metrics of its own, as ``LitMoE``."""
-
-    def discard_validation(self) -> None:
-        """Forgets the batches of a validation that is abandoned."""
 
 
 class StopOnInterrupt(Callback):
@@ -86,7 +80,7 @@ class StopOnInterrupt(Callback):
         """
         if trainer.state.fn == "fit" and not trainer.sanity_checking and self.agree(trainer):
             trainer.should_stop = True
-            if isinstance(pl_module, Validates):
+            if isinstance(pl_module, LitMoE):
                 pl_module.discard_validation()
             raise StopIteration
 

@@ -1,1 +1,1 @@
-"""Steps with a non-finite (NaN or infinite) loss or gradient: what to do about them, and which module caused them."""
+"""Which module made a step non-finite, what components return, and in which component an exception was raised."""

@@ -29,7 +29,7 @@ from moekit.distributed import is_distributed
 from moekit.moe_layer import MoELayer
 from moekit.routing import ExpertChoice, Routing, TokenChoice
 from moekit.seeds import seed_all
-from moekit.shards.shard import local
+from moekit.shards import local
 from moekit.training.optim import first_few
 
 

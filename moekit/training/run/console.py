@@ -13,10 +13,11 @@ from rich.table import Table
 from moekit.errors import MoekitError
 from moekit.params import count_parameters
 from moekit.spec.fields import MetricInfo, metrics_of
-from moekit.training.callbacks.progress import counted_unit
+from moekit.spec.recipe import Recipe
 from moekit.training.module import LitMoE
 from moekit.training.run.outcome import Comparison, Outcome
-from moekit.training.run.prepared import Prepared
+from moekit.training.run.prepare import Prepared
+from moekit.training.run.start import describe
 
 NO_ROW = ("objective", "max_violation")  # validation metrics without a row of their own
 
@@ -159,6 +160,11 @@ def _print_files(outcome: Outcome, module: LitMoE, console: Console) -> None:
         console.print(f"[dim]{head}[/dim]  {escape(command)}", highlight=False, soft_wrap=True)
 
 
+def counted_unit(recipe: Recipe) -> str:
+    """The unit of a run's data."""
+    return "cases" if recipe.model.takes == "cases" else "tokens"
+
+
 def print_header(run: Prepared, console: Console) -> None:
     """Prints model, data and settings of a run."""
     recipe, trainer = run.module.recipe, run.trainer
@@ -174,8 +180,8 @@ def print_header(run: Prepared, console: Console) -> None:
     device = trainer.strategy.root_device.type
     ranks = f", {trainer.world_size} processes" if trainer.world_size > 1 else ""
     lines["training"] = f"{trainer.max_steps} steps on {device}, {trainer.precision}{ranks}"
-    if run.checkpoint is None and (starting := run.module.starting.describe()):
-        lines["start"] = starting
+    if run.checkpoint is None and recipe.start is not None:
+        lines["start"] = describe(recipe.start, run.module.model if run.module.is_built else None)
     if run.checkpoint is not None:
         done = "" if run.info.upto < trainer.max_steps else ": nothing is left to do, unless trainer.max_steps grows"
         lines["resuming"] = f"from {run.checkpoint.path}, after step {run.info.upto}{done}"

@@ -17,7 +17,7 @@ from moekit.checkpoints.reading import is_checkpoint
 from moekit.errors import CheckpointError, MoekitError
 from moekit.files import discard_partial, make_directory, sync_directory
 from moekit.registry import current
-from moekit.spec.heads import head_of
+from moekit.spec.layers import head_of
 
 try:
     import fcntl
@@ -25,11 +25,11 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 RUNS = Path("runs")
-LOCK = ".lock"
+LOCK, SPEC = ".lock", "spec.yaml"
 STARTED = re.compile(r"(\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d)(?:-(\d+))?")
 
 
-@dataclass(frozen=True)
+@dataclass
 class RunFolder:
     """The paths of a run's files. ``create`` makes the folder.
 
@@ -37,11 +37,31 @@ class RunFolder:
         path: the folder.
         chosen: the checkpoint to use; None for the last.
         new_parents: parents that ``claim`` made, the innermost first.
+
+    Attributes:
+        name: the name for commands: the path.
+        spec: the fully resolved recipe.
+        hooks: the plugins whose life-cycle hooks the run called, as JSON; missing if there were none.
+        metrics: training and validation metrics, one row per logged step.
+        loads: load per step, layer and expert.
+        summary: the run's results as JSON.
+        imported: files that came with a model from elsewhere, such as its tokenizer's; an export takes them along.
+        checkpoints: a directory for each checkpoint, by step; the pointers ``last`` and ``best`` name two of them.
     """
 
     path: Path
     chosen: Path | None = None
     new_parents: tuple[Path, ...] = field(default=(), compare=False)
+
+    def __post_init__(self) -> None:
+        self.name = self.path.as_posix()
+        self.spec = self.path / SPEC
+        self.hooks = self.path / "hooks.json"
+        self.metrics = self.path / "metrics.csv"
+        self.loads = self.path / "load.npz"
+        self.summary = self.path / "summary.json"
+        self.imported = self.path / "imported"
+        self.checkpoints = self.path / "checkpoints"
 
     @classmethod
     def claim(cls, root: Path, name: str) -> RunFolder:
@@ -103,11 +123,11 @@ class RunFolder:
             CheckpointError: there is no such run, or ``run`` is another file of one.
         """
         path = Path(run)
-        if (path / "spec.yaml").is_file():
+        if (path / SPEC).is_file():
             return cls(path)
         if is_checkpoint(path) or path.is_file():
-            inside = [parent for parent in path.parents if (parent / "spec.yaml").is_file()]
-            if inside and not is_checkpoint(path) and path.name != "spec.yaml":
+            inside = [parent for parent in path.parents if (parent / SPEC).is_file()]
+            if inside and not is_checkpoint(path) and path.name != SPEC:
                 raise _no_checkpoint(path, cls(inside[0]))
             if inside:
                 return cls(inside[0], path if is_checkpoint(path) else None)
@@ -129,51 +149,6 @@ class RunFolder:
         """Makes the folder and the one for checkpoints; removes half-written files of a killed process."""
         make_directory(self.checkpoints)
         discard_partial(self.path)
-
-    @property
-    def name(self) -> str:
-        """The name for commands: the path."""
-        return self.path.as_posix()
-
-    @property
-    def spec(self) -> Path:
-        """The fully resolved recipe."""
-        return self.path / "spec.yaml"
-
-    @property
-    def hooks(self) -> Path:
-        """The plugins whose life-cycle hooks the run called, as JSON; missing if there were none."""
-        return self.path / "hooks.json"
-
-    @property
-    def metrics(self) -> Path:
-        """Training and validation metrics, one row per logged step."""
-        return self.path / "metrics.csv"
-
-    @property
-    def loads(self) -> Path:
-        """Load per step, layer and expert."""
-        return self.path / "load.npz"
-
-    @property
-    def summary(self) -> Path:
-        """The run's results as JSON."""
-        return self.path / "summary.json"
-
-    @property
-    def imported(self) -> Path:
-        """The files that came with a model from elsewhere, such as its tokenizer's; an export takes them along."""
-        return self.path / "imported"
-
-    @property
-    def tensorboard(self) -> Path:
-        """TensorBoard's event files."""
-        return self.path / "tensorboard"
-
-    @property
-    def checkpoints(self) -> Path:
-        """A directory for each checkpoint, by step; the pointers ``last`` and ``best`` name two of them."""
-        return self.path / "checkpoints"
 
     @property
     def last(self) -> Path | None:

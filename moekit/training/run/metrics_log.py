@@ -1,4 +1,4 @@
-"""The logger of a run: one ``metrics.csv`` (a row per step, a column per metric), and TensorBoard events.
+"""The logger of a run: one ``metrics.csv``, a row per step, a column per metric; and what all log files share.
 
 Rows are kept in memory; the whole file is written a few times in a run. So training does not wait for a disk, and a
 file is never half-written. A resumed run keeps the rows up to its checkpoint.
@@ -9,6 +9,7 @@ No run depends on its logs: training continues if they cannot be written, and a 
 from __future__ import annotations
 
 import csv
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +19,6 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from moekit.files import read_regular, replace_file
-from moekit.training.run.event_file import EventFile
 
 Row = dict[str, float]
 LARGEST = 1 << 30  # bytes of a metrics file that are read
@@ -27,12 +27,12 @@ LARGEST = 1 << 30  # bytes of a metrics file that are read
 class LogWrites:
     """Writes log files. One that cannot be written is reported once, and written the next time that is possible.
 
-    Args:
+    Attributes:
         report: prints a line.
     """
 
     def __init__(self, report: Callable[[str], object] = print) -> None:
-        self._report = report
+        self.report = report
         self._failing: dict[Path, str] = {}
 
     def attempt(self, path: Path, write: Callable[[], object]) -> None:
@@ -42,51 +42,36 @@ class LogWrites:
         except OSError as error:
             if not self._failing:
                 why = error.strerror or str(error)
-                self._report(f"\ncannot write {path}: {why}\n  training continues; logs are written when this is over")
+                self.report(f"\ncannot write {path}: {why}\n  training continues; logs are written when this is over")
             self._failing[path] = error.strerror or str(error)
         else:
             if self._failing.pop(path, "") and not self._failing:
-                self._report("\nall logs are written again")
+                self.report("\nall logs are written again")
 
     def end(self) -> None:
         """Reports the files that could not be written to the last."""
         for path, why in self._failing.items():
-            self._report(f"\n{path} is incomplete: {why}")
+            self.report(f"\n{path} is incomplete: {why}")
         self._failing.clear()
 
 
-class RunLog(Logger):
-    """A Lightning logger for one run folder.
+class FileLogger(Logger):
+    """A Lightning logger that writes one file, when ``save`` is called: before each checkpoint, and at the end.
 
     Args:
-        csv_file: the metrics file; an existing one is read first.
-        tensorboard: folder of the event files; None for none.
-        last_step: rows of later steps are discarded, because a resumed run trains them again.
-        writes: writes the files.
-
-    Attributes:
-        rows: by step.
-        damage: what could not be read of an existing file; empty if all could.
+        path: of the file.
+        writes: writes it.
     """
 
-    def __init__(
-        self,
-        csv_file: Path,
-        tensorboard: Path | None = None,
-        last_step: int = 0,
-        writes: LogWrites | None = None,
-    ) -> None:
+    def __init__(self, path: Path, writes: LogWrites | None = None) -> None:
         super().__init__()
-        self.csv_file = csv_file
-        rows, self.damage = salvage_metrics(csv_file)
-        self.rows: dict[int, Row] = {step: row for step, row in rows.items() if step <= last_step}
-        self._events = None if tensorboard is None else EventFile(tensorboard, last_step + 1)
-        self._writes = writes or LogWrites()
+        self.path = path
+        self.writes = writes or LogWrites()
 
     @property
     def name(self) -> str:
-        """The run folder's name."""
-        return self.csv_file.parent.name
+        """The folder's name."""
+        return self.path.parent.name
 
     @property
     def version(self) -> str:
@@ -97,31 +82,50 @@ class RunLog(Logger):
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """Does nothing: the run folder has the whole spec."""
 
+    @abstractmethod
+    def save(self) -> None:
+        """Writes the file, if possible."""
+
+    def finalize(self, status: str) -> None:
+        """Writes the file a last time."""
+        self.save()
+
+
+class RunLog(FileLogger):
+    """The metrics of a run.
+
+    Args:
+        path: the metrics file; an existing one is read first.
+        last_step: rows of later steps are discarded, because a resumed run trains them again.
+        writes: writes the file.
+
+    Attributes:
+        rows: by step.
+        damage: what could not be read of an existing file; empty if all could.
+    """
+
+    def __init__(self, path: Path, last_step: int = 0, writes: LogWrites | None = None) -> None:
+        super().__init__(path, writes)
+        rows, self.damage = salvage_metrics(path)
+        self.rows: dict[int, Row] = {step: row for step, row in rows.items() if step <= last_step}
+
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Adds values to a step's row."""
         assert step is not None
         self.rows.setdefault(step, {}).update(metrics)
-        if self._events is not None:
-            self._events.add(metrics, step)
-            if self._events.is_due:
-                self._writes.attempt(self._events.path, self._events.write)
 
     @rank_zero_only
-    def write(self) -> None:
-        """Writes the files, if possible."""
+    def save(self) -> None:
+        """Writes the file, if possible."""
         if self.rows:
-            self._writes.attempt(
-                self.csv_file, lambda: replace_file(self.csv_file, lambda path: write_metrics(path, self.rows))
-            )
-            if self._events is not None:
-                self._writes.attempt(self._events.path, self._events.write)
+            self.writes.attempt(self.path, lambda: replace_file(self.path, lambda path: write_metrics(path, self.rows)))
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Writes the files a last time."""
-        self.write()
-        self._writes.end()
+        """Writes the file a last time; reports the log files that could not be written."""
+        self.save()
+        self.writes.end()
 
 
 def write_metrics(path: Path, rows: Mapping[int, Row]) -> None:
@@ -187,7 +191,7 @@ def lost_rows(damage: str, steps: Iterable[int], logged: int) -> str:
     return ", and ".join(filter(None, [damage, f"lacks steps after {last}, up to {logged}" if last < logged else ""]))
 
 
-def points_of(rows: Mapping[int, Row], key: str, x: str = "step") -> tuple[list[float], list[float]]:
+def points_of(rows: Mapping[int, Mapping[str, float]], key: str, x: str = "step") -> tuple[list[float], list[float]]:
     """The x and y values of one metric: over steps, or over another column (``seconds``, ``tokens``)."""
     points = [(step, row) for step, row in sorted(rows.items()) if key in row and (x == "step" or x in row)]
     return [float(step) if x == "step" else row[x] for step, row in points], [row[key] for _, row in points]

@@ -14,7 +14,7 @@ import numpy as np
 from moekit.errors import MoekitError
 from moekit.files import replace_file
 from moekit.params import count_parameters
-from moekit.shards.shard import parameter_shards
+from moekit.shards import parameter_shards
 from moekit.training.metrics import headline
 from moekit.training.module import LitMoE
 from moekit.training.run.folder import RunFolder

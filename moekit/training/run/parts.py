@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from lightning.pytorch.callbacks import (
@@ -19,19 +19,16 @@ from lightning.pytorch.callbacks import (
     LearningRateFinder,
     StochasticWeightAveraging,
 )
-from lightning.pytorch.loggers import Logger
-from lightning.pytorch.strategies import Strategy
 
 from moekit.checkpoints.format import Encoded
 from moekit.component import imported
 from moekit.errors import CheckpointError, MoekitError, Problem, SpecError, nearest
 from moekit.registry import current
+from moekit.spec.composing import Values
 from moekit.spec.fields import FieldInfo, Spec, is_plain
-from moekit.spec.imported import Imported
+from moekit.spec.kinds import Imported
 from moekit.spec.places import Keys, Report, show
 from moekit.spec.recipe import Recipe
-from moekit.spec.values import Values
-from moekit.training.run.events import RunInfo
 
 HERE: Keys = ("trainer",)
 
@@ -71,7 +68,7 @@ def check_parts(recipe: Recipe) -> None:
 
 def _check(spec: Imported, kind: str, path: Keys, report: Report) -> None:
     here = (*path, "class")
-    base = imported(current().kind(kind).imports, f"kind '{kind}': cannot import what its classes are")
+    base = _base(kind)
     module, _, name = spec.path.rpartition(".")
     try:
         cls = getattr(importlib.import_module(module), name)
@@ -134,13 +131,32 @@ def _converted(cls: type, spec: Imported) -> dict[str, Any]:
     }
 
 
-def build_part(spec: Spec, path: Keys, *context: Any) -> Any:
-    """Builds a part: ``Target(spec, *context)``, or the class that it names by import path.
+def build_parts(recipe: Recipe, kind: str, *context: Any) -> dict[str, Any]:
+    """The recipe's parts of a kind (callback, logger, strategy), by path.
+
+    Each is ``Target(spec, *context)``, or an object of the class that it names by import path.
 
     Raises:
-        SpecError: the class rejects its arguments.
+        SpecError: one of them rejects its options, or its target returns an object of another class.
         PluginError: a component cannot be built.
     """
+    base, built = _base(kind), {}
+    for path, of, spec in parts_of(recipe):
+        if of == kind:
+            made = built[show(path)] = _build(spec, show(path), context)
+            if not isinstance(made, base):
+                what = f"its target returned an object of type {type(made).__name__}"
+                raise SpecError([Problem(what=what, at=show(path), expected=f"a {base.__module__}.{base.__name__}")])
+    return built
+
+
+def _base(kind: str) -> type:
+    """The class of Lightning that the parts of a kind are subclasses of."""
+    base: type = imported(current().kind(kind).imports, f"kind '{kind}': cannot import what its classes are")
+    return base
+
+
+def _build(spec: Spec, at: str, context: Sequence[Any]) -> Any:
     try:
         if not isinstance(spec, Imported):
             return current().build(spec, *context)
@@ -150,48 +166,8 @@ def build_part(spec: Spec, path: Keys, *context: Any) -> Any:
         raise
     except Exception as error:
         name = spec.name if isinstance(spec, Imported) else current().use_name(spec)
-        text = " ".join(str(error).split())
-        what = f"{name} rejects its options: {type(error).__name__}: {text}"
-        raise SpecError([Problem(what=what, at=show(path))]) from error
-
-
-def build_callbacks(recipe: Recipe) -> dict[str, Callback]:
-    """The recipe's callbacks, by path.
-
-    Raises:
-        SpecError: one of them rejects its options, or cannot work in a run, or two would share a state.
-    """
-    return {show(path): each for path, each in _built(recipe, "callback", Callback)}
-
-
-def build_loggers(recipe: Recipe, run: RunInfo) -> list[Logger]:
-    """The recipe's loggers.
-
-    Raises:
-        SpecError: one of them rejects its options.
-    """
-    return [logger for _, logger in _built(recipe, "logger", Logger, run)]
-
-
-def build_strategy(recipe: Recipe) -> Strategy | None:
-    """The recipe's strategy; None for Lightning's choice.
-
-    Raises:
-        SpecError: it rejects its options.
-    """
-    return next((strategy for _, strategy in _built(recipe, "strategy", Strategy, recipe)), None)
-
-
-def _built(recipe: Recipe, kind: str, cls: type, *context: Any) -> Iterator[tuple[Keys, Any]]:
-    """The path of each part of ``kind`` of the trainer, and what is built of it, which must be a ``cls``."""
-    for path, of, spec in parts_of(recipe):
-        if of != kind:
-            continue
-        made = build_part(spec, path, *context)
-        if not isinstance(made, cls):
-            what = f"its target returned an object of type {type(made).__name__}"
-            raise SpecError([Problem(what=what, at=show(path), expected=f"a {cls.__module__}.{cls.__name__}")])
-        yield path, made
+        what = f"{name} rejects its options: {type(error).__name__}: {' '.join(str(error).split())}"
+        raise SpecError([Problem(what=what, at=at)]) from error
 
 
 def check_callbacks(callbacks: Mapping[str, Callback]) -> None:

@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -18,33 +19,26 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from rich.console import Console
 
 from moekit.checkpoints.reading import Checkpoint
+from moekit.contracts import Evaluator
 from moekit.errors import Problem, SpecError
 from moekit.parallel.strategy import ShardingStrategy
 from moekit.registry import build
 from moekit.spec import to_plain
-from moekit.spec.fields import fields_of, metrics_of
-from moekit.spec.recipe import Recipe
-from moekit.spec.trainer import TrainerSpec
+from moekit.spec.fields import fields_of
+from moekit.spec.recipe import Recipe, TrainerSpec
 from moekit.training.callbacks.checkpoint import AtomicCheckpointIO, SaveCheckpoints
 from moekit.training.callbacks.interrupt import StopOnInterrupt
-from moekit.training.callbacks.load_history import LoadHistory, lost_logs
-from moekit.training.callbacks.progress import TrainingProgress, counted_unit
 from moekit.training.module import LitMoE
-from moekit.training.run.events import RunInfo
 from moekit.training.run.folder import RunFolder
-from moekit.training.run.hooks import run_starting
-from moekit.training.run.metrics_log import LogWrites, RunLog
+from moekit.training.run.hooks import RunInfo, run_starting
+from moekit.training.run.metrics_log import LogWrites, RunLog, lost_rows
 from moekit.training.run.parts import (
-    build_callbacks,
-    build_loggers,
-    build_strategy,
+    build_parts,
     check_callbacks,
     check_parts,
     left_states,
 )
-from moekit.training.run.prepared import Prepared
-from moekit.training.run.resume import check_same_model, check_unchanged
-from moekit.training.run.saved import check_resumable
+from moekit.training.run.saved import check_resumable, check_same_model, check_unchanged
 
 VALIDATIONS = 10
 VALIDATIONS_TO_STOP = 50  # with ``stop``, ``max_steps`` is an upper limit that is seldom reached
@@ -103,7 +97,7 @@ def make_trainer(
     options = trainer_options(recipe)
     saving = recipe.checkpoints
     plugins: list[Any] = [AtomicCheckpointIO(asynchronous=saving.asynchronous, opened=opened)]
-    strategy: Any = build_strategy(recipe)
+    strategy = next(iter(build_parts(recipe, "strategy", recipe).values()), None)
     if strategy is not None:
         options["strategy"] = strategy
     if recipe.trainer.shards:
@@ -111,6 +105,8 @@ def make_trainer(
     if isinstance(strategy, ModelParallelStrategy) and str(options["precision"]) in ("64", "64-true"):
         del options["precision"]  # with these strategies, Lightning accepts it only as a plugin
         plugins.append(DoublePrecision())
+    if not any(isinstance(each, ProgressBar) for each in callbacks):
+        options["enable_progress_bar"] = False  # Lightning would add one of its own
     more: list[Callback] = []
     if recipe.trainer.enable_checkpointing:
         more.append(SaveCheckpoints(folder.checkpoints, keep=saving.keep))
@@ -150,7 +146,6 @@ def quiet() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"lightning\..*")
-            warnings.filterwarnings("ignore", module=r"torch\.utils\.tensorboard.*")
             # An MoE layer returns a view; the blocks do not add to it in place.
             warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
             # Such a gradient, of experts in a grouped product, is copied when DDP sums it.
@@ -159,6 +154,25 @@ def quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A run that has passed every check and has not written anything yet.
+
+    Attributes:
+        evaluators: of the trained model, by name.
+        checkpoint: to resume; None for a new run.
+    """
+
+    info: RunInfo
+    folder: RunFolder
+    module: LitMoE
+    trainer: L.Trainer
+    log: RunLog
+    interrupt: StopOnInterrupt
+    evaluators: Mapping[str, Evaluator]
+    checkpoint: Checkpoint | None
 
 
 def prepare(
@@ -181,7 +195,8 @@ def prepare(
         SpecError, DataError, CheckpointError: anything that would make the run fail.
     """
     check_parts(recipe)
-    given = build_callbacks(recipe) | {f"callback {i} of train(...)": each for i, each in enumerate(callbacks, 1)}
+    given: dict[str, Callback] = build_parts(recipe, "callback")
+    given |= {f"callback {i} of train(...)": each for i, each in enumerate(callbacks, 1)}
     check_callbacks(given)
     module = LitMoE(recipe)
     evaluators = {name: build(spec) for name, spec in recipe.evaluators.items()}
@@ -195,21 +210,17 @@ def prepare(
     say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
     info = RunInfo(folder=folder.path, name=name, label=label, upto=last_step)
     writes = LogWrites(say)
-    log = RunLog(folder.metrics, folder.tensorboard, last_step=last_step, writes=writes)
-    loads = LoadHistory(folder.loads, last_step=last_step, writes=writes)
-    for line in () if saved is None else lost_logs(saved, log, loads):
-        say(line)
+    log = RunLog(folder.metrics, last_step=last_step, writes=writes)
+    if saved is not None and (missing := lost_rows(log.damage, log.rows, contents["moekit"]["logged"])):
+        say(f"{log.path} {missing}: training does not need it, and logs on")
     interrupt = StopOnInterrupt(say)
-    own: list[Callback] = [loads, interrupt]
-    if recipe.trainer.enable_progress_bar and not any(isinstance(each, ProgressBar) for each in given.values()):
-        own.append(TrainingProgress(console, label, counted_unit(recipe), metrics_of(recipe)))
-    logs = [log, *build_loggers(recipe, info), *loggers]
-    trainer = make_trainer(recipe, folder, loggers=logs, callbacks=[*own, *given.values()], opened=saved)
+    logs = [log, *build_parts(recipe, "logger", info).values(), *loggers]
+    trainer = make_trainer(recipe, folder, loggers=logs, callbacks=[interrupt, *given.values()], opened=saved)
     module.prepare()
     if saved is not None:
         now = str(trainer.precision), module.fingerprint
         check_unchanged(saved, recipe, *now, allow=allow_changes, report=say)
-    run_starting(trainer, info, module, given, say)
+    run_starting(trainer, info, module, given, console, writes)
     for key in () if saved is None else left_states(saved.plain["callbacks"], trainer.callbacks):  # type: ignore[attr-defined]
         say(f"this run has no callback for a state in the checkpoint, which is dropped: {key}")
     return Prepared(
@@ -218,7 +229,6 @@ def prepare(
         module=module,
         trainer=trainer,
         log=log,
-        loads=loads,
         interrupt=interrupt,
         evaluators=evaluators,
         checkpoint=saved,

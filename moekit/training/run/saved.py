@@ -1,26 +1,24 @@
-"""The checkpoints that ``LitMoE`` saves: opening them, and checking the form of what is in them."""
+"""The checkpoints that ``LitMoE`` saves: what is in them, and whether a run can be resumed from one."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-import moekit
-from moekit.checkpoints.files import Retention
 from moekit.checkpoints.reading import Checkpoint, Handle, open_checkpoint
-from moekit.checkpoints.safetensors_file import Pieces
-from moekit.checkpoints.writing import save_tree
+from moekit.compat import loop_counters
 from moekit.errors import CheckpointError
 from moekit.files import open_regular
+from moekit.parallel.launch import RANK_ZERO_TIMEOUT, decide_on_rank_zero
 from moekit.spec import to_plain
 from moekit.spec.recipe import Recipe
 
-PREFIX = "model."  # of the model's tensors in a checkpoint of ``LitMoE``
 ANY = "*"
 FORM: Mapping[str, Any] = {
     "global_step": int,
@@ -43,33 +41,8 @@ RESUMED: Mapping[str, Any] = {
 }  # fmt: skip
 """What a checkpoint also holds from which a run is resumed."""
 
-CALLBACKS: Mapping[str, Any] = {"SaveCheckpoints": {"best": float, "best_step": object}, "LoadHistory": {"step": int}}
+CALLBACKS: Mapping[str, Any] = {"SaveCheckpoints": {"best": float, "best_step": object}}
 """The state of callbacks, by their names."""
-
-
-def save_weights(
-    path: Path, recipe: Recipe, weights: Mapping[str, Tensor], pieces: Pieces, data: Mapping[str, Any]
-) -> None:
-    """Saves a model that was trained elsewhere as a run's checkpoint of step 0, without an optimizer to resume.
-
-    Args:
-        path: of the checkpoint; its folder's pointer ``last`` is set to it.
-        recipe: whose model it is.
-        weights: on the meta device, named as in the model's ``state_dict``: their shapes and dtypes.
-        pieces: makes the values of each, by that name, in order; one piece at a time is in memory.
-        data: the state of the recipe's data, as ``Data.state`` returns it.
-
-    Raises:
-        SaveError: it could not be written.
-    """
-    tree = {
-        "global_step": 0,
-        "state_dict": {PREFIX + name: tensor for name, tensor in weights.items()},
-        "moekit": {"version": moekit.__version__, "data": dict(data)},
-        "hyper_parameters": {"spec": to_plain(recipe, full_names=True)},
-    }
-    begin = f"state_dict.{PREFIX}"
-    save_tree(tree, path, step=0, retention=Retention(), pieces=lambda name: pieces(name.removeprefix(begin)))
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -186,3 +159,114 @@ def check_resumable(checkpoint: Checkpoint) -> None:
                 check_form(checkpoint.path, state, form, f"callbacks.{name}")
     if len(checkpoint.plain["optimizer_states"]) != 1 or checkpoint.plain["moekit"]["accumulate"] < 1:
         raise CheckpointError(f"{checkpoint.path} is not a checkpoint of a run: it has not one optimizer")
+
+
+# ---- resuming --------------------------------------------------------------------------------------------------------
+
+MIN_READ_RATE = 100e6  # bytes/s: the slowest disk for which other ranks wait long enough
+
+
+def verify_checkpoints(checkpoints: Sequence[Checkpoint]) -> None:
+    """Rank 0 verifies all checksums of the checkpoints that a run resumes; other ranks wait for the result.
+
+    Other ranks verify only the files that they read, when they read them: otherwise every rank would read everything.
+
+    Raises:
+        CheckpointError: naming the first damaged file.
+        MoekitError: the same, on other ranks.
+    """
+
+    def verify() -> str:
+        for checkpoint in checkpoints:
+            checkpoint.verify()
+        return "intact"
+
+    size = sum(digest.size for checkpoint in checkpoints for digest in checkpoint.manifest.files.values())
+    if checkpoints:
+        decide_on_rank_zero("checkpoint", verify, timeout=RANK_ZERO_TIMEOUT + timedelta(seconds=size / MIN_READ_RATE))
+
+
+def check_same_model(path: Path, saved: Mapping[str, Any], spec: Mapping[str, Any]) -> None:
+    """Rejects a checkpoint of another model, by the plain specs in the checkpoint and of the resumed run.
+
+    Raises:
+        CheckpointError: naming the first keys that differ.
+    """
+    lines = _changed(saved, spec, "model", "objective")
+    # The first two determine the optimizer's state; the weights to start from are not loaded again.
+    for part, key in (("optimizer", "use"), ("start", "update"), ("start", "run")):
+        was, now = ((tree.get(part) or {}).get(key) for tree in (saved, spec))
+        lines += [] if was == now else [_change(f"{part}.{key}", was, now)]
+    if lines:
+        raise CheckpointError(f"cannot resume from {path}: it holds another model" + "".join(lines[:5]))
+
+
+def check_unchanged(
+    saved: Checkpoint, recipe: Recipe, precision: str, fingerprint: str, *, allow: bool, report: Callable[[str], object]
+) -> None:
+    """Rejects, or with ``allow`` reports, what would make a resumed run differ from an uninterrupted one.
+
+    Args:
+        saved: the checkpoint.
+        recipe, precision: of the resumed run.
+        fingerprint: of the resumed run's data (``Data.fingerprint``).
+        allow: whether changes are allowed.
+        report: prints a line.
+
+    Raises:
+        CheckpointError: naming what has changed.
+    """
+    then = saved.plain["moekit"]
+    lines = _changed(saved.plain["hyper_parameters"]["spec"], to_plain(recipe, full_names=True), "data", "seed")
+    if then["precision"] != precision:
+        lines.append(_change("trainer.precision", then["precision"], precision))
+    if then["fingerprint"] != fingerprint:
+        lines.append("\n  the contents of the data are not those that the run was trained on so far")
+    found = "".join(lines)
+    if found and not allow:
+        raise CheckpointError(
+            f"{saved.path} cannot be resumed exactly, for this has changed:{found}\n"
+            "  give the run what it had, or resume it with the changes: --allow-changes"
+        )
+    if found:
+        report(f"resumed with changes (--allow-changes):{found}")
+
+
+def _changed(saved: Mapping[str, Any], spec: Mapping[str, Any], *parts: str) -> list[str]:
+    """What differs in some parts of two plain specs: a line for each value."""
+    found = ((part, each) for part in parts for each in differences(saved.get(part), spec.get(part)))
+    return [_change(f"{part}.{key}" if key else part, was, now) for part, (key, was, now) in found]
+
+
+def _change(key: str, was: Any, now: Any) -> str:
+    return f"\n  {key}: {was!r} in the checkpoint, {now!r} now"
+
+
+def differences(a: Any, b: Any, at: str = "") -> list[tuple[str, Any, Any]]:
+    """The differences of two plain trees: (path, value in ``a``, value in ``b``)."""
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        keys = [*a, *(key for key in b if key not in a)]
+        return [d for key in keys for d in differences(a.get(key), b.get(key), f"{at}.{key}" if at else str(key))]
+    return [] if a == b else [(at, a, b)]
+
+
+def recount(checkpoint: dict[str, Any], accumulate: int) -> None:
+    """Converts a checkpoint's loop counters to ``accumulate`` micro-batches of one rank per step, in place.
+
+    A step of 4 ranks with 1 micro-batch each is a step of 1 rank with 4. The checkpoint has the old number.
+
+    Raises:
+        CheckpointError: it was saved within a step, and this number changed.
+    """
+    was = int(checkpoint["moekit"]["accumulate"])
+    if was == accumulate:
+        return
+    for counters in loop_counters(checkpoint):
+        for key, count in counters.items():
+            steps, rest = divmod(count, was)
+            if rest:
+                raise CheckpointError(
+                    f"a checkpoint within a step of {was} micro-batches cannot be resumed with steps of {accumulate}\n"
+                    f"  expected trainer.accumulate_grad_batches={was}"
+                )
+            counters[key] = steps * accumulate

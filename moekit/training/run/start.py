@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -18,90 +17,77 @@ from moekit.contracts import Data
 from moekit.errors import CheckpointError, Problem, SpecError
 from moekit.moe_layer import MoELayer
 from moekit.parallel.launch import decide_on_rank_zero
-from moekit.shards.shard import fill_shards, state_dict_shards
+from moekit.shards import fill_shards, state_dict_shards
 from moekit.spec.recipe import Recipe, Start
 from moekit.training.optim import first_few
 from moekit.training.run.folder import RUNS, checkpoint_of
-from moekit.training.run.saved import PREFIX, read_checkpoint
+from moekit.training.run.saved import read_checkpoint
 
+PREFIX = "model."  # of the model's tensors in a checkpoint of ``LitMoE``
 FROZEN = {"all": "", "experts": "all but routed experts and routers", "others": "routed experts and routers"}
 
 
-class StartingPoint:
-    """Applies a recipe's ``start``: loads another run's weights, and freezes parameters.
+def freeze(model: nn.Module, start: Start | None) -> None:
+    """Clears ``requires_grad`` of the parameters that are not trained, also in a resumed run.
 
-    Its methods do nothing if ``start`` is None, and load nothing if ``restored`` is not None: then the new run itself
-    is resumed, and has a checkpoint of its own.
+    The model's optimizer then skips them. Balancers stay active: their state is in buffers, not parameters.
+
+    Raises:
+        SpecError: ``update`` names experts, and the model has none.
     """
+    if start is None or start.update == "all":
+        return
+    experts = {id(p) for p in expert_parameters(model)}
+    if not experts:
+        what = f"start.update={start.update}: the model has no layer of routed experts"
+        raise SpecError([Problem(what=what, at="start.update", expected="all")])
+    for parameter in model.parameters():
+        if (id(parameter) in experts) != (start.update == "experts"):
+            parameter.requires_grad_(False)  # never set to True: a model may have fixed parameters
 
-    def __init__(self, start: Start | None) -> None:
-        self.start = start
-        self._num_trained: int | None = None
-        self._loaded = self._vocabulary_loaded = start is None
 
-    def freeze(self, model: nn.Module) -> None:
-        """Clears ``requires_grad`` of the parameters that are not trained, also in a resumed run.
+def load_vocabulary(data: Data, start: Start) -> None:
+    """Loads the vocabulary that the weights were trained with into the data, before it is prepared.
 
-        The model's optimizer then skips them. Balancers stay active: their state is in buffers, not parameters.
+    Raises:
+        CheckpointError: no such run.
+        DataError: its vocabulary is of another kind of token.
+    """
+    if state := read_checkpoint(checkpoint_of(start.run, RUNS)).plain["moekit"].get("data"):
+        data.load_state(state)
 
-        Raises:
-            SpecError: ``update`` names experts, and the model has none.
-        """
-        if self.start is not None and self.start.update != "all":
-            experts = {id(p) for p in expert_parameters(model)}
-            if not experts:
-                what = f"start.update={self.start.update}: the model has no layer of routed experts"
-                raise SpecError([Problem(what=what, at="start.update", expected="all")])
-            for parameter in model.parameters():
-                if (id(parameter) in experts) != (self.start.update == "experts"):
-                    parameter.requires_grad_(False)  # never set to True: a model may have fixed parameters
-        self._num_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
 
-    def load_vocabulary(self, data: Data, restored: Mapping[str, Any] | None) -> None:
-        """Loads the vocabulary that the weights were trained with into the data, once, before it is prepared.
+def load_weights(model: nn.Module, start: Start) -> None:
+    """Loads the weights into a new run's model; each rank loads its shards.
 
-        Raises:
-            CheckpointError: no such run.
-            DataError: its vocabulary is of another kind of token.
-        """
-        if self._vocabulary_loaded or restored is not None or self.start is None:
-            return
-        if state := read_checkpoint(checkpoint_of(self.start.run, RUNS)).plain["moekit"].get("data"):
-            data.load_state(state)
-        self._vocabulary_loaded = True
+    Raises:
+        CheckpointError: no such run; or its weights differ from the model's in name or shape.
+        SpecError: ``fresh`` names a part that the model lacks.
+    """
+    path = checkpoint_of(start.run, RUNS)
+    contents = read_checkpoint(path).plain
+    saved = {k.removeprefix(PREFIX): v for k, v in contents["state_dict"].items() if k.startswith(PREFIX)}
+    every, fresh = state_dict_shards(model), start.fresh
+    if unknown := [word for word in fresh if not any(_names_part(name, [word]) for name in [*every, *saved])]:
+        what = f"start.fresh: no tensor has '{unknown[0]}' in its name"
+        words = dict.fromkeys(part for name in every for part in name.split(".")[:-1] if not part.isdigit())
+        raise SpecError([Problem(what=what, at="start.fresh", expected=", ".join(words))])
+    # A balancer that the run lacks begins as it does in any new run; one that is removed must be named.
+    new = [name for name in every if "balancers" in name.split(".") and name not in saved]
+    shards = {name: shard for name, shard in every.items() if not _names_part(name, fresh) and name not in new}
+    there = {name: each for name, each in saved.items() if not _names_part(name, fresh)}
+    check_weights_fit(path, there, {name: shard.global_shape for name, shard in shards.items()})
+    fill_shards(list(shards.values()), lambda name, offset, sizes: saved[name].read(offset, sizes))
 
-    def load(self, model: nn.Module, restored: Mapping[str, Any] | None) -> None:
-        """Loads the weights into the new run's model, once; each rank loads its shards.
 
-        Raises:
-            CheckpointError: no such run; or its weights differ from the model's in name or shape.
-            SpecError: ``fresh`` names a part that the model lacks.
-        """
-        if self._loaded or restored is not None or self.start is None:
-            return
-        path = checkpoint_of(self.start.run, RUNS)
-        contents = read_checkpoint(path).plain
-        saved = {k.removeprefix(PREFIX): v for k, v in contents["state_dict"].items() if k.startswith(PREFIX)}
-        every, fresh = state_dict_shards(model), self.start.fresh
-        if unknown := [word for word in fresh if not any(_names_part(name, [word]) for name in [*every, *saved])]:
-            what = f"start.fresh: no tensor has '{unknown[0]}' in its name"
-            words = dict.fromkeys(part for name in every for part in name.split(".")[:-1] if not part.isdigit())
-            raise SpecError([Problem(what=what, at="start.fresh", expected=", ".join(words))])
-        # A balancer that the run lacks begins as it does in any new run; one that is removed must be named.
-        new = [name for name in every if "balancers" in name.split(".") and name not in saved]
-        shards = {name: shard for name, shard in every.items() if not _names_part(name, fresh) and name not in new}
-        there = {name: each for name, each in saved.items() if not _names_part(name, fresh)}
-        check_weights_fit(path, there, {name: shard.global_shape for name, shard in shards.items()})
-        fill_shards(list(shards.values()), lambda name, offset, sizes: saved[name].read(offset, sizes))
-        self._loaded = True
-
-    def describe(self) -> str:
-        """Whose weights, and how many parameters are trained, in a line; empty without ``start``."""
-        if self.start is None:
-            return ""
-        frozen = FROZEN[self.start.update]
-        trained = "" if self._num_trained is None else f", {self._num_trained:,} parameters are trained"
-        return f"the weights of {self.start.run}" + (f"; {frozen} are frozen{trained}" if frozen else "")
+def describe(start: Start, model: nn.Module | None) -> str:
+    """Whose weights, and how many parameters of the model, if it is built, are trained, in a line."""
+    text = f"the weights of {start.run}"
+    if frozen := FROZEN[start.update]:
+        text += f"; {frozen} are frozen"
+        if model is not None:
+            text += f", {sum(p.numel() for p in model.parameters() if p.requires_grad):,} parameters are trained"
+    return text
 
 
 def _names_part(name: str, words: Sequence[str]) -> bool:

@@ -5,6 +5,7 @@ Nothing is written until the spec is valid, the Trainer accepts its options, and
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shlex
 import signal
@@ -12,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch.distributed as dist
@@ -20,28 +22,26 @@ from lightning.pytorch.loggers import Logger
 from rich.console import Console
 from torch.distributed.fsdp import FSDPModule
 
+from moekit import __version__
 from moekit.compat import kill_started_processes
 from moekit.contracts import Model
 from moekit.distributed import is_distributed
 from moekit.errors import CheckpointError, MoekitError
 from moekit.files import write_if_changed
 from moekit.inference.evaluation import evaluate
-from moekit.parallel.launch import decide_on_rank_zero, is_rank_zero
+from moekit.parallel.launch import check_same_run, decide_on_rank_zero, is_rank_zero
 from moekit.screen import Screen
-from moekit.shards.shard import gather, state_dict_shards
+from moekit.shards import gather, state_dict_shards
 from moekit.spec import dump, to_plain
 from moekit.spec.recipe import Recipe
 from moekit.training.build import RUN_SLOTS, build_model, check_trainable, dense_recipe
 from moekit.training.module import LitMoE
 from moekit.training.run.console import print_header, print_summary
 from moekit.training.run.folder import RUNS, RunFolder, check_run_name, check_writable
-from moekit.training.run.hooks import plugins_with_hooks, run_ended
+from moekit.training.run.hooks import EndedRun, plugins_with_hooks, run_ended, unwritten
 from moekit.training.run.outcome import Outcome, compare, outcome_of, write_summary
-from moekit.training.run.plots import draw_plots
-from moekit.training.run.prepare import prepare, quiet
-from moekit.training.run.prepared import Prepared
-from moekit.training.run.resume import verify_checkpoints
-from moekit.training.run.saved import read_checkpoint
+from moekit.training.run.prepare import Prepared, prepare, quiet
+from moekit.training.run.saved import read_checkpoint, verify_checkpoints
 from moekit.training.run.start import with_checkpoint_path
 
 
@@ -87,6 +87,7 @@ def train(
         console = console or (Screen() if sys.stdout.isatty() else Screen(width=120))
     else:
         console = Console(quiet=True)
+    check_same_run(f"moekit {__version__}, recipe {hashlib.sha256(repr(recipe).encode()).hexdigest()[:12]}")
     recipe = recipe if resume is not None else with_checkpoint_path(recipe, root)
     if not with_dense:
         recipe = replace(recipe, compare=None)
@@ -131,8 +132,6 @@ def train(
             dense_outcome = summarize(baseline, models[1], console)
             if outcome.validation and dense_outcome.validation:
                 outcome = replace(outcome, comparison=compare(outcome, dense_outcome))
-        with warned(folder.path, console):
-            outcome = replace(outcome, files=[*draw_plots(run, baseline), *outcome.files])
     with warned(folder.summary, console):
         write_summary(folder.summary, outcome)
     print_summary(outcome, run.module, console)
@@ -144,9 +143,17 @@ def _fit_or_report(run: Prepared, console: Console) -> None:
     try:
         fit(run, console)
     except BaseException as error:
-        for row in run_ended(run, console, error):
-            console.print(f"{row.name}: {row.value}", highlight=False, markup=False)
+        for name, value in _ended(run, console, error)[0].items():
+            console.print(f"{name}: {value}", highlight=False, markup=False)
         raise
+
+
+def _ended(run: Prepared, console: Console, failure: BaseException | None) -> tuple[dict[str, str], list[Path]]:
+    """The rows for the report, and the files, of plugins (``moekit_run_ended``)."""
+    ended = EndedRun(
+        **vars(run.info), module=run.module, step=run.trainer.global_step, rows=run.log.rows, failure=failure
+    )
+    return run_ended(ended, partial(console.print, highlight=False, markup=False, soft_wrap=True))
 
 
 def fit(run: Prepared, console: Console) -> None:
@@ -164,8 +171,8 @@ def fit(run: Prepared, console: Console) -> None:
         has_begun = True
         if is_rank_zero() and start is not None:
             write_spec(run)  # now: if the checkpoint cannot be loaded, the run stays as it was
-        for logger in run.trainer.loggers if start is None else ():
-            logger.log_hyperparams(to_plain(run.module.recipe))
+        if start is None:
+            run.module.each_logger(lambda logger: logger.log_hyperparams(to_plain(run.module.recipe)))
 
     if is_rank_zero():
         run.folder.create()
@@ -219,16 +226,11 @@ def lost_rank(error: Exception) -> bool:
 
 @contextmanager
 def warned(path: Path, console: Console) -> Iterator[None]:
-    """Prints a line if a result cannot be written to ``path``, or to the file that the error names.
-
-    A disk may be full. The weights are saved by then, so that the run has not failed.
-    """
+    """Prints a line if a result cannot be written to ``path``, or to the file that the error names."""
     try:
         yield
     except OSError as error:
-        file, why = error.filename2 or error.filename or path, error.strerror or str(error)
-        text = f"\ncannot write {file}: {why}\n  the weights are saved; resume the run to write it"
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
+        console.print(unwritten(path, error), highlight=False, markup=False, soft_wrap=True)
 
 
 def summarize(run: Prepared, model: Model | None, console: Console) -> Outcome:
@@ -236,7 +238,8 @@ def summarize(run: Prepared, model: Model | None, console: Console) -> Outcome:
     outcome = outcome_of(run.info.label, run.folder, run.module, run.log.rows)
     with warned(run.folder.path, console):
         outcome = _evaluated(run, outcome, model, console)
-    return replace(outcome, reported={row.name: row.value for row in run_ended(run, console)})
+    rows, files = _ended(run, console, None)
+    return replace(outcome, reported=rows, files=[*files, *outcome.files])
 
 
 def _evaluated(run: Prepared, outcome: Outcome, model: Model | None, console: Console) -> Outcome:

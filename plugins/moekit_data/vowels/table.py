@@ -27,7 +27,7 @@ class Cases:
 
     x_TD: Tensor
     d_TO: Tensor
-    vowels: tuple[str, ...]
+    vowels: list[str]
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def read_table() -> list[Row]:
 
 def targets_of(rows: list[Row], spec: Vowels) -> dict[str, float]:
     """The target of each vowel, from its rank by mean F1."""
-    by_f1 = sorted(spec.vowels, key=lambda v: mean(row.f1 for row in rows if row.vowel == v))
+    by_f1 = sorted(spec.vowels, key=lambda v: mean([row.f1 for row in rows if row.vowel == v]))
     if spec.coding == "turns":
         return {v: float(rank % 2 == 0) for rank, v in enumerate(by_f1)}
     return {v: float(rank in (0, len(by_f1) - 1)) for rank, v in enumerate(by_f1)}
@@ -76,5 +76,5 @@ def cases_of(rows: list[Row], target: Mapping[str, float]) -> Cases:
     return Cases(
         x_TD=torch.tensor([[row.f1 / 1000, row.f2 / 1000] for row in rows]),
         d_TO=torch.tensor([[target[row.vowel]] for row in rows]),
-        vowels=tuple(row.vowel for row in rows),
+        vowels=[row.vowel for row in rows],
     )

@@ -18,7 +18,8 @@ from moekit.files import make_directory, sync_directory
 from moekit.spec import load, to_plain
 from moekit.spec.recipe import Recipe
 from moekit.training.run.folder import RunFolder
-from moekit.training.run.saved import PREFIX, read_any_checkpoint
+from moekit.training.run.saved import read_any_checkpoint
+from moekit.training.run.start import PREFIX
 from moekit_hf.exporter import HuggingFace
 from moekit_hf.fields import INERT, FormatError
 from moekit_hf.folder import CONFIG, INDEX, KEPT, SINGLE, read_json, write_json

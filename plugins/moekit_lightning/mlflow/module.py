@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning.pytorch.loggers import MLFlowLogger
 
-from moekit.training.run.events import RunInfo
+from moekit.training.run.hooks import RunInfo
 from moekit_lightning.mlflow import MLflow
 
 TAG = "moekit_folder"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import timedelta
 from typing import Any, Protocol, runtime_checkable
 
@@ -19,17 +19,18 @@ from moekit.compat import init_process_group, set_timeouts
 from moekit.contracts import Model
 from moekit.errors import CheckpointError, PluginError, Problem, SpecError
 from moekit.moe_layer import MoELayer, check_stacked
-from moekit.parallel.deferred_init import DeferredInit
 from moekit.parallel.mesh import world_mesh
-from moekit.parallel.sharding import shard
 from moekit.params import build_on_meta
 from moekit.registry import current
-from moekit.shards.shard import fill_shards, state_dict_shards
+from moekit.shards import fill_shards, state_dict_shards
 from moekit.spec.fields import ConflictError
 from moekit.spec.kinds import DispatcherSpec, ExpertParallelSpec, MoE
 from moekit.spec.recipe import Recipe
 from moekit.spec.replacing import find_all, replace_all
+from moekit.training.build import build_seeded
 from moekit_lightning.sharded import SCALE_FREE, Sharded, no_loss_scale
+from moekit_lightning.sharded.deferred_init import DeferredInit, defer_init
+from moekit_lightning.sharded.fsdp import shard
 
 START_TIMEOUT = timedelta(minutes=10)
 """How long a rank waits for another that imports, reads its data or loads a checkpoint, if not longer."""
@@ -48,8 +49,7 @@ class ReadsShards(Protocol):
 class ShardedStrategy(ModelParallelStrategy):
     """Trains a model with sharded parameters, gradients and optimizer state. Gradients are summed over ranks.
 
-    ``LitMoE.configure_model`` builds the model of ``per_rank`` and passes it to ``shard``. The process group uses gloo
-    on CPUs and NCCL on CUDA.
+    The process group uses gloo on CPUs and NCCL on CUDA.
 
     The Trainer sets the precision. Under ``*-mixed`` weights are all-gathered in fp32 and autocast works as in one
     process, so routers stay in fp32. Under ``bf16-true`` and ``16-true`` weights are all-gathered in half precision,
@@ -60,9 +60,25 @@ class ShardedStrategy(ModelParallelStrategy):
         super().__init__(timeout=max(START_TIMEOUT, timedelta(seconds=layout.timeout)))
         self.layout = layout
 
-    def per_rank(self, recipe: Recipe) -> Recipe:
-        """The recipe that every rank builds (``with_expert_parallel``)."""
-        return with_expert_parallel(recipe, self.layout)
+    def build(self, recipe: Recipe, prepare: Callable[[Model], None]) -> Model:
+        """Builds the model with this rank's experts, calls ``prepare`` with it, and shards it."""
+        model, deferred = self.build_unsharded(recipe)
+        prepare(model)
+        self.shard(model, deferred)
+        return model
+
+    def build_unsharded(self, recipe: Recipe) -> tuple[Model, DeferredInit]:
+        """The model with this rank's experts alone (``with_expert_parallel``), to be passed to ``shard``.
+
+        Its weight matrices are on the meta device; the returned ``DeferredInit`` initialises them after sharding. A
+        model that initialises weights by other means than ``moekit.weights.init_weights`` is built whole on every rank.
+        """
+        spec = with_expert_parallel(recipe, self.layout).model
+        with defer_init() as deferred:
+            model: Model = build_seeded(spec, recipe.seed)
+        if not deferred.covers(model):
+            model, deferred = build_seeded(spec, recipe.seed), DeferredInit()
+        return model, deferred
 
     def check_ranks(self, recipe: Recipe, ranks: int) -> None:
         """Checks the layout (``check_layout``).
@@ -90,7 +106,7 @@ class ShardedStrategy(ModelParallelStrategy):
         """Converts a model to the Trainer's precision, shards it, and runs its deferred initialisation.
 
         Args:
-            model: built from the recipe of ``per_rank``, on the CPU or the meta device.
+            model: of ``build_unsharded``, on the CPU or the meta device.
             deferred_init: initialises the parameters on the meta device.
 
         Raises:

@@ -7,7 +7,7 @@ import hashlib
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from moekit.training.run.events import RunInfo
+from moekit.training.run.hooks import RunInfo
 from moekit_lightning.wandb import WandB
 
 

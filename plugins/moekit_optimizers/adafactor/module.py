@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from moekit.shards.layout import ParameterLayout, PartialSum, all_reduce_sums, parameter_layouts
-from moekit.shards.shard import local
+from moekit.parallel.layout import ParameterLayout, PartialSum, all_reduce_sums, parameter_layouts
+from moekit.shards import local
 from moekit_optimizers.adafactor import Adafactor
 from moekit_optimizers.decay import groups
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from moekit.shards.shard import reduced_dims
+from moekit.shards import reduced_dims
 from moekit.spec.kinds import OptimizerSpec
 from moekit_testing.assertions import require, require_finite
 from moekit_testing.case import Case, Check
@@ -46,7 +46,7 @@ def check_takes_shards(case: Case) -> None:
     """Updates sharded matrices like whole ones, or names in ``reduced`` the state that it all-reduces over ranks.
 
     An elementwise optimizer is correct on shards. One that uses more of a tensor must all-reduce
-    (``moekit.shards.layout``). One process cannot test that, but it can test the shape of the state named in
+    (``moekit.parallel.layout``). One process cannot test that, but it can test the shape of the state named in
     ``reduced``.
     """
     whole, split = _Rows(1), _Rows(2)

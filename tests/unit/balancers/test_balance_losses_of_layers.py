@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from routings import token_choice
 
 from moekit.contracts import BalanceContext, LayerDims, LayerReport
+from moekit.record import defaults_of
 from moekit.registry import current
-from moekit.spec.fields import default_of, fields_of
 from moekit.training.metrics import balance_sum
 from moekit_balancers.load_balance import LoadBalance
 from moekit_balancers.load_balance.module import LoadBalanceLoss
@@ -48,6 +48,6 @@ def test_losses_of_layers_are_summed_not_averaged() -> None:
 def test_every_balance_loss_has_a_default_weight_above_zero() -> None:
     """Megatron-Bridge PR #5165: the coefficient was 0 if a configuration did not set it."""
     specs = [component.spec_class() for component in current().components("balancer")]
-    weights = {spec.__name__: default_of(spec, "weight") for spec in specs if "weight" in fields_of(spec)}
+    weights = {spec.__name__: defaults_of(spec)["weight"] for spec in specs if "weight" in defaults_of(spec)}
     assert {"LoadBalance", "SequenceBalance"} <= set(weights)
     assert all(weight > 0 for weight in weights.values()), weights

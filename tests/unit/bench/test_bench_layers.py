@@ -11,7 +11,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from moekit.contracts import ExpertBank
 from moekit.errors import MoekitError
 from moekit.registry import current
-from moekit.saved_memory import saved_for_backward
 from moekit_bench import layers
 from moekit_bench.components import dispatchers_for
 from moekit_bench.layers import (
@@ -25,6 +24,7 @@ from moekit_bench.layers import (
 )
 from moekit_bench.measure import Settings, Variant
 from moekit_bench.request import Shape
+from moekit_bench.saved import saved_for_backward
 from moekit_bench.workload import Workload, build_in, counted_multiply_adds, make_workload
 
 SHAPE = Shape(16, 8, 16, 8, 4)

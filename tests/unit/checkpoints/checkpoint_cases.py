@@ -10,7 +10,7 @@ import torch
 from moekit.checkpoints.files import Retention, step_name
 from moekit.checkpoints.writing import Ranks, assign_shards, save_tree
 from moekit.errors import CheckpointError
-from moekit.shards.shard import TensorShard
+from moekit.shards import TensorShard
 
 TENSORS = "tensors-00001-of-00001.safetensors"
 
@@ -34,15 +34,16 @@ def flip(path: Path, at: int, bit: int = 0) -> None:
 class SimulatedRanks(Ranks):
     """One of several ranks, in one process: what the others send is given, or nothing."""
 
-    def __init__(self, rank: int, world: int, received: list[str] | None = None) -> None:
-        self.rank, self.world, self.received, self.sent = rank, world, received, ""
+    def __init__(self, rank: int, world: int, received: list[Any] | None = None) -> None:
+        self.rank, self.world, self.received = rank, world, received
+        self.sent: Any = None
         self.group = None
 
-    def all_gather(self, text: str) -> list[str]:
-        self.sent = text
+    def all_gather(self, value: Any) -> list[Any]:
+        self.sent = value
         if self.received is not None:
             return self.received
-        return [text if rank == self.rank else "{}" for rank in range(self.world)]
+        return [value if rank == self.rank else {} for rank in range(self.world)]
 
 
 def exchanged(trees: list[dict[str, TensorShard]], sharded: frozenset[str]) -> list[SimulatedRanks]:

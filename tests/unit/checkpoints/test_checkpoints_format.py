@@ -18,7 +18,7 @@ from moekit.checkpoints.format import Encoded, Manifest, decode
 from moekit.checkpoints.safetensors_file import Digest, write_file
 from moekit.errors import CheckpointError
 from moekit.parallel.mesh import world_mesh
-from moekit.shards.shard import TensorShard
+from moekit.shards import TensorShard
 
 
 def test_only_equal_views_of_one_memory_are_written_once() -> None:

@@ -24,7 +24,7 @@ from moekit.checkpoints.reading import is_checkpoint, is_intact, open_checkpoint
 from moekit.checkpoints.safetensors_file import digest_of
 from moekit.checkpoints.writing import Save, assign_shards, begin, publish, save_tree, seal, write
 from moekit.errors import CheckpointError
-from moekit.shards.shard import TensorShard, local_shard, slices_of
+from moekit.shards import TensorShard, local_shard, slices_of
 
 
 def equal(a: Any, b: Any) -> bool:

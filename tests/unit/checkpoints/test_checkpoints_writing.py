@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import signal
 import subprocess
@@ -35,7 +34,7 @@ from moekit.checkpoints.writing import (
 )
 from moekit.compat import timeout_of
 from moekit.errors import CheckpointError, SaveError
-from moekit.shards.shard import TensorShard, local_shard
+from moekit.shards import TensorShard, local_shard
 
 # ---- who writes what -------------------------------------------------------------------------------------------------
 
@@ -59,14 +58,14 @@ def test_work_is_shared_by_elements_and_rank_0_writes_what_is_not_sharded() -> N
     sharded = frozenset(sizes) - {"own"}
     ranks = exchanged([tree, tree], sharded)
     assert ranks[0].received is not None
-    assert [json.loads(text).keys() for text in ranks[0].received] == [sizes.keys(), sharded]
+    assert [entries.keys() for entries in ranks[0].received] == [sizes.keys(), sharded]
     plans = [assign_shards(tree, sharded, each) for each in ranks]
     assert [list(to_write) for _, to_write in plans] == [["large", "own"], ["a", "b", "c"]]
 
 
 def test_shards_that_are_not_of_one_tensor_are_rejected() -> None:
     tree, sharded = {"w": TensorShard("w", (4,), (0,), torch.zeros(2))}, frozenset("w")
-    sent = [json.dumps({"w": [dtype, [4], [2 * r], [2]]}) for r, dtype in enumerate(("F32", "F64"))]
+    sent = [{"w": (dtype, (4,), (2 * r,), (2,))} for r, dtype in enumerate(("F32", "F64"))]
     with pytest.raises(CheckpointError, match="cannot save w: its dtype or shape differs between ranks"):
         assign_shards(tree, sharded, SimulatedRanks(0, 2, sent))
     with pytest.raises(CheckpointError, match=r"cannot save w \[4\]: the shards hold 2 of 4 elements"):

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from moekit.checkpoints.safetensors_file import DTYPES, TensorFile, bytes_of, digest_of, runs, write_tensors
 from moekit.errors import CheckpointError
-from moekit.shards.shard import slices_of
+from moekit.shards import slices_of
 
 
 def bits(tensor: Tensor) -> bytes:

@@ -15,7 +15,7 @@ from moekit.cli.ls import RECIPES, SIZES
 from moekit.component import recipes_in
 from moekit.registry import current
 from moekit.spec import load
-from moekit.spec.heads import head_of
+from moekit.spec.layers import head_of
 from moekit.spec.recipe import Paper
 
 LISTINGS = """

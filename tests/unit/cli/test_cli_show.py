@@ -10,7 +10,7 @@ from cli_fakes import ACME, BETA, BROKEN, Captured, Use, check_output
 from pages import cases
 
 from moekit.cli import main
-from moekit.cli.describe import docstring
+from moekit.cli.show import docstring
 from moekit.component import Component
 from moekit.registry import current
 from moekit.spec.recipe import Recipe

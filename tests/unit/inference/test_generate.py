@@ -29,8 +29,8 @@ from moekit import (
 from moekit.cli import main
 from moekit.inference.generate import answer, greedy, next_token, stream, targets
 from moekit.spec.kinds import DataSpec
-from moekit.training.callbacks.progress import counted_unit
 from moekit.training.module import LitMoE
+from moekit.training.run.console import counted_unit
 from moekit.training.run.train import train
 
 END = 10

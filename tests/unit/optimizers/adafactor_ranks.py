@@ -22,15 +22,15 @@ from moekit.checkpoints.reading import open_checkpoint
 from moekit.checkpoints.writing import save_tree
 from moekit.contracts import Init, Model
 from moekit.moe_layer import MoELayer
-from moekit.parallel.sharding import shard
 from moekit.registry import build
-from moekit.shards.shard import TensorShard, local, optimizer_state_shards, parameter_shards, slices_of
+from moekit.shards import TensorShard, local, optimizer_state_shards, parameter_shards, slices_of
 from moekit.spec.kinds import MoE
 from moekit.training.optim import save_by_name, split_by_layout
 from moekit.weights import init_weights
 from moekit_dispatchers.expert_parallel import ExpertParallel
 from moekit_dispatchers.grouped import Grouped
 from moekit_experts.glu import Glu
+from moekit_lightning.sharded.fsdp import shard
 from moekit_optimizers.adafactor import Adafactor
 from moekit_routers.topk import TopK
 

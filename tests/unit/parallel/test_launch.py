@@ -66,3 +66,13 @@ def test_a_rank_that_receives_nothing_raises_after_the_timeout(
         zero.result()
     with pytest.raises(MoekitError, match=r"rank 0 of this run has crashed, or did not answer within 0:00:00\.1"):
         other.result()
+
+
+def test_a_rank_that_runs_something_else_than_rank_0_names_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the ranks would wait for each other in different places, or train different models."""
+    monkeypatch.setenv("MOEKIT_RUN", "moekit 0.1.0, recipe 1234")
+    monkeypatch.setattr(launch.rank_zero_only, "rank", 3, raising=False)
+    launch.check_same_run("moekit 0.1.0, recipe 1234")
+    with pytest.raises(MoekitError, match=r"^rank 3 of this run differs from rank 0") as caught:
+        launch.check_same_run("moekit 0.2.0, recipe 1234")
+    assert "rank 0 has moekit 0.1.0, recipe 1234\n  rank 3 has moekit 0.2.0, recipe 1234" in str(caught.value)

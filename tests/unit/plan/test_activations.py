@@ -11,10 +11,10 @@ from torch import Tensor
 from moekit import load
 from moekit.contracts import Batch, Source
 from moekit.registry import build
-from moekit.saved_memory import saved_for_backward
 from moekit.spec.recipe import Recipe
 from moekit.training import LitMoE
 from moekit.training.data import batch_at
+from moekit_bench.saved import saved_for_backward
 from moekit_plan.activations import DTYPES, REST, Pass, empty_batch, measure, run
 from moekit_plan.plan import with_recompute
 

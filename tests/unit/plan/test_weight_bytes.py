@@ -11,13 +11,14 @@ from torch import Tensor
 
 from moekit import load
 from moekit.errors import MoekitError
-from moekit.parallel.sharding import shard, shard_dim
+from moekit.parallel.mesh import shard_dim
 from moekit.params import build_on_meta
 from moekit.registry import build
-from moekit.shards.shard import local
+from moekit.shards import local
 from moekit.spec.recipe import Recipe
 from moekit.training.optim import optimizer_of
 from moekit_lightning.sharded import Sharded
+from moekit_lightning.sharded.fsdp import shard
 from moekit_lightning.sharded.module import with_expert_parallel
 from moekit_plan.weight_bytes import Layout, gathered_numbers, optimizer_bytes, optimizer_state, weights_of
 

@@ -13,8 +13,7 @@ from spec_fakes import Bag, Head, Pick, Tower, Unregistered
 from moekit.errors import PluginError
 from moekit.spec import component_spec, dump, load, to_config, to_plain
 from moekit.spec.fields import LARGEST
-from moekit.spec.recipe import Recipe
-from moekit.spec.trainer import TrainerSpec
+from moekit.spec.recipe import Recipe, TrainerSpec
 from moekit.spec.yaml_text import read
 
 

@@ -20,8 +20,7 @@ from moekit.errors import SpecError, UnknownName
 from moekit.registry import Registry
 from moekit.spec import component_spec, load, to_plain, validate
 from moekit.spec.kinds import MoE
-from moekit.spec.recipe import Stop
-from moekit.spec.trainer import TrainerSpec
+from moekit.spec.recipe import Stop, TrainerSpec
 
 Write = Callable[[str, str], str]
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
+from omegaconf import OmegaConf
 
 from moekit.registry import current
 from moekit.spec.merging import Merged
-from moekit.spec.places import Place
+from moekit.spec.places import Place, Report, Tree
+from moekit.spec.planning import Planner
+from moekit.spec.recipe import Recipe
+from moekit.spec.references import is_readable
 from moekit.spec.yaml_text import read
 
 
@@ -15,7 +21,7 @@ def merge(*layers: str) -> Merged:
 
 
 def merged(*layers: str) -> object:
-    return merge(*layers).plain().data
+    return merge(*layers).data
 
 
 @pytest.mark.parametrize(
@@ -87,7 +93,7 @@ def test_a_strategy_with_options_is_replaced_by_a_name() -> None:
 
 def test_a_mapping_over_a_reference_waits_for_all_layers() -> None:
     layers = merge("a: {i: '${n}'}\nn: {x: 1}", "a:\n  i: {y: 2}", "n: {x: 3}")
-    assert layers.plain().data == {"a": {"i": "${n}"}, "n": {"x": 3}}
+    assert layers.data == {"a": {"i": "${n}"}, "n": {"x": 3}}
     ((path, held),) = layers.over.items()
     assert path == ("a", "i")
     assert [layer.data for layer in held] == [{"a": {"i": {"y": 2}}}]
@@ -97,15 +103,32 @@ def test_a_mapping_over_a_reference_waits_for_all_layers() -> None:
 def test_a_mapping_over_a_reference_that_is_replaced_is_dropped() -> None:
     layers = merge("a: {i: '${n}'}", "a: {i: {y: 2}}", "a: {i: 3}")
     assert layers.over == {}
-    assert layers.plain().data == {"a": {"i": 3}}
+    assert layers.data == {"a": {"i": 3}}
 
 
 def test_a_text_that_cannot_be_parsed_does_not_spoil_the_others() -> None:
     layers = merge("{a: '${', b: ['${c', '${a}'], c: '${x y'}", "{c: 3}")
-    assert layers.unread == {("a",): "${", ("b", 0): "${c"}
-    assert layers.plain().data == {"a": "${", "b": ["${c", "${a}"], "c": 3}
+    assert layers.data == {"a": "${", "b": ["${c", "${a}"], "c": 3}
+    planner = Planner(layers, current(), Report(layers.places))
+    planner.root(Recipe)
+    assert planner.unread == [("a",), ("b", 0)]
+    assert layers.data["b"] == ["???", "${a}"]
 
 
 @pytest.mark.parametrize("text", ["${" * 900 + "}" * 900, "${a}" * 2000])
 def test_a_text_that_takes_long_to_parse_is_not_parsed(text: str) -> None:
-    assert merge(f"a: '{text}'").unread == {("a",): text}
+    assert not is_readable(text)
+
+
+def test_without_components_layers_merge_as_omegaconf_merges_them() -> None:
+    rng = random.Random(0)
+
+    def tree(depth: int) -> dict[str, object]:
+        """Of mappings and numbers that may replace each other; OmegaConf refuses a list in place of a mapping."""
+        kept = {key: rng.choice([rng.randrange(9), None, tree(depth + 1)]) for key in "abc" if rng.random() < 1 / depth}
+        return {**kept, "items": [rng.randrange(9)]} if rng.random() < 0.5 else kept
+
+    for _ in range(50):
+        layers = [tree(1) for _ in range(3)]
+        expected = OmegaConf.to_container(OmegaConf.unsafe_merge(*layers))
+        assert Merged(current(), [Tree(layer, {}) for layer in layers]).data == expected

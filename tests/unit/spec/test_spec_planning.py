@@ -7,8 +7,12 @@
 
 from __future__ import annotations
 
+import pytest
 from pages import cases
 from spec_fakes import check_overrides
+
+from moekit.errors import SpecError
+from moekit.spec import load
 
 REPORTS = r"""
 $ model.moe.router.use=pikc  # unknown component
@@ -138,3 +142,9 @@ top_k: 'two' is not an integer
 @cases(REPORTS)
 def test_a_name_that_is_unknown_or_missing_is_reported_whole(given: str, expected: str) -> None:
     check_overrides(given, expected)
+
+
+def test_escaped_text_in_place_of_a_map_is_a_mistake_and_no_crash() -> None:
+    said = r"'\$\{x\}' where a named map of callbacks belongs"
+    with pytest.raises(SpecError, match=said):
+        load({"extends": "small", "trainer": {"callbacks": r"\${x}"}})

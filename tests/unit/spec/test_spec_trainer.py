@@ -13,9 +13,8 @@ from pages import whole
 
 from moekit import SpecError
 from moekit.spec import dump, load
-from moekit.spec.fields import fields_of, types_of
-from moekit.spec.hints import members
-from moekit.spec.trainer import TrainerSpec
+from moekit.spec.fields import fields_of, members, types_of
+from moekit.spec.recipe import TrainerSpec
 
 
 def test_every_option_of_lightning_is_offered_or_refused_with_a_reason() -> None:

@@ -16,7 +16,7 @@ from moekit import SpecError, load
 from moekit.checkpoints.reading import open_checkpoint
 from moekit.training.module import LitMoE
 from moekit.training.run.folder import RunFolder
-from moekit.training.run.parts import build_callbacks, check_callbacks
+from moekit.training.run.parts import build_parts, check_callbacks
 from moekit.training.run.train import train
 from moekit_lightning.averages import EMA, SWA
 from moekit_lightning.averages.module import TRAINED, WeightAverage, aliases, ema, swa
@@ -58,7 +58,7 @@ def test_a_run_has_one_average() -> None:
     """Two would both take the place of the weights: they share the key of their states, and are rejected by it."""
     recipe = load("jacobs1991", ["trainer.callbacks={a: ema, b: swa}"])
     with pytest.raises(SpecError, match=r"key of trainer\.callbacks\.a in checkpoints: WeightAverage\n"):
-        check_callbacks(build_callbacks(recipe))
+        check_callbacks(build_parts(recipe, "callback"))
 
 
 def run(tree: dict[str, Any], root: Path, resume: RunFolder | None = None) -> tuple[RunFolder, LitMoE]:

@@ -18,7 +18,7 @@ from moekit.contracts import LossSum, ModelOutput
 from moekit.training import LitMoE
 from moekit.training.balance import BalanceStep
 from moekit.training.health.diagnosis import MicroBatch
-from moekit.training.step import OptimizerStep, Precision
+from moekit.training.step import OptimizerStep
 
 
 @pytest.mark.parametrize("averaged", [1, 4])
@@ -30,7 +30,7 @@ def test_averaged_and_summed_gradients_give_the_same_step(averaged: int) -> None
         loss = LossSum(total=torch.tensor(total), count=torch.tensor(count))
         step.add(ModelOutput(y=torch.zeros(1)), loss, MicroBatch(Batch(torch.zeros(1), torch.zeros(1)), 0, 0.0))
     model.weight.grad = torch.tensor([[24.0, 32.0]]) / averaged
-    done = step.finish(averaged, 0.0, Precision(None))
+    done = step.finish(averaged, 0.0, None)
     assert model.weight.grad.tolist() == [[3.0, 4.0]]
     assert (float(done.tokens), float(done.norm)) == (8.0, 5.0)
 
@@ -68,5 +68,5 @@ def test_a_step_without_tokens_changes_nothing() -> None:
     loss = LossSum(total=torch.tensor(0.0), count=torch.tensor(0))
     step.add(ModelOutput(y=torch.zeros(1)), loss, MicroBatch(Batch(torch.zeros(1), torch.zeros(1)), 0, 0.0))
     model.weight.grad = torch.zeros(1, 2)
-    done = step.finish(1, 0.0, Precision(None))
+    done = step.finish(1, 0.0, None)
     assert done.non_finite is None and model.weight.grad.tolist() == [[0.0, 0.0]] and float(done.norm) == 0

@@ -18,9 +18,8 @@ from moekit import SpecError, load
 from moekit.hookspecs import hookimpl
 from moekit.registry import current, temporary
 from moekit.training.callbacks.checkpoint import SaveCheckpoints
-from moekit.training.callbacks.relay import HookRelay
-from moekit.training.run.events import EndedRun, EndedStep, ReportRow, StartingRun
 from moekit.training.run.folder import RunFolder
+from moekit.training.run.hooks import EndedRun, EndedStep, HookRelay, ReportRow, StartingRun
 from moekit.training.run.train import train
 
 Make = Callable[..., dict[str, Any]]
@@ -72,9 +71,9 @@ def test_every_hook_is_called_once_and_in_order(recipe: Make, tmp_path: Path) ->
     def step_ended(run: EndedStep) -> None:
         seen.append((run.step, run.logged, run.metrics["train/loss"] > 0))
 
-    def run_ended(run: EndedRun) -> list[ReportRow]:
+    def run_ended(run: EndedRun) -> list[ReportRow | Path]:
         seen.append(("ended", run.step, run.failure, sorted(run.rows), run.rows[4]["train/doubled"]))
-        return [ReportRow("energy", "3 kWh")]
+        return [ReportRow("energy", "3 kWh"), run.folder / "energy.svg"]
 
     named = (recipe_loaded, module_built, run_starting, step_ended, run_ended)
     hooks: dict[str, Callable[..., Any]] = {hook.__name__: hook for hook in named}
@@ -85,7 +84,10 @@ def test_every_hook_is_called_once_and_in_order(recipe: Make, tmp_path: Path) ->
         *((step, True, True) for step in (1, 2, 3, 4)), ("ended", 4, None, [1, 2, 3, 4], 8.0),
     ]  # fmt: skip
     assert "energy" in text and "3 kWh" in text
-    assert json.loads(folder.summary.read_text())["reported"] == {"energy": "3 kWh"}
+    summary = json.loads(folder.summary.read_text())
+    assert summary["reported"] == {"energy": "3 kWh"}
+    assert [Path(file).name for file in summary["files"]] == ["energy.svg", "loss.png", "load.png"]
+    assert "energy.svg  loss.png  load.png" in text
     assert list(json.loads(folder.hooks.read_text())["acme"]["hooks"]) == sorted(f"moekit_{hook}" for hook in hooks)
 
 
@@ -160,7 +162,8 @@ def test_an_exception_in_an_observer_harms_no_run(recipe: Make, tmp_path: Path) 
 def test_what_is_not_a_row_is_reported(recipe: Make, tmp_path: Path) -> None:
     with temporary(plugin("acme", run_ended=lambda run: ["steps"])):
         text, _ = run(tiny(recipe), tmp_path)
-    assert "plugin 'acme', hook moekit_run_ended: TypeError: expected a list of ReportRow, got 'steps'" in text
+    expected = "expected a list of ReportRow, or of the paths of files"
+    assert f"plugin 'acme', hook moekit_run_ended: TypeError: {expected}, got 'steps'" in text
 
 
 def test_a_failed_run_is_reported_too(recipe: Make, tmp_path: Path) -> None:

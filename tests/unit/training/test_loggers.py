@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lightning.pytorch.loggers import Logger
 from rich.console import Console
 
 from moekit import SpecError, load
-from moekit.training.run.events import RunInfo
 from moekit.training.run.folder import RunFolder
-from moekit.training.run.parts import build_loggers
+from moekit.training.run.hooks import RunInfo
+from moekit.training.run.parts import build_parts
 from moekit.training.run.train import train
 
 Make = Callable[..., dict[str, Any]]
@@ -68,4 +69,42 @@ def test_a_logger_whose_package_is_missing_is_a_spec_error(tmp_path: Path, monke
     monkeypatch.setattr("lightning.pytorch.loggers.wandb._WANDB_AVAILABLE", False)
     recipe = load("jacobs1991", ["trainer.logger.mine=wandb"])
     with pytest.raises(SpecError, match=r"wandb rejects its options(.|\n)*at trainer\.logger\.mine"):
-        build_loggers(recipe, RunInfo(folder=tmp_path, name="n", label="n"))
+        build_parts(recipe, "logger", RunInfo(folder=tmp_path, name="n", label="n"))
+
+
+class Failing(Logger):
+    """Raises in one method; in ``save``, not before there is something to save."""
+
+    def __init__(self, at: str) -> None:
+        super().__init__()
+        self.at = at
+        self.logged = False
+
+    name = version = "failing"
+
+    def _raise(self, at: str) -> None:
+        if at == self.at:
+            raise RuntimeError(f"no luck in {at}")
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        self._raise("log_hyperparams")
+
+    def log_metrics(self, *args: Any, **kwargs: Any) -> None:
+        self.logged = True
+        self._raise("log_metrics")
+
+    def save(self) -> None:
+        if self.logged:
+            self._raise("save")
+
+
+@pytest.mark.usefixtures("quiet_lightning")
+@pytest.mark.parametrize("at", ["log_hyperparams", "log_metrics", "save"])
+def test_a_logger_that_fails_is_reported_once_and_training_continues(
+    recipe: Make, tmp_path: Path, at: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = {"accelerator": "cpu", "max_steps": 4, "val_check_interval": 2, "enable_progress_bar": False}
+    outcome = train(load(recipe(trainer=trainer)), root=tmp_path, console=Console(quiet=True), loggers=[Failing(at)])
+    assert outcome is not None and outcome.steps == 4 and (outcome.folder / "metrics.csv").is_file()
+    (message,) = [record.message for record in caplog.records if "logger Failing" in record.message]
+    assert message == f"logger Failing: RuntimeError: no luck in {at}\n  training continues without it"

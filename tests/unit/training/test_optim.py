@@ -16,13 +16,13 @@ from moekit.contracts import Model
 from moekit.errors import CheckpointError
 from moekit.moe_layer import MoELayer
 from moekit.parallel.mesh import world_mesh
-from moekit.parallel.sharding import shard
 from moekit.registry import build
 from moekit.spec.kinds import MoE
 from moekit.training.optim import StepSchedule, optimizer_of, save_by_name, split_by_layout
 from moekit_dispatchers.grouped import Grouped
 from moekit_experts.glu import Glu
 from moekit_lightning.sharded import Sharded
+from moekit_lightning.sharded.fsdp import shard
 from moekit_lightning.sharded.module import with_expert_parallel
 from moekit_routers.topk import TopK
 

@@ -24,26 +24,22 @@ from rich.console import Console
 from moekit import MoekitError, SpecError, load
 from moekit.training.callbacks.checkpoint import SaveCheckpoints
 from moekit.training.callbacks.interrupt import StopOnInterrupt
-from moekit.training.callbacks.load_history import LoadHistory
-from moekit.training.callbacks.progress import TrainingProgress
-from moekit.training.callbacks.relay import HookRelay
 from moekit.training.module import LitMoE
-from moekit.training.run.events import RunInfo
 from moekit.training.run.folder import RunFolder
+from moekit.training.run.hooks import HookRelay, RunInfo
 from moekit.training.run.metrics_log import read_metrics
 from moekit.training.run.parts import (
     REFUSED,
-    build_callbacks,
-    build_loggers,
-    build_strategy,
+    build_parts,
     check_callbacks,
     check_parts,
     check_states,
     left_states,
 )
-from moekit.training.run.prepare import prepare
-from moekit.training.run.prepared import Prepared
+from moekit.training.run.prepare import Prepared, prepare
 from moekit.training.run.train import train
+from moekit_lightning.load_history import LoadHistory
+from moekit_lightning.progress import TrainingProgress
 
 Make = Callable[..., dict[str, Any]]
 CALLBACKS = "lightning.pytorch.callbacks"
@@ -97,15 +93,14 @@ def test_all_mistakes_come_in_one_report() -> None:
 
 
 def test_arguments_are_converted_to_plain_types() -> None:
-    (stopping,) = build_callbacks(
-        with_callbacks(a=f"class: {CALLBACKS}.EarlyStopping, monitor: x, min_delta: 1")
-    ).values()
+    recipe = with_callbacks(a=f"class: {CALLBACKS}.EarlyStopping, monitor: x, min_delta: 1")
+    (stopping,) = build_parts(recipe, "callback").values()
     assert isinstance(stopping, EarlyStopping) and isinstance(stopping.min_delta, float)
 
 
 def test_a_class_that_rejects_its_arguments_is_a_spec_error() -> None:
     with pytest.raises(SpecError, match=r"rejects its options: .*\n  at trainer\.callbacks\.a"):
-        build_callbacks(with_callbacks(a=f"class: {CALLBACKS}.EarlyStopping, monitor: x, mode: sideways"))
+        build_parts(with_callbacks(a=f"class: {CALLBACKS}.EarlyStopping, monitor: x, mode: sideways"), "callback")
 
 
 @pytest.mark.parametrize("refused", REFUSED, ids=lambda cls: cls.__name__)
@@ -143,16 +138,17 @@ def test_states_that_no_callback_has_are_listed() -> None:
 
 
 def test_a_strategy_is_a_component_or_a_class(tmp_path: Path) -> None:
-    assert build_strategy(load("jacobs1991")) is None
-    assert type(build_strategy(load("jacobs1991", ["trainer.strategy=ddp"]))) is DDPStrategy
-    named = "trainer.strategy={class: lightning.pytorch.strategies.DDPStrategy, start_method: spawn}"
-    assert type(build_strategy(load("jacobs1991", [named]))) is DDPStrategy
+    assert build_parts(load("jacobs1991"), "strategy") == {}
+    for given in ("ddp", "{class: lightning.pytorch.strategies.DDPStrategy, start_method: spawn}"):
+        recipe = load("jacobs1991", [f"trainer.strategy={given}"])
+        (strategy,) = build_parts(recipe, "strategy", recipe).values()
+        assert type(strategy) is DDPStrategy
 
 
 def test_a_logger_is_a_class_too(tmp_path: Path) -> None:
     given = f"trainer.logger.mine={{class: lightning.pytorch.loggers.CSVLogger, save_dir: {tmp_path}}}"
     run = RunInfo(folder=tmp_path, name="n", label="n")
-    (logger,) = build_loggers(load("jacobs1991", [given]), run)
+    (logger,) = build_parts(load("jacobs1991", [given]), "logger", run).values()
     assert isinstance(logger, CSVLogger) and logger.save_dir == str(tmp_path)
 
 
@@ -172,7 +168,7 @@ def test_callbacks_come_after_ours_and_before_checkpoints(recipe: Make, tmp_path
     run = prepared(recipe(trainer=options(callbacks=given, enable_progress_bar=True)), tmp_path)
     found = [type(callback) for callback in run.trainer.callbacks]  # type: ignore[attr-defined]
     assert found == [
-        LoadHistory, StopOnInterrupt, TrainingProgress, EarlyStopping, LearningRateMonitor, HookRelay, SaveCheckpoints,
+        StopOnInterrupt, EarlyStopping, LearningRateMonitor, TrainingProgress, LoadHistory, HookRelay, SaveCheckpoints,
     ]  # fmt: skip
 
 

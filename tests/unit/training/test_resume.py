@@ -31,8 +31,7 @@ from moekit.parallel import launch
 from moekit.training.callbacks.checkpoint import AtomicCheckpointIO
 from moekit.training.run.folder import LOCK, RunFolder
 from moekit.training.run.metrics_log import read_metrics
-from moekit.training.run.resume import check_same_model, differences, recount, verify_checkpoints
-from moekit.training.run.saved import read_checkpoint
+from moekit.training.run.saved import check_same_model, differences, read_checkpoint, recount, verify_checkpoints
 from moekit.training.run.train import train
 from moekit_lightning.sharded import Sharded
 from moekit_lightning.sharded.module import ShardedStrategy
@@ -77,7 +76,7 @@ def test_resuming_verifies_every_file_once_before_anything_changes(
     recipe: Make, tmp_path: Path, verified: Counter[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If a file is damaged, also of the dense baseline, nothing is built or changed."""
-    monkeypatch.setattr("moekit.training.run.train.draw_plots", lambda *_: [])
+    monkeypatch.setattr("moekit_lightning.plots.draw_plots", lambda *_: [])
     options = {"accelerator": "cpu", "limit_val_batches": 1, "enable_progress_bar": False}
 
     def run(steps: int, resume: RunFolder | None = None, with_dense: bool = False) -> None:
@@ -116,8 +115,8 @@ def test_other_ranks_verify_only_the_files_that_they_read(
 
 def test_other_ranks_wait_longer_for_larger_checkpoints(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[Any] = []
-    monkeypatch.setattr("moekit.training.run.resume.decide_on_rank_zero", lambda *_, timeout: waits.append(timeout))
-    monkeypatch.setattr("moekit.training.run.resume.MIN_READ_RATE", 1.0)
+    monkeypatch.setattr("moekit.training.run.saved.decide_on_rank_zero", lambda *_, timeout: waits.append(timeout))
+    monkeypatch.setattr("moekit.training.run.saved.MIN_READ_RATE", 1.0)
     checkpoint = read_checkpoint(saved)
     size = sum((saved / name).stat().st_size for name in (STATE, TENSORS))
     verify_checkpoints([])
@@ -250,7 +249,7 @@ def trained(recipe: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def run(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """A copy of one run."""
-    monkeypatch.setattr("moekit.training.run.train.draw_plots", lambda *_: [])
+    monkeypatch.setattr("moekit_lightning.plots.draw_plots", lambda *_: [])
     return Run(Path(shutil.copytree(trained, tmp_path / "runs")), None)
 
 
@@ -277,7 +276,7 @@ def test_texts_that_have_changed_are_refused_unless_allowed(
     recipe: Make, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of the same size, so that every batch has the same shape; or at another path, which may be another text."""
-    monkeypatch.setattr("moekit.training.run.train.draw_plots", lambda *_: [])
+    monkeypatch.setattr("moekit_lightning.plots.draw_plots", lambda *_: [])
     own = Path(shutil.copytree(text, tmp_path / "text"))
     run = Run(tmp_path, recipe, data={**recipe()["data"], "path": str(own)})
     with pytest.raises(CheckpointError, match=r"data.path: '.*' in the checkpoint, '.*' now"):
@@ -297,7 +296,7 @@ def test_weights_to_start_from_cannot_change_on_resume(run: Run) -> None:
 def test_a_schedule_added_or_removed_on_resume_sets_the_rates(
     recipe: Make, tmp_path: Path, before: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("moekit.training.run.train.draw_plots", lambda *_: [])
+    monkeypatch.setattr("moekit_lightning.plots.draw_plots", lambda *_: [])
     run, other = Run(tmp_path, recipe, schedule=before), "null" if before else "{use: cosine, warmup: 4}"
     run.resume(f"schedule={other}", "trainer.log_every_n_steps=1")
     rates = [read_metrics(run.folder.metrics)[step]["lr"] for step in (3, 4)]
@@ -328,9 +327,9 @@ def test_training_continues_without_logs(run: Run, monkeypatch: pytest.MonkeyPat
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        for module in ("training.run.metrics_log", "training.callbacks.load_history"):
-            patch.setattr(f"moekit.{module}.replace_file", full)
-        patch.setattr("moekit.training.run.event_file.make_directory", full)
+        for module in ("moekit.training.run.metrics_log", "moekit_lightning.load_history"):
+            patch.setattr(f"{module}.replace_file", full)
+        patch.setattr("moekit_lightning.event_file.make_directory", full)
         said = run.resume()
     assert said.count("cannot write") == 1 and "training continues" in said
     for file in (run.folder.metrics, run.folder.loads):
@@ -349,7 +348,7 @@ FORGED: dict[str, tuple[Any, str]] = {
     "optimizer_states.0.state": (3, "optimizer_states.0.state is 3, not a mapping"),
     "lr_schedulers": ([{"step": -1}], "lr_schedulers.0.step is -1, less than 0"),
     "callbacks": ("junk", "callbacks is 'junk', not a mapping"),
-    "callbacks.LoadHistory": ({}, "it has no callbacks.LoadHistory.step"),
+    "callbacks.LoadHistory": ({"step": "x"}, "the state of LoadHistory has no step"),
     "callbacks.StopOnInterrupt": (None, "callbacks.StopOnInterrupt is None, not a mapping"),
     "loops": ({}, "it has no loops.fit_loop"),
     "state_dict": ({"model.norm.weight": "x"}, "state_dict.model.norm.weight is 'x', not a tensor"),

@@ -21,8 +21,8 @@ from moekit.spec.recipe import Start
 from moekit.training.callbacks.checkpoint import AtomicCheckpointIO
 from moekit.training.module import LitMoE
 from moekit.training.run.folder import checkpoint_of
-from moekit.training.run.resume import check_same_model
-from moekit.training.run.start import StartingPoint, expert_parameters, with_checkpoint_path
+from moekit.training.run.saved import check_same_model
+from moekit.training.run.start import describe, expert_parameters, freeze, with_checkpoint_path
 
 Make = Callable[..., dict[str, Any]]
 pytestmark = pytest.mark.usefixtures("quiet_lightning")
@@ -91,7 +91,7 @@ def test_weights_and_selection_bias_are_loaded_once_before_the_first_step(recipe
     with torch.no_grad():  # loaded only once: later changes stay
         embedding(module).zero_()
     module.prepare()
-    module.starting.load(module.model, None)
+    module.load_start()
     assert not embedding(module).any()
 
 
@@ -154,7 +154,7 @@ def test_parameters_that_the_model_fixes_stay_fixed(recipe: Make) -> None:
     model = LitMoE(recipe()).model
     fixed = dict(model.named_parameters())["norm.weight"]
     fixed.requires_grad_(False)
-    StartingPoint(Start(run="any", update="others")).freeze(model)
+    freeze(model, Start(run="any", update="others"))
     assert not any(p.requires_grad for p in (*expert_parameters(model), fixed))
     assert any(p.requires_grad for p in model.parameters())
 
@@ -184,14 +184,15 @@ def test_the_latest_run_is_replaced_by_a_checkpoints_path(recipe: Make, trained:
 
 
 def test_describe_names_the_run_and_what_is_trained(recipe: Make, trained: Path) -> None:
-    assert LitMoE(recipe()).starting.describe() == ""
-    assert LitMoE(started(recipe, trained)).starting.describe() == f"the weights of {trained}"
+    assert describe(Start(run=str(trained)), None) == f"the weights of {trained}"
+    start = Start(run=str(trained), update="others")
+    assert describe(start, None) == f"the weights of {trained}; routed experts and routers are frozen"
     module = LitMoE(started(recipe, trained, "others"))
     trained_count = sum(p.numel() for p in module.model.parameters() if p.requires_grad)
     expected = (
         f"the weights of {trained}; routed experts and routers are frozen, {trained_count:,} parameters are trained"
     )
-    assert module.starting.describe() == expected
+    assert describe(start, module.model) == expected
 
 
 def test_resuming_with_other_trained_parameters_is_rejected(recipe: Make, trained: Path) -> None:

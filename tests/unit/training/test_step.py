@@ -11,7 +11,7 @@ from torch import nn
 
 from moekit.contracts import LossSum
 from moekit.training.balance import BalanceStep
-from moekit.training.step import OptimizerStep, Precision, StepResult
+from moekit.training.step import OptimizerStep, StepResult
 
 RANKS = 4
 
@@ -32,7 +32,7 @@ def finished(tokens: list[int], averaged: int) -> tuple[float, StepResult]:
         step.add(output, loss, anything).backward()  # type: ignore[no-untyped-call]
     assert model.weight.grad is not None
     model.weight.grad /= averaged
-    done = step.finish(averaged, 0.0, Precision(SimpleNamespace()))
+    done = step.finish(averaged, 0.0, SimpleNamespace())
     return float(model.weight.grad), done
 
 

@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from moekit import SpecError, load
 from moekit.registry import current
-from moekit.spec.heads import head_of
+from moekit.spec.layers import head_of
 from moekit.training.run.train import lost_rank, train
 
 NOT_TRAINABLE = [recipe.name for recipe in current().recipes if not head_of(recipe, current()).trains]

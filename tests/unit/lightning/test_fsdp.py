@@ -24,9 +24,8 @@ from torch.distributed.tensor import DTensor
 from moekit import load
 from moekit.compat import TorchDispatchMode
 from moekit.contracts import Init, Model
-from moekit.parallel.sharding import shard
 from moekit.registry import build
-from moekit.shards.shard import (
+from moekit.shards import (
     TensorShard,
     local,
     optimizer_state_shards,
@@ -37,6 +36,7 @@ from moekit.shards.shard import (
 from moekit.training.step import total_norm
 from moekit.weights import init_weights
 from moekit_lightning.sharded import Sharded
+from moekit_lightning.sharded.fsdp import shard
 from moekit_lightning.sharded.module import with_expert_parallel
 
 LAYOUTS = pytest.mark.parametrize("ep", [1, 2, 4])

@@ -14,44 +14,48 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_only
+
 from moekit.files import make_directory
+from moekit.training.run.metrics_log import FileLogger, LogWrites
 
 SECONDS = 120.0  # between two writes for readers of a running training
 
 
-class EventFile:
-    """An event file that holds the scalars of one process. Nothing is written before ``write``.
+class EventFile(FileLogger):
+    """A Lightning logger that appends scalars to an event file, whenever a reader has waited long enough.
 
     Args:
         folder: of the event files.
         first_step: TensorBoard hides this and later steps of earlier files in the folder.
+        writes: writes the file.
     """
 
-    def __init__(self, folder: Path, first_step: int) -> None:
-        self.path = (
-            folder / f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}.{time.time_ns()}"
-        )
+    def __init__(self, folder: Path, first_step: int = 1, writes: LogWrites | None = None) -> None:
+        stamp = f"{time.time():.0f}.{socket.gethostname()}.{os.getpid()}.{time.time_ns()}"
+        super().__init__(folder / f"events.out.tfevents.{stamp}", writes)
         self._size = 0  # bytes of the file that are whole events
         self._new: list[dict[str, Any]] = []
+        self._first_step = first_step
         self._written = time.monotonic()
-        self._add(step=first_step, file_version="brain.Event:2")
-        self._add(step=first_step, session_log={"status": "START"})
 
-    @property
-    def is_due(self) -> bool:
-        """Whether a reader of the file has waited long enough."""
-        return time.monotonic() - self._written > SECONDS
-
-    def add(self, values: Mapping[str, float], step: int) -> None:
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Adds a step's values by name."""
-        self._add(step=step, summary={"value": [{"tag": name, "simple_value": v} for name, v in values.items()]})
+        if not self._size and not self._new:
+            self._add(step=self._first_step, file_version="brain.Event:2")
+            self._add(step=self._first_step, session_log={"status": "START"})
+        values = [{"tag": name, "simple_value": value} for name, value in metrics.items()]
+        self._add(step=step, summary={"value": values})
+        if time.monotonic() - self._written > SECONDS:
+            self.save()
 
-    def write(self) -> None:
-        """Appends what was added since the last time. If that fails, the next call does it again.
+    @rank_zero_only
+    def save(self) -> None:
+        """Appends what was logged since the last time, if possible. If that fails, the next call does it again."""
+        self.writes.attempt(self.path, self._append)
 
-        Raises:
-            OSError: the disk is full, or the like.
-        """
+    def _append(self) -> None:
         from tensorboard.compat.proto.event_pb2 import Event  # slow to import
         from tensorboard.summary.writer.record_writer import RecordWriter
 

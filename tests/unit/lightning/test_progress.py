@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from rich.console import Console
 
 from moekit.spec.fields import MetricInfo
-from moekit.training.callbacks.progress import MAX_LINES, TrainingProgress, metrics_line, validation_line
+from moekit_lightning.progress import MAX_LINES, TrainingProgress, metrics_line, validation_line
 
 
 def test_metrics_are_formatted_in_one_line() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from moekit.training.run.plots import Curve, draw_curves, draw_load
+from moekit_lightning.plots import Curve, draw_curves, draw_load
 
 
 def share_of(path: Path, colour: tuple[float, float, float]) -> float:

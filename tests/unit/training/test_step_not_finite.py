@@ -18,8 +18,8 @@ from training_helpers import trainer
 
 from moekit import MoekitError, MoELayer
 from moekit.training import LitMoE
-from moekit.training.health.policy import MAX_IN_A_ROW, NonFinitePolicy, NonFiniteStep
 from moekit.training.run.metrics_log import RunLog, read_metrics
+from moekit.training.step import MAX_IN_A_ROW, NonFinitePolicy, NonFiniteStep
 
 pytestmark = pytest.mark.usefixtures("quiet_lightning")
 Make = Callable[..., dict[str, Any]]
@@ -101,7 +101,7 @@ def test_skipped_steps_are_logged_and_counted(recipe: Make, tmp_path: Path, capl
     lines = [record.getMessage() for record in caplog.records]
     assert [line.split(":")[0] for line in lines] == ["step 2 skipped (1 so far)", "step 4 skipped (2 so far)"]
     assert all(line.endswith("expert 3 of blocks.1.ffn.experts (w_down_EOH)") for line in lines)
-    log.write()
+    log.save()
     rows = read_metrics(tmp_path / "metrics.csv")
     assert {step: row.get("train/skipped") for step, row in rows.items()} == {1: None, 2: 1, 3: None, 4: 2, 5: None}
     assert "train/loss" not in rows[2] and "train/loss" in rows[3]

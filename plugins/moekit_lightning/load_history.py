@@ -12,9 +12,9 @@ import numpy as np
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
 
-from moekit.checkpoints.reading import Checkpoint
+from moekit.errors import CheckpointError
 from moekit.files import open_regular, replace_file
-from moekit.training.run.metrics_log import LogWrites, RunLog, lost_rows
+from moekit.training.run.metrics_log import LogWrites, lost_rows
 
 LARGEST = 1 << 32  # bytes of a file that are read
 
@@ -41,10 +41,26 @@ class LoadHistory(Callback):
         self.steps: list[int] = steps[keep].tolist()
         self.loads: dict[str, list[np.ndarray]] = {name: list(load[keep]) for name, load in saved.items()}
         self._writes = writes or LogWrites()
+        self._recorded = 0  # the last step that the resumed run had recorded
 
     def state_dict(self) -> dict[str, Any]:
         """The last step that was recorded."""
         return {"step": self.steps[-1] if self.steps else 0}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores it.
+
+        Raises:
+            CheckpointError: the state is of another form.
+        """
+        if not isinstance(state_dict.get("step"), int):
+            raise CheckpointError("the state of LoadHistory has no step")
+        self._recorded = state_dict["step"]
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Reports what the file lacks of the steps before the checkpoint."""
+        if missing := lost_rows(self.damage, self.steps, self._recorded):
+            self._writes.report(f"{self.file} {missing}: training does not need it, and logs on")
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *args: Any) -> None:
         """Adds a row if the step was logged."""
@@ -60,19 +76,16 @@ class LoadHistory(Callback):
             self.loads.setdefault(name, []).append(load_E)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Writes the files, as often as checkpoints are written."""
-        self.write(trainer)
+        """Writes the file, as often as checkpoints are written."""
+        self.write()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Writes the files a last time."""
-        self.write(trainer)
+        """Writes the file a last time."""
+        self.write()
 
     @rank_zero_only
-    def write(self, trainer: L.Trainer) -> None:
-        """Writes ``load.npz`` and the run's metrics file, if possible."""
-        for logger in trainer.loggers:
-            if isinstance(logger, RunLog):
-                logger.write()
+    def write(self) -> None:
+        """Writes ``load.npz``, if possible."""
         if self.loads:
 
             def save(path: Path) -> None:
@@ -107,13 +120,3 @@ def _check_arrays(arrays: Mapping[str, np.ndarray]) -> None:
         raise ValueError("an array is not of rows of experts")
     if any(a >= b for a, b in pairwise(steps)):
         raise ValueError("its steps do not ascend")
-
-
-def lost_logs(saved: Checkpoint, log: RunLog, loads: LoadHistory) -> list[str]:
-    """What the logs of a run lack of the steps before its checkpoint: a line for each file that lacks any."""
-    recorded = saved.plain["callbacks"].get(loads.state_key, {"step": 0})["step"]
-    missing = {
-        log.csv_file: lost_rows(log.damage, log.rows, saved.plain["moekit"]["logged"]),
-        loads.file: lost_rows(loads.damage, loads.steps, recorded),
-    }
-    return [f"{file} {what}: training does not need it, and logs on" for file, what in missing.items() if what]

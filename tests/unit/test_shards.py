@@ -14,7 +14,7 @@ from region_splits import Dims, Split, two_splits
 
 from moekit.errors import MoekitError
 from moekit.moe_layer import MoELayer
-from moekit.shards.shard import (
+from moekit.shards import (
     TensorShard,
     fill_shards,
     intersection,

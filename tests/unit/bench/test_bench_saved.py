@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from moekit.saved_memory import saved_for_backward
+from moekit_bench.saved import saved_for_backward
 
 
 def leaf(*shape: int) -> Tensor:

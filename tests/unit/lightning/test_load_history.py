@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from moekit.training.callbacks.load_history import LoadHistory
+from moekit_lightning.load_history import LoadHistory
 
 Change = Callable[[bytes], bytes]
 

@@ -21,7 +21,7 @@ from moekit.compat import replace_tensors
 from moekit.contracts import Init
 from moekit.contracts.layer import ModuleExperts
 from moekit.errors import MoekitError
-from moekit.shards.shard import intersection, local_shard, slices_of
+from moekit.shards import intersection, local_shard, slices_of
 from moekit.weights import OwnedParameter, ParameterWriter, deferred, init_weights_now
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard
 
 from moekit.parallel.mesh import EXPERT, expert_mesh
-from moekit.shards.shard import expert_parallel_layers, parameter_shards
+from moekit.shards import expert_parallel_layers, parameter_shards
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,10 @@ from matplotlib.figure import Figure
 from moekit.files import replace_file
 from moekit.training.balance import max_violation
 from moekit.training.metrics import headline
-from moekit.training.run.metrics_log import points_of
-from moekit.training.run.prepared import Prepared
+from moekit.training.run.folder import RunFolder
+from moekit.training.run.hooks import EndedRun
+from moekit.training.run.metrics_log import points_of, read_metrics
+from moekit_lightning.load_history import salvage_loads
 
 INK, FAINT, GRID = "#222222", "#777777", "#e6e6e6"
 COLOURS = ("#1f5fa8", "#d1603d", "#2c8c6a", "#8a5fb0", "#b08a1e", "#4a4a4a")
@@ -43,21 +45,31 @@ class Curve:
     faint: bool = False
 
 
-def draw_plots(run: Prepared, dense: Prepared | None) -> list[Path]:
-    """Writes ``loss.png``, and ``load.png`` for sparse layers."""
-    metric, info = headline(run.module.recipe, {key for row in run.log.rows.values() for key in row})
+def draw_plots(run: EndedRun) -> list[Path]:
+    """Writes ``loss.png``, with the curves of a dense baseline, and ``load.png`` for sparse layers.
+
+    Nothing for a run that failed, or for a dense baseline, whose curves are in the plot of its run.
+    """
+    folder, recipe = RunFolder(run.folder), run.module.recipe
+    if run.failure is not None or folder.main != folder:
+        return []
+    rows = {run.label: run.rows}
+    if recipe.compare is not None and folder.dense.metrics.is_file():
+        rows["dense"] = read_metrics(folder.dense.metrics)
+    metric, info = headline(recipe, {key for row in run.rows.values() for key in row})
     curves = []
-    for each in (run, dense):
-        if each is not None:
-            for part, faint in (("train", True), ("val", False)):
-                x, y = points_of(each.log.rows, f"{part}/{metric}")
-                curves.append(Curve(label=each.info.label, x=x, y=y, faint=faint))
+    for label, of in rows.items():
+        for part, faint in (("train", True), ("val", False)):
+            x, y = points_of(of, f"{part}/{metric}")
+            curves.append(Curve(label=label, x=x, y=y, faint=faint))
     words = info.with_unit()
-    title = f"{run.info.label}: {words} on validation data (training data: faint)"
-    paths = [draw_curves(run.folder.path / "loss.png", curves, title=title, y_label=words)]
-    if run.loads.loads:
-        title = f"{run.info.label}: load of each expert over time"
-        paths.append(draw_load(run.folder.path / "load.png", run.loads.steps, run.loads.arrays(), title=title))
+    title = f"{run.label}: {words} on validation data (training data: faint)"
+    paths = [draw_curves(run.folder / "loss.png", curves, title=title, y_label=words)]
+    loads, _ = salvage_loads(folder.loads)
+    if len(loads) > 1:
+        steps = loads.pop("step").tolist()
+        title = f"{run.label}: load of each expert over time"
+        paths.append(draw_load(run.folder / "load.png", steps, loads, title=title))
     return paths
 
 

@@ -7,21 +7,21 @@ from typing import cast
 import pytest
 import torch
 from fake_ranks import WORLD, as_rank
-from test_sharding import LAYOUTS, RECIPE
+from test_fsdp import LAYOUTS, RECIPE
 from torch import Tensor, nn
 
 from moekit import load
 from moekit.contracts import ExpertBank, Init, LayerDims, Model
 from moekit.errors import MoekitError
-from moekit.parallel.deferred_init import DeferredInit, ShardWriter, defer_init
-from moekit.parallel.sharding import shard
-from moekit.shards.shard import expert_parallel_layers, local, state_dict_shards
+from moekit.shards import expert_parallel_layers, local, state_dict_shards
 from moekit.spec.recipe import Recipe
-from moekit.training.build import build_model, build_seeded, build_unsharded
+from moekit.training.build import build_model, build_seeded
 from moekit.weights import OwnedParameter, init_weights
 from moekit_experts.glu import Glu
 from moekit_experts.glu.module import GluExperts
 from moekit_lightning.sharded import Sharded
+from moekit_lightning.sharded.deferred_init import DeferredInit, ShardWriter, defer_init
+from moekit_lightning.sharded.fsdp import shard
 from moekit_lightning.sharded.module import ShardedStrategy, with_expert_parallel
 from moekit_routers.topk import TopK
 from moekit_routers.topk.module import TopKRouter
@@ -76,7 +76,7 @@ def test_weights_are_initialised_in_fp32_under_another_default_dtype() -> None:
     recipe = load("switch")
     torch.set_default_dtype(torch.float64)
     try:
-        model, deferred = build_unsharded(recipe, ShardedStrategy(Sharded(ep=1)))
+        model, deferred = ShardedStrategy(Sharded(ep=1)).build_unsharded(recipe)
         deferred.materialize(model, "cpu")
     finally:
         torch.set_default_dtype(torch.float32)
@@ -132,7 +132,7 @@ class InitialisesItself(nn.Module):
 
 def test_a_recipes_model_that_initialises_itself_is_built_unsharded() -> None:
     recipe = load(INITIALISES_ITSELF)
-    model, deferred = build_unsharded(recipe, ShardedStrategy(Sharded(ep=1)))
+    model, deferred = ShardedStrategy(Sharded(ep=1)).build_unsharded(recipe)
     expected = build_model(recipe)
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), expected.parameters(), strict=True))
     deferred.materialize(model, "cpu")

@@ -7,16 +7,14 @@ ranks. FSDP2 all-gathers parameters before use and reduce-scatters gradients.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import Shard
 
 from moekit.contracts import Model
-from moekit.parallel.mesh import REPLICA, expert_mesh, world_mesh
-from moekit.shards.shard import expert_parallel_layers
+from moekit.parallel.mesh import REPLICA, expert_mesh, shard_dim, world_mesh
+from moekit.shards import expert_parallel_layers
 
 
 def shard(model: Model, ep: int, device_type: str, policy: MixedPrecisionPolicy | None = None) -> None:
@@ -66,18 +64,3 @@ def _fully_shard(
         return Shard(shard_dim(parameter.shape, mesh.size()))
 
     fully_shard(module, mesh=mesh, mp_policy=policy, ignored_params=ignored, shard_placement_fn=placement)
-
-
-ROWS_PER_RANK = 8
-"""From this many rows of the first dimension per rank on, shards of unequal size do not matter."""
-
-
-def shard_dim(shape: Sequence[int], ranks: int) -> int:
-    """The dimension along which to shard a weight: the first one if it is long, else the first that divides evenly.
-
-    FSDP2's default, always the first, would leave ranks without a shard: the first dimension of stacked weights is
-    experts, and a dense layer is stacked weights of one expert.
-    """
-    if not shape or shape[0] >= ROWS_PER_RANK * ranks:
-        return 0
-    return next((d for d, n in enumerate(shape) if n % ranks == 0), 0)

@@ -12,8 +12,9 @@ from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from moekit.spec.fields import MetricInfo
-from moekit.spec.recipe import Recipe
+from moekit.spec.fields import MetricInfo, metrics_of
+from moekit.training.run.console import counted_unit
+from moekit.training.run.hooks import StartingRun
 
 MAX_LINES = 20  # without a terminal
 
@@ -104,6 +105,11 @@ class TrainingProgress(ProgressBar):
             self._bar = None
 
 
+def progress_of(run: StartingRun) -> TrainingProgress:
+    """The display of a run."""
+    return TrainingProgress(run.console, run.label, counted_unit(run.recipe), metrics_of(run.recipe))
+
+
 def metrics_line(values: Mapping[str, float], metrics: Mapping[str, MetricInfo], unit: str = "tokens") -> str:
     """The training metrics that exist, in one line."""
     parts = []
@@ -130,8 +136,3 @@ def _shown(values: Mapping[str, float], part: str, metrics: Mapping[str, MetricI
     return [
         f"{info.label} {info.format(values[part + name])}" for name, info in metrics.items() if part + name in values
     ]
-
-
-def counted_unit(recipe: Recipe) -> str:
-    """The unit of a run's data."""
-    return "cases" if recipe.model.takes == "cases" else "tokens"
