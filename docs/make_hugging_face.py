@@ -15,7 +15,7 @@ from moekit.registry import current
 from moekit_hf import FormatError, FormatSpec, peer
 from moekit_hf.checks import compared
 from moekit_hf.matching import model_of
-from moekit_testing.parametrize import cases_of
+from moekit_testing.cases import cases_of
 
 PAGE = Path(__file__).with_name("hugging_face.md")
 BEGIN, END = "<!-- written by docs/make_hugging_face.py -->\n", "<!-- end -->\n"

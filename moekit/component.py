@@ -9,7 +9,8 @@ from __future__ import annotations
 import importlib
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,7 @@ class Component(Offer):
         kind: its kind; may be omitted where ``spec`` is a class, which states it.
         paper: the source of the idea.
         default: whether it fills a slot of its kind that has ``default="kind"`` and is not given.
+        known_failures: conformance checks that it fails, with the reason: ``{"check_compile": "why"}``.
         plugin: name of the plugin that offers it; set when the plugin is loaded.
     """
 
@@ -117,6 +119,7 @@ class Component(Offer):
     kind: str = ""
     paper: str = ""
     default: bool = False
+    known_failures: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.kind and not isinstance(self.spec, str):

@@ -341,8 +341,11 @@ def test_scores_under_yarn_depend_only_on_the_difference_of_positions() -> None:
 
 
 def test_yarn_options_out_of_range_raise() -> None:
+    with pytest.raises(ValueError, match=r"beta_fast=0.5 must be more than beta_slow=1"):
+        Yarn(factor=2.0, beta_fast=0.5)
     with pytest.raises(ValueError, match="beta_fast=1 must be more than beta_slow=1"):
-        Yarn(factor=2.0, beta_fast=1.0)
+        Yarn(factor=2.0, beta_fast=1.0, ramp="turns")
+    assert Yarn(factor=32.0, beta_fast=1.0).bounds(64, 50000.0) == (19, 20)  # Kimi-K2: all between two pairs
     with pytest.raises(ValueError, match=r"factor=0.5 is out of range \(>= 1\)"):
         Yarn(factor=0.5)
     for make in (
