@@ -5,10 +5,12 @@ A component is tested with its defaults, with the ``EXAMPLES`` below, or, if opt
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 
 from tiny_folders import byte_level_tokenizer
 
@@ -57,8 +59,8 @@ from moekit_routers.topk import TopK
 from moekit_testing import parametrize_checks
 from moekit_testing.cases import examples_in_recipes
 
-FOLDER = TemporaryDirectory(prefix="moekit-")
-TOKENIZER = Path(FOLDER.name) / "tokenizer.json"
+TOKENIZER = Path(mkdtemp(prefix="moekit-")) / "tokenizer.json"
+atexit.register(shutil.rmtree, TOKENIZER.parent, ignore_errors=True)
 TOKENIZER.write_text(byte_level_tokenizer())
 DEEPSEEK_V3 = TopK(
     top_k=4, score="sigmoid", groups=4, top_groups=2, group_score="top2_sum", renormalize=True, scale=2.5
