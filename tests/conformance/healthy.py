@@ -27,6 +27,7 @@ from moekit import (
     Evaluation,
     Evaluator,
     ExpertBank,
+    Exporter,
     Groups,
     LayerDims,
     LossSum,
@@ -34,6 +35,7 @@ from moekit import (
     MetricInfo,
     Model,
     ModelOutput,
+    MoekitError,
     MoELayer,
     Objective,
     Router,
@@ -441,6 +443,18 @@ class RunTokenizer(Tokenizer):
         self.words = [word.encode() for word in state["words"]]
 
 
+class Lines(kinds.ExporterSpec):
+    """No options."""
+
+
+class LinesExporter(Exporter):
+    def export(self, checkpoint: Path, out: Path) -> Sequence[str]:
+        if out.exists():
+            raise MoekitError(f"{out} exists already")
+        out.write_text(str(checkpoint))
+        return [str(out)]
+
+
 class Mean(kinds.EvaluatorSpec):
     def metrics(self) -> Mapping[str, MetricInfo]:
         return {"mean_output": MetricInfo("mean output")}
@@ -650,6 +664,7 @@ HEALTHY = [
     component(Dice, DiceData),
     component(Runs, RunTokenizer),
     component(Mean, MeanEvaluator),
+    component(Lines, LinesExporter),
     component(Descent, descent),
     component(Level, level),
     component(Count, CountCallback),
