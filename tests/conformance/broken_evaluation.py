@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from healthy import Lines, LinesExporter, Mean, MeanEvaluator, Runs, RunTokenizer, components
+from healthy import Copied, CopyingExporter, Mean, MeanEvaluator, Runs, RunTokenizer, components
 from torch import Tensor
 
 from moekit import Component, Evaluation, MoekitError, Trained
@@ -106,13 +106,13 @@ class Counts(MeanEvaluator):
         return Evaluation(values={"mean_output": value + next(COUNT)})
 
 
-class WritesOver(LinesExporter):
+class WritesOver(CopyingExporter):
     def export(self, checkpoint: Path, out: Path) -> Sequence[str]:
         (out / "model").write_text("new")
         raise MoekitError(f"{out} exists")
 
 
-class Accepts(LinesExporter):
+class Accepts(CopyingExporter):
     def export(self, checkpoint: Path, out: Path) -> Sequence[str]:
         return []
 
@@ -127,5 +127,5 @@ BROKEN: Mapping[str, list[Component]] = {
     "check_evaluation": components(Mean, Undeclared, NotFinite, WritesElsewhere, Nothing),
     "check_evaluated_model_unchanged": components(Mean, Trains),
     "check_evaluation_repeats": components(Mean, Counts),
-    "check_existing_output_kept": components(Lines, WritesOver, Accepts),
+    "check_existing_output_kept": components(Copied, WritesOver, Accepts),
 }

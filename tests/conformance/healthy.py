@@ -443,11 +443,11 @@ class RunTokenizer(Tokenizer):
         self.words = [word.encode() for word in state["words"]]
 
 
-class Lines(kinds.ExporterSpec):
+class Copied(kinds.ExporterSpec):
     """No options."""
 
 
-class LinesExporter(Exporter):
+class CopyingExporter(Exporter):
     def export(self, checkpoint: Path, out: Path) -> Sequence[str]:
         if out.exists():
             raise MoekitError(f"{out} exists already")
@@ -664,7 +664,7 @@ HEALTHY = [
     component(Dice, DiceData),
     component(Runs, RunTokenizer),
     component(Mean, MeanEvaluator),
-    component(Lines, LinesExporter),
+    component(Copied, CopyingExporter),
     component(Descent, descent),
     component(Level, level),
     component(Count, CountCallback),
