@@ -448,6 +448,9 @@ class Copied(kinds.ExporterSpec):
 
 
 class CopyingExporter(Exporter):
+    def __init__(self, spec: Copied) -> None:
+        self.spec = spec
+
     def export(self, checkpoint: Path, out: Path) -> Sequence[str]:
         if out.exists():
             raise MoekitError(f"{out} exists already")
