@@ -12,6 +12,7 @@ from moekit.contracts import Dispatcher as Dispatcher
 from moekit.contracts import Evaluation as Evaluation
 from moekit.contracts import Evaluator as Evaluator
 from moekit.contracts import ExpertBank as ExpertBank
+from moekit.contracts import Exporter as Exporter
 from moekit.contracts import Init as Init
 from moekit.contracts import LayerDims as LayerDims
 from moekit.contracts import LayerReport as LayerReport
@@ -60,6 +61,7 @@ from moekit.spec.kinds import DataSpec as DataSpec
 from moekit.spec.kinds import DispatcherSpec as DispatcherSpec
 from moekit.spec.kinds import EvaluatorSpec as EvaluatorSpec
 from moekit.spec.kinds import ExpertSpec as ExpertSpec
+from moekit.spec.kinds import ExporterSpec as ExporterSpec
 from moekit.spec.kinds import GroupLimit as GroupLimit
 from moekit.spec.kinds import ModelSpec as ModelSpec
 from moekit.spec.kinds import ObjectiveSpec as ObjectiveSpec

@@ -34,6 +34,11 @@ def moekit_kinds() -> list[Kind]:
         _kind("data", "the training and validation data", "moekit.contracts:Data", plural="data"),
         _kind("tokenizer", "turns text into tokens and back", "moekit.contracts:Tokenizer"),
         _kind("evaluator", "scores and pictures of a trained model, at the end of a run", "moekit.contracts:Evaluator"),
+        _kind(
+            "exporter",
+            "writes a trained model for other programs: moekit export --format NAME",
+            "moekit.contracts:Exporter",
+        ),
         _kind("optimizer", "updates the weights", "torch.optim:Optimizer", ("model",)),
         _kind("schedule", "a function of the step that multiplies the learning rate", "", ("total_steps",)),
         _kind(

@@ -101,7 +101,7 @@ def _identity(value: Tensor | TensorShard) -> tuple[Any, ...]:
     tensor, region = (
         (value.tensor, (value.global_shape, value.offset)) if isinstance(value, TensorShard) else (value, ())
     )
-    if isinstance(tensor, DTensor) or not tensor.numel():
+    if isinstance(tensor, DTensor) or not tensor.numel() or tensor.is_meta:
         return (id(value),)
     memory = tensor.untyped_storage().data_ptr(), tensor.storage_offset()
     return *memory, tuple(tensor.shape), tensor.stride(), tensor.dtype, region

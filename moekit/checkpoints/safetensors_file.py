@@ -12,7 +12,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, product
 from pathlib import Path
@@ -46,11 +46,26 @@ class Digest:
     size: int
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> Digest:
+Pieces = Callable[[str], Iterable[Tensor]]
+"""Makes the values of a tensor, piece by piece, in the order of its elements."""
+
+
+def write_tensors(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str] | None = None,
+    pieces: Pieces | None = None,
+) -> Digest:
     """Writes a file and flushes it to the disk.
 
+    Args:
+        path: the file.
+        tensors: by name; those on the meta device have their values from ``pieces``.
+        metadata: text to store with them.
+        pieces: makes the values of a tensor of the meta device, so that they need not all be in memory.
+
     Raises:
-        CheckpointError: the format does not support a tensor's dtype.
+        CheckpointError: the format does not support a tensor's dtype, or pieces are not of a tensor's size.
         OSError: the disk is full, or the like.
     """
     assert sys.byteorder == "little"
@@ -65,7 +80,22 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         header[name] = {"dtype": NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    return write_file(path, chain([len(text).to_bytes(8, "little"), text], _chunks(tensors[name] for name in order)))
+    values = chain.from_iterable(_values(name, tensors[name], pieces) for name in order)
+    return write_file(path, chain([len(text).to_bytes(8, "little"), text], _chunks(values)))
+
+
+def _values(name: str, tensor: Tensor, pieces: Pieces | None) -> Iterator[Tensor]:
+    if not tensor.is_meta:
+        yield tensor
+        return
+    written = 0
+    for piece in () if pieces is None else pieces(name):
+        if piece.dtype != tensor.dtype:
+            raise CheckpointError(f"{name}: a piece is {piece.dtype}, the tensor {tensor.dtype}")
+        written += piece.numel()
+        yield piece
+    if written != tensor.numel():
+        raise CheckpointError(f"{name}: its pieces have {written} elements, the tensor {tensor.numel()}")
 
 
 def write_file(path: Path, chunks: Iterable[bytes | memoryview]) -> Digest:

@@ -33,7 +33,7 @@ from torch import Tensor
 
 from moekit.checkpoints.files import Retention, last_of, remove, temporary
 from moekit.checkpoints.format import Encoded, Manifest
-from moekit.checkpoints.safetensors_file import NAMES, Digest, write_file, write_tensors
+from moekit.checkpoints.safetensors_file import NAMES, Digest, Pieces, write_file, write_tensors
 from moekit.compat import timeout_of
 from moekit.errors import CheckpointError, SaveError
 from moekit.files import make_directory, sync_directory
@@ -179,7 +179,7 @@ class Save:
     """A checkpoint that is being saved.
 
     Args:
-        path, step, retention: as in ``save_tree``.
+        path, step, retention, pieces: as in ``save_tree``.
         plain: plain values, for JSON.
         table, to_write: from ``assign_shards``.
         ranks: the ranks that save.
@@ -192,6 +192,7 @@ class Save:
     to_write: Mapping[str, TensorShard]
     ranks: Ranks
     retention: Retention | None
+    pieces: Pieces | None = None
 
     @property
     def temporary(self) -> Path:
@@ -206,6 +207,7 @@ def save_tree(
     step: int | None = None,
     retention: Retention | None = None,
     background: Background | None = None,
+    pieces: Pieces | None = None,
 ) -> None:
     """Saves a tree of plain values and tensors as a directory.
 
@@ -222,6 +224,7 @@ def save_tree(
         retention: which pointers to set and which older checkpoints to remove; None: neither.
         background: writes while training continues; the call returns once the tensors are copied. None: returns when
             the checkpoint is saved.
+        pieces: makes the values of a tensor of the meta device, by its name in the tree (``state_dict.model.…``).
 
     Raises:
         SaveError: it could not be written; the same on every rank. With ``background``: the previous one.
@@ -229,7 +232,7 @@ def save_tree(
     """
     if background is not None:
         background.wait()
-    save = begin(tree, path, step, retention)
+    save = replace(begin(tree, path, step, retention), pieces=pieces)
     if background is None:
         finish(save)
     else:
@@ -341,7 +344,7 @@ def write(save: Save) -> dict[str, Digest]:
         return {}
     file = file_of(save.ranks.rank, save.ranks.world)
     tensors = {name: shard.tensor for name, shard in save.to_write.items()}
-    return {file: write_tensors(save.temporary / file, tensors, {"format": "pt"})}
+    return {file: write_tensors(save.temporary / file, tensors, {"format": "pt"}, save.pieces)}
 
 
 def exchange(save: Save, own: dict[str, Digest], error: Exception | None) -> dict[str, Digest]:

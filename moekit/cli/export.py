@@ -1,4 +1,4 @@
-"""``moekit export``: write a trained model's weights to one file."""
+"""``moekit export``: write a trained model's weights to one file, or in the format of an exporter."""
 
 from __future__ import annotations
 
@@ -7,21 +7,59 @@ from pathlib import Path
 
 EXAMPLES = """\
   moekit export deepseek_v3
-  moekit export runs/deepseek_v3/2026-01-31_12-00-00/checkpoints/best --out deepseek.safetensors
+  moekit export runs/deepseek_v3/2026-01-31_12-00-00/checkpoints/best deepseek.safetensors
+  moekit export deepseek_v3 folder --format NAME    (formats: moekit ls exporters)
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the verb's arguments."""
     parser.add_argument("run", metavar="RUN", help="a run folder, a checkpoint, or a name (its latest run)")
-    parser.add_argument("--out", default="", metavar="FILE", help="the file (default: in the run's folder)")
+    parser.add_argument(
+        "out", nargs="?", default="", metavar="OUT", help="what to write (default: in the run's folder)"
+    )
+    parser.add_argument("options", nargs="*", metavar="KEY=VALUE", help="options of the format")
+    parser.add_argument(
+        "--format", default="", metavar="NAME", help="an exporter's name (default: one safetensors file of ours)"
+    )
     parser.add_argument("--runs", default="runs", metavar="DIR", help="folder of all runs (default: runs)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Writes the file, and prints its size and sha256."""
+    """Writes the model, and prints what was written.
+
+    Raises:
+        MoekitError: options without a format, or a format without a place to write to.
+    """
+    from moekit.errors import MoekitError
+
+    if args.format and not args.out:
+        raise MoekitError("--format needs a place to write to\n  expected moekit export RUN OUT --format NAME")
+    if args.options and not args.format:
+        raise MoekitError(
+            f"'{args.options[0]}' is an option of a format\n  expected --format NAME: moekit ls exporters"
+        )
+    print("\n".join(_with_exporter(args) if args.format else _one_file(args)))
+    return 0
+
+
+def _one_file(args: argparse.Namespace) -> list[str]:
     from moekit.inference.export import export
 
     path, digest, elements = export(args.run, Path(args.out) if args.out else None, Path(args.runs))
-    print(f"{elements:,} numbers, {digest.size:,} bytes, sha256 {digest.sha256}\n{path}")
-    return 0
+    return [f"{elements:,} numbers, {digest.size:,} bytes, sha256 {digest.sha256}", str(path)]
+
+
+def _with_exporter(args: argparse.Namespace) -> list[str]:
+    from moekit.registry import build, current
+    from moekit.spec import component_spec
+    from moekit.spec.loading import parse_overrides
+
+    node = {"use": args.format}
+    for tree in parse_overrides(args.options, current()):
+        node |= tree.data
+    spec = component_spec("exporter", node)  # reports mistakes before torch is imported
+
+    from moekit.training.run.folder import checkpoint_of
+
+    return list(build(spec).export(checkpoint_of(args.run, Path(args.runs)), Path(args.out)))

@@ -173,6 +173,12 @@ class EvaluatorSpec(Spec):
         return ()
 
 
+class ExporterSpec(Spec):
+    """Base of exporter specs. An exporter writes a trained model for other programs."""
+
+    kind: ClassVar[str] = "exporter"
+
+
 class OptimizerSpec(Spec):
     """Base of optimizer specs."""
 

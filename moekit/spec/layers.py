@@ -97,8 +97,10 @@ def _open_recipe(name: str, registry: Registry, at: Keys = (), place: Place | No
     try:
         recipe = registry.recipe(name, home=place.plugin if place else "")
     except UnknownName as error:
-        files = (f"{name}.yaml", os.path.join(name, "spec.yaml"))  # a file without its ending; a run's folder
-        near = next((file for file in files if Path(file).is_file()), error.problem.nearest)
+        if (of_run := Path(name) / "spec.yaml").is_file():  # a run's folder: its recipe
+            return _open_file(of_run, os.fspath(of_run), at, place)
+        file = f"{name}.yaml"  # a file without its ending
+        near = file if Path(file).is_file() else error.problem.nearest
         notes = error.problem.notes
         if name and Path(name).exists():
             what = "folder" if Path(name).is_dir() else "file"

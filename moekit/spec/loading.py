@@ -92,7 +92,8 @@ def read_layers(source: Any, overrides: Iterable[str], registry: Registry) -> tu
     """The layers of a spec, the lowest first, without ``extends``; and the name that it has if it states none.
 
     Args:
-        source: a recipe, the name of one, a YAML file, a mapping, or a list of these, each over the one before.
+        source: a recipe, the name of one, a YAML file, a run's folder, a mapping, or a list of these, each over the
+            one before.
         overrides: ``path.to.option=value``; they are over all.
         registry: the recipes that can be named.
 

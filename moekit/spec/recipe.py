@@ -42,11 +42,18 @@ class Compare(Spec):
 
 
 class Start(Spec):
-    """Fine-tuning: starts from trained weights, with a new optimizer, at step 0. The weights must fit exactly."""
+    """Fine-tuning: starts from trained weights, with a new optimizer, at step 0. The weights must fit exactly.
+
+    A balancer that the run lacks begins with its initial state.
+    """
 
     run: str = option(help="a run folder, a checkpoint, or a run's name (its latest run below runs/)")
     update: Literal["all", "experts", "others"] = option(
         "all", "which parameters are trained: all; routed experts and their routers; or all others (ST-MoE)"
+    )
+
+    fresh: list[str] = option(
+        [], "parts that begin with initial weights, or are dropped, by a word of their tensors' names, such as router"
     )
 
     def check(self) -> Iterable[str]:

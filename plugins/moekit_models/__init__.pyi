@@ -1,5 +1,6 @@
 from moekit.component import Component
 from moekit_models.decoder import Decoder as Decoder
+from moekit_models.decoder import OtherAttention as OtherAttention
 from moekit_models.decoder.module import DecoderModel as DecoderModel
 from moekit_models.encoder_decoder import EncoderDecoder as EncoderDecoder
 from moekit_models.encoder_decoder.module import EncoderDecoderModel as EncoderDecoderModel

@@ -34,11 +34,11 @@ class At(Spec):
             return range(self.every - 1, depth, self.every)
         return sorted(self.layers or ())
 
-    def check_depth(self, depth: int, stack: str) -> Iterable[str]:
-        """An error for layers that ``stack``, of ``depth`` layers, lacks, or for naming none."""
+    def check_depth(self, depth: int, stack: str, name: str = "moe.at") -> Iterable[str]:
+        """An error for layers that ``stack``, of ``depth`` layers, lacks, or for naming none; ``name`` is its path."""
         indices = self._indices(depth)
         if not indices or indices[-1] >= depth:
-            yield f"moe.at names {list(indices) or 'no layer'}, but the {stack} has layers 0 to {depth - 1}"
+            yield f"{name} names {list(indices) or 'no layer'}, but the {stack} has layers 0 to {depth - 1}"
 
 
 def no_leak(moe: MoE, reader: str, where: str = "") -> Iterable[str]:

@@ -61,6 +61,13 @@ def mask_of_new(S: int, start: int, device: torch.device) -> Mask:
     return {} if S == 1 else {"attn_mask": torch.ones(S, start + S, dtype=torch.bool, device=device).tril(start)}
 
 
+def within(window: int, visible: Mask, S: int, L: int, device: torch.device) -> Mask:
+    """The same mask, for the last S of L positions, without the keys that are ``window`` or more positions away."""
+    seen = torch.ones(S, L, dtype=torch.bool, device=device)
+    near = seen.triu(L - S - window + 1) & (seen if visible.get("is_causal") else seen.tril(L - S + window - 1))
+    return {"attn_mask": visible.get("attn_mask", seen.tril(L - S) if visible.get("is_causal") else seen) & near}
+
+
 def positions_before(cache: Cache | None, causal: bool) -> int:
     """How many positions are before the new ones: those in the cache.
 

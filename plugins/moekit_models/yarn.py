@@ -28,9 +28,12 @@ class Yarn(Spec):
         "index", "what the interpolation is linear in: the pair's index (released code), or its turns (the paper)"
     )
 
+    truncate: bool = option(True, "under ramp=index, round the two bounds to whole pairs; gpt-oss does not")
+
     def check(self) -> Iterable[str]:
-        """``beta_fast`` is more than ``beta_slow``."""
-        if self.beta_fast <= self.beta_slow:
+        """``beta_fast`` is more than ``beta_slow``; under ``ramp: index`` they may be equal (Kimi-K2: both 1)."""
+        equal = self.beta_fast == self.beta_slow and self.ramp == "index"
+        if self.beta_fast <= self.beta_slow and not equal:
             yield f"beta_fast={self.beta_fast:g} must be more than beta_slow={self.beta_slow:g}"
 
     def check_base(self, theta: float) -> Iterable[str]:
@@ -51,5 +54,7 @@ class Yarn(Spec):
             width * math.log(self.original / (2 * math.pi * turns)) / (2 * math.log(theta))
             for turns in (self.beta_fast, self.beta_slow)
         )
-        low, high = max(math.floor(fast), 0), min(math.ceil(slow), width - 1)
+        if self.truncate:
+            fast, slow = math.floor(fast), math.ceil(slow)
+        low, high = max(fast, 0), min(slow, width - 1)
         return low, high if high > low else low + 1e-3  # no pairs between them: a step

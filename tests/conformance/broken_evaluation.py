@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from healthy import Mean, MeanEvaluator, Runs, RunTokenizer, components
+from healthy import Copied, CopyingExporter, Mean, MeanEvaluator, Runs, RunTokenizer, components
 from torch import Tensor
 
-from moekit import Component, Evaluation, Trained
+from moekit import Component, Evaluation, MoekitError, Trained
 
 
 class Floats(RunTokenizer):
@@ -106,6 +106,17 @@ class Counts(MeanEvaluator):
         return Evaluation(values={"mean_output": value + next(COUNT)})
 
 
+class WritesOver(CopyingExporter):
+    def export(self, checkpoint: Path, out: Path) -> Sequence[str]:
+        (out / "model").write_text("new")
+        raise MoekitError(f"{out} exists")
+
+
+class Accepts(CopyingExporter):
+    def export(self, checkpoint: Path, out: Path) -> Sequence[str]:
+        return []
+
+
 BROKEN: Mapping[str, list[Component]] = {
     "check_token_numbers": components(Runs, Floats, TooMany, EndsTexts),
     "check_text_restored": components(Runs, ReplacesTabs, StumblesOverUnknown),
@@ -116,4 +127,5 @@ BROKEN: Mapping[str, list[Component]] = {
     "check_evaluation": components(Mean, Undeclared, NotFinite, WritesElsewhere, Nothing),
     "check_evaluated_model_unchanged": components(Mean, Trains),
     "check_evaluation_repeats": components(Mean, Counts),
+    "check_existing_output_kept": components(Copied, WritesOver, Accepts),
 }

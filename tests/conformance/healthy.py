@@ -27,6 +27,7 @@ from moekit import (
     Evaluation,
     Evaluator,
     ExpertBank,
+    Exporter,
     Groups,
     LayerDims,
     LossSum,
@@ -34,6 +35,7 @@ from moekit import (
     MetricInfo,
     Model,
     ModelOutput,
+    MoekitError,
     MoELayer,
     Objective,
     Router,
@@ -477,6 +479,21 @@ class RunTokenizer(Tokenizer):
         self.words = [word.encode() for word in state["words"]]
 
 
+class Copied(kinds.ExporterSpec):
+    """No options."""
+
+
+class CopyingExporter(Exporter):
+    def __init__(self, spec: Copied) -> None:
+        self.spec = spec
+
+    def export(self, checkpoint: Path, out: Path) -> Sequence[str]:
+        if out.exists():
+            raise MoekitError(f"{out} exists already")
+        out.write_text(str(checkpoint))
+        return [str(out)]
+
+
 class Mean(kinds.EvaluatorSpec):
     def metrics(self) -> Mapping[str, MetricInfo]:
         return {"mean_output": MetricInfo("mean output")}
@@ -687,6 +704,7 @@ HEALTHY = [
     component(Dice, DiceData),
     component(Runs, RunTokenizer),
     component(Mean, MeanEvaluator),
+    component(Copied, CopyingExporter),
     component(Descent, descent),
     component(Level, level),
     component(Count, CountCallback),

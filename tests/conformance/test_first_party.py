@@ -5,9 +5,14 @@ A component is tested with its defaults, with the ``EXAMPLES`` below, or, if opt
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import mkdtemp
+
+from tiny_folders import byte_level_tokenizer
 
 from moekit.registry import current
 from moekit.spec.fields import Spec
@@ -33,8 +38,9 @@ from moekit_dispatchers.soft import Soft
 from moekit_experts.ffn import Ffn
 from moekit_experts.glu import Glu
 from moekit_experts.linear import Linear, Logistic
+from moekit_hf.tokenizer import TokenizerFile
 from moekit_lightning.wandb import WandB
-from moekit_models.decoder import MTP, At, Decoder, DecoderMoE
+from moekit_models.decoder import MTP, At, Decoder, DecoderMoE, OtherAttention
 from moekit_models.encoder_decoder import Cross, EncoderDecoder, StackMoE
 from moekit_models.gqa import GQA
 from moekit_models.lstm import LSTM
@@ -54,6 +60,9 @@ from moekit_routers.topk import TopK
 from moekit_testing import parametrize_checks
 from moekit_testing.cases import examples_in_recipes
 
+TOKENIZER = Path(mkdtemp(prefix="moekit-")) / "tokenizer.json"
+atexit.register(shutil.rmtree, TOKENIZER.parent, ignore_errors=True)
+TOKENIZER.write_text(byte_level_tokenizer())
 DEEPSEEK_V3 = TopK(
     top_k=4, score="sigmoid", groups=4, top_groups=2, group_score="top2_sum", renormalize=True, scale=2.5
 )
@@ -124,7 +133,12 @@ EXAMPLES: dict[str, list[Spec]] = {
         ExpertParallel(local=Grouped()),
         ExpertParallel(size=4, local=DeviceCapacity(groups=4, factor=0.5, exempt=0.0, inner=Capacity(factor=2.0))),
     ],
-    "expert/glu": [Glu(hidden=7), Glu(hidden=11, activation="gelu", dropout=0.4, scale_bias=True)],
+    "expert/glu": [
+        Glu(hidden=7),
+        Glu(hidden=11, activation="gelu", dropout=0.4, scale_bias=True),
+        Glu(hidden=7, bias=True, clamp=2.0, alpha=1.702, up_shift=1.0),
+        Glu(hidden=7, output_gate=True),
+    ],
     "expert/ffn": [Ffn(hidden=7), Ffn(hidden=7, activation="gelu", bias=True), Ffn(hidden=7, dropout=0.4)],
     "expert/linear": [Linear(), Linear(bias=False)],
     "expert/logistic": [Logistic()],
@@ -146,12 +160,18 @@ EXAMPLES: dict[str, list[Spec]] = {
         GQA(heads=4, head_dim=6),
         GQA(heads=4, kv_heads=2, head_dim=6, qk_norm=True),
         GQA(heads=2, head_dim=6, yarn=Yarn(factor=40.0)),
+        GQA(heads=2, kv_heads=1, head_dim=6, rotary_dim=4, window=3, bias="all", sinks=True, clip=2.0),
+        GQA(heads=4, kv_heads=2, head_dim=6, qk_norm=True, norm_over="all", bias="qkv"),
     ],
     "attention/mla": [MLA_EXAMPLE, dataclasses.replace(MLA_EXAMPLE, query_rank=None, yarn=Yarn(factor=4.0))],
     "attention/relative": [Relative(heads=4, head_dim=6, max_distance=40), Relative(heads=2, head_dim=9, scale=1.0)],
     "model/decoder": [
         MODEL,
         dataclasses.replace(MODEL, moe=None, mtp=None, tied=True, attention=GQA(heads=2, head_dim=4)),
+        dataclasses.replace(
+            MODEL,
+            other_attention=OtherAttention(at=At(layers=[1]), attention=GQA(heads=2, head_dim=4, window=3)),
+        ),
     ],
     "model/lstm": [
         LSTM(
@@ -192,6 +212,7 @@ EXAMPLES: dict[str, list[Spec]] = {
     ],
     "logger/wandb": [WandB(offline=True)],
     "tokenizer/bpe": [BytePairs(vocab=300)],
+    "tokenizer/tokenizer_json": [TokenizerFile(vocab=300, end="<|end|>", file=str(TOKENIZER))],
     "data/text_files": [TextFiles(path=str(Path(__file__).parents[2] / "docs"), seq=16, batch=2)],
 }
 

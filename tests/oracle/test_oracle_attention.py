@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -52,6 +52,50 @@ def test_grouped_query_attention(heads: int, kv_heads: int | None, qk_norm: bool
     spec = GQA(heads=heads, kv_heads=kv_heads, head_dim=4, rope_theta=100.0, qk_norm=qk_norm, norm_eps=1e-3)
     naive = partial(gqa_naive.attend, heads=heads, kv_heads=kv_heads or heads, theta=100.0, eps=1e-3)
     assert_attention_agrees(spread(GroupedQueryAttention(spec, DIM)), naive, length)
+
+
+OPEN_MODELS: dict[str, dict[str, Any]] = {
+    "Qwen2": {"bias": "qkv"},
+    "OLMoE": {"qk_norm": True, "norm_over": "all", "clip": 0.4},
+    "Qwen3 with clip": {"qk_norm": True, "clip": 0.4},
+    "GLM-4.5": {"bias": "qkv", "qk_norm": True, "rotary_dim": 2},
+    "Mixtral": {"window": 3},
+    "gpt-oss": {"bias": "all", "sinks": True, "window": 3},
+    "gpt-oss, all positions": {"bias": "all", "sinks": True},
+}
+
+
+def options_of(spec: GQA) -> dict[str, Any]:
+    """The options under the names of the reference implementation."""
+    return {
+        "heads": spec.heads,
+        "kv_heads": spec.kv_heads or spec.heads,
+        "theta": spec.rope_theta,
+        "eps": spec.norm_eps,
+        "norm_over": spec.norm_over,
+        "clip": spec.clip or math.inf,
+        "rotary": spec.rotary_dim or 0,
+        "window": spec.window or 0,
+    }
+
+
+@pytest.mark.parametrize("length", [1, 7])
+@pytest.mark.parametrize("model", OPEN_MODELS)
+def test_attention_of_open_models(model: str, length: int) -> None:
+    spec = GQA(heads=4, kv_heads=2, head_dim=4, rope_theta=100.0, norm_eps=1e-3, **OPEN_MODELS[model])
+    module = spread(GroupedQueryAttention(spec, DIM))
+    assert_attention_agrees(module, partial(gqa_naive.attend, **options_of(spec)), length)
+
+
+@pytest.mark.parametrize("model", OPEN_MODELS)
+@torch.no_grad()
+def test_a_cache_changes_nothing_in_open_models(model: str) -> None:
+    spec = GQA(heads=4, kv_heads=2, head_dim=4, rope_theta=100.0, norm_eps=1e-3, **OPEN_MODELS[model])
+    module = seeded_spread(GroupedQueryAttention(spec, DIM))
+    x_SD = torch.randn(9, DIM, dtype=torch.float64)
+    expected = gqa_naive.attend(x_SD, dict(module.named_parameters()), **options_of(spec))
+    for lengths in ([9], [4, 5], [1] * 9, [6, 1, 2]):
+        assert_equal(with_cache(module, x_SD, lengths)[0], expected)
 
 
 # values narrower than, as wide as, and wider than keys: the module pads one or the other
@@ -117,6 +161,7 @@ def yarn_numbers(yarn: Yarn) -> dict[str, float]:
         "beta": yarn.beta_fast,
         "m": yarn.mscale,
         "by_index": float(yarn.ramp == "index"),
+        "whole": float(yarn.truncate),
     }
 
 
@@ -180,11 +225,9 @@ def test_gqa_caches_keys_and_values(
     numbers = yarn_numbers(yarn) if yarn else None
     found, cache = with_cache(module, x_SD, lengths)
     assert_equal(found, gqa_naive.attend(x_SD, w, heads=heads, kv_heads=kv_heads, theta=100.0, eps=1e-3, yarn=numbers))
+    how = gqa_naive.Heads(4, 100.0, 1e-3, numbers)
     keys = torch.stack(
-        [
-            torch.stack([gqa_naive.head(x, w, "k", g, 4, t, 100.0, 1e-3, numbers) for t, x in enumerate(x_SD)])
-            for g in range(kv_heads)
-        ]
+        [torch.stack([gqa_naive.head(x, w, "k", g, t, how) for t, x in enumerate(x_SD)]) for g in range(kv_heads)]
     )
     values = (x_SD @ w["v.weight"].T).unflatten(1, (kv_heads, 4)).transpose(0, 1)
     for kept, expected in zip(cached_rows(cache, keys, values), (keys, values), strict=True):
@@ -226,12 +269,13 @@ def turns_of(width: int, theta: float, yarn: Yarn | None) -> Tensor:
     st.floats(0.01, 4),
     st.floats(1.1, 50),
     st.sampled_from(["index", "turns"]),
+    st.booleans(),
 )
 @settings(max_examples=50, deadline=None)
 def test_yarn_angles_are_the_references(
-    pairs: int, theta: float, s: float, L: int, slow: float, times: float, ramp: Ramp
+    pairs: int, theta: float, s: float, L: int, slow: float, times: float, ramp: Ramp, truncate: bool
 ) -> None:
-    yarn = Yarn(factor=s, original=L, beta_slow=slow, beta_fast=slow * times, ramp=ramp)
+    yarn = Yarn(factor=s, original=L, beta_slow=slow, beta_fast=slow * times, ramp=ramp, truncate=truncate)
     found = turns_of(2 * pairs, theta, yarn)
     for naive in (gqa_naive, mla_naive):
         expected = [naive.frequency(i, 2 * pairs, theta, yarn_numbers(yarn)) for i in range(pairs)]
@@ -297,8 +341,11 @@ def test_scores_under_yarn_depend_only_on_the_difference_of_positions() -> None:
 
 
 def test_yarn_options_out_of_range_raise() -> None:
+    with pytest.raises(ValueError, match=r"beta_fast=0.5 must be more than beta_slow=1"):
+        Yarn(factor=2.0, beta_fast=0.5)
     with pytest.raises(ValueError, match="beta_fast=1 must be more than beta_slow=1"):
-        Yarn(factor=2.0, beta_fast=1.0)
+        Yarn(factor=2.0, beta_fast=1.0, ramp="turns")
+    assert Yarn(factor=32.0, beta_fast=1.0).bounds(64, 50000.0) == (19, 20)  # Kimi-K2: all between two pairs
     with pytest.raises(ValueError, match=r"factor=0.5 is out of range \(>= 1\)"):
         Yarn(factor=0.5)
     for make in (

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -38,6 +40,26 @@ def glu(count: int, dims: LayerDims, activation: str, scaled: bool = False) -> t
     return bank, lambda x_ND, e_N: naive_glu(x_ND, e_N, gate_EHD, up_EHD, bank.w_down_EOH, activation, scale_EH)
 
 
+def glu_of_open_models(spec: Glu, dims: LayerDims) -> tuple[ExpertBank, Reference]:
+    bank = GluExperts(spec, dims).double()
+    H, b_in, w_output = spec.hidden, bank.b_gate_up_EH, bank.w_output_EXD
+    naive = partial(
+        naive_glu,
+        w_gate_EHD=bank.w_gate_up_EHD[:, :H],
+        w_up_EHD=bank.w_gate_up_EHD[:, H:],
+        w_down_EOH=bank.w_down_EOH,
+        activation=spec.activation,
+        b_gate_EH=None if b_in is None else b_in[:, :H],
+        b_up_EH=None if b_in is None else b_in[:, H:],
+        b_down_EO=bank.b_down_EO,
+        clamp=spec.clamp or math.inf,
+        alpha=spec.alpha,
+        up_shift=spec.up_shift,
+        w_output_ED=None if w_output is None else w_output[:, 0],
+    )
+    return bank, lambda x_ND, e_N: naive(x_ND, e_N)
+
+
 def ffn(count: int, dims: LayerDims, activation: str, bias: bool) -> tuple[ExpertBank, Reference]:
     bank = FfnExperts(Ffn(count=count, hidden=5, activation=activation, bias=bias), dims).double()
     w_up, w_down, b_up, b_down = bank.w_up_EHD, bank.w_down_EOH, bank.b_up_EH, bank.b_down_EO
@@ -56,6 +78,12 @@ BANKS: dict[str, Callable[[int, LayerDims], tuple[ExpertBank, Reference]]] = {
     "glu-relu": lambda count, dims: glu(count, dims, "relu"),
     "glu-sigmoid": lambda count, dims: glu(count, dims, "sigmoid"),
     "glu-gelu-scaled": lambda count, dims: glu(count, dims, "gelu", scaled=True),
+    "glu-biased": lambda count, dims: glu_of_open_models(Glu(count=count, hidden=5, bias=True), dims),
+    "glu-clamped": lambda count, dims: glu_of_open_models(Glu(count=count, hidden=5, clamp=0.2), dims),
+    "glu-gpt-oss": lambda count, dims: glu_of_open_models(
+        Glu(count=count, hidden=5, bias=True, clamp=0.3, alpha=1.702, up_shift=1.0), dims
+    ),
+    "glu-output-gate": lambda count, dims: glu_of_open_models(Glu(count=count, hidden=5, output_gate=True), dims),
     "ffn-relu": lambda count, dims: ffn(count, dims, "relu", bias=False),
     "ffn-gelu-bias": lambda count, dims: ffn(count, dims, "gelu", bias=True),
     "ffn-silu-bias": lambda count, dims: ffn(count, dims, "silu", bias=True),

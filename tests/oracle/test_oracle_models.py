@@ -20,7 +20,7 @@ from moekit.spec.kinds import MoE, RouterSpec
 from moekit_dispatchers.loop import Loop
 from moekit_experts.ffn import Ffn
 from moekit_experts.glu import Glu
-from moekit_models.decoder import MTP, At, Decoder, DecoderMoE
+from moekit_models.decoder import MTP, At, Decoder, DecoderMoE, OtherAttention
 from moekit_models.decoder import naive as decoder_naive
 from moekit_models.decoder.module import DecoderModel
 from moekit_models.encoder_decoder import Cross, EncoderDecoder, StackMoE
@@ -115,6 +115,39 @@ def test_decoder_predictions_are_at_the_right_positions(tied: bool, ahead: int) 
             assert sorted(expected[k]) == places
             slow = torch.stack([expected[k][j] for j in places])
             torch.testing.assert_close(logits_BSV[b], slow, rtol=1e-10, atol=1e-11)
+
+
+def test_layers_with_another_attention() -> None:
+    """Every second layer attends to two positions alone, without sharing keys; also with a cache."""
+    spec = Decoder(
+        vocab=VOCAB,
+        dim=DIM,
+        depth=4,
+        attention=GQA(heads=2, kv_heads=1, head_dim=4, rope_theta=50.0),
+        other_attention=OtherAttention(at=At(every=2), attention=GQA(heads=2, head_dim=4, rope_theta=50.0, window=2)),
+        ffn=Glu(hidden=5),
+        mtp=MTP(depth=1),
+        init_std=0.6,
+        norm_eps=EPS,
+    )
+    model = with_norms_away_from_1(DecoderModel(spec))
+
+    def attend(name: str, x_SD: Tensor) -> Tensor:
+        other = name in ("blocks.1.attention", "blocks.3.attention")
+        kv_heads, window = (2, 2) if other else (1, 0)
+        weights = weights_of(model, name)
+        return gqa_naive.attend(x_SD, weights, heads=2, kv_heads=kv_heads, theta=50.0, eps=1e-6, window=window)
+
+    tokens_BS = torch.randint(VOCAB, (1, 6))
+    out, weights = model(tokens_BS), dict(model.named_parameters())
+    slow = decoder_naive.predict(tokens_BS[0].tolist(), weights, attend, feed_forward(model), depth=4, ahead=1, eps=EPS)
+    fast = torch.cat([out.y[0], out.future[0][0]])
+    assert_agree(fast, torch.stack([*slow[0].values(), *slow[1].values()]), weights)
+    with torch.no_grad():
+        cache, model = model.start_cache(), model.eval()
+        assert cache is not None
+        parts = [model.decode(part, cache).y for part in tokens_BS.split([2, 1, 3], dim=1)]
+        torch.testing.assert_close(torch.cat(parts, dim=1), out.y, rtol=1e-10, atol=1e-11)
 
 
 def test_decoder_loss_with_multi_token_prediction() -> None:

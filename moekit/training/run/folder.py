@@ -45,6 +45,7 @@ class RunFolder:
         loads: load per step, layer and expert.
         routing: a folder of routing statistics, if a callback writes any: ``moekit.tables``.
         summary: the run's results as JSON.
+        imported: files that came with a model from elsewhere, such as its tokenizer's; an export takes them along.
         checkpoints: a directory for each checkpoint, by step; the pointers ``last`` and ``best`` name two of them.
     """
 
@@ -60,6 +61,7 @@ class RunFolder:
         self.loads = self.path / "load.npz"
         self.routing = self.path / "routing"
         self.summary = self.path / "summary.json"
+        self.imported = self.path / "imported"
         self.checkpoints = self.path / "checkpoints"
 
     @classmethod

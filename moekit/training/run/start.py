@@ -6,7 +6,7 @@ good as training everything; training only experts and routers fails.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -62,12 +62,21 @@ def load_weights(model: nn.Module, start: Start) -> None:
 
     Raises:
         CheckpointError: no such run; or its weights differ from the model's in name or shape.
+        SpecError: ``fresh`` names a part that the model lacks.
     """
     path = checkpoint_of(start.run, RUNS)
     contents = read_checkpoint(path).plain
     saved = {k.removeprefix(PREFIX): v for k, v in contents["state_dict"].items() if k.startswith(PREFIX)}
-    shards = state_dict_shards(model)
-    check_weights_fit(path, saved, {name: shard.global_shape for name, shard in shards.items()})
+    every, fresh = state_dict_shards(model), start.fresh
+    if unknown := [word for word in fresh if not any(_names_part(name, [word]) for name in [*every, *saved])]:
+        what = f"start.fresh: no tensor has '{unknown[0]}' in its name"
+        words = dict.fromkeys(part for name in every for part in name.split(".")[:-1] if not part.isdigit())
+        raise SpecError([Problem(what=what, at="start.fresh", expected=", ".join(words))])
+    # A balancer that the run lacks begins as it does in any new run; one that is removed must be named.
+    new = [name for name in every if "balancers" in name.split(".") and name not in saved]
+    shards = {name: shard for name, shard in every.items() if not _names_part(name, fresh) and name not in new}
+    there = {name: each for name, each in saved.items() if not _names_part(name, fresh)}
+    check_weights_fit(path, there, {name: shard.global_shape for name, shard in shards.items()})
     fill_shards(list(shards.values()), lambda name, offset, sizes: saved[name].read(offset, sizes))
 
 
@@ -79,6 +88,11 @@ def describe(start: Start, model: nn.Module | None) -> str:
         if model is not None:
             text += f", {sum(p.numel() for p in model.parameters() if p.requires_grad):,} parameters are trained"
     return text
+
+
+def _names_part(name: str, words: Sequence[str]) -> bool:
+    """Whether one of the words is a part of a tensor's name."""
+    return any(word in name.split(".") for word in words)
 
 
 def expert_parameters(model: nn.Module) -> list[nn.Parameter]:

@@ -18,6 +18,14 @@ def naive_glu(
     scale_EH: Tensor | None = None,
     keep_NH: Tensor | None = None,
     dropout: float = 0.0,
+    *,
+    b_gate_EH: Tensor | None = None,
+    b_up_EH: Tensor | None = None,
+    b_down_EO: Tensor | None = None,
+    clamp: float = math.inf,
+    alpha: float = 1.0,
+    up_shift: float = 0.0,
+    w_output_ED: Tensor | None = None,
 ) -> Tensor:
     """``y_NO``: row n through expert ``expert_N[n]``; 0 where that is E (the row belongs to no expert).
 
@@ -30,7 +38,11 @@ def naive_glu(
             rows.append(x.new_zeros(out_dim))
             continue
         gate, up = w_gate_EHD[e] @ x, w_up_EHD[e] @ x
-        sigmoid = 1 / (1 + torch.exp(-gate))
+        if b_gate_EH is not None and b_up_EH is not None:
+            gate, up = gate + b_gate_EH[e], up + b_up_EH[e]
+        gate = torch.where(gate < clamp, gate, clamp)
+        up = torch.where(up.abs() < clamp, up, clamp * up.sign()) + up_shift
+        sigmoid = 1 / (1 + torch.exp(-alpha * gate))
         acted = {
             "sigmoid": sigmoid,
             "silu": gate * sigmoid,
@@ -42,5 +54,8 @@ def naive_glu(
             hidden = hidden * scale_EH[e]
         if keep_NH is not None:
             hidden = hidden * keep_NH[n] / (1 - dropout)
-        rows.append(w_down_EOH[e] @ hidden)
+        y = w_down_EOH[e] @ hidden
+        if b_down_EO is not None:
+            y = y + b_down_EO[e]
+        rows.append(y if w_output_ED is None else y / (1 + torch.exp(-(w_output_ED[e] @ x))))
     return torch.stack(rows) if rows else x_ND.new_zeros(0, out_dim)

@@ -22,6 +22,13 @@ class DecoderMoE(MoE):
     at: At = group("which layers are mixtures")
 
 
+class OtherAttention(Spec):
+    """Layers whose attention differs from that of the others, such as every second one, without a window."""
+
+    at: At = group("which layers")
+    attention: AttentionSpec = slot("attention", "how positions attend to each other in these layers")
+
+
 class MTP(Spec):
     """Multi-token prediction."""
 
@@ -38,6 +45,7 @@ class Decoder(ModelSpec):
     dim: int = option(help="width of the tokens", ge=1)
     depth: int = option(help="layers", ge=1)
     attention: AttentionSpec = slot("attention", "how positions attend to each other")
+    other_attention: OtherAttention | None = group("layers with another attention; null for none", default=None)
     ffn: ExpertSpec = slot("expert", "the feed-forward part of dense layers")
     moe: DecoderMoE | None = group("the mixture layers; null for a dense model", default=None)
     mtp: MTP | None = group("multi-token prediction; null for none", default=None)
@@ -55,6 +63,8 @@ class Decoder(ModelSpec):
         """The named layers exist, a dense layer is one expert, and no part of a mixture sees later tokens."""
         yield from check_dense(self.ffn)
         yield from check_init(self.init_std, self.init_scale)
+        if self.other_attention is not None:
+            yield from self.other_attention.at.check_depth(self.depth, "decoder", "other_attention.at")
         if self.moe is None:
             return
         yield from no_leak(self.moe, "a decoder")
@@ -71,6 +81,16 @@ class Decoder(ModelSpec):
             self.ffn, self.moe, self.dim, layers=self.depth, mixtures=len(self.moe_layers),
             experts_per_token=experts_per_token,
         )  # fmt: skip
+
+    def attention_of(self, layer: int) -> AttentionSpec:
+        """The attention of a layer; of multi-token prediction, whose layer is ``depth``, that of most layers."""
+        other = self.other_attention
+        return self.attention if other is None or layer not in other.at.indices(self.depth) else other.attention
+
+    @property
+    def caches(self) -> bool:
+        """Whether the attention of every layer takes a cache."""
+        return all(self.attention_of(layer).caches for layer in range(self.depth))
 
     def dense_baseline(self, experts_per_token: float | None = None) -> "Decoder | None":
         """The dense decoder with as much ``feed_forward_work``, the same in each layer, rounded.

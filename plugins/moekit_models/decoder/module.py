@@ -22,14 +22,18 @@ from moekit_models.decoder import Decoder
 
 
 class Block(nn.Module):
-    """``x + attention(norm(x))``, then ``x + ffn(norm(x))``; ``ffn`` may be a mixture."""
+    """``x + attention(norm(x))``, then ``x + ffn(norm(x))``; ``ffn`` may be a mixture.
 
-    def __init__(self, spec: Decoder, is_moe: bool) -> None:
+    Multi-token prediction has a block of layer ``depth``: a mixture if the last layer is one.
+    """
+
+    def __init__(self, spec: Decoder, layer: int) -> None:
         super().__init__()
         self.recompute = spec.recompute
         self.attention_norm = RMSNorm(spec.dim, eps=spec.norm_eps)
-        self.attention: nn.Module = build(spec.attention, spec.dim)
+        self.attention: nn.Module = build(spec.attention_of(layer), spec.dim)
         self.ffn_norm = RMSNorm(spec.dim, eps=spec.norm_eps)
+        is_moe = min(layer, spec.depth - 1) in spec.moe_layers
         self.ffn = feed_forward(spec.ffn, spec.moe if is_moe else None, spec.dim)
 
     def forward(
@@ -44,16 +48,15 @@ class Block(nn.Module):
 class Ahead(nn.Module):
     """One module of multi-token prediction: ``TRM(M [norm(h); norm(Emb(t))])``, in the paper's order.
 
-    Its block is a mixture if the last layer of the main stack is one.
     Released weights concatenate in the opposite order: code that reads them must swap the halves of M.
     """
 
-    def __init__(self, spec: Decoder, is_moe: bool) -> None:
+    def __init__(self, spec: Decoder) -> None:
         super().__init__()
         self.hidden_norm = RMSNorm(spec.dim, eps=spec.norm_eps)
         self.token_norm = RMSNorm(spec.dim, eps=spec.norm_eps)
         self.merge = nn.Linear(2 * spec.dim, spec.dim, bias=False)
-        self.block = Block(spec, is_moe)
+        self.block = Block(spec, spec.depth)
         self.norm = RMSNorm(spec.dim, eps=spec.norm_eps)
 
     def merged(self, h_BSD: Tensor, token_BSD: Tensor) -> Tensor:
@@ -68,13 +71,13 @@ class DecoderModel(Model):
     def __init__(self, spec: Decoder) -> None:
         super().__init__()
         self.spec, seed = spec, random_seed()
-        mixtures = set(spec.moe_layers)
+        self.caches = spec.caches
         self.embedding = nn.Embedding(spec.vocab, spec.dim)
-        self.blocks = nn.ModuleList(Block(spec, i in mixtures) for i in range(spec.depth))
+        self.blocks = nn.ModuleList(Block(spec, i) for i in range(spec.depth))
         self.norm = RMSNorm(spec.dim, eps=spec.norm_eps)
         self.head = None if spec.tied else nn.Linear(spec.dim, spec.vocab, bias=False)
         ahead = 0 if spec.mtp is None else spec.mtp.depth
-        self.mtp = nn.ModuleList(Ahead(spec, spec.depth - 1 in mixtures) for _ in range(ahead))
+        self.mtp = nn.ModuleList(Ahead(spec) for _ in range(ahead))
         init_weights(self, Init.of(spec.init_std, spec.init_scale), seed)
 
     def forward(self, inputs: Tensor, *, valid: Tensor | None = None) -> ModelOutput:
@@ -91,11 +94,11 @@ class DecoderModel(Model):
 
     def start_cache(self, source: Source | None = None) -> Cache | None:
         """An empty cache; None if the attention supports none."""
-        return Cache() if self.spec.attention.caches else None
+        return Cache() if self.caches else None
 
     def decode(self, inputs: Tensor, cache: Cache, *, valid: Tensor | None = None) -> ModelOutput:
         """Logits at the positions that follow those in the cache; arguments as of ``forward``."""
-        if not self.spec.attention.caches:
+        if not self.caches:
             return super().decode(inputs, cache)
         h_BSD, reports = self._run(inputs, valid, cache)
         return ModelOutput(y=self._logits(self.norm(h_BSD)), reports=reports)

@@ -2,11 +2,14 @@
 
 Groups of one head make multi-head attention, a single group makes multi-query attention.
 
-Source: Ainslie et al. 2023, "GQA" (section 2.2), over Vaswani et al. 2017 (eq. 1); positions: RoFormer.
+Source: Ainslie et al. 2023, "GQA" (section 2.2), over Vaswani et al. 2017 (eq. 1); positions: RoFormer. Other
+options are those of released models: ``norm_over`` and ``clip`` of OLMoE (Muennighoff et al. 2024, arXiv 2409.02060),
+``sinks`` and ``window`` of gpt-oss (OpenAI 2025, arXiv 2508.10925), ``rotary_dim`` of GLM-4.5 (2025, arXiv 2508.06471),
+``bias`` of Qwen2 (2024, arXiv 2407.10671).
 """
 
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from moekit.spec.fields import group, option
 from moekit.spec.kinds import AttentionSpec
@@ -23,7 +26,23 @@ class GQA(AttentionSpec):
     head_dim: int = option(help="width of a head, even", ge=2)
     rope_theta: float = option(10000.0, "base of the rotary angles", gt=0)
     yarn: Yarn | None = group("positions beyond the context trained on; null for none", default=None)
-    qk_norm: bool = option(False, "RMSNorm on each query and key head, before the rotation")
+    rotary_dim: int | None = option(
+        None, "how many of a head's dimensions, the first ones, are rotated; default: all (GLM-4.5: half)", ge=2
+    )
+    window: int | None = option(
+        None, "a position attends to this many positions, itself included; default: to all before it", ge=1
+    )
+    bias: Literal["none", "qkv", "all"] = option(
+        "none", "which projections have a bias: queries, keys and values (Qwen2), or these and the output (gpt-oss)"
+    )
+    sinks: bool = option(False, "a learned logit for each head takes part in the softmax and has no value (gpt-oss)")
+    qk_norm: bool = option(False, "RMSNorm on queries and keys, before the rotation")
+    norm_over: Literal["head", "all"] = option(
+        "head", "what one norm covers: each head (Qwen3), or all heads of a position at once (OLMoE)"
+    )
+    clip: float | None = option(
+        None, "queries, keys and values are clamped to ± this, after the norm, before the rotation (OLMoE)", gt=0
+    )
     norm_eps: float = option(1e-6, "added inside the norms' square root", gt=0)
 
     def check(self) -> Iterable[str]:
@@ -32,5 +51,9 @@ class GQA(AttentionSpec):
             yield f"heads={self.heads} is not a multiple of kv_heads={self.kv_heads}"
         if self.head_dim % 2:
             yield f"head_dim={self.head_dim} must be even: rotary positions rotate pairs"
+        if self.rotary_dim is not None and (self.rotary_dim % 2 or self.rotary_dim > self.head_dim):
+            yield f"rotary_dim={self.rotary_dim} must be even, and at most head_dim={self.head_dim}"
+        if self.norm_over != "head" and not self.qk_norm:
+            yield f"norm_over={self.norm_over} without qk_norm: set qk_norm=true, or remove it"
         if self.yarn is not None:
             yield from self.yarn.check_base(self.rope_theta)

@@ -4,30 +4,37 @@ from __future__ import annotations
 
 from typing import cast, final
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moekit.contracts import Cache
-from moekit_models.blocks import RMSNorm, mask, mask_of_new, positions_before
+from moekit_models.blocks import Mask, RMSNorm, mask, mask_of_new, positions_before, within
 from moekit_models.gqa import GQA
-from moekit_models.rotary import rotate, score_scale, turns
+from moekit_models.rotary import Turns, rotate, score_scale, turns
 
 
 @final
 class GroupedQueryAttention(nn.Module):
-    """Softmax attention, scale ``1/sqrt(head_dim)`` (times YaRN's factor, if it is on), no biases."""
+    """Softmax attention, scale ``1/sqrt(head_dim)`` (times YaRN's factor, if it is on).
+
+    Sinks, if any, are ``b_sink_X``, one logit for each query head, initially 0.
+    """
 
     def __init__(self, spec: GQA, dim: int, causal: bool = True) -> None:
         super().__init__()
         self.spec = spec
         self.causal = causal
         self.kv_heads = spec.kv_heads or spec.heads
-        self.q = nn.Linear(dim, spec.heads * spec.head_dim, bias=False)
-        self.k = nn.Linear(dim, self.kv_heads * spec.head_dim, bias=False)
-        self.v = nn.Linear(dim, self.kv_heads * spec.head_dim, bias=False)
-        self.out = nn.Linear(spec.heads * spec.head_dim, dim, bias=False)
-        self.q_norm = RMSNorm(spec.head_dim, eps=spec.norm_eps) if spec.qk_norm else nn.Identity()
-        self.k_norm = RMSNorm(spec.head_dim, eps=spec.norm_eps) if spec.qk_norm else nn.Identity()
+        wide, narrow = spec.heads * spec.head_dim, self.kv_heads * spec.head_dim
+        self.q = nn.Linear(dim, wide, bias=spec.bias != "none")
+        self.k = nn.Linear(dim, narrow, bias=spec.bias != "none")
+        self.v = nn.Linear(dim, narrow, bias=spec.bias != "none")
+        self.out = nn.Linear(wide, dim, bias=spec.bias == "all")
+        q_size, k_size = (wide, narrow) if spec.norm_over == "all" else (spec.head_dim, spec.head_dim)
+        self.q_norm = RMSNorm(q_size, eps=spec.norm_eps) if spec.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(k_size, eps=spec.norm_eps) if spec.qk_norm else nn.Identity()
+        self.b_sink_X = nn.Parameter(torch.zeros(spec.heads)) if spec.sinks else None
 
     def forward(self, x_BSD: Tensor, *, valid_BS: Tensor | None = None, cache: Cache | None = None) -> Tensor:
         """``x_BSD -> y_BSD``; no other position attends to padding.
@@ -35,15 +42,44 @@ class GroupedQueryAttention(nn.Module):
         A cache keeps each position's rotated keys and values: two vectors for each key head.
         """
         spec, start = self.spec, positions_before(cache, self.causal)
-        by = turns(x_BSD, spec.head_dim, spec.rope_theta, spec.yarn, start)
+        by = turns(x_BSD, spec.rotary_dim or spec.head_dim, spec.rope_theta, spec.yarn, start)
         # [B, S, heads, head_dim]: rotated in this layout; heads move before positions afterwards.
-        q, k, v = (project(x_BSD).unflatten(-1, (-1, spec.head_dim)) for project in (self.q, self.k, self.v))
-        q = rotate(self.q_norm(q), by.of_heads(spec.heads)).transpose(1, 2)
-        k = rotate(self.k_norm(k), by.of_heads(self.kv_heads)).transpose(1, 2)
-        v = v.transpose(1, 2)
+        q = self._rotated(self._heads(self.q(x_BSD), self.q_norm), by.of_heads(spec.heads)).transpose(1, 2)
+        k = self._rotated(self._heads(self.k(x_BSD), self.k_norm), by.of_heads(self.kv_heads)).transpose(1, 2)
+        v = self._heads(self.v(x_BSD)).transpose(1, 2)
         if cache is not None:
             k, v = cache.extend(k, v)
         visible = mask_of_new(q.shape[-2], start, q.device) if start else mask(self.causal, valid_BS)
+        if spec.window is not None and k.shape[-2] > spec.window:
+            visible = within(spec.window, visible, q.shape[-2], k.shape[-2], q.device)
+        if self.b_sink_X is not None:
+            k, v, visible = self._with_sinks(q, k, v, visible)
         shared, scale = self.kv_heads != spec.heads, score_scale(spec.head_dim, spec.yarn)
         y = F.scaled_dot_product_attention(q, k, v, **visible, scale=scale, enable_gqa=shared)
         return cast(Tensor, self.out(y.transpose(1, 2).flatten(-2)))
+
+    def _heads(self, x: Tensor, norm: nn.Module | None = None) -> Tensor:
+        """``[B, S, heads · head_dim] -> [B, S, heads, head_dim]``, normed if there is a norm, and clipped."""
+        spec = self.spec
+        if norm is not None and spec.norm_over == "all":
+            x = norm(x)
+        x = x.view(*x.shape[:-1], -1, spec.head_dim)
+        if norm is not None and spec.norm_over == "head":
+            x = norm(x)
+        return x if spec.clip is None else x.clamp(-spec.clip, spec.clip)
+
+    def _rotated(self, x: Tensor, by: Turns) -> Tensor:
+        R = self.spec.rotary_dim
+        return rotate(x, by) if R is None else torch.cat([rotate(x[..., :R], by), x[..., R:]], dim=-1)
+
+    def _with_sinks(self, q: Tensor, k: Tensor, v: Tensor, visible: Mask) -> tuple[Tensor, Tensor, Mask]:
+        """One more key, whose score is each head's sink, and whose value is 0."""
+        assert self.b_sink_X is not None
+        S, L = q.shape[-2], k.shape[-2]
+        seen = visible.get("attn_mask", torch.ones(S, L, dtype=torch.bool, device=q.device))
+        if visible.get("is_causal"):
+            seen = seen.tril()
+        bias = torch.zeros(seen.shape, dtype=q.dtype, device=q.device).masked_fill(~seen, -torch.inf)
+        sinks = self.b_sink_X.to(q.dtype)[:, None, None].expand(*bias.shape[:-3], -1, S, 1)
+        bias = torch.cat([bias.expand(*bias.shape[:-3], len(self.b_sink_X), S, L), sinks], dim=-1)
+        return F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1)), {"attn_mask": bias}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,56 +19,80 @@ def attend(
     theta: float,
     eps: float,
     yarn: Mapping[str, float] | None = None,
+    norm_over: str = "head",
+    clip: float = math.inf,
+    rotary: int = 0,
+    window: int = 0,
 ) -> Tensor:
     """``y_SD`` of one sequence.
 
     Args:
         x_SD: the sequence.
-        weights: ``q.weight``, ``k.weight``, ``v.weight``, ``out.weight``, and, for heads that are normed first,
-            ``q_norm.weight`` and ``k_norm.weight``.
+        weights: ``q.weight``, ``k.weight``, ``v.weight``, ``out.weight``; if there are any, the same with ``.bias``,
+            ``q_norm.weight`` and ``k_norm.weight``, ``b_sink_X``.
         heads: query heads.
         kv_heads: key and value heads; query head h reads ``h // (heads / kv_heads)``.
         theta: base of the rotary angles.
         eps: added inside the norms' square root.
         yarn: its constants, named as in ``frequency``; None without.
+        norm_over: ``head`` or ``all``: what one norm covers.
+        clip: bound of queries, keys and values.
+        rotary: how many dimensions of a head are rotated; 0 for all.
+        window: how many positions are seen, the own included; 0 for all.
     """
     S = x_SD.shape[0]
     R = weights["q.weight"].shape[0] // heads
+    how = Heads(R, theta, eps, yarn, norm_over, clip, rotary)
     out = []
     for s in range(S):
         parts = []
+        seen = range(max(0, s - window + 1) if window else 0, s + 1)
         for h in range(heads):
             g = h // (heads // kv_heads)
-            query = head(x_SD[s], weights, "q", h, R, s, theta, eps, yarn)
-            score = torch.stack(
-                [
-                    query @ head(x_SD[t], weights, "k", g, R, t, theta, eps, yarn) / (math.sqrt(R) * temperature(yarn))
-                    for t in range(s + 1)
-                ]
-            )
-            share = score.exp() / score.exp().sum()
-            value = [weights["v.weight"][g * R : (g + 1) * R] @ x_SD[t] for t in range(s + 1)]
-            parts.append(sum((share[t] * value[t] for t in range(s + 1)), torch.zeros_like(value[0])))
-        out.append(weights["out.weight"] @ torch.cat(parts))
+            query = head(x_SD[s], weights, "q", h, s, how)
+            score = [query @ head(x_SD[t], weights, "k", g, t, how) / (math.sqrt(R) * temperature(yarn)) for t in seen]
+            odds = [torch.exp(each) for each in score]
+            total = torch.stack(odds).sum() + (torch.exp(weights["b_sink_X"][h]) if "b_sink_X" in weights else 0)
+            value = [project(x_SD[t], weights, "v", clip)[g * R : (g + 1) * R] for t in seen]
+            parts.append(sum((o / total * v for o, v in zip(odds, value, strict=True)), torch.zeros_like(value[0])))
+        out.append(project(torch.cat(parts), weights, "out", math.inf))
     return torch.stack(out)
 
 
-def head(
-    x_D: Tensor,
-    weights: Mapping[str, Tensor],
-    name: str,
-    h: int,
-    R: int,
-    s: int,
-    theta: float,
-    eps: float,
-    yarn: Mapping[str, float] | None,
-) -> Tensor:
-    """Query or key of head ``h`` at position ``s``: projected, normed if there is a norm, rotated."""
-    u = weights[f"{name}.weight"][h * R : (h + 1) * R] @ x_D
-    if f"{name}_norm.weight" in weights:
-        u = u / torch.sqrt((u * u).mean() + eps) * weights[f"{name}_norm.weight"]
-    return turn(u, s, theta, yarn)
+@dataclass(frozen=True)
+class Heads:
+    """How queries and keys are made: the width of a head, and the options of ``attend``."""
+
+    width: int
+    theta: float
+    eps: float
+    yarn: Mapping[str, float] | None = None
+    norm_over: str = "head"
+    clip: float = math.inf
+    rotary: int = 0
+
+
+def project(x_D: Tensor, weights: Mapping[str, Tensor], name: str, clip: float) -> Tensor:
+    """``W x + b``, clamped to ± clip."""
+    y = weights[f"{name}.weight"] @ x_D
+    if f"{name}.bias" in weights:
+        y = y + weights[f"{name}.bias"]
+    return torch.clamp(y, -clip, clip)
+
+
+def head(x_D: Tensor, weights: Mapping[str, Tensor], name: str, h: int, s: int, how: Heads) -> Tensor:
+    """Query or key of head ``h`` at position ``s``: projected, normed if there is a norm, clamped, rotated."""
+    R = how.width
+    u = project(x_D, weights, name, math.inf)
+    scale = weights.get(f"{name}_norm.weight")
+    if scale is not None and how.norm_over == "all":
+        u = u / torch.sqrt((u * u).mean() + how.eps) * scale
+    u = u[h * R : (h + 1) * R]
+    if scale is not None and how.norm_over == "head":
+        u = u / torch.sqrt((u * u).mean() + how.eps) * scale
+    u = torch.clamp(u, -how.clip, how.clip)
+    turned = how.rotary or R
+    return torch.cat([turn(u[:turned], s, how.theta, how.yarn), u[turned:]])
 
 
 def turn(u_X: Tensor, s: int, theta: float, yarn: Mapping[str, float] | None) -> Tensor:
@@ -90,14 +115,16 @@ def frequency(i: int, R: int, theta: float, yarn: Mapping[str, float] | None) ->
         R: width of the rotary part.
         theta: base of the angles.
         yarn: ``s``, ``L``, ``alpha``, ``beta``, ``m``, and ``by_index`` (1: a ramp over whole indices, as in released
-            code; 0: over turns, as the paper has it).
+            code; 0: over turns, as the paper has it), ``whole`` (0: its bounds are not rounded).
     """
     plain = math.pow(theta, -2 * i / R)
     if yarn is None:
         return plain
     if yarn["by_index"]:
-        first = math.floor(R * math.log(yarn["L"] / (yarn["beta"] * 2 * math.pi)) / (2 * math.log(theta)))
-        last = math.ceil(R * math.log(yarn["L"] / (yarn["alpha"] * 2 * math.pi)) / (2 * math.log(theta)))
+        first = R * math.log(yarn["L"] / (yarn["beta"] * 2 * math.pi)) / (2 * math.log(theta))
+        last = R * math.log(yarn["L"] / (yarn["alpha"] * 2 * math.pi)) / (2 * math.log(theta))
+        if yarn.get("whole", 1):
+            first, last = math.floor(first), math.ceil(last)
         first, last = max(first, 0), min(last, R - 1)
         if i <= first:
             gamma = 1.0

@@ -125,14 +125,16 @@ def frequency(i: int, R: int, theta: float, yarn: Mapping[str, float] | None) ->
         R: width of the rotary part.
         theta: base of the angles.
         yarn: ``s``, ``L``, ``alpha``, ``beta``, ``m``, and ``by_index`` (1: a ramp over whole indices, as in released
-            code; 0: over turns, as the paper has it).
+            code; 0: over turns, as the paper has it), ``whole`` (0: its bounds are not rounded).
     """
     plain = math.pow(theta, -2 * i / R)
     if yarn is None:
         return plain
     if yarn["by_index"]:
-        first = math.floor(R * math.log(yarn["L"] / (yarn["beta"] * 2 * math.pi)) / (2 * math.log(theta)))
-        last = math.ceil(R * math.log(yarn["L"] / (yarn["alpha"] * 2 * math.pi)) / (2 * math.log(theta)))
+        first = R * math.log(yarn["L"] / (yarn["beta"] * 2 * math.pi)) / (2 * math.log(theta))
+        last = R * math.log(yarn["L"] / (yarn["alpha"] * 2 * math.pi)) / (2 * math.log(theta))
+        if yarn.get("whole", 1):
+            first, last = math.floor(first), math.ceil(last)
         first, last = max(first, 0), min(last, R - 1)
         if i <= first:
             gamma = 1.0

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -102,3 +104,31 @@ def test_errors_name_the_invalid_file_or_slice(tmp_path: Path) -> None:
     path.write_bytes(good[:-4])
     with pytest.raises(CheckpointError, match="ends within x: it was truncated"):
         file.read("x", (0, 0), (4, 4))
+
+
+def test_a_tensor_of_the_meta_device_is_written_from_pieces(tmp_path: Path) -> None:
+    whole, here = torch.arange(24.0).view(4, 6), torch.arange(3)
+    meta = torch.empty(4, 6, device="meta")
+    written: list[str] = []
+
+    def pieces(name: str) -> Iterator[torch.Tensor]:
+        for row in whole:
+            written.append(name)
+            yield row
+
+    write_tensors(tmp_path / "a", {"whole": meta, "here": here}, pieces=pieces)
+    found = safetensors.torch.load_file(tmp_path / "a")
+    assert torch.equal(found["whole"], whole) and torch.equal(found["here"], here) and written == ["whole"] * 4
+
+
+@pytest.mark.parametrize(
+    ("pieces", "message"),
+    [
+        (lambda name: [torch.zeros(5)], "w: its pieces have 5 elements, the tensor 6"),
+        (lambda name: [torch.zeros(6).half()], "w: a piece is torch.float16, the tensor torch.float32"),
+        (None, "w: its pieces have 0 elements"),
+    ],
+)
+def test_pieces_that_are_not_the_tensor_are_an_error(pieces: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        write_tensors(tmp_path / "a", {"w": torch.empty(6, device="meta")}, pieces=pieces)

@@ -127,13 +127,19 @@ def test_a_file_with_the_name_is_offered(write: Write) -> None:
 
 
 def test_a_folder_or_a_file_of_another_ending_is_not_a_recipe(write: Write) -> None:
-    write("run/spec.yaml", "extends: small\n")
+    write("folder/mine.yaml", "extends: small\n")
     write("mine.yaml.txt", "extends: small\n")
-    for name, what, near in (("run", "folder", str(Path("run", "spec.yaml"))), ("mine.yaml.txt", "file", "")):
+    for name, what in (("folder", "folder"), ("mine.yaml.txt", "file")):
         note = f"note: '{name}' is a {what}; the file of a recipe ends in .yaml"
         with pytest.raises(SpecError, match=note) as caught:
             load(name)
-        assert caught.value.problems[0].nearest == near
+        assert caught.value.problems[0].nearest == ""
+
+
+def test_the_folder_of_a_run_is_its_recipe(write: Write) -> None:
+    write("run/spec.yaml", "extends: small\nseed: 7\n")
+    assert load("run").seed == 7
+    assert load("run", ["seed=8"]).seed == 8
 
 
 @pytest.mark.parametrize(

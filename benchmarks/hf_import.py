@@ -1,0 +1,115 @@
+"""Peak memory and time of importing a random model of Hugging Face, against copying its files.
+
+``python benchmarks/hf_import.py --gigabytes 2`` writes a Mixtral of random bfloat16 weights in several files, imports
+it in a process of its own, exports it again, and prints seconds, and memory above that of importing the packages. Needs
+four times the model's size on disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+DIM, HIDDEN, EXPERTS = 1024, 4096, 8
+LAYER = 3 * DIM * HIDDEN * EXPERTS * 2  # bytes, in bfloat16
+
+
+def write_model(path: Path, gigabytes: float) -> None:
+    """A folder of about that size: a file for each layer, and an index."""
+    import torch
+    from safetensors.torch import save_file
+
+    path.mkdir()
+    depth = max(1, round(gigabytes * 1e9 / LAYER))
+    config = {
+        "model_type": "mixtral", "vocab_size": 1000, "hidden_size": DIM, "intermediate_size": HIDDEN,
+        "num_hidden_layers": depth, "num_attention_heads": 8, "num_key_value_heads": 2, "num_local_experts": EXPERTS,
+        "num_experts_per_tok": 2, "rms_norm_eps": 1e-5, "rope_theta": 1e6,
+    }  # fmt: skip
+    (path / "config.json").write_text(json.dumps(config))
+    where = {}
+    for i in range(-1, depth):
+        block = f"model.layers.{i}."
+        shapes = {"model.embed_tokens.weight": (1000, DIM), "lm_head.weight": (1000, DIM), "model.norm.weight": (DIM,)}
+        if i >= 0:
+            rows = {"q": DIM, "k": DIM // 4, "v": DIM // 4, "o": DIM}
+            shapes = {f"{block}self_attn.{name}_proj.weight": (size, DIM) for name, size in rows.items()}
+            shapes |= {f"{block}{name}_layernorm.weight": (DIM,) for name in ("input", "post_attention")}
+            shapes[f"{block}block_sparse_moe.gate.weight"] = (EXPERTS, DIM)
+            for e in range(EXPERTS):
+                expert = f"{block}block_sparse_moe.experts.{e}."
+                shapes |= {f"{expert}w{n}.weight": (DIM, HIDDEN) if n == 2 else (HIDDEN, DIM) for n in (1, 2, 3)}
+        file = f"model-{i + 2:05d}-of-{depth + 1:05d}.safetensors"
+        save_file({name: torch.randn(shape, dtype=torch.bfloat16) for name, shape in shapes.items()}, path / file)
+        where |= dict.fromkeys(shapes, file)
+    (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+
+
+def copy(path: Path, out: Path) -> None:
+    """Copies the folder and flushes it to the disk, as an import does."""
+    shutil.copytree(path, out)
+    for file in out.iterdir():
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
+
+
+def measured(what: str, path: Path, out: Path) -> dict[str, float]:
+    """Seconds, seconds of CPU, and megabytes of peak memory above those before, of one job in this process."""
+    from moekit.registry import build
+    from moekit_hf.exporter import HuggingFace
+    from moekit_hf.importing import import_folder, inspect
+
+    if what == "import":
+        inspect(path)  # imports what it needs, reads headers alone
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins here
+    before, start, cpu = memory("VmRSS"), time.perf_counter(), time.process_time()
+    if what == "copy":
+        copy(path, out)
+    elif what == "import":
+        import_folder(path, out)
+    else:
+        build(HuggingFace()).export(path / "checkpoints" / "step-00000000", out)
+    return {
+        "seconds": time.perf_counter() - start,
+        "cpu": time.process_time() - cpu,
+        "megabytes": memory("VmHWM") - before,
+    }
+
+
+def memory(what: str) -> float:
+    """This process's memory, or its peak, in megabytes, as Linux counts it."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(what))
+    return int(line.split()[1]) / 1024
+
+
+def main() -> None:
+    """Runs each job in a process of its own and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--gigabytes", type=float, default=2.0)
+    parser.add_argument("--job", nargs=3, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.job:
+        what, path, out = args.job
+        print(json.dumps(measured(what, Path(path), Path(out))))
+        return
+    with TemporaryDirectory(prefix="moekit-import-", dir=os.environ.get("TMPDIR")) as folder:
+        model, run = Path(folder) / "model", Path(folder) / "run"
+        write_model(model, args.gigabytes)
+        size = sum(file.stat().st_size for file in model.glob("*.safetensors"))
+        print(f"{size / 1e9:.2f} GB, largest tensor {DIM * HIDDEN * 2 / 1e6:.1f} MB, of ours {LAYER * 2 / 3e6:.0f} MB")
+        for what, source, out in (("copy", model, Path(folder) / "copy"), ("import", model, run),
+                                  ("export", run, Path(folder) / "out")):  # fmt: skip
+            job = [sys.executable, __file__, "--job", what, str(source), str(out)]
+            found = json.loads(subprocess.run(job, check=True, capture_output=True, text=True).stdout)
+            print(f"{what:7} {found['seconds']:6.1f} s, {found['cpu']:5.1f} of CPU  {found['megabytes']:6.0f} MB")
+
+
+if __name__ == "__main__":
+    main()

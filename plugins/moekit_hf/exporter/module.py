@@ -1,0 +1,163 @@
+"""Writes a run's model as a folder of Hugging Face's: one tensor, or one expert of it, is in memory at a time."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from moekit.checkpoints.safetensors_file import write_tensors
+from moekit.contracts import Exporter
+from moekit.files import make_directory, sync_directory
+from moekit.spec import load, to_plain
+from moekit.spec.recipe import Recipe
+from moekit.training.run.folder import RunFolder
+from moekit.training.run.saved import read_any_checkpoint
+from moekit.training.run.start import PREFIX
+from moekit_hf.exporter import HuggingFace
+from moekit_hf.fields import INERT, FormatError
+from moekit_hf.folder import CONFIG, INDEX, KEPT, SINGLE, read_json, write_json
+from moekit_hf.format import FormatSpec
+from moekit_hf.matching import OMITTED, format_for
+from moekit_hf.rules import Shape
+from moekit_hf.weights import Table
+
+
+@final
+class HuggingFaceExporter(Exporter):
+    """The configuration, weights in safetensors with an index, and the tokenizer's files if the model was imported."""
+
+    def __init__(self, spec: HuggingFace) -> None:
+        self.spec = spec
+
+    def export(self, checkpoint: Path, out: Path) -> Sequence[str]:
+        """Writes the folder; it appears when it is complete.
+
+        Raises:
+            FormatError: no family has this model, or the folder exists.
+            CheckpointError: the checkpoint is damaged.
+        """
+        if out.exists():
+            raise FormatError(f"{out} exists already\n  give another folder, or remove it")
+        saved = read_any_checkpoint(checkpoint)
+        recipe = load(saved.plain["hyper_parameters"]["spec"])
+        model: Any = to_plain(recipe.model)
+        held = {
+            name.removeprefix(PREFIX): each
+            for name, each in saved.plain["state_dict"].items()
+            if name.startswith(PREFIX)
+        }
+        name, family = format_for(recipe.model, self.spec.family)
+        shapes: dict[str, Shape] = {name: tuple(each.shape) for name, each in held.items()}
+        table = Table(f"format '{name}'", family.rules(model), shapes, OMITTED)
+
+        def read(ours: str, offset: Shape, sizes: Shape) -> Tensor:
+            each = held[ours]
+            if isinstance(each, Tensor):  # a file of Lightning's
+                return each[tuple(slice(o, o + n) for o, n in zip(offset, sizes, strict=True))]
+            part: Tensor = each.read(offset, sizes)
+            return part
+
+        dtypes = {theirs: self._dtype(links[0].ours, held) for theirs, links in table.theirs.items()}
+        source = source_of(recipe, checkpoint)
+        partial = out.with_name(f".{out.name}.tmp")
+        shutil.rmtree(partial, ignore_errors=True)
+        make_directory(partial)
+        try:
+            files = self._write_weights(partial, table, dtypes, read)
+            write_json(partial / CONFIG, self._config(family, model, source, dtypes))
+            kept = [file for file in KEPT if source is not None and (source / file).is_file()]
+            for file in kept:
+                assert source is not None
+                shutil.copyfile(source / file, partial / file)
+            write_tokenizer(partial, saved.plain["moekit"]["data"])
+            make_directory(out.parent)
+            partial.rename(out)
+            sync_directory(out.parent)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        omitted = sorted({prefix.rstrip(".") for prefix in OMITTED for ours in held if ours.startswith(prefix)})
+        return [
+            f"{name}: {len(table.theirs):,} tensors in {files} file{'s' if files > 1 else ''}"
+            + (f", with {', '.join(kept)}" if kept else ""),
+            *([f"omitted, since transformers has no place for it: {', '.join(omitted)}"] if omitted else []),
+            f'{out}\n  from transformers import AutoModelForCausalLM; AutoModelForCausalLM.from_pretrained("{out}")',
+        ]
+
+    def _dtype(self, ours: str, held: Mapping[str, Any]) -> torch.dtype:
+        of: torch.dtype = held[ours].dtype
+        if not self.spec.dtype or ".balancers." in ours:
+            return of
+        wanted: torch.dtype = getattr(torch, self.spec.dtype)
+        return wanted
+
+    def _write_weights(self, folder: Path, table: Table, dtypes: Mapping[str, torch.dtype], read: Any) -> int:
+        """Writes files of at most ``shard_gb``, in the order of the table, and an index if there are several."""
+        shapes = {theirs: links[0].theirs_shape for theirs, links in table.theirs.items()}
+        sizes = {theirs: math.prod(shape) * dtypes[theirs].itemsize for theirs, shape in shapes.items()}
+        files: list[list[str]] = [[]]
+        room = limit = self.spec.shard_gb * 1e9
+        for theirs, size in sizes.items():
+            if files[-1] and size > room:
+                files.append([])
+                room = limit
+            files[-1].append(theirs)
+            room -= size
+        count = len(files)
+        where: dict[str, str] = {}
+        for i, names in enumerate(files, start=1):
+            file = SINGLE if count == 1 else f"model-{i:05d}-of-{count:05d}.safetensors"
+            write_tensors(
+                folder / file,
+                {theirs: torch.empty(shapes[theirs], dtype=dtypes[theirs], device="meta") for theirs in names},
+                {"format": "pt"},
+                lambda theirs: (piece.to(dtypes[theirs]) for piece in table.their_pieces(theirs, read)),
+            )
+            where |= dict.fromkeys(names, file)
+        if count > 1:
+            write_json(folder / INDEX, {"metadata": {"total_size": sum(sizes.values())}, "weight_map": where})
+        return count
+
+    def _config(
+        self, family: FormatSpec, model: Any, source: Path | None, dtypes: Mapping[str, torch.dtype]
+    ) -> dict[str, Any]:
+        """The family's fields over those of the imported model that change nothing, such as its end token."""
+        kept = {} if source is None else {k: v for k, v in read_json(source / CONFIG).items() if k in INERT}
+        kept.pop("torch_dtype", None)
+        counts = [list(dtypes.values()).count(each) for each in dtypes.values()]
+        dtype = list(dtypes.values())[counts.index(max(counts))]
+        return {
+            **kept,
+            **family.config(model),
+            "model_type": family.model_type,
+            "architectures": [family.architecture],
+            "dtype": str(dtype).removeprefix("torch."),
+        }
+
+
+def source_of(recipe: Recipe, checkpoint: Path) -> Path | None:
+    """The files that came with the imported model: in its run, or in the run that this one started from."""
+    runs = [parent for parent in checkpoint.absolute().parents if (parent / "spec.yaml").is_file()]
+    if recipe.start is not None:
+        start = Path(recipe.start.run)
+        runs += [start, *start.parents]
+    found = (RunFolder(run).imported for run in runs)
+    return next((path for path in found if (path / CONFIG).is_file()), None)
+
+
+def write_tokenizer(folder: Path, state: Mapping[str, Any]) -> None:
+    """Writes ``tokenizer.json`` from the state of a run's data, if the folder has none and the state is such a file."""
+    text = state.get("tokenizer_json", state.get("bpe"))
+    if not isinstance(text, str) or (folder / "tokenizer.json").exists():
+        return
+    described = json.loads(text)
+    if described.get("decoder") is None:  # that of the recipe's own byte pairs, which moekit decodes itself
+        described["decoder"] = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
+    write_json(folder / "tokenizer.json", described)

@@ -1,0 +1,184 @@
+"""Importing a folder of Hugging Face's as a run: its recipe, its weights as a checkpoint, its tokenizer."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from moekit.checkpoints.files import step_name
+from moekit.errors import MoekitError, SaveError
+from moekit.files import make_directory, write_if_changed
+from moekit.params import build_on_meta
+from moekit.registry import build
+from moekit.spec import load, to_plain
+from moekit.spec.dumping import dump
+from moekit.spec.kinds import ModelSpec
+from moekit.spec.recipe import Recipe
+from moekit.training.run.folder import RunFolder
+from moekit.training.run.imported import save_weights
+from moekit_hf.fields import FormatError
+from moekit_hf.folder import CONFIG, KEPT, Folder, read_json
+from moekit_hf.matching import format_of, model_of
+from moekit_hf.rules import Shape
+from moekit_hf.weights import Table
+
+TRAINING: Mapping[str, Any] = {
+    "objective": {"use": "causal_lm"},
+    "optimizer": {"use": "adamw", "lr": 1e-5, "weight_decay": 0.1, "betas": [0.9, 0.95]},
+    "schedule": {"use": "wsd", "warmup": 10, "decay": 0.2, "final": 0.1},
+    "trainer": {"max_steps": 100, "gradient_clip_val": 1.0},
+}
+"""How an imported model is trained further, unless the user says otherwise."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a folder holds, checked.
+
+    Attributes:
+        folder: the folder.
+        name: of the format.
+        model: its spec.
+        table: which tensor of theirs is which region of ours.
+        ignored: tensors that are not needed, each with the reason.
+        dtypes: of our tensors.
+    """
+
+    folder: Folder
+    name: str
+    model: ModelSpec
+    table: Table
+    ignored: Mapping[str, str]
+    dtypes: Mapping[str, torch.dtype]
+
+
+def inspect(path: Path) -> Found:
+    """Reads and checks the configuration and the headers of the weights, and no weight.
+
+    Raises:
+        FormatError: the folder is damaged, or of no family that can be imported.
+    """
+    folder = Folder(path)
+    name, family = format_of(folder.config)
+    model = model_of(family, folder.config, str(path / CONFIG))
+    ours: dict[str, Shape] = {name: tuple(each.shape) for name, each in build_on_meta(model).state_dict().items()}
+    node: Any = to_plain(model)
+    table = Table(f"format '{name}'", family.rules(node), ours)
+    ignored = table.check_names(folder.shapes(), family.ignored(node), str(path))
+    return Found(folder, name, model, table, ignored, {name: _dtype(folder, table, name) for name in ours})
+
+
+def _dtype(folder: Folder, table: Table, name: str) -> torch.dtype:
+    """The one dtype of all tensors of theirs that make up one of ours."""
+    of = {link.theirs: folder.dtype(link.theirs) for links in table.ours[name].values() for link in links}
+    if len(set(of.values())) > 1:
+        first = next(iter(of))
+        other = next(name for name in of if of[name] != of[first])
+        raise FormatError(f"{folder.path}: {first} is {of[first]}, but {other} is {of[other]}: one dtype is expected")
+    return next(iter(of.values()))
+
+
+def import_folder(path: Path, run: Path) -> Found:
+    """Imports a folder as a new run, at step 0. One tensor of theirs, or one expert, is in memory at a time.
+
+    Args:
+        path: the folder.
+        run: the run's folder, which must not exist yet; it counts as a run once everything is in it.
+
+    Raises:
+        FormatError: as in ``inspect``; or the run exists.
+        SaveError: the run could not be written.
+    """
+    if run.exists() and any(run.iterdir()):
+        raise FormatError(f"{run} exists already\n  give another folder, or remove it")
+    found = inspect(path)
+    recipe = recipe_of(found, run)
+    folder = RunFolder(run)
+    copy_files(path, folder.imported)
+    meta = {
+        name: torch.empty(shape, dtype=found.dtypes[name], device="meta") for name, shape in found.table.shapes.items()
+    }
+    make_directory(folder.checkpoints)
+    try:
+        save_weights(
+            folder.checkpoints / step_name(0),
+            recipe,
+            meta,
+            lambda name: found.table.pieces(name, found.folder.read),
+            {} if recipe.data is None else build(recipe.data).state() or _tokens(path),
+        )
+        write_if_changed(folder.spec, dump(recipe, full_names=True))
+    except BaseException as error:
+        shutil.rmtree(run, ignore_errors=True)
+        if isinstance(error, SaveError) and isinstance(error.__cause__, FormatError):  # the fault of the folder
+            raise error.__cause__ from None
+        raise
+    return found
+
+
+def recipe_of(found: Found, run: Path) -> Recipe:
+    """The recipe of an imported model: it trains on from its own weights, on text that every installation has.
+
+    Raises:
+        FormatError: its tokenizer is damaged.
+    """
+    path = found.folder.path
+    node = {
+        **TRAINING,
+        "name": path.resolve().name or "imported",
+        "summary": f"{found.name} model imported from {path.resolve().name}",
+        "model": to_plain(found.model),
+        "start": {"run": str(run.absolute())},
+    }
+    if _tokens(path):
+        vocab: int = getattr(found.model, "vocab")  # noqa: B009  a model that takes tokens has one
+        tokenizer = {"use": "tokenizer_json", "vocab": vocab, "end": end_token(found.folder)}
+        try:
+            build_tokenizer(tokenizer, path)
+        except MoekitError as error:
+            raise FormatError(f"{path / 'tokenizer.json'}: {error}") from error
+        node["data"] = {"use": "local_text", "seq": 256, "batch": 4, "tokenizer": tokenizer}
+    return load(node)
+
+
+def build_tokenizer(node: Mapping[str, Any], path: Path) -> Any:
+    """The tokenizer of a folder.
+
+    Raises:
+        DataError: its file is damaged, or does not fit the model.
+    """
+    from moekit.spec import component_spec
+
+    tokenizer = build(component_spec("tokenizer", node))
+    tokenizer.load_state(_tokens(path))
+    return tokenizer
+
+
+def end_token(folder: Folder) -> str:
+    """The text of the token that ends a document: what ``tokenizer_config.json`` calls ``eos_token``; or none."""
+    file = folder.path / "tokenizer_config.json"
+    given = read_json(file).get("eos_token") if file.is_file() else None
+    given = given.get("content") if isinstance(given, dict) else given
+    return given if isinstance(given, str) else ""
+
+
+def copy_files(source: Path, target: Path) -> None:
+    """Copies the configuration, and the files of the tokenizer and of generation that are there.
+
+    Raises:
+        OSError: the disk is full, or the like.
+    """
+    make_directory(target)
+    for name in (CONFIG, *KEPT):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+
+
+def _tokens(path: Path) -> dict[str, Any]:
+    file = path / "tokenizer.json"
+    return {"tokenizer_json": file.read_text(encoding="utf-8")} if file.is_file() else {}

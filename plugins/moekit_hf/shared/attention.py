@@ -1,0 +1,130 @@
+"""Grouped-query and latent attention. Torch-free."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from moekit_hf.fields import Fields, FormatError
+from moekit_hf.format import Node
+from moekit_hf.rules import Rule, rotary_pairs
+from moekit_hf.shared.rope import mla_temperature, rope_fields, rope_options
+
+
+def gqa_options(
+    fields: Fields, model: Node, *, theta: float = 10000.0, head_dim: int = 0, partial: float = 1.0
+) -> Node:
+    """Grouped-query attention of a decoder.
+
+    ``theta``, ``head_dim`` and ``partial`` are what missing fields mean in a family: ``rope_theta``, ``head_dim`` and
+    ``partial_rotary_factor``.
+    """
+    heads = fields.number("num_attention_heads")
+    missing = 0 if "head_dim" in fields.config else head_dim
+    head_dim = fields.number("head_dim", missing or model["dim"] // heads)
+    return {
+        "use": "gqa",
+        "heads": heads,
+        "kv_heads": fields.number("num_key_value_heads", heads),
+        "head_dim": head_dim,
+        "norm_eps": model["norm_eps"],
+        **rope_options(fields, theta),
+        **_partial(fields, head_dim, partial),
+    }
+
+
+def _partial(fields: Fields, head_dim: int, missing: float) -> Node:
+    """``partial_rotary_factor`` or ``rotary_dim``: how much of a head is rotated."""
+    given = fields.config.get("rope_parameters")
+    inside = given.get("partial_rotary_factor") if isinstance(given, dict) else None
+    share = fields.take("partial_rotary_factor", missing if inside is None else inside)
+    rotary = fields.take("rotary_dim", int(head_dim * share))
+    return {} if rotary == head_dim else {"rotary_dim": rotary}
+
+
+def gqa_fields(model: Node) -> dict[str, Any]:
+    """The same as fields."""
+    attention = model["attention"]
+    fields = {
+        "num_attention_heads": attention["heads"],
+        "num_key_value_heads": attention["kv_heads"] or attention["heads"],
+        "head_dim": attention["head_dim"],
+        **rope_fields(attention),
+    }
+    if attention["rotary_dim"] is not None:
+        fields["rope_parameters"]["partial_rotary_factor"] = attention["rotary_dim"] / attention["head_dim"]
+    return fields
+
+
+def refuse_window(fields: Fields) -> None:
+    """Qwen's sliding window, which counts only if ``use_sliding_window`` is true: no released model has it.
+
+    Raises:
+        FormatError: the model has one.
+    """
+    fields.demand("use_sliding_window", False, "layers with and without a window are not read", default=False)
+    for name in ("sliding_window", "max_window_layers"):
+        fields.take(name, None)
+    kinds = set(fields.take("layer_types", []))
+    if kinds - {"full_attention"}:
+        raise FormatError(f"{fields.where}: layer_types={sorted(kinds)}: only full_attention is known in this family")
+
+
+def mla_options(fields: Fields) -> Node:
+    """DeepSeek's latent attention. The norms of the latents have an epsilon of 1e-6, whatever ``rms_norm_eps`` says."""
+    heads = fields.number("num_attention_heads")
+    fields.demand("num_key_value_heads", heads, "every head has keys of its own", default=heads)
+    fields.demand("attention_bias", False, "latent attention has no biases here", default=False)
+    rope = fields.number("qk_rope_head_dim")
+    nope = fields.number("qk_nope_head_dim")
+    fields.demand("head_dim", rope, "transformers sets it to qk_rope_head_dim", default=rope)
+    fields.demand("qk_head_dim", nope + rope, "transformers sets it to the sum of both", default=nope + rope)
+    return {
+        "use": "mla",
+        "heads": heads,
+        "query_rank": fields.stated("q_lora_rank"),
+        "kv_rank": fields.number("kv_lora_rank"),
+        "nope_dim": nope,
+        "rope_dim": rope,
+        "value_dim": fields.number("v_head_dim"),
+        "norm_eps": 1e-6,
+        **rope_options(fields, temperature=mla_temperature),
+    }
+
+
+def mla_fields(model: Node) -> dict[str, Any]:
+    """The same as fields."""
+    attention = model["attention"]
+    fields = {
+        "num_attention_heads": attention["heads"],
+        "num_key_value_heads": attention["heads"],
+        "q_lora_rank": attention["query_rank"],
+        "kv_lora_rank": attention["kv_rank"],
+        "qk_nope_head_dim": attention["nope_dim"],
+        "qk_rope_head_dim": attention["rope_dim"],
+        "v_head_dim": attention["value_dim"],
+        **rope_fields(attention),
+    }
+    if (yarn := attention["yarn"]) is not None:
+        rope: dict[str, Any] = fields["rope_parameters"]
+        rope.pop("attention_factor", None)
+        rope |= {"mscale": round(10 * yarn["mscale"], 10), "mscale_all_dim": round(10 * yarn["mscale"], 10)}
+    return fields
+
+
+def mla_rules(model: Node) -> list[Rule]:
+    """Latent attention. Theirs rotates neighbouring pairs of rows, ours halves: the rotary rows change their order."""
+    a = model["attention"]
+    q_up = rotary_pairs(a["heads"], a["nope_dim"], a["rope_dim"])
+    kv_down = rotary_pairs(1, a["kv_rank"], a["rope_dim"])
+    theirs, ours = "model.layers.{i}.self_attn.", "blocks.{i}.attention."
+    return [
+        Rule(
+            theirs + ("q_proj" if a["query_rank"] is None else "q_b_proj") + ".weight", ours + "q_up.weight", view=q_up
+        ),
+        Rule(theirs + "q_a_proj.weight", ours + "q_down.weight"),
+        Rule(theirs + "q_a_layernorm.weight", ours + "q_norm.weight"),
+        Rule(theirs + "kv_a_proj_with_mqa.weight", ours + "kv_down.weight", view=kv_down),
+        Rule(theirs + "kv_a_layernorm.weight", ours + "kv_norm.weight"),
+        Rule(theirs + "kv_b_proj.weight", ours + "kv_up.weight"),
+        Rule(theirs + "o_proj.weight", ours + "out.weight"),
+    ]

@@ -1,0 +1,72 @@
+"""A configuration is read strictly: what is not understood, and could change the function, is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tiny_folders import CONFIG
+
+from moekit.registry import current
+from moekit_hf.fields import INERT, Fields, FormatError
+from moekit_hf.matching import format_of, model_of
+
+
+def model_with(**fields: Any) -> Any:
+    config = {**CONFIG, **fields}
+    return model_of(format_of(config)[1], config, "config.json")
+
+
+def test_a_configuration_is_a_model() -> None:
+    model = model_with()
+    assert (model.vocab, model.dim, model.depth, model.moe.router.top_k) == (300, 16, 2, 2)
+    assert model.attention.rope_theta == 1e6
+
+
+def test_both_ways_to_write_rotary_positions_are_one_model() -> None:
+    yarn = {"factor": 4.0, "original_max_position_embeddings": 16}
+    old = model_with(rope_scaling={"type": "yarn", **yarn})
+    new = model_with(rope_theta=None, rope_parameters={"rope_type": "yarn", "rope_theta": 1e6, **yarn})
+    assert old == new and old.attention.yarn.factor == 4
+    assert model_with(rope_scaling=None) == model_with(rope_parameters={"rope_type": "default", "rope_theta": 1e6})
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"mystery": 3}, r"this family knows no field mystery=3\n  it might change what the model computes"),
+        ({"hidden_act": "gelu"}, r"hidden_act='gelu' cannot be imported: only silu is known"),
+        ({"attention_dropout": 0.1}, r"attention_dropout=0\.1 cannot be imported"),
+        ({"router_jitter_noise": 0.1}, "their jitter also multiplies the experts' input"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "quantised weights are not read"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_type='dynamic' is not known"),
+        ({"rope_scaling": {"type": "yarn", "factor": 2.0, "mystery": 1}}, "rope_scaling: this family knows no field"),
+        ({"rope_scaling": 3}, "rope_scaling=3 is not a mapping"),
+        ({"vocab_size": None}, "the field 'vocab_size' is missing"),
+        ({"hidden_size": "16"}, "hidden_size='16' is not a whole number above 0"),
+        ({"num_experts_per_tok": 9}, r"describes no model of ours\n.*top_k=9 is more than the 3 experts"),
+        ({"model_type": "mamba"}, r"model_type='mamba': no format is for it\n  known: .*mixtral"),
+    ],
+)
+def test_what_is_not_understood_is_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(FormatError, match=f"(?s){message}"):
+        model_with(**fields)
+
+
+def test_fields_that_ask_for_nothing_and_inert_ones_are_let_pass() -> None:
+    assert model_with(mystery=None, other=False, third=0) == model_with()
+    assert model_with(bos_token_id=7, router_aux_loss_coef=0.3) == model_with()
+    assert all(why for why in INERT.values())
+
+
+def test_a_number_under_two_names() -> None:
+    assert Fields({"a": 3}).either("a", "b") == Fields({"a": 3, "b": 3}).either("a", "b") == 3
+    for config in ({}, {"a": 3, "b": 4}):
+        with pytest.raises(FormatError, match="one value of a or b is expected"):
+            Fields(config).either("a", "b")
+
+
+def test_every_family_has_a_name_of_its_own_and_a_source() -> None:
+    families = [each.spec_class()() for each in current().components("format")]
+    assert len({each.model_type for each in families}) == len(families) >= 11
+    assert all(each.source and each.architecture and each.tiny() for each in families)

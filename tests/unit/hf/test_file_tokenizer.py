@@ -1,0 +1,78 @@
+"""The tokenizer of a file: byte-level and SentencePiece-like, special tokens, the bytes that tokens spell."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_folders import byte_level_tokenizer, sentencepiece_tokenizer
+
+from moekit import DataError, MoekitError
+from moekit_hf.tokenizer import TokenizerFile
+from moekit_hf.tokenizer.module import FileTokenizer
+
+
+def read(text: str, end: str = "", vocab: int = 300) -> FileTokenizer:
+    tokenizer = FileTokenizer(TokenizerFile(vocab=vocab, end=end))
+    tokenizer.load_state({"tokenizer_json": text})
+    return tokenizer
+
+
+@pytest.mark.parametrize("text", ["the cat", "naïve 数 😀 \t\n", "", "<|end|> in a text"])
+def test_byte_level_text_comes_back_and_its_bytes_are_counted(text: str) -> None:
+    tokenizer = read(byte_level_tokenizer(), end="<|end|>")
+    ids = tokenizer.encode(text)
+    if "<|end|>" in text:  # a special token in a text is that token, and spells nothing
+        assert tokenizer.end in ids.tolist() and tokenizer.decode(ids) == " in a text"
+        return
+    assert ids.dtype == torch.int64 and tokenizer.decode(ids) == text
+    assert int(tokenizer.num_bytes_V()[ids].sum()) == len(text.encode())
+
+
+@pytest.mark.parametrize("text", ["the cat", "cat é 数", "the  the"])
+def test_sentencepiece_text_comes_back(text: str) -> None:
+    """Its file puts a space before each text, which its tokens spell and its text lacks."""
+    tokenizer = read(sentencepiece_tokenizer(), end="</s>")
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text and tokenizer.end == 2 not in ids.tolist()
+    assert b"".join(tokenizer.spelling[i] for i in ids.tolist()) == b" " + text.encode()
+
+
+def test_special_tokens_spell_nothing_and_no_text_begins_with_one() -> None:
+    tokenizer = read(sentencepiece_tokenizer(), end="</s>")
+    assert tokenizer.spelling[:3] == (b"", b"", b"")
+    assert tokenizer.decode(torch.tensor([1, *tokenizer.encode("cat").tolist(), 2, 9999])) == "cat"
+    assert not {1, 2} & set(tokenizer.encode("cat").tolist())
+
+
+def test_it_is_read_from_its_file_and_saved_with_a_run(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text(byte_level_tokenizer())
+    tokenizer = FileTokenizer(TokenizerFile(vocab=300, file=str(tmp_path / "tokenizer.json"), end="<|end|>"))
+    assert tokenizer.spelling == () and tokenizer.state() == {}
+    with pytest.raises(MoekitError, match="no tokenizer was read yet"):
+        tokenizer.encode("a")
+    tokenizer.train([])
+    again = FileTokenizer(TokenizerFile(vocab=300, end="<|end|>"))
+    again.load_state(tokenizer.state())
+    assert torch.equal(again.encode("the cat"), tokenizer.encode("the cat")) and again.spelling == tokenizer.spelling
+
+
+@pytest.mark.parametrize(
+    ("state", "end", "vocab", "message"),
+    [
+        ({"tokenizer_json": "{}"}, "", 300, "not a tokenizer.json"),
+        ({"bpe": "{}"}, "", 300, "not those of a tokenizer.json"),
+        ({"tokenizer_json": byte_level_tokenizer()}, "", 20, "more than vocab=20"),
+        ({"tokenizer_json": byte_level_tokenizer()}, "</s>", 300, "has no token '</s>'"),
+    ],
+)
+def test_a_state_that_does_not_fit(state: dict[str, str], end: str, vocab: int, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        FileTokenizer(TokenizerFile(vocab=vocab, end=end)).load_state(state)
+
+
+@pytest.mark.parametrize(("file", "message"), [("", "no checkpoint brings a tokenizer"), ("gone.json", "No such file")])
+def test_a_file_that_is_not_there(file: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        FileTokenizer(TokenizerFile(file=file)).train([])

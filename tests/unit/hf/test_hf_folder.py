@@ -1,0 +1,158 @@
+"""Damage to a folder is reported by name, before anything is written; no pickle is read, no path leaves the folder."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tiny_folders import mixtral_tensors, write_folder
+
+from moekit_hf import folder as folders
+from moekit_hf.fields import FormatError
+from moekit_hf.folder import Folder, located
+from moekit_hf.importing import import_folder
+
+GATE = "model.layers.1.block_sparse_moe.gate.weight"
+W1 = "model.layers.0.block_sparse_moe.experts.2.w1.weight"
+
+
+def refused(path: Path, message: str) -> None:
+    """The import fails with the message, and leaves no run."""
+    run = path.parent / "run"
+    with pytest.raises(FormatError, match=f"(?s){message}"):
+        import_folder(path, run)
+    assert not run.exists()
+
+
+def test_a_missing_tensor(tmp_path: Path) -> None:
+    tensors = mixtral_tensors()
+    del tensors[GATE]
+    refused(write_folder(tmp_path / "m", tensors), f"missing: {re.escape(GATE)}")
+
+
+def test_a_tensor_too_many(tmp_path: Path) -> None:
+    tensors = mixtral_tensors() | {"model.layers.7.norm.weight": torch.zeros(16)}
+    refused(write_folder(tmp_path / "m", tensors), r"not of this family: model\.layers\.7\.norm\.weight")
+
+
+def test_a_tensor_of_another_shape(tmp_path: Path) -> None:
+    tensors = mixtral_tensors() | {W1: torch.zeros(16, 12)}
+    refused(
+        write_folder(tmp_path / "m", tensors), rf"of another shape: {re.escape(W1)} is \[16, 12\], expected \[12, 16\]"
+    )
+
+
+@pytest.mark.parametrize(("value", "word"), [(float("nan"), "NaN"), (float("inf"), "infinity")])
+def test_a_value_that_is_not_finite(tmp_path: Path, value: float, word: str) -> None:
+    tensors = mixtral_tensors()
+    tensors[W1][3, 4] = value
+    refused(write_folder(tmp_path / "m", tensors), rf"model\.safetensors: {re.escape(W1)} has a {word}")
+
+
+def test_a_dtype_that_weights_do_not_have(tmp_path: Path) -> None:
+    tensors = mixtral_tensors()
+    tensors[GATE] = tensors[GATE].to(torch.int8)
+    refused(
+        write_folder(tmp_path / "m", tensors), f"{re.escape(GATE)} has dtype int8\n.*quantised weights are not read"
+    )
+
+
+def test_two_dtypes_in_one_tensor_of_ours(tmp_path: Path) -> None:
+    tensors = mixtral_tensors()
+    tensors[W1] = tensors[W1].half()
+    refused(write_folder(tmp_path / "m", tensors), "one dtype is expected")
+
+
+def test_a_truncated_file(tmp_path: Path) -> None:
+    file = write_folder(tmp_path / "m") / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    refused(tmp_path / "m", r"model\.safetensors is not a valid safetensors file")
+
+
+def test_an_index_over_several_files_is_read(tmp_path: Path) -> None:
+    single, several = write_folder(tmp_path / "single"), write_folder(tmp_path / "several", shards=3)
+    one, other = Folder(single), Folder(several)
+    assert one.shapes() == other.shapes()
+    shape = one.shapes()[W1]
+    assert torch.equal(one.read(W1, (0, 0), shape), other.read(W1, (0, 0), shape))
+    assert torch.equal(one.read(W1, (2, 0), (1, 16)), mixtral_tensors()[W1][2:3])
+
+
+FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("../secret.safetensors", r"it names '\.\./secret\.safetensors' for .*expected the name of a .*in this folder"),
+        ("/etc/secret.safetensors", "it names '/etc/secret"),
+        ("model.bin", r"it names 'model\.bin'"),
+        ("gone.safetensors", r"it names 'gone\.safetensors', which is not in the folder"),
+        (FIRST, f"{FIRST}: it and the index .* differ: .* is in the index, but not in it"),
+        (None, f"{SECOND}: it and the index .* differ: it holds .*, which is not"),
+        (3, "it has no weight_map"),
+    ],
+)
+def test_an_index_that_is_wrong(tmp_path: Path, file: str | None, message: str) -> None:
+    path = write_folder(tmp_path / "m", shards=2)
+    (tmp_path / "secret.safetensors").write_bytes((path / SECOND).read_bytes())
+    index = json.loads((path / folders.INDEX).read_text())
+    where = index["weight_map"]
+    name = next(name for name in where if where[name] == SECOND)
+    if file is None:
+        del where[name]
+    else:
+        where[name] = file
+    (path / folders.INDEX).write_text(json.dumps(index))
+    refused(path, message)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt"])
+def test_a_pickle_is_refused_with_the_command_that_converts_it(tmp_path: Path, name: str) -> None:
+    path = write_folder(tmp_path / "m")
+    (path / "model.safetensors").rename(path / name)
+    refused(
+        path, rf"{re.escape(name)} is a pickle.*is not read\n  convert it, if you trust it: python -c .*save_pretrained"
+    )
+
+
+def test_a_folder_without_weights_or_configuration(tmp_path: Path) -> None:
+    path = write_folder(tmp_path / "m")
+    (path / "model.safetensors").unlink()
+    refused(path, r"has no weights\n  expected model\.safetensors")
+    (path / "config.json").unlink()
+    refused(path, r"cannot read .*config\.json: No such file")
+    refused(tmp_path / "nowhere", "is not a folder")
+
+
+@pytest.mark.parametrize(("text", "message"), [("{", "is not JSON"), ("[1]", "holds a list; expected a mapping")])
+def test_a_configuration_that_is_damaged(tmp_path: Path, text: str, message: str) -> None:
+    path = write_folder(tmp_path / "m")
+    (path / "config.json").write_text(text)
+    refused(path, rf"config\.json.* {message}")
+
+
+def test_a_damaged_tokenizer(tmp_path: Path) -> None:
+    path = write_folder(tmp_path / "m")
+    (path / "tokenizer.json").write_text("{}")
+    refused(path, r"tokenizer\.json: not a tokenizer\.json")
+
+
+def test_a_name_without_a_folder_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
+    with pytest.raises(FormatError, match=r"owner/name is not a folder here\n  to fetch .*pip install 'moekit\[hf\]'"):
+        located("owner/name")
+    assert located("a/b/c") == Path("a/b/c")
+    Path("owner/name").mkdir(parents=True)
+    assert located("owner/name") == Path("owner/name")
+
+
+def test_tensors_of_the_hubs_own_library_are_read(tmp_path: Path) -> None:
+    save_file({"a": torch.arange(6.0).view(2, 3)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    assert torch.equal(Folder(tmp_path).read("a", (1, 0), (1, 3)), torch.tensor([[3.0, 4.0, 5.0]]))
