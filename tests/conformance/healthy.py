@@ -49,7 +49,6 @@ from moekit import (
     option,
 )
 from moekit.contracts.layer import LoopGroups
-from moekit.errors import MoekitError
 from moekit.spec import kinds
 from moekit.spec.recipe import Recipe
 from moekit.training.run.hooks import RunInfo

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from moekit.cli.params import rounded_like
+from moekit_plan.params_cli import rounded_like
 
 from moekit import load, to_plain
 from moekit.params import count_parameters
