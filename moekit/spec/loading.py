@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -47,9 +46,10 @@ def load(source: Source, overrides: Iterable[str] = (), *, registry: Registry | 
     layers, name = read_layers(source, overrides, registry)
     merged = Merged(registry, layers)
     _check_requires(merged, registry)
+    if name and not merged.data.get("name"):
+        merged.data["name"] = name
     recipe = compose(merged, Recipe, registry)
     assert isinstance(recipe, Recipe)
-    recipe = recipe if recipe.name or not name else replace(recipe, name=name)
     report = Report()
     for plugin, said in registry.call("moekit_recipe_loaded", {"recipe": recipe}):
         for sentence in said or ():

@@ -35,9 +35,6 @@ class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[mi
     def represent_list(self, data: list[Any]) -> yaml.Node:
         return self.represent_sequence(f"{_PREFIX}seq", data, flow_style=True)  # type: ignore[no-any-return]
 
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
-
 
 for _name, (_pattern, _first) in _TAGS.items():
     _Loader.add_implicit_resolver(_PREFIX + _name, _pattern, _first)
@@ -46,7 +43,10 @@ _Dumper.add_representer(list, _Dumper.represent_list)
 
 
 def write(plain: Any) -> str:
-    """Plain data as YAML text, in the order of its keys; ``read`` returns the same data."""
+    """Plain data as YAML text, in the order of its keys; ``read`` returns the same data.
+
+    A list or mapping that occurs twice in it is written once, with an alias: ``to_plain`` makes each anew.
+    """
     return yaml.dump(plain, Dumper=_Dumper, sort_keys=False, default_flow_style=False, width=120, allow_unicode=True)
 
 
