@@ -97,7 +97,7 @@ class _Builder:
         if written == LEFT_OPEN:  # elsewhere planning finds it
             what = f"{name}: the recipe leaves this open ('{LEFT_OPEN}')"
             return self.report.add(path, what, expected="a plain value")
-        value = self.planner.value(written, path)
+        value = self.planner.value(written, path) if isinstance(written, str | dict | list) else written
         if value is BROKEN or any(here[: len(path)] == path for here in self.planner.unread):
             return BROKEN
         if value is not written and isinstance(written, str):  # it was an interpolation

@@ -400,7 +400,7 @@ def group_class(spec: type[Spec], name: str) -> type[Spec]:
     Raises:
         TypeError: the field has another type.
     """
-    classes = fields_of(spec)[name].specs
+    classes: tuple[type[Spec], ...] = fields_of(spec)[name].specs
     if len(classes) != 1:
         raise TypeError(f"{spec.__qualname__}.{name}: a group's type is one spec class (or that class | None)")
     return classes[0]

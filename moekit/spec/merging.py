@@ -58,9 +58,9 @@ class Merged:
             if isinstance(new, dict) and is_reference(old) and is_readable(old):
                 held[here] = new
                 continue
-            if _is_name(new) and isinstance(old, dict) and names_part(old):
+            if isinstance(old, dict) and names_part(old) and _is_name(new):
                 new = {"use": new}
-            elif isinstance(new, dict) and _is_name(old) and not names_part(new):
+            elif isinstance(new, dict) and not names_part(new) and _is_name(old):
                 old = base[key] = {"use": old}
             if isinstance(new, dict) and isinstance(old, dict) and self._same_use(old, new):
                 self._merge(old, new, here, replaced, held)

@@ -128,7 +128,9 @@ class Planner:
             elif info.kind == "option" and (value is not None or (name in written and is_optional(info.type))):
                 node.options.append(name)
             elif info.kind == "option" and info.default is not MISSING:
-                written[name] = plain_value(info.default) if isinstance(info.default, str | list | dict | tuple) else info.default
+                written[name] = (
+                    plain_value(info.default) if isinstance(info.default, str | list | dict | tuple) else info.default
+                )
             elif value is None:
                 self._default(node, name, info)
             else:

@@ -152,7 +152,7 @@ def build_parts(recipe: Recipe, kind: str, *context: Any) -> dict[str, Any]:
 
 def _base(kind: str) -> type:
     """The class of Lightning that the parts of a kind are subclasses of."""
-    base: type = imported(current().kind(kind).imports, f"kind '{kind}': cannot import what its classes are")
+    base: type = imported(current().kind(kind).imports, f"kind '{kind}'", "what its classes are")
     return base
 
 

@@ -108,7 +108,7 @@ def test_one_override_may_be_given_as_text() -> None:
         (["data.path=\\${x}"], "data.path", "${x}"),
         (["optimizer.betas=['${optimizer.lr}', 0.5]"], "optimizer.betas", [3e-3, 0.5]),
         (["trainer.gradient_clip_val=${optimizer.lr}"], "trainer", TrainerSpec(max_steps=10, gradient_clip_val=3e-3)),
-        (["data.path=${name}"], "data.path", ""),
+        (["data.path=${name}"], "data.path", "small"),
         (["summary=${model.moe.router.score}"], "summary", "softmax"),
         (["summary=${seed}"], "summary", "0"),
     ],
