@@ -16,7 +16,7 @@ from moekit.cli import text
 from moekit.component import Component, RecipeFile, import_string
 from moekit.errors import Problem, UnknownName, nearest
 from moekit.registry import Registry, current
-from moekit.spec.fields import FieldInfo, Spec, fields_of, group_class, is_optional, members, required
+from moekit.spec.fields import FieldInfo, Spec, fields_of, is_optional, members, required
 
 EXAMPLES = """\
   moekit show topk                    every component of that name
@@ -108,14 +108,14 @@ def option_rows(spec: type[Spec], prefix: str = "") -> Iterator[tuple[str, str, 
             yield f"{prefix}{name}", type_text(info.type), default, limits, info.help
         elif info.kind == "group":
             yield f"{prefix}{name}", "group", default, "", info.help
-            yield from option_rows(group_class(spec, name), f"{prefix}{name}.")
+            yield from option_rows(info.specs[0], f"{prefix}{name}.")
 
 
 def slot_rows(spec: type[Spec], prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
     """Name, accepted kind, help, and the command that lists the choices, of each slot."""
     for name, info in fields_of(spec).items():
         if info.kind == "group":
-            yield from slot_rows(group_class(spec, name), f"{prefix}{name}.")
+            yield from slot_rows(info.specs[0], f"{prefix}{name}.")
         elif info.kind != "option":
             takes = f"{info.component}s by name" if info.kind == "slots" else info.component
             takes += ", optional" if info.kind == "slot" and _default_text(info) else ""

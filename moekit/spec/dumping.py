@@ -49,7 +49,7 @@ def to_config(spec: Spec, *, registry: Registry | None = None) -> DictConfig:
 def plain_value(value: Any, registry: Registry | None = None, full_names: bool = False) -> Any:
     """An option's value for YAML: tuples become lists, and ``${`` is escaped. Specs in it are named by ``registry``."""
     if isinstance(value, str):
-        return escape(value)
+        return escape(value) if "${" in value else value
     if isinstance(value, list | tuple):
         return [plain_value(item, registry, full_names) for item in value]
     if isinstance(value, Imported):

@@ -331,17 +331,12 @@ def is_plain(hint: Any) -> bool:
 
 
 @_cached
-def types_of(spec: type[Spec]) -> dict[str, Any]:
-    """The type of each field, in order of declaration."""
-    return {name: info.type for name, info in fields_of(spec).items()}
-
-
-@_cached
 def fields_of(spec: type[Spec]) -> dict[str, FieldInfo]:
     """What each field of a spec class may hold, in order of declaration.
 
     Raises:
-        TypeError: a field is a plain dataclass field, not declared with ``option`` and the like.
+        TypeError: a field is a plain dataclass field, not declared with ``option`` and the like, or a group is of
+            another type than one spec class.
     """
     out: dict[str, FieldInfo] = {}
     hints, defaults = typing.get_type_hints(spec), defaults_of(spec)
@@ -353,6 +348,8 @@ def fields_of(spec: type[Spec]) -> dict[str, FieldInfo]:
         info = info._replace(type=hint, default=defaults[f.name])
         if info.kind != "option":
             out[f.name] = info._replace(specs=specs_in(hint))
+            if info.kind == "group" and len(out[f.name].specs) != 1:
+                raise TypeError(f"{spec.__qualname__}.{f.name}: a group's type is one spec class, or that class | None")
             continue
         parts = (hint,) if isinstance(hint, type) else members(hint)
         scalars = _SCALARS.intersection([*parts, type(None)] if type(None) in typing.get_args(hint) else parts)
@@ -381,8 +378,6 @@ def check_declaration(spec: type[Spec]) -> None:
                 f"{where}: an option of type {describe(info.type)}; int, float, bool, str, Literal, list, "
                 "tuple and dict of these, and None, can be read from YAML"
             )
-        if info.kind == "group":
-            group_class(spec, name)
         if info.kind == "slot" and (kinds := {cls.kind for cls in info.specs} - {info.component, ""}):
             raise TypeError(f"{where}: a slot of kind '{info.component}' with the type of kind '{min(kinds)}'")
     given = ((name, info.default) for name, info in known.items() if info.default is not MISSING)
@@ -392,18 +387,6 @@ def check_declaration(spec: type[Spec]) -> None:
             raise ValueError(f"{where}: its default: {problem}")
         expected = " ".join(filter(None, [describe(info.type), "" if info.choices else info.range_text()]))
         raise ValueError(f"{where}: its default {info.default!r} is not {expected}")
-
-
-def group_class(spec: type[Spec], name: str) -> type[Spec]:
-    """The spec class of a group, also inside ``... | None``.
-
-    Raises:
-        TypeError: the field has another type.
-    """
-    classes: tuple[type[Spec], ...] = fields_of(spec)[name].specs
-    if len(classes) != 1:
-        raise TypeError(f"{spec.__qualname__}.{name}: a group's type is one spec class (or that class | None)")
-    return classes[0]
 
 
 @_cached

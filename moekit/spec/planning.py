@@ -17,7 +17,7 @@ from moekit.component import Kind
 from moekit.errors import MoekitError, UnknownName, nearest
 from moekit.registry import MAX_LISTED, Registry
 from moekit.spec.dumping import plain_value
-from moekit.spec.fields import FieldInfo, Spec, describe, fields_of, group_class, is_optional
+from moekit.spec.fields import FieldInfo, Spec, describe, fields_of, is_optional
 from moekit.spec.kinds import FOREIGN, Imported, is_import_path
 from moekit.spec.merging import Merged
 from moekit.spec.places import BROKEN, LEFT_OPEN, Keys, Place, Report, found, one_of, show
@@ -192,7 +192,7 @@ class Planner:
             return self._slot(info.component, node.written, path, value)
         if info.kind == "slots":
             return self._map(info.component, value, path)
-        spec = group_class(node.spec, name)
+        spec: type[Spec] = info.specs[0]
         if isinstance(value, dict):
             return self._plan(spec, value, path)
         what = f"{found(value)} where a mapping belongs"
@@ -288,8 +288,8 @@ class Planner:
         if name in node.spec.refused:
             what = f"'{show((*node.path, name))}' is not for a spec: {node.spec.refused[name]}"
             return self._unsound(node, name, what)
-        groups = [group for group, info in fields_of(node.spec).items() if info.kind == "group"]
-        inside = [f"{group}.{name}" for group in groups if name in fields_of(group_class(node.spec, group))]
+        groups = {group: info.specs[0] for group, info in fields_of(node.spec).items() if info.kind == "group"}
+        inside = [f"{group}.{name}" for group, spec in groups.items() if name in fields_of(spec)]
         near = inside[0] if inside else nearest(str(name), names)
         many = node.use or (near and len(names) > MAX_LISTED)
         expected = "" if many and names else one_of(names) if names else "no option at all"

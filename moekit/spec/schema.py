@@ -18,7 +18,7 @@ from moekit.component import Component, import_string
 from moekit.errors import PluginError
 from moekit.registry import Registry
 from moekit.spec.dumping import plain_value
-from moekit.spec.fields import FieldInfo, Spec, fields_of, group_class, is_optional, members
+from moekit.spec.fields import FieldInfo, Spec, fields_of, is_optional, members
 from moekit.spec.places import LEFT_OPEN
 from moekit.spec.recipe import Recipe
 
@@ -75,7 +75,7 @@ class _Writer:
             entry = {"anyOf": [self.slot(info.component), _ref("reference"), _NULL]}
             choices = [{"type": "object", "additionalProperties": entry}]
         else:
-            choices = [self.group(group_class(spec, name))]
+            choices = [self.group(info.specs[0])]
         out: Schema = {"anyOf": [*choices, _ref("reference"), _NULL]}
         if info.help:
             out["description"] = info.help

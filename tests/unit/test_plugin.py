@@ -13,7 +13,7 @@ from moekit.plugin import Plugin, load_plugin
 
 SOURCE = """
 from dataclasses import dataclass
-from moekit import Component, hookimpl, option, slot
+from moekit import Component, group, hookimpl, option, slot
 from moekit.spec.kinds import BalancerSpec, RouterSpec
 
 MOEKIT_API = 2
@@ -35,6 +35,9 @@ class BadDefault(RouterSpec):
 
 class WrongSlot(RouterSpec):
     inner: BalancerSpec = slot("router", "another")
+
+class WrongGroup(RouterSpec):
+    inner: int = group("options")
 
 class Undeclared(Mine):
     draws: int = 1
@@ -131,6 +134,10 @@ plugin 'acme': hook moekit_components, component 'mine': BadDefault.top_k: its d
 $ return [mine(spec=WrongSlot)]  # a slot with the type of another kind
 plugin 'acme': hook moekit_components, component 'mine': WrongSlot.inner: a slot of kind 'router' with the type of \
 kind 'balancer'
+
+$ return [mine(spec=WrongGroup)]  # a group that is no spec class
+plugin 'acme': hook moekit_components, component 'mine': WrongGroup.inner: a group's type is one spec class, or that \
+class | None
 
 $ return [mine(spec=Undeclared)]  # an option that is not declared
 plugin 'acme': hook moekit_components, component 'mine': Undeclared.draws: declare it with option(), slot(), slots() \
