@@ -9,7 +9,8 @@ from __future__ import annotations
 import importlib
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,7 @@ class Component(Offer):
         kind: its kind; that which ``spec`` states, when the plugin is loaded, if it is a class.
         paper: the source of the idea.
         default: whether it fills a slot of its kind that has ``default="kind"`` and is not given.
+        known_failures: conformance checks that it fails, with the reason: ``{"check_compile": "why"}``.
         plugin: name of the plugin that offers it; set when the plugin is loaded.
     """
 
@@ -113,6 +115,7 @@ class Component(Offer):
     kind: str = ""
     paper: str = ""
     default: bool = False
+    known_failures: Mapping[str, str] = field(default_factory=dict)
 
     def spec_class(self) -> Any:
         """The class of its options, imported if necessary, and checked.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 from types import ModuleType
 
@@ -26,6 +27,19 @@ def module(name: str, **offers: object) -> ModuleType:
 def plugin(name: str, distribution: str = "", version: str = "", **offers: object) -> Plugin:
     """The same, loaded."""
     return load_plugin(name, module(f"{name}_moe", **offers), distribution=distribution, version=version)
+
+
+def install_project(folder: Path) -> None:
+    """Writes below ``folder``, which has a pyproject.toml, what importlib.metadata reads of an installed package."""
+    project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
+    name, version = project["name"], project["version"]
+    info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
+    info.mkdir()
+    required = "".join(f"Requires-Dist: {each}\n" for each in project.get("dependencies", []))
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{required}")
+    groups = project["entry-points"].items()
+    lines = [f"[{group}]\n" + "".join(f"{key} = {value}\n" for key, value in of.items()) for group, of in groups]
+    (info / "entry_points.txt").write_text("\n".join(lines))
 
 
 def install(site: Path, plugin: str, source: str, *, distribution: str = "", version: str = "1.2") -> None:

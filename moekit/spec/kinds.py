@@ -1,7 +1,7 @@
 """The kinds of component, each with the base class of its specs and the capabilities a spec states.
 
-A capability is a class variable that states a fact about the component. Composition reads it without importing torch
-(does this dispatcher take that form of routing?); the conformance kit tests whether it is true.
+A capability is a class variable that claims something of the component; by default nothing. Composition reads it
+without torch (does this dispatcher take that form of routing?); the conformance kit tests whether it is true.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -31,8 +31,8 @@ class RouterSpec(Spec):
 
     kind: ClassVar[str] = "router"
     form: ClassVar[Form] = "token_choice"  # the form of the routings it returns
-    takes_bias: ClassVar[bool] = True  # whether a selection bias has an effect
-    causal: ClassVar[bool] = True  # whether a token's routing is independent of later tokens
+    takes_bias: ClassVar[bool] = False  # whether a selection bias has an effect
+    causal: ClassVar[bool] = False  # whether a token's routing is independent of later tokens
     gives_smooth_load: ClassVar[bool] = False  # whether its routings have ``smooth_load_E`` in training
 
     def active(self, num_experts: int) -> float:
@@ -66,12 +66,12 @@ class DispatcherSpec(Spec):
     """Base of dispatcher specs. A dispatcher sends tokens to their experts and sums what the experts return."""
 
     kind: ClassVar[str] = "dispatcher"
-    forms: ClassVar[frozenset[Form]] = PAIR_FORMS  # forms of routing that it takes
-    dropless: ClassVar[bool] = True  # whether every chosen pair is computed
+    forms: ClassVar[frozenset[Form]] = frozenset({"token_choice"})  # forms of routing that it takes
+    dropless: ClassVar[bool] = False  # whether every chosen pair is computed
 
     def causal(self) -> bool:
-        """Whether a token's output is independent of later tokens."""
-        return True
+        """Whether a token's output is independent of later tokens: by default if it is dropless."""
+        return self.dropless
 
     def check_experts(self, num_experts: int) -> Iterable[str]:
         """Conflicts with the number of routed experts, one sentence each. Override; the spec of the layer calls it."""
@@ -89,9 +89,9 @@ class BalancerSpec(Spec):
     """Base of balancer specs. A balancer keeps the load even by a loss, by a selection bias, or by both."""
 
     kind: ClassVar[str] = "balancer"
-    forms: ClassVar[frozenset[Form]] = ALL_FORMS
+    forms: ClassVar[frozenset[Form]] = frozenset({"token_choice"})
     gives_bias: ClassVar[bool] = False
-    at_balance: ClassVar[float | None] = 1.0  # the loss under uniform affinities and even load; None: no fixed value
+    at_balance: ClassVar[float | None] = None  # the loss under uniform affinities and even load; None: no fixed value
 
     def check_router(self, router: RouterSpec, num_experts: int) -> Iterable[str]:
         """Conflicts with the router or the number of experts, one sentence each. Override; the layer calls it."""
@@ -168,7 +168,7 @@ class OptimizerSpec(Spec):
 
     kind: ClassVar[str] = "optimizer"
     # a step on shards equals a step on whole tensors: it is elementwise, or sums over ranks
-    takes_shards: ClassVar[bool] = True
+    takes_shards: ClassVar[bool] = False
 
 
 class ScheduleSpec(Spec):
@@ -181,7 +181,7 @@ class CallbackSpec(Spec):
     """Base of callback specs. A callback is called by the Trainer at every point of a run."""
 
     kind: ClassVar[str] = "callback"
-    takes_shards: ClassVar[bool] = True  # whether it works with a model in shards
+    takes_shards: ClassVar[bool] = False  # whether it works with a model in shards
 
 
 class LoggerSpec(Spec):

@@ -46,7 +46,8 @@ def no_leak(moe: MoE, reader: str, where: str = "") -> Iterable[str]:
     if leak := moe.leak():
         use = "topk or noisy_topk" if leak.startswith("router") else "grouped, or capacity with order=position"
         yield (
-            f"{leak} would leak later tokens{where}: it is not causal, and {reader} predicts the next token; use {use}"
+            f"{leak} would leak later tokens{where}: it is not causal, or does not claim it, and "
+            f"{reader} predicts the next token; use {use}"
         )
 
 

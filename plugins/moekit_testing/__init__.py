@@ -16,7 +16,18 @@ are checked too. Every check is a function ``check_...(case)`` whose docstring s
 
 from __future__ import annotations
 
+from moekit.component import Verb
+from moekit.hookspecs import hookimpl
 from moekit.lazy import from_stub
 
 MOEKIT_API = 2
 __getattr__, __dir__, __all__ = from_stub(__name__, __file__)
+
+
+@hookimpl
+def moekit_verbs() -> list[Verb]:
+    """The verbs of this plugin."""
+    return [
+        Verb(name="check", target="moekit_testing.cli.check", summary="run the conformance checks of components"),
+        Verb(name="new", target="moekit_testing.cli.new", summary="write the package of a plugin to start from"),
+    ]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
+import importlib
+import unittest
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, TypeVar, cast
@@ -95,6 +96,25 @@ class Case:
 Check = Callable[[Case], None]
 
 
+@dataclass(frozen=True)
+class Omitted:
+    """A check that does not run for a case, and why."""
+
+    check: Check
+    reason: str
+
+
+def claimed(case: Case, claim: str, *checks: Check) -> Iterator[Check | Omitted]:
+    """Checks of a capability, which run if the spec claims it: ``claimed(case, "causal", check_causal)``."""
+    reason = f"{type(case.spec).__name__} does not claim '{claim}'"
+    for check in checks:
+        yield check if getattr(case.spec, claim) else Omitted(check, reason)
+
+
+class CheckSkipped(unittest.SkipTest):
+    """A check cannot run here, through no fault of the component. pytest reports it as skipped."""
+
+
 def checks_module(kind: str) -> Any:
     """The module of a kind's conformance checks; None if it has none but those of every kind.
 
@@ -102,7 +122,7 @@ def checks_module(kind: str) -> Any:
     """
     row = current().kinds[kind]
     name = row.checks or (f"{__package__}.checks.{kind}" if row.plugin == BUILTIN else "")
-    return importlib.import_module(name) if name and importlib.util.find_spec(name) else None
+    return importlib.import_module(name) if name else None
 
 
 @contextlib.contextmanager

@@ -10,6 +10,9 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import SingleDeviceStrategy, Strategy
 from torch import Tensor, nn
 
 from moekit import (
@@ -45,6 +48,10 @@ from moekit import (
 )
 from moekit.contracts.layer import LoopGroups
 from moekit.spec import kinds
+from moekit.spec.recipe import Recipe
+from moekit.training.run.hooks import RunInfo
+from moekit_lightning.sharded import Sharded
+from moekit_lightning.sharded.module import ShardedStrategy
 
 
 def component(spec: type[Spec], target: Callable[..., object], summary: str = "for the kit's own tests") -> Component:
@@ -56,6 +63,9 @@ def components(spec: type[Spec], *targets: Callable[..., object]) -> list[Compon
 
 
 class Pick(kinds.RouterSpec):
+    takes_bias: ClassVar[bool] = True
+    causal: ClassVar[bool] = True
+
     top_k: int = option(2, "experts a token runs through", ge=1)
 
     def active(self, num_experts: int) -> float:
@@ -127,6 +137,7 @@ class TanhBank(ExpertBank):
 
 
 class Walk(kinds.DispatcherSpec):
+    dropless: ClassVar[bool] = True
     forms: ClassVar[frozenset[kinds.Form]] = kinds.ALL_FORMS
 
 
@@ -185,6 +196,7 @@ class WalkDispatcher(Dispatcher):
 
 
 class Limit(kinds.DispatcherSpec):
+    forms: ClassVar[frozenset[kinds.Form]] = kinds.PAIR_FORMS
     dropless: ClassVar[bool] = False
 
 
@@ -273,6 +285,7 @@ class NoisyPickRouter(PickRouter):
 
 
 class Even(kinds.BalancerSpec):
+    at_balance: ClassVar[float | None] = 1.0
     forms: ClassVar[frozenset[kinds.Form]] = frozenset({"token_choice"})
 
 
@@ -448,7 +461,7 @@ class MeanEvaluator(Evaluator):
 
 
 class Descent(kinds.OptimizerSpec):
-    pass
+    takes_shards: ClassVar[bool] = True
 
 
 def descent(spec: Descent, model: nn.Module) -> torch.optim.Optimizer:
@@ -548,6 +561,77 @@ class SumsModel(TinyModel):
         cache.kept = (sum_B1D, count)
 
 
+class Count(kinds.CallbackSpec):
+    pass
+
+
+class CountCallback(Callback):
+    """Counts optimizer steps, and publishes the count."""
+
+    def __init__(self, spec: Count) -> None:
+        self.steps = 0
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.steps += 1
+        pl_module.publish({"train/count": self.published()})
+
+    def published(self) -> float:
+        return float(self.steps)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.steps = state_dict["steps"]
+
+
+class Lines(kinds.LoggerSpec):
+    pass
+
+
+class LinesLogger(Logger):
+    """Appends a line for each logged step to a file of the run's folder."""
+
+    def __init__(self, spec: Lines, run: RunInfo) -> None:
+        super().__init__()
+        self.run = run
+        self.file().touch()
+
+    def file(self) -> Path:
+        return self.run.folder / "lines.txt"
+
+    @property
+    def name(self) -> str:
+        return self.run.name
+
+    @property
+    def version(self) -> str:
+        return self.run.label
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        return None
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        with self.file().open("a") as file:
+            file.write(f"{step} {dict(metrics)}\n")
+
+
+class Alone(kinds.StrategySpec):
+    pass
+
+
+def alone(spec: Alone, recipe: Recipe) -> Strategy:
+    return SingleDeviceStrategy(torch.device("cpu"))
+
+
+class Split(kinds.StrategySpec):
+    shards: ClassVar[bool] = True
+
+
+def split(spec: Split, recipe: Recipe) -> Strategy:
+    return ShardedStrategy(Sharded())
+
+
 HEALTHY = [
     component(Pick, PickRouter),
     component(PickUnbiased, PickUnbiasedRouter),
@@ -568,4 +652,8 @@ HEALTHY = [
     component(Mean, MeanEvaluator),
     component(Descent, descent),
     component(Level, level),
+    component(Count, CountCallback),
+    component(Lines, LinesLogger),
+    component(Alone, alone),
+    component(Split, split),
 ]

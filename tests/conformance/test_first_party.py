@@ -6,13 +6,11 @@ A component is tested with its defaults, with the ``EXAMPLES`` below, or, if opt
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from moekit import load
 from moekit.registry import current
-from moekit.spec.fields import Spec, required
+from moekit.spec.fields import Spec
 from moekit.spec.kinds import MoE
 from moekit_balancers.communication_balance import CommunicationBalance
 from moekit_balancers.cv_squared import CVSquared
@@ -35,6 +33,7 @@ from moekit_dispatchers.soft import Soft
 from moekit_experts.ffn import Ffn
 from moekit_experts.glu import Glu
 from moekit_experts.linear import Linear, Logistic
+from moekit_lightning.wandb import WandB
 from moekit_models.decoder import MTP, At, Decoder, DecoderMoE
 from moekit_models.encoder_decoder import Cross, EncoderDecoder, StackMoE
 from moekit_models.gqa import GQA
@@ -52,6 +51,7 @@ from moekit_routers.noisy_topk import NoisyTopK
 from moekit_routers.strict import Strict
 from moekit_routers.topk import TopK
 from moekit_testing import parametrize_checks
+from moekit_testing.cases import examples_in_recipes
 
 DEEPSEEK_V3 = TopK(
     top_k=4, score="sigmoid", groups=4, top_groups=2, group_score="top2_sum", renormalize=True, scale=2.5
@@ -188,45 +188,20 @@ EXAMPLES: dict[str, list[Spec]] = {
         SpanCorruption(text=LocalText(domains=["python"], megabytes=0.2, seq=16, batch=2)),
         SpanCorruption(text=LocalText(domains=["python"], megabytes=0.2, seq=16, batch=2), density=0.5, mean_span=1.0),
     ],
+    "logger/wandb": [WandB(offline=True)],
     "tokenizer/bpe": [BytePairs(vocab=300)],
     "data/text_files": [TextFiles(path=str(Path(__file__).parents[2] / "docs"), seq=16, batch=2)],
 }
 
 
-def specs_in(value: Any) -> Iterator[Spec]:
-    """Every spec inside a recipe."""
-    if isinstance(value, Mapping):
-        for inner in value.values():
-            yield from specs_in(inner)
-    elif isinstance(value, Spec):
-        yield value
-        for field in dataclasses.fields(value):  # type: ignore[arg-type]
-            yield from specs_in(getattr(value, field.name))
+COMPONENTS = current().components()
 
 
-def examples() -> dict[str, list[Spec]]:
-    """``EXAMPLES``, and from the recipes one for each component that has options without a default."""
-    found = {name: list(specs) for name, specs in EXAMPLES.items()}
-    missing = {
-        c.spec_class(): f"{c.kind}/{c.name}"
-        for c in current().components()
-        if required(c.spec_class()) and f"{c.kind}/{c.name}" not in found
-    }
-    if missing:
-        for recipe in current().recipes:
-            for spec in specs_in(load(recipe.name)):
-                if type(spec) in missing:
-                    found.setdefault(missing[type(spec)], [spec])
-    return found
-
-
-@parametrize_checks(current().components(), examples=examples())
+@parametrize_checks(COMPONENTS, examples=examples_in_recipes(COMPONENTS) | EXAMPLES)
 def test_conformance(check: Callable[[], None]) -> None:
     check()
 
 
 def test_first_party_components_cover_every_kind() -> None:
-    kinds = {c.kind for c in current().components()}
-    assert kinds >= {"router", "expert", "dispatcher", "balancer", "attention", "model", "objective", "data"}
-    assert kinds >= {"tokenizer", "evaluator"}
+    assert {c.kind for c in COMPONENTS} == set(current().kinds)
     assert not current().failed

@@ -11,6 +11,7 @@ import broken_evaluation
 import broken_layers
 import broken_models
 import broken_routers
+import broken_runs
 import broken_training
 import pytest
 from healthy import HEALTHY
@@ -19,10 +20,18 @@ import moekit_testing.checks
 from moekit import Component
 from moekit_testing import BoundCheck, CheckFailure, checks_for, parametrize_checks
 from moekit_testing.case import Check
-from moekit_testing.parametrize import cases_of
+from moekit_testing.cases import cases_of
 
 BROKEN: dict[str, list[Component]] = {}
-for file in (broken_common, broken_routers, broken_layers, broken_training, broken_models, broken_evaluation):
+for file in (
+    broken_common,
+    broken_routers,
+    broken_layers,
+    broken_training,
+    broken_models,
+    broken_evaluation,
+    broken_runs,
+):
     BROKEN |= file.BROKEN
 
 

@@ -23,7 +23,8 @@ from moekit import (
 )
 from moekit_testing import parametrize_checks
 from moekit_testing.assertions import CheckFailure
-from moekit_testing.parametrize import cases_of, checks_for
+from moekit_testing.cases import cases_of
+from moekit_testing.running import checks_for
 
 
 class PatchNet(ModelSpec):

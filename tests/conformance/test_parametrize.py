@@ -11,7 +11,7 @@ from moekit import MoekitError
 from moekit.registry import current
 from moekit_testing import parametrize_checks
 from moekit_testing.assertions import CheckFailure
-from moekit_testing.parametrize import cases_of
+from moekit_testing.cases import cases_of
 
 pytest_plugins = ["pytester"]
 
@@ -88,6 +88,7 @@ def test_options_without_a_default_need_an_example() -> None:
     component = current().get("router", "topk")
 
     message = "router 'topk' has no default for top_k: give an example, examples={'topk': [TopK(top_k=...)]}"
+    message += "\n  in the shell: moekit check router/topk top_k=..."
     with pytest.raises(MoekitError, match=f"^{re.escape(message)}$"):
         list(cases_of([component], {}))
     names = [param.id for param in parametrize_checks([component, MINE]).args[1]]

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import importlib.metadata
 import inspect
 import re
 import shlex
@@ -26,13 +25,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
 import yaml
+from fake_plugins import install_project
 
-from moekit import registry
+from moekit import hookspecs, registry
 from moekit.cli import main
+from moekit.plugin import HOOKS
 from moekit.registry import current
 from moekit.spec import validate
 from moekit_testing.checks.router import check_padding_nan
@@ -93,7 +93,8 @@ def test_every_code_block_of_a_page_runs(page: Path, folder: Path, monkeypatch: 
             (folder / block.file).write_text(block.text, encoding="utf-8")
             importlib.invalidate_caches()
         if block.file == "pyproject.toml":
-            install(tomllib.loads(block.text), folder)
+            install_project(folder)
+            importlib.invalidate_caches()
             monkeypatch.setattr(registry, "_current", None)
         elif block.file.startswith("test_"):
             run_checks(block.file.removesuffix(".py"))
@@ -115,22 +116,6 @@ def test_every_code_block_of_a_page_runs(page: Path, folder: Path, monkeypatch: 
             yaml.safe_load(block.text)
         elif block.language == "toml":
             tomllib.loads(block.text)
-
-
-def install(project: dict[str, Any], folder: Path) -> None:
-    """Writes the files of ``pip install -e .`` that importlib.metadata reads."""
-    name, version = project["project"]["name"], project["project"]["version"]
-    info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
-    lines = [
-        line
-        for group, entries in project["project"]["entry-points"].items()
-        for line in (f"[{group}]", *(f"{key} = {value}" for key, value in entries.items()))
-    ]
-    (info / "entry_points.txt").write_text("\n".join(lines) + "\n")
-    importlib.invalidate_caches()
-    assert importlib.metadata.version(name) == version
 
 
 def run_checks(module: str) -> None:
@@ -192,3 +177,15 @@ def test_the_plugin_page_names_every_kind_and_capability() -> None:
             claims = {c for c in vars(base).get("__annotations__", {}) if c != "kind"} - options
             for claim in claims:
                 assert f"`{base.__name__}.{claim}`" in page, f"no row for the claim {base.__name__}.{claim}"
+
+
+def test_the_page_of_hooks_has_each_with_its_arguments_and_what_hookspecs_says_of_it() -> None:
+    page = (TOP / "docs" / "hooks.md").read_text(encoding="utf-8")
+    quoted = " ".join(word for line in page.splitlines() if line.startswith(">") for word in line.split()[1:])
+    headings = re.findall(r"^### `(.*)`$", page, re.MULTILINE)
+    specs = {name: getattr(hookspecs, name) for name in HOOKS}
+    assert headings == [f"{name}({', '.join(inspect.signature(spec).parameters)})" for name, spec in specs.items()]
+    for name, spec in specs.items():
+        assert " ".join((spec.__doc__ or "").split()) in quoted, f"{name} is described otherwise in hookspecs.py"
+        section = page.split(f"### `{name}(")[1].split("\n### ")[0]
+        assert f"def {name}(" in section, f"no example of {name}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from pages import whole
@@ -15,7 +16,8 @@ from moekit.spec.kinds import RouterSpec
 
 
 class Lottery(RouterSpec):
-    pass
+    takes_bias: ClassVar[bool] = True
+    causal: ClassVar[bool] = True
 
 
 def lottery(target: object) -> Component:

@@ -46,6 +46,7 @@ LONG: dict[str, str] = {
     "moekit_testing/checks/common.py": "all checks of every torch module",
     "moekit_testing/checks/dispatcher.py": "all checks of dispatchers",
     "moekit_testing/checks/router.py": "all checks of routers",
+    "moekit_testing/foreign.py": "all checks of modules of other libraries",
     "moekit_lightning/sharded/module.py": "one strategy: everything that Lightning calls on it",
     "moekit/training/health/diagnosis.py": "one search for the non-finite component, forward and backward",
     "moekit/training/run/saved.py": "what a checkpoint of a run holds, and whether a run can be resumed from one",

@@ -25,9 +25,7 @@ MOEKIT_API = 2
 class ExpertChoiceSpec(RouterSpec):
     """Options and capabilities of the Expert Choice router."""
 
-    form: ClassVar[Form] = "expert_choice"
-    takes_bias: ClassVar[bool] = False
-    causal: ClassVar[bool] = False
+    form: ClassVar[Form] = "expert_choice"  # it claims neither takes_bias nor causal
 
     per_token: int = option(2, "experts that a token gets on average; the paper's capacity factor c", ge=1)
 

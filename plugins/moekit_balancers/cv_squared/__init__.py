@@ -4,12 +4,13 @@ from collections.abc import Iterable
 from typing import ClassVar, Literal
 
 from moekit.spec.fields import option
-from moekit.spec.kinds import BalancerSpec, RouterSpec
+from moekit.spec.kinds import ALL_FORMS, BalancerSpec, Form, RouterSpec
 
 
 class CVSquared(BalancerSpec):
     """Options of the CV² loss."""
 
+    forms: ClassVar[frozenset[Form]] = ALL_FORMS
     at_balance: ClassVar[float | None] = 0.0
     of: Literal["importance", "load"] = option(
         "importance",

@@ -11,6 +11,7 @@ from moekit_balancers.devices import uneven_devices
 class DeviceBalance(BalancerSpec):
     """Options of the device-level balance loss."""
 
+    at_balance: ClassVar[float | None] = 1.0
     forms: ClassVar[frozenset[Form]] = frozenset({"token_choice"})
     groups: int = option(help="devices; the experts are split over them evenly, in order", ge=1)
     weight: float = option(0.05, "coefficient of the loss, per layer", ge=0)

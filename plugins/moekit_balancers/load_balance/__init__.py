@@ -10,6 +10,7 @@ from moekit.spec.kinds import BalancerSpec, Form
 class LoadBalance(BalancerSpec):
     """Options of the load-balance loss."""
 
+    at_balance: ClassVar[float | None] = 1.0
     forms: ClassVar[frozenset[Form]] = frozenset({"token_choice"})
     weight: float = option(1e-2, "coefficient of the loss, per layer", ge=0)
     scope: Literal["sequence", "micro_batch", "global_batch", "step"] = option(

@@ -9,6 +9,7 @@ from moekit.spec.kinds import BalancerSpec, Form
 class SequenceBalance(BalancerSpec):
     """Options of the sequence-wise balance loss."""
 
+    at_balance: ClassVar[float | None] = 1.0
     forms: ClassVar[frozenset[Form]] = frozenset({"token_choice"})
     weight: float = option(1e-4, "coefficient of the loss, per layer", ge=0)
     count: Literal["routed", "affinity"] = option(

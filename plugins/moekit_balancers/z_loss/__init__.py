@@ -3,12 +3,13 @@
 from typing import ClassVar
 
 from moekit.spec.fields import option
-from moekit.spec.kinds import BalancerSpec
+from moekit.spec.kinds import ALL_FORMS, BalancerSpec, Form
 
 
 class ZLoss(BalancerSpec):
     """Options of the router z-loss."""
 
+    forms: ClassVar[frozenset[Form]] = ALL_FORMS
     at_balance: ClassVar[float | None] = (
         None  # (ln E)² at zero logits: it depends on E, and on the logits' common level
     )

@@ -9,6 +9,7 @@ from moekit.spec.kinds import ALL_FORMS, DispatcherSpec, Form
 class Auto(DispatcherSpec):
     """Options of the automatic dispatcher."""
 
+    dropless: ClassVar[bool] = True
     forms: ClassVar[frozenset[Form]] = ALL_FORMS
     save: Literal["all", "minimum", "nothing"] = option(
         "minimum", "what 'fused' saves for backward if it is chosen: see its own option"

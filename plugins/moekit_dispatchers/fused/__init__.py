@@ -3,14 +3,17 @@
 For CPUs, where allocating large arrays costs more than sorting: it allocates none but what backward needs.
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from moekit.spec.fields import option
-from moekit.spec.kinds import DispatcherSpec
+from moekit.spec.kinds import PAIR_FORMS, DispatcherSpec, Form
 
 
 class Fused(DispatcherSpec):
     """Options of the fused dispatcher."""
+
+    forms: ClassVar[frozenset[Form]] = PAIR_FORMS
+    dropless: ClassVar[bool] = True
 
     save: Literal["all", "minimum", "nothing"] = option(
         "minimum",

@@ -5,8 +5,13 @@ Reference implementation: the dispatcher ``loop``.
 
 from __future__ import annotations
 
-from moekit.spec.kinds import DispatcherSpec
+from typing import ClassVar
+
+from moekit.spec.kinds import PAIR_FORMS, DispatcherSpec, Form
 
 
 class Grouped(DispatcherSpec):
     """The grouped dispatcher has no options."""
+
+    forms: ClassVar[frozenset[Form]] = PAIR_FORMS
+    dropless: ClassVar[bool] = True

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from moekit.spec.kinds import DispatcherSpec
+from typing import ClassVar
+
+from moekit.spec.kinds import PAIR_FORMS, DispatcherSpec, Form
 
 
 class Loop(DispatcherSpec):
     """The loop dispatcher has no options."""
+
+    forms: ClassVar[frozenset[Form]] = PAIR_FORMS
+    dropless: ClassVar[bool] = True

@@ -10,4 +10,5 @@ from moekit.spec.kinds import DispatcherSpec, Form
 class Soft(DispatcherSpec):
     """The soft dispatcher has no options."""
 
+    dropless: ClassVar[bool] = True
     forms: ClassVar[frozenset[Form]] = frozenset({"soft"})

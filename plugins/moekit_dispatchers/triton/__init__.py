@@ -4,14 +4,17 @@ Reference implementation: the dispatcher ``loop``. Needs the package ``triton`` 
 which is imported at the first computation.
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from moekit.spec.fields import option
-from moekit.spec.kinds import DispatcherSpec
+from moekit.spec.kinds import PAIR_FORMS, DispatcherSpec, Form
 
 
 class Triton(DispatcherSpec):
     """Options of the triton dispatcher."""
+
+    forms: ClassVar[frozenset[Form]] = PAIR_FORMS
+    dropless: ClassVar[bool] = True
 
     save: Literal["all", "minimum", "nothing"] = option(
         "minimum",

@@ -6,6 +6,7 @@ the paper: its ``eps`` bounds the means of squared gradients from below, while t
 """
 
 from collections.abc import Iterable
+from typing import ClassVar
 
 from moekit.spec.fields import option
 from moekit.spec.kinds import OptimizerSpec
@@ -18,6 +19,8 @@ class Adafactor(OptimizerSpec):
 
     So ``lr`` is relative, and with the ``constant`` schedule .01 falls as 1/sqrt(t) from step 10^4.
     """
+
+    takes_shards: ClassVar[bool] = True
 
     lr: float = option(1.0e-2, "the largest relative step, at the schedule's peak; never more than 1/sqrt(step)", gt=0)
     decay: float = option(0.8, "c of the running means' rate 1 - t^-c", gt=0, le=1)

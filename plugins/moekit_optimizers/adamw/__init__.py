@@ -1,6 +1,7 @@
 """AdamW. Source: Loshchilov and Hutter, "Decoupled weight decay regularization" (2019), algorithm 2."""
 
 from collections.abc import Iterable
+from typing import ClassVar
 
 from moekit.spec.fields import option
 from moekit.spec.kinds import OptimizerSpec
@@ -8,6 +9,8 @@ from moekit.spec.kinds import OptimizerSpec
 
 class AdamW(OptimizerSpec):
     """Options of AdamW. Weight matrices decay; norms and biases do not (see ``moekit_optimizers.decay``)."""
+
+    takes_shards: ClassVar[bool] = True
 
     lr: float = option(3.0e-3, "learning rate at the schedule's peak", gt=0)
     betas: list[float] = option([0.9, 0.95], "decay rates of the two running means, each in [0, 1)")

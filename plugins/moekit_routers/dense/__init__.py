@@ -9,6 +9,7 @@ from moekit.spec.kinds import Form, RouterSpec
 class Dense(RouterSpec):
     """Options of the dense router."""
 
+    causal: ClassVar[bool] = True
     form: ClassVar[Form] = "soft"
     takes_bias: ClassVar[bool] = False
     bias: bool = option(True, "whether the gate has a learned bias per expert")

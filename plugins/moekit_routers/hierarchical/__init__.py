@@ -10,6 +10,7 @@ from moekit.spec.kinds import GroupLimit, RouterSpec
 class Hierarchical(RouterSpec):
     """Options of the hierarchical router. A token runs through ``top_groups · top_k`` experts."""
 
+    causal: ClassVar[bool] = True
     takes_bias: ClassVar[bool] = False  # a bias per expert moves load within groups, not between them
     gives_smooth_load: ClassVar[bool] = True
     branches: int = option(

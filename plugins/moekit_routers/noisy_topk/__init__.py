@@ -10,6 +10,8 @@ from moekit.spec.kinds import RouterSpec
 class NoisyTopK(RouterSpec):
     """Options of the noisy top-k router. Noise is for training alone."""
 
+    takes_bias: ClassVar[bool] = True
+    causal: ClassVar[bool] = True
     gives_smooth_load: ClassVar[bool] = True
     top_k: int = option(help="experts a token runs through", ge=1)
     noise_epsilon: float = option(

@@ -5,7 +5,7 @@ choice, whether groups limit the choice, whether gates are renormalised and scal
 """
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import ClassVar, Literal
 
 from moekit.spec.fields import option
 from moekit.spec.kinds import GroupLimit, RouterSpec
@@ -13,6 +13,9 @@ from moekit.spec.kinds import GroupLimit, RouterSpec
 
 class TopK(RouterSpec):
     """Options of the top-k router. Gates are renormalised first, then scaled: two independent switches."""
+
+    takes_bias: ClassVar[bool] = True
+    causal: ClassVar[bool] = True
 
     top_k: int = option(help="experts a token runs through", ge=1)
     score: Literal["softmax", "sigmoid"] = option("softmax", "turns logits into affinities")

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from moekit.contracts import Cache
-from moekit.spec.kinds import AttentionSpec
 from moekit_testing.assertions import require, require_equal
-from moekit_testing.case import ATTENTION_DIM, Case, Check, normal, seeded
+from moekit_testing.case import ATTENTION_DIM, Case, Check, Omitted, claimed, normal, seeded
 from moekit_testing.fixtures.inputs import Probe
 
 
@@ -28,11 +27,10 @@ def probe(case: Case) -> Probe:
     return Probe(inputs={"x_BSD": normal(2, 5, ATTENTION_DIM)}, run=run)
 
 
-def checks(case: Case) -> Iterator[Check]:
+def checks(case: Case) -> Iterator[Check | Omitted]:
     """The checks of attention."""
     yield from (check_attention_shapes, check_attention_causal, check_attention_both_ways, check_sequences_apart)
-    if isinstance(case.spec, AttentionSpec) and case.spec.caches:
-        yield check_attention_cache
+    yield from claimed(case, "caches", check_attention_cache)
 
 
 def check_attention_shapes(case: Case) -> None:

@@ -12,7 +12,7 @@ from moekit.contracts import BalanceContext, Balancer
 from moekit.routing import Routing
 from moekit.spec.kinds import BalancerSpec
 from moekit_testing.assertions import require, require_equal, require_finite, require_same_state, state_of
-from moekit_testing.case import Case, Check, normal
+from moekit_testing.case import Case, Check, Omitted, claimed, normal
 from moekit_testing.fixtures.inputs import Probe, claimed_forms
 from moekit_testing.fixtures.routings import balanced, padded, rescored, skewed, some_routing
 
@@ -32,15 +32,14 @@ def probe(case: Case) -> Probe:
     return Probe(inputs={"logits_TE": normal(6, E)}, run=run)
 
 
-def checks(case: Case) -> Iterator[Check]:
+def checks(case: Case) -> Iterator[Check | Omitted]:
     """The balancer checks that a case's claims call for."""
     yield from (check_perfect_balance, check_padding_counts_nothing, check_loss_gradient, check_loss_dtype)
-    if case.spec_as(BalancerSpec).at_balance is not None:
-        yield check_loss_sees_skew
+    states_value = case.spec_as(BalancerSpec).at_balance is not None
+    yield check_loss_sees_skew if states_value else Omitted(check_loss_sees_skew, "its spec has at_balance = None")
     yield from (check_persistent_state, check_empty_step)
-    if case.spec_as(BalancerSpec).gives_bias:
-        yield from (check_bias_shape, check_bias_moves_towards_balance, check_large_loads_exact)
-    else:
+    yield from claimed(case, "gives_bias", check_bias_shape, check_bias_moves_towards_balance, check_large_loads_exact)
+    if not case.spec_as(BalancerSpec).gives_bias:
         yield check_gives_no_bias
 
 

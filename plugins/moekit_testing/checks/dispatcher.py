@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from moekit.routing import TokenChoice, gates_of
-from moekit.spec.kinds import DispatcherSpec
 from moekit_testing.assertions import require, require_equal
-from moekit_testing.case import Case, Check, normal, tensors_in
+from moekit_testing.case import Case, Check, Omitted, claimed, normal, tensors_in
 from moekit_testing.fixtures.dispatcher_runs import (
     TOKENS,
     dispatch,
@@ -48,14 +47,13 @@ def probe(case: Case) -> Probe:
     return Probe(inputs={"x_TD": normal(7, dims.dim), gates: gates_value.float()}, run=run, fullgraph=False)
 
 
-def checks(case: Case) -> Iterator[Check]:
+def checks(case: Case) -> Iterator[Check | Omitted]:
     """The dispatcher checks that a case's claims call for."""
     yield from (check_no_parameters, check_agrees_with_sum, check_no_tokens, check_dispatched_dtype)
     yield from (check_padding_comes_out_zero, check_padding_nan_stays_out)
     if set(claimed_forms(case)) - {"soft"}:
         yield from (check_dropped_is_counted, check_skewed_load)
-        if case.spec_as(DispatcherSpec).dropless:
-            yield check_dropless
+        yield from claimed(case, "dropless", check_dropless)
     if "soft" in claimed_forms(case):
         yield check_expert_outputs
     if "token_choice" in claimed_forms(case):

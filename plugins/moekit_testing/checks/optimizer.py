@@ -8,16 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from moekit.shards import reduced_dims
-from moekit.spec.kinds import OptimizerSpec
 from moekit_testing.assertions import require, require_finite
-from moekit_testing.case import Case, Check
+from moekit_testing.case import Case, Check, Omitted, claimed
 
 
-def checks(case: Case) -> Iterator[Check]:
+def checks(case: Case) -> Iterator[Check | Omitted]:
     """The checks of an optimizer."""
     yield from (check_every_parameter_once, check_optimizer_moves)
-    if isinstance(case.spec, OptimizerSpec) and case.spec.takes_shards:
-        yield check_takes_shards
+    yield from claimed(case, "takes_shards", check_takes_shards)
 
 
 def check_every_parameter_once(case: Case) -> None:

@@ -16,7 +16,7 @@ from moekit.errors import MoekitError
 from moekit.routing import ExpertChoice, LossTerm, Routing, TokenChoice, gates_of
 from moekit.spec.kinds import RouterSpec
 from moekit_testing.assertions import require, require_equal, require_finite
-from moekit_testing.case import Case, Check, normal, seeded, tensors_in
+from moekit_testing.case import Case, Check, Omitted, claimed, normal, seeded, tensors_in
 from moekit_testing.fixtures.inputs import Probe, route, routing_tensors
 from moekit_testing.fixtures.reference import chosen_TE, weights_TX
 
@@ -30,16 +30,19 @@ def probe(case: Case) -> Probe:
     return Probe(inputs={"x_TD": normal(5, case.dims.dim)}, run=run)
 
 
-def checks(case: Case) -> Iterator[Check]:
+def checks(case: Case) -> Iterator[Check | Omitted]:
     """The router checks that a case's claims call for."""
     yield from (check_shapes, check_any_number_of_tokens, check_fp32_arithmetic, check_device)
     yield from (check_choices_distinct, check_load_counts, check_padding, check_padding_nan)
     yield from (check_extreme_logits, check_nan_stays_with_its_token, check_form, check_active)
-    yield check_bias_chooses_only if case.spec_as(RouterSpec).takes_bias else check_bias_is_ignored
-    if case.spec_as(RouterSpec).causal:
-        yield check_causal
+    yield from claimed(case, "takes_bias", check_bias_chooses_only)
+    if not case.spec_as(RouterSpec).takes_bias:
+        yield check_bias_is_ignored
+    yield from claimed(case, "causal", check_causal)
     yield from (check_compile_in_training, check_own_loss)
-    yield check_smooth_load if case.spec_as(RouterSpec).gives_smooth_load else check_no_smooth_load
+    yield from claimed(case, "gives_smooth_load", check_smooth_load)
+    if not case.spec_as(RouterSpec).gives_smooth_load:
+        yield check_no_smooth_load
 
 
 def check_shapes(case: Case) -> None:
@@ -274,7 +277,7 @@ def check_bias_chooses_only(case: Case) -> None:
 
 
 def check_bias_is_ignored(case: Case) -> None:
-    """Ignores a selection bias, or raises ``MoekitError``, as it claims (``takes_bias = False``)."""
+    """Ignores a selection bias, or raises ``MoekitError``, if it does not claim ``takes_bias``."""
     router, x_TD = case.build().eval(), normal(9, case.dims.dim)
     plain = tensors_in(route(router, x_TD))
     try:
@@ -282,7 +285,7 @@ def check_bias_is_ignored(case: Case) -> None:
     except MoekitError:
         return
     for name, value in plain.items():
-        require_equal(biased[name], value, f"{name} under a bias")
+        require_equal(biased[name], value, f"{name} under a bias, without the claim takes_bias = True,")
 
 
 def check_causal(case: Case) -> None:

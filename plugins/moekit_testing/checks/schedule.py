@@ -11,7 +11,7 @@ from moekit_testing.case import Case, Check
 
 def checks(case: Case) -> Iterator[Check]:
     """The checks of a schedule."""
-    yield check_schedule_factors
+    yield from (check_schedule_factors, check_schedule_repeats)
 
 
 def check_schedule_factors(case: Case) -> None:
@@ -26,3 +26,15 @@ def check_schedule_factors(case: Case) -> None:
             expected="0 to 1",
         )
         require(max(factors[:total]) > 0, found=f"only zeros in {total} steps", expected="a rate that trains")
+
+
+def check_schedule_repeats(case: Case) -> None:
+    """Is a function of the step alone: a run that is resumed in the middle has the factors of an undisturbed one."""
+    total = 20
+    forwards, backwards = (case.component.load()(case.spec, total) for _ in range(2))
+    expected = [forwards(step) for step in range(total)]
+    for step in reversed(range(total)):
+        found = backwards(step)
+        require(
+            found == expected[step], found=f"a factor of {found} at step {step}, alone", expected=f"{expected[step]}"
+        )

@@ -106,6 +106,8 @@ def test_micro_batches_are_less_balanced_than_the_batch() -> None:
 class Noisy(RouterSpec):
     """A router that gives a smooth load."""
 
+    takes_bias: ClassVar[bool] = True
+    causal: ClassVar[bool] = True
     gives_smooth_load: ClassVar[bool] = True
 
 

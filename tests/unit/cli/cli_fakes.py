@@ -20,6 +20,7 @@ Use = Callable[..., None]
 
 
 class Lottery(RouterSpec):
+    takes_bias: ClassVar[bool] = True
     causal: ClassVar[bool] = False
     draws: int = option(help="experts sampled for a token", ge=1)
     style: Literal["fair", "loaded"] = option("fair", "kind of lottery")
@@ -27,7 +28,8 @@ class Lottery(RouterSpec):
 
 
 class Lottery2(RouterSpec):
-    pass
+    takes_bias: ClassVar[bool] = True
+    causal: ClassVar[bool] = True
 
 
 class Where(Spec):

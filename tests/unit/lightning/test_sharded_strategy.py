@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import pytest
 import torch
@@ -47,6 +47,8 @@ def test_dispatchers_are_wrapped_for_expert_groups_of_the_layouts_size() -> None
 
 class Relay(ExpertParallelSpec):
     """A second dispatcher that distributes experts over ranks."""
+
+    dropless: ClassVar[bool] = True
 
 
 RELAY = Component(name="relay", spec=Relay, target="acme.relay:Relay", summary="another")

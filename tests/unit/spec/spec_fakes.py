@@ -18,6 +18,9 @@ from moekit.spec.fields import Spec, group, option, slot
 
 
 class Pick(kinds.RouterSpec):
+    takes_bias: ClassVar[bool] = True
+    causal: ClassVar[bool] = True
+
     top_k: int = option(help="experts a token runs through", ge=1, le=8)
     score: Literal["softmax", "sigmoid"] = option("softmax", "score function")
     scale: float = option(1.0, "factor on the gates", gt=0)
@@ -31,6 +34,7 @@ class Pick(kinds.RouterSpec):
 
 
 class Blend(kinds.RouterSpec):
+    causal: ClassVar[bool] = True
     form: ClassVar[kinds.Form] = "soft"
     takes_bias: ClassVar[bool] = False
     bias: bool = option(True, "whether the gate has a bias")
@@ -45,19 +49,24 @@ class Flat(kinds.ExpertSpec):
 
 
 class Walk(kinds.DispatcherSpec):
-    pass
+    forms: ClassVar[frozenset[kinds.Form]] = kinds.PAIR_FORMS
+    dropless: ClassVar[bool] = True
 
 
 class Pour(kinds.DispatcherSpec):
+    dropless: ClassVar[bool] = True
     forms: ClassVar[frozenset[kinds.Form]] = frozenset({"soft"})
 
 
 class Nudge(kinds.BalancerSpec):
+    forms: ClassVar[frozenset[kinds.Form]] = kinds.ALL_FORMS
     gives_bias: ClassVar[bool] = True
     rate: float = option(1e-3, "step of the bias", gt=0)
 
 
 class Fair(kinds.BalancerSpec):
+    forms: ClassVar[frozenset[kinds.Form]] = kinds.ALL_FORMS
+
     weight: float = option(0.01, "coefficient", ge=0)
 
 
@@ -118,6 +127,8 @@ class Cases(kinds.DataSpec):
 
 
 class Step(kinds.OptimizerSpec):
+    takes_shards: ClassVar[bool] = True
+
     lr: float = option(help="learning rate", gt=0)
     betas: list[float] = option([0.9, 0.95], "decay of the moments", ge=0, lt=1)
 
@@ -127,6 +138,9 @@ class Unregistered(kinds.RouterSpec):
 
 
 class OtherPick(kinds.RouterSpec):
+    takes_bias: ClassVar[bool] = True
+    causal: ClassVar[bool] = True
+
     top_k: int = option(1, "experts a token runs through", ge=1)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -54,6 +54,8 @@ def test_the_dense_recipe_differs_only_in_model_rate_and_stop() -> None:
 
 class Rateless(OptimizerSpec):
     """An optimizer that finds its own rate."""
+
+    takes_shards: ClassVar[bool] = True
 
 
 def test_compare_lr_is_rejected_for_an_optimizer_without_lr() -> None:

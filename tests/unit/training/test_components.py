@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 from unittest.mock import Mock
 
 import fake_plugins
@@ -33,6 +33,9 @@ Make = Callable[..., dict[str, Any]]
 class OddRouter(RouterSpec):
     """A top-k router that has a fault."""
 
+    takes_bias: ClassVar[bool] = True
+    causal: ClassVar[bool] = True
+
     fault: str = option("none", "what is wrong with it")
 
     def active(self, num_experts: int) -> float:
@@ -51,6 +54,8 @@ class OddObjective(ObjectiveSpec):
 
 class OddOptimizer(OptimizerSpec):
     """An optimizer that has a fault."""
+
+    takes_shards: ClassVar[bool] = True
 
     fault: str = option("none", "what is wrong with it")
 
