@@ -57,10 +57,14 @@ def test_a_name_a_file_a_mapping_and_a_recipe_are_loaded_alike(write: Write) -> 
     assert (from_mapping.model.pair, from_mapping.optimizer) == ((3, 4.0), fakes.Step(lr=1.0))
 
 
-def test_a_recipe_is_named_by_its_file_unless_it_says_otherwise() -> None:
+def test_a_recipe_is_named_by_its_file_unless_it_says_otherwise(write: Write) -> None:
     assert load("more/tiny").name == "tiny"
     assert load("base/small").name == "small"
     assert load("small", ["name=other"]).name == "other"
+    assert load("small", ["name=''"]).name == load("small", ["name=null"]).name == "small"
+    assert load(write("${seed}.yaml", "extends: small")).name == "${seed}"
+    with pytest.raises(SpecError, match="name: a list is not text"):
+        load("small", ["name=[]"])
 
 
 def test_a_recipe_can_be_overridden() -> None:
