@@ -9,6 +9,7 @@ import copy
 import dataclasses
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import field
 from functools import cache, cached_property
@@ -122,15 +123,10 @@ def load_plugin(name: str, module: Any, *, distribution: str = "", version: str 
         if (hook := f"moekit_{what}") in hooks
     }
     plugin = Plugin(
-        name=name,
-        module=getattr(module, "__name__", type(module).__name__),
-        distribution=distribution,
-        version=version,
-        api=api,
-        seconds=seconds,
-        **offers,
+        name=name, module=getattr(module, "__name__", type(module).__name__), distribution=distribution,
+        version=version, api=api, seconds=seconds, **offers,
         hooks={hook: hooks[hook] for hook in hookspecs.LIFE_CYCLE if hook in hooks},
-    )
+    )  # fmt: skip
     _check_distinct(plugin)
     return plugin
 
@@ -242,15 +238,13 @@ def _checked(offers: Iterable[object], cls: type[_O], where: str, plugin: str) -
 
 def _check_distinct(plugin: Plugin) -> None:
     """Each name is offered once, and each spec class by one component."""
-    names: set[tuple[str, str]] = set()
-    for offer in plugin.offers:
-        if (offer.kind, offer.name) in names:
-            raise PluginError(f"plugin '{plugin.name}': offers {offer.kind} '{offer.name}' twice")
-        names.add((offer.kind, offer.name))
+    for (kind, name), count in Counter((offer.kind, offer.name) for offer in plugin.offers).items():
+        if count > 1:
+            raise PluginError(f"plugin '{plugin.name}': offers {kind} '{name}' twice")
     if len(plugin.specs) < len(plugin.components):
         own = {id(component) for component in plugin.specs.values()}
         again = next(component for component in plugin.components if id(component) not in own)
-        first = next(component for component in plugin.components if component.spec == again.spec)
+        first = plugin.specs[again.spec if isinstance(again.spec, str) else import_string(again.spec)]
         raise PluginError(f"plugin '{plugin.name}': {shared_spec(again, first)}")
 
 
