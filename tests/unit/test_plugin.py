@@ -135,7 +135,7 @@ $ return [mine(spec=WrongSlot)]  # a slot with the type of another kind
 plugin 'acme': hook moekit_components, component 'mine': WrongSlot.inner: a slot of kind 'router' with the type of \
 kind 'balancer'
 
-$ return [mine(spec=WrongGroup)]  # a group that is no spec class
+$ return [mine(spec=WrongGroup)]  # a group of another type
 plugin 'acme': hook moekit_components, component 'mine': WrongGroup.inner: a group's type is one spec class, or that \
 class | None
 
