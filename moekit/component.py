@@ -102,7 +102,7 @@ class Component(Offer):
         spec: the class of its options, a subclass of the spec of its kind; or its import string.
         target: the class or function that builds it, or its import string.
         summary: one line for ``moekit ls``.
-        kind: its kind; that which ``spec`` states, when the plugin is loaded, if it is a class.
+        kind: its kind; may be omitted where ``spec`` is a class, which states it.
         paper: the source of the idea.
         default: whether it fills a slot of its kind that has ``default="kind"`` and is not given.
         known_failures: conformance checks that it fails, with the reason: ``{"check_compile": "why"}``.
@@ -116,6 +116,10 @@ class Component(Offer):
     paper: str = ""
     default: bool = False
     known_failures: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.kind and not isinstance(self.spec, str):
+            object.__setattr__(self, "kind", getattr(self.spec, "kind", ""))
 
     def spec_class(self) -> Any:
         """The class of its options, imported if necessary, and checked.

@@ -213,12 +213,10 @@ def _checked(offers: Iterable[object], cls: type[_O], where: str, plugin: str) -
         named: dict[str, object] = {}
         match offer:
             case Component():
-                kind = offer.kind or getattr(offer.spec, "kind", "")
-                if not isinstance(kind, str) or not kind:
+                if not isinstance(offer.kind, str) or not offer.kind:
                     raise PluginError(f'{here}: it states no kind; write kind="router", for example')
                 if not isinstance(offer.spec, str):
-                    check_spec_class(offer.spec, kind, here)
-                completed["kind"] = kind
+                    check_spec_class(offer.spec, offer.kind, here)
                 named = {"spec": offer.spec, "target": offer.target}
             case Kind():
                 completed["plural"] = offer.plural or f"{offer.name}s"

@@ -21,11 +21,12 @@ class Lottery(RouterSpec):
 
 
 def lottery(target: object) -> Component:
-    return Component(name="lottery", kind="router", spec=Lottery, target=target, summary="draws lots", plugin="acme")
+    return Component(name="lottery", spec=Lottery, target=target, summary="draws lots", plugin="acme")
 
 
-def test_a_component_has_a_full_name_and_a_target() -> None:
+def test_a_component_has_a_kind_a_full_name_and_a_target() -> None:
     component = lottery(Path)
+    assert component.kind == "router"
     assert component.full_name == "acme/lottery"
     assert replace(component, plugin="").full_name == "lottery"
     assert component.load() is Path
