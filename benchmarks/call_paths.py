@@ -1,9 +1,10 @@
-"""The source files and calls of four paths: start of a run, a token's forward pass, end of a step, a checkpoint save.
+"""The source files and calls of five paths: a run's start, an option, a token, the end of a step, a checkpoint save.
 
-The start leads from ``moekit train jacobs1991`` to ``Trainer.fit``. Functions of moekit and its plugins are counted,
-not the bodies of modules and classes, nor comprehensions.
+The start leads from ``moekit train jacobs1991`` to ``Trainer.fit``; an option, from the text of an override of
+``deepseek_v3`` to the router's spec, in a process that has loaded the recipe before. Functions of moekit and its
+plugins are counted, not the bodies of modules and classes, nor comprehensions.
 
-python benchmarks/call_paths.py [--files] [start | token | step | save ...]
+python benchmarks/call_paths.py [--files] [start | option | token | step | save ...]
 """
 
 from __future__ import annotations
@@ -24,7 +25,14 @@ from typing import Any, NoReturn
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = (str(ROOT / "moekit"), str(ROOT / "plugins"))
-PATHS = {"start": "start of a run", "token": "token", "step": "end of a step", "save": "save"}
+PATHS = {
+    "start": "start of a run",
+    "option": "option",
+    "parts": "  its recipe's",
+    "token": "token",
+    "step": "end of a step",
+    "save": "save",
+}
 TINY = ["model.depth=2", "model.dim=32", "data.batch=2", "data.seq=32", "trainer.accumulate_grad_batches=2"]
 
 
@@ -78,6 +86,16 @@ def start() -> Counter[str]:
             os.chdir(before)
 
 
+def option() -> tuple[Counter[str], Counter[str]]:
+    """From ``model.moe.router.top_k=4`` to the router's spec; and, apart, the recipe's other components."""
+    from moekit import load
+
+    load("deepseek_v3")
+    files = entered(lambda: load("deepseek_v3", ["model.moe.router.top_k=4"]))
+    parts = {file for file in files if file.startswith("plugins/") and "routers/" not in file}
+    return Counter({f: n for f, n in files.items() if f not in parts}), Counter({f: files[f] for f in parts})
+
+
 def token() -> Counter[str]:
     """The forward pass of one layer of ``deepseek_v3``, after a first one."""
     import torch
@@ -120,11 +138,12 @@ def step_and_save() -> tuple[Counter[str], Counter[str]]:
 
 
 def main() -> None:
+    names = [name for name in PATHS if name != "parts"]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("paths", nargs="*", metavar="PATH", help=f"some of {', '.join(PATHS)} (default: all)")
+    parser.add_argument("paths", nargs="*", metavar="PATH", help=f"some of {', '.join(names)} (default: all)")
     parser.add_argument("--files", action="store_true", help="name the files, with their calls")
     args = parser.parse_args()
-    wanted = args.paths or list(PATHS)
+    wanted = args.paths or names
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     found: dict[str, Counter[str]] = {}
@@ -132,12 +151,14 @@ def main() -> None:
         found["start"] = start()
     elif "start" in wanted:
         subprocess.run([sys.executable, __file__, "start", *["--files"] * args.files], check=True)
+    if "option" in wanted:
+        found["option"], found["parts"] = option()
     if "token" in wanted:
         found["token"] = token()
     if "step" in wanted or "save" in wanted:
         found["step"], found["save"] = step_and_save()
     for name, files in found.items():
-        if name in wanted:
+        if name in wanted or name == "parts":
             print(f"{PATHS[name]:<16}{len(files):>3} files {files.total():>6,} calls")
             if args.files:
                 print("\n".join(f"  {calls:>6,}  {file}" for file, calls in files.most_common()))

@@ -41,7 +41,7 @@ class Kind(Record):
         summary: one line: what a component of this kind does.
         context: names of what a target is called with, after its spec.
         makes: base class of what a target makes; empty for any.
-        plural: as in ``moekit ls routers`` (default: the name with an s).
+        plural: as in ``moekit ls routers``; the name with an s, when the plugin is loaded, if not given.
         checks: module of the conformance checks of this kind; moekit_testing has those of moekit's own kinds.
         imports: base class of the classes that ``class: package.module.Name`` may name in a slot; empty for none.
         plugin: name of the plugin that offers it; set when the plugin is loaded.
@@ -57,17 +57,13 @@ class Kind(Record):
     imports: Importable = ""
     plugin: str = ""
 
-    def __post_init__(self) -> None:
-        if not self.plural:
-            object.__setattr__(self, "plural", f"{self.name}s")
-
     def spec_class(self) -> Any:
         """The base class of its specs.
 
         Raises:
             PluginError: it cannot be imported.
         """
-        return imported(self.spec, f"kind '{self.name}': cannot import its spec")
+        return imported(self.spec, f"kind '{self.name}'", "its spec")
 
     def contract(self) -> Any:
         """The base class of what its targets make; None for any.
@@ -75,7 +71,7 @@ class Kind(Record):
         Raises:
             PluginError: it cannot be imported.
         """
-        return imported(self.makes, f"kind '{self.name}': cannot import what it makes") if self.makes else None
+        return imported(self.makes, f"kind '{self.name}'", "what it makes") if self.makes else None
 
 
 class Offer(Record):
@@ -125,11 +121,6 @@ class Component(Offer):
         if not self.kind and not isinstance(self.spec, str):
             object.__setattr__(self, "kind", getattr(self.spec, "kind", ""))
 
-    @cached_property
-    def spec_id(self) -> str:
-        """The import string of its spec class, which identifies the component: a spec is built by its class."""
-        return self.spec if isinstance(self.spec, str) else import_string(self.spec)
-
     def spec_class(self) -> Any:
         """The class of its options, imported if necessary, and checked.
 
@@ -140,11 +131,10 @@ class Component(Offer):
 
     @cached_property
     def _spec_class(self) -> Any:
-        here = str(self)
-        spec = imported(self.spec, f"{here}: cannot import its spec")
-        check_spec_class(spec, self.kind, here)
-        if self.spec_id != import_string(spec):
-            raise PluginError(f"{here}: its spec '{self.spec}' is defined as '{import_string(spec)}'; name that")
+        spec = imported(self.spec, self, "its spec")
+        check_spec_class(spec, self.kind, self)
+        if isinstance(self.spec, str) and self.spec != import_string(spec):
+            raise PluginError(f"{self}: its spec '{self.spec}' is defined as '{import_string(spec)}'; name that")
         return spec
 
     def load(self) -> Any:
@@ -153,7 +143,7 @@ class Component(Offer):
         Raises:
             PluginError: the target cannot be imported.
         """
-        return imported(self.target, f"{self}: cannot import its target")
+        return imported(self.target, self, "its target")
 
 
 class RecipeFile(Offer):
@@ -191,11 +181,11 @@ class Verb(Offer):
     summary: str
 
 
-def imported(what: Importable, failure: str) -> Any:
+def imported(what: Importable, owner: object, role: str = "") -> Any:
     """The class or function that an import string names; anything else as it is.
 
     Raises:
-        PluginError: it cannot be imported. The message begins with ``failure``.
+        PluginError: it cannot be imported. The message names its owner, and what it is to the owner.
     """
     if not isinstance(what, str):
         return what
@@ -203,7 +193,8 @@ def imported(what: Importable, failure: str) -> Any:
     try:
         return getattr(importlib.import_module(module), name)
     except (Exception, SystemExit) as error:
-        raise PluginError(f"{failure} '{what}'\n  {type(error).__name__}: {error}") from error
+        said = f"{owner}: cannot import {role}".rstrip()
+        raise PluginError(f"{said} '{what}'\n  {type(error).__name__}: {error}") from error
 
 
 def import_string(what: Any) -> str:
@@ -211,7 +202,7 @@ def import_string(what: Any) -> str:
     return f"{what.__module__}:{what.__qualname__}"
 
 
-def check_spec_class(spec: Any, kind: str, here: str) -> None:
+def check_spec_class(spec: Any, kind: str, here: object) -> None:
     """Checks that ``spec`` declares options of components of ``kind``.
 
     Raises:

@@ -39,11 +39,12 @@ def installed(*, disabled: Collection[str] = (), strict: bool = False) -> list[P
     for entry, distribution, version in _entries():
         if entry.name in disabled:
             continue
-        plugin = Plugin(name=entry.name, module=entry.value, distribution=distribution, version=version)
-        taken = next((p for p in plugins if p.name == plugin.name), None)
-        if taken is not None:
-            plugin = plugin.failed(f"the name is taken by {taken.origin}; uninstall it, or rename one")
-        plugins.append(plugin if taken else _loaded(plugin, entry, strict=strict))
+        taken = next((p for p in plugins if p.name == entry.name), None)
+        if taken is None:
+            plugins.append(_loaded(entry, distribution, version, strict=strict))
+        else:
+            plugin = Plugin(name=entry.name, module=entry.value, distribution=distribution, version=version)
+            plugins.append(plugin.failed(f"the name is taken by {taken.origin}; uninstall it, or rename one"))
     plugins = checked(plugins)
     for plugin in plugins if strict else ():
         if plugin.error is not None:
@@ -62,13 +63,13 @@ def checked(plugins: Iterable[Plugin]) -> list[Plugin]:
     out = list(plugins)
     owners: dict[str, tuple[Component, Plugin]] = {}  # by spec class
     for i in sorted(range(len(out)), key=[_borrows(plugin) for plugin in out].__getitem__):
-        mine = {component.spec_id: component for component in out[i].components}
+        mine = out[i].specs
         if shared := min(mine.keys() & owners, default=""):
             theirs, owner = owners[shared]
             out[i] = out[i].failed(shared_spec(mine[shared], theirs, owner.origin))
         if out[i].name != BUILTIN and (taken := VERBS.keys() & {verb.name for verb in out[i].verbs}):
             out[i] = out[i].failed(f"verb '{min(taken)}' is one of moekit's own; give it another name")
-        owners |= {component.spec_id: (component, out[i]) for component in out[i].components}
+        owners |= {spec: (component, out[i]) for spec, component in out[i].specs.items()}
     while True:  # a plugin that fails takes its kinds with it
         kinds = {kind.name: plugin for plugin in reversed(out) for kind in plugin.kinds}
         failed = {i: why for i, p in enumerate(out) if p.error is None and (why := _kind_conflict(p, kinds))}
@@ -80,7 +81,7 @@ def checked(plugins: Iterable[Plugin]) -> list[Plugin]:
 def _borrows(plugin: Plugin) -> bool:
     """Whether a spec class comes from another package than the plugin."""
     home = plugin.module.partition(".")[0]
-    return any(c.spec_id.partition(":")[0].partition(".")[0] != home for c in plugin.components)
+    return any(spec.partition(":")[0].partition(".")[0] != home for spec in plugin.specs)
 
 
 def _kind_conflict(plugin: Plugin, owners: Mapping[str, Plugin]) -> str:
@@ -96,7 +97,7 @@ def _kind_conflict(plugin: Plugin, owners: Mapping[str, Plugin]) -> str:
     return ""
 
 
-def _loaded(plugin: Plugin, entry: EntryPoint, *, strict: bool) -> Plugin:
+def _loaded(entry: EntryPoint, distribution: str, version: str, *, strict: bool) -> Plugin:
     """The plugin of an entry point, imported. What it prints goes to stderr, so that it spoils no output."""
     module: object = None
     start, had_torch = time.perf_counter(), "torch" in sys.modules
@@ -106,20 +107,21 @@ def _loaded(plugin: Plugin, entry: EntryPoint, *, strict: bool) -> Plugin:
         with contextlib.redirect_stdout(sys.stderr):
             module = entry.load()
             seconds = time.perf_counter() - start
-            loaded = load_plugin(plugin.name, module, distribution=plugin.distribution, version=plugin.version)
+            plugin = load_plugin(entry.name, module, distribution=distribution, version=version, seconds=seconds)
         imports_torch = not had_torch and "torch" in sys.modules
-        return dataclasses.replace(loaded, seconds=seconds, imports_torch=imports_torch)
+        return dataclasses.replace(plugin, imports_torch=True) if imports_torch else plugin
     except KeyboardInterrupt:
         raise
     except BaseException as error:
         import traceback  # not needed by a start without mistakes
 
         why = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
-        why = " ".join(why.removeprefix(f"plugin '{plugin.name}': ").split())
+        why = " ".join(why.removeprefix(f"plugin '{entry.name}': ").split())
+        stated = getattr(module, "MOEKIT_API", None)
+        api = stated if isinstance(stated, int) else None
+        plugin = Plugin(name=entry.name, module=entry.value, distribution=distribution, version=version, api=api)
         if strict:
             raise PluginError(_unusable(plugin, why)) from error
-        stated = getattr(module, "MOEKIT_API", None)
-        plugin = dataclasses.replace(plugin, api=stated if isinstance(stated, int) else None)
         return plugin.failed(why, "".join(traceback.format_exception(error)))
 
 

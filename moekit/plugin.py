@@ -9,9 +9,10 @@ import copy
 import dataclasses
 import os
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import field
-from functools import cache
+from functools import cache, cached_property
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -28,6 +29,7 @@ from moekit.component import (
     RecipeFile,
     Verb,
     check_spec_class,
+    import_string,
 )
 from moekit.errors import PluginError, nearest
 from moekit.record import Record
@@ -79,10 +81,15 @@ class Plugin(Record):
         """Its package and version, as ``acme-moe 1.2``; without a package, the name of its module."""
         return f"{self.distribution} {self.version}".strip() or self.module
 
-    @property
+    @cached_property
     def offers(self) -> tuple[Offer, ...]:
         """What it offers by name."""
         return (*self.components, *self.recipes, *self.verbs)
+
+    @cached_property
+    def specs(self) -> dict[str, Component]:
+        """Its components by the import string of their spec classes: a spec is built by its class."""
+        return {c.spec if isinstance(c.spec, str) else import_string(c.spec): c for c in reversed(self.components)}
 
     def failed(self, why: str, trace: str = "") -> Plugin:
         """The same plugin, which offers nothing."""
@@ -91,13 +98,14 @@ class Plugin(Record):
         return dataclasses.replace(nothing, error=why, trace=trace, **{name: getattr(self, name) for name in kept})
 
 
-def load_plugin(name: str, module: Any, *, distribution: str = "", version: str = "") -> Plugin:
+def load_plugin(name: str, module: Any, *, distribution: str = "", version: str = "", seconds: float = 0.0) -> Plugin:
     """Checks a plugin and collects what it offers.
 
     Args:
         name: the plugin's name.
         module: an imported module, or any object with the same attributes.
         distribution, version: the installed package that it belongs to, for messages.
+        seconds: how long its import took.
 
     Raises:
         PluginError: the plugin states another API version, has an unknown hook or one with wrong arguments, a hook
@@ -115,14 +123,10 @@ def load_plugin(name: str, module: Any, *, distribution: str = "", version: str 
         if (hook := f"moekit_{what}") in hooks
     }
     plugin = Plugin(
-        name=name,
-        module=getattr(module, "__name__", type(module).__name__),
-        distribution=distribution,
-        version=version,
-        api=api,
-        **offers,
+        name=name, module=getattr(module, "__name__", type(module).__name__), distribution=distribution,
+        version=version, api=api, seconds=seconds, **offers,
         hooks={hook: hooks[hook] for hook in hookspecs.LIFE_CYCLE if hook in hooks},
-    )
+    )  # fmt: skip
     _check_distinct(plugin)
     return plugin
 
@@ -176,7 +180,7 @@ def _offered(hook: pluggy.HookImpl, where: str, cls: type[Any], plugin: str) -> 
     if returned is None:
         raise PluginError(f"{where} returned None; expected {expected}")
     if cls is not dict:
-        return tuple([_checked(each, cls, where, plugin) for each in returned])
+        return _checked(returned, cls, where, plugin)
     if not isinstance(returned, Mapping):
         raise PluginError(f"{where}: expected {expected}, got {type(returned).__name__}")
     for name, target in returned.items():
@@ -188,59 +192,62 @@ def _offered(hook: pluggy.HookImpl, where: str, cls: type[Any], plugin: str) -> 
     return dict(returned)
 
 
-def _checked(offer: object, cls: type[_O], where: str, plugin: str) -> _O:
-    """``offer`` as one of the plugin.
+def _checked(offers: Iterable[object], cls: type[_O], where: str, plugin: str) -> tuple[_O, ...]:
+    """The offers of one hook, as offers of the plugin, completed by what follows from their other fields.
 
     Raises:
-        PluginError: it is not a ``cls``, its name has other characters, or a field is not what it should be.
+        PluginError: one is not a ``cls``, its name has other characters, or a field is not what it should be.
     """
-    if not isinstance(offer, cls):
-        raise PluginError(f"{where}: expected {cls.__name__}, got {type(offer).__name__}")
-    here = f"{where}, {'recipe' if cls is RecipeFile else cls.__name__.lower()} '{offer.name}'"
+    checked: list[_O] = []
     pattern = _PATH if cls is RecipeFile else _NAME
-    if not isinstance(offer.name, str) or not pattern.fullmatch(offer.name):
-        raise PluginError(f"{here}: a name is made of letters, digits, '_', '-' and '.'")
-    for name in ("summary", "paper", "plural"):
-        if not isinstance(text := getattr(offer, name, ""), str):
-            raise PluginError(f"{here}: its {name} must be text, got {text!r}")
-    named: dict[str, object] = {}
-    match offer:
-        case Component():
-            if not isinstance(offer.kind, str) or not offer.kind:
-                raise PluginError(f'{here}: it states no kind; write kind="router", for example')
-            if not isinstance(offer.spec, str):
-                check_spec_class(offer.spec, offer.kind, here)
-            named = {"spec": offer.spec, "target": offer.target}
-        case Kind():
-            named = {"spec": offer.spec, "makes": offer.makes or object, "imports": offer.imports or object}
-        case Verb() if not isinstance(offer.target, str) or not DOTTED.fullmatch(offer.target):
-            raise PluginError(f"{here}: its target must be a module's name, got {offer.target!r}")
-        case RecipeFile() if not isinstance(offer.path, os.PathLike):
-            raise PluginError(f"{here}: its path must be a pathlib.Path, got {offer.path!r}")
-    for name, value in named.items():
-        if not callable(value) and not (isinstance(value, str) and IMPORT_STRING.fullmatch(value)):
-            raise PluginError(f"{here}: its {name} {_IMPORTABLE}, got {value!r}")
-    made: _O = copy.copy(offer)
-    vars(made)["plugin"] = plugin  # quicker than dataclasses.replace, which would check it again
-    return made
+    for offer in offers:
+        if not isinstance(offer, cls):
+            raise PluginError(f"{where}: expected {cls.__name__}, got {type(offer).__name__}")
+        here = f"{where}, {'recipe' if cls is RecipeFile else cls.__name__.lower()} '{offer.name}'"
+        if not isinstance(offer.name, str) or not pattern.fullmatch(offer.name):
+            raise PluginError(f"{here}: a name is made of letters, digits, '_', '-' and '.'")
+        for name in ("summary", "paper", "plural"):
+            if not isinstance(text := getattr(offer, name, ""), str):
+                raise PluginError(f"{here}: its {name} must be text, got {text!r}")
+        completed = {"plugin": plugin}
+        named: dict[str, object] = {}
+        match offer:
+            case Component():
+                if not isinstance(offer.kind, str) or not offer.kind:
+                    raise PluginError(f'{here}: it states no kind; write kind="router", for example')
+                if not isinstance(offer.spec, str):
+                    check_spec_class(offer.spec, offer.kind, here)
+                named = {"spec": offer.spec, "target": offer.target}
+            case Kind():
+                completed["plural"] = offer.plural or f"{offer.name}s"
+                named = {"spec": offer.spec, "makes": offer.makes or object, "imports": offer.imports or object}
+            case Verb() if not isinstance(offer.target, str) or not DOTTED.fullmatch(offer.target):
+                raise PluginError(f"{here}: its target must be a module's name, got {offer.target!r}")
+            case RecipeFile() if not isinstance(offer.path, os.PathLike):
+                raise PluginError(f"{here}: its path must be a pathlib.Path, got {offer.path!r}")
+        for name, value in named.items():
+            if not callable(value) and not (isinstance(value, str) and IMPORT_STRING.fullmatch(value)):
+                raise PluginError(f"{here}: its {name} {_IMPORTABLE}, got {value!r}")
+        made: _O = copy.copy(offer)
+        vars(made).update(completed)  # quicker than dataclasses.replace, which would check it again
+        checked.append(made)
+    return tuple(checked)
 
 
 def _check_distinct(plugin: Plugin) -> None:
     """Each name is offered once, and each spec class by one component."""
-    names: set[tuple[str, str]] = set()
-    specs: dict[str, Component] = {}
-    for offer in plugin.offers:
-        if (offer.kind, offer.name) in names:
-            raise PluginError(f"plugin '{plugin.name}': offers {offer.kind} '{offer.name}' twice")
-        names.add((offer.kind, offer.name))
-    for component in plugin.components:
-        first = specs.setdefault(component.spec_id, component)
-        if first is not component:
-            raise PluginError(f"plugin '{plugin.name}': {shared_spec(component, first)}")
+    for (kind, name), count in Counter((offer.kind, offer.name) for offer in plugin.offers).items():
+        if count > 1:
+            raise PluginError(f"plugin '{plugin.name}': offers {kind} '{name}' twice")
+    if len(plugin.specs) < len(plugin.components):
+        own = {id(component) for component in plugin.specs.values()}
+        again = next(component for component in plugin.components if id(component) not in own)
+        first = plugin.specs[again.spec if isinstance(again.spec, str) else import_string(again.spec)]
+        raise PluginError(f"plugin '{plugin.name}': {shared_spec(again, first)}")
 
 
 def shared_spec(mine: Component, theirs: Component, origin: str = "") -> str:
     """The message about two components with one spec class."""
     whose = f"{theirs}" + (f" ({origin})" if origin else "")
-    spec = mine.spec_id.rpartition(":")[2].rpartition(".")[2]
+    spec = str(getattr(mine.spec, "__qualname__", mine.spec)).rpartition(":")[2].rpartition(".")[2]
     return f"{mine.kind} '{mine.name}' has the spec class {spec} of {whose}; each needs its own"

@@ -44,7 +44,7 @@ class Registry:
         for plugin in self.plugins:
             for offer in plugin.offers:
                 self._offers.setdefault(offer.kind, {}).setdefault(offer.name, []).append(offer)
-            self._by_spec |= {component.spec_id: component for component in plugin.components}
+            self._by_spec |= plugin.specs
 
     @property
     def failed(self) -> tuple[Plugin, ...]:

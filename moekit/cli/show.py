@@ -15,9 +15,8 @@ from typing import Any
 from moekit.cli import text
 from moekit.component import Component, RecipeFile, import_string
 from moekit.errors import Problem, UnknownName, nearest
-from moekit.record import defaults_of
 from moekit.registry import Registry, current
-from moekit.spec.fields import FieldInfo, Spec, fields_of, group_class, is_optional, members, required, types_of
+from moekit.spec.fields import FieldInfo, Spec, fields_of, is_optional, members, required
 
 EXAMPLES = """\
   moekit show topk                    every component of that name
@@ -105,23 +104,23 @@ def _section(title: str, rows: list[tuple[str, ...]], *, fold: tuple[int, ...]) 
 def option_rows(spec: type[Spec], prefix: str = "") -> Iterator[tuple[str, str, str, str, str]]:
     """Name, type, default, range and help of each option; options of a group are named ``group.option``."""
     for name, info in fields_of(spec).items():
-        default = _default_text(spec, name, info)
+        default = _default_text(info)
         if info.kind == "option":
             limits = "" if info.choices else info.range_text()
-            yield f"{prefix}{name}", type_text(types_of(spec)[name]), default, limits, info.help
+            yield f"{prefix}{name}", type_text(info.type), default, limits, info.help
         elif info.kind == "group":
             yield f"{prefix}{name}", "group", default, "", info.help
-            yield from option_rows(group_class(spec, name), f"{prefix}{name}.")
+            yield from option_rows(info.specs[0], f"{prefix}{name}.")
 
 
 def slot_rows(spec: type[Spec], prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
     """Name, accepted kind, help, and the command that lists the choices, of each slot."""
     for name, info in fields_of(spec).items():
         if info.kind == "group":
-            yield from slot_rows(group_class(spec, name), f"{prefix}{name}.")
+            yield from slot_rows(info.specs[0], f"{prefix}{name}.")
         elif info.kind != "option":
             takes = f"{info.component}s by name" if info.kind == "slots" else info.component
-            takes += ", optional" if info.kind == "slot" and _default_text(spec, name, info) else ""
+            takes += ", optional" if info.kind == "slot" and _default_text(info) else ""
             yield f"{prefix}{name}", takes, info.help, f"moekit ls {current().kind(info.component).plural}"
 
 
@@ -183,8 +182,8 @@ def value_text(value: Any) -> str:
     return "''" if value == "" else str(value)
 
 
-def _default_text(spec: type[Spec], name: str, info: FieldInfo) -> str:
-    default = defaults_of(spec)[name]
+def _default_text(info: FieldInfo) -> str:
+    default = info.default
     if default is dataclasses.MISSING:
         return "" if info.kind == "slot" else "required"
     return "optional" if default is None and info.kind != "option" else value_text(default)

@@ -21,14 +21,12 @@ from moekit.spec.fields import (
     is_a,
     is_optional,
     members,
-    scalars_in,
-    types_of,
 )
 from moekit.spec.kinds import Imported
 from moekit.spec.merging import Merged
 from moekit.spec.places import BROKEN, LEFT_OPEN, Keys, Report, found, one_of, show
 from moekit.spec.planning import Node, Planner
-from moekit.spec.references import is_reference, register_plugins_resolvers
+from moekit.spec.references import register_plugins_resolvers
 
 ARGUMENT = FieldInfo("option", "")
 
@@ -70,20 +68,19 @@ class _Builder:
         if not isinstance(node, Node):
             return node
         if node.spec is Imported:
-            arguments = {name: self._option(node, name, ARGUMENT, Any) for name in node.options}
-            return BROKEN if BROKEN in arguments.values() else Imported(path=node.use, arguments=arguments)
+            arguments = {name: self._option(node, name, ARGUMENT) for name in node.options}
+            return BROKEN if _broken(arguments) else Imported(path=node.use, arguments=arguments)
         given: dict[str, Any] = {}
-        known, hints = fields_of(node.spec), types_of(node.spec)
-        for name, info in known.items():
+        for name, info in fields_of(node.spec).items():
             child = node.children.get(name)
             if name in node.options:
-                given[name] = self._option(node, name, info, hints[name])
+                given[name] = self._option(node, name, info)
             elif info.kind == "slots" and isinstance(child, dict):
                 entries = {key: self.build(item) for key, item in child.items()}
-                given[name] = BROKEN if BROKEN in entries.values() else entries
+                given[name] = BROKEN if _broken(entries) else entries
             elif name in node.children:
                 given[name] = self.build(child)
-        if not node.sound or BROKEN in given.values():
+        if not node.sound or _broken(given):
             return BROKEN
         try:
             return node.spec(**given)
@@ -95,18 +92,18 @@ class _Builder:
             self.report.add(node.path, sentence)
         return BROKEN
 
-    def _option(self, node: Node, name: str, info: FieldInfo, hint: Any) -> Any:
+    def _option(self, node: Node, name: str, info: FieldInfo) -> Any:
         path, written = (*node.path, name), node.written[name]
         if written == LEFT_OPEN:  # elsewhere planning finds it
             what = f"{name}: the recipe leaves this open ('{LEFT_OPEN}')"
             return self.report.add(path, what, expected="a plain value")
-        value = self.planner.value(written, path)
+        value = self.planner.value(written, path) if isinstance(written, str | dict | list) else written
         if value is BROKEN or any(here[: len(path)] == path for here in self.planner.unread):
             return BROKEN
-        if is_reference(written):
+        if value is not written and isinstance(written, str):  # it was an interpolation
             self.origin[path] = f" (from {written})"
         try:
-            return self.values.read(value, hint, info, path)
+            return self.values.read(value, info, path)
         except PluginError as error:
             raise PluginError(f"{node}, option '{name}': {error}") from error
 
@@ -123,18 +120,18 @@ class Values:
         self.report = report
         self.origin = {} if origin is None else origin
 
-    def read(self, value: Any, hint: Any, info: FieldInfo, path: Keys) -> Any:
-        """``value`` as the type ``hint`` and in the range of ``info``; else ``BROKEN``."""
-        if type(value) in scalars_in(hint) and value != LEFT_OPEN and not info.fault(value):
+    def read(self, value: Any, info: FieldInfo, path: Keys) -> Any:
+        """``value`` as the type and in the range of ``info``; else ``BROKEN``."""
+        if type(value) in info.scalars and value != LEFT_OPEN and not info.fault(value):
             return value  # as most values are
         limits = "" if info.choices else info.range_text()
-        out = self.convert(value, hint, path, limits)
+        out = self.convert(value, info.type, path, limits)
         if out is BROKEN or not info.fault(out):
             return out
         for here, item in _leaves(out, path):
             if said := info.fault(item):
                 limits = limits or ("" if said == "is not finite" else f"of at most {LARGEST:,}")
-                self._wrong(here, item, said, expected=f"{describe(hint)} {limits}".rstrip())
+                self._wrong(here, item, said, expected=f"{describe(info.type)} {limits}".rstrip())
         return BROKEN
 
     def convert(self, value: Any, hint: Any, path: Keys, limits: str = "") -> Any:
@@ -198,7 +195,7 @@ class Values:
         args = typing.get_args(hint)
         inner = args[1] if args else Any
         items = {k: self.convert(v, inner, (*path, k), limits) for k, v in value.items() if v is not None}
-        return BROKEN if any(item is BROKEN for item in items.values()) else items
+        return BROKEN if _broken(items) else items
 
     def _plain(self, value: Any, path: Keys) -> Any:
         if isinstance(value, Mapping):
@@ -212,6 +209,11 @@ class Values:
     def _wrong(self, path: Keys, value: Any, said: str, *, expected: str, nearest: str = "") -> Any:
         what = f"{_name(path)}: {found(value)}{self.origin.get(path, '')} {said}"
         return self.report.add(path, what, expected=expected, nearest=nearest)
+
+
+def _broken(values: Mapping[str, Any]) -> bool:
+    """Whether one of the values has a mistake. Not ``in``, which would compare them."""
+    return any(value is BROKEN for value in values.values())
 
 
 def _leaves(value: Any, path: Keys) -> Iterator[tuple[Keys, Any]]:

@@ -61,8 +61,11 @@ def plain_value(value: Any, registry: Registry | None = None, full_names: bool =
             fields = {"use": use, **fields}
         value = fields
     if isinstance(value, Mapping):
-        plain = (int, float, bool, type(None))  # as most options are
-        return {k: v if type(v) in plain else plain_value(v, registry, full_names) for k, v in value.items()}
+        plain = (int, float, bool, type(None), str)  # as most options are
+        return {
+            k: v if type(v) in plain and (type(v) is not str or "${" not in v) else plain_value(v, registry, full_names)
+            for k, v in value.items()
+        }
     return value
 
 

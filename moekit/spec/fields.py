@@ -32,7 +32,10 @@ def _cached(function: _F) -> _F:
 
 
 class FieldInfo(NamedTuple):
-    """What a spec field may hold: the kind of field, the component kind of a slot, a help text and a range."""
+    """What a spec field may hold: the kind of field, the component kind of a slot, a help text and a range.
+
+    ``fields_of`` adds what the class says of it: its type, its default, and what follows from the type.
+    """
 
     kind: FieldKind
     help: str
@@ -44,6 +47,10 @@ class FieldInfo(NamedTuple):
     lt: float | None = None
     choices: tuple[Any, ...] = ()
     finite: bool = True  # whether infinity is refused
+    type: Any = Any
+    default: Any = MISSING  # shared: do not change it; ``dataclasses.MISSING`` if the field must be given
+    scalars: frozenset[Any] = frozenset()  # the scalar classes in the type: a value of one of them needs no conversion
+    specs: tuple[Any, ...] = ()  # the spec classes in the type of a slot, a map of slots or a group
 
     def range_text(self) -> str:
         """The range as text: ``>= 1``, ``one of softmax, sigmoid``; empty where there is no limit."""
@@ -177,8 +184,9 @@ class Spec(Record):
     def __post_init__(self) -> None:
         spec = type(self)
         check_declaration(spec)  # also of the defaults, so that only what is given is checked here
-        given = [name for name, default in defaults_of(spec).items() if getattr(self, name) is not default]
-        problems = [p for name in given if (p := _problem_of(spec, name, getattr(self, name)))] or self._conflicts()
+        known = fields_of(spec).items()
+        held = ((name, value) for name, info in known if (value := getattr(self, name)) is not info.default)
+        problems = list(_problems(spec, held).values()) or self._conflicts()
         if problems:
             raise ConflictError(*problems)
 
@@ -213,34 +221,34 @@ def metrics_of(spec: Spec, *, without: str = "") -> dict[str, MetricInfo]:
     return found
 
 
-def _problem_of(spec: type[Spec], name: str, value: Any) -> str:
-    """The mistake in one field's value by itself; empty if there is none."""
-    info, hint = fields_of(spec)[name], types_of(spec)[name]
-    if info.kind != "option":
-        return _misplaced(spec, name, value)
-    if type(value) in (bool, str, type(None)) and type(value) in scalars_in(hint):
-        return ""
-    if type(value) not in scalars_in(hint) and not is_a(value, hint):
-        said = f"is out of range ({info.range_text()})" if info.choices else f"is not {describe(hint)}"
-        return f"{name}={value!r} {said}" if info.choices else f"{name}: {value!r} {said}"
-    if said := info.fault(value):
-        return f"{name}={value!r} {said}" + (f" ({info.range_text()})" if said == "is out of range" else "")
-    return ""
+def _problems(spec: type[Spec], held: Iterable[tuple[str, Any]]) -> dict[str, str]:
+    """The mistakes in the values of some fields, each value by itself."""
+    known, found = fields_of(spec), {}
+    for name, value in held:
+        info, said = known[name], ""
+        if info.kind != "option":
+            said = "" if value is None and info.default is None else _misplaced(info, name, value)
+        elif type(value) not in info.scalars and not is_a(value, info.type):
+            said = f"{name}: {value!r} is not {describe(info.type)}"
+            if info.choices:
+                said = f"{name}={value!r} is out of range ({info.range_text()})"
+        elif type(value) not in (bool, str, type(None)) and (fault := info.fault(value)):
+            said = f"{name}={value!r} {fault}" + (f" ({info.range_text()})" if fault == "is out of range" else "")
+        if said:
+            found[name] = said
+    return found
 
 
-def _misplaced(spec: type[Spec], name: str, value: Any) -> str:
+def _misplaced(info: FieldInfo, name: str, value: Any) -> str:
     """Why a slot, a map of slots or a group cannot hold a value made in Python; empty if it can."""
-    info, hint = fields_of(spec)[name], types_of(spec)[name]
-    if value is None and defaults_of(spec)[name] is None:
-        return ""
     if info.kind == "group":
-        cls = group_class(spec, name)
+        cls = info.specs[0]
         return "" if isinstance(value, cls) else f"{name} is {_named(value)}; expected {cls.__name__}(...)"
     if info.kind == "slots" and not isinstance(value, Mapping):
         return f"{name} is {_named(value)}; expected a mapping from names to specs of {info.component}s"
     parts = {f"{name}[{key!r}]": each for key, each in value.items()} if info.kind == "slots" else {name: value}
     for where, each in parts.items():
-        if not isinstance(each, Spec) or (each.kind != info.component and type(each) not in specs_in(hint)):
+        if not isinstance(each, Spec) or (each.kind != info.component and type(each) not in info.specs):
             expected = f"the spec of a component of kind '{info.component}' (list them: moekit ls {info.component})"
             return f"{where} is {_named(each)}; expected {expected}"
     return ""
@@ -270,6 +278,7 @@ def is_optional(hint: Any) -> bool:
     return hint in (None, type(None)) or type(None) in typing.get_args(hint)
 
 
+_SCALARS = frozenset({int, float, bool, str, type(None)})
 _WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "text", Any: "a plain value"}
 _MANY = {int: "integers", float: "numbers", bool: "true or false", str: "text", Any: "plain values"}
 
@@ -288,13 +297,6 @@ def describe(hint: Any) -> str:
         else:
             words.append(_WORDS.get(member, str(member)))
     return " or ".join([*words, "null"] if is_optional(hint) else words)
-
-
-@_cached
-def scalars_in(hint: Any) -> frozenset[type]:
-    """The scalar classes among the members of a type: a value of one of them needs no conversion."""
-    found = {int, float, bool, str}.intersection(members(hint))
-    return frozenset([*found, type(None)] if is_optional(hint) else found)
 
 
 def is_a(value: Any, hint: Any) -> bool:
@@ -329,28 +331,30 @@ def is_plain(hint: Any) -> bool:
 
 
 @_cached
-def types_of(spec: type[Spec]) -> dict[str, Any]:
-    """The type of each field, in order of declaration."""
-    hints = typing.get_type_hints(spec)
-    return {name: hints[name] for name in defaults_of(spec)}
-
-
-@_cached
 def fields_of(spec: type[Spec]) -> dict[str, FieldInfo]:
     """What each field of a spec class may hold, in order of declaration.
 
     Raises:
-        TypeError: a field is a plain dataclass field, not declared with ``option`` and the like.
+        TypeError: a field is a plain dataclass field, not declared with ``option`` and the like, or a group is of
+            another type than one spec class.
     """
     out: dict[str, FieldInfo] = {}
-    hints = types_of(spec)
+    hints, defaults = typing.get_type_hints(spec), defaults_of(spec)
     for f in dataclasses.fields(spec):
         info = f.metadata.get("moekit")
         if info is None:
             raise TypeError(f"{spec.__qualname__}.{f.name}: declare it with option(), slot(), slots() or group()")
-        only, *others = [hints[f.name]] if isinstance(hints[f.name], type) else members(hints[f.name])
-        literal = typing.get_origin(only) is Literal and not others
-        out[f.name] = info._replace(choices=typing.get_args(only)) if literal else info
+        hint = hints[f.name]
+        info = info._replace(type=hint, default=defaults[f.name])
+        if info.kind != "option":
+            out[f.name] = info._replace(specs=specs_in(hint))
+            if info.kind == "group" and len(out[f.name].specs) != 1:
+                raise TypeError(f"{spec.__qualname__}.{f.name}: a group's type is one spec class, or that class | None")
+            continue
+        parts = (hint,) if isinstance(hint, type) else members(hint)
+        scalars = _SCALARS.intersection([*parts, type(None)] if type(None) in typing.get_args(hint) else parts)
+        choices = typing.get_args(parts[0]) if len(parts) == 1 and typing.get_origin(parts[0]) is Literal else ()
+        out[f.name] = info._replace(scalars=scalars, choices=choices)
     return out
 
 
@@ -367,34 +371,22 @@ def check_declaration(spec: type[Spec]) -> None:
         known = fields_of(spec)
     except NameError as error:
         raise TypeError(f"{spec.__qualname__}: cannot read the types of its fields: {error}") from error
-    hints, defaults = types_of(spec), defaults_of(spec)
     for name, info in known.items():
-        hint, default = hints[name], defaults[name]
         where = f"{spec.__qualname__}.{name}"
-        if info.kind == "option" and not is_plain(hint):
+        if info.kind == "option" and not is_plain(info.type):
             raise TypeError(
-                f"{where}: an option of type {describe(hint)}; int, float, bool, str, Literal, list, "
+                f"{where}: an option of type {describe(info.type)}; int, float, bool, str, Literal, list, "
                 "tuple and dict of these, and None, can be read from YAML"
             )
-        if info.kind == "slot" and (kinds := {cls.kind for cls in specs_in(hint)} - {info.component, ""}):
+        if info.kind == "slot" and (kinds := {cls.kind for cls in info.specs} - {info.component, ""}):
             raise TypeError(f"{where}: a slot of kind '{info.component}' with the type of kind '{min(kinds)}'")
-        if default is not MISSING and (problem := _problem_of(spec, name, default)):
-            if info.kind != "option":
-                raise ValueError(f"{where}: its default: {problem}")
-            expected = " ".join(filter(None, [describe(hint), "" if info.choices else info.range_text()]))
-            raise ValueError(f"{where}: its default {default!r} is not {expected}")
-
-
-def group_class(spec: type[Spec], name: str) -> type[Spec]:
-    """The spec class of a group, also inside ``... | None``.
-
-    Raises:
-        TypeError: the field has another type.
-    """
-    classes = specs_in(types_of(spec)[name])
-    if len(classes) != 1:
-        raise TypeError(f"{spec.__qualname__}.{name}: a group's type is one spec class (or that class | None)")
-    return classes[0]
+    given = ((name, info.default) for name, info in known.items() if info.default is not MISSING)
+    for name, problem in _problems(spec, given).items():
+        info, where = known[name], f"{spec.__qualname__}.{name}"
+        if info.kind != "option":
+            raise ValueError(f"{where}: its default: {problem}")
+        expected = " ".join(filter(None, [describe(info.type), "" if info.choices else info.range_text()]))
+        raise ValueError(f"{where}: its default {info.default!r} is not {expected}")
 
 
 @_cached

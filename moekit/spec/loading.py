@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -20,7 +19,7 @@ from moekit.spec.layers import CONTENT, Layer, check_schema, extended, open_sour
 from moekit.spec.merging import Merged, nested
 from moekit.spec.places import COMMAND_LINE, Keys, Place, Report, Tree, check_size, found, reject
 from moekit.spec.recipe import Recipe
-from moekit.spec.references import is_reference
+from moekit.spec.references import escape, is_reference
 from moekit.spec.yaml_text import read
 
 OneSource = str | os.PathLike[str] | Mapping[str, Any] | DictConfig | Recipe
@@ -47,9 +46,10 @@ def load(source: Source, overrides: Iterable[str] = (), *, registry: Registry | 
     layers, name = read_layers(source, overrides, registry)
     merged = Merged(registry, layers)
     _check_requires(merged, registry)
+    if name and merged.data.get("name") in (None, ""):
+        merged.data["name"] = escape(name)
     recipe = compose(merged, Recipe, registry)
     assert isinstance(recipe, Recipe)
-    recipe = recipe if recipe.name or not name else replace(recipe, name=name)
     report = Report()
     for plugin, said in registry.call("moekit_recipe_loaded", {"recipe": recipe}):
         for sentence in said or ():

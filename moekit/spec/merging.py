@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from typing import Any
 
@@ -57,9 +58,9 @@ class Merged:
             if isinstance(new, dict) and is_reference(old) and is_readable(old):
                 held[here] = new
                 continue
-            if _is_name(new) and isinstance(old, dict) and names_part(old):
+            if isinstance(old, dict) and names_part(old) and _is_name(new):
                 new = {"use": new}
-            elif isinstance(new, dict) and _is_name(old) and not names_part(new):
+            elif isinstance(new, dict) and not names_part(new) and _is_name(old):
                 old = base[key] = {"use": old}
             if isinstance(new, dict) and isinstance(old, dict) and self._same_use(old, new):
                 self._merge(old, new, here, replaced, held)
@@ -67,7 +68,7 @@ class Merged:
                 if key in base:
                     del base[key]  # the new value comes last
                     replaced.add(here)
-                base[key] = copied(new)
+                base[key] = copy.deepcopy(new)
 
     def _same_use(self, base: dict[str, Any], over: dict[str, Any]) -> bool:
         """Whether a node keeps its component: ``use`` is absent, unchanged, or another name of the same component.
@@ -103,10 +104,3 @@ def nested(path: Keys, value: Any) -> Any:
     for key in reversed(path):
         value = {key: value}
     return value
-
-
-def copied(value: Any) -> Any:
-    """A copy of plain data."""
-    if isinstance(value, dict):
-        return {key: copied(item) for key, item in value.items()}
-    return [copied(item) for item in value] if isinstance(value, list) else value

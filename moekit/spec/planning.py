@@ -15,10 +15,9 @@ from omegaconf import OmegaConf
 
 from moekit.component import Kind
 from moekit.errors import MoekitError, UnknownName, nearest
-from moekit.record import defaults_of
 from moekit.registry import MAX_LISTED, Registry
 from moekit.spec.dumping import plain_value
-from moekit.spec.fields import FieldInfo, Spec, describe, fields_of, group_class, is_optional, types_of
+from moekit.spec.fields import FieldInfo, Spec, describe, fields_of, is_optional
 from moekit.spec.kinds import FOREIGN, Imported, is_import_path
 from moekit.spec.merging import Merged
 from moekit.spec.places import BROKEN, LEFT_OPEN, Keys, Place, Report, found, one_of, show
@@ -119,17 +118,19 @@ class Planner:
     def _plan(self, spec: type[Spec], written: dict[str, Any], path: Keys, use: str = "") -> Node:
         """The node of class ``spec`` that is written at ``path``."""
         node = Node(spec, written, path, use)
-        known, hints, defaults = fields_of(spec), types_of(spec), defaults_of(spec)
+        known = fields_of(spec)
         for name in [name for name in written if name not in known and not (use and name == "use")]:
             self._unknown_option(node, name)
         for name, info in known.items():
             value = written.get(name)
             if value == LEFT_OPEN:
                 self._left_open(node, name, info)
-            elif info.kind == "option" and (value is not None or (name in written and is_optional(hints[name]))):
+            elif info.kind == "option" and (value is not None or (name in written and is_optional(info.type))):
                 node.options.append(name)
-            elif info.kind == "option" and defaults[name] is not MISSING:
-                written[name] = plain_value(defaults[name])
+            elif info.kind == "option" and info.default is not MISSING:
+                written[name] = (
+                    plain_value(info.default) if isinstance(info.default, str | list | dict | tuple) else info.default
+                )
             elif value is None:
                 self._default(node, name, info)
             else:
@@ -191,7 +192,7 @@ class Planner:
             return self._slot(info.component, node.written, path, value)
         if info.kind == "slots":
             return self._map(info.component, value, path)
-        spec = group_class(node.spec, name)
+        spec: type[Spec] = info.specs[0]
         if isinstance(value, dict):
             return self._plan(spec, value, path)
         what = f"{found(value)} where a mapping belongs"
@@ -199,16 +200,15 @@ class Planner:
 
     def _default(self, node: Node, name: str, info: FieldInfo) -> None:
         """Gives a slot, a map or a group that is absent its default."""
-        default = defaults_of(node.spec)[name]
         claim = self._registry.default(info.component) if info.claimed else None
         if claim is not None:
             node.written[name] = self._registry.short_name(claim)
             node.children[name] = self._slot(info.component, node.written, (*node.path, name), node.written[name])
-        elif default is MISSING:
+        elif info.default is MISSING:
             self._missing(node, name, info)
         else:
-            node.children[name] = default
-            node.written[name] = plain_value(default, self._registry)
+            node.children[name] = info.default
+            node.written[name] = None if info.default is None else plain_value(info.default, self._registry)
 
     def _slot(self, kind: str, holder: dict[str, Any], path: Keys, value: Any) -> Any:
         if isinstance(value, str):
@@ -288,8 +288,8 @@ class Planner:
         if name in node.spec.refused:
             what = f"'{show((*node.path, name))}' is not for a spec: {node.spec.refused[name]}"
             return self._unsound(node, name, what)
-        groups = [group for group, info in fields_of(node.spec).items() if info.kind == "group"]
-        inside = [f"{group}.{name}" for group in groups if name in fields_of(group_class(node.spec, group))]
+        groups = {group: info.specs[0] for group, info in fields_of(node.spec).items() if info.kind == "group"}
+        inside = [f"{group}.{name}" for group, spec in groups.items() if name in fields_of(spec)]
         near = inside[0] if inside else nearest(str(name), names)
         many = node.use or (near and len(names) > MAX_LISTED)
         expected = "" if many and names else one_of(names) if names else "no option at all"
@@ -321,7 +321,7 @@ class Planner:
             return f"{{use: <{info.component}>, ...}}", f"moekit ls {self._registry.kind(info.component).plural}"
         if info.kind != "option":
             return "a mapping", ""
-        return f"{describe(types_of(node.spec)[name])} {'' if info.choices else info.range_text()}".rstrip(), ""
+        return f"{describe(info.type)} {'' if info.choices else info.range_text()}".rstrip(), ""
 
     def _unsound(
         self,

@@ -68,7 +68,7 @@ def _named_resolver(name: str, plugin: str, target: str) -> Callable[..., Any]:
     here = f"resolver '{name}' of plugin '{plugin}'"
 
     def resolve(*arguments: Any) -> Any:
-        function = imported(target, f"{here}: cannot import")
+        function = imported(target, here)
         try:
             return function(*arguments)
         except Exception as error:

@@ -16,10 +16,9 @@ from urllib.parse import quote
 
 from moekit.component import Component, import_string
 from moekit.errors import PluginError
-from moekit.record import defaults_of
 from moekit.registry import Registry
 from moekit.spec.dumping import plain_value
-from moekit.spec.fields import FieldInfo, Spec, fields_of, group_class, is_optional, members, types_of
+from moekit.spec.fields import FieldInfo, Spec, fields_of, is_optional, members
 from moekit.spec.places import LEFT_OPEN
 from moekit.spec.recipe import Recipe
 
@@ -65,9 +64,9 @@ class _Writer:
 
     def field(self, spec: type[Spec], name: str, info: FieldInfo) -> Schema:
         """The schema of one field, with its help and default."""
-        default = defaults_of(spec)[name]
+        default = info.default
         if info.kind == "option":
-            choices = _choices(types_of(spec)[name], info)
+            choices = _choices(info.type, info)
         elif info.kind == "slot":
             choices = [self.slot(info.component)]
             claims = [c for c in self.registry.components(info.component) if c.default and info.claimed]
@@ -76,7 +75,7 @@ class _Writer:
             entry = {"anyOf": [self.slot(info.component), _ref("reference"), _NULL]}
             choices = [{"type": "object", "additionalProperties": entry}]
         else:
-            choices = [self.group(group_class(spec, name))]
+            choices = [self.group(info.specs[0])]
         out: Schema = {"anyOf": [*choices, _ref("reference"), _NULL]}
         if info.help:
             out["description"] = info.help

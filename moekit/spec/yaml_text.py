@@ -35,9 +35,6 @@ class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[mi
     def represent_list(self, data: list[Any]) -> yaml.Node:
         return self.represent_sequence(f"{_PREFIX}seq", data, flow_style=True)  # type: ignore[no-any-return]
 
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
-
 
 for _name, (_pattern, _first) in _TAGS.items():
     _Loader.add_implicit_resolver(_PREFIX + _name, _pattern, _first)
@@ -46,7 +43,10 @@ _Dumper.add_representer(list, _Dumper.represent_list)
 
 
 def write(plain: Any) -> str:
-    """Plain data as YAML text, in the order of its keys; ``read`` returns the same data."""
+    """Plain data as YAML text, in the order of its keys; ``read`` returns the same data.
+
+    A list or mapping that occurs twice in it is written once, with an alias: ``to_plain`` makes each anew.
+    """
     return yaml.dump(plain, Dumper=_Dumper, sort_keys=False, default_flow_style=False, width=120, allow_unicode=True)
 
 
@@ -89,18 +89,18 @@ class _Reader:
         self.source = source
         self.lines = lines
         self.plugin = plugin
-        self.count = 0
+        self.count = 1
         self.places: dict[Keys, Place] = {}
         self.report = Report(self.places)
 
     def value(self, node: yaml.Node, path: Keys) -> Any:
         if not self.places:
             self.places[path] = Place(self.source, 0, self.plugin)
-        self.count += 1
-        check_size(path, self.count, self.source)
         if isinstance(node, yaml.MappingNode) and node.tag == f"{_PREFIX}map":
+            self.enter(node, path)
             return self.mapping(node, path)
         if isinstance(node, yaml.SequenceNode) and node.tag == f"{_PREFIX}seq":
+            self.enter(node, path)
             out = []
             for i, item in enumerate(node.value):
                 self.places[(*path, i)] = self.place(item)
@@ -109,6 +109,11 @@ class _Reader:
         if isinstance(node, yaml.ScalarNode):
             return self.scalar(node, path)
         return self.reject_tag(node, path)
+
+    def enter(self, node: yaml.CollectionNode, path: Keys) -> None:
+        """Checks the size of a list or mapping before it is read."""
+        self.count += len(node.value)
+        check_size((*path, 0) if node.value else path, self.count, self.source)
 
     def mapping(self, node: yaml.MappingNode, path: Keys) -> dict[str, Any]:
         out: dict[str, Any] = {}

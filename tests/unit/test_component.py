@@ -21,7 +21,7 @@ class Lottery(RouterSpec):
 
 
 def lottery(target: object) -> Component:
-    return Component(name="lottery", spec=Lottery, target=target, summary="draws lots", plugin="acme")  # type: ignore[arg-type]
+    return Component(name="lottery", spec=Lottery, target=target, summary="draws lots", plugin="acme")
 
 
 def test_a_component_has_a_kind_a_full_name_and_a_target() -> None:

@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -24,7 +23,7 @@ from moekit import contracts
 from moekit.component import Component
 from moekit.registry import current
 from moekit.spec import kinds
-from moekit.spec.fields import Spec, fields_of, required, types_of
+from moekit.spec.fields import Spec, fields_of, required
 
 ROOT = Path(__file__).parents[2]
 CORE = ROOT / "moekit"
@@ -35,6 +34,7 @@ LONG: dict[str, str] = {
     "moekit_bench/step.py": "one comparison of training steps, and the two loops that it runs interleaved",
     "moekit/checkpoints/writing.py": "one protocol: who writes what, and every stage of a save, in order",
     "moekit/contracts/layer.py": "the contracts of a layer, in the order in which it uses them",
+    "moekit/plugin.py": "what a plugin is, and every check of one when it is loaded",
     "moekit/registry.py": "every question about a name, and the messages for those without an answer",
     "moekit/run.py": "a run from Python: training it, and everything in its folder",
     "moekit/routing.py": "the three forms of a routing, and what each says of itself",
@@ -419,10 +419,9 @@ def specs() -> dict[str, type[Spec]]:
     def add(spec: type[Spec]) -> None:
         if spec.__qualname__ not in found:
             found[spec.__qualname__] = spec
-            for name, info in fields_of(spec).items():
+            for info in fields_of(spec).values():
                 if info.kind == "group":
-                    hint: Any = types_of(spec)[name]
-                    add(hint if inspect.isclass(hint) else next(a for a in hint.__args__ if a is not type(None)))
+                    add(info.specs[0])
 
     for component in current().components():
         add(component.spec_class())

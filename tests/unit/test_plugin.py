@@ -13,7 +13,7 @@ from moekit.plugin import Plugin, load_plugin
 
 SOURCE = """
 from dataclasses import dataclass
-from moekit import Component, hookimpl, option, slot
+from moekit import Component, group, hookimpl, option, slot
 from moekit.spec.kinds import BalancerSpec, RouterSpec
 
 MOEKIT_API = 2
@@ -36,6 +36,9 @@ class BadDefault(RouterSpec):
 class WrongSlot(RouterSpec):
     inner: BalancerSpec = slot("router", "another")
 
+class WrongGroup(RouterSpec):
+    inner: int = group("options")
+
 class Undeclared(Mine):
     draws: int = 1
 
@@ -55,6 +58,17 @@ def load(source: str) -> Plugin:
         patch.setitem(sys.modules, "acme_moe", module)
         exec(compile(source, "acme_moe.py", "exec", dont_inherit=True), module.__dict__)
         return load_plugin("acme", module)
+
+
+def test_a_loaded_kind_has_a_plural() -> None:
+    kinds = """
+from moekit.component import Kind
+@hookimpl
+def moekit_kinds():
+    return [Kind(name="reward", spec="acme.spec:Reward"), Kind(name="data", spec="acme.spec:Data", plural="data")]
+"""
+    plugin = load(SOURCE + kinds)
+    assert [(each.plural, each.plugin) for each in plugin.kinds] == [("rewards", "acme"), ("data", "acme")]
 
 
 def test_a_plugin_is_loaded_with_its_components() -> None:
@@ -119,6 +133,10 @@ plugin 'acme': hook moekit_components, component 'mine': BadDefault.top_k: its d
 $ return [mine(spec=WrongSlot)]  # a slot with the type of another kind
 plugin 'acme': hook moekit_components, component 'mine': WrongSlot.inner: a slot of kind 'router' with the type of \
 kind 'balancer'
+
+$ return [mine(spec=WrongGroup)]  # a group of another type
+plugin 'acme': hook moekit_components, component 'mine': WrongGroup.inner: a group's type is one spec class, or that \
+class | None
 
 $ return [mine(spec=Undeclared)]  # an option that is not declared
 plugin 'acme': hook moekit_components, component 'mine': Undeclared.draws: declare it with option(), slot(), slots() \

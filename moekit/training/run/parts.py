@@ -108,7 +108,7 @@ def _check_arguments(cls: type, spec: Imported, path: Keys, report: Report) -> N
                 (*path, name), f"{spec.name} takes no '{name}'", expected=expected, nearest=nearest(name, list(named))
             )
         elif is_plain(hints.get(name)) and name in hints:
-            values.read(value, hints[name], FieldInfo("option", ""), (*path, name))
+            values.read(value, FieldInfo("option", "", type=hints[name]), (*path, name))
     for name, parameter in named.items():
         if parameter.default is parameter.empty and name not in spec.arguments:
             report.add((*path, name), f"{spec.name} needs '{name}'")
@@ -152,7 +152,7 @@ def build_parts(recipe: Recipe, kind: str, *context: Any) -> dict[str, Any]:
 
 def _base(kind: str) -> type:
     """The class of Lightning that the parts of a kind are subclasses of."""
-    base: type = imported(current().kind(kind).imports, f"kind '{kind}': cannot import what its classes are")
+    base: type = imported(current().kind(kind).imports, f"kind '{kind}'", "what its classes are")
     return base
 
 

@@ -32,8 +32,9 @@ from moekit.inference.evaluation import evaluate
 from moekit.parallel.launch import check_same_run, decide_on_rank_zero, is_rank_zero
 from moekit.screen import Screen
 from moekit.shards import gather, state_dict_shards
-from moekit.spec import dump, load, to_plain
+from moekit.spec import load, to_plain
 from moekit.spec.recipe import Recipe
+from moekit.spec.yaml_text import write
 from moekit.training.build import RUN_SLOTS, build_model, check_trainable, dense_recipe
 from moekit.training.module import LitMoE
 from moekit.training.run.console import print_header, print_summary
@@ -229,7 +230,7 @@ def fit(run: Prepared, console: Console) -> None:
 
 def write_spec(run: Prepared) -> None:
     """Writes the resolved recipe to ``spec.yaml`` in the run's folder, and the plugins with life-cycle hooks."""
-    write_if_changed(run.folder.spec, dump(run.module.recipe, full_names=True))
+    write_if_changed(run.folder.spec, write(run.module.hparams["spec"]))
     if hooked := plugins_with_hooks():
         write_if_changed(run.folder.hooks, json.dumps(hooked, indent=2) + "\n")
 

@@ -63,18 +63,21 @@ class VowelData(Data):
 
     def train_batch(self, generator: torch.Generator) -> Batch:
         """All training cases, in the table's order; the generator is not used."""
-        return Batch(inputs=self.train.x_TD, targets=self.train.d_TO)
+        cases = self.train
+        return Batch(inputs=cases.x_TD, targets=cases.d_TO)
 
     def validation_batches(self) -> Iterator[Batch]:
         """All test cases, in one batch."""
-        yield Batch(inputs=self.test.x_TD, targets=self.test.d_TO)
+        cases = self.test
+        yield Batch(inputs=cases.x_TD, targets=cases.d_TO)
 
     def describe(self) -> Mapping[str, str]:
         """How many cases, of which speakers, and the target of each vowel."""
-        target = dict(zip(self.train.vowels, self.train.d_TO[:, 0].tolist(), strict=True))
+        train = self.train
+        target = dict(zip(train.vowels, train.d_TO[:, 0].tolist(), strict=True))
         last = self.spec.train_speakers + self.spec.test_speakers
         return {
             "vowels": ", ".join(f"{v} -> {target[v]:.0f}" for v in self.spec.vowels),
-            "train": f"{len(self.train.vowels)} cases, speakers 1 to {self.spec.train_speakers}",
+            "train": f"{len(train.vowels)} cases, speakers 1 to {self.spec.train_speakers}",
             "test": f"{len(self.test.vowels)} cases, speakers {self.spec.train_speakers + 1} to {last}",
         }

@@ -6,12 +6,12 @@ import json
 from typing import Any
 
 import pytest
-from moekit_plan.params_cli import rounded_like
 
 from moekit import load, to_plain
 from moekit.params import count_parameters
 from moekit.registry import current
 from moekit_hf.matching import differences, format_of, model_of
+from moekit_plan.params_cli import rounded_like
 
 COUNTS = {  # in total; active with both embeddings, with the head alone, without either
     "glm-4.5": (352_797_829_024, 33_632_266_144, 32_856_319_904, 32_080_373_664),

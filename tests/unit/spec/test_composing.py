@@ -22,7 +22,7 @@ INFO = FieldInfo("option", "an option")
 
 def read(value: object, hint: object, info: FieldInfo = INFO) -> tuple[object, list[str]]:
     report = Report()
-    out = Values(report).read(value, hint, info, ("x",))
+    out = Values(report).read(value, info._replace(type=hint), ("x",))
     return out, [p.what for p in report.problems()]
 
 
@@ -129,7 +129,7 @@ def test_ranges_hold_for_every_item() -> None:
 
 def test_a_number_for_a_text_option_must_be_quoted() -> None:
     report = Report()
-    Values(report).read(2412.1, str, INFO, ("arxiv",))
+    Values(report).read(2412.1, INFO._replace(type=str), ("arxiv",))
     assert report.problems()[0].expected == "text, in quotes"
 
 

@@ -149,7 +149,7 @@ MODEL = st.fixed_dictionaries(
     {}, optional={"use": TEXTS, "moe": MOE | NODE, "ffn": NODE, "head": NODE} | dict.fromkeys(("width", "vocab", "note"), SCALAR)
 )  # fmt: skip
 RECIPES = st.fixed_dictionaries(
-    {"extends": st.sampled_from(["small", ["small"], ["more/tiny", "small"]])},
+    {"name": st.just("mine"), "extends": st.sampled_from(["small", ["small"], ["more/tiny", "small"]])},
     optional={
         "model": MODEL | NODE,
         "data": st.fixed_dictionaries({}, optional=dict.fromkeys(("seq", "vocab", "path"), SCALAR)) | NODE,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -66,6 +67,14 @@ def test_a_config_is_resolved_and_refers_to_nothing() -> None:
     assert isinstance(config, DictConfig)
     assert (config.model.vocab, config.model.moe.router.use) == (256, "pick")
     assert OmegaConf.to_container(config, resolve=True) == to_plain(load("small"))
+
+
+def test_a_list_that_a_spec_holds_twice_is_written_without_an_alias() -> None:
+    shared = [1, 2]
+    recipe = load("small", ["trainer.callbacks.mine={class: lightning.pytorch.callbacks.Timer}"])
+    part = replace(recipe.trainer.callbacks["mine"], arguments={"a": shared, "b": shared, "c": {"d": shared}})
+    text = dump(replace(recipe, trainer=replace(recipe.trainer, callbacks={"mine": part})))
+    assert "&" not in text and text.count("[1, 2]") == 3
 
 
 def test_plain_data_is_a_copy() -> None:

@@ -57,10 +57,14 @@ def test_a_name_a_file_a_mapping_and_a_recipe_are_loaded_alike(write: Write) -> 
     assert (from_mapping.model.pair, from_mapping.optimizer) == ((3, 4.0), fakes.Step(lr=1.0))
 
 
-def test_a_recipe_is_named_by_its_file_unless_it_says_otherwise() -> None:
+def test_a_recipe_is_named_by_its_file_unless_it_says_otherwise(write: Write) -> None:
     assert load("more/tiny").name == "tiny"
     assert load("base/small").name == "small"
     assert load("small", ["name=other"]).name == "other"
+    assert load("small", ["name=''"]).name == load("small", ["name=null"]).name == "small"
+    assert load(write("${seed}.yaml", "extends: small")).name == "${seed}"
+    with pytest.raises(SpecError, match="name: a list is not text"):
+        load("small", ["name=[]"])
 
 
 def test_a_recipe_can_be_overridden() -> None:
@@ -108,7 +112,7 @@ def test_one_override_may_be_given_as_text() -> None:
         (["data.path=\\${x}"], "data.path", "${x}"),
         (["optimizer.betas=['${optimizer.lr}', 0.5]"], "optimizer.betas", [3e-3, 0.5]),
         (["trainer.gradient_clip_val=${optimizer.lr}"], "trainer", TrainerSpec(max_steps=10, gradient_clip_val=3e-3)),
-        (["data.path=${name}"], "data.path", ""),
+        (["data.path=${name}"], "data.path", "small"),
         (["summary=${model.moe.router.score}"], "summary", "softmax"),
         (["summary=${seed}"], "summary", "0"),
     ],

@@ -13,7 +13,7 @@ from pages import whole
 
 from moekit import SpecError
 from moekit.spec import dump, load
-from moekit.spec.fields import fields_of, members, types_of
+from moekit.spec.fields import fields_of, members
 from moekit.spec.recipe import TrainerSpec
 
 
@@ -34,7 +34,7 @@ def test_what_moekit_sets_is_refused_with_the_reason(name: str) -> None:
 
 
 def test_the_precisions_are_those_of_lightning() -> None:
-    (precision,) = members(types_of(TrainerSpec)["precision"])
+    (precision,) = members(fields_of(TrainerSpec)["precision"].type)
     known = (*get_args(connector._PRECISION_INPUT_STR), *get_args(connector._PRECISION_INPUT_STR_ALIAS))
     assert get_args(precision) == known
 

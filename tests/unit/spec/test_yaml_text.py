@@ -110,11 +110,6 @@ def test_writing_keeps_the_order_and_puts_lists_in_a_line() -> None:
     )
 
 
-def test_shared_lists_are_written_without_aliases() -> None:
-    shared = [1, 2]
-    assert write({"a": shared, "b": shared}) == "a: [1, 2]\nb: [1, 2]\n"
-
-
 PLAIN: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=12),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
