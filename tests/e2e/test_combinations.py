@@ -24,7 +24,9 @@ from moekit.training import LitMoE
 from moekit.training.balance import BalanceStep
 
 sys.path.append(str(Path(__file__).parents[1] / "conformance"))
-from test_first_party import examples
+from test_first_party import COMPONENTS, EXAMPLES
+
+from moekit_testing.cases import examples_in_recipes
 
 E, D = 16, 12
 PLUGINS = ("routers", "dispatchers", "balancers", "experts")
@@ -32,7 +34,7 @@ PLUGINS = ("routers", "dispatchers", "balancers", "experts")
 
 def first_party(kind: str) -> dict[str, Any]:
     """One spec of each first-party component of a kind, by its name."""
-    known = examples()
+    known = examples_in_recipes(COMPONENTS) | EXAMPLES
     names = [c for c in current().components(kind) if c.plugin in PLUGINS]
     return {c.name: known[f"{kind}/{c.name}"][0] if f"{kind}/{c.name}" in known else c.spec_class()() for c in names}
 
@@ -65,8 +67,9 @@ def train_two_steps(spec: MoE) -> None:
     x, target = torch.randn(2, 16, D), torch.randn(2, 16, D)
     valid = torch.ones(2, 16, dtype=torch.bool)
     valid[1, 12:] = False
+    tokens = torch.randint(50, (2, 16))
     for _ in range(2):
-        y, report = layer(x, valid=valid)
+        y, report = layer(x, valid=valid, tokens=tokens)
         balance.observe({"layer": report})
         loss = (y - target)[valid].square().mean() + report.loss()
         optimizer.zero_grad()

@@ -40,6 +40,7 @@ LONG: dict[str, str] = {
     "moekit/routing.py": "the three forms of a routing, and what each says of itself",
     "moekit/shards.py": "what a rank holds of a tensor, a model and an optimizer",
     "moekit/spec/composing.py": "from planned nodes to specs: resolve, convert, construct",
+    "moekit/training/run/folder.py": "where every file of a run is, and how a run's folder is claimed and found",
     "moekit/spec/fields.py": "how a spec class declares its options, and what holds for every spec",
     "moekit/spec/kinds.py": "the specs of every kind, which plugin authors subclass",
     "moekit/spec/planning.py": "one pass from the root to the leaves, and the mistakes that it finds",
