@@ -70,7 +70,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return only_run(folder / "first"), only_run(folder / "whole")
 
 
-@pytest.mark.parametrize("number", [5, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [8, pytest.param(200, marks=pytest.mark.slow)])
 def test_a_tampered_run_is_refused_or_resumes_to_the_same_weights(
     runs: tuple[Path, Path], number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -305,7 +305,6 @@ def test_a_run_without_validation_ends_without_a_comparison(
         (["train", "--resume", "nothing"], "no run at 'nothing'"),
         (["train", "--resume", "nothing", "deepseek_v3"], "expected only path.to.option=value"),
         (["generate", "nothing", "x"], "no run at 'nothing'"),
-        (["export", "nothing"], "no run at 'nothing'"),
         (["generate", "nothing", ""], "prompt is empty"),
         (["generate", "nothing", "caf\udce9"], "the prompt 'caf\\udce9' has bytes that are not UTF-8"),
     ],
@@ -317,6 +316,11 @@ def test_bad_input_is_an_error_message_and_writes_nothing(
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error
     assert not list(tmp_path.rglob("*"))
+
+
+def test_a_run_to_export_that_is_not_there_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", "nothing", str(tmp_path / "weights")]) == 2
+    assert "no run at 'nothing'" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_cannot_be_written_is_an_error_before_data_are_read(
@@ -383,7 +387,7 @@ def test_export_writes_weights_and_a_spec_that_fits_them(
 ) -> None:
     """One file, which the safetensors package reads."""
     out = tmp_path / "weights.safetensors"
-    assert main(["export", str(run), "--out", str(out)]) == 0
+    assert main(["export", str(run), str(out)]) == 0
     assert str(out) in capsys.readouterr().out
     with safe_open(out, "pt") as file:
         metadata = file.metadata()
@@ -393,7 +397,7 @@ def test_export_writes_weights_and_a_spec_that_fits_them(
     saved = contents(run)["state_dict"]
     assert all(torch.equal(tensor, saved[f"model.{name}"]) for name, tensor in model.state_dict().items())
     before = out.read_bytes()
-    assert main(["export", str(run), "--out", str(out)]) == 2
+    assert main(["export", str(run), str(out)]) == 2
     error = capsys.readouterr().err
     assert str(out) in error and " already" in error and out.read_bytes() == before
     assert main(["export", str(run / "checkpoints" / "best")]) == 0

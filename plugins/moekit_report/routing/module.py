@@ -45,6 +45,7 @@ class RoutingRecorder(Callback):
         self._epoch: Passes | None = None
         self._steps_before = self._skips_before = 0
         self._first: dict[tuple[str, int], Tensor] = {}
+        self._shared = writes is not None
         self._writes = writes or LogWrites()
         self._trainer: L.Trainer
         self._module: LitMoE
@@ -66,7 +67,8 @@ class RoutingRecorder(Callback):
 
     def teardown(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         """Listens no longer, and reports a file that could not be written to the last."""
-        self._writes.end()
+        if not self._shared:  # a run ends its own
+            self._writes.end()
         if self._observe in pl_module.observers:
             pl_module.observers.remove(self._observe)
 

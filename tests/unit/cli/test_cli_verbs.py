@@ -41,7 +41,7 @@ def test_quick_verbs_are_verbs() -> None:
     assert set(verbs.QUICK) < set(VERBS)
 
 
-INSTALLED = ", ".join(sorted({*VERBS, *FIRST_PARTY}))
+INSTALLED = f"{len(VERBS) + len(FIRST_PARTY)} verbs"  # more than an error lists
 MISTAKES = f"""
 $ sohw topk  # an unknown verb
 error: unknown verb 'sohw' (installed: {INSTALLED})

@@ -174,7 +174,7 @@ def test_options_without_a_default_that_no_recipe_gives_are_a_failure_that_says_
         ([], "check needs the name of a component, or --plugin NAME\n  list them: moekit ls"),
         (["flta"], "nothing is named 'flta'\n  did you mean 'flat'?"),
         (["schedule/flta"], "did you mean 'schedule/flat'?"),
-        (["deepseek_v3"], "'deepseek_v3' is a recipe, and checks are of components"),
+        (["deepseek_v3-671b"], "'deepseek_v3-671b' is a recipe, and checks are of components"),
         (["--plugin", "acne"], "no plugin is named 'acne'\n  did you mean 'acme'?\n  list them: moekit plugins"),
         (["--plugin", "papers"], "plugin 'papers' offers no component, so there is nothing to check"),
         (["flat", "levle=1"], "did you mean 'level'?"),
