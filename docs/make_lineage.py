@@ -88,12 +88,12 @@ layer adds all its hidden units with weight 1. So a mixture begins with less eff
 READ = """
 ## What we read from it
 
-Hash layers, the columns of work and time, and what was changed one at a time have one seed; more may change what we read
-from those. Dense models of nearly equal widths, trained for the first table, differ by some hundredths of a bit: smaller
-differences than that mean nothing.
+Hash layers, the columns of work and time, and what was changed one at a time have one seed; more may change what we
+read from those. Dense models of nearly equal widths, trained for the first table, differ by some hundredths of a bit:
+smaller differences than that mean nothing.
 
-- At equal tokens, fine-grained experts (2024) are clearly ahead of the dense model; among themselves the four recipes tie.
-  The recipes of 2020 to 2022 tie with it, and noisy top-k of 2017 is behind.
+- At equal tokens, fine-grained experts (2024) are clearly ahead of the dense model; among themselves the four recipes
+  tie. The recipes of 2020 to 2022 tie with it, and noisy top-k of 2017 is behind.
 - Less work alone is not what keeps those behind: dense models of as little work are hardly worse. But computing every
   choice helps: ST-MoE gains most by it, and Switch something, in which many pairs are dropped until the load is even.
 - Plain experts, where the dense model has gated ones, keep Switch behind, and GLaM less. Larger gates help none.
