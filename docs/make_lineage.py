@@ -88,8 +88,7 @@ layer adds all its hidden units with weight 1. So a mixture begins with less eff
 READ = """
 ## What we read from it
 
-Hash layers, the columns of work and time, and what was changed one at a time have one seed; more may change what we
-read from those. Dense models of nearly equal widths, trained for the first table, differ by some hundredths of a bit:
+Where a table says one seed, more may change what we read from it. Dense models of nearly equal widths, trained for the first table, differ by some hundredths of a bit:
 smaller differences than that mean nothing.
 
 - At equal tokens, fine-grained experts (2024) are clearly ahead of the dense model; among themselves the four recipes
@@ -97,7 +96,7 @@ smaller differences than that mean nothing.
 - Less work alone is not what keeps those behind: dense models of as little work are hardly worse. But computing every
   choice helps: ST-MoE gains most by it, and Switch something, in which many pairs are dropped until the load is even.
 - Plain experts, where the dense model has gated ones, keep Switch behind, and GLaM less. Larger gates help none.
-- A hash table, whose router learns nothing, is as good as the best learned router in a training this short. Its experts
+- A hash table, whose router learns nothing, ties with the best learned routers in a training this short. Its experts
   are Switch's, without drops and gates. So routers are still learning here what a table gives from the first step on.
 - At equal time the dense model catches up with every learned router that has been compared: a step of a mixture takes
   longer on one core, and in a training this short each further step is worth a lot.
