@@ -88,8 +88,8 @@ layer adds all its hidden units with weight 1. So a mixture begins with less eff
 READ = """
 ## What we read from it
 
-Where a table says one seed, more may change what we read from it. Dense models of nearly equal widths, trained for the first table, differ by some hundredths of a bit:
-smaller differences than that mean nothing.
+Where a table says one seed, more may change what we read from it. Dense models of nearly equal widths, trained for the
+first table, differ by some hundredths of a bit: smaller differences than that mean nothing.
 
 - At equal tokens, fine-grained experts (2024) are clearly ahead of the dense model; among themselves the four recipes
   tie. The recipes of 2020 to 2022 tie with it, and noisy top-k of 2017 is behind.
