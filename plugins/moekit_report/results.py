@@ -40,10 +40,10 @@ def against_dense(run: Run, metric: str, info: MetricInfo) -> list[Finding]:
     compared = run.outcome.get("comparison") if run.outcome else None
     if not compared:
         return []
-    out = []
-    for when, moe, dense in (
-        ("after the same tokens", compared["moe"], compared["dense"]),
-        (f"after the same {compared['seconds']:,.0f} s", compared["moe_then"], compared["dense_then"]),
+    out, moe = [], compared["moe"]
+    for when, dense in (
+        ("after the same tokens", compared["dense"]),
+        (f"that trained for the same {compared['moe_seconds']:,.0f} s", compared["dense_as_long"]),
     ):
         if all(value is not None and math.isfinite(value) for value in (moe, dense)):
             better = (moe < dense) == info.lower_is_better

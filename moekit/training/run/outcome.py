@@ -70,7 +70,6 @@ class Outcome:
         work: multiply-adds of the feed-forward parts per token, with these experts; None if the model does not say.
         stopped_after: steps until the metric fell to ``stop.below``; None if it did not.
         total, active: parameters.
-        curve: the validation curve of the main metric: seconds and values.
         skipped: optimizer steps that were skipped because they were not finite.
         scores: what evaluators found of the trained model (BLEU); empty without evaluators.
         reported: what plugins report, by name.
