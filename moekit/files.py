@@ -82,10 +82,19 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     sync_directory(path.parent)
 
 
+def replace_text(path: Path, text: str) -> None:
+    """Replaces a file by UTF-8 text, as ``replace_file`` does.
+
+    Raises:
+        OSError: as ``replace_file``.
+    """
+    replace_file(path, lambda partial: partial.write_bytes(text.encode()))
+
+
 def write_if_changed(file: Path, text: str) -> None:
-    """Writes a text file as ``replace_file`` does, unless it is there with this text: a disk may be full."""
+    """Writes a text file as ``replace_text`` does, unless it is there with this text: a disk may be full."""
     if not file.is_file() or file.read_bytes() != text.encode():
-        replace_file(file, lambda path: path.write_bytes(text.encode()))
+        replace_text(file, text)
 
 
 def discard(path: Path) -> None:

@@ -114,6 +114,11 @@ class Run:
         return found
 
     @property
+    def is_complete(self) -> bool:
+        """Whether it has written its results."""
+        return self._folder.summary.is_file()
+
+    @property
     def dense(self) -> Run | None:
         """The dense baseline that was trained with it; None without one."""
         dense = self._folder.dense

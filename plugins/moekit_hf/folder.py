@@ -198,7 +198,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     Raises:
         OSError: the disk is full, or the like.
     """
-    from moekit.files import replace_file
+    from moekit.files import replace_text
 
     text = json.dumps(content, indent=2, ensure_ascii=False, sort_keys=True) + "\n"
-    replace_file(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+    replace_text(path, text)

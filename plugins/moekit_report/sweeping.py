@@ -144,7 +144,7 @@ def run_of(folder: Path, trial: Trial) -> Run | None:
 
 def is_complete(run: Run | None) -> bool:
     """Whether a trial has its results."""
-    return run is not None and (run.path / "summary.json").is_file()
+    return run is not None and run.is_complete
 
 
 def command(folder: Path, sweep: Sweep, trial: Trial, run: Run | None) -> list[str]:

@@ -70,7 +70,7 @@ def snapshot(run: Run) -> Snapshot:
     curves = {name: [v for v in metrics[name] if v is not None] for name in names if name in metrics}
     return Snapshot(
         title=f"{recipe.name or run.path.parent.name}, step {step:,} of {recipe.trainer.max_steps:,}",
-        is_complete=(run.path / "summary.json").is_file(),
+        is_complete=run.is_complete,
         values=values,
         curves=curves,
         layers=layer_logs(run.routing, "train") or layer_logs(run.routing, "val"),

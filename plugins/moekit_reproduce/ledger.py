@@ -10,7 +10,7 @@ from statistics import fmean, stdev
 from typing import Any, Final, get_args
 
 from moekit.errors import MoekitError
-from moekit.files import read_regular, replace_file
+from moekit.files import read_regular, replace_text
 from moekit_reproduce.store import LARGEST, write_json
 from moekit_reproduce.study import Found, Seen, Study
 from moekit_reproduce.verdict import Verdict, interval, verdict
@@ -136,8 +136,7 @@ def write(folder: Path, row: Mapping[str, Any]) -> Path:
     """
     write_json(folder / FOLDER / f"{row['name']}.json", row)
     page = folder / PAGE
-    text = page_of(rows_in(folder))
-    replace_file(page, lambda partial: partial.write_text(text, encoding="utf-8"))
+    replace_text(page, page_of(rows_in(folder)))
     return page
 
 

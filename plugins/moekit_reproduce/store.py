@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from moekit.errors import MoekitError
-from moekit.files import discard_partial, make_directory, read_regular, replace_file
+from moekit.files import discard_partial, make_directory, read_regular, replace_text
 
 LARGEST = 10_000_000
 """Bytes of a measurement, at most."""
@@ -65,7 +65,7 @@ def write_json(path: Path, data: Any) -> None:
         OSError: the disk is full, or the like.
     """
     text = json.dumps(_plain(data), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    replace_file(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+    replace_text(path, text)
 
 
 def _plain(data: Any) -> Any:

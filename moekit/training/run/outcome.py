@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from moekit.errors import MoekitError
-from moekit.files import replace_file
+from moekit.files import replace_text
 from moekit.params import count_parameters
 from moekit.shards import parameter_shards
 from moekit.training.metrics import headline
@@ -189,4 +189,4 @@ def write_summary(path: Path, outcome: Outcome) -> None:
     plain["folder"] = outcome.folder.as_posix()
     plain["files"] = [p.as_posix() for p in outcome.files]
     text = json.dumps(plain, indent=2)
-    replace_file(path, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))
+    replace_text(path, text + "\n")

@@ -67,8 +67,7 @@ def write_page(compared: Comparison, path: Path) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    from moekit.files import replace_file
+    from moekit.files import replace_text
     from moekit_report.page.compared import html_of
 
-    page = html_of(compared)
-    replace_file(path, lambda partial: partial.write_text(page, encoding="utf-8"))
+    replace_text(path, html_of(compared))

@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
         raise MoekitError("--text examines the model, which --no-model forbids\n  expected one of the two")
 
     from moekit import run as runs
-    from moekit.files import replace_file
+    from moekit.files import replace_text
     from moekit_report.contents import contents
     from moekit_report.page import html_of
 
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     path = Path(args.to) if args.to else found.path / "report.html"
     page = html_of(shown)
-    replace_file(path, lambda partial: partial.write_text(page, encoding="utf-8"))
+    replace_text(path, page)
     for finding in shown["findings"]:
         print(f"{finding['level']:8}{finding['text']}" + (f"\n        {finding['key']}" if finding["key"] else ""))
     for note in shown["notes"]:
