@@ -34,6 +34,12 @@ def columns(rows: Iterable[Sequence[str]]) -> list[int]:
     return [max(map(len, column)) for column in zip(*rows, strict=True)]
 
 
+def to_the_right(rows: Sequence[Sequence[str]], *, left: int = 1) -> list[tuple[str, ...]]:
+    """The rows, padded so that ``table`` aligns all columns but the first ``left`` to the right."""
+    sizes = columns(rows)
+    return [(*row[:left], *map(str.rjust, row[left:], sizes[left:])) for row in rows]
+
+
 def table(
     rows: Iterable[Sequence[str]],
     *,

@@ -211,8 +211,7 @@ def _page(title: str, plan: RunPlan, advice: list[Advice], explain: bool) -> lis
 
 
 def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
-    sizes = text.columns(rows)
-    return text.table([tuple(cell.rjust(size) for cell, size in zip(row, sizes, strict=True)) for row in rows])
+    return text.table(text.to_the_right(rows, left=0))
 
 
 def _verdict(plan: RunPlan, advice: list[Advice]) -> Iterator[str]:

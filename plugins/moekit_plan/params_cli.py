@@ -101,8 +101,7 @@ def _page(title: str, count: ParameterCount, paper: Paper | None) -> list[str]:
 
 def _numbers(rows: Sequence[tuple[str, ...]], notes: Sequence[str] = ()) -> list[str]:
     """A table whose columns after the first are aligned to the right."""
-    sizes = text.columns(rows)
-    right = [(row[0], *(cell.rjust(size) for cell, size in zip(row[1:], sizes[1:], strict=True))) for row in rows]
+    right = text.to_the_right(rows)
     return text.table([(*row, note) for row, note in zip(right, notes or [""] * len(rows), strict=True)])
 
 

@@ -50,10 +50,7 @@ def lines(compared: Comparison) -> list[str]:
     from moekit.cli import text
     from moekit_report.comparison import table_of
 
-    rows = table_of(compared)
-    sizes = text.columns(rows)
-    cells = [tuple(c.ljust(sizes[0]) if i == 0 else c.rjust(sizes[i]) for i, c in enumerate(row)) for row in rows]
-    out = text.table(cells)
+    out = text.table(text.to_the_right(table_of(compared)))
     for group in compared.groups[1:]:
         if group.changes:
             out += ["", text.bold(f"{compared.groups[0].label} -> {group.label}")]

@@ -43,9 +43,5 @@ def run(args: argparse.Namespace) -> int:
     for each in scores:
         values = (infos[name].format(each.values[name]) for name in infos)
         rows.append((each.domain, f"{each.sequences:,}", f"{each.tokens:,}", *values))
-    sizes = text.columns(rows)
-    cells = [
-        tuple(cell.ljust(sizes[0]) if i == 0 else cell.rjust(sizes[i]) for i, cell in enumerate(row)) for row in rows
-    ]
-    print("\n".join(text.table(cells)))
+    print("\n".join(text.table(text.to_the_right(rows))))
     return 0
