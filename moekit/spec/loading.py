@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from moekit.registry import Registry, current
 from moekit.spec.composing import compose
@@ -22,9 +23,12 @@ from moekit.spec.recipe import Recipe
 from moekit.spec.references import escape, is_reference
 from moekit.spec.yaml_text import read
 
-OneSource = str | os.PathLike[str] | Mapping[str, Any] | DictConfig | Recipe
-Source = OneSource | Sequence[OneSource] | ListConfig
-"""What a spec can be loaded from."""
+OneSource = str | Path | Mapping[str, Any] | Recipe
+Source = OneSource | Sequence[OneSource]
+"""What a spec can be loaded from. A ``DictConfig`` is a mapping too, a ``ListConfig`` a sequence.
+
+Lightning's command line parses by these types. ``os.PathLike`` in the place of ``Path`` would make a string of a mapping.
+"""
 
 
 def load(source: Source, overrides: Iterable[str] = (), *, registry: Registry | None = None) -> Recipe:

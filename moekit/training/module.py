@@ -18,13 +18,16 @@ What is unusual, and why:
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 import moekit
@@ -49,6 +52,9 @@ from moekit.training.optim import optimizer_of
 from moekit.training.run.saved import read_any_checkpoint, recount
 from moekit.training.run.start import freeze, load_vocabulary, load_weights
 from moekit.training.step import NonFinitePolicy, OptimizerStep, StepResult, clip, clip_values, log_on_rank_zero
+
+IN_PROGRESS_BARS = {"train/loss", "train/max_violation", "val/loss"}
+"""Metrics that Lightning's own progress bars show, of the ten that are logged."""
 
 
 class TrainingClock:
@@ -125,8 +131,7 @@ class LitMoE(L.LightningModule):
 
     def __init__(self, spec: Source) -> None:
         super().__init__()
-        self.recipe = load(spec)
-        self.save_hyperparameters({"spec": to_plain(self.recipe, full_names=True)}, logger=False)
+        self._set_recipe(load(spec))
         check_trainable(self.recipe)
         self.objective = build_seeded(self.recipe.objective, self.recipe.seed)
         self.data: Data | None = None if self.recipe.data is None else build(self.recipe.data)
@@ -189,6 +194,30 @@ class LitMoE(L.LightningModule):
         self.balance = BalanceStep(model)
         self._step = OptimizerStep(model, self.objective, self.balance)
 
+    def _set_recipe(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.save_hyperparameters({"spec": to_plain(recipe, full_names=True)}, logger=False)
+
+    @property
+    def lr(self) -> float:
+        """The optimizer's learning rate, before its schedule. ``lr_find`` of Lightning's ``Tuner`` sets it.
+
+        Raises:
+            AttributeError: the optimizer has no option ``lr``.
+        """
+        optimizer: Any = self.recipe.optimizer
+        if "lr" not in {field.name for field in fields(optimizer)}:
+            raise AttributeError(f"the optimizer '{type(optimizer).__name__}' has no option 'lr'")
+        return float(optimizer.lr)
+
+    @lr.setter
+    def lr(self, lr: float) -> None:
+        optimizer: Any = self.recipe.optimizer
+        self._set_recipe(replace(self.recipe, optimizer=replace(optimizer, lr=lr)))
+        if (trainer := trainer_of(self)) is not None:
+            for config in trainer.lr_scheduler_configs:  # of the callback ``LearningRateFinder``, within ``fit``
+                config.scheduler.base_lrs = [lr for _ in config.scheduler.base_lrs]  # type: ignore[union-attr]
+
     def prepare(self) -> Data:
         """Reads the recipe's data, once; ``Trainer.fit`` calls it when needed.
 
@@ -202,7 +231,8 @@ class LitMoE(L.LightningModule):
                 load_vocabulary(self.data, self._start)  # first: the data then learns none of its own
             if self.is_built:
                 self.load_start()  # before data is read, so that a misfit fails early
-            self.data.prepare()
+            with torch.inference_mode(False):  # ``Trainer.validate`` may come first, and training needs these tensors
+                self.data.prepare()
             self.fingerprint = self.data.fingerprint()
             self._data_ready = True
         return self.data
@@ -357,9 +387,16 @@ class LitMoE(L.LightningModule):
 
     def _publish(self, values: Mapping[str, float], step: int) -> None:
         # Loggers are called here with the exact step; Lightning would count from 0 in training and lag in validation.
+        # Alone, a validation has no step, and ``Trainer.validate`` returns what Lightning gives to loggers.
         # All ranks have the same values, but Lightning warns about validation metrics without ``sync_dist``.
-        self.log_dict(dict(values), logger=False, sync_dist=self.trainer.validating and self.trainer.world_size > 1)
-        self.each_logger(lambda logger: logger.log_metrics(dict(values), step))
+        fitting = self.trainer.state.fn == TrainerFn.FITTING
+        sync = self.trainer.validating and self.trainer.world_size > 1
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*have no logger configured")
+            for name, value in values.items():
+                self.log(name, value, prog_bar=name in IN_PROGRESS_BARS, logger=not fitting, sync_dist=sync)
+        if fitting:
+            self.each_logger(lambda logger: logger.log_metrics(dict(values), step))
 
     def each_logger(self, call: Callable[[Logger], object]) -> None:
         """Calls a function with every logger. One that raises is reported and removed: no run needs its logs."""
@@ -390,7 +427,8 @@ class LitMoE(L.LightningModule):
         """
         values = self._validation.take()
         if values and not self.trainer.sanity_checking:
-            values |= {"seconds": self.clock.seconds, "tokens": self.clock.tokens}
+            if self.trainer.state.fn == TrainerFn.FITTING:
+                values |= {"seconds": self.clock.seconds, "tokens": self.clock.tokens}
             self.validated_step = self.trainer.global_step
             self._publish(values, self.trainer.global_step)
             stop = self.recipe.stop

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -13,11 +15,14 @@ import lightning as L
 import pytest
 import torch
 from fake_ranks import as_rank
+from lightning.pytorch.callbacks import LearningRateFinder
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.tuner import Tuner
 from omegaconf import OmegaConf
 from states import assert_same_tensors, tensors
 from training_helpers import trainer
 
-from moekit import DataError, MoELayer, SpecError, load, to_plain
+from moekit import DataError, MoELayer, OptimizerSpec, SpecError, build, load, to_plain
 from moekit.checkpoints.format import map_leaves
 from moekit.checkpoints.reading import Handle
 from moekit.seeds import seed_all
@@ -397,3 +402,66 @@ def test_a_limit_of_validation_batches_counts_those_of_all_ranks(recipe: Make) -
         loader = cast(ValidationShard, module.val_dataloader())
         found.append((loader.rank, loader.world, loader.limit))
     assert found == [(1, 2, 3), (1, 2, None)]
+
+
+def test_trainer_validate_returns_the_metrics_before_and_after_training(recipe: Make) -> None:
+    module = LitMoE(recipe())
+    t = trainer(3)
+    (before,) = t.validate(module, verbose=False)
+    t.fit(module)
+    (after,) = t.validate(module, verbose=False)
+    assert {"val/loss", "val/bits_per_byte", "val/max_violation"} <= set(before) == set(after)
+    total = count = 0.0
+    for batch in module.prepare().validation_batches():
+        with torch.no_grad():
+            loss = module.objective(module.eval()(batch.inputs, batch.valid), batch)
+        total, count = total + float(loss.total), count + float(loss.count)
+    assert after["val/loss"] == pytest.approx(total / count, rel=1e-5)
+    assert after["val/loss"] < before["val/loss"]
+
+
+def test_a_validation_alone_gives_loggers_its_metrics_once(recipe: Make, tmp_path: Path) -> None:
+    logger = CSVLogger(tmp_path)
+    trainer(3, logger=logger).validate(LitMoE(recipe()), verbose=False)
+    logger.save()
+    (row,) = csv.DictReader((Path(logger.log_dir) / "metrics.csv").read_text().splitlines())
+    assert float(row["val/loss"]) > 0
+
+
+def test_progress_bars_of_lightning_show_losses_and_max_violation(recipe: Make) -> None:
+    t = trainer(3)
+    t.fit(LitMoE(recipe()))
+    assert set(t.progress_bar_metrics) == {"train/loss", "train/max_violation", "val/loss"}
+
+
+def test_lr_find_sets_the_rate_that_training_then_begins_with(recipe: Make, tmp_path: Path) -> None:
+    """The search leaves nothing else behind: training equals that of a recipe with this rate, schedule included."""
+    module, losses = LitMoE(recipe()), Losses()
+    t = trainer(6, tmp_path, limit_val_batches=0)
+    found = Tuner(t).lr_find(module, num_training=20)
+    assert found is not None and module.lr == found.suggestion() != 1e-2
+    t.callbacks.append(losses)  # type: ignore[attr-defined]
+    t.fit(module)
+    expected = Losses()
+    again = LitMoE(load(recipe(), [f"optimizer.lr={module.lr!r}"]))
+    trainer(6, limit_val_batches=0, callbacks=[expected]).fit(again)
+    assert losses.seen == expected.seen and len(losses.seen) == 6
+    assert module.hparams["spec"] == again.hparams["spec"]
+
+
+def test_the_schedule_begins_with_the_rate_that_lightnings_callback_found(recipe: Make, tmp_path: Path) -> None:
+    module, finder = LitMoE(recipe()), LearningRateFinder(num_training_steps=20)
+    trainer(4, tmp_path, limit_val_batches=0, callbacks=[finder]).fit(module)
+    assert module.lr != 1e-2
+    factor = build(module.recipe.schedule, 4)
+    assert module.logged["lr"] == pytest.approx(module.lr * factor(3))
+
+
+def test_an_optimizer_without_a_rate_has_no_lr_to_find(recipe: Make) -> None:
+    class Rateless(OptimizerSpec):
+        pass
+
+    module = LitMoE(recipe())
+    module.recipe = replace(module.recipe, optimizer=Rateless(), schedule=None)
+    with pytest.raises(AttributeError, match="lr"):
+        _ = module.lr
