@@ -69,5 +69,6 @@ from moekit.spec.kinds import OptimizerSpec as OptimizerSpec
 from moekit.spec.kinds import RouterSpec as RouterSpec
 from moekit.spec.kinds import ScheduleSpec as ScheduleSpec
 from moekit.spec.kinds import TokenizerSpec as TokenizerSpec
+from moekit.surgery import replace as replace
 
 __version__: str

@@ -27,7 +27,7 @@ OneSource = str | Path | Mapping[str, Any] | Recipe
 Source = OneSource | Sequence[OneSource]
 """What a spec can be loaded from. A ``DictConfig`` is a mapping too, a ``ListConfig`` a sequence.
 
-Lightning's command line parses by these types. ``os.PathLike`` in the place of ``Path`` would make a string of a mapping.
+Lightning's command line parses by these types. ``os.PathLike`` in the place of ``Path`` would make mappings strings.
 """
 
 

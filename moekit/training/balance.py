@@ -18,8 +18,10 @@ which does not call ``observe``, does not count.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -93,6 +95,30 @@ class BalanceStep:
             others = torch.stack([report.dropped, lost, report.routing.num_valid()])
             seen = torch.cat([report.load_E, others]).detach()
             self._counts[name] = self._counts[name] + seen if name in self._counts else seen
+
+    @contextmanager
+    def watching(self) -> Iterator[list[tuple[str, LayerReport]]]:
+        """Observes what layers report in the block, for a model that does not return it, as after ``moekit.replace``.
+
+        Leave the block before ``backward``: with activation checkpointing, layers run again there. A layer in
+        evaluation mode is not observed.
+
+        Returns:
+            A list that grows with each forward pass: the layer's name, and its report.
+        """
+        seen: list[tuple[str, LayerReport]] = []
+
+        def see(name: str, layer: nn.Module, inputs: object, output: tuple[Tensor, LayerReport]) -> None:
+            if layer.training:
+                self.observe({name: output[1]})
+                seen.append((name, output[1]))
+
+        hooks = [layer.register_forward_hook(partial(see, name)) for name, layer in self.layers.items()]
+        try:
+            yield seen
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def discard(self) -> None:
         """Resets the counts to zero, for an optimizer step that is skipped."""

@@ -42,6 +42,7 @@ from moekit.registry import build, current
 from moekit.seeds import seed_all
 from moekit.spec import load, to_plain
 from moekit.spec.loading import Source
+from moekit.spec.recipe import Recipe
 from moekit.training.balance import BalanceStep, StepLoad
 from moekit.training.build import build_model, build_seeded, check_trainable, compile_parts
 from moekit.training.data import StepLoader, ValidationShard, noise_seed
@@ -216,7 +217,7 @@ class LitMoE(L.LightningModule):
         self._set_recipe(replace(self.recipe, optimizer=replace(optimizer, lr=lr)))
         if (trainer := trainer_of(self)) is not None:
             for config in trainer.lr_scheduler_configs:  # of the callback ``LearningRateFinder``, within ``fit``
-                config.scheduler.base_lrs = [lr for _ in config.scheduler.base_lrs]  # type: ignore[union-attr]
+                config.scheduler.base_lrs = [lr for _ in config.scheduler.base_lrs]
 
     def prepare(self) -> Data:
         """Reads the recipe's data, once; ``Trainer.fit`` calls it when needed.

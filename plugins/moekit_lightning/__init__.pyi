@@ -2,6 +2,7 @@ from pathlib import Path
 
 from moekit.component import Component
 from moekit.training.run.hooks import EndedRun, StartingRun
+from moekit_lightning.attach import MoECallback as MoECallback
 from moekit_lightning.averages import EMA as EMA
 from moekit_lightning.averages import SWA as SWA
 from moekit_lightning.ddp import DDP as DDP
