@@ -27,6 +27,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
@@ -36,7 +37,7 @@ from moekit.checkpoints.reading import Handle
 from moekit.compat import trainer_of
 from moekit.contracts import Batch, Data, LossSum, Model, ModelOutput, Objective
 from moekit.distributed import is_distributed, leave_process_group_at_exit
-from moekit.errors import CheckpointError, DataError
+from moekit.errors import CheckpointError, DataError, MoekitError, Problem
 from moekit.parallel.strategy import ShardingStrategy
 from moekit.registry import build, current
 from moekit.seeds import seed_all
@@ -169,7 +170,17 @@ class LitMoE(L.LightningModule):
             self._set_model(build_model(self.recipe))
 
     def setup(self, stage: str) -> None:
-        """Has a process group destroyed before Python exits."""
+        """Has a process group destroyed before Python exits.
+
+        Raises:
+            MoekitError: the trainer's strategy shards modules in a way of its own.
+        """
+        trainer = trainer_of(self)
+        strategy = None if trainer is None else trainer.strategy
+        if isinstance(strategy, FSDPStrategy | ModelParallelStrategy | DeepSpeedStrategy):
+            what = f"LitMoE cannot train with Lightning's {type(strategy).__name__}, which does not shard its model"
+            problem = Problem(what=what, expected="ddp, or a strategy of a plugin", list_with="moekit ls strategies")
+            raise MoekitError(str(problem))
         if is_distributed():
             leave_process_group_at_exit()
 

@@ -142,7 +142,7 @@ class MoECallback(Callback):
                 name = f"{layer}.{balancer}"
                 self._offered.add(name)
                 if term.value.requires_grad:
-                    term.value.register_hook(partial(self._use, name))
+                    term.value.register_hook(partial(self._use, name))  # type: ignore[no-untyped-call]
         self.reports = []
         self._watch.close()
 

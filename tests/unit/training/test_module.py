@@ -17,12 +17,13 @@ import torch
 from fake_ranks import as_rank
 from lightning.pytorch.callbacks import LearningRateFinder
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.tuner import Tuner
 from omegaconf import OmegaConf
 from states import assert_same_tensors, tensors
 from training_helpers import trainer
 
-from moekit import DataError, MoELayer, OptimizerSpec, SpecError, build, load, to_plain
+from moekit import DataError, MoekitError, MoELayer, OptimizerSpec, SpecError, build, load, to_plain
 from moekit.checkpoints.format import map_leaves
 from moekit.checkpoints.reading import Handle
 from moekit.seeds import seed_all
@@ -465,3 +466,11 @@ def test_an_optimizer_without_a_rate_has_no_lr_to_find(recipe: Make) -> None:
     module.recipe = replace(module.recipe, optimizer=Rateless(), schedule=None)
     with pytest.raises(AttributeError, match="lr"):
         _ = module.lr
+
+
+def test_a_strategy_that_would_train_unsharded_copies_is_refused(recipe: Make) -> None:
+    """Under it, each rank would train a whole model of its own, without a word."""
+    module = LitMoE(recipe())
+    module.trainer = trainer(3, strategy=ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=1))
+    with pytest.raises(MoekitError, match="cannot train with Lightning's ModelParallelStrategy.*\n  expected ddp"):
+        module.setup("fit")
