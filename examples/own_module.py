@@ -1,13 +1,14 @@
-"""A mixture layer in your own model and LightningModule: no YAML; of moekit's training only ``BalanceStep``.
+"""A mixture layer in your own model and LightningModule: no YAML, and one line of the Trainer for balancing.
 
-Eight experts learn a function that differs in each of eight uneven regions. The selection bias balances the load while
-the loss falls. Run ``python examples/own_module.py`` (seconds on a laptop).
+Eight experts learn a function that differs in each of eight uneven regions. Look at MaxVio: the selection bias evens the
+load out while the loss falls. Run ``python examples/own_module.py`` (seconds on a laptop).
 """
 
 from __future__ import annotations
 
 import logging
 import warnings
+from statistics import mean
 
 import lightning as L
 import torch
@@ -16,9 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import moekit
-from moekit import LayerReport
-from moekit.training import BalanceStep
-from moekit.training.balance import max_violation
+from moekit_lightning import MoECallback
 
 DIM, EXPERTS, STEPS, ACCUMULATE = 32, 8, 100, 4
 
@@ -37,38 +36,40 @@ class Net(nn.Module):
         )
         self.out = nn.Linear(DIM, 1)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, LayerReport]:
+    def forward(self, x: Tensor) -> Tensor:
         h = self.inp(x)
         y, report = self.moe(h)
-        return self.out(h + y), report
+        prediction: Tensor = self.out(h + y)
+        return prediction
 
 
 class Module(L.LightningModule):
-    """Your LightningModule. It calls ``observe`` after every forward pass, and ``step`` once per optimizer step."""
+    """Your LightningModule, as it would be without a mixture, but for the balance loss."""
 
     def __init__(self) -> None:
         super().__init__()
         self.net = Net()
-        self.balance = BalanceStep(self.net)
-        self.history: list[tuple[float, float]] = []  # loss and MaxVio of each optimizer step
-        self.losses: list[float] = []
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
         x, target = batch
-        y, report = self.net(x)
-        self.balance.observe({"moe": report})
-        loss = F.mse_loss(y, target)
-        self.losses.append(loss.item())
-        return loss + report.loss()
-
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        step = self.balance.step()  # moves the bias by the load of all micro-batches and ranks
-        assert step is not None
-        self.history.append((sum(self.losses) / len(self.losses), float(max_violation(step.load_E["moe"]))))
-        self.losses.clear()
+        loss = F.mse_loss(self.net(x), target)
+        self.log("loss", loss)
+        return loss + MoECallback.loss(self)  # 0 here: a selection bias needs no loss
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.AdamW(self.parameters(), lr=1e-2)
+
+
+class History(L.Callback):
+    """Loss and MaxVio of each optimizer step."""
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[float, float]] = []
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *args: object) -> None:
+        if trainer.global_step > len(self.steps):
+            seen = trainer.callback_metrics
+            self.steps.append((float(seen["loss"]), float(seen["train/max_violation"])))
 
 
 def cases(num: int) -> TensorDataset:
@@ -80,33 +81,30 @@ def cases(num: int) -> TensorDataset:
     return TensorDataset(x, (x * slope[region]).sum(1, keepdim=True).sin())
 
 
-def mean(values: list[float]) -> float:
-    return sum(values) / len(values)
-
-
 def main() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
     L.seed_everything(0, verbose=False)
     torch.set_num_threads(1)  # tiny matrices: more threads are slower
-    module = Module()
-    loader = DataLoader(cases(STEPS * ACCUMULATE * 64), batch_size=64, shuffle=True)
+    history = History()
     trainer = L.Trainer(
         max_steps=STEPS,
         accumulate_grad_batches=ACCUMULATE,
+        callbacks=[MoECallback(), history],  # steps the bias once per optimizer step, by the load of all micro-batches
         accelerator="cpu",
+        log_every_n_steps=1,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(module, loader)
+    trainer.fit(Module(), DataLoader(cases(STEPS * ACCUMULATE * 64), batch_size=64, shuffle=True))
     print("steps        loss   MaxVio (0 is an even load)")
     for first in range(0, STEPS, STEPS // 5):
-        loss, vio = zip(*module.history[first : first + STEPS // 5], strict=True)
+        loss, vio = zip(*history.steps[first : first + STEPS // 5], strict=True)
         print(f"{first:>4} to {first + STEPS // 5:>4}  {mean(loss):.3f}  {mean(vio):.2f}")
-    (loss_0, vio_0), (loss_1, vio_1) = module.history[0], tuple(map(mean, zip(*module.history[-20:], strict=True)))
-    assert len(module.history) == STEPS, "the balancers step once per optimizer step"
+    (loss_0, vio_0), (loss_1, vio_1) = history.steps[0], tuple(map(mean, zip(*history.steps[-20:], strict=True)))
+    assert len(history.steps) == STEPS, "the balancers step once per optimizer step"
     assert loss_1 < 0.5 * loss_0 and vio_1 < 0.5 * vio_0, "loss and MaxVio should both halve at least"
 
 

@@ -472,5 +472,5 @@ def test_a_strategy_that_would_train_unsharded_copies_is_refused(recipe: Make) -
     """Under it, each rank would train a whole model of its own, without a word."""
     module = LitMoE(recipe())
     module.trainer = trainer(3, strategy=ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=1))
-    with pytest.raises(MoekitError, match="cannot train with Lightning's ModelParallelStrategy.*\n  expected ddp"):
+    with pytest.raises(MoekitError, match=r"cannot train with Lightning's ModelParallelStrategy"):
         module.setup("fit")
