@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -105,6 +105,7 @@ class LitMoE(L.LightningModule):
 
     Args:
         spec: what ``moekit.load`` takes: a recipe, its name, a file, a mapping, or an OmegaConf config.
+        overrides: ``path.to.option=value``, over the recipe.
 
     Attributes:
         recipe: the resolved recipe.
@@ -131,9 +132,9 @@ class LitMoE(L.LightningModule):
     objective: Objective
     balance: BalanceStep
 
-    def __init__(self, spec: Source) -> None:
+    def __init__(self, spec: Source, overrides: Sequence[str] = ()) -> None:
         super().__init__()
-        self._set_recipe(load(spec))
+        self._set_recipe(load(spec, overrides))
         check_trainable(self.recipe)
         self.objective = build_seeded(self.recipe.objective, self.recipe.seed)
         self.data: Data | None = None if self.recipe.data is None else build(self.recipe.data)
