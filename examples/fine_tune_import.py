@@ -1,7 +1,7 @@
 """Fine-tune a mixture that was imported from a Hugging Face folder, with a balance loss that it did not have.
 
-Look at the two losses on prose, before and after, and at MaxVio: the added balancer evens the load out. The folder is
-made on the spot, of a tiny mixture that read Python alone; put a real one in its place (``config.json`` and safetensors).
+Look at bits per byte on prose, before and after, and at MaxVio: the added balancer evens the load out. The folder is
+made on the spot, of a tiny mixture that read Python alone. Put a real one in its place: ``config.json``, safetensors.
 Run ``python examples/fine_tune_import.py`` (20 s on one core).
 """
 

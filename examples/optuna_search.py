@@ -1,8 +1,8 @@
 """Optuna searches over keys of a recipe, and ends poor trials early.
 
-Look at the trials: each is an ordinary run, named by its overrides, which ``moekit compare`` and ``moekit report`` read.
-A search over a grid needs no Optuna: ``moekit sweep``. Needs optuna. Run ``python examples/optuna_search.py`` (25 s on
-one core).
+Look at the trials: each is an ordinary run, which ``moekit compare`` and ``moekit report`` read, and its parameters are
+overrides. A grid needs no Optuna: ``moekit sweep``. Needs optuna. Run ``python examples/optuna_search.py`` (15 s on one
+core).
 """
 
 from __future__ import annotations
@@ -66,7 +66,11 @@ def main() -> None:
     for trial in study.trials:
         lr, top_k = trial.params.values()
         last = trial.intermediate_values[max(trial.intermediate_values)]
-        end = "" if trial.state == optuna.trial.TrialState.COMPLETE else f"  ended at step {max(trial.intermediate_values)}"
+        end = (
+            ""
+            if trial.state == optuna.trial.TrialState.COMPLETE
+            else f"  ended at step {max(trial.intermediate_values)}"
+        )
         print(f"{trial.number:5} {lr:8.4f}  {top_k:5}  {last:15.3f}{end}")
     print(f"best: {' '.join(f'{path}={value:.3g}' for path, value in study.best_params.items())}")
     assert 1e-3 < study.best_params["optimizer.lr"] < 1e-1, "rates at the low end learn too little in 60 steps"

@@ -1,7 +1,7 @@
 """A mixture layer in your own model and LightningModule: no YAML, and one line of the Trainer for balancing.
 
-Eight experts learn a function that differs in each of eight uneven regions. Look at MaxVio: the selection bias evens the
-load out while the loss falls. Run ``python examples/own_module.py`` (seconds on a laptop).
+Eight experts learn a function that differs in each of eight uneven regions. Look at MaxVio: the selection bias evens
+the load out while the loss falls. Run ``python examples/own_module.py`` (seconds on a laptop).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Net(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.inp(x)
-        y, report = self.moe(h)
+        y, _report = self.moe(h)
         prediction: Tensor = self.out(h + y)
         return prediction
 

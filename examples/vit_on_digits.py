@@ -107,7 +107,9 @@ def main() -> None:
     with torch.no_grad():
         vit.eval()(image)
     hook.remove()
-    table = torch.zeros(10, EXPERTS).index_put_((digit.repeat_interleave(16), chosen[0]), torch.ones(()), accumulate=True)
+    table = torch.zeros(10, EXPERTS).index_put_(
+        (digit.repeat_interleave(16), chosen[0]), torch.ones(()), accumulate=True
+    )
     share = table / table.sum(1, keepdim=True)
     print("\nshare of a digit's patches by expert (%)\ndigit " + "".join(f"{expert:5}" for expert in range(EXPERTS)))
     for number, row in enumerate(share):

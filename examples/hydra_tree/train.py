@@ -5,8 +5,8 @@
     python train.py -m router=topk,hash                      a run of each
     python train.py trainer.max_steps=40 +optimizer.lr=1e-3  any option; + for one that the tree does not have yet
 
-Look at the paths: Hydra composes the tree, moekit checks it as it checks a recipe, and each run is below Hydra's folder.
-Needs hydra-core. Each run takes 5 s on one core.
+Look at the paths: Hydra composes the tree, moekit checks it as it checks any recipe, and each run is below Hydra's
+folder. Needs hydra-core. Each run takes 5 s on one core.
 """
 
 from __future__ import annotations

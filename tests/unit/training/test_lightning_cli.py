@@ -79,7 +79,7 @@ def test_the_example_on_the_page_trains_validates_and_can_be_repeated(
 
 
 def test_help_names_the_argument_and_its_forms(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="^0$"):
+    with pytest.raises(SystemExit, match=r"^0$"):
         LightningCLI(LitMoE, args=["fit", "--help"])
     text = " ".join(capsys.readouterr().out.split())
     assert "Trains a recipe" in text
