@@ -15,7 +15,7 @@
 # ## 1. Four kinds of tokens
 #
 # A token is a point of the plane. Each quarter of the plane is a kind, with a rule of its own for what to predict. The
-# model is never told which kind a token is.
+# model is never given the kind.
 
 # %%
 import torch
@@ -189,7 +189,7 @@ for kind, row in enumerate(table_XE.long().tolist()):
 joint_XE = table_XE / table_XE.sum()
 independent_XE = joint_XE.sum(1, keepdim=True) * joint_XE.sum(0)
 bits = (joint_XE * (joint_XE / independent_XE).clamp(min=1e-12).log2()).sum()
-print(f"the expert tells {bits:.2f} bits about the kind, of 2")
+print(f"information of the expert about the kind: {bits:.2f} of 2 bits")
 
 # %% [markdown]
 # ## 8. The same as a picture

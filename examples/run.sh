@@ -1,17 +1,38 @@
 #!/usr/bin/env bash
-# Installs the example plugin, runs its tests, lists it, and trains its recipe for 20 steps. PYTHON must have moekit.
-# The plugin goes to a temporary folder; your environment does not change. Usage: examples/run.sh [PYTHON]
+# Runs every example: the plugin (installs it, runs its tests, lists it, trains its recipe for 20 steps), then the
+# scripts. All of it happens in a temporary folder; your environment does not change. A script whose packages are missing
+# is skipped; with EXAMPLES=all it fails. Usage: examples/run.sh [PYTHON], a Python that has moekit.
 set -euo pipefail
 
-python=${1:-python}
-plugin=$(cd "$(dirname "$0")" && pwd)/moekit-expert-choice
+python=$(command -v "${1:-python}")
+here=$(cd "$(dirname "$0")" && pwd)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-cp -r "$plugin" "$work/plugin" # building leaves nothing behind in the tree
+example() { # modules that it needs, separated by commas; script and arguments
+    local needs=$1
+    shift
+    printf '\n-- examples/%s\n' "$*"
+    if [ "${EXAMPLES:-}" != all ] && ! "$python" -c "import $needs" 2>/dev/null; then
+        echo "skipped: it needs $needs: pip install -e '.[examples]'"
+        return
+    fi
+    (cd "$work" && "$python" "$here/$@")
+}
+
+example moekit own_module.py
+example sklearn vit_on_digits.py
+example moekit fine_tune_import.py
+example moekit notebook.py
+example optuna optuna_search.py
+example hydra hydra_tree/train.py -m router=topk,hash balancers=none hydra.sweep.dir="$work/hydra"
+example jsonargparse lightning_cli/train.py fit --config "$here/lightning_cli/fit.yaml"
+example jsonargparse lightning_cli/train.py validate --config "$here/lightning_cli/fit.yaml" --ckpt_path checkpoints/best.ckpt
+
+printf '\n-- examples/moekit-expert-choice\n'
+cp -r "$here/moekit-expert-choice" "$work/plugin" # building leaves nothing behind in the tree
 "$python" -m pip install -q --disable-pip-version-check --no-deps --target "$work/site" "$work/plugin"
 export PYTHONPATH="$work/site${PYTHONPATH:+:$PYTHONPATH}" MOEKIT_STRICT_PLUGINS=1
-
 cd "$work/plugin"
 "$python" -m pytest -q -p no:cacheprovider
 "$python" -m moekit plugins | grep expert_choice

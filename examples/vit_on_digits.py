@@ -1,7 +1,7 @@
 """A small Vision Transformer reads 1,797 handwritten digits; ``moekit.replace`` makes its feed-forward layers mixtures.
 
-Look at the last table: which of the last layer's experts got the patches of which digit. Nobody told the router what a
-digit is. Needs scikit-learn, which brings the digits. Run ``python examples/vit_on_digits.py`` (20 s on one core).
+Look at the last table: which of the last layer's experts got the patches of which digit. The router is never given the
+digit. Needs scikit-learn, which brings the digits. Run ``python examples/vit_on_digits.py`` (20 s on one core).
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def main() -> None:
     joint = table / table.sum()
     independent = joint.sum(1, keepdim=True) * joint.sum(0)
     bits = float((joint * (joint / independent).clamp(min=1e-12).log2()).sum())
-    print(f"\nthe expert tells {bits:.2f} bits about the digit, of 3.32")
+    print(f"\ninformation of the expert about the digit: {bits:.2f} of 3.32 bits")
     assert accuracy > 0.9, "most held-out digits should be read"
 
 

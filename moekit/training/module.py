@@ -180,7 +180,7 @@ class LitMoE(L.LightningModule):
         strategy = None if trainer is None else trainer.strategy
         if isinstance(strategy, FSDPStrategy | ModelParallelStrategy | DeepSpeedStrategy):
             what = f"LitMoE cannot train with Lightning's {type(strategy).__name__}, which does not shard its model"
-            problem = Problem(what=what, expected="ddp, or a strategy of a plugin", list_with="moekit ls strategies")
+            problem = Problem(what=what, expected="no strategy, or one of a plugin", list_with="moekit ls strategies")
             raise MoekitError(str(problem))
         if is_distributed():
             leave_process_group_at_exit()
@@ -225,6 +225,7 @@ class LitMoE(L.LightningModule):
 
     @lr.setter
     def lr(self, lr: float) -> None:
+        """Sets it in the recipe, and in the schedule of a training that runs."""
         optimizer: Any = self.recipe.optimizer
         self._set_recipe(replace(self.recipe, optimizer=replace(optimizer, lr=lr)))
         if (trainer := trainer_of(self)) is not None:

@@ -209,15 +209,15 @@ class Reentrant(Own):
 
 
 @pytest.mark.parametrize("module", [Forgets, Reentrant])
-def test_a_balance_loss_that_no_backward_pass_uses_is_told_once(module: Callable[[], Own]) -> None:
+def test_a_balance_loss_that_no_backward_pass_uses_is_reported_once(module: Callable[[], Own]) -> None:
     expected = r"no backward pass of this optimizer step used the balance losses net\.moe\.sequence; add MoECallback"
-    with pytest.warns(UserWarning, match=expected) as told:
+    with pytest.warns(UserWarning, match=expected) as warned:
         fit(module(), cases(24, 8), 1, MoECallback())
-    assert len([w for w in told if "balance losses" in str(w.message)]) == 1
+    assert len([w for w in warned if "balance losses" in str(w.message)]) == 1
 
 
 @pytest.mark.parametrize("module", [Own, AddsByHand])
-def test_a_balance_loss_that_is_used_is_not_told(module: Callable[[], Own]) -> None:
+def test_a_balance_loss_that_is_used_is_not_reported(module: Callable[[], Own]) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("error", ".*balance losses")
         fit(module(), cases(24, 8), 1, MoECallback())

@@ -87,6 +87,6 @@ def test_help_names_the_argument_and_its_forms(capsys: pytest.CaptureFixture[str
     assert "--model.spec SPEC" in text and "what ``moekit.load`` takes: a recipe, its name, a file, a mapping" in text
 
 
-def test_a_mistake_in_the_recipe_is_told_as_everywhere(folder: Path) -> None:
+def test_a_mistake_in_the_recipe_is_reported_as_everywhere(folder: Path) -> None:
     with pytest.raises(ValueError, match="did you mean 'lr'"):
         cli("--model.spec=jacobs1991", "--model.overrides=[optimizer.lrr=3]")
