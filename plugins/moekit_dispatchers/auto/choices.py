@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +29,20 @@ class Choices:
 
     Args:
         user: the user's file; None for none.
+
+    Attributes:
+        chosen: what followed from times, and why, by all that a choice depends on: a call looks it up in microseconds.
     """
 
     def __init__(self, user: Path | None) -> None:
         self.user = user
         self.run: Path | None = None
         self.known: dict[str, dict[str, Times]] = {}
+        self.chosen: dict[Hashable, tuple[str, str]] = {}
 
     def follow(self, run: Path | None) -> None:
         """From now on takes times from this file of a run first, and adds what is used to it. None for no run."""
-        self.run, self.known = run, {}
+        self.run, self.known, self.chosen = run, {}, {}
 
     def get(self, machine: str, size: str) -> Times | None:
         """The times of a size on a machine; None if they have not been measured."""

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 import moekit
 from moekit.compat import is_observed
 from moekit.contracts import Dispatched, Dispatcher, ExpertBank, LayerDims, StandardForm
-from moekit.routing import Pairs, Routing, Soft, pairs_of
+from moekit.routing import Routing, Soft, gates_of
 from moekit_dispatchers.auto import Auto
-from moekit_dispatchers.auto.choices import CHOICES
-from moekit_dispatchers.auto.timing import size_of, time_dispatchers
+from moekit_dispatchers.auto.choices import CHOICES, Times
+from moekit_dispatchers.auto.timing import Size, size_of, time_dispatchers
 from moekit_dispatchers.fused import Fused
 from moekit_dispatchers.fused.module import FusedDispatcher
 from moekit_dispatchers.fused.module import why_not as why_not_fused
@@ -82,23 +82,29 @@ class AutoDispatcher(Dispatcher):
         form = experts.standard_form()
         if form is None:
             return "grouped", f"{type(experts).__name__} has no standard form"
-        pairs = pairs_of(routing)
-        if are_few(pairs, routing.num_experts):
+        N = gates_of(routing).numel()
+        if are_few(N, routing.num_experts, x_TD.device):
             return "grouped", "it has a path for a few pairs without gradients"
         cannot = self._cannot(x_TD, form)
         if set(LEAST_SAVED_FIRST) - set(cannot) == {"grouped"}:
             return "grouped", "; ".join(f"'{name}' cannot: {why}" for name, why in cannot.items())
         if why_fixed := self._why_fixed(x_TD, form):
-            name, reason = by_rule(x_TD, pairs, routing.num_experts, form, cannot)
+            name, reason = by_rule(x_TD, N, routing.num_experts, form, cannot)
             return name, f"{reason} (by the fixed rule: {why_fixed})"
-        times = self._times(x_TD, pairs, routing.num_experts, form, cannot)
-        if not times:
-            return "grouped", "no dispatcher could be timed"
-        enough = CLEARLY * min(times.values())
-        name = next(name for name in LEAST_SAVED_FIRST if times.get(name, float("inf")) <= enough)
-        return name, "measured: " + ", ".join(
-            f"{each} {times[each]:g} ms" for each in sorted(times, key=times.__getitem__)
-        )
+        size = size_of(x_TD.shape[0], N, routing.num_experts)
+        grad = torch.is_grad_enabled() and (x_TD.requires_grad or form.w_in_EHD.requires_grad)
+        device = x_TD.device.type
+        autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        widths = (x_TD.shape[1], form.w_in_EHD.shape[1], form.w_out_EOH.shape[1])
+        threads = torch.get_num_threads()
+        key = (x_TD.device, threads, size, widths, form.activation, x_TD.dtype, autocast, grad, self.spec.save, *cannot)
+        if key not in CHOICES.chosen:
+            text = (
+                f"{size.text} in={widths[0]} first={widths[1]} out={widths[2]} activation={form.activation} "
+                f"gated={form.gated} dtype={x_TD.dtype} autocast={autocast} grad={grad} save={self.spec.save}"
+            )
+            CHOICES.chosen[key] = fastest(self._times(text, x_TD, form, size, grad, cannot))
+        return CHOICES.chosen[key]
 
     def _cannot(self, x_TD: Tensor, form: StandardForm) -> dict[str, str]:
         """Why dispatchers cannot take these tokens and weights; those that can are missing."""
@@ -127,19 +133,9 @@ class AutoDispatcher(Dispatcher):
         return "a CUDA graph is being captured" if capturing else ""
 
     def _times(
-        self, x_TD: Tensor, pairs: Pairs, num_experts: int, form: StandardForm, cannot: Mapping[str, str]
-    ) -> Mapping[str, float]:
+        self, text: str, x_TD: Tensor, form: StandardForm, size: Size, grad: bool, cannot: Mapping[str, str]
+    ) -> Times:
         """Milliseconds of the dispatchers that can take such calls, measured now if they are unknown."""
-        size = size_of(x_TD.shape[0], pairs.expert_N.shape[0], num_experts)
-        grad = torch.is_grad_enabled() and (x_TD.requires_grad or form.w_in_EHD.requires_grad)
-        device = x_TD.device.type
-        autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        facts = {
-            "rows": size.rows, "experts": size.experts, "top_k": size.top_k, "in": x_TD.shape[1],
-            "first": form.w_in_EHD.shape[1], "out": form.w_out_EOH.shape[1], "activation": form.activation,
-            "gated": form.gated, "dtype": x_TD.dtype, "autocast": autocast, "grad": grad, "save": self.spec.save,
-        }  # fmt: skip
-        text = " ".join(f"{name}={value}" for name, value in facts.items())
         machine = machine_of(x_TD.device)
         known = CHOICES.get(machine, text)
         if known is None:
@@ -149,13 +145,19 @@ class AutoDispatcher(Dispatcher):
         return {name: taken for name, taken in known.items() if name in LEAST_SAVED_FIRST and name not in cannot}
 
 
-def by_rule(
-    x_TD: Tensor, pairs: Pairs, num_experts: int, form: StandardForm, cannot: Mapping[str, str]
-) -> tuple[str, str]:
-    """The dispatcher that the fixed rule chooses for these pairs, and why."""
+def fastest(times: Times) -> tuple[str, str]:
+    """Of dispatchers that are about as fast as the fastest, that which saves least for backward; and why."""
+    if not times:
+        return "grouped", "no dispatcher could be timed"
+    enough = CLEARLY * min(times.values())
+    name = next(name for name in LEAST_SAVED_FIRST if times.get(name, float("inf")) <= enough)
+    return name, "measured: " + ", ".join(f"{each} {times[each]:g} ms" for each in sorted(times, key=times.__getitem__))
+
+
+def by_rule(x_TD: Tensor, N: int, num_experts: int, form: StandardForm, cannot: Mapping[str, str]) -> tuple[str, str]:
+    """The dispatcher that the fixed rule chooses for N pairs, and why."""
     if x_TD.device.type != "cpu":
         return "grouped", f"'triton' has not been timed on {x_TD.device.type}"
-    N = pairs.expert_N.shape[0]
     rows, first = N // num_experts, form.w_in_EHD.shape[1]
     numbers = N * (x_TD.shape[1] + first + form.w_out_EOH.shape[2] + form.w_out_EOH.shape[1])
     work = rows * form.w_in_EHD[0].numel()

@@ -17,11 +17,15 @@ from moekit.contracts.layer import Groups
 from moekit.routing import TokenChoice
 from moekit_dispatchers.auto.choices import Times
 
-ROUNDS = 3
-"""Timed rounds of every dispatcher, after one that does not count. All take turns, so that a busy moment hits all."""
+ROUNDS = (3, 40)
+"""At least and at most so many rounds; every dispatcher runs once in each, so that a busy moment hits all alike. The
+best round counts, because other processes only lengthen a round. The first one does not count."""
 
-HOPELESS = 2.0
-"""A dispatcher that takes this many times the shortest first round is not timed further."""
+SECONDS = 0.25
+"""No round begins after this time but the least."""
+
+HOPELESS = 3.0
+"""After the least rounds, a dispatcher that takes this many times the shortest time is not timed further."""
 
 MOST_WORK = 1 << 27
 """Multiply-adds of the first product beyond which fewer experts are timed, each with as many rows."""
@@ -46,6 +50,11 @@ class Size(NamedTuple):
     rows: int
     experts: int
     top_k: int
+
+    @property
+    def text(self) -> str:
+        """As it is in a file."""
+        return f"rows={self.rows} experts={self.experts} top_k={self.top_k}"
 
 
 def size_of(num_tokens: int, num_pairs: int, num_experts: int) -> Size:
@@ -113,14 +122,21 @@ def time_dispatchers(
         _wait_for(x_TD)
         return time.perf_counter() - start
 
-    first: dict[str, float] = {}
+    able = {}
     for name, dispatcher in dispatchers.items():
         with suppress(Exception):  # of a kernel that this device lacks, or its memory: the others are timed
-            first[name] = seconds(dispatcher)
-    left = [name for name, taken in first.items() if taken <= HOPELESS * min(first.values())]
-    rounds = [{name: seconds(dispatchers[name]) for name in left} for _ in range(ROUNDS)]
-    best = {name: min(taken[name] for taken in rounds) for name in left}
-    return {name: round(1000 * taken, 4) for name, taken in {**first, **best}.items()}
+            seconds(dispatcher)
+            able[name] = dispatcher
+    best = dict.fromkeys(able, float("inf"))
+    start, (least, most) = time.perf_counter(), ROUNDS
+    for n in range(most):
+        if n >= least:
+            able = {name: able[name] for name in able if best[name] <= HOPELESS * min(best.values())}
+            if len(able) < 2 or time.perf_counter() - start > SECONDS:
+                break
+        for name, dispatcher in able.items():
+            best[name] = min(best[name], seconds(dispatcher))
+    return {name: round(1000 * taken, 4) for name, taken in best.items()}
 
 
 def _sample(x_TD: Tensor, rows: int, E: int, K: int, *, grad: bool) -> tuple[Tensor, TokenChoice]:
