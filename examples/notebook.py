@@ -113,7 +113,7 @@ with torch.no_grad():
     same.experts.b_EO.copy_(torch.stack([expert.bias for expert in mixture.experts]))
     y_TO, report = same(x_TD)
     print("equal:", torch.allclose(y_TO, mixture(x_TD), atol=1e-6))
-same
+print(same.extra_repr())
 
 # %% [markdown]
 # ## 5. What the layer says of itself
@@ -231,4 +231,4 @@ for name, balancers in (("alone", {}), ("with a bias", {"bias": {"use": "sign_bi
 # draws the table of cell 7 for every layer: [Seeing experts](seeing_experts.md).
 
 # %%
-moekit.layer("deepseek_v3", dim=64)
+print(moekit.layer("deepseek_v3", dim=64).extra_repr())

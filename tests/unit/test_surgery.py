@@ -62,7 +62,7 @@ def test_a_vit_gets_mixtures_by_glob_and_computes_what_their_parts_compute() -> 
         block = with_identity.get_submodule(name.rpartition(".")[0])
         block.mlp = nn.Identity()
         block.mlp.forward = lambda x, moe=moe: moe(x)[0]  # type: ignore[method-assign]
-    assert torch.equal(model(images), with_identity(images))
+    assert torch.allclose(model(images), with_identity(images), atol=1e-5)  # ``auto`` may choose another dispatcher
     model(images).square().mean().backward()
     assert all(p.grad is not None for moe in replaced.values() for p in moe.parameters())
 
