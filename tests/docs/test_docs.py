@@ -136,6 +136,24 @@ def test_every_relative_link_of_a_page_names_an_existing_file(page: Path) -> Non
     assert not missing, f"{page.name} links to {missing}"
 
 
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub and the site give to the headings of a page; a repeated heading has a number."""
+    found: dict[str, int] = {}
+    for heading in re.findall(r"^#+ +(.+?) *$", prose(page), re.MULTILINE):
+        name = re.sub(r"\]\([^)]*\)", "", heading).lower()
+        name = re.sub(r"[^\w\- ]", "", name).replace(" ", "-")
+        found[name] = found.get(name, -1) + 1
+    return {f"{name}-{i}" if i else name for name, count in found.items() for i in range(count + 1)}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_anchor_that_a_page_links_to_is_a_heading(page: Path) -> None:
+    links = [target.partition("#") for target in re.findall(r"\]\(([^)\s]+#[^)\s]+)\)", prose(page))]
+    here = [(page.parent / path if path else page, anchor) for path, _, anchor in links if not path.startswith("http")]
+    dead = [f"{target.name}#{anchor}" for target, anchor in here if anchor not in anchors(target)]
+    assert not dead, f"{page.name} links to {dead}"
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_path_in_backticks_exists(page: Path) -> None:
     paths = re.findall(r"`((?:moekit|plugins|tests|docs|benchmarks|examples)/[\w./-]*)`", prose(page))
