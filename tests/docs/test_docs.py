@@ -30,11 +30,11 @@ import pytest
 import yaml
 from fake_plugins import install_project
 
-from moekit import hookspecs, registry
+from moekit import __version__, hookspecs, load, registry
 from moekit.cli import main
 from moekit.plugin import HOOKS
 from moekit.registry import current
-from moekit.spec import validate
+from moekit.spec import to_plain, validate
 from moekit_testing.checks.router import check_padding_nan
 
 TOP = Path(__file__).parents[2]
@@ -207,3 +207,30 @@ def test_the_page_of_hooks_has_each_with_its_arguments_and_what_hookspecs_says_o
         assert " ".join((spec.__doc__ or "").split()) in quoted, f"{name} is described otherwise in hookspecs.py"
         section = page.split(f"### `{name}(")[1].split("\n### ")[0]
         assert f"def {name}(" in section, f"no example of {name}"
+
+
+def test_every_key_of_the_troubleshooting_page_loads_in_its_recipe() -> None:
+    page = (TOP / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([^`]+)` \| `(\w+)` \|", page, re.MULTILINE)
+    assert len(rows) > 40
+    for override, recipe in rows:
+        load(recipe, [override])
+
+
+def test_the_page_on_citing_has_the_version_of_the_package() -> None:
+    assert f"version = {{{__version__}}}" in (TOP / "docs" / "cite.md").read_text(encoding="utf-8")
+    assert f"version: {__version__}\n" in (TOP / "CITATION.cff").read_text(encoding="utf-8")
+
+
+def test_every_option_that_replaces_one_of_another_library_exists() -> None:
+    page = TOP / "docs" / "migration.md"
+    trees = [to_plain(load(name)) for name in ("deepseek_v3", "switch")]
+    paths = re.findall(r"`((?:model|trainer)(?:\.\w+)+)`", prose(page))
+    assert len(paths) > 30
+    for path in paths:
+        assert any(has_path(tree, path.split(".")) for tree in trees), path
+
+
+def has_path(tree: object, path: list[str]) -> bool:
+    """Whether nested dicts have a path."""
+    return not path or (isinstance(tree, dict) and path[0] in tree and has_path(tree[path[0]], path[1:]))
