@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from moekit.cli.core import VERBS
+from moekit.cli.plugins import offers
 from moekit.cli.show import capabilities, option_rows, slot_rows
 from moekit.cli.verbs import find, module_of, parser_of
 from moekit.component import Component, Kind, RecipeFile, Verb, import_string
@@ -145,8 +146,8 @@ def commands_page() -> str:
 COMMANDS = """\
 # Commands
 
-Every verb of `moekit`. `python docs/make_reference.py` generates this page; `moekit VERB --help` prints the same. A verb
-that takes a recipe also takes overrides, `path.of.option=value`, in any place.
+Every verb of `moekit`. `python docs/make_reference.py` generates this page; `moekit VERB --help` prints the same. A
+verb that takes a recipe also takes overrides, `path.of.option=value`, in any place.
 
 The exit code is 0 after success, 1 if something failed that the verb checks, 2 after a mistake, whose reason is
 printed, and 130 after Ctrl-C.
@@ -238,6 +239,48 @@ def recipe_row(recipe: RecipeFile) -> list[str]:
     return [f"`{recipe.name}`", recipe.plugin, load(recipe.name).summary]
 
 
+# Directory of plugins
+
+
+def directory_page() -> str:
+    """The plugins of plugins.toml, and moekit's own."""
+    listed = tomllib.loads((DOCS / "plugins.toml").read_text(encoding="utf-8"))["plugin"]
+    others = [
+        [f"[`{one['package']}`]({home(one['home'])})", ", ".join(one["offers"]), one["summary"], f"`{one['moekit']}`"]
+        for one in listed
+    ]
+    registry = current()
+    own = [[f"`{plugin.name}`", f"`{plugin.module}`", offers(registry, plugin)] for plugin in registry.plugins]
+    return DIRECTORY.format(
+        others=table(["package", "offers", "what it adds", "moekit"], others),
+        own=table(["plugin", "module", "offers"], own),
+    )
+
+
+DIRECTORY = """\
+# Directory of plugins
+
+`pip install PACKAGE` makes what a plugin offers available by name: `moekit plugins` lists it, `use:` uses it.
+
+## Packages of others
+
+{others}
+To add yours, add an entry to `docs/plugins.toml`. It is listed if it installs, `moekit check` passes, and its page says
+what it adds and which paper it comes from. A listing is no review: a plugin is code that runs with your rights.
+`moekit new router my_router` writes the package; see [writing a plugin](writing_a_plugin.md).
+
+## In moekit
+
+The same mechanism provides everything that moekit itself has:
+
+{own}"""
+
+
+def home(where: str) -> str:
+    """The address of a plugin's source; a folder of this repository is seen from the page."""
+    return where if where.startswith("https://") else f"../{where}"
+
+
 # Blocks
 
 
@@ -265,6 +308,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "components.md": components_page,
     "commands.md": commands_page,
     "recipes.md": recipes_page,
+    "plugin_directory.md": directory_page,
 }
 BLOCKS: dict[str, Callable[[int], str]] = {"extras": extras}
 FILLED = ("install.md", "install.zh.md")

@@ -66,3 +66,13 @@ def test_every_recipe_is_listed() -> None:
 def test_every_extra_is_listed_with_what_it_is_for() -> None:
     project = tomllib.loads((TOP / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert list(make_reference.EXTRAS) == list(project["optional-dependencies"])
+
+
+def test_every_listed_plugin_says_where_it_is_and_what_it_offers() -> None:
+    listed = tomllib.loads((DOCS / "plugins.toml").read_text(encoding="utf-8"))["plugin"]
+    assert [one["package"] for one in listed] == sorted({one["package"] for one in listed}) != []
+    for one in listed:
+        assert set(one) == {"package", "home", "offers", "summary", "moekit"}
+        assert set(one["offers"]) <= {*current().kinds, "recipe", "verb", "hook"}, one["package"]
+        assert one["home"].startswith("https://") or (TOP / one["home"] / "pyproject.toml").is_file()
+        assert one["package"] in stored("plugin_directory.md")
