@@ -32,6 +32,7 @@ from fake_plugins import install_project
 
 from moekit import __version__, hookspecs, load, registry
 from moekit.cli import main
+from moekit.cli.verbs import find, parser_of
 from moekit.plugin import HOOKS
 from moekit.registry import current
 from moekit.spec import to_plain, validate
@@ -234,3 +235,25 @@ def test_every_option_that_replaces_one_of_another_library_exists() -> None:
 def has_path(tree: object, path: list[str]) -> bool:
     """Whether nested dicts have a path."""
     return not path or (isinstance(tree, dict) and path[0] in tree and has_path(tree[path[0]], path[1:]))
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    """The commands of moekit in the ``bash`` blocks of a page, which are not run."""
+    for block in blocks(page):
+        if block.language == "bash" and not block.text.startswith("#!"):
+            for line in block.text.replace("\\\n", " ").splitlines():
+                for command in re.split(r" (?:&&|\|) ", line):
+                    words = shlex.split(command, comments=True)
+                    if words[:1] == ["moekit"]:
+                        yield words[1:]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_that_is_not_run_has_valid_arguments(page: Path) -> None:
+    recipes = {recipe.name for recipe in current().recipes}
+    for verb, *argv in commands(page):
+        if verb.startswith("-"):
+            continue
+        parser_of(find(verb)).parse_intermixed_args(argv)  # raises MoekitError
+        if verb == "train" and argv and argv[0] in recipes:
+            load(argv[0], [word for word in argv[1:] if re.match(r"[\w.]+=", word)])
