@@ -185,14 +185,9 @@ def main() -> None:
             (BUILD / "en" / page).write_text(api_page(Path(page).stem), encoding="utf-8")
     for language in CONFIGS:
         shutil.copytree(DOCS / "images", BUILD / language / "images")
-        (BUILD / language / "site.css").write_text(STYLE, encoding="utf-8")
+        shutil.copyfile(DOCS / "site.css", BUILD / language / "site.css")
     print(f"{len(known)} pages in {BUILD.relative_to(TOP)}")
 
-
-STYLE = """\
-.formula { overflow-x: auto; margin: 1em 0; }
-.md-typeset table:not([class]) { font-size: 0.64rem; }
-"""
 
 if __name__ == "__main__":
     main()
