@@ -1,6 +1,6 @@
 """Pages in two languages: the same code, headings, tables and figures, and components that exist under their names.
 
-``test_docs.py`` runs their blocks in both languages.
+``test_docs.py`` runs the blocks of the English pages.
 """
 
 from __future__ import annotations
