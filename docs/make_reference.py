@@ -84,7 +84,7 @@ COMPONENTS = """\
 Every component of moekit, by kind, with its options. `python docs/make_reference.py` generates this page. `moekit show
 NAME` prints the same, also of plugins that you installed; `moekit ls KIND` lists their names.
 
-A component is named in a recipe by `use:`, with its options beside it: `router: {use: topk, top_k: 2}`. An option
+A component is named in a recipe by `use:`, together with its options: `router: {use: topk, top_k: 2}`. An option
 without a default is *required*. *Capabilities* are facts that composition and the conformance kit read.
 
 """
@@ -266,7 +266,7 @@ DIRECTORY = """\
 
 {others}
 To add yours, add an entry to `docs/plugins.toml`. It is listed if it installs, `moekit check` passes, and its page says
-what it adds and which paper it comes from. A listing is no review: a plugin is code that runs with your rights.
+what it adds and which paper it comes from. A listed plugin was not reviewed: a plugin is code that runs with your rights.
 `moekit new router my_router` writes the package; see [writing a plugin](writing_a_plugin.md).
 
 ## In moekit
