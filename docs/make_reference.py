@@ -266,7 +266,7 @@ DIRECTORY = """\
 
 {others}
 To add yours, add an entry to `docs/plugins.toml`. It is listed if it installs, `moekit check` passes, and its page says
-what it adds and which paper it comes from. A listed plugin was not reviewed: a plugin is code that runs with your rights.
+what it adds and which paper it comes from. A listed plugin was not reviewed: it is code that runs with your rights.
 `moekit new router my_router` writes the package; see [writing a plugin](writing_a_plugin.md).
 
 ## In moekit
