@@ -1,8 +1,8 @@
-"""What the test suite was run on: recorded from a run, written into README and the package, and checked by CI.
+"""What the test suite was run on: recorded from a run, written into a page and the package, and checked by CI.
 
     python .ci/tested.py record report.xml cell.json     # in the environment that was tested
-    python .ci/tested.py write cell.json ...             # into moekit/tested.json and README's table
-    python .ci/tested.py check cell.json ...             # fails where README or tested.json claim something else
+    python .ci/tested.py write cell.json ...             # into moekit/tested.json and docs/install.md
+    python .ci/tested.py check cell.json ...             # fails where one of them claims something else
 
 A cell is one environment: its Python, the versions of the packages below, and how many tests passed and failed.
 """
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-TESTED, README = ROOT / "moekit" / "tested.json", ROOT / "README.md"
+TESTED, PAGE = ROOT / "moekit" / "tested.json", ROOT / "docs" / "install.md"
 PACKAGES = ("torch", "lightning", "omegaconf", "pluggy", "numpy", "triton")
 BLOCK = re.compile(r"(<!-- tested: .*? -->\n).*?(<!-- /tested -->)", re.DOTALL)
 Cell = dict[str, Any]
@@ -47,7 +47,7 @@ def key(cell: Cell) -> tuple[tuple[int, ...], ...]:
 
 
 def table(cells: list[Cell]) -> str:
-    """README's table."""
+    """The page's table."""
     names = ("python", *PACKAGES)
     rows = [[cell[name] or "" for name in names] + [f"{cell['passed']:,}"] for cell in cells]
     lines = [["Python", *PACKAGES, "tests passed"], ["---"] * (len(names) + 1), *rows]
@@ -55,24 +55,24 @@ def table(cells: list[Cell]) -> str:
 
 
 def write(new: list[Cell]) -> None:
-    """Replaces the cells of the same Python and torch, and README's table."""
+    """Replaces the cells of the same Python and torch, and the page's table."""
     known = json.loads(TESTED.read_text(encoding="utf-8")) if TESTED.is_file() else []
     by_key = {key(cell): cell for cell in [*known, *new]}
     cells = [by_key[each] for each in sorted(by_key)]
     rows = ",\n".join(f"  {json.dumps(cell)}" for cell in cells)
     TESTED.write_text(f"[\n{rows}\n]\n", encoding="utf-8")
-    text = README.read_text(encoding="utf-8")
-    README.write_text(BLOCK.sub(lambda match: match[1] + table(cells) + match[2], text), encoding="utf-8")
+    text = PAGE.read_text(encoding="utf-8")
+    PAGE.write_text(BLOCK.sub(lambda match: match[1] + table(cells) + match[2], text), encoding="utf-8")
 
 
 def check(new: list[Cell]) -> str:
     """What is wrong: an environment that was just tested and is not in the table; a table that is not the file's."""
     cells = json.loads(TESTED.read_text(encoding="utf-8"))
     missing = [cell for cell in new if key(cell) not in {key(each) for each in cells}]
-    block = BLOCK.search(README.read_text(encoding="utf-8"))
+    block = BLOCK.search(PAGE.read_text(encoding="utf-8"))
     faults = [f"Python {c['python']} with torch {c['torch']} is not in moekit/tested.json" for c in missing]
     if block is None or block[0] != block[1] + table(cells) + block[2]:
-        faults.append("README's table is not that of moekit/tested.json")
+        faults.append("the table of docs/install.md is not that of moekit/tested.json")
     faults += [f"Python {c['python']} with torch {c['torch']}: {c['failed']} tests failed" for c in new if c["failed"]]
     return "\n".join(faults)
 

@@ -65,7 +65,7 @@ def train(name: str, out: Path, extra: list[str]) -> dict[str, Any]:
 
 
 def copy_plots(run: Path) -> None:
-    """Copies the plots of one run to docs/images, for README: the figures next to them are of the same run."""
+    """Copies the plots of one run to docs/images, for docs/first_run.md: of the run whose figures README has."""
     for name in ("loss.png", "load.png"):
         shutil.copyfile(run / name, ROOT / "docs" / "images" / name)
 

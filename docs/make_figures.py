@@ -19,7 +19,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyBboxPatch
+from matplotlib.patches import FancyBboxPatch, Rectangle
 
 DOCS = Path(__file__).parent
 IMAGES, PAGE = DOCS / "images", DOCS / "by_hand.md"
@@ -177,6 +177,61 @@ def dispatch(figure: Figure, theme: Theme) -> None:
         parallel.arrow((token + 1, 3.35), (home[expert], 1.05), faint=not crosses)
 
 
+def forms(figure: Figure, theme: Theme) -> None:
+    """Six tokens (rows) and four experts (columns): the pairs of each form of routing, shaded by their gates."""
+    tenths = {  # of a gate; a row is a token
+        "token_choice": ("7030", "0640", "8002", "0055", "6400", "0091"),
+        "expert_choice": ("7030", "0641", "8002", "0000", "6400", "0191"),
+        "soft": ("7171", "1111", "7171", "1111", "7171", "1111"),
+    }
+    chosen = {
+        name: {(t, e): int(gate) / 10 for t, row in enumerate(rows) for e, gate in enumerate(row) if gate != "0"}
+        for name, rows in tenths.items()
+    }
+    for axes, (name, gates) in zip(plain(figure, (1, 3), (9, 3.2)), chosen.items(), strict=True):
+        sketch = Sketch(axes, theme)
+        axes.set(xlim=(-1, 4.2), ylim=(7.2, -0.3))
+        axes.set_title(name, family="monospace", fontsize=10, color=theme.ink)
+        for (token, expert), gate in gates.items():
+            look = {"facecolor": theme.experts[0], "alpha": 0.25 + 0.75 * gate, "edgecolor": "none"}
+            axes.add_patch(Rectangle((expert, token), 1, 1, **look))
+        for i in range(7):
+            axes.plot([0, 4], [i, i], color=theme.faint, linewidth=0.6)
+        for i in range(5):
+            axes.plot([i, i], [0, 6], color=theme.faint, linewidth=0.6)
+        for token in range(6):
+            sketch.text(-0.5, token + 0.5, f"$x_{token + 1}$")
+        for expert in range(4):
+            count = sum(pair[1] == expert for pair in gates)
+            sketch.text(expert + 0.5, 6.5, f"$E_{expert + 1}$")
+            sketch.text(expert + 0.5, 7.0, f"$c={count}$", 7)
+
+
+def spec(figure: Figure, theme: Theme) -> None:
+    """From YAML to a layer: the registry says what the names in a recipe mean; each spec is built."""
+    (sketch,) = (Sketch(axes, theme) for axes in plain(figure, (1, 1), (9.5, 3.0)))
+    sketch.axes.set(xlim=(0, 13), ylim=(0, 4))
+    sketch.box(1.6, 2.6, "deepseek_v3.yaml\nkey=value", size=(2.6, 1.0))
+    sketch.box(5.0, 2.6, "Recipe", theme.experts[1], (1.6, 0.8))
+    for i, (one, made) in enumerate(
+        (("TopK", "TopKRouter"), ("Glu", "GluExperts"), ("Auto", "AutoDispatcher"), ("SignBias", "SignBiasBalancer"))
+    ):
+        y = 3.65 - 0.72 * i
+        sketch.box(7.4, y, one, theme.experts[1], (1.5, 0.52))
+        sketch.box(10.1, y, made, theme.experts[0], (2.4, 0.52))
+        sketch.arrow((5.8, 2.6), (6.65, y))
+        sketch.arrow((8.15, y), (8.9, y))
+        sketch.arrow((11.3, y), (11.75, 2.6))
+    sketch.box(12.35, 2.6, "MoELayer", theme.experts[0], (1.2, 0.8))
+    sketch.arrow((2.9, 2.6), (4.2, 2.6))
+    sketch.text(3.5, 2.85, "load", 8)
+    sketch.text(8.5, 3.95, "build", 8)
+    sketch.box(1.6, 0.6, "moekit_components()", size=(2.9, 0.6))
+    sketch.box(5.0, 0.6, "registry", theme.experts[2], (1.6, 0.6))
+    sketch.arrow((3.05, 0.6), (4.2, 0.6))
+    sketch.arrow((5.0, 0.9), (5.0, 2.2))
+
+
 def plain(figure: Figure, grid: tuple[int, int], size: tuple[float, float]) -> Sequence[Axes]:
     """Axes without frames; the figure has a transparent background."""
     figure.set_size_inches(*size)
@@ -188,7 +243,12 @@ def plain(figure: Figure, grid: tuple[int, int], size: tuple[float, float]) -> S
     return axes
 
 
-DRAWINGS: dict[str, Callable[[Figure, Theme], None]] = {"layer": layer, "dispatch": dispatch}
+DRAWINGS: dict[str, Callable[[Figure, Theme], None]] = {
+    "layer": layer,
+    "dispatch": dispatch,
+    "forms": forms,
+    "spec": spec,
+}
 
 
 def draw(folder: Path) -> list[Path]:

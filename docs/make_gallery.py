@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -201,7 +202,9 @@ def proof(results: Results, words: Words) -> str:
     ahead, tied, behind = (len(group) for group in gains(results))
     counted = {"ahead": ahead, "tied": tied, "behind": behind, "compared": ahead + tied + behind}
     total = count_parameters(load("deepseek_v3-671b")).total
-    return words["proof"].format(**newcomer(results) | counted | {"total": total})
+    found = verdicts()
+    claims = {name.replace(" ", "_"): found[name] for name in found} | {"claims": found.total()}
+    return words["proof"].format(**newcomer(results) | counted | claims | {"total": total})
 
 
 def result(results: Results, words: Words) -> str:
@@ -209,7 +212,57 @@ def result(results: Results, words: Words) -> str:
     return words["result"].format(**newcomer(results))
 
 
-BLOCKS: dict[str, Callable[[Results, Words], str]] = {"proof": proof, "result": result, "translation": translation}
+def verdicts() -> Counter[str]:
+    """How many claims of the ledger have each verdict."""
+    papers = (json.loads(path.read_text(encoding="utf-8")) for path in sorted((DOCS / "ledger").glob("*.json")))
+    return Counter(claim["verdict"] for paper in papers for claim in paper["claims"])
+
+
+PICTURE = DOCS / "images" / "experts.light.svg"
+PICTURED = re.compile(
+    r"(?P<kinds>\d+) kinds of text \(rows\) by (?P<experts>\d+) experts of layer (?P<layer>\S+) \(columns\): "
+    r"the kinds of text have experts of their own\. Mutual information (?P<bits>\S+) of (?P<most>\S+) bits; "
+    r"(?P<own>\d+) experts have a kind beyond chance\. The favourite expert of (?P<high>\w+) has (?P<times>\S+) times "
+    r"a fair share, that of (?P<low>\w+) (?P<least>\S+) times\."
+)
+"""What ``moekit report --pictures`` says of its picture, whose metadata have it."""
+
+
+def experts(results: Results, words: Words) -> str:
+    """The picture of experts and kinds of text, with its words.
+
+    Raises:
+        ValueError: the picture says something else than that kinds of text have experts of their own.
+    """
+    (said,) = re.findall(r"<dc:description>(.*?)</dc:description>", PICTURE.read_text(encoding="utf-8"), re.DOTALL)
+    found = PICTURED.fullmatch(" ".join(said.split()))
+    if found is None:
+        raise ValueError(f"{PICTURE.name} says something that has no translation: {said}")
+    alt = words["pictured"].strip().format(**found.groupdict())
+    return (
+        '<picture>\n  <source media="(prefers-color-scheme: dark)" srcset="docs/images/experts.dark.svg">\n'
+        f'  <img alt="{alt}" src="docs/images/experts.light.svg">\n</picture>\n\n{words["caption"]}'
+    )
+
+
+def inside(results: Results, words: Words) -> str:
+    """How many components and recipes there are."""
+    registry = current()
+    kinds = ("router", "expert", "dispatcher", "balancer", "attention", "model", "objective", "data")
+    counts = {registry.kind(kind).plural: len(registry.components(kind)) for kind in kinds}
+    counts |= {"recipes": len([c for c in registry.recipes if not c.name.startswith("base/")])}
+    cells = ((words.term(name), str(count)) for name, count in counts.items())
+    heads, numbers = zip(*cells, strict=True)
+    return f"| {' | '.join(heads)} |\n{'|---' * len(heads)}|\n| {' | '.join(numbers)} |\n"
+
+
+BLOCKS: dict[str, Callable[[Results, Words], str]] = {
+    "experts": experts,
+    "inside": inside,
+    "proof": proof,
+    "result": result,
+    "translation": translation,
+}
 """The generated blocks, by the name in their markers."""
 
 

@@ -109,15 +109,15 @@ def draw(
     paths = []
     for name, theme in THEMES.items():
         path = folder / f"experts.{name}.svg"
-        _save(path, _figure(special[chosen], domains, theme))
+        _save(path, _figure(special[chosen], domains, theme), words)
         paths.append(path)
     return paths, words
 
 
-def _save(path: Path, figure: Figure) -> None:
+def _save(path: Path, figure: Figure, words: str) -> None:
     def save(partial: Path) -> None:
         with rc_context({"svg.hashsalt": "moekit", "svg.fonttype": "none", "font.family": "sans-serif"}):
-            figure.savefig(partial, format="svg", metadata={"Date": None})
+            figure.savefig(partial, format="svg", metadata={"Date": None, "Description": words})
 
     replace_file(path, save)
 

@@ -1,6 +1,6 @@
 """Every code block of README.md, CONTRIBUTING.md and docs/*.md runs, or is valid in its format.
 
-The blocks of a page run in order, in one folder of its own:
+The blocks of a page run in order, in one folder of its own. A translation has the same blocks (``test_languages.py``).
 
 - ``python`` runs; the page's later blocks see its names.
 - ``console``: every line that begins with ``$ moekit`` runs in this process and must exit with 0.
@@ -30,11 +30,12 @@ import pytest
 import yaml
 from fake_plugins import install_project
 
-from moekit import hookspecs, registry
+from moekit import __version__, hookspecs, load, registry
 from moekit.cli import main
+from moekit.cli.verbs import find, parser_of
 from moekit.plugin import HOOKS
 from moekit.registry import current
-from moekit.spec import validate
+from moekit.spec import to_plain, validate
 from moekit_testing.checks.router import check_padding_nan
 
 TOP = Path(__file__).parents[2]
@@ -82,7 +83,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
             del sys.modules[name]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [p for p in PAGES if not p.name.endswith(".zh.md")], ids=lambda page: page.name)
 def test_every_code_block_of_a_page_runs(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = ModuleType(f"page_{page.stem}")
     monkeypatch.setitem(sys.modules, module.__name__, module)
@@ -134,6 +135,24 @@ def test_every_relative_link_of_a_page_names_an_existing_file(page: Path) -> Non
     targets = [target for target in found if not target.startswith(("http://", "https://", "#"))]
     missing = [t for t in targets if not (page.parent / t.partition("#")[0]).exists()]
     assert not missing, f"{page.name} links to {missing}"
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub and the site give to the headings of a page; a repeated heading has a number."""
+    found: dict[str, int] = {}
+    for heading in re.findall(r"^#+ +(.+?) *$", prose(page), re.MULTILINE):
+        name = re.sub(r"\]\([^)]*\)", "", heading).lower()
+        name = re.sub(r"[^\w\- ]", "", name).replace(" ", "-")
+        found[name] = found.get(name, -1) + 1
+    return {f"{name}-{i}" if i else name for name, count in found.items() for i in range(count + 1)}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_anchor_that_a_page_links_to_is_a_heading(page: Path) -> None:
+    links = [target.partition("#") for target in re.findall(r"\]\(([^)\s]+#[^)\s]+)\)", prose(page))]
+    here = [(page.parent / path if path else page, anchor) for path, _, anchor in links if not path.startswith("http")]
+    dead = [f"{target.name}#{anchor}" for target, anchor in here if anchor not in anchors(target)]
+    assert not dead, f"{page.name} links to {dead}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -189,3 +208,52 @@ def test_the_page_of_hooks_has_each_with_its_arguments_and_what_hookspecs_says_o
         assert " ".join((spec.__doc__ or "").split()) in quoted, f"{name} is described otherwise in hookspecs.py"
         section = page.split(f"### `{name}(")[1].split("\n### ")[0]
         assert f"def {name}(" in section, f"no example of {name}"
+
+
+def test_every_key_of_the_troubleshooting_page_loads_in_its_recipe() -> None:
+    page = (TOP / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([^`]+)` \| `(\w+)` \|", page, re.MULTILINE)
+    assert len(rows) > 40
+    for override, recipe in rows:
+        load(recipe, [override])
+
+
+def test_the_page_on_citing_has_the_version_of_the_package() -> None:
+    assert f"version = {{{__version__}}}" in (TOP / "docs" / "cite.md").read_text(encoding="utf-8")
+    assert f"version: {__version__}\n" in (TOP / "CITATION.cff").read_text(encoding="utf-8")
+
+
+def test_every_option_that_replaces_one_of_another_library_exists() -> None:
+    page = TOP / "docs" / "migration.md"
+    trees = [to_plain(load(name)) for name in ("deepseek_v3", "switch")]
+    paths = re.findall(r"`((?:model|trainer)(?:\.\w+)+)`", prose(page))
+    assert len(paths) > 30
+    for path in paths:
+        assert any(has_path(tree, path.split(".")) for tree in trees), path
+
+
+def has_path(tree: object, path: list[str]) -> bool:
+    """Whether nested dicts have a path."""
+    return not path or (isinstance(tree, dict) and path[0] in tree and has_path(tree[path[0]], path[1:]))
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    """The commands of moekit in the ``bash`` blocks of a page, which are not run."""
+    for block in blocks(page):
+        if block.language == "bash" and not block.text.startswith("#!"):
+            for line in block.text.replace("\\\n", " ").splitlines():
+                for command in re.split(r" (?:&&|\|) ", line):
+                    words = shlex.split(command, comments=True)
+                    if words[:1] == ["moekit"]:
+                        yield words[1:]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_that_is_not_run_has_valid_arguments(page: Path) -> None:
+    recipes = {recipe.name for recipe in current().recipes}
+    for verb, *argv in commands(page):
+        if verb.startswith("-"):
+            continue
+        parser_of(find(verb)).parse_intermixed_args(argv)  # raises MoekitError
+        if verb == "train" and argv and argv[0] in recipes:
+            load(argv[0], [word for word in argv[1:] if re.match(r"[\w.]+=", word)])

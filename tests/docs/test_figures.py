@@ -19,7 +19,9 @@ PICTURE = re.compile(r"!\[([^\]]*)\]\(([^)\s]+)\)|<img alt=\"([^\"]*)\" src=\"([
 
 def test_every_drawing_is_stored_for_light_and_dark_and_plotted_alike_each_time(tmp_path: Path) -> None:
     first = {path.name: path.read_bytes() for path in make_figures.draw(tmp_path)}
-    assert list(first) == ["layer.svg", "layer.dark.svg", "dispatch.svg", "dispatch.dark.svg"]
+    assert list(first) == [
+        f"{name}{dark}.svg" for name in ("layer", "dispatch", "forms", "spec") for dark in ("", ".dark")
+    ]
     assert {path.name: path.read_bytes() for path in make_figures.draw(tmp_path)} == first
     for name, data in first.items():
         assert (make_figures.IMAGES / name).is_file(), "run: python docs/make_figures.py"

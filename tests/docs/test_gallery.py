@@ -34,8 +34,28 @@ def test_the_generated_blocks_of_a_page_have_the_figures_of_the_stored_runs(page
     stored = page.read_text(encoding="utf-8")
     words = make_gallery.CHINESE if page.name.endswith(".zh.md") else make_gallery.ENGLISH
     assert make_gallery.filled(stored, words) == stored, "run: python docs/make_gallery.py"
-    assert all(re.search(r"\d\.\d", block[0]) for block in make_gallery.BLOCK.finditer(stored))
-    assert stored.count("<!-- written by docs/make_gallery.py") == len(make_gallery.BLOCK.findall(stored)) == 1
+    blocks = [block[0] for block in make_gallery.BLOCK.finditer(stored)]
+    assert all(re.search(r"\d", block) for block in blocks)
+    assert stored.count("<!-- written by docs/make_gallery.py") == len(blocks) == (3 if "README" in page.name else 1)
+
+
+def test_the_picture_of_experts_has_the_words_that_the_report_gave_it_wherever_it_is_shown() -> None:
+    (words,) = re.findall(r'<img alt="(.*?)"', make_gallery.experts({}, make_gallery.ENGLISH))
+    assert re.findall(r'alt="(8 kinds of text.*?)"', (DOCS / "seeing_experts.md").read_text("utf-8")) == [words]
+    for theme in ("light", "dark"):
+        svg = (DOCS / "images" / f"experts.{theme}.svg").read_text(encoding="utf-8")
+        assert f"<dc:description>{words}</dc:description>" in svg
+
+
+def test_readme_is_short_and_shows_python_early() -> None:
+    text = re.sub(r"<!--.*?-->|<[^>]*>", "", (DOCS.parent / "README.md").read_text(encoding="utf-8"))
+    assert len(words_of(text)) <= 750
+    assert len(words_of(text.partition("```python")[0])) <= 250
+
+
+def words_of(text: str) -> list[str]:
+    """What a reader counts as a word: not the bars of tables."""
+    return re.findall(r"\S*\w\S*", text)
 
 
 def test_no_figure_of_a_result_is_typed_into_readme() -> None:

@@ -1,6 +1,6 @@
 """Pages in two languages: the same code, headings, tables and figures, and components that exist under their names.
 
-``test_docs.py`` runs their blocks in both languages.
+``test_docs.py`` runs the blocks of the English pages.
 """
 
 from __future__ import annotations
@@ -146,12 +146,3 @@ def test_what_the_future_page_calls_missing_is_missing() -> None:
     assert not missing & {component.name for component in current().components()}
     page = (DOCS / "future.md").read_text(encoding="utf-8")
     assert page.count("**Here.**") == page.count("Missing: ") == 8
-
-
-@PAGES
-def test_every_anchor_on_the_page_is_a_heading(page: Path) -> None:
-    text = prose(page)
-    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
-    github_anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
-    linked = re.findall(r"\]\(#([^)\s]+)\)", text)
-    assert len(linked) >= 9 and not [anchor for anchor in linked if anchor not in github_anchors]

@@ -51,6 +51,7 @@ def test_both_files_are_valid_svg_the_same_every_time(tmp_path: Path) -> None:
     text = "".join(ElementTree.fromstring(before[0]).itertext())
     assert all(each in text for each in ("one kind", "<two>", "6 experts", "fair share"))
     assert words == alt_text("a", special["a"], domains)
+    assert words in text, "the file has its words in its metadata"
     assert words.startswith("3 kinds of text (rows) by 6 experts of layer a (columns): the kinds of text have experts")
     with pytest.raises(MoekitError, match="no layer 'b' has domains"):
         draw(tmp_path, special, domains, "b")
