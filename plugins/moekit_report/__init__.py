@@ -64,7 +64,7 @@ def moekit_run_starting(run: StartingRun) -> None:
     if not any(isinstance(each, RoutingStatistics) for each in specs):
         run.callbacks.append(RoutingRecorder(writes=run.logs))
     if (run.folder.parent.parent / "sweep.json").is_file():
-        from moekit_report.search import pruning_of
+        from moekit_report.pruning import pruning_of
 
         if (pruning := pruning_of(run.folder)) is not None:
             run.callbacks.append(pruning)

@@ -8,7 +8,6 @@ wherever it was ended, and folders that were copied from other machines count.
 from __future__ import annotations
 
 import json
-import math
 import random
 import re
 from collections.abc import Sequence
@@ -18,61 +17,12 @@ from pathlib import Path
 
 from moekit.errors import MoekitError
 from moekit.files import read_regular, write_if_changed
+from moekit_report.axes import Range, split
 
 PLAN = "sweep.json"
 LARGEST = 1 << 24  # bytes of a plan that are read
-RANGE = re.compile(r"([-+]?[\d.]+(?:[eE][-+]?\d+)?)\.\.([-+]?[\d.]+(?:[eE][-+]?\d+)?)")
 Options = tuple[str, ...]
 """A point of a sweep: a value of each axis, as overrides."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Range:
-    """An axis of numbers, ``low..high``, whole ones if both ends are.
-
-    A range whose ends differ by a factor of ten or more is drawn on a logarithmic scale.
-    """
-
-    low: float
-    high: float
-    is_whole: bool
-
-    @classmethod
-    def of(cls, text: str) -> Range | None:
-        """The range that a text spells; None if it spells another value.
-
-        Raises:
-            MoekitError: its ends are no numbers in ascending order.
-        """
-        match = RANGE.fullmatch(text)
-        if match is None:
-            return None
-        try:
-            low, high = (float(each) for each in match.groups())
-        except ValueError:
-            low = high = math.nan
-        if not low < high:
-            raise MoekitError(f"'{text}' is not a range\n  expected LOW..HIGH, two numbers in ascending order")
-        return cls(low=low, high=high, is_whole=all(each.lstrip("+-").isdigit() for each in match.groups()))
-
-    @property
-    def is_logarithmic(self) -> bool:
-        """Whether numbers are drawn on a logarithmic scale."""
-        return self.low > 0 and self.high / self.low >= 10
-
-    def text(self, value: float) -> str:
-        """A number as the text of an override, to four digits, within the range."""
-        if self.is_whole:
-            return str(round(value))
-        return repr(min(max(float(f"{value:.4g}"), self.low), self.high))
-
-    def draw(self, generator: random.Random) -> str:
-        """A random number of the range."""
-        if self.is_whole and not self.is_logarithmic:
-            return str(generator.randint(int(self.low), int(self.high)))
-        low, high = (math.log(x) if self.is_logarithmic else x for x in (self.low, self.high))
-        value = generator.uniform(low, high)
-        return self.text(math.exp(value) if self.is_logarithmic else value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,23 +163,6 @@ def parse(
     if len({trial.name for trial in trials}) < len(trials):
         raise MoekitError("two runs of the sweep would have the same name\n  expected options whose last names differ")
     return sweep
-
-
-def split(value: str) -> list[str]:
-    """The parts of a value between commas that are in no bracket, brace or quotes."""
-    parts, depth, quote = [""], 0, ""
-    for letter in value:
-        if quote:
-            quote = "" if letter == quote else quote
-        elif letter in "'\"":
-            quote = letter
-        else:
-            depth += (letter in "[{(") - (letter in "]})")
-        if letter == "," and not depth and not quote:
-            parts.append("")
-        else:
-            parts[-1] += letter
-    return parts
 
 
 def plan(folder: Path, sweep: Sweep) -> None:

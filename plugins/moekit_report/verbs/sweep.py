@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
         )
     sweep = parse(args.recipe, args.options, seeds=args.seeds, sample=args.random, tpe=args.tpe, prune=args.prune)
     if sweep.is_guided:
-        from moekit_report.search import optuna
+        from moekit_report.optuna_study import optuna
 
         optuna()
     for options in sweep.examples():

@@ -4,31 +4,21 @@ from __future__ import annotations
 
 import math
 import random
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from lightning.pytorch.callbacks import Callback
 
-import moekit
-from moekit.cli import main
-from moekit.errors import CheckpointError, MoekitError
-from moekit.run import Run
+from moekit.errors import MoekitError
 from moekit_report import search
 from moekit_report.search import (
-    EndIfHopeless,
     Point,
     Result,
     guided,
-    is_worse_than_most,
-    of_trial,
-    propose,
-    pruning_of,
     read_points,
 )
-from moekit_report.sweeping import Options, Sweep, Trial, parse, plan
+from moekit_report.sweeping import Options, Sweep, Trial, parse
 
 Make = Callable[..., dict[str, Any]]
 AXES = ["optimizer.lr=1e-5..1e-1", "model.k=1,2,4", "model.n=8..64"]
@@ -72,7 +62,7 @@ def made_up(monkeypatch: pytest.MonkeyPatch) -> None:
         return Result(options=point.options, value=score(point.options), curve={}, is_pruned=False)
 
     monkeypatch.setattr(search, "result_of", result)
-    monkeypatch.setattr(search, "_lower_is_better", lambda *given: True)
+    monkeypatch.setattr(search, "lower_is_better", lambda *given: True)
 
 
 @pytest.mark.parametrize("jobs", [1, 3])
@@ -95,69 +85,7 @@ def test_later_points_are_better_and_within_their_axes(tmp_path: Path) -> None:
     assert 8 <= min(int(point.options[2].partition("=")[2]) for point in points)
 
 
-def test_waiting_points_are_avoided() -> None:
-    sweep = parse("switch", ["a.k=1..1000"], seeds=1, tpe=30)
-    results = [Result(options=(f"a.k={k}",), value=abs(k - 500), curve={}, is_pruned=False) for k in range(1, 1000, 40)]
-    assert propose(sweep, results) != propose(sweep, results, [propose(sweep, results)])
-
-
-def curve(*values: float) -> dict[int, float]:
-    return {10 * (i + 1): value for i, value in enumerate(values)}
-
-
-def test_a_trial_worse_than_the_median_ends_after_a_quarter_of_its_steps() -> None:
-    others = [Result(options=(), value=v, curve=curve(3, 2, v), is_pruned=False) for v in (1.0, 1.1, 1.2, 1.3)]
-
-    def ends(values: dict[int, float], others: list[Result] = others, *, lower: bool = True) -> bool:
-        return is_worse_than_most(values, others, max_steps=40, lower_is_better=lower)
-
-    assert ends(curve(5, 2.5)) and not ends(curve(5, 1.9))
-    assert not ends(curve(5, 2.5), lower=False) and ends(curve(1, 1), lower=False)
-    assert not ends({5: 9.0}) and not ends(curve(5, 2.5), others[:3]) and not ends({})
-    assert not ends(curve(3, 2, 1, 9))  # it has come to its end
-
-
-def test_a_trial_of_a_sweep_ends_early_is_complete_and_resumed_ends_at_once(
-    tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sweep = parse("tiny", ["optimizer.lr=1e-3,2e-3,3e-3,4e-3,5e-3"], seeds=1, prune=True)
-    plan(tmp_path, sweep)
-    points = [Point(options=options, knows=4) for options in sweep.points()]
-    search.replace_text(tmp_path / "points.json", search.json.dumps([vars(point) for point in points]))
-    good = Result(options=(), value=0.1, curve={4: 0.1, 8: 0.1}, is_pruned=False)
-    monkeypatch.setattr(search, "of_trial", lambda folder, trial: good)
-    trial = Trial(options=points[4].options, seed=0)
-    run = moekit.train(tiny(), list(trial.options), out=tmp_path, name=trial.name, quiet=True)
-    assert run.is_complete and run.metrics["step"][-1] == 4
-    monkeypatch.undo()
-    found = of_trial(tmp_path, trial)
-    assert found is not None and found.is_pruned and set(found.curve) == {4}
-    monkeypatch.setattr(search, "of_trial", lambda folder, trial: good)
-    (run.path / "summary.json").unlink()
-    again = moekit.train(resume=run, quiet=True)
-    assert again.is_complete and Run(again._folder).metrics["step"][-1] == 4
-    assert pruning_of(tmp_path / "another" / "run") is None
-
-
-def test_an_ordinary_run_has_no_pruning(run: Run) -> None:
-    assert pruning_of(run.path) is None
-
-
-def test_a_state_of_another_form_is_refused() -> None:
-    with pytest.raises(CheckpointError, match="the state of EndIfHopeless"):
-        EndIfHopeless([]).load_state_dict({"steps": [1]})
-    assert isinstance(EndIfHopeless([]), Callback)
-
-
 def test_a_damaged_file_of_points_is_named(tmp_path: Path) -> None:
     (tmp_path / "points.json").write_text("[{}]")
     with pytest.raises(MoekitError, match=r"points\.json is damaged"):
         read_points(tmp_path)
-
-
-def test_without_optuna_the_extra_is_named_before_anything_is_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
-    monkeypatch.setitem(sys.modules, "optuna", None)
-    assert main(["sweep", "switch", "optimizer.lr=1e-3..1e-2", "--tpe", "4", "--out", str(tmp_path)]) != 0
-    assert "pip install 'moekit[optuna]'" in capsys.readouterr().err and list(tmp_path.iterdir()) == []

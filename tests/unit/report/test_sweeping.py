@@ -9,7 +9,7 @@ import pytest
 
 from moekit.cli import main
 from moekit.errors import MoekitError
-from moekit_report.sweeping import Range, Trial, parse, plan, planned, split
+from moekit_report.sweeping import Trial, parse, plan, planned
 
 
 def test_the_grid_is_every_combination_seed_by_seed() -> None:
@@ -20,6 +20,7 @@ def test_the_grid_is_every_combination_seed_by_seed() -> None:
         "lr=1e-3,seq=8,seed=0", "lr=1e-3,seq=16,seed=0", "lr=3e-3,seq=8,seed=0", "lr=3e-3,seq=16,seed=0",
     ]  # fmt: skip
     assert len(trials) == 8 and all(trial.seed == 1 for trial in trials[4:])
+    assert Trial(options=("model.moe.router={use: topk}",), seed=0).name == "router=_use__topk_,seed=0"
     assert trials[1].options == ("optimizer.lr=1e-3", "data.seq=16")
 
 
@@ -46,25 +47,12 @@ def test_a_random_search_draws_from_ranges_on_their_scale() -> None:
     assert sorted(few.points()) == [("a.k=1",), ("a.k=2",), ("a.k=3",), ("a.k=4",)]
 
 
-def test_a_range_is_two_numbers() -> None:
-    assert Range.of("8..64") == Range(low=8, high=64, is_whole=True)
-    assert Range.of("0.1..0.5") == Range(low=0.1, high=0.5, is_whole=False)
-    assert Range.of("1e-4..1e-2") == Range(low=1e-4, high=1e-2, is_whole=False)
-    assert Range.of("a..b") is None and Range.of("3") is None
-    assert Range(low=1e-4, high=1e-2, is_whole=False).text(0.00123456) == "0.001235"
-
-
 def test_examples_have_every_value_and_both_ends_of_ranges() -> None:
     sweep = parse("switch", ["a.lr=1e-4..1e-2", "a.use=x,y"], seeds=1, tpe=5)
     assert sweep.points() == [] and sweep.is_guided
     assert sweep.examples() == [
         ("a.lr=0.0001", "a.use=x"), ("a.lr=0.01", "a.use=x"), ("a.lr=0.0001", "a.use=y"),
     ]  # fmt: skip
-
-
-def test_a_comma_inside_brackets_does_not_divide() -> None:
-    assert split("[a,b],{use: topk, top_k: 2},'x,y',3") == ["[a,b]", "{use: topk, top_k: 2}", "'x,y'", "3"]
-    assert Trial(options=("model.moe.router={use: topk}",), seed=0).name == "router=_use__topk_,seed=0"
 
 
 @pytest.mark.parametrize(
