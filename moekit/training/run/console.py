@@ -140,7 +140,7 @@ def _verdict(moe: float, dense: float, info: MetricInfo) -> str:
 def _print_files(outcome: Outcome, module: LitMoE, console: Console) -> None:
     run, quoted = outcome.folder.as_posix(), shlex.quote(outcome.folder.as_posix())
     pictures = [p.relative_to(outcome.folder).as_posix() for p in outcome.files]
-    names = ("spec.yaml", "metrics.csv", "load.npz", "summary.json")
+    names = ("spec.yaml", "metrics.csv", "routing", "summary.json")
     kept = ("checkpoints/last", "checkpoints/best", "tensorboard")
     written, held = ([name for name in part if (outcome.folder / name).exists()] for part in (names, kept))
     if module.data is not None and module.data.tokenizer is not None:
