@@ -17,8 +17,7 @@ from moekit.files import read_regular, replace_text
 from moekit.training.metrics import headline
 from moekit_report.comparison import points as curve_of
 from moekit_report.optuna_study import Result, optuna, propose
-from moekit_report.sweeping import LARGEST, Options, Sweep, Trial
-from moekit_report.trials import run_of
+from moekit_report.sweeping import LARGEST, Options, Sweep, Trial, run_of
 
 POINTS = "points.json"
 

@@ -17,6 +17,8 @@ from pathlib import Path
 
 from moekit.errors import MoekitError
 from moekit.files import read_regular, write_if_changed
+from moekit.run import Run
+from moekit.training.run.folder import RunFolder, started
 from moekit_report.axes import Range, split
 
 PLAN = "sweep.json"
@@ -196,3 +198,14 @@ def planned(folder: Path) -> Sweep | None:
         raise MoekitError(
             f"{path} is damaged: {error}\n  delete it, and give the command of the sweep again"
         ) from error
+
+
+def run_of(folder: Path, trial: Trial) -> Run | None:
+    """The latest run of a trial; None before it has begun."""
+    found = [spec.parent for spec in (folder / trial.name).glob("*/spec.yaml")]
+    return Run(RunFolder(max(found, key=started))) if found else None
+
+
+def is_complete(run: Run | None) -> bool:
+    """Whether a trial has its results."""
+    return run is not None and run.is_complete

@@ -12,21 +12,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from moekit.run import Run
-from moekit.training.run.folder import RunFolder, started
-from moekit_report.sweeping import Sweep, Trial
+from moekit.training.run.folder import RunFolder
+from moekit_report.search import guided
+from moekit_report.sweeping import Sweep, Trial, is_complete, run_of
 
 END = object()
-
-
-def run_of(folder: Path, trial: Trial) -> Run | None:
-    """The latest run of a trial; None before it has begun."""
-    found = [spec.parent for spec in (folder / trial.name).glob("*/spec.yaml")]
-    return Run(RunFolder(max(found, key=started))) if found else None
-
-
-def is_complete(run: Run | None) -> bool:
-    """Whether a trial has its results."""
-    return run is not None and run.is_complete
 
 
 def command(folder: Path, sweep: Sweep, trial: Trial, run: Run | None) -> list[str]:
@@ -97,8 +87,6 @@ class Runner:
         """The trials to run, in order; None while the next one waits for results of others."""
         trials: Iterator[Trial | None] = iter(self.known)
         if self.sweep.is_guided:
-            from moekit_report.search import guided
-
             trials = guided(self.folder, self.sweep, self.jobs, self._is_settled)
         for trial in trials:
             if trial is not None and trial not in self.known:

@@ -6,6 +6,7 @@ other steps cost nothing. Files are written with every checkpoint, so that a res
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ from moekit.files import discard
 from moekit.tables import FILE, read_tables, save_tables, table_files
 from moekit.training.metrics import is_logged_step
 from moekit.training.module import LitMoE
+from moekit.training.run.folder import RunFolder
 from moekit.training.run.metrics_log import LogWrites, lost_rows
 from moekit_report.routing import RoutingStatistics
 from moekit_report.routing.classes import CLASSES, class_V
+from moekit_report.routing.panels import loads_of, numbers_of, show_loads, show_numbers, show_report
 from moekit_report.routing.recording import PARTS, TRAIN, VALIDATION, Passes, Rows, joined
 
 FOLDER = "routing"
@@ -33,12 +36,16 @@ class RoutingRecorder(Callback):
     Args:
         train: whether to record logged steps of training.
         validation: whether to record validations.
+        panels: whether loggers are shown the same.
         writes: writes the files.
     """
 
-    def __init__(self, *, train: bool = True, validation: bool = True, writes: LogWrites | None = None) -> None:
+    def __init__(
+        self, *, train: bool = True, validation: bool = True, panels: bool = True, writes: LogWrites | None = None
+    ) -> None:
         self.train = train
         self.validation = validation
+        self.panels = panels
         self._rows: list[Rows] = []
         self._names: list[str] = []
         self._step: Passes | None = None
@@ -157,6 +164,24 @@ class RoutingRecorder(Callback):
             self._recorded = self._trainer.global_step
             if self._trainer.is_global_zero:
                 self._rows.append(rows)
+                if self.panels:
+                    self._show(rows, passes.part)
+
+    def _show(self, rows: Rows, part: int) -> None:
+        step, numbers = self._trainer.global_step, numbers_of(rows, self._names)
+        self._module.each_logger(lambda logger: show_numbers(logger, numbers, step))
+        if part == VALIDATION:
+            loads = loads_of(rows, self._names)
+            self._module.each_logger(lambda logger: show_loads(logger, loads, step))
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Shows loggers what was recorded as a report, if this is a run with a folder."""
+        folder = RunFolder(Path(trainer.default_root_dir))
+        if self.panels and self._recorded and trainer.is_global_zero and folder.spec.is_file():
+            from moekit.run import Run
+            from moekit_report.contents import contents
+
+            pl_module.each_logger(partial(show_report, contents(Run(folder), model=False)))
 
     def _folder(self) -> Path:
         return Path(self._trainer.default_root_dir) / FOLDER
@@ -182,4 +207,4 @@ class RoutingRecorder(Callback):
 
 def routing_statistics(spec: RoutingStatistics) -> RoutingRecorder:
     """The callback of a spec."""
-    return RoutingRecorder(train=spec.train, validation=spec.validation)
+    return RoutingRecorder(train=spec.train, validation=spec.validation, panels=spec.panels)

@@ -54,8 +54,8 @@ def run(args: argparse.Namespace) -> int:
 
     from moekit.errors import MoekitError
     from moekit.spec import load
-    from moekit_report.sweeping import parse, plan
-    from moekit_report.trials import Runner, is_complete, run_of
+    from moekit_report.sweeping import is_complete, parse, plan, run_of
+    from moekit_report.trials import Runner
 
     if args.jobs < 1 or args.threads < 0:
         raise MoekitError(
@@ -119,7 +119,7 @@ def table_of(runner: Runner) -> Table:
     """The progress of every trial."""
     from rich.table import Table
 
-    from moekit_report.trials import is_complete, run_of
+    from moekit_report.sweeping import is_complete, run_of
 
     table = Table("trial", "state", "step", "loss", box=None, pad_edge=False)
     for trial in runner.known:

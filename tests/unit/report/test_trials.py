@@ -18,8 +18,8 @@ import yaml
 
 from moekit.run import Run
 from moekit_report import trials
-from moekit_report.sweeping import Trial, parse
-from moekit_report.trials import Runner, command, is_complete, run_of
+from moekit_report.sweeping import Trial, is_complete, parse, run_of
+from moekit_report.trials import Runner, command
 
 Make = Callable[..., dict[str, Any]]
 
