@@ -143,14 +143,16 @@ def _print_files(outcome: Outcome, module: LitMoE, console: Console) -> None:
     names = ("spec.yaml", "metrics.csv", "routing", "summary.json")
     kept = ("checkpoints/last", "checkpoints/best", "tensorboard")
     written, held = ([name for name in part if (outcome.folder / name).exists()] for part in (names, kept))
-    if module.data is not None and module.data.tokenizer is not None:
+    can_resume = kept[0] in held
+    if can_resume and module.data is not None and module.data.tokenizer is not None:
         first = f'moekit generate {quoted} "{module.data.tokenizer.example()}"'
     else:
         first = f"look at {run}/{pictures[-1] if pictures else 'metrics.csv'}"
-    if outcome.stopped_after is None:
+    if can_resume and outcome.stopped_after is None:
         second = f"moekit train --resume {quoted} trainer.max_steps={2 * outcome.steps}"
     else:
-        second = f"moekit train {shlex.quote(f'{run}/spec.yaml')} seed={module.recipe.seed + 1}"
+        fast = " trainer.fast_dev_run=false" if module.recipe.trainer.fast_dev_run else ""
+        second = f"moekit train {shlex.quote(f'{run}/spec.yaml')} seed={module.recipe.seed + 1}{fast}"
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim")
     grid.add_column(overflow="fold")
