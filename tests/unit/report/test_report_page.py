@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tiny_folders import byte_level_tokenizer, write_folder
 
 from moekit import open as open_run
 from moekit.cli import main
@@ -167,7 +168,7 @@ def test_a_run_without_checkpoint_or_record_has_a_page_that_says_so(run: Run, tm
     shown = contents(open_run(tmp_path))
     assert [note.partition(":")[0] for note in shown["notes"]] == [
         "The trained model was not examined",
-        "There is no record of routing",
+        "Nothing was trained here, so nothing was recorded",
     ]
     assert shown["layers"] == shown["domains"] == {} and shown["findings"] == shown["curves"] == []
     assert "Nothing was found." in html_of(shown)
@@ -196,8 +197,51 @@ def test_a_reader_examines_the_model_with_texts_of_their_own(run: Run, tmp_path:
         contents(run, text=[tmp_path / "gone.txt"])
 
 
+def write_domains(root: Path, *domains: str) -> Path:
+    for domain in domains:
+        (root / domain).mkdir(parents=True)
+        for i in range(8):
+            (root / domain / f"{i}.txt").write_text(f"{domain} {i} words of it " * 60)
+    return root
+
+
+def test_a_run_is_examined_with_another_corpus(run: Run, tmp_path: Path, capsys: Any) -> None:
+    mine = write_domains(tmp_path / "mine", "x", "y", "z")
+    assert main(["report", str(run.path), f"data.path={mine}", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["domains"]["names"] == ["x", "y", "z"] and shown["layers"]["blocks.1.ffn"]["train"]
+    assert main(["report", str(run.path), "model.depth=4"]) != 0
+    assert "'model.depth=4' changes more than the data" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("has_tokenizer", [True, False])
+def test_an_imported_model_is_examined_and_scored_with_the_readers_text(
+    tmp_path: Path, capsys: Any, has_tokenizer: bool
+) -> None:
+    folder, mine = write_folder(tmp_path / "hub"), write_domains(tmp_path / "mine", "x", "y")
+    if has_tokenizer:
+        pytest.importorskip("tokenizers")
+        (folder / "tokenizer.json").write_text(byte_level_tokenizer())
+    imported = tmp_path / "imported"
+    assert main(["import", str(folder), "--to", str(imported)]) == 0
+    other = ["data.use=text_files", f"data.path={mine}", "data.seq=16", "data.batch=4", "data.megabytes=1"]
+    capsys.readouterr()
+    assert main(["eval", str(imported), *other, "--json"]) == 0
+    assert [each["domain"] for each in json.loads(capsys.readouterr().out)] == ["x", "y", "all"]
+    assert main(["report", str(imported), *other, "--to", str(tmp_path / "report.html")]) == 0
+    assert "Nothing was trained here" in capsys.readouterr().out
+    assert "typical" in (tmp_path / "report.html").read_text()
+    shown = contents(open_run(imported), data=other)
+    assert shown["domains"]["names"] == ["x", "y"] and len(shown["layers"]) == 2
+    assert "word" in "".join(shown["passages"][0]["tokens"]) and any(map(len, shown["typical"]["blocks.0.ffn"]))
+
+
 def test_arguments_that_exclude_each_other_are_refused(run: Run, capsys: Any) -> None:
     assert main(["report", str(run.path), "--no-model", "--text", "x"]) != 0
     assert "--text examines the model, which --no-model forbids" in capsys.readouterr().err
+    assert main(["report", str(run.path), "--no-model", "data.path=x"]) != 0
+    assert "data.path=x examines the model, which --no-model forbids" in capsys.readouterr().err
+    assert main(["report", str(run.path), "--text", "x", "--", "data.path=x"]) != 0
+    assert "--text and data.path=x exclude each other" in capsys.readouterr().err
     assert main(["report", str(run.path), "--sequences", "0"]) != 0
     assert "--sequences 0: expected 1 or more" in capsys.readouterr().err
