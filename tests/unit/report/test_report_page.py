@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from seeing import long_record
 from tiny_folders import byte_level_tokenizer, write_folder
 
 from moekit import open as open_run
 from moekit.cli import main
 from moekit.errors import MoekitError
 from moekit.run import Run
-from moekit.tables import save_tables
 from moekit_report.contents import contents
 from moekit_report.packing import LOAD_SCALE
 from moekit_report.page import HERE, html_of
@@ -120,29 +120,6 @@ def test_the_library_is_vendored_by_version_with_its_licence(page: str) -> None:
             "ISC" in (HERE / "vendor" / f"{name.partition('.')[0]}.LICENSE").read_text()
             or "Permission to use" in (HERE / "vendor" / f"{name.partition('.')[0]}.LICENSE").read_text()
         )
-
-
-def long_record(folder: Path, *, rows: int, every: int, layers: int, experts: int) -> None:
-    """A made-up record of a long run."""
-    generator = np.random.default_rng(0)
-    step, layer, expert = (a.ravel() for a in np.indices((rows, layers, experts)))
-    names = [f"blocks.{i}.ffn" for i in range(layers)]
-    load = generator.multinomial(4096, np.full(experts, 1 / experts), size=(rows, layers)).ravel()
-    one = np.indices((rows, layers)).reshape(2, -1)
-    means = {name: generator.random(rows * layers) for name in ("entropy", "first_gate", "margin", "logit_norm")}
-    counts = ("tokens", "padded_tokens", "pairs", "padded_pairs", "unsent_pairs", "dropped_pairs", "dropped_tokens")
-    tables = {
-        "experts": {
-            "step": (step + 1) * every, "part": np.zeros(len(step), np.int8), "layer": layer, "expert": expert,
-            "load": load, "importance": load * 0.5, "bias": generator.normal(size=len(load)).astype(np.float32),
-        },
-        "layers": {
-            "step": (one[0] + 1) * every, "part": np.zeros(one.shape[1], np.int8), "layer": one[1],
-            "experts": np.full(one.shape[1], experts), "changed": np.full(one.shape[1], np.nan), **means,
-            **{name: np.full(one.shape[1], 4096) for name in counts}, "unsent_tokens": np.zeros(one.shape[1]),
-        },
-    }  # fmt: skip
-    save_tables(folder / f"step-{rows * every}.npz", tables, {"layer": names, "part": ("train", "val")})
 
 
 @pytest.mark.parametrize(
