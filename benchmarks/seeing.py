@@ -5,7 +5,7 @@
     python benchmarks/seeing.py page                      # 1,000 steps and 100,000, 12 layers of 64 experts
 
 ``step`` records every other step of one training, so that both kinds of step have the same machine, and compares their
-median times. A run records about 100 of its steps, so the cost of a whole run is smaller by as much. ``page`` needs
+median processor times. A run records about 100 of its steps, so the cost of a whole run is smaller by as much. ``page`` needs
 ``playwright`` and a Chromium in ``PATH``; it opens pages from disk, without network, five times each.
 """
 
@@ -68,11 +68,11 @@ class Alternate(Callback):
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         self.recorder.train = batch_idx % 2 == 0
-        self._start = time.perf_counter()
+        self._start = time.process_time()
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if batch_idx >= WARMUP:
-            self.seconds[self.recorder.train].append(time.perf_counter() - self._start)
+            self.seconds[self.recorder.train].append(time.process_time() - self._start)
 
 
 def cost_of(recipe: str, steps: int, folder: str) -> None:
