@@ -5,8 +5,8 @@
     python benchmarks/seeing.py page                      # 1,000 steps and 100,000, 12 layers of 64 experts
 
 ``step`` records every other step of one training, so that both kinds of step have the same machine, and compares their
-median processor times. A run records about 100 of its steps, so the cost of a whole run is smaller by as much. ``page`` needs
-``playwright`` and a Chromium in ``PATH``; it opens pages from disk, without network, five times each.
+median processor times. A run records about 100 of its steps, so the cost of a whole run is smaller by as much.
+``page`` needs ``playwright`` and a Chromium in ``PATH``; it opens pages from disk, without network, five times each.
 """
 
 from __future__ import annotations

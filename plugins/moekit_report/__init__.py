@@ -56,12 +56,10 @@ def moekit_verbs() -> list[Verb]:
 
 @hookimpl
 def moekit_run_starting(run: StartingRun) -> None:
-    """Adds the callback ``routing`` to a run, unless its recipe has one; and to a trial of a sweep, its pruning."""
-    from moekit_report.routing import RoutingStatistics
+    """Adds the callback ``routing`` to a run, unless it is given one; and to a trial of a sweep, its pruning."""
     from moekit_report.routing.module import RoutingRecorder
 
-    specs = run.recipe.trainer.callbacks.values()
-    if not any(isinstance(each, RoutingStatistics) for each in specs):
+    if not any(isinstance(each, RoutingRecorder) for each in run.given):
         run.callbacks.append(RoutingRecorder(writes=run.logs))
     if (run.folder.parent.parent / "sweep.json").is_file():
         from moekit_report.pruning import pruning_of

@@ -23,6 +23,7 @@ from moekit.run import Run
 from moekit.tables import Table
 from moekit_report.reading import layer_logs
 from moekit_report.routing.classes import CLASSES
+from moekit_report.routing.module import RoutingRecorder
 from moekit_report.routing.naive import Decision, Recount, changed, dropped, max_violation, percentile, recount
 from moekit_report.routing.recording import VALIDATION, Passes
 from moekit_report.routing.sums import COUNTS
@@ -176,10 +177,14 @@ def test_a_skipped_step_has_no_rows_and_a_part_can_be_switched_off(tiny: Make, t
     assert sorted(set(step[part == "train"].tolist())) == [2, 6, 8]
 
 
+def test_a_recorder_that_is_given_is_the_only_one(tiny: Make, tmp_path: Path) -> None:
+    run = moekit.train(tiny(), out=tmp_path, callbacks=[RoutingRecorder(train=False)], quiet=True)
+    assert sorted(set(run.routing["layers"]["step"].tolist())) == [4, 8]
+    assert len(run.routing["layers"]["step"]) == 2 * 2  # layers, validations
+
+
 def test_the_callback_refuses_another_module() -> None:
     import lightning as L
-
-    from moekit_report.routing.module import RoutingRecorder
 
     with pytest.raises(MoekitError, match="records a LitMoE, not LightningModule"):
         RoutingRecorder().setup(L.Trainer(barebones=True), L.LightningModule(), "fit")
