@@ -148,11 +148,13 @@ def _print_files(outcome: Outcome, module: LitMoE, console: Console) -> None:
         first = f'moekit generate {quoted} "{module.data.tokenizer.example()}"'
     else:
         first = f"look at {run}/{pictures[-1] if pictures else 'metrics.csv'}"
-    if can_resume and outcome.stopped_after is None:
+    again = f"moekit train {shlex.quote(f'{run}/spec.yaml')}"
+    if module.recipe.trainer.fast_dev_run:
+        second = f"{again} trainer.fast_dev_run=false"
+    elif can_resume and outcome.stopped_after is None:
         second = f"moekit train --resume {quoted} trainer.max_steps={2 * outcome.steps}"
     else:
-        fast = " trainer.fast_dev_run=false" if module.recipe.trainer.fast_dev_run else ""
-        second = f"moekit train {shlex.quote(f'{run}/spec.yaml')} seed={module.recipe.seed + 1}{fast}"
+        second = f"{again} seed={module.recipe.seed + 1}"
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim")
     grid.add_column(overflow="fold")
