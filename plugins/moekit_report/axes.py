@@ -16,7 +16,7 @@ RANGE = re.compile(r"([-+]?[\d.]+(?:[eE][-+]?\d+)?)\.\.([-+]?[\d.]+(?:[eE][-+]?\
 class Range:
     """An axis of numbers, ``low..high``, whole ones if both ends are.
 
-    A range whose ends differ by a factor of ten or more is drawn on a logarithmic scale.
+    A range whose ends differ by a factor of ten or more is sampled on a logarithmic scale.
     """
 
     low: float
@@ -43,7 +43,7 @@ class Range:
 
     @property
     def is_logarithmic(self) -> bool:
-        """Whether numbers are drawn on a logarithmic scale."""
+        """Whether numbers are sampled on a logarithmic scale."""
         return self.low > 0 and self.high / self.low >= 10
 
     def text(self, value: float) -> str:

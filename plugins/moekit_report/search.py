@@ -1,7 +1,7 @@
 """A sweep that is guided by results: which point comes next, and what it knows of those before.
 
 ``points.json`` holds the points so far, each with the number of earlier points whose results it waited for. Its trials
-are compared with those of the same, whenever they are resumed. So a sweep that was killed goes on as it would have.
+are compared with those of the same, whenever they are resumed. So a kill changes nothing in what follows.
 """
 
 from __future__ import annotations

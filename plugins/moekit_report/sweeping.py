@@ -62,16 +62,16 @@ class Sweep:
         ranges = {key: found for key, values in self.grid if (found := Range.of(values[0])) is not None}
         generator = random.Random(0)
         if ranges:
-            drawn: dict[tuple[str, ...], None] = {}
+            sampled: dict[tuple[str, ...], None] = {}
             for _ in range(100 * self.sample):
                 point = [
                     ranges[key].draw(generator) if key in ranges else generator.choice(values)
                     for key, values in self.grid
                 ]
-                drawn[tuple(point)] = None
-                if len(drawn) == self.sample:
+                sampled[tuple(point)] = None
+                if len(sampled) == self.sample:
                     break
-            points = list(drawn)
+            points = list(sampled)
         else:
             points = list(product(*(values for _, values in self.grid)))
             if self.sample:

@@ -73,12 +73,12 @@ def test_pictures_name_layers_in_words() -> None:
 
 
 def test_every_panel_has_a_time_axis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn: list[Figure] = []
+    plotted: list[Figure] = []
     save = plots._save
-    monkeypatch.setattr(plots, "_save", lambda figure, path: (drawn.append(figure), save(figure, path))[1])
+    monkeypatch.setattr(plots, "_save", lambda figure, path: (plotted.append(figure), save(figure, path))[1])
     loads = {f"blocks.{i}.ffn": np.full((3, 4), 5) for i in range(2)}
     draw_load(tmp_path / "load.png", [10, 20, 30], loads, title="t")
-    panels = [axes for axes in drawn[0].axes if axes.get_title(loc="left")]
+    panels = [axes for axes in plotted[0].axes if axes.get_title(loc="left")]
     assert [axes.get_title(loc="left")[:7] for axes in panels] == ["block 0", "block 1", "MaxVio:"]
     for axes in panels:
         assert [label.get_text() for label in axes.get_xticklabels() if label.get_visible() and label.get_text()]
