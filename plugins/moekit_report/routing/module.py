@@ -181,7 +181,11 @@ class RoutingRecorder(Callback):
             from moekit.run import Run
             from moekit_report.contents import contents
 
-            pl_module.each_logger(partial(show_report, contents(Run(folder), model=False)))
+            try:
+                shown = contents(Run(folder), model=False)
+            except MoekitError:  # a damaged file, which was reported when the run was resumed
+                return
+            pl_module.each_logger(partial(show_report, shown))
 
     def _folder(self) -> Path:
         return Path(self._trainer.default_root_dir) / FOLDER
