@@ -88,17 +88,19 @@ def draw(results: dict[str, dict[str, Any]], path: Path) -> None:
     columns = min(4, len(results))
     rows = -(-len(results) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(3.2 * columns, 2.4 * rows), squeeze=False, layout="constrained")
+    lines: dict[str, Any] = {}
     for axis in axes.flat[len(results) :]:
         axis.axis("off")
     for axis, (name, numbers) in zip(axes.flat, results.items(), strict=False):
         for key, label, style in (("curve", "mixture", "-"), ("dense_curve", "dense", "--")):
             if numbers[key]:
-                axis.plot(*zip(*numbers[key], strict=True), style, label=label, linewidth=1.5)
+                (lines[label],) = axis.plot(*zip(*numbers[key], strict=True), style, linewidth=1.5)
         axis.set_title(name, fontsize=10)
+        axis.set_xlabel("step", fontsize=8)
         axis.set_ylabel(numbers["metric"].replace("_", " "), fontsize=8)
         axis.tick_params(labelsize=7)
         axis.grid(alpha=0.3)
-    axes.flat[0].legend(fontsize=7)
+    figure.legend(lines.values(), lines.keys(), loc="outside upper right", ncols=2, fontsize=9, frameon=False)
     figure.savefig(path, dpi=110)
 
 

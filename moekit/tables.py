@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -50,15 +50,26 @@ def save_tables(
     replace_file(path, save)
 
 
-def read_tables(folder: Path) -> dict[str, Table]:
+def read_tables(folder: Path, damaged: Callable[[MoekitError], object] | None = None) -> dict[str, Table]:
     """The tables in all files of a folder, rows in the order of the files' steps; empty without any.
+
+    Args:
+        folder: of the files.
+        damaged: called with the error of each damaged file, which is then omitted; without it the error is raised.
 
     Raises:
         MoekitError: a file is damaged.
     """
     parts: dict[str, list[Table]] = {}
     for path in table_files(folder):
-        for table, columns in _read(path).items():
+        try:
+            found = _read(path)
+        except MoekitError as error:
+            if damaged is None:
+                raise
+            damaged(error)
+            continue
+        for table, columns in found.items():
             parts.setdefault(table, []).append(columns)
     return {
         table: {name: np.concatenate([columns[name] for columns in some]) for name in some[0]}

@@ -1,4 +1,4 @@
-"""First-party callbacks, loggers and strategies; progress, load history, events and plots of every run."""
+"""First-party callbacks, loggers and strategies; progress, events and plots of every run."""
 
 from __future__ import annotations
 
@@ -71,14 +71,12 @@ def moekit_components() -> list[Component]:
 
 @hookimpl
 def moekit_run_starting(run: StartingRun) -> None:
-    """Has every run show its progress, record the load of its experts, and write TensorBoard's events."""
+    """Has every run show its progress and write TensorBoard's events."""
     from moekit_lightning.event_file import EventFile
-    from moekit_lightning.load_history import LoadHistory
     from moekit_lightning.progress import progress_of
 
     if run.shows_progress:
         run.callbacks.append(progress_of(run))
-    run.callbacks.append(LoadHistory(run.folder / "load.npz", run.upto, run.logs))
     run.loggers.append(EventFile(run.folder / "tensorboard", run.upto + 1, run.logs))
 
 

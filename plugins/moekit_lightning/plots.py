@@ -5,6 +5,7 @@ They use matplotlib's objects on an Agg canvas: no window, no global state, safe
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +19,12 @@ from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
 from moekit.files import replace_file
+from moekit.tables import Table, read_tables
 from moekit.training.balance import max_violation
 from moekit.training.metrics import headline
 from moekit.training.run.folder import RunFolder
 from moekit.training.run.hooks import EndedRun
 from moekit.training.run.metrics_log import points_of, read_metrics
-from moekit_lightning.load_history import salvage_loads
 
 INK, FAINT, GRID = "#222222", "#777777", "#e6e6e6"
 COLOURS = ("#1f5fa8", "#d1603d", "#2c8c6a", "#8a5fb0", "#b08a1e", "#4a4a4a")
@@ -46,7 +47,7 @@ class Curve:
 
 
 def draw_plots(run: EndedRun) -> list[Path]:
-    """Writes ``loss.png``, with the curves of a dense baseline, and ``load.png`` for sparse layers.
+    """Writes ``loss.png``, with the curves of a dense baseline, and ``load.png`` if the load of experts was recorded.
 
     Nothing for a run that failed, or for a dense baseline, whose curves are in the plot of its run.
     """
@@ -65,12 +66,29 @@ def draw_plots(run: EndedRun) -> list[Path]:
     words = info.with_unit()
     title = f"{run.label}: {words} on validation data (training data: faint)"
     paths = [draw_curves(run.folder / "loss.png", curves, title=title, y_label=words)]
-    loads, _ = salvage_loads(folder.loads)
-    if len(loads) > 1:
-        steps = loads.pop("step").tolist()
+    steps, loads = loads_of(read_tables(folder.routing, damaged=lambda error: None))
+    if loads:
         title = f"{run.label}: load of each expert over time"
         paths.append(draw_load(run.folder / "load.png", steps, loads, title=title))
     return paths
+
+
+def loads_of(tables: Mapping[str, Table]) -> tuple[list[int], dict[str, np.ndarray]]:
+    """The recorded steps of training, and each layer's load ``[R, E]`` at these R steps; none without a record.
+
+    A layer that lacks a step, as after another one took its place, is omitted.
+    """
+    table = tables.get("experts", {})
+    if not table:
+        return [], {}
+    of_train = table["part"] == "train"
+    steps, layers, loads = (table[name][of_train] for name in ("step", "layer", "load"))
+    every, found = np.unique(steps), dict[str, np.ndarray]()
+    for name in dict.fromkeys(layers):
+        here = layers == name
+        if np.array_equal(np.unique(steps[here]), every):
+            found[name] = loads[here].reshape(len(every), -1)
+    return every.tolist(), found
 
 
 def draw_curves(
@@ -106,6 +124,16 @@ def draw_curves(
     return _save(figure, path)
 
 
+def plain_name(layer: str) -> str:
+    """A layer's name in words: ``encoder.blocks.1.ffn`` is "encoder, block 1"; other names stay."""
+    match = re.fullmatch(r"(?:(encoder|decoder)\.)?(blocks|mtp)\.(\d+)(?:\.block)?\.ffn", layer)
+    if match is None:
+        return layer
+    part, kind, number = match.groups()
+    name = f"{'block' if kind == 'blocks' else 'MTP module'} {number}"
+    return f"{part}, {name}" if part else name
+
+
 def draw_load(path: Path, steps: Sequence[int], loads: Mapping[str, np.ndarray], *, title: str) -> Path:
     """Draws each layer's load as a heat map (experts by R steps), with MaxVio over time below."""
     layers = list(loads)
@@ -124,9 +152,9 @@ def draw_load(path: Path, steps: Sequence[int], loads: Mapping[str, np.ndarray],
         axis.set_ylim(E, 0)
         axis.set_yticks([0.5, E - 0.5], ["0", str(E - 1)])
         axis.set_xlim(edges[0], edges[-1])
-        axis.tick_params(labelbottom=False, length=0, labelsize=8, colors=FAINT)
+        axis.tick_params(length=0, labelsize=8, colors=FAINT)
         axis.set_ylabel("expert", fontsize=8, color=FAINT)
-        axis.set_title(name, loc="left", fontsize=9, color=INK, pad=3)
+        axis.set_title(plain_name(name), loc="left", fontsize=9, color=INK, pad=3)
         for side in axis.spines.values():
             side.set_visible(False)
     below = axes[-1]
@@ -136,7 +164,7 @@ def draw_load(path: Path, steps: Sequence[int], loads: Mapping[str, np.ndarray],
         vio_X = max_violation(torch.from_numpy(np.ascontiguousarray(loads[name]))).numpy()
         colour = COLOURS[i % len(COLOURS)]
         below.plot(steps, vio_X, color=colour, linewidth=1.5)
-        ends.append((float(steps[-1]), float(vio_X[-1]), name, colour))
+        ends.append((float(steps[-1]), float(vio_X[-1]), plain_name(name), colour))
         values += vio_X.tolist()
     below.set_xlim(edges[0], edges[-1])
     below.set_ylim(0, max([*values, 0.1]) * 1.08)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from moekit.spec.fields import MetricInfo, metrics_of
@@ -17,6 +18,7 @@ from moekit.training.run.console import counted_unit
 from moekit.training.run.hooks import StartingRun
 
 MAX_LINES = 20  # without a terminal
+LABEL, BAR, LEFT = 16, 18, 8  # columns at most: of the name, the bar, and the remaining time
 
 
 class TrainingProgress(ProgressBar):
@@ -56,11 +58,12 @@ class TrainingProgress(ProgressBar):
         self._next_line = self._next_validation = trainer.global_step + 1
         if self._enabled and self.console.is_terminal:
             columns = (
-                TextColumn("{task.description}"), BarColumn(bar_width=18), TextColumn("{task.fields[text]}"),
-                TimeRemainingColumn(),
+                TextColumn("{task.description}"), BarColumn(bar_width=BAR),
+                TextColumn("{task.fields[text]}", markup=False), TimeRemainingColumn(),
             )  # fmt: skip
             self._bar = Progress(*columns, console=self.console, transient=True, refresh_per_second=4)
-            self._task = self._bar.add_task(self.label, total=trainer.max_steps, completed=trainer.global_step, text="")
+            name, done = escape(self._name()), trainer.global_step
+            self._task = self._bar.add_task(name, total=trainer.max_steps, completed=done, text="")
             self._bar.start()
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *args: Any) -> None:
@@ -72,12 +75,17 @@ class TrainingProgress(ProgressBar):
             now = time.monotonic()
             if now - self._updated > 0.1 or step >= trainer.max_steps:
                 self._updated = now
-                text = f"{step}/{trainer.max_steps}  {metrics_line(pl_module.logged, self.metrics, self.unit)}"
+                room = self.console.width - len(self._name()) - BAR - LEFT - 3
+                parts = [f"{step}/{trainer.max_steps}", *metrics_parts(pl_module.logged, self.metrics, self.unit)]
+                text = "  ".join(fitting(parts, room))
                 self._bar.update(self._task, completed=step, text=text)
         elif pl_module.logged_step == step and step >= self._next_line:
             line = f"step {step}/{trainer.max_steps}  {metrics_line(pl_module.logged, self.metrics, self.unit)}"
             self.console.print(line, highlight=False)
             self._next_line = step + max(1, 2 * trainer.max_steps // MAX_LINES)
+
+    def _name(self) -> str:
+        return self.label if len(self.label) <= LABEL else f"{self.label[: LABEL - 1]}…"
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Prints the validation's line, unless validations are too frequent, or this one was abandoned."""
@@ -112,6 +120,19 @@ def progress_of(run: StartingRun) -> TrainingProgress:
 
 def metrics_line(values: Mapping[str, float], metrics: Mapping[str, MetricInfo], unit: str = "tokens") -> str:
     """The training metrics that exist, in one line."""
+    return "  ".join(metrics_parts(values, metrics, unit))
+
+
+def fitting(parts: Sequence[str], room: int) -> list[str]:
+    """The first parts that fit into so many columns, two spaces between them: the first one always."""
+    count = len(parts)
+    while count > 1 and len("  ".join(parts[:count])) > room:
+        count -= 1
+    return list(parts[:count])
+
+
+def metrics_parts(values: Mapping[str, float], metrics: Mapping[str, MetricInfo], unit: str = "tokens") -> list[str]:
+    """The training metrics that exist, those that matter most first."""
     parts = []
     if "train/loss" in values:
         parts.append(f"loss {values['train/loss']:.3f}")
@@ -123,7 +144,7 @@ def metrics_line(values: Mapping[str, float], metrics: Mapping[str, MetricInfo],
     if "train/max_violation" in values:
         parts.append(f"MaxVio {values['train/max_violation']:.2f}")
         parts.append(f"dropped {values['train/dropped']:.1%}")
-    return "  ".join(parts)
+    return parts
 
 
 def validation_line(values: Mapping[str, float], metrics: Mapping[str, MetricInfo]) -> str:

@@ -23,7 +23,7 @@ VERBS = {
     "compare": "compare runs, seeds pooled",
     "eval": "score a trained model by domain",
     "watch": "watch a run in the terminal",
-    "sweep": "train a recipe over a grid of options and seeds",
+    "sweep": "train a recipe over options and seeds",
 }
 __getattr__, __dir__, __all__ = from_stub(__name__, __file__)
 
@@ -56,10 +56,13 @@ def moekit_verbs() -> list[Verb]:
 
 @hookimpl
 def moekit_run_starting(run: StartingRun) -> None:
-    """Adds the callback ``routing`` to a run of a mixture, unless its recipe has one."""
-    from moekit_report.routing import RoutingStatistics
+    """Adds the callback ``routing`` to a run, unless it is given one; and to a trial of a sweep, its pruning."""
     from moekit_report.routing.module import RoutingRecorder
 
-    specs = run.recipe.trainer.callbacks.values()
-    if not any(isinstance(each, RoutingStatistics) for each in specs):
+    if not any(isinstance(each, RoutingRecorder) for each in run.given):
         run.callbacks.append(RoutingRecorder(writes=run.logs))
+    if (run.folder.parent.parent / "sweep.json").is_file():
+        from moekit_report.pruning import pruning_of
+
+        if (pruning := pruning_of(run.folder)) is not None:
+            run.callbacks.append(pruning)

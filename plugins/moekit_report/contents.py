@@ -31,38 +31,45 @@ from moekit_report.packing import (
 from moekit_report.reading import LayerLog, last_matrix, last_pairs, layer_logs
 from moekit_report.results import against_dense, curves, facts
 from moekit_report.routing.classes import CLASSES
+from moekit_report.scoring import data_of
 from moekit_report.specialisation import Specialisation, specialisation
 
 FRAMES = 100  # of the heat map and of biases over time
 PAIR_BYTES = 1_500_000  # of all matrices of pairs
 
 
-def contents(run: Run, *, text: Sequence[Path] = (), sequences: int = 256, model: bool = True) -> dict[str, Any]:
+def contents(
+    run: Run, *, text: Sequence[Path] = (), data: Sequence[str] = (), sequences: int = 256, model: bool = True
+) -> dict[str, Any]:
     """What a report shows of a run.
 
     Args:
         run: finished or not.
         text: files to examine the model with, each a domain; the run's validation set if there are none.
+        data: ``data.option=value``, to examine it with the validation set of other data.
         sequences: how many to examine.
         model: whether to examine the trained model; else the report has what was recorded in training alone.
 
     Raises:
-        MoekitError: a file of ``text`` cannot be read, or the run's record is damaged.
+        MoekitError: a file of ``text`` or other data cannot be read, or the run's record is damaged.
     """
     tables, notes = run.routing, []
     train, validation = layer_logs(tables, "train"), layer_logs(tables, "val")
     examined: Examination | None = None
+    spelling: Sequence[bytes] = ()
     if model:
         try:
-            examined = _examined(run, text, sequences)
+            examined, spelling = _examined(run, text, data, sequences)
         except MoekitError as error:
-            if text:
+            if text or data:
                 raise
             notes.append(f"The trained model was not examined: {str(error).splitlines()[0]}")
     special = None
     if examined is not None and len(np.unique(examined.domain_N)) > 1:
         special = specialisation(examined.load_NE, examined.domain_N.tolist())
-    if not tables:
+    if not tables and not run.metrics:
+        notes.append("Nothing was trained here, so nothing was recorded: the report examines the model.")
+    elif not tables:
         notes.append("There is no record of routing: every expert sees every token, or the callback 'routing' was off.")
     metric, info = headline(run.recipe, set(run.metrics))
     step_every = every(len(next(iter(train.values())).step_X), FRAMES) if train else 1
@@ -101,30 +108,31 @@ def contents(run: Run, *, text: Sequence[Path] = (), sequences: int = 256, model
         "pairs": {name: packed_lift(pairs[name], validation[name]) for name in kept},
         "domains": _domains(examined, special),
         "classes": {name: {"names": list(CLASSES), "share": shares(load_XE)} for name, load_XE in classes.items()},
-        "typical": _typical(run, examined),
-        "passages": [] if examined is None else passages(examined, _spelling(run)),
+        "typical": _typical(examined, spelling),
+        "passages": [] if examined is None else passages(examined, spelling),
     }
 
 
-def _examined(run: Run, text: Sequence[Path], sequences: int) -> Examination:
-    data, tokenizer = run.data, run.tokenizer
-    if data is None or tokenizer is None:
-        raise MoekitError("its data is not text")
+def _examined(
+    run: Run, text: Sequence[Path], other: Sequence[str], sequences: int
+) -> tuple[Examination, Sequence[bytes]]:
     if text:
-        batches = text_batches(text, tokenizer, seq=int(getattr(run.recipe.data, "seq", 128)))
-        return examine(run.model, batches, [path.stem for path in text], sequences=sequences)
-    data.prepare()
-    return examine(run.model, data.validation_batches(), data.domain_names(), sequences=sequences)
+        if run.tokenizer is None:
+            raise MoekitError("its data is not text")
+        batches = text_batches(text, run.tokenizer, seq=int(getattr(run.recipe.data, "seq", 128)))
+        found = examine(run.model, batches, [path.stem for path in text], sequences=sequences)
+        return found, run.tokenizer.spelling
+    data, _ = data_of(run, other)
+    if data.tokenizer is None:
+        raise MoekitError("its data is not text")
+    found = examine(run.model, data.validation_batches(), data.domain_names(), sequences=sequences)
+    return found, data.tokenizer.spelling
 
 
-def _spelling(run: Run) -> Sequence[bytes]:
-    return () if run.tokenizer is None else run.tokenizer.spelling
-
-
-def _typical(run: Run, examined: Examination | None) -> dict[str, Any]:
+def _typical(examined: Examination | None, spelling: Sequence[bytes]) -> dict[str, Any]:
     if examined is None:
         return {}
-    found = typical_tokens(examined, _spelling(run))
+    found = typical_tokens(examined, spelling)
     return {name: [[asdict(token) for token in tokens] for tokens in experts] for name, experts in found.items()}
 
 

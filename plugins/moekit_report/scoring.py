@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -121,17 +121,40 @@ def score(run: Run, overrides: Sequence[str] = ()) -> tuple[list[DomainScore], R
     Raises:
         MoekitError: there is no data or checkpoint, or an override is not of the data.
     """
+    data, recipe = data_of(run, overrides)
+    return score_by_domain(run.module.model, run.module.objective, data), recipe
+
+
+def data_of(run: Run, overrides: Sequence[str] = ()) -> tuple[Data, Recipe]:
+    """The data of a run, or other data with the vocabulary that the model was trained with; prepared.
+
+    Args:
+        run: with a checkpoint.
+        overrides: ``data.option=value``; ``data.use=...`` takes another kind of data.
+
+    Returns:
+        The data, and the recipe with the overrides.
+
+    Raises:
+        MoekitError: there is no data or checkpoint, or an override is not of the data.
+    """
     if strays := [text for text in overrides if not text.startswith(("data.", "data="))]:
         raise MoekitError(
             f"'{strays[0]}' changes more than the data\n  expected data.option=value: the model is trained"
         )
-    recipe = load(run.path / "spec.yaml", overrides)
-    module = run.module
-    if recipe.data is None or module.data is None:
-        raise MoekitError(f"'{run.path.as_posix()}' has no data to score")
-    data = module.data
-    if overrides:
+    recipe, own = load(run.path / "spec.yaml", overrides), run.module.data
+    if recipe.data is None:
+        raise MoekitError(
+            f"'{run.path.as_posix()}' has no data\n  expected data.use=text_files data.path=FOLDER, a folder of texts"
+        )
+    data = own
+    if data is None or overrides:
+        tokenizer = getattr(run.recipe.data, "tokenizer", None)
+        if tokenizer is not None and hasattr(recipe.data, "tokenizer"):  # ``data.use=...`` chose its default
+            recipe = replace(recipe, data=replace(recipe.data, tokenizer=tokenizer))  # type: ignore[call-arg]
+            assert recipe.data is not None
         data = build(recipe.data)
-        data.load_state(module.data.state())  # the vocabulary that the model was trained with
+        if own is not None:
+            data.load_state(own.state())
     data.prepare()
-    return score_by_domain(module.model, module.objective, data), recipe
+    return data, recipe

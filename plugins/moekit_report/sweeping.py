@@ -1,4 +1,4 @@
-"""A sweep: runs of one recipe over a grid of options and seeds, in parallel, resumable after a kill.
+"""A sweep: what is to be run of one recipe, over values and ranges of options and over seeds.
 
 Everything that a sweep knows is in its folder: ``sweep.json`` says what is to be run, each trial is an ordinary run in
 a folder of its own, and a trial is complete once its run has written its results. So the same command continues a sweep
@@ -7,26 +7,24 @@ wherever it was ended, and folders that were copied from other machines count.
 
 from __future__ import annotations
 
-import ctypes
 import json
-import os
 import random
 import re
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 
 from moekit.errors import MoekitError
-from moekit.files import write_if_changed
+from moekit.files import read_regular, write_if_changed
 from moekit.run import Run
 from moekit.training.run.folder import RunFolder, started
+from moekit_report.axes import Range, split
 
 PLAN = "sweep.json"
+LARGEST = 1 << 24  # bytes of a plan that are read
+Options = tuple[str, ...]
+"""A point of a sweep: a value of each axis, as overrides."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +34,11 @@ class Sweep:
     Attributes:
         recipe: its name, or a file.
         overrides: of every trial.
-        grid: options with their values, as text.
+        grid: the axes: options with their values, as text; a range is one value.
         seeds: seeds 0 to seeds - 1.
-        sample: how many points of the grid to take at random; 0 for all.
+        sample: how many points to take; 0 for the whole grid.
+        search: how points are taken: ``grid``, ``random``, or ``tpe``: proposed by Optuna from earlier results.
+        prune: whether trials that are worse than most end early.
     """
 
     recipe: str
@@ -46,15 +46,54 @@ class Sweep:
     grid: tuple[tuple[str, tuple[str, ...]], ...]
     seeds: int
     sample: int = 0
+    search: str = "grid"
+    prune: bool = False
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether what is run depends on results."""
+        return self.prune or self.search == "tpe"
+
+    def points(self) -> list[Options]:
+        """All points; none for ``tpe``, whose points depend on results."""
+        if self.search == "tpe":
+            return []
+        keys = [key for key, _ in self.grid]
+        ranges = {key: found for key, values in self.grid if (found := Range.of(values[0])) is not None}
+        generator = random.Random(0)
+        if ranges:
+            sampled: dict[tuple[str, ...], None] = {}
+            for _ in range(100 * self.sample):
+                point = [
+                    ranges[key].draw(generator) if key in ranges else generator.choice(values)
+                    for key, values in self.grid
+                ]
+                sampled[tuple(point)] = None
+                if len(sampled) == self.sample:
+                    break
+            points = list(sampled)
+        else:
+            points = list(product(*(values for _, values in self.grid)))
+            if self.sample:
+                points = sorted(generator.sample(points, min(self.sample, len(points))), key=points.index)
+        return [tuple(f"{key}={value}" for key, value in zip(keys, point, strict=True)) for point in points]
 
     def trials(self) -> list[Trial]:
-        """Every trial, seed by seed, so that a sweep that is ended has whole seeds."""
-        points = list(product(*(values for _, values in self.grid)))
-        if self.sample:
-            points = sorted(random.Random(0).sample(points, min(self.sample, len(points))), key=points.index)
-        keys = [key for key, _ in self.grid]
-        chosen = [tuple(f"{key}={value}" for key, value in zip(keys, point, strict=True)) for point in points]
-        return [Trial(options=options, seed=seed) for seed in range(self.seeds) for options in chosen]
+        """Every trial of ``points``, seed by seed, so that a sweep that is ended has whole seeds."""
+        points = self.points()
+        return [Trial(options=options, seed=seed) for seed in range(self.seeds) for options in points]
+
+    def examples(self) -> list[Options]:
+        """Points that together have every value of every axis: both ends of ranges."""
+        if self.search != "tpe":
+            return self.points()
+        ends = {
+            key: values if (found := Range.of(values[0])) is None else (found.text(found.low), found.text(found.high))
+            for key, values in self.grid
+        }
+        first = {key: values[0] for key, values in ends.items()}
+        chosen = [first | {key: value} for key, values in ends.items() for value in values]
+        return list(dict.fromkeys(tuple(f"{k}={v}" for k, v in point.items()) for point in chosen))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,53 +112,59 @@ class Trial:
         return re.sub(r"[^\w.=,+-]", "_", ",".join([*short, f"seed={self.seed}"]))
 
 
-def parse(recipe: str, given: Sequence[str], *, seeds: int, sample: int = 0) -> Sweep:
-    """A sweep from the arguments of a command: ``key=a,b,c`` is an axis of the grid, ``key=a`` an option of all.
+def parse(
+    recipe: str, given: Sequence[str], *, seeds: int, sample: int = 0, tpe: int = 0, prune: bool = False
+) -> Sweep:
+    """A sweep from the arguments of a command: ``key=a,b,c`` and ``key=low..high`` are axes, ``key=a`` is for all.
 
     A comma inside brackets or braces does not divide.
 
+    Args:
+        recipe: its name, or a file.
+        given: the arguments.
+        seeds: how many.
+        sample: how many points to take at random.
+        tpe: how many points Optuna proposes.
+        prune: whether trials that are worse than most end early.
+
     Raises:
-        MoekitError: an argument has no ``=``, there is no axis and only one seed, two trials would share a name, or a
-            number is out of range.
+        MoekitError: an argument has no ``=``, there is no axis and only one seed, two trials would share a name, a
+            grid has a range, or a number is out of range.
     """
-    if seeds < 1 or sample < 0:
-        raise MoekitError(f"--seeds {seeds}, --random {sample}: expected 1 seed or more, and 0 points or more")
+    if seeds < 1 or sample < 0 or tpe < 0:
+        raise MoekitError(
+            f"--seeds {seeds}, --random {sample}, --tpe {tpe}: expected 1 seed or more, and 0 points or more"
+        )
+    if sample and tpe:
+        raise MoekitError("--random and --tpe exclude each other\n  expected one of the two")
     grid, fixed = [], []
     for text in given:
         key, equals, value = text.partition("=")
         if not equals or not key:
             raise MoekitError(f"'{text}' is not an option\n  expected key=value, or key=a,b,c for an axis of the grid")
         values = split(value)
-        if len(values) > 1:
+        if len(values) > 1 and (inner := next((each for each in values if Range.of(each)), "")):
+            raise MoekitError(f"'{text}' has the range {inner} among values\n  expected one range, or values alone")
+        if len(values) > 1 or Range.of(value):
             grid.append((key, tuple(dict.fromkeys(values))))
         else:
             fixed.append(text)
     if any(key == "seed" for key, _ in grid) or any(text.startswith("seed=") for text in fixed):
         raise MoekitError("a sweep counts seeds itself\n  expected --seeds N instead of seed=...")
-    sweep = Sweep(recipe=recipe, overrides=tuple(fixed), grid=tuple(grid), seeds=seeds, sample=sample)
-    trials = sweep.trials()
+    if (ranges := [key for key, values in grid if Range.of(values[0])]) and not (sample or tpe):
+        raise MoekitError(f"{ranges[0]} has a range, of which no grid is made\n  expected --random N or --tpe N")
+    if tpe and not grid:
+        raise MoekitError("--tpe has nothing to search\n  expected key=a,b,c or key=low..high")
+    sweep = Sweep(
+        recipe=recipe, overrides=tuple(fixed), grid=tuple(grid), seeds=seeds, sample=sample or tpe,
+        search="tpe" if tpe else "random" if sample else "grid", prune=prune,
+    )  # fmt: skip
+    trials = [Trial(options=options, seed=seed) for options in sweep.examples() for seed in range(seeds)]
     if len(trials) < 2:
         raise MoekitError("the sweep has one run\n  expected key=a,b,c for an axis of the grid, or --seeds 3")
     if len({trial.name for trial in trials}) < len(trials):
         raise MoekitError("two runs of the sweep would have the same name\n  expected options whose last names differ")
     return sweep
-
-
-def split(value: str) -> list[str]:
-    """The parts of a value between commas that are in no bracket, brace or quotes."""
-    parts, depth, quote = [""], 0, ""
-    for letter in value:
-        if quote:
-            quote = "" if letter == quote else quote
-        elif letter in "'\"":
-            quote = letter
-        else:
-            depth += (letter in "[{(") - (letter in "]})")
-        if letter == "," and not depth and not quote:
-            parts.append("")
-        else:
-            parts[-1] += letter
-    return parts
 
 
 def plan(folder: Path, sweep: Sweep) -> None:
@@ -136,6 +181,25 @@ def plan(folder: Path, sweep: Sweep) -> None:
     write_if_changed(path, text)
 
 
+def planned(folder: Path) -> Sweep | None:
+    """The sweep of a folder; None if it has none.
+
+    Raises:
+        MoekitError: its plan is damaged.
+    """
+    path = folder / PLAN
+    try:
+        found = json.loads(read_regular(path, LARGEST))
+        grid = tuple((key, tuple(values)) for key, values in found.pop("grid"))
+        return Sweep(**{**found, "overrides": tuple(found["overrides"]), "grid": grid})
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise MoekitError(
+            f"{path} is damaged: {error}\n  delete it, and give the command of the sweep again"
+        ) from error
+
+
 def run_of(folder: Path, trial: Trial) -> Run | None:
     """The latest run of a trial; None before it has begun."""
     found = [spec.parent for spec in (folder / trial.name).glob("*/spec.yaml")]
@@ -145,85 +209,3 @@ def run_of(folder: Path, trial: Trial) -> Run | None:
 def is_complete(run: Run | None) -> bool:
     """Whether a trial has its results."""
     return run is not None and run.is_complete
-
-
-def command(folder: Path, sweep: Sweep, trial: Trial, run: Run | None) -> list[str]:
-    """The command that begins a trial, or resumes it from its last checkpoint."""
-    moekit = [sys.executable, "-m", "moekit", "train"]
-    if run is not None and RunFolder(run.path).last is not None:
-        return [*moekit, "--resume", str(run.path), "--no-compare"]
-    options = [*sweep.overrides, *trial.options, f"seed={trial.seed}"]
-    return [*moekit, sweep.recipe, *options, "--out", str(folder), "--name", trial.name, "--no-compare"]
-
-
-class Runner:
-    """Runs the trials of a sweep in parallel processes, which end with this one.
-
-    Args:
-        folder: of the sweep.
-        sweep: what is to be run.
-        jobs: processes at a time.
-        threads: threads of torch in each.
-
-    Attributes:
-        running: the processes of trials that run now.
-        failed: the exit codes of trials that failed.
-    """
-
-    def __init__(self, folder: Path, sweep: Sweep, *, jobs: int, threads: int) -> None:
-        self.folder = folder
-        self.sweep = sweep
-        self.jobs = jobs
-        self.threads = threads
-        self.running: dict[Trial, subprocess.Popen[bytes]] = {}
-        self.failed: dict[Trial, int] = {}
-
-    def run(self, on_change: Callable[[], object], every: float = 0.2) -> None:
-        """Runs what is not complete. A trial that fails does not stop the others.
-
-        Args:
-            on_change: called now and then.
-            every: seconds between looks at the processes.
-        """
-        waiting: Iterator[Trial] = (
-            trial for trial in self.sweep.trials() if not is_complete(run_of(self.folder, trial))
-        )
-        is_more = True
-        try:
-            while is_more or self.running:
-                while is_more and len(self.running) < self.jobs:
-                    trial = next(waiting, None)
-                    if trial is None:
-                        is_more = False
-                    else:
-                        self.running[trial] = self._start(trial)
-                for trial, process in list(self.running.items()):
-                    if (code := process.poll()) is not None:
-                        del self.running[trial]
-                        if code:
-                            self.failed[trial] = code
-                on_change()
-                if self.running:
-                    time.sleep(every)
-        finally:
-            for process in self.running.values():
-                process.terminate()  # each saves a checkpoint
-            for process in self.running.values():
-                process.wait()
-
-    def _start(self, trial: Trial) -> subprocess.Popen[bytes]:
-        (self.folder / trial.name).mkdir(parents=True, exist_ok=True)
-        threads = str(self.threads)
-        environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-        with (self.folder / trial.name / "output.txt").open("ab") as output:
-            return subprocess.Popen(
-                command(self.folder, self.sweep, trial, run_of(self.folder, trial)),
-                stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment,
-                preexec_fn=end_with_parent if sys.platform == "linux" else None,
-            )  # fmt: skip
-
-
-def end_with_parent() -> None:
-    """Has Linux end this process when its parent ends, however that ends: a trial must not outlive a killed sweep."""
-    PR_SET_PDEATHSIG = 1
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -32,7 +32,7 @@ ODD_RECIPES = (
         "tiny.yaml/x",
         "text/0.txt",
         "run/metrics.csv",
-        "run/load.npz",
+        "run/routing/step-00000002.npz",
         "\udcff",
         "a" * 300,
         "nul.yaml",

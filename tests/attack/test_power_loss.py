@@ -22,10 +22,10 @@ from disk import Disk, recording, write_tree
 from moekit.checkpoints.files import Retention, last_of, recover, step_name, step_of, steps_in, write_pointer
 from moekit.checkpoints.reading import is_intact, open_checkpoint
 from moekit.checkpoints.writing import save_tree
-from moekit.files import replace_file
+from moekit.files import discard, replace_file
+from moekit.tables import read_tables, save_tables, table_files
 from moekit.training.run.folder import RunFolder
 from moekit.training.run.metrics_log import RunLog, salvage_metrics
-from moekit_lightning.load_history import LoadHistory, salvage_loads
 
 
 class Run:
@@ -43,26 +43,23 @@ class Run:
             folder.create()
             replace_file(folder.spec, lambda path: path.write_text("schema: 1\n"))
             self.has_spec = True
-            log, loads = self.logs(folder, 0)
+            log = RunLog(folder.metrics, 0)
             for first in range(2, 2 + 8 * self.rounds, 8):
                 for step in range(first, first + 10, 2):
-                    self.save(folder, step, log, loads)
+                    self.save(folder, step, log)
                 recover(folder.checkpoints)
                 self.acknowledged = first + 2  # the user chose an older one
                 write_pointer(folder.checkpoints, "last", step_name(first + 2))
-                log, loads = self.logs(folder, first + 2)
+                log = RunLog(folder.metrics, first + 2)
+                for path in table_files(folder.routing)[2:]:
+                    discard(path)
                 for step in (first + 4, first + 6):
-                    self.save(folder, step, log, loads)
+                    self.save(folder, step, log)
 
-    def logs(self, folder: RunFolder, step: int) -> tuple[RunLog, LoadHistory]:
-        return RunLog(folder.metrics, step), LoadHistory(folder.loads, step)
-
-    def save(self, folder: RunFolder, step: int, log: RunLog, loads: LoadHistory) -> None:
+    def save(self, folder: RunFolder, step: int, log: RunLog) -> None:
         log.log_metrics({"train/loss": step / 10}, step)
-        loads.steps.append(step)
-        loads.loads.setdefault("blocks.1.ffn", []).append(np.array([step, 0]))
         log.save()
-        loads.write()
+        save_tables(folder.routing / f"step-{step:08d}.npz", {"experts": {"step": np.array([step])}})
         before = last_of(folder.checkpoints)
         retention = Retention(best=step % 6 == 2, keep=4, after=before and step_of(before))
         tree = {"w": torch.full((3,), float(step)), "global_step": step}
@@ -89,11 +86,11 @@ def check(root: Path, acknowledged: int, has_spec: bool) -> None:
     recover(folder.checkpoints)
     folder.create()
     after = {each for each in steps_in(folder.checkpoints).values() if is_intact(each)}
-    assert before <= after and not list(folder.checkpoints.glob(".*")) and not list(path.glob(".*.tmp"))
+    assert before <= after and not list(folder.checkpoints.glob(".*")) and not list(path.rglob(".*.tmp"))
     best = folder.best
     assert best is None or is_intact(best)
-    (rows, damage), (loads, broken) = salvage_metrics(folder.metrics), salvage_loads(folder.loads)
-    assert damage == broken == "" and max(rows) >= acknowledged and max(loads["step"]) >= acknowledged
+    (rows, damage), tables = salvage_metrics(folder.metrics), read_tables(folder.routing)
+    assert damage == "" and max(rows) >= acknowledged and max(tables["experts"]["step"]) >= acknowledged
     save_tree({"global_step": step + 1}, folder.checkpoints / step_name(step + 1), retention=Retention(after=step))
     assert folder.last == folder.checkpoints / step_name(step + 1)
     left = {step_of(each) for each in folder.checkpoints.iterdir()} - {-1}

@@ -77,7 +77,7 @@ def last_step(run: Path) -> int:
 def test_a_run_folder_holds_spec_metrics_plots_checkpoints_and_the_dense_baseline(run: Path) -> None:
     names = {p.relative_to(run).as_posix() for p in run.rglob("*")}
     assert {
-        "spec.yaml", "metrics.csv", "load.npz", "summary.json", "loss.png", "load.png", "tensorboard",
+        "spec.yaml", "metrics.csv", "summary.json", "loss.png", "load.png", "tensorboard", "routing/step-00000004.npz",
         "checkpoints/last", "checkpoints/best", "checkpoints/step-00000004/manifest.json", "dense/metrics.csv",
         "dense/spec.yaml",
     } <= names  # fmt: skip
@@ -266,7 +266,7 @@ def test_jacobs1991_stops_at_its_criterion_plots_decision_regions_and_cannot_gen
     assert main(["train", "jacobs1991", "trainer.accelerator=cpu", "stop.below=0.24", "--out", str(tmp_path)]) == 0
     folder = only(tmp_path / "jacobs1991")
     assert (folder / "vowels.png").is_file() and (folder / "loss.png").is_file()
-    assert not (folder / "load.npz").exists()  # under soft routing every expert sees every case
+    assert not (folder / "load.png").exists()  # under soft routing every expert sees every case
     summary = json.loads((folder / "summary.json").read_text())
     assert 0 < summary["stopped_after"] < 6000
     out = capsys.readouterr().out
@@ -285,6 +285,9 @@ def test_a_run_without_validation_ends_without_a_comparison(
     listed = said[said.index("\nfiles  ") :].partition("\ntry next")[0].replace("\nfiles", "").replace("\npictures", "")
     assert "loss.png" in listed and [name for name in listed.split() if not (folder / name).exists()] == []
     assert (folder / "tensorboard").exists() == ("limit" in options[0])
+    whole = f"moekit train {folder}/spec.yaml trainer.fast_dev_run=false"
+    expected = f"moekit train --resume {folder} trainer.max_steps=4" if "limit" in options[0] else whole
+    assert said.splitlines()[-1].strip() == expected
     assert json.loads((folder / "summary.json").read_text())["comparison"] is None
     if "limit" in options[0]:
         assert last_step(folder) == 2

@@ -38,3 +38,6 @@ def test_a_damaged_file_is_named(tmp_path: Path, cut: int) -> None:
     path.write_bytes(path.read_bytes()[:cut])
     with pytest.raises(MoekitError, match=r"step-1\.npz cannot be read"):
         read_tables(tmp_path)
+    save_tables(tmp_path / "step-2.npz", {"x": {"a": np.arange(3)}})
+    errors: list[MoekitError] = []
+    assert read_tables(tmp_path, damaged=errors.append)["x"]["a"].tolist() == [0, 1, 2] and len(errors) == 1

@@ -140,17 +140,21 @@ def _verdict(moe: float, dense: float, info: MetricInfo) -> str:
 def _print_files(outcome: Outcome, module: LitMoE, console: Console) -> None:
     run, quoted = outcome.folder.as_posix(), shlex.quote(outcome.folder.as_posix())
     pictures = [p.relative_to(outcome.folder).as_posix() for p in outcome.files]
-    names = ("spec.yaml", "metrics.csv", "load.npz", "summary.json")
+    names = ("spec.yaml", "metrics.csv", "routing", "summary.json")
     kept = ("checkpoints/last", "checkpoints/best", "tensorboard")
     written, held = ([name for name in part if (outcome.folder / name).exists()] for part in (names, kept))
-    if module.data is not None and module.data.tokenizer is not None:
+    can_resume = kept[0] in held
+    if can_resume and module.data is not None and module.data.tokenizer is not None:
         first = f'moekit generate {quoted} "{module.data.tokenizer.example()}"'
     else:
         first = f"look at {run}/{pictures[-1] if pictures else 'metrics.csv'}"
-    if outcome.stopped_after is None:
+    again = f"moekit train {shlex.quote(f'{run}/spec.yaml')}"
+    if module.recipe.trainer.fast_dev_run:
+        second = f"{again} trainer.fast_dev_run=false"
+    elif can_resume and outcome.stopped_after is None:
         second = f"moekit train --resume {quoted} trainer.max_steps={2 * outcome.steps}"
     else:
-        second = f"moekit train {shlex.quote(f'{run}/spec.yaml')} seed={module.recipe.seed + 1}"
+        second = f"{again} seed={module.recipe.seed + 1}"
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim")
     grid.add_column(overflow="fold")

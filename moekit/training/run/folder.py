@@ -42,7 +42,6 @@ class RunFolder:
         spec: the fully resolved recipe.
         hooks: the plugins whose life-cycle hooks the run called, as JSON; missing if there were none.
         metrics: training and validation metrics, one row per logged step.
-        loads: load per step, layer and expert.
         routing: a folder of routing statistics, if a callback writes any: ``moekit.tables``.
         summary: the run's results as JSON.
         imported: files that came with a model from elsewhere, such as its tokenizer's; an export takes them along.
@@ -58,7 +57,6 @@ class RunFolder:
         self.spec = self.path / SPEC
         self.hooks = self.path / "hooks.json"
         self.metrics = self.path / "metrics.csv"
-        self.loads = self.path / "load.npz"
         self.routing = self.path / "routing"
         self.summary = self.path / "summary.json"
         self.imported = self.path / "imported"
@@ -150,6 +148,7 @@ class RunFolder:
         """Makes the folder and the one for checkpoints; removes half-written files of a killed process."""
         make_directory(self.checkpoints)
         discard_partial(self.path)
+        discard_partial(self.routing)
 
     @property
     def last(self) -> Path | None:

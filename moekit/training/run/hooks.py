@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,7 @@ class StartingRun(RunInfo):
 
     Attributes:
         module: what is trained; ``module.recipe`` is the recipe.
+        given: the callbacks of the recipe and of ``train``.
         callbacks, loggers: empty; what hooks append is called after the recipe's callbacks, and before its loggers.
         console: for what it prints; silent on all ranks but 0.
         logs: writes log files; one that cannot be written is reported, and training continues.
@@ -54,6 +55,7 @@ class StartingRun(RunInfo):
     """
 
     module: LitMoE
+    given: Sequence[Callback]
     callbacks: list[Callback]
     loggers: list[Logger]
     console: Console
@@ -126,6 +128,7 @@ def run_starting(
     run = StartingRun(
         **vars(info),
         module=module,
+        given=tuple(given.values()),
         callbacks=[],
         loggers=[],
         console=console,

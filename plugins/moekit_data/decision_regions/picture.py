@@ -11,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap, ListedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from torch import Tensor
 
 from moekit.contracts import LayerReport, Model, ModelOutput
@@ -22,8 +23,10 @@ WORDS = {
     "iy": "heed", "ih": "hid", "eh": "head", "ae": "had", "ah": "hud",
     "aa": "hod", "ao": "hawed", "uh": "hood", "uw": "who'd", "er": "heard",
 }  # fmt: skip
-VOWEL_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#AA4499", "#E69F00", "#56B4E9", "#882255", "#666666", "#999933")
+VOWEL_COLOURS = ("#0072B2", "#C65300", "#007F5C", "#AA4499", "#8A6400", "#6A4FC4", "#882255", "#5A5A5A", "#6B6B00")
 EXPERT_COLOURS = ("#88CCEE", "#EECC66", "#99DDAA", "#EE99AA", "#BBAADD", "#CCBBAA", "#FFAABB", "#AAAA88")
+SHADES = ("#E2E2E2", "#FFFFFF", "#FFF6CC")
+"""Of the answers 0, 0.5 and 1. No marker has their hues, and every marker has a contrast of 3 with each (WCAG 2)."""
 INK = "#222222"
 
 
@@ -120,11 +123,11 @@ def largest_gate_T(routing: Routing) -> Tensor:
 
 
 def _draw_decision(ax: Axes, plane: _Plane, data: Speakers) -> None:
-    shades = LinearSegmentedColormap.from_list("answer", ["#E3EAF4", "#FFFFFF", "#FBE8D8"])
+    shades = LinearSegmentedColormap.from_list("answer", SHADES)
     ax.pcolormesh(plane.f1, plane.f2, plane.output, cmap=shades, vmin=0, vmax=1, shading="nearest", rasterized=True)
     _boundary(ax, plane)
     target = dict(zip(data.train.vowels, data.train.d_TO[:, 0].tolist(), strict=True))
-    handles: list[Line2D] = []
+    handles: list[Line2D | Patch] = []
     for number, vowel in enumerate(data.vowels):
         colour = VOWEL_COLOURS[number % len(VOWEL_COLOURS)]
         marker = "o" if target[vowel] else "^"
@@ -139,6 +142,8 @@ def _draw_decision(ax: Axes, plane: _Plane, data: Speakers) -> None:
         Line2D([], [], marker="o", color=INK, markerfacecolor=INK, linestyle="", label="training speaker"),
         Line2D([], [], marker="o", color=INK, markerfacecolor="white", linestyle="", label="test speaker"),
         Line2D([], [], color=INK, linewidth=2, label="output 0.5"),
+        Patch(facecolor=SHADES[2], edgecolor="#BBBBBB", label="output 1: circles"),
+        Patch(facecolor=SHADES[0], edgecolor="#BBBBBB", label="output 0: triangles"),
     ]
     ax.legend(handles=handles, loc="upper right", frameon=True, framealpha=0.92, edgecolor="#DDDDDD", fontsize=9)
     train, test = plane.correct

@@ -23,6 +23,8 @@ def mlflow_logger(spec: MLflow, run: RunInfo) -> MLFlowLogger:
     given = spec.uri or os.environ.get("MLFLOW_TRACKING_URI", "")
     uri = given or f"sqlite:///{folder}/mlflow.db"
     more: dict[str, Any] = {"run_id": earlier(spec.experiment, uri, folder)} if run.upto else {}
+    if not given:  # else MLflow would keep files in the working directory
+        more["artifact_location"] = (run.folder.absolute() / "mlflow").as_uri()
     return MLFlowLogger(
         experiment_name=spec.experiment,
         run_name=f"{run.name}/{run.label}" if run.label != run.name else run.name,

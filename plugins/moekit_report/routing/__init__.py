@@ -12,3 +12,4 @@ class RoutingStatistics(CallbackSpec):
     takes_shards: ClassVar[bool] = True
     train: bool = option(True, "record logged steps of training")
     validation: bool = option(True, "record validations")
+    panels: bool = option(True, "show it in loggers too: numbers, histograms, pictures and a report")

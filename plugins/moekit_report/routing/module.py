@@ -6,6 +6,7 @@ other steps cost nothing. Files are written with every checkpoint, so that a res
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,16 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from moekit.contracts import Batch, ModelOutput
-from moekit.errors import MoekitError
+from moekit.errors import CheckpointError, MoekitError
 from moekit.files import discard
-from moekit.tables import FILE, save_tables, table_files
+from moekit.tables import FILE, read_tables, save_tables, table_files
 from moekit.training.metrics import is_logged_step
 from moekit.training.module import LitMoE
-from moekit.training.run.metrics_log import LogWrites
+from moekit.training.run.folder import RunFolder
+from moekit.training.run.metrics_log import LogWrites, lost_rows
 from moekit_report.routing import RoutingStatistics
 from moekit_report.routing.classes import CLASSES, class_V
+from moekit_report.routing.panels import loads_of, numbers_of, show_loads, show_numbers, show_report
 from moekit_report.routing.recording import PARTS, TRAIN, VALIDATION, Passes, Rows, joined
 
 FOLDER = "routing"
@@ -33,17 +36,22 @@ class RoutingRecorder(Callback):
     Args:
         train: whether to record logged steps of training.
         validation: whether to record validations.
+        panels: whether loggers are shown the same.
         writes: writes the files.
     """
 
-    def __init__(self, *, train: bool = True, validation: bool = True, writes: LogWrites | None = None) -> None:
+    def __init__(
+        self, *, train: bool = True, validation: bool = True, panels: bool = True, writes: LogWrites | None = None
+    ) -> None:
         self.train = train
         self.validation = validation
+        self.panels = panels
         self._rows: list[Rows] = []
         self._names: list[str] = []
         self._step: Passes | None = None
         self._epoch: Passes | None = None
         self._steps_before = self._skips_before = 0
+        self._recorded = 0  # the last step that has rows
         self._first: dict[tuple[str, int], Tensor] = {}
         self._shared = writes is not None
         self._writes = writes or LogWrites()
@@ -72,13 +80,33 @@ class RoutingRecorder(Callback):
         if self._observe in pl_module.observers:
             pl_module.observers.remove(self._observe)
 
+    def state_dict(self) -> dict[str, Any]:
+        """The last step that has rows."""
+        return {"step": self._recorded}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores it.
+
+        Raises:
+            CheckpointError: the state is of another form.
+        """
+        if not isinstance(state_dict.get("step"), int):
+            raise CheckpointError("the state of RoutingRecorder has no step")
+        self._recorded = state_dict["step"]
+
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Removes the files of later steps, which a resumed run trains again."""
+        """Removes the files of later steps, which a resumed run trains again; reports what those before lack."""
         self._steps_before, self._skips_before = trainer.global_step, pl_module.skips.count
-        if trainer.is_global_zero:
-            for path in table_files(self._folder()):
-                if (match := FILE.fullmatch(path.name)) and int(match[1]) > trainer.global_step:
-                    discard(path)
+        if not trainer.is_global_zero:
+            return
+        for path in table_files(self._folder()):
+            if (match := FILE.fullmatch(path.name)) and int(match[1]) > trainer.global_step:
+                discard(path)
+        damages: list[str] = []
+        found = read_tables(self._folder(), damaged=lambda error: damages.append(str(error).splitlines()[0]))
+        steps = found["experts"]["step"].tolist() if found else []
+        if missing := lost_rows("; ".join(f"is damaged: {each}" for each in damages), steps, self._recorded):
+            self._writes.report(f"{self._folder()} {missing}: training does not need it, and logs on")
 
     def _observe(self, output: ModelOutput, batch: Batch) -> None:
         if self._trainer.validating or self._trainer.sanity_checking:
@@ -132,8 +160,32 @@ class RoutingRecorder(Callback):
     def _take(self, passes: Passes) -> None:
         self._names = list(dict.fromkeys([*self._names, *self._module.balance.layers]))
         rows = passes.take(self._trainer.global_step, self._names)
-        if rows and self._trainer.is_global_zero:
-            self._rows.append(rows)
+        if rows:
+            self._recorded = self._trainer.global_step
+            if self._trainer.is_global_zero:
+                self._rows.append(rows)
+                if self.panels:
+                    self._show(rows, passes.part)
+
+    def _show(self, rows: Rows, part: int) -> None:
+        step, numbers = self._trainer.global_step, numbers_of(rows, self._names)
+        self._module.each_logger(lambda logger: show_numbers(logger, numbers, step))
+        if part == VALIDATION:
+            loads = loads_of(rows, self._names)
+            self._module.each_logger(lambda logger: show_loads(logger, loads, step))
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Shows loggers what was recorded as a report, if this is a run with a folder."""
+        folder = RunFolder(Path(trainer.default_root_dir))
+        if self.panels and self._recorded and trainer.is_global_zero and folder.spec.is_file():
+            from moekit.run import Run
+            from moekit_report.contents import contents
+
+            try:
+                shown = contents(Run(folder), model=False)
+            except MoekitError:  # a damaged file, which was reported when the run was resumed
+                return
+            pl_module.each_logger(partial(show_report, shown))
 
     def _folder(self) -> Path:
         return Path(self._trainer.default_root_dir) / FOLDER
@@ -159,4 +211,4 @@ class RoutingRecorder(Callback):
 
 def routing_statistics(spec: RoutingStatistics) -> RoutingRecorder:
     """The callback of a spec."""
-    return RoutingRecorder(train=spec.train, validation=spec.validation)
+    return RoutingRecorder(train=spec.train, validation=spec.validation, panels=spec.panels)

@@ -96,6 +96,35 @@ def first_choice(decision: Decision) -> int:
     return best
 
 
+def dropped(decisions: Sequence[Decision], slots: int) -> tuple[int, int]:
+    """The pairs that find no slot at their expert, token by token; and the tokens that lose all their experts so."""
+    taken: Counter[int] = Counter()
+    pairs = tokens = 0
+    for each in decisions:
+        lost = 0
+        for expert in each.chosen:
+            if taken[expert] == slots:
+                lost += 1
+            else:
+                taken[expert] += 1
+        pairs += lost
+        tokens += bool(lost) and lost == len(each.chosen)
+    return pairs, tokens
+
+
+def max_violation(load: Sequence[int]) -> float:
+    """How far the highest load exceeds the mean, divided by the mean; 0 without any load."""
+    mean = sum(load) / len(load)
+    return (max(load) - mean) / mean if mean else 0.0
+
+
+def percentile(load: Sequence[int], of: float) -> float:
+    """A percentile of the load over experts, as a multiple of the mean, between the two nearest linearly."""
+    ordered, at = sorted(load), of / 100 * (len(load) - 1)
+    low = ordered[math.floor(at)]
+    return (low + (ordered[math.ceil(at)] - low) * (at - math.floor(at))) * len(load) / sum(load)
+
+
 def changed(before: Sequence[Decision], after: Sequence[Decision]) -> float:
     """The share of tokens whose first choice differs, of those that have one both times; NaN without any."""
     both = [(first_choice(a), first_choice(b)) for a, b in zip(before, after, strict=True)]

@@ -10,6 +10,7 @@ EXAMPLES = """\
   moekit report deepseek_v3                               the latest run of that name: report.html in its folder
   moekit report runs/switch/2026-01-31_12-00-00 --to switch.html
   moekit report deepseek_v3 --text mine.txt yours.txt     examine the model with your own text, each file a domain
+  moekit report deepseek_v3 data.use=text_files data.path=mine  the same with a folder of texts for each domain
   moekit report deepseek_v3 --no-model                    only what was recorded in training
   moekit report deepseek_v3 --json > routing.json         the same as numbers
   moekit report atlas --pictures docs/images              experts by domains, light and dark, and a text for them
@@ -19,6 +20,7 @@ EXAMPLES = """\
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
     parser.add_argument("run", metavar="RUN", help="a run folder, a checkpoint, or a name (its latest run)")
+    parser.add_argument("data", nargs="*", metavar="data.KEY=VALUE", help="options of the data to examine it with")
     parser.add_argument("--to", default="", metavar="FILE", help="where to write (default: report.html in the run)")
     parser.add_argument("--text", nargs="+", default=[], metavar="FILE", help="UTF-8 texts to examine the model with")
     parser.add_argument(
@@ -40,8 +42,11 @@ def run(args: argparse.Namespace) -> int:
 
     if args.sequences < 1:
         raise MoekitError(f"--sequences {args.sequences}: expected 1 or more")
-    if args.text and args.no_model:
-        raise MoekitError("--text examines the model, which --no-model forbids\n  expected one of the two")
+    given = "--text" if args.text else args.data[0] if args.data else ""
+    if given and args.no_model:
+        raise MoekitError(f"{given} examines the model, which --no-model forbids\n  expected one of the two")
+    if args.text and args.data:
+        raise MoekitError(f"--text and {args.data[0]} exclude each other\n  expected one")
 
     from moekit import run as runs
     from moekit.files import replace_text
@@ -49,7 +54,13 @@ def run(args: argparse.Namespace) -> int:
     from moekit_report.page import html_of
 
     found = runs.open(args.run, out=args.out)
-    shown = contents(found, text=[Path(each) for each in args.text], sequences=args.sequences, model=not args.no_model)
+    shown = contents(
+        found,
+        text=[Path(each) for each in args.text],
+        data=args.data,
+        sequences=args.sequences,
+        model=not args.no_model,
+    )
     if args.json:
         print(json.dumps(shown, indent=1))
         return 0

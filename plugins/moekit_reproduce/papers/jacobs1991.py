@@ -130,13 +130,13 @@ def study(spec: Jacobs1991) -> Study:
 
 
 def probe(module: LitMoE, data: Data) -> dict[str, float]:
-    """Experts whose gate exceeds 0.1 in some training case; 0 for a net."""
+    """Experts whose gate exceeds 0.1 in some training case; nothing for a net, which has none."""
     import torch
 
     with torch.no_grad():
         reports = list(module.model.on(data.train_batch(torch.Generator())).reports.values())
     if not reports:
-        return {"active": 0.0}
+        return {}
     gate_TEP: Any = reports[0].routing.combine_TEP  # type: ignore[attr-defined]
     return {"active": float((gate_TEP.sum(-1).amax(0) > 0.1).sum())}
 

@@ -1,6 +1,7 @@
 import matplotlib
 import pytest
 import torch
+from matplotlib.colors import rgb_to_hsv, to_rgb
 from matplotlib.image import imread
 from routings import token_choice
 from torch import nn
@@ -11,10 +12,11 @@ from moekit.moe_layer import MoELayer
 from moekit.registry import build
 from moekit.routing import ExpertChoice, Soft
 from moekit_data.decision_regions import DecisionRegions
-from moekit_data.decision_regions.picture import _Plane, largest_gate_T
+from moekit_data.decision_regions.picture import INK, SHADES, VOWEL_COLOURS, _Plane, largest_gate_T
 from moekit_data.vowels import Vowels
 from moekit_dispatchers.soft import Soft as SoftDispatcher
 from moekit_experts.linear import Linear
+from moekit_report.pictures import contrast
 from moekit_routers.dense import Dense
 
 
@@ -84,6 +86,15 @@ def test_the_picture_is_plotted_without_side_effects(data, tmp_path, model, is_w
     assert model.training
     assert dict(matplotlib.rcParams) == before
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_markers_stand_out_from_the_shades_and_share_no_hue_with_them():
+    for colour in (*VOWEL_COLOURS, INK):
+        assert min(contrast(colour, shade) for shade in SHADES) >= 3, colour
+    hue, saturation, _ = rgb_to_hsv(to_rgb(SHADES[2]))
+    hues = [rgb_to_hsv(to_rgb(colour))[0] for colour in VOWEL_COLOURS[:4]]  # of the recipe's four vowels
+    assert saturation > 0.1 and min(abs(other - hue) for other in hues) > 0.05
+    assert rgb_to_hsv(to_rgb(SHADES[0]))[1] == 0  # grey
 
 
 def test_the_largest_gate_is_found_in_every_form_of_routing():

@@ -5,7 +5,9 @@ from __future__ import annotations
 from io import StringIO
 from types import SimpleNamespace
 
+import pytest
 from rich.console import Console
+from rich.progress import ProgressSample
 
 from moekit.spec.fields import MetricInfo
 from moekit_lightning.progress import MAX_LINES, TrainingProgress, metrics_line, validation_line
@@ -44,6 +46,36 @@ def test_progress_without_a_terminal_is_a_few_lines() -> None:
         module.logged_step = step // 10 * 10
         bar.on_train_batch_end(run, module)  # type: ignore[arg-type]
     assert len(out.getvalue().splitlines()) == 10
+
+
+@pytest.mark.parametrize("label", ["deepseek_v3", "a-run-whose-name-is-very-long-indeed"])
+@pytest.mark.parametrize("width", [60, 80, 160])
+def test_a_terminal_of_80_columns_shows_a_bar_and_all_of_the_remaining_time(width: int, label: str) -> None:
+    console = Console(file=StringIO(), width=width, force_terminal=True)
+    bar = TrainingProgress(console, label)
+    values = {"train/loss": 2.5, "tokens_per_second": 12345.6, "lr": 3e-3, "train/max_violation": 0.5}
+    run = SimpleNamespace(global_step=0, max_steps=10_000)
+    bar.on_train_start(run, SimpleNamespace())  # type: ignore[arg-type]
+    try:
+        assert bar._bar is not None
+        bar._bar.live.auto_refresh = False
+        run.global_step = 2_500
+        bar.on_train_batch_end(run, SimpleNamespace(logged=values | {"train/dropped": 0.0}))  # type: ignore[arg-type]
+        (task,) = bar._bar.tasks
+        task.start_time, task.stop_time = 0.0, 3_000.0  # 7,500 steps are left, of a second each
+        bar._bar.get_time = lambda: 3_000.0  # type: ignore[method-assign]
+        task._progress.clear()
+        task._progress.extend([ProgressSample(0.0, 0.0), ProgressSample(2_500.0, 2_500.0)])
+        plain = Console(file=StringIO(), width=width, color_system=None)
+        plain.print(bar._bar.get_renderable())
+        (line,) = plain.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    finally:
+        bar.on_train_end(run, SimpleNamespace())  # type: ignore[arg-type]
+    name, bar_and_space = bar._name(), line.partition("2500/10000")[0]
+    assert len(bar_and_space) - len(name) - 2 >= 10 and 0 < line.count("━") <= len(bar_and_space) / 4
+    assert line.rstrip().endswith("2:05:00") and len(line) <= width
+    assert "2500/10000" in line and ("loss 2.500" in line) == (width > 60)
+    assert ("MaxVio" in line) == (width > 80)
 
 
 def test_lines_of_validations_are_few_and_include_that_of_a_stopped_run() -> None:

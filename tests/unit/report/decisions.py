@@ -25,6 +25,7 @@ class SaveDecisions(Callback):
     def __init__(self) -> None:
         self.decisions: dict[Key, dict[str, list[Decision]]] = {}
         self.dropped: dict[Key, dict[str, list[int]]] = {}
+        self.passes: dict[Key, dict[str, list[int]]] = {}  # the tokens of each
         self._trainer: L.Trainer
         self._module: LitMoE
 
@@ -38,6 +39,7 @@ class SaveDecisions(Callback):
         for name, report in output.reports.items():
             found = decisions_of(report.routing, batch, self._module, name)
             self.decisions.setdefault(key, {}).setdefault(name, []).extend(found)
+            self.passes.setdefault(key, {}).setdefault(name, []).append(len(found))
             lost = 0 if report.dropped_tokens is None else int(report.dropped_tokens)
             self.dropped.setdefault(key, {}).setdefault(name, []).append(int(report.dropped))
             self.dropped[key].setdefault(f"{name} tokens", []).append(lost)

@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from seeing import long_record
+from tiny_folders import byte_level_tokenizer, write_folder
 
 from moekit import open as open_run
 from moekit.cli import main
 from moekit.errors import MoekitError
 from moekit.run import Run
-from moekit.tables import save_tables
 from moekit_report.contents import contents
 from moekit_report.packing import LOAD_SCALE
 from moekit_report.page import HERE, html_of
@@ -121,29 +122,6 @@ def test_the_library_is_vendored_by_version_with_its_licence(page: str) -> None:
         )
 
 
-def long_record(folder: Path, *, rows: int, every: int, layers: int, experts: int) -> None:
-    """A made-up record of a long run."""
-    generator = np.random.default_rng(0)
-    step, layer, expert = (a.ravel() for a in np.indices((rows, layers, experts)))
-    names = [f"blocks.{i}.ffn" for i in range(layers)]
-    load = generator.multinomial(4096, np.full(experts, 1 / experts), size=(rows, layers)).ravel()
-    one = np.indices((rows, layers)).reshape(2, -1)
-    means = {name: generator.random(rows * layers) for name in ("entropy", "first_gate", "margin", "logit_norm")}
-    counts = ("tokens", "padded_tokens", "pairs", "padded_pairs", "unsent_pairs", "dropped_pairs", "dropped_tokens")
-    tables = {
-        "experts": {
-            "step": (step + 1) * every, "part": np.zeros(len(step), np.int8), "layer": layer, "expert": expert,
-            "load": load, "importance": load * 0.5, "bias": generator.normal(size=len(load)).astype(np.float32),
-        },
-        "layers": {
-            "step": (one[0] + 1) * every, "part": np.zeros(one.shape[1], np.int8), "layer": one[1],
-            "experts": np.full(one.shape[1], experts), "changed": np.full(one.shape[1], np.nan), **means,
-            **{name: np.full(one.shape[1], 4096) for name in counts}, "unsent_tokens": np.zeros(one.shape[1]),
-        },
-    }  # fmt: skip
-    save_tables(folder / f"step-{rows * every}.npz", tables, {"layer": names, "part": ("train", "val")})
-
-
 @pytest.mark.parametrize(
     ("rows", "every", "limit"), [(1000, 1, 5e6), pytest.param(4000, 25, 10e6, marks=pytest.mark.slow)]
 )
@@ -167,7 +145,7 @@ def test_a_run_without_checkpoint_or_record_has_a_page_that_says_so(run: Run, tm
     shown = contents(open_run(tmp_path))
     assert [note.partition(":")[0] for note in shown["notes"]] == [
         "The trained model was not examined",
-        "There is no record of routing",
+        "Nothing was trained here, so nothing was recorded",
     ]
     assert shown["layers"] == shown["domains"] == {} and shown["findings"] == shown["curves"] == []
     assert "Nothing was found." in html_of(shown)
@@ -196,8 +174,51 @@ def test_a_reader_examines_the_model_with_texts_of_their_own(run: Run, tmp_path:
         contents(run, text=[tmp_path / "gone.txt"])
 
 
+def write_domains(root: Path, *domains: str) -> Path:
+    for domain in domains:
+        (root / domain).mkdir(parents=True)
+        for i in range(8):
+            (root / domain / f"{i}.txt").write_text(f"{domain} {i} words of it " * 60)
+    return root
+
+
+def test_a_run_is_examined_with_another_corpus(run: Run, tmp_path: Path, capsys: Any) -> None:
+    mine = write_domains(tmp_path / "mine", "x", "y", "z")
+    assert main(["report", str(run.path), f"data.path={mine}", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["domains"]["names"] == ["x", "y", "z"] and shown["layers"]["blocks.1.ffn"]["train"]
+    assert main(["report", str(run.path), "model.depth=4"]) != 0
+    assert "'model.depth=4' changes more than the data" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("has_tokenizer", [True, False])
+def test_an_imported_model_is_examined_and_scored_with_the_readers_text(
+    tmp_path: Path, capsys: Any, has_tokenizer: bool
+) -> None:
+    folder, mine = write_folder(tmp_path / "hub"), write_domains(tmp_path / "mine", "x", "y")
+    if has_tokenizer:
+        pytest.importorskip("tokenizers")
+        (folder / "tokenizer.json").write_text(byte_level_tokenizer())
+    imported = tmp_path / "imported"
+    assert main(["import", str(folder), "--to", str(imported)]) == 0
+    other = ["data.use=text_files", f"data.path={mine}", "data.seq=16", "data.batch=4", "data.megabytes=1"]
+    capsys.readouterr()
+    assert main(["eval", str(imported), *other, "--json"]) == 0
+    assert [each["domain"] for each in json.loads(capsys.readouterr().out)] == ["x", "y", "all"]
+    assert main(["report", str(imported), *other, "--to", str(tmp_path / "report.html")]) == 0
+    assert "Nothing was trained here" in capsys.readouterr().out
+    assert "typical" in (tmp_path / "report.html").read_text()
+    shown = contents(open_run(imported), data=other)
+    assert shown["domains"]["names"] == ["x", "y"] and len(shown["layers"]) == 2
+    assert "word" in "".join(shown["passages"][0]["tokens"]) and any(map(len, shown["typical"]["blocks.0.ffn"]))
+
+
 def test_arguments_that_exclude_each_other_are_refused(run: Run, capsys: Any) -> None:
     assert main(["report", str(run.path), "--no-model", "--text", "x"]) != 0
     assert "--text examines the model, which --no-model forbids" in capsys.readouterr().err
+    assert main(["report", str(run.path), "--no-model", "data.path=x"]) != 0
+    assert "data.path=x examines the model, which --no-model forbids" in capsys.readouterr().err
+    assert main(["report", str(run.path), "--text", "x", "--", "data.path=x"]) != 0
+    assert "--text and data.path=x exclude each other" in capsys.readouterr().err
     assert main(["report", str(run.path), "--sequences", "0"]) != 0
     assert "--sequences 0: expected 1 or more" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,10 @@ from moekit.errors import MoekitError
 from moekit.routing import ExpertChoice, TokenChoice
 from moekit.run import Run
 from moekit.tables import Table
+from moekit_report.reading import layer_logs
 from moekit_report.routing.classes import CLASSES
-from moekit_report.routing.naive import Decision, Recount, changed, recount
+from moekit_report.routing.module import RoutingRecorder
+from moekit_report.routing.naive import Decision, Recount, changed, dropped, max_violation, percentile, recount
 from moekit_report.routing.recording import VALIDATION, Passes
 from moekit_report.routing.sums import COUNTS
 
@@ -48,6 +51,11 @@ def check(found: dict[str, Table], at: dict[str, Any], expected: Recount, domain
     assert counted == {name: expected.counts[name] for name in counted}
     for name, value in expected.means.items():
         assert close(layer[name], value), name
+    log = layer_logs(found, at["part"])[at["layer"]]
+    row = log.step_X.tolist().index(at["step"])
+    assert log.max_violation_X[row] == pytest.approx(max_violation(expected.load), abs=1e-12)
+    assert log.percentiles((10, 50, 90))[row] == pytest.approx([percentile(expected.load, q) for q in (10, 50, 90)])
+    assert log.dead_X[row] == expected.load.count(0)
     if at["part"] == "val":
         pairs = rows(found["pairs"], **at)
         got = {
@@ -66,7 +74,10 @@ def check(found: dict[str, Table], at: dict[str, Any], expected: Recount, domain
             assert got == dict(counts)
 
 
-def check_run(run: Run, saved: SaveDecisions, logged: list[int], validated: list[int]) -> None:
+def check_run(
+    run: Run, saved: SaveDecisions, logged: list[int], validated: list[int], factor: float | None = None
+) -> None:
+    """Compares everything that was recorded with a recount; ``factor`` is that of the experts' capacity."""
     found = run.routing
     assert run.module.data is not None
     run.module.data.prepare()
@@ -85,6 +96,17 @@ def check_run(run: Run, saved: SaveDecisions, logged: list[int], validated: list
             layer = rows(found["layers"], **at)
             assert layer["dropped_pairs"].tolist() == [sum(saved.dropped[part, step][name])]
             assert layer["dropped_tokens"].tolist() == [sum(saved.dropped[part, step][f"{name} tokens"])]
+            if factor is not None:
+                lost, start = [], 0
+                for size in saved.passes[part, step][name]:
+                    slots = min(math.ceil(factor * 2 * size / 4), size)  # two choices of four experts
+                    lost.append(dropped(decisions[start : start + size], slots))
+                    start += size
+                pairs, tokens = (sum(each) for each in zip(*lost, strict=True))
+                assert (layer["dropped_pairs"][0], layer["dropped_tokens"][0]) == (pairs, tokens)
+            bias = decisions[0].bias  # before a step; a validation has the same before and after
+            if part == "val" and bias:
+                assert rows(found["experts"], **at)["bias"].tolist() == list(bias)
             if part == "val":
                 expected = changed(before[name], decisions) if name in before else float("nan")
                 assert close(layer["changed"], [expected])
@@ -109,7 +131,7 @@ def test_every_statistic_of_a_run_equals_a_recount(
     saved = SaveDecisions()
     overrides = [f"{name}={value}" for name, value in changes.items()]
     run = moekit.train(tiny(moe=moe, trainer=trainer), overrides, out=tmp_path, callbacks=[saved], quiet=True)
-    check_run(run, saved, [2, 4, 6, 8], [4, 8])
+    check_run(run, saved, [2, 4, 6, 8], [4, 8], moe["dispatcher"]["factor"] if "dispatcher" in moe else None)
     layers = run.routing["layers"]
     assert (layers["dropped_pairs"].sum() > 0) == ("router" in moe)
     assert np.nanmax(layers["changed"]) > 0
@@ -155,10 +177,14 @@ def test_a_skipped_step_has_no_rows_and_a_part_can_be_switched_off(tiny: Make, t
     assert sorted(set(step[part == "train"].tolist())) == [2, 6, 8]
 
 
+def test_a_recorder_that_is_given_is_the_only_one(tiny: Make, tmp_path: Path) -> None:
+    run = moekit.train(tiny(), out=tmp_path, callbacks=[RoutingRecorder(train=False)], quiet=True)
+    assert sorted(set(run.routing["layers"]["step"].tolist())) == [4, 8]
+    assert len(run.routing["layers"]["step"]) == 2 * 2  # layers, validations
+
+
 def test_the_callback_refuses_another_module() -> None:
     import lightning as L
-
-    from moekit_report.routing.module import RoutingRecorder
 
     with pytest.raises(MoekitError, match="records a LitMoE, not LightningModule"):
         RoutingRecorder().setup(L.Trainer(barebones=True), L.LightningModule(), "fit")

@@ -8,9 +8,12 @@ from pathlib import Path
 import fake_study
 import pytest
 
+from moekit import load
 from moekit.errors import MoekitError
+from moekit.training.module import LitMoE
 from moekit_reproduce import ledger
 from moekit_reproduce.engine import Engine, Progress, by_seed
+from moekit_reproduce.papers import jacobs1991
 from moekit_reproduce.papers.switch import Switch
 from moekit_reproduce.plot import draw
 from moekit_reproduce.store import Store
@@ -81,3 +84,12 @@ def test_the_page_in_docs_is_what_the_command_generates() -> None:
     for row in rows:
         assert not row["quick"] and row["seeds"] >= 3
         assert all((DOCS / picture).is_file() for picture in row["pictures"])
+
+
+@pytest.mark.parametrize(("arm", "has_experts"), [("4 experts", True), ("net of 6", False)])
+def test_a_net_of_1991_has_no_number_of_active_experts(arm: str, has_experts: bool) -> None:
+    (found,) = [each for each in jacobs1991.study(jacobs1991.Jacobs1991()).arms if each.name == arm]
+    module = LitMoE(load(list(found.recipe)))
+    values = jacobs1991.probe(module, module.prepare())
+    assert ("active" in values) is has_experts
+    assert ledger.spread([values["active"]] if has_experts else []) == ("4.0000 ± 0.0000" if has_experts else "")

@@ -139,9 +139,9 @@ def test_a_run_started_after_the_clock_was_set_back_is_still_the_latest(tmp_path
 
 def test_half_written_files_of_a_killed_process_are_removed(tmp_path: Path) -> None:
     folder = RunFolder(run_at(tmp_path))
-    (tmp_path / ".load.npz.tmp").write_text("half")
+    (tmp_path / ".metrics.csv.tmp").write_text("half")
     folder.create()
-    assert not (tmp_path / ".load.npz.tmp").exists()
+    assert not (tmp_path / ".metrics.csv.tmp").exists()
 
 
 def test_runs_that_start_at_once_get_different_folders(tmp_path: Path) -> None:

@@ -38,7 +38,6 @@ from moekit.training.run.parts import (
 )
 from moekit.training.run.prepare import Prepared, prepare
 from moekit.training.run.train import train
-from moekit_lightning.load_history import LoadHistory
 from moekit_lightning.progress import TrainingProgress
 from moekit_report.routing.module import RoutingRecorder
 
@@ -169,7 +168,7 @@ def test_callbacks_come_after_ours_and_before_checkpoints(recipe: Make, tmp_path
     run = prepared(recipe(trainer=options(callbacks=given, enable_progress_bar=True)), tmp_path)
     found = [type(callback) for callback in run.trainer.callbacks]  # type: ignore[attr-defined]
     assert found == [
-        StopOnInterrupt, EarlyStopping, LearningRateMonitor, TrainingProgress, LoadHistory, RoutingRecorder, HookRelay,
+        StopOnInterrupt, EarlyStopping, LearningRateMonitor, TrainingProgress, RoutingRecorder, HookRelay,
         SaveCheckpoints,
     ]  # fmt: skip
 

@@ -14,7 +14,6 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -28,6 +27,7 @@ from moekit.checkpoints.format import map_leaves
 from moekit.checkpoints.reading import Handle, open_checkpoint
 from moekit.checkpoints.writing import save_tree
 from moekit.parallel import launch
+from moekit.tables import read_tables, table_files
 from moekit.training.callbacks.checkpoint import AtomicCheckpointIO
 from moekit.training.run.folder import LOCK, RunFolder
 from moekit.training.run.metrics_log import read_metrics
@@ -312,14 +312,16 @@ def test_a_run_without_a_dense_baseline_stays_without_one(recipe: Make, tmp_path
 
 
 def test_a_run_with_damaged_logs_is_resumed_and_says_what_is_lost(run: Run) -> None:
-    run.folder.loads.write_bytes(b"junk")
+    *_, recorded = table_files(run.folder.routing)
+    recorded.write_bytes(b"junk")
     run.folder.metrics.write_bytes(run.folder.metrics.read_bytes()[:-3])
     said = run.resume()
     assert f"{run.folder.metrics} has 1 damaged line of 2, and lacks steps after 1, up to 2: training does not" in said
-    assert f"{run.folder.loads} cannot be read: " in said and ", and lacks steps after 0, up to 2: " in said
+    assert f"{run.folder.routing} is damaged: {recorded} cannot be read: " in said
+    assert ", and lacks steps after 1, up to 2: training does not" in said
     assert list(read_metrics(run.folder.metrics)) == [1, 3, 4]
-    with np.load(run.folder.loads) as loads:
-        assert loads["step"].tolist() == [3, 4]
+    found = read_tables(run.folder.routing, damaged=lambda error: None)["experts"]["step"]
+    assert sorted(set(found.tolist())) == [1, 3, 4] and (run.folder.path / "load.png").is_file()
 
 
 def test_training_continues_without_logs(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -327,12 +329,12 @@ def test_training_continues_without_logs(run: Run, monkeypatch: pytest.MonkeyPat
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        for module in ("moekit.training.run.metrics_log", "moekit_lightning.load_history"):
+        for module in ("moekit.training.run.metrics_log", "moekit.tables"):
             patch.setattr(f"{module}.replace_file", full)
         patch.setattr("moekit_lightning.event_file.make_directory", full)
         said = run.resume()
     assert said.count("cannot write") == 1 and "training continues" in said
-    for file in (run.folder.metrics, run.folder.loads):
+    for file in (run.folder.metrics, run.folder.routing / "step-00000004.npz"):
         assert f"{file} is incomplete: No space left on device" in said
     assert run.folder.last == run.folder.checkpoints / step_name(4)
     assert "lacks steps after 2, up to 4" in run.resume("trainer.max_steps=5")
@@ -348,7 +350,7 @@ FORGED: dict[str, tuple[Any, str]] = {
     "optimizer_states.0.state": (3, "optimizer_states.0.state is 3, not a mapping"),
     "lr_schedulers": ([{"step": -1}], "lr_schedulers.0.step is -1, less than 0"),
     "callbacks": ("junk", "callbacks is 'junk', not a mapping"),
-    "callbacks.LoadHistory": ({"step": "x"}, "the state of LoadHistory has no step"),
+    "callbacks.RoutingRecorder": ({"step": "x"}, "the state of RoutingRecorder has no step"),
     "callbacks.StopOnInterrupt": (None, "callbacks.StopOnInterrupt is None, not a mapping"),
     "loops": ({}, "it has no loops.fit_loop"),
     "state_dict": ({"model.norm.weight": "x"}, "state_dict.model.norm.weight is 'x', not a tensor"),
