@@ -67,14 +67,6 @@ class Domain:
     validation: list[bytes] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def describe(self) -> str:
-        """Megabytes and number of texts (files, records) of both splits, and the notes, in a line."""
-        train, validation = (
-            f"{sum(map(len, part)) / 1e6:.2f} MB in {count(len(part), 'text')}"
-            for part in (self.train, self.validation)
-        )
-        return "; ".join([f"train {train}, validation {validation}", *self.notes])
-
 
 def count(number: int, noun: str) -> str:
     """``1 text``, ``1,200 texts``."""

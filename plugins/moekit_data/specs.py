@@ -14,8 +14,22 @@ class TextSpec(DataSpec):
     seq: int = option(256, "tokens in a window", ge=1)
     batch: int = option(16, "windows in a batch", ge=1)
     tokenizer: TokenizerSpec = slot("tokenizer", "turns the text into tokens", default=Bytes())
-    validation: float = option(0.1, "share of the text that is kept for validation, by whole files", gt=0, lt=1)
+    validation: float = option(0.1, "share of the text that is kept for validation, by whole texts", gt=0, lt=1)
     validation_windows: int = option(64, "windows per domain in the validation set, at most", ge=1)
+    weights: dict[str, float] = option(
+        {}, "how often a domain is sampled, relative to the others; 1 for those that are not named"
+    )
+    temperature: float | None = option(
+        None, "T: a domain of n training tokens is sampled with probability proportional to n^(1/T), without weights; "
+        "null: all equally often", gt=0,
+    )  # fmt: skip
+
+    def check(self) -> Iterable[str]:
+        """Weights must be positive, and exclude a temperature."""
+        if wrong := [name for name, weight in self.weights.items() if not 0 < weight < float("inf")]:
+            yield f"weights={self.weights!r}: the weight of {wrong[0]} must be more than 0, and finite"
+        if self.weights and self.temperature is not None:
+            yield "weights and temperature are both given, but each says how often domains are sampled; remove one"
 
 
 class DerivedSpec(DataSpec):

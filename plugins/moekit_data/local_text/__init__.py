@@ -22,6 +22,7 @@ class LocalText(TextSpec):
 
     def check(self) -> Iterable[str]:
         """Known domains, each once."""
+        yield from super().check()
         unknown = [d for d in self.domains if d not in DOMAINS]
         if unknown:
             yield f"domains={self.domains!r} has {', '.join(unknown)}; the choices are {', '.join(DOMAINS)}"

@@ -79,7 +79,7 @@ def test_byte_pairs_are_learnt_from_the_training_split_alone(tmp_path):
 def test_a_second_prepare_reads_nothing(folder, monkeypatch):
     data = make(folder)
     data.prepare()
-    monkeypatch.setattr(data, "read", lambda: pytest.fail("read again"))
+    monkeypatch.setattr(data, "tokenised", lambda: pytest.fail("read again"))
     data.prepare()
 
 
