@@ -23,8 +23,8 @@ class Stream(Protocol):
         ...
 
 
-READS = 1024
-"""Reads after which the pages that were read are given back."""
+READS = 128
+"""Reads after which the pages that were read are given back: each may have brought 64 kB."""
 
 
 @final
