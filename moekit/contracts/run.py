@@ -50,6 +50,20 @@ class Batch(NamedTuple):
     source: Source | None = None
 
 
+class Place(NamedTuple):
+    """Where a training batch is in a run.
+
+    Attributes:
+        step: the optimizer step, from 0.
+        micro: the micro-batch of the step, numbered over all ranks.
+        micros: micro-batches of a step, of all ranks together.
+    """
+
+    step: int
+    micro: int = 0
+    micros: int = 1
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelOutput:
     """The result of a model.
@@ -192,6 +206,14 @@ class Data(ABC):
             f"{type(self).__name__} has batches of one size, so its batch cannot grow\n"
             "  expected batch_ramp: null, or text: moekit ls data"
         )
+
+    def batch_at(self, place: Place, generator: torch.Generator, share: float = 1.0) -> Batch:
+        """The training batch of a place in the run: ``train_batch``, or ``partial_batch`` of a share of it.
+
+        Override it in data that is read in order, such as a stream. The result must depend on the arguments alone: a
+        run is resumed at any place, and ranks read different ones.
+        """
+        return self.train_batch(generator) if share >= 1 else self.partial_batch(generator, share)
 
     @abstractmethod
     def validation_batches(self) -> Iterator[Batch]:

@@ -125,6 +125,11 @@ def hash_fraction(key: str, salt: str = "split") -> float:
     return int.from_bytes(digest[:6]) / 2**48
 
 
+def hash_of(text: bytes) -> float:
+    """A number in [0, 1) that depends on a text alone."""
+    return int.from_bytes(hashlib.sha256(text).digest()[:6]) / 2**48
+
+
 def shuffled(keys: Iterable[str]) -> list[str]:
     """``keys`` in a pseudo-random order that is the same every time."""
     return sorted(keys, key=lambda key: (hash_fraction(key, "order"), key))

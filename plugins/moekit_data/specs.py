@@ -16,6 +16,11 @@ class TextSpec(DataSpec):
     tokenizer: TokenizerSpec = slot("tokenizer", "turns the text into tokens", default=Bytes())
     validation: float = option(0.1, "share of the text that is kept for validation, by whole texts", gt=0, lt=1)
     validation_windows: int = option(64, "windows per domain in the validation set, at most", ge=1)
+
+
+class DomainTextSpec(TextSpec):
+    """Base of the specs of text that has domains."""
+
     weights: dict[str, float] = option(
         {}, "how often a domain is sampled, relative to the others; 1 for those that are not named"
     )

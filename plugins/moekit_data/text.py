@@ -14,7 +14,7 @@ from moekit.errors import DataError, MoekitError, nearest
 from moekit.registry import build
 from moekit_data.corpus import Domain, count, fingerprint
 from moekit_data.mapped import Stream
-from moekit_data.specs import TextSpec
+from moekit_data.specs import DomainTextSpec
 from moekit_data.windows import Windows
 
 
@@ -26,7 +26,7 @@ class TextData(Data):
     separator between documents spells none).
     """
 
-    def __init__(self, spec: TextSpec) -> None:
+    def __init__(self, spec: DomainTextSpec) -> None:
         self.spec = spec
         self.tokenizer: Tokenizer = build(spec.tokenizer)
         self._train: Windows | None = None

@@ -72,10 +72,16 @@ class Windows:
     def _take(self, domain: Tensor, start: Tensor) -> Batch:
         places = zip(domain.tolist(), start.tolist(), strict=True)
         window = torch.stack([self._streams[d][s : s + self.seq + 1].long() for d, s in places])
-        targets = window[:, 1:]
-        return Batch(
-            inputs=window[:, :-1],
-            targets=targets,
-            num_bytes=self.num_bytes_V[targets].sum(),
-            domain=domain.clone(),
-        )
+        return window_batch(window, self.num_bytes_V, domain.clone())
+
+
+def window_batch(window: Tensor, num_bytes_V: Tensor, domain: Tensor | None = None) -> Batch:
+    """Windows as a batch: the targets are the inputs' next tokens.
+
+    Args:
+        window: int64 ``[B, S + 1]``.
+        num_bytes_V: bytes of text that each token spells.
+        domain: int64 ``[B]``, or None.
+    """
+    targets = window[:, 1:]
+    return Batch(inputs=window[:, :-1], targets=targets, num_bytes=num_bytes_V[targets].sum(), domain=domain)

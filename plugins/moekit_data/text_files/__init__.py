@@ -4,10 +4,10 @@ import codecs
 from collections.abc import Iterable
 
 from moekit.spec.fields import option
-from moekit_data.specs import TextSpec
+from moekit_data.specs import DomainTextSpec
 
 
-class TextFiles(TextSpec):
+class TextFiles(DomainTextSpec):
     """Options of a user's own text, of any size. Records hold ``text`` and, where there are several kinds, ``domain``.
 
     The text is tokenised once, into files in ``cache`` that training maps into memory.

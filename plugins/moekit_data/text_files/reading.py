@@ -206,21 +206,30 @@ def _lines(file: IO[bytes], segment: Segment, how: Reading) -> Iterator[tuple[st
 def _record(
     record: Mapping[str, Any], domain: str, how: Reading, malformed: Callable[[str], DataError]
 ) -> tuple[str, bytes]:
-    found = record.get(how.text_key)
-    if not isinstance(found, str):
-        raise malformed(
-            f"no '{how.text_key}' among its keys {', '.join(map(repr, record)) or '(none)'}"
-            if how.text_key not in record
-            else f"'{how.text_key}' is a {type(found).__name__}"
-        )
     named = record.get(how.domain_key)
     name = domain if named is None else named
     if not isinstance(name, str) or not name:
         raise malformed(f"'{how.domain_key}' is {name!r}")
+    return name, text_in(record, how.text_key, malformed)
+
+
+def text_in(record: Mapping[str, Any], key: str, malformed: Callable[[str], DataError]) -> bytes:
+    """The text of a record, UTF-8. ``malformed`` makes the error from what was found.
+
+    Raises:
+        DataError: there is no text under the key, or one that no file could hold.
+    """
+    found = record.get(key)
+    if not isinstance(found, str):
+        raise malformed(
+            f"no '{key}' among its keys {', '.join(map(repr, record)) or '(none)'}"
+            if key not in record
+            else f"'{key}' is a {type(found).__name__}"
+        )
     try:
         text = to_utf8(found.encode())
     except UnicodeEncodeError as error:
-        raise malformed(f"'{how.text_key}' contains half a surrogate pair at {error.start:,}") from error
+        raise malformed(f"'{key}' contains half a surrogate pair at {error.start:,}") from error
     if text is None:
-        raise malformed(f"'{how.text_key}' contains the character U+0000")
-    return name, text
+        raise malformed(f"'{key}' contains the character U+0000")
+    return text
