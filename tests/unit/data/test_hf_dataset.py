@@ -14,7 +14,8 @@ from moekit_data.corpus import hash_of
 from moekit_data.hf_dataset import HfDataset
 
 library = pytest.importorskip("datasets")
-pytestmark = pytest.mark.filterwarnings("ignore:Cannot ")  # the library's, of a class of pyarrow
+arrow = pytest.importorskip("pyarrow")
+parquet = pytest.importorskip("pyarrow.parquet")
 
 
 @pytest.fixture(autouse=True)
@@ -36,12 +37,11 @@ def write(folder, form="json", files=4):
             lines = (json.dumps({"text": text}) for text in rows["text"])
             (folder / f"{i}.jsonl").write_text("\n".join(lines))
         elif form == "parquet":
-            library.Dataset.from_dict(rows).to_parquet(folder / f"{i}.parquet", batch_size=4)
+            parquet.write_table(arrow.table(rows), folder / f"{i}.parquet", row_group_size=4)
         else:
-            with library.arrow_writer.ArrowWriter(path=str(folder / f"{i}.arrow")) as writer:
-                for text in rows["text"]:
-                    writer.write({"text": text})
-                writer.finalize()
+            table = arrow.table(rows)
+            with arrow.ipc.new_stream(folder / f"{i}.arrow", table.schema) as writer:
+                writer.write_table(table, max_chunksize=4)
     return folder
 
 
