@@ -39,6 +39,8 @@ class Batch(NamedTuple):
         valid: bool, False for padding, of the shape of the tokens or cases; None when all are valid.
         num_bytes: 0-d, length in bytes of the text that the valid targets encode; None if the data is not text.
         domain: int64 ``[B]``, the kind of text of each sequence; None if unknown.
+        document: int64 ``[B, S]``, the number of each token's document in its sequence, never smaller than the one
+            before: attention must not cross from one to the other. None if it may, or where there is one document.
         source: the encoder's input (``DataSpec.yields = "pairs"``); None for models without an encoder.
     """
 
@@ -47,6 +49,7 @@ class Batch(NamedTuple):
     valid: Tensor | None = None
     num_bytes: Tensor | None = None
     domain: Tensor | None = None
+    document: Tensor | None = None
     source: Source | None = None
 
 

@@ -15,7 +15,7 @@ from moekit.registry import build
 from moekit_data.corpus import Domain, count, fingerprint
 from moekit_data.mapped import Stream
 from moekit_data.specs import DomainTextSpec
-from moekit_data.windows import Windows
+from moekit_data.windows import Windows, end_of
 
 
 class TextData(Data):
@@ -74,8 +74,9 @@ class TextData(Data):
         weights = self._weights(domains)
         self._fingerprint = found.fingerprint
         self._names = [domain.name for domain in domains]
-        self._train = Windows([d.train for d in domains], seq=seq, num_bytes_V=num_bytes_V, weights=weights)
-        self._validation = Windows([d.validation for d in domains], seq=seq, num_bytes_V=num_bytes_V)
+        end = end_of(self.tokenizer) if self.spec.marks_documents() else None
+        self._train = Windows([d.train for d in domains], seq=seq, num_bytes_V=num_bytes_V, end=end, weights=weights)
+        self._validation = Windows([d.validation for d in domains], seq=seq, num_bytes_V=num_bytes_V, end=end)
         if weights is not None:
             shares = (f"{name} {weight / sum(weights):.1%}" for name, weight in zip(self._names, weights, strict=True))
             notes["mixture"] = ", ".join(shares)

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from moekit.contracts import Batch
+from moekit.contracts import Batch, Tokenizer
+from moekit.errors import DataError
 from moekit_data.mapped import Stream
 
 
@@ -20,6 +21,7 @@ class Windows:
         streams: one per domain, in order of the domain indices; each longer than ``seq`` tokens, or empty.
         seq: tokens in a window.
         num_bytes_V: bytes of text that each token spells.
+        end: the token that ends a document, if batches are to mark documents.
         weights: how often each domain is sampled, relative to the others; None for equally often.
 
     Raises:
@@ -27,13 +29,20 @@ class Windows:
     """
 
     def __init__(
-        self, streams: Sequence[Stream], *, seq: int, num_bytes_V: Tensor, weights: Sequence[float] | None = None
+        self,
+        streams: Sequence[Stream],
+        *,
+        seq: int,
+        num_bytes_V: Tensor,
+        end: int | None = None,
+        weights: Sequence[float] | None = None,
     ) -> None:
         lengths = [len(s) for s in streams]
         if not any(lengths) or any(0 < n <= seq for n in lengths):
             raise ValueError(f"streams of {lengths} tokens hold no window of {seq} tokens and the one after")
         self.seq = seq
         self.num_bytes_V = num_bytes_V
+        self.end = end
         self.lengths = lengths
         self.domains = torch.tensor([d for d, n in enumerate(lengths) if n])
         self._streams = streams
@@ -72,16 +81,35 @@ class Windows:
     def _take(self, domain: Tensor, start: Tensor) -> Batch:
         places = zip(domain.tolist(), start.tolist(), strict=True)
         window = torch.stack([self._streams[d][s : s + self.seq + 1].long() for d, s in places])
-        return window_batch(window, self.num_bytes_V, domain.clone())
+        return window_batch(window, self.num_bytes_V, self.end, domain.clone())
 
 
-def window_batch(window: Tensor, num_bytes_V: Tensor, domain: Tensor | None = None) -> Batch:
+def window_batch(window: Tensor, num_bytes_V: Tensor, end: int | None = None, domain: Tensor | None = None) -> Batch:
     """Windows as a batch: the targets are the inputs' next tokens.
+
+    The end of a document counts as the first token of the next one, as it is the first input of a decoder: so each
+    token is a target once, and the first one of a document is predicted from the end alone.
 
     Args:
         window: int64 ``[B, S + 1]``.
         num_bytes_V: bytes of text that each token spells.
+        end: the token that ends a document, if documents are to be marked.
         domain: int64 ``[B]``, or None.
     """
-    targets = window[:, 1:]
-    return Batch(inputs=window[:, :-1], targets=targets, num_bytes=num_bytes_V[targets].sum(), domain=domain)
+    inputs, targets = window[:, :-1], window[:, 1:]
+    document = None if end is None else (inputs == end).cumsum(dim=1)
+    return Batch(inputs=inputs, targets=targets, num_bytes=num_bytes_V[targets].sum(), domain=domain, document=document)
+
+
+def end_of(tokenizer: Tokenizer) -> int:
+    """The token that ends a document.
+
+    Raises:
+        DataError: the tokenizer has none, so that documents cannot be told apart.
+    """
+    if tokenizer.end is None:
+        raise DataError(
+            f"data.documents=masked: {type(tokenizer).__name__} has no token that ends a document\n"
+            "  expected one (option data.tokenizer.end), or documents: joined"
+        )
+    return tokenizer.end

@@ -221,6 +221,8 @@ EXAMPLES: dict[str, list[Spec]] = {
     ],
 }
 
+if not find_spec("datasets"):
+    del EXAMPLES["data/hf_dataset"]
 
 COMPONENTS = [c for c in current().components() if c.name != "hf_dataset" or find_spec("datasets")]
 

@@ -23,7 +23,7 @@ from moekit_data.hf_dataset import HfDataset
 from moekit_data.hf_dataset.lanes import Bookmarks, Lane
 from moekit_data.hf_dataset.opening import State, documents, library, open_split
 from moekit_data.text_files.store import cannot_write, folder, key
-from moekit_data.windows import window_batch
+from moekit_data.windows import end_of, window_batch
 
 
 @final
@@ -121,7 +121,8 @@ class HfDatasetData(Data):
 
     def _batch(self, tokens: Tensor, rows: Tensor) -> Batch:
         index = rows[:, None] * self.spec.seq + torch.arange(self.spec.seq + 1)
-        return window_batch(tokens[index].long(), self.tokenizer.num_bytes_V())
+        end = end_of(self.tokenizer) if self.spec.marks_documents() else None
+        return window_batch(tokens[index].long(), self.tokenizer.num_bytes_V(), end)
 
     def _ready(self) -> Tensor:
         if self._validation_S is None:
