@@ -105,7 +105,7 @@ def end_of(tokenizer: Tokenizer) -> int:
     """The token that ends a document.
 
     Raises:
-        DataError: the tokenizer has none, so that documents cannot be told apart.
+        DataError: the tokenizer has none, so that documents cannot be distinguished.
     """
     if tokenizer.end is None:
         raise DataError(

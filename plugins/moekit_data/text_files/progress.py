@@ -10,12 +10,12 @@ from moekit.screen import Screen
 
 
 class Bar:
-    """Counts bytes of a total; drawn on the standard error stream if that is a terminal, and removed at the end.
+    """Counts bytes of a total; shown on the standard error stream if that is a terminal, and removed at the end.
 
     Args:
         text: what is done.
         total: bytes.
-        shown: whether it may be drawn.
+        shown: whether it may be shown.
     """
 
     def __init__(self, text: str, total: int, *, shown: bool) -> None:
@@ -29,7 +29,7 @@ class Bar:
         self._bar.advance(self._task, size)
 
     def __enter__(self) -> Bar:
-        """Draws it."""
+        """Shows it."""
         self._bar.start()
         return self
 

@@ -131,8 +131,8 @@ def _ends(segments: Sequence[Segment], first: Sequence[int], fate_N: NDArray[np.
     for i, segment in enumerate(segments):
         if segment.form == "text":
             last = first[i + 1]
-            goes_on = i + 1 < len(segments) and segments[i + 1].path == segment.path and segments[i + 1].start > 0
-            stop = last if goes_on and last < len(fate_N) else last - 1
+            continues = i + 1 < len(segments) and segments[i + 1].path == segment.path and segments[i + 1].start > 0
+            stop = last if continues and last < len(fate_N) else last - 1
             inside = np.arange(first[i], max(stop, first[i]))
             if len(inside):
                 ends_N[inside] = fate_N[inside] != fate_N[inside + 1]

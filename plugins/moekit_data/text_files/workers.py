@@ -36,7 +36,7 @@ class Workers:
         self._count = processes
         self._all: list[subprocess.Popen[bytes]] = []
         self._idle: SimpleQueue[subprocess.Popen[bytes]] = SimpleQueue()
-        self._told: set[subprocess.Popen[bytes]] = set()  # processes that have the tokenizer
+        self._ready: set[subprocess.Popen[bytes]] = set()  # processes that have the tokenizer
 
     def __enter__(self) -> Workers:
         """Starts the processes."""
@@ -70,7 +70,7 @@ class Workers:
                     pass  # the process ended first, and did not read all
 
     def run(self, jobs: Iterable[Job]) -> Iterator[Any]:
-        """The result of each job, in order; a few more are under way than are asked for.
+        """The result of each job, in order; a few more are under way than are requested.
 
         Raises:
             DataError: a job raised it, or a process ended.
@@ -95,10 +95,10 @@ class Workers:
         process = self._idle.get()
         try:
             request = cast("IO[bytes]", process.stdin)
-            if self._tokenizer is not None and process not in self._told:
+            if self._tokenizer is not None and process not in self._ready:
                 kind, spec = type(self._tokenizer), getattr(self._tokenizer, "spec", None)
                 pickle.dump(Use(kind, spec, self._tokenizer.state()), request)
-                self._told.add(process)
+                self._ready.add(process)
             pickle.dump(job, request)
             request.flush()
             result, error = pickle.load(cast("IO[bytes]", process.stdout))
@@ -119,7 +119,7 @@ def main() -> None:
     """Runs jobs from standard input until it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that ends this one
     results = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library prints is no result
+    os.dup2(2, 1)  # what a library prints must not be among the results
     tokenizer: Tokenizer | None = None
     while True:
         try:

@@ -136,7 +136,7 @@ def test_the_cache_is_where_the_variable_says(corpus, tmp_path, monkeypatch):
     assert list((tmp_path / "elsewhere").iterdir())
 
 
-def test_a_fault_in_another_process_is_told_as_in_this_one(small, corpus, tmp_path):
+def test_a_fault_in_another_process_is_reported_as_in_this_one(small, corpus, tmp_path):
     (corpus / "z.jsonl").write_text('{"text": "fine"}\n{"txt": "x"}\n')
     with pytest.raises(DataError, match=r"z\.jsonl, line 2: no 'text' among its keys 'txt'"):
         make(corpus, tmp_path, processes=2).prepare()

@@ -1,4 +1,4 @@
-"""Texts are the same however a file is divided, compressed or encoded; a fault is told with file and line."""
+"""Texts are the same however a file is divided, compressed or encoded; a fault is reported with file and line."""
 
 import bz2
 import codecs
@@ -106,7 +106,7 @@ def test_zstandard_is_read_or_its_package_is_named(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_a_fault_is_told_with_its_line(tmp_path, packed):
+def test_a_fault_is_reported_with_its_line(tmp_path, packed):
     def wrong(name, raw, how=None):
         path = tmp_path / (name + (".gz" if packed else ""))
         path.write_bytes(gzip.compress(raw) if packed else raw)
