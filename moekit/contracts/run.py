@@ -39,8 +39,7 @@ class Batch(NamedTuple):
         valid: bool, False for padding, of the shape of the tokens or cases; None when all are valid.
         num_bytes: 0-d, length in bytes of the text that the valid targets encode; None if the data is not text.
         domain: int64 ``[B]``, the kind of text of each sequence; None if unknown.
-        document: int64 ``[B, S]``, the number of each token's document in its sequence, never smaller than the one
-            before: attention must not cross from one to the other. None if it may, or where there is one document.
+        document: int64 ``[B, S]``, rising numbers of documents that attention must not cross; None if it may.
         source: the encoder's input (``DataSpec.yields = "pairs"``); None for models without an encoder.
     """
 
@@ -57,9 +56,7 @@ class Place(NamedTuple):
     """Where a training batch is in a run.
 
     Attributes:
-        step: the optimizer step, from 0.
-        micro: the micro-batch of the step, numbered over all ranks.
-        micros: micro-batches of a step, of all ranks together.
+        step, micro, micros: the optimizer step; its micro-batch, numbered over all ranks; the number of these.
     """
 
     step: int
@@ -211,10 +208,9 @@ class Data(ABC):
         )
 
     def batch_at(self, place: Place, generator: torch.Generator, share: float = 1.0) -> Batch:
-        """The training batch of a place in the run: ``train_batch``, or ``partial_batch`` of a share of it.
+        """The training batch of a place in the run. Override it in data that is read in order, such as a stream.
 
-        Override it in data that is read in order, such as a stream. The result must depend on the arguments alone: a
-        run is resumed at any place, and ranks read different ones.
+        It must depend on the arguments alone: a run is resumed at any place, and ranks read different ones.
         """
         return self.train_batch(generator) if share >= 1 else self.partial_batch(generator, share)
 
@@ -233,8 +229,7 @@ class Data(ABC):
     def fingerprint(self) -> str:
         """A checksum of what batches are made of; a run that is resumed on other data is refused.
 
-        The default is that of a few batches. Override it in data of which a change may not show there. Called after
-        ``prepare``.
+        The default, after ``prepare``, is that of a few batches. Override it if a change may not show there.
         """
         digest = hashlib.sha256()
         batches = [self.train_batch(torch.Generator().manual_seed(seed)) for seed in range(4)]

@@ -217,10 +217,7 @@ class Recipe(Spec):
                 f"but model {type(self.model).__name__} has one of {known}; vocab: ${{{option}}} keeps them equal"
             )
         if self.data is not None and self.data.marks_documents() and not self.model.takes_documents():
-            yield (
-                f"data {type(self.data).__name__} marks documents that attention must not cross, but model "
-                f"{type(self.model).__name__} with its attention does not keep them apart; data.documents: joined"
-            )
+            yield f"data.documents=masked, but {type(self.model).__name__} cannot keep documents apart; try joined"
         if self.objective is not None and self.model.offers() not in self.objective.takes:
             yield (
                 f"objective {type(self.objective).__name__} takes {', '.join(sorted(self.objective.takes))}, "

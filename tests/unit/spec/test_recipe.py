@@ -58,7 +58,7 @@ PAPER = "jacobs1991"
         (
             "shazeer2017",
             ["data.documents=masked"],
-            ["data LocalText marks documents that attention must not cross, but model LSTM with its attention does"],
+            ["data.documents=masked, but LSTM cannot keep documents apart; try joined"],
         ),
         (PAPER, ["data=null"], ["evaluator 'regions': it needs data, and the recipe has none"]),
     ],
