@@ -31,13 +31,11 @@ class Split:
         room: bytes that may still be added.
         documents: what was added.
         duplicates: how many texts had been seen before.
-        is_full: whether a text was truncated, or skipped for lack of room.
     """
 
     room: int
     documents: list[Document] = field(default_factory=list)
     duplicates: int = 0
-    is_full: bool = False
 
     def add(self, document: Document, seen: set[bytes]) -> None:
         """Adds a document whose text is new, truncated to the room that is left."""
@@ -47,7 +45,7 @@ class Split:
         kept = truncate(document.text, self.room)
         self.room -= len(kept)
         if len(kept) < len(document.text):
-            self.is_full, self.room = True, 0
+            self.room = 0
         if kept:
             self.documents.append(Document(document.key, kept))
 

@@ -52,15 +52,14 @@ class TextFilesData(TextData):
         held_out = self._segments(self.spec.validation_path) if self.spec.validation_path else []
         given = self._segments(self.spec.path)
         stamp = self._stamp([*held_out, *given])
-        if (known := self._opened(root, store.remembered(root, stamp))) is not None:
+        if (known := self._known(root, stamp)) is not None:
             return known
         with store.alone(root, stamp):
-            if (known := self._opened(root, store.remembered(root, stamp))) is not None:
+            if (known := self._known(root, stamp)) is not None:
                 return known
             with self._workers([*held_out, *given]) as workers:
                 plan = self._plan(held_out, given, workers)
-                if not self.tokenizer.spelling:
-                    self.tokenizer.train(self._to_learn_from(plan))
+                self._learn(root, plan)
                 if (known := self._opened(root, plan.fingerprint)) is None:
                     try:
                         self._write(root, plan, workers)
@@ -94,10 +93,17 @@ class TextFilesData(TextData):
         share = spec.validation if spec.validation_path is None else spec.validation_path
         return store.key(files, share, spec.encoding, spec.text_key, spec.domain_key)
 
-    def _opened(self, root: Path, fingerprint: str | None) -> Tokenised | None:
-        """The corpus from the cache; None if it is not there, or what the tokenizer learns is not known yet."""
-        if fingerprint is None or not self.tokenizer.spelling:
+    def _known(self, root: Path, stamp: str) -> Tokenised | None:
+        """The corpus of files that have not changed; None if it is not in the cache."""
+        fingerprint = store.remembered(root, stamp)
+        if not isinstance(fingerprint, str):
             return None
+        if not self.tokenizer.spelling and (state := store.remembered(root, self._learnt(fingerprint))):
+            self.tokenizer.load_state(state)
+        return self._opened(root, fingerprint) if self.tokenizer.spelling else None
+
+    def _opened(self, root: Path, fingerprint: str) -> Tokenised | None:
+        """The corpus from the cache; None if it is not there."""
         found = store.opened(self._place(root, fingerprint))
         if found is None:
             return None
@@ -108,6 +114,19 @@ class TextFilesData(TextData):
             for kept, train, held in found[0]
         ]  # fmt: skip
         return Tokenised(domains, {}, found[1])
+
+    def _learn(self, root: Path, plan: Plan) -> None:
+        """Learns the tokens, unless they are known."""
+        if not self.tokenizer.spelling:
+            self.tokenizer.train(self._to_learn_from(plan))
+            store.remember(root, self._learnt(plan.fingerprint), self.tokenizer.state())
+
+    def _learnt(self, fingerprint: str) -> str:
+        """The name of what the tokenizer learns from this text, and from the files that its options name."""
+        spec = self.spec.tokenizer
+        named = [each for each in vars(spec).values() if isinstance(each, str) and os.path.isfile(each)]
+        files = [[os.path.abspath(each), os.path.getsize(each), os.stat(each).st_mtime_ns] for each in named]
+        return store.key(fingerprint, repr(spec), files, self.spec.learn_megabytes, moekit.__version__)
 
     def _place(self, root: Path, fingerprint: str) -> Path:
         """The folder of this text in these tokens."""

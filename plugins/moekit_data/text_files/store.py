@@ -84,24 +84,23 @@ def cannot_write(root: Path, error: OSError) -> DataError:
     )
 
 
-def remembered(root: Path, stamp: str) -> str | None:
-    """The fingerprint of files that have not changed since they were read; None if that is not known."""
+def remembered(root: Path, name: str) -> Any:
+    """A plain value under a name, such as the fingerprint of files; None if there is none."""
     try:
-        found = json.loads((root / f"{stamp}.json").read_text())["fingerprint"]
-    except (OSError, ValueError, KeyError, TypeError):
+        return json.loads((root / f"{name}.json").read_text())
+    except (OSError, ValueError):
         return None
-    return found if isinstance(found, str) else None
 
 
-def remember(root: Path, stamp: str, fingerprint: str) -> None:
-    """Keeps the fingerprint of files.
+def remember(root: Path, name: str, value: Any) -> None:
+    """Keeps a plain value.
 
     Raises:
         DataError: the folder cannot be written to.
     """
-    text = json.dumps({"fingerprint": fingerprint})
+    text = json.dumps(value)
     try:
-        replace_file(root / f"{stamp}.json", lambda path: path.write_text(text))
+        replace_file(root / f"{name}.json", lambda path: path.write_text(text))
     except OSError as error:
         raise cannot_write(root, error) from error
 

@@ -10,8 +10,11 @@ import torch
 from moekit.errors import DataError
 from moekit.registry import build
 from moekit_data.bpe import BytePairs
+from moekit_data.bpe.module import BytePairTokenizer
 from moekit_data.mapped import READS, MappedTokens
 from moekit_data.text_files import TextFiles, files, jobs, module, reading
+from moekit_data.text_files.progress import Bar
+from moekit_hf.tokenizer import TokenizerFile
 
 
 @pytest.fixture
@@ -81,6 +84,37 @@ def test_text_is_tokenised_once(corpus, tmp_path, monkeypatch):
     with (corpus / "long.txt").open("a") as file:
         file.write("one more line\n")
     assert streams(make(corpus, tmp_path)) != first
+
+
+def test_tokens_are_learnt_once(corpus, tmp_path, monkeypatch):
+    """And again if the file that a tokenizer's options name has changed."""
+    first = make(corpus, tmp_path, tokenizer=BytePairs(vocab=270))
+    found = streams(first)
+    with monkeypatch.context() as patch:
+        patch.setattr(BytePairTokenizer, "train", lambda self, texts: pytest.fail("learnt again"))
+        again = make(corpus, tmp_path, tokenizer=BytePairs(vocab=270))
+        assert streams(again) == found and again.state() == first.state()
+
+    options, file = TokenizerFile(vocab=300, file=str(tmp_path / "t.json")), tmp_path / "t.json"
+    file.write_text(first.state()["bpe"])
+    with_end = streams(make(corpus, tmp_path, tokenizer=options))
+    file.write_text(make_other(corpus, tmp_path))
+    assert streams(make(corpus, tmp_path, tokenizer=options)) != with_end
+
+
+def make_other(corpus, tmp_path):
+    """Fewer byte pairs, as text."""
+    data = make(corpus, tmp_path, tokenizer=BytePairs(vocab=260))
+    data.prepare()
+    return data.state()["bpe"]
+
+
+def test_the_progress_bar_is_shown_on_a_terminal_alone(monkeypatch, capsys):
+    for forced, shown, expected in (("1", True, True), ("1", False, False), ("", True, False)):
+        monkeypatch.setenv("FORCE_COLOR", forced)
+        with Bar("reading corpus", 100, shown=shown) as bar:
+            bar.add(50)
+        assert ("reading corpus" in capsys.readouterr().err) is expected
 
 
 def test_other_tokens_and_another_split_have_their_own_cache(corpus, tmp_path):
