@@ -111,9 +111,9 @@ class TextFilesData(TextData):
             TokenDomain(
                 kept.name, train, held, kept.num_bytes, kept.num_texts, skipped_duplicates(kept.duplicates)
             )
-            for kept, train, held in found[0]
+            for kept, train, held in found.domains
         ]  # fmt: skip
-        return Tokenised(domains, {}, found[1])
+        return Tokenised(domains, found.notes, found.fingerprint)
 
     def _learn(self, root: Path, plan: Plan) -> None:
         """Learns the tokens, unless they are known."""
@@ -191,7 +191,7 @@ class TextFilesData(TextData):
                 )
                 for d, name in enumerate(plan.domains)
             }
-            writer.publish(plan.fingerprint, about)
+            writer.publish(plan.fingerprint, about, plan.notes)
         finally:
             writer.discard()
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moekit.errors import DataError
+from moekit_data.corpus import count
 from moekit_data.text_files.files import Segment
 from moekit_data.text_files.jobs import BOTH, SKIP, TRAIN, VALIDATION, Listed
 
@@ -29,6 +30,8 @@ class Plan:
         first: the number of each segment's first text; one more entry than segments.
         duplicates: per domain, how many exact copies are skipped.
         share: of a text of ``BOTH`` that validates.
+        fingerprint: a checksum of the texts and their splits.
+        notes: what was skipped.
     """
 
     domains: list[str]
@@ -41,6 +44,7 @@ class Plan:
     duplicates: list[int]
     share: float
     fingerprint: str
+    notes: dict[str, str]
 
     def bytes_of(self, domain: int, split: int) -> int:
         """Bytes of a domain in ``TRAIN`` or ``VALIDATION``."""
@@ -99,7 +103,7 @@ def split(
     return Plan(
         domains=domains, segments=list(segments), domain_N=domain_N, size_N=rows["size"], fate_N=fate_N,
         ends_N=_ends(segments, first, fate_N), first=first, duplicates=copies, share=share,
-        fingerprint=digest.hexdigest(),
+        fingerprint=digest.hexdigest(), notes=_blank(segments, first, is_text_N),
     )  # fmt: skip
 
 
@@ -112,6 +116,17 @@ def _first_of_each(digest_NX: NDArray[Any]) -> NDArray[np.bool_]:
     out = np.empty(len(order), dtype=bool)
     out[order] = is_new
     return out
+
+
+def _blank(segments: Sequence[Segment], first: Sequence[int], is_text_N: NDArray[np.bool_]) -> dict[str, str]:
+    """What is said of blank texts, and of files that have nothing else."""
+    useful = {s.path: False for s in segments}
+    for segment, a, b in zip(segments, first, first[1:], strict=False):
+        useful[segment.path] |= bool(is_text_N[a:b].any())
+    notes = [f"{count(blank, 'blank text')} skipped"] if (blank := int((~is_text_N).sum())) else []
+    if empty := [path for path, has_text in useful.items() if not has_text]:
+        notes.append(f"{count(len(empty), 'file')} without text, such as {empty[0]}")
+    return {"skipped": "; ".join(notes)} if notes else {}
 
 
 def _both_splits(texts: NDArray[Any], fate_N: NDArray[np.int8], fraction_N: NDArray[Any]) -> None:

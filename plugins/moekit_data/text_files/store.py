@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -105,8 +105,16 @@ def remember(root: Path, name: str, value: Any) -> None:
         raise cannot_write(root, error) from error
 
 
-def opened(path: Path) -> tuple[list[tuple[Kept, Stream, Stream]], str] | None:
-    """Each domain with the tokens of both splits, and the fingerprint; None if the folder is absent or damaged."""
+class Found(NamedTuple):
+    """A corpus in the cache: each domain with the tokens of both splits, what was skipped, and the fingerprint."""
+
+    domains: list[tuple[Kept, Stream, Stream]]
+    notes: dict[str, str]
+    fingerprint: str
+
+
+def opened(path: Path) -> Found | None:
+    """The corpus of a folder; None if it is absent or damaged."""
     try:
         meta = json.loads((path / META).read_text())
         dtype = str(meta["dtype"])
@@ -122,7 +130,7 @@ def opened(path: Path) -> tuple[list[tuple[Kept, Stream, Stream]], str] | None:
                     return None
                 streams.append(stream)
             found.append((kept, streams[0], streams[1]))
-        return found, str(meta["fingerprint"])
+        return Found(found, dict(meta["notes"]), str(meta["fingerprint"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -172,7 +180,12 @@ class Writer:
                 self._tokens[number, list(SPLITS).index(run.split)] += run.tokens
         part.unlink()
 
-    def publish(self, fingerprint: str, about: Mapping[str, tuple[tuple[int, int], tuple[int, int], int]]) -> None:
+    def publish(
+        self,
+        fingerprint: str,
+        about: Mapping[str, tuple[tuple[int, int], tuple[int, int], int]],
+        notes: Mapping[str, str],
+    ) -> None:
         """Writes what is known of each domain (bytes, texts, duplicates), and moves the folder to its place.
 
         Raises:
@@ -182,8 +195,8 @@ class Writer:
             Kept(name, (int(train), int(held)), *about[name])
             for name, (train, held) in zip(self._names, self._tokens, strict=True)
         ]
-        meta = {"fingerprint": fingerprint, "dtype": self._dtype, "domains": [asdict(each) for each in kept]}
-        text = json.dumps(meta)
+        domains = [asdict(each) for each in kept]
+        text = json.dumps({"fingerprint": fingerprint, "dtype": self._dtype, "domains": domains, "notes": dict(notes)})
         replace_file(self.work / META, lambda path: path.write_text(text))
         if opened(self._path) is not None:  # another machine was faster
             shutil.rmtree(self.work)

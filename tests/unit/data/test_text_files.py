@@ -119,6 +119,13 @@ def test_an_unknown_encoding_is_refused():
             TextFiles(path="x", encoding=name)
 
 
+def test_blank_texts_and_empty_files_are_reported(tmp_path):
+    write(tmp_path, {"a.txt": "some text here " * 9, "b.txt": "", "c.txt": " \n", "d.jsonl": '{"text": ""}\n' * 3})
+    for _ in range(2):  # also from the cache
+        found = prepared(tmp_path).describe()["skipped"]
+        assert found == f"4 blank texts skipped; 3 files without text, such as {tmp_path / 'b.txt'}"
+
+
 def test_a_fifo_is_refused(tmp_path):
     os.mkfifo(tmp_path / "a.txt")
     for path in (tmp_path, tmp_path / "a.txt"):
