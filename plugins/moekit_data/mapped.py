@@ -23,7 +23,7 @@ class Stream(Protocol):
         ...
 
 
-READS = 128
+READS = 32
 """Reads after which the pages that were read are given back: each may have brought 64 kB."""
 
 

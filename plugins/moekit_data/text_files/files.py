@@ -24,9 +24,9 @@ FORMS: dict[str, Form] = {".jsonl": "lines", ".ndjson": "lines", ".parquet": "pa
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 DEFAULT_DOMAIN = "text"
 """The domain of text that is in no subfolder and whose record names none."""
-PASSAGE = 1 << 20
+PASSAGE = 1 << 16
 """A text file is read in passages of about this many bytes, each of which trains or validates as a whole."""
-SEGMENT = 8 * PASSAGE
+SEGMENT = 128 * PASSAGE
 """Bytes of a file that one process reads at a time."""
 SAME_BYTES = {"utf-8", "ascii", "iso8859-1"}
 """Encodings in which a line ends with the byte of a line feed, and no other character has this byte."""

@@ -30,7 +30,7 @@ SMALL = 32_000_000
 class TextFilesData(TextData):
     """A user's own text of any size, tokenised once into a cache that is mapped into memory.
 
-    A text is a record, a text file, or a passage of about 1 MiB of a long one. A hash of the text decides whether it
+    A text is a record, a text file, or a passage of about 64 KiB of a long one. A hash of the text decides whether it
     trains or validates: it stays in its split when files are added, moved or renamed, and so do its copies, of which
     the first counts. With a ``validation_path``, all of ``path`` trains, except copies of validation text. Without it,
     a domain of a single text gives the end of it to validation.

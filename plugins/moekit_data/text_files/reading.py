@@ -14,7 +14,7 @@ from moekit_data.corpus import to_utf8
 from moekit_data.text_files.faults import Reading, line_at, malformed_record, undecodable
 from moekit_data.text_files.files import COMPRESSED, PASSAGE, SAME_BYTES, Segment, open_plain
 
-WINDOW = 1 << 16
+WINDOW = 1 << 12
 """A passage ends with the first line that ends within so many bytes after its size; else within a line."""
 LONGEST_LINE = 1 << 26
 """Bytes of the longest JSON line."""
@@ -152,7 +152,7 @@ class _Transcoder:
         """The next bytes, fewer only at the end."""
         pieces, length = [self._held], len(self._held)
         while length < size:
-            raw = self._file.read(WINDOW)
+            raw = self._file.read(PASSAGE)
             self._offset += len(raw)
             try:
                 text = self._decoder.decode(raw, final=not raw)

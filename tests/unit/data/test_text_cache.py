@@ -233,7 +233,7 @@ def test_mapped_tokens_are_those_of_the_file_after_any_number_of_reads(tmp_path)
     mapped = MappedTokens(tmp_path / "t", "<u2")
     assert len(mapped) == 30_000
     generator = np.random.default_rng(1)
-    for _ in range(2 * READS + 5):
+    for _ in range(9 * READS + 5):
         start = int(generator.integers(29_000))
         assert mapped[start : start + 9].tolist() == tokens[start : start + 9].tolist()
     assert mapped[29_990:30_010].dtype == torch.int64 and len(mapped[29_990:30_010]) == 10

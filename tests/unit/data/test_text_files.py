@@ -126,6 +126,15 @@ def test_blank_texts_and_empty_files_are_reported(tmp_path):
         assert found == f"4 blank texts skipped; 3 files without text, such as {tmp_path / 'b.txt'}"
 
 
+def test_a_book_of_one_file_gives_some_of_its_passages_to_validation(tmp_path):
+    text = "".join(f"{n}: a line of a book that has a usual length\n" for n in range(22_000))
+    (tmp_path / "book.txt").write_text(text)
+    train, validation = splits(tmp_path / "book.txt")["text"]
+    assert sum(map(len, train + validation)) == len(text)
+    assert 0.02 < sum(map(len, validation)) / len(text) < 0.25
+    assert all(each.endswith(b"\n") for each in (*train, *validation))
+
+
 def test_a_fifo_is_refused(tmp_path):
     os.mkfifo(tmp_path / "a.txt")
     for path in (tmp_path, tmp_path / "a.txt"):
