@@ -5,9 +5,12 @@ Dispatchers are chosen by a fixed rule.
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import signal
 import sys
+import tempfile
 
 from gpu_marker import wants_gpu
 
@@ -15,6 +18,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("COLUMNS", "120")
 os.environ.setdefault("MOEKIT_AUTO", "fixed")  # times would choose differently from one run to the next
+
+if "MOEKIT_CACHE" not in os.environ:  # tokenised text; workers inherit the variable
+    os.environ["MOEKIT_CACHE"] = tempfile.mkdtemp(prefix="moekit-cache-")
+    atexit.register(shutil.rmtree, os.environ["MOEKIT_CACHE"], ignore_errors=True)
 
 if "PYTEST_XDIST_WORKER" not in os.environ and not wants_gpu(sys.argv[1:]):  # workers inherit the variable
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # else tests of whole runs would train on it, in another precision

@@ -22,6 +22,7 @@ from moekit.contracts.run import LossSum as LossSum
 from moekit.contracts.run import Model as Model
 from moekit.contracts.run import ModelOutput as ModelOutput
 from moekit.contracts.run import Objective as Objective
+from moekit.contracts.run import Place as Place
 from moekit.contracts.run import Source as Source
 from moekit.contracts.tokenizer import Tokenizer as Tokenizer
 from moekit.init import Init as Init

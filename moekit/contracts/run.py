@@ -39,6 +39,7 @@ class Batch(NamedTuple):
         valid: bool, False for padding, of the shape of the tokens or cases; None when all are valid.
         num_bytes: 0-d, length in bytes of the text that the valid targets encode; None if the data is not text.
         domain: int64 ``[B]``, the kind of text of each sequence; None if unknown.
+        document: int64 ``[B, S]``, rising numbers of documents that attention must not cross; None if it may.
         source: the encoder's input (``DataSpec.yields = "pairs"``); None for models without an encoder.
     """
 
@@ -47,7 +48,20 @@ class Batch(NamedTuple):
     valid: Tensor | None = None
     num_bytes: Tensor | None = None
     domain: Tensor | None = None
+    document: Tensor | None = None
     source: Source | None = None
+
+
+class Place(NamedTuple):
+    """Where a training batch is in a run.
+
+    Attributes:
+        step, micro, micros: the optimizer step; its micro-batch, numbered over all ranks; the number of these.
+    """
+
+    step: int
+    micro: int = 0
+    micros: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,6 +207,13 @@ class Data(ABC):
             "  expected batch_ramp: null, or text: moekit ls data"
         )
 
+    def batch_at(self, place: Place, generator: torch.Generator, share: float = 1.0) -> Batch:
+        """The training batch of a place in the run. Override it in data that is read in order, such as a stream.
+
+        It must depend on the arguments alone: a run is resumed at any place, and ranks read different ones.
+        """
+        return self.train_batch(generator) if share >= 1 else self.partial_batch(generator, share)
+
     @abstractmethod
     def validation_batches(self) -> Iterator[Batch]:
         """The validation set, always in the same order."""
@@ -208,8 +229,7 @@ class Data(ABC):
     def fingerprint(self) -> str:
         """A checksum of what batches are made of; a run that is resumed on other data is refused.
 
-        The default is that of a few batches. Override it in data of which a change may not show there. Called after
-        ``prepare``.
+        The default, after ``prepare``, is that of a few batches. Override it if a change may not show there.
         """
         digest = hashlib.sha256()
         batches = [self.train_batch(torch.Generator().manual_seed(seed)) for seed in range(4)]

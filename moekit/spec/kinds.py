@@ -104,6 +104,7 @@ class AttentionSpec(Spec):
 
     kind: ClassVar[str] = "attention"
     caches: ClassVar[bool] = False  # whether a causal ``forward`` takes a ``cache`` of earlier positions
+    takes_documents: ClassVar[bool] = False  # whether ``forward`` takes ``document_BS``, whose documents it keeps apart
 
 
 class ModelSpec(Spec):
@@ -113,6 +114,10 @@ class ModelSpec(Spec):
     # what its data must yield: 'tokens', 'pairs' (source and target), 'cases', or a word of yours
     takes: ClassVar[str] = "tokens"
     gives: ClassVar[str] = "next_token"  # its output: 'next_token', 'mixture', 'prediction', or a word of yours
+
+    def takes_documents(self) -> bool:
+        """Whether a model with these options reads ``Batch.document``, and keeps documents apart. Override it."""
+        return False
 
     def offers(self) -> str:
         """What a model with these options gives: ``gives``. Override where the options decide."""
@@ -144,6 +149,10 @@ class DataSpec(Spec):
 
     kind: ClassVar[str] = "data"
     yields: ClassVar[str] = "tokens"  # values of ModelSpec.takes
+
+    def marks_documents(self) -> bool:
+        """Whether batches have ``Batch.document``, which the model must then read. Override it."""
+        return False
 
     def num_tokens(self) -> int | None:
         """The number of tokens, which a model's ``vocab`` must not be below; None if the data is not text.

@@ -216,6 +216,8 @@ class Recipe(Spec):
                 f"data {type(self.data).__name__} yields tokens of a vocab of {given}, "
                 f"but model {type(self.model).__name__} has one of {known}; vocab: ${{{option}}} keeps them equal"
             )
+        if self.data is not None and self.data.marks_documents() and not self.model.takes_documents():
+            yield f"data.documents=masked, but {type(self.model).__name__} cannot keep documents apart; try joined"
         if self.objective is not None and self.model.offers() not in self.objective.takes:
             yield (
                 f"objective {type(self.objective).__name__} takes {', '.join(sorted(self.objective.takes))}, "

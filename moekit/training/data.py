@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.utils.data import get_worker_info
 
-from moekit.contracts import Batch, Data, Source
+from moekit.contracts import Batch, Data, Place, Source
 from moekit.errors import DataError
 from moekit.seeds import seed_of
 from moekit.spec.recipe import BatchRamp
@@ -23,11 +23,13 @@ ENDLESS = 2**40
 position that is one too far."""
 
 
-def batch_at(data: Data, *, seed: int, step: int, micro: int = 0, ramp: BatchRamp | None = None) -> Batch:
-    """The training batch of one micro-batch of one step; micro-batches are numbered over all ranks."""
+def batch_at(
+    data: Data, *, seed: int, step: int, micro: int = 0, micros: int = 1, ramp: BatchRamp | None = None
+) -> Batch:
+    """The training batch of one micro-batch of one step; ``micros`` of all ranks are numbered together."""
     generator = torch.Generator().manual_seed(seed_of(seed, "batch", step, micro))
     share = 1.0 if ramp is None else ramp.share(step)
-    return data.train_batch(generator) if share >= 1 else data.partial_batch(generator, share)
+    return data.batch_at(Place(step, micro, micros), generator, share)
 
 
 def noise_seed(*, seed: int, step: int, micro: int) -> int:
@@ -86,7 +88,8 @@ class StepLoader:
             step, micro = divmod(self.position, self.accumulate)
             self.position += 1
             number = micro * self.world + self.rank
-            yield batch_at(self.data, seed=self.seed, step=step, micro=number, ramp=self.ramp)
+            micros = self.accumulate * self.world
+            yield batch_at(self.data, seed=self.seed, step=step, micro=number, micros=micros, ramp=self.ramp)
 
     def state_dict(self) -> dict[str, Any]:
         """The position: optimizer steps, and micro-batches of the current one."""

@@ -19,6 +19,13 @@ def moekit_components() -> list[Component]:
     return [
         Component(
             kind="data",
+            name="hf_dataset",
+            spec="moekit_data.hf_dataset:HfDataset",
+            target="moekit_data.hf_dataset.module:HfDatasetData",
+            summary="a data set of Hugging Face's, from the hub or from local files, read as a stream",
+        ),
+        Component(
+            kind="data",
             name="labelled_text",
             spec="moekit_data.labelled_text:LabelledText",
             target="moekit_data.labelled_text.module:LabelledTextData",

@@ -9,6 +9,8 @@ from moekit_data.bytes import Bytes as Bytes
 from moekit_data.bytes.module import ByteTokenizer as ByteTokenizer
 from moekit_data.decision_regions import DecisionRegions as DecisionRegions
 from moekit_data.decision_regions.module import DecisionRegionsEvaluator as DecisionRegionsEvaluator
+from moekit_data.hf_dataset import HfDataset as HfDataset
+from moekit_data.hf_dataset.module import HfDatasetData as HfDatasetData
 from moekit_data.labelled_text import LabelledText as LabelledText
 from moekit_data.labelled_text.module import LabelledTextData as LabelledTextData
 from moekit_data.local_text import LocalText as LocalText

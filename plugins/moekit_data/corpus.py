@@ -31,13 +31,11 @@ class Split:
         room: bytes that may still be added.
         documents: what was added.
         duplicates: how many texts had been seen before.
-        is_full: whether a text was truncated, or skipped for lack of room.
     """
 
     room: int
     documents: list[Document] = field(default_factory=list)
     duplicates: int = 0
-    is_full: bool = False
 
     def add(self, document: Document, seen: set[bytes]) -> None:
         """Adds a document whose text is new, truncated to the room that is left."""
@@ -47,7 +45,7 @@ class Split:
         kept = truncate(document.text, self.room)
         self.room -= len(kept)
         if len(kept) < len(document.text):
-            self.is_full, self.room = True, 0
+            self.room = 0
         if kept:
             self.documents.append(Document(document.key, kept))
 
@@ -66,14 +64,6 @@ class Domain:
     train: list[bytes] = field(default_factory=list)
     validation: list[bytes] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-
-    def describe(self) -> str:
-        """Megabytes and number of texts (files, records) of both splits, and the notes, in a line."""
-        train, validation = (
-            f"{sum(map(len, part)) / 1e6:.2f} MB in {count(len(part), 'text')}"
-            for part in (self.train, self.validation)
-        )
-        return "; ".join([f"train {train}, validation {validation}", *self.notes])
 
 
 def count(number: int, noun: str) -> str:
@@ -131,6 +121,11 @@ def hash_fraction(key: str, salt: str = "split") -> float:
     """A number in [0, 1) that depends on ``key`` and ``salt`` alone: the same on every machine."""
     digest = hashlib.sha256(f"{salt}\0{key}".encode("utf-8", errors="surrogateescape")).digest()
     return int.from_bytes(digest[:6]) / 2**48
+
+
+def hash_of(text: bytes) -> float:
+    """A number in [0, 1) that depends on a text alone."""
+    return int.from_bytes(hashlib.sha256(text).digest()[:6]) / 2**48
 
 
 def shuffled(keys: Iterable[str]) -> list[str]:

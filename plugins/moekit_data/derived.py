@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moekit.contracts import Batch, Data, Tokenizer
+from moekit.contracts import Batch, Data, Place, Tokenizer
 from moekit.errors import DataError
 from moekit.registry import build
 from moekit_data.sentinels import SentinelTokenizer
@@ -57,6 +57,10 @@ class DerivedData(Data):
     def partial_batch(self, generator: torch.Generator, share: float) -> Batch:
         """A smaller training batch of the text, made into pairs."""
         return self.pairs(self.text.partial_batch(generator, share), generator)
+
+    def batch_at(self, place: Place, generator: torch.Generator, share: float = 1.0) -> Batch:
+        """The text's batch of a place in the run, made into pairs."""
+        return self.pairs(self.text.batch_at(place, generator, share), generator)
 
     def validation_batches(self) -> Iterator[Batch]:
         """The text's validation set, made into the same pairs every time."""

@@ -1,7 +1,7 @@
 """Options that several data sets share: those of text, and those of pairs made of text. Torch-free."""
 
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from moekit.spec.fields import option, slot
 from moekit.spec.kinds import DataSpec, TokenizerSpec
@@ -14,8 +14,34 @@ class TextSpec(DataSpec):
     seq: int = option(256, "tokens in a window", ge=1)
     batch: int = option(16, "windows in a batch", ge=1)
     tokenizer: TokenizerSpec = slot("tokenizer", "turns the text into tokens", default=Bytes())
-    validation: float = option(0.1, "share of the text that is kept for validation, by whole files", gt=0, lt=1)
+    validation: float = option(0.1, "share of the text that is kept for validation, by whole texts", gt=0, lt=1)
+    documents: Literal["joined", "masked"] = option(
+        "joined", "whether attention crosses from a document to the next one in a window (joined), or not (masked)"
+    )
     validation_windows: int = option(64, "windows per domain in the validation set, at most", ge=1)
+
+    def marks_documents(self) -> bool:
+        """Whether documents are masked."""
+        return self.documents == "masked"
+
+
+class DomainTextSpec(TextSpec):
+    """Base of the specs of text that has domains."""
+
+    weights: dict[str, float] = option(
+        {}, "how often a domain is sampled, relative to the others; 1 for those that are not named"
+    )
+    temperature: float | None = option(
+        None, "T: a domain of n training tokens is sampled with probability proportional to n^(1/T), without weights; "
+        "null: all equally often", gt=0,
+    )  # fmt: skip
+
+    def check(self) -> Iterable[str]:
+        """Weights must be positive, and exclude a temperature."""
+        if wrong := [name for name, weight in self.weights.items() if not 0 < weight < float("inf")]:
+            yield f"weights={self.weights!r}: the weight of {wrong[0]} must be more than 0, and finite"
+        if self.weights and self.temperature is not None:
+            yield "weights and temperature are both given, but each says how often domains are sampled; remove one"
 
 
 class DerivedSpec(DataSpec):
@@ -46,6 +72,8 @@ class DerivedSpec(DataSpec):
         name = type(self.text).__name__
         if self.text.yields != "tokens" or not self.text_vocab():
             yield f"text: {name} yields '{self.text.yields}' and no text tokens; take local_text or text_files"
+        elif self.text.marks_documents():
+            yield "text.documents=masked has no effect on pairs made of the text; text.documents: joined"
         elif self.vocab < (need := self.smallest_vocab()):
             yield (
                 f"vocab={self.vocab} is too small for the {self.text_vocab()} tokens of {name} and its own: "

@@ -7,39 +7,55 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from moekit.contracts import Batch
+from moekit.contracts import Batch, Tokenizer
+from moekit.errors import DataError
+from moekit_data.mapped import Stream
 
 
 class Windows:
     """The token streams of one split, domain by domain, and the windows in them.
 
-    One tensor of the smallest type holds all domains, so that a batch takes one gather. A window never crosses the
-    border of its domain's stream, and so of its split.
+    A window never crosses the border of its domain's stream, and so of its split.
 
     Args:
         streams: one per domain, in order of the domain indices; each longer than ``seq`` tokens, or empty.
         seq: tokens in a window.
         num_bytes_V: bytes of text that each token spells.
+        end: the token that ends a document, if batches are to mark documents.
+        weights: how often each domain is sampled, relative to the others; None for equally often.
 
     Raises:
         ValueError: all streams are empty, or one that is not has at most ``seq`` tokens.
     """
 
-    def __init__(self, streams: Sequence[Tensor], *, seq: int, num_bytes_V: Tensor) -> None:
+    def __init__(
+        self,
+        streams: Sequence[Stream],
+        *,
+        seq: int,
+        num_bytes_V: Tensor,
+        end: int | None = None,
+        weights: Sequence[float] | None = None,
+    ) -> None:
         lengths = [len(s) for s in streams]
         if not any(lengths) or any(0 < n <= seq for n in lengths):
             raise ValueError(f"streams of {lengths} tokens hold no window of {seq} tokens and the one after")
         self.seq = seq
         self.num_bytes_V = num_bytes_V
+        self.end = end
         self.lengths = lengths
         self.domains = torch.tensor([d for d, n in enumerate(lengths) if n])
-        self._tokens = torch.cat(list(streams))
-        self._first = torch.tensor([0, *lengths[:-1]]).cumsum(0)
+        self._streams = streams
         self._num_starts = torch.tensor([max(n - seq, 0) for n in lengths])
+        self._weights = None if weights is None else torch.tensor(weights, dtype=torch.float64)[self.domains]
 
     def draw(self, count: int, generator: torch.Generator) -> Batch:
-        """``count`` windows: the domain is chosen uniformly, then the start."""
-        domain = self.domains[torch.randint(len(self.domains), (count,), generator=generator)]
+        """``count`` windows: the domain is chosen by its weight, then the start uniformly."""
+        if self._weights is None:
+            chosen = torch.randint(len(self.domains), (count,), generator=generator)
+        else:
+            chosen = torch.multinomial(self._weights, count, replacement=True, generator=generator)
+        domain = self.domains[chosen]
         start = torch.rand(count, dtype=torch.float64, generator=generator) * self._num_starts[domain]
         return self._take(domain, torch.minimum(start.long(), self._num_starts[domain] - 1))
 
@@ -63,12 +79,37 @@ class Windows:
         return min(per_domain, *((n - 1) // self.seq for n in self.lengths if n))
 
     def _take(self, domain: Tensor, start: Tensor) -> Batch:
-        index = (self._first[domain] + start)[:, None] + torch.arange(self.seq + 1)
-        window = self._tokens[index].long()
-        targets = window[:, 1:]
-        return Batch(
-            inputs=window[:, :-1],
-            targets=targets,
-            num_bytes=self.num_bytes_V[targets].sum(),
-            domain=domain.clone(),
+        places = zip(domain.tolist(), start.tolist(), strict=True)
+        window = torch.stack([self._streams[d][s : s + self.seq + 1].long() for d, s in places])
+        return window_batch(window, self.num_bytes_V, self.end, domain.clone())
+
+
+def window_batch(window: Tensor, num_bytes_V: Tensor, end: int | None = None, domain: Tensor | None = None) -> Batch:
+    """Windows as a batch: the targets are the inputs' next tokens.
+
+    The end of a document counts as the first token of the next one, as it is the first input of a decoder: so each
+    token is a target once, and the first one of a document is predicted from the end alone.
+
+    Args:
+        window: int64 ``[B, S + 1]``.
+        num_bytes_V: bytes of text that each token spells.
+        end: the token that ends a document, if documents are to be marked.
+        domain: int64 ``[B]``, or None.
+    """
+    inputs, targets = window[:, :-1], window[:, 1:]
+    document = None if end is None else (inputs == end).cumsum(dim=1)
+    return Batch(inputs=inputs, targets=targets, num_bytes=num_bytes_V[targets].sum(), domain=domain, document=document)
+
+
+def end_of(tokenizer: Tokenizer) -> int:
+    """The token that ends a document.
+
+    Raises:
+        DataError: the tokenizer has none, so that documents cannot be distinguished.
+    """
+    if tokenizer.end is None:
+        raise DataError(
+            f"data.documents=masked: {type(tokenizer).__name__} has no token that ends a document\n"
+            "  expected one (option data.tokenizer.end), or documents: joined"
         )
+    return tokenizer.end

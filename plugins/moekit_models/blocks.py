@@ -43,12 +43,21 @@ class Mask(TypedDict, total=False):
     attn_mask: Tensor
 
 
-def mask(causal: bool, valid_BS: Tensor | None) -> Mask:
+def mask(causal: bool, valid_BS: Tensor | None, document_BS: Tensor | None = None) -> Mask:
     """Under ``causal`` no position attends to a later one; otherwise none attends to padding.
 
     Padding comes last in a sequence, so that under ``causal`` no valid position attends to it anyway. Positions of an
-    empty sequence attend to everything, which keeps them finite; nothing reads them.
+    empty sequence attend to everything, which keeps them finite; nothing reads them. With documents, positions attend
+    to those of their own document alone.
     """
+    if document_BS is not None:
+        same_BSS = document_BS[:, :, None] == document_BS[:, None, :]
+        rest = mask(False, valid_BS).get("attn_mask") if not causal else None
+        own_BSS = same_BSS.tril() if causal else same_BSS
+        if rest is not None:  # padding attends to itself, which keeps it finite
+            itself_SS = torch.eye(same_BSS.shape[-1], dtype=torch.bool, device=same_BSS.device)
+            own_BSS = own_BSS & rest[:, 0] | itself_SS
+        return {"attn_mask": own_BSS[:, None]}
     if causal:
         return {"is_causal": True}
     if valid_BS is None:
@@ -83,8 +92,16 @@ def positions_before(cache: Cache | None, causal: bool) -> int:
     return cache.length
 
 
-def attend(attention: nn.Module, x_BSD: Tensor, valid_BS: Tensor | None, cache: Cache | None = None) -> Tensor:
-    """``y_BSD`` of a block's attention; the argument ``cache`` is passed only if there is one."""
+def attend(
+    attention: nn.Module,
+    x_BSD: Tensor,
+    valid_BS: Tensor | None,
+    cache: Cache | None = None,
+    document_BS: Tensor | None = None,
+) -> Tensor:
+    """``y_BSD`` of a block's attention; ``cache`` and ``document_BS`` are passed only if there are any."""
+    if document_BS is not None:
+        return cast(Tensor, attention(x_BSD, valid_BS=valid_BS, document_BS=document_BS))
     if cache is None:
         return cast(Tensor, attention(x_BSD, valid_BS=valid_BS))
     return cast(Tensor, attention(x_BSD, valid_BS=valid_BS, cache=cache.at("attention")))

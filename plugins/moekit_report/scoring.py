@@ -101,7 +101,9 @@ def rows_of(batch: Batch, rows: Tensor, data: Data) -> Batch:
         bytes_BS = data.tokenizer.num_bytes_V()[targets]
         num_bytes = (bytes_BS if valid is None else bytes_BS * valid).sum()
     source = batch.source and Source(batch.source.tokens[rows], _rows(batch.source.valid, rows))
-    return Batch(batch.inputs[rows], targets, valid, num_bytes, _rows(batch.domain, rows), source)
+    return Batch(
+        batch.inputs[rows], targets, valid, num_bytes, _rows(batch.domain, rows), _rows(batch.document, rows), source
+    )
 
 
 def _rows(tensor: Tensor | None, rows: Tensor) -> Tensor | None:

@@ -12,6 +12,8 @@ from healthy import (
     LookAttention,
     Recall,
     RecallAttention,
+    Shelf,
+    ShelfAttention,
     Tanh,
     TanhBank,
     Walk,
@@ -239,6 +241,25 @@ class KeepsItself(RecallAttention):
         return self.own.extend(k, v)
 
 
+class JoinsDocuments(ShelfAttention):
+    def others(self, document_BS: Tensor) -> Tensor:
+        return torch.zeros_like(super().others(document_BS))
+
+
+class SeesDocumentBefore(ShelfAttention):
+    """Takes documents for numbers that count one by one."""
+
+    def others(self, document_BS: Tensor) -> Tensor:
+        return (document_BS[:, :, None] - document_BS[:, None]).abs() > 2
+
+
+class OneRowForAll(ShelfAttention):
+    """Masks every sequence by the documents of the first one."""
+
+    def others(self, document_BS: Tensor) -> Tensor:
+        return super().others(document_BS[:1])
+
+
 BROKEN: dict[str, list[Component]] = {
     "check_sizes": components(Tanh, SameWidth),
     "check_dtypes": components(Tanh, FloatOut),
@@ -268,5 +289,6 @@ BROKEN: dict[str, list[Component]] = {
     "check_attention_both_ways": components(Look, AlwaysCausal, SeesPadding),
     "check_unsent_reaches_nothing": components(Walk, CarriesUnsent, MasksUnsentGates, DropsUnsent),
     # LookAttention accepts no cache, contrary to the claim of Recall
+    "check_attention_documents": components(Shelf, LookAttention, JoinsDocuments, SeesDocumentBefore, OneRowForAll),
     "check_attention_cache": components(Recall, LookAttention, Forgets, HidesEarlier, SeesAllNew, KeepsItself),
 }

@@ -587,6 +587,25 @@ class RecallAttention(LookAttention):
         return keys - queries
 
 
+class Shelf(Look):
+    takes_documents: ClassVar[bool] = True
+
+
+class ShelfAttention(LookAttention):
+    """Attention that keeps documents apart."""
+
+    def forward(self, x_BSD: Tensor, *, valid_BS: Tensor | None = None, document_BS: Tensor | None = None) -> Tensor:
+        q, k, v = self.qkv(x_BSD).chunk(3, dim=-1)
+        score_BSS = q / 8 @ k.mT
+        hidden_BSS = self.hidden(score_BSS, valid_BS)
+        if document_BS is not None:
+            hidden_BSS = hidden_BSS | self.others(document_BS)
+        return self.attend(score_BSS.masked_fill(hidden_BSS, -torch.inf), v)
+
+    def others(self, document_BS: Tensor) -> Tensor:
+        return document_BS[:, :, None] != document_BS[:, None]
+
+
 class Sums(Tiny):
     pass
 
@@ -696,6 +715,7 @@ HEALTHY = [
     component(Nudge, NudgeBias),
     component(Look, LookAttention),
     component(Recall, RecallAttention),
+    component(Shelf, ShelfAttention),
     component(Tiny, TinyModel),
     component(Sums, SumsModel),
     component(Echo, EchoModel),

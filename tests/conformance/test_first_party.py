@@ -9,6 +9,7 @@ import atexit
 import dataclasses
 import shutil
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import mkdtemp
 
@@ -25,6 +26,7 @@ from moekit_balancers.sequence_balance import SequenceBalance
 from moekit_balancers.sign_bias import SignBias
 from moekit_data.bpe import BytePairs
 from moekit_data.bytes import Bytes
+from moekit_data.hf_dataset import HfDataset
 from moekit_data.labelled_text import LabelledText
 from moekit_data.local_text import LocalText
 from moekit_data.span_corruption import SpanCorruption
@@ -214,10 +216,15 @@ EXAMPLES: dict[str, list[Spec]] = {
     "tokenizer/bpe": [BytePairs(vocab=300)],
     "tokenizer/tokenizer_json": [TokenizerFile(vocab=300, end="<|end|>", file=str(TOKENIZER))],
     "data/text_files": [TextFiles(path=str(Path(__file__).parents[2] / "docs"), seq=16, batch=2)],
+    "data/hf_dataset": [
+        HfDataset(path="text", data_files=[str(Path(__file__).parents[2] / "docs" / "*.md")], seq=16, batch=2),
+    ],
 }
 
+if not find_spec("datasets"):
+    del EXAMPLES["data/hf_dataset"]
 
-COMPONENTS = current().components()
+COMPONENTS = [c for c in current().components() if c.name != "hf_dataset" or find_spec("datasets")]
 
 
 @parametrize_checks(COMPONENTS, examples=examples_in_recipes(COMPONENTS) | EXAMPLES)

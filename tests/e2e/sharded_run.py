@@ -44,8 +44,8 @@ SMALL = {
 }  # fmt: skip
 
 
-def batch_of(recipe: Recipe, step: int, micro: int, of: int) -> Batch:
-    """Micro-batch number ``micro``, of ``of`` in a step."""
+def batch_of(recipe: Recipe, step: int, micro: int, of: int, documents: bool = False) -> Batch:
+    """Micro-batch number ``micro``, of ``of`` in a step; an eighth of the tokens may begin a document."""
     g = torch.Generator().manual_seed(1000 * step + micro)
     B, S = 1 + micro % 3, 7
 
@@ -56,7 +56,8 @@ def batch_of(recipe: Recipe, step: int, micro: int, of: int) -> Batch:
 
     tokens, valid = sequences(S)
     source = Source(*sequences(9)) if recipe.model.takes == "pairs" else None
-    return Batch(tokens[:, :-1], tokens[:, 1:], valid[:, 1:], source=source)
+    document = (tokens[:, :-1] < VOCAB / 8).cumsum(1) if documents else None
+    return Batch(tokens[:, :-1], tokens[:, 1:], valid[:, 1:], document=document, source=source)
 
 
 def joined(parts: list[Batch]) -> Batch:
@@ -69,7 +70,17 @@ def joined(parts: list[Batch]) -> Batch:
 class Micros:
     """This rank's micro-batches."""
 
-    def __init__(self, recipe: Recipe, steps: int, accumulate: int, rank: int, world: int, together: int = 1) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        steps: int,
+        accumulate: int,
+        rank: int,
+        world: int,
+        together: int = 1,
+        documents: bool = False,
+    ) -> None:
+        self.documents = documents
         self.recipe, self.steps, self.accumulate, self.rank, self.world = recipe, steps, accumulate, rank, world
         self.together = together  # so many as one batch, where one process stands for several
 
@@ -81,7 +92,7 @@ class Micros:
         for step in range(self.steps):
             for i in range(self.accumulate):
                 first = i * self.world * self.together + self.rank
-                some = [batch_of(self.recipe, step, first + m, of) for m in range(self.together)]
+                some = [batch_of(self.recipe, step, first + m, of, self.documents) for m in range(self.together)]
                 yield some[0] if self.together == 1 else joined(some)
 
 
@@ -123,7 +134,7 @@ def train(run: Mapping[str, Any], rank: int = 0, world: int = 1) -> dict[str, An
     module = Watched(recipe)
     trainer = make_trainer(recipe, RunFolder(Path("nowhere")))
     together = run.get("together", 1) if world == 1 else 1  # what ranks see in one pass, in one pass
-    micros = Micros(recipe, run["steps"], run["accumulate"], rank, world, together)
+    micros = Micros(recipe, run["steps"], run["accumulate"], rank, world, together, run.get("documents", False))
     trainer.fit(module, micros)
     return {**module.seen, "tensors": gather(state_dict_shards(module.model))}
 

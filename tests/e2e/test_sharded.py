@@ -59,7 +59,8 @@ def check(found: list[Run]) -> None:
 
 def test_two_ranks_that_share_experts_or_run_ddp_equal_one_process(tmp_path: Path) -> None:
     run = {"recipe": "deepseek_v3", "precision": "64-true", "steps": 3, "accumulate": 2, "ep": 2}
-    check(runs_in(tmp_path, 2, [run, {**run, "ep": 1, "strategy": "ddp"}], start=run_forked))
+    packed = {**run, "documents": True}
+    check(runs_in(tmp_path, 2, [run, packed, {**run, "ep": 1, "strategy": "ddp"}], start=run_forked))
 
 
 @pytest.mark.slow

@@ -28,19 +28,21 @@ from moekit.training import LitMoE
 FOLDER = Path(__file__).with_name("curves")
 STEPS = 50
 TINY = ["model.dim=16", "model.ffn.hidden=16", "compare=null", f"trainer.max_steps={STEPS}"]
-TEXT = "use: text_files, suffixes: [.txt], seq: 24, batch: 4, validation: 0.3"
+TEXT = "use: text_files, seq: 24, batch: 4, path: 'FOLDER/train', validation_path: 'FOLDER/held_out'"
+TRAINING = (2, 7, 3, 4, 1)
+"""The texts that train, in the order in which the stored curves read them."""
 CURVES = {
     "deepseek_v3": [
         *TINY, "model.depth=2", "model.moe.experts={use: glu, count: 8, hidden: 8}", "model.moe.shared.hidden=8",
         "model.moe.router.top_k=2", "model.moe.router.groups=4", "model.moe.router.top_groups=2",
         "model.moe.dispatcher={use: grouped}",
         "model.attention={use: mla, heads: 2, query_rank: 8, kv_rank: 8, nope_dim: 4, rope_dim: 4, value_dim: 4}",
-        f"data={{{TEXT}, path: .}}",
+        f"data={{{TEXT}}}",
     ],
     "switch": [
         *TINY, "model.moe.experts={use: glu, count: 4, hidden: 16, activation: gelu}",
         "model.moe.dispatcher={use: capacity, factor: 1.0}", "model.attention={use: relative, heads: 2, head_dim: 8}",
-        "model.cross={heads: 2, head_dim: 8}", f"data.text={{{TEXT}, path: .}}",
+        "model.cross={heads: 2, head_dim: 8}", f"data.text={{{TEXT}}}",
     ],
 }  # fmt: skip
 """Overrides by recipe: a sparse decoder with two micro-batches a step, and capacity with dropped pairs."""
@@ -70,7 +72,9 @@ def write_text(folder: Path) -> None:
     words = ["".join(chr(97 + int(26 * rng.random())) for _ in range(2 + int(6 * rng.random()))) for _ in range(40)]
     for i in range(8):
         text = " ".join(words[int(40 * rng.random() ** 2)] for _ in range(150))
-        (folder / f"{i}.txt").write_text(text, encoding="utf-8")
+        name = f"train/{TRAINING.index(i)}.txt" if i in TRAINING else f"held_out/{i}.txt"
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8")
 
 
 def curve(name: str, folder: Path) -> dict[str, Any]:
@@ -80,7 +84,7 @@ def curve(name: str, folder: Path) -> dict[str, Any]:
     """
     write_text(folder)
     torch.set_num_threads(1)
-    options = [option.replace("path: .", f"path: '{folder.as_posix()}'") for option in CURVES[name]]
+    options = [option.replace("FOLDER", folder.as_posix()) for option in CURVES[name]]
     module, recorder = LitMoE(load(name, options)), Recorder()
     trainer = L.Trainer(
         accelerator="cpu", devices=1, precision="64-true", max_steps=STEPS, limit_val_batches=0,

@@ -354,3 +354,50 @@ def test_yarn_options_out_of_range_raise() -> None:
     ):
         with pytest.raises(ValueError, match="rope_theta=1 must be more than 1 under yarn"):
             make()
+
+
+DOCUMENTS = ((3, 1, 3), (7, 0, 0), (1, 2, 4))
+"""Positions of each document in three sequences of seven."""
+
+
+def apart(naive: Callable[[Tensor, dict[str, Tensor]], Tensor]) -> Callable[[Tensor, dict[str, Tensor], Any], Tensor]:
+    """A reference implementation that computes each document as if it were alone: its positions start from 0."""
+    return lambda x_SD, weights, lengths: torch.cat(
+        [naive(part, weights) for part in torch.split(x_SD, list(lengths)) if len(part)]
+    )
+
+
+MLA_SMALL = MLA(heads=2, query_rank=5, kv_rank=4, nope_dim=3, rope_dim=2, value_dim=3, rope_theta=100.0)
+PACKED: dict[str, tuple[nn.Module, Callable[..., Tensor]]] = {
+    **{
+        model: (
+            GroupedQueryAttention(spec, DIM), partial(gqa_naive.attend, **options_of(spec)),
+        )
+        for model in OPEN_MODELS
+        for spec in [GQA(heads=4, kv_heads=2, head_dim=4, rope_theta=100.0, norm_eps=1e-3, **OPEN_MODELS[model])]
+    },
+    "MLA": (
+        MultiHeadLatentAttention(MLA_SMALL, DIM),
+        lambda x_SD, w: mla_naive.attend(
+            x_SD, w, mla_naive.Sizes(heads=2, kv_rank=4, nope=3, rope=2, value=3, theta=100.0, eps=MLA_SMALL.norm_eps)
+        ),
+    ),
+    "relative": (
+        RelativeAttention(RELATIVE, DIM),
+        lambda x_SD, w: relative_naive.attend(
+            x_SD, w, heads=2, buckets=8, max_distance=7, scale=0.7, causal=True
+        ),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("model", PACKED)
+def test_documents_of_a_sequence_are_computed_as_if_alone(model: str) -> None:
+    """Outputs, and gradients of the input and of every weight."""
+    module, naive = PACKED[model]
+    spread(module)
+    x_BSD = torch.randn(3, 7, DIM, dtype=torch.float64, requires_grad=True)
+    weights = dict(module.named_parameters())
+    slow = torch.stack([apart(naive)(x_SD, weights, n) for x_SD, n in zip(x_BSD, DOCUMENTS, strict=True)])
+    document_BS = torch.tensor([[i for i, n in enumerate(lengths) for _ in range(n)] for lengths in DOCUMENTS])
+    assert_agree(module(x_BSD, document_BS=document_BS), slow, {"x": x_BSD, **weights}, rtol=1e-11, atol=1e-12)

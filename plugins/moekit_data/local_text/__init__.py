@@ -3,12 +3,12 @@
 from collections.abc import Iterable
 
 from moekit.spec.fields import option
-from moekit_data.specs import TextSpec
+from moekit_data.specs import DomainTextSpec
 
 DOMAINS = ("python", "torch_python", "cpp", "prose", "stubs", "fonts", "code_pages", "file_lists", "characters")
 
 
-class LocalText(TextSpec):
+class LocalText(DomainTextSpec):
     """Options of local text.
 
     Domains: Python's library, torch's Python, torch's C++ headers, English prose, stubs of types, metrics of fonts,
@@ -22,6 +22,7 @@ class LocalText(TextSpec):
 
     def check(self) -> Iterable[str]:
         """Known domains, each once."""
+        yield from super().check()
         unknown = [d for d in self.domains if d not in DOMAINS]
         if unknown:
             yield f"domains={self.domains!r} has {', '.join(unknown)}; the choices are {', '.join(DOMAINS)}"

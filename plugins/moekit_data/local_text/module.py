@@ -6,7 +6,7 @@ from moekit.errors import DataError
 from moekit_data.corpus import Domain, Filler
 from moekit_data.local_text import LocalText
 from moekit_data.local_text.sources import SOURCES
-from moekit_data.text import TextData
+from moekit_data.text import TextData, Tokenised, tokenise
 
 
 class LocalTextData(TextData):
@@ -20,6 +20,14 @@ class LocalTextData(TextData):
     def __init__(self, spec: LocalText) -> None:
         super().__init__(spec)
         self.spec: LocalText = spec
+
+    def tokenised(self) -> Tokenised:
+        """All of it, in memory.
+
+        Raises:
+            DataError: as ``read``.
+        """
+        return tokenise(*self.read(), self.tokenizer)
 
     def read(self) -> tuple[list[Domain], dict[str, str]]:
         """The domains that this machine has, and notes about those it lacks.

@@ -1,57 +1,53 @@
-"""Reads a user's text files, and reports exactly what is wrong with one that cannot be used."""
+"""Reads the texts of a segment, and reports exactly what is wrong with one that cannot be used."""
 
 from __future__ import annotations
 
 import codecs
 import json
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from moekit.errors import DataError
-from moekit.files import open_regular
-from moekit_data.corpus import Document, to_utf8
+from moekit_data.corpus import to_utf8
+from moekit_data.text_files.faults import Reading, line_at, malformed_record, undecodable
+from moekit_data.text_files.files import COMPRESSED, PASSAGE, SAME_BYTES, Segment, open_plain
 
-JSON_LINES = (".jsonl", ".ndjson")
-COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip")
-DEFAULT_DOMAIN = "text"
-"""The domain of text that is in no subfolder and whose record names none."""
+WINDOW = 1 << 12
+"""A passage ends with the first line that ends within so many bytes after its size; else within a line."""
+LONGEST_LINE = 1 << 26
+"""Bytes of the longest JSON line."""
 
 
-def read(path: Path, suffixes: Sequence[str], limit: int, encoding: str = "utf-8") -> Iterator[tuple[str, Document]]:
-    """Every text below ``path`` with its domain, in order of name; each is read when it is requested.
+def read(segment: Segment, how: Reading) -> Iterator[tuple[str, bytes]]:
+    """The domain and the UTF-8 text of each record, or of each passage of a text file; read when it is requested.
 
-    Args:
-        path: a text file, a JSON lines file, or a folder. The first subfolder's name is the domain.
-        suffixes: which files of a folder are read, upper or lower case; hidden files and folders are skipped.
-        limit: bytes that are read of a text file, or of one line of JSON; a longer line is an error.
-        encoding: of text files.
+    The passages of a file, in the order of its segments, make up the file.
 
     Raises:
-        DataError: nothing there, nothing readable, binary contents, bytes that the encoding lacks, or a malformed JSON
-            line.
+        DataError: the file cannot be read, is damaged or binary, holds bytes that the encoding lacks, or a malformed
+            record. The message names the file, and the line or row.
     """
-    path = Path(os.path.expanduser(path))
+    path = segment.path
     try:
-        if path.is_dir():
-            yield from _folder(path, suffixes, limit, encoding)
-        elif path.exists():
-            yield from _file(path, path.name, DEFAULT_DOMAIN, limit, encoding)
-        else:
-            raise DataError(
-                f"no such file or folder: {path}{searched_folder(path)}\n"
-                "  expected a text file, a .jsonl file, or a folder of them"
-            )
+        if segment.form in ("parquet", "arrow"):
+            from moekit_data.text_files.columns import rows  # loaded for such files alone
+
+            for number, row in enumerate(rows(segment, how), start=1):
+                yield _record(row, segment.domain, how, partial(malformed_record, how, f"{path}, row {number:,}"))
+            return
+        with open_plain(path) as file:
+            yield from _lines(file, segment, how) if segment.form == "lines" else _text(file, segment, how)
+    except DataError:
+        raise
     except OSError as error:
         where = error.filename or path
         raise DataError(f"cannot read {where}: {error.strerror or error}\n  expected a readable text file") from error
-
-
-def searched_folder(path: Path) -> str:
-    """The line of an error about a missing file that names the folder a relative path starts from."""
-    return "" if path.is_absolute() else f"\n  looked in {Path.cwd()}, where the command runs"
+    except Exception as error:  # each decompressor has exceptions of its own
+        if path.suffix.lower() not in COMPRESSED:
+            raise
+        raise DataError(f"damaged: {path}: {error}\n  expected a complete {path.suffix} file") from error
 
 
 def json_object(line: str, malformed: Callable[[str], DataError]) -> dict[str, Any]:
@@ -69,103 +65,171 @@ def json_object(line: str, malformed: Callable[[str], DataError]) -> dict[str, A
     return record
 
 
-def compressed(path: str, suffixes: Sequence[str]) -> list[str]:
-    """The relative names of compressed files in a folder of text, which are not read; none for a single file."""
-    root = Path(os.path.expanduser(path))
-    return [file.relative_to(root).as_posix() for file in _files(root, COMPRESSED, (*suffixes, ""))]
-
-
-def _files(root: Path, suffixes: Sequence[str], inner: Sequence[str] = ()) -> list[Path]:
-    """The files below a folder that end in one of the suffixes, after one of ``inner``, without hidden ones."""
-    wanted, before = ({suffix.lower() for suffix in each} for each in (suffixes, inner))
-    return [
-        path
-        for path in sorted(root.rglob("*"))
-        if path.suffix.lower() in wanted
-        and (not inner or Path(path.stem).suffix.lower() in before)
-        and not path.is_dir()
-        and not any(part.startswith(".") for part in path.relative_to(root).parts)
-    ]
-
-
-def _folder(root: Path, suffixes: Sequence[str], limit: int, encoding: str) -> Iterator[tuple[str, Document]]:
-    found = _files(root, suffixes)
-    if not found:
-        raise DataError(
-            f"no text in folder {root}\n  expected files that end with {', '.join(suffixes)} (option data.suffixes)"
-        )
-    for path in found:
-        relative = path.relative_to(root)
-        domain = relative.parts[0] if len(relative.parts) > 1 else DEFAULT_DOMAIN
-        yield from _file(path, relative.as_posix(), domain, limit, encoding)
-
-
-def _file(path: Path, key: str, domain: str, limit: int, encoding: str) -> Iterator[tuple[str, Document]]:
-    if path.suffix.lower() in JSON_LINES:
-        yield from _records(path, key, domain, limit)
-        return
-    with open_regular(path) as file:
-        raw = file.read(limit + 1)  # one byte more than is used, so that truncation is noticed
-    text = decoded(raw, encoding, str(path), is_whole=len(raw) <= limit)
-    if "\0" in text:
-        raise DataError(f"not a text file: {path} (it contains the byte 0)\n  expected {encoding} text")
-    yield domain, Document(key, text.encode())
-
-
-def decoded(raw: bytes, encoding: str, name: str, *, is_whole: bool = True, start: int = 0) -> str:
+def decoded(raw: bytes, encoding: str, name: str, *, start: int = 0) -> str:
     """Bytes as text, without a byte-order mark.
 
     Args:
-        raw: the bytes, which may end within a character unless they are a whole text.
+        raw: the bytes.
         encoding: one of Python's.
         name: of the file, for messages.
-        is_whole: whether the text ends where the bytes end.
         start: offset of the bytes in the file.
 
     Raises:
         DataError: a byte that the encoding lacks; names the file and the offset.
     """
     try:
-        text = codecs.getincrementaldecoder(encoding)(errors="strict").decode(raw, final=is_whole)
+        return codecs.getincrementaldecoder(encoding)(errors="strict").decode(raw, final=True).removeprefix("\ufeff")
     except UnicodeError as error:
-        at, found = getattr(error, "start", 0), getattr(error, "reason", str(error))
-        raise DataError(
-            f"not {encoding} text: {name}, byte {start + at:,} (0x{raw[at : at + 1].hex()}): {found}\n"
-            "  expected text in that encoding; for another, set data.encoding (text files) or convert the file"
-        ) from error
-    return text.removeprefix("\ufeff")
+        raise undecodable(error, encoding, name, start) from error
 
 
-def _records(path: Path, key: str, domain: str, limit: int) -> Iterator[tuple[str, Document]]:
-    with open_regular(path) as file:
-        number = start = 0
-        while line := file.readline(limit):
-            number += 1
-            if len(line) == limit and not line.endswith(b"\n"):
-                raise _malformed(path, number, f"longer than the {limit:,} bytes that data.megabytes allows")
-            if line.strip():
-                text = decoded(line, "utf-8", f"{path}, line {number}", start=start)
-                name, document = _record(text, domain, path, number)
-                yield name, Document(f"{key}:{number}", document)
-            start += len(line)
+def _text(file: IO[bytes], segment: Segment, how: Reading) -> Iterator[tuple[str, bytes]]:
+    path, in_place = segment.path, codecs.lookup(how.encoding).name in SAME_BYTES
+    source = file.read if in_place else _Transcoder(file, how.encoding, path).read
+    if segment.start:
+        file.seek(segment.start - 1)
+    before = 0  # lines, where the file cannot be read from the middle
+    for start, raw in _passages(source, segment.start, segment.end):
+        text = raw
+        if in_place:
+            try:
+                text = raw.decode(how.encoding).removeprefix("" if start else "\ufeff").encode()
+            except UnicodeError as error:
+                line = line_at(path, start + getattr(error, "start", 0), how.encoding)
+                raise undecodable(error, how.encoding, f"{path}, line {line:,}", start) from error
+        if (zero := text.find(b"\0")) >= 0:
+            before = line_at(path, start, how.encoding) - 1 if in_place else before
+            line = before + text.count(b"\n", 0, zero) + 1
+            raise DataError(
+                f"not a text file: {path}, line {line:,} (it contains the byte 0)\n  expected {how.encoding} text"
+            )
+        before += 0 if in_place else text.count(b"\n")
+        yield segment.domain, text
 
 
-def _record(line: str, domain: str, path: Path, number: int) -> tuple[str, bytes]:
-    record = json_object(line, partial(_malformed, path, number))
-    if not isinstance(record.get("text"), str):
-        found = "no 'text'" if "text" not in record else f"'text' is a {type(record['text']).__name__}"
-        raise _malformed(path, number, found)
-    name = domain if record.get("domain") is None else record["domain"]
+def _passages(read: Callable[[int], bytes], start: int, end: int | None) -> Iterator[tuple[int, bytes]]:
+    """The passages that begin at or after ``start``, a multiple of ``PASSAGE``, up to ``end``, with their offsets.
+
+    Where a passage ends depends only on the bytes near a multiple of ``PASSAGE``: it can be found from the middle.
+    """
+    held, begin = b"", 0
+    if start:
+        held = read(1 + WINDOW)
+        cut = _cut(held, 1)
+        held, begin = held[cut:], start - 1 + cut
+    while end is None or start < end:
+        start += PASSAGE
+        held += read(start + WINDOW - begin - len(held))
+        cut = _cut(held, start - begin) if begin + len(held) > start else len(held)
+        if cut:
+            yield begin, held[:cut]
+        if begin + len(held) <= start:
+            return
+        held, begin = held[cut:], begin + cut
+
+
+def _cut(data: bytes, at: int) -> int:
+    """Where a passage ends: after the line that ends next, or in a long line before the next character."""
+    line = data.find(b"\n", at - 1, at + WINDOW)
+    if line >= 0:
+        return line + 1
+    near = data[at : at + 4]
+    inside = next((i for i, byte in enumerate(near) if byte & 0xC0 != 0x80), len(near))
+    return at if inside == 4 else at + inside  # four such bytes are not UTF-8, but another encoding
+
+
+class _Transcoder:
+    """A file's text as UTF-8."""
+
+    def __init__(self, file: IO[bytes], encoding: str, path: Path) -> None:
+        self._file, self._encoding, self._path = file, encoding, path
+        self._decoder = codecs.getincrementaldecoder(encoding)(errors="strict")
+        self._held = b""
+        self._offset = 0  # of the file
+        self._is_start = True
+
+    def read(self, size: int) -> bytes:
+        """The next bytes, fewer only at the end."""
+        pieces, length = [self._held], len(self._held)
+        while length < size:
+            raw = self._file.read(PASSAGE)
+            self._offset += len(raw)
+            try:
+                text = self._decoder.decode(raw, final=not raw)
+            except UnicodeError as error:
+                start = self._offset - len(getattr(error, "object", raw))
+                line = line_at(self._path, start + getattr(error, "start", 0), self._encoding)
+                raise undecodable(error, self._encoding, f"{self._path}, line {line:,}", start) from error
+            if text and self._is_start:
+                text, self._is_start = text.removeprefix("\ufeff"), False
+            pieces.append(text.encode())
+            length += len(pieces[-1])
+            if not raw:
+                break
+        held = b"".join(pieces)
+        self._held = held[size:]
+        return held[:size]
+
+
+def _lines(file: IO[bytes], segment: Segment, how: Reading) -> Iterator[tuple[str, bytes]]:
+    path, start, number = segment.path, segment.start, 0
+    if start:
+        file.seek(start - 1)
+        start -= 1
+        while (skipped := file.readline(PASSAGE)) and not skipped.endswith(b"\n"):
+            start += len(skipped)
+        start += len(skipped)
+
+    def place() -> str:  # lines are counted from the start of the file only for an error
+        before = line_at(path, segment.start and first, "utf-8") - 1
+        return f"{path}, line {before + number:,}"
+
+    first = start
+    while (segment.end is None or start < segment.end) and (line := file.readline(LONGEST_LINE)):
+        number += 1
+        if len(line) == LONGEST_LINE and not line.endswith(b"\n"):
+            raise malformed_record(how, place(), f"longer than {LONGEST_LINE:,} bytes")
+        if line.strip():
+            try:
+                text = line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise undecodable(error, "utf-8", place(), start) from error
+
+            def malformed(found: str) -> DataError:
+                return malformed_record(how, place(), found)
+
+            record = json_object(text.removeprefix("\ufeff"), malformed)
+            yield _record(record, segment.domain, how, malformed)
+        start += len(line)
+
+
+def _record(
+    record: Mapping[str, Any], domain: str, how: Reading, malformed: Callable[[str], DataError]
+) -> tuple[str, bytes]:
+    named = record.get(how.domain_key)
+    name = domain if named is None else named
     if not isinstance(name, str) or not name:
-        raise _malformed(path, number, f"'domain' is {name!r}")
+        raise malformed(f"'{how.domain_key}' is {name!r}")
+    return name, text_in(record, how.text_key, malformed)
+
+
+def text_in(record: Mapping[str, Any], key: str, malformed: Callable[[str], DataError]) -> bytes:
+    """The text of a record, UTF-8. ``malformed`` makes the error from what was found.
+
+    Raises:
+        DataError: there is no text under the key, or one that no file could hold.
+    """
+    found = record.get(key)
+    if not isinstance(found, str):
+        raise malformed(
+            f"no '{key}' among its keys {', '.join(map(repr, record)) or '(none)'}"
+            if key not in record
+            else f"'{key}' is a {type(found).__name__}"
+        )
     try:
-        text = to_utf8(record["text"].encode())
+        text = to_utf8(found.encode())
     except UnicodeEncodeError as error:
-        raise _malformed(path, number, f"'text' contains half a surrogate pair at {error.start:,}") from error
+        raise malformed(f"'{key}' contains half a surrogate pair at {error.start:,}") from error
     if text is None:
-        raise _malformed(path, number, "'text' contains the character U+0000")
-    return name, text
-
-
-def _malformed(path: Path, line: int, found: str) -> DataError:
-    return DataError(f'{path}, line {line}: {found}\n  expected {{"text": "...", "domain": "..."}}, domain optional')
+        raise malformed(f"'{key}' contains the character U+0000")
+    return text

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from moekit.errors import DataError
 from moekit.files import open_regular
-from moekit_data.text_files.reading import JSON_LINES, decoded, json_object, searched_folder
+from moekit_data.text_files.files import JSON_LINES, searched_folder
+from moekit_data.text_files.reading import decoded, json_object
 from moekit_data.translations import LANGUAGE
 from moekit_data.translations.pairs import Pair
 

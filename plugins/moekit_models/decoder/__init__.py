@@ -92,6 +92,10 @@ class Decoder(ModelSpec):
         """Whether the attention of every layer takes a cache."""
         return all(self.attention_of(layer).caches for layer in range(self.depth))
 
+    def takes_documents(self) -> bool:
+        """Whether the attention of every layer keeps documents apart."""
+        return all(self.attention_of(layer).takes_documents for layer in range(self.depth + (self.mtp is not None)))
+
     def dense_baseline(self, experts_per_token: float | None = None) -> "Decoder | None":
         """The dense decoder with as much ``feed_forward_work``, the same in each layer, rounded.
 

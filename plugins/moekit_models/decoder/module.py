@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moekit.contracts import Cache, Init, LayerReport, Model, ModelOutput, Source
+from moekit.contracts import Batch, Cache, Init, LayerReport, Model, ModelOutput, Source
 from moekit.registry import build
 from moekit.seeds import random_seed
 from moekit.weights import init_weights
@@ -37,10 +37,15 @@ class Block(nn.Module):
         self.ffn = feed_forward(spec.ffn, spec.moe if is_moe else None, spec.dim)
 
     def forward(
-        self, x_BSD: Tensor, valid_BS: Tensor | None, tokens_BS: Tensor, cache: Cache | None = None
+        self,
+        x_BSD: Tensor,
+        valid_BS: Tensor | None,
+        tokens_BS: Tensor,
+        document_BS: Tensor | None = None,
+        cache: Cache | None = None,
     ) -> tuple[Tensor, LayerReport | None]:
         """``x_BSD -> x_BSD``, and the report, if the feed-forward part is a mixture."""
-        x_BSD = x_BSD + attend(self.attention, self.attention_norm(x_BSD), None, cache)
+        x_BSD = x_BSD + attend(self.attention, self.attention_norm(x_BSD), None, cache, document_BS)
         y_BSD, report = feed(self.ffn, self.ffn_norm(x_BSD), valid_BS, tokens_BS, self.recompute)
         return x_BSD + y_BSD, report
 
@@ -80,17 +85,23 @@ class DecoderModel(Model):
         self.mtp = nn.ModuleList(Ahead(spec) for _ in range(ahead))
         init_weights(self, Init.of(spec.init_std, spec.init_scale), seed)
 
-    def forward(self, inputs: Tensor, *, valid: Tensor | None = None) -> ModelOutput:
+    def forward(self, inputs: Tensor, *, valid: Tensor | None = None, document: Tensor | None = None) -> ModelOutput:
         """Logits of the next token at every position; in training also of later ones.
 
         Args:
             inputs: ``tokens_BS``, int64.
             valid: bool ``[B, S]``, False for padding, which must come last in a sequence.
+            document: int64 ``[B, S]``, as in ``Batch``: attention does not cross from one to another.
         """
-        h_BSD, reports = self._run(inputs, valid)
+        h_BSD, reports = self._run(inputs, valid, document)
         logits_BSV = self._logits(self.norm(h_BSD))
-        future = tuple(self._predict_ahead(h_BSD, inputs, valid, reports)) if self.training else ()
+        future = tuple(self._predict_ahead(h_BSD, inputs, valid, document, reports)) if self.training else ()
         return ModelOutput(y=logits_BSV, reports=reports, future=future)
+
+    def on(self, batch: Batch) -> ModelOutput:
+        """Runs on a batch's inputs, and keeps its documents apart."""
+        output: ModelOutput = self(batch.inputs, valid=batch.valid, document=batch.document)
+        return output
 
     def start_cache(self, source: Source | None = None) -> Cache | None:
         """An empty cache; None if the attention supports none."""
@@ -100,7 +111,7 @@ class DecoderModel(Model):
         """Logits at the positions that follow those in the cache; arguments as of ``forward``."""
         if not self.caches:
             return super().decode(inputs, cache)
-        h_BSD, reports = self._run(inputs, valid, cache)
+        h_BSD, reports = self._run(inputs, valid, cache=cache)
         return ModelOutput(y=self._logits(self.norm(h_BSD)), reports=reports)
 
     def embeddings(self) -> tuple[nn.Parameter | None, nn.Parameter | None]:
@@ -117,24 +128,32 @@ class DecoderModel(Model):
         return {"mtp": self.mtp} if len(self.mtp) else {}
 
     def _run(
-        self, inputs: Tensor, valid: Tensor | None, cache: Cache | None = None
+        self, inputs: Tensor, valid: Tensor | None, document: Tensor | None = None, cache: Cache | None = None
     ) -> tuple[Tensor, dict[str, LayerReport]]:
         """The output of the blocks, and the mixtures' reports by name."""
         reports: dict[str, LayerReport] = {}
         h_BSD = self.embedding(inputs)
         for i, block in enumerate(self.blocks):
             if cache is None:
-                h_BSD, report = run_block(block, self.spec.recompute, h_BSD, valid, inputs)
+                h_BSD, report = run_block(block, self.spec.recompute, h_BSD, valid, inputs, document)
             else:
-                h_BSD, report = block(h_BSD, valid, inputs, cache.at(f"blocks.{i}"))
+                h_BSD, report = block(h_BSD, valid, inputs, cache=cache.at(f"blocks.{i}"))
             if report is not None:
                 reports[f"blocks.{i}.ffn"] = report
         return h_BSD, reports
 
     def _predict_ahead(
-        self, h_BSD: Tensor, inputs: Tensor, valid: Tensor | None, reports: dict[str, LayerReport]
+        self,
+        h_BSD: Tensor,
+        inputs: Tensor,
+        valid: Tensor | None,
+        document: Tensor | None,
+        reports: dict[str, LayerReport],
     ) -> list[Tensor]:
-        """Eqs 21 to 23: depth k reads depth k - 1 at position i, and token i + k; each depth has one position fewer."""
+        """Eqs 21 to 23: depth k reads depth k - 1 at position i, and token i + k; each depth has one position fewer.
+
+        A position whose token i + k is of another document is treated as padding, of a document of its own.
+        """
         future: list[Tensor] = []
         for k, ahead in enumerate(self.mtp, start=1):
             S = inputs.shape[1] - k
@@ -142,8 +161,13 @@ class DecoderModel(Model):
                 break
             assert isinstance(ahead, Ahead)
             merged_BSD = ahead.merged(h_BSD[:, :S], self.embedding(inputs[:, k:]))
-            seen_BS = None if valid is None else valid[:, k:]
-            h_BSD, report = run_block(ahead.block, self.spec.recompute, merged_BSD, seen_BS, inputs[:, k:])
+            seen_BS, within_BS = None if valid is None else valid[:, k:], None
+            if document is not None:
+                same_BS = document[:, :S] == document[:, k:]
+                seen_BS = same_BS if seen_BS is None else seen_BS & same_BS
+                within_BS = document[:, :S].where(same_BS, -1)
+            block, tokens_BS = ahead.block, inputs[:, k:]
+            h_BSD, report = run_block(block, self.spec.recompute, merged_BSD, seen_BS, tokens_BS, within_BS)
             if report is not None:
                 reports[f"mtp.{k - 1}.block.ffn"] = report
             future.append(self._logits(ahead.norm(h_BSD)))

@@ -20,6 +20,7 @@ class GQA(AttentionSpec):
     """Options of grouped-query attention."""
 
     caches: ClassVar[bool] = True
+    takes_documents: ClassVar[bool] = True
 
     heads: int = option(help="query heads", ge=1)
     kv_heads: int | None = option(None, "key and value heads; default: as many as heads", ge=1)

@@ -36,8 +36,17 @@ class GroupedQueryAttention(nn.Module):
         self.k_norm = RMSNorm(k_size, eps=spec.norm_eps) if spec.qk_norm else nn.Identity()
         self.b_sink_X = nn.Parameter(torch.zeros(spec.heads)) if spec.sinks else None
 
-    def forward(self, x_BSD: Tensor, *, valid_BS: Tensor | None = None, cache: Cache | None = None) -> Tensor:
-        """``x_BSD -> y_BSD``; no other position attends to padding.
+    def forward(
+        self,
+        x_BSD: Tensor,
+        *,
+        valid_BS: Tensor | None = None,
+        document_BS: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """``x_BSD -> y_BSD``; no other position attends to padding, or to another document.
+
+        Positions are relative, so that those of a document need no new start.
 
         A cache keeps each position's rotated keys and values: two vectors for each key head.
         """
@@ -49,7 +58,7 @@ class GroupedQueryAttention(nn.Module):
         v = self._heads(self.v(x_BSD)).transpose(1, 2)
         if cache is not None:
             k, v = cache.extend(k, v)
-        visible = mask_of_new(q.shape[-2], start, q.device) if start else mask(self.causal, valid_BS)
+        visible = mask_of_new(q.shape[-2], start, q.device) if start else mask(self.causal, valid_BS, document_BS)
         if spec.window is not None and k.shape[-2] > spec.window:
             visible = within(spec.window, visible, q.shape[-2], k.shape[-2], q.device)
         if self.b_sink_X is not None:

@@ -18,6 +18,7 @@ class MLA(AttentionSpec):
     """Options of multi-head latent attention."""
 
     caches: ClassVar[bool] = True
+    takes_documents: ClassVar[bool] = True
 
     heads: int = option(help="heads", ge=1)
     query_rank: int | None = option(None, "width of the queries' latent; null: queries directly from the token", ge=1)

@@ -38,8 +38,17 @@ class MultiHeadLatentAttention(nn.Module):
         self.kv_up = nn.Linear(spec.kv_rank, spec.heads * (spec.nope_dim + spec.value_dim), bias=False)
         self.out = nn.Linear(spec.heads * spec.value_dim, dim, bias=False)
 
-    def forward(self, x_BSD: Tensor, *, valid_BS: Tensor | None = None, cache: Cache | None = None) -> Tensor:
-        """``x_BSD -> y_BSD``; no other position attends to padding.
+    def forward(
+        self,
+        x_BSD: Tensor,
+        *,
+        valid_BS: Tensor | None = None,
+        document_BS: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """``x_BSD -> y_BSD``; no other position attends to padding, or to another document.
+
+        Positions are relative, so that those of a document need no new start.
 
         A cache keeps the normed latent and the rotated rotary key of each position: ``kv_rank + rope_dim`` numbers.
         With it, keys and values are no longer computed: W_UK is applied to the queries, W_UV to the output
@@ -63,7 +72,7 @@ class MultiHeadLatentAttention(nn.Module):
             q = torch.cat([q_nope, q_rope], dim=-1)
             k_nope, v = self.kv_up(latent_kv).unflatten(-1, (s.heads, -1)).split([s.nope_dim, s.value_dim], dim=-1)
             k = torch.cat([k_nope, k_rope[:, :, None].expand(-1, -1, s.heads, -1)], dim=-1)
-            y = _attend(q, k, v, mask(self.causal, valid_BS), scale)
+            y = _attend(q, k, v, mask(self.causal, valid_BS, document_BS), scale)
         return cast(Tensor, self.out(y.transpose(1, 2).flatten(-2)))
 
     def _absorbed(self, q_nope: Tensor, q_rope: Tensor, known: Tensor, scale: float) -> Tensor:

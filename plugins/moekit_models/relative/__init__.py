@@ -24,6 +24,7 @@ class Relative(AttentionSpec):
     """Options of attention with relative position biases."""
 
     caches: ClassVar[bool] = True
+    takes_documents: ClassVar[bool] = True
 
     heads: int = option(help="heads", ge=1)
     head_dim: int = option(help="width of a head; heads times this need not be the tokens' width", ge=1)

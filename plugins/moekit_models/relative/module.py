@@ -30,8 +30,17 @@ class RelativeAttention(nn.Module):
         self.bias = Table(spec.buckets, spec.heads, inputs=(spec.buckets + spec.heads) / 2)
         self.starts = starts(spec.buckets if causal else spec.buckets // 2, spec.max_distance)
 
-    def forward(self, x_BSD: Tensor, *, valid_BS: Tensor | None = None, cache: Cache | None = None) -> Tensor:
-        """``x_BSD -> y_BSD``; no other position attends to padding.
+    def forward(
+        self,
+        x_BSD: Tensor,
+        *,
+        valid_BS: Tensor | None = None,
+        document_BS: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """``x_BSD -> y_BSD``; no other position attends to padding, or to another document.
+
+        Positions are relative, so that those of a document need no new start.
 
         A cache keeps each position's keys and values: two vectors for each head.
         """
@@ -41,7 +50,9 @@ class RelativeAttention(nn.Module):
         if cache is not None:
             k, v = cache.extend(k, v)
         bias = self.position_bias(x_BSD.shape[1], start).to(q.dtype)
-        if self.causal:
+        if document_BS is not None:
+            bias = bias.masked_fill(~mask(self.causal, valid_BS, document_BS)["attn_mask"], -torch.inf)
+        elif self.causal:
             later_SS = torch.ones(bias.shape[-2:], dtype=torch.bool, device=bias.device).triu(start + 1)
             bias = bias.masked_fill(later_SS, -torch.inf)
         elif (visible := mask(False, valid_BS).get("attn_mask")) is not None:

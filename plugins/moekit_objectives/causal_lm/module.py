@@ -40,7 +40,7 @@ class CausalLMObjective(Objective):
         total = nats
         weight = self.spec.weight_at(progress)
         if weight and output.future:
-            ahead = [_nats(logits, target_BS[:, k:]) for k, logits in enumerate(output.future, start=1)]
+            ahead = [_nats(logits, _later(target_BS, batch, k)) for k, logits in enumerate(output.future, start=1)]
             total = nats + weight * torch.stack(ahead).mean()
         if self.spec.z_loss:
             total = total + self.spec.z_loss * _squared_z(output.y, target_BS)
@@ -50,6 +50,14 @@ class CausalLMObjective(Objective):
         if self.spec.exact:
             metrics["exact"] = _exact(output.y.detach(), target_BS)
         return LossSum(total=total, count=count, metrics=metrics)
+
+
+def _later(target_BS: Tensor, batch: Batch, k: int) -> Tensor:
+    """The targets k places later; none where the token before it is of another document."""
+    later_BS, document_BS = target_BS[:, k:], batch.document
+    if document_BS is None:
+        return later_BS
+    return later_BS.where(document_BS[:, :-k] == document_BS[:, k:], IGNORED)
 
 
 def _nats(logits_BSV: Tensor, target_BS: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ def checks(case: Case) -> Iterator[Check | Omitted]:
     """The checks of attention."""
     yield from (check_attention_shapes, check_attention_causal, check_attention_both_ways, check_sequences_apart)
     yield from claimed(case, "caches", check_attention_cache)
+    yield from claimed(case, "takes_documents", check_attention_documents)
 
 
 def check_attention_shapes(case: Case) -> None:
@@ -81,6 +82,24 @@ def check_sequences_apart(case: Case) -> None:
     together = attention(x_BSD)
     for b in range(3):
         require_equal(together[b : b + 1], attention(x_BSD[b : b + 1]), f"y of sequence {b} alone", tolerance=1e-9)
+
+
+def check_attention_documents(case: Case) -> None:
+    """Computes each document of a sequence (``takes_documents``) as if it were alone, causal or not.
+
+    Positions start again in each; which number a document has makes no difference.
+    """
+    x_BSD = normal(2, 9, ATTENTION_DIM, dtype=torch.float64)
+    lengths = ((4, 1, 4), (2, 7, 0))
+    for causal in (True, False):
+        with seeded(0):
+            attention = case.component.load()(case.spec, ATTENTION_DIM, causal=causal).double().eval()
+        document_BS = torch.tensor([[3] * a + [5] * b + [6] * c for a, b, c in lengths])
+        y_BSD = attention(x_BSD, document_BS=document_BS)
+        for b, each in enumerate(lengths):
+            parts = [attention(part) for part in torch.split(x_BSD[b : b + 1], list(each), dim=1) if part.shape[1]]
+            expected = torch.cat(parts, dim=1)
+            require_equal(y_BSD[b : b + 1], expected, f"y of {each} positions of documents", tolerance=1e-9)
 
 
 def check_attention_cache(case: Case) -> None:

@@ -2,7 +2,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moekit.registry import build
+from moekit_data.bytes import Bytes
 from moekit_data.corpus import Document, Domain, Filler, hash_fraction, shuffled, to_utf8, truncate
+from moekit_data.text import tokenise
 
 examples = settings(max_examples=80, deadline=None)
 
@@ -101,4 +104,5 @@ def test_blank_documents_are_skipped():
 
 def test_a_domain_describes_both_splits_and_its_notes():
     domain = Domain("d", [b"x" * 900_000], [b"y" * 100_000], ["3 exact duplicates skipped"])
-    assert domain.describe() == ("train 0.90 MB in 1 text, validation 0.10 MB in 1 text; 3 exact duplicates skipped")
+    (found,) = tokenise([domain], {}, build(Bytes())).domains
+    assert found.describe() == ("train 0.90 MB in 1 text, validation 0.10 MB in 1 text; 3 exact duplicates skipped")

@@ -193,6 +193,8 @@ def test_impossible_options_and_too_long_windows_are_refused() -> None:
         SpanCorruption(text=text(seq=128), sentinels=2)
     with pytest.raises(ValueError, match="text: Vowels yields 'cases' and no text tokens; take local_text or text_f"):
         SpanCorruption(text=Vowels())
+    with pytest.raises(ValueError, match=r"text\.documents=masked has no effect on pairs made of the text"):
+        SpanCorruption(text=text(documents="masked"))
     data = made(SpanCorruption(text=text(), sentinels=2))
     with pytest.raises(DataError, match="a window of 128 tokens has 6 spans, and there are 2"):
         data.corrupt(Tensor(128).long(), draws())

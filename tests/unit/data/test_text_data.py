@@ -1,13 +1,14 @@
 """What all text data shares: tokens from a state, windows from the training split, errors before ``prepare``."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moekit.errors import MoekitError
+from moekit.errors import DataError, MoekitError
 from moekit.registry import build
 from moekit_data.bpe import BytePairs
 from moekit_data.text_files import TextFiles
@@ -79,7 +80,7 @@ def test_byte_pairs_are_learnt_from_the_training_split_alone(tmp_path):
 def test_a_second_prepare_reads_nothing(folder, monkeypatch):
     data = make(folder)
     data.prepare()
-    monkeypatch.setattr(data, "read", lambda: pytest.fail("read again"))
+    monkeypatch.setattr(data, "tokenised", lambda: pytest.fail("read again"))
     data.prepare()
 
 
@@ -134,3 +135,57 @@ def test_byte_pairs_need_learning_or_loading(folder):
         ):
             ask()
     assert data.state() == {}
+
+
+def test_masked_documents_are_marked_from_their_ends(folder):
+    for options in ({}, PAIRS):
+        data = make(folder, documents="masked", **options)
+        data.prepare()
+        for batch in (data.train_batch(torch.Generator().manual_seed(0)), next(data.validation_batches())):
+            assert torch.equal(batch.document, (batch.inputs == data.tokenizer.end).cumsum(1))
+    data = make(folder)
+    data.prepare()
+    assert data.train_batch(torch.Generator()).document is None
+
+
+def test_documents_cannot_be_masked_without_an_end(folder, monkeypatch):
+    monkeypatch.setattr("moekit_data.bytes.module.ByteTokenizer.end", None)
+    with pytest.raises(DataError, match=r"documents=masked: ByteTokenizer has no token that ends a document"):
+        make(folder, documents="masked").prepare()
+
+
+def shares(folder, **options):
+    data = make(folder, batch=4000, **options)
+    data.prepare()
+    domain = data.train_batch(torch.Generator().manual_seed(0)).domain
+    return {name: float((domain == i).float().mean()) for i, name in enumerate(data.domain_names())}, data.describe()
+
+
+def test_domains_are_sampled_by_weights_or_by_a_temperature(folder):
+    (Path(folder) / "one" / "big.txt").write_text("".join(f"{n} {WORDS}" for n in range(500)))
+    found, described = shares(folder, weights={"two": 3})
+    assert found["two"] == pytest.approx(0.75, abs=0.03)
+    assert described["mixture"] == "one 25.0%, two 75.0%"
+    sizes = {d.name: len(d.train) for d in make(folder).tokenised().domains}
+    for temperature in (1.0, 4.0):
+        size = {name: n ** (1 / temperature) for name, n in sizes.items()}
+        found, _ = shares(folder, temperature=temperature)
+        assert found["one"] == pytest.approx(size["one"] / sum(size.values()), abs=0.03)
+    assert shares(folder)[0]["one"] == pytest.approx(0.5, abs=0.03)
+
+
+def test_weights_of_domains_that_do_not_exist_are_refused(folder):
+    with pytest.raises(DataError, match=r"data.weights: no domain 'too' .*mean 'two'.\)\n  the domains are one, two"):
+        make(folder, weights={"too": 2.0}).prepare()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"weights": {"a": 0.0}}, "the weight of a must be more than 0"),
+        ({"weights": {"a": 1.0}, "temperature": 2.0}, "weights and temperature are both given"),
+    ],
+)
+def test_weights_are_checked(options, message):
+    with pytest.raises(ValueError, match=message):
+        TextFiles(path="x", **options)

@@ -29,8 +29,13 @@ def prepared(path, **options):
 
 def splits(path, **options):
     """Per domain: the training texts and the validation texts."""
-    domains, _ = build(TextFiles(path=str(path), **{**SMALL, **options})).read()
-    return {d.name: (d.train, d.validation) for d in domains}
+    found = build(TextFiles(path=str(path), **{**SMALL, **options})).tokenised()
+    return {d.name: (documents(d.train), documents(d.validation)) for d in found.domains}
+
+
+def documents(stream):
+    """The texts of a stream of bytes: byte 0 ends each."""
+    return bytes(stream[0 : len(stream)].tolist()).split(b"\0")[:-1]
 
 
 def records(path, *rows):
@@ -57,8 +62,7 @@ def test_subfolders_are_domains_and_files_are_split_whole(tmp_path):
     for kind in "ab":
         train, validation = found[kind]
         assert sorted(train + validation) == sorted(t.encode() for n, t in files.items() if n.startswith(kind))
-        size, wanted = sum(map(len, validation)), 0.3 * sum(map(len, train + validation))
-        assert wanted <= size < wanted + max(map(len, validation))
+        assert train and validation
     assert found == splits(tmp_path, validation=0.3)
 
 
@@ -77,7 +81,8 @@ def test_json_lines_with_and_without_domains(tmp_path):
     )
     found = splits(path, validation=0.25)
     assert list(found) == ["first", "second", "text"]
-    assert [(len(t), len(v)) for t, v in found.values()][:2] == [(6, 2), (6, 2)]
+    assert [len(t) + len(v) for t, v in found.values()][:2] == [8, 8]
+    assert found["text"] == ([b"non"], [b"e"])
 
 
 def test_json_lines_in_a_folder_take_its_domain(tmp_path):
@@ -97,7 +102,7 @@ def test_a_validation_path_leaves_all_of_path_to_training_except_copies(tmp_path
 
 def test_bytes_of_another_encoding_are_refused_with_file_and_offset(tmp_path):
     write(tmp_path, {"a.txt": b"\xef\xbb\xbfcaf\xe9 au lait", "b.jsonl": b'{"text": "x"}\n{"text": "\xe9"}\n'})
-    assert refused(tmp_path / "a.txt").startswith(f"not utf-8 text: {tmp_path / 'a.txt'}, byte 6 (0xe9): invalid cont")
+    assert refused(tmp_path / "a.txt").startswith(f"not utf-8 text: {tmp_path / 'a.txt'}, line 1, byte 6 (0xe9): inval")
     assert refused(tmp_path / "b.jsonl").startswith(f"not utf-8 text: {tmp_path / 'b.jsonl'}, line 2, byte 24 (0xe9): ")
 
 
@@ -114,23 +119,26 @@ def test_an_unknown_encoding_is_refused():
             TextFiles(path="x", encoding=name)
 
 
-def test_compressed_files_are_reported(tmp_path):
-    write(tmp_path, {"a.txt": "plain text " * 9, "b.txt.gz": b"\x1f\x8b", "c.gz": b"\x1f\x8b", "d.png.gz": b""})
-    assert prepared(tmp_path).describe()["compressed"] == "2 compressed files skipped, such as b.txt.gz: unpack"
+def test_blank_texts_and_empty_files_are_reported(tmp_path):
+    write(tmp_path, {"a.txt": "some text here " * 9, "b.txt": "", "c.txt": " \n", "d.jsonl": '{"text": ""}\n' * 3})
+    for _ in range(2):  # also from the cache
+        found = prepared(tmp_path).describe()["skipped"]
+        assert found == f"4 blank texts skipped; 3 files without text, such as {tmp_path / 'b.txt'}"
+
+
+def test_a_book_of_one_file_gives_some_of_its_passages_to_validation(tmp_path):
+    text = "".join(f"{n}: a line of a book that has a usual length\n" for n in range(22_000))
+    (tmp_path / "book.txt").write_text(text)
+    train, validation = splits(tmp_path / "book.txt")["text"]
+    assert sum(map(len, train + validation)) == len(text)
+    assert 0.02 < sum(map(len, validation)) / len(text) < 0.25
+    assert all(each.endswith(b"\n") for each in (*train, *validation))
 
 
 def test_a_fifo_is_refused(tmp_path):
     os.mkfifo(tmp_path / "a.txt")
     for path in (tmp_path, tmp_path / "a.txt"):
         assert refused(path).startswith(f"cannot read {tmp_path / 'a.txt'}: Not a regular file")
-
-
-def test_at_most_megabytes_are_read_of_a_domain(tmp_path):
-    write(tmp_path, {"a.txt": "é" * 1000, "b.txt": "more"})
-    train, validation = splits(tmp_path, megabytes=0.0005)["text"]
-    assert sum(map(len, train + validation)) == 500
-    data = prepared(tmp_path, megabytes=0.0005)
-    assert data.describe()["text"].endswith("more text than data.megabytes allows: the rest skipped")
 
 
 def test_domains_too_short_for_a_window_are_skipped_and_described(tmp_path):
@@ -169,11 +177,16 @@ def refused(path, **options):
         (
             {"a.log": "x"},
             "",
-            "no text in folder {}\n  expected files that end with .txt, .md, .jsonl (option data.suffixes)",
+            "no text in folder {}\n  expected files that end with .txt, .md, .jsonl, .parquet, .arrow "
+            "(option data.suffixes)",
         ),
         ({"a.txt": ""}, "a.txt", "no text in {}: all of it is empty\n  expected UTF-8 text"),
         ({"a.txt": " \n\n"}, "a.txt", "no text in {}: all of it is empty\n  expected UTF-8 text"),
-        ({"b.txt": b"\x7fELF\0\0"}, "b.txt", "not a text file: {} (it contains the byte 0)\n  expected utf-8 text"),
+        (
+            {"b.txt": b"\x7fELF\0\0"},
+            "b.txt",
+            "not a text file: {}, line 1 (it contains the byte 0)\n  expected utf-8 text",
+        ),
     ],
     ids=["missing", "folder without text", "empty", "blank", "binary"],
 )
@@ -198,7 +211,7 @@ def test_an_unreadable_file_is_named(tmp_path, monkeypatch):
         def refuse(path, *args, **kwargs):
             raise PermissionError(13, "Permission denied", str(path))
 
-        monkeypatch.setattr("moekit_data.text_files.reading.open_regular", refuse)
+        monkeypatch.setattr("moekit_data.text_files.files.open_regular", refuse)
     else:
         path.chmod(0)
     assert refused(path) == f"cannot read {path}: Permission denied\n  expected a readable text file"
@@ -209,7 +222,7 @@ def test_an_unreadable_file_is_named(tmp_path, monkeypatch):
     [
         (b"{not json}", "not JSON (Expecting property name enclosed in double quotes"),
         (b"[1, 2]", "a JSON list, not an object"),
-        (b'{"txt": "x"}', "no 'text'"),
+        (b'{"txt": "x"}', "no 'text' among its keys 'txt'"),
         (b'{"text": 3}', "'text' is a int"),
         (b'{"text": "x", "domain": 4}', "'domain' is 4"),
         (b'{"text": "x", "domain": ""}', "'domain' is ''"),
@@ -221,13 +234,15 @@ def test_a_malformed_line_of_json_is_named(tmp_path, line, found):
     write(tmp_path, {"x.jsonl": b'{"text": "good"}\n\n' + line + b"\n"})
     message = refused(tmp_path / "x.jsonl")
     assert message.startswith(f"{tmp_path / 'x.jsonl'}, line 3: {found}")
-    assert message.endswith('\n  expected {"text": "...", "domain": "..."}, domain optional')
+    assert message.endswith(
+        '\n  expected {"text": "...", "domain": "..."}, domain optional (options data.text_key, data.domain_key)'
+    )
 
 
-def test_a_json_line_beyond_the_limit_is_named(tmp_path):
+def test_a_json_line_beyond_the_limit_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("moekit_data.text_files.reading.LONGEST_LINE", 100)
     write(tmp_path, {"x.jsonl": json.dumps({"text": "x" * 500})})
-    message = refused(tmp_path / "x.jsonl", megabytes=0.0001)
-    assert "line 1: longer than the 100 bytes that data.megabytes allows" in message
+    assert "line 1: longer than 100 bytes" in refused(tmp_path / "x.jsonl")
 
 
 def test_a_domain_that_only_validates_is_refused(tmp_path):

@@ -94,7 +94,7 @@ def test_a_batch_is_laid_out_as_decoders_and_encoders_need_it(path, kind):
     data = prepared(path, **kind)
     end = data.tokenizer.end
     for batch in (data.train_batch(generator()), *data.validation_batches()):
-        inputs, targets, valid, num_bytes, domain, source = batch
+        inputs, targets, valid, num_bytes, domain, _, source = batch
         assert inputs.dtype == targets.dtype == source.tokens.dtype == torch.int64
         assert inputs.shape == targets.shape == valid.shape and inputs.shape[1] % 8 == 0
         assert source.tokens.shape == source.valid.shape and source.tokens.shape[1] % 8 == 0

@@ -45,6 +45,28 @@ def test_a_sampled_window_stays_in_its_stream(layout, seed):
 
 
 @examples
+@given(layouts, st.integers(0, 2**32))
+def test_a_document_begins_with_the_end_of_the_one_before(layout, seed):
+    """Token 7n ends a document: it is the first of the next, and a target of the one before."""
+    lengths, seq = layout
+    streams = [(torch.arange(n) + d) % 7 for d, n in enumerate(lengths)]
+    windows = Windows(streams, seq=seq, num_bytes_V=torch.ones(7, dtype=torch.int64), end=0)
+    batch = windows.draw(5, torch.Generator().manual_seed(seed))
+    for row, document in zip(batch.inputs.tolist(), batch.document.tolist(), strict=True):
+        assert document == [row[: i + 1].count(0) for i in range(seq)]
+    plain = Windows(streams, seq=seq, num_bytes_V=torch.ones(7, dtype=torch.int64))
+    same = plain.draw(5, torch.Generator().manual_seed(seed))
+    assert same.document is None and torch.equal(same.inputs, batch.inputs) and same.num_bytes == batch.num_bytes
+
+
+def test_domains_are_sampled_by_their_weights():
+    windows = Windows([torch.zeros(30)] * 3, seq=4, num_bytes_V=torch.ones(1), weights=[1.0, 5.0, 2.0])
+    domain = windows.draw(8000, torch.Generator().manual_seed(0)).domain
+    shares = torch.bincount(domain, minlength=3) / 8000
+    torch.testing.assert_close(shares, torch.tensor([1 / 8, 5 / 8, 2 / 8]), atol=0.02, rtol=0)
+
+
+@examples
 @given(layouts, st.integers(1, 20), st.integers(1, 7))
 def test_spread_windows_are_equal_per_domain_and_do_not_overlap(layout, per_domain, size):
     lengths, seq = layout

@@ -10,16 +10,17 @@ import torch
 from tiny_models import Batchwise
 from torch import Tensor
 
-from moekit.contracts import ModelOutput
+from moekit.contracts import Batch, ModelOutput
 from moekit.moe_layer import MoELayer
 from moekit.spec.kinds import MoE, RouterSpec
 from moekit_balancers.load_balance import LoadBalance
 from moekit_balancers.sign_bias import SignBias
 from moekit_dispatchers.grouped import Grouped
 from moekit_experts.glu import Glu
-from moekit_models.decoder import MTP, At, Decoder, DecoderMoE
+from moekit_models.decoder import MTP, At, Decoder, DecoderMoE, OtherAttention
 from moekit_models.decoder.module import DecoderModel
 from moekit_models.gqa import GQA
+from moekit_models.mla import MLA
 from moekit_routers.topk import TopK
 
 VOCAB = 11
@@ -208,6 +209,49 @@ def test_mixture_layers_are_named_in_exactly_one_way(options: dict[str, Any], me
 def test_layers_that_do_not_exist_are_refused(at: At, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         spec_of(moe=moe_of(at))
+
+
+ATTENTIONS = {
+    "gqa": GQA(heads=2, head_dim=8),
+    "window": GQA(heads=2, head_dim=8, window=3, sinks=True),
+    "mla": MLA(heads=2, query_rank=8, kv_rank=8, nope_dim=4, rope_dim=4, value_dim=4),
+}
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("recompute", ["none", "blocks"])
+def test_a_document_in_a_window_gets_the_logits_that_it_gets_alone(attention: str, recompute: Any) -> None:
+    """And the gradients; every token counts once in the loads; later tokens are predicted within a document."""
+    balancers = {"bias": SignBias(rate=0.1)}  # a balance loss is a mean over all tokens of a call
+    model = DecoderModel(
+        spec_of(attention=ATTENTIONS[attention], moe=moe_of(At(first=1), balancers=balancers), recompute=recompute)
+    ).double()
+    inputs, lengths = tokens(S=9), ((4, 5), (1, 8))
+    document = torch.tensor([[0] * a + [1] * b for a, b in lengths])
+    packed = model.on(Batch(inputs, inputs, document=document))
+    for b, (first, _) in enumerate(lengths):
+        for own in (slice(0, first), slice(first, 9)):
+            alone = model(inputs[b : b + 1, own])
+            torch.testing.assert_close(packed.y[b : b + 1, own], alone.y, rtol=1e-9, atol=1e-9)
+            for k, (together, apart) in enumerate(zip(packed.future, alone.future, strict=False), start=1):
+                mine = together[b : b + 1, own][:, : own.stop - own.start - k]
+                torch.testing.assert_close(mine, apart, rtol=1e-9, atol=1e-9)
+    loads = {name: int(report.load_E.sum()) for name, report in packed.reports.items()}
+    within = [int((document[:, :-k] == document[:, k:]).sum()) for k in (1, 2)]
+    assert loads == {
+        "blocks.1.ffn": 2 * 18, "blocks.2.ffn": 2 * 18,
+        "mtp.0.block.ffn": 2 * within[0], "mtp.1.block.ffn": 2 * within[1],
+    }  # fmt: skip
+    joined = model(inputs)
+    assert not torch.allclose(joined.y[0, 4:], packed.y[0, 4:])
+
+
+def test_a_decoder_takes_documents_if_all_its_attention_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert spec_of().takes_documents()
+    monkeypatch.setattr(GQA, "takes_documents", False)
+    other = OtherAttention(at=At(first=2), attention=ATTENTIONS["gqa"])
+    assert not spec_of(attention=ATTENTIONS["mla"], other_attention=other).takes_documents()
+    assert spec_of(attention=ATTENTIONS["mla"]).takes_documents()
 
 
 def test_two_initialisations_are_refused() -> None:

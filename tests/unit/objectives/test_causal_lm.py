@@ -52,6 +52,15 @@ def test_padding_counts_nowhere_and_gets_no_gradient() -> None:
     assert future.grad is not None and (future.grad[~valid[:, 1:]] == 0).all()
 
 
+def test_a_later_token_counts_only_within_its_document() -> None:
+    batch, zero = batch_of(B=1, num_bytes=10), torch.zeros(1, 5, 4)
+    batch = batch._replace(document=torch.tensor([[0, 0, 1, 1, 1]]))
+    out = loss(zero, batch, zero[:, :4], zero[:, :3], weight=0.5)
+    assert out.count == 5
+    # pairs of tokens of one document that are 1 apart: 3; 2 apart: 1
+    assert (out.total / out.count).item() == pytest.approx(math.log(4) * (1 + 0.5 / 2 * (3 / 5 + 1 / 5)))
+
+
 def test_multi_token_terms_are_averaged_over_depths_and_divided_by_all_tokens() -> None:
     batch, zero = batch_of(num_bytes=10), torch.zeros(2, 5, 4)
     out = loss(zero, batch, zero[:, :4], zero[:, :3], weight=0.5)

@@ -48,7 +48,7 @@ def tiny_recipe(text: Path, *, moe: Tree | None = None, trainer: Tree | None = N
         },
         "objective": {"use": "causal_lm"},
         "data": {
-            "use": "text_files", "path": str(text), "seq": 16, "batch": 4, "megabytes": 1, "validation_windows": 6,
+            "use": "text_files", "path": str(text), "seq": 16, "batch": 4, "validation_windows": 6,
         },
         "optimizer": {"use": "adamw", "lr": 3.0e-3},
         "trainer": {

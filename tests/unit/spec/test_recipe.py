@@ -55,6 +55,11 @@ PAPER = "jacobs1991"
             ["evaluators.score={use: bleu}"],
             ["evaluator 'score': Bleu takes pairs, but data Vowels yields 'cases'"],
         ),
+        (
+            "shazeer2017",
+            ["data.documents=masked"],
+            ["data.documents=masked, but LSTM cannot keep documents apart; try joined"],
+        ),
         (PAPER, ["data=null"], ["evaluator 'regions': it needs data, and the recipe has none"]),
     ],
 )

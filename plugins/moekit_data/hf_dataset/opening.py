@@ -1,0 +1,101 @@
+"""Opens a data set by the ``datasets`` library; reads its documents, each with the state of the stream before it."""
+
+from __future__ import annotations
+
+import copy
+import glob
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from moekit.errors import DataError
+from moekit_data.hf_dataset import HfDataset
+from moekit_data.text_files.files import searched_folder
+from moekit_data.text_files.reading import text_in
+
+State = dict[str, Any]
+"""Which document of a stream is the next, as ``datasets`` notes it; plain values."""
+
+
+def library() -> Any:
+    """The module ``datasets``.
+
+    Raises:
+        DataError: it is not installed.
+    """
+    try:
+        import datasets
+    except ImportError:
+        raise DataError(
+            "hf_dataset needs the package datasets\n  expected it installed: pip install 'moekit[datasets]'"
+        ) from None
+    return datasets
+
+
+def open_split(spec: HfDataset, split: str, lanes: int = 1, lane: int = 0) -> Any:
+    """A stream of the documents of a part, or of one lane of it.
+
+    If the files can be divided evenly, a lane reads its own files; else it reads all and takes every n-th document.
+
+    Args:
+        spec: names the data set.
+        split: the part.
+        lanes: into how many the documents are divided.
+        lane: which of them.
+
+    Raises:
+        DataError: there is no such data set or part.
+    """
+    datasets = library()
+    from datasets.distributed import split_dataset_by_node
+
+    for pattern in spec.data_files or ():
+        if "://" not in pattern and not glob.glob(pattern, recursive=True):
+            raise DataError(
+                f"no such file: {pattern}{searched_folder(Path(pattern))}\n  expected a file (option data.data_files)"
+            )
+    try:
+        found = datasets.load_dataset(
+            spec.path, spec.name, data_files=spec.data_files, split=split, streaming=spec.streaming,
+            revision=spec.revision,
+        )  # fmt: skip
+        if not spec.streaming:
+            found = found.to_iterable_dataset(num_shards=lanes if len(found) >= lanes else 1)
+        return split_dataset_by_node(found, rank=lane, world_size=lanes)
+    except (OSError, ValueError, StopIteration, datasets.exceptions.DatasetsError) as error:
+        first = next(iter(str(error).splitlines()), "no rows in its files")
+        raise DataError(
+            f"datasets cannot open split '{split}' of {spec.path}: {first}\n"
+            "  expected a name on the hub, a folder, or a format with data.data_files"
+        ) from error
+
+
+def documents(spec: HfDataset, split: str, stream: Any, state: State | None = None) -> Iterator[tuple[State, bytes]]:
+    """The documents of a stream from a state on, without blank ones, each with the state in which it is the next.
+
+    Raises:
+        DataError: a document has no text, or the files cannot be read.
+    """
+    datasets, number = library(), 0
+    if state is not None:
+        stream.load_state_dict(copy.deepcopy(state))
+
+    def malformed(found: str) -> DataError:
+        since = "" if state is None else " after the place of resuming"
+        return DataError(
+            f"{spec.path}, split '{split}', document {number:,}{since}: {found}\n"
+            f"  expected text in the column '{spec.text_key}' (option data.text_key)"
+        )
+
+    begins = copy.deepcopy(stream.state_dict())
+    try:
+        for row in stream:
+            number += 1
+            text = text_in(row, spec.text_key, malformed)
+            if text and not text.isspace():
+                yield begins, text
+            begins = copy.deepcopy(stream.state_dict())
+    except DataError:
+        raise
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise DataError(f"cannot read {spec.path}, after document {number:,} of split '{split}': {error}") from error
