@@ -30,6 +30,7 @@ REFUSED: Mapping[str, Mapping[str, Any]] = {
     "minimax-m2": {"router_jitter_noise": 0.01, "scoring_func": "softmax"},
     "mistral": {},
     "mixtral": {"router_jitter_noise": 0.01},
+    "olmo2": {},
     "olmoe": {"attention_bias": True},
     "qwen2": {"use_sliding_window": True},
     "qwen2-moe": {"use_sliding_window": True},

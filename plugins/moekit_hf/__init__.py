@@ -21,6 +21,7 @@ _FAMILIES = {
     "minimax_m2": ("MiniMaxM2", "MiniMax-M2", "MiniMax 2025"),
     "mistral": ("Mistral", "Mistral 7B, Nemo, Small (dense)", "Jiang et al. 2023"),
     "mixtral": ("Mixtral", "Mixtral 8x7B and 8x22B", "Jiang et al. 2024"),
+    "olmo2": ("Olmo2", "OLMo 2 of 1B to 32B (dense)", "OLMo Team 2024"),
     "olmoe": ("Olmoe", "OLMoE-1B-7B", "Muennighoff et al. 2024"),
     "qwen2": ("Qwen2", "Qwen1.5 to Qwen2.5 (dense)", "Yang et al. 2024"),
     "qwen2_moe": ("Qwen2Moe", "Qwen1.5-MoE-A2.7B, Qwen2-57B-A14B", "Yang et al. 2024"),

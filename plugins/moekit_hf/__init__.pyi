@@ -10,6 +10,7 @@ from moekit_hf.families.llama import Llama as Llama
 from moekit_hf.families.minimax_m2 import MiniMaxM2 as MiniMaxM2
 from moekit_hf.families.mistral import Mistral as Mistral
 from moekit_hf.families.mixtral import Mixtral as Mixtral
+from moekit_hf.families.olmo2 import Olmo2 as Olmo2
 from moekit_hf.families.olmoe import Olmoe as Olmoe
 from moekit_hf.families.qwen2 import Qwen2 as Qwen2
 from moekit_hf.families.qwen2_moe import Qwen2Moe as Qwen2Moe

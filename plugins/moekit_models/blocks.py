@@ -1,8 +1,8 @@
-"""What the models of this plugin share: RMSNorm, attention masks, feed-forward parts, recomputation.
+"""What the models of this plugin share: norms, attention masks, feed-forward parts, recomputation.
 
 Norms are computed at least in fp32, whatever autocast or the dtype of the weights says.
 
-Source: Zhang & Sennrich 2019 (RMSNorm, eq. 4).
+Source: Zhang & Sennrich 2019 (RMSNorm, eq. 4); Ba et al. 2016 (LayerNorm, eq. 4).
 """
 
 from __future__ import annotations
@@ -34,6 +34,16 @@ class RMSNorm(nn.RMSNorm):
         assert self.weight is not None
         wide = torch.promote_types(x.dtype, self.weight.dtype)
         return F.rms_norm(x.to(wide), self.normalized_shape, self.weight.to(wide), self.eps).to(x.dtype)
+
+
+class LayerNorm(nn.LayerNorm):
+    """``(x - mean(x)) / sqrt(var(x) + eps) · weight + bias`` over the last dimension, in the wider of the two dtypes."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """``[..., D] -> [..., D]``, in the dtype of the input."""
+        wide = torch.promote_types(input.dtype, self.weight.dtype)
+        weight, bias = self.weight.to(wide), self.bias.to(wide)
+        return F.layer_norm(input.to(wide), self.normalized_shape, weight, bias, self.eps).to(input.dtype)
 
 
 class Mask(TypedDict, total=False):

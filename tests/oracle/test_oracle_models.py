@@ -71,7 +71,7 @@ def feed_forward(model: Model) -> Callable[[str, Tensor], Tensor]:
 # ---- decoder --------------------------------------------------------------------------------------------------------
 
 
-def decoder_of(*, tied: bool, ahead: int) -> DecoderModel:
+def decoder_of(*, tied: bool, ahead: int, **options: Any) -> DecoderModel:
     spec = Decoder(
         vocab=VOCAB,
         dim=DIM,
@@ -89,6 +89,7 @@ def decoder_of(*, tied: bool, ahead: int) -> DecoderModel:
         tied=tied,
         init_std=0.6,
         norm_eps=EPS,
+        **options,
     )
     return with_norms_away_from_1(DecoderModel(spec))
 
@@ -98,13 +99,19 @@ def predict(model: DecoderModel, tokens: list[int], ahead: int) -> list[dict[int
         return gqa_naive.attend(x_SD, weights_of(model, name), heads=2, kv_heads=1, theta=50.0, eps=1e-6)
 
     weights, feed = dict(model.named_parameters()), feed_forward(model)
-    return decoder_naive.predict(tokens, weights, attend, feed, depth=2, ahead=ahead, eps=EPS)
+    return decoder_naive.predict(tokens, weights, attend, feed, depth=2, ahead=ahead, eps=EPS, norm_at=model.spec.norm_at)
 
 
+NORMS: list[dict[str, Any]] = [{}, {"norm_at": "output"}, {"norm": "layer", "head_bias": True}]
+
+
+@pytest.mark.parametrize("options", NORMS, ids=["input", "output", "layer norm and head bias"])
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("ahead", [1, 3])
-def test_decoder_predictions_are_at_the_right_positions(tied: bool, ahead: int) -> None:
-    model = decoder_of(tied=tied, ahead=ahead)
+def test_decoder_predictions_are_at_the_right_positions(tied: bool, ahead: int, options: dict[str, Any]) -> None:
+    if tied:
+        options = {name: value for name, value in options.items() if name != "head_bias"}
+    model = decoder_of(tied=tied, ahead=ahead, **options)
     tokens_BS = torch.randint(VOCAB, (2, 6))
     out = model(tokens_BS)
     assert [tuple(f.shape) for f in out.future] == [(2, 6 - k, VOCAB) for k in range(1, ahead + 1)]

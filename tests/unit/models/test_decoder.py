@@ -17,6 +17,7 @@ from moekit_balancers.load_balance import LoadBalance
 from moekit_balancers.sign_bias import SignBias
 from moekit_dispatchers.grouped import Grouped
 from moekit_experts.glu import Glu
+from moekit_models.blocks import LayerNorm
 from moekit_models.decoder import MTP, At, Decoder, DecoderMoE
 from moekit_models.decoder.module import DecoderModel
 from moekit_models.gqa import GQA
@@ -236,3 +237,17 @@ class NoBias(RouterSpec):
     """A router that ignores a selection bias."""
 
     takes_bias: ClassVar[bool] = False
+
+
+def test_a_tied_head_has_no_bias() -> None:
+    with pytest.raises(ValueError, match="head_bias with tied: a tied head is the input embedding"):
+        spec_of(tied=True, head_bias=True)
+
+
+def test_a_layer_norm_stays_in_the_dtype_of_its_input() -> None:
+    norm = LayerNorm(8)
+    x = torch.randn(2, 8, dtype=torch.bfloat16)
+    y = norm(x)
+    assert y.dtype == torch.bfloat16
+    assert torch.equal(y, torch.nn.functional.layer_norm(x.float(), (8,)).bfloat16())
+    assert norm(x.double()).dtype == torch.float64
