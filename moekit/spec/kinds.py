@@ -105,6 +105,10 @@ class AttentionSpec(Spec):
     kind: ClassVar[str] = "attention"
     caches: ClassVar[bool] = False  # whether a causal ``forward`` takes a ``cache`` of earlier positions
 
+    def takes_cache(self) -> bool:
+        """Whether it does with these options: ``caches``. Override where the options decide."""
+        return self.caches
+
 
 class ModelSpec(Spec):
     """Base of model specs."""

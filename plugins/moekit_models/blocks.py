@@ -37,7 +37,7 @@ class RMSNorm(nn.RMSNorm):
 
 
 class LayerNorm(nn.LayerNorm):
-    """``(x - mean(x)) / sqrt(var(x) + eps) · weight + bias`` over the last dimension, in the wider of the two dtypes."""
+    """``(x - mean(x)) / sqrt(var(x) + eps) · weight + bias`` over the last dimension, in the wider of both dtypes."""
 
     def forward(self, input: Tensor) -> Tensor:
         """``[..., D] -> [..., D]``, in the dtype of the input."""

@@ -28,6 +28,7 @@ from moekit_models.relative import Relative
 from moekit_models.relative import naive as relative_naive
 from moekit_models.relative.module import RelativeAttention
 from moekit_models.rotary import rotate, score_scale, turns
+from moekit_models.stretch import LongRope, Stretch
 from moekit_models.yarn import Yarn
 
 DIM = 6
@@ -354,3 +355,83 @@ def test_yarn_options_out_of_range_raise() -> None:
     ):
         with pytest.raises(ValueError, match="rope_theta=1 must be more than 1 under yarn"):
             make()
+
+
+# ---- other ways to a longer context ---------------------------------------------------------------------------------
+
+SHORT, LONG = [1.0, 1.1, 1.3, 1.7], [1.0, 2.0, 4.0, 8.0]
+LONGER: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "linear": ({"stretch": Stretch(rule="linear", factor=2.5)}, {"rule": "linear", "s": 2.5}),
+    "dynamic": (
+        {"stretch": Stretch(rule="dynamic", factor=3.0, original=4)},
+        {"rule": "dynamic", "s": 3.0, "L": 4},
+    ),
+    "long_rope": (
+        {"long_rope": LongRope(short=SHORT, long=LONG, original=4, short_scale=1.2, long_scale=1.5)},
+        {"rule": "long", "short": SHORT, "long": LONG, "L": 4},
+    ),
+}
+"""The options, and the same under the names of the reference implementation."""
+
+
+@pytest.mark.parametrize("length", [3, 4, 7])  # shorter than the original context, as long, longer
+@pytest.mark.parametrize("way", LONGER)
+def test_attention_with_other_ways_to_a_longer_context(way: str, length: int) -> None:
+    options, longer = LONGER[way]
+    if way == "long_rope":
+        longer = {**longer, "scale": 1.5 if length > 4 else 1.2}
+    spec = GQA(heads=4, kv_heads=2, head_dim=8, rope_theta=100.0, **options)
+    naive = partial(gqa_naive.attend, heads=4, kv_heads=2, theta=100.0, eps=1e-6, longer=longer)
+    assert_attention_agrees(spread(GroupedQueryAttention(spec, DIM)), naive, length)
+
+
+def test_a_scale_of_the_rotated_part_alone() -> None:
+    long_rope = LongRope(short=SHORT[:2], long=LONG[:2], original=3, short_scale=1.2)
+    spec = GQA(heads=2, head_dim=8, rotary_dim=4, rope_theta=100.0, long_rope=long_rope)
+    longer = {"rule": "long", "short": SHORT, "long": LONG, "L": 3, "scale": 1.2}
+    naive = partial(gqa_naive.attend, heads=2, kv_heads=2, theta=100.0, eps=1e-6, rotary=4, longer=longer)
+    assert_attention_agrees(spread(GroupedQueryAttention(spec, DIM)), naive, 5)
+
+
+@torch.no_grad()
+def test_a_cache_counts_as_length_of_the_text_where_angles_do_not_read_it() -> None:
+    options, longer = LONGER["linear"]
+    spec = GQA(heads=2, head_dim=8, rope_theta=100.0, **options)
+    module = seeded_spread(GroupedQueryAttention(spec, DIM))
+    x_SD = torch.randn(7, DIM, dtype=torch.float64)
+    w = dict(module.named_parameters())
+    expected = gqa_naive.attend(x_SD, w, heads=2, kv_heads=2, theta=100.0, eps=1e-6, longer=longer)
+    assert_equal(with_cache(module, x_SD, [3, 1, 3])[0], expected)
+
+
+def test_no_cache_is_kept_where_angles_depend_on_the_length_of_the_text() -> None:
+    takes = {name: GQA(heads=2, head_dim=8, **options).takes_cache() for name, (options, _) in LONGER.items()}
+    assert takes == {"linear": True, "dynamic": False, "long_rope": False}
+    same = LongRope(short=SHORT, long=SHORT, original=4)
+    assert GQA(heads=2, head_dim=8, long_rope=same).takes_cache()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({**LONGER["linear"][0], "yarn": Yarn(factor=2.0)}, "yarn and stretch both change the angles"),
+        ({"long_rope": LongRope(short=SHORT, long=LONG, original=4), "rotary_dim": 4}, "expected 2 of each"),
+        ({"stretch": Stretch(rule="dynamic", factor=2.0, original=4), "rotary_dim": 2}, "4 rotary dimensions or more"),
+    ],
+)
+def test_ways_to_a_longer_context_that_do_not_fit(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        GQA(**{"heads": 2, "head_dim": 8, **options})
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Stretch(rule="dynamic", factor=2.0), "rule=dynamic without original"),
+        (lambda: Stretch(rule="linear", factor=2.0, original=4), "original=4 with rule=linear"),
+        (lambda: LongRope(short=[1.0, 0.0], long=[1.0, 1.0], original=4), "must be numbers above 0"),
+    ],
+)
+def test_options_of_a_longer_context_that_contradict_each_other(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()

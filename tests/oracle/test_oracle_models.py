@@ -99,7 +99,9 @@ def predict(model: DecoderModel, tokens: list[int], ahead: int) -> list[dict[int
         return gqa_naive.attend(x_SD, weights_of(model, name), heads=2, kv_heads=1, theta=50.0, eps=1e-6)
 
     weights, feed = dict(model.named_parameters()), feed_forward(model)
-    return decoder_naive.predict(tokens, weights, attend, feed, depth=2, ahead=ahead, eps=EPS, norm_at=model.spec.norm_at)
+    return decoder_naive.predict(
+        tokens, weights, attend, feed, depth=2, ahead=ahead, eps=EPS, norm_at=model.spec.norm_at
+    )
 
 
 NORMS: list[dict[str, Any]] = [{}, {"norm_at": "output"}, {"norm": "layer", "head_bias": True}]

@@ -98,7 +98,7 @@ class Decoder(ModelSpec):
     @property
     def caches(self) -> bool:
         """Whether the attention of every layer takes a cache."""
-        return all(self.attention_of(layer).caches for layer in range(self.depth))
+        return all(self.attention_of(layer).takes_cache() for layer in range(self.depth))
 
     def dense_baseline(self, experts_per_token: float | None = None) -> "Decoder | None":
         """The dense decoder with as much ``feed_forward_work``, the same in each layer, rounded.

@@ -29,7 +29,8 @@ def norm_of(spec: Decoder) -> nn.Module:
 class Block(nn.Module):
     """``x + attention(norm(x))``, then ``x + ffn(norm(x))``; ``ffn`` may be a mixture.
 
-    Under ``norm_at: output`` it is ``x + norm(attention(x))``, then ``x + norm(ffn(x))``. Multi-token prediction has a block of layer ``depth``: a mixture if the last layer is one.
+    Under ``norm_at: output`` it is ``x + norm(attention(x))``, then ``x + norm(ffn(x))``.
+    Multi-token prediction has a block of layer ``depth``: a mixture if the last layer is one.
     """
 
     def __init__(self, spec: Decoder, layer: int) -> None:

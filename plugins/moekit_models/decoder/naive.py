@@ -15,7 +15,15 @@ Feed = Callable[[str, Tensor], Tensor]
 
 
 def predict(
-    tokens: Sequence[int], w: Mapping[str, Tensor], attend: Attend, feed: Feed, *, depth: int, ahead: int, eps: float, norm_at: str = "input"
+    tokens: Sequence[int],
+    w: Mapping[str, Tensor],
+    attend: Attend,
+    feed: Feed,
+    *,
+    depth: int,
+    ahead: int,
+    eps: float,
+    norm_at: str = "input",
 ) -> list[dict[int, Tensor]]:
     """Logits by predicted position: entry 0 from the main model, entry k from the k-th module ahead (eqs 21 to 23).
 

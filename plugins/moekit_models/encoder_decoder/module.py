@@ -195,7 +195,7 @@ class EncoderDecoderModel(Model):
         Raises:
             MoekitError: no source.
         """
-        if not self.spec.attention.caches:
+        if not self.spec.attention.takes_cache():
             return None
         if source is None:
             raise MoekitError(f"{NO_SOURCE}: call model.start_cache(source)")
@@ -208,7 +208,7 @@ class EncoderDecoderModel(Model):
 
     def decode(self, inputs: Tensor, cache: Cache, *, valid: Tensor | None = None) -> ModelOutput:
         """Logits at the target's positions that follow those in the cache; arguments as of ``forward``."""
-        if not self.spec.attention.caches:
+        if not self.spec.attention.takes_cache():
             return super().decode(inputs, cache)
         (memory_valid_BS,) = cache.kept or (None,)
         y_BSV, reports = self._logits(

@@ -13,6 +13,7 @@ from typing import ClassVar, Literal
 
 from moekit.spec.fields import group, option
 from moekit.spec.kinds import AttentionSpec
+from moekit_models.stretch import LongRope, Stretch
 from moekit_models.yarn import Yarn
 
 
@@ -26,6 +27,8 @@ class GQA(AttentionSpec):
     head_dim: int = option(help="width of a head, even", ge=2)
     rope_theta: float = option(10000.0, "base of the rotary angles", gt=0)
     yarn: Yarn | None = group("positions beyond the context trained on; null for none", default=None)
+    stretch: Stretch | None = group("the same by one factor; null for none", default=None)
+    long_rope: LongRope | None = group("the same by a number for each rotary pair; null for none", default=None)
     rotary_dim: int | None = option(
         None, "how many of a head's dimensions, the first ones, are rotated; default: all (GLM-4.5: half)", ge=2
     )
@@ -57,3 +60,17 @@ class GQA(AttentionSpec):
             yield f"norm_over={self.norm_over} without qk_norm: set qk_norm=true, or remove it"
         if self.yarn is not None:
             yield from self.yarn.check_base(self.rope_theta)
+        ways = [name for name in ("yarn", "stretch", "long_rope") if getattr(self, name) is not None]
+        if len(ways) > 1:
+            yield f"{' and '.join(ways)} both change the angles for a longer context: keep one of them"
+        for way in (self.stretch, self.long_rope):
+            yield from () if way is None else way.check_width(self.rotary_dim or self.head_dim)
+
+    @property
+    def longer(self) -> Yarn | Stretch | LongRope | None:
+        """How the angles are changed for a longer context."""
+        return self.yarn or self.stretch or self.long_rope
+
+    def takes_cache(self) -> bool:
+        """Not where the angles of earlier positions change as a text becomes longer."""
+        return not any(way is not None and way.reads_length for way in (self.stretch, self.long_rope))

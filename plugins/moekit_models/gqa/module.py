@@ -42,7 +42,7 @@ class GroupedQueryAttention(nn.Module):
         A cache keeps each position's rotated keys and values: two vectors for each key head.
         """
         spec, start = self.spec, positions_before(cache, self.causal)
-        by = turns(x_BSD, spec.rotary_dim or spec.head_dim, spec.rope_theta, spec.yarn, start)
+        by = turns(x_BSD, spec.rotary_dim or spec.head_dim, spec.rope_theta, spec.longer, start)
         # [B, S, heads, head_dim]: rotated in this layout; heads move before positions afterwards.
         q = self._rotated(self._heads(self.q(x_BSD), self.q_norm), by.of_heads(spec.heads)).transpose(1, 2)
         k = self._rotated(self._heads(self.k(x_BSD), self.k_norm), by.of_heads(self.kv_heads)).transpose(1, 2)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ def attend(
     clip: float = math.inf,
     rotary: int = 0,
     window: int = 0,
+    longer: Mapping[str, Any] | None = None,
 ) -> Tensor:
     """``y_SD`` of one sequence.
 
@@ -39,10 +41,11 @@ def attend(
         clip: bound of queries, keys and values.
         rotary: how many dimensions of a head are rotated; 0 for all.
         window: how many positions are seen, the own included; 0 for all.
+        longer: arguments of ``stretched``, and ``scale``, by which rotated parts are multiplied.
     """
     S = x_SD.shape[0]
     R = weights["q.weight"].shape[0] // heads
-    how = Heads(R, theta, eps, yarn, norm_over, clip, rotary)
+    how = Heads(R, theta, eps, yarn, norm_over, clip, rotary, longer and {"n": S, **longer})
     out = []
     for s in range(S):
         parts = []
@@ -70,6 +73,7 @@ class Heads:
     norm_over: str = "head"
     clip: float = math.inf
     rotary: int = 0
+    longer: Mapping[str, Any] | None = None
 
 
 def project(x_D: Tensor, weights: Mapping[str, Tensor], name: str, clip: float) -> Tensor:
@@ -92,19 +96,53 @@ def head(x_D: Tensor, weights: Mapping[str, Tensor], name: str, h: int, s: int, 
         u = u / torch.sqrt((u * u).mean() + how.eps) * scale
     u = torch.clamp(u, -how.clip, how.clip)
     turned = how.rotary or R
-    return torch.cat([turn(u[:turned], s, how.theta, how.yarn), u[turned:]])
+    if how.longer is None:
+        return torch.cat([turn(u[:turned], s, how.theta, how.yarn), u[turned:]])
+    rule = {name: value for name, value in how.longer.items() if name != "scale"}
+    angles = [s * stretched(i, turned, how.theta, **rule) for i in range(turned // 2)]
+    return torch.cat([how.longer.get("scale", 1.0) * turn_by(u[:turned], angles), u[turned:]])
 
 
 def turn(u_X: Tensor, s: int, theta: float, yarn: Mapping[str, float] | None) -> Tensor:
     """Rotates the pair (i, i + R/2) by the angle ``s · frequency``, one pair at a time."""
     R = u_X.shape[0]
+    return turn_by(u_X, [s * frequency(i, R, theta, yarn) for i in range(R // 2)])
+
+
+def turn_by(u_X: Tensor, angles: Sequence[float]) -> Tensor:
+    """Rotates the pair (i, i + R/2) by the i-th angle."""
+    R = u_X.shape[0]
     out = [u_X[0]] * R
-    for i in range(R // 2):
-        angle = s * frequency(i, R, theta, yarn)
+    for i, angle in enumerate(angles):
         a, b = u_X[i], u_X[i + R // 2]
         out[i] = a * math.cos(angle) - b * math.sin(angle)
         out[i + R // 2] = a * math.sin(angle) + b * math.cos(angle)
     return torch.stack(out)
+
+
+def stretched(
+    i: int,
+    R: int,
+    theta: float,
+    n: int,
+    *,
+    rule: str,
+    s: float = 1.0,
+    L: int = 0,
+    short: Sequence[float] = (),
+    long: Sequence[float] = (),
+) -> float:
+    """Radians by which pair i turns a position in a text of n positions, by a rule other than YaRN's.
+
+    ``linear``: the angle over s. ``dynamic``: the base ``theta (s·n/L - (s - 1))^(R/(R - 2))`` where n > L. ``long``:
+    the angle over the pair's number in ``short``, or in ``long`` where n > L.
+    """  # fmt: skip
+    if rule == "linear":
+        return math.pow(theta, -2 * i / R) / s
+    if rule == "dynamic":
+        grown = s * max(n, L) / L - (s - 1)
+        return math.pow(theta * math.pow(grown, R / (R - 2)), -2 * i / R)
+    return math.pow(theta, -2 * i / R) / (long[i] if n > L else short[i])
 
 
 def frequency(i: int, R: int, theta: float, yarn: Mapping[str, float] | None) -> float:

@@ -39,7 +39,7 @@ def test_both_ways_to_write_rotary_positions_are_one_model() -> None:
         ({"attention_dropout": 0.1}, r"attention_dropout=0\.1 cannot be imported"),
         ({"router_jitter_noise": 0.1}, "their jitter also multiplies the experts' input"),
         ({"quantization_config": {"quant_method": "fp8"}}, "quantised weights are not read"),
-        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_type='dynamic' is not known"),
+        ({"rope_scaling": {"type": "proportional", "factor": 2.0}}, "rope_type='proportional' is not known"),
         ({"rope_scaling": {"type": "yarn", "factor": 2.0, "mystery": 1}}, "rope_scaling: this family knows no field"),
         ({"rope_scaling": 3}, "rope_scaling=3 is not a mapping"),
         ({"vocab_size": None}, "the field 'vocab_size' is missing"),
