@@ -32,6 +32,7 @@ REFUSED: Mapping[str, Mapping[str, Any]] = {
     "mixtral": {"router_jitter_noise": 0.01},
     "olmo2": {},
     "olmoe": {"attention_bias": True},
+    "phimoe": {"num_experts_per_tok": 3},
     "qwen2": {"use_sliding_window": True},
     "qwen2-moe": {"use_sliding_window": True},
     "qwen3": {"use_sliding_window": True},

@@ -23,6 +23,7 @@ _FAMILIES = {
     "mixtral": ("Mixtral", "Mixtral 8x7B and 8x22B", "Jiang et al. 2024"),
     "olmo2": ("Olmo2", "OLMo 2 of 1B to 32B (dense)", "OLMo Team 2024"),
     "olmoe": ("Olmoe", "OLMoE-1B-7B", "Muennighoff et al. 2024"),
+    "phimoe": ("Phimoe", "Phi-3.5-MoE", "Abdin et al. 2024"),
     "qwen2": ("Qwen2", "Qwen1.5 to Qwen2.5 (dense)", "Yang et al. 2024"),
     "qwen2_moe": ("Qwen2Moe", "Qwen1.5-MoE-A2.7B, Qwen2-57B-A14B", "Yang et al. 2024"),
     "qwen3": ("Qwen3", "Qwen3-0.6B to 32B (dense)", "Yang et al. 2025"),

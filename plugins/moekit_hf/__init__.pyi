@@ -12,6 +12,7 @@ from moekit_hf.families.mistral import Mistral as Mistral
 from moekit_hf.families.mixtral import Mixtral as Mixtral
 from moekit_hf.families.olmo2 import Olmo2 as Olmo2
 from moekit_hf.families.olmoe import Olmoe as Olmoe
+from moekit_hf.families.phimoe import Phimoe as Phimoe
 from moekit_hf.families.qwen2 import Qwen2 as Qwen2
 from moekit_hf.families.qwen2_moe import Qwen2Moe as Qwen2Moe
 from moekit_hf.families.qwen3 import Qwen3 as Qwen3

@@ -55,6 +55,7 @@ from moekit_routers.dense import Dense
 from moekit_routers.hash import Hash
 from moekit_routers.hierarchical import Hierarchical
 from moekit_routers.noisy_topk import NoisyTopK
+from moekit_routers.sparse_mixer import SparseMixer
 from moekit_routers.strict import Strict
 from moekit_routers.topk import TopK
 from moekit_testing import parametrize_checks
@@ -114,6 +115,7 @@ EXAMPLES: dict[str, list[Spec]] = {
         DEEPSEEK_V3,
         TopK(top_k=2, renormalize=True, send_threshold=0.5),
     ],
+    "router/sparse_mixer": [SparseMixer(), SparseMixer(top_k=3, jitter=0.3)],
     "router/noisy_topk": [NoisyTopK(top_k=2), NoisyTopK(top_k=4, noise_epsilon=0.0, zero_init=False)],
     "router/hierarchical": [Hierarchical(branches=4), Hierarchical(branches=2, top_k=3, zero_init=False)],
     "router/hash": [Hash(vocab=64), Hash(vocab=19, seed=1)],

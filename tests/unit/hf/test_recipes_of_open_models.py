@@ -24,6 +24,7 @@ COUNTS = {  # in total; active with both embeddings, with the head alone, withou
     "mixtral-8x7b": (46_702_792_704, 12_879_925_248, 12_748_853_248, 12_617_781_248),
     "moonlight-16b-a3b": (15_960_110_208, 2_914_776_192, 2_579_231_872, 2_243_687_552),
     "olmoe-1b-7b": (6_919_161_856, 1_282_017_280, 1_178_994_688, 1_075_972_096),
+    "phi-3.5-moe": (41_873_153_344, 6_640_999_744, 6_509_665_600, 6_378_331_456),
     "qwen1.5-moe-a2.7b": (14_315_784_192, 2_689_173_504, 2_378_008_576, 2_066_843_648),
     "qwen3-235b-a22b": (235_093_634_560, 22_190_763_520, 21_568_433_664, 20_946_103_808),
     "qwen3-30b-a3b": (30_532_122_624, 3_353_032_704, 3_041_867_776, 2_730_702_848),
@@ -69,6 +70,10 @@ DEFAULTS: dict[str, tuple[str, dict[str, Any]]] = {
     "glm-4.5-air": ("glm4_moe", {"attention_bias": True, "head_dim": 128, "rope_theta": 1e6}),
     "minimax-m2": ("minimax_m2", {"rotary_dim": 64}),
     "deepseek_v3-671b": ("deepseek_v3", {}),
+    "phi-3.5-moe": (
+        "phimoe",
+        {"attention_bias": True, "lm_head_bias": True, "sliding_window": 131072, "rope_theta": 1e4},
+    ),
     "qwen1.5-moe-a2.7b": ("qwen2_moe", {"rope_theta": 1e6}),
     "olmoe-1b-7b": ("olmoe", {"intermediate_size": 1024}),
     "qwen3-30b-a3b": (
