@@ -27,6 +27,7 @@ REFUSED: Mapping[str, Mapping[str, Any]] = {
     "glm4-moe": {"scoring_func": "softmax"},
     "gpt-oss": {"layer_types": ["chunked_attention"] * 3},
     "llama": {},
+    "llama4": {"num_experts_per_tok": 2},
     "minimax-m2": {"router_jitter_noise": 0.01, "scoring_func": "softmax"},
     "mistral": {},
     "mixtral": {"router_jitter_noise": 0.01},

@@ -18,6 +18,7 @@ _FAMILIES = {
     "glm4_moe": ("Glm4Moe", "GLM-4.5, GLM-4.5-Air, GLM-4.6", "GLM-4.5 Team 2025"),
     "gpt_oss": ("GptOss", "gpt-oss-20b and gpt-oss-120b", "OpenAI 2025"),
     "llama": ("Llama", "Llama 2 to 3.3 (dense)", "Touvron et al. 2023"),
+    "llama4": ("Llama4", "Llama 4 Scout and Maverick, text", "Meta 2025"),
     "minimax_m2": ("MiniMaxM2", "MiniMax-M2", "MiniMax 2025"),
     "mistral": ("Mistral", "Mistral 7B, Nemo, Small (dense)", "Jiang et al. 2023"),
     "mixtral": ("Mixtral", "Mixtral 8x7B and 8x22B", "Jiang et al. 2024"),

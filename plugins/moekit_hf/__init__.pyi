@@ -7,6 +7,7 @@ from moekit_hf.families.dots1 import Dots1 as Dots1
 from moekit_hf.families.glm4_moe import Glm4Moe as Glm4Moe
 from moekit_hf.families.gpt_oss import GptOss as GptOss
 from moekit_hf.families.llama import Llama as Llama
+from moekit_hf.families.llama4 import Llama4 as Llama4
 from moekit_hf.families.minimax_m2 import MiniMaxM2 as MiniMaxM2
 from moekit_hf.families.mistral import Mistral as Mistral
 from moekit_hf.families.mixtral import Mixtral as Mixtral

@@ -77,10 +77,16 @@ def with_gradients(model: Any, ids_BS: Tensor) -> tuple[Tensor, dict[str, Tensor
 
 
 def chosen_experts(model: Any, ids_BS: Tensor) -> list[Tensor]:
-    """The experts of every token, sorted, of each mixture in order: what the routers return as int64 ``[T, K]``."""
+    """The experts of every token, sorted, of each mixture in order: what the routers return as int64 ``[T, K]``.
+
+    Llama 4's returns scores ``[T, E]`` instead, which are 0 for all other experts.
+    """
     found: list[Tensor] = []
 
     def watch(module: Any, inputs: Any, output: Any) -> None:
+        if type(module).__name__ == "Llama4Router":
+            found.append(output[0].nonzero()[:, 1].view(len(output[0]), -1))
+            return
         for each in output if isinstance(output, tuple) else (output,):
             if isinstance(each, Tensor) and each.dtype == torch.int64 and each.ndim == 2:
                 found.append(each.sort(-1).values)

@@ -31,9 +31,10 @@ class RMSNorm(nn.RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., D] -> [..., D]``, in the dtype of ``x``."""
-        assert self.weight is not None
-        wide = torch.promote_types(x.dtype, self.weight.dtype)
-        return F.rms_norm(x.to(wide), self.normalized_shape, self.weight.to(wide), self.eps).to(x.dtype)
+        own = cast("Tensor | None", self.weight)  # None without a learned weight
+        wide = torch.promote_types(x.dtype, torch.float32 if own is None else own.dtype)
+        weight = None if own is None else own.to(wide)
+        return F.rms_norm(x.to(wide), self.normalized_shape, weight, self.eps).to(x.dtype)
 
 
 class LayerNorm(nn.LayerNorm):
@@ -76,6 +77,14 @@ def within(window: int, visible: Mask, S: int, L: int, device: torch.device) -> 
     seen = torch.ones(S, L, dtype=torch.bool, device=device)
     near = seen.triu(L - S - window + 1) & (seen if visible.get("is_causal") else seen.tril(L - S + window - 1))
     return {"attn_mask": visible.get("attn_mask", seen.tril(L - S) if visible.get("is_causal") else seen) & near}
+
+
+def within_chunk(chunk: int, visible: Mask, S: int, L: int, device: torch.device) -> Mask:
+    """The same mask, for the last S of L positions, without the keys of other runs of ``chunk`` positions."""
+    run_X = torch.arange(L, device=device) // chunk
+    seen = torch.ones(S, L, dtype=torch.bool, device=device)
+    seen = visible.get("attn_mask", seen.tril(L - S) if visible.get("is_causal") else seen)
+    return {"attn_mask": seen & (run_X[L - S :, None] == run_X)}
 
 
 def positions_before(cache: Cache | None, causal: bool) -> int:

@@ -88,7 +88,8 @@ def _stretched(turn: Tensor, theta: float, yarn: Yarn) -> Tensor:
     """Angles per position, one for each of R/2 pairs: ``keep · turn + (1 - keep) · turn / s``."""
     if yarn.ramp == "turns":
         turns = yarn.original / (2 * math.pi) * turn
-        keep = (turns - yarn.beta_slow) / (yarn.beta_fast - yarn.beta_slow)
+        between = yarn.beta_fast - yarn.beta_slow
+        keep = (turns - yarn.beta_slow) / between if between else (turns > yarn.beta_slow).to(turn.dtype)
     else:
         low, high = yarn.bounds(2 * len(turn), theta)
         keep = (high - torch.arange(len(turn), device=turn.device, dtype=turn.dtype)) / (high - low)

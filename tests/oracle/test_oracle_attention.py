@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from moekit import Cache
-from moekit_models.gqa import GQA
+from moekit_models.gqa import GQA, Temperature
 from moekit_models.gqa import naive as gqa_naive
 from moekit_models.gqa.module import GroupedQueryAttention
 from moekit_models.mla import MLA
@@ -63,6 +63,9 @@ OPEN_MODELS: dict[str, dict[str, Any]] = {
     "Mixtral": {"window": 3},
     "gpt-oss": {"bias": "all", "sinks": True, "window": 3},
     "gpt-oss, all positions": {"bias": "all", "sinks": True},
+    "Llama 4": {"qk_norm": True, "norm_weight": False, "chunk": 3},
+    "Llama 4, no positions": {"rotary_dim": 0, "temperature": Temperature(scale=0.7, floor=2)},
+    "chunks and sinks": {"chunk": 2, "sinks": True, "bias": "all"},
 }
 
 
@@ -75,8 +78,11 @@ def options_of(spec: GQA) -> dict[str, Any]:
         "eps": spec.norm_eps,
         "norm_over": spec.norm_over,
         "clip": spec.clip or math.inf,
-        "rotary": spec.rotary_dim or 0,
+        "rotary": -1 if spec.rotary_dim == 0 else spec.rotary_dim or 0,
         "window": spec.window or 0,
+        "chunk": spec.chunk or 0,
+        "normed": spec.qk_norm and not spec.norm_weight,
+        "temperature": None if spec.temperature is None else (spec.temperature.scale, spec.temperature.floor),
     }
 
 
@@ -310,7 +316,7 @@ def test_yarn_multiplies_scores_by_the_square_of_the_temperature(yarn: Yarn, roo
     assert yarn.score_factor() == pytest.approx(factor, abs=1e-6)  # squares of roots that were rounded first
     assert math.sqrt(yarn.score_factor()) == pytest.approx(root, abs=5e-7)
     assert score_scale(192, yarn) == pytest.approx(factor / math.sqrt(192), abs=1e-7)
-    assert gqa_naive.temperature(yarn_numbers(yarn)) == pytest.approx(1 / factor, abs=1e-6)
+    assert gqa_naive.yarn_temperature(yarn_numbers(yarn)) == pytest.approx(1 / factor, abs=1e-6)
 
 
 @pytest.mark.parametrize("ramp", ["index", "turns"])
@@ -341,11 +347,17 @@ def test_scores_under_yarn_depend_only_on_the_difference_of_positions() -> None:
         torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal), rtol=1e-12, atol=1e-12)
 
 
+def test_without_a_ramp_a_pair_keeps_its_angle_or_has_it_divided() -> None:
+    step = Yarn(factor=4.0, original=100, beta_fast=2.0, beta_slow=2.0, ramp="turns")
+    plain, found = turns_of(16, 100.0, None), turns_of(16, 100.0, step)
+    keeps = 100 / (2 * math.pi) * plain > 2
+    assert keeps.any() and not keeps.all()
+    torch.testing.assert_close(found, torch.where(keeps, plain, plain / 4), rtol=1e-12, atol=0)
+
+
 def test_yarn_options_out_of_range_raise() -> None:
-    with pytest.raises(ValueError, match=r"beta_fast=0.5 must be more than beta_slow=1"):
+    with pytest.raises(ValueError, match=r"beta_fast=0.5 must be at least beta_slow=1"):
         Yarn(factor=2.0, beta_fast=0.5)
-    with pytest.raises(ValueError, match="beta_fast=1 must be more than beta_slow=1"):
-        Yarn(factor=2.0, beta_fast=1.0, ramp="turns")
     assert Yarn(factor=32.0, beta_fast=1.0).bounds(64, 50000.0) == (19, 20)  # Kimi-K2: all between two pairs
     with pytest.raises(ValueError, match=r"factor=0.5 is out of range \(>= 1\)"):
         Yarn(factor=0.5)
@@ -414,6 +426,7 @@ def test_no_cache_is_kept_where_angles_depend_on_the_length_of_the_text() -> Non
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({**LONGER["linear"][0], "rotary_dim": 0}, "stretch with rotary_dim=0: nothing is rotated"),
         ({**LONGER["linear"][0], "yarn": Yarn(factor=2.0)}, "yarn and stretch both change the angles"),
         ({"long_rope": LongRope(short=SHORT, long=LONG, original=4), "rotary_dim": 4}, "expected 2 of each"),
         ({"stretch": Stretch(rule="dynamic", factor=2.0, original=4), "rotary_dim": 2}, "4 rotary dimensions or more"),

@@ -210,11 +210,11 @@ def test_sparse_mixer_is_its_equations(case: tuple[int, Tokens], r: float, train
     torch.manual_seed(7)
     out = router(x_TD, valid_T=given_.valid_T)
     torch.manual_seed(7)  # the router's random numbers, in its order
-    drawn = [
+    sampled = [
         (-torch.empty(T, E, dtype=torch.float64).exponential_().log(), torch.rand(T, 1, dtype=torch.float64)[:, 0])
         for _ in range(top_k)
     ]
-    noise_KTE, u_KT = (torch.stack(each) for each in zip(*drawn, strict=True)) if training else (None, None)
+    noise_KTE, u_KT = (torch.stack(each) for each in zip(*sampled, strict=True)) if training else (None, None)
 
     x0_TD, weight_ED = leaf(given_.x_TD), leaf(given_.weights[0])
     chosen, gate_TK, logits_TE = sparse_mixer_naive.route(

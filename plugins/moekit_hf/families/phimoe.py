@@ -39,6 +39,7 @@ class Phimoe(FormatSpec):
         model = shared.decoder_options(fields)
         fields.take("input_jitter_noise", 0)
         fields.demand("num_experts_per_tok", 2, "transformers chooses two, whatever it says", default=2)
+        fields.stated("num_key_value_heads")
         hidden = fields.number("intermediate_size")
         rope = fields.config.get("rope_parameters") or fields.config.get("rope_scaling") or {}
         scales = isinstance(rope, Mapping) and "short_mscale" in rope

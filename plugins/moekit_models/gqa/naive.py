@@ -25,6 +25,9 @@ def attend(
     rotary: int = 0,
     window: int = 0,
     longer: Mapping[str, Any] | None = None,
+    chunk: int = 0,
+    normed: bool = False,
+    temperature: tuple[float, int] | None = None,
 ) -> Tensor:
     """``y_SD`` of one sequence.
 
@@ -39,21 +42,29 @@ def attend(
         yarn: its constants, named as in ``frequency``; None without.
         norm_over: ``head`` or ``all``: what one norm covers.
         clip: bound of queries, keys and values.
-        rotary: how many dimensions of a head are rotated; 0 for all.
+        rotary: how many dimensions of a head are rotated; 0 for all, -1 for none.
         window: how many positions are seen, the own included; 0 for all.
+        chunk: how many positions one run has, within which one is seen; 0 for one run.
+        normed: whether heads are normed although there is no norm's weight.
+        temperature: a and f of ``1 + a ln(1 + floor((s + 1) / f))``, by which queries are multiplied.
         longer: arguments of ``stretched``, and ``scale``, by which rotated parts are multiplied.
     """
     S = x_SD.shape[0]
     R = weights["q.weight"].shape[0] // heads
-    how = Heads(R, theta, eps, yarn, norm_over, clip, rotary, longer and {"n": S, **longer})
+    how = Heads(R, theta, eps, yarn, norm_over, clip, rotary, normed, longer and {"n": S, **longer})
     out = []
     for s in range(S):
         parts = []
-        seen = range(max(0, s - window + 1) if window else 0, s + 1)
+        first = max(0, s - window + 1) if window else 0
+        seen = [t for t in range(first, s + 1) if not chunk or t // chunk == s // chunk]
         for h in range(heads):
             g = h // (heads // kv_heads)
             query = head(x_SD[s], weights, "q", h, s, how)
-            score = [query @ head(x_SD[t], weights, "k", g, t, how) / (math.sqrt(R) * temperature(yarn)) for t in seen]
+            if temperature is not None:
+                query = query * (1 + temperature[0] * math.log(1 + (s + 1) // temperature[1]))
+            score = [
+                query @ head(x_SD[t], weights, "k", g, t, how) / (math.sqrt(R) * yarn_temperature(yarn)) for t in seen
+            ]
             odds = [torch.exp(each) for each in score]
             total = torch.stack(odds).sum() + (torch.exp(weights["b_sink_X"][h]) if "b_sink_X" in weights else 0)
             value = [project(x_SD[t], weights, "v", clip)[g * R : (g + 1) * R] for t in seen]
@@ -73,6 +84,7 @@ class Heads:
     norm_over: str = "head"
     clip: float = math.inf
     rotary: int = 0
+    normed: bool = False
     longer: Mapping[str, Any] | None = None
 
 
@@ -88,14 +100,16 @@ def head(x_D: Tensor, weights: Mapping[str, Tensor], name: str, h: int, s: int, 
     """Query or key of head ``h`` at position ``s``: projected, normed if there is a norm, clamped, rotated."""
     R = how.width
     u = project(x_D, weights, name, math.inf)
-    scale = weights.get(f"{name}_norm.weight")
+    scale = weights.get(f"{name}_norm.weight", torch.ones_like(u[:1]) if how.normed else None)
     if scale is not None and how.norm_over == "all":
         u = u / torch.sqrt((u * u).mean() + how.eps) * scale
     u = u[h * R : (h + 1) * R]
     if scale is not None and how.norm_over == "head":
         u = u / torch.sqrt((u * u).mean() + how.eps) * scale
     u = torch.clamp(u, -how.clip, how.clip)
-    turned = how.rotary or R
+    turned = max(how.rotary, 0) if how.rotary else R
+    if not turned:
+        return u
     if how.longer is None:
         return torch.cat([turn(u[:turned], s, how.theta, how.yarn), u[turned:]])
     rule = {name: value for name, value in how.longer.items() if name != "scale"}
@@ -182,6 +196,6 @@ def frequency(i: int, R: int, theta: float, yarn: Mapping[str, float] | None) ->
     return (1 - gamma) * plain / yarn["s"] + gamma * plain
 
 
-def temperature(yarn: Mapping[str, float] | None) -> float:
+def yarn_temperature(yarn: Mapping[str, float] | None) -> float:
     """t, which scores are divided by: ``sqrt(1/t) = m ln s + 1``; 1 without YaRN."""
     return 1.0 if yarn is None else 1 / math.pow(yarn["m"] * math.log(yarn["s"]) + 1, 2)

@@ -19,6 +19,8 @@ COUNTS = {  # in total; active with both embeddings, with the head alone, withou
     "gpt-oss-120b": (116_829_156_672, 5_711_982_912, 5_132_849_472, 4_553_716_032),
     "gpt-oss-20b": (20_914_757_184, 4_187_440_704, 3_608_307_264, 3_029_173_824),
     "kimi-k2": (1_026_408_232_448, 32_861_500_928, 31_687_095_808, 30_512_690_688),
+    "llama-4-maverick": (400_711_848_960, 17_184_691_200, 16_150_205_440, 15_115_719_680),
+    "llama-4-scout": (107_769_861_120, 17_172_894_720, 16_138_408_960, 15_103_923_200),
     "minimax-m2": (228_689_764_864, 11_030_553_088, 10_415_956_480, 9_801_359_872),
     "mixtral-8x22b": (140_630_071_296, 39_161_468_928, 38_960_142_336, 38_758_815_744),
     "mixtral-8x7b": (46_702_792_704, 12_879_925_248, 12_748_853_248, 12_617_781_248),
@@ -33,6 +35,8 @@ COUNTS = {  # in total; active with both embeddings, with the head alone, withou
 DIFFERENT = {
     "glm-4.5": {"total": "353B"},  # 355B with the layer of multi-token prediction
     "glm-4.5-air": {"total": "107B"},  # published truncated
+    "llama-4-maverick": {"total": "401B"},  # published rounded, images included
+    "llama-4-scout": {"total": "108B"},  # 109B with what reads images
     "minimax-m2": {"total": "229B"},  # published rounded to ten
     "qwen3-30b-a3b": {"active": "3.4B"},  # published truncated
 }
@@ -63,11 +67,21 @@ def test_published_counts(name: str) -> None:
         assert other is None or other != published
 
 
+SCOUT = {
+    "rope_type": "llama3", "rope_theta": 5e5, "factor": 16.0, "low_freq_factor": 1.0, "high_freq_factor": 1.0,
+    "original_max_position_embeddings": 8192,
+}  # fmt: skip
+
 DEFAULTS: dict[str, tuple[str, dict[str, Any]]] = {
     "mixtral-8x7b": ("mixtral", {}),
     "gpt-oss-120b": ("gpt_oss", {}),
     "gpt-oss-20b": ("gpt_oss", {"num_hidden_layers": 24, "num_local_experts": 32}),
     "glm-4.5-air": ("glm4_moe", {"attention_bias": True, "head_dim": 128, "rope_theta": 1e6}),
+    "llama-4-maverick": (
+        "llama4_text",
+        {"num_local_experts": 128, "interleave_moe_layer_step": 2, "use_qk_norm": False},
+    ),
+    "llama-4-scout": ("llama4_text", {"rope_parameters": SCOUT}),
     "minimax-m2": ("minimax_m2", {"rotary_dim": 64}),
     "deepseek_v3-671b": ("deepseek_v3", {}),
     "phi-3.5-moe": (
