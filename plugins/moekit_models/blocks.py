@@ -102,11 +102,18 @@ def positions_before(cache: Cache | None, causal: bool) -> int:
     return cache.length
 
 
-def attend(attention: nn.Module, x_BSD: Tensor, valid_BS: Tensor | None, cache: Cache | None = None) -> Tensor:
-    """``y_BSD`` of a block's attention; the argument ``cache`` is passed only if there is one."""
-    if cache is None:
-        return cast(Tensor, attention(x_BSD, valid_BS=valid_BS))
-    return cast(Tensor, attention(x_BSD, valid_BS=valid_BS, cache=cache.at("attention")))
+def attend(
+    attention: nn.Module,
+    x_BSD: Tensor,
+    valid_BS: Tensor | None,
+    cache: Cache | None = None,
+    shared_bias: Tensor | None = None,
+) -> Tensor:
+    """``y_BSD`` of a block's attention; the last two arguments are passed only if they are there."""
+    given: dict[str, object] = {} if cache is None else {"cache": cache.at("attention")}
+    if shared_bias is not None:
+        given["shared_bias"] = shared_bias
+    return cast(Tensor, attention(x_BSD, valid_BS=valid_BS, **given))
 
 
 def feed_forward(dense: ExpertSpec, moe: MoE | None, dim: int) -> MoELayer | ExpertBank:

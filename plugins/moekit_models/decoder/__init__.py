@@ -15,6 +15,7 @@ from moekit.spec.fields import Spec, group, option, slot
 from moekit.spec.kinds import AttentionSpec, ExpertSpec, ModelSpec, MoE
 from moekit_models.at import At as At
 from moekit_models.at import check_dense, check_init, dense_equivalent, feed_forward_work, no_leak
+from moekit_models.relative import Relative
 
 
 class DecoderMoE(MoE):
@@ -69,6 +70,10 @@ class Decoder(ModelSpec):
         """The named layers exist, a dense layer is one expert, and no part of a mixture sees later tokens."""
         yield from check_dense(self.ffn)
         yield from check_init(self.init_std, self.init_scale)
+        other = self.other_attention
+        every = [self.attention, *([] if other is None else [other.attention])]
+        if any(isinstance(attention, Relative) and attention.shared for attention in every):
+            yield "attention.shared is for the stacks of the model encoder_decoder: remove it"
         if self.tied and self.head_bias:
             yield "head_bias with tied: a tied head is the input embedding, which has no bias; remove one of them"
         if self.other_attention is not None:

@@ -21,6 +21,7 @@ from moekit_models.blocks import LayerNorm
 from moekit_models.decoder import MTP, At, Decoder, DecoderMoE
 from moekit_models.decoder.module import DecoderModel
 from moekit_models.gqa import GQA
+from moekit_models.relative import Relative
 from moekit_routers.topk import TopK
 
 VOCAB = 11
@@ -251,3 +252,9 @@ def test_a_layer_norm_stays_in_the_dtype_of_its_input() -> None:
     assert y.dtype == torch.bfloat16
     assert torch.equal(y, torch.nn.functional.layer_norm(x.float(), (8,)).bfloat16())
     assert norm(x.double()).dtype == torch.float64
+
+
+def test_a_decoder_has_no_table_of_positions_for_its_layers_to_share() -> None:
+    attention = Relative(heads=2, head_dim=8, shared=True)
+    with pytest.raises(ValueError, match=r"attention\.shared is for the stacks of the model encoder_decoder"):
+        spec_of(attention=attention)
