@@ -29,6 +29,7 @@ _FAMILIES = {
     "qwen2_moe": ("Qwen2Moe", "Qwen1.5-MoE-A2.7B, Qwen2-57B-A14B", "Yang et al. 2024"),
     "qwen3": ("Qwen3", "Qwen3-0.6B to 32B (dense)", "Yang et al. 2025"),
     "qwen3_moe": ("Qwen3Moe", "Qwen3-30B-A3B, Qwen3-235B-A22B", "Yang et al. 2025"),
+    "switch_transformers": ("SwitchTransformers", "Switch-Base to XXL (encoder-decoder)", "Fedus et al. 2021"),
 }
 """By module: the class in it, the models, and their paper."""
 

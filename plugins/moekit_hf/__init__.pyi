@@ -18,6 +18,7 @@ from moekit_hf.families.qwen2 import Qwen2 as Qwen2
 from moekit_hf.families.qwen2_moe import Qwen2Moe as Qwen2Moe
 from moekit_hf.families.qwen3 import Qwen3 as Qwen3
 from moekit_hf.families.qwen3_moe import Qwen3Moe as Qwen3Moe
+from moekit_hf.families.switch_transformers import SwitchTransformers as SwitchTransformers
 from moekit_hf.fields import Fields as Fields
 from moekit_hf.fields import FormatError as FormatError
 from moekit_hf.format import FormatSpec as FormatSpec
