@@ -1,19 +1,21 @@
 #!/usr/bin/env bash
-# Installs the example plugin, runs its tests, lists it, and trains its recipe for 20 steps. PYTHON must have moekit.
-# The plugin goes to a temporary folder; your environment does not change. Usage: examples/run.sh [PYTHON]
+# Installs the example plugins and runs their tests; lists one, and trains its recipe for 20 steps. PYTHON must have
+# moekit. Plugins go to a temporary folder; your environment does not change. Usage: examples/run.sh [PYTHON]
 set -euo pipefail
 
 python=${1:-python}
-plugin=$(cd "$(dirname "$0")" && pwd)/moekit-expert-choice
+examples=$(cd "$(dirname "$0")" && pwd)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-cp -r "$plugin" "$work/plugin" # building leaves nothing behind in the tree
-"$python" -m pip install -q --disable-pip-version-check --no-deps --target "$work/site" "$work/plugin"
 export PYTHONPATH="$work/site${PYTHONPATH:+:$PYTHONPATH}" MOEKIT_STRICT_PLUGINS=1
-
-cd "$work/plugin"
-"$python" -m pytest -q -p no:cacheprovider
+for plugin in moekit-flex-olmo moekit-expert-choice; do
+  cp -r "$examples/$plugin" "$work/$plugin" # building leaves nothing behind in the tree
+  "$python" -m pip install -q --disable-pip-version-check --no-deps --upgrade --target "$work/site" "$work/$plugin"
+  cd "$work/$plugin"
+  "$python" -m pytest -q -p no:cacheprovider
+done
+"$python" -m moekit plugins | grep flex_olmo
 "$python" -m moekit plugins | grep expert_choice
 "$python" -m moekit show expert_choice
 "$python" -m moekit config validate recipe.yaml
