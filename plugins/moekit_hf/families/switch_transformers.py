@@ -133,7 +133,7 @@ class SwitchTransformers(FormatSpec):
 
     def tiny(self) -> list[Mapping[str, Any]]:
         """As released; stacks of two depths, too little room for all, biased routers."""
-        base: dict[str, Any] = {"vocab_size": 67, "d_model": 32, "d_ff": 24, "d_kv": 12, "num_heads": 4}
+        base: dict[str, Any] = {"vocab_size": 67, "d_model": 32, "d_ff": 24, "d_kv": 4, "num_heads": 4}
         base |= {"num_layers": 4, "num_decoder_layers": 4, "num_experts": 4, "expert_capacity": 64}
         base |= {"num_sparse_encoder_layers": 2, "num_sparse_decoder_layers": 2}
         base |= {"relative_attention_num_buckets": 8, "relative_attention_max_distance": 20}

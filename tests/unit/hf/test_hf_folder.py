@@ -120,6 +120,13 @@ def test_a_pickle_is_refused_with_the_command_that_converts_it(tmp_path: Path, n
     )
 
 
+def test_an_encoder_decoder_is_converted_by_the_class_that_loads_it(tmp_path: Path) -> None:
+    path = write_folder(tmp_path / "m", is_encoder_decoder=True)
+    (path / "model.safetensors").rename(path / "pytorch_model.bin")
+    with pytest.raises(FormatError, match="from transformers import AutoModelForSeq2SeqLM as A"):
+        Folder(path).shapes()
+
+
 def test_a_folder_without_weights_or_configuration(tmp_path: Path) -> None:
     path = write_folder(tmp_path / "m")
     (path / "model.safetensors").unlink()

@@ -30,7 +30,11 @@ COUNTS = {  # in total; active with both embeddings, with the head alone, withou
     "qwen1.5-moe-a2.7b": (14_315_784_192, 2_689_173_504, 2_378_008_576, 2_066_843_648),
     "qwen3-235b-a22b": (235_093_634_560, 22_190_763_520, 21_568_433_664, 20_946_103_808),
     "qwen3-30b-a3b": (30_532_122_624, 3_353_032_704, 3_041_867_776, 2_730_702_848),
+    "switch-base-8": (619_339_008, 222_977_280, 222_977_280, 198_302_976),
 }
+
+UNPUBLISHED = {"switch-base-8"}
+"""Released sizes of which the paper gives no numbers."""
 
 DIFFERENT = {
     "glm-4.5": {"total": "353B"},  # 355B with the layer of multi-token prediction
@@ -54,7 +58,7 @@ def test_exact_counts(name: str) -> None:
     assert found == COUNTS[name]
 
 
-@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.parametrize("name", sorted(set(COUNTS) - UNPUBLISHED))
 def test_published_counts(name: str) -> None:
     recipe = load(name)
     assert recipe.paper is not None and recipe.paper.reading
@@ -90,6 +94,10 @@ DEFAULTS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "qwen1.5-moe-a2.7b": ("qwen2_moe", {"rope_theta": 1e6}),
     "olmoe-1b-7b": ("olmoe", {"intermediate_size": 1024}),
+    "switch-base-8": (
+        "switch_transformers",
+        {"d_ff": 3072, "num_sparse_encoder_layers": 6, "num_sparse_decoder_layers": 6},
+    ),
     "qwen3-30b-a3b": (
         "qwen3_moe",
         {"num_hidden_layers": 48, "head_dim": 128, "norm_topk_prob": True, "rope_theta": 1e6},
