@@ -92,7 +92,7 @@ def check_same_weights_back(case: Case) -> None:
             ids_BS = peer.tokens(int(config["vocab_size"]))
             again = peer.run(_loaded(case, out), ids_BS).logits
             logits = peer.run(pair.theirs, ids_BS).logits
-            far = float((again - logits).detach().abs().max())  # not 0: products depend on where weights lie in memory
+            far = float((again - logits).detach().abs().max())  # not 0: products depend on where weights are in memory
             require(
                 far <= LOGITS, found=f"logits that differ by {far:.1g} for {dict(config)}", expected="the original's"
             )

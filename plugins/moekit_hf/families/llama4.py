@@ -14,6 +14,10 @@ from moekit_hf.format import FormatSpec, Node
 from moekit_hf.rules import TRANSPOSED, Rule, rotary_pairs
 
 CHUNKED, FULL = "chunked_attention", "full_attention"
+TEXT_PART = (
+    'write its text part: python -c "from transformers import AutoModelForCausalLM as A; '
+    "A.from_pretrained(DIR, dtype='auto').save_pretrained(TEXT)\""
+)
 THEIRS, OURS = "model.layers.{i}.feed_forward", "blocks.{i}.ffn"
 
 
@@ -24,12 +28,18 @@ class Llama4(FormatSpec):
     architecture: ClassVar[str] = "Llama4ForCausalLM"
     source: ClassVar[str] = "Meta 2025, Llama 4 (released code and configurations)"
 
+    def matches(self, config: Mapping[str, Any]) -> bool:
+        """Also those that read images, so that the message says how to write their text part."""
+        return config.get("model_type") in (self.model_type, "llama4")
+
     def spec(self, fields: Fields) -> Node:
         """``f_e(sigmoid(z_e) x) + shared(x)`` for the expert of the largest logit.
 
         Raises:
-            FormatError: no layer is a mixture, or layers are of more than two kinds.
+            FormatError: the model reads images; no layer is a mixture, or layers are of more than two kinds.
         """
+        if "text_config" in fields.config:
+            raise FormatError(f"{fields.where}: this model also reads images, which moekit does not\n  {TEXT_PART}")
         model = shared.decoder_options(fields)
         fields.demand("num_experts_per_tok", 1, "a gate on the input is for one expert a token", default=1)
         for name in ("cache_implementation", "router_jitter_noise", "for_llm_compressor"):

@@ -45,6 +45,7 @@ def test_both_ways_to_write_rotary_positions_are_one_model() -> None:
         ({"vocab_size": None}, "the field 'vocab_size' is missing"),
         ({"hidden_size": "16"}, "hidden_size='16' is not a whole number above 0"),
         ({"num_experts_per_tok": 9}, r"describes no model of ours\n.*top_k=9 is more than the 3 experts"),
+        ({"model_type": "llama4", "text_config": {}}, "also reads images.*AutoModelForCausalLM.*save_pretrained"),
         ({"model_type": "mamba"}, r"model_type='mamba': no format is for it\n  known: .*mixtral"),
     ],
 )

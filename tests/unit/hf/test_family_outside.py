@@ -22,7 +22,9 @@ LONGEST = 80
 
 
 def test_the_example_is_one_short_file() -> None:
-    assert len(SOURCE.read_text().splitlines()) <= LONGEST
+    lines = len(SOURCE.read_text().splitlines())
+    assert lines <= LONGEST
+    assert f"file of {lines} lines" in " ".join((EXAMPLE.parents[1] / "docs" / "hugging_face.md").read_text().split())
     assert [path.name for path in EXAMPLE.rglob("*.py") if "tests" not in path.parts] == [SOURCE.name]
 
 
