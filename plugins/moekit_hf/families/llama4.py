@@ -139,6 +139,8 @@ def _attention(fields: Fields, model: Node) -> Node:
     if len(kinds) != depth or set(kinds) - {(True, CHUNKED), (True, FULL), (False, FULL)} or len(set(kinds)) > 2:
         raise FormatError(f"{fields.where}: no_rope_layers and layer_types={kinds}: expected two kinds of layers")
     common = shared.gqa_options(fields, model, theta=500000.0, head_dim=128)
+    if common.get("yarn", {}).get("mscale") or "long_rope" in common:
+        raise FormatError(f"{fields.where}: a factor of rotated queries, which are normed after that: not expressed")
     common |= {"bias": "all" if fields.take("attention_bias", False) else "none"}
     tuning = {"scale": float(fields.take("attn_scale", 0.1)), "floor": fields.number("floor_scale", 8192)}
     tuned = fields.take("attn_temperature_tuning", True)

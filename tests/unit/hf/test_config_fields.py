@@ -60,6 +60,30 @@ def test_fields_that_ask_for_nothing_and_inert_ones_are_let_pass() -> None:
     assert all(why for why in INERT.values())
 
 
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16}
+LONG = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 16, "attention_factor": 1.2}
+LONG |= {"short_factor": [1.0] * 6, "long_factor": [2.0] * 6}
+
+
+@pytest.mark.parametrize(
+    ("name", "rope", "message"),
+    [
+        ("glm4-moe", YARN, "YaRN in a part of each head"),
+        ("deepseek-v3", {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}, "latent attention has no stretch"),
+        ("llama4", YARN, "which are normed after that"),
+        ("llama4", LONG, "which are normed after that"),
+        ("llama", {**LONG, "short_mscale": 1.3}, "knows no field short_mscale"),
+        ("llama", {**LONG, "short_factor": None}, "field 'short_factor' is missing"),
+        ("llama", {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}, "'max_position_embeddings' is missing"),
+    ],
+)
+def test_rotary_positions_that_would_not_be_the_same_are_refused(name: str, rope: dict[str, Any], message: str) -> None:
+    family = current().get("format", name).spec_class()()
+    config = {"rms_norm_eps": 1e-6, **family.tiny()[0], "rope_parameters": rope}
+    with pytest.raises(FormatError, match=message):
+        model_of(family, config, "config.json")
+
+
 def test_a_number_under_two_names() -> None:
     assert Fields({"a": 3}).either("a", "b") == Fields({"a": 3, "b": 3}).either("a", "b") == 3
     for config in ({}, {"a": 3, "b": 4}):
