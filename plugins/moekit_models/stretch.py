@@ -1,5 +1,7 @@
 """Other ways than YaRN's to stretch rotary positions over a longer context. Torch-free.
 
+Where angles depend on how long a text is, padding counts as text, as in ``transformers``, and no cache is kept.
+
 Source: Chen et al. 2023, "Extending Context Window of Large Language Models via Positional Interpolation" (arXiv
 2306.15595, eq. 4) for ``linear``; the NTK-aware base of r/LocalLLaMA (bloc97, emozilla 2023), as ``transformers`` has
 it, for ``dynamic``; Ding et al. 2024, "LongRoPE" (arXiv 2402.13753), with the two lists of Phi-3's released code.

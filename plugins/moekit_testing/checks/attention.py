@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from moekit.contracts import Cache
+from moekit.spec.kinds import AttentionSpec
 from moekit_testing.assertions import require, require_equal
 from moekit_testing.case import ATTENTION_DIM, Case, Check, Omitted, claimed, normal, seeded
 from moekit_testing.fixtures.inputs import Probe
@@ -87,7 +88,10 @@ def check_attention_cache(case: Case) -> None:
     """Computes new positions with a cache (``caches``) as it computes all positions at once.
 
     For any number of new positions, and with interleaved caches: state is kept in the cache, not in the module.
+    Omitted where the options rule a cache out (``takes_cache``).
     """
+    if not case.spec_as(AttentionSpec).takes_cache():
+        return
     attention = case.build().double().eval()
     inputs = [normal(2, 9, ATTENTION_DIM, seed=seed, dtype=torch.float64) for seed in (0, 4)]
     caches = [Cache() for _ in inputs]
