@@ -27,14 +27,18 @@ REFUSED: Mapping[str, Mapping[str, Any]] = {
     "glm4-moe": {"scoring_func": "softmax"},
     "gpt-oss": {"layer_types": ["chunked_attention"] * 3},
     "llama": {},
+    "llama4": {"num_experts_per_tok": 2},
     "minimax-m2": {"router_jitter_noise": 0.01, "scoring_func": "softmax"},
     "mistral": {},
     "mixtral": {"router_jitter_noise": 0.01},
+    "olmo2": {},
     "olmoe": {"attention_bias": True},
+    "phimoe": {"num_experts_per_tok": 3},
     "qwen2": {"use_sliding_window": True},
     "qwen2-moe": {"use_sliding_window": True},
     "qwen3": {"use_sliding_window": True},
     "qwen3-moe": {"use_sliding_window": True},
+    "switch-transformers": {"tie_word_embeddings": False, "dense_act_fn": "gelu", "router_dtype": "bfloat16"},
 }
 """Fields, beyond those that every family refuses, that a family has and refuses; each is tried."""
 

@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
-# Runs every example: the plugin (installs it, runs its tests, lists it, trains its recipe for 20 steps), then the
-# scripts. All of it happens in a temporary folder; your environment does not change. A script whose packages are missing
+# Runs every example: the scripts, then the plugins (installs them, runs their tests; lists one, trains its recipe). All of it happens in a temporary folder; your environment does not change. A script whose packages are missing
 # is skipped; with EXAMPLES=all it fails. Usage: examples/run.sh [PYTHON], a Python that has moekit.
 set -euo pipefail
 
@@ -29,12 +28,15 @@ example hydra hydra_tree/train.py -m router=topk,hash balancers=none hydra.sweep
 example jsonargparse lightning_cli/train.py fit --config "$here/lightning_cli/fit.yaml"
 example jsonargparse lightning_cli/train.py validate --config "$here/lightning_cli/fit.yaml" --ckpt_path checkpoints/best.ckpt
 
-printf '\n-- examples/moekit-expert-choice\n'
-cp -r "$here/moekit-expert-choice" "$work/plugin" # building leaves nothing behind in the tree
-"$python" -m pip install -q --disable-pip-version-check --no-deps --target "$work/site" "$work/plugin"
 export PYTHONPATH="$work/site${PYTHONPATH:+:$PYTHONPATH}" MOEKIT_STRICT_PLUGINS=1
-cd "$work/plugin"
-"$python" -m pytest -q -p no:cacheprovider
+for plugin in moekit-flex-olmo moekit-expert-choice; do
+    printf '\n-- examples/%s\n' "$plugin"
+    cp -r "$here/$plugin" "$work/$plugin" # building leaves nothing behind in the tree
+    "$python" -m pip install -q --disable-pip-version-check --no-deps --upgrade --target "$work/site" "$work/$plugin"
+    cd "$work/$plugin"
+    "$python" -m pytest -q -p no:cacheprovider
+done
+"$python" -m moekit plugins | grep flex_olmo
 "$python" -m moekit plugins | grep expert_choice
 "$python" -m moekit show expert_choice
 "$python" -m moekit config validate recipe.yaml

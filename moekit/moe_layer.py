@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from moekit.contracts.returned import (
 )
 from moekit.errors import MoekitError
 from moekit.registry import build
+from moekit.routing import Routing, TokenChoice
 from moekit.spec.diffing import text_of
 from moekit.spec.fields import ConflictError, Spec
 from moekit.spec.kinds import BalancerSpec, MoE, RouterSpec, balancer_conflicts
@@ -35,6 +36,7 @@ class MoELayer(nn.Module):
         dispatcher: sends tokens to the experts and combines the outputs.
         balancers: add losses and a selection bias; by name, in the order in which losses are reported.
         shared: shared experts, whose ungated outputs are added for every token.
+        gate_on: what a gate multiplies: the ``output`` of its expert, or the ``input``, with one expert a token.
 
     Attributes:
         check_values: whether ``forward`` also checks the values of a routing (indices in range, no pair twice, no NaN
@@ -55,6 +57,7 @@ class MoELayer(nn.Module):
         dispatcher: Dispatcher,
         balancers: Mapping[str, Balancer] | None = None,
         shared: ExpertBank | None = None,
+        gate_on: Literal["output", "input"] = "output",
     ) -> None:
         super().__init__()
         components: dict[str, object] = {"router": router, "experts": experts, "dispatcher": dispatcher}
@@ -71,6 +74,7 @@ class MoELayer(nn.Module):
         self.dispatcher = dispatcher
         self.balancers: Mapping[str, Balancer] = cast("Mapping[str, Balancer]", nn.ModuleDict(dict(balancers or {})))
         self.shared = shared
+        self.gate_on = gate_on
         self.check_values = os.environ.get("MOEKIT_CHECK", "") not in ("", "0")
         if conflicts := self._conflicts():
             raise ConflictError(*conflicts)
@@ -100,6 +104,7 @@ class MoELayer(nn.Module):
             dispatcher=dispatcher,
             balancers={name: build(balancer, dims) for name, balancer in spec.balancers.items()},
             shared=None if spec.shared is None else build(spec.shared, dims),
+            gate_on=spec.gate_on,
         )
         layer.spec = spec
         return layer
@@ -149,7 +154,8 @@ class MoELayer(nn.Module):
                 "experts' spec)"
             )
         num_sequences = x.shape[0] if x.ndim == 3 else 1
-        finish = self.dispatcher.start(x_TD, routing, self.experts, num_sequences=num_sequences)
+        sent_TD, sent = (x_TD, routing) if self.gate_on == "output" else _gated_input(x_TD, routing)
+        finish = self.dispatcher.start(sent_TD, sent, self.experts, num_sequences=num_sequences)
         shared_TO = None if self.shared is None else run_on_all(self.shared, x_TD)
         out = finish()
         check_dispatched(self.dispatcher, out, x_TD, routing.num_experts, self.experts.out_dim)
@@ -196,6 +202,13 @@ class MoELayer(nn.Module):
         """Updates the balancers' state. To be called once per optimizer step; see ``Balancer.step``."""
         for balancer in self.balancers.values():
             balancer.step(load_E, progress=progress)
+
+
+def _gated_input(x_TD: Tensor, routing: Routing) -> tuple[Tensor, Routing]:
+    """Tokens multiplied by the gate of their one expert, and the routing with gates of 1."""
+    assert isinstance(routing, TokenChoice)
+    gated_TD = (x_TD * routing.gate_TK).to(x_TD.dtype)
+    return gated_TD, replace(routing, gate_TK=torch.ones_like(routing.gate_TK))
 
 
 def _check_like(name: str, given: Tensor | None, dtype: torch.dtype, x: Tensor, meaning: str) -> None:

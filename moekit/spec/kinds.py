@@ -106,6 +106,14 @@ class AttentionSpec(Spec):
     caches: ClassVar[bool] = False  # whether a causal ``forward`` takes a ``cache`` of earlier positions
     takes_documents: ClassVar[bool] = False  # whether ``forward`` takes ``document_BS``, whose documents it keeps apart
 
+    def takes_cache(self) -> bool:
+        """Whether it does with these options: ``caches``. Override where the options decide."""
+        return self.caches
+
+    def keeps_documents(self) -> bool:
+        """The same of ``takes_documents``."""
+        return self.takes_documents
+
 
 class ModelSpec(Spec):
     """Base of model specs."""
@@ -265,6 +273,9 @@ class MoE(Spec):
     )
     shared: ExpertSpec | None = slot("expert", "shared experts: every token passes them, ungated", optional=True)
     balancers: Mapping[str, BalancerSpec] = slots("balancer", "what keeps the load even")
+    gate_on: Literal["output", "input"] = option(
+        "output", "what a gate multiplies: its expert's output, or, with one expert a token, its input (Llama 4)"
+    )
 
     def check(self) -> Iterable[str]:
         """Conflicts between parts: too few experts, a form that one does not take, a selection bias without effect."""
@@ -279,6 +290,8 @@ class MoE(Spec):
                 f"takes {', '.join(sorted(self.dispatcher.forms))}"
             )
         yield from balancer_conflicts(self.router, self.experts.count, self.balancers)
+        if self.gate_on == "input" and (form != "token_choice" or self.router.active(self.experts.count) != 1):
+            yield "gate_on=input is for one expert a token, chosen by the token: set top_k=1, or gate_on=output"
 
     def leak(self) -> str:
         """The part that lets later tokens affect earlier ones, as ``router TopK``; empty if there is none."""

@@ -18,14 +18,18 @@ _FAMILIES = {
     "glm4_moe": ("Glm4Moe", "GLM-4.5, GLM-4.5-Air, GLM-4.6", "GLM-4.5 Team 2025"),
     "gpt_oss": ("GptOss", "gpt-oss-20b and gpt-oss-120b", "OpenAI 2025"),
     "llama": ("Llama", "Llama 2 to 3.3 (dense)", "Touvron et al. 2023"),
+    "llama4": ("Llama4", "Llama 4 Scout and Maverick, text", "Meta 2025"),
     "minimax_m2": ("MiniMaxM2", "MiniMax-M2", "MiniMax 2025"),
     "mistral": ("Mistral", "Mistral 7B, Nemo, Small (dense)", "Jiang et al. 2023"),
     "mixtral": ("Mixtral", "Mixtral 8x7B and 8x22B", "Jiang et al. 2024"),
+    "olmo2": ("Olmo2", "OLMo 2 of 1B to 32B (dense)", "OLMo Team 2024"),
     "olmoe": ("Olmoe", "OLMoE-1B-7B", "Muennighoff et al. 2024"),
+    "phimoe": ("Phimoe", "Phi-3.5-MoE", "Abdin et al. 2024"),
     "qwen2": ("Qwen2", "Qwen1.5 to Qwen2.5 (dense)", "Yang et al. 2024"),
     "qwen2_moe": ("Qwen2Moe", "Qwen1.5-MoE-A2.7B, Qwen2-57B-A14B", "Yang et al. 2024"),
     "qwen3": ("Qwen3", "Qwen3-0.6B to 32B (dense)", "Yang et al. 2025"),
     "qwen3_moe": ("Qwen3Moe", "Qwen3-30B-A3B, Qwen3-235B-A22B", "Yang et al. 2025"),
+    "switch_transformers": ("SwitchTransformers", "Switch-Base to XXL (encoder-decoder)", "Fedus et al. 2021"),
 }
 """By module: the class in it, the models, and their paper."""
 

@@ -28,7 +28,7 @@ LARGEST_JSON = 100_000_000  # bytes; a tokenizer of 200,000 tokens has 20 MB
 FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*\.safetensors")
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 CONVERT = (
-    'python -c "from transformers import AutoModelForCausalLM as A; '
+    'python -c "from transformers import {1} as A; '
     "A.from_pretrained('{0}', dtype='auto').save_pretrained('{0}-safe')\""
 )
 KEPT = (
@@ -145,10 +145,11 @@ class Folder:
 
     def _no_weights(self) -> str:
         pickled = sorted(path.name for path in self.path.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".ckpt"))
+        auto = "AutoModelForSeq2SeqLM" if self.config.get("is_encoder_decoder") else "AutoModelForCausalLM"
         if pickled:
             return (
                 f"{self.path / pickled[0]} is a pickle, which can run any code when it is read: it is not read\n"
-                f"  convert it, if you trust it: {CONVERT.format(self.path)}"
+                f"  convert it, if you trust it: {CONVERT.format(self.path, auto)}"
             )
         return f"{self.path} has no weights\n  expected {SINGLE}, or {INDEX} and the files that it names"
 

@@ -24,13 +24,14 @@ F = TypeVar("F", bound="FormatSpec")
 class FormatSpec(Spec):
     """Base of the formats: one for each family.
 
-    ``model_type`` is what its ``config.json`` says, ``architecture`` the class that loads it in ``transformers``.
-    ``source`` says where the family is described.
+    ``model_type`` is what its ``config.json`` says, ``architecture`` the class that loads it in ``transformers``, and
+    ``auto`` the one that finds that class. ``source`` says where the family is described.
     """
 
     kind: ClassVar[str] = "format"
     model_type: ClassVar[str] = ""
     architecture: ClassVar[str] = ""
+    auto: ClassVar[str] = "AutoModelForCausalLM"
     source: ClassVar[str] = ""
 
     def matches(self, config: Mapping[str, Any]) -> bool:

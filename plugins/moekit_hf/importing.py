@@ -135,7 +135,7 @@ def recipe_of(found: Found, run: Path) -> Recipe:
         "model": to_plain(found.model),
         "start": {"run": str(run.absolute())},
     }
-    if _tokens(path):
+    if _tokens(path) and found.model.takes == "tokens":  # pairs need sentinels, which are numbered otherwise here
         vocab: int = getattr(found.model, "vocab")  # noqa: B009  a model that takes tokens has one
         tokenizer = {"use": "tokenizer_json", "vocab": vocab, "end": end_token(found.folder)}
         try:

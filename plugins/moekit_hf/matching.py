@@ -16,7 +16,7 @@ from moekit_hf.shared import indices
 OMITTED = ("mtp.",)
 """Prefixes of our tensors that no family has a place for: multi-token prediction serves training alone."""
 
-TRAINING = ("init_std", "init_scale", "recompute", "mtp", "dropout", "input_jitter", "send_threshold")
+TRAINING = ("init_std", "init_scale", "recompute", "mtp", "dropout", "embedding_std", "input_jitter", "send_threshold")
 """Options that change no output of a trained model in evaluation."""
 
 
@@ -122,7 +122,10 @@ def _function(node: Any) -> Any:
     moe = out.get("moe")
     if isinstance(moe, dict) and "at" in moe:
         out["moe"] = {**moe, "at": indices(moe["at"], out["depth"])}
-        if len(out["moe"]["at"]) == out["depth"]:
+        if "decoder_depth" in out:
+            out["decoder_depth"] = out["decoder_depth"] or out["depth"]
+            out["moe"]["decoder_at"] = indices(moe["decoder_at"] or moe["at"], out["decoder_depth"])
+        elif len(out["moe"]["at"]) == out["depth"]:
             out.pop("ffn")
     if isinstance(other := out.get("other_attention"), dict):
         out["other_attention"] = {**other, "at": indices(other["at"], out["depth"])}

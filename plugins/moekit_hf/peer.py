@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,6 +17,12 @@ from moekit_hf.fields import FormatError
 from moekit_hf.format import FormatSpec
 
 TOKENS = (2, 24)
+
+CHOICES: Mapping[str, Callable[[Any], Tensor]] = {
+    "Llama4Router": lambda output: output[0].nonzero()[:, 1].view(len(output[0]), -1),
+    "SwitchTransformersTop1Router": lambda output: output[2].flatten(0, 1).argmax(-1, keepdim=True),
+}
+"""How to read the experts off what a router returns: from scores that are 0 for others; from logits."""
 
 
 def transformers() -> Any:
@@ -41,7 +47,7 @@ def make(family: FormatSpec, config: Mapping[str, Any], seed: int = 0) -> Any:
     described = package.AutoConfig.for_model(
         family.model_type, **{**config, "pad_token_id": None}
     )  # its row would get no gradient
-    model = package.AutoModelForCausalLM.from_config(described, attn_implementation="eager").eval()
+    model = getattr(package, family.auto).from_config(described, attn_implementation="eager").eval()
     generator = torch.Generator().manual_seed(seed)
     saved = {id(tensor) for tensor in model.state_dict(keep_vars=True).values()}
     with torch.no_grad():
@@ -68,19 +74,37 @@ def tokens(vocab: int) -> Tensor:
     return torch.randint(vocab, TOKENS, generator=torch.Generator().manual_seed(1))
 
 
+def source_of(ids_BS: Tensor) -> Tensor:
+    """What an encoder reads, for a decoder that reads these tokens: the same backwards, without the last two."""
+    return ids_BS[:, :-2].flip(1)
+
+
+def run(model: Any, ids_BS: Tensor) -> Any:
+    """What a model of theirs returns for these tokens; an encoder-decoder also reads ``source_of`` them."""
+    if model.config.is_encoder_decoder:
+        return model(input_ids=source_of(ids_BS), decoder_input_ids=ids_BS)
+    return model(ids_BS)
+
+
 def with_gradients(model: Any, ids_BS: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """Logits, and the gradient of every saved tensor for the mean squared logit; zeros for buffers."""
-    logits = model(ids_BS).logits
+    logits = run(model, ids_BS).logits
     logits.square().mean().backward()
     every = model.state_dict(keep_vars=True)
     return logits.detach(), {n: torch.zeros_like(t) if t.grad is None else t.grad for n, t in every.items()}
 
 
 def chosen_experts(model: Any, ids_BS: Tensor) -> list[Tensor]:
-    """The experts of every token, sorted, of each mixture in order: what the routers return as int64 ``[T, K]``."""
+    """The experts of every token, sorted, of each mixture in order: what the routers return as int64 ``[T, K]``.
+
+    Others return something else, see ``CHOICES``.
+    """
     found: list[Tensor] = []
 
     def watch(module: Any, inputs: Any, output: Any) -> None:
+        if (choice := CHOICES.get(type(module).__name__)) is not None:
+            found.append(choice(output))
+            return
         for each in output if isinstance(output, tuple) else (output,):
             if isinstance(each, Tensor) and each.dtype == torch.int64 and each.ndim == 2:
                 found.append(each.sort(-1).values)
@@ -88,7 +112,7 @@ def chosen_experts(model: Any, ids_BS: Tensor) -> list[Tensor]:
     hooks = [module.register_forward_hook(watch) for module in model.modules()]
     try:
         with torch.no_grad():
-            model(ids_BS)
+            run(model, ids_BS)
     finally:
         for hook in hooks:
             hook.remove()

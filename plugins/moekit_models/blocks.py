@@ -1,8 +1,8 @@
-"""What the models of this plugin share: RMSNorm, attention masks, feed-forward parts, recomputation.
+"""What the models of this plugin share: norms, attention masks, feed-forward parts, recomputation.
 
 Norms are computed at least in fp32, whatever autocast or the dtype of the weights says.
 
-Source: Zhang & Sennrich 2019 (RMSNorm, eq. 4).
+Source: Zhang & Sennrich 2019 (RMSNorm, eq. 4); Ba et al. 2016 (LayerNorm, eq. 4).
 """
 
 from __future__ import annotations
@@ -31,9 +31,20 @@ class RMSNorm(nn.RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., D] -> [..., D]``, in the dtype of ``x``."""
-        assert self.weight is not None
-        wide = torch.promote_types(x.dtype, self.weight.dtype)
-        return F.rms_norm(x.to(wide), self.normalized_shape, self.weight.to(wide), self.eps).to(x.dtype)
+        own = cast("Tensor | None", self.weight)  # None without a learned weight
+        wide = torch.promote_types(x.dtype, torch.float32 if own is None else own.dtype)
+        weight = None if own is None else own.to(wide)
+        return F.rms_norm(x.to(wide), self.normalized_shape, weight, self.eps).to(x.dtype)
+
+
+class LayerNorm(nn.LayerNorm):
+    """``(x - mean(x)) / sqrt(var(x) + eps) · weight + bias`` over the last dimension, in the wider of both dtypes."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """``[..., D] -> [..., D]``, in the dtype of the input."""
+        wide = torch.promote_types(input.dtype, self.weight.dtype)
+        weight, bias = self.weight.to(wide), self.bias.to(wide)
+        return F.layer_norm(input.to(wide), self.normalized_shape, weight, bias, self.eps).to(input.dtype)
 
 
 class Mask(TypedDict, total=False):
@@ -77,6 +88,14 @@ def within(window: int, visible: Mask, S: int, L: int, device: torch.device) -> 
     return {"attn_mask": visible.get("attn_mask", seen.tril(L - S) if visible.get("is_causal") else seen) & near}
 
 
+def within_chunk(chunk: int, visible: Mask, S: int, L: int, device: torch.device) -> Mask:
+    """The same mask, for the last S of L positions, without the keys of other runs of ``chunk`` positions."""
+    run_X = torch.arange(L, device=device) // chunk
+    seen = torch.ones(S, L, dtype=torch.bool, device=device)
+    seen = visible.get("attn_mask", seen.tril(L - S) if visible.get("is_causal") else seen)
+    return {"attn_mask": seen & (run_X[L - S :, None] == run_X)}
+
+
 def positions_before(cache: Cache | None, causal: bool) -> int:
     """How many positions are before the new ones: those in the cache.
 
@@ -98,13 +117,15 @@ def attend(
     valid_BS: Tensor | None,
     cache: Cache | None = None,
     document_BS: Tensor | None = None,
+    shared_bias: Tensor | None = None,
 ) -> Tensor:
-    """``y_BSD`` of a block's attention; ``cache`` and ``document_BS`` are passed only if there are any."""
+    """``y_BSD`` of a block's attention; the last three arguments are passed only if they are there."""
+    given: dict[str, object] = {} if cache is None else {"cache": cache.at("attention")}
     if document_BS is not None:
-        return cast(Tensor, attention(x_BSD, valid_BS=valid_BS, document_BS=document_BS))
-    if cache is None:
-        return cast(Tensor, attention(x_BSD, valid_BS=valid_BS))
-    return cast(Tensor, attention(x_BSD, valid_BS=valid_BS, cache=cache.at("attention")))
+        given["document_BS"] = document_BS
+    if shared_bias is not None:
+        given["shared_bias"] = shared_bias
+    return cast(Tensor, attention(x_BSD, valid_BS=valid_BS, **given))
 
 
 def feed_forward(dense: ExpertSpec, moe: MoE | None, dim: int) -> MoELayer | ExpertBank:

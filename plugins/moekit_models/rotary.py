@@ -1,4 +1,4 @@
-"""Rotary positions, plain and stretched by YaRN.
+"""Rotary positions, plain and stretched over a longer context.
 
 - Angles are computed at least in fp32, whatever autocast or the dtype of the weights says.
 - Pairs are (i, i + R/2), the halves of a head: no strided access, and the layout of Llama's checkpoints. The paper
@@ -15,7 +15,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from moekit_models.stretch import LongRope, Stretch
 from moekit_models.yarn import Yarn
+
+Longer = Yarn | Stretch | LongRope
+"""How the angles are changed for a longer context."""
 
 
 class Turns(NamedTuple):
@@ -34,23 +38,30 @@ class Turns(NamedTuple):
         return Turns(*(t[:, None].repeat(1, heads, 1) for t in self))
 
 
-def turns(x: Tensor, width: int, theta: float, yarn: Yarn | None = None, start: int = 0) -> Turns:
-    """Rotates pair i of position s by ``s · theta^(-2i/R)``, which ``yarn`` reduces for slow pairs.
+def turns(x: Tensor, width: int, theta: float, longer: Longer | None = None, start: int = 0) -> Turns:
+    """Rotates pair i of position s by ``s · theta^(-2i/R)``, which ``longer`` reduces, for slow pairs more.
 
     Args:
         x: ``[..., S, D]``, tokens; only their number, dtype and device are used.
         width: R, of the vectors to rotate, even.
         theta: base of the angles.
-        yarn: None to use the angles as they are.
+        longer: None to use the angles as they are.
         start: index of the first position, if others precede it.
     """
     S, R = x.shape[-2], width
     wide = torch.promote_types(x.dtype, torch.float32)
-    turn = theta ** (-torch.arange(0, R, 2, device=x.device, dtype=wide) / R)
-    if yarn is not None:
-        turn = _stretched(turn, theta, yarn)
+    if isinstance(longer, Stretch):
+        theta = longer.base(theta, R, start + S)
+    turn, scale = theta ** (-torch.arange(0, R, 2, device=x.device, dtype=wide) / R), 1.0
+    if isinstance(longer, Yarn):
+        turn = _stretched(turn, theta, longer)
+    elif isinstance(longer, LongRope):
+        divisors, scale = longer.of(start + S)
+        turn = turn / torch.tensor(divisors, device=x.device, dtype=wide)
+    elif longer is not None and longer.rule == "linear":
+        turn = turn / longer.factor
     angle = torch.arange(start, start + S, device=x.device, dtype=wide)[:, None] * turn
-    cos, sin = angle.cos(), angle.sin()
+    cos, sin = angle.cos() * scale, angle.sin() * scale
     return Turns(torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1))
 
 
@@ -77,7 +88,8 @@ def _stretched(turn: Tensor, theta: float, yarn: Yarn) -> Tensor:
     """Angles per position, one for each of R/2 pairs: ``keep · turn + (1 - keep) · turn / s``."""
     if yarn.ramp == "turns":
         turns = yarn.original / (2 * math.pi) * turn
-        keep = (turns - yarn.beta_slow) / (yarn.beta_fast - yarn.beta_slow)
+        between = yarn.beta_fast - yarn.beta_slow
+        keep = (turns - yarn.beta_slow) / between if between else (turns > yarn.beta_slow).to(turn.dtype)
     else:
         low, high = yarn.bounds(2 * len(turn), theta)
         keep = (high - torch.arange(len(turn), device=turn.device, dtype=turn.dtype)) / (high - low)

@@ -31,10 +31,9 @@ class Yarn(Spec):
     truncate: bool = option(True, "under ramp=index, round the two bounds to whole pairs; gpt-oss does not")
 
     def check(self) -> Iterable[str]:
-        """``beta_fast`` is more than ``beta_slow``; under ``ramp: index`` they may be equal (Kimi-K2: both 1)."""
-        equal = self.beta_fast == self.beta_slow and self.ramp == "index"
-        if self.beta_fast <= self.beta_slow and not equal:
-            yield f"beta_fast={self.beta_fast:g} must be more than beta_slow={self.beta_slow:g}"
+        """``beta_fast`` is not less than ``beta_slow``; if they are equal, no pair interpolates (Kimi-K2, Llama 4)."""
+        if self.beta_fast < self.beta_slow:
+            yield f"beta_fast={self.beta_fast:g} must be at least beta_slow={self.beta_slow:g}"
 
     def check_base(self, theta: float) -> Iterable[str]:
         """The base of the angles must make later pairs slower; the attention's spec calls this."""

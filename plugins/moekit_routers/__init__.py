@@ -48,6 +48,15 @@ def moekit_components() -> list[Component]:
         ),
         Component(
             kind="router",
+            name="sparse_mixer",
+            spec="moekit_routers.sparse_mixer:SparseMixer",
+            target="moekit_routers.sparse_mixer.module:SparseMixerRouter",
+            summary="experts one after another, in training sampled among those close to the best, with an estimate of "
+            "the gradient",
+            paper="Liu et al. 2024, GRIN",
+        ),
+        Component(
+            kind="router",
             name="strict",
             spec="moekit_routers.strict:Strict",
             target="moekit_routers.strict.module:StrictRouter",

@@ -44,12 +44,13 @@ from moekit_hf.tokenizer import TokenizerFile
 from moekit_lightning.wandb import WandB
 from moekit_models.decoder import MTP, At, Decoder, DecoderMoE, OtherAttention
 from moekit_models.encoder_decoder import Cross, EncoderDecoder, StackMoE
-from moekit_models.gqa import GQA
+from moekit_models.gqa import GQA, Temperature
 from moekit_models.lstm import LSTM
 from moekit_models.mixture import Mixture
 from moekit_models.mla import MLA
 from moekit_models.mlp import MLP
 from moekit_models.relative import Relative
+from moekit_models.stretch import Stretch
 from moekit_models.yarn import Yarn
 from moekit_objectives.causal_lm import CausalLM
 from moekit_objectives.competitive import Competitive
@@ -57,6 +58,7 @@ from moekit_routers.dense import Dense
 from moekit_routers.hash import Hash
 from moekit_routers.hierarchical import Hierarchical
 from moekit_routers.noisy_topk import NoisyTopK
+from moekit_routers.sparse_mixer import SparseMixer
 from moekit_routers.strict import Strict
 from moekit_routers.topk import TopK
 from moekit_testing import parametrize_checks
@@ -116,6 +118,7 @@ EXAMPLES: dict[str, list[Spec]] = {
         DEEPSEEK_V3,
         TopK(top_k=2, renormalize=True, send_threshold=0.5),
     ],
+    "router/sparse_mixer": [SparseMixer(), SparseMixer(top_k=3, jitter=0.3)],
     "router/noisy_topk": [NoisyTopK(top_k=2), NoisyTopK(top_k=4, noise_epsilon=0.0, zero_init=False)],
     "router/hierarchical": [Hierarchical(branches=4), Hierarchical(branches=2, top_k=3, zero_init=False)],
     "router/hash": [Hash(vocab=64), Hash(vocab=19, seed=1)],
@@ -164,6 +167,9 @@ EXAMPLES: dict[str, list[Spec]] = {
         GQA(heads=2, head_dim=6, yarn=Yarn(factor=40.0)),
         GQA(heads=2, kv_heads=1, head_dim=6, rotary_dim=4, window=3, bias="all", sinks=True, clip=2.0),
         GQA(heads=4, kv_heads=2, head_dim=6, qk_norm=True, norm_over="all", bias="qkv"),
+        GQA(heads=4, kv_heads=2, head_dim=6, chunk=4, qk_norm=True, norm_weight=False),
+        GQA(heads=2, head_dim=6, rotary_dim=0, temperature=Temperature(floor=2)),
+        GQA(heads=2, head_dim=6, stretch=Stretch(rule="dynamic", factor=3.0, original=8)),
     ],
     "attention/mla": [MLA_EXAMPLE, dataclasses.replace(MLA_EXAMPLE, query_rank=None, yarn=Yarn(factor=4.0))],
     "attention/relative": [Relative(heads=4, head_dim=6, max_distance=40), Relative(heads=2, head_dim=9, scale=1.0)],
@@ -174,6 +180,7 @@ EXAMPLES: dict[str, list[Spec]] = {
             MODEL,
             other_attention=OtherAttention(at=At(layers=[1]), attention=GQA(heads=2, head_dim=4, window=3)),
         ),
+        dataclasses.replace(MODEL, norm_at="output", norm="layer", head_bias=True),
     ],
     "model/lstm": [
         LSTM(
@@ -191,6 +198,11 @@ EXAMPLES: dict[str, list[Spec]] = {
     "model/encoder_decoder": [
         PAIRS,
         dataclasses.replace(PAIRS, moe=None, decoder_depth=1, tied=False, attention=MLA_EXAMPLE, recompute="blocks"),
+        dataclasses.replace(
+            PAIRS,
+            attention=Relative(heads=2, head_dim=4, scale=1.0, shared=True),
+            cross=Cross(heads=2, head_dim=4, scale=1.0),
+        ),
     ],
     "model/mixture": [
         Mixture(inputs=2, moe=MoE(router=Dense(), experts=Logistic(count=3), dispatcher=Soft())),

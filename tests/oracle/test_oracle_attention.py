@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from moekit import Cache
-from moekit_models.gqa import GQA
+from moekit_models.gqa import GQA, Temperature
 from moekit_models.gqa import naive as gqa_naive
 from moekit_models.gqa.module import GroupedQueryAttention
 from moekit_models.mla import MLA
@@ -28,6 +28,7 @@ from moekit_models.relative import Relative
 from moekit_models.relative import naive as relative_naive
 from moekit_models.relative.module import RelativeAttention
 from moekit_models.rotary import rotate, score_scale, turns
+from moekit_models.stretch import LongRope, Stretch
 from moekit_models.yarn import Yarn
 
 DIM = 6
@@ -62,6 +63,9 @@ OPEN_MODELS: dict[str, dict[str, Any]] = {
     "Mixtral": {"window": 3},
     "gpt-oss": {"bias": "all", "sinks": True, "window": 3},
     "gpt-oss, all positions": {"bias": "all", "sinks": True},
+    "Llama 4": {"qk_norm": True, "norm_weight": False, "chunk": 3},
+    "Llama 4, no positions": {"rotary_dim": 0, "temperature": Temperature(scale=0.7, floor=2)},
+    "chunks and sinks": {"chunk": 2, "sinks": True, "bias": "all"},
 }
 
 
@@ -74,8 +78,11 @@ def options_of(spec: GQA) -> dict[str, Any]:
         "eps": spec.norm_eps,
         "norm_over": spec.norm_over,
         "clip": spec.clip or math.inf,
-        "rotary": spec.rotary_dim or 0,
+        "rotary": -1 if spec.rotary_dim == 0 else spec.rotary_dim or 0,
         "window": spec.window or 0,
+        "chunk": spec.chunk or 0,
+        "normed": spec.qk_norm and not spec.norm_weight,
+        "temperature": None if spec.temperature is None else (spec.temperature.scale, spec.temperature.floor),
     }
 
 
@@ -309,7 +316,7 @@ def test_yarn_multiplies_scores_by_the_square_of_the_temperature(yarn: Yarn, roo
     assert yarn.score_factor() == pytest.approx(factor, abs=1e-6)  # squares of roots that were rounded first
     assert math.sqrt(yarn.score_factor()) == pytest.approx(root, abs=5e-7)
     assert score_scale(192, yarn) == pytest.approx(factor / math.sqrt(192), abs=1e-7)
-    assert gqa_naive.temperature(yarn_numbers(yarn)) == pytest.approx(1 / factor, abs=1e-6)
+    assert gqa_naive.yarn_temperature(yarn_numbers(yarn)) == pytest.approx(1 / factor, abs=1e-6)
 
 
 @pytest.mark.parametrize("ramp", ["index", "turns"])
@@ -340,11 +347,17 @@ def test_scores_under_yarn_depend_only_on_the_difference_of_positions() -> None:
         torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal), rtol=1e-12, atol=1e-12)
 
 
+def test_without_a_ramp_a_pair_keeps_its_angle_or_has_it_divided() -> None:
+    step = Yarn(factor=4.0, original=100, beta_fast=2.0, beta_slow=2.0, ramp="turns")
+    plain, found = turns_of(16, 100.0, None), turns_of(16, 100.0, step)
+    keeps = 100 / (2 * math.pi) * plain > 2
+    assert keeps.any() and not keeps.all()
+    torch.testing.assert_close(found, torch.where(keeps, plain, plain / 4), rtol=1e-12, atol=0)
+
+
 def test_yarn_options_out_of_range_raise() -> None:
-    with pytest.raises(ValueError, match=r"beta_fast=0.5 must be more than beta_slow=1"):
+    with pytest.raises(ValueError, match=r"beta_fast=0.5 must be at least beta_slow=1"):
         Yarn(factor=2.0, beta_fast=0.5)
-    with pytest.raises(ValueError, match="beta_fast=1 must be more than beta_slow=1"):
-        Yarn(factor=2.0, beta_fast=1.0, ramp="turns")
     assert Yarn(factor=32.0, beta_fast=1.0).bounds(64, 50000.0) == (19, 20)  # Kimi-K2: all between two pairs
     with pytest.raises(ValueError, match=r"factor=0.5 is out of range \(>= 1\)"):
         Yarn(factor=0.5)
@@ -375,6 +388,7 @@ PACKED: dict[str, tuple[nn.Module, Callable[..., Tensor]]] = {
         )
         for model in OPEN_MODELS
         for spec in [GQA(heads=4, kv_heads=2, head_dim=4, rope_theta=100.0, norm_eps=1e-3, **OPEN_MODELS[model])]
+        if spec.keeps_documents()
     },
     "MLA": (
         MultiHeadLatentAttention(MLA_SMALL, DIM),
@@ -401,3 +415,84 @@ def test_documents_of_a_sequence_are_computed_as_if_alone(model: str) -> None:
     slow = torch.stack([apart(naive)(x_SD, weights, n) for x_SD, n in zip(x_BSD, DOCUMENTS, strict=True)])
     document_BS = torch.tensor([[i for i, n in enumerate(lengths) for _ in range(n)] for lengths in DOCUMENTS])
     assert_agree(module(x_BSD, document_BS=document_BS), slow, {"x": x_BSD, **weights}, rtol=1e-11, atol=1e-12)
+
+
+# ---- other ways to a longer context ---------------------------------------------------------------------------------
+
+SHORT, LONG = [1.0, 1.1, 1.3, 1.7], [1.0, 2.0, 4.0, 8.0]
+LONGER: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "linear": ({"stretch": Stretch(rule="linear", factor=2.5)}, {"rule": "linear", "s": 2.5}),
+    "dynamic": (
+        {"stretch": Stretch(rule="dynamic", factor=3.0, original=4)},
+        {"rule": "dynamic", "s": 3.0, "L": 4},
+    ),
+    "long_rope": (
+        {"long_rope": LongRope(short=SHORT, long=LONG, original=4, short_scale=1.2, long_scale=1.5)},
+        {"rule": "long", "short": SHORT, "long": LONG, "L": 4},
+    ),
+}
+"""The options, and the same under the names of the reference implementation."""
+
+
+@pytest.mark.parametrize("length", [3, 4, 7])  # shorter than the original context, as long, longer
+@pytest.mark.parametrize("way", LONGER)
+def test_attention_with_other_ways_to_a_longer_context(way: str, length: int) -> None:
+    options, longer = LONGER[way]
+    if way == "long_rope":
+        longer = {**longer, "scale": 1.5 if length > 4 else 1.2}
+    spec = GQA(heads=4, kv_heads=2, head_dim=8, rope_theta=100.0, **options)
+    naive = partial(gqa_naive.attend, heads=4, kv_heads=2, theta=100.0, eps=1e-6, longer=longer)
+    assert_attention_agrees(spread(GroupedQueryAttention(spec, DIM)), naive, length)
+
+
+def test_a_scale_of_the_rotated_part_alone() -> None:
+    long_rope = LongRope(short=SHORT[:2], long=LONG[:2], original=3, short_scale=1.2)
+    spec = GQA(heads=2, head_dim=8, rotary_dim=4, rope_theta=100.0, long_rope=long_rope)
+    longer = {"rule": "long", "short": SHORT, "long": LONG, "L": 3, "scale": 1.2}
+    naive = partial(gqa_naive.attend, heads=2, kv_heads=2, theta=100.0, eps=1e-6, rotary=4, longer=longer)
+    assert_attention_agrees(spread(GroupedQueryAttention(spec, DIM)), naive, 5)
+
+
+@torch.no_grad()
+def test_a_cache_counts_as_length_of_the_text_where_angles_do_not_read_it() -> None:
+    options, longer = LONGER["linear"]
+    spec = GQA(heads=2, head_dim=8, rope_theta=100.0, **options)
+    module = seeded_spread(GroupedQueryAttention(spec, DIM))
+    x_SD = torch.randn(7, DIM, dtype=torch.float64)
+    w = dict(module.named_parameters())
+    expected = gqa_naive.attend(x_SD, w, heads=2, kv_heads=2, theta=100.0, eps=1e-6, longer=longer)
+    assert_equal(with_cache(module, x_SD, [3, 1, 3])[0], expected)
+
+
+def test_no_cache_is_kept_where_angles_depend_on_the_length_of_the_text() -> None:
+    takes = {name: GQA(heads=2, head_dim=8, **options).takes_cache() for name, (options, _) in LONGER.items()}
+    assert takes == {"linear": True, "dynamic": False, "long_rope": False}
+    same = LongRope(short=SHORT, long=SHORT, original=4)
+    assert GQA(heads=2, head_dim=8, long_rope=same).takes_cache()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({**LONGER["linear"][0], "rotary_dim": 0}, "stretch with rotary_dim=0: nothing is rotated"),
+        ({**LONGER["linear"][0], "yarn": Yarn(factor=2.0)}, "yarn and stretch both change the angles"),
+        ({"long_rope": LongRope(short=SHORT, long=LONG, original=4), "rotary_dim": 4}, "expected 2 of each"),
+        ({"stretch": Stretch(rule="dynamic", factor=2.0, original=4), "rotary_dim": 2}, "4 rotary dimensions or more"),
+    ],
+)
+def test_ways_to_a_longer_context_that_do_not_fit(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        GQA(**{"heads": 2, "head_dim": 8, **options})
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Stretch(rule="dynamic", factor=2.0), "rule=dynamic without original"),
+        (lambda: Stretch(rule="linear", factor=2.0, original=4), "original=4 with rule=linear"),
+        (lambda: LongRope(short=[1.0, 0.0], long=[1.0, 1.0], original=4), "must be numbers above 0"),
+    ],
+)
+def test_options_of_a_longer_context_that_contradict_each_other(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()

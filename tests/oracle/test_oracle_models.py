@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -71,7 +72,7 @@ def feed_forward(model: Model) -> Callable[[str, Tensor], Tensor]:
 # ---- decoder --------------------------------------------------------------------------------------------------------
 
 
-def decoder_of(*, tied: bool, ahead: int) -> DecoderModel:
+def decoder_of(*, tied: bool, ahead: int, **options: Any) -> DecoderModel:
     spec = Decoder(
         vocab=VOCAB,
         dim=DIM,
@@ -89,6 +90,7 @@ def decoder_of(*, tied: bool, ahead: int) -> DecoderModel:
         tied=tied,
         init_std=0.6,
         norm_eps=EPS,
+        **options,
     )
     return with_norms_away_from_1(DecoderModel(spec))
 
@@ -98,13 +100,21 @@ def predict(model: DecoderModel, tokens: list[int], ahead: int) -> list[dict[int
         return gqa_naive.attend(x_SD, weights_of(model, name), heads=2, kv_heads=1, theta=50.0, eps=1e-6)
 
     weights, feed = dict(model.named_parameters()), feed_forward(model)
-    return decoder_naive.predict(tokens, weights, attend, feed, depth=2, ahead=ahead, eps=EPS)
+    return decoder_naive.predict(
+        tokens, weights, attend, feed, depth=2, ahead=ahead, eps=EPS, norm_at=model.spec.norm_at
+    )
 
 
+NORMS: list[dict[str, Any]] = [{}, {"norm_at": "output"}, {"norm": "layer", "head_bias": True}]
+
+
+@pytest.mark.parametrize("options", NORMS, ids=["input", "output", "layer norm and head bias"])
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("ahead", [1, 3])
-def test_decoder_predictions_are_at_the_right_positions(tied: bool, ahead: int) -> None:
-    model = decoder_of(tied=tied, ahead=ahead)
+def test_decoder_predictions_are_at_the_right_positions(tied: bool, ahead: int, options: dict[str, Any]) -> None:
+    if tied:
+        options = {name: value for name, value in options.items() if name != "head_bias"}
+    model = decoder_of(tied=tied, ahead=ahead, **options)
     tokens_BS = torch.randint(VOCAB, (2, 6))
     out = model(tokens_BS)
     assert [tuple(f.shape) for f in out.future] == [(2, 6 - k, VOCAB) for k in range(1, ahead + 1)]
@@ -170,37 +180,39 @@ ATTEND = partial(relative_naive.attend, heads=2, buckets=8, max_distance=7, scal
 
 
 def encoder_decoder_of(*, tied: bool = False, dense_too: bool = False, **options: Any) -> EncoderDecoderModel:
+    moe = StackMoE(
+        at=At(layers=[1]),
+        router=TopK(top_k=2, renormalize=True),
+        experts=Glu(count=4, hidden=3),
+        dispatcher=Loop(),
+        dense_too=dense_too,
+    )
+    base = {"attention": RELATIVE, "cross": Cross(heads=2, head_dim=5), "moe": moe}
     spec = EncoderDecoder(
         vocab=VOCAB,
         dim=DIM,
         depth=2,
         decoder_depth=3,
-        attention=RELATIVE,
-        cross=Cross(heads=2, head_dim=5),
         ffn=Glu(hidden=5),
-        moe=StackMoE(
-            at=At(layers=[1]),
-            router=TopK(top_k=2, renormalize=True),
-            experts=Glu(count=4, hidden=3),
-            dispatcher=Loop(),
-            dense_too=dense_too,
-        ),
         tied=tied,
         scaled_head=tied,
         init_std=0.6,
         norm_eps=EPS,
-        **options,
+        **{**base, **options},
     )
     return with_norms_away_from_1(EncoderDecoderModel(spec))
 
 
 def translate(model: EncoderDecoderModel, source: list[int], target: list[int]) -> Tensor:
     def attend(name: str, x_SD: Tensor) -> Tensor:
-        return ATTEND(x_SD, weights_of(model, name), causal=name.startswith("decoder"))
+        weights, stack = weights_of(model, name), name.partition(".")[0]
+        table = getattr(model, stack).positions
+        shared = {} if table is None else {"bias.weight": table.bias.weight}
+        return ATTEND(x_SD, {**weights, **shared}, causal=stack == "decoder")
 
     return encoder_decoder_naive.predict(
         source, target, dict(model.named_parameters()), attend, feed_forward(model),
-        depths=(2, 3), cross_heads=2, scaled_head=model.spec.scaled_head, eps=EPS,
+        depths=(2, 3), cross_heads=2, scaled_head=model.spec.scaled_head, eps=EPS, cross_scale=model.spec.cross.scale,
     )  # fmt: skip
 
 
@@ -212,6 +224,28 @@ def test_encoder_decoder(tied: bool, dense_too: bool) -> None:
     fast = model(target, source=Source(source)).y
     slow = torch.stack([translate(model, s, t) for s, t in zip(source.tolist(), target.tolist(), strict=True)])
     assert_agree(fast, slow, dict(model.named_parameters()))
+
+
+def test_encoder_decoder_as_t5_has_it_also_with_a_cache() -> None:
+    """One table of positions for each stack, dot products as they are; other layers are mixtures in the decoder."""
+    attention = replace(RELATIVE, shared=True)
+    cross = Cross(heads=2, head_dim=5, scale=1.0)
+    parts: dict[str, Any] = {"router": TopK(top_k=1), "experts": Glu(count=4, hidden=3), "dispatcher": Loop()}
+    moe = StackMoE(at=At(layers=[0]), decoder_at=At(layers=[1, 2]), **parts)
+    model = encoder_decoder_of(attention=attention, cross=cross, moe=moe)
+    assert [name for name, _ in model.named_parameters() if ".bias." in name] == [
+        "encoder.positions.bias.weight", "decoder.positions.bias.weight"
+    ]  # fmt: skip
+    source, target = torch.randint(VOCAB, (2, 6)), torch.randint(VOCAB, (2, 5))
+    out = model(target, source=Source(source))
+    assert list(out.reports) == ["encoder.blocks.0.ffn", "decoder.blocks.1.ffn", "decoder.blocks.2.ffn"]
+    slow = torch.stack([translate(model, s, t) for s, t in zip(source.tolist(), target.tolist(), strict=True)])
+    assert_agree(out.y, slow, dict(model.named_parameters()))
+    with torch.no_grad():
+        cache, model = model.start_cache(Source(source)), model.eval()
+        assert cache is not None
+        parts = [model.decode(part, cache).y for part in target.split([2, 1, 2], dim=1)]
+        torch.testing.assert_close(torch.cat(parts, dim=1), out.y, rtol=1e-10, atol=1e-11)
 
 
 def test_encoder_decoder_with_sources_of_unequal_length() -> None:

@@ -29,6 +29,9 @@ from moekit_routers.hierarchical.module import HierarchicalRouter
 from moekit_routers.noisy_topk import NoisyTopK
 from moekit_routers.noisy_topk import naive as noisy_naive
 from moekit_routers.noisy_topk.module import NoisyTopKRouter
+from moekit_routers.sparse_mixer import SparseMixer
+from moekit_routers.sparse_mixer import naive as sparse_mixer_naive
+from moekit_routers.sparse_mixer.module import SparseMixerRouter
 from moekit_routers.strict import Strict
 from moekit_routers.strict import naive as strict_naive
 from moekit_routers.strict.module import StrictRouter
@@ -186,6 +189,48 @@ def test_topk_is_its_equations(case: tuple[TopK, Tokens, list[float] | None]) ->
             weighted_sum(expected.gate_TK[rows], expected.scores_TE[rows], expected.logits_TE[rows]),
             [x_TD, *parameters],
             [x0_TD, *weights],
+            16 * given_.magnitude,
+        )
+        assert not gradients[0][~rows].any()
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(
+    st.integers(1, 6).flatmap(lambda E: st.tuples(st.integers(1, E), tokens([E], (0.125, 0.5, 64.0)))),
+    st.sampled_from([0.0, 0.01, 0.3, 2.0]),
+    st.booleans(),
+)
+def test_sparse_mixer_is_its_equations(case: tuple[int, Tokens], r: float, training: bool) -> None:
+    top_k, given_ = case
+    (T, D), E = given_.x_TD.shape, given_.weights[0].shape[0]
+    router = SparseMixerRouter(SparseMixer(top_k=top_k, jitter=r), LayerDims(dim=D, num_experts=E)).double()
+    router.train(training)
+    fill([router.weight_ED], given_.weights)
+    x_TD = leaf(given_.x_TD)
+    torch.manual_seed(7)
+    out = router(x_TD, valid_T=given_.valid_T)
+    torch.manual_seed(7)  # the router's random numbers, in its order
+    sampled = [
+        (-torch.empty(T, E, dtype=torch.float64).exponential_().log(), torch.rand(T, 1, dtype=torch.float64)[:, 0])
+        for _ in range(top_k)
+    ]
+    noise_KTE, u_KT = (torch.stack(each) for each in zip(*sampled, strict=True)) if training else (None, None)
+
+    x0_TD, weight_ED = leaf(given_.x_TD), leaf(given_.weights[0])
+    chosen, gate_TK, logits_TE = sparse_mixer_naive.route(
+        x0_TD, weight_ED, top_k=top_k, r=r, noise_KTE=noise_KTE, u_KT=u_KT
+    )
+    rows = given_.rows()
+    assert out.expert_TK.shape == out.gate_TK.shape == (T, top_k)
+    assert out.expert_TK[rows].tolist() == [chosen[t] for t in range(T) if rows[t]]
+    for found, expected in ((out.gate_TK, gate_TK), (out.logits_TE, logits_TE)):
+        torch.testing.assert_close(found[rows], expected[rows], rtol=1e-10, atol=1e-12)
+    if T:
+        gradients = same_gradients(
+            weighted_sum(out.gate_TK[rows], out.logits_TE[rows]),
+            weighted_sum(gate_TK[rows], logits_TE[rows]),
+            [x_TD, router.weight_ED],
+            [x0_TD, weight_ED],
             16 * given_.magnitude,
         )
         assert not gradients[0][~rows].any()

@@ -24,10 +24,12 @@ from moekit import (
 )
 from moekit.moe_layer import run_on_all
 from moekit.spec.fields import ConflictError
-from moekit.spec.kinds import BalancerSpec, RouterSpec
+from moekit.spec.kinds import BalancerSpec, MoE, RouterSpec
 from moekit_balancers.cv_squared import CVSquared
 from moekit_balancers.load_balance import LoadBalance
 from moekit_balancers.sign_bias import SignBias
+from moekit_dispatchers.loop import Loop
+from moekit_experts.glu import Glu
 from moekit_routers.dense import Dense
 from moekit_routers.topk import TopK
 
@@ -190,3 +192,9 @@ def test_step_reaches_every_balancer() -> None:
 def test_from_spec_of_anything_but_a_layers_spec_raises(given: object) -> None:
     with pytest.raises(TypeError, match=r"is not a layer's spec; expected MoE\("):
         MoELayer.from_spec(given, dim=8)  # type: ignore[arg-type]
+
+
+def test_a_gate_on_the_input_is_for_one_expert_a_token() -> None:
+    for router in (TopK(top_k=2), Dense()):
+        with pytest.raises(ValueError, match="gate_on=input is for one expert a token"):
+            MoE(router=router, experts=Glu(count=3, hidden=4), dispatcher=Loop(), gate_on="input")

@@ -31,6 +31,7 @@ from moekit_routers.dense import Dense
 from moekit_routers.hash import Hash
 from moekit_routers.hierarchical import Hierarchical
 from moekit_routers.noisy_topk import NoisyTopK
+from moekit_routers.sparse_mixer import SparseMixer
 from moekit_routers.strict import Strict
 from moekit_routers.topk import TopK
 
@@ -43,6 +44,7 @@ ROUTERS: dict[str, RouterSpec] = {
     ),
     "chosen": TopK(top_k=3, score_over="chosen", bias=True),
     "noisy": NoisyTopK(top_k=2),
+    "sparse_mixer": SparseMixer(top_k=2),
     "hash": Hash(vocab=64),
     "hierarchical": Hierarchical(branches=4),
     "strict": Strict(top_k=2),

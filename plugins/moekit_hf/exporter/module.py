@@ -88,7 +88,7 @@ class HuggingFaceExporter(Exporter):
             f"{name}: {len(table.theirs):,} tensors in {files} file{'s' if files > 1 else ''}"
             + (f", with {', '.join(kept)}" if kept else ""),
             *([f"omitted, since transformers has no place for it: {', '.join(omitted)}"] if omitted else []),
-            f'{out}\n  from transformers import AutoModelForCausalLM; AutoModelForCausalLM.from_pretrained("{out}")',
+            f'{out}\n  from transformers import {family.auto}; {family.auto}.from_pretrained("{out}")',
         ]
 
     def _dtype(self, ours: str, held: Mapping[str, Any]) -> torch.dtype:

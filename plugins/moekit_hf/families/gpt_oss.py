@@ -119,5 +119,5 @@ def _attention(kinds: Sequence[str], with_window: Node, where: str) -> Node:
         raise FormatError(f"{where}: layer_types={sorted(set(kinds))}: expected {WINDOW} and {FULL}")
     if len(layers) in (0, len(kinds)):
         return {"attention": full if layers else with_window}
-    at = {"every": 2} if layers == list(range(1, len(kinds), 2)) else {"layers": layers}
+    at = shared.at_of(layers, len(kinds))
     return {"attention": with_window, "other_attention": {"at": at, "attention": full}}

@@ -46,10 +46,21 @@ class Llama(FormatSpec):
         return [Ignored(r".*\.rotary_emb\.inv_freq", "angles that follow from rope_theta")]
 
     def tiny(self) -> list[Mapping[str, Any]]:
-        """As released; with biases and fewer key heads, tied; the ramp of Llama 3."""
+        """As released; with biases and fewer key heads, tied; the ramp of Llama 3; other ways to a longer context."""
         base = {"vocab_size": 67, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2}
         base |= {"num_attention_heads": 4}
         biased = {"attention_bias": True, "mlp_bias": True, "num_key_value_heads": 2, "tie_word_embeddings": True}
         llama3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
         llama3 |= {"original_max_position_embeddings": 64, "rope_theta": 5e5}
-        return [base, {**base, **biased}, {**base, "rope_parameters": llama3}]
+        dynamic = {"rope_type": "dynamic", "factor": 3.0, "rope_theta": 1e4}
+        numbers = {"short_factor": [1.0, 1.1, 1.3, 1.7], "long_factor": [1.0, 2.0, 4.0, 8.0]}
+        long = {"rope_type": "longrope", "original_max_position_embeddings": 16, "rope_theta": 1e4, **numbers}
+        return [
+            base,
+            {**base, **biased},
+            {**base, "rope_parameters": llama3},
+            {**base, "rope_parameters": {"rope_type": "linear", "factor": 2.5, "rope_theta": 1e4}},
+            {**base, "rope_parameters": dynamic, "max_position_embeddings": 12},
+            {**base, "rope_parameters": long, "max_position_embeddings": 64},
+            {**base, "rope_parameters": {**long, "original_max_position_embeddings": 32, "attention_factor": 1.2}},
+        ]

@@ -9,6 +9,7 @@ from moekit_hf.shared.attention import mla_fields as mla_fields
 from moekit_hf.shared.attention import mla_options as mla_options
 from moekit_hf.shared.attention import mla_rules as mla_rules
 from moekit_hf.shared.attention import refuse_window as refuse_window
+from moekit_hf.shared.decoder import at_of as at_of
 from moekit_hf.shared.decoder import biased_moe_fields as biased_moe_fields
 from moekit_hf.shared.decoder import biased_moe_options as biased_moe_options
 from moekit_hf.shared.decoder import decoder_fields as decoder_fields

@@ -11,24 +11,36 @@ from moekit_hf.shared.rope import mla_temperature, rope_fields, rope_options
 
 
 def gqa_options(
-    fields: Fields, model: Node, *, theta: float = 10000.0, head_dim: int = 0, partial: float = 1.0
+    fields: Fields,
+    model: Node,
+    *,
+    theta: float = 10000.0,
+    head_dim: int = 0,
+    partial: float = 1.0,
+    scales: bool = False,
 ) -> Node:
     """Grouped-query attention of a decoder.
 
     ``theta``, ``head_dim`` and ``partial`` are what missing fields mean in a family: ``rope_theta``, ``head_dim`` and
-    ``partial_rotary_factor``.
+    ``partial_rotary_factor``. ``scales`` is as of ``rope_options``.
+
+    Raises:
+        FormatError: YaRN scales a part of each head alone.
     """
     heads = fields.number("num_attention_heads")
     missing = 0 if "head_dim" in fields.config else head_dim
     head_dim = fields.number("head_dim", missing or model["dim"] // heads)
+    rope, part = rope_options(fields, theta, scales=scales), _partial(fields, head_dim, partial)
+    if part and rope.get("yarn", {}).get("mscale"):
+        raise FormatError(f"{fields.where}: YaRN in a part of each head: its factor would be of that part alone here")
     return {
         "use": "gqa",
         "heads": heads,
         "kv_heads": fields.number("num_key_value_heads", heads),
         "head_dim": head_dim,
         "norm_eps": model["norm_eps"],
-        **rope_options(fields, theta),
-        **_partial(fields, head_dim, partial),
+        **rope,
+        **part,
     }
 
 
@@ -87,8 +99,14 @@ def mla_options(fields: Fields) -> Node:
         "rope_dim": rope,
         "value_dim": fields.number("v_head_dim"),
         "norm_eps": 1e-6,
-        **rope_options(fields, temperature=mla_temperature),
+        **_yarn_alone(rope_options(fields, temperature=mla_temperature), fields.where),
     }
+
+
+def _yarn_alone(rope: Node, where: str) -> Node:
+    if other := {"stretch", "long_rope"} & set(rope):
+        raise FormatError(f"{where}: latent attention has no {other.pop()} here: expected rope_type default or yarn")
+    return rope
 
 
 def mla_fields(model: Node) -> dict[str, Any]:

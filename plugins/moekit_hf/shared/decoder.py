@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from moekit_hf.fields import Fields, FormatError
@@ -40,11 +41,16 @@ def sparse_options(fields: Fields, depth: int) -> Node | None:
     """Qwen's ``decoder_sparse_step`` and ``mlp_only_layers`` as ``at``; None for a model without a mixture."""
     step, dense = fields.number("decoder_sparse_step", 1), set(fields.take("mlp_only_layers", []))
     layers = [i for i in range(step - 1, depth, step) if i not in dense]
-    if not layers:
-        return None
-    if layers == list(range(step - 1, depth, step)):
-        return {"first": 0} if step == 1 else {"every": step}
-    return {"layers": layers}
+    return at_of(layers, depth) if layers else None
+
+
+def at_of(layers: Sequence[int], depth: int) -> Node:
+    """The ``at`` that names these layers of a stack: all from one on, every n-th one, or a list."""
+    given = sorted(layers)
+    if given == list(range(given[0], depth)):
+        return {"first": given[0]}
+    step = given[0] + 1
+    return {"every": step} if given == list(range(step - 1, depth, step)) else {"layers": given}
 
 
 def sparse_fields(model: Node) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from typing import Any
 from moekit_hf.fields import Fields, FormatError
 from moekit_hf.format import Node
 
+KINDS = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
+
 
 def _temperature(given: Fields, factor: float) -> float:
     """m of ``m ln s + 1``, by which queries and keys are each multiplied."""
@@ -27,11 +29,17 @@ def mla_temperature(given: Fields, factor: float) -> float:
 
 
 def rope_options(
-    fields: Fields, theta: float = 10000.0, temperature: Callable[[Fields, float], float] = _temperature
+    fields: Fields,
+    theta: float = 10000.0,
+    temperature: Callable[[Fields, float], float] = _temperature,
+    *,
+    scales: bool = False,
 ) -> Node:
-    """``rope_theta`` and ``yarn``, from ``rope_parameters`` or the older ``rope_theta`` and ``rope_scaling``.
+    """``rope_theta``, and ``yarn``, ``stretch`` or ``long_rope``.
 
+    They are read from ``rope_parameters``, or from the older ``rope_theta`` and ``rope_scaling``.
     ``llama3`` is YaRN whose ramp is ``turns`` and whose scores keep their scale. ``temperature`` reads YaRN's m.
+    ``scales``: ``longrope`` has ``short_mscale`` and ``long_mscale`` (Phi-3.5-MoE).
 
     Raises:
         FormatError: the angles are scaled in another way.
@@ -44,7 +52,14 @@ def rope_options(
         if given is not None:
             given.refuse_unread()
         return {"rope_theta": base}
+    if kind == "longrope":
+        return {"rope_theta": base, "long_rope": _long_rope(fields, given, scales)}
     factor = float(given.take("factor"))
+    if kind in ("linear", "dynamic"):
+        stretch: Node = {"rule": kind, "factor": factor}
+        stretch |= {} if kind == "linear" else {"original": fields.number("max_position_embeddings")}
+        given.refuse_unread()
+        return {"rope_theta": base, "stretch": stretch}
     original = given.take("original_max_position_embeddings", fields.take("max_position_embeddings", 0))
     yarn: Node = {"factor": factor, "original": original}
     if kind == "yarn":
@@ -54,9 +69,25 @@ def rope_options(
         slow, fast = given.take("low_freq_factor"), given.take("high_freq_factor")
         yarn |= {"beta_slow": float(slow), "beta_fast": float(fast), "mscale": 0.0, "ramp": "turns"}
     else:
-        raise FormatError(f"{given.where}: rope_type={kind!r} is not known; expected default, yarn or llama3")
+        raise FormatError(f"{given.where}: rope_type={kind!r} is not known; expected one of {', '.join(KINDS)}")
     given.refuse_unread()
     return {"rope_theta": base, "yarn": yarn}
+
+
+def _long_rope(fields: Fields, given: Fields, scales: bool) -> Node:
+    """``sqrt(1 + ln s / ln L)`` scales queries and keys by default; s is the longest context over the original one."""
+    inside = given.take("original_max_position_embeddings", fields.config.get("max_position_embeddings"))
+    original = fields.number("original_max_position_embeddings", inside)
+    factor, scale = given.take("factor", None), given.take("attention_factor", None)
+    if scale is None:
+        s = fields.number("max_position_embeddings") / original if factor is None else float(factor)
+        scale = math.sqrt(1 + math.log(s) / math.log(original)) if s > 1 else 1.0
+    lists = {"short": given.take("short_factor"), "long": given.take("long_factor")}
+    options = {**lists, "original": original, "short_scale": float(scale)}
+    if scales:
+        options |= {"short_scale": given.take("short_mscale"), "long_scale": given.take("long_mscale")}
+    given.refuse_unread()
+    return options
 
 
 def _rope(fields: Fields, theta: float) -> tuple[Fields | None, float]:
@@ -68,6 +99,16 @@ def _rope(fields: Fields, theta: float) -> tuple[Fields | None, float]:
 def rope_fields(attention: Node) -> dict[str, Any]:
     """The same as fields."""
     yarn, rope = attention["yarn"], {"rope_type": "default", "rope_theta": attention["rope_theta"]}
+    if (stretch := attention.get("stretch")) is not None:
+        rope |= {"rope_type": stretch["rule"], "factor": stretch["factor"]}
+        longest = {} if stretch["original"] is None else {"max_position_embeddings": stretch["original"]}
+        return {"rope_parameters": rope, **longest}
+    if (long := attention.get("long_rope")) is not None:
+        rope |= {"rope_type": "longrope", "short_factor": long["short"], "long_factor": long["long"]}
+        rope |= {"original_max_position_embeddings": long["original"], "attention_factor": long["short_scale"]}
+        if long["long_scale"] is not None:
+            rope |= {"short_mscale": long["short_scale"], "long_mscale": long["long_scale"]}
+        return {"rope_parameters": rope}
     if yarn is None:
         return {"rope_parameters": rope}
     rope |= {"factor": yarn["factor"], "original_max_position_embeddings": yarn["original"]}

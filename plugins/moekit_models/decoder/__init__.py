@@ -1,9 +1,10 @@
-"""A decoder transformer: pre-norm blocks of attention and a feed-forward part, dense or a mixture of experts.
+"""A decoder transformer: blocks of attention and a feed-forward part, dense or a mixture of experts.
 
 Optionally with multi-token prediction: small modules, used only in training, that predict tokens further ahead.
 
 Source: Vaswani et al. 2017 with RMSNorm, rotary positions and no biases; multi-token prediction: DeepSeek-V3 2024
-(section 2.2, eqs 21 to 25; arXiv 2412.19437).
+(section 2.2, eqs 21 to 25; arXiv 2412.19437). Other options are those of released models: ``norm_at`` of OLMo 2 (2024,
+section 3.3.2; arXiv 2501.00656), ``norm`` and ``head_bias`` of Phi-3.5-MoE (Abdin et al. 2024, arXiv 2404.14219).
 """
 
 from collections.abc import Iterable
@@ -14,6 +15,7 @@ from moekit.spec.fields import Spec, group, option, slot
 from moekit.spec.kinds import AttentionSpec, ExpertSpec, ModelSpec, MoE
 from moekit_models.at import At as At
 from moekit_models.at import check_dense, check_init, dense_equivalent, feed_forward_work, no_leak
+from moekit_models.relative import Relative
 
 
 class DecoderMoE(MoE):
@@ -55,6 +57,11 @@ class Decoder(ModelSpec):
         None, "instead: initial weights have std sqrt(this / inputs), truncated at two (Switch: .1)", gt=0
     )
     norm_eps: float = option(1e-6, "added inside the norms' square root", gt=0)
+    norm: Literal["rms", "layer"] = option("rms", "RMSNorm, or LayerNorm with a bias (Phi-3.5-MoE)")
+    norm_at: Literal["input", "output"] = option(
+        "input", "what is normed of each attention and feed-forward part: its input, or its output (OLMo 2)"
+    )
+    head_bias: bool = option(False, "whether the output head has a bias (Phi-3.5-MoE)")
     recompute: Literal["none", "experts", "blocks"] = option(
         "none", "activations that backward recomputes instead of keeping them: of mixtures, or of whole blocks"
     )
@@ -63,6 +70,12 @@ class Decoder(ModelSpec):
         """The named layers exist, a dense layer is one expert, and no part of a mixture sees later tokens."""
         yield from check_dense(self.ffn)
         yield from check_init(self.init_std, self.init_scale)
+        other = self.other_attention
+        every = [self.attention, *([] if other is None else [other.attention])]
+        if any(isinstance(attention, Relative) and attention.shared for attention in every):
+            yield "attention.shared is for the stacks of the model encoder_decoder: remove it"
+        if self.tied and self.head_bias:
+            yield "head_bias with tied: a tied head is the input embedding, which has no bias; remove one of them"
         if self.other_attention is not None:
             yield from self.other_attention.at.check_depth(self.depth, "decoder", "other_attention.at")
         if self.moe is None:
@@ -90,11 +103,11 @@ class Decoder(ModelSpec):
     @property
     def caches(self) -> bool:
         """Whether the attention of every layer takes a cache."""
-        return all(self.attention_of(layer).caches for layer in range(self.depth))
+        return all(self.attention_of(layer).takes_cache() for layer in range(self.depth))
 
     def takes_documents(self) -> bool:
         """Whether the attention of every layer keeps documents apart."""
-        return all(self.attention_of(layer).takes_documents for layer in range(self.depth + (self.mtp is not None)))
+        return all(self.attention_of(layer).keeps_documents() for layer in range(self.depth + (self.mtp is not None)))
 
     def dense_baseline(self, experts_per_token: float | None = None) -> "Decoder | None":
         """The dense decoder with as much ``feed_forward_work``, the same in each layer, rounded.

@@ -17,22 +17,29 @@ from moekit.contracts import Batch, Cache, Init, LayerReport, Model, ModelOutput
 from moekit.registry import build
 from moekit.seeds import random_seed
 from moekit.weights import init_weights
-from moekit_models.blocks import RMSNorm, attend, feed, feed_forward, run_block
+from moekit_models.blocks import LayerNorm, RMSNorm, attend, feed, feed_forward, run_block
 from moekit_models.decoder import Decoder
+
+
+def norm_of(spec: Decoder) -> nn.Module:
+    """A norm of the decoder."""
+    return (RMSNorm if spec.norm == "rms" else LayerNorm)(spec.dim, eps=spec.norm_eps)
 
 
 class Block(nn.Module):
     """``x + attention(norm(x))``, then ``x + ffn(norm(x))``; ``ffn`` may be a mixture.
 
+    Under ``norm_at: output`` it is ``x + norm(attention(x))``, then ``x + norm(ffn(x))``.
     Multi-token prediction has a block of layer ``depth``: a mixture if the last layer is one.
     """
 
     def __init__(self, spec: Decoder, layer: int) -> None:
         super().__init__()
         self.recompute = spec.recompute
-        self.attention_norm = RMSNorm(spec.dim, eps=spec.norm_eps)
+        self.norm_at = spec.norm_at
+        self.attention_norm = norm_of(spec)
         self.attention: nn.Module = build(spec.attention_of(layer), spec.dim)
-        self.ffn_norm = RMSNorm(spec.dim, eps=spec.norm_eps)
+        self.ffn_norm = norm_of(spec)
         is_moe = min(layer, spec.depth - 1) in spec.moe_layers
         self.ffn = feed_forward(spec.ffn, spec.moe if is_moe else None, spec.dim)
 
@@ -45,6 +52,10 @@ class Block(nn.Module):
         cache: Cache | None = None,
     ) -> tuple[Tensor, LayerReport | None]:
         """``x_BSD -> x_BSD``, and the report, if the feed-forward part is a mixture."""
+        if self.norm_at == "output":
+            x_BSD = x_BSD + self.attention_norm(attend(self.attention, x_BSD, None, cache, document_BS))
+            y_BSD, report = feed(self.ffn, x_BSD, valid_BS, tokens_BS, self.recompute)
+            return x_BSD + self.ffn_norm(y_BSD), report
         x_BSD = x_BSD + attend(self.attention, self.attention_norm(x_BSD), None, cache, document_BS)
         y_BSD, report = feed(self.ffn, self.ffn_norm(x_BSD), valid_BS, tokens_BS, self.recompute)
         return x_BSD + y_BSD, report
@@ -58,11 +69,11 @@ class Ahead(nn.Module):
 
     def __init__(self, spec: Decoder) -> None:
         super().__init__()
-        self.hidden_norm = RMSNorm(spec.dim, eps=spec.norm_eps)
-        self.token_norm = RMSNorm(spec.dim, eps=spec.norm_eps)
+        self.hidden_norm = norm_of(spec)
+        self.token_norm = norm_of(spec)
         self.merge = nn.Linear(2 * spec.dim, spec.dim, bias=False)
         self.block = Block(spec, spec.depth)
-        self.norm = RMSNorm(spec.dim, eps=spec.norm_eps)
+        self.norm = norm_of(spec)
 
     def merged(self, h_BSD: Tensor, token_BSD: Tensor) -> Tensor:
         """Eq. 21: the hidden state of the past, with the embedding of a later token."""
@@ -79,8 +90,8 @@ class DecoderModel(Model):
         self.caches = spec.caches
         self.embedding = nn.Embedding(spec.vocab, spec.dim)
         self.blocks = nn.ModuleList(Block(spec, i) for i in range(spec.depth))
-        self.norm = RMSNorm(spec.dim, eps=spec.norm_eps)
-        self.head = None if spec.tied else nn.Linear(spec.dim, spec.vocab, bias=False)
+        self.norm = norm_of(spec)
+        self.head = None if spec.tied else nn.Linear(spec.dim, spec.vocab, bias=spec.head_bias)
         ahead = 0 if spec.mtp is None else spec.mtp.depth
         self.mtp = nn.ModuleList(Ahead(spec) for _ in range(ahead))
         init_weights(self, Init.of(spec.init_std, spec.init_scale), seed)

@@ -22,12 +22,14 @@ class Cross(Spec):
 
     heads: int = option(help="heads", ge=1)
     head_dim: int = option(help="width of a head; heads times this need not be the tokens' width", ge=1)
+    scale: float | None = option(None, "factor of dot products; default: 1/sqrt(head_dim), T5: 1", gt=0)
 
 
 class StackMoE(MoE):
     """The mixture layers of both stacks: what they are, and where."""
 
     at: At = group("which layers are mixtures, in each stack")
+    decoder_at: At | None = group("the same in the decoder, if it differs there", default=None)
     dense_too: bool = option(False, "after each mixture a dense feed-forward part with its own norm (ST-MoE)")
     encoder_dispatcher: DispatcherSpec | None = slot(
         "dispatcher", "the encoder's own dispatcher, if it differs; it may read the whole batch", optional=True
@@ -92,7 +94,9 @@ class EncoderDecoder(ModelSpec):
             own = "" if leak.startswith("router") else " (for the encoder alone: moe.encoder_dispatcher)"
             yield leak + own
         yield from self.moe.at.check_depth(self.depth, "encoder")
-        if self.decoder_layers != self.depth:
+        if self.moe.decoder_at is not None:
+            yield from self.moe.decoder_at.check_depth(self.decoder_layers, "decoder", "moe.decoder_at")
+        elif self.decoder_layers != self.depth:
             yield from self.moe.at.check_depth(self.decoder_layers, "decoder")
 
     @property
@@ -102,7 +106,11 @@ class EncoderDecoder(ModelSpec):
 
     def moe_layers(self, *, encoder: bool) -> tuple[int, ...]:
         """Indices of the layers of one stack that are mixtures."""
-        return () if self.moe is None else self.moe.at.indices(self.depth if encoder else self.decoder_layers)
+        if self.moe is None:
+            return ()
+        if encoder:
+            return self.moe.at.indices(self.depth)
+        return (self.moe.decoder_at or self.moe.at).indices(self.decoder_layers)
 
     def feed_forward_work(self, experts_per_token: float | None = None) -> float:
         """Multiply-adds of the feed-forward parts of both stacks on one token, as if a token passed through both."""

@@ -18,14 +18,16 @@ from moekit.seeds import random_seed
 from moekit.weights import init_weights
 from moekit_models.blocks import RMSNorm, attend, feed, feed_forward, mask, run_block
 from moekit_models.encoder_decoder import Cross, EncoderDecoder
+from moekit_models.relative import Relative
+from moekit_models.relative.module import RelativePositions
 
 
 class CrossAttention(nn.Module):
-    """Softmax attention of a target's positions to a source's, scale ``1/sqrt(head_dim)``, no biases, no positions."""
+    """Softmax attention of a target's positions to a source's, without biases and positions."""
 
     def __init__(self, spec: Cross, dim: int) -> None:
         super().__init__()
-        self.heads = spec.heads
+        self.heads, self.scale = spec.heads, spec.scale
         width = spec.heads * spec.head_dim
         self.q = nn.Linear(dim, width, bias=False)
         self.k = nn.Linear(dim, width, bias=False)
@@ -34,7 +36,8 @@ class CrossAttention(nn.Module):
 
     def forward(self, x_BSD: Tensor, k: Tensor, v: Tensor, memory_valid_BS: Tensor | None) -> Tensor:
         """``y_BSD`` for the target's positions, from keys and values of the source without its padding."""
-        y = F.scaled_dot_product_attention(self._heads(self.q, x_BSD), k, v, **mask(False, memory_valid_BS))
+        seen = mask(False, memory_valid_BS)
+        y = F.scaled_dot_product_attention(self._heads(self.q, x_BSD), k, v, **seen, scale=self.scale)
         return cast(Tensor, self.out(y.transpose(1, 2).flatten(-2)))
 
     def read(self, memory_BSD: Tensor) -> tuple[Tensor, Tensor]:
@@ -70,12 +73,15 @@ class Block(nn.Module):
         x_BSD: Tensor,
         valid_BS: Tensor | None,
         tokens_BS: Tensor,
+        shared_bias: Tensor | None = None,
         memory_BSD: Tensor | None = None,
         memory_valid_BS: Tensor | None = None,
         cache: Cache | None = None,
     ) -> tuple[Tensor, LayerReport | None]:
         """``x_BSD -> x_BSD``, and the report of a mixture; with a cache, ``memory_BSD`` is not used."""
-        x_BSD = x_BSD + self.dropout(attend(self.attention, self.attention_norm(x_BSD), valid_BS, cache))
+        x_BSD = x_BSD + self.dropout(
+            attend(self.attention, self.attention_norm(x_BSD), valid_BS, cache, shared_bias=shared_bias)
+        )
         if self.cross_attention is not None and self.cross_norm is not None:
             read = self.cross_attention.read
             known = read(cast(Tensor, memory_BSD)) if cache is None else cache.at("cross_attention").kept
@@ -98,6 +104,8 @@ class Stack(nn.Module):
         self.blocks = nn.ModuleList(Block(spec, i in mixtures, encoder=encoder) for i in range(depth))
         self.norm = RMSNorm(spec.dim, eps=spec.norm_eps)
         self.dropout = nn.Dropout(spec.dropout)
+        shares = isinstance(spec.attention, Relative) and spec.attention.shared
+        self.positions = RelativePositions(cast(Relative, spec.attention), not encoder) if shares else None
 
     def forward(
         self,
@@ -109,12 +117,16 @@ class Stack(nn.Module):
     ) -> tuple[Tensor, dict[str, LayerReport]]:
         """``x_BSD -> x_BSD``, and the mixtures' reports by name in the stack."""
         reports: dict[str, LayerReport] = {}
+        bias = None
+        if self.positions is not None:
+            start = 0 if cache is None else cache.at("blocks.0").at("attention").length
+            bias = self.positions(x_BSD.shape[1], start)
         x_BSD = self.dropout(x_BSD)
         for i, block in enumerate(self.blocks):
             if cache is None:
-                x_BSD, report = run_block(block, self.recompute, x_BSD, valid_BS, tokens_BS, *memory)
+                x_BSD, report = run_block(block, self.recompute, x_BSD, valid_BS, tokens_BS, bias, *memory)
             else:
-                x_BSD, report = block(x_BSD, valid_BS, tokens_BS, *memory, cache=cache.at(f"blocks.{i}"))
+                x_BSD, report = block(x_BSD, valid_BS, tokens_BS, bias, *memory, cache=cache.at(f"blocks.{i}"))
             if report is not None:
                 reports[f"blocks.{i}.ffn"] = report
         return self.dropout(self.norm(x_BSD)), reports
@@ -195,7 +207,7 @@ class EncoderDecoderModel(Model):
         Raises:
             MoekitError: no source.
         """
-        if not self.spec.attention.caches:
+        if not self.spec.attention.takes_cache():
             return None
         if source is None:
             raise MoekitError(f"{NO_SOURCE}: call model.start_cache(source)")
@@ -208,7 +220,7 @@ class EncoderDecoderModel(Model):
 
     def decode(self, inputs: Tensor, cache: Cache, *, valid: Tensor | None = None) -> ModelOutput:
         """Logits at the target's positions that follow those in the cache; arguments as of ``forward``."""
-        if not self.spec.attention.caches:
+        if not self.spec.attention.takes_cache():
             return super().decode(inputs, cache)
         (memory_valid_BS,) = cache.kept or (None,)
         y_BSV, reports = self._logits(

@@ -23,6 +23,7 @@ def predict(
     cross_heads: int,
     scaled_head: bool,
     eps: float,
+    cross_scale: float | None = None,
 ) -> Tensor:
     """``logits_SV``: at each position of the target, of the token after it.
 
@@ -36,6 +37,7 @@ def predict(
         cross_heads: heads of the attention to the source.
         scaled_head: whether logits are divided by sqrt(D).
         eps: added inside the norms' square root.
+        cross_scale: factor of dot products with the source; None for ``1/sqrt(R)``.
     """
     read = [w["embedding.weight"][token] for token in source]
     for layer in range(depths[0]):
@@ -49,7 +51,7 @@ def predict(
         looked = []
         for x in written:
             query = norm(x, w[f"{name}.cross_norm.weight"], eps)
-            looked.append(x + look(f"{name}.cross_attention", query, memory, w, cross_heads))
+            looked.append(x + look(f"{name}.cross_attention", query, memory, w, cross_heads, cross_scale))
         written = fed(name, looked, w, feed, eps)
     out = [norm(x, w["decoder.norm.weight"], eps) for x in written]
     head = w["head.weight"] if "head.weight" in w else w["embedding.weight"]
@@ -73,13 +75,16 @@ def fed(name: str, x: list[Tensor], w: Mapping[str, Tensor], feed: Feed, eps: fl
     return out
 
 
-def look(name: str, query: Tensor, memory: Sequence[Tensor], w: Mapping[str, Tensor], heads: int) -> Tensor:
+def look(
+    name: str, query: Tensor, memory: Sequence[Tensor], w: Mapping[str, Tensor], heads: int, scale: float | None = None
+) -> Tensor:
     """Attention of one token of the target to the whole source, head by head."""
     R = w[f"{name}.q.weight"].shape[0] // heads
+    scale = 1 / math.sqrt(R) if scale is None else scale
     parts = []
     for h in range(heads):
         q, k, v = (w[f"{name}.{part}.weight"][h * R : (h + 1) * R] for part in ("q", "k", "v"))
-        share = [((q @ query) @ (k @ m) / math.sqrt(R)).exp() for m in memory]
+        share = [((q @ query) @ (k @ m) * scale).exp() for m in memory]
         parts.append(sum((s / sum(share) * (v @ m) for s, m in zip(share, memory, strict=True)), 0 * (v @ query)))
     return w[f"{name}.out.weight"] @ torch.cat(parts)
 

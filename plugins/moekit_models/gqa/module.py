@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moekit.contracts import Cache
-from moekit_models.blocks import Mask, RMSNorm, mask, mask_of_new, positions_before, within
-from moekit_models.gqa import GQA
+from moekit_models.blocks import Mask, RMSNorm, mask, mask_of_new, positions_before, within, within_chunk
+from moekit_models.gqa import GQA, Temperature
 from moekit_models.rotary import Turns, rotate, score_scale, turns
 
 
@@ -32,8 +32,10 @@ class GroupedQueryAttention(nn.Module):
         self.v = nn.Linear(dim, narrow, bias=spec.bias != "none")
         self.out = nn.Linear(wide, dim, bias=spec.bias == "all")
         q_size, k_size = (wide, narrow) if spec.norm_over == "all" else (spec.head_dim, spec.head_dim)
-        self.q_norm = RMSNorm(q_size, eps=spec.norm_eps) if spec.qk_norm else nn.Identity()
-        self.k_norm = RMSNorm(k_size, eps=spec.norm_eps) if spec.qk_norm else nn.Identity()
+        self.q_norm, self.k_norm = (
+            RMSNorm(size, eps=spec.norm_eps, elementwise_affine=spec.norm_weight) if spec.qk_norm else nn.Identity()
+            for size in (q_size, k_size)
+        )
         self.b_sink_X = nn.Parameter(torch.zeros(spec.heads)) if spec.sinks else None
 
     def forward(
@@ -51,16 +53,21 @@ class GroupedQueryAttention(nn.Module):
         A cache keeps each position's rotated keys and values: two vectors for each key head.
         """
         spec, start = self.spec, positions_before(cache, self.causal)
-        by = turns(x_BSD, spec.rotary_dim or spec.head_dim, spec.rope_theta, spec.yarn, start)
+        width = spec.head_dim if spec.rotary_dim is None else spec.rotary_dim
+        by = turns(x_BSD, width, spec.rope_theta, spec.longer, start)
         # [B, S, heads, head_dim]: rotated in this layout; heads move before positions afterwards.
         q = self._rotated(self._heads(self.q(x_BSD), self.q_norm), by.of_heads(spec.heads)).transpose(1, 2)
         k = self._rotated(self._heads(self.k(x_BSD), self.k_norm), by.of_heads(self.kv_heads)).transpose(1, 2)
         v = self._heads(self.v(x_BSD)).transpose(1, 2)
+        if spec.temperature is not None:
+            q = q * _growth(spec.temperature, q, start)
         if cache is not None:
             k, v = cache.extend(k, v)
         visible = mask_of_new(q.shape[-2], start, q.device) if start else mask(self.causal, valid_BS, document_BS)
         if spec.window is not None and k.shape[-2] > spec.window:
             visible = within(spec.window, visible, q.shape[-2], k.shape[-2], q.device)
+        if spec.chunk is not None and k.shape[-2] > spec.chunk:
+            visible = within_chunk(spec.chunk, visible, q.shape[-2], k.shape[-2], q.device)
         if self.b_sink_X is not None:
             k, v, visible = self._with_sinks(q, k, v, visible)
         shared, scale = self.kv_heads != spec.heads, score_scale(spec.head_dim, spec.yarn)
@@ -79,6 +86,8 @@ class GroupedQueryAttention(nn.Module):
 
     def _rotated(self, x: Tensor, by: Turns) -> Tensor:
         R = self.spec.rotary_dim
+        if R == 0:
+            return x
         return rotate(x, by) if R is None else torch.cat([rotate(x[..., :R], by), x[..., R:]], dim=-1)
 
     def _with_sinks(self, q: Tensor, k: Tensor, v: Tensor, visible: Mask) -> tuple[Tensor, Tensor, Mask]:
@@ -92,3 +101,11 @@ class GroupedQueryAttention(nn.Module):
         sinks = self.b_sink_X.to(q.dtype)[:, None, None].expand(*bias.shape[:-3], -1, S, 1)
         bias = torch.cat([bias.expand(*bias.shape[:-3], len(self.b_sink_X), S, L), sinks], dim=-1)
         return F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1)), {"attn_mask": bias}
+
+
+def _growth(temperature: Temperature, q: Tensor, start: int) -> Tensor:
+    """``[S, 1]``: the factor of the query of each position from ``start`` on."""
+    position_S = torch.arange(start, start + q.shape[-2], device=q.device)
+    runs_S = torch.div(position_S + 1, temperature.floor, rounding_mode="floor")
+    wide = torch.promote_types(q.dtype, torch.float32)
+    return (1 + temperature.scale * runs_S.to(wide).log1p())[:, None].to(q.dtype)

@@ -6,8 +6,8 @@ last bucket holds all beyond it. In an encoder, half of the buckets are for earl
 A table starts with a variance of ``init_scale`` over the mean of buckets and heads, as in T5X (flaxformer ``moe.gin``:
 variance scaling by the mean fan; there the distribution is uniform). For its effect see docs/measurements.md.
 
-Two things differ from T5: every layer has a table of its own (T5's layers share the first one's), and dot products are
-divided by sqrt(head_dim) (T5 does that by the initial weights of queries instead; ``scale: 1`` is its form).
+T5 has ``shared: true`` and ``scale: 1``: one table for all layers of a stack, and dot products as they are, since there
+the initial weights of queries are smaller instead.
 
 Source: Raffel et al. 2020, "Exploring the Limits of Transfer Learning" (T5, section 2.1; arXiv 1910.10683). GLaM and
 Switch Transformer have it too.
@@ -31,6 +31,8 @@ class Relative(AttentionSpec):
     buckets: int = option(32, "numbers that a head learns, one for each bucket of distances", ge=4)
     max_distance: int = option(128, "positions this far apart or farther share the last bucket", ge=2)
     scale: float | None = option(None, "factor of dot products; default: 1/sqrt(head_dim), T5: 1", gt=0)
+
+    shared: bool = option(False, "one table for all layers of a stack of the encoder-decoder, as in T5")
 
     def check(self) -> Iterable[str]:
         """The number of buckets can be halved twice, and long distances have some."""

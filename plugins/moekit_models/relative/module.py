@@ -16,7 +16,10 @@ from moekit_models.relative import Relative
 
 @final
 class RelativeAttention(nn.Module):
-    """Softmax attention over ``scale · q·k + bias[bucket(distance)]``, no other biases."""
+    """Softmax attention over ``scale · q·k + bias[bucket(distance)]``, no other biases.
+
+    Under ``shared`` it has no table, and its stack gives it the biases.
+    """
 
     def __init__(self, spec: Relative, dim: int, causal: bool = True) -> None:
         super().__init__()
@@ -27,8 +30,8 @@ class RelativeAttention(nn.Module):
         self.k = nn.Linear(dim, width, bias=False)
         self.v = nn.Linear(dim, width, bias=False)
         self.out = nn.Linear(width, dim, bias=False)
-        self.bias = Table(spec.buckets, spec.heads, inputs=(spec.buckets + spec.heads) / 2)
-        self.starts = starts(spec.buckets if causal else spec.buckets // 2, spec.max_distance)
+        self.bias = None if spec.shared else table_of(spec)
+        self.starts = starts_of(spec, causal)
 
     def forward(
         self,
@@ -37,19 +40,24 @@ class RelativeAttention(nn.Module):
         valid_BS: Tensor | None = None,
         document_BS: Tensor | None = None,
         cache: Cache | None = None,
+        shared_bias: Tensor | None = None,
     ) -> Tensor:
         """``x_BSD -> y_BSD``; no other position attends to padding, or to another document.
 
         Positions are relative, so that those of a document need no new start.
 
-        A cache keeps each position's keys and values: two vectors for each head.
+        A cache keeps each position's keys and values: two vectors for each head. ``shared_bias`` is what
+        ``RelativePositions`` returns, for an attention without a table.
         """
         start = positions_before(cache, self.causal)
         # Heads are before positions from here on: [B, heads, S, head_dim].
         q, k, v = (w(x_BSD).unflatten(-1, (self.spec.heads, -1)).transpose(1, 2) for w in (self.q, self.k, self.v))
         if cache is not None:
             k, v = cache.extend(k, v)
-        bias = self.position_bias(x_BSD.shape[1], start).to(q.dtype)
+        if self.bias is not None:
+            shared_bias = position_bias(self.bias, self.starts, x_BSD.shape[1], start, both=not self.causal)
+        assert shared_bias is not None, "shared relative positions without a stack that holds them"
+        bias = shared_bias.to(q.dtype)
         if document_BS is not None:
             bias = bias.masked_fill(~mask(self.causal, valid_BS, document_BS)["attn_mask"], -torch.inf)
         elif self.causal:
@@ -60,16 +68,41 @@ class RelativeAttention(nn.Module):
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=self.spec.scale)
         return cast(Tensor, self.out(y.transpose(1, 2).flatten(-2)))
 
-    def position_bias(self, S: int, start: int = 0) -> Tensor:
-        """``[1, heads, S, start + S]``: the bias of the score of a query (third dimension) for a key (fourth).
 
-        The queries are the last S positions; ``start`` others precede them.
-        """
-        key_S = torch.arange(start + S, device=self.bias.weight.device)
-        distance_X = torch.arange(1 - start - S, S, device=key_S.device)  # of a key from its query
-        table_X = self.bias(bucket_of(distance_X, self.starts, both=not self.causal))
-        bias_SSX = table_X[key_S - key_S[start:, None] + start + S - 1]
-        return cast(Tensor, bias_SSX.permute(2, 0, 1)[None])
+class RelativePositions(nn.Module):
+    """A table of biases that the layers of a stack share."""
+
+    def __init__(self, spec: Relative, causal: bool = True) -> None:
+        super().__init__()
+        self.causal = causal
+        self.bias = table_of(spec)
+        self.starts = starts_of(spec, causal)
+
+    def forward(self, S: int, start: int = 0) -> Tensor:
+        """As ``position_bias``."""
+        return position_bias(self.bias, self.starts, S, start, both=not self.causal)
+
+
+def table_of(spec: Relative) -> Table:
+    """A learned number for each bucket and head."""
+    return Table(spec.buckets, spec.heads, inputs=(spec.buckets + spec.heads) / 2)
+
+
+def starts_of(spec: Relative, causal: bool) -> list[int]:
+    """The ``starts`` of one side's buckets."""
+    return starts(spec.buckets if causal else spec.buckets // 2, spec.max_distance)
+
+
+def position_bias(table: Table, starts: Sequence[int], S: int, start: int, *, both: bool) -> Tensor:
+    """``[1, heads, S, start + S]``: the bias of the score of a query (third dimension) for a key (fourth).
+
+    The queries are the last S positions; ``start`` others precede them. ``both``: as of ``bucket_of``.
+    """
+    key_S = torch.arange(start + S, device=table.weight.device)
+    distance_X = torch.arange(1 - start - S, S, device=key_S.device)  # of a key from its query
+    table_X = table(bucket_of(distance_X, starts, both=both))
+    bias_SSX = table_X[key_S - key_S[start:, None] + start + S - 1]
+    return cast(Tensor, bias_SSX.permute(2, 0, 1)[None])
 
 
 def bucket_of(distance_X: Tensor, starts: Sequence[int], *, both: bool) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from moekit.contracts import Cache
+from moekit.spec.kinds import AttentionSpec
 from moekit_testing.assertions import require, require_equal
 from moekit_testing.case import ATTENTION_DIM, Case, Check, Omitted, claimed, normal, seeded
 from moekit_testing.fixtures.inputs import Probe
@@ -87,8 +88,11 @@ def check_sequences_apart(case: Case) -> None:
 def check_attention_documents(case: Case) -> None:
     """Computes each document of a sequence (``takes_documents``) as if it were alone, causal or not.
 
-    Positions start again in each; which number a document has makes no difference.
+    Positions start again in each; which number a document has makes no difference. Omitted where the options rule it
+    out (``keeps_documents``).
     """
+    if not case.spec_as(AttentionSpec).keeps_documents():
+        return
     x_BSD = normal(2, 9, ATTENTION_DIM, dtype=torch.float64)
     lengths = ((4, 1, 4), (2, 7, 0))
     for causal in (True, False):
@@ -106,7 +110,10 @@ def check_attention_cache(case: Case) -> None:
     """Computes new positions with a cache (``caches``) as it computes all positions at once.
 
     For any number of new positions, and with interleaved caches: state is kept in the cache, not in the module.
+    Omitted where the options rule a cache out (``takes_cache``).
     """
+    if not case.spec_as(AttentionSpec).takes_cache():
+        return
     attention = case.build().double().eval()
     inputs = [normal(2, 9, ATTENTION_DIM, seed=seed, dtype=torch.float64) for seed in (0, 4)]
     caches = [Cache() for _ in inputs]

@@ -39,12 +39,13 @@ def test_both_ways_to_write_rotary_positions_are_one_model() -> None:
         ({"attention_dropout": 0.1}, r"attention_dropout=0\.1 cannot be imported"),
         ({"router_jitter_noise": 0.1}, "their jitter also multiplies the experts' input"),
         ({"quantization_config": {"quant_method": "fp8"}}, "quantised weights are not read"),
-        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_type='dynamic' is not known"),
+        ({"rope_scaling": {"type": "proportional", "factor": 2.0}}, "rope_type='proportional' is not known"),
         ({"rope_scaling": {"type": "yarn", "factor": 2.0, "mystery": 1}}, "rope_scaling: this family knows no field"),
         ({"rope_scaling": 3}, "rope_scaling=3 is not a mapping"),
         ({"vocab_size": None}, "the field 'vocab_size' is missing"),
         ({"hidden_size": "16"}, "hidden_size='16' is not a whole number above 0"),
         ({"num_experts_per_tok": 9}, r"describes no model of ours\n.*top_k=9 is more than the 3 experts"),
+        ({"model_type": "llama4", "text_config": {}}, "also reads images.*AutoModelForCausalLM.*save_pretrained"),
         ({"model_type": "mamba"}, r"model_type='mamba': no format is for it\n  known: .*mixtral"),
     ],
 )
@@ -57,6 +58,30 @@ def test_fields_that_ask_for_nothing_and_inert_ones_are_let_pass() -> None:
     assert model_with(mystery=None, other=False, third=0) == model_with()
     assert model_with(bos_token_id=7, router_aux_loss_coef=0.3) == model_with()
     assert all(why for why in INERT.values())
+
+
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16}
+LONG = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 16, "attention_factor": 1.2}
+LONG |= {"short_factor": [1.0] * 6, "long_factor": [2.0] * 6}
+
+
+@pytest.mark.parametrize(
+    ("name", "rope", "message"),
+    [
+        ("glm4-moe", YARN, "YaRN in a part of each head"),
+        ("deepseek-v3", {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}, "latent attention has no stretch"),
+        ("llama4", YARN, "which are normed after that"),
+        ("llama4", LONG, "which are normed after that"),
+        ("llama", {**LONG, "short_mscale": 1.3}, "knows no field short_mscale"),
+        ("llama", {**LONG, "short_factor": None}, "field 'short_factor' is missing"),
+        ("llama", {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}, "'max_position_embeddings' is missing"),
+    ],
+)
+def test_rotary_positions_that_would_not_be_the_same_are_refused(name: str, rope: dict[str, Any], message: str) -> None:
+    family = current().get("format", name).spec_class()()
+    config = {"rms_norm_eps": 1e-6, **family.tiny()[0], "rope_parameters": rope}
+    with pytest.raises(FormatError, match=message):
+        model_of(family, config, "config.json")
 
 
 def test_a_number_under_two_names() -> None:

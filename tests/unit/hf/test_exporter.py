@@ -128,6 +128,10 @@ def test_a_failed_export_leaves_nothing(run: Path) -> None:
         ("glm-4.5", "glm4-moe"),
         ("minimax-m2", "minimax-m2"),
         ("gpt-oss-20b", "gpt-oss"),
+        ("phi-3.5-moe", "phimoe"),
+        ("llama-4-scout", "llama4"),
+        ("llama-4-maverick", "llama4"),
+        ("switch-base-8", "switch-transformers"),
         ("base/language_model", "llama"),
     ],
 )

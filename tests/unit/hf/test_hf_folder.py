@@ -120,6 +120,13 @@ def test_a_pickle_is_refused_with_the_command_that_converts_it(tmp_path: Path, n
     )
 
 
+def test_an_encoder_decoder_is_converted_by_the_class_that_loads_it(tmp_path: Path) -> None:
+    path = write_folder(tmp_path / "m", is_encoder_decoder=True)
+    (path / "model.safetensors").rename(path / "pytorch_model.bin")
+    with pytest.raises(FormatError, match="from transformers import AutoModelForSeq2SeqLM as A"):
+        Folder(path).shapes()
+
+
 def test_a_folder_without_weights_or_configuration(tmp_path: Path) -> None:
     path = write_folder(tmp_path / "m")
     (path / "model.safetensors").unlink()
@@ -156,3 +163,42 @@ def test_tensors_of_the_hubs_own_library_are_read(tmp_path: Path) -> None:
     save_file({"a": torch.arange(6.0).view(2, 3)}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text("{}")
     assert torch.equal(Folder(tmp_path).read("a", (1, 0), (1, 3)), torch.tensor([[3.0, 4.0, 5.0]]))
+
+
+def test_code_of_a_repository_is_named_by_its_configuration_and_never_run(tmp_path: Path) -> None:
+    auto_map = {"AutoConfig": "configuration_mine.Config", "AutoModelForCausalLM": "modeling_mine.Model"}
+    path = write_folder(tmp_path / "m", auto_map=auto_map)
+    for name in ("configuration_mine", "modeling_mine"):
+        (path / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nraise SystemExit(9)\n")
+    import_folder(path, tmp_path / "run")
+    assert not (tmp_path / "ran").exists()
+    assert list((tmp_path / "run").rglob("*.py")) == [], "nor is it copied"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"num_local_experts": None, "n_experts": 3}, r"this family knows no field n_experts=3\n.*nothing is imported"),
+        ({"num_hidden_layers": None, "layer_types": ["full_attention"] * 2}, "field 'num_hidden_layers' is missing"),
+        ({"num_local_experts": [3, 3]}, r"num_local_experts=\[3, 3\] is not a whole number above 0"),
+    ],
+)
+def test_a_configuration_of_another_version_is_refused_by_the_field_that_it_renamed(
+    tmp_path: Path, fields: dict[str, object], message: str
+) -> None:
+    refused(write_folder(tmp_path / "m", transformers_version="9.0.0", **fields), message)
+
+
+def test_a_version_alone_changes_nothing(tmp_path: Path) -> None:
+    import_folder(write_folder(tmp_path / "m", transformers_version="9.0.0"), tmp_path / "run")
+
+
+def test_a_path_through_a_folder_above_is_not_followed_to_any_file(tmp_path: Path) -> None:
+    """Neither upwards nor below, nor under a name that only looks like a file of weights."""
+    for file in ("sub/model.safetensors", "..\\model.safetensors", ".hidden.safetensors", "a.safetensors/../x", ""):
+        path = write_folder(tmp_path / f"m{abs(hash(file))}", shards=2)
+        index = json.loads((path / folders.INDEX).read_text())
+        index["weight_map"][GATE] = file
+        (path / folders.INDEX).write_text(json.dumps(index))
+        with pytest.raises(FormatError, match=rf"it names '{re.escape(file)}' for {re.escape(GATE)}"):
+            Folder(path).shapes()

@@ -17,10 +17,13 @@ from moekit_balancers.load_balance import LoadBalance
 from moekit_balancers.sign_bias import SignBias
 from moekit_dispatchers.grouped import Grouped
 from moekit_experts.glu import Glu
+from moekit_models.blocks import LayerNorm
 from moekit_models.decoder import MTP, At, Decoder, DecoderMoE, OtherAttention
 from moekit_models.decoder.module import DecoderModel
-from moekit_models.gqa import GQA
+from moekit_models.gqa import GQA, Temperature
 from moekit_models.mla import MLA
+from moekit_models.relative import Relative
+from moekit_models.stretch import Stretch
 from moekit_routers.topk import TopK
 
 VOCAB = 11
@@ -246,6 +249,16 @@ def test_a_document_in_a_window_gets_the_logits_that_it_gets_alone(attention: st
     assert not torch.allclose(joined.y[0, 4:], packed.y[0, 4:])
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"chunk": 4}, {"temperature": Temperature()}, {"stretch": Stretch(rule="dynamic", factor=2.0, original=4)}],
+    ids=lambda options: next(iter(options)),
+)
+def test_documents_are_not_kept_apart_where_positions_count_from_the_start_of_the_text(options: dict[str, Any]) -> None:
+    attention = replace(ATTENTIONS["gqa"], **options)
+    assert spec_of(attention=ATTENTIONS["gqa"]).takes_documents() and not spec_of(attention=attention).takes_documents()
+
+
 def test_a_decoder_takes_documents_if_all_its_attention_does(monkeypatch: pytest.MonkeyPatch) -> None:
     assert spec_of().takes_documents()
     monkeypatch.setattr(GQA, "takes_documents", False)
@@ -280,3 +293,23 @@ class NoBias(RouterSpec):
     """A router that ignores a selection bias."""
 
     takes_bias: ClassVar[bool] = False
+
+
+def test_a_tied_head_has_no_bias() -> None:
+    with pytest.raises(ValueError, match="head_bias with tied: a tied head is the input embedding"):
+        spec_of(tied=True, head_bias=True)
+
+
+def test_a_layer_norm_stays_in_the_dtype_of_its_input() -> None:
+    norm = LayerNorm(8)
+    x = torch.randn(2, 8, dtype=torch.bfloat16)
+    y = norm(x)
+    assert y.dtype == torch.bfloat16
+    assert torch.equal(y, torch.nn.functional.layer_norm(x.float(), (8,)).bfloat16())
+    assert norm(x.double()).dtype == torch.float64
+
+
+def test_a_decoder_has_no_table_of_positions_for_its_layers_to_share() -> None:
+    attention = Relative(heads=2, head_dim=8, shared=True)
+    with pytest.raises(ValueError, match=r"attention\.shared is for the stacks of the model encoder_decoder"):
+        spec_of(attention=attention)

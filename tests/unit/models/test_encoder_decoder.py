@@ -104,6 +104,7 @@ def test_the_encoders_dispatcher_must_fit_too() -> None:
     ("changes", "message"),
     [
         ({"moe": moe_of(at=At(layers=[2]))}, r"moe.at names \[2\], but the encoder has layers 0 to 1"),
+        ({"moe": moe_of(decoder_at=At(layers=[9]))}, r"moe.decoder_at names \[9\], but the decoder has layers"),
         ({"decoder_depth": 1}, "moe.at names no layer, but the decoder has layers 0 to 0"),
         ({"ffn": Glu(count=2, hidden=4)}, r"ffn\.count=2 must be 1"),
     ],

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from moekit.contracts import Init
 from moekit.weights import init_weights
 from moekit_models.relative import Relative, naive
-from moekit_models.relative.module import RelativeAttention, bucket_of, starts
+from moekit_models.relative.module import RelativeAttention, RelativePositions, bucket_of, starts
 
 
 def test_buckets_of_the_paper_in_a_decoder() -> None:
@@ -45,8 +45,7 @@ def test_buckets_follow_the_equation(buckets: int, beyond: int, both: bool) -> N
 
 
 def test_the_bias_depends_on_the_signed_distance_alone() -> None:
-    attention = RelativeAttention(Relative(heads=3, head_dim=4), 6, causal=False)
-    bias = attention.position_bias(9)[0]
+    bias = RelativePositions(Relative(heads=3, head_dim=4), causal=False)(9)[0]
     for shift in range(-8, 9):
         along = bias.diagonal(shift, 1, 2)
         assert (along == along[:, :1]).all()
@@ -56,6 +55,7 @@ def test_the_bias_depends_on_the_signed_distance_alone() -> None:
 def test_a_large_bias_makes_a_head_attend_to_its_distance() -> None:
     attention = RelativeAttention(Relative(heads=1, head_dim=6), 6).double()
     with torch.no_grad():
+        assert attention.bias is not None
         attention.bias.weight.zero_()
         attention.bias.weight[2] = 1e4  # the position two back, and no other
         for w in (attention.v.weight, attention.out.weight):
@@ -69,6 +69,7 @@ def test_tables_start_with_the_variance_of_their_mean_fan(causal: bool) -> None:
     """flaxformer ``moe.gin``: variance SCALE / mean(heads, buckets); as an embedding it would be SCALE, std .3 to 1."""
     attention = RelativeAttention(Relative(heads=28, head_dim=2, buckets=36), 8, causal=causal)
     init_weights(attention, Init(scale=0.32), seed=0)
+    assert attention.bias is not None
     assert float(attention.bias.weight.detach().std()) == pytest.approx(
         0.88 * 0.1, rel=0.05
     )  # truncated at two deviations

@@ -14,6 +14,7 @@ from moekit.spec.kinds import DispatcherSpec, ExpertSpec, MoE, RouterSpec
 from moekit_routers.dense import Dense
 from moekit_routers.hierarchical import Hierarchical
 from moekit_routers.noisy_topk import NoisyTopK
+from moekit_routers.sparse_mixer import SparseMixer
 from moekit_routers.strict import Strict
 from moekit_routers.topk import TopK
 
@@ -42,6 +43,7 @@ def route(router: Router, x_TD: torch.Tensor, **given: torch.Tensor) -> TokenCho
         TopK(top_k=3, **V3),
         TopK(top_k=3, send_threshold=0.5),
         NoisyTopK(top_k=3, zero_init=False),
+        SparseMixer(top_k=3),
         Hierarchical(branches=4, zero_init=False),
     ],
     ids=str,
@@ -165,6 +167,7 @@ def test_inconsistent_options_are_rejected(spec: type[RouterSpec], options: dict
             TopK(top_k=2, groups=12, top_groups=2, group_score="top2_sum"),
             "topk: group_score=top2_sum needs two experts or more in a group; groups=12 of 12 experts hold 1",
         ),
+        (SparseMixer(top_k=13), "router sparse_mixer: top_k=13 is more than the 12 experts there are: lower top_k"),
         (NoisyTopK(top_k=13), "router noisy_topk: top_k=13 is more than the 12 experts there are: lower top_k"),
         (Strict(top_k=13), "router strict: top_k=13 is more than the 12 experts there are: lower top_k"),
         (Hierarchical(branches=5), "router hierarchical: branches=5 does not divide the 12 experts evenly"),
@@ -187,6 +190,7 @@ def test_a_choice_that_the_experts_cannot_serve_is_rejected(spec: RouterSpec, me
         (Dense(), 64),
         (TopK(top_k=3), 3),
         (NoisyTopK(top_k=4), 4),
+        (SparseMixer(top_k=3), 3),
         (Hierarchical(branches=4, top_k=3), 6),
         (Strict(top_k=2), 2),
     ],

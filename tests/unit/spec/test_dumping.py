@@ -43,6 +43,7 @@ def test_every_option_is_written_in_the_order_of_the_schema() -> None:
         "    bias:\n"
         "      use: nudge\n"
         "      rate: 0.01\n"
+        "  gate_on: output\n"
         "head: null\n"
     )
 

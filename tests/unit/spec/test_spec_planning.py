@@ -44,7 +44,7 @@ unknown expert 'walk' (installed: flat, wide)
 $ model.moe.ruoter=pick  # unknown option of a group
 'model.moe' has no option 'ruoter'
   at model.moe.ruoter  in command line
-  expected one of router, experts, dispatcher, shared, balancers
+  expected one of router, experts, dispatcher, shared, balancers, gate_on
   did you mean 'router'?
 
 $ modle.width=3  # unknown option of a recipe
