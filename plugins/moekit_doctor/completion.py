@@ -163,7 +163,7 @@ def _values(at: Any, last: str) -> Iterable[str]:
     if not isinstance(at, Spec):
         return []
     if last == "use":
-        return _components_of(getattr(at, "kind", ""))
+        return _components_of(str(getattr(at, "kind", None)))
     info = fields_of(type(at)).get(last)
     return [] if info is None else _choices(info)
 
