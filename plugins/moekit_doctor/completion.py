@@ -151,7 +151,8 @@ def _inside(at: Any, has_use: bool) -> Iterator[str]:
     if isinstance(at, Mapping):
         yield from (f"{name}." if isinstance(held, Spec | Mapping) else f"{name}=" for name, held in at.items())
     elif isinstance(at, Spec):
-        if has_use and getattr(at, "kind", ""):
+        kind: str = getattr(at, "kind", "")
+        if has_use and kind:
             yield "use="
         for name in fields_of(type(at)):
             held = getattr(at, name)
