@@ -27,7 +27,7 @@ def candidates(words: Sequence[str]) -> list[str]:
     A candidate that ends with ``.`` or ``=`` is to be continued.
 
     Args:
-        words: what stands behind ``moekit``; the last is the beginning of a word, or empty.
+        words: those after ``moekit``; the last is the beginning of a word, or empty.
     """
     *before, word = words
     if not before:

@@ -1,4 +1,4 @@
-"""Packages that moekit can do without: what happens when one is missing, and which command is told."""
+"""Packages that moekit can do without: what happens when one is missing, and which command is printed."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def without(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return block
 
 
-def test_a_missing_package_is_told_with_what_needs_it_and_the_command() -> None:
+def test_a_missing_package_is_reported_with_what_needs_it_and_the_command() -> None:
     assert lacking("json", "no_such_package") == ["no_such_package"]
     require("plots", "a plot", "json")
     said = r"^a plot needs nope1 and nope2, which moekit does not install by itself\n  pip install 'moekit\[plots\]'$"

@@ -124,7 +124,7 @@ def test_macos_flushes_past_the_cache_of_the_drive_and_falls_back(
 
 
 @pytest.mark.parametrize(("code", "raised"), [(errno.EINVAL, False), (errno.EIO, True)])
-def test_a_file_system_that_cannot_flush_directories_is_used_without_and_a_failing_disk_is_told(
+def test_a_file_system_that_cannot_flush_directories_is_used_without_and_a_failing_disk_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, raised: bool
 ) -> None:
     def fail(handle: int) -> None:

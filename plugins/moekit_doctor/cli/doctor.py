@@ -26,7 +26,7 @@ EXAMPLES = """\
   moekit doctor --out /data/runs    can that folder be written, and how fast?
   moekit doctor --json              for a bug report, or a program
 
-The exit code is 1 if something stops moekit from working (fault), else 0. A note is about speed, or something left out.
+The exit code is 1 if something stops moekit from working (fault), else 0. A note is about speed, or something omitted.
 """
 
 

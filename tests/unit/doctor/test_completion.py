@@ -99,7 +99,7 @@ SAID = 'import sys; open("asked", "w").write(repr(sys.argv[1:])); print("model.m
 
 @pytest.mark.parametrize("shell", list(DRIVERS))
 def test_the_script_of_a_shell_asks_with_the_line_so_far(shell: str, tmp_path: Path, capsys: Captured) -> None:
-    """A ``moekit`` that writes down its arguments stands in for the command."""
+    """A ``moekit`` that writes down its arguments replaces the command."""
     if shutil.which(shell) is None:
         pytest.skip(f"{shell} is not installed")
     assert main(["completion", shell]) == 0

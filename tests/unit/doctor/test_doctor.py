@@ -1,4 +1,4 @@
-"""``moekit doctor``: faults are found, and the exit code says so; notes are about speed and what is left out."""
+"""``moekit doctor``: faults are found, and the exit code says so; notes are about speed and what is omitted."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_requirements_are_compared_with_what_is_installed(monkeypatch: pytest.Mo
     assert found.keys() == {"torch", "pluggy", "no-such-package", "plots", "wandb"}
 
 
-def test_moekit_that_is_only_on_the_path_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_moekit_that_is_only_on_the_path_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(_: str) -> None:
         raise PackageNotFoundError("moekit")
 

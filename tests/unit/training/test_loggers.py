@@ -67,7 +67,7 @@ def test_a_csv_logger_by_class_gets_every_metric(recipe: Make, tmp_path: Path) -
     assert steps and (folders[0] / "hparams.yaml").read_text().count("deepseek") == 0
 
 
-def test_a_missing_package_of_a_logger_is_told_with_the_command(
+def test_a_missing_package_of_a_logger_is_reported_with_the_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
