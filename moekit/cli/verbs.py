@@ -6,7 +6,7 @@ import argparse
 import gc
 import importlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn, Protocol, cast
 
@@ -43,6 +43,11 @@ class VerbModule(Protocol):
 
 class Parser(argparse.ArgumentParser):
     """An argument parser that raises ``MoekitError``, with the nearest option or choice."""
+
+    @property
+    def arguments(self) -> Sequence[argparse.Action]:
+        """Its arguments and options, in order of declaration."""
+        return self._actions
 
     def error(self, message: str) -> NoReturn:
         """Raises instead of exiting.

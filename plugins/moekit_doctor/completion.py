@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from moekit.cli.core import VERBS
-from moekit.cli.verbs import find, parser_of
+from moekit.cli.verbs import Parser, find, parser_of
 from moekit.component import Offer
 from moekit.discovery import BUILTIN
 from moekit.errors import MoekitError
@@ -40,8 +40,8 @@ def candidates(words: Sequence[str]) -> list[str]:
     return _beginning(word, _next(before[0], parser, before[1:], word))
 
 
-def _next(verb: str, parser: argparse.ArgumentParser, before: Sequence[str], word: str) -> Iterable[str]:
-    actions = parser._actions
+def _next(verb: str, parser: Parser, before: Sequence[str], word: str) -> Iterable[str]:
+    actions = parser.arguments
     options = {name: action for action in actions for name in action.option_strings}
     if word.startswith("-"):
         return options

@@ -86,7 +86,7 @@ def moekit_run_starting(run: StartingRun) -> None:
 
 @hookimpl
 def moekit_run_ended(run: EndedRun) -> list[Path | ReportRow]:
-    """Draws the plots of every run; says what was not drawn or written, and how to have it the next time."""
+    """Draws the plots of every run; says what is missing, and which command installs it."""
     from moekit.extras import install, lacking
     from moekit.training.run.hooks import ReportRow
 

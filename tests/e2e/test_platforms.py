@@ -18,7 +18,7 @@ from moekit.training.run import folder
 def test_a_run_is_trained_saved_and_resumed_without_what_windows_lacks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Simulated: no Windows was at hand."""
+    """Simulated: no test ran on Windows."""
     opened = os.open
 
     def refuse_directories(path: str, *rest: int, **of_rmtree: int | None) -> int:

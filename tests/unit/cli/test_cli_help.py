@@ -69,7 +69,7 @@ def test_the_page_of_every_verb_has_examples_that_parse_defaults_and_exit_codes(
     for example in examples:
         command = re.split(r" {2,}| [>|] |\)", example)[0]
         parser.parse_intermixed_args(shlex.split(command)[1:])
-    for action in parser._actions:
+    for action in parser.arguments:
         assert action.help, f"{action.dest}: no help"
         if action.option_strings and action.default not in (None, False, "", [], argparse.SUPPRESS):
             assert "default" in action.help, f"{action.option_strings[0]}: which default?"
