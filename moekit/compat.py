@@ -103,7 +103,7 @@ def kill_started_processes(launcher: object) -> None:
     from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
     if isinstance(launcher, _SubprocessScriptLauncher):
-        launcher.kill(signal.SIGKILL)
+        launcher.kill(getattr(signal, "SIGKILL", signal.SIGTERM))  # Windows has no SIGKILL: its SIGTERM ends at once
 
 
 def loop_counters(checkpoint: dict[str, Any]) -> Iterable[dict[str, int]]:

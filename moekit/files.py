@@ -8,6 +8,21 @@ import stat
 from collections.abc import Callable
 from io import BufferedReader
 from pathlib import Path
+from typing import Final
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+FULL_FLUSH: Final[int] = getattr(fcntl, "F_FULLFSYNC", 0)
+"""A command of macOS, where fsync leaves data in the drive's cache; 0 elsewhere."""
+
+WINDOWS: Final = os.name == "nt"
+"""Windows opens no directory, and flushes a renamed file's entry itself."""
+
+CANNOT: Final = (errno.EINVAL, errno.ENOTSUP)
+"""What a file system says that cannot flush directories: some that are mounted over a network, or by FUSE."""
 
 _READ = (
     os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
@@ -71,8 +86,8 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     partial = path.with_name(f".{path.name}.tmp")
     try:
         write(partial)
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
+        with partial.open("r+b" if WINDOWS else "rb") as file:  # Windows flushes only what it may write
+            flush(file.fileno())
         os.replace(partial, path)
     except BaseException as error:
         discard(partial)
@@ -111,14 +126,34 @@ def discard_partial(folder: Path) -> None:
         discard(path)
 
 
-def sync_directory(path: Path) -> None:
-    """Flushes a directory's entries to the disk.
+def flush(handle: int) -> None:
+    """Flushes an open file to the disk, past the drive's own cache where the system can.
 
     Raises:
-        OSError: it cannot be opened or flushed.
+        OSError: it cannot be flushed.
     """
+    if FULL_FLUSH:
+        try:
+            fcntl.fcntl(handle, FULL_FLUSH)
+            return
+        except OSError:  # not on this file system
+            pass
+    os.fsync(handle)
+
+
+def sync_directory(path: Path) -> None:
+    """Flushes a directory's entries to the disk, if the system and the file system can.
+
+    Raises:
+        OSError: it cannot be opened, or the disk fails.
+    """
+    if WINDOWS:
+        return
     handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        flush(handle)
+    except OSError as error:
+        if error.errno not in CANNOT:
+            raise
     finally:
         os.close(handle)

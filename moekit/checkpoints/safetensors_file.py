@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from moekit.errors import CheckpointError
-from moekit.files import open_regular
+from moekit.files import flush, open_regular
 from moekit.shards import Dims, contains
 
 DTYPES: dict[str, torch.dtype] = {
@@ -111,7 +111,7 @@ def write_file(path: Path, chunks: Iterable[bytes | memoryview]) -> Digest:
             sha256.update(chunk)
             size += len(chunk)
         file.flush()
-        os.fsync(file.fileno())
+        flush(file.fileno())
     return Digest(sha256.hexdigest(), size)
 
 

@@ -6,7 +6,7 @@ import argparse
 import gc
 import importlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn, Protocol, cast
 
@@ -17,6 +17,16 @@ from moekit.registry import current
 
 QUICK = ("ls", "show", "plugins", "config", "help")
 """Verbs that end before garbage collection is worth its time. They import no torch."""
+
+EXIT_CODES = """\
+exit codes:
+  0    done
+  1    what this verb checks is wrong, if it checks something; or a bug, with its traceback
+  2    a mistake in the arguments, a recipe or a file (MOEKIT_DEBUG=1 prints its traceback)
+  130  Ctrl-C
+  141  the reader of the output has gone
+"""
+"""The end of every verb's page."""
 
 
 class VerbModule(Protocol):
@@ -33,6 +43,11 @@ class VerbModule(Protocol):
 
 class Parser(argparse.ArgumentParser):
     """An argument parser that raises ``MoekitError``, with the nearest option or choice."""
+
+    @property
+    def arguments(self) -> Sequence[argparse.Action]:
+        """Its arguments and options, in order of declaration."""
+        return self._actions
 
     def error(self, message: str) -> NoReturn:
         """Raises instead of exiting.
@@ -83,7 +98,7 @@ def module_of(verb: Verb) -> VerbModule:
 
 
 def parser_of(verb: Verb) -> Parser:
-    """The argument parser of a verb, with its summary above and its examples below.
+    """The argument parser of a verb, with its summary above, its examples and the exit codes below.
 
     Raises:
         PluginError: the verb's module cannot be used.
@@ -92,7 +107,7 @@ def parser_of(verb: Verb) -> Parser:
     parser = Parser(
         prog=f"moekit {current().short_name(verb) if verb.plugin else verb.name}",
         description=f"{verb.summary[:1].upper()}{verb.summary[1:]}.",
-        epilog=f"examples:\n{module.EXAMPLES.rstrip()}\n",
+        epilog=f"examples:\n{module.EXAMPLES.rstrip()}\n\n{EXIT_CODES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

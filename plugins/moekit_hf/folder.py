@@ -17,6 +17,7 @@ from torch import Tensor
 
 from moekit.checkpoints.safetensors_file import TensorFile
 from moekit.errors import CheckpointError
+from moekit.extras import install
 from moekit.files import read_regular
 from moekit_hf.fields import FormatError
 from moekit_hf.rules import Shape
@@ -184,7 +185,7 @@ def located(name: str) -> Path:
         from huggingface_hub import snapshot_download
     except ImportError:
         raise FormatError(
-            f"{name} is not a folder here\n  to fetch a repository of that name: pip install 'moekit[hf]'"
+            f"{name} is not a folder here\n  to fetch a repository of that name: {install('hf')}"
         ) from None
     try:
         return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]))

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moekit_hf.fields import FormatError
+from moekit.extras import require
 from moekit_hf.format import FormatSpec
 
 TOKENS = (2, 24)
@@ -29,13 +29,11 @@ def transformers() -> Any:
     """The package, silent and without a network.
 
     Raises:
-        FormatError: it is not installed.
+        MissingPackage: it is not installed.
     """
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    try:
-        package: Any = importlib.import_module("transformers")
-    except ImportError as error:
-        raise FormatError("this needs the package transformers: pip install 'moekit[hf]'") from error
+    require("hf", "a comparison with transformers", "transformers")
+    package: Any = importlib.import_module("transformers")
     package.logging.set_verbosity_error()
     package.logging.disable_progress_bar()
     return package

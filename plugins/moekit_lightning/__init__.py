@@ -10,7 +10,7 @@ TYPE_CHECKING = False  # importing typing slows the start of every command
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from moekit.training.run.hooks import EndedRun, StartingRun
+    from moekit.training.run.hooks import EndedRun, ReportRow, StartingRun
 
 MOEKIT_API = 2
 __getattr__, __dir__, __all__ = from_stub(__name__, __file__)
@@ -71,18 +71,31 @@ def moekit_components() -> list[Component]:
 
 @hookimpl
 def moekit_run_starting(run: StartingRun) -> None:
-    """Has every run show its progress and write TensorBoard's events."""
+    """Has every run show its progress and, if it can, write TensorBoard's events."""
+    from moekit.extras import lacking
     from moekit_lightning.event_file import EventFile
     from moekit_lightning.progress import progress_of
 
     if run.shows_progress:
         run.callbacks.append(progress_of(run))
-    run.loggers.append(EventFile(run.folder / "tensorboard", run.upto + 1, run.logs))
+    if not lacking("tensorboard"):
+        run.loggers.append(EventFile(run.folder / "tensorboard", run.upto + 1, run.logs))
 
 
 @hookimpl
-def moekit_run_ended(run: EndedRun) -> list[Path]:
-    """Draws the plots of every run."""
+def moekit_run_ended(run: EndedRun) -> list[Path | ReportRow]:
+    """Draws the plots of every run; says what is missing, and which command installs it."""
+    from moekit.extras import install, lacking
+    from moekit.training.run.hooks import ReportRow
+
+    missing = {"plots": lacking("matplotlib"), "tensorboard": lacking("tensorboard")}
+    rows = [
+        ReportRow(extra, f"none, without {names[0]}: {install(extra)}")
+        for extra, names in missing.items()
+        if names and run.failure is None
+    ]
+    if missing["plots"]:
+        return [*rows]
     from moekit_lightning.plots import draw_plots
 
-    return draw_plots(run)
+    return [*rows, *draw_plots(run)]

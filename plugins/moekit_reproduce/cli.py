@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from moekit.cli import text
 from moekit.errors import MoekitError
+from moekit.extras import require
 from moekit.registry import current
 
 if TYPE_CHECKING:
@@ -46,12 +47,13 @@ def run(args: argparse.Namespace) -> int:
     """Measures the papers, one after the other, and prints what was found.
 
     Raises:
-        MoekitError: no such paper, an option is out of range, or a run failed.
+        MoekitError: matplotlib is not installed, no such paper, an option is out of range, or a run failed.
     """
     claims = {claim.name: claim for claim in sorted(current().components("claim"), key=_year)}
     if args.list:
         print("\n".join(text.table([(name, claim.summary, claim.paper) for name, claim in claims.items()])))
         return 0
+    require("plots", "moekit reproduce, which draws what it measures,", "matplotlib")
     names = [name for name in args.names if "=" not in name]
     for name in names:
         current().get("claim", name)  # reports an unknown name, with the nearest

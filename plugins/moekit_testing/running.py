@@ -13,10 +13,11 @@ from typing import Literal
 from moekit.component import Component
 from moekit.errors import MoekitError
 from moekit.spec.fields import Spec
-from moekit_testing.assertions import CheckFailure
+from moekit_testing.assertions import CheckFailure, require
 from moekit_testing.case import Case, Check, CheckSkipped, Omitted, checks_module
 from moekit_testing.cases import cases_of_one, refuse_unknown
 from moekit_testing.checks import common
+from moekit_testing.fixtures.network import no_network
 
 Status = Literal["passed", "failed", "known failure", "skipped"]
 
@@ -39,15 +40,18 @@ class BoundCheck:
         return self.check.__name__
 
     def __call__(self) -> None:
-        """Runs the check.
+        """Runs the check, without a network.
 
         Raises:
-            CheckFailure: it failed, or raised another exception.
+            CheckFailure: it failed, raised another exception, or wanted to connect to another machine.
             CheckSkipped: it cannot run here.
         """
         __tracebackhide__ = True
         try:
-            self.check(self.case)
+            with no_network() as wanted:
+                self.check(self.case)
+            hosts = ", ".join(dict.fromkeys(wanted))
+            require(not wanted, found=f"it wants to connect to {hosts}", expected="an example that stays offline")
         except CheckSkipped:
             raise
         except CheckFailure as failure:

@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+import sharded_run
 import torch
+from ranks import run_ranks
 
 from moekit.training.run.prepare import quiet
-from tests.e2e import sharded_run
-from tests.ranks import run_ranks
 
 RUN = {"recipe": "deepseek_v3", "precision": "32-true", "steps": 2}
 ROUNDING = 1e-5

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sharded_run
 import torch
 from ranks import run_forked, run_ranks
 
 from moekit.training.run.prepare import quiet
-from tests.e2e import sharded_run
 
 SCRIPT = Path(sharded_run.__file__)
 WITHIN = {"64-true": 1e-10, "32-true": 1e-5}

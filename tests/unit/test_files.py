@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from moekit import files
 from moekit.files import make_directory, open_regular, read_regular, replace_file
 
 
@@ -75,3 +78,61 @@ replace_file(Path({str(path)!r}), die)
     assert path.read_text() == "old"
     replace_file(path, lambda p: p.write_text("new"))  # what the killed process left behind does no harm
     assert path.read_text() == "new"
+
+
+def test_on_windows_no_directory_is_opened_and_only_writable_files_are_flushed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What Windows refuses is refused here: to open a directory, and to flush a file that is open to be read."""
+    opened, flushed = os.open, os.fsync
+
+    def refuse_directories(path: str, *rest: int) -> int:
+        if os.path.isdir(path):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return opened(path, *rest)
+
+    def refuse_readers(handle: int) -> None:
+        if fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        flushed(handle)
+
+    fcntl = pytest.importorskip("fcntl")
+    monkeypatch.setattr(os, "open", refuse_directories)
+    monkeypatch.setattr(os, "fsync", refuse_readers)
+    with pytest.raises(PermissionError, match="Permission denied"):
+        replace_file(tmp_path / "a" / "file", lambda path: path.write_bytes(b"new"))
+    monkeypatch.setattr(files, "WINDOWS", True)
+    replace_file(tmp_path / "b" / "file", lambda path: path.write_bytes(b"new"))
+    assert (tmp_path / "b" / "file").read_bytes() == b"new"
+
+
+def test_macos_flushes_past_the_cache_of_the_drive_and_falls_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def full(handle: int, command: int) -> None:
+        asked.append(f"full {command}")
+        if len(asked) > 1:
+            raise OSError(errno.ENOTSUP, "not on this file system")
+
+    monkeypatch.setattr(files, "FULL_FLUSH", 51)
+    monkeypatch.setattr(files, "fcntl", SimpleNamespace(fcntl=full))
+    monkeypatch.setattr(os, "fsync", lambda handle: asked.append("fsync"))
+    replace_file(tmp_path / "file", lambda path: path.write_bytes(b"new"))
+    assert asked == ["full 51", "full 51", "fsync"]  # the file; then its directory
+
+
+@pytest.mark.parametrize(("code", "raised"), [(errno.EINVAL, False), (errno.EIO, True)])
+def test_a_file_system_that_cannot_flush_directories_is_used_without_and_a_failing_disk_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, raised: bool
+) -> None:
+    def fail(handle: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    if raised:
+        with pytest.raises(OSError, match="Input/output error"):
+            files.sync_directory(tmp_path)
+    else:
+        files.sync_directory(tmp_path)

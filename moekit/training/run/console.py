@@ -161,7 +161,8 @@ def _print_files(outcome: Outcome, module: LitMoE, console: Console) -> None:
     grid.add_row("folder", escape(run))
     grid.add_row("files", "  ".join(written))
     grid.add_row("", "  ".join(held))
-    grid.add_row("pictures", "  ".join(pictures))
+    if pictures:
+        grid.add_row("pictures", "  ".join(pictures))
     console.print()
     console.print(grid, highlight=False)
     for head, command in (("try next", first), ("        ", second)):  # soft_wrap: no line breaks in what users copy

@@ -6,9 +6,9 @@ from typing import final
 
 from moekit.contracts import Evaluation, Evaluator, Trained
 from moekit.errors import MoekitError
+from moekit.extras import require
 from moekit_data.bleu import Bleu
 from moekit_data.bleu.scoring import Translation, figures
-from moekit_data.translations.reading import require
 
 MARGIN = 8
 """Tokens that any translation may have beyond twice the longest reference of its batch."""
@@ -19,11 +19,11 @@ class BleuEvaluator(Evaluator):
     """BLEU and chrF by language, which is the domain of a pair; a table and a plot of the translations.
 
     Raises:
-        DataError: sacrebleu is not installed.
+        MissingPackage: sacrebleu or matplotlib is not installed.
     """
 
     def __init__(self, spec: Bleu) -> None:
-        require("sacrebleu", "it scores translations")
+        require("translation", "the evaluator 'bleu'", "sacrebleu", "matplotlib")
 
     def evaluate(self, trained: Trained) -> Evaluation:
         """The scores, ``translations.tsv`` with every translation, and ``translations.png``, chrF by language.

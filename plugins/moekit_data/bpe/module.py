@@ -10,6 +10,7 @@ from torch import Tensor
 
 from moekit.contracts import Tokenizer
 from moekit.errors import DataError, MoekitError
+from moekit.extras import require
 from moekit_data.bpe import BytePairs
 
 END = b"\0"
@@ -21,9 +22,13 @@ class BytePairTokenizer(Tokenizer):
 
     Byte 0, which text cannot contain, ends a document. It stays a token of its own, for no merge is ever learnt with
     it.
+
+    Raises:
+        MissingPackage: tokenizers is not installed.
     """
 
     def __init__(self, spec: BytePairs) -> None:
+        require("tokenizers", "the tokenizer 'bpe'", "tokenizers")
         self.spec = spec
         self._learnt: Any = None  # the library's tokenizer
         self._spelling: Sequence[bytes] = ()

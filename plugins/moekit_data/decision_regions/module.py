@@ -6,15 +6,21 @@ from typing import final
 
 from moekit.contracts import Evaluation, Evaluator, Trained
 from moekit.errors import MoekitError
+from moekit.extras import require
 from moekit_data.decision_regions import DecisionRegions
 from moekit_data.vowels.module import VowelData
 
 
 @final
 class DecisionRegionsEvaluator(Evaluator):
-    """The cases, the decision boundary and the gate's regions, over the plane of two formants."""
+    """The cases, the decision boundary and the gate's regions, over the plane of two formants.
+
+    Raises:
+        MissingPackage: matplotlib is not installed.
+    """
 
     def __init__(self, spec: DecisionRegions) -> None:
+        require("plots", "the evaluator 'decision_regions'", "matplotlib")
         self.spec = spec
 
     def evaluate(self, trained: Trained) -> Evaluation:

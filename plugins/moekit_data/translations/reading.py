@@ -10,28 +10,15 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from moekit.errors import DataError
+from moekit.extras import install, require
 from moekit.files import open_regular
 from moekit_data.text_files.files import JSON_LINES, searched_folder
 from moekit_data.text_files.reading import decoded, json_object
 from moekit_data.translations import LANGUAGE
 from moekit_data.translations.pairs import Pair
 
-INSTALL = "pip install -e '.[translation]'"
 TABS = (".tsv",)
 FIELDS = Pair._fields
-
-
-def require(package: str, why: str) -> Path:
-    """The folder, or the file, of an installed package.
-
-    Raises:
-        DataError: it is not installed; the message has the command.
-    """
-    spec = find_spec(package)
-    if spec is None or spec.origin is None:
-        raise DataError(f"{package} ({why}) is not installed\n  {INSTALL}")
-    origin = Path(spec.origin)
-    return origin.parent if origin.name == "__init__.py" else origin
 
 
 def read_django() -> Iterator[Pair]:
@@ -40,15 +27,16 @@ def read_django() -> Iterator[Pair]:
     Django itself is not imported.
 
     Raises:
-        DataError: Django or polib is not installed, or Django has no catalogs.
+        MissingPackage: Django or polib is not installed.
+        DataError: Django has no catalogs.
     """
-    root = require("django", "its catalogs are the pairs")
-    require("polib", "it reads catalogs")
+    require("translation", "reading pairs from Django's catalogs", "django", "polib")
+    root = Path(str(spec.origin)).parent if (spec := find_spec("django")) else Path()
     catalogs = sorted(root.glob("**/locale/*/LC_MESSAGES/*.po"))
     if not catalogs:
         raise DataError(
             f"no catalogs below {root}\n  expected locale/*/LC_MESSAGES/*.po, which some distributions omit\n"
-            f"  {INSTALL}"
+            f"  {install('translation')}"
         )
     for path in catalogs:
         language = path.parent.parent.name
@@ -65,7 +53,7 @@ def read_catalog(path: Path, language: str) -> Iterator[Pair]:
     try:
         import polib  # loaded for these pairs alone
     except ImportError as error:  # read_django found it, but it does not load
-        raise DataError(f"data translations cannot load polib: {error}\n  {INSTALL}") from error
+        raise DataError(f"data translations cannot load polib: {error}\n  {install('translation')}") from error
     try:
         entries = list(polib.pofile(str(path), encoding="utf-8"))
     except (OSError, ValueError) as error:

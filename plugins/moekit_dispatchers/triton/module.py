@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from moekit.contracts import Dispatched, Dispatcher, ExpertBank, LayerDims, StandardForm
-from moekit.errors import MoekitError
+from moekit.extras import MissingPackage, install
 from moekit.routing import Routing, pairs_of
 from moekit_dispatchers.grouped import Grouped
 from moekit_dispatchers.grouped.module import GroupedDispatcher, sort_pairs
@@ -49,16 +49,16 @@ class TritonDispatcher(Dispatcher):
 
         Raises:
             ValueError: a soft routing.
-            MoekitError: the kernels are needed, and the package ``triton`` is not installed.
+            MissingPackage: the kernels are needed, and the package ``triton`` is not installed.
         """
         pairs = pairs_of(routing)
         form = experts.standard_form()
         if form is None or self.why_not(x_TD, form):
             return self.otherwise(x_TD, routing, experts, num_sequences=num_sequences)  # type: ignore[no-any-return]
         if not self.installed:
-            raise MoekitError(
-                "the dispatcher 'triton' needs the package triton, which is not installed\n"
-                "  pip install 'moekit[triton]', or use the dispatcher 'grouped' or 'auto'"
+            raise MissingPackage(
+                "the dispatcher 'triton' needs triton, which moekit does not install by itself\n"
+                f"  {install('triton')}, or use the dispatcher 'grouped' or 'auto'"
             )
         dtype = _dtype(x_TD)
         rows = sort_pairs(pairs, x_TD.shape[0], routing.num_experts)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from moekit.contracts import Tokenizer
 from moekit.errors import DataError, MoekitError
+from moekit.extras import require
 from moekit.files import read_regular
 from moekit_hf.folder import LARGEST_JSON
 from moekit_hf.tokenizer import TokenizerFile
@@ -89,12 +90,14 @@ class FileTokenizer(Tokenizer):
         """Reads the text of a file.
 
         Raises:
+            MissingPackage: tokenizers is not installed.
             DataError: the library cannot read it, or it has more tokens than ``vocab``, or lacks ``spec.end``.
         """
         if not state:
             return
         if not isinstance(state.get("tokenizer_json"), str):
             raise DataError("the saved tokens are not those of a tokenizer.json, but of another tokenizer")
+        require("tokenizers", "a tokenizer.json", "tokenizers")
         from tokenizers import Tokenizer as Library  # loaded for these tokens alone
 
         try:

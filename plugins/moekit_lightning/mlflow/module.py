@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning.pytorch.loggers import MLFlowLogger
 
+from moekit.extras import require
 from moekit.training.run.hooks import RunInfo
 from moekit_lightning.mlflow import MLflow
 
@@ -17,8 +18,9 @@ def mlflow_logger(spec: MLflow, run: RunInfo) -> MLFlowLogger:
     """The logger. The run there has its folder as a tag, by which it is found when training is resumed.
 
     Raises:
-        ModuleNotFoundError: mlflow is not installed.
+        MissingPackage: mlflow is not installed.
     """
+    require("mlflow", "the logger 'mlflow'", "mlflow")
     folder = str(run.folder.absolute())
     given = spec.uri or os.environ.get("MLFLOW_TRACKING_URI", "")
     uri = given or f"sqlite:///{folder}/mlflow.db"

@@ -7,6 +7,7 @@ import hashlib
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from moekit.extras import require
 from moekit.training.run.hooks import RunInfo
 from moekit_lightning.wandb import WandB
 
@@ -28,8 +29,9 @@ def wandb_logger(spec: WandB, run: RunInfo) -> WandbLogger:
     """The logger. The run's id there is a checksum of its folder, so that a resumed run has the same.
 
     Raises:
-        ImportError: wandb is not installed.
+        MissingPackage: wandb is not installed.
     """
+    require("wandb", "the logger 'wandb'", "wandb")
     return OneRunLogger(
         name=f"{run.name}/{run.label}" if run.label != run.name else run.name,
         id=hashlib.sha256(str(run.folder.absolute()).encode()).hexdigest()[:16],

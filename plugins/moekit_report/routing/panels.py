@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from lightning.pytorch.loggers import Logger, MLFlowLogger, WandbLogger
 
+from moekit.extras import lacking
 from moekit.training.run.metrics_log import RunLog
 from moekit_report.page import html_of
 from moekit_report.routing.recording import PARTS, Rows
@@ -104,11 +105,12 @@ def show_numbers(logger: Logger, numbers: Mapping[str, float], step: int) -> Non
 
 
 def show_loads(logger: Logger, loads: Mapping[str, np.ndarray], step: int) -> None:
-    """Gives a logger a histogram of each layer, and a picture of all."""
+    """Gives a logger a histogram of each layer, and a picture of all if matplotlib is installed."""
     if loads and (door := door_of(logger)) is not None:
         for name, load_E in loads.items():
             door.histogram(f"{LOAD}/{name}", load_E, step)
-        door.picture(LOAD, picture_of(loads, step), step)
+        if not lacking("matplotlib"):
+            door.picture(LOAD, picture_of(loads, step), step)
 
 
 def show_report(contents: Mapping[str, Any], logger: Logger) -> None:

@@ -36,9 +36,10 @@ def run(args: argparse.Namespace) -> int:
     """Writes the page.
 
     Raises:
-        MoekitError: there is no such run, a text cannot be read, or an argument is out of range.
+        MoekitError: there is no such run, a text cannot be read, an argument is out of range, or matplotlib is missing.
     """
     from moekit.errors import MoekitError
+    from moekit.extras import require
 
     if args.sequences < 1:
         raise MoekitError(f"--sequences {args.sequences}: expected 1 or more")
@@ -47,6 +48,8 @@ def run(args: argparse.Namespace) -> int:
         raise MoekitError(f"{given} examines the model, which --no-model forbids\n  expected one of the two")
     if args.text and args.data:
         raise MoekitError(f"--text and {args.data[0]} exclude each other\n  expected one")
+    if args.pictures:
+        require("plots", "--pictures", "matplotlib")
 
     from moekit import run as runs
     from moekit.files import replace_text

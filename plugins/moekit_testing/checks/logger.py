@@ -11,6 +11,7 @@ import lightning
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 
+from moekit.extras import MissingPackage
 from moekit.training.run.hooks import RunInfo
 from moekit_testing.assertions import require
 from moekit_testing.case import Case, Check, CheckSkipped
@@ -88,5 +89,5 @@ def _made(case: Case, folder: Path, *, upto: int = 0) -> Logger:
 def _raw(case: Case, folder: Path, *, upto: int = 0) -> object:
     try:
         return case.component.load()(case.spec, RunInfo(folder=folder, name="kit", label="kit", upto=upto))
-    except ModuleNotFoundError as error:
+    except (ModuleNotFoundError, MissingPackage) as error:
         raise CheckSkipped(f"a library is missing: {error}") from error

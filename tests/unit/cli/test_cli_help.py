@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
+import re
+import shlex
+
+import pytest
 from cli_fakes import BROKEN, Captured, Use, check_output
 from fake_plugins import plugin
 
 from moekit.cli import main
 from moekit.cli.core import VERBS
+from moekit.cli.verbs import find, parser_of
 from moekit.component import Verb
 from moekit.plugin import Plugin
+from moekit.registry import current
 
 OWN = "\n".join(["verbs", *(f"  {verb:<10}  {summary}" for verb, summary in VERBS.items())])
 
@@ -48,3 +55,21 @@ def test_a_plugin_that_failed_is_named(use: Use, capsys: Captured) -> None:
     use(BROKEN)
     assert main(["help"]) == 0
     assert capsys.readouterr().err == "note: plugin 'broken' failed to load; see: moekit plugins\n"
+
+
+@pytest.mark.parametrize("verb", sorted({*VERBS, *(verb.name for verb in current().verbs)}))
+def test_the_page_of_every_verb_has_examples_that_parse_defaults_and_exit_codes(verb: str, capsys: Captured) -> None:
+    assert main([verb, "--help"]) == 0
+    page = capsys.readouterr().out
+    assert "\nexit codes:\n  0    done\n" in page
+    parser = parser_of(find(verb))
+    shown = re.sub(r"\n {3,}", " ", page.partition("\nexamples:\n")[2])  # an example of two lines becomes one
+    examples = re.findall(rf"^  (?:\w+=\S+ |source <\()*moekit ({verb}\b.*)$", shown, re.MULTILINE)
+    assert examples, "no example"
+    for example in examples:
+        command = re.split(r" {2,}| [>|] |\)", example)[0]
+        parser.parse_intermixed_args(shlex.split(command)[1:])
+    for action in parser.arguments:
+        assert action.help, f"{action.dest}: no help"
+        if action.option_strings and action.default not in (None, False, "", [], argparse.SUPPRESS):
+            assert "default" in action.help, f"{action.option_strings[0]}: which default?"

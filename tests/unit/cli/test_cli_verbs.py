@@ -128,7 +128,7 @@ def test_a_plugins_verb_has_a_help_page(words: list[str], capsys: Captured) -> N
     assert main(words) == 0
     out = capsys.readouterr().out
     assert out.startswith("usage: moekit score [-h] points\n\nScore for acme.\n")
-    assert out.endswith("examples:\n  moekit score 3      half of all\n")
+    assert "examples:\n  moekit score 3      half of all\n\nexit codes:\n  0    done\n" in out
 
 
 @pytest.mark.usefixtures("acme")

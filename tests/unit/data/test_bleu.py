@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from moekit import Batch, Model, ModelOutput, Trained
-from moekit.errors import DataError
 from moekit.inference.evaluation import evaluate
 from moekit.inference.generate import greedy
 from moekit.registry import build
@@ -15,7 +14,7 @@ from moekit_data.bleu.module import translations
 from moekit_data.bleu.scoring import Translation, bleu, chrf, figures
 from moekit_data.bpe import BytePairs
 from moekit_data.bytes import Bytes
-from moekit_data.translations import Translations, reading
+from moekit_data.translations import Translations
 
 
 class Copies(Model):
@@ -189,9 +188,3 @@ def test_control_characters_are_escaped_in_the_table(tmp_path):
     path = write([Translation("de", "two\nlines", "a\tb", "é\x85\u2028\0 \\n\xa0\ufffd")], tmp_path / "t.tsv")
     _, row = path.read_text(encoding="utf-8").splitlines()
     assert row.split("\t") == ["de", "two\\nlines", "a\\tb", "é\\x85\\u2028\\x00 \\n\xa0\ufffd"]
-
-
-def test_a_missing_sacrebleu_is_reported_when_the_evaluator_is_built(monkeypatch):
-    monkeypatch.setattr(reading, "find_spec", lambda name: None)
-    with pytest.raises(DataError, match=r"sacrebleu \(it scores translations\) is not installed(.|\n)*pip install -e"):
-        build(Bleu())

@@ -83,7 +83,7 @@ def test_a_missing_package_is_named_with_its_remedies() -> None:
     dispatcher = TritonDispatcher(Triton(), DIMS)
     dispatcher.installed, dispatcher.interpreted = False, True
     bank = GluExperts(Glu(count=E, hidden=H), DIMS)
-    with pytest.raises(MoekitError, match=r"(?s)not installed.*pip install 'moekit\[triton\]'.*'grouped' or 'auto'"):
+    with pytest.raises(MoekitError, match=r"(?s)needs triton.*pip install 'moekit\[triton\]'.*'grouped' or 'auto'"):
         dispatcher(torch.randn(T, D), best_of_random(T, E, K), bank)
 
 
