@@ -24,6 +24,9 @@ DOCS = Path(__file__).parent
 BLOCK = re.compile(r"(<!-- written by docs/make_reference\.py: (\w+) -->\n).*?(<!-- end -->\n)", re.DOTALL)
 
 EXTRAS = {
+    "plots": ("pictures of a run, of a report and of a sweep", "运行、报告与扫描的图片"),
+    "tensorboard": ("TensorBoard's event files", "TensorBoard 的事件文件"),
+    "tokenizers": ("the tokenizer `bpe`", "分词器 `bpe`"),
     "translation": (
         "texts in many languages and their scores: the recipe `gshard`",
         "多种语言的文本及其评分：配方 `gshard`",
@@ -32,7 +35,14 @@ EXTRAS = {
     "hf": ("transformers, tokenizers and files of Hugging Face", "Hugging Face 的 transformers、分词器和文件"),
     "wandb": ("the logger of Weights & Biases", "Weights & Biases 的日志器"),
     "mlflow": ("the logger of MLflow", "MLflow 的日志器"),
+    "optuna": ("guided sweeps: `moekit sweep --tpe`, `--prune`", "引导式扫描：`moekit sweep --tpe`、`--prune`"),
+    "datasets": (
+        "data sets of Hugging Face, Parquet, Arrow and `.zst` files",
+        "Hugging Face 数据集，以及 Parquet、Arrow 和 `.zst` 文件",
+    ),
+    "all": ("all of the above", "以上全部"),
     "test": ("everything that the test suite needs", "测试所需的一切"),
+    "examples": ("what the scripts of `examples/` need", "`examples/` 中的脚本所需的一切"),
     "docs": ("what builds the documentation site", "构建文档站点所需的一切"),
     "dev": ("`test`, and the hooks that run before a commit", "`test`，以及提交前运行的钩子"),
 }
