@@ -32,7 +32,7 @@ from moekit.component import (
     import_string,
 )
 from moekit.errors import PluginError, nearest
-from moekit.record import Record
+from moekit.spec.fields import Record
 
 OFFERED = {"components": Component, "kinds": Kind, "recipes": RecipeFile, "verbs": Verb, "resolvers": dict}
 """What the hooks ``moekit_components`` and so on return lists of; ``moekit_resolvers`` returns a mapping."""

@@ -104,7 +104,7 @@ def _print(name: str, overrides: list[str], *, only: str | None, as_json: bool) 
     if as_json:
         text.print_json(plain)
     else:
-        from moekit.spec.yaml_text import write
+        from moekit.spec.tree import write
 
         sys.stdout.write(write(plain))
     return 0

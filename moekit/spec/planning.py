@@ -14,15 +14,15 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from moekit.component import Kind
-from moekit.errors import MoekitError, UnknownName, nearest
+from moekit.errors import MoekitError, UnknownName, nearest, one_of
 from moekit.registry import MAX_LISTED, Registry
 from moekit.spec.dumping import plain_value
 from moekit.spec.fields import FieldInfo, Spec, describe, fields_of, is_optional
 from moekit.spec.kinds import FOREIGN, Imported, is_import_path
-from moekit.spec.merging import Merged
-from moekit.spec.places import BROKEN, LEFT_OPEN, Keys, Place, Report, found, one_of, show
+from moekit.spec.layers import Merged
 from moekit.spec.recipe import Recipe
-from moekit.spec.references import References, is_readable, is_reference
+from moekit.spec.references import References, is_readable
+from moekit.spec.tree import BROKEN, LEFT_OPEN, Keys, Place, Report, found, is_reference, show
 
 
 @dataclass(eq=False, repr=False)

@@ -98,7 +98,7 @@ def spec_of(name: str, options: list[str], *, quick: bool, seeds: int | None) ->
         SpecError: with every mistake in the options.
     """
     from moekit.spec import component_spec
-    from moekit.spec.yaml_text import read
+    from moekit.spec.tree import read
     from moekit_reproduce.study import ClaimSpec
 
     node: dict[str, Any] = {"use": name}
