@@ -51,7 +51,7 @@ def moekit_recipes() -> Iterable[RecipeFile]:  # type: ignore[empty-body]
 
 @hookspec
 def moekit_verbs() -> Iterable[Verb]:  # type: ignore[empty-body]
-    """Its verbs of the command line."""
+    """Its verbs of the command line. A verb ``config.mine`` is called by ``moekit config mine``."""
 
 
 @hookspec

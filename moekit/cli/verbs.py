@@ -64,6 +64,11 @@ def find(name: str) -> Verb:
     return current().verb(name)
 
 
+def actions_of(name: str) -> list[str]:
+    """The actions that plugins add to a verb: ``moekit config schema`` calls a plugin's verb ``config.schema``."""
+    return [verb.name.partition(".")[2] for verb in current().verbs if verb.name.startswith(f"{name}.")]
+
+
 def module_of(verb: Verb) -> VerbModule:
     """The module of a verb, imported.
 
@@ -82,6 +87,11 @@ def module_of(verb: Verb) -> VerbModule:
     return cast(VerbModule, module)
 
 
+def typed(verb: Verb) -> str:
+    """What a user types after ``moekit``."""
+    return current().short_name(verb).replace(".", " ") if verb.plugin else verb.name
+
+
 def parser_of(verb: Verb) -> Parser:
     """The argument parser of a verb, with its summary above and its examples below.
 
@@ -90,7 +100,7 @@ def parser_of(verb: Verb) -> Parser:
     """
     module = module_of(verb)
     parser = Parser(
-        prog=f"moekit {current().short_name(verb) if verb.plugin else verb.name}",
+        prog=f"moekit {typed(verb)}",
         description=f"{verb.summary[:1].upper()}{verb.summary[1:]}.",
         epilog=f"examples:\n{module.EXAMPLES.rstrip()}\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -108,6 +118,10 @@ def run(name: str, argv: list[str]) -> int:
         MoekitError: the user's mistake.
         Exception: any other exception of a plugin's verb, with a note that names the verb and its plugin.
     """
+    word = next((each for each in argv if not each.startswith("-")), "")
+    if word and word in actions_of(name):
+        argv.remove(word)
+        return run(f"{name}.{word}", argv)
     verb = find(name)
     parser = parser_of(verb)
     try:
