@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Collection, Iterable, Mapping
 from importlib.metadata import Distribution, EntryPoint
+from operator import itemgetter
 
 from moekit import __version__, builtin
 from moekit.cli.core import VERBS
@@ -62,7 +63,9 @@ def checked(plugins: Iterable[Plugin]) -> list[Plugin]:
     """
     out = list(plugins)
     owners: dict[str, tuple[Component, Plugin]] = {}  # by spec class
-    for i in sorted(range(len(out)), key=[_borrows(plugin) for plugin in out].__getitem__):
+    homes = [tuple(plugin.module.partition(".")[0] + end for end in ".:") for plugin in out]
+    borrows = [not all(spec.startswith(homes[i]) for spec in plugin.specs) for i, plugin in enumerate(out)]
+    for i in sorted(range(len(out)), key=borrows.__getitem__):
         mine = out[i].specs
         if shared := min(mine.keys() & owners, default=""):
             theirs, owner = owners[shared]
@@ -76,12 +79,6 @@ def checked(plugins: Iterable[Plugin]) -> list[Plugin]:
         if not failed:
             return out
         out = [p.failed(failed[i]) if i in failed else p for i, p in enumerate(out)]
-
-
-def _borrows(plugin: Plugin) -> bool:
-    """Whether a spec class comes from another package than the plugin."""
-    home = plugin.module.partition(".")[0]
-    return any(spec.partition(":")[0].partition(".")[0] != home for spec in plugin.specs)
 
 
 def _kind_conflict(plugin: Plugin, owners: Mapping[str, Plugin]) -> str:
@@ -136,8 +133,9 @@ def _entries() -> list[tuple[EntryPoint, str, str]]:
     for entry in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
         if id(entry.dist) not in known:
             known[id(entry.dist)] = _origin(entry.dist) if entry.dist else ("", "")
-        found.append((entry, *known[id(entry.dist)]))
-    return sorted(found, key=lambda e: (e[0].name, e[1] != "moekit", e[1], e[0].value))
+        name, version = known[id(entry.dist)]
+        found.append(((entry.name, name != "moekit", name, entry.value), (entry, name, version)))
+    return [each for _, each in sorted(found, key=itemgetter(0))]
 
 
 def _origin(distribution: Distribution) -> tuple[str, str]:

@@ -95,8 +95,3 @@ def nearest(name: str, choices: Sequence[str]) -> str:
 
     found = get_close_matches(name, list(choices), n=1, cutoff=0.6)
     return found[0] if found else ""
-
-
-def one_of(names: Iterable[str]) -> str:
-    """``one of a, b, c``, as messages list a few choices."""
-    return "one of " + ", ".join(names)

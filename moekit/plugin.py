@@ -127,7 +127,14 @@ def load_plugin(name: str, module: Any, *, distribution: str = "", version: str 
         version=version, api=api, seconds=seconds, **offers,
         hooks={hook: hooks[hook] for hook in hookspecs.LIFE_CYCLE if hook in hooks},
     )  # fmt: skip
-    _check_distinct(plugin)
+    for (kind, offered), count in Counter((offer.kind, offer.name) for offer in plugin.offers).items():
+        if count > 1:
+            raise PluginError(f"plugin '{name}': offers {kind} '{offered}' twice")
+    if len(plugin.specs) < len(plugin.components):  # each needs a spec class of its own
+        own = {id(component) for component in plugin.specs.values()}
+        again = next(component for component in plugin.components if id(component) not in own)
+        first = plugin.specs[again.spec if isinstance(again.spec, str) else import_string(again.spec)]
+        raise PluginError(f"plugin '{name}': {shared_spec(again, first)}")
     return plugin
 
 
@@ -232,18 +239,6 @@ def _checked(offers: Iterable[object], cls: type[_O], where: str, plugin: str) -
         vars(made).update(completed)  # quicker than dataclasses.replace, which would check it again
         checked.append(made)
     return tuple(checked)
-
-
-def _check_distinct(plugin: Plugin) -> None:
-    """Each name is offered once, and each spec class by one component."""
-    for (kind, name), count in Counter((offer.kind, offer.name) for offer in plugin.offers).items():
-        if count > 1:
-            raise PluginError(f"plugin '{plugin.name}': offers {kind} '{name}' twice")
-    if len(plugin.specs) < len(plugin.components):
-        own = {id(component) for component in plugin.specs.values()}
-        again = next(component for component in plugin.components if id(component) not in own)
-        first = plugin.specs[again.spec if isinstance(again.spec, str) else import_string(again.spec)]
-        raise PluginError(f"plugin '{plugin.name}': {shared_spec(again, first)}")
 
 
 def shared_spec(mine: Component, theirs: Component, origin: str = "") -> str:

@@ -88,9 +88,11 @@ class Registry:
         Raises:
             UnknownName: there is no such kind.
         """
-        plurals = {kind.plural: kind for kind in self.kinds.values()}
-        found = self.kinds.get(name, plurals.get(name))
+        found = self.kinds.get(name)
         if found is None:
+            plurals = {kind.plural: kind for kind in self.kinds.values()}
+            if name in plurals:
+                return plurals[name]
             near, what = nearest(name, [*plurals, *self.kinds]), f"unknown kind '{name}' (kinds: {', '.join(plurals)})"
             raise UnknownName(Problem(what=what, nearest=near, list_with="moekit ls"))
         return found

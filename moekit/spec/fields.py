@@ -16,7 +16,7 @@ from dataclasses import MISSING, FrozenInstanceError, dataclass
 from functools import cache
 from typing import Any, ClassVar, Literal, NamedTuple, NoReturn, TypeVar, cast
 
-from moekit.errors import PluginError, nearest, one_of
+from moekit.errors import PluginError, nearest
 
 FieldKind = Literal["option", "slot", "slots", "group"]
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -356,6 +356,11 @@ def describe(hint: Any) -> str:
         else:
             words.append(_WORDS.get(member, str(member)))
     return " or ".join([*words, "null"] if is_optional(hint) else words)
+
+
+def one_of(names: Iterable[str]) -> str:
+    """``one of a, b, c``, as messages list a few choices."""
+    return "one of " + ", ".join(names)
 
 
 def is_a(value: Any, hint: Any) -> bool:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import omegaconf
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from moekit.errors import PluginError, nearest, one_of
+from moekit.errors import PluginError, nearest
 from moekit.registry import Registry, current
 from moekit.spec.dumping import plain_tree
 from moekit.spec.fields import (
@@ -28,6 +28,7 @@ from moekit.spec.fields import (
     is_a,
     is_optional,
     members,
+    one_of,
 )
 from moekit.spec.kinds import Imported
 from moekit.spec.layers import CONTENT, Layer, Merged, check_schema, extended, nested, open_source
@@ -325,7 +326,7 @@ class Values:
 
     def read(self, value: Any, info: FieldInfo, path: Keys) -> Any:
         """``value`` as the type and in the range of ``info``; else ``BROKEN``."""
-        if type(value) in info.scalars and value != LEFT_OPEN and not info.fault(value):
+        if type(value) in info.scalars and value != LEFT_OPEN and (isinstance(value, str) or not info.fault(value)):
             return value  # as most values are
         limits = "" if info.choices else info.range_text()
         out = self.convert(value, info.type, path, limits)
@@ -339,10 +340,9 @@ class Values:
 
     def convert(self, value: Any, hint: Any, path: Keys, limits: str = "") -> Any:
         """``value`` as the type ``hint``; else ``BROKEN``. Messages add ``limits`` to the expected type."""
-        expected = f"{describe(hint)} {limits}".rstrip()
         if value == LEFT_OPEN:
             what = f"{_name(path)}: the recipe leaves this open ('{LEFT_OPEN}')"
-            return self.report.add(path, what, expected=expected)
+            return self.report.add(path, what, expected=_expected(hint, limits))
         if hint is Any:
             return self._plain(value, path)
         if value is None and is_optional(hint):
@@ -353,20 +353,20 @@ class Values:
                 for member in members_of:
                     if fits(value, member):
                         return self.convert(value, member, path, limits)
-            return self._wrong(path, value, f"is not {describe(hint)}", expected=expected)
-        (hint,) = members_of
+            return self._wrong(path, value, f"is not {describe(hint)}", expected=_expected(hint, limits))
+        declared, (hint,) = hint, members_of
         origin = typing.get_origin(hint)
         if origin is Literal:
             return self._choice(value, typing.get_args(hint), path)
         if hint in (list, tuple) or origin in (list, tuple):
-            return self._list(value, hint, path, expected, limits)
+            return self._list(value, hint, path, declared, limits)
         if hint is dict or origin in (dict, Mapping):
-            return self._dict(value, hint, path, expected, limits)
+            return self._dict(value, hint, path, declared, limits)
         out = scalar(value, hint)
         if out is BROKEN:
             quoted = isinstance(value, int | float) and not isinstance(value, bool) and hint is str
-            hint_text = f"{expected}, in quotes" if quoted else expected
-            self._wrong(path, value, f"is not {describe(hint)}", expected=hint_text)
+            expected = _expected(declared, limits) + (", in quotes" if quoted else "")
+            self._wrong(path, value, f"is not {describe(hint)}", expected=expected)
         return out
 
     def _choice(self, value: Any, choices: tuple[Any, ...], path: Keys) -> Any:
@@ -377,9 +377,9 @@ class Values:
         near = nearest(value, texts) if isinstance(value, str) else ""
         return self._wrong(path, value, "is none of its choices", expected=one_of(texts), nearest=near)
 
-    def _list(self, value: Any, hint: Any, path: Keys, expected: str, limits: str) -> Any:
+    def _list(self, value: Any, hint: Any, path: Keys, declared: Any, limits: str) -> Any:
         if not isinstance(value, list | tuple):
-            return self._wrong(path, value, "is not a list", expected=expected)
+            return self._wrong(path, value, "is not a list", expected=_expected(declared, limits))
         args = typing.get_args(hint) or (Any,)
         many = tuple if typing.get_origin(hint) is tuple or hint is tuple else list
         fixed = many is tuple and len(args) > 1 and args[-1] is not ...
@@ -389,12 +389,13 @@ class Values:
         items = [self.convert(v, h, (*path, i), limits) for i, (v, h) in enumerate(zip(value, hints, strict=True))]
         return BROKEN if any(item is BROKEN for item in items) else many(items)
 
-    def _dict(self, value: Any, hint: Any, path: Keys, expected: str, limits: str) -> Any:
+    def _dict(self, value: Any, hint: Any, path: Keys, declared: Any, limits: str) -> Any:
         if not isinstance(value, Mapping):
-            return self._wrong(path, value, "is not a mapping", expected=expected)
+            return self._wrong(path, value, "is not a mapping", expected=_expected(declared, limits))
         for key in value:
             if not isinstance(key, str):
-                return self._wrong(path, value, f"has key {key!r}, which is not text", expected=expected)
+                said = f"has key {key!r}, which is not text"
+                return self._wrong(path, value, said, expected=_expected(declared, limits))
         args = typing.get_args(hint)
         inner = args[1] if args else Any
         items = {k: self.convert(v, inner, (*path, k), limits) for k, v in value.items() if v is not None}
@@ -402,9 +403,9 @@ class Values:
 
     def _plain(self, value: Any, path: Keys) -> Any:
         if isinstance(value, Mapping):
-            return self._dict(value, dict[str, Any], path, "", "")
+            return self._dict(value, dict[str, Any], path, None, "")
         if isinstance(value, list | tuple):
-            return self._list(value, list[Any], path, "", "")
+            return self._list(value, list[Any], path, None, "")
         if value is None or isinstance(value, bool | int | float | str):
             return value
         return self._wrong(path, value, "is not a plain value", expected="text, a number, a list or a mapping")
@@ -426,6 +427,11 @@ def _leaves(value: Any, path: Keys) -> Iterator[tuple[Keys, Any]]:
             yield from _leaves(item, (*path, key))
     else:
         yield path, value
+
+
+def _expected(hint: Any, limits: str) -> str:
+    """A declared type and its limits, as messages have them."""
+    return "" if hint is None else f"{describe(hint)} {limits}".rstrip()
 
 
 def _name(path: Keys) -> str:

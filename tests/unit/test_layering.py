@@ -34,7 +34,6 @@ LONG: dict[str, str] = {
     "moekit_bench/step.py": "one comparison of training steps, and the two loops that it runs interleaved",
     "moekit/checkpoints/writing.py": "one protocol: who writes what, and every stage of a save, in order",
     "moekit/contracts/layer.py": "the contracts of a layer, in the order in which it uses them",
-    "moekit/plugin.py": "what a plugin is, and every check of one when it is loaded",
     "moekit/registry.py": "every question about a name, and the messages for those without an answer",
     "moekit/run.py": "a run from Python: training it, and everything in its folder",
     "moekit/routing.py": "the three forms of a routing, and what each says of itself",
