@@ -29,11 +29,14 @@ def write_run(
     data: Mapping[str, Any],
     files: Iterable[Path] = (),
 ) -> None:
-    """Writes a new run whose model was not trained here, at step 0; nothing stays of one that fails.
+    """Writes a new run at step 0, without an optimizer to resume; nothing stays of one that fails.
 
     Args:
         out: the run's folder, which must be empty or not exist; it counts as a run once everything is in it.
-        recipe: as in ``save_weights``, as are ``weights``, ``pieces`` and ``data``.
+        recipe: whose model it is.
+        weights: on the meta device, named as in the model's ``state_dict``: their shapes and dtypes.
+        pieces: makes the values of each, by that name, in order; one piece at a time is in memory.
+        data: the state of the recipe's data, as ``Data.state`` returns it.
         files: copied to the folder's ``imported``.
 
     Raises:
@@ -43,12 +46,19 @@ def write_run(
     """
     check_new(out)
     folder = RunFolder(out)
+    tree = {
+        "global_step": 0,
+        "state_dict": {PREFIX + name: tensor for name, tensor in weights.items()},
+        "moekit": {"version": moekit.__version__, "data": dict(data)},
+        "hyper_parameters": {"spec": to_plain(recipe, full_names=True)},
+    }
+    path, begin = folder.checkpoints / step_name(0), f"state_dict.{PREFIX}"
     try:
         make_directory(folder.checkpoints)
         for file in files:
             make_directory(folder.imported)
             shutil.copyfile(file, folder.imported / file.name)
-        save_weights(folder.checkpoints / step_name(0), recipe, weights, pieces, data)
+        save_tree(tree, path, step=0, retention=Retention(), pieces=lambda name: pieces(name.removeprefix(begin)))
         write_if_changed(folder.spec, dump(recipe, full_names=True))
     except BaseException:
         shutil.rmtree(out, ignore_errors=True)
@@ -63,28 +73,3 @@ def check_new(out: Path) -> None:
     """
     if out.exists() and any(out.iterdir()):
         raise MoekitError(f"{out} exists already\n  give another folder, or remove it")
-
-
-def save_weights(
-    path: Path, recipe: Recipe, weights: Mapping[str, Tensor], pieces: Pieces, data: Mapping[str, Any]
-) -> None:
-    """Saves a model that was trained elsewhere as a run's checkpoint of step 0, without an optimizer to resume.
-
-    Args:
-        path: of the checkpoint; its folder's pointer ``last`` is set to it.
-        recipe: whose model it is.
-        weights: on the meta device, named as in the model's ``state_dict``: their shapes and dtypes.
-        pieces: makes the values of each, by that name, in order; one piece at a time is in memory.
-        data: the state of the recipe's data, as ``Data.state`` returns it.
-
-    Raises:
-        SaveError: it could not be written.
-    """
-    tree = {
-        "global_step": 0,
-        "state_dict": {PREFIX + name: tensor for name, tensor in weights.items()},
-        "moekit": {"version": moekit.__version__, "data": dict(data)},
-        "hyper_parameters": {"spec": to_plain(recipe, full_names=True)},
-    }
-    begin = f"state_dict.{PREFIX}"
-    save_tree(tree, path, step=0, retention=Retention(), pieces=lambda name: pieces(name.removeprefix(begin)))
