@@ -18,7 +18,7 @@ from moekit.shards import parameter_shards
 from moekit.training.metrics import headline
 from moekit.training.module import LitMoE
 from moekit.training.run.folder import RunFolder
-from moekit.training.run.metrics_log import Row, points_of
+from moekit.training.run.metrics_log import Row, points_of, tenths
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,9 +138,8 @@ def outcome_of(label: str, folder: RunFolder, module: LitMoE, rows: Mapping[int,
 
 def _tenths(rows: Mapping[int, Row], key: str) -> tuple[float, float]:
     """Means of the first and of the last tenth of a metric's values."""
-    values = points_of(rows, key)[1]
-    n = max(1, len(values) // 10)
-    return float(np.mean(values[:n])), float(np.mean(values[-n:]))
+    first, last = tenths(points_of(rows, key)[1])
+    return float(np.mean(first)), float(np.mean(last))
 
 
 def experts_per_token(rows: Mapping[int, Row]) -> float | None:
