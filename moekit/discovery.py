@@ -40,12 +40,7 @@ def installed(*, disabled: Collection[str] = (), strict: bool = False) -> list[P
     for entry, distribution, version in _entries():
         if entry.name in disabled:
             continue
-        taken = next((p for p in plugins if p.name == entry.name), None)
-        if taken is None:
-            plugins.append(_loaded(entry, distribution, version, strict=strict))
-        else:
-            plugin = Plugin(name=entry.name, module=entry.value, distribution=distribution, version=version)
-            plugins.append(plugin.failed(f"the name is taken by {taken.origin}; uninstall it, or rename one"))
+        plugins.append(_loaded(entry, distribution, version, strict=strict))
     plugins = checked(plugins)
     for plugin in plugins if strict else ():
         if plugin.error is not None:
@@ -58,10 +53,14 @@ def installed(*, disabled: Collection[str] = (), strict: bool = False) -> list[P
 def checked(plugins: Iterable[Plugin]) -> list[Plugin]:
     """The same plugins, of which those that conflict with another are marked as failed.
 
-    A spec class belongs to the plugin in whose package it is defined, the name of a kind to the first plugin, and a
-    verb of moekit's own to moekit.
+    A name belongs to the first plugin, and so does that of a kind; a spec class to the plugin in whose package it is
+    defined, and a verb of moekit's own to moekit.
     """
     out = list(plugins)
+    named: dict[str, Plugin] = {}
+    for i, plugin in enumerate(out):
+        if (first := named.setdefault(plugin.name, plugin)) is not plugin:
+            out[i] = plugin.failed(f"the name is taken by {first.origin}; uninstall it, or rename one")
     owners: dict[str, tuple[Component, Plugin]] = {}  # by spec class
     homes = [tuple(plugin.module.partition(".")[0] + end for end in ".:") for plugin in out]
     borrows = [not all(spec.startswith(homes[i]) for spec in plugin.specs) for i, plugin in enumerate(out)]

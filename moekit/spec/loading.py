@@ -298,9 +298,6 @@ class _Builder:
 
     def _option(self, node: Node, name: str, info: FieldInfo) -> Any:
         path, written = (*node.path, name), node.written[name]
-        if written == LEFT_OPEN:  # elsewhere planning finds it
-            what = f"{name}: the recipe leaves this open ('{LEFT_OPEN}')"
-            return self.report.add(path, what, expected="a plain value")
         value = self.planner.value(written, path) if isinstance(written, str | dict | list) else written
         if value is BROKEN or any(here[: len(path)] == path for here in self.planner.unread):
             return BROKEN

@@ -1,4 +1,4 @@
-"""The processor has a name; freed memory is kept in the process with glibc, unless the user has set a variable of glibc."""
+"""The processor has a name; with glibc, freed memory is kept, unless the user has set a variable of glibc."""
 
 from __future__ import annotations
 

@@ -119,8 +119,8 @@ def outcome_of(label: str, folder: RunFolder, module: LitMoE, rows: Mapping[int,
         label=label,
         folder=folder.path,
         steps=max(module.logged_step, *rows, 0),
-        tokens=max((row["tokens"] for row in rows.values() if "tokens" in row), default=0.0),
-        seconds=max((row["seconds"] for row in rows.values() if "seconds" in row), default=0.0),
+        tokens=_largest(rows, "tokens"),
+        seconds=_largest(rows, "seconds"),
         train=train,
         validation=validation,
         max_violation=_tenths(rows, "train/max_violation") if sparse else None,
@@ -134,6 +134,10 @@ def outcome_of(label: str, folder: RunFolder, module: LitMoE, rows: Mapping[int,
         skipped=module.skips.count,
         metric=metric,
     )
+
+
+def _largest(rows: Mapping[int, Row], key: str) -> float:
+    return max(points_of(rows, key)[1], default=0.0)
 
 
 def _tenths(rows: Mapping[int, Row], key: str) -> tuple[float, float]:
@@ -153,9 +157,7 @@ def steps_in_same_time(moe: Mapping[int, Row], dense: Mapping[int, Row]) -> int:
 
     0 if there is nothing to compare: no validation, or within 2 % the steps that the dense model has trained.
     """
-    seconds, dense_seconds = (
-        max((row["seconds"] for row in rows.values() if "seconds" in row), default=0.0) for rows in (moe, dense)
-    )
+    seconds, dense_seconds = _largest(moe, "seconds"), _largest(dense, "seconds")
     if not dense_seconds or not any(key.startswith("val/") for row in dense.values() for key in row):
         return 0
     fit = max(1, int(max(dense) * seconds / dense_seconds))
