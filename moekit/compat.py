@@ -47,8 +47,10 @@ def timeout_of(group: dist.ProcessGroup, device: torch.device | None = None) -> 
 
 def set_timeouts(timeout: timedelta) -> None:
     """Sets how long the collectives of every process group of this process wait for other ranks, from now on."""
-    for group in list(dist.distributed_c10d._world.pg_map):
-        dist.distributed_c10d._set_pg_timeout(timeout, group)
+    c10d = dist.distributed_c10d
+    set_timeout = getattr(c10d, "set_timeout", None) or c10d._set_pg_timeout  # public since torch 2.15
+    for group in list(c10d._world.pg_map):
+        set_timeout(timeout, group)
 
 
 def storage_id(storage: torch.UntypedStorage) -> int:
