@@ -37,7 +37,9 @@ from moekit.spec.fields import Record
 OFFERED = {"components": Component, "kinds": Kind, "recipes": RecipeFile, "verbs": Verb, "resolvers": dict}
 """What the hooks ``moekit_components`` and so on return lists of; ``moekit_resolvers`` returns a mapping."""
 
-HOOKS = (*hookspecs.OFFERS, *hookspecs.LIFE_CYCLE)
+HOOKS = tuple(name for name in vars(hookspecs) if name.startswith("moekit_"))
+"""The hooks in ``hookspecs``: first those that say what a plugin offers, then those that a run calls, in this order."""
+
 _NAME = re.compile(r"[^\W_][\w.-]*")
 _PATH = re.compile(rf"{_NAME.pattern}(?:/{_NAME.pattern})*")  # of a recipe: folder/name
 _IMPORTABLE = "must be 'package.module:Class' or a class"
@@ -125,7 +127,7 @@ def load_plugin(name: str, module: Any, *, distribution: str = "", version: str 
     plugin = Plugin(
         name=name, module=getattr(module, "__name__", type(module).__name__), distribution=distribution,
         version=version, api=api, seconds=seconds, **offers,
-        hooks={hook: hooks[hook] for hook in hookspecs.LIFE_CYCLE if hook in hooks},
+        hooks={hook: each for hook, each in hooks.items() if hook.removeprefix("moekit_") not in OFFERED},
     )  # fmt: skip
     for (kind, offered), count in Counter((offer.kind, offer.name) for offer in plugin.offers).items():
         if count > 1:
