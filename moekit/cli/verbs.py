@@ -118,12 +118,12 @@ def run(name: str, argv: list[str]) -> int:
         MoekitError: the user's mistake.
         Exception: any other exception of a plugin's verb, with a note that names the verb and its plugin.
     """
-    word = next((each for each in argv if not each.startswith("-")), "")
-    if word and word in actions_of(name):
-        argv.remove(word)
-        return run(f"{name}.{word}", argv)
     verb = find(name)
     parser = parser_of(verb)
+    flags = {flag for flag, action in parser._option_string_actions.items() if action.nargs == 0}
+    at = next((i for i, each in enumerate(argv) if each not in flags), None)
+    if at is not None and argv[at] in actions_of(name):
+        return run(f"{name}.{argv[at]}", [*argv[:at], *argv[at + 1 :]])
     try:
         args = parser.parse_intermixed_args(argv)  # options may be between overrides
     except SystemExit as stop:  # --help printed its page
