@@ -59,6 +59,11 @@ def storage_id(storage: torch.UntypedStorage) -> int:
     return number
 
 
+def is_observed() -> bool:
+    """Whether operators are being counted, recorded, faked or transformed by torch: then none may run on the side."""
+    return torch._C._len_torch_dispatch_stack() > 0 or torch._C._functorch.peek_interpreter_stack() is not None
+
+
 def foreach_norm(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
     """The 2-norm of each tensor, 0-d, computed in ``dtype``; the tensors share a device and a dtype."""
     return list(torch._foreach_norm(list(tensors), 2.0, dtype=dtype))
