@@ -4,7 +4,7 @@
     python benchmarks/dispatcher_grid.py --threads 2 --docs    # also writes docs/dispatcher_grid.json and its table
 
 Forward and backward, all variants interleaved. ``auto`` measures before the rounds that count, as in a training run.
-With transformers installed, its grouped experts are a variant too. Sizes that do not fit into ``--work`` are left out.
+With transformers installed, its grouped experts are a variant too. Sizes that do not fit into ``--work`` are skipped.
 """
 
 from __future__ import annotations
