@@ -151,9 +151,9 @@ def work(threads: int, options: list[str]) -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"lightning\..*")
     torch.set_num_threads(threads)
-    for name in ("moekit.training.run.allocator", "moekit.training.allocator"):  # the foundation has neither
+    for name in ("machine", "training.run.allocator", "training.allocator"):  # by age; the foundation has none
         with suppress(ImportError):
-            importlib.import_module(name).keep_freed_memory()
+            importlib.import_module(f"moekit.{name}").keep_freed_memory()
     module = LitMoE(load(options[0], options[1:]))
     module.prepare()
     trainer = L.Trainer(

@@ -9,66 +9,59 @@ from moekit.hookspecs import hookimpl
 MOEKIT_API = 2
 
 
+CONTRACTS = "moekit.contracts"
+LIGHTNING = "lightning.pytorch"
+KINDS = (
+    ("router", "turns tokens into a routing", f"{CONTRACTS}:Router", "dims"),
+    ("expert", "experts of one shape, with stacked weights", f"{CONTRACTS}:ExpertBank", "dims"),
+    ("dispatcher", "sends tokens to their experts and sums what comes back", f"{CONTRACTS}:Dispatcher", "dims"),
+    ("balancer", "keeps the load even, by a loss or a selection bias", f"{CONTRACTS}:Balancer", "dims"),
+    (
+        "attention",
+        "a module x_BSD -> y_BSD of width D = dim; if causal, a position attends to none after it",
+        "torch.nn:Module",
+        "dim causal",
+    ),
+    ("model", "a whole model", f"{CONTRACTS}:Model", ""),
+    ("objective", "turns a model's output and a batch into a loss", f"{CONTRACTS}:Objective", ""),
+    ("data", "the training and validation data", f"{CONTRACTS}:Data", ""),
+    ("tokenizer", "turns text into tokens and back", f"{CONTRACTS}:Tokenizer", ""),
+    ("evaluator", "scores and pictures of a trained model, at the end of a run", f"{CONTRACTS}:Evaluator", ""),
+    ("exporter", "writes a trained model for other programs: moekit export --format NAME", f"{CONTRACTS}:Exporter", ""),
+    ("optimizer", "updates the weights", "torch.optim:Optimizer", "model"),
+    ("schedule", "a function of the step that multiplies the learning rate", "", "total_steps"),
+    ("callback", "is called by the Trainer during training", f"{LIGHTNING}.callbacks:Callback", ""),
+    ("logger", "gets the metrics of every logged step", f"{LIGHTNING}.loggers:Logger", "run"),
+    (
+        "strategy",
+        "places the model on devices and combines the ranks' gradients",
+        f"{LIGHTNING}.strategies:Strategy",
+        "recipe",
+    ),
+)
+"""Of each kind the name, what its components do, the base class of what their targets make, and the target's context.
+
+The base class of its specs is in ``moekit.spec.kinds``. A slot for a class of Lightning's also takes one by its path.
+"""
+
+PLURALS = {"attention": "attention", "data": "data", "strategy": "strategies"}
+
+
 @hookimpl
 def moekit_kinds() -> list[Kind]:
     """The kinds of component that moekit itself uses."""
     return [
-        _kind("router", "turns tokens into a routing", "moekit.contracts:Router", ("dims",)),
-        _kind("expert", "experts of one shape, with stacked weights", "moekit.contracts:ExpertBank", ("dims",)),
-        _kind(
-            "dispatcher",
-            "sends tokens to their experts and sums what comes back",
-            "moekit.contracts:Dispatcher",
-            ("dims",),
-        ),
-        _kind("balancer", "keeps the load even, by a loss or a selection bias", "moekit.contracts:Balancer", ("dims",)),
-        _kind(
-            "attention",
-            "a module x_BSD -> y_BSD of width D = dim; if causal, a position attends to none after it",
-            "torch.nn:Module",
-            ("dim", "causal"),
-            plural="attention",
-        ),
-        _kind("model", "a whole model", "moekit.contracts:Model"),
-        _kind("objective", "turns a model's output and a batch into a loss", "moekit.contracts:Objective"),
-        _kind("data", "the training and validation data", "moekit.contracts:Data", plural="data"),
-        _kind("tokenizer", "turns text into tokens and back", "moekit.contracts:Tokenizer"),
-        _kind("evaluator", "scores and pictures of a trained model, at the end of a run", "moekit.contracts:Evaluator"),
-        _kind(
-            "exporter",
-            "writes a trained model for other programs: moekit export --format NAME",
-            "moekit.contracts:Exporter",
-        ),
-        _kind("optimizer", "updates the weights", "torch.optim:Optimizer", ("model",)),
-        _kind("schedule", "a function of the step that multiplies the learning rate", "", ("total_steps",)),
-        _kind(
-            "callback", "is called by the Trainer during training", "lightning.pytorch.callbacks:Callback", imports=True
-        ),
-        _kind(
-            "logger",
-            "gets the metrics of every logged step",
-            "lightning.pytorch.loggers:Logger",
-            ("run",),
-            imports=True,
-        ),
-        _kind(
-            "strategy",
-            "places the model on devices and combines the ranks' gradients",
-            "lightning.pytorch.strategies:Strategy",
-            ("recipe",),
-            plural="strategies",
-            imports=True,
-        ),
+        Kind(
+            name=name,
+            spec=f"moekit.spec.kinds:{name.capitalize()}Spec",
+            summary=summary,
+            context=tuple(context.split()),
+            makes=makes,
+            plural=PLURALS.get(name, ""),
+            imports=makes if makes.startswith(LIGHTNING) else "",
+        )
+        for name, summary, makes, context in KINDS
     ]
-
-
-def _kind(
-    name: str, summary: str, makes: str, context: tuple[str, ...] = (), *, plural: str = "", imports: bool = False
-) -> Kind:
-    """A kind whose specs have their base class in ``moekit.spec.kinds``; ``imports``: slots also take classes."""
-    spec = f"moekit.spec.kinds:{name.capitalize()}Spec"
-    taken = makes if imports else ""
-    return Kind(name=name, spec=spec, summary=summary, context=context, makes=makes, plural=plural, imports=taken)
 
 
 @hookimpl

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from moekit.errors import PluginError
-from moekit.record import Record
-from moekit.spec.fields import check_declaration
+from moekit.spec.fields import Record, check_declaration
 
 API_VERSION = 2
 """Version of the plugin API. A plugin states the version that it was written for: ``MOEKIT_API = 2``."""

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Collection, Iterable, Mapping
 from importlib.metadata import Distribution, EntryPoint
+from operator import itemgetter
 
 from moekit import __version__, builtin
 from moekit.cli.core import VERBS
@@ -39,12 +40,7 @@ def installed(*, disabled: Collection[str] = (), strict: bool = False) -> list[P
     for entry, distribution, version in _entries():
         if entry.name in disabled:
             continue
-        taken = next((p for p in plugins if p.name == entry.name), None)
-        if taken is None:
-            plugins.append(_loaded(entry, distribution, version, strict=strict))
-        else:
-            plugin = Plugin(name=entry.name, module=entry.value, distribution=distribution, version=version)
-            plugins.append(plugin.failed(f"the name is taken by {taken.origin}; uninstall it, or rename one"))
+        plugins.append(_loaded(entry, distribution, version, strict=strict))
     plugins = checked(plugins)
     for plugin in plugins if strict else ():
         if plugin.error is not None:
@@ -57,12 +53,18 @@ def installed(*, disabled: Collection[str] = (), strict: bool = False) -> list[P
 def checked(plugins: Iterable[Plugin]) -> list[Plugin]:
     """The same plugins, of which those that conflict with another are marked as failed.
 
-    A spec class belongs to the plugin in whose package it is defined, the name of a kind to the first plugin, and a
-    verb of moekit's own to moekit.
+    A name belongs to the first plugin, and so does that of a kind; a spec class to the plugin in whose package it is
+    defined, and a verb of moekit's own to moekit.
     """
     out = list(plugins)
+    named: dict[str, Plugin] = {}
+    for i, plugin in enumerate(out):
+        if (first := named.setdefault(plugin.name, plugin)) is not plugin:
+            out[i] = plugin.failed(f"the name is taken by {first.origin}; uninstall it, or rename one")
     owners: dict[str, tuple[Component, Plugin]] = {}  # by spec class
-    for i in sorted(range(len(out)), key=[_borrows(plugin) for plugin in out].__getitem__):
+    homes = [tuple(plugin.module.partition(".")[0] + end for end in ".:") for plugin in out]
+    borrows = [not all(spec.startswith(homes[i]) for spec in plugin.specs) for i, plugin in enumerate(out)]
+    for i in sorted(range(len(out)), key=borrows.__getitem__):
         mine = out[i].specs
         if shared := min(mine.keys() & owners, default=""):
             theirs, owner = owners[shared]
@@ -76,12 +78,6 @@ def checked(plugins: Iterable[Plugin]) -> list[Plugin]:
         if not failed:
             return out
         out = [p.failed(failed[i]) if i in failed else p for i, p in enumerate(out)]
-
-
-def _borrows(plugin: Plugin) -> bool:
-    """Whether a spec class comes from another package than the plugin."""
-    home = plugin.module.partition(".")[0]
-    return any(spec.partition(":")[0].partition(".")[0] != home for spec in plugin.specs)
 
 
 def _kind_conflict(plugin: Plugin, owners: Mapping[str, Plugin]) -> str:
@@ -136,8 +132,9 @@ def _entries() -> list[tuple[EntryPoint, str, str]]:
     for entry in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
         if id(entry.dist) not in known:
             known[id(entry.dist)] = _origin(entry.dist) if entry.dist else ("", "")
-        found.append((entry, *known[id(entry.dist)]))
-    return sorted(found, key=lambda e: (e[0].name, e[1] != "moekit", e[1], e[0].value))
+        name, version = known[id(entry.dist)]
+        found.append(((entry.name, name != "moekit", name, entry.value), (entry, name, version)))
+    return [each for _, each in sorted(found, key=itemgetter(0))]
 
 
 def _origin(distribution: Distribution) -> tuple[str, str]:

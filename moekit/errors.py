@@ -52,20 +52,15 @@ class Problem:
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        lines = [self.what]
-        if self.at or self.source:
-            where = f"at {self.at}" if self.at else ""
-            lines.append(
-                f"  {where}{'  ' if where and self.source else ''}{f'in {self.source}' if self.source else ''}"
-            )
-        if self.expected:
-            lines.append(f"  expected {self.expected}")
-        if self.nearest:
-            lines.append(f"  did you mean '{self.nearest}'?")
-        if self.list_with:
-            lines.append(f"  list them: {self.list_with}")
-        lines += [f"  note: {note}" for note in self.notes]
-        return "\n".join(lines)
+        where = (self.at and f"at {self.at}", self.source and f"in {self.source}")
+        lines = [
+            "  ".join(filter(None, where)),
+            self.expected and f"expected {self.expected}",
+            self.nearest and f"did you mean '{self.nearest}'?",
+            self.list_with and f"list them: {self.list_with}",
+            *(f"note: {note}" for note in self.notes),
+        ]
+        return "\n  ".join([self.what, *filter(None, lines)])
 
 
 class SpecError(MoekitError):

@@ -10,15 +10,14 @@ from omegaconf import DictConfig
 from moekit.errors import MoekitError
 from moekit.moe_layer import MoELayer
 from moekit.registry import current
-from moekit.spec.composing import compose
 from moekit.spec.dumping import plain_tree, to_plain
 from moekit.spec.fields import fields_of
 from moekit.spec.kinds import BalancerSpec, DispatcherSpec, ExpertSpec, MoE, RouterSpec
-from moekit.spec.loading import Source, load
-from moekit.spec.merging import Merged
-from moekit.spec.places import Tree
+from moekit.spec.layers import Merged
+from moekit.spec.loading import Source, compose, load
 from moekit.spec.recipe import Recipe
 from moekit.spec.replacing import find_all
+from moekit.spec.tree import Tree
 
 UNSET: Any = object()
 """The default of an argument that keeps what the recipe says, or the default of the spec."""

@@ -51,7 +51,7 @@ def moekit_recipes() -> Iterable[RecipeFile]:  # type: ignore[empty-body]
 
 @hookspec
 def moekit_verbs() -> Iterable[Verb]:  # type: ignore[empty-body]
-    """Its verbs of the command line."""
+    """Its verbs of the command line. A verb ``config.mine`` is called by ``moekit config mine``."""
 
 
 @hookspec
@@ -99,16 +99,3 @@ def moekit_run_ended(run: EndedRun) -> Iterable[ReportRow | Path] | None:
     Returns rows for the report's table, and paths of files that it wrote, which the report lists. After an exception, a
     warning names the plugin.
     """
-
-
-OFFERS = ("moekit_components", "moekit_kinds", "moekit_recipes", "moekit_verbs", "moekit_resolvers")
-"""The hooks that say what a plugin offers."""
-
-LIFE_CYCLE = (
-    "moekit_recipe_loaded",
-    "moekit_module_built",
-    "moekit_run_starting",
-    "moekit_step_ended",
-    "moekit_run_ended",
-)
-"""The hooks that are called during the life of a run, in this order."""

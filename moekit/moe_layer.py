@@ -12,13 +12,7 @@ from torch import Tensor, nn
 
 from moekit.contracts import BalanceContext, Balancer, Dispatcher, ExpertBank, LayerDims, LayerReport, Router
 from moekit.contracts.layer import UniformGroups
-from moekit.contracts.returned import (
-    check_bias,
-    check_dispatched,
-    check_loss_term,
-    check_routing,
-    check_routing_values,
-)
+from moekit.contracts.returned import check_bias, check_dispatched, check_loss_term, check_routing, check_routing_values
 from moekit.errors import MoekitError
 from moekit.registry import build
 from moekit.routing import Routing, TokenChoice

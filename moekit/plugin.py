@@ -32,12 +32,14 @@ from moekit.component import (
     import_string,
 )
 from moekit.errors import PluginError, nearest
-from moekit.record import Record
+from moekit.spec.fields import Record
 
 OFFERED = {"components": Component, "kinds": Kind, "recipes": RecipeFile, "verbs": Verb, "resolvers": dict}
 """What the hooks ``moekit_components`` and so on return lists of; ``moekit_resolvers`` returns a mapping."""
 
-HOOKS = (*hookspecs.OFFERS, *hookspecs.LIFE_CYCLE)
+HOOKS = tuple(name for name in vars(hookspecs) if name.startswith("moekit_"))
+"""The hooks in ``hookspecs``: first those that say what a plugin offers, then those that a run calls, in this order."""
+
 _NAME = re.compile(r"[^\W_][\w.-]*")
 _PATH = re.compile(rf"{_NAME.pattern}(?:/{_NAME.pattern})*")  # of a recipe: folder/name
 _IMPORTABLE = "must be 'package.module:Class' or a class"
@@ -125,9 +127,16 @@ def load_plugin(name: str, module: Any, *, distribution: str = "", version: str 
     plugin = Plugin(
         name=name, module=getattr(module, "__name__", type(module).__name__), distribution=distribution,
         version=version, api=api, seconds=seconds, **offers,
-        hooks={hook: hooks[hook] for hook in hookspecs.LIFE_CYCLE if hook in hooks},
+        hooks={hook: each for hook, each in hooks.items() if hook.removeprefix("moekit_") not in OFFERED},
     )  # fmt: skip
-    _check_distinct(plugin)
+    for (kind, offered), count in Counter((offer.kind, offer.name) for offer in plugin.offers).items():
+        if count > 1:
+            raise PluginError(f"plugin '{name}': offers {kind} '{offered}' twice")
+    if len(plugin.specs) < len(plugin.components):  # each needs a spec class of its own
+        own = {id(component) for component in plugin.specs.values()}
+        again = next(component for component in plugin.components if id(component) not in own)
+        first = plugin.specs[again.spec if isinstance(again.spec, str) else import_string(again.spec)]
+        raise PluginError(f"plugin '{name}': {shared_spec(again, first)}")
     return plugin
 
 
@@ -232,18 +241,6 @@ def _checked(offers: Iterable[object], cls: type[_O], where: str, plugin: str) -
         vars(made).update(completed)  # quicker than dataclasses.replace, which would check it again
         checked.append(made)
     return tuple(checked)
-
-
-def _check_distinct(plugin: Plugin) -> None:
-    """Each name is offered once, and each spec class by one component."""
-    for (kind, name), count in Counter((offer.kind, offer.name) for offer in plugin.offers).items():
-        if count > 1:
-            raise PluginError(f"plugin '{plugin.name}': offers {kind} '{name}' twice")
-    if len(plugin.specs) < len(plugin.components):
-        own = {id(component) for component in plugin.specs.values()}
-        again = next(component for component in plugin.components if id(component) not in own)
-        first = plugin.specs[again.spec if isinstance(again.spec, str) else import_string(again.spec)]
-        raise PluginError(f"plugin '{plugin.name}': {shared_spec(again, first)}")
 
 
 def shared_spec(mine: Component, theirs: Component, origin: str = "") -> str:

@@ -88,9 +88,11 @@ class Registry:
         Raises:
             UnknownName: there is no such kind.
         """
-        plurals = {kind.plural: kind for kind in self.kinds.values()}
-        found = self.kinds.get(name, plurals.get(name))
+        found = self.kinds.get(name)
         if found is None:
+            plurals = {kind.plural: kind for kind in self.kinds.values()}
+            if name in plurals:
+                return plurals[name]
             near, what = nearest(name, [*plurals, *self.kinds]), f"unknown kind '{name}' (kinds: {', '.join(plurals)})"
             raise UnknownName(Problem(what=what, nearest=near, list_with="moekit ls"))
         return found
@@ -112,22 +114,12 @@ class Registry:
         return found
 
     def recipe(self, name: str, *, home: str = "") -> RecipeFile:
-        """The recipe of a name; ``plugin/name`` chooses where two plugins offer it, and ``home`` as in ``get``.
-
-        Raises:
-            UnknownName: no recipe has the name, or two plugins offer it.
-            PluginError: ``plugin/name`` names a plugin that failed to load.
-        """
+        """The recipe of a name. Names and errors are as in ``get``."""
         found: RecipeFile = self._find("recipe", "recipes", name, home)
         return found
 
     def verb(self, name: str) -> Verb:
-        """The verb of a name; ``plugin/name`` chooses where two plugins offer it.
-
-        Raises:
-            UnknownName: no plugin offers the verb, or two do.
-            PluginError: ``plugin/name`` names a plugin that failed to load.
-        """
+        """The verb of a name. Names and errors are as in ``get``."""
         found: Verb = self._find("verb", "verbs", name)
         return found
 
@@ -346,14 +338,7 @@ def temporary(*modules: ModuleType | type) -> Iterator[Registry]:
     global _current
     before = current()
     added = [load_plugin(module.__name__.rpartition(".")[2], module) for module in modules]
-    plugins = list(before.plugins)
-    for plugin in added:
-        taken = next((p for p in plugins if p.name == plugin.name), None)
-        if taken is not None:
-            raise PluginError(
-                f"plugin '{plugin.name}': the name is taken by {taken.origin}; uninstall it, or rename one"
-            )
-        plugins.append(plugin)
+    plugins = [*before.plugins, *added]
     for plugin, after in zip(plugins, checked(plugins), strict=True):
         if after.error != plugin.error:
             raise PluginError(f"plugin '{plugin.name}': {after.error}")

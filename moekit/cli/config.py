@@ -1,4 +1,4 @@
-"""``moekit config``: print, validate or compare specs; a JSON schema of them."""
+"""``moekit config``: print, validate or compare specs."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from moekit.cli import text
+from moekit.cli.verbs import actions_of
 from moekit.errors import MoekitError, Problem, UnknownName, nearest
 
-ACTIONS = ("print", "validate", "diff", "schema")
+ACTIONS = ("print", "validate", "diff")
 EXAMPLES = """\
   moekit config print deepseek_v3                                  every option, resolved
   moekit config print deepseek_v3 model.depth=8 --only model.moe   a part of it, with one option changed
@@ -18,16 +19,12 @@ EXAMPLES = """\
   moekit config validate mine.yaml --deep                          also of classes of other libraries
   moekit config diff jacobs1991 deepseek_v3                        how two papers differ
   moekit config diff deepseek_v3 model.moe.router.top_k=4          what an override changes
-  moekit config schema > recipe.schema.json                        of recipes with every installed plugin, for editors
-
-An editor with yaml-language-server (VS Code's YAML extension, for one) completes and checks a recipe that begins with
-  # yaml-language-server: $schema=recipe.schema.json
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
-    parser.add_argument("action", metavar="|".join(ACTIONS), help="what to do")
+    parser.add_argument("action", metavar="|".join(_actions()), help="what to do")
     parser.add_argument("sources", nargs="*", metavar="NAME|key=value", help="recipes or YAML files, and overrides")
     parser.add_argument("--only", metavar="PATH", help="print: only the part at this path, such as model.moe")
     parser.add_argument(
@@ -55,11 +52,12 @@ def run(args: argparse.Namespace) -> int:
             enough = len(names) == 2 or (len(names) == 1 and bool(overrides))
             _expect(enough, command, names, "two names, or one name and overrides")
             return _diff(names[0], names[-1], overrides)
-        case "schema":
-            _expect(not args.sources, command, args.sources, "no name: the schema is that of every recipe")
-            return _schema()
-    what = f"unknown action '{args.action}' (actions: {', '.join(ACTIONS)})"
-    raise UnknownName(Problem(what=what, nearest=nearest(args.action, ACTIONS), list_with="moekit config --help"))
+    what = f"unknown action '{args.action}' (actions: {', '.join(_actions())})"
+    raise UnknownName(Problem(what=what, nearest=nearest(args.action, _actions()), list_with="moekit config --help"))
+
+
+def _actions() -> list[str]:
+    return [*ACTIONS, *actions_of("config")]
 
 
 def split(sources: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -104,7 +102,7 @@ def _print(name: str, overrides: list[str], *, only: str | None, as_json: bool) 
     if as_json:
         text.print_json(plain)
     else:
-        from moekit.spec.yaml_text import write
+        from moekit.spec.tree import write
 
         sys.stdout.write(write(plain))
     return 0
@@ -129,14 +127,6 @@ def _validate(names: list[str], overrides: list[str], *, deep: bool) -> int:
         else:
             print(f"{name}: valid")
     return 2 if wrong else 0
-
-
-def _schema() -> int:
-    from moekit.registry import current
-    from moekit.spec.schema import recipe_schema
-
-    text.print_json(recipe_schema(current()), indent=1)
-    return 0
 
 
 def _diff(first: str, second: str, overrides: list[str]) -> int:

@@ -7,7 +7,7 @@ import sys
 
 from moekit.cli import text
 from moekit.cli.core import VERBS
-from moekit.cli.verbs import find, parser_of
+from moekit.cli.verbs import find, parser_of, typed
 from moekit.discovery import BUILTIN
 from moekit.registry import current
 
@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     registry = current()
     others = [verb for verb in registry.verbs if verb.plugin != BUILTIN]
-    rows = [(registry.short_name(verb), verb.summary, registry.origin(verb)) for verb in others]
+    rows = [(typed(verb), verb.summary, registry.origin(verb)) for verb in others]
     tables = {"verbs": [(name, summary, "") for name, summary in VERBS.items()], "verbs of plugins": rows}
     sizes = text.columns([row for some in tables.values() for row in some])
     blocks = [[text.bold(title), *text.table(some, fold=(1,), sizes=sizes)] for title, some in tables.items() if some]

@@ -1,13 +1,13 @@
-"""``moekit ls``: list recipes, components and runs."""
+"""``moekit ls``: list recipes and components."""
 
 from __future__ import annotations
 
 import argparse
 import re
-from pathlib import Path
 from typing import Any
 
 from moekit.cli import text
+from moekit.cli.verbs import actions_of
 from moekit.component import Component, RecipeFile
 from moekit.registry import Registry, current
 from moekit.spec.layers import head_of
@@ -18,7 +18,6 @@ EXAMPLES = """\
   moekit ls routers           what 'router: {use: ...}' takes
   moekit ls kinds             the kinds of component, those of plugins too
   moekit ls recipes --json    for a program
-  moekit ls runs              your runs, with their state and result
 """
 RECIPES = "recipes"
 SIZES = "recipes at the sizes of their papers, to read and to count (moekit params NAME)"
@@ -30,8 +29,11 @@ Entry = dict[str, Any]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
     kinds = ", ".join(kind.plural for kind in current().kinds.values())
-    parser.add_argument("kind", nargs="?", help=f"one of {kinds}, or its singular; recipes; kinds; or runs")
-    parser.add_argument("--out", default="runs", metavar="DIR", help="folder of all runs (default: runs)")
+    parser.add_argument(
+        "kind",
+        nargs="?",
+        help=f"one of {kinds}, or its singular; {' or '.join(['recipes', 'kinds', *actions_of('ls')])}",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -40,10 +42,6 @@ def run(args: argparse.Namespace) -> int:
     registry = current()
     if args.kind == "kinds":
         return _kinds(registry, as_json=args.json)
-    if args.kind == "runs":
-        from moekit.cli import ls_runs  # reading runs takes torch
-
-        return ls_runs.run(Path(args.out), as_json=args.json)
     recipes = args.kind in (None, "recipe", RECIPES)
     kinds = [] if recipes and args.kind else [registry.kind(args.kind)] if args.kind else list(registry.kinds.values())
     tables = {kind.plural: [_component(registry, c) for c in registry.components(kind.name)] for kind in kinds}

@@ -59,20 +59,13 @@ def named(registry: Registry, name: str, kind: str | None = None) -> list[Compon
         return [RecipeFile(name=name, path=Path(name))]
     recipes = kind in ("recipe", "recipes")
     components = [] if recipes else registry.components(kind)
-    offered = registry.recipes if kind is None or recipes else []
-    found: list[Component | RecipeFile] = [
-        r for r in offered if name in (r.name, r.full_name, f"recipe/{r.name}", f"recipes/{r.name}")
-    ]
-    found += [
-        c
-        for c in components
-        if name in (c.name, c.full_name, f"{c.kind}/{c.name}", f"{registry.kinds[c.kind].plural}/{c.name}")
-    ]
-    if found:
+    offers: list[Component | RecipeFile] = [*(registry.recipes if kind is None or recipes else []), *components]
+    plurals = {"recipe": "recipes", **{each.name: each.plural for each in registry.kinds.values()}}
+    names = {id(o): (o.name, o.full_name, f"{o.kind}/{o.name}", f"{plurals[o.kind]}/{o.name}") for o in offers}
+    if found := [offer for offer in offers if name in names[id(offer)]]:
         return found
     if kind is not None:
         return [registry.recipe(name) if recipes else registry.get(kind, name)]  # raises
-    offers = [*components, *offered]
     choices = [offer.name for offer in offers]
     if "/" in name:
         choices += [offer.full_name for offer in offers] + [f"{offer.kind}/{offer.name}" for offer in offers]

@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
         recipe, overrides = load(args.recipe, overrides), []  # reports mistakes before torch is imported
 
     from moekit import run as runs
-    from moekit.training.run.allocator import keep_freed_memory
+    from moekit.machine import keep_freed_memory
 
     keep_freed_memory()  # before the first large array
 

@@ -79,6 +79,11 @@ def find(name: str) -> Verb:
     return current().verb(name)
 
 
+def actions_of(name: str) -> list[str]:
+    """The actions that plugins add to a verb: ``moekit config schema`` calls a plugin's verb ``config.schema``."""
+    return [verb.name.partition(".")[2] for verb in current().verbs if verb.name.startswith(f"{name}.")]
+
+
 def module_of(verb: Verb) -> VerbModule:
     """The module of a verb, imported.
 
@@ -97,6 +102,11 @@ def module_of(verb: Verb) -> VerbModule:
     return cast(VerbModule, module)
 
 
+def typed(verb: Verb) -> str:
+    """What a user types after ``moekit``."""
+    return current().short_name(verb).replace(".", " ") if verb.plugin else verb.name
+
+
 def parser_of(verb: Verb) -> Parser:
     """The argument parser of a verb, with its summary above, its examples and the exit codes below.
 
@@ -105,7 +115,7 @@ def parser_of(verb: Verb) -> Parser:
     """
     module = module_of(verb)
     parser = Parser(
-        prog=f"moekit {current().short_name(verb) if verb.plugin else verb.name}",
+        prog=f"moekit {typed(verb)}",
         description=f"{verb.summary[:1].upper()}{verb.summary[1:]}.",
         epilog=f"examples:\n{module.EXAMPLES.rstrip()}\n\n{EXIT_CODES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -125,6 +135,10 @@ def run(name: str, argv: list[str]) -> int:
     """
     verb = find(name)
     parser = parser_of(verb)
+    flags = {flag for flag, action in parser._option_string_actions.items() if action.nargs == 0}
+    at = next((i for i, each in enumerate(argv) if each not in flags), None)
+    if at is not None and argv[at] in actions_of(name):
+        return run(f"{name}.{argv[at]}", [*argv[:at], *argv[at + 1 :]])
     try:
         args = parser.parse_intermixed_args(argv)  # options may be between overrides
     except SystemExit as stop:  # --help printed its page

@@ -3,9 +3,9 @@
 from moekit.cache import Cache as Cache
 from moekit.contracts.evaluation import Evaluation as Evaluation
 from moekit.contracts.evaluation import Evaluator as Evaluator
+from moekit.contracts.evaluation import Exporter as Exporter
 from moekit.contracts.evaluation import Generate as Generate
 from moekit.contracts.evaluation import Trained as Trained
-from moekit.contracts.exporter import Exporter as Exporter
 from moekit.contracts.layer import BalanceContext as BalanceContext
 from moekit.contracts.layer import Balancer as Balancer
 from moekit.contracts.layer import Dispatched as Dispatched

@@ -1,4 +1,4 @@
-"""The interface of evaluators, which run on a trained model."""
+"""The interfaces of what runs on a trained model: evaluators, and exporters, which write it for other programs."""
 
 from __future__ import annotations
 
@@ -77,3 +77,23 @@ class Evaluator(ABC):
     @abstractmethod
     def evaluate(self, trained: Trained) -> Evaluation:
         """Evaluates, once at the end of a run, without gradients."""
+
+
+class Exporter(ABC):
+    """Writes the model of a checkpoint in another format. Built as ``Target(spec)``."""
+
+    @abstractmethod
+    def export(self, checkpoint: Path, out: Path) -> Sequence[str]:
+        """Writes the model.
+
+        Args:
+            checkpoint: of a run; ``moekit.training.run.saved.read_any_checkpoint`` opens it, slice by slice.
+            out: the file or folder to write; it must not exist yet.
+
+        Returns:
+            Lines to print: what was written, and what was omitted.
+
+        Raises:
+            MoekitError: the format cannot express the model, or ``out`` exists; nothing has been written.
+            CheckpointError: the checkpoint is damaged.
+        """

@@ -124,20 +124,22 @@ class LoopGroups(Groups):
     def linear(self, x_ND: Tensor, w_EHD: Tensor, b_EH: Tensor | None = None) -> Tensor:
         """``y_NH``, expert by expert."""
         parts = [F.linear(x, w_EHD[e], None if b_EH is None else b_EH[e]) for e, x in enumerate(self.split(x_ND))]
-        return self._all_rows(parts)
+        return all_rows(parts, self.num_rows)
 
     def per_row(self, p_EX: Tensor) -> Tensor:
         """``p_NX``, each expert's slice repeated for its rows."""
-        return self._all_rows([p_EX[e].expand(n, *p_EX.shape[1:]) for e, n in enumerate(self.sizes)])
+        return all_rows([p_EX[e].expand(n, *p_EX.shape[1:]) for e, n in enumerate(self.sizes)], self.num_rows)
 
     def split(self, x_ND: Tensor) -> list[Tensor]:
         """The rows of each expert."""
         return list(torch.split(x_ND[: sum(self.sizes)], self.sizes))
 
-    def _all_rows(self, parts: list[Tensor]) -> Tensor:
-        y = torch.cat(parts)
-        rest = self.num_rows - y.shape[0]
-        return torch.cat([y, y.new_zeros(rest, *y.shape[1:])]) if rest else y
+
+def all_rows(parts: list[Tensor], num_rows: int) -> Tensor:
+    """The rows of all experts, and zeros for those that belong to none."""
+    y_NX = torch.cat(parts)
+    rest = num_rows - y_NX.shape[0]
+    return torch.cat([y_NX, y_NX.new_zeros(rest, *y_NX.shape[1:])]) if rest else y_NX
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,10 +209,8 @@ class ModuleExperts(ExpertBank):
 
     def forward(self, x_ND: Tensor, groups: Groups) -> Tensor:
         """``y_NO``: each module on its own rows."""
-        parts = [expert(x) for expert, x in zip(self.experts, groups.split(x_ND), strict=True)]
-        y_NO = torch.cat(parts)
-        missing = x_ND.shape[0] - y_NO.shape[0]
-        return torch.cat([y_NO, y_NO.new_zeros(missing, self.out_dim)]) if missing else y_NO
+        rows = groups.split(x_ND)
+        return all_rows([expert(x_nD) for expert, x_nD in zip(self.experts, rows, strict=True)], x_ND.shape[0])
 
     def init_weights(self, init: Init) -> None:
         """Does nothing: the caller made the modules, so their initialisation is kept."""

@@ -7,7 +7,6 @@ few microseconds, and compiles to nothing. Values are read from the device.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any, NoReturn
 
 import torch
@@ -16,8 +15,7 @@ from torch import Tensor
 from moekit.errors import PluginError
 from moekit.routing import ExpertChoice, LossTerm, Routing, Soft, TokenChoice
 
-Shape = tuple[int | str, ...]
-"""Sizes; a letter for a size that is not prescribed."""
+DTYPES = {"a bool": torch.bool, "an int64": torch.int64}
 
 
 def check_routing(router: object, routing: Routing, x_TD: Tensor, valid_T: Tensor | None) -> None:
@@ -35,47 +33,35 @@ def check_routing(router: object, routing: Routing, x_TD: Tensor, valid_T: Tenso
         reject(router, "a Routing: a TokenChoice, ExpertChoice or Soft", type(routing).__name__)
     T = x_TD.shape[0]
     scores_TE = routing.scores_TE
-    if not isinstance(scores_TE, Tensor) or scores_TE.ndim != 2 or not _is_float(scores_TE, T, scores_TE.shape[1]):
-        _misshapen(router, "scores_TE", scores_TE, "a float", (T, "E"))
+    _expect(router, "scores_TE", scores_TE, "a float", T, "E")
     shape, E = scores_TE.shape, scores_TE.shape[1]
-    logits_TE = routing.logits_TE
-    if not _is_float(logits_TE, T, E):
-        _misshapen(router, "logits_TE", logits_TE, "a float", (T, E))
+    _expect(router, "logits_TE", routing.logits_TE, "a float", T, E)
     if (routing.valid_T is None) != (valid_T is None):
         reject(router, "valid_T in the routing, as the router was given it", f"valid_T = {shape_of(routing.valid_T)}")
-    if routing.valid_T is not None and not _is(routing.valid_T, torch.bool, (T,)):
-        _misshapen(router, "valid_T", routing.valid_T, "a bool", (T,))
+    if routing.valid_T is not None:
+        _expect(router, "valid_T", routing.valid_T, "a bool", T)
     if isinstance(routing, TokenChoice):
-        _check_pairs(router, ("expert_TK", "gate_TK"), routing.expert_TK, routing.gate_TK, (T, "K"))
-        sent_TK = routing.sent_TK
-        if sent_TK is not None and not _is(sent_TK, torch.bool, routing.expert_TK.shape):
-            _misshapen(router, "sent_TK", sent_TK, "a bool", routing.expert_TK.shape)
+        _expect(router, "expert_TK", routing.expert_TK, "an int64", T, "K")
+        _expect(router, "gate_TK", routing.gate_TK, "a float", *routing.expert_TK.shape)
+        if routing.sent_TK is not None:
+            _expect(router, "sent_TK", routing.sent_TK, "a bool", *routing.expert_TK.shape)
     elif isinstance(routing, ExpertChoice):
-        _check_pairs(router, ("token_EC", "gate_EC"), routing.token_EC, routing.gate_EC, (E, "C"))
+        _expect(router, "token_EC", routing.token_EC, "an int64", E, "C")
+        _expect(router, "gate_EC", routing.gate_EC, "a float", *routing.token_EC.shape)
     elif isinstance(routing, Soft):
         _check_soft(router, routing, shape)
-    if routing.smooth_load_E is not None and not _is_float(routing.smooth_load_E, E):
-        _misshapen(router, "smooth_load_E", routing.smooth_load_E, "a float", (E,))
+    if routing.smooth_load_E is not None:
+        _expect(router, "smooth_load_E", routing.smooth_load_E, "a float", E)
     check_loss_term(router, routing.own_loss, "own_loss")
-
-
-def _check_pairs(router: object, names: tuple[str, str], index: Tensor, gate: Tensor, expected: Shape) -> None:
-    if not isinstance(index, Tensor) or index.dtype != torch.int64 or index.ndim != 2 or index.shape[0] != expected[0]:
-        _misshapen(router, names[0], index, "an int64", expected)
-    if not _is_float(gate, *index.shape):
-        _misshapen(router, names[1], gate, "a float", index.shape)
 
 
 def _check_soft(router: object, routing: Soft, shape: torch.Size) -> None:
     combine_TEP, dispatch_TEP = routing.combine_TEP, routing.dispatch_TEP
     if dispatch_TEP is None:
-        if not _is_float(combine_TEP, *shape, 1):
-            _misshapen(router, "combine_TEP", combine_TEP, "a float", (*shape, 1))
-        return
-    P = combine_TEP.shape[-1] if isinstance(combine_TEP, Tensor) and combine_TEP.ndim == 3 else -1
-    for name, weights in (("combine_TEP", combine_TEP), ("dispatch_TEP", dispatch_TEP)):
-        if not _is_float(weights, *shape, P):
-            _misshapen(router, name, weights, "a float", (*shape, "P" if P < 0 else P))
+        _expect(router, "combine_TEP", combine_TEP, "a float", *shape, 1)
+    else:
+        _expect(router, "combine_TEP", combine_TEP, "a float", *shape, "P")
+        _expect(router, "dispatch_TEP", dispatch_TEP, "a float", *combine_TEP.shape)
 
 
 @torch.no_grad()  # what is saved for backward must not depend on the check, which recomputation omits
@@ -144,13 +130,10 @@ def check_dispatched(dispatcher: object, out: Any, x_TD: Tensor, num_experts: in
     if not hasattr(out, "y_TO"):
         reject(dispatcher, "a Dispatched", type(out).__name__)
     T = x_TD.shape[0]
-    y_TO, dropped, expert_TEO = out.y_TO, out.dropped, out.expert_TEO
-    if not _is_float(y_TO, T, out_dim):
-        _misshapen(dispatcher, "y_TO", y_TO, "a float", (T, out_dim))
-    if not _is(dropped, torch.int64, ()):
-        _misshapen(dispatcher, "dropped", dropped, "an int64", ())
-    if expert_TEO is not None and not _is_float(expert_TEO, T, num_experts, out_dim):
-        _misshapen(dispatcher, "expert_TEO", expert_TEO, "a float", (T, num_experts, out_dim))
+    _expect(dispatcher, "y_TO", out.y_TO, "a float", T, out_dim)
+    _expect(dispatcher, "dropped", out.dropped, "an int64")
+    if out.expert_TEO is not None:
+        _expect(dispatcher, "expert_TEO", out.expert_TEO, "a float", T, num_experts, out_dim)
 
 
 def check_rows(bank: Any, inputs: tuple[Any, ...], y_NO: Any) -> None:
@@ -159,9 +142,7 @@ def check_rows(bank: Any, inputs: tuple[Any, ...], y_NO: Any) -> None:
     Raises:
         PluginError: it is not a float tensor ``[N, O]``.
     """
-    N, out_dim = inputs[0].shape[0], bank.out_dim
-    if not _is_float(y_NO, N, out_dim):
-        _misshapen(bank, "y_NO", y_NO, "a float", (N, out_dim))
+    _expect(bank, "y_NO", y_NO, "a float", inputs[0].shape[0], bank.out_dim)
 
 
 def check_loss_term(part: object, term: Any, what: str = "its loss") -> None:
@@ -174,8 +155,7 @@ def check_loss_term(part: object, term: Any, what: str = "its loss") -> None:
         return
     if not isinstance(term, LossTerm):
         reject(part, f"{what} as a LossTerm(value=..., weight=...) or None", type(term).__name__)
-    if not _is_float(term.value):
-        _misshapen(part, f"{what}, LossTerm.value", term.value, "a float", ())
+    _expect(part, f"{what}, LossTerm.value", term.value, "a float")
     if not isinstance(term.weight, int | float):
         reject(part, f"{what} with a number as its weight", f"LossTerm.weight = {shape_of(term.weight)}")
 
@@ -186,25 +166,25 @@ def check_bias(balancer: object, bias_E: Any, num_experts: int) -> None:
     Raises:
         PluginError: it is not a float tensor ``[E]``.
     """
-    if bias_E is not None and not _is_float(bias_E, num_experts):
-        _misshapen(balancer, "a selection bias", bias_E, "a float", (num_experts,))
+    if bias_E is not None:
+        _expect(balancer, "a selection bias", bias_E, "a float", num_experts)
 
 
-def _is(value: Any, dtype: torch.dtype, shape: Iterable[int]) -> bool:
-    return isinstance(value, Tensor) and value.dtype == dtype and value.shape == shape
-
-
-def _is_float(value: Any, *shape: int) -> bool:
-    return isinstance(value, Tensor) and value.shape == shape and value.is_floating_point()
+def _expect(part: object, name: str, value: Any, dtype: str, *shape: int | str) -> None:
+    """Rejects a value that is not a tensor of this dtype and shape; a letter is a last size that is not prescribed."""
+    fits = isinstance(value, Tensor)
+    fits = fits and (value.is_floating_point() if dtype == "a float" else value.dtype == DTYPES[dtype])
+    if fits and shape and isinstance(shape[-1], str):
+        fits = value.ndim == len(shape) and value.shape[:-1] == shape[:-1]
+    elif fits:
+        fits = value.shape == shape
+    if not fits:
+        reject(part, f"{dtype} tensor [{', '.join(map(str, shape))}]", f"{name} = {shape_of(value)}")
 
 
 def shape_of(value: Any) -> str:
     """Dtype and shape of a tensor, and anything else as it is, as messages have it."""
     return f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else repr(value)
-
-
-def _misshapen(part: object, name: str, value: Any, dtype: str, shape: Iterable[int | str]) -> NoReturn:
-    reject(part, f"{dtype} tensor [{', '.join(map(str, shape))}]", f"{name} = {shape_of(value)}")
 
 
 def reject(part: object, expected: str, found: str) -> NoReturn:

@@ -6,12 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from moekit.record import defaults_of
 from moekit.registry import current
-from moekit.spec.fields import Spec, fields_of
+from moekit.spec.fields import Spec, defaults_of, fields_of
 from moekit.spec.kinds import Imported
-from moekit.spec.places import Keys, show
 from moekit.spec.recipe import Paper, Recipe
+from moekit.spec.tree import Keys, show
 
 LABELS = ("schema", "requires", "name", "summary")
 """Fields of a recipe that name it and do not change what it does; they are not compared."""

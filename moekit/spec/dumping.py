@@ -17,9 +17,8 @@ from omegaconf.errors import ConfigKeyError
 from moekit.registry import Registry, current
 from moekit.spec.fields import Spec, fields_of
 from moekit.spec.kinds import Imported
-from moekit.spec.places import BROKEN, LEFT_OPEN, Keys, Place, Report, Tree, check_size, found
 from moekit.spec.references import References, escape
-from moekit.spec.yaml_text import write
+from moekit.spec.tree import BROKEN, LEFT_OPEN, Keys, Place, Report, Tree, check_size, found, write
 
 _HALF = re.compile("[\ud800-\udfff]")  # a lone surrogate, which no file can hold
 

@@ -1,4 +1,4 @@
-"""How a component declares its options: one frozen dataclass with four kinds of field.
+"""How a component declares its options: ``Spec``, a frozen dataclass with four kinds of field.
 
 ``option`` is a plain value, ``slot`` holds one component, ``slots`` a named map of components, and ``group`` another
 spec class that has no ``use``. A spec is valid by construction, from YAML and from Python alike: ``__post_init__``
@@ -12,13 +12,11 @@ import math
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import MISSING
+from dataclasses import MISSING, FrozenInstanceError, dataclass
 from functools import cache
-from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, cast
+from typing import Any, ClassVar, Literal, NamedTuple, NoReturn, TypeVar, cast
 
-from moekit.errors import PluginError
-from moekit.record import Record, defaults_of
-from moekit.spec.places import one_of
+from moekit.errors import PluginError, nearest
 
 FieldKind = Literal["option", "slot", "slots", "group"]
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -29,6 +27,67 @@ LARGEST = 2**64 - 1
 def _cached(function: _F) -> _F:
     """``functools.cache`` with the signature kept: mypy treats a class as not hashable."""
     return cast(_F, cache(function))
+
+
+@typing.dataclass_transform(kw_only_default=True, frozen_default=True)
+class Record:
+    """A frozen dataclass with keyword arguments. A subclass needs no decorator; ``__post_init__`` may check its fields.
+
+    Its methods are inherited, because ``dataclass`` would compile new ones for each class, which slows the start of
+    every command.
+
+    Raises:
+        TypeError: an argument is unknown or missing.
+    """
+
+    refused: ClassVar[Mapping[str, str]] = {}  # names that a user may expect among the options, and why they are none
+    _defaults: ClassVar[Mapping[str, Any]] = {}
+
+    def __init_subclass__(cls) -> None:
+        made: Any = dataclass(init=False, repr=False, eq=False, kw_only=True)(cls)
+        cls._defaults = {
+            f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in dataclasses.fields(made)
+        }
+
+    def __init__(self, **given: Any) -> None:
+        known, values = self._defaults, self.__dict__
+        if not given.keys() <= known.keys():
+            raise TypeError(self._unknown(next(name for name in given if name not in known)))
+        for name, default in known.items():
+            value = given.get(name, default)
+            if value is MISSING:
+                raise TypeError(f"{type(self).__name__} needs {name}=...")
+            values[name] = value.copy() if value is default and isinstance(value, dict | list) else value
+        if (check := getattr(self, "__post_init__", None)) is not None:
+            check()
+
+    def _unknown(self, name: str) -> str:
+        near = nearest(name, list(self._defaults))
+        hint = f"did you mean {near}?" if near else f"options are {', '.join(self._defaults) or 'none'}"
+        return f"{type(self).__name__} has no option {name}; {self.refused.get(name, hint)}"
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise FrozenInstanceError(f"cannot assign to field '{name}'; make another with dataclasses.replace")
+
+    def __delattr__(self, name: str) -> NoReturn:
+        raise FrozenInstanceError(f"cannot delete field '{name}'")
+
+    def __repr__(self) -> str:
+        return f"{type(self).__qualname__}({', '.join(f'{name}={value!r}' for name, value in self._values())})"
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and isinstance(other, Record) and self._values() == other._values()
+
+    def __hash__(self) -> int:
+        return hash((type(self), *self._values()))
+
+    def _values(self) -> list[tuple[str, Any]]:
+        return [(name, getattr(self, name)) for name in self._defaults]
+
+
+def defaults_of(record: type[Record]) -> Mapping[str, Any]:
+    """The default of each field, shared: do not change it. ``dataclasses.MISSING`` if the field must be given."""
+    return record._defaults
 
 
 class FieldInfo(NamedTuple):
@@ -297,6 +356,11 @@ def describe(hint: Any) -> str:
         else:
             words.append(_WORDS.get(member, str(member)))
     return " or ".join([*words, "null"] if is_optional(hint) else words)
+
+
+def one_of(names: Iterable[str]) -> str:
+    """``one of a, b, c``, as messages list a few choices."""
+    return "one of " + ", ".join(names)
 
 
 def is_a(value: Any, hint: Any) -> bool:

@@ -17,12 +17,12 @@ from moekit.component import Kind
 from moekit.errors import MoekitError, UnknownName, nearest
 from moekit.registry import MAX_LISTED, Registry
 from moekit.spec.dumping import plain_value
-from moekit.spec.fields import FieldInfo, Spec, describe, fields_of, is_optional
+from moekit.spec.fields import FieldInfo, Spec, describe, fields_of, is_optional, one_of
 from moekit.spec.kinds import FOREIGN, Imported, is_import_path
-from moekit.spec.merging import Merged
-from moekit.spec.places import BROKEN, LEFT_OPEN, Keys, Place, Report, found, one_of, show
+from moekit.spec.layers import Merged
 from moekit.spec.recipe import Recipe
-from moekit.spec.references import References, is_readable, is_reference
+from moekit.spec.references import References, is_readable
+from moekit.spec.tree import BROKEN, LEFT_OPEN, Keys, Place, Report, found, is_reference, show
 
 
 @dataclass(eq=False, repr=False)
@@ -95,7 +95,7 @@ class Planner:
             here = (*path, key)
             if isinstance(value, dict | list):
                 self._take_unread(value, here)
-            elif is_reference(value) and not is_readable(value):
+            elif isinstance(value, str) and "${" in value and not is_readable(value):
                 items[key] = LEFT_OPEN
                 self.unread.append(here)
                 shown = found(value)[1:-1] if len(value) > 60 else value

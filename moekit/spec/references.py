@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection
 from functools import cached_property, lru_cache
-from typing import Any, TypeGuard
+from typing import Any
 
 import omegaconf
 from omegaconf import DictConfig, OmegaConf
@@ -14,7 +14,7 @@ from omegaconf.errors import GrammarParseError, InterpolationKeyError, Interpola
 from moekit.component import imported
 from moekit.errors import PluginError, nearest
 from moekit.registry import Registry
-from moekit.spec.places import BROKEN, LEFT_OPEN, MAX_DEPTH, MAX_NODES, Keys, Report, reject, show
+from moekit.spec.tree import BROKEN, LEFT_OPEN, MAX_DEPTH, MAX_NODES, Keys, Report, is_reference, reject, show
 
 MAX_STEPS = 2_000
 """References that one spec may follow, those that lead to others counted again for each. A recipe follows two."""
@@ -25,11 +25,6 @@ MAX_TEXT = 4_000
 _KEY = r"[\w-]+(?:\.[\w-]+|\[\d+\])*"
 _TARGET = re.compile(rf"\$\{{\s*(\.*)({_KEY})\s*\}}")
 _MISSING_KEY = re.compile(r"Interpolation key '([^']*)' not found(?: \(resolved to '([^']*)'\))?")
-
-
-def is_reference(value: Any) -> TypeGuard[str]:
-    """Whether this is text with an interpolation in it."""
-    return isinstance(value, str) and "${" in value
 
 
 @lru_cache

@@ -11,7 +11,7 @@ from moekit.registry import current
 from moekit.spec.fields import Spec, fields_of
 from moekit.spec.kinds import DispatcherSpec, RouterSpec
 from moekit.spec.loading import component_spec
-from moekit.spec.yaml_text import read
+from moekit.spec.tree import read
 from moekit_bench.request import Shape
 
 Node = Mapping[str, Any]

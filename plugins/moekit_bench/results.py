@@ -8,11 +8,11 @@ import platform
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from moekit.machine import processor_name
 from moekit_bench.saved import Saved
 
 
@@ -158,17 +158,8 @@ def to_json(value: Any) -> Any:
 
 def machine(device: str, dtype: torch.dtype) -> dict[str, str | int]:
     """What was measured on: device, its name, cores, threads, versions, dtype."""
-    found: dict[str, str | int] = {"device": device, "name": _cpu_name(), "cores": os.cpu_count() or 0}
+    found: dict[str, str | int] = {"device": device, "name": processor_name(), "cores": os.cpu_count() or 0}
     if device == "cuda":
         found["name"] = torch.cuda.get_device_name()
     found |= {"threads": torch.get_num_threads(), "torch": torch.__version__, "python": platform.python_version()}
     return found | {"dtype": str(dtype).removeprefix("torch.")}
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

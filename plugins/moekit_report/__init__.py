@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 MOEKIT_API = 2
 VERBS = {
+    "ls.runs": "list your runs, with their state and result",
     "report": "write a page about the experts of a run",
     "compare": "compare runs, seeds pooled",
     "eval": "score a trained model by domain",
@@ -51,7 +52,10 @@ def moekit_recipes() -> Iterable[RecipeFile]:
 @hookimpl
 def moekit_verbs() -> list[Verb]:
     """The verbs of this plugin."""
-    return [Verb(name=name, target=f"moekit_report.verbs.{name}", summary=summary) for name, summary in VERBS.items()]
+    return [
+        Verb(name=name, target=f"moekit_report.verbs.{name.removeprefix('ls.')}", summary=summary)
+        for name, summary in VERBS.items()
+    ]
 
 
 @hookimpl

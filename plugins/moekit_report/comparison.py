@@ -16,6 +16,7 @@ from moekit.spec import to_plain
 from moekit.spec.diffing import diff
 from moekit.spec.fields import MetricInfo
 from moekit.training.metrics import headline
+from moekit.training.run.metrics_log import tenths
 
 LABELS = ("name", "summary", "seed", "compare", "paper")
 """What a recipe may differ in and still be pooled with another."""
@@ -200,7 +201,7 @@ def _column(run: Run, name: str) -> list[float]:
 
 def _end(values: Sequence[float]) -> float:
     """The mean of the last tenth."""
-    return float(np.mean(values[-max(1, len(values) // 10) :])) if values else math.nan
+    return float(np.mean(tenths(values)[1])) if values else math.nan
 
 
 def table_of(compared: Comparison, *, times: bool = True) -> list[tuple[str, ...]]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from moekit.training.run.metrics_log import tenths
 from moekit_report.reading import STARVED, LayerLog
 from moekit_report.specialisation import Specialisation
 
@@ -79,10 +80,10 @@ def _starved(name: str, log: LayerLog, recipe: Mapping[str, Any]) -> list[Findin
 
 
 def _dropped(name: str, log: LayerLog, recipe: Mapping[str, Any]) -> list[Finding]:
-    dropped, pairs = (_last_tenth(log.values[key]).sum() for key in ("dropped_pairs", "pairs"))
+    dropped, pairs = (tenths(log.values[key])[1].sum() for key in ("dropped_pairs", "pairs"))
     if not pairs or dropped / pairs < DROPPED:
         return []
-    lost, tokens = (_last_tenth(log.values[key]).sum() for key in ("dropped_tokens", "tokens"))
+    lost, tokens = (tenths(log.values[key])[1].sum() for key in ("dropped_tokens", "tokens"))
     text = (
         f"Layer {name}: {dropped / pairs:.1%} of pairs are dropped at the end, and {lost / tokens:.1%} of tokens lose"
     )
@@ -97,7 +98,7 @@ def _growing(name: str, log: LayerLog, recipe: Mapping[str, Any]) -> list[Findin
     if len(norm) < 20:
         return []
     first, before, last = (
-        float(np.mean(part)) for part in (_first_tenth(norm), norm[-len(norm) // 4 :][: len(norm) // 8], norm[-3:])
+        float(np.mean(part)) for part in (tenths(norm)[0], norm[-len(norm) // 4 :][: len(norm) // 8], norm[-3:])
     )
     if last < GROWING * first or last < 1.05 * before:
         return []
@@ -154,11 +155,3 @@ def _find(tree: Mapping[str, Any], key: str, at: str = "") -> tuple[str, Mapping
             if inner := _find(value, key, path):
                 return inner
     return None
-
-
-def _last_tenth(values: np.ndarray) -> np.ndarray:
-    return values[-max(1, len(values) // 10) :]
-
-
-def _first_tenth(values: np.ndarray) -> np.ndarray:
-    return values[: max(1, len(values) // 10)]

@@ -15,7 +15,6 @@ from moekit.extras import require
 from moekit.registry import current
 
 if TYPE_CHECKING:
-    from moekit.component import Component
     from moekit_reproduce.engine import Progress
     from moekit_reproduce.study import ClaimSpec
 
@@ -49,7 +48,10 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         MoekitError: matplotlib is not installed, no such paper, an option is out of range, or a run failed.
     """
-    claims = {claim.name: claim for claim in sorted(current().components("claim"), key=_year)}
+    from moekit_reproduce.ledger import PAGE, year_of
+
+    found = sorted(current().components("claim"), key=lambda claim: (year_of(claim.paper), claim.name))
+    claims = {claim.name: claim for claim in found}
     if args.list:
         print("\n".join(text.table([(name, claim.summary, claim.paper) for name, claim in claims.items()])))
         return 0
@@ -66,7 +68,6 @@ def run(args: argparse.Namespace) -> int:
     specs = {name: spec_of(name, options, quick=args.quick, seeds=args.seeds) for name in names or claims}
     from moekit.registry import build
     from moekit_reproduce.engine import planned
-    from moekit_reproduce.ledger import PAGE
     from moekit_reproduce.paper import reproduce
 
     flags = [*(["--quick"] if args.quick else []), *([f"--seeds {args.seeds}"] if args.seeds else [])]
@@ -88,11 +89,6 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _year(claim: Component) -> tuple[str, str]:
-    """The order of papers: by the year in ``paper``; others last."""
-    return next((word for word in claim.paper.replace(",", " ").split() if word.isdigit()), "9999"), claim.name
-
-
 def spec_of(name: str, options: list[str], *, quick: bool, seeds: int | None) -> ClaimSpec:
     """A claim's spec, with options as ``key=value``.
 
@@ -100,7 +96,7 @@ def spec_of(name: str, options: list[str], *, quick: bool, seeds: int | None) ->
         SpecError: with every mistake in the options.
     """
     from moekit.spec import component_spec
-    from moekit.spec.yaml_text import read
+    from moekit.spec.tree import read
     from moekit_reproduce.study import ClaimSpec
 
     node: dict[str, Any] = {"use": name}

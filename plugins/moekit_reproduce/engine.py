@@ -15,6 +15,7 @@ import torch
 import moekit
 from moekit.component import imported
 from moekit.errors import MoekitError
+from moekit.machine import processor_name
 from moekit.spec import load, to_plain
 from moekit_reproduce.runs import prepared
 from moekit_reproduce.store import Store
@@ -169,11 +170,5 @@ def versions() -> dict[str, str]:
 
 def machine() -> str:
     """The processor's name, its cores, and the threads in use."""
-    name = platform.processor() or platform.machine()
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
-    except OSError:
-        pass
     threads = torch.get_num_threads()
-    return f"{name}, {os.cpu_count()} cores, {threads} thread{'' if threads == 1 else 's'}"
+    return f"{processor_name()}, {os.cpu_count()} cores, {threads} thread{'' if threads == 1 else 's'}"

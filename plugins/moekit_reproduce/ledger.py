@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
@@ -154,7 +155,12 @@ def rows_in(folder: Path) -> list[dict[str, Any]]:
             raise MoekitError(
                 f"{path} is damaged: {error}\n  delete it, and run moekit reproduce {path.stem}"
             ) from error
-    return sorted(rows, key=lambda row: (_year(row["title"]), row["title"]))
+    return sorted(rows, key=lambda row: (year_of(row["title"]), row["title"]))
+
+
+def year_of(paper: str) -> str:
+    """The year in the name of a paper; 9999 without one, so that such papers come last."""
+    return next(iter(re.findall(r"\b(?:19|20)\d\d\b(?!\.\d)", paper)), "9999")
 
 
 def page_of(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -231,7 +237,3 @@ def _rate(arm: Mapping[str, Any]) -> str:
     if arm["rate_of"]:
         return f"{arm['rate']:g} (of {arm['rate_of']}{factor})"
     return f"{arm['rate']:g}" + (f" of {', '.join(arm['tried'])}" if arm["tried"] else "")
-
-
-def _year(title: str) -> str:
-    return next((word.rstrip(":") for word in title.split() if word.rstrip(":").isdigit()), "")

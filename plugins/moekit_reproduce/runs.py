@@ -12,6 +12,7 @@ import torch
 
 from moekit.component import imported
 from moekit.contracts import Data
+from moekit.machine import keep_freed_memory
 from moekit.params import count_parameters
 from moekit.registry import build
 from moekit.spec.kinds import DataSpec, MoE
@@ -20,7 +21,6 @@ from moekit.spec.replacing import find_all
 from moekit.training.balance import max_violation
 from moekit.training.data import StepLoader, ValidationShard
 from moekit.training.module import LitMoE
-from moekit.training.run.allocator import keep_freed_memory
 from moekit.training.run.prepare import quiet, trainer_options
 from moekit_reproduce.study import Arm
 

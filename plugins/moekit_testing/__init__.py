@@ -29,5 +29,10 @@ def moekit_verbs() -> list[Verb]:
     """The verbs of this plugin."""
     return [
         Verb(name="check", target="moekit_testing.cli.check", summary="run the conformance checks of components"),
+        Verb(
+            name="config.schema",
+            target="moekit_testing.cli.schema",
+            summary="write a JSON schema of recipes with every installed plugin, for editors",
+        ),
         Verb(name="new", target="moekit_testing.cli.new", summary="write the package of a plugin to start from"),
     ]

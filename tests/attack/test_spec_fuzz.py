@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from moekit.errors import SpecError
 from moekit.registry import current
 from moekit.spec import dump, load, to_config, to_plain
-from moekit.spec.yaml_text import write
+from moekit.spec.tree import write
 
 Keys = tuple[Any, ...]
 

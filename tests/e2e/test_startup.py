@@ -118,6 +118,11 @@ def test_verbs_that_need_no_torch_import_none(words: str) -> None:
     assert done.stdout
 
 
+def test_a_list_of_recipes_imports_no_omegaconf() -> None:
+    code = "import sys; from moekit.cli import main; main(['ls', 'recipes']); sys.exit('omegaconf' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
 def test_the_first_page_imports_next_to_nothing() -> None:
     code = (
         "import sys; before = set(sys.modules); from moekit.cli import main; main(['--help']);"

@@ -10,9 +10,7 @@ and say in the commit what changed.
 
 from __future__ import annotations
 
-import platform
 import random
-import re
 import sys
 import tempfile
 from pathlib import Path
@@ -22,6 +20,7 @@ import lightning as L
 import torch
 from golden import store
 
+from moekit.machine import processor_name
 from moekit.spec import load
 from moekit.training import LitMoE
 
@@ -97,13 +96,8 @@ def curve(name: str, folder: Path) -> dict[str, Any]:
 
 def machine() -> dict[str, str]:
     """What decides the order in which sums are taken: the torch version and the processor."""
-    return {"torch": torch.__version__.partition("+")[0], "processor": _processor()}
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    named = re.search(r"^model name\s*: (.+)$", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.is_file() else None
-    return f"{named[1] if named else platform.processor()}, {torch.backends.cpu.get_cpu_capability()}"
+    capability = torch.backends.cpu.get_cpu_capability()
+    return {"torch": torch.__version__.partition("+")[0], "processor": f"{processor_name()}, {capability}"}
 
 
 def main(names: list[str]) -> None:

@@ -195,3 +195,9 @@ def points_of(rows: Mapping[int, Mapping[str, float]], key: str, x: str = "step"
     """The x and y values of one metric: over steps, or over another column (``seconds``, ``tokens``)."""
     points = [(step, row) for step, row in sorted(rows.items()) if key in row and (x == "step" or x in row)]
     return [float(step) if x == "step" else row[x] for step, row in points], [row[key] for _, row in points]
+
+
+def tenths(values: Any) -> tuple[Any, Any]:
+    """The first and the last tenth of a list or an array, of at least one value."""
+    n = max(1, len(values) // 10)
+    return values[:n], values[-n:]

@@ -18,7 +18,7 @@ from moekit.shards import parameter_shards
 from moekit.training.metrics import headline
 from moekit.training.module import LitMoE
 from moekit.training.run.folder import RunFolder
-from moekit.training.run.metrics_log import Row, points_of
+from moekit.training.run.metrics_log import Row, points_of, tenths
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,8 +119,8 @@ def outcome_of(label: str, folder: RunFolder, module: LitMoE, rows: Mapping[int,
         label=label,
         folder=folder.path,
         steps=max(module.logged_step, *rows, 0),
-        tokens=max((row["tokens"] for row in rows.values() if "tokens" in row), default=0.0),
-        seconds=max((row["seconds"] for row in rows.values() if "seconds" in row), default=0.0),
+        tokens=_largest(rows, "tokens"),
+        seconds=_largest(rows, "seconds"),
         train=train,
         validation=validation,
         max_violation=_tenths(rows, "train/max_violation") if sparse else None,
@@ -136,11 +136,14 @@ def outcome_of(label: str, folder: RunFolder, module: LitMoE, rows: Mapping[int,
     )
 
 
+def _largest(rows: Mapping[int, Row], key: str) -> float:
+    return max(points_of(rows, key)[1], default=0.0)
+
+
 def _tenths(rows: Mapping[int, Row], key: str) -> tuple[float, float]:
     """Means of the first and of the last tenth of a metric's values."""
-    values = points_of(rows, key)[1]
-    n = max(1, len(values) // 10)
-    return float(np.mean(values[:n])), float(np.mean(values[-n:]))
+    first, last = tenths(points_of(rows, key)[1])
+    return float(np.mean(first)), float(np.mean(last))
 
 
 def experts_per_token(rows: Mapping[int, Row]) -> float | None:
@@ -154,9 +157,7 @@ def steps_in_same_time(moe: Mapping[int, Row], dense: Mapping[int, Row]) -> int:
 
     0 if there is nothing to compare: no validation, or within 2 % the steps that the dense model has trained.
     """
-    seconds, dense_seconds = (
-        max((row["seconds"] for row in rows.values() if "seconds" in row), default=0.0) for rows in (moe, dense)
-    )
+    seconds, dense_seconds = _largest(moe, "seconds"), _largest(dense, "seconds")
     if not dense_seconds or not any(key.startswith("val/") for row in dense.values() for key in row):
         return 0
     fit = max(1, int(max(dense) * seconds / dense_seconds))

@@ -24,11 +24,11 @@ from moekit.checkpoints.format import Encoded
 from moekit.component import imported
 from moekit.errors import CheckpointError, MoekitError, Problem, SpecError, nearest
 from moekit.registry import current
-from moekit.spec.composing import Values
 from moekit.spec.fields import FieldInfo, Spec, is_plain
 from moekit.spec.kinds import Imported
-from moekit.spec.places import Keys, Report, show
+from moekit.spec.loading import Values
 from moekit.spec.recipe import Recipe
+from moekit.spec.tree import Keys, Report, show
 
 HERE: Keys = ("trainer",)
 

@@ -32,12 +32,7 @@ from moekit.training.module import LitMoE
 from moekit.training.run.folder import RunFolder
 from moekit.training.run.hooks import RunInfo, run_starting
 from moekit.training.run.metrics_log import LogWrites, RunLog, lost_rows
-from moekit.training.run.parts import (
-    build_parts,
-    check_callbacks,
-    check_parts,
-    left_states,
-)
+from moekit.training.run.parts import build_parts, check_callbacks, check_parts, left_states
 from moekit.training.run.saved import check_resumable, check_same_model, check_unchanged
 
 VALIDATIONS = 10
@@ -118,12 +113,11 @@ def make_trainer(
             plugins=plugins,
             default_root_dir=folder.path,
         )
-    except (TypeError, ValueError, RuntimeError, ImportError) as error:
+    except Exception as error:
+        known = isinstance(error, TypeError | ValueError | RuntimeError | ImportError)
+        if not known and not type(error).__module__.startswith("lightning"):  # its own errors are plain Exceptions
+            raise
         raise SpecError([_rejected(error, options)]) from error
-    except Exception as error:  # Lightning's MisconfigurationException is a plain Exception
-        if type(error).__module__.startswith("lightning"):
-            raise SpecError([_rejected(error, options)]) from error
-        raise
     if isinstance(strategy, ShardingStrategy):
         strategy.check_ranks(recipe, trainer.world_size)
     return trainer

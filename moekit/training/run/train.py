@@ -34,7 +34,7 @@ from moekit.screen import Screen
 from moekit.shards import gather, state_dict_shards
 from moekit.spec import load, to_plain
 from moekit.spec.recipe import Recipe
-from moekit.spec.yaml_text import write
+from moekit.spec.tree import write
 from moekit.training.build import RUN_SLOTS, build_model, check_trainable, dense_recipe
 from moekit.training.module import LitMoE
 from moekit.training.run.console import print_header, print_summary

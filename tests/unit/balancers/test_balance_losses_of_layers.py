@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from routings import token_choice
 
 from moekit.contracts import BalanceContext, LayerDims, LayerReport
-from moekit.record import defaults_of
 from moekit.registry import current
+from moekit.spec.fields import defaults_of
 from moekit.training.metrics import balance_sum
 from moekit_balancers.load_balance import LoadBalance
 from moekit_balancers.load_balance.module import LoadBalanceLoss

@@ -13,7 +13,7 @@ from pages import cases
 from moekit.cli import main
 from moekit.registry import current
 from moekit.spec import load, to_plain
-from moekit.spec.schema import recipe_schema
+from moekit_testing.schema import recipe_schema
 
 
 def test_print_is_a_spec_that_loads_again(recipe: Path, tmp_path: Path, capsys: Captured) -> None:
@@ -80,8 +80,9 @@ def test_schema_writes_the_schema_of_recipes_as_json(capsys: Captured) -> None:
 
 MISTAKES = """
 $ config schema deepseek_v3  # a name for the schema
-error: moekit config schema: expected no name: the schema is that of every recipe, got deepseek_v3
-  more: moekit config --help
+error: moekit config schema: unrecognized arguments: deepseek_v3
+  usage: moekit config schema [-h]
+  more: moekit config schema --help
 
 $ config validate  # nothing to validate
 error: moekit config validate: expected one name or more, got none

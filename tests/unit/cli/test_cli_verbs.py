@@ -32,7 +32,7 @@ def test_a_verb_has_a_summary_of_one_line_and_examples(verb: str) -> None:
 def test_a_verb_has_a_help_page(verb: str, words: str, capsys: Captured) -> None:
     assert main(words.format(verb=verb).split()) == 0
     out = capsys.readouterr().out
-    assert out.startswith(f"usage: moekit {verb} ")
+    assert out.startswith(f"usage: moekit {verb.replace('.', ' ')} ")
     assert verbs.find(verb).summary[1:] in out
     assert verbs.module_of(verbs.find(verb)).EXAMPLES.rstrip() in out
 
@@ -65,7 +65,7 @@ error: unknown option '--verison' (options: --help, --version)
 $ ls --jsno  # an unknown option of a verb
 error: moekit ls: unrecognized arguments: --jsno
   did you mean '--json'?
-  usage: moekit ls [-h] [--out DIR] [--json] [kind]
+  usage: moekit ls [-h] [--json] [kind]
   more: moekit ls --help
 
 $ show  # a missing argument
@@ -120,6 +120,23 @@ def acme(use: Use, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_plugins_verb_runs_and_its_exit_code_is_the_commands(verb: str, capsys: Captured) -> None:
     assert main([verb, "3"]) == 3
     assert capsys.readouterr() == ("acme_score: 2 of 6\n", "")
+
+
+def test_a_plugin_adds_an_action_to_a_verb(use: Use, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    score_module("acme_score", monkeypatch)
+    use(plugin("acme", verbs=[Verb(name="config.score", target="acme_score", summary="score a recipe")]))
+    for words in (["config", "score", "3"], ["config.score", "3"]):
+        assert main(words) == 3
+        assert capsys.readouterr().out == "acme_score: 2 of 6\n"
+    check_output("config scoer", "error: unknown action 'scoer' (actions: print, validate, diff, score)\n"
+                 "  did you mean 'score'?\n  list them: moekit config --help", capsys)  # fmt: skip
+    check_output("config --only score print a b", "error: moekit config print: expected one name, then key=value, "
+                 "got a, b\n  more: moekit config --help", capsys)  # fmt: skip
+    for words in (["config", "--help"], ["help"]):
+        assert main(words) == 0
+    page, verbs_page = capsys.readouterr().out.split("\nverbs\n")
+    assert "print|validate|diff|score" in page
+    assert "config score" in verbs_page and "score a recipe" in verbs_page
 
 
 @pytest.mark.usefixtures("acme")

@@ -16,7 +16,6 @@ import moekit
 from moekit import MoekitError
 from moekit.checkpoints.safetensors_file import TensorFile
 from moekit.errors import CheckpointError, SpecError
-from moekit_hf.fields import FormatError
 from moekit_hf.importing import import_folder
 from moekit_hf.importing import inspect as inspect_folder
 
@@ -145,7 +144,7 @@ def test_bfloat16_stays_bfloat16_in_the_checkpoint(tmp_path: Path) -> None:
 def test_an_existing_run_is_kept(tmp_path: Path) -> None:
     path, run = write_folder(tmp_path / "m"), tmp_path / "run"
     import_folder(path, run)
-    with pytest.raises(FormatError, match="run exists already"):
+    with pytest.raises(MoekitError, match="run exists already"):
         import_folder(path, run)
     assert moekit.open(run).model is not None
 

@@ -11,8 +11,7 @@ from tiny_models import DIM, GROUPED, VOCAB, decoder, model_of, moe_of, pairs
 from torch import Tensor
 
 from moekit import Cache, Model, ModelOutput, MoekitError, MoELayer, Source
-from moekit.inference.decoding import may_drop, start_decoding
-from moekit.inference.generate import sample, targets
+from moekit.inference.generate import may_drop, sample, start_decoding, targets
 from moekit_dispatchers.capacity import Capacity
 from moekit_dispatchers.device_capacity import DeviceCapacity
 from moekit_dispatchers.grouped import Grouped

@@ -13,9 +13,9 @@ from pages import cases
 from spec_fakes import check_overrides
 
 from moekit.errors import PluginError
-from moekit.spec.composing import _NODES, BROKEN, Values, describe, scalar
 from moekit.spec.fields import FieldInfo
-from moekit.spec.places import Report
+from moekit.spec.loading import _NODES, BROKEN, Values, describe, scalar
+from moekit.spec.tree import Report
 
 INFO = FieldInfo("option", "an option")
 

@@ -19,7 +19,7 @@ from pages import whole
 from moekit.errors import SpecError
 from moekit.spec import component_spec, load
 from moekit.spec.references import register_resolver
-from moekit.spec.yaml_text import write as yaml
+from moekit.spec.tree import write as yaml
 
 Write = Callable[[str, str], str]
 

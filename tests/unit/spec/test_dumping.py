@@ -15,7 +15,7 @@ from moekit.errors import PluginError
 from moekit.spec import component_spec, dump, load, to_config, to_plain
 from moekit.spec.fields import LARGEST
 from moekit.spec.recipe import Recipe, TrainerSpec
-from moekit.spec.yaml_text import read
+from moekit.spec.tree import read
 
 
 def test_every_option_is_written_in_the_order_of_the_schema() -> None:

@@ -10,7 +10,7 @@ import pytest
 from moekit import SpecError
 from moekit.spec import diff, dump, load, to_plain
 from moekit.spec.kinds import Imported
-from moekit.spec.yaml_text import read
+from moekit.spec.tree import read
 
 STOPPING = {"class": "no_such.package.Stopping", "monitor": "val/loss", "min_delta": 3, "mode": None}
 

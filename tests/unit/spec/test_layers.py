@@ -19,7 +19,7 @@ from moekit.registry import Registry, current
 from moekit.spec import load
 from moekit.spec.layers import Head, head_of
 from moekit.spec.loading import parse_overrides
-from moekit.spec.places import Tree
+from moekit.spec.tree import Tree
 
 Write = Callable[[str, str], str]
 

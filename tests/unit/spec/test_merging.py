@@ -8,12 +8,11 @@ import pytest
 from omegaconf import OmegaConf
 
 from moekit.registry import current
-from moekit.spec.merging import Merged
-from moekit.spec.places import Place, Report, Tree
+from moekit.spec.layers import Merged
 from moekit.spec.planning import Planner
 from moekit.spec.recipe import Recipe
 from moekit.spec.references import is_readable
-from moekit.spec.yaml_text import read
+from moekit.spec.tree import Place, Report, Tree, read
 
 
 def merge(*layers: str) -> Merged:

@@ -20,9 +20,9 @@ from spec_fakes import check_overrides
 from moekit.errors import SpecError
 from moekit.registry import temporary
 from moekit.spec import load
-from moekit.spec.composing import BROKEN
-from moekit.spec.places import Report
-from moekit.spec.references import References, escape, is_reference, register_resolver
+from moekit.spec.loading import BROKEN
+from moekit.spec.references import References, escape, register_resolver
+from moekit.spec.tree import Report, is_reference
 
 Write = Callable[[str, str], str]
 

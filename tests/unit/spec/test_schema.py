@@ -18,8 +18,8 @@ from moekit.spec import dump, load, validate
 from moekit.spec.dumping import plain_value
 from moekit.spec.fields import Spec, fields_of, slot
 from moekit.spec.kinds import RouterSpec
-from moekit.spec.schema import recipe_schema
-from moekit.spec.yaml_text import read
+from moekit.spec.tree import read
+from moekit_testing.schema import recipe_schema
 
 RECIPES = [recipe.full_name for recipe in discover().recipes]
 

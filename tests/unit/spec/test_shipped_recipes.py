@@ -10,7 +10,7 @@ from moekit.errors import SpecError
 from moekit.registry import current, discover, temporary
 from moekit.spec import diff, dump, load, to_config, to_plain
 from moekit.spec.kinds import RouterSpec
-from moekit.spec.yaml_text import read
+from moekit.spec.tree import read
 
 
 class Rival(RouterSpec):

@@ -96,7 +96,7 @@ def test_values_that_the_trainer_takes(name: str, given: object, read: object) -
 
 
 def _file(text: str) -> dict[str, object]:
-    from moekit.spec.yaml_text import read
+    from moekit.spec.tree import read
 
     tree: dict[str, object] = read(text, "dumped").data
     return tree

@@ -19,8 +19,8 @@ from moekit.errors import PluginError
 from moekit.registry import Registry
 from moekit.spec.dumping import plain_value
 from moekit.spec.fields import FieldInfo, Spec, fields_of, is_optional, members
-from moekit.spec.places import LEFT_OPEN
 from moekit.spec.recipe import Recipe
+from moekit.spec.tree import LEFT_OPEN
 
 Schema = dict[str, Any]
 

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from moekit.cli import text
+
+EXAMPLES = """\
+  moekit ls runs
+  moekit ls runs --json    for a program
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments."""
+    parser.add_argument("--out", default="runs", metavar="DIR", help="folder of all runs (default: runs)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def rows_of(root: Path) -> Iterator[dict[str, Any]]:
@@ -30,15 +42,15 @@ def rows_of(root: Path) -> Iterator[dict[str, Any]]:
         yield row
 
 
-def run(root: Path, *, as_json: bool) -> int:
+def run(args: argparse.Namespace) -> int:
     """Prints them."""
-    found = list(rows_of(root))
-    if as_json:
-        print(json.dumps(found, indent=2))
+    found = list(rows_of(Path(args.out)))
+    if args.json:
+        text.print_json(found)
         return 0
     cells = [("run", "state", "steps", "tokens", "result")]
     for row in found:
         result = "" if row.get("value") is None else f"{row['value']:,.4g} {row['metric'].replace('_', ' ')}"
         cells.append((row["run"], row["state"], f"{row['steps']:,}", f"{row['tokens']:,.0f}", result))
-    print("\n".join(text.table(cells)) if found else f"no runs below {root}/; train one: moekit train RECIPE")
+    print("\n".join(text.table(cells)) if found else f"no runs below {args.out}/; train one: moekit train RECIPE")
     return 0

@@ -22,7 +22,7 @@ def test_runs_are_listed_with_their_state_and_result(tmp_path: Path, capsys: Any
     half.mkdir()
     for name in ("spec.yaml", "metrics.csv"):
         (half / name).write_bytes((done.path / name).read_bytes())
-    assert main(["ls", "runs", "--out", str(tmp_path), "--json"]) == 0
+    assert main(["ls", "--json", "runs", "--out", str(tmp_path)]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [(Path(row["run"]).name, row["state"], row["steps"]) for row in found] == [
         ("2026-01-01_00-00-00", "begun", 0),

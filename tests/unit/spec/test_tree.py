@@ -1,4 +1,4 @@
-"""YAML in and out: what is a number, what is text, the place of each key, and what is rejected."""
+"""YAML in and out: what is a number, what is text, the place of each key, what is rejected, and how it is reported."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 from pages import cases, whole
 
 from moekit.errors import SpecError
-from moekit.spec import yaml_text
-from moekit.spec.places import Place
-from moekit.spec.yaml_text import read, write
+from moekit.spec import tree
+from moekit.spec.tree import Place, Report, read, show, write
 
 SCALARS = [
     ("1e-4", 1e-4),
@@ -62,15 +61,15 @@ def test_plain_scalars_are_read_as_yaml_1_2(
     text: str, value: object, loader: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if loader == "Python":
-        pure = type("Pure", (yaml.SafeLoader,), {"yaml_implicit_resolvers": yaml_text._Loader.yaml_implicit_resolvers})
-        monkeypatch.setattr(yaml_text, "_Loader", pure)
+        pure = type("Pure", (yaml.SafeLoader,), {"yaml_implicit_resolvers": tree._Loader.yaml_implicit_resolvers})
+        monkeypatch.setattr(tree, "_Loader", pure)
     data = read(f"a: {text}", "f").data
     assert data == {"a": value}
     assert type(data["a"]) is type(value)
 
 
 def test_the_c_loader_is_used_where_there_is_one() -> None:
-    assert issubclass(yaml_text._Loader, yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader)
+    assert issubclass(tree._Loader, yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader)
 
 
 def test_nan_is_read_as_a_number() -> None:
@@ -195,3 +194,21 @@ $ "model: &m {use: tower, width: 1}\ndata:\n  <<: *m\n"  # merge key
 def test_what_a_spec_may_not_hold_is_rejected_with_its_line(given: str, expected: str) -> None:
     with pytest.raises(SpecError, match=whole(expected)):
         read(ast.literal_eval(given), "mine.yaml")
+
+
+def test_a_path_is_shown_with_dots_and_indices() -> None:
+    assert show(("model", "moe", "layers", 2, "use")) == "model.moe.layers[2].use"
+    assert show(()) == ""
+
+
+def test_a_problem_has_the_place_of_its_nearest_written_parent_and_is_in_order_of_lines() -> None:
+    report = Report({("a",): Place("one.yaml", 7), ("b",): Place("two.yaml", 1), ("a", "x"): Place("one.yaml", 3)})
+    for path in (("a", "y", 0), ("b", "z"), ("a", "x"), ("c",)):
+        report.add(path, "wrong")
+    found = [(problem.at, problem.source) for problem in report.problems()]
+    assert found == [
+        ("a.x", "one.yaml, line 3"),
+        ("a.y[0]", "one.yaml, line 7"),
+        ("b.z", "two.yaml, line 1"),
+        ("c", ""),
+    ]

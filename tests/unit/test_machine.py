@@ -1,4 +1,4 @@
-"""Freed memory is kept in the process with glibc, unless the user has set a variable of glibc."""
+"""The processor has a name; with glibc, freed memory is kept, unless the user has set a variable of glibc."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import platform
 import subprocess
 import sys
 
+from moekit.machine import processor_name
+
 PROGRAM = """
 import resource, sys
 import torch
-from moekit.training.run.allocator import keep_freed_memory
+from moekit.machine import keep_freed_memory
 
 if sys.argv[1] == "keep":
     print(keep_freed_memory())
@@ -40,3 +42,8 @@ def test_freed_memory_is_reused_with_glibc() -> None:
 def test_a_setting_of_the_user_is_respected() -> None:
     done, _ = run("keep", MALLOC_TRIM_THRESHOLD_="131072")
     assert done == "False"
+
+
+def test_the_name_of_the_processor_is_one_line() -> None:
+    assert processor_name().strip() == processor_name() != ""
+    assert "\n" not in processor_name()
