@@ -149,7 +149,10 @@ def component_section(component: Component) -> str:
 def commands_page() -> str:
     """Every verb of the command line, from its parser."""
     verbs = [find(name) for name in VERBS] + [verb for verb in current().verbs if verb.name not in VERBS]
-    overview = table(["verb", "what it does"], [[f"[`{v.name}`](#moekit-{v.name})", v.summary] for v in verbs])
+    overview = table(
+        ["verb", "what it does"],
+        [[f"[`{called(v)}`](#moekit-{called(v).replace(' ', '-')})", v.summary] for v in verbs],
+    )
     return COMMANDS + overview + "".join(f"\n{verb_section(verb)}" for verb in verbs)
 
 
@@ -165,14 +168,19 @@ printed, and 130 after Ctrl-C.
 """
 
 
+def called(verb: Verb) -> str:
+    """Its name as one types it; an action that is added to another verb follows that verb."""
+    return verb.name.replace(".", " ")
+
+
 def verb_section(verb: Verb) -> str:
     """One verb: synopsis, arguments, examples."""
     parser, module = parser_of(verb), module_of(verb)
     actions = [action for action in parser._actions if not isinstance(action, argparse._HelpAction)]
-    synopsis = " ".join([f"moekit {verb.name}", *(f"[{shown(a)}]" if not a.required else shown(a) for a in actions)])
+    synopsis = " ".join([f"moekit {called(verb)}", *(f"[{shown(a)}]" if not a.required else shown(a) for a in actions)])
     rows = [[f"`{shown(action)}`", meaning(parser, action)] for action in actions]
     parts = [
-        f"## moekit {verb.name}\n",
+        f"## moekit {called(verb)}\n",
         f"{verb.summary[:1].upper()}{verb.summary[1:]}.\n",
         f"```text\n{synopsis}\n```\n",
         table(["argument", "meaning"], rows),

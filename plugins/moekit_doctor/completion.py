@@ -92,7 +92,8 @@ def _components(registry: Registry) -> list[str]:
 
 def _plugin_verbs() -> list[str]:
     registry = current()
-    return _short(registry, [verb for verb in registry.verbs if verb.plugin != BUILTIN])
+    verbs = [verb for verb in registry.verbs if verb.plugin != BUILTIN and "." not in verb.name]  # not their actions
+    return _short(registry, verbs)
 
 
 def _short(registry: Registry, offers: Iterable[Offer]) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -12,6 +11,7 @@ from typing import Literal
 
 import torch
 
+from moekit.machine import processor_name
 from moekit_doctor.finding import Finding
 
 BUSY = 1.5
@@ -65,7 +65,7 @@ def devices() -> Iterator[Finding]:
         advice = "install the torch that fits the driver: pytorch.org/get-started"
         yield Finding("machine", "cuda", f"nvidia-smi is here, but torch sees no GPU: {why}", "note", advice)
     has_bf16 = cpu_has_bf16()
-    words = f"{cpu_name()}, {torch.backends.cpu.get_cpu_capability()}"
+    words = f"{processor_name()}, {torch.backends.cpu.get_cpu_capability()}"
     if has_bf16:
         yield Finding("machine", "cpu", f"{words}, bf16")
     else:
@@ -74,12 +74,6 @@ def devices() -> Iterator[Finding]:
         )
     if not any(shutil.which(name) for name in ("c++", "g++", "clang++", "cl")):
         yield Finding("machine", "compiler", "no C++ compiler", "note", "torch.compile needs one on CPUs; install g++")
-
-
-def cpu_name() -> str:
-    """The processor's name, as far as the system says it."""
-    found = re.search(r"^model name\s*:\s*(.+)$", _text("/proc/cpuinfo"), re.MULTILINE)
-    return found[1] if found else platform.processor() or platform.machine()
 
 
 def cpu_has_bf16(cpuinfo: str | None = None) -> bool:

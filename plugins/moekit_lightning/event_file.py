@@ -18,7 +18,7 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_only
 
 from moekit.files import make_directory
-from moekit.spec import yaml_text
+from moekit.spec.tree import write
 from moekit.training.run.metrics_log import FileLogger, LogWrites
 
 SECONDS = 120.0  # between two writes for readers of a running training
@@ -51,7 +51,7 @@ class EventFile(FileLogger):
     @rank_zero_only
     def log_hyperparams(self, params: Any) -> None:
         """Adds the recipe as a text."""
-        self.add_text("recipe", f"```yaml\n{yaml_text.write(dict(params))}```")
+        self.add_text("recipe", f"```yaml\n{write(dict(params))}```")
 
     @property
     def experiment(self) -> EventFile:

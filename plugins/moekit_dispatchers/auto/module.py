@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 from collections.abc import Mapping
 from typing import final
 
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 import moekit
 from moekit.compat import is_observed
 from moekit.contracts import Dispatched, Dispatcher, ExpertBank, LayerDims, StandardForm
+from moekit.machine import processor_name
 from moekit.routing import Routing, Soft, gates_of
 from moekit_dispatchers.auto import Auto
 from moekit_dispatchers.auto.choices import CHOICES, Times
@@ -172,4 +172,4 @@ def machine_of(device: torch.device) -> str:
     versions = f"torch {torch.__version__}, moekit {moekit.__version__}"
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, {versions}"
-    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, {versions}"
+    return f"{processor_name()}, {torch.get_num_threads()} threads, {versions}"
