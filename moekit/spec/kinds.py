@@ -5,6 +5,7 @@ without torch (does this dispatcher take that form of routing?); the conformance
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, Final, Literal, NamedTuple
 
 from moekit.errors import PluginError
@@ -61,6 +62,21 @@ class ExpertSpec(Spec):
 
     kind: ClassVar[str] = "expert"
     count: int = option(1, "number of experts", ge=1)
+
+
+class AdaptedSpec(ExpertSpec):
+    """Base of the specs of experts that change others, whose weights are frozen (``AdaptedExperts``)."""
+
+    base: ExpertSpec = slot("expert", "the experts that are changed; how many there are is said by count, beside it")
+
+    def check(self) -> Iterable[str]:
+        """The number of experts is said once."""
+        if self.base.count != 1:
+            yield f"base.count={self.base.count}: remove it; count={self.base.count} is an option beside base"
+
+    def plain(self) -> ExpertSpec:
+        """The experts without what changes them."""
+        return replace(self.base, count=self.count)
 
 
 class DispatcherSpec(Spec):

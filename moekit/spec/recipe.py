@@ -48,10 +48,10 @@ class Start(Spec):
     """
 
     run: str = option(help="a run folder, a checkpoint, or a run's name (its latest run below runs/)")
-    update: Literal["all", "experts", "others"] = option(
-        "all", "which parameters are trained: all; routed experts and their routers; or all others (ST-MoE)"
+    train: list[str] = option(
+        [], "the only parts that are trained, by a word of their tensors' names, such as experts (default: all)"
     )
-
+    freeze: list[str] = option([], "parts that are not trained, by a word of their tensors' names, such as router")
     fresh: list[str] = option(
         [], "parts that begin with initial weights, or are dropped, by a word of their tensors' names, such as router"
     )

@@ -38,6 +38,7 @@ from moekit_dispatchers.soft import Soft
 from moekit_experts.ffn import Ffn
 from moekit_experts.glu import Glu
 from moekit_experts.linear import Linear, Logistic
+from moekit_experts.lora import Lora
 from moekit_hf.tokenizer import TokenizerFile
 from moekit_lightning.wandb import WandB
 from moekit_models.decoder import MTP, At, Decoder, DecoderMoE, OtherAttention
@@ -139,6 +140,7 @@ EXAMPLES: dict[str, list[Spec]] = {
         Glu(hidden=7, bias=True, clamp=2.0, alpha=1.702, up_shift=1.0),
         Glu(hidden=7, output_gate=True),
     ],
+    "lora": [Lora(base=Glu(hidden=7), rank=3), Lora(base=Ffn(hidden=7, bias=True), rank=2, alpha=1.0, dropout=0.2)],
     "expert/ffn": [Ffn(hidden=7), Ffn(hidden=7, activation="gelu", bias=True), Ffn(hidden=7, dropout=0.4)],
     "expert/linear": [Linear(), Linear(bias=False)],
     "expert/logistic": [Logistic()],
