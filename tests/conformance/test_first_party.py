@@ -25,6 +25,7 @@ from moekit_balancers.sequence_balance import SequenceBalance
 from moekit_balancers.sign_bias import SignBias
 from moekit_data.bpe import BytePairs
 from moekit_data.bytes import Bytes
+from moekit_data.chat import Chat
 from moekit_data.labelled_text import LabelledText
 from moekit_data.local_text import LocalText
 from moekit_data.span_corruption import SpanCorruption
@@ -198,6 +199,7 @@ EXAMPLES: dict[str, list[Spec]] = {
     "model/mlp": [MLP(inputs=2, hidden=5)],
     "objective/causal_lm": [CausalLM(mtp_late_weight=0.1, exact=True)],
     "objective/competitive": [Competitive(error=error) for error in ("cooperative", "competitive", "likelihood")],
+    "data/chat": [Chat(path=str(Path(__file__).parents[1] / "chats.jsonl"), seq=128, batch=2)],
     "data/local_text": [LocalText(domains=["python"], megabytes=0.2, seq=16, batch=2)],
     "data/translations": [
         Translations(

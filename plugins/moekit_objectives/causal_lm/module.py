@@ -10,9 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moekit.contracts import Batch, LossSum, ModelOutput, Objective
+from moekit.contracts.run import NOT_LEARNT
 from moekit_objectives.causal_lm import CausalLM
-
-IGNORED = -100  # a target that cross entropy skips
 
 
 @final
@@ -34,8 +33,8 @@ class CausalLMObjective(Objective):
             Metrics, of the next token alone: ``loss`` in nats a token; ``bits_per_byte`` if the batch says how
             many bytes its targets spell; ``exact`` if the spec says so, over sequences that have a valid target.
         """
-        target_BS = batch.targets if batch.valid is None else batch.targets.where(batch.valid, IGNORED)
-        count = (target_BS != IGNORED).sum()
+        target_BS = batch.targets if batch.valid is None else batch.targets.where(batch.valid, NOT_LEARNT)
+        count = (target_BS != NOT_LEARNT).sum()
         nats = _nats(output.y, target_BS)
         total = nats
         weight = self.spec.weight_at(progress)
@@ -55,13 +54,13 @@ class CausalLMObjective(Objective):
 def _nats(logits_BSV: Tensor, target_BS: Tensor) -> Tensor:
     """0-d: the sum of ``-log p(target)``, at least in fp32."""
     return F.cross_entropy(
-        _widened(logits_BSV).flatten(0, 1), target_BS.flatten(), ignore_index=IGNORED, reduction="sum"
+        _widened(logits_BSV).flatten(0, 1), target_BS.flatten(), ignore_index=NOT_LEARNT, reduction="sum"
     )
 
 
 def _squared_z(logits_BSV: Tensor, target_BS: Tensor) -> Tensor:
     """0-d: the sum of ``logsumexp(logits)²`` over positions with a target."""
-    return _widened(logits_BSV).logsumexp(-1).where(target_BS != IGNORED, 0).square().sum()
+    return _widened(logits_BSV).logsumexp(-1).where(target_BS != NOT_LEARNT, 0).square().sum()
 
 
 def _widened(logits_BSV: Tensor) -> Tensor:
@@ -70,7 +69,7 @@ def _widened(logits_BSV: Tensor) -> Tensor:
 
 def _exact(logits_BSV: Tensor, target_BS: Tensor) -> tuple[Tensor, Tensor]:
     """0-d, both: sequences in which each valid target is the likeliest token, and sequences with valid targets."""
-    ignored_BS = target_BS == IGNORED
+    ignored_BS = target_BS == NOT_LEARNT
     counted_B = ~ignored_BS.all(-1)
     right_B = ((logits_BSV.argmax(-1) == target_BS) | ignored_BS).all(-1)
     return (right_B & counted_B).sum(), counted_B.sum()
