@@ -19,7 +19,8 @@ class CausalLMObjective(Objective):
     """``sum_i -log p(t_{i+1}) + weight/depth · sum_k sum_i -log p_k(t_{i+1+k})``, over valid targets.
 
     Divided by the count of valid targets it is the paper's ``L + weight/depth · sum_k L_k``. With ``z_loss`` it adds
-    that weight times ``sum_i logsumexp(logits_i)²``.
+    that weight times ``sum_i logsumexp(logits_i)²``, with ``pooled_balance`` that weight times the balance loss of all
+    mixtures together.
     """
 
     def __init__(self, spec: CausalLM) -> None:
@@ -44,11 +45,35 @@ class CausalLMObjective(Objective):
         if self.spec.z_loss:
             total = total + self.spec.z_loss * _squared_z(output.y, target_BS)
         metrics = {"loss": (nats.detach(), count)}
+        if self.spec.pooled_balance:
+            value = pooled_balance(output)
+            total = total + self.spec.pooled_balance * value * count
+            metrics["pooled_balance"] = (value.detach() * count, count)
         if batch.num_bytes is not None:
             metrics["bits_per_byte"] = (nats.detach() / math.log(2), batch.num_bytes)
         if self.spec.exact:
             metrics["exact"] = _exact(output.y.detach(), target_BS)
         return LossSum(total=total, count=count, metrics=metrics)
+
+
+def pooled_balance(output: ModelOutput) -> Tensor:
+    """0-d: ``E · sum_e f_e · P_e`` over the valid tokens of all layers that are not an encoder's; 0 without any.
+
+    f is the number of tokens that chose an expert, P the softmax of the logits, both divided by the number of tokens.
+    """
+    routings = [report.routing for name, report in output.reports.items() if name not in output.of_source]
+    if not routings:
+        return output.y.new_zeros(())
+    load_E = torch.stack([routing.load_E() for routing in routings]).sum(0)
+    count = torch.stack([routing.num_valid() for routing in routings]).sum().clamp(min=1)
+    share_TE = [
+        routing.logits_TE.softmax(-1)
+        if routing.valid_T is None
+        else routing.logits_TE.softmax(-1).masked_fill(~routing.valid_T[:, None], 0)
+        for routing in routings
+    ]
+    mean_E = torch.stack([each.sum(0) for each in share_TE]).sum(0) / count
+    return len(load_E) * (load_E * mean_E).sum() / count
 
 
 def _nats(logits_BSV: Tensor, target_BS: Tensor) -> Tensor:
