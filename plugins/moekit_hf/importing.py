@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,17 +9,13 @@ from typing import Any
 
 import torch
 
-from moekit.checkpoints.files import step_name
 from moekit.errors import MoekitError, SaveError
-from moekit.files import make_directory, write_if_changed
 from moekit.params import build_on_meta
 from moekit.registry import build
 from moekit.spec import load, to_plain
-from moekit.spec.dumping import dump
 from moekit.spec.kinds import ModelSpec
 from moekit.spec.recipe import Recipe
-from moekit.training.run.folder import RunFolder
-from moekit.training.run.imported import save_weights
+from moekit.training.run.imported import check_new, write_run
 from moekit_hf.fields import FormatError
 from moekit_hf.folder import CONFIG, KEPT, Folder, read_json
 from moekit_hf.format import FormatSpec
@@ -109,31 +104,27 @@ def import_folder(path: Path, run: Path) -> Found:
         run: the run's folder, which must not exist yet; it counts as a run once everything is in it.
 
     Raises:
-        FormatError: as in ``inspect``; or the run exists.
+        FormatError: as in ``inspect``.
+        MoekitError: the run exists.
         SaveError: the run could not be written.
     """
-    if run.exists() and any(run.iterdir()):
-        raise FormatError(f"{run} exists already\n  give another folder, or remove it")
+    check_new(run)
     found = inspect(path)
     recipe = recipe_of(found, run)
-    folder = RunFolder(run)
-    copy_files(path, folder.imported)
     meta = {
         name: torch.empty(shape, dtype=found.dtypes[name], device="meta") for name, shape in found.table.shapes.items()
     }
-    make_directory(folder.checkpoints)
     try:
-        save_weights(
-            folder.checkpoints / step_name(0),
+        write_run(
+            run,
             recipe,
             meta,
             lambda name: found.table.pieces(name, found.folder.read),
             {} if recipe.data is None else build(recipe.data).state() or _tokens(path),
+            kept_files(path),
         )
-        write_if_changed(folder.spec, dump(recipe, full_names=True))
-    except BaseException as error:
-        shutil.rmtree(run, ignore_errors=True)
-        if isinstance(error, SaveError) and isinstance(error.__cause__, FormatError):  # the fault of the folder
+    except SaveError as error:
+        if isinstance(error.__cause__, FormatError):  # the fault of the folder
             raise error.__cause__ from None
         raise
     return found
@@ -186,16 +177,9 @@ def end_token(folder: Folder) -> str:
     return given if isinstance(given, str) else ""
 
 
-def copy_files(source: Path, target: Path) -> None:
-    """Copies the configuration, and the files of the tokenizer and of generation that are there.
-
-    Raises:
-        OSError: the disk is full, or the like.
-    """
-    make_directory(target)
-    for name in (CONFIG, *KEPT):
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
+def kept_files(folder: Path) -> list[Path]:
+    """The configuration, and the files of the tokenizer and of generation that are there."""
+    return [folder / name for name in (CONFIG, *KEPT) if (folder / name).is_file()]
 
 
 def _tokens(path: Path) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,21 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moekit.checkpoints.files import step_name
 from moekit.checkpoints.reading import Handle
 from moekit.contracts import LayerDims, Router
 from moekit.errors import MoekitError
-from moekit.files import make_directory, write_if_changed
 from moekit.params import build_on_meta
 from moekit.registry import build
 from moekit.routing import TokenChoice
 from moekit.seeds import seed_of, seed_torch
 from moekit.spec import load
-from moekit.spec.dumping import dump
 from moekit.spec.kinds import MoE
 from moekit.spec.recipe import Recipe
 from moekit.training.run.folder import RUNS, RunFolder, checkpoint_of
-from moekit.training.run.imported import save_weights
+from moekit.training.run.imported import check_new, write_run
 from moekit.training.run.saved import read_checkpoint
 from moekit.training.run.start import PREFIX
 from moekit_upcycle.experts import Upcycling
@@ -65,8 +61,7 @@ def upcycle(runs: Sequence[str], out: Path, overrides: Iterable[str], how: Upcyc
         MoekitError: the model is not dense, or the mixture cannot be made from it; nothing has been written.
         CheckpointError: there is no such run, or it is damaged.
     """
-    if out.exists() and any(out.iterdir()):
-        raise MoekitError(f"{out} exists already\n  give another folder, or remove it")
+    check_new(out)
     checkpoint = checkpoint_of(runs[0], root)
     saved = read_checkpoint(checkpoint).plain
     models = [_weights(saved), *(_same_form(run, root, saved) for run in runs[1:])]
@@ -89,22 +84,15 @@ def upcycle(runs: Sequence[str], out: Path, overrides: Iterable[str], how: Upcyc
         )
     dtypes = {name: dense[source].dtype if source else torch.float32 for name, source in sources.items()}
     weights = {name: each.to(dtypes[name]) for name, each in meta.items()}
-    folder = RunFolder(out)
-    make_directory(folder.checkpoints)
-    try:
-        if (kept := RunFolder.find(str(checkpoint), root).imported).is_dir():
-            shutil.copytree(kept, folder.imported)
-        save_weights(
-            folder.checkpoints / step_name(0),
-            recipe,
-            weights,
-            lambda name: parts.pieces(name, sources[name], models),
-            saved["moekit"]["data"],
-        )
-        write_if_changed(folder.spec, dump(recipe, full_names=True))
-    except BaseException:
-        shutil.rmtree(out, ignore_errors=True)
-        raise
+    kept = RunFolder.find(str(checkpoint), root).imported
+    write_run(
+        out,
+        recipe,
+        weights,
+        lambda name: parts.pieces(name, sources[name], models),
+        saved["moekit"]["data"],
+        kept.iterdir() if kept.is_dir() else (),
+    )
     layers = dict.fromkeys(match[1] for name in meta if (match := FFN.fullmatch(name)))
     return Made(recipe, tuple(layers), exact=not how.fresh and len(runs) == 1)
 

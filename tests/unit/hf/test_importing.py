@@ -147,7 +147,7 @@ def test_bfloat16_stays_bfloat16_in_the_checkpoint(tmp_path: Path) -> None:
 def test_an_existing_run_is_kept(tmp_path: Path) -> None:
     path, run = write_folder(tmp_path / "m"), tmp_path / "run"
     import_folder(path, run)
-    with pytest.raises(FormatError, match="run exists already"):
+    with pytest.raises(MoekitError, match="run exists already"):
         import_folder(path, run)
     assert moekit.open(run).model is not None
 
