@@ -39,6 +39,11 @@ def moekit_kinds() -> list[Kind]:
             "writes a trained model for other programs: moekit export --format NAME",
             "moekit.contracts:Exporter",
         ),
+        _kind(
+            "converter",
+            "makes a run's first weights out of those of another model: start.convert",
+            "moekit.contracts:Converter",
+        ),
         _kind("optimizer", "updates the weights", "torch.optim:Optimizer", ("model",)),
         _kind("schedule", "a function of the step that multiplies the learning rate", "", ("total_steps",)),
         _kind(

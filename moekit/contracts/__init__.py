@@ -2,6 +2,8 @@
 
 from moekit.cache import Cache as Cache
 from moekit.contracts.adapted import AdaptedExperts as AdaptedExperts
+from moekit.contracts.converter import Converter as Converter
+from moekit.contracts.converter import Weight as Weight
 from moekit.contracts.evaluation import Evaluation as Evaluation
 from moekit.contracts.evaluation import Evaluator as Evaluator
 from moekit.contracts.evaluation import Generate as Generate

@@ -195,6 +195,12 @@ class ExporterSpec(Spec):
     kind: ClassVar[str] = "exporter"
 
 
+class ConverterSpec(Spec):
+    """Base of converter specs. A converter makes a model's first weights out of those of a model of another form."""
+
+    kind: ClassVar[str] = "converter"
+
+
 class OptimizerSpec(Spec):
     """Base of optimizer specs."""
 

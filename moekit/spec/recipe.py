@@ -42,12 +42,12 @@ class Compare(Spec):
 
 
 class Start(Spec):
-    """Fine-tuning: starts from trained weights, with a new optimizer, at step 0. The weights must fit exactly.
-
-    A balancer that the run lacks begins with its initial state.
-    """
+    """Fine-tuning: a new optimizer, and trained weights, which must fit exactly, but for new balancers and adapters."""
 
     run: str = option(help="a run folder, a checkpoint, or a run's name (its latest run below runs/)")
+    convert: kinds.ConverterSpec | None = slot(
+        "converter", "makes the weights out of the run's, whose model has another form", optional=True
+    )
     train: list[str] = option(
         [], "the only parts that are trained, by a word of their tensors' names, such as experts (default: all)"
     )

@@ -12,12 +12,13 @@ from pathlib import Path
 
 from torch import nn
 
-from moekit.checkpoints.reading import Handle
-from moekit.contracts import Data, Model
+from moekit.contracts import Data, Model, Weight
 from moekit.errors import CheckpointError, Problem, SpecError
 from moekit.parallel.launch import decide_on_rank_zero
 from moekit.params import count_parameters
+from moekit.registry import build
 from moekit.shards import fill_shards, state_dict_shards
+from moekit.spec.kinds import ModelSpec
 from moekit.spec.recipe import Recipe, Start
 from moekit.training.optim import first_few
 from moekit.training.run.folder import RUNS, checkpoint_of
@@ -58,16 +59,16 @@ def load_vocabulary(data: Data, start: Start) -> None:
         data.load_state(state)
 
 
-def load_weights(model: nn.Module, start: Start) -> None:
-    """Loads the weights into a new run's model; each rank loads its shards.
+def load_weights(model: nn.Module, spec: ModelSpec, start: Start) -> None:
+    """Loads the weights into a new run's model of a spec; each rank loads its shards.
 
     Raises:
         CheckpointError: no such run; or its weights differ from the model's in name or shape.
+        MoekitError: the converter cannot make them.
         SpecError: ``fresh`` names a part that the model lacks.
     """
     path = checkpoint_of(start.run, RUNS)
-    contents = read_checkpoint(path).plain
-    saved = {k.removeprefix(PREFIX): v for k, v in contents["state_dict"].items() if k.startswith(PREFIX)}
+    saved = _weights(path) if start.convert is None else build(start.convert).convert(spec, path)
     every, fresh = state_dict_shards(model), start.fresh
     _check_words("fresh", fresh, every, [*every, *saved])
     source = {name: _held_as(name, saved) for name in every}
@@ -79,7 +80,13 @@ def load_weights(model: nn.Module, start: Start) -> None:
     fill_shards(list(shards.values()), lambda name, offset, sizes: saved[source[name]].read(offset, sizes))
 
 
-def _held_as(name: str, saved: Mapping[str, Handle]) -> str:
+def _weights(path: Path) -> Mapping[str, Weight]:
+    """The tensors of a checkpoint's model."""
+    state = read_checkpoint(path).plain["state_dict"]
+    return {name.removeprefix(PREFIX): each for name, each in state.items() if name.startswith(PREFIX)}
+
+
+def _held_as(name: str, saved: Mapping[str, Weight]) -> str:
     """The name in a run of a tensor of the model: that of plain experts, for the base of adapted ones."""
     plain = ".".join(part for part in name.split(".") if part != "base")
     return plain if name not in saved and plain in saved else name
@@ -127,7 +134,7 @@ def with_checkpoint_path(recipe: Recipe, root: Path) -> Recipe:
     return replace(recipe, start=replace(recipe.start, run=path))
 
 
-def check_weights_fit(path: Path, saved: Mapping[str, Handle], model: Mapping[str, tuple[int, ...]]) -> None:
+def check_weights_fit(path: Path, saved: Mapping[str, Weight], model: Mapping[str, tuple[int, ...]]) -> None:
     """Rejects a checkpoint's tensors that differ from a model's shapes, by name: nothing is loaded partially.
 
     Raises:
