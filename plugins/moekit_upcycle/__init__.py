@@ -1,4 +1,4 @@
-"""Mixtures made from dense models that exist: the same function at step 0, or nearly, and more to learn.
+"""Mixtures made from models that exist: from dense ones, the same function at step 0, or nearly; or by pruning.
 
 Source: Komatsuzaki et al. 2022, Sparse Upcycling (arXiv 2212.05055); He et al. 2024, Upcycling Large Language Models
 into Mixture of Experts (arXiv 2410.07524), for shards; Nakamura et al. 2025, Drop-Upcycling (arXiv 2502.19261), for
@@ -34,5 +34,8 @@ def moekit_components() -> list[Component]:
 
 @hookimpl
 def moekit_verbs() -> list[Verb]:
-    """The verb of this plugin."""
-    return [Verb(name="upcycle", target="moekit_upcycle.cli", summary="make a mixture from a dense run")]
+    """The verbs of this plugin."""
+    return [
+        Verb(name="upcycle", target="moekit_upcycle.cli", summary="make a mixture from a dense run"),
+        Verb(name="prune", target="moekit_upcycle.prune_cli", summary="leave out the experts that contribute least"),
+    ]
