@@ -67,12 +67,12 @@ class ExpertSpec(Spec):
 class AdaptedSpec(ExpertSpec):
     """Base of the specs of experts that change others, whose weights are frozen (``AdaptedExperts``)."""
 
-    base: ExpertSpec = slot("expert", "the experts that are changed; how many there are is said by count, beside it")
+    base: ExpertSpec = slot("expert", "the experts that are changed; their number is count, next to base")
 
     def check(self) -> Iterable[str]:
         """The number of experts is said once."""
         if self.base.count != 1:
-            yield f"base.count={self.base.count}: remove it; count={self.base.count} is an option beside base"
+            yield f"base.count={self.base.count}: remove it; count={self.base.count} is an option next to base"
 
     def plain(self) -> ExpertSpec:
         """The experts without what changes them."""

@@ -37,5 +37,5 @@ def moekit_verbs() -> list[Verb]:
     """The verbs of this plugin."""
     return [
         Verb(name="upcycle", target="moekit_upcycle.cli", summary="make a mixture from a dense run"),
-        Verb(name="prune", target="moekit_upcycle.prune_cli", summary="leave out the experts that contribute least"),
+        Verb(name="prune", target="moekit_upcycle.prune_cli", summary="remove the experts that contribute least"),
     ]

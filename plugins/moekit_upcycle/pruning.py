@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +17,7 @@ from moekit.contracts import Batch, Model, Objective
 from moekit.errors import MoekitError
 from moekit.params import build_on_meta
 from moekit.registry import build
-from moekit.spec import load
+from moekit.spec import load, to_plain
 from moekit.spec.kinds import MoE
 from moekit.spec.recipe import Recipe, Start
 from moekit.spec.replacing import replace_all
@@ -60,7 +62,7 @@ def prune(run: str, out: Path, keep: int, overrides: Sequence[str] = (), root: P
     """
     check_new(out)
     checkpoint = checkpoint_of(run, root)
-    recipe, batches, model, objective = _opened(checkpoint, overrides)
+    recipe, batches, model, objective = opened(checkpoint, overrides)
     smaller = _with_experts(recipe, keep, out)
     layers = saliency(model, batches)
     kept = {
@@ -84,11 +86,16 @@ def prune(run: str, out: Path, keep: int, overrides: Sequence[str] = (), root: P
     return Pruned(smaller, layers, kept, before, after)
 
 
-def _opened(checkpoint: Path, overrides: Sequence[str]) -> tuple[Recipe, list[Batch], Model, Objective]:
-    """The run's recipe, the text, the model, and what it is judged by.
+def opened(checkpoint: Path, overrides: Sequence[str]) -> tuple[Recipe, list[Batch], Model, Objective]:
+    """A run's recipe, some text, the model in evaluation mode, and its objective.
+
+    Args:
+        checkpoint: of the run.
+        overrides: ``data.option=value``. Another kind of data keeps the run's tokenizer.
 
     Raises:
         MoekitError: an override is not of the data, or there is none.
+        CheckpointError: the checkpoint is damaged.
     """
     if strays := [text for text in overrides if not text.startswith(("data.", "data="))]:
         raise MoekitError(
@@ -100,6 +107,9 @@ def _opened(checkpoint: Path, overrides: Sequence[str]) -> tuple[Recipe, list[Ba
         raise MoekitError("the run has no data to judge experts on\n  expected data.use=text_files data.path=FOLDER")
     data = module.data
     if overrides:
+        node: Any = to_plain(recipe.data)
+        if "tokenizer" in node and not any(text.startswith("data.tokenizer") for text in overrides):
+            overrides = [*overrides, f"data.tokenizer={json.dumps(node['tokenizer'])}"]
         data = build(load([recipe], overrides).data)
         data.load_state(module.data.state())
     data.prepare()
@@ -131,7 +141,7 @@ def _with_experts(recipe: Recipe, keep: int, out: Path) -> Recipe:
 def _check(
     recipe: Recipe, shapes: Mapping[str, tuple[int, ...]], held: Mapping[str, Handle], kept: Mapping[str, list[int]]
 ) -> None:
-    """Checks that every tensor has rows to be left out, or stays as it is.
+    """Checks that every tensor has rows to be removed, or stays as it is.
 
     Raises:
         MoekitError: a layer was not judged, or its router has no row for each expert.
@@ -144,7 +154,7 @@ def _check(
             raise MoekitError(f"'{name}' is in a layer in which tokens do not choose experts, or that read no text")
     for layer in kept:
         if not any(name.startswith(f"{layer}.router.") for name in cut):
-            raise MoekitError(f"{layer}.router: it has no row for each expert, so none can be left out")
+            raise MoekitError(f"{layer}.router: it has no row for each expert, so none can be removed")
 
 
 def _kept_of(name: str, kept: Mapping[str, list[int]]) -> list[int]:
@@ -152,7 +162,7 @@ def _kept_of(name: str, kept: Mapping[str, list[int]]) -> list[int]:
 
 
 def _pieces(held: Handle, shape: tuple[int, ...], kept: list[int]) -> Iterator[Tensor]:
-    """A tensor without the rows of experts that are left out, one expert at a time."""
+    """A tensor without the rows of removed experts, one expert at a time."""
     old = tuple(held.shape)
     if old == shape:
         yield held.whole()

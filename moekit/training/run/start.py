@@ -6,6 +6,7 @@ good as training everything; training only experts and routers fails.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 from torch import nn
 
 from moekit.contracts import Data, Model, Weight
-from moekit.errors import CheckpointError, Problem, SpecError
+from moekit.errors import CheckpointError, DataError, Problem, SpecError
 from moekit.parallel.launch import decide_on_rank_zero
 from moekit.params import count_parameters
 from moekit.registry import build
@@ -53,10 +54,16 @@ def load_vocabulary(data: Data, start: Start) -> None:
 
     Raises:
         CheckpointError: no such run.
-        DataError: its vocabulary is of another kind of token.
+        DataError: its vocabulary is of another kind of token; the message has the tokenizer that fits.
     """
-    if state := read_checkpoint(checkpoint_of(start.run, RUNS)).plain["moekit"].get("data"):
-        data.load_state(state)
+    saved = read_checkpoint(checkpoint_of(start.run, RUNS)).plain
+    if state := saved["moekit"].get("data"):
+        try:
+            data.load_state(state)
+        except DataError as error:
+            node = (saved["hyper_parameters"]["spec"].get("data") or {}).get("tokenizer")
+            fits = f"\n  the tokens of {start.run} are those of data.tokenizer='{json.dumps(node)}'" if node else ""
+            raise DataError(f"{error}{fits}") from error
 
 
 def load_weights(model: nn.Module, spec: ModelSpec, start: Start) -> None:

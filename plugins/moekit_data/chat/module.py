@@ -1,4 +1,4 @@
-"""Conversations as batches: one a row, padded; targets that are not learnt are left out. Reference: ``naive.py``."""
+"""Conversations as batches: one a row, padded; targets that are not learnt are masked. Reference: ``naive.py``."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def segments(messages: Sequence[Message], roles: Collection[str], render: Render
         if not whole.startswith(before):
             raise DataError(
                 f"the chat template writes message {i} or one before it otherwise when message {i + 1} follows, so a "
-                "model would learn what it is never asked for\n"
+                "model would learn what it never needs to write\n"
                 "  expected a template without such a rule, or data.template=null"
             )
         start = len(before)

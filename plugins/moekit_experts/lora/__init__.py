@@ -1,4 +1,4 @@
-"""LoRA over any experts: two small matrices beside each frozen one. Torch-free: options and component."""
+"""LoRA over any experts: two small matrices next to each frozen one. Torch-free: options and component."""
 
 from moekit.spec.fields import option
 from moekit.spec.kinds import AdaptedSpec

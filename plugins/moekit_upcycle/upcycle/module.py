@@ -90,7 +90,7 @@ class Made:
         return "" if match is None else match[1]
 
     def read(self, offset: Dims, sizes: Dims) -> Tensor:
-        """A slice; of the experts beside it nothing is made.
+        """A slice; no other expert is made.
 
         Raises:
             CheckpointError: a file is damaged.

@@ -178,7 +178,7 @@ def test_the_balance_loss_is_that_of_transformers_and_is_said(
     assert to_plain(recipe)["objective"]["pooled_balance"] == weight
 
 
-def test_a_weight_of_the_balance_loss_that_is_no_number_is_refused(tmp_path: Path) -> None:
+def test_a_weight_of_the_balance_loss_that_is_not_a_number_is_refused(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "m", output_router_logits=True, router_aux_loss_coef="high")
     with pytest.raises(FormatError, match="router_aux_loss_coef='high' is not a number of at least 0"):
         inspect_folder(folder)

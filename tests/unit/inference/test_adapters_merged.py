@@ -107,7 +107,7 @@ def test_new_adapters_change_nothing_and_leave_the_initial_weights_alone() -> No
 
 
 def test_the_number_of_experts_is_said_once() -> None:
-    with pytest.raises(moekit.SpecError, match=r"base\.count=4: remove it; count=4 is an option beside base"):
+    with pytest.raises(moekit.SpecError, match=r"base\.count=4: remove it; count=4 is an option next to base"):
         moekit.layer(
             dim=6,
             router={"use": "topk", "top_k": 1},

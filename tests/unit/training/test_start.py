@@ -14,7 +14,7 @@ from torch import Tensor
 
 from moekit.checkpoints.files import write_pointer
 from moekit.checkpoints.reading import open_checkpoint
-from moekit.errors import CheckpointError, SpecError
+from moekit.errors import CheckpointError, DataError, SpecError
 from moekit.inference.generate import load_run
 from moekit.spec import load, to_plain
 from moekit.spec.recipe import Start
@@ -158,6 +158,15 @@ def test_a_learnt_vocabulary_comes_with_the_weights(recipe: Make, trained: Path,
     module = LitMoE(spec)
     data = module.prepare()
     assert first.data is not None and data.state() == first.data.state() != {}
+
+
+def test_an_error_about_other_tokens_has_the_tokenizer_that_fits(recipe: Make, trained: Path) -> None:
+    spec = recipe()
+    spec["data"] |= {"tokenizer": {"use": "bpe", "vocab": 270}}
+    spec["model"]["vocab"] = 270
+    fit(spec, trained)
+    with pytest.raises(DataError, match=r"""but the tokenizer is bytes\n.*data\.tokenizer='\{"use": .*"vocab": 270"""):
+        LitMoE(started(recipe, trained, data=recipe()["data"], model=spec["model"])).prepare()
 
 
 def test_parameters_that_the_model_fixes_stay_fixed(recipe: Make) -> None:

@@ -1,4 +1,4 @@
-"""Pruning leaves out the experts that contribute least, and says what that costs."""
+"""Pruning removes the experts that contribute least, and says what that costs."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_saliency_is_that_of_loops_over_tokens(run: Path) -> None:
     assert found.load_E.tolist() == loads and loads[1] == loads[4] == 0
 
 
-def test_dead_experts_are_found_and_leaving_them_out_costs_nothing(run: Path, tmp_path: Path) -> None:
+def test_dead_experts_are_found_and_removing_them_costs_nothing(run: Path, tmp_path: Path) -> None:
     made = prune(str(run), tmp_path / "four", 4)
     assert set(map(tuple, made.kept.values())) == {(0, 2, 3, 5)} and len(made.kept) == 2
     assert made.after == pytest.approx(made.before, abs=1e-6)
@@ -102,6 +102,23 @@ def test_an_imported_mixture_is_pruned_trains_on_and_leaves(tmp_path: Path, caps
     moekit.train(tmp_path / "small" / "spec.yaml", ["trainer.max_steps=1"], out=tmp_path / "more", quiet=True)
     assert main(["export", str(tmp_path / "small"), str(tmp_path / "out"), "--format", "hf"]) == 0
     assert '"num_local_experts": 2' in (tmp_path / "out" / "config.json").read_text()
+
+
+def test_experts_are_judged_on_the_users_own_text(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for i in range(4):
+        (tmp_path / f"{i}.txt").write_text(f"so much text of my own, {i}\n" * 40)
+    assert main(["prune", str(run), "data.use=text_files", f"data.path={tmp_path}", "data.seq=16"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert rows[0] == ["layer", "expert", "load", "saliency"] and len(rows) == 1 + 2 * 6
+    assert [row[:4] for row in rows if row[-1] == "dead"] == [
+        ["1", "0.0%", "0", "dead"],
+        ["4", "0.0%", "0", "dead"],
+    ] * 2
+    shares = [float(share.rstrip("%")) for row in rows[1:7] for share in row if share.endswith("%")]
+    assert sum(shares) == pytest.approx(100, abs=0.5)
+    assert main(["prune", str(run), "--keep", "2"]) == 2 and "belong together" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
