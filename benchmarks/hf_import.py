@@ -63,11 +63,13 @@ def copy(path: Path, out: Path) -> None:
 def measured(what: str, path: Path, out: Path) -> dict[str, float]:
     """Seconds, seconds of CPU, and megabytes of peak memory above those before, of one job in this process."""
     from moekit.registry import build
+    from moekit.training.run.allocator import keep_freed_memory
     from moekit_hf.exporter import HuggingFace
     from moekit_hf.importing import import_folder, inspect
 
     if what == "import":
         inspect(path)  # imports what it needs, reads headers alone
+        keep_freed_memory()  # as the command does
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins here
     before, start, cpu = memory("VmRSS"), time.perf_counter(), time.process_time()
     if what == "copy":
