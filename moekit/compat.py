@@ -47,14 +47,21 @@ def timeout_of(group: dist.ProcessGroup, device: torch.device | None = None) -> 
 
 def set_timeouts(timeout: timedelta) -> None:
     """Sets how long the collectives of every process group of this process wait for other ranks, from now on."""
-    for group in list(dist.distributed_c10d._world.pg_map):
-        dist.distributed_c10d._set_pg_timeout(timeout, group)
+    c10d = dist.distributed_c10d
+    set_timeout = getattr(c10d, "set_timeout", None) or c10d._set_pg_timeout  # public since torch 2.15
+    for group in list(c10d._world.pg_map):
+        set_timeout(timeout, group)
 
 
 def storage_id(storage: torch.UntypedStorage) -> int:
     """A number that identifies a storage during its lifetime, also that of a fake tensor."""
     number: int = storage._cdata
     return number
+
+
+def is_observed() -> bool:
+    """Whether operators are being counted, recorded, faked or transformed by torch: then none may run on the side."""
+    return torch._C._len_torch_dispatch_stack() > 0 or torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def foreach_norm(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:

@@ -1,4 +1,7 @@
-"""Shared by every test: one thread per worker, plots without a window, no GPU without ``-m gpu``, the same seed."""
+"""Shared by every test: one thread per worker, plots without a window, no GPU without ``-m gpu``, the same seed.
+
+Dispatchers are chosen by a fixed rule.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from gpu_marker import wants_gpu
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("COLUMNS", "120")
+os.environ.setdefault("MOEKIT_AUTO", "fixed")  # times would choose differently from one run to the next
 
 if "PYTEST_XDIST_WORKER" not in os.environ and not wants_gpu(sys.argv[1:]):  # workers inherit the variable
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # else tests of whole runs would train on it, in another precision

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from moekit.component import Component
 from moekit.hookspecs import hookimpl
 from moekit.lazy import from_stub
+
+if TYPE_CHECKING:
+    from moekit.training.run.hooks import EndedRun, StartingRun
 
 MOEKIT_API = 2
 __getattr__, __dir__, __all__ = from_stub(__name__, __file__)
@@ -19,7 +24,7 @@ def moekit_components() -> list[Component]:
             name="auto",
             spec="moekit_dispatchers.auto:Auto",
             target="moekit_dispatchers.auto.module:AutoDispatcher",
-            summary="chooses the fastest dropless dispatcher by routing type, device, dtype and size",
+            summary="the fastest dropless dispatcher: times those that fit, once for each size on a machine",
             default=True,
         ),
         Component(
@@ -80,6 +85,13 @@ def moekit_components() -> list[Component]:
         ),
         Component(
             kind="dispatcher",
+            name="textbook",
+            spec="moekit_dispatchers.textbook:Textbook",
+            target="moekit_dispatchers.textbook.module:TextbookDispatcher",
+            summary="sort, index, grouped product, weighted sum, as one would first write it; fast on small layers",
+        ),
+        Component(
+            kind="dispatcher",
             name="triton",
             spec="moekit_dispatchers.triton:Triton",
             target="moekit_dispatchers.triton.module:TritonDispatcher",
@@ -87,3 +99,19 @@ def moekit_components() -> list[Component]:
             "GPUs",
         ),
     ]
+
+
+@hookimpl
+def moekit_run_starting(run: StartingRun) -> None:
+    """A run keeps the choices of ``auto`` in its folder, and resumes with them."""
+    from moekit_dispatchers.auto.choices import CHOICES
+
+    CHOICES.follow(run.folder / "dispatchers.json")
+
+
+@hookimpl
+def moekit_run_ended(run: EndedRun) -> None:
+    """What is built after the run takes its choices from the user's file again."""
+    from moekit_dispatchers.auto.choices import CHOICES
+
+    CHOICES.follow(None)

@@ -15,6 +15,8 @@ from moekit_dispatchers.loop import Loop as Loop
 from moekit_dispatchers.loop.module import LoopDispatcher as LoopDispatcher
 from moekit_dispatchers.soft import Soft as Soft
 from moekit_dispatchers.soft.module import SoftDispatcher as SoftDispatcher
+from moekit_dispatchers.textbook import Textbook as Textbook
+from moekit_dispatchers.textbook.module import TextbookDispatcher as TextbookDispatcher
 from moekit_dispatchers.triton import Triton as Triton
 from moekit_dispatchers.triton.module import TritonDispatcher as TritonDispatcher
 

@@ -18,6 +18,7 @@ from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from moekit import compat
 
@@ -28,6 +29,20 @@ def test_shard_bounds_are_the_shape_and_offset_of_the_local_tensor() -> None:
         tensor = distribute_tensor(torch.arange(20.0).reshape(10, 2), mesh, [Shard(0)], src_data_rank=None)
         assert compat.shard_bounds(tensor) == ((3, 2), (3, 0))
         assert torch.equal(tensor.to_local(), torch.arange(20.0).reshape(10, 2)[3:6])
+
+
+def test_modes_and_transforms_of_torch_are_noticed() -> None:
+    seen = []
+
+    def f(x: torch.Tensor) -> torch.Tensor:
+        seen.append(compat.is_observed())
+        return x.sum()
+
+    f(torch.ones(1))
+    torch.func.grad(f)(torch.ones(1))
+    with FlopCounterMode(display=False):
+        f(torch.ones(1))
+    assert seen == [False, True, True]
 
 
 def test_timeout_of_a_process_group_is_the_one_it_was_created_with(tmp_path: Path) -> None:

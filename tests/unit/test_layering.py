@@ -68,6 +68,7 @@ NO_ORACLE = {
     "moekit_dispatchers/auto": "chooses among the others",
     "moekit_dispatchers/fused": "its oracle is the loop dispatcher",
     "moekit_dispatchers/grouped": "its oracle is the loop dispatcher",
+    "moekit_dispatchers/textbook": "its oracle is the loop dispatcher",
     "moekit_dispatchers/triton": "its oracle is the loop dispatcher",
     "moekit_models/mixture": "one MoELayer, whose components have oracles",
     "moekit_models/mlp": "two linear layers of torch",

@@ -12,5 +12,8 @@ class Auto(DispatcherSpec):
     dropless: ClassVar[bool] = True
     forms: ClassVar[frozenset[Form]] = ALL_FORMS
     save: Literal["all", "minimum", "nothing"] = option(
-        "minimum", "what 'fused' saves for backward if it is chosen: see its own option"
+        "minimum", "what 'fused' and 'triton' save for backward if one of them is chosen: see their own option"
+    )
+    choose: Literal["measured", "fixed"] = option(
+        "measured", "whether dispatchers are timed once for each size on a machine, or a fixed rule chooses"
     )

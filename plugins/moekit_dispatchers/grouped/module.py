@@ -157,7 +157,7 @@ class GroupedDispatcher(Dispatcher):
     def forward(self, x_TD: Tensor, routing: Routing, experts: ExpertBank, *, num_sequences: int = 1) -> Dispatched:
         """Sorts, gathers, computes, sums by token."""
         pairs = pairs_of(routing)
-        if are_few(pairs, routing.num_experts):
+        if are_few(pairs.expert_N.shape[0], routing.num_experts, x_TD.device):
             return dispatch_few(x_TD, pairs, experts)
         rows = sort_pairs(pairs, x_TD.shape[0], routing.num_experts)
         by_token = (rows.token_N, rows.by_token_N, rows.start_T)
@@ -169,11 +169,10 @@ class GroupedDispatcher(Dispatcher):
         return Dispatched(y_TO=y_TO.to(out_NO.dtype), dropped=rows.pair_N.new_zeros(()))
 
 
-def are_few(pairs: Pairs, num_experts: int) -> bool:
-    """Whether ``dispatch_few`` should run these pairs: decided by static facts, never by tensor values."""
-    N = pairs.expert_N.shape[0]
+def are_few(N: int, num_experts: int, device: torch.device) -> bool:
+    """Whether ``dispatch_few`` should run so many pairs: decided by static facts, never by tensor values."""
     eager_without_grad = not torch.is_grad_enabled() and not torch.compiler.is_compiling()
-    return eager_without_grad and N <= min(MOST_FEW, num_experts // 2) and pairs.expert_N.device.type == "cpu"
+    return eager_without_grad and N <= min(MOST_FEW, num_experts // 2) and device.type == "cpu"
 
 
 def dispatch_few(x_TD: Tensor, pairs: Pairs, experts: ExpertBank) -> Dispatched:
