@@ -8,7 +8,7 @@ DeepSeek-V3's published total includes it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from moekit.contracts import ExpertBank, LayerDims, Model
+from moekit.contracts import AdaptedExperts, ExpertBank, LayerDims, Model
 from moekit.errors import MoekitError
 from moekit.moe_layer import MoELayer, run_on_all
 from moekit.registry import build
@@ -50,12 +50,14 @@ class ParameterCount:
     Attributes:
         parts: parameters by part, for every one of ``PARTS``. A tied matrix counts once, as ``embedding``.
         active_parts: of these, the parameters that one token uses, on average.
+        trained_parts: of these, the parameters that are trained.
         tied: whether the input embedding is also the head.
         extra: parameters that only training uses, by name, without those shared with the model; not in ``parts``.
     """
 
     parts: Mapping[str, int]
     active_parts: Mapping[str, int]
+    trained_parts: Mapping[str, int]
     tied: bool = False
     extra: Mapping[str, int] = field(default_factory=dict)
 
@@ -83,8 +85,12 @@ class ParameterCount:
         return total if reading == "without_input" else total - self.active_parts["head"]
 
 
-def count_parameters(what: Recipe | ModelSpec | Model) -> ParameterCount:
+def count_parameters(what: Recipe | ModelSpec | Model, *, frozen: bool = False) -> ParameterCount:
     """Counts the parameters of a recipe's model, of a model's spec, or of a model.
+
+    Args:
+        what: the recipe, spec or model.
+        frozen: whether parameters that a run has frozen count too, and those that a model fixes.
 
     Parameters below a module named ``attention`` or ``cross_attention`` count as attention; those that fit no part, as
     ``other``.
@@ -95,13 +101,14 @@ def count_parameters(what: Recipe | ModelSpec | Model) -> ParameterCount:
     model = what if isinstance(what, Model) else build_on_meta(what.model if isinstance(what, Recipe) else what)
     embedding, head = model.embeddings()
     extras = model.extra_parts()
-    counter = _Counter(excluded=set(extras.values()))
+    counter = _Counter(set(extras.values()), model.parameters() if frozen else ())
     counter.take(embedding, "embedding")
     counter.take(head, "head")
     counter.walk(model, "other")
     return ParameterCount(
         parts=counter.parts,
         active_parts={part: round(count - counter.idle[part]) for part, count in counter.parts.items()},
+        trained_parts=counter.trained,
         tied=embedding is not None and embedding is head,
         extra={name: counter.only_in(module) for name, module in extras.items()},
     )
@@ -147,24 +154,29 @@ class _Counter:
 
     Args:
         excluded: modules that ``walk`` skips.
+        kept: parameters that count although they are not trained; the base of adapted experts always counts.
     """
 
-    def __init__(self, excluded: set[nn.Module]) -> None:
-        self.parts = dict.fromkeys(PARTS, 0)
+    def __init__(self, excluded: set[nn.Module], kept: Iterable[nn.Parameter] = ()) -> None:
+        self.parts, self.trained = dict.fromkeys(PARTS, 0), dict.fromkeys(PARTS, 0)
         self.idle = dict.fromkeys(PARTS, 0.0)  # of these, those that an average token does not use
         self.excluded = excluded
         self.seen: set[nn.Parameter] = set()
+        self.kept = set(kept)
 
     def take(self, parameter: nn.Parameter | None, part: str) -> int:
-        """Counts one parameter, if it is trained and not counted yet; returns what was added."""
-        if parameter is None or not parameter.requires_grad or parameter in self.seen:
+        """Counts one parameter, unless it is fixed or counted already; returns what was added."""
+        if parameter is None or parameter in self.seen or (not parameter.requires_grad and parameter not in self.kept):
             return 0
         self.seen.add(parameter)
         self.parts[part] += parameter.numel()
+        self.trained[part] += parameter.numel() * parameter.requires_grad
         return parameter.numel()
 
     def walk(self, module: nn.Module, part: str) -> int:
         """Counts the parameters of a module; returns what was added."""
+        if isinstance(module, AdaptedExperts):
+            self.kept |= set(module.base.parameters())
         added = sum(self.take(parameter, part) for parameter in module.parameters(recurse=False))
         if isinstance(module, MoELayer):
             return added + self._walk_layer(module)
@@ -187,7 +199,7 @@ class _Counter:
 
     def only_in(self, module: nn.Module) -> int:
         """The parameters of an excluded module that are not shared with a counted one."""
-        counter = _Counter(excluded=set())
+        counter = _Counter(set(), self.kept)
         counter.seen = set(self.seen)
         return counter.walk(module, "other")
 

@@ -13,7 +13,9 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from io import FileIO
 from itertools import chain, product
 from pathlib import Path
 from typing import Any
@@ -101,18 +103,31 @@ def _values(name: str, tensor: Tensor, pieces: Pieces | None) -> Iterator[Tensor
 def write_file(path: Path, chunks: Iterable[bytes | memoryview]) -> Digest:
     """Writes a file, flushes it to the disk, and hashes it on the way.
 
+    A thread writes one chunk while the next is made and hashed: of pieces that are made, two are in memory at a time.
+
     Raises:
         OSError: the disk is full, or the like.
     """
     sha256, size = hashlib.sha256(), 0
-    with path.open("wb") as file:
+    with path.open("wb", buffering=0) as file, ThreadPoolExecutor(1) as writer:
+        written: Future[None] | None = None
         for chunk in chunks:
-            file.write(chunk)
             sha256.update(chunk)
             size += len(chunk)
-        file.flush()
+            if written is not None:
+                written.result()
+            written = writer.submit(_write_all, file, chunk)
+        if written is not None:
+            written.result()
         flush(file.fileno())
     return Digest(sha256.hexdigest(), size)
+
+
+def _write_all(file: FileIO, chunk: bytes | memoryview) -> None:
+    """Writes a chunk whole, which an unbuffered file may take several calls for."""
+    left = memoryview(chunk)
+    while left:
+        left = left[file.write(left) :]
 
 
 def _chunks(tensors: Iterable[Tensor]) -> Iterator[memoryview]:

@@ -1,6 +1,9 @@
 """The contracts that plugins implement and all of moekit relies on: of a layer (``layer``), of a run (``run``)."""
 
 from moekit.cache import Cache as Cache
+from moekit.contracts.adapted import AdaptedExperts as AdaptedExperts
+from moekit.contracts.converter import Converter as Converter
+from moekit.contracts.converter import Weight as Weight
 from moekit.contracts.evaluation import Evaluation as Evaluation
 from moekit.contracts.evaluation import Evaluator as Evaluator
 from moekit.contracts.evaluation import Exporter as Exporter

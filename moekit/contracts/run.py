@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,9 @@ from moekit.cache import Cache
 from moekit.contracts.layer import LayerReport
 from moekit.contracts.tokenizer import Tokenizer
 from moekit.errors import MoekitError
+
+NOT_LEARNT: Final = -100
+"""The target of a token that is read and has none, such as in a question; what cross entropy in torch skips."""
 
 
 class Source(NamedTuple):
@@ -35,7 +38,7 @@ class Batch(NamedTuple):
 
     Attributes:
         inputs: ``tokens_BS`` int64, or ``x_TD`` float cases.
-        targets: ``tokens_BS`` int64 (the next tokens), or ``d_TO`` float.
+        targets: ``tokens_BS`` int64 (the next tokens, or ``NOT_LEARNT``), or ``d_TO`` float.
         valid: bool, False for padding, of the shape of the tokens or cases; None when all are valid.
         num_bytes: 0-d, length in bytes of the text that the valid targets encode; None if the data is not text.
         domain: int64 ``[B]``, the kind of text of each sequence; None if unknown.
@@ -50,6 +53,15 @@ class Batch(NamedTuple):
     domain: Tensor | None = None
     document: Tensor | None = None
     source: Source | None = None
+
+    def learnt_share(self) -> Tensor | None:
+        """0-d: the share of the valid tokens that have a target; None if the targets are no tokens."""
+        if self.targets.is_floating_point():
+            return None
+        learnt = self.targets != NOT_LEARNT
+        return (
+            learnt.float().mean() if self.valid is None else (learnt & self.valid).sum() / self.valid.sum().clamp(min=1)
+        )
 
 
 class Place(NamedTuple):

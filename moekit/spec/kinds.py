@@ -5,6 +5,7 @@ without torch (does this dispatcher take that form of routing?); the conformance
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, Final, Literal, NamedTuple
 
 from moekit.errors import PluginError
@@ -61,6 +62,21 @@ class ExpertSpec(Spec):
 
     kind: ClassVar[str] = "expert"
     count: int = option(1, "number of experts", ge=1)
+
+
+class AdaptedSpec(ExpertSpec):
+    """Base of the specs of experts that change others, whose weights are frozen (``AdaptedExperts``)."""
+
+    base: ExpertSpec = slot("expert", "the experts that are changed; their number is count, next to base")
+
+    def check(self) -> Iterable[str]:
+        """The number of experts is said once."""
+        if self.base.count != 1:
+            yield f"base.count={self.base.count}: remove it; count={self.base.count} is an option next to base"
+
+    def plain(self) -> ExpertSpec:
+        """The experts without what changes them."""
+        return replace(self.base, count=self.count)
 
 
 class DispatcherSpec(Spec):
@@ -194,6 +210,12 @@ class ExporterSpec(Spec):
     """Base of exporter specs. An exporter writes a trained model for other programs."""
 
     kind: ClassVar[str] = "exporter"
+
+
+class ConverterSpec(Spec):
+    """Base of converter specs. A converter makes a model's first weights out of those of a model of another form."""
+
+    kind: ClassVar[str] = "converter"
 
 
 class OptimizerSpec(Spec):

@@ -42,16 +42,16 @@ class Compare(Spec):
 
 
 class Start(Spec):
-    """Fine-tuning: starts from trained weights, with a new optimizer, at step 0. The weights must fit exactly.
-
-    A balancer that the run lacks begins with its initial state.
-    """
+    """Fine-tuning: a new optimizer, and trained weights, which must fit exactly, but for new balancers and adapters."""
 
     run: str = option(help="a run folder, a checkpoint, or a run's name (its latest run below runs/)")
-    update: Literal["all", "experts", "others"] = option(
-        "all", "which parameters are trained: all; routed experts and their routers; or all others (ST-MoE)"
+    convert: kinds.ConverterSpec | None = slot(
+        "converter", "makes the weights out of the run's, whose model has another form", optional=True
     )
-
+    train: list[str] = option(
+        [], "the only parts that are trained, by a word of their tensors' names, such as experts (default: all)"
+    )
+    freeze: list[str] = option([], "parts that are not trained, by a word of their tensors' names, such as router")
     fresh: list[str] = option(
         [], "parts that begin with initial weights, or are dropped, by a word of their tensors' names, such as router"
     )

@@ -59,16 +59,19 @@ def loss_sums(loss: LossSum) -> dict[str, tuple[Tensor, Tensor]]:
     return {"objective": whole, "loss": whole, **loss.metrics}
 
 
-def balance_sum(reports: Mapping[str, LayerReport], tokens: Mapping[str, Tensor] | None = None) -> Tensor | None:
+def balance_sum(
+    reports: Mapping[str, LayerReport], tokens: Mapping[str, Tensor] | None = None, learnt: Tensor | None = None
+) -> Tensor | None:
     """0-d: the weighted balance losses of all layers, summed over tokens; None when no layer has one.
 
     Each layer's loss is a mean over its own tokens, and is multiplied by their number. Layers of multi-token prediction
     have fewer tokens than the objective counts; how many fewer depends on padding. Layers of an encoder read the
     source, whose length differs from that of the target: their losses are multiplied by the target's tokens. These
-    layers are in ``tokens`` (0-d, by layer name).
+    layers are in ``tokens`` (0-d, by layer name). The objective counts only tokens that have a target, whose share of
+    the valid ones is ``learnt`` (0-d; None for all), so the number of a layer's tokens is multiplied by it.
     """
-    tokens = tokens or {}
-    terms = [r.loss() * tokens.get(name, r.routing.num_valid()) for name, r in reports.items() if r.losses]
+    tokens, share = tokens or {}, 1 if learnt is None else learnt
+    terms = [r.loss() * tokens.get(name, r.routing.num_valid() * share) for name, r in reports.items() if r.losses]
     return torch.stack(terms).sum() if terms else None
 
 

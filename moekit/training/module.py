@@ -258,7 +258,7 @@ class LitMoE(L.LightningModule):
             CheckpointError: there is no such run, or its weights do not fit.
         """
         if self._start is not None:
-            load_weights(self.model, self._start)
+            load_weights(self.model, self.recipe.model, self._start)
             self._start = None
 
     def train_dataloader(self) -> StepLoader:

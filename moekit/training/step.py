@@ -79,7 +79,7 @@ class OptimizerStep:
         self._micro_batches.append(micro)
         self.balance.observe(output.reports)
         sums, total = loss_sums(loss), loss.total
-        balance = balance_sum(output.reports, dict.fromkeys(output.of_source, loss.count))
+        balance = balance_sum(output.reports, dict.fromkeys(output.of_source, loss.count), micro.batch.learnt_share())
         if balance is not None:
             sums["balance_loss"] = (balance, loss.count)
             total = total + balance

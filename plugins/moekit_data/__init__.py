@@ -26,6 +26,13 @@ def moekit_components() -> list[Component]:
         ),
         Component(
             kind="data",
+            name="chat",
+            spec="moekit_data.chat:Chat",
+            target="moekit_data.chat.module:ChatData",
+            summary="conversations of JSON lines, of which the messages of some roles are learnt",
+        ),
+        Component(
+            kind="data",
             name="labelled_text",
             spec="moekit_data.labelled_text:LabelledText",
             target="moekit_data.labelled_text.module:LabelledTextData",

@@ -7,6 +7,8 @@ from moekit_data.bpe import BytePairs as BytePairs
 from moekit_data.bpe.module import BytePairTokenizer as BytePairTokenizer
 from moekit_data.bytes import Bytes as Bytes
 from moekit_data.bytes.module import ByteTokenizer as ByteTokenizer
+from moekit_data.chat import Chat as Chat
+from moekit_data.chat.module import ChatData as ChatData
 from moekit_data.decision_regions import DecisionRegions as DecisionRegions
 from moekit_data.decision_regions.module import DecisionRegionsEvaluator as DecisionRegionsEvaluator
 from moekit_data.hf_dataset import HfDataset as HfDataset

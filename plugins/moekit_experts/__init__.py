@@ -46,4 +46,12 @@ def moekit_components() -> list[Component]:
             summary="one linear layer with a logistic sigmoid on its outputs",
             paper="Jacobs et al. 1991, Adaptive Mixtures of Local Experts",
         ),
+        Component(
+            kind="expert",
+            name="lora",
+            spec="moekit_experts.lora:Lora",
+            target="moekit_experts.lora.module:LoraExperts",
+            summary="adapters of low rank over any frozen experts; rank·(in + out) parameters for each matrix",
+            paper="Hu et al. 2021, LoRA (arXiv 2106.09685)",
+        ),
     ]

@@ -11,15 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moekit.contracts import Model, Source
+from moekit.contracts import Batch, Model, Objective, Source
 from moekit.inference.generate import load_run, sample, targets
 from moekit.registry import build
 from moekit.routing import TokenChoice
+from moekit.spec import component_spec
 from moekit_hf import peer
 from moekit_hf.exporter import HuggingFace
 from moekit_hf.folder import Folder
 from moekit_hf.format import FormatSpec
-from moekit_hf.importing import import_folder, inspect
+from moekit_hf.importing import TRAINING, import_folder, inspect
 from moekit_hf.matching import misfit
 from moekit_testing.assertions import require
 from moekit_testing.case import Case, Check
@@ -36,7 +37,8 @@ START = 0
 
 def checks(case: Case) -> Iterator[Check]:
     """The checks of a format; those that compare with ``transformers`` are skipped where it is not installed."""
-    yield from (check_it_has_examples, check_same_function, check_same_weights_back, check_same_text)
+    yield from (check_it_has_examples, check_same_function, check_same_balance_loss)
+    yield from (check_same_weights_back, check_same_text)
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,26 @@ def check_same_function(case: Case) -> None:
         for what, (difference, bound) in found.items():
             seen = f"{what}: a difference of {difference:.2g} for {dict(config)}"
             require(difference <= bound, found=seen, expected=f"at most {bound:g}")
+
+
+def check_same_balance_loss(case: Case) -> None:
+    """Has the balance loss of ``transformers``, pooled over layers, with and without padding, if the format names one.
+
+    An import then trains with it: the objective's ``pooled_balance``.
+    """
+    family = case.spec_as(FormatSpec)
+    objective: Objective = build(component_spec("objective", {**TRAINING["objective"], "pooled_balance": 1.0}))
+    for config in _with_transformers(case) if family.pooled_balance is not None else ():
+        with imported(family, config) as pair, torch.no_grad():
+            ids_BS = peer.tokens(int(config["vocab_size"]))
+            valid_BS = torch.arange(ids_BS.shape[1]) < torch.tensor([[17], [ids_BS.shape[1]]])
+            for valid in (None, valid_BS):
+                mask = None if valid is None else valid.long()
+                theirs = float(pair.theirs(ids_BS, attention_mask=mask, output_router_logits=True).aux_loss)
+                batch = Batch(ids_BS, ids_BS, valid)
+                total, count = objective(pair.ours(ids_BS, valid=valid), batch).metrics["pooled_balance"]
+                found = float(total / count)
+                require(abs(found - theirs) <= 1e-5 * theirs, found=f"{found} for {dict(config)}", expected=f"{theirs}")
 
 
 def check_same_weights_back(case: Case) -> None:

@@ -23,7 +23,7 @@ INERT: Final[Mapping[str, str]] = {
     "pad_token_id": "for generation",
     "initializer_range": "for a model without weights",
     "max_position_embeddings": "a bound for users; rotary positions have none",
-    "output_router_logits": "what transformers returns",
+    "output_router_logits": "whether it trains with a balance loss",
     "output_attentions": "what transformers returns",
     "output_hidden_states": "what transformers returns",
     "return_dict": "what transformers returns",

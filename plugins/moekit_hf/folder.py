@@ -12,10 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from moekit.checkpoints.safetensors_file import TensorFile
+from moekit.checkpoints.safetensors_file import TensorFile, bytes_of
 from moekit.errors import CheckpointError
 from moekit.extras import install
 from moekit.files import read_regular
@@ -32,6 +33,7 @@ CONVERT = (
     'python -c "from transformers import {1} as A; '
     "A.from_pretrained('{0}', dtype='auto').save_pretrained('{0}-safe')\""
 )
+BLOCK = 1 << 16  # numbers looked at together
 KEPT = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
     "chat_template.json", "generation_config.json", "tokenizer.model", "vocab.json", "merges.txt",
@@ -94,10 +96,7 @@ class Folder:
             out = self._files[self._index()[name]].read(name, offset, sizes)
         except CheckpointError as error:
             raise FormatError(str(error)) from error
-        # A sum is finite only if every number is, and 14 times as fast; that of huge finite numbers may overflow.
-        if not math.isfinite(float(out.sum(dtype=torch.promote_types(out.dtype, torch.float32)))) and not bool(
-            torch.isfinite(out).all()
-        ):
+        if not is_finite(out):
             what = "NaN" if bool(torch.isnan(out).any()) else "infinity"
             raise FormatError(f"{self.path / self._index()[name]}: {name} has a {what}")
         return out
@@ -153,6 +152,24 @@ class Folder:
                 f"  convert it, if you trust it: {CONVERT.format(self.path, auto)}"
             )
         return f"{self.path} has no weights\n  expected {SINGLE}, or {INDEX} and the files that it names"
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether no number of a contiguous tensor is NaN or infinite: whether some exponent has all bits set.
+
+    In blocks that fit into a cache, by one thread: it takes a tenth of the time of ``torch.isfinite``.
+    """
+    info = torch.finfo(tensor.dtype)
+    bits = bytes_of(tensor)
+    words = np.frombuffer(bits, dtype=f"u{tensor.element_size()}")
+    mantissa = round(-math.log2(info.eps))
+    limit = ((1 << info.bits - 1 - mantissa) - 1) << mantissa + 1  # of the word without its sign, shifted by one
+    doubled = np.empty(min(BLOCK, len(words)), dtype=words.dtype)
+    for start in range(0, len(words), BLOCK):
+        block = words[start : start + BLOCK]
+        if int(np.left_shift(block, 1, out=doubled[: len(block)]).max()) >= limit:
+            return False
+    return True
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -25,7 +25,9 @@ class FormatSpec(Spec):
     """Base of the formats: one for each family.
 
     ``model_type`` is what its ``config.json`` says, ``architecture`` the class that loads it in ``transformers``, and
-    ``auto`` the one that finds that class. ``source`` says where the family is described.
+    ``auto`` the one that finds that class. ``source`` says where the family is described. ``pooled_balance`` is the
+    weight of the balance loss that ``transformers`` trains with if ``config.json`` says ``output_router_logits`` and no
+    ``router_aux_loss_coef``; None if its class has no such loss.
     """
 
     kind: ClassVar[str] = "format"
@@ -33,6 +35,7 @@ class FormatSpec(Spec):
     architecture: ClassVar[str] = ""
     auto: ClassVar[str] = "AutoModelForCausalLM"
     source: ClassVar[str] = ""
+    pooled_balance: ClassVar[float | None] = None
 
     def matches(self, config: Mapping[str, Any]) -> bool:
         """Whether a configuration is of this family: by its ``model_type``."""

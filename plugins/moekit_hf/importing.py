@@ -18,6 +18,7 @@ from moekit.spec.recipe import Recipe
 from moekit.training.run.imported import check_new, write_run
 from moekit_hf.fields import FormatError
 from moekit_hf.folder import CONFIG, KEPT, Folder, read_json
+from moekit_hf.format import FormatSpec
 from moekit_hf.matching import format_of, model_of
 from moekit_hf.rules import Shape
 from moekit_hf.weights import Table
@@ -42,6 +43,7 @@ class Found:
         table: which tensor of theirs is which region of ours.
         ignored: tensors that are not needed, each with the reason.
         dtypes: of our tensors.
+        balance_weight: of the balance loss that ``transformers`` trains this folder with, pooled over layers.
     """
 
     folder: Folder
@@ -50,6 +52,7 @@ class Found:
     table: Table
     ignored: Mapping[str, str]
     dtypes: Mapping[str, torch.dtype]
+    balance_weight: float = 0.0
 
 
 def inspect(path: Path) -> Found:
@@ -65,7 +68,22 @@ def inspect(path: Path) -> Found:
     node: Any = to_plain(model)
     table = Table(f"format '{name}'", family.rules(node), ours)
     ignored = table.check_names(folder.shapes(), family.ignored(node), str(path))
-    return Found(folder, name, model, table, ignored, {name: _dtype(folder, table, name) for name in ours})
+    dtypes = {name: _dtype(folder, table, name) for name in ours}
+    return Found(folder, name, model, table, ignored, dtypes, _balance_weight(family, folder))
+
+
+def _balance_weight(family: FormatSpec, folder: Folder) -> float:
+    """The weight of the pooled balance loss; 0 where ``transformers`` computes none.
+
+    Raises:
+        FormatError: it is not a number.
+    """
+    weight = folder.config.get("router_aux_loss_coef", family.pooled_balance)
+    if family.pooled_balance is None or not folder.config.get("output_router_logits"):
+        return 0.0
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or weight < 0:
+        raise FormatError(f"{folder.path / CONFIG}: router_aux_loss_coef={weight!r} is not a number of at least 0")
+    return float(weight)
 
 
 def _dtype(folder: Folder, table: Table, name: str) -> torch.dtype:
@@ -124,6 +142,7 @@ def recipe_of(found: Found, run: Path) -> Recipe:
         "name": path.resolve().name or "imported",
         "summary": f"{found.name} model imported from {path.resolve().name}",
         "model": to_plain(found.model),
+        "objective": {**TRAINING["objective"], "pooled_balance": found.balance_weight},
         "start": {"run": str(run.absolute())},
     }
     if _tokens(path) and found.model.takes == "tokens":  # pairs need sentinels, which are numbered otherwise here

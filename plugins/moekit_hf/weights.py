@@ -6,7 +6,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from moekit.errors import nearest
@@ -104,12 +103,9 @@ class Table:
                 raise FormatError(f"{family}: two rules of its table name the tensor '{name}'")
 
     def pieces(self, name: str, read: Read) -> Iterator[Tensor]:
-        """One tensor of ours, in order: expert by expert, so that no more than one is in memory."""
-        shape = self.shapes[name]
-        for expert, links in sorted(self.ours[name].items(), key=lambda item: item[0] or 0):
-            parts = [link.to_ours(read) for link in sorted(links, key=lambda link: link.rows)]
-            sizes = shape if expert is None else shape[1:]
-            yield (parts[0] if len(parts) == 1 else torch.cat(parts)).reshape(sizes)
+        """One tensor of ours, in order: region by region, so that no more than one tensor of theirs is in memory."""
+        for _, links in sorted(self.ours[name].items(), key=lambda item: item[0] or 0):
+            yield from (link.to_ours(read) for link in sorted(links, key=lambda link: link.rows))
 
     def their_pieces(self, name: str, read: Read) -> Iterator[Tensor]:
         """One tensor of theirs, in order: expert by expert if they are stacked."""

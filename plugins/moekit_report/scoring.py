@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from moekit.contracts import Batch, Data, LossSum, Model, ModelOutput, Objective, Source
+from moekit.contracts.run import NOT_LEARNT
 from moekit.errors import MoekitError
 from moekit.registry import build
 from moekit.run import Run
@@ -98,7 +99,7 @@ def rows_of(batch: Batch, rows: Tensor, data: Data) -> Batch:
     targets, valid = batch.targets[rows], None if batch.valid is None else batch.valid[rows]
     num_bytes = None
     if batch.num_bytes is not None and data.tokenizer is not None:
-        bytes_BS = data.tokenizer.num_bytes_V()[targets]
+        bytes_BS = data.tokenizer.num_bytes_V()[targets.clamp(min=0)] * (targets != NOT_LEARNT)
         num_bytes = (bytes_BS if valid is None else bytes_BS * valid).sum()
     source = batch.source and Source(batch.source.tokens[rows], _rows(batch.source.valid, rows))
     return Batch(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 EXAMPLES = """\
   moekit upcycle runs/llama --to runs/moe "model.moe={at: {every: 2}, router: {use: topk, top_k: 2, renormalize: true},
                                            experts: {use: glu, count: 8, hidden: 8192}}"
   moekit upcycle runs/llama --to runs/moe --shards 4 ...    (experts of a quarter of the width; top_k a multiple of 4)
-  moekit upcycle runs/llama --to runs/moe --fresh 0.5 ...  (half of each expert's units are initialised anew)
+  moekit upcycle runs/llama --to runs/moe --redraw 0.5 ... (half of each expert's units are initialised anew)
   moekit upcycle runs/code runs/prose --to runs/moe ...     (experts by turns, all else the mean)
   moekit train runs/moe
 """
@@ -25,7 +26,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--shards", type=int, default=1, metavar="G", help="experts that share one net's units (default: 1)"
     )
     parser.add_argument(
-        "--fresh", type=float, default=0.0, metavar="R", help="share of units initialised anew (default: 0)"
+        "--redraw", type=float, default=0.0, metavar="R", help="share of units initialised anew (default: 0)"
+    )
+    parser.add_argument(
+        "--noise", type=float, default=0.0, metavar="S", help="noise on experts, in standard deviations (default: 0)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of router and fresh units (default: 0)")
     parser.add_argument("--root", default="runs", metavar="DIR", help="folder of all runs (default: runs)")
@@ -41,16 +45,14 @@ def run(args: argparse.Namespace) -> int:
 
     if all("=" in text for text in args.runs):
         raise MoekitError("no dense run is given\n  expected moekit upcycle DENSE --to RUN model.moe=...")
-    if args.shards < 1 or not 0 <= args.fresh <= 1:
-        raise MoekitError(f"--shards {args.shards} --fresh {args.fresh}: expected at least 1, and 0 to 1")
-
     from moekit.params import count_parameters
-    from moekit_upcycle.experts import Upcycling
+    from moekit.spec import component_spec
     from moekit_upcycle.upcycling import upcycle
 
     runs = [text for text in args.runs if "=" not in text]
     overrides = [text for text in args.runs if "=" in text]
-    how = Upcycling(shards=args.shards, fresh=args.fresh, seed=args.seed)
+    options = {name: getattr(args, name) for name in ("shards", "redraw", "noise", "seed")}
+    how: Any = component_spec("converter", {"use": "upcycle", **options})
     made = upcycle(runs, Path(args.to), overrides, how, Path(args.root))
     count = count_parameters(made.recipe)
     same = (

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from healthy import Copied, CopyingExporter, Mean, MeanEvaluator, Runs, RunTokenizer, components
+from healthy import Copied, CopyingExporter, KeepingConverter, Kept, Mean, MeanEvaluator, Runs, RunTokenizer, components
 from torch import Tensor
 
 from moekit import Component, Evaluation, MoekitError, Trained
+from moekit.contracts import Weight
+from moekit.spec.kinds import ModelSpec
 
 
 class Floats(RunTokenizer):
@@ -117,7 +119,18 @@ class Accepts(CopyingExporter):
         return []
 
 
+class Imagines(KeepingConverter):
+    def convert(self, model: ModelSpec, checkpoint: Path) -> Mapping[str, Weight]:
+        return {}
+
+
+class StaysVague(KeepingConverter):
+    def convert(self, model: ModelSpec, checkpoint: Path) -> Mapping[str, Weight]:
+        raise MoekitError("it cannot be converted")
+
+
 BROKEN: Mapping[str, list[Component]] = {
+    "check_missing_run_named": components(Kept, Imagines, StaysVague),
     "check_token_numbers": components(Runs, Floats, TooMany, EndsTexts),
     "check_text_restored": components(Runs, ReplacesTabs, StumblesOverUnknown),
     "check_bytes_of_tokens": components(Runs, CountsLetters, EndHasAByte),

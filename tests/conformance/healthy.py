@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -48,6 +48,8 @@ from moekit import (
     Trained,
     option,
 )
+from moekit.checkpoints.reading import open_checkpoint
+from moekit.contracts import Converter, Weight
 from moekit.contracts.layer import LoopGroups
 from moekit.spec import kinds
 from moekit.spec.recipe import Recipe
@@ -493,6 +495,18 @@ class CopyingExporter(Exporter):
         return [str(out)]
 
 
+class Kept(kinds.ConverterSpec):
+    """No options."""
+
+
+class KeepingConverter(Converter):
+    def __init__(self, spec: Kept) -> None:
+        self.spec = spec
+
+    def convert(self, model: kinds.ModelSpec, checkpoint: Path) -> Mapping[str, Weight]:
+        return cast("Mapping[str, Weight]", open_checkpoint(checkpoint).plain["state_dict"])
+
+
 class Mean(kinds.EvaluatorSpec):
     def metrics(self) -> Mapping[str, MetricInfo]:
         return {"mean_output": MetricInfo("mean output")}
@@ -724,6 +738,7 @@ HEALTHY = [
     component(Runs, RunTokenizer),
     component(Mean, MeanEvaluator),
     component(Copied, CopyingExporter),
+    component(Kept, KeepingConverter),
     component(Descent, descent),
     component(Level, level),
     component(Count, CountCallback),

@@ -26,6 +26,7 @@ from moekit_balancers.sequence_balance import SequenceBalance
 from moekit_balancers.sign_bias import SignBias
 from moekit_data.bpe import BytePairs
 from moekit_data.bytes import Bytes
+from moekit_data.chat import Chat
 from moekit_data.hf_dataset import HfDataset
 from moekit_data.labelled_text import LabelledText
 from moekit_data.local_text import LocalText
@@ -40,6 +41,7 @@ from moekit_dispatchers.soft import Soft
 from moekit_experts.ffn import Ffn
 from moekit_experts.glu import Glu
 from moekit_experts.linear import Linear, Logistic
+from moekit_experts.lora import Lora
 from moekit_hf.tokenizer import TokenizerFile
 from moekit_lightning.wandb import WandB
 from moekit_models.decoder import MTP, At, Decoder, DecoderMoE, OtherAttention
@@ -144,6 +146,7 @@ EXAMPLES: dict[str, list[Spec]] = {
         Glu(hidden=7, bias=True, clamp=2.0, alpha=1.702, up_shift=1.0),
         Glu(hidden=7, output_gate=True),
     ],
+    "lora": [Lora(base=Glu(hidden=7), rank=3), Lora(base=Ffn(hidden=7, bias=True), rank=2, alpha=1.0, dropout=0.2)],
     "expert/ffn": [Ffn(hidden=7), Ffn(hidden=7, activation="gelu", bias=True), Ffn(hidden=7, dropout=0.4)],
     "expert/linear": [Linear(), Linear(bias=False)],
     "expert/logistic": [Logistic()],
@@ -210,6 +213,7 @@ EXAMPLES: dict[str, list[Spec]] = {
     "model/mlp": [MLP(inputs=2, hidden=5)],
     "objective/causal_lm": [CausalLM(mtp_late_weight=0.1, exact=True)],
     "objective/competitive": [Competitive(error=error) for error in ("cooperative", "competitive", "likelihood")],
+    "data/chat": [Chat(path=str(Path(__file__).parents[1] / "chats.jsonl"), seq=128, batch=2)],
     "data/local_text": [LocalText(domains=["python"], megabytes=0.2, seq=16, batch=2)],
     "data/translations": [
         Translations(

@@ -43,7 +43,7 @@ schema: 1
 extends: pre.yaml
 data: {use: labelled_text, text: {use: text_files, path: TEXT, seq: 16, batch: 4, validation: 0.3}}
 evaluators: {accuracy: {use: accuracy}}
-start: {run: pre, update: others}
+start: {run: pre, freeze: [experts, router]}
 """
 
 

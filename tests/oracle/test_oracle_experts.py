@@ -27,6 +27,9 @@ from moekit_experts.glu.naive import naive_glu
 from moekit_experts.linear import Linear, Logistic
 from moekit_experts.linear.module import LinearExperts
 from moekit_experts.linear.naive import naive_linear
+from moekit_experts.lora import Lora
+from moekit_experts.lora.module import LoraExperts
+from moekit_experts.lora.naive import naive_lora
 
 Reference = Callable[[Tensor, Tensor], Tensor]
 
@@ -72,6 +75,37 @@ def one_layer(spec: Linear | Logistic, dims: LayerDims) -> tuple[ExpertBank, Ref
     return bank, lambda x_ND, e_N: naive_linear(x_ND, e_N, bank.w_EOD, bank.b_EO, logistic=logistic)
 
 
+def trained(spec: Lora, dims: LayerDims) -> LoraExperts:
+    """Adapted experts with adapters that change something, and a base whose gradients are compared too."""
+    bank = LoraExperts(spec, dims).double().requires_grad_()
+    for name, parameter in bank.adapters.named_parameters():
+        torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(len(name)))
+    return bank
+
+
+def lora_of_linear(count: int, dims: LayerDims) -> tuple[ExpertBank, Reference]:
+    bank = trained(Lora(count=count, base=Linear(), rank=3, alpha=2.0), dims)
+    own = dict(bank.named_parameters())
+    a, b = own["adapters.w_EOD.w_a_EXD"], own["adapters.w_EOD.w_b_EOX"]
+    return bank, lambda x_ND, e_N: naive_lora(x_ND, e_N, own["base.w_EOD"], a, b, 2.0, own["base.b_EO"])
+
+
+def lora_of_glu(count: int, dims: LayerDims) -> tuple[ExpertBank, Reference]:
+    bank = trained(Lora(count=count, base=Glu(hidden=5), rank=2, alpha=3.0), dims)
+    own = dict(bank.named_parameters())
+
+    def adapted(name: str) -> Tensor:
+        """W + alpha / rank · B A, expert by expert."""
+        a, b = own[f"adapters.{name}.w_a_EXD"], own[f"adapters.{name}.w_b_EOX"]
+        return torch.stack([w + 1.5 * b[e] @ a[e] for e, w in enumerate(own[f"base.{name}"])])
+
+    def naive(x_ND: Tensor, expert_N: Tensor) -> Tensor:
+        w_in, w_out = adapted("w_gate_up_EHD"), adapted("w_down_EOH")
+        return naive_glu(x_ND, expert_N, w_in[:, :5], w_in[:, 5:], w_out, "silu")
+
+    return bank, naive
+
+
 BANKS: dict[str, Callable[[int, LayerDims], tuple[ExpertBank, Reference]]] = {
     "glu-silu": lambda count, dims: glu(count, dims, "silu"),
     "glu-gelu": lambda count, dims: glu(count, dims, "gelu"),
@@ -90,6 +124,8 @@ BANKS: dict[str, Callable[[int, LayerDims], tuple[ExpertBank, Reference]]] = {
     "linear": lambda count, dims: one_layer(Linear(count=count), dims),
     "linear-no-bias": lambda count, dims: one_layer(Linear(count=count, bias=False), dims),
     "logistic": lambda count, dims: one_layer(Logistic(count=count), dims),
+    "lora-linear": lora_of_linear,
+    "lora-glu": lora_of_glu,
 }
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from moekit.contracts import Batch, LayerReport, LossSum, ModelOutput, Source
-from moekit.routing import Soft
+from moekit.routing import Soft, TokenChoice
 from moekit_objectives.causal_lm import CausalLM
 from moekit_objectives.causal_lm import naive as causal_naive
 from moekit_objectives.causal_lm.module import CausalLMObjective
@@ -42,6 +42,33 @@ def test_prediction_loss_before_and_after_lambda_changes(
     mean = found.total / found.count
     torch.testing.assert_close(mean, expected, rtol=1e-10, atol=1e-12)
     for a, b in zip(torch.autograd.grad(mean, logits), torch.autograd.grad(expected, logits), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+@given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), st.integers(0, 2**16))
+@settings(max_examples=25, deadline=None)
+def test_the_balance_loss_of_all_layers_together_is_the_references(B: int, layers: int, top_k: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    T, E = 4 * B, 4
+    valid_BS = torch.rand(B, 4, generator=generator) < 0.7
+    valid_BS[0, 0] = True
+    logits = [torch.randn(T, E, generator=generator, dtype=torch.float64, requires_grad=True) for _ in range(layers)]
+    reports = {}
+    for i, logits_TE in enumerate(logits):
+        chosen, valid_T = logits_TE.detach().topk(top_k).indices, valid_BS.flatten()
+        routing = TokenChoice(
+            logits_TE=logits_TE, scores_TE=logits_TE.softmax(-1), valid_T=valid_T, expert_TK=chosen,
+            gate_TK=torch.ones(T, top_k),
+        )  # fmt: skip
+        zero = torch.zeros((), dtype=torch.int64)
+        reports[f"{i}"] = LayerReport(routing=routing, load_E=routing.load_E(), dropped=zero)
+    output = ModelOutput(y=torch.zeros(B, 4, 5, dtype=torch.float64), reports=reports)
+    tokens_BS = torch.zeros(B, 4, dtype=torch.int64)
+    made = CausalLMObjective(CausalLM(pooled_balance=0.5))(output, Batch(tokens_BS, tokens_BS, valid_BS))
+    found = (made.total - made.metrics["loss"][0]) / made.count
+    expected = 0.5 * causal_naive.pooled_balance(logits, valid_BS.flatten(), top_k)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+    for a, b in zip(torch.autograd.grad(found, logits), torch.autograd.grad(expected, logits), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
 
 

@@ -63,6 +63,7 @@ NO_ORACLE = {
     "moekit_lightning": "wraps Lightning, except averages of weights, whose formulas are tested, and sharded layouts",
     "moekit_data": "reads files; there is no equation",
     "moekit_optimizers": "torch's own, except adafactor; schedules are closed forms, tested at their corners",
+    "moekit_upcycle": "its oracle is the dense model that the mixture is made of",
     "moekit_hf": "moves tensors without computing; its peer is transformers, in the checks of formats",
     "moekit_dispatchers/loop": "is the oracle of the other dispatchers; its own oracle is in tests/oracle",
     "moekit_dispatchers/auto": "chooses among the others",

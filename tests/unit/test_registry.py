@@ -106,7 +106,7 @@ router 'broken/topk' cannot be used: plugin 'broken' (broken-moe 2.0) failed to 
 
 $ ruoter/hash  # an unknown kind
 unknown kind 'ruoter' (kinds: routers, experts, dispatchers, balancers, attention, models, objectives, data, \
-tokenizers, evaluators, exporters, optimizers, schedules, callbacks, loggers, strategies)
+tokenizers, evaluators, exporters, converters, optimizers, schedules, callbacks, loggers, strategies)
   did you mean 'router'?
   list them: moekit ls
 """

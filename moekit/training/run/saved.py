@@ -194,7 +194,7 @@ def check_same_model(path: Path, saved: Mapping[str, Any], spec: Mapping[str, An
     """
     lines = _changed(saved, spec, "model", "objective")
     # The first two determine the optimizer's state; the weights to start from are not loaded again.
-    for part, key in (("optimizer", "use"), ("start", "update"), ("start", "run")):
+    for part, key in (("optimizer", "use"), ("start", "train"), ("start", "freeze"), ("start", "run")):
         was, now = ((tree.get(part) or {}).get(key) for tree in (saved, spec))
         lines += [] if was == now else [_change(f"{part}.{key}", was, now)]
     if lines:

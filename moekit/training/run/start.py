@@ -6,25 +6,26 @@ good as training everything; training only experts and routers fails.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
 
-from moekit.checkpoints.reading import Handle
-from moekit.contracts import Data
-from moekit.errors import CheckpointError, Problem, SpecError
-from moekit.moe_layer import MoELayer
+from moekit.contracts import Data, Model, Weight
+from moekit.errors import CheckpointError, DataError, Problem, SpecError
 from moekit.parallel.launch import decide_on_rank_zero
+from moekit.params import count_parameters
+from moekit.registry import build
 from moekit.shards import fill_shards, state_dict_shards
+from moekit.spec.kinds import ModelSpec
 from moekit.spec.recipe import Recipe, Start
 from moekit.training.optim import first_few
 from moekit.training.run.folder import RUNS, checkpoint_of
 from moekit.training.run.saved import read_checkpoint
 
 PREFIX = "model."  # of the model's tensors in a checkpoint of ``LitMoE``
-FROZEN = {"all": "", "experts": "all but routed experts and routers", "others": "routed experts and routers"}
 
 
 def freeze(model: nn.Module, start: Start | None) -> None:
@@ -33,17 +34,19 @@ def freeze(model: nn.Module, start: Start | None) -> None:
     The model's optimizer then skips them. Balancers stay active: their state is in buffers, not parameters.
 
     Raises:
-        SpecError: ``update`` names experts, and the model has none.
+        SpecError: ``train`` or ``freeze`` names a part that the model lacks, or nothing is left to train.
     """
-    if start is None or start.update == "all":
+    if start is None or not (start.train or start.freeze):
         return
-    experts = {id(p) for p in expert_parameters(model)}
-    if not experts:
-        what = f"start.update={start.update}: the model has no layer of routed experts"
-        raise SpecError([Problem(what=what, at="start.update", expected="all")])
-    for parameter in model.parameters():
-        if (id(parameter) in experts) != (start.update == "experts"):
+    named = dict(model.named_parameters())
+    _check_words("train", start.train, named, named)
+    _check_words("freeze", start.freeze, named, named)
+    for name, parameter in named.items():
+        if (start.train and not _names_part(name, start.train)) or _names_part(name, start.freeze):
             parameter.requires_grad_(False)  # never set to True: a model may have fixed parameters
+    if not any(parameter.requires_grad for parameter in named.values()):
+        what = f"start: train {start.train} and freeze {start.freeze} leave no parameter to train"
+        raise SpecError([Problem(what=what, at="start.freeze")])
 
 
 def load_vocabulary(data: Data, start: Start) -> None:
@@ -51,54 +54,78 @@ def load_vocabulary(data: Data, start: Start) -> None:
 
     Raises:
         CheckpointError: no such run.
-        DataError: its vocabulary is of another kind of token.
+        DataError: its vocabulary is of another kind of token; the message has the tokenizer that fits.
     """
-    if state := read_checkpoint(checkpoint_of(start.run, RUNS)).plain["moekit"].get("data"):
-        data.load_state(state)
+    saved = read_checkpoint(checkpoint_of(start.run, RUNS)).plain
+    if state := saved["moekit"].get("data"):
+        try:
+            data.load_state(state)
+        except DataError as error:
+            node = (saved["hyper_parameters"]["spec"].get("data") or {}).get("tokenizer")
+            fits = f"\n  the tokens of {start.run} are those of data.tokenizer='{json.dumps(node)}'" if node else ""
+            raise DataError(f"{error}{fits}") from error
 
 
-def load_weights(model: nn.Module, start: Start) -> None:
-    """Loads the weights into a new run's model; each rank loads its shards.
+def load_weights(model: nn.Module, spec: ModelSpec, start: Start) -> None:
+    """Loads the weights into a new run's model of a spec; each rank loads its shards.
 
     Raises:
         CheckpointError: no such run; or its weights differ from the model's in name or shape.
+        MoekitError: the converter cannot make them.
         SpecError: ``fresh`` names a part that the model lacks.
     """
     path = checkpoint_of(start.run, RUNS)
-    contents = read_checkpoint(path).plain
-    saved = {k.removeprefix(PREFIX): v for k, v in contents["state_dict"].items() if k.startswith(PREFIX)}
+    saved = _weights(path) if start.convert is None else build(start.convert).convert(spec, path)
     every, fresh = state_dict_shards(model), start.fresh
-    if unknown := [word for word in fresh if not any(_names_part(name, [word]) for name in [*every, *saved])]:
-        what = f"start.fresh: no tensor has '{unknown[0]}' in its name"
-        words = dict.fromkeys(part for name in every for part in name.split(".")[:-1] if not part.isdigit())
-        raise SpecError([Problem(what=what, at="start.fresh", expected=", ".join(words))])
-    # A balancer that the run lacks begins as it does in any new run; one that is removed must be named.
-    new = [name for name in every if "balancers" in name.split(".") and name not in saved]
+    _check_words("fresh", fresh, every, [*every, *saved])
+    source = {name: _held_as(name, saved) for name in every}
+    # Balancers and adapters that the run lacks begin as in any new run; those that are removed must be named.
+    new = [name for name in every if _names_part(name, ["balancers", "adapters"]) and source[name] not in saved]
     shards = {name: shard for name, shard in every.items() if not _names_part(name, fresh) and name not in new}
     there = {name: each for name, each in saved.items() if not _names_part(name, fresh)}
-    check_weights_fit(path, there, {name: shard.global_shape for name, shard in shards.items()})
-    fill_shards(list(shards.values()), lambda name, offset, sizes: saved[name].read(offset, sizes))
+    check_weights_fit(path, there, {source[name]: shard.global_shape for name, shard in shards.items()})
+    fill_shards(list(shards.values()), lambda name, offset, sizes: saved[source[name]].read(offset, sizes))
 
 
-def describe(start: Start, model: nn.Module | None) -> str:
-    """Whose weights, and how many parameters of the model, if it is built, are trained, in a line."""
+def _weights(path: Path) -> Mapping[str, Weight]:
+    """The tensors of a checkpoint's model."""
+    state = read_checkpoint(path).plain["state_dict"]
+    return {name.removeprefix(PREFIX): each for name, each in state.items() if name.startswith(PREFIX)}
+
+
+def _held_as(name: str, saved: Mapping[str, Weight]) -> str:
+    """The name in a run of a tensor of the model: that of plain experts, for the base of adapted ones."""
+    plain = ".".join(part for part in name.split(".") if part != "base")
+    return plain if name not in saved and plain in saved else name
+
+
+def describe(start: Start, model: Model | None) -> str:
+    """Whose weights, and how many parameters of the model, if it is built, are trained, part by part."""
     text = f"the weights of {start.run}"
-    if frozen := FROZEN[start.update]:
-        text += f"; {frozen} are frozen"
-        if model is not None:
-            text += f", {sum(p.numel() for p in model.parameters() if p.requires_grad):,} parameters are trained"
-    return text
+    if model is None or all(p.requires_grad for p in model.parameters()):
+        return text
+    count = count_parameters(model, frozen=True)
+    said = [
+        f"{part} {count.trained_parts[part]:,} of {total:,}"
+        for part, total in count.parts.items()
+        if total and part != "biases"
+    ]
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return f"{text}; {trained:,} parameters are trained: {', '.join(said)}"
+
+
+def _check_words(option: str, words: Sequence[str], every: Iterable[str], known: Iterable[str]) -> None:
+    """Rejects words that name no part of any tensor."""
+    known = list(known)
+    if unknown := [word for word in words if not any(_names_part(name, [word]) for name in known)]:
+        what = f"start.{option}: no tensor has '{unknown[0]}' in its name"
+        parts = dict.fromkeys(part for name in every for part in name.split(".")[:-1] if not part.isdigit())
+        raise SpecError([Problem(what=what, at=f"start.{option}", expected=", ".join(parts))])
 
 
 def _names_part(name: str, words: Sequence[str]) -> bool:
     """Whether one of the words is a part of a tensor's name."""
     return any(word in name.split(".") for word in words)
-
-
-def expert_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters of the routed experts and routers of all MoE layers, without shared experts."""
-    layers = [layer for layer in model.modules() if isinstance(layer, MoELayer)]
-    return [p for layer in layers for part in (layer.experts, layer.router) for p in part.parameters()]
 
 
 def with_checkpoint_path(recipe: Recipe, root: Path) -> Recipe:
@@ -114,7 +141,7 @@ def with_checkpoint_path(recipe: Recipe, root: Path) -> Recipe:
     return replace(recipe, start=replace(recipe.start, run=path))
 
 
-def check_weights_fit(path: Path, saved: Mapping[str, Handle], model: Mapping[str, tuple[int, ...]]) -> None:
+def check_weights_fit(path: Path, saved: Mapping[str, Weight], model: Mapping[str, tuple[int, ...]]) -> None:
     """Rejects a checkpoint's tensors that differ from a model's shapes, by name: nothing is loaded partially.
 
     Raises:

@@ -21,11 +21,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Imports the folder, and prints what came of it."""
+    from moekit.machine import keep_freed_memory
     from moekit.training.run.folder import RUNS, RunFolder
     from moekit_hf.cli.inspect_folder import lines_of
     from moekit_hf.folder import located
     from moekit_hf.importing import import_folder
 
+    keep_freed_memory()  # every tensor is read into memory of the same size
     source = located(args.folder)
     claimed = None if args.to else RunFolder.claim(RUNS, source.resolve().name or "imported")
     to = Path(args.to) if claimed is None else claimed.path

@@ -45,6 +45,12 @@ def lines_of(found: Found) -> list[str]:
         ("tensors", f"{len(found.table.theirs):,} of theirs, {len(found.table.ours):,} of ours, each element once"),
         ("weights", f"{found.folder.num_bytes():,} bytes, {', '.join(names)}"),
     ]
+    given = found.folder.config.get("router_aux_loss_coef")
+    if found.balance_weight:
+        rows.append(("balance loss", f"of all layers together, weight {found.balance_weight:g}"))
+    elif given:
+        why = "transformers trains without it, too, unless output_router_logits is true"
+        rows.append(("balance loss", f"router_aux_loss_coef={given} is not used: {why}"))
     for why in dict.fromkeys(found.ignored.values()):
         which = [name for name, reason in found.ignored.items() if reason == why]
         rows.append(("ignored", f"{len(which)} tensors, such as {which[0]}: {why}"))

@@ -15,6 +15,7 @@ from torch import Tensor
 from moekit.checkpoints.safetensors_file import write_tensors
 from moekit.contracts import Exporter
 from moekit.files import make_directory, sync_directory
+from moekit.inference.merging import merged, read_slice
 from moekit.spec import load, to_plain
 from moekit.spec.recipe import Recipe
 from moekit.training.run.folder import RunFolder
@@ -46,23 +47,17 @@ class HuggingFaceExporter(Exporter):
         if out.exists():
             raise FormatError(f"{out} exists already\n  give another folder, or remove it")
         saved = read_any_checkpoint(checkpoint)
-        recipe = load(saved.plain["hyper_parameters"]["spec"])
+        recipe, held = merged(
+            load(saved.plain["hyper_parameters"]["spec"]),
+            {name[len(PREFIX) :]: each for name, each in saved.plain["state_dict"].items() if name.startswith(PREFIX)},
+        )
         model: Any = to_plain(recipe.model)
-        held = {
-            name.removeprefix(PREFIX): each
-            for name, each in saved.plain["state_dict"].items()
-            if name.startswith(PREFIX)
-        }
         name, family = format_for(recipe.model, self.spec.family)
         shapes: dict[str, Shape] = {name: tuple(each.shape) for name, each in held.items()}
         table = Table(f"format '{name}'", family.rules(model), shapes, OMITTED)
 
         def read(ours: str, offset: Shape, sizes: Shape) -> Tensor:
-            each = held[ours]
-            if isinstance(each, Tensor):  # a file of Lightning's
-                return each[tuple(slice(o, o + n) for o, n in zip(offset, sizes, strict=True))]
-            part: Tensor = each.read(offset, sizes)
-            return part
+            return read_slice(held[ours], offset, sizes)
 
         dtypes = {theirs: self._dtype(links[0].ours, held) for theirs, links in table.theirs.items()}
         source = source_of(recipe, checkpoint)

@@ -19,6 +19,7 @@ class GptOss(FormatSpec):
 
     model_type: ClassVar[str] = "gpt_oss"
     architecture: ClassVar[str] = "GptOssForCausalLM"
+    pooled_balance: ClassVar[float | None] = 0.001
     source: ClassVar[str] = "OpenAI 2025, gpt-oss-120b & gpt-oss-20b Model Card (arXiv 2508.10925)"
 
     def spec(self, fields: Fields) -> Node:

@@ -25,6 +25,7 @@ class Mixtral(FormatSpec):
 
     model_type: ClassVar[str] = "mixtral"
     architecture: ClassVar[str] = "MixtralForCausalLM"
+    pooled_balance: ClassVar[float | None] = 0.001
     source: ClassVar[str] = "Jiang et al. 2024, Mixtral of Experts (arXiv 2401.04088)"
 
     def spec(self, fields: Fields) -> Node:

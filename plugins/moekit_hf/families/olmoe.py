@@ -18,6 +18,7 @@ class Olmoe(FormatSpec):
 
     model_type: ClassVar[str] = "olmoe"
     architecture: ClassVar[str] = "OlmoeForCausalLM"
+    pooled_balance: ClassVar[float | None] = 0.01
     source: ClassVar[str] = "Muennighoff et al. 2024, OLMoE (arXiv 2409.02060)"
 
     def spec(self, fields: Fields) -> Node:

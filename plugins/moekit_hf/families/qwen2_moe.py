@@ -28,6 +28,7 @@ class Qwen2Moe(FormatSpec):
 
     model_type: ClassVar[str] = "qwen2_moe"
     architecture: ClassVar[str] = "Qwen2MoeForCausalLM"
+    pooled_balance: ClassVar[float | None] = 0.001
     source: ClassVar[str] = "Yang et al. 2024, Qwen2 Technical Report (arXiv 2407.10671)"
 
     def spec(self, fields: Fields) -> Node:

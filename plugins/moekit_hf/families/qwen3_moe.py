@@ -18,6 +18,7 @@ class Qwen3Moe(FormatSpec):
 
     model_type: ClassVar[str] = "qwen3_moe"
     architecture: ClassVar[str] = "Qwen3MoeForCausalLM"
+    pooled_balance: ClassVar[float | None] = 0.001
     source: ClassVar[str] = "Yang et al. 2025, Qwen3 Technical Report (arXiv 2505.09388)"
 
     def spec(self, fields: Fields) -> Node:

@@ -9,6 +9,10 @@ It also serves targets of a source: it depends on logits and targets alone.
 The z-loss of the output softmax, ``weight · mean(logsumexp(logits)²)``, keeps logits from drifting: 1e-4 in Mesh
 TensorFlow (``transformer.py``), lingvo's GShard builder and the T5X configurations of Switch and ST-MoE (flaxformer
 ``tokens_choose_base.gin``; ``t5x/losses.py``).
+
+The pooled balance loss is that of the mixtures in ``transformers`` (``load_balancing_loss_func`` of Mixtral):
+``E · sum_e f_e · P_e``, with f and P means over the valid tokens of all layers together, so that f adds up to K. Layers
+may be uneven in opposite ways. A balancer's loss is one of each layer.
 """
 
 from collections.abc import Mapping
@@ -28,6 +32,9 @@ class CausalLM(ObjectiveSpec):
         0.676, "fraction of training from which it applies; DeepSeek-V3: 10T/14.8T", ge=0, le=1
     )
     z_loss: float = option(0.0, "weight of the mean squared logsumexp of the next token's logits; T5X: 1e-4", ge=0)
+    pooled_balance: float = option(
+        0.0, "weight of one balance loss over all mixtures together; transformers: router_aux_loss_coef", ge=0
+    )
     exact: bool = option(False, "log the share of sequences in which every valid target is the likeliest token")
 
     def metrics(self) -> Mapping[str, MetricInfo]:
@@ -36,6 +43,8 @@ class CausalLM(ObjectiveSpec):
             "loss": MetricInfo("loss", unit="nats per token"),
             "bits_per_byte": MetricInfo("bits per byte", headline=True),
         }
+        if self.pooled_balance:
+            found["pooled_balance"] = MetricInfo("balance loss, all mixtures together")
         return found | ({"exact": MetricInfo("exact", lower_is_better=False)} if self.exact else {})
 
     def weight_at(self, progress: float) -> float:

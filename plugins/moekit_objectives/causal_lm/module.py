@@ -10,9 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moekit.contracts import Batch, LossSum, ModelOutput, Objective
+from moekit.contracts.run import NOT_LEARNT
 from moekit_objectives.causal_lm import CausalLM
-
-IGNORED = -100  # a target that cross entropy skips
 
 
 @final
@@ -20,7 +19,8 @@ class CausalLMObjective(Objective):
     """``sum_i -log p(t_{i+1}) + weight/depth · sum_k sum_i -log p_k(t_{i+1+k})``, over valid targets.
 
     Divided by the count of valid targets it is the paper's ``L + weight/depth · sum_k L_k``. With ``z_loss`` it adds
-    that weight times ``sum_i logsumexp(logits_i)²``.
+    that weight times ``sum_i logsumexp(logits_i)²``, with ``pooled_balance`` that weight times the balance loss of all
+    mixtures together.
     """
 
     def __init__(self, spec: CausalLM) -> None:
@@ -34,8 +34,8 @@ class CausalLMObjective(Objective):
             Metrics, of the next token alone: ``loss`` in nats a token; ``bits_per_byte`` if the batch says how
             many bytes its targets spell; ``exact`` if the spec says so, over sequences that have a valid target.
         """
-        target_BS = batch.targets if batch.valid is None else batch.targets.where(batch.valid, IGNORED)
-        count = (target_BS != IGNORED).sum()
+        target_BS = batch.targets if batch.valid is None else batch.targets.where(batch.valid, NOT_LEARNT)
+        count = (target_BS != NOT_LEARNT).sum()
         nats = _nats(output.y, target_BS)
         total = nats
         weight = self.spec.weight_at(progress)
@@ -45,6 +45,10 @@ class CausalLMObjective(Objective):
         if self.spec.z_loss:
             total = total + self.spec.z_loss * _squared_z(output.y, target_BS)
         metrics = {"loss": (nats.detach(), count)}
+        if self.spec.pooled_balance:
+            value = pooled_balance(output)
+            total = total + self.spec.pooled_balance * value * count
+            metrics["pooled_balance"] = (value.detach() * count, count)
         if batch.num_bytes is not None:
             metrics["bits_per_byte"] = (nats.detach() / math.log(2), batch.num_bytes)
         if self.spec.exact:
@@ -57,19 +61,39 @@ def _later(target_BS: Tensor, batch: Batch, k: int) -> Tensor:
     later_BS, document_BS = target_BS[:, k:], batch.document
     if document_BS is None:
         return later_BS
-    return later_BS.where(document_BS[:, :-k] == document_BS[:, k:], IGNORED)
+    return later_BS.where(document_BS[:, :-k] == document_BS[:, k:], NOT_LEARNT)
+
+
+def pooled_balance(output: ModelOutput) -> Tensor:
+    """0-d: ``E · sum_e f_e · P_e`` over the valid tokens of all layers that are not an encoder's; 0 without any.
+
+    f is the number of tokens that chose an expert, P the softmax of the logits, both divided by the number of tokens.
+    """
+    routings = [report.routing for name, report in output.reports.items() if name not in output.of_source]
+    if not routings:
+        return output.y.new_zeros(())
+    load_E = torch.stack([routing.load_E() for routing in routings]).sum(0)
+    count = torch.stack([routing.num_valid() for routing in routings]).sum().clamp(min=1)
+    share_TE = [
+        routing.logits_TE.softmax(-1)
+        if routing.valid_T is None
+        else routing.logits_TE.softmax(-1).masked_fill(~routing.valid_T[:, None], 0)
+        for routing in routings
+    ]
+    mean_E = torch.stack([each.sum(0) for each in share_TE]).sum(0) / count
+    return len(load_E) * (load_E * mean_E).sum() / count
 
 
 def _nats(logits_BSV: Tensor, target_BS: Tensor) -> Tensor:
     """0-d: the sum of ``-log p(target)``, at least in fp32."""
     return F.cross_entropy(
-        _widened(logits_BSV).flatten(0, 1), target_BS.flatten(), ignore_index=IGNORED, reduction="sum"
+        _widened(logits_BSV).flatten(0, 1), target_BS.flatten(), ignore_index=NOT_LEARNT, reduction="sum"
     )
 
 
 def _squared_z(logits_BSV: Tensor, target_BS: Tensor) -> Tensor:
     """0-d: the sum of ``logsumexp(logits)²`` over positions with a target."""
-    return _widened(logits_BSV).logsumexp(-1).where(target_BS != IGNORED, 0).square().sum()
+    return _widened(logits_BSV).logsumexp(-1).where(target_BS != NOT_LEARNT, 0).square().sum()
 
 
 def _widened(logits_BSV: Tensor) -> Tensor:
@@ -78,7 +102,7 @@ def _widened(logits_BSV: Tensor) -> Tensor:
 
 def _exact(logits_BSV: Tensor, target_BS: Tensor) -> tuple[Tensor, Tensor]:
     """0-d, both: sequences in which each valid target is the likeliest token, and sequences with valid targets."""
-    ignored_BS = target_BS == IGNORED
+    ignored_BS = target_BS == NOT_LEARNT
     counted_B = ~ignored_BS.all(-1)
     right_B = ((logits_BSV.argmax(-1) == target_BS) | ignored_BS).all(-1)
     return (right_B & counted_B).sum(), counted_B.sum()

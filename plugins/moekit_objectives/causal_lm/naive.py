@@ -40,6 +40,23 @@ def mean_squared_z(logits_BSV: Tensor, valid_BS: Tensor) -> Tensor:
     return torch.stack(terms).mean()
 
 
+def pooled_balance(logits: Sequence[Tensor], valid_T: Tensor, top_k: int) -> Tensor:
+    """``E · sum_e f_e · P_e``, token by token and layer by layer, each layer with logits ``[T, E]``."""
+    E = logits[0].shape[1]
+    chosen, share, tokens = [0] * E, [torch.zeros((), dtype=logits[0].dtype)] * E, 0
+    for logits_TE in logits:
+        for t in range(len(valid_T)):
+            if not valid_T[t]:
+                continue
+            tokens += 1
+            z = logits_TE[t].tolist()
+            for e in sorted(range(E), key=lambda e, z=z: (-z[e], e))[:top_k]:  # type: ignore[misc]
+                chosen[e] += 1
+            for e in range(E):
+                share[e] = share[e] + torch.exp(logits_TE[t, e]) / torch.exp(logits_TE[t]).sum()
+    return E * torch.stack([chosen[e] / tokens * share[e] / tokens for e in range(E)]).sum()
+
+
 def weight_at(tokens_done: float, *, early: float, late: float, turn: float) -> float:
     """Lambda after so many tokens: ``early`` for the first ``turn`` tokens, ``late`` for the rest (section 4.2)."""
     return early if tokens_done < turn else late

@@ -16,7 +16,12 @@ FACTOR = 8.0
 """By how much rates are raised."""
 STABLE = 1.1
 """A run is stable if its loss is at most this times that of the same model at its own rate."""
-UPDATES = ("all", "others", "experts")
+UPDATES: Mapping[str, Node] = {
+    "all": {},
+    "others": {"freeze": ["experts", "router"]},
+    "experts": {"train": ["experts", "router"]},
+}
+"""Three ways to fine-tune, as options of ``start``."""
 TABLE = "table 4"
 FINE_TUNED = "fine-tuned"
 
@@ -127,8 +132,9 @@ def study(spec: STMoE) -> Study:
 def fine_tune(recipe: Recipe, arm: Arm, seed: int, report: Callable[[str], None]) -> dict[str, Any]:
     """Pre-trains a recipe, then fine-tunes its weights in three ways; the accuracy of each over the validation set."""
     from moekit.spec import load, to_plain
+    from moekit.spec.recipe import Start
     from moekit.training.module import LitMoE
-    from moekit.training.run.start import expert_parameters
+    from moekit.training.run.start import freeze
     from moekit_reproduce.runs import Watch, fit, work_of
 
     pretrained, trainer = fit(recipe, Watch(recipe.trainer.max_steps, report))
@@ -142,9 +148,7 @@ def fine_tune(recipe: Recipe, arm: Arm, seed: int, report: Callable[[str], None]
 
         def start(module: LitMoE, update: str = update) -> None:
             module.model.load_state_dict(weights)
-            experts = {id(p) for p in expert_parameters(module.model)}
-            for parameter in module.model.parameters():
-                parameter.requires_grad_(update == "all" or (id(parameter) in experts) == (update == "experts"))
+            freeze(module.model, Start(run="the pre-trained one", **UPDATES[update]))
 
         node: Node = {**changes, "data": {**changes["data"], "text": text}, "trainer": {"max_steps": steps}}
         tuned = load([recipe, node, {"model": plain_mixture(plain)}])

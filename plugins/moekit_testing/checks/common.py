@@ -255,9 +255,14 @@ def check_gradients(case: Case) -> None:
 def check_gradient_reaches_weights(case: Case) -> None:
     """Trains all its weights: the outputs give every parameter a finite, nonzero gradient.
 
-    For a router, the outputs meant are gates, and its own loss if it has one.
+    For a router, the outputs meant are gates, and its own loss if it has one. Matrices that begin with 0, as an
+    adapter's second one, get other values first: until they have, what they multiply has no gradient.
     """
     probe, module = probe_for(case), case.build()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.ndim > 1 and not parameter.any():
+                parameter.copy_(normal(*parameter.shape, seed=3))
     out = probe.run(module, probe.cast(torch.float32))
     trains = ("gate", "combine", "dispatch", "y", "own_loss")
     useful = {n: v for n, v in out.items() if n.startswith(trains) and v.requires_grad}

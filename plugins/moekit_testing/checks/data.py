@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from moekit.contracts import Batch, Data
+from moekit.contracts.run import NOT_LEARNT
 from moekit.spec.kinds import DataSpec
 from moekit_testing.assertions import require
 from moekit_testing.case import Case, Check, seeded
@@ -21,6 +22,8 @@ def checks(case: Case) -> Iterator[Check]:
 
 def check_batches(case: Case) -> None:
     """Yields what it claims: int64 ``tokens_BS`` with the next tokens as targets, or float cases with targets.
+
+    A token that is read, but not learnt, has the target ``NOT_LEARNT``.
 
     Pairs also have a source: int64 ``[B, S]``, whose S may differ.
     """
@@ -36,6 +39,7 @@ def check_batches(case: Case) -> None:
             both = torch.ones_like(inputs[:, 1:], dtype=torch.bool)
             if batch.valid is not None:
                 both = batch.valid[:, 1:] & batch.valid[:, :-1]
+            both &= targets[:, :-1] != NOT_LEARNT
             shifted = bool((inputs[:, 1:] == targets[:, :-1])[both].all())
             require(shifted, found="targets that are not the next inputs", expected="targets[:, i] = inputs[:, i + 1]")
             if case.spec_as(DataSpec).yields == "pairs":

@@ -43,7 +43,7 @@ data
 
 $ ls rooter  # an unknown kind
 error: unknown kind 'rooter' (kinds: routers, experts, dispatchers, balancers, attention, models, objectives, data, \
-tokenizers, evaluators, exporters, optimizers, schedules, callbacks, loggers, strategies)
+tokenizers, evaluators, exporters, converters, optimizers, schedules, callbacks, loggers, strategies)
   did you mean 'router'?
   list them: moekit ls
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from tiny_folders import mixtral_tensors, write_folder
 
 from moekit_hf import folder as folders
 from moekit_hf.fields import FormatError
-from moekit_hf.folder import Folder, located
+from moekit_hf.folder import BLOCK, FLOATS, Folder, is_finite, located
 from moekit_hf.importing import import_folder
 
 GATE = "model.layers.1.block_sparse_moe.gate.weight"
@@ -202,3 +203,16 @@ def test_a_path_through_a_folder_above_is_not_followed_to_any_file(tmp_path: Pat
         (path / folders.INDEX).write_text(json.dumps(index))
         with pytest.raises(FormatError, match=rf"it names '{re.escape(file)}' for {re.escape(GATE)}"):
             Folder(path).shapes()
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_a_number_that_is_not_finite_is_found_wherever_it_is(dtype: torch.dtype) -> None:
+    info = torch.finfo(dtype)
+    extremes = torch.tensor([info.max, info.min, info.tiny, -info.tiny, 0.0, -0.0], dtype=dtype)
+    fine = torch.cat([extremes.repeat(BLOCK // 4), torch.full((7,), info.max, dtype=dtype)])
+    assert is_finite(fine) and is_finite(fine[:0]) and len(fine) > BLOCK
+    for bad in (math.nan, -math.nan, math.inf, -math.inf):
+        for at in (0, BLOCK - 1, BLOCK, len(fine) - 1):
+            changed = fine.clone()
+            changed[at] = bad
+            assert not is_finite(changed), (bad, at)

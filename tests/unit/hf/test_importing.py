@@ -16,7 +16,10 @@ import moekit
 from moekit import MoekitError
 from moekit.checkpoints.safetensors_file import TensorFile
 from moekit.errors import CheckpointError, SpecError
-from moekit_hf.importing import import_folder
+from moekit.spec import to_plain
+from moekit_hf.cli.inspect_folder import lines_of
+from moekit_hf.fields import FormatError
+from moekit_hf.importing import import_folder, recipe_of
 from moekit_hf.importing import inspect as inspect_folder
 
 
@@ -129,7 +132,7 @@ def test_no_more_than_one_tensor_is_in_memory(tmp_path: Path, monkeypatch: pytes
     assert max(pieces) == largest and sum(pieces) == sum(t.numel() for t in mixtral_tensors().values())
     found = inspect_folder(path)
     sizes = [p.numel() for p in found.table.pieces("blocks.0.ffn.experts.w_gate_up_EHD", found.folder.read)]
-    assert sizes == [2 * 12 * 16] * 3
+    assert sizes == [12 * 16] * 2 * 3
 
 
 def test_bfloat16_stays_bfloat16_in_the_checkpoint(tmp_path: Path) -> None:
@@ -153,3 +156,29 @@ def test_inspect_reads_no_weight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(TensorFile, "read", None)
     found = inspect_folder(write_folder(tmp_path / "m"))
     assert found.name == "mixtral" and len(found.table.theirs) == 3 + 2 * (2 + 4 + 1 + 9)
+
+
+@pytest.mark.parametrize(
+    ("fields", "weight", "said"),
+    [
+        ({"output_router_logits": True, "router_aux_loss_coef": 0.02}, 0.02, "of all layers together, weight 0.02"),
+        ({"output_router_logits": True}, 0.001, "of all layers together, weight 0.001"),
+        ({"router_aux_loss_coef": 0.02}, 0.0, "router_aux_loss_coef=0.02 is not used"),
+        ({}, 0.0, ""),
+    ],
+)
+def test_the_balance_loss_is_that_of_transformers_and_is_said(
+    tmp_path: Path, fields: dict[str, Any], weight: float, said: str
+) -> None:
+    found = inspect_folder(write_folder(tmp_path / "m", **fields))
+    assert found.balance_weight == weight
+    lines = "\n".join(lines_of(found))
+    assert said in lines and ("balance loss" in lines) == bool(said)
+    recipe = recipe_of(found, tmp_path / "run")
+    assert to_plain(recipe)["objective"]["pooled_balance"] == weight
+
+
+def test_a_weight_of_the_balance_loss_that_is_not_a_number_is_refused(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "m", output_router_logits=True, router_aux_loss_coef="high")
+    with pytest.raises(FormatError, match="router_aux_loss_coef='high' is not a number of at least 0"):
+        inspect_folder(folder)

@@ -18,6 +18,7 @@ from moekit import (
     MoELayer,
     Soft,
 )
+from moekit.contracts.run import NOT_LEARNT, Batch
 from moekit.training import LitMoE
 from moekit.training.balance import max_violation
 from moekit.training.metrics import Meter, Validation, balance_sum, ratios
@@ -104,3 +105,13 @@ def test_balance_sum_weights_an_encoders_loss_by_the_targets_tokens() -> None:
     total = balance_sum(reports, {"encoder": torch.tensor(10)})
     assert total is not None
     torch.testing.assert_close(total / 10, torch.tensor(0.1 * (1.0 + 2.0)))
+
+
+def test_a_balance_loss_weighs_the_same_however_few_tokens_have_a_target() -> None:
+    losses = {"load": LossTerm(value=torch.tensor(2.0), weight=0.1)}
+    targets = torch.full((1, 40), NOT_LEARNT)
+    targets[0, 30:] = 1
+    share = Batch(torch.zeros_like(targets), targets).learnt_share()
+    total = balance_sum({"layer": report([0] * 40, losses=losses)}, learnt=share)
+    assert total is not None
+    torch.testing.assert_close(total / 10, torch.tensor(0.2))  # the objective divides by the 10 tokens with a target

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from moekit.checkpoints.files import write_pointer
 from moekit.checkpoints.reading import open_checkpoint
-from moekit.errors import CheckpointError, SpecError
+from moekit.errors import CheckpointError, DataError, SpecError
 from moekit.inference.generate import load_run
 from moekit.spec import load, to_plain
 from moekit.spec.recipe import Start
@@ -22,7 +22,7 @@ from moekit.training.callbacks.checkpoint import AtomicCheckpointIO
 from moekit.training.module import LitMoE
 from moekit.training.run.folder import checkpoint_of
 from moekit.training.run.saved import check_same_model
-from moekit.training.run.start import describe, expert_parameters, freeze, with_checkpoint_path
+from moekit.training.run.start import describe, freeze, with_checkpoint_path
 
 Make = Callable[..., dict[str, Any]]
 pytestmark = pytest.mark.usefixtures("quiet_lightning")
@@ -56,11 +56,22 @@ def embedding(module: LitMoE) -> Tensor:
     return found
 
 
+UPDATES: dict[str, dict[str, list[str]]] = {
+    "all": {},
+    "others": {"freeze": ["experts", "router"]},
+    "experts": {"train": ["experts", "router"]},
+}
+
+
 def started(recipe: Make, run: Path, update: str = "all", **changes: Any) -> dict[str, Any]:
-    return recipe(**{"seed": 5, "start": {"run": str(run), "update": update}, **changes})
+    return recipe(**{"seed": 5, "start": {"run": str(run), **UPDATES[update]}, **changes})
 
 
-@pytest.mark.parametrize("update", ["all", "experts", "others"])
+def is_mixture(name: str) -> bool:
+    return ".ffn.experts." in name or ".ffn.router." in name
+
+
+@pytest.mark.parametrize("update", UPDATES)
 def test_frozen_parameters_stay_bit_for_bit_and_the_others_change(
     recipe: Make, trained: Path, tmp_path: Path, update: str
 ) -> None:
@@ -74,7 +85,7 @@ def test_frozen_parameters_stay_bit_for_bit_and_the_others_change(
     before, after = weights(trained), weights(tmp_path / "second")
     assert before.keys() == after.keys()
     names = {f"model.{name}" for name, _ in module.model.named_parameters()}
-    experts = {n for n in names if ".ffn.experts." in n or ".ffn.router." in n}
+    experts = {n for n in names if is_mixture(n)}
     assert 3 <= len(experts) < len(names) and any(".shared." in n for n in names - experts)
     move = {"all": names, "experts": experts, "others": names - experts}[update]
     assert {n for n in names if not torch.equal(before[n], after[n])} == move
@@ -115,8 +126,7 @@ def test_a_resumed_run_does_not_load_the_start_again(recipe: Make, trained: Path
     assert all(
         torch.equal(a, b) for a, b in zip(module.state_dict().values(), whole.state_dict().values(), strict=True)
     )
-    frozen = {id(p) for p in expert_parameters(module.model)}
-    assert all(p.requires_grad != (id(p) in frozen) for p in module.model.parameters())
+    assert all(p.requires_grad != is_mixture(name) for name, p in module.model.named_parameters())
     loaded = load_run(str(tmp_path / "on"))  # generation does not need the file either
     assert torch.equal(embedding(loaded), embedding(whole))
 
@@ -150,19 +160,34 @@ def test_a_learnt_vocabulary_comes_with_the_weights(recipe: Make, trained: Path,
     assert first.data is not None and data.state() == first.data.state() != {}
 
 
+def test_an_error_about_other_tokens_has_the_tokenizer_that_fits(recipe: Make, trained: Path) -> None:
+    spec = recipe()
+    spec["data"] |= {"tokenizer": {"use": "bpe", "vocab": 270}}
+    spec["model"]["vocab"] = 270
+    fit(spec, trained)
+    with pytest.raises(DataError, match=r"""but the tokenizer is bytes\n.*data\.tokenizer='\{"use": .*"vocab": 270"""):
+        LitMoE(started(recipe, trained, data=recipe()["data"], model=spec["model"])).prepare()
+
+
 def test_parameters_that_the_model_fixes_stay_fixed(recipe: Make) -> None:
     model = LitMoE(recipe()).model
     fixed = dict(model.named_parameters())["norm.weight"]
     fixed.requires_grad_(False)
-    freeze(model, Start(run="any", update="others"))
-    assert not any(p.requires_grad for p in (*expert_parameters(model), fixed))
-    assert any(p.requires_grad for p in model.parameters())
+    freeze(model, Start(run="any", freeze=["experts", "router"]))
+    assert not fixed.requires_grad
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert trained == {name for name, _ in model.named_parameters() if not is_mixture(name)} - {"norm.weight"}
+    freeze(model, Start(run="any", train=["embedding", "router"]))
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == {"embedding.weight"}
 
 
-def test_updating_experts_of_a_model_without_experts_is_rejected(recipe: Make) -> None:
+def test_a_part_that_the_model_lacks_is_not_trained_or_frozen_in_silence(recipe: Make) -> None:
     spec = started(recipe, Path("nowhere"), "experts")
     spec["model"]["moe"] = None
-    with pytest.raises(SpecError, match=r"start\.update=experts: the model has no layer of routed experts"):
+    with pytest.raises(SpecError, match=r"start\.train: no tensor has 'experts' in its name(.|\n)*embedding"):
+        LitMoE(spec)
+    spec["start"] = {"run": "nowhere", "train": ["embedding"], "freeze": ["embedding"]}
+    with pytest.raises(SpecError, match="leave no parameter to train"):
         LitMoE(spec)
 
 
@@ -185,19 +210,19 @@ def test_the_latest_run_is_replaced_by_a_checkpoints_path(recipe: Make, trained:
 
 def test_describe_names_the_run_and_what_is_trained(recipe: Make, trained: Path) -> None:
     assert describe(Start(run=str(trained)), None) == f"the weights of {trained}"
-    start = Start(run=str(trained), update="others")
-    assert describe(start, None) == f"the weights of {trained}; routed experts and routers are frozen"
     module = LitMoE(started(recipe, trained, "others"))
-    trained_count = sum(p.numel() for p in module.model.parameters() if p.requires_grad)
-    expected = (
-        f"the weights of {trained}; routed experts and routers are frozen, {trained_count:,} parameters are trained"
+    held = {name: p.numel() for name, p in module.model.named_parameters()}
+    experts, total = (sum(n for name, n in held.items() if is_mixture(name) >= wanted) for wanted in (True, False))
+    said = describe(Start(run=str(trained), freeze=["experts", "router"]), module.model)
+    assert said.startswith(
+        f"the weights of {trained}; {total - experts:,} parameters are trained: embedding 4,096 of 4,"
     )
-    assert describe(start, module.model) == expected
+    assert ", routers 0 of 64, " in said and ", routed experts 0 of " in said and said.endswith(", head 4,096 of 4,096")
 
 
 def test_resuming_with_other_trained_parameters_is_rejected(recipe: Make, trained: Path) -> None:
     saved = to_plain(load(started(recipe, trained, "others")))
-    with pytest.raises(CheckpointError, match=r"start\.update: 'others' in the checkpoint, 'experts' now"):
+    with pytest.raises(CheckpointError, match=r"start\.freeze: .*experts"):
         check_same_model(trained, saved, to_plain(load(started(recipe, trained, "experts"))))
     with pytest.raises(CheckpointError, match=r"start\.run: '.*' in the checkpoint, 'another' now"):
         check_same_model(trained, saved, to_plain(load(started(recipe, Path("another"), "others"))))

@@ -11,8 +11,9 @@ import torch
 import moekit
 from moekit import MoekitError
 from moekit.cli import main
-from moekit_upcycle.experts import SPLITS, Upcycling
-from moekit_upcycle.upcycling import Made, upcycle
+from moekit_upcycle.upcycle import Upcycle
+from moekit_upcycle.upcycle.experts import SPLITS, expert_of
+from moekit_upcycle.upcycling import MadeRun, upcycle
 
 DENSE = [
     "model.dim=16", "model.depth=2", "model.ffn.hidden=24", "trainer.max_steps=1",
@@ -33,8 +34,8 @@ def mixture(count: int, hidden: int, router: str, at: str = "first: 0") -> str:
     return f"model.moe={{at: {{{at}}}, router: {{use: topk, {router}}}, experts: {experts}}}"
 
 
-def made(dense: Path, out: Path, moe: str, *more: str, **how: Any) -> Made:
-    return upcycle([str(dense)], out, [moe, *more], Upcycling(**how))
+def made(dense: Path, out: Path, moe: str, *more: str, **how: Any) -> MadeRun:
+    return upcycle([str(dense)], out, [moe, *more], Upcycle(**how))
 
 
 def largest_difference(one: Path, other: Path) -> float:
@@ -79,7 +80,7 @@ def test_shards_are_chosen_together_and_are_parts_of_one_net(dense: Path, tmp_pa
 
 
 def test_fresh_units_are_the_same_in_all_matrices_and_of_the_nets_distribution(dense: Path, tmp_path: Path) -> None:
-    found = made(dense, tmp_path / "moe", mixture(4, 24, "top_k: 2, renormalize: true"), fresh=0.5, seed=5)
+    found = made(dense, tmp_path / "moe", mixture(4, 24, "top_k: 2, renormalize: true"), redraw=0.5, seed=5)
     assert not found.exact and largest_difference(dense, tmp_path / "moe") > 1e-3
     weights, net = moekit.open(tmp_path / "moe").model.state_dict(), moekit.open(dense).model.state_dict()
     kept = []
@@ -98,7 +99,7 @@ def test_fresh_units_are_the_same_in_all_matrices_and_of_the_nets_distribution(d
 
 def test_the_same_seed_makes_the_same_mixture(dense: Path, tmp_path: Path) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        made(dense, tmp_path / name, mixture(4, 24, "top_k: 2, renormalize: true"), fresh=0.25, seed=seed)
+        made(dense, tmp_path / name, mixture(4, 24, "top_k: 2, renormalize: true"), redraw=0.25, seed=seed)
     one, same, other = (moekit.open(tmp_path / name).model.state_dict() for name in "abc")
     assert all(torch.equal(one[name], same[name]) for name in one)
     assert not torch.equal(one["blocks.0.ffn.router.weight_ED"], other["blocks.0.ffn.router.weight_ED"])
@@ -107,7 +108,7 @@ def test_the_same_seed_makes_the_same_mixture(dense: Path, tmp_path: Path) -> No
 def test_several_models_give_experts_by_turns_and_the_mean_of_all_else(dense: Path, tmp_path: Path) -> None:
     other = moekit.train("base/language_model", [*DENSE, "seed=1"], out=tmp_path, quiet=True).path
     moe = mixture(4, 12, "top_k: 2, renormalize: true")
-    found = upcycle([str(dense), str(other)], tmp_path / "moe", [moe], Upcycling(shards=2))
+    found = upcycle([str(dense), str(other)], tmp_path / "moe", [moe], Upcycle(shards=2))
     assert not found.exact
     one, two, both = (moekit.open(run).model.state_dict() for run in (dense, other, tmp_path / "moe"))
     down = both["blocks.0.ffn.experts.w_down_EOH"]
@@ -119,7 +120,7 @@ def test_several_models_give_experts_by_turns_and_the_mean_of_all_else(dense: Pa
 
 def test_three_times_the_same_model_is_that_model(dense: Path, tmp_path: Path) -> None:
     moe = mixture(3, 24, "top_k: 2, renormalize: true")
-    upcycle([str(dense)] * 3, tmp_path / "moe", [moe], Upcycling())
+    upcycle([str(dense)] * 3, tmp_path / "moe", [moe], Upcycle())
     assert largest_difference(dense, tmp_path / "moe") <= 1e-6
 
 
@@ -139,7 +140,7 @@ def test_models_of_another_form_or_vocabulary_are_refused(dense: Path, tmp_path:
         ([runs["code"], runs["prose"]], "its tokens are not those of the first run"),
     ):
         with pytest.raises(MoekitError, match=message):
-            upcycle(pair, tmp_path / "moe", [moe], Upcycling())
+            upcycle(pair, tmp_path / "moe", [moe], Upcycle())
         assert not (tmp_path / "moe").exists()
 
 
@@ -176,8 +177,30 @@ def test_shared_experts_and_another_model_are_refused(dense: Path, tmp_path: Pat
     with pytest.raises(MoekitError, match=r"the dense model's 'blocks\.1\..*' has no place in the mixture"):
         made(dense, tmp_path / "moe", moe, "model.depth=1")
     with pytest.raises(MoekitError, match="parameter 'other' cannot be made"):
-        Upcycling().expert("ffn", 0, "other", torch.zeros(2, 2), 1.0)
+        expert_of(Upcycle(), "ffn", 0, "other", torch.zeros(2, 2), 1.0)
     assert {"w_gate_up_EHD", "w_up_EHD", "w_down_EOH"} <= set(SPLITS)
+
+
+def test_noise_makes_experts_differ_by_so_much_and_no_more(dense: Path, tmp_path: Path) -> None:
+    found = made(dense, tmp_path / "moe", mixture(4, 24, "top_k: 2, renormalize: true"), noise=0.1)
+    assert not found.exact and 0 < largest_difference(dense, tmp_path / "moe") < 0.1
+    whole = moekit.open(dense).model.state_dict()["blocks.0.ffn.w_gate_up_EHD"]
+    noise = moekit.open(tmp_path / "moe").model.state_dict()["blocks.0.ffn.experts.w_gate_up_EHD"] - whole
+    assert not torch.equal(noise[0], noise[1])
+    assert float(noise.std() / whole.std()) == pytest.approx(0.1, rel=0.1)
+
+
+def test_a_run_starts_from_a_dense_run_by_its_spec_as_by_the_verb(dense: Path, tmp_path: Path) -> None:
+    """The same tensors, without a run in between; resumed, it does not need the dense run."""
+    how = {"shards": 2, "redraw": 0.25, "noise": 0.01, "seed": 3}
+    moe = mixture(4, 12, "top_k: 2, renormalize: true")
+    made(dense, tmp_path / "moe", moe, **how)
+    options = ", ".join(f"{name}: {value}" for name, value in how.items())
+    start = f"start={{run: {dense}, convert: {{use: upcycle, {options}}}}}"
+    still = ["optimizer.lr=1e-30", "optimizer.weight_decay=0", "trainer.max_steps=1", start, moe]
+    run = moekit.train("base/language_model", [*DENSE, *still], out=tmp_path, name="spec", quiet=True)
+    one, other = moekit.open(tmp_path / "moe").model.state_dict(), run.model.state_dict()
+    assert one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
 def test_the_verb_says_what_it_made(dense: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -186,5 +209,5 @@ def test_the_verb_says_what_it_made(dense: Path, tmp_path: Path, capsys: pytest.
     assert "2 mixtures" in (said := capsys.readouterr().out) and "it computes what the dense model computes" in said
     assert main(["upcycle", str(dense), moe, "--to", out]) == 2
     assert "exists already" in capsys.readouterr().err
-    assert main(["upcycle", str(dense), moe, "--to", out + "2", "--fresh", "2"]) == 2
+    assert main(["upcycle", str(dense), moe, "--to", out + "2", "--redraw", "2"]) == 2
     assert main(["upcycle", moe, "--to", out + "2"]) == 2 and "no dense run is given" in capsys.readouterr().err

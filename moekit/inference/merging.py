@@ -1,0 +1,92 @@
+"""Adapted experts as plain ones, for export: computed when they are read, from the tensors of a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from moekit.checkpoints.reading import Handle
+from moekit.contracts import AdaptedExperts
+from moekit.params import build_on_meta
+from moekit.shards import Dims, slices_of
+from moekit.spec.kinds import AdaptedSpec, ExpertSpec
+from moekit.spec.recipe import Recipe
+from moekit.spec.replacing import replace_all
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A parameter of plain experts, made from those of adapted ones.
+
+    Args:
+        bank: the adapted experts, on the meta device.
+        name: of the parameter, in ``bank.base``.
+        held: the tensors of the bank, by their names in it.
+    """
+
+    bank: AdaptedExperts
+    name: str
+    held: Mapping[str, Handle | Tensor]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the base's parameter."""
+        return self.held[f"base.{self.name}"].dtype
+
+    @property
+    def shape(self) -> torch.Size:
+        """That of the base's parameter."""
+        return self.held[f"base.{self.name}"].shape
+
+    def read(self, offset: Dims, sizes: Dims) -> Tensor:
+        """A slice; of the other experts nothing is read.
+
+        Raises:
+            CheckpointError: a file is damaged.
+        """
+
+        def some(name: str) -> Tensor:
+            each = self.held[name]
+            rest = tuple(each.shape[1:])
+            return read_slice(each, (offset[0], *(0 for _ in rest)), (sizes[0], *rest))
+
+        return self.bank.merged(self.name, some)[(slice(None), *slices_of(offset[1:], sizes[1:]))]
+
+
+Held = Handle | Tensor | Merged
+
+
+def read_slice(held: Held, offset: Dims, sizes: Dims) -> Tensor:
+    """The slice of shape ``sizes`` at ``offset`` of a tensor that is in memory, in a checkpoint, or merged.
+
+    Raises:
+        CheckpointError: a file is damaged.
+    """
+    return held[slices_of(offset, sizes)] if isinstance(held, Tensor) else held.read(offset, sizes)
+
+
+def merged(recipe: Recipe, held: Mapping[str, Handle | Tensor]) -> tuple[Recipe, dict[str, Held]]:
+    """A recipe and the tensors of its model, with plain experts in place of adapted ones.
+
+    Args:
+        recipe: of the model.
+        held: by their names in the model.
+    """
+    plain = replace(recipe, model=replace_all(recipe.model, ExpertSpec, _plain))
+    out: dict[str, Held] = dict(held)
+    if plain == recipe:
+        return recipe, out
+    for place, bank in build_on_meta(recipe.model).named_modules():
+        if isinstance(bank, AdaptedExperts):
+            own = {name.removeprefix(f"{place}."): out.pop(name) for name in list(out) if name.startswith(f"{place}.")}
+            of_bank = {name: each for name, each in own.items() if not isinstance(each, Merged)}
+            for name in [name.removeprefix("base.") for name in own if name.startswith("base.")]:
+                out[f"{place}.{name}"] = Merged(bank, name, of_bank)
+    return plain, out
+
+
+def _plain(experts: ExpertSpec) -> ExpertSpec:
+    return experts.plain() if isinstance(experts, AdaptedSpec) else experts
