@@ -19,8 +19,8 @@ from moekit_testing.scaffold import LONGEST, package, templates, write
 Captured = pytest.CaptureFixture[str]
 
 
-def test_there_is_a_template_for_every_kind_but_converters_and_for_a_verb() -> None:
-    assert set(templates(current())) == {*current().kinds, "verb"} - {"converter"}
+def test_there_is_a_template_for_every_kind_and_for_a_verb() -> None:
+    assert set(templates(current())) == {*current().kinds, "verb"}
 
 
 def test_the_package_has_code_oracle_tests_recipe_licence_and_ci(tmp_path: Path, capsys: Captured) -> None:
