@@ -146,7 +146,10 @@ EXAMPLES: dict[str, list[Spec]] = {
         Glu(hidden=7, bias=True, clamp=2.0, alpha=1.702, up_shift=1.0),
         Glu(hidden=7, output_gate=True),
     ],
-    "lora": [Lora(base=Glu(hidden=7), rank=3), Lora(base=Ffn(hidden=7, bias=True), rank=2, alpha=1.0, dropout=0.2)],
+    "expert/lora": [
+        Lora(base=Glu(hidden=7), rank=3),
+        Lora(base=Ffn(hidden=7, bias=True), rank=2, alpha=1.0, dropout=0.2),
+    ],
     "expert/ffn": [Ffn(hidden=7), Ffn(hidden=7, activation="gelu", bias=True), Ffn(hidden=7, dropout=0.4)],
     "expert/linear": [Linear(), Linear(bias=False)],
     "expert/logistic": [Logistic()],

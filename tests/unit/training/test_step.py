@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from moekit.contracts import LossSum
+from moekit.contracts import Batch, LossSum
 from moekit.training.balance import BalanceStep
+from moekit.training.health.diagnosis import MicroBatch
 from moekit.training.step import OptimizerStep, StepResult
 
 RANKS = 4
@@ -29,7 +30,8 @@ def finished(tokens: list[int], averaged: int) -> tuple[float, StepResult]:
     for count in tokens:
         output: Any = SimpleNamespace(reports={}, of_source=())
         loss = LossSum(total=3 * count * model.weight.sum(), count=torch.tensor(count))
-        step.add(output, loss, anything).backward()  # type: ignore[no-untyped-call]
+        micro = MicroBatch(Batch(torch.zeros(1, 1), torch.zeros(1, 1)), seed=0, progress=0.0)
+        step.add(output, loss, micro).backward()  # type: ignore[no-untyped-call]
     assert model.weight.grad is not None
     model.weight.grad /= averaged
     done = step.finish(averaged, 0.0, SimpleNamespace())
