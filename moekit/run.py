@@ -42,9 +42,10 @@ class Run:
         path: its folder.
     """
 
-    def __init__(self, folder: RunFolder) -> None:
+    def __init__(self, folder: RunFolder, recipe: Recipe | None = None) -> None:
         self.path = folder.path
         self._folder = folder
+        self._recipe = recipe
 
     def __repr__(self) -> str:
         return f"moekit.open({self.path.as_posix()!r})"
@@ -56,7 +57,7 @@ class Run:
         Raises:
             SpecError: a plugin that it needs is missing.
         """
-        return load(self._folder.spec)
+        return self._recipe or load(self._folder.spec)
 
     @cached_property
     def module(self) -> LitMoE:
@@ -106,12 +107,19 @@ class Run:
 
     @cached_property
     def outcome(self) -> dict[str, Any]:
-        """The results in ``summary.json``; empty until the run has ended."""
+        """The results in ``summary.json``; empty until the run has ended.
+
+        Raises:
+            MoekitError: the file is damaged.
+        """
         summary = self._folder.summary
         if not summary.is_file():
             return {}
-        found: dict[str, Any] = json.loads(read_regular(summary, LARGEST))
-        return found
+        try:
+            found = json.loads(read_regular(summary, LARGEST))
+        except ValueError as error:
+            raise MoekitError(f"{summary} is damaged: {error}") from None
+        return found if isinstance(found, dict) else {}
 
     @property
     def is_complete(self) -> bool:

@@ -178,7 +178,8 @@ class LitMoE(L.LightningModule):
         """
         trainer = trainer_of(self)
         strategy = None if trainer is None else trainer.strategy
-        if isinstance(strategy, FSDPStrategy | ModelParallelStrategy | DeepSpeedStrategy):
+        shards = isinstance(strategy, FSDPStrategy | ModelParallelStrategy | DeepSpeedStrategy)
+        if shards and not isinstance(strategy, ShardingStrategy):
             what = f"LitMoE cannot train with Lightning's {type(strategy).__name__}, which does not shard its model"
             problem = Problem(what=what, expected="no strategy, or one of a plugin", list_with="moekit ls strategies")
             raise MoekitError(str(problem))

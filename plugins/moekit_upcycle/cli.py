@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 EXAMPLES = """\
-  moekit upcycle runs/llama --to runs/moe "model.moe={at: {every: 2}, router: {use: topk, top_k: 2, renormalize: true},
-                                           experts: {use: glu, count: 8, hidden: 8192}}"
-  moekit upcycle runs/llama --to runs/moe --shards 4 ...    (experts of a quarter of the width; top_k a multiple of 4)
-  moekit upcycle runs/llama --to runs/moe --redraw 0.5 ... (half of each expert's units are initialised anew)
-  moekit upcycle runs/code runs/prose --to runs/moe ...     (experts by turns, all else the mean)
+  MOE="{at: {every: 2}, router: {use: topk, top_k: 2, renormalize: true}, experts: {use: glu, count: 8, hidden: 8192}}"
+  moekit upcycle runs/llama --to runs/moe "model.moe=$MOE"
+  moekit upcycle runs/llama --to runs/moe "model.moe=$MOE" --shards 2    experts of half the width; top_k even
+  moekit upcycle runs/llama --to runs/moe "model.moe=$MOE" --redraw 0.5  half of each expert's units start anew
+  moekit upcycle runs/code runs/prose --to runs/moe "model.moe=$MOE"     experts by turns, all else the mean
   moekit train runs/moe
 """
 

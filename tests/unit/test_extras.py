@@ -88,12 +88,15 @@ def test_a_verb_that_draws_says_so_before_it_works(
     )
 
 
+NOT_OF_USERS = {"all", "test", "dev", "docs", "examples"}
+
+
 def test_every_extra_that_a_message_names_exists_and_all_has_every_extra_of_users() -> None:
     code = "\n".join(path.read_text() for room in ("moekit", "plugins") for path in (TOP / room).rglob("*.py"))
     named = {*re.findall(r"\b(?:require|install)\([\"'](\w+)[\"']", code), *re.findall(r"'moekit\[(\w+)\]'", code)}
     assert {"plots", "tokenizers", "hf"} <= named <= EXTRAS.keys()
     (everything,) = EXTRAS["all"]
-    assert {*everything.removeprefix("moekit[").removesuffix("]").split(",")} == EXTRAS.keys() - {"all", "test", "dev"}
+    assert {*everything.removeprefix("moekit[").removesuffix("]").split(",")} == EXTRAS.keys() - NOT_OF_USERS
 
 
 def test_no_module_needs_an_optional_package_to_be_imported_but_those_that_draw() -> None:

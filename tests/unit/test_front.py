@@ -58,7 +58,7 @@ def test_every_mistake_is_reported_at_once() -> None:
         "2 problems\n\n"
         "router 'topk' has no option 'topk'\n  at router.topk  in layer(...)\n  did you mean 'top_k'?\n"
         "  list them: moekit show topk\n\n"
-        "unknown expert 'glue' (installed: ffn, glu, linear, logistic)\n  at experts.use  in layer(...)\n"
+        "unknown expert 'glue' (installed: ffn, glu, linear, logistic, lora)\n  at experts.use  in layer(...)\n"
         "  did you mean 'glu'?\n  list them: moekit ls experts"
     )
     with pytest.raises(SpecError, match=whole(message)):

@@ -33,6 +33,7 @@ FILES = sorted(path for folder in (CORE, *PLUGINS) for path in folder.rglob("*.p
 LONG: dict[str, str] = {
     "moekit_bench/step.py": "one comparison of training steps, and the two loops that it runs interleaved",
     "moekit/checkpoints/writing.py": "one protocol: who writes what, and every stage of a save, in order",
+    "moekit/contracts/run.py": "the values that pass between data, model and objective, and who makes them",
     "moekit/contracts/layer.py": "the contracts of a layer, in the order in which it uses them",
     "moekit/registry.py": "every question about a name, and the messages for those without an answer",
     "moekit/run.py": "a run from Python: training it, and everything in its folder",

@@ -182,7 +182,7 @@ class RoutingRecorder(Callback):
             from moekit_report.contents import contents
 
             try:
-                shown = contents(Run(folder), model=False)
+                shown = contents(Run(folder, pl_module.recipe), model=False)
             except MoekitError:  # a damaged file, which was reported when the run was resumed
                 return
             pl_module.each_logger(partial(show_report, shown))

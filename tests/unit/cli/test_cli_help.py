@@ -59,16 +59,16 @@ def test_a_plugin_that_failed_is_named(use: Use, capsys: Captured) -> None:
 
 @pytest.mark.parametrize("verb", sorted({*VERBS, *(verb.name for verb in current().verbs)}))
 def test_the_page_of_every_verb_has_examples_that_parse_defaults_and_exit_codes(verb: str, capsys: Captured) -> None:
-    assert main([verb, "--help"]) == 0
+    assert main([*verb.split("."), "--help"]) == 0
     page = capsys.readouterr().out
     assert "\nexit codes:\n  0    done\n" in page
     parser = parser_of(find(verb))
     shown = re.sub(r"\n {3,}", " ", page.partition("\nexamples:\n")[2])  # an example of two lines becomes one
-    examples = re.findall(rf"^  (?:\w+=\S+ |source <\()*moekit ({verb}\b.*)$", shown, re.MULTILINE)
+    examples = re.findall(rf"^  (?:\w+=\S+ |source <\()*moekit ({verb.replace('.', ' ')}\b.*)$", shown, re.MULTILINE)
     assert examples, "no example"
     for example in examples:
         command = re.split(r" {2,}| [>|] |\)", example)[0]
-        parser.parse_intermixed_args(shlex.split(command)[1:])
+        parser.parse_intermixed_args(shlex.split(command)[1 + verb.count(".") :])
     for action in parser.arguments:
         assert action.help, f"{action.dest}: no help"
         if action.option_strings and action.default not in (None, False, "", [], argparse.SUPPRESS):

@@ -42,8 +42,11 @@ def real_pass(recipe: Recipe, precision: str, seed: int = 0) -> Pass:
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
 @pytest.mark.parametrize("name", ["deepseek_v3", "switch", "gshard", "deepseek_v2"])
-def test_a_pass_without_storage_takes_the_bytes_of_a_real_one(name: str, precision: str) -> None:
-    """Exactly: by block, at the peak, and autocast's copies."""
+def test_a_pass_without_storage_takes_the_bytes_of_a_real_one(
+    name: str, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exactly: by block, at the peak, and autocast's copies; without ``textbook``, which is for small layers."""
+    monkeypatch.setattr("moekit_dispatchers.auto.module.TEXTBOOK_UP_TO", 0)
     recipe = load(name, GROUPED if name.startswith("deepseek_v3") else [])
     planned = measure(recipe.model, recipe.objective, batch=B, sequence=S, precision=precision)
     found = real_pass(recipe, precision)

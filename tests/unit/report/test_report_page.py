@@ -201,7 +201,7 @@ def test_an_imported_model_is_examined_and_scored_with_the_readers_text(
         (folder / "tokenizer.json").write_text(byte_level_tokenizer())
     imported = tmp_path / "imported"
     assert main(["import", str(folder), "--to", str(imported)]) == 0
-    other = ["data.use=text_files", f"data.path={mine}", "data.seq=16", "data.batch=4", "data.megabytes=1"]
+    other = ["data.use=text_files", f"data.path={mine}", "data.seq=16", "data.batch=4"]
     capsys.readouterr()
     assert main(["eval", str(imported), *other, "--json"]) == 0
     assert [each["domain"] for each in json.loads(capsys.readouterr().out)] == ["x", "y", "all"]

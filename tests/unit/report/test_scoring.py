@@ -61,7 +61,7 @@ def test_another_corpus_is_scored_with_the_vocabulary_of_the_run(tiny: Make, tmp
     found = json.loads(capsys.readouterr().out)
     assert [each["domain"] for each in found] == ["x", "y", "z", "all"]
     assert all(each["values"]["bits_per_byte"] > 0 for each in found)
-    other = ["data.use=text_files", f"data.path={tmp_path / 'mine'}", "data.seq=16", "data.megabytes=1"]
+    other = ["data.use=text_files", f"data.path={tmp_path / 'mine'}", "data.seq=16"]
     assert main(["eval", str(run.path), *other, "--json"]) == 0  # another kind of data, whose default is bytes
     assert [each["domain"] for each in json.loads(capsys.readouterr().out)] == ["x", "y", "z", "all"]
     assert main(["eval", str(run.path)]) == 0
