@@ -62,8 +62,8 @@ def copy(path: Path, out: Path) -> None:
 
 def measured(what: str, path: Path, out: Path) -> dict[str, float]:
     """Seconds, seconds of CPU, and megabytes of peak memory above those before, of one job in this process."""
-    from moekit.training.run.allocator import keep_freed_memory
 
+    from moekit.machine import keep_freed_memory
     from moekit.registry import build
     from moekit_hf.exporter import HuggingFace
     from moekit_hf.importing import import_folder, inspect

@@ -156,8 +156,8 @@ def fuzz(seed: int, count: int, folder: Path) -> dict[str, int]:
 
 
 def test_a_random_spec_is_loaded_or_refused(tmp_path: Path) -> None:
-    seen = fuzz(1, 40, tmp_path)
-    assert seen["refused"] > 10 and seen["loaded"] > 0
+    seen = fuzz(1, 20, tmp_path)
+    assert seen["refused"] > 5 and seen["loaded"] > 0
 
 
 @pytest.mark.slow

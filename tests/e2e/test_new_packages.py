@@ -14,8 +14,7 @@ from moekit.cli import main
 from moekit.registry import current
 from moekit_testing.scaffold import templates
 
-FAST = ("callback",)  # .ci/packages does the same with a router
-KINDS = [pytest.param(k, marks=[] if k in FAST else pytest.mark.slow) for k in templates(current())]
+KINDS = list(templates(current()))
 
 
 def run(folder: Path, *words: str) -> str:
@@ -35,6 +34,7 @@ def package(kind: str, tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow  # .ci/packages does the same with a router
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_new_package_passes_its_own_tests_and_its_recipe_trains(kind: str, package: Path) -> None:
     """``tests/test_recipe.py`` of the package trains two steps of its recipe."""

@@ -100,7 +100,7 @@ def test_batches_are_a_function_of_seed_step_and_micro_batch() -> None:
     assert len(set(flat)) == len(flat)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(st.integers(0, 20), st.integers(1, 4), st.integers(1, 5), st.booleans())
 def test_a_loader_resumes_exactly(done: int, accumulate: int, steps: int, endless: bool) -> None:
     def make() -> StepLoader:
