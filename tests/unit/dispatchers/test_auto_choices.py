@@ -67,7 +67,14 @@ def test_the_user_s_file_is_in_a_cache_folder(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_run_resumes_with_the_choices_of_its_first_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MOEKIT_AUTO")
-    options = ["trainer.max_steps=1", "data.seq=16", "data.batch=2", "data.megabytes=0.1", "trainer.accelerator=cpu", "model.depth=2"]
+    options = [
+        "trainer.max_steps=1",
+        "data.seq=16",
+        "data.batch=2",
+        "data.megabytes=0.1",
+        "trainer.accelerator=cpu",
+        "model.depth=2",
+    ]
     run = moekit.train("deepseek_v3", options, out=tmp_path, compare=False, quiet=True)
     file = run.path / "dispatchers.json"
     used = json.loads(file.read_text())
