@@ -213,8 +213,9 @@ def _check_requires(layers: Merged, registry: Registry) -> None:
     plugins = {plugin.name: plugin for plugin in registry.plugins}
     report = Report(layers.places)
     for name, versions in wanted.items():
-        if not isinstance(versions, str):
+        if isinstance(versions, bool) or not isinstance(versions, str | int | float):
             continue  # composing reports it
+        versions = str(versions)  # composing reads numbers as text
         at: Keys = ("requires", name)
         try:
             specifier = SpecifierSet(versions)

@@ -182,6 +182,11 @@ $ 'requires={base: new}'  # requires nonsense
   at requires.base  in command line
   expected versions, such as '>=1.2,<2'
 
+$ 'requires={base: 2}'  # requires a number, which is read as text
+'2' is not a version requirement
+  at requires.base  in command line
+  expected versions, such as '>=1.2,<2'
+
 $ requires=base  # requires is not a mapping
 requires: 'base' is not a mapping
   at requires  in command line
