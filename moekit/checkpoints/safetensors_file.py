@@ -103,22 +103,21 @@ def _values(name: str, tensor: Tensor, pieces: Pieces | None) -> Iterator[Tensor
 def write_file(path: Path, chunks: Iterable[bytes | memoryview]) -> Digest:
     """Writes a file, flushes it to the disk, and hashes it on the way.
 
-    A thread writes one chunk while the next is made and hashed: of pieces that are made, two are in memory at a time.
+    Two threads hash and write one chunk while the next is made: of pieces that are made, two are in memory at a time.
 
     Raises:
         OSError: the disk is full, or the like.
     """
     sha256, size = hashlib.sha256(), 0
-    with path.open("wb", buffering=0) as file, ThreadPoolExecutor(1) as writer:
-        written: Future[None] | None = None
+    with path.open("wb", buffering=0) as file, ThreadPoolExecutor(2) as threads:
+        last: list[Future[None]] = []
         for chunk in chunks:
-            sha256.update(chunk)
+            for future in last:
+                future.result()
+            last = [threads.submit(sha256.update, chunk), threads.submit(_write_all, file, chunk)]
             size += len(chunk)
-            if written is not None:
-                written.result()
-            written = writer.submit(_write_all, file, chunk)
-        if written is not None:
-            written.result()
+        for future in last:
+            future.result()
         flush(file.fileno())
     return Digest(sha256.hexdigest(), size)
 
