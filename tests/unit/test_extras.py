@@ -14,7 +14,7 @@ from moekit import train
 from moekit.cli import main
 from moekit.extras import MissingPackage, lacking, require
 from moekit.registry import build
-from moekit_data import Bleu, BytePairs, DecisionRegions
+from moekit_data import Bleu, BytePairs
 from moekit_lightning import MLflow, WandB
 
 TOP = Path(__file__).parents[2]
@@ -49,7 +49,6 @@ def test_a_missing_package_is_reported_with_what_needs_it_and_the_command() -> N
     ("spec", "context", "package", "extra"),
     [
         (BytePairs(vocab=300), (), "tokenizers", "tokenizers"),
-        (DecisionRegions(), (), "matplotlib", "plots"),
         (Bleu(), (), "sacrebleu", "translation"),
         (WandB(), (None,), "wandb", "wandb"),
         (MLflow(), (None,), "mlflow", "mlflow"),
@@ -63,12 +62,17 @@ def test_a_component_says_which_extra_it_needs_before_anything_is_trained(
         build(spec, *context)
 
 
+SMALL = ["model.dim=16", "data.megabytes=0.1", "data.seq=32", "data.batch=2", "trainer.max_steps=2"]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "options"), [("base/language_model", SMALL), ("jacobs1991", ["trainer.max_steps=2"])]
+)
 def test_a_run_without_matplotlib_and_tensorboard_ends_well_and_says_how_to_have_them(
-    tmp_path: Path, without: Callable[..., None], capsys: Captured
+    recipe: str, options: list[str], tmp_path: Path, without: Callable[..., None], capsys: Captured
 ) -> None:
     without("matplotlib", "tensorboard")
-    small = ["trainer.max_steps=2", "model.dim=16", "data.megabytes=0.1", "data.seq=32", "data.batch=2"]
-    run = train("base/language_model", small, out=tmp_path, compare=False)
+    run = train(recipe, options, out=tmp_path, compare=False)
     assert (run.path / "summary.json").is_file() and not list(run.path.rglob("*.png"))
     assert not (run.path / "tensorboard").exists()
     said = " ".join(capsys.readouterr().out.split())

@@ -6,7 +6,7 @@ from typing import final
 
 from moekit.contracts import Evaluation, Evaluator, Trained
 from moekit.errors import MoekitError
-from moekit.extras import require
+from moekit.extras import lacking
 from moekit_data.decision_regions import DecisionRegions
 from moekit_data.vowels.module import VowelData
 
@@ -15,12 +15,10 @@ from moekit_data.vowels.module import VowelData
 class DecisionRegionsEvaluator(Evaluator):
     """The cases, the decision boundary and the gate's regions, over the plane of two formants.
 
-    Raises:
-        MissingPackage: matplotlib is not installed.
+    Draws nothing without matplotlib; the run says so at its end.
     """
 
     def __init__(self, spec: DecisionRegions) -> None:
-        require("plots", "the evaluator 'decision_regions'", "matplotlib")
         self.spec = spec
 
     def evaluate(self, trained: Trained) -> Evaluation:
@@ -29,8 +27,10 @@ class DecisionRegionsEvaluator(Evaluator):
         Raises:
             MoekitError: the data has no formants.
         """
-        from moekit_data.decision_regions.picture import draw  # loads matplotlib
-
         if not isinstance(trained.data, VowelData):
             raise MoekitError(f"{type(trained.data).__name__} has no formants to draw")
+        if lacking("matplotlib"):
+            return Evaluation()
+        from moekit_data.decision_regions.picture import draw  # loads matplotlib
+
         return Evaluation(files=[draw(trained.model, trained.data.speakers, trained.folder / "vowels.png")])
