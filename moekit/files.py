@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import sys
 from collections.abc import Callable
 from io import BufferedReader
 from pathlib import Path
@@ -62,6 +63,15 @@ def read_regular(path: str | os.PathLike[str], limit: int) -> bytes:
     """
     with open_regular(path, limit) as file:
         return file.read(limit)
+
+
+def cache_folder() -> Path:
+    """The folder of what can be made again: the variable MOEKIT_CACHE, or moekit in the user's folder of caches."""
+    if given := os.environ.get("MOEKIT_CACHE"):
+        return Path(given).expanduser()
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "moekit"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moekit"
 
 
 def make_directory(path: Path) -> None:

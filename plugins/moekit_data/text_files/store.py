@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 
 from moekit.errors import DataError
-from moekit.files import make_directory, replace_file
+from moekit.files import cache_folder, make_directory, replace_file
 from moekit_data.mapped import MappedTokens, Stream
 from moekit_data.text_files.jobs import TRAIN, VALIDATION, Run
 
@@ -40,13 +39,7 @@ class Kept:
 
 def folder(option: str | None) -> Path:
     """The folder of the cache."""
-    if given := option or os.environ.get("MOEKIT_CACHE"):
-        return Path(given).expanduser()
-    if sys.platform == "win32":
-        default = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    else:
-        default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return default / "moekit" / "text"
+    return Path(option).expanduser() if option else cache_folder() / "text"
 
 
 def key(*parts: Any) -> str:

@@ -1,21 +1,20 @@
 """Times of dispatchers, measured once: kept in memory, in a file of the user, and in the folder of a run.
 
-The user's file is ``dispatchers.json`` in ``$MOEKIT_CACHE``, else in ``$XDG_CACHE_HOME/moekit``, else in
-``~/.cache/moekit``. Its times hold for the versions and the machine in whose section they are. A run's file holds what
-the run used, so that it resumes with the same choices wherever it resumes, and thus with the same bits. A file that
-cannot be read or written is ignored: then the times are measured again.
+The user's file is ``dispatchers.json`` in ``files.cache_folder()``. Its times hold for the versions and the machine in
+whose section they are. A run's file holds what the run used, so that it resumes with the same choices wherever it
+resumes, and thus with the same bits. A file that cannot be read or written is ignored: then the times are measured
+again.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
-from moekit.files import read_regular, replace_text
+from moekit.files import cache_folder, read_regular, replace_text
 
 Times = Mapping[str, float]
 """Milliseconds of each dispatcher that was timed, by its name."""
@@ -66,13 +65,10 @@ class Choices:
 
 def user_file() -> Path | None:
     """The user's file; None without a home."""
-    if own := os.environ.get("MOEKIT_CACHE"):
-        return Path(own) / "dispatchers.json"
     try:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:
+        return cache_folder() / "dispatchers.json"
+    except RuntimeError:  # there is no home
         return None
-    return cache / "moekit" / "dispatchers.json"
 
 
 def read(file: Path | None) -> dict[str, dict[str, Times]]:
