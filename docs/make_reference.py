@@ -177,7 +177,7 @@ def verb_section(verb: Verb) -> str:
     """One verb: synopsis, arguments, examples."""
     parser, module = parser_of(verb), module_of(verb)
     actions = [action for action in parser._actions if not isinstance(action, argparse._HelpAction)]
-    synopsis = " ".join([f"moekit {called(verb)}", *(f"[{shown(a)}]" if not a.required else shown(a) for a in actions)])
+    synopsis = " ".join([f"moekit {called(verb)}", *(shown(a) if is_needed(a) else f"[{shown(a)}]" for a in actions)])
     rows = [[f"`{shown(action)}`", meaning(parser, action)] for action in actions]
     parts = [
         f"## moekit {called(verb)}\n",
@@ -187,6 +187,11 @@ def verb_section(verb: Verb) -> str:
         f"```text\n{module.EXAMPLES.rstrip()}\n```\n",
     ]
     return "\n".join(part for part in parts if part)
+
+
+def is_needed(action: argparse.Action) -> bool:
+    """Whether a command without this argument is refused. ``required`` of ``*`` depends on the version of Python."""
+    return action.required if action.option_strings else action.nargs not in ("*", "?")
 
 
 def shown(action: argparse.Action) -> str:
