@@ -14,7 +14,7 @@ from moekit.contracts import Dispatched, Dispatcher, ExpertBank, LayerDims
 from moekit.contracts.layer import Groups
 from moekit.routing import Pairs, Routing, pairs_of
 from moekit_dispatchers.grouped import Grouped
-from moekit_dispatchers.grouped.ops import grouped_linear, narrow_keys, sum_rows, take_rows
+from moekit_dispatchers.grouped.ops import grouped_linear, in_autocast_dtype, narrow_keys, sum_rows, take_rows
 
 MOST_FEW = 32
 """The path for few pairs takes at most this many, and at most one pair for every two experts: with more, the grouped
@@ -39,11 +39,7 @@ class GroupedGroups(Groups):
 
     def linear(self, x_ND: Tensor, w_EHD: Tensor, b_EH: Tensor | None = None) -> Tensor:
         """``y_NH``, in autocast's dtype where autocast is on (autocast does not cover ``F.grouped_mm``)."""
-        device = x_ND.device.type
-        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-            dtype = torch.get_autocast_dtype(device)
-            x_ND, w_EHD = x_ND.to(dtype), w_EHD.to(dtype)
-            b_EH = None if b_EH is None else b_EH.to(dtype)
+        x_ND, w_EHD, b_EH = in_autocast_dtype(x_ND, w_EHD, b_EH)
         y_NH: Tensor = grouped_linear(x_ND, w_EHD, self.end_E)
         return y_NH if b_EH is None else y_NH + self.per_row(b_EH)
 

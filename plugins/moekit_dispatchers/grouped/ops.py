@@ -172,6 +172,15 @@ grouped_outer.register_autograd(_outer_backward, setup_context=_save_all)
 # ---- helpers --------------------------------------------------------------------------------------------------------
 
 
+def in_autocast_dtype(x_ND: Tensor, w_EHD: Tensor, b_EH: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Rows, weights and biases in autocast's dtype where autocast is on: it does not cover ``F.grouped_mm``."""
+    device = x_ND.device.type
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+        return x_ND, w_EHD, b_EH
+    dtype = torch.get_autocast_dtype(device)
+    return x_ND.to(dtype), w_EHD.to(dtype), None if b_EH is None else b_EH.to(dtype)
+
+
 def narrow_keys(key: Tensor, largest: int) -> Tensor:
     """Sort keys in the narrowest type that holds them: sorting 16 bits takes a quarter of the time of 64."""
     return key.to(torch.int16 if largest < 2**15 else torch.int32)

@@ -11,6 +11,7 @@ from torch import Tensor
 from moekit.contracts import Dispatched, Dispatcher, ExpertBank, LayerDims
 from moekit.contracts.layer import Groups
 from moekit.routing import Routing, pairs_of
+from moekit_dispatchers.grouped.ops import in_autocast_dtype
 from moekit_dispatchers.textbook import Textbook
 
 
@@ -25,11 +26,7 @@ class TextbookGroups(Groups):
 
     def linear(self, x_ND: Tensor, w_EHD: Tensor, b_EH: Tensor | None = None) -> Tensor:
         """``y_NH``, in autocast's dtype where autocast is on (autocast does not cover ``F.grouped_mm``)."""
-        device = x_ND.device.type
-        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-            dtype = torch.get_autocast_dtype(device)
-            x_ND, w_EHD = x_ND.to(dtype), w_EHD.to(dtype)
-            b_EH = None if b_EH is None else b_EH.to(dtype)
+        x_ND, w_EHD, b_EH = in_autocast_dtype(x_ND, w_EHD, b_EH)
         if can_group(x_ND, w_EHD):
             y_NH = F.grouped_mm(x_ND.contiguous(), w_EHD.mT, offs=self.end_E)
         else:
