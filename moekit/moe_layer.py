@@ -15,7 +15,7 @@ from moekit.contracts.layer import UniformGroups
 from moekit.contracts.returned import check_bias, check_dispatched, check_loss_term, check_routing, check_routing_values
 from moekit.errors import MoekitError
 from moekit.registry import build
-from moekit.routing import Routing, TokenChoice
+from moekit.routing import LossTerm, Routing, TokenChoice
 from moekit.spec.diffing import text_of
 from moekit.spec.fields import ConflictError, Spec
 from moekit.spec.kinds import BalancerSpec, MoE, RouterSpec, balancer_conflicts
@@ -121,7 +121,7 @@ class MoELayer(nn.Module):
             tokens: int64 ``[...]``, the ids of the tokens, for a router that reads them.
 
         Returns:
-            ``y`` of shape ``[..., O]``, and the layer's report.
+            ``y`` of shape ``[..., O]``, and the layer's report, under ``torch.inference_mode`` without losses.
 
         Raises:
             ValueError: ``valid`` is not bool, ``tokens`` not int64, or either not of ``x``'s shape; router and experts
@@ -154,14 +154,15 @@ class MoELayer(nn.Module):
         out = finish()
         check_dispatched(self.dispatcher, out, x_TD, routing.num_experts, self.experts.out_dim)
         y_TO = out.y_TO if shared_TO is None else out.y_TO + shared_TO
-        context = BalanceContext(num_sequences=num_sequences, training=self.training)
-        terms = {name: balancer.loss(routing, context) for name, balancer in self.balancers.items()}
-        for name, term in terms.items():
-            check_loss_term(self.balancers[name], term)
-        terms["router"] = routing.own_loss
+        terms: dict[str, LossTerm | None] = {}
+        if not torch.is_inference_mode_enabled():
+            context = BalanceContext(num_sequences=num_sequences, training=self.training)
+            terms = {name: balancer.loss(routing, context) for name, balancer in self.balancers.items()}
+            for name, term in terms.items():
+                check_loss_term(self.balancers[name], term)
+            terms["router"] = routing.own_loss
         report = LayerReport(
             routing=routing,
-            load_E=routing.load_E(),
             dropped=out.dropped,
             dropped_tokens=out.dropped_tokens,
             losses={name: term for name, term in terms.items() if term is not None},

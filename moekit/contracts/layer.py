@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from moekit.contracts.returned import check_rows
 from moekit.init import Init, init_matrices
+from moekit.products import linear
 from moekit.routing import LossTerm, Routing
 
 
@@ -87,7 +88,7 @@ class UniformGroups(Groups):
     def linear(self, x_ND: Tensor, w_EHD: Tensor, b_EH: Tensor | None = None) -> Tensor:
         """``y_NH``, as one batched matrix product."""
         if self.num_experts == 1:
-            return F.linear(x_ND, w_EHD.squeeze(0), None if b_EH is None else b_EH.squeeze(0))
+            return linear(x_ND, w_EHD.squeeze(0), None if b_EH is None else b_EH.squeeze(0))
         x_ECD = self._by_expert(x_ND)
         # baddbmm rather than a product and a sum, so that autocast converts the bias too
         y_ECH = x_ECD @ w_EHD.mT if b_EH is None else torch.baddbmm(b_EH[:, None], x_ECD, w_EHD.mT)
@@ -365,21 +366,25 @@ class LayerReport:
 
     Attributes:
         routing: the router's decision.
-        load_E: int64, valid tokens sent to each expert, before drops.
         dropped: 0-d int64, pairs beyond capacity.
         dropped_tokens: 0-d int64, tokens that lost all their experts; None where nothing can be dropped.
-        losses: the balancers' losses by name; the router's own loss, if it has one, as ``router``.
+        losses: the balancers' losses by name; the router's own loss, if it has one, as ``router``. Empty under
+            ``torch.inference_mode``, where nothing is trained.
         expert_TEO: every expert's own output for every token, under soft routing without slots; else None.
     """
 
     routing: Routing
-    load_E: Tensor
     dropped: Tensor
     dropped_tokens: Tensor | None = None
     losses: Mapping[str, LossTerm] = field(default_factory=dict)
     expert_TEO: Tensor | None = None
 
+    @property
+    def load_E(self) -> Tensor:
+        """int64: valid tokens sent to each expert, before drops. Counted at each access."""
+        return self.routing.load_E()
+
     def loss(self) -> Tensor:
         """0-d: the weighted sum of the layer's losses; 0 if it has none."""
-        zero = torch.zeros((), dtype=self.routing.scores_TE.dtype, device=self.load_E.device)
+        zero = self.routing.scores_TE.new_zeros(())
         return sum((term.weight * term.value for term in self.losses.values()), zero)

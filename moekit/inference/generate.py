@@ -30,7 +30,6 @@ def load_run(run: str, root: Path = RUNS) -> LitMoE:
     return LitMoE.load_from_checkpoint(checkpoint_of(run, root)).eval()
 
 
-@torch.inference_mode()
 def sample(
     model: Model,
     prompt: Tensor,
@@ -42,30 +41,55 @@ def sample(
     cached: bool | None = None,
     generator: torch.Generator | None = None,
 ) -> Iterator[int]:
-    """Continues a prompt, one token at a time.
+    """Continues one prompt, int64 ``[S]``. Options and errors as of ``continuations``."""
+    steps = continuations(
+        model, prompt[None], tokens=tokens, temperature=temperature, top_p=top_p, context=context, cached=cached,
+        generator=generator,
+    )  # fmt: skip
+    return (int(token_B) for token_B in steps)
 
-    With a cache, each token is read once until the text is longer than ``context``. Then the window moves with every
+
+@torch.inference_mode()
+def continuations(
+    model: Model,
+    prompts: Tensor,
+    *,
+    tokens: int,
+    temperature: float = 0.8,
+    top_p: float = 0.95,
+    context: int = DEFAULT_CONTEXT,
+    cached: bool | None = None,
+    generator: torch.Generator | None = None,
+) -> Iterator[Tensor]:
+    """Continues B prompts of one length, one token of each at a time.
+
+    With a cache, each token is read once until the texts are longer than ``context``. Then the window moves with every
     token, and all of it is read again: the cache depends on tokens that are no longer in the window.
 
     Args:
         model: a language model, in evaluation mode.
-        prompt: int64 ``[S]``, at least one token.
+        prompts: int64 ``[B, S]``, at least one token each.
         tokens: how many to generate.
         context: the model reads at most this many of the last tokens.
         temperature, top_p, generator, cached: as in ``next_token`` and ``start_decoding``.
 
+    Yields:
+        int64 ``[B]``: the next token of each text.
+
     Raises:
-        MoekitError: the prompt is empty.
+        MoekitError: the prompts are empty.
     """
-    if not len(prompt):
+    if not prompts.shape[1]:
         raise MoekitError("the prompt is empty: give at least one character")
     decode = start_decoding(model, cached=cached)
-    ids_S = new_S = prompt
+    texts_BS = new_BS = prompts
     for _ in range(tokens):
-        logits_BV = decode(new_S[None], None) if len(ids_S) <= context else model(ids_S[None, -context:]).y[:, -1]
-        choice = next_token(logits_BV.float(), temperature=temperature, top_p=top_p, generator=generator)
-        ids_S, new_S = torch.cat([ids_S, choice]), choice
-        yield int(choice)
+        whole = texts_BS.shape[1] <= context
+        logits_BV = decode(new_BS, None) if whole else model(texts_BS[:, -context:]).y[:, -1]
+        choice_B = next_token(logits_BV.float(), temperature=temperature, top_p=top_p, generator=generator)
+        new_BS = choice_B[:, None]
+        texts_BS = torch.cat([texts_BS, new_BS], dim=1)
+        yield choice_B
 
 
 @torch.inference_mode()

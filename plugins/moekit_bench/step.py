@@ -123,7 +123,7 @@ def _fastest_loops(
     for library in libraries:
         seconds: dict[str, float] = {}
         loops: dict[str, LoopRunner] = {}
-        for model in library(recipe):
+        for model in library(recipe, mixture.module.model):
             loop = LoopRunner(model, recipe, mixture.module.prepare(), settings)
             settings.on_progress(f"trial of {loop.name}")
             loops[loop.name], seconds[loop.name] = loop, loop.trial()

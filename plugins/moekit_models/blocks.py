@@ -1,16 +1,10 @@
-"""What the models of this plugin share: norms, attention masks, feed-forward parts, recomputation.
-
-Norms are computed at least in fp32, whatever autocast or the dtype of the weights says.
-
-Source: Zhang & Sennrich 2019 (RMSNorm, eq. 4); Ba et al. 2016 (LayerNorm, eq. 4).
-"""
+"""What the models of this plugin share: attention masks, feed-forward parts, recomputation."""
 
 from __future__ import annotations
 
 from typing import Any, Literal, TypedDict, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -21,30 +15,6 @@ from moekit.spec.kinds import ExpertSpec, MoE
 
 Recompute = Literal["none", "experts", "blocks"]
 """Activation checkpointing: of nothing, of MoE layers, or of whole blocks."""
-
-
-class RMSNorm(nn.RMSNorm):
-    """``x / sqrt(mean(x²) + eps) · weight`` over the last dimension, in the wider of the two dtypes.
-
-    Under autocast ``nn.RMSNorm`` itself would get bf16 with an fp32 weight, and leave its fused kernel with a warning.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``[..., D] -> [..., D]``, in the dtype of ``x``."""
-        own = cast("Tensor | None", self.weight)  # None without a learned weight
-        wide = torch.promote_types(x.dtype, torch.float32 if own is None else own.dtype)
-        weight = None if own is None else own.to(wide)
-        return F.rms_norm(x.to(wide), self.normalized_shape, weight, self.eps).to(x.dtype)
-
-
-class LayerNorm(nn.LayerNorm):
-    """``(x - mean(x)) / sqrt(var(x) + eps) · weight + bias`` over the last dimension, in the wider of both dtypes."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """``[..., D] -> [..., D]``, in the dtype of the input."""
-        wide = torch.promote_types(input.dtype, self.weight.dtype)
-        weight, bias = self.weight.to(wide), self.bias.to(wide)
-        return F.layer_norm(input.to(wide), self.normalized_shape, weight, bias, self.eps).to(input.dtype)
 
 
 class Mask(TypedDict, total=False):

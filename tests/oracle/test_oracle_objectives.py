@@ -61,7 +61,7 @@ def test_the_balance_loss_of_all_layers_together_is_the_references(B: int, layer
             gate_TK=torch.ones(T, top_k),
         )  # fmt: skip
         zero = torch.zeros((), dtype=torch.int64)
-        reports[f"{i}"] = LayerReport(routing=routing, load_E=routing.load_E(), dropped=zero)
+        reports[f"{i}"] = LayerReport(routing=routing, dropped=zero)
     output = ModelOutput(y=torch.zeros(B, 4, 5, dtype=torch.float64), reports=reports)
     tokens_BS = torch.zeros(B, 4, dtype=torch.int64)
     made = CausalLMObjective(CausalLM(pooled_balance=0.5))(output, Batch(tokens_BS, tokens_BS, valid_BS))
@@ -135,9 +135,7 @@ def competitive_loss(error: Error, d_TO: Tensor, o_TEO: Tensor, a_TE: Tensor, va
     p_TE = a_TE.softmax(-1)
     routing = Soft(logits_TE=a_TE, scores_TE=p_TE, combine_TEP=p_TE[:, :, None], valid_T=valid_T)
     y_TO = (p_TE[:, :, None] * o_TEO).sum(1)
-    report = LayerReport(
-        routing=routing, load_E=routing.load_E(), dropped=torch.zeros((), dtype=torch.int64), expert_TEO=o_TEO
-    )
+    report = LayerReport(routing=routing, dropped=torch.zeros((), dtype=torch.int64), expert_TEO=o_TEO)
     output = ModelOutput(y=y_TO, reports={"moe": report})
     return CompetitiveObjective(Competitive(error=error))(output, Batch(d_TO, d_TO, valid_T))
 

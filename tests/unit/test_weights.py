@@ -14,7 +14,7 @@ from moekit.routing import Routing
 from moekit.weights import init_weights
 from moekit_experts.glu import Glu
 from moekit_experts.glu.module import GluExperts
-from moekit_models.blocks import RMSNorm
+from moekit_models.norms import RMSNorm
 from moekit_routers.topk import TopK
 from moekit_routers.topk.module import TopKRouter
 

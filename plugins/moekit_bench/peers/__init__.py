@@ -1,7 +1,7 @@
 """Adapters of other libraries' layers and models, for ``--against``. None is a dependency: each is imported on demand.
 
 The adapter of a layer runs it on the same tokens, with the same weights and routing where the library allows it; a note
-says where it does not. The adapter of a model builds the library's own model of a recipe's sizes.
+says where it does not. The adapter of a model builds the library's own, with the same weights.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, Final, cast
 
 from torch import Tensor, nn
 
-from moekit.contracts import Batch, ExpertBank
+from moekit.contracts import Batch, ExpertBank, Model
 from moekit.errors import MoekitError, nearest
 from moekit.spec.recipe import Recipe
 from moekit_bench.measure import Variant
@@ -40,8 +40,8 @@ class PeerModel:
 LayerAdapter = Callable[[Workload, ExpertBank], list[Variant]]
 """Gives the library's layer, once for each implementation that it has."""
 
-ModelAdapter = Callable[[Recipe], Sequence[PeerModel]]
-"""Gives the library's model of a recipe's sizes, once for each implementation that it has."""
+ModelAdapter = Callable[[Recipe, Model], Sequence[PeerModel]]
+"""Gives the library's model of a recipe with the weights of ours, once for each implementation that it has."""
 
 LAYERS: Final = {
     "transformers": ("transformers.mixtral_experts", "transformers"),

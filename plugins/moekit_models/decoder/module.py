@@ -10,15 +10,16 @@ from collections.abc import Mapping
 from typing import cast, final
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moekit.contracts import Batch, Cache, Init, LayerReport, Model, ModelOutput, Source
+from moekit.products import Linear, linear
 from moekit.registry import build
 from moekit.seeds import random_seed
 from moekit.weights import init_weights
-from moekit_models.blocks import LayerNorm, RMSNorm, attend, feed, feed_forward, run_block
+from moekit_models.blocks import attend, feed, feed_forward, run_block
 from moekit_models.decoder import Decoder
+from moekit_models.norms import LayerNorm, RMSNorm
 
 
 def norm_of(spec: Decoder) -> nn.Module:
@@ -71,7 +72,7 @@ class Ahead(nn.Module):
         super().__init__()
         self.hidden_norm = norm_of(spec)
         self.token_norm = norm_of(spec)
-        self.merge = nn.Linear(2 * spec.dim, spec.dim, bias=False)
+        self.merge = Linear(2 * spec.dim, spec.dim, bias=False)
         self.block = Block(spec, spec.depth)
         self.norm = norm_of(spec)
 
@@ -91,7 +92,7 @@ class DecoderModel(Model):
         self.embedding = nn.Embedding(spec.vocab, spec.dim)
         self.blocks = nn.ModuleList(Block(spec, i) for i in range(spec.depth))
         self.norm = norm_of(spec)
-        self.head = None if spec.tied else nn.Linear(spec.dim, spec.vocab, bias=spec.head_bias)
+        self.head = None if spec.tied else Linear(spec.dim, spec.vocab, bias=spec.head_bias)
         ahead = 0 if spec.mtp is None else spec.mtp.depth
         self.mtp = nn.ModuleList(Ahead(spec) for _ in range(ahead))
         init_weights(self, Init.of(spec.init_std, spec.init_scale), seed)
@@ -185,4 +186,4 @@ class DecoderModel(Model):
         return future
 
     def _logits(self, h_BSD: Tensor) -> Tensor:
-        return F.linear(h_BSD, self.embedding.weight) if self.head is None else cast(Tensor, self.head(h_BSD))
+        return linear(h_BSD, self.embedding.weight) if self.head is None else cast(Tensor, self.head(h_BSD))

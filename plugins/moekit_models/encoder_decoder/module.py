@@ -13,11 +13,13 @@ from torch import Tensor, nn
 
 from moekit.contracts import Batch, Cache, Init, LayerReport, Model, ModelOutput, Source, Table
 from moekit.errors import MoekitError
+from moekit.products import Linear, linear
 from moekit.registry import build
 from moekit.seeds import random_seed
 from moekit.weights import init_weights
-from moekit_models.blocks import RMSNorm, attend, feed, feed_forward, mask, run_block
+from moekit_models.blocks import attend, feed, feed_forward, mask, run_block
 from moekit_models.encoder_decoder import Cross, EncoderDecoder
+from moekit_models.norms import RMSNorm
 from moekit_models.relative import Relative
 from moekit_models.relative.module import RelativePositions
 
@@ -29,10 +31,10 @@ class CrossAttention(nn.Module):
         super().__init__()
         self.heads, self.scale = spec.heads, spec.scale
         width = spec.heads * spec.head_dim
-        self.q = nn.Linear(dim, width, bias=False)
-        self.k = nn.Linear(dim, width, bias=False)
-        self.v = nn.Linear(dim, width, bias=False)
-        self.out = nn.Linear(width, dim, bias=False)
+        self.q = Linear(dim, width, bias=False)
+        self.k = Linear(dim, width, bias=False)
+        self.v = Linear(dim, width, bias=False)
+        self.out = Linear(width, dim, bias=False)
 
     def forward(self, x_BSD: Tensor, k: Tensor, v: Tensor, memory_valid_BS: Tensor | None) -> Tensor:
         """``y_BSD`` for the target's positions, from keys and values of the source without its padding."""
@@ -159,7 +161,7 @@ class EncoderDecoderModel(Model):
         self.embedding = Table(spec.vocab, spec.dim, std=spec.embedding_std)
         self.encoder = Stack(spec, encoder=True)
         self.decoder = Stack(spec, encoder=False)
-        self.head = None if spec.tied else nn.Linear(spec.dim, spec.vocab, bias=False)
+        self.head = None if spec.tied else Linear(spec.dim, spec.vocab, bias=False)
         init_weights(self, Init.of(spec.init_std, spec.init_scale), seed)
 
     def forward(self, inputs: Tensor, *, valid: Tensor | None = None, source: Source | None = None) -> ModelOutput:
@@ -232,7 +234,7 @@ class EncoderDecoderModel(Model):
         """Logits of the decoder's output, and its reports by name in the model."""
         if self.spec.scaled_head:
             x_BSD = x_BSD * self.spec.dim**-0.5
-        y_BSV = F.linear(x_BSD, self.embedding.weight) if self.head is None else self.head(x_BSD)
+        y_BSV = linear(x_BSD, self.embedding.weight) if self.head is None else self.head(x_BSD)
         return y_BSV, {f"decoder.{name}": report for name, report in reports.items()}
 
     def stack(self) -> list[nn.Module]:

@@ -9,8 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moekit.contracts import Cache
-from moekit_models.blocks import Mask, RMSNorm, mask, mask_of_new, positions_before, within, within_chunk
+from moekit.products import Linear
+from moekit_models.blocks import Mask, mask, mask_of_new, positions_before, within, within_chunk
 from moekit_models.gqa import GQA, Temperature
+from moekit_models.norms import RMSNorm
 from moekit_models.rotary import Turns, rotate, score_scale, turns
 
 
@@ -27,10 +29,10 @@ class GroupedQueryAttention(nn.Module):
         self.causal = causal
         self.kv_heads = spec.kv_heads or spec.heads
         wide, narrow = spec.heads * spec.head_dim, self.kv_heads * spec.head_dim
-        self.q = nn.Linear(dim, wide, bias=spec.bias != "none")
-        self.k = nn.Linear(dim, narrow, bias=spec.bias != "none")
-        self.v = nn.Linear(dim, narrow, bias=spec.bias != "none")
-        self.out = nn.Linear(wide, dim, bias=spec.bias == "all")
+        self.q = Linear(dim, wide, bias=spec.bias != "none")
+        self.k = Linear(dim, narrow, bias=spec.bias != "none")
+        self.v = Linear(dim, narrow, bias=spec.bias != "none")
+        self.out = Linear(wide, dim, bias=spec.bias == "all")
         q_size, k_size = (wide, narrow) if spec.norm_over == "all" else (spec.head_dim, spec.head_dim)
         self.q_norm, self.k_norm = (
             RMSNorm(size, eps=spec.norm_eps, elementwise_affine=spec.norm_weight) if spec.qk_norm else nn.Identity()
@@ -54,10 +56,12 @@ class GroupedQueryAttention(nn.Module):
         """
         spec, start = self.spec, positions_before(cache, self.causal)
         width = spec.head_dim if spec.rotary_dim is None else spec.rotary_dim
-        by = turns(x_BSD, width, spec.rope_theta, spec.longer, start)
+        by_q, by_k = (
+            turns(x_BSD, width, spec.rope_theta, spec.longer, start, heads) for heads in (spec.heads, self.kv_heads)
+        )
         # [B, S, heads, head_dim]: rotated in this layout; heads move before positions afterwards.
-        q = self._rotated(self._heads(self.q(x_BSD), self.q_norm), by.of_heads(spec.heads)).transpose(1, 2)
-        k = self._rotated(self._heads(self.k(x_BSD), self.k_norm), by.of_heads(self.kv_heads)).transpose(1, 2)
+        q = self._rotated(self._heads(self.q(x_BSD), self.q_norm), by_q).transpose(1, 2)
+        k = self._rotated(self._heads(self.k(x_BSD), self.k_norm), by_k).transpose(1, 2)
         v = self._heads(self.v(x_BSD)).transpose(1, 2)
         if spec.temperature is not None:
             q = q * _growth(spec.temperature, q, start)

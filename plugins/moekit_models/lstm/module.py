@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from moekit.contracts import Cache, ExpertBank, Init, LayerDims, LayerReport, Model, ModelOutput, Source
 from moekit.moe_layer import MoELayer, run_on_all
+from moekit.products import Linear
 from moekit.registry import build
 from moekit.seeds import random_seed
 from moekit.weights import init_weights
@@ -62,7 +63,7 @@ class LSTMModel(Model):
         self.ffn = None if spec.ffn is None else build(spec.ffn, LayerDims(dim=spec.dim, num_experts=1))
         self.upper = one_bias_lstm(spec.dim, hidden)
         self.dropout = nn.Dropout(spec.dropout)
-        self.head = nn.Linear(spec.dim, spec.vocab, bias=False)
+        self.head = Linear(spec.dim, spec.vocab, bias=False)
         init_weights(self, Init(std=spec.init_std), seed)
 
     def forward(self, inputs: Tensor, *, valid: Tensor | None = None) -> ModelOutput:

@@ -12,8 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moekit.contracts import Cache
-from moekit_models.blocks import Mask, RMSNorm, mask, mask_of_new, positions_before
+from moekit.products import Linear
+from moekit_models.blocks import Mask, mask, mask_of_new, positions_before
 from moekit_models.mla import MLA
+from moekit_models.norms import RMSNorm
 from moekit_models.rotary import rotate, score_scale, turns
 
 
@@ -30,13 +32,13 @@ class MultiHeadLatentAttention(nn.Module):
         self.spec = spec
         self.causal = causal
         head_dim = spec.nope_dim + spec.rope_dim
-        self.q_down = None if spec.query_rank is None else nn.Linear(dim, spec.query_rank, bias=False)
+        self.q_down = None if spec.query_rank is None else Linear(dim, spec.query_rank, bias=False)
         self.q_norm = None if spec.query_rank is None else RMSNorm(spec.query_rank, eps=spec.norm_eps)
-        self.q_up = nn.Linear(spec.query_rank or dim, spec.heads * head_dim, bias=False)
-        self.kv_down = nn.Linear(dim, spec.kv_rank + spec.rope_dim, bias=False)
+        self.q_up = Linear(spec.query_rank or dim, spec.heads * head_dim, bias=False)
+        self.kv_down = Linear(dim, spec.kv_rank + spec.rope_dim, bias=False)
         self.kv_norm = RMSNorm(spec.kv_rank, eps=spec.norm_eps)
-        self.kv_up = nn.Linear(spec.kv_rank, spec.heads * (spec.nope_dim + spec.value_dim), bias=False)
-        self.out = nn.Linear(spec.heads * spec.value_dim, dim, bias=False)
+        self.kv_up = Linear(spec.kv_rank, spec.heads * (spec.nope_dim + spec.value_dim), bias=False)
+        self.out = Linear(spec.heads * spec.value_dim, dim, bias=False)
 
     def forward(
         self,
@@ -65,7 +67,7 @@ class MultiHeadLatentAttention(nn.Module):
         scale = score_scale(q.shape[-1], s.yarn) or q.shape[-1] ** -0.5
         if cache is not None:
             (known,) = cache.extend(torch.cat([latent_kv, k_rope], dim=-1))
-        q_rope = rotate(q_rope, by.of_heads(s.heads))
+        q_rope = rotate(q_rope, turns(x_BSD, s.rope_dim, s.rope_theta, s.yarn, start, s.heads))
         if cache is not None and start:
             y = self._absorbed(q_nope.transpose(1, 2), q_rope.transpose(1, 2), known, scale)
         else:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moekit.contracts import Cache, Table
+from moekit.products import Linear
 from moekit_models.blocks import mask, positions_before
 from moekit_models.relative import Relative
 
@@ -26,10 +27,10 @@ class RelativeAttention(nn.Module):
         self.spec = spec
         self.causal = causal
         width = spec.heads * spec.head_dim
-        self.q = nn.Linear(dim, width, bias=False)
-        self.k = nn.Linear(dim, width, bias=False)
-        self.v = nn.Linear(dim, width, bias=False)
-        self.out = nn.Linear(width, dim, bias=False)
+        self.q = Linear(dim, width, bias=False)
+        self.k = Linear(dim, width, bias=False)
+        self.v = Linear(dim, width, bias=False)
+        self.out = Linear(width, dim, bias=False)
         self.bias = None if spec.shared else table_of(spec)
         self.starts = starts_of(spec, causal)
 

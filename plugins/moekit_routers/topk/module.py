@@ -70,15 +70,14 @@ class TopKRouter(Router):
         spec = self.spec
         logits_TE = router_logits(self._jittered(x_TD), self.weight_ED, self.bias_E, valid_T)
         scores_TE = self._score(logits_TE)
-        if spec.score_over == "all":
-            expert_TK = self._choose(scores_TE, selection_bias_E)
-            gate_TK = scores_TE.gather(1, expert_TK)
-        else:
-            expert_TK = self._choose(logits_TE, selection_bias_E)
-            gate_TK = self._score(logits_TE.gather(1, expert_TK))
+        expert_TK = self._choose(scores_TE if spec.score_over == "all" else logits_TE, selection_bias_E)
         if spec.renormalize:  # from logits, since scores may be too small to be divided by their sum
             chosen_TK = logits_TE.gather(1, expert_TK)
             gate_TK = (F.logsigmoid(chosen_TK) if spec.score == "sigmoid" else chosen_TK).softmax(-1)
+        elif spec.score_over == "all":
+            gate_TK = scores_TE.gather(1, expert_TK)
+        else:
+            gate_TK = self._score(logits_TE.gather(1, expert_TK))
         sent_TK = self._sent(gate_TK)
         if spec.scale != 1:
             gate_TK = gate_TK * spec.scale

@@ -24,7 +24,7 @@ def report_of(chosen: Sequence[int], weight: float) -> LayerReport:
     balancer = LoadBalanceLoss(LoadBalance(weight=weight), LayerDims(dim=1, num_experts=2))
     term = balancer.loss(routing, BalanceContext(num_sequences=1, training=True))
     dropped = torch.zeros((), dtype=torch.int64)
-    return LayerReport(routing=routing, load_E=routing.load_E(), dropped=dropped, losses={"load": term})
+    return LayerReport(routing=routing, dropped=dropped, losses={"load": term})
 
 
 def test_layers_with_opposite_imbalance_do_not_cancel() -> None:

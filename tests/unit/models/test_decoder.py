@@ -17,11 +17,11 @@ from moekit_balancers.load_balance import LoadBalance
 from moekit_balancers.sign_bias import SignBias
 from moekit_dispatchers.grouped import Grouped
 from moekit_experts.glu import Glu
-from moekit_models.blocks import LayerNorm
 from moekit_models.decoder import MTP, At, Decoder, DecoderMoE, OtherAttention
 from moekit_models.decoder.module import DecoderModel
 from moekit_models.gqa import GQA, Temperature
 from moekit_models.mla import MLA
+from moekit_models.norms import LayerNorm
 from moekit_models.relative import Relative
 from moekit_models.stretch import Stretch
 from moekit_routers.topk import TopK

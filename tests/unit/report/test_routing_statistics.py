@@ -232,7 +232,7 @@ def test_padding_unsent_choices_and_experts_that_choose_are_counted_exactly(kind
     batches = [Batch(torch.zeros(3, 4), torch.zeros(3, 4), domain=torch.tensor([0, 1, 1])) for _ in range(3)]
     for batch in batches:
         routing = routing_of(kind)
-        report = LayerReport(routing=routing, load_E=routing.load_E(), dropped=torch.tensor(0))
+        report = LayerReport(routing=routing, dropped=torch.tensor(0))
         passes.add(ModelOutput(y=torch.zeros(()), reports={"moe": report}), batch)
         all_decisions += decisions_of(routing, batch, module, "moe")
     expected = recount(all_decisions)
@@ -250,7 +250,7 @@ def test_padding_unsent_choices_and_experts_that_choose_are_counted_exactly(kind
     assert all(close(layer[name], value) for name, value in expected.means.items())
     for batch in batches:
         routing = routing_of(kind)
-        report = LayerReport(routing=routing, load_E=routing.load_E(), dropped=torch.tensor(0))
+        report = LayerReport(routing=routing, dropped=torch.tensor(0))
         again.add(ModelOutput(y=torch.zeros(()), reports={"moe": report}), batch)
         all_after += decisions_of(routing, batch, module, "moe")
     share = again.take(8, ["moe"])["layers"]["changed"]

@@ -19,9 +19,7 @@ def batch(experts: Sequence[int]) -> tuple[LossSum, dict[str, LayerReport]]:
     expert_TK, scores = torch.tensor(experts)[:, None], torch.rand(len(experts), 4)
     routing = TokenChoice(logits_TE=scores, scores_TE=scores, expert_TK=expert_TK, gate_TK=torch.ones(expert_TK.shape))
     size = torch.tensor(float(len(experts)))
-    return LossSum(total=size, count=size), {
-        "layer": LayerReport(routing=routing, load_E=routing.load_E(), dropped=torch.tensor(0))
-    }
+    return LossSum(total=size, count=size), {"layer": LayerReport(routing=routing, dropped=torch.tensor(0))}
 
 
 def values(batches: Sequence[Sequence[int]]) -> dict[str, float]:

@@ -30,7 +30,7 @@ RANK = Path(__file__).with_name("metrics_rank.py")
 def soft() -> LayerReport:
     scores = torch.rand(3, 2)
     routing = Soft(logits_TE=scores, scores_TE=scores, combine_TEP=scores[:, :, None])
-    return LayerReport(routing=routing, load_E=routing.load_E(), dropped=torch.tensor(0))
+    return LayerReport(routing=routing, dropped=torch.tensor(0))
 
 
 def loss(total: float, count: float) -> LossSum:

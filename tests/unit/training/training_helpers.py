@@ -35,6 +35,4 @@ def report(experts: list[int], E: int = 4, dropped: int = 0, losses: dict[str, L
     """The report of a layer of E experts in which each token chose one."""
     expert_TK, scores = torch.tensor(experts, dtype=torch.int64)[:, None], torch.rand(len(experts), E)
     routing = TokenChoice(logits_TE=scores, scores_TE=scores, expert_TK=expert_TK, gate_TK=torch.ones(expert_TK.shape))
-    return LayerReport(
-        routing=routing, load_E=routing.load_E(), dropped=torch.tensor(dropped), losses={} if losses is None else losses
-    )
+    return LayerReport(routing=routing, dropped=torch.tensor(dropped), losses={} if losses is None else losses)
