@@ -1,4 +1,4 @@
-"""Products of fp32 matrices on a CPU, by the library that is faster on this processor.
+"""Products of fp32 matrices in training on a CPU, by the library that is faster on this processor.
 
 On x86 torch multiplies fp32 matrices with MKL, which uses AVX2 on AMD's processors, also on those that have AVX-512.
 oneDNN, which torch contains as well, then takes half of the time: ``docs/benchmarks.md`` has the figures.
@@ -37,10 +37,14 @@ def linear(x: Tensor, weight_HD: Tensor, bias_H: Tensor | None = None) -> Tensor
 
 
 def by_onednn(x: Tensor, weight_HD: Tensor) -> bool:
-    """Whether ``product`` should compute ``x W^T``: decided by static facts, never by values."""
+    """Whether ``product`` should compute ``x W^T``: decided by static facts, never by values.
+
+    In training alone, whose batches have one shape: oneDNN compiles a kernel for every number of rows.
+    """
     return (
         x.numel() >= ROWS * x.shape[-1]
         and x.numel() * weight_HD.shape[0] >= FROM
+        and torch.is_grad_enabled()
         and x.dtype == weight_HD.dtype == torch.float32
         and x.device.type == "cpu"
         and onednn_is_faster()

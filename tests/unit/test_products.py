@@ -33,8 +33,6 @@ def test_a_linear_layer_has_the_outputs_and_gradients_of_torchs(bias: bool) -> N
     torch.testing.assert_close(y, expected)
     given = [x, *layer.parameters()]
     torch.testing.assert_close(torch.autograd.grad(y, given, g), torch.autograd.grad(expected, given, g))
-    with torch.inference_mode():
-        torch.testing.assert_close(layer(x), expected)
 
 
 @pytest.mark.usefixtures("faster")
@@ -55,6 +53,8 @@ def test_other_precisions_modes_and_kinds_of_tensors_take_torchs_product() -> No
     assert by_onednn(x, w) and by_onednn(x, nn.Parameter(w))
     assert not by_onednn(x.double(), w.double()) and not by_onednn(x.bfloat16(), w)
     assert not by_onednn(x.to("meta"), w.to("meta"))
+    with torch.no_grad():  # prompts have any length
+        assert not by_onednn(x, w)
     with torch.autocast("cpu", torch.bfloat16):
         assert not by_onednn(x, w)
         assert linear(x, w).dtype == torch.bfloat16
