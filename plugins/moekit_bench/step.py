@@ -77,9 +77,9 @@ class Runner(ABC):
         """Seconds that logging adds to a step that logs; None where nothing logs."""
         return None
 
-    def saved(self) -> Saved | None:
-        """What one batch's forward pass and loss save for backward, on the CPU, if known."""
-        return None
+    @abstractmethod
+    def saved(self) -> Saved:
+        """What one batch's forward pass and loss save for backward, on the CPU."""
 
     def keep(self, steps: Sequence[dict[str, float]]) -> None:
         """Keeps the seconds of a round's steps."""
@@ -218,6 +218,13 @@ class LoopRunner(Runner):
     def trial(self) -> float:
         """Seconds of the second of two steps."""
         return self._steps(2)[-1]["step"]
+
+    def saved(self) -> Saved:
+        """In the same precision as the steps."""
+        batch = batch_at(self.data, seed=self.recipe.seed, step=0)
+        batch = batch._replace(targets=batch.targets.contiguous())
+        with self._precision():
+            return saved_for_backward(lambda: self.loss(batch), list(self.model.parameters()))
 
     def round(self, *, counts: bool) -> None:
         """As many steps as a recipe's round, without one that logs; the first is never counted."""

@@ -47,6 +47,12 @@ def test_only_rounds_that_count_are_kept_and_parts_add_up(loop: LoopRunner) -> N
     assert not any(torch.equal(a, b) for a, b in zip(before, loop.model.parameters(), strict=True))
 
 
+def test_what_the_loop_saves_for_backward_is_counted(loop: LoopRunner) -> None:
+    saved = loop.saved()
+    assert {((16, 8), 512), ((16, 256), 16384)} <= {(shape, size) for shape, _, size in saved.tensors}  # logits too
+    assert saved.bytes < 20_000  # no weight
+
+
 def test_the_row_has_the_models_parts_and_no_logging(loop: LoopRunner) -> None:
     loop.round(counts=True)
     row = loop.row(loop)
