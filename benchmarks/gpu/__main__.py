@@ -26,7 +26,7 @@ PARTS = (
 """In the order of their value."""
 
 MINUTES = 9.0
-PATIENCE = 20
+LONGER = 20
 """A rehearsal may take so many times as long: it may share a slow machine with other work."""
 
 
@@ -53,9 +53,9 @@ def main() -> int:
     if unknown := [name for name in chosen if name not in names]:
         parser.error(f"no part '{unknown[0]}'; there are {', '.join(names)}")
     where = Where(device="cpu" if args.rehearse else "cuda")
-    longer = where.size(1, PATIENCE)
-    parts = [replace(part, limit=longer * part.limit) for part in PARTS if part.name in chosen]
-    good = run_parts(parts, where, args.out, seconds=longer * 60 * MINUTES, say=lambda line: print(line, flush=True))
+    factor = where.size(1, LONGER)
+    parts = [replace(part, limit=factor * part.limit) for part in PARTS if part.name in chosen]
+    good = run_parts(parts, where, args.out, seconds=factor * 60 * MINUTES, say=lambda line: print(line, flush=True))
     print(f"{args.out}: {'everything held' if good else 'something failed'}")
     return 0 if good else 1
 

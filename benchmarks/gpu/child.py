@@ -13,7 +13,7 @@ from typing import IO, Any
 from gpu.case import Result, Where
 
 LOST = 3
-"""The exit code of a process that can no longer use its card. Another process goes on after the case."""
+"""The exit code of a process that can no longer use its card. Another process continues after the case."""
 
 
 def run_cases(module: str, where: Where, skip: int, out: IO[str]) -> int:

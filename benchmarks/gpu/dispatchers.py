@@ -208,7 +208,7 @@ def columns(t: Tensor) -> Tensor:
 
 
 def shifted(t: Tensor) -> Tensor:
-    """The same rows at an address that is no multiple of 16 bytes."""
+    """The same rows at an address that is not a multiple of 16 bytes."""
     room = torch.empty(t.numel() + 4, device=t.device, dtype=t.dtype)
     return room[4:].view_as(t).copy_(t)
 

@@ -43,7 +43,7 @@ def found(library: str, there: list[str]) -> Result:
 def compared(where: Where, name: str, shape: Shape, there: list[str], dtype: torch.dtype) -> Result:
     """Forward and backward of each variant over the dense layer's, and its peak of memory.
 
-    A library that does not take the shape is left out, by name; a dispatcher that computes something else fails.
+    A library that does not take the shape is skipped, by name; a dispatcher that computes something else fails.
     """
     settings = Settings(device=where.device, dtype=dtype, rounds=where.size(7, 2), warmup=2, memory=True, explain=True)
     skipped = []
@@ -53,7 +53,7 @@ def compared(where: Where, name: str, shape: Shape, there: list[str], dtype: tor
         except Exception as error:
             skipped.append(f"{library}: {type(error).__name__}: {str(error)[:150]}")
     against = [library for library in there if not any(line.startswith(f"{library}:") for line in skipped)]
-    names = [each for each in ("grouped", "triton", "capacity", "auto")]
+    names = ["grouped", "triton", "capacity", "auto"]
     result = compare_layers(name, shape, settings, dispatchers=names, against=against)
     gc.collect()
     if not where.rehearsal:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -15,14 +14,14 @@ from xml.etree import ElementTree
 from gpu.case import Case, Result, Where
 
 TESTS = Path(__file__).parents[2] / "tests"
-MARK = re.compile(r"mark\.gpu\b|\bGPU\b")
+MARK = "from devices import"
 
 
 def cases(where: Where) -> Iterator[Case]:
     """One case for each file with such tests. Files run at the same time, each in a process of its own."""
     pool = ThreadPoolExecutor(where.size(4, 2))
     for path in sorted(TESTS.rglob("test_*.py")):
-        if MARK.search(path.read_text(encoding="utf-8")):
+        if MARK in path.read_text(encoding="utf-8"):
             yield Case(name=str(path.relative_to(TESTS)), run=pool.submit(run, path, where).result)
 
 

@@ -122,12 +122,12 @@ def _run_process(
         child = subprocess.Popen(command, stdout=log, stderr=log, pass_fds=[writer], start_new_session=True)
         os.close(writer)
         for line in _lines(reader, child, end):
-            told = json.loads(line)
-            if "begins" in told:
-                begins, current = begins + 1, told["begins"]
+            report = json.loads(line)
+            if "begins" in report:
+                begins, current = begins + 1, report["begins"]
             else:
                 current = ""
-                _keep(told, found, write, say)
+                _keep(report, found, write, say)
         os.close(reader)
         code = child.poll() if time.monotonic() < end else None
         _stop(child)  # also what it started

@@ -48,7 +48,7 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "gpu.json"
 
 
-def test_a_broken_part_is_told_and_does_not_stop_the_others(results: Path) -> None:
+def test_a_broken_part_is_reported_and_does_not_stop_the_others(results: Path) -> None:
     parts = [Part(module=name, title=name, limit=3 if name == "slow" else 60) for name in MODULES]
     said: list[str] = []
     assert not run_parts(parts, Where(device="cpu"), results, seconds=600, say=said.append)
@@ -59,7 +59,7 @@ def test_a_broken_part_is_told_and_does_not_stop_the_others(results: Path) -> No
     }  # fmt: skip
     assert verdicts(found["raising"]) == {"a": False, "b": True}
     assert "ValueError at" in found["raising"]["cases"][0]["note"] and "of no use" in said[1]
-    assert verdicts(found["dying"]) == {"a": None, "b": False, "c": None}, "another process goes on after the case"
+    assert verdicts(found["dying"]) == {"a": None, "b": False, "c": None}, "another process continues after the case"
     assert found["dying"]["cases"][1]["note"] == "ended its process with -6"
     assert verdicts(found["slow"]) == {"a": None, "b": False} and found["slow"]["seconds"] < 60
     assert found["slow"]["cases"][1]["note"] == "took too long"
