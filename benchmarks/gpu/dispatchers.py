@@ -118,10 +118,12 @@ def compare(where: Where, name: str, kind: Kind, size: Size) -> Result:
     poison(where)
     ours = values(size, name, kind, kind.narrow, where.device)
     rounded = 9 + size.K + (size.D + size.H if kind.narrow == F32 else 0)
+    truncates = where.rehearsal and name == "triton" and kind.narrow == BF16  # the interpreter does not round
+    slack = SLACK * (2 if truncates else 1)
     worst, which = 0.0, ""
     for tensor, right in exact.items():
         roundings = rounded * (1 if tensor == "output" else 2)
-        bound = SLACK * (roundings / 3) ** 0.5 * kind.unit * float(right.norm())
+        bound = slack * (roundings / 3) ** 0.5 * kind.unit * float(right.norm())
         error = float((ours[tensor] - right).norm())
         share = error / bound if bound else float(error != 0)
         if not share <= worst:  # NaN too

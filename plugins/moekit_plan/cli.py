@@ -18,6 +18,7 @@ EXAMPLES = """\
   moekit plan deepseek_v3 --devices 4
   moekit plan deepseek_moe-16b --devices 64 --precision bf16-mixed --recompute blocks
   moekit plan deepseek_v3-671b --devices 2048 --ep 8,64 --batch 1 --sequence 4096
+  moekit plan deepseek_v3-671b --devices 2048 --ep 64 --per-node 8     what a node of 8 sends to others
   moekit plan deepseek_v3 --devices 4 --explain        how each figure is computed
 """
 
@@ -54,6 +55,8 @@ EXPLAIN = """\
   sent         per layer T * r * (ep - 1) / ep rows out and back, and their gradients, of a bytes a number; with each
                row its gates (max(4, b) bytes) and expert numbers (4 bytes); with recomputation out and back once more
   gathers      per micro-batch b * (n - 1) / n of each weight on n ranks, twice for blocks; scatters: of gradients once
+  of a node    with M devices a node (--per-node): its tokens' T * r * (ep - M) / ep rows; gathers and scatters as rings
+               in the order of ranks: once for weights on all N ranks, min(M, ep) times for experts on R
   "activations" and "transient" are measured on tensors without storage. Load is assumed to be even. Not included: the
   allocator's fragmentation, NCCL's buffers and the CUDA context; leave a tenth of the device free."""
 
@@ -63,6 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", help="a recipe or a YAML file")
     parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="options to change")
     parser.add_argument("--devices", type=int, required=True, metavar="N", help="devices in all")
+    parser.add_argument("--per-node", type=int, default=0, metavar="M", help="devices of a node: prints its traffic")
     parser.add_argument("--ep", default="", metavar="N,N", help="layouts: devices that share a layer's experts")
     parser.add_argument(
         "--batch", type=int, metavar="B", help="sequences in a device's micro-batch; default: the data's"
@@ -100,6 +104,7 @@ def run(args: argparse.Namespace) -> int:
         accumulate=recipe.trainer.accumulate_grad_batches if args.accumulate is None else args.accumulate,
         precision=precision_of(recipe, args.precision),
         device_memory=bytes_of_gib(args.device_memory),
+        per_node=args.per_node,
     )
     from moekit.screen import Screen, status_line
     from moekit_plan.advice import advise  # imports torch, so only once the request is valid
@@ -163,6 +168,16 @@ def traffic_table(plan: RunPlan) -> list[tuple[str, ...]]:
     return rows
 
 
+def links_table(plan: RunPlan) -> list[tuple[str, ...]]:
+    """What a node sends to others in a step: a header, and a row for each layout; empty without nodes."""
+    rows: list[tuple[str, ...]] = [("ep", "rows/token", "sent", "gathers", "scatters")]
+    for row in plan.rows:
+        if (links := row.links) is not None:
+            sent = (bytes_of(links.exchanged), bytes_of(links.gathers), bytes_of(links.scatters))
+            rows.append((str(row.layout.ep), f"{links.rows:.2f}", *sent))
+    return rows if len(rows) > 1 else []
+
+
 def plain(plan: RunPlan, advice: list[Advice]) -> dict[str, Any]:
     """The plan as plain values, in bytes."""
     from dataclasses import asdict
@@ -179,6 +194,7 @@ def plain(plan: RunPlan, advice: list[Advice]) -> dict[str, Any]:
                 "memory": row.memory.terms() | {"total": row.memory.total},
                 "fits": plan.fits(row),
                 "traffic": asdict(row.traffic) | {"exchanged": row.traffic.exchanged, "messages": row.traffic.messages},
+                "links": asdict(row.links) | {"exchanged": row.links.exchanged} if row.links else None,
             }
             for row in plan.rows
         ],
@@ -205,6 +221,7 @@ def _page(title: str, plan: RunPlan, advice: list[Advice], explain: bool) -> lis
         text.bold("sent by a device in a step: tokens of all MoE layers; weights and gradients"),
         *_aligned(traffic_table(plan)),
         "",
+        *_links(plan),
         *_verdict(plan, advice),
     ]
     return [*lines, "", text.bold("how"), EXPLAIN] if explain else lines
@@ -212,6 +229,12 @@ def _page(title: str, plan: RunPlan, advice: list[Advice], explain: bool) -> lis
 
 def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
     return text.table(text.to_the_right(rows, left=0))
+
+
+def _links(plan: RunPlan) -> list[str]:
+    if not (rows := links_table(plan)):
+        return []
+    return [text.bold(f"sent by a node of {plan.request.per_node} devices to others in a step"), *_aligned(rows), ""]
 
 
 def _verdict(plan: RunPlan, advice: list[Advice]) -> Iterator[str]:
