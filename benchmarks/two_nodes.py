@@ -34,16 +34,17 @@ from moekit_plan.traffic import COUNT_BYTES
 NODES, PER_NODE, STEPS = 2, 2, 3
 BATCH, SEQUENCE = 8, 128
 RANK = Path(__file__).with_name("two_nodes_rank.py")
+NOT_ALLOWED = 77
 NETWORK = """\
 mount -t tmpfs none /run && mkdir /run/netns && ip netns add node0 && ip netns add node1 || exit 77
-ip link add link netns node0 type veth peer name link netns node1 || exit 77
+ip link add name wire netns node0 type veth peer name wire netns node1 || exit 77
 for i in 0 1; do
   ip netns exec node$i sh -c 'echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6' 2>/dev/null
-  ip -n node$i addr add 10.77.0.$((i + 1))/24 dev link && ip -n node$i link set lo up || exit 77
-  ip -n node$i link set link up || exit 77
+  ip -n node$i addr add 10.77.0.$((i + 1))/24 dev wire && ip -n node$i link set lo up || exit 77
+  ip -n node$i link set wire up || exit 77
 done
 """
-"""Shell commands that make two namespaces and the link; 77 where that is not allowed."""
+"""Shell commands that make two namespaces and the link, an interface ``wire`` in each; 77: not allowed."""
 SMALL = (
     "model.depth=3", "model.dim=64", "model.mtp=null", "objective={use: causal_lm}", "compare=null", "model.vocab=512",
     "model.attention={use: gqa, heads: 2, kv_heads: 1, head_dim: 32}", "model.ffn.hidden=128",
@@ -107,7 +108,7 @@ def run_ranks(cases: Sequence[Case]) -> list[dict[str, Any]]:
         listed = json.dumps([{"name": case.name, "options": case.options} for case in cases])
         script.write_text(NETWORK + "\n".join(_node(i, out) for i in range(NODES)) + "\nwait $first && wait $second\n")
         for flags in ("-nm", "-rnm"):  # as root; as a user who is root of a namespace of their own
-            env = {**os.environ, "OMP_NUM_THREADS": "1", "CASES": listed, "GLOO_SOCKET_IFNAME": "link"}
+            env = {**os.environ, "OMP_NUM_THREADS": "1", "CASES": listed, "GLOO_SOCKET_IFNAME": "wire"}
             done = subprocess.run(
                 ["unshare", flags, "--kill-child", "--fork", "--pid", "--mount-proc", "sh", str(script)],
                 env=env, capture_output=True, text=True, check=False,
@@ -115,7 +116,7 @@ def run_ranks(cases: Sequence[Case]) -> list[dict[str, Any]]:
             if out.exists():
                 found: list[dict[str, Any]] = json.loads(out.read_text(encoding="utf-8"))
                 return found
-            if done.returncode not in (1, 77) or "unshare" not in done.stderr and done.returncode == 1:
+            if done.returncode != NOT_ALLOWED and not done.stderr.startswith("unshare:"):
                 raise RuntimeError(f"the ranks ended with {done.returncode}:\n{(done.stdout + done.stderr)[-6000:]}")
         raise NoNamespacesError(f"network namespaces are not allowed here: {done.stderr.strip()[-300:]}")
 
@@ -181,9 +182,9 @@ def row_of(case: Case, counted: dict[str, Any]) -> Row:
     counts = len(layers) * PER_NODE * max(case.ep - PER_NODE, 0) * COUNT_BYTES  # before rows: how many follow
     expected = sum(layer.rows for layer in layers) * T
     by_plan = counts + rows * (plan.exchanged - counts) / expected if expected else 0.0
-    tokens = sum(rank["payload"].get("all_to_all_single", 0) for rank in ranks) / per
+    tokens = sum(rank["tokens"] for rank in ranks) / per
     link = {name: number / per for name, number in ranks[0]["link"].items()}
-    calls = ranks[0]["calls"].get("all_to_all_single", 0) / steps
+    calls = ranks[0]["calls"].get("tokens", 0) / steps
     messages = calls * PER_NODE * PER_NODE if expected else 0.0
     return Row(
         name=case.name,
@@ -192,9 +193,9 @@ def row_of(case: Case, counted: dict[str, Any]) -> Row:
         tokens=tokens,
         by_plan=by_plan,
         framed=tokens * (1 + over["per byte"]) + messages * over["per message"],
-        link=link.get("all_to_all_single", 0.0),
-        gathers=link.get("all_gather_into_tensor", 0.0),
-        scatters=link.get("reduce_scatter_tensor", 0.0),
+        link=link.get("tokens", 0.0),
+        gathers=link.get("gathers", 0.0),
+        scatters=link.get("scatters", 0.0),
         per_byte=over["per byte"],
         per_message=over["per message"],
     )

@@ -24,7 +24,14 @@ from torch import Tensor
 import moekit
 from moekit.training.run.prepare import quiet
 
-COUNTED = ("all_to_all_single", "all_gather_into_tensor", "reduce_scatter_tensor")
+COUNTED = {
+    "all_to_all_single": "tokens",
+    "all_gather_single": "gathers",
+    "all_gather_into_tensor": "gathers",
+    "reduce_scatter_single": "scatters",
+    "reduce_scatter_tensor": "scatters",
+}
+"""Functions of ``torch.distributed``, under the names of this and of other versions, and what they carry."""
 EMPTY = 20  # windows without a collective
 KNOWN = (1 << 10, 1 << 14, 1 << 18, 1 << 21)  # bytes to each rank in a collective of known size
 PER_NODE = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -39,26 +46,26 @@ def on_link() -> Counter[str]:
     """Bytes that this node has sent and received over the link since it exists, headers included."""
     for line in Path("/proc/self/net/dev").read_text().splitlines():
         name, _, rest = line.partition(":")
-        if name.strip() == "link":
+        if name.strip() == "wire":
             numbers = rest.split()
             return Counter(received=int(numbers[0]), sent=int(numbers[8]))
-    raise RuntimeError("this process has no interface 'link': two_nodes.py starts it")
+    raise RuntimeError("this process has no interface 'wire': two_nodes.py starts it")
 
 
 class Counts:
     """What one rank sent to the other node, by collective, and what the link carried meanwhile.
 
     Attributes:
-        payload: bytes, by collective; of an all-to-all alone.
-        rows: rows of an all-to-all, each with its tensor of expert numbers.
-        link: bytes in both directions, by collective, less those of waiting; on node 0.
-        calls: windows, by collective.
+        tokens: bytes that all-to-alls sent to the other node.
+        rows: rows of them, each with its tensor of expert numbers.
+        link: bytes in both directions, by what was carried, less those of waiting; as node 0 counts them.
+        calls: collectives, by what they carried.
     """
 
     def __init__(self, waiting: float) -> None:
         self.waiting = waiting
-        self.payload, self.link, self.calls = Counter[str](), Counter[str](), Counter[str]()
-        self.rows = 0
+        self.link, self.calls = Counter[str](), Counter[str]()
+        self.tokens = self.rows = 0
 
     @contextmanager
     def window(self, what: str) -> Iterator[None]:
@@ -79,7 +86,7 @@ class Counts:
         counts = [len(x) // len(ranks)] * len(ranks) if sends is None else sends
         here = node_of(dist.get_rank())
         rows = sum(n for n, rank in zip(counts, ranks, strict=True) if node_of(rank) != here)
-        self.payload["all_to_all_single"] += rows * x[:1].nbytes if rows else 0
+        self.tokens += rows * x[:1].nbytes if rows else 0
         self.rows += rows * (x.dtype == torch.int32)
 
 
@@ -88,17 +95,17 @@ def counted(counts: Counts) -> Iterator[None]:
     """Replaces the collectives by ones that count."""
 
     def counting(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
-        def call(out: Tensor, x: Tensor, *args: Any, async_op: bool = False, **more: Any) -> Any:
+        def call(*args: Any, async_op: bool = False, **more: Any) -> Any:
             if name == "all_to_all_single":
-                counts.exchanged(x, args[1] if len(args) > 1 else None, more.get("group"))
-            with counts.window(name):
-                work = real(out, x, *args, async_op=True, **more)
+                counts.exchanged(args[1], args[3] if len(args) > 3 else None, more.get("group"))
+            with counts.window(COUNTED[name]):
+                work = real(*args, async_op=True, **more)
                 work.wait()
             return work if async_op else None
 
         return call
 
-    kept = {name: getattr(dist, name) for name in COUNTED}
+    kept = {name: getattr(dist, name) for name in COUNTED if hasattr(dist, name)}
     for name, real in kept.items():
         setattr(dist, name, counting(name, real))
     try:
@@ -167,7 +174,7 @@ def main(cases: str, out: str) -> None:
             counts = measure.counts
             assert counts is not None
             mine = {
-                "node": node_of(rank), "rows": counts.rows, "payload": counts.payload, "link": counts.link,
+                "node": node_of(rank), "rows": counts.rows, "tokens": counts.tokens, "link": counts.link,
                 "calls": counts.calls, "steps": measure.steps, "overhead": measure.overhead,
             }  # fmt: skip
             every: list[Any] = [None] * dist.get_world_size()

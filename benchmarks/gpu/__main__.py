@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -49,6 +50,7 @@ def main() -> int:
 
         publish(args.docs)
         return 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # also ends the part that runs
     chosen = args.parts.split(",")
     if unknown := [name for name in chosen if name not in names]:
         parser.error(f"no part '{unknown[0]}'; there are {', '.join(names)}")

@@ -121,16 +121,18 @@ def _run_process(
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
         child = subprocess.Popen(command, stdout=log, stderr=log, pass_fds=[writer], start_new_session=True)
         os.close(writer)
-        for line in _lines(reader, child, end):
-            report = json.loads(line)
-            if "begins" in report:
-                begins, current = begins + 1, report["begins"]
-            else:
-                current = ""
-                _keep(report, found, write, say)
-        os.close(reader)
-        code = child.poll() if time.monotonic() < end else None
-        _stop(child)  # also what it started
+        try:
+            for line in _lines(reader, child, end):
+                report = json.loads(line)
+                if "begins" in report:
+                    begins, current = begins + 1, report["begins"]
+                else:
+                    current = ""
+                    _keep(report, found, write, say)
+            code = child.poll() if time.monotonic() < end else None
+        finally:
+            os.close(reader)
+            _stop(child)  # also what it started
         if current:
             how = "took too long" if code is None else f"ended its process with {code}"
             _keep({"name": current, "ok": False, "note": how, "figures": {}}, found, write, say)
