@@ -213,7 +213,8 @@ COLUMNS = {
 }
 WORDS = """A node's step: {nodes} nodes of {per_node} ranks, {tokens:,} tokens a rank, two MoE layers of 16 experts, 4 a
 token, fp32. *Counted* is what all-to-alls are given for ranks of the other node. *On the link* is what its counters
-show meanwhile, headers of Ethernet, IP and TCP included. Framing takes {per_byte:.1%} of a byte and {per_message:,.0f}
+show meanwhile, headers of Ethernet, IP and TCP included, less the bytes by which ranks wait for each other around each
+collective, which vary by some KiB. Framing takes {per_byte:.1%} of a byte and {per_message:,.0f}
 bytes of a message, by all-to-alls of known size; of that and of what was counted, the link carried {least:.3f} to
 {most:.3f}."""
 

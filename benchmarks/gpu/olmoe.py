@@ -84,11 +84,9 @@ def profiled(where: Where, dispatcher: dict[str, Any], experts: str) -> Result:
 def _kernels(found: Any, where: Where) -> list[tuple[str, float]]:
     """Kernels (on a CPU: operators) with their own milliseconds, the longest first."""
     key = "self_cpu_time_total" if where.rehearsal else "self_device_time_total"
-    rows = [(event.key, getattr(event, key) / 1000) for event in found.key_averages()]
-    if not where.rehearsal:  # an operator's own row repeats the time of its kernels
-        rows = [
-            (event.key, event.self_device_time_total / 1000)
-            for event in found.key_averages()
-            if event.device_type == torch.autograd.DeviceType.CUDA
-        ]
+    rows = [
+        (event.key, getattr(event, key) / 1000)
+        for event in found.key_averages()
+        if where.rehearsal or "CUDA" in str(event.device_type)  # an operator's own row repeats that of its kernels
+    ]
     return sorted(((name, ms) for name, ms in rows if ms > 0), key=lambda row: -row[1])

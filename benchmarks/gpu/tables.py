@@ -57,7 +57,7 @@ def _table(
 ) -> measured.Table:
     """A table that says which card it is of."""
     cases = [case for part in found["parts"] if part["name"] == "machine" for case in part["cases"]]
-    about = next((case["figures"] for case in cases if case["name"] == "machine"), {})
+    about: Part = next((case["figures"] for case in cases if case["name"] == "machine"), {})
     values = {f"line{i}": line for i, line in enumerate(words)}
     table = measured.table(
         columns,

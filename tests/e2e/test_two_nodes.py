@@ -1,4 +1,4 @@
-"""Two nodes, as network namespaces: their link carries what ``moekit plan`` says, and what the all-to-alls were given."""
+"""Two nodes, as network namespaces: their link carries what ``moekit plan`` says, and what all-to-alls were given."""
 
 from __future__ import annotations
 
