@@ -3,9 +3,9 @@
     python benchmarks/two_nodes.py           # prints
     python benchmarks/two_nodes.py --docs    # also stores the table and shows it on its page
 
-Each node is a network namespace with two ranks, and a pair of virtual interfaces is the link: everything that nodes send
-each other passes it, and its counters show every byte. ``torchrun --nnodes 2`` starts a node, as on two machines. Needs
-``ip`` and ``unshare`` (Linux), as root or where users may make namespaces; leaves nothing behind.
+Each node is a network namespace with two ranks, and a pair of virtual interfaces is the link: everything that nodes
+send each other passes it, and its counters show every byte. ``torchrun --nnodes 2`` starts a node, as on two machines.
+Needs ``ip`` and ``unshare`` (Linux), as root or where users may make namespaces; leaves nothing behind.
 """
 
 from __future__ import annotations

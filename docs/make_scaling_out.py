@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from moekit import load
-from moekit_plan.cli import EXPLAIN, links_table, memory_table, traffic_table
+from moekit_plan.cli import EXPLAIN
 from moekit_plan.plan import RunPlanner
 from moekit_plan.request import PlanRequest
+from moekit_plan.tables import links_table, memory_table, traffic_table
 
 PAGE = Path(__file__).with_name("scaling_out.md")
 GIB = 2**30

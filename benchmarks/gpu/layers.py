@@ -46,10 +46,10 @@ def compared(where: Where, name: str, shape: Shape, there: list[str], dtype: tor
     A library that does not take the shape is skipped, by name; a dispatcher that computes something else fails.
     """
     settings = Settings(device=where.device, dtype=dtype, rounds=where.size(7, 2), warmup=2, memory=True, explain=True)
-    skipped = []
+    trial, skipped = Settings(device=where.device, dtype=dtype, rounds=1, warmup=1), []
     for library in tuple(there):
         try:
-            compare_layers(name, Shape(64, *shape[1:]), settings, dispatchers=["grouped"], against=[library])
+            compare_layers(name, Shape(64, *shape[1:]), trial, dispatchers=["grouped"], against=[library])
         except Exception as error:
             skipped.append(f"{library}: {type(error).__name__}: {str(error)[:150]}")
     against = [library for library in there if not any(line.startswith(f"{library}:") for line in skipped)]
