@@ -60,3 +60,23 @@ def test_a_router_that_limits_a_token_to_one_node_sends_a_third_less(rows: list[
     for row in limited:
         assert 0.6 < row.tokens / free.tokens < 0.72
         assert row.link / free.link == pytest.approx(row.tokens / free.tokens, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("script", "error", "said"),
+    [
+        ("echo 'unshare: Operation not permitted' >&2; exit 1", NoNamespacesError, "not allowed here: unshare"),
+        ("exit 77", NoNamespacesError, "network namespaces are not allowed here"),
+        ("echo boom; exit 1", RuntimeError, "the ranks ended with 1:\nboom"),
+        ("", NoNamespacesError, "apt-get install iproute2"),
+    ],
+)
+def test_a_machine_without_namespaces_is_not_taken_for_ranks_that_fail(
+    script: str, error: type[Exception], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("ip", "unshare") if script else ():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(error, match=said):
+        run_ranks(CASES[:1])
