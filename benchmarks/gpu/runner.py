@@ -69,6 +69,7 @@ def run_parts(parts: Sequence[Part], where: Where, out: Path, *, seconds: float,
         found.append({"name": part.name, "title": part.title, "limit": part.limit, "ended": "not started", "cases": []})
         if limit > 1:
             say(f"== {part.name}: {part.title} (at most {limit:.0f} s)")
+            found[-1]["ended"] = "running"
             _run_part(part, where, limit, found[-1], write, say)
         else:
             say(f"== {part.name}: no time left")

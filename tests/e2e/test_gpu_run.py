@@ -83,7 +83,9 @@ def test_what_is_known_is_in_the_file_at_once_and_no_part_starts_without_time(re
 
     def say(line: str) -> None:
         if results.exists():
-            seen.append(verdicts(parts_of(results)["dying"]))
+            dying = parts_of(results)["dying"]
+            assert dying["ended"] == "running" or line.startswith("==")
+            seen.append(verdicts(dying))
 
     parts = [Part(module="dying", title="", limit=60), Part(module="good", title="", limit=60)]
     ends = run_parts(parts[:1], Where(device="cpu"), results, seconds=60, say=say)
