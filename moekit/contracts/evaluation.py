@@ -82,6 +82,14 @@ class Evaluator(ABC):
 class Exporter(ABC):
     """Writes the model of a checkpoint in another format. Built as ``Target(spec)``."""
 
+    def usual_place(self, checkpoint: Path) -> Path:
+        """Where the exporter that is the default writes the model, if the user names no place.
+
+        Raises:
+            MoekitError: the user must name one.
+        """
+        raise MoekitError(f"{type(self).__name__} needs a place to write to\n  expected moekit export RUN OUT")
+
     @abstractmethod
     def export(self, checkpoint: Path, out: Path) -> Sequence[str]:
         """Writes the model.
