@@ -109,9 +109,13 @@ class Registry:
             UnknownName: the kind does not exist, no component of this kind has the name, or two plugins offer it.
             PluginError: ``plugin/name`` names a plugin that failed to load.
         """
+        offered = self._offers.get(kind, {}).get(name, ())
+        if len(offered) == 1 and kind in self.kinds:  # as nearly always
+            component: Component = offered[0]
+            return component
         of = self.kind(kind)
-        found: Component = self._find(of.name, of.plural, name, home)
-        return found
+        component = self._find(of.name, of.plural, name, home)
+        return component
 
     def recipe(self, name: str, *, home: str = "") -> RecipeFile:
         """The recipe of a name. Names and errors are as in ``get``."""
@@ -144,7 +148,7 @@ class Registry:
         """
         cls = type(spec)
         component = self._by_spec.get(f"{cls.__module__}:{cls.__qualname__}")
-        if component is not None and component.spec_class() is cls:
+        if component is not None and component.options is cls:
             return component
         if not getattr(cls, "kind", ""):
             raise PluginError(

@@ -14,7 +14,7 @@ import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, FrozenInstanceError, dataclass
 from functools import cache
-from typing import Any, ClassVar, Literal, NamedTuple, NoReturn, TypeVar, cast
+from typing import Any, ClassVar, Literal, NamedTuple, NoReturn, Self, TypeVar, cast
 
 from moekit.errors import PluginError, nearest
 
@@ -248,6 +248,24 @@ class Spec(Record):
         problems = list(_problems(spec, held).values()) or self._conflicts()
         if problems:
             raise ConflictError(*problems)
+
+    @classmethod
+    def of_valid(cls, values: Mapping[str, Any]) -> Self:
+        """A spec of values that have their types and are in range, as those of YAML were read; ``check`` runs.
+
+        Raises:
+            ConflictError: ``check`` found conflicts.
+        """
+        if cls.__init__ is not Record.__init__ or cls.__post_init__ is not Spec.__post_init__:
+            return cls(**values)
+        check_declaration(cls)
+        made = cls.__new__(cls)
+        for name, default in cls._defaults.items():
+            held = values[name] if name in values else default
+            made.__dict__[name] = held.copy() if held is default and isinstance(held, dict | list) else held
+        if problems := made._conflicts():
+            raise ConflictError(*problems)
+        return made
 
     def _conflicts(self) -> list[str]:
         """What ``check`` says.
