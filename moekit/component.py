@@ -130,11 +130,11 @@ class Component(Offer):
 
     @cached_property
     def options(self) -> Any:
-        """As ``spec_class``, and found once."""
+        """The class that ``spec_class`` returns, found once; it raises the same."""
         spec = imported(self.spec, self, "its spec")
         check_spec_class(spec, self.kind, self)
-        if isinstance(self.spec, str) and self.spec != import_string(spec):
-            raise PluginError(f"{self}: its spec '{self.spec}' is defined as '{import_string(spec)}'; name that")
+        if isinstance(self.spec, str) and self.spec != (defined := f"{spec.__module__}:{spec.__qualname__}"):
+            raise PluginError(f"{self}: its spec '{self.spec}' is defined as '{defined}'; name that")
         return spec
 
     def load(self) -> Any:

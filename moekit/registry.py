@@ -16,7 +16,7 @@ from typing import Any
 
 import pluggy
 
-from moekit.component import Component, Kind, Offer, RecipeFile, Verb
+from moekit.component import Component, Kind, Offer, RecipeFile, Verb, imported
 from moekit.discovery import checked, installed
 from moekit.errors import PluginError, Problem, UnknownName, nearest
 from moekit.plugin import Plugin, load_plugin
@@ -42,7 +42,7 @@ class Registry:
         self._offers: dict[str, dict[str, list[Any]]] = {}
         self._by_spec: dict[str, Component] = {}
         for plugin in self.plugins:
-            for offer in plugin.offers:
+            for offer in (*plugin.components, *plugin.recipes, *plugin.verbs):
                 self._offers.setdefault(offer.kind, {}).setdefault(offer.name, []).append(offer)
             self._by_spec |= plugin.specs
 
@@ -179,7 +179,7 @@ class Registry:
             Exception: any exception of the target, with a note that names the component and its plugin.
         """
         component = self.component_of(spec)
-        target = component.load()
+        target = imported(component.target, component, "its target")
         try:
             return target(spec, *context)
         except Exception as error:
@@ -326,7 +326,7 @@ def build(spec: Any, *context: Any) -> Any:
     Raises:
         PluginError: no plugin registered this spec class, or its target cannot be imported.
     """
-    return current().build(spec, *context)
+    return (_current or current()).build(spec, *context)
 
 
 @contextmanager

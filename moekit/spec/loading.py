@@ -280,6 +280,7 @@ class _Builder:
             arguments = {name: self._option(node, name, ARGUMENT) for name in node.options}
             return BROKEN if _broken(arguments) else Imported(path=node.use, arguments=arguments)
         given: dict[str, Any] = {}
+        sound = node.sound
         for name, info in fields_of(node.spec).items():
             if name in node.options:
                 value, kind = node.written[name], type(node.written[name])
@@ -290,11 +291,12 @@ class _Builder:
             elif isinstance(child := node.children.get(name), Node):
                 given[name] = self.build(child)
             elif info.kind == "slots" and isinstance(child, dict):
-                entries = {key: self.build(item) for key, item in child.items()}
-                given[name] = BROKEN if _broken(entries) else entries
+                given[name] = entries = {key: self.build(item) for key, item in child.items()}
+                sound = sound and not _broken(entries)
             elif name in node.children:
                 given[name] = child
-        if not node.sound or _broken(given):
+            sound = sound and given.get(name) is not BROKEN
+        if not sound:
             return BROKEN
         try:
             return node.spec.of_valid(given)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -17,7 +17,7 @@ from moekit.component import Kind
 from moekit.errors import MoekitError, UnknownName, nearest
 from moekit.registry import MAX_LISTED, Registry
 from moekit.spec.dumping import plain_value
-from moekit.spec.fields import FieldInfo, Spec, describe, fields_of, is_optional, one_of
+from moekit.spec.fields import FieldInfo, Spec, cached, describe, fields_of, is_optional, one_of
 from moekit.spec.kinds import FOREIGN, Imported, is_import_path
 from moekit.spec.layers import Merged
 from moekit.spec.recipe import Recipe
@@ -135,8 +135,11 @@ class Planner:
             elif value is None:
                 self._default(node, name, info)
             else:
-                make, absent = partial(self._child, node, name, info), partial(self._default, node, name, info)
-                self._put(node.children, written, (*path, name), make, absent)
+                here, absent = (*path, name), partial(self._default, node, name, info)
+                make = partial(self._child, info, here)
+                if info.kind == "slot":
+                    make = partial(self._component, info.component, written, here)
+                self._put(node.children, written, here, make, absent)
         return node
 
     def _put(
@@ -185,13 +188,8 @@ class Planner:
             self.references.put(path, value)
         return value
 
-    def _child(self, node: Node, name: str, info: FieldInfo, value: Any) -> Any:
-        path = (*node.path, name)
-        if value == LEFT_OPEN:  # OmegaConf 2.3: a resolver gave it
-            self._left_open(node, name, info)
-            return BROKEN
-        if info.kind == "slot":
-            return self._component(info.component, node.written, path, value)
+    def _child(self, info: FieldInfo, path: Keys, value: Any) -> Any:
+        """The node of a group, or the nodes of a map."""
         if info.kind == "slots":
             return self._map(info.component, value, path)
         spec: type[Spec] = info.specs[0]
@@ -344,7 +342,7 @@ class Planner:
             self._report.add(path, what, expected=expected, nearest=nearest, list_with=list_with, place=place)
 
 
-@lru_cache(1024)
+@cached
 def _plain_default(spec: type[Spec], name: str, registry: Registry) -> Any:
     """The default of a field as plain data, shared: do not change it."""
     return plain_value(fields_of(spec)[name].default, registry)

@@ -204,7 +204,8 @@ class LitMoE(L.LightningModule):
 
     def _set_model(self, model: Model) -> None:
         self.model = model
-        freeze(model, self.recipe.start)
+        if self.recipe.start is not None:
+            freeze(model, self.recipe.start)
         self.balance = BalanceStep(model)
         self._step = OptimizerStep(model, self.objective, self.balance)
 
