@@ -137,7 +137,7 @@ def _open_file(path: Path, label: str, at: Keys = (), place: Place | None = None
 
 @lru_cache(256)
 def _read_file(path: Path, label: str, plugin: str, *state: int) -> Tree:
-    """The tree of a file, which is not changed: many recipes extend the same few. ``state`` tells files apart."""
+    """The tree of a file, which is not changed: many recipes extend the same few. files differ in ``state``."""
     raw = read_regular(path, LARGEST_FILE).removeprefix(BOM_UTF8)
     try:
         text = raw.decode()

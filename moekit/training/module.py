@@ -48,12 +48,19 @@ from moekit.training.balance import BalanceStep, StepLoad
 from moekit.training.build import build_model, build_seeded, check_trainable, compile_parts
 from moekit.training.data import StepLoader, ValidationShard, noise_seed
 from moekit.training.health.components import NameComponent, check_loss, check_output, values_checked
-from moekit.training.health.diagnosis import MicroBatch
 from moekit.training.metrics import Validation, is_logged_step, load_metrics, progress, ratios, reached
 from moekit.training.optim import optimizer_of
 from moekit.training.run.saved import read_any_checkpoint, recount
 from moekit.training.run.start import freeze, load_vocabulary, load_weights
-from moekit.training.step import NonFinitePolicy, OptimizerStep, StepResult, clip, clip_values, log_on_rank_zero
+from moekit.training.step import (
+    MicroBatch,
+    NonFinitePolicy,
+    OptimizerStep,
+    StepResult,
+    clip,
+    clip_values,
+    log_on_rank_zero,
+)
 
 IN_PROGRESS_BARS = {"train/loss", "train/max_violation", "val/loss"}
 """Metrics that Lightning's own progress bars show, of the ten that are logged."""

@@ -1,9 +1,13 @@
-"""What moekit finds on a machine: versions, devices, threads, plugins, what is slow; and completion in shells."""
+"""What is wrong: on a machine (versions, devices, threads, plugins), in a step with NaN; and completion in shells."""
 
 from __future__ import annotations
 
 from moekit.component import Verb
 from moekit.hookspecs import hookimpl
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from moekit.training.step import BrokenStep, Cause
 
 MOEKIT_API = 2
 
@@ -19,3 +23,11 @@ def moekit_verbs() -> list[Verb]:
             summary="complete verbs, names and keys in a shell",
         ),
     ]
+
+
+@hookimpl
+def moekit_step_not_finite(step: BrokenStep) -> Cause:
+    """The module that made a step's loss or gradients NaN or infinite."""
+    from moekit_doctor.diagnosis import diagnose
+
+    return diagnose(step)
