@@ -46,8 +46,8 @@ from moekit.spec.loading import Source
 from moekit.spec.recipe import Recipe
 from moekit.training.balance import BalanceStep, StepLoad
 from moekit.training.build import build_model, build_seeded, check_trainable, compile_parts
+from moekit.training.components import NameComponent, check_loss, check_output, values_checked
 from moekit.training.data import StepLoader, ValidationShard, noise_seed
-from moekit.training.health.components import NameComponent, check_loss, check_output, values_checked
 from moekit.training.metrics import Validation, is_logged_step, load_metrics, progress, ratios, reached
 from moekit.training.optim import optimizer_of
 from moekit.training.run.saved import read_any_checkpoint, recount

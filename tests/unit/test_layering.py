@@ -236,7 +236,7 @@ def test_parallel_imports_nothing_of_checkpoints() -> None:
 def test_the_training_package_has_at_most_twelve_entries() -> None:
     """A newcomer takes in a dozen names at once; what belongs together goes into a package below."""
     entries = {path.name for path in (CORE / "training").iterdir() if not path.name.startswith("__pycache__")}
-    assert {"callbacks", "health", "run", "module.py"} < entries and len(entries) <= 12
+    assert {"callbacks", "run", "module.py"} < entries and len(entries) <= 12
 
 
 def test_an_oracle_imports_nothing_of_its_plugin() -> None:
