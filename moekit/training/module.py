@@ -46,7 +46,7 @@ from moekit.spec.loading import Source
 from moekit.spec.recipe import Recipe
 from moekit.training.balance import BalanceStep, StepLoad
 from moekit.training.build import build_model, build_seeded, check_trainable, compile_parts
-from moekit.training.components import NameComponent, check_loss, check_output, values_checked
+from moekit.training.components import check_loss, check_output, values_checked
 from moekit.training.data import StepLoader, ValidationShard, noise_seed
 from moekit.training.metrics import Validation, is_logged_step, load_metrics, progress, ratios, reached
 from moekit.training.optim import optimizer_of
@@ -341,10 +341,6 @@ class LitMoE(L.LightningModule):
     def _checked(self, output: ModelOutput) -> ModelOutput:
         check_output(self.model, output)
         return output
-
-    def configure_callbacks(self) -> list[Any]:
-        """Names the component and plugin in whose code an exception was raised."""
-        return [NameComponent()]
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Divides gradients by the step's tokens, updates the balancers, logs, and decides whether to stop.

@@ -7,6 +7,7 @@ from moekit.hookspecs import hookimpl
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from moekit.training.module import LitMoE
     from moekit.training.step import BrokenStep, Cause
 
 MOEKIT_API = 2
@@ -23,6 +24,17 @@ def moekit_verbs() -> list[Verb]:
             summary="complete verbs, names and keys in a shell",
         ),
     ]
+
+
+@hookimpl
+def moekit_module_built(module: LitMoE) -> None:
+    """Has an exception that ends training name the component and plugin in whose code it was raised."""
+    from moekit.compat import trainer_of
+    from moekit_doctor.raised import NameComponent
+
+    trainer = trainer_of(module)
+    if trainer is not None and not any(isinstance(each, NameComponent) for each in trainer.callbacks):
+        trainer.callbacks.append(NameComponent())
 
 
 @hookimpl
