@@ -136,7 +136,7 @@ class Planner:
                 self._default(node, name, info)
             else:
                 here, absent = (*path, name), partial(self._default, node, name, info)
-                make = partial(self._child, info, here)
+                make = partial(self._child, node, name, info)
                 if info.kind == "slot":
                     make = partial(self._component, info.component, written, here)
                 self._put(node.children, written, here, make, absent)
@@ -188,8 +188,12 @@ class Planner:
             self.references.put(path, value)
         return value
 
-    def _child(self, info: FieldInfo, path: Keys, value: Any) -> Any:
+    def _child(self, node: Node, name: str, info: FieldInfo, value: Any) -> Any:
         """The node of a group, or the nodes of a map."""
+        path = (*node.path, name)
+        if value == LEFT_OPEN:  # OmegaConf 2.3: a resolver gave it
+            self._left_open(node, name, info)
+            return BROKEN
         if info.kind == "slots":
             return self._map(info.component, value, path)
         spec: type[Spec] = info.specs[0]
