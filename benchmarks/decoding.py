@@ -1,4 +1,4 @@
-"""Decoding: tokens a second of ``generate``, with and without a cache, or beside the same model in transformers.
+"""Decoding: tokens a second of ``generate``, with and without a cache, or next to the same model in transformers.
 
 python benchmarks/decoding.py --lengths 256 1024                    # the recipe deepseek_v3 and its dense baseline
 python benchmarks/decoding.py --against transformers --batch 1 16    # DeepSeek-V3 and Mixtral, the same weights
@@ -96,7 +96,7 @@ def baseline_rows(recipe: str, lengths: list[int], batch: int, rounds: int) -> I
 
 
 def peer_rows(lengths: list[int], batches: list[int], rounds: int) -> Iterator[list[Any]]:
-    """Of DeepSeek-V3 and of a Mixtral of its sizes, beside the fastest implementation of transformers.
+    """Of DeepSeek-V3 and of a Mixtral of its sizes, next to the fastest implementation of transformers.
 
     Raises:
         AssertionError: the two write different tokens.
@@ -110,10 +110,10 @@ def peer_rows(lengths: list[int], batches: list[int], rounds: int) -> Iterator[l
             peers = {each: loaded(path, each) for each in (*IMPLEMENTATIONS, "batched_mm")}
         for batch in batches:
             for length in lengths:
-                yield _beside(name, model, peers, batch, length, rounds)
+                yield _next_to(name, model, peers, batch, length, rounds)
 
 
-def _beside(name: str, model: Model, peers: Mapping[str, Any], batch: int, length: int, rounds: int) -> list[Any]:
+def _next_to(name: str, model: Model, peers: Mapping[str, Any], batch: int, length: int, rounds: int) -> list[Any]:
     trial = {
         each: min(seconds(lambda p=peer: theirs(p, batch, 4 * PROMPT)) for _ in range(2))
         for each, peer in peers.items()

@@ -62,25 +62,25 @@ def onednn_is_faster() -> bool:
     return narrower and bool(torch.backends.mkl.is_available()) and has_onednn()  # type: ignore[no-untyped-call]
 
 
-def product(a_NK: Tensor, b_MK: Tensor) -> Tensor:
-    """``a b^T`` by oneDNN, ``[N, M]``, of fp32 matrices with any strides on a CPU."""
+def product(x_ND: Tensor, w_HD: Tensor) -> Tensor:
+    """``x w^T`` by oneDNN, ``[N, H]``, of fp32 matrices with any strides on a CPU."""
     run = Product.apply if torch.is_grad_enabled() else onednn_linear
-    return cast(Tensor, run(a_NK, b_MK))
+    return cast(Tensor, run(x_ND, w_HD))
 
 
 class Product(torch.autograd.Function):
-    """``a b^T``; differentiable any number of times, since its derivatives are such products."""
+    """``x w^T``; differentiable any number of times, since its derivatives are such products."""
 
     @staticmethod
-    def forward(ctx: Any, a_NK: Tensor, b_MK: Tensor) -> Tensor:
+    def forward(ctx: Any, x_ND: Tensor, w_HD: Tensor) -> Tensor:
         """Multiplies."""
-        ctx.save_for_backward(a_NK, b_MK)
-        return onednn_linear(a_NK, b_MK)
+        ctx.save_for_backward(x_ND, w_HD)
+        return onednn_linear(x_ND, w_HD)
 
     @staticmethod
-    def backward(ctx: Any, g_NM: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """``g b`` and ``g^T a``."""
-        a_NK, b_MK = ctx.saved_tensors
-        needs_a, needs_b = ctx.needs_input_grad
-        da_NK = product(g_NM, b_MK.t()) if needs_a else None
-        return da_NK, product(g_NM.t(), a_NK.t()) if needs_b else None
+    def backward(ctx: Any, g_NH: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """``g w`` and ``g^T x``."""
+        x_ND, w_HD = ctx.saved_tensors
+        needs_x, needs_w = ctx.needs_input_grad
+        dx_ND = product(g_NH, w_HD.t()) if needs_x else None
+        return dx_ND, product(g_NH.t(), x_ND.t()) if needs_w else None

@@ -53,7 +53,7 @@ class FewPasses(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         """Gradients of tokens and weight: both sums are products of one array with a vector."""
         x, weight_D, scale = ctx.saved_tensors
-        if torch.is_grad_enabled():  # a second derivative is asked for
+        if torch.is_grad_enabled():  # for a second derivative
             y = F.rms_norm(x, weight_D.shape, weight_D, ctx.eps)
             needed = [t for t, needs in zip((x, weight_D), ctx.needs_input_grad, strict=False) if needs]
             found = iter(torch.autograd.grad(y, needed, g, create_graph=True))

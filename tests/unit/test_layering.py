@@ -35,6 +35,7 @@ LONG: dict[str, str] = {
     "moekit/checkpoints/writing.py": "one protocol: who writes what, and every stage of a save, in order",
     "moekit/contracts/run.py": "the values that pass between data, model and objective, and who makes them",
     "moekit/contracts/layer.py": "the contracts of a layer, in the order in which it uses them",
+    "moekit/inference/generate.py": "generating text: of prompts, of sources, and the steps of both",
     "moekit/registry.py": "every question about a name, and the messages for those without an answer",
     "moekit/run.py": "a run from Python: training it, and everything in its folder",
     "moekit/routing.py": "the three forms of a routing, and what each says of itself",

@@ -1,4 +1,4 @@
-"""Products by oneDNN: equal to those of torch, with all derivatives, and only where nothing else is asked for."""
+"""Products by oneDNN: equal to those of torch, with all derivatives, and only where nothing else is requested."""
 
 from __future__ import annotations
 
