@@ -61,7 +61,12 @@ def storage_id(storage: torch.UntypedStorage) -> int:
 
 def is_observed() -> bool:
     """Whether operators are being counted, recorded, faked or transformed by torch: then none may run on the side."""
-    return torch._C._len_torch_dispatch_stack() > 0 or torch._C._functorch.peek_interpreter_stack() is not None
+    return torch._C._len_torch_dispatch_stack() > 0 or is_transformed()
+
+
+def is_transformed() -> bool:
+    """Whether ``torch.func`` transforms what runs."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def foreach_norm(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:

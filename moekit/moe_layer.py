@@ -155,7 +155,7 @@ class MoELayer(nn.Module):
         check_dispatched(self.dispatcher, out, x_TD, routing.num_experts, self.experts.out_dim)
         y_TO = out.y_TO if shared_TO is None else out.y_TO + shared_TO
         terms: dict[str, LossTerm | None] = {}
-        if not torch.is_inference_mode_enabled():
+        if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():  # dynamo cannot trace the second
             context = BalanceContext(num_sequences=num_sequences, training=self.training)
             terms = {name: balancer.loss(routing, context) for name, balancer in self.balancers.items()}
             for name, term in terms.items():

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moekit.compat import is_observed
+from moekit.compat import is_transformed
 
 
 class RMSNorm(nn.RMSNorm):
@@ -26,7 +26,7 @@ class RMSNorm(nn.RMSNorm):
         own = cast("Tensor | None", self.weight)  # None without a learned weight
         on_cpu = x.device.type == "cpu" and self.eps is not None
         if on_cpu and own is not None and x.dtype == own.dtype == torch.float32:
-            if torch.is_grad_enabled() and not torch.compiler.is_compiling() and not is_observed():
+            if torch.is_grad_enabled() and not torch.compiler.is_compiling() and not is_transformed():
                 return cast(Tensor, FewPasses.apply(x, own, self.eps))  # type: ignore[no-untyped-call]
             return F.rms_norm(x, self.normalized_shape, own, self.eps)
         wide = torch.promote_types(x.dtype, torch.float32 if own is None else own.dtype)
