@@ -24,7 +24,7 @@ from moekit_balancers.z_loss import ZLoss
 from moekit_dispatchers.auto import Auto
 from moekit_dispatchers.capacity import Capacity
 from moekit_dispatchers.device_capacity import DeviceCapacity
-from moekit_dispatchers.grouped import Grouped, ops
+from moekit_dispatchers.grouped import Grouped
 from moekit_dispatchers.soft import Soft
 from moekit_experts.glu import Glu
 from moekit_routers.dense import Dense
@@ -97,16 +97,6 @@ def require_no_reads(layer: MoELayer) -> None:
         trained(layer, x_BSD, valid_BS).backward()  # type: ignore[no-untyped-call]
         assert x_BSD.grad is not None
     layer.step(torch.ones(E, dtype=torch.int64, device="meta"))
-
-
-def test_the_grouped_operators_read_no_value_from_their_device() -> None:
-    """On meta, calling an operator runs only its shape function; this runs its implementation."""
-    with torch.device("meta"):
-        row_N = torch.zeros(10, dtype=torch.int64)
-        route = (row_N, row_N, torch.zeros(6, dtype=torch.int64))
-        rows_ND = ops.take_rows._init_fn(torch.randn(5, D), *route)
-        y_TO = ops.sum_rows._init_fn(rows_ND, torch.randn(10), *route)
-    assert (rows_ND.shape, y_TO.shape) == ((10, D), (5, D))
 
 
 def test_reading_a_value_on_meta_raises() -> None:

@@ -22,6 +22,7 @@ from moekit_dispatchers.fused import Fused
 from moekit_dispatchers.fused.module import FusedDispatcher
 from moekit_dispatchers.fused.module import why_not as why_not_fused
 from moekit_dispatchers.grouped import Grouped
+from moekit_dispatchers.grouped.gpus import why_slow
 from moekit_dispatchers.grouped.module import GroupedDispatcher, are_few
 from moekit_dispatchers.soft import Soft as SoftSpec
 from moekit_dispatchers.soft.module import SoftDispatcher
@@ -157,7 +158,9 @@ def fastest(times: Times) -> tuple[str, str]:
 def by_rule(x_TD: Tensor, N: int, num_experts: int, form: StandardForm, cannot: Mapping[str, str]) -> tuple[str, str]:
     """The dispatcher that the fixed rule chooses for N pairs, and why."""
     if x_TD.device.type != "cpu":
-        return "grouped", f"'triton' has not been timed on {x_TD.device.type}"
+        slow = why_slow(x_TD, num_experts)
+        takes_triton = slow and "triton" not in cannot
+        return ("triton" if takes_triton else "grouped"), slow or "torch has one kernel for each product"
     rows, first = N // num_experts, form.w_in_EHD.shape[1]
     numbers = N * (x_TD.shape[1] + first + form.w_out_EOH.shape[2] + form.w_out_EOH.shape[1])
     work = rows * form.w_in_EHD[0].numel()

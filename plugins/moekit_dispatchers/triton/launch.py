@@ -103,8 +103,9 @@ def forward(
             ACT=activation,
             **_options(x_TD, cut.height, columns, x_TD.shape[1]),
         )
-        out_NO = _linear(acted_NH, w_out_EOH, cut, route)
-        return _combine(out_NO, gate_N, route), h_NX, acted_NH if save == "all" else x_TD.new_empty(0, H)
+        out_NO = _linear(acted_NH, w_out_EOH, cut, route.end_E)
+        y_TO = combine(out_NO, gate_N, route.by_token_N, route.start_T, x_TD.dtype)
+        return y_TO, h_NX, acted_NH if save == "all" else x_TD.new_empty(0, H)
 
 
 def backward(
@@ -132,8 +133,8 @@ def backward(
     dx_TD, dw_in_EXD, dw_out_EOH = (x_TD.new_empty(0) for _ in range(3))
     with _on(x_TD):
         if save == "nothing":
-            h_NX = _linear(x_TD, w_in_EXD, cut, route, gather=True)
-        d_acted_NH = _linear(g_TO, w_out_EOH.mT, cut, route, gather=True)
+            h_NX = _linear(x_TD, w_in_EXD, cut, route.end_E, route.token_N)
+        d_acted_NH = _linear(g_TO, w_out_EOH.mT, cut, route.end_E, route.token_N)
         rows.activation_backward[(-(-N // 16),)](
             *(d_acted_NH, h_NX, acted_NH, gate_N, route.end_E[-1:], d_h_NX, d_gate_N, H),
             GATED=X != H,
@@ -144,54 +145,84 @@ def backward(
             **FUSION,
         )
         if needs[2]:
-            dw_out_EOH = _outer(g_TO, d_acted_NH, route, gather="a")  # now holds the activation times the gate
+            # d_acted_NH now holds the activation times the gate
+            dw_out_EOH = _outer(g_TO, d_acted_NH, route.end_E, route.token_N, gather="a")
         del h_NX, d_acted_NH
         if needs[1]:
-            dw_in_EXD = _outer(d_h_NX, x_TD, route, gather="b")
+            dw_in_EXD = _outer(d_h_NX, x_TD, route.end_E, route.token_N, gather="b")
         if needs[0]:
-            dx_TD = _combine(_linear(d_h_NX, w_in_EXD.mT, cut, route), None, route)
+            dx_ND = _linear(d_h_NX, w_in_EXD.mT, cut, route.end_E)
+            dx_TD = combine(dx_ND, None, route.by_token_N, route.start_T, x_TD.dtype)
     return dx_TD, d_gate_N, dw_in_EXD, dw_out_EOH
 
 
-def _linear(x_XX: Tensor, w_EXX: Tensor, cut: Tiles, route: Route, *, gather: bool = False) -> Tensor:
-    """Each row through its expert's weight; with ``gather``, ``x_XX`` has a row per token."""
+def linear(x_ND: Tensor, w_EHD: Tensor, end_E: Tensor) -> Tensor:
+    """``y_NH``: each row through its expert's weight, any view; rows without an expert are not written."""
+    cut = tiles(end_E, x_ND.shape[0], tile_height(x_ND.shape[0], len(end_E), x_ND.dtype))
+    with _on(x_ND):
+        return _linear(x_ND.contiguous(), w_EHD, cut, end_E)
+
+
+def outer(a_NH: Tensor, b_ND: Tensor, end_E: Tensor) -> Tensor:
+    """``w_EHD``: for each expert the sum over its rows of a outer b; 0 without rows."""
+    with _on(a_NH):
+        return _outer(a_NH.contiguous(), b_ND.contiguous(), end_E)
+
+
+def combine(rows_NX: Tensor, gate_N: Tensor | None, by_token_N: Tensor, start_T: Tensor, dtype: torch.dtype) -> Tensor:
+    """``y_TX`` in ``dtype``: each token's rows, times their gates, summed in fp32."""
+    T, width = start_T.shape[0] - 1, rows_NX.shape[1]
+    y_TX, block = rows_NX.new_empty(T, width, dtype=dtype), _block(width, 1024)
+    with _on(rows_NX):
+        rows.combine[(T, -(-width // block))](
+            *(rows_NX, rows_NX if gate_N is None else gate_N, by_token_N, start_T, y_TX, width),
+            GATED=gate_N is not None,
+            BLOCK=block,
+            **FUSION,
+        )
+    return y_TX
+
+
+def gated_backward(g_TO: Tensor, y_NO: Tensor, gate_N: Tensor, token_N: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of rows that ``combine`` sums, and of their gates; 0 from row ``last`` (one number) on."""
+    (N, width), dy_NO, d_gate_N = y_NO.shape, torch.empty_like(y_NO), torch.empty_like(gate_N)
+    with _on(y_NO):
+        rows.gated_backward[(-(-N // 4),)](
+            *(g_TO, y_NO, gate_N, token_N, last, dy_NO, d_gate_N, N, width),
+            BLOCK_M=4,
+            BLOCK_N=_block(width, 512),
+            **FUSION,
+        )
+    return dy_NO, d_gate_N
+
+
+def _linear(x_XX: Tensor, w_EXX: Tensor, cut: Tiles, end_E: Tensor, token_N: Tensor | None = None) -> Tensor:
+    """Each row through its expert's weight; with ``token_N``, ``x_XX`` has a row per token."""
     width_out, width_in = w_EXX.shape[1:]
-    y_NX = x_XX.new_empty(route.token_N.shape[0], width_out)
+    y_NX = x_XX.new_empty(len(x_XX if token_N is None else token_N), width_out)
     columns = _block(width_out, COLUMNS)
     products.linear[(len(cut.expert_X) * -(-width_out // columns),)](
-        *(x_XX, route.token_N, w_EXX, y_NX, cut.expert_X, cut.row_X, route.end_E),
-        *(len(route.end_E), width_in, width_out, width_in, *w_EXX.stride()),
-        GATHER=gather,
+        *(x_XX, end_E if token_N is None else token_N, w_EXX, y_NX, cut.expert_X, cut.row_X, end_E),
+        *(len(end_E), width_in, width_out, width_in, *w_EXX.stride()),
+        GATHER=token_N is not None,
         **_options(x_XX, cut.height, columns, width_in),
     )
     return y_NX
 
 
-def _outer(a_XX: Tensor, b_XX: Tensor, route: Route, *, gather: str) -> Tensor:
+def _outer(a_XX: Tensor, b_XX: Tensor, end_E: Tensor, token_N: Tensor | None = None, *, gather: str = "") -> Tensor:
     """For each expert the sum over its rows of a outer b; the one named by ``gather`` has a row per token."""
-    E, width_a, width_b = len(route.end_E), a_XX.shape[1], b_XX.shape[1]
+    E, width_a, width_b = len(end_E), a_XX.shape[1], b_XX.shape[1]
+    N = len(a_XX if token_N is None else token_N)
     dw_EXX = a_XX.new_empty(E, width_a, width_b)
     height, columns = _block(width_a, COLUMNS), _block(width_b, COLUMNS)
     products.outer[(E * -(-width_a // height) * -(-width_b // columns),)](
-        *(a_XX, b_XX, route.token_N, dw_EXX, route.end_E, width_a, width_b),
+        *(a_XX, b_XX, end_E if token_N is None else token_N, dw_EXX, end_E, width_a, width_b),
         GATHER_A=gather == "a",
         GATHER_B=gather == "b",
-        **_options(a_XX, height, columns, tile_height(len(route.token_N), E, a_XX.dtype)),
+        **_options(a_XX, height, columns, tile_height(N, E, a_XX.dtype)),
     )
     return dw_EXX
-
-
-def _combine(rows_NX: Tensor, gate_N: Tensor | None, route: Route) -> Tensor:
-    """Each token's rows, times their gates, summed."""
-    T, width = route.start_T.shape[0] - 1, rows_NX.shape[1]
-    y_TX, block = rows_NX.new_empty(T, width), _block(width, 1024)
-    rows.combine[(T, -(-width // block))](
-        *(rows_NX, rows_NX if gate_N is None else gate_N, route.by_token_N, route.start_T, y_TX, width),
-        GATED=gate_N is not None,
-        BLOCK=block,
-        **FUSION,
-    )
-    return y_TX
 
 
 FUSION: Mapping[str, Any] = {"enable_fp_fusion": True}

@@ -19,8 +19,10 @@ from moekit_dispatchers.auto import Auto, module
 from moekit_dispatchers.auto.choices import Choices
 from moekit_dispatchers.auto.module import AutoDispatcher
 from moekit_dispatchers.auto.timing import time_dispatchers
+from moekit_dispatchers.grouped import gpus
 from moekit_dispatchers.loop import Loop
 from moekit_dispatchers.loop.module import LoopDispatcher
+from moekit_dispatchers.triton import module as triton
 from moekit_experts.glu import Glu
 from moekit_experts.glu.module import GluExperts
 
@@ -197,8 +199,25 @@ def test_the_option_save_is_passed_on() -> None:
     assert auto.fused.spec.save == auto.triton.spec.save == "nothing"
 
 
-def test_on_a_gpu_the_fixed_rule_takes_grouped() -> None:
+@pytest.mark.parametrize(
+    ("capability", "dtype", "bank", "words"),
+    [
+        ((9, 0), torch.bfloat16, glu(), "grouped: torch has one kernel"),
+        ((8, 0), torch.bfloat16, glu(), "triton: torch has no grouped product in torch.bfloat16 for 4 experts"),
+        ((9, 0), torch.float16, glu(), "triton: torch has no grouped product in torch.float16"),
+        ((7, 5), torch.float16, glu(), "grouped: 'fused' cannot: "),
+        ((8, 0), torch.bfloat16, glu(bias=True), "grouped: GluExperts has no standard form"),
+    ],
+    ids=["H100", "A100", "fp16", "T4", "biases"],
+)
+def test_on_a_gpu_without_a_grouped_kernel_the_fixed_rule_takes_triton(
+    capability: tuple[int, int], dtype: torch.dtype, bank: GluExperts, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """No GPU is needed: the choice is made from static facts."""
+    monkeypatch.setattr(gpus, "capability_of", lambda device: capability)
+    monkeypatch.setattr(triton, "capability_of", lambda device: capability)
+    auto = AutoDispatcher(Auto(choose="fixed"), DIMS)
+    auto.triton.installed = True
     with FakeTensorMode():
-        x_TD = torch.empty(T, D, device="cuda")
-    assert AutoDispatcher(Auto(), DIMS).explain(x_TD, routing(), glu()).startswith("grouped: ")
+        x_TD = torch.empty(T, D, device="cuda", dtype=dtype)
+    assert auto.explain(x_TD, routing(), bank.to(dtype)).startswith(words)

@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from moekit.contracts import ExpertBank, LayerDims
 from moekit.routing import Pairs, TokenChoice
 from moekit_dispatchers.grouped import Grouped, ops
+from moekit_dispatchers.grouped import rows as movers
 from moekit_dispatchers.grouped.module import GroupedDispatcher, GroupedGroups, sort_pairs
 from moekit_dispatchers.loop import Loop
 from moekit_dispatchers.loop.module import LoopDispatcher
@@ -45,12 +46,12 @@ def test_sorted_pairs_list_every_pair_by_expert_and_by_token(data: st.DataObject
     # Sorted by expert, in the order given; pairs that go nowhere (expert E) last.
     assert rows.pair_N.tolist() == sorted(range(len(experts)), key=lambda n: (experts[n], n))
     assert rows.expert_N.tolist() == sorted(experts)
-    assert rows.token_N.tolist() == [tokens[n] for n in rows.pair_N.tolist()]
+    assert rows.by_token.token_N.tolist() == [tokens[n] for n in rows.pair_N.tolist()]
     assert rows.end_E.dtype == torch.int32
     assert rows.end_E.tolist() == [sum(x <= e for x in experts) for e in range(num_experts)]
 
     # Each token's bag holds exactly its rows.
-    starts, by_token = rows.start_T.tolist(), rows.by_token_N.tolist()
+    starts, by_token = rows.by_token.start_T.tolist(), rows.by_token.by_token_N.tolist()
     assert sorted(by_token) == list(range(len(experts))) and len(starts) == num_tokens + 1
     for t in range(num_tokens):
         bag = {rows.pair_N.tolist()[row] for row in by_token[starts[t] : starts[t + 1]]}
@@ -61,7 +62,7 @@ def test_sorted_pairs_list_every_pair_by_expert_and_by_token(data: st.DataObject
 def test_sorting_works_for_more_tokens_than_16_bits_hold(num: int) -> None:
     token_N = torch.arange(num).flip(0)
     rows = sort_pairs(Pairs(token_N, torch.zeros(num, dtype=torch.int64), torch.ones(num)), num, 1)
-    assert torch.equal(rows.by_token_N, token_N) and torch.equal(rows.start_T, torch.arange(num + 1))
+    assert torch.equal(rows.by_token.by_token_N, token_N) and torch.equal(rows.by_token.start_T, torch.arange(num + 1))
 
 
 # ---- groups -------------------------------------------------------------------------------------------------------
@@ -113,7 +114,8 @@ class Inverse(ExpertBank):
 
 @pytest.mark.parametrize("on_host", [True, False])
 def test_outputs_for_rows_without_an_expert_reach_nothing(on_host: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ops, "_on_host", lambda t: on_host)
+    monkeypatch.setattr(movers, "on_host", lambda t: on_host)
+    monkeypatch.setattr(ops, "on_host", lambda t: on_host)
     valid_T = torch.arange(T) % 2 == 0
     routed, x_TD = routing(valid_T), torch.rand(T, D) + 0.5
     x_TD[~valid_T] = torch.nan
@@ -129,7 +131,8 @@ def test_outputs_for_rows_without_an_expert_reach_nothing(on_host: bool, monkeyp
 @pytest.mark.parametrize("bias", [False, True])
 def test_the_path_of_gpus_equals_the_loop(bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """In fp32 on the path that a GPU takes, forward and every gradient."""
-    monkeypatch.setattr(ops, "_on_host", lambda t: False)
+    monkeypatch.setattr(movers, "on_host", lambda t: False)
+    monkeypatch.setattr(ops, "on_host", lambda t: False)
     valid_T = torch.rand(T) > 0.3
     routed, x_TD = routing(valid_T), torch.randn(T, D, requires_grad=True)
     bank = FfnExperts(Ffn(count=E, hidden=7, activation="gelu", bias=bias), DIMS)

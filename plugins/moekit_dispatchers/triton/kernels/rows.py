@@ -1,4 +1,4 @@
-"""Row operations other than products: sums by token, and the activation's backward."""
+"""Row operations other than products: sums by token and their backward, and the activation's backward."""
 
 from __future__ import annotations
 
@@ -26,6 +26,31 @@ def combine(rows, gate, by_token, start_of, y, width, GATED: tl.constexpr, BLOCK
             part *= tl.load(gate + row)
         total += part
     tl.store(y + token * width + cols, total.to(y.dtype.element_ty), mask=is_col)
+
+
+@triton.jit
+def gated_backward(
+    g, y, gate, token_of, last, d_y, d_gate, num_rows, width, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
+):
+    """``d_y[n] = gate[n] · g[token_of[n]]`` and ``d_gate[n] = y[n] · g[token_of[n]]``; 0 for rows from ``last`` on.
+
+    One program computes BLOCK_M rows. ``last`` points to the number of rows with an expert.
+    """
+    rows = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    is_any = rows < num_rows
+    is_row = rows < tl.load(last)
+    token = tl.load(token_of + rows, mask=is_row, other=0)
+    weight = tl.load(gate + rows, mask=is_row, other=0.0).to(tl.float32)
+    total = tl.zeros((BLOCK_M,), dtype=tl.float32)
+    for start in range(0, width, BLOCK_N):
+        cols = start + tl.arange(0, BLOCK_N)
+        is_col = (cols < width)[None, :]
+        at = rows[:, None] * width + cols[None, :]
+        is_here = is_row[:, None] & is_col
+        d = tl.load(g + token[:, None] * width + cols[None, :], mask=is_here, other=0.0).to(tl.float32)
+        total += tl.sum(d * tl.load(y + at, mask=is_here, other=0.0).to(tl.float32), axis=1)
+        tl.store(d_y + at, (d * weight[:, None]).to(d_y.dtype.element_ty), mask=is_any[:, None] & is_col)
+    tl.store(d_gate + rows, total.to(d_gate.dtype.element_ty), mask=is_any)
 
 
 @triton.jit
