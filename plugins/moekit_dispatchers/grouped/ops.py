@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moekit_dispatchers.grouped.gpus import DTYPES, capability_of, grouped_is_fast, kernels_take
-from moekit_dispatchers.grouped.rows import clear_tail, on_host
+from moekit_dispatchers.grouped.rows import clear_tail, on_host, sum_rows
 
 
 @torch.library.custom_op("moekit::grouped_linear", mutates_args=())
@@ -114,21 +114,28 @@ def _outer_backward(ctx: Any, g_EHD: Tensor) -> tuple[Tensor | None, Tensor | No
     return d_left_NH, d_right_ND, None, None
 
 
-def _save_ends(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, _, end_E, ctx.all_sent = inputs
-    ctx.save_for_backward(end_E)
+def _save_experts(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, *tensors, ctx.all_sent = inputs
+    ctx.save_for_backward(*tensors)
 
 
 def _expert_rows_backward(ctx: Any, g_NX: Tensor) -> tuple[Tensor, None, None, None]:
-    """Sums by expert as a grouped product with ones: a sum of many rows in parallel, on a GPU too."""
-    (end_E,) = ctx.saved_tensors
-    one_N1 = g_NX.new_ones(g_NX.shape[0], 16 // g_NX.element_size())  # of the least width that needs no padding
-    return grouped_outer(g_NX, one_N1, end_E, ctx.all_sent)[:, :, 0], None, None, None
+    """Each expert's sum: a bag of rows on a CPU, where that takes a tenth of the time; else a product with ones.
+
+    On a GPU a bag is summed by one thread for each column, however long it is.
+    """
+    expert_N, end_E = ctx.saved_tensors
+    N, E = g_NX.shape[0], end_E.shape[0]
+    if on_host(g_NX):
+        bags = (expert_N.clamp(max=E - 1).long(), torch.arange(N), F.pad(end_E.long(), (1, 0)))
+        return sum_rows(g_NX, None, *bags, ctx.all_sent, g_NX.dtype), None, None, None
+    one_NX = g_NX.new_ones(N, 16 // g_NX.element_size())  # of the least width that needs no padding
+    return grouped_outer(g_NX, one_NX, end_E, ctx.all_sent)[:, :, 0], None, None, None
 
 
 grouped_linear.register_autograd(_linear_backward, setup_context=_save_all)
 grouped_outer.register_autograd(_outer_backward, setup_context=_save_all)
-expert_rows.register_autograd(_expert_rows_backward, setup_context=_save_ends)
+expert_rows.register_autograd(_expert_rows_backward, setup_context=_save_experts)
 
 
 # ---- helpers --------------------------------------------------------------------------------------------------------

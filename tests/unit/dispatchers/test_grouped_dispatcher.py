@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -152,3 +154,31 @@ def test_recomputation_changes_nothing() -> None:
     once = torch.autograd.grad(y_TD.square().sum(), leaves)
     for ours, theirs in zip(torch.autograd.grad(again_TD.square().sum(), leaves), once, strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_under_autocast_rows_are_saved_in_its_dtype_and_only_what_backward_needs() -> None:
+    """Bytes of a pair: rows 2·D, first product 2·2H, activation and hidden layer 2·H each, output 2·O, gate 4."""
+    saved: dict[int, Tensor] = {}
+
+    def keep(t: Tensor) -> Tensor:
+        if t.is_floating_point() and t.ndim < 3:  # weights have three dimensions
+            saved.setdefault(t.untyped_storage().data_ptr(), t)
+        return t
+
+    H, bank, x_TD, routed = (
+        6,
+        GluExperts(Glu(count=E, hidden=6), DIMS),
+        torch.randn(T, D, requires_grad=True),
+        routing(),
+    )
+    with torch.autocast("cpu", torch.bfloat16), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        y_TD = GROUPED(x_TD, routed, bank).y_TO
+    assert y_TD.dtype == torch.bfloat16
+    pair = 2 * D + 2 * 2 * H + 2 * H + 2 * H + 2 * D + 4
+    assert sum(t.untyped_storage().nbytes() for t in saved.values()) == T * K * pair
+
+    saved.clear()
+    fixed = dataclasses.replace(routed, gate_TK=routed.gate_TK.detach())
+    with torch.autocast("cpu", torch.bfloat16), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        GROUPED(x_TD, fixed, bank)
+    assert sum(t.untyped_storage().nbytes() for t in saved.values()) == T * K * (pair - 2 * D), "no gate, no output"

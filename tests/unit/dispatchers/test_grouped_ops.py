@@ -44,6 +44,7 @@ def test_grouped_products_pass_opcheck(dtype: torch.dtype, D: int, H: int) -> No
 # ---- derivatives --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("where")
 @pytest.mark.parametrize("ends", [[4, 4, 13], [0, 0, 16], [5, 11, 16], [0, 0, 0]], ids=str)
 def test_grouped_products_have_right_derivatives_of_both_orders(ends: list[int]) -> None:
     end_E = torch.tensor(ends, dtype=torch.int32)
