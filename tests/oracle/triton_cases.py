@@ -185,7 +185,7 @@ def test_padding_and_pairs_that_are_not_sent_reach_nothing(kind: str) -> None:
     assert_equal(x_TD, routed, bank(kind, "relu", 4), torch.float32, 1e-5)
 
 
-@pytest.mark.parametrize("sizes", [[0], [5], [16, 0, 17], [0, 0, 0, 31], [1] * 9, [33, 2, 0]])
+@pytest.mark.parametrize("sizes", [[0], [5], [16, 0, 17], [0, 0, 0, 31], [1, 0, 17] * 14, [33, 2, 0]])
 @pytest.mark.parametrize("unsent", [0, 7])
 def test_tiles_hold_every_row_once_and_rows_of_one_expert(sizes: list[int], unsent: int) -> None:
     end_E = torch.tensor(sizes, device=DEVICE).cumsum(0).int()

@@ -128,6 +128,26 @@ def reads_of(layer: MoELayer, capability: tuple[int, int], *, kernels: bool = Tr
     return gpu.reads
 
 
+@pytest.mark.parametrize(
+    ("dispatcher", "capability", "most"),
+    [(Grouped(), H100, (31, 20)), (Triton(), A100, (29, 18)), (Grouped(), A100, (33, 22))],
+    ids=["grouped, H100", "triton", "grouped, A100"],
+)
+def test_a_layer_needs_few_operators(
+    dispatcher: DispatcherSpec, capability: tuple[int, int], most: tuple[int, int]
+) -> None:
+    """Forward and backward with the router. A small layer waits for launches, each of some microseconds."""
+    router = TopK(top_k=3, renormalize=True)
+    layer = MoELayer.from_spec(MoE(router=router, experts=Glu(count=E, hidden=8), dispatcher=dispatcher), dim=D)
+    with pretended_gpu(capability) as gpu:
+        gpu.put_module(layer.train().bfloat16())
+        y_BSD, _ = layer(gpu.put(torch.randn(3, 40, D, dtype=torch.bfloat16, requires_grad=True)))
+        forward = sum(gpu.operators.values())
+        y_BSD.backward(torch.ones_like(y_BSD))
+    backward = sum(gpu.operators.values()) - forward - 1  # without the ones
+    assert forward <= most[0] and backward <= most[1], (forward, backward, gpu.operators)
+
+
 def test_every_way_to_read_a_value_is_seen() -> None:
     with pretended_gpu(A100) as gpu:
         x_N, is_N = gpu.put(torch.arange(1.0, 5)), gpu.put(torch.tensor([True, False, True, True]))

@@ -111,8 +111,8 @@ def sort_pairs(pairs: Pairs, num_tokens: int, num_experts: int) -> SortedPairs:
     device = expert_N.device
     experts_E = torch.arange(num_experts, dtype=expert_N.dtype, device=device)
     token_N = pairs.token_N.index_select(0, pair_N)
-    key_N = narrow_keys(token_N.where(expert_N < num_experts, num_tokens), num_tokens)
-    key_N, by_token_N = key_N.sort(stable=True)
+    key_N = token_N if pairs.all_sent else token_N.where(expert_N < num_experts, num_tokens)
+    key_N, by_token_N = narrow_keys(key_N, num_tokens).sort(stable=True)
     tokens_T = torch.arange(num_tokens + 1, dtype=key_N.dtype, device=device)
     return SortedPairs(
         pair_N=pair_N,

@@ -55,7 +55,7 @@ def grouped_outer(g_NH: Tensor, x_ND: Tensor, end_E: Tensor, all_sent: bool) -> 
     E, N, H, D = end_E.shape[0], *g_NH.shape, x_ND.shape[1]
     if N and _has_grouped_mm(x_ND, E):
         w_EHD = F.grouped_mm(_aligned(g_NH).t(), _aligned(x_ND), offs=end_E)[:, :H, :D].contiguous()
-        if on_host(x_ND):
+        if (capability_of(x_ND.device) or (0, 0)) < (10, 0):
             return w_EHD
         # On sm100 the products of experts without rows are undefined (pytorch issue 172439).
         idle_E = end_E == F.pad(end_E[:-1], (1, 0))

@@ -64,13 +64,13 @@ class Tiles(NamedTuple):
 
 def tiles(end_E: Tensor, num_rows: int, height: int) -> Tiles:
     """The most tiles that can be needed, ``ceil(N / height) + E``: only the device knows how many are."""
-    start_E = torch.cat([end_E.new_zeros(1), end_E[:-1]])
-    last_E = ((end_E - start_E + height - 1) // height).cumsum(0)
-    index_X = torch.arange(-(-num_rows // height) + end_E.shape[0], device=end_E.device)
-    expert_X = torch.searchsorted(last_E, index_X, right=True)
-    own_X = expert_X.clamp(max=end_E.shape[0] - 1)
-    before_X = torch.where(own_X > 0, last_E[own_X - 1], 0)
-    return Tiles(expert_X, start_E[own_X] + (index_X - before_X) * height, height)
+    E, X = end_E.shape[0], -(-num_rows // height) + end_E.shape[0]
+    expert_X, row_X = (end_E.new_empty(X, dtype=torch.int64) for _ in range(2))
+    with _on(end_E):
+        rows.cut[(-(-X // 128),)](
+            end_E, expert_X, row_X, X, E, HEIGHT=height, BLOCK_X=128, BLOCK_E=_block(E, 128), **FUSION
+        )
+    return Tiles(expert_X, row_X, height)
 
 
 def tile_height(num_rows: int, num_experts: int, dtype: torch.dtype) -> int:

@@ -104,7 +104,7 @@ def test_building_it_imports_no_triton() -> None:
 
 ROUTE = {"token_of": "*i64", "by_token": "*i64", "start_of": "*i64", "tile_expert": "*i64", "tile_row": "*i64"}
 FIXED = {**ROUTE, "end_of": "*i32", "last": "*i32", "gate": "*fp32", "d_gate": "*fp32"}
-NUMBERS = ("num_experts", "num_rows", "width", "width_in", "width_out", "width_a", "width_b", "hidden")
+NUMBERS = ("num_experts", "num_rows", "num_tiles", "width", "width_in", "width_out", "width_a", "width_b", "hidden")
 STRIDES = ("x_row", "w_expert", "w_out", "w_in")
 ROWS = {"BLOCK_M": 16, "BLOCK_N": 32}
 SMALL_GPU = 99 << 10
@@ -116,6 +116,7 @@ KERNELS: list[tuple[str, str, dict[str, Any]]] = [
     ("products", "outer", {"GATHER_A": True, "GATHER_B": False}),
     ("rows", "combine", {"GATED": True, "BLOCK": 64}),
     ("rows", "gated_backward", ROWS),
+    ("rows", "cut", {"HEIGHT": 128, "BLOCK_X": 128, "BLOCK_E": 64}),
     *(
         ("rows", "activation_backward", {"GATED": act != "relu", "KEPT": act == "relu", "ACT": act} | ROWS)
         for act in ACTIVATIONS

@@ -1,4 +1,4 @@
-"""Row operations other than products: sums by token and their backward, and the activation's backward."""
+"""Operations other than products: tiles, sums by token and their backward, and the activation's backward."""
 
 from __future__ import annotations
 
@@ -6,6 +6,42 @@ import triton
 import triton.language as tl
 
 from moekit_dispatchers.triton.kernels.activations import activate, derivative
+
+
+@triton.jit
+def cut(
+    end_of,
+    tile_expert,
+    tile_row,
+    num_tiles,
+    num_experts,
+    HEIGHT: tl.constexpr,
+    BLOCK_X: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+):
+    """The expert and the first row of each tile of HEIGHT rows; ``num_experts`` for a surplus tile.
+
+    A tile's expert is the number of experts whose tiles all come before it. One program for BLOCK_X tiles.
+    """
+    tile = tl.program_id(0) * BLOCK_X + tl.arange(0, BLOCK_X)
+    expert_of = tl.zeros((BLOCK_X,), dtype=tl.int32)
+    before = tl.zeros((BLOCK_X,), dtype=tl.int32)  # tiles of the experts that come before
+    counted = 0
+    for first in range(0, num_experts, BLOCK_E):
+        expert = first + tl.arange(0, BLOCK_E)
+        is_expert = expert < num_experts
+        end = tl.load(end_of + expert, mask=is_expert, other=0)
+        start = tl.load(end_of + expert - 1, mask=is_expert & (expert > 0), other=0)
+        tiles = tl.where(is_expert, (end - start + HEIGHT - 1) // HEIGHT, 0)
+        last = counted + tl.cumsum(tiles, 0)
+        is_past = (last[None, :] <= tile[:, None]) & is_expert[None, :]
+        expert_of += tl.sum(is_past.to(tl.int32), axis=1)
+        before = tl.maximum(before, tl.max(tl.where(is_past, last[None, :], 0), axis=1))
+        counted += tl.sum(tiles)
+    is_tile = tile < num_tiles
+    start = tl.load(end_of + expert_of - 1, mask=is_tile & (expert_of > 0), other=0)
+    tl.store(tile_expert + tile, expert_of.to(tl.int64), mask=is_tile)
+    tl.store(tile_row + tile, (start + (tile - before) * HEIGHT).to(tl.int64), mask=is_tile)
 
 
 @triton.jit
