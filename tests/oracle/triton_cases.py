@@ -27,6 +27,7 @@ from moekit_dispatchers.grouped.module import GroupedDispatcher, sort_pairs
 from moekit_dispatchers.loop import Loop
 from moekit_dispatchers.loop.module import LoopDispatcher
 from moekit_dispatchers.triton import Triton, launch
+from moekit_dispatchers.triton.blocks import blocks_of, knobs, options
 from moekit_dispatchers.triton.module import TritonDispatcher
 from moekit_dispatchers.triton.ops import triton_experts, triton_experts_backward
 from moekit_experts.ffn import Ffn
@@ -42,7 +43,7 @@ def test_the_kernels_run_where_they_should() -> None:
     form = bank("glu", "silu", 2).standard_form()
     assert form is not None
     assert TritonDispatcher(Triton(), LayerDims(dim=D, num_experts=2)).why_not(tokens(1), form) == ""
-    assert bool(launch.knobs.runtime.interpret) == (DEVICE == "cpu")
+    assert bool(knobs.runtime.interpret) == (DEVICE == "cpu")
 
 
 def bank(kind: str, activation: Any, E: int) -> ExpertBank:
@@ -309,7 +310,7 @@ def test_fp32_is_exact_unless_torchs_own_products_are_not() -> None:
     try:
         for precision in ("highest", "high", "medium"):
             torch.set_float32_matmul_precision(precision)
-            said.append(launch._options(tokens(1), 16, 16, 16)["PRECISION"])
+            said.append(options(tokens(1), blocks_of(torch.float32, 16), 16, 16, 16)["PRECISION"])
     finally:
         torch.set_float32_matmul_precision("highest")
     assert said == ["ieee", "tf32", "tf32"]
