@@ -85,9 +85,10 @@ def trained(layer: MoELayer, x_BSD: torch.Tensor, valid_BS: torch.Tensor | None)
     return y_BSD.float().square().mean() + report.loss() + 0 * report.load_E.sum()
 
 
-H100, A100 = (9, 0), (8, 0)
+H100, B200, A100 = (9, 0), (10, 0), (8, 0)
 ON_GPUS: dict[str, tuple[DispatcherSpec, tuple[int, int], torch.dtype]] = {
     **{name: (spec, H100, torch.bfloat16) for name, spec in DISPATCHERS.items()},
+    "grouped, B200": (Grouped(), B200, torch.bfloat16),
     "grouped, A100": (Grouped(), A100, torch.bfloat16),
     "triton, A100": (Triton(), A100, torch.float32),
     "auto, A100": (Auto(), A100, torch.float32),

@@ -23,7 +23,7 @@ ACTIVATIONS = ("silu", "gelu", "relu", "sigmoid")
 
 @final
 class TritonDispatcher(Dispatcher):
-    """``y_t = sum of gate · expert(x_t)`` over the pairs of token t, in five kernels.
+    """``y_t = sum of gate · expert(x_t)`` over the pairs of token t, in kernels of its own.
 
     Takes banks of standard form (``ExpertBank.standard_form``: glu and ffn without extras) on a CUDA device (or, for
     tests, on a CPU under ``TRITON_INTERPRET=1``), and uses their weights directly, in autocast's dtype if autocast is
