@@ -114,7 +114,7 @@ def _(
 def gated_backward(
     g_TO: Tensor, y_NO: Tensor, gate_N: Tensor, token_N: Tensor, start_T: Tensor, all_sent: bool
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of ``sum_rows`` for rows and gates, without an array of gathered rows beside them."""
+    """The gradients of ``sum_rows`` for rows and gates, without another array of rows."""
     (N, width), wide = y_NO.shape, _wide(y_NO.dtype, gate_N.dtype, g_TO.dtype)
     if wide == torch.float32 and kernels_take(y_NO):
         from moekit_dispatchers.triton import launch
