@@ -78,11 +78,12 @@ def load(source: Source, overrides: Iterable[str] = (), *, registry: Registry | 
     registry = current() if registry is None else registry
     layers, name = read_layers(source, overrides, registry)
     merged = Merged(registry, layers)
-    _check_requires(merged, registry)
+    _check_requires(merged.data.get("requires"), merged, registry)
     if name and merged.data.get("name") in (None, ""):
         merged.data["name"] = escape(name)
     recipe = compose(merged, Recipe, registry)
     assert isinstance(recipe, Recipe)
+    _check_requires(recipe.requires, merged, registry)  # an interpolation may have given them
     report = Report()
     for plugin, said in registry.call("moekit_recipe_loaded", {"recipe": recipe}):
         for sentence in said or ():
@@ -199,15 +200,14 @@ def _crosses_reference(base: Any, over: Any) -> bool:
     )
 
 
-def _check_requires(layers: Merged, registry: Registry) -> None:
+def _check_requires(wanted: Any, layers: Merged, registry: Registry) -> None:
     """Rejects a spec whose plugins are missing or have another version, before anything that depends on them is read.
 
     Raises:
         SpecError: with every requirement that is not met.
     """
-    wanted = layers.data.get("requires")
-    if not isinstance(wanted, dict):
-        return  # composing reports it
+    if not wanted or not isinstance(wanted, dict):
+        return  # composing reports what is no mapping
     from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
     plugins = {plugin.name: plugin for plugin in registry.plugins}
@@ -280,19 +280,26 @@ class _Builder:
             arguments = {name: self._option(node, name, ARGUMENT) for name in node.options}
             return BROKEN if _broken(arguments) else Imported(path=node.use, arguments=arguments)
         given: dict[str, Any] = {}
+        sound = node.sound
         for name, info in fields_of(node.spec).items():
-            child = node.children.get(name)
             if name in node.options:
-                given[name] = self._option(node, name, info)
-            elif info.kind == "slots" and isinstance(child, dict):
-                entries = {key: self.build(item) for key, item in child.items()}
-                given[name] = BROKEN if _broken(entries) else entries
-            elif name in node.children:
+                value, kind = node.written[name], type(node.written[name])
+                plain = kind in info.scalars and (
+                    kind in (bool, type(None)) or ("${" not in value if kind is str else not info.fault(value))
+                )
+                given[name] = value if plain else self._option(node, name, info)
+            elif isinstance(child := node.children.get(name), Node):
                 given[name] = self.build(child)
-        if not node.sound or _broken(given):
+            elif info.kind == "slots" and isinstance(child, dict):
+                given[name] = entries = {key: self.build(item) for key, item in child.items()}
+                sound = sound and not _broken(entries)
+            elif name in node.children:
+                given[name] = child
+            sound = sound and given.get(name) is not BROKEN
+        if not sound:
             return BROKEN
         try:
-            return node.spec(**given)
+            return node.spec.of_valid(given)
         except ValueError as error:
             sentences = error.sentences if isinstance(error, ConflictError) else (str(error),)
         except Exception as error:  # a mistake in a plugin
@@ -328,8 +335,6 @@ class Values:
 
     def read(self, value: Any, info: FieldInfo, path: Keys) -> Any:
         """``value`` as the type and in the range of ``info``; else ``BROKEN``."""
-        if type(value) in info.scalars and value != LEFT_OPEN and (isinstance(value, str) or not info.fault(value)):
-            return value  # as most values are
         limits = "" if info.choices else info.range_text()
         out = self.convert(value, info.type, path, limits)
         if out is BROKEN or not info.fault(out):
