@@ -2,8 +2,9 @@
 
 Block sizes follow from dtype and widths by calculation; none has been timed. A block is no wider than the power of two
 that holds its matrix, because the rest would be products with 0. Its sums and addresses fit into registers: no kernel
-spills, compiled for compute capabilities 8.0 to 12.0. Its operands, in three stages, fit into the shared memory of a
-small GPU (96 of 99 KiB). To tune them on a GPU, change ``blocks_of`` and ``options``, and compare before and after:
+spills, compiled for compute capabilities 8.0 to 12.0 (8 bytes for fp32 of odd width on 12.0, if weights are a view
+without unit stride). Its operands, in three stages, fit into the shared memory of a small GPU (96 of 99 KiB). To tune
+them on a GPU, change ``blocks_of`` and ``options``, and compare before and after:
 ``moekit bench layer olmoe --dispatchers grouped,triton``.
 """
 
