@@ -1,0 +1,91 @@
+"""The products of a block of rows, expert by expert: by torch, or by oneDNN.
+
+oneDNN is another library within torch. On AMD's processors its products in fp32 take half of the time of MKL's, which
+torch uses; on others they may take longer. It compiles a kernel for every number of rows, so numbers are rounded: up
+where the further rows' results are thrown away, down where rows are summed, with the rest by torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from moekit.compat import onednn_linear
+
+FROM = 1 << 20
+"""Multiply-adds from which a product is computed by oneDNN: below, the copy of its output costs more than it saves."""
+
+UNIT = 32
+"""Rows are rounded to multiples of this, and of a sixteenth to an eighth of themselves: eight numbers an octave."""
+
+
+class Block(NamedTuple):
+    """Rows that are computed together: all or some rows of one expert, or all rows of several experts.
+
+    Attributes:
+        experts: the experts, in order.
+        sizes: rows of each.
+        rows: rows in all.
+        first: whether no earlier block has rows of the same expert.
+    """
+
+    experts: list[int]
+    sizes: list[int]
+    rows: int
+    first: bool
+
+
+def unit_of(rows: int) -> int:
+    """What a number of rows is rounded to a multiple of."""
+    return max(UNIT, 1 << max(0, rows.bit_length() - 4))
+
+
+def room(rows: int) -> int:
+    """Rows of a buffer for blocks of at most so many rows, with those that rounding up adds."""
+    return rows + unit_of(rows)
+
+
+def products(a_RX: Tensor, w_eYX: Sequence[Tensor], block: Block, out_rY: Tensor, *, onednn: bool) -> Tensor:
+    """``out_rY``: each row times its own expert's weight.
+
+    Args:
+        a_RX: a buffer that begins with the block's rows; for oneDNN with ``room`` for rounding.
+        w_eYX: the weight of each expert, laid out as in ``nn.Linear``.
+        block: experts and their rows.
+        out_rY: the output buffer.
+        onednn: whether oneDNN computes.
+    """
+    start = 0
+    for e, n in zip(block.experts, block.sizes, strict=True):
+        w_YX, out_nY = w_eYX[e], out_rY.narrow(0, start, n)
+        if onednn and n * w_YX.numel() >= FROM:
+            unit = unit_of(n)
+            a_nX = a_RX.narrow(0, start, -(-n // unit) * unit)
+            out_nY.copy_(onednn_linear(a_nX, w_YX).narrow(0, 0, n))
+        else:
+            torch.mm(a_RX.narrow(0, start, n), w_YX.t(), out=out_nY)
+        start += n
+    return out_rY
+
+
+def outer_products(a_rX: Tensor, b_rY: Tensor, block: Block, out_EXY: Tensor, *, onednn: bool) -> None:
+    """For each expert of the block, the sum over its rows of ``a_rX`` outer ``b_rY``, written (or added) to ``out``."""
+    parts = zip(block.experts, torch.split(a_rX, block.sizes), torch.split(b_rY, block.sizes), strict=True)
+    for e, a_nX, b_nY in parts:
+        n, out_XY = len(a_nX), out_EXY[e]
+        at = n - n % unit_of(n) if onednn and n * out_XY.numel() >= FROM else 0
+        if at:
+            y_YX = onednn_linear(b_nY[:at].t(), a_nX[:at].t())
+            if block.first:
+                out_XY.copy_(y_YX.t())
+            else:
+                out_XY.add_(y_YX.t())
+            if at < n:
+                out_XY.addmm_(a_nX[at:].t(), b_nY[at:])
+        elif block.first:
+            torch.mm(a_nX.t(), b_nY, out=out_XY)
+        else:
+            out_XY.addmm_(a_nX.t(), b_nY)
