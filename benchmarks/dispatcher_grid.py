@@ -95,7 +95,7 @@ def seconds(variant: Variant, backward: bool) -> float:
 
 
 def rounds(variants: Sequence[Variant], backward: bool, budget: float, most: int) -> dict[str, list[float]]:
-    """The seconds of each variant in each round: five rounds at least, and no more than the budget of seconds allows."""
+    """The seconds of each variant in each round: five rounds at least, and no more than the budget allows."""
     for variant in variants:
         seconds(variant, backward)
     taken: dict[str, list[float]] = {variant.name: [] for variant in variants}
@@ -159,12 +159,13 @@ def table(cells: Sequence[dict[str, Any]]) -> measured.Table:
             + [first["over"]["plain"], peer]
         )
     words = (
-        "Forward and backward (`both`) and forward without gradients, fp32: `auto` over the fastest of `fused`, `onednn`, "
-        "`textbook`, `grouped`, `loop` (up to 8 experts), `plain` and transformers' grouped experts; best round (median of "
-        "ratios within rounds). Milliseconds, the choice and the last two columns, medians, are of the first kind of "
-        "cell. `auto` takes at most {target} of the fastest in {best} of {cells} cells by the best round and in {within} by "
-        "the median, whose median is {middle:.2f}. The worst cell is T, D, H, E, K = {shape} with {threads} threads, {pass}: "
-        "{worst:.2f}, where `auto` chose `{chosen}` and `{fastest}` was the fastest."
+        "Forward and backward (`both`) and forward without gradients, fp32: `auto` over the fastest of `fused`, "
+        "`onednn`, `textbook`, `grouped`, `loop` (up to 8 experts), `plain` and transformers' grouped experts; best "
+        "round (median of ratios within rounds). Milliseconds, the choice and the last two columns, which are medians, "
+        "are of the first kind of cell. `auto` takes at most {target} of the fastest in {best} of {cells} cells by the "
+        "best round and in {within} by the median; the median cell is {middle:.2f}. The worst cell is T, D, H, E, K = "
+        "{shape} with {threads} threads, {pass}: {worst:.2f}, where `auto` chose `{chosen}` and `{fastest}` was the "
+        "fastest."
     )
     values = {
         "target": TARGET,

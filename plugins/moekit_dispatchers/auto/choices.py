@@ -44,7 +44,7 @@ class Choices:
         user: the user's file; None for none.
 
     Attributes:
-        chosen: what followed from times or the rule, by all that a choice depends on: a call looks it up.
+        chosen: what followed from times, by all that a choice depends on: a call looks it up in microseconds.
     """
 
     def __init__(self, user: Path | None) -> None:

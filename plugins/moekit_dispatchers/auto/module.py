@@ -104,7 +104,7 @@ class AutoDispatcher(Dispatcher):
         gates, w_in_EXD, w_out_EOH = gates_of(routing), form.w_in_EHD, form.w_out_EOH
         if torch.compiler.is_compiling():
             return self._new_choice(x_TD, gates, form, routing.num_experts)
-        # All that a choice depends on. Together with the lookup this takes as long as the smallest operator.
+        # All that a measured choice depends on. With the lookup this takes as long as a small operator.
         device = x_TD.device
         key = (
             x_TD.shape, gates.shape, w_in_EXD.shape, w_out_EOH.shape, device,
@@ -113,12 +113,14 @@ class AutoDispatcher(Dispatcher):
             torch.is_grad_enabled() and (x_TD.requires_grad or w_in_EXD.requires_grad), torch.get_num_threads(),
             torch.is_autocast_enabled(device.type), torch.are_deterministic_algorithms_enabled(), is_observed(),
             HAS_RANKS and dist.is_initialized() and dist.get_world_size(),
-            device.type == "cuda" and torch.cuda.is_current_stream_capturing(),
+            device.type == "cuda" and type(x_TD) is Tensor and torch.cuda.is_current_stream_capturing(),
         )  # fmt: skip
         if (found := CHOICES.chosen.get(key)) is None:
-            if len(CHOICES.chosen) >= MOST_KNOWN:
-                CHOICES.chosen.clear()
-            found = CHOICES.chosen[key] = self._new_choice(x_TD, gates, form, routing.num_experts)
+            found = self._new_choice(x_TD, gates, form, routing.num_experts)
+            if not self._why_fixed(x_TD, form):
+                if len(CHOICES.chosen) >= MOST_KNOWN:
+                    CHOICES.chosen.clear()
+                CHOICES.chosen[key] = found
         return found
 
     def _new_choice(self, x_TD: Tensor, gates: Tensor, form: StandardForm, E: int) -> Choice:

@@ -18,6 +18,12 @@ from moekit.compat import onednn_linear
 FROM = 1 << 20
 """Multiply-adds from which a product is computed by oneDNN: below, the copy of its output costs more than it saves."""
 
+OUTER_FROM, OUTER_ROWS = 1 << 22, 96
+"""The same for products over rows, which copy an operand too; and the least rows. Measured on one thread."""
+
+OUTER_SHARED_FROM = 1 << 25
+"""The same for products that several threads share: they share the copies badly."""
+
 UNIT = 32
 """Rows are rounded to multiples of this, and of a sixteenth to an eighth of themselves: eight numbers an octave."""
 
@@ -74,10 +80,11 @@ def products(a_RX: Tensor, w_eYX: Sequence[Tensor], block: Block, out_rY: Tensor
 def outer_products(a_rX: Tensor, b_rY: Tensor, block: Block, out_EXY: Tensor, *, onednn: bool) -> None:
     """For each expert of the block, the sum over its rows of ``a_rX`` outer ``b_rY``, written (or added) to ``out``."""
     parts = zip(block.experts, torch.split(a_rX, block.sizes), torch.split(b_rY, block.sizes), strict=True)
+    enough = OUTER_FROM if torch.get_num_threads() == 1 else OUTER_SHARED_FROM
     for e, a_nX, b_nY in parts:
         n, out_XY = len(a_nX), out_EXY[e]
-        at = n - n % unit_of(n) if onednn and n * out_XY.numel() >= FROM else 0
-        if at:
+        if onednn and n >= OUTER_ROWS and n * out_XY.numel() >= enough:
+            at = n - n % unit_of(n)
             y_YX = onednn_linear(b_nY[:at].t(), a_nX[:at].t())
             if block.first:
                 out_XY.copy_(y_YX.t())
