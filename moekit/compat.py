@@ -87,7 +87,7 @@ def resume_schedule(schedule: torch.optim.lr_scheduler.LambdaLR, step: int) -> N
 
 def has_onednn() -> bool:
     """Whether torch has oneDNN's product on this machine."""
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # type: ignore[no-untyped-call]
 
 
 def onednn_linear(x_ND: Tensor, w_HD: Tensor) -> Tensor:
