@@ -6,7 +6,7 @@
 Each cell is a size, a number of threads, and a pass: ``forward`` without gradients, or ``both``, forward and backward.
 All variants are interleaved; one that is far from the fastest is not run further. ``auto`` measures before the rounds
 that count, as in a training run, and without times that were kept earlier. With transformers installed, its grouped
-experts are a variant too. Cells that were measured are kept in ``--cells``, so a run that was stopped goes on.
+experts are a variant too. Cells that were measured are kept in ``--cells``, so a run that was stopped continues.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ FAR = {0: 3.0, 2: 1.3}
 """After these rounds, a variant that took so many times the shortest time is not run further: it is not the fastest."""
 
 MOST_WEIGHTS, MOST_WORK = 1 << 23, 2.5e9
-"""Multiply-adds of a token through all experts, and of all tokens through theirs, beyond which a size is left out."""
+"""Multiply-adds of a token through all experts, and of all tokens through theirs, beyond which a size is skipped."""
 
 
 def shapes() -> Iterator[Shape]:
@@ -84,7 +84,7 @@ def variants_of(work: Workload) -> tuple[list[Variant], Any]:
 
 
 def seconds(variant: Variant, backward: bool) -> float:
-    """Of one run; of the processor where there is one thread, because that time is the same beside other work."""
+    """Of one run; of the processor where there is one thread, which other work does not change."""
     clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
     start = clock()
     with torch.set_grad_enabled(backward):

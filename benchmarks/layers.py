@@ -28,9 +28,8 @@ DISPATCHERS = ("loop", "grouped", "textbook", "fused", ONEDNN, "auto")
 TARGETS = {"small": 1.5, "base": 1.03, "fine": 1.2, "many": 1.6, "tiny": 1.25}
 """Of ``auto``."""
 
-ROUNDS = {"small": 60, "tiny": 15}
-FEW_ROUNDS = 7
-"""Of the other shapes."""
+MORE_ROUNDS = {"small": 8, "tiny": 2}
+"""Times as many rounds, for shapes that take little time."""
 
 PEERS = {"transformers": "transformers", "st_moe_pytorch": "st_moe_pytorch"}
 """By the name that ``--against`` takes, the module."""
@@ -41,14 +40,14 @@ def rows_of(result: ShapeResult) -> Mapping[str, VariantRow]:
     return {"onednn" if row.name == ONEDNN else row.name: row for row in result.rows}
 
 
-def layers(threads: int) -> tuple[measured.Table, measured.Table]:
-    """The named shapes by dispatcher, and ``auto`` beside other libraries."""
+def layers(threads: int, rounds: int) -> tuple[measured.Table, measured.Table]:
+    """The named shapes by dispatcher, and ``auto`` next to other libraries."""
     against = [name for name, module in PEERS.items() if find_spec(module)]
     names = ["plain", "loop", "grouped", "textbook", "fused", "onednn", "auto"]
     ours, theirs = [], []
     peers: list[str] = []
     for shape in FOR_CPU:
-        settings = Settings(rounds=ROUNDS.get(shape, FEW_ROUNDS))
+        settings = Settings(rounds=rounds * MORE_ROUNDS.get(shape, 1))
         peers_here = against if SHAPES[shape].E < 256 else []  # transformers' eager takes minutes
         result = compare_layers(shape, SHAPES[shape], settings, dispatchers=DISPATCHERS, against=peers_here)
         rows = rows_of(result)
@@ -62,7 +61,7 @@ def layers(threads: int) -> tuple[measured.Table, measured.Table]:
         "Forward and backward, ÷ dense, fp32, best round (median); {small} rounds of `small`, {tiny} of `tiny`, {few} "
         "of the others. `onednn` is `{{use: fused, products: onednn}}`."
     )
-    values = {**ROUNDS, "few": FEW_ROUNDS}
+    values = {name: rounds * more for name, more in MORE_ROUNDS.items()} | {"few": rounds}
     first = measured.table(columns | {"target": "{}"}, ours, words=words, values=values, device=device)
     columns = {"shape": "`{}`"} | {f"`{name}`": measured.RATIO for name in ("auto", *peers)}
     second = measured.table(
@@ -77,11 +76,11 @@ def layers(threads: int) -> tuple[measured.Table, measured.Table]:
     return first, second
 
 
-def growth(threads: int) -> measured.Table:
+def growth(threads: int, rounds: int) -> measured.Table:
     """``fine`` with 8 to 256 experts at equal multiply-adds."""
     found = []
     for name, shape in series_of("fine", SHAPES["fine"], "experts").items():
-        result = compare_layers(name, shape, Settings(rounds=FEW_ROUNDS, memory=True), dispatchers=["auto"])
+        result = compare_layers(name, shape, Settings(rounds=rounds, memory=True), dispatchers=["auto"])
         row = rows_of(result)["auto"]
         print(name, round(row.ratio.best, 2), round(row.ms))
         found.append((shape.E, row))
@@ -95,14 +94,15 @@ def growth(threads: int) -> measured.Table:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--rounds", type=int, default=7)
     measured.option(parser)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     CHOICES.user = None  # auto measures anew
-    ours, theirs = layers(args.threads)
+    ours, theirs = layers(args.threads, args.rounds)
     measured.publish("layers", ours, docs=args.docs)
     measured.publish("layers_of_libraries", theirs, docs=args.docs)
-    measured.publish("layers_by_experts", growth(args.threads), docs=args.docs)
+    measured.publish("layers_by_experts", growth(args.threads, args.rounds), docs=args.docs)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ CLEARLY = 1.02
 LEAST_SAVED_FIRST = ("fused", "onednn", "triton", "grouped", "textbook")
 
 MOST_KNOWN = 1 << 10
-"""Choices that are kept at hand: more are of numbers of tokens that change with every call."""
+"""Choices that are kept in memory: more are of numbers of tokens that change with every call."""
 
 HAS_RANKS = dist.is_available()
 
@@ -88,7 +88,7 @@ class AutoDispatcher(Dispatcher):
         name, _, whole = self._choose(x_TD, routing, experts, form)
         if whole and form is not None and (done := run_whole(x_TD, routing, form)) is not None:
             return done
-        chosen = cast(Dispatcher, self._modules[name])
+        chosen = cast(Dispatcher, getattr(self, name))
         return cast(Dispatched, chosen(x_TD, routing, experts, num_sequences=num_sequences))
 
     def explain(self, x_TD: Tensor, routing: Routing, experts: ExpertBank) -> str:
@@ -159,7 +159,7 @@ class AutoDispatcher(Dispatcher):
         machine = machine_of(device)
         known = CHOICES.get(machine, text)
         if known is None:
-            dispatchers = {name: cast(Dispatcher, self._modules[name]) for name in able}
+            dispatchers = {name: cast(Dispatcher, getattr(self, name)) for name in able}
             times = time_dispatchers(dispatchers, x_TD, form, size, grad=grad)
             known = CHOICES.put(machine, text, times) if times else {}
         return {name: taken for name, taken in known.items() if name in able}

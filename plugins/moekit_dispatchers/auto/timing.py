@@ -18,9 +18,9 @@ from moekit_dispatchers.auto.choices import Times
 from moekit_dispatchers.textbook.whole import ACTIVATIONS
 
 ROUNDS = 40
-"""At most so many rounds; every dispatcher runs once in each, in turns first and last, so that a busy moment and what
-the one before leaves behind hit all alike. The best round counts, because other processes only lengthen a round. The
-first one, in which all are tried, does not count."""
+"""At most so many rounds; every dispatcher runs once in each, every second time in reverse order, so that a busy moment
+and what the one before leaves in the cache hit all alike. The best round counts, because other processes only lengthen
+a round. The first one, in which all are tried, does not count."""
 
 SECONDS = 0.25
 """No round begins after this time but the first that counts."""

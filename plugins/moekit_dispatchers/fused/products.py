@@ -54,45 +54,45 @@ def room(rows: int) -> int:
     return rows + unit_of(rows)
 
 
-def products(a_RX: Tensor, w_eYX: Sequence[Tensor], block: Block, out_rY: Tensor, *, onednn: bool) -> Tensor:
-    """``out_rY``: each row times its own expert's weight.
+def products(a_rX: Tensor, w_eHX: Sequence[Tensor], block: Block, out_rH: Tensor, *, onednn: bool) -> Tensor:
+    """``out_rH``: each row times its own expert's weight.
 
     Args:
-        a_RX: a buffer that begins with the block's rows; for oneDNN with ``room`` for rounding.
-        w_eYX: the weight of each expert, laid out as in ``nn.Linear``.
+        a_rX: a buffer that begins with the block's rows; for oneDNN with ``room`` for rounding.
+        w_eHX: the weight of each expert, laid out as in ``nn.Linear``.
         block: experts and their rows.
-        out_rY: the output buffer.
+        out_rH: the output buffer.
         onednn: whether oneDNN computes.
     """
     start = 0
     for e, n in zip(block.experts, block.sizes, strict=True):
-        w_YX, out_nY = w_eYX[e], out_rY.narrow(0, start, n)
-        if onednn and n * w_YX.numel() >= FROM:
+        w_HX, out_nH = w_eHX[e], out_rH.narrow(0, start, n)
+        if onednn and n * w_HX.numel() >= FROM:
             unit = unit_of(n)
-            a_nX = a_RX.narrow(0, start, -(-n // unit) * unit)
-            out_nY.copy_(onednn_linear(a_nX, w_YX).narrow(0, 0, n))
+            a_nX = a_rX.narrow(0, start, -(-n // unit) * unit)
+            out_nH.copy_(onednn_linear(a_nX, w_HX).narrow(0, 0, n))
         else:
-            torch.mm(a_RX.narrow(0, start, n), w_YX.t(), out=out_nY)
+            torch.mm(a_rX.narrow(0, start, n), w_HX.t(), out=out_nH)
         start += n
-    return out_rY
+    return out_rH
 
 
-def outer_products(a_rX: Tensor, b_rY: Tensor, block: Block, out_EXY: Tensor, *, onednn: bool) -> None:
-    """For each expert of the block, the sum over its rows of ``a_rX`` outer ``b_rY``, written (or added) to ``out``."""
-    parts = zip(block.experts, torch.split(a_rX, block.sizes), torch.split(b_rY, block.sizes), strict=True)
+def outer_products(a_rX: Tensor, b_rH: Tensor, block: Block, out_EXH: Tensor, *, onednn: bool) -> None:
+    """For each expert of the block, the sum over its rows of ``a_rX`` outer ``b_rH``, written (or added) to ``out``."""
+    parts = zip(block.experts, torch.split(a_rX, block.sizes), torch.split(b_rH, block.sizes), strict=True)
     enough = OUTER_FROM if torch.get_num_threads() == 1 else OUTER_SHARED_FROM
-    for e, a_nX, b_nY in parts:
-        n, out_XY = len(a_nX), out_EXY[e]
-        if onednn and n >= OUTER_ROWS and n * out_XY.numel() >= enough:
+    for e, a_nX, b_nH in parts:
+        n, out_XH = len(a_nX), out_EXH[e]
+        if onednn and n >= OUTER_ROWS and n * out_XH.numel() >= enough:
             at = n - n % unit_of(n)
-            y_YX = onednn_linear(b_nY[:at].t(), a_nX[:at].t())
+            y_HX = onednn_linear(b_nH[:at].t(), a_nX[:at].t())
             if block.first:
-                out_XY.copy_(y_YX.t())
+                out_XH.copy_(y_HX.t())
             else:
-                out_XY.add_(y_YX.t())
+                out_XH.add_(y_HX.t())
             if at < n:
-                out_XY.addmm_(a_nX[at:].t(), b_nY[at:])
+                out_XH.addmm_(a_nX[at:].t(), b_nH[at:])
         elif block.first:
-            torch.mm(a_nX.t(), b_nY, out=out_XY)
+            torch.mm(a_nX.t(), b_nH, out=out_XH)
         else:
-            out_XY.addmm_(a_nX.t(), b_nY)
+            out_XH.addmm_(a_nX.t(), b_nH)

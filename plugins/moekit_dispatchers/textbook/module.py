@@ -52,7 +52,7 @@ def can_group(x_ND: Tensor, w_EHD: Tensor) -> bool:
 
 
 def is_whole(x_TD: Tensor, gates: Tensor, form: StandardForm) -> bool:
-    """Whether ``run_whole`` takes these tokens, gates and weights: fp32, eager, and without anybody who records."""
+    """Whether ``run_whole`` takes these tokens, gates and weights: fp32, eager, and no operators are being recorded."""
     w_in_EXD, w_out_EOH = form.w_in_EHD, form.w_out_EOH
     return (
         x_TD.dtype == gates.dtype == w_in_EXD.dtype == w_out_EOH.dtype == torch.float32
@@ -68,7 +68,7 @@ def is_whole(x_TD: Tensor, gates: Tensor, form: StandardForm) -> bool:
 
 
 def run_whole(x_TD: Tensor, routing: Routing, form: StandardForm) -> Dispatched | None:
-    """The layer as one function; None if the routing is no token choice, or sends only some pairs."""
+    """The layer as one function; None if the routing is not a token choice, or sends only some pairs."""
     if not isinstance(routing, TokenChoice) or routing.counts_TK() is not None:
         return None
     expert_TK = routing.expert_TK

@@ -254,7 +254,7 @@ def test_the_dispatchers_that_fit_are_those_that_are_timed(choices: Choices, mon
     assert words == f"fused: nothing else is worth timing for {T * K} pairs"
 
 
-def test_the_choices_at_hand_stay_few_while_numbers_of_tokens_change(
+def test_few_choices_stay_in_memory_while_numbers_of_tokens_change(
     choices: Choices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "MOST_KNOWN", 3)
