@@ -164,7 +164,7 @@ def table(cells: Sequence[dict[str, Any]]) -> measured.Table:
         "round (median of ratios within rounds). Milliseconds, the choice and the last two columns, which are medians, "
         "are of the first kind of cell. `auto` takes at most {target} of the fastest in {best} of {cells} cells by the "
         "best round and in {within} by the median; the median cell is {middle:.2f}. The worst cell is T, D, H, E, K = "
-        "{shape} with {threads} threads, {pass}: {worst:.2f}, where `auto` chose `{chosen}` and `{fastest}` was the "
+        "{shape} with {threads}, {pass}: {worst:.2f}, where `auto` chose `{chosen}` and `{fastest}` was the "
         "fastest."
     )
     values = {
@@ -174,14 +174,19 @@ def table(cells: Sequence[dict[str, Any]]) -> measured.Table:
         "within": sum(each["median"] <= TARGET for *_, each in every),
         "middle": statistics.median(each["median"] for *_, each in every),
         "shape": ", ".join(map(str, worst["shape"])),
-        "threads": worst["threads"],
+        "threads": in_words([worst["threads"]]),
         "pass": worst_pass,
         "worst": worst_ratio["median"],
         "chosen": worst[worst_pass]["chosen"],
         "fastest": worst[worst_pass]["fastest"],
     }
-    device = " and ".join(str(threads) for threads in dict.fromkeys(threads for threads, _ in kinds)) + " threads"
+    device = in_words(list(dict.fromkeys(threads for threads, _ in kinds)))
     return measured.table(columns, rows, words=words, values=values, device=device)
+
+
+def in_words(threads: Sequence[int]) -> str:
+    """``2 and 1 thread``."""
+    return f"{' and '.join(map(str, threads))} thread{'s'[: threads[-1] - 1]}"
 
 
 def main() -> None:
@@ -189,7 +194,7 @@ def main() -> None:
     parser.add_argument(
         "--threads", default="2,1", help="numbers of threads, the first of which the choice is shown of"
     )
-    parser.add_argument("--seconds", type=float, default=5.0, help="for the rounds of a size and number of threads")
+    parser.add_argument("--seconds", type=float, default=4.0, help="for the rounds of a size and number of threads")
     parser.add_argument("--every", type=int, default=1, help="only every so many sizes, for a trial")
     parser.add_argument(
         "--cells", type=Path, default=Path(tempfile.gettempdir()) / "dispatcher_grid.jsonl", help="measured cells"

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 
 import measured
@@ -37,16 +37,16 @@ PEERS = {"transformers": "transformers", "st_moe_pytorch": "st_moe_pytorch"}
 
 def rows_of(result: ShapeResult) -> Mapping[str, VariantRow]:
     """The variants of a shape by name, without what their options are."""
-    return {"onednn" if row.name == ONEDNN else row.name: row for row in result.rows}
+    return {"onednn" if "onednn" in row.name else row.name: row for row in result.rows}
 
 
-def layers(threads: int, rounds: int) -> tuple[measured.Table, measured.Table]:
+def layers(shapes: Sequence[str], threads: int, rounds: int) -> tuple[measured.Table, measured.Table]:
     """The named shapes by dispatcher, and ``auto`` next to other libraries."""
     against = [name for name, module in PEERS.items() if find_spec(module)]
     names = ["plain", "loop", "grouped", "textbook", "fused", "onednn", "auto"]
     ours, theirs = [], []
     peers: list[str] = []
-    for shape in FOR_CPU:
+    for shape in shapes:
         settings = Settings(rounds=rounds * MORE_ROUNDS.get(shape, 1))
         peers_here = against if SHAPES[shape].E < 256 else []  # transformers' eager takes minutes
         result = compare_layers(shape, SHAPES[shape], settings, dispatchers=DISPATCHERS, against=peers_here)
@@ -76,10 +76,10 @@ def layers(threads: int, rounds: int) -> tuple[measured.Table, measured.Table]:
     return first, second
 
 
-def growth(threads: int, rounds: int) -> measured.Table:
-    """``fine`` with 8 to 256 experts at equal multiply-adds."""
+def growth(of: str, threads: int, rounds: int) -> measured.Table:
+    """A shape with 8 to 256 experts at equal multiply-adds."""
     found = []
-    for name, shape in series_of("fine", SHAPES["fine"], "experts").items():
+    for name, shape in series_of(of, SHAPES[of], "experts").items():
         result = compare_layers(name, shape, Settings(rounds=rounds, memory=True), dispatchers=["auto"])
         row = rows_of(result)["auto"]
         print(name, round(row.ratio.best, 2), round(row.ms))
@@ -88,21 +88,24 @@ def growth(threads: int, rounds: int) -> measured.Table:
     rows = [[E, row.ratio, row.ms, row.ms / first, row.saved.bytes / 2**20 if row.saved else None] for E, row in found]
     columns = {"E": "{}", "`auto` ÷ dense": measured.RATIO, "ms": "{:.0f}", "ms ÷ ms at E = 8": "{:.2f}"}
     device = f"{threads} thread{'s'[: threads - 1]}"
-    return measured.table(columns | {"saved, MiB": "{:.1f}"}, rows, device=device)
+    words = f"The shape is `{of}`."
+    return measured.table(columns | {"saved, MiB": "{:.1f}"}, rows, words=words, device=device)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--shapes", nargs="+", default=FOR_CPU, choices=FOR_CPU)
+    parser.add_argument("--growing", default="fine", choices=FOR_CPU, help="the shape that is given more experts")
     measured.option(parser)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     CHOICES.user = None  # auto measures anew
-    ours, theirs = layers(args.threads, args.rounds)
+    ours, theirs = layers(args.shapes, args.threads, args.rounds)
     measured.publish("layers", ours, docs=args.docs)
     measured.publish("layers_of_libraries", theirs, docs=args.docs)
-    measured.publish("layers_by_experts", growth(args.threads, args.rounds), docs=args.docs)
+    measured.publish("layers_by_experts", growth(args.growing, args.threads, args.rounds), docs=args.docs)
 
 
 if __name__ == "__main__":
