@@ -62,8 +62,8 @@ def table(
         rows: a cell is a number or text, a list or a map or dataclass, whose items the format names, or None: empty.
         words: sentences below the table, with the names of ``values`` in braces.
         values: the figures of those sentences.
-        command: that measured; this process's own, if left out.
-        device: the name of a GPU, or of processes: ``4 processes, 1 thread each``; the number of threads, if left out.
+        command: that measured; default: this process's own.
+        device: a GPU's name, or ``4 processes, one thread each``; default: the number of threads.
     """
     threads = torch.get_num_threads()
     changed = subprocess.run(["git", "status", "--porcelain", "moekit", "plugins"], cwd=TOP, capture_output=True)
@@ -91,7 +91,7 @@ def publish(name: str, made: Table, *, docs: bool) -> None:
     if docs:
         FOLDER.mkdir(exist_ok=True)
         replace_text(FOLDER / f"{name}.json", json.dumps(made, indent=1, ensure_ascii=False) + "\n")
-        fill()
+        fill(name)
 
 
 def text(made: Table) -> str:
@@ -112,20 +112,24 @@ def stored(name: str) -> Table:
     return made
 
 
-def filled(page: str) -> str:
-    """The text of a page with its blocks anew.
+def filled(page: str, name: str = "") -> str:
+    """The text of a page with its blocks anew: all, or that of one table.
 
     Raises:
         FileNotFoundError: the page has a block for which nothing was stored.
     """
-    return BLOCK.sub(lambda block: block[1] + text(stored(block[3])) + block[4], page)
+
+    def block(found: re.Match[str]) -> str:
+        return f"{found[1]}{text(stored(found[3]))}{found[4]}" if name in ("", found[3]) else found[0]
+
+    return BLOCK.sub(block, page)
 
 
-def fill() -> None:
-    """Fills the blocks of every page."""
+def fill(name: str = "") -> None:
+    """Fills the blocks of every page: all, or that of one table."""
     for page in PAGES:
         before = page.read_text(encoding="utf-8")
-        if (after := filled(before)) != before:
+        if (after := filled(before, name)) != before:
             replace_text(page, after)
 
 
