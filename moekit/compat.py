@@ -85,6 +85,16 @@ def resume_schedule(schedule: torch.optim.lr_scheduler.LambdaLR, step: int) -> N
     schedule._last_lr = [group["lr"] for group in groups]
 
 
+def has_onednn() -> bool:
+    """Whether torch has oneDNN's product on this machine."""
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # type: ignore[no-untyped-call]
+
+
+def onednn_linear(x_ND: Tensor, w_HD: Tensor) -> Tensor:
+    """``x_ND @ w_HD.T`` by oneDNN, in fp32. ``w_HD`` may be any view; the first call of a shape compiles a kernel."""
+    return torch.ops.mkldnn._linear_pointwise(x_ND, w_HD, None, "none", [], "")  # type: ignore[no-any-return]
+
+
 # ---- Lightning ------------------------------------------------------------------------------------------------------
 
 
