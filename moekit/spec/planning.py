@@ -24,6 +24,9 @@ from moekit.spec.recipe import Recipe
 from moekit.spec.references import References, is_readable
 from moekit.spec.tree import BROKEN, LEFT_OPEN, Keys, Place, Report, found, is_reference, show
 
+DATA: Keys = ("data",)
+TOKENIZER = "tokenizer"
+
 
 @dataclass(eq=False, repr=False)
 class Node:
@@ -119,6 +122,8 @@ class Planner:
         """The node of class ``spec`` that is written at ``path``."""
         node = Node(spec, written, path, use)
         known = fields_of(spec)
+        if path == DATA and TOKENIZER in known:
+            self._keep_tokenizer(written)
         for name in [name for name in written if name not in known and not (use and name == "use")]:
             self._unknown_option(node, name)
         for name, info in known.items():
@@ -137,6 +142,14 @@ class Planner:
                 make, absent = partial(self._child, node, name, info), partial(self._default, node, name, info)
                 self._put(node.children, written, (*path, name), make, absent)
         return node
+
+    def _keep_tokenizer(self, data: dict[str, Any]) -> None:
+        """Trained weights keep their tokenizer where other data took the place of theirs and names none."""
+        before = self._layers.replaced.get(DATA)
+        kept = before.get(TOKENIZER) if isinstance(before, dict) and self._layers.data.get("start") else None
+        if kept and TOKENIZER not in data:
+            data[TOKENIZER] = kept
+            self._take_unread(kept, (*DATA, TOKENIZER))
 
     def _put(
         self,
