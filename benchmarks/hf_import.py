@@ -2,7 +2,8 @@
 
 ``python benchmarks/hf_import.py --gigabytes 2`` writes a Mixtral of random bfloat16 weights in several files, imports
 it, exports it again, and prints seconds, and memory above that of importing the packages. Each job runs in a process of
-its own, and the rounds of jobs alternate; the best of each counts. Needs four times the model's size on disk.
+its own, and the rounds of jobs alternate: the best time of each counts, and ratios to the copy of the same round. What
+a job wrote is on the disk when it ends. Needs four times the model's size there.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 
 DIM, HIDDEN, EXPERTS = 1024, 4096, 8
@@ -109,17 +111,19 @@ def main() -> None:
         size = sum(file.stat().st_size for file in model.glob("*.safetensors"))
         print(f"{size / 1e9:.2f} GB, largest tensor {DIM * HIDDEN * 2 / 1e6:.1f} MB, of ours {LAYER * 2 / 3e6:.0f} MB")
         jobs = {"copy": (model, Path(folder) / "copy"), "import": (model, run), "export": (run, Path(folder) / "out")}
-        best: dict[str, dict[str, float]] = {}
+        rounds: dict[str, list[dict[str, float]]] = {what: [] for what in jobs}
         for _ in range(args.rounds):
             for what, (source, out) in jobs.items():
                 shutil.rmtree(out, ignore_errors=True)
                 job = [sys.executable, __file__, "--job", what, str(source), str(out)]
                 found = json.loads(subprocess.run(job, check=True, capture_output=True, text=True).stdout)
-                best[what] = {key: min(value, best.get(what, found)[key]) for key, value in found.items()}
-        for what, found in best.items():
-            wall, cpu = (found[key] / best["copy"][key] for key in ("seconds", "cpu"))
-            said = f"{what:7} {found['seconds']:6.1f} s ({wall:.2f} x), {found['cpu']:5.1f} of CPU ({cpu:.2f} x)"
-            print(f"{said}  {found['megabytes']:6.0f} MB")
+                rounds[what].append(found)
+        for what, found in rounds.items():
+            best = {key: min(each[key] for each in found) for key in found[0]}
+            pairs = zip(found, rounds["copy"], strict=True)
+            ratio = [each["seconds"] / copied["seconds"] for each, copied in pairs]
+            said = f"{what:7} {best['seconds']:5.2f} s, {best['cpu']:5.2f} of CPU, {best['megabytes']:4.0f} MB"
+            print(f"{said}; {min(ratio):.2f} to {max(ratio):.2f} times the copy, median {median(ratio):.2f}")
 
 
 if __name__ == "__main__":
