@@ -14,8 +14,8 @@ from tiny_folders import byte_level_tokenizer, mixtral_tensors, write_folder
 
 import moekit
 from moekit import MoekitError
-from moekit.cli import main
 from moekit.checkpoints.safetensors_file import TensorFile
+from moekit.cli import main
 from moekit.errors import CheckpointError, SpecError
 from moekit.spec import to_plain
 from moekit_hf.cli.inspect_folder import lines_of
@@ -115,7 +115,7 @@ def test_another_router_begins_with_initial_weights(tmp_path: Path, monkeypatch:
 def test_other_data_keeps_the_tokenizer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In training and in eval, whose default for this data is bytes; another tokenizer is refused, with the right one."""
+    """In training and in eval, though the default of this data is bytes; another is refused, and the right one named."""
     monkeypatch.chdir(tmp_path)
     import_folder(with_tokenizer(tmp_path / "m"), tmp_path / "imported")
     Path("mine").mkdir()
@@ -130,7 +130,7 @@ def test_other_data_keeps_the_tokenizer(
     assert "bits per byte" in capsys.readouterr().out
     for verb in ("train", "eval"):
         assert main([verb, "imported", *mine, "data.tokenizer=bytes"]) == 2
-        assert f"""data.tokenizer='{{"use": "moekit_hf/tokenizer_json", "vocab": 300""" in capsys.readouterr().err
+        assert """data.tokenizer='{"use": "hf/tokenizer_json", "vocab": 300""" in capsys.readouterr().err
 
 
 def test_an_imported_run_cannot_be_resumed(tmp_path: Path) -> None:
