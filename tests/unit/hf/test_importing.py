@@ -115,7 +115,7 @@ def test_another_router_begins_with_initial_weights(tmp_path: Path, monkeypatch:
 def test_other_data_keeps_the_tokenizer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In training and in eval, though the default of this data is bytes; another is refused, and the right one named."""
+    """In training and in eval, though this data has bytes by default; another is refused, and the right one named."""
     monkeypatch.chdir(tmp_path)
     import_folder(with_tokenizer(tmp_path / "m"), tmp_path / "imported")
     Path("mine").mkdir()
