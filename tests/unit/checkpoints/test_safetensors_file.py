@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from region_splits import Dims, Split, numbered, two_splits
 from safetensors import safe_open
 from torch import Tensor
 
+from moekit.checkpoints import safetensors_file
 from moekit.checkpoints.safetensors_file import (
     DTYPES,
     TensorFile,
@@ -22,6 +24,7 @@ from moekit.checkpoints.safetensors_file import (
     bytes_of,
     digest_of,
     runs,
+    write_file,
     write_tensors,
 )
 from moekit.errors import CheckpointError
@@ -155,3 +158,20 @@ def test_a_file_is_written_whole_by_writes_of_a_megabyte_that_may_end_early(tmp_
     with (tmp_path / "file").open("wb", buffering=0) as file:
         _write_all(Early(), content)  # type: ignore[arg-type]
     assert (tmp_path / "file").read_bytes() == content and max(asked) == 1 << 20
+
+
+@pytest.mark.parametrize("has_advice", [True, False])
+def test_the_disk_begins_to_write_before_a_file_is_whole(
+    has_advice: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the system can be told so; each byte once, and in large parts."""
+    begun: list[tuple[int, int]] = []
+    monkeypatch.setattr(safetensors_file, "CHUNK", 1000)
+    monkeypatch.delattr(os, "posix_fadvise", raising=False)
+    if has_advice:
+        monkeypatch.setattr(os, "posix_fadvise", lambda _, start, length, advice: begun.append((start, length)), False)
+        monkeypatch.setattr(os, "POSIX_FADV_DONTNEED", 4, raising=False)
+    chunks = [bytes([i]) * 300 for i in range(11)]
+    assert write_file(tmp_path / "file", chunks) == digest_of(tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == b"".join(chunks)
+    assert begun == ([(0, 1200), (1200, 1200)] if has_advice else [])
