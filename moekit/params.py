@@ -176,7 +176,7 @@ class _Counter:
     def walk(self, module: nn.Module, part: str) -> int:
         """Counts the parameters of a module; returns what was added."""
         if isinstance(module, Adapted):
-            self.kept |= set(module.base.parameters())
+            self.kept |= set(module.get_submodule("base").parameters())
         added = sum(self.take(parameter, part) for parameter in module.parameters(recurse=False))
         if isinstance(module, MoELayer):
             return added + self._walk_layer(module)

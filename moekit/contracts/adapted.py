@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol, runtime_checkable
 
-from torch import Tensor, nn
+from torch import Tensor
 
 
 class Read(Protocol):
@@ -16,18 +16,13 @@ class Read(Protocol):
 
 @runtime_checkable
 class Adapted(Protocol):
-    """A module over another, whose parameters it freezes (``requires_grad`` false) when it is built.
+    """A module over another, its submodule ``base``, whose parameters it freezes when it is built.
 
     All its own parameters are below ``adapters``. A run that starts from the weights of a plain model loads them into
     ``base``, and ``adapters`` begin with initial weights. An exported model is plain again.
-
-    Attributes:
-        base: the module that is changed.
     """
 
-    base: nn.Module
-
-    def merged(self, name: str, read: Read) -> Tensor:
+    def merged_parameter(self, name: str, read: Read) -> Tensor:
         """A parameter of a plain module that computes what this one does.
 
         Args:

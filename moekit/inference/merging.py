@@ -54,7 +54,7 @@ class Merged:
             rest = tuple(each.shape[1:])
             return read_slice(each, (start, *(0 for _ in rest)), (rows, *rest))
 
-        return self.module.merged(self.name, some)[(slice(None), *slices_of(offset[1:], sizes[1:]))]
+        return self.module.merged_parameter(self.name, some)[(slice(None), *slices_of(offset[1:], sizes[1:]))]
 
 
 Held = Handle | Tensor | Merged

@@ -41,7 +41,7 @@ class AdaptedLinear(nn.Module):
         y: Tensor = self.base(x)
         return y + self.scale * F.linear(narrow, self.adapters.b_HX)
 
-    def merged(self, name: str, read: Read) -> Tensor:
+    def merged_parameter(self, name: str, read: Read) -> Tensor:
         """Rows of ``W + alpha / rank · B A``, computed in fp32 at least; the bias as it is."""
         own = read(f"base.{name}")
         if name != "weight":

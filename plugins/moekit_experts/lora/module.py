@@ -142,7 +142,7 @@ class LoraExperts(ExpertBank):
     def _drop(self, x_ND: Tensor) -> Tensor:
         return F.dropout(x_ND, self.spec.dropout, self.training)
 
-    def merged(self, name: str, read: Read) -> Tensor:
+    def merged_parameter(self, name: str, read: Read) -> Tensor:
         """``W + alpha / rank · B A``, computed in fp32 at least; other parameters as they are."""
         weight = read(f"base.{name}")
         if name not in self.matrices:
