@@ -155,7 +155,7 @@ def flush(handle: int) -> None:
 def begin_flush(handle: int, start: int, length: int) -> None:
     """Has Linux begin to write a part of an open file to the disk, and does not wait; so that ``flush`` waits less.
 
-    It does so when it is told that the part is not needed. What is not on the disk yet stays in memory all the same.
+    Advice that the part is not needed has this effect. What is not on the disk yet stays in memory all the same.
     """
     if hasattr(os, "posix_fadvise"):
         with suppress(OSError):

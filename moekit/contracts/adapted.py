@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Read(Protocol):
-    """Reads a parameter by its name: the rows that are asked for, or all of them."""
+    """Reads a parameter by its name: the requested rows, or all of them."""
 
     def __call__(self, name: str, *, whole: bool = False) -> Tensor:
         """The parameter, or its rows."""

@@ -164,7 +164,7 @@ def test_a_file_is_written_whole_by_writes_of_a_megabyte_that_may_end_early(tmp_
 def test_the_disk_begins_to_write_before_a_file_is_whole(
     has_advice: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the system can be told so; each byte once, and in large parts."""
+    """Where the system takes such advice; each byte once, and in large parts."""
     begun: list[tuple[int, int]] = []
     monkeypatch.setattr(safetensors_file, "CHUNK", 1000)
     monkeypatch.delattr(os, "posix_fadvise", raising=False)
