@@ -1,9 +1,12 @@
 """Peak memory and time of importing a random model of Hugging Face, against copying its files.
 
-``python benchmarks/hf_import.py --gigabytes 2`` writes a Mixtral of random bfloat16 weights in several files, imports
-it, exports it again, and prints seconds, and memory above that of importing the packages. Each job runs in a process of
-its own, and the rounds of jobs alternate: the best time of each counts, and ratios to the copy of the same round. What
-a job wrote is on the disk when it ends. Needs four times the model's size there.
+    python benchmarks/hf_import.py --gigabytes 2
+    python benchmarks/hf_import.py --docs    # also writes the table of docs/hugging_face.md
+
+Writes a Mixtral of random bfloat16 weights in several files, imports it, exports it again, and prints seconds, and
+memory above that of importing the packages. Each job runs in a process of its own, and the rounds of jobs alternate:
+the best time of each counts, and ratios to the copy of the same round. What a job wrote is on the disk when it ends.
+Needs four times the model's size there.
 """
 
 from __future__ import annotations
@@ -18,6 +21,8 @@ import time
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
+
+import measured
 
 DIM, HIDDEN, EXPERTS = 1024, 4096, 8
 LAYER = 3 * DIM * HIDDEN * EXPERTS * 2  # bytes, in bfloat16
@@ -62,7 +67,7 @@ def copy(path: Path, out: Path) -> None:
             os.fsync(opened.fileno())
 
 
-def measured(what: str, path: Path, out: Path) -> dict[str, float]:
+def job(what: str, path: Path, out: Path) -> dict[str, float]:
     """Seconds, seconds of CPU, and megabytes of peak memory above those before, of one job in this process."""
 
     from moekit.machine import keep_freed_memory
@@ -99,31 +104,42 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--gigabytes", type=float, default=2.0)
     parser.add_argument("--rounds", type=int, default=3)
+    measured.option(parser)
     parser.add_argument("--job", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.job:
         what, path, out = args.job
-        print(json.dumps(measured(what, Path(path), Path(out))))
+        print(json.dumps(job(what, Path(path), Path(out))))
         return
     with TemporaryDirectory(prefix="moekit-import-", dir=os.environ.get("TMPDIR")) as folder:
         model, run = Path(folder) / "model", Path(folder) / "run"
         write_model(model, args.gigabytes)
         size = sum(file.stat().st_size for file in model.glob("*.safetensors"))
-        print(f"{size / 1e9:.2f} GB, largest tensor {DIM * HIDDEN * 2 / 1e6:.1f} MB, of ours {LAYER * 2 / 3e6:.0f} MB")
         jobs = {"copy": (model, Path(folder) / "copy"), "import": (model, run), "export": (run, Path(folder) / "out")}
         rounds: dict[str, list[dict[str, float]]] = {what: [] for what in jobs}
         for _ in range(args.rounds):
             for what, (source, out) in jobs.items():
                 shutil.rmtree(out, ignore_errors=True)
-                job = [sys.executable, __file__, "--job", what, str(source), str(out)]
-                found = json.loads(subprocess.run(job, check=True, capture_output=True, text=True).stdout)
+                command = [sys.executable, __file__, "--job", what, str(source), str(out)]
+                found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
                 rounds[what].append(found)
-        for what, found in rounds.items():
-            best = {key: min(each[key] for each in found) for key in found[0]}
-            pairs = zip(found, rounds["copy"], strict=True)
-            ratio = [each["seconds"] / copied["seconds"] for each, copied in pairs]
-            said = f"{what:7} {best['seconds']:5.2f} s, {best['cpu']:5.2f} of CPU, {best['megabytes']:4.0f} MB"
-            print(f"{said}; {min(ratio):.2f} to {max(ratio):.2f} times the copy, median {median(ratio):.2f}")
+    copied = [each["seconds"] for each in rounds["copy"]]
+    rows: list[list[object]] = []
+    for what, every in rounds.items():
+        best = {key: min(each[key] for each in every) for key in every[0]}
+        ratio = [each["seconds"] / seconds for each, seconds in zip(every, copied, strict=True)]
+        rows.append([what, best["seconds"], min(ratio), median(ratio), best["cpu"], best["megabytes"]])
+    made = measured.table(
+        {
+            "": "{}", "seconds": "{:.1f}", "times the copy": "{:.2f}", "median": "{:.2f}", "of CPU": "{:.1f}",
+            "peak memory above that before, MB": "{:.0f}",
+        },
+        rows,
+        words="{size:.2f} GB of bfloat16. The largest tensor has {largest:.1f} MB; the experts of a layer, one tensor "
+        "here, have {ours:.0f} MB.",
+        values={"size": size / 1e9, "largest": DIM * HIDDEN * 2 / 1e6, "ours": LAYER * 2 / 3e6},
+    )  # fmt: skip
+    measured.publish("hf_import", made, docs=args.docs)
 
 
 if __name__ == "__main__":

@@ -89,19 +89,24 @@ def traffic_of(
     )
 
 
-def layer_traffic(moe: MoE, use: LayerUse, ep: int, accumulate: int, *, recompute: bool) -> LayerTraffic:
+def layer_traffic(moe: MoE, use: LayerUse, ep: int, accumulate: int, *, recompute: bool, here: int = 1) -> LayerTraffic:
     """The all-to-all traffic of one layer, for the tokens of one of the ``ep`` devices in ``accumulate`` micro-batches.
 
-    With ``recompute``, backward recomputes the forward pass.
+    Args:
+        moe, use: the layer.
+        ep: size of the expert group.
+        accumulate: micro-batches.
+        recompute: whether backward recomputes the forward pass.
+        here: how many of the ``ep`` devices are not counted as receivers: this one alone, or all of its node.
     """
     E = moe.experts.count
     reached = ranks_of(moe.router, E, ep)
-    rows = reached * (ep - 1) / ep
-    if ep == 1:
+    rows = reached * (ep - here) / ep
+    if ep == here:
         return LayerTraffic(reached=reached, rows=0.0, bytes_per_token=0.0, bytes=0.0, messages=0)
     sent = traffic(
         rows * use.tokens,
-        size=ep,
+        size=ep - here + 1,
         choices=min(ceil(moe.router.active(E)), E // ep),
         dim=use.dim,
         out_dim=use.out_dim,

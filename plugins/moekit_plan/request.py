@@ -36,9 +36,10 @@ class PlanRequest:
         accumulate: micro-batches of a device in an optimizer step.
         precision: Lightning's name; a key of ``BYTES``.
         device_memory: bytes of a device.
+        per_node: M, devices of a node; 0: all are in one node.
 
     Raises:
-        MoekitError: a number out of range, or another precision.
+        MoekitError: a number out of range, or another precision; nodes that do not divide devices or expert groups.
     """
 
     devices: int
@@ -48,6 +49,7 @@ class PlanRequest:
     accumulate: int
     precision: str
     device_memory: int
+    per_node: int = 0
 
     def __post_init__(self) -> None:
         counts = ("devices", "batch", "sequence", "accumulate")
@@ -63,6 +65,15 @@ class PlanRequest:
                 f"no plan for the precision '{self.precision}'\n  expected one of {', '.join(BYTES)}"
                 + (f"\n  did you mean '{near}'?" if near else "")
             )
+        if self.per_node < 0 or (self.per_node and self.devices % self.per_node):
+            fits = ", ".join(map(str, divisors(self.devices)[:12]))
+            raise MoekitError(f"{self.devices} devices are not nodes of {self.per_node}\n  expected one of {fits}")
+        for ep in self.eps if self.per_node else ():
+            if ep % self.per_node and self.per_node % ep:
+                raise MoekitError(
+                    f"ep={ep}: expert groups would begin within nodes of {self.per_node} devices\n"
+                    f"  expected --ep with divisors or multiples of {self.per_node}"
+                )
 
     @property
     def itemsize(self) -> int:
