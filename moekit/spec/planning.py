@@ -153,7 +153,7 @@ class Planner:
         kept = before.get(TOKENIZER) if isinstance(before, dict) and self._layers.data.get("start") else None
         if kept and TOKENIZER not in data:
             data[TOKENIZER] = kept
-            self._take_unread(kept, (*DATA, TOKENIZER))
+            self._take_unread()
 
     def _put(
         self,
