@@ -17,6 +17,7 @@ from moekit.contracts import Batch, Cache, Init, LayerReport, Model, ModelOutput
 from moekit.registry import build
 from moekit.seeds import random_seed
 from moekit.weights import init_weights
+from moekit_models.adapted import adapt
 from moekit_models.blocks import LayerNorm, RMSNorm, attend, feed, feed_forward, run_block
 from moekit_models.decoder import Decoder
 
@@ -94,6 +95,7 @@ class DecoderModel(Model):
         self.head = None if spec.tied else nn.Linear(spec.dim, spec.vocab, bias=spec.head_bias)
         ahead = 0 if spec.mtp is None else spec.mtp.depth
         self.mtp = nn.ModuleList(Ahead(spec) for _ in range(ahead))
+        adapt(self, spec.lora)
         init_weights(self, Init.of(spec.init_std, spec.init_scale), seed)
 
     def forward(self, inputs: Tensor, *, valid: Tensor | None = None, document: Tensor | None = None) -> ModelOutput:
