@@ -130,6 +130,12 @@ def expert_parallel_layers(module: nn.Module) -> Iterator[MoELayer]:
             yield layer
 
 
+def sharded_parameters(module: nn.Module) -> set[nn.Parameter]:
+    """The parameters of which ranks hold different parts: those sharded by FSDP2, and those of distributed experts."""
+    experts = {p for layer in expert_parallel_layers(module) for p in layer.experts.parameters()}
+    return experts.union(p for p in module.parameters() if isinstance(p, DTensor))
+
+
 def _expert_rows(module: nn.Module) -> Mapping[nn.Parameter, tuple[int, int]]:
     """For each parameter of distributed experts: the index of this rank's first expert, and the number of experts.
 

@@ -379,7 +379,7 @@ class LitMoE(L.LightningModule):
     def _log(self, step: int, done: StepResult, optimizer: torch.optim.Optimizer) -> None:
         values = ratios(done.sums, "train/") | load_metrics(done.load, self.sparse_layers)
         values["lr"] = float(optimizer.param_groups[0]["lr"])
-        values["grad_norm"] = float(done.norm)
+        values["grad_norm"] = done.norm
         values["tokens_per_second"] = self.clock.lap(self._new_tokens())
         values["seconds"], values["tokens"] = self.clock.seconds, self.clock.tokens
         self.logged, self.logged_step = values, step

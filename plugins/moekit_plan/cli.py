@@ -38,7 +38,8 @@ TERMS = {
 EXPLAIN = """\
   N devices, ep of them share a layer's experts, R = N / ep hold the same ones; b bytes a number: 4, or 2 or 8 by dtype
   weights      sum over parameters of b * their shard: a layer's E/ep routed experts are sharded over R ranks, all else
-               over N, along the first dimension of 8 N rows or more, or the first that divides evenly; and all buffers
+               over N, along the first dimension of 8 N rows or more, or the first that divides evenly; and all buffers.
+               With --dense replicate all else is whole on every rank
   gradients    the same, of trained parameters
   optimizer    the same for each tensor of the optimizer's state; its tensors are found by one step of a tiny model
   gathered     b * (all outside of blocks + two blocks), all-gathered: the current block and the next
@@ -54,6 +55,7 @@ EXPLAIN = """\
   sent         per layer T * r * (ep - 1) / ep rows out and back, and their gradients, of a bytes a number; with each
                row its gates (max(4, b) bytes) and expert numbers (4 bytes); with recomputation out and back once more
   gathers      per micro-batch b * (n - 1) / n of each weight on n ranks, twice for blocks; scatters: of gradients once
+  sums         per step 2 * max(4, b) * (N - 1) / N of each gradient that is whole on every rank
   "activations" and "transient" are measured on tensors without storage. Load is assumed to be even. Not included: the
   allocator's fragmentation, NCCL's buffers and the CUDA context; leave a tenth of the device free."""
 
@@ -64,6 +66,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="options to change")
     parser.add_argument("--devices", type=int, required=True, metavar="N", help="devices in all")
     parser.add_argument("--ep", default="", metavar="N,N", help="layouts: devices that share a layer's experts")
+    parser.add_argument(
+        "--dense", choices=("shard", "replicate"), help="what is not a routed expert; default: the recipe's, or shard"
+    )
     parser.add_argument(
         "--batch", type=int, metavar="B", help="sequences in a device's micro-batch; default: the data's"
     )
@@ -88,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
     """
     name, overrides = one_name("plan", [args.name, *args.overrides])
     from moekit.spec import load
-    from moekit_plan.request import PlanRequest, bytes_of_gib, eps_of, parse_eps, precision_of, shape_of
+    from moekit_plan.request import PlanRequest, bytes_of_gib, dense_of, eps_of, parse_eps, precision_of, shape_of
 
     recipe = load(name, overrides)
     batch, sequence = shape_of(recipe)
@@ -100,6 +105,7 @@ def run(args: argparse.Namespace) -> int:
         accumulate=recipe.trainer.accumulate_grad_batches if args.accumulate is None else args.accumulate,
         precision=precision_of(recipe, args.precision),
         device_memory=bytes_of_gib(args.device_memory),
+        dense=dense_of(recipe, args.dense),
     )
     from moekit.screen import Screen, status_line
     from moekit_plan.advice import advise  # imports torch, so only once the request is valid
@@ -141,9 +147,9 @@ def memory_table(plan: RunPlan) -> list[tuple[str, ...]]:
 
 def traffic_table(plan: RunPlan) -> list[tuple[str, ...]]:
     """What a device sends in a step: a header, and a row for each layout."""
-    rows: list[tuple[str, ...]] = [
-        ("ep", "ranks/token", "rows/token", "bytes/token", "sent", "messages", "gathers", "scatters", "calls")
-    ]
+    replicated = plan.request.dense == "replicate"
+    names = ("ranks/token", "rows/token", "bytes/token", "sent", "messages", "gathers", "scatters")
+    rows: list[tuple[str, ...]] = [("ep", *names, *(["sums"] if replicated else []), "calls")]
     for row in plan.rows:
         layers = list(row.traffic.layers.values())
         count = max(len(layers), 1)
@@ -157,6 +163,7 @@ def traffic_table(plan: RunPlan) -> list[tuple[str, ...]]:
                 f"{row.traffic.messages:,}",
                 bytes_of(row.traffic.gathers),
                 bytes_of(row.traffic.scatters),
+                *([bytes_of(row.traffic.sums)] if replicated else []),
                 f"{row.traffic.collectives:,}",
             )
         )
@@ -192,11 +199,13 @@ def _page(title: str, plan: RunPlan, advice: list[Advice], explain: bool) -> lis
     request = plan.request
     shape = f"{request.batch} x {request.sequence} tokens per device, {request.accumulate} micro-batch"
     shape += "es" if request.accumulate != 1 else ""
+    dense = "dense part replicated, " if request.dense == "replicate" else ""
     lines = [
         text.bold(f"{title} on {request.devices} devices"),
         *text.paragraph(
             f"{plan.parameters:,} parameters; {request.precision}, {plan.optimizer}, "
-            f"{f'recompute {plan.recompute}, ' if plan.recompute else ''}{shape}: {request.tokens:,} tokens per step"
+            f"{f'recompute {plan.recompute}, ' if plan.recompute else ''}{dense}{shape}: "
+            f"{request.tokens:,} tokens per step"
         ),
         "",
         text.bold("memory of the device that has the most, in bytes"),

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, prod
 
+from moekit.parallel.sums import messages
 from moekit.spec.kinds import MoE
 from moekit_plan.activations import LayerUse
 from moekit_plan.reach import ranks_of
@@ -40,13 +41,15 @@ class DeviceTraffic:
     Attributes:
         layers: by name of the MoE layer.
         gathers: bytes of weights that a device receives.
-        scatters: bytes of gradients that it sends.
-        collectives: all-gathers and reduce-scatters.
+        scatters: bytes of gradients of sharded weights that it sends.
+        sums: bytes of gradients of replicated weights that it sends, once in a step.
+        collectives: all-gathers, reduce-scatters and, for these sums, all-reduces.
     """
 
     layers: Mapping[str, LayerTraffic]
     gathers: float
     scatters: float
+    sums: float
     collectives: int
 
     @property
@@ -76,17 +79,28 @@ def traffic_of(
         for name, (moe, use) in mixtures.items()
     }
     gathers = scatters = 0.0
+    wide = max(request.itemsize, 4)  # half precision is summed in fp32
     for w in weights:
         if (n := w.ranks(layout)) > 1:
             numbers = prod(w.local_shape(layout)) * (n - 1) / n
             gathers += numbers * request.itemsize * (1 if w.unit < 0 else 2)
-            scatters += numbers * max(request.itemsize, 4) * w.trained  # half precision is summed in fp32
+            scatters += numbers * wide * w.trained
+    replicated = _replicated(layout, weights, wide)
     return DeviceTraffic(
         layers=layers,
         gathers=gathers * request.accumulate,
         scatters=scatters * request.accumulate,
-        collectives=_collectives(layout, weights, len(mixtures)) * request.accumulate,
+        sums=2 * sum(replicated) * (layout.devices - 1) / layout.devices,
+        collectives=_collectives(layout, weights, len(mixtures)) * request.accumulate + len(messages(replicated)),
     )
+
+
+def _replicated(layout: Layout, weights: Sequence[Weight], itemsize: int) -> list[int]:
+    """Bytes of each tensor that is all-reduced in a step: gradients, and before them a number for each."""
+    if not layout.replicated or layout.devices == 1:
+        return []
+    numbers = [prod(w.shape) for w in weights if not w.experts and w.trained]
+    return [n * itemsize for n in (len(numbers), *numbers)] if numbers else []
 
 
 def layer_traffic(moe: MoE, use: LayerUse, ep: int, accumulate: int, *, recompute: bool) -> LayerTraffic:
@@ -122,10 +136,13 @@ def layer_traffic(moe: MoE, use: LayerUse, ep: int, accumulate: int, *, recomput
 def _collectives(layout: Layout, weights: Sequence[Weight], layers: int) -> int:
     """Of one micro-batch: blocks are all-gathered twice and the rest once; gradients are reduce-scattered once.
 
-    Where experts are sharded over replicas, the bank, router and shared experts of a layer are units of their own.
+    Where experts are sharded over replicas, the bank, router and shared experts of a layer are units of their own. If
+    all else is replicated, the banks alone are.
     """
     if layout.devices == 1:
         return 0
+    if layout.replicated:
+        return 3 * layers if layout.replicas > 1 else 0
     units = len({w.unit for w in weights if w.unit >= 0})
     if 1 < layout.ep < layout.devices:
         units += layers + sum(1 for part in ("router", "shared") for _ in _layers_with(weights, part))

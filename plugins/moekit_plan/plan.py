@@ -170,7 +170,8 @@ class RunPlanner:
         return self._passes[key]
 
     def _row(self, ep: int, request: PlanRequest, measured: Pass, recompute: str) -> LayoutPlan:
-        layout, itemsize = Layout(devices=request.devices, ep=ep), request.itemsize
+        layout = Layout(devices=request.devices, ep=ep, replicated=request.dense == "replicate")
+        itemsize = request.itemsize
         layers = {name: (self._spec(name), use) for name, use in measured.layers.items()}
         traffic = traffic_of(layout, request, self.weights, layers, recompute)
         rest, block, blocks = gathered_numbers(self.weights, layout)

@@ -19,6 +19,7 @@ BYTES: Final = {"32-true": 4, "bf16-mixed": 4, "16-mixed": 4, "bf16-true": 2, "6
 
 ALIASES: Final = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed", "64": "64-true"}  # Lightning's own
 BATCH, SEQUENCE = 1, 4096
+DENSE: Final = ("shard", "replicate")
 MAX_LAYOUTS = 8
 MAX_COUNT: Final = 10**12
 """Limit of devices, sequences, tokens of a sequence, and micro-batches: a larger number is a typing error."""
@@ -36,6 +37,7 @@ class PlanRequest:
         accumulate: micro-batches of a device in an optimizer step.
         precision: Lightning's name; a key of ``BYTES``.
         device_memory: bytes of a device.
+        dense: what is not a routed expert is sharded over all devices (``shard``), or whole on each (``replicate``).
 
     Raises:
         MoekitError: a number out of range, or another precision.
@@ -48,6 +50,7 @@ class PlanRequest:
     accumulate: int
     precision: str
     device_memory: int
+    dense: str = "shard"
 
     def __post_init__(self) -> None:
         counts = ("devices", "batch", "sequence", "accumulate")
@@ -84,6 +87,11 @@ def bytes_of_gib(gib: float) -> int:
     if not 0 < gib * 2**30 < float("inf"):
         raise MoekitError(f"--device-memory {gib:g} is out of range\n  expected GiB of a device, > 0")
     return int(gib * 2**30)
+
+
+def dense_of(recipe: Recipe, requested: str | None) -> str:
+    """What was requested for ``dense``, or the strategy's option of that name, if it has one; else ``shard``."""
+    return requested or str(getattr(recipe.trainer.strategy, "dense", DENSE[0]))
 
 
 def parse_eps(listed: str) -> tuple[int, ...]:

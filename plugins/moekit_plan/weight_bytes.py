@@ -27,10 +27,14 @@ PRIMES: Final = (2, 3, 5, 7, 11, 13, 17)
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """N devices, of which ``ep`` share a layer's experts."""
+    """N devices, of which ``ep`` share a layer's experts.
+
+    ``replicated``: all that is not a routed expert is whole on every device, instead of sharded over all.
+    """
 
     devices: int
     ep: int
+    replicated: bool = False
 
     @property
     def replicas(self) -> int:
@@ -84,7 +88,9 @@ class Weight:
 
     def ranks(self, layout: Layout) -> int:
         """Over how many ranks ``local_shape`` is sharded."""
-        return layout.replicas if self.experts and layout.ep > 1 else layout.devices
+        if not self.experts:
+            return 1 if layout.replicated else layout.devices
+        return layout.replicas
 
     def shard_dim(self, layout: Layout) -> int:
         """The dimension along which it is sharded."""

@@ -20,7 +20,6 @@ import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback, LambdaCallback
 from lightning.pytorch.loggers import Logger
 from rich.console import Console
-from torch.distributed.fsdp import FSDPModule
 
 from moekit import __version__
 from moekit.compat import kill_started_processes
@@ -31,7 +30,7 @@ from moekit.files import write_if_changed
 from moekit.inference.evaluation import evaluate
 from moekit.parallel.launch import check_same_run, decide_on_rank_zero, is_rank_zero
 from moekit.screen import Screen
-from moekit.shards import gather, state_dict_shards
+from moekit.shards import gather, sharded_parameters, state_dict_shards
 from moekit.spec import load, to_plain
 from moekit.spec.recipe import Recipe
 from moekit.spec.tree import write
@@ -286,7 +285,7 @@ def gather_model(module: LitMoE) -> Model | None:
 
     A sharded model is gathered on the CPU, tensor by tensor: a collective. A replicated one is returned on every rank.
     """
-    if not isinstance(module.model, FSDPModule):
+    if not sharded_parameters(module.model):
         return module.model
     if not module.recipe.evaluators:
         return None

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from moekit.parallel.layout import ParameterLayout, PartialSum, all_reduce_sums, parameter_layouts
+from moekit.parallel.layout import ParameterLayout, parameter_layouts
+from moekit.parallel.sums import PartialSum, all_reduce_sums
 from moekit.shards import local
 from moekit_optimizers.adafactor import Adafactor
 from moekit_optimizers.decay import groups

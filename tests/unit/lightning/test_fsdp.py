@@ -75,13 +75,13 @@ def model_of(ep: int) -> Model:
 
 
 @cache
-def views(ep: int) -> tuple[RankView, ...]:
+def views(ep: int, replicate_dense: bool = False) -> tuple[RankView, ...]:
     """The sharded model on each rank."""
     found = []
     for rank in range(WORLD):
         with as_rank(rank):
             model = model_of(ep)
-            shard(model, ep, "cpu")
+            shard(model, ep, "cpu", replicate_dense=replicate_dense)
             found.append(view_of(model))
     return tuple(found)
 
@@ -117,10 +117,11 @@ def view_of(model: Model) -> RankView:
 
 
 @LAYOUTS
+@pytest.mark.parametrize("replicate", [False, True])
 @pytest.mark.parametrize("what", ["weights", "state"])
-def test_every_element_is_on_one_rank_at_its_place(ep: int, what: str) -> None:
-    """Experts are distributed and sharded over replicas, all else over every rank; momentum alike."""
-    ranks: list[dict[str, TensorShard]] = [getattr(view, what) for view in views(ep)]
+def test_every_element_is_on_one_rank_at_its_place(ep: int, what: str, replicate: bool) -> None:
+    """Experts are distributed and sharded over replicas, all else over every rank or on each; momentum alike."""
+    ranks: list[dict[str, TensorShard]] = [getattr(view, what) for view in views(ep, replicate)]
     expected = {name: p.detach() for name, p in model_of(1).named_parameters()}
     assert all(shards.keys() == expected.keys() for shards in ranks)
     for name, tensor in expected.items():
@@ -129,7 +130,7 @@ def test_every_element_is_on_one_rank_at_its_place(ep: int, what: str) -> None:
             assert each.global_shape == tensor.shape
             times[slices_of(each.offset, each.sizes)] += 1
             whole[slices_of(each.offset, each.sizes)] = each.tensor
-        assert (times == 1).all(), name
+        assert (times == (WORLD if replicate and ".experts." not in name else 1)).all(), name
         assert torch.equal(whole, tensor), name
 
 
@@ -142,11 +143,14 @@ def test_experts_are_sharded_over_their_replicas_and_all_else_over_every_rank(ep
 
 
 @LAYOUTS
-def test_the_norm_counts_every_gradient_once(ep: int) -> None:
-    assert all(view.norm == 0 for view in views(ep)), "something is counted on every rank"
-    squares = torch.stack([torch.stack(view.squares).sum() for view in views(ep)])
+@pytest.mark.parametrize("replicate", [False, True])
+def test_the_norm_counts_every_gradient_once(ep: int, replicate: bool) -> None:
+    replicated = [p for name, p in model_of(1).named_parameters() if replicate and ".experts." not in name]
+    whole = float(sum(p.detach().double().square().sum() for p in replicated))
+    assert all(view.norm**2 == pytest.approx(whole) for view in views(ep, replicate)), "counted on every rank"
+    squares = torch.stack([torch.stack(view.squares).sum() for view in views(ep, replicate)])
     expected = torch.cat([p.detach().flatten().double() for p in model_of(1).parameters()]).norm()
-    torch.testing.assert_close(squares.sum().sqrt(), expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close((squares.sum() + whole).sqrt(), expected, rtol=1e-6, atol=0)
 
 
 def test_the_norm_all_reduces_no_replicated_gradient() -> None:
@@ -221,6 +225,22 @@ def test_a_unit_is_gathered_at_once_and_gradients_are_summed_in_the_policys_dtyp
     assert forward.gathered == Counter((size, torch.float32) for size in expected.values())
     assert backward.reduced == Counter((size, torch.float64) for size in expected.values())
     assert gradients and all((gradient == 1).all() for gradient in gradients), "divided after they were reduced"
+
+
+@pytest.mark.filterwarnings("ignore:FSDP2-wrapped module .* returned a view tensor")
+@pytest.mark.parametrize("ep", [1, 2, 4])
+def test_a_replicated_dense_part_is_neither_gathered_nor_scattered(ep: int) -> None:
+    """Banks alone are units; those of a single rank are none."""
+    with as_rank(1):
+        model = model_of(ep)
+        shard(model, ep, "cpu", replicate_dense=True)
+        bank = sum(p.numel() for name, p in model.named_parameters() if name.startswith(PARTS[1]))
+        with Collectives() as forward:
+            output = model(torch.zeros(2, 8, dtype=torch.int64))
+        with Collectives() as backward:
+            output.y.sum().backward()
+    expected = Counter({(bank, torch.float32): 1} if ep < WORLD else {})
+    assert forward.gathered == backward.gathered == backward.reduced == expected
 
 
 @pytest.mark.parametrize("ep", [1, 2])
