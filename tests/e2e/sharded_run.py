@@ -40,7 +40,7 @@ SMALL = {
     ),
     "switch": PAIRS,
     "st_moe": PAIRS,
-    "gshard": (*PAIRS, "model.moe.dispatcher.factor=1.0"),
+    "gshard": (*PAIRS, "model.moe.dispatcher.factor=1.0", "evaluators=null"),
 }  # fmt: skip
 
 

@@ -206,7 +206,7 @@ def fit(run: Prepared, console: Console) -> None:
     run.trainer.callbacks.append(LambdaCallback(on_train_start=begin))  # type: ignore[attr-defined]
     try:
         run.trainer.fit(run.module, ckpt_path=start, weights_only=True)
-        if run.interrupt.agree(run.trainer):
+        if run.interrupt.agree():
             raise KeyboardInterrupt
     except (SystemExit, KeyboardInterrupt):  # on Ctrl-C, Lightning raises SystemExit and ignores further signals
         signal.signal(signal.SIGINT, signal.default_int_handler)
