@@ -1,6 +1,7 @@
 """The cost of expert parallelism at constant work for each rank: a layer in expert groups of 1, 2, 4, ... ranks.
 
-    torchrun --nproc-per-node 4 benchmarks/growth.py
+    python benchmarks/growth.py           # 2 and 4 ranks, each with one thread
+    python benchmarks/growth.py --docs    # also writes the table of docs/benchmarks.md
 
 Every rank runs a layer's forward and backward pass at once, group sizes interleaved. A group of n ranks has n times as
 many experts, and the same work for each rank, so a ratio above 1 is the cost of all-to-all: planning, copies, waiting.
@@ -10,10 +11,15 @@ Rows, bytes and messages are counted without sending (``moekit_plan.traffic``), 
 from __future__ import annotations
 
 import argparse
-import statistics
+import json
+import os
+import subprocess
+import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
+import measured
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -22,10 +28,14 @@ from moekit.contracts import Dispatcher, ExpertBank, LayerDims
 from moekit.parallel.traffic import choices_of, rows_of
 from moekit.registry import build
 from moekit.routing import TokenChoice
+from moekit_bench.results import ratio, to_json
 from moekit_dispatchers.auto import Auto
 from moekit_dispatchers.expert_parallel import ExpertParallel
 from moekit_experts.glu import Glu
 from moekit_plan.traffic import traffic
+
+DONE = "measured:"
+"""Begins the line with the rows of rank 0."""
 
 
 @dataclass(frozen=True)
@@ -70,43 +80,75 @@ class Layout:
         if count:
             self.seconds.append(time.perf_counter() - start)
 
-    def row(self, alone: Layout) -> str:
+    def row(self, alone: Layout) -> list[Any]:
         """A row of the table."""
         rows = rows_of(self.routing, self.size, dist.get_rank() % self.size)
         choices = choices_of(self.routing, self.size)
         sent, T = traffic(rows, size=self.size, choices=choices, dim=self.sizes.D), self.sizes.T
-        ratios = [a / b for a, b in zip(self.seconds, alone.seconds, strict=True)]
-        best = min(self.seconds) / min(alone.seconds)
-        return (
-            f"| {self.size} | {self.sizes.held * self.size} | {rows / T:.2f} | {sent.forward / T:.0f}, "
-            f"{sent.backward / T:.0f} | {sent.forward_messages}, {sent.backward_messages} | "
-            f"{1e3 * min(self.seconds):.0f} | {best:.2f} ({statistics.median(ratios):.2f}) |"
-        )
+        return [
+            dist.get_world_size(),
+            self.size,
+            self.sizes.held * self.size,
+            self.sizes.H,
+            rows / T,
+            [sent.forward / T, sent.backward / T],
+            [sent.forward_messages, sent.backward_messages],
+            1e3 * min(self.seconds),
+            None if self is alone else ratio(self.seconds, alone.seconds),
+        ]
+
+
+COLUMNS = {
+    "processes": "{}", "ep": "{}", "experts": "{}", "H": "{}", "rows per token": "{:.2f}",
+    "bytes per token": "{:.0f}, {:.0f}", "messages": "{}, {}", "ms": "{:.0f}", "÷ alone, best (median)": measured.RATIO,
+}  # fmt: skip
+
+
+def work(sizes: Sizes, rounds: int) -> None:
+    """Measures in this process, one of all ranks; rank 0 prints the rows."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    torch.manual_seed(dist.get_rank())
+    world = dist.get_world_size()
+    layouts = [Layout(sizes, size) for size in range(1, world + 1) if world % size == 0]
+    for i in range(rounds + 1):
+        for layout in layouts:
+            layout.step(count=i > 0)
+    if dist.get_rank() == 0:
+        print(DONE, json.dumps(to_json([layout.row(layouts[0]) for layout in layouts])), flush=True)
+    dist.destroy_process_group()
+
+
+def launched(world: int, script: list[str]) -> list[list[Any]]:
+    """The rows that rank 0 of ``world`` prints: of a script with options."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    output = subprocess.run([*command, *script], env=env, check=True, stdout=subprocess.PIPE, text=True).stdout
+    (line,) = (line for line in output.splitlines() if line.startswith(DONE))
+    rows: list[list[Any]] = json.loads(line.removeprefix(DONE))
+    return rows
 
 
 def main() -> None:
     """Measures and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("T", 1024), ("D", 256), ("H", 256), ("held", 16), ("K", 4), ("rounds", 9)):
+    for name, default in (("T", 1024), ("D", 256), ("held", 16), ("K", 4), ("rounds", 15)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--H", type=int, nargs="+", default=[256, 1024])
+    parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4])
+    measured.option(parser)
     args = parser.parse_args()
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo")
-    torch.manual_seed(dist.get_rank())
-    world, sizes = dist.get_world_size(), Sizes(args.T, args.D, args.H, args.held, args.K)
-    layouts = [Layout(sizes, size) for size in range(1, world + 1) if world % size == 0]
-    for i in range(args.rounds + 1):
-        for layout in layouts:
-            layout.step(count=i > 0)
-    if dist.get_rank() == 0:
-        print(f"{world} processes, each with {sizes}")
-        print(
-            "| ranks | experts | rows a token | bytes a token, forward and backward | messages | ms, best | ÷ alone |"
-        )
-        print("|---|---|---|---|---|---|---|")
-        for layout in layouts:
-            print(layout.row(layouts[0]))
-    dist.destroy_process_group()
+    if "RANK" in os.environ:
+        work(Sizes(args.T, args.D, args.H[0], args.held, args.K), args.rounds)
+        return
+    rows = []
+    for H in args.H:
+        for world in args.ranks:
+            sizes = asdict(Sizes(args.T, args.D, H, args.held, args.K)) | {"rounds": args.rounds}
+            options = [text for name, value in sizes.items() for text in (f"--{name}", str(value))]
+            rows += launched(world, [__file__, *options])
+    made = measured.table(COLUMNS, rows, device="one thread for each process")
+    measured.publish("growth", made, docs=args.docs)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
 """Peak memory and time of importing a random model of Hugging Face, against copying its files.
 
-``python benchmarks/hf_import.py --gigabytes 2`` writes a Mixtral of random bfloat16 weights in several files, imports
-it, exports it again, and prints seconds, and memory above that of importing the packages. Each job runs in a process of
-its own, and the rounds of jobs alternate; the best of each counts. Needs four times the model's size on disk.
+    python benchmarks/hf_import.py --gigabytes 2
+    python benchmarks/hf_import.py --docs    # also writes the table of docs/hugging_face.md
+
+Writes a Mixtral of random bfloat16 weights in several files, imports it, exports it again, and prints seconds, and
+memory above that of importing the packages. Each job runs in a process of its own, and the rounds of jobs alternate;
+the best of each counts. Needs four times the model's size on disk.
 """
 
 from __future__ import annotations
@@ -16,6 +19,8 @@ import sys
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
+
+import measured
 
 DIM, HIDDEN, EXPERTS = 1024, 4096, 8
 LAYER = 3 * DIM * HIDDEN * EXPERTS * 2  # bytes, in bfloat16
@@ -60,7 +65,7 @@ def copy(path: Path, out: Path) -> None:
             os.fsync(opened.fileno())
 
 
-def measured(what: str, path: Path, out: Path) -> dict[str, float]:
+def job(what: str, path: Path, out: Path) -> dict[str, float]:
     """Seconds, seconds of CPU, and megabytes of peak memory above those before, of one job in this process."""
 
     from moekit.machine import keep_freed_memory
@@ -97,29 +102,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--gigabytes", type=float, default=2.0)
     parser.add_argument("--rounds", type=int, default=3)
+    measured.option(parser)
     parser.add_argument("--job", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.job:
         what, path, out = args.job
-        print(json.dumps(measured(what, Path(path), Path(out))))
+        print(json.dumps(job(what, Path(path), Path(out))))
         return
     with TemporaryDirectory(prefix="moekit-import-", dir=os.environ.get("TMPDIR")) as folder:
         model, run = Path(folder) / "model", Path(folder) / "run"
         write_model(model, args.gigabytes)
         size = sum(file.stat().st_size for file in model.glob("*.safetensors"))
-        print(f"{size / 1e9:.2f} GB, largest tensor {DIM * HIDDEN * 2 / 1e6:.1f} MB, of ours {LAYER * 2 / 3e6:.0f} MB")
         jobs = {"copy": (model, Path(folder) / "copy"), "import": (model, run), "export": (run, Path(folder) / "out")}
         best: dict[str, dict[str, float]] = {}
         for _ in range(args.rounds):
             for what, (source, out) in jobs.items():
                 shutil.rmtree(out, ignore_errors=True)
-                job = [sys.executable, __file__, "--job", what, str(source), str(out)]
-                found = json.loads(subprocess.run(job, check=True, capture_output=True, text=True).stdout)
+                command = [sys.executable, __file__, "--job", what, str(source), str(out)]
+                found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
                 best[what] = {key: min(value, best.get(what, found)[key]) for key, value in found.items()}
-        for what, found in best.items():
-            wall, cpu = (found[key] / best["copy"][key] for key in ("seconds", "cpu"))
-            said = f"{what:7} {found['seconds']:6.1f} s ({wall:.2f} x), {found['cpu']:5.1f} of CPU ({cpu:.2f} x)"
-            print(f"{said}  {found['megabytes']:6.0f} MB")
+    made = measured.table(
+        {"": "{}", "seconds": "{:.1f}", "of CPU": "{:.1f}", "peak memory above that before, MB": "{:.0f}"},
+        [[what, found["seconds"], found["cpu"], found["megabytes"]] for what, found in best.items()],
+        words="{size:.2f} GB of bfloat16. The largest tensor has {largest:.1f} MB; the experts of a layer, one tensor "
+        "here, have {ours:.0f} MB.",
+        values={"size": size / 1e9, "largest": DIM * HIDDEN * 2 / 1e6, "ours": LAYER * 2 / 3e6},
+    )
+    measured.publish("hf_import", made, docs=args.docs)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,19 @@
 """The 1991 experiment: mixtures of experts against backprop nets, 25 seeds a system, epochs to one criterion.
 
-The protocol is in ``docs/measurements.md``. All seeds of a system train at once
-(``torch.func.vmap`` over stacked weights): full batch, plain gradient descent, until the blended output's mean squared
-error is 0.08. Run ``python benchmarks/jacobs1991.py`` (about a minute). ``tests/e2e/test_jacobs1991.py`` checks the
-paper's claims on its results.
+    python benchmarks/jacobs1991.py           # about a minute
+    python benchmarks/jacobs1991.py --docs    # also writes the table of docs/measurements.md, which has the protocol
+
+All seeds of a system train at once (``torch.func.vmap`` over stacked weights): full batch, plain gradient descent,
+until the blended output's mean squared error is 0.08. ``tests/e2e/test_jacobs1991.py`` checks the paper's claims.
 """
 
 from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
+from typing import Any
 
+import measured
 import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -21,34 +24,36 @@ from moekit.contracts import Batch
 SEEDS = 25
 LIMIT = 6000
 CRITERION = 0.08
+MEAN_SD = "{:.0f} ± {:.0f}"
 
 
 @dataclass(frozen=True)
 class System:
-    """A model, and its best learning rate of 3, 5, 7, 10, 15, 20, 30, 40, 50 and 70."""
+    """A model, its best rate of 3, 5, 7, 10, 15, 20, 30, 40, 50 and 70, and the paper's epochs, mean and SD."""
 
     name: str
     lr: float
     overrides: tuple[str, ...]
+    paper: tuple[int, int] | None = None
 
 
-def _mixture(experts: int, error: str, lr: float) -> System:
+def _mixture(experts: int, error: str, lr: float, paper: tuple[int, int] | None = None) -> System:
     overrides = (f"model.moe.experts.count={experts}", f"objective.error={error}")
-    return System(f"{experts} experts, {error}", lr, overrides)
+    return System(f"{experts} experts, {error}", lr, overrides, paper)
 
 
-def _net(hidden: int, lr: float) -> System:
+def _net(hidden: int, lr: float, paper: tuple[int, int]) -> System:
     model = f"model={{use: mlp, inputs: 2, hidden: {hidden}, outputs: 1, init_range: 0.5}}"
-    return System(f"backprop, {hidden} hidden", lr, (model, "objective={use: squared_error}"))
+    return System(f"backprop, {hidden} hidden", lr, (model, "objective={use: squared_error}"), paper)
 
 
 SYSTEMS = {
     s.name: s
     for s in (
-        _mixture(4, "likelihood", 30.0),
-        _mixture(8, "likelihood", 30.0),
-        _net(6, 20.0),
-        _net(12, 20.0),
+        _mixture(4, "likelihood", 30.0, (1124, 23)),  # eq. 1.3
+        _mixture(8, "likelihood", 30.0, (1083, 12)),
+        _net(6, 20.0, (2209, 83)),
+        _net(12, 20.0, (2435, 124)),
         _mixture(8, "cooperative", 20.0),  # eq. 1.1 as printed, without a factor of one half
         _mixture(8, "competitive", 10.0),  # eq. 1.2, likewise
     )
@@ -122,25 +127,32 @@ def train(system: System, limit: int = LIMIT) -> Outcome:
     return Outcome(epochs, *torch.func.vmap(measure)(final))
 
 
-def main() -> None:
-    from rich.console import Console
-    from rich.table import Table
+def row(system: System, out: Outcome) -> list[Any]:
+    """A row of the table; epochs are of the seeds that converged."""
+    epochs, active = out.epochs[out.epochs.isfinite()], float(out.active.mean())
+    spread = [float(epochs.mean()), float(epochs.std())]
+    accuracy = [100 * float(right.mean()) for right in (out.train, out.test)]
+    return [system.name, system.lr, [len(epochs), SEEDS], spread, *accuracy, active or None, system.paper]
 
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    table = Table("system", "rate", "converged", "epochs, mean ± SD", "train %", "test %", "active experts")
-    for system in SYSTEMS.values():
-        out = train(system)
-        done = out.epochs.isfinite()
-        table.add_row(
-            system.name,
-            f"{system.lr:g}",
-            f"{int(done.sum())}/{SEEDS}",
-            f"{float(out.epochs[done].mean()):.0f} ± {float(out.epochs[done].std()):.0f}",
-            f"{100 * float(out.train.mean()):.1f}",
-            f"{100 * float(out.test.mean()):.1f}",
-            f"{float(out.active.mean()):.2f}" if out.active.any() else "",
-        )
-    Console().print(table)
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    measured.option(parser)
+    args = parser.parse_args()
+    outcomes = {system: train(system) for system in SYSTEMS.values()}
+    columns = {
+        "system": "{}", "rate": "{:g}", "converged": "{}/{}", "epochs, mean ± SD": MEAN_SD, "train %": "{:.1f}",
+        "test %": "{:.1f}", "active experts": "{:.2f}", "paper's epochs ± SD": MEAN_SD,
+    }  # fmt: skip
+    epochs = {system.name: float(out.epochs.mean()) for system, out in outcomes.items()}
+    net = min(epochs[name] for name in epochs if "backprop" in name)
+    made = measured.table(
+        columns,
+        [row(system, out) for system, out in outcomes.items()],
+        words="With the likelihood, 4 experts need {four:.2f} of the better net's epochs, 8 experts {eight:.2f}.",
+        values={"four": epochs["4 experts, likelihood"] / net, "eight": epochs["8 experts, likelihood"] / net},
+    )
+    measured.publish("vowels", made, docs=args.docs)
 
 
 if __name__ == "__main__":

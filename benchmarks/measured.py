@@ -91,7 +91,7 @@ def publish(name: str, made: Table, *, docs: bool) -> None:
     if docs:
         FOLDER.mkdir(exist_ok=True)
         replace_text(FOLDER / f"{name}.json", json.dumps(made, indent=1, ensure_ascii=False) + "\n")
-        fill()
+        fill(name)
 
 
 def text(made: Table) -> str:
@@ -112,20 +112,24 @@ def stored(name: str) -> Table:
     return made
 
 
-def filled(page: str) -> str:
-    """The text of a page with its blocks anew.
+def filled(page: str, name: str = "") -> str:
+    """The text of a page with its blocks anew: all, or that of one table.
 
     Raises:
         FileNotFoundError: the page has a block for which nothing was stored.
     """
-    return BLOCK.sub(lambda block: block[1] + text(stored(block[3])) + block[4], page)
+
+    def block(found: re.Match[str]) -> str:
+        return f"{found[1]}{text(stored(found[3]))}{found[4]}" if name in ("", found[3]) else found[0]
+
+    return BLOCK.sub(block, page)
 
 
-def fill() -> None:
-    """Fills the blocks of every page."""
+def fill(name: str = "") -> None:
+    """Fills the blocks of every page: all, or that of one table."""
     for page in PAGES:
         before = page.read_text(encoding="utf-8")
-        if (after := filled(before)) != before:
+        if (after := filled(before, name)) != before:
             replace_text(page, after)
 
 

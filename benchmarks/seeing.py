@@ -3,6 +3,7 @@
     python benchmarks/seeing.py step                      # deepseek_v3, glam, switch
     python benchmarks/seeing.py step deepseek_v3 --steps 200
     python benchmarks/seeing.py page                      # 1,000 steps and 100,000, 12 layers of 64 experts
+    python benchmarks/seeing.py step --docs               # also writes the table of docs/seeing_experts.md
 
 ``step`` records every other step of one training, so that both kinds of step have the same machine, and compares their
 median processor times. A run records about 100 of its steps, so the cost of a whole run is smaller by as much.
@@ -16,10 +17,12 @@ import shutil
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import measured
 import numpy as np
 from lightning.pytorch.callbacks import Callback
 
@@ -33,6 +36,8 @@ from moekit_report.page import html_of
 from moekit_report.routing.module import RoutingRecorder
 
 WARMUP = 6
+STEP = {"recipe": "`{}`", "ms, recorded": "{:.1f}", "ms, not recorded": "{:.1f}", "cost": "{:+.1%}"}
+PAGE = {"steps": "{:,}", "MB": "{:.1f}", "opens in, s": "{:.2f}"}
 
 
 def long_record(folder: Path, *, rows: int, every: int, layers: int, experts: int) -> None:
@@ -75,8 +80,8 @@ class Alternate(Callback):
             self.seconds[self.recorder.train].append(time.process_time() - self._start)
 
 
-def cost_of(recipe: str, steps: int, folder: str) -> None:
-    """Prints the median time of steps with and without statistics."""
+def cost_of(recipe: str, steps: int, folder: str) -> list[Any]:
+    """A row: the median time of steps with and without statistics."""
     recorder = RoutingRecorder(validation=False)
     timer = Alternate(recorder)
     trainer = L.Trainer(
@@ -86,7 +91,7 @@ def cost_of(recipe: str, steps: int, folder: str) -> None:
     )  # fmt: skip
     trainer.fit(LitMoE(recipe))
     on, off = (statistics.median(timer.seconds[with_it]) for with_it in (True, False))
-    print(f"{recipe}: {on * 1e3:.1f} ms a step with statistics, {off * 1e3:.1f} ms without: {on / off - 1:+.1%}")
+    return [recipe, 1e3 * on, 1e3 * off, on / off - 1]
 
 
 def opening(path: Path) -> list[float]:
@@ -107,8 +112,8 @@ def opening(path: Path) -> list[float]:
     return found
 
 
-def pages(folder: Path) -> None:
-    """Prints size and opening time of the pages of a long and of a very long run."""
+def pages(folder: Path) -> Iterator[list[Any]]:
+    """Rows: size and opening time of the pages of a long and of a very long run."""
     for rows, every in ((1000, 1), (4000, 25)):
         run = folder / str(rows)
         run.mkdir()
@@ -116,9 +121,7 @@ def pages(folder: Path) -> None:
         long_record(run / "routing", rows=rows, every=every, layers=12, experts=64)
         path = run / "report.html"
         path.write_text(html_of(contents(open_run(run), model=False)), encoding="utf-8")
-        seconds = opening(path)
-        size = path.stat().st_size / 1e6
-        print(f"{rows * every:,} steps: {size:.1f} MB, opens in {statistics.median(seconds):.2f} s (median of 5)")
+        yield [rows * every, path.stat().st_size / 1e6, statistics.median(opening(path))]
 
 
 def main() -> None:
@@ -126,13 +129,14 @@ def main() -> None:
     parser.add_argument("what", choices=("step", "page"))
     parser.add_argument("recipes", nargs="*", default=["deepseek_v3", "glam", "switch"])
     parser.add_argument("--steps", type=int, default=60)
+    measured.option(parser)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         if args.what == "page":
-            pages(Path(folder))
+            columns, rows = PAGE, list(pages(Path(folder)))
         else:
-            for recipe in args.recipes:
-                cost_of(recipe, args.steps, folder)
+            columns, rows = STEP, [cost_of(recipe, args.steps, folder) for recipe in args.recipes]
+    measured.publish(f"seeing_{args.what}", measured.table(columns, rows), docs=args.docs)
 
 
 if __name__ == "__main__":

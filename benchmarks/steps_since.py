@@ -2,10 +2,11 @@
 
 python benchmarks/steps_since.py --rounds 9
 python benchmarks/steps_since.py --since v0.1.0 --recipe switch
-python benchmarks/steps_since.py --since HEAD --freed
+python benchmarks/steps_since.py --since HEAD --freed    # what it costs to return freed memory to the system
 
-The older tree is extracted from git into a temporary folder. Each tree trains in a process of its own, through
-Lightning, on the older tree's recipe, and waits for the other's steps of a round.
+``--docs`` also writes the table of docs/benchmarks.md, or with ``--freed`` that of docs/measurements.md. The older tree
+is extracted from git into a temporary folder. Each tree trains in a process of its own, through Lightning, on the older
+tree's recipe, and waits for the other's steps of a round.
 """
 
 from __future__ import annotations
@@ -175,25 +176,11 @@ def measure(workers: list[Worker], rounds: int, steps: int) -> None:
                 worker.rounds.append(statistics.median(seconds[1:]))  # the first after a pause has a cold cache
 
 
-def report(workers: list[Worker]) -> None:
-    """Prints a table of all workers, compared with the first."""
-    old, *others = workers
-    for worker in workers:
-        print(f"{worker.name}: {worker.about}")
-    print("\n| tree | ms, best | ms, median | times as fast, best | median (quartiles) |\n|---|---|---|---|---|")
-    print(f"| {old.name} | {1e3 * min(old.rounds):.1f} | {1e3 * statistics.median(old.rounds):.1f} | | |")
-    for worker in others:
-        each = [a / b for a, b in zip(old.rounds, worker.rounds, strict=True)]
-        low, median, high = statistics.quantiles(each, n=4, method="inclusive")
-        best = min(old.rounds) / min(worker.rounds)
-        mine = f"{1e3 * min(worker.rounds):.1f} | {1e3 * statistics.median(worker.rounds):.1f}"
-        print(f"| {worker.name} | {mine} | {best:.2f} | {median:.2f} ({low:.2f} to {high:.2f}) |")
-
-
 def main() -> None:
-    if sys.argv[1:2] == ["--work"]:
-        work(int(sys.argv[2]), sys.argv[3:])
-        return
+    import measured  # not in a worker, which has another tree's packages
+
+    from moekit_bench.results import ratio
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--since", default=FOUNDATION, metavar="COMMIT", help="the older tree")
     parser.add_argument("--now", metavar="COMMIT", help="the newer tree (default: the files of this checkout)")
@@ -206,6 +193,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--steps", type=int, default=5, help="of a round; the first is not counted")
     parser.add_argument("--threads", type=int, default=2)
+    measured.option(parser)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -223,8 +211,20 @@ def main() -> None:
         finally:
             for worker in workers:
                 worker.stop()
-    report(workers)
+    old, rows = workers[0], []
+    for worker in workers:
+        print(f"{worker.name}: {worker.about}")
+        found = None if worker is old else ratio(old.rounds, worker.rounds)
+        times = [1e3 * min(worker.rounds), 1e3 * statistics.median(worker.rounds)]
+        rows.append([worker.name, *times, found and found.best, found])
+    columns = {"tree": "{}", "ms, best": "{:.1f}", "ms, median": "{:.1f}", "times as fast, best": "{:.2f}"}
+    columns["median (quartiles)"] = measured.QUARTILES
+    made = measured.table(columns, rows, device=f"{args.threads} threads")
+    measured.publish("memory_returned" if args.freed else "steps_since", made, docs=args.docs)
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["--work"]:
+        work(int(sys.argv[2]), sys.argv[3:])
+    else:
+        main()

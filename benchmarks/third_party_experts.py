@@ -1,14 +1,16 @@
 """The cost of third-party experts: a GLU written with ``groups.linear`` alone against the first-party ``glu``.
 
-Both run through ``grouped``. The third-party GLU, whose weights have no standard form, also runs through ``auto``.
+    python benchmarks/third_party_experts.py fine small --threads 2
+    python benchmarks/third_party_experts.py fine small --docs         # also writes the table of docs/benchmarks.md
 
-python benchmarks/third_party_experts.py fine small --threads 2
+Both run through ``grouped``. The third-party GLU, whose weights have no standard form, also runs through ``auto``.
 """
 
 from __future__ import annotations
 
 import argparse
 
+import measured
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -48,9 +50,10 @@ def main() -> None:
     parser.add_argument("shapes", nargs="*", default=["fine"])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    measured.option(parser)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    print("| shape | experts, dispatcher | ms | over first party: best (median) |\n|---|---|---|---|")
+    rows = []
     for shape in args.shapes:
         work = make_workload(SHAPES[shape], "cpu", torch.float32)
         banks = {
@@ -65,9 +68,15 @@ def main() -> None:
         samples = time_interleaved(
             variants, rounds=args.rounds, warmup=2, clock=Clock("cpu"), on_progress=lambda text: None
         )
-        for name, found in samples.items():
-            over = ratio(found.total, samples[f"{FIRST}, grouped"].total)
-            print(f"| `{shape}` | {name} | {min(found.total) * 1e3:.1f} | {over.best:.2f} ({over.median:.2f}) |")
+        first = samples[f"{FIRST}, grouped"].total
+        rows += [[shape, name, 1e3 * min(s.total), ratio(s.total, first)] for name, s in samples.items()]
+    columns = {
+        "shape": "`{}`",
+        "experts, dispatcher": "{}",
+        "ms": "{:.1f}",
+        "÷ first party, best (median)": measured.RATIO,
+    }
+    measured.publish("third_party_experts", measured.table(columns, rows), docs=args.docs)
 
 
 if __name__ == "__main__":

@@ -1,83 +1,34 @@
-"""The start-up time of a command, divided by the least time that it could take.
+"""The start-up time of a command is near the least that it could take (``benchmarks/startup.py``), and what it imports.
 
-Both are processor times of whole processes, measured alternately, the best of several runs, so that a busy machine
-slows both alike. A ratio that is too high is measured again before it counts.
+A ratio that is too high is measured again before it counts.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 
 import pytest
+from startup import FLOOR, PASS, SCRIPT, compiled, ratios
 
-RUNS = 10
 TRIES = 4
-PASS = [sys.executable, "-c", "pass"]
-FLOOR = [
-    sys.executable,
-    "-c",
-    'import pluggy, omegaconf, importlib.metadata as m; m.entry_points(group="moekit")',
-]
-SCRIPT = shutil.which("moekit", path=sysconfig.get_path("scripts")) or "moekit"
 STARTS = {"script": [SCRIPT], "module": [sys.executable, "-m", "moekit"]}
-
-
-def seconds(command: list[str], env: dict[str, str]) -> float:
-    """Processor seconds of one process."""
-    with open(os.devnull, "w") as nowhere:
-        process = subprocess.Popen(command, stdout=nowhere, stderr=subprocess.PIPE, env=env)
-        assert process.stderr is not None
-        said = process.stderr.read()
-        process.stderr.close()
-        _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    assert process.returncode == 0, said.decode()
-    return usage.ru_utime + usage.ru_stime
-
-
-def ratios(commands: dict[str, list[str]], least: list[str], env: dict[str, str], limit: float) -> dict[str, float]:
-    """Best time of each command over the best of ``least``; up to ``TRIES`` tries, until all are below the limit."""
-    floor: list[float] = []
-    ours: dict[str, list[float]] = {name: [] for name in commands}
-    for _ in range(TRIES):
-        for _ in range(RUNS):
-            floor.append(seconds(least, env))
-            for name, command in commands.items():
-                ours[name].append(seconds(command, env))
-        found = {name: min(times) / min(floor) for name, times in ours.items()}
-        if max(found.values()) <= limit:
-            break
-    return found
 
 
 @pytest.fixture(scope="module")
 def env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """An environment in which all modules are compiled already, as in an installed package."""
-    out = {key: value for key, value in os.environ.items() if key not in ("PYTHONDONTWRITEBYTECODE", "COLUMNS")}
-    out["PYTHONPYCACHEPREFIX"] = str(tmp_path_factory.mktemp("compiled"))
-    for command in (
-        PASS,
-        FLOOR,
-        [*STARTS["script"], "config", "validate", "deepseek_v3"],
-        [*STARTS["module"], "ls"],
-    ):
-        seconds(command, out)
-    return out
+    return compiled(str(tmp_path_factory.mktemp("compiled")))
 
 
 def test_the_first_page_takes_at_most_three_times_a_bare_python(env: dict[str, str]) -> None:
-    found = ratios({name: [*command, "--help"] for name, command in STARTS.items()}, PASS, env, limit=3.0)
+    found = ratios({name: [*command, "--help"] for name, command in STARTS.items()}, PASS, env, limit=3.0, tries=TRIES)
     assert {name: ratio for name, ratio in found.items() if ratio > 3.0} == {}
 
 
 def test_listing_and_validating_take_at_most_half_more_than_their_imports(env: dict[str, str]) -> None:
     commands = {words: [*STARTS["script"], *words.split()] for words in ("ls", "config validate deepseek_v3")}
-    found = ratios(commands, FLOOR, env, limit=1.5)
+    found = ratios(commands, FLOOR, env, limit=1.5, tries=TRIES)
     assert {words: ratio for words, ratio in found.items() if ratio > 1.5} == {}
 
 

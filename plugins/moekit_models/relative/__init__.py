@@ -4,7 +4,7 @@ Short distances have a number each. Longer ones share buckets that widen with th
 last bucket holds all beyond it. In an encoder, half of the buckets are for earlier positions, half for later ones.
 
 A table starts with a variance of ``init_scale`` over the mean of buckets and heads, as in T5X (flaxformer ``moe.gin``:
-variance scaling by the mean fan; there the distribution is uniform). For its effect see docs/measurements.md.
+variance scaling by the mean fan; there the distribution is uniform).
 
 T5 has ``shared: true`` and ``scale: 1``: one table for all layers of a stack, and dot products as they are, since there
 the initial weights of queries are smaller instead.
