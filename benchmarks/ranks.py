@@ -1,9 +1,11 @@
 """The time of a training step on 1, 2 and 4 ranks, at constant experts and tokens for each rank.
 
-    python benchmarks/ranks.py
+    python benchmarks/ranks.py           # the dense part sharded, and replicated
+    python benchmarks/ranks.py --docs    # also writes the table of docs/benchmarks.md
 
 A small ``deepseek_v3`` with 16 experts for each rank, trained by Lightning with the strategy ``sharded`` and all ranks
-in one expert group. World sizes are interleaved. Bytes, messages and collectives are those of ``moekit plan``.
+in one expert group. World sizes and layouts are interleaved. Bytes, messages and collectives are those of ``moekit
+plan``.
 """
 
 from __future__ import annotations
@@ -19,21 +21,26 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import measured
 
 from moekit import load
 from moekit.spec.recipe import Recipe
 from moekit.training import LitMoE
 from moekit.training.run.folder import RunFolder
 from moekit.training.run.prepare import make_trainer, quiet
+from moekit_bench.results import ratio
+from moekit_plan.communication import DeviceTraffic
 from moekit_plan.plan import RunPlanner
 from moekit_plan.request import PlanRequest
 
-WORLDS = (1, 2, 4)
+LAYOUTS = ((1, "shard"), (2, "shard"), (2, "replicate"), (4, "shard"), (4, "replicate"))
+"""Ranks, and what becomes of the dense part; the first is the baseline."""
+
 HELD, BATCH, SEQUENCE = 16, 8, 128
 WARM = 4  # steps that are not counted
 
 
-def recipe_of(world: int, steps: int) -> Recipe:
+def recipe_of(world: int, dense: str, steps: int) -> Recipe:
     """The recipe for ``world`` ranks."""
     options = [
         "model.depth=2", "model.mtp=null", "objective={use: causal_lm}", "compare=null", f"data.seq={SEQUENCE}",
@@ -43,7 +50,7 @@ def recipe_of(world: int, steps: int) -> Recipe:
         "trainer.log_every_n_steps=1000",
     ]  # fmt: skip
     if world > 1:
-        options.append(f"trainer.strategy={{use: sharded, ep: {world}}}")
+        options.append(f"trainer.strategy={{use: sharded, ep: {world}, dense: {dense}}}")
     return load("deepseek_v3", options)
 
 
@@ -61,9 +68,9 @@ class Clock(L.Callback):
         self.last = now
 
 
-def train(world: int, steps: int) -> None:
+def train(world: int, dense: str, steps: int) -> None:
     """Trains in this process, one of ``world`` ranks; rank 0 prints its best and its median step."""
-    recipe, clock = recipe_of(world, WARM + steps), Clock()
+    recipe, clock = recipe_of(world, dense, WARM + steps), Clock()
     with quiet(), tempfile.TemporaryDirectory() as folder:
         module = LitMoE(recipe)
         make_trainer(recipe, RunFolder(Path(folder)), callbacks=[clock]).fit(module)
@@ -72,50 +79,72 @@ def train(world: int, steps: int) -> None:
         print(f"seconds {min(counted)} {statistics.median(counted)}", flush=True)
 
 
-def launched(world: int, steps: int) -> tuple[float, float]:
+def launched(world: int, dense: str, steps: int) -> tuple[float, float]:
     """Best and median seconds of a step, in a run of ``world`` ranks with one thread each."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
-    command += [__file__, "--world", str(world), "--steps", str(steps)]
+    command += [__file__, "--world", str(world), "--dense", dense, "--steps", str(steps)]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     output = subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout
     _, best, median = next(line for line in output.splitlines() if line.startswith("seconds")).split()
     return float(best), float(median)
 
 
+def planned(world: int, dense: str) -> DeviceTraffic:
+    """What a rank sends in a step."""
+    request = PlanRequest(
+        devices=world, eps=(world,), batch=BATCH, sequence=SEQUENCE, accumulate=1, precision="32-true",
+        device_memory=2**40, dense=dense,
+    )  # fmt: skip
+    return RunPlanner(recipe_of(world, dense, 1)).plan(request, "none").rows[0].traffic
+
+
 def main() -> None:
-    """Prints a table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Measures, and prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--world", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--dense", default="shard", help=argparse.SUPPRESS)
+    measured.option(parser)
     args = parser.parse_args()
     if args.world:
-        train(args.world, args.steps)
+        train(args.world, args.dense, args.steps)
         return
-    rounds = [{world: launched(world, args.steps) for world in WORLDS} for _ in range(args.rounds)]
-    print(f"{os.cpu_count()} cores\n")
-    print("| ranks | experts | ms, best | median | ÷ 1 rank, best | median of rounds | bytes a token | messages |")
-    print("|---|---|---|---|---|---|---|---|")
-    for world in WORLDS:
-        recipe = recipe_of(world, 1)
-        request = PlanRequest(
-            devices=world, eps=(world,), batch=BATCH, sequence=SEQUENCE, accumulate=1, precision="32-true",
-            device_memory=2**40,
-        )  # fmt: skip
-        wire = RunPlanner(recipe).plan(request, "none").rows[0].traffic
-        best = min(r[world][0] for r in rounds)
-        ratios = [r[world][1] / r[1][1] for r in rounds]
-        cells = [
-            str(world),
-            str(HELD * world),
-            f"{1e3 * best:.0f}",
-            f"{1e3 * statistics.median(r[world][1] for r in rounds):.0f}",
-            f"{best / min(r[1][0] for r in rounds):.2f}",
-            f"{statistics.median(ratios):.2f}",
-            f"{sum(layer.bytes_per_token for layer in wire.layers.values()):.0f}",
-            f"{wire.messages} + {wire.collectives} collectives",
-        ]
-        print("| " + " | ".join(cells) + " |", flush=True)
+    rounds = [{layout: launched(*layout, args.steps) for layout in LAYOUTS} for _ in range(args.rounds)]
+    rows = []
+    for world, dense in LAYOUTS:
+        sent = planned(world, dense)
+        best, median = ([each[world, dense][i] for each in rounds] for i in (0, 1))
+        medians = ratio(median, [each[LAYOUTS[0]][1] for each in rounds])
+        rows.append(
+            [
+                world,
+                HELD * world,
+                dense if world > 1 else None,
+                1e3 * min(best),
+                1e3 * statistics.median(median),
+                min(best) / min(each[LAYOUTS[0]][0] for each in rounds),
+                medians,
+                sum(layer.bytes_per_token for layer in sent.layers.values()),
+                (sent.gathers + sent.scatters + sent.sums) / 2**20,
+                sent.messages,
+                sent.collectives,
+            ]
+        )
+    columns = {
+        "processes": "{}",
+        "experts": "{}",
+        "dense part": "`{}`",
+        "ms, best": "{:.0f}",
+        "median": "{:.0f}",
+        "÷ 1 process, best": "{:.2f}",
+        "median of rounds (quartiles)": measured.QUARTILES,
+        "bytes per token": "{:.0f}",
+        "MiB of weights and gradients": "{:.1f}",
+        "messages": "{}",
+        "collectives": "{}",
+    }
+    measured.publish("ranks", measured.table(columns, rows, device="one thread each, gloo"), docs=args.docs)
 
 
 if __name__ == "__main__":
