@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 import measured
@@ -55,38 +55,46 @@ def recipe_of(world: int, dense: str, steps: int) -> Recipe:
 
 
 class Clock(L.Callback):
-    """Seconds of each step."""
+    """Seconds of each step, and of the processor in it: other processes on the machine change those less."""
 
     def __init__(self) -> None:
-        self.seconds: list[float] = []
-        self.last = 0.0
+        self.steps: list[tuple[float, float]] = []
+        self.last = (0.0, 0.0)
 
     def on_train_batch_end(self, *args: Any) -> None:
         """Records the time since the end of the last step."""
-        now = time.perf_counter()
-        self.seconds.append(now - self.last)
+        now = (time.perf_counter(), time.process_time())
+        self.steps.append((now[0] - self.last[0], now[1] - self.last[1]))
         self.last = now
 
 
+class Seconds(NamedTuple):
+    """Of a step of one run: the best, the median, and the median of the processor time of rank 0."""
+
+    best: float
+    median: float
+    processor: float
+
+
 def train(world: int, dense: str, steps: int) -> None:
-    """Trains in this process, one of ``world`` ranks; rank 0 prints its best and its median step."""
+    """Trains in this process, one of ``world`` ranks; rank 0 prints its ``Seconds``."""
     recipe, clock = recipe_of(world, dense, WARM + steps), Clock()
     with quiet(), tempfile.TemporaryDirectory() as folder:
         module = LitMoE(recipe)
         make_trainer(recipe, RunFolder(Path(folder)), callbacks=[clock]).fit(module)
     if int(os.environ.get("RANK", "0")) == 0:
-        counted = clock.seconds[WARM:]
-        print(f"seconds {min(counted)} {statistics.median(counted)}", flush=True)
+        wall, processor = zip(*clock.steps[WARM:], strict=True)
+        print(f"seconds {min(wall)} {statistics.median(wall)} {statistics.median(processor)}", flush=True)
 
 
-def launched(world: int, dense: str, steps: int) -> tuple[float, float]:
-    """Best and median seconds of a step, in a run of ``world`` ranks with one thread each."""
+def launched(world: int, dense: str, steps: int) -> Seconds:
+    """A run of ``world`` ranks with one thread each."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
     command += [__file__, "--world", str(world), "--dense", dense, "--steps", str(steps)]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     output = subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout
-    _, best, median = next(line for line in output.splitlines() if line.startswith("seconds")).split()
-    return float(best), float(median)
+    line = next(line for line in output.splitlines() if line.startswith("seconds"))
+    return Seconds(*map(float, line.split()[1:]))
 
 
 def planned(world: int, dense: str) -> DeviceTraffic:
@@ -113,18 +121,16 @@ def main() -> None:
     rounds = [{layout: launched(*layout, args.steps) for layout in LAYOUTS} for _ in range(args.rounds)]
     rows = []
     for world, dense in LAYOUTS:
-        sent = planned(world, dense)
-        best, median = ([each[world, dense][i] for each in rounds] for i in (0, 1))
-        medians = ratio(median, [each[LAYOUTS[0]][1] for each in rounds])
+        sent, runs, alone = planned(world, dense), *([r[of] for r in rounds] for of in ((world, dense), LAYOUTS[0]))
         rows.append(
             [
                 world,
                 HELD * world,
                 dense if world > 1 else None,
-                1e3 * min(best),
-                1e3 * statistics.median(median),
-                min(best) / min(each[LAYOUTS[0]][0] for each in rounds),
-                medians,
+                1e3 * min(run.best for run in runs),
+                min(run.best for run in runs) / min(run.best for run in alone),
+                ratio([run.median for run in runs], [run.median for run in alone]),
+                ratio([run.processor for run in runs], [run.processor for run in alone]),
                 sum(layer.bytes_per_token for layer in sent.layers.values()),
                 (sent.gathers + sent.scatters + sent.sums) / 2**20,
                 sent.messages,
@@ -136,9 +142,9 @@ def main() -> None:
         "experts": "{}",
         "dense part": "`{}`",
         "ms, best": "{:.0f}",
-        "median": "{:.0f}",
         "÷ 1 process, best": "{:.2f}",
-        "median of rounds (quartiles)": measured.QUARTILES,
+        "median of rounds": measured.QUARTILES,
+        "processor time of a process ÷ 1 process": measured.QUARTILES,
         "bytes per token": "{:.0f}",
         "MiB of weights and gradients": "{:.1f}",
         "messages": "{}",
