@@ -270,10 +270,15 @@ class LitMoE(L.LightningModule):
         if (trainer := trainer_of(self)) is None:
             accumulate = self.recipe.trainer.accumulate_grad_batches
             return StepLoader(self.prepare(), seed=self.recipe.seed, accumulate=accumulate)
+        device = trainer.strategy.root_device
+        on_gpu = device.type == "cuda"
         return StepLoader(
             self.prepare(),
             seed=self.recipe.seed,
             accumulate=trainer.accumulate_grad_batches,
+            # In other precisions Lightning changes torch's default dtype, for all threads, while a batch is trained on.
+            ahead=on_gpu and (str(trainer.precision) == "32-true" or str(trainer.precision).endswith("-mixed")),
+            gpu=device if on_gpu else None,
             rank=self.global_rank,
             ramp=self.recipe.batch_ramp,
             world=trainer.world_size,
