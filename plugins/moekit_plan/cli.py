@@ -43,7 +43,8 @@ EXPLAIN = """\
   gradients    the same, of trained parameters
   optimizer    the same for each tensor of the optimizer's state; its tensors are found by one step of a tiny model
   gathered     b * (all outside of blocks + two blocks), all-gathered: the current block and the next
-  their grads  b * (all outside of blocks + one block), before they are reduced over ranks
+  their grads  b * (all outside of blocks + one block), before they are reduced over ranks; with --reduce step and
+               several micro-batches max(4, b) * all
   copies       of the E/ep experts in autocast's dtype: all layers', or one layer's with activation checkpointing
   activations  saved for backward by the blocks: the sum of all storages that autograd saves in a forward pass
   outside      the same outside of blocks: inputs of recomputed blocks, embedding, head, loss
@@ -54,7 +55,8 @@ EXPLAIN = """\
                of E experts; fewer where the router limits a token to some groups
   sent         per layer T * r * (ep - 1) / ep rows out and back, and their gradients, of a bytes a number; with each
                row its gates (max(4, b) bytes) and expert numbers (4 bytes); with recomputation out and back once more
-  gathers      per micro-batch b * (n - 1) / n of each weight on n ranks, twice for blocks; scatters: of gradients once
+  gathers      per micro-batch b * (n - 1) / n of each weight on n ranks, twice for blocks but the last
+  scatters     per micro-batch, or with --reduce step once, max(4, b) * (n - 1) / n of each gradient on n ranks
   sums         per step 2 * max(4, b) * (N - 1) / N of each gradient that is whole on every rank
   "activations" and "transient" are measured on tensors without storage. Load is assumed to be even. Not included: the
   allocator's fragmentation, NCCL's buffers and the CUDA context; leave a tenth of the device free."""
@@ -68,6 +70,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ep", default="", metavar="N,N", help="layouts: devices that share a layer's experts")
     parser.add_argument(
         "--dense", choices=("shard", "replicate"), help="what is not a routed expert; default: the recipe's, or shard"
+    )
+    parser.add_argument(
+        "--reduce", choices=("micro_batch", "step"), help="gradients of shards; default: the recipe's, or micro_batch"
     )
     parser.add_argument(
         "--batch", type=int, metavar="B", help="sequences in a device's micro-batch; default: the data's"
@@ -93,7 +98,15 @@ def run(args: argparse.Namespace) -> int:
     """
     name, overrides = one_name("plan", [args.name, *args.overrides])
     from moekit.spec import load
-    from moekit_plan.request import PlanRequest, bytes_of_gib, dense_of, eps_of, parse_eps, precision_of, shape_of
+    from moekit_plan.request import (
+        PlanRequest,
+        bytes_of_gib,
+        eps_of,
+        parse_eps,
+        precision_of,
+        shape_of,
+        strategy_option,
+    )
 
     recipe = load(name, overrides)
     batch, sequence = shape_of(recipe)
@@ -105,7 +118,8 @@ def run(args: argparse.Namespace) -> int:
         accumulate=recipe.trainer.accumulate_grad_batches if args.accumulate is None else args.accumulate,
         precision=precision_of(recipe, args.precision),
         device_memory=bytes_of_gib(args.device_memory),
-        dense=dense_of(recipe, args.dense),
+        dense=strategy_option(recipe, "dense", args.dense),
+        reduce=strategy_option(recipe, "reduce", args.reduce),
     )
     from moekit.screen import Screen, status_line
     from moekit_plan.advice import advise  # imports torch, so only once the request is valid

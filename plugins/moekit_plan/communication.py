@@ -80,18 +80,21 @@ def traffic_of(
     }
     gathers = scatters = 0.0
     wide = max(request.itemsize, 4)  # half precision is summed in fp32
+    last = _last(layout, weights)
     for w in weights:
         if (n := w.ranks(layout)) > 1:
             numbers = prod(w.local_shape(layout)) * (n - 1) / n
-            gathers += numbers * request.itemsize * (1 if w.unit < 0 else 2)
+            gathers += numbers * request.itemsize * (1 if w.unit in (-1, last) else 2)
             scatters += numbers * wide * w.trained
     replicated = _replicated(layout, weights, wide)
+    units, once = _units(layout, weights)
+    reductions = 1 if request.reduce == "step" else request.accumulate
     return DeviceTraffic(
         layers=layers,
         gathers=gathers * request.accumulate,
-        scatters=scatters * request.accumulate,
+        scatters=scatters * reductions,
         sums=2 * sum(replicated) * (layout.devices - 1) / layout.devices,
-        collectives=_collectives(layout, weights, len(mixtures)) * request.accumulate + len(messages(replicated)),
+        collectives=(2 * units - once) * request.accumulate + units * reductions + len(messages(replicated)),
     )
 
 
@@ -133,20 +136,29 @@ def layer_traffic(moe: MoE, use: LayerUse, ep: int, accumulate: int, *, recomput
     )
 
 
-def _collectives(layout: Layout, weights: Sequence[Weight], layers: int) -> int:
-    """Of one micro-batch: blocks are all-gathered twice and the rest once; gradients are reduce-scattered once.
+def _units(layout: Layout, weights: Sequence[Weight]) -> tuple[int, int]:
+    """How many units are all-gathered and reduce-scattered, and how many of these are gathered once in a pass.
 
-    Where experts are sharded over replicas, the bank, router and shared experts of a layer are units of their own. If
-    all else is replicated, the banks alone are.
+    A unit is a block, or what is outside of blocks. Where experts are sharded over replicas, the bank, router and
+    shared experts of a layer are units of their own; if all else is replicated, the banks alone are. What is outside,
+    and the last block, are not gathered again in backward.
     """
     if layout.devices == 1:
-        return 0
-    if layout.replicated:
-        return 3 * layers if layout.replicas > 1 else 0
-    units = len({w.unit for w in weights if w.unit >= 0})
-    if 1 < layout.ep < layout.devices:
-        units += layers + sum(1 for part in ("router", "shared") for _ in _layers_with(weights, part))
-    return 3 * units + 2 * any(w.unit < 0 for w in weights)
+        return 0, 0
+    last = _last(layout, weights)
+    block_of = {bank: w.unit for w in weights if w.experts for bank in [w.name.rpartition(".experts.")[0]]}
+    units = [] if layout.replicated else list({w.unit for w in weights})
+    banks = list(block_of.values())
+    if layout.replicated and layout.replicas > 1:
+        units += banks
+    elif 1 < layout.ep < layout.devices:
+        units += banks + [block_of[bank] for part in ("router", "shared") for bank in _layers_with(weights, part)]
+    return len(units), sum(unit in (-1, last) for unit in units)
+
+
+def _last(layout: Layout, weights: Sequence[Weight]) -> int:
+    """The last block with sharded weights; -1 if there is none."""
+    return max((w.unit for w in weights if w.ranks(layout) > 1), default=-1)
 
 
 def _layers_with(weights: Sequence[Weight], part: str) -> set[str]:

@@ -37,7 +37,8 @@ class Memory:
         gradients: its shards of the gradients.
         optimizer: its shards of the optimizer's state.
         gathered: all-gathered weights: those outside of blocks, of the current block, and of the next.
-        gathered_gradients: gradients of those outside of blocks and of the current block, before they are reduced.
+        gathered_gradients: gradients of those outside of blocks and of the current block, before they are reduced; of
+            all, where they are reduced once in a step.
         copies: of routed experts' weights, in the dtype of autocast.
         activations: saved for backward in blocks; autocast's copies of other weights included.
         outside: saved for backward outside of blocks: inputs of recomputed blocks, embedding, head and loss.
@@ -181,7 +182,7 @@ class RunPlanner:
             gradients=sharded_numbers([w for w in self.weights if w.trained], layout) * itemsize,
             optimizer=optimizer_bytes(self.weights, self.state(request.precision), layout),
             gathered=(rest + min(2 * block, blocks)) * itemsize,
-            gathered_gradients=(rest + block) * itemsize,
+            gathered_gradients=_unreduced(request, rest, block, blocks),
             copies=self._copies(layout, request, measured),
             activations=measured.activations - outside,
             outside=outside,
@@ -224,6 +225,13 @@ def recompute_of(spec: ModelSpec) -> str:
 def with_recompute(spec: ModelSpec, recompute: str) -> ModelSpec:
     """The model with another value of its option ``recompute``."""
     return cast(ModelSpec, replace(cast(Any, spec), recompute=recompute)) if recompute else spec
+
+
+def _unreduced(request: PlanRequest, rest: int, block: int, blocks: int) -> int:
+    """Bytes of whole gradients that are still to be reduced; over several micro-batches they are kept in fp32."""
+    if request.reduce == "step" and request.accumulate > 1:
+        return (rest + blocks) * max(request.itemsize, 4)
+    return (rest + block) * request.itemsize
 
 
 def _exchange_bytes(traffic: DeviceTraffic, layers: Mapping[str, LayerUse]) -> int:

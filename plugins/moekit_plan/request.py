@@ -19,7 +19,8 @@ BYTES: Final = {"32-true": 4, "bf16-mixed": 4, "16-mixed": 4, "bf16-true": 2, "6
 
 ALIASES: Final = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed", "64": "64-true"}  # Lightning's own
 BATCH, SEQUENCE = 1, 4096
-DENSE: Final = ("shard", "replicate")
+STRATEGY: Final = {"dense": ("shard", "replicate"), "reduce": ("micro_batch", "step")}
+"""Options of the strategy ``sharded`` that change a plan."""
 MAX_LAYOUTS = 8
 MAX_COUNT: Final = 10**12
 """Limit of devices, sequences, tokens of a sequence, and micro-batches: a larger number is a typing error."""
@@ -38,6 +39,7 @@ class PlanRequest:
         precision: Lightning's name; a key of ``BYTES``.
         device_memory: bytes of a device.
         dense: what is not a routed expert is sharded over all devices (``shard``), or whole on each (``replicate``).
+        reduce: gradients of shards are reduced after every ``micro_batch``, or once in a ``step``.
 
     Raises:
         MoekitError: a number out of range, or another precision.
@@ -51,6 +53,7 @@ class PlanRequest:
     precision: str
     device_memory: int
     dense: str = "shard"
+    reduce: str = "micro_batch"
 
     def __post_init__(self) -> None:
         counts = ("devices", "batch", "sequence", "accumulate")
@@ -89,9 +92,9 @@ def bytes_of_gib(gib: float) -> int:
     return int(gib * 2**30)
 
 
-def dense_of(recipe: Recipe, requested: str | None) -> str:
-    """What was requested for ``dense``, or the strategy's option of that name, if it has one; else ``shard``."""
-    return requested or str(getattr(recipe.trainer.strategy, "dense", DENSE[0]))
+def strategy_option(recipe: Recipe, name: str, requested: str | None) -> str:
+    """What was requested for an option of the strategy, or the recipe's strategy's value; else the first there is."""
+    return requested or str(getattr(recipe.trainer.strategy, name, STRATEGY[name][0]))
 
 
 def parse_eps(listed: str) -> tuple[int, ...]:

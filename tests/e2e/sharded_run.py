@@ -128,7 +128,8 @@ def train(run: Mapping[str, Any], rank: int = 0, world: int = 1) -> dict[str, An
         "trainer.enable_progress_bar=false", "trainer.log_every_n_steps=1", "optimizer.lr=1e-2", "data=null",
     ]  # fmt: skip
     if world > 1:
-        sharded = f"{{use: sharded, ep: {run['ep']}, dense: {run.get('dense', 'shard')}}}"
+        how = f"dense: {run.get('dense', 'shard')}, reduce: {run.get('reduce', 'micro_batch')}"
+        sharded = f"{{use: sharded, ep: {run['ep']}, {how}}}"
         options.append(f"trainer.strategy={run.get('strategy', sharded)}")
     recipe = load(run["recipe"], options)
     module = Watched(recipe)

@@ -29,7 +29,8 @@ def runs_in(
         for run in runs:
             # Neither recomputation nor the layout changes the result: one process stands for all of them.
             micros = 1 if "together" in run else run["accumulate"] * world
-            alone = {**run, "accumulate": micros, "recompute": "none", "ep": 1, "dense": "shard"}
+            alone = {**run, "accumulate": micros, "recompute": "none", "ep": 1}
+            alone |= {"dense": "shard", "reduce": "micro_batch"}
             key = json.dumps(alone)
             if key not in expected:
                 expected[key] = tmp_path / f"expected-{len(expected)}.pt"
@@ -59,8 +60,8 @@ def check(found: list[Run]) -> None:
 
 def test_two_ranks_that_share_experts_replicate_the_rest_or_run_ddp_equal_one_process(tmp_path: Path) -> None:
     run = {"recipe": "deepseek_v3", "precision": "64-true", "steps": 3, "accumulate": 2, "ep": 2}
-    packed = {**run, "documents": True}
-    replicated = [{**run, "ep": ep, "dense": "replicate"} for ep in (1, 2)]
+    packed = {**run, "documents": True, "reduce": "step"}
+    replicated = [{**run, "ep": 1, "dense": "replicate", "reduce": "step"}, {**run, "dense": "replicate"}]
     check(runs_in(tmp_path, 2, [run, packed, *replicated, {**run, "ep": 1, "strategy": "ddp"}], start=run_forked))
 
 
@@ -89,11 +90,11 @@ def test_four_ranks_that_replicate_the_dense_part_equal_one_process(tmp_path: Pa
     """Every expert layout by accumulation, in fp64 with and without recomputation, and in fp32."""
     runs = [
         {"recipe": recipe, "precision": precision, "steps": 5, "accumulate": accumulate, "ep": ep, "recompute": again,
-         "dense": "replicate"}
-        for recipe, ep, accumulate, (precision, again) in product(
+         "dense": "replicate", "reduce": reduce}
+        for recipe, ep, (accumulate, reduce), (precision, again) in product(
             ("deepseek_v3", "gshard"),
             (1, 2, 4),
-            (1, 4),
+            ((1, "micro_batch"), (4, "micro_batch"), (4, "step")),
             (("64-true", "none"), ("64-true", "blocks"), ("32-true", "none")),
         )
     ]  # fmt: skip

@@ -285,11 +285,12 @@ def gather_model(module: LitMoE) -> Model | None:
 
     A sharded model is gathered on the CPU, tensor by tensor: a collective. A replicated one is returned on every rank.
     """
+    shards = state_dict_shards(module.model)  # first: after a validation, FSDP2 still holds what it gathered
     if not sharded_parameters(module.model):
         return module.model
     if not module.recipe.evaluators:
         return None
-    tensors = gather(state_dict_shards(module.model))
+    tensors = gather(shards)
     if tensors is None:
         return None
     model = build_model(module.recipe)

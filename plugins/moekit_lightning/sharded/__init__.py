@@ -21,6 +21,11 @@ class Sharded(StrategySpec):
         "weights that are not routed experts: sharded over every rank, or replicated as in DDP, which sends less and "
         "takes more memory",
     )
+    reduce: Literal["micro_batch", "step"] = option(
+        "micro_batch",
+        "when gradients of sharded weights are reduced: after every micro-batch, or once in a step, which sends less "
+        "and keeps whole gradients meanwhile",
+    )
     timeout: float = option(600.0, "seconds that a rank waits for the others before it fails", gt=0)
 
     def check_precision(self, precision: str | None) -> Iterable[str]:

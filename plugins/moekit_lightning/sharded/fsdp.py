@@ -7,6 +7,9 @@ ranks, or replicated. FSDP2 all-gathers parameters before use and reduce-scatter
 
 from __future__ import annotations
 
+from itertools import pairwise
+from typing import cast
+
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
@@ -38,6 +41,10 @@ def shard(
     With ``replicate_dense``, experts alone are sharded, each layer's in a unit of its own; all else is left whole, and
     the caller sums its gradients over all ranks.
 
+    The last block stays gathered until its backward. With ``ep`` above 1, the units of a block are all-gathered while
+    the one before computes, and in backward likewise: FSDP2 alone would do so only as far as the host is ahead of the
+    device, and there the host waits in every layer, to learn how many tokens to send.
+
     From then on ``backward`` sums gradients over the ranks that share a parameter; it does not average them.
 
     Args:
@@ -68,18 +75,43 @@ def shard(
         held |= own
         if own or (unit is model and sharded):  # without parameters too, it is the root of all units
             sharded.append((unit, mesh))
+    blocks = [_within(block, [unit for unit, _ in sharded]) for block in model.stack()]
+    blocks = [block for block in blocks if block]
     for unit, mesh in sharded:
-        _fully_shard(unit, mesh, policy, whole)
+        _fully_shard(unit, mesh, policy, whole, keep=bool(blocks) and unit in blocks[-1])
+    if ep > 1 and blocks:
+        for block, following in pairwise([[model], *blocks]):
+            cast(FSDPModule, block[0]).set_modules_to_forward_prefetch(cast(list[FSDPModule], following))
+        for block, preceding in pairwise(reversed(blocks)):
+            cast(FSDPModule, block[0]).set_modules_to_backward_prefetch(cast(list[FSDPModule], preceding))
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
 
 
-def _fully_shard(module: nn.Module, mesh: DeviceMesh, policy: MixedPrecisionPolicy, ignored: set[nn.Parameter]) -> None:
-    """Shards the parameters of a module that belong to no unit yet, along ``shard_dim``."""
+def _within(block: nn.Module, units: list[nn.Module]) -> list[nn.Module]:
+    """The units in a block, the block itself first, if it is one."""
+    inside = set(block.modules())
+    return sorted((unit for unit in units if unit in inside), key=lambda unit: unit is not block)
+
+
+def _fully_shard(
+    module: nn.Module, mesh: DeviceMesh, policy: MixedPrecisionPolicy, ignored: set[nn.Parameter], *, keep: bool
+) -> None:
+    """Shards the parameters of a module that belong to no unit yet, along ``shard_dim``.
+
+    With ``keep`` they stay gathered after the forward pass, as those of the root do.
+    """
 
     def placement(parameter: nn.Parameter) -> Shard:
         return Shard(shard_dim(parameter.shape, mesh.size()))
 
-    fully_shard(module, mesh=mesh, mp_policy=policy, ignored_params=ignored, shard_placement_fn=placement)
+    fully_shard(
+        module,
+        mesh=mesh,
+        reshard_after_forward=False if keep else None,
+        mp_policy=policy,
+        ignored_params=ignored,
+        shard_placement_fn=placement,
+    )

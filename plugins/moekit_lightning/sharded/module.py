@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
-from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.optim import Optimizer
 
 from moekit.compat import init_process_group, set_timeouts
@@ -130,10 +130,15 @@ class ShardedStrategy(ModelParallelStrategy):
     def block_backward_sync(self) -> Iterator[None]:
         """Lightning calls ``backward`` in this context for all micro-batches of a step but the last."""
         self._accumulating = True
+        waiting = [m for m in self._module.modules() if isinstance(m, FSDPModule) and self.layout.reduce == "step"]
+        for unit in waiting:
+            unit.set_requires_gradient_sync(False, recurse=False)
         try:
             yield
         finally:
             self._accumulating = False
+            for unit in waiting:
+                unit.set_requires_gradient_sync(True, recurse=False)
 
     def post_backward(self, closure_loss: Tensor) -> None:
         """Sums gradients of replicated parameters over ranks, once in a step: before they are unscaled, for one."""

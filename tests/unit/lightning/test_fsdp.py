@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
 import pytest
@@ -18,7 +19,7 @@ import torch
 import torch.distributed as dist
 from fake_ranks import WORLD, as_rank
 from torch import Tensor
-from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 
 from moekit import load
@@ -37,7 +38,7 @@ from moekit.training.step import total_norm
 from moekit.weights import init_weights
 from moekit_lightning.sharded import Sharded
 from moekit_lightning.sharded.fsdp import shard
-from moekit_lightning.sharded.module import with_expert_parallel
+from moekit_lightning.sharded.module import ShardedStrategy, with_expert_parallel
 
 LAYOUTS = pytest.mark.parametrize("ep", [1, 2, 4])
 OPTIONS = [
@@ -223,6 +224,8 @@ def test_a_unit_is_gathered_at_once_and_gradients_are_summed_in_the_policys_dtyp
         routed, size = name.startswith(PARTS[1]), math.prod(each.global_shape)
         expected[unit] += size // ep * experts_are_gathered if routed else size
     assert forward.gathered == Counter((size, torch.float32) for size in expected.values())
+    again = [size for unit, size in expected.items() if unit == "blocks.0."]  # the rest and the last block are kept
+    assert backward.gathered == Counter((size, torch.float32) for size in again)
     assert backward.reduced == Counter((size, torch.float64) for size in expected.values())
     assert gradients and all((gradient == 1).all() for gradient in gradients), "divided after they were reduced"
 
@@ -240,7 +243,59 @@ def test_a_replicated_dense_part_is_neither_gathered_nor_scattered(ep: int) -> N
         with Collectives() as backward:
             output.y.sum().backward()
     expected = Counter({(bank, torch.float32): 1} if ep < WORLD else {})
-    assert forward.gathered == backward.gathered == backward.reduced == expected
+    assert forward.gathered == backward.reduced == expected and not backward.gathered  # of the last block
+
+
+@pytest.mark.filterwarnings("ignore:FSDP2-wrapped module .* returned a view tensor")
+@pytest.mark.parametrize("recompute", ["none", "experts", "blocks"])
+@pytest.mark.parametrize(
+    ("ep", "replicate", "units", "gathered"),
+    [
+        (1, False, [1, 1, 1, 1, 1], [2, 3, 4, 5]),
+        (2, False, [1, 1, 4, 4, 4], [6, 10, 14, 14]),  # a mixture's router, bank and shared experts are units
+        (1, True, [0, 0, 1, 1, 1], [0, 0, 1, 2]),
+        (2, True, [0, 0, 1, 1, 1], [1, 1, 2, 3]),
+    ],
+)
+def test_weights_of_a_block_are_gathered_while_the_one_before_computes(
+    ep: int, replicate: bool, units: list[int], gathered: list[int], recompute: str
+) -> None:
+    """If ranks share experts. No weight is gathered more often for it, and those of the last block once.
+
+    Args:
+        units: of the model outside of blocks, and of each block, of which the first is dense.
+        gathered: units, when the attention of each block begins.
+    """
+    deep = load("deepseek_v3", [*OPTIONS, "model.depth=4", f"model.recompute={recompute}"])
+    found: list[int] = []
+    with as_rank(1):
+        model: Any = build(with_expert_parallel(deep, Sharded(ep=ep)).model)
+        shard(model, ep, "cpu", replicate_dense=replicate)
+        for block in model.blocks:
+            block.attention.register_forward_pre_hook(lambda *args: found.append(forward.gathered.total()))
+        with Collectives() as forward:
+            output = model(torch.zeros(2, 8, dtype=torch.int64))
+        with Collectives() as backward:
+            output.y.sum().backward()
+    assert found[:4] == gathered and forward.gathered.total() == sum(units)
+    assert backward.gathered.total() == sum(units[1:-1])
+
+
+@pytest.mark.filterwarnings("ignore:FSDP2-wrapped module .* returned a view tensor")
+@pytest.mark.parametrize(("reduce", "times"), [("micro_batch", 3), ("step", 1)])
+def test_gradients_are_reduced_after_each_micro_batch_or_once_in_a_step(reduce: Any, times: int) -> None:
+    """Lightning blocks the reduction for all micro-batches but the last."""
+    strategy = ShardedStrategy(Sharded(ep=2, reduce=reduce))
+    with as_rank(1):
+        model = model_of(2)
+        shard(model, 2, "cpu")
+        strategy._lightning_module = cast(Any, model)
+        with Collectives() as seen:
+            for blocked in (strategy.block_backward_sync(), strategy.block_backward_sync(), nullcontext()):
+                with blocked:
+                    model(torch.zeros(2, 8, dtype=torch.int64)).y.sum().backward()
+        units = sum(isinstance(module, FSDPModule) for module in model.modules())
+    assert seen.reduced.total() == times * units
 
 
 @pytest.mark.parametrize("ep", [1, 2])
