@@ -153,6 +153,7 @@ class LitMoE(L.LightningModule):
         self._validation = Validation()
         self._tokens: Tensor | None = None  # not yet in ``clock``; on the device
         self._first_step = 0
+        self._matmul_before = "highest"
         self._step: OptimizerStep
         self._step_begun = 0  # the optimizer step that the last micro-batch belongs to
         self._configured = self._data_ready = False
@@ -171,11 +172,13 @@ class LitMoE(L.LightningModule):
             self._set_model(build_model(self.recipe))
 
     def setup(self, stage: str) -> None:
-        """Has a process group destroyed before Python exits.
+        """Sets the precision of fp32 products, and has a process group destroyed before Python exits.
 
         Raises:
             MoekitError: the trainer's strategy shards modules in a way of its own.
         """
+        self._matmul_before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision(self.recipe.matmul_precision or self._matmul_before)
         trainer = trainer_of(self)
         strategy = None if trainer is None else trainer.strategy
         shards = isinstance(strategy, FSDPStrategy | ModelParallelStrategy | DeepSpeedStrategy)
@@ -185,6 +188,10 @@ class LitMoE(L.LightningModule):
             raise MoekitError(str(problem))
         if is_distributed():
             leave_process_group_at_exit()
+
+    def teardown(self, stage: str) -> None:
+        """Gives fp32 products the precision that they had."""
+        torch.set_float32_matmul_precision(self._matmul_before)
 
     def configure_model(self) -> None:
         """Builds the model if needed, as the trainer's strategy shards it, and compiles it if the recipe says so."""

@@ -288,6 +288,21 @@ def test_a_module_without_a_trainer_yields_its_batches(recipe: Make) -> None:
     assert loader.state_dict() == {"step": 0, "micro": 1}
 
 
+@pytest.mark.parametrize(("key", "during"), [("high", "high"), (None, "medium")])
+def test_fp32_products_have_the_recipes_precision_while_it_trains(recipe: Make, key: str | None, during: str) -> None:
+    """Without the key, what torch was set to."""
+    seen: list[str] = []
+    module = LitMoE(recipe(matmul_precision=key))
+    module.observers.append(lambda output, batch: seen.append(torch.get_float32_matmul_precision()))
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        trainer(2, limit_val_batches=0).fit(module)
+        assert seen == [during, during] and torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 @pytest.mark.parametrize(
     ("device", "precision", "ahead"),
     [
