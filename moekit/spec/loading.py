@@ -78,11 +78,12 @@ def load(source: Source, overrides: Iterable[str] = (), *, registry: Registry | 
     registry = current() if registry is None else registry
     layers, name = read_layers(source, overrides, registry)
     merged = Merged(registry, layers)
-    _check_requires(merged, registry)
+    _check_requires(merged.data.get("requires"), merged, registry)
     if name and merged.data.get("name") in (None, ""):
         merged.data["name"] = escape(name)
     recipe = compose(merged, Recipe, registry)
     assert isinstance(recipe, Recipe)
+    _check_requires(recipe.requires, merged, registry)  # an interpolation may have given them
     report = Report()
     for plugin, said in registry.call("moekit_recipe_loaded", {"recipe": recipe}):
         for sentence in said or ():
@@ -199,15 +200,14 @@ def _crosses_reference(base: Any, over: Any) -> bool:
     )
 
 
-def _check_requires(layers: Merged, registry: Registry) -> None:
+def _check_requires(wanted: Any, layers: Merged, registry: Registry) -> None:
     """Rejects a spec whose plugins are missing or have another version, before anything that depends on them is read.
 
     Raises:
         SpecError: with every requirement that is not met.
     """
-    wanted = layers.data.get("requires")
-    if not isinstance(wanted, dict):
-        return  # composing reports it
+    if not wanted or not isinstance(wanted, dict):
+        return  # composing reports what is no mapping
     from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
     plugins = {plugin.name: plugin for plugin in registry.plugins}

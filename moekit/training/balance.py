@@ -128,7 +128,8 @@ class BalanceStep:
     def step(self, *, progress: float = 0.0) -> StepLoad | None:
         """Sums the counts over ranks, calls ``step`` of every observed layer, and resets the counts to zero.
 
-        Call it once per optimizer step, on every rank, after the last backward. ``progress`` is passed to balancers.
+        Call it once per optimizer step, on every rank, after the last backward. Every rank must have observed the same
+        layers: their counts are added in one all-reduce. ``progress`` is passed to balancers.
 
         Returns:
             The counts of the step; None when nothing was observed since the last one.

@@ -40,7 +40,7 @@ class Progress:
 
 def planned(study: Study, spec: ClaimSpec) -> int:
     """How many measurements a study needs, if no search continues beyond its rates."""
-    searched = sum(len(arm.rates) for arm in study.arms) if spec.tune else 0
+    searched = sum(len(arm.rates) for arm in study.arms if not arm.rate_of) if spec.tune else 0
     return searched * study.tuning_seeds + len(study.arms) * spec.seeds
 
 

@@ -41,7 +41,7 @@ class Arm:
         recipe: what is trained; the engine adds the seed and the learning rate.
         rates: learning rates to search, from low to high, at equal ratios. While the best is at an end, the search
             continues beyond it, at most twice. Empty: the recipe's own rate.
-        rate_of: instead, the arm whose best rate it takes.
+        rate_of: the arm whose best rate it takes, in place of a search of its own.
         factor: multiplies the rate that was found.
         measure: import string of ``(recipe, arm, seed, report) -> Values``; ``report`` takes a word on the progress.
         probe: import string of ``(module, data) -> Values``, called with the trained ``LitMoE``; empty for none.

@@ -22,7 +22,7 @@ def study(spec: AuxFree) -> Study:
         experts, shared = {"use": "glu", "count": 30, "hidden": 27}, {"use": "glu", "count": 2, "hidden": 27}
         recipe = decoder(spec, mixture(router, experts, balancers, shared=shared))
         tuned = name == "none"
-        return Arm(name=name, recipe=recipe, rates=RATES if tuned else (), rate_of="" if tuned else "none")
+        return Arm(name=name, recipe=recipe, rates=RATES, rate_of="" if tuned else "none")
 
     bias = [arm(f"bias {rate:g}", {"bias": {"use": "sign_bias", "rate": rate}}) for rate in BIAS]
     loss = [arm(f"loss {weight:g}", {"load": {"use": "load_balance", "weight": weight}}) for weight in LOSS]

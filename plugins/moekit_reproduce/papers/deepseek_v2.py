@@ -43,7 +43,7 @@ def study(spec: DeepSeekV2) -> Study:
         }  # fmt: skip
         changes = (mixture(router, experts, balancers, shared=shared), {"model": {"attention": attention}})
         recipe = decoder(spec, *changes)
-        return Arm(name=name, recipe=recipe, rates=() if rate_of else RATES, rate_of=rate_of, probe=PROBE)
+        return Arm(name=name, recipe=recipe, rates=RATES, rate_of=rate_of, probe=PROBE)
 
     mha, mqa = ({"use": "gqa", "heads": 4, "kv_heads": heads, "head_dim": 16} for heads in (4, 1))
     limits = (1, 2, 3, DEVICES)

@@ -23,8 +23,7 @@ def study(spec: DeepSeekV3) -> Study:
         experts, shared = {"use": "glu", "count": 32, "hidden": 27}, {"use": "glu", "hidden": 27}
         changes = [mixture(router, experts, balancers, shared=shared)]
         changes += [{"model": {"mtp": {"depth": 1}}, "objective": {"mtp_weight": 0.3, "mtp_late_weight": 0.1}}] * mtp
-        rates, rate_of = (RATES, "") if tuned else ((), "bias")
-        return Arm(name=name, recipe=decoder(spec, *changes), rates=rates, rate_of=rate_of)
+        return Arm(name=name, recipe=decoder(spec, *changes), rates=RATES, rate_of="" if tuned else "bias")
 
     bias: Node = {
         "bias": {"use": "sign_bias", "rate": 1e-2, "until": 0.966},

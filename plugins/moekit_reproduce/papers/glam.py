@@ -25,8 +25,9 @@ def study(spec: GLaM) -> Study:
         for length in LENGTHS:
             steps = round(spec.steps * length)
             four = {"model": {"depth": 4, "ffn": {"activation": "gelu"}}}
-            tuned = {"rates": RATES} if steps == middle else {"rate_of": f"{name}, {middle}"}
-            found.append(Arm(name=f"{name}, {steps}", recipe=decoder(spec, four, *changes, steps=steps), **tuned))
+            rate_of = "" if steps == middle else f"{name}, {middle}"
+            recipe = decoder(spec, four, *changes, steps=steps)
+            found.append(Arm(name=f"{name}, {steps}", recipe=recipe, rates=RATES, rate_of=rate_of))
         return found
 
     routed = {

@@ -24,7 +24,7 @@ def study(spec: GShard) -> Study:
 
     def arm(name: str, *changes: Node, tuned: bool = False) -> Arm:
         recipe = decoder(spec, {"model": {"ffn": {"use": "ffn", "hidden": 324}}}, *changes)
-        return Arm(name=name, recipe=recipe, rates=RATES if tuned else (), rate_of="" if tuned else "both")
+        return Arm(name=name, recipe=recipe, rates=RATES, rate_of="" if tuned else "both")
 
     return Study(
         title="Lepikhin et al. 2020: GShard",

@@ -34,7 +34,7 @@ def study(spec: Shazeer2017) -> Study:
         return Arm(
             name=name or label(importance, load),
             recipe=("shazeer2017", changes, sizes(spec)),
-            rates=RATES if tuned else (),
+            rates=RATES,
             rate_of="" if tuned else label(0.1, 0.1),
         )
 

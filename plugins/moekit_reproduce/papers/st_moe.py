@@ -46,7 +46,7 @@ def study(spec: STMoE) -> Study:
         bf16 = {"model": {"ffn": {"activation": "gelu"}}, "trainer": {"precision": "bf16-mixed"}}
         recipe = decoder(spec, bf16, parts)
         rate_of = "" if factor == 1 and not z else "no z-loss"
-        return Arm(name=name, recipe=recipe, rates=() if rate_of else RATES, rate_of=rate_of, factor=factor)
+        return Arm(name=name, recipe=recipe, rates=RATES, rate_of=rate_of, factor=factor)
 
     small = {
         "model": {"dim": 64, "attention": {"head_dim": 16}, "cross": {"head_dim": 16}, "ffn": {"hidden": 216}}

@@ -18,7 +18,7 @@ def study(spec: Switch) -> Study:
     def arm(name: str, *changes: Node, rate_of: str = "") -> Arm:
         schedule = {"schedule": {"use": "inverse_sqrt", "warmup": 20}}
         recipe = decoder(spec, {"model": {"ffn": {"activation": "gelu"}}}, schedule, *changes)
-        return Arm(name=name, recipe=recipe, rates=() if rate_of else RATES, rate_of=rate_of, validations=20)
+        return Arm(name=name, recipe=recipe, rates=RATES, rate_of=rate_of, validations=20)
 
     def routed(router: Node, factor: float) -> Node:
         dispatcher = {"use": "capacity", "factor": factor, "eval_factor": 2.0, "count": "tokens", "order": "choice"}

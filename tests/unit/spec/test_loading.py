@@ -187,6 +187,11 @@ $ 'requires={base: 2}'  # requires a number, which is read as text
   at requires.base  in command line
   expected versions, such as '>=1.2,<2'
 
+$ "requires=\"${oc.create:'{base: 2}'}\""  # requires comes from an interpolation
+'2' is not a version requirement
+  at requires.base  in command line
+  expected versions, such as '>=1.2,<2'
+
 $ requires=base  # requires is not a mapping
 requires: 'base' is not a mapping
   at requires  in command line
