@@ -62,8 +62,8 @@ def table(
         rows: a cell is a number or text, a list or a map or dataclass, whose items the format names, or None: empty.
         words: sentences below the table, with the names of ``values`` in braces.
         values: the figures of those sentences.
-        command: that measured; this process's own, if left out.
-        device: the name of a GPU, or of processes: ``4 processes, 1 thread each``; the number of threads, if left out.
+        command: that measured; default: this process's own.
+        device: a GPU's name, or ``4 processes, one thread each``; default: the number of threads.
     """
     threads = torch.get_num_threads()
     changed = subprocess.run(["git", "status", "--porcelain", "moekit", "plugins"], cwd=TOP, capture_output=True)

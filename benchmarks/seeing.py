@@ -31,6 +31,7 @@ from moekit import open as open_run
 from moekit.spec import dump
 from moekit.tables import save_tables
 from moekit.training.module import LitMoE
+from moekit.training.run.prepare import quiet
 from moekit_report.contents import contents
 from moekit_report.page import html_of
 from moekit_report.routing.module import RoutingRecorder
@@ -84,12 +85,13 @@ def cost_of(recipe: str, steps: int, folder: str) -> list[Any]:
     """A row: the median time of steps with and without statistics."""
     recorder = RoutingRecorder(validation=False)
     timer = Alternate(recorder)
-    trainer = L.Trainer(
-        max_steps=steps + WARMUP, accelerator="cpu", logger=False, enable_checkpointing=False, log_every_n_steps=1,
-        enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder, limit_val_batches=0,
-        callbacks=[recorder, timer],  # the timer last: its end comes after the recorder's
-    )  # fmt: skip
-    trainer.fit(LitMoE(recipe))
+    with quiet():
+        trainer = L.Trainer(
+            max_steps=steps + WARMUP, accelerator="cpu", logger=False, enable_checkpointing=False, log_every_n_steps=1,
+            enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder, limit_val_batches=0,
+            callbacks=[recorder, timer],  # the timer last: its end comes after the recorder's
+        )  # fmt: skip
+        trainer.fit(LitMoE(recipe))
     on, off = (statistics.median(timer.seconds[with_it]) for with_it in (True, False))
     return [recipe, 1e3 * on, 1e3 * off, on / off - 1]
 

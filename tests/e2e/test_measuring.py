@@ -14,11 +14,9 @@ import pytest
 import torch
 
 BENCHMARKS, DOCS = measured.TOP / "benchmarks", measured.FOLDER
-QUICK = {
-    "few_pairs": "few_pairs.py --rounds 2 --calls 1",
-    "third_party_experts": "third_party_experts.py small --rounds 2",
-}
+QUICK = {"third_party_experts": "third_party_experts.py small --rounds 2"}
 SLOW = {
+    "few_pairs": "few_pairs.py --rounds 2 --calls 1",
     "first_weights": "first_weights.py deepseek_v3",
     "growth": "growth.py --ranks 2 --H 16 32 --D 16 --T 32 --rounds 2",
     "hf_import": "hf_import.py --gigabytes .2 --rounds 1",
