@@ -140,7 +140,7 @@ def pinned(batch: Batch) -> Batch:
         return tensor if tensor is None or tensor.device.type != "cpu" else tensor.pin_memory()
 
     *own, source = batch
-    return Batch(*map(pin, own), source=source and Source(*map(pin, source)))  # type: ignore[arg-type]
+    return Batch(*map(pin, own), source and Source(*map(pin, source)))  # type: ignore[arg-type]
 
 
 class ValidationShard:

@@ -84,7 +84,11 @@ def traffic_of(
     for w in weights:
         if (n := w.ranks(layout)) > 1:
             numbers = prod(w.local_shape(layout)) * (n - 1) / n
-            gathers += numbers * request.itemsize * (1 if w.unit in (-1, last) else 2)
+            gathers += (
+                numbers
+                * w.gathered_itemsize(layout, request.precision, request.itemsize)
+                * (1 if w.unit in (-1, last) else 2)
+            )
             scatters += numbers * wide * w.trained
     replicated = _replicated(layout, weights, wide)
     units, once = _units(layout, weights)

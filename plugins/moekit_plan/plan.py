@@ -176,12 +176,15 @@ class RunPlanner:
         layers = {name: (self._spec(name), use) for name, use in measured.layers.items()}
         traffic = traffic_of(layout, request, self.weights, layers, recompute)
         rest, block, blocks = gathered_numbers(self.weights, layout)
+        gathered = gathered_numbers(
+            self.weights, layout, lambda w: w.gathered_itemsize(layout, request.precision, itemsize)
+        )
         outside = measured.saved.get(REST, 0)
         memory = Memory(
             parameters=sharded_numbers(self.weights, layout) * itemsize + self.buffers,
             gradients=sharded_numbers([w for w in self.weights if w.trained], layout) * itemsize,
             optimizer=optimizer_bytes(self.weights, self.state(request.precision), layout),
-            gathered=(rest + min(2 * block, blocks)) * itemsize,
+            gathered=gathered[0] + min(2 * gathered[1], gathered[2]),
             gathered_gradients=_unreduced(request, rest, block, blocks),
             copies=self._copies(layout, request, measured),
             activations=measured.activations - outside,
@@ -192,9 +195,14 @@ class RunPlanner:
         return LayoutPlan(layout=layout, memory=memory, traffic=traffic)
 
     def _copies(self, layout: Layout, request: PlanRequest, measured: Pass) -> int:
-        """All layers' copies, if they are saved for backward; if backward makes them again, one layer's."""
+        """All layers' copies, if they are saved for backward; if backward makes them again, one layer's.
+
+        None of experts that are all-gathered in that dtype.
+        """
         _, narrow = DTYPES[request.precision]
-        if narrow is None:
+        routed = [w for w in self.weights if w.experts]
+        gathered = [w.gathered_itemsize(layout, request.precision, request.itemsize) < request.itemsize for w in routed]
+        if narrow is None or all(gathered):
             return 0
         banks: dict[str, int] = {}
         for w in self.weights:

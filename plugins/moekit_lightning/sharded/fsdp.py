@@ -10,6 +10,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import cast
 
+import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
@@ -28,6 +29,7 @@ def shard(
     policy: MixedPrecisionPolicy | None = None,
     *,
     replicate_dense: bool = False,
+    bank_dtype: torch.dtype | None = None,
 ) -> None:
     """Shards a model's parameters in place, on every rank.
 
@@ -53,6 +55,8 @@ def shard(
         device_type: ``cpu`` or ``cuda``.
         policy: dtypes of all-gathers and of gradient reduction; default: the parameters' own.
         replicate_dense: whether parameters outside of routed experts stay whole on every rank.
+        bank_dtype: autocast's dtype. Experts of standard form that are a unit are all-gathered in it: their weights
+            have no other use than products, for which autocast rounds them. Their gradients are reduced in fp32.
     """
     policy = policy or MixedPrecisionPolicy()
     world = world_mesh(device_type)
@@ -69,21 +73,24 @@ def shard(
         units += [(part, world) for part in (layer.router, layer.shared) if part is not None]
         units.append((layer, replicas))
     units += [(block, world) for block in model.stack()]
-    held, sharded = set(whole), list[tuple[nn.Module, DeviceMesh]]()
+    held, sharded = set(whole), list[tuple[nn.Module, DeviceMesh, MixedPrecisionPolicy]]()
+    rounded = MixedPrecisionPolicy(bank_dtype, torch.float32, cast_forward_inputs=False)
     for unit, mesh in (*units, (model, world)):
-        own = set(unit.parameters()) - held
-        held |= own
-        if own or (unit is model and sharded):  # without parameters too, it is the root of all units
-            sharded.append((unit, mesh))
-    blocks = [_within(block, [unit for unit, _ in sharded]) for block in model.stack()]
+        new = set(unit.parameters()) - held
+        held |= new
+        bank = isinstance(unit, MoELayer) and new <= experts and unit.experts.standard_form() is not None
+        if new or (unit is model and sharded):  # without parameters too, it is the root of all units
+            sharded.append((unit, mesh, rounded if bank and bank_dtype is not None else policy))
+    blocks = [_within(block, [unit for unit, *_ in sharded]) for block in model.stack()]
     blocks = [block for block in blocks if block]
-    for unit, mesh in sharded:
-        _fully_shard(unit, mesh, policy, whole, keep=bool(blocks) and unit in blocks[-1])
+    for unit, mesh, own in sharded:
+        _fully_shard(unit, mesh, own, whole, keep=bool(blocks) and unit in blocks[-1])
     if ep > 1 and blocks:
-        for block, following in pairwise([[model], *blocks]):
-            cast(FSDPModule, block[0]).set_modules_to_forward_prefetch(cast(list[FSDPModule], following))
-        for block, preceding in pairwise(reversed(blocks)):
-            cast(FSDPModule, block[0]).set_modules_to_backward_prefetch(cast(list[FSDPModule], preceding))
+        order = cast(list[list[FSDPModule]], [[model], *blocks])
+        for block, following in pairwise(order):
+            block[0].set_modules_to_forward_prefetch(following)
+        for block, preceding in pairwise(reversed(order[1:])):
+            block[0].set_modules_to_backward_prefetch(preceding)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)

@@ -53,8 +53,9 @@ class ShardedStrategy(ModelParallelStrategy):
     The process group uses gloo on CPUs and NCCL on CUDA.
 
     The Trainer sets the precision. Under ``*-mixed`` weights are all-gathered in fp32 and autocast works as in one
-    process, so routers stay in fp32. Under ``bf16-true`` and ``16-true`` weights are all-gathered in half precision,
-    and gradients are reduced in fp32.
+    process, so routers stay in fp32. Under ``bf16-mixed`` experts that are a unit of their own are gathered as autocast
+    rounds them, with the same result (``fsdp.shard``). Under ``bf16-true`` and ``16-true`` weights are all-gathered in
+    half precision, and gradients are reduced in fp32.
     """
 
     def __init__(self, layout: Sharded) -> None:
@@ -120,7 +121,8 @@ class ShardedStrategy(ModelParallelStrategy):
         half = any(p.dtype in HALF for p in model.parameters())
         policy = MixedPrecisionPolicy(reduce_dtype=torch.float32 if half else None)
         replicate = self.layout.dense == "replicate"
-        shard(model, self.layout.ep, self.root_device.type, policy, replicate_dense=replicate)
+        narrow = torch.bfloat16 if str(self.precision_plugin.precision) == "bf16-mixed" else None
+        shard(model, self.layout.ep, self.root_device.type, policy, replicate_dense=replicate, bank_dtype=narrow)
         if deferred_init is not None:
             deferred_init.materialize(model, self.root_device.type)
 

@@ -6,11 +6,13 @@ Layouts and the calls of collectives are tested here; what they send and sum, in
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any, cast
 from unittest import mock
 
@@ -18,6 +20,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from fake_ranks import WORLD, as_rank
+from ranks import run_forked
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
@@ -48,6 +51,7 @@ OPTIONS = [
     "model.moe.experts.hidden=8", "model.moe.shared.hidden=8", "model.mtp=null", "data=null",
 ]  # fmt: skip
 RECIPE = load("deepseek_v3", OPTIONS)
+DISPATCHERS = ("loop", "grouped", "fused", "capacity")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -309,3 +313,9 @@ def test_experts_that_do_not_divide_evenly_are_sharded_along_another_dimension(e
     assert held
     for name, each in held.items():
         assert each.tensor.numel() * WORLD == math.prod(each.global_shape), name
+
+
+def test_experts_gathered_in_bf16_give_the_same_bits_under_autocast(tmp_path: Path) -> None:
+    """Outputs and gradients: autocast rounds fp32 weights to bf16 before each product."""
+    run_forked(Path(__file__).with_name("bank_dtype_rank.py"), 2, str(tmp_path / "out"), *DISPATCHERS)
+    assert json.loads((tmp_path / "out").read_text()) == [[], []]

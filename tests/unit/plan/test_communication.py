@@ -43,6 +43,9 @@ def test_bytes_of_a_replicated_dense_part_and_of_gradients_that_are_reduced_once
     each = traffic_of(layout, half, WEIGHTS, layers, "none")
     assert (each.gathers, each.scatters) == (3 * 2 * 512 / 2, 3 * 4 * 512 / 2)  # of the last block with shards
     assert each.sums == 2 * 4 * (3 + 768 + 384 + 384) * 3 / 4 and each.collectives == 3 * 2 + 1
+    rounded = [replace(w, rounded=w.experts > 0) for w in WEIGHTS]
+    assert traffic_of(layout, REQUEST, rounded, layers, "none").gathers == each.gathers  # bf16-mixed: of a bank in bf16
+    assert traffic_of(layout, REQUEST, WEIGHTS, layers, "none").gathers == 2 * each.gathers
     once = traffic_of(layout, replace(half, reduce="step"), WEIGHTS, layers, "none")
     assert (once.gathers, once.scatters, once.sums) == (each.gathers, each.scatters / 3, each.sums)
     assert once.collectives == 3 + 1 + 1

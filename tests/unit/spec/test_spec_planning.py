@@ -3,8 +3,6 @@
 ``docs/specs.md`` shows the most common mistakes; ``tests/docs/test_specs_page.py`` compares them.
 """
 
-# ruff: noqa: E501 - whole messages are written here
-
 from __future__ import annotations
 
 import pytest
