@@ -51,7 +51,7 @@ class StepLoader:
         steps: optimizer steps in an epoch; None for one endless epoch.
         ramp: how every micro-batch grows at first; a function of the step, so that a run resumes exactly.
         ahead: draw each batch but the first in a thread, while the one before is trained on.
-        gpu: where batches will go; they are drawn into pinned memory, from which a copy does not stop training. None
+        gpu: where batches will go; they are sampled into pinned memory, from which a copy does not stop training. None
             for none.
     """
 
@@ -104,15 +104,15 @@ class StepLoader:
         begin = None if self.gpu is None else partial(torch.cuda.set_device, self.gpu)
         thread = ThreadPoolExecutor(1, thread_name_prefix="batches", initializer=begin)
         try:
-            drawn: tuple[int, Future[Batch]] | None = None
+            sampled: tuple[int, Future[Batch]] | None = None
             while self.position < end:
-                if drawn is None or drawn[0] != self.position:  # the first, and after ``load_state_dict``
+                if sampled is None or sampled[0] != self.position:  # the first, and after ``load_state_dict``
                     batch = self._at(self.position)
                 else:
-                    batch = drawn[1].result()
+                    batch = sampled[1].result()
                 self.position += 1
                 following = self.position
-                drawn = (following, thread.submit(self._at, following)) if following < end else None
+                sampled = (following, thread.submit(self._at, following)) if following < end else None
                 yield batch
         finally:
             thread.shutdown(wait=False, cancel_futures=True)

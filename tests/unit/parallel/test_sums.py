@@ -58,7 +58,7 @@ def test_half_precision_is_summed_in_fp32_and_rounded_once() -> None:
     half, number = torch.tensor([256.0]).bfloat16(), torch.tensor([3])
     with ranks(lambda message: 2 * message + 1) as sent:
         all_reduce_sums([(half, (ONE,)), (number, (ONE,))])
-    assert half.dtype == torch.bfloat16 and half.item() == 512 and number.item() == 7  # 513 is no bf16
+    assert half.dtype == torch.bfloat16 and half.item() == 512 and number.item() == 7  # bf16 lacks 513
     assert [type(values[0]) for _, values in sent] == [float, int]
 
 

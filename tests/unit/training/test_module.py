@@ -314,7 +314,7 @@ def test_fp32_products_have_the_recipes_precision_while_it_trains(recipe: Make, 
         ("cuda:1", "64-true", False),
     ],
 )
-def test_batches_are_pinned_for_a_gpu_and_drawn_ahead_where_that_changes_none(
+def test_batches_are_pinned_for_a_gpu_and_sampled_ahead_where_that_changes_none(
     recipe: Make, device: str, precision: str, ahead: bool
 ) -> None:
     module = LitMoE(recipe())

@@ -197,20 +197,20 @@ def test_an_empty_validation_set_is_empty_on_every_rank() -> None:
     assert [list(ValidationShard(Untested(), rank, 2)) for rank in (0, 1)] == [[], []]
 
 
-# ---- drawn ahead -----------------------------------------------------------------------------------------------------
+# ---- sampled ahead ---------------------------------------------------------------------------------------------------
 
 
 class Watched(Noise):
-    """Records the thread in which each batch is drawn, and may fail at a step."""
+    """Records the thread in which each batch is sampled, and may fail at a step."""
 
     def __init__(self, fails: int = -1) -> None:
         self.fails = fails
         self.threads: list[str] = []
-        self.drawn = threading.Semaphore(0)
+        self.sampled = threading.Semaphore(0)
 
     def batch_at(self, place: Place, generator: torch.Generator, share: float = 1.0) -> Batch:
         self.threads.append(threading.current_thread().name.partition("_")[0])
-        self.drawn.release()
+        self.sampled.release()
         if place.step == self.fails:
             raise ValueError("a damaged file")
         return super().batch_at(place, generator, share)
@@ -220,7 +220,7 @@ def batch_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name.startswith("batches")]
 
 
-def test_batches_that_are_drawn_ahead_are_the_same_and_end_with_the_epoch() -> None:
+def test_batches_that_are_sampled_ahead_are_the_same_and_end_with_the_epoch() -> None:
     data = Watched()
     loader = StepLoader(data, seed=5, accumulate=2, steps=3, ahead=True)
     whole = [batch.inputs.tolist() for batch in loader]
@@ -231,12 +231,12 @@ def test_batches_that_are_drawn_ahead_are_the_same_and_end_with_the_epoch() -> N
     assert batch_threads() == []
 
 
-def test_one_batch_is_drawn_ahead_and_the_position_is_that_of_the_batch_in_use() -> None:
+def test_one_batch_is_sampled_ahead_and_the_position_is_that_of_the_batch_in_use() -> None:
     data = Watched()
     loader = StepLoader(data, seed=5, ahead=True)
     batches = iter(loader)
     next(batches)
-    assert [data.drawn.acquire(timeout=10) for _ in range(2)] == [True, True]
+    assert [data.sampled.acquire(timeout=10) for _ in range(2)] == [True, True]
     assert len(data.threads) == 2 and loader.state_dict() == {"step": 1, "micro": 0}
     then = StepLoader(Noise(), seed=5)
     then.load_state_dict(loader.state_dict())
