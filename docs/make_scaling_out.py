@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from moekit import load
-from moekit_plan.cli import EXPLAIN, memory_table, traffic_table
+from moekit_plan.cli import EXPLAIN
 from moekit_plan.plan import RunPlanner
 from moekit_plan.request import PlanRequest
+from moekit_plan.tables import links_table, memory_table, traffic_table
 
 PAGE = Path(__file__).with_name("scaling_out.md")
 GIB = 2**30
@@ -27,6 +28,7 @@ class Case(NamedTuple):
     eps: tuple[int, ...]
     batch: int
     recompute: str
+    per_node: int = 0
 
     @property
     def command(self) -> str:
@@ -35,13 +37,14 @@ class Case(NamedTuple):
         return (
             f"moekit plan {self.recipe} --devices {self.devices} --ep {eps} --batch {self.batch} --sequence 4096 "
             f"--precision bf16-mixed --recompute {self.recompute}"
+            + (f" --per-node {self.per_node}" if self.per_node else "")
         )
 
 
 CASES = (
     Case("deepseek_moe-16b", 32, (1, 4, 8, 32), 2, "none"),
     Case("deepseek_moe-16b", 32, (1, 4, 8, 32), 2, "blocks"),
-    Case("deepseek_v3-671b", 2048, (1, 8, 32, 64, 256), 1, "blocks"),
+    Case("deepseek_v3-671b", 2048, (1, 8, 32, 64, 256), 1, "blocks", per_node=8),
 )
 
 
@@ -56,9 +59,11 @@ def tables(case: Case) -> str:
         accumulate=1,
         precision="bf16-mixed",
         device_memory=80 * GIB,
+        per_node=case.per_node,
     )
     plan = RunPlanner(recipe).plan(request, case.recompute)
-    return f"`{case.command}`\n\n{markdown(memory_table(plan))}\n{markdown(traffic_table(plan))}"
+    made = [memory_table(plan), traffic_table(plan), *([links_table(plan)] if case.per_node else [])]
+    return f"`{case.command}`\n\n" + "\n".join(map(markdown, made))
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:

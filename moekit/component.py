@@ -121,19 +121,20 @@ class Component(Offer):
             object.__setattr__(self, "kind", getattr(self.spec, "kind", ""))
 
     def spec_class(self) -> Any:
-        """The class of its options, imported if necessary, and checked.
+        """The class of its options, imported if necessary, and checked: the attribute ``options``.
 
         Raises:
             PluginError: it cannot be imported, or it is not a spec class of this kind.
         """
-        return self._spec_class
+        return self.options
 
     @cached_property
-    def _spec_class(self) -> Any:
+    def options(self) -> Any:
+        """The class that ``spec_class`` returns, found once; it raises the same."""
         spec = imported(self.spec, self, "its spec")
         check_spec_class(spec, self.kind, self)
-        if isinstance(self.spec, str) and self.spec != import_string(spec):
-            raise PluginError(f"{self}: its spec '{self.spec}' is defined as '{import_string(spec)}'; name that")
+        if isinstance(self.spec, str) and self.spec != (defined := f"{spec.__module__}:{spec.__qualname__}"):
+            raise PluginError(f"{self}: its spec '{self.spec}' is defined as '{defined}'; name that")
         return spec
 
     def load(self) -> Any:

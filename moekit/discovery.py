@@ -74,23 +74,25 @@ def checked(plugins: Iterable[Plugin]) -> list[Plugin]:
         owners |= {spec: (component, out[i]) for spec, component in out[i].specs.items()}
     while True:  # a plugin that fails takes its kinds with it
         kinds = {kind.name: plugin for plugin in reversed(out) for kind in plugin.kinds}
-        failed = {i: why for i, p in enumerate(out) if p.error is None and (why := _kind_conflict(p, kinds))}
+        failed = _kind_conflicts(out, kinds)
         if not failed:
             return out
         out = [p.failed(failed[i]) if i in failed else p for i, p in enumerate(out)]
 
 
-def _kind_conflict(plugin: Plugin, owners: Mapping[str, Plugin]) -> str:
-    """Why its kinds, or the kinds of its components, cannot be used; empty if they can."""
-    for kind in plugin.kinds:
-        if owners[kind.name] is not plugin:
-            return f"kind '{kind.name}' is offered by plugin '{owners[kind.name].name}' already"
-    for component in plugin.components:
-        if component.kind not in owners:
-            near = nearest(component.kind, list(owners))
-            hint = f"; did you mean '{near}'?" if near else f" (kinds: {', '.join(sorted(owners))})"
-            return f"component '{component.name}': unknown kind '{component.kind}'{hint}"
-    return ""
+def _kind_conflicts(plugins: Iterable[Plugin], owners: Mapping[str, Plugin]) -> dict[int, str]:
+    """Of each plugin whose kinds, or the kinds of whose components, cannot be used: its index, and why."""
+    found: dict[int, str] = {}
+    for i, plugin in enumerate(plugins):
+        for kind in plugin.kinds:
+            if owners[kind.name] is not plugin:
+                found.setdefault(i, f"kind '{kind.name}' is offered by plugin '{owners[kind.name].name}' already")
+        for component in plugin.components:
+            if component.kind not in owners:
+                near = nearest(component.kind, list(owners))
+                hint = f"; did you mean '{near}'?" if near else f" (kinds: {', '.join(sorted(owners))})"
+                found.setdefault(i, f"component '{component.name}': unknown kind '{component.kind}'{hint}")
+    return found
 
 
 def _loaded(entry: EntryPoint, distribution: str, version: str, *, strict: bool) -> Plugin:

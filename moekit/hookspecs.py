@@ -1,4 +1,4 @@
-"""The hooks that a plugin may implement: five say what it offers, five are called during the life of a run.
+"""The hooks that a plugin may implement: five say what it offers, six are called during the life of a run.
 
 A plugin is a module that an entry point of the group ``moekit`` names. It states ``MOEKIT_API = 2`` and implements any
 of the hooks, marked with ``moekit.hookimpl``::
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from moekit.spec.recipe import Recipe
     from moekit.training.module import LitMoE
     from moekit.training.run.hooks import EndedRun, EndedStep, ReportRow, StartingRun
+    from moekit.training.step import BrokenStep, Cause
 
 hookspec = pluggy.HookspecMarker("moekit")
 hookimpl = pluggy.HookimplMarker("moekit")
@@ -81,6 +82,14 @@ def moekit_run_starting(run: StartingRun) -> None:
 
     ``run.callbacks.append`` adds a callback, ``run.loggers.append`` a logger. An exception ends the run; a note names
     the plugin.
+    """
+
+
+@hookspec
+def moekit_step_not_finite(step: BrokenStep) -> Cause | None:
+    """Called on every rank when the loss or the gradients of a step are NaN or infinite, with its batches.
+
+    Returns what caused it; the first answer counts. An exception ends the run; a note names the plugin.
     """
 
 

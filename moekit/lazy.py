@@ -9,16 +9,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def names_in(stub: str) -> dict[str, str]:
-    """The module of each name that a stub imports in the form ``from module import name as name``."""
-    with open(stub, encoding="utf-8") as source:
-        lines = [line.split() for line in source]
-    return {words[3]: words[1] for words in lines if words[:1] == ["from"] and words[4:5] == ["as"]}
-
-
 def from_stub(package: str, file: str) -> tuple[Callable[[str], object], Callable[[], list[str]], list[str]]:
     """``__getattr__``, ``__dir__`` and ``__all__`` of ``package``, whose names its stub lists: ``__init__.pyi``.
 
+    A name is what the stub imports in the form ``from module import name as name``.
     Type checkers and editors read the stub; at run time it is read when the package is imported. The ``__getattr__``
     raises AttributeError for a name that is not in it.
 
@@ -26,7 +20,9 @@ def from_stub(package: str, file: str) -> tuple[Callable[[str], object], Callabl
         package: ``__name__`` of the package.
         file: ``__file__`` of the package.
     """
-    module_of = names_in(f"{file.rpartition('.')[0]}.pyi")
+    with open(f"{file.rpartition('.')[0]}.pyi", encoding="utf-8") as stub:
+        lines = [line.split() for line in stub]
+    module_of = {words[3]: words[1] for words in lines if words[:1] == ["from"] and words[4:5] == ["as"]}
 
     def get(name: str) -> object:
         if name not in module_of:

@@ -9,12 +9,11 @@ import copy
 import dataclasses
 import os
 import re
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import field
-from functools import cache, cached_property
+from functools import cache
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any
 
 import pluggy
 
@@ -43,7 +42,6 @@ HOOKS = tuple(name for name in vars(hookspecs) if name.startswith("moekit_"))
 _NAME = re.compile(r"[^\W_][\w.-]*")
 _PATH = re.compile(rf"{_NAME.pattern}(?:/{_NAME.pattern})*")  # of a recipe: folder/name
 _IMPORTABLE = "must be 'package.module:Class' or a class"
-_O = TypeVar("_O", Component, Kind, RecipeFile, Verb)
 
 
 class Plugin(Record):
@@ -55,6 +53,7 @@ class Plugin(Record):
         distribution, version: the installed package that it belongs to; empty for one added by ``temporary``.
         api: the API version that it states; None if it states none or could not be imported.
         components, kinds, recipes, verbs, resolvers: what it offers.
+        specs: its components by the import string of their spec classes: a spec is built by its class.
         hooks: its implementations of the life-cycle hooks, by the hook's name.
         error: None, or one line that says why it is not used.
         trace: the traceback of the failure.
@@ -72,6 +71,7 @@ class Plugin(Record):
     recipes: tuple[RecipeFile, ...] = ()
     verbs: tuple[Verb, ...] = ()
     resolvers: Mapping[str, str] = field(default_factory=dict)
+    specs: Mapping[str, Component] = field(default_factory=dict)
     hooks: Mapping[str, pluggy.HookImpl] = field(default_factory=dict)
     error: str | None = None
     trace: str = ""
@@ -82,16 +82,6 @@ class Plugin(Record):
     def origin(self) -> str:
         """Its package and version, as ``acme-moe 1.2``; without a package, the name of its module."""
         return f"{self.distribution} {self.version}".strip() or self.module
-
-    @cached_property
-    def offers(self) -> tuple[Offer, ...]:
-        """What it offers by name."""
-        return (*self.components, *self.recipes, *self.verbs)
-
-    @cached_property
-    def specs(self) -> dict[str, Component]:
-        """Its components by the import string of their spec classes: a spec is built by its class."""
-        return {c.spec if isinstance(c.spec, str) else import_string(c.spec): c for c in reversed(self.components)}
 
     def failed(self, why: str, trace: str = "") -> Plugin:
         """The same plugin, which offers nothing."""
@@ -124,20 +114,21 @@ def load_plugin(name: str, module: Any, *, distribution: str = "", version: str 
         for what, cls in OFFERED.items()
         if (hook := f"moekit_{what}") in hooks
     }
-    plugin = Plugin(
+    named: set[tuple[str, str]] = set()
+    for offer in (each for what in ("components", "recipes", "verbs") for each in offers.get(what, ())):
+        if (offer.kind, offer.name) in named:
+            raise PluginError(f"plugin '{name}': offers {offer.kind} '{offer.name}' twice")
+        named.add((offer.kind, offer.name))
+    specs: dict[str, Component] = {}
+    for component in offers.get("components", ()):
+        spec = component.spec if isinstance(component.spec, str) else import_string(component.spec)
+        if (first := specs.setdefault(spec, component)) is not component:
+            raise PluginError(f"plugin '{name}': {shared_spec(component, first)}")
+    return Plugin(
         name=name, module=getattr(module, "__name__", type(module).__name__), distribution=distribution,
-        version=version, api=api, seconds=seconds, **offers,
+        version=version, api=api, seconds=seconds, **offers, specs=specs,
         hooks={hook: each for hook, each in hooks.items() if hook.removeprefix("moekit_") not in OFFERED},
     )  # fmt: skip
-    for (kind, offered), count in Counter((offer.kind, offer.name) for offer in plugin.offers).items():
-        if count > 1:
-            raise PluginError(f"plugin '{name}': offers {kind} '{offered}' twice")
-    if len(plugin.specs) < len(plugin.components):  # each needs a spec class of its own
-        own = {id(component) for component in plugin.specs.values()}
-        again = next(component for component in plugin.components if id(component) not in own)
-        first = plugin.specs[again.spec if isinstance(again.spec, str) else import_string(again.spec)]
-        raise PluginError(f"plugin '{name}': {shared_spec(again, first)}")
-    return plugin
 
 
 @cache
@@ -179,7 +170,11 @@ def _hooks(name: str, module: Any) -> dict[str, pluggy.HookImpl]:
 
 
 def _offered(hook: pluggy.HookImpl, where: str, cls: type[Any], plugin: str) -> Any:
-    """What a hook returns, checked, as offers of the plugin."""
+    """What a hook returns, as offers of the plugin, completed by what follows from their other fields.
+
+    Raises:
+        PluginError: it raised, or an offer is not a ``cls``, or its name or a field is not what it should be.
+    """
     expected = "a mapping of names to import strings" if cls is dict else f"a list of {cls.__name__}"
     try:
         found: Any = hook.function()
@@ -188,28 +183,11 @@ def _offered(hook: pluggy.HookImpl, where: str, cls: type[Any], plugin: str) -> 
         raise PluginError(f"{where} raised {type(error).__name__}: {error}") from error
     if returned is None:
         raise PluginError(f"{where} returned None; expected {expected}")
-    if cls is not dict:
-        return _checked(returned, cls, where, plugin)
-    if not isinstance(returned, Mapping):
-        raise PluginError(f"{where}: expected {expected}, got {type(returned).__name__}")
-    for name, target in returned.items():
-        here = f"{where}, resolver '{name}'"
-        if not isinstance(name, str) or not DOTTED.fullmatch(name):
-            raise PluginError(f"{here}: a name is made of letters, digits, '_' and '.'")
-        if not isinstance(target, str) or not IMPORT_STRING.fullmatch(target):
-            raise PluginError(f"{here}: it {_IMPORTABLE}, got {target!r}")
-    return dict(returned)
-
-
-def _checked(offers: Iterable[object], cls: type[_O], where: str, plugin: str) -> tuple[_O, ...]:
-    """The offers of one hook, as offers of the plugin, completed by what follows from their other fields.
-
-    Raises:
-        PluginError: one is not a ``cls``, its name has other characters, or a field is not what it should be.
-    """
-    checked: list[_O] = []
+    if cls is dict:
+        return _resolvers(returned, where, expected)
+    checked: list[Offer | Kind] = []
     pattern = _PATH if cls is RecipeFile else _NAME
-    for offer in offers:
+    for offer in returned:
         if not isinstance(offer, cls):
             raise PluginError(f"{where}: expected {cls.__name__}, got {type(offer).__name__}")
         here = f"{where}, {'recipe' if cls is RecipeFile else cls.__name__.lower()} '{offer.name}'"
@@ -237,10 +215,22 @@ def _checked(offers: Iterable[object], cls: type[_O], where: str, plugin: str) -
         for name, value in named.items():
             if not callable(value) and not (isinstance(value, str) and IMPORT_STRING.fullmatch(value)):
                 raise PluginError(f"{here}: its {name} {_IMPORTABLE}, got {value!r}")
-        made: _O = copy.copy(offer)
+        made: Offer | Kind = copy.copy(offer)
         vars(made).update(completed)  # quicker than dataclasses.replace, which would check it again
         checked.append(made)
     return tuple(checked)
+
+
+def _resolvers(returned: Any, where: str, expected: str) -> dict[str, str]:
+    if not isinstance(returned, Mapping):
+        raise PluginError(f"{where}: expected {expected}, got {type(returned).__name__}")
+    for name, target in returned.items():
+        here = f"{where}, resolver '{name}'"
+        if not isinstance(name, str) or not DOTTED.fullmatch(name):
+            raise PluginError(f"{here}: a name is made of letters, digits, '_' and '.'")
+        if not isinstance(target, str) or not IMPORT_STRING.fullmatch(target):
+            raise PluginError(f"{here}: it {_IMPORTABLE}, got {target!r}")
+    return dict(returned)
 
 
 def shared_spec(mine: Component, theirs: Component, origin: str = "") -> str:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pluggy
 
-from moekit.component import Component, Kind, Offer, RecipeFile, Verb
+from moekit.component import Component, Kind, Offer, RecipeFile, Verb, imported
 from moekit.discovery import checked, installed
 from moekit.errors import PluginError, Problem, UnknownName, nearest
 from moekit.plugin import Plugin, load_plugin
@@ -42,7 +42,7 @@ class Registry:
         self._offers: dict[str, dict[str, list[Any]]] = {}
         self._by_spec: dict[str, Component] = {}
         for plugin in self.plugins:
-            for offer in plugin.offers:
+            for offer in (*plugin.components, *plugin.recipes, *plugin.verbs):
                 self._offers.setdefault(offer.kind, {}).setdefault(offer.name, []).append(offer)
             self._by_spec |= plugin.specs
 
@@ -109,9 +109,13 @@ class Registry:
             UnknownName: the kind does not exist, no component of this kind has the name, or two plugins offer it.
             PluginError: ``plugin/name`` names a plugin that failed to load.
         """
+        offered = self._offers.get(kind, {}).get(name, ())
+        if len(offered) == 1 and kind in self.kinds:  # as nearly always
+            component: Component = offered[0]
+            return component
         of = self.kind(kind)
-        found: Component = self._find(of.name, of.plural, name, home)
-        return found
+        component = self._find(of.name, of.plural, name, home)
+        return component
 
     def recipe(self, name: str, *, home: str = "") -> RecipeFile:
         """The recipe of a name. Names and errors are as in ``get``."""
@@ -144,7 +148,7 @@ class Registry:
         """
         cls = type(spec)
         component = self._by_spec.get(f"{cls.__module__}:{cls.__qualname__}")
-        if component is not None and component.spec_class() is cls:
+        if component is not None and component.options is cls:
             return component
         if not getattr(cls, "kind", ""):
             raise PluginError(
@@ -175,7 +179,7 @@ class Registry:
             Exception: any exception of the target, with a note that names the component and its plugin.
         """
         component = self.component_of(spec)
-        target = component.load()
+        target = imported(component.target, component, "its target")
         try:
             return target(spec, *context)
         except Exception as error:
@@ -322,7 +326,7 @@ def build(spec: Any, *context: Any) -> Any:
     Raises:
         PluginError: no plugin registered this spec class, or its target cannot be imported.
     """
-    return current().build(spec, *context)
+    return (_current or current()).build(spec, *context)
 
 
 @contextmanager

@@ -11,7 +11,9 @@ import shutil
 import signal
 import sys
 import tempfile
+from collections.abc import Iterator
 
+from devices import EACH
 from gpu_marker import wants_gpu
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -37,6 +39,13 @@ def pytest_configure() -> None:
     for number, default in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, default)
+
+
+@pytest.fixture(params=EACH)
+def device(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The device of new tensors and modules: the CPU; with ``-m gpu`` a card."""
+    with torch.device(request.param):
+        yield request.param
 
 
 @pytest.fixture(autouse=True)

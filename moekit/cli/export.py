@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from moekit.errors import MoekitError
+from moekit.registry import build, current
+
 EXAMPLES = """\
   moekit export deepseek_v3
   moekit export runs/deepseek_v3/2026-01-31_12-00-00/checkpoints/best deepseek.safetensors
@@ -20,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("options", nargs="*", metavar="KEY=VALUE", help="options of the format")
     parser.add_argument(
-        "--format", default="", metavar="NAME", help="an exporter's name (default: one safetensors file of ours)"
+        "--format", default="", metavar="NAME", help="an exporter's name (default: one safetensors file)"
     )
     parser.add_argument("--runs", default="runs", metavar="DIR", help="folder of all runs (default: runs)")
 
@@ -31,35 +34,23 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         MoekitError: options without a format, or a format without a place to write to.
     """
-    from moekit.errors import MoekitError
-
     if args.format and not args.out:
         raise MoekitError("--format needs a place to write to\n  expected moekit export RUN OUT --format NAME")
     if args.options and not args.format:
         raise MoekitError(
             f"'{args.options[0]}' is an option of a format\n  expected --format NAME: moekit ls exporters"
         )
-    print("\n".join(_with_exporter(args) if args.format else _one_file(args)))
-    return 0
-
-
-def _one_file(args: argparse.Namespace) -> list[str]:
-    from moekit.inference.export import export
-
-    path, digest, elements = export(args.run, Path(args.out) if args.out else None, Path(args.runs))
-    return [f"{elements:,} numbers, {digest.size:,} bytes, sha256 {digest.sha256}", str(path)]
-
-
-def _with_exporter(args: argparse.Namespace) -> list[str]:
-    from moekit.registry import build, current
     from moekit.spec import component_spec
     from moekit.spec.loading import parse_overrides
 
-    node = {"use": args.format}
+    usual = None if args.format else current().default("exporter")
+    node = {"use": args.format if usual is None else usual.full_name}
     for tree in parse_overrides(args.options, current()):
         node |= tree.data
     spec = component_spec("exporter", node)  # reports mistakes before torch is imported
 
     from moekit.training.run.folder import checkpoint_of
 
-    return list(build(spec).export(checkpoint_of(args.run, Path(args.runs)), Path(args.out)))
+    exporter, checkpoint = build(spec), checkpoint_of(args.run, Path(args.runs))
+    print("\n".join(exporter.export(checkpoint, Path(args.out) if args.out else exporter.usual_place(checkpoint))))
+    return 0

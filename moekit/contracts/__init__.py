@@ -2,13 +2,13 @@
 
 from moekit.cache import Cache as Cache
 from moekit.contracts.adapted import AdaptedExperts as AdaptedExperts
-from moekit.contracts.converter import Converter as Converter
-from moekit.contracts.converter import Weight as Weight
+from moekit.contracts.evaluation import Converter as Converter
 from moekit.contracts.evaluation import Evaluation as Evaluation
 from moekit.contracts.evaluation import Evaluator as Evaluator
 from moekit.contracts.evaluation import Exporter as Exporter
 from moekit.contracts.evaluation import Generate as Generate
 from moekit.contracts.evaluation import Trained as Trained
+from moekit.contracts.evaluation import Weight as Weight
 from moekit.contracts.layer import BalanceContext as BalanceContext
 from moekit.contracts.layer import Balancer as Balancer
 from moekit.contracts.layer import Dispatched as Dispatched

@@ -1,4 +1,6 @@
-"""The interfaces of what runs on a trained model: evaluators, and exporters, which write it for other programs."""
+"""The interfaces of what runs on a trained model: evaluators; exporters, which write it for other programs; and
+converters, which make the weights that another run starts from out of it.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from moekit.contracts.run import Data, Model, Source
 from moekit.contracts.tokenizer import Tokenizer
 from moekit.errors import MoekitError
+from moekit.spec.kinds import ModelSpec
 
 
 class Generate(Protocol):
@@ -82,6 +86,14 @@ class Evaluator(ABC):
 class Exporter(ABC):
     """Writes the model of a checkpoint in another format. Built as ``Target(spec)``."""
 
+    def usual_place(self, checkpoint: Path) -> Path:
+        """Where the exporter that is the default writes the model, if the user names no place.
+
+        Raises:
+            MoekitError: the user must name one.
+        """
+        raise MoekitError(f"{type(self).__name__} needs a place to write to\n  expected moekit export RUN OUT")
+
     @abstractmethod
     def export(self, checkpoint: Path, out: Path) -> Sequence[str]:
         """Writes the model.
@@ -95,5 +107,41 @@ class Exporter(ABC):
 
         Raises:
             MoekitError: the format cannot express the model, or ``out`` exists; nothing has been written.
+            CheckpointError: the checkpoint is damaged.
+        """
+
+
+class Weight(Protocol):
+    """A tensor that is read, or made, slice by slice: that of a checkpoint, or what a converter makes of some."""
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of the whole tensor."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of every slice."""
+
+    def read(self, offset: tuple[int, ...], sizes: tuple[int, ...]) -> Tensor:
+        """The slice of shape ``sizes`` at ``offset``, on the CPU.
+
+        Raises:
+            CheckpointError: a file is damaged.
+        """
+
+
+class Converter(ABC):
+    """Makes a model's first weights out of those of a model of another form. Built as ``Target(spec)``."""
+
+    @abstractmethod
+    def convert(self, model: ModelSpec, checkpoint: Path) -> Mapping[str, Weight]:
+        """The tensors of a model, by their names in its ``state_dict``; each rank reads its slices alone.
+
+        Args:
+            model: what is to be made.
+            checkpoint: of the run that ``start.run`` names.
+
+        Raises:
+            MoekitError: the model cannot be made of that one.
             CheckpointError: the checkpoint is damaged.
         """

@@ -22,6 +22,8 @@ from moekit.spec.tree import BROKEN, LEFT_OPEN, Keys, Place, Report, Tree, check
 
 _HALF = re.compile("[\ud800-\udfff]")  # a lone surrogate, which no file can hold
 
+NUMBERS = (int, float, bool, type(None))
+
 
 def to_plain(spec: Spec, *, registry: Registry | None = None, full_names: bool = False) -> dict[str, Any]:
     """A recipe, component spec or group as mappings, lists and scalars; ``load`` makes an equal spec of them.
@@ -50,7 +52,10 @@ def plain_value(value: Any, registry: Registry | None = None, full_names: bool =
     if isinstance(value, str):
         return escape(value) if "${" in value else value
     if isinstance(value, list | tuple):
-        return [plain_value(item, registry, full_names) for item in value]
+        return [
+            v if type(v) in NUMBERS or (type(v) is str and "${" not in v) else plain_value(v, registry, full_names)
+            for v in value
+        ]
     if isinstance(value, Imported):
         value = {"class": value.path, **value.arguments}
     elif isinstance(value, Spec):
@@ -60,9 +65,8 @@ def plain_value(value: Any, registry: Registry | None = None, full_names: bool =
             fields = {"use": use, **fields}
         value = fields
     if isinstance(value, Mapping):
-        plain = (int, float, bool, type(None), str)  # as most options are
-        return {
-            k: v if type(v) in plain and (type(v) is not str or "${" not in v) else plain_value(v, registry, full_names)
+        return {  # most options are simple
+            k: v if type(v) in NUMBERS or (type(v) is str and "${" not in v) else plain_value(v, registry, full_names)
             for k, v in value.items()
         }
     return value

@@ -14,7 +14,7 @@ import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, FrozenInstanceError, dataclass
 from functools import cache
-from typing import Any, ClassVar, Literal, NamedTuple, NoReturn, TypeVar, cast
+from typing import Any, ClassVar, Literal, NamedTuple, NoReturn, Self, TypeVar, cast
 
 from moekit.errors import PluginError, nearest
 
@@ -24,7 +24,7 @@ LARGEST = 2**64 - 1
 """The largest integer of an option, and of a seed: torch has none that is larger."""
 
 
-def _cached(function: _F) -> _F:
+def cached(function: _F) -> _F:
     """``functools.cache`` with the signature kept: mypy treats a class as not hashable."""
     return cast(_F, cache(function))
 
@@ -73,7 +73,7 @@ class Record:
         raise FrozenInstanceError(f"cannot delete field '{name}'")
 
     def __repr__(self) -> str:
-        return f"{type(self).__qualname__}({', '.join(f'{name}={value!r}' for name, value in self._values())})"
+        return f"{type(self).__qualname__}({', '.join(f'{name}={getattr(self, name)!r}' for name in self._defaults)})"
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and isinstance(other, Record) and self._values() == other._values()
@@ -249,12 +249,32 @@ class Spec(Record):
         if problems:
             raise ConflictError(*problems)
 
+    @classmethod
+    def of_valid(cls, values: Mapping[str, Any]) -> Self:
+        """A spec of values that have their types and are in range, as those of YAML were read; ``check`` runs.
+
+        Raises:
+            ConflictError: ``check`` found conflicts.
+        """
+        if cls.__init__ is not Record.__init__ or cls.__post_init__ is not Spec.__post_init__:
+            return cls(**values)
+        check_declaration(cls)
+        made = cls.__new__(cls)
+        for name, default in cls._defaults.items():
+            held = values[name] if name in values else default
+            made.__dict__[name] = held.copy() if held is default and isinstance(held, dict | list) else held
+        if problems := made._conflicts():
+            raise ConflictError(*problems)
+        return made
+
     def _conflicts(self) -> list[str]:
         """What ``check`` says.
 
         Raises:
             PluginError: ``check`` itself fails: the mistake is in the plugin, not in the options.
         """
+        if type(self).check is Spec.check:
+            return []
         here = f"{type(self).__module__}:{type(self).__qualname__}.check"
         try:
             said: Any = self.check()
@@ -271,7 +291,7 @@ def metrics_of(spec: Spec, *, without: str = "") -> dict[str, MetricInfo]:
 
     Components of the kind ``without`` are skipped.
     """
-    found = dict(spec.metrics())
+    found = {} if type(spec).metrics is Spec.metrics else dict(spec.metrics())
     for name, info in fields_of(type(spec)).items():
         held = getattr(spec, name)
         for part in held.values() if info.kind == "slots" else [held]:
@@ -380,7 +400,7 @@ def is_a(value: Any, hint: Any) -> bool:
     return hint is Any or origin is not None or not isinstance(hint, type) or isinstance(value, hint)
 
 
-@_cached
+@cached
 def is_plain(hint: Any) -> bool:
     """Whether YAML can hold values of this type."""
     args, origin = typing.get_args(hint), typing.get_origin(hint)
@@ -394,7 +414,7 @@ def is_plain(hint: Any) -> bool:
 # What a spec class declares. Each answer is computed once.
 
 
-@_cached
+@cached
 def fields_of(spec: type[Spec]) -> dict[str, FieldInfo]:
     """What each field of a spec class may hold, in order of declaration.
 
@@ -403,7 +423,7 @@ def fields_of(spec: type[Spec]) -> dict[str, FieldInfo]:
             another type than one spec class.
     """
     out: dict[str, FieldInfo] = {}
-    hints, defaults = typing.get_type_hints(spec), defaults_of(spec)
+    hints, defaults = typing.get_type_hints(spec), spec._defaults
     for f in dataclasses.fields(spec):
         info = f.metadata.get("moekit")
         if info is None:
@@ -415,14 +435,14 @@ def fields_of(spec: type[Spec]) -> dict[str, FieldInfo]:
             if info.kind == "group" and len(out[f.name].specs) != 1:
                 raise TypeError(f"{spec.__qualname__}.{f.name}: a group's type is one spec class, or that class | None")
             continue
-        parts = (hint,) if isinstance(hint, type) else members(hint)
-        scalars = _SCALARS.intersection([*parts, type(None)] if type(None) in typing.get_args(hint) else parts)
-        choices = typing.get_args(parts[0]) if len(parts) == 1 and typing.get_origin(parts[0]) is Literal else ()
-        out[f.name] = info._replace(scalars=scalars, choices=choices)
+        parts = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+        values = [part for part in parts if part is not type(None)]
+        choices = typing.get_args(values[0]) if len(values) == 1 and typing.get_origin(values[0]) is Literal else ()
+        out[f.name] = info._replace(scalars=_SCALARS.intersection(parts), choices=choices)
     return out
 
 
-@_cached
+@cached
 def check_declaration(spec: type[Spec]) -> None:
     """Checks that a spec class declares its fields properly.
 
@@ -453,12 +473,13 @@ def check_declaration(spec: type[Spec]) -> None:
         raise ValueError(f"{where}: its default {info.default!r} is not {expected}")
 
 
-@_cached
+@cached
 def specs_in(hint: Any) -> tuple[type[Spec], ...]:
     """The spec classes of a type: itself, the members of a union, or those of the values of a mapping."""
-    if isinstance(hint, type) and issubclass(hint, Spec):
-        return (hint,)
-    return tuple(spec for arg in typing.get_args(hint) for spec in specs_in(arg))
+    parts = [hint]
+    for part in parts:  # which grows
+        parts += typing.get_args(part)
+    return tuple(part for part in parts if isinstance(part, type) and issubclass(part, Spec))
 
 
 def required(spec: type[Spec]) -> list[str]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import os
+import time
 from codecs import BOM_UTF8
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -28,7 +29,8 @@ LARGEST_FILE = 10_000_000  # bytes
 SCHEMA = 1
 """Version of the spec format."""
 
-_read = lru_cache(256)(read)
+SETTLED = 2.0
+"""Seconds after a file's last change from which on its time and size tell whether it has changed again."""
 
 CONTENT = "a mapping of options: 'model:', 'data:', ..."
 """What a spec is, in messages."""
@@ -121,20 +123,27 @@ def _open_recipe(name: str, registry: Registry, at: Keys = (), place: Place | No
 
 def _open_file(path: Path, label: str, at: Keys = (), place: Place | None = None, *, plugin: str = "") -> Layer:
     try:
-        raw = read_regular(path, LARGEST_FILE).removeprefix(BOM_UTF8)
         file = path.stat()
+        of_file = _read_file.__wrapped__ if time.time() - file.st_mtime < SETTLED else _read_file
+        tree = of_file(path, label, plugin, file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns)
     except OSError as error:
         reject(f"cannot read {label}: {error.strerror}", at=at, place=place, expected="a YAML file")
-    try:
-        text = raw.decode()
-    except UnicodeDecodeError as error:
-        reject("not UTF-8 text", place=Place(label, raw.count(b"\n", 0, error.start) + 1))
-    tree = _read(text, label, plugin=plugin)  # not changed, and many recipes extend the same few
     if tree.data is None:
         reject("the file is empty", place=Place(label), expected=CONTENT)
     if not isinstance(tree.data, dict):
         reject(f"the file holds {found(tree.data)}", place=Place(label), expected=CONTENT)
     return Layer(tree, label, path, (file.st_dev, file.st_ino))
+
+
+@lru_cache(256)
+def _read_file(path: Path, label: str, plugin: str, *state: int) -> Tree:
+    """The tree of a file, which is not changed: many recipes extend the same few. files differ in ``state``."""
+    raw = read_regular(path, LARGEST_FILE).removeprefix(BOM_UTF8)
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError as error:
+        reject("not UTF-8 text", place=Place(label, raw.count(b"\n", 0, error.start) + 1))
+    return read(text, label, plugin=plugin)
 
 
 def check_schema(tree: Tree) -> None:
@@ -220,25 +229,25 @@ class Merged:
     ) -> None:
         """Merges ``over`` into ``base``. Notes the paths that it replaced, and the mappings over an interpolation."""
         for key, new in over.items():
-            here = (*path, key)
-            old = base.get(key)
-            if isinstance(new, dict) and is_reference(old):
-                from moekit.spec.references import is_readable  # OmegaConf's, and seldom needed
+            here, old = (*path, key), base.get(key)
+            if isinstance(new, dict) and isinstance(old, str):
+                if "${" in old:
+                    from moekit.spec.references import is_readable  # OmegaConf's, and seldom needed
 
-                if is_readable(old):
-                    held[here] = new
-                    continue
-            if isinstance(old, dict) and names_part(old) and _is_name(new):
+                    if is_readable(old):
+                        held[here] = new
+                        continue
+                elif old != LEFT_OPEN and not names_part(new):
+                    old = base[key] = {"use": old}
+            elif isinstance(new, str) and isinstance(old, dict) and names_part(old) and _is_name(new):
                 new = {"use": new}
-            elif isinstance(new, dict) and not names_part(new) and _is_name(old):
-                old = base[key] = {"use": old}
             if isinstance(new, dict) and isinstance(old, dict) and self._same_use(old, new):
                 self._merge(old, new, here, replaced, held)
             else:
                 if key in base:
                     del base[key]  # the new value comes last
                     replaced.add(here)
-                base[key] = copy.deepcopy(new)
+                base[key] = copy.deepcopy(new) if isinstance(new, dict | list) else new
 
     def _same_use(self, base: dict[str, Any], over: dict[str, Any]) -> bool:
         """Whether a node keeps its component: ``use`` is absent, unchanged, or another name of the same component.

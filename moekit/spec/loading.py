@@ -280,19 +280,26 @@ class _Builder:
             arguments = {name: self._option(node, name, ARGUMENT) for name in node.options}
             return BROKEN if _broken(arguments) else Imported(path=node.use, arguments=arguments)
         given: dict[str, Any] = {}
+        sound = node.sound
         for name, info in fields_of(node.spec).items():
-            child = node.children.get(name)
             if name in node.options:
-                given[name] = self._option(node, name, info)
-            elif info.kind == "slots" and isinstance(child, dict):
-                entries = {key: self.build(item) for key, item in child.items()}
-                given[name] = BROKEN if _broken(entries) else entries
-            elif name in node.children:
+                value, kind = node.written[name], type(node.written[name])
+                plain = kind in info.scalars and (
+                    kind in (bool, type(None)) or ("${" not in value if kind is str else not info.fault(value))
+                )
+                given[name] = value if plain else self._option(node, name, info)
+            elif isinstance(child := node.children.get(name), Node):
                 given[name] = self.build(child)
-        if not node.sound or _broken(given):
+            elif info.kind == "slots" and isinstance(child, dict):
+                given[name] = entries = {key: self.build(item) for key, item in child.items()}
+                sound = sound and not _broken(entries)
+            elif name in node.children:
+                given[name] = child
+            sound = sound and given.get(name) is not BROKEN
+        if not sound:
             return BROKEN
         try:
-            return node.spec(**given)
+            return node.spec.of_valid(given)
         except ValueError as error:
             sentences = error.sentences if isinstance(error, ConflictError) else (str(error),)
         except Exception as error:  # a mistake in a plugin
@@ -328,8 +335,6 @@ class Values:
 
     def read(self, value: Any, info: FieldInfo, path: Keys) -> Any:
         """``value`` as the type and in the range of ``info``; else ``BROKEN``."""
-        if type(value) in info.scalars and value != LEFT_OPEN and (isinstance(value, str) or not info.fault(value)):
-            return value  # as most values are
         limits = "" if info.choices else info.range_text()
         out = self.convert(value, info.type, path, limits)
         if out is BROKEN or not info.fault(out):

@@ -17,7 +17,7 @@ from moekit.component import Kind
 from moekit.errors import MoekitError, UnknownName, nearest
 from moekit.registry import MAX_LISTED, Registry
 from moekit.spec.dumping import plain_value
-from moekit.spec.fields import FieldInfo, Spec, describe, fields_of, is_optional, one_of
+from moekit.spec.fields import FieldInfo, Spec, cached, describe, fields_of, is_optional, one_of
 from moekit.spec.kinds import FOREIGN, Imported, is_import_path
 from moekit.spec.layers import Merged
 from moekit.spec.recipe import Recipe
@@ -75,9 +75,9 @@ class Planner:
     def root(self, root: type[Spec] | str) -> Any:
         """The node of all data: of a class, or of a component of a kind; ``BROKEN`` if it has a mistake."""
         data = self._layers.data
-        self._take_unread(data, ())
+        self._take_unread()
         self._merge_over_copies()
-        node = self._component(root, data, ()) if isinstance(root, str) else self._plan(root, data, ())
+        node = self._component(root, {}, (), data) if isinstance(root, str) else self._plan(root, data, ())
         self.references.renew()  # with the defaults
         while self._waiting:
             self._waiting.popleft()()
@@ -89,18 +89,20 @@ class Planner:
             return written
         return self.references.value(self.references.config_at(path[:-1]), path[-1], written, path)
 
-    def _take_unread(self, items: Any, path: Keys) -> None:
+    def _take_unread(self) -> None:
         """Reports the texts that OmegaConf cannot parse. It rejects all data with one of them: they become ``???``."""
-        for key, value in items.items() if isinstance(items, dict) else enumerate(items):
-            here = (*path, key)
-            if isinstance(value, dict | list):
-                self._take_unread(value, here)
-            elif isinstance(value, str) and "${" in value and not is_readable(value):
-                items[key] = LEFT_OPEN
-                self.unread.append(here)
-                shown = found(value)[1:-1] if len(value) > 60 else value
-                expected = "'${path.to.option}', or '\\${' for these characters themselves"
-                self._report.add(here, f"cannot read the interpolation '{shown}'", expected=expected)
+        waiting: list[tuple[Keys, Any]] = [((), self._layers.data)]
+        for path, items in waiting:  # which grows
+            for key, value in items.items() if isinstance(items, dict) else enumerate(items):
+                if isinstance(value, dict | list):
+                    waiting.append(((*path, key), value))
+                elif isinstance(value, str) and "${" in value and not is_readable(value):
+                    items[key] = LEFT_OPEN
+                    self.unread.append((*path, key))
+                    shown = found(value)[1:-1] if len(value) > 60 else value
+                    expected = "'${path.to.option}', or '\\${' for these characters themselves"
+                    what = f"cannot read the interpolation '{shown}'"
+                    self._report.add((*path, key), what, expected=expected)
 
     def _merge_over_copies(self) -> None:
         while self._layers.over:
@@ -112,7 +114,7 @@ class Planner:
             if self._copy(holder, path) is not BROKEN:
                 for layer in held:
                     self._layers.lay(layer)
-                self._take_unread(self._layers.data, ())
+                self._take_unread()
                 self.references.renew()
 
     def _plan(self, spec: type[Spec], written: dict[str, Any], path: Keys, use: str = "") -> Node:
@@ -128,14 +130,16 @@ class Planner:
             elif info.kind == "option" and (value is not None or (name in written and is_optional(info.type))):
                 node.options.append(name)
             elif info.kind == "option" and info.default is not MISSING:
-                written[name] = (
-                    plain_value(info.default) if isinstance(info.default, str | list | dict | tuple) else info.default
-                )
+                simple = isinstance(info.default, str | int | float | None) and "${" not in str(info.default)
+                written[name] = info.default if simple else _plain_default(spec, name, self._registry)
             elif value is None:
                 self._default(node, name, info)
             else:
-                make, absent = partial(self._child, node, name, info), partial(self._default, node, name, info)
-                self._put(node.children, written, (*path, name), make, absent)
+                here, absent = (*path, name), partial(self._default, node, name, info)
+                make = partial(self._child, node, name, info)
+                if info.kind == "slot":
+                    make = partial(self._component, info.component, written, here)
+                self._put(node.children, written, here, make, absent)
         return node
 
     def _put(
@@ -152,7 +156,8 @@ class Planner:
         """
         name: Any = path[-1]
         value = holder[name]
-        if not is_reference(value.get("use") if isinstance(value, dict) else value):
+        use = value.get("use") if isinstance(value, dict) else value
+        if not (isinstance(use, str) and "${" in use):
             children[name] = make(value)
             return
 
@@ -184,12 +189,11 @@ class Planner:
         return value
 
     def _child(self, node: Node, name: str, info: FieldInfo, value: Any) -> Any:
+        """The node of a group, or the nodes of a map."""
         path = (*node.path, name)
         if value == LEFT_OPEN:  # OmegaConf 2.3: a resolver gave it
             self._left_open(node, name, info)
             return BROKEN
-        if info.kind == "slot":
-            return self._slot(info.component, node.written, path, value)
         if info.kind == "slots":
             return self._map(info.component, value, path)
         spec: type[Spec] = info.specs[0]
@@ -203,42 +207,41 @@ class Planner:
         claim = self._registry.default(info.component) if info.claimed else None
         if claim is not None:
             node.written[name] = self._registry.short_name(claim)
-            node.children[name] = self._slot(info.component, node.written, (*node.path, name), node.written[name])
+            here = (*node.path, name)
+            node.children[name] = self._component(info.component, node.written, here, node.written[name])
         elif info.default is MISSING:
             self._missing(node, name, info)
         else:
             node.children[name] = info.default
-            node.written[name] = None if info.default is None else plain_value(info.default, self._registry)
+            node.written[name] = None if info.default is None else _plain_default(node.spec, name, self._registry)
 
-    def _slot(self, kind: str, holder: dict[str, Any], path: Keys, value: Any) -> Any:
+    def _component(self, kind: str, holder: dict[str, Any], path: Keys, value: Any) -> Any:
+        """The node that ``value``, of ``holder``, describes in a slot of ``kind``; ``BROKEN`` if it has a mistake."""
         if isinstance(value, str):
             key: Any = path[-1]
             holder[key] = value = {"use": value}
             self.references.put(path, value)
-        return self._component(kind, value, path)
-
-    def _component(self, kind: str, value: Any, path: Keys) -> Any:
-        """The node that ``value`` describes in a slot of ``kind``; ``BROKEN`` if it has a mistake."""
-        of = self._registry.kind(kind)
-        listing = f"moekit ls {of.plural}"
         if not isinstance(value, dict):
             what = f"{kind}: {found(value)} is not a component"
-            return self._report.add(path, what, expected=f"{{use: <{kind}>, ...}}", list_with=listing)
+            return self._report.add(path, what, expected=f"{{use: <{kind}>, ...}}", list_with=self._listing(kind))
         if not value.keys().isdisjoint(("class", *FOREIGN)):
-            return self._class(of, value, path)
+            return self._class(self._registry.kind(kind), value, path)
         at = (*path, "use") if "use" in value else path
-        use = self._copy(value, at) if "use" in value else None
-        if use is BROKEN or at in self._report:
-            return BROKEN
+        use = value.get("use")
+        if isinstance(use, str) and "${" in use:
+            use = self._copy(value, at)
         if not isinstance(use, str) or use == LEFT_OPEN:
+            if use is BROKEN or at in self._report:
+                return BROKEN
             what, expected = f"use: {found(use)} is not a name", f"the name of a {kind}"
             if use is None or use == LEFT_OPEN:
                 at, expected = path, "use: <name>"
                 what = f"the recipe leaves this {kind} open ('{LEFT_OPEN}')"
                 what = f"'use' is missing: it names the {kind}" if use is None else what
-            return self._report.add(at, what, expected=expected, list_with=listing)
+            return self._report.add(at, what, expected=expected, list_with=self._listing(kind))
         try:
-            component = self._registry.get(kind, use, home=self._report.place(at).plugin)
+            place = self._layers.places.get(at) or self._report.place(at)
+            component = self._registry.get(kind, use, home=place.plugin)
         except UnknownName as error:
             p = error.problem
             return self._report.add(
@@ -246,7 +249,7 @@ class Planner:
             )
         except MoekitError as error:  # its plugin failed to load
             return self._report.add(at, str(error))
-        return self._plan(component.spec_class(), value, path, use)
+        return self._plan(component.options, value, path, use)
 
     def _class(self, kind: Kind, value: dict[str, Any], path: Keys) -> Any:
         """The node of a class named by its import path; ``BROKEN`` if it has a mistake.
@@ -279,7 +282,7 @@ class Planner:
                 expected = "a letter, then letters, digits, '_' or '-'"
                 entries[name] = self._report.add(here, f"'{name}' is not a valid name", expected=expected)
             elif item is not None:
-                self._put(entries, value, here, partial(self._slot, kind, value, here), partial(entries.pop, name))
+                self._put(entries, value, here, partial(self._component, kind, value, here), partial(entries.pop, name))
         return entries
 
     def _unknown_option(self, node: Node, name: str) -> None:
@@ -315,10 +318,14 @@ class Planner:
             what, value = f"the recipe leaves this {info.component} open ('{LEFT_OPEN}')", "use: <name>"
         self._unsound(node, name, what, value, listing)
 
+    def _listing(self, kind: str) -> str:
+        """The command that lists the components of a kind."""
+        return f"moekit ls {self._registry.kind(kind).plural}"
+
     def _expected(self, node: Node, name: str, info: FieldInfo) -> tuple[str, str]:
         """What a field takes, and the command that lists it."""
         if info.kind == "slot":
-            return f"{{use: <{info.component}>, ...}}", f"moekit ls {self._registry.kind(info.component).plural}"
+            return f"{{use: <{info.component}>, ...}}", self._listing(info.component)
         if info.kind != "option":
             return "a mapping", ""
         return f"{describe(info.type)} {'' if info.choices else info.range_text()}".rstrip(), ""
@@ -337,6 +344,12 @@ class Planner:
         path = (*node.path, name)
         if path not in self._report:  # its interpolation cannot be read
             self._report.add(path, what, expected=expected, nearest=nearest, list_with=list_with, place=place)
+
+
+@cached
+def _plain_default(spec: type[Spec], name: str, registry: Registry) -> Any:
+    """The default of a field as plain data, shared: do not change it."""
+    return plain_value(fields_of(spec)[name].default, registry)
 
 
 def _refers(value: Any) -> bool:

@@ -186,6 +186,7 @@ _TAGS = {
     "float": (_FLOAT, list("-+.0123456789")),
 }
 _PREFIX = "tag:yaml.org,2002:"
+_TEXT = f"{_PREFIX}str"
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
@@ -257,31 +258,27 @@ class _Reader:
     def value(self, node: yaml.Node, path: Keys) -> Any:
         if not self.places:
             self.places[path] = Place(self.source, 0, self.plugin)
+        if isinstance(node, yaml.ScalarNode):
+            return node.value if node.tag == _TEXT else self.scalar(node, path)
+        self.count += len(node.value)
+        if len(path) >= MAX_DEPTH or self.count > MAX_NODES:
+            check_size((*path, 0) if node.value else path, self.count, self.source)
         if isinstance(node, yaml.MappingNode) and node.tag == f"{_PREFIX}map":
-            self.enter(node, path)
             return self.mapping(node, path)
         if isinstance(node, yaml.SequenceNode) and node.tag == f"{_PREFIX}seq":
-            self.enter(node, path)
             out = []
             for i, item in enumerate(node.value):
                 self.places[(*path, i)] = self.place(item)
                 out.append(self.value(item, (*path, i)))
             return out
-        if isinstance(node, yaml.ScalarNode):
-            return self.scalar(node, path)
         return self.reject_tag(node, path)
-
-    def enter(self, node: yaml.CollectionNode, path: Keys) -> None:
-        """Checks the size of a list or mapping before it is read."""
-        self.count += len(node.value)
-        check_size((*path, 0) if node.value else path, self.count, self.source)
 
     def mapping(self, node: yaml.MappingNode, path: Keys) -> dict[str, Any]:
         out: dict[str, Any] = {}
         for key_node, value_node in node.value:
             key = key_node.value
-            place = self.place(key_node)
-            if not isinstance(key_node, yaml.ScalarNode) or (key_node.tag != f"{_PREFIX}str" and key != "<<"):
+            place = Place(self.source, key_node.start_mark.line + 1 if self.lines else 0, self.plugin)
+            if not isinstance(key_node, yaml.ScalarNode) or (key_node.tag != _TEXT and key != "<<"):
                 said = f"key {key}" if isinstance(key_node, yaml.ScalarNode) else "a key"
                 self.report.add(path, f"{said} is not text", expected="a name, in quotes if need be", place=place)
                 continue
@@ -301,8 +298,6 @@ class _Reader:
         kind = node.tag.removeprefix(_PREFIX)
         try:
             match kind:
-                case "str":
-                    return text
                 case "null":
                     return None
                 case "bool":

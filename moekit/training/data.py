@@ -139,8 +139,8 @@ def pinned(batch: Batch) -> Batch:
     def pin(tensor: Tensor | None) -> Tensor | None:
         return tensor if tensor is None or tensor.device.type != "cpu" else tensor.pin_memory()
 
-    *own, source = batch
-    return Batch(*map(pin, own), source and Source(*map(pin, source)))  # type: ignore[arg-type]
+    source = batch.source and Source._make(map(pin, batch.source))
+    return Batch._make([*map(pin, batch[:-1]), source])
 
 
 class ValidationShard:

@@ -46,14 +46,21 @@ from moekit.spec.loading import Source
 from moekit.spec.recipe import Recipe
 from moekit.training.balance import BalanceStep, StepLoad
 from moekit.training.build import build_model, build_seeded, check_trainable, compile_parts
+from moekit.training.components import check_loss, check_output, values_checked
 from moekit.training.data import StepLoader, ValidationShard, noise_seed
-from moekit.training.health.components import NameComponent, check_loss, check_output, values_checked
-from moekit.training.health.diagnosis import MicroBatch
 from moekit.training.metrics import Validation, is_logged_step, load_metrics, progress, ratios, reached
 from moekit.training.optim import optimizer_of
 from moekit.training.run.saved import read_any_checkpoint, recount
 from moekit.training.run.start import freeze, load_vocabulary, load_weights
-from moekit.training.step import NonFinitePolicy, OptimizerStep, StepResult, clip, clip_values, log_on_rank_zero
+from moekit.training.step import (
+    MicroBatch,
+    NonFinitePolicy,
+    OptimizerStep,
+    StepResult,
+    clip,
+    clip_values,
+    log_on_rank_zero,
+)
 
 IN_PROGRESS_BARS = {"train/loss", "train/max_violation", "val/loss"}
 """Metrics that Lightning's own progress bars show, of the ten that are logged."""
@@ -211,7 +218,8 @@ class LitMoE(L.LightningModule):
 
     def _set_model(self, model: Model) -> None:
         self.model = model
-        freeze(model, self.recipe.start)
+        if self.recipe.start is not None:
+            freeze(model, self.recipe.start)
         self.balance = BalanceStep(model)
         self._step = OptimizerStep(model, self.objective, self.balance)
 
@@ -345,10 +353,6 @@ class LitMoE(L.LightningModule):
     def _checked(self, output: ModelOutput) -> ModelOutput:
         check_output(self.model, output)
         return output
-
-    def configure_callbacks(self) -> list[Any]:
-        """Names the component and plugin in whose code an exception was raised."""
-        return [NameComponent()]
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Divides gradients by the step's tokens, updates the balancers, logs, and decides whether to stop.

@@ -29,7 +29,7 @@ from moekit.shards import (
     slices_of,
 )
 from moekit.spec.recipe import Recipe
-from moekit.training.health.components import check_optimizer, checked_schedule
+from moekit.training.components import check_optimizer, checked_schedule
 
 
 def optimizer_of(recipe: Recipe, model: Model, steps: int) -> Any:

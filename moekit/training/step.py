@@ -9,9 +9,10 @@ from __future__ import annotations
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -19,12 +20,51 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
 from moekit.compat import foreach_div, foreach_mul, foreach_norm
-from moekit.contracts import LossSum, Model, ModelOutput, Objective
+from moekit.contracts import Batch, LossSum, Model, ModelOutput, Objective
 from moekit.errors import MoekitError
+from moekit.registry import current
 from moekit.shards import local, sharded_parameters
 from moekit.training.balance import BalanceStep, StepLoad
-from moekit.training.health.diagnosis import MicroBatch, diagnose
 from moekit.training.metrics import Meter, balance_sum, loss_sums
+
+
+class MicroBatch(NamedTuple):
+    """A micro-batch of the current step, and what is needed to run it again.
+
+    Attributes:
+        batch: the model's input.
+        seed: of the noise in the model.
+        progress: the fraction of training completed, as passed to the objective.
+    """
+
+    batch: Batch
+    seed: int
+    progress: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class BrokenStep:
+    """A step whose loss or gradients are not finite: what ``moekit_step_not_finite`` is called with.
+
+    Attributes:
+        model, objective: of the step; the gradients still exist.
+        micro_batches: this rank's; the same number on every rank.
+        autocast: makes the context of a forward pass.
+        finite_loss: whether the step's loss, over all ranks, is finite: then its gradients are not.
+    """
+
+    model: Model
+    objective: Objective
+    micro_batches: Sequence[MicroBatch]
+    autocast: Callable[[], AbstractContextManager[object]]
+    finite_loss: bool
+
+
+class Cause(NamedTuple):
+    """What made a step not finite, in words; and whether weights or buffers are not finite, so that it lasts."""
+
+    where: str
+    lasting: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,8 +154,12 @@ class OptimizerStep:
         scaler, finite = getattr(precision, "scaler", None), math.isfinite(loss)
         if scaler is not None and finite and (scale := float(scaler.get_scale())) > 1:
             return NonFiniteStep(what=what, scale=scale)
-        autocast = precision.train_step_context
-        where, lasting = diagnose(self.model, self.objective, micro_batches, autocast, finite_loss=finite)
+        broken = BrokenStep(
+            model=self.model, objective=self.objective, micro_batches=micro_batches,
+            autocast=precision.train_step_context, finite_loss=finite,
+        )  # fmt: skip
+        found = current().call("moekit_step_not_finite", {"step": broken})
+        where, lasting = next((cause for _, cause in found if cause is not None), Cause("no plugin says why"))
         return NonFiniteStep(what=what, where=where, lasting=lasting)
 
 

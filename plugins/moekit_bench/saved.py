@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from moekit.saved_memory import SavedStorages
+from moekit.compat import storage_id
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,13 +26,21 @@ class Saved:
 
 def saved_for_backward(forward: Callable[[], object], weights: Iterable[Tensor] = ()) -> Saved:
     """Runs a forward pass and counts what autograd saves, without the storages of ``weights``."""
-    saved = SavedStorages(weights)
-    with saved.hooks():
+    outside = {storage_id(weight.untyped_storage()) for weight in weights}
+    first: dict[int, Tensor] = {}  # of each storage, by its number; held, so that no number is reused
+
+    def pack(tensor: Tensor) -> Tensor:
+        if (key := storage_id(tensor.untyped_storage())) not in outside:
+            first.setdefault(key, tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         output = forward()
+    sizes = {key: tensor.untyped_storage().nbytes() for key, tensor in first.items()}
     tensors = tuple(
-        (tuple(t.shape), str(t.dtype).removeprefix("torch."), size)
-        for t in saved.tensors.values()
-        if (size := t.untyped_storage().nbytes())
+        (tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), sizes[key])
+        for key, tensor in first.items()
+        if sizes[key]
     )
     del output
-    return Saved(bytes=sum(saved.by_place.values()), tensors=tensors)
+    return Saved(bytes=sum(sizes.values()), tensors=tensors)

@@ -50,7 +50,7 @@ def moekit_kinds() -> list[Kind]:
 
 @hookimpl
 def moekit_components() -> list[Component]:
-    """A format for each family, the exporter, and the tokenizer."""
+    """A format for each family, the exporters, and the tokenizer."""
     return [
         *(
             Component(
@@ -62,6 +62,14 @@ def moekit_components() -> list[Component]:
                 paper=paper,
             )
             for name, (cls, models, paper) in _FAMILIES.items()
+        ),
+        Component(
+            kind="exporter",
+            name="one_file",
+            spec="moekit_hf.one_file:OneFile",
+            target="moekit_hf.one_file.module:OneFileExporter",
+            summary="one safetensors file of the weights, with the recipe in it",
+            default=True,
         ),
         Component(
             kind="exporter",

@@ -25,6 +25,8 @@ from moekit_hf.format import FormatSpec as FormatSpec
 from moekit_hf.format import as_it_is as as_it_is
 from moekit_hf.importing import import_folder as import_folder
 from moekit_hf.importing import inspect as inspect
+from moekit_hf.one_file import OneFile as OneFile
+from moekit_hf.one_file.module import OneFileExporter as OneFileExporter
 from moekit_hf.rules import Ignored as Ignored
 from moekit_hf.rules import Rule as Rule
 from moekit_hf.tokenizer import TokenizerFile as TokenizerFile

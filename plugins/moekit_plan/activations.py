@@ -17,10 +17,10 @@ from moekit.moe_layer import MoELayer
 from moekit.parallel.traffic import row_dtype
 from moekit.params import build_on_meta
 from moekit.registry import build, current
-from moekit.saved_memory import SavedStorages
 from moekit.spec.kinds import DispatcherSpec, ModelSpec, ObjectiveSpec
 from moekit.spec.replacing import replace_all
 from moekit_plan.live_memory import LiveBytes
+from moekit_plan.saved_memory import SavedStorages
 from moekit_plan.weight_bytes import replace_each_tensor
 
 REST = "the rest"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from moekit.cli import text
 from moekit.cli.config import one_name
+from moekit_plan.tables import TERMS, bytes_of, links_table, memory_table, traffic_table
 
 if TYPE_CHECKING:
     from moekit_plan.advice import Advice
@@ -18,22 +19,9 @@ EXAMPLES = """\
   moekit plan deepseek_v3 --devices 4
   moekit plan deepseek_moe-16b --devices 64 --precision bf16-mixed --recompute blocks
   moekit plan deepseek_v3-671b --devices 2048 --ep 8,64 --batch 1 --sequence 4096
+  moekit plan deepseek_v3-671b --devices 2048 --ep 64 --per-node 8     what a node of 8 sends to others
   moekit plan deepseek_v3 --devices 4 --explain        how each figure is computed
 """
-
-TERMS = {
-    "parameters": "weights",
-    "gradients": "gradients",
-    "optimizer": "optimizer",
-    "gathered": "gathered",
-    "gathered_gradients": "their grads",
-    "copies": "copies",
-    "activations": "activations",
-    "outside": "outside",
-    "transient": "transient",
-    "exchange": "exchange",
-}
-"""The terms of ``Memory``, with their names in the table."""
 
 EXPLAIN = """\
   N devices, ep of them share a layer's experts, R = N / ep hold the same ones; b bytes a number: 4, or 2 or 8 by dtype
@@ -60,6 +48,8 @@ EXPLAIN = """\
   gathers      per micro-batch b * (n - 1) / n of each weight on n ranks, twice for blocks but the last
   scatters     per micro-batch, or with --reduce step once, max(4, b) * (n - 1) / n of each gradient on n ranks
   sums         per step 2 * max(4, b) * (N - 1) / N of each gradient that is whole on every rank
+  of a node    with M devices a node (--per-node): its tokens' T * r * (ep - M) / ep rows; gathers and scatters as rings
+               in the order of ranks: once for weights on all N ranks, min(M, ep) times for experts on R
   "activations" and "transient" are measured on tensors without storage. Load is assumed to be even. Not included: the
   allocator's fragmentation, NCCL's buffers and the CUDA context; leave a tenth of the device free."""
 
@@ -69,6 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", help="a recipe or a YAML file")
     parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="options to change")
     parser.add_argument("--devices", type=int, required=True, metavar="N", help="devices in all")
+    parser.add_argument("--per-node", type=int, default=0, metavar="M", help="devices of a node: prints its traffic")
     parser.add_argument("--ep", default="", metavar="N,N", help="layouts: devices that share a layer's experts")
     parser.add_argument(
         "--dense", choices=("shard", "replicate"), help="what is not a routed expert; default: the recipe's, or shard"
@@ -122,6 +113,7 @@ def run(args: argparse.Namespace) -> int:
         device_memory=bytes_of_gib(args.device_memory),
         dense=strategy_option(recipe, "dense", args.dense),
         reduce=strategy_option(recipe, "reduce", args.reduce),
+        per_node=args.per_node,
     )
     from moekit.screen import Screen, status_line
     from moekit_plan.advice import advise  # imports torch, so only once the request is valid
@@ -136,54 +128,6 @@ def run(args: argparse.Namespace) -> int:
     else:
         print("\n".join(_page(" ".join([name, *overrides]), plan, advice, args.explain)))
     return 0
-
-
-def bytes_of(number: float) -> str:
-    """A number of bytes to three digits or more, in units of 1024: ``1.31G``, ``812M``, ``0``."""
-    if number == 0:
-        return "0"
-    for unit in ("", "K", "M", "G", "T"):
-        if number < 1000 or unit == "T":
-            digits = 0 if number >= 100 or not unit else 1 if number >= 10 else 2
-            return f"{number:.{digits}f}{unit}"
-        number /= 1024
-    raise AssertionError
-
-
-def memory_table(plan: RunPlan) -> list[tuple[str, ...]]:
-    """Memory of a device: a header, and a row for each layout."""
-    used = [name for name in TERMS if any(row.memory.terms()[name] for row in plan.rows)]
-    rows: list[tuple[str, ...]] = [("ep", *(TERMS[name] for name in used), "total", "fits")]
-    for row in plan.rows:
-        terms = row.memory.terms()
-        fits = "yes" if plan.fits(row) else "no"
-        rows.append((str(row.layout.ep), *(bytes_of(terms[n]) for n in used), bytes_of(row.memory.total), fits))
-    return rows
-
-
-def traffic_table(plan: RunPlan) -> list[tuple[str, ...]]:
-    """What a device sends in a step: a header, and a row for each layout."""
-    replicated = plan.request.dense == "replicate"
-    names = ("ranks/token", "rows/token", "bytes/token", "sent", "messages", "gathers", "scatters")
-    rows: list[tuple[str, ...]] = [("ep", *names, *(["sums"] if replicated else []), "calls")]
-    for row in plan.rows:
-        layers = list(row.traffic.layers.values())
-        count = max(len(layers), 1)
-        rows.append(
-            (
-                str(row.layout.ep),
-                f"{sum(layer.reached for layer in layers) / count:.2f}",
-                f"{sum(layer.rows for layer in layers) / count:.2f}",
-                bytes_of(sum(layer.bytes_per_token for layer in layers)),
-                bytes_of(row.traffic.exchanged),
-                f"{row.traffic.messages:,}",
-                bytes_of(row.traffic.gathers),
-                bytes_of(row.traffic.scatters),
-                *([bytes_of(row.traffic.sums)] if replicated else []),
-                f"{row.traffic.collectives:,}",
-            )
-        )
-    return rows
 
 
 def plain(plan: RunPlan, advice: list[Advice]) -> dict[str, Any]:
@@ -202,6 +146,7 @@ def plain(plan: RunPlan, advice: list[Advice]) -> dict[str, Any]:
                 "memory": row.memory.terms() | {"total": row.memory.total},
                 "fits": plan.fits(row),
                 "traffic": asdict(row.traffic) | {"exchanged": row.traffic.exchanged, "messages": row.traffic.messages},
+                "links": asdict(row.links) | {"exchanged": row.links.exchanged} if row.links else None,
             }
             for row in plan.rows
         ],
@@ -230,6 +175,7 @@ def _page(title: str, plan: RunPlan, advice: list[Advice], explain: bool) -> lis
         text.bold("sent by a device in a step: tokens of all MoE layers; weights and gradients"),
         *_aligned(traffic_table(plan)),
         "",
+        *_links(plan),
         *_verdict(plan, advice),
     ]
     return [*lines, "", text.bold("how"), EXPLAIN] if explain else lines
@@ -237,6 +183,12 @@ def _page(title: str, plan: RunPlan, advice: list[Advice], explain: bool) -> lis
 
 def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
     return text.table(text.to_the_right(rows, left=0))
+
+
+def _links(plan: RunPlan) -> list[str]:
+    if not (rows := links_table(plan)):
+        return []
+    return [text.bold(f"sent by a node of {plan.request.per_node} devices to others in a step"), *_aligned(rows), ""]
 
 
 def _verdict(plan: RunPlan, advice: list[Advice]) -> Iterator[str]:

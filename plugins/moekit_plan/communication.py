@@ -79,50 +79,66 @@ def traffic_of(
         for name, (moe, use) in mixtures.items()
     }
     gathers = scatters = 0.0
-    wide = max(request.itemsize, 4)  # half precision is summed in fp32
-    last = _last(layout, weights)
-    for w in weights:
+    for w, (gathered, scattered) in zip(weights, number_bytes(layout, request, weights), strict=True):
         if (n := w.ranks(layout)) > 1:
             numbers = prod(w.local_shape(layout)) * (n - 1) / n
-            gathers += (
-                numbers
-                * w.gathered_itemsize(layout, request.precision, request.itemsize)
-                * (1 if w.unit in (-1, last) else 2)
-            )
-            scatters += numbers * wide * w.trained
-    replicated = _replicated(layout, weights, wide)
+            gathers += numbers * gathered
+            scatters += numbers * scattered
+    replicated = replicated_gradients(layout, request, weights)
     units, once = _units(layout, weights)
     reductions = 1 if request.reduce == "step" else request.accumulate
     return DeviceTraffic(
         layers=layers,
-        gathers=gathers * request.accumulate,
-        scatters=scatters * reductions,
+        gathers=gathers,
+        scatters=scatters,
         sums=2 * sum(replicated) * (layout.devices - 1) / layout.devices,
         collectives=(2 * units - once) * request.accumulate + units * reductions + len(messages(replicated)),
     )
 
 
-def _replicated(layout: Layout, weights: Sequence[Weight], itemsize: int) -> list[int]:
+def number_bytes(layout: Layout, request: PlanRequest, weights: Sequence[Weight]) -> list[tuple[int, int]]:
+    """For each weight, the bytes of a step in which one number is all-gathered, and its gradient reduce-scattered."""
+    last = _last(layout, weights)
+    reductions = 1 if request.reduce == "step" else request.accumulate
+    found = []
+    for w in weights:
+        gathers = request.accumulate * (1 if w.unit in (-1, last) else 2)
+        itemsize = w.gathered_itemsize(layout, request.precision, request.itemsize)
+        found.append((gathers * itemsize, reductions * _wide(request) * w.trained))
+    return found
+
+
+def replicated_gradients(layout: Layout, request: PlanRequest, weights: Sequence[Weight]) -> list[int]:
     """Bytes of each tensor that is all-reduced in a step: gradients, and before them a number for each."""
     if not layout.replicated or layout.devices == 1:
         return []
     numbers = [prod(w.shape) for w in weights if not w.experts and w.trained]
-    return [n * itemsize for n in (len(numbers), *numbers)] if numbers else []
+    return [n * _wide(request) for n in (len(numbers), *numbers)] if numbers else []
 
 
-def layer_traffic(moe: MoE, use: LayerUse, ep: int, accumulate: int, *, recompute: bool) -> LayerTraffic:
+def _wide(request: PlanRequest) -> int:
+    """Bytes of a number of a gradient that is summed: half precision is summed in fp32."""
+    return max(request.itemsize, 4)
+
+
+def layer_traffic(moe: MoE, use: LayerUse, ep: int, accumulate: int, *, recompute: bool, here: int = 1) -> LayerTraffic:
     """The all-to-all traffic of one layer, for the tokens of one of the ``ep`` devices in ``accumulate`` micro-batches.
 
-    With ``recompute``, backward recomputes the forward pass.
+    Args:
+        moe, use: the layer.
+        ep: size of the expert group.
+        accumulate: micro-batches.
+        recompute: whether backward recomputes the forward pass.
+        here: how many of the ``ep`` devices are not counted as receivers: this one alone, or all of its node.
     """
     E = moe.experts.count
     reached = ranks_of(moe.router, E, ep)
-    rows = reached * (ep - 1) / ep
-    if ep == 1:
+    rows = reached * (ep - here) / ep
+    if ep == here:
         return LayerTraffic(reached=reached, rows=0.0, bytes_per_token=0.0, bytes=0.0, messages=0)
     sent = traffic(
         rows * use.tokens,
-        size=ep,
+        size=ep - here + 1,
         choices=min(ceil(moe.router.active(E)), E // ep),
         dim=use.dim,
         out_dim=use.out_dim,

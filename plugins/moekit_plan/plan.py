@@ -15,6 +15,7 @@ from moekit.spec.kinds import ModelSpec, MoE, OptimizerSpec
 from moekit.spec.recipe import Recipe
 from moekit_plan.activations import DTYPES, REST, LayerUse, Pass, measure
 from moekit_plan.communication import DeviceTraffic, traffic_of
+from moekit_plan.nodes import NodeTraffic, between_nodes
 from moekit_plan.request import PlanRequest
 from moekit_plan.weight_bytes import (
     Layout,
@@ -69,11 +70,16 @@ class Memory:
 
 @dataclass(frozen=True, kw_only=True)
 class LayoutPlan:
-    """The plan of one layout: memory of the device that has the most, and what a device sends."""
+    """The plan of one layout: memory of the device that has the most, and what a device sends.
+
+    Attributes:
+        links: what a node sends to others; None where the request has no nodes.
+    """
 
     layout: Layout
     memory: Memory
     traffic: DeviceTraffic
+    links: NodeTraffic | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,7 +198,8 @@ class RunPlanner:
             transient=measured.peak - measured.activations,
             exchange=_exchange_bytes(traffic, measured.layers),
         )
-        return LayoutPlan(layout=layout, memory=memory, traffic=traffic)
+        links = between_nodes(layout, request, self.weights, layers, recompute) if request.per_node else None
+        return LayoutPlan(layout=layout, memory=memory, traffic=traffic, links=links)
 
     def _copies(self, layout: Layout, request: PlanRequest, measured: Pass) -> int:
         """All layers' copies, if they are saved for backward; if backward makes them again, one layer's.

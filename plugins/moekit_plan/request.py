@@ -40,9 +40,10 @@ class PlanRequest:
         device_memory: bytes of a device.
         dense: what is not a routed expert is sharded over all devices (``shard``), or whole on each (``replicate``).
         reduce: gradients of shards are reduced after every ``micro_batch``, or once in a ``step``.
+        per_node: M, devices of a node; 0: all are in one node.
 
     Raises:
-        MoekitError: a number out of range, or another precision.
+        MoekitError: a number out of range, or another precision; nodes that do not divide devices or expert groups.
     """
 
     devices: int
@@ -54,6 +55,7 @@ class PlanRequest:
     device_memory: int
     dense: str = "shard"
     reduce: str = "micro_batch"
+    per_node: int = 0
 
     def __post_init__(self) -> None:
         counts = ("devices", "batch", "sequence", "accumulate")
@@ -69,6 +71,15 @@ class PlanRequest:
                 f"no plan for the precision '{self.precision}'\n  expected one of {', '.join(BYTES)}"
                 + (f"\n  did you mean '{near}'?" if near else "")
             )
+        if self.per_node < 0 or (self.per_node and self.devices % self.per_node):
+            fits = ", ".join(map(str, divisors(self.devices)[:12]))
+            raise MoekitError(f"{self.devices} devices are not nodes of {self.per_node}\n  expected one of {fits}")
+        for ep in self.eps if self.per_node else ():
+            if ep % self.per_node and self.per_node % ep:
+                raise MoekitError(
+                    f"ep={ep}: expert groups would begin within nodes of {self.per_node} devices\n"
+                    f"  expected --ep with divisors or multiples of {self.per_node}"
+                )
 
     @property
     def itemsize(self) -> int:

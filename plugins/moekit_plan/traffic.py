@@ -50,7 +50,7 @@ def traffic(
 
     Args:
         rows: sent to other ranks.
-        size: size of the expert group.
+        size: number of ranks that exchange rows, this one included.
         choices: experts per row (``moekit.parallel.traffic.choices_of``).
         dim: D.
         out_dim: O; default: D.

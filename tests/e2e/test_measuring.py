@@ -22,11 +22,11 @@ SLOW = {
     "hf_import": "hf_import.py --gigabytes .2 --rounds 1",
     "init_scale": "init_scale.py glam --steps 2",
     "learning_rates": "learning_rates.py glam trainer.max_steps=2 --rates 1e-3 2e-3",
-    "memory_returned": "steps_since.py --since HEAD --freed --rounds 2 --steps 2",
+    "memory_returned": "steps_since.py --since HEAD --freed --rounds 1 --steps 2 --threads 1 --recipe switch",
     "ranks": "ranks.py --rounds 1 --steps 1",
     "seeing_step": "seeing.py step switch --steps 4",
     "startup": "startup.py --runs 1",
-    "steps_since": "steps_since.py --since HEAD --rounds 2 --steps 2 --recipe switch --also seed=1",
+    "steps_since": "steps_since.py --since HEAD --rounds 1 --steps 2 --threads 1 --recipe switch --also seed=1",
     "vowels": "jacobs1991.py",
     # seeing_page needs a browser
 }

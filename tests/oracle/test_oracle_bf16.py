@@ -1,4 +1,4 @@
-"""Every CPU dispatcher in bf16, and under autocast, is within a stated bound of the exact result, gradients too.
+"""Every dispatcher in bf16, and under autocast, is within a stated bound of the exact result, gradients too.
 
 The bound is derived, not fitted. u = 2^-8 is the largest relative error of one rounding to bf16. Between x and y a
 number is rounded at most ``R = 9 + K`` times: x, the two matrices and the gate (4), the first product, the activation,
@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from devices import on_each_device
 from torch import Tensor
 
 from moekit.contracts import Dispatcher, LayerDims
@@ -94,9 +95,10 @@ with_and_without_autocast = pytest.mark.parametrize("autocast", [False, True], i
 @pytest.mark.parametrize("K", [1, 2, E])
 @with_and_without_autocast
 @pytest.mark.parametrize("name", DISPATCHERS)
-def test_bf16_is_within_its_bounds(name: str, autocast: bool, K: int) -> None:
+@on_each_device
+def test_bf16_is_within_its_bounds(device: str, name: str, autocast: bool, K: int) -> None:
     made = case(K, torch.float32 if autocast else torch.bfloat16)
-    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+    with torch.autocast(device, torch.bfloat16, enabled=autocast):
         found = values(*made, DISPATCHERS[name])
     exact = exactly(*made)
     bounds, largest = majorant(*made)

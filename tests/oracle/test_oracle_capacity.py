@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from agreement import assert_agree
+from devices import on_a_card
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from routings import token_choice
@@ -121,6 +122,24 @@ def test_capacity_equals_naive(data: st.DataObject, seed: int, order: str) -> No
     want_TO, dropped = one_by_one(routing, counted(routing), x_TD, bank, slots, in_group, order)
     assert out.dropped.shape == () and out.dropped.dtype == torch.int64 and int(out.dropped) == dropped
     assert_same(out.y_TO, want_TO, x_TD, routing, bank)
+
+
+@on_a_card
+@pytest.mark.parametrize("per", ["batch", "sequence"])
+@pytest.mark.parametrize("order", ORDERS)
+def test_capacity_equals_naive_on_a_card(order: str, per: str, card: str) -> None:
+    B, S, E, K = 3, 8, 5, 2
+    spec = Capacity(factor=0.5, order=order, per=per)
+    with torch.device(card):
+        dispatcher = CapacityDispatcher(spec, LayerDims(dim=D, num_experts=E))
+        routing = any_routing(B * S, E, K, True, True, True, True)
+        x_TD, bank = tokens(routing), bank_of(E)
+        out = dispatcher(x_TD, routing, bank, num_sequences=B)
+        in_group = B * S if per == "batch" else S
+        slots = naive_slots(in_group, K, E, "0.5", "pairs", "ceil", 1, 1)
+        want_TO, dropped = one_by_one(routing, counted(routing), x_TD, bank, slots, in_group, order)
+        assert int(out.dropped) == dropped > 0
+        assert_same(out.y_TO, want_TO, x_TD, routing, bank)
 
 
 @settings(max_examples=200, deadline=None)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from devices import on_each_device
 from torch import Tensor, nn
 from torch.autograd import gradgradcheck
 
@@ -136,6 +137,7 @@ CHOICES: dict[str, Callable[[], Tensor]] = {
 }
 
 
+@on_each_device
 @pytest.mark.parametrize("choice", CHOICES)
 def test_any_number_of_tokens_and_choices(dispatcher: Dispatcher, choice: str) -> None:
     expert_TK = CHOICES[choice]()
@@ -154,6 +156,7 @@ LAYOUTS: dict[str, Layout] = {
 """Views of the same numbers, with NaN in memory between them."""
 
 
+@on_each_device
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_any_memory_layout(dispatcher: Dispatcher, layout: str) -> None:
     """Of tokens, gates, both weights, and the upstream gradient."""

@@ -8,6 +8,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from devices import on_each_device
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -170,6 +171,7 @@ def test_loop_equals_pair_by_pair(case: str) -> None:
     assert_same(run(LOOP, x_TD, routing, bank), [want_TO.detach(), *grads])
 
 
+@on_each_device
 @pytest.mark.parametrize("bank", BANKS)
 @pytest.mark.parametrize("case", CASES)
 def test_grouped_equals_loop(case: str, bank: str) -> None:
@@ -181,6 +183,7 @@ def test_grouped_equals_loop(case: str, bank: str) -> None:
         assert not ours[0][~routing.valid_T].any() and not ours[1][~routing.valid_T].any()
 
 
+@on_each_device
 @pytest.mark.parametrize("case", ["odd", "padding", "experts choose"])
 def test_grouped_equals_loop_on_views(case: str) -> None:
     routing = CASES[case]()

@@ -53,12 +53,12 @@ LONG: dict[str, str] = {
     "moekit_testing/checks/router.py": "all checks of routers",
     "moekit_testing/foreign.py": "all checks of modules of other libraries",
     "moekit_lightning/sharded/module.py": "one strategy: everything that Lightning calls on it",
-    "moekit/training/health/diagnosis.py": "one search for the non-finite component, forward and backward",
+    "moekit_doctor/diagnosis.py": "one search for the non-finite component, forward and backward",
+    "moekit/training/step.py": "one optimizer step, its gradients, and what follows if it is not finite",
     "moekit/training/run/saved.py": "what a checkpoint of a run holds, and whether a run can be resumed from one",
     "moekit/training/run/train.py": "a run from start to end, in order",
     "moekit/training/module.py": "one class: everything that Lightning calls on LitMoE",
     "moekit/spec/recipe.py": "one table: every option of a recipe and of its trainer",
-    "moekit_plan/cli.py": "one verb: its options, its tables, and the formulas that it explains",
     "moekit_plan/plan.py": "one sum: the terms of a device's memory and what they are made of",
 }
 """Files of more than 250 lines, each with the one idea that makes it so."""
@@ -238,7 +238,7 @@ def test_parallel_imports_nothing_of_checkpoints() -> None:
 def test_the_training_package_has_at_most_twelve_entries() -> None:
     """A newcomer takes in a dozen names at once; what belongs together goes into a package below."""
     entries = {path.name for path in (CORE / "training").iterdir() if not path.name.startswith("__pycache__")}
-    assert {"callbacks", "health", "run", "module.py"} < entries and len(entries) <= 12
+    assert {"callbacks", "run", "module.py"} < entries and len(entries) <= 12
 
 
 def test_an_oracle_imports_nothing_of_its_plugin() -> None:

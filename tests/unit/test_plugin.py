@@ -182,7 +182,8 @@ plugin 'acme': unknown hook 'moekit_component'; did you mean 'moekit_components'
 $ moekit_components -> moekit_zzzzzz  # an unknown hook
 plugin 'acme': unknown hook 'moekit_zzzzzz'; hooks are moekit_components, moekit_kinds, moekit_recipes, \
 moekit_verbs, \
-moekit_resolvers, moekit_recipe_loaded, moekit_module_built, moekit_run_starting, moekit_step_ended, moekit_run_ended
+moekit_resolvers, moekit_recipe_loaded, moekit_module_built, moekit_run_starting, moekit_step_not_finite, \
+moekit_step_ended, moekit_run_ended
 
 $ @hookimpl ->  # a hook that is not marked
 plugin 'acme': 'moekit_components' is not marked; write @moekit.hookimpl above it

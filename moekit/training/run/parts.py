@@ -140,11 +140,11 @@ def build_parts(recipe: Recipe, kind: str, *context: Any) -> dict[str, Any]:
         SpecError: one of them rejects its options, or its target returns an object of another class.
         PluginError: a component cannot be built.
     """
-    base, built = _base(kind), {}
+    built = {}
     for path, of, spec in parts_of(recipe):
         if of == kind:
             made = built[show(path)] = _build(spec, show(path), context)
-            if not isinstance(made, base):
+            if not isinstance(made, base := _base(kind)):
                 what = f"its target returned an object of type {type(made).__name__}"
                 raise SpecError([Problem(what=what, at=show(path), expected=f"a {base.__module__}.{base.__name__}")])
     return built

@@ -182,8 +182,7 @@ def verify_checkpoints(checkpoints: Sequence[Checkpoint]) -> None:
         return "intact"
 
     size = sum(digest.size for checkpoint in checkpoints for digest in checkpoint.manifest.files.values())
-    if checkpoints:
-        decide_on_rank_zero("checkpoint", verify, timeout=RANK_ZERO_TIMEOUT + timedelta(seconds=size / MIN_READ_RATE))
+    decide_on_rank_zero("checkpoint", verify, timeout=RANK_ZERO_TIMEOUT + timedelta(seconds=size / MIN_READ_RATE))
 
 
 def check_same_model(path: Path, saved: Mapping[str, Any], spec: Mapping[str, Any]) -> None:

@@ -28,7 +28,7 @@ from moekit.training.run.saved import read_checkpoint
 PREFIX = "model."  # of the model's tensors in a checkpoint of ``LitMoE``
 
 
-def freeze(model: nn.Module, start: Start | None) -> None:
+def freeze(model: nn.Module, start: Start) -> None:
     """Clears ``requires_grad`` of the parameters that are not trained, also in a resumed run.
 
     The model's optimizer then skips them. Balancers stay active: their state is in buffers, not parameters.
@@ -36,7 +36,7 @@ def freeze(model: nn.Module, start: Start | None) -> None:
     Raises:
         SpecError: ``train`` or ``freeze`` names a part that the model lacks, or nothing is left to train.
     """
-    if start is None or not (start.train or start.freeze):
+    if not (start.train or start.freeze):
         return
     named = dict(model.named_parameters())
     _check_words("train", start.train, named, named)
@@ -128,17 +128,14 @@ def _names_part(name: str, words: Sequence[str]) -> bool:
     return any(word in name.split(".") for word in words)
 
 
-def with_checkpoint_path(recipe: Recipe, root: Path) -> Recipe:
+def with_checkpoint_path(recipe: Recipe, start: Start, root: Path) -> Recipe:
     """The recipe with ``start.run`` replaced by a checkpoint's path, since a name's latest run changes over time.
 
     Raises:
         CheckpointError: no such run below ``root``.
     """
-    if recipe.start is None:
-        return recipe
-    run = recipe.start.run
-    path = decide_on_rank_zero("start_run", lambda: checkpoint_of(run, root).as_posix())
-    return replace(recipe, start=replace(recipe.start, run=path))
+    path = decide_on_rank_zero("start_run", lambda: checkpoint_of(start.run, root).as_posix())
+    return replace(recipe, start=replace(start, run=path))
 
 
 def check_weights_fit(path: Path, saved: Mapping[str, Weight], model: Mapping[str, tuple[int, ...]]) -> None:

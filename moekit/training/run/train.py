@@ -95,7 +95,8 @@ def train(
     else:
         console = Console(quiet=True)
     check_same_run(f"moekit {__version__}, recipe {hashlib.sha256(repr(recipe).encode()).hexdigest()[:12]}")
-    recipe = recipe if resume is not None else with_checkpoint_path(recipe, root)
+    if resume is None and recipe.start is not None:
+        recipe = with_checkpoint_path(recipe, recipe.start, root)
     if not with_dense:
         recipe = replace(recipe, compare=None)
     dense = None if recipe.compare is None else dense_recipe(recipe)
@@ -114,7 +115,8 @@ def train(
         saved = None if resume is None else read_checkpoint(folder.checkpoint())
         of_dense = [] if dense is None else [each.last for each in (folder.dense, folder.dense_as_long)]
         started_before = [read_checkpoint(path) for path in of_dense if path is not None]
-        verify_checkpoints([*([] if saved is None else [saved]), *started_before])
+        if held := [*([] if saved is None else [saved]), *started_before]:
+            verify_checkpoints(held)
         run = prepare(
             recipe, folder, console, name=label, label=label, saved=saved, allow_changes=allow_changes,
             callbacks=callbacks, loggers=loggers,

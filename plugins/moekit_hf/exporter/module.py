@@ -15,17 +15,16 @@ from torch import Tensor
 from moekit.checkpoints.safetensors_file import write_tensors
 from moekit.contracts import Exporter
 from moekit.files import make_directory, sync_directory
-from moekit.inference.merging import merged, read_slice
-from moekit.spec import load, to_plain
+from moekit.spec import to_plain
 from moekit.spec.recipe import Recipe
 from moekit.training.run.folder import RunFolder
 from moekit.training.run.saved import read_any_checkpoint
-from moekit.training.run.start import PREFIX
 from moekit_hf.exporter import HuggingFace
 from moekit_hf.fields import INERT, FormatError
 from moekit_hf.folder import CONFIG, INDEX, KEPT, SINGLE, read_json, write_json
 from moekit_hf.format import FormatSpec
 from moekit_hf.matching import OMITTED, format_for
+from moekit_hf.merging import merged_model, read_slice
 from moekit_hf.rules import Shape
 from moekit_hf.weights import Table
 
@@ -47,10 +46,7 @@ class HuggingFaceExporter(Exporter):
         if out.exists():
             raise FormatError(f"{out} exists already\n  give another folder, or remove it")
         saved = read_any_checkpoint(checkpoint)
-        recipe, held = merged(
-            load(saved.plain["hyper_parameters"]["spec"]),
-            {name[len(PREFIX) :]: each for name, each in saved.plain["state_dict"].items() if name.startswith(PREFIX)},
-        )
+        recipe, held = merged_model(saved)
         model: Any = to_plain(recipe.model)
         name, family = format_for(recipe.model, self.spec.family)
         shapes: dict[str, Shape] = {name: tuple(each.shape) for name, each in held.items()}

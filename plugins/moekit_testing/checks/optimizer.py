@@ -44,7 +44,7 @@ def check_takes_shards(case: Case) -> None:
     """Updates sharded matrices like whole ones, or names in ``reduced`` the state that it all-reduces over ranks.
 
     An elementwise optimizer is correct on shards. One that uses more of a tensor must all-reduce
-    (``moekit.parallel.layout``). One process cannot test that, but it can test the shape of the state named in
+    (``moekit_optimizers.layout``). One process cannot test that, but it can test the shape of the state named in
     ``reduced``.
     """
     whole, split = _Rows(1), _Rows(2)

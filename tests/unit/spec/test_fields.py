@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import pytest
@@ -51,6 +52,29 @@ def test_an_option_may_mean_infinity() -> None:
 def test_valid_values_are_kept() -> None:
     tower = Tower(floors=2, height=30, roof="steep", lit=True, doors=[1, 2])
     assert tower.height == 30
+
+
+def test_a_spec_of_valid_values_is_that_of_its_constructor_and_its_rules_hold() -> None:
+    class Gate(Spec):
+        low: int = option(1, "metres")
+        high: int = option(2, "metres")
+        bars: list[int] = option([1], "metres each")
+
+        def check(self) -> Iterable[str]:
+            if self.low > self.high:
+                yield "low is above high"
+
+    class Counted(Gate):
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            self.__dict__["count"] = len(self.bars)
+
+    made = Gate.of_valid({"high": 3})
+    assert made == Gate(high=3) and made.bars is not Gate().bars
+    assert vars(Counted.of_valid({"bars": [1, 2]}))["count"] == 2
+    for cls in (Gate, Counted):
+        with pytest.raises(ConflictError, match="low is above high"):
+            cls.of_valid({"low": 5})
 
 
 @pytest.mark.parametrize(

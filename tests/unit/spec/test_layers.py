@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import ast
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from moekit.component import RecipeFile, recipes_in
 from moekit.errors import SpecError
 from moekit.registry import Registry, current
 from moekit.spec import load
-from moekit.spec.layers import Head, head_of
+from moekit.spec.layers import Head, head_of, open_source
 from moekit.spec.loading import parse_overrides
 from moekit.spec.tree import Tree
 
@@ -33,6 +34,18 @@ def test_files_extend_in_order(write: Write) -> None:
     assert (recipe.seed, recipe.model.width) == (5, 2)
     assert recipe.optimizer == Step(lr=1.0)  # base.yaml counts once, before left.yaml
     assert recipe.model.moe.router == Pick(top_k=2)
+
+
+def test_a_file_that_has_changed_is_read_again(tmp_path: Path) -> None:
+    """At once, and when it has lain unchanged: its tree is kept by its time and size, which two quick writes share."""
+    file, long_ago = tmp_path / "mine.yaml", 1_000_000_000
+    for seed, age in ((1, None), (2, None), (10, long_ago), (11, long_ago + 1), (123, long_ago + 1)):
+        file.write_text(f"model: {{use: pick}}\nseed: {seed}\n")
+        if age is not None:
+            os.utime(file, (age, age))
+        tree = open_source(file, current()).tree
+        assert tree.data["seed"] == seed
+    assert open_source(file, current()).tree is tree
 
 
 def test_a_mapping_extends() -> None:

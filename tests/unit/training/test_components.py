@@ -22,7 +22,8 @@ from moekit.registry import temporary
 from moekit.spec.fields import option
 from moekit.spec.kinds import BalancerSpec, ObjectiveSpec, OptimizerSpec, RouterSpec, ScheduleSpec
 from moekit.training import LitMoE
-from moekit.training.health.components import raised_in, values_checked
+from moekit.training.components import values_checked
+from moekit_doctor.raised import raised_in
 from moekit_objectives.causal_lm import CausalLM
 from moekit_routers.topk import TopK
 

@@ -20,7 +20,7 @@ from moekit import Batch, LossSum, LossTerm, MoekitError, MoELayer
 from moekit.contracts import ExpertBank
 from moekit.contracts.layer import Groups, UniformGroups
 from moekit.training import LitMoE
-from moekit.training.health.diagnosis import Found, Watch, _largest, named_experts
+from moekit_doctor.diagnosis import Found, Watch, _largest, named_experts
 
 pytestmark = pytest.mark.usefixtures("quiet_lightning")
 Tree = dict[str, Any]
@@ -312,7 +312,7 @@ def test_data_is_blamed_before_every_part_of_the_model(recipe: Make, monkeypatch
         places.extend([] if found is None else [found.place])
         return found
 
-    monkeypatch.setattr("moekit.training.health.diagnosis._agree", agree)
+    monkeypatch.setattr("moekit_doctor.diagnosis._agree", agree)
     batch = Batch(torch.zeros(1, 4, dtype=torch.int64), torch.full((1, 4), NAN))
     module = LitMoE(recipe())
     module.objective.forward = lambda output, *_, **__: LossSum(  # type: ignore[method-assign]

@@ -17,8 +17,7 @@ from moekit import Batch, load
 from moekit.contracts import LossSum, ModelOutput
 from moekit.training import LitMoE
 from moekit.training.balance import BalanceStep
-from moekit.training.health.diagnosis import MicroBatch
-from moekit.training.step import OptimizerStep
+from moekit.training.step import MicroBatch, OptimizerStep
 
 
 @pytest.mark.parametrize("averaged", [1, 4])

@@ -119,7 +119,6 @@ def test_other_ranks_wait_longer_for_larger_checkpoints(saved: Path, monkeypatch
     monkeypatch.setattr("moekit.training.run.saved.MIN_READ_RATE", 1.0)
     checkpoint = read_checkpoint(saved)
     size = sum((saved / name).stat().st_size for name in (STATE, TENSORS))
-    verify_checkpoints([])
     verify_checkpoints([checkpoint])
     verify_checkpoints([checkpoint, checkpoint])
     assert [(wait - launch.RANK_ZERO_TIMEOUT).total_seconds() for wait in waits] == [size, 2 * size]

@@ -18,10 +18,11 @@ from safetensors.torch import load_file
 from training_helpers import trainer
 
 from moekit import CheckpointError, build, load
-from moekit.inference.export import export
 from moekit.inference.generate import load_run
 from moekit.training import LitMoE
 from moekit.training.run.saved import ANY, check_form, read_any_checkpoint, read_checkpoint
+from moekit_hf.one_file import OneFile
+from moekit_hf.one_file.module import OneFileExporter
 
 Make = Callable[..., dict[str, Any]]
 pytestmark = pytest.mark.usefixtures("quiet_lightning")
@@ -48,10 +49,11 @@ def test_a_file_of_lightnings_own_callback_is_loaded(ckpt: Path, tmp_path: Path)
     tokenizer = module.data and module.data.tokenizer
     assert tokenizer is not None and tokenizer.decode(tokenizer.encode("abc")) == "abc"
     assert load_run(str(ckpt)).data is not None
-    path, _, _ = export(str(ckpt), tmp_path / "w.safetensors")
+    exporter = OneFileExporter(OneFile())
+    exporter.export(ckpt, path := tmp_path / "w.safetensors")
     weights = load_file(path)
     build(load(json.loads(json.dumps(saved["hyper_parameters"]["spec"]))).model).load_state_dict(weights)
-    assert export(str(ckpt))[0] == ckpt.with_name("weights-00000003.safetensors")
+    assert exporter.usual_place(ckpt) == ckpt.with_name("weights-00000003.safetensors")
 
 
 class Evil:

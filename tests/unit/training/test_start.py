@@ -199,13 +199,15 @@ def test_the_latest_run_is_replaced_by_a_checkpoints_path(recipe: Make, trained:
         shutil.copytree(trained, folder / "checkpoints" / "step-00000003")
         write_pointer(folder / "checkpoints", "last", "step-00000003")
     spec = load(recipe(start={"run": "tiny"}))
-    found = with_checkpoint_path(spec, tmp_path / "runs").start
+    assert spec.start is not None
+    found = with_checkpoint_path(spec, spec.start, tmp_path / "runs").start
     assert found is not None
     assert Path(found.run) == tmp_path / "runs/tiny/2026-01-02_00-00-00/checkpoints/step-00000003"
     assert checkpoint_of(found.run, Path("elsewhere")) == Path(found.run)
-    assert with_checkpoint_path(load(recipe()), tmp_path) == load(recipe())
+    lost = load(recipe(start={"run": "none"}))
+    assert lost.start is not None
     with pytest.raises(CheckpointError, match="no run at 'none'"):
-        with_checkpoint_path(load(recipe(start={"run": "none"})), tmp_path / "runs")
+        with_checkpoint_path(lost, lost.start, tmp_path / "runs")
 
 
 def test_describe_names_the_run_and_what_is_trained(recipe: Make, trained: Path) -> None:

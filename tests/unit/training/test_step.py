@@ -11,8 +11,7 @@ from torch import nn
 
 from moekit.contracts import Batch, LossSum
 from moekit.training.balance import BalanceStep
-from moekit.training.health.diagnosis import MicroBatch
-from moekit.training.step import OptimizerStep, StepResult
+from moekit.training.step import MicroBatch, OptimizerStep, StepResult
 
 RANKS = 4
 

@@ -14,7 +14,6 @@ from tiny_folders import write_folder
 import moekit
 from moekit.checkpoints.reading import open_checkpoint
 from moekit.contracts import Init, LayerDims
-from moekit.inference.export import export
 from moekit.params import count_parameters
 from moekit.registry import build
 from moekit.seeds import seed_torch
@@ -22,6 +21,7 @@ from moekit_experts.glu import Glu
 from moekit_experts.lora import Lora
 from moekit_hf.exporter import HuggingFace
 from moekit_hf.importing import import_folder
+from moekit_hf.one_file import OneFile
 
 SHORT = [
     "data.use=local_text",
@@ -83,13 +83,14 @@ def test_both_exports_compute_what_the_adapted_run_computes(tuned: Path) -> None
     run, ids_BS = moekit.open(tuned / "run"), torch.arange(32).reshape(2, 16)
     want = run.model.eval()(ids_BS).y
     assert not torch.allclose(want, moekit.open(tuned / "base").model.eval()(ids_BS).y, atol=1e-4)
-    path, _, numbers = export(str(tuned / "run"), tuned / "plain.safetensors")
+    checkpoint, path = tuned / "run" / "checkpoints" / "last", tuned / "plain.safetensors"
+    said = build(OneFile()).export(checkpoint, path)
     with safe_open(path, "pt") as file:  # type: ignore[no-untyped-call]
         spec = json.loads(file.metadata()["spec"])
     plain = moekit.build(moekit.load(spec).model)
     plain.load_state_dict(load_file(path))
-    assert numbers == sum(t.numel() for t in plain.state_dict().values())
-    build(HuggingFace()).export(tuned / "run" / "checkpoints" / "last", tuned / "folder")
+    assert said[0].startswith(f"{sum(t.numel() for t in plain.state_dict().values()):,} numbers, ")
+    build(HuggingFace()).export(checkpoint, tuned / "folder")
     import_folder(tuned / "folder", tuned / "again")
     for model in (plain, moekit.open(tuned / "again").model):
         assert not any("adapters" in name for name in model.state_dict())

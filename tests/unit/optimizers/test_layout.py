@@ -12,12 +12,12 @@ from torch import nn
 
 from moekit.contracts import Model
 from moekit.moe_layer import MoELayer
-from moekit.parallel.layout import ParameterLayout, parameter_layouts
 from moekit.spec.kinds import MoE
 from moekit_dispatchers.expert_parallel import ExpertParallel
 from moekit_dispatchers.grouped import Grouped
 from moekit_experts.glu import Glu
 from moekit_lightning.sharded.fsdp import shard
+from moekit_optimizers.layout import ParameterLayout, parameter_layouts
 from moekit_routers.topk import TopK
 
 

@@ -8,13 +8,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from moekit.checkpoints.reading import Handle
+from moekit.checkpoints.reading import Checkpoint, Handle
 from moekit.contracts import AdaptedExperts
 from moekit.params import build_on_meta
 from moekit.shards import Dims, slices_of
+from moekit.spec import load
 from moekit.spec.kinds import AdaptedSpec, ExpertSpec
 from moekit.spec.recipe import Recipe
 from moekit.spec.replacing import replace_all
+from moekit.training.run.saved import CkptFile
+from moekit.training.run.start import PREFIX
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,17 @@ def read_slice(held: Held, offset: Dims, sizes: Dims) -> Tensor:
         CheckpointError: a file is damaged.
     """
     return held[slices_of(offset, sizes)] if isinstance(held, Tensor) else held.read(offset, sizes)
+
+
+def merged_model(saved: Checkpoint | CkptFile) -> tuple[Recipe, dict[str, Held]]:
+    """The recipe of a checkpoint and the tensors of its model by their names there, with plain experts.
+
+    Raises:
+        SpecError: a plugin that the recipe needs is missing.
+    """
+    state = saved.plain["state_dict"]
+    held = {name.removeprefix(PREFIX): each for name, each in state.items() if name.startswith(PREFIX)}
+    return merged(load(saved.plain["hyper_parameters"]["spec"]), held)
 
 
 def merged(recipe: Recipe, held: Mapping[str, Handle | Tensor]) -> tuple[Recipe, dict[str, Held]]:

@@ -4,15 +4,12 @@ The module to blame is the first with finite inputs and a non-finite output. The
 gradients, under the same noise, with a hook on every module. Ranks then agree on the first that any of them found.
 Every rank runs the same number of passes, so that models with all-to-all or sharded weights work too. If all
 passes are finite, gradients are searched from the end of the model.
-
-A finite step costs nothing but references to its batches.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -23,7 +20,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.utils.hooks import RemovableHandle
 
-from moekit.contracts import Batch, Dispatched, Dispatcher, ExpertBank, Model, ModelOutput, Objective, Router
+from moekit.contracts import Dispatched, Dispatcher, ExpertBank, Model, ModelOutput, Router
 from moekit.contracts.layer import Groups, UniformGroups
 from moekit.distributed import is_distributed
 from moekit.moe_layer import MoELayer
@@ -31,20 +28,7 @@ from moekit.routing import ExpertChoice, Routing, TokenChoice
 from moekit.seeds import seed_all
 from moekit.shards import local
 from moekit.training.optim import first_few
-
-
-class MicroBatch(NamedTuple):
-    """A micro-batch of the current step, and what is needed to run it again.
-
-    Attributes:
-        batch: the model's input.
-        seed: of the noise in the model.
-        progress: the fraction of training completed, as passed to the objective.
-    """
-
-    batch: Batch
-    seed: int
-    progress: float
+from moekit.training.step import BrokenStep, Cause, MicroBatch
 
 
 class Found(NamedTuple):
@@ -59,41 +43,25 @@ class Found(NamedTuple):
     what: str
 
 
-def diagnose(
-    model: Model,
-    objective: Objective,
-    micro_batches: Sequence[MicroBatch],
-    autocast: Callable[[], AbstractContextManager[object]],
-    *,
-    finite_loss: bool,
-) -> tuple[str, bool]:
-    """Finds the module to blame. A collective; the step's gradients must still exist.
-
-    Args:
-        model, objective: of the step.
-        micro_batches: this rank's micro-batches of the step; the same number on every rank.
-        autocast: makes the context of a forward pass.
-        finite_loss: whether the step's loss, over all ranks, is finite: then its gradients are not.
-
-    Returns:
-        The description of the module, and whether its weights or buffers are non-finite.
-    """
+def diagnose(step: BrokenStep) -> Cause:
+    """Finds the module to blame. A collective."""
+    model = step.model
     for kind, tensors in (("weights", model.named_parameters()), ("buffers", _buffers(model))):
         if found := _agree(_first_non_finite(model, tensors)):
-            return f"{kind} that are not finite: {found.what}", True
+            return Cause(f"{kind} that are not finite: {found.what}", lasting=True)
     order: list[str] = []
-    for number, micro in enumerate(micro_batches, start=1):
-        found, order = _forward(model, objective, micro, autocast)
+    for number, micro in enumerate(step.micro_batches, start=1):
+        found, order = _forward(step, micro)
         if found := _agree(found):
-            of = f", in micro-batch {number} of {len(micro_batches)}" if len(micro_batches) > 1 else ""
-            return f"first not finite: {found.what}{of}", False
-    if not finite_loss:
-        return "run again, the whole step is finite: it does not repeat (a hardware fault?)", False
+            of = f", in micro-batch {number} of {len(step.micro_batches)}" if len(step.micro_batches) > 1 else ""
+            return Cause(f"first not finite: {found.what}{of}")
+    if not step.finite_loss:
+        return Cause("run again, the whole step is finite: it does not repeat (a hardware fault?)")
     if found := _agree(_gradients(model, order), last=True):
-        return f"the forward pass is finite, the gradients are not, backwards from: {found.what}", False
+        return Cause(f"the forward pass is finite, the gradients are not, backwards from: {found.what}")
     found = _agree(_largest(model), last=True)
     of = "" if found is None else f"; the largest is that of: {found.what}"
-    return f"every gradient is finite, and their norm overflows{of}", False
+    return Cause(f"every gradient is finite, and their norm overflows{of}")
 
 
 def _agree(found: Found | None, *, last: bool = False) -> Found | None:
@@ -122,15 +90,13 @@ def _buffers(model: Model) -> Iterator[tuple[str, Tensor]]:
         yield name, buffer.masked_fill(buffer.isinf(), 0)
 
 
-def _forward(
-    model: Model, objective: Objective, micro: MicroBatch, autocast: Callable[[], AbstractContextManager[object]]
-) -> tuple[Found | None, list[str]]:
+def _forward(step: BrokenStep, micro: MicroBatch) -> tuple[Found | None, list[str]]:
     """The first non-finite module in one micro-batch; and the names of modules in the order in which they returned."""
-    batch = micro.batch
-    with torch.no_grad(), torch.compiler.set_stance("force_eager"), autocast(), Watch(model) as watch:
+    model, batch = step.model, micro.batch
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"), step.autocast(), Watch(model) as watch:
         seed_all(micro.seed)
         output = model.on(batch)
-        total = objective(output, batch, progress=micro.progress).total
+        total = step.objective(output, batch, progress=micro.progress).total
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()  # parameters are then the shards again, which have the gradients
@@ -142,7 +108,7 @@ def _forward(
     elif what := _non_finite_loss(output):
         found = Found(len(watch.order), what)
     elif not finite(total):
-        found = Found(len(watch.order) + 1, f"the objective ({type(objective).__name__})")
+        found = Found(len(watch.order) + 1, f"the objective ({type(step.objective).__name__})")
     return found, watch.order
 
 
