@@ -38,7 +38,7 @@ REFUSED: Mapping[str, Mapping[str, Any]] = {
     "qwen2-moe": {"use_sliding_window": True},
     "qwen3": {"use_sliding_window": True},
     "qwen3-moe": {"use_sliding_window": True},
-    "switch-transformers": {"tie_word_embeddings": False, "dense_act_fn": "gelu", "router_dtype": "bfloat16"},
+    "switch-transformers": {"dense_act_fn": "gelu", "router_dtype": "bfloat16"},
 }
 """Fields, beyond those that every family refuses, that a family has and refuses; each is tried."""
 

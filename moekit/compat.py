@@ -74,6 +74,21 @@ def foreach_norm(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
     return list(torch._foreach_norm(list(tensors), 2.0, dtype=dtype))
 
 
+def foreach_div(tensors: Sequence[Tensor], by: Tensor) -> None:
+    """Divides tensors in place by a 0-d tensor, all of one device and dtype; on a GPU, in few kernels."""
+    torch._foreach_div_(list(tensors), by)
+
+
+def foreach_mul(tensors: Sequence[Tensor], by: float) -> None:
+    """Multiplies tensors of one device and dtype in place; on a GPU, in few kernels."""
+    torch._foreach_mul_(list(tensors), by)
+
+
+def foreach_copy(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    """Copies each source to its target; on a GPU, in few kernels."""
+    torch._foreach_copy_(list(targets), list(sources))
+
+
 def replace_tensors(module: nn.Module, make: Callable[[Tensor], Tensor]) -> None:
     """Replaces every parameter and buffer by ``make`` of it, in the only way that FSDP2 notices."""
     module._apply(make)  # type: ignore[no-untyped-call]

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from moekit.contracts import AdaptedExperts, ExpertBank, LayerDims, Model
+from moekit.contracts import Adapted, ExpertBank, LayerDims, Model
 from moekit.errors import MoekitError
 from moekit.moe_layer import MoELayer, run_on_all
 from moekit.registry import build
@@ -175,8 +175,8 @@ class _Counter:
 
     def walk(self, module: nn.Module, part: str) -> int:
         """Counts the parameters of a module; returns what was added."""
-        if isinstance(module, AdaptedExperts):
-            self.kept |= set(module.base.parameters())
+        if isinstance(module, Adapted):
+            self.kept |= set(module.get_submodule("base").parameters())
         added = sum(self.take(parameter, part) for parameter in module.parameters(recurse=False))
         if isinstance(module, MoELayer):
             return added + self._walk_layer(module)

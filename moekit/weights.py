@@ -52,7 +52,7 @@ deferred: ContextVar[Callable[[nn.Module, Init, int], None] | None] = ContextVar
 
 
 def init_weights(module: nn.Module, init: Init, seed: int) -> None:
-    """Initialises every matrix of a module by ``init`` and sets biases to 0; norms stay 1.
+    """Initialises every matrix of a module by ``init`` and sets what is named ``b…`` to 0; norms stay 1.
 
     Routers and experts modules initialise their own parameters (``Router.init_weights``, ``ExpertBank.init_weights``).
     Modules on the meta device are skipped.
@@ -96,10 +96,10 @@ def _init_own(module: nn.Module, init: Init) -> None:
         module.draw(init)
         return
     for attribute, parameter in module.named_parameters(recurse=False):
-        if parameter.ndim >= 2:
-            init.draw(parameter, inputs=1 if isinstance(module, nn.Embedding) else None)
-        elif attribute.startswith("b"):
+        if attribute.startswith("b"):
             nn.init.zeros_(parameter)
+        elif parameter.ndim >= 2:
+            init.draw(parameter, inputs=1 if isinstance(module, nn.Embedding) else None)
 
 
 def _init_experts(

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from moekit.errors import CheckpointError
-from moekit.files import flush, open_regular
+from moekit.files import begin_flush, flush, open_regular
 from moekit.shards import Dims, contains
 
 DTYPES: dict[str, torch.dtype] = {
@@ -36,7 +36,8 @@ DTYPES: dict[str, torch.dtype] = {
 """Dtypes by their names in the format."""
 
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
-CHUNK = 1 << 24  # bytes hashed and written at a time
+CHUNK = 1 << 24  # bytes hashed at a time
+WRITTEN = 1 << 20  # bytes in one write: for several megabytes at once Linux seeks large free pages, at thrice the time
 LONGEST_HEADER = 100_000_000  # bytes; the format's own limit
 
 
@@ -104,17 +105,26 @@ def write_file(path: Path, chunks: Iterable[bytes | memoryview]) -> Digest:
     """Writes a file, flushes it to the disk, and hashes it on the way.
 
     Two threads hash and write one chunk while the next is made: of pieces that are made, two are in memory at a time.
+    The disk begins to write meanwhile.
 
     Raises:
         OSError: the disk is full, or the like.
     """
-    sha256, size = hashlib.sha256(), 0
+    sha256, size, begun = hashlib.sha256(), 0, 0
+
+    def write(chunk: bytes | memoryview) -> None:
+        nonlocal begun
+        _write_all(file, chunk)
+        if (end := file.tell()) >= begun + CHUNK:
+            begin_flush(file.fileno(), begun, end - begun)
+            begun = end
+
     with path.open("wb", buffering=0) as file, ThreadPoolExecutor(2) as threads:
         last: list[Future[None]] = []
         for chunk in chunks:
             for future in last:
                 future.result()
-            last = [threads.submit(sha256.update, chunk), threads.submit(_write_all, file, chunk)]
+            last = [threads.submit(sha256.update, chunk), threads.submit(write, chunk)]
             size += len(chunk)
         for future in last:
             future.result()
@@ -123,10 +133,10 @@ def write_file(path: Path, chunks: Iterable[bytes | memoryview]) -> Digest:
 
 
 def _write_all(file: FileIO, chunk: bytes | memoryview) -> None:
-    """Writes a chunk whole, which an unbuffered file may take several calls for."""
+    """Writes a chunk whole, which an unbuffered file takes several calls for."""
     left = memoryview(chunk)
     while left:
-        left = left[file.write(left) :]
+        left = left[file.write(left[:WRITTEN]) :]
 
 
 def _chunks(tensors: Iterable[Tensor]) -> Iterator[memoryview]:

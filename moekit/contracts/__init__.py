@@ -1,7 +1,7 @@
 """The contracts that plugins implement and all of moekit relies on: of a layer (``layer``), of a run (``run``)."""
 
 from moekit.cache import Cache as Cache
-from moekit.contracts.adapted import AdaptedExperts as AdaptedExperts
+from moekit.contracts.adapted import Adapted as Adapted
 from moekit.contracts.evaluation import Converter as Converter
 from moekit.contracts.evaluation import Evaluation as Evaluation
 from moekit.contracts.evaluation import Evaluator as Evaluator

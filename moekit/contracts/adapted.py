@@ -1,35 +1,34 @@
-"""Experts that change others: frozen weights, and few weights of their own that are trained."""
+"""Modules that change another one: frozen weights, and few weights of their own that are trained."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-from moekit.contracts.layer import ExpertBank
+
+class Read(Protocol):
+    """Reads a parameter by its name: the requested rows, or all of them."""
+
+    def __call__(self, name: str, *, whole: bool = False) -> Tensor:
+        """The parameter, or its rows."""
 
 
-class AdaptedExperts(ExpertBank):
-    """An experts module over another, whose parameters it freezes (``requires_grad`` false) when it is built.
+@runtime_checkable
+class Adapted(Protocol):
+    """A module over another, its submodule ``base``, whose parameters it freezes when it is built.
 
-    All its own parameters are below ``adapters``, and stacked over experts. A run that starts from the weights of plain
-    experts loads them into ``base``, and ``adapters`` begin with initial weights. An exported model has plain experts.
-
-    Attributes:
-        base: the experts module that is changed.
+    All its own parameters are below ``adapters``. A run that starts from the weights of a plain model loads them into
+    ``base``, and ``adapters`` begin with initial weights. An exported model is plain again.
     """
 
-    base: ExpertBank
-
-    @abstractmethod
-    def merged(self, name: str, read: Callable[[str], Tensor]) -> Tensor:
-        """A parameter of plain experts that compute what these do.
+    def merged_parameter(self, name: str, read: Read) -> Tensor:
+        """A parameter of a plain module that computes what this one does.
 
         Args:
             name: of the parameter, in ``base``.
-            read: gives a parameter of this module by its name, of some experts alone.
+            read: gives a parameter of this module by its name.
 
         Returns:
-            The parameter for the same experts, in the dtype of the base's.
+            The parameter, in the dtype of the base's: the rows, or experts, that ``read`` gives.
         """

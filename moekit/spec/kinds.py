@@ -65,7 +65,7 @@ class ExpertSpec(Spec):
 
 
 class AdaptedSpec(ExpertSpec):
-    """Base of the specs of experts that change others, whose weights are frozen (``AdaptedExperts``)."""
+    """Base of the specs of experts that change others, whose weights are frozen (``Adapted``)."""
 
     base: ExpertSpec = slot("expert", "the experts that are changed; their number is count, next to base")
 
@@ -142,6 +142,10 @@ class ModelSpec(Spec):
     def takes_documents(self) -> bool:
         """Whether a model with these options reads ``Batch.document``, and keeps documents apart. Override it."""
         return False
+
+    def plain(self) -> "ModelSpec":
+        """The model without adapters of low rank, whose weights an export merges. Override where options add some."""
+        return self
 
     def offers(self) -> str:
         """What a model with these options gives: ``gives``. Override where the options decide."""

@@ -201,19 +201,21 @@ class Merged:
         data: the merged data.
         places: where each part of it was written.
         over: layers that hold a mapping over an interpolation, by its path; they are not merged yet.
+        replaced: what was last at a path before another value, by another ``use`` for example, took its place.
     """
 
     def __init__(self, registry: Registry, layers: Iterable[Tree] = ()) -> None:
         self.data: dict[str, Any] = {}
         self.places: dict[Keys, Place] = {}
         self.over: dict[Keys, list[Tree]] = {}
+        self.replaced: dict[Keys, Any] = {}
         self._registry = registry
         for layer in layers:
             self.lay(layer)
 
     def lay(self, layer: Tree) -> None:
         """Merges one more layer over the others. The layer is not changed."""
-        replaced: set[Keys] = set()
+        replaced: dict[Keys, Any] = {}
         held: dict[Keys, dict[str, Any]] = {}
         self._merge(self.data, layer.data, (), replaced, held)
         for kept in (self.places, self.over) if replaced else ():
@@ -223,9 +225,10 @@ class Merged:
             below = {here: place for here, place in layer.places.items() if here[: len(path)] == path}
             self.over.setdefault(path, []).append(Tree(nested(path, mapping), below))
         self.places |= layer.places
+        self.replaced |= replaced
 
     def _merge(
-        self, base: dict[str, Any], over: dict[str, Any], path: Keys, replaced: set[Keys], held: dict[Keys, Any]
+        self, base: dict[str, Any], over: dict[str, Any], path: Keys, replaced: dict[Keys, Any], held: dict[Keys, Any]
     ) -> None:
         """Merges ``over`` into ``base``. Notes the paths that it replaced, and the mappings over an interpolation."""
         for key, new in over.items():
@@ -245,8 +248,7 @@ class Merged:
                 self._merge(old, new, here, replaced, held)
             else:
                 if key in base:
-                    del base[key]  # the new value comes last
-                    replaced.add(here)
+                    replaced[here] = base.pop(key)  # the new value comes last
                 base[key] = copy.deepcopy(new) if isinstance(new, dict | list) else new
 
     def _same_use(self, base: dict[str, Any], over: dict[str, Any]) -> bool:

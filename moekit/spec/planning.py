@@ -24,6 +24,9 @@ from moekit.spec.recipe import Recipe
 from moekit.spec.references import References, is_readable
 from moekit.spec.tree import BROKEN, LEFT_OPEN, Keys, Place, Report, found, is_reference, show
 
+DATA: Keys = ("data",)
+TOKENIZER = "tokenizer"
+
 
 @dataclass(eq=False, repr=False)
 class Node:
@@ -121,6 +124,8 @@ class Planner:
         """The node of class ``spec`` that is written at ``path``."""
         node = Node(spec, written, path, use)
         known = fields_of(spec)
+        if path == DATA and TOKENIZER in known:
+            self._keep_tokenizer(written)
         for name in [name for name in written if name not in known and not (use and name == "use")]:
             self._unknown_option(node, name)
         for name, info in known.items():
@@ -141,6 +146,14 @@ class Planner:
                     make = partial(self._component, info.component, written, here)
                 self._put(node.children, written, here, make, absent)
         return node
+
+    def _keep_tokenizer(self, data: dict[str, Any]) -> None:
+        """Trained weights keep their tokenizer where other data took the place of theirs and names none."""
+        before = self._layers.replaced.get(DATA)
+        kept = before.get(TOKENIZER) if isinstance(before, dict) and self._layers.data.get("start") else None
+        if kept and TOKENIZER not in data:
+            data[TOKENIZER] = kept
+            self._take_unread()
 
     def _put(
         self,

@@ -157,17 +157,16 @@ class Folder:
 def is_finite(tensor: Tensor) -> bool:
     """Whether no number of a contiguous tensor is NaN or infinite: whether some exponent has all bits set.
 
-    In blocks that fit into a cache, by one thread: it takes a tenth of the time of ``torch.isfinite``.
+    Read as integers, the positive ones are then largest among signed, and the negative ones among unsigned integers. In
+    blocks that fit into a cache, by one thread: it takes a tenth of the time of ``torch.isfinite``.
     """
-    info = torch.finfo(tensor.dtype)
-    bits = bytes_of(tensor)
-    words = np.frombuffer(bits, dtype=f"u{tensor.element_size()}")
-    mantissa = round(-math.log2(info.eps))
-    limit = ((1 << info.bits - 1 - mantissa) - 1) << mantissa + 1  # of the word without its sign, shifted by one
-    doubled = np.empty(min(BLOCK, len(words)), dtype=words.dtype)
-    for start in range(0, len(words), BLOCK):
-        block = words[start : start + BLOCK]
-        if int(np.left_shift(block, 1, out=doubled[: len(block)]).max()) >= limit:
+    info, bits = torch.finfo(tensor.dtype), bytes_of(tensor)
+    signed, unsigned = (np.frombuffer(bits, dtype=f"{kind}{tensor.element_size()}") for kind in "iu")
+    mantissa, sign = round(-math.log2(info.eps)), 1 << info.bits - 1
+    limit = sign - (1 << mantissa)  # of infinity
+    for start in range(0, len(signed), BLOCK):
+        block = slice(start, start + BLOCK)
+        if int(signed[block].max()) >= limit or int(unsigned[block].max()) >= sign + limit:
             return False
     return True
 

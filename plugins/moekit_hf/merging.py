@@ -1,4 +1,4 @@
-"""Adapted experts as plain ones, for export: computed when they are read, from the tensors of a checkpoint."""
+"""Adapted modules as plain ones, for export: computed when they are read, from the tensors of a checkpoint."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from moekit.checkpoints.reading import Checkpoint, Handle
-from moekit.contracts import AdaptedExperts
+from moekit.contracts import Adapted
 from moekit.params import build_on_meta
 from moekit.shards import Dims, slices_of
 from moekit.spec import load
@@ -22,15 +22,15 @@ from moekit.training.run.start import PREFIX
 
 @dataclass(frozen=True)
 class Merged:
-    """A parameter of plain experts, made from those of adapted ones.
+    """A parameter of a plain module, made from those of an adapted one.
 
     Args:
-        bank: the adapted experts, on the meta device.
-        name: of the parameter, in ``bank.base``.
-        held: the tensors of the bank, by their names in it.
+        module: the adapted one, on the meta device.
+        name: of the parameter, in ``module.base``.
+        held: the tensors of the module, by their names in it.
     """
 
-    bank: AdaptedExperts
+    module: Adapted
     name: str
     held: Mapping[str, Handle | Tensor]
 
@@ -45,18 +45,19 @@ class Merged:
         return self.held[f"base.{self.name}"].shape
 
     def read(self, offset: Dims, sizes: Dims) -> Tensor:
-        """A slice; of the other experts nothing is read.
+        """A slice; of other experts nothing is read.
 
         Raises:
             CheckpointError: a file is damaged.
         """
 
-        def some(name: str) -> Tensor:
+        def some(name: str, *, whole: bool = False) -> Tensor:
             each = self.held[name]
+            start, rows = (0, each.shape[0]) if whole else (offset[0], sizes[0])
             rest = tuple(each.shape[1:])
-            return read_slice(each, (offset[0], *(0 for _ in rest)), (sizes[0], *rest))
+            return read_slice(each, (start, *(0 for _ in rest)), (rows, *rest))
 
-        return self.bank.merged(self.name, some)[(slice(None), *slices_of(offset[1:], sizes[1:]))]
+        return self.module.merged_parameter(self.name, some)[(slice(None), *slices_of(offset[1:], sizes[1:]))]
 
 
 Held = Handle | Tensor | Merged
@@ -83,22 +84,22 @@ def merged_model(saved: Checkpoint | CkptFile) -> tuple[Recipe, dict[str, Held]]
 
 
 def merged(recipe: Recipe, held: Mapping[str, Handle | Tensor]) -> tuple[Recipe, dict[str, Held]]:
-    """A recipe and the tensors of its model, with plain experts in place of adapted ones.
+    """A recipe and the tensors of its model, with plain modules in place of adapted ones.
 
     Args:
         recipe: of the model.
         held: by their names in the model.
     """
-    plain = replace(recipe, model=replace_all(recipe.model, ExpertSpec, _plain))
+    plain = replace(recipe, model=replace_all(recipe.model.plain(), ExpertSpec, _plain))
     out: dict[str, Held] = dict(held)
     if plain == recipe:
         return recipe, out
-    for place, bank in build_on_meta(recipe.model).named_modules():
-        if isinstance(bank, AdaptedExperts):
+    for place, module in build_on_meta(recipe.model).named_modules():
+        if isinstance(module, Adapted):
             own = {name.removeprefix(f"{place}."): out.pop(name) for name in list(out) if name.startswith(f"{place}.")}
-            of_bank = {name: each for name, each in own.items() if not isinstance(each, Merged)}
+            of_module = {name: each for name, each in own.items() if not isinstance(each, Merged)}
             for name in [name.removeprefix("base.") for name in own if name.startswith("base.")]:
-                out[f"{place}.{name}"] = Merged(bank, name, of_bank)
+                out[f"{place}.{name}"] = Merged(module, name, of_module)
     return plain, out
 
 

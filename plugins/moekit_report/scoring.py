@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from moekit.run import Run
 from moekit.spec import load
 from moekit.spec.recipe import Recipe
 from moekit.training.metrics import loss_sums
+from moekit.training.run.start import load_vocabulary
 
 ALL = "all"
 HIDDEN = "objective"
@@ -139,25 +140,22 @@ def data_of(run: Run, overrides: Sequence[str] = ()) -> tuple[Data, Recipe]:
         The data, and the recipe with the overrides.
 
     Raises:
-        MoekitError: there is no data or checkpoint, or an override is not of the data.
+        MoekitError: there is no data or checkpoint, or an override is not of the data, or makes tokens of another kind.
     """
     if strays := [text for text in overrides if not text.startswith(("data.", "data="))]:
         raise MoekitError(
             f"'{strays[0]}' changes more than the data\n  expected data.option=value: the model is trained"
         )
-    recipe, own = load(run.path / "spec.yaml", overrides), run.module.data
+    weights = {"start": {"run": run.path.as_posix()}, "compare": None}  # so that other data keeps their tokenizer
+    recipe, own = load([run.path / "spec.yaml", weights], overrides), run.module.data
     if recipe.data is None:
         raise MoekitError(
             f"'{run.path.as_posix()}' has no data\n  expected data.use=text_files data.path=FOLDER, a folder of texts"
         )
     data = own
     if data is None or overrides:
-        tokenizer = getattr(run.recipe.data, "tokenizer", None)
-        if tokenizer is not None and hasattr(recipe.data, "tokenizer"):  # ``data.use=...`` chose its default
-            recipe = replace(recipe, data=replace(recipe.data, tokenizer=tokenizer))  # type: ignore[call-arg]
-            assert recipe.data is not None
         data = build(recipe.data)
-        if own is not None:
-            data.load_state(own.state())
+        assert recipe.start is not None
+        load_vocabulary(data, recipe.start)
     data.prepare()
     return data, recipe

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,14 +15,14 @@ from moekit.contracts import Batch, Model, Objective
 from moekit.errors import MoekitError
 from moekit.params import build_on_meta
 from moekit.registry import build
-from moekit.spec import load, to_plain
+from moekit.spec import load
 from moekit.spec.kinds import MoE
 from moekit.spec.recipe import Recipe, Start
 from moekit.spec.replacing import replace_all
 from moekit.training.run.folder import RUNS, RunFolder, checkpoint_of
 from moekit.training.run.imported import check_new, write_run
 from moekit.training.run.saved import read_checkpoint
-from moekit.training.run.start import PREFIX
+from moekit.training.run.start import PREFIX, load_vocabulary
 from moekit_upcycle.saliency import Saliency, saliency
 
 
@@ -107,11 +105,11 @@ def opened(checkpoint: Path, overrides: Sequence[str]) -> tuple[Recipe, list[Bat
         raise MoekitError("the run has no data to judge experts on\n  expected data.use=text_files data.path=FOLDER")
     data = module.data
     if overrides:
-        node: Any = to_plain(recipe.data)
-        if "tokenizer" in node and not any(text.startswith("data.tokenizer") for text in overrides):
-            overrides = [*overrides, f"data.tokenizer={json.dumps(node['tokenizer'])}"]
-        data = build(load([recipe], overrides).data)
-        data.load_state(module.data.state())
+        weights = {"start": {"run": checkpoint.as_posix()}, "compare": None}  # so that other data keeps their tokenizer
+        changed = load([recipe, weights], overrides)
+        assert changed.start is not None
+        data = build(changed.data)
+        load_vocabulary(data, changed.start)
     data.prepare()
     return recipe, list(data.validation_batches()), module.model.eval(), module.objective
 

@@ -219,7 +219,7 @@ def translate(model: EncoderDecoderModel, source: list[int], target: list[int]) 
 @pytest.mark.parametrize("dense_too", [False, True])
 @pytest.mark.parametrize("tied", [False, True])
 def test_encoder_decoder(tied: bool, dense_too: bool) -> None:
-    model = encoder_decoder_of(tied=tied, dense_too=dense_too)
+    model = encoder_decoder_of(tied=tied, dense_too=dense_too, source_embedding=dense_too)
     source, target = torch.randint(VOCAB, (2, 6)), torch.randint(VOCAB, (2, 5))
     fast = model(target, source=Source(source)).y
     slow = torch.stack([translate(model, s, t) for s, t in zip(source.tolist(), target.tolist(), strict=True)])

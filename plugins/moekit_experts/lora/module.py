@@ -9,7 +9,8 @@ from typing import final
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moekit.contracts import AdaptedExperts, ExpertBank, Init, LayerDims
+from moekit.contracts import ExpertBank, Init, LayerDims
+from moekit.contracts.adapted import Read
 from moekit.contracts.layer import Groups
 from moekit.errors import MoekitError
 from moekit.registry import build
@@ -78,7 +79,7 @@ class AdaptedGroups(Groups):
 
 
 @final
-class LoraExperts(AdaptedExperts):
+class LoraExperts(ExpertBank):
     """``W x + alpha / rank · B A x`` for every stacked matrix W of the base, whose parameters are all frozen.
 
     Source: Hu et al. 2021, LoRA (arXiv 2106.09685), equation 3, for each expert. The base computes as it does alone;
@@ -141,7 +142,7 @@ class LoraExperts(AdaptedExperts):
     def _drop(self, x_ND: Tensor) -> Tensor:
         return F.dropout(x_ND, self.spec.dropout, self.training)
 
-    def merged(self, name: str, read: Callable[[str], Tensor]) -> Tensor:
+    def merged_parameter(self, name: str, read: Read) -> Tensor:
         """``W + alpha / rank · B A``, computed in fp32 at least; other parameters as they are."""
         weight = read(f"base.{name}")
         if name not in self.matrices:

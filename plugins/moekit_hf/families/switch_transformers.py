@@ -39,8 +39,7 @@ class SwitchTransformers(FormatSpec):
         fields.demand("dense_act_fn", "relu", "only relu is known in this family", default="relu")
         fields.demand("router_dtype", "float32", "routers here compute in fp32", default="float32")
         fields.demand("is_encoder_decoder", True, "only the encoder-decoder is known", default=True)
-        why = "without it transformers has three embeddings, and moekit has one"
-        fields.demand("tie_word_embeddings", True, why, default=True)
+        tied = bool(fields.take("tie_word_embeddings", True))
         for name in UNUSED:
             fields.take(name, None)
         heads, head_dim = fields.number("num_heads"), fields.number("d_kv")
@@ -62,8 +61,9 @@ class SwitchTransformers(FormatSpec):
             "depth": depth,
             "decoder_depth": decoder_depth,
             "norm_eps": fields.take("layer_norm_epsilon", 1e-6),
-            "tied": True,
-            "scaled_head": True,
+            "tied": tied,
+            "source_embedding": not tied,
+            "scaled_head": tied,
             "dropout": dropout,
             "attention": {
                 "use": "relative",
@@ -124,21 +124,30 @@ class SwitchTransformers(FormatSpec):
         }
 
     def rules(self, model: Node) -> Sequence[Rule]:
-        """One table for every size."""
-        return [Rule("shared.weight", "embedding.weight"), *_stack("encoder", 1), *_stack("decoder", 2)]
+        """One table for every size; untied, each stack has an embedding of its own."""
+        ends = [
+            Rule("encoder.embed_tokens.weight", "source_embedding.weight"),
+            Rule("decoder.embed_tokens.weight", "embedding.weight"),
+            Rule("lm_head.weight", "head.weight"),
+        ]
+        ends = [Rule("shared.weight", "embedding.weight")] if model["tied"] else ends
+        return [*ends, *_stack("encoder", 1), *_stack("decoder", 2)]
 
     def ignored(self, model: Node) -> Sequence[Ignored]:
-        """Files may hold the one embedding several times."""
+        """Files may hold the one embedding several times, and one that is not read."""
+        if not model["tied"]:
+            return [Ignored(r"shared\.weight", "transformers reads the embedding of each stack instead")]
         return [Ignored(r"(encoder\.embed_tokens|decoder\.embed_tokens|lm_head)\.weight", "tied to shared.weight")]
 
     def tiny(self) -> list[Mapping[str, Any]]:
-        """As released; stacks of two depths, too little room for all, biased routers."""
+        """As released; stacks of two depths, too little room for all, biased routers; untied."""
         base: dict[str, Any] = {"vocab_size": 67, "d_model": 32, "d_ff": 24, "d_kv": 4, "num_heads": 4}
         base |= {"num_layers": 4, "num_decoder_layers": 4, "num_experts": 4, "expert_capacity": 64}
         base |= {"num_sparse_encoder_layers": 2, "num_sparse_decoder_layers": 2}
         base |= {"relative_attention_num_buckets": 8, "relative_attention_max_distance": 20}
         other = {"num_layers": 3, "num_sparse_encoder_layers": 3, "num_sparse_decoder_layers": 1}
-        return [base, {**base, **other, "expert_capacity": 4, "router_bias": True}]
+        untied = {**base, "num_layers": 2, "num_sparse_encoder_layers": 1, "tie_word_embeddings": False}
+        return [base, {**base, **other, "expert_capacity": 4, "router_bias": True}, untied]
 
 
 def _stack(stack: str, last: int) -> list[Rule]:

@@ -15,6 +15,7 @@ from moekit.spec.fields import Spec, group, option, slot
 from moekit.spec.kinds import AttentionSpec, ExpertSpec, ModelSpec, MoE
 from moekit_models.at import At as At
 from moekit_models.at import check_dense, check_init, dense_equivalent, feed_forward_work, no_leak
+from moekit_models.lora import Lora
 from moekit_models.relative import Relative
 
 
@@ -62,6 +63,7 @@ class Decoder(ModelSpec):
         "input", "what is normed of each attention and feed-forward part: its input, or its output (OLMo 2)"
     )
     head_bias: bool = option(False, "whether the output head has a bias (Phi-3.5-MoE)")
+    lora: Lora | None = group("adapters of linear layers, which an export merges; null for none", default=None)
     recompute: Literal["none", "experts", "blocks"] = option(
         "none", "activations that backward recomputes instead of keeping them: of mixtures, or of whole blocks"
     )
@@ -87,6 +89,10 @@ class Decoder(ModelSpec):
     def moe_layers(self) -> tuple[int, ...]:
         """Indices of the layers that are mixtures."""
         return () if self.moe is None else self.moe.at.indices(self.depth)
+
+    def plain(self) -> "Decoder":
+        """The model without ``lora``."""
+        return replace(self, lora=None)
 
     def feed_forward_work(self, experts_per_token: float | None = None) -> float:
         """Multiply-adds of the blocks' feed-forward parts on one token, without those of multi-token prediction."""

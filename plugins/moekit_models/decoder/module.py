@@ -17,6 +17,7 @@ from moekit.products import Linear, linear
 from moekit.registry import build
 from moekit.seeds import random_seed
 from moekit.weights import init_weights
+from moekit_models.adapted import adapt
 from moekit_models.blocks import attend, feed, feed_forward, run_block
 from moekit_models.decoder import Decoder
 from moekit_models.norms import LayerNorm, RMSNorm
@@ -95,6 +96,7 @@ class DecoderModel(Model):
         self.head = None if spec.tied else Linear(spec.dim, spec.vocab, bias=spec.head_bias)
         ahead = 0 if spec.mtp is None else spec.mtp.depth
         self.mtp = nn.ModuleList(Ahead(spec) for _ in range(ahead))
+        adapt(self, spec.lora)
         init_weights(self, Init.of(spec.init_std, spec.init_scale), seed)
 
     def forward(self, inputs: Tensor, *, valid: Tensor | None = None, document: Tensor | None = None) -> ModelOutput:

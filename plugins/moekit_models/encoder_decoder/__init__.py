@@ -1,7 +1,7 @@
 """An encoder-decoder transformer: the encoder reads a source, the decoder writes a target and attends to the source.
 
 Pre-norm RMSNorm blocks; in both stacks each layer is dense or a mixture of experts, with weights of its own. One
-matrix embeds the tokens of source and target.
+matrix embeds the tokens of source and target, unless ``source_embedding`` says otherwise.
 
 Source: Vaswani et al. 2017 in T5's arrangement (Raffel et al. 2020, section 2.1). The mixtures in both stacks: GShard
 2020 (section 2.1), Switch Transformer 2021 (section 2); the dense part in addition to a mixture, and the
@@ -15,6 +15,7 @@ from typing import ClassVar, Literal
 from moekit.spec.fields import ConflictError, Spec, group, option, slot
 from moekit.spec.kinds import AttentionSpec, DispatcherSpec, ExpertSpec, ModelSpec, MoE
 from moekit_models.at import At, check_dense, check_init, dense_equivalent, feed_forward_work, no_leak
+from moekit_models.lora import Lora
 
 
 class Cross(Spec):
@@ -70,6 +71,7 @@ class EncoderDecoder(ModelSpec):
     ffn: ExpertSpec = slot("expert", "the feed-forward part of dense layers")
     moe: StackMoE | None = group("the mixture layers; null for a dense model", default=None)
     tied: bool = option(False, "one matrix for the input embedding and the output head")
+    source_embedding: bool = option(False, "a matrix of its own embeds the source's tokens")
     scaled_head: bool = option(False, "divide the logits by sqrt(dim), as T5 does with a tied head")
     dropout: float = option(0.0, "in training, of embeddings, of each part's output and of each stack's", ge=0, lt=1)
     init_std: float | None = option(None, "standard deviation of initial weights; default: .02", gt=0)
@@ -80,6 +82,7 @@ class EncoderDecoder(ModelSpec):
         None, "standard deviation of the token embedding, if it differs from the other weights' rule; T5: 1", gt=0
     )
     norm_eps: float = option(1e-6, "added inside the norms' square root", gt=0)
+    lora: Lora | None = group("adapters of linear layers, which an export merges; null for none", default=None)
     recompute: Literal["none", "experts", "blocks"] = option(
         "none", "activations that backward recomputes instead of keeping them: of mixtures, or of whole blocks"
     )
@@ -111,6 +114,10 @@ class EncoderDecoder(ModelSpec):
         if encoder:
             return self.moe.at.indices(self.depth)
         return (self.moe.decoder_at or self.moe.at).indices(self.decoder_layers)
+
+    def plain(self) -> "EncoderDecoder":
+        """The model without ``lora``."""
+        return replace(self, lora=None)
 
     def feed_forward_work(self, experts_per_token: float | None = None) -> float:
         """Multiply-adds of the feed-forward parts of both stacks on one token, as if a token passed through both."""

@@ -17,6 +17,7 @@ from moekit.products import Linear, linear
 from moekit.registry import build
 from moekit.seeds import random_seed
 from moekit.weights import init_weights
+from moekit_models.adapted import adapt
 from moekit_models.blocks import attend, feed, feed_forward, mask, run_block
 from moekit_models.encoder_decoder import Cross, EncoderDecoder
 from moekit_models.norms import RMSNorm
@@ -159,9 +160,11 @@ class EncoderDecoderModel(Model):
         super().__init__()
         self.spec, seed = spec, random_seed()
         self.embedding = Table(spec.vocab, spec.dim, std=spec.embedding_std)
+        self.source_embedding = Table(spec.vocab, spec.dim, std=spec.embedding_std) if spec.source_embedding else None
         self.encoder = Stack(spec, encoder=True)
         self.decoder = Stack(spec, encoder=False)
         self.head = None if spec.tied else Linear(spec.dim, spec.vocab, bias=False)
+        adapt(self, spec.lora)
         init_weights(self, Init.of(spec.init_std, spec.init_scale), seed)
 
     def forward(self, inputs: Tensor, *, valid: Tensor | None = None, source: Source | None = None) -> ModelOutput:
@@ -193,7 +196,8 @@ class EncoderDecoderModel(Model):
 
     def encode(self, source: Source) -> Memory:
         """Runs the encoder on a source."""
-        h_BSD, reports = self.encoder(self.embedding(source.tokens), source.valid, source.tokens)
+        embedding = self.embedding if self.source_embedding is None else self.source_embedding
+        h_BSD, reports = self.encoder(embedding(source.tokens), source.valid, source.tokens)
         return Memory(h_BSD, source.valid, {f"encoder.{name}": report for name, report in reports.items()})
 
     def write(self, memory: Memory, inputs: Tensor, valid: Tensor | None = None) -> ModelOutput:

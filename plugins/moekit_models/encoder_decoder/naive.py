@@ -39,7 +39,7 @@ def predict(
         eps: added inside the norms' square root.
         cross_scale: factor of dot products with the source; None for ``1/sqrt(R)``.
     """
-    read = [w["embedding.weight"][token] for token in source]
+    read = [w.get("source_embedding.weight", w["embedding.weight"])[token] for token in source]
     for layer in range(depths[0]):
         read = attended(f"encoder.blocks.{layer}", read, w, attend, eps)
         read = fed(f"encoder.blocks.{layer}", read, w, feed, eps)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,17 @@ from region_splits import Dims, Split, numbered, two_splits
 from safetensors import safe_open
 from torch import Tensor
 
-from moekit.checkpoints.safetensors_file import DTYPES, TensorFile, bytes_of, digest_of, runs, write_tensors
+from moekit.checkpoints import safetensors_file
+from moekit.checkpoints.safetensors_file import (
+    DTYPES,
+    TensorFile,
+    _write_all,
+    bytes_of,
+    digest_of,
+    runs,
+    write_file,
+    write_tensors,
+)
 from moekit.errors import CheckpointError
 from moekit.shards import slices_of
 
@@ -132,3 +143,35 @@ def test_a_tensor_of_the_meta_device_is_written_from_pieces(tmp_path: Path) -> N
 def test_pieces_that_are_not_the_tensor_are_an_error(pieces: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=message):
         write_tensors(tmp_path / "a", {"w": torch.empty(6, device="meta")}, pieces=pieces)
+
+
+def test_a_file_is_written_whole_by_writes_of_a_megabyte_that_may_end_early(tmp_path: Path) -> None:
+    """Larger ones take Linux thrice the time."""
+    asked: list[int] = []
+
+    class Early:
+        def write(self, data: memoryview) -> int:
+            asked.append(len(data))
+            return file.write(data[: max(1, len(data) * 2 // 3)])
+
+    content = bytes(range(256)) * 10_000
+    with (tmp_path / "file").open("wb", buffering=0) as file:
+        _write_all(Early(), content)  # type: ignore[arg-type]
+    assert (tmp_path / "file").read_bytes() == content and max(asked) == 1 << 20
+
+
+@pytest.mark.parametrize("has_advice", [True, False])
+def test_the_disk_begins_to_write_before_a_file_is_whole(
+    has_advice: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the system takes such advice; each byte once, and in large parts."""
+    begun: list[tuple[int, int]] = []
+    monkeypatch.setattr(safetensors_file, "CHUNK", 1000)
+    monkeypatch.delattr(os, "posix_fadvise", raising=False)
+    if has_advice:
+        monkeypatch.setattr(os, "posix_fadvise", lambda _, start, length, advice: begun.append((start, length)), False)
+        monkeypatch.setattr(os, "POSIX_FADV_DONTNEED", 4, raising=False)
+    chunks = [bytes([i]) * 300 for i in range(11)]
+    assert write_file(tmp_path / "file", chunks) == digest_of(tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == b"".join(chunks)
+    assert begun == ([(0, 1200), (1200, 1200)] if has_advice else [])

@@ -43,7 +43,8 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     experts = node["model"]["moe"]["experts"]  # type: ignore[index,call-overload]
     base = {key: value for key, value in experts.items() if key != "count"}  # type: ignore[union-attr]
     lora = {"use": "lora", "count": experts["count"], "rank": 3, "alpha": 6.0, "base": base}  # type: ignore[index]
-    change = {"model": {"moe": {"experts": lora}}, "start": {"train": ["adapters"]}, "schedule": {"use": "constant"}}
+    model = {"moe": {"experts": lora}, "lora": {"rank": 2, "alpha": 4.0}}  # experts, and attention
+    change = {"model": model, "start": {"train": ["adapters"]}, "schedule": {"use": "constant"}}
     lr = ["optimizer.lr=0.05", *SHORT]
     first = moekit.train(
         [out / "base" / "spec.yaml", change], [*lr, "trainer.max_steps=2"], out=out / "runs", quiet=True
@@ -63,7 +64,7 @@ def test_only_adapters_are_trained_and_only_they_have_optimizer_state(tuned: Pat
         else:
             assert torch.equal(tensor, before[name.replace(".base.", ".")]), name
     (state,) = saved["optimizer_states"]
-    assert set(state["state"]) == trained and len(trained) == 8
+    assert set(state["state"]) == trained and len(trained) == 8 + 2 * 8
     assert saved["global_step"] == 4
 
 
@@ -71,11 +72,15 @@ def test_the_start_of_a_run_says_what_is_trained(tuned: Path, capsys: pytest.Cap
     spec = moekit.load(tuned / "run" / "spec.yaml")
     model = moekit.train(spec, ["trainer.max_steps=1"], out=tuned / "runs").model
     said = " ".join(capsys.readouterr().out.split())
-    adapters = sum(p.numel() for name, p in model.named_parameters() if "adapters" in name)
-    experts = sum(p.numel() for name, p in model.named_parameters() if ".experts." in name)
-    assert f"{adapters:,} parameters are trained: embedding 0 of " in said
-    assert f"routed experts {adapters:,} of {experts:,}" in said
-    assert count_parameters(spec).parts["routed experts"] == experts
+    sizes = {name: p.numel() for name, p in model.named_parameters()}
+    trained = 0
+    for part, word in (("attention", ".attention."), ("routed experts", ".experts.")):
+        whole = sum(size for name, size in sizes.items() if word in name)
+        adapters = sum(size for name, size in sizes.items() if word in name and "adapters" in name)
+        assert f"{part} {adapters:,} of {whole:,}" in said
+        assert count_parameters(spec).parts[part] == whole
+        trained += adapters
+    assert f"{trained:,} parameters are trained: embedding 0 of " in said
 
 
 @torch.no_grad()

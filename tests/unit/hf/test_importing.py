@@ -15,6 +15,7 @@ from tiny_folders import byte_level_tokenizer, mixtral_tensors, write_folder
 import moekit
 from moekit import MoekitError
 from moekit.checkpoints.safetensors_file import TensorFile
+from moekit.cli import main
 from moekit.errors import CheckpointError, SpecError
 from moekit.spec import to_plain
 from moekit_hf.cli.inspect_folder import lines_of
@@ -109,6 +110,27 @@ def test_another_router_begins_with_initial_weights(tmp_path: Path, monkeypatch:
     run = moekit.train("imported", [*router, "start.fresh=[router]"], quiet=True)
     before, after = moekit.open("imported").model.state_dict(), run.model.state_dict()
     assert all(torch.equal(t, before[name]) for name, t in after.items() if ".router." not in name)
+
+
+def test_other_data_keeps_the_tokenizer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In training and in eval, though this data has bytes by default; another is refused, and the right one named."""
+    monkeypatch.chdir(tmp_path)
+    import_folder(with_tokenizer(tmp_path / "m"), tmp_path / "imported")
+    Path("mine").mkdir()
+    for i in range(4):
+        Path(f"mine/{i}.txt").write_text(f"the cat sat, so much text of my own, {i}\n" * 40)
+    mine = ["data.use=text_files", "data.path=mine", "data.seq=16", "data.cache=cache", "data.validation=0.4"]
+    run = moekit.train("imported", [*mine, "trainer.max_steps=1"], name="tuned", quiet=True)
+    tokenizer = getattr(moekit.open("imported").recipe.data, "tokenizer")  # noqa: B009
+    assert getattr(run.recipe.data, "tokenizer") == tokenizer and run.tokenizer is not None  # noqa: B009
+    assert run.tokenizer.decode(run.tokenizer.encode("the cat sat")) == "the cat sat"
+    assert main(["eval", "imported", *mine]) == 0
+    assert "bits per byte" in capsys.readouterr().out
+    for verb in ("train", "eval"):
+        assert main([verb, "imported", *mine, "data.tokenizer=bytes"]) == 2
+        assert """data.tokenizer='{"use": "hf/tokenizer_json", "vocab": 300""" in capsys.readouterr().err
 
 
 def test_an_imported_run_cannot_be_resumed(tmp_path: Path) -> None:

@@ -63,3 +63,22 @@ def test_a_plugin_with_a_router_of_the_same_name_changes_no_shipped_recipe(real_
         with pytest.raises(SpecError, match=r"router .topk. is offered by 2 plugins: routers/topk .*, rival/topk"):
             load("deepseek_v3", ["model.moe.router={use: topk, top_k: 4}"])
         assert load(read(saved, "spec.yaml").data) == load(to_plain(before)) == before
+
+
+@pytest.mark.parametrize(
+    ("overrides", "tokenizer"),
+    [
+        (["data.use=text_files", "data.path=mine"], ("BytePairs", 300)),
+        (["data={use: chat, path: mine.jsonl}", "data.seq=8"], ("BytePairs", 300)),
+        (["data={use: text_files, path: mine, tokenizer: bytes}"], ("Bytes", 256)),
+        (["data.use=text_files", "data.path=mine", "data.tokenizer={use: bpe, vocab: 260}"], ("BytePairs", 260)),
+        (["data.use=text_files", "data.path=mine", "start=null"], ("Bytes", 256)),
+    ],
+)
+def test_other_data_keeps_the_tokenizer_of_trained_weights(
+    overrides: list[str], tokenizer: tuple[str, int], real_plugins: None
+) -> None:
+    """Unless it names one, or nothing was trained."""
+    trained = {"start": {"run": "before"}, "data": {"use": "local_text", "tokenizer": {"use": "bpe", "vocab": 300}}}
+    found = getattr(load(["base/language_model", trained, {"model": {"vocab": 300}}], overrides).data, "tokenizer")  # noqa: B009
+    assert (type(found).__name__, found.vocab) == tokenizer
