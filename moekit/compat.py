@@ -69,6 +69,21 @@ def foreach_norm(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
     return list(torch._foreach_norm(list(tensors), 2.0, dtype=dtype))
 
 
+def foreach_div(tensors: Sequence[Tensor], by: Tensor) -> None:
+    """Divides tensors in place by a 0-d tensor, all of one device and dtype; on a GPU, in few kernels."""
+    torch._foreach_div_(list(tensors), by)
+
+
+def foreach_mul(tensors: Sequence[Tensor], by: float) -> None:
+    """Multiplies tensors of one device and dtype in place; on a GPU, in few kernels."""
+    torch._foreach_mul_(list(tensors), by)
+
+
+def foreach_copy(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    """Copies each source to its target; on a GPU, in few kernels."""
+    torch._foreach_copy_(list(targets), list(sources))
+
+
 def replace_tensors(module: nn.Module, make: Callable[[Tensor], Tensor]) -> None:
     """Replaces every parameter and buffer by ``make`` of it, in the only way that FSDP2 notices."""
     module._apply(make)  # type: ignore[no-untyped-call]
@@ -83,6 +98,16 @@ def resume_schedule(schedule: torch.optim.lr_scheduler.LambdaLR, step: int) -> N
     for group, base, factor in zip(groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
         group["lr"] = base * factor(step)
     schedule._last_lr = [group["lr"] for group in groups]
+
+
+def has_onednn() -> bool:
+    """Whether torch has oneDNN's product on this machine."""
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # type: ignore[no-untyped-call]
+
+
+def onednn_linear(x_ND: Tensor, w_HD: Tensor) -> Tensor:
+    """``x_ND @ w_HD.T`` by oneDNN, in fp32. ``w_HD`` may be any view; the first call of a shape compiles a kernel."""
+    return torch.ops.mkldnn._linear_pointwise(x_ND, w_HD, None, "none", [], "")  # type: ignore[no-any-return]
 
 
 # ---- Lightning ------------------------------------------------------------------------------------------------------

@@ -4,13 +4,35 @@ from __future__ import annotations
 
 import atexit
 import gc
+from weakref import WeakKeyDictionary
 
 import torch.distributed as dist
+
+from moekit.compat import timeout_of
 
 
 def is_distributed() -> bool:
     """Whether a default process group exists, so that sums must be all-reduced."""
     return dist.is_available() and dist.is_initialized()
+
+
+_host_groups: WeakKeyDictionary[dist.ProcessGroup, dist.ProcessGroup] = WeakKeyDictionary()
+
+
+def host_group() -> dist.ProcessGroup | None:
+    """The group of all ranks for values on the CPU, by gloo; None without a process group.
+
+    For the thread that trains alone: a thread that saves a checkpoint has a group of its own. The first call is
+    collective: where the default group is NCCL's, it makes another with the same timeout.
+    """
+    world = dist.group.WORLD
+    if not is_distributed() or world is None or dist.get_backend(world) == "gloo":
+        return world
+    if world not in _host_groups:
+        group = dist.new_group(backend="gloo", timeout=timeout_of(world))
+        assert isinstance(group, dist.ProcessGroup)
+        _host_groups[world] = group
+    return _host_groups[world]
 
 
 def leave_process_group_at_exit() -> None:

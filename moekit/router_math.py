@@ -13,7 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 FEW_KEYS = 512
-"""Up to this number of keys ``first_top_k`` sorts; above it takes k maxima."""
+"""Up to this number of keys ``first_top_k`` sorts on a CPU; above it takes k maxima."""
+
+SORTED_AT_ONCE = 1024
+"""Up to this many keys in a row ``first_top_k`` sorts on a GPU, whose sort has one kernel for short rows."""
 
 
 def autocast_off(device: torch.device) -> AbstractContextManager[object]:
@@ -55,13 +58,18 @@ def first_top_k(key_TE: Tensor, k: int) -> Tensor:
     Takes k maxima, because ``max`` is defined to return the first one. Measured on one CPU core in fp32, 2048 rows:
     1.3 ms for 8 of 64 (1.7 with ``argmax``), 3.1 ms for 8 of 256 (4.2). Few keys on a CPU, as in decoding, are sorted
     instead: 8 of 64 for one row take 5 us rather than 26. Both take equally long at about 500 keys (2 of 64, the worst
-    case).
+    case). On a GPU short rows are sorted too: k maxima are 2k + 1 kernels, which small layers wait for.
     """
     key_TE = key_TE.detach()
     if k == 1:
         return key_TE.argmax(-1, keepdim=True)
-    if key_TE.numel() <= FEW_KEYS and key_TE.device.type == "cpu":
+    on_host = key_TE.device.type == "cpu"
+    if on_host and key_TE.numel() <= FEW_KEYS:
         return key_TE.sort(dim=-1, descending=True, stable=True).indices[..., :k]
+    if not on_host and k > 2 and key_TE.shape[-1] <= SORTED_AT_ONCE:
+        return (
+            key_TE.sort(dim=-1, descending=True, stable=True).indices[..., :k].contiguous()
+        )  # frees the other indices
     left_TE = key_TE.clone()
     picks = [left_TE.max(-1, keepdim=True).indices]
     while len(picks) < k:

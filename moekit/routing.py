@@ -6,7 +6,7 @@ Shapes: T tokens, E experts, K experts per token, C tokens per expert, P slots p
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -38,11 +38,19 @@ class Pairs:
         token_N: int64, the token of each pair.
         expert_N: int64, its expert; ``E`` for a pair that is not sent to any (padding, dropped).
         gate_N: the weight of the expert's output, through which the gradient reaches the router.
+        all_sent: whether every pair is sent, as a static fact that spares dispatchers the search for those that are
+            not. False is always right; only ``complete`` makes it True, and ``replace`` makes it False again.
     """
 
     token_N: Tensor
     expert_N: Tensor
     gate_N: Tensor
+    all_sent: bool = field(default=False, init=False)
+
+    def complete(self) -> Pairs:
+        """These pairs, of which the caller knows that each is sent to an expert."""
+        object.__setattr__(self, "all_sent", True)
+        return self
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +164,8 @@ class TokenChoice(Routing):
         expert_TK, counts_TK = self.expert_TK, self.counts_TK()
         if counts_TK is not None:
             expert_TK = expert_TK.where(counts_TK, self.num_experts)
-        return Pairs(token_N, expert_TK.reshape(-1), self.gate_TK.reshape(-1))
+        pairs = Pairs(token_N, expert_TK.reshape(-1), self.gate_TK.reshape(-1))
+        return pairs.complete() if counts_TK is None else pairs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +194,8 @@ class ExpertChoice(Routing):
         expert_EC = torch.arange(E, device=self.token_EC.device)[:, None].expand(E, C)
         if self.valid_T is not None:
             expert_EC = expert_EC.where(self.valid_T[self.token_EC], E)
-        return Pairs(self.token_EC.reshape(-1), expert_EC.reshape(-1), self.gate_EC.reshape(-1))
+        pairs = Pairs(self.token_EC.reshape(-1), expert_EC.reshape(-1), self.gate_EC.reshape(-1))
+        return pairs.complete() if self.valid_T is None else pairs
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from moekit.compat import shard_bounds
-from moekit.distributed import is_distributed
+from moekit.distributed import host_group, is_distributed
 from moekit.errors import MoekitError
 from moekit.moe_layer import MoELayer
 
@@ -128,6 +128,12 @@ def expert_parallel_layers(module: nn.Module) -> Iterator[MoELayer]:
     for layer in module.modules():
         if isinstance(layer, MoELayer) and layer.dispatcher.local_experts is not None:
             yield layer
+
+
+def sharded_parameters(module: nn.Module) -> set[nn.Parameter]:
+    """The parameters of which ranks hold different parts: those sharded by FSDP2, and those of distributed experts."""
+    experts = {p for layer in expert_parallel_layers(module) for p in layer.experts.parameters()}
+    return experts.union(p for p in module.parameters() if isinstance(p, DTensor))
 
 
 def _expert_rows(module: nn.Module) -> Mapping[nn.Parameter, tuple[int, int]]:
@@ -244,13 +250,14 @@ def gather(shards: Mapping[str, TensorShard]) -> dict[str, Tensor] | None:
     """
     if not is_distributed():
         return {name: shard.tensor.cpu() for name, shard in shards.items()}
-    is_destination = dist.get_rank() == 0
+    is_destination, group = dist.get_rank() == 0, host_group()  # NCCL would send them through rank 0's GPU
     tensors: dict[str, Tensor] = {}
     for name, shard in shards.items():
         received: list[Any] | None = [None] * dist.get_world_size() if is_destination else None
         # Of a replicated tensor, rank 0 needs no copy but its own.
         needed = shard.tensor.numel() and (is_destination or shard.sizes != shard.global_shape)
-        dist.gather_object((shard.offset, shard.tensor.detach().cpu().clone()) if needed else None, received)
+        held = (shard.offset, shard.tensor.detach().cpu().clone()) if needed else None
+        dist.gather_object(held, received, group=group)
         if received is not None:
             tensors[name] = torch.empty(shard.global_shape, dtype=shard.tensor.dtype)
             for offset, tensor in filter(None, received):

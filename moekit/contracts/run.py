@@ -222,7 +222,8 @@ class Data(ABC):
     def batch_at(self, place: Place, generator: torch.Generator, share: float = 1.0) -> Batch:
         """The training batch of a place in the run. Override it in data that is read in order, such as a stream.
 
-        It must depend on the arguments alone: a run is resumed at any place, and ranks read different ones.
+        It must depend on the arguments alone: a run is resumed at any place, and ranks read different ones. In a run on
+        a GPU a thread calls it, while the batch before is trained on; then no other method may change what it reads.
         """
         return self.train_batch(generator) if share >= 1 else self.partial_batch(generator, share)
 

@@ -207,7 +207,7 @@ def _check_requires(wanted: Any, layers: Merged, registry: Registry) -> None:
         SpecError: with every requirement that is not met.
     """
     if not wanted or not isinstance(wanted, dict):
-        return  # composing reports what is no mapping
+        return  # composing reports what is not a mapping
     from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
     plugins = {plugin.name: plugin for plugin in registry.plugins}

@@ -192,6 +192,11 @@ class Recipe(Spec):
         "stop", "when a loss or gradient is NaN or infinite: end the run, or skip that optimizer step"
     )
     compile: bool = option(False, "compile the model's blocks with torch.compile; worth it on GPUs and in long runs")
+    matmul_precision: Literal["highest", "high", "medium"] | None = option(
+        None,
+        "torch.set_float32_matmul_precision: how exact fp32 products are on a GPU; high: TF32, several times as fast "
+        "(default: torch's, highest)",
+    )
     checkpoints: Checkpoints = group("which checkpoints are kept", default=Checkpoints())
     trainer: TrainerSpec = group("the trainer and its parts", default=TrainerSpec())
 

@@ -7,10 +7,13 @@ with 4 see the same 4 batches.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from moekit.contracts import Batch, Data, Place, Source
@@ -47,6 +50,9 @@ class StepLoader:
         rank, world: this rank, and the number of ranks that see different data.
         steps: optimizer steps in an epoch; None for one endless epoch.
         ramp: how every micro-batch grows at first; a function of the step, so that a run resumes exactly.
+        ahead: draw each batch but the first in a thread, while the one before is trained on.
+        gpu: where batches will go; they are sampled into pinned memory, from which a copy does not stop training. None
+            for none.
     """
 
     def __init__(
@@ -59,6 +65,8 @@ class StepLoader:
         world: int = 1,
         steps: int | None = None,
         ramp: BatchRamp | None = None,
+        ahead: bool = False,
+        gpu: torch.device | None = None,
     ) -> None:
         self.data = data
         self.seed = seed
@@ -66,6 +74,8 @@ class StepLoader:
         self.rank, self.world = rank, world
         self.steps = steps
         self.ramp = ramp
+        self.ahead = ahead
+        self.gpu = gpu
         self.position = 0  # batches returned since the start of the run
 
     def __len__(self) -> int:
@@ -84,12 +94,34 @@ class StepLoader:
                 "every batch, and the position would not be saved; pass the StepLoader itself to Trainer.fit"
             )
         end = (self.position // len(self) + 1) * len(self)
-        while self.position < end:
-            step, micro = divmod(self.position, self.accumulate)
-            self.position += 1
-            number = micro * self.world + self.rank
-            micros = self.accumulate * self.world
-            yield batch_at(self.data, seed=self.seed, step=step, micro=number, micros=micros, ramp=self.ramp)
+        if not self.ahead:
+            while self.position < end:
+                batch = self._at(self.position)
+                self.position += 1
+                yield batch
+            return
+        # Without this, the thread would pin memory for the first GPU, and take some of its memory.
+        begin = None if self.gpu is None else partial(torch.cuda.set_device, self.gpu)
+        thread = ThreadPoolExecutor(1, thread_name_prefix="batches", initializer=begin)
+        try:
+            sampled: tuple[int, Future[Batch]] | None = None
+            while self.position < end:
+                if sampled is None or sampled[0] != self.position:  # the first, and after ``load_state_dict``
+                    batch = self._at(self.position)
+                else:
+                    batch = sampled[1].result()
+                self.position += 1
+                following = self.position
+                sampled = (following, thread.submit(self._at, following)) if following < end else None
+                yield batch
+        finally:
+            thread.shutdown(wait=False, cancel_futures=True)
+
+    def _at(self, position: int) -> Batch:
+        step, micro = divmod(position, self.accumulate)
+        number, micros = micro * self.world + self.rank, self.accumulate * self.world
+        batch = batch_at(self.data, seed=self.seed, step=step, micro=number, micros=micros, ramp=self.ramp)
+        return batch if self.gpu is None else pinned(batch)
 
     def state_dict(self) -> dict[str, Any]:
         """The position: optimizer steps, and micro-batches of the current one."""
@@ -99,6 +131,16 @@ class StepLoader:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resumes from a saved position."""
         self.position = int(state["step"]) * self.accumulate + int(state["micro"])
+
+
+def pinned(batch: Batch) -> Batch:
+    """A batch in pinned memory; what is on a device already stays there."""
+
+    def pin(tensor: Tensor | None) -> Tensor | None:
+        return tensor if tensor is None or tensor.device.type != "cpu" else tensor.pin_memory()
+
+    source = batch.source and Source._make(map(pin, batch.source))
+    return Batch._make([*map(pin, batch[:-1]), source])
 
 
 class ValidationShard:

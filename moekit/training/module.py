@@ -160,6 +160,7 @@ class LitMoE(L.LightningModule):
         self._validation = Validation()
         self._tokens: Tensor | None = None  # not yet in ``clock``; on the device
         self._first_step = 0
+        self._matmul_before = "highest"
         self._step: OptimizerStep
         self._step_begun = 0  # the optimizer step that the last micro-batch belongs to
         self._configured = self._data_ready = False
@@ -178,11 +179,13 @@ class LitMoE(L.LightningModule):
             self._set_model(build_model(self.recipe))
 
     def setup(self, stage: str) -> None:
-        """Has a process group destroyed before Python exits.
+        """Sets the precision of fp32 products, and has a process group destroyed before Python exits.
 
         Raises:
             MoekitError: the trainer's strategy shards modules in a way of its own.
         """
+        self._matmul_before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision(self.recipe.matmul_precision or self._matmul_before)
         trainer = trainer_of(self)
         strategy = None if trainer is None else trainer.strategy
         shards = isinstance(strategy, FSDPStrategy | ModelParallelStrategy | DeepSpeedStrategy)
@@ -192,6 +195,10 @@ class LitMoE(L.LightningModule):
             raise MoekitError(str(problem))
         if is_distributed():
             leave_process_group_at_exit()
+
+    def teardown(self, stage: str) -> None:
+        """Gives fp32 products the precision that they had."""
+        torch.set_float32_matmul_precision(self._matmul_before)
 
     def configure_model(self) -> None:
         """Builds the model if needed, as the trainer's strategy shards it, and compiles it if the recipe says so."""
@@ -278,10 +285,15 @@ class LitMoE(L.LightningModule):
         if (trainer := trainer_of(self)) is None:
             accumulate = self.recipe.trainer.accumulate_grad_batches
             return StepLoader(self.prepare(), seed=self.recipe.seed, accumulate=accumulate)
+        device = trainer.strategy.root_device
+        on_gpu = device.type == "cuda"
         return StepLoader(
             self.prepare(),
             seed=self.recipe.seed,
             accumulate=trainer.accumulate_grad_batches,
+            # In other precisions Lightning changes torch's default dtype, for all threads, while a batch is trained on.
+            ahead=on_gpu and (str(trainer.precision) == "32-true" or str(trainer.precision).endswith("-mixed")),
+            gpu=device if on_gpu else None,
             rank=self.global_rank,
             ramp=self.recipe.batch_ramp,
             world=trainer.world_size,
@@ -383,7 +395,7 @@ class LitMoE(L.LightningModule):
     def _log(self, step: int, done: StepResult, optimizer: torch.optim.Optimizer) -> None:
         values = ratios(done.sums, "train/") | load_metrics(done.load, self.sparse_layers)
         values["lr"] = float(optimizer.param_groups[0]["lr"])
-        values["grad_norm"] = float(done.norm)
+        values["grad_norm"] = done.norm
         values["tokens_per_second"] = self.clock.lap(self._new_tokens())
         values["seconds"], values["tokens"] = self.clock.seconds, self.clock.tokens
         self.logged, self.logged_step = values, step

@@ -7,6 +7,7 @@ whole step.
 from __future__ import annotations
 
 import logging
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -17,13 +18,12 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
-from moekit.compat import foreach_norm
+from moekit.compat import foreach_div, foreach_mul, foreach_norm
 from moekit.contracts import Batch, LossSum, Model, ModelOutput, Objective
 from moekit.errors import MoekitError
 from moekit.registry import current
-from moekit.shards import expert_parallel_layers, local
+from moekit.shards import local, sharded_parameters
 from moekit.training.balance import BalanceStep, StepLoad
 from moekit.training.metrics import Meter, balance_sum, loss_sums
 
@@ -92,14 +92,14 @@ class StepResult:
     Attributes:
         sums: ``[sum, denominator]`` by name.
         tokens: 0-d, the objective's token count.
-        norm: 0-d, of all gradients, before clipping.
+        norm: of all gradients, before clipping.
         load: by layer; None without MoE layers, and for a skipped step.
         non_finite: what was NaN or infinite, else None. Then the step has no gradients, and no balancer has moved.
     """
 
     sums: Mapping[str, Tensor]
     tokens: Tensor
-    norm: Tensor
+    norm: float
     load: StepLoad | None
     non_finite: NonFiniteStep | None
 
@@ -137,22 +137,21 @@ class OptimizerStep:
         sums = self._meter.take()
         total, tokens = sums["objective"].unbind()
         divide(self.model.parameters(), tokens.clamp(min=1) / averaged)
-        norm = total_norm(self.model)
+        # the only wait for the device
+        whole, norm = torch.stack([total, total_norm(self.model).to(total)]).tolist()
         micro_batches, self._micro_batches = self._micro_batches, []
         non_finite = None
-        if not torch.isfinite(total) & torch.isfinite(norm):  # the only wait for the device
-            non_finite = self._diagnose(total / tokens, norm, micro_batches, precision)
+        if not (math.isfinite(whole) and math.isfinite(norm)):
+            non_finite = self._diagnose(float(total / tokens), norm, micro_batches, precision)
             for parameter in self.model.parameters():
                 parameter.grad = None  # the optimizer then skips the parameter, its state and its weight decay
             self.balance.discard()
         load = None if non_finite else self.balance.step(progress=progress)
         return StepResult(sums=sums, tokens=tokens, norm=norm, load=load, non_finite=non_finite)
 
-    def _diagnose(
-        self, loss: Tensor, norm: Tensor, micro_batches: Sequence[MicroBatch], precision: Any
-    ) -> NonFiniteStep:
-        what = f"the loss is {float(loss)}, the norm of its gradients {float(norm)}"
-        scaler, finite = getattr(precision, "scaler", None), bool(torch.isfinite(loss))
+    def _diagnose(self, loss: float, norm: float, micro_batches: Sequence[MicroBatch], precision: Any) -> NonFiniteStep:
+        what = f"the loss is {loss}, the norm of its gradients {norm}"
+        scaler, finite = getattr(precision, "scaler", None), math.isfinite(loss)
         if scaler is not None and finite and (scale := float(scaler.get_scale())) > 1:
             return NonFiniteStep(what=what, scale=scale)
         broken = BrokenStep(
@@ -173,16 +172,25 @@ def local_gradients(parameters: Iterable[nn.Parameter]) -> Iterator[Tensor]:
 
 
 def divide(parameters: Iterable[nn.Parameter], by: Tensor) -> None:
-    """Divides every gradient by a 0-d tensor, in place."""
-    for grad in local_gradients(parameters):
-        grad.div_(by)
+    """Divides every gradient by a 0-d tensor, in place, in one pass. It stays on the device."""
+    for (device, dtype), gradients in _by_kind(local_gradients(parameters)).items():
+        wide = by.to(device, torch.promote_types(dtype, torch.float32))
+        if wide.dtype == dtype:
+            foreach_div(gradients, wide)
+        else:  # a GPU would round the divisor to half precision
+            for gradient in gradients:
+                gradient.copy_(gradient.to(wide.dtype).div_(wide))
 
 
-def clip(parameters: Iterable[nn.Parameter], norm: Tensor, max_norm: float) -> None:
-    """Scales all gradients, whose ``total_norm`` is ``norm`` (0-d), to a norm of at most ``max_norm``, in place."""
-    factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
-    for grad in local_gradients(parameters):
-        grad.mul_(factor.to(grad.device, grad.dtype))
+def clip(parameters: Iterable[nn.Parameter], norm: float, max_norm: float) -> None:
+    """Scales all gradients, whose ``total_norm`` is ``norm``, to a norm of at most ``max_norm``, in place.
+
+    A norm within the limit takes no pass over the gradients.
+    """
+    factor = max_norm / (norm + 1e-6)
+    if factor < 1:
+        for gradients in _by_kind(local_gradients(parameters)).values():
+            foreach_mul(gradients, factor)
 
 
 def clip_values(parameters: Iterable[nn.Parameter], limit: float) -> None:
@@ -198,14 +206,11 @@ def total_norm(module: nn.Module) -> Tensor:
     are taken in fp32 at least, and are combined in fp64 (on MPS, which has no fp64, in fp32). A collective if any
     parameter is sharded: then every rank must call it.
     """
-    experts = {p for layer in expert_parallel_layers(module) for p in layer.experts.parameters()}
-    parameters = list(module.parameters())
-    sharded = [p for p in parameters if isinstance(p, DTensor) or p in experts]
-    whole = [p for p in parameters if not (isinstance(p, DTensor) or p in experts)]
+    parameters, sharded = list(module.parameters()), sharded_parameters(module)
     device = parameters[0].device if parameters else torch.device("cpu")
-    squares = _squares(whole, device)
+    squares = _squares([p for p in parameters if p not in sharded], device)
     if sharded:
-        of_shards = _squares(sharded, device)
+        of_shards = _squares([p for p in parameters if p in sharded], device)
         dist.all_reduce(of_shards)
         squares = squares + of_shards
     return squares.sqrt()
@@ -213,15 +218,20 @@ def total_norm(module: nn.Module) -> Tensor:
 
 def _squares(parameters: list[nn.Parameter], device: torch.device) -> Tensor:
     """0-d, on ``device``: the sum of squares of this rank's part of the gradients."""
-    by_kind: dict[tuple[torch.device, torch.dtype], list[Tensor]] = defaultdict(list)
-    for grad in local_gradients(parameters):
-        if grad.numel():
-            by_kind[grad.device, grad.dtype].append(grad)
     total = torch.zeros((), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
-    for (_, dtype), grads in by_kind.items():
-        norms = foreach_norm(grads, torch.promote_types(dtype, torch.float32))
+    for (_, dtype), gradients in _by_kind(local_gradients(parameters)).items():
+        norms = foreach_norm(gradients, torch.promote_types(dtype, torch.float32))
         total += torch.stack(norms).to(total.device, total.dtype).square().sum()
     return total
+
+
+def _by_kind(tensors: Iterable[Tensor]) -> Mapping[tuple[torch.device, torch.dtype], list[Tensor]]:
+    """The tensors that have elements, by device and dtype: torch's ``foreach`` kernels take one kind at a time."""
+    by_kind: dict[tuple[torch.device, torch.dtype], list[Tensor]] = defaultdict(list)
+    for tensor in tensors:
+        if tensor.numel():
+            by_kind[tensor.device, tensor.dtype].append(tensor)
+    return by_kind
 
 
 # ---- steps that are not finite ---------------------------------------------------------------------------------------

@@ -6,12 +6,10 @@ over the ranks that share it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
-import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.tensor import DTensor, Shard
 
 from moekit.parallel.mesh import EXPERT, expert_mesh
@@ -58,24 +56,3 @@ def _placements(p: nn.Parameter) -> list[tuple[int, dist.ProcessGroup]]:
         return []
     placements = enumerate(p.placements)
     return [(each.dim, p.device_mesh.get_group(i)) for i, each in placements if isinstance(each, Shard)]
-
-
-PartialSum = tuple[Tensor, tuple[dist.ProcessGroup, ...]]
-"""This rank's part of a sum, and the process groups over which to all-reduce it, one after another."""
-
-
-def all_reduce_sums(sums: Iterable[PartialSum]) -> None:
-    """All-reduces many tensors in place, with one message for each process group and dtype.
-
-    Collective: the ranks of a group pass tensors of the same shapes in the same order. No two share memory.
-    """
-    batches: dict[tuple[dist.ProcessGroup, torch.dtype], list[Tensor]] = {}
-    for tensor, groups in sums:
-        for group in groups:
-            batches.setdefault((group, tensor.dtype), []).append(tensor)
-    for (group, _), tensors in batches.items():
-        message = torch.cat([tensor.flatten() for tensor in tensors])
-        dist.all_reduce(message, group=group)
-        totals = message.split_with_sizes([tensor.numel() for tensor in tensors])
-        for tensor, total in zip(tensors, totals, strict=True):
-            tensor.copy_(total.view_as(tensor))

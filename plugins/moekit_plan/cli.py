@@ -26,12 +26,16 @@ EXAMPLES = """\
 EXPLAIN = """\
   N devices, ep of them share a layer's experts, R = N / ep hold the same ones; b bytes a number: 4, or 2 or 8 by dtype
   weights      sum over parameters of b * their shard: a layer's E/ep routed experts are sharded over R ranks, all else
-               over N, along the first dimension of 8 N rows or more, or the first that divides evenly; and all buffers
+               over N, along the first dimension of 8 N rows or more, or the first that divides evenly; and all buffers.
+               With --dense replicate all else is whole on every rank
   gradients    the same, of trained parameters
   optimizer    the same for each tensor of the optimizer's state; its tensors are found by one step of a tiny model
-  gathered     b * (all outside of blocks + two blocks), all-gathered: the current block and the next
-  their grads  b * (all outside of blocks + one block), before they are reduced over ranks
-  copies       of the E/ep experts in autocast's dtype: all layers', or one layer's with activation checkpointing
+  gathered     b * (all outside of blocks + two blocks), all-gathered: the current block and the next. Under bf16-mixed
+               2 for b where experts are sharded over R > 1 ranks and ep > 1, or all else is replicated
+  their grads  b * (all outside of blocks + one block), before they are reduced over ranks; with --reduce step and
+               several micro-batches max(4, b) * all
+  copies       of the E/ep experts in autocast's dtype: all layers', or one layer's with activation checkpointing; none
+               of experts that are gathered in it
   activations  saved for backward by the blocks: the sum of all storages that autograd saves in a forward pass
   outside      the same outside of blocks: inputs of recomputed blocks, embedding, head, loss
   transient    the peak of a forward and backward pass, less what is saved for backward
@@ -41,7 +45,9 @@ EXPLAIN = """\
                of E experts; fewer where the router limits a token to some groups
   sent         per layer T * r * (ep - 1) / ep rows out and back, and their gradients, of a bytes a number; with each
                row its gates (max(4, b) bytes) and expert numbers (4 bytes); with recomputation out and back once more
-  gathers      per micro-batch b * (n - 1) / n of each weight on n ranks, twice for blocks; scatters: of gradients once
+  gathers      per micro-batch b * (n - 1) / n of each weight on n ranks, twice for blocks but the last
+  scatters     per micro-batch, or with --reduce step once, max(4, b) * (n - 1) / n of each gradient on n ranks
+  sums         per step 2 * max(4, b) * (N - 1) / N of each gradient that is whole on every rank
   of a node    with M devices a node (--per-node): its tokens' T * r * (ep - M) / ep rows; gathers and scatters as rings
                in the order of ranks: once for weights on all N ranks, min(M, ep) times for experts on R
   "activations" and "transient" are measured on tensors without storage. Load is assumed to be even. Not included: the
@@ -55,6 +61,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--devices", type=int, required=True, metavar="N", help="devices in all")
     parser.add_argument("--per-node", type=int, default=0, metavar="M", help="devices of a node: prints its traffic")
     parser.add_argument("--ep", default="", metavar="N,N", help="layouts: devices that share a layer's experts")
+    parser.add_argument(
+        "--dense", choices=("shard", "replicate"), help="what is not a routed expert; default: the recipe's, or shard"
+    )
+    parser.add_argument(
+        "--reduce", choices=("micro_batch", "step"), help="gradients of shards; default: the recipe's, or micro_batch"
+    )
     parser.add_argument(
         "--batch", type=int, metavar="B", help="sequences in a device's micro-batch; default: the data's"
     )
@@ -79,7 +91,15 @@ def run(args: argparse.Namespace) -> int:
     """
     name, overrides = one_name("plan", [args.name, *args.overrides])
     from moekit.spec import load
-    from moekit_plan.request import PlanRequest, bytes_of_gib, eps_of, parse_eps, precision_of, shape_of
+    from moekit_plan.request import (
+        PlanRequest,
+        bytes_of_gib,
+        eps_of,
+        parse_eps,
+        precision_of,
+        shape_of,
+        strategy_option,
+    )
 
     recipe = load(name, overrides)
     batch, sequence = shape_of(recipe)
@@ -91,6 +111,8 @@ def run(args: argparse.Namespace) -> int:
         accumulate=recipe.trainer.accumulate_grad_batches if args.accumulate is None else args.accumulate,
         precision=precision_of(recipe, args.precision),
         device_memory=bytes_of_gib(args.device_memory),
+        dense=strategy_option(recipe, "dense", args.dense),
+        reduce=strategy_option(recipe, "reduce", args.reduce),
         per_node=args.per_node,
     )
     from moekit.screen import Screen, status_line
@@ -138,11 +160,13 @@ def _page(title: str, plan: RunPlan, advice: list[Advice], explain: bool) -> lis
     request = plan.request
     shape = f"{request.batch} x {request.sequence} tokens per device, {request.accumulate} micro-batch"
     shape += "es" if request.accumulate != 1 else ""
+    dense = "dense part replicated, " if request.dense == "replicate" else ""
     lines = [
         text.bold(f"{title} on {request.devices} devices"),
         *text.paragraph(
             f"{plan.parameters:,} parameters; {request.precision}, {plan.optimizer}, "
-            f"{f'recompute {plan.recompute}, ' if plan.recompute else ''}{shape}: {request.tokens:,} tokens per step"
+            f"{f'recompute {plan.recompute}, ' if plan.recompute else ''}{dense}{shape}: "
+            f"{request.tokens:,} tokens per step"
         ),
         "",
         text.bold("memory of the device that has the most, in bytes"),

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, prod
 
+from moekit.parallel.sums import messages
 from moekit.spec.kinds import MoE
 from moekit_plan.activations import LayerUse
 from moekit_plan.reach import ranks_of
@@ -40,13 +41,15 @@ class DeviceTraffic:
     Attributes:
         layers: by name of the MoE layer.
         gathers: bytes of weights that a device receives.
-        scatters: bytes of gradients that it sends.
-        collectives: all-gathers and reduce-scatters.
+        scatters: bytes of gradients of sharded weights that it sends.
+        sums: bytes of gradients of replicated weights that it sends, once in a step.
+        collectives: all-gathers, reduce-scatters and, for these sums, all-reduces.
     """
 
     layers: Mapping[str, LayerTraffic]
     gathers: float
     scatters: float
+    sums: float
     collectives: int
 
     @property
@@ -76,17 +79,46 @@ def traffic_of(
         for name, (moe, use) in mixtures.items()
     }
     gathers = scatters = 0.0
-    for w in weights:
+    for w, (gathered, scattered) in zip(weights, number_bytes(layout, request, weights), strict=True):
         if (n := w.ranks(layout)) > 1:
             numbers = prod(w.local_shape(layout)) * (n - 1) / n
-            gathers += numbers * request.itemsize * (1 if w.unit < 0 else 2)
-            scatters += numbers * max(request.itemsize, 4) * w.trained  # half precision is summed in fp32
+            gathers += numbers * gathered
+            scatters += numbers * scattered
+    replicated = replicated_gradients(layout, request, weights)
+    units, once = _units(layout, weights)
+    reductions = 1 if request.reduce == "step" else request.accumulate
     return DeviceTraffic(
         layers=layers,
-        gathers=gathers * request.accumulate,
-        scatters=scatters * request.accumulate,
-        collectives=_collectives(layout, weights, len(mixtures)) * request.accumulate,
+        gathers=gathers,
+        scatters=scatters,
+        sums=2 * sum(replicated) * (layout.devices - 1) / layout.devices,
+        collectives=(2 * units - once) * request.accumulate + units * reductions + len(messages(replicated)),
     )
+
+
+def number_bytes(layout: Layout, request: PlanRequest, weights: Sequence[Weight]) -> list[tuple[int, int]]:
+    """For each weight, the bytes of a step in which one number is all-gathered, and its gradient reduce-scattered."""
+    last = _last(layout, weights)
+    reductions = 1 if request.reduce == "step" else request.accumulate
+    found = []
+    for w in weights:
+        gathers = request.accumulate * (1 if w.unit in (-1, last) else 2)
+        itemsize = w.gathered_itemsize(layout, request.precision, request.itemsize)
+        found.append((gathers * itemsize, reductions * _wide(request) * w.trained))
+    return found
+
+
+def replicated_gradients(layout: Layout, request: PlanRequest, weights: Sequence[Weight]) -> list[int]:
+    """Bytes of each tensor that is all-reduced in a step: gradients, and before them a number for each."""
+    if not layout.replicated or layout.devices == 1:
+        return []
+    numbers = [prod(w.shape) for w in weights if not w.experts and w.trained]
+    return [n * _wide(request) for n in (len(numbers), *numbers)] if numbers else []
+
+
+def _wide(request: PlanRequest) -> int:
+    """Bytes of a number of a gradient that is summed: half precision is summed in fp32."""
+    return max(request.itemsize, 4)
 
 
 def layer_traffic(moe: MoE, use: LayerUse, ep: int, accumulate: int, *, recompute: bool, here: int = 1) -> LayerTraffic:
@@ -124,17 +156,29 @@ def layer_traffic(moe: MoE, use: LayerUse, ep: int, accumulate: int, *, recomput
     )
 
 
-def _collectives(layout: Layout, weights: Sequence[Weight], layers: int) -> int:
-    """Of one micro-batch: blocks are all-gathered twice and the rest once; gradients are reduce-scattered once.
+def _units(layout: Layout, weights: Sequence[Weight]) -> tuple[int, int]:
+    """How many units are all-gathered and reduce-scattered, and how many of these are gathered once in a pass.
 
-    Where experts are sharded over replicas, the bank, router and shared experts of a layer are units of their own.
+    A unit is a block, or what is outside of blocks. Where experts are sharded over replicas, the bank, router and
+    shared experts of a layer are units of their own; if all else is replicated, the banks alone are. What is outside,
+    and the last block, are not gathered again in backward.
     """
     if layout.devices == 1:
-        return 0
-    units = len({w.unit for w in weights if w.unit >= 0})
-    if 1 < layout.ep < layout.devices:
-        units += layers + sum(1 for part in ("router", "shared") for _ in _layers_with(weights, part))
-    return 3 * units + 2 * any(w.unit < 0 for w in weights)
+        return 0, 0
+    last = _last(layout, weights)
+    block_of = {bank: w.unit for w in weights if w.experts for bank in [w.name.rpartition(".experts.")[0]]}
+    units = [] if layout.replicated else list({w.unit for w in weights})
+    banks = list(block_of.values())
+    if layout.replicated and layout.replicas > 1:
+        units += banks
+    elif 1 < layout.ep < layout.devices:
+        units += banks + [block_of[bank] for part in ("router", "shared") for bank in _layers_with(weights, part)]
+    return len(units), sum(unit in (-1, last) for unit in units)
+
+
+def _last(layout: Layout, weights: Sequence[Weight]) -> int:
+    """The last block with sharded weights; -1 if there is none."""
+    return max((w.unit for w in weights if w.ranks(layout) > 1), default=-1)
 
 
 def _layers_with(weights: Sequence[Weight], part: str) -> set[str]:

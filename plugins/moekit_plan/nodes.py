@@ -13,7 +13,7 @@ from math import prod
 
 from moekit.spec.kinds import MoE
 from moekit_plan.activations import LayerUse
-from moekit_plan.communication import LayerTraffic, layer_traffic
+from moekit_plan.communication import LayerTraffic, layer_traffic, number_bytes, replicated_gradients
 from moekit_plan.request import PlanRequest
 from moekit_plan.weight_bytes import Layout, Weight
 
@@ -27,6 +27,7 @@ class NodeTraffic:
         devices: M.
         gathers: bytes of weights.
         scatters: bytes of gradients, by reduce-scatter. An all-reduce in its place, as gloo's, sends twice as many.
+            Those of replicated weights are all-reduced.
     """
 
     layers: Mapping[str, LayerTraffic]
@@ -61,12 +62,13 @@ def between_nodes(
         for name, (moe, use) in mixtures.items()
     }
     gathers = scatters = 0.0
-    for w in weights if M < layout.devices else ():
+    each = zip(weights, number_bytes(layout, request, weights), strict=True) if M < layout.devices else ()
+    for w, (gathered, scattered) in each:
         n = w.ranks(layout)
         rings = min(ep, M) if n < layout.devices else 1  # whose next rank is on another node, of those in this node
         numbers = rings * prod(w.local_shape(layout)) * (n - 1) / n
-        gathers += numbers * request.itemsize * (1 if w.unit < 0 else 2)
-        scatters += numbers * max(request.itemsize, 4) * w.trained
-    return NodeTraffic(
-        layers=layers, devices=M, gathers=gathers * request.accumulate, scatters=scatters * request.accumulate
-    )
+        gathers += numbers * gathered
+        scatters += numbers * scattered
+    replicated = sum(replicated_gradients(layout, request, weights)) if M < layout.devices else 0
+    sums = 2 * replicated * (layout.devices - 1) / layout.devices
+    return NodeTraffic(layers=layers, devices=M, gathers=gathers, scatters=scatters + sums)

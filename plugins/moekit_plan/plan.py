@@ -38,7 +38,8 @@ class Memory:
         gradients: its shards of the gradients.
         optimizer: its shards of the optimizer's state.
         gathered: all-gathered weights: those outside of blocks, of the current block, and of the next.
-        gathered_gradients: gradients of those outside of blocks and of the current block, before they are reduced.
+        gathered_gradients: gradients of those outside of blocks and of the current block, before they are reduced; of
+            all, where they are reduced once in a step.
         copies: of routed experts' weights, in the dtype of autocast.
         activations: saved for backward in blocks; autocast's copies of other weights included.
         outside: saved for backward outside of blocks: inputs of recomputed blocks, embedding, head and loss.
@@ -176,17 +177,21 @@ class RunPlanner:
         return self._passes[key]
 
     def _row(self, ep: int, request: PlanRequest, measured: Pass, recompute: str) -> LayoutPlan:
-        layout, itemsize = Layout(devices=request.devices, ep=ep), request.itemsize
+        layout = Layout(devices=request.devices, ep=ep, replicated=request.dense == "replicate")
+        itemsize = request.itemsize
         layers = {name: (self._spec(name), use) for name, use in measured.layers.items()}
         traffic = traffic_of(layout, request, self.weights, layers, recompute)
         rest, block, blocks = gathered_numbers(self.weights, layout)
+        gathered = gathered_numbers(
+            self.weights, layout, lambda w: w.gathered_itemsize(layout, request.precision, itemsize)
+        )
         outside = measured.saved.get(REST, 0)
         memory = Memory(
             parameters=sharded_numbers(self.weights, layout) * itemsize + self.buffers,
             gradients=sharded_numbers([w for w in self.weights if w.trained], layout) * itemsize,
             optimizer=optimizer_bytes(self.weights, self.state(request.precision), layout),
-            gathered=(rest + min(2 * block, blocks)) * itemsize,
-            gathered_gradients=(rest + block) * itemsize,
+            gathered=gathered[0] + min(2 * gathered[1], gathered[2]),
+            gathered_gradients=_unreduced(request, rest, block, blocks),
             copies=self._copies(layout, request, measured),
             activations=measured.activations - outside,
             outside=outside,
@@ -197,9 +202,14 @@ class RunPlanner:
         return LayoutPlan(layout=layout, memory=memory, traffic=traffic, links=links)
 
     def _copies(self, layout: Layout, request: PlanRequest, measured: Pass) -> int:
-        """All layers' copies, if they are saved for backward; if backward makes them again, one layer's."""
+        """All layers' copies, if they are saved for backward; if backward makes them again, one layer's.
+
+        None of experts that are all-gathered in that dtype.
+        """
         _, narrow = DTYPES[request.precision]
-        if narrow is None:
+        routed = [w for w in self.weights if w.experts]
+        gathered = [w.gathered_itemsize(layout, request.precision, request.itemsize) < request.itemsize for w in routed]
+        if narrow is None or all(gathered):
             return 0
         banks: dict[str, int] = {}
         for w in self.weights:
@@ -230,6 +240,13 @@ def recompute_of(spec: ModelSpec) -> str:
 def with_recompute(spec: ModelSpec, recompute: str) -> ModelSpec:
     """The model with another value of its option ``recompute``."""
     return cast(ModelSpec, replace(cast(Any, spec), recompute=recompute)) if recompute else spec
+
+
+def _unreduced(request: PlanRequest, rest: int, block: int, blocks: int) -> int:
+    """Bytes of whole gradients that are still to be reduced; over several micro-batches they are kept in fp32."""
+    if request.reduce == "step" and request.accumulate > 1:
+        return (rest + blocks) * max(request.itemsize, 4)
+    return (rest + block) * request.itemsize
 
 
 def _exchange_bytes(traffic: DeviceTraffic, layers: Mapping[str, LayerUse]) -> int:

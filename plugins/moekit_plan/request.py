@@ -19,6 +19,8 @@ BYTES: Final = {"32-true": 4, "bf16-mixed": 4, "16-mixed": 4, "bf16-true": 2, "6
 
 ALIASES: Final = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed", "64": "64-true"}  # Lightning's own
 BATCH, SEQUENCE = 1, 4096
+STRATEGY: Final = {"dense": ("shard", "replicate"), "reduce": ("micro_batch", "step")}
+"""Options of the strategy ``sharded`` that change a plan."""
 MAX_LAYOUTS = 8
 MAX_COUNT: Final = 10**12
 """Limit of devices, sequences, tokens of a sequence, and micro-batches: a larger number is a typing error."""
@@ -36,6 +38,8 @@ class PlanRequest:
         accumulate: micro-batches of a device in an optimizer step.
         precision: Lightning's name; a key of ``BYTES``.
         device_memory: bytes of a device.
+        dense: what is not a routed expert is sharded over all devices (``shard``), or whole on each (``replicate``).
+        reduce: gradients of shards are reduced after every ``micro_batch``, or once in a ``step``.
         per_node: M, devices of a node; 0: all are in one node.
 
     Raises:
@@ -49,6 +53,8 @@ class PlanRequest:
     accumulate: int
     precision: str
     device_memory: int
+    dense: str = "shard"
+    reduce: str = "micro_batch"
     per_node: int = 0
 
     def __post_init__(self) -> None:
@@ -95,6 +101,11 @@ def bytes_of_gib(gib: float) -> int:
     if not 0 < gib * 2**30 < float("inf"):
         raise MoekitError(f"--device-memory {gib:g} is out of range\n  expected GiB of a device, > 0")
     return int(gib * 2**30)
+
+
+def strategy_option(recipe: Recipe, name: str, requested: str | None) -> str:
+    """What was requested for an option of the strategy, or the recipe's strategy's value; else the first there is."""
+    return requested or str(getattr(recipe.trainer.strategy, name, STRATEGY[name][0]))
 
 
 def parse_eps(listed: str) -> tuple[int, ...]:

@@ -47,9 +47,9 @@ def memory_table(plan: RunPlan) -> list[tuple[str, ...]]:
 
 def traffic_table(plan: RunPlan) -> list[tuple[str, ...]]:
     """What a device sends in a step: a header, and a row for each layout."""
-    rows: list[tuple[str, ...]] = [
-        ("ep", "ranks/token", "rows/token", "bytes/token", "sent", "messages", "gathers", "scatters", "calls")
-    ]
+    replicated = plan.request.dense == "replicate"
+    names = ("ranks/token", "rows/token", "bytes/token", "sent", "messages", "gathers", "scatters")
+    rows: list[tuple[str, ...]] = [("ep", *names, *(["sums"] if replicated else []), "calls")]
     for row in plan.rows:
         layers = list(row.traffic.layers.values())
         count = max(len(layers), 1)
@@ -63,6 +63,7 @@ def traffic_table(plan: RunPlan) -> list[tuple[str, ...]]:
                 f"{row.traffic.messages:,}",
                 bytes_of(row.traffic.gathers),
                 bytes_of(row.traffic.scatters),
+                *([bytes_of(row.traffic.sums)] if replicated else []),
                 f"{row.traffic.collectives:,}",
             )
         )

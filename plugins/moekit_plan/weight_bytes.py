@@ -27,10 +27,14 @@ PRIMES: Final = (2, 3, 5, 7, 11, 13, 17)
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """N devices, of which ``ep`` share a layer's experts."""
+    """N devices, of which ``ep`` share a layer's experts.
+
+    ``replicated``: all that is not a routed expert is whole on every device, instead of sharded over all.
+    """
 
     devices: int
     ep: int
+    replicated: bool = False
 
     @property
     def replicas(self) -> int:
@@ -68,6 +72,7 @@ class Weight:
         experts: E, for a routed bank's; 0 for others.
         unit: index of its block in ``Model.stack()``; -1 for none.
         trained: whether it has a gradient.
+        rounded: whether it is of a bank of standard form, whose products autocast rounds it for.
     """
 
     name: str
@@ -75,6 +80,12 @@ class Weight:
     experts: int
     unit: int
     trained: bool
+    rounded: bool = False
+
+    def gathered_itemsize(self, layout: Layout, precision: str, itemsize: int) -> int:
+        """Bytes of a number when it is all-gathered: 2 under bf16-mixed, if its bank is a unit."""
+        unit = layout.replicas > 1 and (layout.ep > 1 or layout.replicated)
+        return 2 if self.rounded and unit and precision == "bf16-mixed" else itemsize
 
     def local_shape(self, layout: Layout) -> tuple[int, ...]:
         """The shape that a device computes with: a routed bank's own experts; the whole of any other parameter."""
@@ -84,7 +95,9 @@ class Weight:
 
     def ranks(self, layout: Layout) -> int:
         """Over how many ranks ``local_shape`` is sharded."""
-        return layout.replicas if self.experts and layout.ep > 1 else layout.devices
+        if not self.experts:
+            return 1 if layout.replicated else layout.devices
+        return layout.replicas
 
     def shard_dim(self, layout: Layout) -> int:
         """The dimension along which it is sharded."""
@@ -112,8 +125,11 @@ def weights_of(model: Model) -> list[Weight]:
     """
     unit = {p: i for i, block in enumerate(model.stack()) for p in block.parameters()}
     routed: dict[nn.Parameter, int] = {}
+    rounded: set[nn.Parameter] = set()
     for name, layer in model.named_modules():
         if isinstance(layer, MoELayer):
+            if layer.experts.standard_form() is not None:
+                rounded.update(layer.experts.parameters())
             for p in layer.experts.parameters():
                 if not p.ndim or p.shape[0] != layer.experts.num_experts:
                     raise MoekitError(
@@ -122,7 +138,14 @@ def weights_of(model: Model) -> list[Weight]:
                     )
                 routed[p] = layer.experts.num_experts
     return [
-        Weight(name=name, shape=tuple(p.shape), experts=routed.get(p, 0), unit=unit.get(p, -1), trained=p.requires_grad)
+        Weight(
+            name=name,
+            shape=tuple(p.shape),
+            experts=routed.get(p, 0),
+            unit=unit.get(p, -1),
+            trained=p.requires_grad,
+            rounded=p in rounded,
+        )
         for name, p in model.named_parameters()
     ]
 
@@ -132,15 +155,17 @@ def sharded_numbers(weights: Iterable[Weight], layout: Layout) -> int:
     return sum(prod(w.shard_shape(layout)) for w in weights)
 
 
-def gathered_numbers(weights: Sequence[Weight], layout: Layout) -> tuple[int, int, int]:
-    """Numbers that are all-gathered for computing: outside of blocks; of the largest block; of all blocks.
+def gathered_numbers(
+    weights: Sequence[Weight], layout: Layout, itemsize: Callable[[Weight], int] = lambda weight: 1
+) -> tuple[int, int, int]:
+    """Numbers, or bytes, that are all-gathered for computing: outside of blocks; of the largest block; of all blocks.
 
     What only one rank has is not gathered.
     """
     units: dict[int, int] = {-1: 0}
     for w in weights:
         if w.ranks(layout) > 1:
-            units[w.unit] = units.get(w.unit, 0) + prod(w.local_shape(layout))
+            units[w.unit] = units.get(w.unit, 0) + prod(w.local_shape(layout)) * itemsize(w)
     rest = units.pop(-1)
     return rest, max(units.values(), default=0), sum(units.values())
 

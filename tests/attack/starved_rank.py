@@ -35,12 +35,12 @@ def starve() -> None:
             os._exit(0)
 
 
-def agree_starved(callback: StopOnInterrupt, trainer: Any) -> Any:
+def agree_starved(callback: StopOnInterrupt) -> Any:
     global starved
     if not starved:
         starved = True
         starve()
-    return agree(callback, trainer)
+    return agree(callback)
 
 
 if __name__ == "__main__":

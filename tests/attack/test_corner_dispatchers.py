@@ -31,6 +31,7 @@ from moekit_dispatchers.expert_parallel import ExpertParallel
 from moekit_dispatchers.fused import Fused
 from moekit_dispatchers.grouped import Grouped
 from moekit_dispatchers.loop import Loop
+from moekit_dispatchers.textbook import Textbook
 from moekit_dispatchers.triton import Triton
 from moekit_experts.ffn import Ffn
 from moekit_experts.glu import Glu
@@ -46,6 +47,7 @@ DROPLESS: dict[str, DispatcherSpec] = {
     "grouped": Grouped(),
     "triton": Triton(),
     "auto": Auto(),
+    "textbook": Textbook(),
     "fused": Fused(),
     "fused saving all": Fused(save="all"),
     "fused saving nothing": Fused(save="nothing"),

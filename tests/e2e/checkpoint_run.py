@@ -44,7 +44,8 @@ def train(stage: Mapping[str, Any], world: int) -> None:
         f"trainer.accumulate_grad_batches={stage['accumulate']}", *stage.get("options", ()),
     ]  # fmt: skip
     if world > 1:
-        options.append(f"trainer.strategy={{use: sharded, ep: {stage['ep']}}}")
+        dense = stage.get("dense", "shard")
+        options.append(f"trainer.strategy={{use: sharded, ep: {stage['ep']}, dense: {dense}}}")
     recipe = load("deepseek_v3", options)
     module = LitMoE(recipe)
     trainer = make_trainer(recipe, RunFolder(Path(stage["folder"])), callbacks=[StopAt(stage["to"])])

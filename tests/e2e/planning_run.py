@@ -30,8 +30,15 @@ def size(tensors: list[Tensor]) -> int:
 
 @contextmanager
 def counted(ep: int, rank: int, seen: dict[str, int]) -> Iterator[None]:
-    """Counts what this rank sends by all-to-all: bytes, messages, and rows (each has one tensor of expert numbers)."""
-    real = dist.all_to_all_single
+    """Counts what this rank sends by all-to-all: bytes, messages, and rows (each has one tensor of expert numbers).
+
+    And the bytes of the messages by which gradients of replicated weights are summed.
+    """
+    real, reduce = dist.all_to_all_single, dist.all_reduce
+
+    def summing(message: Tensor, *args: Any, async_op: bool = False, **more: Any) -> Any:
+        seen["summed"] += message.nbytes * async_op
+        return reduce(message, *args, async_op=async_op, **more)
 
     def counting(
         out: Tensor, x: Tensor, gets: list[int] | None = None, sends: list[int] | None = None, **more: Any
@@ -43,24 +50,24 @@ def counted(ep: int, rank: int, seen: dict[str, int]) -> Iterator[None]:
         seen["rows"] += rows * (x.dtype == torch.int32)
         return real(out, x, gets, sends, **more)
 
-    dist.all_to_all_single = counting
+    dist.all_to_all_single, dist.all_reduce = counting, summing
     try:
         yield
     finally:
-        dist.all_to_all_single = real
+        dist.all_to_all_single, dist.all_reduce = real, reduce
 
 
-def held(ep: int, optimizer: str, precision: str, rank: int, world: int) -> dict[str, int]:
+def held(ep: int, optimizer: str, precision: str, dense: str, rank: int, world: int) -> dict[str, int]:
     """Bytes of this rank's weights, gradients and optimizer state, and what it sent."""
     options = [
         *SMALL["deepseek_v3"], "trainer.max_steps=1", "trainer.accelerator=cpu", f"trainer.devices={world}",
-        f"trainer.strategy={{use: sharded, ep: {ep}}}", "trainer.limit_val_batches=0", "data=null",
+        f"trainer.strategy={{use: sharded, ep: {ep}, dense: {dense}}}", "trainer.limit_val_batches=0", "data=null",
         "trainer.enable_checkpointing=false", "trainer.enable_progress_bar=false", f"optimizer={{use: {optimizer}}}",
         f"trainer.precision={precision}",
     ]  # fmt: skip
     recipe = load("deepseek_v3", options)
     module = LitMoE(recipe)
-    seen = {"sent": 0, "messages": 0, "rows": 0}
+    seen = {"sent": 0, "messages": 0, "rows": 0, "summed": 0}
     clip = module.configure_gradient_clipping
 
     def recording(*args: object, **kwargs: object) -> None:
@@ -81,11 +88,11 @@ def main(layouts: str, out: str) -> None:
     rows = []
     with quiet():
         for layout in layouts.split(","):
-            ep, optimizer, precision = layout.split(":")
+            ep, *others = layout.split(":")
             every: list[dict[str, int] | None] = [None] * world
-            mine = held(int(ep), optimizer, precision, rank, world)
+            mine = held(int(ep), *others, rank, world)
             dist.all_gather_object(every, mine)
-            rows.append({"ep": int(ep), "optimizer": optimizer, "precision": precision, "ranks": every})
+            rows.append({"layout": layout, "ranks": every})
     if rank == 0:
         Path(out).write_text(json.dumps(rows))
 

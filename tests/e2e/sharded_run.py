@@ -40,7 +40,7 @@ SMALL = {
     ),
     "switch": PAIRS,
     "st_moe": PAIRS,
-    "gshard": (*PAIRS, "model.moe.dispatcher.factor=1.0"),
+    "gshard": (*PAIRS, "model.moe.dispatcher.factor=1.0", "evaluators=null"),
 }  # fmt: skip
 
 
@@ -111,7 +111,7 @@ class Watched(LitMoE):
             held = torch.zeros_like(shard.tensor) if p.grad is None else local(p.grad).clone()
             shards[name] = TensorShard(name, shard.global_shape, shard.offset, held)
         self.seen["gradients"].append(gather(shards))
-        self.seen["norm"].append(done.norm.clone())
+        self.seen["norm"].append(torch.tensor(done.norm, dtype=torch.float64))
         self.seen["loss"].append(done.sums["objective"] / done.tokens)
         self.seen["load"].append(dict(done.load.load_E))
         self.seen["dropped"].append(dict(done.load.dropped))
@@ -128,7 +128,8 @@ def train(run: Mapping[str, Any], rank: int = 0, world: int = 1) -> dict[str, An
         "trainer.enable_progress_bar=false", "trainer.log_every_n_steps=1", "optimizer.lr=1e-2", "data=null",
     ]  # fmt: skip
     if world > 1:
-        sharded = f"{{use: sharded, ep: {run['ep']}}}"
+        how = f"dense: {run.get('dense', 'shard')}, reduce: {run.get('reduce', 'micro_batch')}"
+        sharded = f"{{use: sharded, ep: {run['ep']}, {how}}}"
         options.append(f"trainer.strategy={run.get('strategy', sharded)}")
     recipe = load(run["recipe"], options)
     module = Watched(recipe)

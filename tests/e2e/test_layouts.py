@@ -76,12 +76,14 @@ def test_two_ranks_and_one_process_resume_each_others_checkpoints(tmp_path: Path
         {**two, "folder": str(tmp_path / "two"), "to": 8, "start": at_four, "options": background},
         {**two, "folder": str(tmp_path / "none"), "to": 4, "start": at_four, "options": ["trainer.max_steps=4"],
          "again": str(tmp_path / "again")},
+        {**two, "folder": str(tmp_path / "replicated"), "to": 8, "start": at_four, "dense": "replicate"},
     ], run_forked)  # fmt: skip
     files = {path.name for path in Path(step(tmp_path / "two", 4)).iterdir()}
     assert {f"tensors-0000{rank}-of-00002.safetensors" for rank in (1, 2)} < files
     assert_equal(tmp_path / "again", at_four)  # one process -> two ranks -> one file again
     assert_near(step(tmp_path / "two", 4), at_four)
     assert_near(step(tmp_path / "two", 8), step(tmp_path / "whole", 8))
+    assert_near(step(tmp_path / "replicated", 8), step(tmp_path / "whole", 8))
     train({**one, "folder": str(tmp_path / "back"), "to": 8, "start": step(tmp_path / "two", 4)}, 1)
     assert_near(step(tmp_path / "back", 8), step(tmp_path / "whole", 8))
     saved = open_checkpoint(Path(step(tmp_path / "two", 4))).whole()["state_dict"]

@@ -23,6 +23,7 @@ SLOW = {
     "init_scale": "init_scale.py glam --steps 2",
     "learning_rates": "learning_rates.py glam trainer.max_steps=2 --rates 1e-3 2e-3",
     "memory_returned": "steps_since.py --since HEAD --freed --rounds 1 --steps 2 --threads 1 --recipe switch",
+    "ranks": "ranks.py --rounds 1 --steps 1",
     "seeing_step": "seeing.py step switch --steps 4",
     "startup": "startup.py --runs 1",
     "steps_since": "steps_since.py --since HEAD --rounds 1 --steps 2 --threads 1 --recipe switch --also seed=1",

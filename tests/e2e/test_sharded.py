@@ -30,6 +30,7 @@ def runs_in(
             # Neither recomputation nor the layout changes the result: one process stands for all of them.
             micros = 1 if "together" in run else run["accumulate"] * world
             alone = {**run, "accumulate": micros, "recompute": "none", "ep": 1}
+            alone |= {"dense": "shard", "reduce": "micro_batch"}
             key = json.dumps(alone)
             if key not in expected:
                 expected[key] = tmp_path / f"expected-{len(expected)}.pt"
@@ -57,10 +58,11 @@ def check(found: list[Run]) -> None:
             assert apart <= (0 if what in ("load", "dropped") else WITHIN[run["precision"]]), (layout, what, apart)
 
 
-def test_two_ranks_that_share_experts_or_run_ddp_equal_one_process(tmp_path: Path) -> None:
+def test_two_ranks_that_share_experts_replicate_the_rest_or_run_ddp_equal_one_process(tmp_path: Path) -> None:
     run = {"recipe": "deepseek_v3", "precision": "64-true", "steps": 3, "accumulate": 2, "ep": 2}
-    packed = {**run, "documents": True}
-    check(runs_in(tmp_path, 2, [run, packed, {**run, "ep": 1, "strategy": "ddp"}], start=run_forked))
+    packed = {**run, "documents": True, "reduce": "step"}
+    replicated = [{**run, "ep": 1, "dense": "replicate", "reduce": "step"}, {**run, "dense": "replicate"}]
+    check(runs_in(tmp_path, 2, [run, packed, *replicated, {**run, "ep": 1, "strategy": "ddp"}], start=run_forked))
 
 
 @pytest.mark.slow
@@ -84,13 +86,34 @@ def test_four_ranks_in_every_layout_equal_one_process(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_four_ranks_that_replicate_the_dense_part_equal_one_process(tmp_path: Path) -> None:
+    """Every expert layout by accumulation, in fp64 with and without recomputation, and in fp32."""
+    runs = [
+        {"recipe": recipe, "precision": precision, "steps": 5, "accumulate": accumulate, "ep": ep, "recompute": again,
+         "dense": "replicate", "reduce": reduce}
+        for recipe, ep, (accumulate, reduce), (precision, again) in product(
+            ("deepseek_v3", "gshard"),
+            (1, 2, 4),
+            ((1, "micro_batch"), (4, "micro_batch"), (4, "step")),
+            (("64-true", "none"), ("64-true", "blocks"), ("32-true", "none")),
+        )
+    ]  # fmt: skip
+    found = runs_in(tmp_path, 4, runs, timeout=1800)
+    print_worst(found)
+    check(found)
+
+
+@pytest.mark.slow
 def test_adafactor_in_every_layout_equals_one_process(tmp_path: Path) -> None:
     """It needs statistics of whole tensors; ST-MoE has a scale for each hidden unit of an expert."""
     adafactor = ["optimizer=null", "optimizer={use: adafactor, weight_decay: 0.1}"]
     runs = [
-        {"recipe": recipe, "precision": precision, "steps": 5, "accumulate": 1, "ep": ep, "options": adafactor}
-        for recipe, ep, precision in product(("st_moe", "switch", "deepseek_v3"), (1, 2, 4), ("64-true", "32-true"))
-    ]
+        {"recipe": recipe, "precision": precision, "steps": 5, "accumulate": 1, "ep": ep, "options": adafactor,
+         "dense": dense}
+        for recipe, ep, precision, dense in product(
+            ("st_moe", "switch", "deepseek_v3"), (1, 2, 4), ("64-true", "32-true"), ("shard", "replicate")
+        )
+    ]  # fmt: skip
     found = runs_in(tmp_path, 4, runs, timeout=900)
     print_worst(found)
     check(found)

@@ -21,10 +21,13 @@ from torch.utils._pytree import tree_leaves
 from moekit.contracts import Dispatcher, ExpertBank, LayerDims
 from moekit.errors import MoekitError
 from moekit.routing import ExpertChoice, Routing, TokenChoice
-from moekit_dispatchers.grouped.module import sort_pairs
+from moekit_dispatchers.grouped import Grouped, ops
+from moekit_dispatchers.grouped import rows as movers
+from moekit_dispatchers.grouped.module import GroupedDispatcher, sort_pairs
 from moekit_dispatchers.loop import Loop
 from moekit_dispatchers.loop.module import LoopDispatcher
 from moekit_dispatchers.triton import Triton, launch
+from moekit_dispatchers.triton.blocks import blocks_of, knobs, options
 from moekit_dispatchers.triton.module import TritonDispatcher
 from moekit_dispatchers.triton.ops import triton_experts, triton_experts_backward
 from moekit_experts.ffn import Ffn
@@ -40,7 +43,7 @@ def test_the_kernels_run_where_they_should() -> None:
     form = bank("glu", "silu", 2).standard_form()
     assert form is not None
     assert TritonDispatcher(Triton(), LayerDims(dim=D, num_experts=2)).why_not(tokens(1), form) == ""
-    assert bool(launch.knobs.runtime.interpret) == (DEVICE == "cpu")
+    assert bool(knobs.runtime.interpret) == (DEVICE == "cpu")
 
 
 def bank(kind: str, activation: Any, E: int) -> ExpertBank:
@@ -183,7 +186,7 @@ def test_padding_and_pairs_that_are_not_sent_reach_nothing(kind: str) -> None:
     assert_equal(x_TD, routed, bank(kind, "relu", 4), torch.float32, 1e-5)
 
 
-@pytest.mark.parametrize("sizes", [[0], [5], [16, 0, 17], [0, 0, 0, 31], [1] * 9, [33, 2, 0]])
+@pytest.mark.parametrize("sizes", [[0], [5], [16, 0, 17], [0, 0, 0, 31], [1, 0, 17] * 14, [33, 2, 0]])
 @pytest.mark.parametrize("unsent", [0, 7])
 def test_tiles_hold_every_row_once_and_rows_of_one_expert(sizes: list[int], unsent: int) -> None:
     end_E = torch.tensor(sizes, device=DEVICE).cumsum(0).int()
@@ -250,6 +253,39 @@ def test_only_what_is_trained_gets_a_gradient(trained: str) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    sweep(
+        [(kind, dtype) for kind in ("glu", "ffn") for dtype in (torch.float32, *BOUNDS)],
+        quick=[("ffn", torch.float32), ("glu", torch.bfloat16)],
+    ),
+)
+@pytest.mark.parametrize("sent", ["all", "some"])
+def test_grouped_computes_by_these_kernels_where_torch_has_none(
+    sent: str, kind: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Banks with biases, which have no standard form."""
+    monkeypatch.setattr(ops, "_has_grouped_mm", lambda t, num_experts: False)
+    for module in (ops, movers):
+        monkeypatch.setattr(module, "kernels_take", lambda t: True)
+        monkeypatch.setattr(module, "on_host", lambda t: False)
+    monkeypatch.setattr(ops, "_slices", None)  # what reads the ends on the host
+    dims = LayerDims(dim=D, num_experts=3, out_dim=OUT)
+    experts: ExpertBank = (
+        GluExperts(Glu(count=3, hidden=H, bias=True), dims)
+        if kind == "glu"
+        else FfnExperts(Ffn(count=3, hidden=H, activation="gelu", bias=True), dims)
+    ).to(DEVICE, dtype)
+    sent_TK = (torch.rand(9, 2) > 0.3).to(DEVICE) if sent == "some" else None
+    routed, x_TD = routing(any_experts(9, 3, 2), 3, sent_TK=sent_TK), tokens(9).detach().to(dtype).requires_grad_()
+    found = results(GroupedDispatcher(Grouped(), dims), x_TD, routed, routed.gate_TK, experts)
+    gate64_TK, x64_TD = (t.detach().double().requires_grad_() for t in (routed.gate_TK, x_TD))
+    routed64 = replace(routed, gate_TK=gate64_TK)
+    expected = results(LoopDispatcher(Loop(), dims), x64_TD, routed64, gate64_TK, experts.double())
+    for i, (a, b) in enumerate(zip(found, expected, strict=True)):
+        assert (a - b).abs().max().item() <= BOUNDS.get(dtype, 1e-5) * b.abs().max().item(), f"tensor {i}"
+
+
 def test_results_are_deterministic() -> None:
     dims = LayerDims(dim=D, num_experts=3, out_dim=OUT)
     x_TD, routed, experts = tokens(5), routing(any_experts(5, 3, 3), 3), bank("glu", "silu", 3)
@@ -274,7 +310,7 @@ def test_fp32_is_exact_unless_torchs_own_products_are_not() -> None:
     try:
         for precision in ("highest", "high", "medium"):
             torch.set_float32_matmul_precision(precision)
-            said.append(launch._options(tokens(1), 16, 16, 16)["PRECISION"])
+            said.append(options(tokens(1), blocks_of(torch.float32, 16), 16, 16, 16)["PRECISION"])
     finally:
         torch.set_float32_matmul_precision("highest")
     assert said == ["ieee", "tf32", "tf32"]
@@ -312,7 +348,7 @@ def test_it_compiles_into_one_graph() -> None:
 def test_operators_are_registered_as_they_behave(save: str) -> None:
     routed, experts = routing(any_experts(5, 3, 2), 3), bank("glu", "silu", 3)
     rows = sort_pairs(routed.pairs(), 5, 3)
-    route = (rows.end_E, rows.token_N, rows.by_token_N, rows.start_T)
+    route = (rows.end_E, *rows.by_token[:3])
     gate_N, (w_in_EXD, w_out_EOH) = torch.rand(10, device=DEVICE, requires_grad=True), experts.parameters()
     arguments = (tokens(5), gate_N, w_in_EXD, w_out_EOH)
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")

@@ -153,3 +153,11 @@ def test_the_counters_of_lightning_s_loop_are_in_its_checkpoint() -> None:
     trainer.fit(Tiny(), torch.utils.data.DataLoader(torch.ones(6, 1)))
     total, current = compat.loop_counters({"loops": {"fit_loop": trainer.fit_loop.state_dict()}})
     assert total["completed"] == current["completed"] == 6
+
+
+def test_onednn_multiplies_in_fp32_with_weights_of_any_layout() -> None:
+    if not compat.has_onednn():
+        pytest.skip("this torch has no oneDNN")
+    x, w = torch.randn(33, 20), torch.randn(20, 24)
+    torch.testing.assert_close(compat.onednn_linear(x, w.t()), x @ w, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(compat.onednn_linear(x, w.t().contiguous()), x @ w, rtol=1e-5, atol=1e-5)

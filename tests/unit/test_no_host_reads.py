@@ -1,7 +1,7 @@
 """Code that runs on a GPU never waits for a value from it, and compiles into one graph.
 
-This is tested without a GPU. Tensors on ``meta`` have no values, so reading one raises; and like all tensors that are
-not on a CPU, they take the code path of GPUs.
+This is tested without a GPU, on a pretended one: all code takes its path for GPUs, and reads are counted, those of
+torch's own kernels too.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from itertools import product
 
 import pytest
 import torch
+import torch.nn.functional as F
+from pretended_gpu import pretended_gpu
 
 from moekit import build, load
 from moekit.moe_layer import MoELayer
@@ -24,8 +26,10 @@ from moekit_balancers.z_loss import ZLoss
 from moekit_dispatchers.auto import Auto
 from moekit_dispatchers.capacity import Capacity
 from moekit_dispatchers.device_capacity import DeviceCapacity
-from moekit_dispatchers.grouped import Grouped, ops
+from moekit_dispatchers.grouped import Grouped
 from moekit_dispatchers.soft import Soft
+from moekit_dispatchers.triton import Triton
+from moekit_dispatchers.triton.module import TritonDispatcher
 from moekit_experts.glu import Glu
 from moekit_routers.dense import Dense
 from moekit_routers.hash import Hash
@@ -81,37 +85,85 @@ def trained(layer: MoELayer, x_BSD: torch.Tensor, valid_BS: torch.Tensor | None)
     return y_BSD.float().square().mean() + report.loss() + 0 * report.load_E.sum()
 
 
+H100, B200, A100 = (9, 0), (10, 0), (8, 0)
+BF16, FP32 = torch.bfloat16, torch.float32
+
+
 @pytest.mark.parametrize("dispatcher", DISPATCHERS)
 @pytest.mark.parametrize("router", ROUTERS)
 def test_a_layer_reads_no_value_from_its_device(router: str, dispatcher: str) -> None:
-    require_no_reads(layer_of(ROUTERS[router], DISPATCHERS[dispatcher]).to("meta").train())
+    assert reads_of(layer_of(ROUTERS[router], DISPATCHERS[dispatcher]).bfloat16(), H100) == []
+
+
+@pytest.mark.parametrize(
+    ("dispatcher", "capability", "dtype"),
+    [(Grouped(), B200, BF16), (Grouped(), A100, BF16), (Triton(), A100, FP32), (Auto(), A100, FP32)],
+    ids=["grouped, B200", "grouped, A100", "triton, A100", "auto, A100"],
+)
+def test_a_layer_reads_no_value_from_other_gpus(
+    dispatcher: DispatcherSpec, capability: tuple[int, int], dtype: torch.dtype
+) -> None:
+    assert reads_of(layer_of(ROUTERS["deepseek"], dispatcher).to(dtype), capability) == []
 
 
 def test_a_dense_mixture_reads_no_value_from_its_device() -> None:
-    require_no_reads(layer_of(Dense(), Soft()).to("meta").train())
+    assert reads_of(layer_of(Dense(), Soft()), A100) == []
 
 
-def require_no_reads(layer: MoELayer) -> None:
-    for valid_BS in (None, torch.ones(3, 40, dtype=torch.bool, device="meta")):
-        x_BSD = torch.randn(3, 40, D, device="meta", requires_grad=True)
-        trained(layer, x_BSD, valid_BS).backward()  # type: ignore[no-untyped-call]
-        assert x_BSD.grad is not None
-    layer.step(torch.ones(E, dtype=torch.int64, device="meta"))
+@pytest.mark.parametrize("dispatcher", ["grouped", "auto"])
+def test_without_triton_a_gpu_without_a_grouped_kernel_reads_the_ends_six_times(dispatcher: str) -> None:
+    """Once for each product: two in forward, four in backward."""
+    layer = layer_of(ROUTERS["deepseek"], DISPATCHERS[dispatcher])
+    for part in layer.modules():
+        if isinstance(part, TritonDispatcher):
+            part.installed = False
+    assert reads_of(layer, A100, kernels=False, padding=False) == ["ops.py: _slices: tolist"] * 6
 
 
-def test_the_grouped_operators_read_no_value_from_their_device() -> None:
-    """On meta, calling an operator runs only its shape function; this runs its implementation."""
-    with torch.device("meta"):
-        row_N = torch.zeros(10, dtype=torch.int64)
-        route = (row_N, row_N, torch.zeros(6, dtype=torch.int64))
-        rows_ND = ops.take_rows._init_fn(torch.randn(5, D), *route)
-        y_TO = ops.sum_rows._init_fn(rows_ND, torch.randn(10), *route)
-    assert (rows_ND.shape, y_TO.shape) == ((10, D), (5, D))
+def reads_of(layer: MoELayer, capability: tuple[int, int], *, kernels: bool = True, padding: bool = True) -> list[str]:
+    """The reads of a training step, with the lines that wait for them, on a GPU that is not there."""
+    dtype = next(layer.parameters()).dtype
+    with pretended_gpu(capability, kernels=kernels) as gpu:
+        gpu.put_module(layer.train())
+        for valid_BS in (None, gpu.put(torch.rand(3, 40) > 0.2)) if padding else (None,):
+            x_BSD = gpu.put(torch.randn(3, 40, D, dtype=dtype, requires_grad=True))
+            trained(layer, x_BSD, valid_BS).backward()  # type: ignore[no-untyped-call]
+            assert x_BSD.grad is not None
+        layer.step(gpu.put(torch.ones(E, dtype=torch.int64)))
+    return gpu.reads
 
 
-def test_reading_a_value_on_meta_raises() -> None:
-    with pytest.raises(RuntimeError, match="meta"):
-        int(torch.zeros((), device="meta"))
+@pytest.mark.parametrize(
+    ("dispatcher", "capability", "most"),
+    [(Grouped(), H100, (31, 20)), (Triton(), A100, (29, 18)), (Grouped(), A100, (33, 22))],
+    ids=["grouped, H100", "triton", "grouped, A100"],
+)
+def test_a_layer_needs_few_operators(
+    dispatcher: DispatcherSpec, capability: tuple[int, int], most: tuple[int, int]
+) -> None:
+    """Forward and backward with the router. A small layer waits for launches, each of some microseconds."""
+    router = TopK(top_k=3, renormalize=True)
+    layer = MoELayer.from_spec(MoE(router=router, experts=Glu(count=E, hidden=8), dispatcher=dispatcher), dim=D)
+    with pretended_gpu(capability) as gpu:
+        gpu.put_module(layer.train().bfloat16())
+        y_BSD, _ = layer(gpu.put(torch.randn(3, 40, D, dtype=torch.bfloat16, requires_grad=True)))
+        forward = sum(gpu.operators.values())
+        y_BSD.backward(torch.ones_like(y_BSD))
+    backward = sum(gpu.operators.values()) - forward - 1  # without the ones
+    assert forward <= most[0] and backward <= most[1], (forward, backward, gpu.operators)
+
+
+def test_every_way_to_read_a_value_is_seen() -> None:
+    with pretended_gpu(A100) as gpu:
+        x_N, is_N = gpu.put(torch.arange(1.0, 5)), gpu.put(torch.tensor([True, False, True, True]))
+        ways = [
+            lambda: x_N.tolist(), lambda: x_N[0].item(), lambda: float(x_N.sum()), lambda: bool(is_N.any()),
+            lambda: x_N.cpu(), lambda: x_N.nonzero(), lambda: x_N[is_N], lambda: x_N.repeat_interleave(x_N.long()),
+            lambda: F.grouped_mm(x_N.expand(4, 4).contiguous(), gpu.put(torch.ones(1, 4, 4)), offs=x_N[3:].int()),
+        ]  # fmt: skip
+        for i, way in enumerate(ways):
+            way()  # type: ignore[no-untyped-call]
+            assert len(gpu.reads) == i + 1, f"way {i}: {gpu.reads}"
 
 
 def graph_breaks(run: object, *args: object) -> int:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pretended_gpu import pretended_gpu
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -36,6 +37,16 @@ def test_first_top_k_sorts_and_the_lowest_index_wins(keys: list[float], data: st
 def test_first_top_k_counts_nan_as_the_largest(times: int) -> None:
     keys = torch.tensor([[NAN] * 4, [1.0, NAN, 3.0, NAN], [0.0, 3.0, 2.0, 3.0]])
     assert first_top_k(keys.repeat(times, 1), 3).tolist() == [[0, 1, 2], [1, 3, 2], [1, 3, 2]] * times
+
+
+@pytest.mark.parametrize(("k", "operators"), [(1, 1), (2, 5), (3, 2), (8, 2)])
+def test_first_top_k_on_a_gpu_is_the_same_in_few_kernels(k: int, operators: int) -> None:
+    keys = torch.randint(0, 3, (FEW_KEYS, 13)).float()
+    keys[::5, 3], keys[::7, :5] = NAN, -INF
+    with pretended_gpu((9, 0)) as gpu:
+        found = first_top_k(gpu.put(keys), k).tolist()
+    assert sum(gpu.operators.values()) == operators
+    assert found == first_top_k(keys, k).tolist()
 
 
 def test_first_top_k_keeps_its_argument_and_its_shape_without_rows() -> None:

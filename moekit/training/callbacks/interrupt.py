@@ -15,8 +15,10 @@ from typing import Any
 
 import lightning as L
 import torch
+import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
 
+from moekit.distributed import host_group, is_distributed
 from moekit.training.module import LitMoE
 
 NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
@@ -66,7 +68,7 @@ class StopOnInterrupt(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         """Makes this step the last if any rank got a signal."""
-        if self.agree(trainer):
+        if self.agree():
             trainer.should_stop = True
             trainer.limit_val_batches = 0  # else Lightning validates the last step
 
@@ -78,7 +80,7 @@ class StopOnInterrupt(Callback):
         Raises:
             StopIteration: it is abandoned; Lightning's loop ends as if this were the end of the data.
         """
-        if trainer.state.fn == "fit" and not trainer.sanity_checking and self.agree(trainer):
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and self.agree():
             trainer.should_stop = True
             if isinstance(pl_module, LitMoE):
                 pl_module.discard_validation()
@@ -86,17 +88,17 @@ class StopOnInterrupt(Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Makes the step that was validated the last if any rank got a signal in its last batch."""
-        if trainer.state.fn == "fit" and not trainer.sanity_checking and self.agree(trainer):
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and self.agree():
             trainer.should_stop = True
 
-    def agree(self, trainer: L.Trainer) -> signal.Signals | None:
-        """The signal that stops the run, the same on every rank. A collective.
+    def agree(self) -> signal.Signals | None:
+        """The signal that stops the run, the same on every rank. A collective of the hosts: no device is waited for.
 
         Call it again after training: a signal may arrive while the last step is saved.
         """
-        if trainer.world_size > 1:
-            number = torch.tensor(self.signal or 0, device=trainer.strategy.root_device)
-            number = trainer.strategy.reduce(number, reduce_op="max")
+        if is_distributed():
+            number = torch.tensor(self.signal or 0)
+            dist.all_reduce(number, dist.ReduceOp.MAX, group=host_group())
             if not number:
                 return None  # a signal that arrived meanwhile counts the next time: other ranks do not know it yet
             self.signal = signal.Signals(int(number))

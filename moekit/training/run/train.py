@@ -20,7 +20,6 @@ import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback, LambdaCallback
 from lightning.pytorch.loggers import Logger
 from rich.console import Console
-from torch.distributed.fsdp import FSDPModule
 
 from moekit import __version__
 from moekit.compat import kill_started_processes
@@ -31,7 +30,7 @@ from moekit.files import write_if_changed
 from moekit.inference.evaluation import evaluate
 from moekit.parallel.launch import check_same_run, decide_on_rank_zero, is_rank_zero
 from moekit.screen import Screen
-from moekit.shards import gather, state_dict_shards
+from moekit.shards import gather, sharded_parameters, state_dict_shards
 from moekit.spec import load, to_plain
 from moekit.spec.recipe import Recipe
 from moekit.spec.tree import write
@@ -209,7 +208,7 @@ def fit(run: Prepared, console: Console) -> None:
     run.trainer.callbacks.append(LambdaCallback(on_train_start=begin))  # type: ignore[attr-defined]
     try:
         run.trainer.fit(run.module, ckpt_path=start, weights_only=True)
-        if run.interrupt.agree(run.trainer):
+        if run.interrupt.agree():
             raise KeyboardInterrupt
     except (SystemExit, KeyboardInterrupt):  # on Ctrl-C, Lightning raises SystemExit and ignores further signals
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -288,11 +287,12 @@ def gather_model(module: LitMoE) -> Model | None:
 
     A sharded model is gathered on the CPU, tensor by tensor: a collective. A replicated one is returned on every rank.
     """
-    if not isinstance(module.model, FSDPModule):
+    shards = state_dict_shards(module.model)  # first: after a validation, FSDP2 still holds what it gathered
+    if not sharded_parameters(module.model):
         return module.model
     if not module.recipe.evaluators:
         return None
-    tensors = gather(state_dict_shards(module.model))
+    tensors = gather(shards)
     if tensors is None:
         return None
     model = build_model(module.recipe)

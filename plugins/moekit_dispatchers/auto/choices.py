@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Hashable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from moekit.files import cache_folder, read_regular, replace_text
 
@@ -23,6 +23,20 @@ LARGEST = 1 << 22
 """Bytes of a file beyond which it is ignored, and begun again."""
 
 
+class Choice(NamedTuple):
+    """What was chosen.
+
+    Attributes:
+        name: of the dispatcher.
+        reason: in words.
+        whole: whether it is ``textbook`` in one function (``textbook.module.run_whole``).
+    """
+
+    name: str
+    reason: str
+    whole: bool = False
+
+
 class Choices:
     """Times by machine and size. The first measurement counts, also of several processes that measure at once.
 
@@ -30,14 +44,14 @@ class Choices:
         user: the user's file; None for none.
 
     Attributes:
-        chosen: what followed from times, and why, by all that a choice depends on: a call looks it up in microseconds.
+        chosen: what followed from times, by all that a choice depends on: a call looks it up in microseconds.
     """
 
     def __init__(self, user: Path | None) -> None:
         self.user = user
         self.run: Path | None = None
         self.known: dict[str, dict[str, Times]] = {}
-        self.chosen: dict[Hashable, tuple[str, str]] = {}
+        self.chosen: dict[Hashable, Choice] = {}
 
     def follow(self, run: Path | None) -> None:
         """From now on takes times from this file of a run first, and adds what is used to it. None for no run."""

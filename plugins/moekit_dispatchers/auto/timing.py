@@ -3,39 +3,36 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from moekit.contracts import Dispatcher, ExpertBank, StandardForm
 from moekit.contracts.layer import Groups
 from moekit.routing import TokenChoice
 from moekit_dispatchers.auto.choices import Times
+from moekit_dispatchers.textbook.whole import ACTIVATIONS
 
-ROUNDS = (3, 40)
-"""At least and at most so many rounds; every dispatcher runs once in each, so that a busy moment hits all alike. The
-best round counts, because other processes only lengthen a round. The first one does not count."""
+ROUNDS = 40
+"""At most so many rounds; every dispatcher runs once in each, every second time in reverse order, so that a busy moment
+and what the one before leaves in the cache hit all alike. The best round counts, because other processes only lengthen
+a round. The first one, in which all are tried, does not count."""
 
 SECONDS = 0.25
-"""No round begins after this time but the least."""
+"""No round begins after this time but the first that counts."""
 
-HOPELESS = 3.0
-"""After the least rounds, a dispatcher that takes this many times the shortest time is not timed further."""
+HOPELESS = (3.0, 1.5, 1.25, 1.1)
+"""After each round, and after all later ones, how many times the shortest time makes a dispatcher hopeless."""
 
-MOST_WORK = 1 << 27
+CHEAP = 0.01
+"""Seconds of a round up to which a dispatcher is timed further although it is hopeless: a busy moment is as long."""
+
+MOST_WORK = 1 << 29
 """Multiply-adds of the first product beyond which fewer experts are timed, each with as many rows."""
-
-ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
-    "silu": F.silu,
-    "gelu": F.gelu,
-    "relu": F.relu,
-    "sigmoid": torch.sigmoid,
-}
 
 
 class Size(NamedTuple):
@@ -111,31 +108,34 @@ def time_dispatchers(
     x_TD, routing = _sample(x_TD, size.rows, E, min(size.top_k, E), grad=grad)
     leaves = [x_TD, routing.gate_TK, w_in_EHD, w_out_EOH]
 
+    # The processor's time of one thread does not grow while other processes run.
+    clock = time.thread_time if x_TD.device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
+
     def seconds(dispatcher: Dispatcher) -> float:
         _wait_for(x_TD)
-        start = time.perf_counter()
+        start = clock()
         # Hooks of a caller that recomputes activations must not see what is saved here.
         with torch.set_grad_enabled(grad), torch.autograd.graph.saved_tensors_hooks(_same, _same):
             y_TO = dispatcher(x_TD, routing, bank).y_TO
         if grad:
             torch.autograd.grad(y_TO, leaves, y_TO.detach())
         _wait_for(x_TD)
-        return time.perf_counter() - start
+        return clock() - start
 
-    able = {}
+    best: dict[str, float] = {}
     for name, dispatcher in dispatchers.items():
         with suppress(Exception):  # of a kernel that this device lacks, or its memory: the others are timed
-            seconds(dispatcher)
-            able[name] = dispatcher
-    best = dict.fromkeys(able, float("inf"))
-    start, (least, most) = time.perf_counter(), ROUNDS
-    for n in range(most):
-        if n >= least:
-            able = {name: able[name] for name in able if best[name] <= HOPELESS * min(best.values())}
-            if len(able) < 2 or time.perf_counter() - start > SECONDS:
-                break
-        for name, dispatcher in able.items():
-            best[name] = min(best[name], seconds(dispatcher))
+            best[name] = seconds(dispatcher)
+    spent = sum(best.values())
+    for n in range(ROUNDS):
+        enough = max(CHEAP, HOPELESS[min(n, len(HOPELESS) - 1)] * min(best.values(), default=0))
+        left = [name for name, taken in best.items() if taken <= enough]
+        if n and (len(left) < 2 or spent > SECONDS):
+            break
+        for name in left if n % 2 else reversed(left):
+            taken = seconds(dispatchers[name])
+            best[name] = min(best[name], taken) if n else taken
+            spent += taken
     return {name: round(1000 * taken, 4) for name, taken in best.items()}
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from moekit.parallel.traffic import choices_of, reached, row_dtype, sent
 from moekit.routing import Pairs, Routing, TokenChoice, pairs_of
-from moekit_dispatchers.grouped.ops import sum_rows, take_rows
+from moekit_dispatchers.grouped.rows import ByToken, sum_rows, take_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,31 +27,26 @@ class ExchangePlan:
         send_counts: rows to each rank.
         receive_counts: rows from each rank.
         num_pairs: token-expert pairs in the rows received.
-        token_N: int64, the token of each row; rows are ordered by rank, then by token.
         number_NC: int32, the expert numbers of each row.
         gate_NC: their gates; 0 in an unused place.
-        by_token_N: int64, the rows listed token by token.
-        start_T: int64 ``[T + 1]``, where each token's rows start in that list; last, N.
+        by_token: the token of each row, and the rows of each token; rows are ordered by rank, then by token.
     """
 
     send_counts: list[int]
     receive_counts: list[int]
     num_pairs: int
-    token_N: Tensor
     number_NC: Tensor
     gate_NC: Tensor
-    by_token_N: Tensor
-    start_T: Tensor
+    by_token: ByToken
 
     def rows(self, x_TD: Tensor) -> Tensor:
         """``x_ND``: the rows to send, in ``row_dtype``. Gradients are summed in x's own dtype, in a fixed order."""
-        by_token = (self.token_N, self.by_token_N, self.start_T)
-        x_ND: Tensor = _Rows.apply(x_TD, row_dtype(x_TD), *by_token)  # type: ignore[no-untyped-call]
+        x_ND: Tensor = take_rows(x_TD, *self.by_token, row_dtype(x_TD))
         return x_ND
 
     def sum(self, y_NO: Tensor) -> Tensor:
         """``y_TO``: each token's returned rows, summed in the order of ranks; 0 for a token that was not sent."""
-        y_TO: Tensor = sum_rows(y_NO, None, self.token_N, self.by_token_N, self.start_T)
+        y_TO: Tensor = sum_rows(y_NO, None, *self.by_token, y_NO.dtype)
         return y_TO
 
 
@@ -81,15 +76,14 @@ def plan_exchange(routing: Routing, group: dist.ProcessGroup) -> ExchangePlan:
     # Choices that are sent come first, others fill the row: its experts must be distinct, as token choice requires.
     expert_NC = unused_NX.byte().argsort(dim=1, stable=True)[:, :C]
     sorted_N, by_token_N = token_N.sort(stable=True)
+    start_T = torch.searchsorted(sorted_N, torch.arange(T + 1, device=sorted_N.device))
     return ExchangePlan(
         send_counts=send_counts,
         receive_counts=receive_counts,
         num_pairs=sum(pairs),
-        token_N=token_N,
         number_NC=(expert_NC + X * unused_NX.gather(1, expert_NC)).int(),
         gate_NC=_gates(routing).reshape(T * G, X).index_select(0, cell_N).gather(1, expert_NC),
-        by_token_N=by_token_N,
-        start_T=torch.searchsorted(sorted_N, torch.arange(T + 1, device=sorted_N.device)),
+        by_token=ByToken(token_N, by_token_N, start_T, all_sent=True),
     )
 
 
@@ -120,7 +114,7 @@ class Received(TokenChoice):
             token_N=pair_N // self.expert_TK.shape[1],
             expert_N=self.expert_TK.flatten().index_select(0, pair_N),
             gate_N=self.gate_TK.flatten().index_select(0, pair_N),
-        )
+        ).complete()
 
 
 def received(number_TK: Tensor, gate_TK: Tensor, num_experts: int, num_pairs: int) -> Received:
@@ -168,21 +162,6 @@ def exchange(group: dist.ProcessGroup, send_counts: list[int], receive_counts: l
             works.pop().wait()
 
     return Pending(out, wait)
-
-
-class _Rows(torch.autograd.Function):
-    """Casts T tokens, then gathers N rows: cheaper than casting rows. Sums gradients in the tokens' own dtype."""
-
-    @staticmethod
-    def forward(ctx: Any, x_TD: Tensor, dtype: torch.dtype, *by_token: Tensor) -> Tensor:
-        ctx.dtype = x_TD.dtype
-        ctx.save_for_backward(*by_token)
-        x_ND: Tensor = take_rows(x_TD.to(dtype), *by_token)
-        return x_ND
-
-    @staticmethod
-    def backward(ctx: Any, g_ND: Tensor) -> tuple[Tensor | None, ...]:
-        return sum_rows(g_ND.to(ctx.dtype), None, *ctx.saved_tensors), None, None, None, None
 
 
 class _Exchange(torch.autograd.Function):

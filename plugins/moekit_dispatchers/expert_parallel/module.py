@@ -40,8 +40,8 @@ class ExpertParallelDispatcher(Dispatcher):
 
     Collective: all ranks of a group call it together, in forward, in recomputation and in backward, even without
     tokens. The numbers of rows and pairs to send and receive are read on the host, because uneven exchanges need them
-    there, so the exchange is not part of a compiled graph. Sums have a fixed order and the wider of the gates' and the
-    outputs' dtype; rows are returned in the outputs' dtype.
+    there, so the exchange is not part of a compiled graph. Sums have a fixed order, and are in fp32 at least; rows are
+    returned in the outputs' dtype.
 
     Under autocast fp32 rows are sent in its dtype (``row_dtype``), because an expert's first product casts them to it
     anyway; gates keep their dtype, and a token's gradients are summed in its own. A bank that starts with another
@@ -121,8 +121,7 @@ class ExpertParallelDispatcher(Dispatcher):
         pending = exchange(group, plan.receive_counts, plan.send_counts, out.y_TO)
         pending.wait()
         (y_NO,) = pending.tensors
-        dtype = torch.promote_types(gate_NK.dtype, y_NO.dtype)
-        return plan.sum(y_NO.to(dtype)).to(y_NO.dtype)
+        return plan.sum(y_NO)
 
     def limit(self, routing: Routing, num_sequences: int) -> tuple[Routing, Tensor]:
         """The limit of the local dispatcher."""

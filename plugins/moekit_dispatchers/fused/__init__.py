@@ -20,3 +20,8 @@ class Fused(DispatcherSpec):
         "what is saved for backward besides tokens and routing. all: outputs of the first product and of the "
         "activation; minimum: of the first product; nothing: neither",
     )
+    products: Literal["torch", "onednn"] = option(
+        "torch",
+        "the library that multiplies in fp32: torch's own choice (MKL, as a rule), or oneDNN, which is faster on some "
+        "processors; 'auto' finds out",
+    )

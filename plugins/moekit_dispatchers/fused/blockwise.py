@@ -14,6 +14,7 @@ from torch import Tensor
 
 from moekit.errors import MoekitError
 from moekit_dispatchers.fused.activations import activate, activate_backward
+from moekit_dispatchers.fused.products import Block, outer_products, products, room
 from moekit_dispatchers.fused.thread_pool import Share, run_shares
 from moekit_dispatchers.fused.workspace import buffers
 
@@ -22,22 +23,6 @@ BLOCK = 1024
 
 NARROW = 1 << 20
 """Elements of tokens and first products that a block may hold, if that allows more rows (narrow experts)."""
-
-
-class Block(NamedTuple):
-    """Rows that are computed together: all or some rows of one expert, or all rows of several experts.
-
-    Attributes:
-        experts: the experts, in order.
-        sizes: rows of each.
-        rows: rows in all.
-        first: whether no earlier block has rows of the same expert.
-    """
-
-    experts: list[int]
-    sizes: list[int]
-    rows: int
-    first: bool
 
 
 class Plan(NamedTuple):
@@ -49,6 +34,7 @@ class Plan(NamedTuple):
         most: the most rows that a block may have.
         activation: its name.
         save: ``all``, ``minimum`` or ``nothing``.
+        onednn: whether oneDNN computes the products.
     """
 
     sizes: list[int]
@@ -56,6 +42,7 @@ class Plan(NamedTuple):
     most: int
     activation: str
     save: str
+    onednn: bool = False
 
     def blocks(self, share: Share) -> list[Block]:
         """The blocks of a share, in the order of its rows; experts without rows are in none."""
@@ -69,6 +56,11 @@ class Plan(NamedTuple):
                 parts = (min(self.most, size - at) for at in range(0, size, self.most))
                 blocks += [Block([e], [rows], rows, at == 0) for at, rows in enumerate(parts)]
         return blocks
+
+    def buffer_rows(self, blocks: list[Block]) -> int:
+        """Rows of buffers that these blocks fit in."""
+        most = max((block.rows for block in blocks), default=0)
+        return room(most) if self.onednn else most
 
 
 def most_rows(x_TD: Tensor, w_in_EHD: Tensor) -> int:
@@ -91,21 +83,21 @@ class BlockwiseExperts(torch.autograd.Function):
         width, gate_N1 = w_in_EHD.shape[1], gate_N[:, None]
         h_NH = None if plan.save == "nothing" else x_TD.new_empty(N, width)
         act_NH = x_TD.new_empty(N, H) if plan.save == "all" else None
-        w_in_eDH, w_out_eHO = w_in_EHD.mT.unbind(), w_out_EOH.mT.unbind()
+        w_in_eHD, w_out_eOH, onednn = w_in_EHD.unbind(), w_out_EOH.unbind(), plan.onednn
 
         def compute(share: Share) -> Tensor:
             blocks = plan.blocks(share)
-            most, y_TO = max((block.rows for block in blocks), default=0), x_TD.new_zeros(T, out_dim)
+            most, y_TO = plan.buffer_rows(blocks), x_TD.new_zeros(T, out_dim)
             x_rD, act_rX, scaled_rX, y_rO, h_rX = buffers(most, (D, H, H, out_dim, width), x_TD.dtype)
             tokens, gates = (split_blocks(t, share.row, blocks) for t in (token_N, gate_N1))
             kept = (split_or_none(t, share.row, blocks) for t in (h_NH, act_NH))
             for block, token_r, gate_r1, h_r, act_r in zip(blocks, tokens, gates, *kept, strict=True):
                 n = block.rows
-                x_r = torch.index_select(x_TD, 0, token_r, out=x_rD[:n])
-                h_r = products(x_r, w_in_eDH, block, h_rX[:n] if h_r is None else h_r)
+                torch.index_select(x_TD, 0, token_r, out=x_rD[:n])
+                h_r = products(x_rD, w_in_eHD, block, h_rX[:n] if h_r is None else h_r, onednn=onednn)
                 act_r = activate(h_r, act_rX[:n] if act_r is None else act_r, plan.activation)
-                scaled_r = torch.mul(act_r, gate_r1, out=scaled_rX[:n])
-                y_TO.index_add_(0, token_r, products(scaled_r, w_out_eHO, block, y_rO[:n]))
+                torch.mul(act_r, gate_r1, out=scaled_rX[:n])
+                y_TO.index_add_(0, token_r, products(scaled_rX, w_out_eOH, block, y_rO[:n], onednn=onednn))
             return y_TO
 
         y_TO = _sum(run_shares(compute, plan.shares))
@@ -134,12 +126,12 @@ class BlockwiseExperts(torch.autograd.Function):
         dw_in_EHD = torch.empty_like(w_in_EHD) if needs_in else None
         dw_out_EOH = torch.empty_like(w_out_EOH) if needs_out else None
 
-        w_in_eHD, w_out_eOH = w_in_EHD.unbind(), w_out_EOH.unbind()
-        w_in_eDH = w_in_EHD.mT.unbind()
+        w_in_eHD, w_in_eDH, w_out_eHO = w_in_EHD.unbind(), w_in_EHD.mT.unbind(), w_out_EOH.mT.unbind()
+        onednn = plan.onednn
 
         def compute(share: Share) -> Tensor | None:
             blocks = plan.blocks(share)
-            most, dx_TD = max((block.rows for block in blocks), default=0), torch.zeros_like(x_TD) if needs_x else None
+            most, dx_TD = plan.buffer_rows(blocks), torch.zeros_like(x_TD) if needs_x else None
             x_rD, g_rO, dx_rD, h_rX, dh_rX, act_rX, gate_act_rX, dact_rX, product_rX = buffers(
                 most, (D, out_dim, D, width, width, H, H, H, H), x_TD.dtype
             )
@@ -152,45 +144,28 @@ class BlockwiseExperts(torch.autograd.Function):
                 n = block.rows
                 x_r = torch.index_select(x_TD, 0, token_r, out=x_rD[:n])
                 g_r = torch.index_select(g_TO, 0, token_r, out=g_rO[:n])
-                h_r = products(x_r, w_in_eDH, block, h_rX[:n]) if h_r is None else h_r
+                h_r = products(x_rD, w_in_eHD, block, h_rX[:n], onednn=onednn) if h_r is None else h_r
                 spare_r, gate_act_known = act_rX[:n], act_r is None
                 if act_r is None:
                     act_r = activate(h_r, spare_r, plan.activation, gate_act_rX[:n])
-                dact_r = products(g_r, w_out_eOH, block, dact_rX[:n])
+                dact_r = products(g_rO, w_out_eHO, block, dact_rX[:n], onednn=onednn)
                 torch.sum(torch.mul(dact_r, act_r, out=product_rX[:n]), 1, out=dgate_r)
                 if dw_out_EOH is not None:
-                    outer_products(g_r, torch.mul(act_r, gate_r1, out=spare_r), block, dw_out_EOH)
+                    scaled_r = torch.mul(act_r, gate_r1, out=spare_r)
+                    outer_products(g_r, scaled_r, block, dw_out_EOH, onednn=onednn)
                 if needs_x or needs_in:
                     dact_r.mul_(gate_r1)
                     dh_r = activate_backward(dact_r, h_r, gate_act_rX[:n], dh_rX[:n], plan.activation, gate_act_known)
                     if dw_in_EHD is not None:
-                        outer_products(dh_r, x_r, block, dw_in_EHD)
+                        outer_products(dh_r, x_r, block, dw_in_EHD, onednn=onednn)
                     if dx_TD is not None:
-                        dx_TD.index_add_(0, token_r, products(dh_r, w_in_eHD, block, dx_rD[:n]))
+                        dx_r = products(dh_rX, w_in_eDH, block, dx_rD[:n], onednn=onednn)
+                        dx_TD.index_add_(0, token_r, dx_r)
             return dx_TD
 
         parts = run_shares(compute, plan.shares)
         dx_TD = _sum([part for part in parts if part is not None]) if needs_x else None
         return dx_TD, dgate_N if needs_gate else None, dw_in_EHD, dw_out_EOH, None, None
-
-
-def products(a_rX: Tensor, w_e: Sequence[Tensor], block: Block, out_rY: Tensor) -> Tensor:
-    """``out_rY``: each row times its own expert's weight."""
-    parts = zip(block.experts, torch.split(a_rX, block.sizes), torch.split(out_rY, block.sizes), strict=True)
-    for e, a_nX, out_nY in parts:
-        torch.mm(a_nX, w_e[e], out=out_nY)
-    return out_rY
-
-
-def outer_products(a_rX: Tensor, b_rH: Tensor, block: Block, out_EXH: Tensor) -> None:
-    """For each expert of the block, the sum over its rows of ``a_rX`` outer ``b_rH``, written (or added) to ``out``."""
-    for e, a_nX, b_nH in zip(
-        block.experts, torch.split(a_rX, block.sizes), torch.split(b_rH, block.sizes), strict=True
-    ):
-        if block.first:
-            torch.mm(a_nX.t(), b_nH, out=out_EXH[e])
-        else:
-            out_EXH[e].addmm_(a_nX.t(), b_nH)
 
 
 def split_blocks(t_N: Tensor, start: int, blocks: list[Block]) -> Sequence[Tensor]:

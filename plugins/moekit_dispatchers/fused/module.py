@@ -7,7 +7,9 @@ from typing import final
 import torch
 from torch import Tensor
 
+from moekit.compat import has_onednn
 from moekit.contracts import Dispatched, Dispatcher, ExpertBank, LayerDims, StandardForm
+from moekit.errors import MoekitError
 from moekit.routing import Pairs, Routing, pairs_of
 from moekit_dispatchers.fused import Fused, thread_pool
 from moekit_dispatchers.fused.blockwise import BlockwiseExperts, Plan, most_rows
@@ -31,10 +33,16 @@ class FusedDispatcher(Dispatcher):
 
     Raises:
         ValueError: a soft routing.
+        MoekitError: ``products: onednn``, which this torch does not have.
     """
 
     def __init__(self, spec: Fused, dims: LayerDims) -> None:
         super().__init__()
+        if spec.products == "onednn" and not has_onednn():
+            raise MoekitError(
+                f"dispatcher 'fused': products=onednn, but torch {torch.__version__} has no oneDNN here\n"
+                "  expected products=torch"
+            )
         self.spec = spec
         self.otherwise = GroupedDispatcher(Grouped(), dims)
 
@@ -44,19 +52,20 @@ class FusedDispatcher(Dispatcher):
         form = experts.standard_form()
         if form is None or why_not(x_TD, form):
             return self.otherwise(x_TD, routing, experts, num_sequences=num_sequences)  # type: ignore[no-any-return]
-        y_TO = blockwise(x_TD, pairs, form, routing.num_experts, self.spec.save)
+        y_TO = blockwise(x_TD, pairs, form, routing.num_experts, self.spec)
         return Dispatched(y_TO=y_TO, dropped=pairs.token_N.new_zeros(()))
 
 
-def blockwise(x_TD: Tensor, pairs: Pairs, form: StandardForm, num_experts: int, save: str) -> Tensor:
-    """``y_TO``: sorts the pairs and computes them block by block. ``save``: see ``Fused.save``."""
+def blockwise(x_TD: Tensor, pairs: Pairs, form: StandardForm, num_experts: int, spec: Fused) -> Tensor:
+    """``y_TO``: sorts the pairs and computes them block by block."""
     expert_N, order_N = narrow_keys(pairs.expert_N, num_experts).sort(stable=True)
     sizes = torch.bincount(expert_N, minlength=num_experts + 1)[:num_experts].tolist()
     order_N = order_N[: sum(sizes)]  # pairs that go nowhere come last
     work = len(order_N) * form.w_in_EHD[0].numel()
     parts = shares(sizes, torch.get_num_threads() if work >= thread_pool.PARALLEL_FROM else 1)
     most = most_rows(x_TD, form.w_in_EHD)
-    plan = Plan(sizes=sizes, shares=parts, most=most, activation=form.activation, save=save)
+    onednn = spec.products == "onednn" and x_TD.dtype == torch.float32
+    plan = Plan(sizes, parts, most, form.activation, spec.save, onednn)
     gate_N = pairs.gate_N.index_select(0, order_N).to(x_TD.dtype)
     token_N = pairs.token_N.index_select(0, order_N)
     y_TO: Tensor = BlockwiseExperts.apply(x_TD.contiguous(), gate_N, form.w_in_EHD, form.w_out_EOH, token_N, plan)  # type: ignore[no-untyped-call]

@@ -12,9 +12,11 @@ from torch import Tensor
 
 from moekit.contracts import Dispatched, Dispatcher, ExpertBank, LayerDims
 from moekit.contracts.layer import Groups
+from moekit.parallel.traffic import row_dtype
 from moekit.routing import Pairs, Routing, pairs_of
 from moekit_dispatchers.grouped import Grouped
-from moekit_dispatchers.grouped.ops import grouped_linear, in_autocast_dtype, narrow_keys, sum_rows, take_rows
+from moekit_dispatchers.grouped.ops import expert_rows, grouped_linear, in_autocast_dtype, narrow_keys
+from moekit_dispatchers.grouped.rows import ByToken, sum_rows, take_rows
 
 MOST_FEW = 32
 """The path for few pairs takes at most this many, and at most one pair for every two experts: with more, the grouped
@@ -27,27 +29,27 @@ class GroupedGroups(Groups):
     """Rows sorted by expert, with the ends of the groups on the device: every product is one grouped product.
 
     Args:
-        expert_N: int64, ascending: the expert of each row; E for a row without an expert.
+        expert_N: integers, ascending: the expert of each row; E for a row without an expert.
         end_E: int32, where each expert's rows end.
+        all_sent: whether every row has an expert, as a static fact.
     """
 
-    def __init__(self, expert_N: Tensor, end_E: Tensor) -> None:
+    def __init__(self, expert_N: Tensor, end_E: Tensor, all_sent: bool = False) -> None:
         self.expert_N = expert_N
         self.end_E = end_E
+        self.all_sent = all_sent
         self.num_experts = end_E.shape[0]
         self.num_rows = expert_N.shape[0]
 
     def linear(self, x_ND: Tensor, w_EHD: Tensor, b_EH: Tensor | None = None) -> Tensor:
         """``y_NH``, in autocast's dtype where autocast is on (autocast does not cover ``F.grouped_mm``)."""
         x_ND, w_EHD, b_EH = in_autocast_dtype(x_ND, w_EHD, b_EH)
-        y_NH: Tensor = grouped_linear(x_ND, w_EHD, self.end_E)
+        y_NH: Tensor = grouped_linear(x_ND, w_EHD, self.end_E, self.all_sent)
         return y_NH if b_EH is None else y_NH + self.per_row(b_EH)
 
     def per_row(self, p_EX: Tensor) -> Tensor:
         """``p_NX``: each row's slice of its expert; 0 without an expert. The gradient of a slice is rounded once."""
-        row_N = torch.arange(self.num_rows, device=self.expert_N.device)
-        own_N = self.expert_N.clamp(max=self.num_experts - 1)  # take_rows zeroes the rows past the last group
-        p_NX: Tensor = take_rows(p_EX.reshape(self.num_experts, -1), own_N, row_N, F.pad(self.end_E.long(), (1, 0)))
+        p_NX: Tensor = expert_rows(p_EX.reshape(self.num_experts, -1), self.expert_N, self.end_E, self.all_sent)
         return p_NX.view(self.num_rows, *p_EX.shape[1:])
 
     def split(self, x_ND: Tensor) -> list[Tensor]:
@@ -92,19 +94,15 @@ class SortedPairs(NamedTuple):
 
     Attributes:
         pair_N: int64, the pair of each row; pairs that go nowhere come last.
-        expert_N: int64, the expert of each row, ascending; E in the rows past the last group.
+        expert_N: the expert of each row, ascending; E in the rows past the last group. The narrowest integers.
         end_E: int32, where each expert's rows end.
-        token_N: int64, the token of each row.
-        by_token_N: int64, the rows listed token by token, those past the last group at the end.
-        start_T: int64 ``[T + 1]``, where each token's rows start in ``by_token_N``; last, how many rows have an expert.
+        by_token: the tokens of the rows, and the rows of the tokens.
     """
 
     pair_N: Tensor
     expert_N: Tensor
     end_E: Tensor
-    token_N: Tensor
-    by_token_N: Tensor
-    start_T: Tensor
+    by_token: ByToken
 
 
 def sort_pairs(pairs: Pairs, num_tokens: int, num_experts: int) -> SortedPairs:
@@ -113,16 +111,14 @@ def sort_pairs(pairs: Pairs, num_tokens: int, num_experts: int) -> SortedPairs:
     device = expert_N.device
     experts_E = torch.arange(num_experts, dtype=expert_N.dtype, device=device)
     token_N = pairs.token_N.index_select(0, pair_N)
-    key_N = narrow_keys(token_N.where(expert_N < num_experts, num_tokens), num_tokens)
-    key_N, by_token_N = key_N.sort(stable=True)
+    key_N = token_N if pairs.all_sent else token_N.where(expert_N < num_experts, num_tokens)
+    key_N, by_token_N = narrow_keys(key_N, num_tokens).sort(stable=True)
     tokens_T = torch.arange(num_tokens + 1, dtype=key_N.dtype, device=device)
     return SortedPairs(
         pair_N=pair_N,
-        expert_N=expert_N.long(),
+        expert_N=expert_N,
         end_E=torch.searchsorted(expert_N, experts_E, right=True, out_int32=True),
-        token_N=token_N,
-        by_token_N=by_token_N,
-        start_T=torch.searchsorted(key_N, tokens_T),
+        by_token=ByToken(token_N, by_token_N, torch.searchsorted(key_N, tokens_T), pairs.all_sent),
     )
 
 
@@ -134,11 +130,14 @@ class GroupedDispatcher(Dispatcher):
     token in place of a scatter are ours.
 
     Shapes are static, so a layer compiles into one graph, and nothing is read from the device. Exceptions: banks that
-    ``split`` their rows; float64, which ``F.grouped_mm`` does not support; and what ``F.grouped_mm`` itself does on a
-    device without a grouped kernel.
+    ``split`` their rows; float64; and, where Triton is missing, products for which a GPU has no grouped kernel
+    (``gpus.grouped_is_fast``).
 
-    Gates multiply in the wider of their own and the experts' output dtype; y has the experts' output dtype. Pairs that
-    go nowhere are in no product, so the content of padding tokens, NaN included, reaches nothing.
+    Under autocast fp32 tokens are rounded before they are gathered (``row_dtype``), because an expert's first product
+    rounds them anyway; their gradients are summed in fp32. A bank that starts with another operation than a product
+    therefore sees rounded rows. Gates multiply in the wider of their own and the experts' output dtype; y has the
+    experts' output dtype. Pairs that go nowhere are in no product, so the content of padding tokens, NaN included,
+    reaches nothing.
 
     A few pairs on a CPU without gradients (decoding) take a path of their own, which uses the chosen experts alone:
     the grouped product visits all E experts, and both sorts cost more than a handful of experts.
@@ -156,13 +155,10 @@ class GroupedDispatcher(Dispatcher):
         if are_few(pairs.expert_N.shape[0], routing.num_experts, x_TD.device):
             return dispatch_few(x_TD, pairs, experts)
         rows = sort_pairs(pairs, x_TD.shape[0], routing.num_experts)
-        by_token = (rows.token_N, rows.by_token_N, rows.start_T)
-        out_NO = experts(take_rows(x_TD, *by_token), GroupedGroups(rows.expert_N, rows.end_E))
-
-        gate_N = pairs.gate_N.index_select(0, rows.pair_N)
-        dtype = torch.promote_types(gate_N.dtype, out_NO.dtype)
-        y_TO = sum_rows(out_NO.to(dtype), gate_N.to(dtype), *by_token)
-        return Dispatched(y_TO=y_TO.to(out_NO.dtype), dropped=rows.pair_N.new_zeros(()))
+        x_ND = take_rows(x_TD, *rows.by_token, row_dtype(x_TD))
+        out_NO = experts(x_ND, GroupedGroups(rows.expert_N, rows.end_E, pairs.all_sent))
+        y_TO = sum_rows(out_NO, pairs.gate_N.index_select(0, rows.pair_N), *rows.by_token, out_NO.dtype)
+        return Dispatched(y_TO=y_TO, dropped=rows.pair_N.new_zeros(()))
 
 
 def are_few(N: int, num_experts: int, device: torch.device) -> bool:

@@ -1,9 +1,10 @@
-"""Operators of the grouped dispatcher, each with its derivatives: rows gathered from tokens, rows summed into tokens,
-and the grouped product.
+"""The grouped product and what follows from it, as operators with derivatives of any order.
 
 They are ``torch.library`` operators, so that ``torch.compile`` treats each as one call with static shapes. Rows past
-the last group come out 0 and receive no gradient, whatever they hold. Every backward uses the same operators, so
-derivatives of any order are right.
+the last group come out 0 and receive no gradient, whatever they hold. Every backward uses the same operators.
+
+A product is ``F.grouped_mm`` on a CPU and where a GPU has one kernel for it (``gpus.grouped_is_fast``), moekit's Triton
+kernel on other GPUs, and else one product for each expert, which reads the ends of the groups on the host.
 """
 
 from __future__ import annotations
@@ -14,106 +15,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# ---- rows from tokens, and back -----------------------------------------------------------------------------------
-
-
-@torch.library.custom_op("moekit::take_rows", mutates_args=())
-def take_rows(x_TD: Tensor, token_N: Tensor, by_token_N: Tensor, start_T: Tensor) -> Tensor:
-    """``x_ND``: row n is token ``token_N[n]``; rows past ``start_T[-1]`` are 0.
-
-    Args:
-        x_TD: tokens.
-        token_N: int64, the token of each row.
-        by_token_N: int64, the rows listed token by token, those without a token last.
-        start_T: int64 ``[T + 1]``, where each token's rows start in ``by_token_N``; last, how many there are.
-    """
-    x_ND = x_TD.index_select(0, token_N)
-    return _clear_tail(x_ND, start_T[-1])
-
-
-@take_rows.register_fake
-def _(x_TD: Tensor, token_N: Tensor, by_token_N: Tensor, start_T: Tensor) -> Tensor:
-    return x_TD.new_empty(token_N.shape[0], x_TD.shape[1])
-
-
-@torch.library.custom_op("moekit::sum_rows", mutates_args=())
-def sum_rows(y_NO: Tensor, gate_N: Tensor | None, token_N: Tensor, by_token_N: Tensor, start_T: Tensor) -> Tensor:
-    """``y_TO``: each token's rows, times their gates, summed; 0 for a token without rows.
-
-    The other arguments are those of ``take_rows``.
-
-    Args:
-        y_NO: rows, of the gates' dtype.
-        gate_N: the weight of each row; None for 1.
-    """
-    T = start_T.shape[0] - 1
-    if _on_host(y_NO):
-        by_token_N, bag_T = by_token_N[: int(start_T[-1])], start_T
-    else:
-        # embedding_bag's last bag runs to the end of the rows, so rows without a token get extra bags: T of them,
-        # because one long bag would be summed by one thread.
-        rest = by_token_N.shape[0] - start_T[-1]
-        bag_T = torch.cat([start_T, start_T[-1] + rest * torch.arange(1, T + 1, device=y_NO.device) // max(T, 1)])
-    gate_N = None if gate_N is None else gate_N.index_select(0, by_token_N)
-    return F.embedding_bag(
-        by_token_N, y_NO.contiguous(), bag_T, mode="sum", per_sample_weights=gate_N, include_last_offset=True
-    )[:T]
-
-
-@sum_rows.register_fake
-def _(y_NO: Tensor, gate_N: Tensor | None, token_N: Tensor, by_token_N: Tensor, start_T: Tensor) -> Tensor:
-    return y_NO.new_empty(start_T.shape[0] - 1, y_NO.shape[1])
-
-
-def _save_take(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[1:])
-
-
-def _take_backward(ctx: Any, g_ND: Tensor) -> tuple[Tensor, None, None, None]:
-    return sum_rows(g_ND, None, *ctx.saved_tensors), None, None, None
-
-
-def _save_sum(ctx: Any, inputs: tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor], output: Tensor) -> None:
-    y_NO, gate_N, *route = inputs
-    ctx.save_for_backward(None if gate_N is None else y_NO, gate_N, *route)
-
-
-def _sum_backward(ctx: Any, g_TO: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
-    y_NO, gate_N, *route = ctx.saved_tensors
-    g_NO = take_rows(g_TO, *route)
-    if gate_N is None:
-        return g_NO, None, None, None, None
-    d_gate_N = None
-    if ctx.needs_input_grad[1]:
-        past_N = torch.arange(y_NO.shape[0], device=y_NO.device) >= route[-1][-1]
-        d_gate_N = torch.linalg.vecdot(g_NO, y_NO).masked_fill(past_N, 0)  # past the last group y is undefined
-    if not ctx.needs_input_grad[0]:
-        return None, d_gate_N, None, None, None
-    # In place unless a second derivative needs g_NO: allocating another array of rows costs more than the product.
-    scale = torch.mul if torch.is_grad_enabled() else torch.Tensor.mul_
-    return scale(g_NO, gate_N[:, None]), d_gate_N, None, None, None
-
-
-take_rows.register_autograd(_take_backward, setup_context=_save_take)
-sum_rows.register_autograd(_sum_backward, setup_context=_save_sum)
-
-
-# ---- the grouped product --------------------------------------------------------------------------------------------
+from moekit_dispatchers.grouped.gpus import DTYPES, capability_of, grouped_is_fast, kernels_take
+from moekit_dispatchers.grouped.rows import clear_tail, on_host, sum_rows
 
 
 @torch.library.custom_op("moekit::grouped_linear", mutates_args=())
-def grouped_linear(x_ND: Tensor, w_EHD: Tensor, end_E: Tensor) -> Tensor:
+def grouped_linear(x_ND: Tensor, w_EHD: Tensor, end_E: Tensor, all_sent: bool) -> Tensor:
     """``y_NH``: each row through its own expert's weight; rows past the last group are 0.
 
     Args:
         x_ND: rows, sorted by expert.
         w_EHD: weights, laid out like ``nn.Linear``; any view of them.
         end_E: int32, where each expert's rows end.
+        all_sent: whether the last group ends with the last row, as a static fact: then none is cleared.
     """
     N, H = x_ND.shape[0], w_EHD.shape[1]
-    if N and _supports(x_ND, end_E.shape[0]):
+    if N and _has_grouped_mm(x_ND, end_E.shape[0]):
         y_NH = F.grouped_mm(_aligned(x_ND), _aligned(w_EHD).mT, offs=end_E)[:, :H].contiguous()
-        return _clear_tail(y_NH, end_E[-1])
+        return y_NH if all_sent else clear_tail(y_NH, end_E[-1])
+    if N and kernels_take(x_ND):
+        from moekit_dispatchers.triton import launch
+
+        y_NH = launch.linear(x_ND, w_EHD, end_E)
+        return y_NH if all_sent else clear_tail(y_NH, end_E[-1])
     y_NH = x_ND.new_zeros(N, H)
     for e, rows in _slices(end_E) if N else ():
         torch.mm(x_ND[rows], w_EHD[e].t(), out=y_NH[rows])
@@ -121,21 +45,25 @@ def grouped_linear(x_ND: Tensor, w_EHD: Tensor, end_E: Tensor) -> Tensor:
 
 
 @grouped_linear.register_fake
-def _(x_ND: Tensor, w_EHD: Tensor, end_E: Tensor) -> Tensor:
+def _(x_ND: Tensor, w_EHD: Tensor, end_E: Tensor, all_sent: bool) -> Tensor:
     return x_ND.new_empty(x_ND.shape[0], w_EHD.shape[1])
 
 
 @torch.library.custom_op("moekit::grouped_outer", mutates_args=())
-def grouped_outer(g_NH: Tensor, x_ND: Tensor, end_E: Tensor) -> Tensor:
+def grouped_outer(g_NH: Tensor, x_ND: Tensor, end_E: Tensor, all_sent: bool) -> Tensor:
     """``w_EHD``: each expert's sum over its rows of ``g_NH`` outer ``x_ND``: the weight gradient of the above."""
     E, N, H, D = end_E.shape[0], *g_NH.shape, x_ND.shape[1]
-    if N and _supports(x_ND, E):
+    if N and _has_grouped_mm(x_ND, E):
         w_EHD = F.grouped_mm(_aligned(g_NH).t(), _aligned(x_ND), offs=end_E)[:, :H, :D].contiguous()
-        if _on_host(x_ND):
+        if (capability_of(x_ND.device) or (0, 0)) < (10, 0):
             return w_EHD
         # On sm100 the products of experts without rows are undefined (pytorch issue 172439).
         idle_E = end_E == F.pad(end_E[:-1], (1, 0))
         return w_EHD.masked_fill_(idle_E[:, None, None], 0)
+    if N and kernels_take(x_ND):
+        from moekit_dispatchers.triton import launch
+
+        return launch.outer(g_NH, x_ND, end_E)
     w_EHD = x_ND.new_zeros(E, H, D)
     for e, rows in _slices(end_E) if N else ():
         torch.mm(g_NH[rows].t(), x_ND[rows], out=w_EHD[e])
@@ -143,30 +71,71 @@ def grouped_outer(g_NH: Tensor, x_ND: Tensor, end_E: Tensor) -> Tensor:
 
 
 @grouped_outer.register_fake
-def _(g_NH: Tensor, x_ND: Tensor, end_E: Tensor) -> Tensor:
+def _(g_NH: Tensor, x_ND: Tensor, end_E: Tensor, all_sent: bool) -> Tensor:
     return x_ND.new_empty(end_E.shape[0], g_NH.shape[1], x_ND.shape[1])
 
 
-def _save_all(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
+@torch.library.custom_op("moekit::expert_rows", mutates_args=())
+def expert_rows(p_EX: Tensor, expert_N: Tensor, end_E: Tensor, all_sent: bool) -> Tensor:
+    """``p_NX``: for each row its expert's slice; 0 past the last group. The gradient of a slice is rounded once.
+
+    Args:
+        p_EX: a parameter that is stacked over experts.
+        expert_N: integers, ascending: the expert of each row; E past the last group.
+        end_E: int32, where each expert's rows end.
+        all_sent: as in ``grouped_linear``.
+    """
+    if all_sent:
+        return p_EX.index_select(0, expert_N.int())
+    return clear_tail(p_EX.index_select(0, expert_N.clamp(max=p_EX.shape[0] - 1).int()), end_E[-1])
 
 
-def _linear_backward(ctx: Any, g_NH: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+@expert_rows.register_fake
+def _(p_EX: Tensor, expert_N: Tensor, end_E: Tensor, all_sent: bool) -> Tensor:
+    return p_EX.new_empty(expert_N.shape[0], p_EX.shape[1])
+
+
+def _save_all(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.all_sent = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _linear_backward(ctx: Any, g_NH: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
     x_ND, w_EHD, end_E = ctx.saved_tensors
-    dx_ND = grouped_linear(g_NH, w_EHD.mT, end_E) if ctx.needs_input_grad[0] else None
-    dw_EHD = grouped_outer(g_NH, x_ND, end_E) if ctx.needs_input_grad[1] else None
-    return dx_ND, dw_EHD, None
+    dx_ND = grouped_linear(g_NH, w_EHD.mT, end_E, ctx.all_sent) if ctx.needs_input_grad[0] else None
+    dw_EHD = grouped_outer(g_NH, x_ND, end_E, ctx.all_sent) if ctx.needs_input_grad[1] else None
+    return dx_ND, dw_EHD, None, None
 
 
-def _outer_backward(ctx: Any, g_EHD: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+def _outer_backward(ctx: Any, g_EHD: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
     g_NH, x_ND, end_E = ctx.saved_tensors
-    d_left_NH = grouped_linear(x_ND, g_EHD, end_E) if ctx.needs_input_grad[0] else None
-    d_right_ND = grouped_linear(g_NH, g_EHD.mT, end_E) if ctx.needs_input_grad[1] else None
-    return d_left_NH, d_right_ND, None
+    d_left_NH = grouped_linear(x_ND, g_EHD, end_E, ctx.all_sent) if ctx.needs_input_grad[0] else None
+    d_right_ND = grouped_linear(g_NH, g_EHD.mT, end_E, ctx.all_sent) if ctx.needs_input_grad[1] else None
+    return d_left_NH, d_right_ND, None, None
+
+
+def _save_experts(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, *tensors, ctx.all_sent = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _expert_rows_backward(ctx: Any, g_NX: Tensor) -> tuple[Tensor, None, None, None]:
+    """Each expert's sum: a bag of rows on a CPU, where that takes a tenth of the time; else a product with ones.
+
+    On a GPU a bag is summed by one thread for each column, however long it is.
+    """
+    expert_N, end_E = ctx.saved_tensors
+    N, E = g_NX.shape[0], end_E.shape[0]
+    if on_host(g_NX):
+        bags = (expert_N.clamp(max=E - 1).long(), torch.arange(N), F.pad(end_E.long(), (1, 0)))
+        return sum_rows(g_NX, None, *bags, ctx.all_sent, g_NX.dtype), None, None, None
+    one_NX = g_NX.new_ones(N, 16 // g_NX.element_size())  # of the least width that needs no padding
+    return grouped_outer(g_NX, one_NX, end_E, ctx.all_sent)[:, :, 0], None, None, None
 
 
 grouped_linear.register_autograd(_linear_backward, setup_context=_save_all)
 grouped_outer.register_autograd(_outer_backward, setup_context=_save_all)
+expert_rows.register_autograd(_expert_rows_backward, setup_context=_save_experts)
 
 
 # ---- helpers --------------------------------------------------------------------------------------------------------
@@ -186,15 +155,11 @@ def narrow_keys(key: Tensor, largest: int) -> Tensor:
     return key.to(torch.int16 if largest < 2**15 else torch.int32)
 
 
-GROUPED_MM_LIMIT = 1024
-"""``F.grouped_mm`` in bf16 raises for this number of experts and more where it has a grouped kernel (sm90, sm100)."""
-
-
-def _supports(t: Tensor, num_experts: int) -> bool:
-    """Whether ``F.grouped_mm`` supports such a tensor and number of experts; otherwise a loop over experts runs."""
-    if t.device.type == "cuda" and t.dtype == torch.bfloat16 and num_experts >= GROUPED_MM_LIMIT:
+def _has_grouped_mm(t: Tensor, num_experts: int) -> bool:
+    """Whether ``F.grouped_mm`` takes such a tensor and number of experts, and needs no number on the host for it."""
+    if t.dtype not in DTYPES:
         return False
-    return t.dtype in (torch.float32, torch.bfloat16, torch.float16) and t.device.type in ("cpu", "cuda")
+    return t.device.type == "cpu" or grouped_is_fast(t.dtype, capability_of(t.device), num_experts)
 
 
 def _aligned(t: Tensor) -> Tensor:
@@ -219,16 +184,3 @@ def _slices(end_E: Tensor) -> list[tuple[int, slice]]:
     """Each expert that has rows, with its rows. Reads the ends on the host, which synchronises with a GPU."""
     ends = end_E.tolist()
     return [(e, slice(s, t)) for e, (s, t) in enumerate(zip([0, *ends], ends, strict=False)) if t > s]
-
-
-def _on_host(t: Tensor) -> bool:
-    """Whether values of this tensor can be read without synchronising with a device."""
-    return t.device.type == "cpu"
-
-
-def _clear_tail(y_ND: Tensor, num_rows: Tensor) -> Tensor:
-    """Zeroes the rows from ``num_rows`` (0-d) on, in place."""
-    if _on_host(y_ND):
-        y_ND[int(num_rows) :] = 0
-        return y_ND
-    return y_ND.masked_fill_((torch.arange(y_ND.shape[0], device=y_ND.device) >= num_rows)[:, None], 0)

@@ -8,11 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moekit.contracts import Dispatched, Dispatcher, ExpertBank, LayerDims
+from moekit.compat import is_observed
+from moekit.contracts import Dispatched, Dispatcher, ExpertBank, LayerDims, StandardForm
 from moekit.contracts.layer import Groups
-from moekit.routing import Routing, pairs_of
+from moekit.routing import Routing, TokenChoice, gates_of, pairs_of
 from moekit_dispatchers.grouped.ops import in_autocast_dtype
 from moekit_dispatchers.textbook import Textbook
+from moekit_dispatchers.textbook.whole import whole
 
 
 @final
@@ -44,19 +46,44 @@ class TextbookGroups(Groups):
 
 def can_group(x_ND: Tensor, w_EHD: Tensor) -> bool:
     """Whether ``F.grouped_mm`` takes these rows and weights, forward and backward, as they are."""
-    unit = 16 // x_ND.element_size()
-    dtypes = (torch.float32, torch.bfloat16, torch.float16)
-    aligned = not any(width % unit for width in w_EHD.shape[1:])
-    return x_ND.shape[0] > 0 and x_ND.dtype in dtypes and x_ND.device.type == "cpu" and aligned
+    (_, H, D), dtype = w_EHD.shape, x_ND.dtype
+    unit = 4 if dtype == torch.float32 else 8 if dtype in (torch.bfloat16, torch.float16) else 0
+    return unit > 0 and not H % unit and not D % unit and x_ND.shape[0] > 0 and x_ND.is_cpu
+
+
+def is_whole(x_TD: Tensor, gates: Tensor, form: StandardForm) -> bool:
+    """Whether ``run_whole`` takes these tokens, gates and weights: fp32, eager, and no operators are being recorded."""
+    w_in_EXD, w_out_EOH = form.w_in_EHD, form.w_out_EOH
+    return (
+        x_TD.dtype == gates.dtype == w_in_EXD.dtype == w_out_EOH.dtype == torch.float32
+        and can_group(x_TD, w_in_EXD)
+        and can_group(x_TD, w_out_EOH)
+        and gates.numel() > 0
+        and w_in_EXD.is_contiguous()
+        and w_out_EOH.is_contiguous()
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+        and not is_observed()
+    )
+
+
+def run_whole(x_TD: Tensor, routing: Routing, form: StandardForm) -> Dispatched | None:
+    """The layer as one function; None if the routing is not a token choice, or sends only some pairs."""
+    if not isinstance(routing, TokenChoice) or routing.counts_TK() is not None:
+        return None
+    expert_TK = routing.expert_TK
+    y_TO = whole(x_TD, routing.gate_TK, form.w_in_EHD, form.w_out_EOH, expert_TK, form.activation)
+    return Dispatched(y_TO=y_TO, dropped=expert_TK.new_zeros(()))
 
 
 @final
 class TextbookDispatcher(Dispatcher):
     """``y_t = sum of gate · expert(x_t)`` over the pairs of token t: sort, index, multiply, un-sort, weighted sum.
 
-    Autograd does the rest, and saves every row that is made on the way. With little work this is the fastest on a CPU,
-    because nothing is computed twice; with much, ``fused`` and ``grouped`` need less memory and time. Reads the loads
-    on the host. Odd widths, float64 and devices other than CPUs take one product for each expert.
+    Saves every row that is made on the way. With little work this is the fastest on a CPU, because nothing is computed
+    twice; with much, ``fused`` needs less memory and time. Experts of standard form in fp32, with a token choice all of
+    whose pairs are sent, are one autograd function (``whole.py``), differentiable once. All else is left to autograd
+    and reads the loads on the host. Odd widths, float64 and devices other than CPUs take one product for each expert.
 
     Raises:
         ValueError: a soft routing.
@@ -67,6 +94,11 @@ class TextbookDispatcher(Dispatcher):
 
     def forward(self, x_TD: Tensor, routing: Routing, experts: ExpertBank, *, num_sequences: int = 1) -> Dispatched:
         """Sorts pairs by expert, runs the experts, adds each output to its token."""
+        form = experts.standard_form()
+        if form is not None and is_whole(x_TD, gates_of(routing), form):
+            done = run_whole(x_TD, routing, form)
+            if done is not None:
+                return done
         pairs = pairs_of(routing)
         E = routing.num_experts
         order_N = pairs.expert_N.argsort(stable=True)

@@ -13,17 +13,17 @@ from moekit.contracts import Dispatched, Dispatcher, ExpertBank, LayerDims, Stan
 from moekit.extras import MissingPackage, install
 from moekit.routing import Routing, pairs_of
 from moekit_dispatchers.grouped import Grouped
+from moekit_dispatchers.grouped.gpus import DTYPES, LEAST, capability_of, product_dtype
 from moekit_dispatchers.grouped.module import GroupedDispatcher, sort_pairs
 from moekit_dispatchers.triton import Triton
 from moekit_dispatchers.triton.ops import triton_experts
 
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 ACTIVATIONS = ("silu", "gelu", "relu", "sigmoid")
 
 
 @final
 class TritonDispatcher(Dispatcher):
-    """``y_t = sum of gate · expert(x_t)`` over the pairs of token t, in five kernels.
+    """``y_t = sum of gate · expert(x_t)`` over the pairs of token t, in kernels of its own.
 
     Takes banks of standard form (``ExpertBank.standard_form``: glu and ffn without extras) on a CUDA device (or, for
     tests, on a CPU under ``TRITON_INTERPRET=1``), and uses their weights directly, in autocast's dtype if autocast is
@@ -60,11 +60,11 @@ class TritonDispatcher(Dispatcher):
                 "the dispatcher 'triton' needs triton, which moekit does not install by itself\n"
                 f"  {install('triton')}, or use the dispatcher 'grouped' or 'auto'"
             )
-        dtype = _dtype(x_TD)
+        dtype = product_dtype(x_TD)
         rows = sort_pairs(pairs, x_TD.shape[0], routing.num_experts)
         gate_N = pairs.gate_N.index_select(0, rows.pair_N).float()
         weights = (form.w_in_EHD.to(dtype), form.w_out_EOH.to(dtype))
-        route = (rows.end_E, rows.token_N, rows.by_token_N, rows.start_T)
+        route = (rows.end_E, *rows.by_token[:3])
         save = self.spec.save if torch.is_grad_enabled() else "nothing"
         y_TO, *_ = triton_experts(x_TD.to(dtype), gate_N, *weights, *route, form.activation, save)
         return Dispatched(y_TO=y_TO, dropped=rows.pair_N.new_zeros(()))
@@ -75,13 +75,10 @@ class TritonDispatcher(Dispatcher):
             return f"it is for CUDA devices; the tokens are on {x_TD.device.type}"
         if form.activation not in ACTIVATIONS:
             return f"it has no activation '{form.activation}'"
+        capability = capability_of(x_TD.device)
+        if capability is not None and capability < LEAST:
+            return "it needs a GPU of compute capability {}.{} or later; this one has {}.{}".format(*LEAST, *capability)
         found = {x_TD.dtype, form.w_in_EHD.dtype, form.w_out_EOH.dtype}
         if not found <= set(DTYPES) or (len(found) > 1 and not torch.is_autocast_enabled(x_TD.device.type)):
             return f"it takes fp32, fp16 or bf16 throughout; tokens are {x_TD.dtype}, weights {form.w_in_EHD.dtype}"
         return ""
-
-
-def _dtype(x_TD: Tensor) -> torch.dtype:
-    """The dtype of the products: autocast's if it is on, as in ``F.linear``."""
-    kind = x_TD.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x_TD.dtype

@@ -2,22 +2,35 @@
 
 ``expert_parallel`` distributes the routed experts of a layer over an expert group: each rank builds only its own. Those
 are sharded again over the replicas, the ranks that hold the same experts. Every other parameter is sharded over all
-ranks. FSDP2 all-gathers parameters before use and reduce-scatters gradients.
+ranks, or replicated. FSDP2 all-gathers parameters before use and reduce-scatters gradients.
 """
 
 from __future__ import annotations
 
+from itertools import pairwise
+from typing import cast
+
+import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import Shard
 
 from moekit.contracts import Model
+from moekit.moe_layer import MoELayer
 from moekit.parallel.mesh import REPLICA, expert_mesh, shard_dim, world_mesh
 from moekit.shards import expert_parallel_layers
 
 
-def shard(model: Model, ep: int, device_type: str, policy: MixedPrecisionPolicy | None = None) -> None:
+def shard(
+    model: Model,
+    ep: int,
+    device_type: str,
+    policy: MixedPrecisionPolicy | None = None,
+    *,
+    replicate_dense: bool = False,
+    bank_dtype: torch.dtype | None = None,
+) -> None:
     """Shards a model's parameters in place, on every rank.
 
     FSDP units, each all-gathered at once:
@@ -27,6 +40,13 @@ def shard(model: Model, ep: int, device_type: str, policy: MixedPrecisionPolicy 
     * the router and the shared experts of such a layer, over all ranks;
     * each module of ``model.stack()``, and what remains of the model, over all ranks.
 
+    With ``replicate_dense``, experts alone are sharded, each layer's in a unit of its own; all else is left whole, and
+    the caller sums its gradients over all ranks.
+
+    The last block stays gathered until its backward. With ``ep`` above 1, the units of a block are all-gathered while
+    the one before computes, and in backward likewise: FSDP2 alone would do so only as far as the host is ahead of the
+    device, and there the host waits in every layer, to learn how many tokens to send.
+
     From then on ``backward`` sums gradients over the ranks that share a parameter; it does not average them.
 
     Args:
@@ -34,33 +54,71 @@ def shard(model: Model, ep: int, device_type: str, policy: MixedPrecisionPolicy 
         ep: size of an expert group.
         device_type: ``cpu`` or ``cuda``.
         policy: dtypes of all-gathers and of gradient reduction; default: the parameters' own.
+        replicate_dense: whether parameters outside of routed experts stay whole on every rank.
+        bank_dtype: autocast's dtype. Experts of standard form that are a unit are all-gathered in it: their weights
+            have no other use than products, for which autocast rounds them. Their gradients are reduced in fp32.
     """
     policy = policy or MixedPrecisionPolicy()
     world = world_mesh(device_type)
-    without_replicas: set[nn.Parameter] = set()
-    for layer in expert_parallel_layers(model):
-        replicas = expert_mesh(ep, device_type)[REPLICA]
-        if replicas.size() == 1:
-            without_replicas.update(layer.experts.parameters())
-            continue
-        for part in (layer.router, layer.shared):
-            if part is not None and any(True for _ in part.parameters()):
-                _fully_shard(part, world, policy)
-        _fully_shard(layer, replicas, policy)
-    for unit in (*model.stack(), model):
-        _fully_shard(unit, world, policy, without_replicas)
+    layers = list(expert_parallel_layers(model))
+    replicas = expert_mesh(ep, device_type)[REPLICA] if layers else world
+    if replicate_dense and not layers:
+        layers = [module for module in model.modules() if isinstance(module, MoELayer)]
+    experts = {p for layer in layers for p in layer.experts.parameters()}
+    whole = set(experts) if replicas.size() == 1 else set()
+    if replicate_dense:
+        whole = whole.union(p for p in model.parameters() if p not in experts)
+    units: list[tuple[nn.Module, DeviceMesh]] = []
+    for layer in layers if replicas.size() > 1 else ():
+        units += [(part, world) for part in (layer.router, layer.shared) if part is not None]
+        units.append((layer, replicas))
+    units += [(block, world) for block in model.stack()]
+    held, sharded = set(whole), list[tuple[nn.Module, DeviceMesh, MixedPrecisionPolicy]]()
+    rounded = MixedPrecisionPolicy(bank_dtype, torch.float32, cast_forward_inputs=False)
+    for unit, mesh in (*units, (model, world)):
+        new = set(unit.parameters()) - held
+        held |= new
+        bank = isinstance(unit, MoELayer) and new <= experts and unit.experts.standard_form() is not None
+        if new or (unit is model and sharded):  # without parameters too, it is the root of all units
+            sharded.append((unit, mesh, rounded if bank and bank_dtype is not None else policy))
+    blocks = [_within(block, [unit for unit, *_ in sharded]) for block in model.stack()]
+    blocks = [block for block in blocks if block]
+    for unit, mesh, own in sharded:
+        _fully_shard(unit, mesh, own, whole, keep=bool(blocks) and unit in blocks[-1])
+    if ep > 1 and blocks:
+        order = cast(list[list[FSDPModule]], [[model], *blocks])
+        for block, following in pairwise(order):
+            block[0].set_modules_to_forward_prefetch(following)
+        for block, preceding in pairwise(reversed(order[1:])):
+            block[0].set_modules_to_backward_prefetch(preceding)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
 
 
+def _within(block: nn.Module, units: list[nn.Module]) -> list[nn.Module]:
+    """The units in a block, the block itself first, if it is one."""
+    inside = set(block.modules())
+    return sorted((unit for unit in units if unit in inside), key=lambda unit: unit is not block)
+
+
 def _fully_shard(
-    module: nn.Module, mesh: DeviceMesh, policy: MixedPrecisionPolicy, ignored: set[nn.Parameter] | None = None
+    module: nn.Module, mesh: DeviceMesh, policy: MixedPrecisionPolicy, ignored: set[nn.Parameter], *, keep: bool
 ) -> None:
-    """Shards the parameters of a module that belong to no unit yet, along ``shard_dim``."""
+    """Shards the parameters of a module that belong to no unit yet, along ``shard_dim``.
+
+    With ``keep`` they stay gathered after the forward pass, as those of the root do.
+    """
 
     def placement(parameter: nn.Parameter) -> Shard:
         return Shard(shard_dim(parameter.shape, mesh.size()))
 
-    fully_shard(module, mesh=mesh, mp_policy=policy, ignored_params=ignored, shard_placement_fn=placement)
+    fully_shard(
+        module,
+        mesh=mesh,
+        reshard_after_forward=False if keep else None,
+        mp_policy=policy,
+        ignored_params=ignored,
+        shard_placement_fn=placement,
+    )

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import timedelta
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy
-from torch import nn
-from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.optim import Optimizer
 
 from moekit.compat import init_process_group, set_timeouts
@@ -20,15 +20,16 @@ from moekit.contracts import Model
 from moekit.errors import CheckpointError, PluginError, Problem, SpecError
 from moekit.moe_layer import MoELayer, check_stacked
 from moekit.parallel.mesh import world_mesh
+from moekit.parallel.sums import sum_gradients
 from moekit.params import build_on_meta
 from moekit.registry import current
-from moekit.shards import fill_shards, state_dict_shards
+from moekit.shards import fill_shards, sharded_parameters, state_dict_shards
 from moekit.spec.fields import ConflictError
 from moekit.spec.kinds import DispatcherSpec, ExpertParallelSpec, MoE
 from moekit.spec.recipe import Recipe
 from moekit.spec.replacing import find_all, replace_all
 from moekit.training.build import build_seeded
-from moekit_lightning.sharded import SCALE_FREE, Sharded, no_loss_scale
+from moekit_lightning.sharded import SCALE_FREE, Sharded
 from moekit_lightning.sharded.deferred_init import DeferredInit, defer_init
 from moekit_lightning.sharded.fsdp import shard
 
@@ -52,13 +53,15 @@ class ShardedStrategy(ModelParallelStrategy):
     The process group uses gloo on CPUs and NCCL on CUDA.
 
     The Trainer sets the precision. Under ``*-mixed`` weights are all-gathered in fp32 and autocast works as in one
-    process, so routers stay in fp32. Under ``bf16-true`` and ``16-true`` weights are all-gathered in half precision,
-    and gradients are reduced in fp32.
+    process, so routers stay in fp32. Under ``bf16-mixed`` experts that are a unit of their own are gathered as autocast
+    rounds them, with the same result (``fsdp.shard``). Under ``bf16-true`` and ``16-true`` weights are all-gathered in
+    half precision, and gradients are reduced in fp32.
     """
 
     def __init__(self, layout: Sharded) -> None:
         super().__init__(timeout=max(START_TIMEOUT, timedelta(seconds=layout.timeout)))
         self.layout = layout
+        self._accumulating = False
 
     def build(self, recipe: Recipe, prepare: Callable[[Model], None]) -> Model:
         """Builds the model with this rank's experts, calls ``prepare`` with it, and shards it."""
@@ -110,16 +113,41 @@ class ShardedStrategy(ModelParallelStrategy):
             deferred_init: initialises the parameters on the meta device.
 
         Raises:
-            SpecError: 16-mixed with an ``ep`` above 1.
+            SpecError: 16-mixed with an ``ep`` above 1, or with a replicated dense part.
         """
-        if self.layout.ep > 1 and getattr(self.precision_plugin, "scaler", None) is not None:
-            raise SpecError([Problem(what=no_loss_scale(self.layout.ep), at="trainer.precision", expected=SCALE_FREE)])
+        if getattr(self.precision_plugin, "scaler", None) is not None and (what := self.layout.no_loss_scale()):
+            raise SpecError([Problem(what=what, at="trainer.precision", expected=SCALE_FREE)])
         self.precision_plugin.convert_module(model)
         half = any(p.dtype in HALF for p in model.parameters())
         policy = MixedPrecisionPolicy(reduce_dtype=torch.float32 if half else None)
-        shard(model, self.layout.ep, self.root_device.type, policy)
+        replicate = self.layout.dense == "replicate"
+        narrow = torch.bfloat16 if str(self.precision_plugin.precision) == "bf16-mixed" else None
+        shard(model, self.layout.ep, self.root_device.type, policy, replicate_dense=replicate, bank_dtype=narrow)
         if deferred_init is not None:
             deferred_init.materialize(model, self.root_device.type)
+
+    # Gradients: FSDP2 sums those of sharded parameters in backward; those of replicated ones are summed here.
+
+    @contextlib.contextmanager
+    def block_backward_sync(self) -> Iterator[None]:
+        """Lightning calls ``backward`` in this context for all micro-batches of a step but the last."""
+        self._accumulating = True
+        waiting = [m for m in self._module.modules() if isinstance(m, FSDPModule) and self.layout.reduce == "step"]
+        for unit in waiting:
+            unit.set_requires_gradient_sync(False, recurse=False)
+        try:
+            yield
+        finally:
+            self._accumulating = False
+            for unit in waiting:
+                unit.set_requires_gradient_sync(True, recurse=False)
+
+    def post_backward(self, closure_loss: Tensor) -> None:
+        """Sums gradients of replicated parameters over ranks, once in a step: before they are unscaled, for one."""
+        if self.layout.dense == "replicate" and not self._accumulating:
+            sharded = sharded_parameters(self._module)
+            replicated = (p for p in self._module.parameters() if p not in sharded)
+            sum_gradients(replicated, self.device_mesh.get_group())
 
     # Checkpoints: every rank saves and loads its own shards.
 

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from moekit.parallel.sums import PartialSum, all_reduce_sums
 from moekit.shards import local
 from moekit_optimizers.adafactor import Adafactor
 from moekit_optimizers.decay import groups
-from moekit_optimizers.layout import ParameterLayout, PartialSum, all_reduce_sums, parameter_layouts
+from moekit_optimizers.layout import ParameterLayout, parameter_layouts
 
 State = dict[str, Any]
 

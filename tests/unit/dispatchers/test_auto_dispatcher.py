@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from moekit.contracts import ExpertBank, LayerDims
 from moekit.routing import Routing, Soft, TokenChoice
-from moekit_dispatchers.auto import Auto, module
+from moekit_dispatchers.auto import Auto, module, timing
 from moekit_dispatchers.auto.choices import Choices
 from moekit_dispatchers.auto.module import AutoDispatcher
 from moekit_dispatchers.auto.timing import time_dispatchers
+from moekit_dispatchers.grouped import gpus
 from moekit_dispatchers.loop import Loop
 from moekit_dispatchers.loop.module import LoopDispatcher
+from moekit_dispatchers.triton import module as triton
 from moekit_experts.glu import Glu
 from moekit_experts.glu.module import GluExperts
 
@@ -93,16 +96,17 @@ def choices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Choices:
 @pytest.mark.parametrize(
     ("times", "chosen"),
     [
-        ({"fused": 2.0, "grouped": 1.5, "textbook": 1.0}, "textbook"),
-        ({"fused": 1.02, "grouped": 1.0, "textbook": 1.0}, "fused"),
-        ({"fused": 1.04, "grouped": 1.02, "textbook": 1.0}, "grouped"),
-        ({"triton": 0.1, "grouped": 1.0}, "grouped"),  # of a file that was written where triton could run
+        ({"fused": 2.0, "onednn": 1.5, "textbook": 1.0}, "textbook"),
+        ({"fused": 1.02, "onednn": 1.0, "textbook": 1.0}, "fused"),
+        ({"fused": 1.04, "onednn": 1.02, "textbook": 1.0}, "onednn"),
+        ({"triton": 0.1, "textbook": 1.0}, "textbook"),  # of a file that was written where triton could run
     ],
 )
 def test_the_fastest_is_taken_and_of_equally_fast_ones_that_which_saves_least(
     times: dict[str, float], chosen: str, choices: Choices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "time_dispatchers", lambda *args, **kwargs: times)
+    monkeypatch.setattr(module, "has_onednn", lambda: True)
     words = AutoDispatcher(Auto(), DIMS).explain(torch.randn(T, D), routing(), glu())
     assert words.startswith(f"{chosen}: measured: ")
 
@@ -163,7 +167,7 @@ def test_nothing_is_timed_where_it_would_confuse_or_differ(choices: Choices, mon
     finally:
         torch.use_deterministic_algorithms(False)
     monkeypatch.setenv("MOEKIT_AUTO", "fixed")
-    assert "MOEKIT_AUTO=fixed" in auto.explain(x_TD, routing(), bank)
+    assert "MOEKIT_AUTO=fixed" in AutoDispatcher(Auto(), DIMS).explain(x_TD, routing(), bank)
     assert choices.known == {} and not choices.user.exists()  # type: ignore[union-attr]
 
 
@@ -194,11 +198,94 @@ def test_the_choice_changes_no_result(
 
 def test_the_option_save_is_passed_on() -> None:
     auto = AutoDispatcher(Auto(save="nothing"), DIMS)
-    assert auto.fused.spec.save == auto.triton.spec.save == "nothing"
+    assert auto.fused.spec.save == auto.onednn.spec.save == auto.triton.spec.save == "nothing"
 
 
-def test_on_a_gpu_the_fixed_rule_takes_grouped() -> None:
+def test_what_takes_long_and_is_slow_is_tried_once_and_what_is_quick_in_every_round() -> None:
+    """A busy moment makes a quick dispatcher look slow, and trying it again costs nothing."""
+    calls = dict.fromkeys(("quick", "less quick", "slow"), 0)
+    routed, experts = routing(), glu()
+    form = experts.standard_form()
+    assert form is not None
+
+    class Waiting(LoopDispatcher):
+        def __init__(self, name: str, seconds: float) -> None:
+            super().__init__(Loop(), DIMS)
+            self.name, self.seconds = name, seconds
+
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            calls[self.name] += 1
+            end = time.perf_counter() + self.seconds
+            while time.perf_counter() < end:
+                pass
+            return super().forward(*args, **kwargs)
+
+    dispatchers = {
+        "quick": Waiting("quick", 0),
+        "less quick": Waiting("less quick", 1e-3),
+        "slow": Waiting("slow", 0.3),
+    }
+    size = timing.size_of(T, routed.expert_TK.numel(), E)
+    times = time_dispatchers(dispatchers, torch.randn(T, D), form, size, grad=False)
+    assert calls["slow"] == 1 and set(times) == set(calls)
+    timed = time_dispatchers(
+        {"quick": dispatchers["quick"], "less quick": dispatchers["less quick"]},
+        torch.randn(T, D),
+        form,
+        size,
+        grad=False,
+    )
+    assert calls["less quick"] >= 5 and timed["quick"] < timed["less quick"]
+
+
+def test_the_dispatchers_that_fit_are_those_that_are_timed(choices: Choices, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not ``grouped`` where ``fused`` can, which it never beats, nor ``textbook`` where its rows fit in no cache."""
+    seen = []
+    monkeypatch.setattr(
+        module, "time_dispatchers", lambda able, *args, **kwargs: seen.append(list(able)) or {"fused": 1.0}
+    )
+    monkeypatch.setattr(module, "has_onednn", lambda: True)
+    bank, x_TD = glu(), torch.randn(T, D)
+    AutoDispatcher(Auto(), DIMS).explain(x_TD, routing(), bank)
+    monkeypatch.setattr(module, "TEXTBOOK_NEVER_FROM", 0)
+    for has in (True, False):
+        choices.follow(None)
+        monkeypatch.setattr(module, "has_onednn", lambda has=has: has)
+        words = AutoDispatcher(Auto(save="all"), DIMS).explain(x_TD, routing(), bank)
+    assert seen == [["fused", "onednn", "textbook"], ["fused", "onednn"]]
+    assert words == f"fused: nothing else is worth timing for {T * K} pairs"
+
+
+def test_few_choices_stay_in_memory_while_numbers_of_tokens_change(
+    choices: Choices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MOST_KNOWN", 3)
+    monkeypatch.setattr(module, "time_dispatchers", lambda *args, **kwargs: {"fused": 1.0})
+    auto = AutoDispatcher(Auto(), DIMS)
+    for tokens in range(2, 9):
+        assert auto.explain(torch.randn(tokens, D), best_of_random(tokens, E, K), glu()).startswith("fused")
+    assert len(choices.chosen) <= 3
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "bank", "words"),
+    [
+        ((9, 0), torch.bfloat16, glu(), "grouped: torch has one kernel"),
+        ((8, 0), torch.bfloat16, glu(), "triton: torch has no grouped product in torch.bfloat16 for 4 experts"),
+        ((9, 0), torch.float16, glu(), "triton: torch has no grouped product in torch.float16"),
+        ((7, 5), torch.float16, glu(), "grouped: 'fused' cannot: "),
+        ((8, 0), torch.bfloat16, glu(bias=True), "grouped: GluExperts has no standard form"),
+    ],
+    ids=["H100", "A100", "fp16", "T4", "biases"],
+)
+def test_on_a_gpu_without_a_grouped_kernel_the_fixed_rule_takes_triton(
+    capability: tuple[int, int], dtype: torch.dtype, bank: GluExperts, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """No GPU is needed: the choice is made from static facts."""
+    monkeypatch.setattr(gpus, "capability_of", lambda device: capability)
+    monkeypatch.setattr(triton, "capability_of", lambda device: capability)
+    auto = AutoDispatcher(Auto(choose="fixed"), DIMS)
+    auto.triton.installed = True
     with FakeTensorMode():
-        x_TD = torch.empty(T, D, device="cuda")
-    assert AutoDispatcher(Auto(), DIMS).explain(x_TD, routing(), glu()).startswith("grouped: ")
+        x_TD = torch.empty(T, D, device="cuda", dtype=dtype)
+    assert auto.explain(x_TD, routing(), bank.to(dtype)).startswith(words)

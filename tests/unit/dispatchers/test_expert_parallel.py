@@ -27,6 +27,7 @@ from moekit_dispatchers.device_capacity import DeviceCapacity
 from moekit_dispatchers.expert_parallel import ExpertParallel, module
 from moekit_dispatchers.expert_parallel.exchange import ExchangePlan, received
 from moekit_dispatchers.grouped import Grouped
+from moekit_dispatchers.grouped.rows import ByToken
 from moekit_dispatchers.loop import Loop
 from moekit_dispatchers.soft import Soft
 from moekit_experts.glu import Glu
@@ -133,8 +134,8 @@ def test_a_tokens_gradients_are_summed_in_its_own_dtype() -> None:
     """Under autocast rows have half precision, in which this sum would be 1."""
     first_N, rows_N, none_N1 = torch.zeros(2, dtype=torch.int64), torch.arange(2), torch.zeros(2, 1)
     plan = ExchangePlan(
-        send_counts=[1, 1], receive_counts=[], num_pairs=0, token_N=first_N, number_NC=none_N1, gate_NC=none_N1,
-        by_token_N=rows_N, start_T=torch.tensor([0, 2]),
+        send_counts=[1, 1], receive_counts=[], num_pairs=0, number_NC=none_N1, gate_NC=none_N1,
+        by_token=ByToken(first_N, rows_N, torch.tensor([0, 2]), all_sent=True),
     )  # fmt: skip
     x_TD = torch.ones(1, 3, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):

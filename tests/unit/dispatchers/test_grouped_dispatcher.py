@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from moekit.contracts import ExpertBank, LayerDims
 from moekit.routing import Pairs, TokenChoice
 from moekit_dispatchers.grouped import Grouped, ops
+from moekit_dispatchers.grouped import rows as movers
 from moekit_dispatchers.grouped.module import GroupedDispatcher, GroupedGroups, sort_pairs
 from moekit_dispatchers.loop import Loop
 from moekit_dispatchers.loop.module import LoopDispatcher
@@ -45,12 +48,12 @@ def test_sorted_pairs_list_every_pair_by_expert_and_by_token(data: st.DataObject
     # Sorted by expert, in the order given; pairs that go nowhere (expert E) last.
     assert rows.pair_N.tolist() == sorted(range(len(experts)), key=lambda n: (experts[n], n))
     assert rows.expert_N.tolist() == sorted(experts)
-    assert rows.token_N.tolist() == [tokens[n] for n in rows.pair_N.tolist()]
+    assert rows.by_token.token_N.tolist() == [tokens[n] for n in rows.pair_N.tolist()]
     assert rows.end_E.dtype == torch.int32
     assert rows.end_E.tolist() == [sum(x <= e for x in experts) for e in range(num_experts)]
 
     # Each token's bag holds exactly its rows.
-    starts, by_token = rows.start_T.tolist(), rows.by_token_N.tolist()
+    starts, by_token = rows.by_token.start_T.tolist(), rows.by_token.by_token_N.tolist()
     assert sorted(by_token) == list(range(len(experts))) and len(starts) == num_tokens + 1
     for t in range(num_tokens):
         bag = {rows.pair_N.tolist()[row] for row in by_token[starts[t] : starts[t + 1]]}
@@ -61,7 +64,7 @@ def test_sorted_pairs_list_every_pair_by_expert_and_by_token(data: st.DataObject
 def test_sorting_works_for_more_tokens_than_16_bits_hold(num: int) -> None:
     token_N = torch.arange(num).flip(0)
     rows = sort_pairs(Pairs(token_N, torch.zeros(num, dtype=torch.int64), torch.ones(num)), num, 1)
-    assert torch.equal(rows.by_token_N, token_N) and torch.equal(rows.start_T, torch.arange(num + 1))
+    assert torch.equal(rows.by_token.by_token_N, token_N) and torch.equal(rows.by_token.start_T, torch.arange(num + 1))
 
 
 # ---- groups -------------------------------------------------------------------------------------------------------
@@ -113,7 +116,8 @@ class Inverse(ExpertBank):
 
 @pytest.mark.parametrize("on_host", [True, False])
 def test_outputs_for_rows_without_an_expert_reach_nothing(on_host: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ops, "_on_host", lambda t: on_host)
+    monkeypatch.setattr(movers, "on_host", lambda t: on_host)
+    monkeypatch.setattr(ops, "on_host", lambda t: on_host)
     valid_T = torch.arange(T) % 2 == 0
     routed, x_TD = routing(valid_T), torch.rand(T, D) + 0.5
     x_TD[~valid_T] = torch.nan
@@ -129,7 +133,8 @@ def test_outputs_for_rows_without_an_expert_reach_nothing(on_host: bool, monkeyp
 @pytest.mark.parametrize("bias", [False, True])
 def test_the_path_of_gpus_equals_the_loop(bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """In fp32 on the path that a GPU takes, forward and every gradient."""
-    monkeypatch.setattr(ops, "_on_host", lambda t: False)
+    monkeypatch.setattr(movers, "on_host", lambda t: False)
+    monkeypatch.setattr(ops, "on_host", lambda t: False)
     valid_T = torch.rand(T) > 0.3
     routed, x_TD = routing(valid_T), torch.randn(T, D, requires_grad=True)
     bank = FfnExperts(Ffn(count=E, hidden=7, activation="gelu", bias=bias), DIMS)
@@ -149,3 +154,31 @@ def test_recomputation_changes_nothing() -> None:
     once = torch.autograd.grad(y_TD.square().sum(), leaves)
     for ours, theirs in zip(torch.autograd.grad(again_TD.square().sum(), leaves), once, strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_under_autocast_rows_are_saved_in_its_dtype_and_only_what_backward_needs() -> None:
+    """Bytes of a pair: rows 2·D, first product 2·2H, activation and hidden layer 2·H each, output 2·O, gate 4."""
+    saved: dict[int, Tensor] = {}
+
+    def keep(t: Tensor) -> Tensor:
+        if t.is_floating_point() and t.ndim < 3:  # weights have three dimensions
+            saved.setdefault(t.untyped_storage().data_ptr(), t)
+        return t
+
+    H, bank, x_TD, routed = (
+        6,
+        GluExperts(Glu(count=E, hidden=6), DIMS),
+        torch.randn(T, D, requires_grad=True),
+        routing(),
+    )
+    with torch.autocast("cpu", torch.bfloat16), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        y_TD = GROUPED(x_TD, routed, bank).y_TO
+    assert y_TD.dtype == torch.bfloat16
+    pair = 2 * D + 2 * 2 * H + 2 * H + 2 * H + 2 * D + 4
+    assert sum(t.untyped_storage().nbytes() for t in saved.values()) == T * K * pair
+
+    saved.clear()
+    fixed = dataclasses.replace(routed, gate_TK=routed.gate_TK.detach())
+    with torch.autocast("cpu", torch.bfloat16), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        GROUPED(x_TD, fixed, bank)
+    assert sum(t.untyped_storage().nbytes() for t in saved.values()) == T * K * (pair - 2 * D), "no gate, no output"

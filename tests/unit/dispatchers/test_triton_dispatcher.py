@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -104,7 +105,7 @@ def test_building_it_imports_no_triton() -> None:
 
 ROUTE = {"token_of": "*i64", "by_token": "*i64", "start_of": "*i64", "tile_expert": "*i64", "tile_row": "*i64"}
 FIXED = {**ROUTE, "end_of": "*i32", "last": "*i32", "gate": "*fp32", "d_gate": "*fp32"}
-NUMBERS = ("num_experts", "width", "width_in", "width_out", "width_a", "width_b", "hidden")
+NUMBERS = ("num_experts", "num_rows", "num_tiles", "width", "width_in", "width_out", "width_a", "width_b", "hidden")
 STRIDES = ("x_row", "w_expert", "w_out", "w_in")
 ROWS = {"BLOCK_M": 16, "BLOCK_N": 32}
 SMALL_GPU = 99 << 10
@@ -115,6 +116,8 @@ KERNELS: list[tuple[str, str, dict[str, Any]]] = [
     ("products", "linear_activated", {"GATED": True, "KEEP": True, "ACT": "silu"}),
     ("products", "outer", {"GATHER_A": True, "GATHER_B": False}),
     ("rows", "combine", {"GATED": True, "BLOCK": 64}),
+    ("rows", "gated_backward", ROWS),
+    ("rows", "cut", {"HEIGHT": 128, "BLOCK_X": 128, "BLOCK_E": 64}),
     *(
         ("rows", "activation_backward", {"GATED": act != "relu", "KEPT": act == "relu", "ACT": act} | ROWS)
         for act in ACTIVATIONS
@@ -124,13 +127,24 @@ HELPERS = {"multiply", "activate", "derivative"}
 """Functions that kernels call."""
 
 
-def largest(kernel: str, constants: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+def largest(kernel: str, constants: dict[str, Any], dtype: torch.dtype, width: int) -> dict[str, Any]:
     """The launch options of a product's largest blocks."""
-    from moekit_dispatchers.triton import launch
+    from moekit_dispatchers.triton.blocks import blocks_of, options, tile_height
 
-    height = launch.COLUMNS if kernel == "outer" else launch.tile_height(1 << 20, 1, dtype)
-    columns = launch.COLUMNS // (2 if constants.get("GATED") else 1)
-    return launch._options(torch.empty(0, dtype=dtype), height, columns, 1 << 12)
+    blocks = blocks_of(dtype, width)
+    height = blocks.side if kernel == "outer" else tile_height(1 << 20, 1, blocks)
+    columns = blocks.side // (2 if constants.get("GATED") else 1)
+    return options(torch.empty(0, dtype=dtype), blocks, height, columns, width)
+
+
+def spilled(cubin: bytes, tools: Path, tmp_path: Path) -> int:
+    """Bytes of registers that a thread keeps in memory."""
+    (tmp_path / "kernel.cubin").write_bytes(cubin)
+    said = subprocess.run(
+        [tools / "cuobjdump", "-res-usage", tmp_path / "kernel.cubin"], capture_output=True, text=True, check=True
+    )
+    (stack,) = re.findall(r"STACK:(\d+)", said.stdout)
+    return int(stack)
 
 
 @pytest.mark.parametrize(("dtype", "capability"), [("bf16", 90), ("fp32", 80)])
@@ -139,19 +153,21 @@ def largest(kernel: str, constants: dict[str, Any], dtype: torch.dtype) -> dict[
     KERNELS,
     ids=lambda value: value.get("ACT", "") if isinstance(value, dict) else value,
 )
+@pytest.mark.parametrize("width", [1 << 12, pytest.param(4095, marks=pytest.mark.slow)])
 def test_kernels_compile_for_gpus(
     file: str,
     kernel: str,
     constants: dict[str, Any],
     dtype: str,
     capability: int,
+    width: int,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """To machine code, by triton's own compiler, which rejects more than the interpreter does.
 
-    Products in their largest blocks, with addresses and widths that are multiples of 16, as in real layers: then loads
-    run ahead of products, which needs the most shared memory.
+    Products in their largest blocks. With addresses and widths that are multiples of 16, as in real layers, loads run
+    ahead of products, which needs the most shared memory; with odd widths addresses need the most registers.
     """
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     import triton
@@ -166,17 +182,20 @@ def test_kernels_compile_for_gpus(
     }
     options = {"enable_fp_fusion": True, "num_warps": 4}
     if file == "products":
-        how = largest(kernel, constants, {"bf16": torch.bfloat16, "fp32": torch.float32}[dtype])
+        how = largest(kernel, constants, {"bf16": torch.bfloat16, "fp32": torch.float32}[dtype], width)
         options = {name: how.pop(name) for name in (*options, "num_stages")}
         constants = (
             constants | how | ({} if kernel == "outer" else {"w_in": 1})
         )  # Triton makes a stride of 1 a constant
-    whole = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(function.arg_names) if name not in constants}
+    odd = (*NUMBERS, *STRIDES) if width % 16 else ()
+    names = [(i, name) for i, name in enumerate(function.arg_names) if name not in constants]
+    whole = {(i,): [["tt.divisibility", 16]] for i, name in names if name not in odd}
     signature = kinds | dict.fromkeys(constants, "constexpr")
     source = ASTSource(fn=function, signature=signature, constexprs=constants, attrs=whole)
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     assert len(compiled.asm["cubin"]) > 1000
     assert compiled.metadata.shared <= SMALL_GPU
+    assert spilled(compiled.asm["cubin"], Path(triton.__file__).parent / "backends/nvidia/bin", tmp_path) == 0
 
 
 def test_every_kernel_is_compiled_above() -> None:

@@ -6,19 +6,23 @@ Layouts and the calls of collectives are tested here; what they send and sum, in
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 from unittest import mock
 
 import pytest
 import torch
 import torch.distributed as dist
 from fake_ranks import WORLD, as_rank
+from ranks import run_forked
 from torch import Tensor
-from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 
 from moekit import load
@@ -37,7 +41,7 @@ from moekit.training.step import total_norm
 from moekit.weights import init_weights
 from moekit_lightning.sharded import Sharded
 from moekit_lightning.sharded.fsdp import shard
-from moekit_lightning.sharded.module import with_expert_parallel
+from moekit_lightning.sharded.module import ShardedStrategy, with_expert_parallel
 
 LAYOUTS = pytest.mark.parametrize("ep", [1, 2, 4])
 OPTIONS = [
@@ -47,6 +51,7 @@ OPTIONS = [
     "model.moe.experts.hidden=8", "model.moe.shared.hidden=8", "model.mtp=null", "data=null",
 ]  # fmt: skip
 RECIPE = load("deepseek_v3", OPTIONS)
+DISPATCHERS = ("loop", "grouped", "fused", "capacity")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,13 +80,13 @@ def model_of(ep: int) -> Model:
 
 
 @cache
-def views(ep: int) -> tuple[RankView, ...]:
+def views(ep: int, replicate_dense: bool = False) -> tuple[RankView, ...]:
     """The sharded model on each rank."""
     found = []
     for rank in range(WORLD):
         with as_rank(rank):
             model = model_of(ep)
-            shard(model, ep, "cpu")
+            shard(model, ep, "cpu", replicate_dense=replicate_dense)
             found.append(view_of(model))
     return tuple(found)
 
@@ -117,10 +122,11 @@ def view_of(model: Model) -> RankView:
 
 
 @LAYOUTS
+@pytest.mark.parametrize("replicate", [False, True])
 @pytest.mark.parametrize("what", ["weights", "state"])
-def test_every_element_is_on_one_rank_at_its_place(ep: int, what: str) -> None:
-    """Experts are distributed and sharded over replicas, all else over every rank; momentum alike."""
-    ranks: list[dict[str, TensorShard]] = [getattr(view, what) for view in views(ep)]
+def test_every_element_is_on_one_rank_at_its_place(ep: int, what: str, replicate: bool) -> None:
+    """Experts are distributed and sharded over replicas, all else over every rank or on each; momentum alike."""
+    ranks: list[dict[str, TensorShard]] = [getattr(view, what) for view in views(ep, replicate)]
     expected = {name: p.detach() for name, p in model_of(1).named_parameters()}
     assert all(shards.keys() == expected.keys() for shards in ranks)
     for name, tensor in expected.items():
@@ -129,7 +135,7 @@ def test_every_element_is_on_one_rank_at_its_place(ep: int, what: str) -> None:
             assert each.global_shape == tensor.shape
             times[slices_of(each.offset, each.sizes)] += 1
             whole[slices_of(each.offset, each.sizes)] = each.tensor
-        assert (times == 1).all(), name
+        assert (times == (WORLD if replicate and ".experts." not in name else 1)).all(), name
         assert torch.equal(whole, tensor), name
 
 
@@ -142,11 +148,14 @@ def test_experts_are_sharded_over_their_replicas_and_all_else_over_every_rank(ep
 
 
 @LAYOUTS
-def test_the_norm_counts_every_gradient_once(ep: int) -> None:
-    assert all(view.norm == 0 for view in views(ep)), "something is counted on every rank"
-    squares = torch.stack([torch.stack(view.squares).sum() for view in views(ep)])
+@pytest.mark.parametrize("replicate", [False, True])
+def test_the_norm_counts_every_gradient_once(ep: int, replicate: bool) -> None:
+    replicated = [p for name, p in model_of(1).named_parameters() if replicate and ".experts." not in name]
+    whole = float(sum(p.detach().double().square().sum() for p in replicated))
+    assert all(view.norm**2 == pytest.approx(whole) for view in views(ep, replicate)), "counted on every rank"
+    squares = torch.stack([torch.stack(view.squares).sum() for view in views(ep, replicate)])
     expected = torch.cat([p.detach().flatten().double() for p in model_of(1).parameters()]).norm()
-    torch.testing.assert_close(squares.sum().sqrt(), expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close((squares.sum() + whole).sqrt(), expected, rtol=1e-6, atol=0)
 
 
 def test_the_norm_all_reduces_no_replicated_gradient() -> None:
@@ -219,8 +228,78 @@ def test_a_unit_is_gathered_at_once_and_gradients_are_summed_in_the_policys_dtyp
         routed, size = name.startswith(PARTS[1]), math.prod(each.global_shape)
         expected[unit] += size // ep * experts_are_gathered if routed else size
     assert forward.gathered == Counter((size, torch.float32) for size in expected.values())
+    again = [size for unit, size in expected.items() if unit == "blocks.0."]  # the rest and the last block are kept
+    assert backward.gathered == Counter((size, torch.float32) for size in again)
     assert backward.reduced == Counter((size, torch.float64) for size in expected.values())
     assert gradients and all((gradient == 1).all() for gradient in gradients), "divided after they were reduced"
+
+
+@pytest.mark.filterwarnings("ignore:FSDP2-wrapped module .* returned a view tensor")
+@pytest.mark.parametrize("ep", [1, 2, 4])
+def test_a_replicated_dense_part_is_neither_gathered_nor_scattered(ep: int) -> None:
+    """Banks alone are units; those of a single rank are none."""
+    with as_rank(1):
+        model = model_of(ep)
+        shard(model, ep, "cpu", replicate_dense=True)
+        bank = sum(p.numel() for name, p in model.named_parameters() if name.startswith(PARTS[1]))
+        with Collectives() as forward:
+            output = model(torch.zeros(2, 8, dtype=torch.int64))
+        with Collectives() as backward:
+            output.y.sum().backward()
+    expected = Counter({(bank, torch.float32): 1} if ep < WORLD else {})
+    assert forward.gathered == backward.reduced == expected and not backward.gathered  # of the last block
+
+
+@pytest.mark.filterwarnings("ignore:FSDP2-wrapped module .* returned a view tensor")
+@pytest.mark.parametrize("recompute", ["none", "experts", "blocks"])
+@pytest.mark.parametrize(
+    ("ep", "replicate", "units", "gathered"),
+    [
+        (1, False, [1, 1, 1, 1, 1], [2, 3, 4, 5]),
+        (2, False, [1, 1, 4, 4, 4], [6, 10, 14, 14]),  # a mixture's router, bank and shared experts are units
+        (1, True, [0, 0, 1, 1, 1], [0, 0, 1, 2]),
+        (2, True, [0, 0, 1, 1, 1], [1, 1, 2, 3]),
+    ],
+)
+def test_weights_of_a_block_are_gathered_while_the_one_before_computes(
+    ep: int, replicate: bool, units: list[int], gathered: list[int], recompute: str
+) -> None:
+    """If ranks share experts. No weight is gathered more often for it, and those of the last block once.
+
+    Args:
+        units: of the model outside of blocks, and of each block, of which the first is dense.
+        gathered: units, when the attention of each block begins.
+    """
+    deep = load("deepseek_v3", [*OPTIONS, "model.depth=4", f"model.recompute={recompute}"])
+    found: list[int] = []
+    with as_rank(1):
+        model: Any = build(with_expert_parallel(deep, Sharded(ep=ep)).model)
+        shard(model, ep, "cpu", replicate_dense=replicate)
+        for block in model.blocks:
+            block.attention.register_forward_pre_hook(lambda *args: found.append(forward.gathered.total()))
+        with Collectives() as forward:
+            output = model(torch.zeros(2, 8, dtype=torch.int64))
+        with Collectives() as backward:
+            output.y.sum().backward()
+    assert found[:4] == gathered and forward.gathered.total() == sum(units)
+    assert backward.gathered.total() == sum(units[1:-1])
+
+
+@pytest.mark.filterwarnings("ignore:FSDP2-wrapped module .* returned a view tensor")
+@pytest.mark.parametrize(("reduce", "times"), [("micro_batch", 3), ("step", 1)])
+def test_gradients_are_reduced_after_each_micro_batch_or_once_in_a_step(reduce: Any, times: int) -> None:
+    """Lightning blocks the reduction for all micro-batches but the last."""
+    strategy = ShardedStrategy(Sharded(ep=2, reduce=reduce))
+    with as_rank(1):
+        model = model_of(2)
+        shard(model, 2, "cpu")
+        strategy._lightning_module = cast(Any, model)
+        with Collectives() as seen:
+            for blocked in (strategy.block_backward_sync(), strategy.block_backward_sync(), nullcontext()):
+                with blocked:
+                    model(torch.zeros(2, 8, dtype=torch.int64)).y.sum().backward()
+        units = sum(isinstance(module, FSDPModule) for module in model.modules())
+    assert seen.reduced.total() == times * units
 
 
 @pytest.mark.parametrize("ep", [1, 2])
@@ -234,3 +313,9 @@ def test_experts_that_do_not_divide_evenly_are_sharded_along_another_dimension(e
     assert held
     for name, each in held.items():
         assert each.tensor.numel() * WORLD == math.prod(each.global_shape), name
+
+
+def test_experts_gathered_in_bf16_give_the_same_bits_under_autocast(tmp_path: Path) -> None:
+    """Outputs and gradients: autocast rounds fp32 weights to bf16 before each product."""
+    run_forked(Path(__file__).with_name("bank_dtype_rank.py"), 2, str(tmp_path / "out"), *DISPATCHERS)
+    assert json.loads((tmp_path / "out").read_text()) == [[], []]

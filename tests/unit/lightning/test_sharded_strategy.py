@@ -94,7 +94,7 @@ def test_a_model_is_converted_and_then_sharded_with_gradients_reduced_in_at_leas
     """Sharded parameters cannot be converted."""
     calls: list[Any] = []
     monkeypatch.setattr(
-        "moekit_lightning.sharded.module.shard", lambda *args: calls.append((args[0].weight.dtype, *args))
+        "moekit_lightning.sharded.module.shard", lambda *args, **more: calls.append((args[0].weight.dtype, *args))
     )
     strategy = ShardedStrategy(Sharded(ep=2))
     strategy.parallel_devices = [torch.device("cpu")]
@@ -197,9 +197,12 @@ def test_an_uneven_layout_is_rejected_with_the_sizes_that_fit(ep: int, world: in
 
 
 @pytest.mark.parametrize("precision", ["16-mixed", 16])
-def test_a_loss_scale_and_expert_parallelism_are_rejected_in_the_spec(precision: str | int) -> None:
-    strategy = "trainer.strategy={use: sharded, ep: 2}"
-    with pytest.raises(SpecError, match=r"16-mixed cannot be used with ep=2: (?s:.*)or ep: 1(?s:.*)at trainer"):
+@pytest.mark.parametrize(("layout", "named"), [("ep: 2", "ep=2"), ("dense: replicate", "dense=replicate")])
+def test_a_loss_scale_and_gradients_of_two_layouts_are_rejected_in_the_spec(
+    precision: str | int, layout: str, named: str
+) -> None:
+    strategy = f"trainer.strategy={{use: sharded, {layout}}}"
+    with pytest.raises(SpecError, match=rf"16-mixed cannot be used with {named}: (?s:.*)or ep: 1(?s:.*)at trainer"):
         load("deepseek_v3", [strategy, f"trainer.precision={precision}"])
     load("deepseek_v3", [strategy, "trainer.precision=bf16-mixed"])
     load("deepseek_v3", ["trainer.strategy={use: sharded}", f"trainer.precision={precision}"])

@@ -126,7 +126,12 @@ def messages(model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> i
     """Takes a step; returns the number of messages to the group of ranks that got most."""
     groups: list[Any] = []
     send = dist.all_reduce
-    with mock.patch.object(dist, "all_reduce", lambda t, group: (groups.append(group), send(t, group=group))):
+
+    def counting(t: Tensor, group: Any, async_op: bool) -> Any:
+        groups.append(group)
+        return send(t, group=group, async_op=async_op)
+
+    with mock.patch.object(dist, "all_reduce", counting):
         take(model, optimizer, step)
     return max(map(groups.count, groups))
 

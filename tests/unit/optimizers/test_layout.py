@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
-from unittest import mock
+from typing import cast
 
 import pytest
 import torch
 import torch.distributed as dist
 from fake_ranks import WORLD, as_rank
-from torch import Tensor, nn
+from torch import nn
 
 from moekit.contracts import Model
 from moekit.moe_layer import MoELayer
@@ -18,7 +17,7 @@ from moekit_dispatchers.expert_parallel import ExpertParallel
 from moekit_dispatchers.grouped import Grouped
 from moekit_experts.glu import Glu
 from moekit_lightning.sharded.fsdp import shard
-from moekit_optimizers.layout import ParameterLayout, PartialSum, all_reduce_sums, parameter_layouts
+from moekit_optimizers.layout import ParameterLayout, parameter_layouts
 from moekit_routers.topk import TopK
 
 
@@ -62,19 +61,3 @@ def test_a_layout_names_the_ranks_that_share_each_dimension(ep: int, experts: li
 def test_a_plain_model_has_no_sharded_dimension() -> None:
     model = nn.Linear(3, 2)
     assert parameter_layouts(model) == {model.weight: ParameterLayout((2, 3)), model.bias: ParameterLayout((2,))}
-
-
-def test_sums_of_one_group_and_dtype_are_one_message() -> None:
-    one, other = cast(dist.ProcessGroup, "one"), cast(dist.ProcessGroup, "other")
-    sent: list[tuple[Any, list[float]]] = []
-
-    def twice(message: Tensor, group: Any) -> None:  # as if two ranks had the same
-        sent.append((group, message.tolist()))
-        message.mul_(2)
-
-    a, b, c, d = torch.tensor(1.0), torch.tensor([[2.0], [3.0]]), torch.tensor([4.0]), torch.tensor(5.0).double()
-    sums: list[PartialSum] = [(a, (one, other)), (b, (one,)), (c, ()), (torch.zeros(0, 3), (one,)), (d, (one,))]
-    with mock.patch.object(dist, "all_reduce", twice):
-        all_reduce_sums(sums)
-    assert sent == [("one", [1.0, 2.0, 3.0]), ("other", [2.0]), ("one", [5.0])]
-    assert (a.item(), b.tolist(), c.item(), d.item()) == (4.0, [[4.0], [6.0]], 4.0, 10.0)

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+from unittest import mock
+
 import pytest
 import torch
 from torch import nn
 
+from moekit.training import step
 from moekit.training.step import clip, clip_values, divide, total_norm
+
+
+def passes(name: str) -> Any:
+    """Counts the calls of a function over many gradients."""
+    return mock.patch.object(step, name, wraps=getattr(step, name))
 
 
 def with_gradients(*gradients: torch.Tensor | None) -> nn.ParameterList:
@@ -38,14 +47,25 @@ def test_the_norm_of_no_gradients_is_zero() -> None:
 @pytest.mark.parametrize(("most", "factor"), [(1.0, 1 / 5), (10.0, 1.0)])
 def test_clipping_scales_all_gradients_alike(most: float, factor: float) -> None:
     parameters = with_gradients(torch.tensor([3.0]), torch.tensor([4.0]).bfloat16())
-    clip(parameters, total_norm(parameters), most)
+    with passes("foreach_mul") as calls:
+        clip(parameters, float(total_norm(parameters)), most)
+    assert calls.call_count == (2 if factor < 1 else 0)  # one for each dtype; none within the limit
     first, second = (p.grad for p in parameters)
     assert first is not None and second is not None and second.dtype == torch.bfloat16
     assert float(first) == pytest.approx(3 * factor, rel=1e-5) and float(second) == pytest.approx(4 * factor, rel=4e-3)
 
 
-def test_gradients_are_divided_and_clipped_by_value() -> None:
-    parameters = with_gradients(torch.tensor([3.0, -4.0, 1.0]), None)
-    divide(parameters, torch.tensor(2.0))
+def test_gradients_are_divided_in_one_pass_and_clipped_by_value() -> None:
+    parameters = with_gradients(torch.tensor([3.0, -4.0, 1.0]), None, torch.zeros(0), torch.tensor([7.0]))
+    with passes("foreach_div") as calls:
+        divide(parameters, torch.tensor(2.0, dtype=torch.float64))
+    assert [len(gradients) for gradients, _ in (call.args for call in calls.call_args_list)] == [2]
     clip_values(parameters, 1.0)
     assert parameters[0].grad is not None and parameters[0].grad.tolist() == [1.0, -1.0, 0.5]
+
+
+def test_gradients_in_half_precision_are_divided_in_fp32() -> None:
+    """In bf16 the divisor would be 1000, the quotient 4."""
+    gradient = torch.tensor([4000.0]).bfloat16()
+    divide(with_gradients(gradient), torch.tensor(1005.0, dtype=torch.float64))
+    assert torch.equal(gradient, torch.tensor([4000 / 1005]).bfloat16()) and gradient != 4

@@ -20,16 +20,37 @@ T = 4096
 
 
 def test_bytes_of_gathered_weights_and_scattered_gradients() -> None:
-    """A rank does not send its own shard. Blocks are gathered twice; frozen weights have no gradient; sums are fp32."""
+    """A rank does not send its own shard. All blocks but the last are gathered twice; frozen weights have no gradient;
+    sums are fp32.
+    """
     layers = {"blocks.1.moe": (SPEC, USE)}
     sent = traffic_of(Layout(devices=4, ep=2), replace(REQUEST, precision="bf16-true"), WEIGHTS, layers, "none")
     blocks = 384 * 3 / 4 + 128 * 3 / 4 + 512 / 2 + 384 * 3 / 4
-    assert sent.gathers == 3 * 2 * (768 * 3 / 4 + 2 * blocks)
+    assert sent.gathers == 3 * 2 * (768 * 3 / 4 + 2 * blocks - 384 * 3 / 4)
     assert sent.scatters == 3 * 4 * (768 * 3 / 4 + blocks - 128 * 3 / 4)
-    # Three blocks, and the bank and router of the MoE layer: gathered twice, scattered once; the embedding once each.
-    assert sent.collectives == 3 * (3 * 5 + 2)
-    assert traffic_of(Layout(devices=4, ep=4), REQUEST, WEIGHTS, layers, "none").collectives == 3 * (3 * 3 + 2)
+    # Three blocks, and the bank and router of the MoE layer: gathered twice, but the last block once; scattered once;
+    # the embedding once each.
+    assert sent.collectives == 3 * (3 * 5 - 1 + 2)
+    assert traffic_of(Layout(devices=4, ep=4), REQUEST, WEIGHTS, layers, "none").collectives == 3 * (3 * 3 - 1 + 2)
     assert traffic_of(Layout(devices=1, ep=1), REQUEST, WEIGHTS, layers, "none").collectives == 0
+
+
+def test_bytes_of_a_replicated_dense_part_and_of_gradients_that_are_reduced_once_in_a_step() -> None:
+    """Three trained matrices outside of the bank, and how many ranks have the gradient of each: one message."""
+    layers = {"blocks.1.moe": (SPEC, USE)}
+    half = replace(REQUEST, precision="bf16-true")
+    layout = Layout(devices=4, ep=2, replicated=True)
+    each = traffic_of(layout, half, WEIGHTS, layers, "none")
+    assert (each.gathers, each.scatters) == (3 * 2 * 512 / 2, 3 * 4 * 512 / 2)  # of the last block with shards
+    assert each.sums == 2 * 4 * (3 + 768 + 384 + 384) * 3 / 4 and each.collectives == 3 * 2 + 1
+    rounded = [replace(w, rounded=w.experts > 0) for w in WEIGHTS]
+    assert traffic_of(layout, REQUEST, rounded, layers, "none").gathers == each.gathers  # bf16-mixed: of a bank in bf16
+    assert traffic_of(layout, REQUEST, WEIGHTS, layers, "none").gathers == 2 * each.gathers
+    once = traffic_of(layout, replace(half, reduce="step"), WEIGHTS, layers, "none")
+    assert (once.gathers, once.scatters, once.sums) == (each.gathers, each.scatters / 3, each.sums)
+    assert once.collectives == 3 + 1 + 1
+    alone = traffic_of(Layout(devices=1, ep=1, replicated=True), half, WEIGHTS, layers, "none")
+    assert (alone.sums, alone.collectives) == (0, 0)
 
 
 @pytest.mark.parametrize(("element_bytes", "gate"), [(2, 4), (8, 8)])

@@ -6,17 +6,17 @@ import os
 import signal
 import threading
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any, cast
 
 import lightning as L
 import pytest
-import torch
+import torch.distributed as dist
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from torch import Tensor
 from training_helpers import trainer
 
 from moekit.training import LitMoE
+from moekit.training.callbacks import interrupt
 from moekit.training.callbacks.interrupt import StopOnInterrupt
 
 pytestmark = pytest.mark.usefixtures("quiet_lightning")
@@ -124,18 +124,23 @@ def test_lightning_keeps_its_handler_for_slurms_requeueing(recipe: Make, monkeyp
 
 
 class Ranks:
-    """A trainer of two ranks: this one, and another that got the signal ``other``."""
+    """Two ranks: this one, and another that got the signal ``other``. Their hosts agree: no device is there.
 
-    world_size = 2
+    ``meanwhile`` is called once both have sent theirs.
+    """
+
     should_stop = False
 
-    def __init__(self, other: int) -> None:
-        self.other = other
-        self.strategy = SimpleNamespace(root_device=torch.device("cpu"), reduce=self.reduce)
+    def __init__(self, patch: pytest.MonkeyPatch, other: int, meanwhile: Callable[[], object] = bool) -> None:
+        self.other, self.meanwhile = other, meanwhile
+        patch.setattr(interrupt, "is_distributed", lambda: True)
+        patch.setattr(interrupt, "host_group", lambda: "hosts")
+        patch.setattr(dist, "all_reduce", self.all_reduce)
 
-    def reduce(self, tensor: Tensor, reduce_op: str) -> Tensor:
-        both = torch.stack([tensor, torch.tensor(self.other)])
-        return {"max": both.amax(0), "mean": both.double().mean(0), "sum": both.sum(0)}[reduce_op]
+    def all_reduce(self, tensor: Tensor, op: Any, group: str) -> None:
+        assert (op, group, tensor.device.type) == (dist.ReduceOp.MAX, "hosts", "cpu")
+        tensor.clamp_(min=self.other)
+        self.meanwhile()
 
 
 @pytest.mark.parametrize(
@@ -148,29 +153,23 @@ class Ranks:
     ],
 )
 def test_ranks_stop_together_whichever_got_the_signal(
-    here: signal.Signals | None, there: int, agreed: signal.Signals | None
+    here: signal.Signals | None, there: int, agreed: signal.Signals | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stop, both = StopOnInterrupt(print), Ranks(int(there))
+    stop, both = StopOnInterrupt(print), Ranks(monkeypatch, int(there))
     stop.signal = here
     stop.on_before_optimizer_step(cast(Any, both), cast(Any, None), cast(Any, None))
     assert stop.signal == agreed and both.should_stop == (agreed is not None)
     after = StopOnInterrupt(print)
     after.signal = here
-    assert after.agree(cast(Any, both)) == after.signal == agreed  # arrived after the last step
+    assert after.agree() == after.signal == agreed  # arrived after the last step
 
 
-def test_a_signal_during_the_agreement_stops_the_next_step() -> None:
+def test_a_signal_during_the_agreement_stops_the_next_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """Python runs a handler between two lines, so also after the reduction and before its result is read."""
-    stop, both = StopOnInterrupt(lambda line: None), Ranks(0)
-
-    class Interrupted(Ranks):
-        def reduce(self, tensor: Tensor, reduce_op: str) -> Tensor:
-            reduced = super().reduce(tensor, reduce_op)
-            stop.signal = signal.SIGTERM  # what the handler does
-            return reduced
-
-    assert stop.agree(cast(Any, Interrupted(0))) is None  # the other rank cannot know yet
-    assert stop.agree(cast(Any, both)) == signal.SIGTERM
+    stop = StopOnInterrupt(lambda line: None)
+    Ranks(monkeypatch, 0, lambda: setattr(stop, "signal", signal.SIGTERM))  # what the handler does
+    assert stop.agree() is None  # the other rank cannot know yet
+    assert stop.agree() == signal.SIGTERM
 
 
 def test_handlers_do_not_change_in_another_thread() -> None:

@@ -288,6 +288,43 @@ def test_a_module_without_a_trainer_yields_its_batches(recipe: Make) -> None:
     assert loader.state_dict() == {"step": 0, "micro": 1}
 
 
+@pytest.mark.parametrize(("key", "during"), [("high", "high"), (None, "medium")])
+def test_fp32_products_have_the_recipes_precision_while_it_trains(recipe: Make, key: str | None, during: str) -> None:
+    """Without the key, what torch was set to."""
+    seen: list[str] = []
+    module = LitMoE(recipe(matmul_precision=key))
+    module.observers.append(lambda output, batch: seen.append(torch.get_float32_matmul_precision()))
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        trainer(2, limit_val_batches=0).fit(module)
+        assert seen == [during, during] and torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "ahead"),
+    [
+        ("cpu", "32-true", False),
+        ("cuda:1", "32-true", True),
+        ("cuda:1", "bf16-mixed", True),
+        ("cuda:1", "16-mixed", True),
+        ("cuda:1", "bf16-true", False),  # while it trains, Lightning sets torch's default dtype for every thread
+        ("cuda:1", "64-true", False),
+    ],
+)
+def test_batches_are_pinned_for_a_gpu_and_sampled_ahead_where_that_changes_none(
+    recipe: Make, device: str, precision: str, ahead: bool
+) -> None:
+    module = LitMoE(recipe())
+    strategy = SimpleNamespace(root_device=torch.device(device))
+    settings = {"accumulate_grad_batches": 1, "world_size": 1, "global_rank": 0, "max_steps": 5}
+    module._trainer = cast(Any, SimpleNamespace(strategy=strategy, precision=precision, **settings))
+    loader = module.train_dataloader()
+    assert loader.ahead == ahead and loader.gpu == (None if device == "cpu" else torch.device(device))
+
+
 def test_a_declared_metric_that_training_does_not_log_is_reported_with_those_it_logs(
     recipe: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:

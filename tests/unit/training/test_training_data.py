@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -11,8 +12,9 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, IterableDataset
 
 from moekit import Batch, Data, DataError, MoekitError, Source
+from moekit.contracts import Place
 from moekit.spec.recipe import BatchRamp
-from moekit.training.data import ENDLESS, StepLoader, ValidationShard, batch_at, noise_seed, padding_like
+from moekit.training.data import ENDLESS, StepLoader, ValidationShard, batch_at, noise_seed, padding_like, pinned
 
 
 class Noise(Data):
@@ -193,3 +195,86 @@ def test_an_empty_validation_set_is_empty_on_every_rank() -> None:
             return iter(())
 
     assert [list(ValidationShard(Untested(), rank, 2)) for rank in (0, 1)] == [[], []]
+
+
+# ---- sampled ahead ---------------------------------------------------------------------------------------------------
+
+
+class Watched(Noise):
+    """Records the thread in which each batch is sampled, and may fail at a step."""
+
+    def __init__(self, fails: int = -1) -> None:
+        self.fails = fails
+        self.threads: list[str] = []
+        self.sampled = threading.Semaphore(0)
+
+    def batch_at(self, place: Place, generator: torch.Generator, share: float = 1.0) -> Batch:
+        self.threads.append(threading.current_thread().name.partition("_")[0])
+        self.sampled.release()
+        if place.step == self.fails:
+            raise ValueError("a damaged file")
+        return super().batch_at(place, generator, share)
+
+
+def batch_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("batches")]
+
+
+def test_batches_that_are_sampled_ahead_are_the_same_and_end_with_the_epoch() -> None:
+    data = Watched()
+    loader = StepLoader(data, seed=5, accumulate=2, steps=3, ahead=True)
+    whole = [batch.inputs.tolist() for batch in loader]
+    assert whole == take(StepLoader(Noise(), seed=5, accumulate=2), 6)
+    assert data.threads == [threading.current_thread().name, *["batches"] * 5]
+    for thread in batch_threads():
+        thread.join(10)
+    assert batch_threads() == []
+
+
+def test_one_batch_is_sampled_ahead_and_the_position_is_that_of_the_batch_in_use() -> None:
+    data = Watched()
+    loader = StepLoader(data, seed=5, ahead=True)
+    batches = iter(loader)
+    next(batches)
+    assert [data.sampled.acquire(timeout=10) for _ in range(2)] == [True, True]
+    assert len(data.threads) == 2 and loader.state_dict() == {"step": 1, "micro": 0}
+    then = StepLoader(Noise(), seed=5)
+    then.load_state_dict(loader.state_dict())
+    assert take(then, 1) == [next(batches).inputs.tolist()]
+    loader.load_state_dict({"step": 7, "micro": 0})
+    assert next(batches).inputs.tolist() == batch_at(Noise(), seed=5, step=7).inputs.tolist()
+
+
+def test_an_error_of_the_thread_reaches_the_step_that_needs_the_batch_with_its_origin() -> None:
+    loader = StepLoader(Watched(fails=2), seed=5, ahead=True)
+    batches = iter(loader)
+    next(batches), next(batches)
+    with pytest.raises(ValueError, match="a damaged file") as error:
+        next(batches)
+    assert error.traceback[-1].name == "batch_at" and loader.position == 2
+
+
+def test_a_run_that_is_interrupted_leaves_no_thread() -> None:
+    batches = iter(StepLoader(Watched(), seed=5, ahead=True))
+    next(batches)
+    (thread,) = batch_threads()
+    batches.close()  # type: ignore[attr-defined]
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_batches_for_a_gpu_are_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the thread, for its own GPU. Here nothing is pinned: the calls are recorded."""
+    chosen: list[tuple[str, torch.device]] = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor + 1)
+    monkeypatch.setattr(
+        torch.cuda, "set_device", lambda device: chosen.append((threading.current_thread().name, device))
+    )
+    gpu = torch.device("cuda", 3)
+    found = take(StepLoader(Noise(), seed=5, ahead=True, gpu=gpu), 3)
+    assert found == [[x + 1 for x in batch] for batch in take(StepLoader(Noise(), seed=5), 3)]
+    assert chosen == [("batches_0", gpu)]
+    tokens = torch.ones(2, 3, dtype=torch.int64)
+    batch = pinned(Batch(tokens, tokens.to("meta"), source=Source(tokens, tokens > 0)))
+    assert int(batch.inputs[0, 0]) == 2 and batch.targets.is_meta and batch.valid is None and batch.source is not None
+    assert int(batch.source.tokens[0, 0]) == 2 and batch.source.valid is not None
