@@ -16,6 +16,7 @@ import torch
 BENCHMARKS, DOCS = measured.TOP / "benchmarks", measured.FOLDER
 QUICK = {"third_party_experts": "third_party_experts.py small --rounds 2"}
 SLOW = {
+    "decoding": "decoding.py --lengths 20 --rounds 1",
     "few_pairs": "few_pairs.py --rounds 2 --calls 1",
     "first_weights": "first_weights.py deepseek_v3",
     "growth": "growth.py --ranks 2 --H 16 32 --D 16 --T 32 --rounds 2",
@@ -26,9 +27,10 @@ SLOW = {
     "ranks": "ranks.py --rounds 1 --steps 1",
     "seeing_step": "seeing.py step switch --steps 4",
     "startup": "startup.py --runs 1",
+    "steps": "steps.py --rounds 1 --recipes switch",
     "steps_since": "steps_since.py --since HEAD --rounds 1 --steps 2 --threads 1 --recipe switch --also seed=1",
     "vowels": "jacobs1991.py",
-    # seeing_page needs a browser
+    # seeing_page needs a browser, decoding_against and steps_of_libraries transformers
 }
 
 
