@@ -1,4 +1,4 @@
-"""The encoder-decoder, without dropout of attention probabilities (T5 has it). Reference of the wiring: ``naive.py``."""
+"""The encoder-decoder, without dropout of attention probabilities (T5 has it). Wiring as a reference: ``naive.py``."""
 
 from __future__ import annotations
 
