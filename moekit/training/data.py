@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -40,6 +41,7 @@ def noise_seed(*, seed: int, step: int, micro: int) -> int:
     return seed_of(seed, "noise", step, micro)
 
 
+@dataclass(eq=False)
 class StepLoader:
     """An iterable of training batches with a position that can be saved.
 
@@ -55,28 +57,17 @@ class StepLoader:
             for none.
     """
 
-    def __init__(
-        self,
-        data: Data,
-        *,
-        seed: int,
-        accumulate: int = 1,
-        rank: int = 0,
-        world: int = 1,
-        steps: int | None = None,
-        ramp: BatchRamp | None = None,
-        ahead: bool = False,
-        gpu: torch.device | None = None,
-    ) -> None:
-        self.data = data
-        self.seed = seed
-        self.accumulate = accumulate
-        self.rank, self.world = rank, world
-        self.steps = steps
-        self.ramp = ramp
-        self.ahead = ahead
-        self.gpu = gpu
-        self.position = 0  # batches returned since the start of the run
+    data: Data
+    _: KW_ONLY
+    seed: int
+    accumulate: int = 1
+    rank: int = 0
+    world: int = 1
+    steps: int | None = None
+    ramp: BatchRamp | None = None
+    ahead: bool = False
+    gpu: torch.device | None = None
+    position: int = field(default=0, init=False)  # batches returned since the start of the run
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -143,6 +134,7 @@ def pinned(batch: Batch) -> Batch:
     return Batch._make([*map(pin, batch[:-1]), source])
 
 
+@dataclass(eq=False)
 class ValidationShard:
     """One rank's batches of the validation set: every ``world``-th.
 
@@ -155,11 +147,10 @@ class ValidationShard:
         limit: the number of batches of all ranks together; None for the whole set.
     """
 
-    def __init__(self, data: Data, rank: int = 0, world: int = 1, limit: int | None = None) -> None:
-        self.data = data
-        self.rank = rank
-        self.world = world
-        self.limit = limit
+    data: Data
+    rank: int = 0
+    world: int = 1
+    limit: int | None = None
 
     def __iter__(self) -> Iterator[Batch]:
         """This rank's batches, always in the same order."""

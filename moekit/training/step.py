@@ -220,7 +220,7 @@ def _squares(parameters: list[nn.Parameter], device: torch.device) -> Tensor:
     """0-d, on ``device``: the sum of squares of this rank's part of the gradients."""
     total = torch.zeros((), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
     for (_, dtype), gradients in _by_kind(local_gradients(parameters)).items():
-        norms = foreach_norm(gradients, torch.promote_types(dtype, torch.float32))
+        norms = foreach_norm(gradients, 2.0, dtype=torch.promote_types(dtype, torch.float32))
         total += torch.stack(norms).to(total.device, total.dtype).square().sum()
     return total
 
