@@ -85,25 +85,17 @@ class StepLoader:
                 "every batch, and the position would not be saved; pass the StepLoader itself to Trainer.fit"
             )
         end = (self.position // len(self) + 1) * len(self)
-        if not self.ahead:
-            while self.position < end:
-                batch = self._at(self.position)
-                self.position += 1
-                yield batch
-            return
         # Without this, the thread would pin memory for the first GPU, and take some of its memory.
         begin = None if self.gpu is None else partial(torch.cuda.set_device, self.gpu)
         thread = ThreadPoolExecutor(1, thread_name_prefix="batches", initializer=begin)
         try:
-            sampled: tuple[int, Future[Batch]] | None = None
+            sampled: dict[int, Future[Batch]] = {}  # by its position, which ``load_state_dict`` changes
             while self.position < end:
-                if sampled is None or sampled[0] != self.position:  # the first, and after ``load_state_dict``
-                    batch = self._at(self.position)
-                else:
-                    batch = sampled[1].result()
+                future = sampled.get(self.position)
+                batch = self._at(self.position) if future is None else future.result()
                 self.position += 1
-                following = self.position
-                sampled = (following, thread.submit(self._at, following)) if following < end else None
+                if self.ahead and self.position < end:
+                    sampled = {self.position: thread.submit(self._at, self.position)}
                 yield batch
         finally:
             thread.shutdown(wait=False, cancel_futures=True)
