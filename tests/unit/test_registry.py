@@ -229,7 +229,7 @@ def test_every_installed_component_is_found_by_its_full_name() -> None:
 
 
 def test_every_hook_is_documented() -> None:
-    assert len(HOOKS) == 10
+    assert len(HOOKS) == 11
     assert all(getattr(hookspecs, hook).__doc__ for hook in HOOKS)
 
 
